@@ -1,0 +1,3 @@
+//! The filter language. (being written)
+#[derive(Debug, Clone)]
+pub struct Filter;

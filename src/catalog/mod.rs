@@ -1,0 +1,10 @@
+//! Items, their rows and keys, the filter language.
+mod filter;
+mod item;
+mod keys;
+mod snapshot;
+
+pub use filter::Filter;
+pub use item::{AttributeValue, Item};
+pub use keys::ItemKeys;
+pub use snapshot::{Catalog, ItemVectors, VECTOR_DIM};

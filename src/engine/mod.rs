@@ -1,0 +1,4 @@
+//! The story of a request: search, recommend, rank, suggest, write.
+mod request;
+
+pub use request::*;

@@ -1,0 +1,41 @@
+//! Lodestone: a gRPC ranking engine for online shops.
+//!
+//! The rooms, in the order in which a request meets them:
+//!
+//! ```text
+//! server    the only room that names tonic and the generated types
+//! engine    the story of a request: search, recommend, rank, suggest
+//! catalog   items, their rows and keys, the filter language
+//! people    what each person did, bounded: the fold of the events
+//! events    event types, the durable log, deduplication, popularity
+//! text      normal form, words, hashed terms
+//! retrieval stage one: graph, words, neighbours; fusion
+//! features  numbers about a candidate; the same code in training and serving
+//! ranking   stage two; the only room that names ONNX Runtime
+//! policy    boosts, pins, diversity: pure functions
+//! bundle    a trained model on disk, verified
+//! dataset   canonical items and events as Parquet
+//! import    a shop's own files into canonical ones      (feature `train`)
+//! training  encoders, ranker, export to ONNX, evaluation (feature `train`)
+//! ```
+pub mod bundle;
+pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod dataset;
+pub mod engine;
+pub mod events;
+pub mod features;
+pub mod ids;
+#[cfg(feature = "train")]
+pub mod import;
+pub mod people;
+pub mod policy;
+pub mod ranking;
+pub mod retrieval;
+pub mod server;
+pub mod telemetry;
+pub mod text;
+#[cfg(feature = "train")]
+pub mod training;
+pub mod units;
