@@ -1,1 +1,72 @@
-//! (to be written)
+//! The command line: parse, hand over, print. Data goes to stdout, talk to stderr.
+//! Exit codes: 0 done, 1 ran and the answer is no, 2 usage, configuration or failure.
+#[cfg(feature = "train")]
+mod offline;
+mod serve;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// A gRPC ranking engine for online shops.
+///
+/// From a shop's files to an answer: `import` makes them canonical, `train` learns a bundle from them, `evaluate`
+/// judges it on what came later, `serve` answers.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Turns a shop's CSV, JSONL or Parquet into canonical items and events, and reports what it dropped and why.
+    #[cfg(feature = "train")]
+    Import(offline::ImportArgs),
+    /// Learns encoders, neighbours and the ranking model from imported data and writes a bundle.
+    #[cfg(feature = "train")]
+    Train(offline::TrainArgs),
+    /// Judges a bundle on the part of the data that came after its training.
+    #[cfg(feature = "train")]
+    Evaluate(offline::EvaluateArgs),
+    /// Answers gRPC requests from a bundle.
+    Serve(serve::ServeArgs),
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// A table for people.
+    Text,
+    /// JSON for programs.
+    Json,
+}
+
+/// Where the library of ONNX Runtime is.
+#[derive(clap::Args)]
+pub struct LibraryArgs {
+    /// The library of ONNX Runtime (libonnxruntime.so). Default: ORT_DYLIB_PATH, then the usual places.
+    #[arg(long, env = "ORT_DYLIB_PATH", value_name = "FILE")]
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// Runs the program and gives its exit code.
+pub fn run() -> i32 {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        #[cfg(feature = "train")]
+        Command::Import(args) => offline::import(args),
+        #[cfg(feature = "train")]
+        Command::Train(args) => offline::train(args),
+        #[cfg(feature = "train")]
+        Command::Evaluate(args) => offline::evaluate(args),
+        Command::Serve(args) => serve::serve(args),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("lodestone: {error:#}");
+            2
+        }
+    }
+}

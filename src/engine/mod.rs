@@ -1,4 +1,23 @@
 //! The story of a request: search, recommend, rank, suggest, write.
+//!
+//! Useful for: everything that an answer decides. Not useful for: the wire (`server`) and the disk (`events`, `bundle`).
+//! Cost of an answer: two runs of ONNX Runtime and a walk of the graph, on one thread.
+mod answer;
+#[allow(clippy::module_inception)]
+mod engine;
+mod models;
+mod open;
 mod request;
+pub mod retrieve;
+mod token;
+mod workers;
+mod world;
 
+pub use answer::{Ranked, Story};
+pub use engine::{Engine, EngineConfig};
+pub use models::{ENCODED_EVENTS_MAX, Models, embed_items};
+pub use open::{OpenError, Opening, open};
 pub use request::*;
+pub use token::TokenKey;
+pub use workers::Workers;
+pub use world::{World, WorldError};

@@ -1,1 +1,24 @@
-//! (to be written)
+//! From a shop's events to a bundle, and the judgement of a bundle. Training replays the events through the same fold,
+//! retrieval and features that serve requests; nothing that comes after a moment is known at it.
+mod evaluate;
+mod counts;
+mod onnx;
+mod person_encoder;
+mod query_encoder;
+mod ranker;
+mod replay;
+mod train;
+
+pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};
+pub use onnx::ExportCheck;
+pub use train::{TrainOptions, TrainReport, TrainError, train};
+
+/// A step of a long work, for a progress bar.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    pub stage: &'static str,
+    pub done: usize,
+    pub total: usize,
+    /// NaN where there is none.
+    pub loss: f32,
+}

@@ -1,0 +1,68 @@
+//! What a bundle says of itself: `manifest.json`.
+use crate::features;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The format of the directory; see `docs/bundle.md`.
+    pub format: u32,
+    /// The generation's name.
+    pub name: String,
+    /// When it was trained, in ms since 1970.
+    pub created_ms: i64,
+    /// Events up to here were learned from, in ms since 1970. Evaluation uses those after.
+    pub trained_until_ms: i64,
+    /// See [`features::schema_hash`].
+    pub feature_schema: String,
+    /// Buckets of the query encoder's hashed terms.
+    pub term_bucket_count: u32,
+    /// The ranking model's heads, in the order of its output.
+    pub heads: Vec<Head>,
+    /// Figures of the training, for people.
+    pub metrics: BTreeMap<String, f64>,
+    /// Each file with its size and sum.
+    pub files: BTreeMap<String, FileSum>,
+}
+
+/// One head of the ranking model. Its probability is `sigmoid(scale × logit + offset)`; an item's utility is the sum of
+/// weight × probability.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    pub name: String,
+    pub weight: f32,
+    pub scale: f32,
+    pub offset: f32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSum {
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+impl Manifest {
+    pub const FORMAT: u32 = 1;
+
+    pub fn new(name: String, created_ms: i64, trained_until_ms: i64, term_bucket_count: u32) -> Self {
+        Self {
+            format: Self::FORMAT,
+            name,
+            created_ms,
+            trained_until_ms,
+            feature_schema: features::schema_hash(),
+            term_bucket_count,
+            heads: Vec::new(),
+            metrics: BTreeMap::new(),
+            files: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn add_file(&mut self, name: &str, bytes: &[u8]) {
+        let sum = FileSum { bytes: bytes.len() as u64, sha256: super::sha256(bytes) };
+        self.files.insert(name.to_owned(), sum);
+    }
+}

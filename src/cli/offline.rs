@@ -1,0 +1,148 @@
+//! import, train, evaluate.
+use super::{Format, LibraryArgs};
+use crate::{
+    import::{self, Mapping},
+    ranking::Runtime,
+    training::{self, EvaluateOptions, Progress, TrainOptions},
+    units::UnixMillis,
+};
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::{path::PathBuf, time::Instant};
+
+#[derive(clap::Args)]
+pub struct ImportArgs {
+    /// Which columns mean what, and how to clean; see docs/events.md.
+    #[arg(long, value_name = "FILE")]
+    mapping: PathBuf,
+    /// The shop's file: .csv, .jsonl (also .gz, .zst) or .parquet.
+    #[arg(long = "in", value_name = "FILE")]
+    input: PathBuf,
+    /// Where items.parquet and events.parquet are written.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+#[derive(clap::Args)]
+pub struct TrainArgs {
+    /// Imported data: items.parquet and events.parquet.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The bundle to be written; must not exist.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The same seed gives the same samples and starting weights.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+#[derive(clap::Args)]
+pub struct EvaluateArgs {
+    /// The data that the bundle was trained on; its later part was left out of the training.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+pub fn import(args: ImportArgs) -> anyhow::Result<()> {
+    let mapping = Mapping::read(&args.mapping)?;
+    let bar = ProgressBar::new(0).with_style(style("{bytes}/{total_bytes}"));
+    bar.set_message("import");
+    let report = import::import(&mapping, &args.input, &args.out, |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    print(args.format, &report)
+}
+
+pub fn train(args: TrainArgs) -> anyhow::Result<()> {
+    let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
+    let started = Instant::now();
+    let now = UnixMillis::now();
+    let name = jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let options = TrainOptions { seed: args.seed, name, now, ..TrainOptions::default() };
+    let mut bars = Bars::default();
+    let report = training::train(&args.data, &args.out, &runtime, &options, &mut |step| bars.show(step))?;
+    bars.finish();
+    match args.format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Format::Text => {
+            println!(
+                "{} items, {} baskets, {} encoder samples, {} ranking lists; heads: {}",
+                report.item_count,
+                report.basket_count,
+                report.sample_count,
+                report.list_count,
+                report.heads.join(", ")
+            );
+            for (model, difference) in &report.exports {
+                println!("{model:<16} ONNX differs from the trained model by at most {difference:.1e}");
+            }
+            println!("bundle {} written in {:.0} s", args.out.display(), started.elapsed().as_secs_f32());
+        }
+    }
+    Ok(())
+}
+
+pub fn evaluate(args: EvaluateArgs) -> anyhow::Result<()> {
+    let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
+    let mut bars = Bars::default();
+    let options = EvaluateOptions::default();
+    let evaluation =
+        training::evaluate(&args.data, &args.bundle, &runtime, &options, &mut |step| bars.show(step))?;
+    bars.finish();
+    print(args.format, &evaluation)
+}
+
+fn print<T: serde::Serialize + std::fmt::Display>(format: Format, value: &T) -> anyhow::Result<()> {
+    match format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(value)?),
+        Format::Text => print!("{value}"),
+    }
+    Ok(())
+}
+
+fn style(position: &str) -> ProgressStyle {
+    let template = format!("{{msg:<28}} [{{bar:30}}] {position} {{elapsed}} left {{eta}}");
+    ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}
+
+/// One bar at a time, a new one for each stage.
+#[derive(Default)]
+struct Bars {
+    current: Option<(&'static str, ProgressBar)>,
+}
+
+impl Bars {
+    fn show(&mut self, step: Progress) {
+        if self.current.as_ref().is_none_or(|(stage, _)| *stage != step.stage) {
+            self.finish();
+            self.current = Some((step.stage, ProgressBar::new(step.total as u64).with_style(style("{pos}/{len}"))));
+        }
+        let Some((stage, bar)) = &self.current else { return };
+        bar.set_length(step.total as u64);
+        bar.set_position(step.done as u64);
+        match step.loss.is_finite() {
+            true => bar.set_message(format!("{stage} loss {:.4}", step.loss)),
+            false => bar.set_message(*stage),
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some((_, bar)) = self.current.take() {
+            bar.finish();
+        }
+    }
+}

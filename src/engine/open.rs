@@ -1,0 +1,144 @@
+//! From files to a running engine: bundle, imported history, log.
+use super::{
+    engine::{Engine, EngineConfig},
+    models::Models,
+    token::TokenKey,
+    workers::Workers,
+    world::{World, WorldError},
+};
+use crate::{
+    bundle::{Bundle, BundleError},
+    catalog::{Item, ItemVectors},
+    dataset::{self, DatasetError},
+    events::{Change, Deduper, EventLog, LogError, Writer},
+    ids::ItemId,
+    ranking::{Device, RankingError, Runtime, RuntimeError},
+    units::UnixMillis,
+};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Rows that the graphs make room for beyond the bundle's items.
+const SPARE_ROWS: usize = 100_000;
+const TOKEN_KEY: &str = "token.key";
+const LOG: &str = "log";
+/// The imported history in the data directory; see `docs/events.md`.
+const EVENTS: &str = "events.parquet";
+
+/// What an engine is opened from.
+pub struct Opening<'a> {
+    pub bundle: &'a Path,
+    /// The shop's data directory: imported history and the log.
+    pub data: &'a Path,
+    /// The library of ONNX Runtime; none: it is looked for.
+    pub library: Option<&'a Path>,
+    pub device: Device,
+    pub workers: usize,
+    pub queue_requests_max: usize,
+    /// Moves the imported history so that it ends now: for demonstrations with old data.
+    pub history_ends_now: bool,
+    pub config: EngineConfig,
+}
+
+/// Why an engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Model(#[from] RankingError),
+    #[error(transparent)]
+    World(#[from] WorldError),
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// Verifies the bundle, opens the models, folds the history and the log, and starts the threads.
+pub fn open(opening: Opening) -> Result<Engine, OpenError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { path, source }
+    };
+    let bundle = Bundle::open(opening.bundle)?;
+    let runtime = Runtime::load(opening.library)?;
+    let mut models = (0..opening.workers.max(1))
+        .map(|_| Models::open(&runtime, &bundle, opening.device))
+        .collect::<Result<Vec<_>, _>>()?;
+    let world = Arc::new(World::new(bundle, SPARE_ROWS)?);
+
+    fs::create_dir_all(opening.data).map_err(io(opening.data))?;
+    let mut deduper = Deduper::default();
+    fold_history(&world, opening.data, opening.history_ends_now)?;
+    let log = EventLog::open(&opening.data.join(LOG))?;
+    replay(&world, &log, &mut deduper, &mut models[0])?;
+    let tokens = token_key(&opening.data.join(TOKEN_KEY)).map_err(io(opening.data))?;
+
+    let folded = world.clone();
+    let apply = move |changes: Vec<(u64, Change, Option<ItemVectors>)>| {
+        if let Err(error) = folded.apply(changes) {
+            tracing::error!(%error, "a committed change could not be indexed");
+        }
+    };
+    let writer = Writer::start(log, deduper, Box::new(apply))?;
+    let workers = Workers::start(models, opening.queue_requests_max).map_err(io(opening.data))?;
+    Ok(Engine::new(world, workers, writer, tokens, opening.config))
+}
+
+/// What was imported is the state before the log's first position.
+fn fold_history(world: &World, data: &Path, ends_now: bool) -> Result<(), OpenError> {
+    let path = data.join(EVENTS);
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut events = dataset::into_events(dataset::read_events(&path)?);
+    let last = events.iter().map(|event| event.at.0).max().unwrap_or(0);
+    let shift = if ends_now { UnixMillis::now().0 - last } else { 0 };
+    for event in &mut events {
+        event.at.0 += shift;
+        world.apply_event(0, event);
+    }
+    tracing::info!(events = events.len(), "folded the imported history");
+    Ok(())
+}
+
+fn replay(world: &World, log: &EventLog, deduper: &mut Deduper, models: &mut Models) -> Result<(), OpenError> {
+    let mut catalog_changes: BTreeMap<ItemId, Option<Item>> = BTreeMap::new();
+    let last = log.replay(1, |position, change| match change {
+        Change::Event(event) => {
+            deduper.note(&event.id, event.at);
+            world.apply_event(position, &event);
+        }
+        Change::Upsert(item) => {
+            catalog_changes.insert(item.id.clone(), Some(*item));
+        }
+        Change::Delete(id) => {
+            catalog_changes.insert(id, None);
+        }
+    })?;
+    world.apply_catalog(catalog_changes, models)?;
+    tracing::info!(position = last, "replayed the log");
+    Ok(())
+}
+
+/// Reads the key that signs tokens, or makes one.
+fn token_key(path: &Path) -> io::Result<TokenKey> {
+    if let Ok(bytes) = fs::read(path)
+        && let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice())
+    {
+        return Ok(TokenKey::new(key));
+    }
+    let key: [u8; 32] = rand::random();
+    fs::write(path, key)?;
+    fs::File::open(path)?.sync_all()?;
+    Ok(TokenKey::new(key))
+}

@@ -1,0 +1,94 @@
+//! Page and attribution tokens: opaque to clients, signed, so that only ours are believed.
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
+
+const SIGNATURE_BYTES: usize = 12;
+const ID_BYTES: usize = 16;
+
+/// Which token it is; the first byte, so that one cannot be used as the other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Page = 1,
+    Attribution = 2,
+}
+
+/// The key that signs. Kept with the log, so that tokens survive a restart.
+#[derive(Clone)]
+pub struct TokenKey([u8; 32]);
+
+/// Names a place in a frozen slate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageToken {
+    pub slate: [u8; ID_BYTES],
+    /// Results before this page.
+    pub offset: u32,
+}
+
+impl TokenKey {
+    pub fn new(key: [u8; 32]) -> Self {
+        Self(key)
+    }
+
+    pub fn page(&self, token: PageToken) -> String {
+        let mut body = vec![Kind::Page as u8];
+        body.extend_from_slice(&token.slate);
+        body.extend_from_slice(&token.offset.to_le_bytes());
+        self.seal(body)
+    }
+
+    pub fn parse_page(&self, text: &str) -> Option<PageToken> {
+        let body = self.unseal(text, Kind::Page)?;
+        let (slate, offset) = body.split_at_checked(ID_BYTES)?;
+        Some(PageToken { slate: slate.try_into().ok()?, offset: u32::from_le_bytes(offset.try_into().ok()?) })
+    }
+
+    /// The token of the answer with this id.
+    pub fn attribution(&self, answer: [u8; ID_BYTES]) -> String {
+        let mut body = vec![Kind::Attribution as u8];
+        body.extend_from_slice(&answer);
+        self.seal(body)
+    }
+
+    pub fn is_attribution(&self, text: &str) -> bool {
+        self.unseal(text, Kind::Attribution).is_some_and(|body| body.len() == ID_BYTES)
+    }
+
+    fn mac(&self, body: &[u8]) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
+        mac.update(body);
+        mac
+    }
+
+    fn seal(&self, mut body: Vec<u8>) -> String {
+        let signature = self.mac(&body).finalize().into_bytes();
+        body.extend_from_slice(&signature[..SIGNATURE_BYTES]);
+        URL_SAFE_NO_PAD.encode(body)
+    }
+
+    fn unseal(&self, text: &str, kind: Kind) -> Option<Vec<u8>> {
+        let mut bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let signature = bytes.split_off(bytes.len().checked_sub(SIGNATURE_BYTES)?);
+        self.mac(&bytes).verify_truncated_left(&signature).ok()?;
+        (bytes.first() == Some(&(kind as u8))).then(|| bytes.split_off(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_own_tokens_of_the_right_kind_are_believed() {
+        let key = TokenKey::new([7; 32]);
+        let page = PageToken { slate: [3; 16], offset: 48 };
+        let text = key.page(page);
+        assert_eq!(key.parse_page(&text), Some(page));
+        assert!(!key.is_attribution(&text));
+        assert!(key.is_attribution(&key.attribution([1; 16])));
+        assert_eq!(TokenKey::new([8; 32]).parse_page(&text), None);
+        for garbage in ["", "a", "////", "AAAA", &text[1..]] {
+            assert_eq!(key.parse_page(garbage), None);
+        }
+    }
+}

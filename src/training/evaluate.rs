@@ -1,0 +1,212 @@
+//! How good a bundle is on what came after its training: each person's next basket.
+use super::{Progress, train::TrainError, train::candidates};
+use crate::{
+    bundle::Bundle,
+    dataset,
+    engine::{Models, Options, Story, Viewer, World},
+    events::EventKind,
+    ids::{PersonId, Row},
+    ranking::{Device, Runtime},
+    units::UnixMillis,
+};
+use ahash::AHashSet;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{fmt, path::Path};
+
+/// Places that count.
+const CUTOFF: usize = 10;
+
+#[derive(Debug, Clone)]
+pub struct EvaluateOptions {
+    /// Resamples of the persons for the intervals.
+    pub bootstrap_count: usize,
+    pub seed: u64,
+}
+
+impl Default for EvaluateOptions {
+    fn default() -> Self {
+        Self { bootstrap_count: 1000, seed: 1 }
+    }
+}
+
+/// A mean over persons with its 95 % bootstrap interval.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct Measured {
+    pub mean: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// One way of making the list.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Method {
+    pub name: &'static str,
+    pub hr_at_10: Measured,
+    pub ndcg_at_10: Measured,
+    pub mrr_at_10: Measured,
+    /// Share of the catalogue that appears in some person's list.
+    pub coverage_at_10: f64,
+}
+
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Evaluation {
+    pub person_count: usize,
+    pub item_count: usize,
+    pub trained_until_ms: i64,
+    pub methods: Vec<Method>,
+    /// NDCG@10 of each method less that of the one before it, over the same persons.
+    pub ndcg_gains: Vec<(&'static str, Measured)>,
+}
+
+/// Replays the events through the serving code. Persons with a history before the first basket after training take
+/// part, each once; that basket is the target, repeats included.
+pub fn evaluate(
+    data: &Path,
+    bundle: &Path,
+    runtime: &Runtime,
+    options: &EvaluateOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Evaluation, TrainError> {
+    let bundle = Bundle::open(bundle)?;
+    let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
+    let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
+    let item_count = bundle.items.len();
+    let world = World::new(bundle, 1024)?;
+    let events = dataset::into_events(dataset::read_events(&data.join("events.parquet"))?);
+
+    let names = ["popularity", "retrieval", "ranked"];
+    let mut scores: [Vec<[f64; 3]>; 3] = Default::default();
+    let mut shown: [AHashSet<Row>; 3] = Default::default();
+    let mut done_persons: AHashSet<PersonId> = AHashSet::new();
+    for (done, event) in events.iter().enumerate() {
+        let is_target = event.kind == EventKind::Purchase && event.at >= trained_until;
+        if is_target && world.people.history(&event.person).is_some() && done_persons.insert(event.person.clone()) {
+            let targets: AHashSet<Row> =
+                event.lines.iter().filter_map(|line| world.keys.get(&line.item)).map(|key| Row(key.0)).collect();
+            for (method, list) in lists(&world, &mut models, &event.person, event.at).into_iter().enumerate() {
+                scores[method].push(judge(&list, &targets));
+                shown[method].extend(list);
+            }
+        }
+        world.apply_event(0, event);
+        if done % 256 == 0 {
+            progress(Progress { stage: "evaluate", done, total: events.len(), loss: f32::NAN });
+        }
+    }
+    if done_persons.is_empty() {
+        return Err(TrainError::TooLittle(
+            "no person with a history bought anything after the bundle's training".to_owned(),
+        ));
+    }
+    let resamples = resamples(done_persons.len(), options);
+    let measured = |method: usize, metric: usize| {
+        interval(&scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
+    };
+    let methods = (0..3)
+        .map(|method| Method {
+            name: names[method],
+            hr_at_10: measured(method, 0),
+            ndcg_at_10: measured(method, 1),
+            mrr_at_10: measured(method, 2),
+            coverage_at_10: shown[method].len() as f64 / item_count as f64,
+        })
+        .collect();
+    let gain = |better: usize, worse: usize| {
+        let differences: Vec<f64> = scores[better].iter().zip(&scores[worse]).map(|(b, w)| b[1] - w[1]).collect();
+        interval(&differences, &resamples)
+    };
+    Ok(Evaluation {
+        person_count: done_persons.len(),
+        item_count,
+        trained_until_ms: trained_until.0,
+        methods,
+        ndcg_gains: vec![("retrieval - popularity", gain(1, 0)), ("ranked - retrieval", gain(2, 1))],
+    })
+}
+
+/// The first places by popularity, by retrieval alone, and by retrieval and ranking.
+fn lists(world: &World, models: &mut Models, person: &PersonId, now: UnixMillis) -> [Vec<Row>; 3] {
+    let viewer = Viewer { person: person.clone(), session: String::new(), locale: String::new() };
+    let mut story = Story::begin(world, &viewer, &Options::default(), now);
+    let popular = world.popular(now);
+    let popular = popular.iter().filter_map(|(key, _)| story.catalog.row_of_key(*key)).take(CUTOFF).collect();
+    let (found, _) = candidates(&mut story, models, None);
+    let retrieved = found.rows.iter().copied().take(CUTOFF).collect();
+    let ranked = story.rank(models, found, None);
+    let mut order: Vec<usize> = (0..ranked.scores.len()).collect();
+    order.sort_by(|a, b| ranked.scores[*b].total_cmp(&ranked.scores[*a]).then(a.cmp(b)));
+    let ranked = order.into_iter().take(CUTOFF).map(|index| ranked.candidates.rows[index]).collect();
+    [popular, retrieved, ranked]
+}
+
+/// Hit, NDCG and reciprocal rank of a list, each within [`CUTOFF`].
+fn judge(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
+    let discount = |place: usize| 1.0 / ((place + 2) as f64).log2();
+    let hits: Vec<usize> =
+        list.iter().enumerate().filter(|(_, row)| targets.contains(row)).map(|(place, _)| place).collect();
+    let ideal: f64 = (0..targets.len().min(CUTOFF)).map(discount).sum();
+    let gained: f64 = hits.iter().map(|place| discount(*place)).sum();
+    let ndcg = if ideal > 0.0 { gained / ideal } else { 0.0 };
+    [f64::from(u8::from(!hits.is_empty())), ndcg, hits.first().map_or(0.0, |place| 1.0 / (place + 1) as f64)]
+}
+
+/// The same resamples for all metrics, so that differences are paired.
+fn resamples(persons: usize, options: &EvaluateOptions) -> Vec<Vec<u32>> {
+    let mut rng = StdRng::seed_from_u64(options.seed);
+    (0..options.bootstrap_count)
+        .map(|_| (0..persons).map(|_| rng.random_range(0..persons as u32)).collect())
+        .collect()
+}
+
+fn interval(values: &[f64], resamples: &[Vec<u32>]) -> Measured {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let mut means: Vec<f64> = resamples
+        .iter()
+        .map(|sample| sample.iter().map(|index| values[*index as usize]).sum::<f64>() / values.len() as f64)
+        .collect();
+    means.sort_by(f64::total_cmp);
+    let at = |share: f64| means.get(((means.len() as f64 * share) as usize).min(means.len().saturating_sub(1)));
+    Measured { mean, low: at(0.025).copied().unwrap_or(mean), high: at(0.975).copied().unwrap_or(mean) }
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.4} [{:.4}, {:.4}]", self.mean, self.low, self.high)
+    }
+}
+
+impl fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} persons' next baskets, {} items; 95 % bootstrap intervals", self.person_count, self.item_count)?;
+        writeln!(f, "{:<12}{:<28}{:<28}{:<28}{}", "", "HR@10", "NDCG@10", "MRR@10", "coverage@10")?;
+        for method in &self.methods {
+            writeln!(
+                f,
+                "{:<12}{:<28}{:<28}{:<28}{:.4}",
+                method.name,
+                method.hr_at_10.to_string(),
+                method.ndcg_at_10.to_string(),
+                method.mrr_at_10.to_string(),
+                method.coverage_at_10
+            )?;
+        }
+        for (name, gain) in &self.ndcg_gains {
+            writeln!(f, "NDCG@10 {name}: {gain}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_perfect_list_has_an_ndcg_of_one_and_an_empty_one_of_zero() {
+        let targets: AHashSet<Row> = [Row(1), Row(2)].into();
+        assert_eq!(judge(&[Row(2), Row(1), Row(3)], &targets), [1.0, 1.0, 1.0]);
+        assert_eq!(judge(&[], &targets), [0.0, 0.0, 0.0]);
+        let later = judge(&[Row(9), Row(1)], &targets);
+        assert!(later[1] < 0.5 && later[2] == 0.5);
+    }
+}

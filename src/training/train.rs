@@ -1,0 +1,423 @@
+//! From a shop's data to a bundle.
+use super::{
+    Progress, counts,
+    onnx::ExportCheck,
+    person_encoder::{HistoryToken, PersonEncoderConfig, SequenceSample, train_person_encoder},
+    query_encoder::{QueryEncoderConfig, train_query_encoder},
+    ranker::{RankerConfig, RankingList, train_ranker},
+    replay::{Basket, baskets, time_at_share},
+};
+use crate::{
+    bundle::{Bundle, BundleError, Head, Manifest},
+    catalog::{Item, VECTOR_DIM},
+    dataset::{self, DatasetError, DatasetEvent},
+    engine::{ENCODED_EVENTS_MAX, Models, Options, Story, Viewer, World, WorldError, retrieve},
+    events::{Event, EventKind},
+    features::FEATURES,
+    ids::{ItemId, PersonId, Row},
+    ranking::{Device, RankingError, Runtime},
+    text,
+    units::UnixMillis,
+};
+use ahash::{AHashMap, AHashSet};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use std::path::Path;
+
+/// How a bundle is trained.
+#[derive(Debug, Clone)]
+pub struct TrainOptions {
+    pub seed: u64,
+    /// Share of the baskets, by time, that encoders and counts learn from before the ranker's labels begin.
+    pub encoder_share: f64,
+    /// Share after which nothing is learned: what comes later is left for `evaluate`.
+    pub trained_share: f64,
+    /// Ranking lists at most.
+    pub lists_max: usize,
+    pub name: String,
+    pub now: UnixMillis,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            encoder_share: 0.75,
+            trained_share: 0.9,
+            lists_max: 3000,
+            name: "bundle".to_owned(),
+            now: UnixMillis(0),
+        }
+    }
+}
+
+/// What a training did.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct TrainReport {
+    pub item_count: usize,
+    pub basket_count: usize,
+    pub sample_count: usize,
+    pub list_count: usize,
+    pub heads: Vec<String>,
+    /// Model and the greatest difference between its ONNX export and the trained original.
+    pub exports: Vec<(String, f32)>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    World(#[from] WorldError),
+    #[error(transparent)]
+    Ranking(#[from] RankingError),
+    #[error(transparent)]
+    Model(#[from] super::onnx::ModelError),
+    #[error("{0}")]
+    TooLittle(String),
+}
+
+/// Share of the encoder's samples, the latest, that early stopping watches.
+const VALIDATION_SHARE: f64 = 0.08;
+/// Encoder samples at most; the latest are kept.
+const SAMPLES_MAX: usize = 20_000;
+/// Title spans for each item that stand in for queries.
+const SPANS_PER_ITEM: usize = 8;
+const BUCKET_COUNT: u32 = 32_768;
+/// A return within this time counts against the purchase.
+const RETURN_DAYS: i64 = 60;
+/// Heads with fewer positive labels are not learned.
+const HEAD_POSITIVES_MIN: usize = 50;
+
+/// Trains every model on `data` (canonical Parquet) and writes the bundle to `out`.
+pub fn train(
+    data: &Path,
+    out: &Path,
+    runtime: &Runtime,
+    options: &TrainOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<TrainReport, TrainError> {
+    let items = dataset::read_items(&data.join("items.parquet"))?;
+    let lines = dataset::read_events(&data.join("events.parquet"))?;
+    let row_of: AHashMap<ItemId, u32> =
+        items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
+    let baskets = baskets(&lines, &row_of);
+    if items.len() < 2 || baskets.len() < 20 {
+        return Err(TrainError::TooLittle(format!(
+            "{} items and {} baskets are too few to learn from; at least 2 and 20 are needed",
+            items.len(),
+            baskets.len()
+        )));
+    }
+    let labels_from = time_at_share(&baskets, options.encoder_share);
+    let trained_until = time_at_share(&baskets, options.trained_share);
+    let mut rng = StdRng::seed_from_u64(options.seed);
+    let mut exports: Vec<ExportCheck> = Vec::new();
+
+    let (texts, spans) = title_samples(&items, &mut rng);
+    let query_config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed: options.seed, ..Default::default() };
+    let query = train_query_encoder(&texts, &spans, &query_config, runtime, progress)?;
+    let title_vectors = query.encode(&texts);
+    exports.push(query.check.clone());
+
+    let early = &baskets[..baskets.partition_point(|basket| basket.at < labels_from)];
+    let samples = sequence_samples(early);
+    let (fit, validation) = samples.split_at((samples.len() as f64 * (1.0 - VALIDATION_SHARE)) as usize);
+    let person_config = PersonEncoderConfig { seed: options.seed, ..Default::default() };
+    let person = train_person_encoder(&title_vectors, fit, validation, &person_config, runtime, progress)?;
+    exports.push(person.check.clone());
+
+    let mut bundle = Bundle {
+        manifest: Manifest::new(options.name.clone(), options.now.0, trained_until.0, BUCKET_COUNT),
+        item_vectors: person.item_vectors,
+        title_vectors,
+        text_projection: person.text_projection,
+        next: counts::next_basket(early, items.len()),
+        together: counts::together(early, items.len()),
+        person_encoder: person.onnx,
+        query_encoder: query.onnx,
+        ranker: Vec::new(),
+        items,
+    };
+    let lists = ranking_lists(&bundle, runtime, lines, &baskets, labels_from, trained_until, options, &mut rng, progress)?;
+    let list_count = lists.lists.len();
+    let split = list_count - list_count / 6;
+    let config = RankerConfig { seed: options.seed, ..Default::default() };
+    let (fit_lists, validation_lists) = lists.lists.split_at(split);
+    let ranker =
+        train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, runtime, progress)?;
+    exports.push(ranker.check.clone());
+
+    // The counts cost nothing: they learn up to the end of what may be known.
+    let known = &baskets[..baskets.partition_point(|basket| basket.at < trained_until)];
+    bundle.next = counts::next_basket(known, bundle.items.len());
+    bundle.together = counts::together(known, bundle.items.len());
+    bundle.ranker = ranker.onnx;
+    let weight = |head: &String| if head == "return" { -0.05 } else { 1.0 };
+    bundle.manifest.heads = lists
+        .heads
+        .iter()
+        .zip(&ranker.calibration)
+        .map(|(name, c)| Head { name: name.clone(), weight: weight(name), scale: c.scale, offset: c.offset })
+        .collect();
+    let report = TrainReport {
+        item_count: bundle.items.len(),
+        basket_count: baskets.len(),
+        sample_count: samples.len(),
+        list_count,
+        heads: lists.heads,
+        exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
+    };
+    bundle.write(out)?;
+    Ok(report)
+}
+
+/// Hashed terms of each item's whole text, and of random spans of its title with some misspellings: queries before
+/// there are any.
+fn title_samples(items: &[Item], rng: &mut StdRng) -> (Vec<Vec<u32>>, Vec<(Vec<u32>, u32)>) {
+    let texts = items
+        .iter()
+        .map(|item| text::hashed_terms(&item.search_text(), BUCKET_COUNT))
+        .map(|terms| if terms.is_empty() { vec![0] } else { terms })
+        .collect();
+    let mut spans = Vec::with_capacity(items.len() * SPANS_PER_ITEM);
+    for (row, item) in items.iter().enumerate() {
+        for _ in 0..SPANS_PER_ITEM {
+            let terms = text::hashed_terms(&query_from_title(&item.title, rng), BUCKET_COUNT);
+            if !terms.is_empty() {
+                spans.push((terms, row as u32));
+            }
+        }
+    }
+    spans.shuffle(rng);
+    (texts, spans)
+}
+
+/// One to four neighbouring words of a title (characters where it has no spaces), one in four with a typing error.
+fn query_from_title(title: &str, rng: &mut StdRng) -> String {
+    let words: Vec<&str> = title.split_whitespace().collect();
+    let mut query = if words.len() > 1 {
+        let length = rng.random_range(1..=words.len().min(4));
+        let start = rng.random_range(0..=words.len() - length);
+        words[start..start + length].join(" ")
+    } else {
+        let characters: Vec<char> = title.chars().collect();
+        let length = rng.random_range(characters.len().min(2)..=characters.len().min(8));
+        let start = rng.random_range(0..=characters.len() - length);
+        characters[start..start + length].iter().collect()
+    };
+    if rng.random_bool(0.25) {
+        query = misspelled(&query, rng);
+    }
+    query
+}
+
+/// Drops or swaps one character.
+fn misspelled(text: &str, rng: &mut StdRng) -> String {
+    let mut characters: Vec<char> = text.chars().collect();
+    if characters.len() < 4 {
+        return text.to_owned();
+    }
+    let place = rng.random_range(1..characters.len() - 1);
+    if rng.random_bool(0.5) {
+        characters.remove(place);
+    } else {
+        characters.swap(place, place + 1);
+    }
+    characters.into_iter().collect()
+}
+
+/// For each basket but a person's first: the events before it, and its items as targets. In time order.
+fn sequence_samples(baskets: &[Basket]) -> Vec<SequenceSample> {
+    let mut histories: AHashMap<&PersonId, Vec<(u32, UnixMillis)>> = AHashMap::new();
+    let mut samples = Vec::new();
+    for basket in baskets {
+        let Some(person) = &basket.person else { continue };
+        let history = histories.entry(person).or_default();
+        if !history.is_empty() {
+            let latest = &history[history.len().saturating_sub(ENCODED_EVENTS_MAX)..];
+            let share = 1.0 / basket.rows.len() as f32;
+            samples.push(SequenceSample {
+                history: latest
+                    .iter()
+                    .map(|(item, at)| HistoryToken {
+                        item: *item,
+                        kind: EventKind::Purchase as u8,
+                        age_days: basket.at.days_since(*at),
+                    })
+                    .collect(),
+                targets: basket.rows.iter().map(|row| (*row, share)).collect(),
+            });
+        }
+        history.extend(basket.rows.iter().map(|row| (*row, basket.at)));
+    }
+    samples.split_off(samples.len().saturating_sub(SAMPLES_MAX))
+}
+
+struct Lists {
+    lists: Vec<RankingList>,
+    heads: Vec<String>,
+}
+
+/// Replays the events through the serving code and keeps, before each labelled basket, what retrieval returned.
+#[allow(clippy::too_many_arguments)]
+fn ranking_lists(
+    bundle: &Bundle,
+    runtime: &Runtime,
+    lines: Vec<DatasetEvent>,
+    baskets: &[Basket],
+    labels_from: UnixMillis,
+    trained_until: UnixMillis,
+    options: &TrainOptions,
+    rng: &mut StdRng,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Lists, TrainError> {
+    let mut models = Models::open(runtime, bundle, Device::Cpu)?;
+    let world = World::new(copy_for_replay(bundle), 1024)?;
+    let events = dataset::into_events(lines);
+    let returned = returned_lines(&events);
+    let labelled = baskets
+        .iter()
+        .filter(|basket| basket.person.is_some() && (labels_from..trained_until).contains(&basket.at))
+        .count();
+    // Each labelled basket gives two lists: one without a query, one with.
+    let keep = (options.lists_max as f64 / (2 * labelled).max(1) as f64).min(1.0);
+    let (mut lists, mut positives) = (Vec::new(), 0usize);
+    for (done, event) in events.iter().take_while(|event| event.at < trained_until).enumerate() {
+        if event.kind == EventKind::Purchase && event.at >= labels_from && rng.random_bool(keep) {
+            let bought: AHashMap<Row, f32> = event
+                .lines
+                .iter()
+                .filter_map(|line| {
+                    let key = world.keys.get(&line.item)?;
+                    let returned = returned.contains(&(event.person.clone(), line.item.clone()));
+                    Some((Row(key.0), f32::from(u8::from(returned))))
+                })
+                .collect();
+            for query in [None, event.lines.first().map(|line| &line.item)] {
+                let query = query.and_then(|id| bundle.items.iter().find(|item| item.id == *id));
+                let query = query.map(|item| query_from_title(&item.title, rng));
+                if let Some(list) = list_for(&world, &mut models, event, query.as_deref(), &bought) {
+                    positives += list.labels.chunks_exact(2).filter(|labels| labels[1] == 1.0).count();
+                    lists.push(list);
+                }
+            }
+        }
+        world.apply_event(0, event);
+        if done % 256 == 0 {
+            progress(Progress { stage: "replay", done, total: events.len(), loss: f32::NAN });
+        }
+    }
+    if lists.len() < 20 {
+        return Err(TrainError::TooLittle(format!(
+            "only {} baskets of known persons can be learned to rank from; at least 20 are needed",
+            lists.len()
+        )));
+    }
+    let mut heads = vec!["purchase".to_owned(), "return".to_owned()];
+    if positives < HEAD_POSITIVES_MIN {
+        heads.truncate(1);
+        for list in &mut lists {
+            list.labels = list.labels.iter().step_by(2).copied().collect();
+        }
+    }
+    Ok(Lists { lists, heads })
+}
+
+/// Candidates and features as serving would have made them, with labels `[purchase, return]`. None without a positive.
+fn list_for(
+    world: &World,
+    models: &mut Models,
+    event: &Event,
+    query: Option<&str>,
+    bought: &AHashMap<Row, f32>,
+) -> Option<RankingList> {
+    let viewer = Viewer { person: event.person.clone(), session: String::new(), locale: String::new() };
+    let mut story = Story::begin(world, &viewer, &Options::default(), event.at);
+    let (candidates, vector) = candidates(&mut story, models, query);
+    if !candidates.rows.iter().any(|row| bought.contains_key(row)) {
+        return None;
+    }
+    let features = story.features(&candidates, vector.as_deref());
+    let labels = candidates
+        .rows
+        .iter()
+        .flat_map(|row| match bought.get(row) {
+            Some(returned) => [1.0, *returned],
+            None => [0.0, f32::NAN],
+        })
+        .collect();
+    Some(RankingList { features, labels })
+}
+
+/// Stage one as serving runs it, with the default limits and no filter.
+pub(super) fn candidates(
+    story: &mut Story,
+    models: &mut Models,
+    query: Option<&str>,
+) -> (retrieve::Candidates, Option<Vec<f32>>) {
+    let vector = query.and_then(|query| story.encode_query(models, query));
+    story.encode_person(models);
+    let catalog = story.catalog.clone();
+    let limits = crate::engine::EngineConfig::default();
+    let keep = |row: Row| catalog.is_offered(row);
+    let ask = retrieve::Ask {
+        world: story.world,
+        catalog: &catalog,
+        person: &story.person,
+        query: query.map(|query| (query, vector.as_deref())),
+        anchors: &story.person.recent,
+        keep: &keep,
+        few: None,
+        now: story.now,
+        source_count: limits.source_candidates_max,
+        candidate_count: limits.candidates_max,
+    };
+    let found = match query {
+        Some(_) => retrieve::for_query(&ask).map(|(found, _)| found).unwrap_or_default(),
+        None => retrieve::for_person(&ask),
+    };
+    (found, vector)
+}
+
+/// Purchases that were given back within [`RETURN_DAYS`].
+fn returned_lines(events: &[Event]) -> AHashSet<(PersonId, ItemId)> {
+    let mut bought: AHashMap<(PersonId, ItemId), UnixMillis> = AHashMap::new();
+    let mut returned = AHashSet::new();
+    for event in events {
+        for line in &event.lines {
+            let pair = (event.person.clone(), line.item.clone());
+            match event.kind {
+                EventKind::Purchase => {
+                    bought.insert(pair, event.at);
+                }
+                EventKind::Return
+                    if bought.get(&pair).is_some_and(|at| event.at.0 - at.0 <= RETURN_DAYS * UnixMillis::DAY) =>
+                {
+                    returned.insert(pair);
+                }
+                _ => {}
+            }
+        }
+    }
+    returned
+}
+
+/// The bundle so far, for a world that replays.
+fn copy_for_replay(bundle: &Bundle) -> Bundle {
+    Bundle {
+        manifest: bundle.manifest.clone(),
+        items: bundle.items.clone(),
+        item_vectors: bundle.item_vectors.clone(),
+        title_vectors: bundle.title_vectors.clone(),
+        text_projection: bundle.text_projection.clone(),
+        next: bundle.next.clone(),
+        together: bundle.together.clone(),
+        person_encoder: Vec::new(),
+        query_encoder: Vec::new(),
+        ranker: Vec::new(),
+    }
+}
+
+const _: () = assert!(VECTOR_DIM == 64, "the encoders are trained for 64 dimensions");
