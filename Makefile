@@ -73,6 +73,7 @@ check-proto:
 check-docs:
 	@scripts/tools.sh python
 	$(TOOLS)/venv/bin/python scripts/check_docs.py
+	tests/clients/run.sh --stubs-only
 
 test-rust: tools-run
 	@if cargo nextest --version >/dev/null 2>&1; then \
