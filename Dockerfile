@@ -1,0 +1,41 @@
+# syntax=docker/dockerfile:1
+# The image of `lodestone`: it serves, imports and trains. docs/deploy.md says how to build and run it.
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+# --build-arg CARGO_FLAGS=--no-default-features leaves out import and training.
+ARG CARGO_FLAGS=""
+COPY Cargo.toml Cargo.lock build.rs ./
+COPY proto proto
+COPY src src
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked ${CARGO_FLAGS} \
+    && install -D target/release/lodestone /out/lodestone
+
+# The same pinned wheel, with the same hash, as outside of containers.
+FROM python:3.11-slim-bookworm AS onnxruntime
+WORKDIR /src
+COPY scripts/tools.sh scripts/tools.sh
+COPY scripts/requirements scripts/requirements
+RUN LODESTONE_TOOLS=/out scripts/tools.sh onnxruntime
+
+FROM debian:bookworm-slim
+# libonnxruntime.so is C++.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libstdc++6 \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 lodestone \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin lodestone \
+    && install -d -o 10001 -g 10001 /data
+COPY --from=onnxruntime /out/onnxruntime/libonnxruntime.so /opt/onnxruntime/libonnxruntime.so
+COPY --from=build /out/lodestone /usr/local/bin/lodestone
+COPY LICENSE /usr/share/doc/lodestone/LICENSE
+ENV ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so
+USER 10001:10001
+VOLUME /data
+EXPOSE 50051
+# Health is a gRPC service (grpc.health.v1), which the platform asks.
+HEALTHCHECK NONE
+ENTRYPOINT ["lodestone"]
+CMD ["serve", "--bundle", "/bundle", "--data", "/data", "--listen", "0.0.0.0:50051"]

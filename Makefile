@@ -1,0 +1,99 @@
+# `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+TOOLS := target/tools
+LODESTONE := target/release/lodestone
+DATA := target/demo/data
+BUNDLE := target/demo/bundle
+SHOP := data/online-retail
+LISTEN ?= 127.0.0.1:50051
+
+# The server loads ONNX Runtime from here. Set it to use another copy.
+export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
+export CARGO_INCREMENTAL ?= 1
+
+.PHONY: help setup build run demo test bench clean clean-demo
+.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-helm test-server
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Fetch all tools and crates, so that the rest works offline
+	scripts/tools.sh
+	cargo fetch --locked
+
+build: ## Build the server and its command line
+	cargo build --release --locked
+
+tools-run:
+	@scripts/tools.sh onnxruntime grpcurl
+
+# Each is made beside its place and then moved there, so that a stopped run leaves no half of it.
+$(DATA): | build
+	@echo "Importing the example shop, once."
+	@mkdir -p target/demo && rm -rf $@.new
+	$(LODESTONE) import --mapping $(SHOP)/mapping.toml --in $(SHOP)/transactions_2009_2010.csv.zst --out $@.new
+	@mv $@.new $@
+
+$(BUNDLE): | build tools-run $(DATA)
+	@echo "Training on the example shop, once."
+	@rm -rf $@.new
+	$(LODESTONE) train --data $(DATA) --out $@.new
+	@mv $@.new $@
+
+run: build tools-run $(DATA) $(BUNDLE) ## Serve the example shop on 127.0.0.1:50051 (LISTEN=host:port for another address)
+	@grpcurl="$(TOOLS)/bin/grpcurl -plaintext"; \
+	echo; \
+	echo "The example shop is at $(LISTEN). In another terminal:"; \
+	echo; \
+	echo "  $$grpcurl $(LISTEN) list"; \
+	echo "  $$grpcurl -d '{\"viewer\": {\"visitor_id\": \"v-1\"}, \"query\": \"heart t-light holder\", \"page_size\": 5, \"options\": {\"include_items\": true}}' $(LISTEN) lodestone.v1.RankingService/Search"; \
+	echo "  $$grpcurl -d '{\"viewer\": {\"visitor_id\": \"v-1\"}, \"type\": \"RECOMMEND_TYPE_FOR_YOU\", \"page_size\": 5}' $(LISTEN) lodestone.v1.RankingService/Recommend"; \
+	echo; \
+	exec $(LODESTONE) serve --bundle $(BUNDLE) --data $(DATA) --listen $(LISTEN)
+
+demo: build tools-run $(DATA) $(BUNDLE) ## Start the server on a free port, ask it everything once, and check the answers
+	@scripts/demo.sh
+
+test: check-format check-lints check-proto check-docs test-rust test-helm test-server ## Everything that must pass before a change lands
+
+check-format:
+	cargo fmt --check
+
+check-lints:
+	cargo clippy --release --locked --all-targets -- -D warnings
+
+check-proto:
+	@scripts/tools.sh buf
+	cd proto && ../$(TOOLS)/bin/buf lint
+
+check-docs:
+	@scripts/tools.sh python
+	$(TOOLS)/venv/bin/python scripts/check_docs.py
+	tests/clients/run.sh --stubs-only
+
+test-rust: tools-run
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		set -x; cargo nextest run --release --locked; \
+	else \
+		set -x; cargo test --release --locked; \
+	fi
+
+test-helm:
+	tests/helm/run.sh
+
+test-server: build tools-run $(DATA) $(BUNDLE)
+	@scripts/tools.sh python
+	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
+
+bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server's latency and throughput on the example shop
+	scripts/with_server.sh bash -c '$(LODESTONE) bench --address "$$LODESTONE_ADDRESS"'
+
+clean-demo: ## Remove the example shop's data and bundle; the next run makes them again
+	rm -rf target/demo
+
+clean: ## Remove everything that was built or fetched
+	cargo clean

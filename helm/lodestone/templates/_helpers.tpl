@@ -1,0 +1,61 @@
+{{/* The chart's name, at most 53 characters so that the suffixes fit. */}}
+{{- define "lodestone.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 53 | trimSuffix "-" }}
+{{- end }}
+
+{{/* The name of the objects. A release that already holds the chart's name does not repeat it. */}}
+{{- define "lodestone.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 53 | trimSuffix "-" }}
+{{- else }}
+{{- $name := include "lodestone.name" . }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 53 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 53 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "lodestone.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "lodestone.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "lodestone.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "lodestone.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{/* An image's reference. Takes a dict: image, and the tag where the image names none. */}}
+{{- define "lodestone.image" -}}
+{{- if .image.digest }}
+{{- printf "%s@%s" .image.repository .image.digest }}
+{{- else }}
+{{- printf "%s:%s" .image.repository (default .tag .image.tag) }}
+{{- end }}
+{{- end }}
+
+{{/* What every container may do: the "restricted" level of the pod security standards, and no writes but to volumes. */}}
+{{- define "lodestone.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop:
+    - ALL
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{/* A probe of grpc.health.v1. Takes a dict: values (periodSeconds, failureThreshold), port, service. */}}
+{{- define "lodestone.probe" -}}
+grpc:
+  port: {{ .port }}
+  service: {{ .service | quote }}
+periodSeconds: {{ .values.periodSeconds }}
+failureThreshold: {{ .values.failureThreshold }}
+timeoutSeconds: 3
+{{- end }}

