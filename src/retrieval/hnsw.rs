@@ -1,6 +1,8 @@
 //! Nearest vectors: a graph (HNSW), and the exact scan beside it. The only file that names hnsw_rs.
 use crate::{catalog::VECTOR_DIM, ids::Row};
+use ahash::{AHashMap, RandomState};
 use hnsw_rs::prelude::{Distance, Hnsw};
+use parking_lot::RwLock;
 use rayon::prelude::*;
 use std::{
     cmp::{Ordering, Reverse},
@@ -45,7 +47,19 @@ impl Default for GraphConfig {
 
 /// A graph over unit vectors of [`VECTOR_DIM`]. Inserts and searches may run at the same time.
 pub struct Graph {
+    /// One point for each distinct vector; its id is its place in `Points::rows`.
     hnsw: Hnsw<'static, f32, UnitDistance>,
+    points: RwLock<Points>,
+    hashers: [RandomState; 2],
+}
+
+/// Rows of equal vectors share a point: more than `2 * m` equal points would link only to each other, and a search that
+/// meets them could not leave.
+#[derive(Default)]
+struct Points {
+    of_vector: AHashMap<[u64; 2], usize>,
+    rows: Vec<Vec<Row>>,
+    row_count: usize,
 }
 
 /// 1 minus the inner product of unit vectors, held above 0: hnsw_rs asserts that no distance is negative.
@@ -62,35 +76,53 @@ impl Distance<f32> for UnitDistance {
 impl Graph {
     pub fn new(config: GraphConfig) -> Self {
         let m = config.m.clamp(2, 128);
-        let mut hnsw =
-            Hnsw::new(m, config.capacity.max(1), LAYERS_MAX, config.ef_construction.max(8), UnitDistance);
-        // Keeps rows of dense clusters reachable from outside.
-        hnsw.set_keeping_pruned(true);
-        Self { hnsw }
+        // `keep_pruned` stays off: filling up with the nearest cuts dense clusters off from each other (recall .70).
+        let hnsw = Hnsw::new(m, config.capacity.max(1), LAYERS_MAX, config.ef_construction.max(8), UnitDistance);
+        let hashers = [RandomState::with_seeds(1, 2, 3, 4), RandomState::with_seeds(5, 6, 7, 8)];
+        Self { hnsw, points: RwLock::default(), hashers }
     }
 
+    /// Rows that were added.
     pub fn len(&self) -> usize {
-        self.hnsw.get_nb_point()
+        self.points.read().row_count
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Adds a row with its unit vector. A row that is added twice is found twice: give each row once.
+    /// Adds a row with its unit vector. Give each row once: a row with two vectors is found by both.
     pub fn insert(&self, row: Row, vector: &[f32]) -> Result<(), VectorError> {
-        check_vector(vector)?;
-        self.hnsw.insert((vector, row.index()));
-        Ok(())
+        self.insert_many(&[(row, vector)])
     }
 
     /// Adds rows on all threads of the current rayon pool. All vectors are checked first: an error adds none.
     pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), VectorError> {
         rows.iter().try_for_each(|(_, vector)| check_vector(vector))?;
-        let first = FIRST_ROWS.saturating_sub(self.len()).min(rows.len());
-        rows[..first].iter().for_each(|(row, vector)| self.hnsw.insert((vector, row.index())));
-        rows[first..].par_iter().for_each(|(row, vector)| self.hnsw.insert((vector, row.index())));
+        let points = self.new_points(rows);
+        let first = FIRST_ROWS.saturating_sub(self.hnsw.get_nb_point()).min(points.len());
+        points[..first].iter().for_each(|&point| self.hnsw.insert(point));
+        points[first..].par_iter().for_each(|&point| self.hnsw.insert(point));
         Ok(())
+    }
+
+    /// Notes the rows and gives the vectors that the graph does not have yet, with the ids of their points.
+    fn new_points<'v>(&self, rows: &[(Row, &'v [f32])]) -> Vec<(&'v [f32], usize)> {
+        let mut points = self.points.write();
+        let mut new = Vec::with_capacity(rows.len());
+        for &(row, vector) in rows {
+            let bytes: &[u8] = bytemuck::cast_slice(vector);
+            let hash = [self.hashers[0].hash_one(bytes), self.hashers[1].hash_one(bytes)];
+            let next = points.rows.len();
+            let point = *points.of_vector.entry(hash).or_insert(next);
+            if point == next {
+                points.rows.push(Vec::with_capacity(1));
+                new.push((vector, point));
+            }
+            points.rows[point].push(row);
+        }
+        points.row_count += rows.len();
+        new
     }
 
     /// The `count` rows that `keep` lets through and whose vectors have the highest inner product with `query`, best
@@ -99,7 +131,7 @@ impl Graph {
     /// Gives fewer than `count` where the graph has fewer or `keep` lets few through; then use [`exact_search`].
     /// Nothing for a query that is not a unit vector.
     pub fn search(&self, query: &[f32], count: usize, ef: usize, keep: &dyn Fn(Row) -> bool) -> Vec<(Row, f32)> {
-        let size = self.len();
+        let size = self.hnsw.get_nb_point();
         if count == 0 || size == 0 || check_vector(query).is_err() {
             return Vec::new();
         }
@@ -107,10 +139,8 @@ impl Graph {
         // the search is widened while too few are left.
         let mut width = ef.max(count).min(size);
         loop {
-            let mut found: Vec<(Row, f32)> = (self.hnsw.search(query, width, width).into_iter())
-                .map(|neighbour| (Row(neighbour.d_id as u32), 1.0 - neighbour.distance))
-                .filter(|&(row, _)| keep(row))
-                .collect();
+            let near = self.hnsw.search(query, width, width);
+            let mut found = self.kept_rows(near.iter().map(|point| (point.d_id, 1.0 - point.distance)), keep);
             if found.len() >= count || width >= size || width >= EF_MAX {
                 found.sort_unstable_by(best_first);
                 found.dedup_by_key(|pair| pair.0);
@@ -119,6 +149,12 @@ impl Graph {
             }
             width = (width * 4).min(size).min(EF_MAX);
         }
+    }
+
+    fn kept_rows(&self, points: impl Iterator<Item = (usize, f32)>, keep: &dyn Fn(Row) -> bool) -> Vec<(Row, f32)> {
+        let rows = self.points.read();
+        let rows_of = |(point, score): (usize, f32)| rows.rows[point].iter().map(move |&row| (row, score));
+        points.flat_map(rows_of).filter(|&(row, _)| keep(row)).collect()
     }
 }
 
@@ -344,8 +380,14 @@ mod tests {
     }
 
     #[test]
-    fn equal_vectors_are_all_found() {
-        let vectors = vec![unit(vec![1.0; VECTOR_DIM]); 40];
-        assert_eq!(graph_of(&vectors).search(&vectors[0], 40, 64, &|_| true).len(), 40);
+    fn many_equal_vectors_do_not_hide_the_others() {
+        let mut vectors = vec![unit(vec![1.0; VECTOR_DIM]); 60];
+        vectors.extend(clustered(1000, 4));
+        let graph = graph_of(&vectors);
+        let equal = graph.search(&vectors[0], 60, 128, &|row| row.0 < 60).len();
+        assert_eq!(equal, 60);
+        for (i, vector) in vectors.iter().enumerate().skip(60) {
+            assert_eq!(graph.search(vector, 1, 64, &|_| true)[0].0, Row(i as u32));
+        }
     }
 }

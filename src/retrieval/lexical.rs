@@ -21,7 +21,7 @@ const ARENA_BYTES: usize = 64 << 20;
 /// Tokens of a query that are searched for; a longer query is cut.
 const QUERY_TOKENS_MAX: usize = 48;
 /// Terms that a prefix may stand for.
-const EXPANSIONS_MAX: usize = 64;
+const EXPANSIONS_MAX: usize = 32;
 /// What a query that is an item's id gives that item: more than any sum of words.
 const ID_SCORE: f32 = 1000.0;
 
@@ -181,8 +181,8 @@ impl Lexical {
                 (_, true) => clauses.push((Occur::Must, self.must(token))),
             }
         }
-        if let Some(prefix) = unfinished {
-            clauses.push((Occur::Must, self.prefix(searcher, &prefix)?));
+        if let Some((typed, stemmed)) = unfinished {
+            clauses.push((Occur::Must, self.prefix(searcher, &typed, &stemmed)?));
         }
         let by_id: Box<dyn Query> = Box::new(ConstScoreQuery::new(self.term(self.fields.id, &normal), ID_SCORE));
         if clauses.is_empty() {
@@ -224,14 +224,18 @@ impl Lexical {
         Box::new(TermQuery::new(Term::from_field_text(field, word), IndexRecordOption::WithFreqs))
     }
 
-    /// Titles and labels with a word that starts so.
-    fn prefix(&self, searcher: &Searcher, prefix: &str) -> Result<Box<dyn Query>, LexicalError> {
+    /// Titles and labels with a word that starts with `typed`, or that is `stemmed`: indexed words are stemmed.
+    fn prefix(&self, searcher: &Searcher, typed: &str, stemmed: &str) -> Result<Box<dyn Query>, LexicalError> {
         let mut clauses: Vec<Box<dyn Query>> = Vec::new();
         for (field, boost) in [(self.fields.title, 3.0), (self.fields.labels, 1.5)] {
-            // Indexed words are stemmed, so "berrie" must also find "berry": characters are taken off the end.
-            let mut start = prefix;
-            let mut words = expansions(searcher, field, start)?;
-            while words.is_empty() && prefix.len() - start.len() < 2 && start.len() > 3 && start.is_ascii() {
+            let mut words = expansions(searcher, field, typed)?;
+            let stem_is_word = searcher.doc_freq(&Term::from_field_text(field, stemmed))? > 0;
+            if stem_is_word && !words.iter().any(|word| word == stemmed) {
+                words.push(stemmed.to_owned());
+            }
+            // "glasse" on the way to "glasses" must still find "glass".
+            let mut start = typed;
+            while words.is_empty() && typed.len() - start.len() < 2 && start.len() > 3 && start.is_ascii() {
                 start = &start[..start.len() - 1];
                 words = expansions(searcher, field, start)?;
             }
@@ -266,20 +270,18 @@ fn expansions(searcher: &Searcher, field: Field, prefix: &str) -> Result<Vec<Str
     Ok(words.into_iter().map(|(word, _)| word).collect())
 }
 
-/// Takes the unfinished last word off the tokens and gives its text as typed. None where the query's last character is
+/// Takes the unfinished last word off the tokens and gives it as typed and as stemmed. None where the query's last character is
 /// CJK, whose bigrams match inside words anyway, or is no part of a word.
-fn take_last_word(normal: &str, tokens: &mut Vec<text::Token>) -> Option<String> {
+fn take_last_word(normal: &str, tokens: &mut Vec<text::Token>) -> Option<(String, String)> {
     let last = normal.chars().next_back()?;
-    if !last.is_alphanumeric() {
-        return None;
-    }
-    if text::is_cjk(last) {
+    if !last.is_alphanumeric() || text::is_cjk(last) {
         return None;
     }
     let token = tokens.pop_if(|token| token.kind == TokenKind::Word)?;
     let typed = normal.rsplit(|c: char| !c.is_alphanumeric() || text::is_cjk(c)).next().unwrap_or_default();
-    // Accents are gone from the token; without any, the typed form is the better prefix because it is not stemmed.
-    Some(if typed.is_ascii() && typed.len() >= token.text.len() { typed.to_owned() } else { token.text })
+    // Indexed words have no accents, so a typed form with some is no prefix of them.
+    let typed = if typed.is_ascii() && typed.len() >= token.text.len() { typed } else { &token.text };
+    Some((typed.to_owned(), token.text.clone()))
 }
 
 fn indexed(text: &str) -> PreTokenizedString {
@@ -330,7 +332,7 @@ mod tests {
     fn an_unfinished_last_word_matches_as_prefix() {
         let lexical = index(&["Red retrospot mug", "Blue mug", "Wild berries jam"]);
         assert_eq!(rows(&lexical, "red retr", Match::Prefix), [0]);
-        for typed in ["b", "be", "berr", "berri", "berrie", "berries", "wild berries"] {
+        for typed in ["b", "be", "wïld berr", "berr", "berri", "berrie", "berries", "wild berries"] {
             assert!(rows(&lexical, typed, Match::Prefix).contains(&2), "{typed}");
         }
         assert!(rows(&lexical, "retr", Match::All).is_empty());

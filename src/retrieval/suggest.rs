@@ -120,7 +120,8 @@ impl Suggester {
         if typed.is_empty() || count == 0 {
             return Vec::new();
         }
-        let lift = Lift { affinity, categories: &self.categories, known: RefCell::new(vec![None; self.categories.len()]) };
+        let lift =
+            Lift { affinity, categories: &self.categories, known: RefCell::new(vec![None; self.categories.len()]) };
         let mut found = Found::default();
         self.starting_with(&typed, &lift, &mut found);
         self.queries.read().starting_with(&typed, &mut found);
@@ -239,7 +240,8 @@ struct Lift<'a> {
 impl Lift<'_> {
     fn of(&self, category: u32) -> f32 {
         let at = category as usize;
-        *self.known.borrow_mut()[at].get_or_insert_with(|| 1.0 + finite((self.affinity)(&self.categories[at])).min(10.0))
+        *self.known.borrow_mut()[at]
+            .get_or_insert_with(|| 1.0 + finite((self.affinity)(&self.categories[at])).min(10.0))
     }
 }
 
@@ -340,7 +342,8 @@ fn starts_within_one_error(tail: &str, typed: &[char]) -> bool {
         let changed = starts_with(after.clone(), &typed[i + 1..]);
         let added = starts_with(here, &typed[i + 1..]);
         let left_out = starts_with(after.clone(), &typed[i..]);
-        let exchanged = typed.get(i + 1) == Some(&theirs) && after.next() == Some(c) && starts_with(after, &typed[i + 2..]);
+        let exchanged =
+            typed.get(i + 1) == Some(&theirs) && after.next() == Some(c) && starts_with(after, &typed[i + 2..]);
         return changed || added || left_out || exchanged;
     }
     true
@@ -427,7 +430,11 @@ mod tests {
         let words = ["red", "blue", "mug", "lamp", "retro", "box", "chocolate", "garden", "tin", "set"];
         let titles = (0..5000usize).map(|i| {
             let text = format!(
-                "{} {} {} {} model{i}", words[i % 10], words[i / 10 % 10], words[i / 100 % 10], words[i / 7 % 10]
+                "{} {} {} {} model{i}",
+                words[i % 10],
+                words[i / 10 % 10],
+                words[i / 100 % 10],
+                words[i / 7 % 10]
             );
             suggestible(&text, &format!("c{}", i % 200), (i % 90) as f32, CompletionSource::Title)
         });
