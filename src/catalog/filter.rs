@@ -1,3 +1,823 @@
-//! The filter language. (being written)
-#[derive(Debug, Clone)]
-pub struct Filter;
+//! The filter language; `docs/filters.md` describes it to shops.
+use super::{AttributeValue, Item};
+use std::{fmt, iter::Peekable, vec::IntoIter};
+
+/// The longest filter, in characters.
+pub const FILTER_CHARS_MAX: usize = 5_000;
+/// How deep parentheses and NOT may nest.
+pub const FILTER_DEPTH_MAX: usize = 16;
+
+const FIELDS: &str = "item_id, title, description, category, brand, price, currency, stock_quantity, in_stock, tags, \
+                      create_time, attributes.NAME";
+
+/// Why a text is not a filter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("at character {position}: {message}")]
+pub struct FilterError {
+    /// The first character that is wrong, from 0; the filter's length where something is missing at its end.
+    pub position: usize,
+    pub message: String,
+}
+
+/// A condition on items, parsed once and then asked of many.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Filter(Node);
+
+#[derive(Debug, Clone, PartialEq)]
+enum Node {
+    /// At least two.
+    All(Vec<Node>),
+    /// At least two.
+    Any(Vec<Node>),
+    Not(Box<Node>),
+    Test(Field, Test),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Field {
+    ItemId,
+    Title,
+    Description,
+    Category,
+    Brand,
+    Price,
+    Currency,
+    StockQuantity,
+    InStock,
+    Tags,
+    CreateTime,
+    Attribute(String),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Test {
+    Compare(Operator, Literal),
+    In(Vec<Literal>),
+    Has(Text),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operator {
+    Equal,
+    Unequal,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Literal {
+    Text(Text),
+    Number(f64),
+    Flag(bool),
+    /// Milliseconds since 1970, with the text as written.
+    Time(i64, String),
+}
+
+/// A text as written and in lower case: texts match whatever their case.
+#[derive(Debug, Clone, PartialEq)]
+struct Text {
+    written: String,
+    lower: String,
+}
+
+impl Text {
+    fn new(written: String) -> Self {
+        Self { lower: written.to_lowercase(), written }
+    }
+
+    fn equals(&self, text: &str) -> bool {
+        self.written == text || text.chars().flat_map(char::to_lowercase).eq(self.lower.chars())
+    }
+
+    /// True where the text contains this one as whole words; at a CJK character any place is a word's end.
+    fn is_within(&self, text: &str) -> bool {
+        let text = text.to_lowercase();
+        !self.lower.is_empty()
+            && text.match_indices(&self.lower).any(|(at, found)| {
+                let (before, after) = (&text[..at], &text[at + found.len()..]);
+                is_edge(before.chars().next_back(), found.chars().next())
+                    && is_edge(found.chars().next_back(), after.chars().next())
+            })
+    }
+}
+
+/// True where a word ends between two characters.
+fn is_edge(before: Option<char>, after: Option<char>) -> bool {
+    let goes_on = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() && !crate::text::is_cjk(c));
+    !(goes_on(before) && goes_on(after))
+}
+
+impl Filter {
+    /// Parses a filter of at most [`FILTER_CHARS_MAX`] characters, nested at most [`FILTER_DEPTH_MAX`] deep.
+    pub fn parse(text: &str) -> Result<Filter, FilterError> {
+        let length = text.chars().count();
+        if length > FILTER_CHARS_MAX {
+            return error(
+                FILTER_CHARS_MAX,
+                format!("the filter has {length} characters; the limit is {FILTER_CHARS_MAX}"),
+            );
+        }
+        let mut parser = Parser { tokens: tokens(text)?.into_iter().peekable(), end: length };
+        let node = parser.any(0)?;
+        match parser.tokens.next() {
+            None => Ok(Filter(node)),
+            Some((position, token)) => error(position, format!("expected AND, OR or the end, found {token}")),
+        }
+    }
+
+    /// Whether an item meets the condition. A comparison with a fact that the item does not have is not met, `!=`
+    /// neither.
+    pub fn matches(&self, item: &Item) -> bool {
+        self.0.matches(item)
+    }
+}
+
+impl Node {
+    fn matches(&self, item: &Item) -> bool {
+        match self {
+            Self::All(nodes) => nodes.iter().all(|node| node.matches(item)),
+            Self::Any(nodes) => nodes.iter().any(|node| node.matches(item)),
+            Self::Not(node) => !node.matches(item),
+            Self::Test(field, test) => field.meets(test, item),
+        }
+    }
+}
+
+impl Field {
+    fn meets(&self, test: &Test, item: &Item) -> bool {
+        match self {
+            Self::ItemId => test.on_id(item.id.as_str()),
+            Self::Title => test.on_text(&item.title),
+            Self::Description => test.on_text(&item.description),
+            Self::Category => test.on_labels(&item.categories),
+            Self::Tags => test.on_labels(&item.tags),
+            Self::Brand => test.on_text(&item.brand),
+            Self::Currency => test.on_text(&item.currency),
+            Self::Price => item.price.is_some_and(|price| test.on_number(price.units())),
+            Self::StockQuantity => item.stock_quantity.is_some_and(|stock| test.on_number(f64::from(stock))),
+            Self::InStock => test.on_flag(item.is_in_stock()),
+            Self::CreateTime => item.created_at.is_some_and(|at| test.on_time(at.0)),
+            Self::Attribute(name) => match item.attributes.get(name) {
+                None => false,
+                Some(AttributeValue::Text(text)) => test.on_text(text),
+                Some(AttributeValue::Number(number)) => test.on_number(*number),
+                Some(AttributeValue::Flag(flag)) => test.on_flag(*flag),
+            },
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "item_id" => Self::ItemId,
+            "title" => Self::Title,
+            "description" => Self::Description,
+            "category" | "categories" => Self::Category,
+            "brand" => Self::Brand,
+            "price" => Self::Price,
+            "currency" => Self::Currency,
+            "stock_quantity" => Self::StockQuantity,
+            "in_stock" => Self::InStock,
+            "tags" => Self::Tags,
+            "create_time" => Self::CreateTime,
+            _ => {
+                let name = name.strip_prefix("attributes.")?;
+                let is_name =
+                    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+                Self::Attribute(is_name.then(|| name.to_owned())?)
+            }
+        })
+    }
+
+    /// What the field is compared with.
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Price | Self::StockQuantity => Kind::Number,
+            Self::InStock => Kind::Flag,
+            Self::CreateTime => Kind::Time,
+            Self::Attribute(_) => Kind::Attribute,
+            Self::ItemId | Self::Title | Self::Description | Self::Category | Self::Brand => Kind::Text,
+            Self::Currency | Self::Tags => Kind::Text,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+    Flag,
+    Time,
+    /// Any of text, number and flag.
+    Attribute,
+}
+
+impl Test {
+    fn on_id(&self, id: &str) -> bool {
+        let equals = |literal: &Literal| matches!(literal, Literal::Text(text) if text.written == id);
+        match self {
+            Self::Compare(operator, literal) => equals(literal) == (*operator == Operator::Equal),
+            Self::In(literals) => literals.iter().any(equals),
+            Self::Has(text) => text.written == id,
+        }
+    }
+
+    fn on_text(&self, text: &str) -> bool {
+        match self {
+            Self::Compare(Operator::Equal, Literal::Text(literal)) => literal.equals(text),
+            Self::Compare(Operator::Unequal, Literal::Text(literal)) => !literal.equals(text),
+            Self::Compare(..) => false,
+            Self::In(literals) => literals.iter().any(|literal| literal.equals(text)),
+            Self::Has(literal) => literal.is_within(text),
+        }
+    }
+
+    fn on_labels(&self, labels: &[String]) -> bool {
+        let has = |literal: &Literal| labels.iter().any(|label| literal.equals(label));
+        match self {
+            Self::Compare(operator, literal) => has(literal) == (*operator == Operator::Equal),
+            Self::In(literals) => literals.iter().any(has),
+            Self::Has(literal) => labels.iter().any(|label| literal.equals(label)),
+        }
+    }
+
+    fn on_number(&self, number: f64) -> bool {
+        let equals = |literal: &Literal| matches!(literal, Literal::Number(other) if *other == number);
+        match self {
+            Self::Compare(operator, Literal::Number(other)) => operator.holds(number.partial_cmp(other)),
+            Self::In(literals) => literals.iter().any(equals),
+            Self::Compare(..) | Self::Has(_) => false,
+        }
+    }
+
+    fn on_flag(&self, flag: bool) -> bool {
+        match self {
+            Self::Compare(Operator::Equal, Literal::Flag(other)) => flag == *other,
+            Self::Compare(Operator::Unequal, Literal::Flag(other)) => flag != *other,
+            Self::In(literals) => literals.contains(&Literal::Flag(flag)),
+            Self::Compare(..) | Self::Has(_) => false,
+        }
+    }
+
+    fn on_time(&self, at: i64) -> bool {
+        match self {
+            Self::Compare(operator, Literal::Time(other, _)) => operator.holds(Some(at.cmp(other))),
+            _ => false,
+        }
+    }
+}
+
+impl Literal {
+    fn equals(&self, text: &str) -> bool {
+        matches!(self, Self::Text(literal) if literal.equals(text))
+    }
+}
+
+impl Operator {
+    fn holds(self, ordering: Option<std::cmp::Ordering>) -> bool {
+        ordering.is_some_and(|ordering| match self {
+            Self::Equal => ordering.is_eq(),
+            Self::Unequal => ordering.is_ne(),
+            Self::Less => ordering.is_lt(),
+            Self::LessOrEqual => ordering.is_le(),
+            Self::Greater => ordering.is_gt(),
+            Self::GreaterOrEqual => ordering.is_ge(),
+        })
+    }
+
+    fn sign(self) -> &'static str {
+        match self {
+            Self::Equal => "=",
+            Self::Unequal => "!=",
+            Self::Less => "<",
+            Self::LessOrEqual => "<=",
+            Self::Greater => ">",
+            Self::GreaterOrEqual => ">=",
+        }
+    }
+}
+
+fn error<T>(position: usize, message: impl Into<String>) -> Result<T, FilterError> {
+    Err(FilterError { position, message: message.into() })
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Token {
+    /// A field or `true` and `false`.
+    Name(String),
+    Text(String),
+    Number(f64),
+    Operator(Operator),
+    Open,
+    Close,
+    Comma,
+    And,
+    Or,
+    Not,
+    In,
+    Has,
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Text(text) => write_text(f, text),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Operator(operator) => f.write_str(operator.sign()),
+            Self::Open => f.write_str("("),
+            Self::Close => f.write_str(")"),
+            Self::Comma => f.write_str(","),
+            Self::And => f.write_str("AND"),
+            Self::Or => f.write_str("OR"),
+            Self::Not => f.write_str("NOT"),
+            Self::In => f.write_str("IN"),
+            Self::Has => f.write_str("HAS"),
+        }
+    }
+}
+
+fn tokens(text: &str) -> Result<Vec<(usize, Token)>, FilterError> {
+    let chars: Vec<char> = text.chars().collect();
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while let Some(&c) = chars.get(at) {
+        let start = at;
+        let token = match c {
+            _ if c.is_whitespace() => {
+                at += 1;
+                continue;
+            }
+            '(' => Token::Open,
+            ')' => Token::Close,
+            ',' => Token::Comma,
+            '=' | '!' | '<' | '>' => operator(&chars, &mut at)?,
+            '"' => Token::Text(quoted(&chars, &mut at)?),
+            '-' | '0'..='9' => number(&chars, &mut at)?,
+            _ if c.is_alphabetic() || c == '_' => name(&chars, &mut at),
+            _ => return error(start, format!("unexpected {c:?}; texts stand in double quotes")),
+        };
+        if at == start {
+            at += 1;
+        }
+        tokens.push((start, token));
+    }
+    Ok(tokens)
+}
+
+fn operator(chars: &[char], at: &mut usize) -> Result<Token, FilterError> {
+    let start = *at;
+    let followed = chars.get(start + 1) == Some(&'=');
+    *at += if followed { 2 } else { 1 };
+    let operator = match (chars[start], followed) {
+        ('=', false) => Operator::Equal,
+        ('!', true) => Operator::Unequal,
+        ('<', true) => Operator::LessOrEqual,
+        ('<', false) => Operator::Less,
+        ('>', true) => Operator::GreaterOrEqual,
+        ('>', false) => Operator::Greater,
+        _ => return error(start, "expected one of =, !=, <, <=, >, >="),
+    };
+    Ok(Token::Operator(operator))
+}
+
+fn quoted(chars: &[char], at: &mut usize) -> Result<String, FilterError> {
+    let start = *at;
+    let mut text = String::new();
+    *at += 1;
+    while let Some(&c) = chars.get(*at) {
+        *at += 1;
+        match c {
+            '"' => return Ok(text),
+            '\\' => match chars.get(*at) {
+                Some(&c @ ('"' | '\\')) => {
+                    text.push(c);
+                    *at += 1;
+                }
+                _ => return error(*at - 1, r#"after \ only " and \ may stand"#),
+            },
+            _ => text.push(c),
+        }
+    }
+    error(start, "the text has no closing quote")
+}
+
+fn number(chars: &[char], at: &mut usize) -> Result<Token, FilterError> {
+    let start = *at;
+    *at += 1;
+    while chars.get(*at).is_some_and(|c| c.is_alphanumeric() || *c == '.') {
+        *at += 1;
+    }
+    let written: String = chars[start..*at].iter().collect();
+    let plain = written.trim_start_matches('-').chars().all(|c| c.is_ascii_digit() || c == '.');
+    match written.parse::<f64>() {
+        Ok(number) if plain && number.is_finite() => Ok(Token::Number(number)),
+        _ => error(start, format!("{written} is not a number")),
+    }
+}
+
+fn name(chars: &[char], at: &mut usize) -> Token {
+    let start = *at;
+    while chars.get(*at).is_some_and(|c| c.is_alphanumeric() || matches!(c, '_' | '.')) {
+        *at += 1;
+    }
+    let name: String = chars[start..*at].iter().collect();
+    match name.as_str() {
+        "AND" | "and" => Token::And,
+        "OR" | "or" => Token::Or,
+        "NOT" | "not" => Token::Not,
+        "IN" | "in" => Token::In,
+        "HAS" | "has" => Token::Has,
+        _ => Token::Name(name),
+    }
+}
+
+struct Parser {
+    tokens: Peekable<IntoIter<(usize, Token)>>,
+    /// Characters of the filter.
+    end: usize,
+}
+
+impl Parser {
+    /// `a OR b OR ...`; AND binds tighter.
+    fn any(&mut self, depth: usize) -> Result<Node, FilterError> {
+        self.chain(depth, &Token::Or, Self::all, Node::Any)
+    }
+
+    fn all(&mut self, depth: usize) -> Result<Node, FilterError> {
+        self.chain(depth, &Token::And, Self::one, Node::All)
+    }
+
+    fn chain(
+        &mut self,
+        depth: usize,
+        word: &Token,
+        part: impl Fn(&mut Self, usize) -> Result<Node, FilterError>,
+        join: impl Fn(Vec<Node>) -> Node,
+    ) -> Result<Node, FilterError> {
+        let first = part(self, depth)?;
+        let mut nodes = vec![first];
+        while self.take(word) {
+            nodes.push(part(self, depth)?);
+        }
+        Ok(if nodes.len() == 1 { nodes.remove(0) } else { join(nodes) })
+    }
+
+    fn one(&mut self, depth: usize) -> Result<Node, FilterError> {
+        let position = self.position();
+        if depth > FILTER_DEPTH_MAX {
+            return error(position, format!("nested deeper than {FILTER_DEPTH_MAX}"));
+        }
+        match self.next("a field, NOT or (")? {
+            Token::Not => Ok(Node::Not(Box::new(self.one(depth + 1)?))),
+            Token::Open => {
+                let node = self.any(depth + 1)?;
+                self.expect(&Token::Close)?;
+                Ok(node)
+            }
+            Token::Name(name) => self.test(position, &name),
+            token => error(position, format!("expected a field, NOT or (, found {token}")),
+        }
+    }
+
+    fn test(&mut self, position: usize, name: &str) -> Result<Node, FilterError> {
+        let Some(field) = Field::parse(name) else {
+            return error(position, format!("unknown field {name}; the fields are {FIELDS}"));
+        };
+        let at = self.position();
+        match self.tokens.peek().map(|(_, token)| token.clone()) {
+            Some(Token::Operator(operator)) => {
+                self.tokens.next();
+                let test = self.comparison(&field, name, at, operator)?;
+                Ok(Node::Test(field, test))
+            }
+            Some(Token::In) => {
+                self.tokens.next();
+                let test = Test::In(self.list(&field, name, at)?);
+                Ok(Node::Test(field, test))
+            }
+            Some(Token::Has) => {
+                self.tokens.next();
+                if !matches!(field.kind(), Kind::Text | Kind::Attribute) {
+                    return error(at, format!("HAS is for texts, and {name} is none"));
+                }
+                let at = self.position();
+                match self.next("a text")? {
+                    Token::Text(text) => Ok(Node::Test(field, Test::Has(Text::new(text)))),
+                    token => error(at, format!("expected a text in double quotes, found {token}")),
+                }
+            }
+            _ if matches!(field.kind(), Kind::Flag | Kind::Attribute) => {
+                Ok(Node::Test(field, Test::Compare(Operator::Equal, Literal::Flag(true))))
+            }
+            _ => error(at, format!("expected a comparison, IN or HAS after {name}")),
+        }
+    }
+
+    fn comparison(&mut self, field: &Field, name: &str, at: usize, operator: Operator) -> Result<Test, FilterError> {
+        let literal = self.literal(field, name)?;
+        let ordered = matches!(literal, Literal::Number(_) | Literal::Time(..));
+        if !ordered && !matches!(operator, Operator::Equal | Operator::Unequal) {
+            return error(at, format!("{} is for numbers and times", operator.sign()));
+        }
+        Ok(Test::Compare(operator, literal))
+    }
+
+    fn list(&mut self, field: &Field, name: &str, at: usize) -> Result<Vec<Literal>, FilterError> {
+        if field.kind() == Kind::Time {
+            return error(at, format!("IN is not for times; compare {name} with < and >="));
+        }
+        self.expect(&Token::Open)?;
+        let mut literals = vec![self.literal(field, name)?];
+        while self.take(&Token::Comma) {
+            literals.push(self.literal(field, name)?);
+        }
+        self.expect(&Token::Close)?;
+        Ok(literals)
+    }
+
+    fn literal(&mut self, field: &Field, name: &str) -> Result<Literal, FilterError> {
+        let position = self.position();
+        let kind = field.kind();
+        let any = kind == Kind::Attribute;
+        match self.next("a value")? {
+            Token::Text(text) if kind == Kind::Time => match time(&text) {
+                Some(at) => Ok(Literal::Time(at, text)),
+                None => error(position, "is not a time such as \"2026-01-31\" or \"2026-01-31T12:00:00Z\""),
+            },
+            Token::Text(text) if any || kind == Kind::Text => Ok(Literal::Text(Text::new(text))),
+            Token::Number(number) if any || kind == Kind::Number => Ok(Literal::Number(number)),
+            Token::Name(word) if (any || kind == Kind::Flag) && (word == "true" || word == "false") => {
+                Ok(Literal::Flag(word == "true"))
+            }
+            token => {
+                let wanted = match kind {
+                    Kind::Text => "a text in double quotes",
+                    Kind::Number => "a number",
+                    Kind::Flag => "true or false",
+                    Kind::Time => "a time in double quotes",
+                    Kind::Attribute => "a text in double quotes, a number, true or false",
+                };
+                error(position, format!("{name} is compared with {wanted}, found {token}"))
+            }
+        }
+    }
+
+    fn position(&mut self) -> usize {
+        self.tokens.peek().map_or(self.end, |(position, _)| *position)
+    }
+
+    fn next(&mut self, wanted: &str) -> Result<Token, FilterError> {
+        match self.tokens.next() {
+            Some((_, token)) => Ok(token),
+            None => error(self.end, format!("expected {wanted}, found the end")),
+        }
+    }
+
+    fn take(&mut self, wanted: &Token) -> bool {
+        self.tokens.next_if(|(_, token)| token == wanted).is_some()
+    }
+
+    fn expect(&mut self, wanted: &Token) -> Result<(), FilterError> {
+        let position = self.position();
+        match self.tokens.next() {
+            Some((_, token)) if token == *wanted => Ok(()),
+            Some((_, token)) => error(position, format!("expected {wanted}, found {token}")),
+            None => error(position, format!("expected {wanted}, found the end")),
+        }
+    }
+}
+
+/// A time with its offset, or a day, which begins at midnight UTC. In milliseconds since 1970.
+fn time(text: &str) -> Option<i64> {
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Some(time.as_millisecond());
+    }
+    let day = text.parse::<jiff::civil::Date>().ok()?;
+    Some(day.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_millisecond())
+}
+
+impl fmt::Display for Filter {
+    /// Writes a filter that parses to this one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, false)
+    }
+}
+
+impl Node {
+    fn write(&self, f: &mut fmt::Formatter<'_>, is_part: bool) -> fmt::Result {
+        let (nodes, word) = match self {
+            Self::All(nodes) => (nodes, " AND "),
+            Self::Any(nodes) => (nodes, " OR "),
+            Self::Not(node) => {
+                f.write_str("NOT ")?;
+                return node.write(f, true);
+            }
+            Self::Test(field, test) => return write_test(f, field, test),
+        };
+        if is_part {
+            f.write_str("(")?;
+        }
+        for (i, node) in nodes.iter().enumerate() {
+            if i > 0 {
+                f.write_str(word)?;
+            }
+            node.write(f, true)?;
+        }
+        if is_part { f.write_str(")") } else { Ok(()) }
+    }
+}
+
+fn write_test(f: &mut fmt::Formatter<'_>, field: &Field, test: &Test) -> fmt::Result {
+    write!(f, "{field}")?;
+    match test {
+        Test::Compare(operator, literal) => write!(f, " {} {literal}", operator.sign()),
+        Test::Has(text) => {
+            f.write_str(" HAS ")?;
+            write_text(f, &text.written)
+        }
+        Test::In(literals) => {
+            f.write_str(" IN (")?;
+            for (i, literal) in literals.iter().enumerate() {
+                write!(f, "{}{literal}", if i > 0 { ", " } else { "" })?;
+            }
+            f.write_str(")")
+        }
+    }
+}
+
+fn write_text(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    write!(f, "\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ItemId => "item_id",
+            Self::Title => "title",
+            Self::Description => "description",
+            Self::Category => "category",
+            Self::Brand => "brand",
+            Self::Price => "price",
+            Self::Currency => "currency",
+            Self::StockQuantity => "stock_quantity",
+            Self::InStock => "in_stock",
+            Self::Tags => "tags",
+            Self::CreateTime => "create_time",
+            Self::Attribute(name) => return write!(f, "attributes.{name}"),
+        })
+    }
+}
+
+impl fmt::Display for Literal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write_text(f, &text.written),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Flag(flag) => write!(f, "{flag}"),
+            Self::Time(_, written) => write_text(f, written),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::ItemId,
+        units::{PriceMicros, UnixMillis},
+    };
+    use proptest::prelude::*;
+
+    fn mug() -> Item {
+        let mut item = Item::titled(ItemId::parse("mug-1").unwrap(), "Red Retrospot Mug 马克杯");
+        item.categories = vec!["Home".to_owned(), "Kitchen".to_owned(), "Mugs".to_owned()];
+        item.brand = "Acme".to_owned();
+        item.price = PriceMicros::new(2_950_000);
+        item.stock_quantity = Some(12);
+        item.tags = vec!["vegan".to_owned(), "gift \"box\"".to_owned()];
+        item.attributes.insert("size".to_owned(), AttributeValue::Text("M".to_owned()));
+        item.attributes.insert("litres".to_owned(), AttributeValue::Number(0.3));
+        item.attributes.insert("organic".to_owned(), AttributeValue::Flag(true));
+        item.created_at = Some(UnixMillis(1_770_000_000_000));
+        item
+    }
+
+    fn holds(filter: &str) -> bool {
+        Filter::parse(filter).unwrap_or_else(|error| panic!("{filter}: {error}")).matches(&mug())
+    }
+
+    #[test]
+    fn every_field_can_be_asked() {
+        for filter in [
+            r#"category IN ("shoes", "mugs") AND price <= 50 AND NOT brand = "X" AND in_stock AND tags HAS "vegan""#,
+            r#"attributes.size = "M" AND stock_quantity > 3 AND item_id IN ("a", "mug-1") AND title HAS "mug""#,
+            r#"category = "Home" AND category = "Kitchen" AND category != "Garden""#,
+            "price = 2.95 AND price >= 2.95 AND price < 3 AND price > -1 AND price != 2 AND price IN (1, 2.95)",
+            "in_stock = true AND in_stock != false AND attributes.organic AND attributes.litres < 0.5",
+            r#"title HAS "retrospot mug" AND title HAS "马克" AND description = """#,
+            r#"tags HAS "gift \"box\"" AND currency = """#,
+            r#"create_time >= "2026-01-31" AND create_time < "2027-01-31T12:00:00+02:00""#,
+        ] {
+            assert!(holds(filter), "{filter}");
+        }
+        for filter in [r#"title HAS "mu""#, r#"title = "red""#, r#"item_id = "MUG-1""#, "price > 2.95", "NOT in_stock"]
+        {
+            assert!(!holds(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_missing_fact_meets_no_comparison() {
+        let bare = Item::titled(ItemId::parse("a").unwrap(), "a");
+        for filter in ["price < 5", "price != 5", "price >= 5", "stock_quantity < 9", "attributes.x != 1"] {
+            assert!(!Filter::parse(filter).unwrap().matches(&bare), "{filter}");
+        }
+        assert!(Filter::parse("NOT price < 5 AND in_stock").unwrap().matches(&bare));
+    }
+
+    #[test]
+    fn and_binds_tighter_than_or_and_parentheses_decide() {
+        assert!(holds("in_stock OR in_stock AND price > 100"));
+        assert!(!holds("(in_stock OR in_stock) AND price > 100"));
+        assert!(holds("NOT in_stock AND price > 100 OR in_stock"));
+    }
+
+    #[test]
+    fn errors_name_the_place_and_the_way_out() {
+        for (filter, position, part) in [
+            ("colour = \"red\"", 0, "the fields are item_id"),
+            ("price <= \"50\"", 9, "a number"),
+            ("in_stock AND brand = 5", 21, "a text"),
+            ("马 = 1", 0, "unknown field"),
+            ("title HAS \"马克\" AND price ~ 5", 25, "unexpected"),
+            ("title < \"a\"", 6, "for numbers"),
+            ("brand = \"open", 8, "closing quote"),
+            ("(in_stock", 9, "expected )"),
+            ("in_stock in_stock", 9, "expected AND"),
+            ("", 0, "found the end"),
+            ("price HAS \"5\"", 6, "HAS"),
+            ("price = 1e5", 8, "not a number"),
+            ("create_time > \"soon\"", 14, "time"),
+            ("brand", 5, "expected a comparison"),
+        ] {
+            let error = Filter::parse(filter).unwrap_err();
+            assert_eq!(error.position, position, "{filter}: {error}");
+            assert!(error.message.contains(part), "{filter}: {error}");
+        }
+    }
+
+    #[test]
+    fn length_and_depth_have_limits() {
+        let nested = |depth: usize| format!("{}in_stock{}", "(".repeat(depth), ")".repeat(depth));
+        assert!(Filter::parse(&nested(16)).is_ok());
+        assert!(Filter::parse(&nested(17)).unwrap_err().message.contains("16"));
+        assert!(Filter::parse(&"NOT ".repeat(1000)).is_err());
+        assert!(Filter::parse(&" ".repeat(5001)).unwrap_err().message.contains("5000"));
+    }
+
+    fn any_filter() -> impl Strategy<Value = String> {
+        let text = "\"([a-zA-Z马 ]|\\\\\"|\\\\\\\\){0,6}\"";
+        let test = prop_oneof![
+            ("(brand|title|category|tags|item_id|attributes\\.a_1)", "(=|!=|HAS)", text)
+                .prop_map(|(field, operator, text)| format!("{field} {operator} {text}")),
+            ("(price|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", -1000.0f64..1000.0)
+                .prop_map(|(field, operator, number)| format!("{field} {operator} {number}")),
+            prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
+            Just("in_stock".to_owned()),
+            Just("create_time < \"2026-05-01\"".to_owned()),
+        ];
+        test.prop_recursive(4, 24, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 1..4).prop_map(|all| format!("({})", all.join(" AND "))),
+                prop::collection::vec(inner.clone(), 1..4).prop_map(|any| format!("({})", any.join(" OR "))),
+                inner.prop_map(|one| format!("NOT {one}")),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,200}") {
+            let _ = Filter::parse(&text);
+        }
+
+        #[test]
+        fn no_pieces_of_filters_make_the_parser_panic(
+            parts in prop::collection::vec("(AND|OR|NOT|IN|HAS|\\(|\\)|,|=|!=|<|-|\"a\"|\"|5|1\\.|price|in_stock|brand)", 0..30),
+        ) {
+            if let Ok(filter) = Filter::parse(&parts.join(" ")) {
+                filter.matches(&mug());
+            }
+        }
+
+        #[test]
+        fn a_filter_parses_to_itself_when_written(text in any_filter()) {
+            let filter = Filter::parse(&text).unwrap();
+            let written = filter.to_string();
+            prop_assert_eq!(&Filter::parse(&written).unwrap(), &filter, "{}", written);
+            prop_assert_eq!(Filter::parse(&format!("NOT ({text})")).unwrap().matches(&mug()), !filter.matches(&mug()));
+        }
+    }
+}

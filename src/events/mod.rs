@@ -1,9 +1,14 @@
 //! What shoppers did: event types, the durable log, deduplication, popularity.
+mod dedup;
 mod event;
+mod log;
+mod popularity;
+mod record;
+mod writer;
 
+pub use dedup::Deduper;
 pub use event::{Attribution, Event, EventKind, EventLine};
-
-/// (being written)
-#[derive(Debug, thiserror::Error)]
-#[error("log")]
-pub struct LogError;
+pub use log::{EventLog, LogError};
+pub use popularity::Popularity;
+pub use record::Change;
+pub use writer::{Outcome, Writer, Written};

@@ -1,1 +1,40 @@
-//! (to be written)
+//! What each person did, bounded: the fold of the events.
+mod history;
+
+pub use history::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
+
+use crate::{catalog::ItemKeys, events::Event, ids::PersonId};
+use dashmap::DashMap;
+
+/// Every person's history, for reading while one thread applies events.
+#[derive(Default)]
+pub struct People {
+    /// Boxed, since the map keeps up to twice as many places as it has persons.
+    histories: DashMap<PersonId, Box<History>, ahash::RandomState>,
+}
+
+impl People {
+    /// Adds the event, stored at log `position`, to its person's history. Each event must be given once.
+    pub fn apply(&self, position: u64, event: &Event, keys: &ItemKeys) {
+        let mut history = match self.histories.get_mut(&event.person) {
+            Some(history) => history,
+            None => self.histories.entry(event.person.clone()).or_default(),
+        };
+        history.add(event, |id| Some(keys.intern(id)));
+        history.position = history.position.max(position);
+    }
+
+    /// A copy of what the person did. None: nothing is known of them.
+    pub fn history(&self, person: &PersonId) -> Option<History> {
+        self.histories.get(person).map(|history| (**history).clone())
+    }
+
+    /// Persons with a history.
+    pub fn len(&self) -> usize {
+        self.histories.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.histories.is_empty()
+    }
+}

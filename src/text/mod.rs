@@ -1,1 +1,332 @@
-//! (to be written)
+//! Text as every other room reads it: normal form, words, hashed terms. Training and serving share this code, so that
+//! a word seen in one is the same word in the other.
+use jieba_rs::Jieba;
+use std::{collections::HashSet, sync::OnceLock};
+use unicode_normalization::{UnicodeNormalization, char::decompose_canonical};
+
+/// Terms that [`hashed_terms`] gives at most.
+pub const TERMS_MAX: usize = 128;
+/// A longer word is cut here, in characters: nobody searches for the rest of it.
+pub const WORD_CHARS_MAX: usize = 64;
+/// Characters of a text that [`hashed_terms`] and [`tokens`] read at most; limits of the contract are below it.
+const TEXT_CHARS_MAX: usize = 20_000;
+
+/// What a token is, which decides how it must match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TokenKind {
+    /// A word between white space or punctuation, stemmed.
+    Word,
+    /// A Chinese, Japanese or Korean word as the segmenter sees it.
+    CjkWord,
+    /// Two neighbouring CJK characters, where that is not already a word.
+    Bigram,
+    /// One CJK character, where that is not already a word.
+    Character,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Token {
+    pub text: String,
+    pub kind: TokenKind,
+}
+
+/// NFKC, lower case, white space collapsed to single spaces, none at the ends.
+pub fn normalize(text: &str) -> String {
+    let mut normal = String::with_capacity(text.len());
+    let mut space_due = false;
+    for c in text.nfkc().flat_map(char::to_lowercase) {
+        if c.is_whitespace() || c.is_control() {
+            space_due = !normal.is_empty();
+            continue;
+        }
+        if space_due {
+            normal.push(' ');
+            space_due = false;
+        }
+        normal.push(c);
+    }
+    normal
+}
+
+/// Words in the order of the text, repeated where the text repeats them: stemmed words of scripts with spaces; for CJK
+/// the segmenter's words and the bigrams that are not words.
+pub fn words(text: &str) -> Vec<String> {
+    let keep = |token: &Token| token.kind != TokenKind::Character;
+    tokens(text).into_iter().filter(keep).map(|token| token.text).collect()
+}
+
+/// As [`words`], with what each token is, and with single CJK characters as well.
+pub fn tokens(text: &str) -> Vec<Token> {
+    let mut tokens = Vec::new();
+    for piece in pieces(&normalize(text)) {
+        match piece {
+            Piece::Word(word) => tokens.push(Token { text: stem(&word), kind: TokenKind::Word }),
+            Piece::Cjk(run) => push_cjk(&run, &mut tokens),
+        }
+    }
+    tokens
+}
+
+/// Numbers below `bucket_count` that stand for the text's words, the 3- to 5-grams of their characters (with word
+/// boundaries) and CJK characters and bigrams. The same text gives the same numbers on every machine and in every
+/// version. Each number once, at most [`TERMS_MAX`], words before characters before n-grams; never empty for a text
+/// that is not empty. A `bucket_count` of 0 counts as 1.
+pub fn hashed_terms(text: &str, bucket_count: u32) -> Vec<u32> {
+    if text.is_empty() {
+        return Vec::new();
+    }
+    let pieces = pieces(&normalize(text));
+    let mut terms = Terms { buckets: bucket_count.max(1), seen: HashSet::new(), ids: Vec::with_capacity(TERMS_MAX) };
+    for piece in &pieces {
+        match piece {
+            Piece::Word(word) => terms.push('w', &stem(word)),
+            Piece::Cjk(run) => run.chars().for_each(|c| terms.push('c', c.encode_utf8(&mut [0; 4]))),
+        }
+    }
+    for piece in &pieces {
+        if let Piece::Cjk(run) = piece {
+            grams(run, 2).for_each(|gram| terms.push('b', gram));
+        }
+    }
+    let bounded: Vec<String> = pieces.iter().filter_map(Piece::word).map(|word| format!("^{word}$")).collect();
+    for length in 3..=5 {
+        for word in &bounded {
+            grams(word, length).for_each(|gram| terms.push('g', gram));
+        }
+    }
+    if terms.ids.is_empty() {
+        terms.push('t', text);
+    }
+    terms.ids
+}
+
+struct Terms {
+    buckets: u32,
+    seen: HashSet<u32>,
+    ids: Vec<u32>,
+}
+
+impl Terms {
+    fn push(&mut self, kind: char, term: &str) {
+        if self.ids.len() == TERMS_MAX {
+            return;
+        }
+        let id = (stable_hash(kind, term) % u64::from(self.buckets)) as u32;
+        if self.seen.insert(id) {
+            self.ids.push(id);
+        }
+    }
+}
+
+/// FNV-1a over kind and term, then a finalizer, because the low bits of plain FNV are weak for short terms.
+fn stable_hash(kind: char, term: &str) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in std::iter::once(kind as u8).chain(term.bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^ (hash >> 33)
+}
+
+enum Piece {
+    Word(String),
+    Cjk(String),
+}
+
+impl Piece {
+    fn word(&self) -> Option<&str> {
+        match self {
+            Self::Word(word) => Some(word),
+            Self::Cjk(_) => None,
+        }
+    }
+}
+
+/// Splits normal text into words without accents and runs of CJK characters.
+fn pieces(normal: &str) -> Vec<Piece> {
+    let chars: Vec<char> = normal.chars().take(TEXT_CHARS_MAX).collect();
+    let (mut pieces, mut word, mut run) = (Vec::new(), String::new(), String::new());
+    let mut word_chars = 0;
+    for (i, &c) in chars.iter().enumerate() {
+        if is_cjk(c) {
+            flush(&mut word, Piece::Word, &mut pieces);
+            run.push(c);
+            continue;
+        }
+        flush(&mut run, Piece::Cjk, &mut pieces);
+        if word.is_empty() {
+            word_chars = 0;
+        }
+        if c.is_alphanumeric() {
+            if word_chars < WORD_CHARS_MAX {
+                word.push(without_accent(c));
+                word_chars += 1;
+            }
+        } else if !(is_joiner(&chars, i) || is_combining(c)) {
+            flush(&mut word, Piece::Word, &mut pieces);
+        } else if c == '.' && word_chars < WORD_CHARS_MAX {
+            word.push(c);
+            word_chars += 1;
+        }
+    }
+    flush(&mut word, Piece::Word, &mut pieces);
+    flush(&mut run, Piece::Cjk, &mut pieces);
+    pieces
+}
+
+fn flush(text: &mut String, wrap: impl Fn(String) -> Piece, pieces: &mut Vec<Piece>) {
+    if !text.is_empty() {
+        pieces.push(wrap(std::mem::take(text)));
+    }
+}
+
+/// An apostrophe inside a word ("women's") or a point inside a number ("1.5l").
+fn is_joiner(chars: &[char], i: usize) -> bool {
+    let before = i.checked_sub(1).map(|i| chars[i]);
+    let (Some(before), Some(&after)) = (before, chars.get(i + 1)) else {
+        return false;
+    };
+    match chars[i] {
+        '\'' | '\u{2019}' => before.is_alphabetic() && after.is_alphabetic() && !is_cjk(before) && !is_cjk(after),
+        '.' => before.is_ascii_digit() && after.is_ascii_digit(),
+        _ => false,
+    }
+}
+
+fn is_combining(c: char) -> bool {
+    matches!(c, '\u{300}'..='\u{36f}')
+}
+
+/// The base letter of an accented Latin letter; any other character as it is.
+fn without_accent(c: char) -> char {
+    if !matches!(c, '\u{c0}'..='\u{24f}' | '\u{1e00}'..='\u{1eff}') {
+        return c;
+    }
+    let mut base = None;
+    decompose_canonical(c, |part| {
+        base.get_or_insert(part);
+    });
+    base.unwrap_or(c)
+}
+
+/// Han, kana and hangul: scripts whose words the text does not mark off, or not well.
+pub fn is_cjk(c: char) -> bool {
+    matches!(c,
+        '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}'
+        | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3134f}' | '\u{3005}' | '\u{3007}')
+}
+
+/// Takes the plural off an English word. Light on purpose: a wrong cut hides products.
+fn stem(word: &str) -> String {
+    let length = word.len();
+    if length <= 3 || !word.bytes().all(|b| b.is_ascii_lowercase()) {
+        return word.to_owned();
+    }
+    if length > 4
+        && let Some(base) = word.strip_suffix("ies").or_else(|| word.strip_suffix("ie"))
+    {
+        return format!("{base}y");
+    }
+    for ending in ["sses", "shes", "ches", "xes", "zzes"] {
+        if word.ends_with(ending) {
+            return word[..length - 2].to_owned();
+        }
+    }
+    if ["ss", "us", "is"].iter().any(|ending| word.ends_with(ending)) {
+        return word.to_owned();
+    }
+    word.strip_suffix('s').unwrap_or(word).to_owned()
+}
+
+fn jieba() -> &'static Jieba {
+    static JIEBA: OnceLock<Jieba> = OnceLock::new();
+    JIEBA.get_or_init(Jieba::new)
+}
+
+/// Loads the Chinese dictionary now, so that the first request does not wait for it.
+pub fn warm_up() {
+    jieba();
+}
+
+fn push_cjk(run: &str, tokens: &mut Vec<Token>) {
+    let first = tokens.len();
+    for token in jieba().cut(run, false) {
+        tokens.push(Token { text: token.word.to_owned(), kind: TokenKind::CjkWord });
+    }
+    let known: HashSet<String> = tokens[first..].iter().map(|token| token.text.clone()).collect();
+    for (length, kind) in [(2, TokenKind::Bigram), (1, TokenKind::Character)] {
+        for gram in grams(run, length).filter(|gram| !known.contains(*gram)) {
+            tokens.push(Token { text: gram.to_owned(), kind });
+        }
+    }
+}
+
+/// The substrings of `length` characters.
+pub fn grams(text: &str, length: usize) -> impl Iterator<Item = &str> {
+    let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).chain(std::iter::once(text.len())).collect();
+    let count = starts.len().saturating_sub(length);
+    (0..count).map(move |i| &text[starts[i]..starts[i + length]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn wide_letters_capitals_and_spaces_have_one_normal_form() {
+        assert_eq!(normalize("  Ｒｅｄ\t\n MUG "), "red mug");
+        assert_eq!(normalize(" \u{3000} "), "");
+    }
+
+    #[test]
+    fn singular_and_plural_are_one_word() {
+        let pairs = [("mugs", "mug"), ("boxes", "box"), ("glasses", "glass"), ("berries", "berry"), ("shoes", "shoe")];
+        for (plural, singular) in pairs.into_iter().chain([("cookies", "cookie"), ("watches", "watch")]) {
+            assert_eq!(words(plural), words(singular));
+        }
+        assert_eq!(words("bus gas dress"), ["bus", "gas", "dress"]);
+    }
+
+    #[test]
+    fn accents_apostrophes_and_decimals_stay_inside_words() {
+        assert_eq!(words("Café Women's 1.5L t-shirt."), ["cafe", "women", "1.5l", "t", "shirt"]);
+    }
+
+    #[test]
+    fn chinese_gives_words_and_bigrams() {
+        let found = words("蓝色马克杯 500ml");
+        for expected in ["蓝色", "马克", "克杯", "500ml"] {
+            assert!(found.iter().any(|word| word == expected), "{expected} in {found:?}");
+        }
+        assert!(tokens("马克杯").iter().any(|token| token.text == "杯"));
+    }
+
+    #[test]
+    fn hashed_terms_never_change() {
+        assert_eq!(hashed_terms("mug", 1 << 16), hashed_terms(" MUG ", 1 << 16));
+        assert_eq!(stable_hash('w', "mug"), 16_922_104_361_630_864_339, "a trained bundle depends on it");
+    }
+
+    #[test]
+    fn a_misspelling_shares_terms_with_the_right_word() {
+        let (right, wrong) = (hashed_terms("chocolate", 1 << 20), hashed_terms("choclate", 1 << 20));
+        let shared = right.iter().filter(|id| wrong.contains(id)).count();
+        assert!(shared * 3 > right.len(), "{shared} of {}", right.len());
+    }
+
+    proptest! {
+        #[test]
+        fn hashed_terms_are_bounded_distinct_and_never_missing(text in ".{0,300}", buckets in 0u32..5000) {
+            let terms = hashed_terms(&text, buckets);
+            prop_assert_eq!(terms.is_empty(), text.is_empty());
+            prop_assert!(terms.len() <= TERMS_MAX && terms.iter().all(|&id| id < buckets.max(1)));
+            prop_assert_eq!(terms.iter().collect::<HashSet<_>>().len(), terms.len());
+        }
+
+        #[test]
+        fn normal_text_is_its_own_normal_form_for_words(text in "\\PC{0,80}") {
+            prop_assert_eq!(words(&normalize(&text)), words(&text));
+        }
+    }
+}
