@@ -1,1 +1,26 @@
-//! (to be written)
+//! Canonical items and events as Parquet; the schema is in `docs/events.md`.
+mod columns;
+mod events;
+mod items;
+
+pub use events::{DatasetEvent, into_events, read_events, write_events};
+pub use items::{read_items, write_items};
+
+use std::{io, path::PathBuf};
+
+/// Why a canonical file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: not a readable Parquet file: {message}")]
+    Parquet { path: PathBuf, message: String },
+    #[error("{path}: column `{column}` is missing; found: {found}")]
+    MissingColumn { path: PathBuf, column: &'static str, found: String },
+    #[error("{path}: column `{column}` holds {found}, expected {expected}")]
+    WrongType { path: PathBuf, column: &'static str, found: String, expected: &'static str },
+    #[error("{path}: row {row}, column `{column}`: {problem}")]
+    Value { path: PathBuf, row: usize, column: &'static str, problem: String },
+    #[error("{path}: has no rows")]
+    Empty { path: PathBuf },
+}

@@ -1,1 +1,4 @@
-//! (to be written)
+//! Stage two and the encoders: learned functions, run by ONNX Runtime.
+mod onnx;
+
+pub use onnx::{Device, PersonEncoder, PersonInput, QueryEncoder, Ranker, RankingError, Runtime, RuntimeError};

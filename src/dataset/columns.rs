@@ -1,0 +1,108 @@
+//! Parquet files as batches of typed columns.
+use super::DatasetError;
+use arrow::{
+    array::{Array, ArrayRef, Int64Array, ListArray, RecordBatch, StringArray},
+    datatypes::Schema,
+};
+use parquet::{
+    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    basic::{Compression, ZstdLevel},
+    file::properties::WriterProperties,
+};
+use std::{fs::File, path::Path, sync::Arc};
+
+/// One batch with where it came from, for errors.
+pub(super) struct Columns<'a> {
+    path: &'a Path,
+    batch: RecordBatch,
+    /// Rows of the file before this batch.
+    pub first_row: usize,
+}
+
+impl Columns<'_> {
+    pub fn len(&self) -> usize {
+        self.batch.num_rows()
+    }
+
+    fn column(&self, name: &'static str) -> Result<&ArrayRef, DatasetError> {
+        self.batch.column_by_name(name).ok_or_else(|| DatasetError::MissingColumn {
+            path: self.path.to_owned(),
+            column: name,
+            found: self.batch.schema().fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    fn typed<T: 'static>(&self, name: &'static str, expected: &'static str) -> Result<&T, DatasetError> {
+        let column = self.column(name)?;
+        column.as_any().downcast_ref::<T>().ok_or_else(|| DatasetError::WrongType {
+            path: self.path.to_owned(),
+            column: name,
+            found: column.data_type().to_string(),
+            expected,
+        })
+    }
+
+    pub fn texts(&self, name: &'static str) -> Result<&StringArray, DatasetError> {
+        self.typed(name, "text")
+    }
+
+    pub fn integers(&self, name: &'static str) -> Result<&Int64Array, DatasetError> {
+        self.typed(name, "64-bit integers")
+    }
+
+    pub fn lists(&self, name: &'static str) -> Result<&ListArray, DatasetError> {
+        self.typed(name, "lists of text")
+    }
+
+    pub fn bad(&self, row: usize, column: &'static str, problem: String) -> DatasetError {
+        DatasetError::Value { path: self.path.to_owned(), row: self.first_row + row + 1, column, problem }
+    }
+}
+
+/// The texts of a row of a list column.
+pub(super) fn list_texts(lists: &ListArray, row: usize) -> Vec<String> {
+    let values = lists.value(row);
+    match values.as_any().downcast_ref::<StringArray>() {
+        Some(texts) => texts.iter().flatten().map(str::to_owned).collect(),
+        None => Vec::new(),
+    }
+}
+
+/// None where there is no value.
+pub(super) fn optional<'a>(texts: &'a StringArray, row: usize) -> Option<&'a str> {
+    (!texts.is_null(row)).then(|| texts.value(row))
+}
+
+/// Reads a file batch by batch. A file without rows is an error.
+pub(super) fn read(
+    path: &Path,
+    mut each: impl FnMut(&Columns) -> Result<(), DatasetError>,
+) -> Result<(), DatasetError> {
+    let parquet = |message: String| DatasetError::Parquet { path: path.to_owned(), message };
+    let file = File::open(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| parquet(e.to_string()))?;
+    let reader = reader.with_batch_size(16_384).build().map_err(|e| parquet(e.to_string()))?;
+    let mut first_row = 0;
+    for batch in reader {
+        let columns = Columns { path, batch: batch.map_err(|e| parquet(e.to_string()))?, first_row };
+        first_row += columns.len();
+        each(&columns)?;
+    }
+    if first_row == 0 { Err(DatasetError::Empty { path: path.to_owned() }) } else { Ok(()) }
+}
+
+/// Writes one batch as a file.
+pub(super) fn write(path: &Path, schema: Schema, columns: Vec<ArrayRef>) -> Result<(), DatasetError> {
+    let parquet = |message: String| DatasetError::Parquet { path: path.to_owned(), message };
+    let io = |source| DatasetError::Io { path: path.to_owned(), source };
+    let schema = Arc::new(schema);
+    let batch = RecordBatch::try_new(schema.clone(), columns).map_err(|e| parquet(e.to_string()))?;
+    let file = File::create(path).map_err(io)?;
+    let synced = file.try_clone().map_err(io)?;
+    let properties =
+        WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+    let mut writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(|e| parquet(e.to_string()))?;
+    writer.write(&batch).map_err(|e| parquet(e.to_string()))?;
+    writer.close().map_err(|e| parquet(e.to_string()))?;
+    synced.sync_all().map_err(io)
+}
