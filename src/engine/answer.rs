@@ -162,6 +162,9 @@ fn score(
     Ok((heads, scores))
 }
 
+/// How far down diversity looks for a row that is less alike.
+const DIVERSITY_LOOK_AHEAD: usize = 50;
+
 /// The place of `retrieval_score` among the features.
 const FUSED_FEATURE: usize = 24;
 
@@ -171,17 +174,13 @@ impl Story<'_> {
         let mut scored: Vec<(Row, f32)> =
             ranked.candidates.rows.iter().copied().zip(ranked.scores.iter().copied()).collect();
         if !options.boosts.is_empty() {
-            let boosts: Vec<_> = options.boosts.iter().map(|boost| (&boost.filter, boost.factor)).collect();
-            for (row, score) in &mut scored {
-                let item = &self.catalog.get(*row).item;
-                *score = boosts.iter().filter(|(filter, _)| filter.matches(item)).fold(*score, |s, (_, f)| s * f);
-            }
+            policy::apply_boosts(&mut scored, &options.boosts, |row| &self.catalog.get(row).item);
         }
         scored.sort_by(|a, b| self.compare(options.order_by, *a, *b));
         let diversity = options.diversity.unwrap_or(0.0);
         if diversity > 0.0 && options.order_by == OrderBy::Score {
             let vector = |row: Row| &self.catalog.get(row).vectors.query_space[..];
-            scored = policy::diversify(scored, vector, diversity);
+            scored = policy::diversify(&scored, diversity, DIVERSITY_LOOK_AHEAD, vector);
         }
         let (rows, dropped_pins) = self.pin(scored, options, pins_ok);
         let index: ahash::AHashMap<Row, usize> =
@@ -227,14 +226,19 @@ impl Story<'_> {
         if options.pins.is_empty() {
             return (scored, Vec::new());
         }
-        let (mut pins, mut dropped) = (Vec::new(), Vec::new());
-        for pin in &options.pins {
-            match self.catalog.row_of(&self.world.keys, &pin.item).filter(|row| ok(*row)) {
-                Some(row) => pins.push((row, pin.rank)),
-                None => dropped.push(pin.item.clone()),
-            }
-        }
-        (policy::place_pins(scored, &pins), dropped)
+        let pins: Vec<policy::PinSlot> = options
+            .pins
+            .iter()
+            .map(|pin| policy::PinSlot {
+                row: self.catalog.row_of(&self.world.keys, &pin.item).filter(|row| ok(*row)),
+                rank: pin.rank,
+            })
+            .collect();
+        let rows: Vec<Row> = scored.iter().map(|(row, _)| *row).collect();
+        let placed = policy::place_pins(&rows, &pins);
+        let scores: ahash::AHashMap<Row, f32> = scored.into_iter().collect();
+        let order = placed.order.iter().map(|(row, _)| (*row, scores.get(row).copied().unwrap_or(0.0))).collect();
+        (order, placed.dropped.iter().map(|index| options.pins[*index].item.clone()).collect())
     }
 
     fn reasons(&self, row: Row, at: Option<usize>, places: &Places) -> Vec<Reason> {

@@ -214,7 +214,7 @@ impl Engine {
 
     fn sign(&self, tail: &mut AnswerTail, answer: [u8; 16]) {
         tail.attribution_token = self.tokens.attribution(answer);
-        tail.session_version = self.writer.applied_position();
+        tail.session_version = self.writer.position();
         tail.generation = self.generation.clone();
     }
 }
@@ -396,7 +396,10 @@ fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> Sugg
     let catalog = story.catalog.clone();
     let affinity = category_affinity(&story);
     let completions = if request.prefix.trim().is_empty() {
-        let completion = |text: &String| Completion { text: text.clone(), source: CompletionSource::Query };
+        let completion = |query: &crate::people::PastQuery| Completion {
+            text: query.text.to_string(),
+            source: CompletionSource::Query,
+        };
         story.history.queries.iter().rev().take(request.completion_count).map(completion).collect()
     } else {
         let affinity = |category: &str| affinity.get(category).copied().unwrap_or(0.0);
@@ -428,7 +431,7 @@ fn with_default(options: &Options, config: &EngineConfig) -> Options {
 
 /// Every acknowledged position is applied before it is acknowledged, so only a position of another server is ahead.
 fn check_version(story: &mut Story, options: &Options) {
-    if options.session_version > story.world.people.applied_position() {
+    if options.session_version > story.world.applied_position() {
         story.degrade(DegradationCode::StaleState, "people");
     }
 }
@@ -445,7 +448,7 @@ fn anchors(story: &Story, ids: &[ItemId]) -> Vec<Recent> {
 fn recently_viewed(story: &Story) -> Vec<(crate::ids::ItemKey, f32)> {
     let mut seen: Vec<(crate::ids::ItemKey, f32)> = Vec::new();
     for event in story.history.events.iter().rev() {
-        let looked = matches!(event.kind(), EventKind::View | EventKind::Click);
+        let looked = matches!(event.kind, EventKind::View | EventKind::Click);
         if looked && !seen.iter().any(|(key, _)| *key == event.item) {
             seen.push((event.item, event.at_s as f32));
         }

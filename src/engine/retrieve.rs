@@ -2,9 +2,9 @@
 use super::world::World;
 use crate::{
     catalog::Catalog,
-    features::{PersonContext, Recent, SourceEvidence, dot},
+    features::{PersonContext, Recent, SourceEvidence},
     ids::{ItemKey, Row},
-    retrieval::{LexicalError, Match, Neighbours, exact_search, reciprocal_rank_fusion},
+    retrieval::{LexicalError, Match, Neighbours, dot, exact_search, reciprocal_rank_fusion},
     units::UnixMillis,
 };
 use ahash::AHashMap;
@@ -164,21 +164,28 @@ enum Space {
 }
 
 fn near(ask: &Ask, vector: &[f32], space: Space) -> Found {
+    let vector_of = |row: Row| {
+        let vectors = &ask.catalog.get(row).vectors;
+        match space {
+            Space::Person => &vectors.person_space[..],
+            Space::Query => &vectors.query_space[..],
+        }
+    };
     if let Some(few) = ask.few.filter(|rows| rows.len() <= EXACT_ROWS_MAX) {
-        let vector_of = |row: Row| {
-            let vectors = &ask.catalog.get(row).vectors;
-            match space {
-                Space::Person => &vectors.person_space[..],
-                Space::Query => &vectors.query_space[..],
-            }
-        };
         return exact_search(few.iter().copied(), vector_of, vector, ask.source_count);
     }
     let graph = match space {
         Space::Person => &ask.world.person_graph,
         Space::Query => &ask.world.query_graph,
     };
-    graph.search(vector, ask.source_count, EF_SEARCH.max(ask.source_count), ask.keep)
+    let found = graph.search(vector, ask.source_count, EF_SEARCH.max(ask.source_count), ask.keep);
+    match ask.few {
+        // The walk met too few that match: the scan finds all.
+        Some(rows) if found.len() < ask.source_count.min(rows.len()) => {
+            exact_search(rows.iter().copied(), vector_of, vector, ask.source_count)
+        }
+        _ => found,
+    }
 }
 
 /// Sums weight × neighbour weight over the anchors.

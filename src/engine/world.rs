@@ -7,12 +7,19 @@ use crate::{
     ids::{ItemId, ItemKey, Row},
     people::People,
     ranking::RankingError,
-    retrieval::{Graph, GraphConfig, Lexical, LexicalError, Neighbours, Suggester, VectorError},
+    retrieval::{Graph, GraphConfig, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError},
     units::UnixMillis,
 };
+use crate::engine::CompletionSource;
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 /// Popular items kept ready.
 const POPULAR_COUNT: usize = 200;
@@ -37,6 +44,7 @@ pub struct World {
     pub together: Neighbours,
     pub text_projection: Vec<f32>,
     popular: Mutex<Ready>,
+    applied: AtomicU64,
 }
 
 #[derive(Default)]
@@ -60,9 +68,7 @@ impl World {
     /// Builds the indexes over a bundle's items; nobody is known yet.
     pub fn new(bundle: Bundle, spare_rows: usize) -> Result<Self, WorldError> {
         let config = GraphConfig { capacity: bundle.items.len() + spare_rows, ..GraphConfig::default() };
-        let suggester = Suggester::build(bundle.items.iter().map(|item| {
-            (item.title.as_str(), item.categories.last().map_or("", String::as_str), 1.0)
-        }));
+        let suggester = Suggester::build(bundle.items.iter().flat_map(suggestibles));
         let world = Self {
             keys: ItemKeys::default(),
             catalog: ArcSwap::from_pointee(Catalog::default()),
@@ -76,6 +82,7 @@ impl World {
             together: bundle.together,
             text_projection: bundle.text_projection,
             popular: Mutex::default(),
+            applied: AtomicU64::new(0),
             manifest: bundle.manifest,
         };
         let vectors = bundle
@@ -108,6 +115,11 @@ impl World {
         Ok(())
     }
 
+    /// The log position up to which events are in effect.
+    pub fn applied_position(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
     pub fn delete(&self, id: &ItemId) -> bool {
         let mut catalog = Catalog::clone(&self.catalog.load());
         let known = catalog.delete(&self.keys, id);
@@ -120,6 +132,7 @@ impl World {
     /// The fold of one event. The same code runs when it is written and when it is replayed.
     pub fn apply_event(&self, position: u64, event: &Event) {
         self.people.apply(position, event, &self.keys);
+        self.applied.fetch_max(position, Ordering::Release);
         self.popularity.write().apply(event, &self.keys);
         if event.kind == EventKind::Search {
             self.suggester.add_query(&event.query, 1.0);
@@ -130,6 +143,7 @@ impl World {
     pub fn apply(&self, changes: Vec<(u64, Change, Option<ItemVectors>)>) -> Result<(), WorldError> {
         let mut upserts = Vec::new();
         for (position, change, vectors) in changes {
+            self.applied.fetch_max(position, Ordering::Release);
             match (change, vectors) {
                 (Change::Event(event), _) => self.apply_event(position, &event),
                 (Change::Upsert(item), Some(vectors)) => upserts.push((Arc::new(*item), Arc::new(vectors))),
@@ -175,4 +189,19 @@ impl World {
         }
         ready.top.clone()
     }
+}
+
+/// What completions may offer of an item: its title, its categories, its brand.
+fn suggestibles(item: &Item) -> Vec<Suggestible> {
+    let category = item.categories.last().cloned().unwrap_or_default();
+    let named = |text: &String| Suggestible {
+        text: text.clone(),
+        category: text.clone(),
+        weight: 1.0,
+        source: CompletionSource::Category,
+    };
+    let title =
+        Suggestible { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
+    let brand = (!item.brand.is_empty()).then_some(&item.brand);
+    std::iter::once(title).chain(item.categories.iter().chain(brand).map(named)).collect()
 }

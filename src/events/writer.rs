@@ -40,6 +40,9 @@ pub struct Writer<P> {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Puts the changes of one commit into effect; positions rise.
+pub type Apply<P> = Box<dyn FnMut(Vec<(u64, Change, Option<P>)>) + Send>;
+
 struct Batch<P> {
     entries: Vec<Entry<P>>,
     reply: oneshot::Sender<Result<Written, LogError>>,
@@ -53,11 +56,12 @@ struct Entry<P> {
 
 impl<P: Send + 'static> Writer<P> {
     /// Starts the thread on a log that was replayed: `recent` holds what the replay noted, and `apply` goes on from the
-    /// log's last position. `apply` gets each stored change once, in the log's order, before its write is answered.
+    /// log's last position. `apply` gets each stored change once, in the log's order, a
+    /// commit at a time, before its write is answered.
     pub fn start(
         log: EventLog,
         recent: Deduper,
-        apply: Box<dyn FnMut(u64, Change, Option<P>) + Send>,
+        apply: Apply<P>,
     ) -> Result<Self, LogError> {
         let (sender, receiver) = crossbeam_channel::bounded(WAITING_MAX);
         let (applied_sender, applied) = watch::channel(log.last_position());
@@ -112,7 +116,7 @@ impl<P> Drop for Writer<P> {
 struct Thread<P> {
     log: EventLog,
     recent: Deduper,
-    apply: Box<dyn FnMut(u64, Change, Option<P>) + Send>,
+    apply: Apply<P>,
     applied: watch::Sender<u64>,
 }
 
@@ -147,12 +151,19 @@ impl<P> Thread<P> {
     /// What will become of each batch's changes if the commit succeeds. Notes nothing, since it may not.
     fn outcomes(&self, group: &[Batch<P>]) -> Vec<Vec<Outcome>> {
         let mut in_group: HashSet<&EventId, ahash::RandomState> = HashSet::default();
-        let mut outcome = |entry| {
-            let Entry { change: Change::Event(event), .. } = entry else { return Outcome::Accepted };
-            let is_new = !self.recent.contains(&event.id) && in_group.insert(&event.id);
-            if is_new { Outcome::Accepted } else { Outcome::Duplicate }
-        };
-        group.iter().map(|batch| batch.entries.iter().map(&mut outcome).collect()).collect()
+        let mut outcomes = Vec::with_capacity(group.len());
+        for batch in group {
+            let mut of_batch = Vec::with_capacity(batch.entries.len());
+            for entry in &batch.entries {
+                let is_new = match &entry.change {
+                    Change::Event(event) => !self.recent.contains(&event.id) && in_group.insert(&event.id),
+                    Change::Upsert(_) | Change::Delete(_) => true,
+                };
+                of_batch.push(if is_new { Outcome::Accepted } else { Outcome::Duplicate });
+            }
+            outcomes.push(of_batch);
+        }
+        outcomes
     }
 
     fn commit(&mut self, group: &[Batch<P>], outcomes: &[Vec<Outcome>]) -> Result<(), LogError> {
@@ -168,6 +179,7 @@ impl<P> Thread<P> {
     fn apply_and_answer(&mut self, group: Vec<Batch<P>>, outcomes: Vec<Vec<Outcome>>) {
         let mut position = *self.applied.borrow();
         let mut answers = Vec::with_capacity(group.len());
+        let mut stored = Vec::new();
         for (mut batch, outcomes) in iter::zip(group, outcomes) {
             for (entry, outcome) in iter::zip(mem::take(&mut batch.entries), &outcomes) {
                 if *outcome == Outcome::Duplicate {
@@ -177,11 +189,14 @@ impl<P> Thread<P> {
                 if let Change::Event(event) = &entry.change {
                     self.recent.note(&event.id, event.at);
                 }
-                (self.apply)(position, entry.change, entry.payload);
+                stored.push((position, entry.change, entry.payload));
             }
             answers.push((batch.reply, Written { outcomes, session_version: position }));
         }
         debug_assert_eq!(position, self.log.last_position());
+        if !stored.is_empty() {
+            (self.apply)(stored);
+        }
         self.applied.send_replace(position);
         for (reply, written) in answers {
             // A caller may have stopped waiting.

@@ -5,9 +5,10 @@ mod person;
 pub use person::{ItemStats, PersonContext, Recent};
 
 use crate::{
-    catalog::{Catalog, VECTOR_DIM},
+    catalog::Catalog,
     events::Popularity,
     ids::Row,
+    retrieval::dot,
     units::UnixMillis,
 };
 use sha2::{Digest, Sha256};
@@ -145,14 +146,3 @@ fn flag(value: bool) -> f32 {
     f32::from(u8::from(value))
 }
 
-/// Inner product of two vectors of [`VECTOR_DIM`]; sixteen lanes, so that the compiler uses the widest registers.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    debug_assert!(a.len() == VECTOR_DIM && b.len() == VECTOR_DIM);
-    let mut lanes = [0.0f32; 16];
-    for (a, b) in a.chunks_exact(16).zip(b.chunks_exact(16)) {
-        for lane in 0..16 {
-            lanes[lane] += a[lane] * b[lane];
-        }
-    }
-    lanes.iter().sum()
-}

@@ -65,8 +65,8 @@ impl PersonContext {
         let mut context = Self { history_length: history.events.len(), ..Self::default() };
         let (mut price_sum, mut price_count, mut last_basket) = (0.0f32, 0u32, None);
         for event in &history.events {
-            context.note(event.item, event.kind(), event.at_s);
-            if event.kind() == EventKind::Purchase {
+            context.note(event.item, event.kind, event.at_s);
+            if event.kind == EventKind::Purchase {
                 if last_basket != Some(event.at_s) {
                     context.basket_count += 1;
                     last_basket = Some(event.at_s);
@@ -130,11 +130,11 @@ impl PersonContext {
             if self.recent.len() == RECENT_MAX {
                 break;
             }
-            if event.kind() == EventKind::Return || self.recent.iter().any(|recent| recent.key == event.item) {
+            if event.kind == EventKind::Return || self.recent.iter().any(|recent| recent.key == event.item) {
                 continue;
             }
             if let Some(row) = catalog.row_of_key(event.item) {
-                self.recent.push(Recent { row, key: event.item, weight, kind: event.kind(), at_s: event.at_s });
+                self.recent.push(Recent { row, key: event.item, weight, kind: event.kind, at_s: event.at_s });
                 weight *= RECENT_DECAY;
             }
         }

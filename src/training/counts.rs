@@ -1,6 +1,9 @@
 //! Which items follow which, and which are bought together.
 use super::replay::Basket;
-use crate::{ids::PersonId, retrieval::Neighbours};
+use crate::{
+    ids::{PersonId, Row},
+    retrieval::Neighbours,
+};
 use ahash::AHashMap;
 
 /// Neighbours kept for an item.
@@ -55,14 +58,9 @@ fn damped(counts: AHashMap<(u32, u32), f32>, baskets: &[Basket], items: usize) -
     for &row in baskets.iter().flat_map(|basket| &basket.rows) {
         frequency[row as usize] += 1.0;
     }
-    let mut lists: Vec<Vec<(u32, f32)>> = vec![Vec::new(); items];
-    for ((from, to), count) in counts {
+    let pairs = counts.into_iter().map(|((from, to), count)| {
         let scale = ((frequency[from as usize] + 5.0) * (frequency[to as usize] + 5.0)).sqrt();
-        lists[from as usize].push((to, 10.0 * count / scale));
-    }
-    for list in &mut lists {
-        list.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        list.truncate(NEIGHBOURS_MAX);
-    }
-    Neighbours::from_lists(lists)
+        (Row(from), Row(to), 10.0 * count / scale)
+    });
+    Neighbours::from_counts(items, pairs, NEIGHBOURS_MAX)
 }

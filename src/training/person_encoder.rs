@@ -12,7 +12,7 @@ use crate::{
     ranking::{Device as RunDevice, PersonEncoder, PersonInput, Runtime},
 };
 use burn::{
-    module::{AutodiffModule, Module, Param},
+    module::{Module, Param},
     nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig},
     optim::{AdamConfig, GradientsParams},
     tensor::{

@@ -9,7 +9,7 @@ use crate::{
     ranking::{Device as RunDevice, QueryEncoder, Runtime},
 };
 use burn::{
-    module::{AutodiffModule, Module, Param},
+    module::{Module, Param},
     nn::{Linear, LinearConfig},
     optim::{AdamConfig, GradientsParams},
     tensor::{Device, Distribution, Int, Tensor, TensorData, activation::log_softmax},
@@ -81,7 +81,7 @@ pub(super) fn normalize(rows: Tensor<2>) -> Tensor<2> {
 
 /// A matrix's numbers.
 pub(super) fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().to_vec().expect("the data was converted to f32")
+    tensor.into_data().convert::<f32>().try_to_vec().expect("the data was converted to f32")
 }
 
 fn padded(texts: &[&Vec<u32>], device: &Device) -> (Tensor<2, Int>, Tensor<2>) {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::ranking::{Device as RunDevice, Ranker, Runtime};
 use burn::{
-    module::{AutodiffModule, Module},
+    module::Module,
     nn::{Linear, LinearConfig},
     optim::{AdamConfig, GradientsParams},
     tensor::{

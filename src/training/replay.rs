@@ -15,7 +15,6 @@ pub struct Basket {
     pub at: UnixMillis,
     /// Places in the item table, each once.
     pub rows: Vec<u32>,
-    pub order: String,
 }
 
 /// Groups purchases by order, in time order. Items that the table does not have are left out.
@@ -29,7 +28,6 @@ pub fn baskets(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<B
                 person: event.person.clone(),
                 at: event.at,
                 rows: Vec::new(),
-                order: event.order.clone(),
             });
             baskets.len() - 1
         });

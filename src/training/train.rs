@@ -58,6 +58,8 @@ pub struct TrainReport {
     pub sample_count: usize,
     pub list_count: usize,
     pub heads: Vec<String>,
+    /// Loss on what early stopping watched: person encoder, ranker.
+    pub validation_losses: [f32; 2],
     /// Model and the greatest difference between its ONNX export and the trained original.
     pub exports: Vec<(String, f32)>,
 }
@@ -142,12 +144,14 @@ pub fn train(
     };
     let lists = ranking_lists(&bundle, runtime, lines, &baskets, labels_from, trained_until, options, &mut rng, progress)?;
     let list_count = lists.lists.len();
+    let person_loss = person.validation_loss;
     let split = list_count - list_count / 6;
     let config = RankerConfig { seed: options.seed, ..Default::default() };
     let (fit_lists, validation_lists) = lists.lists.split_at(split);
     let ranker =
         train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, runtime, progress)?;
     exports.push(ranker.check.clone());
+    let validation_losses = [person_loss, ranker.validation_loss];
 
     // The counts cost nothing: they learn up to the end of what may be known.
     let known = &baskets[..baskets.partition_point(|basket| basket.at < trained_until)];
@@ -167,6 +171,7 @@ pub fn train(
         sample_count: samples.len(),
         list_count,
         heads: lists.heads,
+        validation_losses,
         exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
     };
     bundle.write(out)?;

@@ -1,0 +1,251 @@
+//! The rows of a shop's file, whatever its format.
+use super::{ImportError, Mapping};
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// One row's mapped columns; empty where the file has none.
+pub(super) struct Row<'a> {
+    /// Line of the file, from 1 and with the header; row of a Parquet file.
+    pub line: u64,
+    pub item: &'a str,
+    pub time: &'a str,
+    pub order: &'a str,
+    pub person: &'a str,
+    pub title: &'a str,
+    pub quantity: &'a str,
+    pub price: &'a str,
+    /// None: no column for it.
+    pub kind: Option<&'a str>,
+    pub values: &'a [String; COLUMNS],
+}
+
+const COLUMNS: usize = 8;
+
+/// Reads a file row by row.
+pub(super) struct Rows {
+    path: PathBuf,
+    source: Source,
+    values: [String; COLUMNS],
+    has_kind: bool,
+    line: u64,
+    read: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+enum Source {
+    Csv { reader: Box<csv::Reader<Box<dyn Read>>>, record: csv::StringRecord, places: [Option<usize>; COLUMNS] },
+    JsonLines { reader: BufReader<Box<dyn Read>>, names: [String; COLUMNS], text: String },
+    Parquet(Box<ParquetRows>),
+}
+
+/// Counts what goes through, for the progress bar.
+struct Counted<R> {
+    inner: R,
+    read: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+impl Rows {
+    pub(super) fn open(path: &Path, mapping: &Mapping) -> Result<Self, ImportError> {
+        let io = |source| ImportError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        let bytes = file.metadata().map_err(io)?.len();
+        let read = Arc::new(AtomicU64::new(0));
+        let counted = Counted { inner: file, read: read.clone() };
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
+        let (plain, reader): (&str, Box<dyn Read>) = if let Some(plain) = name.strip_suffix(".gz") {
+            (plain, Box::new(flate2::read::MultiGzDecoder::new(counted)))
+        } else if let Some(plain) = name.strip_suffix(".zst") {
+            (plain, Box::new(zstd::Decoder::new(counted).map_err(io)?))
+        } else {
+            (&name, Box::new(counted))
+        };
+        let source = match plain.rsplit('.').next().unwrap_or_default() {
+            "csv" => csv_source(path, reader, mapping)?,
+            "jsonl" | "ndjson" => Source::JsonLines {
+                reader: BufReader::with_capacity(1 << 16, reader),
+                names: mapping.columns.all().map(|(_, name)| name.to_owned()),
+                text: String::new(),
+            },
+            "parquet" => Source::Parquet(Box::new(ParquetRows::open(path, mapping)?)),
+            extension => {
+                return Err(ImportError::Format { path: path.to_owned(), extension: extension.to_owned() });
+            }
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            source,
+            values: Default::default(),
+            has_kind: !mapping.columns.event_type.is_empty(),
+            line: 0,
+            read,
+            bytes,
+        })
+    }
+
+    /// Bytes read and bytes in all.
+    pub(super) fn position(&self) -> (u64, u64) {
+        (self.read.load(Ordering::Relaxed), self.bytes)
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Row<'_>>, ImportError> {
+        let broken = |line: u64, message: String| ImportError::Broken { path: self.path.clone(), line, message };
+        let found = match &mut self.source {
+            Source::Csv { reader, record, places } => {
+                let found = reader.read_record(record).map_err(|error| {
+                    broken(error.position().map_or(self.line + 1, csv::Position::line), error.to_string())
+                })?;
+                self.line = record.position().map_or(self.line + 1, csv::Position::line);
+                for (value, place) in self.values.iter_mut().zip(places) {
+                    value.clear();
+                    value.push_str(place.and_then(|place| record.get(place)).unwrap_or_default());
+                }
+                found
+            }
+            Source::JsonLines { reader, names, text } => {
+                text.clear();
+                self.line += 1;
+                let read = reader.read_line(text).map_err(|error| broken(self.line, error.to_string()))?;
+                if read > 0 {
+                    read_json(&self.path, self.line, text, names, &mut self.values)?;
+                }
+                read > 0
+            }
+            Source::Parquet(rows) => {
+                self.line += 1;
+                rows.next(&mut self.values)?
+            }
+        };
+        Ok(found.then(|| self.row()))
+    }
+
+    fn row(&self) -> Row<'_> {
+        let [item, time, order, person, title, quantity, price, kind] = &self.values;
+        let kind = self.has_kind.then_some(kind.as_str());
+        Row { line: self.line, item, time, order, person, title, quantity, price, kind, values: &self.values }
+    }
+}
+
+fn csv_source(path: &Path, reader: Box<dyn Read>, mapping: &Mapping) -> Result<Source, ImportError> {
+    let mut reader = csv::ReaderBuilder::new().from_reader(reader);
+    let header = reader.headers().map_err(|error| ImportError::Broken {
+        path: path.to_owned(),
+        line: 1,
+        message: error.to_string(),
+    })?;
+    if header.is_empty() {
+        return Err(ImportError::Empty { path: path.to_owned() });
+    }
+    let names: Vec<String> = header.iter().map(|name| name.trim_start_matches('\u{feff}').to_owned()).collect();
+    let places = places(path, &names, mapping)?;
+    Ok(Source::Csv { reader: Box::new(reader), record: csv::StringRecord::new(), places })
+}
+
+/// Where each mapped column stands.
+fn places(path: &Path, names: &[String], mapping: &Mapping) -> Result<[Option<usize>; COLUMNS], ImportError> {
+    let mut places = [None; COLUMNS];
+    for (place, (key, column)) in places.iter_mut().zip(mapping.columns.all()) {
+        if column.is_empty() {
+            continue;
+        }
+        *place = names.iter().position(|name| name == column);
+        if place.is_none() {
+            return Err(ImportError::MissingColumn {
+                path: path.to_owned(),
+                column: column.to_owned(),
+                key,
+                found: names.join(", "),
+            });
+        }
+    }
+    Ok(places)
+}
+
+fn read_json(
+    path: &Path,
+    line: u64,
+    text: &str,
+    names: &[String; COLUMNS],
+    values: &mut [String; COLUMNS],
+) -> Result<(), ImportError> {
+    let broken = |message: String| ImportError::Broken { path: path.to_owned(), line, message };
+    let object: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|error| broken(error.to_string()))?;
+    for (index, (value, name)) in values.iter_mut().zip(names).enumerate() {
+        value.clear();
+        match object.get(name) {
+            Some(serde_json::Value::String(text)) => value.push_str(text),
+            Some(serde_json::Value::Null) => {}
+            Some(other @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_))) => {
+                value.push_str(&other.to_string());
+            }
+            Some(_) => return Err(broken(format!("`{name}` is neither text nor number"))),
+            // Item and time stand first; every row needs them.
+            None if index < 2 => return Err(broken(format!("`{name}` is missing"))),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+struct ParquetRows {
+    path: PathBuf,
+    reader: parquet::arrow::arrow_reader::ParquetRecordBatchReader,
+    places: [Option<usize>; COLUMNS],
+    batch: Option<arrow::array::RecordBatch>,
+    row: usize,
+    read: u64,
+}
+
+impl ParquetRows {
+    fn open(path: &Path, mapping: &Mapping) -> Result<Self, ImportError> {
+        use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+        let io = |source| ImportError::Io { path: path.to_owned(), source };
+        let broken = |message: String| ImportError::Broken { path: path.to_owned(), line: 0, message };
+        let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path).map_err(io)?)
+            .map_err(|error| broken(error.to_string()))?;
+        let names: Vec<String> = builder.schema().fields().iter().map(|field| field.name().clone()).collect();
+        let places = places(path, &names, mapping)?;
+        let reader = builder.build().map_err(|error| broken(error.to_string()))?;
+        Ok(Self { path: path.to_owned(), reader, places, batch: None, row: 0, read: 0 })
+    }
+
+    fn next(&mut self, values: &mut [String; COLUMNS]) -> Result<bool, ImportError> {
+        use arrow::util::display::array_value_to_string;
+        let broken =
+            |line: u64, message: String| ImportError::Broken { path: self.path.clone(), line, message };
+        while self.batch.as_ref().is_none_or(|batch| self.row == batch.num_rows()) {
+            self.row = 0;
+            self.batch = match self.reader.next() {
+                Some(batch) => Some(batch.map_err(|error| broken(self.read + 1, error.to_string()))?),
+                None => return Ok(false),
+            };
+        }
+        let Some(batch) = &self.batch else { return Ok(false) };
+        for (value, place) in values.iter_mut().zip(self.places) {
+            value.clear();
+            if let Some(place) = place {
+                let text = array_value_to_string(batch.column(place), self.row)
+                    .map_err(|error| broken(self.read + 1, error.to_string()))?;
+                value.push_str(&text);
+            }
+        }
+        self.row += 1;
+        self.read += 1;
+        Ok(true)
+    }
+}
