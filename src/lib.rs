@@ -21,7 +21,6 @@
 pub mod bundle;
 pub mod catalog;
 pub mod cli;
-pub mod config;
 pub mod dataset;
 pub mod engine;
 pub mod events;
@@ -34,7 +33,6 @@ pub mod policy;
 pub mod ranking;
 pub mod retrieval;
 pub mod server;
-pub mod telemetry;
 pub mod text;
 #[cfg(feature = "train")]
 pub mod training;
