@@ -175,8 +175,7 @@ fn parse_vectors(bytes: &[u8], expected: usize) -> Result<Vec<f32>, String> {
     if bytes.len() != expected * 4 {
         return Err(format!("{} bytes, expected {}", bytes.len(), expected * 4));
     }
-    let values: Vec<f32> =
-        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     match values.iter().position(|value| !value.is_finite()) {
         Some(place) => Err(format!("number {place} is not finite")),
         None => Ok(values),

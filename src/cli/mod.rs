@@ -2,7 +2,7 @@
 //! Exit codes: 0 done, 1 ran and the answer is no, 2 usage, configuration or failure.
 #[cfg(feature = "train")]
 mod offline;
-
+mod serve;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -29,8 +29,8 @@ enum Command {
     /// Judges a bundle on the part of the data that came after its training.
     #[cfg(feature = "train")]
     Evaluate(offline::EvaluateArgs),
-
-
+    /// Answers gRPC requests from a bundle.
+    Serve(serve::ServeArgs),
 }
 
 /// How results are printed.
@@ -60,7 +60,7 @@ pub fn run() -> i32 {
         Command::Train(args) => offline::train(args),
         #[cfg(feature = "train")]
         Command::Evaluate(args) => offline::evaluate(args),
-
+        Command::Serve(args) => serve::serve(args),
     };
     match result {
         Ok(()) => 0,

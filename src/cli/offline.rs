@@ -100,8 +100,7 @@ pub fn evaluate(args: EvaluateArgs) -> anyhow::Result<()> {
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let mut bars = Bars::default();
     let options = EvaluateOptions::default();
-    let evaluation =
-        training::evaluate(&args.data, &args.bundle, &runtime, &options, &mut |step| bars.show(step))?;
+    let evaluation = training::evaluate(&args.data, &args.bundle, &runtime, &options, &mut |step| bars.show(step))?;
     bars.finish();
     print(args.format, &evaluation)
 }

@@ -99,8 +99,7 @@ pub(super) fn write(path: &Path, schema: Schema, columns: Vec<ArrayRef>) -> Resu
     let batch = RecordBatch::try_new(schema.clone(), columns).map_err(|e| parquet(e.to_string()))?;
     let file = File::create(path).map_err(io)?;
     let synced = file.try_clone().map_err(io)?;
-    let properties =
-        WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
     let mut writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(|e| parquet(e.to_string()))?;
     writer.write(&batch).map_err(|e| parquet(e.to_string()))?;
     writer.close().map_err(|e| parquet(e.to_string()))?;

@@ -65,10 +65,12 @@ pub fn read_events(path: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
 }
 
 fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), DatasetError> {
-    let (event_ids, persons, sessions) = (columns.texts("event_id")?, columns.texts("person")?, columns.texts("session")?);
+    let (event_ids, persons, sessions) =
+        (columns.texts("event_id")?, columns.texts("person")?, columns.texts("session")?);
     let (kinds, times, items) = (columns.texts("type")?, columns.integers("time_ms")?, columns.texts("item_id")?);
     let (quantities, prices) = (columns.integers("quantity")?, columns.integers("price_micros")?);
-    let (currencies, orders, queries) = (columns.texts("currency")?, columns.texts("order_id")?, columns.texts("query")?);
+    let (currencies, orders, queries) =
+        (columns.texts("currency")?, columns.texts("order_id")?, columns.texts("query")?);
     let text = |texts: &StringArray, row| optional(texts, row).unwrap_or_default().to_owned();
     for row in 0..columns.len() {
         let kind = text(kinds, row);
@@ -80,9 +82,7 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
         };
         let item = match optional(items, row) {
             None => None,
-            Some(id) => {
-                Some(ItemId::parse(id).map_err(|error| columns.bad(row, "item_id", error.to_string()))?)
-            }
+            Some(id) => Some(ItemId::parse(id).map_err(|error| columns.bad(row, "item_id", error.to_string()))?),
         };
         let price = (!prices.is_null(row)).then(|| prices.value(row));
         events.push(DatasetEvent {
@@ -160,8 +160,12 @@ mod tests {
     fn events_come_back_and_lines_of_one_event_are_joined_in_time_order() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.parquet");
-        let rows =
-            vec![row("2", Some("p"), 20, "a"), row("2", Some("p"), 20, "b"), row("3", None, 5, "a"), row("1", Some("q"), 10, "a")];
+        let rows = vec![
+            row("2", Some("p"), 20, "a"),
+            row("2", Some("p"), 20, "b"),
+            row("3", None, 5, "a"),
+            row("1", Some("q"), 10, "a"),
+        ];
         write_events(&path, &rows).unwrap();
         let read = read_events(&path).unwrap();
         assert_eq!(read, rows);

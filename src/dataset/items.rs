@@ -19,9 +19,8 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
     let texts = |of: &dyn Fn(&Item) -> String| -> ArrayRef {
         Arc::new(items.iter().map(|item| Some(of(item))).collect::<StringArray>())
     };
-    let integers = |of: &dyn Fn(&Item) -> Option<i64>| -> ArrayRef {
-        Arc::new(items.iter().map(of).collect::<Int64Array>())
-    };
+    let integers =
+        |of: &dyn Fn(&Item) -> Option<i64>| -> ArrayRef { Arc::new(items.iter().map(of).collect::<Int64Array>()) };
     let lists = |of: &dyn Fn(&Item) -> &[String]| -> ArrayRef {
         let mut builder = ListBuilder::new(StringBuilder::new());
         for item in items {
@@ -60,7 +59,8 @@ pub fn read_items(path: &Path) -> Result<Vec<Item>, DatasetError> {
 }
 
 fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetError> {
-    let (ids, titles, descriptions) = (columns.texts("item_id")?, columns.texts("title")?, columns.texts("description")?);
+    let (ids, titles, descriptions) =
+        (columns.texts("item_id")?, columns.texts("title")?, columns.texts("description")?);
     let (categories, brands, tags) = (columns.lists("categories")?, columns.texts("brand")?, columns.lists("tags")?);
     let (prices, currencies) = (columns.integers("price_micros")?, columns.texts("currency")?);
     let (stocks, created) = (columns.integers("stock_quantity")?, columns.integers("created_ms")?);

@@ -170,7 +170,13 @@ const FUSED_FEATURE: usize = 24;
 
 impl Story<'_> {
     /// Policy: boosts, order, diversity, pins. Gives the whole slate.
-    pub fn slate(&mut self, ranked: Ranked, options: &Options, models: &Models, pins_ok: &dyn Fn(Row) -> bool) -> Slate {
+    pub fn slate(
+        &mut self,
+        ranked: Ranked,
+        options: &Options,
+        models: &Models,
+        pins_ok: &dyn Fn(Row) -> bool,
+    ) -> Slate {
         let mut scored: Vec<(Row, f32)> =
             ranked.candidates.rows.iter().copied().zip(ranked.scores.iter().copied()).collect();
         if !options.boosts.is_empty() {
@@ -222,7 +228,12 @@ impl Story<'_> {
         by_field.then(b.1.total_cmp(&a.1)).then(a.0.cmp(&b.0))
     }
 
-    fn pin(&self, scored: Vec<(Row, f32)>, options: &Options, ok: &dyn Fn(Row) -> bool) -> (Vec<(Row, f32)>, Vec<crate::ids::ItemId>) {
+    fn pin(
+        &self,
+        scored: Vec<(Row, f32)>,
+        options: &Options,
+        ok: &dyn Fn(Row) -> bool,
+    ) -> (Vec<(Row, f32)>, Vec<crate::ids::ItemId>) {
         if options.pins.is_empty() {
             return (scored, Vec::new());
         }
@@ -271,7 +282,14 @@ impl Story<'_> {
         reasons.into_iter().map(|(_, reason)| reason).collect()
     }
 
-    fn result_debug(&self, at: usize, ranked: &Ranked, places: &Places, models: &Models, level: DebugLevel) -> ResultDebug {
+    fn result_debug(
+        &self,
+        at: usize,
+        ranked: &Ranked,
+        places: &Places,
+        models: &Models,
+        level: DebugLevel,
+    ) -> ResultDebug {
         let row = ranked.candidates.rows[at];
         let heads = models.heads.len();
         ResultDebug {

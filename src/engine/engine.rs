@@ -74,8 +74,7 @@ impl Engine {
         tokens: TokenKey,
         config: EngineConfig,
     ) -> Self {
-        let slates =
-            Cache::builder().max_capacity(config.slates_max).time_to_live(config.slate_ttl).build();
+        let slates = Cache::builder().max_capacity(config.slates_max).time_to_live(config.slate_ttl).build();
         let generation = Arc::from(world.manifest.name.as_str());
         Self { world, workers, writer, slates, tokens, config, generation }
     }
@@ -339,7 +338,10 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
     let mut ranked = story.rank(models, candidates, None);
     let keeps_order = matches!(
         request.kind,
-        RecommendKind::Similar | RecommendKind::BoughtTogether | RecommendKind::Trending | RecommendKind::RecentlyViewed
+        RecommendKind::Similar
+            | RecommendKind::BoughtTogether
+            | RecommendKind::Trending
+            | RecommendKind::RecentlyViewed
     );
     if keeps_order {
         // These lists answer a question of their own (alike, together, when); the person's taste would blur it.
@@ -355,8 +357,7 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
 fn rank(world: &World, models: &mut Models, request: &RankRequest, config: &EngineConfig) -> Frozen {
     let mut story = Story::begin(world, &request.viewer, &request.options, UnixMillis::now());
     check_version(&mut story, &request.options);
-    let vector =
-        if request.query.trim().is_empty() { None } else { story.encode_query(models, &request.query) };
+    let vector = if request.query.trim().is_empty() { None } else { story.encode_query(models, &request.query) };
     story.encode_person(models);
     let catalog = story.catalog.clone();
     let mut found: Vec<(Row, f32)> = Vec::new();
@@ -370,8 +371,7 @@ fn rank(world: &World, models: &mut Models, request: &RankRequest, config: &Engi
     let candidates = retrieve::in_order(retrieve::PERSON_VECTOR, found, request.candidates.len());
     story.stage("retrieve");
     let ranked = story.rank(models, candidates, vector.as_deref());
-    let mut slate =
-        story.slate(ranked, &with_default(&request.options, config), models, &|row| catalog.is_alive(row));
+    let mut slate = story.slate(ranked, &with_default(&request.options, config), models, &|row| catalog.is_alive(row));
     slate.results.iter_mut().for_each(|result| {
         result.reasons = vec![Reason { code: ReasonCode::Candidate, evidence: Vec::new() }];
     });

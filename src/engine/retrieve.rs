@@ -64,16 +64,18 @@ pub struct Candidates {
 
 impl Candidates {
     /// Fuses the lists and gathers what the sources said of each row that is left.
-    pub fn fuse(lists: Vec<(usize, Found)>, next: &AHashMap<Row, f32>, together: &AHashMap<Row, f32>, count: usize) -> Self {
+    pub fn fuse(
+        lists: Vec<(usize, Found)>,
+        next: &AHashMap<Row, f32>,
+        together: &AHashMap<Row, f32>,
+        count: usize,
+    ) -> Self {
         let slices: Vec<&[(Row, f32)]> = lists.iter().map(|(_, list)| &list[..]).collect();
         let weights: Vec<f32> = lists.iter().map(|(source, _)| WEIGHTS[*source]).collect();
         let mut fused = reciprocal_rank_fusion(&slices, &weights, FUSION_K);
         fused.truncate(count);
-        let words: AHashMap<Row, f32> = lists
-            .iter()
-            .filter(|(source, _)| *source == WORDS)
-            .flat_map(|(_, list)| list.iter().copied())
-            .collect();
+        let words: AHashMap<Row, f32> =
+            lists.iter().filter(|(source, _)| *source == WORDS).flat_map(|(_, list)| list.iter().copied()).collect();
         let evidence = fused
             .iter()
             .map(|(row, score)| SourceEvidence {
@@ -149,7 +151,12 @@ pub fn with_anchors(ask: &Ask) -> Candidates {
 
 /// Items that the person bought.
 pub fn bought_before(ask: &Ask) -> Candidates {
-    Candidates::fuse(vec![(HISTORY, history(ask))], &spread(ask, &ask.world.next), &AHashMap::new(), ask.candidate_count)
+    Candidates::fuse(
+        vec![(HISTORY, history(ask))],
+        &spread(ask, &ask.world.next),
+        &AHashMap::new(),
+        ask.candidate_count,
+    )
 }
 
 /// Items in a given order, such as trending or recently viewed ones.
@@ -229,9 +236,8 @@ fn history(ask: &Ask) -> Found {
 
 /// What many people buy.
 pub fn popular(ask: &Ask) -> Found {
-    let rows = |(key, score): &(ItemKey, f32)| {
-        Some((ask.catalog.row_of_key(*key).filter(|row| (ask.keep)(*row))?, *score))
-    };
+    let rows =
+        |(key, score): &(ItemKey, f32)| Some((ask.catalog.row_of_key(*key).filter(|row| (ask.keep)(*row))?, *score));
     ask.world.popular(ask.now).iter().filter_map(rows).take(ask.source_count / 2).collect()
 }
 

@@ -1,5 +1,6 @@
 //! Everything that an answer reads: what was learned (the bundle) and what changed since (the fold of the log).
 use super::models::{Models, embed_items};
+use crate::engine::CompletionSource;
 use crate::{
     bundle::{Bundle, Manifest},
     catalog::{Catalog, Item, ItemKeys, ItemVectors, VECTOR_DIM},
@@ -10,7 +11,6 @@ use crate::{
     retrieval::{Graph, GraphConfig, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError},
     units::UnixMillis,
 };
-use crate::engine::CompletionSource;
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use std::{
@@ -200,8 +200,7 @@ fn suggestibles(item: &Item) -> Vec<Suggestible> {
         weight: 1.0,
         source: CompletionSource::Category,
     };
-    let title =
-        Suggestible { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
+    let title = Suggestible { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
     let brand = (!item.brand.is_empty()).then_some(&item.brand);
     std::iter::once(title).chain(item.categories.iter().chain(brand).map(named)).collect()
 }

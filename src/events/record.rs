@@ -201,8 +201,7 @@ impl EventRecord {
     fn read(self) -> Result<Event, Reason> {
         Ok(Event {
             id: EventId::parse(&self.id).map_err(|error| format!("an event id {error}"))?,
-            kind: EventKind::from_number(self.kind)
-                .ok_or_else(|| format!("there is no event kind {}", self.kind))?,
+            kind: EventKind::from_number(self.kind).ok_or_else(|| format!("there is no event kind {}", self.kind))?,
             person: PersonId::from_key(&self.person).ok_or("the person's key is neither a user nor a visitor")?,
             session: self.session,
             at: UnixMillis(self.at_ms),
@@ -315,7 +314,16 @@ mod tests {
         ];
         let lists = (proptest::collection::vec(line, 0..4), proptest::collection::vec("\\PC{0,5}", 0..4));
         (0usize..14, "\\PC{1,20}", any::<bool>(), any::<i64>(), 0u8..=5, texts, lists, attribution).prop_map(
-            |(kind, id, user, at, stars, (session, query, order, coupon, currency), (lines, categories), attribution)| {
+            |(
+                kind,
+                id,
+                user,
+                at,
+                stars,
+                (session, query, order, coupon, currency),
+                (lines, categories),
+                attribution,
+            )| {
                 Event {
                     id: EventId::parse(&id).unwrap(),
                     kind: EventKind::ALL[kind],

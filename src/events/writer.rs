@@ -58,11 +58,7 @@ impl<P: Send + 'static> Writer<P> {
     /// Starts the thread on a log that was replayed: `recent` holds what the replay noted, and `apply` goes on from the
     /// log's last position. `apply` gets each stored change once, in the log's order, a
     /// commit at a time, before its write is answered.
-    pub fn start(
-        log: EventLog,
-        recent: Deduper,
-        apply: Apply<P>,
-    ) -> Result<Self, LogError> {
+    pub fn start(log: EventLog, recent: Deduper, apply: Apply<P>) -> Result<Self, LogError> {
         let (sender, receiver) = crossbeam_channel::bounded(WAITING_MAX);
         let (applied_sender, applied) = watch::channel(log.last_position());
         let state = Thread { log, recent, apply, applied: applied_sender };

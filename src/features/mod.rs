@@ -4,13 +4,7 @@ mod person;
 
 pub use person::{ItemStats, PersonContext, Recent};
 
-use crate::{
-    catalog::Catalog,
-    events::Popularity,
-    ids::Row,
-    retrieval::dot,
-    units::UnixMillis,
-};
+use crate::{catalog::Catalog, events::Popularity, ids::Row, retrieval::dot, units::UnixMillis};
 use sha2::{Digest, Sha256};
 
 /// The features, in the order of the ranking model's input `features [N, F]`. Logarithms are `ln(1 + x)`.
@@ -145,4 +139,3 @@ fn similarity_to_recent(moment: &Moment, person: &PersonContext, row: Row) -> (f
 fn flag(value: bool) -> f32 {
     f32::from(u8::from(value))
 }
-

@@ -226,8 +226,7 @@ impl ParquetRows {
 
     fn next(&mut self, values: &mut [String; COLUMNS]) -> Result<bool, ImportError> {
         use arrow::util::display::array_value_to_string;
-        let broken =
-            |line: u64, message: String| ImportError::Broken { path: self.path.clone(), line, message };
+        let broken = |line: u64, message: String| ImportError::Broken { path: self.path.clone(), line, message };
         while self.batch.as_ref().is_none_or(|batch| self.row == batch.num_rows()) {
             self.row = 0;
             self.batch = match self.reader.next() {

@@ -178,7 +178,12 @@ fn check(model: &'static str, side: &str, found: &[Outlet], expected: &[Contract
 
 type Input<'a> = (&'static str, SessionInputValue<'a>);
 
-fn run(model: &'static str, session: &mut Session, inputs: Vec<Input>, length: usize) -> Result<Vec<f32>, RankingError> {
+fn run(
+    model: &'static str,
+    session: &mut Session,
+    inputs: Vec<Input>,
+    length: usize,
+) -> Result<Vec<f32>, RankingError> {
     let failed = |error: ort::Error| RankingError::Run { model, message: error.to_string() };
     let inputs: Vec<(Cow<str>, SessionInputValue)> =
         inputs.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect();

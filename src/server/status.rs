@@ -101,8 +101,7 @@ mod tests {
 
     #[test]
     fn several_violations_come_at_once() {
-        let violation =
-            |field: &str| Violation { field: field.to_owned(), description: "is wrong".to_owned() };
+        let violation = |field: &str| Violation { field: field.to_owned(), description: "is wrong".to_owned() };
         let status = invalid(vec![violation("a"), violation("b")]);
         let details = status.get_error_details();
         assert_eq!(details.bad_request().map(|request| request.field_violations.len()), Some(2));

@@ -22,8 +22,7 @@ pub fn next_basket(baskets: &[Basket], items: usize) -> Neighbours {
         let Some(person) = &basket.person else { continue };
         let before = earlier.entry(person).or_default();
         for (step, previous) in before.iter().rev().take(STEPS_BACK).enumerate() {
-            let weight = 0.5f32.powi(step as i32)
-                / ((previous.rows.len() * basket.rows.len()) as f32).sqrt().max(1.0);
+            let weight = 0.5f32.powi(step as i32) / ((previous.rows.len() * basket.rows.len()) as f32).sqrt().max(1.0);
             for &from in previous.rows.iter().take(BASKET_ITEMS_MAX) {
                 for &to in basket.rows.iter().take(BASKET_ITEMS_MAX) {
                     *counts.entry((from, to)).or_insert(0.0) += weight;

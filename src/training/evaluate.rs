@@ -153,9 +153,7 @@ fn judge(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
 /// The same resamples for all metrics, so that differences are paired.
 fn resamples(persons: usize, options: &EvaluateOptions) -> Vec<Vec<u32>> {
     let mut rng = StdRng::seed_from_u64(options.seed);
-    (0..options.bootstrap_count)
-        .map(|_| (0..persons).map(|_| rng.random_range(0..persons as u32)).collect())
-        .collect()
+    (0..options.bootstrap_count).map(|_| (0..persons).map(|_| rng.random_range(0..persons as u32)).collect()).collect()
 }
 
 fn interval(values: &[f64], resamples: &[Vec<u32>]) -> Measured {
@@ -177,7 +175,11 @@ impl fmt::Display for Measured {
 
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} persons' next baskets, {} items; 95 % bootstrap intervals", self.person_count, self.item_count)?;
+        writeln!(
+            f,
+            "{} persons' next baskets, {} items; 95 % bootstrap intervals",
+            self.person_count, self.item_count
+        )?;
         writeln!(f, "{:<12}{:<28}{:<28}{:<28}{}", "", "HR@10", "NDCG@10", "MRR@10", "coverage@10")?;
         for method in &self.methods {
             writeln!(

@@ -1,7 +1,7 @@
 //! From a shop's events to a bundle, and the judgement of a bundle. Training replays the events through the same fold,
 //! retrieval and features that serve requests; nothing that comes after a moment is known at it.
-mod evaluate;
 mod counts;
+mod evaluate;
 mod onnx;
 mod person_encoder;
 mod query_encoder;
@@ -11,7 +11,7 @@ mod train;
 
 pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};
 pub use onnx::ExportCheck;
-pub use train::{TrainOptions, TrainReport, TrainError, train};
+pub use train::{TrainError, TrainOptions, TrainReport, train};
 
 /// A step of a long work, for a progress bar.
 #[derive(Debug, Clone, Copy)]

@@ -18,7 +18,9 @@ pub struct ExportCheck {
 pub enum ModelError {
     #[error(transparent)]
     Ranking(#[from] RankingError),
-    #[error("the ONNX export of {model} differs from the trained model by {difference:e}; the limit is {DIFFERENCE_MAX:e}")]
+    #[error(
+        "the ONNX export of {model} differs from the trained model by {difference:e}; the limit is {DIFFERENCE_MAX:e}"
+    )]
     Export { model: &'static str, difference: f32 },
     #[error("weights of {model} are not finite; train with a smaller learning rate")]
     NotFinite { model: &'static str },

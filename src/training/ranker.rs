@@ -220,8 +220,8 @@ fn loss(
     let tensor = |values| Tensor::<3>::from_data(TensorData::new(values, shape), device);
     let logits = network.forward(features).transpose().reshape(shape);
     let listwise = -(log_softmax(logits.clone() + tensor(bias), 2) * tensor(share)).sum() / count as f64;
-    let pointwise =
-        -(log_sigmoid(logits.clone()) * tensor(positive) + log_sigmoid(-logits) * tensor(negative)).sum() / count as f64;
+    let pointwise = -(log_sigmoid(logits.clone()) * tensor(positive) + log_sigmoid(-logits) * tensor(negative)).sum()
+        / count as f64;
     listwise + pointwise * config.pointwise_weight
 }
 

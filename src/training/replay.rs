@@ -24,11 +24,7 @@ pub fn baskets(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<B
     for event in events.iter().filter(|event| event.kind == EventKind::Purchase) {
         let Some(&row) = event.item.as_ref().and_then(|item| row_of.get(item)) else { continue };
         let index = *by_order.entry(event.event_id.as_str()).or_insert_with(|| {
-            baskets.push(Basket {
-                person: event.person.clone(),
-                at: event.at,
-                rows: Vec::new(),
-            });
+            baskets.push(Basket { person: event.person.clone(), at: event.at, rows: Vec::new() });
             baskets.len() - 1
         });
         if !baskets[index].rows.contains(&row) {

@@ -142,14 +142,14 @@ pub fn train(
         ranker: Vec::new(),
         items,
     };
-    let lists = ranking_lists(&bundle, runtime, lines, &baskets, labels_from, trained_until, options, &mut rng, progress)?;
+    let lists =
+        ranking_lists(&bundle, runtime, lines, &baskets, labels_from, trained_until, options, &mut rng, progress)?;
     let list_count = lists.lists.len();
     let person_loss = person.validation_loss;
     let split = list_count - list_count / 6;
     let config = RankerConfig { seed: options.seed, ..Default::default() };
     let (fit_lists, validation_lists) = lists.lists.split_at(split);
-    let ranker =
-        train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, runtime, progress)?;
+    let ranker = train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, runtime, progress)?;
     exports.push(ranker.check.clone());
     let validation_losses = [person_loss, ranker.validation_loss];
 

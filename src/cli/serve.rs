@@ -1,0 +1,99 @@
+//! serve
+use super::LibraryArgs;
+use crate::{
+    engine::{EngineConfig, Opening, open},
+    ranking::Device,
+    server::{self, ServerConfig},
+};
+use anyhow::Context;
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+#[derive(clap::Args)]
+pub struct ServeArgs {
+    /// The bundle that `train` wrote.
+    #[arg(long, value_name = "DIR", env = "LODESTONE_BUNDLE")]
+    bundle: PathBuf,
+    /// The shop's data directory: the imported history, if any, and the log of what comes in.
+    #[arg(long, value_name = "DIR", env = "LODESTONE_DATA")]
+    data: PathBuf,
+    #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_LISTEN", default_value = "127.0.0.1:50051")]
+    listen: SocketAddr,
+    /// Threads that answer, each with its own models. Default: one for each core.
+    #[arg(long, value_name = "N", env = "LODESTONE_WORKERS")]
+    workers: Option<usize>,
+    /// Requests that may wait for a thread; one more is refused with RESOURCE_EXHAUSTED.
+    #[arg(long, value_name = "N", env = "LODESTONE_QUEUE_REQUESTS_MAX", default_value_t = 1024)]
+    queue_requests_max: usize,
+    /// Where the models run. `cuda` needs a build with the cargo feature `cuda` and the CUDA build of the library.
+    #[arg(long, value_enum, env = "LODESTONE_DEVICE", default_value = "cpu")]
+    device: DeviceArg,
+    /// Moves the imported history so that it ends now: for demonstrations with old data.
+    #[arg(long, env = "LODESTONE_HISTORY_ENDS_NOW")]
+    history_ends_now: bool,
+    /// How strongly answers avoid items that are alike where a request does not say, 0 to 1.
+    #[arg(long, value_name = "0..1", env = "LODESTONE_DIVERSITY_DEFAULT", default_value_t = 0.0)]
+    diversity_default: f32,
+    /// The time of a request that brings no deadline.
+    #[arg(long, value_name = "MS", env = "LODESTONE_DEADLINE_MS_DEFAULT", default_value_t = 1000)]
+    deadline_ms_default: u64,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum DeviceArg {
+    Cpu,
+    Cuda,
+}
+
+pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "lodestone=info,warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    anyhow::ensure!(
+        (0.0..=1.0).contains(&args.diversity_default),
+        "--diversity-default is {}; it must be within 0 and 1",
+        args.diversity_default
+    );
+    crate::text::warm_up();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let engine = open(Opening {
+        bundle: &args.bundle,
+        data: &args.data,
+        library: args.library.onnxruntime.as_deref(),
+        device: match args.device {
+            DeviceArg::Cpu => Device::Cpu,
+            DeviceArg::Cuda => Device::Cuda,
+        },
+        workers: args.workers.unwrap_or(cores),
+        queue_requests_max: args.queue_requests_max,
+        history_ends_now: args.history_ends_now,
+        config: EngineConfig { diversity_default: args.diversity_default, ..EngineConfig::default() },
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(args.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", args.listen))?;
+        tracing::info!(address = %listener.local_addr()?, generation = %engine.generation(), "serving");
+        let config = ServerConfig {
+            deadline_default: Duration::from_millis(args.deadline_ms_default),
+            ..ServerConfig::default()
+        };
+        server::serve(Arc::new(engine), config, listener, stop_signal()).await?;
+        tracing::info!("stopped");
+        Ok(())
+    })
+}
+
+/// Ends at SIGINT or SIGTERM.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        let _ = tokio::signal::ctrl_c().await;
+        return;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

@@ -1,0 +1,154 @@
+//! Answers, from the domain to the wire.
+use crate::{
+    catalog::{AttributeValue, Item},
+    engine::*,
+    ids::ItemId,
+    server::{proto, violations::Violation},
+};
+
+/// What the server itself adds to an answer.
+pub struct Envelope {
+    pub request_id: String,
+    pub notices: Vec<Violation>,
+}
+
+fn texts(ids: &[ItemId]) -> Vec<String> {
+    ids.iter().map(ItemId::to_string).collect()
+}
+
+fn info(tail: &AnswerTail, envelope: Envelope) -> proto::AnswerInfo {
+    let degradation = |degradation: &Degradation| proto::Degradation {
+        code: degradation.code as i32,
+        subject: degradation.subject.clone(),
+    };
+    let notice = |notice: Violation| proto::Notice { field: notice.field, description: notice.description };
+    proto::AnswerInfo {
+        generation: tail.generation.to_string(),
+        degradations: tail.degradations.iter().map(degradation).collect(),
+        notices: envelope.notices.into_iter().map(notice).collect(),
+        person_known: tail.person_known,
+        unknown_item_ids: texts(&tail.unknown_items),
+        dropped_pin_item_ids: texts(&tail.dropped_pins),
+        request_id: envelope.request_id,
+        debug: tail.debug.as_ref().map(debug),
+    }
+}
+
+fn debug(debug: &AnswerDebug) -> proto::AnswerDebug {
+    let stage = |(stage, time): &(&str, std::time::Duration)| proto::StageTiming {
+        stage: (*stage).to_owned(),
+        duration: Some(prost_types::Duration { seconds: time.as_secs() as i64, nanos: time.subsec_nanos() as i32 }),
+    };
+    let source = |(source, count): &(&str, usize)| proto::SourceCount {
+        source: (*source).to_owned(),
+        candidate_count: *count as i32,
+    };
+    proto::AnswerDebug {
+        stages: debug.stages.iter().map(stage).collect(),
+        sources: debug.sources.iter().map(source).collect(),
+        feature_names: debug.feature_names.iter().map(|name| (*name).to_owned()).collect(),
+    }
+}
+
+fn result(result: RankedItem) -> proto::Result {
+    let reason =
+        |reason: &Reason| proto::Reason { code: reason.code as i32, evidence_item_ids: texts(&reason.evidence) };
+    proto::Result {
+        item_id: result.id.to_string(),
+        rank: result.rank as i32,
+        score: result.score,
+        reasons: result.reasons.iter().map(reason).collect(),
+        item: result.item.as_deref().map(item_to_proto),
+        debug: result.debug.map(result_debug),
+    }
+}
+
+fn result_debug(debug: ResultDebug) -> proto::ResultDebug {
+    let named = |name: String, score| proto::NamedScore { name, score };
+    proto::ResultDebug {
+        source_scores: debug.source_scores.into_iter().map(|(name, score)| named(name.to_owned(), score)).collect(),
+        retrieval_score: debug.retrieval_score,
+        retrieval_rank: debug.retrieval_rank as i32,
+        heads: debug.heads.into_iter().map(|(name, score)| named(name, score)).collect(),
+        features: debug.features,
+    }
+}
+
+pub fn item_to_proto(item: &Item) -> proto::Item {
+    use proto::attribute_value::Kind;
+    let attribute = |(name, value): (&String, &AttributeValue)| {
+        let kind = match value {
+            AttributeValue::Text(text) => Kind::Text(text.clone()),
+            AttributeValue::Number(number) => Kind::Number(*number),
+            AttributeValue::Flag(flag) => Kind::Flag(*flag),
+        };
+        (name.clone(), proto::AttributeValue { kind: Some(kind) })
+    };
+    proto::Item {
+        item_id: item.id.to_string(),
+        title: item.title.clone(),
+        description: item.description.clone(),
+        categories: item.categories.clone(),
+        brand: item.brand.clone(),
+        price_micros: item.price.map(|price| price.micros()),
+        currency_code: item.currency.clone(),
+        stock_quantity: item.stock_quantity.map(i64::from),
+        tags: item.tags.clone(),
+        attributes: item.attributes.iter().map(attribute).collect(),
+        create_time: item.created_at.map(|at| prost_types::Timestamp {
+            seconds: at.0.div_euclid(1000),
+            nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32,
+        }),
+    }
+}
+
+pub fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchResponse {
+    proto::SearchResponse {
+        info: Some(info(&answer.tail, envelope)),
+        results: answer.results.into_iter().map(result).collect(),
+        next_page_token: answer.next_page_token,
+        total_size: answer.total_size as i32,
+        attribution_token: answer.tail.attribution_token,
+        session_version: answer.tail.session_version,
+        corrected_query: answer.corrected_query,
+    }
+}
+
+pub fn recommend_response(answer: Answer, envelope: Envelope) -> proto::RecommendResponse {
+    proto::RecommendResponse {
+        info: Some(info(&answer.tail, envelope)),
+        results: answer.results.into_iter().map(result).collect(),
+        next_page_token: answer.next_page_token,
+        total_size: answer.total_size as i32,
+        attribution_token: answer.tail.attribution_token,
+        session_version: answer.tail.session_version,
+    }
+}
+
+pub fn rank_response(answer: Answer, envelope: Envelope) -> proto::RankResponse {
+    proto::RankResponse {
+        info: Some(info(&answer.tail, envelope)),
+        results: answer.results.into_iter().map(result).collect(),
+        attribution_token: answer.tail.attribution_token,
+        session_version: answer.tail.session_version,
+    }
+}
+
+pub fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> proto::SuggestResponse {
+    let completion = |completion: Completion| proto::Completion {
+        text: completion.text,
+        source: match completion.source {
+            CompletionSource::Query => proto::CompletionSource::Query,
+            CompletionSource::Title => proto::CompletionSource::Title,
+            CompletionSource::Category => proto::CompletionSource::Category,
+        }
+        .into(),
+    };
+    proto::SuggestResponse {
+        info: Some(info(&answer.tail, envelope)),
+        completions: answer.completions.into_iter().map(completion).collect(),
+        products: answer.products.into_iter().map(result).collect(),
+        attribution_token: answer.tail.attribution_token,
+        session_version: answer.tail.session_version,
+    }
+}

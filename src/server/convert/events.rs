@@ -1,0 +1,183 @@
+//! Events.
+use super::{TEXT_CHARS_MAX, currency, items, requests::viewer};
+use crate::{
+    events::{Attribution, Event, EventKind, EventLine},
+    ids::{EventId, ItemId},
+    server::{proto, violations::Violations},
+    units::UnixMillis,
+};
+
+const LINES_MAX: usize = 1000;
+const QUANTITY_MAX: i32 = 1_000_000;
+/// How far a client's clock may be ahead.
+const AHEAD_MS_MAX: i64 = 5 * 60 * 1000;
+/// 1990-01-01.
+const EARLIEST_MS: i64 = 631_152_000_000;
+
+/// Checks one event. None where anything is wrong. The attribution token is taken as sent; whether it is ours is for
+/// the caller to say. `is_stored`: its time is held against the clock.
+pub fn event(
+    violations: &mut Violations,
+    path: &str,
+    event: &proto::Event,
+    now: UnixMillis,
+    is_stored: bool,
+) -> Option<Event> {
+    let before = violations.found.len();
+    let field = |name: &str| format!("{path}.{name}");
+    let id = match event.event_id.as_str() {
+        "" => EventId::parse(&uuid::Uuid::now_v7().to_string()).ok(),
+        id => violations.keep(field("event_id"), EventId::parse(id)),
+    };
+    let kind = EventKind::from_number(event.r#type);
+    if kind.is_none() {
+        violations.add(field("type"), format!("{} is no EventType", event.r#type));
+    }
+    let person = viewer(violations, &field("viewer"), event.viewer.as_ref());
+    let at = time(violations, &field("occurred_time"), event.occurred_time.as_ref(), now, is_stored);
+    let lines = lines(violations, path, &event.lines);
+    if let Some(kind) = kind {
+        check_kind(violations, path, kind, event);
+    }
+    violations.characters(&field("query"), &event.query, TEXT_CHARS_MAX);
+    for (name, text) in [("order_id", &event.order_id), ("coupon_id", &event.coupon_id)] {
+        if text.len() > 128 {
+            violations.add(field(name), format!("has {} bytes; the limit is 128", text.len()));
+        }
+    }
+    if event.attribution_token.len() > 1000 {
+        let description = format!("has {} bytes; the limit is 1,000", event.attribution_token.len());
+        violations.add(field("attribution_token"), description);
+    }
+    items::categories(violations, &field("categories"), &event.categories);
+    let currency = currency(violations, &field("currency_code"), &event.currency_code);
+    if violations.found.len() > before {
+        return None;
+    }
+    Some(Event {
+        id: id?,
+        kind: kind?,
+        person: person.person,
+        session: person.session,
+        at,
+        lines,
+        query: event.query.clone(),
+        order: event.order_id.clone(),
+        stars: event.stars as u8,
+        coupon: event.coupon_id.clone(),
+        categories: event.categories.clone(),
+        currency,
+        attribution: match event.attribution_token.as_str() {
+            "" => Attribution::None,
+            token => Attribution::Answer(token.to_owned()),
+        },
+    })
+}
+
+fn time(
+    violations: &mut Violations,
+    field: &str,
+    sent: Option<&prost_types::Timestamp>,
+    now: UnixMillis,
+    is_stored: bool,
+) -> UnixMillis {
+    let Some(sent) = sent else { return now };
+    let at = sent.seconds.saturating_mul(1000).saturating_add(i64::from(sent.nanos) / 1_000_000);
+    let text = |ms: i64| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| format!("{ms} ms"), |t| t.to_string());
+    if is_stored && at > now.0 + AHEAD_MS_MAX {
+        violations.add(field, format!("is {}, more than 5 minutes ahead of the server's {}", text(at), text(now.0)));
+    }
+    if at < EARLIEST_MS {
+        violations.add(field, format!("is {}, before 1990", text(at)));
+    }
+    UnixMillis(at)
+}
+
+fn lines(violations: &mut Violations, path: &str, sent: &[proto::EventLine]) -> Vec<EventLine> {
+    violations.count(&format!("{path}.lines"), sent.len(), LINES_MAX);
+    let mut lines = Vec::with_capacity(sent.len().min(LINES_MAX));
+    for (index, line) in sent.iter().take(LINES_MAX).enumerate() {
+        let field = |name: &str| format!("{path}.lines[{index}].{name}");
+        let item = violations.keep(field("item_id"), ItemId::parse(&line.item_id));
+        if !(0..=QUANTITY_MAX).contains(&line.quantity) {
+            let description = format!("is {}; it must be 1 to {QUANTITY_MAX}, or 0 for one piece", line.quantity);
+            violations.add(field("quantity"), description);
+        }
+        if line.rank < 0 {
+            violations.add(field("rank"), format!("is {}; it must be 1 or above, or 0 if not known", line.rank));
+        }
+        let price = items::price(violations, &field("price_micros"), line.price_micros);
+        lines.extend(item.map(|item| EventLine {
+            item,
+            quantity: line.quantity.max(1) as u32,
+            price,
+            rank: line.rank.max(0) as u32,
+        }));
+    }
+    lines
+}
+
+/// What a kind needs and forbids.
+fn check_kind(violations: &mut Violations, path: &str, kind: EventKind, event: &proto::Event) {
+    if kind.needs_items() && event.lines.is_empty() {
+        violations.add(format!("{path}.lines"), format!("is empty; `{}` needs at least one item", kind.name()));
+    }
+    if kind == EventKind::Search && event.query.trim().is_empty() {
+        violations.add(format!("{path}.query"), "is empty; `search` needs one");
+    }
+    match kind {
+        EventKind::Review if !(1..=5).contains(&event.stars) => {
+            violations.add(format!("{path}.stars"), format!("is {}; a review has 1 to 5", event.stars));
+        }
+        EventKind::Review => {}
+        _ if event.stars != 0 => {
+            violations.add(format!("{path}.stars"), format!("is {}; only a review has stars", event.stars));
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent() -> proto::Event {
+        proto::Event {
+            event_id: "e".into(),
+            r#type: EventKind::View as i32,
+            viewer: Some(proto::Viewer { user_id: "u".into(), ..Default::default() }),
+            lines: vec![proto::EventLine { item_id: "a".into(), ..Default::default() }],
+            ..Default::default()
+        }
+    }
+
+    fn check(event: proto::Event) -> Vec<String> {
+        let mut violations = Violations::default();
+        let now = UnixMillis(1_700_000_000_000);
+        let parsed = super::event(&mut violations, "events[0]", &event, now, true);
+        assert_eq!(parsed.is_some(), violations.is_empty());
+        violations.found.into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn a_plain_event_is_taken() {
+        assert!(check(sent()).is_empty());
+    }
+
+    #[test]
+    fn next_year_and_negative_quantities_are_refused_by_field() {
+        let next_year = prost_types::Timestamp { seconds: 1_700_000_000 + 365 * 86_400, nanos: 0 };
+        let lines = vec![proto::EventLine { item_id: "a".into(), quantity: -2, ..Default::default() }];
+        let fields = check(proto::Event { occurred_time: Some(next_year), lines, ..sent() });
+        assert_eq!(fields, ["events[0].occurred_time", "events[0].lines[0].quantity"]);
+    }
+
+    #[test]
+    fn what_a_kind_needs_is_checked() {
+        assert_eq!(check(proto::Event { lines: vec![], ..sent() }), ["events[0].lines"]);
+        let search = proto::Event { r#type: EventKind::Search as i32, lines: vec![], ..sent() };
+        assert_eq!(check(search), ["events[0].query"]);
+        assert_eq!(check(proto::Event { stars: 3, ..sent() }), ["events[0].stars"]);
+        assert_eq!(check(proto::Event { r#type: 0, ..sent() }), ["events[0].type"]);
+    }
+}

@@ -1,0 +1,130 @@
+//! Items.
+use super::{TEXT_CHARS_MAX, currency};
+use crate::{
+    catalog::{AttributeValue, Item},
+    ids::ItemId,
+    server::{proto, violations::Violations},
+    units::{PriceMicros, UnixMillis},
+};
+use std::collections::BTreeMap;
+
+const DESCRIPTION_CHARS_MAX: usize = 20_000;
+const CATEGORY_LEVELS_MAX: usize = 10;
+const NAME_CHARS_MAX: usize = 200;
+const TAGS_MAX: usize = 50;
+const TAG_CHARS_MAX: usize = 100;
+const ATTRIBUTES_MAX: usize = 100;
+const STOCK_MAX: i64 = 1_000_000_000;
+
+/// Checks one item. None where anything is wrong.
+pub fn item(violations: &mut Violations, path: &str, item: &proto::Item, now: UnixMillis) -> Option<Item> {
+    let before = violations.found.len();
+    let field = |name: &str| format!("{path}.{name}");
+    let id = violations.keep(field("item_id"), ItemId::parse(&item.item_id));
+    if item.title.trim().is_empty() {
+        violations.add(field("title"), "is empty; 1 to 1,000 characters are needed");
+    }
+    violations.characters(&field("title"), &item.title, TEXT_CHARS_MAX);
+    violations.characters(&field("description"), &item.description, DESCRIPTION_CHARS_MAX);
+    categories(violations, &field("categories"), &item.categories);
+    violations.characters(&field("brand"), &item.brand, NAME_CHARS_MAX);
+    let price = price(violations, &field("price_micros"), item.price_micros);
+    let currency = currency(violations, &field("currency_code"), &item.currency_code);
+    if let Some(stock) = item.stock_quantity.filter(|stock| !(0..=STOCK_MAX).contains(stock)) {
+        violations.add(field("stock_quantity"), format!("is {stock}; it must be within 0 and {STOCK_MAX}"));
+    }
+    violations.count(&field("tags"), item.tags.len(), TAGS_MAX);
+    for (index, tag) in item.tags.iter().take(TAGS_MAX).enumerate() {
+        violations.characters(&field(&format!("tags[{index}]")), tag, TAG_CHARS_MAX);
+    }
+    let attributes = attributes(violations, &field("attributes"), &item.attributes);
+    if violations.found.len() > before {
+        return None;
+    }
+    let created = item.create_time.as_ref().map(|time| UnixMillis(time.seconds.saturating_mul(1000)));
+    Some(Item {
+        title: item.title.clone(),
+        description: item.description.clone(),
+        categories: item.categories.clone(),
+        brand: item.brand.clone(),
+        price,
+        currency,
+        stock_quantity: item.stock_quantity.map(|stock| stock as u32),
+        tags: item.tags.clone(),
+        attributes,
+        created_at: Some(created.unwrap_or(now)),
+        ..Item::titled(id?, "")
+    })
+}
+
+pub(super) fn categories(violations: &mut Violations, field: &str, categories: &[String]) {
+    violations.count(field, categories.len(), CATEGORY_LEVELS_MAX);
+    for (index, category) in categories.iter().take(CATEGORY_LEVELS_MAX).enumerate() {
+        violations.characters(&format!("{field}[{index}]"), category, NAME_CHARS_MAX);
+    }
+}
+
+pub(super) fn price(violations: &mut Violations, field: &str, micros: Option<i64>) -> Option<PriceMicros> {
+    let micros = micros?;
+    let price = PriceMicros::new(micros);
+    if price.is_none() {
+        violations.add(field, format!("is {micros}; it must be within 0 and {}", PriceMicros::MAX));
+    }
+    price
+}
+
+fn attributes(
+    violations: &mut Violations,
+    field: &str,
+    sent: &std::collections::HashMap<String, proto::AttributeValue>,
+) -> BTreeMap<String, AttributeValue> {
+    use proto::attribute_value::Kind;
+    violations.count(field, sent.len(), ATTRIBUTES_MAX);
+    let mut attributes = BTreeMap::new();
+    for (name, value) in sent.iter().take(ATTRIBUTES_MAX) {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if !(1..=64).contains(&name.len()) || !name.chars().all(is_name) {
+            violations.add(format!("{field}[{}]", super::shortened(name)), "is no name: 1 to 64 of A-Z a-z 0-9 _");
+        }
+        let path = format!("{field}[{}]", super::shortened(name));
+        let value = match &value.kind {
+            None => {
+                violations.add(path, "has no value; set text, number or flag");
+                continue;
+            }
+            Some(Kind::Text(text)) => {
+                violations.characters(&path, text, TEXT_CHARS_MAX);
+                AttributeValue::Text(text.clone())
+            }
+            Some(Kind::Number(number)) => {
+                if !number.is_finite() {
+                    violations.add(path, format!("is {number}; it must be finite"));
+                }
+                AttributeValue::Number(*number)
+            }
+            Some(Kind::Flag(flag)) => AttributeValue::Flag(*flag),
+        };
+        attributes.insert(name.clone(), value);
+    }
+    attributes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_wrong_with_an_item_is_told() {
+        let number = proto::AttributeValue { kind: Some(proto::attribute_value::Kind::Number(f64::NAN)) };
+        let sent = proto::Item {
+            price_micros: Some(-1),
+            stock_quantity: Some(-1),
+            currency_code: "pounds".into(),
+            attributes: [("weight".to_owned(), number)].into(),
+            ..Default::default()
+        };
+        let mut violations = Violations::default();
+        assert!(item(&mut violations, "items[0]", &sent, UnixMillis(0)).is_none());
+        assert_eq!(violations.found.len(), 6, "{violations:?}");
+    }
+}

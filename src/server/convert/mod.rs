@@ -1,0 +1,32 @@
+//! Between the wire and the domain. From the wire: everything is checked, and everything wrong is told at once.
+mod answers;
+mod events;
+mod items;
+mod requests;
+
+pub use answers::{Envelope, item_to_proto, rank_response, recommend_response, search_response, suggest_response};
+pub use events::event;
+pub use items::item;
+pub use requests::{rank, recommend, search, suggest};
+
+use super::violations::Violations;
+
+/// Characters of a query or another short text at most.
+const TEXT_CHARS_MAX: usize = 1000;
+
+/// An ISO 4217 code or nothing.
+fn currency(violations: &mut Violations, field: &str, code: &str) -> String {
+    if !code.is_empty() && (code.len() != 3 || !code.bytes().all(|byte| byte.is_ascii_uppercase())) {
+        violations.add(field, format!("`{}` is no ISO 4217 code of 3 capital letters", shortened(code)));
+    }
+    code.to_owned()
+}
+
+/// Enough of a value to be recognised.
+fn shortened(text: &str) -> String {
+    const SHOWN: usize = 40;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

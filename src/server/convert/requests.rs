@@ -1,0 +1,350 @@
+//! Requests of RankingService.
+use super::{TEXT_CHARS_MAX, events::event, shortened};
+use crate::{
+    catalog::Filter,
+    engine::*,
+    ids::{ItemId, PersonId},
+    server::{proto, violations::Violations},
+    units::UnixMillis,
+};
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+const CONTEXT_EVENTS_MAX: usize = 100;
+const EXCLUDE_MAX: usize = 1000;
+const BOOSTS_MAX: usize = 20;
+const PINS_MAX: usize = 50;
+const ANCHORS_MAX: usize = 50;
+const CANDIDATES_MAX: usize = 1000;
+const PREFIX_CHARS_MAX: usize = 200;
+const SUGGESTIONS_MAX: usize = 20;
+
+/// Someone who stands in where the viewer is wrong; the request is refused anyway.
+fn nobody() -> PersonId {
+    PersonId::visitor("nobody").expect("a fixed id within the limits")
+}
+
+pub(super) fn viewer(violations: &mut Violations, field: &str, viewer: Option<&proto::Viewer>) -> Viewer {
+    let Some(viewer) = viewer else {
+        violations.add(field, "is missing; set user_id or visitor_id");
+        return Viewer { person: nobody(), session: String::new(), locale: String::new() };
+    };
+    let person = if !viewer.user_id.is_empty() {
+        violations.keep(format!("{field}.user_id"), PersonId::user(&viewer.user_id))
+    } else if !viewer.visitor_id.is_empty() {
+        violations.keep(format!("{field}.visitor_id"), PersonId::visitor(&viewer.visitor_id))
+    } else {
+        violations.add(field, "is empty; set user_id or visitor_id, 1 to 128 bytes");
+        None
+    };
+    if viewer.session_id.len() > 128 {
+        violations
+            .add(format!("{field}.session_id"), format!("has {} bytes; the limit is 128", viewer.session_id.len()));
+    }
+    if viewer.locale.len() > 35 {
+        violations.add(format!("{field}.locale"), format!("has {} bytes; the limit is 35", viewer.locale.len()));
+    }
+    if !viewer.region_code.is_empty() && viewer.region_code.len() != 2 {
+        violations.add(format!("{field}.region_code"), "is no ISO 3166-1 code of 2 letters");
+    }
+    if proto::Platform::try_from(viewer.platform).is_err() {
+        violations.add(format!("{field}.platform"), format!("{} is no Platform", viewer.platform));
+    }
+    Viewer { person: person.unwrap_or_else(nobody), session: viewer.session_id.clone(), locale: viewer.locale.clone() }
+}
+
+fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {
+    if text.trim().is_empty() {
+        return None;
+    }
+    Filter::parse(text)
+        .map_err(|error| violations.add(field, format!("at character {}: {}", error.position, error.message)))
+        .ok()
+}
+
+fn ids(violations: &mut Violations, field: &str, texts: &[String], limit: usize) -> Vec<ItemId> {
+    violations.count(field, texts.len(), limit);
+    let parsed = texts.iter().take(limit).enumerate();
+    parsed.filter_map(|(i, id)| violations.keep(format!("{field}[{i}]"), ItemId::parse(id))).collect()
+}
+
+fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>, now: UnixMillis) -> Options {
+    let Some(options) = options else { return Options::default() };
+    violations.count("options.context_events", options.context_events.len(), CONTEXT_EVENTS_MAX);
+    let mut context_events = Vec::new();
+    for (index, sent) in options.context_events.iter().take(CONTEXT_EVENTS_MAX).enumerate() {
+        let path = format!("options.context_events[{index}]");
+        context_events.extend(event(violations, &path, sent, now, false));
+    }
+    if options.request_id.len() > 128 {
+        violations.add("options.request_id", format!("has {} bytes; the limit is 128", options.request_id.len()));
+    }
+    let diversity = options.diversity.map(|diversity| {
+        if !(0.0..=1.0).contains(&diversity) {
+            violations.add("options.diversity", format!("is {diversity}; it must be within 0 and 1"));
+        }
+        diversity as f32
+    });
+    Options {
+        session_version: options.session_version,
+        context_events,
+        exclude: ids(violations, "options.exclude_item_ids", &options.exclude_item_ids, EXCLUDE_MAX),
+        order_by: order_by(violations, &options.order_by),
+        boosts: boosts(violations, &options.boosts),
+        pins: pins(violations, &options.pins),
+        diversity,
+        include_items: options.include_items,
+        debug: debug(violations, options.debug_level),
+        request_id: options.request_id.clone(),
+    }
+}
+
+fn order_by(violations: &mut Violations, text: &str) -> OrderBy {
+    match text.trim() {
+        "" => OrderBy::Score,
+        "price" => OrderBy::Price,
+        "price desc" => OrderBy::PriceDescending,
+        "create_time desc" => OrderBy::CreateTimeDescending,
+        "title" => OrderBy::Title,
+        other => {
+            let description = format!(
+                "`{}` is no order; use empty, `price`, `price desc`, `create_time desc` or `title`",
+                shortened(other)
+            );
+            violations.add("options.order_by", description);
+            OrderBy::Score
+        }
+    }
+}
+
+fn boosts(violations: &mut Violations, sent: &[proto::Boost]) -> Vec<Boost> {
+    violations.count("options.boosts", sent.len(), BOOSTS_MAX);
+    let mut boosts = Vec::new();
+    for (index, boost) in sent.iter().take(BOOSTS_MAX).enumerate() {
+        let field = format!("options.boosts[{index}].filter");
+        if !(boost.factor > 0.0 && boost.factor <= 100.0) {
+            let description = format!("is {}; it must be above 0 and at most 100", boost.factor);
+            violations.add(format!("options.boosts[{index}].factor"), description);
+        }
+        match filter(violations, &field, &boost.filter) {
+            Some(filter) => boosts.push(Boost { filter, factor: boost.factor as f32 }),
+            None if boost.filter.trim().is_empty() => violations.add(field, "is empty; say which items are boosted"),
+            None => {}
+        }
+    }
+    boosts
+}
+
+fn pins(violations: &mut Violations, sent: &[proto::Pin]) -> Vec<Pin> {
+    violations.count("options.pins", sent.len(), PINS_MAX);
+    let mut pins = Vec::new();
+    for (index, pin) in sent.iter().take(PINS_MAX).enumerate() {
+        if !(1..=PAGE_SIZE_MAX as i32).contains(&pin.rank) {
+            let description = format!("is {}; it must be within 1 and {PAGE_SIZE_MAX}", pin.rank);
+            violations.add(format!("options.pins[{index}].rank"), description);
+        }
+        let item = violations.keep(format!("options.pins[{index}].item_id"), ItemId::parse(&pin.item_id));
+        pins.extend(item.map(|item| Pin { item, rank: pin.rank.max(1) as usize }));
+    }
+    pins
+}
+
+fn debug(violations: &mut Violations, level: i32) -> DebugLevel {
+    use proto::DebugLevel as Wire;
+    match Wire::try_from(level) {
+        Ok(Wire::Unspecified) => DebugLevel::None,
+        Ok(Wire::Timings) => DebugLevel::Timings,
+        Ok(Wire::Scores) => DebugLevel::Scores,
+        Ok(Wire::Features) => DebugLevel::Features,
+        Err(_) => {
+            violations.add("options.debug_level", format!("{level} is no DebugLevel"));
+            DebugLevel::None
+        }
+    }
+}
+
+/// A hash of all that fixes the slate.
+fn fingerprint(request: &impl Message) -> u64 {
+    let digest = Sha256::digest(request.encode_to_vec());
+    u64::from_le_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]])
+}
+
+fn query(violations: &mut Violations, text: &str) -> String {
+    violations.characters("query", text, TEXT_CHARS_MAX);
+    text.to_owned()
+}
+
+pub fn search(violations: &mut Violations, mut request: proto::SearchRequest, now: UnixMillis) -> SearchRequest {
+    let page = Page {
+        size: violations.page_size(request.page_size),
+        token: std::mem::take(&mut request.page_token),
+        fingerprint: {
+            forget_passing(request.options.as_mut());
+            fingerprint(&request)
+        },
+    };
+    if request.query.trim().is_empty() {
+        violations.add("query", "is empty or all white space; 1 to 1,000 characters are needed");
+    }
+    SearchRequest {
+        viewer: viewer(violations, "viewer", request.viewer.as_ref()),
+        query: query(violations, &request.query),
+        page,
+        filter: filter(violations, "filter", &request.filter),
+        options: options(violations, request.options.as_ref(), now),
+    }
+}
+
+/// What may differ from page to page.
+fn forget_passing(options: Option<&mut proto::RankingOptions>) {
+    if let Some(options) = options {
+        options.request_id.clear();
+        options.session_version = 0;
+    }
+}
+
+pub fn recommend(
+    violations: &mut Violations,
+    mut request: proto::RecommendRequest,
+    now: UnixMillis,
+) -> RecommendRequest {
+    use proto::RecommendType as Wire;
+    let page = Page {
+        size: violations.page_size(request.page_size),
+        token: std::mem::take(&mut request.page_token),
+        fingerprint: {
+            forget_passing(request.options.as_mut());
+            fingerprint(&request)
+        },
+    };
+    let kind = match Wire::try_from(request.r#type) {
+        Ok(Wire::ForYou) => RecommendKind::ForYou,
+        Ok(Wire::Similar) => RecommendKind::Similar,
+        Ok(Wire::BoughtTogether) => RecommendKind::BoughtTogether,
+        Ok(Wire::BuyAgain) => RecommendKind::BuyAgain,
+        Ok(Wire::Trending) => RecommendKind::Trending,
+        Ok(Wire::RecentlyViewed) => RecommendKind::RecentlyViewed,
+        Ok(Wire::Unspecified) => {
+            violations.add("type", "is not set; choose a RecommendType such as RECOMMEND_TYPE_FOR_YOU");
+            RecommendKind::ForYou
+        }
+        Err(_) => {
+            violations.add("type", format!("{} is no RecommendType", request.r#type));
+            RecommendKind::ForYou
+        }
+    };
+    let anchored = matches!(kind, RecommendKind::Similar | RecommendKind::BoughtTogether);
+    if !anchored && !request.anchor_item_ids.is_empty() {
+        violations.add("anchor_item_ids", "must be empty but for SIMILAR and BOUGHT_TOGETHER");
+    }
+    RecommendRequest {
+        viewer: viewer(violations, "viewer", request.viewer.as_ref()),
+        kind,
+        page,
+        filter: filter(violations, "filter", &request.filter),
+        anchors: ids(violations, "anchor_item_ids", &request.anchor_item_ids, ANCHORS_MAX),
+        options: options(violations, request.options.as_ref(), now),
+    }
+}
+
+pub fn rank(violations: &mut Violations, request: proto::RankRequest, now: UnixMillis) -> RankRequest {
+    violations.count("candidates", request.candidates.len(), CANDIDATES_MAX);
+    if request.candidates.is_empty() {
+        violations.add("candidates", format!("is empty; 1 to {CANDIDATES_MAX} are needed"));
+    }
+    let mut candidates = Vec::new();
+    for (index, candidate) in request.candidates.iter().take(CANDIDATES_MAX).enumerate() {
+        let field = format!("candidates[{index}].item_id");
+        candidates.extend(violations.keep(field, ItemId::parse(&candidate.item_id)));
+    }
+    RankRequest {
+        viewer: viewer(violations, "viewer", request.viewer.as_ref()),
+        candidates,
+        query: query(violations, &request.query),
+        options: options(violations, request.options.as_ref(), now),
+    }
+}
+
+pub fn suggest(violations: &mut Violations, request: proto::SuggestRequest) -> SuggestRequest {
+    violations.characters("prefix", &request.prefix, PREFIX_CHARS_MAX);
+    SuggestRequest {
+        viewer: viewer(violations, "viewer", request.viewer.as_ref()),
+        prefix: request.prefix,
+        completion_count: violations.size("completion_count", request.completion_count, 8, SUGGESTIONS_MAX),
+        product_count: violations.size("product_count", request.product_count, 4, SUGGESTIONS_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(violations: &Violations) -> Vec<&str> {
+        violations.found.iter().map(|violation| violation.field.as_str()).collect()
+    }
+
+    #[test]
+    fn everything_wrong_with_a_search_is_told_at_once() {
+        let request = proto::SearchRequest {
+            query: "x".repeat(2_000_000),
+            page_size: -1,
+            filter: "price <=".to_owned(),
+            options: Some(proto::RankingOptions {
+                diversity: Some(f64::NAN),
+                boosts: vec![proto::Boost { filter: "in_stock".to_owned(), factor: f64::INFINITY }],
+                pins: vec![proto::Pin { item_id: String::new(), rank: 0 }],
+                debug_level: 99,
+                order_by: "colour".to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut violations = Violations::default();
+        search(&mut violations, request, UnixMillis(0));
+        let found = fields(&violations);
+        for field in [
+            "viewer",
+            "query",
+            "page_size",
+            "filter",
+            "options.diversity",
+            "options.boosts[0].factor",
+            "options.pins[0].rank",
+            "options.pins[0].item_id",
+            "options.debug_level",
+            "options.order_by",
+        ] {
+            assert!(found.contains(&field), "{field} is missing in {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_size_above_the_limit_is_coerced_and_said() {
+        let mut violations = Violations::default();
+        assert_eq!(violations.page_size(5000), PAGE_SIZE_MAX);
+        assert!(violations.is_empty());
+        assert_eq!(violations.notices.len(), 1);
+    }
+
+    #[test]
+    fn only_the_page_token_and_the_request_id_may_change_between_pages() {
+        let request = |token: &str, request_id: &str, query: &str| proto::SearchRequest {
+            query: query.to_owned(),
+            page_token: token.to_owned(),
+            options: Some(proto::RankingOptions { request_id: request_id.to_owned(), ..Default::default() }),
+            ..Default::default()
+        };
+        let of = |request| search(&mut Violations::default(), request, UnixMillis(0)).page.fingerprint;
+        assert_eq!(of(request("", "1", "mug")), of(request("token", "2", "mug")));
+        assert_ne!(of(request("", "1", "mug")), of(request("", "1", "cup")));
+    }
+
+    #[test]
+    fn unknown_enums_are_refused_by_name() {
+        let mut violations = Violations::default();
+        let viewer = proto::Viewer { visitor_id: "v".into(), platform: 77, ..Default::default() };
+        let request = proto::RecommendRequest { viewer: Some(viewer), r#type: 42, ..Default::default() };
+        recommend(&mut violations, request, UnixMillis(0));
+        assert_eq!(fields(&violations), ["type", "viewer.platform"]);
+    }
+}
