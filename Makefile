@@ -15,7 +15,7 @@ LISTEN ?= 127.0.0.1:50051
 export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
-.PHONY: help setup build run demo test bench clean clean-demo
+.PHONY: help setup build run demo test clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-helm test-server
 
 help: ## This list
@@ -53,7 +53,7 @@ run: build tools-run $(DATA) $(BUNDLE) ## Serve the example shop on 127.0.0.1:50
 	echo "  $$grpcurl -d '{\"viewer\": {\"visitor_id\": \"v-1\"}, \"query\": \"heart t-light holder\", \"page_size\": 5, \"options\": {\"include_items\": true}}' $(LISTEN) lodestone.v1.RankingService/Search"; \
 	echo "  $$grpcurl -d '{\"viewer\": {\"visitor_id\": \"v-1\"}, \"type\": \"RECOMMEND_TYPE_FOR_YOU\", \"page_size\": 5}' $(LISTEN) lodestone.v1.RankingService/Recommend"; \
 	echo; \
-	exec $(LODESTONE) serve --bundle $(BUNDLE) --data $(DATA) --listen $(LISTEN)
+	exec $(LODESTONE) serve --bundle $(BUNDLE) --data $(DATA) --listen $(LISTEN) --history-ends-now
 
 demo: build tools-run $(DATA) $(BUNDLE) ## Start the server on a free port, ask it everything once, and check the answers
 	@scripts/demo.sh
@@ -88,9 +88,6 @@ test-helm:
 test-server: build tools-run $(DATA) $(BUNDLE)
 	@scripts/tools.sh python
 	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
-
-bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server's latency and throughput on the example shop
-	scripts/with_server.sh bash -c '$(LODESTONE) bench --address "$$LODESTONE_ADDRESS"'
 
 clean-demo: ## Remove the example shop's data and bundle; the next run makes them again
 	rm -rf target/demo

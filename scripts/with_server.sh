@@ -51,7 +51,7 @@ cp -R "$data" "$work/data"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export LODESTONE_ADDRESS=127.0.0.1:$port
 
-"$lodestone" serve --bundle "$bundle" --data "$work/data" --listen "$LODESTONE_ADDRESS" >"$log" 2>&1 &
+"$lodestone" serve --bundle "$bundle" --data "$work/data" --history-ends-now --listen "$LODESTONE_ADDRESS" >"$log" 2>&1 &
 server=$!
 
 is_healthy() {

@@ -69,7 +69,7 @@ pub(super) fn list_texts(lists: &ListArray, row: usize) -> Vec<String> {
 }
 
 /// None where there is no value.
-pub(super) fn optional<'a>(texts: &'a StringArray, row: usize) -> Option<&'a str> {
+pub(super) fn optional(texts: &StringArray, row: usize) -> Option<&str> {
     (!texts.is_null(row)).then(|| texts.value(row))
 }
 

@@ -1,6 +1,6 @@
 //! The front door: asks the workers, freezes slates, writes through the log.
 use super::{
-    answer::{Slate, Story},
+    answer::{Ranked, Slate, Story},
     models::{Models, embed_items},
     request::*,
     retrieve::{self, Ask},
@@ -290,10 +290,23 @@ fn search(world: &World, models: &mut Models, request: &SearchRequest, config: &
         story.degrade(DegradationCode::QueryRelaxed, "");
     }
     story.stage("retrieve");
-    let ranked = story.rank(models, candidates, vector.as_deref());
+    let mut ranked = story.rank(models, candidates, vector.as_deref());
+    if !relaxed {
+        put_matches_first(&mut ranked);
+    }
     let slate = story.slate(ranked, &with_default(&request.options, config), models, &keep);
     let unknown_items = unknown(&story, &request.options.exclude);
     freeze(&story, slate, &request.options, unknown_items)
+}
+
+/// What has all words of the query comes before what is only near to it: the ranking model orders each of the two, and a
+/// shopper who typed a name in another language than the model learned still finds it first. Utilities are below 1.
+fn put_matches_first(ranked: &mut Ranked) {
+    for (score, evidence) in ranked.scores.iter_mut().zip(&ranked.candidates.evidence) {
+        if evidence.words > 0.0 {
+            *score += 1.0;
+        }
+    }
 }
 
 /// The story of a recommendation.

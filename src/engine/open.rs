@@ -115,7 +115,7 @@ fn replay(world: &World, log: &EventLog, deduper: &mut Deduper, models: &mut Mod
     let mut catalog_changes: BTreeMap<ItemId, Option<Item>> = BTreeMap::new();
     let last = log.replay(1, |position, change| match change {
         Change::Event(event) => {
-            deduper.note(&event.id, event.at);
+            deduper.note(&event.id);
             world.apply_event(position, &event);
         }
         Change::Upsert(item) => {

@@ -80,6 +80,7 @@ impl EventLog {
         let transaction = database.begin_read().map_err(LogError::from_redb)?;
         let records = transaction.open_table(RECORDS).map_err(LogError::from_redb)?;
         let mut expected = from.max(1);
+        #[allow(clippy::explicit_counter_loop)] // `expected` is also the start of the range
         for record in records.range(expected..).map_err(LogError::from_redb)? {
             let (position, bytes) = record.map_err(LogError::from_redb)?;
             if position.value() != expected {

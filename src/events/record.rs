@@ -13,6 +13,7 @@ const VERSION: u8 = 1;
 
 /// What a record of the log says.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // nearly all changes are events; a box for each would cost more than it saves
 pub enum Change {
     Event(Event),
     /// The item's whole new content.

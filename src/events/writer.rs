@@ -183,7 +183,7 @@ impl<P> Thread<P> {
                 }
                 position += 1;
                 if let Change::Event(event) = &entry.change {
-                    self.recent.note(&event.id, event.at);
+                    self.recent.note(&event.id);
                 }
                 stored.push((position, entry.change, entry.payload));
             }

@@ -114,7 +114,7 @@ impl<'a> Cleaning<'a> {
 
     fn parse(&mut self, row: &Row) -> Result<Result<(), Reason>, ImportError> {
         let clean = &self.mapping.clean;
-        if clean.drop_duplicates && !self.seen.insert(self.hasher.hash_one(&row.values)) {
+        if clean.drop_duplicates && !self.seen.insert(self.hasher.hash_one(row.values)) {
             return Ok(Err(Reason::Duplicate));
         }
         let Ok(item) = ItemId::parse(row.item) else { return Ok(Err(Reason::NoItem)) };

@@ -180,7 +180,7 @@ impl fmt::Display for Evaluation {
             "{} persons' next baskets, {} items; 95 % bootstrap intervals",
             self.person_count, self.item_count
         )?;
-        writeln!(f, "{:<12}{:<28}{:<28}{:<28}{}", "", "HR@10", "NDCG@10", "MRR@10", "coverage@10")?;
+        writeln!(f, "{:<12}{:<28}{:<28}{:<28}coverage@10", "", "HR@10", "NDCG@10", "MRR@10")?;
         for method in &self.methods {
             writeln!(
                 f,

@@ -178,9 +178,12 @@ pub fn train(
     Ok(report)
 }
 
+/// Hashed terms of a text.
+type Terms = Vec<u32>;
+
 /// Hashed terms of each item's whole text, and of random spans of its title with some misspellings: queries before
 /// there are any.
-fn title_samples(items: &[Item], rng: &mut StdRng) -> (Vec<Vec<u32>>, Vec<(Vec<u32>, u32)>) {
+fn title_samples(items: &[Item], rng: &mut StdRng) -> (Vec<Terms>, Vec<(Terms, u32)>) {
     let texts = items
         .iter()
         .map(|item| text::hashed_terms(&item.search_text(), BUCKET_COUNT))
