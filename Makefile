@@ -16,7 +16,7 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
 .PHONY: help setup build run demo test clean clean-demo
-.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-helm test-server
+.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-helm test-server test-crash
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,10 @@ test-helm:
 test-server: build tools-run $(DATA) $(BUNDLE)
 	@scripts/tools.sh python
 	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
+	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl
+
+test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 50 times in the middle of writing; nothing acknowledged may be lost
+	KILLS=50 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl
 
 clean-demo: ## Remove the example shop's data and bundle; the next run makes them again
 	rm -rf target/demo

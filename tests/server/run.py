@@ -1,0 +1,146 @@
+"""Starts the real server on damaged bundles, kills it in the middle of writing, and sends it bad requests.
+
+Usage: run.py LODESTONE BUNDLE GRPCURL. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
+"""
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+LODESTONE, BUNDLE, GRPCURL = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
+KILLS = int(os.environ.get("KILLS", "3"))
+wrong = []
+
+
+def check(right, what):
+    print(f"  {'ok   ' if right else 'WRONG'} {what}")
+    if not right:
+        wrong.append(what)
+
+
+def refused(bundle, data, what, words, **environment):
+    command = [LODESTONE, "serve", "--bundle", str(bundle), "--data", str(data), "--listen", "127.0.0.1:0"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environment})
+    check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"{what}: exit code 2, names {words}")
+
+
+def damaged_bundles(work):
+    def copy():
+        target = work / "bundle"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(BUNDLE, target)
+        return target
+
+    data = work / "data"
+    bundle = copy()
+    content = bytearray((bundle / "ranker.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / "ranker.onnx").write_bytes(content)
+    refused(bundle, data, "a flipped bit", ["ranker.onnx", "damaged"])
+    (bundle / "ranker.onnx").unlink()
+    refused(bundle, data, "a missing file", ["ranker.onnx", "missing"])
+    bundle = copy()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["feature_schema"] = "0" * 16
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    refused(bundle, data, "another schema", ["feature schema"])
+    bundle = copy()
+    other = (bundle / "query_encoder.onnx").read_bytes()
+    (bundle / "ranker.onnx").write_bytes(other)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["ranker.onnx"] = {"bytes": len(other), "sha256": hashlib.sha256(other).hexdigest()}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    refused(bundle, data, "a model with other inputs", ["ranker", "term_ids", "features"])
+    refused(BUNDLE, data, "no ONNX Runtime", ["ONNX Runtime", "ORT_DYLIB_PATH"], ORT_DYLIB_PATH="/nowhere.so")
+
+
+class Server:
+    def __init__(self, data):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        command = [LODESTONE, "serve", "--bundle", str(BUNDLE), "--data", str(data), "--listen", self.address]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        for _ in range(300):
+            if self.call("grpc.health.v1.Health/Check", {})[0]:
+                return
+            time.sleep(0.1)
+        raise SystemExit("the server did not start within 30 s")
+
+    def call(self, method, request):
+        ran = subprocess.run([GRPCURL, "-plaintext", "-d", "@", self.address, method], input=json.dumps(request),
+                             capture_output=True, text=True, timeout=60)
+        return (json.loads(ran.stdout), "") if ran.returncode == 0 else (None, ran.stderr)
+
+    def end(self, how):
+        self.process.send_signal(how)
+        return self.process.wait(timeout=30)
+
+
+def view(event_id, item="kill-item", person="kill"):
+    return {"event_id": event_id, "type": "EVENT_TYPE_VIEW", "viewer": {"user_id": person}, "lines": [{"item_id": item}]}
+
+
+def kills(work):
+    data = work / "killed"
+    acknowledged = []
+    write, upsert = "lodestone.v1.EventService/WriteEvents", "lodestone.v1.CatalogService/UpsertItems"
+    for round in range(KILLS):
+        server = Server(data)
+        server.call(upsert, {"items": [{"item_id": f"kill-{round}", "title": f"kept through kill {round}"}]})
+        for batch in range(5):
+            ids = [f"k-{round}-{batch}-{n}" for n in range(20)]
+            answer, error = server.call(write, {"events": [view(id) for id in ids]})
+            acknowledged.extend(ids if answer else [])
+        # One more write is on its way when the process dies.
+        late = subprocess.Popen([GRPCURL, "-plaintext", "-d", json.dumps({"events": [view(f"late-{round}")]}),
+                                 server.address, write], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        server.end(signal.SIGKILL)
+        late.wait()
+    server = Server(data)
+    answer, _ = server.call(write, {"events": [view(id) for id in acknowledged]})
+    known = [result["status"] for result in answer["results"]].count("EVENT_STATUS_DUPLICATE")
+    check(known == len(acknowledged) > 0, f"{known} of {len(acknowledged)} acknowledged events outlived {KILLS} kill -9")
+    for round in range(KILLS):
+        answer, _ = server.call("lodestone.v1.CatalogService/GetItem", {"item_id": f"kill-{round}"})
+        check(answer is not None, f"the item of round {round} outlived them")
+    bad_requests(server)
+    check(server.end(signal.SIGTERM) == 0, "SIGTERM ends it with exit code 0")
+
+
+def bad_requests(server):
+    def violations(method, request, fields):
+        answer, error = server.call(method, request)
+        named = [field for field in fields if f'"field":"{field}"' in error.replace(" ", "")]
+        check(answer is None and "InvalidArgument" in error and named == fields, f"{method} names {fields}")
+
+    search, recommend = "lodestone.v1.RankingService/Search", "lodestone.v1.RankingService/Recommend"
+    violations(search, {"viewer": {}, "query": "x" * 2_000_000, "page_size": -1, "filter": "price <"},
+               ["viewer", "query", "page_size", "filter"])
+    violations(search, {"viewer": {"user_id": "u"}, "query": "mug", "page_token": "foreign"}, ["page_token"])
+    violations(search, {"viewer": {"user_id": "u"}, "query": "mug", "options": {"diversity": "NaN"}},
+               ["options.diversity"])
+    violations(recommend, {"viewer": {"user_id": "u"}, "type": 77}, ["type"])
+    violations("lodestone.v1.EventService/WriteEvents", {"events": [view(str(n)) for n in range(10_001)]}, ["events"])
+    answer, _ = server.call(search, {"viewer": {"user_id": "nobody-knows"}, "query": "mug", "page_size": 5000})
+    check(answer and answer["info"]["notices"][0]["field"] == "page_size", "a page size above the limit is said")
+    token = answer.get("nextPageToken", "")
+    if token:
+        violations(search, {"viewer": {"user_id": "nobody-knows"}, "query": "cup", "page_token": token}, ["page_token"])
+    answer, _ = server.call(recommend, {"viewer": {"user_id": "nobody-knows"}, "type": "RECOMMEND_TYPE_SIMILAR",
+                                        "anchor_item_ids": ["no-such-item"]})
+    check(answer and answer["info"]["unknownItemIds"] == ["no-such-item"], "unknown items are listed, not refused")
+
+
+with tempfile.TemporaryDirectory() as directory:
+    damaged_bundles(pathlib.Path(directory))
+    kills(pathlib.Path(directory))
+print(f"server: {len(wrong)} wrong")
+sys.exit(1 if wrong else 0)
