@@ -1,0 +1,258 @@
+//! The log, its writer, and the fold of the events, through the public surface.
+mod support;
+
+use lodestone::{
+    catalog::ItemKeys,
+    events::{Change, Deduper, Event, EventKind, EventLog, LogError, Outcome, Popularity, Writer},
+    ids::{ItemKey, PersonId},
+    people::{EVENTS_MAX, People, QUERIES_MAX},
+    units::UnixMillis,
+};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use std::{
+    path::Path,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use support::{START, event};
+
+/// What the events are folded into.
+#[derive(Default)]
+struct State {
+    keys: ItemKeys,
+    people: People,
+    popularity: Popularity,
+    positions: Vec<u64>,
+}
+
+impl State {
+    fn apply(&mut self, position: u64, change: &Change) {
+        self.positions.push(position);
+        if let Change::Event(event) = change {
+            self.people.apply(position, event, &self.keys);
+            self.popularity.apply(event, &self.keys);
+        }
+    }
+
+    /// Everything that can be asked of it about persons `p0` to `p4`.
+    fn view(&self) -> String {
+        let now = UnixMillis(START + 90 * UnixMillis::DAY);
+        let histories: Vec<_> = (0..5).map(|person| self.people.history(&id(person))).collect();
+        let top = self.popularity.top(99, now);
+        format!("{:?} {histories:?} {top:?} {:?}", self.positions, self.popularity.top_trending(99, now))
+    }
+}
+
+fn id(person: u8) -> PersonId {
+    PersonId::user(&format!("p{person}")).unwrap()
+}
+
+/// Opens the log, folds it, and starts a writer that goes on folding.
+fn open(directory: &Path) -> (Writer<()>, Arc<Mutex<State>>) {
+    let log = EventLog::open(directory).unwrap();
+    let (mut state, mut recent) = (State::default(), Deduper::default());
+    log.replay(0, |position, change| {
+        if let Change::Event(event) = &change {
+            recent.note(&event.id);
+        }
+        state.apply(position, &change);
+    })
+    .unwrap();
+    let state = Arc::new(Mutex::new(state));
+    let live = Arc::clone(&state);
+    let apply = Box::new(move |changes: Vec<(u64, Change, Option<()>)>| {
+        let mut state = live.lock();
+        changes.iter().for_each(|(position, change, _)| state.apply(*position, change));
+    });
+    (Writer::start(log, recent, apply).unwrap(), state)
+}
+
+fn changes(events: &[Event]) -> Vec<(Change, Option<()>)> {
+    events.iter().map(|event| (Change::Event(event.clone()), None)).collect()
+}
+
+fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap())
+}
+
+fn write(writer: &Writer<()>, events: &[Event]) -> Vec<Outcome> {
+    runtime().block_on(writer.write(changes(events))).unwrap().outcomes
+}
+
+/// Events of five persons about six items within 60 days, in any order; ids may repeat.
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let one = (0u16..150, 0usize..14, 0u8..5, 0u8..6, 0i64..60 * 86_400).prop_map(|(id, kind, person, item, at)| {
+        let (person, item) = (format!("p{person}"), format!("i{item}"));
+        event(&format!("e{id}"), EventKind::ALL[kind], &person, &item, START + at * 1000)
+    });
+    proptest::collection::vec(one, 1..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn replay_equals_live(events in events(), batch in 1usize..9, restart_every in 1usize..6) {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writer, mut state) = open(directory.path());
+        for (number, batch) in events.chunks(batch).enumerate() {
+            write(&writer, batch);
+            if number % restart_every == 0 {
+                let live = state.lock().view();
+                drop(writer);
+                (writer, state) = open(directory.path());
+                prop_assert_eq!(&state.lock().view(), &live);
+            }
+        }
+        let live = state.lock().view();
+        drop(writer);
+        prop_assert_eq!(open(directory.path()).1.lock().view(), live);
+    }
+
+    #[test]
+    fn duplicate_events_change_nothing(events in events(), restart: bool) {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writer, mut state) = open(directory.path());
+        write(&writer, &events);
+        let before = state.lock().view();
+        if restart {
+            drop(writer);
+            (writer, state) = open(directory.path());
+        }
+        let outcomes = write(&writer, &events);
+        prop_assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Duplicate));
+        prop_assert_eq!(state.lock().view(), before);
+    }
+
+    #[test]
+    fn the_order_of_two_persons_events_does_not_matter(events in events()) {
+        let keys = ItemKeys::default();
+        let (mixed, sorted) = (People::default(), People::default());
+        events.iter().for_each(|event| mixed.apply(1, event, &keys));
+        let mut by_person = events.clone();
+        by_person.sort_by(|a, b| a.person.cmp(&b.person));
+        by_person.iter().for_each(|event| sorted.apply(1, event, &keys));
+        for person in 0..5 {
+            prop_assert_eq!(mixed.history(&id(person)), sorted.history(&id(person)));
+        }
+    }
+
+    #[test]
+    fn a_history_is_the_latest_events_in_order_of_time(times in proptest::collection::vec(0i64..5000, 1..450)) {
+        let (keys, people) = (ItemKeys::default(), People::default());
+        for (number, at) in times.iter().enumerate() {
+            people.apply(1, &event(&format!("e{number}"), EventKind::View, "p0", "i", at * 1000), &keys);
+            people.apply(1, &event(&format!("s{number}"), EventKind::Search, "p0", "i", at * 1000), &keys);
+        }
+        let history = people.history(&id(0)).unwrap();
+        let mut wanted: Vec<u32> = times.iter().map(|at| *at as u32).collect();
+        wanted.sort_unstable();
+        let last = |count: usize| wanted[wanted.len().saturating_sub(count)..].to_vec();
+        prop_assert_eq!(history.events.iter().map(|event| event.at_s).collect::<Vec<_>>(), last(EVENTS_MAX));
+        prop_assert_eq!(history.queries.iter().map(|query| query.at_s).collect::<Vec<_>>(), last(QUERIES_MAX));
+    }
+}
+
+#[test]
+fn an_event_twice_in_one_write_counts_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (writer, state) = open(directory.path());
+    let purchase = event("e", EventKind::Purchase, "p0", "i", START);
+    assert_eq!(write(&writer, &[purchase.clone(), purchase]), [Outcome::Accepted, Outcome::Duplicate]);
+    assert_eq!(state.lock().popularity.score(ItemKey(0), UnixMillis(START)), 4.0);
+    assert_eq!(writer.position(), 1);
+}
+
+#[test]
+fn a_dropped_writer_has_written_what_waited() {
+    let directory = tempfile::tempdir().unwrap();
+    let (writer, _) = open(directory.path());
+    let writer = Arc::new(writer);
+    let waiting: Vec<_> = (0..50)
+        .map(|number| {
+            let writer = Arc::clone(&writer);
+            let events = [event(&format!("e{number}"), EventKind::View, "p0", "i", START)];
+            runtime().spawn(async move { writer.write(changes(&events)).await.unwrap() })
+        })
+        .collect();
+    drop(writer);
+    for task in waiting {
+        runtime().block_on(task).unwrap();
+    }
+    // The last task to end may still be dropping the writer.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while matches!(EventLog::open(directory.path()), Err(LogError::Open { .. })) && Instant::now() < deadline {}
+    assert_eq!(EventLog::open(directory.path()).unwrap().last_position(), 50);
+}
+
+#[test]
+fn a_full_queue_refuses_instead_of_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let (open_gate, gate) = crossbeam_channel::bounded::<()>(0);
+    let log = EventLog::open(directory.path()).unwrap();
+    let apply = Box::new(move |_: Vec<(u64, Change, Option<()>)>| _ = gate.recv());
+    let writer = Arc::new(Writer::start(log, Deduper::default(), apply).unwrap());
+    let (refused, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let tasks: Vec<_> = (0..3000)
+        .map(|number| {
+            let (writer, refused, taken) = (Arc::clone(&writer), Arc::clone(&refused), Arc::clone(&taken));
+            let events = [event(&format!("e{number}"), EventKind::View, "p0", "i", START)];
+            runtime().spawn(async move {
+                match writer.write(changes(&events)).await {
+                    Ok(_) => taken.fetch_add(1, Ordering::Relaxed),
+                    Err(LogError::Overloaded) => refused.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => panic!("{error}"),
+                };
+            })
+        })
+        .collect();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while refused.load(Ordering::Relaxed) == 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(refused.load(Ordering::Relaxed) > 0);
+    drop(open_gate);
+    for task in tasks {
+        runtime().block_on(task).unwrap();
+    }
+    assert_eq!(writer.position() as usize, taken.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_cart_is_what_was_added_less_what_was_removed_or_bought() {
+    let (keys, people) = (ItemKeys::default(), People::default());
+    let mut number = 0;
+    let mut add = |kind, item: &str| {
+        number += 1;
+        people.apply(number, &event(&format!("e{number}"), kind, "p0", item, START + number as i64 * 1000), &keys);
+    };
+    for item in ["a", "b", "c", "a"] {
+        add(EventKind::AddToCart, item);
+    }
+    add(EventKind::Purchase, "b");
+    add(EventKind::RemoveFromCart, "a");
+    add(EventKind::Impression, "d");
+    add(EventKind::Favorite, "a");
+    add(EventKind::Favorite, "c");
+    add(EventKind::Unfavorite, "a");
+    let history = people.history(&id(0)).unwrap();
+    assert_eq!(history.cart(), [(ItemKey(0), 1), (ItemKey(2), 1)]);
+    assert_eq!(history.favorites(), [ItemKey(2)]);
+    assert_eq!((history.events.len(), history.position), (9, 10));
+}
+
+#[test]
+fn context_events_are_not_stored_and_make_no_keys() {
+    let (keys, people) = (ItemKeys::default(), People::default());
+    people.apply(1, &event("a", EventKind::View, "p0", "known", START), &keys);
+    let context = ["known", "unknown"].map(|item| event(item, EventKind::AddToCart, "p0", item, START + 5000));
+    let history = people.history(&id(0)).unwrap().with_context(&context, &keys);
+    assert_eq!(history.cart(), [(ItemKey(0), 1)]);
+    assert_eq!(people.history(&id(0)).unwrap().events.len(), 1);
+    assert_eq!(keys.len(), 1);
+}

@@ -1,0 +1,27 @@
+//! Events for the tests of the log and of the people.
+use lodestone::{
+    events::{Attribution, Event, EventKind, EventLine},
+    ids::{EventId, ItemId, PersonId},
+    units::UnixMillis,
+};
+
+pub const START: i64 = 1_750_000_000_000;
+
+/// An event with one item.
+pub fn event(id: &str, kind: EventKind, person: &str, item: &str, at_ms: i64) -> Event {
+    Event {
+        id: EventId::parse(id).unwrap(),
+        kind,
+        person: PersonId::user(person).unwrap(),
+        session: String::new(),
+        at: UnixMillis(at_ms),
+        lines: vec![EventLine { item: ItemId::parse(item).unwrap(), quantity: 1, price: None, rank: 0 }],
+        query: if kind == EventKind::Search { format!("query {item}") } else { String::new() },
+        order: String::new(),
+        stars: 0,
+        coupon: String::new(),
+        categories: Vec::new(),
+        currency: String::new(),
+        attribution: Attribution::None,
+    }
+}
