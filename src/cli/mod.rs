@@ -1,5 +1,6 @@
 //! The command line: parse, hand over, print. Data goes to stdout, talk to stderr.
 //! Exit codes: 0 done, 1 ran and the answer is no, 2 usage, configuration or failure.
+mod load_test;
 #[cfg(feature = "train")]
 mod offline;
 mod serve;
@@ -31,6 +32,8 @@ enum Command {
     Evaluate(offline::EvaluateArgs),
     /// Answers gRPC requests from a bundle.
     Serve(serve::ServeArgs),
+    /// Measures a running server: requests per second, latencies, and where the time goes.
+    LoadTest(load_test::LoadTestArgs),
 }
 
 /// How results are printed.
@@ -61,6 +64,7 @@ pub fn run() -> i32 {
         #[cfg(feature = "train")]
         Command::Evaluate(args) => offline::evaluate(args),
         Command::Serve(args) => serve::serve(args),
+        Command::LoadTest(args) => load_test::load_test(args),
     };
     match result {
         Ok(()) => 0,

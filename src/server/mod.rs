@@ -23,8 +23,7 @@ use proto::{
 use services::Services;
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::oneshot};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::transport::{Server, server::TcpIncoming};
 
 /// Bytes of a request at most.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -77,8 +76,9 @@ pub async fn serve(
     };
     let limit = MESSAGE_BYTES_MAX;
     let (stop, stopped) = oneshot::channel::<()>();
+    // Set here: the builder's own setting does not reach a listener that was bound before.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .max_concurrent_streams(1024)
         .add_service(health_service)
@@ -87,7 +87,7 @@ pub async fn serve(
         .add_service(RankingServiceServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(EventServiceServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(CatalogServiceServer::new(services).max_decoding_message_size(limit))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+        .serve_with_incoming_shutdown(incoming, async {
             let _ = stopped.await;
         });
     let mut server = std::pin::pin!(server);

@@ -1,0 +1,432 @@
+//! load-test: how fast a server answers, as its callers see it.
+use super::Format;
+use crate::{
+    dataset,
+    server::proto::{
+        self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient,
+        ranking_service_client::RankingServiceClient,
+    },
+};
+use anyhow::{Context, ensure};
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// Requests whose server-side stages are averaged.
+const TRACED_REQUESTS: usize = 300;
+/// Requests that wait at most; an open loop against a server that cannot keep up would otherwise fill the memory.
+const IN_FLIGHT_MAX: u64 = 20_000;
+
+/// Measures a running server with a shop's own persons, titles and items.
+///
+/// For each number of connections it first finds the capacity: every connection sends its next request as soon as the
+/// last is answered. Then it sends at a fixed rate, whether answers come or not, and counts each latency from the time
+/// at which the request was due, so that waiting is not left out.
+#[derive(clap::Args)]
+pub struct LoadTestArgs {
+    /// The server.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
+    address: String,
+    /// A directory that `import` wrote: its persons ask, its titles are searched for, its items are written about.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    #[arg(long, value_enum, default_value = "recommend")]
+    rpc: RpcArg,
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1,8,32")]
+    connections: Vec<usize>,
+    /// Length of each measurement; there are two for each number of connections.
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    seconds: f64,
+    /// Requests per second of the fixed rate. Default: 70 % of the capacity that was found.
+    #[arg(long, value_name = "R")]
+    rate: Option<f64>,
+    /// Results that are asked for.
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    page_size: i32,
+    /// Events in each request of `write-events`.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    batch: usize,
+    /// Of the choice of persons and queries.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum RpcArg {
+    Recommend,
+    Search,
+    Suggest,
+    /// Views of random items by random persons. They are stored: measure a copy of the data.
+    WriteEvents,
+}
+
+/// What was measured.
+#[derive(serde::Serialize)]
+struct Report {
+    rpc: &'static str,
+    runs: Vec<Run>,
+    /// Mean time in the server, one request at a time. Empty where the server does not tell.
+    stages_us: BTreeMap<String, f64>,
+}
+
+#[derive(serde::Serialize)]
+struct Run {
+    connections: usize,
+    /// Answers per second when every connection always has one request under way.
+    capacity_per_s: f64,
+    /// Of a request at capacity.
+    capacity_p50_ms: f64,
+    capacity_p99_ms: f64,
+    /// Requests per second that were due in the second part.
+    rate_per_s: f64,
+    /// Answers per second that came.
+    answered_per_s: f64,
+    /// From the time that the request was due.
+    p50_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+    /// Answers that were errors, in both parts.
+    failed: u64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(f, "{}", self.rpc)?;
+        writeln!(
+            f,
+            "{:>11}  {:>10} {:>9} {:>9}  {:>10} {:>9} {:>9} {:>9} {:>7}",
+            "connections", "capacity/s", "p50 ms", "p99 ms", "at rate/s", "p50 ms", "p99 ms", "max ms", "failed"
+        )?;
+        for run in &self.runs {
+            writeln!(
+                f,
+                "{:>11}  {:>10.0} {:>9.2} {:>9.2}  {:>10.0} {:>9.2} {:>9.2} {:>9.2} {:>7}",
+                run.connections,
+                run.capacity_per_s,
+                run.capacity_p50_ms,
+                run.capacity_p99_ms,
+                run.answered_per_s,
+                run.p50_ms,
+                run.p99_ms,
+                run.max_ms,
+                run.failed
+            )?;
+        }
+        if !self.stages_us.is_empty() {
+            let stages = self.stages_us.iter().map(|(stage, us)| format!("{stage} {us:.0}")).collect::<Vec<_>>();
+            writeln!(f, "µs in the server, one request at a time: {}", stages.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+pub fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
+    ensure!(args.seconds > 0.0 && args.seconds <= 3600.0, "--seconds is {}; above 0, at most 3600", args.seconds);
+    ensure!(
+        args.connections.iter().all(|count| (1..=1024).contains(count)),
+        "--connections must be within 1 and 1024 each"
+    );
+    ensure!((1..=10_000).contains(&args.batch), "--batch is {}; it must be within 1 and 10,000", args.batch);
+    ensure!(args.rate.is_none_or(|rate| rate > 0.0 && rate <= 1e6), "--rate must be above 0 and at most 1,000,000");
+    let calls = Arc::new(Calls::of(&args)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let most = args.connections.iter().copied().max().unwrap_or(1);
+    let channels = runtime.block_on(connect(&args.address, most))?;
+
+    let bar = ProgressBar::new(2 * args.connections.len() as u64);
+    bar.set_style(ProgressStyle::with_template("{msg:<40} [{bar:20}] {pos}/{len}")?);
+    let length = Duration::from_secs_f64(args.seconds);
+    let mut runs = Vec::new();
+    for &connections in &args.connections {
+        bar.set_message(format!("{connections} connections, capacity"));
+        // The first second warms up and does not count.
+        runtime.block_on(closed_loop(&calls, &channels[..connections], length.min(Duration::from_secs(1))));
+        let full = runtime.block_on(closed_loop(&calls, &channels[..connections], length));
+        bar.inc(1);
+        let rate = args.rate.unwrap_or(0.7 * full.per_second()).max(1.0);
+        bar.set_message(format!("{connections} connections, {rate:.0} requests/s"));
+        let paced = open_loop(&runtime, &calls, &channels[..connections], rate, length)?;
+        bar.inc(1);
+        runs.push(Run {
+            connections,
+            capacity_per_s: full.per_second(),
+            capacity_p50_ms: full.percentile(0.50),
+            capacity_p99_ms: full.percentile(0.99),
+            rate_per_s: rate,
+            answered_per_s: paced.per_second(),
+            p50_ms: paced.percentile(0.50),
+            p99_ms: paced.percentile(0.99),
+            max_ms: paced.percentile(1.0),
+            failed: full.failed + paced.failed,
+        });
+        if let Some(failure) = full.first_failure.or(paced.first_failure) {
+            bar.println(format!("the first failure: {failure}"));
+        }
+    }
+    bar.finish_and_clear();
+    let stages_us = runtime.block_on(stages(&calls, &channels[0]));
+    let rpc = match args.rpc {
+        RpcArg::Recommend => "Recommend",
+        RpcArg::Search => "Search",
+        RpcArg::Suggest => "Suggest",
+        RpcArg::WriteEvents => "WriteEvents",
+    };
+    let report = Report { rpc, runs, stages_us };
+    match args.format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Format::Text => print!("{report}"),
+    }
+    Ok(())
+}
+
+async fn connect(address: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
+    let mut channels = Vec::with_capacity(count);
+    for _ in 0..count {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).context("--address")?.tcp_nodelay(true);
+        let connected = endpoint.connect_timeout(Duration::from_secs(5)).connect().await;
+        channels.push(connected.with_context(|| format!("no server answers at {address}"))?);
+    }
+    Ok(channels)
+}
+
+/// What is asked: the same sequence for the same seed, whichever server answers.
+struct Calls {
+    rpc: RpcArg,
+    persons: Vec<String>,
+    queries: Vec<String>,
+    items: Vec<String>,
+    page_size: i32,
+    batch: usize,
+    seed: u64,
+}
+
+impl Calls {
+    fn of(args: &LoadTestArgs) -> anyhow::Result<Self> {
+        let items = dataset::read_items(&args.data.join("items.parquet"))?;
+        let events = dataset::read_events(&args.data.join("events.parquet"))?;
+        let persons: BTreeSet<String> = events
+            .iter()
+            .filter_map(|event| event.person.as_ref()?.as_str().strip_prefix("u:").map(str::to_owned))
+            .collect();
+        ensure!(!items.is_empty(), "{} holds no items", args.data.display());
+        ensure!(!persons.is_empty(), "{} holds no persons who are known", args.data.display());
+        Ok(Self {
+            rpc: args.rpc,
+            persons: persons.into_iter().collect(),
+            queries: items.iter().map(|item| first_words(&item.title)).collect(),
+            items: items.iter().map(|item| item.id.to_string()).collect(),
+            page_size: args.page_size,
+            batch: args.batch,
+            seed: args.seed,
+        })
+    }
+
+    fn viewer(&self, random: &mut StdRng) -> Option<proto::Viewer> {
+        let user_id = self.persons[random.random_range(0..self.persons.len())].clone();
+        Some(proto::Viewer { user_id, ..Default::default() })
+    }
+
+    /// Sends the call number `number`. Gives the stages that the server told of.
+    async fn send(&self, number: u64, channel: Channel, debug: DebugLevel) -> Result<Stages, tonic::Status> {
+        let mut random = StdRng::seed_from_u64(self.seed.wrapping_mul(0x9E37_79B9).wrapping_add(number));
+        let viewer = self.viewer(&mut random);
+        let query = &self.queries[random.random_range(0..self.queries.len())];
+        let options = Some(proto::RankingOptions { debug_level: debug.into(), ..Default::default() });
+        let info = match self.rpc {
+            RpcArg::Recommend => {
+                let request = proto::RecommendRequest {
+                    viewer,
+                    r#type: RecommendType::ForYou.into(),
+                    page_size: self.page_size,
+                    options,
+                    ..Default::default()
+                };
+                RankingServiceClient::new(channel).recommend(request).await?.into_inner().info
+            }
+            RpcArg::Search => {
+                let request = proto::SearchRequest {
+                    viewer,
+                    query: query.clone(),
+                    page_size: self.page_size,
+                    options,
+                    ..Default::default()
+                };
+                RankingServiceClient::new(channel).search(request).await?.into_inner().info
+            }
+            RpcArg::Suggest => {
+                let prefix = query.chars().take(random.random_range(2..=8)).collect();
+                let request = proto::SuggestRequest { viewer, prefix, ..Default::default() };
+                RankingServiceClient::new(channel).suggest(request).await?.into_inner().info
+            }
+            RpcArg::WriteEvents => {
+                let events = (0..self.batch).map(|_| self.view(&mut random)).collect();
+                let request = proto::WriteEventsRequest { events };
+                let written = EventServiceClient::new(channel).write_events(request).await?.into_inner();
+                let accepted = proto::EventStatus::Accepted as i32;
+                return match written.results.iter().find(|result| result.status != accepted) {
+                    None => Ok(Stages::new()),
+                    Some(refused) => Err(tonic::Status::aborted(format!("an event was not accepted: {refused:?}"))),
+                };
+            }
+        };
+        let stages = info.and_then(|info| info.debug).map(|debug| debug.stages).unwrap_or_default();
+        Ok(stages.into_iter().map(|stage| (stage.stage, stage.duration.map_or(0, |time| time.nanos))).collect())
+    }
+
+    fn view(&self, random: &mut StdRng) -> proto::Event {
+        let item_id = self.items[random.random_range(0..self.items.len())].clone();
+        proto::Event {
+            r#type: EventType::View.into(),
+            viewer: self.viewer(random),
+            lines: vec![proto::EventLine { item_id, ..Default::default() }],
+            ..Default::default()
+        }
+    }
+}
+
+/// Stages with nanoseconds.
+type Stages = Vec<(String, i32)>;
+
+/// The first three words: what a shopper may type.
+fn first_words(title: &str) -> String {
+    title.split_whitespace().take(3).collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// Latencies of one part.
+struct Latencies {
+    us: Histogram<u64>,
+    elapsed: Duration,
+    failed: u64,
+    first_failure: Option<tonic::Status>,
+}
+
+impl Latencies {
+    fn new() -> Self {
+        let us = Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("fixed bounds that the histogram allows");
+        Self { us, elapsed: Duration::ZERO, failed: 0, first_failure: None }
+    }
+
+    fn note(&mut self, latency: Duration, answer: Result<Stages, tonic::Status>) {
+        match answer {
+            Ok(_) => self.us.saturating_record((latency.as_micros() as u64).max(1)),
+            Err(status) => {
+                self.failed += 1;
+                self.first_failure.get_or_insert(status);
+            }
+        }
+    }
+
+    fn per_second(&self) -> f64 {
+        self.us.len() as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    fn percentile(&self, share: f64) -> f64 {
+        self.us.value_at_quantile(share) as f64 / 1000.0
+    }
+}
+
+/// Numbers of calls go on over all parts, so that no part asks what the one before has warmed.
+static NEXT_CALL: AtomicU64 = AtomicU64::new(0);
+
+async fn closed_loop(calls: &Arc<Calls>, channels: &[Channel], length: Duration) -> Latencies {
+    let begun = Instant::now();
+    let callers: Vec<_> = channels
+        .iter()
+        .map(|channel| {
+            let (calls, channel) = (calls.clone(), channel.clone());
+            tokio::spawn(async move {
+                let mut own = Latencies::new();
+                while begun.elapsed() < length {
+                    let sent = Instant::now();
+                    let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
+                    let answer = calls.send(number, channel.clone(), DebugLevel::Unspecified).await;
+                    own.note(sent.elapsed(), answer);
+                }
+                own
+            })
+        })
+        .collect();
+    let mut all = Latencies::new();
+    for caller in callers {
+        let own = caller.await.expect("callers do not panic");
+        all.us.add(&own.us).expect("the same bounds");
+        all.failed += own.failed;
+        all.first_failure = all.first_failure.or(own.first_failure);
+    }
+    all.elapsed = begun.elapsed();
+    all
+}
+
+/// Sends on schedule from a thread of its own: tokio's timers are too coarse for latencies below a millisecond.
+fn open_loop(
+    runtime: &tokio::runtime::Runtime,
+    calls: &Arc<Calls>,
+    channels: &[Channel],
+    rate: f64,
+    length: Duration,
+) -> anyhow::Result<Latencies> {
+    let count = (rate * length.as_secs_f64()).ceil() as u64;
+    let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
+    let (in_flight, too_slow) = (Arc::new(AtomicU64::new(0)), AtomicBool::new(false));
+    let begun = Instant::now();
+    let mut all = Latencies::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let answers = answers;
+            for index in 0..count {
+                let due = begun + Duration::from_secs_f64(index as f64 / rate);
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                if in_flight.fetch_add(1, Ordering::Relaxed) >= IN_FLIGHT_MAX {
+                    too_slow.store(true, Ordering::Relaxed);
+                    return;
+                }
+                let (calls, answers, in_flight) = (calls.clone(), answers.clone(), in_flight.clone());
+                let channel = channels[index as usize % channels.len()].clone();
+                let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
+                runtime.spawn(async move {
+                    let answer = calls.send(number, channel, DebugLevel::Unspecified).await;
+                    in_flight.fetch_sub(1, Ordering::Relaxed);
+                    let _ = answers.send((due.elapsed(), answer));
+                });
+            }
+        });
+        while let Some((latency, answer)) = answered.blocking_recv() {
+            all.note(latency, answer);
+        }
+    });
+    ensure!(
+        !too_slow.into_inner(),
+        "the server cannot keep up with {rate:.0} requests/s: {IN_FLIGHT_MAX} were waiting; choose a lower --rate"
+    );
+    all.elapsed = begun.elapsed();
+    Ok(all)
+}
+
+/// The mean time of each stage, from answers that tell it.
+async fn stages(calls: &Calls, channel: &Channel) -> BTreeMap<String, f64> {
+    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+    if matches!(calls.rpc, RpcArg::Suggest | RpcArg::WriteEvents) {
+        return sums;
+    }
+    for _ in 0..TRACED_REQUESTS {
+        let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
+        for (stage, nanos) in calls.send(number, channel.clone(), DebugLevel::Timings).await.unwrap_or_default() {
+            *sums.entry(stage).or_default() += f64::from(nanos) / 1000.0 / TRACED_REQUESTS as f64;
+        }
+    }
+    sums
+}
