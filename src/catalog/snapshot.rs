@@ -1,18 +1,21 @@
 //! The catalogue as one request sees it.
 use super::{Item, ItemKeys};
-use crate::ids::{ItemId, ItemKey, Row};
+use crate::{
+    ids::{ItemId, ItemKey, Row},
+    units::UnixMillis,
+};
 use std::sync::Arc;
 
 /// Dimensions of every learned vector: items, persons, queries.
 pub const VECTOR_DIM: usize = 64;
 
-/// The learned vectors of one item, each of [`VECTOR_DIM`] and length 1.
+/// The learned vectors of one item, each of length 1. In one piece, so that an item is one place in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ItemVectors {
     /// In the space of the person's vector.
-    pub person_space: Vec<f32>,
+    pub person_space: [f32; VECTOR_DIM],
     /// In the space of the query's vector: the encoded title.
-    pub query_space: Vec<f32>,
+    pub query_space: [f32; VECTOR_DIM],
 }
 
 const ROWS_PER_CHUNK: usize = 1024;
@@ -24,9 +27,12 @@ const NO_ROW: u32 = u32::MAX;
 pub struct Catalog {
     chunks: Vec<Arc<Vec<CatalogRow>>>,
     alive: Vec<u64>,
+    /// Alive and in stock.
+    offered: Vec<u64>,
     row_of_key: Arc<Vec<u32>>,
     row_count: usize,
     alive_count: usize,
+    offered_count: usize,
 }
 
 /// One item with what retrieval and features read of it.
@@ -35,6 +41,9 @@ pub struct CatalogRow {
     pub item: Arc<Item>,
     pub key: ItemKey,
     pub vectors: Arc<ItemVectors>,
+    /// ln(1 + price); 0 without a price. Here, and the time too, so that features need not fetch the item.
+    pub log_price: f32,
+    pub created_at: Option<UnixMillis>,
 }
 
 impl Catalog {
@@ -59,7 +68,16 @@ impl Catalog {
 
     /// Alive and in stock.
     pub fn is_offered(&self, row: Row) -> bool {
-        self.is_alive(row) && self.get(row).item.is_in_stock()
+        self.offered.get(row.index() / 64).is_some_and(|word| word >> (row.index() % 64) & 1 == 1)
+    }
+
+    /// One bit for each row: is it alive and in stock?
+    pub fn offered(&self) -> &[u64] {
+        &self.offered
+    }
+
+    pub fn offered_count(&self) -> usize {
+        self.offered_count
     }
 
     pub fn row_of_key(&self, key: ItemKey) -> Option<Row> {
@@ -84,7 +102,9 @@ impl Catalog {
         for (item, vectors) in items {
             let key = keys.intern(&item.id);
             self.kill(key);
-            let row = self.push(CatalogRow { item, key, vectors });
+            let log_price = item.price.map_or(0.0, |price| (price.units() as f32).ln_1p());
+            let created_at = item.created_at;
+            let row = self.push(CatalogRow { item, key, vectors, log_price, created_at });
             let row_of_key = Arc::make_mut(&mut self.row_of_key);
             if row_of_key.len() <= key.0 as usize {
                 row_of_key.resize(key.0 as usize + 1, NO_ROW);
@@ -104,6 +124,7 @@ impl Catalog {
         if self.row_count.is_multiple_of(ROWS_PER_CHUNK) {
             self.chunks.push(Arc::new(Vec::with_capacity(ROWS_PER_CHUNK)));
         }
+        let in_stock = content.item.is_in_stock();
         let last = self.chunks.last_mut().expect("a chunk was pushed above");
         Arc::make_mut(last).push(content);
         let row = self.row_count;
@@ -111,8 +132,13 @@ impl Catalog {
         self.alive_count += 1;
         if self.alive.len() * 64 <= row {
             self.alive.push(0);
+            self.offered.push(0);
         }
         self.alive[row / 64] |= 1 << (row % 64);
+        if in_stock {
+            self.offered[row / 64] |= 1 << (row % 64);
+            self.offered_count += 1;
+        }
         Row(row as u32)
     }
 
@@ -121,6 +147,8 @@ impl Catalog {
             return false;
         };
         Arc::make_mut(&mut self.row_of_key)[key.0 as usize] = NO_ROW;
+        self.offered_count -= usize::from(self.is_offered(row));
+        self.offered[row.index() / 64] &= !(1 << (row.index() % 64));
         self.alive[row.index() / 64] &= !(1 << (row.index() % 64));
         self.alive_count -= 1;
         true
@@ -132,7 +160,7 @@ mod tests {
     use super::*;
 
     fn item(id: &str, title: &str) -> (Arc<Item>, Arc<ItemVectors>) {
-        let vectors = ItemVectors { person_space: vec![0.0; VECTOR_DIM], query_space: vec![0.0; VECTOR_DIM] };
+        let vectors = ItemVectors { person_space: [0.0; VECTOR_DIM], query_space: [0.0; VECTOR_DIM] };
         (Arc::new(Item::titled(ItemId::parse(id).unwrap(), title)), Arc::new(vectors))
     }
 

@@ -1,18 +1,21 @@
 //! From candidates to a slate: features, ranking model, policy, reasons.
 use super::{
+    fusion::{Candidates, NO_PLACE},
     models::Models,
     request::*,
-    retrieve::{self, Candidates, SOURCES},
+    retrieve::{self, SOURCES},
     world::World,
 };
 use crate::{
     catalog::Catalog,
-    features::{self, FEATURE_COUNT, FEATURES, Moment, PersonContext},
-    ids::{ItemKey, Row},
+    features::{self, FEATURE_COUNT, FEATURES, Moment, PersonContext, Recent},
+    ids::{ItemId, ItemKey, Row},
     people::History,
     policy,
+    retrieval::Neighbours,
     units::UnixMillis,
 };
+use ahash::AHashMap;
 use std::{
     cmp::Ordering,
     sync::Arc,
@@ -75,6 +78,15 @@ impl<'a> Story<'a> {
         self.mark = now;
     }
 
+    /// Ends the stage of retrieval; the search for near vectors, which is a part of it, is told apart.
+    pub fn retrieved(&mut self, near_time: Duration) {
+        self.stage("retrieve");
+        if let Some((_, whole)) = self.stages.last_mut() {
+            *whole = whole.saturating_sub(near_time);
+        }
+        self.stages.push(("near", near_time));
+    }
+
     pub fn degrade(&mut self, code: DegradationCode, subject: &str) {
         self.degradations.push(Degradation { code, subject: subject.to_owned() });
     }
@@ -112,9 +124,9 @@ impl<'a> Story<'a> {
             query_vector,
             words_best: candidates.words_best,
         };
-        let mut out = Vec::with_capacity(candidates.rows.len() * FEATURE_COUNT);
-        for (row, evidence) in candidates.rows.iter().zip(&candidates.evidence) {
-            features::append(&mut out, &moment, &self.person, *row, *evidence);
+        let mut out = Vec::with_capacity(candidates.list.len() * FEATURE_COUNT);
+        for candidate in &candidates.list {
+            features::append(&mut out, &moment, &self.person, candidate.row, candidate.evidence);
         }
         drop(popularity);
         self.stage("features");
@@ -124,12 +136,12 @@ impl<'a> Story<'a> {
     /// Stage two. Where the model fails, the order of retrieval stays and is declared.
     pub fn rank(&mut self, models: &mut Models, candidates: Candidates, query_vector: Option<&[f32]>) -> Ranked {
         let features = self.features(&candidates, query_vector);
-        let (heads, scores) = match score(models, &features, candidates.rows.len()) {
+        let (heads, scores) = match score(models, &features, candidates.list.len()) {
             Ok(scored) => scored,
             Err(error) => {
                 tracing::warn!(%error, "the ranking model failed");
                 self.degrade(DegradationCode::RankerSkipped, "ranker");
-                (Vec::new(), candidates.evidence.iter().map(|evidence| evidence.fused).collect())
+                (Vec::new(), candidates.list.iter().map(|candidate| candidate.evidence.fused).collect())
             }
         };
         self.stage("rank");
@@ -177,41 +189,49 @@ impl Story<'_> {
         models: &Models,
         pins_ok: &dyn Fn(Row) -> bool,
     ) -> Slate {
+        let candidates = &ranked.candidates.list;
         let mut scored: Vec<(Row, f32)> =
-            ranked.candidates.rows.iter().copied().zip(ranked.scores.iter().copied()).collect();
-        if !options.boosts.is_empty() {
-            policy::apply_boosts(&mut scored, &options.boosts, |row| &self.catalog.get(row).item);
-        }
-        scored.sort_by(|a, b| self.compare(options.order_by, *a, *b));
+            candidates.iter().zip(&ranked.scores).map(|(candidate, score)| (candidate.row, *score)).collect();
+        policy::apply_boosts(&mut scored, &options.boosts, |row| &self.catalog.get(row).item);
+        scored.sort_unstable_by(|a, b| self.compare(options.order_by, *a, *b));
         let diversity = options.diversity.unwrap_or(0.0);
         if diversity > 0.0 && options.order_by == OrderBy::Score {
             let vector = |row: Row| &self.catalog.get(row).vectors.query_space[..];
             scored = policy::diversify(&scored, diversity, DIVERSITY_LOOK_AHEAD, vector);
         }
         let (rows, dropped_pins) = self.pin(scored, options, pins_ok);
-        let index: ahash::AHashMap<Row, usize> =
-            ranked.candidates.rows.iter().enumerate().map(|(index, row)| (*row, index)).collect();
-        let places = Places::of(&ranked.candidates);
-        let results = rows
-            .into_iter()
-            .enumerate()
-            .map(|(place, (row, score))| {
-                let at = index.get(&row).copied();
-                RankedItem {
-                    id: self.catalog.get(row).item.id.clone(),
-                    rank: place + 1,
-                    score: f64::from(score),
-                    reasons: self.reasons(row, at, &places),
-                    item: options.include_items.then(|| self.catalog.get(row).item.clone()),
-                    debug: at
-                        .filter(|_| options.debug >= DebugLevel::Scores)
-                        .map(|at| self.result_debug(at, &ranked, &places, models, options.debug)),
-                }
+        let mut by_row: Vec<(Row, u32)> =
+            candidates.iter().enumerate().map(|(at, candidate)| (candidate.row, at as u32)).collect();
+        by_row.sort_unstable();
+        let index = |row: Row| {
+            let found = by_row.binary_search_by_key(&row, |(row, _)| *row).ok()?;
+            Some(by_row[found].1 as usize)
+        };
+        let places = rows
+            .iter()
+            .map(|&(row, score)| {
+                let why = index(row).map_or(Why::Pinned, |at| Why::Sources(candidates[at].best_sources()));
+                Place { row, score, why }
             })
             .collect();
+        let debug = match options.debug >= DebugLevel::Scores {
+            true => rows
+                .iter()
+                .map(|(row, _)| index(*row).map(|at| result_debug(at, &ranked, models, options.debug)))
+                .collect(),
+            false => Vec::new(),
+        };
         self.stage("policy");
         let sources = ranked.candidates.lists.iter().map(|(source, list)| (SOURCES[*source], list.len())).collect();
-        Slate { results, dropped_pins, sources }
+        Slate {
+            places,
+            debug,
+            recent: self.person.recent.clone(),
+            reason: None,
+            include_items: options.include_items,
+            dropped_pins,
+            sources,
+        }
     }
 
     fn compare(&self, order: OrderBy, a: (Row, f32), b: (Row, f32)) -> Ordering {
@@ -233,7 +253,7 @@ impl Story<'_> {
         scored: Vec<(Row, f32)>,
         options: &Options,
         ok: &dyn Fn(Row) -> bool,
-    ) -> (Vec<(Row, f32)>, Vec<crate::ids::ItemId>) {
+    ) -> (Vec<(Row, f32)>, Vec<ItemId>) {
         if options.pins.is_empty() {
             return (scored, Vec::new());
         }
@@ -247,75 +267,9 @@ impl Story<'_> {
             .collect();
         let rows: Vec<Row> = scored.iter().map(|(row, _)| *row).collect();
         let placed = policy::place_pins(&rows, &pins);
-        let scores: ahash::AHashMap<Row, f32> = scored.into_iter().collect();
+        let scores: AHashMap<Row, f32> = scored.into_iter().collect();
         let order = placed.order.iter().map(|(row, _)| (*row, scores.get(row).copied().unwrap_or(0.0))).collect();
         (order, placed.dropped.iter().map(|index| options.pins[*index].item.clone()).collect())
-    }
-
-    fn reasons(&self, row: Row, at: Option<usize>, places: &Places) -> Vec<Reason> {
-        if at.is_none() {
-            return vec![Reason { code: ReasonCode::Pinned, evidence: Vec::new() }];
-        }
-        let ids = |keys: Vec<ItemKey>| keys.into_iter().map(|key| self.world.keys.id(key)).collect();
-        let recent = &self.person.recent;
-        let mut reasons: Vec<(usize, Reason)> = Vec::new();
-        for (source, place) in places.of_row(row) {
-            let (code, evidence) = match source {
-                retrieve::WORDS => (ReasonCode::MatchesWords, Vec::new()),
-                retrieve::QUERY_VECTOR => (ReasonCode::MatchesMeaning, Vec::new()),
-                retrieve::NEXT => {
-                    (ReasonCode::ChosenNext, retrieve::evidence_for(recent, &self.catalog, Some(&self.world.next), row))
-                }
-                retrieve::TOGETHER => (
-                    ReasonCode::BoughtTogether,
-                    retrieve::evidence_for(recent, &self.catalog, Some(&self.world.together), row),
-                ),
-                retrieve::SIMILAR => (ReasonCode::Similar, Vec::new()),
-                retrieve::POPULAR => (ReasonCode::Popular, Vec::new()),
-                retrieve::HISTORY => (ReasonCode::BoughtBefore, vec![self.catalog.get(row).key]),
-                _ => (ReasonCode::FitsHistory, retrieve::evidence_for(recent, &self.catalog, None, row)),
-            };
-            reasons.push((place, Reason { code, evidence: ids(evidence) }));
-        }
-        reasons.sort_by_key(|(place, reason)| (*place, reason.code as i32));
-        reasons.truncate(2);
-        reasons.into_iter().map(|(_, reason)| reason).collect()
-    }
-
-    fn result_debug(
-        &self,
-        at: usize,
-        ranked: &Ranked,
-        places: &Places,
-        models: &Models,
-        level: DebugLevel,
-    ) -> ResultDebug {
-        let row = ranked.candidates.rows[at];
-        let heads = models.heads.len();
-        ResultDebug {
-            source_scores: ranked
-                .candidates
-                .lists
-                .iter()
-                .zip(&places.by_list)
-                .filter_map(|((source, list), by_row)| Some((SOURCES[*source], f64::from(list[*by_row.get(&row)?].1))))
-                .collect(),
-            retrieval_score: f64::from(ranked.candidates.evidence[at].fused),
-            retrieval_rank: at + 1,
-            heads: match ranked.heads.is_empty() {
-                true => Vec::new(),
-                false => models
-                    .heads
-                    .iter()
-                    .zip(&ranked.heads[at * heads..])
-                    .map(|(head, probability)| (head.name.clone(), f64::from(*probability)))
-                    .collect(),
-            },
-            features: match level >= DebugLevel::Features {
-                true => ranked.features[at * FEATURE_COUNT..(at + 1) * FEATURE_COUNT].to_vec(),
-                false => Vec::new(),
-            },
-        }
     }
 
     /// The tail of an answer, without what only the engine knows (tokens, position, generation).
@@ -333,42 +287,109 @@ impl Story<'_> {
     }
 }
 
-/// An ordered answer, whole.
+fn result_debug(at: usize, ranked: &Ranked, models: &Models, level: DebugLevel) -> ResultDebug {
+    let candidate = &ranked.candidates.list[at];
+    let heads = models.heads.len();
+    // Several lists may come from one source: the one with the best place speaks.
+    let score_of = |source: usize, place: u16| {
+        let mut lists = ranked.candidates.lists.iter().filter(|(of, _)| *of == source);
+        lists.find_map(|(_, list)| list.get(place as usize).filter(|(row, _)| *row == candidate.row))
+    };
+    let found = candidate.places.iter().enumerate().filter(|(_, place)| **place != NO_PLACE);
+    ResultDebug {
+        source_scores: found
+            .filter_map(|(source, place)| Some((SOURCES[source], f64::from(score_of(source, *place)?.1))))
+            .collect(),
+        retrieval_score: f64::from(candidate.evidence.fused),
+        retrieval_rank: at + 1,
+        heads: match ranked.heads.is_empty() {
+            true => Vec::new(),
+            false => models
+                .heads
+                .iter()
+                .zip(&ranked.heads[at * heads..])
+                .map(|(head, probability)| (head.name.clone(), f64::from(*probability)))
+                .collect(),
+        },
+        features: match level >= DebugLevel::Features {
+            true => ranked.features[at * FEATURE_COUNT..(at + 1) * FEATURE_COUNT].to_vec(),
+            false => Vec::new(),
+        },
+    }
+}
+
+/// An ordered answer, whole. Its results are written out page by page: most are never seen.
 #[derive(Default)]
 pub struct Slate {
-    pub results: Vec<RankedItem>,
-    pub dropped_pins: Vec<crate::ids::ItemId>,
+    pub places: Vec<Place>,
+    /// As `places`; empty where it was not asked for.
+    debug: Vec<Option<ResultDebug>>,
+    /// The person's recent items, which reasons name as evidence.
+    recent: Vec<Recent>,
+    /// The reason of every result that is not pinned, for lists that answer one question.
+    pub reason: Option<Reason>,
+    include_items: bool,
+    pub dropped_pins: Vec<ItemId>,
     pub sources: Vec<(&'static str, usize)>,
 }
 
-/// The place of each row in each source's list.
-struct Places {
-    sources: Vec<usize>,
-    by_list: Vec<ahash::AHashMap<Row, usize>>,
+/// One place of a slate.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    row: Row,
+    score: f32,
+    why: Why,
 }
 
-impl Places {
-    fn of(candidates: &Candidates) -> Self {
-        Self {
-            sources: candidates.lists.iter().map(|(source, _)| *source).collect(),
-            by_list: candidates
-                .lists
-                .iter()
-                .map(|(_, list)| list.iter().enumerate().map(|(place, (row, _))| (*row, place)).collect())
-                .collect(),
-        }
+#[derive(Debug, Clone, Copy)]
+enum Why {
+    Pinned,
+    /// The sources that placed it best; see [`super::Candidate::best_sources`].
+    Sources([Option<u8>; 2]),
+}
+
+impl Slate {
+    /// The results of a range of places. Rows outlive their items, so a later page shows what the first one froze.
+    pub fn results(&self, world: &World, range: std::ops::Range<usize>) -> Vec<RankedItem> {
+        let catalog = world.catalog.load();
+        range
+            .map(|at| {
+                let place = &self.places[at];
+                let item = &catalog.get(place.row).item;
+                RankedItem {
+                    id: item.id.clone(),
+                    rank: at + 1,
+                    score: f64::from(place.score),
+                    reasons: self.reasons(place, world, &catalog),
+                    item: self.include_items.then(|| item.clone()),
+                    debug: self.debug.get(at).cloned().flatten(),
+                }
+            })
+            .collect()
     }
 
-    /// The sources that found a row, each once, with its best place.
-    fn of_row(&self, row: Row) -> Vec<(usize, usize)> {
-        let mut found: Vec<(usize, usize)> = Vec::new();
-        for (source, by_row) in self.sources.iter().zip(&self.by_list) {
-            let Some(&place) = by_row.get(&row) else { continue };
-            match found.iter_mut().find(|(known, _)| known == source) {
-                Some((_, best)) => *best = (*best).min(place),
-                None => found.push((*source, place)),
-            }
+    fn reasons(&self, place: &Place, world: &World, catalog: &Catalog) -> Vec<Reason> {
+        let Why::Sources(sources) = place.why else {
+            return vec![Reason { code: ReasonCode::Pinned, evidence: Vec::new() }];
+        };
+        if let Some(reason) = &self.reason {
+            return vec![reason.clone()];
         }
-        found
+        let evidence = |table: Option<&Neighbours>| retrieve::evidence_for(&self.recent, catalog, table, place.row);
+        let reason = |source: u8| {
+            let (code, evidence) = match source as usize {
+                retrieve::WORDS => (ReasonCode::MatchesWords, Vec::new()),
+                retrieve::QUERY_VECTOR => (ReasonCode::MatchesMeaning, Vec::new()),
+                retrieve::NEXT => (ReasonCode::ChosenNext, evidence(Some(&world.next))),
+                retrieve::TOGETHER => (ReasonCode::BoughtTogether, evidence(Some(&world.together))),
+                retrieve::SIMILAR => (ReasonCode::Similar, Vec::new()),
+                retrieve::POPULAR => (ReasonCode::Popular, Vec::new()),
+                retrieve::HISTORY => (ReasonCode::BoughtBefore, vec![catalog.get(place.row).key]),
+                _ => (ReasonCode::FitsHistory, evidence(None)),
+            };
+            let ids = |keys: Vec<ItemKey>| keys.into_iter().map(|key| world.keys.id(key)).collect();
+            Reason { code, evidence: ids(evidence) }
+        };
+        sources.into_iter().flatten().map(reason).collect()
     }
 }

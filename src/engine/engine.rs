@@ -3,13 +3,13 @@ use super::{
     answer::{Ranked, Slate, Story},
     models::{Models, embed_items},
     request::*,
-    retrieve::{self, Ask},
+    retrieve::{self, Ask, Eligible},
     token::{PageToken, TokenKey},
     workers::Workers,
     world::World,
 };
 use crate::{
-    catalog::{Filter, Item, ItemVectors},
+    catalog::{Catalog, Filter, Item, ItemVectors},
     events::{Change, Event, EventKind, Outcome, Writer},
     features::Recent,
     ids::{ItemId, Row},
@@ -51,7 +51,7 @@ impl Default for EngineConfig {
 /// A slate as it was answered first, for its later pages.
 struct Frozen {
     fingerprint: u64,
-    results: Vec<RankedItem>,
+    slate: Slate,
     corrected_query: String,
     tail: AnswerTail,
 }
@@ -116,9 +116,15 @@ impl Engine {
         let world = self.world.clone();
         let page = Page { size: request.candidates.len(), token: String::new(), fingerprint: 0 };
         let config = self.config.clone();
-        let frozen = self.workers.run(deadline, move |models| Ok(rank(&world, models, &request, &config))).await?;
+        let (frozen, unknown) =
+            self.workers.run(deadline, move |models| Ok(rank(&world, models, &request, &config))).await?;
         let mut answer = self.first_page(frozen, &page);
-        answer.next_page_token.clear();
+        for id in unknown {
+            let rank = answer.results.len() + 1;
+            let reasons = vec![Reason { code: ReasonCode::Candidate, evidence: Vec::new() }];
+            answer.results.push(RankedItem { id, rank, score: 0.0, reasons, item: None, debug: None });
+        }
+        answer.total_size = answer.results.len();
         Ok(answer)
     }
 
@@ -180,7 +186,7 @@ impl Engine {
         frozen.fingerprint = page.fingerprint;
         self.sign(&mut frozen.tail, id);
         let answer = self.cut(&frozen, id, 0, page.size);
-        if frozen.results.len() > page.size {
+        if frozen.slate.places.len() > page.size {
             self.slates.insert(id, Arc::new(frozen));
         }
         answer
@@ -196,14 +202,14 @@ impl Engine {
     }
 
     fn cut(&self, frozen: &Frozen, slate: [u8; 16], offset: usize, size: usize) -> Answer {
-        let total_size = frozen.results.len();
+        let total_size = frozen.slate.places.len();
         let end = offset.saturating_add(size).min(total_size);
         let next_page_token = match end < total_size {
             true => self.tokens.page(PageToken { slate, offset: end as u32 }),
             false => String::new(),
         };
         Answer {
-            results: frozen.results[offset.min(end)..end].to_vec(),
+            results: frozen.slate.results(&self.world, offset.min(end)..end),
             next_page_token,
             total_size,
             corrected_query: frozen.corrected_query.clone(),
@@ -219,34 +225,13 @@ impl Engine {
 }
 
 /// Which rows a request may show: offered, not excluded, matching the filter.
-struct Eligible<'a> {
-    story_catalog: &'a crate::catalog::Catalog,
-    excluded: Vec<Row>,
-    filter: Option<&'a Filter>,
-}
-
-impl Eligible<'_> {
-    fn keeps(&self, row: Row) -> bool {
-        self.story_catalog.is_offered(row)
-            && !self.excluded.contains(&row)
-            && self.filter.is_none_or(|filter| filter.matches(&self.story_catalog.get(row).item))
+fn eligible<'a>(world: &World, catalog: &'a Catalog, options: &Options, filter: Option<&Filter>) -> Eligible<'a> {
+    let excluded = options.exclude.iter().filter_map(|id| catalog.row_of(&world.keys, id));
+    let eligible = Eligible::offered(catalog).without(excluded);
+    match filter {
+        Some(filter) => eligible.matching(catalog, |item| filter.matches(item)),
+        None => eligible,
     }
-
-    /// With a filter: all rows that it leaves, so that few can be scanned exactly.
-    fn few(&self) -> Option<Vec<Row>> {
-        self.filter?;
-        Some(self.story_catalog.rows().filter(|row| self.keeps(*row)).collect())
-    }
-}
-
-fn eligible<'a>(
-    story: &Story,
-    catalog: &'a crate::catalog::Catalog,
-    options: &Options,
-    filter: Option<&'a Filter>,
-) -> Eligible<'a> {
-    let rows = options.exclude.iter().filter_map(|id| catalog.row_of(&story.world.keys, id));
-    Eligible { story_catalog: catalog, excluded: rows.collect(), filter }
 }
 
 fn unknown(story: &Story, ids: &[ItemId]) -> Vec<ItemId> {
@@ -254,10 +239,10 @@ fn unknown(story: &Story, ids: &[ItemId]) -> Vec<ItemId> {
 }
 
 fn freeze(story: &Story, slate: Slate, options: &Options, unknown_items: Vec<ItemId>) -> Frozen {
-    let mut tail = story.tail(slate.sources, options.debug);
+    let mut tail = story.tail(slate.sources.clone(), options.debug);
     tail.unknown_items = unknown_items;
-    tail.dropped_pins = slate.dropped_pins;
-    Frozen { fingerprint: 0, results: slate.results, corrected_query: String::new(), tail }
+    tail.dropped_pins = slate.dropped_pins.clone();
+    Frozen { fingerprint: 0, slate, corrected_query: String::new(), tail }
 }
 
 /// The story of a search.
@@ -267,20 +252,22 @@ fn search(world: &World, models: &mut Models, request: &SearchRequest, config: &
     let vector = story.encode_query(models, &request.query);
     story.encode_person(models);
     let catalog = story.catalog.clone();
-    let eligible = eligible(&story, &catalog, &request.options, request.filter.as_ref());
-    let (few, keep) = (eligible.few(), |row: Row| eligible.keeps(row));
-    let found = retrieve::for_query(&Ask {
+    let eligible = eligible(world, &catalog, &request.options, request.filter.as_ref());
+    let keep = |row: Row| eligible.keeps(row);
+    let ask = Ask {
         world,
         catalog: &catalog,
         person: &story.person,
         query: Some((&request.query, vector.as_deref())),
         anchors: &story.person.recent,
-        keep: &keep,
-        few: few.as_deref(),
+        eligible: &eligible,
         now: story.now,
         source_count: config.source_candidates_max,
         candidate_count: config.candidates_max,
-    });
+        near_time: Default::default(),
+    };
+    let found = retrieve::for_query(&ask);
+    let near_time = ask.near_time.get();
     let (candidates, relaxed) = found.unwrap_or_else(|error| {
         tracing::warn!(%error, "the words source failed");
         story.degrade(DegradationCode::SourceFailed, "words");
@@ -289,7 +276,7 @@ fn search(world: &World, models: &mut Models, request: &SearchRequest, config: &
     if relaxed {
         story.degrade(DegradationCode::QueryRelaxed, "");
     }
-    story.stage("retrieve");
+    story.retrieved(near_time);
     let mut ranked = story.rank(models, candidates, vector.as_deref());
     if !relaxed {
         put_matches_first(&mut ranked);
@@ -302,8 +289,8 @@ fn search(world: &World, models: &mut Models, request: &SearchRequest, config: &
 /// What has all words of the query comes before what is only near to it: the ranking model orders each of the two, and a
 /// shopper who typed a name in another language than the model learned still finds it first. Utilities are below 1.
 fn put_matches_first(ranked: &mut Ranked) {
-    for (score, evidence) in ranked.scores.iter_mut().zip(&ranked.candidates.evidence) {
-        if evidence.words > 0.0 {
+    for (score, candidate) in ranked.scores.iter_mut().zip(&ranked.candidates.list) {
+        if candidate.evidence.words > 0.0 {
             *score += 1.0;
         }
     }
@@ -315,8 +302,8 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
     check_version(&mut story, &request.options);
     story.encode_person(models);
     let catalog = story.catalog.clone();
-    let eligible = eligible(&story, &catalog, &request.options, request.filter.as_ref());
-    let (few, keep) = (eligible.few(), |row: Row| eligible.keeps(row));
+    let eligible = eligible(world, &catalog, &request.options, request.filter.as_ref());
+    let keep = |row: Row| eligible.keeps(row);
     let given = anchors(&story, &request.anchors);
     let ask = Ask {
         world,
@@ -324,11 +311,11 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
         person: &story.person,
         query: None,
         anchors: if given.is_empty() { &story.person.recent } else { &given },
-        keep: &keep,
-        few: few.as_deref(),
+        eligible: &eligible,
         now: story.now,
         source_count: config.source_candidates_max,
         candidate_count: config.candidates_max,
+        near_time: Default::default(),
     };
     let keyed = |list: Vec<(crate::ids::ItemKey, f32)>| -> Vec<(Row, f32)> {
         let row = |key| catalog.row_of_key(key).filter(|row| keep(*row));
@@ -341,13 +328,14 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
         RecommendKind::BuyAgain => retrieve::bought_before(&ask),
         RecommendKind::Trending => {
             let top = world.popularity.read().top_trending(config.candidates_max, story.now);
-            retrieve::in_order(retrieve::POPULAR, keyed(top), config.candidates_max)
+            retrieve::in_order(&catalog, retrieve::POPULAR, keyed(top), config.candidates_max)
         }
         RecommendKind::RecentlyViewed => {
-            retrieve::in_order(retrieve::HISTORY, keyed(recently_viewed(&story)), config.candidates_max)
+            retrieve::in_order(&catalog, retrieve::HISTORY, keyed(recently_viewed(&story)), config.candidates_max)
         }
     };
-    story.stage("retrieve");
+    let near_time = ask.near_time.get();
+    story.retrieved(near_time);
     let mut ranked = story.rank(models, candidates, None);
     let keeps_order = matches!(
         request.kind,
@@ -358,7 +346,7 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
     );
     if keeps_order {
         // These lists answer a question of their own (alike, together, when); the person's taste would blur it.
-        ranked.scores = ranked.candidates.evidence.iter().map(|evidence| evidence.fused).collect();
+        ranked.scores = ranked.candidates.list.iter().map(|candidate| candidate.evidence.fused).collect();
     }
     let mut slate = story.slate(ranked, &with_default(&request.options, config), models, &keep);
     name_reasons(&mut slate, request, &given, world);
@@ -366,8 +354,8 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
     freeze(&story, slate, &request.options, unknown_items)
 }
 
-/// The story of a ranking of the caller's candidates.
-fn rank(world: &World, models: &mut Models, request: &RankRequest, config: &EngineConfig) -> Frozen {
+/// The story of a ranking of the caller's candidates. The second value: those that the catalogue does not have.
+fn rank(world: &World, models: &mut Models, request: &RankRequest, config: &EngineConfig) -> (Frozen, Vec<ItemId>) {
     let mut story = Story::begin(world, &request.viewer, &request.options, UnixMillis::now());
     check_version(&mut story, &request.options);
     let vector = if request.query.trim().is_empty() { None } else { story.encode_query(models, &request.query) };
@@ -381,25 +369,15 @@ fn rank(world: &World, models: &mut Models, request: &RankRequest, config: &Engi
             found.push((row, 0.0));
         }
     }
-    let candidates = retrieve::in_order(retrieve::PERSON_VECTOR, found, request.candidates.len());
+    let candidates = retrieve::in_order(&catalog, retrieve::PERSON_VECTOR, found, request.candidates.len());
     story.stage("retrieve");
     let ranked = story.rank(models, candidates, vector.as_deref());
     let mut slate = story.slate(ranked, &with_default(&request.options, config), models, &|row| catalog.is_alive(row));
-    slate.results.iter_mut().for_each(|result| {
-        result.reasons = vec![Reason { code: ReasonCode::Candidate, evidence: Vec::new() }];
-    });
+    slate.reason = Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() });
     let unknown_items = unknown(&story, &request.candidates);
-    for id in unknown_items.iter().filter(|id| !request.options.exclude.contains(id)) {
-        slate.results.push(RankedItem {
-            id: id.clone(),
-            rank: slate.results.len() + 1,
-            score: 0.0,
-            reasons: vec![Reason { code: ReasonCode::Candidate, evidence: Vec::new() }],
-            item: None,
-            debug: None,
-        });
-    }
-    freeze(&story, slate, &request.options, unknown_items)
+    let excluded = |id: &ItemId| request.options.exclude.contains(id);
+    let appended = unknown_items.iter().filter(|id| !excluded(id)).cloned().collect();
+    (freeze(&story, slate, &request.options, unknown_items), appended)
 }
 
 /// The story of a suggestion.
@@ -431,11 +409,11 @@ fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> Sugg
         })
     };
     story.encode_person(models);
-    let candidates = retrieve::in_order(retrieve::WORDS, found, 50);
+    let candidates = retrieve::in_order(&catalog, retrieve::WORDS, found, 50);
     let ranked = story.rank(models, candidates, None);
-    let mut slate = story.slate(ranked, &options, models, &keep);
-    slate.results.truncate(request.product_count);
-    SuggestAnswer { completions, products: slate.results, tail: story.tail(slate.sources, DebugLevel::None) }
+    let slate = story.slate(ranked, &options, models, &keep);
+    let products = slate.results(world, 0..request.product_count.min(slate.places.len()));
+    SuggestAnswer { completions, products, tail: story.tail(slate.sources, DebugLevel::None) }
 }
 
 fn with_default(options: &Options, config: &EngineConfig) -> Options {
@@ -488,10 +466,6 @@ fn name_reasons(slate: &mut Slate, request: &RecommendRequest, given: &[Recent],
         RecommendKind::RecentlyViewed => ReasonCode::RecentlyViewed,
         RecommendKind::ForYou | RecommendKind::BuyAgain => return,
     };
-    let evidence: Vec<ItemId> = given.iter().take(3).map(|anchor| world.keys.id(anchor.key)).collect();
-    for result in &mut slate.results {
-        if result.reasons.first().is_none_or(|reason| reason.code != ReasonCode::Pinned) {
-            result.reasons = vec![Reason { code, evidence: evidence.clone() }];
-        }
-    }
+    let evidence = given.iter().take(3).map(|anchor| world.keys.id(anchor.key)).collect();
+    slate.reason = Some(Reason { code, evidence });
 }

@@ -5,6 +5,7 @@
 mod answer;
 #[allow(clippy::module_inception)]
 mod engine;
+mod fusion;
 mod models;
 mod open;
 mod request;
@@ -15,6 +16,7 @@ mod world;
 
 pub use answer::{Ranked, Story};
 pub use engine::{Engine, EngineConfig};
+pub use fusion::{Candidate, Candidates};
 pub use models::{ENCODED_EVENTS_MAX, Models, embed_items};
 pub use open::{OpenError, Opening, open};
 pub use request::*;

@@ -1,5 +1,5 @@
 //! The learned functions, as one worker owns them.
-use super::world::World;
+use super::world::{World, array};
 use crate::{
     bundle::{Bundle, Head},
     catalog::{Catalog, Item, ItemVectors, VECTOR_DIM},
@@ -93,8 +93,8 @@ pub fn embed_items(world: &World, models: &mut Models, items: &[Item]) -> Result
             .collect();
         let encoded = models.query.encode_batch(&terms)?;
         vectors.extend(encoded.chunks_exact(VECTOR_DIM).map(|query| ItemVectors {
-            person_space: project(query, &world.text_projection),
-            query_space: query.to_vec(),
+            person_space: array(&project(query, &world.text_projection)),
+            query_space: array(query),
         }));
     }
     Ok(vectors)

@@ -89,7 +89,7 @@ impl World {
             .item_vectors
             .chunks_exact(VECTOR_DIM)
             .zip(bundle.title_vectors.chunks_exact(VECTOR_DIM))
-            .map(|(person, query)| ItemVectors { person_space: person.to_vec(), query_space: query.to_vec() });
+            .map(|(person, query)| ItemVectors { person_space: array(person), query_space: array(query) });
         let items = bundle.items.into_iter().map(Arc::new).zip(vectors.map(Arc::new)).collect();
         world.upsert(items)?;
         Ok(world)
@@ -189,6 +189,11 @@ impl World {
         }
         ready.top.clone()
     }
+}
+
+/// `values` has [`VECTOR_DIM`] numbers.
+pub(super) fn array(values: &[f32]) -> [f32; VECTOR_DIM] {
+    values.try_into().expect("cut in pieces of this length")
 }
 
 /// What completions may offer of an item: its title, its categories, its brand.

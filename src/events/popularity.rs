@@ -54,6 +54,14 @@ impl Popularity {
         self.counts.get(key.0 as usize).map_or(1.0, |counts| counts.trend_at(now) as f32)
     }
 
+    /// [`Popularity::score`] and [`Popularity::trend`] for the price of one.
+    pub fn score_and_trend(&self, key: ItemKey, now: UnixMillis) -> (f32, f32) {
+        self.counts.get(key.0 as usize).map_or((0.0, 1.0), |counts| {
+            let slow = counts.slow_at(now);
+            (slow as f32, counts.trend_beside(slow, now) as f32)
+        })
+    }
+
     /// At most `count` items with events by [`Popularity::score`], highest first.
     pub fn top(&self, count: usize, now: UnixMillis) -> Vec<(ItemKey, f32)> {
         self.best(count, |counts| counts.slow_at(now), 0.0)
@@ -100,11 +108,14 @@ impl Counts {
     }
 
     fn trend_at(&self, now: UnixMillis) -> f64 {
+        self.trend_beside(self.slow_at(now), now)
+    }
+
+    fn trend_beside(&self, slow: f64, now: UnixMillis) -> f64 {
         let fast = self.fast * decay(days_between(self.at, now), FAST_HALF_LIFE);
         // A steady weight per day makes a count of that weight times half-life / ln 2.
         let per_day = |count: f64, half_life: f64| count * std::f64::consts::LN_2 / half_life;
-        let slow = per_day(self.slow_at(now), SLOW_HALF_LIFE);
-        (per_day(fast, FAST_HALF_LIFE) + TREND_DAMPING) / (slow + TREND_DAMPING)
+        (per_day(fast, FAST_HALF_LIFE) + TREND_DAMPING) / (per_day(slow, SLOW_HALF_LIFE) + TREND_DAMPING)
     }
 }
 

@@ -52,7 +52,7 @@ pub fn schema_hash() -> String {
 }
 
 /// What the sources said of one candidate; 0 where they said nothing.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SourceEvidence {
     /// BM25.
     pub words: f32,
@@ -80,38 +80,39 @@ pub fn append(out: &mut Vec<f32>, moment: &Moment, person: &PersonContext, row: 
     let entry = moment.catalog.get(row);
     let stats = person.stats(entry.key);
     let (similar_last, similar_max, title_similar_max) = similarity_to_recent(moment, person, row);
-    let price = entry.item.price.map_or(0.0, |price| (price.units() as f32).ln_1p());
+    let price = entry.log_price;
+    let (popularity, trend) = moment.popularity.score_and_trend(entry.key, moment.now);
     let person_dot = person.vector.as_deref().map_or(0.0, |vector| dot(vector, &entry.vectors.person_space));
     let query_dot = moment.query_vector.map_or(0.0, |vector| dot(vector, &entry.vectors.query_space));
-    let age_days = entry.item.created_at.map_or(0.0, |at| moment.now.days_since(at));
+    let age_days = entry.created_at.map_or(0.0, |at| moment.now.days_since(at));
     out.extend_from_slice(&[
         person_dot,
         flag(person.vector.is_some()),
         query_dot,
         evidence.words,
         if moment.words_best > 0.0 { evidence.words / moment.words_best } else { 0.0 },
-        evidence.next.ln_1p(),
-        person.next_weight_of_last(entry.key).ln_1p(),
-        evidence.together.ln_1p(),
+        log(evidence.next),
+        log(person.next_weight_of_last(entry.key)),
+        log(evidence.together),
         similar_last,
         similar_max,
         title_similar_max,
-        moment.popularity.score(entry.key, moment.now).ln_1p(),
-        moment.popularity.trend(entry.key, moment.now).ln_1p(),
-        (stats.bought_count as f32).ln_1p(),
+        log(popularity),
+        log(trend),
+        log(stats.bought_count as f32),
         stats.days_since(stats.bought_at, moment.now),
         stats.bought_count as f32 / person.basket_count.max(1) as f32,
-        (stats.seen_count as f32).ln_1p(),
+        log(stats.seen_count as f32),
         stats.days_since(stats.seen_at, moment.now),
         flag(stats.is_in_cart),
         flag(stats.is_favorite),
-        (stats.returned_count as f32).ln_1p(),
+        log(stats.returned_count as f32),
         price,
         if price > 0.0 && person.mean_log_price > 0.0 { price - person.mean_log_price } else { 0.0 },
-        age_days.ln_1p(),
+        log(age_days),
         evidence.fused,
         flag(moment.query_vector.is_some()),
-        (person.history_length as f32).ln_1p(),
+        person.log_history_length,
     ]);
 }
 
@@ -119,21 +120,26 @@ pub fn append(out: &mut Vec<f32>, moment: &Moment, person: &PersonContext, row: 
 /// of titles.
 fn similarity_to_recent(moment: &Moment, person: &PersonContext, row: Row) -> (f32, f32, f32) {
     let vectors = &moment.catalog.get(row).vectors;
+    let similar = person.recent_vectors[0].dots(&vectors.person_space);
+    let title_similar = person.recent_vectors[1].dots(&vectors.query_space);
     let (mut last, mut best, mut best_title) = (0.0, 0.0f32, 0.0f32);
     for (index, recent) in person.recent.iter().enumerate() {
         // An item is not evidence for itself; `bought_count` says that.
         if recent.row == row {
             continue;
         }
-        let other = &moment.catalog.get(recent.row).vectors;
-        let similar = dot(&vectors.person_space, &other.person_space);
         if index == 0 {
-            last = similar;
+            last = similar[0];
         }
-        best = best.max(similar);
-        best_title = best_title.max(dot(&vectors.query_space, &other.query_space));
+        best = best.max(similar[index]);
+        best_title = best_title.max(title_similar[index]);
     }
     (last, best, best_title)
+}
+
+/// ln(1 + x). Most counts are 0, which needs no logarithm.
+fn log(x: f32) -> f32 {
+    if x == 0.0 { 0.0 } else { x.ln_1p() }
 }
 
 fn flag(value: bool) -> f32 {

@@ -1,16 +1,17 @@
 //! A person's history, prepared once for all candidates of a request.
 use crate::{
-    catalog::Catalog,
+    catalog::{Catalog, VECTOR_DIM},
     events::EventKind,
     ids::{ItemKey, Row},
     people::History,
-    retrieval::Neighbours,
+    retrieval::{LANES, LaneVectors, Neighbours},
     units::UnixMillis,
 };
 use ahash::AHashMap;
 
 /// Distinct items of the history that similarity and neighbours start from.
 const RECENT_MAX: usize = 12;
+const _: () = assert!(RECENT_MAX <= LANES);
 /// The influence of each older item, relative to the one after it.
 const RECENT_DECAY: f32 = 0.85;
 
@@ -51,7 +52,10 @@ pub struct PersonContext {
     pub vector: Option<Vec<f32>>,
     /// Latest first.
     pub recent: Vec<Recent>,
-    pub history_length: usize,
+    /// Their vectors in the person's space and in the space of titles.
+    pub recent_vectors: [LaneVectors; 2],
+    /// ln(1 + events).
+    pub log_history_length: f32,
     pub basket_count: u32,
     /// Mean of ln(1 + price) over bought items; 0 where unknown.
     pub mean_log_price: f32,
@@ -62,7 +66,7 @@ pub struct PersonContext {
 impl PersonContext {
     /// Reads a history once. O(events).
     pub fn new(history: &History, catalog: &Catalog, next: &Neighbours) -> Self {
-        let mut context = Self { history_length: history.events.len(), ..Self::default() };
+        let mut context = Self { log_history_length: (history.events.len() as f32).ln_1p(), ..Self::default() };
         let (mut price_sum, mut price_count, mut last_basket) = (0.0f32, 0u32, None);
         for event in &history.events {
             context.note(event.item, event.kind, event.at_s);
@@ -71,9 +75,9 @@ impl PersonContext {
                     context.basket_count += 1;
                     last_basket = Some(event.at_s);
                 }
-                let price = catalog.row_of_key(event.item).and_then(|row| catalog.get(row).item.price);
-                if let Some(price) = price {
-                    price_sum += (price.units() as f32).ln_1p();
+                let row = catalog.row_of_key(event.item).map(|row| catalog.get(row));
+                if let Some(row) = row.filter(|row| row.item.price.is_some()) {
+                    price_sum += row.log_price;
                     price_count += 1;
                 }
             }
@@ -82,6 +86,11 @@ impl PersonContext {
             context.mean_log_price = price_sum / price_count as f32;
         }
         context.collect_recent(history, catalog);
+        let vectors = |recent: &Recent| &catalog.get(recent.row).vectors;
+        context.recent_vectors = [
+            LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| &vectors(recent).person_space[..])),
+            LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| &vectors(recent).query_space[..])),
+        ];
         if let Some(last) = context.recent.first() {
             let (keys, weights) = next.of(Row(last.key.0));
             context.next_of_last = keys.iter().map(|&key| ItemKey(key)).zip(weights.iter().copied()).collect();

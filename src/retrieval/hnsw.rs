@@ -1,4 +1,5 @@
 //! Nearest vectors: a graph (HNSW), and the exact scan beside it. The only file that names hnsw_rs.
+use super::kernels::dot;
 use crate::{catalog::VECTOR_DIM, ids::Row};
 use ahash::{AHashMap, RandomState};
 use hnsw_rs::prelude::{Distance, Hnsw};
@@ -177,21 +178,6 @@ pub fn exact_search<'v>(
         }
     }
     best.into_sorted()
-}
-
-/// Inner product of two slices of the same length. Sixteen sums that do not wait for each other, so that the compiler
-/// makes vector instructions of it.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 16];
-    let (a_chunks, a_rest) = a.as_chunks::<16>();
-    let (b_chunks, b_rest) = b.as_chunks::<16>();
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for lane in 0..16 {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 /// Right dimension, finite, length 1 within 1%.

@@ -131,11 +131,11 @@ fn lists(world: &World, models: &mut Models, person: &PersonId, now: UnixMillis)
     let popular = world.popular(now);
     let popular = popular.iter().filter_map(|(key, _)| story.catalog.row_of_key(*key)).take(CUTOFF).collect();
     let (found, _) = candidates(&mut story, models, None);
-    let retrieved = found.rows.iter().copied().take(CUTOFF).collect();
+    let retrieved = found.list.iter().map(|candidate| candidate.row).take(CUTOFF).collect();
     let ranked = story.rank(models, found, None);
     let mut order: Vec<usize> = (0..ranked.scores.len()).collect();
     order.sort_by(|a, b| ranked.scores[*b].total_cmp(&ranked.scores[*a]).then(a.cmp(b)));
-    let ranked = order.into_iter().take(CUTOFF).map(|index| ranked.candidates.rows[index]).collect();
+    let ranked = order.into_iter().take(CUTOFF).map(|index| ranked.candidates.list[index].row).collect();
     [popular, retrieved, ranked]
 }
 

@@ -11,7 +11,10 @@ use crate::{
     bundle::{Bundle, BundleError, Head, Manifest},
     catalog::{Item, VECTOR_DIM},
     dataset::{self, DatasetError, DatasetEvent},
-    engine::{ENCODED_EVENTS_MAX, Models, Options, Story, Viewer, World, WorldError, retrieve},
+    engine::{
+        Candidates, ENCODED_EVENTS_MAX, Models, Options, Story, Viewer, World, WorldError,
+        retrieve::{self, Ask, Eligible},
+    },
     events::{Event, EventKind},
     features::FEATURES,
     ids::{ItemId, PersonId, Row},
@@ -344,14 +347,14 @@ fn list_for(
     let viewer = Viewer { person: event.person.clone(), session: String::new(), locale: String::new() };
     let mut story = Story::begin(world, &viewer, &Options::default(), event.at);
     let (candidates, vector) = candidates(&mut story, models, query);
-    if !candidates.rows.iter().any(|row| bought.contains_key(row)) {
+    if !candidates.list.iter().any(|candidate| bought.contains_key(&candidate.row)) {
         return None;
     }
     let features = story.features(&candidates, vector.as_deref());
     let labels = candidates
-        .rows
+        .list
         .iter()
-        .flat_map(|row| match bought.get(row) {
+        .flat_map(|candidate| match bought.get(&candidate.row) {
             Some(returned) => [1.0, *returned],
             None => [0.0, f32::NAN],
         })
@@ -364,23 +367,23 @@ pub(super) fn candidates(
     story: &mut Story,
     models: &mut Models,
     query: Option<&str>,
-) -> (retrieve::Candidates, Option<Vec<f32>>) {
+) -> (Candidates, Option<Vec<f32>>) {
     let vector = query.and_then(|query| story.encode_query(models, query));
     story.encode_person(models);
     let catalog = story.catalog.clone();
     let limits = crate::engine::EngineConfig::default();
-    let keep = |row: Row| catalog.is_offered(row);
-    let ask = retrieve::Ask {
+    let eligible = Eligible::offered(&catalog);
+    let ask = Ask {
         world: story.world,
         catalog: &catalog,
         person: &story.person,
         query: query.map(|query| (query, vector.as_deref())),
         anchors: &story.person.recent,
-        keep: &keep,
-        few: None,
+        eligible: &eligible,
         now: story.now,
         source_count: limits.source_candidates_max,
         candidate_count: limits.candidates_max,
+        near_time: Default::default(),
     };
     let found = match query {
         Some(_) => retrieve::for_query(&ask).map(|(found, _)| found).unwrap_or_default(),
