@@ -15,7 +15,7 @@ LISTEN ?= 127.0.0.1:50051
 export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
-.PHONY: help setup build run demo test clean clean-demo
+.PHONY: help setup build run demo test bench clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-helm test-server test-crash
 
 help: ## This list
@@ -92,6 +92,13 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 
 test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 50 times in the middle of writing; nothing acknowledged may be lost
 	KILLS=50 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl
+
+bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server beside the same work in Python; BENCH_SECONDS=5 for each figure
+	@scripts/tools.sh python bench
+	@mkdir -p target/bench/stubs
+	@$(TOOLS)/venv/bin/python -m grpc_tools.protoc --proto_path=proto --python_out=target/bench/stubs \
+		--grpc_python_out=target/bench/stubs proto/lodestone/v1/*.proto
+	@$(TOOLS)/bench/bin/python benches/serving.py
 
 clean-demo: ## Remove the example shop's data and bundle; the next run makes them again
 	rm -rf target/demo

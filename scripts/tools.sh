@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
 #
-#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python]
+#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [bench]
 #
-# Without a name it fetches all of them.
+# Without a name it fetches all but the last.
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
 #   buf          target/tools/bin/buf
 #   python       target/tools/venv, with grpcio, grpcio-tools and kubernetes-validate
+#   bench        target/tools/bench, with what the peers of `make bench` need
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -50,7 +51,7 @@ download() {
     need_python "$name"
     pip="python3 -m pip"
     if ! $pip --version >/dev/null 2>&1; then
-        make_venv
+        make_venv "$tools/venv"
         pip="$tools/venv/bin/python -m pip"
     fi
     echo "tools.sh: fetching $name" >&2
@@ -176,30 +177,40 @@ install_buf() {
     mark_current buf
 }
 
+# make_venv DIRECTORY
 make_venv() {
-    [ -x "$tools/venv/bin/python" ] && "$tools/venv/bin/python" -m pip --version >/dev/null 2>&1 && return 0
-    python3 -m venv --clear "$tools/venv" >/dev/null ||
+    [ -x "$1/bin/python" ] && "$1/bin/python" -m pip --version >/dev/null 2>&1 && return 0
+    python3 -m venv --clear "$1" >/dev/null ||
         fail "python3 cannot make a virtual environment. On Debian and Ubuntu: install the package python3-venv."
 }
 
-install_python() {
-    is_current python venv/bin/python && "$tools/venv/bin/python" -c '' 2>/dev/null && return 0
-    need_python python
-    make_venv
-    echo "tools.sh: fetching the Python packages" >&2
-    "$tools/venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: \
-        --requirement "$requirements/python.txt" >"$work/python.log" 2>&1 || {
-        cat "$work/python.log" >&2
+# install_packages NAME DIRECTORY: a virtual environment with exactly what NAME.txt lists.
+install_packages() {
+    is_current "$1" "$2/bin/python" && "$tools/$2/bin/python" -c '' 2>/dev/null && return 0
+    need_python "$1"
+    make_venv "$tools/$2"
+    echo "tools.sh: fetching the Python packages of $1.txt" >&2
+    "$tools/$2/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: \
+        --requirement "$requirements/$1.txt" >"$work/$1.log" 2>&1 || {
+        cat "$work/$1.log" >&2
         fail "the Python packages could not be installed; pip's words are above. Is the package registry reachable?"
     }
-    mark_current python
+    mark_current "$1"
+}
+
+install_python() {
+    install_packages python venv
+}
+
+install_bench() {
+    install_packages bench bench
 }
 
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf and python." ;;
+        onnxruntime | grpcurl | helm | buf | python | bench) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python and bench." ;;
     esac
 done
 scratch

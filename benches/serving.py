@@ -1,0 +1,152 @@
+"""How fast the server answers, beside the same work in Python: `make bench`.
+
+Starts each server on a free port with the example shop, measures both with `lodestone load-test` one after the other, and
+prints figures and ratios. Everything is also written to target/bench/serving.json.
+"""
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import grpc
+
+TOP = Path(__file__).resolve().parent.parent
+LODESTONE = TOP / "target/release/lodestone"
+BUNDLE, DATA = TOP / "target/demo/bundle", TOP / "target/demo/data"
+OUT = TOP / "target/bench"
+STUBS = OUT / "stubs"
+SECONDS = os.environ.get("BENCH_SECONDS", "5")
+CONNECTIONS = "1,8,32"
+COMPARED_PERSONS = 100
+
+sys.path.insert(0, str(STUBS))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    """A server process, stopped at the end."""
+
+    def __init__(self, command, port, log):
+        self.address, self.log = f"127.0.0.1:{port}", open(log, "w+")
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+
+    def __enter__(self):
+        from lodestone.v1 import ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
+        deadline = time.monotonic() + 120
+        with grpc.insecure_channel(self.address) as channel:
+            request = messages.RecommendRequest(type=1, viewer={"visitor_id": "warm"})
+            while True:
+                try:
+                    services.RankingServiceStub(channel).Recommend(request, timeout=5)
+                    return self
+                except grpc.RpcError:
+                    if self.process.poll() is not None or time.monotonic() > deadline:
+                        self.log.seek(0)
+                        sys.exit(f"the server did not start:\n{self.log.read()[-2000:]}")
+                    time.sleep(0.3)
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(timeout=60)
+
+    def load(self, rpc, connections=CONNECTIONS):
+        out = subprocess.run(
+            [LODESTONE, "load-test", "--address", self.address, "--data", DATA, "--rpc", rpc, "--seconds", SECONDS,
+             "--connections", connections, "--format", "json"], check=True, stdout=subprocess.PIPE)
+        return json.loads(out.stdout)
+
+    def answers(self, persons, titles):
+        """The items of the first page, for each person and for each title."""
+        from lodestone.v1 import ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
+        with grpc.insecure_channel(self.address) as channel:
+            stub = services.RankingServiceStub(channel)
+            found = []
+            for person, title in zip(persons, titles):
+                viewer = {"user_id": person}
+                recommended = stub.Recommend(messages.RecommendRequest(type=1, viewer=viewer))
+                searched = stub.Search(messages.SearchRequest(query=title, viewer=viewer))
+                found.append([[result.item_id for result in answer.results] for answer in (recommended, searched)])
+            return found
+
+
+def agreement(ours, theirs, at):
+    """Mean share of our first page that theirs has too."""
+    shares = [len(set(a[at]) & set(b[at])) / len(a[at]) for a, b in zip(ours, theirs) if a[at]]
+    return sum(shares) / len(shares)
+
+
+def table(name, ours, theirs):
+    print(f"\n{name:<12} {'connections':>11}  {'capacity/s':>10} {'p50 ms':>8} {'p99 ms':>8}   {'at rate/s':>9} "
+          f"{'p50 ms':>8} {'p99 ms':>8}")
+    for who, report in (("lodestone", ours), ("python", theirs)):
+        for run in report["runs"] if report else ():
+            print(f"{who:<12} {run['connections']:>11}  {run['capacity_per_s']:>10.0f} {run['capacity_p50_ms']:>8.2f} "
+                  f"{run['capacity_p99_ms']:>8.2f}   {run['answered_per_s']:>9.0f} {run['p50_ms']:>8.2f} "
+                  f"{run['p99_ms']:>8.2f}" + (f"  {run['failed']} FAILED" if run["failed"] else ""))
+    for run, other in zip(ours["runs"], theirs["runs"] if theirs else ()):
+        print(f"ratio at {run['connections']:>2} connections: {run['capacity_per_s'] / other['capacity_per_s']:.1f} times "
+              f"the throughput, p99 {run['p99_ms'] / other['p99_ms']:.2f} of the peer's (each at 70 % of its capacity)")
+
+
+def main():
+    import pyarrow.parquet as pq
+    OUT.mkdir(parents=True, exist_ok=True)
+    events = pq.read_table(DATA / "events.parquet", columns=["person"])["person"].unique().to_pylist()
+    persons = sorted(person[2:] for person in events if person and person.startswith("u:"))
+    persons = persons[:: max(1, len(persons) // COMPARED_PERSONS)][:COMPARED_PERSONS]
+    titles = pq.read_table(DATA / "items.parquet", columns=["title"])["title"].to_pylist()
+    titles = [" ".join(title.split()[:3]).lower() for title in titles[:: max(1, len(titles) // COMPARED_PERSONS)]]
+
+    with tempfile.TemporaryDirectory() as work:
+        shutil.copytree(DATA, f"{work}/data")
+        port = free_port()
+        with Server([LODESTONE, "serve", "--bundle", BUNDLE, "--data", f"{work}/data", "--history-ends-now",
+                     "--listen", f"127.0.0.1:{port}"], port, OUT / "lodestone.log") as server:
+            our_answers = server.answers(persons, titles)
+            ours = {rpc: server.load(rpc) for rpc in ("recommend", "search", "suggest")}
+            ours["write-events"] = server.load("write-events", "8,32")
+        port = free_port()
+        with Server([sys.executable, TOP / "benches/peer/server.py", "--bundle", BUNDLE, "--data", DATA, "--port",
+                     str(port), "--stubs", STUBS], port, OUT / "peer.log") as server:
+            time.sleep(2)  # its second process
+            their_answers = server.answers(persons, titles)
+            theirs = {rpc: server.load(rpc) for rpc in ("recommend", "search")}
+
+    agreed = {rpc: agreement(our_answers, their_answers, at) for at, rpc in enumerate(("recommend", "search"))}
+    for rpc in ("recommend", "search"):
+        table(rpc, ours[rpc], theirs[rpc])
+        print(f"the two first pages agree in {agreed[rpc]:.0%} of the items")
+        stages = ours[rpc]["stages_us"]
+        learned = sum(stages.get(name, 0) for name in ("encode", "encode_query", "rank", "near"))
+        total = sum(stages.values())
+        print("µs in our server, one request at a time: "
+              + ", ".join(f"{name} {time:.0f}" for name, time in stages.items())
+              + f"; {1 - learned / total:.0%} of {total:.0f} is neither ONNX Runtime nor the search for near vectors")
+    table("suggest", ours["suggest"], None)
+
+    batch = 100
+    written = max(run["capacity_per_s"] for run in ours["write-events"]["runs"]) * batch
+    print(f"\nevents acknowledged after fsync, in batches of {batch}: {written:,.0f} per second")
+    memory = subprocess.run(["cargo", "test", "--release", "--locked", "--test", "memory", "--", "--nocapture"],
+                            cwd=TOP, check=True, capture_output=True, text=True)
+    counted = re.search(r"bytes per person: \[([\d, ]+)\]", memory.stdout)
+    per_person = max(map(int, counted[1].split(",")))
+    print(f"memory per person with 100 events: at most {per_person:,} bytes")
+    report = {"lodestone": ours, "python": theirs, "agreement": agreed, "events_per_s": written,
+              "bytes_per_person": per_person}
+    (OUT / "serving.json").write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
