@@ -14,6 +14,7 @@
 //! ranking   stage two; the only room that names ONNX Runtime
 //! policy    boosts, pins, diversity: pure functions
 //! bundle    a trained model on disk, verified
+//! telemetry metrics for Prometheus
 //! dataset   canonical items and events as Parquet
 //! import    a shop's own files into canonical ones      (feature `train`)
 //! training  encoders, ranker, export to ONNX, evaluation (feature `train`)
@@ -33,6 +34,7 @@ pub mod policy;
 pub mod ranking;
 pub mod retrieval;
 pub mod server;
+pub mod telemetry;
 pub mod text;
 #[cfg(feature = "train")]
 pub mod training;

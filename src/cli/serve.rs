@@ -4,6 +4,7 @@ use crate::{
     engine::{EngineConfig, Opening, open},
     ranking::Device,
     server::{self, ServerConfig},
+    telemetry,
 };
 use anyhow::Context;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -18,6 +19,9 @@ pub struct ServeArgs {
     data: PathBuf,
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_LISTEN", default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
+    /// Answers GET /metrics here, for Prometheus; see docs/metrics.md. Default: nowhere.
+    #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
     /// Threads that answer, each with its own models. Default: one for each core.
     #[arg(long, value_name = "N", env = "LODESTONE_WORKERS")]
     workers: Option<usize>,
@@ -79,7 +83,15 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
             deadline_default: Duration::from_millis(args.deadline_ms_default),
             ..ServerConfig::default()
         };
-        server::serve(Arc::new(engine), config, listener, stop_signal()).await?;
+        let engine = Arc::new(engine);
+        if let Some(address) = args.metrics_listen {
+            let listener = tokio::net::TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen for metrics on {address}"))?;
+            let engine = engine.clone();
+            tokio::spawn(telemetry::serve(listener, move || engine.metrics_text()));
+        }
+        server::serve(engine, config, listener, stop_signal()).await?;
         tracing::info!("stopped");
         Ok(())
     })

@@ -13,6 +13,7 @@ use crate::{
     events::{Change, Event, EventKind, Outcome, Writer},
     features::Recent,
     ids::{ItemId, Row},
+    telemetry::{Metrics, Sizes},
     units::UnixMillis,
 };
 use moka::sync::Cache;
@@ -48,12 +49,16 @@ impl Default for EngineConfig {
     }
 }
 
+/// Times of the stages of an answer.
+type Stages = Vec<(&'static str, Duration)>;
+
 /// A slate as it was answered first, for its later pages.
 struct Frozen {
     fingerprint: u64,
     slate: Slate,
     corrected_query: String,
     tail: AnswerTail,
+    stages: Stages,
 }
 
 pub struct Engine {
@@ -64,6 +69,7 @@ pub struct Engine {
     tokens: TokenKey,
     config: EngineConfig,
     generation: Arc<str>,
+    metrics: Metrics,
 }
 
 impl Engine {
@@ -76,7 +82,23 @@ impl Engine {
     ) -> Self {
         let slates = Cache::builder().max_capacity(config.slates_max).time_to_live(config.slate_ttl).build();
         let generation = Arc::from(world.manifest.name.as_str());
-        Self { world, workers, writer, slates, tokens, config, generation }
+        let metrics = Metrics::default();
+        metrics.serving(&generation);
+        Self { world, workers, writer, slates, tokens, config, generation, metrics }
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The metrics as text, with the sizes of now.
+    pub fn metrics_text(&self) -> String {
+        self.metrics.text(Sizes {
+            items: self.world.catalog.load().item_count(),
+            people: self.world.people.len(),
+            slates: self.slates.entry_count(),
+            log_position: self.writer.position(),
+        })
     }
 
     pub fn generation(&self) -> Arc<str> {
@@ -130,7 +152,9 @@ impl Engine {
 
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
         let world = self.world.clone();
-        let mut answer = self.workers.run(deadline, move |models| Ok(suggest(&world, models, &request))).await?;
+        let (mut answer, stages) =
+            self.workers.run(deadline, move |models| Ok(suggest(&world, models, &request))).await?;
+        self.note(&stages, &answer.tail);
         self.sign(&mut answer.tail, Uuid::now_v7().into_bytes());
         Ok(answer)
     }
@@ -142,11 +166,13 @@ impl Engine {
             Outcome::Accepted => WriteOutcome::Accepted,
             Outcome::Duplicate => WriteOutcome::Duplicate,
         });
-        Ok((outcomes.collect(), written.session_version))
+        let outcomes: Vec<WriteOutcome> = outcomes.collect();
+        self.note_written(&outcomes);
+        Ok((outcomes, written.session_version))
     }
 
     pub async fn upsert_items(&self, items: Vec<Item>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
-        let outcomes = items
+        let outcomes: Vec<WriteOutcome> = items
             .iter()
             .map(|item| match self.get_item(&item.id) {
                 Some(_) => WriteOutcome::Replaced,
@@ -165,11 +191,12 @@ impl Engine {
         let changes =
             items.into_iter().zip(vectors).map(|(item, v)| (Change::Upsert(Box::new(item)), Some(v))).collect();
         let written = self.writer.write(changes).await.map_err(EngineError::Log)?;
+        self.note_written(&outcomes);
         Ok((outcomes, written.session_version))
     }
 
     pub async fn delete_items(&self, ids: Vec<ItemId>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
-        let outcomes = ids
+        let outcomes: Vec<WriteOutcome> = ids
             .iter()
             .map(|id| match self.get_item(id) {
                 Some(_) => WriteOutcome::Deleted,
@@ -178,18 +205,35 @@ impl Engine {
             .collect();
         let changes = ids.into_iter().map(|id| (Change::Delete(id), None)).collect();
         let written = self.writer.write(changes).await.map_err(EngineError::Log)?;
+        self.note_written(&outcomes);
         Ok((outcomes, written.session_version))
     }
 
     fn first_page(&self, mut frozen: Frozen, page: &Page) -> Answer {
         let id = Uuid::now_v7().into_bytes();
         frozen.fingerprint = page.fingerprint;
+        self.note(&frozen.stages, &frozen.tail);
         self.sign(&mut frozen.tail, id);
         let answer = self.cut(&frozen, id, 0, page.size);
         if frozen.slate.places.len() > page.size {
             self.slates.insert(id, Arc::new(frozen));
         }
         answer
+    }
+
+    fn note(&self, stages: &Stages, tail: &AnswerTail) {
+        for (stage, time) in stages {
+            self.metrics.stage(stage, *time);
+        }
+        for degradation in &tail.degradations {
+            self.metrics.degraded(degradation.code.name());
+        }
+    }
+
+    fn note_written(&self, outcomes: &[WriteOutcome]) {
+        for outcome in outcomes {
+            self.metrics.wrote(outcome.name(), 1);
+        }
     }
 
     fn next_page(&self, page: &Page) -> Result<Answer, EngineError> {
@@ -242,7 +286,7 @@ fn freeze(story: &Story, slate: Slate, options: &Options, unknown_items: Vec<Ite
     let mut tail = story.tail(slate.sources.clone(), options.debug);
     tail.unknown_items = unknown_items;
     tail.dropped_pins = slate.dropped_pins.clone();
-    Frozen { fingerprint: 0, slate, corrected_query: String::new(), tail }
+    Frozen { fingerprint: 0, slate, corrected_query: String::new(), tail, stages: story.stages.clone() }
 }
 
 /// The story of a search.
@@ -381,7 +425,7 @@ fn rank(world: &World, models: &mut Models, request: &RankRequest, config: &Engi
 }
 
 /// The story of a suggestion.
-fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> SuggestAnswer {
+fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> (SuggestAnswer, Stages) {
     let options = Options::default();
     let mut story = Story::begin(world, &request.viewer, &options, UnixMillis::now());
     let catalog = story.catalog.clone();
@@ -413,7 +457,8 @@ fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> Sugg
     let ranked = story.rank(models, candidates, None);
     let slate = story.slate(ranked, &options, models, &keep);
     let products = slate.results(world, 0..request.product_count.min(slate.places.len()));
-    SuggestAnswer { completions, products, tail: story.tail(slate.sources, DebugLevel::None) }
+    let tail = story.tail(slate.sources, DebugLevel::None);
+    (SuggestAnswer { completions, products, tail }, story.stages)
 }
 
 fn with_default(options: &Options, config: &EngineConfig) -> Options {

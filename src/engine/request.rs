@@ -238,6 +238,19 @@ pub enum DegradationCode {
     QueryRelaxed = 5,
 }
 
+impl DegradationCode {
+    /// As in the proto, without its prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EncoderSkipped => "ENCODER_SKIPPED",
+            Self::SourceFailed => "SOURCE_FAILED",
+            Self::RankerSkipped => "RANKER_SKIPPED",
+            Self::StaleState => "STALE_STATE",
+            Self::QueryRelaxed => "QUERY_RELAXED",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct AnswerDebug {
     pub stages: Vec<(&'static str, Duration)>,
@@ -267,6 +280,19 @@ pub enum WriteOutcome {
     Deleted,
     /// There is no such item; nothing changed.
     Unknown,
+}
+
+impl WriteOutcome {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Created => "created",
+            Self::Replaced => "replaced",
+            Self::Deleted => "deleted",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Why the engine gives no answer.

@@ -1,5 +1,6 @@
 //! The only room that names tonic and the generated types: checks every field, asks the engine, maps errors to statuses.
 mod convert;
+mod guard;
 mod services;
 mod status;
 mod violations;

@@ -2,6 +2,7 @@
 use super::{
     ServerConfig,
     convert::{self, Envelope},
+    guard::guarded,
     proto::{
         self, catalog_service_server::CatalogService, event_service_server::EventService,
         ranking_service_server::RankingService,
@@ -13,6 +14,7 @@ use crate::{
     engine::{Answer, Engine, EngineError, WriteOutcome},
     events::Attribution,
     ids::ItemId,
+    telemetry::Metrics,
     units::UnixMillis,
 };
 use std::{
@@ -32,6 +34,7 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
 pub struct Services {
     engine: Arc<Engine>,
     config: ServerConfig,
+    metrics: Metrics,
 }
 
 /// What a request brings besides its message.
@@ -43,7 +46,8 @@ struct Asked {
 
 impl Services {
     pub fn new(engine: Arc<Engine>, config: ServerConfig) -> Self {
-        Self { engine, config }
+        let metrics = engine.metrics().clone();
+        Self { engine, config, metrics }
     }
 
     fn asked<T>(&self, request: &Request<T>, options: Option<&proto::RankingOptions>) -> Asked {
@@ -92,48 +96,60 @@ async fn answered(
 #[tonic::async_trait]
 impl RankingService for Services {
     async fn search(&self, request: Request<proto::SearchRequest>) -> Result<Response<proto::SearchResponse>, Status> {
-        let asked = self.asked(&request, request.get_ref().options.as_ref());
-        let mut violations = Violations::default();
-        let parsed = convert::search(&mut violations, request.into_inner(), UnixMillis::now());
-        let ask = self.engine.search(parsed, asked.deadline);
-        let (answer, envelope) = answered(violations, asked, ask).await?;
-        Ok(Response::new(convert::search_response(answer, envelope)))
+        let answer = async {
+            let asked = self.asked(&request, request.get_ref().options.as_ref());
+            let mut violations = Violations::default();
+            let parsed = convert::search(&mut violations, request.into_inner(), UnixMillis::now());
+            let ask = self.engine.search(parsed, asked.deadline);
+            let (answer, envelope) = answered(violations, asked, ask).await?;
+            Ok(Response::new(convert::search_response(answer, envelope)))
+        };
+        guarded(&self.metrics, "Search", answer).await
     }
 
     async fn recommend(
         &self,
         request: Request<proto::RecommendRequest>,
     ) -> Result<Response<proto::RecommendResponse>, Status> {
-        let asked = self.asked(&request, request.get_ref().options.as_ref());
-        let mut violations = Violations::default();
-        let parsed = convert::recommend(&mut violations, request.into_inner(), UnixMillis::now());
-        let ask = self.engine.recommend(parsed, asked.deadline);
-        let (answer, envelope) = answered(violations, asked, ask).await?;
-        Ok(Response::new(convert::recommend_response(answer, envelope)))
+        let answer = async {
+            let asked = self.asked(&request, request.get_ref().options.as_ref());
+            let mut violations = Violations::default();
+            let parsed = convert::recommend(&mut violations, request.into_inner(), UnixMillis::now());
+            let ask = self.engine.recommend(parsed, asked.deadline);
+            let (answer, envelope) = answered(violations, asked, ask).await?;
+            Ok(Response::new(convert::recommend_response(answer, envelope)))
+        };
+        guarded(&self.metrics, "Recommend", answer).await
     }
 
     async fn rank(&self, request: Request<proto::RankRequest>) -> Result<Response<proto::RankResponse>, Status> {
-        let asked = self.asked(&request, request.get_ref().options.as_ref());
-        let mut violations = Violations::default();
-        let parsed = convert::rank(&mut violations, request.into_inner(), UnixMillis::now());
-        let ask = self.engine.rank(parsed, asked.deadline);
-        let (answer, envelope) = answered(violations, asked, ask).await?;
-        Ok(Response::new(convert::rank_response(answer, envelope)))
+        let answer = async {
+            let asked = self.asked(&request, request.get_ref().options.as_ref());
+            let mut violations = Violations::default();
+            let parsed = convert::rank(&mut violations, request.into_inner(), UnixMillis::now());
+            let ask = self.engine.rank(parsed, asked.deadline);
+            let (answer, envelope) = answered(violations, asked, ask).await?;
+            Ok(Response::new(convert::rank_response(answer, envelope)))
+        };
+        guarded(&self.metrics, "Rank", answer).await
     }
 
     async fn suggest(
         &self,
         request: Request<proto::SuggestRequest>,
     ) -> Result<Response<proto::SuggestResponse>, Status> {
-        let asked = self.asked(&request, None);
-        let mut violations = Violations::default();
-        let parsed = convert::suggest(&mut violations, request.into_inner());
-        if !violations.is_empty() {
-            return Err(status::invalid(violations.found));
-        }
-        let answer = self.engine.suggest(parsed, asked.deadline).await.map_err(status::of)?;
-        let envelope = Envelope { request_id: asked.request_id, notices: violations.notices };
-        Ok(Response::new(convert::suggest_response(answer, envelope)))
+        let answer = async {
+            let asked = self.asked(&request, None);
+            let mut violations = Violations::default();
+            let parsed = convert::suggest(&mut violations, request.into_inner());
+            if !violations.is_empty() {
+                return Err(status::invalid(violations.found));
+            }
+            let answer = self.engine.suggest(parsed, asked.deadline).await.map_err(status::of)?;
+            let envelope = Envelope { request_id: asked.request_id, notices: violations.notices };
+            Ok(Response::new(convert::suggest_response(answer, envelope)))
+        };
+        guarded(&self.metrics, "Suggest", answer).await
     }
 }
 
@@ -159,37 +175,41 @@ impl EventService for Services {
         &self,
         request: Request<proto::WriteEventsRequest>,
     ) -> Result<Response<proto::WriteEventsResponse>, Status> {
-        let sent = request.into_inner().events;
-        list_size("events", sent.len(), EVENTS_MAX)?;
-        let now = UnixMillis::now();
-        let (mut results, mut accepted, mut places) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
-        for (index, event) in sent.iter().enumerate() {
-            let path = format!("events[{index}]");
-            let mut violations = Violations::default();
-            let parsed = convert::event(&mut violations, &path, event, now, true);
-            let mut result = proto::EventResult {
-                status: proto::EventStatus::Rejected.into(),
-                event_id: event.event_id.clone(),
-                violations: to_proto(violations.found),
-                warnings: Vec::new(),
-            };
-            if let Some(mut event) = parsed {
-                result.event_id = event.id.to_string();
-                result.warnings.extend(self.check_token(&path, &mut event.attribution));
-                accepted.push(event);
-                places.push(index);
+        let answer = async {
+            let sent = request.into_inner().events;
+            list_size("events", sent.len(), EVENTS_MAX)?;
+            let now = UnixMillis::now();
+            let (mut results, mut accepted, mut places) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
+            for (index, event) in sent.iter().enumerate() {
+                let path = format!("events[{index}]");
+                let mut violations = Violations::default();
+                let parsed = convert::event(&mut violations, &path, event, now, true);
+                let mut result = proto::EventResult {
+                    status: proto::EventStatus::Rejected.into(),
+                    event_id: event.event_id.clone(),
+                    violations: to_proto(violations.found),
+                    warnings: Vec::new(),
+                };
+                if let Some(mut event) = parsed {
+                    result.event_id = event.id.to_string();
+                    result.warnings.extend(self.check_token(&path, &mut event.attribution));
+                    accepted.push(event);
+                    places.push(index);
+                }
+                results.push(result);
             }
-            results.push(result);
-        }
-        let (outcomes, session_version) = self.engine.write_events(accepted).await.map_err(status::of)?;
-        for (place, outcome) in places.into_iter().zip(outcomes) {
-            results[place].status = match outcome {
-                WriteOutcome::Duplicate => proto::EventStatus::Duplicate,
-                _ => proto::EventStatus::Accepted,
+            self.metrics.wrote("rejected", (results.len() - accepted.len()) as u64);
+            let (outcomes, session_version) = self.engine.write_events(accepted).await.map_err(status::of)?;
+            for (place, outcome) in places.into_iter().zip(outcomes) {
+                results[place].status = match outcome {
+                    WriteOutcome::Duplicate => proto::EventStatus::Duplicate,
+                    _ => proto::EventStatus::Accepted,
+                }
+                .into();
             }
-            .into();
-        }
-        Ok(Response::new(proto::WriteEventsResponse { results, session_version }))
+            Ok(Response::new(proto::WriteEventsResponse { results, session_version }))
+        };
+        guarded(&self.metrics, "WriteEvents", answer).await
     }
 }
 
@@ -244,54 +264,65 @@ impl CatalogService for Services {
         &self,
         request: Request<proto::UpsertItemsRequest>,
     ) -> Result<Response<proto::UpsertItemsResponse>, Status> {
-        let sent = request.into_inner().items;
-        list_size("items", sent.len(), ITEMS_MAX)?;
-        let (mut results, mut accepted, mut places) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
-        for (index, item) in sent.iter().enumerate() {
-            let mut violations = Violations::default();
-            let parsed = convert::item(&mut violations, &format!("items[{index}]"), item, UnixMillis::now());
-            if let Some(item) = parsed {
-                accepted.push(item);
-                places.push(index);
+        let answer = async {
+            let sent = request.into_inner().items;
+            list_size("items", sent.len(), ITEMS_MAX)?;
+            let (mut results, mut accepted, mut places) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
+            for (index, item) in sent.iter().enumerate() {
+                let mut violations = Violations::default();
+                let parsed = convert::item(&mut violations, &format!("items[{index}]"), item, UnixMillis::now());
+                if let Some(item) = parsed {
+                    accepted.push(item);
+                    places.push(index);
+                }
+                results.push(rejected(&item.item_id, violations));
             }
-            results.push(rejected(&item.item_id, violations));
-        }
-        let (outcomes, session_version) = self.engine.upsert_items(accepted).await.map_err(status::of)?;
-        let results = item_results(results, places, outcomes);
-        Ok(Response::new(proto::UpsertItemsResponse { results, session_version }))
+            self.metrics.wrote("rejected", (results.len() - accepted.len()) as u64);
+            let (outcomes, session_version) = self.engine.upsert_items(accepted).await.map_err(status::of)?;
+            let results = item_results(results, places, outcomes);
+            Ok(Response::new(proto::UpsertItemsResponse { results, session_version }))
+        };
+        guarded(&self.metrics, "UpsertItems", answer).await
     }
 
     async fn delete_items(
         &self,
         request: Request<proto::DeleteItemsRequest>,
     ) -> Result<Response<proto::DeleteItemsResponse>, Status> {
-        let sent = request.into_inner().item_ids;
-        list_size("item_ids", sent.len(), ITEMS_MAX)?;
-        let (mut results, mut accepted, mut places) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
-        for (index, id) in sent.iter().enumerate() {
-            let mut violations = Violations::default();
-            if let Some(id) = violations.keep(format!("item_ids[{index}]"), ItemId::parse(id)) {
-                accepted.push(id);
-                places.push(index);
+        let answer = async {
+            let sent = request.into_inner().item_ids;
+            list_size("item_ids", sent.len(), ITEMS_MAX)?;
+            let (mut results, mut accepted, mut places) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
+            for (index, id) in sent.iter().enumerate() {
+                let mut violations = Violations::default();
+                if let Some(id) = violations.keep(format!("item_ids[{index}]"), ItemId::parse(id)) {
+                    accepted.push(id);
+                    places.push(index);
+                }
+                results.push(rejected(id, violations));
             }
-            results.push(rejected(id, violations));
-        }
-        let (outcomes, session_version) = self.engine.delete_items(accepted).await.map_err(status::of)?;
-        let results = item_results(results, places, outcomes);
-        Ok(Response::new(proto::DeleteItemsResponse { results, session_version }))
+            self.metrics.wrote("rejected", (results.len() - accepted.len()) as u64);
+            let (outcomes, session_version) = self.engine.delete_items(accepted).await.map_err(status::of)?;
+            let results = item_results(results, places, outcomes);
+            Ok(Response::new(proto::DeleteItemsResponse { results, session_version }))
+        };
+        guarded(&self.metrics, "DeleteItems", answer).await
     }
 
     async fn get_item(
         &self,
         request: Request<proto::GetItemRequest>,
     ) -> Result<Response<proto::GetItemResponse>, Status> {
-        let text = request.into_inner().item_id;
-        let mut violations = Violations::default();
-        let Some(id) = violations.keep("item_id", ItemId::parse(&text)) else {
-            return Err(status::invalid(violations.found));
+        let answer = async {
+            let text = request.into_inner().item_id;
+            let mut violations = Violations::default();
+            let Some(id) = violations.keep("item_id", ItemId::parse(&text)) else {
+                return Err(status::invalid(violations.found));
+            };
+            let item = self.engine.get_item(&id).ok_or_else(|| status::item_not_found(&text))?;
+            Ok(Response::new(proto::GetItemResponse { item: Some(convert::item_to_proto(&item)) }))
         };
-        let item = self.engine.get_item(&id).ok_or_else(|| status::item_not_found(&text))?;
-        Ok(Response::new(proto::GetItemResponse { item: Some(convert::item_to_proto(&item)) }))
+        guarded(&self.metrics, "GetItem", answer).await
     }
 }
 

@@ -1,0 +1,208 @@
+//! What a server tells about itself: metrics for Prometheus.
+//!
+//! Useful for: numbers that an operator watches. Not useful for: what one answer tells (its debug levels) and logs.
+mod http;
+
+pub use http::serve;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+use std::time::Duration;
+
+/// Seconds; from a cache's answer to a deadline.
+const SECONDS: [f64; 16] =
+    [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rpc {
+    rpc: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcCode {
+    rpc: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stage {
+    stage: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+    generation: String,
+}
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
+}
+
+/// The metrics of one server; `docs/metrics.md` lists them.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: Family<RpcCode, Counter>,
+    request_seconds: Histograms<Rpc>,
+    requests_in_flight: Family<Rpc, Gauge>,
+    stage_seconds: Histograms<Stage>,
+    degradations: Family<Code, Counter>,
+    written: Family<Outcome, Counter>,
+    panics: Counter,
+    items: Gauge,
+    people: Gauge,
+    slates: Gauge,
+    log_position: Gauge,
+    build: Family<Build, Gauge>,
+}
+
+/// What is counted when somebody looks.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    pub items: usize,
+    pub people: usize,
+    pub slates: u64,
+    pub log_position: u64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            requests: Family::default(),
+            request_seconds: Family::new_with_constructor(seconds),
+            requests_in_flight: Family::default(),
+            stage_seconds: Family::new_with_constructor(seconds),
+            degradations: Family::default(),
+            written: Family::default(),
+            panics: Counter::default(),
+            items: Gauge::default(),
+            people: Gauge::default(),
+            slates: Gauge::default(),
+            log_position: Gauge::default(),
+            build: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("lodestone");
+        registry.register("requests", "Answered requests by RPC and gRPC status code", self.requests.clone());
+        registry.register("request_seconds", "From a request to its answer", self.request_seconds.clone());
+        registry.register("requests_in_flight", "Requests that are being answered", self.requests_in_flight.clone());
+        registry.register("stage_seconds", "Stages of an answer", self.stage_seconds.clone());
+        registry.register("degradations", "Answers that lack something, by its code", self.degradations.clone());
+        registry.register("written", "Events and items by what became of them", self.written.clone());
+        registry.register("panics", "Requests that met a bug", self.panics.clone());
+        registry.register("items", "Items of the catalogue", self.items.clone());
+        registry.register("people", "Persons with a history", self.people.clone());
+        registry.register("slates", "Frozen slates that are kept for later pages", self.slates.clone());
+        registry.register("log_position", "Position of the last durable change", self.log_position.clone());
+        registry.register("build", "1, with the version and the bundle's generation", self.build.clone());
+        registry
+    }
+
+    /// The text that Prometheus reads (OpenMetrics 1.0).
+    pub fn text(&self, sizes: Sizes) -> String {
+        self.items.set(sizes.items as i64);
+        self.people.set(sizes.people as i64);
+        self.slates.set(sizes.slates as i64);
+        self.log_position.set(sizes.log_position as i64);
+        let mut text = String::new();
+        encode(&mut text, &self.registry()).expect("writing to a string does not fail");
+        text
+    }
+
+    /// Notes what is served, once.
+    pub fn serving(&self, generation: &str) {
+        let build = Build { version: env!("CARGO_PKG_VERSION"), generation: generation.to_owned() };
+        self.build.get_or_create(&build).set(1);
+    }
+
+    /// Notes that a request begins.
+    pub fn begun(&self, rpc: &'static str) {
+        self.requests_in_flight.get_or_create(&Rpc { rpc }).inc();
+    }
+
+    /// Notes that a request ends, with the name of its gRPC code.
+    pub fn ended(&self, rpc: &'static str, code: &'static str, time: Duration) {
+        self.requests_in_flight.get_or_create(&Rpc { rpc }).dec();
+        self.requests.get_or_create(&RpcCode { rpc, code }).inc();
+        self.request_seconds.get_or_create(&Rpc { rpc }).observe(time.as_secs_f64());
+    }
+
+    pub fn stage(&self, stage: &'static str, time: Duration) {
+        self.stage_seconds.get_or_create(&Stage { stage }).observe(time.as_secs_f64());
+    }
+
+    pub fn degraded(&self, code: &'static str) {
+        self.degradations.get_or_create(&Code { code }).inc();
+    }
+
+    pub fn wrote(&self, outcome: &'static str, count: u64) {
+        self.written.get_or_create(&Outcome { outcome }).inc_by(count);
+    }
+
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_document_lists_exactly_these_metrics() {
+        let text = Metrics::default().text(Sizes { items: 1, people: 2, slates: 3, log_position: 4 });
+        let registered: BTreeSet<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .map(|line| {
+                let (name, kind) = line.split_once(' ').unwrap();
+                if kind == "counter" { format!("{name}_total") } else { name.to_owned() }
+            })
+            .collect();
+        let document = include_str!("../../docs/metrics.md");
+        let documented: BTreeSet<String> = document
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `lodestone_"))
+            .filter_map(|line| Some(format!("lodestone_{}", line.split_once('`')?.0)))
+            .collect();
+        assert_eq!(documented, registered);
+    }
+
+    #[test]
+    fn what_was_noted_is_told() {
+        let metrics = Metrics::default();
+        metrics.begun("Search");
+        metrics.ended("Search", "OK", Duration::from_millis(2));
+        metrics.wrote("accepted", 5);
+        let text = metrics.text(Sizes { items: 7, people: 0, slates: 0, log_position: 0 });
+        for line in [
+            "lodestone_requests_total{rpc=\"Search\",code=\"OK\"} 1",
+            "lodestone_requests_in_flight{rpc=\"Search\"} 0",
+            "lodestone_request_seconds_count{rpc=\"Search\"} 1",
+            "lodestone_written_total{outcome=\"accepted\"} 5",
+            "lodestone_items 7",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+    }
+}
