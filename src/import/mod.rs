@@ -33,7 +33,7 @@ pub enum ImportError {
     Format { path: PathBuf, extension: String },
     #[error("{path}: line {line}: cannot be read: {message}")]
     Broken { path: PathBuf, line: u64, message: String },
-    #[error("{path}: column `{column}` (mapping key `{key}`) is missing; found: {found}")]
+    #[error("{path}: column `{column}` (mapping key `columns.{key}`) is missing; found: {found}")]
     MissingColumn { path: PathBuf, column: String, key: &'static str, found: String },
     #[error("{path}: line {line}, column `{column}`: `{value}` is {problem}")]
     Value { path: PathBuf, line: u64, column: String, value: String, problem: String },

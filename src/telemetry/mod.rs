@@ -170,7 +170,15 @@ mod tests {
 
     #[test]
     fn the_document_lists_exactly_these_metrics() {
-        let text = Metrics::default().text(Sizes { items: 1, people: 2, slates: 3, log_position: 4 });
+        let metrics = Metrics::default();
+        // A family without a member is not told.
+        metrics.serving("generation");
+        metrics.begun("Search");
+        metrics.ended("Search", "OK", Duration::from_millis(2));
+        metrics.stage("rank", Duration::from_millis(1));
+        metrics.degraded("QUERY_RELAXED");
+        metrics.wrote("accepted", 1);
+        let text = metrics.text(Sizes { items: 1, people: 2, slates: 3, log_position: 4 });
         let registered: BTreeSet<String> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))

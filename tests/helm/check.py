@@ -57,7 +57,14 @@ def check_wiring(objects, port):
         assert selector.items() <= labels.items(), (selector, labels)
     assert service["spec"]["ports"][0]["port"] == port
     server = spec["template"]["spec"]["containers"][0]
-    assert server["ports"] == [{"name": "grpc", "containerPort": port, "protocol": "TCP"}]
+    ports = {entry["name"]: entry["containerPort"] for entry in server["ports"]}
+    assert ports.pop("grpc") == port
+    annotations = spec["template"]["metadata"].get("annotations", {})
+    if ports:
+        assert f"0.0.0.0:{ports['metrics']}" == server["args"][server["args"].index("--metrics-listen") + 1]
+        assert annotations["prometheus.io/port"] == str(ports["metrics"])
+    else:
+        assert "--metrics-listen" not in server["args"] and "prometheus.io/port" not in annotations
     assert server["args"][:7] == ["serve", "--bundle", "/bundle", "--data", "/data", "--listen", f"0.0.0.0:{port}"]
     mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
     assert set(mounts) == {"/data", "/bundle", "/tmp"}

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 LODESTONE, BUNDLE, GRPCURL = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -61,12 +62,17 @@ def damaged_bundles(work):
     refused(BUNDLE, data, "no ONNX Runtime", ["ONNX Runtime", "ORT_DYLIB_PATH"], ORT_DYLIB_PATH="/nowhere.so")
 
 
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 class Server:
     def __init__(self, data):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        command = [LODESTONE, "serve", "--bundle", str(BUNDLE), "--data", str(data), "--listen", self.address]
+        self.address, self.metrics_address = free_address(), free_address()
+        command = [LODESTONE, "serve", "--bundle", str(BUNDLE), "--data", str(data), "--listen", self.address,
+                   "--metrics-listen", self.metrics_address]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         for _ in range(300):
             if self.call("grpc.health.v1.Health/Check", {})[0]:
@@ -78,6 +84,11 @@ class Server:
         ran = subprocess.run([GRPCURL, "-plaintext", "-d", "@", self.address, method], input=json.dumps(request),
                              capture_output=True, text=True, timeout=60)
         return (json.loads(ran.stdout), "") if ran.returncode == 0 else (None, ran.stderr)
+
+    def metrics(self):
+        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
     def end(self, how):
         self.process.send_signal(how)
@@ -131,12 +142,21 @@ def bad_requests(server):
     violations("lodestone.v1.EventService/WriteEvents", {"events": [view(str(n)) for n in range(10_001)]}, ["events"])
     answer, _ = server.call(search, {"viewer": {"user_id": "nobody-knows"}, "query": "mug", "page_size": 5000})
     check(answer and answer["info"]["notices"][0]["field"] == "page_size", "a page size above the limit is said")
-    token = answer.get("nextPageToken", "")
-    if token:
-        violations(search, {"viewer": {"user_id": "nobody-knows"}, "query": "cup", "page_token": token}, ["page_token"])
+    first = {"viewer": {"user_id": "nobody-knows"}, "query": "mug", "page_size": 2}
+    answer, _ = server.call(search, first)
+    again = {**first, "page_token": answer["nextPageToken"]}
+    page, error = server.call(search, {**again, "options": {"request_id": "another"}})
+    check(page and page["results"][0]["rank"] == 3, f"a request id of its own does not break a page token {error}")
+    violations(search, {**again, "query": "cup"}, ["page_token"])
     answer, _ = server.call(recommend, {"viewer": {"user_id": "nobody-knows"}, "type": "RECOMMEND_TYPE_SIMILAR",
                                         "anchor_item_ids": ["no-such-item"]})
     check(answer and answer["info"]["unknownItemIds"] == ["no-such-item"], "unknown items are listed, not refused")
+    metrics = server.metrics()
+    check(int(metrics['lodestone_requests_total{rpc="Search",code="INVALID_ARGUMENT"}']) >= 3
+          and int(metrics['lodestone_requests_total{rpc="Recommend",code="OK"}']) == 1
+          and int(metrics['lodestone_stage_seconds_count{stage="rank"}']) >= 2
+          and int(metrics["lodestone_written_total{outcome=\"duplicate\"}"]) > 0
+          and int(metrics["lodestone_panics_total"]) == 0, "the metrics counted all that")
 
 
 with tempfile.TemporaryDirectory() as directory:

@@ -163,7 +163,6 @@ fn debug(violations: &mut Violations, level: i32) -> DebugLevel {
     }
 }
 
-/// A hash of all that fixes the slate.
 fn fingerprint(request: &impl Message) -> u64 {
     let digest = Sha256::digest(request.encode_to_vec());
     u64::from_le_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]])
@@ -178,10 +177,7 @@ pub fn search(violations: &mut Violations, mut request: proto::SearchRequest, no
     let page = Page {
         size: violations.page_size(request.page_size),
         token: std::mem::take(&mut request.page_token),
-        fingerprint: {
-            forget_passing(request.options.as_mut());
-            fingerprint(&request)
-        },
+        fingerprint: slate_fingerprint(&request, |request| &mut request.options),
     };
     if request.query.trim().is_empty() {
         violations.add("query", "is empty or all white space; 1 to 1,000 characters are needed");
@@ -195,12 +191,23 @@ pub fn search(violations: &mut Violations, mut request: proto::SearchRequest, no
     }
 }
 
-/// What may differ from page to page.
-fn forget_passing(options: Option<&mut proto::RankingOptions>) {
-    if let Some(options) = options {
-        options.request_id.clear();
-        options.session_version = 0;
+/// A hash of all that fixes the slate: of the request without what may differ from page to page. `read` gives the options
+/// of the message.
+fn slate_fingerprint<M: Message + Clone>(
+    request: &M,
+    read: impl Fn(&mut M) -> &mut Option<proto::RankingOptions>,
+) -> u64 {
+    let mut request = request.clone();
+    let options = read(&mut request);
+    if let Some(sent) = options {
+        sent.request_id.clear();
+        sent.session_version = 0;
+        // No options and empty ones ask for the same.
+        if *sent == proto::RankingOptions::default() {
+            *options = None;
+        }
     }
+    fingerprint(&request)
 }
 
 pub fn recommend(
@@ -212,10 +219,7 @@ pub fn recommend(
     let page = Page {
         size: violations.page_size(request.page_size),
         token: std::mem::take(&mut request.page_token),
-        fingerprint: {
-            forget_passing(request.options.as_mut());
-            fingerprint(&request)
-        },
+        fingerprint: slate_fingerprint(&request, |request| &mut request.options),
     };
     let kind = match Wire::try_from(request.r#type) {
         Ok(Wire::ForYou) => RecommendKind::ForYou,
@@ -336,6 +340,8 @@ mod tests {
         };
         let of = |request| search(&mut Violations::default(), request, UnixMillis(0)).page.fingerprint;
         assert_eq!(of(request("", "1", "mug")), of(request("token", "2", "mug")));
+        let without_options = proto::SearchRequest { options: None, ..request("", "", "mug") };
+        assert_eq!(of(request("", "1", "mug")), of(without_options));
         assert_ne!(of(request("", "1", "mug")), of(request("", "1", "cup")));
     }
 
