@@ -1,5 +1,6 @@
 //! The command line: parse, hand over, print. Data goes to stdout, talk to stderr.
 //! Exit codes: 0 done, 1 ran and the answer is no, 2 usage, configuration or failure.
+mod benchmark;
 mod load_test;
 #[cfg(feature = "train")]
 mod offline;
@@ -32,6 +33,9 @@ enum Command {
     Evaluate(offline::EvaluateArgs),
     /// Answers gRPC requests from a bundle.
     Serve(serve::ServeArgs),
+    /// Measures parts of the engine on data of your own; each command tells what its file must be.
+    #[command(subcommand)]
+    Benchmark(benchmark::Benchmark),
     /// Measures a running server: requests per second, latencies, and where the time goes.
     LoadTest(load_test::LoadTestArgs),
 }
@@ -64,6 +68,7 @@ pub fn run() -> i32 {
         #[cfg(feature = "train")]
         Command::Evaluate(args) => offline::evaluate(args),
         Command::Serve(args) => serve::serve(args),
+        Command::Benchmark(command) => benchmark::run(command),
         Command::LoadTest(args) => load_test::load_test(args),
     };
     match result {

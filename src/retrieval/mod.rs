@@ -1,10 +1,12 @@
 //! Stage one: finds candidates by vectors, words and neighbours.
+mod frozen;
 mod hnsw;
 mod kernels;
 mod lexical;
 mod neighbours;
 mod suggest;
 
+pub use frozen::{BuildConfig, FileError, Frozen, FrozenError, Way};
 pub use hnsw::{Graph, GraphConfig, VectorError, check_vector, exact_search};
 pub use kernels::{LANES, LaneVectors, dot};
 pub use lexical::{Lexical, LexicalError, Match};
