@@ -38,6 +38,9 @@ pub struct AnnArgs {
     threads: Option<usize>,
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Only writes the made vectors, for other programs; as .npy.
+    #[arg(long, value_name = "FILE", requires = "synthetic")]
+    save: Option<PathBuf>,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -124,6 +127,9 @@ pub fn ann(args: AnnArgs) -> anyhow::Result<()> {
         }
         (None, None) => bail!("--vectors or --synthetic is needed"),
     };
+    if let Some(path) = &args.save {
+        return matrix.write(path);
+    }
     ensure!(matrix.rows() > 2 * QUERIES, "there are {} vectors; more than {} are needed", matrix.rows(), 2 * QUERIES);
     ensure!((1..=1000).contains(&args.count), "--count is {}; it must be within 1 and 1000", args.count);
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));

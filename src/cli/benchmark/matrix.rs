@@ -38,6 +38,20 @@ impl Matrix {
         matrix.with_context(|| path.display().to_string())
     }
 
+    /// Writes `.npy`.
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let shape = format!("({}, {})", self.rows(), self.dimensions);
+        let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+        // The numbers begin at a multiple of 64.
+        header.push_str(&" ".repeat(63 - (10 + header.len()) % 64));
+        header.push('\n');
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend_from_slice(&(header.len() as u16).to_le_bytes());
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend(self.values.iter().flat_map(|value| value.to_le_bytes()));
+        fs::write(path, bytes).with_context(|| path.display().to_string())
+    }
+
     /// Unit vectors as those of a shop: categories of very different size, each with directions of its own, and dimensions
     /// of falling weight.
     pub fn synthetic(rows: usize, dimensions: usize, seed: u64) -> Self {

@@ -1,0 +1,319 @@
+"""The frozen graph beside its peers: `make bench-retrieval`.
+
+Every index gets the same vectors, the same M (or degree) and efConstruction, two threads to build and one to answer. Each
+is asked 1,000 queries in one call, as fast as its library allows, at rising widths until recall@100 is 0.99; its figure is
+the best of three passes at that width. Filters leave 1 % of the vectors. A table is printed; target/bench/retrieval.json
+has everything.
+
+    retrieval.py [N×D …] [--vectors FILE.npy …]
+"""
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+TOP = Path(__file__).resolve().parent.parent
+LODESTONE = TOP / "target/release/lodestone"
+OUT = TOP / "target/bench"
+QUERIES, K, M, EF_CONSTRUCTION, RECALL = 1000, 100, 16, 200, 0.99
+WIDTHS = [100, 120, 150, 200, 250, 300, 400, 500, 600, 800, 1200]
+FILTER_SHARE, FILTER_RECALL, FILTER_QUERIES = 0.01, 0.98, 200
+BUILD_THREADS = 2
+
+
+def best_of(passes, ask):
+    times = []
+    for _ in range(passes):
+        begun = time.perf_counter()
+        found = ask()
+        times.append(time.perf_counter() - begun)
+    return min(times), found
+
+
+def recall(found, truth):
+    return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, truth)]))
+
+
+def exact(base, queries, kept=None):
+    rows = np.arange(len(base)) if kept is None else np.flatnonzero(kept)
+    found = []
+    for at in range(0, len(queries), 50):
+        scores = queries[at : at + 50] @ base[rows].T
+        k = min(K, len(rows))
+        found.append(rows[np.argpartition(-scores, k - 1, axis=1)[:, :k]])
+    return np.concatenate(found)
+
+
+class Hnswlib:
+    name, kind = "hnswlib", "hnsw"
+
+    def build(self, base):
+        import hnswlib
+        self.index = hnswlib.Index("ip", base.shape[1])
+        self.index.init_index(len(base), M=M, ef_construction=EF_CONSTRUCTION, random_seed=1)
+        self.index.add_items(base, num_threads=BUILD_THREADS)
+        per_vector = base.shape[1] * 4 + 2 * M * 4 + 4 + 8
+        return per_vector + (M * 4 + 4) / M
+
+    def search(self, queries, width):
+        self.index.set_ef(width)
+        return self.index.knn_query(queries, K, num_threads=1)[0]
+
+    def filtered(self, queries, width, kept):
+        self.index.set_ef(width)
+        return self.index.knn_query(queries, K, num_threads=1, filter=lambda row: kept[row])[0]
+
+
+class Usearch:
+    kind = "hnsw"
+
+    def __init__(self, dtype):
+        self.dtype, self.name = dtype, f"usearch {dtype}"
+
+    def build(self, base):
+        from usearch.index import Index
+        self.index = Index(ndim=base.shape[1], metric="ip", dtype=self.dtype, connectivity=M,
+                           expansion_add=EF_CONSTRUCTION, expansion_search=K)
+        self.index.add(np.arange(len(base)), base, threads=BUILD_THREADS)
+        return self.index.memory_usage / len(base)
+
+    def search(self, queries, width):
+        self.index.expansion_search = width
+        return self.index.search(queries, K, threads=1).keys
+
+
+class Faiss:
+    name, kind = "faiss", "hnsw"
+
+    def build(self, base):
+        import faiss
+        self.faiss = faiss
+        faiss.omp_set_num_threads(BUILD_THREADS)
+        self.index = faiss.IndexHNSWFlat(base.shape[1], M, faiss.METRIC_INNER_PRODUCT)
+        self.index.hnsw.efConstruction = EF_CONSTRUCTION
+        self.index.add(base)
+        faiss.omp_set_num_threads(1)
+        return base.shape[1] * 4 + 2 * M * 4 + 8 + 4
+
+    def search(self, queries, width):
+        self.index.hnsw.efSearch = width
+        return self.index.search(queries, K)[1]
+
+    def filtered(self, queries, width, kept):
+        bits = np.packbits(kept, bitorder="little")
+        selector = self.faiss.IDSelectorBitmap(bits)
+        parameters = self.faiss.SearchParametersHNSW(sel=selector, efSearch=width)
+        return self.index.search(queries, K, params=parameters)[1]
+
+
+class Voyager:
+    name, kind = "voyager", "hnsw"
+
+    def build(self, base):
+        import voyager
+        self.index = voyager.Index(voyager.Space.InnerProduct, base.shape[1], M=M, ef_construction=EF_CONSTRUCTION,
+                                   random_seed=1, max_elements=len(base))
+        self.index.add_items(base, num_threads=BUILD_THREADS)
+        return base.shape[1] * 4 + 2 * M * 4 + 4 + 8 + 4
+
+    def search(self, queries, width):
+        return self.index.query(queries, K, num_threads=1, query_ef=width)[0]
+
+
+class QdrantEdge:
+    name, kind = "qdrant-edge", "hnsw"
+
+    def build(self, base):
+        import qdrant_edge as q
+        self.q, self.directory = q, tempfile.mkdtemp()
+        config = q.EdgeConfig(vectors=q.EdgeVectorParams(size=base.shape[1], distance=q.Distance.Dot),
+                              hnsw_config=q.HnswIndexConfig(m=M, ef_construct=EF_CONSTRUCTION, full_scan_threshold=10))
+        self.shard = q.EdgeShard.create(self.directory, config)
+        kept = keeps(len(base))
+        for at in range(0, len(base), 1000):
+            rows = range(at, min(at + 1000, len(base)))
+            points = [q.Point(row, base[row].tolist(), {"kept": bool(kept[row])}) for row in rows]
+            self.shard.update(q.UpdateOperation.upsert_points(points))
+        self.shard.update(q.UpdateOperation.create_field_index("kept", q.PayloadSchemaType.Bool))
+        self.shard.optimize()
+        return sum(file.stat().st_size for file in Path(self.directory).rglob("*") if file.is_file()) / len(base)
+
+    def ask(self, queries, width, only):
+        q = self.q
+        parameters = q.SearchParams(hnsw_ef=width)
+        requests = (q.SearchRequest(query=q.Query.Nearest(query.tolist()), limit=K, params=parameters, filter=only)
+                    for query in queries)
+        return [[point.id for point in self.shard.search(request)] for request in requests]
+
+    def search(self, queries, width):
+        return self.ask(queries, width, None)
+
+    def filtered(self, queries, width, kept):
+        q = self.q
+        condition = q.FieldCondition("kept", match=q.MatchValue(True))
+        return self.ask(queries, width, q.Filter(must=[condition]))
+
+    def close(self):
+        self.shard.close()
+        shutil.rmtree(self.directory)
+
+
+class Scann:
+    name, kind = "scann", "other"
+
+    def build(self, base):
+        import scann
+        leaves = int(np.sqrt(len(base)))
+        self.leaves = leaves
+        self.index = (scann.scann_ops_pybind.builder(base, K, "dot_product")
+                      .tree(num_leaves=leaves, num_leaves_to_search=leaves // 10, training_sample_size=min(len(base), 250_000))
+                      .score_ah(2, anisotropic_quantization_threshold=0.2).reorder(400).build())
+        return base.shape[1] * 4 + base.shape[1] / 4 + 8
+
+    def search(self, queries, width):
+        share = 0.02 * width / 100
+        return self.index.search_batched(queries, final_num_neighbors=K, pre_reorder_num_neighbors=width * 2,
+                                         leaves_to_search=max(1, int(self.leaves * share)))[0]
+
+
+class Svs:
+    kind = "other"
+
+    def __init__(self, primary, residual):
+        self.bits, self.name = (primary, residual), f"svs LVQ{primary}" + (f"x{residual}" if residual else "")
+
+    def build(self, base):
+        import svs
+        self.directory = tempfile.mkdtemp()
+        svs.write_vecs(base, f"{self.directory}/base.fvecs")
+        svs.convert_vecs_to_svs(f"{self.directory}/base.fvecs", f"{self.directory}/base.svs")
+        loader = svs.VectorDataLoader(f"{self.directory}/base.svs", svs.DataType.float32, dims=base.shape[1])
+        lvq = svs.LVQLoader(loader, primary=self.bits[0], residual=self.bits[1])
+        parameters = svs.VamanaBuildParameters(alpha=0.95, graph_max_degree=2 * M, window_size=EF_CONSTRUCTION)
+        self.index = svs.Vamana.build(parameters, lvq, svs.DistanceType.MIP, num_threads=BUILD_THREADS)
+        self.index.num_threads = 1
+        return base.shape[1] * sum(self.bits) / 8 + 8 + 2 * M * 4 + 4
+
+    def search(self, queries, width):
+        self.index.search_window_size = width
+        return self.index.search(queries, K)[0]
+
+    def close(self):
+        shutil.rmtree(self.directory)
+
+
+PEERS = [Hnswlib(), Usearch("f32"), Usearch("f16"), Usearch("i8"), Faiss(), Voyager(), QdrantEdge(), Scann(),
+         Svs(8, 0), Svs(4, 8)]
+
+
+def keeps(count):
+    """1 % of the rows, spread over all."""
+    return np.random.default_rng(7).random(count) < FILTER_SHARE
+
+
+def measure(peer, base, queries, truth, kept, kept_truth):
+    begun = time.perf_counter()
+    held = peer.build(base)
+    result = {"name": peer.name, "kind": peer.kind, "build_s": time.perf_counter() - begun, "bytes_per_vector": held}
+    for width in WIDTHS:
+        result["recall"] = recall(peer.search(queries, width), truth)
+        if result["recall"] >= RECALL or width == WIDTHS[-1]:
+            seconds, _ = best_of(3, lambda: peer.search(queries, width))
+            result |= {"width": width, "queries_per_s": len(queries) / seconds}
+            break
+    if hasattr(peer, "filtered"):
+        asked = queries[:FILTER_QUERIES]
+        for width in WIDTHS:
+            seconds, found = best_of(1, lambda: peer.filtered(asked, width, kept))
+            result |= {"filtered_recall": recall(found, kept_truth), "filtered_queries_per_s": len(asked) / seconds}
+            if result["filtered_recall"] >= FILTER_RECALL:
+                break
+    if hasattr(peer, "close"):
+        peer.close()
+    return result
+
+
+def ours(vectors):
+    command = [LODESTONE, "benchmark", "ann", "--vectors", vectors, "--m", str(M), "--ef-construction",
+               str(EF_CONSTRUCTION), "--count", str(K), "--threads", str(BUILD_THREADS), "--json"]
+    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    last = report["runs"][-1]
+    filtered = next(run for run in report["filtered"] if run["selectivity"] == FILTER_SHARE and not run["correlated"])
+    held = report["walked_bytes_per_vector"] + report["exact_bytes_per_vector"]
+    return {"name": "lodestone", "kind": "ours", "build_s": report["build_seconds"], "bytes_per_vector": held,
+            "recall": last["recall"], "width": last["ef"], "queries_per_s": last["queries_per_s"],
+            "filtered_recall": filtered["recall"], "filtered_queries_per_s": filtered["queries_per_s"],
+            "open_s": report["open_seconds"], "report": report}
+
+
+def show(name, results):
+    print(f"\n{name}\n{'':<12} {'build s':>8} {'bytes':>6} {'recall':>7} {'width':>6} {'queries/s':>10}   "
+          f"{'1 % recall':>10} {'queries/s':>10}")
+    for r in results:
+        if "error" in r:
+            print(f"{r['name']:<12} {r['error']}")
+            continue
+        missed = "" if r["recall"] >= RECALL else "  recall not reached"
+        filtered = (f"{r['filtered_recall']:>10.4f} {r['filtered_queries_per_s']:>10.0f}" if "filtered_recall" in r else "")
+        print(f"{r['name']:<12} {r['build_s']:>8.1f} {r['bytes_per_vector']:>6.0f} {r['recall']:>7.4f} {r['width']:>6} "
+              f"{r['queries_per_s']:>10.0f}   {filtered}{missed}")
+    mine, others = results[0], [r for r in results[1:] if "error" not in r]
+    reached = [r for r in others if r["recall"] >= RECALL]
+
+    def against(label, group, key, least=False):
+        group = [r for r in group if key in r]
+        if group:
+            best = (min if least else max)(group, key=lambda r: r[key])
+            print(f"  {label}: {mine[key] / best[key]:.2f} × {best['name']}")
+
+    against("queries/s against the best HNSW", [r for r in reached if r["kind"] == "hnsw"], "queries_per_s")
+    against("queries/s against the best of any kind", reached, "queries_per_s")
+    against("build time against the fastest HNSW", [r for r in others if r["kind"] == "hnsw"], "build_s", least=True)
+    against("bytes per vector against the smallest", reached, "bytes_per_vector", least=True)
+    good = [r for r in others if r.get("filtered_recall", 0) >= FILTER_RECALL]
+    against("filtered queries/s against the best", good, "filtered_queries_per_s")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*")
+    parser.add_argument("--vectors", nargs="*", type=Path, default=[])
+    parser.add_argument("--peers", help="only these, separated by commas")
+    arguments = parser.parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = str(BUILD_THREADS)
+    sets = [(str(path.name), path) for path in arguments.vectors]
+    for size in arguments.sizes:
+        path = OUT / f"vectors-{size.replace('×', 'x')}.npy"
+        if not path.exists():
+            subprocess.run([LODESTONE, "benchmark", "ann", "--synthetic", size, "--save", path], check=True)
+        sets.append((size, path))
+    everything = {}
+    for name, path in sets:
+        vectors = np.load(path)
+        base, queries = vectors[:-QUERIES], vectors[-QUERIES:]
+        kept = keeps(len(base))
+        truth, kept_truth = exact(base, queries), exact(base, queries[:FILTER_QUERIES], kept)
+        results = [ours(path)]
+        for peer in PEERS:
+            if arguments.peers and peer.name.split()[0] not in arguments.peers.split(","):
+                continue
+            try:
+                results.append(measure(peer, base, queries, truth, kept, kept_truth))
+            except Exception as error:  # A peer that cannot do it is told, and the others go on.
+                results.append({"name": peer.name, "error": f"{type(error).__name__}: {str(error)[:150]}"})
+            if hasattr(peer, "index"):
+                del peer.index
+        show(name, results)
+        everything[name] = results
+        (OUT / "retrieval.json").write_text(json.dumps(everything, indent=2))
+
+
+if __name__ == "__main__":
+    main()
