@@ -10,18 +10,19 @@ use crate::{
     catalog::{Item, VECTOR_DIM},
     dataset::{self, DatasetError},
     features,
-    retrieval::Neighbours,
+    retrieval::{FileError, Frozen, Neighbours},
 };
 use sha2::{Digest, Sha256};
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 const MANIFEST: &str = "manifest.json";
 const ITEMS: &str = "items.parquet";
-const ITEM_VECTORS: &str = "item_vectors.f32";
-const TITLE_VECTORS: &str = "title_vectors.f32";
+const ITEM_VECTORS: &str = "item_vectors.index";
+const TITLE_VECTORS: &str = "title_vectors.index";
 const TEXT_PROJECTION: &str = "text_projection.f32";
 const NEXT: &str = "next.neighbours";
 const TOGETHER: &str = "together.neighbours";
@@ -33,10 +34,10 @@ const RANKER: &str = "ranker.onnx";
 pub struct Bundle {
     pub manifest: Manifest,
     pub items: Vec<Item>,
-    /// `[items × VECTOR_DIM]`, length 1, in the person's space.
-    pub item_vectors: Vec<f32>,
-    /// `[items × VECTOR_DIM]`, length 1, in the query's space.
-    pub title_vectors: Vec<f32>,
+    /// The items' vectors, of [`VECTOR_DIM`] and length 1, in the person's space.
+    pub item_vectors: Arc<Frozen>,
+    /// The same in the query's space.
+    pub title_vectors: Arc<Frozen>,
     /// `[VECTOR_DIM × VECTOR_DIM]`, row-major: a title's vector times it, normalised, is a new item's vector.
     pub text_projection: Vec<f32>,
     /// What was chosen in the basket after.
@@ -67,6 +68,8 @@ pub enum BundleError {
     Content { path: PathBuf, problem: String },
     #[error(transparent)]
     Items(#[from] DatasetError),
+    #[error(transparent)]
+    Index(#[from] FileError),
     #[error("{path} exists and is not empty; choose another directory or remove it")]
     Exists { path: PathBuf },
 }
@@ -87,6 +90,23 @@ impl Bundle {
             parse_vectors(&bytes, rows * VECTOR_DIM)
                 .map_err(|problem| BundleError::Content { path: directory.join(name), problem })
         };
+        let index = |name: &str| {
+            let path = directory.join(name);
+            file(name)?;
+            let index = Frozen::open(&path)?;
+            match (index.row_count(), index.dimensions()) == (items.len(), VECTOR_DIM) {
+                true => Ok(Arc::new(index)),
+                false => Err(BundleError::Content {
+                    path,
+                    problem: format!(
+                        "{} × {} vectors for {} items of {VECTOR_DIM} dimensions",
+                        index.row_count(),
+                        index.dimensions(),
+                        items.len()
+                    ),
+                }),
+            }
+        };
         let neighbours = |name: &str| {
             let path = directory.join(name);
             let neighbours = Neighbours::from_bytes(&file(name)?)
@@ -100,8 +120,8 @@ impl Bundle {
             }
         };
         Ok(Self {
-            item_vectors: vectors(ITEM_VECTORS, items.len())?,
-            title_vectors: vectors(TITLE_VECTORS, items.len())?,
+            item_vectors: index(ITEM_VECTORS)?,
+            title_vectors: index(TITLE_VECTORS)?,
             text_projection: vectors(TEXT_PROJECTION, VECTOR_DIM)?,
             next: neighbours(NEXT)?,
             together: neighbours(TOGETHER)?,
@@ -126,9 +146,12 @@ impl Bundle {
         dataset::write_items(&temporary.join(ITEMS), &self.items)?;
         let items = fs::read(temporary.join(ITEMS)).map_err(|source| io(&temporary, source))?;
         self.manifest.add_file(ITEMS, &items);
-        let files: [(&str, Vec<u8>); 8] = [
-            (ITEM_VECTORS, bytemuck::cast_slice(&self.item_vectors).to_vec()),
-            (TITLE_VECTORS, bytemuck::cast_slice(&self.title_vectors).to_vec()),
+        for (name, index) in [(ITEM_VECTORS, &self.item_vectors), (TITLE_VECTORS, &self.title_vectors)] {
+            let path = temporary.join(name);
+            index.write(&path)?;
+            self.manifest.add_file(name, &fs::read(&path).map_err(|source| io(&path, source))?);
+        }
+        let files: [(&str, Vec<u8>); 6] = [
             (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
             (NEXT, self.next.to_bytes()),
             (TOGETHER, self.together.to_bytes()),

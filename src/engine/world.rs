@@ -8,7 +8,7 @@ use crate::{
     ids::{ItemId, ItemKey, Row},
     people::People,
     ranking::RankingError,
-    retrieval::{Graph, GraphConfig, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError},
+    retrieval::{Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError, VectorIndex},
     units::UnixMillis,
 };
 use arc_swap::ArcSwap;
@@ -34,9 +34,9 @@ pub struct World {
     pub people: People,
     pub popularity: RwLock<Popularity>,
     /// Item vectors in the person's space.
-    pub person_graph: Graph,
+    pub person_index: VectorIndex,
     /// Title vectors in the query's space.
-    pub query_graph: Graph,
+    pub query_index: VectorIndex,
     pub lexical: Lexical,
     pub suggester: Suggester,
     /// By item key: a bundle's items get the keys 0, 1, 2 … in order, and keep them when they are replaced.
@@ -65,17 +65,16 @@ pub enum WorldError {
 }
 
 impl World {
-    /// Builds the indexes over a bundle's items; nobody is known yet.
-    pub fn new(bundle: Bundle, spare_rows: usize) -> Result<Self, WorldError> {
-        let config = GraphConfig { capacity: bundle.items.len() + spare_rows, ..GraphConfig::default() };
+    /// A bundle's items, with room for `live_rows` more; nobody is known yet.
+    pub fn new(bundle: Bundle, live_rows: usize) -> Result<Self, WorldError> {
         let suggester = Suggester::build(bundle.items.iter().flat_map(suggestibles));
         let world = Self {
             keys: ItemKeys::default(),
             catalog: ArcSwap::from_pointee(Catalog::default()),
             people: People::default(),
             popularity: RwLock::new(Popularity::default()),
-            person_graph: Graph::new(config),
-            query_graph: Graph::new(config),
+            person_index: VectorIndex::new(bundle.item_vectors.clone(), live_rows),
+            query_index: VectorIndex::new(bundle.title_vectors.clone(), live_rows),
             lexical: Lexical::new()?,
             suggester,
             next: bundle.next,
@@ -85,13 +84,16 @@ impl World {
             applied: AtomicU64::new(0),
             manifest: bundle.manifest,
         };
-        let vectors = bundle
-            .item_vectors
-            .chunks_exact(VECTOR_DIM)
-            .zip(bundle.title_vectors.chunks_exact(VECTOR_DIM))
-            .map(|(person, query)| ItemVectors { person_space: array(person), query_space: array(query) });
-        let items = bundle.items.into_iter().map(Arc::new).zip(vectors.map(Arc::new)).collect();
-        world.upsert(items)?;
+        let vectors = |row: usize| ItemVectors {
+            person_space: array(bundle.item_vectors.vector(Row(row as u32))),
+            query_space: array(bundle.title_vectors.vector(Row(row as u32))),
+        };
+        let items = bundle.items.into_iter().enumerate().map(|(row, item)| (Arc::new(item), Arc::new(vectors(row))));
+        // The frozen indexes have them already, in the same order.
+        let mut catalog = Catalog::default();
+        let rows = catalog.upsert(&world.keys, items.collect());
+        world.index_words(&catalog, &rows)?;
+        world.catalog.store(Arc::new(catalog));
         Ok(world)
     }
 
@@ -103,16 +105,20 @@ impl World {
         let person: Vec<(Row, &[f32])> = entries.iter().map(|(row, e)| (*row, &e.vectors.person_space[..])).collect();
         let query: Vec<(Row, &[f32])> = entries.iter().map(|(row, e)| (*row, &e.vectors.query_space[..])).collect();
         let first = entries.first().map(|(_, entry)| entry.item.id.clone());
-        for (graph, vectors) in [(&self.person_graph, person), (&self.query_graph, query)] {
-            graph.insert_many(&vectors).map_err(|source| WorldError::Vector {
+        for (index, vectors) in [(&self.person_index, person), (&self.query_index, query)] {
+            index.insert_many(&vectors).map_err(|source| WorldError::Vector {
                 item: first.clone().expect("an empty list has no bad vector"),
                 source,
             })?;
         }
-        let documents: Vec<(Row, &Item)> = entries.iter().map(|(row, entry)| (*row, &*entry.item)).collect();
-        self.lexical.upsert(&documents)?;
+        self.index_words(&catalog, &rows)?;
         self.catalog.store(Arc::new(catalog));
         Ok(())
+    }
+
+    fn index_words(&self, catalog: &Catalog, rows: &[Row]) -> Result<(), LexicalError> {
+        let documents: Vec<(Row, &Item)> = rows.iter().map(|row| (*row, &*catalog.get(*row).item)).collect();
+        self.lexical.upsert(&documents)
     }
 
     /// The log position up to which events are in effect.

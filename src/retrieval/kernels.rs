@@ -119,11 +119,22 @@ unsafe fn lane_dots_avx2(matrix: &[[f32; LANES]], vector: &[f32]) -> [f32; LANES
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn dot_avx512(a: &[f32], b: &[f32]) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe { dot_wide(a, b) }
+}
+
+/// To be inlined into functions that are compiled for AVX-512F.
+///
+/// # Safety
+/// The machine has AVX-512F, and both slices have the same length.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn dot_wide(a: &[f32], b: &[f32]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
-    let (mut first, mut second) = (_mm512_setzero_ps(), _mm512_setzero_ps());
     let mut at = 0;
     // SAFETY: every load stays within `a.len()` elements; the masked one reads only the lanes that are left.
     unsafe {
+        let (mut first, mut second) = (_mm512_setzero_ps(), _mm512_setzero_ps());
         while at + 32 <= a.len() {
             first = _mm512_fmadd_ps(_mm512_loadu_ps(a.as_ptr().add(at)), _mm512_loadu_ps(b.as_ptr().add(at)), first);
             let next = at + 16;
@@ -139,8 +150,8 @@ unsafe fn dot_avx512(a: &[f32], b: &[f32]) -> f32 {
             first = _mm512_fmadd_ps(a, b, first);
             at += lanes;
         }
+        _mm512_reduce_add_ps(_mm512_add_ps(first, second))
     }
-    _mm512_reduce_add_ps(_mm512_add_ps(first, second))
 }
 
 /// # Safety
@@ -177,88 +188,246 @@ unsafe fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
 /// Bytes of a code line: codes are padded to whole lines, so that no kernel has a rest.
 pub const CODE_LINE: usize = 64;
 
-/// Inner products of a query with codes, of one machine's instructions. `query` has whole lines of [`CODE_LINE`] signed
-/// bytes; the code of `ids[i]` begins at `codes + ids[i] * query.len()`; `out[i]` gets `sum(query * code)`, the code as
-/// unsigned bytes.
-///
-/// # Safety
-/// Every id is within the codes, and the machine has the instructions.
-pub type GatherDots = unsafe fn(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]);
+/// What a walk over codes does most, in one machine's instructions. The methods are inlined into functions that are
+/// compiled for that machine; see [`Instructions::of_this_machine`].
+pub trait Codes {
+    /// Inner products of a query with codes. `query` has whole lines of [`CODE_LINE`] signed bytes; the code of `ids[i]`
+    /// begins at `codes + ids[i] * query.len()`; `out[i]` gets `sum(query * code)`, the code as unsigned bytes.
+    ///
+    /// # Safety
+    /// Every id is within the codes, `out` is as long as `ids`, and the machine has the instructions.
+    unsafe fn dots(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]);
 
-/// The fastest of this machine.
-pub fn gather_dots() -> GatherDots {
+    /// Inner product of two slices of the same length.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    unsafe fn dot(a: &[f32], b: &[f32]) -> f32;
+
+    /// Puts the ids whose bit is not set into `out`, in order, and gives how many. Their bits are not set by it. Ends where
+    /// `u32::MAX` begins, which fills the rest of a list.
+    ///
+    /// # Safety
+    /// `bits` has a bit for every id, `out` is longer than `ids` by 16, and the machine has the instructions.
+    unsafe fn unset(ids: &[u32], bits: &[u32], out: &mut [u32]) -> usize;
+
+    /// Inserts into a sorted list of `length` numbers and gives the place.
+    ///
+    /// # Safety
+    /// `list` points at the first number; one more fits; before it are 8 numbers that are 0; and the machine has the
+    /// instructions.
+    unsafe fn insert(list: *mut u64, length: usize, number: u64) -> usize;
+}
+
+/// Which instructions a machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instructions {
+    /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
-            return gather_dots_vnni;
-        }
-        if is_x86_feature_detected!("avx2") {
-            return gather_dots_avx2;
-        }
-    }
-    gather_dots_plain
+    Vnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// What every machine of the architecture has; on aarch64 that is NEON.
+    Plain,
 }
 
-/// # Safety
-/// Every id is within the codes.
+impl Instructions {
+    /// The fastest of this machine.
+    pub fn of_this_machine() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let has_avx2 = is_x86_feature_detected!("avx2");
+            if has_avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+                return Self::Vnni;
+            }
+            if has_avx2 {
+                return Self::Avx2;
+            }
+        }
+        Self::Plain
+    }
+}
+
+/// Gives its argument: only there may a closure be marked to be inlined.
 #[inline(always)]
-unsafe fn gather_dots_plain(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]) {
-    for (id, out) in ids.iter().zip(out) {
-        // SAFETY: the caller's promise.
-        let code = unsafe { std::slice::from_raw_parts(codes.add(*id as usize * query.len()), query.len()) };
-        *out = query.iter().zip(code).map(|(q, c)| i32::from(*q) * i32::from(*c)).sum();
+pub fn inlined<F>(closure: F) -> F {
+    closure
+}
+
+/// Runs `$body` with `$codes` as the [`Codes`] of `$instructions`, compiled for them. The body moves nothing: a closure that
+/// is called by value goes through an adapter that is not inlined, and then no instruction is.
+macro_rules! with_codes {
+    ($instructions:expr, |$codes:ident| $body:expr) => {{
+        match $instructions {
+            #[cfg(target_arch = "x86_64")]
+            $crate::retrieval::kernels::Instructions::Vnni => {
+                #[target_feature(enable = "avx512f,avx512vnni,avx512vl,avx2,bmi1,bmi2,popcnt,lzcnt")]
+                unsafe fn run<R>(mut body: impl FnMut() -> R) -> R {
+                    body()
+                }
+                type $codes = $crate::retrieval::kernels::Vnni;
+                let body = $crate::retrieval::kernels::inlined(
+                    #[inline(always)]
+                    || $body,
+                );
+                // SAFETY: these instructions were found on this machine.
+                unsafe { run(body) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::retrieval::kernels::Instructions::Avx2 => {
+                #[target_feature(enable = "avx2")]
+                unsafe fn run<R>(mut body: impl FnMut() -> R) -> R {
+                    body()
+                }
+                type $codes = $crate::retrieval::kernels::Plain;
+                let body = $crate::retrieval::kernels::inlined(
+                    #[inline(always)]
+                    || $body,
+                );
+                // SAFETY: these instructions were found on this machine.
+                unsafe { run(body) }
+            }
+            $crate::retrieval::kernels::Instructions::Plain => {
+                type $codes = $crate::retrieval::kernels::Plain;
+                $body
+            }
+        }
+    }};
+}
+pub(crate) use with_codes;
+
+/// Loops that the compiler makes the instructions of; with AVX2 they are wider. (Its own 8-bit products saturate.)
+pub struct Plain;
+
+impl Codes for Plain {
+    #[inline(always)]
+    unsafe fn dots(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]) {
+        for (id, out) in ids.iter().zip(out) {
+            // SAFETY: the caller's promise.
+            let code = unsafe { std::slice::from_raw_parts(codes.add(*id as usize * query.len()), query.len()) };
+            *out = query.iter().zip(code).map(|(q, c)| i32::from(*q) * i32::from(*c)).sum();
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(a: &[f32], b: &[f32]) -> f32 {
+        dot_plain(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn unset(ids: &[u32], bits: &[u32], out: &mut [u32]) -> usize {
+        let mut length = 0;
+        for &id in ids.iter().take_while(|id| **id != u32::MAX) {
+            out[length] = id;
+            length += usize::from(bits[id as usize / 32] >> (id % 32) & 1 == 0);
+        }
+        length
+    }
+
+    #[inline(always)]
+    unsafe fn insert(list: *mut u64, length: usize, number: u64) -> usize {
+        // SAFETY: the caller's promise: one more fits.
+        let list = unsafe { std::slice::from_raw_parts_mut(list, length + 1) };
+        let at = list[..length].partition_point(|other| *other < number);
+        list.copy_within(at..length, at + 1);
+        list[at] = number;
+        at
     }
 }
 
-/// The plain loop with wider registers: the 8-bit instructions of AVX2 saturate.
-///
-/// # Safety
-/// Every id is within the codes, and the machine has AVX2.
+/// AVX-512 with VNNI: 64 products in one instruction.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn gather_dots_avx2(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]) {
-    // SAFETY: the caller's promise.
-    unsafe { gather_dots_plain(query, codes, ids, out) }
-}
+pub struct Vnni;
 
-/// Four codes at a time, whose sums are folded together.
-///
-/// # Safety
-/// Every id is within the codes, and the machine has AVX-512 with VNNI.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vnni,avx2")]
-unsafe fn gather_dots_vnni(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]) {
-    let length = query.len();
-    let lines = length / CODE_LINE;
-    let query = query.as_ptr();
-    let (fours, rest) = ids.as_chunks::<4>();
-    let (out_fours, out_rest) = out[..ids.len()].as_chunks_mut::<4>();
-    // SAFETY: every load is one line of the query or of a code whose id the caller vouches for.
-    unsafe {
-        for (ids, out) in fours.iter().zip(out_fours) {
-            let mut sums = [_mm512_setzero_si512(); 4];
-            for line in 0..lines {
-                let q = _mm512_loadu_si512(query.add(line * CODE_LINE).cast());
-                for (sum, id) in sums.iter_mut().zip(ids) {
+impl Codes for Vnni {
+    /// Four codes at a time, whose sums are folded together.
+    #[inline(always)]
+    unsafe fn dots(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]) {
+        let length = query.len();
+        let lines = length / CODE_LINE;
+        let query = query.as_ptr();
+        let (fours, rest) = ids.as_chunks::<4>();
+        let (out_fours, out_rest) = out[..ids.len()].as_chunks_mut::<4>();
+        // SAFETY: every load is one line of the query or of a code whose id the caller vouches for.
+        unsafe {
+            for (ids, out) in fours.iter().zip(out_fours) {
+                let mut sums = [_mm512_setzero_si512(); 4];
+                for line in 0..lines {
+                    let q = _mm512_loadu_si512(query.add(line * CODE_LINE).cast());
+                    for (sum, id) in sums.iter_mut().zip(ids) {
+                        let code = codes.add(*id as usize * length + line * CODE_LINE);
+                        *sum = _mm512_dpbusd_epi32(*sum, _mm512_loadu_si512(code.cast()), q);
+                    }
+                }
+                let half = |sum| _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64::<1>(sum));
+                let low = _mm256_hadd_epi32(half(sums[0]), half(sums[1]));
+                let high = _mm256_hadd_epi32(half(sums[2]), half(sums[3]));
+                let folded = _mm256_hadd_epi32(low, high);
+                let whole = _mm_add_epi32(_mm256_castsi256_si128(folded), _mm256_extracti128_si256::<1>(folded));
+                _mm_storeu_si128(out.as_mut_ptr().cast(), whole);
+            }
+            for (id, out) in rest.iter().zip(out_rest) {
+                let mut sum = _mm512_setzero_si512();
+                for line in 0..lines {
+                    let q = _mm512_loadu_si512(query.add(line * CODE_LINE).cast());
                     let code = codes.add(*id as usize * length + line * CODE_LINE);
-                    *sum = _mm512_dpbusd_epi32(*sum, _mm512_loadu_si512(code.cast()), q);
+                    sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(code.cast()), q);
+                }
+                *out = _mm512_reduce_add_epi32(sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(a: &[f32], b: &[f32]) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { dot_wide(a, b) }
+    }
+
+    /// Sixteen ids at a time, without a branch for each.
+    #[inline(always)]
+    unsafe fn unset(ids: &[u32], bits: &[u32], out: &mut [u32]) -> usize {
+        let mut length = 0;
+        // SAFETY: masked loads stay within the ids, gathers within the bits, and `out` has room for a whole register.
+        unsafe {
+            let none = _mm512_set1_epi32(-1);
+            for chunk in ids.chunks(16) {
+                let lanes = (0xFFFF_u32 >> (16 - chunk.len())) as u16;
+                let id = _mm512_mask_loadu_epi32(none, lanes, chunk.as_ptr().cast());
+                let there = _mm512_cmpneq_epi32_mask(id, none);
+                let word = _mm512_srli_epi32::<5>(id);
+                let words = _mm512_mask_i32gather_epi32::<4>(none, there, word, bits.as_ptr().cast());
+                let bit = _mm512_sllv_epi32(_mm512_set1_epi32(1), _mm512_and_si512(id, _mm512_set1_epi32(31)));
+                let unset = _mm512_mask_testn_epi32_mask(there, words, bit);
+                _mm512_storeu_si512(out.as_mut_ptr().add(length).cast(), _mm512_maskz_compress_epi32(unset, id));
+                length += unset.count_ones() as usize;
+                if there != 0xFFFF {
+                    break;
                 }
             }
-            let halves = sums
-                .map(|sum| _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64::<1>(sum)));
-            let (low, high) = (_mm256_hadd_epi32(halves[0], halves[1]), _mm256_hadd_epi32(halves[2], halves[3]));
-            let folded = _mm256_hadd_epi32(low, high);
-            let whole = _mm_add_epi32(_mm256_castsi256_si128(folded), _mm256_extracti128_si256::<1>(folded));
-            _mm_storeu_si128(out.as_mut_ptr().cast(), whole);
         }
-        for (id, out) in rest.iter().zip(out_rest) {
-            let mut sum = _mm512_setzero_si512();
-            for line in 0..lines {
-                let q = _mm512_loadu_si512(query.add(line * CODE_LINE).cast());
-                let code = codes.add(*id as usize * length + line * CODE_LINE);
-                sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(code.cast()), q);
+        length
+    }
+
+    /// Moves eight numbers at a time until the place is found.
+    #[inline(always)]
+    unsafe fn insert(list: *mut u64, length: usize, number: u64) -> usize {
+        // SAFETY: the zeros before the list are below every number, so the loop ends before it leaves them.
+        unsafe {
+            let new = _mm512_set1_epi64(number as i64);
+            let mut at = length as isize - 8;
+            loop {
+                let numbers = _mm512_loadu_si512(list.offset(at).cast());
+                let greater = _mm512_cmpgt_epu64_mask(numbers, new);
+                _mm512_mask_storeu_epi64(list.offset(at + 1).cast(), greater, numbers);
+                if greater != 0xFF {
+                    let place = at + 8 - greater.count_ones() as isize;
+                    *list.offset(place) = number;
+                    return place as usize;
+                }
+                at -= 8;
             }
-            *out = _mm512_reduce_add_epi32(sum);
         }
     }
 }
@@ -318,27 +487,64 @@ mod tests {
         }
     }
 
+    /// What the instructions of this machine and the plain ones give.
+    fn both<R>(work: impl Fn(Instructions) -> R) -> (R, R) {
+        (work(Instructions::of_this_machine()), work(Instructions::Plain))
+    }
+
     proptest! {
         #[test]
-        fn every_path_gathers_the_same(lines in 1usize..7, rows in 1usize..20, seed in any::<u64>()) {
+        fn every_path_gives_the_same_products(lines in 1usize..7, rows in 1usize..20, seed in any::<u64>()) {
             use rand::{Rng, SeedableRng, rngs::StdRng};
             let mut random = StdRng::seed_from_u64(seed);
             let length = lines * CODE_LINE;
             let query: Vec<i8> = (0..length).map(|_| random.random()).collect();
             let codes: Vec<u8> = (0..rows * length).map(|_| random.random()).collect();
             let ids: Vec<u32> = (0..rows * 2).map(|_| random.random_range(0..rows as u32)).collect();
-            let gathered = |gather: GatherDots| {
+            let (found, due) = both(|instructions| {
                 let mut out = vec![0; ids.len()];
-                // SAFETY: ids are below `rows`, and the instructions are there.
-                unsafe { gather(&query, codes.as_ptr(), &ids, &mut out) };
+                // SAFETY: ids are below `rows`.
+                with_codes!(instructions, |C| unsafe { C::dots(&query, codes.as_ptr(), &ids, &mut out) });
                 out
-            };
-            let due = gathered(gather_dots_plain);
-            prop_assert_eq!(&gathered(gather_dots()), &due);
-            #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx2") {
-                prop_assert_eq!(&gathered(gather_dots_avx2), &due);
-            }
+            });
+            prop_assert_eq!(found, due);
+        }
+
+        #[test]
+        fn every_path_finds_the_same_unset_bits(
+            ids in prop::collection::vec(0u32..640, 0..70), end in 0usize..70, bits in prop::collection::vec(any::<u32>(), 20),
+        ) {
+            let mut ids = ids;
+            ids.iter_mut().skip(end).for_each(|id| *id = u32::MAX);
+            let (found, due) = both(|instructions| {
+                let mut out = vec![0; ids.len() + 16];
+                // SAFETY: there are 640 bits and 16 places more.
+                let count = with_codes!(instructions, |C| unsafe { C::unset(&ids, &bits, &mut out) });
+                out.truncate(count);
+                out
+            });
+            prop_assert_eq!(&found, &due);
+            let plain: Vec<u32> = ids.iter().copied().take_while(|id| *id != u32::MAX)
+                .filter(|id| bits[*id as usize / 32] >> (id % 32) & 1 == 0).collect();
+            prop_assert_eq!(found, plain);
+        }
+
+        #[test]
+        fn every_path_inserts_in_order(numbers in prop::collection::vec(1u64..200, 0..60)) {
+            let (found, due) = both(|instructions| {
+                let mut list = vec![0u64; 8 + numbers.len() + 8];
+                let mut places = Vec::new();
+                for (length, &number) in numbers.iter().enumerate() {
+                    // SAFETY: 8 zeros come first, and there is room for all.
+                    places.push(with_codes!(instructions, |C| unsafe { C::insert(list.as_mut_ptr().add(8), length, number) }));
+                }
+                let list = list[8..8 + numbers.len()].to_vec();
+                (list, places.len())
+            });
+            let mut sorted = numbers.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(&found.0, &sorted);
+            prop_assert_eq!(found, due);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Stage one: finds candidates by vectors, words and neighbours.
 mod frozen;
 mod hnsw;
+mod index;
 mod kernels;
 mod lexical;
 mod neighbours;
@@ -8,6 +9,7 @@ mod suggest;
 
 pub use frozen::{BuildConfig, FileError, Frozen, FrozenError, Way};
 pub use hnsw::{Graph, GraphConfig, VectorError, check_vector, exact_search};
+pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
 pub use lexical::{Lexical, LexicalError, Match};
 pub use neighbours::{Neighbours, NeighboursError};

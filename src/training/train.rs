@@ -19,12 +19,13 @@ use crate::{
     features::FEATURES,
     ids::{ItemId, PersonId, Row},
     ranking::{Device, RankingError, Runtime},
+    retrieval::{BuildConfig, Frozen, FrozenError},
     text,
     units::UnixMillis,
 };
 use ahash::{AHashMap, AHashSet};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// How a bundle is trained.
 #[derive(Debug, Clone)]
@@ -79,6 +80,8 @@ pub enum TrainError {
     Ranking(#[from] RankingError),
     #[error(transparent)]
     Model(#[from] super::onnx::ModelError),
+    #[error(transparent)]
+    Index(#[from] FrozenError),
     #[error("{0}")]
     TooLittle(String),
 }
@@ -135,8 +138,8 @@ pub fn train(
 
     let mut bundle = Bundle {
         manifest: Manifest::new(options.name.clone(), options.now.0, trained_until.0, BUCKET_COUNT),
-        item_vectors: person.item_vectors,
-        title_vectors,
+        item_vectors: freeze(&person.item_vectors)?,
+        title_vectors: freeze(&title_vectors)?,
         text_projection: person.text_projection,
         next: counts::next_basket(early, items.len()),
         together: counts::together(early, items.len()),
@@ -413,6 +416,10 @@ fn returned_lines(events: &[Event]) -> AHashSet<(PersonId, ItemId)> {
         }
     }
     returned
+}
+
+fn freeze(vectors: &[f32]) -> Result<Arc<Frozen>, FrozenError> {
+    Frozen::build(vectors, VECTOR_DIM, BuildConfig::default(), &|_| {}).map(Arc::new)
 }
 
 /// The bundle so far, for a world that replays.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use std::{fmt, path::PathBuf, time::Instant};
 
 const QUERIES: usize = 1000;
-const EF: [usize; 14] = [100, 110, 120, 135, 150, 175, 200, 250, 300, 400, 500, 600, 800, 1200];
+const EF: [usize; 17] = [100, 105, 110, 115, 120, 135, 150, 160, 175, 200, 250, 300, 400, 500, 600, 800, 1200];
 /// The recall that an index must have to be compared.
 const RECALL: f64 = 0.99;
 
@@ -104,7 +104,12 @@ impl fmt::Display for Report {
         writeln!(f, "{:>12} {:>10} {:>8} {:>10}  ways", "selectivity", "kept", "recall", "queries/s")?;
         for run in &self.filtered {
             let kept = if run.correlated { "together" } else { "anywhere" };
-            let ways = format!("walk {:.0} %, widened {:.0} %, scan {:.0} %", 100.0 * run.walked, 100.0 * run.widened, 100.0 * run.scanned);
+            let ways = format!(
+                "walk {:.0} %, widened {:.0} %, scan {:.0} %",
+                100.0 * run.walked,
+                100.0 * run.widened,
+                100.0 * run.scanned
+            );
             writeln!(
                 f,
                 "{:>10.2} % {:>10} {:>8.4} {:>10.0}  {ways}",
@@ -271,9 +276,9 @@ fn filtered(
     // Together: what is nearest to one vector. Anywhere: spread by a multiplicative hash.
     let mut order: Vec<u32> = (0..base.rows() as u32).collect();
     match correlated {
-        true => order.sort_by_cached_key(|row| {
-            std::cmp::Reverse((dot(base.row(0), base.row(*row as usize)) * 1e6) as i64)
-        }),
+        true => {
+            order.sort_by_cached_key(|row| std::cmp::Reverse((dot(base.row(0), base.row(*row as usize)) * 1e6) as i64))
+        }
         false => order.sort_by_key(|row| (row.wrapping_add(1).wrapping_mul(2_654_435_761), *row)),
     }
     let mut eligible = vec![0u64; base.rows().div_ceil(64)];

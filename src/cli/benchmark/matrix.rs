@@ -109,8 +109,9 @@ fn npy(bytes: &[u8]) -> anyhow::Result<Matrix> {
 fn fvecs(bytes: &[u8]) -> anyhow::Result<Matrix> {
     ensure!(bytes.len() >= 4, "is empty");
     let dimensions = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
-    let width = dimensions.checked_mul(4).and_then(|width| width.checked_add(4)).context("has no sensible dimensions")?;
-    ensure!(dimensions > 0 && bytes.len() % width == 0, "is not made of vectors of {dimensions} dimensions");
+    let width =
+        dimensions.checked_mul(4).and_then(|width| width.checked_add(4)).context("has no sensible dimensions")?;
+    ensure!(dimensions > 0 && bytes.len().is_multiple_of(width), "is not made of vectors of {dimensions} dimensions");
     let values = bytes.chunks_exact(width).flat_map(|vector| floats(&vector[4..])).collect();
     Ok(Matrix { values, dimensions })
 }

@@ -1,6 +1,6 @@
 //! Building the graph (HNSW, Malkov and Yashunin 2018) over codes, on all threads of the rayon pool.
 use super::codes::{Quantizer, ZERO, signed};
-use crate::retrieval::kernels::{GatherDots, gather_dots, prefetch};
+use crate::retrieval::kernels::{Codes, Instructions, prefetch, with_codes};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::{
@@ -59,7 +59,7 @@ struct Builder<'a> {
     sums: Vec<i32>,
     /// By point: what makes all vectors equally long (Bachrach et al. 2014), in steps; empty where they are.
     extras: Vec<f32>,
-    gather: GatherDots,
+    instructions: Instructions,
     /// By layer: `[points of the layer × width]`.
     links: Vec<Vec<AtomicU32>>,
     /// By layer: the point of each place; the lowest layer has all.
@@ -171,7 +171,7 @@ impl<'a> Builder<'a> {
             length,
             sums,
             extras,
-            gather: gather_dots(),
+            instructions: Instructions::of_this_machine(),
             links,
             points,
             below,
@@ -199,10 +199,17 @@ impl<'a> Builder<'a> {
     }
 
     /// Inner products, in squared steps, of the point whose signed code is `query` with others.
-    fn similarities(&self, query: &[i8], of: u32, points: &[u32], dots: &mut Vec<i32>, mut give: impl FnMut(usize, f32)) {
+    fn similarities(
+        &self,
+        query: &[i8],
+        of: u32,
+        points: &[u32],
+        dots: &mut Vec<i32>,
+        mut give: impl FnMut(usize, f32),
+    ) {
         dots.resize(points.len(), 0);
-        // SAFETY: points are below the count of the codes, and the function was chosen for this machine.
-        unsafe { (self.gather)(query, self.codes.as_ptr(), points, dots) };
+        // SAFETY: points are below the count of the codes.
+        with_codes!(self.instructions, |C| unsafe { C::dots(query, self.codes.as_ptr(), points, dots) });
         let excess = i32::from(ZERO) * self.sums[of as usize];
         for (at, (dot, point)) in dots.iter().zip(points).enumerate() {
             let mut similarity = (dot - excess) as f32;
@@ -259,7 +266,9 @@ impl<'a> Builder<'a> {
             let Scratch { fresh, fresh_points, dots, .. } = scratch;
             fresh.clear();
             fresh.push(from);
-            fresh.extend(self.links_of(layer, from).iter().map(|link| link.load(Relaxed)).take_while(|link| *link != NONE));
+            fresh.extend(
+                self.links_of(layer, from).iter().map(|link| link.load(Relaxed)).take_while(|link| *link != NONE),
+            );
             fresh_points.clear();
             fresh_points.extend(fresh.iter().map(|place| self.point(layer, *place)));
             self.similarities(query, of, fresh_points, dots, |at, similarity| {
@@ -406,11 +415,8 @@ impl<'a> Builder<'a> {
 
     fn finish(self) -> Built {
         let (top, entry) = *self.entry.lock();
-        let mut links: Vec<Vec<u32>> = self
-            .links
-            .into_iter()
-            .map(|links| links.into_iter().map(AtomicU32::into_inner).collect())
-            .collect();
+        let mut links: Vec<Vec<u32>> =
+            self.links.into_iter().map(|links| links.into_iter().map(AtomicU32::into_inner).collect()).collect();
         let mut upper: Vec<UpperLayer> = Vec::new();
         let (mut points, mut below) = (self.points, self.below);
         for layer in (1..=top).rev() {

@@ -171,7 +171,7 @@ impl Frozen {
         let mut frozen = Self {
             quantizer,
             m,
-            gather: crate::retrieval::kernels::gather_dots(),
+            instructions: crate::retrieval::kernels::Instructions::of_this_machine(),
             codes,
             vectors,
             links,

@@ -11,7 +11,7 @@ pub use build::BuildConfig;
 pub use file::FileError;
 pub use walk::Way;
 
-use crate::{ids::Row, retrieval::kernels::GatherDots};
+use crate::{ids::Row, retrieval::kernels::Instructions};
 use ahash::AHashMap;
 use build::{Built, NONE, UpperLayer};
 use codes::{Quantizer, ZERO};
@@ -38,7 +38,7 @@ pub enum FrozenError {
 pub struct Frozen {
     quantizer: Quantizer,
     m: usize,
-    gather: GatherDots,
+    instructions: Instructions,
     /// `[points × code length]`.
     codes: Slice<u8>,
     /// `[points × dimensions]`, for the exact score.
@@ -132,7 +132,7 @@ impl Frozen {
         let mut frozen = Self {
             quantizer,
             m,
-            gather: crate::retrieval::kernels::gather_dots(),
+            instructions: Instructions::of_this_machine(),
             codes: new_codes.into(),
             vectors: vectors.into(),
             links: links.into(),

@@ -2,7 +2,7 @@
 use super::{Frozen, build::NONE};
 use crate::{
     ids::Row,
-    retrieval::kernels::{dot, prefetch},
+    retrieval::kernels::{Codes, inlined, prefetch, with_codes},
 };
 use std::cell::RefCell;
 
@@ -36,15 +36,20 @@ fn point_of(entry: Entry) -> u32 {
     (entry as u32) >> 1
 }
 
+/// Zeros before the pool, which end a search for a place in it.
+const BEFORE: usize = 8;
+
 /// Buffers of one thread.
 #[derive(Default)]
 struct Scratch {
     query: Vec<i8>,
-    visited: Vec<u64>,
-    pool: Vec<Entry>,
+    visited: Vec<u32>,
+    /// The pool's entries begin after [`BEFORE`] zeros.
+    list: Vec<Entry>,
+    pool_length: usize,
     fresh: Vec<u32>,
     dots: Vec<i32>,
-    scored: Vec<(f32, u32)>,
+    scored: Vec<u64>,
 }
 
 thread_local! {
@@ -103,6 +108,7 @@ impl Frozen {
                     return if all { Way::Walk } else { Way::WidenedWalk };
                 }
             }
+            found.clear();
             self.scan(eligible, count.max(ef), scratch);
             self.score(query, keeps, count, scratch, found);
             Way::Scan
@@ -113,82 +119,87 @@ impl Frozen {
         query.len() == self.dimensions() && self.point_count() > 0 && query.iter().all(|value| value.is_finite())
     }
 
-    /// The nearest `width` points that a walk finds into `scratch.pool`, nearest first.
+    /// The nearest `width` points that a walk finds into the pool, nearest first.
     fn walk(&self, width: usize, scratch: &mut Scratch) {
-        let Scratch { query, visited, pool, fresh, dots, .. } = scratch;
+        with_codes!(self.instructions, |C| self.walk_with::<C>(width, scratch));
+    }
+
+    #[inline(always)]
+    fn walk_with<C: Codes>(&self, width: usize, scratch: &mut Scratch) {
+        let Scratch { query, visited, list, pool_length, fresh, dots, .. } = scratch;
         let width = width.min(self.point_count());
         let degree = 2 * self.m;
         dots.clear();
-        dots.resize(degree.max(SCAN_BATCH), 0);
-        let start = self.descend(query, fresh, dots);
+        dots.resize(degree + 1, 0);
+        fresh.clear();
+        fresh.resize(degree + 17, 0);
+        let start = self.descend::<C>(query, fresh, dots);
         visited.clear();
-        visited.resize(self.point_count().div_ceil(64), 0);
-        visited[start as usize / 64] |= 1 << (start % 64);
-        pool.clear();
-        pool.reserve(width + 1);
-        // SAFETY: every id in the links was checked to be a point when the index was built or opened.
-        unsafe { (self.gather)(query, self.codes.as_ptr(), &[start], dots) };
-        pool.push(entry(dots[0], start));
-        let code_length = self.quantizer.length();
-        let mut cursor = 0;
-        while cursor < pool.len() {
-            let from = point_of(pool[cursor]) as usize;
-            pool[cursor] |= 1;
-            fresh.clear();
-            for &link in &self.links[from * degree..][..degree] {
-                if link == NONE {
-                    break;
+        visited.resize(self.point_count().div_ceil(32), 0);
+        visited[start as usize / 32] |= 1 << (start % 32);
+        list.clear();
+        list.resize(BEFORE + width + 1, 0);
+        let pool = list[BEFORE..].as_mut_ptr();
+        let (links, codes, code_length) = (&self.links[..], self.codes.as_ptr(), self.quantizer.length());
+        // SAFETY: every id in the links was checked to be a point when the index was built or opened; the pool has room for
+        // one more than `width`, and places in it are below its length.
+        unsafe {
+            C::dots(query, codes, &[start], &mut dots[..1]);
+            *pool = entry(dots[0], start);
+            let (mut length, mut cursor, mut worst) = (1, 0, Entry::MAX);
+            while cursor < length {
+                let from = point_of(*pool.add(cursor)) as usize;
+                *pool.add(cursor) |= 1;
+                let count = C::unset(&links[from * degree..][..degree], visited, fresh);
+                for &point in &fresh[..count] {
+                    *visited.get_unchecked_mut(point as usize / 32) |= 1 << (point % 32);
+                    prefetch(codes.add(point as usize * code_length));
                 }
-                let (word, bit) = (&mut visited[link as usize / 64], 1u64 << (link % 64));
-                if *word & bit == 0 {
-                    *word |= bit;
-                    prefetch(self.codes[link as usize * code_length..].as_ptr());
-                    fresh.push(link);
-                }
-            }
-            // SAFETY: as above.
-            unsafe { (self.gather)(query, self.codes.as_ptr(), fresh, dots) };
-            let mut lowest = cursor + 1;
-            for (&point, &dot) in fresh.iter().zip(dots.iter()) {
-                let candidate = entry(dot, point);
-                if pool.len() == width {
-                    if candidate >= pool[width - 1] {
-                        continue;
+                C::dots(query, codes, &fresh[..count], &mut dots[..count]);
+                let mut lowest = cursor + 1;
+                for (&point, &dot) in fresh[..count].iter().zip(dots.iter()) {
+                    let candidate = entry(dot, point);
+                    if candidate < worst {
+                        // Most of what gets in is expanded before long.
+                        let next = links.as_ptr().add(point as usize * degree);
+                        prefetch(next.cast());
+                        prefetch(next.add(16.min(degree - 1)).cast());
+                        // Where the pool is full its last one goes.
+                        let kept = length.min(width - 1);
+                        lowest = lowest.min(C::insert(pool, kept, candidate));
+                        length = kept + 1;
+                        if length == width {
+                            worst = *pool.add(width - 1);
+                        }
                     }
-                    pool.pop();
                 }
-                let at = pool.partition_point(|other| *other < candidate);
-                pool.insert(at, candidate);
-                lowest = lowest.min(at);
+                cursor = lowest;
+                while cursor < length && *pool.add(cursor) & 1 == 1 {
+                    cursor += 1;
+                }
             }
-            cursor = lowest;
-            while cursor < pool.len() && pool[cursor] & 1 == 1 {
-                cursor += 1;
-            }
-            if let Some(&next) = pool.get(cursor) {
-                let links = self.links[point_of(next) as usize * degree..].as_ptr();
-                prefetch(links.cast());
-                prefetch(links.wrapping_add(16).cast());
-            }
+            *pool_length = length;
         }
     }
 
     /// The point of the lowest layer from which to walk.
-    fn descend(&self, query: &[i8], fresh: &mut Vec<u32>, dots: &mut Vec<i32>) -> u32 {
+    #[inline(always)]
+    fn descend<C: Codes>(&self, query: &[i8], fresh: &mut [u32], dots: &mut [i32]) -> u32 {
         let mut place = 0u32;
         for layer in self.upper.iter().rev() {
             let mut best = i32::MIN;
             loop {
-                fresh.clear();
                 let links = &layer.links[place as usize * self.m..][..self.m];
-                let links = links.iter().take_while(|link| **link != NONE);
-                fresh.push(layer.points[place as usize]);
-                fresh.extend(links.clone().map(|link| layer.points[*link as usize]));
+                let count = links.iter().take_while(|link| **link != NONE).count();
+                fresh[0] = layer.points[place as usize];
+                for (fresh, link) in fresh[1..].iter_mut().zip(&links[..count]) {
+                    *fresh = layer.points[*link as usize];
+                }
                 // SAFETY: every point was checked when the index was built or opened.
-                unsafe { (self.gather)(query, self.codes.as_ptr(), fresh, dots) };
+                unsafe { C::dots(query, self.codes.as_ptr(), &fresh[..=count], &mut dots[..=count]) };
                 best = best.max(dots[0]);
                 let mut nearer = place;
-                for (link, dot) in links.zip(&dots[1..]) {
+                for (link, dot) in links[..count].iter().zip(&dots[1..]) {
                     if *dot > best {
                         (best, nearer) = (*dot, *link);
                     }
@@ -203,31 +214,40 @@ impl Frozen {
         place
     }
 
-    /// The best `width` points by code of the rows whose bit is set, into `scratch.pool`, in no order.
+    /// The best `width` points by code of the rows whose bit is set, into the pool, in order.
     fn scan(&self, eligible: &[u64], width: usize, scratch: &mut Scratch) {
-        let Scratch { query, pool, fresh, dots, .. } = scratch;
-        pool.clear();
+        with_codes!(self.instructions, |C| self.scan_with::<C>(eligible, width, scratch));
+    }
+
+    #[inline(always)]
+    fn scan_with<C: Codes>(&self, eligible: &[u64], width: usize, scratch: &mut Scratch) {
+        let Scratch { query, list, pool_length, fresh, dots, .. } = scratch;
+        list.clear();
+        list.resize(BEFORE, 0);
         dots.clear();
         dots.resize(SCAN_BATCH, 0);
         fresh.clear();
-        let limit = 2 * width.max(64);
+        let limit = BEFORE + 2 * width.max(64);
         let mut worst = Entry::MAX;
-        let mut flush = |fresh: &mut Vec<u32>| {
-            // SAFETY: points of rows are points.
-            unsafe { (self.gather)(query, self.codes.as_ptr(), fresh, dots) };
-            for (&point, &dot) in fresh.iter().zip(dots.iter()) {
-                let candidate = entry(dot, point);
-                if candidate < worst {
-                    pool.push(candidate);
-                    if pool.len() == limit {
-                        pool.select_nth_unstable(width);
-                        pool.truncate(width);
-                        worst = pool.iter().copied().max().unwrap_or(Entry::MAX);
+        let mut flush = inlined(
+            #[inline(always)]
+            |fresh: &mut Vec<u32>| {
+                // SAFETY: points of rows are points.
+                unsafe { C::dots(query, self.codes.as_ptr(), fresh, &mut dots[..fresh.len()]) };
+                for (&point, &dot) in fresh.iter().zip(dots.iter()) {
+                    let candidate = entry(dot, point);
+                    if candidate < worst {
+                        list.push(candidate);
+                        if list.len() == limit {
+                            list[BEFORE..].select_nth_unstable(width);
+                            list.truncate(BEFORE + width);
+                            worst = list[BEFORE..].iter().copied().max().unwrap_or(Entry::MAX);
+                        }
                     }
                 }
-            }
-            fresh.clear();
-        };
+                fresh.clear();
+            },
+        );
         for (index, &bits) in eligible.iter().enumerate().take(self.row_count().div_ceil(64)) {
             let mut rest = bits;
             while rest != 0 {
@@ -242,13 +262,11 @@ impl Frozen {
             }
         }
         flush(fresh);
-        if pool.len() > width {
-            pool.select_nth_unstable(width);
-            pool.truncate(width);
-        }
+        list[BEFORE..].sort_unstable();
         // Rows of one point came as often as it has rows.
-        pool.sort_unstable();
-        pool.dedup();
+        list.dedup_by(|a, b| a == b && *a != 0);
+        list.truncate(BEFORE + width);
+        *pool_length = list.len() - BEFORE;
     }
 
     /// Scores what the pool holds exactly and gives the best rows that `keeps` lets through.
@@ -260,28 +278,79 @@ impl Frozen {
         scratch: &mut Scratch,
         found: &mut Vec<(Row, f32)>,
     ) {
-        const AHEAD: usize = 4;
-        let Scratch { pool, scored, .. } = scratch;
+        with_codes!(self.instructions, |C| self.score_with::<C>(query, &keeps, count, scratch, found));
+    }
+
+    #[inline(always)]
+    fn score_with<C: Codes>(
+        &self,
+        query: &[f32],
+        keeps: &impl Fn(u32) -> bool,
+        count: usize,
+        scratch: &mut Scratch,
+        found: &mut Vec<(Row, f32)>,
+    ) {
+        const AHEAD: usize = 12;
+        let Scratch { list, pool_length, scored, .. } = scratch;
+        let pool = &list[BEFORE..BEFORE + *pool_length];
+        let fetch = |entry: &Entry| {
+            let vector = self.vector_of_point(point_of(*entry));
+            (0..vector.len()).step_by(16).for_each(|at| prefetch(vector[at..].as_ptr().cast()));
+        };
         scored.clear();
+        pool.iter().take(AHEAD).for_each(fetch);
         for (at, &candidate) in pool.iter().enumerate() {
-            if let Some(&later) = pool.get(at + AHEAD) {
-                let vector = self.vector_of_point(point_of(later));
-                (0..vector.len()).step_by(16).for_each(|at| prefetch(vector[at..].as_ptr().cast()));
+            if let Some(later) = pool.get(at + AHEAD) {
+                fetch(later);
             }
             let point = point_of(candidate);
             let rows = self.rows_of(point);
             if rows.iter().any(|row| keeps(*row)) {
-                let score = dot(query, self.vector_of_point(point));
-                scored.extend(rows.iter().filter(|row| keeps(**row)).map(|row| (score, *row)));
+                // SAFETY: the instructions are this machine's, and both have the index's dimensions.
+                let score = unsafe { C::dot(query, self.vector_of_point(point)) };
+                scored.extend(rows.iter().filter(|row| keeps(**row)).map(|row| best_low(score, *row)));
             }
         }
-        let best_first = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if scored.len() > count {
-            scored.select_nth_unstable_by(count, best_first);
+            scored.select_nth_unstable(count);
         }
         let kept = count.min(scored.len());
         let best = &mut scored[..kept];
-        best.sort_unstable_by(best_first);
-        found.extend(best.iter().map(|(score, row)| (Row(*row), *score)));
+        best.sort_unstable();
+        found.extend(best.iter().map(|number| (Row(*number as u32), score_of(*number))));
+    }
+}
+
+/// A score and a row in one number: the best score is the lowest, equal scores are in the order of the rows.
+fn best_low(score: f32, row: u32) -> u64 {
+    let bits = score.to_bits();
+    // Floats sort as integers once the sign is turned: all bits of negative ones, the sign of the others.
+    let ascending = if bits >> 31 == 1 { !bits } else { bits | 0x8000_0000 };
+    u64::from(!ascending) << 32 | u64::from(row)
+}
+
+fn score_of(number: u64) -> f32 {
+    let ascending = !((number >> 32) as u32);
+    f32::from_bits(if ascending >> 31 == 1 { ascending & 0x7FFF_FFFF } else { !ascending })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_better_score_is_a_lower_number(a in -1e30f32..1e30, b in -1e30f32..1e30, row in any::<u32>()) {
+            prop_assert_eq!(score_of(best_low(a, row)), a);
+            prop_assert_eq!(best_low(a, row) < best_low(b, row), a.total_cmp(&b).is_gt());
+            prop_assert!(row == u32::MAX || best_low(a, row) < best_low(a, row + 1));
+        }
+
+        #[test]
+        fn a_nearer_point_is_a_lower_entry(a in any::<i32>(), b in any::<i32>(), point in 0u32..1 << 31) {
+            prop_assert_eq!(point_of(entry(a, point)), point);
+            prop_assert_eq!(entry(a, point) < entry(b, point), a > b);
+        }
     }
 }
