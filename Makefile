@@ -10,12 +10,13 @@ DATA := target/demo/data
 BUNDLE := target/demo/bundle
 SHOP := data/online-retail
 LISTEN ?= 127.0.0.1:50051
+SIZES ?= 100000x64 1000000x64 200000x384
 
 # The server loads ONNX Runtime from here. Set it to use another copy.
 export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
-.PHONY: help setup build run demo test bench clean clean-demo
+.PHONY: help setup build run demo test bench bench-retrieval clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-helm test-server test-crash
 
 help: ## This list
@@ -99,6 +100,11 @@ bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server beside the same w
 	@$(TOOLS)/venv/bin/python -m grpc_tools.protoc --proto_path=proto --python_out=target/bench/stubs \
 		--grpc_python_out=target/bench/stubs proto/lodestone/v1/*.proto
 	@$(TOOLS)/bench/bin/python benches/serving.py
+
+# The item vectors of a trained bundle are a set of their own: VECTORS=file.npy adds one.
+bench-retrieval: build ## Measure the frozen graph beside its peers; SIZES="100000x64 1000000x64 200000x384"
+	@scripts/tools.sh peers
+	@$(TOOLS)/peers/bin/python benches/retrieval.py $(SIZES) $(if $(VECTORS),--vectors $(VECTORS))
 
 clean-demo: ## Remove the example shop's data and bundle; the next run makes them again
 	rm -rf target/demo

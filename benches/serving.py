@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -39,7 +40,7 @@ class Server:
 
     def __init__(self, command, port, log):
         self.address, self.log = f"127.0.0.1:{port}", open(log, "w+")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
 
     def __enter__(self):
         from lodestone.v1 import ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
@@ -57,7 +58,7 @@ class Server:
                     time.sleep(0.3)
 
     def __exit__(self, *_):
-        self.process.terminate()
+        os.killpg(self.process.pid, signal.SIGTERM)  # the peer has processes of its own
         self.process.wait(timeout=60)
 
     def load(self, rpc, connections=CONNECTIONS):

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
 #
-#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [bench]
+#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [bench] [peers]
 #
-# Without a name it fetches all but the last.
+# Without a name it fetches all but the last two.
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
 #   buf          target/tools/bin/buf
 #   python       target/tools/venv, with grpcio, grpcio-tools and kubernetes-validate
-#   bench        target/tools/bench, with what the peers of `make bench` need
+#   bench        target/tools/bench, with what the peer of `make bench` needs
+#   peers        target/tools/peers, with the peers of `make bench-retrieval`
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -206,11 +207,21 @@ install_bench() {
     install_packages bench bench
 }
 
+install_peers() {
+    install_packages peers peers
+    "$tools/peers/bin/python" -c 'import hnswlib' 2>/dev/null && return 0
+    "$tools/peers/bin/python" -m pip --disable-pip-version-check install --quiet \
+        --requirement "$requirements/peers-source.txt" >"$work/peers-source.log" 2>&1 || {
+        cat "$work/peers-source.log" >&2
+        fail "hnswlib could not be compiled; a C++ compiler is needed"
+    }
+}
+
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python | bench) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python and bench." ;;
+        onnxruntime | grpcurl | helm | buf | python | bench | peers) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, bench and peers." ;;
     esac
 done
 scratch

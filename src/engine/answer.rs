@@ -222,7 +222,14 @@ impl Story<'_> {
             false => Vec::new(),
         };
         self.stage("policy");
-        let sources = ranked.candidates.lists.iter().map(|(source, list)| (SOURCES[*source], list.len())).collect();
+        let way = |source: usize| {
+            let has_ways = [retrieve::PERSON_VECTOR, retrieve::QUERY_VECTOR, retrieve::SIMILAR].contains(&source);
+            ranked.candidates.way.filter(|_| has_ways)
+        };
+        let lists = ranked.candidates.lists.iter();
+        let sources = lists
+            .map(|(source, list)| SourceCount { source: SOURCES[*source], count: list.len(), way: way(*source) })
+            .collect();
         Slate {
             places,
             debug,
@@ -273,7 +280,7 @@ impl Story<'_> {
     }
 
     /// The tail of an answer, without what only the engine knows (tokens, position, generation).
-    pub fn tail(&self, sources: Vec<(&'static str, usize)>, level: DebugLevel) -> AnswerTail {
+    pub fn tail(&self, sources: Vec<SourceCount>, level: DebugLevel) -> AnswerTail {
         AnswerTail {
             degradations: self.degradations.clone(),
             person_known: self.person_known,
@@ -330,7 +337,7 @@ pub struct Slate {
     pub reason: Option<Reason>,
     include_items: bool,
     pub dropped_pins: Vec<ItemId>,
-    pub sources: Vec<(&'static str, usize)>,
+    pub sources: Vec<SourceCount>,
 }
 
 /// One place of a slate.

@@ -309,6 +309,7 @@ fn search(world: &World, models: &mut Models, request: &SearchRequest, config: &
         source_count: config.source_candidates_max,
         candidate_count: config.candidates_max,
         near_time: Default::default(),
+        near_way: Default::default(),
     };
     let found = retrieve::for_query(&ask);
     let near_time = ask.near_time.get();
@@ -360,6 +361,7 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
         source_count: config.source_candidates_max,
         candidate_count: config.candidates_max,
         near_time: Default::default(),
+        near_way: Default::default(),
     };
     let keyed = |list: Vec<(crate::ids::ItemKey, f32)>| -> Vec<(Row, f32)> {
         let row = |key| catalog.row_of_key(key).filter(|row| keep(*row));

@@ -4,7 +4,7 @@ use crate::{
     catalog::Catalog,
     features::{Recent, SourceEvidence},
     ids::{ItemKey, Row},
-    retrieval::Neighbours,
+    retrieval::{Neighbours, Way},
 };
 use std::{cell::RefCell, cmp::Ordering};
 
@@ -32,6 +32,8 @@ pub struct Candidates {
     pub list: Vec<Candidate>,
     /// What each source found.
     pub lists: Vec<(usize, Found)>,
+    /// How the nearest vectors were found, where they were asked for.
+    pub way: Option<Way>,
     /// The best score of words.
     pub words_best: f32,
 }
@@ -140,7 +142,7 @@ impl Fusion {
         }
         list.sort_unstable_by(best_first);
         let words_best = list.iter().map(|candidate| candidate.evidence.words).fold(0.0, f32::max);
-        Candidates { list, lists: self.lists, words_best }
+        Candidates { list, lists: self.lists, way: None, words_best }
     }
 }
 

@@ -3,6 +3,7 @@ use crate::{
     catalog::{Filter, Item},
     events::Event,
     ids::{ItemId, PersonId},
+    retrieval::Way,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -254,9 +255,18 @@ impl DegradationCode {
 #[derive(Debug, Clone, Default)]
 pub struct AnswerDebug {
     pub stages: Vec<(&'static str, Duration)>,
-    pub sources: Vec<(&'static str, usize)>,
+    pub sources: Vec<SourceCount>,
     /// Empty below [`DebugLevel::Features`].
     pub feature_names: &'static [&'static str],
+}
+
+/// What a source gave to the candidates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceCount {
+    pub source: &'static str,
+    pub count: usize,
+    /// How the rows were found, of sources that have several ways.
+    pub way: Option<Way>,
 }
 
 #[derive(Debug, Clone, Default)]

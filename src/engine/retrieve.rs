@@ -7,7 +7,7 @@ use crate::{
     catalog::{Catalog, Item},
     features::{PersonContext, Recent},
     ids::{ItemKey, Row},
-    retrieval::{LexicalError, Match, Neighbours, dot},
+    retrieval::{LexicalError, Match, Neighbours, Way, dot},
     units::UnixMillis,
 };
 use std::{
@@ -93,6 +93,8 @@ pub struct Ask<'a> {
     pub candidate_count: usize,
     /// What the search for near vectors took, for the story of the request.
     pub near_time: Cell<Duration>,
+    /// How it was done, the last time.
+    pub near_way: Cell<Option<Way>>,
 }
 
 impl Ask<'_> {
@@ -116,7 +118,7 @@ impl Ask<'_> {
     fn finish(&self, mut fusion: Fusion) -> Candidates {
         self.spread(&mut fusion, Table::Next, true);
         self.spread(&mut fusion, Table::Together, true);
-        fusion.finish(self.candidate_count)
+        Candidates { way: self.near_way.get(), ..fusion.finish(self.candidate_count) }
     }
 }
 
@@ -134,7 +136,7 @@ pub fn for_person(ask: &Ask) -> Candidates {
     fusion.add(TOGETHER, together);
     fusion.add(HISTORY, history(ask));
     fusion.add(POPULAR, popular(ask));
-    fusion.finish(ask.candidate_count)
+    Candidates { way: ask.near_way.get(), ..fusion.finish(ask.candidate_count) }
 }
 
 /// Candidates that answer a query. The second value is true when not all words could be matched.
@@ -214,7 +216,8 @@ fn near(ask: &Ask, vector: &[f32], space: Space) -> Found {
         Space::Person => &ask.world.person_index,
         Space::Query => &ask.world.query_index,
     };
-    let (found, _way) = index.search(vector, ask.source_count, &ask.eligible.bits, vector_of);
+    let (found, way) = index.search(vector, ask.source_count, &ask.eligible.bits, vector_of);
+    ask.near_way.set(Some(way));
     ask.near_time.set(ask.near_time.get() + begun.elapsed());
     found
 }

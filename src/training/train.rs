@@ -387,6 +387,7 @@ pub(super) fn candidates(
         source_count: limits.source_candidates_max,
         candidate_count: limits.candidates_max,
         near_time: Default::default(),
+        near_way: Default::default(),
     };
     let found = match query {
         Some(_) => retrieve::for_query(&ask).map(|(found, _)| found).unwrap_or_default(),

@@ -151,6 +151,10 @@ def bad_requests(server):
     answer, _ = server.call(recommend, {"viewer": {"user_id": "nobody-knows"}, "type": "RECOMMEND_TYPE_SIMILAR",
                                         "anchor_item_ids": ["no-such-item"]})
     check(answer and answer["info"]["unknownItemIds"] == ["no-such-item"], "unknown items are listed, not refused")
+    asked = {"viewer": {"user_id": "nobody-knows"}, "query": "mug", "options": {"debug_level": "DEBUG_LEVEL_TIMINGS"}}
+    answer, _ = server.call(search, asked)
+    ways = {source["source"]: source.get("way", "") for source in answer["info"]["debug"]["sources"]}
+    check(ways.get("query_vector") in ("walk", "scan") and ways["words"] == "", f"the debug answer says which way: {ways}")
     metrics = server.metrics()
     check(int(metrics['lodestone_requests_total{rpc="Search",code="INVALID_ARGUMENT"}']) >= 3
           and int(metrics['lodestone_requests_total{rpc="Recommend",code="OK"}']) == 1

@@ -17,6 +17,16 @@ pub enum Way {
     Scan,
 }
 
+impl Way {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Walk => "walk",
+            Self::WidenedWalk => "widened_walk",
+            Self::Scan => "scan",
+        }
+    }
+}
+
 /// Of the walk's and the scan's costs, measured at 1,000,000 × 64: a point of the walk's list costs as much as so many
 /// codes of a scan.
 const WALK_TO_SCAN: f64 = 60.0;

@@ -3,6 +3,7 @@ use crate::{
     catalog::{AttributeValue, Item},
     engine::*,
     ids::ItemId,
+    retrieval::Way,
     server::{proto, violations::Violation},
 };
 
@@ -39,9 +40,10 @@ fn debug(debug: &AnswerDebug) -> proto::AnswerDebug {
         stage: (*stage).to_owned(),
         duration: Some(prost_types::Duration { seconds: time.as_secs() as i64, nanos: time.subsec_nanos() as i32 }),
     };
-    let source = |(source, count): &(&str, usize)| proto::SourceCount {
-        source: (*source).to_owned(),
-        candidate_count: *count as i32,
+    let source = |given: &SourceCount| proto::SourceCount {
+        source: given.source.to_owned(),
+        candidate_count: given.count as i32,
+        way: given.way.map_or("", Way::name).to_owned(),
     };
     proto::AnswerDebug {
         stages: debug.stages.iter().map(stage).collect(),
