@@ -120,12 +120,12 @@ fn style(position: &str) -> ProgressStyle {
 
 /// One bar at a time, a new one for each stage.
 #[derive(Default)]
-struct Bars {
+pub struct Bars {
     current: Option<(&'static str, ProgressBar)>,
 }
 
 impl Bars {
-    fn show(&mut self, step: Progress) {
+    pub fn show(&mut self, step: Progress) {
         if self.current.as_ref().is_none_or(|(stage, _)| *stage != step.stage) {
             self.finish();
             self.current = Some((step.stage, ProgressBar::new(step.total as u64).with_style(style("{pos}/{len}"))));
@@ -139,7 +139,7 @@ impl Bars {
         }
     }
 
-    fn finish(&mut self) {
+    pub fn finish(&mut self) {
         if let Some((_, bar)) = self.current.take() {
             bar.finish();
         }

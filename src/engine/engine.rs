@@ -313,19 +313,22 @@ fn search(world: &World, models: &mut Models, request: &SearchRequest, config: &
     };
     let found = retrieve::for_query(&ask);
     let near_time = ask.near_time.get();
-    let (candidates, relaxed) = found.unwrap_or_else(|error| {
-        tracing::warn!(%error, "the words source failed");
-        story.degrade(DegradationCode::SourceFailed, "words");
-        Default::default()
-    });
-    if relaxed {
-        story.degrade(DegradationCode::QueryRelaxed, "");
-    }
+    let candidates = match found {
+        Ok(candidates) => {
+            if candidates.words_complete == 0 {
+                story.degrade(DegradationCode::QueryRelaxed, "");
+            }
+            candidates
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the words source failed");
+            story.degrade(DegradationCode::SourceFailed, "words");
+            Default::default()
+        }
+    };
     story.retrieved(near_time);
     let mut ranked = story.rank(models, candidates, vector.as_deref());
-    if !relaxed {
-        put_matches_first(&mut ranked);
-    }
+    put_matches_first(&mut ranked);
     let slate = story.slate(ranked, &with_default(&request.options, config), models, &keep);
     let unknown_items = unknown(&story, &request.options.exclude);
     freeze(&story, slate, &request.options, unknown_items)
@@ -335,7 +338,7 @@ fn search(world: &World, models: &mut Models, request: &SearchRequest, config: &
 /// shopper who typed a name in another language than the model learned still finds it first. Utilities are below 1.
 fn put_matches_first(ranked: &mut Ranked) {
     for (score, candidate) in ranked.scores.iter_mut().zip(&ranked.candidates.list) {
-        if candidate.evidence.words > 0.0 {
+        if usize::from(candidate.places[retrieve::WORDS]) < ranked.candidates.words_complete {
             *score += 1.0;
         }
     }

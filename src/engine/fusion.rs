@@ -9,7 +9,7 @@ use crate::{
 use std::{cell::RefCell, cmp::Ordering};
 
 /// Weights of the sources.
-const WEIGHTS: [f32; SOURCES.len()] = [1.0, 1.0, 1.5, 1.0, 0.7, 0.5, 0.5, 1.2];
+const WEIGHTS: [f32; SOURCES.len()] = [1.0, 1.0, 3.0, 1.0, 0.7, 0.5, 0.5, 1.2];
 /// The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009).
 const K: f32 = 60.0;
 /// The place of a candidate that a source did not find.
@@ -36,6 +36,8 @@ pub struct Candidates {
     pub way: Option<Way>,
     /// The best score of words.
     pub words_best: f32,
+    /// So many of the first rows of words have all words of the query.
+    pub words_complete: usize,
 }
 
 /// Which neighbours are added up.
@@ -142,7 +144,7 @@ impl Fusion {
         }
         list.sort_unstable_by(best_first);
         let words_best = list.iter().map(|candidate| candidate.evidence.words).fold(0.0, f32::max);
-        Candidates { list, lists: self.lists, way: None, words_best }
+        Candidates { list, lists: self.lists, way: None, words_best, words_complete: 0 }
     }
 }
 

@@ -16,7 +16,7 @@ mod world;
 
 pub use answer::{Ranked, Story};
 pub use engine::{Engine, EngineConfig};
-pub use fusion::{Candidate, Candidates};
+pub use fusion::{Candidate, Candidates, Fusion};
 pub use models::{ENCODED_EVENTS_MAX, Models, embed_items};
 pub use open::{OpenError, Opening, open};
 pub use request::*;

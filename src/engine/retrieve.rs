@@ -7,7 +7,7 @@ use crate::{
     catalog::{Catalog, Item},
     features::{PersonContext, Recent},
     ids::{ItemKey, Row},
-    retrieval::{LexicalError, Match, Neighbours, Way, dot},
+    retrieval::{LexicalError, Neighbours, Way, dot},
     units::UnixMillis,
 };
 use std::{
@@ -139,21 +139,17 @@ pub fn for_person(ask: &Ask) -> Candidates {
     Candidates { way: ask.near_way.get(), ..fusion.finish(ask.candidate_count) }
 }
 
-/// Candidates that answer a query. The second value is true when not all words could be matched.
-pub fn for_query(ask: &Ask) -> Result<(Candidates, bool), LexicalError> {
+/// Candidates that answer a query.
+pub fn for_query(ask: &Ask) -> Result<Candidates, LexicalError> {
     let (query, vector) = ask.query.unwrap_or_default();
     let keep = |row| ask.eligible.keeps(row);
-    let mut words = ask.world.lexical.search(query, Match::All, ask.source_count, &keep)?;
-    let relaxed = words.is_empty();
-    if relaxed {
-        words = ask.world.lexical.search(query, Match::Any, ask.source_count, &keep)?;
-    }
+    let (words, words_complete) = ask.world.lexical.search_all_then_any(query, ask.source_count, &keep)?;
     let mut fusion = ask.fusion();
     fusion.add(WORDS, words);
     if let Some(vector) = vector {
         fusion.add(QUERY_VECTOR, near(ask, vector, Space::Query));
     }
-    Ok((ask.finish(fusion), relaxed))
+    Ok(Candidates { words_complete, ..ask.finish(fusion) })
 }
 
 /// Items like the anchors, in both spaces.

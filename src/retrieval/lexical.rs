@@ -5,6 +5,7 @@ use crate::{
     ids::Row,
     text::{self, TokenKind},
 };
+use ahash::AHashSet;
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -141,6 +142,25 @@ impl Lexical {
             })?;
         }
         Ok(best.into_sorted())
+    }
+
+    /// The rows that have every word, best first, and after them, where there are fewer than `count`, those that have some.
+    /// The second value is the number of the former.
+    pub fn search_all_then_any(
+        &self,
+        query: &str,
+        count: usize,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<(Vec<(Row, f32)>, usize), LexicalError> {
+        let mut found = self.search(query, Match::All, count, keep)?;
+        let complete = found.len();
+        if complete < count {
+            let known: AHashSet<Row> = found.iter().map(|(row, _)| *row).collect();
+            let partial = self.search(query, Match::Any, count, keep)?;
+            found.extend(partial.into_iter().filter(|(row, _)| !known.contains(row)));
+            found.truncate(count);
+        }
+        Ok((found, complete))
     }
 
     fn document(&self, row: Row, item: &Item) -> TantivyDocument {

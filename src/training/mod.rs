@@ -7,10 +7,12 @@ mod person_encoder;
 mod query_encoder;
 mod ranker;
 mod replay;
+mod search_benchmark;
 mod train;
 
 pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};
 pub use onnx::ExportCheck;
+pub use search_benchmark::{SearchBenchmarkError, SearchQuality, SearchReport, search_benchmark};
 pub use train::{TrainError, TrainOptions, TrainReport, train};
 
 /// A step of a long work, for a progress bar.

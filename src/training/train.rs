@@ -92,7 +92,7 @@ const VALIDATION_SHARE: f64 = 0.08;
 const SAMPLES_MAX: usize = 20_000;
 /// Title spans for each item that stand in for queries.
 const SPANS_PER_ITEM: usize = 8;
-const BUCKET_COUNT: u32 = 32_768;
+pub(super) const BUCKET_COUNT: u32 = 32_768;
 /// A return within this time counts against the purchase.
 const RETURN_DAYS: i64 = 60;
 /// Heads with fewer positive labels are not learned.
@@ -189,7 +189,7 @@ type Terms = Vec<u32>;
 
 /// Hashed terms of each item's whole text, and of random spans of its title with some misspellings: queries before
 /// there are any.
-fn title_samples(items: &[Item], rng: &mut StdRng) -> (Vec<Terms>, Vec<(Terms, u32)>) {
+pub(super) fn title_samples(items: &[Item], rng: &mut StdRng) -> (Vec<Terms>, Vec<(Terms, u32)>) {
     let texts = items
         .iter()
         .map(|item| text::hashed_terms(&item.search_text(), BUCKET_COUNT))
@@ -390,7 +390,7 @@ pub(super) fn candidates(
         near_way: Default::default(),
     };
     let found = match query {
-        Some(_) => retrieve::for_query(&ask).map(|(found, _)| found).unwrap_or_default(),
+        Some(_) => retrieve::for_query(&ask).unwrap_or_default(),
         None => retrieve::for_person(&ask),
     };
     (found, vector)

@@ -1,0 +1,43 @@
+//! benchmark search
+use crate::{
+    cli::{LibraryArgs, offline::Bars},
+    ranking::Runtime,
+    training,
+};
+use std::path::PathBuf;
+
+/// Searches a judged catalogue by words, by vectors and by both, and prints nDCG@10 and recall@100 of good products.
+///
+/// The whole catalogue is searched, and a product that nobody judged is worth nothing. The query encoder learns from the
+/// products' titles alone.
+#[derive(clap::Args)]
+pub struct SearchArgs {
+    /// .jsonl (id, title, name, supplier or brand, short_description or description, attr_t_…) or .tsv (product_uid or id,
+    /// title); plain, .gz or .zst.
+    #[arg(long, value_name = "FILE")]
+    products: PathBuf,
+    /// .tsv: query, product_id or product_uid, and rating (0 to 3) or relevance (1 to 3); plain, .gz or .zst.
+    #[arg(long, value_name = "FILE")]
+    judgments: PathBuf,
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+pub fn search(args: SearchArgs) -> anyhow::Result<()> {
+    let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
+    let mut bars = Bars::default();
+    let report = training::search_benchmark(&args.products, &args.judgments, &runtime, args.seed, &mut |step| {
+        bars.show(step);
+    })?;
+    bars.finish();
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => print!("{report}"),
+    }
+    Ok(())
+}
