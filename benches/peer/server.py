@@ -27,7 +27,7 @@ import tantivy
 
 DIM = 64
 SOURCE_COUNT, CANDIDATE_COUNT, K = 150, 250, 60.0
-WEIGHTS = {"person_vector": 1.0, "query_vector": 1.0, "words": 1.5, "next": 1.0, "together": 0.7, "popular": 0.5,
+WEIGHTS = {"person_vector": 1.0, "query_vector": 1.0, "words": 3.0, "next": 1.0, "together": 0.7, "popular": 0.5,
            "history": 1.2}
 RECENT_MAX, RECENT_DECAY, EVENTS_MAX, ENCODED_EVENTS_MAX = 12, 0.85, 200, 50
 DAY_MS, SLOW, FAST = 86_400_000, 60.0, 7.0
@@ -44,6 +44,29 @@ def neighbours(path):
     numbers = np.frombuffer(raw, "<u4", int(rows + 1 + pairs), 24)
     weights = np.frombuffer(raw, "<f4", int(pairs), 24 + 4 * int(rows + 1 + pairs))
     return numbers[: rows + 1].astype(np.int64), numbers[rows + 1 :].astype(np.int64), weights
+
+
+def index_vectors(path):
+    """The vectors of an index (docs/bundle.md) in the order of the items."""
+    raw = path.read_bytes()
+    dimensions, _, m, points, rows, first_rows, layers, _ = np.frombuffer(raw, "<u8", 8, 8).tolist()
+    at = 8 + 8 * 8 + 8 * layers
+
+    def array(kind, count):
+        nonlocal at
+        at = -(-at // 64) * 64
+        values = np.frombuffer(raw, kind, count, at)
+        at += values.nbytes
+        return values
+
+    array("u1", points * (-(-dimensions // 64) * 64))
+    vectors = array("<f4", points * dimensions).reshape(points, dimensions)
+    array("<u4", points * 2 * m)
+    row_list, first_row = array("<u4", rows), array("<u4", first_rows)
+    counts = np.diff(first_row.astype(np.int64)) if first_rows else np.ones(points, np.int64)
+    ordered = np.empty((rows, dimensions), np.float32)
+    ordered[row_list] = np.repeat(vectors, counts, axis=0)
+    return ordered
 
 
 def stable_hash(kind, term):
@@ -97,8 +120,8 @@ class Shop:
         self.row_of = {item: row for row, item in enumerate(self.ids)}
         self.log_price = np.log1p(np.array([(p or 0) / 1e6 for p in items["price_micros"]], np.float32))
         self.created = np.array([c or 0 for c in items["created_ms"]], np.int64)
-        self.person_space = np.fromfile(bundle / "item_vectors.f32", np.float32).reshape(-1, DIM)
-        self.query_space = np.fromfile(bundle / "title_vectors.f32", np.float32).reshape(-1, DIM)
+        self.person_space = index_vectors(bundle / "item_vectors.index")
+        self.query_space = index_vectors(bundle / "title_vectors.index")
         self.next, self.together = (neighbours(bundle / f"{t}.neighbours") for t in ("next", "together"))
         self.person_index, self.query_index = self.hnsw(self.person_space), self.hnsw(self.query_space)
         self.encoder, self.query_encoder, self.ranker = (
@@ -204,7 +227,7 @@ class Shop:
     def candidates(self, key, query, now):
         person = self.person(key, now)
         following, together = self.spread(self.next, person), self.spread(self.together, person)
-        words, query_vector = np.zeros(len(self.ids), np.float32), None
+        words, query_vector, complete = np.zeros(len(self.ids), np.float32), None, np.zeros(0, np.int64)
         if query is None:
             lists = {"next": self.top(following, SOURCE_COUNT), "together": self.top(together, SOURCE_COUNT // 2)}
             if person["vector"] is not None:
@@ -219,17 +242,24 @@ class Shop:
             searcher = self.words.searcher()
             plain = re.sub(r"[^\w ]", " ", query)
             hits = searcher.search(self.words.parse_query(plain, ["title"], conjunction_by_default=True), SOURCE_COUNT)
-            if not hits.hits:
-                hits = searcher.search(self.words.parse_query(plain, ["title"]), SOURCE_COUNT)
-            found = np.array([address.doc for _, address in hits.hits], np.int64)
-            words[found] = [score for score, _ in hits.hits]
+            found = {address.doc: score for score, address in hits.hits}
+            complete_count = len(found)
+            if complete_count < SOURCE_COUNT:
+                some = searcher.search(self.words.parse_query(plain, ["title"]), SOURCE_COUNT)
+                for score, address in some.hits:
+                    if len(found) < SOURCE_COUNT:
+                        found.setdefault(address.doc, score)
+            words[list(found)] = list(found.values())
+            found = np.fromiter(found, np.int64)
+            complete = found[:complete_count]
             lists = {"words": found,
                      "query_vector": self.query_index.search(query_vector[None], SOURCE_COUNT)[1][0]}
         fused = np.zeros(len(self.ids), np.float32)
         for source, rows in lists.items():
             fused[rows] += WEIGHTS[source] / (K + 1 + np.arange(len(rows), dtype=np.float32))
         rows = self.top(fused, CANDIDATE_COUNT)
-        return rows, self.features(rows, person, query_vector, words, following, together, fused, now)
+        features = self.features(rows, person, query_vector, words, following, together, fused, now)
+        return rows, features, np.isin(rows, complete)
 
     def features(self, rows, person, query_vector, words, following, together, fused, now):
         out = np.zeros((len(rows), 27), np.float32)
@@ -272,13 +302,12 @@ class Shop:
         return out
 
     def answer(self, key, query, size):
-        rows, features = self.candidates(key, query, int(time.time() * 1000))
+        rows, features, complete = self.candidates(key, query, int(time.time() * 1000))
         if not len(rows):
             return []
         logits = self.ranker.run(None, {"features": features})[0]
         scores = (self.weight / (1.0 + np.exp(-(self.scale * logits + self.offset)))).sum(1)
-        if query is not None:
-            scores = scores + (features[:, 3] > 0)
+        scores = scores + complete
         best = np.argsort(-scores, kind="stable")[:size]
         return [(self.ids[rows[at]], float(scores[at])) for at in best]
 
