@@ -17,7 +17,7 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
 .PHONY: help setup build run demo test bench bench-retrieval clean clean-demo
-.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-helm test-server test-crash
+.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-cli test-helm test-server test-crash
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -59,7 +59,7 @@ run: build tools-run $(DATA) $(BUNDLE) ## Serve the example shop on 127.0.0.1:50
 demo: build tools-run $(DATA) $(BUNDLE) ## Start the server on a free port, ask it everything once, and check the answers
 	@scripts/demo.sh
 
-test: check-format check-lints check-proto check-docs test-rust test-helm test-server ## Everything that must pass before a change lands
+test: check-format check-lints check-proto check-docs test-rust test-cli test-helm test-server ## Everything that must pass before a change lands
 
 check-format:
 	cargo fmt --check
@@ -82,6 +82,9 @@ test-rust: tools-run
 	else \
 		set -x; cargo test --release --locked; \
 	fi
+
+test-cli: build tools-run $(DATA)
+	python3 tests/cli/run.py $(LODESTONE)
 
 test-helm:
 	tests/helm/run.sh

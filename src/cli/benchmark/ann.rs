@@ -224,7 +224,10 @@ fn exact(base: &Matrix, queries: &Matrix, count: usize, eligible: &[u64]) -> Vec
                 scored.select_nth_unstable_by(count, best_first);
                 scored.truncate(count);
             }
-            scored.into_iter().map(|(_, row)| row).collect()
+            let mut rows: Vec<u32> = scored.into_iter().map(|(_, row)| row).collect();
+            // The list's memory is used again for the rows, all of it.
+            rows.shrink_to_fit();
+            rows
         })
         .collect()
 }

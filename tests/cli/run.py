@@ -1,0 +1,79 @@
+"""Runs the benchmarks of the command line on small made files, right and wrong.
+
+Usage: run.py LODESTONE. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
+"""
+import gzip
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+
+LODESTONE = sys.argv[1]
+wrong = []
+
+
+def check(right, what):
+    print(f"  {'ok   ' if right else 'WRONG'} {what}")
+    if not right:
+        wrong.append(what)
+
+
+def run(*arguments):
+    return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+def refused(words, *arguments):
+    ran = run(*arguments)
+    check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"{' '.join(map(str, arguments[:2]))} names {words}")
+
+
+def nearest_vectors(work):
+    report = json.loads(run("benchmark", "ann", "--synthetic", "3000x16", "--count", 10, "--json").stdout)
+    check(report["runs"][-1]["recall"] >= 0.99 and report["runs"][-1]["queries_per_s"] > 0, "made vectors are found")
+    check(all(filtered["recall"] >= 0.98 for filtered in report["filtered"]), "filters keep recall")
+    saved = work / "vectors.npy"
+    run("benchmark", "ann", "--synthetic", "3000x16", "--save", saved)
+    again = json.loads(run("benchmark", "ann", "--vectors", saved, "--count", 10, "--json").stdout)
+    check((again["vectors"], again["dimensions"]) == (3000, 16), "saved vectors are read")
+    refused(["--synthetic", "3000"], "benchmark", "ann", "--synthetic", "3000")
+    (work / "short.npy").write_bytes(saved.read_bytes()[:1000])
+    refused(["short.npy", "4000 × 16"], "benchmark", "ann", "--vectors", work / "short.npy")
+    (work / "other.bin").write_bytes(b"x")
+    refused(["other.bin", ".npy"], "benchmark", "ann", "--vectors", work / "other.bin")
+    values = [0.5] * 16
+    values[3] = float("nan")
+    vector = struct.pack("<i16f", 16, *values)
+    (work / "nan.fvecs").write_bytes(vector * 3000)
+    refused(["vector 0", "not a finite number at 3"], "benchmark", "ann", "--vectors", work / "nan.fvecs")
+
+
+def product_search(work):
+    colours, things = ["red", "blue", "green", "black"], ["mug", "lamp", "chair", "clock", "basket"]
+    products = [{"id": f"{c}-{t}", "title": f"{c} {t}", "supplier": "Acme"} for c in colours for t in things]
+    (work / "products.jsonl").write_text("\n".join(map(json.dumps, products)))
+    rows = ["query\tproduct_id\trating"] + [f"{c} {t}\t{c}-{t}\t3" for c in colours for t in things]
+    with gzip.open(work / "judgments.tsv.gz", "wt") as out:
+        out.write("\n".join(rows))
+    files = ["--products", work / "products.jsonl", "--judgments", work / "judgments.tsv.gz"]
+    report = json.loads(run("benchmark", "search", *files, "--json").stdout)
+    scores = {method["method"]: method for method in report["methods"]}
+    check(set(scores) == {"lexical", "vector", "fused"} and report["queries"] == 20, "three methods, every query")
+    check(scores["lexical"]["ndcg_at_10"] == 1.0 and scores["fused"]["recall_at_100"] == 1.0, "what is asked for by name comes first")
+    (work / "unknown.tsv").write_text("query\tproduct_id\trating\nmug\tno-such\t3\n")
+    refused(["unknown.tsv", "line 2", "no-such"], "benchmark", "search", "--products", work / "products.jsonl", "--judgments",
+            work / "unknown.tsv")
+    (work / "columns.tsv").write_text("query\trating\nmug\t3\n")
+    refused(["columns.tsv", "product_id"], "benchmark", "search", "--products", work / "products.jsonl", "--judgments",
+            work / "columns.tsv")
+    (work / "broken.jsonl").write_text('{"id": "a", "title": "b"}\n{"id": ')
+    refused(["broken.jsonl", "line 2"], "benchmark", "search", "--products", work / "broken.jsonl", *files[2:])
+
+
+with tempfile.TemporaryDirectory() as directory:
+    nearest_vectors(pathlib.Path(directory))
+    product_search(pathlib.Path(directory))
+refused(["no server answers at 127.0.0.1:1"], "load-test", "--address", "127.0.0.1:1", "--data", "target/demo/data")
+print(f"cli: {len(wrong)} wrong")
+sys.exit(1 if wrong else 0)
