@@ -138,9 +138,9 @@ class QdrantEdge:
         kept = keeps(len(base))
         for at in range(0, len(base), 1000):
             rows = range(at, min(at + 1000, len(base)))
-            points = [q.Point(row, base[row].tolist(), {"kept": bool(kept[row])}) for row in rows]
+            points = [q.Point(row, base[row].tolist(), {"kept": int(kept[row])}) for row in rows]
             self.shard.update(q.UpdateOperation.upsert_points(points))
-        self.shard.update(q.UpdateOperation.create_field_index("kept", q.PayloadSchemaType.Bool))
+        self.shard.update(q.UpdateOperation.create_field_index("kept", q.PayloadSchemaType.Integer))
         self.shard.optimize()
         return sum(file.stat().st_size for file in Path(self.directory).rglob("*") if file.is_file()) / len(base)
 
@@ -156,7 +156,7 @@ class QdrantEdge:
 
     def filtered(self, queries, width, kept):
         q = self.q
-        condition = q.FieldCondition("kept", match=q.MatchValue(True))
+        condition = q.FieldCondition("kept", match=q.MatchValue(1))
         return self.ask(queries, width, q.Filter(must=[condition]))
 
     def close(self):
