@@ -73,7 +73,9 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         history_ends_now: args.history_ends_now,
         config: EngineConfig { diversity_default: args.diversity_default, ..EngineConfig::default() },
     })?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Reading and writing requests takes a third of what answering does; more threads only take turns on the cores.
+    let io_threads = (cores / 2).max(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind(args.listen)
             .await
