@@ -19,6 +19,7 @@
 //! import    a shop's own files into canonical ones      (feature `train`)
 //! training  encoders, ranker, export to ONNX, evaluation (feature `train`)
 //! ```
+pub mod bits;
 pub mod bundle;
 pub mod catalog;
 pub mod cli;

@@ -1,7 +1,7 @@
 //! The frozen graph against the exact scan: recall, filters, equal vectors, vectors of any length, files.
 use lodestone::{
     ids::Row,
-    retrieval::{BuildConfig, FileError, Frozen, FrozenError, Way, dot},
+    retrieval::{BuildConfig, FileError, FrozenError, FrozenGraph, Way, dot},
 };
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -27,8 +27,8 @@ fn vectors(count: usize, dimensions: usize, unit: bool, seed: u64) -> Vec<f32> {
     values
 }
 
-fn built(values: &[f32], dimensions: usize) -> Frozen {
-    Frozen::build(values, dimensions, BuildConfig::default(), &|_| {}).unwrap()
+fn built(values: &[f32], dimensions: usize) -> FrozenGraph {
+    FrozenGraph::build(values, dimensions, BuildConfig::default(), &|_| {}).unwrap()
 }
 
 fn exact(
@@ -138,7 +138,7 @@ fn a_written_index_answers_as_before() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("index");
     index.write(&path).unwrap();
-    let opened = Frozen::open(&path).unwrap();
+    let opened = FrozenGraph::open(&path).unwrap();
     for query in vectors(50, 40, true, 8).chunks_exact(40) {
         assert_eq!(opened.search(query, 30, 100), index.search(query, 30, 100));
     }
@@ -149,7 +149,7 @@ fn vectors_that_cannot_be_indexed_are_named() {
     let mut values = vectors(10, 8, true, 9);
     values[8 * 3 + 5] = f32::NAN;
     let error = |values: &[f32], dimensions, m| {
-        Frozen::build(values, dimensions, BuildConfig { m, ..BuildConfig::default() }, &|_| {}).err().unwrap()
+        FrozenGraph::build(values, dimensions, BuildConfig { m, ..BuildConfig::default() }, &|_| {}).err().unwrap()
     };
     assert_eq!(error(&values, 8, 16), FrozenError::NotFinite { vector: 3, position: 5 });
     assert_eq!(error(&values, 7, 16), FrozenError::Shape { values: 80, dimensions: 7 });
@@ -182,7 +182,7 @@ proptest! {
             bytes.truncate(cut as usize % bytes.len());
         }
         fs::write(&path, &bytes).unwrap();
-        match Frozen::open(&path) {
+        match FrozenGraph::open(&path) {
             Ok(index) => {
                 let query = vec![0.5; index.dimensions()];
                 let _ = index.search(&query, 10, 50);

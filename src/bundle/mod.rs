@@ -10,7 +10,7 @@ use crate::{
     catalog::{Item, VECTOR_DIM},
     dataset::{self, DatasetError},
     features,
-    retrieval::{FileError, Frozen, Neighbours},
+    retrieval::{FileError, FrozenGraph, Neighbours},
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -35,9 +35,9 @@ pub struct Bundle {
     pub manifest: Manifest,
     pub items: Vec<Item>,
     /// The items' vectors, of [`VECTOR_DIM`] and length 1, in the person's space.
-    pub item_vectors: Arc<Frozen>,
+    pub item_vectors: Arc<FrozenGraph>,
     /// The same in the query's space.
-    pub title_vectors: Arc<Frozen>,
+    pub title_vectors: Arc<FrozenGraph>,
     /// `[VECTOR_DIM × VECTOR_DIM]`, row-major: a title's vector times it, normalised, is a new item's vector.
     pub text_projection: Vec<f32>,
     /// What was chosen in the basket after.
@@ -93,7 +93,7 @@ impl Bundle {
         let index = |name: &str| {
             let path = directory.join(name);
             file(name)?;
-            let index = Frozen::open(&path)?;
+            let index = FrozenGraph::open(&path)?;
             match (index.row_count(), index.dimensions()) == (items.len(), VECTOR_DIM) {
                 true => Ok(Arc::new(index)),
                 false => Err(BundleError::Content {

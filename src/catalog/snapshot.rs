@@ -1,6 +1,7 @@
 //! The catalogue as one request sees it.
 use super::{Item, ItemKeys};
 use crate::{
+    bits,
     ids::{ItemId, ItemKey, Row},
     units::UnixMillis,
 };
@@ -32,7 +33,6 @@ pub struct Catalog {
     row_of_key: Arc<Vec<u32>>,
     row_count: usize,
     alive_count: usize,
-    offered_count: usize,
 }
 
 /// One item with what retrieval and features read of it.
@@ -63,21 +63,17 @@ impl Catalog {
 
     /// True for a row of this snapshot whose item was neither replaced nor deleted since.
     pub fn is_alive(&self, row: Row) -> bool {
-        self.alive.get(row.index() / 64).is_some_and(|word| word >> (row.index() % 64) & 1 == 1)
+        bits::has(&self.alive, row.index())
     }
 
     /// Alive and in stock.
     pub fn is_offered(&self, row: Row) -> bool {
-        self.offered.get(row.index() / 64).is_some_and(|word| word >> (row.index() % 64) & 1 == 1)
+        bits::has(&self.offered, row.index())
     }
 
     /// One bit for each row: is it alive and in stock?
     pub fn offered(&self) -> &[u64] {
         &self.offered
-    }
-
-    pub fn offered_count(&self) -> usize {
-        self.offered_count
     }
 
     pub fn row_of_key(&self, key: ItemKey) -> Option<Row> {
@@ -89,11 +85,6 @@ impl Catalog {
 
     pub fn row_of(&self, keys: &ItemKeys, id: &ItemId) -> Option<Row> {
         self.row_of_key(keys.get(id)?)
-    }
-
-    /// All alive rows.
-    pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
-        (0..self.row_count as u32).map(Row).filter(|&row| self.is_alive(row))
     }
 
     /// Adds items, or replaces those with the same id. Gives the rows that they got, in order.
@@ -137,7 +128,6 @@ impl Catalog {
         self.alive[row / 64] |= 1 << (row % 64);
         if in_stock {
             self.offered[row / 64] |= 1 << (row % 64);
-            self.offered_count += 1;
         }
         Row(row as u32)
     }
@@ -147,7 +137,6 @@ impl Catalog {
             return false;
         };
         Arc::make_mut(&mut self.row_of_key)[key.0 as usize] = NO_ROW;
-        self.offered_count -= usize::from(self.is_offered(row));
         self.offered[row.index() / 64] &= !(1 << (row.index() % 64));
         self.alive[row.index() / 64] &= !(1 << (row.index() % 64));
         self.alive_count -= 1;
@@ -162,6 +151,10 @@ mod tests {
     fn item(id: &str, title: &str) -> (Arc<Item>, Arc<ItemVectors>) {
         let vectors = ItemVectors { person_space: [0.0; VECTOR_DIM], query_space: [0.0; VECTOR_DIM] };
         (Arc::new(Item::titled(ItemId::parse(id).unwrap(), title)), Arc::new(vectors))
+    }
+
+    fn alive(catalog: &Catalog) -> usize {
+        (0..catalog.row_count() as u32).filter(|row| catalog.is_alive(Row(*row))).count()
     }
 
     #[test]
@@ -188,9 +181,9 @@ mod tests {
         catalog.upsert(&keys, vec![item("a", "one")]);
         assert!(catalog.delete(&keys, &id));
         assert!(!catalog.delete(&keys, &id));
-        assert_eq!(catalog.rows().count(), 0);
+        assert_eq!(alive(&catalog), 0);
         catalog.upsert(&keys, vec![item("a", "again")]);
-        assert_eq!(catalog.rows().count(), 1);
+        assert_eq!(alive(&catalog), 1);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
 };
 use moka::sync::Cache;
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -212,7 +213,7 @@ impl Engine {
     fn first_page(&self, mut frozen: Frozen, page: &Page) -> Answer {
         let id = Uuid::now_v7().into_bytes();
         frozen.fingerprint = page.fingerprint;
-        self.note(&frozen.stages, &frozen.tail);
+        self.note(&std::mem::take(&mut frozen.stages), &frozen.tail);
         self.sign(&mut frozen.tail, id);
         let answer = self.cut(&frozen, id, 0, page.size);
         if frozen.slate.places.len() > page.size {
@@ -231,8 +232,12 @@ impl Engine {
     }
 
     fn note_written(&self, outcomes: &[WriteOutcome]) {
+        let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
         for outcome in outcomes {
-            self.metrics.wrote(outcome.name(), 1);
+            *counts.entry(outcome.name()).or_default() += 1;
+        }
+        for (outcome, count) in counts {
+            self.metrics.wrote(outcome, count);
         }
     }
 
@@ -282,11 +287,11 @@ fn unknown(story: &Story, ids: &[ItemId]) -> Vec<ItemId> {
     ids.iter().filter(|id| story.catalog.row_of(&story.world.keys, id).is_none()).cloned().collect()
 }
 
-fn freeze(story: &Story, slate: Slate, options: &Options, unknown_items: Vec<ItemId>) -> Frozen {
-    let mut tail = story.tail(slate.sources.clone(), options.debug);
+fn freeze(story: Story, mut slate: Slate, options: &Options, unknown_items: Vec<ItemId>) -> Frozen {
+    let mut tail = story.tail(std::mem::take(&mut slate.sources), options.debug);
     tail.unknown_items = unknown_items;
-    tail.dropped_pins = slate.dropped_pins.clone();
-    Frozen { fingerprint: 0, slate, corrected_query: String::new(), tail, stages: story.stages.clone() }
+    tail.dropped_pins = std::mem::take(&mut slate.dropped_pins);
+    Frozen { fingerprint: 0, slate, corrected_query: String::new(), tail, stages: story.stages }
 }
 
 /// The story of a search.
@@ -308,11 +313,8 @@ fn search(world: &World, models: &mut Models, request: &SearchRequest, config: &
         now: story.now,
         source_count: config.source_candidates_max,
         candidate_count: config.candidates_max,
-        near_time: Default::default(),
-        near_way: Default::default(),
     };
     let found = retrieve::for_query(&ask);
-    let near_time = ask.near_time.get();
     let candidates = match found {
         Ok(candidates) => {
             if candidates.words_complete == 0 {
@@ -326,12 +328,12 @@ fn search(world: &World, models: &mut Models, request: &SearchRequest, config: &
             Default::default()
         }
     };
-    story.retrieved(near_time);
+    story.retrieved(candidates.near_time);
     let mut ranked = story.rank(models, candidates, vector.as_deref());
     put_matches_first(&mut ranked);
     let slate = story.slate(ranked, &with_default(&request.options, config), models, &keep);
     let unknown_items = unknown(&story, &request.options.exclude);
-    freeze(&story, slate, &request.options, unknown_items)
+    freeze(story, slate, &request.options, unknown_items)
 }
 
 /// What has all words of the query comes before what is only near to it: the ranking model orders each of the two, and a
@@ -363,8 +365,6 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
         now: story.now,
         source_count: config.source_candidates_max,
         candidate_count: config.candidates_max,
-        near_time: Default::default(),
-        near_way: Default::default(),
     };
     let keyed = |list: Vec<(crate::ids::ItemKey, f32)>| -> Vec<(Row, f32)> {
         let row = |key| catalog.row_of_key(key).filter(|row| keep(*row));
@@ -383,8 +383,7 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
             retrieve::in_order(&catalog, retrieve::HISTORY, keyed(recently_viewed(&story)), config.candidates_max)
         }
     };
-    let near_time = ask.near_time.get();
-    story.retrieved(near_time);
+    story.retrieved(candidates.near_time);
     let mut ranked = story.rank(models, candidates, None);
     let keeps_order = matches!(
         request.kind,
@@ -400,7 +399,7 @@ fn recommend(world: &World, models: &mut Models, request: &RecommendRequest, con
     let mut slate = story.slate(ranked, &with_default(&request.options, config), models, &keep);
     name_reasons(&mut slate, request, &given, world);
     let unknown_items = unknown(&story, &request.anchors);
-    freeze(&story, slate, &request.options, unknown_items)
+    freeze(story, slate, &request.options, unknown_items)
 }
 
 /// The story of a ranking of the caller's candidates. The second value: those that the catalogue does not have.
@@ -426,7 +425,7 @@ fn rank(world: &World, models: &mut Models, request: &RankRequest, config: &Engi
     let unknown_items = unknown(&story, &request.candidates);
     let excluded = |id: &ItemId| request.options.exclude.contains(id);
     let appended = unknown_items.iter().filter(|id| !excluded(id)).cloned().collect();
-    (freeze(&story, slate, &request.options, unknown_items), appended)
+    (freeze(story, slate, &request.options, unknown_items), appended)
 }
 
 /// The story of a suggestion.

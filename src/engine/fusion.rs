@@ -4,9 +4,9 @@ use crate::{
     catalog::Catalog,
     features::{Recent, SourceEvidence},
     ids::{ItemKey, Row},
-    retrieval::{Neighbours, Way},
+    retrieval::{Neighbours, Way, best_first},
 };
-use std::{cell::RefCell, cmp::Ordering};
+use std::{cell::RefCell, time::Duration};
 
 /// Weights of the sources.
 const WEIGHTS: [f32; SOURCES.len()] = [1.0, 1.0, 3.0, 1.0, 0.7, 0.5, 0.5, 1.2];
@@ -32,8 +32,9 @@ pub struct Candidates {
     pub list: Vec<Candidate>,
     /// What each source found.
     pub lists: Vec<(usize, Found)>,
-    /// How the nearest vectors were found, where they were asked for.
+    /// How the nearest vectors were found, where they were asked for, and how long that took.
     pub way: Option<Way>,
+    pub near_time: Duration,
     /// The best score of words.
     pub words_best: f32,
     /// So many of the first rows of words have all words of the query.
@@ -57,13 +58,21 @@ pub struct Fusion {
     candidates: Vec<Candidate>,
     slots: Vec<u32>,
     lists: Vec<(usize, Found)>,
+    way: Option<Way>,
+    near_time: Duration,
 }
 
 impl Fusion {
     pub fn new(row_count: usize) -> Self {
         let mut slots = SLOTS.take();
         slots.resize(slots.len().max(row_count), NO_SLOT);
-        Self { candidates: Vec::with_capacity(1024), slots, lists: Vec::with_capacity(SOURCES.len()) }
+        Self {
+            candidates: Vec::with_capacity(1024),
+            slots,
+            lists: Vec::with_capacity(SOURCES.len()),
+            way: None,
+            near_time: Duration::ZERO,
+        }
     }
 
     fn candidate(&mut self, row: Row) -> &mut Candidate {
@@ -88,6 +97,11 @@ impl Fusion {
             }
         }
         self.lists.push((source, found));
+    }
+
+    pub fn note_near(&mut self, way: Way, time: Duration) {
+        self.way = Some(way);
+        self.near_time += time;
     }
 
     /// Adds anchor weight × neighbour weight to the neighbours of the anchors that may appear. `only_found`: no row
@@ -135,22 +149,20 @@ impl Fusion {
         SLOTS.set(std::mem::take(&mut self.slots));
         let mut list = self.candidates;
         list.retain(|candidate| candidate.places.iter().any(|place| *place != NO_PLACE));
-        let best_first = |a: &Candidate, b: &Candidate| -> Ordering {
-            b.evidence.fused.total_cmp(&a.evidence.fused).then(a.row.cmp(&b.row))
-        };
+        let best_first =
+            |a: &Candidate, b: &Candidate| best_first(&(a.row, a.evidence.fused), &(b.row, b.evidence.fused));
         if list.len() > count {
             list.select_nth_unstable_by(count, best_first);
             list.truncate(count);
         }
         list.sort_unstable_by(best_first);
         let words_best = list.iter().map(|candidate| candidate.evidence.words).fold(0.0, f32::max);
-        Candidates { list, lists: self.lists, way: None, words_best, words_complete: 0 }
+        Candidates { list, lists: self.lists, way: self.way, near_time: self.near_time, words_best, words_complete: 0 }
     }
 }
 
 /// The best `count`, best first; equal scores in the order of the rows.
 pub fn best_of(mut found: Found, count: usize) -> Found {
-    let best_first = |a: &(Row, f32), b: &(Row, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if found.len() > count {
         found.select_nth_unstable_by(count, best_first);
         found.truncate(count);

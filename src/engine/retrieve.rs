@@ -4,17 +4,14 @@ use super::{
     world::World,
 };
 use crate::{
+    bits,
     catalog::{Catalog, Item},
     features::{PersonContext, Recent},
     ids::{ItemKey, Row},
-    retrieval::{LexicalError, Neighbours, Way, dot},
+    retrieval::{LexicalError, Neighbours, dot},
     units::UnixMillis,
 };
-use std::{
-    borrow::Cow,
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::{borrow::Cow, time::Instant};
 
 /// The sources, in the order of [`super::fusion::Candidate::places`].
 pub const SOURCES: [&str; 8] =
@@ -53,26 +50,15 @@ impl<'a> Eligible<'a> {
     }
 
     /// Only the rows whose items match.
-    pub fn matching(mut self, catalog: &Catalog, matches: impl Fn(&Item) -> bool) -> Self {
-        let rows: Vec<Row> = self.rows().filter(|row| !matches(&catalog.get(*row).item)).collect();
-        self.bits.to_mut();
-        self = self.without(rows.into_iter());
-        self
+    pub fn matching(self, catalog: &Catalog, matches: impl Fn(&Item) -> bool) -> Self {
+        let offered = bits::ones(&self.bits, 0).map(|row| Row(row as u32));
+        let rows: Vec<Row> = offered.filter(|row| !matches(&catalog.get(*row).item)).collect();
+        self.without(rows.into_iter())
     }
 
     #[inline]
     pub fn keeps(&self, row: Row) -> bool {
-        self.bits.get(row.index() / 64).is_some_and(|word| word >> (row.index() % 64) & 1 == 1)
-    }
-
-    pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
-        self.bits.iter().enumerate().flat_map(|(index, &word)| {
-            std::iter::successors((word != 0).then_some(word), |word| {
-                let rest = word & (word - 1);
-                (rest != 0).then_some(rest)
-            })
-            .map(move |word| Row(index as u32 * 64 + word.trailing_zeros()))
-        })
+        bits::has(&self.bits, row.index())
     }
 }
 
@@ -91,10 +77,6 @@ pub struct Ask<'a> {
     pub source_count: usize,
     /// Candidates after fusion.
     pub candidate_count: usize,
-    /// What the search for near vectors took, for the story of the request.
-    pub near_time: Cell<Duration>,
-    /// How it was done, the last time.
-    pub near_way: Cell<Option<Way>>,
 }
 
 impl Ask<'_> {
@@ -118,7 +100,7 @@ impl Ask<'_> {
     fn finish(&self, mut fusion: Fusion) -> Candidates {
         self.spread(&mut fusion, Table::Next, true);
         self.spread(&mut fusion, Table::Together, true);
-        Candidates { way: self.near_way.get(), ..fusion.finish(self.candidate_count) }
+        fusion.finish(self.candidate_count)
     }
 }
 
@@ -130,13 +112,14 @@ pub fn for_person(ask: &Ask) -> Candidates {
     let next = fusion.best_spread(Table::Next, ask.source_count);
     let together = fusion.best_spread(Table::Together, ask.source_count / 2);
     if let Some(vector) = &ask.person.vector {
-        fusion.add(PERSON_VECTOR, near(ask, vector, Space::Person));
+        let found = near(ask, &mut fusion, vector, Space::Person);
+        fusion.add(PERSON_VECTOR, found);
     }
     fusion.add(NEXT, next);
     fusion.add(TOGETHER, together);
     fusion.add(HISTORY, history(ask));
     fusion.add(POPULAR, popular(ask));
-    Candidates { way: ask.near_way.get(), ..fusion.finish(ask.candidate_count) }
+    fusion.finish(ask.candidate_count)
 }
 
 /// Candidates that answer a query.
@@ -147,7 +130,8 @@ pub fn for_query(ask: &Ask) -> Result<Candidates, LexicalError> {
     let mut fusion = ask.fusion();
     fusion.add(WORDS, words);
     if let Some(vector) = vector {
-        fusion.add(QUERY_VECTOR, near(ask, vector, Space::Query));
+        let found = near(ask, &mut fusion, vector, Space::Query);
+        fusion.add(QUERY_VECTOR, found);
     }
     Ok(Candidates { words_complete, ..ask.finish(fusion) })
 }
@@ -158,7 +142,7 @@ pub fn like_anchors(ask: &Ask) -> Candidates {
     for anchor in ask.anchors.iter().take(5) {
         let vectors = &ask.catalog.get(anchor.row).vectors;
         for (space, vector) in [(Space::Person, &vectors.person_space), (Space::Query, &vectors.query_space)] {
-            let mut found = near(ask, vector, space);
+            let mut found = near(ask, &mut fusion, vector, space);
             found.retain(|(row, _)| !ask.is_anchor(*row));
             fusion.add(SIMILAR, found);
         }
@@ -199,7 +183,8 @@ enum Space {
     Query,
 }
 
-fn near(ask: &Ask, vector: &[f32], space: Space) -> Found {
+/// The nearest to a vector; the fusion notes how and how long.
+fn near(ask: &Ask, fusion: &mut Fusion, vector: &[f32], space: Space) -> Found {
     let begun = Instant::now();
     let vector_of = |row: Row| {
         let vectors = &ask.catalog.get(row).vectors;
@@ -213,8 +198,7 @@ fn near(ask: &Ask, vector: &[f32], space: Space) -> Found {
         Space::Query => &ask.world.query_index,
     };
     let (found, way) = index.search(vector, ask.source_count, &ask.eligible.bits, vector_of);
-    ask.near_way.set(Some(way));
-    ask.near_time.set(ask.near_time.get() + begun.elapsed());
+    fusion.note_near(way, begun.elapsed());
     found
 }
 

@@ -45,13 +45,13 @@ impl Popularity {
 
     /// The weight of all events, decayed with a half-life of 60 days; at least 0. 0 for an item without events.
     pub fn score(&self, key: ItemKey, now: UnixMillis) -> f32 {
-        self.counts.get(key.0 as usize).map_or(0.0, |counts| counts.slow_at(now) as f32)
+        self.score_and_trend(key, now).0
     }
 
     /// How the last days' weight per day compares with the last months': above 1 is rising, below 1 falling, 1 steady
     /// or unknown. Damped, so that it stays near 1 for an item with few events.
     pub fn trend(&self, key: ItemKey, now: UnixMillis) -> f32 {
-        self.counts.get(key.0 as usize).map_or(1.0, |counts| counts.trend_at(now) as f32)
+        self.score_and_trend(key, now).1
     }
 
     /// [`Popularity::score`] and [`Popularity::trend`] for the price of one.

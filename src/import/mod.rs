@@ -6,6 +6,7 @@ mod rows;
 
 pub use mapping::Mapping;
 pub use report::{Dropped, ImportReport};
+pub(crate) use rows::plain;
 
 use crate::{
     dataset::{self, DatasetError, DatasetEvent},

@@ -59,6 +59,17 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
+/// What a file holds once .gz or .zst is taken off, and its name without that.
+pub(crate) fn plain(name: &str, reader: impl Read + 'static) -> std::io::Result<(&str, Box<dyn Read>)> {
+    if let Some(plain) = name.strip_suffix(".gz") {
+        return Ok((plain, Box::new(flate2::read::MultiGzDecoder::new(reader))));
+    }
+    if let Some(plain) = name.strip_suffix(".zst") {
+        return Ok((plain, Box::new(zstd::Decoder::new(reader)?)));
+    }
+    Ok((name, Box::new(reader)))
+}
+
 impl Rows {
     pub(super) fn open(path: &Path, mapping: &Mapping) -> Result<Self, ImportError> {
         let io = |source| ImportError::Io { path: path.to_owned(), source };
@@ -67,13 +78,7 @@ impl Rows {
         let read = Arc::new(AtomicU64::new(0));
         let counted = Counted { inner: file, read: read.clone() };
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-        let (plain, reader): (&str, Box<dyn Read>) = if let Some(plain) = name.strip_suffix(".gz") {
-            (plain, Box::new(flate2::read::MultiGzDecoder::new(counted)))
-        } else if let Some(plain) = name.strip_suffix(".zst") {
-            (plain, Box::new(zstd::Decoder::new(counted).map_err(io)?))
-        } else {
-            (&name, Box::new(counted))
-        };
+        let (plain, reader) = plain(&name, counted).map_err(io)?;
         let source = match plain.rsplit('.').next().unwrap_or_default() {
             "csv" => csv_source(path, reader, mapping)?,
             "jsonl" | "ndjson" => Source::JsonLines {

@@ -196,7 +196,7 @@ pub fn check_vector(vector: &[f32]) -> Result<(), VectorError> {
 }
 
 /// Highest score first; equal scores in the order of the rows.
-pub(super) fn best_first(a: &(Row, f32), b: &(Row, f32)) -> Ordering {
+pub fn best_first(a: &(Row, f32), b: &(Row, f32)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 

@@ -1,9 +1,9 @@
 //! All vectors of one space: those of the bundle in a frozen graph, those that came since in a live one.
 use super::{
-    frozen::{Frozen, Way},
+    frozen::{FrozenGraph, Way},
     hnsw::{Graph, GraphConfig, VectorError, best_first, exact_search},
 };
-use crate::ids::Row;
+use crate::{bits, ids::Row};
 use std::sync::Arc;
 
 /// The width of a walk.
@@ -13,13 +13,13 @@ const EXACT_ROWS_MAX: usize = 5000;
 
 /// Rows below the frozen graph's count are frozen; every later one is live.
 pub struct VectorIndex {
-    frozen: Arc<Frozen>,
+    frozen: Arc<FrozenGraph>,
     live: Graph,
 }
 
 impl VectorIndex {
     /// `live_rows` are expected beyond the frozen ones; more are taken.
-    pub fn new(frozen: Arc<Frozen>, live_rows: usize) -> Self {
+    pub fn new(frozen: Arc<FrozenGraph>, live_rows: usize) -> Self {
         Self { frozen, live: Graph::new(GraphConfig { capacity: live_rows, ..GraphConfig::default() }) }
     }
 
@@ -37,13 +37,7 @@ impl VectorIndex {
         eligible: &[u64],
         vector_of: impl Fn(Row) -> &'v [f32],
     ) -> (Vec<(Row, f32)>, Way) {
-        let frozen_rows = self.frozen.row_count();
-        let (whole, part) = (frozen_rows / 64, frozen_rows % 64);
-        let mut eligible_count: usize = eligible.iter().take(whole).map(|word| word.count_ones() as usize).sum();
-        if part > 0 {
-            let mask = (1u64 << part) - 1;
-            eligible_count += eligible.get(whole).map_or(0, |word| (word & mask).count_ones() as usize);
-        }
+        let eligible_count = bits::count(eligible, self.frozen.row_count());
         let mut found = Vec::with_capacity(count);
         let width = EF_SEARCH.max(count + count / 4);
         let way = self.frozen.search_eligible(query, count, width, eligible, eligible_count, &mut found);
@@ -64,11 +58,9 @@ impl VectorIndex {
         vector_of: impl Fn(Row) -> &'v [f32],
     ) -> Vec<(Row, f32)> {
         let first = self.frozen.row_count();
-        let keep = |row: Row| eligible.get(row.index() / 64).is_some_and(|word| word >> (row.index() % 64) & 1 == 1);
-        let rows = || (first..eligible.len() * 64).map(|row| Row(row as u32)).filter(|row| keep(*row));
-        let live: usize = eligible.iter().skip(first / 64).map(|word| word.count_ones() as usize).sum();
-        if live > EXACT_ROWS_MAX {
-            let found = self.live.search(query, count, width, &keep);
+        let rows = || bits::ones(eligible, first / 64).filter(|row| *row >= first).map(|row| Row(row as u32));
+        if rows().nth(EXACT_ROWS_MAX).is_some() {
+            let found = self.live.search(query, count, width, &|row| bits::has(eligible, row.index()));
             if found.len() == count {
                 return found;
             }

@@ -10,8 +10,9 @@ use crate::{
     catalog::{Item, VECTOR_DIM},
     engine::{Fusion, retrieve},
     ids::{ItemId, Row},
+    import::plain,
     ranking::{Device, QueryEncoder, RankingError, Runtime},
-    retrieval::{BuildConfig, Frozen, FrozenError, Lexical, LexicalError},
+    retrieval::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError},
     text,
 };
 use ahash::AHashMap;
@@ -19,7 +20,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use std::{
     fmt,
     fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
 };
 
@@ -111,7 +112,7 @@ pub fn search_benchmark(
     let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, steps_max: 3000, ..Default::default() };
     let trained = train_query_encoder(&texts, &spans, &config, runtime, progress)?;
     let vectors = trained.encode(&texts);
-    let index = Frozen::build(&vectors, VECTOR_DIM, BuildConfig::default(), &|_| {})?;
+    let index = FrozenGraph::build(&vectors, VECTOR_DIM, BuildConfig::default(), &|_| {})?;
     let mut encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
 
     let mut found: [Vec<Vec<u32>>; 3] = Default::default();
@@ -168,11 +169,7 @@ fn lines(path: &Path) -> Result<(String, Vec<String>), SearchBenchmarkError> {
     let io = |source| SearchBenchmarkError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-    let (plain, reader): (String, Box<dyn Read>) = match (name.strip_suffix(".gz"), name.strip_suffix(".zst")) {
-        (Some(plain), _) => (plain.to_owned(), Box::new(flate2::read::MultiGzDecoder::new(file))),
-        (_, Some(plain)) => (plain.to_owned(), Box::new(zstd::Decoder::new(file).map_err(io)?)),
-        _ => (name.clone(), Box::new(file)),
-    };
+    let (plain, reader) = plain(&name, file).map_err(io)?;
     let mut found = Vec::new();
     for (number, line) in BufReader::new(reader).lines().enumerate() {
         let problem = |error: io::Error| error.to_string();
@@ -183,7 +180,7 @@ fn lines(path: &Path) -> Result<(String, Vec<String>), SearchBenchmarkError> {
             problem: problem(e),
         })?);
     }
-    Ok((plain, found))
+    Ok((plain.to_owned(), found))
 }
 
 /// The places of columns in a header of tab-separated names; each may have several names.

@@ -19,7 +19,7 @@ use crate::{
     features::FEATURES,
     ids::{ItemId, PersonId, Row},
     ranking::{Device, RankingError, Runtime},
-    retrieval::{BuildConfig, Frozen, FrozenError},
+    retrieval::{BuildConfig, FrozenError, FrozenGraph},
     text,
     units::UnixMillis,
 };
@@ -386,8 +386,6 @@ pub(super) fn candidates(
         now: story.now,
         source_count: limits.source_candidates_max,
         candidate_count: limits.candidates_max,
-        near_time: Default::default(),
-        near_way: Default::default(),
     };
     let found = match query {
         Some(_) => retrieve::for_query(&ask).unwrap_or_default(),
@@ -419,8 +417,8 @@ fn returned_lines(events: &[Event]) -> AHashSet<(PersonId, ItemId)> {
     returned
 }
 
-fn freeze(vectors: &[f32]) -> Result<Arc<Frozen>, FrozenError> {
-    Frozen::build(vectors, VECTOR_DIM, BuildConfig::default(), &|_| {}).map(Arc::new)
+fn freeze(vectors: &[f32]) -> Result<Arc<FrozenGraph>, FrozenError> {
+    FrozenGraph::build(vectors, VECTOR_DIM, BuildConfig::default(), &|_| {}).map(Arc::new)
 }
 
 /// The bundle so far, for a world that replays.

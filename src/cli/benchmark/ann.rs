@@ -1,8 +1,9 @@
 //! benchmark ann
 use super::matrix::Matrix;
 use crate::{
+    bits,
     ids::Row,
-    retrieval::{BuildConfig, Frozen, Way, dot},
+    retrieval::{BuildConfig, FrozenGraph, Way, dot},
 };
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -146,7 +147,9 @@ pub fn ann(args: AnnArgs) -> anyhow::Result<()> {
     let config = BuildConfig { m: args.m, ef_construction: args.ef_construction, seed: args.seed };
     let begun = Instant::now();
     let built = pool.install(|| {
-        Frozen::build(&base.values, base.dimensions, config, &|done| bar.set_position(bar.position().max(done as u64)))
+        FrozenGraph::build(&base.values, base.dimensions, config, &|done| {
+            bar.set_position(bar.position().max(done as u64))
+        })
     })?;
     let build_seconds = begun.elapsed().as_secs_f64();
     bar.finish_and_clear();
@@ -154,7 +157,7 @@ pub fn ann(args: AnnArgs) -> anyhow::Result<()> {
     let file = std::env::temp_dir().join(format!("lodestone-ann-{}.index", std::process::id()));
     let opened = built.write(&file).and_then(|()| {
         let begun = Instant::now();
-        Frozen::open(&file).map(|index| (index, begun.elapsed().as_secs_f64()))
+        FrozenGraph::open(&file).map(|index| (index, begun.elapsed().as_secs_f64()))
     });
     // The mapping stays.
     let _ = std::fs::remove_file(&file);
@@ -207,17 +210,13 @@ fn size_of(text: &str) -> anyhow::Result<(usize, usize)> {
     Ok((rows, dimensions))
 }
 
-fn is_set(bits: &[u64], row: usize) -> bool {
-    bits[row / 64] >> (row % 64) & 1 == 1
-}
-
 /// For each query the best rows whose bit is set, by a scan of everything.
 fn exact(base: &Matrix, queries: &Matrix, count: usize, eligible: &[u64]) -> Vec<Vec<u32>> {
     (0..queries.rows())
         .into_par_iter()
         .map(|query| {
             let query = queries.row(query);
-            let kept = (0..base.rows()).filter(|row| is_set(eligible, *row));
+            let kept = bits::ones(eligible, 0).take_while(|row| *row < base.rows());
             let mut scored: Vec<(f32, u32)> = kept.map(|row| (dot(query, base.row(row)), row as u32)).collect();
             let best_first = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
             if scored.len() > count {
@@ -251,7 +250,7 @@ fn fastest(mut pass: impl FnMut()) -> f64 {
         .fold(f64::MAX, f64::min)
 }
 
-fn walked(index: &Frozen, queries: &Matrix, truth: &[Vec<u32>], count: usize, ef: usize) -> Run {
+fn walked(index: &FrozenGraph, queries: &Matrix, truth: &[Vec<u32>], count: usize, ef: usize) -> Run {
     let mut found = Vec::with_capacity(count);
     let mut recalls = 0.0;
     for (query, truth) in truth.iter().enumerate() {
@@ -267,7 +266,7 @@ fn walked(index: &Frozen, queries: &Matrix, truth: &[Vec<u32>], count: usize, ef
 }
 
 fn filtered(
-    index: &Frozen,
+    index: &FrozenGraph,
     base: &Matrix,
     queries: &Matrix,
     count: usize,

@@ -1,6 +1,6 @@
 //! The index on disk, mapped into memory as it is.
 use super::{
-    Frozen,
+    FrozenGraph,
     build::{NONE, UpperLayer},
     codes::Quantizer,
 };
@@ -56,7 +56,7 @@ impl<T: bytemuck::Pod> Deref for Slice<T> {
     }
 }
 
-impl Frozen {
+impl FrozenGraph {
     /// Writes the index: a header, then each array at a multiple of 64 bytes; little endian.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         let io = |source| FileError::Io { path: path.to_owned(), source };

@@ -35,7 +35,7 @@ pub enum FrozenError {
 
 /// Vectors with a graph over them. Points are the distinct vectors, in an order in which neighbours are near each other in
 /// memory; each has one or more rows.
-pub struct Frozen {
+pub struct FrozenGraph {
     quantizer: Quantizer,
     m: usize,
     instructions: Instructions,
@@ -54,7 +54,7 @@ pub struct Frozen {
     point_of_row: Vec<u32>,
 }
 
-impl Frozen {
+impl FrozenGraph {
     /// Builds the index of vectors `[rows × dimensions]`; the row of a vector is its place. With one thread in the rayon
     /// pool the same vectors and seed give the same index. `progress` gets the points that are done.
     pub fn build(
