@@ -46,8 +46,14 @@ pub struct Ranked {
 }
 
 impl<'a> Story<'a> {
-    /// Takes one snapshot of the catalogue and of the person, with the request's context events.
-    pub fn begin(world: &'a World, viewer: &Viewer, options: &Options, now: UnixMillis) -> Self {
+    /// Takes one snapshot of the person, with the request's context events.
+    pub fn begin(
+        world: &'a World,
+        catalog: &Arc<Catalog>,
+        viewer: &Viewer,
+        options: &Options,
+        now: UnixMillis,
+    ) -> Self {
         let mark = Instant::now();
         let known = world.people.history(&viewer.person);
         let person_known = known.is_some();
@@ -55,11 +61,10 @@ impl<'a> Story<'a> {
         if !options.context_events.is_empty() {
             history = history.with_context(&options.context_events, &world.keys);
         }
-        let catalog = world.catalog.load_full();
         let mut story = Self {
-            person: PersonContext::new(&history, &catalog, &world.next),
+            person: PersonContext::new(&history, catalog, &world.next),
             world,
-            catalog,
+            catalog: catalog.clone(),
             history,
             person_known,
             now,
@@ -69,6 +74,20 @@ impl<'a> Story<'a> {
         };
         story.stage("state");
         story
+    }
+
+    /// Begins a stage after other stories had the thread.
+    pub fn resume(&mut self) {
+        self.mark = Instant::now();
+    }
+
+    /// Ends a stage that was one run for several stories; each bears its share.
+    fn shared_stage(stories: &mut [Self], name: &'static str, begun: Instant) {
+        let share = begun.elapsed() / stories.len().max(1) as u32;
+        for story in stories {
+            story.stages.push((name, share));
+            story.resume();
+        }
     }
 
     /// Ends a stage and names it.
@@ -91,27 +110,46 @@ impl<'a> Story<'a> {
         self.degradations.push(Degradation { code, subject: subject.to_owned() });
     }
 
-    /// Makes the person's vector. A failure costs the sources that need it and is declared.
-    pub fn encode_person(&mut self, models: &mut Models) {
-        match models.encode_person(&self.history, &self.catalog, self.now) {
-            Ok(vector) => self.person.vector = vector,
+    /// Makes the people's vectors. A failure costs the sources that need them and is declared.
+    pub fn encode_people(stories: &mut [Self], models: &mut Models) {
+        let begun = Instant::now();
+        let people: Vec<(&History, &Catalog)> = stories.iter().map(|story| (&story.history, &*story.catalog)).collect();
+        let now = stories.first().map_or(UnixMillis(0), |story| story.now);
+        match models.encode_people(&people, now) {
+            Ok(vectors) => {
+                for (story, vector) in stories.iter_mut().zip(vectors) {
+                    story.person.vector = vector;
+                }
+            }
             Err(error) => {
                 tracing::warn!(%error, "the person encoder failed");
-                self.degrade(DegradationCode::EncoderSkipped, "person_encoder");
+                for story in stories.iter_mut() {
+                    story.degrade(DegradationCode::EncoderSkipped, "person_encoder");
+                }
             }
         }
-        self.stage("encode");
+        Self::shared_stage(stories, "encode", begun);
     }
 
-    /// Makes the query's vector.
-    pub fn encode_query(&mut self, models: &mut Models, query: &str) -> Option<Vec<f32>> {
-        let vector = models.encode_query(query).unwrap_or_else(|error| {
+    /// Makes the vectors of those stories that have a query.
+    pub fn encode_queries(
+        stories: &mut [Self],
+        models: &mut Models,
+        queries: &[Option<&str>],
+    ) -> Vec<Option<Vec<f32>>> {
+        if queries.iter().all(Option::is_none) {
+            return vec![None; stories.len()];
+        }
+        let begun = Instant::now();
+        let vectors = models.encode_queries(queries).unwrap_or_else(|error| {
             tracing::warn!(%error, "the query encoder failed");
-            self.degrade(DegradationCode::EncoderSkipped, "query_encoder");
-            None
+            for story in stories.iter_mut() {
+                story.degrade(DegradationCode::EncoderSkipped, "query_encoder");
+            }
+            vec![None; stories.len()]
         });
-        self.stage("encode_query");
-        vector
+        Self::shared_stage(stories, "encode_query", begun);
+        vectors
     }
 
     /// Features `[n × FEATURE_COUNT]` of the candidates.
@@ -134,51 +172,67 @@ impl<'a> Story<'a> {
     }
 
     /// Stage two. Where the model fails, the order of retrieval stays and is declared.
-    pub fn rank(&mut self, models: &mut Models, candidates: Candidates, query_vector: Option<&[f32]>) -> Ranked {
-        let features = self.features(&candidates, query_vector);
-        let (heads, scores) = match score(models, &features, candidates.list.len()) {
-            Ok(scored) => scored,
-            Err(error) => {
-                tracing::warn!(%error, "the ranking model failed");
-                self.degrade(DegradationCode::RankerSkipped, "ranker");
-                (Vec::new(), candidates.list.iter().map(|candidate| candidate.evidence.fused).collect())
-            }
+    pub fn rank(
+        stories: &mut [Self],
+        models: &mut Models,
+        candidates: Vec<Candidates>,
+        query_vectors: &[Option<Vec<f32>>],
+    ) -> Vec<Ranked> {
+        let mut features = Vec::with_capacity(stories.len());
+        for (story, (candidates, query)) in stories.iter_mut().zip(candidates.iter().zip(query_vectors)) {
+            story.resume();
+            features.push(story.features(candidates, query.as_deref()));
+        }
+        let begun = Instant::now();
+        let heads = match &features[..] {
+            [alone] => score(models, alone),
+            several => score(models, &several.concat()),
         };
-        self.stage("rank");
-        Ranked { candidates, features, heads, scores }
+        let heads = heads.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the ranking model failed");
+            for story in stories.iter_mut() {
+                story.degrade(DegradationCode::RankerSkipped, "ranker");
+            }
+            Vec::new()
+        });
+        let mut rest = &heads[..];
+        let ranked = candidates.into_iter().zip(features).map(|(candidates, features)| {
+            let own =
+                rest.split_off(..(candidates.list.len() * models.heads.len()).min(rest.len())).unwrap_or_default();
+            let scores = match own.is_empty() {
+                true => candidates.list.iter().map(|candidate| candidate.evidence.fused).collect(),
+                false => own.chunks_exact(models.heads.len()).map(|heads| utility(models, heads)).collect(),
+            };
+            Ranked { candidates, features, heads: own.to_vec(), scores }
+        });
+        let ranked = ranked.collect();
+        Self::shared_stage(stories, "rank", begun);
+        ranked
     }
 }
 
-/// Probabilities of the heads, and the utility: the weighted sum over heads. Without a ranker: the fused scores.
-fn score(
-    models: &mut Models,
-    features: &[f32],
-    row_count: usize,
-) -> Result<(Vec<f32>, Vec<f32>), crate::ranking::RankingError> {
-    let Some(ranker) = models.ranker.as_mut() else {
-        return Ok((Vec::new(), features.chunks_exact(FEATURE_COUNT).map(|row| row[FUSED_FEATURE]).collect()));
+/// Probabilities `[rows × heads]`; none without a ranker or without rows.
+fn score(models: &mut Models, features: &[f32]) -> Result<Vec<f32>, crate::ranking::RankingError> {
+    let row_count = features.len() / FEATURE_COUNT;
+    let Some(ranker) = models.ranker.as_mut().filter(|_| row_count > 0) else {
+        return Ok(Vec::new());
     };
-    if row_count == 0 {
-        return Ok((Vec::new(), Vec::new()));
-    }
     let mut heads = ranker.score(features, row_count)?;
-    let mut scores = Vec::with_capacity(row_count);
     for row in heads.chunks_exact_mut(models.heads.len()) {
-        let mut utility = 0.0;
         for (logit, head) in row.iter_mut().zip(&models.heads) {
             *logit = 1.0 / (1.0 + (-(head.scale * *logit + head.offset)).exp());
-            utility += head.weight * *logit;
         }
-        scores.push(utility);
     }
-    Ok((heads, scores))
+    Ok(heads)
+}
+
+/// The weighted sum over heads.
+fn utility(models: &Models, probabilities: &[f32]) -> f32 {
+    models.heads.iter().zip(probabilities).map(|(head, probability)| head.weight * probability).sum()
 }
 
 /// How far down diversity looks for a row that is less alike.
 const DIVERSITY_LOOK_AHEAD: usize = 50;
-
-/// The place of `retrieval_score` among the features.
-const FUSED_FEATURE: usize = 24;
 
 impl Story<'_> {
     /// Policy: boosts, order, diversity, pins. Gives the whole slate.

@@ -36,28 +36,36 @@ impl Models {
         })
     }
 
-    /// The vector of a query, `[VECTOR_DIM]`; none when the query has no term.
-    pub fn encode_query(&mut self, query: &str) -> Result<Option<Vec<f32>>, RankingError> {
-        let terms = text::hashed_terms(query, self.bucket_count);
-        if terms.is_empty() {
-            return Ok(None);
-        }
-        self.query.encode_batch(&[terms]).map(Some)
+    /// Vectors of queries, `[VECTOR_DIM]` each; none for one that is not asked or has no term.
+    pub fn encode_queries(&mut self, queries: &[Option<&str>]) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
+        let terms: Vec<Vec<u32>> = queries
+            .iter()
+            .map(|query| query.map_or_else(Vec::new, |query| text::hashed_terms(query, self.bucket_count)))
+            .collect();
+        encode_those(terms, |terms| !terms.is_empty(), |terms| self.query.encode_batch(terms))
     }
 
-    /// The vector of a person, `[VECTOR_DIM]`; none when no item of the history is in the catalogue.
-    pub fn encode_person(
+    /// Vectors of people, `[VECTOR_DIM]` each; none where no item of the history is in the catalogue.
+    pub fn encode_people(
         &mut self,
-        history: &History,
-        catalog: &Catalog,
+        people: &[(&History, &Catalog)],
         now: UnixMillis,
-    ) -> Result<Option<Vec<f32>>, RankingError> {
-        let input = person_input(history, catalog, now);
-        if input.kinds.is_empty() {
-            return Ok(None);
-        }
-        self.person.encode(&input).map(Some)
+    ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
+        let inputs = people.iter().map(|(history, catalog)| person_input(history, catalog, now)).collect();
+        encode_those(inputs, |input: &PersonInput| !input.kinds.is_empty(), |inputs| self.person.encode_batch(inputs))
     }
+}
+
+/// Encodes those inputs that can be, in one run, and puts each vector at its input's place.
+fn encode_those<T>(
+    inputs: Vec<T>,
+    can: impl Fn(&T) -> bool,
+    encode: impl FnOnce(&[T]) -> Result<Vec<f32>, RankingError>,
+) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
+    let places: Vec<bool> = inputs.iter().map(&can).collect();
+    let encoded = encode(&inputs.into_iter().filter(can).collect::<Vec<_>>())?;
+    let mut vectors = encoded.chunks_exact(VECTOR_DIM).map(<[f32]>::to_vec);
+    Ok(places.into_iter().map(|encodes| if encodes { vectors.next() } else { None }).collect())
 }
 
 /// The latest events whose items are in the catalogue, latest last.

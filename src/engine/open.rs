@@ -2,6 +2,7 @@
 use super::{
     engine::{Engine, EngineConfig},
     models::Models,
+    stories::{self, Asked},
     token::TokenKey,
     workers::Workers,
     world::{World, WorldError},
@@ -90,8 +91,10 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
         }
     };
     let writer = Writer::start(log, deduper, Box::new(apply))?;
-    let workers = Workers::start(models, opening.queue_requests_max).map_err(io(opening.data))?;
-    Ok(Engine::new(world, workers, writer, tokens, opening.config))
+    let (told, config) = (world.clone(), opening.config.clone());
+    let tell = move |models: &mut Models, asked: &[Asked]| stories::tell(&told, models, asked, &config);
+    let workers = Workers::start(models, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
+    Ok(Engine::new(world, workers, writer, tokens, &opening.config))
 }
 
 /// What was imported is the state before the log's first position.

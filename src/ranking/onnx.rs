@@ -245,20 +245,37 @@ impl PersonEncoder {
         Ok(Self { session: runtime.open(Self::NAME, bytes, device, &inputs, &output)? })
     }
 
-    /// The person's vector, `[VECTOR_DIM]`, length 1. The history must not be empty.
-    pub fn encode(&mut self, input: &PersonInput) -> Result<Vec<f32>, RankingError> {
-        let length = input.kinds.len();
-        let shape = [1, length];
-        let mask = vec![1.0f32; length];
-        let positions: Vec<i64> = input.positions.iter().map(|position| (*position).min(POSITION_MAX)).collect();
+    /// Vectors `[people × VECTOR_DIM]`, each of length 1. No history may be empty; shorter ones are padded and masked.
+    pub fn encode_batch(&mut self, people: &[PersonInput]) -> Result<Vec<f32>, RankingError> {
+        let Some(length) = people.iter().map(|person| person.kinds.len()).max() else {
+            return Ok(Vec::new());
+        };
+        let cells = people.len() * length;
+        let mut items = Vec::with_capacity(cells * VECTOR_DIM);
+        let (mut kinds, mut positions) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
+        let (mut ages, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
+        for (index, person) in people.iter().enumerate() {
+            items.extend_from_slice(&person.items);
+            kinds.extend_from_slice(&person.kinds);
+            positions.extend(person.positions.iter().map(|position| (*position).min(POSITION_MAX)));
+            ages.extend_from_slice(&person.ages);
+            mask.resize(kinds.len(), 1.0f32);
+            let end = (index + 1) * length;
+            items.resize(end * VECTOR_DIM, 0.0);
+            kinds.resize(end, 0);
+            positions.resize(end, 0);
+            ages.resize(end, 0.0);
+            mask.resize(end, 0.0);
+        }
+        let shape = [people.len(), length];
         let inputs = vec![
-            ("items", tensor(Self::NAME, &[1, length, VECTOR_DIM], &input.items)?),
-            ("kinds", tensor(Self::NAME, &shape, &input.kinds)?),
+            ("items", tensor(Self::NAME, &[people.len(), length, VECTOR_DIM], &items)?),
+            ("kinds", tensor(Self::NAME, &shape, &kinds)?),
             ("positions", tensor(Self::NAME, &shape, &positions)?),
-            ("ages", tensor(Self::NAME, &shape, &input.ages)?),
+            ("ages", tensor(Self::NAME, &shape, &ages)?),
             ("mask", tensor(Self::NAME, &shape, &mask)?),
         ];
-        run(Self::NAME, &mut self.session, inputs, VECTOR_DIM)
+        run(Self::NAME, &mut self.session, inputs, people.len() * VECTOR_DIM)
     }
 }
 

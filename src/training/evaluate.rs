@@ -127,12 +127,12 @@ pub fn evaluate(
 /// The first places by popularity, by retrieval alone, and by retrieval and ranking.
 fn lists(world: &World, models: &mut Models, person: &PersonId, now: UnixMillis) -> [Vec<Row>; 3] {
     let viewer = Viewer { person: person.clone(), session: String::new(), locale: String::new() };
-    let mut story = Story::begin(world, &viewer, &Options::default(), now);
+    let mut story = Story::begin(world, &world.catalog.load_full(), &viewer, &Options::default(), now);
     let popular = world.popular(now);
     let popular = popular.iter().filter_map(|(key, _)| story.catalog.row_of_key(*key)).take(CUTOFF).collect();
     let (found, _) = candidates(&mut story, models, None);
     let retrieved = found.list.iter().map(|candidate| candidate.row).take(CUTOFF).collect();
-    let ranked = story.rank(models, found, None);
+    let ranked = Story::rank(std::slice::from_mut(&mut story), models, vec![found], &[None]).remove(0);
     let mut order: Vec<usize> = (0..ranked.scores.len()).collect();
     order.sort_by(|a, b| ranked.scores[*b].total_cmp(&ranked.scores[*a]).then(a.cmp(b)));
     let ranked = order.into_iter().take(CUTOFF).map(|index| ranked.candidates.list[index].row).collect();

@@ -410,7 +410,7 @@ fn check(
 ) -> Result<ExportCheck, ModelError> {
     let mut session = PersonEncoder::open(runtime, onnx, RunDevice::Cpu)?;
     let mut rng = StdRng::seed_from_u64(7);
-    let mut pairs = Vec::new();
+    let (mut pairs, mut inputs) = (Vec::new(), Vec::new());
     for length in [1usize, 2, 7, 31, 50] {
         let tokens = (0..length).map(|_| HistoryToken {
             item: rng.random_range(0..item_count as u32),
@@ -429,7 +429,12 @@ fn check(
             positions: (0..length as i64).rev().collect(),
             ages: sample.history.iter().map(|token| token.age_days.ln_1p()).collect(),
         };
-        pairs.push((expected, session.encode(&input)?));
+        pairs.push((expected, session.encode_batch(std::slice::from_ref(&input))?));
+        inputs.push(input);
     }
+    // Served together, each history is padded to the longest.
+    let together = session.encode_batch(&inputs)?;
+    let alone: Vec<f32> = pairs.iter().flat_map(|(_, alone)| alone.iter().copied()).collect();
+    pairs.push((alone, together));
     compare("person_encoder", &pairs)
 }

@@ -348,7 +348,7 @@ fn list_for(
     bought: &AHashMap<Row, f32>,
 ) -> Option<RankingList> {
     let viewer = Viewer { person: event.person.clone(), session: String::new(), locale: String::new() };
-    let mut story = Story::begin(world, &viewer, &Options::default(), event.at);
+    let mut story = Story::begin(world, &world.catalog.load_full(), &viewer, &Options::default(), event.at);
     let (candidates, vector) = candidates(&mut story, models, query);
     if !candidates.list.iter().any(|candidate| bought.contains_key(&candidate.row)) {
         return None;
@@ -371,8 +371,9 @@ pub(super) fn candidates(
     models: &mut Models,
     query: Option<&str>,
 ) -> (Candidates, Option<Vec<f32>>) {
-    let vector = query.and_then(|query| story.encode_query(models, query));
-    story.encode_person(models);
+    let story_alone = std::slice::from_mut(story);
+    let vector = Story::encode_queries(story_alone, models, &[query]).remove(0);
+    Story::encode_people(story_alone, models);
     let catalog = story.catalog.clone();
     let limits = crate::engine::EngineConfig::default();
     let eligible = Eligible::offered(&catalog);

@@ -1,0 +1,321 @@
+//! The stories of requests: what is asked of each stage, in which order. Requests that wait together are answered
+//! together: each learned function runs once for all of them, so that its weights and its code are fetched once.
+use super::{
+    answer::{Ranked, Slate, Story},
+    engine::{EngineConfig, Stages},
+    fusion::Candidates,
+    models::Models,
+    request::*,
+    retrieve::{self, Ask, Eligible},
+    world::World,
+};
+use crate::{
+    catalog::{Catalog, Filter},
+    events::EventKind,
+    features::Recent,
+    ids::{ItemId, ItemKey, Row},
+    units::UnixMillis,
+};
+
+/// A request that ends in a slate.
+pub enum Asked {
+    Search(SearchRequest),
+    Recommend(RecommendRequest),
+    Rank(RankRequest),
+}
+
+impl Asked {
+    fn viewer(&self) -> &Viewer {
+        match self {
+            Self::Search(request) => &request.viewer,
+            Self::Recommend(request) => &request.viewer,
+            Self::Rank(request) => &request.viewer,
+        }
+    }
+
+    fn options(&self) -> &Options {
+        match self {
+            Self::Search(request) => &request.options,
+            Self::Recommend(request) => &request.options,
+            Self::Rank(request) => &request.options,
+        }
+    }
+
+    fn query(&self) -> Option<&str> {
+        match self {
+            Self::Search(request) => Some(&request.query),
+            Self::Recommend(_) => None,
+            Self::Rank(request) => Some(request.query.as_str()).filter(|query| !query.trim().is_empty()),
+        }
+    }
+
+    fn filter(&self) -> Option<&Filter> {
+        match self {
+            Self::Search(request) => request.filter.as_ref(),
+            Self::Recommend(request) => request.filter.as_ref(),
+            Self::Rank(_) => None,
+        }
+    }
+
+    /// Items that the request names, of which the catalogue may not have some.
+    fn named_items(&self) -> &[ItemId] {
+        match self {
+            Self::Search(request) => &request.options.exclude,
+            Self::Recommend(request) => &request.anchors,
+            Self::Rank(request) => &request.candidates,
+        }
+    }
+}
+
+/// A slate as it was made, with what is told about it.
+pub struct Told {
+    pub slate: Slate,
+    pub tail: AnswerTail,
+    pub stages: Stages,
+}
+
+/// The stories of some requests, in their order.
+pub fn tell(world: &World, models: &mut Models, asked: &[Asked], config: &EngineConfig) -> Vec<Told> {
+    let (catalog, now) = (world.catalog.load_full(), UnixMillis::now());
+    let mut stories: Vec<Story> =
+        asked.iter().map(|asked| Story::begin(world, &catalog, asked.viewer(), asked.options(), now)).collect();
+    let queries: Vec<Option<&str>> = asked.iter().map(Asked::query).collect();
+    let query_vectors = Story::encode_queries(&mut stories, models, &queries);
+    Story::encode_people(&mut stories, models);
+    let eligible: Vec<Eligible> =
+        asked.iter().map(|asked| eligible(world, &catalog, asked.options(), asked.filter())).collect();
+    let mut candidates = Vec::with_capacity(asked.len());
+    for (index, asked) in asked.iter().enumerate() {
+        let story = &mut stories[index];
+        story.resume();
+        check_version(story, asked.options());
+        let ask = Ask {
+            world,
+            catalog: &catalog,
+            person: &story.person,
+            query: queries[index].map(|query| (query, query_vectors[index].as_deref())),
+            anchors: &story.person.recent,
+            eligible: &eligible[index],
+            now,
+            source_count: config.source_candidates_max,
+            candidate_count: config.candidates_max,
+        };
+        let (found, degradation) = match asked {
+            Asked::Search(_) => search(&ask),
+            Asked::Recommend(request) => (recommend(&ask, story, request), None),
+            Asked::Rank(request) => (given(&ask, request), None),
+        };
+        story.degradations.extend(degradation);
+        story.retrieved(found.near_time);
+        candidates.push(found);
+    }
+    let ranked = Story::rank(&mut stories, models, candidates, &query_vectors);
+    let slates = stories.into_iter().zip(ranked).zip(asked).zip(&eligible);
+    slates.map(|(((story, ranked), asked), eligible)| finish(story, ranked, asked, eligible, models, config)).collect()
+}
+
+/// Policy, and what an answer says about itself.
+fn finish(
+    mut story: Story,
+    mut ranked: Ranked,
+    asked: &Asked,
+    eligible: &Eligible,
+    models: &Models,
+    config: &EngineConfig,
+) -> Told {
+    story.resume();
+    let mut options = asked.options().clone();
+    options.diversity = options.diversity.or(Some(config.diversity_default));
+    let slate = match asked {
+        Asked::Search(_) => {
+            put_matches_first(&mut ranked);
+            story.slate(ranked, &options, models, &|row| eligible.keeps(row))
+        }
+        Asked::Recommend(request) => {
+            if has_order_of_its_own(request.kind) {
+                ranked.scores = ranked.candidates.list.iter().map(|candidate| candidate.evidence.fused).collect();
+            }
+            let mut slate = story.slate(ranked, &options, models, &|row| eligible.keeps(row));
+            slate.reason = reason_of_list(&story, request);
+            slate
+        }
+        Asked::Rank(_) => {
+            let catalog = story.catalog.clone();
+            let mut slate = story.slate(ranked, &options, models, &|row| catalog.is_alive(row));
+            slate.reason = Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() });
+            slate
+        }
+    };
+    let mut slate = slate;
+    let mut tail = story.tail(std::mem::take(&mut slate.sources), options.debug);
+    tail.unknown_items = unknown(&story, asked.named_items());
+    tail.dropped_pins = std::mem::take(&mut slate.dropped_pins);
+    Told { slate, tail, stages: story.stages }
+}
+
+fn search(ask: &Ask) -> (Candidates, Option<Degradation>) {
+    let degradation = |code, subject: &str| Some(Degradation { code, subject: subject.to_owned() });
+    match retrieve::for_query(ask) {
+        Ok(found) if found.words_complete == 0 => (found, degradation(DegradationCode::QueryRelaxed, "")),
+        Ok(found) => (found, None),
+        Err(error) => {
+            tracing::warn!(%error, "the words source failed");
+            (Candidates::default(), degradation(DegradationCode::SourceFailed, "words"))
+        }
+    }
+}
+
+fn recommend(ask: &Ask, story: &Story, request: &RecommendRequest) -> Candidates {
+    let given = anchors(story, &request.anchors);
+    let ask = Ask { anchors: if given.is_empty() { ask.anchors } else { &given }, ..*ask };
+    let eligible = |key: ItemKey| ask.catalog.row_of_key(key).filter(|row| ask.eligible.keeps(*row));
+    let in_order = |source: usize, list: Vec<(ItemKey, f32)>| {
+        let rows = list.into_iter().filter_map(|(key, score)| Some((eligible(key)?, score))).collect();
+        retrieve::in_order(ask.catalog, source, rows, ask.candidate_count)
+    };
+    match request.kind {
+        RecommendKind::ForYou => retrieve::for_person(&ask),
+        RecommendKind::Similar => retrieve::like_anchors(&ask),
+        RecommendKind::BoughtTogether => retrieve::with_anchors(&ask),
+        RecommendKind::BuyAgain => retrieve::bought_before(&ask),
+        RecommendKind::Trending => {
+            in_order(retrieve::POPULAR, ask.world.popularity.read().top_trending(ask.candidate_count, ask.now))
+        }
+        RecommendKind::RecentlyViewed => in_order(retrieve::HISTORY, recently_viewed(story)),
+    }
+}
+
+/// These lists answer a question of their own (alike, together, when); the person's taste would blur it.
+fn has_order_of_its_own(kind: RecommendKind) -> bool {
+    match kind {
+        RecommendKind::ForYou | RecommendKind::BuyAgain => false,
+        RecommendKind::Similar
+        | RecommendKind::BoughtTogether
+        | RecommendKind::Trending
+        | RecommendKind::RecentlyViewed => true,
+    }
+}
+
+/// The caller's candidates that the catalogue has, each once.
+fn given(ask: &Ask, request: &RankRequest) -> Candidates {
+    let mut found: Vec<(Row, f32)> = Vec::new();
+    for id in request.candidates.iter().filter(|id| !request.options.exclude.contains(id)) {
+        if let Some(row) = ask.catalog.row_of(&ask.world.keys, id)
+            && !found.iter().any(|(known, _)| *known == row)
+        {
+            found.push((row, 0.0));
+        }
+    }
+    retrieve::in_order(ask.catalog, retrieve::PERSON_VECTOR, found, request.candidates.len())
+}
+
+/// What has all words of the query comes before what is only near to it: the ranking model orders each of the two, and a
+/// shopper who typed a name in another language than the model learned still finds it first. Utilities are below 1.
+fn put_matches_first(ranked: &mut Ranked) {
+    for (score, candidate) in ranked.scores.iter_mut().zip(&ranked.candidates.list) {
+        if usize::from(candidate.places[retrieve::WORDS]) < ranked.candidates.words_complete {
+            *score += 1.0;
+        }
+    }
+}
+
+/// The story of a suggestion.
+pub fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> (SuggestAnswer, Stages) {
+    let options = Options::default();
+    let catalog = world.catalog.load_full();
+    let mut story = Story::begin(world, &catalog, &request.viewer, &options, UnixMillis::now());
+    let affinity = category_affinity(&story);
+    let completions = if request.prefix.trim().is_empty() {
+        let completion = |query: &crate::people::PastQuery| Completion {
+            text: query.text.to_string(),
+            source: CompletionSource::Query,
+        };
+        story.history.queries.iter().rev().take(request.completion_count).map(completion).collect()
+    } else {
+        let affinity = |category: &str| affinity.get(category).copied().unwrap_or(0.0);
+        world.suggester.complete(&request.prefix, request.completion_count, &affinity)
+    };
+    story.stage("complete");
+    let keep = |row: Row| catalog.is_offered(row);
+    let found = if request.prefix.trim().is_empty() {
+        story.person.recent.iter().filter(|r| keep(r.row)).map(|recent| (recent.row, recent.weight)).collect()
+    } else {
+        let found = world.lexical.search(&request.prefix, crate::retrieval::Match::Prefix, 50, &keep);
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the words source failed");
+            story.degrade(DegradationCode::SourceFailed, "words");
+            Vec::new()
+        })
+    };
+    Story::encode_people(std::slice::from_mut(&mut story), models);
+    let candidates = retrieve::in_order(&catalog, retrieve::WORDS, found, 50);
+    let ranked = Story::rank(std::slice::from_mut(&mut story), models, vec![candidates], &[None]).remove(0);
+    let slate = story.slate(ranked, &options, models, &keep);
+    let products = slate.results(world, 0..request.product_count.min(slate.places.len()));
+    let tail = story.tail(slate.sources, DebugLevel::None);
+    (SuggestAnswer { completions, products, tail }, story.stages)
+}
+
+/// Every acknowledged position is applied before it is acknowledged, so only a position of another server is ahead.
+fn check_version(story: &mut Story, options: &Options) {
+    if options.session_version > story.world.applied_position() {
+        story.degrade(DegradationCode::StaleState, "people");
+    }
+}
+
+fn anchors(story: &Story, ids: &[ItemId]) -> Vec<Recent> {
+    let recent = |id: &ItemId| {
+        let key = story.world.keys.get(id)?;
+        let row = story.catalog.row_of_key(key)?;
+        Some(Recent { row, key, weight: 1.0, kind: EventKind::View, at_s: story.now.seconds_u32() })
+    };
+    ids.iter().filter_map(recent).collect()
+}
+
+fn recently_viewed(story: &Story) -> Vec<(ItemKey, f32)> {
+    let mut seen: Vec<(ItemKey, f32)> = Vec::new();
+    for event in story.history.events.iter().rev() {
+        let looked = matches!(event.kind, EventKind::View | EventKind::Click);
+        if looked && !seen.iter().any(|(key, _)| *key == event.item) {
+            seen.push((event.item, event.at_s as f32));
+        }
+    }
+    seen
+}
+
+fn category_affinity(story: &Story) -> std::collections::HashMap<String, f32> {
+    let mut affinity = std::collections::HashMap::new();
+    for recent in &story.person.recent {
+        for category in &story.catalog.get(recent.row).item.categories {
+            *affinity.entry(category.clone()).or_insert(0.0) += recent.weight;
+        }
+    }
+    affinity
+}
+
+/// Lists with a question of their own give it as their reason, with the anchors as evidence.
+fn reason_of_list(story: &Story, request: &RecommendRequest) -> Option<Reason> {
+    let code = match request.kind {
+        RecommendKind::Similar => ReasonCode::Similar,
+        RecommendKind::BoughtTogether => ReasonCode::BoughtTogether,
+        RecommendKind::Trending => ReasonCode::Trending,
+        RecommendKind::RecentlyViewed => ReasonCode::RecentlyViewed,
+        RecommendKind::ForYou | RecommendKind::BuyAgain => return None,
+    };
+    let evidence = anchors(story, &request.anchors).iter().take(3).map(|a| story.world.keys.id(a.key)).collect();
+    Some(Reason { code, evidence })
+}
+
+/// Which rows a request may show: offered, not excluded, matching the filter.
+fn eligible<'a>(world: &World, catalog: &'a Catalog, options: &Options, filter: Option<&Filter>) -> Eligible<'a> {
+    let excluded = options.exclude.iter().filter_map(|id| catalog.row_of(&world.keys, id));
+    let eligible = Eligible::offered(catalog).without(excluded);
+    match filter {
+        Some(filter) => eligible.matching(catalog, |item| filter.matches(item)),
+        None => eligible,
+    }
+}
+
+fn unknown(story: &Story, ids: &[ItemId]) -> Vec<ItemId> {
+    ids.iter().filter(|id| story.catalog.row_of(&story.world.keys, id).is_none()).cloned().collect()
+}
