@@ -19,9 +19,11 @@ const TOGETHER_MAX: usize = 8;
 
 type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 
+type Work<M> = Box<dyn FnOnce(&mut M) + Send>;
+
 enum Job<M, Q, A> {
     Question { question: Q, deadline: Instant, reply: Reply<A> },
-    Work(Box<dyn FnOnce(&mut M) + Send>),
+    Work(Work<M>),
 }
 
 /// Answers some questions, in their order.
@@ -122,7 +124,7 @@ fn take_share<M, Q, A>(
     first: Job<M, Q, A>,
     jobs: &Receiver<Job<M, Q, A>>,
     worker_count: usize,
-) -> (Waiting<Q, A>, Vec<Box<dyn FnOnce(&mut M) + Send>>) {
+) -> (Waiting<Q, A>, Vec<Work<M>>) {
     let share = (1 + jobs.len() / worker_count).min(TOGETHER_MAX);
     let (mut waiting, mut works) = ((Vec::with_capacity(share), Vec::with_capacity(share)), Vec::new());
     for job in std::iter::once(first).chain(jobs.try_iter().take(share - 1)) {

@@ -1,4 +1,6 @@
 //! Stage two and the encoders: learned functions, run by ONNX Runtime.
 mod onnx;
+mod sentence;
 
 pub use onnx::{Device, PersonEncoder, PersonInput, QueryEncoder, Ranker, RankingError, Runtime, RuntimeError};
+pub use sentence::{SentenceEncoder, SentenceError};

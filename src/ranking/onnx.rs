@@ -95,16 +95,20 @@ impl Runtime {
         inputs: &[Contract],
         output: &Contract,
     ) -> Result<Session, RankingError> {
+        let session = self.session(model, bytes, device)?;
+        check(model, "input", session.inputs(), inputs)?;
+        check(model, "output", session.outputs(), std::slice::from_ref(output))?;
+        Ok(session)
+    }
+
+    fn session(&self, model: &'static str, bytes: &[u8], device: Device) -> Result<Session, RankingError> {
         let failed = |message: String| RankingError::Open { model, message };
         let builder = Session::builder(&self.environment).map_err(|e| failed(e.to_string()))?;
         let builder = builder.with_intra_threads(1).map_err(|e| failed(e.to_string()))?;
         let builder =
             builder.with_optimization_level(GraphOptimizationLevel::Level3).map_err(|e| failed(e.to_string()))?;
         let mut builder = on_device(builder, device)?;
-        let session = builder.commit_from_memory(bytes).map_err(|e| failed(e.to_string()))?;
-        check(model, "input", session.inputs(), inputs)?;
-        check(model, "output", session.outputs(), std::slice::from_ref(output))?;
-        Ok(session)
+        builder.commit_from_memory(bytes).map_err(|e| failed(e.to_string()))
     }
 }
 
@@ -347,4 +351,97 @@ impl Ranker {
         let inputs = vec![("features", tensor(Self::NAME, &[row_count, FEATURE_COUNT], features)?)];
         run(Self::NAME, &mut self.session, inputs, row_count * self.head_count)
     }
+}
+
+/// A model of sentences as Hugging Face exports it: `input_ids`, and where it has them `attention_mask` and
+/// `token_type_ids`, to `[texts × tokens × dimension]` or `[texts × dimension]`.
+pub struct SentenceModel {
+    session: Session,
+    input_names: Vec<&'static str>,
+    dimension: usize,
+    gives_tokens: bool,
+}
+
+impl SentenceModel {
+    const NAME: &str = "sentence_encoder";
+
+    /// Opens the model and checks its inputs and its first output.
+    pub fn open(runtime: &Runtime, bytes: &[u8]) -> Result<Self, RankingError> {
+        const INPUTS: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
+        let refuse = |problem: String| Err(RankingError::Contract { model: Self::NAME, problem });
+        let session = runtime.session(Self::NAME, bytes, Device::Cpu)?;
+        let found: Vec<&str> = session.inputs().iter().map(Outlet::name).collect();
+        let input_names: Vec<&'static str> = INPUTS.into_iter().filter(|name| found.contains(name)).collect();
+        if input_names.len() != found.len() || !found.contains(&INPUTS[0]) {
+            return refuse(format!("inputs are {found:?}, expected input_ids and at most {:?}", &INPUTS[1..]));
+        }
+        let contracts: Vec<Contract> = input_names.iter().map(|name| integers(name, &[-1, -1])).collect();
+        check(Self::NAME, "input", session.inputs(), &contracts)?;
+        let Some((ValueType::Tensor { ty: TensorElementType::Float32, shape, .. }, name)) =
+            session.outputs().first().map(|output| (output.dtype(), output.name()))
+        else {
+            return refuse("the first output is no tensor of float32".to_owned());
+        };
+        let shape = shape.to_vec();
+        let dimension = match shape[..] {
+            [_, _, dimension] | [_, dimension] if dimension > 0 => dimension as usize,
+            _ => {
+                return refuse(format!(
+                    "output `{name}` has the shape {shape:?}, expected [texts, tokens, dimension] or [texts, dimension]"
+                ));
+            }
+        };
+        Ok(Self { input_names, dimension, gives_tokens: shape.len() == 3, session })
+    }
+
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// Vectors `[texts × dimension]` of tokenised texts, each of length 1.
+    pub fn encode(&mut self, texts: &[&[i64]]) -> Result<Vec<f32>, RankingError> {
+        let width = texts.iter().map(|text| text.len()).max().unwrap_or(0).max(1);
+        let cells = texts.len() * width;
+        let (mut ids, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
+        for (index, text) in texts.iter().enumerate() {
+            ids.extend_from_slice(text);
+            mask.resize(ids.len(), 1i64);
+            ids.resize((index + 1) * width, 0);
+            mask.resize((index + 1) * width, 0);
+        }
+        let (types, shape) = (vec![0i64; cells], [texts.len(), width]);
+        let values_of = |name: &str| match name {
+            "input_ids" => &ids,
+            "attention_mask" => &mask,
+            _ => &types,
+        };
+        let inputs = self.input_names.iter();
+        let inputs = inputs
+            .map(|name| Ok((*name, tensor(Self::NAME, &shape, values_of(name))?)))
+            .collect::<Result<Vec<Input>, RankingError>>()?;
+        let length = if self.gives_tokens { cells } else { texts.len() } * self.dimension;
+        let values = run(Self::NAME, &mut self.session, inputs, length)?;
+        let mut vectors = match self.gives_tokens {
+            true => mean_of_tokens(&values, texts, width, self.dimension),
+            false => values,
+        };
+        for vector in vectors.chunks_exact_mut(self.dimension) {
+            let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+            vector.iter_mut().for_each(|x| *x /= norm);
+        }
+        Ok(vectors)
+    }
+}
+
+fn mean_of_tokens(values: &[f32], texts: &[&[i64]], width: usize, dimension: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f32; texts.len() * dimension];
+    for ((text, tokens), sum) in
+        texts.iter().zip(values.chunks_exact(width * dimension)).zip(sums.chunks_exact_mut(dimension))
+    {
+        // The length does not matter: the caller makes it 1.
+        for token in tokens.chunks_exact(dimension).take(text.len()) {
+            sum.iter_mut().zip(token).for_each(|(sum, x)| *sum += x);
+        }
+    }
+    sums
 }

@@ -12,7 +12,9 @@ mod train;
 
 pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};
 pub use onnx::ExportCheck;
-pub use search_benchmark::{SearchBenchmarkError, SearchQuality, SearchReport, search_benchmark};
+pub use search_benchmark::{
+    SearchBenchmarkError, SearchBenchmarkOptions, SearchQuality, SearchReport, search_benchmark,
+};
 pub use train::{TrainError, TrainOptions, TrainReport, train};
 
 /// A step of a long work, for a progress bar.

@@ -22,7 +22,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 pub struct RankingList {
     /// `[candidates × features]`.
     pub features: Vec<f32>,
-    /// `[candidates × heads]`: 1, 0, or NaN where it is not known.
+    /// `[candidates × heads]`: 0 to 1, or NaN where it is not known.
     pub labels: Vec<f32>,
 }
 
@@ -205,7 +205,7 @@ fn loss(
         features[index * longest * width..index * longest * width + scaled.len()].copy_from_slice(&scaled);
         for head in 0..heads {
             let labels: Vec<f32> = list.labels.iter().skip(head).step_by(heads).copied().collect();
-            let positives = labels.iter().filter(|label| **label == 1.0).count().max(1) as f32;
+            let positives = labels.iter().filter(|label| !label.is_nan()).sum::<f32>().max(1.0);
             for (place, label) in labels.iter().enumerate().filter(|(_, label)| !label.is_nan()) {
                 let cell = head * cells + index * longest + place;
                 bias[cell] = 0.0;

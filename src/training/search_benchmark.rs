@@ -1,18 +1,22 @@
-//! Product search on a judged catalogue: nDCG@10 and recall@100 of words, vectors, and both.
+//! Product search on a judged catalogue: nDCG@10 and recall@100 of words, vectors, both, and both as the ranking model
+//! orders them.
 //!
-//! Learning sees the catalogue's text alone. Judgments only score.
+//! The encoder learns from the catalogue's text alone. The ranking model learns from judgments, but never from those of a
+//! query that it orders (cross-validation over queries).
 use super::{
     Progress,
     query_encoder::{QueryEncoderConfig, train_query_encoder},
+    ranker::{RankerConfig, RankingList, train_ranker},
     train::{BUCKET_COUNT, title_samples},
 };
 use crate::{
     catalog::{Item, VECTOR_DIM},
-    engine::{Fusion, retrieve},
+    engine::{Candidates, Fusion, retrieve},
+    features::{FEATURE_COUNT, FEATURES},
     ids::{ItemId, Row},
     import::plain,
-    ranking::{Device, QueryEncoder, RankingError, Runtime},
-    retrieval::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError},
+    ranking::{Device, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError},
+    retrieval::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError, dot},
     text,
 };
 use ahash::AHashMap;
@@ -28,6 +32,10 @@ use std::{
 const NDCG_CUTOFF: usize = 10;
 /// Places that recall looks at; so many results are asked for.
 const RECALL_CUTOFF: usize = 100;
+/// Candidates of each source, before fusion.
+const SOURCE_COUNT: usize = 200;
+/// Parts that the queries are cut into: the ranking model that orders one has learned from the others.
+const FOLDS: usize = 5;
 
 /// Why a search cannot be judged.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +54,8 @@ pub enum SearchBenchmarkError {
     Model(#[from] super::onnx::ModelError),
     #[error(transparent)]
     Ranking(#[from] RankingError),
+    #[error(transparent)]
+    Sentence(#[from] SentenceError),
 }
 
 /// How well one way of searching does.
@@ -77,6 +87,17 @@ impl fmt::Display for SearchReport {
     }
 }
 
+/// What is searched, and how.
+#[derive(Debug, Clone)]
+pub struct SearchBenchmarkOptions {
+    /// See [`search_benchmark`].
+    pub products: PathBuf,
+    pub judgments: PathBuf,
+    /// A directory with `model.onnx` and `tokenizer.json`; none: an encoder is trained on the titles.
+    pub encoder: Option<PathBuf>,
+    pub seed: u64,
+}
+
 /// What raters said of the products of a query.
 struct Judged {
     query: String,
@@ -91,53 +112,169 @@ struct Judged {
 /// or `product_uid`, and `rating` (0 to 3; gain 2^r - 1, good from 2) or `relevance` (1 to 3; gain 2^(r-1) - 1, good from
 /// 2.33). Both plain, .gz or .zst.
 pub fn search_benchmark(
-    products: &Path,
-    judgments: &Path,
+    options: &SearchBenchmarkOptions,
     runtime: &Runtime,
-    seed: u64,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<SearchReport, SearchBenchmarkError> {
-    let items = read_products(products)?;
+    let items = read_products(&options.products)?;
     let rows: AHashMap<&str, u32> =
         items.iter().enumerate().map(|(row, item)| (item.id.as_str(), row as u32)).collect();
-    let judged = read_judgments(judgments, &rows)?;
-    let query_count = judged.len();
+    let judged = read_judgments(&options.judgments, &rows)?;
 
     let lexical = Lexical::new()?;
     let documents: Vec<(Row, &Item)> = items.iter().enumerate().map(|(row, item)| (Row(row as u32), item)).collect();
     lexical.upsert(&documents)?;
-
-    let mut rng = StdRng::seed_from_u64(seed);
-    let (texts, spans) = title_samples(&items, &mut rng);
-    let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, steps_max: 3000, ..Default::default() };
-    let trained = train_query_encoder(&texts, &spans, &config, runtime, progress)?;
-    let vectors = trained.encode(&texts);
-    let index = FrozenGraph::build(&vectors, VECTOR_DIM, BuildConfig::default(), &|_| {})?;
-    let mut encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
+    let encoded = match &options.encoder {
+        Some(directory) => encode_with(directory, &items, &judged, runtime, progress)?,
+        None => encode_with_trained(&items, &judged, runtime, options.seed, progress)?,
+    };
+    let index = FrozenGraph::build(&encoded.items, encoded.dimension, BuildConfig::default(), &|_| {})?;
 
     let mut found: [Vec<Vec<u32>>; 3] = Default::default();
-    for (done, judged) in judged.iter().enumerate() {
-        progress(Progress { stage: "search", done: done + 1, total: query_count, loss: f32::NAN });
-        let (words, _) = lexical.search_all_then_any(&judged.query, RECALL_CUTOFF, &|_| true)?;
-        let terms = text::hashed_terms(&judged.query, BUCKET_COUNT);
-        let near = match terms.is_empty() {
-            true => Vec::new(),
-            false => index.search(&encoder.encode_batch(&[terms])?, RECALL_CUTOFF, 200),
-        };
-        let rows = |list: &[(Row, f32)]| list.iter().map(|(row, _)| row.0).collect();
-        found[0].push(rows(&words));
-        found[1].push(rows(&near));
+    let mut lists = Vec::with_capacity(judged.len());
+    for (done, (judged, vector)) in judged.iter().zip(&encoded.queries).enumerate() {
+        progress(Progress { stage: "search", done: done + 1, total: encoded.queries.len(), loss: f32::NAN });
+        let (words, _) = lexical.search_all_then_any(&judged.query, SOURCE_COUNT, &|_| true)?;
+        let near = vector.as_ref().map(|vector| index.search(vector, SOURCE_COUNT, 400)).unwrap_or_default();
+        let first = |list: &[(Row, f32)]| list.iter().take(RECALL_CUTOFF).map(|(row, _)| row.0).collect();
+        found[0].push(first(&words));
+        found[1].push(first(&near));
         let mut fusion = Fusion::new(items.len());
         fusion.add(retrieve::WORDS, words);
         fusion.add(retrieve::QUERY_VECTOR, near);
-        found[2].push(fusion.finish(RECALL_CUTOFF).list.iter().map(|candidate| candidate.row.0).collect());
+        let fused = fusion.finish(2 * SOURCE_COUNT);
+        found[2].push(fused.list.iter().take(RECALL_CUTOFF).map(|candidate| candidate.row.0).collect());
+        lists.push(list_of(&fused, &encoded, vector.as_deref(), judged));
     }
-    let methods = ["lexical", "vector", "fused"].into_iter().zip(&found);
+    let ranked = rank_across(&lists, options.seed, runtime, progress)?;
+    let methods = ["lexical", "vector", "fused"].into_iter().zip(&found).chain([("ranked", &ranked)]);
     Ok(SearchReport {
         products: items.len(),
         queries: judged.len(),
         methods: methods.map(|(method, found)| quality(method, &judged, found)).collect(),
     })
+}
+
+/// Vectors of products and queries in one space.
+struct Encoded {
+    dimension: usize,
+    /// `[products × dimension]`.
+    items: Vec<f32>,
+    /// None for a query without terms.
+    queries: Vec<Option<Vec<f32>>>,
+}
+
+/// By a sentence encoder that was brought.
+fn encode_with(
+    directory: &Path,
+    items: &[Item],
+    judged: &[Judged],
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Encoded, SearchBenchmarkError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut encoder = SentenceEncoder::open(runtime, directory, threads)?;
+    let texts: Vec<String> = items.iter().map(sentence_of).collect();
+    let total = texts.len();
+    let items = encoder.encode(&texts, &mut |done| {
+        progress(Progress { stage: "embed products", done, total, loss: f32::NAN });
+    })?;
+    let queries: Vec<String> = judged.iter().map(|judged| judged.query.clone()).collect();
+    let queries = encoder.encode(&queries, &mut |_| {})?;
+    let dimension = encoder.dimension();
+    Ok(Encoded { dimension, items, queries: queries.chunks_exact(dimension).map(|q| Some(q.to_vec())).collect() })
+}
+
+/// What a sentence encoder reads of a product.
+fn sentence_of(item: &Item) -> String {
+    let brand = if item.title.contains(&item.brand) { "" } else { &item.brand };
+    [brand, &item.title, &item.description].join(" ").trim().to_owned()
+}
+
+/// By the subword encoder, trained on the titles.
+fn encode_with_trained(
+    items: &[Item],
+    judged: &[Judged],
+    runtime: &Runtime,
+    seed: u64,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Encoded, SearchBenchmarkError> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let (texts, spans) = title_samples(items, &mut rng);
+    let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, steps_max: 3000, ..Default::default() };
+    let trained = train_query_encoder(&texts, &spans, &config, runtime, progress)?;
+    let mut encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
+    let queries = judged.iter().map(|judged| {
+        let terms = text::hashed_terms(&judged.query, BUCKET_COUNT);
+        if terms.is_empty() { Ok(None) } else { encoder.encode_batch(&[terms]).map(Some) }
+    });
+    let queries = queries.collect::<Result<_, _>>()?;
+    Ok(Encoded { dimension: VECTOR_DIM, items: trained.encode(&texts), queries })
+}
+
+/// The candidates of one query as the ranking model sees them, and their rows.
+struct QueryList {
+    rows: Vec<u32>,
+    list: RankingList,
+}
+
+/// Those of the product's features that a query without a person has.
+fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged: &Judged) -> QueryList {
+    let best_gain = judged.gains.values().map(|(gain, _)| *gain).fold(f64::MIN_POSITIVE, f64::max);
+    let mut features = vec![0.0; fused.list.len() * FEATURE_COUNT];
+    for (candidate, features) in fused.list.iter().zip(features.chunks_exact_mut(FEATURE_COUNT)) {
+        let item = &encoded.items[candidate.row.index() * encoded.dimension..][..encoded.dimension];
+        let words = candidate.evidence.words;
+        for (name, value) in [
+            ("query_similarity", vector.map_or(0.0, |vector| dot(vector, item))),
+            ("words_score", words),
+            ("words_score_relative", if fused.words_best > 0.0 { words / fused.words_best } else { 0.0 }),
+            ("retrieval_score", candidate.evidence.fused),
+        ] {
+            let column = FEATURES.iter().position(|feature| *feature == name);
+            features[column.expect("a feature of the list above is in FEATURES")] = value;
+        }
+    }
+    let rows: Vec<u32> = fused.list.iter().map(|candidate| candidate.row.0).collect();
+    let label = |row| judged.gains.get(row).map_or(0.0, |(gain, _)| (gain / best_gain) as f32);
+    QueryList { list: RankingList { features, labels: rows.iter().map(label).collect() }, rows }
+}
+
+/// Orders each list by a ranking model that has learned from the lists of other folds. Too few lists to learn from stay in
+/// the order of fusion.
+fn rank_across(
+    lists: &[QueryList],
+    seed: u64,
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Vec<u32>>, SearchBenchmarkError> {
+    let in_order = |list: &QueryList| list.rows.iter().copied().take(RECALL_CUTOFF).collect::<Vec<u32>>();
+    let mut ranked: Vec<Vec<u32>> = lists.iter().map(in_order).collect();
+    if lists.len() < 4 * FOLDS {
+        return Ok(ranked);
+    }
+    for fold in 0..FOLDS {
+        let (mut learn, mut validate) = (Vec::new(), Vec::new());
+        for (at, list) in lists.iter().enumerate().filter(|(at, _)| at % FOLDS != fold) {
+            if list.list.labels.iter().any(|label| *label > 0.0) {
+                if (at / FOLDS).is_multiple_of(8) { &mut validate } else { &mut learn }.push(list.list.clone());
+            }
+        }
+        let config = RankerConfig { epochs_max: 40, patience: 3, seed, ..Default::default() };
+        let heads = ["relevance".to_owned()];
+        let trained = train_ranker(&learn, &validate, FEATURES, &heads, &config, runtime, progress)?;
+        let mut ranker = Ranker::open(runtime, &trained.onnx, Device::Cpu)?;
+        for (at, list) in lists.iter().enumerate().skip(fold).step_by(FOLDS) {
+            if list.rows.is_empty() {
+                continue;
+            }
+            let scores = ranker.score(&list.list.features, list.rows.len())?;
+            let mut order: Vec<usize> = (0..list.rows.len()).collect();
+            order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+            ranked[at] = order.into_iter().take(RECALL_CUTOFF).map(|place| list.rows[place]).collect();
+        }
+    }
+    Ok(ranked)
 }
 
 fn quality(method: &'static str, judged: &[Judged], found: &[Vec<u32>]) -> SearchQuality {

@@ -59,7 +59,7 @@ def product_search(work):
     files = ["--products", work / "products.jsonl", "--judgments", work / "judgments.tsv.gz"]
     report = json.loads(run("benchmark", "search", *files, "--json").stdout)
     scores = {method["method"]: method for method in report["methods"]}
-    check(set(scores) == {"lexical", "vector", "fused"} and report["queries"] == 20, "three methods, every query")
+    check(set(scores) == {"lexical", "vector", "fused", "ranked"} and report["queries"] == 20, "four methods, every query")
     check(scores["lexical"]["ndcg_at_10"] == 1.0 and scores["fused"]["recall_at_100"] == 1.0, "what is asked for by name comes first")
     (work / "unknown.tsv").write_text("query\tproduct_id\trating\nmug\tno-such\t3\n")
     refused(["unknown.tsv", "line 2", "no-such"], "benchmark", "search", "--products", work / "products.jsonl", "--judgments",
