@@ -110,12 +110,12 @@ impl<'a> Story<'a> {
         self.degradations.push(Degradation { code, subject: subject.to_owned() });
     }
 
-    /// Makes the people's vectors. A failure costs the sources that need them and is declared.
+    /// Makes the people's vectors; the stories are of one catalogue and one moment. A failure costs the sources that need them and is declared.
     pub fn encode_people(stories: &mut [Self], models: &mut Models) {
         let begun = Instant::now();
-        let people: Vec<(&History, &Catalog)> = stories.iter().map(|story| (&story.history, &*story.catalog)).collect();
-        let now = stories.first().map_or(UnixMillis(0), |story| story.now);
-        match models.encode_people(&people, now) {
+        let Some(first) = stories.first() else { return };
+        let histories: Vec<&History> = stories.iter().map(|story| &story.history).collect();
+        match models.encode_people(&histories, &first.catalog, first.now) {
             Ok(vectors) => {
                 for (story, vector) in stories.iter_mut().zip(vectors) {
                     story.person.vector = vector;

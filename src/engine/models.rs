@@ -48,10 +48,11 @@ impl Models {
     /// Vectors of people, `[VECTOR_DIM]` each; none where no item of the history is in the catalogue.
     pub fn encode_people(
         &mut self,
-        people: &[(&History, &Catalog)],
+        histories: &[&History],
+        catalog: &Catalog,
         now: UnixMillis,
     ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
-        let inputs = people.iter().map(|(history, catalog)| person_input(history, catalog, now)).collect();
+        let inputs = histories.iter().map(|history| person_input(history, catalog, now)).collect();
         encode_those(inputs, |input: &PersonInput| !input.kinds.is_empty(), |inputs| self.person.encode_batch(inputs))
     }
 }

@@ -82,13 +82,12 @@ pub fn tell(world: &World, models: &mut Models, asked: &[Asked], config: &Engine
     let queries: Vec<Option<&str>> = asked.iter().map(Asked::query).collect();
     let query_vectors = Story::encode_queries(&mut stories, models, &queries);
     Story::encode_people(&mut stories, models);
-    let eligible: Vec<Eligible> =
-        asked.iter().map(|asked| eligible(world, &catalog, asked.options(), asked.filter())).collect();
-    let mut candidates = Vec::with_capacity(asked.len());
+    let (mut eligible, mut candidates) = (Vec::with_capacity(asked.len()), Vec::with_capacity(asked.len()));
     for (index, asked) in asked.iter().enumerate() {
         let story = &mut stories[index];
         story.resume();
         check_version(story, asked.options());
+        eligible.push(eligible_rows(world, &catalog, asked.options(), asked.filter()));
         let ask = Ask {
             world,
             catalog: &catalog,
@@ -126,7 +125,7 @@ fn finish(
     story.resume();
     let mut options = asked.options().clone();
     options.diversity = options.diversity.or(Some(config.diversity_default));
-    let slate = match asked {
+    let mut slate = match asked {
         Asked::Search(_) => {
             put_matches_first(&mut ranked);
             story.slate(ranked, &options, models, &|row| eligible.keeps(row))
@@ -146,7 +145,6 @@ fn finish(
             slate
         }
     };
-    let mut slate = slate;
     let mut tail = story.tail(std::mem::take(&mut slate.sources), options.debug);
     tail.unknown_items = unknown(&story, asked.named_items());
     tail.dropped_pins = std::mem::take(&mut slate.dropped_pins);
@@ -307,7 +305,7 @@ fn reason_of_list(story: &Story, request: &RecommendRequest) -> Option<Reason> {
 }
 
 /// Which rows a request may show: offered, not excluded, matching the filter.
-fn eligible<'a>(world: &World, catalog: &'a Catalog, options: &Options, filter: Option<&Filter>) -> Eligible<'a> {
+fn eligible_rows<'a>(world: &World, catalog: &'a Catalog, options: &Options, filter: Option<&Filter>) -> Eligible<'a> {
     let excluded = options.exclude.iter().filter_map(|id| catalog.row_of(&world.keys, id));
     let eligible = Eligible::offered(catalog).without(excluded);
     match filter {

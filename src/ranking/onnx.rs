@@ -355,6 +355,7 @@ impl Ranker {
 
 /// A model of sentences as Hugging Face exports it: `input_ids`, and where it has them `attention_mask` and
 /// `token_type_ids`, to `[texts × tokens × dimension]` or `[texts × dimension]`.
+#[cfg(feature = "train")]
 pub struct SentenceModel {
     session: Session,
     input_names: Vec<&'static str>,
@@ -362,6 +363,7 @@ pub struct SentenceModel {
     gives_tokens: bool,
 }
 
+#[cfg(feature = "train")]
 impl SentenceModel {
     const NAME: &str = "sentence_encoder";
 
@@ -422,7 +424,7 @@ impl SentenceModel {
         let length = if self.gives_tokens { cells } else { texts.len() } * self.dimension;
         let values = run(Self::NAME, &mut self.session, inputs, length)?;
         let mut vectors = match self.gives_tokens {
-            true => mean_of_tokens(&values, texts, width, self.dimension),
+            true => sums_of_tokens(&values, texts, width, self.dimension),
             false => values,
         };
         for vector in vectors.chunks_exact_mut(self.dimension) {
@@ -433,12 +435,13 @@ impl SentenceModel {
     }
 }
 
-fn mean_of_tokens(values: &[f32], texts: &[&[i64]], width: usize, dimension: usize) -> Vec<f32> {
+/// Sums, which point where the means do; the caller makes them of length 1.
+#[cfg(feature = "train")]
+fn sums_of_tokens(values: &[f32], texts: &[&[i64]], width: usize, dimension: usize) -> Vec<f32> {
     let mut sums = vec![0.0f32; texts.len() * dimension];
     for ((text, tokens), sum) in
         texts.iter().zip(values.chunks_exact(width * dimension)).zip(sums.chunks_exact_mut(dimension))
     {
-        // The length does not matter: the caller makes it 1.
         for token in tokens.chunks_exact(dimension).take(text.len()) {
             sum.iter_mut().zip(token).for_each(|(sum, x)| *sum += x);
         }

@@ -218,21 +218,24 @@ struct QueryList {
     list: RankingList,
 }
 
-/// Those of the product's features that a query without a person has.
+/// Those of the product's features that a query without a person has. [`crate::features::append`] cannot make them: it
+/// reads a catalogue, whose vectors have [`VECTOR_DIM`] numbers.
 fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged: &Judged) -> QueryList {
     let best_gain = judged.gains.values().map(|(gain, _)| *gain).fold(f64::MIN_POSITIVE, f64::max);
+    let names = ["query_similarity", "words_score", "words_score_relative", "retrieval_score"];
+    let columns = names.map(|name| FEATURES.iter().position(|feature| *feature == name));
     let mut features = vec![0.0; fused.list.len() * FEATURE_COUNT];
     for (candidate, features) in fused.list.iter().zip(features.chunks_exact_mut(FEATURE_COUNT)) {
         let item = &encoded.items[candidate.row.index() * encoded.dimension..][..encoded.dimension];
         let words = candidate.evidence.words;
-        for (name, value) in [
-            ("query_similarity", vector.map_or(0.0, |vector| dot(vector, item))),
-            ("words_score", words),
-            ("words_score_relative", if fused.words_best > 0.0 { words / fused.words_best } else { 0.0 }),
-            ("retrieval_score", candidate.evidence.fused),
-        ] {
-            let column = FEATURES.iter().position(|feature| *feature == name);
-            features[column.expect("a feature of the list above is in FEATURES")] = value;
+        let values = [
+            vector.map_or(0.0, |vector| dot(vector, item)),
+            words,
+            if fused.words_best > 0.0 { words / fused.words_best } else { 0.0 },
+            candidate.evidence.fused,
+        ];
+        for (column, value) in columns.into_iter().zip(values) {
+            features[column.expect("the names above are features")] = value;
         }
     }
     let rows: Vec<u32> = fused.list.iter().map(|candidate| candidate.row.0).collect();

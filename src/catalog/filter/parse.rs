@@ -1,0 +1,322 @@
+//! From a text to a condition, or to what is wrong at which character.
+use super::{
+    FILTER_CHARS_MAX, FILTER_DEPTH_MAX, Field, FilterError, Kind, Literal, Node, Operator, Test, Text, write_text,
+};
+use std::{fmt, iter::Peekable, vec::IntoIter};
+
+const FIELDS: &str = "item_id, title, description, category, brand, price, currency, stock_quantity, in_stock, tags, \
+                      create_time, attributes.NAME";
+
+/// The condition that a text of at most [`FILTER_CHARS_MAX`] characters says.
+pub(super) fn parse(text: &str) -> Result<Node, FilterError> {
+    let length = text.chars().count();
+    if length > FILTER_CHARS_MAX {
+        return error(FILTER_CHARS_MAX, format!("the filter has {length} characters; the limit is {FILTER_CHARS_MAX}"));
+    }
+    let mut parser = Parser { tokens: tokens(text)?.into_iter().peekable(), end: length };
+    let node = parser.any(0)?;
+    match parser.tokens.next() {
+        None => Ok(node),
+        Some((position, token)) => error(position, format!("expected AND, OR or the end, found {token}")),
+    }
+}
+
+fn error<T>(position: usize, message: impl Into<String>) -> Result<T, FilterError> {
+    Err(FilterError { position, message: message.into() })
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Token {
+    /// A field or `true` and `false`.
+    Name(String),
+    Text(String),
+    Number(f64),
+    Operator(Operator),
+    Open,
+    Close,
+    Comma,
+    And,
+    Or,
+    Not,
+    In,
+    Has,
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Text(text) => write_text(f, text),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Operator(operator) => f.write_str(operator.sign()),
+            Self::Open => f.write_str("("),
+            Self::Close => f.write_str(")"),
+            Self::Comma => f.write_str(","),
+            Self::And => f.write_str("AND"),
+            Self::Or => f.write_str("OR"),
+            Self::Not => f.write_str("NOT"),
+            Self::In => f.write_str("IN"),
+            Self::Has => f.write_str("HAS"),
+        }
+    }
+}
+
+fn tokens(text: &str) -> Result<Vec<(usize, Token)>, FilterError> {
+    let chars: Vec<char> = text.chars().collect();
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while let Some(&c) = chars.get(at) {
+        let start = at;
+        let token = match c {
+            _ if c.is_whitespace() => {
+                at += 1;
+                continue;
+            }
+            '(' => Token::Open,
+            ')' => Token::Close,
+            ',' => Token::Comma,
+            '=' | '!' | '<' | '>' => operator(&chars, &mut at)?,
+            '"' => Token::Text(quoted(&chars, &mut at)?),
+            '-' | '0'..='9' => number(&chars, &mut at)?,
+            _ if c.is_alphabetic() || c == '_' => name(&chars, &mut at),
+            _ => return error(start, format!("unexpected {c:?}; texts stand in double quotes")),
+        };
+        if at == start {
+            at += 1;
+        }
+        tokens.push((start, token));
+    }
+    Ok(tokens)
+}
+
+fn operator(chars: &[char], at: &mut usize) -> Result<Token, FilterError> {
+    let start = *at;
+    let followed = chars.get(start + 1) == Some(&'=');
+    *at += if followed { 2 } else { 1 };
+    let operator = match (chars[start], followed) {
+        ('=', false) => Operator::Equal,
+        ('!', true) => Operator::Unequal,
+        ('<', true) => Operator::LessOrEqual,
+        ('<', false) => Operator::Less,
+        ('>', true) => Operator::GreaterOrEqual,
+        ('>', false) => Operator::Greater,
+        _ => return error(start, "expected one of =, !=, <, <=, >, >="),
+    };
+    Ok(Token::Operator(operator))
+}
+
+fn quoted(chars: &[char], at: &mut usize) -> Result<String, FilterError> {
+    let start = *at;
+    let mut text = String::new();
+    *at += 1;
+    while let Some(&c) = chars.get(*at) {
+        *at += 1;
+        match c {
+            '"' => return Ok(text),
+            '\\' => match chars.get(*at) {
+                Some(&c @ ('"' | '\\')) => {
+                    text.push(c);
+                    *at += 1;
+                }
+                _ => return error(*at - 1, r#"after \ only " and \ may stand"#),
+            },
+            _ => text.push(c),
+        }
+    }
+    error(start, "the text has no closing quote")
+}
+
+fn number(chars: &[char], at: &mut usize) -> Result<Token, FilterError> {
+    let start = *at;
+    *at += 1;
+    while chars.get(*at).is_some_and(|c| c.is_alphanumeric() || *c == '.') {
+        *at += 1;
+    }
+    let written: String = chars[start..*at].iter().collect();
+    let plain = written.trim_start_matches('-').chars().all(|c| c.is_ascii_digit() || c == '.');
+    match written.parse::<f64>() {
+        Ok(number) if plain && number.is_finite() => Ok(Token::Number(number)),
+        _ => error(start, format!("{written} is not a number")),
+    }
+}
+
+fn name(chars: &[char], at: &mut usize) -> Token {
+    let start = *at;
+    while chars.get(*at).is_some_and(|c| c.is_alphanumeric() || matches!(c, '_' | '.')) {
+        *at += 1;
+    }
+    let name: String = chars[start..*at].iter().collect();
+    match name.as_str() {
+        "AND" | "and" => Token::And,
+        "OR" | "or" => Token::Or,
+        "NOT" | "not" => Token::Not,
+        "IN" | "in" => Token::In,
+        "HAS" | "has" => Token::Has,
+        _ => Token::Name(name),
+    }
+}
+
+struct Parser {
+    tokens: Peekable<IntoIter<(usize, Token)>>,
+    /// Characters of the filter.
+    end: usize,
+}
+
+impl Parser {
+    /// `a OR b OR ...`; AND binds tighter.
+    fn any(&mut self, depth: usize) -> Result<Node, FilterError> {
+        self.chain(depth, &Token::Or, Self::all, Node::Any)
+    }
+
+    fn all(&mut self, depth: usize) -> Result<Node, FilterError> {
+        self.chain(depth, &Token::And, Self::one, Node::All)
+    }
+
+    fn chain(
+        &mut self,
+        depth: usize,
+        word: &Token,
+        part: impl Fn(&mut Self, usize) -> Result<Node, FilterError>,
+        join: impl Fn(Vec<Node>) -> Node,
+    ) -> Result<Node, FilterError> {
+        let first = part(self, depth)?;
+        let mut nodes = vec![first];
+        while self.take(word) {
+            nodes.push(part(self, depth)?);
+        }
+        Ok(if nodes.len() == 1 { nodes.remove(0) } else { join(nodes) })
+    }
+
+    fn one(&mut self, depth: usize) -> Result<Node, FilterError> {
+        let position = self.position();
+        if depth > FILTER_DEPTH_MAX {
+            return error(position, format!("nested deeper than {FILTER_DEPTH_MAX}"));
+        }
+        match self.next("a field, NOT or (")? {
+            Token::Not => Ok(Node::Not(Box::new(self.one(depth + 1)?))),
+            Token::Open => {
+                let node = self.any(depth + 1)?;
+                self.expect(&Token::Close)?;
+                Ok(node)
+            }
+            Token::Name(name) => self.test(position, &name),
+            token => error(position, format!("expected a field, NOT or (, found {token}")),
+        }
+    }
+
+    fn test(&mut self, position: usize, name: &str) -> Result<Node, FilterError> {
+        let Some(field) = Field::parse(name) else {
+            return error(position, format!("unknown field {name}; the fields are {FIELDS}"));
+        };
+        let at = self.position();
+        match self.tokens.peek().map(|(_, token)| token.clone()) {
+            Some(Token::Operator(operator)) => {
+                self.tokens.next();
+                let test = self.comparison(&field, name, at, operator)?;
+                Ok(Node::Test(field, test))
+            }
+            Some(Token::In) => {
+                self.tokens.next();
+                let test = Test::In(self.list(&field, name, at)?);
+                Ok(Node::Test(field, test))
+            }
+            Some(Token::Has) => {
+                self.tokens.next();
+                if !matches!(field.kind(), Kind::Text | Kind::Attribute) {
+                    return error(at, format!("HAS is for texts, and {name} is none"));
+                }
+                let at = self.position();
+                match self.next("a text")? {
+                    Token::Text(text) => Ok(Node::Test(field, Test::Has(Text::new(text)))),
+                    token => error(at, format!("expected a text in double quotes, found {token}")),
+                }
+            }
+            _ if matches!(field.kind(), Kind::Flag | Kind::Attribute) => {
+                Ok(Node::Test(field, Test::Compare(Operator::Equal, Literal::Flag(true))))
+            }
+            _ => error(at, format!("expected a comparison, IN or HAS after {name}")),
+        }
+    }
+
+    fn comparison(&mut self, field: &Field, name: &str, at: usize, operator: Operator) -> Result<Test, FilterError> {
+        let literal = self.literal(field, name)?;
+        let ordered = matches!(literal, Literal::Number(_) | Literal::Time(..));
+        if !ordered && !matches!(operator, Operator::Equal | Operator::Unequal) {
+            return error(at, format!("{} is for numbers and times", operator.sign()));
+        }
+        Ok(Test::Compare(operator, literal))
+    }
+
+    fn list(&mut self, field: &Field, name: &str, at: usize) -> Result<Vec<Literal>, FilterError> {
+        if field.kind() == Kind::Time {
+            return error(at, format!("IN is not for times; compare {name} with < and >="));
+        }
+        self.expect(&Token::Open)?;
+        let mut literals = vec![self.literal(field, name)?];
+        while self.take(&Token::Comma) {
+            literals.push(self.literal(field, name)?);
+        }
+        self.expect(&Token::Close)?;
+        Ok(literals)
+    }
+
+    fn literal(&mut self, field: &Field, name: &str) -> Result<Literal, FilterError> {
+        let position = self.position();
+        let kind = field.kind();
+        let any = kind == Kind::Attribute;
+        match self.next("a value")? {
+            Token::Text(text) if kind == Kind::Time => match time(&text) {
+                Some(at) => Ok(Literal::Time(at, text)),
+                None => error(position, "is not a time such as \"2026-01-31\" or \"2026-01-31T12:00:00Z\""),
+            },
+            Token::Text(text) if any || kind == Kind::Text => Ok(Literal::Text(Text::new(text))),
+            Token::Number(number) if any || kind == Kind::Number => Ok(Literal::Number(number)),
+            Token::Name(word) if (any || kind == Kind::Flag) && (word == "true" || word == "false") => {
+                Ok(Literal::Flag(word == "true"))
+            }
+            token => {
+                let wanted = match kind {
+                    Kind::Text => "a text in double quotes",
+                    Kind::Number => "a number",
+                    Kind::Flag => "true or false",
+                    Kind::Time => "a time in double quotes",
+                    Kind::Attribute => "a text in double quotes, a number, true or false",
+                };
+                error(position, format!("{name} is compared with {wanted}, found {token}"))
+            }
+        }
+    }
+
+    fn position(&mut self) -> usize {
+        self.tokens.peek().map_or(self.end, |(position, _)| *position)
+    }
+
+    fn next(&mut self, wanted: &str) -> Result<Token, FilterError> {
+        match self.tokens.next() {
+            Some((_, token)) => Ok(token),
+            None => error(self.end, format!("expected {wanted}, found the end")),
+        }
+    }
+
+    fn take(&mut self, wanted: &Token) -> bool {
+        self.tokens.next_if(|(_, token)| token == wanted).is_some()
+    }
+
+    fn expect(&mut self, wanted: &Token) -> Result<(), FilterError> {
+        let position = self.position();
+        match self.tokens.next() {
+            Some((_, token)) if token == *wanted => Ok(()),
+            Some((_, token)) => error(position, format!("expected {wanted}, found {token}")),
+            None => error(position, format!("expected {wanted}, found the end")),
+        }
+    }
+}
+
+/// A time with its offset, or a day, which begins at midnight UTC. In milliseconds since 1970.
+fn time(text: &str) -> Option<i64> {
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Some(time.as_millisecond());
+    }
+    let day = text.parse::<jiff::civil::Date>().ok()?;
+    Some(day.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_millisecond())
+}
