@@ -83,7 +83,7 @@ test-rust: tools-run
 		set -x; cargo test --release --locked; \
 	fi
 
-test-cli: build tools-run $(DATA)
+test-cli: build tools-run $(DATA) $(BUNDLE)
 	python3 tests/cli/run.py $(LODESTONE)
 
 test-helm:
