@@ -1,5 +1,8 @@
 //! The catalogue as one request sees it.
-use super::{Item, ItemKeys};
+use super::{
+    Filter, Item, ItemKeys,
+    filter::{BLOCK_ROWS, Columns, Mask},
+};
 use crate::{
     bits,
     ids::{ItemId, ItemKey, Row},
@@ -19,20 +22,27 @@ pub struct ItemVectors {
     pub query_space: [f32; VECTOR_DIM],
 }
 
-const ROWS_PER_CHUNK: usize = 1024;
 const NO_ROW: u32 = u32::MAX;
 
 /// Items by row. A write makes a new snapshot that shares all but the touched chunks; a replaced or deleted item
 /// leaves its row behind, dead, so that rows of the graphs stay true.
 #[derive(Clone, Default)]
 pub struct Catalog {
-    chunks: Vec<Arc<Vec<CatalogRow>>>,
+    chunks: Vec<Arc<Chunk>>,
     alive: Vec<u64>,
     /// Alive and in stock.
     offered: Vec<u64>,
     row_of_key: Arc<Vec<u32>>,
     row_count: usize,
     alive_count: usize,
+}
+
+#[derive(Clone, Default)]
+struct Chunk {
+    /// [`BLOCK_ROWS`], in the last chunk fewer.
+    rows: Vec<CatalogRow>,
+    /// Of a full chunk: rows are only added, so they do not change any more.
+    columns: Option<Columns>,
 }
 
 /// One item with what retrieval and features read of it.
@@ -58,12 +68,17 @@ impl Catalog {
 
     /// The row's content, also of a dead row.
     pub fn get(&self, row: Row) -> &CatalogRow {
-        &self.chunks[row.index() / ROWS_PER_CHUNK][row.index() % ROWS_PER_CHUNK]
+        &self.chunks[row.index() / BLOCK_ROWS].rows[row.index() % BLOCK_ROWS]
     }
 
     /// True for a row of this snapshot whose item was neither replaced nor deleted since.
     pub fn is_alive(&self, row: Row) -> bool {
         bits::has(&self.alive, row.index())
+    }
+
+    /// One bit for each row: is it alive?
+    pub fn alive(&self) -> &[u64] {
+        &self.alive
     }
 
     /// Alive and in stock.
@@ -74,6 +89,18 @@ impl Catalog {
     /// One bit for each row: is it alive and in stock?
     pub fn offered(&self) -> &[u64] {
         &self.offered
+    }
+
+    /// Those of `among`, one bit for each row, whose items meet the filter.
+    pub fn matching(&self, filter: &Filter, among: &[u64]) -> Vec<u64> {
+        let words = BLOCK_ROWS / 64;
+        let mut met = Vec::with_capacity(self.chunks.len() * words);
+        for (chunk, among) in self.chunks.iter().zip(among.chunks(words)) {
+            let mut mask: Mask = [0; BLOCK_ROWS / 64];
+            mask[..among.len()].copy_from_slice(among);
+            met.extend(filter.mask(chunk.columns.as_ref(), &|at| &*chunk.rows[at].item, mask));
+        }
+        met
     }
 
     pub fn row_of_key(&self, key: ItemKey) -> Option<Row> {
@@ -112,12 +139,16 @@ impl Catalog {
     }
 
     fn push(&mut self, content: CatalogRow) -> Row {
-        if self.row_count.is_multiple_of(ROWS_PER_CHUNK) {
-            self.chunks.push(Arc::new(Vec::with_capacity(ROWS_PER_CHUNK)));
+        if self.row_count.is_multiple_of(BLOCK_ROWS) {
+            self.chunks.push(Arc::default());
         }
         let in_stock = content.item.is_in_stock();
         let last = self.chunks.last_mut().expect("a chunk was pushed above");
-        Arc::make_mut(last).push(content);
+        let chunk = Arc::make_mut(last);
+        chunk.rows.push(content);
+        if chunk.rows.len() == BLOCK_ROWS {
+            chunk.columns = Some(Columns::of(chunk.rows.iter().map(|row| &*row.item)));
+        }
         let row = self.row_count;
         self.row_count += 1;
         self.alive_count += 1;

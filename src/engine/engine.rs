@@ -6,12 +6,13 @@ use super::{
     stories::{self, Asked, Told},
     token::{PageToken, TokenKey},
     workers::Workers,
-    world::World,
+    world::{Space, World},
 };
 use crate::{
     catalog::{Item, ItemVectors},
     events::{Change, Event, Outcome, Writer},
     ids::ItemId,
+    retrieval::check_vector,
     telemetry::{Metrics, Sizes},
 };
 use moka::sync::Cache;
@@ -92,6 +93,8 @@ impl Engine {
     pub fn metrics_text(&self) -> String {
         self.metrics.text(Sizes {
             items: self.world.catalog.load().item_count(),
+            live_items: self.world.index(Space::Person).live_count(),
+            merges: self.world.merge_count(),
             people: self.world.people.len(),
             slates: self.slates.entry_count(),
             log_position: self.writer.position(),
@@ -173,9 +176,17 @@ impl Engine {
         let deadline = Instant::now() + Duration::from_secs(30);
         let (items, vectors) = self
             .workers
-            .run(deadline, move |models| match embed_items(&world, models, &items) {
-                Ok(vectors) => Ok((items, vectors)),
-                Err(error) => Err(EngineError::Internal(error.to_string())),
+            .run(deadline, move |models| {
+                let vectors = embed_items(&world, models, &items);
+                let vectors = vectors.map_err(|error| EngineError::Internal(error.to_string()))?;
+                // Before the log has them: what is acknowledged is in effect.
+                for (item, vectors) in items.iter().zip(&vectors) {
+                    for vector in [&vectors.person_space, &vectors.query_space] {
+                        check_vector(vector)
+                            .map_err(|problem| EngineError::Internal(format!("vector of item {}: {problem}", item.id)))?;
+                    }
+                }
+                Ok((items, vectors))
             })
             .await?;
         let changes =

@@ -84,10 +84,15 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     replay(&world, &log, &mut deduper, &mut models[0])?;
     let tokens = token_key(&opening.data.join(TOKEN_KEY)).map_err(io(opening.data))?;
 
+    let merging = start_merging(world.clone()).map_err(io(opening.data))?;
     let folded = world.clone();
     let apply = move |changes: Vec<(u64, Change, Option<ItemVectors>)>| {
         if let Err(error) = folded.apply(changes) {
             tracing::error!(%error, "a committed change could not be indexed");
+        }
+        if folded.wants_merge() {
+            // Full: it will look once more anyway.
+            let _ = merging.try_send(());
         }
     };
     let writer = Writer::start(log, deduper, Box::new(apply))?;
@@ -95,6 +100,32 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let tell = move |models: &mut Models, asked: &[Asked]| stories::tell(&told, models, asked, &config);
     let workers = Workers::start(models, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
     Ok(Engine::new(world, workers, writer, tokens, &opening.config))
+}
+
+/// Starts the thread that merges live items into new frozen graphs, once now and whenever it is told; on half of the cores,
+/// so that answers keep the others. It ends with its sender.
+fn start_merging(world: Arc<World>) -> io::Result<crossbeam_channel::Sender<()>> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / 2).max(1)).thread_name(|_| "merge".into());
+    let pool = pool.build().map_err(io::Error::other)?;
+    let (sender, told) = crossbeam_channel::bounded(1);
+    let _ = sender.try_send(());
+    std::thread::Builder::new().name("merge".into()).spawn(move || {
+        while told.recv().is_ok() {
+            if !world.wants_merge() {
+                continue;
+            }
+            let begun = std::time::Instant::now();
+            match pool.install(|| world.merge()) {
+                Ok(()) => {
+                    let items = world.catalog.load().item_count();
+                    tracing::info!(items, seconds = begun.elapsed().as_secs_f64(), "merged the live items");
+                }
+                Err(error) => tracing::error!(%error, "the live items could not be merged; they stay live"),
+            }
+        }
+    })?;
+    Ok(sender)
 }
 
 /// What was imported is the state before the log's first position.

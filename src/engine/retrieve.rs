@@ -1,11 +1,11 @@
 //! Stage one: several sources give candidates, which are fused into one list.
 use super::{
     fusion::{Candidates, Fusion, Table, best_of},
-    world::World,
+    world::{Space, World},
 };
 use crate::{
     bits,
-    catalog::{Catalog, Item},
+    catalog::{Catalog, Filter},
     features::{PersonContext, Recent},
     ids::{ItemKey, Row},
     retrieval::{LexicalError, Neighbours, dot},
@@ -49,11 +49,9 @@ impl<'a> Eligible<'a> {
         self
     }
 
-    /// Only the rows whose items match.
-    pub fn matching(self, catalog: &Catalog, matches: impl Fn(&Item) -> bool) -> Self {
-        let offered = bits::ones(&self.bits, 0).map(|row| Row(row as u32));
-        let rows: Vec<Row> = offered.filter(|row| !matches(&catalog.get(*row).item)).collect();
-        self.without(rows.into_iter())
+    /// Only the rows whose items meet the filter.
+    pub fn matching(self, catalog: &Catalog, filter: &Filter) -> Self {
+        Self { bits: Cow::Owned(catalog.matching(filter, &self.bits)) }
     }
 
     #[inline]
@@ -177,26 +175,11 @@ pub fn in_order(catalog: &Catalog, source: usize, found: Found, count: usize) ->
     fusion.finish(count)
 }
 
-#[derive(Clone, Copy)]
-enum Space {
-    Person,
-    Query,
-}
-
 /// The nearest to a vector; the fusion notes how and how long.
 fn near(ask: &Ask, fusion: &mut Fusion, vector: &[f32], space: Space) -> Found {
     let begun = Instant::now();
-    let vector_of = |row: Row| {
-        let vectors = &ask.catalog.get(row).vectors;
-        match space {
-            Space::Person => &vectors.person_space[..],
-            Space::Query => &vectors.query_space[..],
-        }
-    };
-    let index = match space {
-        Space::Person => &ask.world.person_index,
-        Space::Query => &ask.world.query_index,
-    };
+    let vector_of = |row: Row| space.vector(ask.catalog, row);
+    let index = ask.world.index(space);
     let (found, way) = index.search(vector, ask.source_count, &ask.eligible.bits, vector_of);
     fusion.note_near(way, begun.elapsed());
     found

@@ -309,7 +309,7 @@ fn eligible_rows<'a>(world: &World, catalog: &'a Catalog, options: &Options, fil
     let excluded = options.exclude.iter().filter_map(|id| catalog.row_of(&world.keys, id));
     let eligible = Eligible::offered(catalog).without(excluded);
     match filter {
-        Some(filter) => eligible.matching(catalog, |item| filter.matches(item)),
+        Some(filter) => eligible.matching(catalog, filter),
         None => eligible,
     }
 }

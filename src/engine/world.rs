@@ -2,13 +2,14 @@
 use super::models::{Models, embed_items};
 use crate::engine::CompletionSource;
 use crate::{
+    bits,
     bundle::{Bundle, Manifest},
     catalog::{Catalog, Item, ItemKeys, ItemVectors, VECTOR_DIM},
     events::{Change, Event, EventKind, Popularity},
     ids::{ItemId, ItemKey, Row},
     people::People,
     ranking::RankingError,
-    retrieval::{Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError, VectorIndex},
+    retrieval::{BadVector, FrozenError, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError, VectorIndex},
     units::UnixMillis,
 };
 use arc_swap::ArcSwap;
@@ -34,9 +35,9 @@ pub struct World {
     pub people: People,
     pub popularity: RwLock<Popularity>,
     /// Item vectors in the person's space.
-    pub person_index: VectorIndex,
+    person_index: VectorIndex,
     /// Title vectors in the query's space.
-    pub query_index: VectorIndex,
+    query_index: VectorIndex,
     pub lexical: Lexical,
     pub suggester: Suggester,
     /// By item key: a bundle's items get the keys 0, 1, 2 … in order, and keep them when they are replaced.
@@ -44,6 +45,9 @@ pub struct World {
     pub together: Neighbours,
     pub text_projection: Vec<f32>,
     popular: Mutex<Ready>,
+    /// Held while the catalogue and its indexes change.
+    writing: Mutex<()>,
+    merges: AtomicU64,
     applied: AtomicU64,
 }
 
@@ -58,6 +62,8 @@ struct Ready {
 pub enum WorldError {
     #[error("vector of item {item}: {source}")]
     Vector { item: ItemId, source: VectorError },
+    #[error("the merge of live items: {0}")]
+    Merge(#[from] FrozenError),
     #[error(transparent)]
     Lexical(#[from] LexicalError),
     #[error(transparent)]
@@ -81,12 +87,14 @@ impl World {
             together: bundle.together,
             text_projection: bundle.text_projection,
             popular: Mutex::default(),
+            writing: Mutex::default(),
+            merges: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             manifest: bundle.manifest,
         };
         let vectors = |row: usize| ItemVectors {
-            person_space: array(bundle.item_vectors.vector(Row(row as u32))),
-            query_space: array(bundle.title_vectors.vector(Row(row as u32))),
+            person_space: array(&bundle.item_vectors.vector(Row(row as u32)).unwrap_or_default()),
+            query_space: array(&bundle.title_vectors.vector(Row(row as u32)).unwrap_or_default()),
         };
         let items = bundle.items.into_iter().enumerate().map(|(row, item)| (Arc::new(item), Arc::new(vectors(row))));
         // The frozen indexes have them already, in the same order.
@@ -99,21 +107,52 @@ impl World {
 
     /// Adds or replaces items in every index, then in the catalogue, so that no reader finds a row without content.
     pub fn upsert(&self, items: Vec<(Arc<Item>, Arc<ItemVectors>)>) -> Result<(), WorldError> {
+        let _writing = self.writing.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
         let rows = catalog.upsert(&self.keys, items);
-        let entries: Vec<_> = rows.iter().map(|&row| (row, catalog.get(row))).collect();
-        let person: Vec<(Row, &[f32])> = entries.iter().map(|(row, e)| (*row, &e.vectors.person_space[..])).collect();
-        let query: Vec<(Row, &[f32])> = entries.iter().map(|(row, e)| (*row, &e.vectors.query_space[..])).collect();
-        let first = entries.first().map(|(_, entry)| entry.item.id.clone());
-        for (index, vectors) in [(&self.person_index, person), (&self.query_index, query)] {
-            index.insert_many(&vectors).map_err(|source| WorldError::Vector {
-                item: first.clone().expect("an empty list has no bad vector"),
-                source,
-            })?;
+        for space in Space::BOTH {
+            let vectors: Vec<(Row, &[f32])> = rows.iter().map(|row| (*row, space.vector(&catalog, *row))).collect();
+            self.index(space).insert_many(&vectors).map_err(|bad| bad_vector(&catalog, bad))?;
         }
         self.index_words(&catalog, &rows)?;
         self.catalog.store(Arc::new(catalog));
         Ok(())
+    }
+
+    pub fn index(&self, space: Space) -> &VectorIndex {
+        match space {
+            Space::Person => &self.person_index,
+            Space::Query => &self.query_index,
+        }
+    }
+
+    /// Whether so many items came or went that [`World::merge`] pays.
+    pub fn wants_merge(&self) -> bool {
+        let alive = self.catalog.load().item_count();
+        Space::BOTH.into_iter().any(|space| self.index(space).wants_merge(alive))
+    }
+
+    /// Builds new frozen graphs of all items on the threads of the current rayon pool and puts them in place of the frozen
+    /// and live ones. Answers and writes go on; writes wait while the items that came meanwhile are added.
+    pub fn merge(&self) -> Result<(), WorldError> {
+        for space in Space::BOTH {
+            let catalog = self.catalog.load_full();
+            let rows: Vec<Row> = bits::ones(catalog.alive(), 0).map(|row| Row(row as u32)).collect();
+            let frozen = self.index(space).freeze(&rows, catalog.row_count(), |row| space.vector(&catalog, row))?;
+            let _writing = self.writing.lock();
+            let now = self.catalog.load_full();
+            let later = bits::ones(now.alive(), catalog.row_count() / 64).filter(|row| *row >= catalog.row_count());
+            let later: Vec<(Row, &[f32])> =
+                later.map(|row| Row(row as u32)).map(|row| (row, space.vector(&now, row))).collect();
+            self.index(space).replace(frozen, &later).map_err(|bad| bad_vector(&now, bad))?;
+        }
+        self.merges.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Merges since the start.
+    pub fn merge_count(&self) -> u64 {
+        self.merges.load(Ordering::Relaxed)
     }
 
     fn index_words(&self, catalog: &Catalog, rows: &[Row]) -> Result<(), LexicalError> {
@@ -127,6 +166,7 @@ impl World {
     }
 
     pub fn delete(&self, id: &ItemId) -> bool {
+        let _writing = self.writing.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
         let known = catalog.delete(&self.keys, id);
         if known {
@@ -195,6 +235,29 @@ impl World {
         }
         ready.top.clone()
     }
+}
+
+/// In which space an item is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    Person,
+    Query,
+}
+
+impl Space {
+    const BOTH: [Self; 2] = [Self::Person, Self::Query];
+
+    pub fn vector(self, catalog: &Catalog, row: Row) -> &[f32] {
+        let vectors = &catalog.get(row).vectors;
+        match self {
+            Self::Person => &vectors.person_space,
+            Self::Query => &vectors.query_space,
+        }
+    }
+}
+
+fn bad_vector(catalog: &Catalog, BadVector { row, problem }: BadVector) -> WorldError {
+    WorldError::Vector { item: catalog.get(row).item.id.clone(), source: problem }
 }
 
 /// `values` has [`VECTOR_DIM`] numbers.

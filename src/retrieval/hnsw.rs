@@ -29,6 +29,14 @@ pub enum VectorError {
     NotUnit { length: String },
 }
 
+/// A row whose vector was not taken, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("vector of row {}: {problem}", row.0)]
+pub struct BadVector {
+    pub row: Row,
+    pub problem: VectorError,
+}
+
 /// How a graph is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GraphConfig {
@@ -93,13 +101,15 @@ impl Graph {
     }
 
     /// Adds a row with its unit vector. Give each row once: a row with two vectors is found by both.
-    pub fn insert(&self, row: Row, vector: &[f32]) -> Result<(), VectorError> {
+    pub fn insert(&self, row: Row, vector: &[f32]) -> Result<(), BadVector> {
         self.insert_many(&[(row, vector)])
     }
 
     /// Adds rows on all threads of the current rayon pool. All vectors are checked first: an error adds none.
-    pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), VectorError> {
-        rows.iter().try_for_each(|(_, vector)| check_vector(vector))?;
+    pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), BadVector> {
+        for &(row, vector) in rows {
+            check_vector(vector).map_err(|problem| BadVector { row, problem })?;
+        }
         let points = self.new_points(rows);
         let first = FIRST_ROWS.saturating_sub(self.hnsw.get_nb_point()).min(points.len());
         points[..first].iter().for_each(|&point| self.hnsw.insert(point));
@@ -339,9 +349,9 @@ mod tests {
         let good = unit(vec![1.0; VECTOR_DIM]);
         let mut bad = good.clone();
         bad[3] = f32::NAN;
-        assert_eq!(graph.insert(Row(0), &bad), Err(VectorError::NotFinite { position: 3 }));
-        assert_eq!(graph.insert(Row(0), &good[1..]), Err(VectorError::Dimension { found: 63 }));
-        assert!(matches!(graph.insert(Row(0), &[0.0; VECTOR_DIM]), Err(VectorError::NotUnit { .. })));
+        assert_eq!(graph.insert(Row(0), &bad), Err(BadVector { row: Row(0), problem: VectorError::NotFinite { position: 3 } }));
+        assert_eq!(graph.insert(Row(0), &good[1..]), Err(BadVector { row: Row(0), problem: VectorError::Dimension { found: 63 } }));
+        assert!(matches!(graph.insert(Row(0), &[0.0; VECTOR_DIM]), Err(BadVector { problem: VectorError::NotUnit { .. }, .. })));
         assert!(graph.search(&good, 5, 10, &|_| true).is_empty());
         graph.insert(Row(7), &good).unwrap();
         assert_eq!(graph.search(&good, 5, 10, &|_| true)[0].0, Row(7));

@@ -7,8 +7,8 @@ mod lexical;
 mod neighbours;
 mod suggest;
 
-pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Way};
-pub use hnsw::{Graph, GraphConfig, VectorError, best_first, check_vector, exact_search};
+pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, Way};
+pub use hnsw::{BadVector, Graph, GraphConfig, VectorError, best_first, check_vector, exact_search};
 pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
 pub use lexical::{Lexical, LexicalError, Match};

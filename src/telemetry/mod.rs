@@ -65,6 +65,8 @@ pub struct Metrics {
     written: Family<Outcome, Counter>,
     panics: Counter,
     items: Gauge,
+    live_items: Gauge,
+    merges: Gauge,
     people: Gauge,
     slates: Gauge,
     log_position: Gauge,
@@ -75,6 +77,8 @@ pub struct Metrics {
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
     pub items: usize,
+    pub live_items: usize,
+    pub merges: u64,
     pub people: usize,
     pub slates: u64,
     pub log_position: u64,
@@ -91,6 +95,8 @@ impl Default for Metrics {
             written: Family::default(),
             panics: Counter::default(),
             items: Gauge::default(),
+            live_items: Gauge::default(),
+            merges: Gauge::default(),
             people: Gauge::default(),
             slates: Gauge::default(),
             log_position: Gauge::default(),
@@ -110,6 +116,8 @@ impl Metrics {
         registry.register("written", "Events and items by what became of them", self.written.clone());
         registry.register("panics", "Requests that met a bug", self.panics.clone());
         registry.register("items", "Items of the catalogue", self.items.clone());
+        registry.register("live_items", "Items that wait for the next merge", self.live_items.clone());
+        registry.register("merges", "Merges of live items since the start", self.merges.clone());
         registry.register("people", "Persons with a history", self.people.clone());
         registry.register("slates", "Frozen slates that are kept for later pages", self.slates.clone());
         registry.register("log_position", "Position of the last durable change", self.log_position.clone());
@@ -120,6 +128,8 @@ impl Metrics {
     /// The text that Prometheus reads (OpenMetrics 1.0).
     pub fn text(&self, sizes: Sizes) -> String {
         self.items.set(sizes.items as i64);
+        self.live_items.set(sizes.live_items as i64);
+        self.merges.set(sizes.merges as i64);
         self.people.set(sizes.people as i64);
         self.slates.set(sizes.slates as i64);
         self.log_position.set(sizes.log_position as i64);
@@ -178,7 +188,7 @@ mod tests {
         metrics.stage("rank", Duration::from_millis(1));
         metrics.degraded("QUERY_RELAXED");
         metrics.wrote("accepted", 1);
-        let text = metrics.text(Sizes { items: 1, people: 2, slates: 3, log_position: 4 });
+        let text = metrics.text(Sizes { items: 1, live_items: 5, merges: 6, people: 2, slates: 3, log_position: 4 });
         let registered: BTreeSet<String> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))
@@ -202,7 +212,7 @@ mod tests {
         metrics.begun("Search");
         metrics.ended("Search", "OK", Duration::from_millis(2));
         metrics.wrote("accepted", 5);
-        let text = metrics.text(Sizes { items: 7, people: 0, slates: 0, log_position: 0 });
+        let text = metrics.text(Sizes { items: 7, live_items: 0, merges: 0, people: 0, slates: 0, log_position: 0 });
         for line in [
             "lodestone_requests_total{rpc=\"Search\",code=\"OK\"} 1",
             "lodestone_requests_in_flight{rpc=\"Search\"} 0",

@@ -1,5 +1,8 @@
 //! The filter language; `docs/filters.md` describes it to shops.
+mod columns;
 mod parse;
+
+pub(super) use columns::{BLOCK_ROWS, Columns, Mask};
 
 use super::{AttributeValue, Item};
 use std::fmt;
@@ -83,16 +86,16 @@ struct Text {
 
 impl Text {
     fn new(written: String) -> Self {
-        Self { lower: written.to_lowercase(), written }
+        Self { lower: lower(&written), written }
     }
 
     fn equals(&self, text: &str) -> bool {
-        self.written == text || text.chars().flat_map(char::to_lowercase).eq(self.lower.chars())
+        text.chars().flat_map(char::to_lowercase).eq(self.lower.chars())
     }
 
     /// True where the text contains this one as whole words; at a CJK character any place is a word's end.
     fn is_within(&self, text: &str) -> bool {
-        let text = text.to_lowercase();
+        let text = lower(text);
         !self.lower.is_empty()
             && text.match_indices(&self.lower).any(|(at, found)| {
                 let (before, after) = (&text[..at], &text[at + found.len()..]);
@@ -100,6 +103,11 @@ impl Text {
                     && is_edge(found.chars().next_back(), after.chars().next())
             })
     }
+}
+
+/// Character by character, so that equal texts are equal whatever stands around them.
+fn lower(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect()
 }
 
 /// True where a word ends between two characters.
@@ -464,12 +472,38 @@ mod tests {
         assert!(Filter::parse(&" ".repeat(5001)).unwrap_err().message.contains("5000"));
     }
 
+    /// Few texts and numbers, so that a filter is often met.
+    fn any_item() -> impl Strategy<Value = Item> {
+        let text = || "[abA马 ]{0,2}";
+        let attribute = prop_oneof![
+            text().prop_map(AttributeValue::Text),
+            (0i32..4).prop_map(|number| AttributeValue::Number(f64::from(number))),
+            any::<bool>().prop_map(AttributeValue::Flag),
+        ];
+        let numbers = (prop::option::of(0i64..4), prop::option::of(0u32..4), prop::option::of(any::<bool>()));
+        let labels = || prop::collection::vec(text(), 0..3);
+        let attributes = prop::collection::btree_map("(a_1|b)", attribute, 0..3);
+        (text(), text(), labels(), labels(), numbers, attributes).prop_map(
+            |(title, brand, categories, tags, (price, stock_quantity, old), attributes)| Item {
+                brand,
+                categories,
+                tags,
+                price: price.and_then(|units| PriceMicros::new(units * 1_000_000)),
+                stock_quantity,
+                attributes,
+                created_at: old.map(|old| UnixMillis(if old { 0 } else { 4_000_000_000_000 })),
+                ..Item::titled(ItemId::parse("a").unwrap(), &title)
+            },
+        )
+    }
+
     fn any_filter() -> impl Strategy<Value = String> {
-        let text = "\"([a-zA-Z马 ]|\\\\\"|\\\\\\\\){0,6}\"";
+        let text = "\"([abA马 ]{0,2}|([a-zA-Z马 ]|\\\\\"|\\\\\\\\){0,6})\"";
+        let number = prop_oneof![-1000.0f64..1000.0, (0i32..4).prop_map(f64::from)];
         let test = prop_oneof![
             ("(brand|title|category|tags|item_id|attributes\\.a_1)", "(=|!=|HAS)", text)
                 .prop_map(|(field, operator, text)| format!("{field} {operator} {text}")),
-            ("(price|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", -1000.0f64..1000.0)
+            ("(price|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", number)
                 .prop_map(|(field, operator, number)| format!("{field} {operator} {number}")),
             prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
             Just("in_stock".to_owned()),
@@ -496,6 +530,27 @@ mod tests {
         ) {
             if let Ok(filter) = Filter::parse(&parts.join(" ")) {
                 filter.matches(&mug());
+            }
+        }
+
+        #[test]
+        fn columns_say_of_many_items_what_each_says_itself(
+            text in any_filter(),
+            items in prop::collection::vec(any_item(), 1..100),
+            among in any::<[u64; 16]>(),
+        ) {
+            let filter = Filter::parse(&text).unwrap();
+            let columns = Columns::of(items.iter());
+            let none = Item::titled(ItemId::parse("none").unwrap(), "none");
+            let item_of = |at: usize| items.get(at).unwrap_or(&none);
+            let mut among: Mask = among;
+            among[items.len() / 64] &= (1 << (items.len() % 64)) - 1;
+            among[items.len() / 64 + 1..].fill(0);
+            let expected: Vec<usize> =
+                crate::bits::ones(&among, 0).filter(|at| filter.matches(&items[*at])).collect();
+            for columns in [Some(&columns), None] {
+                let mask = filter.mask(columns, &item_of, among);
+                prop_assert_eq!(crate::bits::ones(&mask, 0).collect::<Vec<_>>(), expected.clone(), "{}", filter);
             }
         }
 

@@ -3,7 +3,7 @@ use super::matrix::Matrix;
 use crate::{
     bits,
     ids::Row,
-    retrieval::{BuildConfig, FrozenGraph, Way, dot},
+    retrieval::{BuildConfig, FrozenGraph, Precision, Way, dot},
 };
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -34,6 +34,9 @@ pub struct AnnArgs {
     m: usize,
     #[arg(long, value_name = "N", default_value_t = 200)]
     ef_construction: usize,
+    /// How the vectors are kept for the exact score.
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Precision,
     /// Threads of the build. Default: one for each core.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -52,6 +55,7 @@ struct Report {
     vectors: usize,
     dimensions: usize,
     count: usize,
+    precision: Precision,
     build_seconds: f64,
     build_threads: usize,
     /// Mapping the written index and checking it.
@@ -144,7 +148,7 @@ pub fn ann(args: AnnArgs) -> anyhow::Result<()> {
 
     let bar = ProgressBar::new(base.rows() as u64);
     bar.set_style(ProgressStyle::with_template("build [{bar:30}] {pos}/{len} {elapsed} left {eta}")?);
-    let config = BuildConfig { m: args.m, ef_construction: args.ef_construction, seed: args.seed };
+    let config = BuildConfig { m: args.m, ef_construction: args.ef_construction, seed: args.seed, precision: args.precision };
     let begun = Instant::now();
     let built = pool.install(|| {
         FrozenGraph::build(&base.values, base.dimensions, config, &|done| {
@@ -186,6 +190,7 @@ pub fn ann(args: AnnArgs) -> anyhow::Result<()> {
         vectors: base.rows(),
         dimensions: base.dimensions,
         count: args.count,
+        precision: args.precision,
         build_seconds,
         build_threads: threads,
         open_seconds,

@@ -1,5 +1,8 @@
 //! Building the graph (HNSW, Malkov and Yashunin 2018) over codes, on all threads of the rayon pool.
-use super::codes::{Quantizer, ZERO, signed};
+use super::{
+    codes::{Quantizer, ZERO, signed},
+    values::Precision,
+};
 use crate::retrieval::kernels::{Codes, Instructions, prefetch, with_codes};
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -23,11 +26,13 @@ pub struct BuildConfig {
     /// Width of the search for neighbours. At least `m`.
     pub ef_construction: usize,
     pub seed: u64,
+    /// Of the vectors for the exact score.
+    pub precision: Precision,
 }
 
 impl Default for BuildConfig {
     fn default() -> Self {
-        Self { m: 16, ef_construction: 200, seed: 1 }
+        Self { m: 16, ef_construction: 200, seed: 1, precision: Precision::F32 }
     }
 }
 

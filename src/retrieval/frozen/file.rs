@@ -3,6 +3,8 @@ use super::{
     FrozenGraph,
     build::{NONE, UpperLayer},
     codes::Quantizer,
+    ids::{self, Ids},
+    values::{Precision, Values},
 };
 use memmap2::Mmap;
 use std::{
@@ -14,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-const MAGIC: &[u8; 8] = b"LODEIDX1";
+const MAGIC: &[u8; 8] = b"LODEIDX2";
 /// Every array begins at a multiple of this.
 const ALIGNMENT: usize = 64;
 const HEADER_NUMBERS: usize = 8;
@@ -57,7 +59,7 @@ impl<T: bytemuck::Pod> Deref for Slice<T> {
 }
 
 impl FrozenGraph {
-    /// Writes the index: a header, then each array at a multiple of 64 bytes; little endian.
+    /// Writes the index, whose rows are all here: a header, then each array at a multiple of 64 bytes; little endian.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         let io = |source| FileError::Io { path: path.to_owned(), source };
         let mut out = Writer { out: BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?), at: 0 };
@@ -74,7 +76,7 @@ impl FrozenGraph {
             self.row_count() as u64,
             self.first_row.len() as u64,
             self.upper.len() as u64,
-            0,
+            Precision::ALL.iter().position(|known| *known == self.values.precision).unwrap_or_default() as u64,
         ];
         out.bytes(MAGIC)?;
         header.iter().try_for_each(|number| out.bytes(&number.to_le_bytes()))?;
@@ -82,10 +84,10 @@ impl FrozenGraph {
             out.bytes(&(layer.points.len() as u64).to_le_bytes())?;
         }
         out.array(&self.codes)?;
-        out.array(bytemuck::cast_slice(&self.vectors))?;
-        for numbers in [&self.links, &self.rows, &self.first_row] {
-            out.array(bytemuck::cast_slice(numbers))?;
-        }
+        out.array(&self.values.bytes)?;
+        out.array(self.links.bytes())?;
+        out.array(self.rows.bytes())?;
+        out.array(bytemuck::cast_slice(&self.first_row))?;
         for layer in &self.upper {
             for numbers in [&layer.points, &layer.below, &layer.links] {
                 out.array(bytemuck::cast_slice(numbers))?;
@@ -124,12 +126,16 @@ impl FrozenGraph {
         let rows = small(4, points as u64, 1 << 32, "rows")?;
         let first_row = small(5, 0, points as u64 + 1, "first rows")?;
         let layers = small(6, 0, 16, "layers")?;
+        let precision = Precision::ALL[small(7, 0, Precision::ALL.len() as u64 - 1, "precision")?];
         let sizes: Vec<u64> = (0..layers).map(|_| reader.number()).collect::<Result<_, _>>()?;
         let quantizer = Quantizer { dimensions, step };
         let codes = reader.array(points * quantizer.length())?;
-        let vectors: Slice<f32> = reader.array(points * dimensions)?;
-        let links = reader.array(points * 2 * m)?;
-        let row_list = reader.array(rows)?;
+        let values = Values { precision, bytes: reader.array(points * precision.bytes_per_point(dimensions))? };
+        let mut list = |length: usize, count: usize| {
+            let width = ids::width(count);
+            Ok::<Ids, String>(Ids::from_bytes(reader.array(Ids::byte_count(length, width))?, width))
+        };
+        let (links, row_list) = (list(points * 2 * m, points)?, list(rows, rows)?);
         let first_row: Slice<u32> = reader.array(first_row)?;
         let mut upper: Vec<UpperLayer> = Vec::with_capacity(layers);
         for size in sizes {
@@ -140,11 +146,11 @@ impl FrozenGraph {
         if reader.at != map.len() {
             return Err(format!("it has {} bytes more than its header says", map.len() - reader.at));
         }
-        check_ids(&links, points, "link")?;
-        if row_list.iter().any(|row| *row as usize >= rows) {
+        check_ids(links.iter(), points, "link")?;
+        if row_list.iter().any(|row| row as usize >= rows) {
             return Err("a row is out of range".to_owned());
         }
-        if vectors.iter().any(|value| !value.is_finite()) {
+        if !values.are_finite() {
             return Err("a vector has a number that is not finite".to_owned());
         }
         let counts_rows = match first_row.len() {
@@ -165,7 +171,7 @@ impl FrozenGraph {
             if wrong || layer.below.iter().any(|place| *place as usize >= below) {
                 return Err("an upper layer leads nowhere".to_owned());
             }
-            check_ids(&layer.links, layer.points.len(), "link of an upper layer")?;
+            check_ids(layer.links.iter().copied(), layer.points.len(), "link of an upper layer")?;
             below = layer.points.len();
         }
         let mut frozen = Self {
@@ -173,21 +179,21 @@ impl FrozenGraph {
             m,
             instructions: crate::retrieval::kernels::Instructions::of_this_machine(),
             codes,
-            vectors,
+            values,
             links,
             upper,
             rows: row_list,
             first_row,
-            point_of_row: Vec::new(),
+            point_of_row: Ids::pack(&[], 0),
         };
-        frozen.index_rows();
+        frozen.index_rows(rows);
         Ok(frozen)
     }
 }
 
-fn check_ids(ids: &[u32], count: usize, name: &str) -> Result<(), String> {
+fn check_ids(ids: impl Iterator<Item = u32>, count: usize, name: &str) -> Result<(), String> {
     // Most are in range, so a sum of comparisons without a branch is fast.
-    let wrong = ids.iter().filter(|id| **id as usize >= count && **id != NONE).count();
+    let wrong = ids.filter(|id| *id as usize >= count && *id != NONE).count();
     if wrong == 0 { Ok(()) } else { Err(format!("{wrong} {name}s are out of range")) }
 }
 

@@ -5,10 +5,13 @@
 mod build;
 mod codes;
 mod file;
+mod ids;
+mod values;
 mod walk;
 
 pub use build::BuildConfig;
 pub use file::FileError;
+pub use values::Precision;
 pub use walk::Way;
 
 use crate::{ids::Row, retrieval::kernels::Instructions};
@@ -16,7 +19,9 @@ use ahash::AHashMap;
 use build::{Built, NONE, UpperLayer};
 use codes::{Quantizer, ZERO};
 use file::Slice;
+use ids::Ids;
 use rayon::prelude::*;
+use values::Values;
 
 /// Why vectors are not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,17 +46,17 @@ pub struct FrozenGraph {
     instructions: Instructions,
     /// `[points × code length]`.
     codes: Slice<u8>,
-    /// `[points × dimensions]`, for the exact score.
-    vectors: Slice<f32>,
+    /// For the exact score.
+    values: Values,
     /// `[points × 2m]`, then [`NONE`].
-    links: Slice<u32>,
+    links: Ids,
     upper: Vec<UpperLayer>,
     /// The rows of point `p` are `rows[first_row[p]..first_row[p + 1]]`; where no two vectors are equal `first_row` is
     /// empty and the row of `p` is `rows[p]`.
-    rows: Slice<u32>,
+    rows: Ids,
     first_row: Slice<u32>,
-    /// By row: its point.
-    point_of_row: Vec<u32>,
+    /// By row: its point; [`NONE`] for a row that is not here.
+    point_of_row: Ids,
 }
 
 impl FrozenGraph {
@@ -80,40 +85,42 @@ impl FrozenGraph {
             return Err(FrozenError::NotFinite { vector: at / dimensions, position: at % dimensions });
         }
         let groups = Groups::of(vectors, dimensions);
-        let quantizer = Quantizer::of(vectors, dimensions);
+        let quantizer = Quantizer::of(vectors, dimensions, config.precision == Precision::Int12);
         let length = quantizer.length();
         let vector_of = |point: usize| &vectors[groups.leaders[point] as usize * dimensions..][..dimensions];
         let mut codes = vec![ZERO; groups.leaders.len() * length];
         codes.par_chunks_mut(length).enumerate().for_each(|(point, code)| quantizer.encode(vector_of(point), code));
         let extras = extras(groups.leaders.len(), vector_of, quantizer.step);
         let built = build::build(&quantizer, &codes, extras, config, progress);
-        Ok(Self::ordered(quantizer, config.m, &codes, vector_of, built, &groups))
+        Ok(Self::ordered(quantizer, config, &codes, vector_of, built, &groups))
     }
 
     /// Puts the points into the order of a walk over the graph: neighbours come near each other in memory.
     fn ordered<'v>(
         quantizer: Quantizer,
-        m: usize,
+        config: BuildConfig,
         codes: &[u8],
         vector_of: impl Fn(usize) -> &'v [f32],
         mut built: Built,
         groups: &Groups,
     ) -> Self {
         let count = groups.leaders.len();
+        let BuildConfig { m, precision, .. } = config;
         let order = breadth_first(&built.links, m * 2, count);
         let mut place_of = vec![0u32; count];
         for (place, &point) in order.iter().enumerate() {
             place_of[point as usize] = place as u32;
         }
         let (length, width) = (quantizer.length(), m * 2);
-        let (mut new_codes, mut vectors) = (Vec::with_capacity(codes.len()), Vec::new());
-        vectors.reserve_exact(count * quantizer.dimensions);
+        let (mut new_codes, mut values) = (Vec::with_capacity(codes.len()), Vec::new());
+        values.reserve_exact(count * precision.bytes_per_point(quantizer.dimensions));
         let mut links = Vec::with_capacity(built.links.len());
         let (mut rows, mut first_row) = (Vec::with_capacity(groups.row_count), vec![0u32]);
         for &point in &order {
             let point = point as usize;
-            new_codes.extend_from_slice(&codes[point * length..][..length]);
-            vectors.extend_from_slice(vector_of(point));
+            let code = &codes[point * length..][..length];
+            new_codes.extend_from_slice(code);
+            precision.encode(vector_of(point), code, &quantizer, &mut values);
             let own = &built.links[point * width..][..width];
             links.extend(own.iter().map(|link| if *link == NONE { NONE } else { place_of[*link as usize] }));
             rows.push(groups.leaders[point]);
@@ -134,25 +141,35 @@ impl FrozenGraph {
             m,
             instructions: Instructions::of_this_machine(),
             codes: new_codes.into(),
-            vectors: vectors.into(),
-            links: links.into(),
+            values: Values { precision, bytes: values.into() },
+            links: Ids::pack(&links, count),
             upper: built.upper,
-            rows: rows.into(),
+            rows: Ids::pack(&rows, groups.row_count),
             first_row: first_row.into(),
-            point_of_row: Vec::new(),
+            point_of_row: Ids::pack(&[], 0),
         };
-        frozen.index_rows();
+        frozen.index_rows(groups.row_count);
         frozen
     }
 
-    fn index_rows(&mut self) {
-        let mut point_of_row = vec![0u32; self.rows.len()];
+    /// The same vectors under other rows: `rows[i]`, ascending and below `row_count`, instead of `i`. Rows that are not among
+    /// them are never found. Such an index is not written.
+    pub fn renamed(mut self, rows: &[Row], row_count: usize) -> Self {
+        debug_assert!(rows.len() == self.rows.len() && rows.iter().all(|row| row.index() < row_count));
+        let renamed: Vec<u32> = self.rows.iter().map(|row| rows[row as usize].0).collect();
+        self.rows = Ids::pack(&renamed, row_count);
+        self.index_rows(row_count);
+        self
+    }
+
+    fn index_rows(&mut self, row_count: usize) {
+        let mut point_of_row = vec![NONE; row_count];
         for point in 0..self.point_count() as u32 {
             for row in self.rows_of(point) {
-                point_of_row[*row as usize] = point;
+                point_of_row[row as usize] = point;
             }
         }
-        self.point_of_row = point_of_row;
+        self.point_of_row = Ids::pack(&point_of_row, self.point_count());
     }
 
     /// Distinct vectors.
@@ -160,8 +177,22 @@ impl FrozenGraph {
         self.codes.len() / self.quantizer.length()
     }
 
+    /// One more than the highest row, whether each is here or not.
     pub fn row_count(&self) -> usize {
+        self.point_of_row.len()
+    }
+
+    /// Rows that are here.
+    pub fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.values.precision
     }
 
     pub fn dimensions(&self) -> usize {
@@ -171,26 +202,26 @@ impl FrozenGraph {
     /// Bytes that are held for each row: what a walk reads, and the vectors for the exact score.
     pub fn bytes_per_row(&self) -> (f64, f64) {
         let upper: usize = self.upper.iter().map(|layer| (2 * layer.points.len() + layer.links.len()) * 4).sum();
-        let walked = self.codes.len() + 4 * (self.links.len() + self.rows.len() + self.first_row.len()) + upper;
-        let rows = self.row_count().max(1) as f64;
-        (walked as f64 / rows, (self.vectors.len() + self.point_of_row.len()) as f64 * 4.0 / rows)
+        let walked =
+            self.codes.len() + self.links.bytes().len() + self.rows.bytes().len() + 4 * self.first_row.len() + upper;
+        let rows = self.len().max(1) as f64;
+        (walked as f64 / rows, (self.values.bytes.len() + self.point_of_row.bytes().len()) as f64 / rows)
     }
 
-    /// The vector of a row.
-    pub fn vector(&self, row: Row) -> &[f32] {
-        self.vector_of_point(self.point_of_row[row.index()])
+    /// The vector of a row as it is kept, `[dimensions]`; none for a row that is not here.
+    pub fn vector(&self, row: Row) -> Option<Vec<f32>> {
+        let point = (row.index() < self.row_count()).then(|| self.point_of_row.get(row.index()))?;
+        (point != NONE).then(|| self.values.decode(point as usize, &self.codes, &self.quantizer))
     }
 
-    fn vector_of_point(&self, point: u32) -> &[f32] {
-        &self.vectors[point as usize * self.quantizer.dimensions..][..self.quantizer.dimensions]
-    }
-
-    fn rows_of(&self, point: u32) -> &[u32] {
+    #[inline(always)]
+    fn rows_of(&self, point: u32) -> impl Iterator<Item = u32> + '_ {
         let point = point as usize;
-        if self.first_row.is_empty() {
-            return &self.rows[point..point + 1];
-        }
-        &self.rows[self.first_row[point] as usize..self.first_row[point + 1] as usize]
+        let places = match self.first_row.is_empty() {
+            true => point..point + 1,
+            false => self.first_row[point] as usize..self.first_row[point + 1] as usize,
+        };
+        places.map(|place| self.rows.get(place))
     }
 }
 

@@ -58,8 +58,10 @@ struct Scratch {
     list: Vec<Entry>,
     pool_length: usize,
     fresh: Vec<u32>,
+    near: Vec<u32>,
     dots: Vec<i32>,
     scored: Vec<u64>,
+    decoded: Vec<f32>,
 }
 
 thread_local! {
@@ -104,7 +106,7 @@ impl FrozenGraph {
             return Way::Scan;
         }
         let keeps = |row: u32| bits::has(eligible, row as usize);
-        let share = (eligible_count as f64 / self.row_count() as f64).min(1.0);
+        let share = (eligible_count as f64 / self.len() as f64).min(1.0);
         let width = (ef.max(count) as f64 / share).ceil();
         SCRATCH.with_borrow_mut(|scratch| {
             self.quantizer.query(query, &mut scratch.query);
@@ -136,13 +138,15 @@ impl FrozenGraph {
 
     #[inline(always)]
     fn walk_with<C: Codes>(&self, width: usize, scratch: &mut Scratch) {
-        let Scratch { query, visited, list, pool_length, fresh, dots, .. } = scratch;
+        let Scratch { query, visited, list, pool_length, fresh, near, dots, .. } = scratch;
         let width = width.min(self.point_count());
         let degree = 2 * self.m;
         dots.clear();
         dots.resize(degree + 1, 0);
         fresh.clear();
         fresh.resize(degree + 17, 0);
+        near.clear();
+        near.resize(degree, 0);
         let start = self.descend::<C>(query, fresh, dots);
         visited.clear();
         visited.resize(self.point_count().div_ceil(32), 0);
@@ -150,7 +154,7 @@ impl FrozenGraph {
         list.clear();
         list.resize(BEFORE + width + 1, 0);
         let pool = list[BEFORE..].as_mut_ptr();
-        let (links, codes, code_length) = (&self.links[..], self.codes.as_ptr(), self.quantizer.length());
+        let (codes, code_length) = (self.codes.as_ptr(), self.quantizer.length());
         // SAFETY: every id in the links was checked to be a point when the index was built or opened; the pool has room for
         // one more than `width`, and places in it are below its length.
         unsafe {
@@ -160,7 +164,8 @@ impl FrozenGraph {
             while cursor < length {
                 let from = point_of(*pool.add(cursor)) as usize;
                 *pool.add(cursor) |= 1;
-                let count = C::unset(&links[from * degree..][..degree], visited, fresh);
+                self.links.unpack::<C>(from * degree, degree, near);
+                let count = C::unset(near, visited, fresh);
                 for &point in &fresh[..count] {
                     *visited.get_unchecked_mut(point as usize / 32) |= 1 << (point % 32);
                     prefetch(codes.add(point as usize * code_length));
@@ -171,9 +176,9 @@ impl FrozenGraph {
                     let candidate = entry(dot, point);
                     if candidate < worst {
                         // Most of what gets in is expanded before long.
-                        let next = links.as_ptr().add(point as usize * degree);
-                        prefetch(next.cast());
-                        prefetch(next.add(16.min(degree - 1)).cast());
+                        let next = point as usize * degree;
+                        prefetch(self.links.place(next));
+                        prefetch(self.links.place(next + degree - 1));
                         // Where the pool is full its last one goes.
                         let kept = length.min(width - 1);
                         lowest = lowest.min(C::insert(pool, kept, candidate));
@@ -263,7 +268,13 @@ impl FrozenGraph {
             while rest != 0 {
                 let row = index * 64 + rest.trailing_zeros() as usize;
                 rest &= rest - 1;
-                let Some(&point) = self.point_of_row.get(row) else { break };
+                if row >= self.row_count() {
+                    break;
+                }
+                let point = self.point_of_row.get(row);
+                if point == NONE {
+                    continue;
+                }
                 prefetch(self.codes[point as usize * query.len()..].as_ptr());
                 fresh.push(point);
                 if fresh.len() == SCAN_BATCH {
@@ -301,12 +312,10 @@ impl FrozenGraph {
         found: &mut Vec<(Row, f32)>,
     ) {
         const AHEAD: usize = 12;
-        let Scratch { list, pool_length, scored, .. } = scratch;
+        let Scratch { list, pool_length, scored, decoded, .. } = scratch;
         let pool = &list[BEFORE..BEFORE + *pool_length];
-        let fetch = |entry: &Entry| {
-            let vector = self.vector_of_point(point_of(*entry));
-            (0..vector.len()).step_by(16).for_each(|at| prefetch(vector[at..].as_ptr().cast()));
-        };
+        decoded.resize(self.quantizer.length(), 0.0);
+        let fetch = |entry: &Entry| self.values.fetch(point_of(*entry) as usize, self.quantizer.dimensions);
         scored.clear();
         pool.iter().take(AHEAD).for_each(fetch);
         for (at, &candidate) in pool.iter().enumerate() {
@@ -314,11 +323,13 @@ impl FrozenGraph {
                 fetch(later);
             }
             let point = point_of(candidate);
-            let rows = self.rows_of(point);
-            if rows.iter().any(|row| keeps(*row)) {
-                // SAFETY: the instructions are this machine's, and both have the index's dimensions.
-                let score = unsafe { C::dot(query, self.vector_of_point(point)) };
-                scored.extend(rows.iter().filter(|row| keeps(**row)).map(|row| best_low(score, *row)));
+            if self.rows_of(point).any(keeps) {
+                // SAFETY: the instructions are this machine's, and the query has the index's dimensions.
+                let score = unsafe {
+                    self.values.dot::<C>(query, point as usize, &self.codes, &self.quantizer, decoded)
+                };
+                let kept = self.rows_of(point).filter(|row| keeps(*row));
+                scored.extend(kept.map(|row| best_low(score, row)));
             }
         }
         if scored.len() > count {
