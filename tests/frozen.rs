@@ -1,11 +1,11 @@
 //! The frozen graph against the exact scan: recall, filters, equal vectors, vectors of any length, files.
 use lodestone::{
     ids::Row,
-    retrieval::{BuildConfig, FileError, FrozenError, FrozenGraph, Way, dot},
+    retrieval::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, VectorIndex, Way, dot},
 };
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{collections::HashSet, fs};
+use std::{collections::HashSet, fs, sync::Arc};
 
 /// Vectors around the same centres for every seed; of length 1, or of any.
 fn vectors(count: usize, dimensions: usize, unit: bool, seed: u64) -> Vec<f32> {
@@ -116,6 +116,82 @@ fn equal_vectors_are_all_found_and_hide_nobody() {
         assert!(index.search(own, 301, 400).iter().any(|(found, _)| *found == Row(row)));
         assert_eq!(index.vector(Row(row)).unwrap(), own);
     }
+}
+
+#[test]
+fn coarser_vectors_keep_recall_and_take_less() {
+    const DIMENSIONS: usize = 100;
+    let values = vectors(8000, DIMENSIONS, false, 11);
+    let queries = vectors(100, DIMENSIONS, true, 12);
+    let directory = tempfile::tempdir().unwrap();
+    let mut sizes = Vec::new();
+    for precision in Precision::ALL {
+        let config = BuildConfig { precision, ..BuildConfig::default() };
+        let path = directory.path().join("index");
+        FrozenGraph::build(&values, DIMENSIONS, config, &|_| {}).unwrap().write(&path).unwrap();
+        let index = FrozenGraph::open(&path).unwrap();
+        assert_eq!(index.precision(), precision);
+        let recalls: f64 = queries
+            .chunks_exact(DIMENSIONS)
+            .map(|query| recall(&index.search(query, 50, 120), &exact(&values, DIMENSIONS, query, 50, |_| true)))
+            .sum();
+        assert!(recalls / 100.0 >= 0.98, "{precision:?}: recall {}", recalls / 100.0);
+        for row in [0usize, 17, 7999] {
+            let kept = index.vector(Row(row as u32)).unwrap();
+            let own = &values[row * DIMENSIONS..][..DIMENSIONS];
+            assert!(kept.iter().zip(own).all(|(a, b)| (a - b).abs() < 2e-3), "{precision:?}: {kept:?} of {own:?}");
+        }
+        sizes.push(index.bytes_per_row().1);
+    }
+    assert!(sizes[0] > 1.9 * sizes[1] && sizes[1] > 1.9 * sizes[2], "{sizes:?}");
+}
+
+#[test]
+fn recall_does_not_rot_when_half_of_the_items_are_replaced() {
+    const DIMENSIONS: usize = 64;
+    const ROWS: usize = 12_000;
+    // Rows 0 to 6,000 are replaced by the rows from 12,000 on.
+    let values = vectors(ROWS + ROWS / 2, DIMENSIONS, true, 13);
+    let of = |row: Row| &values[row.index() * DIMENSIONS..][..DIMENSIONS];
+    let queries = vectors(200, DIMENSIONS, true, 14);
+    let alive: Vec<Row> = (ROWS / 2..ROWS + ROWS / 2).map(|row| Row(row as u32)).collect();
+    let mut bits = vec![0u64; (ROWS + ROWS / 2).div_ceil(64)];
+    alive.iter().for_each(|row| bits[row.index() / 64] |= 1 << (row.index() % 64));
+    let is_alive = |row: u32| row as usize >= ROWS / 2;
+    let index = VectorIndex::new(Arc::new(built(&values[..ROWS * DIMENSIONS], DIMENSIONS)), 10_000);
+    assert!(!index.wants_merge(ROWS));
+    let new: Vec<(Row, &[f32])> = (ROWS..ROWS + ROWS / 2).map(|row| (Row(row as u32), of(Row(row as u32)))).collect();
+    index.insert_many(&new).unwrap();
+    let measured = |index: &VectorIndex| {
+        let recalls = queries.chunks_exact(DIMENSIONS).map(|query| {
+            let (found, _) = index.search(query, 100, &bits, of);
+            assert!(found.iter().all(|(row, _)| is_alive(row.0)), "a replaced row came");
+            recall(&found, &exact(&values, DIMENSIONS, query, 100, is_alive))
+        });
+        recalls.sum::<f64>() / 200.0
+    };
+    assert!(index.wants_merge(ROWS), "6,000 live and 6,000 dead rows of 12,000");
+    let spread = measured(&index);
+
+    // The last row comes while the graph is built.
+    let (last, others) = alive.split_last().unwrap();
+    let frozen = index.freeze(others, last.index(), of).unwrap();
+    index.replace(frozen, &[(*last, of(*last))]).unwrap();
+    assert!((index.live_count(), index.wants_merge(ROWS)) == (1, false));
+    let merged = measured(&index);
+    let fresh = VectorIndex::new(Arc::new(built(&values[ROWS / 2 * DIMENSIONS..], DIMENSIONS)), 0);
+    let all = vec![u64::MAX; ROWS.div_ceil(64)];
+    let fresh: f64 = queries
+        .chunks_exact(DIMENSIONS)
+        .map(|query| {
+            let found = fresh.search(query, 100, &all, |row| of(Row(row.0 + 6000))).0;
+            recall(&found, &exact(&values[ROWS / 2 * DIMENSIONS..], DIMENSIONS, query, 100, |_| true)) / 200.0
+        })
+        .sum();
+    assert!(merged >= fresh - 0.005, "merged {merged}, fresh {fresh}");
+    assert!(spread >= fresh - 0.005, "before the merge {spread}, fresh {fresh}");
+    let found = index.search(of(*last), 1, &bits, of).0;
+    assert_eq!(found[0].0, *last);
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub struct Manifest {
     pub trained_until_ms: i64,
     /// See [`features::schema_hash`].
     pub feature_schema: String,
-    /// Buckets of the query encoder's hashed terms.
+    /// Buckets of the query encoder's hashed terms; not read by a sentence encoder.
     pub term_bucket_count: u32,
     /// The ranking model's heads, in the order of its output.
     pub heads: Vec<Head>,

@@ -28,6 +28,7 @@ const NEXT: &str = "next.neighbours";
 const TOGETHER: &str = "together.neighbours";
 const PERSON_ENCODER: &str = "person_encoder.onnx";
 const QUERY_ENCODER: &str = "query_encoder.onnx";
+const TOKENIZER: &str = "tokenizer.json";
 const RANKER: &str = "ranker.onnx";
 
 /// Everything that was learned, in memory. Rows are places in `items`.
@@ -36,9 +37,9 @@ pub struct Bundle {
     pub items: Vec<Item>,
     /// The items' vectors, of [`VECTOR_DIM`] and length 1, in the person's space.
     pub item_vectors: Arc<FrozenGraph>,
-    /// The same in the query's space.
+    /// In the query's space, of the query encoder's dimensions and length 1.
     pub title_vectors: Arc<FrozenGraph>,
-    /// `[VECTOR_DIM × VECTOR_DIM]`, row-major: a title's vector times it, normalised, is a new item's vector.
+    /// `[query dimensions × VECTOR_DIM]`, row-major: a title's vector times it, normalised, is a new item's vector.
     pub text_projection: Vec<f32>,
     /// What was chosen in the basket after.
     pub next: Neighbours,
@@ -46,6 +47,8 @@ pub struct Bundle {
     pub together: Neighbours,
     pub person_encoder: Vec<u8>,
     pub query_encoder: Vec<u8>,
+    /// Of a sentence encoder: its `tokenizer.json`. Without it the query encoder reads hashed terms.
+    pub tokenizer: Option<Vec<u8>>,
     pub ranker: Vec<u8>,
 }
 
@@ -90,19 +93,20 @@ impl Bundle {
             parse_vectors(&bytes, rows * VECTOR_DIM)
                 .map_err(|problem| BundleError::Content { path: directory.join(name), problem })
         };
-        let index = |name: &str| {
+        let index = |name: &str, dimensions: Option<usize>| {
             let path = directory.join(name);
             file(name)?;
             let index = FrozenGraph::open(&path)?;
-            match (index.row_count(), index.dimensions()) == (items.len(), VECTOR_DIM) {
+            match index.row_count() == items.len() && dimensions.is_none_or(|due| due == index.dimensions()) {
                 true => Ok(Arc::new(index)),
                 false => Err(BundleError::Content {
                     path,
                     problem: format!(
-                        "{} × {} vectors for {} items of {VECTOR_DIM} dimensions",
+                        "{} × {} vectors for {} items of {} dimensions",
                         index.row_count(),
                         index.dimensions(),
-                        items.len()
+                        items.len(),
+                        dimensions.unwrap_or(index.dimensions())
                     ),
                 }),
             }
@@ -119,10 +123,12 @@ impl Bundle {
                 }),
             }
         };
+        let title_vectors = index(TITLE_VECTORS, None)?;
         Ok(Self {
-            item_vectors: index(ITEM_VECTORS)?,
-            title_vectors: index(TITLE_VECTORS)?,
-            text_projection: vectors(TEXT_PROJECTION, VECTOR_DIM)?,
+            item_vectors: index(ITEM_VECTORS, Some(VECTOR_DIM))?,
+            text_projection: vectors(TEXT_PROJECTION, title_vectors.dimensions())?,
+            title_vectors,
+            tokenizer: manifest.files.contains_key(TOKENIZER).then(|| file(TOKENIZER)).transpose()?,
             next: neighbours(NEXT)?,
             together: neighbours(TOGETHER)?,
             person_encoder: file(PERSON_ENCODER)?,
@@ -159,7 +165,8 @@ impl Bundle {
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),
         ];
-        for (name, bytes) in &files {
+        let tokenizer = self.tokenizer.map(|tokenizer| (TOKENIZER, tokenizer));
+        for (name, bytes) in files.iter().chain(&tokenizer) {
             self.manifest.add_file(name, bytes);
             write_synced(&temporary.join(name), bytes).map_err(|source| io(&temporary.join(name), source))?;
         }

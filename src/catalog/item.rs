@@ -57,6 +57,12 @@ impl Item {
         self.stock_quantity != Some(0)
     }
 
+    /// What a sentence encoder reads: brand where the title does not say it, title, description.
+    pub fn sentence(&self) -> String {
+        let brand = if self.title.contains(&self.brand) { "" } else { &self.brand };
+        [brand, &self.title, &self.description].join(" ").trim().to_owned()
+    }
+
     /// What retrieval reads: title, brand, categories and tags.
     pub fn search_text(&self) -> String {
         let mut text = self.title.clone();

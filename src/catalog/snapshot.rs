@@ -10,16 +10,29 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// Dimensions of every learned vector: items, persons, queries.
+/// Dimensions of the space of persons and items; that of queries has those of its encoder.
 pub const VECTOR_DIM: usize = 64;
 
 /// The learned vectors of one item, each of length 1. In one piece, so that an item is one place in memory.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ItemVectors {
-    /// In the space of the person's vector.
-    pub person_space: [f32; VECTOR_DIM],
+pub struct ItemVectors(Arc<[f32]>);
+
+impl ItemVectors {
+    /// `person_space` has [`VECTOR_DIM`] numbers, `query_space` as many as the query encoder gives.
+    pub fn new(person_space: &[f32], query_space: &[f32]) -> Self {
+        assert_eq!(person_space.len(), VECTOR_DIM, "the person's space has {VECTOR_DIM} dimensions");
+        Self(person_space.iter().chain(query_space).copied().collect())
+    }
+
+    /// In the space of the person's vector: `[VECTOR_DIM]`.
+    pub fn person_space(&self) -> &[f32] {
+        &self.0[..VECTOR_DIM]
+    }
+
     /// In the space of the query's vector: the encoded title.
-    pub query_space: [f32; VECTOR_DIM],
+    pub fn query_space(&self) -> &[f32] {
+        &self.0[VECTOR_DIM..]
+    }
 }
 
 const NO_ROW: u32 = u32::MAX;
@@ -50,7 +63,7 @@ struct Chunk {
 pub struct CatalogRow {
     pub item: Arc<Item>,
     pub key: ItemKey,
-    pub vectors: Arc<ItemVectors>,
+    pub vectors: ItemVectors,
     /// ln(1 + price); 0 without a price. Here, and the time too, so that features need not fetch the item.
     pub log_price: f32,
     pub created_at: Option<UnixMillis>,
@@ -115,7 +128,7 @@ impl Catalog {
     }
 
     /// Adds items, or replaces those with the same id. Gives the rows that they got, in order.
-    pub fn upsert(&mut self, keys: &ItemKeys, items: Vec<(Arc<Item>, Arc<ItemVectors>)>) -> Vec<Row> {
+    pub fn upsert(&mut self, keys: &ItemKeys, items: Vec<(Arc<Item>, ItemVectors)>) -> Vec<Row> {
         let mut rows = Vec::with_capacity(items.len());
         for (item, vectors) in items {
             let key = keys.intern(&item.id);
@@ -179,9 +192,9 @@ impl Catalog {
 mod tests {
     use super::*;
 
-    fn item(id: &str, title: &str) -> (Arc<Item>, Arc<ItemVectors>) {
-        let vectors = ItemVectors { person_space: [0.0; VECTOR_DIM], query_space: [0.0; VECTOR_DIM] };
-        (Arc::new(Item::titled(ItemId::parse(id).unwrap(), title)), Arc::new(vectors))
+    fn item(id: &str, title: &str) -> (Arc<Item>, ItemVectors) {
+        let vectors = ItemVectors::new(&[0.0; VECTOR_DIM], &[0.0; VECTOR_DIM]);
+        (Arc::new(Item::titled(ItemId::parse(id).unwrap(), title)), vectors)
     }
 
     fn alive(catalog: &Catalog) -> usize {

@@ -36,6 +36,10 @@ pub struct TrainArgs {
     /// The same seed gives the same samples and starting weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// A sentence encoder for queries and item texts, instead of one that is learned on the titles: a directory with
+    /// model.onnx and tokenizer.json, as Hugging Face models have them.
+    #[arg(long, value_name = "DIR")]
+    query_encoder: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     #[command(flatten)]
@@ -72,7 +76,8 @@ pub fn train(args: TrainArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let now = UnixMillis::now();
     let name = jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
-    let options = TrainOptions { seed: args.seed, name, now, ..TrainOptions::default() };
+    let options =
+        TrainOptions { seed: args.seed, query_encoder: args.query_encoder, name, now, ..TrainOptions::default() };
     let mut bars = Bars::default();
     let report = training::train(&args.data, &args.out, &runtime, &options, &mut |step| bars.show(step))?;
     bars.finish();

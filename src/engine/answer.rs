@@ -250,7 +250,7 @@ impl Story<'_> {
         scored.sort_unstable_by(|a, b| self.compare(options.order_by, *a, *b));
         let diversity = options.diversity.unwrap_or(0.0);
         if diversity > 0.0 && options.order_by == OrderBy::Score {
-            let vector = |row: Row| &self.catalog.get(row).vectors.query_space[..];
+            let vector = |row: Row| self.catalog.get(row).vectors.query_space();
             scored = policy::diversify(&scored, diversity, DIVERSITY_LOOK_AHEAD, vector);
         }
         let (rows, dropped_pins) = self.pin(scored, options, pins_ok);

@@ -181,9 +181,10 @@ impl Engine {
                 let vectors = vectors.map_err(|error| EngineError::Internal(error.to_string()))?;
                 // Before the log has them: what is acknowledged is in effect.
                 for (item, vectors) in items.iter().zip(&vectors) {
-                    for vector in [&vectors.person_space, &vectors.query_space] {
-                        check_vector(vector)
-                            .map_err(|problem| EngineError::Internal(format!("vector of item {}: {problem}", item.id)))?;
+                    for vector in [vectors.person_space(), vectors.query_space()] {
+                        check_vector(vector, vector.len()).map_err(|problem| {
+                            EngineError::Internal(format!("vector of item {}: {problem}", item.id))
+                        })?;
                     }
                 }
                 Ok((items, vectors))

@@ -1,11 +1,10 @@
 //! The learned functions, as one worker owns them.
-use super::world::{World, array};
+use super::world::World;
 use crate::{
     bundle::{Bundle, Head},
     catalog::{Catalog, Item, ItemVectors, VECTOR_DIM},
     people::History,
-    ranking::{Device, PersonEncoder, PersonInput, QueryEncoder, Ranker, RankingError, Runtime},
-    text,
+    ranking::{Device, PersonEncoder, PersonInput, Ranker, RankingError, Runtime, TextEncoder},
     units::UnixMillis,
 };
 
@@ -15,10 +14,9 @@ pub const ENCODED_EVENTS_MAX: usize = 50;
 /// Sessions are not shared: ONNX Runtime's run takes them exclusively.
 pub struct Models {
     pub person: PersonEncoder,
-    pub query: QueryEncoder,
+    pub query: TextEncoder,
     pub ranker: Option<Ranker>,
     pub heads: Vec<Head>,
-    bucket_count: u32,
 }
 
 impl Models {
@@ -26,23 +24,26 @@ impl Models {
     pub fn open(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Self, RankingError> {
         Ok(Self {
             person: PersonEncoder::open(runtime, &bundle.person_encoder, device)?,
-            query: QueryEncoder::open(runtime, &bundle.query_encoder, device)?,
+            query: TextEncoder::open(
+                runtime,
+                &bundle.query_encoder,
+                bundle.tokenizer.as_deref(),
+                bundle.manifest.term_bucket_count,
+                device,
+            )?,
             ranker: match bundle.ranker.is_empty() {
                 true => None,
                 false => Some(Ranker::open(runtime, &bundle.ranker, device)?),
             },
             heads: bundle.manifest.heads.clone(),
-            bucket_count: bundle.manifest.term_bucket_count,
         })
     }
 
-    /// Vectors of queries, `[VECTOR_DIM]` each; none for one that is not asked or has no term.
+    /// Vectors of queries; none for one that is not asked or says nothing.
     pub fn encode_queries(&mut self, queries: &[Option<&str>]) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
-        let terms: Vec<Vec<u32>> = queries
-            .iter()
-            .map(|query| query.map_or_else(Vec::new, |query| text::hashed_terms(query, self.bucket_count)))
-            .collect();
-        encode_those(terms, |terms| !terms.is_empty(), |terms| self.query.encode_batch(terms))
+        let asked: Vec<&str> = queries.iter().flatten().copied().collect();
+        let mut vectors = self.query.encode(&asked)?.into_iter();
+        Ok(queries.iter().map(|query| query.and_then(|_| vectors.next().flatten())).collect())
     }
 
     /// Vectors of people, `[VECTOR_DIM]` each; none where no item of the history is in the catalogue.
@@ -82,7 +83,7 @@ fn person_input(history: &History, catalog: &Catalog, now: UnixMillis) -> Person
     let mut input = PersonInput::default();
     let count = found.len();
     for (index, (row, event)) in found.into_iter().enumerate() {
-        input.items.extend_from_slice(&catalog.get(row).vectors.person_space);
+        input.items.extend_from_slice(catalog.get(row).vectors.person_space());
         input.kinds.push(event.kind as i64);
         input.positions.push((count - 1 - index) as i64);
         input.ages.push(now.days_since(UnixMillis(i64::from(event.at_s) * 1000)).ln_1p());
@@ -95,21 +96,26 @@ pub fn embed_items(world: &World, models: &mut Models, items: &[Item]) -> Result
     const BATCH: usize = 64;
     let mut vectors = Vec::with_capacity(items.len());
     for batch in items.chunks(BATCH) {
-        let terms: Vec<Vec<u32>> = batch
-            .iter()
-            .map(|item| text::hashed_terms(&item.search_text(), models.bucket_count))
-            .map(|terms| if terms.is_empty() { vec![0] } else { terms })
-            .collect();
-        let encoded = models.query.encode_batch(&terms)?;
-        vectors.extend(encoded.chunks_exact(VECTOR_DIM).map(|query| ItemVectors {
-            person_space: array(&project(query, &world.text_projection)),
-            query_space: array(query),
-        }));
+        let texts: Vec<String> = batch.iter().map(|item| models.query.text_of(item)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        for (encoded, item) in models.query.encode(&texts)?.into_iter().zip(batch) {
+            // An item of signs alone: any vector of the space will do.
+            let encoded = encoded.unwrap_or_else(|| first_direction(world.query_dimension()));
+            if encoded.len() != world.query_dimension() {
+                let problem = format!("{} numbers for item {}", encoded.len(), item.id);
+                return Err(RankingError::Contract { model: "query_encoder", problem });
+            }
+            vectors.push(ItemVectors::new(&project(&encoded, &world.text_projection), &encoded));
+        }
     }
     Ok(vectors)
 }
 
-/// `normalize(text × projection)`; the text's own vector where the product vanishes.
+fn first_direction(dimensions: usize) -> Vec<f32> {
+    (0..dimensions).map(|at| f32::from(u8::from(at == 0))).collect()
+}
+
+/// `normalize(text × projection)`, `[VECTOR_DIM]`.
 fn project(text: &[f32], projection: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0f32; VECTOR_DIM];
     for (value, weights) in text.iter().zip(projection.chunks_exact(VECTOR_DIM)) {
@@ -119,7 +125,7 @@ fn project(text: &[f32], projection: &[f32]) -> Vec<f32> {
     }
     let norm = out.iter().map(|x| x * x).sum::<f32>().sqrt();
     if norm < 1e-6 {
-        return text.to_vec();
+        return first_direction(VECTOR_DIM);
     }
     out.iter_mut().for_each(|x| *x /= norm);
     out

@@ -139,7 +139,7 @@ pub fn like_anchors(ask: &Ask) -> Candidates {
     let mut fusion = ask.fusion();
     for anchor in ask.anchors.iter().take(5) {
         let vectors = &ask.catalog.get(anchor.row).vectors;
-        for (space, vector) in [(Space::Person, &vectors.person_space), (Space::Query, &vectors.query_space)] {
+        for (space, vector) in [(Space::Person, vectors.person_space()), (Space::Query, vectors.query_space())] {
             let mut found = near(ask, &mut fusion, vector, space);
             found.retain(|(row, _)| !ask.is_anchor(*row));
             fusion.add(SIMILAR, found);
@@ -213,7 +213,7 @@ pub fn evidence_for(person: &[Recent], catalog: &Catalog, table: Option<&Neighbo
                     let (keys, weights) = table.of(Row(recent.key.0));
                     keys.iter().position(|key| *key == target.key.0).map_or(0.0, |index| weights[index])
                 }
-                None => dot(&catalog.get(recent.row).vectors.person_space, &target.vectors.person_space),
+                None => dot(catalog.get(recent.row).vectors.person_space(), target.vectors.person_space()),
             };
             (recent.key, weight * recent.weight)
         })

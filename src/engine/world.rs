@@ -4,12 +4,15 @@ use crate::engine::CompletionSource;
 use crate::{
     bits,
     bundle::{Bundle, Manifest},
-    catalog::{Catalog, Item, ItemKeys, ItemVectors, VECTOR_DIM},
+    catalog::{Catalog, Item, ItemKeys, ItemVectors},
     events::{Change, Event, EventKind, Popularity},
     ids::{ItemId, ItemKey, Row},
     people::People,
     ranking::RankingError,
-    retrieval::{BadVector, FrozenError, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError, VectorIndex},
+    retrieval::{
+        BadVector, FrozenError, FrozenGraph, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError,
+        VectorIndex,
+    },
     units::UnixMillis,
 };
 use arc_swap::ArcSwap;
@@ -44,6 +47,7 @@ pub struct World {
     pub next: Neighbours,
     pub together: Neighbours,
     pub text_projection: Vec<f32>,
+    query_dimension: usize,
     popular: Mutex<Ready>,
     /// Held while the catalogue and its indexes change.
     writing: Mutex<()>,
@@ -86,17 +90,19 @@ impl World {
             next: bundle.next,
             together: bundle.together,
             text_projection: bundle.text_projection,
+            query_dimension: bundle.title_vectors.dimensions(),
             popular: Mutex::default(),
             writing: Mutex::default(),
             merges: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             manifest: bundle.manifest,
         };
-        let vectors = |row: usize| ItemVectors {
-            person_space: array(&bundle.item_vectors.vector(Row(row as u32)).unwrap_or_default()),
-            query_space: array(&bundle.title_vectors.vector(Row(row as u32)).unwrap_or_default()),
+        let vectors = |row: usize| {
+            let of =
+                |index: &FrozenGraph| index.vector(Row(row as u32)).expect("a bundle has vectors of all its items");
+            ItemVectors::new(&of(&bundle.item_vectors), &of(&bundle.title_vectors))
         };
-        let items = bundle.items.into_iter().enumerate().map(|(row, item)| (Arc::new(item), Arc::new(vectors(row))));
+        let items = bundle.items.into_iter().enumerate().map(|(row, item)| (Arc::new(item), vectors(row)));
         // The frozen indexes have them already, in the same order.
         let mut catalog = Catalog::default();
         let rows = catalog.upsert(&world.keys, items.collect());
@@ -106,7 +112,7 @@ impl World {
     }
 
     /// Adds or replaces items in every index, then in the catalogue, so that no reader finds a row without content.
-    pub fn upsert(&self, items: Vec<(Arc<Item>, Arc<ItemVectors>)>) -> Result<(), WorldError> {
+    pub fn upsert(&self, items: Vec<(Arc<Item>, ItemVectors)>) -> Result<(), WorldError> {
         let _writing = self.writing.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
         let rows = catalog.upsert(&self.keys, items);
@@ -117,6 +123,11 @@ impl World {
         self.index_words(&catalog, &rows)?;
         self.catalog.store(Arc::new(catalog));
         Ok(())
+    }
+
+    /// Numbers of a vector in the query's space.
+    pub fn query_dimension(&self) -> usize {
+        self.query_dimension
     }
 
     pub fn index(&self, space: Space) -> &VectorIndex {
@@ -192,7 +203,7 @@ impl World {
             self.applied.fetch_max(position, Ordering::Release);
             match (change, vectors) {
                 (Change::Event(event), _) => self.apply_event(position, &event),
-                (Change::Upsert(item), Some(vectors)) => upserts.push((Arc::new(*item), Arc::new(vectors))),
+                (Change::Upsert(item), Some(vectors)) => upserts.push((Arc::new(*item), vectors)),
                 (Change::Upsert(_), None) => unreachable!("the engine prepares the vectors of every item it writes"),
                 (Change::Delete(id), _) => {
                     self.upsert(std::mem::take(&mut upserts))?;
@@ -218,7 +229,7 @@ impl World {
         }
         let vectors = embed_items(self, models, &items)?;
         if !items.is_empty() {
-            self.upsert(items.into_iter().map(Arc::new).zip(vectors.into_iter().map(Arc::new)).collect())?;
+            self.upsert(items.into_iter().map(Arc::new).zip(vectors).collect())?;
         }
         for id in deleted {
             self.delete(&id);
@@ -250,19 +261,14 @@ impl Space {
     pub fn vector(self, catalog: &Catalog, row: Row) -> &[f32] {
         let vectors = &catalog.get(row).vectors;
         match self {
-            Self::Person => &vectors.person_space,
-            Self::Query => &vectors.query_space,
+            Self::Person => vectors.person_space(),
+            Self::Query => vectors.query_space(),
         }
     }
 }
 
 fn bad_vector(catalog: &Catalog, BadVector { row, problem }: BadVector) -> WorldError {
     WorldError::Vector { item: catalog.get(row).item.id.clone(), source: problem }
-}
-
-/// `values` has [`VECTOR_DIM`] numbers.
-pub(super) fn array(values: &[f32]) -> [f32; VECTOR_DIM] {
-    values.try_into().expect("cut in pieces of this length")
 }
 
 /// What completions may offer of an item: its title, its categories, its brand.

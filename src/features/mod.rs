@@ -69,7 +69,7 @@ pub struct Moment<'a> {
     pub catalog: &'a Catalog,
     pub popularity: &'a Popularity,
     pub now: UnixMillis,
-    /// `[VECTOR_DIM]`, or none when it is no search.
+    /// Of the query encoder, or none when it is no search.
     pub query_vector: Option<&'a [f32]>,
     /// The best BM25 score among the candidates.
     pub words_best: f32,
@@ -82,8 +82,8 @@ pub fn append(out: &mut Vec<f32>, moment: &Moment, person: &PersonContext, row: 
     let (similar_last, similar_max, title_similar_max) = similarity_to_recent(moment, person, row);
     let price = entry.log_price;
     let (popularity, trend) = moment.popularity.score_and_trend(entry.key, moment.now);
-    let person_dot = person.vector.as_deref().map_or(0.0, |vector| dot(vector, &entry.vectors.person_space));
-    let query_dot = moment.query_vector.map_or(0.0, |vector| dot(vector, &entry.vectors.query_space));
+    let person_dot = person.vector.as_deref().map_or(0.0, |vector| dot(vector, entry.vectors.person_space()));
+    let query_dot = moment.query_vector.map_or(0.0, |vector| dot(vector, entry.vectors.query_space()));
     let age_days = entry.created_at.map_or(0.0, |at| moment.now.days_since(at));
     out.extend_from_slice(&[
         person_dot,
@@ -120,8 +120,8 @@ pub fn append(out: &mut Vec<f32>, moment: &Moment, person: &PersonContext, row: 
 /// of titles.
 fn similarity_to_recent(moment: &Moment, person: &PersonContext, row: Row) -> (f32, f32, f32) {
     let vectors = &moment.catalog.get(row).vectors;
-    let similar = person.recent_vectors[0].dots(&vectors.person_space);
-    let title_similar = person.recent_vectors[1].dots(&vectors.query_space);
+    let similar = person.recent_vectors[0].dots(vectors.person_space());
+    let title_similar = person.recent_vectors[1].dots(vectors.query_space());
     let (mut last, mut best, mut best_title) = (0.0, 0.0f32, 0.0f32);
     for (index, recent) in person.recent.iter().enumerate() {
         // An item is not evidence for itself; `bought_count` says that.

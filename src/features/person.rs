@@ -87,9 +87,10 @@ impl PersonContext {
         }
         context.collect_recent(history, catalog);
         let vectors = |recent: &Recent| &catalog.get(recent.row).vectors;
+        let query_dimension = context.recent.first().map_or(0, |recent| vectors(recent).query_space().len());
         context.recent_vectors = [
-            LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| &vectors(recent).person_space[..])),
-            LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| &vectors(recent).query_space[..])),
+            LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| vectors(recent).person_space())),
+            LaneVectors::new(query_dimension, context.recent.iter().map(|recent| vectors(recent).query_space())),
         ];
         if let Some(last) = context.recent.first() {
             let (keys, weights) = next.of(Row(last.key.0));

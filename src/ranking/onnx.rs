@@ -355,7 +355,6 @@ impl Ranker {
 
 /// A model of sentences as Hugging Face exports it: `input_ids`, and where it has them `attention_mask` and
 /// `token_type_ids`, to `[texts × tokens × dimension]` or `[texts × dimension]`.
-#[cfg(feature = "train")]
 pub struct SentenceModel {
     session: Session,
     input_names: Vec<&'static str>,
@@ -363,15 +362,14 @@ pub struct SentenceModel {
     gives_tokens: bool,
 }
 
-#[cfg(feature = "train")]
 impl SentenceModel {
     const NAME: &str = "sentence_encoder";
 
     /// Opens the model and checks its inputs and its first output.
-    pub fn open(runtime: &Runtime, bytes: &[u8]) -> Result<Self, RankingError> {
+    pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
         const INPUTS: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
         let refuse = |problem: String| Err(RankingError::Contract { model: Self::NAME, problem });
-        let session = runtime.session(Self::NAME, bytes, Device::Cpu)?;
+        let session = runtime.session(Self::NAME, bytes, device)?;
         let found: Vec<&str> = session.inputs().iter().map(Outlet::name).collect();
         let input_names: Vec<&'static str> = INPUTS.into_iter().filter(|name| found.contains(name)).collect();
         if input_names.len() != found.len() || !found.contains(&INPUTS[0]) {
@@ -436,7 +434,6 @@ impl SentenceModel {
 }
 
 /// Sums, which point where the means do; the caller makes them of length 1.
-#[cfg(feature = "train")]
 fn sums_of_tokens(values: &[f32], texts: &[&[i64]], width: usize, dimension: usize) -> Vec<f32> {
     let mut sums = vec![0.0f32; texts.len() * dimension];
     for ((text, tokens), sum) in

@@ -1,5 +1,5 @@
 //! A sentence encoder that a shop brings: `model.onnx` with `tokenizer.json` beside it, as Hugging Face models have them.
-use super::onnx::{RankingError, Runtime, SentenceModel};
+use super::onnx::{Device, RankingError, Runtime, SentenceModel};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -20,10 +20,8 @@ const BATCH: usize = 16;
 pub enum SentenceError {
     #[error("{path}: {source}; an encoder is a directory with model.onnx and tokenizer.json")]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{path}: {message}")]
-    Tokenizer { path: PathBuf, message: String },
-    #[error(transparent)]
-    Model(#[from] RankingError),
+    #[error("{path}: {source}")]
+    Model { path: PathBuf, source: RankingError },
 }
 
 /// From texts to vectors of length 1: the mean of the tokens' vectors, or the model's own sentence vector.
@@ -34,18 +32,40 @@ pub struct SentenceEncoder {
 }
 
 impl SentenceEncoder {
-    /// Opens `directory/model.onnx` once for each thread, and `directory/tokenizer.json`.
+    /// Reads `model.onnx` and `tokenizer.json` of a directory.
+    pub fn read(directory: &Path) -> Result<[Vec<u8>; 2], SentenceError> {
+        let read = |name| {
+            let path = directory.join(name);
+            std::fs::read(&path).map_err(|source| SentenceError::Io { path, source })
+        };
+        Ok([read("model.onnx")?, read("tokenizer.json")?])
+    }
+
+    /// Opens what a directory has, the model once for each thread.
     pub fn open(runtime: &Runtime, directory: &Path, threads: usize) -> Result<Self, SentenceError> {
-        let path = directory.join("model.onnx");
-        let bytes = std::fs::read(&path).map_err(|source| SentenceError::Io { path, source })?;
-        let path = directory.join("tokenizer.json");
-        let text = std::fs::read(&path).map_err(|source| SentenceError::Io { path: path.clone(), source })?;
-        let refuse = |message: String| SentenceError::Tokenizer { path: path.clone(), message };
-        let mut tokenizer = Tokenizer::from_bytes(text).map_err(|error| refuse(error.to_string()))?;
+        let [model, tokenizer] = Self::read(directory)?;
+        Self::from_bytes(runtime, &model, &tokenizer, Device::Cpu, threads)
+            .map_err(|source| SentenceError::Model { path: directory.to_owned(), source })
+    }
+
+    /// Opens the model once for each thread and checks its inputs and outputs.
+    pub fn from_bytes(
+        runtime: &Runtime,
+        model: &[u8],
+        tokenizer: &[u8],
+        device: Device,
+        threads: usize,
+    ) -> Result<Self, RankingError> {
+        let refuse = |error: tokenizers::Error| RankingError::Contract {
+            model: "sentence_encoder",
+            problem: format!("tokenizer.json: {error}"),
+        };
+        let mut tokenizer = Tokenizer::from_bytes(tokenizer).map_err(refuse)?;
         let truncation = TruncationParams { max_length: TOKENS_MAX, ..Default::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(|error| refuse(error.to_string()))?;
+        tokenizer.with_truncation(Some(truncation)).map_err(refuse)?;
         tokenizer.with_padding(None);
-        let models = (0..threads.max(1)).map(|_| SentenceModel::open(runtime, &bytes)).collect::<Result<_, _>>()?;
+        let models =
+            (0..threads.max(1)).map(|_| SentenceModel::open(runtime, model, device)).collect::<Result<_, _>>()?;
         Ok(Self { tokenizer, models })
     }
 
@@ -56,7 +76,7 @@ impl SentenceEncoder {
 
     /// Vectors `[texts × dimension]`, each of length 1, or 0 where the model says nothing of a text. `progress` gets the
     /// number of texts that are done.
-    pub fn encode(&mut self, texts: &[String], progress: &mut dyn FnMut(usize)) -> Result<Vec<f32>, SentenceError> {
+    pub fn encode(&mut self, texts: &[&str], progress: &mut dyn FnMut(usize)) -> Result<Vec<f32>, RankingError> {
         let tokens = texts.iter().map(|text| self.tokens(text)).collect::<Result<Vec<_>, _>>()?;
         // Texts of about the same length share a batch, so that little is padded.
         let mut order: Vec<usize> = (0..texts.len()).collect();
@@ -64,6 +84,18 @@ impl SentenceEncoder {
         let batches: Vec<&[usize]> = order.chunks(BATCH).collect();
         let dimension = self.dimension();
         let mut out = vec![0.0; texts.len() * dimension];
+        if let [model] = &mut self.models[..] {
+            let mut count = 0;
+            for batch in batches {
+                let ids: Vec<&[i64]> = batch.iter().map(|at| &tokens[*at][..]).collect();
+                for (at, vector) in batch.iter().zip(model.encode(&ids)?.chunks_exact(dimension)) {
+                    out[at * dimension..(at + 1) * dimension].copy_from_slice(vector);
+                }
+                count += batch.len();
+                progress(count);
+            }
+            return Ok(out);
+        }
         let (next, tokens) = (AtomicUsize::new(0), &tokens);
         thread::scope(|scope| {
             let (sender, done) = mpsc::channel();
@@ -91,7 +123,7 @@ impl SentenceEncoder {
         })
     }
 
-    fn tokens(&self, text: &str) -> Result<Vec<i64>, SentenceError> {
+    fn tokens(&self, text: &str) -> Result<Vec<i64>, RankingError> {
         let failed =
             |error: tokenizers::Error| RankingError::Run { model: "sentence_encoder", message: error.to_string() };
         let encoding = self.tokenizer.encode(text, true).map_err(failed)?;

@@ -1,6 +1,6 @@
 //! Nearest vectors: a graph (HNSW), and the exact scan beside it. The only file that names hnsw_rs.
 use super::kernels::dot;
-use crate::{catalog::VECTOR_DIM, ids::Row};
+use crate::ids::Row;
 use ahash::{AHashMap, RandomState};
 use hnsw_rs::prelude::{Distance, Hnsw};
 use parking_lot::RwLock;
@@ -21,8 +21,8 @@ const EF_MAX: usize = 1024;
 /// Why a vector was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VectorError {
-    #[error("has {found} dimensions where {VECTOR_DIM} are due")]
-    Dimension { found: usize },
+    #[error("has {found} dimensions where {due} are due")]
+    Dimension { found: usize, due: usize },
     #[error("is not a finite number at {position}")]
     NotFinite { position: usize },
     #[error("has length {length}, not 1")]
@@ -54,8 +54,9 @@ impl Default for GraphConfig {
     }
 }
 
-/// A graph over unit vectors of [`VECTOR_DIM`]. Inserts and searches may run at the same time.
+/// A graph over unit vectors. Inserts and searches may run at the same time.
 pub struct Graph {
+    dimensions: usize,
     /// One point for each distinct vector; its id is its place in `Points::rows`.
     hnsw: Hnsw<'static, f32, UnitDistance>,
     points: RwLock<Points>,
@@ -83,12 +84,12 @@ impl Distance<f32> for UnitDistance {
 }
 
 impl Graph {
-    pub fn new(config: GraphConfig) -> Self {
+    pub fn new(dimensions: usize, config: GraphConfig) -> Self {
         let m = config.m.clamp(2, 128);
         // `keep_pruned` stays off: filling up with the nearest cuts dense clusters off from each other (recall .70).
         let hnsw = Hnsw::new(m, config.capacity.max(1), LAYERS_MAX, config.ef_construction.max(8), UnitDistance);
         let hashers = [RandomState::with_seeds(1, 2, 3, 4), RandomState::with_seeds(5, 6, 7, 8)];
-        Self { hnsw, points: RwLock::default(), hashers }
+        Self { dimensions, hnsw, points: RwLock::default(), hashers }
     }
 
     /// Rows that were added.
@@ -108,7 +109,7 @@ impl Graph {
     /// Adds rows on all threads of the current rayon pool. All vectors are checked first: an error adds none.
     pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), BadVector> {
         for &(row, vector) in rows {
-            check_vector(vector).map_err(|problem| BadVector { row, problem })?;
+            check_vector(vector, self.dimensions).map_err(|problem| BadVector { row, problem })?;
         }
         let points = self.new_points(rows);
         let first = FIRST_ROWS.saturating_sub(self.hnsw.get_nb_point()).min(points.len());
@@ -143,7 +144,7 @@ impl Graph {
     /// Nothing for a query that is not a unit vector.
     pub fn search(&self, query: &[f32], count: usize, ef: usize, keep: &dyn Fn(Row) -> bool) -> Vec<(Row, f32)> {
         let size = self.hnsw.get_nb_point();
-        if count == 0 || size == 0 || check_vector(query).is_err() {
+        if count == 0 || size == 0 || check_vector(query, self.dimensions).is_err() {
             return Vec::new();
         }
         // The library's own filter panics where nothing passes, so rows are filtered after an unfiltered search, and
@@ -177,7 +178,7 @@ pub fn exact_search<'v>(
     query: &[f32],
     count: usize,
 ) -> Vec<(Row, f32)> {
-    if count == 0 || check_vector(query).is_err() {
+    if count == 0 || check_vector(query, query.len()).is_err() {
         return Vec::new();
     }
     let mut best = TopRows::new(count);
@@ -191,9 +192,9 @@ pub fn exact_search<'v>(
 }
 
 /// Right dimension, finite, length 1 within 1%.
-pub fn check_vector(vector: &[f32]) -> Result<(), VectorError> {
-    if vector.len() != VECTOR_DIM {
-        return Err(VectorError::Dimension { found: vector.len() });
+pub fn check_vector(vector: &[f32], dimensions: usize) -> Result<(), VectorError> {
+    if vector.len() != dimensions {
+        return Err(VectorError::Dimension { found: vector.len(), due: dimensions });
     }
     if let Some(position) = vector.iter().position(|x| !x.is_finite()) {
         return Err(VectorError::NotFinite { position });
@@ -274,6 +275,7 @@ impl Eq for Scored {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::VECTOR_DIM;
     use rand::{Rng, SeedableRng, rngs::StdRng};
     use std::time::Instant;
 
@@ -296,7 +298,7 @@ mod tests {
     }
 
     fn graph_of(vectors: &[Vec<f32>]) -> Graph {
-        let graph = Graph::new(GraphConfig { m: 16, ef_construction: 100, capacity: vectors.len() });
+        let graph = Graph::new(VECTOR_DIM, GraphConfig { m: 16, ef_construction: 100, capacity: vectors.len() });
         let rows: Vec<(Row, &[f32])> =
             vectors.iter().enumerate().map(|(i, vector)| (Row(i as u32), vector.as_slice())).collect();
         graph.insert_many(&rows).unwrap();
@@ -345,13 +347,22 @@ mod tests {
 
     #[test]
     fn vectors_that_would_break_the_graph_are_refused() {
-        let graph = Graph::new(GraphConfig::default());
+        let graph = Graph::new(VECTOR_DIM, GraphConfig::default());
         let good = unit(vec![1.0; VECTOR_DIM]);
         let mut bad = good.clone();
         bad[3] = f32::NAN;
-        assert_eq!(graph.insert(Row(0), &bad), Err(BadVector { row: Row(0), problem: VectorError::NotFinite { position: 3 } }));
-        assert_eq!(graph.insert(Row(0), &good[1..]), Err(BadVector { row: Row(0), problem: VectorError::Dimension { found: 63 } }));
-        assert!(matches!(graph.insert(Row(0), &[0.0; VECTOR_DIM]), Err(BadVector { problem: VectorError::NotUnit { .. }, .. })));
+        assert_eq!(
+            graph.insert(Row(0), &bad),
+            Err(BadVector { row: Row(0), problem: VectorError::NotFinite { position: 3 } })
+        );
+        assert_eq!(
+            graph.insert(Row(0), &good[1..]),
+            Err(BadVector { row: Row(0), problem: VectorError::Dimension { found: 63, due: VECTOR_DIM } })
+        );
+        assert!(matches!(
+            graph.insert(Row(0), &[0.0; VECTOR_DIM]),
+            Err(BadVector { problem: VectorError::NotUnit { .. }, .. })
+        ));
         assert!(graph.search(&good, 5, 10, &|_| true).is_empty());
         graph.insert(Row(7), &good).unwrap();
         assert_eq!(graph.search(&good, 5, 10, &|_| true)[0].0, Row(7));

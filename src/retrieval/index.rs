@@ -31,7 +31,8 @@ struct Parts {
 
 impl Parts {
     fn new(frozen: Arc<FrozenGraph>, live_rows: usize) -> Self {
-        Self { frozen, live: Graph::new(GraphConfig { capacity: live_rows, ..GraphConfig::default() }) }
+        let config = GraphConfig { capacity: live_rows, ..GraphConfig::default() };
+        Self { live: Graph::new(frozen.dimensions(), config), frozen }
     }
 }
 

@@ -71,7 +71,7 @@ impl Default for PersonEncoderConfig {
 pub struct TrainedPersonEncoder {
     /// `[items × VECTOR_DIM]`, length 1.
     pub item_vectors: Vec<f32>,
-    /// `[VECTOR_DIM × VECTOR_DIM]`.
+    /// `[text_dimension × VECTOR_DIM]`.
     pub text_projection: Vec<f32>,
     pub onnx: Vec<u8>,
     pub check: ExportCheck,
@@ -118,15 +118,22 @@ struct Batch {
 }
 
 impl Encoder {
-    fn new(items: usize, config: &PersonEncoderConfig, device: &Device) -> Self {
+    fn new(items: usize, text_dimension: usize, config: &PersonEncoderConfig, device: &Device) -> Self {
         let small = |rows: usize| {
             Param::from_tensor(Tensor::random([rows, VECTOR_DIM], Distribution::Normal(0.0, 0.02), device))
         };
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         let norm = || LayerNormConfig::new(VECTOR_DIM).init(device);
+        // Other dimensions come in by a random projection, which about keeps inner products (Johnson and Lindenstrauss).
+        let projection = match text_dimension {
+            VECTOR_DIM => Tensor::eye(VECTOR_DIM, device),
+            other => {
+                Tensor::random([other, VECTOR_DIM], Distribution::Normal(0.0, (VECTOR_DIM as f64).powf(-0.5)), device)
+            }
+        };
         Self {
             residual: Param::from_tensor(Tensor::zeros([items, VECTOR_DIM], device)),
-            projection: Param::from_tensor(Tensor::eye(VECTOR_DIM, device)),
+            projection: Param::from_tensor(projection),
             kinds: small(KINDS),
             positions: small(POSITIONS),
             age: small(1),
@@ -222,10 +229,11 @@ fn batch_of(samples: &[&SequenceSample], item_count: usize, device: &Device) -> 
     }
 }
 
-/// Learns the encoder and the item vectors. `text_vectors` is `[items × VECTOR_DIM]`; histories are not empty. Stops when
+/// Learns the encoder and the item vectors. `text_vectors` is `[items × text_dimension]`; histories are not empty. Stops when
 /// the loss on `validation` grows.
 pub fn train_person_encoder(
     text_vectors: &[f32],
+    text_dimension: usize,
     samples: &[SequenceSample],
     validation: &[SequenceSample],
     config: &PersonEncoderConfig,
@@ -233,7 +241,7 @@ pub fn train_person_encoder(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedPersonEncoder, ModelError> {
     const STAGE: &str = "person encoder";
-    let item_count = text_vectors.len() / VECTOR_DIM;
+    let item_count = text_vectors.len() / text_dimension;
     if samples.is_empty() || item_count == 0 {
         return Err(ModelError::TooLittle(
             "nobody bought twice: a person encoder needs persons with at least two baskets".to_owned(),
@@ -242,10 +250,10 @@ pub fn train_person_encoder(
     let device = Device::flex().autodiff();
     device.seed(config.seed);
     let texts = |device: &Device| {
-        Tensor::<2>::from_data(TensorData::new(text_vectors.to_vec(), [item_count, VECTOR_DIM]), device)
+        Tensor::<2>::from_data(TensorData::new(text_vectors.to_vec(), [item_count, text_dimension]), device)
     };
     let training_texts = texts(&device);
-    let mut encoder = Encoder::new(item_count, config, &device);
+    let mut encoder = Encoder::new(item_count, text_dimension, config, &device);
     let mut optimizer = AdamConfig::new().init();
     let mut rng = StdRng::seed_from_u64(config.seed);
     let mut order: Vec<usize> = (0..samples.len()).collect();

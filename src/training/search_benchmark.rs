@@ -174,21 +174,16 @@ fn encode_with(
 ) -> Result<Encoded, SearchBenchmarkError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut encoder = SentenceEncoder::open(runtime, directory, threads)?;
-    let texts: Vec<String> = items.iter().map(sentence_of).collect();
+    let texts: Vec<String> = items.iter().map(Item::sentence).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let total = texts.len();
     let items = encoder.encode(&texts, &mut |done| {
         progress(Progress { stage: "embed products", done, total, loss: f32::NAN });
     })?;
-    let queries: Vec<String> = judged.iter().map(|judged| judged.query.clone()).collect();
+    let queries: Vec<&str> = judged.iter().map(|judged| &*judged.query).collect();
     let queries = encoder.encode(&queries, &mut |_| {})?;
     let dimension = encoder.dimension();
     Ok(Encoded { dimension, items, queries: queries.chunks_exact(dimension).map(|q| Some(q.to_vec())).collect() })
-}
-
-/// What a sentence encoder reads of a product.
-fn sentence_of(item: &Item) -> String {
-    let brand = if item.title.contains(&item.brand) { "" } else { &item.brand };
-    [brand, &item.title, &item.description].join(" ").trim().to_owned()
 }
 
 /// By the subword encoder, trained on the titles.

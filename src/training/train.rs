@@ -18,14 +18,17 @@ use crate::{
     events::{Event, EventKind},
     features::FEATURES,
     ids::{ItemId, PersonId, Row},
-    ranking::{Device, RankingError, Runtime},
-    retrieval::{BuildConfig, FrozenError, FrozenGraph},
+    ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError},
+    retrieval::{BuildConfig, FrozenError, FrozenGraph, Precision, VectorError, check_vector},
     text,
     units::UnixMillis,
 };
 use ahash::{AHashMap, AHashSet};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// How a bundle is trained.
 #[derive(Debug, Clone)]
@@ -37,6 +40,8 @@ pub struct TrainOptions {
     pub trained_share: f64,
     /// Ranking lists at most.
     pub lists_max: usize,
+    /// A directory with `model.onnx` and `tokenizer.json` of a sentence encoder, instead of one learned on the titles.
+    pub query_encoder: Option<PathBuf>,
     pub name: String,
     pub now: UnixMillis,
 }
@@ -48,6 +53,7 @@ impl Default for TrainOptions {
             encoder_share: 0.75,
             trained_share: 0.9,
             lists_max: 3000,
+            query_encoder: None,
             name: "bundle".to_owned(),
             now: UnixMillis(0),
         }
@@ -82,6 +88,10 @@ pub enum TrainError {
     Model(#[from] super::onnx::ModelError),
     #[error(transparent)]
     Index(#[from] FrozenError),
+    #[error(transparent)]
+    Sentence(#[from] SentenceError),
+    #[error("{space} vector of item {item}: {source}")]
+    Vector { space: &'static str, item: ItemId, source: VectorError },
     #[error("{0}")]
     TooLittle(String),
 }
@@ -123,28 +133,39 @@ pub fn train(
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut exports: Vec<ExportCheck> = Vec::new();
 
-    let (texts, spans) = title_samples(&items, &mut rng);
-    let query_config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed: options.seed, ..Default::default() };
-    let query = train_query_encoder(&texts, &spans, &query_config, runtime, progress)?;
-    let title_vectors = query.encode(&texts);
-    exports.push(query.check.clone());
+    let query = match &options.query_encoder {
+        Some(directory) => brought_query_side(directory, &items, runtime, progress)?,
+        None => learned_query_side(&items, options.seed, &mut rng, &mut exports, runtime, progress)?,
+    };
+    let title_dimension = query.title_vectors.len() / items.len();
+    check_item_vectors("title", &items, &query.title_vectors, title_dimension)?;
 
     let early = &baskets[..baskets.partition_point(|basket| basket.at < labels_from)];
     let samples = sequence_samples(early);
     let (fit, validation) = samples.split_at((samples.len() as f64 * (1.0 - VALIDATION_SHARE)) as usize);
     let person_config = PersonEncoderConfig { seed: options.seed, ..Default::default() };
-    let person = train_person_encoder(&title_vectors, fit, validation, &person_config, runtime, progress)?;
+    let person = train_person_encoder(
+        &query.title_vectors,
+        title_dimension,
+        fit,
+        validation,
+        &person_config,
+        runtime,
+        progress,
+    )?;
     exports.push(person.check.clone());
+    check_item_vectors("item", &items, &person.item_vectors, VECTOR_DIM)?;
 
     let mut bundle = Bundle {
         manifest: Manifest::new(options.name.clone(), options.now.0, trained_until.0, BUCKET_COUNT),
-        item_vectors: freeze(&person.item_vectors)?,
-        title_vectors: freeze(&title_vectors)?,
+        item_vectors: freeze(&person.item_vectors, VECTOR_DIM)?,
+        title_vectors: freeze(&query.title_vectors, title_dimension)?,
         text_projection: person.text_projection,
         next: counts::next_basket(early, items.len()),
         together: counts::together(early, items.len()),
         person_encoder: person.onnx,
-        query_encoder: query.onnx,
+        query_encoder: query.model,
+        tokenizer: query.tokenizer,
         ranker: Vec::new(),
         items,
     };
@@ -182,6 +203,63 @@ pub fn train(
     };
     bundle.write(out)?;
     Ok(report)
+}
+
+/// The query encoder and what it says of the items.
+struct QuerySide {
+    model: Vec<u8>,
+    tokenizer: Option<Vec<u8>>,
+    /// `[items × dimension]`, of length 1.
+    title_vectors: Vec<f32>,
+}
+
+fn learned_query_side(
+    items: &[Item],
+    seed: u64,
+    rng: &mut StdRng,
+    exports: &mut Vec<ExportCheck>,
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<QuerySide, TrainError> {
+    let (texts, spans) = title_samples(items, rng);
+    let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, ..Default::default() };
+    let trained = train_query_encoder(&texts, &spans, &config, runtime, progress)?;
+    exports.push(trained.check.clone());
+    Ok(QuerySide { title_vectors: trained.encode(&texts), model: trained.onnx, tokenizer: None })
+}
+
+fn brought_query_side(
+    directory: &Path,
+    items: &[Item],
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<QuerySide, TrainError> {
+    let [model, tokenizer] = SentenceEncoder::read(directory)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut encoder = SentenceEncoder::open(runtime, directory, threads)?;
+    let texts: Vec<String> = items.iter().map(Item::sentence).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let title_vectors = encoder.encode(&texts, &mut |done| {
+        progress(Progress { stage: "item texts", done, total: texts.len(), loss: f32::NAN });
+    })?;
+    Ok(QuerySide { model, tokenizer: Some(tokenizer), title_vectors })
+}
+
+/// Refuses vectors that an index could not take, by the item's name.
+fn check_item_vectors(
+    space: &'static str,
+    items: &[Item],
+    vectors: &[f32],
+    dimensions: usize,
+) -> Result<(), TrainError> {
+    for (item, vector) in items.iter().zip(vectors.chunks(dimensions)) {
+        check_vector(vector, dimensions).map_err(|source| TrainError::Vector {
+            space,
+            item: item.id.clone(),
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 /// Hashed terms of a text.
@@ -418,8 +496,9 @@ fn returned_lines(events: &[Event]) -> AHashSet<(PersonId, ItemId)> {
     returned
 }
 
-fn freeze(vectors: &[f32]) -> Result<Arc<FrozenGraph>, FrozenError> {
-    FrozenGraph::build(vectors, VECTOR_DIM, BuildConfig::default(), &|_| {}).map(Arc::new)
+fn freeze(vectors: &[f32], dimensions: usize) -> Result<Arc<FrozenGraph>, FrozenError> {
+    let config = BuildConfig { precision: Precision::Int12, ..BuildConfig::default() };
+    FrozenGraph::build(vectors, dimensions, config, &|_| {}).map(Arc::new)
 }
 
 /// The bundle so far, for a world that replays.
@@ -434,6 +513,7 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         together: bundle.together.clone(),
         person_encoder: Vec::new(),
         query_encoder: Vec::new(),
+        tokenizer: None,
         ranker: Vec::new(),
     }
 }

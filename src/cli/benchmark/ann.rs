@@ -148,7 +148,8 @@ pub fn ann(args: AnnArgs) -> anyhow::Result<()> {
 
     let bar = ProgressBar::new(base.rows() as u64);
     bar.set_style(ProgressStyle::with_template("build [{bar:30}] {pos}/{len} {elapsed} left {eta}")?);
-    let config = BuildConfig { m: args.m, ef_construction: args.ef_construction, seed: args.seed, precision: args.precision };
+    let config =
+        BuildConfig { m: args.m, ef_construction: args.ef_construction, seed: args.seed, precision: args.precision };
     let begun = Instant::now();
     let built = pool.install(|| {
         FrozenGraph::build(&base.values, base.dimensions, config, &|done| {

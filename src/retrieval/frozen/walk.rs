@@ -325,9 +325,8 @@ impl FrozenGraph {
             let point = point_of(candidate);
             if self.rows_of(point).any(keeps) {
                 // SAFETY: the instructions are this machine's, and the query has the index's dimensions.
-                let score = unsafe {
-                    self.values.dot::<C>(query, point as usize, &self.codes, &self.quantizer, decoded)
-                };
+                let score =
+                    unsafe { self.values.dot::<C>(query, point as usize, &self.codes, &self.quantizer, decoded) };
                 let kept = self.rows_of(point).filter(|row| keeps(*row));
                 scored.extend(kept.map(|row| best_low(score, row)));
             }
