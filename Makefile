@@ -90,12 +90,13 @@ test-helm:
 	tests/helm/run.sh
 
 test-server: build tools-run $(DATA) $(BUNDLE)
-	@scripts/tools.sh python
+	@scripts/tools.sh python minilm
 	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
-	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl
+	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
 test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 50 times in the middle of writing; nothing acknowledged may be lost
-	KILLS=50 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl
+	@scripts/tools.sh minilm
+	KILLS=50 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
 bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server beside the same work in Python; BENCH_SECONDS=5 for each figure
 	@scripts/tools.sh python bench
@@ -105,9 +106,9 @@ bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server beside the same w
 	@$(TOOLS)/bench/bin/python benches/serving.py
 
 # The item vectors of a trained bundle are a set of their own: VECTORS=file.npy adds one.
-bench-retrieval: build ## Measure the frozen graph beside its peers; SIZES="100000x64 1000000x64 200000x384"
+bench-retrieval: build $(BUNDLE) ## Measure the frozen graph beside its peers; SIZES="100000x64 1000000x64 200000x384"
 	@scripts/tools.sh peers
-	@$(TOOLS)/peers/bin/python benches/retrieval.py $(SIZES) $(if $(VECTORS),--vectors $(VECTORS))
+	@$(TOOLS)/peers/bin/python benches/retrieval.py $(SIZES) --bundle $(BUNDLE) $(if $(VECTORS),--vectors $(VECTORS))
 
 clean-demo: ## Remove the example shop's data and bundle; the next run makes them again
 	rm -rf target/demo

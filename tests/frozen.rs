@@ -135,15 +135,17 @@ fn coarser_vectors_keep_recall_and_take_less() {
             .chunks_exact(DIMENSIONS)
             .map(|query| recall(&index.search(query, 50, 120), &exact(&values, DIMENSIONS, query, 50, |_| true)))
             .sum();
-        assert!(recalls / 100.0 >= 0.98, "{precision:?}: recall {}", recalls / 100.0);
+        let due = if precision == Precision::Int8 { 0.95 } else { 0.98 };
+        assert!(recalls / 100.0 >= due, "{precision:?}: recall {}", recalls / 100.0);
         for row in [0usize, 17, 7999] {
             let kept = index.vector(Row(row as u32)).unwrap();
             let own = &values[row * DIMENSIONS..][..DIMENSIONS];
-            assert!(kept.iter().zip(own).all(|(a, b)| (a - b).abs() < 2e-3), "{precision:?}: {kept:?} of {own:?}");
+            let error = if precision == Precision::Int8 { 3e-2 } else { 2e-3 };
+            assert!(kept.iter().zip(own).all(|(a, b)| (a - b).abs() < error), "{precision:?}: {kept:?} of {own:?}");
         }
         sizes.push(index.bytes_per_row().1);
     }
-    assert!(sizes[0] > 1.9 * sizes[1] && sizes[1] > 1.9 * sizes[2], "{sizes:?}");
+    assert!(sizes[0] > 1.9 * sizes[1] && sizes[1] > 1.9 * sizes[2] && sizes[2] > 9.0 * sizes[3], "{sizes:?}");
 }
 
 #[test]

@@ -259,17 +259,18 @@ impl PersonEncoder {
         let (mut kinds, mut positions) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
         let (mut ages, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
         for (index, person) in people.iter().enumerate() {
+            // The model reads the latest event in the last place: what is missing is missing before.
+            let begin = (index + 1) * length - person.kinds.len();
+            items.resize(begin * VECTOR_DIM, 0.0);
+            kinds.resize(begin, 0);
+            positions.resize(begin, 0);
+            ages.resize(begin, 0.0);
+            mask.resize(begin, 0.0f32);
             items.extend_from_slice(&person.items);
             kinds.extend_from_slice(&person.kinds);
             positions.extend(person.positions.iter().map(|position| (*position).min(POSITION_MAX)));
             ages.extend_from_slice(&person.ages);
-            mask.resize(kinds.len(), 1.0f32);
-            let end = (index + 1) * length;
-            items.resize(end * VECTOR_DIM, 0.0);
-            kinds.resize(end, 0);
-            positions.resize(end, 0);
-            ages.resize(end, 0.0);
-            mask.resize(end, 0.0);
+            mask.resize((index + 1) * length, 1.0);
         }
         let shape = [people.len(), length];
         let inputs = vec![

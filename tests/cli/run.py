@@ -74,7 +74,7 @@ def product_search(work):
     encoder.mkdir()
     (encoder / "model.onnx").write_bytes(pathlib.Path("target/demo/bundle/query_encoder.onnx").read_bytes())
     (encoder / "tokenizer.json").write_text("{}")
-    refused(["encoder/tokenizer.json"], "benchmark", "search", *files, "--encoder", encoder)
+    refused(["encoder", "tokenizer.json"], "benchmark", "search", *files, "--encoder", encoder)
     (encoder / "tokenizer.json").write_text(json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,

@@ -1,6 +1,7 @@
 """Starts the real server on damaged bundles, kills it in the middle of writing, and sends it bad requests.
 
-Usage: run.py LODESTONE BUNDLE GRPCURL. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
+Usage: run.py LODESTONE BUNDLE GRPCURL DATA ENCODER. DATA is what the bundle was trained on, ENCODER a directory with a
+sentence encoder, with which it is trained once more. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
 """
 import hashlib
 import json
@@ -16,6 +17,7 @@ import time
 import urllib.request
 
 LODESTONE, BUNDLE, GRPCURL = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
+DATA, ENCODER = map(pathlib.Path, sys.argv[4:6])
 KILLS = int(os.environ.get("KILLS", "3"))
 wrong = []
 
@@ -69,9 +71,9 @@ def free_address():
 
 
 class Server:
-    def __init__(self, data):
+    def __init__(self, data, bundle=BUNDLE):
         self.address, self.metrics_address = free_address(), free_address()
-        command = [LODESTONE, "serve", "--bundle", str(BUNDLE), "--data", str(data), "--listen", self.address,
+        command = [LODESTONE, "serve", "--bundle", str(bundle), "--data", str(data), "--listen", self.address,
                    "--metrics-listen", self.metrics_address]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         for _ in range(300):
@@ -163,8 +165,57 @@ def bad_requests(server):
           and int(metrics["lodestone_panics_total"]) == 0, "the metrics counted all that")
 
 
+def first_found(server, query):
+    answer, error = server.call("lodestone.v1.RankingService/Search", {
+        "viewer": {"visitor_id": "v-1"}, "query": query, "page_size": 3, "options": {"include_items": True}})
+    return [hit["item"]["title"] for hit in answer["items"]] if answer else [error]
+
+
+def merges(work):
+    """So many items come and go that the live ones are merged into a new frozen index; answers and writes go on."""
+    server = Server(work / "merged")
+    upsert = "lodestone.v1.CatalogService/UpsertItems"
+    for batch in range(12):
+        answer, error = server.call(upsert, {"items": [
+            {"item_id": f"live-{batch}-{n}", "title": f"azure widget number {batch * 500 + n}"} for n in range(500)]})
+        check(answer is not None, f"batch {batch} of 500 items is written {error}")
+    server.call("lodestone.v1.CatalogService/DeleteItems", {"item_ids": ["live-11-499"]})
+    answers = 0
+    for _ in range(600):
+        found = first_found(server, "azure widget number 5001")
+        answers += bool(found) and found[0].startswith("azure widget")
+        if int(server.metrics()["lodestone_merges"]) > 0:
+            break
+        time.sleep(0.05)
+    check(answers > 0 and int(server.metrics()["lodestone_merges"]) > 0, f"the items were merged, while {answers} searches were answered")
+    check(int(server.metrics()["lodestone_live_items"]) < 6000, "merged items are not live any more")
+    check(first_found(server, "azure widget number 5001")[0] == "azure widget number 5001", "a merged item is found")
+    check("azure widget number 5999" not in first_found(server, "azure widget number 5999"), "a deleted one is not")
+    server.call(upsert, {"items": [{"item_id": "late", "title": "crimson gadget"}]})
+    check(first_found(server, "crimson gadget")[0] == "crimson gadget", "an item after the merge is found")
+    check(server.end(signal.SIGTERM) == 0, "and it ends with exit code 0")
+
+
+def sentence_encoder(work):
+    """A bundle with an encoder that another program made, trained and asked."""
+    bundle = work / "sentence-bundle"
+    ran = subprocess.run([LODESTONE, "train", "--data", str(DATA), "--out", str(bundle), "--query-encoder", str(ENCODER)],
+                         capture_output=True, text=True, timeout=900)
+    check(ran.returncode == 0, f"trained with a sentence encoder {ran.stderr[-300:] if ran.returncode else ''}")
+    server = Server(work / "sentence", bundle)
+    found = first_found(server, "something to keep the rain off me")
+    check(any("UMBRELLA" in title.upper() for title in found), f"it finds what no word of the query names: {found}")
+    server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [{"item_id": "new", "title": "Bicycle pump"}]})
+    found = first_found(server, "inflate my bike tyres")
+    check("Bicycle pump" in found, f"also an item that came just now: {found}")
+    check(server.end(signal.SIGTERM) == 0, "and it ends with exit code 0")
+    refused(BUNDLE.parent / "no-such", work / "data", "no bundle", ["no-such"])
+
+
 with tempfile.TemporaryDirectory() as directory:
     damaged_bundles(pathlib.Path(directory))
     kills(pathlib.Path(directory))
+    merges(pathlib.Path(directory))
+    sentence_encoder(pathlib.Path(directory))
 print(f"server: {len(wrong)} wrong")
 sys.exit(1 if wrong else 0)

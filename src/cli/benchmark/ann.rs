@@ -2,6 +2,7 @@
 use super::matrix::Matrix;
 use crate::{
     bits,
+    bundle::Bundle,
     ids::Row,
     retrieval::{BuildConfig, FrozenGraph, Precision, Way, dot},
 };
@@ -19,10 +20,14 @@ const RECALL: f64 = 0.99;
 ///
 /// The last 1,000 vectors are the queries and are not in the index. The walk's width is raised until recall is 0.99.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["vectors", "synthetic", "bundle"]))]
 pub struct AnnArgs {
     /// Vectors: .npy (two dimensions of f32) or .fvecs.
-    #[arg(long, value_name = "FILE", conflicts_with = "synthetic", required_unless_present = "synthetic")]
+    #[arg(long, value_name = "FILE")]
     vectors: Option<PathBuf>,
+    /// The item vectors of a trained bundle.
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
     /// Made vectors like those of a shop, such as 100000x64.
     #[arg(long, value_name = "N×D")]
     synthetic: Option<String>,
@@ -42,8 +47,8 @@ pub struct AnnArgs {
     threads: Option<usize>,
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Only writes the made vectors, for other programs; as .npy.
-    #[arg(long, value_name = "FILE", requires = "synthetic")]
+    /// Only writes the vectors, for other programs; as .npy.
+    #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
     /// Prints JSON.
     #[arg(long)]
@@ -129,13 +134,18 @@ impl fmt::Display for Report {
 }
 
 pub fn ann(args: AnnArgs) -> anyhow::Result<()> {
-    let matrix = match (&args.vectors, &args.synthetic) {
-        (Some(path), _) => Matrix::read(path)?,
-        (None, Some(size)) => {
+    let matrix = match (&args.vectors, &args.synthetic, &args.bundle) {
+        (Some(path), ..) => Matrix::read(path)?,
+        (None, Some(size), _) => {
             let (rows, dimensions) = size_of(size)?;
             Matrix::synthetic(rows + QUERIES, dimensions, args.seed)
         }
-        (None, None) => bail!("--vectors or --synthetic is needed"),
+        (None, None, Some(bundle)) => {
+            let vectors = Bundle::open(bundle)?.item_vectors;
+            let rows = (0..vectors.row_count()).filter_map(|row| vectors.vector(Row(row as u32)));
+            Matrix { values: rows.flatten().collect(), dimensions: vectors.dimensions() }
+        }
+        (None, None, None) => bail!("--vectors, --synthetic or --bundle is needed"),
     };
     if let Some(path) = &args.save {
         return matrix.write(path);
