@@ -45,7 +45,7 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 2;
+    pub const FORMAT: u32 = 3;
 
     pub fn new(name: String, created_ms: i64, trained_until_ms: i64, term_bucket_count: u32) -> Self {
         Self {
