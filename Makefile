@@ -85,6 +85,8 @@ test-rust: tools-run
 
 test-cli: build tools-run $(DATA) $(BUNDLE)
 	python3 tests/cli/run.py $(LODESTONE)
+	@scripts/tools.sh python
+	$(TOOLS)/venv/bin/python tests/cli/bring.py $(LODESTONE) $(BUNDLE) $(DATA)
 
 test-helm:
 	tests/helm/run.sh

@@ -8,7 +8,7 @@
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
 #   buf          target/tools/bin/buf
-#   python       target/tools/venv, with grpcio, grpcio-tools and kubernetes-validate
+#   python       target/tools/venv, with grpcio, grpcio-tools, kubernetes-validate and onnx
 #   minilm       target/tools/minilm, the sentence encoder all-MiniLM-L6-v2 (int8) as ONNX, with its tokenizer
 #   bench        target/tools/bench, with what the peer of `make bench` needs
 #   peers        target/tools/peers, with the peers of `make bench-retrieval`

@@ -1,7 +1,10 @@
 //! The command line: parse, hand over, print. Data goes to stdout, talk to stderr.
 //! Exit codes: 0 done, 1 ran and the answer is no, 2 usage, configuration or failure.
 mod benchmark;
+#[cfg(feature = "train")]
+mod bundle;
 mod load_test;
+mod matrix;
 #[cfg(feature = "train")]
 mod offline;
 mod serve;
@@ -31,6 +34,13 @@ enum Command {
     /// Judges a bundle on the part of the data that came after its training.
     #[cfg(feature = "train")]
     Evaluate(offline::EvaluateArgs),
+    /// Decides whether a new bundle may replace the current one: exit code 1 and the reason if not.
+    #[cfg(feature = "train")]
+    Gate(offline::GateArgs),
+    /// Brings models of your own into a bundle, or says what a bundle holds.
+    #[cfg(feature = "train")]
+    #[command(subcommand)]
+    Bundle(bundle::BundleCommand),
     /// Answers gRPC requests from a bundle.
     Serve(serve::ServeArgs),
     /// Measures parts of the engine on data of your own; each command tells what its file must be.
@@ -57,24 +67,39 @@ pub struct LibraryArgs {
     pub onnxruntime: Option<PathBuf>,
 }
 
+/// An error with its causes; one that its effect already tells is not told twice.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !told.contains(&cause) {
+            told = if told.is_empty() { cause } else { format!("{told}: {cause}") };
+        }
+    }
+    told
+}
+
 /// Runs the program and gives its exit code.
 pub fn run() -> i32 {
     let cli = Cli::parse();
-    let result = match cli.command {
+    let result: anyhow::Result<i32> = match cli.command {
         #[cfg(feature = "train")]
-        Command::Import(args) => offline::import(args),
+        Command::Import(args) => offline::import(args).map(|()| 0),
         #[cfg(feature = "train")]
         Command::Train(args) => offline::train(args),
         #[cfg(feature = "train")]
-        Command::Evaluate(args) => offline::evaluate(args),
-        Command::Serve(args) => serve::serve(args),
-        Command::Benchmark(command) => benchmark::run(command),
-        Command::LoadTest(args) => load_test::load_test(args),
+        Command::Evaluate(args) => offline::evaluate(args).map(|()| 0),
+        #[cfg(feature = "train")]
+        Command::Gate(args) => offline::gate(args),
+        #[cfg(feature = "train")]
+        Command::Bundle(command) => bundle::run(command).map(|()| 0),
+        Command::Serve(args) => serve::serve(args).map(|()| 0),
+        Command::Benchmark(command) => benchmark::run(command).map(|()| 0),
+        Command::LoadTest(args) => load_test::load_test(args).map(|()| 0),
     };
     match result {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
-            eprintln!("lodestone: {error:#}");
+            eprintln!("lodestone: {}", told(&error));
             2
         }
     }

@@ -3,12 +3,15 @@ use super::{Format, LibraryArgs};
 use crate::{
     import::{self, Mapping},
     ranking::Runtime,
-    training::{self, EvaluateOptions, Progress, TrainOptions},
+    training::{self, EvaluateOptions, GateOptions, Progress, TrainOptions, Verdict},
     units::UnixMillis,
 };
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 #[derive(clap::Args)]
 pub struct ImportArgs {
@@ -36,6 +39,10 @@ pub struct TrainArgs {
     /// The same seed gives the same samples and starting weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// The bundle that serves: a new one that is worse, slower or covers fewer items is not written, with exit code 1 and the
+    /// reason; see `lodestone gate`.
+    #[arg(long, value_name = "DIR")]
+    gate: Option<PathBuf>,
     /// A sentence encoder for queries and item texts, instead of one that is learned on the titles: a directory with
     /// model.onnx and tokenizer.json, as Hugging Face models have them.
     #[arg(long, value_name = "DIR")]
@@ -59,6 +66,29 @@ pub struct EvaluateArgs {
     library: LibraryArgs,
 }
 
+#[derive(clap::Args)]
+pub struct GateArgs {
+    /// The data that both bundles were trained on; they are judged on what came after the training of either.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The new bundle.
+    #[arg(long, value_name = "DIR")]
+    candidate: PathBuf,
+    /// The bundle that serves.
+    #[arg(long, value_name = "DIR")]
+    current: PathBuf,
+    /// Refuses a candidate whose answers take more than this multiple of the current one's time.
+    #[arg(long, value_name = "RATIO", default_value_t = GateOptions::default().slower_max)]
+    slower_max: f64,
+    /// Refuses a candidate whose lists show fewer different items than this share of the current one's.
+    #[arg(long, value_name = "SHARE", default_value_t = GateOptions::default().coverage_min)]
+    coverage_min: f64,
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
 pub fn import(args: ImportArgs) -> anyhow::Result<()> {
     let mapping = Mapping::read(&args.mapping)?;
     let bar = ProgressBar::new(0).with_style(style("{bytes}/{total_bytes}"));
@@ -71,7 +101,7 @@ pub fn import(args: ImportArgs) -> anyhow::Result<()> {
     print(args.format, &report)
 }
 
-pub fn train(args: TrainArgs) -> anyhow::Result<()> {
+pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let started = Instant::now();
     let now = UnixMillis::now();
@@ -79,10 +109,36 @@ pub fn train(args: TrainArgs) -> anyhow::Result<()> {
     let options =
         TrainOptions { seed: args.seed, query_encoder: args.query_encoder, name, now, ..TrainOptions::default() };
     let mut bars = Bars::default();
-    let report = training::train(&args.data, &args.out, &runtime, &options, &mut |step| bars.show(step))?;
+    // A gated bundle gets its name once it has passed.
+    let written = match &args.gate {
+        Some(_) => args.out.with_extension("candidate"),
+        None => args.out.clone(),
+    };
+    if args.gate.is_some() {
+        ensure!(!args.out.exists(), "{} exists; choose another directory or remove it", args.out.display());
+    }
+    let report = training::train(&args.data, &written, &runtime, &options, &mut |step| bars.show(step))?;
     bars.finish();
+    let verdict = match &args.gate {
+        Some(current) => Some(judged(&args.data, &written, current, &runtime, &GateOptions::default())?),
+        None => None,
+    };
+    let passes = verdict.as_ref().is_none_or(|verdict| verdict.refusals.is_empty());
+    if args.gate.is_some() {
+        match passes {
+            true => std::fs::rename(&written, &args.out),
+            false => std::fs::remove_dir_all(&written),
+        }
+        .with_context(|| written.display().to_string())?;
+    }
     match args.format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Format::Json => {
+            let mut told = serde_json::to_value(&report)?;
+            if let Some(verdict) = &verdict {
+                told["gate"] = serde_json::to_value(verdict)?;
+            }
+            println!("{}", serde_json::to_string_pretty(&told)?);
+        }
         Format::Text => {
             println!(
                 "{} items, {} baskets, {} encoder samples, {} ranking lists; heads: {}",
@@ -95,10 +151,17 @@ pub fn train(args: TrainArgs) -> anyhow::Result<()> {
             for (model, difference) in &report.exports {
                 println!("{model:<16} ONNX differs from the trained model by at most {difference:.1e}");
             }
+            if let Some(verdict) = &verdict {
+                print!("{verdict}");
+            }
+            if !passes {
+                println!("no bundle was written");
+                return Ok(1);
+            }
             println!("bundle {} written in {:.0} s", args.out.display(), started.elapsed().as_secs_f32());
         }
     }
-    Ok(())
+    Ok(i32::from(!passes))
 }
 
 pub fn evaluate(args: EvaluateArgs) -> anyhow::Result<()> {
@@ -108,6 +171,28 @@ pub fn evaluate(args: EvaluateArgs) -> anyhow::Result<()> {
     let evaluation = training::evaluate(&args.data, &args.bundle, &runtime, &options, &mut |step| bars.show(step))?;
     bars.finish();
     print(args.format, &evaluation)
+}
+
+pub fn gate(args: GateArgs) -> anyhow::Result<i32> {
+    let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
+    let options =
+        GateOptions { slower_max: args.slower_max, coverage_min: args.coverage_min, ..GateOptions::default() };
+    let verdict = judged(&args.data, &args.candidate, &args.current, &runtime, &options)?;
+    print(args.format, &verdict)?;
+    Ok(i32::from(!verdict.refusals.is_empty()))
+}
+
+fn judged(
+    data: &Path,
+    candidate: &Path,
+    current: &Path,
+    runtime: &Runtime,
+    options: &GateOptions,
+) -> anyhow::Result<Verdict> {
+    let mut bars = Bars::default();
+    let verdict = training::gate(data, candidate, current, runtime, options, &mut |step| bars.show(step))?;
+    bars.finish();
+    Ok(verdict)
 }
 
 fn print<T: serde::Serialize + std::fmt::Display>(format: Format, value: &T) -> anyhow::Result<()> {

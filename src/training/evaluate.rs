@@ -11,7 +11,7 @@ use crate::{
 };
 use ahash::AHashSet;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{fmt, path::Path};
+use std::{fmt, path::Path, time::Instant};
 
 /// Places that count.
 const CUTOFF: usize = 10;
@@ -58,34 +58,59 @@ pub struct Evaluation {
     pub ndcg_gains: Vec<(&'static str, Measured)>,
 }
 
-/// Replays the events through the serving code. Persons with a history before the first basket after training take
-/// part, each once; that basket is the target, repeats included.
-pub fn evaluate(
+/// What a bundle gave each person, and what it cost.
+pub(super) struct Judged {
+    pub trained_until: UnixMillis,
+    pub item_count: usize,
+    pub persons: Vec<PersonId>,
+    /// By method: hit, NDCG and reciprocal rank of each person.
+    pub scores: [Vec<[f64; 3]>; 3],
+    /// By method: the items that appeared in some list.
+    pub shown: [AHashSet<Row>; 3],
+    /// All lists of all persons.
+    pub seconds: f64,
+}
+
+pub(super) const METHODS: [&str; 3] = ["popularity", "retrieval", "ranked"];
+pub(super) const RANKED: usize = 2;
+pub(super) const NDCG: usize = 1;
+
+/// Replays the events through the serving code. Persons with a history before their first basket that came after the
+/// bundle's training, and not before `since`, take part, each once; that basket is the target, repeats included.
+pub(super) fn judge_bundle(
     data: &Path,
     bundle: &Path,
+    since: UnixMillis,
     runtime: &Runtime,
-    options: &EvaluateOptions,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Evaluation, TrainError> {
+) -> Result<Judged, TrainError> {
     let bundle = Bundle::open(bundle)?;
     let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
     let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
     let item_count = bundle.items.len();
     let world = World::new(bundle, 1024)?;
     let events = dataset::into_events(dataset::read_events(&data.join("events.parquet"))?);
-
-    let names = ["popularity", "retrieval", "ranked"];
-    let mut scores: [Vec<[f64; 3]>; 3] = Default::default();
-    let mut shown: [AHashSet<Row>; 3] = Default::default();
+    let mut judged = Judged {
+        trained_until,
+        item_count,
+        persons: Vec::new(),
+        scores: Default::default(),
+        shown: Default::default(),
+        seconds: 0.0,
+    };
     let mut done_persons: AHashSet<PersonId> = AHashSet::new();
     for (done, event) in events.iter().enumerate() {
-        let is_target = event.kind == EventKind::Purchase && event.at >= trained_until;
+        let is_target = event.kind == EventKind::Purchase && event.at >= trained_until && event.at >= since;
         if is_target && world.people.history(&event.person).is_some() && done_persons.insert(event.person.clone()) {
             let targets: AHashSet<Row> =
                 event.lines.iter().filter_map(|line| world.keys.get(&line.item)).map(|key| Row(key.0)).collect();
-            for (method, list) in lists(&world, &mut models, &event.person, event.at).into_iter().enumerate() {
-                scores[method].push(judge(&list, &targets));
-                shown[method].extend(list);
+            let begun = Instant::now();
+            let lists = lists(&world, &mut models, &event.person, event.at);
+            judged.seconds += begun.elapsed().as_secs_f64();
+            judged.persons.push(event.person.clone());
+            for (method, list) in lists.into_iter().enumerate() {
+                judged.scores[method].push(judge(&list, &targets));
+                judged.shown[method].extend(list);
             }
         }
         world.apply_event(0, event);
@@ -93,34 +118,46 @@ pub fn evaluate(
             progress(Progress { stage: "evaluate", done, total: events.len(), loss: f32::NAN });
         }
     }
-    if done_persons.is_empty() {
-        return Err(TrainError::TooLittle(
+    match judged.persons.is_empty() {
+        true => Err(TrainError::TooLittle(
             "no person with a history bought anything after the bundle's training".to_owned(),
-        ));
+        )),
+        false => Ok(judged),
     }
-    let resamples = resamples(done_persons.len(), options);
+}
+
+/// Judges a bundle by [`judge_bundle`].
+pub fn evaluate(
+    data: &Path,
+    bundle: &Path,
+    runtime: &Runtime,
+    options: &EvaluateOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Evaluation, TrainError> {
+    let judged = judge_bundle(data, bundle, UnixMillis(i64::MIN), runtime, progress)?;
+    let resamples = resamples(judged.persons.len(), options);
     let measured = |method: usize, metric: usize| {
-        interval(&scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
+        interval(&judged.scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
     };
     let methods = (0..3)
         .map(|method| Method {
-            name: names[method],
+            name: METHODS[method],
             hr_at_10: measured(method, 0),
-            ndcg_at_10: measured(method, 1),
+            ndcg_at_10: measured(method, NDCG),
             mrr_at_10: measured(method, 2),
-            coverage_at_10: shown[method].len() as f64 / item_count as f64,
+            coverage_at_10: judged.shown[method].len() as f64 / judged.item_count as f64,
         })
         .collect();
     let gain = |better: usize, worse: usize| {
-        let differences: Vec<f64> = scores[better].iter().zip(&scores[worse]).map(|(b, w)| b[1] - w[1]).collect();
-        interval(&differences, &resamples)
+        let pairs = judged.scores[better].iter().zip(&judged.scores[worse]);
+        interval(&pairs.map(|(b, w)| b[NDCG] - w[NDCG]).collect::<Vec<_>>(), &resamples)
     };
     Ok(Evaluation {
-        person_count: done_persons.len(),
-        item_count,
-        trained_until_ms: trained_until.0,
+        person_count: judged.persons.len(),
+        item_count: judged.item_count,
+        trained_until_ms: judged.trained_until.0,
         methods,
-        ndcg_gains: vec![("retrieval - popularity", gain(1, 0)), ("ranked - retrieval", gain(2, 1))],
+        ndcg_gains: vec![("retrieval - popularity", gain(1, 0)), ("ranked - retrieval", gain(RANKED, 1))],
     })
 }
 
@@ -151,12 +188,12 @@ fn judge(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
 }
 
 /// The same resamples for all metrics, so that differences are paired.
-fn resamples(persons: usize, options: &EvaluateOptions) -> Vec<Vec<u32>> {
+pub(super) fn resamples(persons: usize, options: &EvaluateOptions) -> Vec<Vec<u32>> {
     let mut rng = StdRng::seed_from_u64(options.seed);
     (0..options.bootstrap_count).map(|_| (0..persons).map(|_| rng.random_range(0..persons as u32)).collect()).collect()
 }
 
-fn interval(values: &[f64], resamples: &[Vec<u32>]) -> Measured {
+pub(super) fn interval(values: &[f64], resamples: &[Vec<u32>]) -> Measured {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let mut means: Vec<f64> = resamples
         .iter()

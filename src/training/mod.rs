@@ -1,7 +1,9 @@
 //! From a shop's events to a bundle, and the judgement of a bundle. Training replays the events through the same fold,
 //! retrieval and features that serve requests; nothing that comes after a moment is known at it.
+mod bring;
 mod counts;
 mod evaluate;
+mod gate;
 mod onnx;
 mod person_encoder;
 mod query_encoder;
@@ -10,7 +12,9 @@ mod replay;
 mod search_benchmark;
 mod train;
 
+pub use bring::{BringError, BroughtModels, bring};
 pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};
+pub use gate::{GateOptions, Verdict, gate};
 pub use onnx::ExportCheck;
 pub use search_benchmark::{
     SearchBenchmarkError, SearchBenchmarkOptions, SearchQuality, SearchReport, search_benchmark,

@@ -134,7 +134,7 @@ pub fn train(
     let mut exports: Vec<ExportCheck> = Vec::new();
 
     let query = match &options.query_encoder {
-        Some(directory) => brought_query_side(directory, &items, runtime, progress)?,
+        Some(directory) => embed_with(directory, &items, runtime, progress)?,
         None => learned_query_side(&items, options.seed, &mut rng, &mut exports, runtime, progress)?,
     };
     let title_dimension = query.title_vectors.len() / items.len();
@@ -206,11 +206,11 @@ pub fn train(
 }
 
 /// The query encoder and what it says of the items.
-struct QuerySide {
-    model: Vec<u8>,
-    tokenizer: Option<Vec<u8>>,
+pub(super) struct QuerySide {
+    pub model: Vec<u8>,
+    pub tokenizer: Option<Vec<u8>>,
     /// `[items × dimension]`, of length 1.
-    title_vectors: Vec<f32>,
+    pub title_vectors: Vec<f32>,
 }
 
 fn learned_query_side(
@@ -228,7 +228,7 @@ fn learned_query_side(
     Ok(QuerySide { title_vectors: trained.encode(&texts), model: trained.onnx, tokenizer: None })
 }
 
-fn brought_query_side(
+pub(super) fn embed_with(
     directory: &Path,
     items: &[Item],
     runtime: &Runtime,
@@ -246,7 +246,7 @@ fn brought_query_side(
 }
 
 /// Refuses vectors that an index could not take, by the item's name.
-fn check_item_vectors(
+pub(super) fn check_item_vectors(
     space: &'static str,
     items: &[Item],
     vectors: &[f32],
@@ -496,7 +496,7 @@ fn returned_lines(events: &[Event]) -> AHashSet<(PersonId, ItemId)> {
     returned
 }
 
-fn freeze(vectors: &[f32], dimensions: usize) -> Result<Arc<FrozenGraph>, FrozenError> {
+pub(super) fn freeze(vectors: &[f32], dimensions: usize) -> Result<Arc<FrozenGraph>, FrozenError> {
     let config = BuildConfig { precision: Precision::Int12, ..BuildConfig::default() };
     FrozenGraph::build(vectors, dimensions, config, &|_| {}).map(Arc::new)
 }

@@ -82,9 +82,19 @@ def product_search(work):
     refused(["sentence_encoder", "term_ids", "input_ids"], "benchmark", "search", *files, "--encoder", encoder)
 
 
+def gate():
+    bundle, data = "target/demo/bundle", "target/demo/data"
+    ran = run("gate", "--data", data, "--candidate", bundle, "--current", bundle, "--slower-max", 3, "--format", "json")
+    verdict = json.loads(ran.stdout)
+    check(ran.returncode == 0 and verdict["refusals"] == [] and verdict["ndcg_gain"]["mean"] == 0, "a bundle passes beside itself")
+    ran = run("gate", "--data", data, "--candidate", bundle, "--current", bundle, "--slower-max", 0.01)
+    check(ran.returncode == 1 and "refused: it is slower" in ran.stdout, "a slower one is refused with exit code 1")
+
+
 with tempfile.TemporaryDirectory() as directory:
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))
+gate()
 refused(["no server answers at 127.0.0.1:1"], "load-test", "--address", "127.0.0.1:1", "--data", "target/demo/data")
 print(f"cli: {len(wrong)} wrong")
 sys.exit(1 if wrong else 0)

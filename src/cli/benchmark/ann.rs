@@ -1,8 +1,8 @@
 //! benchmark ann
-use super::matrix::Matrix;
 use crate::{
     bits,
     bundle::Bundle,
+    cli::matrix::Matrix,
     ids::Row,
     retrieval::{BuildConfig, FrozenGraph, Precision, Way, dot},
 };

@@ -1,6 +1,5 @@
 //! benchmark
 mod ann;
-mod matrix;
 #[cfg(feature = "train")]
 mod search;
 

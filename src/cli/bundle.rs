@@ -1,0 +1,131 @@
+//! bundle
+use super::{LibraryArgs, matrix::Matrix, offline::Bars};
+use crate::{
+    bundle::{Bundle, Head},
+    catalog::VECTOR_DIM,
+    ranking::Runtime,
+    training::{BroughtModels, bring},
+    units::UnixMillis,
+};
+use anyhow::{Context, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+#[derive(clap::Subcommand)]
+pub enum BundleCommand {
+    /// Puts models that were trained elsewhere into a bundle; docs/bring-your-own-model.md says what each must take and give.
+    Build(BuildArgs),
+    /// Verifies a bundle and says what it holds.
+    Show(ShowArgs),
+}
+
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("models").required(true).multiple(true).args(["person_encoder", "query_encoder", "ranker"]))]
+pub struct BuildArgs {
+    /// The bundle that everything else is taken from.
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
+    /// The bundle to be written; must not exist.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// From a history to a vector, as ONNX.
+    #[arg(long, value_name = "FILE", requires = "item_vectors")]
+    person_encoder: Option<PathBuf>,
+    /// The items' vectors in the person encoder's space: .npy or .fvecs, 64 numbers for each item, in the order of the
+    /// bundle's items.parquet.
+    #[arg(long, value_name = "FILE", requires = "person_encoder")]
+    item_vectors: Option<PathBuf>,
+    /// From texts to vectors: a directory with model.onnx and tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    query_encoder: Option<PathBuf>,
+    /// From features to the logits of the heads, as ONNX.
+    #[arg(long, value_name = "FILE")]
+    ranker: Option<PathBuf>,
+    /// The ranker's heads, where they are others than the bundle's: JSON,
+    /// [{"name": "purchase", "weight": 1.0, "scale": 1.0, "offset": 0.0}, …].
+    #[arg(long, value_name = "FILE", requires = "ranker")]
+    heads: Option<PathBuf>,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+#[derive(clap::Args)]
+pub struct ShowArgs {
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+}
+
+pub fn run(command: BundleCommand) -> anyhow::Result<()> {
+    match command {
+        BundleCommand::Build(args) => build(args),
+        BundleCommand::Show(args) => show(&args.bundle),
+    }
+}
+
+fn build(args: BuildArgs) -> anyhow::Result<()> {
+    let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
+    let person = match args.person_encoder.zip(args.item_vectors) {
+        Some((model, vectors)) => {
+            let matrix = Matrix::read(&vectors)?;
+            ensure!(
+                matrix.dimensions == VECTOR_DIM,
+                "{}: vectors have {} dimensions where {VECTOR_DIM} are due",
+                vectors.display(),
+                matrix.dimensions
+            );
+            Some((model, matrix.values))
+        }
+        None => None,
+    };
+    let heads = args.heads.as_deref().map(heads_of).transpose()?;
+    let models =
+        BroughtModels { person, query_encoder: args.query_encoder, ranker: args.ranker.map(|model| (model, heads)) };
+    let now = UnixMillis::now();
+    let name = jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let mut bars = Bars::default();
+    bring(&args.from, &args.out, &models, &name, now, &runtime, &mut |step| bars.show(step))?;
+    bars.finish();
+    println!("bundle {} written; judge it with `lodestone gate`", args.out.display());
+    Ok(())
+}
+
+fn heads_of(path: &Path) -> anyhow::Result<Vec<Head>> {
+    let text = fs::read(path).with_context(|| path.display().to_string())?;
+    let heads: Vec<Head> = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    ensure!(!heads.is_empty(), "{}: there must be at least one head", path.display());
+    for head in &heads {
+        ensure!(
+            [head.weight, head.scale, head.offset].iter().all(|number| number.is_finite()),
+            "{}: head `{}` has a number that is not finite",
+            path.display(),
+            head.name
+        );
+    }
+    Ok(heads)
+}
+
+fn show(path: &Path) -> anyhow::Result<()> {
+    let bundle = Bundle::open(path)?;
+    let manifest = &bundle.manifest;
+    let time = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string());
+    println!("name            {}", manifest.name);
+    println!("created         {}", time(manifest.created_ms));
+    println!("trained until   {}", time(manifest.trained_until_ms));
+    println!("items           {}", bundle.items.len());
+    println!("item vectors    {} dimensions, {:?}", bundle.item_vectors.dimensions(), bundle.item_vectors.precision());
+    let encoder = if bundle.tokenizer.is_some() { "sentence encoder" } else { "hashed terms" };
+    println!("query encoder   {encoder}, {} dimensions", bundle.title_vectors.dimensions());
+    println!("feature schema  {}", manifest.feature_schema);
+    for head in &manifest.heads {
+        println!(
+            "head            {}: weight {}, scale {:.3}, offset {:.3}",
+            head.name, head.weight, head.scale, head.offset
+        );
+    }
+    for (name, file) in &manifest.files {
+        println!("{:>15} {name}", file.bytes);
+    }
+    Ok(())
+}
