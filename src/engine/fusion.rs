@@ -37,7 +37,9 @@ pub struct Candidates {
     pub near_time: Duration,
     /// The best score of words.
     pub words_best: f32,
-    /// So many of the first rows of words have all words of the query.
+    /// So many of the first rows of words are named by the query, by their id or SKU.
+    pub words_exact: usize,
+    /// So many of the first rows of words are named by the query or have all of its words.
     pub words_complete: usize,
 }
 
@@ -157,7 +159,8 @@ impl Fusion {
         }
         list.sort_unstable_by(best_first);
         let words_best = list.iter().map(|candidate| candidate.evidence.words).fold(0.0, f32::max);
-        Candidates { list, lists: self.lists, way: self.way, near_time: self.near_time, words_best, words_complete: 0 }
+        let (lists, way, near_time) = (self.lists, self.way, self.near_time);
+        Candidates { list, lists, way, near_time, words_best, words_exact: 0, words_complete: 0 }
     }
 }
 

@@ -5,6 +5,7 @@
 mod answer;
 #[allow(clippy::module_inception)]
 mod engine;
+mod facets;
 mod fusion;
 mod models;
 mod open;
@@ -17,6 +18,7 @@ mod world;
 
 pub use answer::{Ranked, Story};
 pub use engine::{Engine, EngineConfig};
+pub use facets::*;
 pub use fusion::{Candidate, Candidates, Fusion};
 pub use models::{ENCODED_EVENTS_MAX, Models, embed_items};
 pub use open::{OpenError, Opening, open};
