@@ -23,5 +23,5 @@ pub use fusion::{Candidate, Candidates, Fusion};
 pub use models::{ENCODED_EVENTS_MAX, Models, embed_items};
 pub use open::{OpenError, Opening, open};
 pub use request::*;
-pub use token::TokenKey;
+pub use token::{PageToken, TokenKey};
 pub use world::{World, WorldError};

@@ -132,7 +132,6 @@ mod tests {
             ("chcoolate", "chocolate"),
             ("chocolattte", "chocolate"),
             ("xhocolate", "chocolate"),
-            ("chocolats", "chocolates"),
             ("dooor", "door"),
             ("creme", "creme"),
         ] {

@@ -20,7 +20,7 @@ const TERM_WORDS_MAX: usize = 8;
 pub struct Synonyms {
     /// By the words of a term, joined as [`key`] does.
     by_term: AHashMap<String, Vec<Vec<String>>>,
-    /// Words of the longest term.
+    /// Words of the longest term, at most.
     longest: usize,
 }
 
@@ -96,7 +96,9 @@ impl Synonyms {
             return Err(SynonymsProblem::Alone);
         }
         for term in &left {
-            self.longest = self.longest.max(term.len());
+            // A CJK word may be cut into its characters.
+            let words = term.iter().map(|word| if word.starts_with(text::is_cjk) { word.chars().count() } else { 1 });
+            self.longest = self.longest.max(words.sum());
             let meanings = self.by_term.entry(key(term)).or_default();
             // What was typed comes first, so that it is what stands for the group.
             let own = right.is_none().then_some(term);

@@ -7,6 +7,7 @@ pub(super) fn push_word(word: &str, tokens: &mut Vec<Token>) {
     let after_number = tokens.last().is_some_and(|token| is_quantity(&token.text));
     match unit(word) {
         Some(unit) if after_number || is_power(unit) => push(unit, tokens),
+        Some("x") if tokens.last().is_some_and(|token| unit(&token.text).is_some()) => push("x", tokens),
         _ => match split(word) {
             Some(parts) => parts.into_iter().for_each(|part| push(part, tokens)),
             None => push(&stem(word), tokens),
