@@ -296,6 +296,7 @@ pub fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> 
             Vec::new()
         })
     };
+    story.stage("retrieve");
     Story::encode_people(std::slice::from_mut(&mut story), models);
     let candidates = retrieve::in_order(&catalog, retrieve::WORDS, found, 50);
     let ranked = Story::rank(std::slice::from_mut(&mut story), models, vec![candidates], &[None]).remove(0);

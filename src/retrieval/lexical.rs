@@ -10,11 +10,11 @@ use crate::{
     ids::Row,
     text::{self, TokenKind},
 };
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use parking_lot::{Mutex, RwLock};
 use rayon::prelude::*;
 use tantivy::{
-    Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
+    DocSet, Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TERMINATED, TantivyDocument, Term,
     indexer::{IndexWriterOptions, LogMergePolicy},
     query::{BooleanQuery, BoostQuery, DisjunctionMaxQuery, EmptyQuery, EnableScoring, Occur, Query, TermQuery},
     schema::{FAST, Field, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
@@ -27,6 +27,9 @@ const ARENA_BYTES: usize = 64 << 20;
 const QUERY_TOKENS_MAX: usize = 48;
 /// Terms that a prefix may stand for.
 const EXPANSIONS_MAX: usize = 32;
+/// Rows that are looked at for an unfinished word: half a catalogue may have a word that starts with one letter, and whoever
+/// types does not wait.
+const PREFIX_ROWS_MAX: usize = 4000;
 /// So many times the wanted rows are scored again, so that a row which BM25 places a little too low can still come up.
 const RESCORED_FACTOR: usize = 2;
 /// Words of a query that are corrected; each costs a look at the whole vocabulary.
@@ -174,7 +177,8 @@ impl Lexical {
     /// The `count` rows that `keep` lets through and that match the query best, best first, with a score above 0: BM25 over
     /// the fields, and for [`Match::All`] and [`Match::Any`] how much of the query the title has and in which order. Items
     /// that the query names by id or SKU come before all others. A query without words finds nothing else. `keep` is only
-    /// asked for rows that match and score well enough.
+    /// asked for rows that match and score well enough. For [`Match::Prefix`] at most [`PREFIX_ROWS_MAX`] matching rows are
+    /// looked at.
     pub fn search(
         &self,
         query: &str,
@@ -186,7 +190,7 @@ impl Lexical {
         let normal = text::normalize(query);
         let exact = self.named(&searcher, &normal, count, keep)?;
         let found = match matching {
-            Match::Prefix => self.collect(&searcher, &*self.prefix_query(&searcher, &normal)?, count, keep)?,
+            Match::Prefix => self.collect_some(&searcher, &*self.prefix_query(&searcher, &normal)?, count, keep)?,
             Match::All | Match::Any => self.scored(&searcher, &self.read(normal), matching, count, keep)?,
         };
         Ok(together(exact, found, count))
@@ -350,6 +354,38 @@ impl Lexical {
                 }
                 best.threshold().unwrap_or(f32::MIN)
             })?;
+        }
+        Ok(best.into_sorted())
+    }
+
+    /// The `count` best of the first [`PREFIX_ROWS_MAX`] rows of a query; each segment gives its share of them.
+    fn collect_some(
+        &self,
+        searcher: &Searcher,
+        query: &dyn Query,
+        count: usize,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Vec<(Row, f32)>, LexicalError> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let weight = query.weight(EnableScoring::enabled_from_searcher(searcher))?;
+        let all = searcher.num_docs().max(1) as usize;
+        let mut best = TopRows::new(count);
+        for segment in searcher.segment_readers() {
+            let rows = segment.fast_fields().u64("row")?;
+            let mut left = (PREFIX_ROWS_MAX * segment.num_docs() as usize).div_ceil(all);
+            let mut scorer = weight.scorer(segment, 1.0)?;
+            let mut document = scorer.doc();
+            while document != TERMINATED && left > 0 {
+                left -= 1;
+                let score = scorer.score();
+                let row = rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row);
+                if let Some(row) = row.filter(|&row| score.is_finite() && best.wants(row, score) && keep(row)) {
+                    best.push(row, score);
+                }
+                document = scorer.advance();
+            }
         }
         Ok(best.into_sorted())
     }
@@ -599,18 +635,33 @@ fn boosted(query: Box<dyn Query>, boost: f32) -> Box<dyn Query> {
 
 /// The words of a field that start with `prefix`, at most [`EXPANSIONS_MAX`]: the exact one and then the most frequent.
 fn expansions(searcher: &Searcher, field: Field, prefix: &str) -> Result<Vec<String>, LexicalError> {
-    let mut found: std::collections::BTreeMap<String, u32> = std::collections::BTreeMap::new();
+    let mut found: AHashMap<String, u32> = AHashMap::new();
     for segment in searcher.segment_readers() {
         let inverted = segment.inverted_index(field)?;
         let mut stream = inverted.terms().range().ge(prefix.as_bytes()).into_stream()?;
+        // Most words are rare; only those that may stay are copied.
+        let mut frequent: Vec<(u32, String)> = Vec::with_capacity(EXPANSIONS_MAX + 1);
         while stream.advance() && stream.key().starts_with(prefix.as_bytes()) {
-            if let Ok(word) = std::str::from_utf8(stream.key()) {
-                *found.entry(word.to_owned()).or_insert(0) += stream.value().doc_freq;
+            let frequency = stream.value().doc_freq;
+            let is_exact = stream.key() == prefix.as_bytes();
+            let is_full = frequent.len() == EXPANSIONS_MAX;
+            if is_full && !is_exact && frequent.last().is_some_and(|(least, _)| frequency <= *least) {
+                continue;
             }
+            if let Ok(word) = std::str::from_utf8(stream.key()) {
+                let frequency = if is_exact { u32::MAX } else { frequency };
+                let at = frequent.partition_point(|(other, _)| *other >= frequency);
+                frequent.insert(at, (frequency, word.to_owned()));
+                frequent.truncate(EXPANSIONS_MAX);
+            }
+        }
+        for (frequency, word) in frequent {
+            let sum = found.entry(word).or_default();
+            *sum = sum.saturating_add(frequency);
         }
     }
     let mut words: Vec<(String, u32)> = found.into_iter().collect();
-    words.sort_by_key(|(word, frequency)| (word != prefix, std::cmp::Reverse(*frequency)));
+    words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     words.truncate(EXPANSIONS_MAX);
     Ok(words.into_iter().map(|(word, _)| word).collect())
 }

@@ -149,28 +149,17 @@ impl Suggester {
         let lists = [&self.generation, &live.list];
         let lifts = lists.map(|list| Lift::new(affinity, &list.categories));
         let mut found = Found::default();
-        let searches: [&dyn Fn(&List, &mut dyn FnMut(Start, f32)); 4] = [
-            &|list, offer| list.starting_with(&typed, offer),
-            &|list, offer| list.holding_words(&typed, offer),
-            &|list, offer| list.one_error_away(&typed, Errors::AfterFirst, offer),
-            &|list, offer| list.one_error_away(&typed, Errors::First, offer),
-        ];
-        for (at, search) in searches.iter().enumerate() {
+        for nearness in [Nearness::Starting, Nearness::Holding, Nearness::ErrorAfterFirst, Nearness::ErrorAtFirst] {
             for (list, lift) in lists.into_iter().zip(&lifts) {
-                search(list, &mut |start, factor| {
+                list.look(nearness, &typed, &mut |start, factor| {
                     let entry = &list.entries[start.entry as usize];
-                    let score =
-                        entry.strength_at(start.byte) * factor * lift.of(list.category_of[start.entry as usize]);
-                    found.offer(entry, score);
+                    let lift = lift.of(list.category_of[start.entry as usize]);
+                    found.offer(entry, entry.strength_at(start.byte) * factor * lift);
                 });
             }
-            let kind = [Fresh::Starting, Fresh::Holding, Fresh::OneError, Fresh::OneError][at];
             for entry in &live.fresh {
-                if let Some((byte, factor)) = kind.matches(&entry.normal, &typed) {
-                    found.offer(
-                        entry,
-                        entry.strength_at(byte) * factor * (1.0 + finite(affinity(&entry.category)).min(10.0)),
-                    );
+                if let Some((byte, factor)) = nearness.of(&entry.normal, &typed) {
+                    found.offer(entry, entry.strength_at(byte) * factor * lift_of(affinity(&entry.category)));
                 }
             }
             if !found.is_empty() {
@@ -220,24 +209,28 @@ impl Live {
     }
 }
 
-/// How a text that is not sorted yet may match.
-#[derive(Clone, Copy)]
-enum Fresh {
+/// How a text may match what is typed; the next is tried where nothing does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Nearness {
+    /// The text or a word of it starts so.
     Starting,
+    /// It has the words in any order, the last as a prefix.
     Holding,
-    OneError,
+    /// It would start so with one error mended, which is not in the first character: that is right most of the time.
+    ErrorAfterFirst,
+    ErrorAtFirst,
 }
 
-impl Fresh {
-    /// The byte at which the match starts, and its factor.
-    fn matches(self, normal: &str, typed: &str) -> Option<(u32, f32)> {
+impl Nearness {
+    /// The byte at which a text matches, and the factor of its strength.
+    fn of(self, normal: &str, typed: &str) -> Option<(u32, f32)> {
         let first = |is_match: &dyn Fn(&str) -> bool| {
             word_starts(normal).into_iter().find(|&byte| is_match(&normal[byte..])).map(|byte| byte as u32)
         };
         match self {
             Self::Starting => Some((first(&|tail| tail.starts_with(typed))?, 1.0)),
             Self::Holding => holds_words(normal, typed).then_some((0, HOLDING_FACTOR)),
-            Self::OneError => {
+            Self::ErrorAfterFirst | Self::ErrorAtFirst => {
                 let chars: Vec<char> = typed.chars().collect();
                 if !may_have_error(&chars) {
                     return None;
@@ -252,13 +245,6 @@ impl Fresh {
 const HOLDING_FACTOR: f32 = 0.8;
 /// What is left of the strength of a text that was mistyped.
 const ERROR_FACTOR: f32 = 0.5;
-
-/// Where an error of typing is looked for. The first character is right most of the time.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Errors {
-    AfterFirst,
-    First,
-}
 
 impl List {
     fn build(all: impl Iterator<Item = Entry>) -> Self {
@@ -365,6 +351,17 @@ impl List {
         whole.into_iter().find(|&at| self.entries[at as usize].source == entry.source)
     }
 
+    /// Offers the texts that are so near to what is typed, each perhaps several times.
+    fn look(&self, nearness: Nearness, typed: &str, offer: &mut dyn FnMut(Start, f32)) {
+        let char_count = typed.chars().count();
+        match nearness {
+            Nearness::Starting => self.starting_with(typed, offer),
+            Nearness::Holding => self.holding_words(typed, offer),
+            Nearness::ErrorAfterFirst => self.one_error_away(typed, 1..char_count, offer),
+            Nearness::ErrorAtFirst => self.one_error_away(typed, 0..1, offer),
+        }
+    }
+
     fn starting_with(&self, typed: &str, offer: &mut dyn FnMut(Start, f32)) {
         for &start in self.few(self.range(typed)) {
             offer(start, 1.0);
@@ -382,9 +379,9 @@ impl List {
         }
     }
 
-    /// Texts that `typed` would start with one character changed, added, left out, or two exchanged. Each way of it is looked
-    /// up: O(characters × characters that may stand there × log starts).
-    fn one_error_away(&self, typed: &str, errors: Errors, offer: &mut dyn FnMut(Start, f32)) {
+    /// Texts that `typed` would start with one character changed, added, left out, or two exchanged at some of its places.
+    /// Each way of it is looked up: O(characters × characters that may stand there × log starts).
+    fn one_error_away(&self, typed: &str, places: Range<usize>, offer: &mut dyn FnMut(Start, f32)) {
         let chars: Vec<char> = typed.chars().collect();
         if !may_have_error(&chars) {
             return;
@@ -398,7 +395,6 @@ impl List {
             left = left.saturating_sub(found.len());
         };
         let text = |parts: [&[char]; 3]| parts.concat().into_iter().collect::<String>();
-        let places = if errors == Errors::First { 0..1 } else { 1..chars.len() };
         for at in places {
             let (before, after) = chars.split_at(at);
             let within = self.range(&text([before, &[], &[]]));
@@ -468,9 +464,12 @@ impl<'a> Lift<'a> {
 
     fn of(&self, category: u32) -> f32 {
         let at = category as usize;
-        *self.known.borrow_mut()[at]
-            .get_or_insert_with(|| 1.0 + finite((self.affinity)(&self.categories[at])).min(10.0))
+        *self.known.borrow_mut()[at].get_or_insert_with(|| lift_of((self.affinity)(&self.categories[at])))
     }
+}
+
+fn lift_of(affinity: f32) -> f32 {
+    1.0 + finite(affinity).min(10.0)
 }
 
 /// Candidates; a text may be among them several times.
@@ -684,32 +683,38 @@ mod tests {
         assert!(liked[0].text.ends_with("07"), "{liked:?}");
     }
 
+    /// A hundred thousand titles, asked with every kind of prefix, while queries come in and old ones are forgotten.
     #[test]
-    fn thousands_of_titles_complete_fast() {
+    fn a_hundred_thousand_titles_complete_without_a_stall() {
         let words = ["red", "blue", "mug", "lamp", "retro", "box", "chocolate", "garden", "tin", "set"];
-        let titles = (0..5000usize).map(|i| {
-            let text = format!(
-                "{} {} {} {} model{i}",
-                words[i % 10],
-                words[i / 10 % 10],
-                words[i / 100 % 10],
-                words[i / 7 % 10]
-            );
+        let titles = (0..100_000usize).map(|i| {
+            let [a, b, c] = [words[i % 10], words[i / 10 % 10], words[i / 100 % 10]];
+            let text = format!("{a} {b} {c} {}{} model{i}", words[i / 1000 % 10], i % 700);
             suggestible(&text, &format!("c{}", i % 200), (i % 90) as f32, CompletionSource::Title)
         });
-        let started = Instant::now();
-        let suggester = Suggester::build(titles);
-        eprintln!("build 5000: {:?}", started.elapsed());
-        for i in 0..5000 {
-            suggester.add_query(&format!("query {} {i}", words[i % 10]), 1.0);
-        }
-        for typed in ["c", "choc", "chocolate ga", "choxolate", "xhocolate", "zzzzzz", "mug re"] {
-            let started = Instant::now();
-            for _ in 0..50 {
-                suggester.complete(typed, 8, &|_| 0.5);
+        let shop = Suggester::build(titles);
+        let mut times: Vec<std::time::Duration> = Vec::new();
+        std::thread::scope(|scope| {
+            let adding = scope.spawn(|| {
+                for i in 0..60_000 {
+                    shop.add_query(&format!("query {} {i}", words[i % 10]), 1.0);
+                }
+            });
+            while !adding.is_finished() || times.len() < 2_000 {
+                for typed in
+                    ["r", "choc", "chocolate ga", "choxolate", "xhocolate", "zzzzzz", "mug re", "model99", "que"]
+                {
+                    let started = Instant::now();
+                    shop.complete(typed, 8, &|category| if category == "c7" { 1.0 } else { 0.0 });
+                    times.push(started.elapsed());
+                }
             }
-            eprintln!("{typed}: {:?}", started.elapsed() / 50);
-        }
+        });
+        times.sort_unstable();
+        let (p99, slowest) = (times[times.len() * 99 / 100], times[times.len() - 1]);
+        eprintln!("{} completions of 100,000 titles: p99 {p99:?}, slowest {slowest:?}", times.len());
+        // The goal is 2 ms; a machine that runs many tests at once takes turns.
+        assert!(p99.as_millis() < 20, "p99 {p99:?}");
     }
 
     proptest! {

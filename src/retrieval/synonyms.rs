@@ -159,7 +159,8 @@ fn key<T: AsRef<str>>(words: &[T]) -> String {
     let mut key = String::new();
     for word in words.iter().map(AsRef::as_ref) {
         let is_cjk = |c: Option<char>| c.is_some_and(text::is_cjk);
-        if !key.is_empty() && !(is_cjk(key.chars().next_back()) && is_cjk(word.chars().next())) {
+        let is_joined = is_cjk(key.chars().next_back()) && is_cjk(word.chars().next());
+        if !key.is_empty() && !is_joined {
             key.push(' ');
         }
         key.push_str(word);
