@@ -16,7 +16,7 @@ SIZES ?= 100000x64 1000000x64 200000x384
 export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
-.PHONY: help setup build run demo test bench bench-retrieval clean clean-demo
+.PHONY: help setup build run demo test fuzz bench bench-retrieval clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-cli test-helm test-server test-crash
 
 help: ## This list
@@ -99,6 +99,10 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 50 times in the middle of writing; nothing acknowledged may be lost
 	@scripts/tools.sh minilm
 	KILLS=50 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
+
+FUZZ_SECONDS ?= 60
+fuzz: ## Try queries, filters, synonyms and tokens that nobody would send; FUZZ_SECONDS=60 for each kind
+	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test fuzz -- --test-threads 1 --nocapture
 
 bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server beside the same work in Python; BENCH_SECONDS=5 for each figure
 	@scripts/tools.sh python bench

@@ -37,6 +37,9 @@ pub struct ServeArgs {
     /// How strongly answers avoid items that are alike where a request does not say, 0 to 1.
     #[arg(long, value_name = "0..1", env = "LODESTONE_DIVERSITY_DEFAULT", default_value_t = 0.0)]
     diversity_default: f32,
+    /// Words that mean the same, a line each: `sofa, couch` or `tv => television`; see docs/search.md.
+    #[arg(long, value_name = "FILE", env = "LODESTONE_SYNONYMS")]
+    synonyms: Option<PathBuf>,
     /// The time of a request that brings no deadline.
     #[arg(long, value_name = "MS", env = "LODESTONE_DEADLINE_MS_DEFAULT", default_value_t = 1000)]
     deadline_ms_default: u64,
@@ -68,6 +71,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
             DeviceArg::Cpu => Device::Cpu,
             DeviceArg::Cuda => Device::Cuda,
         },
+        synonyms: args.synonyms.as_deref(),
         workers: args.workers.unwrap_or(cores),
         queue_requests_max: args.queue_requests_max,
         history_ends_now: args.history_ends_now,

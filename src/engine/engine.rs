@@ -1,6 +1,7 @@
 //! The front door: asks the workers, freezes slates, writes through the log.
 use super::{
     answer::Slate,
+    facets::Facets,
     models::{Models, embed_items},
     request::*,
     stories::{self, Asked, Told},
@@ -57,6 +58,7 @@ struct Frozen {
     fingerprint: u64,
     slate: Slate,
     corrected_query: String,
+    facets: Arc<Facets>,
     tail: AnswerTail,
 }
 
@@ -213,10 +215,11 @@ impl Engine {
 
     fn first_page(&self, told: Told, page: &Page) -> Answer {
         let id = Uuid::now_v7().into_bytes();
-        let Told { slate, mut tail, stages } = told;
+        let Told { slate, corrected_query, facets, mut tail, stages } = told;
         self.note(&stages, &tail);
         self.sign(&mut tail, id);
-        let frozen = Frozen { fingerprint: page.fingerprint, slate, corrected_query: String::new(), tail };
+        let facets = Arc::new(facets);
+        let frozen = Frozen { fingerprint: page.fingerprint, slate, corrected_query, facets, tail };
         let answer = self.cut(&frozen, id, 0, page.size);
         if frozen.slate.places.len() > page.size {
             self.slates.insert(id, Arc::new(frozen));
@@ -264,6 +267,7 @@ impl Engine {
             next_page_token,
             total_size,
             corrected_query: frozen.corrected_query.clone(),
+            facets: frozen.facets.clone(),
             tail: frozen.tail.clone(),
         }
     }

@@ -9,9 +9,10 @@ use crate::{
 use std::{cell::RefCell, time::Duration};
 
 /// Weights of the sources.
-const WEIGHTS: [f32; SOURCES.len()] = [1.0, 1.0, 3.0, 1.0, 0.7, 0.5, 0.5, 1.2];
-/// The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009).
-const K: f32 = 60.0;
+const WEIGHTS: [f32; SOURCES.len()] = [1.0, 1.0, 2.0, 1.0, 0.7, 0.5, 0.5, 1.2];
+/// The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009), by source. The first places of a search say
+/// much more than those that follow; what a person may want next is less certain.
+const K: [f32; SOURCES.len()] = [60.0, 10.0, 10.0, 60.0, 60.0, 60.0, 60.0, 60.0];
 /// The place of a candidate that a source did not find.
 pub const NO_PLACE: u16 = u16::MAX;
 const NO_SLOT: u32 = u32::MAX;
@@ -37,7 +38,9 @@ pub struct Candidates {
     pub near_time: Duration,
     /// The best score of words.
     pub words_best: f32,
-    /// So many of the first rows of words have all words of the query.
+    /// So many of the first rows of words are named by the query, by their id or SKU.
+    pub words_exact: usize,
+    /// So many of the first rows of words are named by the query or have all of its words.
     pub words_complete: usize,
 }
 
@@ -53,7 +56,8 @@ thread_local! {
     static SLOTS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Candidates in the making. A row's score is the sum over the lists of `weight / (60 + rank)`, rank from 1.
+/// Candidates in the making. A row's score is the sum over the lists of `weight / (k + rank)`, rank from 1, with
+/// the weight and the constant of the list's source.
 pub struct Fusion {
     candidates: Vec<Candidate>,
     slots: Vec<u32>,
@@ -87,10 +91,9 @@ impl Fusion {
 
     /// Adds what a source found, best first, each row once.
     pub fn add(&mut self, source: usize, found: Found) {
-        let weight = WEIGHTS[source];
         for (place, &(row, score)) in found.iter().enumerate() {
             let candidate = self.candidate(row);
-            candidate.evidence.fused += weight / (K + 1.0 + place as f32);
+            candidate.evidence.fused += WEIGHTS[source] / (K[source] + 1.0 + place as f32);
             candidate.places[source] = candidate.places[source].min(place.min(NO_PLACE as usize - 1) as u16);
             if source == WORDS {
                 candidate.evidence.words = score;
@@ -157,7 +160,8 @@ impl Fusion {
         }
         list.sort_unstable_by(best_first);
         let words_best = list.iter().map(|candidate| candidate.evidence.words).fold(0.0, f32::max);
-        Candidates { list, lists: self.lists, way: self.way, near_time: self.near_time, words_best, words_complete: 0 }
+        let (lists, way, near_time) = (self.lists, self.way, self.near_time);
+        Candidates { list, lists, way, near_time, words_best, words_exact: 0, words_complete: 0 }
     }
 }
 
@@ -191,7 +195,7 @@ impl Candidate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::retrieve::{NEXT, QUERY_VECTOR};
+    use crate::engine::retrieve::{NEXT, PERSON_VECTOR, QUERY_VECTOR};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -209,10 +213,10 @@ mod tests {
 
     #[test]
     fn a_row_in_both_lists_beats_the_first_of_one() {
-        let fused = fuse(&[(QUERY_VECTOR, vec![1, 2, 3]), (NEXT, vec![4, 2, 5])], 10).list;
+        let fused = fuse(&[(PERSON_VECTOR, vec![1, 2, 3]), (NEXT, vec![4, 2, 5])], 10).list;
         assert_eq!(fused[0].row, Row(2));
         assert!((fused[0].evidence.fused - 2.0 / 62.0).abs() < 1e-6);
-        assert_eq!(fused[0].best_sources(), [Some(QUERY_VECTOR as u8), Some(NEXT as u8)]);
+        assert_eq!(fused[0].best_sources(), [Some(PERSON_VECTOR as u8), Some(NEXT as u8)]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod answer;
 #[allow(clippy::module_inception)]
 mod engine;
+mod facets;
 mod fusion;
 mod models;
 mod open;
@@ -17,9 +18,10 @@ mod world;
 
 pub use answer::{Ranked, Story};
 pub use engine::{Engine, EngineConfig};
+pub use facets::*;
 pub use fusion::{Candidate, Candidates, Fusion};
 pub use models::{ENCODED_EVENTS_MAX, Models, embed_items};
 pub use open::{OpenError, Opening, open};
 pub use request::*;
-pub use token::TokenKey;
+pub use token::{PageToken, TokenKey};
 pub use world::{World, WorldError};

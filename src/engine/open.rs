@@ -14,6 +14,7 @@ use crate::{
     events::{Change, Deduper, EventLog, LogError, Writer},
     ids::ItemId,
     ranking::{Device, RankingError, Runtime, RuntimeError},
+    retrieval::{Synonyms, SynonymsError},
     units::UnixMillis,
 };
 use std::{
@@ -38,6 +39,8 @@ pub struct Opening<'a> {
     /// The library of ONNX Runtime; none: it is looked for.
     pub library: Option<&'a Path>,
     pub device: Device,
+    /// A list of synonyms; see `docs/search.md`.
+    pub synonyms: Option<&'a Path>,
     pub workers: usize,
     pub queue_requests_max: usize,
     /// Moves the imported history so that it ends now: for demonstrations with old data.
@@ -60,6 +63,8 @@ pub enum OpenError {
     Dataset(#[from] DatasetError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("synonyms: {0}")]
+    Synonyms(#[from] SynonymsError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -70,12 +75,15 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
         let path = path.to_owned();
         move |source| OpenError::Io { path, source }
     };
+    let synonyms = opening.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
     let bundle = Bundle::open(opening.bundle)?;
     let runtime = Runtime::load(opening.library)?;
     let mut models = (0..opening.workers.max(1))
         .map(|_| Models::open(&runtime, &bundle, opening.device))
         .collect::<Result<Vec<_>, _>>()?;
-    let world = Arc::new(World::new(bundle, SPARE_ROWS)?);
+    let mut world = World::new(bundle, SPARE_ROWS)?;
+    world.lexical.set_synonyms(synonyms);
+    let world = Arc::new(world);
 
     fs::create_dir_all(opening.data).map_err(io(opening.data))?;
     let mut deduper = Deduper::default();

@@ -1,4 +1,5 @@
 //! What the engine is asked and what it answers, after the server has checked every field.
+use super::facets::{FacetSpec, Facets};
 use crate::{
     catalog::{Filter, Item},
     events::Event,
@@ -89,6 +90,8 @@ pub struct SearchRequest {
     pub query: String,
     pub page: Page,
     pub filter: Option<Filter>,
+    /// At most [`super::FACETS_MAX`], each field once.
+    pub facets: Vec<FacetSpec>,
     pub options: Options,
 }
 
@@ -99,6 +102,8 @@ pub struct RecommendRequest {
     pub page: Page,
     pub filter: Option<Filter>,
     pub anchors: Vec<ItemId>,
+    /// At most [`super::FACETS_MAX`], each field once.
+    pub facets: Vec<FacetSpec>,
     pub options: Options,
 }
 
@@ -143,6 +148,8 @@ pub struct Answer {
     pub total_size: usize,
     /// Empty: the query as sent.
     pub corrected_query: String,
+    /// In the order of the request.
+    pub facets: Arc<Facets>,
     pub tail: AnswerTail,
 }
 

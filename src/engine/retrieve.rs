@@ -54,6 +54,11 @@ impl<'a> Eligible<'a> {
         Self { bits: Cow::Owned(catalog.matching(filter, &self.bits)) }
     }
 
+    /// In ascending order.
+    pub fn rows(&self) -> impl Iterator<Item = Row> {
+        bits::ones(&self.bits, 0).map(|row| Row(row as u32))
+    }
+
     #[inline]
     pub fn keeps(&self, row: Row) -> bool {
         bits::has(&self.bits, row.index())
@@ -124,14 +129,14 @@ pub fn for_person(ask: &Ask) -> Candidates {
 pub fn for_query(ask: &Ask) -> Result<Candidates, LexicalError> {
     let (query, vector) = ask.query.unwrap_or_default();
     let keep = |row| ask.eligible.keeps(row);
-    let (words, words_complete) = ask.world.lexical.search_all_then_any(query, ask.source_count, &keep)?;
+    let words = ask.world.lexical.search_all_then_any(query, ask.source_count, &keep)?;
     let mut fusion = ask.fusion();
-    fusion.add(WORDS, words);
+    fusion.add(WORDS, words.rows);
     if let Some(vector) = vector {
         let found = near(ask, &mut fusion, vector, Space::Query);
         fusion.add(QUERY_VECTOR, found);
     }
-    Ok(Candidates { words_complete, ..ask.finish(fusion) })
+    Ok(Candidates { words_exact: words.exact, words_complete: words.complete, ..ask.finish(fusion) })
 }
 
 /// Items like the anchors, in both spaces.

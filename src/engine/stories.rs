@@ -3,6 +3,7 @@
 use super::{
     answer::{Ranked, Slate, Story},
     engine::{EngineConfig, Stages},
+    facets::{self, FacetSpec, Facets},
     fusion::Candidates,
     models::Models,
     request::*,
@@ -49,6 +50,14 @@ impl Asked {
         }
     }
 
+    fn facets(&self) -> &[FacetSpec] {
+        match self {
+            Self::Search(request) => &request.facets,
+            Self::Recommend(request) => &request.facets,
+            Self::Rank(_) => &[],
+        }
+    }
+
     fn filter(&self) -> Option<&Filter> {
         match self {
             Self::Search(request) => request.filter.as_ref(),
@@ -70,6 +79,9 @@ impl Asked {
 /// A slate as it was made, with what is told about it.
 pub struct Told {
     pub slate: Slate,
+    /// Empty: the query as sent.
+    pub corrected_query: String,
+    pub facets: Facets,
     pub tail: AnswerTail,
     pub stages: Stages,
 }
@@ -79,7 +91,10 @@ pub fn tell(world: &World, models: &mut Models, asked: &[Asked], config: &Engine
     let (catalog, now) = (world.catalog.load_full(), UnixMillis::now());
     let mut stories: Vec<Story> =
         asked.iter().map(|asked| Story::begin(world, &catalog, asked.viewer(), asked.options(), now)).collect();
-    let queries: Vec<Option<&str>> = asked.iter().map(Asked::query).collect();
+    let corrected: Vec<Option<String>> =
+        stories.iter_mut().zip(asked).map(|(story, asked)| correct(story, asked)).collect();
+    let sent = asked.iter().map(Asked::query);
+    let queries: Vec<Option<&str>> = corrected.iter().zip(sent).map(|(new, sent)| new.as_deref().or(sent)).collect();
     let query_vectors = Story::encode_queries(&mut stories, models, &queries);
     Story::encode_people(&mut stories, models);
     let (mut eligible, mut candidates) = (Vec::with_capacity(asked.len()), Vec::with_capacity(asked.len()));
@@ -109,8 +124,44 @@ pub fn tell(world: &World, models: &mut Models, asked: &[Asked], config: &Engine
         candidates.push(found);
     }
     let ranked = Story::rank(&mut stories, models, candidates, &query_vectors);
-    let slates = stories.into_iter().zip(ranked).zip(asked).zip(&eligible);
-    slates.map(|(((story, ranked), asked), eligible)| finish(story, ranked, asked, eligible, models, config)).collect()
+    let slates = stories.into_iter().zip(ranked).zip(asked).zip(&eligible).zip(&queries);
+    let told = slates.map(|((((mut story, ranked), asked), eligible), query)| {
+        let facets = facets(&mut story, asked, *query, eligible);
+        Told { facets, ..finish(story, ranked, asked, eligible, models, config) }
+    });
+    let told: Vec<Told> = told.collect();
+    let with_query = |(told, new): (Told, Option<String>)| Told { corrected_query: new.unwrap_or_default(), ..told };
+    told.into_iter().zip(corrected).map(with_query).collect()
+}
+
+/// The query of a search with its misspelled words corrected, where that helps.
+fn correct(story: &mut Story, asked: &Asked) -> Option<String> {
+    let Asked::Search(request) = asked else { return None };
+    story.resume();
+    let corrected = story.world.lexical.correct(&request.query, &|row| story.catalog.is_offered(row));
+    story.stage("correct");
+    corrected.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the words source failed");
+        None
+    })
+}
+
+/// Counts what the request wants counted: of a search all matches of its words, otherwise everything that is eligible.
+fn facets(story: &mut Story, asked: &Asked, query: Option<&str>, eligible: &Eligible) -> Facets {
+    if asked.facets().is_empty() {
+        return Facets::default();
+    }
+    story.resume();
+    let rows = match query {
+        Some(query) => story.world.lexical.matching(query, &|row| eligible.keeps(row)).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the words source failed");
+            Vec::new()
+        }),
+        None => eligible.rows().collect(),
+    };
+    let counted = facets::count(&story.catalog, &rows, asked.facets());
+    story.stage("facets");
+    counted
 }
 
 /// Policy, and what an answer says about itself.
@@ -148,7 +199,7 @@ fn finish(
     let mut tail = story.tail(std::mem::take(&mut slate.sources), options.debug);
     tail.unknown_items = unknown(&story, asked.named_items());
     tail.dropped_pins = std::mem::take(&mut slate.dropped_pins);
-    Told { slate, tail, stages: story.stages }
+    Told { slate, corrected_query: String::new(), facets: Facets::default(), tail, stages: story.stages }
 }
 
 fn search(ask: &Ask) -> (Candidates, Option<Degradation>) {
@@ -207,13 +258,13 @@ fn given(ask: &Ask, request: &RankRequest) -> Candidates {
     retrieve::in_order(ask.catalog, retrieve::PERSON_VECTOR, found, request.candidates.len())
 }
 
-/// What has all words of the query comes before what is only near to it: the ranking model orders each of the two, and a
+/// What the query names by id or SKU comes first, then what has all of its words, then what is only near to it: the ranking model orders each of the two, and a
 /// shopper who typed a name in another language than the model learned still finds it first. Utilities are below 1.
 fn put_matches_first(ranked: &mut Ranked) {
     for (score, candidate) in ranked.scores.iter_mut().zip(&ranked.candidates.list) {
-        if usize::from(candidate.places[retrieve::WORDS]) < ranked.candidates.words_complete {
-            *score += 1.0;
-        }
+        let place = usize::from(candidate.places[retrieve::WORDS]);
+        *score += f32::from(u8::from(place < ranked.candidates.words_complete));
+        *score += f32::from(u8::from(place < ranked.candidates.words_exact));
     }
 }
 
@@ -245,6 +296,7 @@ pub fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> 
             Vec::new()
         })
     };
+    story.stage("retrieve");
     Story::encode_people(std::slice::from_mut(&mut story), models);
     let candidates = retrieve::in_order(&catalog, retrieve::WORDS, found, 50);
     let ranked = Story::rank(std::slice::from_mut(&mut story), models, vec![candidates], &[None]).remove(0);

@@ -121,6 +121,7 @@ impl World {
             self.index(space).insert_many(&vectors).map_err(|bad| bad_vector(&catalog, bad))?;
         }
         self.index_words(&catalog, &rows)?;
+        rows.iter().flat_map(|row| suggestibles(&catalog.get(*row).item)).for_each(|text| self.suggester.add(text));
         self.catalog.store(Arc::new(catalog));
         Ok(())
     }

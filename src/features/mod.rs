@@ -44,7 +44,7 @@ pub const FEATURE_COUNT: usize = FEATURES.len();
 /// Distinguishes feature definitions; a bundle whose ranker learned others is refused. Raise the version when the
 /// meaning of a feature changes under the same name.
 pub fn schema_hash() -> String {
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     let mut hash = Sha256::new();
     hash.update(VERSION.to_le_bytes());
     hash.update(FEATURES.join(","));
@@ -54,7 +54,7 @@ pub fn schema_hash() -> String {
 /// What the sources said of one candidate; 0 where they said nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SourceEvidence {
-    /// BM25.
+    /// The score of words: BM25, raised by how much of the query the title has and in which order.
     pub words: f32,
     /// Sum over the recent items of decay × weight.
     pub next: f32,

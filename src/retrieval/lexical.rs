@@ -1,18 +1,22 @@
 //! Search by words: BM25. The only file that names tantivy.
-use super::hnsw::TopRows;
+use super::{
+    forward::{ForwardIndex, Group},
+    hnsw::{TopRows, best_first},
+    spelling::Vocabulary,
+    synonyms::Synonyms,
+};
 use crate::{
-    catalog::Item,
+    catalog::{AttributeValue, Item},
     ids::Row,
     text::{self, TokenKind},
 };
-use ahash::AHashSet;
-use parking_lot::Mutex;
+use ahash::{AHashMap, AHashSet};
+use parking_lot::{Mutex, RwLock};
 use rayon::prelude::*;
-use std::collections::BTreeSet;
 use tantivy::{
-    Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
+    DocSet, Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TERMINATED, TantivyDocument, Term,
     indexer::{IndexWriterOptions, LogMergePolicy},
-    query::{BooleanQuery, BoostQuery, ConstScoreQuery, EmptyQuery, EnableScoring, Occur, Query, TermQuery},
+    query::{BooleanQuery, BoostQuery, DisjunctionMaxQuery, EmptyQuery, EnableScoring, Occur, Query, TermQuery},
     schema::{FAST, Field, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
     tokenizer::{PreTokenizedString, Token},
 };
@@ -23,8 +27,21 @@ const ARENA_BYTES: usize = 64 << 20;
 const QUERY_TOKENS_MAX: usize = 48;
 /// Terms that a prefix may stand for.
 const EXPANSIONS_MAX: usize = 32;
-/// What a query that is an item's id gives that item: more than any sum of words.
-const ID_SCORE: f32 = 1000.0;
+/// Rows that are looked at for an unfinished word: half a catalogue may have a word that starts with one letter, and whoever
+/// types does not wait.
+const PREFIX_ROWS_MAX: usize = 4000;
+/// So many times the wanted rows are scored again, so that a row which BM25 places a little too low can still come up.
+const RESCORED_FACTOR: usize = 2;
+/// Words of a query that are corrected; each costs a look at the whole vocabulary.
+const CORRECTIONS_MAX: usize = 8;
+/// The shortest part of a word that was written without its space, in bytes.
+const PART_BYTES_MIN: usize = 2;
+/// So many items must have two words next to each other, for that a word is taken for the two without their space.
+const PAIR_ROWS_MIN: usize = 2;
+/// Items that are looked at for that.
+const PAIR_ROWS_READ_MAX: usize = 1000;
+/// Attributes that identify an item as its id does, in lower case.
+const IDENTIFIERS: [&str; 7] = ["sku", "gtin", "ean", "upc", "isbn", "mpn", "asin"];
 
 /// Why words could not be indexed or searched.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +65,18 @@ pub enum Match {
     Prefix,
 }
 
+/// What was found for a query.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Matches {
+    /// Best first: those whose id or SKU the query is, those that have every word, those that have some. Scores are above
+    /// 0, and comparable within each part.
+    pub rows: Vec<(Row, f32)>,
+    /// So many of the first rows are named by the query: it is their id or SKU.
+    pub exact: usize,
+    /// So many of the first rows are named by the query or have all of its words.
+    pub complete: usize,
+}
+
 #[derive(Clone, Copy)]
 struct Fields {
     row: Field,
@@ -55,6 +84,13 @@ struct Fields {
     title: Field,
     labels: Field,
     description: Field,
+}
+
+/// What the words of the catalogue say beside tantivy's index.
+#[derive(Default)]
+struct Words {
+    forward: ForwardIndex,
+    vocabulary: Vocabulary,
 }
 
 /// Words of items, in memory. Writes and searches may run at the same time.
@@ -65,6 +101,16 @@ pub struct Lexical {
     fields: Fields,
     reader: IndexReader,
     writer: Mutex<IndexWriter>,
+    words: RwLock<Words>,
+    synonyms: Synonyms,
+}
+
+/// A query as it is searched.
+struct Read {
+    normal: String,
+    groups: Vec<Group>,
+    /// Two CJK characters each; they score, but need not match.
+    bigrams: Vec<String>,
 }
 
 impl Lexical {
@@ -94,17 +140,31 @@ impl Lexical {
         merging.set_min_num_segments(4);
         writer.set_merge_policy(Box::new(merging));
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
-        Ok(Self { fields, reader, writer: Mutex::new(writer) })
+        Ok(Self { fields, reader, writer: Mutex::new(writer), words: RwLock::default(), synonyms: Synonyms::default() })
+    }
+
+    /// What is searched for in the place of a query's words, from now on.
+    pub fn set_synonyms(&mut self, synonyms: Synonyms) {
+        self.synonyms = synonyms;
     }
 
     /// Adds rows. They can be found when this returns. A row must not be added twice.
     pub fn upsert(&self, rows: &[(Row, &Item)]) -> Result<(), LexicalError> {
-        let documents: Vec<TantivyDocument> = rows.par_iter().map(|(row, item)| self.document(*row, item)).collect();
+        let texts: Vec<ItemTexts> = rows.par_iter().map(|(_, item)| ItemTexts::of(item)).collect();
+        let documents: Vec<TantivyDocument> =
+            rows.par_iter().zip(&texts).map(|((row, item), texts)| self.document(*row, item, texts)).collect();
         let mut writer = self.writer.lock();
         for document in documents {
             writer.add_document(document)?;
         }
         writer.commit()?;
+        {
+            let mut words = self.words.write();
+            for ((row, _), texts) in rows.iter().zip(texts) {
+                words.forward.add(*row, ordered(&texts.title), ordered(&texts.labels));
+                words.vocabulary.add(texts.written);
+            }
+        }
         self.reader.reload()?;
         Ok(())
     }
@@ -114,8 +174,11 @@ impl Lexical {
         self.reader.searcher().num_docs() as usize
     }
 
-    /// The `count` rows that `keep` lets through and that match the query best, best first, with their BM25 score
-    /// (above 0). A query without words finds nothing. `keep` is only asked for rows that match and score well enough.
+    /// The `count` rows that `keep` lets through and that match the query best, best first, with a score above 0: BM25 over
+    /// the fields, and for [`Match::All`] and [`Match::Any`] how much of the query the title has and in which order. Items
+    /// that the query names by id or SKU come before all others. A query without words finds nothing else. `keep` is only
+    /// asked for rows that match and score well enough. For [`Match::Prefix`] at most [`PREFIX_ROWS_MAX`] matching rows are
+    /// looked at.
     pub fn search(
         &self,
         query: &str,
@@ -124,11 +187,162 @@ impl Lexical {
         keep: &dyn Fn(Row) -> bool,
     ) -> Result<Vec<(Row, f32)>, LexicalError> {
         let searcher = self.reader.searcher();
-        let query = self.query(&searcher, query, matching)?;
+        let normal = text::normalize(query);
+        let exact = self.named(&searcher, &normal, count, keep)?;
+        let found = match matching {
+            Match::Prefix => self.collect_some(&searcher, &*self.prefix_query(&searcher, &normal)?, count, keep)?,
+            Match::All | Match::Any => self.scored(&searcher, &self.read(normal), matching, count, keep)?,
+        };
+        Ok(together(exact, found, count))
+    }
+
+    /// The rows that have every word, best first, and after them, where there are fewer than `count`, those that have some.
+    pub fn search_all_then_any(
+        &self,
+        query: &str,
+        count: usize,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Matches, LexicalError> {
+        let searcher = self.reader.searcher();
+        let read = self.read(text::normalize(query));
+        let exact = self.named(&searcher, &read.normal, count, keep)?;
+        let exact_count = exact.len();
+        let mut rows = together(exact, self.scored(&searcher, &read, Match::All, count, keep)?, count);
+        let complete = rows.len();
+        if complete < count {
+            rows = together(rows, self.scored(&searcher, &read, Match::Any, count, keep)?, count);
+        }
+        Ok(Matches { rows, exact: exact_count, complete })
+    }
+
+    /// Every row that `keep` lets through and that the query names or that has all of its words; where there is none, every
+    /// row that has some. In no order, each once.
+    pub fn matching(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Vec<Row>, LexicalError> {
+        let searcher = self.reader.searcher();
+        let read = self.read(text::normalize(query));
+        let mut rows = self.all_of(&searcher, &*self.query(&read, Match::All), keep)?;
+        rows.extend(self.all_of(&searcher, &*self.term(self.fields.id, &read.normal), keep)?);
+        if rows.is_empty() {
+            rows = self.all_of(&searcher, &*self.query(&read, Match::Any), keep)?;
+        }
+        rows.sort_unstable();
+        rows.dedup();
+        Ok(rows)
+    }
+
+    /// The query with the words that the catalogue does not have replaced: by two words that were written without their
+    /// space, or by the nearest word of titles, brands, categories and tags. None where there is nothing to replace, where the
+    /// query is an item's id, or where no row that `keep` lets through would then have all words.
+    ///
+    /// Codes (with a digit), CJK words, short words and words of the synonyms stay as they are.
+    pub fn correct(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Option<String>, LexicalError> {
+        let searcher = self.reader.searcher();
+        let normal = text::normalize(query);
+        if self.doc_freq(&searcher, self.fields.id, &normal)? > 0 {
+            return Ok(None);
+        }
+        let mut corrected = String::with_capacity(normal.len());
+        let mut corrections = 0;
+        for piece in normal.split_inclusive(' ') {
+            let is_code = piece.bytes().any(|byte| byte.is_ascii_digit());
+            for run in runs(piece) {
+                let replacement = match is_code || corrections == CORRECTIONS_MAX {
+                    true => None,
+                    false => self.replacement(&searcher, run)?,
+                };
+                corrections += usize::from(replacement.is_some());
+                corrected.push_str(replacement.as_deref().unwrap_or(run));
+            }
+        }
+        if corrections == 0 || self.search(&corrected, Match::All, 1, keep)?.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(corrected))
+    }
+
+    /// What a word of the query is replaced by; none where it is known or nothing is near.
+    fn replacement(&self, searcher: &Searcher, written: &str) -> Result<Option<String>, LexicalError> {
+        let [word] = &text::written_words(written)[..] else { return Ok(None) };
+        let [token] = &text::tokens(word)[..] else { return Ok(None) };
+        let Fields { title, labels, description, .. } = self.fields;
+        for field in [title, labels, description] {
+            if self.doc_freq(searcher, field, &token.text)? > 0 {
+                return Ok(None);
+            }
+        }
+        if self.synonyms.longest_at(&[&token.text]).is_some() {
+            return Ok(None);
+        }
+        if let Some(parts) = self.parts(searcher, word)? {
+            return Ok(Some(parts));
+        }
+        Ok(self.words.read().vocabulary.nearest(word).map(str::to_owned))
+    }
+
+    /// The two words that a word is without the space between them, where titles have them next to each other.
+    fn parts(&self, searcher: &Searcher, word: &str) -> Result<Option<String>, LexicalError> {
+        let mut best: Option<(usize, String)> = None;
+        for at in PART_BYTES_MIN..=word.len().saturating_sub(PART_BYTES_MIN) {
+            let Some((first, second)) = word.split_at_checked(at) else { continue };
+            let tokens = (text::tokens(first), text::tokens(second));
+            let ([a], [b]) = (&tokens.0[..], &tokens.1[..]) else { continue };
+            let words = self.words.read();
+            if words.forward.frequency(&a.text) == 0 || words.forward.frequency(&b.text) == 0 {
+                continue;
+            }
+            let both = [a, b].map(|token| (Occur::Must, self.term(self.fields.title, &token.text)));
+            let both = BooleanQuery::new(both.into_iter().collect());
+            let read = self.collect(searcher, &both, PAIR_ROWS_READ_MAX, &|_| true)?;
+            let pairs = read.iter().filter(|(row, _)| words.forward.has_pair(*row, &a.text, &b.text)).count();
+            if pairs >= PAIR_ROWS_MIN && best.as_ref().is_none_or(|(most, _)| pairs > *most) {
+                best = Some((pairs, format!("{first} {second}")));
+            }
+        }
+        Ok(best.map(|(_, parts)| parts))
+    }
+
+    /// Rows whose id or SKU the query is.
+    fn named(
+        &self,
+        searcher: &Searcher,
+        normal: &str,
+        count: usize,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Vec<(Row, f32)>, LexicalError> {
+        if normal.is_empty() || self.doc_freq(searcher, self.fields.id, normal)? == 0 {
+            return Ok(Vec::new());
+        }
+        self.collect(searcher, &*self.term(self.fields.id, normal), count, keep)
+    }
+
+    fn scored(
+        &self,
+        searcher: &Searcher,
+        read: &Read,
+        matching: Match,
+        count: usize,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Vec<(Row, f32)>, LexicalError> {
+        let query = self.query(read, matching);
+        let mut found = self.collect(searcher, &*query, count.saturating_mul(RESCORED_FACTOR), keep)?;
+        self.words.read().forward.rescore(&read.groups, &mut found);
+        found.sort_unstable_by(best_first);
+        found.truncate(count);
+        Ok(found)
+    }
+
+    /// The `count` best rows of a query.
+    fn collect(
+        &self,
+        searcher: &Searcher,
+        query: &dyn Query,
+        count: usize,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Vec<(Row, f32)>, LexicalError> {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let weight = query.weight(EnableScoring::enabled_from_searcher(&searcher))?;
+        let weight = query.weight(EnableScoring::enabled_from_searcher(searcher))?;
         let mut best = TopRows::new(count);
         for segment in searcher.segment_readers() {
             let rows = segment.fast_fields().u64("row")?;
@@ -144,90 +358,159 @@ impl Lexical {
         Ok(best.into_sorted())
     }
 
-    /// The rows that have every word, best first, and after them, where there are fewer than `count`, those that have some.
-    /// The second value is the number of the former.
-    pub fn search_all_then_any(
+    /// The `count` best of the first [`PREFIX_ROWS_MAX`] rows of a query; each segment gives its share of them.
+    fn collect_some(
         &self,
-        query: &str,
+        searcher: &Searcher,
+        query: &dyn Query,
         count: usize,
         keep: &dyn Fn(Row) -> bool,
-    ) -> Result<(Vec<(Row, f32)>, usize), LexicalError> {
-        let mut found = self.search(query, Match::All, count, keep)?;
-        let complete = found.len();
-        if complete < count {
-            let known: AHashSet<Row> = found.iter().map(|(row, _)| *row).collect();
-            let partial = self.search(query, Match::Any, count, keep)?;
-            found.extend(partial.into_iter().filter(|(row, _)| !known.contains(row)));
-            found.truncate(count);
+    ) -> Result<Vec<(Row, f32)>, LexicalError> {
+        if count == 0 {
+            return Ok(Vec::new());
         }
-        Ok((found, complete))
+        let weight = query.weight(EnableScoring::enabled_from_searcher(searcher))?;
+        let all = searcher.num_docs().max(1) as usize;
+        let mut best = TopRows::new(count);
+        for segment in searcher.segment_readers() {
+            let rows = segment.fast_fields().u64("row")?;
+            let mut left = (PREFIX_ROWS_MAX * segment.num_docs() as usize).div_ceil(all);
+            let mut scorer = weight.scorer(segment, 1.0)?;
+            let mut document = scorer.doc();
+            while document != TERMINATED && left > 0 {
+                left -= 1;
+                let score = scorer.score();
+                let row = rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row);
+                if let Some(row) = row.filter(|&row| score.is_finite() && best.wants(row, score) && keep(row)) {
+                    best.push(row, score);
+                }
+                document = scorer.advance();
+            }
+        }
+        Ok(best.into_sorted())
     }
 
-    fn document(&self, row: Row, item: &Item) -> TantivyDocument {
+    /// All rows of a query.
+    fn all_of(
+        &self,
+        searcher: &Searcher,
+        query: &dyn Query,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Vec<Row>, LexicalError> {
+        let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;
+        let mut found = Vec::new();
+        for segment in searcher.segment_readers() {
+            let rows = segment.fast_fields().u64("row")?;
+            weight.for_each_no_score(segment, &mut |documents| {
+                let row = |&document: &u32| rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row);
+                found.extend(documents.iter().filter_map(row).filter(|row| keep(*row)));
+            })?;
+        }
+        Ok(found)
+    }
+
+    fn document(&self, row: Row, item: &Item, texts: &ItemTexts) -> TantivyDocument {
         let mut document = TantivyDocument::new();
         document.add_u64(self.fields.row, u64::from(row.0));
-        document.add_pre_tokenized_text(self.fields.id, tokenized(std::iter::once(text::normalize(item.id.as_str()))));
-        document.add_pre_tokenized_text(self.fields.title, indexed(&item.title));
-        let mut labels = item.brand.clone();
-        for label in item.categories.iter().chain(&item.tags) {
-            labels.push_str(" · ");
-            labels.push_str(label);
-        }
-        document.add_pre_tokenized_text(self.fields.labels, indexed(&labels));
-        if !item.description.is_empty() {
-            document.add_pre_tokenized_text(self.fields.description, indexed(&item.description));
+        document.add_pre_tokenized_text(self.fields.id, tokenized(identifiers(item).into_iter()));
+        document.add_pre_tokenized_text(self.fields.title, indexed(&texts.title));
+        document.add_pre_tokenized_text(self.fields.labels, indexed(&texts.labels));
+        if !texts.description.is_empty() {
+            document.add_pre_tokenized_text(self.fields.description, indexed(&texts.description));
         }
         document
     }
 
-    fn query(&self, searcher: &Searcher, query: &str, matching: Match) -> Result<Box<dyn Query>, LexicalError> {
-        let normal = text::normalize(query);
+    fn read(&self, normal: String) -> Read {
         let mut tokens = text::tokens(&normal);
         tokens.truncate(QUERY_TOKENS_MAX);
-        if tokens.is_empty() && normal.is_empty() {
-            return Ok(Box::new(EmptyQuery));
-        }
-        let unfinished = match matching {
-            Match::Prefix => take_last_word(&normal, &mut tokens),
-            Match::All | Match::Any => None,
-        };
-        let mut seen = BTreeSet::new();
-        let mut clauses: Vec<(Occur, Box<dyn Query>)> = Vec::new();
-        for token in tokens.iter().filter(|token| seen.insert((token.text.as_str(), token.kind == TokenKind::Bigram))) {
-            let is_word = matches!(token.kind, TokenKind::Word | TokenKind::CjkWord);
-            match (matching, is_word) {
-                (_, false) if token.kind == TokenKind::Character => {}
-                (Match::Any, _) | (_, false) => clauses.push((Occur::Should, self.word(&token.text))),
-                (_, true) => clauses.push((Occur::Must, self.must(token))),
+        self.read_tokens(normal, &tokens)
+    }
+
+    fn read_tokens(&self, normal: String, tokens: &[text::Token]) -> Read {
+        let words: Vec<&str> = ordered(tokens).collect();
+        let forward = &self.words.read().forward;
+        let mut groups: Vec<Group> = Vec::with_capacity(words.len());
+        let mut at = 0;
+        while at < words.len() {
+            let (count, alternatives) = match self.synonyms.longest_at(&words[at..]) {
+                Some((count, meanings)) => (count, meanings.to_vec()),
+                None => match joined(forward, &words[at..]) {
+                    Some(joined) => (2, vec![vec![words[at].to_owned(), words[at + 1].to_owned()], vec![joined]]),
+                    None => (1, vec![vec![words[at].to_owned()]]),
+                },
+            };
+            at += count;
+            let group = Group { alternatives };
+            if !groups.contains(&group) {
+                groups.push(group);
             }
         }
+        let mut bigrams: Vec<String> = Vec::new();
+        for token in tokens.iter().filter(|token| token.kind == TokenKind::Bigram) {
+            if !bigrams.contains(&token.text) {
+                bigrams.push(token.text.clone());
+            }
+        }
+        Read { normal, groups, bigrams }
+    }
+
+    fn query(&self, read: &Read, matching: Match) -> Box<dyn Query> {
+        let mut clauses = self.clauses(read, if matching == Match::Any { Occur::Should } else { Occur::Must });
+        match clauses.len() {
+            0 => Box::new(EmptyQuery),
+            // The plain form lets tantivy skip documents that cannot get in.
+            1 => clauses.remove(0).1,
+            _ => Box::new(BooleanQuery::new(clauses)),
+        }
+    }
+
+    fn clauses(&self, read: &Read, occur: Occur) -> Vec<(Occur, Box<dyn Query>)> {
+        let groups = read.groups.iter().map(|group| {
+            let mut alternatives: Vec<Box<dyn Query>> =
+                group.alternatives.iter().map(|words| self.words_query(words, occur)).collect();
+            let query = match alternatives.len() {
+                1 => alternatives.remove(0),
+                _ => Box::new(DisjunctionMaxQuery::new(alternatives)),
+            };
+            (occur, query)
+        });
+        let bigrams = read.bigrams.iter().map(|bigram| (Occur::Should, self.word(bigram)));
+        groups.chain(bigrams).collect()
+    }
+
+    /// All (`Must`) or some (`Should`) of the words of an alternative.
+    fn words_query(&self, words: &[String], occur: Occur) -> Box<dyn Query> {
+        let mut clauses: Vec<(Occur, Box<dyn Query>)> = (words.iter())
+            .map(|word| (occur, if occur == Occur::Must { self.must(word) } else { self.word(word) }))
+            .collect();
+        if clauses.len() == 1 { clauses.remove(0).1 } else { Box::new(BooleanQuery::new(clauses)) }
+    }
+
+    /// All words of what is typed, the last of which may be unfinished.
+    fn prefix_query(&self, searcher: &Searcher, normal: &str) -> Result<Box<dyn Query>, LexicalError> {
+        let mut tokens = text::tokens(normal);
+        tokens.truncate(QUERY_TOKENS_MAX);
+        let unfinished = take_last_word(normal, &mut tokens);
+        let mut clauses = self.clauses(&self.read_tokens(String::new(), &tokens), Occur::Must);
         if let Some((typed, stemmed)) = unfinished {
             clauses.push((Occur::Must, self.prefix(searcher, &typed, &stemmed)?));
         }
-        let by_id: Box<dyn Query> = Box::new(ConstScoreQuery::new(self.term(self.fields.id, &normal), ID_SCORE));
-        if clauses.is_empty() {
-            return Ok(by_id);
-        }
-        let by_words: Box<dyn Query> = Box::new(BooleanQuery::new(clauses));
-        if !self.has_id(searcher, &normal)? {
-            // The plain form lets tantivy skip documents that cannot get in.
-            return Ok(by_words);
-        }
-        Ok(Box::new(BooleanQuery::new(vec![(Occur::Should, by_words), (Occur::Should, by_id)])))
+        Ok(if clauses.is_empty() { Box::new(EmptyQuery) } else { Box::new(BooleanQuery::new(clauses)) })
     }
 
-    fn has_id(&self, searcher: &Searcher, normal: &str) -> Result<bool, LexicalError> {
-        Ok(searcher.doc_freq(&Term::from_field_text(self.fields.id, normal))? > 0)
+    fn doc_freq(&self, searcher: &Searcher, field: Field, word: &str) -> Result<u64, LexicalError> {
+        Ok(searcher.doc_freq(&Term::from_field_text(field, word))?)
     }
 
     /// A word that must be there. The segmenter may cut the same Chinese characters differently in a title, so the
     /// word also counts as found where all its bigrams are.
-    fn must(&self, token: &text::Token) -> Box<dyn Query> {
-        let word = self.word(&token.text);
-        if token.kind != TokenKind::CjkWord || token.text.chars().count() < 3 {
+    fn must(&self, text: &str) -> Box<dyn Query> {
+        let word = self.word(text);
+        if !text.chars().all(text::is_cjk) || text.chars().count() < 3 {
             return word;
         }
-        let bigrams = text::grams(&token.text, 2).map(|bigram| (Occur::Must, self.word(bigram))).collect();
+        let bigrams = text::grams(text, 2).map(|bigram| (Occur::Must, self.word(bigram))).collect();
         Box::new(BooleanQuery::union(vec![word, Box::new(BooleanQuery::new(bigrams))]))
     }
 
@@ -268,24 +551,117 @@ impl Lexical {
     }
 }
 
+/// The texts of an item, read once.
+struct ItemTexts {
+    title: Vec<text::Token>,
+    labels: Vec<text::Token>,
+    description: Vec<text::Token>,
+    /// Words of title and labels as they are written.
+    written: Vec<String>,
+}
+
+impl ItemTexts {
+    fn of(item: &Item) -> Self {
+        let mut labels = item.brand.clone();
+        for label in item.categories.iter().chain(&item.tags) {
+            labels.push_str(" · ");
+            labels.push_str(label);
+        }
+        let mut written = text::written_words(&item.title);
+        written.extend(text::written_words(&labels));
+        Self {
+            title: text::tokens(&item.title),
+            labels: text::tokens(&labels),
+            description: text::tokens(&item.description),
+            written,
+        }
+    }
+}
+
+/// What names an item and no other: its id, and attributes such as its SKU.
+fn identifiers(item: &Item) -> Vec<String> {
+    let is_identifier = |name: &str| IDENTIFIERS.iter().any(|known| name.eq_ignore_ascii_case(known));
+    let attributes = item.attributes.iter().filter(|(name, _)| is_identifier(name)).map(|(_, value)| match value {
+        AttributeValue::Text(text) => text::normalize(text),
+        // A number of up to 15 digits, such as a GTIN, is written as it was.
+        AttributeValue::Number(number) => number.to_string(),
+        AttributeValue::Flag(_) => String::new(),
+    });
+    let mut found: Vec<String> = std::iter::once(text::normalize(item.id.as_str())).chain(attributes).collect();
+    found.retain(|text| !text.is_empty());
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The words of a text in its order, without the bigrams and characters that stand for parts of them.
+fn ordered(tokens: &[text::Token]) -> impl Iterator<Item = &str> {
+    let is_word = |token: &&text::Token| matches!(token.kind, TokenKind::Word | TokenKind::CjkWord);
+    tokens.iter().filter(is_word).map(|token| token.text.as_str())
+}
+
+/// The first two words as one ("dish washer"), where titles have it.
+fn joined(forward: &ForwardIndex, words: &[&str]) -> Option<String> {
+    let [first, second, ..] = words else { return None };
+    let is_part = |word: &str| word.len() >= PART_BYTES_MIN && word.bytes().all(|byte| byte.is_ascii_alphabetic());
+    let joined = Some([*first, *second].concat()).filter(|_| is_part(first) && is_part(second))?;
+    (forward.frequency(&joined) > 0).then_some(joined)
+}
+
+/// The pieces of a text: letters, digits and apostrophes, or what is between them.
+fn runs(text: &str) -> impl Iterator<Item = &str> {
+    let is_inside = |c: char| c.is_alphanumeric() && !text::is_cjk(c) || matches!(c, '\'' | '\u{2019}');
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let inside = is_inside(rest.chars().next()?);
+        let end = rest.find(|c| is_inside(c) != inside).unwrap_or(rest.len());
+        let (run, after) = rest.split_at(end);
+        rest = after;
+        Some(run)
+    })
+}
+
+/// The first rows, and after them those of the second that are not among them; at most `count`.
+fn together(mut first: Vec<(Row, f32)>, second: Vec<(Row, f32)>, count: usize) -> Vec<(Row, f32)> {
+    let known: AHashSet<Row> = first.iter().map(|(row, _)| *row).collect();
+    first.extend(second.into_iter().filter(|(row, _)| !known.contains(row)));
+    first.truncate(count);
+    first
+}
+
 fn boosted(query: Box<dyn Query>, boost: f32) -> Box<dyn Query> {
     Box::new(BoostQuery::new(query, boost))
 }
 
 /// The words of a field that start with `prefix`, at most [`EXPANSIONS_MAX`]: the exact one and then the most frequent.
 fn expansions(searcher: &Searcher, field: Field, prefix: &str) -> Result<Vec<String>, LexicalError> {
-    let mut found: std::collections::BTreeMap<String, u32> = std::collections::BTreeMap::new();
+    let mut found: AHashMap<String, u32> = AHashMap::new();
     for segment in searcher.segment_readers() {
         let inverted = segment.inverted_index(field)?;
         let mut stream = inverted.terms().range().ge(prefix.as_bytes()).into_stream()?;
+        // Most words are rare; only those that may stay are copied.
+        let mut frequent: Vec<(u32, String)> = Vec::with_capacity(EXPANSIONS_MAX + 1);
         while stream.advance() && stream.key().starts_with(prefix.as_bytes()) {
-            if let Ok(word) = std::str::from_utf8(stream.key()) {
-                *found.entry(word.to_owned()).or_insert(0) += stream.value().doc_freq;
+            let frequency = stream.value().doc_freq;
+            let is_exact = stream.key() == prefix.as_bytes();
+            let is_full = frequent.len() == EXPANSIONS_MAX;
+            if is_full && !is_exact && frequent.last().is_some_and(|(least, _)| frequency <= *least) {
+                continue;
             }
+            if let Ok(word) = std::str::from_utf8(stream.key()) {
+                let frequency = if is_exact { u32::MAX } else { frequency };
+                let at = frequent.partition_point(|(other, _)| *other >= frequency);
+                frequent.insert(at, (frequency, word.to_owned()));
+                frequent.truncate(EXPANSIONS_MAX);
+            }
+        }
+        for (frequency, word) in frequent {
+            let sum = found.entry(word).or_default();
+            *sum = sum.saturating_add(frequency);
         }
     }
     let mut words: Vec<(String, u32)> = found.into_iter().collect();
-    words.sort_by_key(|(word, frequency)| (word != prefix, std::cmp::Reverse(*frequency)));
+    words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     words.truncate(EXPANSIONS_MAX);
     Ok(words.into_iter().map(|(word, _)| word).collect())
 }
@@ -304,8 +680,8 @@ fn take_last_word(normal: &str, tokens: &mut Vec<text::Token>) -> Option<(String
     Some((typed.to_owned(), token.text.clone()))
 }
 
-fn indexed(text: &str) -> PreTokenizedString {
-    tokenized(text::tokens(text).into_iter().map(|token| token.text))
+fn indexed(tokens: &[text::Token]) -> PreTokenizedString {
+    tokenized(tokens.iter().map(|token| token.text.clone()))
 }
 
 fn tokenized(words: impl Iterator<Item = String>) -> PreTokenizedString {

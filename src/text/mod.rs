@@ -1,5 +1,7 @@
 //! Text as every other room reads it: normal form, words, hashed terms. Training and serving share this code, so that
 //! a word seen in one is the same word in the other.
+mod measures;
+
 use jieba_rs::Jieba;
 use std::{collections::HashSet, sync::OnceLock};
 use unicode_normalization::{UnicodeNormalization, char::decompose_canonical};
@@ -48,23 +50,22 @@ pub fn normalize(text: &str) -> String {
     normal
 }
 
-/// Words in the order of the text, repeated where the text repeats them: stemmed words of scripts with spaces; for CJK
-/// the segmenter's words and the bigrams that are not words.
-pub fn words(text: &str) -> Vec<String> {
-    let keep = |token: &Token| token.kind != TokenKind::Character;
-    tokens(text).into_iter().filter(keep).map(|token| token.text).collect()
-}
-
-/// As [`words`], with what each token is, and with single CJK characters as well.
+/// What is searched for in a text, in its order, repeated where the text repeats it: stemmed words of scripts with spaces,
+/// with numbers and units in one spelling; for CJK the segmenter's words, and the bigrams and characters that are not words.
 pub fn tokens(text: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
-    for piece in pieces(&normalize(text)) {
+    for piece in pieces(&normalize(text), Reading::Searched) {
         match piece {
-            Piece::Word(word) => tokens.push(Token { text: stem(&word), kind: TokenKind::Word }),
+            Piece::Word(word) => measures::push_word(&word, &mut tokens),
             Piece::Cjk(run) => push_cjk(&run, &mut tokens),
         }
     }
     tokens
+}
+
+/// The words of scripts with spaces as they are written, in lower case and without accents.
+pub fn written_words(text: &str) -> Vec<String> {
+    pieces(&normalize(text), Reading::Searched).into_iter().filter_map(Piece::into_word).collect()
 }
 
 /// Numbers below `bucket_count` that stand for the text's words, the 3- to 5-grams of their characters (with word
@@ -75,7 +76,7 @@ pub fn hashed_terms(text: &str, bucket_count: u32) -> Vec<u32> {
     if text.is_empty() {
         return Vec::new();
     }
-    let pieces = pieces(&normalize(text));
+    let pieces = pieces(&normalize(text), Reading::Hashed);
     let mut terms = Terms { buckets: bucket_count.max(1), seen: HashSet::new(), ids: Vec::with_capacity(TERMS_MAX) };
     for piece in &pieces {
         match piece {
@@ -133,7 +134,23 @@ enum Piece {
     Cjk(String),
 }
 
+/// How marks between digits are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// They part words, but for points: trained bundles depend on it.
+    Hashed,
+    /// A stroke makes a fraction ("3/4"), quotes after a number are feet and inches.
+    Searched,
+}
+
 impl Piece {
+    fn into_word(self) -> Option<String> {
+        match self {
+            Self::Word(word) => Some(word),
+            Self::Cjk(_) => None,
+        }
+    }
+
     fn word(&self) -> Option<&str> {
         match self {
             Self::Word(word) => Some(word),
@@ -143,7 +160,7 @@ impl Piece {
 }
 
 /// Splits normal text into words without accents and runs of CJK characters.
-fn pieces(normal: &str) -> Vec<Piece> {
+fn pieces(normal: &str, reading: Reading) -> Vec<Piece> {
     let chars: Vec<char> = normal.chars().take(TEXT_CHARS_MAX).collect();
     let (mut pieces, mut word, mut run) = (Vec::new(), String::new(), String::new());
     let mut word_chars = 0;
@@ -162,8 +179,16 @@ fn pieces(normal: &str) -> Vec<Piece> {
                 word.push(without_accent(c));
                 word_chars += 1;
             }
+        } else if reading == Reading::Searched && is_fraction(&chars, i) && word_chars < WORD_CHARS_MAX {
+            word.push('/');
+            word_chars += 1;
         } else if !(is_joiner(&chars, i) || is_combining(c)) {
             flush(&mut word, Piece::Word, &mut pieces);
+            if reading == Reading::Searched
+                && let Some(unit) = quoted_unit(&chars, i)
+            {
+                pieces.push(Piece::Word(unit.to_owned()));
+            }
         } else if c == '.' && word_chars < WORD_CHARS_MAX {
             word.push(c);
             word_chars += 1;
@@ -190,6 +215,27 @@ fn is_joiner(chars: &[char], i: usize) -> bool {
         '\'' | '\u{2019}' => before.is_alphabetic() && after.is_alphabetic() && !is_cjk(before) && !is_cjk(after),
         '.' => before.is_ascii_digit() && after.is_ascii_digit(),
         _ => false,
+    }
+}
+
+/// A stroke between two digits.
+fn is_fraction(chars: &[char], i: usize) -> bool {
+    let is_digit = |c: Option<&char>| c.is_some_and(char::is_ascii_digit);
+    matches!(chars[i], '/' | '\u{2044}') && is_digit(i.checked_sub(1).map(|i| &chars[i])) && is_digit(chars.get(i + 1))
+}
+
+/// What quotes after a number say: 6' is feet, 6" is inches. Normal form makes two primes of a double one.
+fn quoted_unit(chars: &[char], i: usize) -> Option<&'static str> {
+    const SINGLE: [char; 3] = ['\'', '\u{2019}', '\u{2032}'];
+    i.checked_sub(1).filter(|before| chars[*before].is_ascii_digit())?;
+    match chars[i] {
+        '"' | '\u{201d}' => Some("in"),
+        c if SINGLE.contains(&c) => match chars.get(i + 1) {
+            Some(next) if SINGLE.contains(next) => Some("in"),
+            Some(next) if next.is_alphanumeric() => None,
+            _ => Some("ft"),
+        },
+        _ => None,
     }
 }
 
@@ -251,7 +297,8 @@ pub fn warm_up() {
 fn push_cjk(run: &str, tokens: &mut Vec<Token>) {
     let first = tokens.len();
     for token in jieba().cut(run, false) {
-        tokens.push(Token { text: token.word.to_owned(), kind: TokenKind::CjkWord });
+        let text = measures::cjk_unit(token.word, tokens).unwrap_or(token.word).to_owned();
+        tokens.push(Token { text, kind: TokenKind::CjkWord });
     }
     let known: HashSet<String> = tokens[first..].iter().map(|token| token.text.clone()).collect();
     for (length, kind) in [(2, TokenKind::Bigram), (1, TokenKind::Character)] {
@@ -273,6 +320,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Without the characters that only the index of words reads.
+    fn words(text: &str) -> Vec<String> {
+        let keep = |token: &Token| token.kind != TokenKind::Character;
+        tokens(text).into_iter().filter(keep).map(|token| token.text).collect()
+    }
+
     #[test]
     fn wide_letters_capitals_and_spaces_have_one_normal_form() {
         assert_eq!(normalize("  Ｒｅｄ\t\n MUG "), "red mug");
@@ -290,13 +343,26 @@ mod tests {
 
     #[test]
     fn accents_apostrophes_and_decimals_stay_inside_words() {
-        assert_eq!(words("Café Women's 1.5L t-shirt."), ["cafe", "women", "1.5l", "t", "shirt"]);
+        assert_eq!(words("Café Women's 1.5L t-shirt."), ["cafe", "women", "1.5", "liter", "t", "shirt"]);
+    }
+
+    #[test]
+    fn measures_are_the_same_words_however_they_are_written() {
+        for same in ["10 ft. x 8 ft.", "10' x 8'", "10ft by 8feet", "10 foot x 8 foot", "10-ft × 8 ft"] {
+            let found: Vec<String> = words(same).into_iter().filter(|word| word != "x").collect();
+            assert_eq!(found, ["10", "ft", "8", "ft"], "{same}");
+        }
+        assert_eq!(words("3/4\" pipe, ½ inch"), ["3/4", "in", "pipe", "1/2", "in"]);
+        assert_eq!(words("4x8 18v 2 cu. ft."), ["4", "x", "8", "18", "volt", "2", "cu", "ft"]);
+        assert_eq!(words("foot massager, dcd780c2, size l"), ["foot", "massager", "dcd780c2", "size", "l"]);
+        assert_eq!(words("500 毫升")[..2], words("500ml"));
+        assert_eq!(words("90's style, and/or"), ["90", "s", "style", "and", "or"]);
     }
 
     #[test]
     fn chinese_gives_words_and_bigrams() {
         let found = words("蓝色马克杯 500ml");
-        for expected in ["蓝色", "马克", "克杯", "500ml"] {
+        for expected in ["蓝色", "马克", "克杯", "500", "ml"] {
             assert!(found.iter().any(|word| word == expected), "{expected} in {found:?}");
         }
         assert!(tokens("马克杯").iter().any(|token| token.text == "杯"));

@@ -124,9 +124,14 @@ pub fn search_benchmark(
     let lexical = Lexical::new()?;
     let documents: Vec<(Row, &Item)> = items.iter().enumerate().map(|(row, item)| (Row(row as u32), item)).collect();
     lexical.upsert(&documents)?;
+    let queries = judged.iter().map(|judged| {
+        let corrected = lexical.correct(&judged.query, &|_| true)?;
+        Ok(corrected.unwrap_or_else(|| judged.query.clone()))
+    });
+    let queries: Vec<String> = queries.collect::<Result<_, LexicalError>>()?;
     let encoded = match &options.encoder {
-        Some(directory) => encode_with(directory, &items, &judged, runtime, progress)?,
-        None => encode_with_trained(&items, &judged, runtime, options.seed, progress)?,
+        Some(directory) => encode_with(directory, &items, &queries, runtime, progress)?,
+        None => encode_with_trained(&items, &queries, runtime, options.seed, progress)?,
     };
     let index = FrozenGraph::build(&encoded.items, encoded.dimension, BuildConfig::default(), &|_| {})?;
 
@@ -134,7 +139,7 @@ pub fn search_benchmark(
     let mut lists = Vec::with_capacity(judged.len());
     for (done, (judged, vector)) in judged.iter().zip(&encoded.queries).enumerate() {
         progress(Progress { stage: "search", done: done + 1, total: encoded.queries.len(), loss: f32::NAN });
-        let (words, _) = lexical.search_all_then_any(&judged.query, SOURCE_COUNT, &|_| true)?;
+        let words = lexical.search_all_then_any(&queries[done], SOURCE_COUNT, &|_| true)?.rows;
         let near = vector.as_ref().map(|vector| index.search(vector, SOURCE_COUNT, 400)).unwrap_or_default();
         let first = |list: &[(Row, f32)]| list.iter().take(RECALL_CUTOFF).map(|(row, _)| row.0).collect();
         found[0].push(first(&words));
@@ -168,7 +173,7 @@ struct Encoded {
 fn encode_with(
     directory: &Path,
     items: &[Item],
-    judged: &[Judged],
+    queries: &[String],
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Encoded, SearchBenchmarkError> {
@@ -180,7 +185,7 @@ fn encode_with(
     let items = encoder.encode(&texts, &mut |done| {
         progress(Progress { stage: "embed products", done, total, loss: f32::NAN });
     })?;
-    let queries: Vec<&str> = judged.iter().map(|judged| &*judged.query).collect();
+    let queries: Vec<&str> = queries.iter().map(String::as_str).collect();
     let queries = encoder.encode(&queries, &mut |_| {})?;
     let dimension = encoder.dimension();
     Ok(Encoded { dimension, items, queries: queries.chunks_exact(dimension).map(|q| Some(q.to_vec())).collect() })
@@ -189,7 +194,7 @@ fn encode_with(
 /// By the subword encoder, trained on the titles.
 fn encode_with_trained(
     items: &[Item],
-    judged: &[Judged],
+    queries: &[String],
     runtime: &Runtime,
     seed: u64,
     progress: &mut dyn FnMut(Progress),
@@ -199,8 +204,8 @@ fn encode_with_trained(
     let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, steps_max: 3000, ..Default::default() };
     let trained = train_query_encoder(&texts, &spans, &config, runtime, progress)?;
     let mut encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
-    let queries = judged.iter().map(|judged| {
-        let terms = text::hashed_terms(&judged.query, BUCKET_COUNT);
+    let queries = queries.iter().map(|query| {
+        let terms = text::hashed_terms(query, BUCKET_COUNT);
         if terms.is_empty() { Ok(None) } else { encoder.encode_batch(&[terms]).map(Some) }
     });
     let queries = queries.collect::<Result<_, _>>()?;

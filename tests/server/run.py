@@ -29,8 +29,8 @@ def check(right, what):
         wrong.append(what)
 
 
-def refused(bundle, data, what, words, **environment):
-    command = [LODESTONE, "serve", "--bundle", str(bundle), "--data", str(data), "--listen", "127.0.0.1:0"]
+def refused(bundle, data, what, words, *flags, **environment):
+    command = [LODESTONE, "serve", "--bundle", str(bundle), "--data", str(data), "--listen", "127.0.0.1:0", *flags]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environment})
     check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"{what}: exit code 2, names {words}")
 
@@ -72,10 +72,10 @@ def free_address():
 
 
 class Server:
-    def __init__(self, data, bundle=BUNDLE):
+    def __init__(self, data, *flags, bundle=BUNDLE):
         self.address, self.metrics_address = free_address(), free_address()
         command = [LODESTONE, "serve", "--bundle", str(bundle), "--data", str(data), "--listen", self.address,
-                   "--metrics-listen", self.metrics_address]
+                   "--metrics-listen", self.metrics_address, *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # Whatever goes wrong here, it does not outlive the tests.
         atexit.register(self.process.kill)
@@ -205,7 +205,7 @@ def sentence_encoder(work):
     ran = subprocess.run([LODESTONE, "train", "--data", str(DATA), "--out", str(bundle), "--query-encoder", str(ENCODER)],
                          capture_output=True, text=True, timeout=900)
     check(ran.returncode == 0, f"trained with a sentence encoder {ran.stderr[-300:] if ran.returncode else ''}")
-    server = Server(work / "sentence", bundle)
+    server = Server(work / "sentence", bundle=bundle)
     found = first_found(server, "stay dry in wet weather")
     check(any(word in title.upper() for title in found for word in ("UMBRELLA", "RAIN")), f"it finds what no word of the query names: {found}")
     server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [{"item_id": "new", "title": "Bicycle pump"}]})
@@ -215,7 +215,93 @@ def sentence_encoder(work):
     refused(BUNDLE.parent / "no-such", work / "data", "no bundle", ["no-such"])
 
 
+def item(item_id, title, **fields):
+    return {"item_id": item_id, "title": title, **fields}
+
+
+def words_of_a_search(work):
+    bad, good = work / "bad.txt", work / "synonyms.txt"
+    bad.write_text("sofa, couch\nlonely\n")
+    refused(BUNDLE, work / "unused", "a wrong line of synonyms", ["bad.txt", "line 2", "nothing to mean the same"],
+            "--synonyms", str(bad))
+    refused(BUNDLE, work / "unused", "no file of synonyms", ["nowhere.txt"], "--synonyms", str(work / "nowhere.txt"))
+    good.write_text("# tests\nzibble, quibbleflax\n灯笼, quibbleflax\nworp => lantern\n")
+    server = Server(work / "words", "--synonyms", str(good))
+    search = "lodestone.v1.RankingService/Search"
+
+    def answer(query, **fields):
+        found, error = server.call(search, {"viewer": {"user_id": "words"}, "query": query, **fields})
+        return found or {"error": error}
+
+    def ids(query, **fields):
+        return [result["itemId"] for result in answer(query, **fields).get("results", [])]
+
+    server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [
+        item("QX-100", "Quibbleflax lantern 10 ft", brand="Zorbo", categories=["Outdoor", "Lanterns"], priceMicros="5000000",
+             attributes={"sku": {"text": "ZB 77/1"}, "watts": {"number": 40}}),
+        item("QX-200", "Quibbleflax lantern red", brand="ZORBO", categories=["Outdoor"], priceMicros="15000000",
+             tags=["gift"], attributes={"watts": {"number": 60}}),
+        item("QX-300", "Quibbleflax lamp for QX-200", brand="Other", categories=["Outdoor"], stockQuantity="0"),
+        item("QX-400", "Quibbleflax tin QX 200 spare parts", brand="Zorbo", priceMicros="25000000"),
+    ]})
+    found = answer("quibleflax lantern")
+    check(found.get("correctedQuery") == "quibbleflax lantern" and found["results"][0]["itemId"].startswith("QX-"),
+          "a misspelled word is taken for a live item's")
+    check(answer("quibbleflaxlantern").get("correctedQuery") == "quibbleflax lantern", "a missing space is put in")
+    check("correctedQuery" not in answer("quibbleflax lantern") and "correctedQuery" not in answer("QX-999"),
+          "known words and codes stay as they are")
+    check(ids("qx-200")[0] == "QX-200" and ids(" zb 77/1 ")[0] == "QX-100", "an id and a SKU give their item first")
+    check("QX-300" not in ids("qx-300"), "what is sold out is not shown, even by its id")
+    for query in ["zibble lantern", "灯笼 lantern", "quibbleflax worp"]:
+        check(ids(query)[:2] in (["QX-100", "QX-200"], ["QX-200", "QX-100"]), f"synonyms find it: {query}")
+    check(ids("quibbleflax lantern 10'")[0] == "QX-100" and ids("quibbleflax 10feet")[0] == "QX-100", "units are read")
+    for query in ["🦆", "\u200b\u200b", "\u0000", "( AND * ~ \"", "x" * 1000]:
+        check("info" in answer(query), f"an answer for {query[:20]!r}")
+    for query in ["", "   ", "\u3000\t", "🦆" * 10_000, "mug " * 2500]:
+        found = answer(query)
+        check("InvalidArgument" in found.get("error", "") and '"query"' in found["error"].replace(" ", ""),
+              f"an error that names query for {query[:8]!r}, {len(query)} characters")
+    facets(server, answer)
+    check(server.end(signal.SIGTERM) == 0, "SIGTERM ends it with exit code 0")
+
+
+def facets(server, answer):
+    specs = [{"field": "brand"}, {"field": "category"}, {"field": "price", "bounds": [10, 20]}, {"field": "attributes.watts"},
+             {"field": "tags", "value_count": 1}, {"field": "in_stock"}]
+    first = {"facet_specs": specs, "page_size": 1}
+    found = answer("quibbleflax", **first)
+    counted = {facet["field"]: [(value.get("value", (value.get("min"), value.get("max"))), value.get("itemCount", "0"))
+                                for value in facet.get("values", [])] for facet in found["facets"]}
+    check(found["facetItemCount"] == "3" and list(counted) == [spec["field"] for spec in specs], "all in stock are counted")
+    check([count for _, count in counted["brand"]] == ["3"] and counted["brand"][0][0].lower() == "zorbo",
+          "letter case makes no brand of its own")
+    check(counted["category"] == [("Outdoor", "2"), ("Lanterns", "1")] and counted["tags"] == [("gift", "1")],
+          "every level of a category is counted")
+    check(counted["price"] == [((None, 10), "1"), ((10, 20), "1"), ((20, None), "1")], "prices by the ranges that were sent")
+    check(sum(int(count) for _, count in counted["attributes.watts"]) == 2, "numbers of attributes in ranges of their own")
+    page = answer("quibbleflax", **first, page_token=found["nextPageToken"])
+    check(page["facets"] == found["facets"], "the next page has the same facets")
+    less = answer("quibbleflax", **first, filter="price < 20")
+    check(less["facetItemCount"] == "2", "the filter counts")
+    listed, _ = server.call("lodestone.v1.RankingService/Recommend", {
+        "viewer": {"user_id": "words"}, "type": "RECOMMEND_TYPE_FOR_YOU", "filter": 'brand = "Zorbo"',
+        "facet_specs": [{"field": "brand"}]})
+    check(listed and listed["facetItemCount"] == "3", "a recommendation counts all that is eligible")
+    for specs, field in [([{"field": "colour"}], "facet_specs[0].field"),
+                         ([{"field": "brand"}, {"field": "brand"}], "facet_specs[1].field"),
+                         ([{"field": "price", "bounds": [2, 1]}], "facet_specs[0].bounds"),
+                         ([{"field": "brand", "bounds": [1]}], "facet_specs[0].bounds"),
+                         ([{"field": "price", "bounds": ["NaN"]}], "facet_specs[0].bounds"),
+                         ([{"field": "brand", "value_count": -1}], "facet_specs[0].value_count"),
+                         ([{"field": f"attributes.a{n}"} for n in range(21)], "facet_specs")]:
+        error = answer("mug", facet_specs=specs).get("error", "").replace(" ", "")
+        check("InvalidArgument" in error and f'"field":"{field}"' in error, f"{field} is refused by name")
+    many = answer("mug", facet_specs=[{"field": "brand", "value_count": 1000}])
+    check(many["info"]["notices"][0]["field"] == "facet_specs[0].value_count", "more values than the limit is said")
+
+
 with tempfile.TemporaryDirectory() as directory:
+    words_of_a_search(pathlib.Path(directory))
     damaged_bundles(pathlib.Path(directory))
     kills(pathlib.Path(directory))
     merges(pathlib.Path(directory))

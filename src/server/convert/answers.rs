@@ -104,6 +104,22 @@ pub fn item_to_proto(item: &Item) -> proto::Item {
     }
 }
 
+fn facets(counted: &Facets) -> Vec<proto::Facet> {
+    let value = |value: &FacetValue| match &value.key {
+        FacetKey::Text(text) => {
+            proto::FacetValue { value: text.clone(), min: None, max: None, item_count: value.item_count as i64 }
+        }
+        FacetKey::Range(min, max) => {
+            proto::FacetValue { value: String::new(), min: *min, max: *max, item_count: value.item_count as i64 }
+        }
+    };
+    let facet = |facet: &Facet| proto::Facet {
+        field: facet.field.to_string(),
+        values: facet.values.iter().map(value).collect(),
+    };
+    counted.facets.iter().map(facet).collect()
+}
+
 pub fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchResponse {
     proto::SearchResponse {
         info: Some(info(&answer.tail, envelope)),
@@ -113,6 +129,8 @@ pub fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchRespo
         attribution_token: answer.tail.attribution_token,
         session_version: answer.tail.session_version,
         corrected_query: answer.corrected_query,
+        facets: facets(&answer.facets),
+        facet_item_count: answer.facets.item_count as i64,
     }
 }
 
@@ -124,6 +142,8 @@ pub fn recommend_response(answer: Answer, envelope: Envelope) -> proto::Recommen
         total_size: answer.total_size as i32,
         attribution_token: answer.tail.attribution_token,
         session_version: answer.tail.session_version,
+        facets: facets(&answer.facets),
+        facet_item_count: answer.facets.item_count as i64,
     }
 }
 

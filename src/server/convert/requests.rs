@@ -187,7 +187,41 @@ pub fn search(violations: &mut Violations, mut request: proto::SearchRequest, no
         query: query(violations, &request.query),
         page,
         filter: filter(violations, "filter", &request.filter),
+        facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
+    }
+}
+
+fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSpec> {
+    violations.count("facet_specs", sent.len(), FACETS_MAX);
+    let mut specs: Vec<FacetSpec> = Vec::new();
+    for (index, sent) in sent.iter().take(FACETS_MAX).enumerate() {
+        let path = |name: &str| format!("facet_specs[{index}].{name}");
+        let value_count =
+            violations.size(&path("value_count"), sent.value_count, FACET_VALUES_DEFAULT, FACET_VALUES_MAX);
+        let Some(field) = FacetField::parse(&sent.field) else {
+            let name = shortened(&sent.field);
+            let known = "use category, brand, tags, price, in_stock or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)";
+            violations.add(path("field"), format!("`{name}` is no field that can be counted; {known}"));
+            continue;
+        };
+        if specs.iter().any(|spec| spec.field == field) {
+            violations.add(path("field"), format!("`{}` is asked for twice", shortened(&sent.field)));
+        }
+        check_bounds(violations, path("bounds"), &field, &sent.bounds);
+        specs.push(FacetSpec { field, value_count, bounds: sent.bounds.clone() });
+    }
+    specs
+}
+
+fn check_bounds(violations: &mut Violations, path: String, field: &FacetField, bounds: &[f64]) {
+    violations.count(&path, bounds.len(), FACET_BOUNDS_MAX);
+    if !bounds.is_empty() && !field.has_ranges() {
+        violations.add(path, "must be empty but for price and attributes");
+    } else if let Some(bound) = bounds.iter().find(|bound| !bound.is_finite()) {
+        violations.add(path, format!("has {bound}; bounds must be finite"));
+    } else if let Some(pair) = bounds.windows(2).find(|pair| pair[0] >= pair[1]) {
+        violations.add(path, format!("has {} before {}; bounds must ascend", pair[0], pair[1]));
     }
 }
 
@@ -247,6 +281,7 @@ pub fn recommend(
         page,
         filter: filter(violations, "filter", &request.filter),
         anchors: ids(violations, "anchor_item_ids", &request.anchor_item_ids, ANCHORS_MAX),
+        facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
     }
 }
