@@ -29,6 +29,7 @@ const TOGETHER: &str = "together.neighbours";
 const PERSON_ENCODER: &str = "person_encoder.onnx";
 const QUERY_ENCODER: &str = "query_encoder.onnx";
 const TOKENIZER: &str = "tokenizer.json";
+const TRAINING: &str = "training.json";
 const RANKER: &str = "ranker.onnx";
 
 /// Everything that was learned, in memory. Rows are places in `items`.
@@ -49,6 +50,8 @@ pub struct Bundle {
     pub query_encoder: Vec<u8>,
     /// Of a sentence encoder: its `tokenizer.json`. Without it the query encoder reads hashed terms.
     pub tokenizer: Option<Vec<u8>>,
+    /// How the losses went, for `evaluate --report`; JSON.
+    pub training: Option<Vec<u8>>,
     pub ranker: Vec<u8>,
 }
 
@@ -123,12 +126,14 @@ impl Bundle {
                 }),
             }
         };
+        let optional = |name: &str| manifest.files.contains_key(name).then(|| file(name)).transpose();
         let title_vectors = index(TITLE_VECTORS, None)?;
         Ok(Self {
             item_vectors: index(ITEM_VECTORS, Some(VECTOR_DIM))?,
             text_projection: vectors(TEXT_PROJECTION, title_vectors.dimensions())?,
             title_vectors,
-            tokenizer: manifest.files.contains_key(TOKENIZER).then(|| file(TOKENIZER)).transpose()?,
+            tokenizer: optional(TOKENIZER)?,
+            training: optional(TRAINING)?,
             next: neighbours(NEXT)?,
             together: neighbours(TOGETHER)?,
             person_encoder: file(PERSON_ENCODER)?,
@@ -165,10 +170,11 @@ impl Bundle {
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),
         ];
-        let tokenizer = self.tokenizer.map(|tokenizer| (TOKENIZER, tokenizer));
-        for (name, bytes) in files.iter().chain(&tokenizer) {
-            self.manifest.add_file(name, bytes);
-            write_synced(&temporary.join(name), bytes).map_err(|source| io(&temporary.join(name), source))?;
+        let optional = [(TOKENIZER, self.tokenizer), (TRAINING, self.training)];
+        let optional = optional.into_iter().filter_map(|(name, bytes)| Some((name, bytes?)));
+        for (name, bytes) in files.into_iter().chain(optional) {
+            self.manifest.add_file(name, &bytes);
+            write_synced(&temporary.join(name), &bytes).map_err(|source| io(&temporary.join(name), source))?;
         }
         let text = serde_json::to_vec_pretty(&self.manifest)
             .map_err(|source| BundleError::Manifest { path: temporary.clone(), source })?;

@@ -60,6 +60,10 @@ pub struct EvaluateArgs {
     data: PathBuf,
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
+    /// Also writes one HTML page with plots that needs nothing else: losses, quality by activity, what each source and
+    /// feature adds, calibration, popularity bias.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     #[command(flatten)]
@@ -168,7 +172,15 @@ pub fn evaluate(args: EvaluateArgs) -> anyhow::Result<()> {
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let mut bars = Bars::default();
     let options = EvaluateOptions::default();
-    let evaluation = training::evaluate(&args.data, &args.bundle, &runtime, &options, &mut |step| bars.show(step))?;
+    let show = &mut |step| bars.show(step);
+    let evaluation = match &args.report {
+        None => training::evaluate(&args.data, &args.bundle, &runtime, &options, show)?,
+        Some(path) => {
+            let (evaluation, page) = training::report(&args.data, &args.bundle, &runtime, &options, show)?;
+            std::fs::write(path, page).with_context(|| path.display().to_string())?;
+            evaluation
+        }
+    };
     bars.finish();
     print(args.format, &evaluation)
 }

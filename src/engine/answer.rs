@@ -211,6 +211,14 @@ impl<'a> Story<'a> {
     }
 }
 
+impl Models {
+    /// What orders candidates, from their features `[rows × FEATURE_COUNT]`. Empty without a ranker.
+    pub fn scores(&mut self, features: &[f32]) -> Result<Vec<f32>, crate::ranking::RankingError> {
+        let heads = score(self, features)?;
+        Ok(heads.chunks_exact(self.heads.len().max(1)).map(|heads| utility(self, heads)).collect())
+    }
+}
+
 /// Probabilities `[rows × heads]`; none without a ranker or without rows.
 fn score(models: &mut Models, features: &[f32]) -> Result<Vec<f32>, crate::ranking::RankingError> {
     let row_count = features.len() / FEATURE_COUNT;

@@ -3,7 +3,7 @@ use super::{Progress, train::TrainError, train::candidates};
 use crate::{
     bundle::Bundle,
     dataset,
-    engine::{Models, Options, Story, Viewer, World},
+    engine::{Models, Options, Ranked, Story, Viewer, World},
     events::EventKind,
     ids::{PersonId, Row},
     ranking::{Device, Runtime},
@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::Path, time::Instant};
 
 /// Places that count.
-const CUTOFF: usize = 10;
+pub(super) const CUTOFF: usize = 10;
 
 #[derive(Debug, Clone)]
 pub struct EvaluateOptions {
@@ -75,14 +75,36 @@ pub(super) const METHODS: [&str; 3] = ["popularity", "retrieval", "ranked"];
 pub(super) const RANKED: usize = 2;
 pub(super) const NDCG: usize = 1;
 
-/// Replays the events through the serving code. Persons with a history before their first basket that came after the
-/// bundle's training, and not before `since`, take part, each once; that basket is the target, repeats included.
+/// What one person would have been shown before a basket.
+pub(super) struct Shown<'a> {
+    pub person: &'a PersonId,
+    pub history_length: usize,
+    pub targets: &'a AHashSet<Row>,
+    /// By method: the first places.
+    pub lists: &'a [Vec<Row>; 3],
+    pub ranked: &'a Ranked,
+}
+
+/// [`replay_targets`] without a look at each person.
 pub(super) fn judge_bundle(
     data: &Path,
     bundle: &Path,
     since: UnixMillis,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
+) -> Result<Judged, TrainError> {
+    replay_targets(data, bundle, since, runtime, progress, &mut |_, _| {})
+}
+
+/// Replays the events through the serving code. Persons with a history before their first basket that came after the
+/// bundle's training, and not before `since`, take part, each once; that basket is the target, repeats included.
+pub(super) fn replay_targets(
+    data: &Path,
+    bundle: &Path,
+    since: UnixMillis,
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+    look: &mut dyn FnMut(&Shown, &mut Models),
 ) -> Result<Judged, TrainError> {
     let bundle = Bundle::open(bundle)?;
     let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
@@ -101,13 +123,18 @@ pub(super) fn judge_bundle(
     let mut done_persons: AHashSet<PersonId> = AHashSet::new();
     for (done, event) in events.iter().enumerate() {
         let is_target = event.kind == EventKind::Purchase && event.at >= trained_until && event.at >= since;
-        if is_target && world.people.history(&event.person).is_some() && done_persons.insert(event.person.clone()) {
+        let history = if is_target { world.people.history(&event.person) } else { None };
+        if let Some(history) = history.filter(|_| done_persons.insert(event.person.clone())) {
             let targets: AHashSet<Row> =
                 event.lines.iter().filter_map(|line| world.keys.get(&line.item)).map(|key| Row(key.0)).collect();
             let begun = Instant::now();
-            let lists = lists(&world, &mut models, &event.person, event.at);
+            let (lists, ranked) = lists(&world, &mut models, &event.person, event.at);
             judged.seconds += begun.elapsed().as_secs_f64();
             judged.persons.push(event.person.clone());
+            let history_length = history.events.len();
+            let shown =
+                Shown { person: &event.person, history_length, targets: &targets, lists: &lists, ranked: &ranked };
+            look(&shown, &mut models);
             for (method, list) in lists.into_iter().enumerate() {
                 judged.scores[method].push(judge(&list, &targets));
                 judged.shown[method].extend(list);
@@ -134,7 +161,10 @@ pub fn evaluate(
     options: &EvaluateOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Evaluation, TrainError> {
-    let judged = judge_bundle(data, bundle, UnixMillis(i64::MIN), runtime, progress)?;
+    Ok(evaluation(&judge_bundle(data, bundle, UnixMillis(i64::MIN), runtime, progress)?, options))
+}
+
+pub(super) fn evaluation(judged: &Judged, options: &EvaluateOptions) -> Evaluation {
     let resamples = resamples(judged.persons.len(), options);
     let measured = |method: usize, metric: usize| {
         interval(&judged.scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
@@ -152,17 +182,17 @@ pub fn evaluate(
         let pairs = judged.scores[better].iter().zip(&judged.scores[worse]);
         interval(&pairs.map(|(b, w)| b[NDCG] - w[NDCG]).collect::<Vec<_>>(), &resamples)
     };
-    Ok(Evaluation {
+    Evaluation {
         person_count: judged.persons.len(),
         item_count: judged.item_count,
         trained_until_ms: judged.trained_until.0,
         methods,
         ndcg_gains: vec![("retrieval - popularity", gain(1, 0)), ("ranked - retrieval", gain(RANKED, 1))],
-    })
+    }
 }
 
 /// The first places by popularity, by retrieval alone, and by retrieval and ranking.
-fn lists(world: &World, models: &mut Models, person: &PersonId, now: UnixMillis) -> [Vec<Row>; 3] {
+fn lists(world: &World, models: &mut Models, person: &PersonId, now: UnixMillis) -> ([Vec<Row>; 3], Ranked) {
     let viewer = Viewer { person: person.clone(), session: String::new(), locale: String::new() };
     let mut story = Story::begin(world, &world.catalog.load_full(), &viewer, &Options::default(), now);
     let popular = world.popular(now);
@@ -172,12 +202,12 @@ fn lists(world: &World, models: &mut Models, person: &PersonId, now: UnixMillis)
     let ranked = Story::rank(std::slice::from_mut(&mut story), models, vec![found], &[None]).remove(0);
     let mut order: Vec<usize> = (0..ranked.scores.len()).collect();
     order.sort_by(|a, b| ranked.scores[*b].total_cmp(&ranked.scores[*a]).then(a.cmp(b)));
-    let ranked = order.into_iter().take(CUTOFF).map(|index| ranked.candidates.list[index].row).collect();
-    [popular, retrieved, ranked]
+    let best = order.into_iter().take(CUTOFF).map(|index| ranked.candidates.list[index].row).collect();
+    ([popular, retrieved, best], ranked)
 }
 
 /// Hit, NDCG and reciprocal rank of a list, each within [`CUTOFF`].
-fn judge(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
+pub(super) fn judge(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
     let discount = |place: usize| 1.0 / ((place + 2) as f64).log2();
     let hits: Vec<usize> =
         list.iter().enumerate().filter(|(_, row)| targets.contains(row)).map(|(place, _)| place).collect();

@@ -6,9 +6,11 @@ mod evaluate;
 mod gate;
 mod onnx;
 mod person_encoder;
+mod plots;
 mod query_encoder;
 mod ranker;
 mod replay;
+mod report;
 mod search_benchmark;
 mod train;
 
@@ -16,6 +18,7 @@ pub use bring::{BringError, BroughtModels, bring};
 pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};
 pub use gate::{GateOptions, Verdict, gate};
 pub use onnx::ExportCheck;
+pub use report::report;
 pub use search_benchmark::{
     SearchBenchmarkError, SearchBenchmarkOptions, SearchQuality, SearchReport, search_benchmark,
 };

@@ -76,6 +76,8 @@ pub struct TrainedPersonEncoder {
     pub onnx: Vec<u8>,
     pub check: ExportCheck,
     pub validation_loss: f32,
+    /// By step.
+    pub validation_losses: Vec<(usize, f32)>,
 }
 
 const HEADS: usize = 2;
@@ -261,6 +263,7 @@ pub fn train_person_encoder(
     let inner = Device::flex();
     let inner_texts = texts(&inner);
     let (mut best, mut best_loss, mut worse) = (encoder.clone().valid(), f32::INFINITY, 0);
+    let mut validation_losses = Vec::new();
     for epoch in 0..config.epochs_max {
         order.shuffle(&mut rng);
         for (step, chosen) in order.chunks(config.batch).enumerate() {
@@ -281,6 +284,7 @@ pub fn train_person_encoder(
         }
         let candidate = encoder.valid();
         let loss = validation_loss(&candidate, &inner_texts, validation, config, &inner);
+        validation_losses.push(((epoch + 1) * steps, loss));
         if validation.is_empty() || loss < best_loss {
             (best, best_loss, worse) = (candidate, loss, 0);
         } else {
@@ -302,6 +306,7 @@ pub fn train_person_encoder(
         onnx,
         check,
         validation_loss: best_loss,
+        validation_losses,
     })
 }
 

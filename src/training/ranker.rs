@@ -57,6 +57,8 @@ pub struct TrainedRanker {
     pub calibration: Vec<Calibration>,
     pub check: ExportCheck,
     pub validation_loss: f32,
+    /// By step.
+    pub validation_losses: Vec<(usize, f32)>,
 }
 
 const HIDDEN: [usize; 2] = [64, 32];
@@ -145,6 +147,7 @@ pub fn train_ranker(
     let steps = lists.len().div_ceil(config.batch);
     let inner = Device::flex();
     let (mut best, mut best_loss, mut worse) = (network.clone().valid(), f32::INFINITY, 0);
+    let mut validation_losses = Vec::new();
     for epoch in 0..config.epochs_max {
         order.shuffle(&mut rng);
         for (step, chosen) in order.chunks(config.batch).enumerate() {
@@ -168,6 +171,7 @@ pub fn train_ranker(
             })
             .sum();
         let validation_loss = total / validation.len() as f32;
+        validation_losses.push(((epoch + 1) * steps, validation_loss));
         if validation_loss < best_loss {
             (best, best_loss, worse) = (candidate, validation_loss, 0);
         } else {
@@ -180,7 +184,7 @@ pub fn train_ranker(
     let onnx = export(&best, &scale, head_count)?;
     let check = check(&best, &scale, &onnx, validation, runtime, &inner)?;
     let calibration = calibrate(&best, &scale, validation, head_count, &inner);
-    Ok(TrainedRanker { onnx, calibration, check, validation_loss: best_loss })
+    Ok(TrainedRanker { onnx, calibration, check, validation_loss: best_loss, validation_losses })
 }
 
 /// Listwise softmax cross-entropy of each head, plus a share of the pointwise one.

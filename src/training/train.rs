@@ -132,6 +132,11 @@ pub fn train(
     let trained_until = time_at_share(&baskets, options.trained_share);
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut exports: Vec<ExportCheck> = Vec::new();
+    let mut curves = LossCurves::default();
+    let progress = &mut |step: Progress| {
+        curves.note(step);
+        progress(step);
+    };
 
     let query = match &options.query_encoder {
         Some(directory) => embed_with(directory, &items, runtime, progress)?,
@@ -166,6 +171,7 @@ pub fn train(
         person_encoder: person.onnx,
         query_encoder: query.model,
         tokenizer: query.tokenizer,
+        training: None,
         ranker: Vec::new(),
         items,
     };
@@ -179,6 +185,9 @@ pub fn train(
     let ranker = train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, runtime, progress)?;
     exports.push(ranker.check.clone());
     let validation_losses = [person_loss, ranker.validation_loss];
+    curves.add("person encoder, validation", &person.validation_losses);
+    curves.add("ranker, validation", &ranker.validation_losses);
+    bundle.training = Some(serde_json::to_vec(&curves.thinned()).expect("numbers become JSON"));
 
     // The counts cost nothing: they learn up to the end of what may be known.
     let known = &baskets[..baskets.partition_point(|basket| basket.at < trained_until)];
@@ -203,6 +212,42 @@ pub fn train(
     };
     bundle.write(out)?;
     Ok(report)
+}
+
+/// The losses of a training as it went, by stage: `training.json` of a bundle.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub(super) struct LossCurves {
+    /// By name: steps and losses.
+    pub curves: Vec<(String, Vec<(usize, f32)>)>,
+}
+
+impl LossCurves {
+    /// Points that are kept of a curve.
+    const POINTS_MAX: usize = 200;
+
+    fn note(&mut self, step: Progress) {
+        if step.loss.is_finite() {
+            if self.curves.last().is_none_or(|(name, _)| name != step.stage) {
+                self.curves.push((step.stage.to_owned(), Vec::new()));
+            }
+            self.curves.last_mut().expect("one was pushed").1.push((step.done, step.loss));
+        }
+    }
+
+    fn add(&mut self, name: &str, points: &[(usize, f32)]) {
+        let finite = points.iter().copied().filter(|point| point.1.is_finite());
+        self.curves.push((name.to_owned(), finite.collect()));
+    }
+
+    /// Means of neighbouring points, so that each curve has at most [`Self::POINTS_MAX`].
+    fn thinned(&self) -> Self {
+        let thin = |points: &Vec<(usize, f32)>| {
+            let size = points.len().div_ceil(Self::POINTS_MAX).max(1);
+            let mean = |part: &[(usize, f32)]| part.iter().map(|point| point.1).sum::<f32>() / part.len() as f32;
+            points.chunks(size).map(|part| (part[part.len() - 1].0, mean(part))).collect()
+        };
+        Self { curves: self.curves.iter().map(|(name, points)| (name.clone(), thin(points))).collect() }
+    }
 }
 
 /// The query encoder and what it says of the items.
@@ -474,7 +519,7 @@ pub(super) fn candidates(
 }
 
 /// Purchases that were given back within [`RETURN_DAYS`].
-fn returned_lines(events: &[Event]) -> AHashSet<(PersonId, ItemId)> {
+pub(super) fn returned_lines(events: &[Event]) -> AHashSet<(PersonId, ItemId)> {
     let mut bought: AHashMap<(PersonId, ItemId), UnixMillis> = AHashMap::new();
     let mut returned = AHashSet::new();
     for event in events {
@@ -514,6 +559,7 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         person_encoder: Vec::new(),
         query_encoder: Vec::new(),
         tokenizer: None,
+        training: None,
         ranker: Vec::new(),
     }
 }
