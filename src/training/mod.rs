@@ -8,6 +8,7 @@ mod query_encoder;
 mod ranker;
 mod replay;
 mod search_benchmark;
+pub mod sequence;
 mod train;
 
 pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};

@@ -3,6 +3,8 @@ mod ann;
 mod matrix;
 #[cfg(feature = "train")]
 mod search;
+#[cfg(feature = "train")]
+mod sequences;
 
 #[derive(clap::Subcommand)]
 pub enum Benchmark {
@@ -11,6 +13,15 @@ pub enum Benchmark {
     /// Product search on judged queries: nDCG@10 and recall@100 of words, vectors and both.
     #[cfg(feature = "train")]
     Search(search::SearchArgs),
+    /// Everyone's last item by those before it: HR and NDCG at 5, 10 and 20 of each source and of the ranking.
+    #[cfg(feature = "train")]
+    NextItem(sequences::NextItemArgs),
+    /// The next click of anonymous sessions: P@20 and MRR@20.
+    #[cfg(feature = "train")]
+    Sessions(sequences::SessionsArgs),
+    /// Everyone's next basket: recall and NDCG at 10 and 20.
+    #[cfg(feature = "train")]
+    NextBasket(sequences::NextBasketArgs),
 }
 
 pub fn run(command: Benchmark) -> anyhow::Result<()> {
@@ -18,5 +29,11 @@ pub fn run(command: Benchmark) -> anyhow::Result<()> {
         Benchmark::Ann(args) => ann::ann(args),
         #[cfg(feature = "train")]
         Benchmark::Search(args) => search::search(args),
+        #[cfg(feature = "train")]
+        Benchmark::NextItem(args) => sequences::next_item(args),
+        #[cfg(feature = "train")]
+        Benchmark::Sessions(args) => sequences::sessions(args),
+        #[cfg(feature = "train")]
+        Benchmark::NextBasket(args) => sequences::next_basket(args),
     }
 }

@@ -1,0 +1,497 @@
+//! The sequence encoder: training and use. A person is the transformer's output at the latest event; the score of an item is
+//! its product with the item's vector, which is a vector of its own plus a projection of its text.
+use super::{
+    SequenceError,
+    kernels::{Into, View, adam, add, at_least, matmul, normalise_rows, normalise_rows_backward},
+    softmax::Softmax,
+    transformer::{Bits, Dropout, Packed, Places, Shape},
+};
+use crate::training::Progress;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rayon::prelude::*;
+
+/// How the product of a person and an item becomes a logit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Similarity {
+    Dot,
+    /// Both of length 1, times this (NISER: Gupta et al. 2019, equation 5). Popular items get no longer vectors.
+    Cosine(f32),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderConfig {
+    pub shape: Shape,
+    pub dropout: Dropout,
+    pub similarity: Similarity,
+    pub learning_rate: f32,
+    /// Share of a weight that a step takes away, in units of the learning rate; the item table alone.
+    pub weight_decay: f32,
+    /// Sequences of a step.
+    pub batch: usize,
+    pub epochs_max: usize,
+    /// Epochs without a better validation before it stops.
+    pub patience: usize,
+    /// Items drawn at random for each step, beside those of the batch; none: the softmax is over all items.
+    pub negatives: Option<usize>,
+    /// Parts that a batch is cut into, each on a thread of its own. The same seed and number give the same model.
+    pub threads: usize,
+    pub seed: u64,
+}
+
+impl EncoderConfig {
+    /// Settings for data of this size. Few events are learned with much dropout and a softmax over all items; many, or a
+    /// large catalogue, with little and over a sample.
+    pub fn for_data(sequences: &[&[u32]], item_count: usize, threads: usize, seed: u64) -> Self {
+        const WIDTH: usize = 64;
+        let targets: usize = sequences.iter().map(|sequence| sequence.len().saturating_sub(1)).sum();
+        let mut lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
+        lengths.sort_unstable();
+        // Long enough for 99 of 100 histories.
+        let usual = lengths.get(lengths.len() * 99 / 100).copied().unwrap_or(2);
+        let is_large = targets > LARGE_TARGETS;
+        let dropout = if is_large { 0.2 } else { 0.4 };
+        Self {
+            shape: Shape { width: WIDTH, heads: 1, blocks: 2, positions: usual.clamp(5, 50) },
+            dropout: Dropout { hidden: dropout, attention: dropout },
+            similarity: Similarity::Cosine(16.0),
+            learning_rate: 1e-3,
+            weight_decay: 0.0,
+            batch: (sequences.len() / 20).clamp(1, 256),
+            epochs_max: if is_large { 15 } else { 60 },
+            patience: if is_large { 1 } else { 5 },
+            negatives: (targets as f64 * item_count as f64 > FULL_SOFTMAX_CELLS).then_some(NEGATIVES),
+            threads,
+            seed,
+        }
+    }
+}
+
+/// Targets from which on little dropout and few epochs are enough.
+const LARGE_TARGETS: usize = 400_000;
+/// Logits of an epoch, above which a sample of the items takes the place of all.
+const FULL_SOFTMAX_CELLS: f64 = 6e9;
+/// Items drawn for each step of a sampled softmax.
+const NEGATIVES: usize = 4096;
+
+/// Texts as numbers: `vectors` `[items × width]`; all zero for an item without text.
+#[derive(Debug, Clone, Default)]
+pub struct ItemText {
+    pub vectors: Vec<f32>,
+    pub width: usize,
+}
+
+/// A trained encoder.
+#[derive(Debug, Clone)]
+pub struct SequenceEncoder {
+    places: Places,
+    shape: Shape,
+    similarity: Similarity,
+    weights: Vec<f32>,
+    /// Item vectors of length as the similarity wants them: `[items × width]`.
+    items: Vec<f32>,
+}
+
+/// Tokens that are encoded at a time.
+const ENCODED_TOKENS: usize = 4096;
+
+impl SequenceEncoder {
+    /// `[items × width]`.
+    pub fn item_vectors(&self) -> &[f32] {
+        &self.items
+    }
+
+    pub fn width(&self) -> usize {
+        self.shape.width
+    }
+
+    /// The vector of each history, latest item last: `[histories × width]`; zero for an empty one. Its product with an
+    /// item's vector is the logit.
+    pub fn encode(&self, histories: &[&[u32]]) -> Vec<f32> {
+        let d = self.shape.width;
+        let mut out = vec![0.0; histories.len() * d];
+        let mut chunks = Vec::new();
+        let mut rest = &mut out[..];
+        let mut begin = 0;
+        while begin < histories.len() {
+            let (mut end, mut tokens) = (begin, 0);
+            while end < histories.len() && tokens < ENCODED_TOKENS {
+                tokens += histories[end].len().min(self.shape.positions);
+                end += 1;
+            }
+            let (chunk, after) = rest.split_at_mut((end - begin) * d);
+            chunks.push((&histories[begin..end], chunk));
+            rest = after;
+            begin = end;
+        }
+        chunks.into_par_iter().for_each(|(histories, out)| self.encode_chunk(histories, out));
+        out
+    }
+
+    fn encode_chunk(&self, histories: &[&[u32]], out: &mut [f32]) {
+        let d = self.shape.width;
+        let mut batch = Packed::default();
+        for history in histories {
+            let latest = &history[history.len().saturating_sub(self.shape.positions)..];
+            batch.push(latest.iter().copied(), self.shape);
+        }
+        let trace = self.places.forward(&self.weights, &self.items, &batch, Dropout::NONE, &mut Bits(1));
+        for (tokens, out) in batch.sequences().zip(out.chunks_exact_mut(d)) {
+            if !tokens.is_empty() {
+                out.copy_from_slice(&trace.out()[(tokens.end - 1) * d..tokens.end * d]);
+                if let Similarity::Cosine(scale) = self.similarity {
+                    let mut inverse = [0.0];
+                    normalise_rows(out, d, &mut inverse);
+                    out.iter_mut().for_each(|value| *value *= scale);
+                }
+            }
+        }
+    }
+}
+
+/// Adam's memory of some weights.
+struct Moments {
+    mean: Vec<f32>,
+    square: Vec<f32>,
+}
+
+impl Moments {
+    fn new(count: usize) -> Self {
+        Self { mean: vec![0.0; count], square: vec![0.0; count] }
+    }
+}
+
+const BETAS: (f32, f32) = (0.9, 0.98);
+const ADAM_FLOOR: f32 = 1e-8;
+/// Standard deviation of an item's own vector at the start.
+const START: f32 = 0.02;
+
+struct Trainer<'a> {
+    config: &'a EncoderConfig,
+    places: Places,
+    weights: Vec<f32>,
+    table: Vec<f32>,
+    /// `[text width × width]`; empty without text.
+    projection: Vec<f32>,
+    text: &'a ItemText,
+    item_count: usize,
+    /// -ln of the chance to be among a batch's items and the drawn ones, by item.
+    log_q_correction: Vec<f32>,
+    moments: [Moments; 3],
+    step: usize,
+    rng: StdRng,
+}
+
+/// Sequences of a step with the items that it touches: all, or those of the batch and the drawn ones.
+struct Step {
+    /// Items by local row; empty: all, in order.
+    rows: Vec<u32>,
+    shards: Vec<(Packed, Vec<u32>)>,
+    targets: usize,
+    log_q_correction: Vec<f32>,
+}
+
+/// Trains on `sequences` (each at least two items, at most `shape.positions + 1`, oldest first): every item but the first is
+/// a target. `validate` judges the model after each epoch, higher is better; the best is given back with its epoch, from 1.
+pub fn train_encoder(
+    sequences: &[&[u32]],
+    item_count: usize,
+    text: &ItemText,
+    config: &EncoderConfig,
+    validate: &mut dyn FnMut(&SequenceEncoder) -> f64,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<TrainedEncoder, SequenceError> {
+    const STAGE: &str = "encoder";
+    if sequences.is_empty() {
+        return Err(SequenceError::TooLittle(
+            "no history has two items: there is no next item to learn from".to_owned(),
+        ));
+    }
+    let mut trainer = Trainer::new(sequences, item_count, text, config);
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    let steps = sequences.len().div_ceil(config.batch);
+    let (mut best, mut best_score, mut best_epoch) = (trainer.snapshot(), f64::NEG_INFINITY, 0);
+    for epoch in 1..=config.epochs_max {
+        order.shuffle(&mut trainer.rng);
+        let mut loss = f32::NAN;
+        for (step, chosen) in order.chunks(config.batch).enumerate() {
+            let chosen: Vec<&[u32]> = chosen.iter().map(|index| sequences[*index]).collect();
+            let value = trainer.step(&chosen) as f32;
+            let done = (epoch - 1) * steps + step + 1;
+            if !value.is_finite() {
+                return Err(SequenceError::Diverged { stage: STAGE, step: done });
+            }
+            loss = if loss.is_nan() { value } else { 0.95 * loss + 0.05 * value };
+            progress(Progress { stage: STAGE, done, total: config.epochs_max * steps, loss });
+        }
+        let snapshot = trainer.snapshot();
+        if snapshot.items.iter().chain(&snapshot.weights).any(|value| !value.is_finite()) {
+            return Err(SequenceError::Diverged { stage: STAGE, step: epoch * steps });
+        }
+        let score = validate(&snapshot);
+        if score > best_score {
+            (best, best_score, best_epoch) = (snapshot, score, epoch);
+        } else if epoch - best_epoch >= config.patience {
+            break;
+        }
+    }
+    Ok(TrainedEncoder { encoder: best, epochs: best_epoch, score: best_score })
+}
+
+/// What [`train_encoder`] gives.
+#[derive(Debug, Clone)]
+pub struct TrainedEncoder {
+    pub encoder: SequenceEncoder,
+    /// Epochs until the best validation.
+    pub epochs: usize,
+    /// The best validation.
+    pub score: f64,
+}
+
+/// A normally distributed number (Box and Muller).
+pub(super) fn normal(rng: &mut StdRng) -> f32 {
+    let (a, b): (f32, f32) = (rng.random(), rng.random());
+    (-2.0 * a.max(1e-12).ln()).sqrt() * (2.0 * std::f32::consts::PI * b).cos()
+}
+
+impl<'a> Trainer<'a> {
+    fn new(sequences: &[&[u32]], item_count: usize, text: &'a ItemText, config: &'a EncoderConfig) -> Self {
+        let d = config.shape.width;
+        let mut rng = StdRng::seed_from_u64(config.seed);
+        let places = Places::new(config.shape);
+        let weights = places.starting_weights(|| normal(&mut rng));
+        let table: Vec<f32> = (0..item_count * d).map(|_| START * normal(&mut rng)).collect();
+        // Texts of length 1 become vectors about as long as the items' own.
+        let projection: Vec<f32> = (0..text.width * d).map(|_| START * normal(&mut rng)).collect();
+        let log_q_correction = match config.negatives {
+            Some(negatives) => log_q_correction(sequences, item_count, config.batch, negatives),
+            None => Vec::new(),
+        };
+        let moments = [weights.len(), table.len(), projection.len()].map(Moments::new);
+        Self { config, places, weights, table, projection, text, item_count, log_q_correction, moments, step: 0, rng }
+    }
+
+    fn snapshot(&self) -> SequenceEncoder {
+        let (items, _) = self.item_vectors(&[]);
+        SequenceEncoder {
+            places: self.places.clone(),
+            shape: self.config.shape,
+            similarity: self.config.similarity,
+            weights: self.weights.clone(),
+            items,
+        }
+    }
+
+    /// The vectors of `rows` (empty: all), and 1 / their length before they were made 1 (empty for [`Similarity::Dot`]).
+    fn item_vectors(&self, rows: &[u32]) -> (Vec<f32>, Vec<f32>) {
+        let d = self.config.shape.width;
+        let mut items = if rows.is_empty() { self.table.clone() } else { gather(&self.table, d, rows) };
+        if self.text.width > 0 {
+            let gathered = if rows.is_empty() { Vec::new() } else { gather(&self.text.vectors, self.text.width, rows) };
+            let texts = if rows.is_empty() { &self.text.vectors } else { &gathered };
+            let projection = View::new(&self.projection, self.text.width, d);
+            items.par_chunks_mut(d * 2048).zip(texts.par_chunks(self.text.width * 2048)).for_each(|(items, texts)| {
+                matmul(items, Into::Add, View::new(texts, items.len() / d, self.text.width), projection);
+            });
+        }
+        let mut inverse = Vec::new();
+        if matches!(self.config.similarity, Similarity::Cosine(_)) {
+            inverse = vec![0.0; items.len() / d];
+            normalise_rows(&mut items, d, &mut inverse);
+        }
+        (items, inverse)
+    }
+
+    fn step(&mut self, sequences: &[&[u32]]) -> f64 {
+        let step = self.lay_out(sequences);
+        let (items, inverse) = self.item_vectors(&step.rows);
+        let seeds: Vec<u64> = step.shards.iter().map(|_| self.rng.random::<u64>() | 1).collect();
+        let parts: Vec<(f64, Vec<f32>, Vec<f32>)> = step
+            .shards
+            .par_iter()
+            .zip(seeds)
+            .map(|((batch, targets), seed)| self.shard(batch, targets, &items, &step, seed))
+            .collect();
+        let mut parts = parts.into_iter();
+        // Always in the same order, so that the same seed gives the same model.
+        let (mut loss, mut gradient, mut ditems) = parts.next().unwrap_or_default();
+        for (part_loss, part_gradient, part_ditems) in parts {
+            loss += part_loss;
+            add(&mut gradient, &part_gradient);
+            add(&mut ditems, &part_ditems);
+        }
+        if !inverse.is_empty() {
+            normalise_rows_backward(&mut ditems, &items, self.config.shape.width, &inverse);
+        }
+        self.update(&step.rows, &gradient, &ditems);
+        loss
+    }
+
+    /// Cuts a batch into shards of about as many tokens, with rows of the touched items.
+    fn lay_out(&mut self, sequences: &[&[u32]]) -> Step {
+        let (mut rows, mut log_q_correction) = (Vec::new(), Vec::new());
+        if let Some(negatives) = self.config.negatives {
+            rows = sequences.iter().flat_map(|sequence| sequence.iter().copied()).collect();
+            rows.extend((0..negatives).map(|_| self.rng.random_range(0..self.item_count as u32)));
+            rows.sort_unstable();
+            rows.dedup();
+            log_q_correction = rows.iter().map(|item| self.log_q_correction[*item as usize]).collect();
+        }
+        let local = |item: u32| if rows.is_empty() { item } else { rows.partition_point(|row| *row < item) as u32 };
+        let tokens: usize = sequences.iter().map(|sequence| sequence.len() - 1).sum();
+        let share = tokens.div_ceil(self.config.threads.max(1));
+        let mut shards = vec![(Packed::default(), Vec::new())];
+        for sequence in sequences {
+            if shards.last().is_some_and(|(batch, _)| batch.tokens() >= share) {
+                shards.push((Packed::default(), Vec::new()));
+            }
+            let Some((batch, targets)) = shards.last_mut() else { continue };
+            batch.push(sequence[..sequence.len() - 1].iter().map(|item| local(*item)), self.config.shape);
+            targets.extend(sequence[1..].iter().map(|item| local(*item)));
+        }
+        Step { rows, shards, targets: tokens, log_q_correction }
+    }
+
+    /// Loss, gradient of the weights and of the item vectors of one shard.
+    fn shard(
+        &self,
+        batch: &Packed,
+        targets: &[u32],
+        items: &[f32],
+        step: &Step,
+        seed: u64,
+    ) -> (f64, Vec<f32>, Vec<f32>) {
+        let d = self.config.shape.width;
+        let trace = self.places.forward(&self.weights, items, batch, self.config.dropout, &mut Bits(seed));
+        let mut hidden = trace.out().to_vec();
+        let (mut inverse, mut scale) = (Vec::new(), 1.0);
+        if let Similarity::Cosine(sharpness) = self.config.similarity {
+            inverse = vec![0.0; targets.len()];
+            normalise_rows(&mut hidden, d, &mut inverse);
+            scale = sharpness;
+        }
+        let mut dhidden = vec![0.0; hidden.len()];
+        let mut ditems = vec![0.0; items.len()];
+        let softmax =
+            Softmax { hidden: &hidden, items, width: d, scale, targets, log_q_correction: &step.log_q_correction };
+        let loss = softmax.loss_and_gradient(&mut dhidden, &mut ditems, 1.0 / step.targets as f32);
+        if !inverse.is_empty() {
+            normalise_rows_backward(&mut dhidden, &hidden, d, &inverse);
+        }
+        let mut gradient = vec![0.0; self.weights.len()];
+        self.places.backward(&mut gradient, &mut ditems, &dhidden, &self.weights, batch, &trace);
+        (loss, gradient, ditems)
+    }
+
+    fn update(&mut self, rows: &[u32], gradient: &[f32], ditems: &[f32]) {
+        let d = self.config.shape.width;
+        self.step += 1;
+        let correction =
+            (1.0 - BETAS.1.powi(self.step as i32)).sqrt() / (1.0 - BETAS.0.powi(self.step as i32));
+        let rate = self.config.learning_rate * correction;
+        let decay = self.config.learning_rate * self.config.weight_decay;
+        let [weights, table, projection] = &mut self.moments;
+        adam(&mut self.weights, &mut weights.mean, &mut weights.square, gradient, rate, BETAS, ADAM_FLOOR, 0.0);
+        if self.text.width > 0 {
+            let gathered = if rows.is_empty() { Vec::new() } else { gather(&self.text.vectors, self.text.width, rows) };
+            let texts = if rows.is_empty() { &self.text.vectors } else { &gathered };
+            let count = ditems.len() / d;
+            let mut dprojection = vec![0.0; self.projection.len()];
+            let texts = View::new(texts, count, self.text.width);
+            matmul(&mut dprojection, Into::Replace, texts.transposed(), View::new(ditems, count, d));
+            let (mean, square) = (&mut projection.mean, &mut projection.square);
+            adam(&mut self.projection, mean, square, &dprojection, rate, BETAS, ADAM_FLOOR, 0.0);
+        }
+        if rows.is_empty() {
+            let chunk = d * 1024;
+            self.table
+                .par_chunks_mut(chunk)
+                .zip(table.mean.par_chunks_mut(chunk))
+                .zip(table.square.par_chunks_mut(chunk))
+                .zip(ditems.par_chunks(chunk))
+                .for_each(|(((weights, mean), square), gradient)| {
+                    adam(weights, mean, square, gradient, rate, BETAS, ADAM_FLOOR, decay);
+                });
+        }
+        // Rows that a step does not touch keep their moments: the cost of a step does not grow with the catalogue.
+        for (row, gradient) in rows.iter().zip(ditems.chunks_exact(d)) {
+            let place = *row as usize * d..(*row as usize + 1) * d;
+            let (mean, square) = (&mut table.mean[place.clone()], &mut table.square[place.clone()]);
+            adam(&mut self.table[place], mean, square, gradient, rate, BETAS, ADAM_FLOOR, decay);
+        }
+    }
+}
+
+fn gather(table: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows.len() * width);
+    for row in rows {
+        out.extend_from_slice(&table[*row as usize * width..][..width]);
+    }
+    out
+}
+
+/// -ln of the chance that an item is among those of a step: of its batch, as often as it is in `sequences`, or drawn.
+fn log_q_correction(sequences: &[&[u32]], item_count: usize, batch: usize, negatives: usize) -> Vec<f32> {
+    let mut counts = vec![0.0f64; item_count];
+    for item in sequences.iter().flat_map(|sequence| sequence.iter()) {
+        counts[*item as usize] += 1.0;
+    }
+    let drawn = negatives as f64 * (1.0 - 1.0 / item_count as f64).ln();
+    let share = batch as f64 / sequences.len() as f64;
+    let correction = counts.iter().map(|count| {
+        let absent = drawn.max(-700.0) + count * (1.0 - share.min(0.999)).ln();
+        -(-absent.exp_m1()).max(1e-9).ln() as f32
+    });
+    correction.collect()
+}
+
+/// `out[i]` gains the logits of `person` with every item; see [`SequenceEncoder::encode`].
+pub fn logits(out: &mut [f32], persons: &[f32], items: &[f32], width: usize) {
+    let (rows, columns) = (persons.len() / width, items.len() / width);
+    matmul(out, Into::Replace, View::new(persons, rows, width), View::new(items, columns, width).transposed());
+}
+
+/// Cuts histories into sequences of at most `longest` + 1 items, so that each item but a history's first is a target once.
+pub fn windows<'a>(histories: &[&'a [u32]], longest: usize) -> Vec<&'a [u32]> {
+    let mut windows = Vec::new();
+    for history in histories {
+        let mut end = history.len();
+        while end >= 2 {
+            let begin = end.saturating_sub(longest + 1);
+            windows.push(&history[begin..end]);
+            end = begin + usize::from(begin > 0);
+        }
+    }
+    windows
+}
+
+/// Histories at most that [`encoder_quality`] asks.
+const ASKED_MAX: usize = 20_000;
+
+/// NDCG@10 of an encoder alone over all items, without those of the history unless they may repeat.
+pub fn encoder_quality(encoder: &SequenceEncoder, asked: &[(&[u32], u32)], repeats: bool) -> f64 {
+    let every = asked.len().div_ceil(ASKED_MAX).max(1);
+    let asked: Vec<(&[u32], u32)> = asked.iter().step_by(every).copied().collect();
+    let histories: Vec<&[u32]> = asked.iter().map(|(history, _)| *history).collect();
+    let (persons, d) = (encoder.encode(&histories), encoder.width());
+    let item_count = encoder.items.len() / d;
+    let gains: f64 = asked
+        .par_chunks(32)
+        .zip(persons.par_chunks(32 * d))
+        .map_init(Vec::new, |block: &mut Vec<f32>, (asked, persons)| {
+            block.resize(asked.len() * item_count, 0.0);
+            logits(block, persons, &encoder.items, d);
+            let gains = asked.iter().zip(block.chunks_exact_mut(item_count)).map(|((history, target), logits)| {
+                if !repeats {
+                    history.iter().for_each(|item| logits[*item as usize] = f32::NEG_INFINITY);
+                }
+                let limit = logits[*target as usize];
+                let rank = at_least(logits, limit);
+                if rank <= 10 && limit.is_finite() { 1.0 / (rank as f64 + 1.0).log2() } else { 0.0 }
+            });
+            gains.sum::<f64>()
+        })
+        .collect::<Vec<f64>>()
+        .into_iter()
+        .sum();
+    gains / asked.len().max(1) as f64
+}
