@@ -56,13 +56,14 @@ impl Alike {
                 break;
             }
         }
+        let asking = &history[history.len().saturating_sub(ITEMS_MAX)..];
         let count = self.histories.len();
         let best = matches.best(NEIGHBOURS, |_| false);
         for (index, likeness) in best {
             let other = &self.histories[index as usize];
             let age = (count - 1 - index as usize) as f32;
             let weight = likeness / (other.len() as f32).sqrt() * (-age / self.half_life).exp2();
-            let shared = other.iter().rposition(|item| history.contains(item)).unwrap_or(0);
+            let shared = other.iter().rposition(|item| asking.contains(item)).unwrap_or(0);
             for (place, item) in other.iter().enumerate() {
                 scores.add(*item, weight / (1.0 + 0.5 * place.abs_diff(shared) as f32));
             }

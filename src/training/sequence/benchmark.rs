@@ -1,8 +1,11 @@
 //! The public benchmarks: files in, figures out. Every figure is for items that the models were not shown.
 use super::{
     SequenceError,
-    files::{Catalogue, ItemNumbers, read_baskets, read_catalogue, read_persons, read_prefixes, read_sequences, read_sessions},
-    metrics::{BasketMetrics, HitMetrics, basket_quality},
+    files::{
+        Catalogue, ItemNumbers, read_baskets, read_catalogue, read_persons, read_prefixes, read_sequences,
+        read_sessions,
+    },
+    metrics::{BasketMetrics, HitMetrics},
     next_basket::{BasketConfig, train_baskets},
     next_item::{NextItemConfig, NextItemModel, leave_one_out, train_next_item},
     sessions::{SessionConfig, train_sessions},
@@ -12,7 +15,11 @@ use crate::training::{Progress, sequence::blend::Blend};
 use ahash::AHashMap;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
-use std::{fmt, path::PathBuf, time::Instant};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// Threads and seeds of a benchmark.
 #[derive(Debug, Clone, Copy)]
@@ -263,16 +270,16 @@ pub fn next_item(
     let mut catalogue = read_catalogue(&files.items)?;
     let (users, histories) = read_sequences(&files.sequences, &mut catalogue.items)?;
     catalogue.complete();
-    let names = match &files.persons {
-        Some(path) => Some(read_persons(path)?),
-        None => None,
-    };
     let split = leave_one_out(&histories);
     if split.test.is_empty() {
         let problem = "nobody has three items: one to learn from, one to validate, one to find";
         return Err(SequenceError::TooLittle(problem.to_owned()));
     }
-    let person = person_numbers(split.test.iter().map(|(index, _)| users[*index].as_str()), names.as_ref())?;
+    let asked_users = split.test.iter().map(|(index, _)| users[*index].as_str());
+    let person = match &files.persons {
+        Some(path) => person_numbers(asked_users, path)?,
+        None => (0..split.test.len()).collect(),
+    };
     let asked: Vec<Asked> = split.test.iter().map(|(_, asked)| *asked).collect();
     let descending: Vec<bool> = asked.iter().map(|asked| is_descending(asked, &catalogue)).collect();
     let seeds: Vec<u64> = (0..trials.seeds as u64).map(|index| trials.seed + index).collect();
@@ -293,25 +300,19 @@ fn is_descending((history, answer): &Asked, catalogue: &Catalogue) -> bool {
     latest.is_some_and(|latest| catalogue.order[*answer as usize] < *latest)
 }
 
-/// Numbers of the persons behind users; without names everyone is a person.
-fn person_numbers<'a>(
-    users: impl Iterator<Item = &'a str>,
-    names: Option<&AHashMap<String, String>>,
-) -> Result<Vec<usize>, SequenceError> {
+/// Numbers of the persons behind users.
+fn person_numbers<'a>(users: impl Iterator<Item = &'a str>, path: &Path) -> Result<Vec<usize>, SequenceError> {
+    let names = read_persons(path)?;
     let mut numbers: AHashMap<&str, usize> = AHashMap::new();
-    let mut person = Vec::new();
-    for (index, user) in users.enumerate() {
-        let Some(names) = names else {
-            person.push(index);
-            continue;
-        };
-        let name = names.get(user).ok_or_else(|| {
-            SequenceError::TooLittle(format!("the file of persons does not have user `{user}` of the sequences"))
+    let person = users.map(|user| {
+        let name = names.get(user).ok_or_else(|| SequenceError::File {
+            path: path.to_owned(),
+            problem: format!("does not have user `{user}` of the sequences"),
         })?;
         let next = numbers.len();
-        person.push(*numbers.entry(name.as_str()).or_insert(next));
-    }
-    Ok(person)
+        Ok(*numbers.entry(name.as_str()).or_insert(next))
+    });
+    person.collect()
 }
 
 /// Files of [`sessions`].
@@ -422,7 +423,8 @@ pub fn next_basket(
             let mean = |values: &[f64]| values.iter().sum::<f64>() / count;
             let spread = |values: &[f64]| {
                 let mean = mean(values);
-                (values.iter().map(|value| (value - mean) * (value - mean)).sum::<f64>() / (count - 1.0).max(1.0)).sqrt()
+                (values.iter().map(|value| (value - mean) * (value - mean)).sum::<f64>() / (count - 1.0).max(1.0))
+                    .sqrt()
             };
             let (mean, spread) = (BasketMetrics::combine(figures, mean), BasketMetrics::combine(figures, spread));
             BasketMethod { method, mean, spread }

@@ -56,15 +56,7 @@ pub struct BlendConfig {
 
 impl Default for BlendConfig {
     fn default() -> Self {
-        Self {
-            hidden: 0,
-            learning_rate: 5e-3,
-            weight_decay: 1e-4,
-            batch: 64,
-            epochs_max: 40,
-            patience: 4,
-            seed: 1,
-        }
+        Self { hidden: 0, learning_rate: 5e-3, weight_decay: 1e-4, batch: 64, epochs_max: 40, patience: 4, seed: 1 }
     }
 }
 
@@ -118,9 +110,9 @@ impl Blend {
         let width = self.mean.len();
         let mut out = features.to_vec();
         for row in out.chunks_exact_mut(width) {
-            for place in 0..width {
-                // Far outside of what it learned from a linear model says anything.
-                row[place] = ((row[place] - self.mean[place]) * self.inverse[place]).clamp(-8.0, 8.0);
+            for ((value, mean), inverse) in row.iter_mut().zip(&self.mean).zip(&self.inverse) {
+                // Far outside of what it learned from, a model says anything.
+                *value = ((*value - mean) * inverse).clamp(-8.0, 8.0);
             }
         }
         out
@@ -265,7 +257,8 @@ pub fn train_blend(
             if !loss.is_finite() {
                 return Err(SequenceError::Diverged { stage: STAGE, step });
             }
-            let rate = config.learning_rate * (1.0 - 0.999f32.powi(step as i32)).sqrt() / (1.0 - 0.9f32.powi(step as i32));
+            let rate =
+                config.learning_rate * (1.0 - 0.999f32.powi(step as i32)).sqrt() / (1.0 - 0.9f32.powi(step as i32));
             let decay = config.learning_rate * config.weight_decay;
             adam(&mut blend.weights, &mut mean, &mut square, &gradient, rate, (0.9, 0.999), 1e-8, decay);
             progress(Progress { stage: STAGE, done: step, total: config.epochs_max * steps, loss: loss as f32 });
@@ -281,4 +274,30 @@ pub fn train_blend(
         }
     }
     Ok((best, best_loss))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gradient_is_that_of_finite_differences() {
+        let mut lists = Lists::new(3);
+        let features: Vec<f32> = (0..27).map(|x| (x as f32 * 1.3).sin()).collect();
+        lists.push(&features[..12], &[0.0, 1.0, 0.0, 1.0]);
+        lists.push(&features[12..], &[1.0, 0.0, 0.0, 0.0, 0.0]);
+        let mut blend = Blend::start(&lists, 4, &mut StdRng::seed_from_u64(1));
+        blend.weights.iter_mut().enumerate().for_each(|(place, weight)| *weight += (place as f32).cos());
+        let x = blend.standardised(&lists.features);
+        let (_, gradient) = blend.gradient(&x, &lists.labels, &[4, 5]);
+        for (place, analytic) in gradient.iter().enumerate() {
+            let loss = |shift: f32| {
+                let mut moved = blend.clone();
+                moved.weights[place] += shift;
+                moved.gradient(&x, &lists.labels, &[4, 5]).0
+            };
+            let numeric = (loss(1e-2) - loss(-1e-2)) / 2e-2;
+            assert!((numeric - f64::from(*analytic)).abs() < 2e-3, "{place}: {analytic} {numeric}");
+        }
+    }
 }

@@ -385,8 +385,7 @@ impl<'a> Trainer<'a> {
     fn update(&mut self, rows: &[u32], gradient: &[f32], ditems: &[f32]) {
         let d = self.config.shape.width;
         self.step += 1;
-        let correction =
-            (1.0 - BETAS.1.powi(self.step as i32)).sqrt() / (1.0 - BETAS.0.powi(self.step as i32));
+        let correction = (1.0 - BETAS.1.powi(self.step as i32)).sqrt() / (1.0 - BETAS.0.powi(self.step as i32));
         let rate = self.config.learning_rate * correction;
         let decay = self.config.learning_rate * self.config.weight_decay;
         let [weights, table, projection] = &mut self.moments;
@@ -494,4 +493,119 @@ pub fn encoder_quality(encoder: &SequenceEncoder, asked: &[(&[u32], u32)], repea
         .into_iter()
         .sum();
     gains / asked.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(similarity: Similarity, negatives: Option<usize>) -> EncoderConfig {
+        EncoderConfig {
+            shape: Shape { width: 16, heads: 2, blocks: 2, positions: 6 },
+            dropout: Dropout { hidden: 0.2, attention: 0.2 },
+            similarity,
+            learning_rate: 1e-3,
+            weight_decay: 0.0,
+            batch: 4,
+            epochs_max: 1,
+            patience: 1,
+            negatives,
+            threads: 1,
+            seed: 3,
+        }
+    }
+
+    /// The gradient of weights and item vectors beside central differences of the loss, with the same units dropped.
+    fn compare(similarity: Similarity, negatives: Option<usize>) {
+        let sequences: Vec<&[u32]> = vec![&[0, 1, 2, 3, 4], &[5, 1], &[2, 6, 2], &[7, 8, 9, 10, 11, 0, 1]];
+        let config = config(similarity, negatives);
+        let text = ItemText { vectors: (0..12 * 3).map(|x| (x as f32).sin()).collect(), width: 3 };
+        let mut trainer = Trainer::new(&sequences, 12, &text, &config);
+        // Larger than at the start of a training, so that differences are more than noise.
+        trainer.weights.iter_mut().for_each(|weight| *weight *= 8.0);
+        trainer.table.iter_mut().for_each(|value| *value *= 20.0);
+        let step = trainer.lay_out(&sequences);
+        let (items, _) = trainer.item_vectors(&step.rows);
+        let (batch, targets) = &step.shards[0];
+        let (_, gradient, ditems) = trainer.shard(batch, targets, &items, &step, 77);
+        const STEP: f32 = 1e-2;
+        let mut checked = 0;
+        let mut check = |analytic: f32, high: f64, low: f64, what: String| {
+            let numeric = (high - low) / f64::from(2.0 * STEP);
+            let close = (numeric - f64::from(analytic)).abs() <= 2e-3 + 0.03 * numeric.abs();
+            assert!(close, "{what}: {analytic} is {numeric} by differences, {similarity:?}");
+            checked += 1;
+        };
+        for place in (0..gradient.len()).step_by(gradient.len() / 150) {
+            let mut loss = |shift: f32| {
+                let before = trainer.weights[place];
+                trainer.weights[place] = before + shift;
+                let loss = trainer.shard(batch, targets, &items, &step, 77).0;
+                trainer.weights[place] = before;
+                loss
+            };
+            let (high, low) = (loss(STEP), loss(-STEP));
+            check(gradient[place], high, low, format!("weight {place}"));
+        }
+        for place in (0..ditems.len()).step_by(5) {
+            let loss = |shift: f32| {
+                let mut items = items.clone();
+                items[place] += shift;
+                trainer.shard(batch, targets, &items, &step, 77).0
+            };
+            check(ditems[place], loss(STEP), loss(-STEP), format!("item vector {place}"));
+        }
+        assert!(checked > 150);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        compare(Similarity::Dot, None);
+        compare(Similarity::Cosine(8.0), None);
+        compare(Similarity::Dot, Some(5));
+    }
+
+    #[test]
+    fn rows_of_length_one_have_the_gradient_of_finite_differences() {
+        let x: Vec<f32> = (0..8).map(|x| 1.0 + (x as f32 * 1.7).sin()).collect();
+        let weight: Vec<f32> = (0..8).map(|x| (x as f32 * 0.9).cos()).collect();
+        let value = |x: &[f32]| {
+            let (mut rows, mut inverse) = (x.to_vec(), vec![0.0; 2]);
+            normalise_rows(&mut rows, 4, &mut inverse);
+            (rows.iter().zip(&weight).map(|(a, b)| a * b).sum::<f32>(), rows, inverse)
+        };
+        let (_, rows, inverse) = value(&x);
+        let mut gradient = weight.clone();
+        normalise_rows_backward(&mut gradient, &rows, 4, &inverse);
+        for place in 0..8 {
+            let (mut high, mut low) = (x.clone(), x.clone());
+            high[place] += 1e-2;
+            low[place] -= 1e-2;
+            let numeric = (value(&high).0 - value(&low).0) / 2e-2;
+            assert!((numeric - gradient[place]).abs() < 1e-3, "{place}: {} {numeric}", gradient[place]);
+        }
+    }
+
+    #[test]
+    fn a_sampled_softmax_over_everything_is_the_full_one() {
+        let sequences: Vec<&[u32]> = vec![&[0, 1, 2], &[3, 4, 5], &[1, 3, 5]];
+        // Every item is in the batch, so the sample is the catalogue and the corrections are ln 1.
+        let losses = [None, Some(100_000)].map(|negatives| {
+            let mut config = config(Similarity::Cosine(8.0), negatives);
+            config.dropout = Dropout::NONE;
+            let text = ItemText::default();
+            let mut trainer = Trainer::new(&sequences, 6, &text, &config);
+            [trainer.step(&sequences), trainer.step(&sequences)]
+        });
+        assert!(losses[0].iter().zip(&losses[1]).all(|(a, b)| (a - b).abs() < 1e-4), "{losses:?}");
+    }
+
+    #[test]
+    fn windows_make_each_item_but_the_first_a_target_once() {
+        let history: Vec<u32> = (0..23).collect();
+        let mut targets: Vec<u32> = windows(&[&history], 5).iter().flat_map(|window| window[1..].to_vec()).collect();
+        targets.sort_unstable();
+        assert_eq!(targets, (1..23).collect::<Vec<u32>>());
+        assert!(windows(&[&[1], &[]], 5).is_empty());
+    }
 }

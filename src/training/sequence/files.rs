@@ -75,10 +75,7 @@ pub fn for_each_line(
 }
 
 /// Lines of a user and the items it chose, oldest first, separated by white space.
-pub fn read_sequences(
-    path: &Path,
-    items: &mut ItemNumbers,
-) -> Result<(Vec<String>, Vec<Vec<u32>>), SequenceError> {
+pub fn read_sequences(path: &Path, items: &mut ItemNumbers) -> Result<(Vec<String>, Vec<Vec<u32>>), SequenceError> {
     let (mut users, mut histories) = (Vec::new(), Vec::new());
     for_each_line(path, |_, line| {
         let mut fields = line.split_whitespace();
@@ -158,9 +155,8 @@ pub fn read_sessions(path: &Path, items: &mut ItemNumbers) -> Result<Vec<Vec<u32
 /// prefix is taken.
 pub fn read_prefixes(path: &Path, items: &mut ItemNumbers) -> Result<Vec<(Vec<u32>, u32)>, SequenceError> {
     if let Some(clicks) = read_clicks(path, items)? {
-        let prefixes = clicks.iter().flat_map(|session| {
-            (1..session.len()).map(|end| (session[..end].to_vec(), session[end]))
-        });
+        let prefixes =
+            clicks.iter().flat_map(|session| (1..session.len()).map(|end| (session[..end].to_vec(), session[end])));
         return Ok(prefixes.collect());
     }
     let mut prefixes = Vec::new();
@@ -212,11 +208,11 @@ fn read_clicks(path: &Path, items: &mut ItemNumbers) -> Result<Option<Vec<Vec<u3
     Ok(Some(sessions.into_iter().map(items_of).collect()))
 }
 
+/// A user and its baskets, oldest first, each sorted and with an item once.
+pub type UserBaskets = (String, Vec<Vec<u32>>);
+
 /// Lines of a user, a tab, and baskets separated by semicolons; items of a basket are separated by spaces.
-pub fn read_baskets(
-    path: &Path,
-    items: &mut ItemNumbers,
-) -> Result<Vec<(String, Vec<Vec<u32>>)>, SequenceError> {
+pub fn read_baskets(path: &Path, items: &mut ItemNumbers) -> Result<Vec<UserBaskets>, SequenceError> {
     let mut users = Vec::new();
     for_each_line(path, |_, line| {
         let (user, baskets) = line.split_once('\t').ok_or("a line is a user, a tab and baskets".to_owned())?;

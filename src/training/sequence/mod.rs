@@ -7,8 +7,8 @@ pub mod encoder;
 pub mod files;
 mod kernels;
 pub mod metrics;
-pub mod next_item;
 pub mod next_basket;
+pub mod next_item;
 pub mod pairs;
 pub mod sessions;
 mod softmax;
@@ -27,8 +27,19 @@ pub enum SequenceError {
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: line {line}: {problem}")]
     Line { path: PathBuf, line: usize, problem: String },
+    #[error("{path}: {problem}")]
+    File { path: PathBuf, problem: String },
     #[error("the loss of {stage} diverged at step {step}; train with a smaller learning rate")]
     Diverged { stage: &'static str, step: usize },
     #[error("{0}")]
     TooLittle(String),
+}
+
+/// Events of one history that are learned from at most, the latest: one program that clicks all day must not outweigh
+/// everyone else.
+pub const HISTORY_MAX: usize = 10_000;
+
+/// The latest [`HISTORY_MAX`] of a history.
+fn latest<T>(history: &[T]) -> &[T] {
+    &history[history.len().saturating_sub(HISTORY_MAX)..]
 }

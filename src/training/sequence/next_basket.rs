@@ -4,6 +4,7 @@ use super::{
     SequenceError,
     alike::{Alike, itself},
     blend::{Blend, BlendConfig, Lists, train_best_blend},
+    latest,
     pairs::{best, neighbours, transitions},
     sources::{Sources, Table},
 };
@@ -33,9 +34,9 @@ pub struct BasketModel {
 /// Weight of a basket in units of the one after it, in what is popular of late.
 const RECENCY: f32 = 0.6;
 
-/// Items of the baskets, oldest first.
+/// Items of the baskets, oldest first; the latest [`super::HISTORY_MAX`].
 pub fn flat(baskets: &[Vec<u32>]) -> Vec<u32> {
-    baskets.iter().flatten().copied().collect()
+    latest(&baskets.iter().flatten().copied().collect::<Vec<u32>>()).to_vec()
 }
 
 /// Counts of histories of baskets, oldest first, each with an item once.

@@ -5,6 +5,7 @@ use super::{
     blend::{Blend, BlendConfig, train_best_blend},
     encoder::{EncoderConfig, ItemText, TrainedEncoder, encoder_quality, train_encoder, windows},
     files::Catalogue,
+    latest,
     pairs::{neighbours, transitions, two_steps},
     sources::{Asked, Sources, Table, TermSource, lists},
     text::TermVectors,
@@ -21,16 +22,18 @@ pub struct Split<'a> {
     pub test: Vec<(usize, Asked<'a>)>,
 }
 
-/// Cuts each history: the last item is the test, the one before it the validation, the rest is learned from. Histories of
+/// Cuts each history, of which the latest [`super::HISTORY_MAX`] events are taken: the last item is the test, the one before it the validation, the rest is learned from. Histories of
 /// fewer than three items are learned from, and nothing is asked of them.
 pub fn leave_one_out(histories: &[Vec<u32>]) -> Split<'_> {
     let mut split = Split { train: Vec::new(), validation: Vec::new(), test: Vec::new() };
     for (index, history) in histories.iter().enumerate() {
         match history.as_slice() {
             [learned @ .., validation, test] if !learned.is_empty() => {
+                let learned = latest(learned);
                 split.train.push(learned);
                 split.validation.push((learned, *validation));
-                split.test.push((index, (&history[..history.len() - 1], *test)));
+                let known = latest(&history[..history.len() - 1]);
+                split.test.push((index, (known, *test)));
             }
             short => split.train.push(short),
         }

@@ -1,6 +1,42 @@
 //! What goes with what: tables from an item to others with weights, counted in histories.
 use std::cmp::Ordering;
 
+/// From an item, to an item, weight.
+pub type Triple = (u32, u32, f32);
+
+/// Sorts by pair and adds up the weights of each.
+fn merge(triples: &mut Vec<Triple>) {
+    // Stable: weights of a pair are added in the order in which they were counted.
+    triples.sort_by_key(|(from, to, _)| (*from, *to));
+    triples.dedup_by(|next, first| {
+        let same = (next.0, next.1) == (first.0, first.1);
+        if same {
+            first.2 += next.2;
+        }
+        same
+    });
+}
+
+/// Pairs that are being counted; equal ones are merged now and then, so that memory follows the distinct pairs.
+struct Counted {
+    triples: Vec<Triple>,
+    merge_at: usize,
+}
+
+impl Counted {
+    fn new() -> Self {
+        Self { triples: Vec::new(), merge_at: 1 << 24 }
+    }
+
+    fn add(&mut self, from: u32, to: u32, weight: f32) {
+        if self.triples.len() >= self.merge_at {
+            merge(&mut self.triples);
+            self.merge_at = self.merge_at.max(2 * self.triples.len());
+        }
+        self.triples.push((from, to, weight));
+    }
+}
+
 /// For each item others with a weight, heaviest first.
 #[derive(Debug, Clone, Default)]
 pub struct ItemPairs {
@@ -11,15 +47,8 @@ pub struct ItemPairs {
 
 impl ItemPairs {
     /// Adds up `(from, to, weight)` and keeps the heaviest `keep` of each item.
-    pub fn new(item_count: usize, mut triples: Vec<(u32, u32, f32)>, keep: usize) -> Self {
-        triples.sort_unstable_by_key(|(from, to, _)| (*from, *to));
-        triples.dedup_by(|next, first| {
-            let same = (next.0, next.1) == (first.0, first.1);
-            if same {
-                first.2 += next.2;
-            }
-            same
-        });
+    pub fn new(item_count: usize, mut triples: Vec<Triple>, keep: usize) -> Self {
+        merge(&mut triples);
         let mut pairs = Self { starts: vec![0], ..Self::default() };
         let mut rest = &mut triples[..];
         for item in 0..item_count as u32 {
@@ -57,9 +86,6 @@ impl ItemPairs {
     }
 }
 
-/// Pairs kept while counting, before the heaviest of each item are chosen.
-const TRIPLES_MAX: usize = 40_000_000;
-
 /// How often items follow each other: a pair `distance` steps apart adds 1 / distance to what comes later, and `reverse` of
 /// it to what came before, within `window` steps. `weight` is that of the history with this index.
 pub fn transitions(
@@ -70,25 +96,21 @@ pub fn transitions(
     keep: usize,
     weight: impl Fn(usize) -> f32,
 ) -> ItemPairs {
-    let mut triples = Vec::new();
-    // The latest histories first, so that a limit leaves out the oldest.
-    for (index, history) in histories.iter().enumerate().rev() {
+    let mut counted = Counted::new();
+    for (index, history) in histories.iter().enumerate() {
         for (place, from) in history.iter().enumerate() {
             for (step, to) in history[place + 1..].iter().take(window).enumerate() {
                 let value = weight(index) / (step + 1) as f32;
                 if from != to {
-                    triples.push((*from, *to, value));
+                    counted.add(*from, *to, value);
                     if reverse > 0.0 {
-                        triples.push((*to, *from, reverse * value));
+                        counted.add(*to, *from, reverse * value);
                     }
                 }
             }
         }
-        if triples.len() > TRIPLES_MAX {
-            break;
-        }
     }
-    ItemPairs::new(item_count, triples, keep)
+    ItemPairs::new(item_count, counted.triples, keep)
 }
 
 /// Item-to-item cosine (Sarwar et al. 2001): in how many histories both are, over the root of the histories of each, with
@@ -96,20 +118,17 @@ pub fn transitions(
 pub fn neighbours(histories: &[&[u32]], item_count: usize, window: usize, shrink: f32, keep: usize) -> ItemPairs {
     let mut counts = vec![0.0f32; item_count];
     histories.iter().flat_map(|history| history.iter()).for_each(|item| counts[*item as usize] += 1.0);
-    let mut triples = Vec::new();
-    for history in histories.iter().rev() {
+    let mut counted = Counted::new();
+    for history in histories {
         for (place, from) in history.iter().enumerate() {
             for to in history[place + 1..].iter().take(window).filter(|to| *to != from) {
                 let scale = ((counts[*from as usize] + shrink) * (counts[*to as usize] + shrink)).sqrt();
-                triples.push((*from, *to, 1.0 / scale));
-                triples.push((*to, *from, 1.0 / scale));
+                counted.add(*from, *to, 1.0 / scale);
+                counted.add(*to, *from, 1.0 / scale);
             }
         }
-        if triples.len() > TRIPLES_MAX {
-            break;
-        }
     }
-    ItemPairs::new(item_count, triples, keep)
+    ItemPairs::new(item_count, counted.triples, keep)
 }
 
 /// Two steps of `pairs`, each row made to sum to 1: what goes with what goes with an item.

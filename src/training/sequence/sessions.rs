@@ -5,6 +5,7 @@ use super::{
     alike::{Alike, itself},
     blend::{Blend, BlendConfig, train_best_blend},
     encoder::{EncoderConfig, ItemText, encoder_quality, train_encoder, windows},
+    latest,
     pairs::{neighbours, transitions, two_steps},
     sources::{Asked, Sources, Table, lists},
 };
@@ -57,7 +58,8 @@ pub fn session_sources(sessions: &[&[u32]], item_count: usize, per_source: usize
             recent[*item as usize] += weight(index);
         }
     }
-    let repeats = sessions.iter().any(|session| (1..session.len()).any(|place| session[..place].contains(&session[place])));
+    let repeats =
+        sessions.iter().any(|session| (1..session.len()).any(|place| session[..place].contains(&session[place])));
     let both_ways = transitions(sessions, item_count, 10, 0.5, 500, |_| 1.0);
     let mut tables = vec![
         Table::new("two steps", two_steps(&both_ways, item_count, 200), 0.6, true),
@@ -87,6 +89,7 @@ pub fn train_sessions(
     config: &SessionConfig,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<SessionModel, SequenceError> {
+    let sessions: Vec<&[u32]> = sessions.iter().map(|session| latest(session)).collect();
     let held = ((sessions.len() as f64 * HELD_BACK) as usize).max(1).min(sessions.len());
     let (early, late) = sessions.split_at(sessions.len() - held);
     let asked = prefixes(late);
@@ -107,7 +110,7 @@ pub fn train_sessions(
     let blend = train_best_blend(&lists(&sources, &asked, progress), &config.blend, progress)?;
     // The same sources as those that the ranker knows, from all sessions.
     let repeats = sources.repeats;
-    let mut sources = session_sources(sessions, item_count, config.per_source);
+    let mut sources = session_sources(&sessions, item_count, config.per_source);
     if sources.repeats != repeats {
         sources = session_sources(early, item_count, config.per_source);
     }

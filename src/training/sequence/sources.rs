@@ -106,9 +106,10 @@ impl Sources {
     pub fn feature_names(&self) -> Vec<String> {
         let encoders = (0..self.encoders.len())
             .flat_map(|index| [format!("encoder {index}"), format!("encoder {index}, vector of the latest item")]);
-        let tables = self.tables.iter().flat_map(|table| {
-            [format!("{} × {:.1}", table.name, table.decay), format!("{}, latest item", table.name)]
-        });
+        let tables = self
+            .tables
+            .iter()
+            .flat_map(|table| [format!("{} × {:.1}", table.name, table.decay), format!("{}, latest item", table.name)]);
         let terms = self.terms.iter().flat_map(|terms| {
             [terms.name.to_owned(), format!("{}, latest item", terms.name), format!("{}, most alike", terms.name)]
         });
@@ -125,13 +126,11 @@ impl Sources {
     pub fn ask<R: Send>(&self, histories: &[&[u32]], visit: impl Fn(usize, &Found) -> R + Sync) -> Vec<R> {
         let item_count = self.popularity.len();
         let counts = if self.recent.is_empty() { &self.popularity } else { &self.recent };
-        let popular: Vec<u32> = best(
-            counts.iter().enumerate().map(|(item, count)| (item as u32, *count)).collect(),
-            self.per_source + 200,
-        )
-        .into_iter()
-        .map(|(item, _)| item)
-        .collect();
+        let popular: Vec<u32> =
+            best(counts.iter().enumerate().map(|(item, count)| (item as u32, *count)).collect(), self.per_source + 200)
+                .into_iter()
+                .map(|(item, _)| item)
+                .collect();
         let persons: Vec<Vec<f32>> = self.encoders.iter().map(|encoder| encoder.encode(histories)).collect();
         let chunks: Vec<usize> = (0..histories.len()).step_by(PERSONS).collect();
         let room = || Room {
@@ -150,7 +149,10 @@ impl Sources {
                     let block = &mut room.block;
                     block.resize((end - begin) * item_count, 0.0);
                     logits(block, &persons[begin * d..end * d], encoder.item_vectors(), d);
-                    encoded.iter_mut().zip(block.chunks_exact(item_count)).for_each(|(all, row)| all.push(row.to_vec()));
+                    encoded
+                        .iter_mut()
+                        .zip(block.chunks_exact(item_count))
+                        .for_each(|(all, row)| all.push(row.to_vec()));
                 }
                 let visited = (begin..end).zip(&mut encoded).map(|(index, encoded)| {
                     let found = self.find(histories[index], encoded, room, &popular);
@@ -229,7 +231,9 @@ impl Found<'_> {
     fn unite(&mut self) {
         let mut fused: Vec<(u32, f32)> = Vec::new();
         for list in &self.lists {
-            fused.extend(list.iter().enumerate().map(|(rank, (item, _))| (*item, 1.0 / (FUSION_RANK + rank as f32 + 1.0))));
+            fused.extend(
+                list.iter().enumerate().map(|(rank, (item, _))| (*item, 1.0 / (FUSION_RANK + rank as f32 + 1.0))),
+            );
         }
         fused.sort_unstable_by_key(|(item, _)| *item);
         fused.dedup_by(|next, first| {
@@ -254,7 +258,8 @@ impl Found<'_> {
             let d = encoder.width();
             let vector = |item: u32| &encoder.item_vectors()[item as usize * d..][..d];
             columns.push(items().map(|item| logits[item as usize].max(-30.0)).collect());
-            columns.push(items().map(|item| latest.map_or(0.0, |latest| cosine(vector(latest), vector(item)))).collect());
+            columns
+                .push(items().map(|item| latest.map_or(0.0, |latest| cosine(vector(latest), vector(item)))).collect());
         }
         let mut one = Scores::new(sources.popularity.len());
         for (table, scores) in sources.tables.iter().zip(self.scores) {

@@ -199,10 +199,6 @@ impl Trace {
     pub fn out(&self) -> &[f32] {
         &self.norm.out
     }
-
-    pub fn into_out(self) -> Vec<f32> {
-        self.norm.out
-    }
 }
 
 /// Numbers of all attention weights: heads × Σ length².
@@ -226,16 +222,7 @@ fn norm_rows(x: &[f32], gain_and_bias: &[f32]) -> Normed {
 fn norm_rows_backward(dx: &mut [f32], gradient: &mut [f32], dout: &[f32], norm: &Normed, gain_and_bias: &[f32]) {
     let d = gain_and_bias.len() / 2;
     let (dgain, dbias) = gradient.split_at_mut(d);
-    layer_norm_backward(
-        dx,
-        dgain,
-        dbias,
-        dout,
-        &norm.normed,
-        &norm.inverse,
-        &gain_and_bias[..d],
-        &mut vec![0.0; d],
-    );
+    layer_norm_backward(dx, dgain, dbias, dout, &norm.normed, &norm.inverse, &gain_and_bias[..d], &mut vec![0.0; d]);
 }
 
 /// x · W + b.
@@ -348,13 +335,7 @@ impl Places {
     ) {
         let d = self.shape.width;
         let mut dx = vec![0.0; dout.len()];
-        norm_rows_backward(
-            &mut dx,
-            &mut gradient[self.norm.clone()],
-            dout,
-            &trace.norm,
-            &weights[self.norm.clone()],
-        );
+        norm_rows_backward(&mut dx, &mut gradient[self.norm.clone()], dout, &trace.norm, &weights[self.norm.clone()]);
         let weight_places = weight_places(batch, self.shape.heads);
         for (index, places) in self.blocks.iter().enumerate().rev() {
             let (block, kept) = (&trace.blocks[index], &trace.kept.blocks[index]);
