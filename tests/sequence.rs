@@ -3,8 +3,8 @@
 use lodestone::training::sequence::{
     Dropout, SequenceError,
     benchmark::{self, BasketFiles, HitReport, NextItemFiles, SessionFiles, Trials},
-    encoder::train_encoder,
     files::Catalogue,
+    fit::train_encoder,
     metrics::{HitMetrics, basket_quality},
     next_item::{NextItemConfig, NextItemModel, leave_one_out, train_next_item},
 };

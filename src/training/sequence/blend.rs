@@ -63,15 +63,21 @@ impl Default for BlendConfig {
 /// A trained blend.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blend {
-    mean: Vec<f32>,
-    inverse: Vec<f32>,
+    scale: Scale,
     hidden: usize,
     /// Linear weights, then the hidden layer's matrix and bias, then its output weights.
     weights: Vec<f32>,
 }
 
-impl Blend {
-    fn start(lists: &Lists, hidden: usize, rng: &mut StdRng) -> Self {
+/// Mean and 1 / standard deviation of each feature.
+#[derive(Debug, Clone, PartialEq)]
+struct Scale {
+    mean: Vec<f32>,
+    inverse: Vec<f32>,
+}
+
+impl Scale {
+    fn of(lists: &Lists) -> Self {
         let width = lists.width;
         let count = lists.labels.len().max(1) as f64;
         let (mut sum, mut square) = (vec![0.0f64; width], vec![0.0f64; width]);
@@ -87,13 +93,28 @@ impl Blend {
             // A feature that is always the same says nothing.
             if variance < 1e-9 { 0.0 } else { (1.0 / variance.sqrt()) as f32 }
         });
-        let mut weights = vec![0.0; width + hidden * (width + 1) + hidden];
-        let scale = 1.0 / (width as f32).sqrt();
-        for weight in &mut weights[width..width + hidden * width] {
-            *weight = scale * super::encoder::normal(rng);
+        Self { inverse: inverse.collect(), mean: mean.iter().map(|mean| *mean as f32).collect() }
+    }
+
+    fn apply(&self, features: &mut [f32]) {
+        for row in features.chunks_exact_mut(self.mean.len()) {
+            for ((value, mean), inverse) in row.iter_mut().zip(&self.mean).zip(&self.inverse) {
+                // Far outside of what it learned from, a model says anything.
+                *value = ((*value - mean) * inverse).clamp(-8.0, 8.0);
+            }
         }
-        let inverse = inverse.collect();
-        Self { inverse, mean: mean.iter().map(|mean| *mean as f32).collect(), hidden, weights }
+    }
+}
+
+impl Blend {
+    fn start(scale: &Scale, hidden: usize, rng: &mut StdRng) -> Self {
+        let width = scale.mean.len();
+        let mut weights = vec![0.0; width + hidden * (width + 1) + hidden];
+        let spread = 1.0 / (width as f32).sqrt();
+        for weight in &mut weights[width..width + hidden * width] {
+            *weight = spread * super::fit::normal(rng);
+        }
+        Self { scale: scale.clone(), hidden, weights }
     }
 
     /// Units of the hidden layer.
@@ -103,29 +124,19 @@ impl Blend {
 
     /// Weights of the standardised features; what the hidden layer adds is not in them.
     pub fn linear_weights(&self) -> &[f32] {
-        &self.weights[..self.mean.len()]
-    }
-
-    fn standardised(&self, features: &[f32]) -> Vec<f32> {
-        let width = self.mean.len();
-        let mut out = features.to_vec();
-        for row in out.chunks_exact_mut(width) {
-            for ((value, mean), inverse) in row.iter_mut().zip(&self.mean).zip(&self.inverse) {
-                // Far outside of what it learned from, a model says anything.
-                *value = ((*value - mean) * inverse).clamp(-8.0, 8.0);
-            }
-        }
-        out
+        &self.weights[..self.scale.mean.len()]
     }
 
     /// `[candidates]`, higher is better.
     pub fn scores(&self, features: &[f32]) -> Vec<f32> {
-        self.forward(&self.standardised(features)).0
+        let mut x = features.to_vec();
+        self.scale.apply(&mut x);
+        self.forward(&x).0
     }
 
     /// Scores, hidden units before and after the activation.
     fn forward(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let (width, hidden) = (self.mean.len(), self.hidden);
+        let (width, hidden) = (self.scale.mean.len(), self.hidden);
         let rows = x.len() / width;
         let x = View::new(x, rows, width);
         let mut scores = vec![0.0; rows];
@@ -144,7 +155,7 @@ impl Blend {
 
     /// Loss over lists (places in `starts`), and its gradient.
     fn gradient(&self, x: &[f32], labels: &[f32], lengths: &[usize]) -> (f64, Vec<f32>) {
-        let (width, hidden) = (self.mean.len(), self.hidden);
+        let (width, hidden) = (self.scale.mean.len(), self.hidden);
         let (mut slopes, before, after) = self.forward(x);
         let rows = slopes.len();
         let weight = 1.0 / lengths.len() as f32;
@@ -186,16 +197,24 @@ const HIDDEN_LISTS_MIN: usize = 500;
 
 /// The better of a linear blend and one with a hidden layer, by the lists that were held back.
 pub fn train_best_blend(
-    lists: &Lists,
+    mut lists: Lists,
     config: &BlendConfig,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Blend, SequenceError> {
-    let (linear, linear_loss) = train_blend(lists, &BlendConfig { hidden: 0, ..config.clone() }, progress)?;
-    if lists.count() < HIDDEN_LISTS_MIN {
+    let count = lists.count();
+    if count < 2 {
+        return Err(SequenceError::TooLittle(format!(
+            "{count} lists have the item that was chosen; a ranker needs at least 2"
+        )));
+    }
+    let scale = Scale::of(&lists);
+    scale.apply(&mut lists.features);
+    let (linear, linear_loss) = train_blend(&lists, &scale, &BlendConfig { hidden: 0, ..config.clone() }, progress)?;
+    if count < HIDDEN_LISTS_MIN {
         return Ok(linear);
     }
     let config = BlendConfig { hidden: HIDDEN, learning_rate: 0.4 * config.learning_rate, ..config.clone() };
-    let (hidden, hidden_loss) = train_blend(lists, &config, progress)?;
+    let (hidden, hidden_loss) = train_blend(&lists, &scale, &config, progress)?;
     Ok(if hidden_loss < linear_loss { hidden } else { linear })
 }
 
@@ -205,22 +224,17 @@ const HELD_BACK: usize = 8;
 /// Lists of a batch that one thread takes.
 const PART: usize = 32;
 
-/// Learns a blend; every eighth list decides when to stop.
-pub fn train_blend(
+/// Learns a blend of scaled lists; every eighth, by a hash of its place, decides when to stop. Gives it with their loss.
+fn train_blend(
     lists: &Lists,
+    scale: &Scale,
     config: &BlendConfig,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(Blend, f64), SequenceError> {
     const STAGE: &str = "ranker";
     let count = lists.count();
-    if count < 2 {
-        return Err(SequenceError::TooLittle(format!(
-            "{count} lists have the item that was chosen; a ranker needs at least 2"
-        )));
-    }
     let mut rng = StdRng::seed_from_u64(config.seed);
-    let mut blend = Blend::start(lists, config.hidden, &mut rng);
-    let standard = blend.standardised(&lists.features);
+    let mut blend = Blend::start(scale, config.hidden, &mut rng);
     let rank = |index: usize| (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
     let mut order: Vec<usize> = (0..count).collect();
     order.sort_by_key(|index| rank(*index));
@@ -230,7 +244,7 @@ pub fn train_blend(
         let (mut x, mut labels, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
         for index in chosen {
             let range = lists.starts[*index]..lists.starts[index + 1];
-            x.extend_from_slice(&standard[range.start * lists.width..range.end * lists.width]);
+            x.extend_from_slice(&lists.features[range.start * lists.width..range.end * lists.width]);
             labels.extend_from_slice(&lists.labels[range.clone()]);
             lengths.push(range.len());
         }
@@ -286,9 +300,11 @@ mod tests {
         let features: Vec<f32> = (0..27).map(|x| (x as f32 * 1.3).sin()).collect();
         lists.push(&features[..12], &[0.0, 1.0, 0.0, 1.0]);
         lists.push(&features[12..], &[1.0, 0.0, 0.0, 0.0, 0.0]);
-        let mut blend = Blend::start(&lists, 4, &mut StdRng::seed_from_u64(1));
+        let scale = Scale::of(&lists);
+        scale.apply(&mut lists.features);
+        let mut blend = Blend::start(&scale, 4, &mut StdRng::seed_from_u64(1));
         blend.weights.iter_mut().enumerate().for_each(|(place, weight)| *weight += (place as f32).cos());
-        let x = blend.standardised(&lists.features);
+        let x = lists.features.clone();
         let (_, gradient) = blend.gradient(&x, &lists.labels, &[4, 5]);
         for (place, analytic) in gradient.iter().enumerate() {
             let loss = |shift: f32| {

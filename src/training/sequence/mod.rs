@@ -5,6 +5,7 @@ pub mod benchmark;
 pub mod blend;
 pub mod encoder;
 pub mod files;
+pub mod fit;
 mod kernels;
 pub mod metrics;
 pub mod next_basket;
@@ -16,7 +17,8 @@ pub mod sources;
 pub mod text;
 mod transformer;
 
-pub use encoder::{EncoderConfig, ItemText, SequenceEncoder, Similarity, train_encoder};
+pub use encoder::{SequenceEncoder, Similarity};
+pub use fit::{EncoderConfig, ItemText, train_encoder};
 use std::{io, path::PathBuf};
 pub use transformer::{Dropout, Shape};
 

@@ -93,7 +93,7 @@ pub fn train_baskets(
         let done = part * 1024 + asked_part.len();
         progress(Progress { stage: "candidates", done, total: asked.len(), loss: f32::NAN });
     }
-    let blend = train_best_blend(&lists, &config.blend, progress)?;
+    let blend = train_best_blend(lists, &config.blend, progress)?;
     Ok(BasketModel { sources: basket_sources(histories, item_count, config.per_source), blend })
 }
 

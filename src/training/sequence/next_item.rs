@@ -3,8 +3,9 @@ use super::{
     SequenceError,
     alike::Alike,
     blend::{Blend, BlendConfig, train_best_blend},
-    encoder::{EncoderConfig, ItemText, TrainedEncoder, encoder_quality, train_encoder, windows},
+    encoder::encoder_quality,
     files::Catalogue,
+    fit::{EncoderConfig, ItemText, TrainedEncoder, train_encoder, windows},
     latest,
     pairs::{neighbours, transitions, two_steps},
     sources::{Asked, Sources, Table, TermSource, lists},
@@ -138,6 +139,6 @@ pub fn train_next_item(
     let mut sources = count_sources(&split.train, catalogue, config.per_source);
     sources.encoders = vec![encoder];
     let lists = lists(&sources, &split.validation, progress);
-    let blend = train_best_blend(&lists, &config.blend, progress)?;
+    let blend = train_best_blend(lists, &config.blend, progress)?;
     Ok(NextItemModel { sources, blend, epochs })
 }

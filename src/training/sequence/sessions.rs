@@ -4,7 +4,8 @@ use super::{
     SequenceError,
     alike::{Alike, itself},
     blend::{Blend, BlendConfig, train_best_blend},
-    encoder::{EncoderConfig, ItemText, encoder_quality, train_encoder, windows},
+    encoder::encoder_quality,
+    fit::{EncoderConfig, ItemText, train_encoder, windows},
     latest,
     pairs::{neighbours, transitions, two_steps},
     sources::{Asked, Sources, Table, lists},
@@ -107,7 +108,7 @@ pub fn train_sessions(
     )?;
     let mut sources = session_sources(early, item_count, config.per_source);
     sources.encoders = vec![trained.encoder.clone()];
-    let blend = train_best_blend(&lists(&sources, &asked, progress), &config.blend, progress)?;
+    let blend = train_best_blend(lists(&sources, &asked, progress), &config.blend, progress)?;
     // The same sources as those that the ranker knows, from all sessions.
     let repeats = sources.repeats;
     let mut sources = session_sources(&sessions, item_count, config.per_source);

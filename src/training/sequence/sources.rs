@@ -328,9 +328,14 @@ impl Found<'_> {
     }
 }
 
+/// Histories that [`lists`] asks at most, spread evenly: the lists of more would not fit in memory.
+const ASKED_MAX: usize = 25_000;
+
 /// Lists of those asked whose next item is in the union: its candidates with features, the next item labelled.
 pub fn lists(sources: &Sources, asked: &[Asked], progress: &mut dyn FnMut(Progress)) -> Lists {
     let mut lists = Lists::new(sources.feature_names().len());
+    let every = asked.len().div_ceil(ASKED_MAX).max(1);
+    let asked: Vec<Asked> = asked.iter().step_by(every).copied().collect();
     for (part, asked_part) in asked.chunks(LISTS_AT_A_TIME).enumerate() {
         let histories: Vec<&[u32]> = asked_part.iter().map(|(history, _)| *history).collect();
         let found = sources.ask(&histories, |index, found| {

@@ -1,7 +1,7 @@
 //! Items by their words: weights by rarity (TF-IDF), likeness by cosine, and short dense vectors of them.
 use super::pairs::{ItemPairs, Scores};
 use crate::training::sequence::{
-    ItemText,
+    fit::ItemText,
     kernels::{add_scaled, dot},
     transformer::Bits,
 };
