@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
 #
-#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [bench] [peers]
+#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [bench] [peers] [torch]
 #
-# Without a name it fetches all but the last two.
+# Without a name it fetches all but the last three.
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
@@ -11,6 +11,7 @@
 #   python       target/tools/venv, with grpcio, grpcio-tools and kubernetes-validate
 #   bench        target/tools/bench, with what the peer of `make bench` needs
 #   peers        target/tools/peers, with the peers of `make bench-retrieval`
+#   torch        target/tools/torch, with PyTorch for `make bench-train`; some gigabytes
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -217,11 +218,15 @@ install_peers() {
     }
 }
 
+install_torch() {
+    install_packages torch torch
+}
+
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python | bench | peers) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, bench and peers." ;;
+        onnxruntime | grpcurl | helm | buf | python | bench | peers | torch) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, bench, peers and torch." ;;
     esac
 done
 scratch

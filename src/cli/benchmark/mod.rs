@@ -22,6 +22,9 @@ pub enum Benchmark {
     /// Everyone's next basket: recall and NDCG at 10 and 20.
     #[cfg(feature = "train")]
     NextBasket(sequences::NextBasketArgs),
+    /// Milliseconds of one step of the sequence encoder's training.
+    #[cfg(feature = "train")]
+    EncoderStep(sequences::EncoderStepArgs),
 }
 
 pub fn run(command: Benchmark) -> anyhow::Result<()> {
@@ -35,5 +38,7 @@ pub fn run(command: Benchmark) -> anyhow::Result<()> {
         Benchmark::Sessions(args) => sequences::sessions(args),
         #[cfg(feature = "train")]
         Benchmark::NextBasket(args) => sequences::next_basket(args),
+        #[cfg(feature = "train")]
+        Benchmark::EncoderStep(args) => sequences::encoder_step(args),
     }
 }

@@ -1,12 +1,17 @@
-//! benchmark next-item, sessions, next-basket
+//! benchmark next-item, sessions, next-basket, encoder-step
 use crate::{
     cli::offline::Bars,
     training::{
         Progress,
-        sequence::benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials},
+        sequence::{
+            EncoderConfig, Shape, Similarity,
+            benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials},
+            fit::time_steps,
+        },
     },
 };
 use anyhow::{Context, ensure};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt::Display, fs, path::PathBuf};
 
 /// Foretells everyone's last item (leave-one-out) and prints HR and NDCG at 5, 10 and 20 of each source alone, of their union
@@ -63,6 +68,73 @@ pub struct NextBasketArgs {
     future: PathBuf,
     #[command(flatten)]
     trials: TrialArgs,
+}
+
+/// Times steps of the sequence encoder's training on made histories, and prints JSON: milliseconds, best and median.
+///
+/// A step is forward, softmax over all items, backward and Adam for one batch. `make bench-train` runs it beside PyTorch on the
+/// same histories, which are written with `--save`.
+#[derive(clap::Args)]
+pub struct EncoderStepArgs {
+    #[arg(long, value_name = "N", default_value_t = 12_101)]
+    items: usize,
+    /// Histories of the batch.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    batch: usize,
+    /// Items of each history at most; one more is its last target.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    length: usize,
+    /// Histories are this long in the mean, most of them shorter; default: all of the greatest length.
+    #[arg(long, value_name = "N")]
+    mean_length: Option<f64>,
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    width: usize,
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    steps: usize,
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Writes the histories, one a line.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+}
+
+pub fn encoder_step(args: EncoderStepArgs) -> anyhow::Result<()> {
+    ensure!((2..=10_000_000).contains(&args.items), "--items is {}; it must be within 2 and 10000000", args.items);
+    ensure!((1..=4096).contains(&args.batch), "--batch is {}; it must be within 1 and 4096", args.batch);
+    ensure!((1..=1000).contains(&args.length), "--length is {}; it must be within 1 and 1000", args.length);
+    ensure!((1..=1000).contains(&args.steps), "--steps is {}; it must be within 1 and 1000", args.steps);
+    ensure!((1..=1024).contains(&args.width), "--width is {}; it must be within 1 and 1024", args.width);
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("threads")?;
+    let mut rng = StdRng::seed_from_u64(1);
+    let histories: Vec<Vec<u32>> = (0..args.batch)
+        .map(|_| {
+            // Exponentially distributed, as the lengths of real histories nearly are.
+            let drawn = args.mean_length.map(|mean| (-mean * (1.0 - rng.random::<f64>()).ln()).ceil() as usize);
+            let length = drawn.unwrap_or(args.length).clamp(1, args.length);
+            (0..=length).map(|_| rng.random_range(0..args.items as u32)).collect()
+        })
+        .collect();
+    if let Some(path) = &args.save {
+        let line = |history: &Vec<u32>| history.iter().map(u32::to_string).collect::<Vec<_>>().join(" ") + "\n";
+        fs::write(path, histories.iter().map(line).collect::<String>()).with_context(|| path.display().to_string())?;
+    }
+    let sequences: Vec<&[u32]> = histories.iter().map(Vec::as_slice).collect();
+    let mut config = EncoderConfig::for_data(&sequences, args.items, threads, 1);
+    config.shape = Shape { width: args.width, heads: 1, blocks: 2, positions: args.length };
+    config.similarity = Similarity::Dot;
+    config.negatives = None;
+    let mut times = time_steps(&sequences, args.items, &config, args.steps);
+    times.sort_by(f64::total_cmp);
+    let targets: usize = histories.iter().map(|history| history.len() - 1).sum();
+    let report = serde_json::json!({
+        "targets": targets,
+        "threads": threads,
+        "milliseconds_best": times[0],
+        "milliseconds_median": times[times.len() / 2],
+    });
+    println!("{}", serde_json::to_string_pretty(&report)?);
+    Ok(())
 }
 
 #[derive(clap::Args)]

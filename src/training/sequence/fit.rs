@@ -10,6 +10,7 @@ use super::{
 use crate::training::Progress;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rayon::prelude::*;
+use std::time::Instant;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
@@ -341,6 +342,19 @@ impl<'a> Trainer<'a> {
             adam(&mut self.table[place], mean, square, gradient, rate, BETAS, ADAM_FLOOR, decay);
         }
     }
+}
+
+/// Milliseconds of each of `steps` steps on `sequences`, all in one batch, after one that is not counted.
+pub fn time_steps(sequences: &[&[u32]], item_count: usize, config: &EncoderConfig, steps: usize) -> Vec<f64> {
+    let text = ItemText::default();
+    let mut trainer = Trainer::new(sequences, item_count, &text, config);
+    trainer.step(sequences);
+    let timed = (0..steps).map(|_| {
+        let begun = Instant::now();
+        trainer.step(sequences);
+        1e3 * begun.elapsed().as_secs_f64()
+    });
+    timed.collect()
 }
 
 fn gather(table: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
