@@ -72,7 +72,7 @@ pub struct NextBasketArgs {
 
 /// Times steps of the sequence encoder's training on made histories, and prints JSON: milliseconds, best and median.
 ///
-/// A step is forward, softmax over all items, backward and Adam for one batch. `make bench-train` runs it beside PyTorch on the
+/// A step is forward, softmax, backward and Adam for one batch. `make bench-train` runs it beside PyTorch on the
 /// same histories, which are written with `--save`.
 #[derive(clap::Args)]
 pub struct EncoderStepArgs {
@@ -89,6 +89,9 @@ pub struct EncoderStepArgs {
     mean_length: Option<f64>,
     #[arg(long, value_name = "N", default_value_t = 64)]
     width: usize,
+    /// Softmax over the batch's items and so many drawn ones; default: over all items.
+    #[arg(long, value_name = "N")]
+    negatives: Option<usize>,
     #[arg(long, value_name = "N", default_value_t = 20)]
     steps: usize,
     #[arg(long, value_name = "N")]
@@ -123,7 +126,7 @@ pub fn encoder_step(args: EncoderStepArgs) -> anyhow::Result<()> {
     let mut config = EncoderConfig::for_data(&sequences, args.items, threads, 1);
     config.shape = Shape { width: args.width, heads: 1, blocks: 2, positions: args.length };
     config.similarity = Similarity::Dot;
-    config.negatives = None;
+    config.negatives = args.negatives;
     let mut times = time_steps(&sequences, args.items, &config, args.steps);
     times.sort_by(f64::total_cmp);
     let targets: usize = histories.iter().map(|history| history.len() - 1).sum();

@@ -500,6 +500,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sampled_step_touches_no_other_rows() {
+        let sequences: Vec<&[u32]> = vec![&[3, 5, 7], &[900, 5]];
+        let config = config(Similarity::Cosine(8.0), Some(4));
+        let text = ItemText::default();
+        let mut trainer = Trainer::new(&sequences, 1000, &text, &config);
+        let before = trainer.table.clone();
+        trainer.step(&sequences);
+        let changed: Vec<usize> =
+            (0..1000).filter(|row| trainer.table[row * 16..][..16] != before[row * 16..][..16]).collect();
+        assert!([3, 5, 7, 900].iter().all(|row| changed.contains(row)) && changed.len() <= 8, "{changed:?}");
+    }
+
+    #[test]
     fn windows_make_each_item_but_the_first_a_target_once() {
         let history: Vec<u32> = (0..23).collect();
         let mut targets: Vec<u32> = windows(&[&history], 5).iter().flat_map(|window| window[1..].to_vec()).collect();
