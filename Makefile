@@ -116,6 +116,10 @@ bench-retrieval: build $(BUNDLE) ## Measure the frozen graph beside its peers; S
 	@scripts/tools.sh peers
 	@$(TOOLS)/peers/bin/python benches/retrieval.py $(SIZES) --bundle $(BUNDLE) $(if $(VECTORS),--vectors $(VECTORS))
 
+bench-train: build ## Measure a training step of the sequence encoder beside PyTorch's; fetches PyTorch, some gigabytes
+	@scripts/tools.sh torch
+	@$(TOOLS)/torch/bin/python benches/training.py
+
 clean-demo: ## Remove the example shop's data and bundle; the next run makes them again
 	rm -rf target/demo
 

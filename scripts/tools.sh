@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
 #
-#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [bench] [peers]
+#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [bench] [peers] [torch]
 #
-# Without a name it fetches all but the last three.
+# Without a name it fetches all but the last four.
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
@@ -12,6 +12,7 @@
 #   minilm       target/tools/minilm, the sentence encoder all-MiniLM-L6-v2 (int8) as ONNX, with its tokenizer
 #   bench        target/tools/bench, with what the peer of `make bench` needs
 #   peers        target/tools/peers, with the peers of `make bench-retrieval`
+#   torch        target/tools/torch, with PyTorch for `make bench-train`; some gigabytes
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -229,11 +230,15 @@ install_peers() {
     }
 }
 
+install_torch() {
+    install_packages torch torch
+}
+
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python | minilm | bench | peers) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, bench and peers." ;;
+        onnxruntime | grpcurl | helm | buf | python | minilm | bench | peers | torch) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, bench, peers and torch." ;;
     esac
 done
 scratch

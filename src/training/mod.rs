@@ -12,6 +12,7 @@ mod ranker;
 mod replay;
 mod report;
 mod search_benchmark;
+pub mod sequence;
 mod train;
 
 pub use bring::{BringError, BroughtModels, bring};

@@ -91,9 +91,39 @@ def gate():
     check(ran.returncode == 1 and "refused: it is slower" in ran.stdout, "a slower one is refused with exit code 1")
 
 
+def next_things(work):
+    lines = [[(user * 7 + step) % 30 for step in range(4 + user % 4)] for user in range(120)]
+    sequences, items = work / "sequences.txt.gz", work / "items.tsv"
+    with gzip.open(sequences, "wt") as out:
+        out.write("".join(f"u{user} {' '.join(map(str, line))}\n" for user, line in enumerate(lines)))
+    items.write_text("item\ttitle\n" + "".join(f"{item}\tthing {item % 5}\n" for item in range(30)))
+    out = work / "next.json"
+    ran = run("benchmark", "next-item", "--sequences", sequences, "--items", items, "--json", out, "--seeds", 2)
+    report = json.loads(out.read_text())
+    methods = {method["method"]: method for method in report["methods"]}
+    check(ran.returncode == 0 and {"encoder", "transitions", "text", "popularity", "retrieval", "ranked"} <= set(methods),
+          "each source, the union and the ranking are judged")
+    check(report["seeds"] == [1, 2] and report["hr_at_10"] == methods["ranked"]["hr_at_10"] > 0.9, "a chain is foretold")
+    check("ndcg_at_10" in methods["ranked"]["spread"] and "hr_at_10" in methods["ranked"]["descending"],
+          "spread and the descending are given")
+    (work / "train.txt").write_text("".join(" ".join(map(str, line)) + "\n" for line in lines))
+    (work / "test.tsv").write_text("3 4\t5\n8\t9\n")
+    ran = run("benchmark", "sessions", "--train", work / "train.txt", "--test", work / "test.tsv", "--json", out)
+    check(ran.returncode == 0 and json.loads(out.read_text())["hr_at_20"] == 1.0, "next clicks are foretold")
+    (work / "history.txt").write_text("".join(f"u{user}\t1 2;{user % 5} 9;1 2\n" for user in range(30)))
+    (work / "future.txt").write_text("".join(f"u{user}\t1 2\n" for user in range(30)))
+    ran = run("benchmark", "next-basket", "--history", work / "history.txt", "--future", work / "future.txt", "--json", out)
+    check(ran.returncode == 0 and json.loads(out.read_text())["recall_at_10"] == 1.0, "next baskets are foretold")
+    refused(["none.txt"], "benchmark", "next-item", "--sequences", work / "none.txt", "--items", items)
+    refused(["two baskets"], "benchmark", "next-basket", "--history", work / "future.txt", "--future",
+            work / "future.txt")
+    refused(["--seeds"], "benchmark", "next-item", "--sequences", sequences, "--items", items, "--seeds", 0)
+
+
 with tempfile.TemporaryDirectory() as directory:
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))
+    next_things(pathlib.Path(directory))
 gate()
 refused(["no server answers at 127.0.0.1:1"], "load-test", "--address", "127.0.0.1:1", "--data", "target/demo/data")
 print(f"cli: {len(wrong)} wrong")

@@ -2,6 +2,8 @@
 mod ann;
 #[cfg(feature = "train")]
 mod search;
+#[cfg(feature = "train")]
+mod sequences;
 
 #[derive(clap::Subcommand)]
 pub enum Benchmark {
@@ -10,6 +12,18 @@ pub enum Benchmark {
     /// Product search on judged queries: nDCG@10 and recall@100 of words, vectors and both.
     #[cfg(feature = "train")]
     Search(search::SearchArgs),
+    /// Everyone's last item by those before it: HR and NDCG at 5, 10 and 20 of each source and of the ranking.
+    #[cfg(feature = "train")]
+    NextItem(sequences::NextItemArgs),
+    /// The next click of anonymous sessions: P@20 and MRR@20.
+    #[cfg(feature = "train")]
+    Sessions(sequences::SessionsArgs),
+    /// Everyone's next basket: recall and NDCG at 10 and 20.
+    #[cfg(feature = "train")]
+    NextBasket(sequences::NextBasketArgs),
+    /// Milliseconds of one step of the sequence encoder's training.
+    #[cfg(feature = "train")]
+    EncoderStep(sequences::EncoderStepArgs),
 }
 
 pub fn run(command: Benchmark) -> anyhow::Result<()> {
@@ -17,5 +31,13 @@ pub fn run(command: Benchmark) -> anyhow::Result<()> {
         Benchmark::Ann(args) => ann::ann(args),
         #[cfg(feature = "train")]
         Benchmark::Search(args) => search::search(args),
+        #[cfg(feature = "train")]
+        Benchmark::NextItem(args) => sequences::next_item(args),
+        #[cfg(feature = "train")]
+        Benchmark::Sessions(args) => sequences::sessions(args),
+        #[cfg(feature = "train")]
+        Benchmark::NextBasket(args) => sequences::next_basket(args),
+        #[cfg(feature = "train")]
+        Benchmark::EncoderStep(args) => sequences::encoder_step(args),
     }
 }

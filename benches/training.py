@@ -1,0 +1,89 @@
+"""One step of the sequence encoder's training beside PyTorch's: `make bench-train`.
+
+The same histories, network (pre-norm transformer, 2 blocks, 1 head, dropout 0.4), softmax over all items, optimizer and number
+of threads. PyTorch gets the histories padded to the longest of the batch, as its attention wants them, and computes logits
+only where there is a target. Both are timed in turn, three times; the best median is printed.
+
+    training.py
+"""
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+TOP = Path(__file__).resolve().parent.parent
+LODESTONE = TOP / "target/release/lodestone"
+OUT = TOP / "target/bench"
+STEPS, WIDTH, BLOCKS, DROPOUT = 20, 64, 2, 0.4
+THREADS = os.cpu_count()
+# Name, items, histories, greatest length, mean length.
+SHAPES = [
+    ("all of length 50", 12_101, 128, 50, None),
+    ("lengths as Amazon Beauty's", 12_101, 256, 50, 6.0),
+]
+
+
+class Encoder(torch.nn.Module):
+    def __init__(self, items, length):
+        super().__init__()
+        self.items = torch.nn.Parameter(0.02 * torch.randn(items + 1, WIDTH))
+        self.positions = torch.nn.Parameter(0.02 * torch.randn(length, WIDTH))
+        layer = torch.nn.TransformerEncoderLayer(WIDTH, 1, 4 * WIDTH, DROPOUT, "gelu", batch_first=True, norm_first=True)
+        norm = torch.nn.LayerNorm(WIDTH)
+        self.blocks = torch.nn.TransformerEncoder(layer, BLOCKS, norm, enable_nested_tensor=False)
+        self.drop = torch.nn.Dropout(DROPOUT)
+
+    def forward(self, histories, targets):
+        length = histories.shape[1]
+        x = self.drop(self.items[histories] + self.positions[-length:])
+        causal = torch.nn.Transformer.generate_square_subsequent_mask(length)
+        hidden = self.blocks(x, mask=causal, is_causal=True)
+        valid = targets >= 0
+        return F.cross_entropy(hidden[valid] @ self.items[:-1].T, targets[valid])
+
+
+def torch_median(path, items, length):
+    lines = [list(map(int, line.split())) for line in path.read_text().splitlines()]
+    longest = max(map(len, lines)) - 1
+    # Padded on the left: the latest item stands last.
+    histories = torch.tensor([[items] * (longest - len(line) + 1) + line[:-1] for line in lines])
+    targets = torch.tensor([[-1] * (longest - len(line) + 1) + line[1:] for line in lines])
+    torch.manual_seed(1)
+    encoder = Encoder(items, length)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
+    times = []
+    for _ in range(STEPS + 1):
+        begun = time.perf_counter()
+        optimizer.zero_grad()
+        encoder(histories, targets).backward()
+        optimizer.step()
+        times.append(1e3 * (time.perf_counter() - begun))
+    return sorted(times[1:])[STEPS // 2]
+
+
+def main():
+    OUT.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(THREADS)
+    print(f"PyTorch {torch.__version__}, {THREADS} threads, milliseconds of a step\n")
+    print("| histories | targets | Lodestone | PyTorch | |\n|---|---|---|---|---|")
+    for name, items, batch, length, mean in SHAPES:
+        path = OUT / "histories.txt"
+        command = [LODESTONE, "benchmark", "encoder-step", "--items", items, "--batch", batch, "--length", length]
+        command += ["--width", WIDTH, "--steps", STEPS, "--threads", THREADS, "--save", path]
+        command += ["--mean-length", mean] if mean else []
+        ours, theirs = [], []
+        for _ in range(3):
+            ran = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+            report = json.loads(ran.stdout)
+            ours.append(report["milliseconds_median"])
+            theirs.append(torch_median(path, items, length))
+        ours, theirs = min(ours), min(theirs)
+        print(f"| {name} | {report['targets']:,} | {ours:.0f} | {theirs:.0f} | {theirs / ours:.1f} × |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+//! The sequence encoder in use. A person is the transformer's output at the latest event; the score of an item is its product
+//! with the item's vector.
+use super::{
+    kernels::{Into, View, at_least, matmul, normalise_rows},
+    transformer::{Bits, Dropout, Packed, Places, Shape},
+};
+use rayon::prelude::*;
+
+/// How the product of a person and an item becomes a logit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Similarity {
+    Dot,
+    /// Both of length 1, times this (NISER: Gupta et al. 2019, equation 5). Popular items get no longer vectors.
+    Cosine(f32),
+}
+
+/// A trained encoder.
+#[derive(Debug, Clone)]
+pub struct SequenceEncoder {
+    pub(super) places: Places,
+    pub(super) shape: Shape,
+    pub(super) similarity: Similarity,
+    pub(super) weights: Vec<f32>,
+    /// Item vectors of length as the similarity wants them: `[items × width]`.
+    pub(super) items: Vec<f32>,
+}
+
+/// Tokens that are encoded at a time.
+const ENCODED_TOKENS: usize = 4096;
+
+impl SequenceEncoder {
+    /// `[items × width]`.
+    pub fn item_vectors(&self) -> &[f32] {
+        &self.items
+    }
+
+    pub fn width(&self) -> usize {
+        self.shape.width
+    }
+
+    /// The vector of each history, latest item last: `[histories × width]`; zero for an empty one. Its product with an
+    /// item's vector is the logit.
+    pub fn encode(&self, histories: &[&[u32]]) -> Vec<f32> {
+        let d = self.shape.width;
+        let mut out = vec![0.0; histories.len() * d];
+        let mut chunks = Vec::new();
+        let mut rest = &mut out[..];
+        let mut begin = 0;
+        while begin < histories.len() {
+            let (mut end, mut tokens) = (begin, 0);
+            while end < histories.len() && tokens < ENCODED_TOKENS {
+                tokens += histories[end].len().min(self.shape.positions);
+                end += 1;
+            }
+            let (chunk, after) = rest.split_at_mut((end - begin) * d);
+            chunks.push((&histories[begin..end], chunk));
+            rest = after;
+            begin = end;
+        }
+        chunks.into_par_iter().for_each(|(histories, out)| self.encode_chunk(histories, out));
+        out
+    }
+
+    fn encode_chunk(&self, histories: &[&[u32]], out: &mut [f32]) {
+        let d = self.shape.width;
+        let mut batch = Packed::default();
+        for history in histories {
+            let latest = &history[history.len().saturating_sub(self.shape.positions)..];
+            batch.push(latest.iter().copied(), self.shape);
+        }
+        let trace = self.places.forward(&self.weights, &self.items, &batch, Dropout::NONE, &mut Bits(1));
+        for (tokens, out) in batch.sequences().zip(out.chunks_exact_mut(d)) {
+            if !tokens.is_empty() {
+                out.copy_from_slice(&trace.out()[(tokens.end - 1) * d..tokens.end * d]);
+                if let Similarity::Cosine(scale) = self.similarity {
+                    let mut inverse = [0.0];
+                    normalise_rows(out, d, &mut inverse);
+                    out.iter_mut().for_each(|value| *value *= scale);
+                }
+            }
+        }
+    }
+}
+
+/// `out[i]` gains the logits of `person` with every item; see [`SequenceEncoder::encode`].
+pub fn logits(out: &mut [f32], persons: &[f32], items: &[f32], width: usize) {
+    let (rows, columns) = (persons.len() / width, items.len() / width);
+    matmul(out, Into::Replace, View::new(persons, rows, width), View::new(items, columns, width).transposed());
+}
+
+/// Histories at most that [`encoder_quality`] asks.
+const ASKED_MAX: usize = 20_000;
+
+/// NDCG@10 of an encoder alone over all items, without those of the history unless they may repeat.
+pub fn encoder_quality(encoder: &SequenceEncoder, asked: &[(&[u32], u32)], repeats: bool) -> f64 {
+    let every = asked.len().div_ceil(ASKED_MAX).max(1);
+    let asked: Vec<(&[u32], u32)> = asked.iter().step_by(every).copied().collect();
+    let histories: Vec<&[u32]> = asked.iter().map(|(history, _)| *history).collect();
+    let (persons, d) = (encoder.encode(&histories), encoder.width());
+    let item_count = encoder.items.len() / d;
+    let gains: f64 = asked
+        .par_chunks(32)
+        .zip(persons.par_chunks(32 * d))
+        .map_init(Vec::new, |block: &mut Vec<f32>, (asked, persons)| {
+            block.resize(asked.len() * item_count, 0.0);
+            logits(block, persons, &encoder.items, d);
+            let gains = asked.iter().zip(block.chunks_exact_mut(item_count)).map(|((history, target), logits)| {
+                if !repeats {
+                    history.iter().for_each(|item| logits[*item as usize] = f32::NEG_INFINITY);
+                }
+                let limit = logits[*target as usize];
+                let rank = at_least(logits, limit);
+                if rank <= 10 && limit.is_finite() { 1.0 / (rank as f64 + 1.0).log2() } else { 0.0 }
+            });
+            gains.sum::<f64>()
+        })
+        .collect::<Vec<f64>>()
+        .into_iter()
+        .sum();
+    gains / asked.len().max(1) as f64
+}

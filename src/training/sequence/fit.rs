@@ -1,0 +1,523 @@
+//! Training of the sequence encoder. An item's vector is one of its own plus a projection of its text, so that an item that
+//! nobody chose yet has one too.
+use super::{
+    SequenceError,
+    encoder::{SequenceEncoder, Similarity},
+    kernels::{Into, View, adam, add, matmul, normalise_rows, normalise_rows_backward},
+    softmax::Softmax,
+    transformer::{Bits, Dropout, Packed, Places, Shape},
+};
+use crate::training::Progress;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rayon::prelude::*;
+use std::time::Instant;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderConfig {
+    pub shape: Shape,
+    pub dropout: Dropout,
+    pub similarity: Similarity,
+    pub learning_rate: f32,
+    /// Share of a weight that a step takes away, in units of the learning rate; the item table alone.
+    pub weight_decay: f32,
+    /// Sequences of a step.
+    pub batch: usize,
+    pub epochs_max: usize,
+    /// Epochs without a better validation before it stops.
+    pub patience: usize,
+    /// Items drawn at random for each step, beside those of the batch; none: the softmax is over all items.
+    pub negatives: Option<usize>,
+    /// Parts that a batch is cut into, each on a thread of its own. The same seed and number give the same model.
+    pub threads: usize,
+    pub seed: u64,
+}
+
+impl EncoderConfig {
+    /// Settings for data of this size. Many events take fewer epochs, and a large catalogue a sampled softmax.
+    pub fn for_data(sequences: &[&[u32]], item_count: usize, threads: usize, seed: u64) -> Self {
+        const WIDTH: usize = 64;
+        let targets: usize = sequences.iter().map(|sequence| sequence.len().saturating_sub(1)).sum();
+        let mut lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
+        lengths.sort_unstable();
+        // Long enough for 99 of 100 histories.
+        let usual = lengths.get(lengths.len() * 99 / 100).copied().unwrap_or(2);
+        let is_large = targets > LARGE_TARGETS;
+        Self {
+            shape: Shape { width: WIDTH, heads: 1, blocks: 2, positions: usual.clamp(5, 50) },
+            dropout: Dropout { hidden: 0.4, attention: if is_large { 0.2 } else { 0.4 } },
+            similarity: Similarity::Cosine(16.0),
+            learning_rate: 1e-3,
+            weight_decay: 0.0,
+            batch: (sequences.len() / 20).clamp(1, 256),
+            epochs_max: if is_large { 15 } else { 60 },
+            patience: if is_large { 2 } else { 5 },
+            negatives: (targets as f64 * item_count as f64 > FULL_SOFTMAX_CELLS).then_some(NEGATIVES),
+            threads,
+            seed,
+        }
+    }
+}
+
+/// Targets above which few epochs are enough.
+const LARGE_TARGETS: usize = 400_000;
+/// Logits of an epoch, above which a sample of the items takes the place of all.
+const FULL_SOFTMAX_CELLS: f64 = 6e9;
+/// Items drawn for each step of a sampled softmax.
+const NEGATIVES: usize = 4096;
+
+/// Texts as numbers: `vectors` `[items × width]`; all zero for an item without text.
+#[derive(Debug, Clone, Default)]
+pub struct ItemText {
+    pub vectors: Vec<f32>,
+    pub width: usize,
+}
+
+/// Adam's memory of some weights.
+struct Moments {
+    mean: Vec<f32>,
+    square: Vec<f32>,
+}
+
+impl Moments {
+    fn new(count: usize) -> Self {
+        Self { mean: vec![0.0; count], square: vec![0.0; count] }
+    }
+}
+
+const BETAS: (f32, f32) = (0.9, 0.98);
+const ADAM_FLOOR: f32 = 1e-8;
+/// Standard deviation of an item's own vector at the start.
+const START: f32 = 0.02;
+
+struct Trainer<'a> {
+    config: &'a EncoderConfig,
+    places: Places,
+    weights: Vec<f32>,
+    table: Vec<f32>,
+    /// `[text width × width]`; empty without text.
+    projection: Vec<f32>,
+    text: &'a ItemText,
+    item_count: usize,
+    /// -ln of the chance to be among a batch's items and the drawn ones, by item.
+    log_q_correction: Vec<f32>,
+    moments: [Moments; 3],
+    step: usize,
+    rng: StdRng,
+}
+
+/// Sequences of a step with the items that it touches: all, or those of the batch and the drawn ones.
+struct Step {
+    /// Items by local row; empty: all, in order.
+    rows: Vec<u32>,
+    shards: Vec<(Packed, Vec<u32>)>,
+    targets: usize,
+    log_q_correction: Vec<f32>,
+}
+
+/// Trains on `sequences` (each at least two items, at most `shape.positions + 1`, oldest first): every item but the first is
+/// a target. `validate` judges the model after each epoch, higher is better; the best is given back with its epoch, from 1.
+pub fn train_encoder(
+    sequences: &[&[u32]],
+    item_count: usize,
+    text: &ItemText,
+    config: &EncoderConfig,
+    validate: &mut dyn FnMut(&SequenceEncoder) -> f64,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<TrainedEncoder, SequenceError> {
+    const STAGE: &str = "encoder";
+    if sequences.is_empty() {
+        return Err(SequenceError::TooLittle(
+            "no history has two items: there is no next item to learn from".to_owned(),
+        ));
+    }
+    let mut trainer = Trainer::new(sequences, item_count, text, config);
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    let steps = sequences.len().div_ceil(config.batch);
+    let (mut best, mut best_score, mut best_epoch) = (trainer.snapshot(), f64::NEG_INFINITY, 0);
+    for epoch in 1..=config.epochs_max {
+        order.shuffle(&mut trainer.rng);
+        let mut loss = f32::NAN;
+        for (step, chosen) in order.chunks(config.batch).enumerate() {
+            let chosen: Vec<&[u32]> = chosen.iter().map(|index| sequences[*index]).collect();
+            let value = trainer.step(&chosen) as f32;
+            let done = (epoch - 1) * steps + step + 1;
+            if !value.is_finite() {
+                return Err(SequenceError::Diverged { stage: STAGE, step: done });
+            }
+            loss = if loss.is_nan() { value } else { 0.95 * loss + 0.05 * value };
+            progress(Progress { stage: STAGE, done, total: config.epochs_max * steps, loss });
+        }
+        let snapshot = trainer.snapshot();
+        if snapshot.items.iter().chain(&snapshot.weights).any(|value| !value.is_finite()) {
+            return Err(SequenceError::Diverged { stage: STAGE, step: epoch * steps });
+        }
+        let score = validate(&snapshot);
+        if score > best_score {
+            (best, best_score, best_epoch) = (snapshot, score, epoch);
+        } else if epoch - best_epoch >= config.patience {
+            break;
+        }
+    }
+    Ok(TrainedEncoder { encoder: best, epochs: best_epoch, score: best_score })
+}
+
+/// What [`train_encoder`] gives.
+#[derive(Debug, Clone)]
+pub struct TrainedEncoder {
+    pub encoder: SequenceEncoder,
+    /// Epochs until the best validation.
+    pub epochs: usize,
+    /// The best validation.
+    pub score: f64,
+}
+
+/// A normally distributed number (Box and Muller).
+pub(super) fn normal(rng: &mut StdRng) -> f32 {
+    let (a, b): (f32, f32) = (rng.random(), rng.random());
+    (-2.0 * a.max(1e-12).ln()).sqrt() * (2.0 * std::f32::consts::PI * b).cos()
+}
+
+impl<'a> Trainer<'a> {
+    fn new(sequences: &[&[u32]], item_count: usize, text: &'a ItemText, config: &'a EncoderConfig) -> Self {
+        let d = config.shape.width;
+        let mut rng = StdRng::seed_from_u64(config.seed);
+        let places = Places::new(config.shape);
+        let weights = places.starting_weights(|| normal(&mut rng));
+        let table: Vec<f32> = (0..item_count * d).map(|_| START * normal(&mut rng)).collect();
+        // Texts of length 1 become vectors about as long as the items' own.
+        let projection: Vec<f32> = (0..text.width * d).map(|_| START * normal(&mut rng)).collect();
+        let log_q_correction = match config.negatives {
+            Some(negatives) => log_q_correction(sequences, item_count, config.batch, negatives),
+            None => Vec::new(),
+        };
+        let moments = [weights.len(), table.len(), projection.len()].map(Moments::new);
+        Self { config, places, weights, table, projection, text, item_count, log_q_correction, moments, step: 0, rng }
+    }
+
+    fn snapshot(&self) -> SequenceEncoder {
+        let (items, _) = self.item_vectors(&[]);
+        SequenceEncoder {
+            places: self.places.clone(),
+            shape: self.config.shape,
+            similarity: self.config.similarity,
+            weights: self.weights.clone(),
+            items,
+        }
+    }
+
+    /// The vectors of `rows` (empty: all), and 1 / their length before they were made 1 (empty for [`Similarity::Dot`]).
+    fn item_vectors(&self, rows: &[u32]) -> (Vec<f32>, Vec<f32>) {
+        let d = self.config.shape.width;
+        let mut items = if rows.is_empty() { self.table.clone() } else { gather(&self.table, d, rows) };
+        if self.text.width > 0 {
+            let gathered = if rows.is_empty() { Vec::new() } else { gather(&self.text.vectors, self.text.width, rows) };
+            let texts = if rows.is_empty() { &self.text.vectors } else { &gathered };
+            let projection = View::new(&self.projection, self.text.width, d);
+            items.par_chunks_mut(d * 2048).zip(texts.par_chunks(self.text.width * 2048)).for_each(|(items, texts)| {
+                matmul(items, Into::Add, View::new(texts, items.len() / d, self.text.width), projection);
+            });
+        }
+        let mut inverse = Vec::new();
+        if matches!(self.config.similarity, Similarity::Cosine(_)) {
+            inverse = vec![0.0; items.len() / d];
+            normalise_rows(&mut items, d, &mut inverse);
+        }
+        (items, inverse)
+    }
+
+    fn step(&mut self, sequences: &[&[u32]]) -> f64 {
+        let step = self.lay_out(sequences);
+        let (items, inverse) = self.item_vectors(&step.rows);
+        let seeds: Vec<u64> = step.shards.iter().map(|_| self.rng.random::<u64>() | 1).collect();
+        let parts: Vec<(f64, Vec<f32>, Vec<f32>)> = step
+            .shards
+            .par_iter()
+            .zip(seeds)
+            .map(|((batch, targets), seed)| self.shard(batch, targets, &items, &step, seed))
+            .collect();
+        let mut parts = parts.into_iter();
+        // Always in the same order, so that the same seed gives the same model.
+        let (mut loss, mut gradient, mut ditems) = parts.next().unwrap_or_default();
+        for (part_loss, part_gradient, part_ditems) in parts {
+            loss += part_loss;
+            add(&mut gradient, &part_gradient);
+            add(&mut ditems, &part_ditems);
+        }
+        if !inverse.is_empty() {
+            normalise_rows_backward(&mut ditems, &items, self.config.shape.width, &inverse);
+        }
+        self.update(&step.rows, &gradient, &ditems);
+        loss
+    }
+
+    /// Cuts a batch into shards of about as many tokens, with rows of the touched items.
+    fn lay_out(&mut self, sequences: &[&[u32]]) -> Step {
+        let (mut rows, mut log_q_correction) = (Vec::new(), Vec::new());
+        if let Some(negatives) = self.config.negatives {
+            rows = sequences.iter().flat_map(|sequence| sequence.iter().copied()).collect();
+            rows.extend((0..negatives).map(|_| self.rng.random_range(0..self.item_count as u32)));
+            rows.sort_unstable();
+            rows.dedup();
+            log_q_correction = rows.iter().map(|item| self.log_q_correction[*item as usize]).collect();
+        }
+        let local = |item: u32| if rows.is_empty() { item } else { rows.partition_point(|row| *row < item) as u32 };
+        let tokens: usize = sequences.iter().map(|sequence| sequence.len() - 1).sum();
+        let share = tokens.div_ceil(self.config.threads.max(1));
+        let mut shards = vec![(Packed::default(), Vec::new())];
+        for sequence in sequences {
+            if shards.last().is_some_and(|(batch, _)| batch.tokens() >= share) {
+                shards.push((Packed::default(), Vec::new()));
+            }
+            let Some((batch, targets)) = shards.last_mut() else { continue };
+            batch.push(sequence[..sequence.len() - 1].iter().map(|item| local(*item)), self.config.shape);
+            targets.extend(sequence[1..].iter().map(|item| local(*item)));
+        }
+        Step { rows, shards, targets: tokens, log_q_correction }
+    }
+
+    /// Loss, gradient of the weights and of the item vectors of one shard.
+    fn shard(
+        &self,
+        batch: &Packed,
+        targets: &[u32],
+        items: &[f32],
+        step: &Step,
+        seed: u64,
+    ) -> (f64, Vec<f32>, Vec<f32>) {
+        let d = self.config.shape.width;
+        let trace = self.places.forward(&self.weights, items, batch, self.config.dropout, &mut Bits(seed));
+        let mut hidden = trace.out().to_vec();
+        let (mut inverse, mut scale) = (Vec::new(), 1.0);
+        if let Similarity::Cosine(sharpness) = self.config.similarity {
+            inverse = vec![0.0; targets.len()];
+            normalise_rows(&mut hidden, d, &mut inverse);
+            scale = sharpness;
+        }
+        let mut dhidden = vec![0.0; hidden.len()];
+        let mut ditems = vec![0.0; items.len()];
+        let softmax =
+            Softmax { hidden: &hidden, items, width: d, scale, targets, log_q_correction: &step.log_q_correction };
+        let loss = softmax.loss_and_gradient(&mut dhidden, &mut ditems, 1.0 / step.targets as f32);
+        if !inverse.is_empty() {
+            normalise_rows_backward(&mut dhidden, &hidden, d, &inverse);
+        }
+        let mut gradient = vec![0.0; self.weights.len()];
+        self.places.backward(&mut gradient, &mut ditems, &dhidden, &self.weights, batch, &trace);
+        (loss, gradient, ditems)
+    }
+
+    fn update(&mut self, rows: &[u32], gradient: &[f32], ditems: &[f32]) {
+        let d = self.config.shape.width;
+        self.step += 1;
+        let correction = (1.0 - BETAS.1.powi(self.step as i32)).sqrt() / (1.0 - BETAS.0.powi(self.step as i32));
+        let rate = self.config.learning_rate * correction;
+        let decay = self.config.learning_rate * self.config.weight_decay;
+        let [weights, table, projection] = &mut self.moments;
+        adam(&mut self.weights, &mut weights.mean, &mut weights.square, gradient, rate, BETAS, ADAM_FLOOR, 0.0);
+        if self.text.width > 0 {
+            let gathered = if rows.is_empty() { Vec::new() } else { gather(&self.text.vectors, self.text.width, rows) };
+            let texts = if rows.is_empty() { &self.text.vectors } else { &gathered };
+            let count = ditems.len() / d;
+            let mut dprojection = vec![0.0; self.projection.len()];
+            let texts = View::new(texts, count, self.text.width);
+            matmul(&mut dprojection, Into::Replace, texts.transposed(), View::new(ditems, count, d));
+            let (mean, square) = (&mut projection.mean, &mut projection.square);
+            adam(&mut self.projection, mean, square, &dprojection, rate, BETAS, ADAM_FLOOR, 0.0);
+        }
+        if rows.is_empty() {
+            let chunk = d * 1024;
+            self.table
+                .par_chunks_mut(chunk)
+                .zip(table.mean.par_chunks_mut(chunk))
+                .zip(table.square.par_chunks_mut(chunk))
+                .zip(ditems.par_chunks(chunk))
+                .for_each(|(((weights, mean), square), gradient)| {
+                    adam(weights, mean, square, gradient, rate, BETAS, ADAM_FLOOR, decay);
+                });
+        }
+        // Rows that a step does not touch keep their moments: the cost of a step does not grow with the catalogue.
+        for (row, gradient) in rows.iter().zip(ditems.chunks_exact(d)) {
+            let place = *row as usize * d..(*row as usize + 1) * d;
+            let (mean, square) = (&mut table.mean[place.clone()], &mut table.square[place.clone()]);
+            adam(&mut self.table[place], mean, square, gradient, rate, BETAS, ADAM_FLOOR, decay);
+        }
+    }
+}
+
+/// Milliseconds of each of `steps` steps on `sequences`, all in one batch, after one that is not counted.
+pub fn time_steps(sequences: &[&[u32]], item_count: usize, config: &EncoderConfig, steps: usize) -> Vec<f64> {
+    let text = ItemText::default();
+    let mut trainer = Trainer::new(sequences, item_count, &text, config);
+    trainer.step(sequences);
+    let timed = (0..steps).map(|_| {
+        let begun = Instant::now();
+        trainer.step(sequences);
+        1e3 * begun.elapsed().as_secs_f64()
+    });
+    timed.collect()
+}
+
+fn gather(table: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows.len() * width);
+    for row in rows {
+        out.extend_from_slice(&table[*row as usize * width..][..width]);
+    }
+    out
+}
+
+/// -ln of the chance that an item is among those of a step: of its batch, as often as it is in `sequences`, or drawn.
+fn log_q_correction(sequences: &[&[u32]], item_count: usize, batch: usize, negatives: usize) -> Vec<f32> {
+    let mut counts = vec![0.0f64; item_count];
+    for item in sequences.iter().flat_map(|sequence| sequence.iter()) {
+        counts[*item as usize] += 1.0;
+    }
+    let drawn = negatives as f64 * (1.0 - 1.0 / item_count as f64).ln();
+    let share = batch as f64 / sequences.len() as f64;
+    let correction = counts.iter().map(|count| {
+        let absent = drawn.max(-700.0) + count * (1.0 - share.min(0.999)).ln();
+        -(-absent.exp_m1()).max(1e-9).ln() as f32
+    });
+    correction.collect()
+}
+
+/// Cuts histories into sequences of at most `longest` + 1 items, so that each item but a history's first is a target once.
+pub fn windows<'a>(histories: &[&'a [u32]], longest: usize) -> Vec<&'a [u32]> {
+    let mut windows = Vec::new();
+    for history in histories {
+        let mut end = history.len();
+        while end >= 2 {
+            let begin = end.saturating_sub(longest + 1);
+            windows.push(&history[begin..end]);
+            end = begin + usize::from(begin > 0);
+        }
+    }
+    windows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(similarity: Similarity, negatives: Option<usize>) -> EncoderConfig {
+        EncoderConfig {
+            shape: Shape { width: 16, heads: 2, blocks: 2, positions: 6 },
+            dropout: Dropout { hidden: 0.2, attention: 0.2 },
+            similarity,
+            learning_rate: 1e-3,
+            weight_decay: 0.0,
+            batch: 4,
+            epochs_max: 1,
+            patience: 1,
+            negatives,
+            threads: 1,
+            seed: 3,
+        }
+    }
+
+    /// The gradient of weights and item vectors beside central differences of the loss, with the same units dropped.
+    fn compare(similarity: Similarity, negatives: Option<usize>) {
+        let sequences: Vec<&[u32]> = vec![&[0, 1, 2, 3, 4], &[5, 1], &[2, 6, 2], &[7, 8, 9, 10, 11, 0, 1]];
+        let config = config(similarity, negatives);
+        let text = ItemText { vectors: (0..12 * 3).map(|x| (x as f32).sin()).collect(), width: 3 };
+        let mut trainer = Trainer::new(&sequences, 12, &text, &config);
+        // Larger than at the start of a training, so that differences are more than noise; gains stay 1.
+        trainer.weights.iter_mut().filter(|weight| **weight != 1.0).for_each(|weight| *weight *= 8.0);
+        trainer.table.iter_mut().for_each(|value| *value *= 20.0);
+        let step = trainer.lay_out(&sequences);
+        let (items, _) = trainer.item_vectors(&step.rows);
+        let (batch, targets) = &step.shards[0];
+        let (_, gradient, ditems) = trainer.shard(batch, targets, &items, &step, 77);
+        const STEP: f32 = 3e-3;
+        let mut checked = 0;
+        let mut check = |analytic: f32, high: f64, low: f64, what: String| {
+            let numeric = (high - low) / f64::from(2.0 * STEP);
+            let close = (numeric - f64::from(analytic)).abs() <= 2e-3 + 0.03 * numeric.abs();
+            assert!(close, "{what}: {analytic} is {numeric} by differences, {similarity:?}");
+            checked += 1;
+        };
+        for place in (0..gradient.len()).step_by(gradient.len() / 150) {
+            let mut loss = |shift: f32| {
+                let before = trainer.weights[place];
+                trainer.weights[place] = before + shift;
+                let loss = trainer.shard(batch, targets, &items, &step, 77).0;
+                trainer.weights[place] = before;
+                loss
+            };
+            let (high, low) = (loss(STEP), loss(-STEP));
+            check(gradient[place], high, low, format!("weight {place}"));
+        }
+        for place in (0..ditems.len()).step_by(5) {
+            let loss = |shift: f32| {
+                let mut items = items.clone();
+                items[place] += shift;
+                trainer.shard(batch, targets, &items, &step, 77).0
+            };
+            check(ditems[place], loss(STEP), loss(-STEP), format!("item vector {place}"));
+        }
+        assert!(checked > 150);
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        compare(Similarity::Dot, None);
+        compare(Similarity::Cosine(8.0), None);
+        compare(Similarity::Dot, Some(5));
+    }
+
+    #[test]
+    fn rows_of_length_one_have_the_gradient_of_finite_differences() {
+        let x: Vec<f32> = (0..8).map(|x| 1.0 + (x as f32 * 1.7).sin()).collect();
+        let weight: Vec<f32> = (0..8).map(|x| (x as f32 * 0.9).cos()).collect();
+        let value = |x: &[f32]| {
+            let (mut rows, mut inverse) = (x.to_vec(), vec![0.0; 2]);
+            normalise_rows(&mut rows, 4, &mut inverse);
+            (rows.iter().zip(&weight).map(|(a, b)| a * b).sum::<f32>(), rows, inverse)
+        };
+        let (_, rows, inverse) = value(&x);
+        let mut gradient = weight.clone();
+        normalise_rows_backward(&mut gradient, &rows, 4, &inverse);
+        for place in 0..8 {
+            let (mut high, mut low) = (x.clone(), x.clone());
+            high[place] += 1e-2;
+            low[place] -= 1e-2;
+            let numeric = (value(&high).0 - value(&low).0) / 2e-2;
+            assert!((numeric - gradient[place]).abs() < 1e-3, "{place}: {} {numeric}", gradient[place]);
+        }
+    }
+
+    #[test]
+    fn a_sampled_softmax_over_everything_is_the_full_one() {
+        let sequences: Vec<&[u32]> = vec![&[0, 1, 2], &[3, 4, 5], &[1, 3, 5]];
+        // Every item is in the batch, so the sample is the catalogue and the corrections are ln 1.
+        let losses = [None, Some(100_000)].map(|negatives| {
+            let mut config = config(Similarity::Cosine(8.0), negatives);
+            config.dropout = Dropout::NONE;
+            let text = ItemText::default();
+            let mut trainer = Trainer::new(&sequences, 6, &text, &config);
+            [trainer.step(&sequences), trainer.step(&sequences)]
+        });
+        assert!(losses[0].iter().zip(&losses[1]).all(|(a, b)| (a - b).abs() < 1e-4), "{losses:?}");
+    }
+
+    #[test]
+    fn a_sampled_step_touches_no_other_rows() {
+        let sequences: Vec<&[u32]> = vec![&[3, 5, 7], &[900, 5]];
+        let config = config(Similarity::Cosine(8.0), Some(4));
+        let text = ItemText::default();
+        let mut trainer = Trainer::new(&sequences, 1000, &text, &config);
+        let before = trainer.table.clone();
+        trainer.step(&sequences);
+        let changed: Vec<usize> =
+            (0..1000).filter(|row| trainer.table[row * 16..][..16] != before[row * 16..][..16]).collect();
+        assert!([3, 5, 7, 900].iter().all(|row| changed.contains(row)) && changed.len() <= 8, "{changed:?}");
+    }
+
+    #[test]
+    fn windows_make_each_item_but_the_first_a_target_once() {
+        let history: Vec<u32> = (0..23).collect();
+        let mut targets: Vec<u32> = windows(&[&history], 5).iter().flat_map(|window| window[1..].to_vec()).collect();
+        targets.sort_unstable();
+        assert_eq!(targets, (1..23).collect::<Vec<u32>>());
+        assert!(windows(&[&[1], &[]], 5).is_empty());
+    }
+}
