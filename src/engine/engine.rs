@@ -95,7 +95,7 @@ impl Engine {
     pub fn metrics_text(&self) -> String {
         self.metrics.text(Sizes {
             items: self.world.catalog.load().item_count(),
-            live_items: self.world.index(Space::Person).live_count(),
+            live_items: self.world.vectors_of(Space::Person).live_count(),
             merges: self.world.merge_count(),
             people: self.world.people.len(),
             slates: self.slates.entry_count(),

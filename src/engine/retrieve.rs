@@ -184,7 +184,7 @@ pub fn in_order(catalog: &Catalog, source: usize, found: Found, count: usize) ->
 fn near(ask: &Ask, fusion: &mut Fusion, vector: &[f32], space: Space) -> Found {
     let begun = Instant::now();
     let vector_of = |row: Row| space.vector(ask.catalog, row);
-    let index = ask.world.index(space);
+    let index = ask.world.vectors_of(space);
     let (found, way) = index.search(vector, ask.source_count, &ask.eligible.bits, vector_of);
     fusion.note_near(way, begun.elapsed());
     found

@@ -118,7 +118,7 @@ impl World {
         let rows = catalog.upsert(&self.keys, items);
         for space in Space::BOTH {
             let vectors: Vec<(Row, &[f32])> = rows.iter().map(|row| (*row, space.vector(&catalog, *row))).collect();
-            self.index(space).insert_many(&vectors).map_err(|bad| bad_vector(&catalog, bad))?;
+            self.vectors_of(space).insert_many(&vectors).map_err(|bad| bad_vector(&catalog, bad))?;
         }
         self.index_words(&catalog, &rows)?;
         rows.iter().flat_map(|row| suggestibles(&catalog.get(*row).item)).for_each(|text| self.suggester.add(text));
@@ -131,7 +131,7 @@ impl World {
         self.query_dimension
     }
 
-    pub fn index(&self, space: Space) -> &VectorIndex {
+    pub fn vectors_of(&self, space: Space) -> &VectorIndex {
         match space {
             Space::Person => &self.person_index,
             Space::Query => &self.query_index,
@@ -141,7 +141,7 @@ impl World {
     /// Whether so many items came or went that [`World::merge`] pays.
     pub fn wants_merge(&self) -> bool {
         let alive = self.catalog.load().item_count();
-        Space::BOTH.into_iter().any(|space| self.index(space).wants_merge(alive))
+        Space::BOTH.into_iter().any(|space| self.vectors_of(space).wants_merge(alive))
     }
 
     /// Builds new frozen graphs of all items on the threads of the current rayon pool and puts them in place of the frozen
@@ -150,13 +150,14 @@ impl World {
         for space in Space::BOTH {
             let catalog = self.catalog.load_full();
             let rows: Vec<Row> = bits::ones(catalog.alive(), 0).map(|row| Row(row as u32)).collect();
-            let frozen = self.index(space).freeze(&rows, catalog.row_count(), |row| space.vector(&catalog, row))?;
+            let frozen =
+                self.vectors_of(space).freeze(&rows, catalog.row_count(), |row| space.vector(&catalog, row))?;
             let _writing = self.writing.lock();
             let now = self.catalog.load_full();
             let later = bits::ones(now.alive(), catalog.row_count() / 64).filter(|row| *row >= catalog.row_count());
             let later: Vec<(Row, &[f32])> =
                 later.map(|row| Row(row as u32)).map(|row| (row, space.vector(&now, row))).collect();
-            self.index(space).replace(frozen, &later).map_err(|bad| bad_vector(&now, bad))?;
+            self.vectors_of(space).replace(frozen, &later).map_err(|bad| bad_vector(&now, bad))?;
         }
         self.merges.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -115,7 +115,7 @@ fn try_person_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<()
         let alone = encoder.encode_batch(std::slice::from_ref(input)).map_err(failed)?;
         let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
         let events = input.kinds.len();
-        let problem = if !((length - 1.0).abs() < 0.01) {
+        let problem = if length.is_nan() || (length - 1.0).abs() >= 0.01 {
             format!("the vector of a history of {events} events has length {length}, not 1")
         } else if alone.iter().zip(vector).any(|(a, b)| (a - b).abs() > 1e-3) {
             format!(

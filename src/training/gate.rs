@@ -88,8 +88,7 @@ fn verdict(candidate: &Judged, current: &Judged, options: &GateOptions) -> Verdi
     if verdict.ndcg_gain.high < 0.0 {
         refuse(format!("it is worse: NDCG@10 changes by {}", verdict.ndcg_gain));
     }
-    // Not at most, so that a ratio that is no number refuses too.
-    if !(verdict.time_ratio <= options.slower_max) {
+    if verdict.time_ratio.is_nan() || verdict.time_ratio > options.slower_max {
         refuse(format!(
             "it is slower: {:.2} of the time, at most {} is allowed",
             verdict.time_ratio, options.slower_max

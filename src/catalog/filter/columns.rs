@@ -132,7 +132,7 @@ impl Column {
         }
         match operator {
             Operator::Equal => mask_of(&numbers.values, |value| value == limit),
-            Operator::Unequal => mask_of(&numbers.values, |value| value < limit || value > limit),
+            Operator::Unequal => mask_of(&numbers.values, |value| !value.is_nan() && value != limit),
             Operator::Less => mask_of(&numbers.values, |value| value < limit),
             Operator::LessOrEqual => mask_of(&numbers.values, |value| value <= limit),
             Operator::Greater => mask_of(&numbers.values, |value| value > limit),
