@@ -5,11 +5,11 @@ use crate::{
 };
 use ahash::{AHashMap, AHashSet};
 use parking_lot::{Mutex, RwLock};
-use std::{cell::RefCell, ops::Range};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
-/// Queries that are kept at most; then the lighter half goes.
+/// Queries of a list at most; then the lighter half goes.
 const QUERIES_MAX: usize = 20_000;
-/// Texts of items that came in since the start that are kept at most; then the older half goes.
+/// Texts of items that came in since the start, of a list at most; then the older half goes.
 const LIVE_TEXTS_MAX: usize = 100_000;
 /// New texts that are looked through one by one, before they are sorted among the others.
 const FRESH_MAX: usize = 1024;
@@ -49,15 +49,14 @@ pub struct Suggester {
     adding: Mutex<()>,
 }
 
-/// What came since the start.
+/// What came since the start, as a log-structured merge tree keeps it: each list is at least twice as long as the next, so
+/// that there are few of them and a text is sorted a few times only.
 #[derive(Default)]
 struct Live {
-    list: List,
-    /// Not in the list yet, in the order in which they came.
+    lists: Vec<Arc<List>>,
+    /// In no list yet, in the order in which they came.
     fresh: Vec<Entry>,
     by_normal: AHashMap<(String, CompletionSource), u32>,
-    /// What entries of the list weigh more than they did when it was made.
-    heavier: AHashMap<u32, f32>,
 }
 
 /// Texts that can be looked up by the beginning of any of their words.
@@ -120,18 +119,18 @@ impl Suggester {
     /// Adds a text, or its weight where it was added before.
     pub fn add(&self, suggestible: Suggestible) {
         let Some(entry) = Entry::of(suggestible) else { return };
-        if entry.source != CompletionSource::Query && self.generation.find(&entry).is_some() {
-            return;
-        }
         let _one = self.adding.lock();
-        let waiting = self.live.write().add(entry);
-        let sorted = self.live.read().list.entries.len();
-        if waiting < FRESH_MAX.max(sorted / 4) {
+        // A written item's title is not more popular because it is written again.
+        let is_counted = entry.source == CompletionSource::Query;
+        if !is_counted && (self.generation.has(&entry) || self.live.read().lists.iter().any(|list| list.has(&entry))) {
             return;
         }
-        // The new list is made while others ask: sorting thousands of texts takes longer than an answer may.
-        let merged = List::build(self.live.read().merged().into_iter());
-        *self.live.write() = Live { list: merged, ..Live::default() };
+        let fresh = self.live.write().add(entry);
+        if fresh >= FRESH_MAX {
+            // The new list is made while others ask: sorting takes longer than an answer may.
+            let lists = self.live.read().merged();
+            *self.live.write() = Live { lists, ..Live::default() };
+        }
     }
 
     /// The `count` best completions of `prefix`, best first, no two alike in normal form. `affinity` says how much the
@@ -146,11 +145,11 @@ impl Suggester {
             return Vec::new();
         }
         let live = self.live.read();
-        let lists = [&self.generation, &live.list];
-        let lifts = lists.map(|list| Lift::new(affinity, &list.categories));
+        let lists = std::iter::once(&self.generation).chain(live.lists.iter().map(|list| &**list));
+        let lists: Vec<(&List, Lift)> = lists.map(|list| (list, Lift::new(affinity, &list.categories))).collect();
         let mut found = Found::default();
         for nearness in [Nearness::Starting, Nearness::Holding, Nearness::ErrorAfterFirst, Nearness::ErrorAtFirst] {
-            for (list, lift) in lists.into_iter().zip(&lifts) {
+            for (list, lift) in &lists {
                 list.look(nearness, &typed, &mut |start, factor| {
                     let entry = &list.entries[start.entry as usize];
                     let lift = lift.of(list.category_of[start.entry as usize]);
@@ -171,42 +170,42 @@ impl Suggester {
 }
 
 impl Live {
-    /// Gives the number of changes that are not in the list.
+    /// Gives the number of texts that are in no list.
     fn add(&mut self, entry: Entry) -> usize {
-        if let Some(at) = self.list.find(&entry) {
-            *self.heavier.entry(at).or_default() += entry.weight;
-        } else {
-            let next = self.fresh.len() as u32;
-            let at = *self.by_normal.entry((entry.normal.clone(), entry.source)).or_insert(next);
-            match at == next {
-                true => self.fresh.push(entry),
-                // A written item's title is not more popular because it is written again.
-                false if entry.source == CompletionSource::Query => self.fresh[at as usize].weight += entry.weight,
-                false => {}
-            }
+        let next = self.fresh.len() as u32;
+        let at = *self.by_normal.entry((entry.normal.clone(), entry.source)).or_insert(next);
+        match at == next {
+            true => self.fresh.push(entry),
+            false if entry.source == CompletionSource::Query => self.fresh[at as usize].weight += entry.weight,
+            false => {}
         }
-        self.fresh.len() + self.heavier.len()
+        self.fresh.len()
     }
 
-    /// All entries with what they weigh now, within the limits.
-    fn merged(&self) -> Vec<Entry> {
-        let weighed = self.list.entries.iter().enumerate().map(|(at, entry)| {
-            let more = self.heavier.get(&(at as u32)).filter(|_| entry.source == CompletionSource::Query);
-            Entry { weight: entry.weight + more.copied().unwrap_or(0.0), ..entry.clone() }
-        });
-        let all = weighed.chain(self.fresh.iter().cloned());
-        let (mut queries, mut texts): (Vec<Entry>, Vec<Entry>) =
-            all.partition(|entry| entry.source == CompletionSource::Query);
-        if queries.len() > QUERIES_MAX {
-            queries.sort_by(|a, b| b.weight.total_cmp(&a.weight));
-            queries.truncate(QUERIES_MAX / 2);
+    /// The lists with the fresh texts among them. Weights of a query that is in several lists add up when these merge.
+    fn merged(&self) -> Vec<Arc<List>> {
+        let (mut lists, mut last) = (self.lists.clone(), self.fresh.clone());
+        while let Some(list) = lists.pop_if(|list| list.entries.len() < 2 * last.len()) {
+            last = list.entries.iter().cloned().chain(last).collect();
         }
-        if texts.len() > LIVE_TEXTS_MAX {
-            texts.drain(..texts.len() - LIVE_TEXTS_MAX / 2);
-        }
-        texts.extend(queries);
-        texts
+        lists.push(Arc::new(List::build(within_limits(last).into_iter())));
+        lists
     }
+}
+
+/// Without the lighter half of too many queries and the older half of too many other texts.
+fn within_limits(entries: Vec<Entry>) -> Vec<Entry> {
+    let (mut queries, mut texts): (Vec<Entry>, Vec<Entry>) =
+        entries.into_iter().partition(|entry| entry.source == CompletionSource::Query);
+    if queries.len() > QUERIES_MAX {
+        queries.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+        queries.truncate(QUERIES_MAX / 2);
+    }
+    if texts.len() > LIVE_TEXTS_MAX {
+        texts.drain(..texts.len() - LIVE_TEXTS_MAX / 2);
+    }
+    texts.extend(queries);
+    texts
 }
 
 /// How a text may match what is typed; the next is tried where nothing does.
@@ -343,12 +342,11 @@ impl List {
         }
     }
 
-    /// The place of an entry with this normal form and source.
-    fn find(&self, entry: &Entry) -> Option<u32> {
+    /// Whether there is an entry with this normal form and source.
+    fn has(&self, entry: &Entry) -> bool {
         let from = self.starts.partition_point(|&start| self.tail(start) < entry.normal.as_str());
-        let equal = self.starts[from..].iter().take_while(|&&start| self.tail(start) == entry.normal);
-        let whole = equal.filter(|start| start.byte == 0).map(|start| start.entry);
-        whole.into_iter().find(|&at| self.entries[at as usize].source == entry.source)
+        let mut equal = self.starts[from..].iter().take_while(|&&start| self.tail(start) == entry.normal);
+        equal.any(|start| start.byte == 0 && self.entries[start.entry as usize].source == entry.source)
     }
 
     /// Offers the texts that are so near to what is typed, each perhaps several times.
@@ -653,7 +651,7 @@ mod tests {
             shop.add(suggestible(&format!("Live kettle {n}"), "Kettles", 1.0, CompletionSource::Title));
             shop.add_query("kettle", 1.0);
         }
-        assert!(shop.live.read().list.entries.len() > FRESH_MAX, "they were sorted among the others");
+        assert!(shop.live.read().lists[0].entries.len() >= FRESH_MAX, "they were sorted");
         assert_eq!(texts(&shop, "kettle")[0], "kettle");
         for typed in ["live kettle 5", "kettle 3071", "kettel 3071", "3071 live"] {
             assert!(!texts(&shop, typed).is_empty(), "{typed}");
@@ -667,7 +665,7 @@ mod tests {
         for n in 0..2 * QUERIES_MAX {
             shop.add_query(&format!("query {n}"), if n % 100 == 0 { 5.0 } else { 1.0 });
         }
-        let kept = shop.live.read().list.entries.len() + shop.live.read().fresh.len();
+        let kept: usize = shop.live.read().lists.iter().map(|list| list.entries.len()).sum();
         assert!(kept < QUERIES_MAX * 3 / 2, "{kept} are kept");
         assert_eq!(texts(&shop, "query 100")[0], "query 100");
     }
