@@ -137,6 +137,7 @@ fn any_query_is_answered() {
         prop_assert_eq!(found.count(), matches.complete, "what has all words is counted");
         if let Some(corrected) = lexical.correct(&query, &odd).unwrap() {
             prop_assert!(corrected != text::normalize(&query));
+            prop_assert!(!lexical.search(&corrected, Match::All, 1, &odd).unwrap().is_empty());
         }
         prop_assert!(suggester.complete(&query, count, &|_| 1.0).len() <= count);
         Ok(())

@@ -232,7 +232,7 @@ impl Lexical {
 
     /// The query with the words that the catalogue does not have replaced: by two words that were written without their
     /// space, or by the nearest word of titles, brands, categories and tags. None where there is nothing to replace, where the
-    /// query is an item's id, or where no row that `keep` lets through has any of the new words.
+    /// query is an item's id, or where no row that `keep` lets through would then have all words.
     ///
     /// Codes (with a digit), CJK words, short words and words of the synonyms stay as they are.
     pub fn correct(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Option<String>, LexicalError> {
@@ -242,20 +242,22 @@ impl Lexical {
             return Ok(None);
         }
         let mut corrected = String::with_capacity(normal.len());
-        let mut new_words: Vec<String> = Vec::new();
+        let mut corrections = 0;
         for piece in normal.split_inclusive(' ') {
             let is_code = piece.bytes().any(|byte| byte.is_ascii_digit());
             for run in runs(piece) {
-                let replacement = match is_code || new_words.len() == CORRECTIONS_MAX {
+                let replacement = match is_code || corrections == CORRECTIONS_MAX {
                     true => None,
                     false => self.replacement(&searcher, run)?,
                 };
+                corrections += usize::from(replacement.is_some());
                 corrected.push_str(replacement.as_deref().unwrap_or(run));
-                new_words.extend(replacement);
             }
         }
-        let is_helpful = !self.search(&new_words.join(" "), Match::Any, 1, keep)?.is_empty();
-        Ok(is_helpful.then_some(corrected))
+        if corrections == 0 || self.search(&corrected, Match::All, 1, keep)?.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(corrected))
     }
 
     /// What a word of the query is replaced by; none where it is known or nothing is near.
