@@ -93,9 +93,11 @@ pub fn tell(world: &World, models: &mut Models, asked: &[Asked], config: &Engine
         asked.iter().map(|asked| Story::begin(world, &catalog, asked.viewer(), asked.options(), now)).collect();
     let corrected: Vec<Option<String>> =
         stories.iter_mut().zip(asked).map(|(story, asked)| correct(story, asked)).collect();
-    let sent = asked.iter().map(Asked::query);
-    let queries: Vec<Option<&str>> = corrected.iter().zip(sent).map(|(new, sent)| new.as_deref().or(sent)).collect();
-    let query_vectors = Story::encode_queries(&mut stories, models, &queries);
+    let sent: Vec<Option<&str>> = asked.iter().map(Asked::query).collect();
+    let queries: Vec<Option<&str>> = corrected.iter().zip(&sent).map(|(new, sent)| new.as_deref().or(*sent)).collect();
+    // A sentence encoder knows more words than the catalogue has.
+    let encoded = if models.query.is_sentence_encoder() { &sent } else { &queries };
+    let query_vectors = Story::encode_queries(&mut stories, models, encoded);
     Story::encode_people(&mut stories, models);
     let (mut eligible, mut candidates) = (Vec::with_capacity(asked.len()), Vec::with_capacity(asked.len()));
     for (index, asked) in asked.iter().enumerate() {

@@ -30,6 +30,10 @@ impl TextEncoder {
         })
     }
 
+    pub fn is_sentence_encoder(&self) -> bool {
+        matches!(self, Self::Sentence(_))
+    }
+
     /// What is encoded of an item.
     pub fn text_of(&self, item: &Item) -> String {
         match self {

@@ -49,8 +49,8 @@ def person_encoder(path, reads_padding=False, unit=True):
     node = helper.make_node
     last = "person" if unit else "summed"
     if reads_padding:
-        # Places that are left out are 0, and all others below.
-        read = [node("Sub", ["items", "mask3"], ["kept"]), node("ReduceMax", ["kept", "length_axis"], ["summed"], keepdims=0)]
+        # Places that are left out are 0, and most others below.
+        read = [node("Mul", ["mask3", "quarter"], ["shift"]), node("Sub", ["items", "shift"], ["kept"]), node("ReduceMax", ["kept", "length_axis"], ["summed"], keepdims=0)]
     else:
         read = [node("Mul", ["items", "mask3"], ["kept"]), node("ReduceSum", ["kept", "length_axis"], ["summed"], keepdims=0)]
     nodes = [node("Unsqueeze", ["mask", "last"], ["mask3"]), *read]
@@ -62,7 +62,7 @@ def person_encoder(path, reads_padding=False, unit=True):
                  ("positions", TensorProto.INT64, history), ("ages", TensorProto.FLOAT, history),
                  ("mask", TensorProto.FLOAT, history)],
                 (last, TensorProto.FLOAT, ["batch", 64]),
-                {"last": np.array([-1]), "length_axis": np.array([1])})
+                {"last": np.array([-1]), "length_axis": np.array([1]), "quarter": np.array(0.25, dtype=np.float32)})
 
 
 def build(work, out, *models):
