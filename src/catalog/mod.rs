@@ -4,7 +4,7 @@ mod item;
 mod keys;
 mod snapshot;
 
-pub use filter::{Filter, FilterError};
+pub use filter::{Filter, FilterError, attribute_name};
 pub use item::{AttributeValue, Item};
 pub use keys::ItemKeys;
 pub use snapshot::{Catalog, ItemVectors, VECTOR_DIM};

@@ -1,6 +1,6 @@
 //! How many items have each value of a field.
 use crate::{
-    catalog::{AttributeValue, Catalog, Item},
+    catalog::{AttributeValue, Catalog, Item, attribute_name},
     ids::Row,
 };
 use ahash::AHashMap;
@@ -47,12 +47,7 @@ impl FacetField {
             "tags" => Self::Tags,
             "price" => Self::Price,
             "in_stock" => Self::InStock,
-            _ => {
-                let name = name.strip_prefix("attributes.")?;
-                let is_name =
-                    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-                Self::Attribute(is_name.then(|| name.to_owned())?)
-            }
+            _ => Self::Attribute(attribute_name(name)?.to_owned()),
         })
     }
 

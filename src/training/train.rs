@@ -281,7 +281,8 @@ pub(super) fn embed_with(
 ) -> Result<QuerySide, TrainError> {
     let [model, tokenizer] = SentenceEncoder::read(directory)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut encoder = SentenceEncoder::open(runtime, directory, threads)?;
+    let opened = SentenceEncoder::from_bytes(runtime, &model, &tokenizer, Device::Cpu, threads);
+    let mut encoder = opened.map_err(|source| SentenceError::Model { path: directory.to_owned(), source })?;
     let texts: Vec<String> = items.iter().map(Item::sentence).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let title_vectors = encoder.encode(&texts, &mut |done| {

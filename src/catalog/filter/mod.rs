@@ -105,6 +105,13 @@ impl Text {
     }
 }
 
+/// The name of an attribute that a field such as `attributes.size` means: 1 to 64 ASCII letters, digits and `_`.
+pub fn attribute_name(field: &str) -> Option<&str> {
+    let is_name =
+        |name: &&str| (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    field.strip_prefix("attributes.").filter(is_name)
+}
+
 /// Character by character, so that equal texts are equal whatever stands around them.
 fn lower(text: &str) -> String {
     text.chars().flat_map(char::to_lowercase).collect()
@@ -176,12 +183,7 @@ impl Field {
             "in_stock" => Self::InStock,
             "tags" => Self::Tags,
             "create_time" => Self::CreateTime,
-            _ => {
-                let name = name.strip_prefix("attributes.")?;
-                let is_name =
-                    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-                Self::Attribute(is_name.then(|| name.to_owned())?)
-            }
+            _ => Self::Attribute(attribute_name(name)?.to_owned()),
         })
     }
 
