@@ -1,10 +1,10 @@
 //! The models of what comes next: nothing leaks, bad input is refused with a sentence, and figures are what they say.
 #![cfg(feature = "train")]
 use lodestone::training::sequence::{
-    Dropout, SequenceError,
+    Dropout, Pause, SequenceError,
     benchmark::{self, BasketFiles, HitReport, NextItemFiles, SessionFiles, Trials},
     files::Catalogue,
-    fit::train_encoder,
+    fit::{next_items, train_encoder},
     metrics::{HitMetrics, basket_quality},
     next_item::{NextItemConfig, NextItemModel, leave_one_out, train_next_item},
 };
@@ -104,7 +104,15 @@ fn a_loss_that_diverges_stops_with_step_and_remedy() {
     let mut config = NextItemConfig::for_data(&split.train, ITEMS as usize, 1, 1).encoder;
     config.learning_rate = 1e38;
     config.dropout = Dropout::NONE;
-    let error = train_encoder(&split.train, ITEMS as usize, &Default::default(), &config, &mut |_| 0.0, &mut |_| {});
+    let error = train_encoder(
+        &next_items(&split.train),
+        ITEMS as usize,
+        &Default::default(),
+        &config,
+        &mut Pause::default(),
+        &mut |_| 0.0,
+        &mut |_| {},
+    );
     let error = error.unwrap_err();
     assert!(matches!(error, SequenceError::Diverged { .. }), "{error}");
     let text = error.to_string();

@@ -3,15 +3,20 @@ use super::{Format, LibraryArgs};
 use crate::{
     import::{self, Mapping},
     ranking::Runtime,
-    training::{self, EvaluateOptions, GateOptions, Progress, TrainOptions, Verdict},
+    training::{self, EvaluateOptions, Found, GateOptions, Progress, TrainError, TrainOptions, Verdict},
     units::UnixMillis,
 };
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(clap::Args)]
 pub struct ImportArgs {
@@ -47,6 +52,9 @@ pub struct TrainArgs {
     /// model.onnx and tokenizer.json, as Hugging Face models have them.
     #[arg(long, value_name = "DIR")]
     query_encoder: Option<PathBuf>,
+    /// Default: one for each processor. With one thread, the same seed gives the same model.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     #[command(flatten)]
@@ -105,13 +113,21 @@ pub fn import(args: ImportArgs) -> anyhow::Result<()> {
     print(args.format, &report)
 }
 
+/// The exit code of a training that was stopped.
+const STOPPED: i32 = 130;
+
 pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
+    if let Some(threads) = args.threads {
+        ensure!((1..=256).contains(&threads), "--threads is {threads}; it must be within 1 and 256");
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("threads")?;
+    }
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let started = Instant::now();
     let now = UnixMillis::now();
     let name = jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
-    let options =
-        TrainOptions { seed: args.seed, query_encoder: args.query_encoder, name, now, ..TrainOptions::default() };
+    let stop = on_signal()?;
+    let query_encoder = args.query_encoder;
+    let options = TrainOptions { seed: args.seed, query_encoder, name, now, stop, ..TrainOptions::default() };
     let mut bars = Bars::default();
     // A gated bundle gets its name once it has passed.
     let written = match &args.gate {
@@ -121,8 +137,13 @@ pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
     if args.gate.is_some() {
         ensure!(!args.out.exists(), "{} exists; choose another directory or remove it", args.out.display());
     }
-    let report = training::train(&args.data, &written, &runtime, &options, &mut |step| bars.show(step))?;
+    let trained = training::train(&args.data, &written, &runtime, &options, &mut |step| bars.show(step));
     bars.finish();
+    if matches!(trained, Err(TrainError::Stopped)) {
+        eprintln!("stopped; the same command goes on from {}.checkpoint", written.display());
+        return Ok(STOPPED);
+    }
+    let report = trained?;
     let verdict = match &args.gate {
         Some(current) => Some(judged(&args.data, &written, current, &runtime, &GateOptions::default())?),
         None => None,
@@ -144,14 +165,22 @@ pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
             println!("{}", serde_json::to_string_pretty(&told)?);
         }
         Format::Text => {
+            if report.checkpoint == Found::Ignored {
+                println!("the checkpoint beside the bundle is of other data or settings; the training began anew");
+            }
             println!(
-                "{} items, {} baskets, {} encoder samples, {} ranking lists; heads: {}",
+                "{} items, {} choices; {} windows of histories, {} epochs; {} ranking lists; heads: {}",
                 report.item_count,
-                report.basket_count,
+                report.choice_count,
                 report.sample_count,
+                report.epoch_count,
                 report.list_count,
                 report.heads.join(", ")
             );
+            let seconds: Vec<String> =
+                report.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1} s")).collect();
+            let memory = report.memory_bytes_max.map_or(String::new(), |bytes| format!("; {} MB at most", bytes >> 20));
+            println!("{}{memory}", seconds.join(", "));
             for (model, difference) in &report.exports {
                 println!("{model:<16} ONNX differs from the trained model by at most {difference:.1e}");
             }
@@ -166,6 +195,29 @@ pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
         }
     }
     Ok(i32::from(!passes))
+}
+
+/// Becomes true with the first SIGINT (Ctrl-C) or SIGTERM; with the second the process ends.
+fn on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = stop.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+            loop {
+                tokio::select! {
+                    _ = tokio::signal::ctrl_c() => {}
+                    _ = terminate.recv() => {}
+                }
+                if told.swap(true, Ordering::Relaxed) {
+                    std::process::exit(STOPPED);
+                }
+                eprintln!("stopping after this step; once more to end at once");
+            }
+        });
+    })?;
+    Ok(stop)
 }
 
 pub fn evaluate(args: EvaluateArgs) -> anyhow::Result<()> {
@@ -216,7 +268,7 @@ fn print<T: serde::Serialize + std::fmt::Display>(format: Format, value: &T) -> 
 }
 
 fn style(position: &str) -> ProgressStyle {
-    let template = format!("{{msg:<28}} [{{bar:30}}] {position} {{elapsed}} left {{eta}}");
+    let template = format!("{{msg:<28}} [{{bar:30}}] {position} {{per_sec}} {{elapsed}} left {{eta}}");
     ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 

@@ -1,5 +1,5 @@
 //! Which items follow which, and which are bought together.
-use super::replay::Basket;
+use super::replay::Choice;
 use crate::{
     ids::{PersonId, Row},
     retrieval::Neighbours,
@@ -10,32 +10,32 @@ use ahash::AHashMap;
 const NEIGHBOURS_MAX: usize = 50;
 /// Larger baskets say little about pairs and cost their square.
 const BASKET_ITEMS_MAX: usize = 60;
-/// Baskets back from which a step to the next is counted, each with half the weight of the one after.
+/// Choices back from which a step to the next is counted, each with half the weight of the one after.
 const STEPS_BACK: usize = 3;
 
-/// What was chosen in later baskets of the same person, as the share of the popularity-damped count.
-/// `items` is the number of items; a basket holds their places.
-pub fn next_basket(baskets: &[Basket], items: usize) -> Neighbours {
+/// What the same person chose later, as the share of the popularity-damped count. `items` is the number of items; a choice
+/// holds their places.
+pub fn next_choice(choices: &[Choice], items: usize) -> Neighbours {
     let mut counts: AHashMap<(u32, u32), f32> = AHashMap::new();
-    let mut earlier: AHashMap<&PersonId, Vec<&Basket>> = AHashMap::new();
-    for basket in baskets {
-        let Some(person) = &basket.person else { continue };
+    let mut earlier: AHashMap<&PersonId, Vec<&Choice>> = AHashMap::new();
+    for choice in choices {
+        let Some(person) = &choice.person else { continue };
         let before = earlier.entry(person).or_default();
         for (step, previous) in before.iter().rev().take(STEPS_BACK).enumerate() {
-            let weight = 0.5f32.powi(step as i32) / ((previous.rows.len() * basket.rows.len()) as f32).sqrt().max(1.0);
+            let weight = 0.5f32.powi(step as i32) / ((previous.rows.len() * choice.rows.len()) as f32).sqrt().max(1.0);
             for &from in previous.rows.iter().take(BASKET_ITEMS_MAX) {
-                for &to in basket.rows.iter().take(BASKET_ITEMS_MAX) {
+                for &to in choice.rows.iter().take(BASKET_ITEMS_MAX) {
                     *counts.entry((from, to)).or_insert(0.0) += weight;
                 }
             }
         }
-        before.push(basket);
+        before.push(choice);
     }
-    damped(counts, baskets, items)
+    damped(counts, choices, items)
 }
 
 /// What was bought in the same basket, anonymous baskets included.
-pub fn together(baskets: &[Basket], items: usize) -> Neighbours {
+pub fn together(baskets: &[Choice], items: usize) -> Neighbours {
     let mut counts: AHashMap<(u32, u32), f32> = AHashMap::new();
     for basket in baskets {
         let rows = &basket.rows[..basket.rows.len().min(BASKET_ITEMS_MAX)];
@@ -52,7 +52,7 @@ pub fn together(baskets: &[Basket], items: usize) -> Neighbours {
 }
 
 /// Divides by the root of both items' frequencies, so that what everybody buys is not everything's neighbour.
-fn damped(counts: AHashMap<(u32, u32), f32>, baskets: &[Basket], items: usize) -> Neighbours {
+fn damped(counts: AHashMap<(u32, u32), f32>, baskets: &[Choice], items: usize) -> Neighbours {
     let mut frequency = vec![0.0f32; items];
     for &row in baskets.iter().flat_map(|basket| &basket.rows) {
         frequency[row as usize] += 1.0;

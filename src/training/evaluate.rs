@@ -1,10 +1,14 @@
 //! How good a bundle is on what came after its training: each person's next basket.
-use super::{Progress, train::TrainError, train::candidates};
+use super::{
+    Progress,
+    replay::is_choice,
+    train::{TrainError, candidates},
+};
 use crate::{
     bundle::Bundle,
     dataset,
     engine::{Models, Options, Ranked, Story, Viewer, World},
-    events::EventKind,
+    events::{Event, EventKind},
     ids::{PersonId, Row},
     ranking::{Device, Runtime},
     units::UnixMillis,
@@ -78,6 +82,7 @@ pub(super) const NDCG: usize = 1;
 /// What one person would have been shown before a basket.
 pub(super) struct Shown<'a> {
     pub person: &'a PersonId,
+    pub at: UnixMillis,
     pub history_length: usize,
     pub targets: &'a AHashSet<Row>,
     /// By method: the first places.
@@ -97,7 +102,8 @@ pub(super) fn judge_bundle(
 }
 
 /// Replays the events through the serving code. Persons with a history before their first basket that came after the
-/// bundle's training, and not before `since`, take part, each once; that basket is the target, repeats included.
+/// bundle's training, and not before `since`, take part, each once; that basket is the target, repeats included. Where nothing
+/// was bought since then, it is the first choice of any kind.
 pub(super) fn replay_targets(
     data: &Path,
     bundle: &Path,
@@ -120,9 +126,12 @@ pub(super) fn replay_targets(
         shown: Default::default(),
         seconds: 0.0,
     };
+    let is_late = |event: &Event| event.at >= trained_until && event.at >= since;
+    let are_bought = events.iter().any(|event| event.kind == EventKind::Purchase && is_late(event));
     let mut done_persons: AHashSet<PersonId> = AHashSet::new();
     for (done, event) in events.iter().enumerate() {
-        let is_target = event.kind == EventKind::Purchase && event.at >= trained_until && event.at >= since;
+        let is_wanted = if are_bought { event.kind == EventKind::Purchase } else { is_choice(event.kind) };
+        let is_target = is_wanted && is_late(event);
         let history = if is_target { world.people.history(&event.person) } else { None };
         if let Some(history) = history.filter(|_| done_persons.insert(event.person.clone())) {
             let targets: AHashSet<Row> =
@@ -132,8 +141,14 @@ pub(super) fn replay_targets(
             judged.seconds += begun.elapsed().as_secs_f64();
             judged.persons.push(event.person.clone());
             let history_length = history.events.len();
-            let shown =
-                Shown { person: &event.person, history_length, targets: &targets, lists: &lists, ranked: &ranked };
+            let shown = Shown {
+                person: &event.person,
+                at: event.at,
+                history_length,
+                targets: &targets,
+                lists: &lists,
+                ranked: &ranked,
+            };
             look(&shown, &mut models);
             for (method, list) in lists.into_iter().enumerate() {
                 judged.scores[method].push(judge(&list, &targets));
@@ -146,9 +161,9 @@ pub(super) fn replay_targets(
         }
     }
     match judged.persons.is_empty() {
-        true => Err(TrainError::TooLittle(
-            "no person with a history bought anything after the bundle's training".to_owned(),
-        )),
+        true => {
+            Err(TrainError::TooLittle("no person with a history chose anything after the bundle's training".to_owned()))
+        }
         false => Ok(judged),
     }
 }

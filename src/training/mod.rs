@@ -1,9 +1,11 @@
 //! From a shop's events to a bundle, and the judgement of a bundle. Training replays the events through the same fold,
 //! retrieval and features that serve requests; nothing that comes after a moment is known at it.
 mod bring;
+mod checkpoint;
 mod counts;
 mod evaluate;
 mod gate;
+mod lists;
 mod onnx;
 mod person_encoder;
 mod plots;
@@ -16,6 +18,7 @@ pub mod sequence;
 mod train;
 
 pub use bring::{BringError, BroughtModels, bring};
+pub use checkpoint::Found;
 pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};
 pub use gate::{GateOptions, Verdict, gate};
 pub use onnx::ExportCheck;

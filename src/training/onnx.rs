@@ -1,5 +1,6 @@
 //! Writes ONNX files: the few messages that are needed, with the official field numbers (onnx.proto, IR version 9,
 //! operator set 20).
+use super::sequence::SequenceError;
 use crate::ranking::RankingError;
 use prost::Message;
 
@@ -28,6 +29,10 @@ pub enum ModelError {
     Diverged { stage: &'static str, step: usize },
     #[error("{0}")]
     TooLittle(String),
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
+    #[error("the training was stopped")]
+    Stopped,
 }
 
 /// Compares what ONNX Runtime gave with what the trained model gave.

@@ -1,335 +1,244 @@
-//! The person encoder: one pre-norm transformer block, read at the latest event, over the vectors of a person's recent
-//! items (SASRec's last layer; Kang & McAuley 2018), trained to predict the next basket with a full softmax over all items.
-//! An item's vector is its title's vector times a learned projection plus a residual of its own, so that an item without
-//! any event has a vector too.
+//! The person encoder of a bundle: the transformer of `sequence`, learned from what people chose next, written as ONNX.
+//!
+//! It reads a person's latest events: an item's vector, the kind of the event, and the time since the event before. An item's
+//! vector is one of its own plus its text's vector times a learned projection, so that an item without any event has one too.
 use super::{
     Progress,
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
-    query_encoder::{normalize, numbers},
+    replay::is_choice,
+    sequence::{
+        EncoderConfig, ItemText, Pause, Sample, SequenceEncoder, Tokens, TrainedEncoder,
+        encoder::encoder_loss,
+        fit::Asked,
+        train_encoder,
+        transformer::{BlockWeights, FFN_FACTOR},
+    },
 };
 use crate::{
     catalog::VECTOR_DIM,
-    ranking::{Device as RunDevice, PersonEncoder, PersonInput, Runtime},
+    engine::ENCODED_EVENTS_MAX,
+    events::{Event, EventKind},
+    ids::{ItemId, PersonId},
+    ranking::{Device, PersonEncoder, PersonInput, Runtime},
+    units::UnixMillis,
 };
-use burn::{
-    module::{Module, Param},
-    nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig},
-    optim::{AdamConfig, GradientsParams},
-    tensor::{
-        Device, Distribution, Int, Tensor, TensorData,
-        activation::{gelu, log_softmax, softmax},
-    },
-};
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use ahash::AHashMap;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::ops::Range;
 
-/// One event of a history; the latest stands last.
-#[derive(Debug, Clone, Copy)]
-pub struct HistoryToken {
-    /// Place in the item table.
-    pub item: u32,
-    /// Number of the event's kind, below 16.
-    pub kind: u8,
-    pub age_days: f32,
+/// Kinds of events that the encoder tells apart.
+const KINDS: usize = 16;
+/// Rows of the exported table of positions; older events share the last.
+const POSITIONS: usize = 64;
+/// Share of the items whose own vectors are left out of a step.
+const RESIDUAL_DROPOUT: f32 = 0.1;
+/// Epochs where nothing is held back to stop by.
+const UNWATCHED_EPOCHS: usize = 10;
+/// A window's first events have little before them; they are asked about in the window before.
+const CONTEXT_MIN: usize = ENCODED_EVENTS_MAX / 2;
+
+/// A window of a person's history, at most [`ENCODED_EVENTS_MAX`] events, and what was chosen after some of them.
+#[derive(Debug, Clone, Default)]
+pub struct PersonSample {
+    pub items: Vec<u32>,
+    pub kinds: Vec<u8>,
+    /// ln(1 + days) since the event before.
+    pub gaps: Vec<f32>,
+    pub asked: Vec<Asked>,
 }
 
-/// A history and what was chosen next, with shares that sum to 1.
-#[derive(Debug, Clone)]
-pub struct SequenceSample {
-    pub history: Vec<HistoryToken>,
-    pub targets: Vec<(u32, f32)>,
+impl PersonSample {
+    pub fn tokens(&self) -> Tokens<'_> {
+        Tokens { items: &self.items, kinds: &self.kinds, gaps: &self.gaps }
+    }
 }
 
-#[derive(Debug, Clone)]
-pub struct PersonEncoderConfig {
-    pub epochs_max: usize,
-    /// Epochs without a better validation loss before it stops.
-    pub patience: usize,
-    pub batch: usize,
-    pub learning_rate: f64,
-    pub dropout: f64,
-    /// Share of the items whose residual is left out of a step.
-    pub residual_dropout: f64,
-    pub temperature: f64,
-    pub seed: u64,
+/// How much a choice of this kind teaches.
+fn share(kind: EventKind) -> f32 {
+    match kind {
+        EventKind::Purchase => 1.0,
+        EventKind::AddToCart | EventKind::Favorite => 0.7,
+        _ => 0.4,
+    }
 }
 
-impl Default for PersonEncoderConfig {
-    fn default() -> Self {
-        Self {
-            epochs_max: 8,
-            patience: 1,
-            batch: 128,
-            learning_rate: 1e-3,
-            dropout: 0.2,
-            residual_dropout: 0.1,
-            temperature: 0.07,
-            seed: 1,
+/// One event of a history with what it is about.
+struct Step {
+    rows: Range<usize>,
+    at: UnixMillis,
+    kind: EventKind,
+}
+
+/// A person's events, oldest first.
+#[derive(Default)]
+struct Past {
+    /// Items of all events, one after the other.
+    rows: Vec<u32>,
+    kinds: Vec<u8>,
+    at: Vec<UnixMillis>,
+    steps: Vec<Step>,
+}
+
+/// For each choice within `times` that has a history: what came before it, and its items. Items of one event are chosen
+/// together: their order says nothing. `events` are in time order; none after `times` is looked at.
+pub fn person_samples(events: &[Event], row_of: &AHashMap<ItemId, u32>, times: Range<UnixMillis>) -> Vec<PersonSample> {
+    let mut pasts: AHashMap<&PersonId, Past> = AHashMap::new();
+    let mut order: Vec<&PersonId> = Vec::new();
+    for event in events.iter().take_while(|event| event.at < times.end) {
+        if !event.kind.needs_items() || event.kind == EventKind::Impression {
+            continue;
         }
+        let past = pasts.entry(&event.person).or_insert_with(|| {
+            order.push(&event.person);
+            Past::default()
+        });
+        let begin = past.rows.len();
+        for row in event.lines.iter().filter_map(|line| row_of.get(&line.item)) {
+            past.rows.push(*row);
+            past.kinds.push(event.kind as u8);
+            past.at.push(event.at);
+        }
+        past.steps.push(Step { rows: begin..past.rows.len(), at: event.at, kind: event.kind });
+    }
+    order.into_iter().flat_map(|person| pasts[person].windows(times.start)).collect()
+}
+
+impl Past {
+    /// Windows such that each choice since `from` is asked once, with at least [`CONTEXT_MIN`] events before it or all.
+    fn windows(&self, from: UnixMillis) -> Vec<PersonSample> {
+        let is_asked =
+            |step: &&Step| step.at >= from && is_choice(step.kind) && step.rows.start > 0 && !step.rows.is_empty();
+        let asked: Vec<&Step> = self.steps.iter().filter(is_asked).collect();
+        let (mut windows, mut rest) = (Vec::new(), &asked[..]);
+        while let Some(last) = rest.last() {
+            let end = last.rows.start;
+            let begin = end.saturating_sub(ENCODED_EVENTS_MAX);
+            let first = if begin == 0 { 0 } else { begin + CONTEXT_MIN };
+            let of_window = rest.partition_point(|step| step.rows.start < first.max(1));
+            windows.push(self.window(begin..end, &rest[of_window..]));
+            rest = &rest[..of_window];
+        }
+        windows.reverse();
+        windows
+    }
+
+    fn window(&self, range: Range<usize>, asked: &[&Step]) -> PersonSample {
+        let gap = |place: usize| match place == range.start {
+            true => 0.0,
+            false => self.at[place].days_since(self.at[place - 1]).max(0.0).ln_1p(),
+        };
+        let mut sample = PersonSample {
+            items: self.rows[range.clone()].to_vec(),
+            kinds: self.kinds[range.clone()].to_vec(),
+            gaps: range.clone().map(gap).collect(),
+            asked: Vec::with_capacity(asked.len()),
+        };
+        for step in asked {
+            let mut rows = self.rows[step.rows.clone()].to_vec();
+            rows.sort_unstable();
+            rows.dedup();
+            let share = share(step.kind) / rows.len() as f32;
+            let event = (step.rows.start - 1 - range.start) as u32;
+            // Two events between which nothing else was read are one moment.
+            match sample.asked.last_mut().filter(|(last, _)| *last == event) {
+                Some((_, chosen)) => chosen.extend(rows.into_iter().map(|row| (row, share))),
+                None => sample.asked.push((event, rows.into_iter().map(|row| (row, share)).collect())),
+            }
+        }
+        sample
     }
 }
 
 pub struct TrainedPersonEncoder {
     /// `[items × VECTOR_DIM]`, length 1.
     pub item_vectors: Vec<f32>,
-    /// `[text_dimension × VECTOR_DIM]`.
+    /// `[text width × VECTOR_DIM]`.
     pub text_projection: Vec<f32>,
     pub onnx: Vec<u8>,
     pub check: ExportCheck,
     pub validation_loss: f32,
     /// By step.
     pub validation_losses: Vec<(usize, f32)>,
+    pub epochs: usize,
 }
 
-const HEADS: usize = 2;
-const HEAD_DIM: usize = VECTOR_DIM / HEADS;
-const KINDS: usize = 16;
-const POSITIONS: usize = 64;
-const FFN: usize = 4 * VECTOR_DIM;
-const MASKED: f32 = -1e4;
-
-#[derive(Module, Debug)]
-struct Encoder {
-    residual: Param<Tensor<2>>,
-    projection: Param<Tensor<2>>,
-    kinds: Param<Tensor<2>>,
-    positions: Param<Tensor<2>>,
-    age: Param<Tensor<2>>,
-    readout: Param<Tensor<2>>,
-    norm: LayerNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    attended: Linear,
-    norm_ffn: LayerNorm,
-    ffn_in: Linear,
-    ffn_out: Linear,
-    output: Linear,
-    dropout: Dropout,
-}
-
-/// A batch, left-padded: the latest event is in the last column.
-struct Batch {
-    items: Tensor<1, Int>,
-    kinds: Tensor<1, Int>,
-    positions: Tensor<1, Int>,
-    ages: Tensor<2>,
-    mask: Tensor<2>,
-    targets: Tensor<2>,
-    size: usize,
-    length: usize,
-}
-
-impl Encoder {
-    fn new(items: usize, text_dimension: usize, config: &PersonEncoderConfig, device: &Device) -> Self {
-        let small = |rows: usize| {
-            Param::from_tensor(Tensor::random([rows, VECTOR_DIM], Distribution::Normal(0.0, 0.02), device))
-        };
-        let linear = |from, to| LinearConfig::new(from, to).init(device);
-        let norm = || LayerNormConfig::new(VECTOR_DIM).init(device);
-        // Other dimensions come in by a random projection, which about keeps inner products (Johnson and Lindenstrauss).
-        let projection = match text_dimension {
-            VECTOR_DIM => Tensor::eye(VECTOR_DIM, device),
-            other => {
-                Tensor::random([other, VECTOR_DIM], Distribution::Normal(0.0, (VECTOR_DIM as f64).powf(-0.5)), device)
-            }
-        };
-        Self {
-            residual: Param::from_tensor(Tensor::zeros([items, VECTOR_DIM], device)),
-            projection: Param::from_tensor(projection),
-            kinds: small(KINDS),
-            positions: small(POSITIONS),
-            age: small(1),
-            readout: small(1),
-            norm: norm(),
-            query: linear(VECTOR_DIM, VECTOR_DIM),
-            key: linear(VECTOR_DIM, VECTOR_DIM),
-            value: linear(VECTOR_DIM, VECTOR_DIM),
-            attended: linear(VECTOR_DIM, VECTOR_DIM),
-            norm_ffn: norm(),
-            ffn_in: linear(VECTOR_DIM, FFN),
-            ffn_out: linear(FFN, VECTOR_DIM),
-            output: linear(VECTOR_DIM, VECTOR_DIM),
-            dropout: DropoutConfig::new(config.dropout).init(),
-        }
-    }
-
-    /// All items' vectors `[items × VECTOR_DIM]`; `kept` `[items × 1]` is 0 where the residual is left out.
-    fn items(&self, texts: Tensor<2>, kept: Option<Tensor<2>>) -> Tensor<2> {
-        let residual = match kept {
-            Some(kept) => self.residual.val() * kept,
-            None => self.residual.val(),
-        };
-        normalize(texts.matmul(self.projection.val()) + residual)
-    }
-
-    /// `items` `[batch × length × VECTOR_DIM]` to persons `[batch × VECTOR_DIM]`, length 1.
-    fn forward(&self, items: Tensor<3>, batch: &Batch) -> Tensor<2> {
-        let (size, length) = (batch.size, batch.length);
-        let shape = [size, length, VECTOR_DIM];
-        let kinds = self.kinds.val().select(0, batch.kinds.clone()).reshape(shape);
-        let positions = self.positions.val().select(0, batch.positions.clone()).reshape(shape);
-        let ages = batch.ages.clone().reshape([size, length, 1]) * self.age.val().reshape([1, 1, VECTOR_DIM]);
-        let tokens = self.dropout.forward(items + kinds + positions + ages);
-        let latest = tokens.clone().slice([0..size, length - 1..length]).reshape([size, VECTOR_DIM]);
-        let readout = latest + self.readout.val();
-
-        let normed = self.norm.forward(tokens);
-        let heads = [size, length, HEADS, HEAD_DIM];
-        let keys = self.key.forward(normed.clone()).reshape(heads).permute([0, 2, 3, 1]);
-        let values = self.value.forward(normed).reshape(heads).permute([0, 2, 1, 3]);
-        let query = self.query.forward(self.norm.forward(readout.clone())).reshape([size, HEADS, 1, HEAD_DIM]);
-        let scores = query.matmul(keys) / (HEAD_DIM as f64).sqrt();
-        let bias = (batch.mask.clone() - 1.0) * -MASKED;
-        let weights = softmax(scores + bias.reshape([size, 1, 1, length]), 3);
-        let read = weights.matmul(values).reshape([size, VECTOR_DIM]);
-        let hidden = readout + self.dropout.forward(self.attended.forward(read));
-        let ffn = self.ffn_out.forward(gelu(self.ffn_in.forward(self.norm_ffn.forward(hidden.clone()))));
-        normalize(self.output.forward(hidden + self.dropout.forward(ffn)))
-    }
-
-    fn loss(&self, texts: &Tensor<2>, kept: Option<Tensor<2>>, batch: &Batch, temperature: f64) -> Tensor<1> {
-        let items = self.items(texts.clone(), kept);
-        let chosen = items.clone().select(0, batch.items.clone()).reshape([batch.size, batch.length, VECTOR_DIM]);
-        let persons = self.forward(chosen, batch);
-        let logits = persons.matmul(items.transpose()) / temperature;
-        -(log_softmax(logits, 1) * batch.targets.clone()).sum() / batch.size as f64
-    }
-}
-
-fn batch_of(samples: &[&SequenceSample], item_count: usize, device: &Device) -> Batch {
-    let size = samples.len();
-    let length = samples.iter().map(|sample| sample.history.len()).max().unwrap_or(1).max(1);
-    let cells = size * length;
-    let (mut items, mut kinds, mut positions) = (vec![0i32; cells], vec![0i32; cells], vec![0i32; cells]);
-    let (mut ages, mut mask) = (vec![0f32; cells], vec![0f32; cells]);
-    let mut targets = vec![0f32; size * item_count];
-    for (row, sample) in samples.iter().enumerate() {
-        let count = sample.history.len();
-        for (index, token) in sample.history.iter().enumerate() {
-            let cell = row * length + length - count + index;
-            items[cell] = token.item as i32;
-            kinds[cell] = i32::from(token.kind).min(KINDS as i32 - 1);
-            positions[cell] = ((count - 1 - index) as i32).min(POSITIONS as i32 - 1);
-            ages[cell] = token.age_days.max(0.0).ln_1p();
-            mask[cell] = 1.0;
-        }
-        for (item, share) in &sample.targets {
-            targets[row * item_count + *item as usize] = *share;
-        }
-    }
-    let flat = |values| Tensor::<1, Int>::from_data(TensorData::new(values, [cells]), device);
-    let matrix = |values, width| Tensor::<2>::from_data(TensorData::new(values, [size, width]), device);
-    Batch {
-        items: flat(items),
-        kinds: flat(kinds),
-        positions: flat(positions),
-        ages: matrix(ages, length),
-        mask: matrix(mask, length),
-        targets: matrix(targets, item_count),
-        size,
-        length,
-    }
-}
-
-/// Learns the encoder and the item vectors. `text_vectors` is `[items × text_dimension]`; histories are not empty. Stops when
-/// the loss on `validation` grows.
+/// Learns the encoder and the item vectors; the loss on `validation` decides when it stops.
+#[allow(clippy::too_many_arguments)]
 pub fn train_person_encoder(
-    text_vectors: &[f32],
-    text_dimension: usize,
-    samples: &[SequenceSample],
-    validation: &[SequenceSample],
-    config: &PersonEncoderConfig,
+    text: &ItemText,
+    item_count: usize,
+    samples: &[PersonSample],
+    validation: &[PersonSample],
+    seed: u64,
+    pause: &mut Pause,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedPersonEncoder, ModelError> {
-    const STAGE: &str = "person encoder";
-    let item_count = text_vectors.len() / text_dimension;
-    if samples.is_empty() || item_count == 0 {
+    if samples.is_empty() {
         return Err(ModelError::TooLittle(
-            "nobody bought twice: a person encoder needs persons with at least two baskets".to_owned(),
+            "nobody chose twice: a person encoder needs persons with at least two events at different times".to_owned(),
         ));
     }
-    let device = Device::flex().autodiff();
-    device.seed(config.seed);
-    let texts = |device: &Device| {
-        Tensor::<2>::from_data(TensorData::new(text_vectors.to_vec(), [item_count, text_dimension]), device)
-    };
-    let training_texts = texts(&device);
-    let mut encoder = Encoder::new(item_count, text_dimension, config, &device);
-    let mut optimizer = AdamConfig::new().init();
-    let mut rng = StdRng::seed_from_u64(config.seed);
-    let mut order: Vec<usize> = (0..samples.len()).collect();
-    let steps = samples.len().div_ceil(config.batch);
-    let inner = Device::flex();
-    let inner_texts = texts(&inner);
-    let (mut best, mut best_loss, mut worse) = (encoder.clone().valid(), f32::INFINITY, 0);
-    let mut validation_losses = Vec::new();
-    for epoch in 0..config.epochs_max {
-        order.shuffle(&mut rng);
-        for (step, chosen) in order.chunks(config.batch).enumerate() {
-            let chosen: Vec<&SequenceSample> = chosen.iter().map(|index| &samples[*index]).collect();
-            let batch = batch_of(&chosen, item_count, &device);
-            let kept: Vec<f32> =
-                (0..item_count).map(|_| f32::from(u8::from(!rng.random_bool(config.residual_dropout)))).collect();
-            let kept = Tensor::from_data(TensorData::new(kept, [item_count, 1]), &device);
-            let loss = encoder.loss(&training_texts, Some(kept), &batch, config.temperature);
-            let value = numbers(loss.clone())[0];
-            if !value.is_finite() {
-                return Err(ModelError::Diverged { stage: STAGE, step: epoch * steps + step });
-            }
-            let gradients = GradientsParams::from_grads(loss.backward(), &encoder);
-            encoder = optimizer.step(config.learning_rate, encoder, gradients);
-            let done = epoch * steps + step + 1;
-            progress(Progress { stage: STAGE, done, total: config.epochs_max * steps, loss: value });
-        }
-        let candidate = encoder.valid();
-        let loss = validation_loss(&candidate, &inner_texts, validation, config, &inner);
-        validation_losses.push(((epoch + 1) * steps, loss));
-        if validation.is_empty() || loss < best_loss {
-            (best, best_loss, worse) = (candidate, loss, 0);
-        } else {
-            worse += 1;
-            if worse > config.patience {
-                break;
-            }
-        }
+    let mut config = config(samples, item_count, seed);
+    let asked: Vec<(Tokens, &[(u32, f32)])> = validation.iter().flat_map(moments).collect();
+    let samples: Vec<Sample> =
+        samples.iter().map(|sample| Sample::Choices { tokens: sample.tokens(), asked: &sample.asked }).collect();
+    if asked.is_empty() {
+        config.epochs_max = UNWATCHED_EPOCHS;
     }
-    let onnx = export(&best)?;
-    let check = check(&best, &onnx, item_count, runtime, &inner)?;
-    let item_vectors = numbers(best.items(inner_texts, None));
-    if item_vectors.iter().any(|value| !value.is_finite()) {
+    let mut epoch = 0.0;
+    let mut validate = |encoder: &SequenceEncoder| {
+        epoch += 1.0;
+        // With nothing to stop by, the last epoch is the best.
+        if asked.is_empty() { epoch } else { -encoder_loss(encoder, &asked) }
+    };
+    let trained = train_encoder(&samples, item_count, text, &config, pause, &mut validate, &mut |step| {
+        progress(Progress { stage: "person encoder", ..step });
+    })?;
+    let TrainedEncoder { encoder, epochs, score, validation } = trained;
+    let onnx = export(&encoder)?;
+    let check = check(&encoder, &onnx, runtime)?;
+    if encoder.item_vectors().iter().any(|value| !value.is_finite()) {
         return Err(ModelError::NotFinite { model: "person_encoder" });
     }
     Ok(TrainedPersonEncoder {
-        item_vectors,
-        text_projection: numbers(best.projection.val()),
+        item_vectors: encoder.item_vectors().to_vec(),
+        text_projection: encoder.text_projection().to_vec(),
         onnx,
         check,
-        validation_loss: best_loss,
-        validation_losses,
+        validation_loss: -score as f32,
+        validation_losses: validation.into_iter().map(|(step, score)| (step, -score as f32)).collect(),
+        epochs,
     })
 }
 
-fn validation_loss(
-    encoder: &Encoder,
-    texts: &Tensor<2>,
-    validation: &[SequenceSample],
-    config: &PersonEncoderConfig,
-    device: &Device,
-) -> f32 {
-    let item_count = texts.dims()[0];
-    let (mut sum, mut count) = (0.0, 0);
-    for chosen in validation.chunks(config.batch) {
-        let chosen: Vec<&SequenceSample> = chosen.iter().collect();
-        let batch = batch_of(&chosen, item_count, device);
-        sum += numbers(encoder.loss(texts, None, &batch, config.temperature))[0] * chosen.len() as f32;
-        count += chosen.len();
-    }
-    if count == 0 { f32::INFINITY } else { sum / count as f32 }
+/// Settings for data of this size.
+fn config(samples: &[PersonSample], item_count: usize, seed: u64) -> EncoderConfig {
+    let lengths = samples.iter().map(|sample| sample.items.len()).collect();
+    let targets = samples.iter().map(|sample| sample.asked.len()).sum();
+    let threads = rayon::current_num_threads();
+    let mut config = EncoderConfig::for_sizes(lengths, targets, item_count, threads, seed);
+    config.shape.kinds = KINDS;
+    // However long the histories of the training are, in serving they get longer.
+    config.shape.positions = ENCODED_EVENTS_MAX;
+    config.residual_dropout = RESIDUAL_DROPOUT;
+    config
 }
 
-fn export(encoder: &Encoder) -> Result<Vec<u8>, ModelError> {
-    let d = VECTOR_DIM;
+/// The moments of a sample: what was read, and what was chosen then.
+fn moments(sample: &PersonSample) -> impl Iterator<Item = (Tokens<'_>, &[(u32, f32)])> {
+    sample.asked.iter().map(|(event, chosen)| {
+        let end = *event as usize + 1;
+        let tokens = Tokens { items: &sample.items[..end], kinds: &sample.kinds[..end], gaps: &sample.gaps[..end] };
+        (tokens, chosen.as_slice())
+    })
+}
+
+/// The encoder as a graph with the inputs of [`PersonEncoder`]. All events go through all blocks but the last, of which only
+/// the latest event's output is wanted.
+fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
+    let (d, weights) = (VECTOR_DIM, encoder.weights());
+    assert!(encoder.width() == d && encoder.shape().heads == 1, "the trainer's shape is that of bundles");
     let mut graph = GraphWriter::new("person_encoder");
     let (batch, length) = (|| Dim::Any("batch"), || Dim::Any("length"));
     graph.float_input("items", &[batch(), length(), Dim::Is(d)]);
@@ -337,111 +246,148 @@ fn export(encoder: &Encoder) -> Result<Vec<u8>, ModelError> {
     graph.int_input("positions", &[batch(), length()]);
     graph.float_input("ages", &[batch(), length()]);
     graph.float_input("mask", &[batch(), length()]);
-    for (name, table) in [("kind", &encoder.kinds), ("position", &encoder.positions)] {
-        let rows = table.val().dims()[0];
-        graph.weights(&format!("{name}_table"), &[rows, d], &numbers(table.val()));
+    for (name, axes) in [("axis_0", 0), ("axis_1", 1), ("axis_2", 2), ("axis_last", -1), ("end", i64::MAX)] {
+        graph.integers(name, &[axes]);
+    }
+    graph.weights("one", &[1], &[1.0]);
+
+    // 0 for the latest, which is the last row of the trained table.
+    let rows = encoder.shape().positions;
+    let latest_first: Vec<f32> =
+        (0..POSITIONS).flat_map(|at| weights.positions[(rows - 1 - at.min(rows - 1)) * d..][..d].to_vec()).collect();
+    for (name, table, rows) in [("position", &latest_first[..], POSITIONS), ("kind", weights.kinds, KINDS)] {
+        graph.weights(&format!("{name}_table"), &[rows, d], table);
         graph.node("Gather", &[&format!("{name}_table"), &format!("{name}s")], &format!("{name}_vectors"), &[]);
     }
-    graph.weights("age_vector", &[d], &numbers(encoder.age.val()));
-    graph.weights("readout_vector", &[d], &numbers(encoder.readout.val()));
-    graph.integers("last_axis", &[-1]);
-    graph.node("Unsqueeze", &["ages", "last_axis"], "ages3", &[]);
-    graph.node("Mul", &["ages3", "age_vector"], "age_vectors", &[]);
-    graph.node("Add", &["items", "kind_vectors"], "tokens1", &[]);
-    graph.node("Add", &["tokens1", "position_vectors"], "tokens2", &[]);
-    graph.node("Add", &["tokens2", "age_vectors"], "tokens", &[]);
-    // The latest event is the last of its row.
-    graph.integers("latest_start", &[-1]);
-    graph.integers("latest_end", &[i64::MAX]);
-    graph.integers("length_axis", &[1]);
-    graph.node("Slice", &["tokens", "latest_start", "latest_end", "length_axis"], "latest3", &[]);
-    graph.node("Squeeze", &["latest3", "length_axis"], "latest", &[]);
-    graph.node("Add", &["latest", "readout_vector"], "readout", &[]);
-    layer_norm(&mut graph, "tokens", "normed", "norm", Some(&encoder.norm));
-    layer_norm(&mut graph, "readout", "readout_normed", "norm", None);
-    write_linear(&mut graph, "normed", "key", &encoder.key);
-    write_linear(&mut graph, "normed", "value", &encoder.value);
-    write_linear(&mut graph, "readout_normed", "query", &encoder.query);
-    graph.integers("heads_shape", &[0, 0, HEADS as i64, HEAD_DIM as i64]);
-    graph.integers("query_shape", &[0, HEADS as i64, 1, HEAD_DIM as i64]);
-    graph.node("Reshape", &["key", "heads_shape"], "key4", &[]);
-    graph.node("Reshape", &["value", "heads_shape"], "value4", &[]);
-    graph.node("Reshape", &["query", "query_shape"], "query4", &[]);
-    graph.node("Transpose", &["key4"], "keys", &[("perm", Attribute::Ints(vec![0, 2, 3, 1]))]);
-    graph.node("Transpose", &["value4"], "values", &[("perm", Attribute::Ints(vec![0, 2, 1, 3]))]);
-    graph.node("MatMul", &["query4", "keys"], "raw_scores", &[]);
-    graph.weights("scale", &[1], &[1.0 / (HEAD_DIM as f32).sqrt()]);
-    graph.node("Mul", &["raw_scores", "scale"], "scores", &[]);
-    graph.weights("one", &[1], &[1.0]);
+    gaps(&mut graph, weights.gap);
+    graph.node("Add", &["items", "position_vectors"], "tokens1", &[]);
+    graph.node("Add", &["tokens1", "kind_vectors"], "tokens2", &[]);
+    graph.node("Add", &["tokens2", "gap_vectors"], "tokens", &[]);
+
+    // What is missing is not read; of the rest, each event reads itself and those before it, whose positions are greater.
     graph.weights("masked", &[1], &[-MASKED]);
-    graph.integers("mask_axes", &[1, 2]);
     graph.node("Sub", &["mask", "one"], "mask_less_one", &[]);
-    graph.node("Mul", &["mask_less_one", "masked"], "bias2", &[]);
-    graph.node("Unsqueeze", &["bias2", "mask_axes"], "bias", &[]);
-    graph.node("Add", &["scores", "bias"], "biased", &[]);
-    graph.node("Softmax", &["biased"], "weights", &[("axis", Attribute::Int(-1))]);
-    graph.node("MatMul", &["weights", "values"], "read4", &[]);
-    graph.integers("flat_shape", &[0, d as i64]);
-    graph.node("Reshape", &["read4", "flat_shape"], "read", &[]);
-    write_linear(&mut graph, "read", "attended", &encoder.attended);
-    graph.node("Add", &["readout", "attended"], "hidden", &[]);
-    layer_norm(&mut graph, "hidden", "hidden_normed", "norm_ffn", Some(&encoder.norm_ffn));
-    write_linear(&mut graph, "hidden_normed", "ffn_in", &encoder.ffn_in);
-    graph.node("Gelu", &["ffn_in"], "ffn_activated", &[]);
-    write_linear(&mut graph, "ffn_activated", "ffn_out", &encoder.ffn_out);
-    graph.node("Add", &["hidden", "ffn_out"], "block", &[]);
-    write_linear(&mut graph, "block", "output", &encoder.output);
-    graph.normalize("output", "person");
+    graph.node("Mul", &["mask_less_one", "masked"], "missing2", &[]);
+    graph.node("Unsqueeze", &["missing2", "axis_1"], "missing", &[]);
+    graph.node("Unsqueeze", &["positions", "axis_1"], "read_positions", &[]);
+    graph.node("Unsqueeze", &["positions", "axis_2"], "own_positions", &[]);
+    graph.node("Less", &["read_positions", "own_positions"], "is_later", &[]);
+    graph.node("Cast", &["is_later"], "later1", &[("to", Attribute::Int(1))]);
+    graph.weights("forbidden", &[1], &[MASKED]);
+    graph.node("Mul", &["later1", "forbidden"], "later", &[]);
+    graph.node("Add", &["missing", "later"], "missing_or_later", &[]);
+
+    let mut x = "tokens".to_owned();
+    let last = weights.blocks.len() - 1;
+    for (index, block) in weights.blocks.iter().enumerate() {
+        let bias = if index == last { "missing" } else { "missing_or_later" };
+        x = write_block(&mut graph, &format!("block{index}"), block, &x, bias, index == last);
+    }
+    graph.node("Squeeze", &[&x, "axis_1"], "latest", &[]);
+    write_norm(&mut graph, "latest", "latest_normed", weights.norm);
+    graph.normalize("latest_normed", "person");
     graph.output("person", &[batch(), Dim::Is(d)]);
     graph.finish()
 }
 
-fn write_linear(graph: &mut GraphWriter, input: &str, output: &str, layer: &Linear) {
-    let dims = layer.weight.val().dims();
-    let bias = layer.bias.as_ref().map(|bias| numbers(bias.val())).unwrap_or_else(|| vec![0.0; dims[1]]);
-    graph.linear(input, output, dims, &numbers(layer.weight.val()), &bias);
+const MASKED: f32 = -1e4;
+
+/// From ages, ln(1 + days), to vectors by ln(1 + days since the event before).
+fn gaps(graph: &mut GraphWriter, gap: &[f32]) {
+    graph.node("Exp", &["ages"], "days_and_one", &[]);
+    graph.node("Slice", &["days_and_one", "axis_0", "axis_1", "axis_1"], "oldest", &[]);
+    graph.node("Slice", &["days_and_one", "axis_0", "axis_last", "axis_1"], "all_but_latest", &[]);
+    graph.node("Concat", &["oldest", "all_but_latest"], "days_before", &[("axis", Attribute::Int(1))]);
+    graph.node("Sub", &["days_before", "days_and_one"], "days_between", &[]);
+    graph.node("Relu", &["days_between"], "gap_days", &[]);
+    graph.node("Add", &["gap_days", "one"], "gap_days_and_one", &[]);
+    graph.node("Log", &["gap_days_and_one"], "gaps2", &[]);
+    graph.node("Unsqueeze", &["gaps2", "axis_last"], "gaps", &[]);
+    graph.weights("gap_vector", &[gap.len()], gap);
+    graph.node("Mul", &["gaps", "gap_vector"], "gap_vectors", &[]);
 }
 
-/// Writes the weights only with the first use of a norm.
-fn layer_norm(graph: &mut GraphWriter, input: &str, output: &str, name: &str, weights: Option<&LayerNorm>) {
-    let (gamma, beta) = (format!("{name}.gamma"), format!("{name}.beta"));
-    if let Some(norm) = weights {
-        graph.weights(&gamma, &[VECTOR_DIM], &numbers(norm.gamma.val()));
-        let values = norm.beta.as_ref().map(|beta| numbers(beta.val())).unwrap_or_else(|| vec![0.0; VECTOR_DIM]);
-        graph.weights(&beta, &[VECTOR_DIM], &values);
+/// One block; gives the name of its output: of all events, or of the latest alone.
+fn write_block(
+    graph: &mut GraphWriter,
+    name: &str,
+    block: &BlockWeights,
+    x: &str,
+    bias: &str,
+    latest_alone: bool,
+) -> String {
+    let d = VECTOR_DIM;
+    let of = |part: &str| format!("{name}.{part}");
+    write_norm(graph, x, &of("normed"), block.norm);
+    let (mut own, mut own_normed) = (x.to_owned(), of("normed"));
+    if latest_alone {
+        (own, own_normed) = (of("latest"), of("latest_normed"));
+        graph.node("Slice", &[x, "axis_last", "end", "axis_1"], &own, &[]);
+        graph.node("Slice", &[&of("normed"), "axis_last", "end", "axis_1"], &own_normed, &[]);
     }
-    let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(1e-5))];
-    graph.node("LayerNormalization", &[input, &gamma, &beta], output, &attributes);
+    // Queries are scaled here rather than their products.
+    let scale = 1.0 / (d as f32).sqrt();
+    for (part, at, input, scale) in
+        [("query", 0, &own_normed, scale), ("key", 1, &of("normed"), 1.0), ("value", 2, &of("normed"), 1.0)]
+    {
+        let columns = |row: &[f32]| row[at * d..(at + 1) * d].iter().map(|x| x * scale).collect::<Vec<f32>>();
+        let (matrix, bias) = block.qkv.split_at(3 * d * d);
+        let matrix: Vec<f32> = matrix.chunks_exact(3 * d).flat_map(columns).collect();
+        graph.linear(input, &of(part), [d, d], &matrix, &columns(bias));
+    }
+    graph.node("Transpose", &[&of("key")], &of("keys"), &[("perm", Attribute::Ints(vec![0, 2, 1]))]);
+    graph.node("MatMul", &[&of("query"), &of("keys")], &of("scores"), &[]);
+    graph.node("Add", &[&of("scores"), bias], &of("biased"), &[]);
+    graph.node("Softmax", &[&of("biased")], &of("weights"), &[("axis", Attribute::Int(-1))]);
+    graph.node("MatMul", &[&of("weights"), &of("value")], &of("read"), &[]);
+    write_linear(graph, &of("read"), &of("attended"), d, block.attended);
+    graph.node("Add", &[&own, &of("attended")], &of("hidden"), &[]);
+    write_norm(graph, &of("hidden"), &of("hidden_normed"), block.norm_ffn);
+    write_linear(graph, &of("hidden_normed"), &of("ffn_in"), d, block.ffn_in);
+    // The sigmoid form of GELU, as in training.
+    graph.weights(&of("sharpness"), &[1], &[1.702]);
+    graph.node("Mul", &[&of("ffn_in"), &of("sharpness")], &of("sharpened"), &[]);
+    graph.node("Sigmoid", &[&of("sharpened")], &of("gate"), &[]);
+    graph.node("Mul", &[&of("ffn_in"), &of("gate")], &of("activated"), &[]);
+    write_linear(graph, &of("activated"), &of("ffn_out"), FFN_FACTOR * d, block.ffn_out);
+    graph.node("Add", &[&of("hidden"), &of("ffn_out")], &of("out"), &[]);
+    of("out")
 }
 
-fn check(
-    encoder: &Encoder,
-    onnx: &[u8],
-    item_count: usize,
-    runtime: &Runtime,
-    device: &Device,
-) -> Result<ExportCheck, ModelError> {
-    let mut session = PersonEncoder::open(runtime, onnx, RunDevice::Cpu)?;
+fn write_linear(graph: &mut GraphWriter, input: &str, output: &str, inputs: usize, matrix_and_bias: &[f32]) {
+    let outputs = matrix_and_bias.len() / (inputs + 1);
+    let (matrix, bias) = matrix_and_bias.split_at(inputs * outputs);
+    graph.linear(input, output, [inputs, outputs], matrix, bias);
+}
+
+fn write_norm(graph: &mut GraphWriter, input: &str, output: &str, gain_and_bias: &[f32]) {
+    let (gain, bias) = (format!("{output}.gain"), format!("{output}.bias"));
+    let half = gain_and_bias.len() / 2;
+    graph.weights(&gain, &[half], &gain_and_bias[..half]);
+    graph.weights(&bias, &[half], &gain_and_bias[half..]);
+    let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(1e-6))];
+    graph.node("LayerNormalization", &[input, &gain, &bias], output, &attributes);
+}
+
+/// Compares ONNX Runtime with the trained encoder on random histories of every length, alone and padded together.
+fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<ExportCheck, ModelError> {
+    let mut session = PersonEncoder::open(runtime, onnx, Device::Cpu)?;
     let mut rng = StdRng::seed_from_u64(7);
     let (mut pairs, mut inputs) = (Vec::new(), Vec::new());
-    for length in [1usize, 2, 7, 31, 50] {
-        let tokens = (0..length).map(|_| HistoryToken {
-            item: rng.random_range(0..item_count as u32),
-            kind: rng.random_range(1..15),
-            age_days: rng.random_range(0.0..400.0),
-        });
-        let sample = SequenceSample { history: tokens.collect(), targets: Vec::new() };
-        let batch = batch_of(&[&sample], item_count, device);
-        let items: Vec<f32> = (0..length * VECTOR_DIM).map(|_| rng.random_range(-0.3..0.3)).collect();
-        let shape = [1, length, VECTOR_DIM];
-        let expected =
-            numbers(encoder.forward(Tensor::from_data(TensorData::new(items.clone(), shape), device), &batch));
+    for length in 1..=ENCODED_EVENTS_MAX {
+        let mut days: Vec<f32> = (0..length).map(|_| rng.random_range(0.0..60.0)).collect();
+        days.sort_unstable_by(|a, b| b.total_cmp(a));
         let input = PersonInput {
-            items,
-            kinds: sample.history.iter().map(|token| i64::from(token.kind)).collect(),
+            items: (0..length * VECTOR_DIM).map(|_| rng.random_range(-0.3..0.3)).collect(),
+            kinds: (0..length).map(|_| rng.random_range(1..15)).collect(),
             positions: (0..length as i64).rev().collect(),
-            ages: sample.history.iter().map(|token| token.age_days.ln_1p()).collect(),
+            ages: days.iter().map(|days| days.ln_1p()).collect(),
         };
+        let kinds: Vec<u8> = input.kinds.iter().map(|kind| *kind as u8).collect();
+        let gap = |place: usize| if place == 0 { 0.0 } else { (days[place - 1] - days[place]).ln_1p() };
+        let gaps: Vec<f32> = (0..length).map(gap).collect();
+        let tokens = Tokens { items: &[], kinds: &kinds, gaps: &gaps };
+        let expected = encoder.encode_direction(&input.items, tokens);
         pairs.push((expected, session.encode_batch(std::slice::from_ref(&input))?));
         inputs.push(input);
     }

@@ -16,6 +16,7 @@ use burn::{
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The candidates of one request with what became of them.
 #[derive(Debug, Clone)]
@@ -122,13 +123,15 @@ impl Scale {
     }
 }
 
-/// Trains on `lists`, stops by `validation`, calibrates each head on it.
+/// Trains on `lists`, stops by `validation`, calibrates each head on it; ends with [`ModelError::Stopped`] when `stop` says so.
+#[allow(clippy::too_many_arguments)]
 pub fn train_ranker(
     lists: &[RankingList],
     validation: &[RankingList],
     feature_names: &[&str],
     heads: &[String],
     config: &RankerConfig,
+    stop: &AtomicBool,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedRanker, ModelError> {
@@ -151,6 +154,9 @@ pub fn train_ranker(
     for epoch in 0..config.epochs_max {
         order.shuffle(&mut rng);
         for (step, chosen) in order.chunks(config.batch).enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(ModelError::Stopped);
+            }
             let chosen: Vec<&RankingList> = chosen.iter().map(|index| &lists[*index]).collect();
             let loss = loss(&network, &chosen, &scale, head_count, config, &device);
             let value = numbers(loss.clone())[0];

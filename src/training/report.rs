@@ -5,8 +5,9 @@ use super::{
         EvaluateOptions, Evaluation, METHODS, Measured, NDCG, RANKED, Shown, evaluation, interval, judge,
         replay_targets, resamples,
     },
+    lists::{HEADS, Outcomes},
     plots::{self, Bar, BarGroup, Line, escape},
-    train::{LossCurves, TrainError, returned_lines},
+    train::{LossCurves, TrainError},
 };
 use crate::{
     bundle::Bundle,
@@ -14,11 +15,11 @@ use crate::{
     engine::{Models, retrieve::SOURCES},
     events::EventKind,
     features::{FEATURE_COUNT, FEATURES},
-    ids::{ItemId, PersonId, Row},
+    ids::{ItemId, Row},
     ranking::Runtime,
     units::UnixMillis,
 };
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{fmt::Write, path::Path};
 
@@ -64,8 +65,8 @@ pub fn report(
     }
     let group_of: Vec<usize> =
         opened.items.iter().map(|item| item_group(purchases.get(&item.id).copied().unwrap_or(0))).collect();
-    let items: Vec<ItemId> = opened.items.iter().map(|item| item.id.clone()).collect();
-    let returned = returned_lines(&events);
+    let ends = events.last().map_or(trained_until, |event| UnixMillis(event.at.0 + 1));
+    let outcomes = Outcomes::new(&events, &opened.items, ends);
     let mut seen = Observations {
         sources: vec![Vec::new(); SOURCES.len()],
         features: vec![Vec::new(); FEATURE_COUNT],
@@ -74,7 +75,7 @@ pub fn report(
     };
     let mut rng = StdRng::seed_from_u64(options.seed);
     let judged = replay_targets(data, bundle, UnixMillis(i64::MIN), runtime, progress, &mut |shown, models| {
-        observe(&mut seen, shown, models, &group_of, &items, &returned, &mut rng);
+        observe(&mut seen, shown, models, &group_of, &outcomes, &mut rng);
     })?;
     let evaluation = evaluation(&judged, options);
     let curves = opened.training.as_deref().and_then(|text| serde_json::from_slice::<LossCurves>(text).ok());
@@ -91,8 +92,7 @@ fn observe(
     shown: &Shown,
     models: &mut Models,
     group_of: &[usize],
-    items: &[ItemId],
-    returned: &AHashSet<(PersonId, ItemId)>,
+    outcomes: &Outcomes,
     rng: &mut StdRng,
 ) {
     let ndcg = |list: &[Row]| judge(list, shown.targets)[NDCG];
@@ -131,17 +131,14 @@ fn observe(
             shuffled[row * FEATURE_COUNT + feature] = ranked.features[row * FEATURE_COUNT + feature];
         }
     }
+    let chosen = outcomes.chosen(shown.person, shown.at);
     for (row, probabilities) in rows.iter().zip(ranked.heads.chunks_exact(models.heads.len().max(1))) {
-        let bought = shown.targets.contains(row);
+        let labels = chosen.get(row).copied().unwrap_or_default();
         for (head, (observed, probability)) in models.heads.iter().zip(seen.calibration.iter_mut().zip(probabilities)) {
-            match head.name.as_str() {
-                // Only what was bought can come back.
-                "return" if !bought => {}
-                "return" => {
-                    let pair = (shown.person.clone(), items[row.index()].clone());
-                    observed.push((*probability, returned.contains(&pair)));
-                }
-                _ => observed.push((*probability, bought)),
+            // A head of a model of the shop's own may mean anything.
+            let label = HEADS.iter().position(|name| *name == head.name).map_or(f32::NAN, |head| labels[head]);
+            if !label.is_nan() {
+                observed.push((*probability, label == 1.0));
             }
         }
     }
@@ -227,7 +224,7 @@ fn page(
         "NDCG@10 that the ranked lists lose when a feature's values are shuffled among a person's candidates.",
     );
     html.push_str(&plots::bars(&ablations(FEATURES, &seen.features, options)));
-    for (head, observed) in manifest.heads.iter().zip(&seen.calibration) {
+    for (head, observed) in manifest.heads.iter().zip(&seen.calibration).filter(|(_, observed)| !observed.is_empty()) {
         calibration(&mut html, &head.name, observed);
     }
     html.push_str("</body></html>\n");

@@ -26,6 +26,7 @@ use std::{
     fs::File,
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
 };
 
 /// Places that nDCG looks at.
@@ -265,7 +266,8 @@ fn rank_across(
         }
         let config = RankerConfig { epochs_max: 40, patience: 3, seed, ..Default::default() };
         let heads = ["relevance".to_owned()];
-        let trained = train_ranker(&learn, &validate, FEATURES, &heads, &config, runtime, progress)?;
+        let trained =
+            train_ranker(&learn, &validate, FEATURES, &heads, &config, &AtomicBool::new(false), runtime, progress)?;
         let mut ranker = Ranker::open(runtime, &trained.onnx, Device::Cpu)?;
         for (at, list) in lists.iter().enumerate().skip(fold).step_by(FOLDS) {
             if list.rows.is_empty() {

@@ -1,33 +1,42 @@
 //! From a shop's data to a bundle.
 use super::{
-    Progress, counts,
-    onnx::ExportCheck,
-    person_encoder::{HistoryToken, PersonEncoderConfig, SequenceSample, train_person_encoder},
+    Progress,
+    checkpoint::{self, Checkpoint, Found},
+    counts,
+    lists::{head_weight, ranking_lists},
+    onnx::{ExportCheck, ModelError},
+    person_encoder::{PersonSample, person_samples, train_person_encoder},
     query_encoder::{QueryEncoderConfig, train_query_encoder},
-    ranker::{RankerConfig, RankingList, train_ranker},
-    replay::{Basket, baskets, time_at_share},
+    ranker::{RankerConfig, train_ranker},
+    replay::{Choice, baskets, choices, time_at_share},
+    sequence::{ItemText, Pause, SequenceError},
 };
 use crate::{
     bundle::{Bundle, BundleError, Head, Manifest},
     catalog::{Item, VECTOR_DIM},
-    dataset::{self, DatasetError, DatasetEvent},
+    dataset::{self, DatasetError},
     engine::{
-        Candidates, ENCODED_EVENTS_MAX, Models, Options, Story, Viewer, World, WorldError,
+        Candidates, Models, Story, World, WorldError,
         retrieve::{self, Ask, Eligible},
     },
-    events::{Event, EventKind},
+    events::Event,
     features::FEATURES,
-    ids::{ItemId, PersonId, Row},
+    ids::ItemId,
     ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError},
     retrieval::{BuildConfig, FrozenError, FrozenGraph, Precision, VectorError, check_vector},
     text,
     units::UnixMillis,
 };
-use ahash::{AHashMap, AHashSet};
+use ahash::AHashMap;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{
+    fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 /// How a bundle is trained.
@@ -44,6 +53,19 @@ pub struct TrainOptions {
     pub query_encoder: Option<PathBuf>,
     pub name: String,
     pub now: UnixMillis,
+    /// When it becomes true, the training leaves a checkpoint and ends with [`TrainError::Stopped`].
+    pub stop: Arc<AtomicBool>,
+}
+
+impl TrainOptions {
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// What decides what is learned, for a checkpoint's fingerprint.
+    fn settings(&self) -> String {
+        format!("{} {} {}", self.seed, self.encoder_share, self.trained_share)
+    }
 }
 
 impl Default for TrainOptions {
@@ -56,6 +78,7 @@ impl Default for TrainOptions {
             query_encoder: None,
             name: "bundle".to_owned(),
             now: UnixMillis(0),
+            stop: Arc::default(),
         }
     }
 }
@@ -64,14 +87,23 @@ impl Default for TrainOptions {
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct TrainReport {
     pub item_count: usize,
-    pub basket_count: usize,
+    /// Events by which somebody chose something.
+    pub choice_count: usize,
+    /// Windows of histories that the person encoder learned from.
     pub sample_count: usize,
+    /// Until the person encoder was at its best.
+    pub epoch_count: usize,
     pub list_count: usize,
     pub heads: Vec<String>,
     /// Loss on what early stopping watched: person encoder, ranker.
     pub validation_losses: [f32; 2],
     /// Model and the greatest difference between its ONNX export and the trained original.
     pub exports: Vec<(String, f32)>,
+    pub checkpoint: Found,
+    /// By stage.
+    pub seconds: Vec<(&'static str, f64)>,
+    /// The most memory that the process had so far; none where the system does not tell.
+    pub memory_bytes_max: Option<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -94,21 +126,28 @@ pub enum TrainError {
     Vector { space: &'static str, item: ItemId, source: VectorError },
     #[error("{0}")]
     TooLittle(String),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("the training was stopped")]
+    Stopped,
 }
 
-/// Share of the encoder's samples, the latest, that early stopping watches.
+impl TrainError {
+    fn is_stop(&self) -> bool {
+        matches!(self, Self::Stopped | Self::Model(ModelError::Sequence(SequenceError::Stopped) | ModelError::Stopped))
+    }
+}
+
+/// Share of what the encoder may know, the latest, that early stopping watches.
 const VALIDATION_SHARE: f64 = 0.08;
-/// Encoder samples at most; the latest are kept.
-const SAMPLES_MAX: usize = 20_000;
+/// Fewer choices teach nothing.
+const CHOICES_MIN: usize = 20;
 /// Title spans for each item that stand in for queries.
 const SPANS_PER_ITEM: usize = 8;
 pub(super) const BUCKET_COUNT: u32 = 32_768;
-/// A return within this time counts against the purchase.
-const RETURN_DAYS: i64 = 60;
-/// Heads with fewer positive labels are not learned.
-const HEAD_POSITIVES_MIN: usize = 50;
 
-/// Trains every model on `data` (canonical Parquet) and writes the bundle to `out`.
+/// Trains every model on `data` (canonical Parquet) and writes the bundle to `out`. A training that is stopped leaves a
+/// checkpoint beside `out`; the next one with the same data and settings goes on from it.
 pub fn train(
     data: &Path,
     out: &Path,
@@ -116,102 +155,199 @@ pub fn train(
     options: &TrainOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainReport, TrainError> {
-    let items = dataset::read_items(&data.join("items.parquet"))?;
-    let lines = dataset::read_events(&data.join("events.parquet"))?;
-    let row_of: AHashMap<ItemId, u32> =
-        items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
-    let baskets = baskets(&lines, &row_of);
-    if items.len() < 2 || baskets.len() < 20 {
-        return Err(TrainError::TooLittle(format!(
-            "{} items and {} baskets are too few to learn from; at least 2 and 20 are needed",
-            items.len(),
-            baskets.len()
-        )));
+    let place = checkpoint::path_for(out);
+    let mut files = vec![data.join("items.parquet"), data.join("events.parquet")];
+    if let Some(directory) = &options.query_encoder {
+        files.extend(["model.onnx", "tokenizer.json"].map(|name| directory.join(name)));
     }
-    let labels_from = time_at_share(&baskets, options.encoder_share);
-    let trained_until = time_at_share(&baskets, options.trained_share);
-    let mut rng = StdRng::seed_from_u64(options.seed);
-    let mut exports: Vec<ExportCheck> = Vec::new();
-    let mut curves = LossCurves::default();
-    let progress = &mut |step: Progress| {
-        curves.note(step);
-        progress(step);
-    };
+    let shop = Shop::read(data, options)?;
+    let fingerprint = checkpoint::fingerprint(&files, &options.settings())
+        .map_err(|source| TrainError::Io { path: data.to_owned(), source })?;
+    let (found, resumed) = Checkpoint::read(&place, &fingerprint);
+    let mut learned = Learned { checkpoint: found, query: None, curves: LossCurves::default(), seconds: Vec::new() };
+    let mut pause = Pause { wanted: Some(&options.stop), state: None };
+    let result = learned.bundle(&shop, runtime, options, &mut pause, progress);
+    match result {
+        Ok((bundle, report)) => {
+            bundle.write(out)?;
+            let _ = fs::remove_file(&place);
+            Ok(TrainReport { checkpoint: resumed, ..report })
+        }
+        Err(error) if error.is_stop() => {
+            if let Some(query) = &learned.query {
+                let written = Checkpoint::new(&fingerprint, query, pause.state.take()).write(&place);
+                written.map_err(|source| TrainError::Io { path: place, source })?;
+            }
+            Err(TrainError::Stopped)
+        }
+        Err(error) => Err(error),
+    }
+}
 
-    let query = match &options.query_encoder {
-        Some(directory) => embed_with(directory, &items, runtime, progress)?,
-        None => learned_query_side(&items, options.seed, &mut rng, &mut exports, runtime, progress)?,
-    };
-    let title_dimension = query.title_vectors.len() / items.len();
-    check_item_vectors("title", &items, &query.title_vectors, title_dimension)?;
+/// A shop's data, and the times that divide them.
+struct Shop {
+    items: Vec<Item>,
+    row_of: AHashMap<ItemId, u32>,
+    choices: Vec<Choice>,
+    events: Vec<Event>,
+    /// From here on the ranking model's labels begin; the encoders learn from what came before.
+    labels_from: UnixMillis,
+    /// From here on nothing is known.
+    trained_until: UnixMillis,
+}
 
-    let early = &baskets[..baskets.partition_point(|basket| basket.at < labels_from)];
-    let samples = sequence_samples(early);
-    let (fit, validation) = samples.split_at((samples.len() as f64 * (1.0 - VALIDATION_SHARE)) as usize);
-    let person_config = PersonEncoderConfig { seed: options.seed, ..Default::default() };
-    let person = train_person_encoder(
-        &query.title_vectors,
-        title_dimension,
-        fit,
-        validation,
-        &person_config,
-        runtime,
-        progress,
-    )?;
-    exports.push(person.check.clone());
-    check_item_vectors("item", &items, &person.item_vectors, VECTOR_DIM)?;
+impl Shop {
+    fn read(data: &Path, options: &TrainOptions) -> Result<Self, TrainError> {
+        let items = dataset::read_items(&data.join("items.parquet"))?;
+        let lines = dataset::read_events(&data.join("events.parquet"))?;
+        let row_of: AHashMap<ItemId, u32> =
+            items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
+        let choices = choices(&lines, &row_of);
+        if items.len() < 2 || choices.len() < CHOICES_MIN {
+            return Err(TrainError::TooLittle(format!(
+                "{} items, and {} events by which one of them was chosen (viewed, put into a cart, bought …), are too few to \
+                 learn from; at least 2 and {CHOICES_MIN} are needed",
+                items.len(),
+                choices.len()
+            )));
+        }
+        let labels_from = time_at_share(&choices, options.encoder_share);
+        let trained_until = time_at_share(&choices, options.trained_share);
+        Ok(Self { items, row_of, choices, events: dataset::into_events(lines), labels_from, trained_until })
+    }
 
-    let mut bundle = Bundle {
-        manifest: Manifest::new(options.name.clone(), options.now.0, trained_until.0, BUCKET_COUNT),
-        item_vectors: freeze(&person.item_vectors, VECTOR_DIM)?,
-        title_vectors: freeze(&query.title_vectors, title_dimension)?,
-        text_projection: person.text_projection,
-        next: counts::next_basket(early, items.len()),
-        together: counts::together(early, items.len()),
-        person_encoder: person.onnx,
-        query_encoder: query.model,
-        tokenizer: query.tokenizer,
-        training: None,
-        ranker: Vec::new(),
-        items,
-    };
-    let lists =
-        ranking_lists(&bundle, runtime, lines, &baskets, labels_from, trained_until, options, &mut rng, progress)?;
-    let list_count = lists.lists.len();
-    let person_loss = person.validation_loss;
-    let split = list_count - list_count / 6;
-    let config = RankerConfig { seed: options.seed, ..Default::default() };
-    let (fit_lists, validation_lists) = lists.lists.split_at(split);
-    let ranker = train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, runtime, progress)?;
-    exports.push(ranker.check.clone());
-    let validation_losses = [person_loss, ranker.validation_loss];
-    curves.add("person encoder, validation", &person.validation_losses);
-    curves.add("ranker, validation", &ranker.validation_losses);
-    bundle.training = Some(serde_json::to_vec(&curves.thinned()).expect("numbers become JSON"));
+    fn choices_before(&self, end: UnixMillis) -> &[Choice] {
+        &self.choices[..self.choices.partition_point(|choice| choice.at < end)]
+    }
 
-    // The counts cost nothing: they learn up to the end of what may be known.
-    let known = &baskets[..baskets.partition_point(|basket| basket.at < trained_until)];
-    bundle.next = counts::next_basket(known, bundle.items.len());
-    bundle.together = counts::together(known, bundle.items.len());
-    bundle.ranker = ranker.onnx;
-    let weight = |head: &String| if head == "return" { -0.05 } else { 1.0 };
-    bundle.manifest.heads = lists
-        .heads
-        .iter()
-        .zip(&ranker.calibration)
-        .map(|(name, c)| Head { name: name.clone(), weight: weight(name), scale: c.scale, offset: c.offset })
-        .collect();
-    let report = TrainReport {
-        item_count: bundle.items.len(),
-        basket_count: baskets.len(),
-        sample_count: samples.len(),
-        list_count,
-        heads: lists.heads,
-        validation_losses,
-        exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
-    };
-    bundle.write(out)?;
-    Ok(report)
+    /// Windows to learn from, and later ones to stop by.
+    fn person_samples(&self) -> [Vec<PersonSample>; 2] {
+        let early = self.choices_before(self.labels_from);
+        let split = time_at_share(early, 1.0 - VALIDATION_SHARE);
+        let samples = |times| person_samples(&self.events, &self.row_of, times);
+        [samples(UnixMillis(i64::MIN)..split), samples(split..self.labels_from)]
+    }
+}
+
+/// A training under way.
+struct Learned {
+    checkpoint: Option<Checkpoint>,
+    /// Once it is learned.
+    query: Option<QuerySide>,
+    curves: LossCurves,
+    seconds: Vec<(&'static str, f64)>,
+}
+
+impl Learned {
+    fn bundle(
+        &mut self,
+        shop: &Shop,
+        runtime: &Runtime,
+        options: &TrainOptions,
+        pause: &mut Pause,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Bundle, TrainReport), TrainError> {
+        let (mut exports, mut begun): (Vec<ExportCheck>, Instant) = (Vec::new(), Instant::now());
+        let mut rng = StdRng::seed_from_u64(options.seed);
+        let Self { checkpoint, query, curves, seconds } = self;
+        let progress = &mut |step: Progress| {
+            curves.note(step);
+            progress(step);
+        };
+        let mut stage = |name| {
+            seconds.push((name, begun.elapsed().as_secs_f64()));
+            begun = Instant::now();
+        };
+
+        let side = match (&*checkpoint, &options.query_encoder) {
+            (Some(checkpoint), _) => checkpoint.query_side(),
+            (None, Some(directory)) => embed_with(directory, &shop.items, runtime, progress)?,
+            (None, None) => learned_query_side(&shop.items, options, &mut exports, runtime, progress)?,
+        };
+        pause.state = checkpoint.take().and_then(|checkpoint| checkpoint.person_encoder);
+        let side = query.insert(side);
+        let title_dimension = side.title_vectors.len() / shop.items.len();
+        check_item_vectors("title", &shop.items, &side.title_vectors, title_dimension)?;
+        stage("query encoder");
+
+        let [samples, validation] = shop.person_samples();
+        let text = ItemText { vectors: side.title_vectors.clone(), width: title_dimension };
+        let item_count = shop.items.len();
+        let seed = options.seed;
+        let person = train_person_encoder(&text, item_count, &samples, &validation, seed, pause, runtime, progress)?;
+        exports.push(person.check.clone());
+        check_item_vectors("item", &shop.items, &person.item_vectors, VECTOR_DIM)?;
+        stage("person encoder");
+
+        let early = shop.choices_before(shop.labels_from);
+        let mut bundle = Bundle {
+            manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, BUCKET_COUNT),
+            item_vectors: freeze(&person.item_vectors, VECTOR_DIM)?,
+            title_vectors: freeze(&side.title_vectors, title_dimension)?,
+            text_projection: person.text_projection,
+            next: counts::next_choice(early, item_count),
+            together: counts::together(&baskets(early), item_count),
+            person_encoder: person.onnx,
+            query_encoder: side.model.clone(),
+            tokenizer: side.tokenizer.clone(),
+            training: None,
+            ranker: Vec::new(),
+            items: shop.items.clone(),
+        };
+        stage("indexes and counts");
+        let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
+        let world = World::new(copy_for_replay(&bundle), 1024)?;
+        let times = shop.labels_from..shop.trained_until;
+        let with = (options, &mut rng);
+        let lists = ranking_lists(&world, &mut models, &shop.items, &shop.events, times, with, progress)?;
+        drop((world, models));
+        stage("replay");
+
+        let list_count = lists.lists.len();
+        let (fit_lists, validation_lists) = lists.lists.split_at(list_count - list_count / 6);
+        let config = RankerConfig { seed: options.seed, ..Default::default() };
+        let stop = &options.stop;
+        let ranker =
+            train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, stop, runtime, progress)?;
+        exports.push(ranker.check.clone());
+        stage("ranker");
+        curves.add("person encoder, validation", &person.validation_losses);
+        curves.add("ranker, validation", &ranker.validation_losses);
+        bundle.training = Some(serde_json::to_vec(&curves.thinned()).expect("numbers become JSON"));
+
+        // The counts cost nothing: they learn up to the end of what may be known.
+        let known = shop.choices_before(shop.trained_until);
+        bundle.next = counts::next_choice(known, item_count);
+        bundle.together = counts::together(&baskets(known), item_count);
+        bundle.ranker = ranker.onnx;
+        bundle.manifest.heads = lists
+            .heads
+            .iter()
+            .zip(&ranker.calibration)
+            .map(|(name, c)| Head { name: name.clone(), weight: head_weight(name), scale: c.scale, offset: c.offset })
+            .collect();
+        let report = TrainReport {
+            item_count,
+            choice_count: shop.choices.len(),
+            sample_count: samples.len(),
+            epoch_count: person.epochs,
+            list_count,
+            heads: lists.heads,
+            validation_losses: [person.validation_loss, ranker.validation_loss],
+            exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
+            checkpoint: Found::Nothing,
+            seconds: seconds.clone(),
+            memory_bytes_max: memory_bytes_max(),
+        };
+        Ok((bundle, report))
+    }
+}
+
+/// The greatest resident size of this process so far, as Linux tells it.
+fn memory_bytes_max() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 /// The losses of a training as it went, by stage: `training.json` of a bundle.
@@ -260,14 +396,14 @@ pub(super) struct QuerySide {
 
 fn learned_query_side(
     items: &[Item],
-    seed: u64,
-    rng: &mut StdRng,
+    options: &TrainOptions,
     exports: &mut Vec<ExportCheck>,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<QuerySide, TrainError> {
-    let (texts, spans) = title_samples(items, rng);
-    let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, ..Default::default() };
+    // A generator of its own: a training that is taken up again draws the rest as if it had learned this too.
+    let (texts, spans) = title_samples(items, &mut StdRng::seed_from_u64(options.seed));
+    let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed: options.seed, ..Default::default() };
     let trained = train_query_encoder(&texts, &spans, &config, runtime, progress)?;
     exports.push(trained.check.clone());
     Ok(QuerySide { title_vectors: trained.encode(&texts), model: trained.onnx, tokenizer: None })
@@ -333,7 +469,7 @@ pub(super) fn title_samples(items: &[Item], rng: &mut StdRng) -> (Vec<Terms>, Ve
 }
 
 /// One to four neighbouring words of a title (characters where it has no spaces), one in four with a typing error.
-fn query_from_title(title: &str, rng: &mut StdRng) -> String {
+pub(super) fn query_from_title(title: &str, rng: &mut StdRng) -> String {
     let words: Vec<&str> = title.split_whitespace().collect();
     let mut query = if words.len() > 1 {
         let length = rng.random_range(1..=words.len().min(4));
@@ -366,129 +502,6 @@ fn misspelled(text: &str, rng: &mut StdRng) -> String {
     characters.into_iter().collect()
 }
 
-/// For each basket but a person's first: the events before it, and its items as targets. In time order.
-fn sequence_samples(baskets: &[Basket]) -> Vec<SequenceSample> {
-    let mut histories: AHashMap<&PersonId, Vec<(u32, UnixMillis)>> = AHashMap::new();
-    let mut samples = Vec::new();
-    for basket in baskets {
-        let Some(person) = &basket.person else { continue };
-        let history = histories.entry(person).or_default();
-        if !history.is_empty() {
-            let latest = &history[history.len().saturating_sub(ENCODED_EVENTS_MAX)..];
-            let share = 1.0 / basket.rows.len() as f32;
-            samples.push(SequenceSample {
-                history: latest
-                    .iter()
-                    .map(|(item, at)| HistoryToken {
-                        item: *item,
-                        kind: EventKind::Purchase as u8,
-                        age_days: basket.at.days_since(*at),
-                    })
-                    .collect(),
-                targets: basket.rows.iter().map(|row| (*row, share)).collect(),
-            });
-        }
-        history.extend(basket.rows.iter().map(|row| (*row, basket.at)));
-    }
-    samples.split_off(samples.len().saturating_sub(SAMPLES_MAX))
-}
-
-struct Lists {
-    lists: Vec<RankingList>,
-    heads: Vec<String>,
-}
-
-/// Replays the events through the serving code and keeps, before each labelled basket, what retrieval returned.
-#[allow(clippy::too_many_arguments)]
-fn ranking_lists(
-    bundle: &Bundle,
-    runtime: &Runtime,
-    lines: Vec<DatasetEvent>,
-    baskets: &[Basket],
-    labels_from: UnixMillis,
-    trained_until: UnixMillis,
-    options: &TrainOptions,
-    rng: &mut StdRng,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Lists, TrainError> {
-    let mut models = Models::open(runtime, bundle, Device::Cpu)?;
-    let world = World::new(copy_for_replay(bundle), 1024)?;
-    let events = dataset::into_events(lines);
-    let returned = returned_lines(&events);
-    let labelled = baskets
-        .iter()
-        .filter(|basket| basket.person.is_some() && (labels_from..trained_until).contains(&basket.at))
-        .count();
-    // Each labelled basket gives two lists: one without a query, one with.
-    let keep = (options.lists_max as f64 / (2 * labelled).max(1) as f64).min(1.0);
-    let (mut lists, mut positives) = (Vec::new(), 0usize);
-    for (done, event) in events.iter().take_while(|event| event.at < trained_until).enumerate() {
-        if event.kind == EventKind::Purchase && event.at >= labels_from && rng.random_bool(keep) {
-            let bought: AHashMap<Row, f32> = event
-                .lines
-                .iter()
-                .filter_map(|line| {
-                    let key = world.keys.get(&line.item)?;
-                    let returned = returned.contains(&(event.person.clone(), line.item.clone()));
-                    Some((Row(key.0), f32::from(u8::from(returned))))
-                })
-                .collect();
-            for query in [None, event.lines.first().map(|line| &line.item)] {
-                let query = query.and_then(|id| bundle.items.iter().find(|item| item.id == *id));
-                let query = query.map(|item| query_from_title(&item.title, rng));
-                if let Some(list) = list_for(&world, &mut models, event, query.as_deref(), &bought) {
-                    positives += list.labels.chunks_exact(2).filter(|labels| labels[1] == 1.0).count();
-                    lists.push(list);
-                }
-            }
-        }
-        world.apply_event(0, event);
-        if done % 256 == 0 {
-            progress(Progress { stage: "replay", done, total: events.len(), loss: f32::NAN });
-        }
-    }
-    if lists.len() < 20 {
-        return Err(TrainError::TooLittle(format!(
-            "only {} baskets of known persons can be learned to rank from; at least 20 are needed",
-            lists.len()
-        )));
-    }
-    let mut heads = vec!["purchase".to_owned(), "return".to_owned()];
-    if positives < HEAD_POSITIVES_MIN {
-        heads.truncate(1);
-        for list in &mut lists {
-            list.labels = list.labels.iter().step_by(2).copied().collect();
-        }
-    }
-    Ok(Lists { lists, heads })
-}
-
-/// Candidates and features as serving would have made them, with labels `[purchase, return]`. None without a positive.
-fn list_for(
-    world: &World,
-    models: &mut Models,
-    event: &Event,
-    query: Option<&str>,
-    bought: &AHashMap<Row, f32>,
-) -> Option<RankingList> {
-    let viewer = Viewer { person: event.person.clone(), session: String::new(), locale: String::new() };
-    let mut story = Story::begin(world, &world.catalog.load_full(), &viewer, &Options::default(), event.at);
-    let (candidates, vector) = candidates(&mut story, models, query);
-    if !candidates.list.iter().any(|candidate| bought.contains_key(&candidate.row)) {
-        return None;
-    }
-    let features = story.features(&candidates, vector.as_deref());
-    let labels = candidates
-        .list
-        .iter()
-        .flat_map(|candidate| match bought.get(&candidate.row) {
-            Some(returned) => [1.0, *returned],
-            None => [0.0, f32::NAN],
-        })
-        .collect();
-    Some(RankingList { features, labels })
-}
-
 /// Stage one as serving runs it, with the default limits and no filter.
 pub(super) fn candidates(
     story: &mut Story,
@@ -517,29 +530,6 @@ pub(super) fn candidates(
         None => retrieve::for_person(&ask),
     };
     (found, vector)
-}
-
-/// Purchases that were given back within [`RETURN_DAYS`].
-pub(super) fn returned_lines(events: &[Event]) -> AHashSet<(PersonId, ItemId)> {
-    let mut bought: AHashMap<(PersonId, ItemId), UnixMillis> = AHashMap::new();
-    let mut returned = AHashSet::new();
-    for event in events {
-        for line in &event.lines {
-            let pair = (event.person.clone(), line.item.clone());
-            match event.kind {
-                EventKind::Purchase => {
-                    bought.insert(pair, event.at);
-                }
-                EventKind::Return
-                    if bought.get(&pair).is_some_and(|at| event.at.0 - at.0 <= RETURN_DAYS * UnixMillis::DAY) =>
-                {
-                    returned.insert(pair);
-                }
-                _ => {}
-            }
-        }
-    }
-    returned
 }
 
 pub(super) fn freeze(vectors: &[f32], dimensions: usize) -> Result<Arc<FrozenGraph>, FrozenError> {

@@ -124,7 +124,7 @@ pub fn encoder_step(args: EncoderStepArgs) -> anyhow::Result<()> {
     }
     let sequences: Vec<&[u32]> = histories.iter().map(Vec::as_slice).collect();
     let mut config = EncoderConfig::for_data(&sequences, args.items, threads, 1);
-    config.shape = Shape { width: args.width, heads: 1, blocks: 2, positions: args.length };
+    config.shape = Shape { width: args.width, heads: 1, blocks: 2, positions: args.length, kinds: 0 };
     config.similarity = Similarity::Dot;
     config.negatives = args.negatives;
     let mut times = time_steps(&sequences, args.items, &config, args.steps);

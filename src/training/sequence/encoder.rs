@@ -2,7 +2,8 @@
 //! with the item's vector.
 use super::{
     kernels::{Into, View, at_least, matmul, normalise_rows},
-    transformer::{Bits, Dropout, Packed, Places, Shape},
+    softmax::{Softmax, Targets},
+    transformer::{Bits, Dropout, NamedWeights, Packed, Places, Shape, Tokens},
 };
 use rayon::prelude::*;
 
@@ -23,6 +24,7 @@ pub struct SequenceEncoder {
     pub(super) weights: Vec<f32>,
     /// Item vectors of length as the similarity wants them: `[items × width]`.
     pub(super) items: Vec<f32>,
+    pub(super) text_projection: Vec<f32>,
 }
 
 /// Tokens that are encoded at a time.
@@ -34,13 +36,26 @@ impl SequenceEncoder {
         &self.items
     }
 
+    /// `[text width × width]`: a text's vector times it, made of length 1, is the vector of an item without one of its own.
+    pub fn text_projection(&self) -> &[f32] {
+        &self.text_projection
+    }
+
+    pub fn weights(&self) -> NamedWeights<'_> {
+        self.places.named(&self.weights)
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
     pub fn width(&self) -> usize {
         self.shape.width
     }
 
     /// The vector of each history, latest item last: `[histories × width]`; zero for an empty one. Its product with an
     /// item's vector is the logit.
-    pub fn encode(&self, histories: &[&[u32]]) -> Vec<f32> {
+    pub fn encode(&self, histories: &[Tokens]) -> Vec<f32> {
         let d = self.shape.width;
         let mut out = vec![0.0; histories.len() * d];
         let mut chunks = Vec::new();
@@ -49,7 +64,7 @@ impl SequenceEncoder {
         while begin < histories.len() {
             let (mut end, mut tokens) = (begin, 0);
             while end < histories.len() && tokens < ENCODED_TOKENS {
-                tokens += histories[end].len().min(self.shape.positions);
+                tokens += histories[end].items.len().min(self.shape.positions);
                 end += 1;
             }
             let (chunk, after) = rest.split_at_mut((end - begin) * d);
@@ -61,14 +76,29 @@ impl SequenceEncoder {
         out
     }
 
-    fn encode_chunk(&self, histories: &[&[u32]], out: &mut [f32]) {
-        let d = self.shape.width;
+    fn encode_chunk(&self, histories: &[Tokens], out: &mut [f32]) {
         let mut batch = Packed::default();
         for history in histories {
-            let latest = &history[history.len().saturating_sub(self.shape.positions)..];
-            batch.push(latest.iter().copied(), self.shape);
+            let latest = history.latest(self.shape.positions);
+            batch.push(latest.items.iter().copied(), latest, self.shape);
         }
-        let trace = self.places.forward(&self.weights, &self.items, &batch, Dropout::NONE, &mut Bits(1));
+        self.read_out(&batch, &self.items, out);
+    }
+
+    /// The vector, made of length 1, of one history whose items have the vectors `[events × width]`; `tokens.items` is not
+    /// read.
+    pub fn encode_direction(&self, vectors: &[f32], tokens: Tokens) -> Vec<f32> {
+        let (d, mut batch) = (self.shape.width, Packed::default());
+        batch.push(0..(vectors.len() / d) as u32, tokens, self.shape);
+        let mut out = vec![0.0; d];
+        self.read_out(&batch, vectors, &mut out);
+        normalise_rows(&mut out, d, &mut [0.0]);
+        out
+    }
+
+    fn read_out(&self, batch: &Packed, items: &[f32], out: &mut [f32]) {
+        let d = self.shape.width;
+        let trace = self.places.forward(&self.weights, items, batch, Dropout::NONE, &mut Bits(1));
         for (tokens, out) in batch.sequences().zip(out.chunks_exact_mut(d)) {
             if !tokens.is_empty() {
                 out.copy_from_slice(&trace.out()[(tokens.end - 1) * d..tokens.end * d]);
@@ -88,14 +118,41 @@ pub fn logits(out: &mut [f32], persons: &[f32], items: &[f32], width: usize) {
     matmul(out, Into::Replace, View::new(persons, rows, width), View::new(items, columns, width).transposed());
 }
 
-/// Histories at most that [`encoder_quality`] asks.
+/// Mean of share × -ln p(chosen) over what was chosen after some histories; the softmax is over all items.
+pub fn encoder_loss(encoder: &SequenceEncoder, asked: &[(Tokens, &[(u32, f32)])]) -> f64 {
+    let every = asked.len().div_ceil(ASKED_MAX).max(1);
+    let asked: Vec<_> = asked.iter().step_by(every).collect();
+    let histories: Vec<Tokens> = asked.iter().map(|(tokens, _)| *tokens).collect();
+    let (persons, d) = (encoder.encode(&histories), encoder.width());
+    let parts: Vec<(f64, f32)> = asked
+        .par_chunks(128)
+        .zip(persons.par_chunks(128 * d))
+        .map(|(asked, hidden)| {
+            let mut targets = Targets::default();
+            asked.iter().for_each(|(_, chosen)| targets.push(chosen.iter().copied()));
+            let softmax = Softmax {
+                hidden,
+                items: &encoder.items,
+                width: d,
+                scale: 1.0,
+                targets: &targets,
+                log_q_correction: &[],
+            };
+            (softmax.loss(), targets.weight())
+        })
+        .collect();
+    let (loss, weight) = parts.iter().fold((0.0, 0.0), |(loss, weight), part| (loss + part.0, weight + part.1));
+    loss / f64::from(weight).max(1e-9)
+}
+
+/// Histories at most that [`encoder_quality`] and [`encoder_loss`] ask.
 const ASKED_MAX: usize = 20_000;
 
 /// NDCG@10 of an encoder alone over all items, without those of the history unless they may repeat.
 pub fn encoder_quality(encoder: &SequenceEncoder, asked: &[(&[u32], u32)], repeats: bool) -> f64 {
     let every = asked.len().div_ceil(ASKED_MAX).max(1);
     let asked: Vec<(&[u32], u32)> = asked.iter().step_by(every).copied().collect();
-    let histories: Vec<&[u32]> = asked.iter().map(|(history, _)| *history).collect();
+    let histories: Vec<Tokens> = asked.iter().map(|(history, _)| Tokens::from(*history)).collect();
     let (persons, d) = (encoder.encode(&histories), encoder.width());
     let item_count = encoder.items.len() / d;
     let gains: f64 = asked

@@ -4,11 +4,13 @@ use super::{
     SequenceError,
     encoder::{SequenceEncoder, Similarity},
     kernels::{Into, View, adam, add, matmul, normalise_rows, normalise_rows_backward},
-    softmax::Softmax,
-    transformer::{Bits, Dropout, Packed, Places, Shape},
+    pause::{Pause, TrainerState},
+    softmax::{Softmax, Targets},
+    transformer::{Bits, Dropout, Packed, Places, Shape, Tokens},
 };
 use crate::training::Progress;
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{Rng, SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha12Rng;
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -20,7 +22,9 @@ pub struct EncoderConfig {
     pub learning_rate: f32,
     /// Share of a weight that a step takes away, in units of the learning rate; the item table alone.
     pub weight_decay: f32,
-    /// Sequences of a step.
+    /// Share of the items whose own vector is left out of a step, so that their texts alone must do: as for new items.
+    pub residual_dropout: f32,
+    /// Samples of a step.
     pub batch: usize,
     pub epochs_max: usize,
     /// Epochs without a better validation before it stops.
@@ -35,20 +39,27 @@ pub struct EncoderConfig {
 impl EncoderConfig {
     /// Settings for data of this size. Many events take fewer epochs, and a large catalogue a sampled softmax.
     pub fn for_data(sequences: &[&[u32]], item_count: usize, threads: usize, seed: u64) -> Self {
-        const WIDTH: usize = 64;
         let targets: usize = sequences.iter().map(|sequence| sequence.len().saturating_sub(1)).sum();
-        let mut lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
+        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
+        Self::for_sizes(lengths, targets, item_count, threads, seed)
+    }
+
+    /// Settings for samples of these lengths with so many moments at which something is foretold.
+    pub fn for_sizes(mut lengths: Vec<usize>, targets: usize, item_count: usize, threads: usize, seed: u64) -> Self {
+        const WIDTH: usize = 64;
+        let count = lengths.len();
         lengths.sort_unstable();
         // Long enough for 99 of 100 histories.
         let usual = lengths.get(lengths.len() * 99 / 100).copied().unwrap_or(2);
         let is_large = targets > LARGE_TARGETS;
         Self {
-            shape: Shape { width: WIDTH, heads: 1, blocks: 2, positions: usual.clamp(5, 50) },
+            shape: Shape { width: WIDTH, heads: 1, blocks: 2, positions: usual.clamp(5, 50), kinds: 0 },
             dropout: Dropout { hidden: 0.4, attention: if is_large { 0.2 } else { 0.4 } },
             similarity: Similarity::Cosine(16.0),
             learning_rate: 1e-3,
             weight_decay: 0.0,
-            batch: (sequences.len() / 20).clamp(1, 256),
+            residual_dropout: 0.0,
+            batch: (count / 20).clamp(1, 256),
             epochs_max: if is_large { 15 } else { 60 },
             patience: if is_large { 2 } else { 5 },
             negatives: (targets as f64 * item_count as f64 > FULL_SOFTMAX_CELLS).then_some(NEGATIVES),
@@ -72,10 +83,45 @@ pub struct ItemText {
     pub width: usize,
 }
 
+/// A part of a history to learn from.
+#[derive(Debug, Clone, Copy)]
+pub enum Sample<'a> {
+    /// At least two items, oldest first; each but the first is foretold by those before it.
+    Next(&'a [u32]),
+    /// Events, and what was chosen after some of them: `(event, [(item, share)])`, ascending.
+    Choices { tokens: Tokens<'a>, asked: &'a [Asked] },
+}
+
+/// An event of a sample, and what was chosen after it, with shares.
+pub type Asked = (u32, Vec<(u32, f32)>);
+
+impl<'a> Sample<'a> {
+    /// What the encoder reads.
+    fn tokens(&self) -> Tokens<'a> {
+        match self {
+            Self::Next(items) => Tokens::from(&items[..items.len() - 1]),
+            Self::Choices { tokens, .. } => *tokens,
+        }
+    }
+
+    fn targets(&self) -> impl Iterator<Item = u32> + 'a {
+        let (next, asked) = match *self {
+            Self::Next(items) => (&items[1..], &[][..]),
+            Self::Choices { asked, .. } => (&[][..], asked),
+        };
+        next.iter().copied().chain(asked.iter().flat_map(|(_, chosen)| chosen.iter().map(|(item, _)| *item)))
+    }
+}
+
+/// Samples in which each item but the first is foretold.
+pub fn next_items<'a>(sequences: &[&'a [u32]]) -> Vec<Sample<'a>> {
+    sequences.iter().map(|sequence| Sample::Next(sequence)).collect()
+}
+
 /// Adam's memory of some weights.
-struct Moments {
-    mean: Vec<f32>,
-    square: Vec<f32>,
+pub(super) struct Moments {
+    pub(super) mean: Vec<f32>,
+    pub(super) square: Vec<f32>,
 }
 
 impl Moments {
@@ -89,76 +135,146 @@ const ADAM_FLOOR: f32 = 1e-8;
 /// Standard deviation of an item's own vector at the start.
 const START: f32 = 0.02;
 
-struct Trainer<'a> {
+pub(super) struct Trainer<'a> {
     config: &'a EncoderConfig,
     places: Places,
-    weights: Vec<f32>,
-    table: Vec<f32>,
+    pub(super) weights: Vec<f32>,
+    pub(super) table: Vec<f32>,
     /// `[text width × width]`; empty without text.
-    projection: Vec<f32>,
+    pub(super) projection: Vec<f32>,
     text: &'a ItemText,
     item_count: usize,
     /// -ln of the chance to be among a batch's items and the drawn ones, by item.
     log_q_correction: Vec<f32>,
-    moments: [Moments; 3],
-    step: usize,
-    rng: StdRng,
+    /// Of the weights, the table and the projection.
+    pub(super) moments: [Moments; 3],
+    /// Steps that were made.
+    pub(super) step: usize,
+    pub(super) rng: ChaCha12Rng,
 }
 
-/// Sequences of a step with the items that it touches: all, or those of the batch and the drawn ones.
+/// Samples of a step with the items that it touches: all, or those of the batch and the drawn ones.
 struct Step {
     /// Items by local row; empty: all, in order.
     rows: Vec<u32>,
-    shards: Vec<(Packed, Vec<u32>)>,
-    targets: usize,
+    shards: Vec<Shard>,
+    /// Sum of all shares.
+    weight: f32,
     log_q_correction: Vec<f32>,
+    /// Rows whose own vectors are left out; empty: none.
+    bare: Vec<bool>,
 }
 
-/// Trains on `sequences` (each at least two items, at most `shape.positions + 1`, oldest first): every item but the first is
-/// a target. `validate` judges the model after each epoch, higher is better; the best is given back with its epoch, from 1.
+#[derive(Default)]
+struct Shard {
+    batch: Packed,
+    /// Tokens at which something is foretold, one for each of `targets`; empty: all.
+    asked: Vec<u32>,
+    targets: Targets,
+}
+
+/// Trains on `samples` (at most `shape.positions` events each). `validate` judges the model after each epoch, higher is
+/// better; the best is given back with its epoch, from 1. Stops when `pause` wants it, with [`SequenceError::Stopped`].
+/// What it needs to go on, or to give the same again, it leaves there if it may be stopped.
 pub fn train_encoder(
-    sequences: &[&[u32]],
+    samples: &[Sample],
     item_count: usize,
     text: &ItemText,
     config: &EncoderConfig,
+    pause: &mut Pause,
     validate: &mut dyn FnMut(&SequenceEncoder) -> f64,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedEncoder, SequenceError> {
     const STAGE: &str = "encoder";
-    if sequences.is_empty() {
+    if samples.is_empty() {
         return Err(SequenceError::TooLittle(
             "no history has two items: there is no next item to learn from".to_owned(),
         ));
     }
-    let mut trainer = Trainer::new(sequences, item_count, text, config);
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
-    let steps = sequences.len().div_ceil(config.batch);
-    let (mut best, mut best_score, mut best_epoch) = (trainer.snapshot(), f64::NEG_INFINITY, 0);
-    for epoch in 1..=config.epochs_max {
-        order.shuffle(&mut trainer.rng);
-        let mut loss = f32::NAN;
-        for (step, chosen) in order.chunks(config.batch).enumerate() {
-            let chosen: Vec<&[u32]> = chosen.iter().map(|index| sequences[*index]).collect();
+    let mut trainer = Trainer::new(samples, item_count, text, config);
+    let steps = samples.len().div_ceil(config.batch);
+    let mut course = Course::new(samples.len());
+    if let Some(state) = pause.state.take() {
+        state.restore(&mut trainer, &mut course)?;
+    }
+    while course.epoch <= config.epochs_max && !course.is_over {
+        let mut stops = pause.is_wanted();
+        if course.done == 0 && !stops {
+            course.order.shuffle(&mut trainer.rng);
+        }
+        while course.done < steps {
+            if stops {
+                pause.state = Some(TrainerState::of(&trainer, &course));
+                return Err(SequenceError::Stopped);
+            }
+            let chosen = course.order.chunks(config.batch).nth(course.done).unwrap_or_default();
+            let chosen: Vec<Sample> = chosen.iter().map(|index| samples[*index as usize]).collect();
             let value = trainer.step(&chosen) as f32;
-            let done = (epoch - 1) * steps + step + 1;
+            course.done += 1;
+            let done = (course.epoch - 1) * steps + course.done;
             if !value.is_finite() {
                 return Err(SequenceError::Diverged { stage: STAGE, step: done });
             }
-            loss = if loss.is_nan() { value } else { 0.95 * loss + 0.05 * value };
-            progress(Progress { stage: STAGE, done, total: config.epochs_max * steps, loss });
+            course.loss = if course.loss.is_nan() { value } else { 0.95 * course.loss + 0.05 * value };
+            progress(Progress { stage: STAGE, done, total: config.epochs_max * steps, loss: course.loss });
+            stops = pause.is_wanted();
         }
         let snapshot = trainer.snapshot();
         if snapshot.items.iter().chain(&snapshot.weights).any(|value| !value.is_finite()) {
-            return Err(SequenceError::Diverged { stage: STAGE, step: epoch * steps });
+            return Err(SequenceError::Diverged { stage: STAGE, step: course.epoch * steps });
         }
         let score = validate(&snapshot);
-        if score > best_score {
-            (best, best_score, best_epoch) = (snapshot, score, epoch);
-        } else if epoch - best_epoch >= config.patience {
-            break;
+        course.judge(snapshot, score, steps, config.patience);
+    }
+    if pause.wanted.is_some() {
+        pause.state = Some(TrainerState::of(&trainer, &course));
+    }
+    let encoder = course.best.unwrap_or_else(|| trainer.snapshot());
+    Ok(TrainedEncoder { encoder, epochs: course.best_epoch, score: course.best_score, validation: course.validation })
+}
+
+/// Where a training is.
+pub(super) struct Course {
+    /// From 1.
+    pub(super) epoch: usize,
+    /// Steps of the epoch that were made.
+    pub(super) done: usize,
+    /// Samples in the order of this epoch.
+    pub(super) order: Vec<u32>,
+    /// Smoothed; begins anew with each epoch.
+    pub(super) loss: f32,
+    pub(super) best: Option<SequenceEncoder>,
+    pub(super) best_score: f64,
+    pub(super) best_epoch: usize,
+    /// Steps, and the score after them.
+    pub(super) validation: Vec<(usize, f64)>,
+    pub(super) is_over: bool,
+}
+
+impl Course {
+    fn new(sample_count: usize) -> Self {
+        Self {
+            epoch: 1,
+            done: 0,
+            order: (0..sample_count as u32).collect(),
+            loss: f32::NAN,
+            best: None,
+            best_score: f64::NEG_INFINITY,
+            best_epoch: 0,
+            validation: Vec::new(),
+            is_over: false,
         }
     }
-    Ok(TrainedEncoder { encoder: best, epochs: best_epoch, score: best_score })
+
+    /// Ends an epoch.
+    fn judge(&mut self, snapshot: SequenceEncoder, score: f64, steps: usize, patience: usize) {
+        self.validation.push((self.epoch * steps, score));
+        if score > self.best_score {
+            (self.best, self.best_score, self.best_epoch) = (Some(snapshot), score, self.epoch);
+        }
+        self.is_over = self.epoch - self.best_epoch >= patience;
+        (self.epoch, self.done, self.loss) = (self.epoch + 1, 0, f32::NAN);
+    }
 }
 
 /// What [`train_encoder`] gives.
@@ -169,46 +285,51 @@ pub struct TrainedEncoder {
     pub epochs: usize,
     /// The best validation.
     pub score: f64,
+    /// Steps, and the validation after them.
+    pub validation: Vec<(usize, f64)>,
 }
 
 /// A normally distributed number (Box and Muller).
-pub(super) fn normal(rng: &mut StdRng) -> f32 {
+pub(super) fn normal(rng: &mut impl Rng) -> f32 {
     let (a, b): (f32, f32) = (rng.random(), rng.random());
     (-2.0 * a.max(1e-12).ln()).sqrt() * (2.0 * std::f32::consts::PI * b).cos()
 }
 
 impl<'a> Trainer<'a> {
-    fn new(sequences: &[&[u32]], item_count: usize, text: &'a ItemText, config: &'a EncoderConfig) -> Self {
+    fn new(samples: &[Sample], item_count: usize, text: &'a ItemText, config: &'a EncoderConfig) -> Self {
         let d = config.shape.width;
-        let mut rng = StdRng::seed_from_u64(config.seed);
+        let mut rng = ChaCha12Rng::seed_from_u64(config.seed);
         let places = Places::new(config.shape);
         let weights = places.starting_weights(|| normal(&mut rng));
         let table: Vec<f32> = (0..item_count * d).map(|_| START * normal(&mut rng)).collect();
         // Texts of length 1 become vectors about as long as the items' own.
         let projection: Vec<f32> = (0..text.width * d).map(|_| START * normal(&mut rng)).collect();
         let log_q_correction = match config.negatives {
-            Some(negatives) => log_q_correction(sequences, item_count, config.batch, negatives),
+            Some(negatives) => log_q_correction(samples, item_count, config.batch, negatives),
             None => Vec::new(),
         };
         let moments = [weights.len(), table.len(), projection.len()].map(Moments::new);
         Self { config, places, weights, table, projection, text, item_count, log_q_correction, moments, step: 0, rng }
     }
 
-    fn snapshot(&self) -> SequenceEncoder {
-        let (items, _) = self.item_vectors(&[]);
+    pub(super) fn snapshot(&self) -> SequenceEncoder {
+        let (items, _) = self.item_vectors(&[], &[]);
         SequenceEncoder {
             places: self.places.clone(),
             shape: self.config.shape,
             similarity: self.config.similarity,
             weights: self.weights.clone(),
             items,
+            text_projection: self.projection.clone(),
         }
     }
 
-    /// The vectors of `rows` (empty: all), and 1 / their length before they were made 1 (empty for [`Similarity::Dot`]).
-    fn item_vectors(&self, rows: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    /// The vectors of `rows` (empty: all), and 1 / their length before they were made 1 (empty for [`Similarity::Dot`]). Those
+    /// that are `bare` are their texts' alone.
+    fn item_vectors(&self, rows: &[u32], bare: &[bool]) -> (Vec<f32>, Vec<f32>) {
         let d = self.config.shape.width;
         let mut items = if rows.is_empty() { self.table.clone() } else { gather(&self.table, d, rows) };
+        clear(&mut items, d, bare);
         if self.text.width > 0 {
             let gathered = if rows.is_empty() { Vec::new() } else { gather(&self.text.vectors, self.text.width, rows) };
             let texts = if rows.is_empty() { &self.text.vectors } else { &gathered };
@@ -225,16 +346,12 @@ impl<'a> Trainer<'a> {
         (items, inverse)
     }
 
-    fn step(&mut self, sequences: &[&[u32]]) -> f64 {
-        let step = self.lay_out(sequences);
-        let (items, inverse) = self.item_vectors(&step.rows);
+    fn step(&mut self, samples: &[Sample]) -> f64 {
+        let step = self.lay_out(samples);
+        let (items, inverse) = self.item_vectors(&step.rows, &step.bare);
         let seeds: Vec<u64> = step.shards.iter().map(|_| self.rng.random::<u64>() | 1).collect();
-        let parts: Vec<(f64, Vec<f32>, Vec<f32>)> = step
-            .shards
-            .par_iter()
-            .zip(seeds)
-            .map(|((batch, targets), seed)| self.shard(batch, targets, &items, &step, seed))
-            .collect();
+        let parts: Vec<(f64, Vec<f32>, Vec<f32>)> =
+            step.shards.par_iter().zip(seeds).map(|(shard, seed)| self.shard(shard, &items, &step, seed)).collect();
         let mut parts = parts.into_iter();
         // Always in the same order, so that the same seed gives the same model.
         let (mut loss, mut gradient, mut ditems) = parts.next().unwrap_or_default();
@@ -246,50 +363,64 @@ impl<'a> Trainer<'a> {
         if !inverse.is_empty() {
             normalise_rows_backward(&mut ditems, &items, self.config.shape.width, &inverse);
         }
-        self.update(&step.rows, &gradient, &ditems);
+        self.update(&step, &gradient, &mut ditems);
         loss
     }
 
     /// Cuts a batch into shards of about as many tokens, with rows of the touched items.
-    fn lay_out(&mut self, sequences: &[&[u32]]) -> Step {
+    fn lay_out(&mut self, samples: &[Sample]) -> Step {
         let (mut rows, mut log_q_correction) = (Vec::new(), Vec::new());
         if let Some(negatives) = self.config.negatives {
-            rows = sequences.iter().flat_map(|sequence| sequence.iter().copied()).collect();
+            rows = samples.iter().flat_map(|sample| sample.tokens().items.iter().copied()).collect();
+            rows.extend(samples.iter().flat_map(Sample::targets));
             rows.extend((0..negatives).map(|_| self.rng.random_range(0..self.item_count as u32)));
             rows.sort_unstable();
             rows.dedup();
             log_q_correction = rows.iter().map(|item| self.log_q_correction[*item as usize]).collect();
         }
         let local = |item: u32| if rows.is_empty() { item } else { rows.partition_point(|row| *row < item) as u32 };
-        let tokens: usize = sequences.iter().map(|sequence| sequence.len() - 1).sum();
+        let tokens: usize = samples.iter().map(|sample| sample.tokens().items.len()).sum();
         let share = tokens.div_ceil(self.config.threads.max(1));
-        let mut shards = vec![(Packed::default(), Vec::new())];
-        for sequence in sequences {
-            if shards.last().is_some_and(|(batch, _)| batch.tokens() >= share) {
-                shards.push((Packed::default(), Vec::new()));
+        let mut shards = vec![Shard::default()];
+        for sample in samples {
+            if shards.last().is_some_and(|shard| shard.batch.tokens() >= share) {
+                shards.push(Shard::default());
             }
-            let Some((batch, targets)) = shards.last_mut() else { continue };
-            batch.push(sequence[..sequence.len() - 1].iter().map(|item| local(*item)), self.config.shape);
-            targets.extend(sequence[1..].iter().map(|item| local(*item)));
+            let Some(shard) = shards.last_mut() else { continue };
+            let (tokens, begin) = (sample.tokens(), shard.batch.tokens() as u32);
+            shard.batch.push(tokens.items.iter().map(|item| local(*item)), tokens, self.config.shape);
+            match sample {
+                Sample::Next(items) => {
+                    items[1..].iter().for_each(|item| shard.targets.push(std::iter::once((local(*item), 1.0))));
+                }
+                Sample::Choices { asked, .. } => {
+                    for (event, chosen) in *asked {
+                        shard.asked.push(begin + event);
+                        shard.targets.push(chosen.iter().map(|(item, share)| (local(*item), *share)));
+                    }
+                }
+            }
         }
-        Step { rows, shards, targets: tokens, log_q_correction }
+        let weight = shards.iter().map(|shard| shard.targets.weight()).sum();
+        let bare = match self.config.residual_dropout > 0.0 && self.text.width > 0 {
+            true => {
+                let count = if rows.is_empty() { self.item_count } else { rows.len() };
+                (0..count).map(|_| self.rng.random::<f32>() < self.config.residual_dropout).collect()
+            }
+            false => Vec::new(),
+        };
+        Step { rows, shards, weight, log_q_correction, bare }
     }
 
     /// Loss, gradient of the weights and of the item vectors of one shard.
-    fn shard(
-        &self,
-        batch: &Packed,
-        targets: &[u32],
-        items: &[f32],
-        step: &Step,
-        seed: u64,
-    ) -> (f64, Vec<f32>, Vec<f32>) {
+    fn shard(&self, shard: &Shard, items: &[f32], step: &Step, seed: u64) -> (f64, Vec<f32>, Vec<f32>) {
         let d = self.config.shape.width;
+        let Shard { batch, asked, targets } = shard;
         let trace = self.places.forward(&self.weights, items, batch, self.config.dropout, &mut Bits(seed));
-        let mut hidden = trace.out().to_vec();
+        let mut hidden = if asked.is_empty() { trace.out().to_vec() } else { gather(trace.out(), d, asked) };
         let (mut inverse, mut scale) = (Vec::new(), 1.0);
         if let Similarity::Cosine(sharpness) = self.config.similarity {
-            inverse = vec![0.0; targets.len()];
+            inverse = vec![0.0; targets.count()];
             normalise_rows(&mut hidden, d, &mut inverse);
             scale = sharpness;
         }
@@ -297,17 +428,23 @@ impl<'a> Trainer<'a> {
         let mut ditems = vec![0.0; items.len()];
         let softmax =
             Softmax { hidden: &hidden, items, width: d, scale, targets, log_q_correction: &step.log_q_correction };
-        let loss = softmax.loss_and_gradient(&mut dhidden, &mut ditems, 1.0 / step.targets as f32);
+        let loss = softmax.loss_and_gradient(&mut dhidden, &mut ditems, 1.0 / step.weight);
         if !inverse.is_empty() {
             normalise_rows_backward(&mut dhidden, &hidden, d, &inverse);
+        }
+        if !asked.is_empty() {
+            let of_asked = std::mem::replace(&mut dhidden, vec![0.0; batch.tokens() * d]);
+            for (token, slope) in asked.iter().zip(of_asked.chunks_exact(d)) {
+                dhidden[*token as usize * d..][..d].copy_from_slice(slope);
+            }
         }
         let mut gradient = vec![0.0; self.weights.len()];
         self.places.backward(&mut gradient, &mut ditems, &dhidden, &self.weights, batch, &trace);
         (loss, gradient, ditems)
     }
 
-    fn update(&mut self, rows: &[u32], gradient: &[f32], ditems: &[f32]) {
-        let d = self.config.shape.width;
+    fn update(&mut self, step: &Step, gradient: &[f32], ditems: &mut [f32]) {
+        let (d, rows) = (self.config.shape.width, &step.rows);
         self.step += 1;
         let correction = (1.0 - BETAS.1.powi(self.step as i32)).sqrt() / (1.0 - BETAS.0.powi(self.step as i32));
         let rate = self.config.learning_rate * correction;
@@ -324,6 +461,7 @@ impl<'a> Trainer<'a> {
             let (mean, square) = (&mut projection.mean, &mut projection.square);
             adam(&mut self.projection, mean, square, &dprojection, rate, BETAS, ADAM_FLOOR, 0.0);
         }
+        clear(ditems, d, &step.bare);
         if rows.is_empty() {
             let chunk = d * 1024;
             self.table
@@ -347,11 +485,12 @@ impl<'a> Trainer<'a> {
 /// Milliseconds of each of `steps` steps on `sequences`, all in one batch, after one that is not counted.
 pub fn time_steps(sequences: &[&[u32]], item_count: usize, config: &EncoderConfig, steps: usize) -> Vec<f64> {
     let text = ItemText::default();
-    let mut trainer = Trainer::new(sequences, item_count, &text, config);
-    trainer.step(sequences);
+    let samples = next_items(sequences);
+    let mut trainer = Trainer::new(&samples, item_count, &text, config);
+    trainer.step(&samples);
     let timed = (0..steps).map(|_| {
         let begun = Instant::now();
-        trainer.step(sequences);
+        trainer.step(&samples);
         1e3 * begun.elapsed().as_secs_f64()
     });
     timed.collect()
@@ -365,14 +504,25 @@ fn gather(table: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
     out
 }
 
-/// -ln of the chance that an item is among those of a step: of its batch, as often as it is in `sequences`, or drawn.
-fn log_q_correction(sequences: &[&[u32]], item_count: usize, batch: usize, negatives: usize) -> Vec<f32> {
+/// Zeroes the rows that are marked.
+fn clear(values: &mut [f32], width: usize, marked: &[bool]) {
+    values.chunks_exact_mut(width).zip(marked).filter(|(_, marked)| **marked).for_each(|(row, _)| row.fill(0.0));
+}
+
+/// -ln of the chance that an item is among those of a step: of its batch, as often as it is in `samples`, or drawn.
+fn log_q_correction(samples: &[Sample], item_count: usize, batch: usize, negatives: usize) -> Vec<f32> {
     let mut counts = vec![0.0f64; item_count];
-    for item in sequences.iter().flat_map(|sequence| sequence.iter()) {
-        counts[*item as usize] += 1.0;
+    for sample in samples {
+        match sample {
+            Sample::Next(items) => items.iter().for_each(|item| counts[*item as usize] += 1.0),
+            Sample::Choices { tokens, .. } => {
+                let targets = sample.targets();
+                tokens.items.iter().copied().chain(targets).for_each(|item| counts[item as usize] += 1.0);
+            }
+        }
     }
     let drawn = negatives as f64 * (1.0 - 1.0 / item_count as f64).ln();
-    let share = batch as f64 / sequences.len() as f64;
+    let share = batch as f64 / samples.len() as f64;
     let correction = counts.iter().map(|count| {
         let absent = drawn.max(-700.0) + count * (1.0 - share.min(0.999)).ln();
         -(-absent.exp_m1()).max(1e-9).ln() as f32
@@ -400,11 +550,12 @@ mod tests {
 
     fn config(similarity: Similarity, negatives: Option<usize>) -> EncoderConfig {
         EncoderConfig {
-            shape: Shape { width: 16, heads: 2, blocks: 2, positions: 6 },
+            shape: Shape { width: 16, heads: 2, blocks: 2, positions: 6, kinds: 4 },
             dropout: Dropout { hidden: 0.2, attention: 0.2 },
             similarity,
             learning_rate: 1e-3,
             weight_decay: 0.0,
+            residual_dropout: 0.0,
             batch: 4,
             epochs_max: 1,
             patience: 1,
@@ -415,18 +566,23 @@ mod tests {
     }
 
     /// The gradient of weights and item vectors beside central differences of the loss, with the same units dropped.
-    fn compare(similarity: Similarity, negatives: Option<usize>) {
-        let sequences: Vec<&[u32]> = vec![&[0, 1, 2, 3, 4], &[5, 1], &[2, 6, 2], &[7, 8, 9, 10, 11, 0, 1]];
+    fn compare(similarity: Similarity, negatives: Option<usize>, asks_sets: bool) {
+        let asked = [(1u32, vec![(7u32, 0.25f32), (8, 0.75)]), (3, vec![(0, 0.5)])];
+        let mut samples = next_items(&[&[0, 1, 2, 3, 4], &[5, 1], &[2, 6, 2], &[7, 8, 9, 10, 11, 0, 1]]);
+        if asks_sets {
+            let tokens = Tokens { items: &[3, 4, 5, 6], kinds: &[1, 3, 2, 1], gaps: &[0.0, 0.7, 0.0, 2.0] };
+            samples = vec![Sample::Choices { tokens, asked: &asked }, Sample::Choices { tokens, asked: &asked[..1] }];
+        }
         let config = config(similarity, negatives);
         let text = ItemText { vectors: (0..12 * 3).map(|x| (x as f32).sin()).collect(), width: 3 };
-        let mut trainer = Trainer::new(&sequences, 12, &text, &config);
+        let mut trainer = Trainer::new(&samples, 12, &text, &config);
         // Larger than at the start of a training, so that differences are more than noise; gains stay 1.
         trainer.weights.iter_mut().filter(|weight| **weight != 1.0).for_each(|weight| *weight *= 8.0);
         trainer.table.iter_mut().for_each(|value| *value *= 20.0);
-        let step = trainer.lay_out(&sequences);
-        let (items, _) = trainer.item_vectors(&step.rows);
-        let (batch, targets) = &step.shards[0];
-        let (_, gradient, ditems) = trainer.shard(batch, targets, &items, &step, 77);
+        let step = trainer.lay_out(&samples);
+        let (items, _) = trainer.item_vectors(&step.rows, &[]);
+        let shard = &step.shards[0];
+        let (_, gradient, ditems) = trainer.shard(shard, &items, &step, 77);
         const STEP: f32 = 3e-3;
         let mut checked = 0;
         let mut check = |analytic: f32, high: f64, low: f64, what: String| {
@@ -439,7 +595,7 @@ mod tests {
             let mut loss = |shift: f32| {
                 let before = trainer.weights[place];
                 trainer.weights[place] = before + shift;
-                let loss = trainer.shard(batch, targets, &items, &step, 77).0;
+                let loss = trainer.shard(shard, &items, &step, 77).0;
                 trainer.weights[place] = before;
                 loss
             };
@@ -450,7 +606,7 @@ mod tests {
             let loss = |shift: f32| {
                 let mut items = items.clone();
                 items[place] += shift;
-                trainer.shard(batch, targets, &items, &step, 77).0
+                trainer.shard(shard, &items, &step, 77).0
             };
             check(ditems[place], loss(STEP), loss(-STEP), format!("item vector {place}"));
         }
@@ -459,9 +615,11 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_finite_differences() {
-        compare(Similarity::Dot, None);
-        compare(Similarity::Cosine(8.0), None);
-        compare(Similarity::Dot, Some(5));
+        compare(Similarity::Dot, None, false);
+        compare(Similarity::Cosine(8.0), None, false);
+        compare(Similarity::Dot, Some(5), false);
+        compare(Similarity::Cosine(8.0), None, true);
+        compare(Similarity::Dot, Some(5), true);
     }
 
     #[test]
@@ -493,20 +651,21 @@ mod tests {
             let mut config = config(Similarity::Cosine(8.0), negatives);
             config.dropout = Dropout::NONE;
             let text = ItemText::default();
-            let mut trainer = Trainer::new(&sequences, 6, &text, &config);
-            [trainer.step(&sequences), trainer.step(&sequences)]
+            let samples = next_items(&sequences);
+            let mut trainer = Trainer::new(&samples, 6, &text, &config);
+            [trainer.step(&samples), trainer.step(&samples)]
         });
         assert!(losses[0].iter().zip(&losses[1]).all(|(a, b)| (a - b).abs() < 1e-4), "{losses:?}");
     }
 
     #[test]
     fn a_sampled_step_touches_no_other_rows() {
-        let sequences: Vec<&[u32]> = vec![&[3, 5, 7], &[900, 5]];
+        let samples = next_items(&[&[3, 5, 7], &[900, 5]]);
         let config = config(Similarity::Cosine(8.0), Some(4));
         let text = ItemText::default();
-        let mut trainer = Trainer::new(&sequences, 1000, &text, &config);
+        let mut trainer = Trainer::new(&samples, 1000, &text, &config);
         let before = trainer.table.clone();
-        trainer.step(&sequences);
+        trainer.step(&samples);
         let changed: Vec<usize> =
             (0..1000).filter(|row| trainer.table[row * 16..][..16] != before[row * 16..][..16]).collect();
         assert!([3, 5, 7, 900].iter().all(|row| changed.contains(row)) && changed.len() <= 8, "{changed:?}");

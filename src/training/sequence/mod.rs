@@ -11,16 +11,18 @@ pub mod metrics;
 pub mod next_basket;
 pub mod next_item;
 pub mod pairs;
+mod pause;
 pub mod sessions;
 mod softmax;
 pub mod sources;
 pub mod text;
-mod transformer;
+pub(super) mod transformer;
 
 pub use encoder::{SequenceEncoder, Similarity};
-pub use fit::{EncoderConfig, ItemText, train_encoder};
+pub use fit::{EncoderConfig, ItemText, Sample, TrainedEncoder, next_items, train_encoder};
+pub use pause::{Pause, TrainerState};
 use std::{io, path::PathBuf};
-pub use transformer::{Dropout, Shape};
+pub use transformer::{Dropout, Shape, Tokens};
 
 /// Why sequences were not learned or judged.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,10 @@ pub enum SequenceError {
     Diverged { stage: &'static str, step: usize },
     #[error("{0}")]
     TooLittle(String),
+    #[error("{0}")]
+    Checkpoint(String),
+    #[error("the training was stopped")]
+    Stopped,
 }
 
 /// Events of one history that are learned from at most, the latest: one program that clicks all day must not outweigh

@@ -1,11 +1,11 @@
 //! Leave-one-out: everyone's last item is to be found, the one before it teaches the ranker and stops the encoder.
 use super::{
-    SequenceError,
+    Pause, SequenceError,
     alike::Alike,
     blend::{Blend, BlendConfig, train_best_blend},
     encoder::encoder_quality,
     files::Catalogue,
-    fit::{EncoderConfig, ItemText, TrainedEncoder, train_encoder, windows},
+    fit::{EncoderConfig, ItemText, TrainedEncoder, next_items, train_encoder, windows},
     latest,
     pairs::{neighbours, transitions, two_steps},
     sources::{Asked, Sources, Table, TermSource, lists},
@@ -129,10 +129,11 @@ pub fn train_next_item(
     let text = item_text(catalogue, config.text_width);
     let windows = windows(&split.train, config.encoder.shape.positions);
     let TrainedEncoder { encoder, epochs, .. } = train_encoder(
-        &windows,
+        &next_items(&windows),
         item_count,
         &text,
         &config.encoder,
+        &mut Pause::default(),
         &mut |encoder| encoder_quality(encoder, &split.validation, false),
         progress,
     )?;

@@ -1,11 +1,11 @@
 //! Anonymous sessions in time order: the next click. The latest sessions teach the ranker and stop the encoder; then the
 //! counts are made anew from all sessions.
 use super::{
-    SequenceError,
+    Pause, SequenceError,
     alike::{Alike, itself},
     blend::{Blend, BlendConfig, train_best_blend},
     encoder::encoder_quality,
-    fit::{EncoderConfig, ItemText, train_encoder, windows},
+    fit::{EncoderConfig, ItemText, next_items, train_encoder, windows},
     latest,
     pairs::{neighbours, transitions, two_steps},
     sources::{Asked, Sources, Table, lists},
@@ -99,10 +99,11 @@ pub fn train_sessions(
     let longest = config.encoder.shape.positions;
     let text = ItemText::default();
     let trained = train_encoder(
-        &windows(early, longest),
+        &next_items(&windows(early, longest)),
         item_count,
         &text,
         &config.encoder,
+        &mut Pause::default(),
         &mut |encoder| encoder_quality(encoder, &asked, true),
         progress,
     )?;

@@ -6,6 +6,7 @@ use super::{
     kernels::{dot, exponentials},
     pairs::{ItemPairs, Scores, best},
     text::TermVectors,
+    transformer::Tokens,
 };
 use crate::training::Progress;
 use rayon::prelude::*;
@@ -131,7 +132,8 @@ impl Sources {
                 .into_iter()
                 .map(|(item, _)| item)
                 .collect();
-        let persons: Vec<Vec<f32>> = self.encoders.iter().map(|encoder| encoder.encode(histories)).collect();
+        let tokens: Vec<Tokens> = histories.iter().map(|history| Tokens::from(*history)).collect();
+        let persons: Vec<Vec<f32>> = self.encoders.iter().map(|encoder| encoder.encode(&tokens)).collect();
         let chunks: Vec<usize> = (0..histories.len()).step_by(PERSONS).collect();
         let room = || Room {
             tables: vec![Scores::new(item_count); self.tables.len()],

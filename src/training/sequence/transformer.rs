@@ -1,8 +1,8 @@
 //! A causal pre-norm transformer over packed sequences (SASRec: Kang & McAuley 2018; the norm before each part: Xiong et al.
 //! 2020), forward and backward by hand. Sequences lie one after the other, so nothing is computed for padding.
 use super::kernels::{
-    Heads, Into, View, add, add_row, attend, attend_backward, gelu, gelu_backward, layer_norm, layer_norm_backward,
-    matmul, multiply, sum_rows,
+    Heads, Into, View, add, add_row, add_scaled, attend, attend_backward, gelu, gelu_backward, layer_norm,
+    layer_norm_backward, matmul, multiply, sum_rows,
 };
 use std::ops::Range;
 
@@ -15,10 +15,12 @@ pub struct Shape {
     pub blocks: usize,
     /// Longest sequence.
     pub positions: usize,
+    /// Kinds of events that are told apart, and with them the time between events; 0: neither is read.
+    pub kinds: usize,
 }
 
 /// Hidden units of a feed-forward part for each number of an item vector.
-const FFN_FACTOR: usize = 4;
+pub const FFN_FACTOR: usize = 4;
 
 /// Where the weights of one block lie. Gains and biases, and matrices and biases, follow each other.
 #[derive(Debug, Clone)]
@@ -38,6 +40,10 @@ pub struct Places {
     positions: Range<usize>,
     blocks: Vec<BlockPlaces>,
     norm: Range<usize>,
+    /// `[kinds × width]`.
+    kinds: Range<usize>,
+    /// What a token gets for each unit of the time since the event before it.
+    gap: Range<usize>,
 }
 
 impl Places {
@@ -58,11 +64,13 @@ impl Places {
             ffn_out: take(FFN_FACTOR * d * d + d),
         });
         let blocks = blocks.collect();
-        Self { shape, positions, blocks, norm: take(2 * d) }
+        let norm = take(2 * d);
+        let (kinds, gap) = (take(shape.kinds * d), take(d.min(shape.kinds * d)));
+        Self { shape, positions, blocks, norm, kinds, gap }
     }
 
     pub fn weight_count(&self) -> usize {
-        self.norm.end
+        self.gap.end
     }
 
     /// Gains 1, biases 0, the rest from `normal` times 0.02.
@@ -83,7 +91,52 @@ impl Places {
             weights[block.norm_ffn.start..block.norm_ffn.start + d].fill(1.0);
         }
         weights[self.norm.start..self.norm.start + d].fill(1.0);
+        weights[self.kinds.start..self.gap.end].fill_with(|| 0.02 * normal());
         weights
+    }
+}
+
+/// The weights of one block. Gains are followed by biases, and matrices (`[inputs × outputs]`) by theirs.
+pub struct BlockWeights<'a> {
+    pub norm: &'a [f32],
+    /// Queries, keys and values beside each other.
+    pub qkv: &'a [f32],
+    pub attended: &'a [f32],
+    pub norm_ffn: &'a [f32],
+    pub ffn_in: &'a [f32],
+    pub ffn_out: &'a [f32],
+}
+
+/// All weights but the item table, by their meaning.
+pub struct NamedWeights<'a> {
+    /// `[positions × width]`, the latest event's last.
+    pub positions: &'a [f32],
+    /// `[kinds × width]`
+    pub kinds: &'a [f32],
+    /// `[width]`
+    pub gap: &'a [f32],
+    pub blocks: Vec<BlockWeights<'a>>,
+    pub norm: &'a [f32],
+}
+
+impl Places {
+    pub fn named<'a>(&self, weights: &'a [f32]) -> NamedWeights<'a> {
+        let of = |range: &Range<usize>| &weights[range.clone()];
+        let block = |places: &BlockPlaces| BlockWeights {
+            norm: of(&places.norm),
+            qkv: of(&places.qkv),
+            attended: of(&places.attended),
+            norm_ffn: of(&places.norm_ffn),
+            ffn_in: of(&places.ffn_in),
+            ffn_out: of(&places.ffn_out),
+        };
+        NamedWeights {
+            positions: of(&self.positions),
+            kinds: of(&self.kinds),
+            gap: of(&self.gap),
+            blocks: self.blocks.iter().map(block).collect(),
+            norm: of(&self.norm),
+        }
     }
 }
 
@@ -97,10 +150,43 @@ pub struct Packed {
     /// Place from the end of its sequence, counted so that the latest has the greatest: `[tokens]`, below
     /// [`Shape::positions`].
     pub positions: Vec<u32>,
+    /// Below [`Shape::kinds`].
+    pub kinds: Vec<u8>,
+    pub gaps: Vec<f32>,
+}
+
+/// The events of a history that an encoder reads, oldest first.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tokens<'a> {
+    pub items: &'a [u32],
+    /// Kinds of the events; empty: not known.
+    pub kinds: &'a [u8],
+    /// ln(1 + days) since the event before, 0 for the first; empty: not known.
+    pub gaps: &'a [f32],
+}
+
+impl<'a> From<&'a [u32]> for Tokens<'a> {
+    fn from(items: &'a [u32]) -> Self {
+        Self { items, ..Self::default() }
+    }
+}
+
+impl<'a> Tokens<'a> {
+    /// The latest `count`. The first of them has no event before it.
+    pub fn latest(self, count: usize) -> Self {
+        let cut = self.items.len().saturating_sub(count);
+        let rest = |length: usize| cut.min(length);
+        Self {
+            items: &self.items[cut..],
+            kinds: &self.kinds[rest(self.kinds.len())..],
+            gaps: &self.gaps[rest(self.gaps.len())..],
+        }
+    }
 }
 
 impl Packed {
-    pub fn push(&mut self, items: impl ExactSizeIterator<Item = u32>, shape: Shape) {
+    /// Adds a sequence whose items are rows of the item matrix: `items` in place of `tokens.items`.
+    pub fn push(&mut self, items: impl ExactSizeIterator<Item = u32>, tokens: Tokens, shape: Shape) {
         if self.starts.is_empty() {
             self.starts.push(0);
         }
@@ -108,6 +194,14 @@ impl Packed {
         assert!(length <= shape.positions, "{length} events, {} positions", shape.positions);
         self.positions.extend((shape.positions - length..shape.positions).map(|position| position as u32));
         self.items.extend(items);
+        if shape.kinds > 0 {
+            let begin = self.kinds.len();
+            self.kinds.extend(tokens.kinds.iter().map(|kind| (*kind).min(shape.kinds as u8 - 1)));
+            self.gaps.extend_from_slice(tokens.gaps);
+            self.kinds.resize(begin + length, 0);
+            self.gaps.resize(begin + length, 0.0);
+            self.gaps[begin..].iter_mut().take(1).for_each(|gap| *gap = 0.0);
+        }
         self.starts.push(self.items.len());
     }
 
@@ -265,6 +359,13 @@ impl Places {
             x.copy_from_slice(&items[batch.items[token] as usize * d..][..d]);
             add(x, &table[batch.positions[token] as usize * d..][..d]);
         }
+        if self.shape.kinds > 0 {
+            let (kinds, gap) = (&weights[self.kinds.clone()], &weights[self.gap.clone()]);
+            for (token, x) in x.chunks_exact_mut(d).enumerate() {
+                add(x, &kinds[usize::from(batch.kinds[token]) * d..][..d]);
+                add_scaled(x, batch.gaps[token], gap);
+            }
+        }
         let mut trace = Trace::default();
         trace.kept.input = bits.kept(tokens * d, dropout.hidden);
         drop_out(&mut x, &trace.kept.input);
@@ -346,6 +447,13 @@ impl Places {
         for (token, dx) in dx.chunks_exact(d).enumerate() {
             add(&mut ditems[batch.items[token] as usize * d..][..d], dx);
             add(&mut table[batch.positions[token] as usize * d..][..d], dx);
+        }
+        if self.shape.kinds > 0 {
+            for (token, dx) in dx.chunks_exact(d).enumerate() {
+                let kind = self.kinds.start + usize::from(batch.kinds[token]) * d;
+                add(&mut gradient[kind..kind + d], dx);
+                add_scaled(&mut gradient[self.gap.clone()], batch.gaps[token], dx);
+            }
         }
     }
 
