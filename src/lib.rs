@@ -18,6 +18,8 @@
 //! dataset   canonical items and events as Parquet
 //! import    a shop's own files into canonical ones      (feature `train`)
 //! training  encoders, ranker, export to ONNX, evaluation (feature `train`)
+//! off_policy what another policy would have earned, from a log (feature `train`)
+//! statistics tails and quantiles of a few distributions
 //! ```
 pub mod bits;
 pub mod bundle;
@@ -30,11 +32,14 @@ pub mod features;
 pub mod ids;
 #[cfg(feature = "train")]
 pub mod import;
+#[cfg(feature = "train")]
+pub mod off_policy;
 pub mod people;
 pub mod policy;
 pub mod ranking;
 pub mod retrieval;
 pub mod server;
+pub mod statistics;
 pub mod telemetry;
 pub mod text;
 #[cfg(feature = "train")]

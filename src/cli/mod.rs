@@ -93,7 +93,7 @@ pub fn run() -> i32 {
         #[cfg(feature = "train")]
         Command::Bundle(command) => bundle::run(command).map(|()| 0),
         Command::Serve(args) => serve::serve(args).map(|()| 0),
-        Command::Benchmark(command) => benchmark::run(command).map(|()| 0),
+        Command::Benchmark(command) => benchmark::run(command),
         Command::LoadTest(args) => load_test::load_test(args).map(|()| 0),
     };
     match result {

@@ -120,7 +120,28 @@ def next_things(work):
     refused(["--seeds"], "benchmark", "next-item", "--sequences", sequences, "--items", items, "--seeds", 0)
 
 
+def other_policies(work):
+    header = "item_id,position,click,propensity_score\n"
+    rows = [(row % 4, 1 + row % 3, int(row % 50 == 0)) for row in range(1200)]
+    uniform, other = work / "uniform.csv.gz", work / "other.csv"
+    with gzip.open(uniform, "wt") as out:
+        out.write(header + "".join(f"{item},{position},{click},0.25\n" for item, position, click in rows))
+    other.write_text(header + "".join(f"{item // 2},{position},{click},0.5\n" for item, position, click in rows))
+    ran = run("benchmark", "off-policy", "--logged", uniform, "--target", other, "--json")
+    report = json.loads(ran.stdout)
+    check(ran.returncode == 0 and all(judged["covers"] for judged in report["judged"]) and len(report["judged"]) == 4,
+          "a log tells what another policy earns")
+    other.write_text(header + "".join(f"new,{position},{click},0.5\n" for _, position, click in rows))
+    out = work / "refused.json"
+    ran = run("benchmark", "off-policy", "--logged", uniform, "--target", other, "--json", out)
+    check(ran.returncode == 1 and "refused: no support: 100.0 %" in ran.stdout and "100.0 %" in json.loads(out.read_text())["refused"],
+          "a policy that does what the log never did is refused with exit code 1")
+    other.write_text(header + "1,1,0,0\n")
+    refused(["other.csv", "line 2", "propensity_score"], "benchmark", "off-policy", "--logged", uniform, "--target", other)
+
+
 with tempfile.TemporaryDirectory() as directory:
+    other_policies(pathlib.Path(directory))
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))
     next_things(pathlib.Path(directory))

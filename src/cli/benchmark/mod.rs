@@ -1,6 +1,8 @@
 //! benchmark
 mod ann;
 #[cfg(feature = "train")]
+mod off_policy;
+#[cfg(feature = "train")]
 mod search;
 #[cfg(feature = "train")]
 mod sequences;
@@ -24,10 +26,14 @@ pub enum Benchmark {
     /// Milliseconds of one step of the sequence encoder's training.
     #[cfg(feature = "train")]
     EncoderStep(sequences::EncoderStepArgs),
+    /// What one policy earns, from the log of another; exit code 1 and the reason where the log cannot tell.
+    #[cfg(feature = "train")]
+    OffPolicy(off_policy::OffPolicyArgs),
 }
 
-pub fn run(command: Benchmark) -> anyhow::Result<()> {
-    match command {
+/// Gives the exit code.
+pub fn run(command: Benchmark) -> anyhow::Result<i32> {
+    let done = match command {
         Benchmark::Ann(args) => ann::ann(args),
         #[cfg(feature = "train")]
         Benchmark::Search(args) => search::search(args),
@@ -39,5 +45,8 @@ pub fn run(command: Benchmark) -> anyhow::Result<()> {
         Benchmark::NextBasket(args) => sequences::next_basket(args),
         #[cfg(feature = "train")]
         Benchmark::EncoderStep(args) => sequences::encoder_step(args),
-    }
+        #[cfg(feature = "train")]
+        Benchmark::OffPolicy(args) => return off_policy::off_policy(args),
+    };
+    done.map(|()| 0)
 }
