@@ -1,10 +1,10 @@
 //! From candidates to a slate: features, ranking model, policy, reasons.
 use super::{
     fusion::{Candidates, NO_PLACE},
+    generation::Generation,
     models::Models,
     request::*,
     retrieve::{self, SOURCES},
-    world::World,
 };
 use crate::{
     catalog::Catalog,
@@ -22,9 +22,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// One request's view of the world, and what it has to tell about itself.
+/// One request's view of a generation, and what it has to tell about itself.
 pub struct Story<'a> {
-    pub world: &'a World,
+    pub generation: &'a Generation,
     pub catalog: Arc<Catalog>,
     pub history: History,
     pub person: PersonContext,
@@ -48,22 +48,22 @@ pub struct Ranked {
 impl<'a> Story<'a> {
     /// Takes one snapshot of the person, with the request's context events.
     pub fn begin(
-        world: &'a World,
+        generation: &'a Generation,
         catalog: &Arc<Catalog>,
         viewer: &Viewer,
         options: &Options,
         now: UnixMillis,
     ) -> Self {
         let mark = Instant::now();
-        let known = world.people.history(&viewer.person);
+        let known = generation.live.people.history(&viewer.person);
         let person_known = known.is_some();
         let mut history = known.unwrap_or_default();
         if !options.context_events.is_empty() {
-            history = history.with_context(&options.context_events, &world.keys);
+            history = history.with_context(&options.context_events, &generation.live.keys);
         }
         let mut story = Self {
-            person: PersonContext::new(&history, catalog, &world.next),
-            world,
+            person: PersonContext::new(&history, catalog, &generation.next),
+            generation,
             catalog: catalog.clone(),
             history,
             person_known,
@@ -154,7 +154,7 @@ impl<'a> Story<'a> {
 
     /// Features `[n × FEATURE_COUNT]` of the candidates.
     pub fn features(&mut self, candidates: &Candidates, query_vector: Option<&[f32]>) -> Vec<f32> {
-        let popularity = self.world.popularity.read();
+        let popularity = self.generation.live.popularity.read();
         let moment = Moment {
             catalog: &self.catalog,
             popularity: &popularity,
@@ -330,7 +330,7 @@ impl Story<'_> {
             .pins
             .iter()
             .map(|pin| policy::PinSlot {
-                row: self.catalog.row_of(&self.world.keys, &pin.item).filter(|row| ok(*row)),
+                row: self.catalog.row_of(&self.generation.live.keys, &pin.item).filter(|row| ok(*row)),
                 rank: pin.rank,
             })
             .collect();
@@ -419,8 +419,8 @@ enum Why {
 
 impl Slate {
     /// The results of a range of places. Rows outlive their items, so a later page shows what the first one froze.
-    pub fn results(&self, world: &World, range: std::ops::Range<usize>) -> Vec<RankedItem> {
-        let catalog = world.catalog.load();
+    pub fn results(&self, generation: &Generation, range: std::ops::Range<usize>) -> Vec<RankedItem> {
+        let catalog = generation.catalog.load();
         range
             .map(|at| {
                 let place = &self.places[at];
@@ -429,7 +429,7 @@ impl Slate {
                     id: item.id.clone(),
                     rank: at + 1,
                     score: f64::from(place.score),
-                    reasons: self.reasons(place, world, &catalog),
+                    reasons: self.reasons(place, generation, &catalog),
                     item: self.include_items.then(|| item.clone()),
                     debug: self.debug.get(at).cloned().flatten(),
                 }
@@ -437,7 +437,7 @@ impl Slate {
             .collect()
     }
 
-    fn reasons(&self, place: &Place, world: &World, catalog: &Catalog) -> Vec<Reason> {
+    fn reasons(&self, place: &Place, generation: &Generation, catalog: &Catalog) -> Vec<Reason> {
         let Why::Sources(sources) = place.why else {
             return vec![Reason { code: ReasonCode::Pinned, evidence: Vec::new() }];
         };
@@ -449,14 +449,14 @@ impl Slate {
             let (code, evidence) = match source as usize {
                 retrieve::WORDS => (ReasonCode::MatchesWords, Vec::new()),
                 retrieve::QUERY_VECTOR => (ReasonCode::MatchesMeaning, Vec::new()),
-                retrieve::NEXT => (ReasonCode::ChosenNext, evidence(Some(&world.next))),
-                retrieve::TOGETHER => (ReasonCode::BoughtTogether, evidence(Some(&world.together))),
+                retrieve::NEXT => (ReasonCode::ChosenNext, evidence(Some(&generation.next))),
+                retrieve::TOGETHER => (ReasonCode::BoughtTogether, evidence(Some(&generation.together))),
                 retrieve::SIMILAR => (ReasonCode::Similar, Vec::new()),
                 retrieve::POPULAR => (ReasonCode::Popular, Vec::new()),
                 retrieve::HISTORY => (ReasonCode::BoughtBefore, vec![catalog.get(place.row).key]),
                 _ => (ReasonCode::FitsHistory, evidence(None)),
             };
-            let ids = |keys: Vec<ItemKey>| keys.into_iter().map(|key| world.keys.id(key)).collect();
+            let ids = |keys: Vec<ItemKey>| keys.into_iter().map(|key| generation.live.keys.id(key)).collect();
             Reason { code, evidence: ids(evidence) }
         };
         sources.into_iter().flatten().map(reason).collect()

@@ -2,15 +2,15 @@
 use super::{
     answer::Slate,
     facets::Facets,
-    models::{Models, embed_items},
+    generation::Space,
+    generations::{Answered, Embedded, Generations, Served},
     request::*,
     stories::{self, Asked, Told},
     token::{PageToken, TokenKey},
     workers::Workers,
-    world::{Space, World},
 };
 use crate::{
-    catalog::{Item, ItemVectors},
+    catalog::Item,
     events::{Change, Event, Outcome, Writer},
     ids::ItemId,
     retrieval::check_vector,
@@ -19,7 +19,7 @@ use crate::{
 use moka::sync::Cache;
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 use uuid::Uuid;
@@ -56,6 +56,8 @@ pub type Stages = Vec<(&'static str, Duration)>;
 /// A slate as it was answered first, for its later pages.
 struct Frozen {
     fingerprint: u64,
+    /// Whose rows the slate names. When it is gone, so are the pages: they must not keep it in memory.
+    served: Weak<Served>,
     slate: Slate,
     corrected_query: String,
     facets: Arc<Facets>,
@@ -63,28 +65,29 @@ struct Frozen {
 }
 
 pub struct Engine {
-    world: Arc<World>,
-    workers: Workers<Models, Asked, Told>,
-    writer: Writer<ItemVectors>,
+    generations: Arc<Generations>,
+    workers: Answerers,
+    writer: Writer<Embedded>,
     slates: Cache<[u8; 16], Arc<Frozen>>,
     tokens: TokenKey,
-    generation: Arc<str>,
     metrics: Metrics,
 }
 
+/// Workers know their number, by which they find their models in each generation.
+pub type Answerers = Workers<usize, Asked, Answered>;
+
 impl Engine {
     pub fn new(
-        world: Arc<World>,
-        workers: Workers<Models, Asked, Told>,
-        writer: Writer<ItemVectors>,
+        generations: Arc<Generations>,
+        workers: Answerers,
+        writer: Writer<Embedded>,
         tokens: TokenKey,
         config: &EngineConfig,
     ) -> Self {
         let slates = Cache::builder().max_capacity(config.slates_max).time_to_live(config.slate_ttl).build();
-        let generation = Arc::from(world.manifest.name.as_str());
         let metrics = Metrics::default();
-        metrics.serving(&generation);
-        Self { world, workers, writer, slates, tokens, generation, metrics }
+        metrics.serving(generations.current().name());
+        Self { generations, workers, writer, slates, tokens, metrics }
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -93,18 +96,20 @@ impl Engine {
 
     /// The metrics as text, with the sizes of now.
     pub fn metrics_text(&self) -> String {
+        let served = self.generations.current();
         self.metrics.text(Sizes {
-            items: self.world.catalog.load().item_count(),
-            live_items: self.world.vectors_of(Space::Person).live_count(),
-            merges: self.world.merge_count(),
-            people: self.world.people.len(),
+            items: served.generation.catalog.load().item_count(),
+            live_items: served.generation.vectors_of(Space::Person).live_count(),
+            merges: served.generation.merge_count(),
+            people: self.generations.live.people.len(),
             slates: self.slates.entry_count(),
             log_position: self.writer.position(),
         })
     }
 
+    /// The name of the generation that answers.
     pub fn generation(&self) -> Arc<str> {
-        self.generation.clone()
+        Arc::from(self.generations.current().name())
     }
 
     pub fn is_attribution_token(&self, text: &str) -> bool {
@@ -112,8 +117,8 @@ impl Engine {
     }
 
     pub fn get_item(&self, id: &ItemId) -> Option<Arc<Item>> {
-        let catalog = self.world.catalog.load();
-        catalog.row_of(&self.world.keys, id).map(|row| catalog.get(row).item.clone())
+        let catalog = self.generations.current().generation.catalog.load_full();
+        catalog.row_of(&self.generations.live.keys, id).map(|row| catalog.get(row).item.clone())
     }
 
     pub async fn search(&self, request: SearchRequest, deadline: Instant) -> Result<Answer, EngineError> {
@@ -146,11 +151,15 @@ impl Engine {
     }
 
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
-        let world = self.world.clone();
-        let (mut answer, stages) =
-            self.workers.run(deadline, move |models| Ok(stories::suggest(&world, models, &request))).await?;
+        let generations = self.generations.clone();
+        let tell = move |worker: &mut usize| {
+            let served = generations.current();
+            let suggested = stories::suggest(&served.generation, &mut served.models_of(*worker), &request);
+            Ok((served, suggested))
+        };
+        let (served, (mut answer, stages)) = self.workers.run(deadline, tell).await?;
         self.note(&stages, &answer.tail);
-        self.sign(&mut answer.tail, Uuid::now_v7().into_bytes());
+        self.sign(&mut answer.tail, &served, Uuid::now_v7().into_bytes());
         Ok(answer)
     }
 
@@ -174,24 +183,18 @@ impl Engine {
                 None => WriteOutcome::Created,
             })
             .collect();
-        let world = self.world.clone();
+        let generations = self.generations.clone();
         let deadline = Instant::now() + Duration::from_secs(30);
-        let (items, vectors) = self
-            .workers
-            .run(deadline, move |models| {
-                let vectors = embed_items(&world, models, &items);
-                let vectors = vectors.map_err(|error| EngineError::Internal(error.to_string()))?;
-                // Before the log has them: what is acknowledged is in effect.
-                for (item, vectors) in items.iter().zip(&vectors) {
-                    for vector in [vectors.person_space(), vectors.query_space()] {
-                        check_vector(vector, vector.len()).map_err(|problem| {
-                            EngineError::Internal(format!("vector of item {}: {problem}", item.id))
-                        })?;
-                    }
-                }
-                Ok((items, vectors))
-            })
-            .await?;
+        let embed = move |worker: &mut usize| {
+            let vectors = generations.embed(*worker, &items);
+            let vectors = vectors.map_err(|error| EngineError::Internal(error.to_string()))?;
+            // Before the log has them: what is acknowledged is in effect.
+            for (item, embedded) in items.iter().zip(&vectors) {
+                check_embedded(item, embedded)?;
+            }
+            Ok((items, vectors))
+        };
+        let (items, vectors) = self.workers.run(deadline, embed).await?;
         let changes =
             items.into_iter().zip(vectors).map(|(item, v)| (Change::Upsert(Box::new(item)), Some(v))).collect();
         let written = self.writer.write(changes).await.map_err(EngineError::Log)?;
@@ -213,14 +216,15 @@ impl Engine {
         Ok((outcomes, written.session_version))
     }
 
-    fn first_page(&self, told: Told, page: &Page) -> Answer {
+    fn first_page(&self, Answered { served, told }: Answered, page: &Page) -> Answer {
         let id = Uuid::now_v7().into_bytes();
         let Told { slate, corrected_query, facets, mut tail, stages } = told;
         self.note(&stages, &tail);
-        self.sign(&mut tail, id);
+        self.sign(&mut tail, &served, id);
         let facets = Arc::new(facets);
-        let frozen = Frozen { fingerprint: page.fingerprint, slate, corrected_query, facets, tail };
-        let answer = self.cut(&frozen, id, 0, page.size);
+        let fingerprint = page.fingerprint;
+        let frozen = Frozen { fingerprint, served: Arc::downgrade(&served), slate, corrected_query, facets, tail };
+        let answer = self.cut(&frozen, &served, id, 0, page.size);
         if frozen.slate.places.len() > page.size {
             self.slates.insert(id, Arc::new(frozen));
         }
@@ -252,10 +256,11 @@ impl Engine {
         if frozen.fingerprint != page.fingerprint {
             return Err(EngineError::PageToken(PageTokenError::OtherRequest));
         }
-        Ok(self.cut(&frozen, token.slate, token.offset as usize, page.size))
+        let served = frozen.served.upgrade().ok_or(EngineError::PageToken(PageTokenError::Expired))?;
+        Ok(self.cut(&frozen, &served, token.slate, token.offset as usize, page.size))
     }
 
-    fn cut(&self, frozen: &Frozen, slate: [u8; 16], offset: usize, size: usize) -> Answer {
+    fn cut(&self, frozen: &Frozen, served: &Served, slate: [u8; 16], offset: usize, size: usize) -> Answer {
         let total_size = frozen.slate.places.len();
         let end = offset.saturating_add(size).min(total_size);
         let next_page_token = match end < total_size {
@@ -263,7 +268,7 @@ impl Engine {
             false => String::new(),
         };
         Answer {
-            results: frozen.slate.results(&self.world, offset.min(end)..end),
+            results: frozen.slate.results(&served.generation, offset.min(end)..end),
             next_page_token,
             total_size,
             corrected_query: frozen.corrected_query.clone(),
@@ -272,9 +277,20 @@ impl Engine {
         }
     }
 
-    fn sign(&self, tail: &mut AnswerTail, answer: [u8; 16]) {
+    fn sign(&self, tail: &mut AnswerTail, served: &Served, answer: [u8; 16]) {
         tail.attribution_token = self.tokens.attribution(answer);
         tail.session_version = self.writer.position();
-        tail.generation = self.generation.clone();
+        tail.generation = Arc::from(served.name());
     }
+}
+
+/// Refuses vectors that an index would not take.
+fn check_embedded(item: &Item, embedded: &Embedded) -> Result<(), EngineError> {
+    for (_, vectors) in embedded {
+        for vector in [vectors.person_space(), vectors.query_space()] {
+            check_vector(vector, vector.len())
+                .map_err(|problem| EngineError::Internal(format!("vector of item {}: {problem}", item.id)))?;
+        }
+    }
+    Ok(())
 }

@@ -3,10 +3,14 @@
 //! Useful for: everything that an answer decides. Not useful for: the wire (`server`) and the disk (`events`, `bundle`).
 //! Cost of an answer: two runs of ONNX Runtime and a walk of the graph, on one thread.
 mod answer;
+mod catalogue;
 #[allow(clippy::module_inception)]
 mod engine;
 mod facets;
 mod fusion;
+mod generation;
+mod generations;
+mod live;
 mod models;
 mod open;
 mod request;
@@ -14,14 +18,14 @@ pub mod retrieve;
 mod stories;
 mod token;
 mod workers;
-mod world;
 
 pub use answer::{Ranked, Story};
 pub use engine::{Engine, EngineConfig};
 pub use facets::*;
 pub use fusion::{Candidate, Candidates, Fusion};
+pub use generation::{Generation, GenerationError};
+pub use live::Live;
 pub use models::{ENCODED_EVENTS_MAX, Models, embed_items};
 pub use open::{OpenError, Opening, open};
 pub use request::*;
 pub use token::{PageToken, TokenKey};
-pub use world::{World, WorldError};

@@ -1,5 +1,5 @@
 //! The learned functions, as one worker owns them.
-use super::world::World;
+use super::generation::Generation;
 use crate::{
     bundle::{Bundle, Head},
     catalog::{Catalog, Item, ItemVectors, VECTOR_DIM},
@@ -92,7 +92,11 @@ fn person_input(history: &History, catalog: &Catalog, now: UnixMillis) -> Person
 }
 
 /// Vectors of items that the bundle does not have: the encoded title, and its projection into the person's space.
-pub fn embed_items(world: &World, models: &mut Models, items: &[Item]) -> Result<Vec<ItemVectors>, RankingError> {
+pub fn embed_items(
+    generation: &Generation,
+    models: &mut Models,
+    items: &[&Item],
+) -> Result<Vec<ItemVectors>, RankingError> {
     const BATCH: usize = 64;
     let mut vectors = Vec::with_capacity(items.len());
     for batch in items.chunks(BATCH) {
@@ -100,12 +104,12 @@ pub fn embed_items(world: &World, models: &mut Models, items: &[Item]) -> Result
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         for (encoded, item) in models.query.encode(&texts)?.into_iter().zip(batch) {
             // An item of signs alone: any vector of the space will do.
-            let encoded = encoded.unwrap_or_else(|| first_direction(world.query_dimension()));
-            if encoded.len() != world.query_dimension() {
+            let encoded = encoded.unwrap_or_else(|| first_direction(generation.query_dimension()));
+            if encoded.len() != generation.query_dimension() {
                 let problem = format!("{} numbers for item {}", encoded.len(), item.id);
                 return Err(RankingError::Contract { model: "query_encoder", problem });
             }
-            vectors.push(ItemVectors::new(&project(&encoded, &world.text_projection), &encoded));
+            vectors.push(ItemVectors::new(&project(&encoded, generation.text_projection()), &encoded));
         }
     }
     Ok(vectors)

@@ -1,31 +1,27 @@
 //! From files to a running engine: bundle, imported history, log.
 use super::{
     engine::{Engine, EngineConfig},
-    models::Models,
-    stories::{self, Asked},
+    generation::GenerationError,
+    generations::{Embedded, Generations, Loader},
+    live::Live,
+    stories::Asked,
     token::TokenKey,
     workers::Workers,
-    world::{World, WorldError},
 };
 use crate::{
     bundle::{Bundle, BundleError},
-    catalog::{Item, ItemVectors},
     dataset::{self, DatasetError},
     events::{Change, Deduper, EventLog, LogError, Writer},
-    ids::ItemId,
-    ranking::{Device, RankingError, Runtime, RuntimeError},
+    ranking::{Device, Runtime, RuntimeError},
     retrieval::{Synonyms, SynonymsError},
     units::UnixMillis,
 };
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-/// Rows that the graphs make room for beyond the bundle's items.
-const SPARE_ROWS: usize = 100_000;
 const TOKEN_KEY: &str = "token.key";
 const LOG: &str = "log";
 /// The imported history in the data directory; see `docs/events.md`.
@@ -56,9 +52,7 @@ pub enum OpenError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
-    Model(#[from] RankingError),
-    #[error(transparent)]
-    World(#[from] WorldError),
+    Generation(#[from] GenerationError),
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     #[error(transparent)]
@@ -78,41 +72,44 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let synonyms = opening.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
     let bundle = Bundle::open(opening.bundle)?;
     let runtime = Runtime::load(opening.library)?;
-    let mut models = (0..opening.workers.max(1))
-        .map(|_| Models::open(&runtime, &bundle, opening.device))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut world = World::new(bundle, SPARE_ROWS)?;
-    world.lexical.set_synonyms(synonyms);
-    let world = Arc::new(world);
+    let live = Arc::new(Live::default());
+    // First, so that the bundle's items have the keys 0, 1, 2, … and its tables need no other.
+    for item in &bundle.items {
+        live.keys.intern(&item.id);
+    }
 
     fs::create_dir_all(opening.data).map_err(io(opening.data))?;
     let mut deduper = Deduper::default();
-    fold_history(&world, opening.data, opening.history_ends_now)?;
+    fold_history(&live, opening.data, opening.history_ends_now)?;
     let log = EventLog::open(&opening.data.join(LOG))?;
-    replay(&world, &log, &mut deduper, &mut models[0])?;
+    replay(&live, &log, &mut deduper)?;
+    let worker_count = opening.workers.max(1);
+    let loader = Loader::new(runtime, opening.device, worker_count, synonyms, live);
+    let generations = Arc::new(Generations::new(loader.load(bundle)?));
     let tokens = token_key(&opening.data.join(TOKEN_KEY)).map_err(io(opening.data))?;
 
-    let merging = start_merging(world.clone()).map_err(io(opening.data))?;
-    let folded = world.clone();
-    let apply = move |changes: Vec<(u64, Change, Option<ItemVectors>)>| {
+    let merging = start_merging(generations.clone()).map_err(io(opening.data))?;
+    let folded = generations.clone();
+    let apply = move |changes: Vec<(u64, Change, Option<Embedded>)>| {
         if let Err(error) = folded.apply(changes) {
             tracing::error!(%error, "a committed change could not be indexed");
         }
-        if folded.wants_merge() {
+        if folded.current().generation.wants_merge() {
             // Full: it will look once more anyway.
             let _ = merging.try_send(());
         }
     };
     let writer = Writer::start(log, deduper, Box::new(apply))?;
-    let (told, config) = (world.clone(), opening.config.clone());
-    let tell = move |models: &mut Models, asked: &[Asked]| stories::tell(&told, models, asked, &config);
-    let workers = Workers::start(models, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
-    Ok(Engine::new(world, workers, writer, tokens, &opening.config))
+    let (told, config) = (generations.clone(), opening.config.clone());
+    let tell = move |worker: &mut usize, asked: &[Asked]| told.tell(*worker, asked, &config);
+    let workers = (0..worker_count).collect();
+    let workers = Workers::start(workers, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
+    Ok(Engine::new(generations, workers, writer, tokens, &opening.config))
 }
 
 /// Starts the thread that merges live items into new frozen graphs, once now and whenever it is told; on half of the cores,
 /// so that answers keep the others. It ends with its sender.
-fn start_merging(world: Arc<World>) -> io::Result<crossbeam_channel::Sender<()>> {
+fn start_merging(generations: Arc<Generations>) -> io::Result<crossbeam_channel::Sender<()>> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / 2).max(1)).thread_name(|_| "merge".into());
     let pool = pool.build().map_err(io::Error::other)?;
@@ -120,13 +117,15 @@ fn start_merging(world: Arc<World>) -> io::Result<crossbeam_channel::Sender<()>>
     let _ = sender.try_send(());
     std::thread::Builder::new().name("merge".into()).spawn(move || {
         while told.recv().is_ok() {
-            if !world.wants_merge() {
+            let served = generations.current();
+            let generation = &served.generation;
+            if !generation.wants_merge() {
                 continue;
             }
             let begun = std::time::Instant::now();
-            match pool.install(|| world.merge()) {
+            match pool.install(|| generation.merge()) {
                 Ok(()) => {
-                    let items = world.catalog.load().item_count();
+                    let items = generation.catalog.load().item_count();
                     tracing::info!(items, seconds = begun.elapsed().as_secs_f64(), "merged the live items");
                 }
                 Err(error) => tracing::error!(%error, "the live items could not be merged; they stay live"),
@@ -137,7 +136,7 @@ fn start_merging(world: Arc<World>) -> io::Result<crossbeam_channel::Sender<()>>
 }
 
 /// What was imported is the state before the log's first position.
-fn fold_history(world: &World, data: &Path, ends_now: bool) -> Result<(), OpenError> {
+fn fold_history(live: &Live, data: &Path, ends_now: bool) -> Result<(), OpenError> {
     let path = data.join(EVENTS);
     if !path.exists() {
         return Ok(());
@@ -147,27 +146,25 @@ fn fold_history(world: &World, data: &Path, ends_now: bool) -> Result<(), OpenEr
     let shift = if ends_now { UnixMillis::now().0 - last } else { 0 };
     for event in &mut events {
         event.at.0 += shift;
-        world.apply_event(0, event);
+        live.apply_event(0, event);
     }
     tracing::info!(events = events.len(), "folded the imported history");
     Ok(())
 }
 
-fn replay(world: &World, log: &EventLog, deduper: &mut Deduper, models: &mut Models) -> Result<(), OpenError> {
-    let mut catalog_changes: BTreeMap<ItemId, Option<Item>> = BTreeMap::new();
-    let last = log.replay(1, |position, change| match change {
-        Change::Event(event) => {
-            deduper.note(&event.id);
-            world.apply_event(position, &event);
-        }
-        Change::Upsert(item) => {
-            catalog_changes.insert(item.id.clone(), Some(*item));
-        }
-        Change::Delete(id) => {
-            catalog_changes.insert(id, None);
+fn replay(live: &Live, log: &EventLog, deduper: &mut Deduper) -> Result<(), OpenError> {
+    let mut catalogue = live.catalogue.lock();
+    let last = log.replay(1, |position, change| {
+        live.note_position(position);
+        match change {
+            Change::Event(event) => {
+                deduper.note(&event.id);
+                live.apply_event(position, &event);
+            }
+            Change::Upsert(item) => catalogue.note((item.id.clone(), Some(Arc::new(*item)))),
+            Change::Delete(id) => catalogue.note((id, None)),
         }
     })?;
-    world.apply_catalog(catalog_changes, models)?;
     tracing::info!(position = last, "replayed the log");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Stage one: several sources give candidates, which are fused into one list.
 use super::{
     fusion::{Candidates, Fusion, Table, best_of},
-    world::{Space, World},
+    generation::{Generation, Space},
 };
 use crate::{
     bits,
@@ -67,7 +67,7 @@ impl<'a> Eligible<'a> {
 
 /// What stage one is asked.
 pub struct Ask<'a> {
-    pub world: &'a World,
+    pub generation: &'a Generation,
     pub catalog: &'a Catalog,
     pub person: &'a PersonContext,
     /// The words and their vector.
@@ -89,8 +89,8 @@ impl Ask<'_> {
 
     fn spread(&self, fusion: &mut Fusion, table: Table, only_found: bool) {
         let neighbours = match table {
-            Table::Next => &self.world.next,
-            Table::Together => &self.world.together,
+            Table::Next => &self.generation.next,
+            Table::Together => &self.generation.together,
         };
         fusion.spread(table, neighbours, self.anchors, self.catalog, |row| self.eligible.keeps(row), only_found);
     }
@@ -129,7 +129,7 @@ pub fn for_person(ask: &Ask) -> Candidates {
 pub fn for_query(ask: &Ask) -> Result<Candidates, LexicalError> {
     let (query, vector) = ask.query.unwrap_or_default();
     let keep = |row| ask.eligible.keeps(row);
-    let words = ask.world.lexical.search_all_then_any(query, ask.source_count, &keep)?;
+    let words = ask.generation.lexical.search_all_then_any(query, ask.source_count, &keep)?;
     let mut fusion = ask.fusion();
     fusion.add(WORDS, words.rows);
     if let Some(vector) = vector {
@@ -184,7 +184,7 @@ pub fn in_order(catalog: &Catalog, source: usize, found: Found, count: usize) ->
 fn near(ask: &Ask, fusion: &mut Fusion, vector: &[f32], space: Space) -> Found {
     let begun = Instant::now();
     let vector_of = |row: Row| space.vector(ask.catalog, row);
-    let index = ask.world.vectors_of(space);
+    let index = ask.generation.vectors_of(space);
     let (found, way) = index.search(vector, ask.source_count, &ask.eligible.bits, vector_of);
     fusion.note_near(way, begun.elapsed());
     found
@@ -202,7 +202,7 @@ fn history(ask: &Ask) -> Found {
 /// What many people buy.
 fn popular(ask: &Ask) -> Found {
     let eligible = |key: ItemKey| ask.catalog.row_of_key(key).filter(|row| ask.eligible.keeps(*row));
-    let top = ask.world.popular(ask.now);
+    let top = ask.generation.live.popular(ask.now);
     top.iter().filter_map(|(key, score)| Some((eligible(*key)?, *score))).take(ask.source_count / 2).collect()
 }
 

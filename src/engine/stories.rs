@@ -5,16 +5,17 @@ use super::{
     engine::{EngineConfig, Stages},
     facets::{self, FacetSpec, Facets},
     fusion::Candidates,
+    generation::Generation,
     models::Models,
     request::*,
     retrieve::{self, Ask, Eligible},
-    world::World,
 };
 use crate::{
     catalog::{Catalog, Filter},
     events::EventKind,
     features::Recent,
     ids::{ItemId, ItemKey, Row},
+    retrieval::Suggester,
     units::UnixMillis,
 };
 
@@ -87,10 +88,10 @@ pub struct Told {
 }
 
 /// The stories of some requests, in their order.
-pub fn tell(world: &World, models: &mut Models, asked: &[Asked], config: &EngineConfig) -> Vec<Told> {
-    let (catalog, now) = (world.catalog.load_full(), UnixMillis::now());
+pub fn tell(generation: &Generation, models: &mut Models, asked: &[Asked], config: &EngineConfig) -> Vec<Told> {
+    let (catalog, now) = (generation.catalog.load_full(), UnixMillis::now());
     let mut stories: Vec<Story> =
-        asked.iter().map(|asked| Story::begin(world, &catalog, asked.viewer(), asked.options(), now)).collect();
+        asked.iter().map(|asked| Story::begin(generation, &catalog, asked.viewer(), asked.options(), now)).collect();
     let corrected: Vec<Option<String>> =
         stories.iter_mut().zip(asked).map(|(story, asked)| correct(story, asked)).collect();
     let sent: Vec<Option<&str>> = asked.iter().map(Asked::query).collect();
@@ -104,9 +105,9 @@ pub fn tell(world: &World, models: &mut Models, asked: &[Asked], config: &Engine
         let story = &mut stories[index];
         story.resume();
         check_version(story, asked.options());
-        eligible.push(eligible_rows(world, &catalog, asked.options(), asked.filter()));
+        eligible.push(eligible_rows(generation, &catalog, asked.options(), asked.filter()));
         let ask = Ask {
-            world,
+            generation,
             catalog: &catalog,
             person: &story.person,
             query: queries[index].map(|query| (query, query_vectors[index].as_deref())),
@@ -140,7 +141,7 @@ pub fn tell(world: &World, models: &mut Models, asked: &[Asked], config: &Engine
 fn correct(story: &mut Story, asked: &Asked) -> Option<String> {
     let Asked::Search(request) = asked else { return None };
     story.resume();
-    let corrected = story.world.lexical.correct(&request.query, &|row| story.catalog.is_offered(row));
+    let corrected = story.generation.lexical.correct(&request.query, &|row| story.catalog.is_offered(row));
     story.stage("correct");
     corrected.unwrap_or_else(|error| {
         tracing::warn!(%error, "the words source failed");
@@ -155,7 +156,7 @@ fn facets(story: &mut Story, asked: &Asked, query: Option<&str>, eligible: &Elig
     }
     story.resume();
     let rows = match query {
-        Some(query) => story.world.lexical.matching(query, &|row| eligible.keeps(row)).unwrap_or_else(|error| {
+        Some(query) => story.generation.lexical.matching(query, &|row| eligible.keeps(row)).unwrap_or_else(|error| {
             tracing::warn!(%error, "the words source failed");
             Vec::new()
         }),
@@ -229,9 +230,10 @@ fn recommend(ask: &Ask, story: &Story, request: &RecommendRequest) -> Candidates
         RecommendKind::Similar => retrieve::like_anchors(&ask),
         RecommendKind::BoughtTogether => retrieve::with_anchors(&ask),
         RecommendKind::BuyAgain => retrieve::bought_before(&ask),
-        RecommendKind::Trending => {
-            in_order(retrieve::POPULAR, ask.world.popularity.read().top_trending(ask.candidate_count, ask.now))
-        }
+        RecommendKind::Trending => in_order(
+            retrieve::POPULAR,
+            ask.generation.live.popularity.read().top_trending(ask.candidate_count, ask.now),
+        ),
         RecommendKind::RecentlyViewed => in_order(retrieve::HISTORY, recently_viewed(story)),
     }
 }
@@ -251,7 +253,7 @@ fn has_order_of_its_own(kind: RecommendKind) -> bool {
 fn given(ask: &Ask, request: &RankRequest) -> Candidates {
     let mut found: Vec<(Row, f32)> = Vec::new();
     for id in request.candidates.iter().filter(|id| !request.options.exclude.contains(id)) {
-        if let Some(row) = ask.catalog.row_of(&ask.world.keys, id)
+        if let Some(row) = ask.catalog.row_of(&ask.generation.live.keys, id)
             && !found.iter().any(|(known, _)| *known == row)
         {
             found.push((row, 0.0));
@@ -271,10 +273,10 @@ fn put_matches_first(ranked: &mut Ranked) {
 }
 
 /// The story of a suggestion.
-pub fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> (SuggestAnswer, Stages) {
+pub fn suggest(generation: &Generation, models: &mut Models, request: &SuggestRequest) -> (SuggestAnswer, Stages) {
     let options = Options::default();
-    let catalog = world.catalog.load_full();
-    let mut story = Story::begin(world, &catalog, &request.viewer, &options, UnixMillis::now());
+    let catalog = generation.catalog.load_full();
+    let mut story = Story::begin(generation, &catalog, &request.viewer, &options, UnixMillis::now());
     let affinity = category_affinity(&story);
     let completions = if request.prefix.trim().is_empty() {
         let completion = |query: &crate::people::PastQuery| Completion {
@@ -284,14 +286,15 @@ pub fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> 
         story.history.queries.iter().rev().take(request.completion_count).map(completion).collect()
     } else {
         let affinity = |category: &str| affinity.get(category).copied().unwrap_or(0.0);
-        world.suggester.complete(&request.prefix, request.completion_count, &affinity)
+        let sources = [&generation.titles, &generation.live.queries];
+        Suggester::complete_from(&sources, &request.prefix, request.completion_count, &affinity)
     };
     story.stage("complete");
     let keep = |row: Row| catalog.is_offered(row);
     let found = if request.prefix.trim().is_empty() {
         story.person.recent.iter().filter(|r| keep(r.row)).map(|recent| (recent.row, recent.weight)).collect()
     } else {
-        let found = world.lexical.search(&request.prefix, crate::retrieval::Match::Prefix, 50, &keep);
+        let found = generation.lexical.search(&request.prefix, crate::retrieval::Match::Prefix, 50, &keep);
         found.unwrap_or_else(|error| {
             tracing::warn!(%error, "the words source failed");
             story.degrade(DegradationCode::SourceFailed, "words");
@@ -303,21 +306,21 @@ pub fn suggest(world: &World, models: &mut Models, request: &SuggestRequest) -> 
     let candidates = retrieve::in_order(&catalog, retrieve::WORDS, found, 50);
     let ranked = Story::rank(std::slice::from_mut(&mut story), models, vec![candidates], &[None]).remove(0);
     let slate = story.slate(ranked, &options, models, &keep);
-    let products = slate.results(world, 0..request.product_count.min(slate.places.len()));
+    let products = slate.results(generation, 0..request.product_count.min(slate.places.len()));
     let tail = story.tail(slate.sources, DebugLevel::None);
     (SuggestAnswer { completions, products, tail }, story.stages)
 }
 
 /// Every acknowledged position is applied before it is acknowledged, so only a position of another server is ahead.
 fn check_version(story: &mut Story, options: &Options) {
-    if options.session_version > story.world.applied_position() {
+    if options.session_version > story.generation.live.applied_position() {
         story.degrade(DegradationCode::StaleState, "people");
     }
 }
 
 fn anchors(story: &Story, ids: &[ItemId]) -> Vec<Recent> {
     let recent = |id: &ItemId| {
-        let key = story.world.keys.get(id)?;
+        let key = story.generation.live.keys.get(id)?;
         let row = story.catalog.row_of_key(key)?;
         Some(Recent { row, key, weight: 1.0, kind: EventKind::View, at_s: story.now.seconds_u32() })
     };
@@ -354,13 +357,19 @@ fn reason_of_list(story: &Story, request: &RecommendRequest) -> Option<Reason> {
         RecommendKind::RecentlyViewed => ReasonCode::RecentlyViewed,
         RecommendKind::ForYou | RecommendKind::BuyAgain => return None,
     };
-    let evidence = anchors(story, &request.anchors).iter().take(3).map(|a| story.world.keys.id(a.key)).collect();
+    let evidence =
+        anchors(story, &request.anchors).iter().take(3).map(|a| story.generation.live.keys.id(a.key)).collect();
     Some(Reason { code, evidence })
 }
 
 /// Which rows a request may show: offered, not excluded, matching the filter.
-fn eligible_rows<'a>(world: &World, catalog: &'a Catalog, options: &Options, filter: Option<&Filter>) -> Eligible<'a> {
-    let excluded = options.exclude.iter().filter_map(|id| catalog.row_of(&world.keys, id));
+fn eligible_rows<'a>(
+    generation: &Generation,
+    catalog: &'a Catalog,
+    options: &Options,
+    filter: Option<&Filter>,
+) -> Eligible<'a> {
+    let excluded = options.exclude.iter().filter_map(|id| catalog.row_of(&generation.live.keys, id));
     let eligible = Eligible::offered(catalog).without(excluded);
     match filter {
         Some(filter) => eligible.matching(catalog, filter),
@@ -369,5 +378,5 @@ fn eligible_rows<'a>(world: &World, catalog: &'a Catalog, options: &Options, fil
 }
 
 fn unknown(story: &Story, ids: &[ItemId]) -> Vec<ItemId> {
-    ids.iter().filter(|id| story.catalog.row_of(&story.world.keys, id).is_none()).cloned().collect()
+    ids.iter().filter(|id| story.catalog.row_of(&story.generation.live.keys, id).is_none()).cloned().collect()
 }

@@ -1,5 +1,5 @@
 //! Which items go with which: a sparse table of item-to-item weights.
-use crate::ids::Row;
+use crate::ids::{ItemKey, Row};
 use std::collections::BTreeMap;
 
 const MAGIC: &[u8; 8] = b"LSNEIGH1";
@@ -50,6 +50,34 @@ impl Neighbours {
             result.offsets.push(u32::try_from(result.rows.len()).expect("fewer than 2^32 pairs fit in memory"));
         }
         result
+    }
+
+    /// The same table by the keys of its rows, each key once. Rows become `keys[row]`; a key that no row has is empty.
+    pub fn by_key(self, keys: &[ItemKey]) -> Self {
+        assert_eq!(keys.len(), self.row_count(), "each row has a key");
+        if keys.iter().enumerate().all(|(row, key)| key.0 as usize == row) {
+            return self;
+        }
+        const NO_ROW: u32 = u32::MAX;
+        let count = keys.iter().map(|key| key.0 as usize + 1).max().unwrap_or(0);
+        let mut row_of = vec![NO_ROW; count];
+        for (row, key) in keys.iter().enumerate() {
+            row_of[key.0 as usize] = row as u32;
+        }
+        let mut table = Self {
+            offsets: Vec::with_capacity(count + 1),
+            rows: Vec::with_capacity(self.rows.len()),
+            weights: Vec::with_capacity(self.weights.len()),
+        };
+        table.offsets.push(0);
+        for row in row_of {
+            // Of a row that no key has there is nothing.
+            let (neighbours, weights) = self.of(Row(row));
+            table.rows.extend(neighbours.iter().map(|neighbour| keys[*neighbour as usize].0));
+            table.weights.extend_from_slice(weights);
+            table.offsets.push(table.rows.len() as u32);
+        }
+        table
     }
 
     pub fn row_count(&self) -> usize {
@@ -158,6 +186,16 @@ mod tests {
     fn bytes_give_the_table_back() {
         assert_eq!(Neighbours::from_bytes(&table().to_bytes()), Ok(table()));
         assert_eq!(Neighbours::from_bytes(&Neighbours::default().to_bytes()).unwrap().row_count(), 0);
+    }
+
+    #[test]
+    fn a_table_by_key_says_the_same() {
+        let keys = [7, 0, 3, 4].map(ItemKey);
+        let by_key = table().by_key(&keys);
+        assert_eq!(by_key.of(Row(7)), ([0, 3].as_slice(), [6.0, 5.0].as_slice()));
+        assert_eq!(by_key.of(Row(3)), ([7].as_slice(), [1.0].as_slice()));
+        assert!([0, 1, 4, 9].iter().all(|key| by_key.of(Row(*key)).0.is_empty()));
+        assert_eq!(table().by_key(&[0, 1, 2, 3].map(ItemKey)), table());
     }
 
     #[test]

@@ -40,10 +40,11 @@ pub struct Suggestible {
     pub source: CompletionSource,
 }
 
-/// Titles, categories and brands of one generation, and what came since: queries that people send, items that are written.
+/// Texts that were there from the start (titles, categories and brands of one generation), and what came since: queries that
+/// people send, items that are written.
 /// Texts may be added while others ask; an answer never waits for more than a text to be put down.
 pub struct Suggester {
-    generation: List,
+    built: List,
     live: RwLock<Live>,
     /// One addition at a time.
     adding: Mutex<()>,
@@ -106,8 +107,8 @@ impl Suggester {
     /// Takes texts in any order. Texts with the same normal form and source count once, with the sum of their weights,
     /// in the spelling and category of the first.
     pub fn build(suggestibles: impl IntoIterator<Item = Suggestible>) -> Self {
-        let generation = List::build(suggestibles.into_iter().filter_map(Entry::of));
-        Self { generation, live: RwLock::default(), adding: Mutex::default() }
+        let built = List::build(suggestibles.into_iter().filter_map(Entry::of));
+        Self { built, live: RwLock::default(), adding: Mutex::default() }
     }
 
     /// Notes that a query was sent; `weight` adds up. The caller decides which queries may be shown to others.
@@ -122,7 +123,7 @@ impl Suggester {
         let _one = self.adding.lock();
         // A written item's title is not more popular because it is written again.
         let is_counted = entry.source == CompletionSource::Query;
-        if !is_counted && (self.generation.has(&entry) || self.live.read().lists.iter().any(|list| list.has(&entry))) {
+        if !is_counted && (self.built.has(&entry) || self.live.read().lists.iter().any(|list| list.has(&entry))) {
             return;
         }
         let fresh = self.live.write().add(entry);
@@ -140,12 +141,23 @@ impl Suggester {
     /// any order are given, and then those that are one typing error away. Of a prefix that thousands of texts have, the
     /// strongest and the strongest of each category are looked at.
     pub fn complete(&self, prefix: &str, count: usize, affinity: &dyn Fn(&str) -> f32) -> Vec<Completion> {
+        Self::complete_from(&[self], prefix, count, affinity)
+    }
+
+    /// [`Suggester::complete`] from the texts of several.
+    pub fn complete_from(
+        suggesters: &[&Self],
+        prefix: &str,
+        count: usize,
+        affinity: &dyn Fn(&str) -> f32,
+    ) -> Vec<Completion> {
         let typed = normal(prefix);
         if typed.is_empty() || count == 0 {
             return Vec::new();
         }
-        let live = self.live.read();
-        let lists = std::iter::once(&self.generation).chain(live.lists.iter().map(|list| &**list));
+        let live: Vec<_> = suggesters.iter().map(|suggester| suggester.live.read()).collect();
+        let built = suggesters.iter().map(|suggester| &suggester.built);
+        let lists = built.chain(live.iter().flat_map(|live| live.lists.iter().map(|list| &**list)));
         let lists: Vec<(&List, Lift)> = lists.map(|list| (list, Lift::new(affinity, &list.categories))).collect();
         let mut found = Found::default();
         for nearness in [Nearness::Starting, Nearness::Holding, Nearness::ErrorAfterFirst, Nearness::ErrorAtFirst] {
@@ -156,7 +168,7 @@ impl Suggester {
                     found.offer(entry, entry.strength_at(start.byte) * factor * lift);
                 });
             }
-            for entry in &live.fresh {
+            for entry in live.iter().flat_map(|live| &live.fresh) {
                 if let Some((byte, factor)) = nearness.of(&entry.normal, &typed) {
                     found.offer(entry, entry.strength_at(byte) * factor * lift_of(affinity(&entry.category)));
                 }

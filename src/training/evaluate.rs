@@ -7,7 +7,7 @@ use super::{
 use crate::{
     bundle::Bundle,
     dataset,
-    engine::{Models, Options, Ranked, Story, Viewer, World},
+    engine::{Generation, Models, Options, Ranked, Story, Viewer},
     events::{Event, EventKind},
     ids::{PersonId, Row},
     ranking::{Device, Runtime},
@@ -116,7 +116,7 @@ pub(super) fn replay_targets(
     let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
     let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
     let item_count = bundle.items.len();
-    let world = World::new(bundle, 1024)?;
+    let generation = Generation::alone(bundle, 1024)?;
     let events = dataset::into_events(dataset::read_events(&data.join("events.parquet"))?);
     let mut judged = Judged {
         trained_until,
@@ -132,12 +132,16 @@ pub(super) fn replay_targets(
     for (done, event) in events.iter().enumerate() {
         let is_wanted = if are_bought { event.kind == EventKind::Purchase } else { is_choice(event.kind) };
         let is_target = is_wanted && is_late(event);
-        let history = if is_target { world.people.history(&event.person) } else { None };
+        let history = if is_target { generation.live.people.history(&event.person) } else { None };
         if let Some(history) = history.filter(|_| done_persons.insert(event.person.clone())) {
-            let targets: AHashSet<Row> =
-                event.lines.iter().filter_map(|line| world.keys.get(&line.item)).map(|key| Row(key.0)).collect();
+            let targets: AHashSet<Row> = event
+                .lines
+                .iter()
+                .filter_map(|line| generation.live.keys.get(&line.item))
+                .map(|key| Row(key.0))
+                .collect();
             let begun = Instant::now();
-            let (lists, ranked) = lists(&world, &mut models, &event.person, event.at);
+            let (lists, ranked) = lists(&generation, &mut models, &event.person, event.at);
             judged.seconds += begun.elapsed().as_secs_f64();
             judged.persons.push(event.person.clone());
             let history_length = history.events.len();
@@ -155,7 +159,7 @@ pub(super) fn replay_targets(
                 judged.shown[method].extend(list);
             }
         }
-        world.apply_event(0, event);
+        generation.live.apply_event(0, event);
         if done % 256 == 0 {
             progress(Progress { stage: "evaluate", done, total: events.len(), loss: f32::NAN });
         }
@@ -207,10 +211,10 @@ pub(super) fn evaluation(judged: &Judged, options: &EvaluateOptions) -> Evaluati
 }
 
 /// The first places by popularity, by retrieval alone, and by retrieval and ranking.
-fn lists(world: &World, models: &mut Models, person: &PersonId, now: UnixMillis) -> ([Vec<Row>; 3], Ranked) {
+fn lists(generation: &Generation, models: &mut Models, person: &PersonId, now: UnixMillis) -> ([Vec<Row>; 3], Ranked) {
     let viewer = Viewer { person: person.clone(), session: String::new(), locale: String::new() };
-    let mut story = Story::begin(world, &world.catalog.load_full(), &viewer, &Options::default(), now);
-    let popular = world.popular(now);
+    let mut story = Story::begin(generation, &generation.catalog.load_full(), &viewer, &Options::default(), now);
+    let popular = generation.live.popular(now);
     let popular = popular.iter().filter_map(|(key, _)| story.catalog.row_of_key(*key)).take(CUTOFF).collect();
     let (found, _) = candidates(&mut story, models, None);
     let retrieved = found.list.iter().map(|candidate| candidate.row).take(CUTOFF).collect();

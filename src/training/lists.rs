@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     catalog::Item,
-    engine::{Models, Options, Story, Viewer, World},
+    engine::{Generation, Models, Options, Story, Viewer},
     events::{Event, EventKind},
     ids::{ItemId, PersonId, Row},
     units::UnixMillis,
@@ -148,7 +148,7 @@ impl Shares {
 /// Replays the events through the serving code and keeps, before choices within `times`, what retrieval found. Nothing from
 /// the end of `times` on is known to features or labels.
 pub fn ranking_lists(
-    world: &World,
+    generation: &Generation,
     models: &mut Models,
     items: &[Item],
     events: &[Event],
@@ -165,10 +165,10 @@ pub fn ranking_lists(
             let chosen = outcomes.chosen(&event.person, event.at);
             let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
-            lists.extend(list_for(world, models, event, None, &chosen));
-            lists.extend(query.and_then(|query| list_for(world, models, event, Some(&query), &chosen)));
+            lists.extend(list_for(generation, models, event, None, &chosen));
+            lists.extend(query.and_then(|query| list_for(generation, models, event, Some(&query), &chosen)));
         }
-        world.apply_event(0, event);
+        generation.live.apply_event(0, event);
         if done % 256 == 0 {
             if options.is_stopped() {
                 return Err(TrainError::Stopped);
@@ -187,14 +187,14 @@ pub fn ranking_lists(
 
 /// Candidates and features as serving would have made them, with labels by head. None without anything that was chosen.
 fn list_for(
-    world: &World,
+    generation: &Generation,
     models: &mut Models,
     event: &Event,
     query: Option<&str>,
     chosen: &AHashMap<Row, Labels>,
 ) -> Option<RankingList> {
     let viewer = Viewer { person: event.person.clone(), session: String::new(), locale: String::new() };
-    let mut story = Story::begin(world, &world.catalog.load_full(), &viewer, &Options::default(), event.at);
+    let mut story = Story::begin(generation, &generation.catalog.load_full(), &viewer, &Options::default(), event.at);
     let (candidates, vector) = candidates(&mut story, models, query);
     if !candidates.list.iter().any(|candidate| chosen.contains_key(&candidate.row)) {
         return None;

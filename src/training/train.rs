@@ -16,7 +16,7 @@ use crate::{
     catalog::{Item, VECTOR_DIM},
     dataset::{self, DatasetError},
     engine::{
-        Candidates, Models, Story, World, WorldError,
+        Candidates, Generation, GenerationError, Models, Story,
         retrieve::{self, Ask, Eligible},
     },
     events::Event,
@@ -113,7 +113,7 @@ pub enum TrainError {
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error(transparent)]
-    World(#[from] WorldError),
+    Generation(#[from] GenerationError),
     #[error(transparent)]
     Ranking(#[from] RankingError),
     #[error(transparent)]
@@ -296,11 +296,11 @@ impl Learned {
         };
         stage("indexes and counts");
         let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
-        let world = World::new(copy_for_replay(&bundle), 1024)?;
+        let generation = Generation::alone(copy_for_replay(&bundle), 1024)?;
         let times = shop.labels_from..shop.trained_until;
         let with = (options, &mut rng);
-        let lists = ranking_lists(&world, &mut models, &shop.items, &shop.events, times, with, progress)?;
-        drop((world, models));
+        let lists = ranking_lists(&generation, &mut models, &shop.items, &shop.events, times, with, progress)?;
+        drop((generation, models));
         stage("replay");
 
         let list_count = lists.lists.len();
@@ -515,7 +515,7 @@ pub(super) fn candidates(
     let limits = crate::engine::EngineConfig::default();
     let eligible = Eligible::offered(&catalog);
     let ask = Ask {
-        world: story.world,
+        generation: story.generation,
         catalog: &catalog,
         person: &story.person,
         query: query.map(|query| (query, vector.as_deref())),
@@ -537,7 +537,7 @@ pub(super) fn freeze(vectors: &[f32], dimensions: usize) -> Result<Arc<FrozenGra
     FrozenGraph::build(vectors, dimensions, config, &|_| {}).map(Arc::new)
 }
 
-/// The bundle so far, for a world that replays.
+/// The bundle so far, for a generation that replays.
 fn copy_for_replay(bundle: &Bundle) -> Bundle {
     Bundle {
         manifest: bundle.manifest.clone(),

@@ -1,69 +1,56 @@
-//! Everything that an answer reads: what was learned (the bundle) and what changed since (the fold of the log).
-use super::models::{Models, embed_items};
+//! One trained bundle as it answers: its items with those that came since, their indexes, what goes with what.
+use super::{
+    catalogue::ItemChange,
+    live::Live,
+    models::{Models, embed_items},
+};
 use crate::engine::CompletionSource;
 use crate::{
     bits,
     bundle::{Bundle, Manifest},
-    catalog::{Catalog, Item, ItemKeys, ItemVectors},
-    events::{Change, Event, EventKind, Popularity},
+    catalog::{Catalog, Item, ItemVectors},
     ids::{ItemId, ItemKey, Row},
-    people::People,
     ranking::RankingError,
     retrieval::{
-        BadVector, FrozenError, FrozenGraph, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError,
-        VectorIndex,
+        BadVector, FrozenError, FrozenGraph, Lexical, LexicalError, Neighbours, Suggester, Suggestible, Synonyms,
+        VectorError, VectorIndex,
     },
-    units::UnixMillis,
 };
 use arc_swap::ArcSwap;
-use parking_lot::{Mutex, RwLock};
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use parking_lot::Mutex;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
-/// Popular items kept ready.
-const POPULAR_COUNT: usize = 200;
-/// How old the ready list may be.
-const POPULAR_AGE_MS_MAX: i64 = 1000;
-
-/// The state of one server. Written by one thread (the log's writer), read by all.
-pub struct World {
+/// What a bundle says, over what is live. Written by one thread at a time, read by all.
+pub struct Generation {
+    pub live: Arc<Live>,
     pub manifest: Manifest,
-    pub keys: ItemKeys,
     pub catalog: ArcSwap<Catalog>,
-    pub people: People,
-    pub popularity: RwLock<Popularity>,
     /// Item vectors in the person's space.
     person_index: VectorIndex,
     /// Title vectors in the query's space.
     query_index: VectorIndex,
     pub lexical: Lexical,
-    pub suggester: Suggester,
-    /// By item key: a bundle's items get the keys 0, 1, 2 … in order, and keep them when they are replaced.
+    /// Titles, categories and brands, as completions.
+    pub titles: Suggester,
+    /// What was chosen next, by item key.
     pub next: Neighbours,
+    /// What was bought together, by item key.
     pub together: Neighbours,
-    pub text_projection: Vec<f32>,
+    text_projection: Vec<f32>,
     query_dimension: usize,
-    popular: Mutex<Ready>,
     /// Held while the catalogue and its indexes change.
     writing: Mutex<()>,
     merges: AtomicU64,
-    applied: AtomicU64,
-}
-
-#[derive(Default)]
-struct Ready {
-    at: Option<UnixMillis>,
-    top: Arc<Vec<(ItemKey, f32)>>,
+    /// The version of the live catalogue changes that are in effect.
+    catalogue_version: AtomicU64,
 }
 
 /// Why a bundle or a write could not become state.
 #[derive(Debug, thiserror::Error)]
-pub enum WorldError {
+pub enum GenerationError {
     #[error("vector of item {item}: {source}")]
     Vector { item: ItemId, source: VectorError },
     #[error("the merge of live items: {0}")]
@@ -74,28 +61,30 @@ pub enum WorldError {
     Ranking(#[from] RankingError),
 }
 
-impl World {
-    /// A bundle's items, with room for `live_rows` more; nobody is known yet.
-    pub fn new(bundle: Bundle, live_rows: usize) -> Result<Self, WorldError> {
-        let suggester = Suggester::build(bundle.items.iter().flat_map(suggestibles));
-        let world = Self {
-            keys: ItemKeys::default(),
+/// A change with the vectors of what is written, in this generation's spaces.
+pub type EmbeddedChange = (ItemChange, Option<ItemVectors>);
+
+impl Generation {
+    /// A bundle's items over what is live, with room for `live_rows` more. Changes of the catalogue are not in effect yet.
+    pub fn new(bundle: Bundle, live: Arc<Live>, synonyms: Synonyms, live_rows: usize) -> Result<Self, GenerationError> {
+        let mut lexical = Lexical::new()?;
+        lexical.set_synonyms(synonyms);
+        let keys: Vec<ItemKey> = bundle.items.iter().map(|item| live.keys.intern(&item.id)).collect();
+        let generation = Self {
             catalog: ArcSwap::from_pointee(Catalog::default()),
-            people: People::default(),
-            popularity: RwLock::new(Popularity::default()),
             person_index: VectorIndex::new(bundle.item_vectors.clone(), live_rows),
             query_index: VectorIndex::new(bundle.title_vectors.clone(), live_rows),
-            lexical: Lexical::new()?,
-            suggester,
-            next: bundle.next,
-            together: bundle.together,
+            lexical,
+            titles: Suggester::build(bundle.items.iter().flat_map(suggestibles)),
+            next: bundle.next.by_key(&keys),
+            together: bundle.together.by_key(&keys),
             text_projection: bundle.text_projection,
             query_dimension: bundle.title_vectors.dimensions(),
-            popular: Mutex::default(),
             writing: Mutex::default(),
             merges: AtomicU64::new(0),
-            applied: AtomicU64::new(0),
+            catalogue_version: AtomicU64::new(0),
             manifest: bundle.manifest,
+            live,
         };
         let vectors = |row: usize| {
             let of =
@@ -105,30 +94,98 @@ impl World {
         let items = bundle.items.into_iter().enumerate().map(|(row, item)| (Arc::new(item), vectors(row)));
         // The frozen indexes have them already, in the same order.
         let mut catalog = Catalog::default();
-        let rows = catalog.upsert(&world.keys, items.collect());
-        world.index_words(&catalog, &rows)?;
-        world.catalog.store(Arc::new(catalog));
-        Ok(world)
+        let rows = catalog.upsert(&generation.live.keys, items.collect());
+        generation.index_words(&catalog, &rows)?;
+        generation.catalog.store(Arc::new(catalog));
+        Ok(generation)
+    }
+
+    /// A bundle of which nothing is known but itself: the items have the keys 0, 1, 2, … in order.
+    pub fn alone(bundle: Bundle, live_rows: usize) -> Result<Self, GenerationError> {
+        Self::new(bundle, Arc::default(), Synonyms::default(), live_rows)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.manifest.name
     }
 
     /// Adds or replaces items in every index, then in the catalogue, so that no reader finds a row without content.
-    pub fn upsert(&self, items: Vec<(Arc<Item>, ItemVectors)>) -> Result<(), WorldError> {
+    fn upsert(&self, items: Vec<(Arc<Item>, ItemVectors)>) -> Result<(), GenerationError> {
+        if items.is_empty() {
+            return Ok(());
+        }
         let _writing = self.writing.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
-        let rows = catalog.upsert(&self.keys, items);
+        let rows = catalog.upsert(&self.live.keys, items);
         for space in Space::BOTH {
             let vectors: Vec<(Row, &[f32])> = rows.iter().map(|row| (*row, space.vector(&catalog, *row))).collect();
             self.vectors_of(space).insert_many(&vectors).map_err(|bad| bad_vector(&catalog, bad))?;
         }
         self.index_words(&catalog, &rows)?;
-        rows.iter().flat_map(|row| suggestibles(&catalog.get(*row).item)).for_each(|text| self.suggester.add(text));
+        rows.iter().flat_map(|row| suggestibles(&catalog.get(*row).item)).for_each(|text| self.titles.add(text));
         self.catalog.store(Arc::new(catalog));
         Ok(())
+    }
+
+    fn delete(&self, id: &ItemId) {
+        let _writing = self.writing.lock();
+        let mut catalog = Catalog::clone(&self.catalog.load());
+        if catalog.delete(&self.live.keys, id) {
+            self.catalog.store(Arc::new(catalog));
+        }
+    }
+
+    /// Puts changes into effect in their order, and with them the catalogue's version.
+    pub fn apply(&self, changes: Vec<EmbeddedChange>, version: u64) -> Result<(), GenerationError> {
+        let mut written = Vec::new();
+        for ((id, item), vectors) in changes {
+            match item.zip(vectors) {
+                Some(item) => written.push(item),
+                None => {
+                    self.upsert(std::mem::take(&mut written))?;
+                    self.delete(&id);
+                }
+            }
+        }
+        self.upsert(written)?;
+        self.catalogue_version.store(version, Ordering::Release);
+        Ok(())
+    }
+
+    /// Puts into effect what changed in the catalogue meanwhile; the models are this generation's. Gives the number of
+    /// changes. Others may write what is live, but not this generation.
+    pub fn catch_up(&self, models: &mut Models) -> Result<usize, GenerationError> {
+        const PART: usize = 1000;
+        let mut count = 0;
+        loop {
+            let (changes, version) = self.live.catalogue.lock().after(self.catalogue_version(), PART);
+            if changes.is_empty() {
+                return Ok(count);
+            }
+            count += changes.len();
+            let items: Vec<&Item> = changes.iter().filter_map(|(_, item)| item.as_deref()).collect();
+            let mut vectors = embed_items(self, models, &items)?.into_iter();
+            let embedded = changes.into_iter().map(|(id, item)| {
+                let vectors = item.as_ref().and_then(|_| vectors.next());
+                ((id, item), vectors)
+            });
+            self.apply(embedded.collect(), version)?;
+        }
+    }
+
+    /// The version of the live catalogue changes that are in effect.
+    pub fn catalogue_version(&self) -> u64 {
+        self.catalogue_version.load(Ordering::Acquire)
     }
 
     /// Numbers of a vector in the query's space.
     pub fn query_dimension(&self) -> usize {
         self.query_dimension
+    }
+
+    /// `[query_dimension × VECTOR_DIM]`, row-major: from the query's space into the person's.
+    pub fn text_projection(&self) -> &[f32] {
+        &self.text_projection
     }
 
     pub fn vectors_of(&self, space: Space) -> &VectorIndex {
@@ -138,7 +195,7 @@ impl World {
         }
     }
 
-    /// Whether so many items came or went that [`World::merge`] pays.
+    /// Whether so many items came or went that [`Generation::merge`] pays.
     pub fn wants_merge(&self) -> bool {
         let alive = self.catalog.load().item_count();
         Space::BOTH.into_iter().any(|space| self.vectors_of(space).wants_merge(alive))
@@ -146,7 +203,7 @@ impl World {
 
     /// Builds new frozen graphs of all items on the threads of the current rayon pool and puts them in place of the frozen
     /// and live ones. Answers and writes go on; writes wait while the items that came meanwhile are added.
-    pub fn merge(&self) -> Result<(), WorldError> {
+    pub fn merge(&self) -> Result<(), GenerationError> {
         for space in Space::BOTH {
             let catalog = self.catalog.load_full();
             let rows: Vec<Row> = bits::ones(catalog.alive(), 0).map(|row| Row(row as u32)).collect();
@@ -172,82 +229,6 @@ impl World {
         let documents: Vec<(Row, &Item)> = rows.iter().map(|row| (*row, &*catalog.get(*row).item)).collect();
         self.lexical.upsert(&documents)
     }
-
-    /// The log position up to which events are in effect.
-    pub fn applied_position(&self) -> u64 {
-        self.applied.load(Ordering::Acquire)
-    }
-
-    pub fn delete(&self, id: &ItemId) -> bool {
-        let _writing = self.writing.lock();
-        let mut catalog = Catalog::clone(&self.catalog.load());
-        let known = catalog.delete(&self.keys, id);
-        if known {
-            self.catalog.store(Arc::new(catalog));
-        }
-        known
-    }
-
-    /// The fold of one event. The same code runs when it is written and when it is replayed.
-    pub fn apply_event(&self, position: u64, event: &Event) {
-        self.people.apply(position, event, &self.keys);
-        self.applied.fetch_max(position, Ordering::Release);
-        self.popularity.write().apply(event, &self.keys);
-        if event.kind == EventKind::Search {
-            self.suggester.add_query(&event.query, 1.0);
-        }
-    }
-
-    /// The fold of what the log's writer committed, in log order.
-    pub fn apply(&self, changes: Vec<(u64, Change, Option<ItemVectors>)>) -> Result<(), WorldError> {
-        let mut upserts = Vec::new();
-        for (position, change, vectors) in changes {
-            self.applied.fetch_max(position, Ordering::Release);
-            match (change, vectors) {
-                (Change::Event(event), _) => self.apply_event(position, &event),
-                (Change::Upsert(item), Some(vectors)) => upserts.push((Arc::new(*item), vectors)),
-                (Change::Upsert(_), None) => unreachable!("the engine prepares the vectors of every item it writes"),
-                (Change::Delete(id), _) => {
-                    self.upsert(std::mem::take(&mut upserts))?;
-                    self.delete(&id);
-                }
-            }
-        }
-        if upserts.is_empty() { Ok(()) } else { self.upsert(upserts) }
-    }
-
-    /// The fold of the catalogue changes of a replay: only the last state of each item is embedded and indexed.
-    pub fn apply_catalog(
-        &self,
-        changes: BTreeMap<ItemId, Option<Item>>,
-        models: &mut Models,
-    ) -> Result<(), WorldError> {
-        let (mut items, mut deleted) = (Vec::new(), Vec::new());
-        for (id, item) in changes {
-            match item {
-                Some(item) => items.push(item),
-                None => deleted.push(id),
-            }
-        }
-        let vectors = embed_items(self, models, &items)?;
-        if !items.is_empty() {
-            self.upsert(items.into_iter().map(Arc::new).zip(vectors).collect())?;
-        }
-        for id in deleted {
-            self.delete(&id);
-        }
-        Ok(())
-    }
-
-    /// The most popular items, at most a second old.
-    pub fn popular(&self, now: UnixMillis) -> Arc<Vec<(ItemKey, f32)>> {
-        let mut ready = self.popular.lock();
-        if ready.at.is_none_or(|at| (now.0 - at.0).abs() >= POPULAR_AGE_MS_MAX) {
-            ready.top = Arc::new(self.popularity.read().top(POPULAR_COUNT, now));
-            ready.at = Some(now);
-        }
-        ready.top.clone()
-    }
 }
 
 /// In which space an item is compared.
@@ -269,8 +250,8 @@ impl Space {
     }
 }
 
-fn bad_vector(catalog: &Catalog, BadVector { row, problem }: BadVector) -> WorldError {
-    WorldError::Vector { item: catalog.get(row).item.id.clone(), source: problem }
+fn bad_vector(catalog: &Catalog, BadVector { row, problem }: BadVector) -> GenerationError {
+    GenerationError::Vector { item: catalog.get(row).item.id.clone(), source: problem }
 }
 
 /// What completions may offer of an item: its title, its categories, its brand.
