@@ -9,7 +9,7 @@ use ahash::AHashMap;
 /// Neighbours kept for an item.
 const NEIGHBOURS_MAX: usize = 50;
 /// Larger baskets say little about pairs and cost their square.
-const BASKET_ITEMS_MAX: usize = 60;
+pub const BASKET_ITEMS_MAX: usize = 60;
 /// Choices back from which a step to the next is counted, each with half the weight of the one after.
 const STEPS_BACK: usize = 3;
 

@@ -17,7 +17,7 @@ use rand::{Rng, rngs::StdRng};
 use std::ops::Range;
 
 /// What may come of a candidate within a day: that it is looked at, put into the cart, bought; that it is one of these and the
-/// person comes back (a day to 30 days later); that it is bought and given back (within 60 days).
+/// person comes back (a day to 14 days later); that it is bought and given back (within 30 days).
 pub const HEADS: [&str; 5] = ["click", "cart", "purchase", "comeback", "return"];
 const CLICK: usize = 0;
 const CART: usize = 1;
@@ -41,8 +41,8 @@ pub type Labels = [f32; HEADS.len()];
 
 /// What follows from a moment, in days.
 const SOON_DAYS: i64 = 1;
-const COMEBACK_DAYS: i64 = 30;
-const RETURN_DAYS: i64 = 60;
+const COMEBACK_DAYS: i64 = 14;
+const RETURN_DAYS: i64 = 30;
 /// Heads with fewer positive labels are not learned.
 const HEAD_POSITIVES_MIN: usize = 50;
 
@@ -87,15 +87,11 @@ impl<'a> Outcomes<'a> {
         if chosen.is_empty() {
             return chosen;
         }
-        let known = |came: bool, end: UnixMillis| match came {
-            true => 1.0,
-            false if end <= self.until => 0.0,
-            false => f32::NAN,
-        };
+        // Also what came is not known before the time is over: to know only what came early would make it look likely.
+        let known = |came: bool, end: UnixMillis| if end <= self.until { f32::from(u8::from(came)) } else { f32::NAN };
         let came_back = self.of(person, days(SOON_DAYS)..days(COMEBACK_DAYS)).next().is_some();
-        let comeback = known(came_back, days(COMEBACK_DAYS));
         for labels in chosen.values_mut() {
-            labels[COMEBACK] = comeback;
+            labels[COMEBACK] = known(came_back, days(COMEBACK_DAYS));
             if labels[PURCHASE] == 1.0 {
                 labels[RETURN] = known(false, days(RETURN_DAYS));
             }
@@ -103,7 +99,7 @@ impl<'a> Outcomes<'a> {
         let returns = self.of(person, at..days(RETURN_DAYS)).filter(|event| event.kind == EventKind::Return);
         for row in returns.flat_map(|event| &event.lines).filter_map(|line| self.row_of(&line.item)) {
             if let Some(labels) = chosen.get_mut(&row).filter(|labels| labels[PURCHASE] == 1.0) {
-                labels[RETURN] = 1.0;
+                labels[RETURN] = known(true, days(RETURN_DAYS));
             }
         }
         chosen
@@ -274,9 +270,9 @@ mod tests {
     #[test]
     fn what_the_data_end_before_is_not_known() {
         let events = [event(EventKind::Purchase, "a", 1.0)];
-        let [.., purchase, comeback, returned] = labels(&events, "a", 1.0, 20.0).unwrap();
+        let [.., purchase, comeback, returned] = labels(&events, "a", 1.0, 10.0).unwrap();
         assert!(purchase == 1.0 && comeback.is_nan() && returned.is_nan());
-        let [.., comeback, returned] = labels(&events, "a", 1.0, 40.0).unwrap();
+        let [.., comeback, returned] = labels(&events, "a", 1.0, 20.0).unwrap();
         assert!(comeback == 0.0 && returned.is_nan());
     }
 }

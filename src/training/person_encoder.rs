@@ -7,7 +7,7 @@ use super::{
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
     replay::is_choice,
     sequence::{
-        EncoderConfig, ItemText, Pause, Sample, SequenceEncoder, Tokens, TrainedEncoder,
+        EncoderConfig, HISTORY_MAX, ItemText, Pause, Sample, SequenceEncoder, Tokens, TrainedEncoder,
         encoder::encoder_loss,
         fit::Asked,
         train_encoder,
@@ -104,10 +104,13 @@ pub fn person_samples(events: &[Event], row_of: &AHashMap<ItemId, u32>, times: R
 }
 
 impl Past {
-    /// Windows such that each choice since `from` is asked once, with at least [`CONTEXT_MIN`] events before it or all.
+    /// Windows such that each choice since `from`, of the latest [`HISTORY_MAX`] events, is asked once, with at least
+    /// [`CONTEXT_MIN`] events before it or all.
     fn windows(&self, from: UnixMillis) -> Vec<PersonSample> {
-        let is_asked =
-            |step: &&Step| step.at >= from && is_choice(step.kind) && step.rows.start > 0 && !step.rows.is_empty();
+        let earliest = self.rows.len().saturating_sub(HISTORY_MAX).max(1);
+        let is_asked = |step: &&Step| {
+            step.at >= from && is_choice(step.kind) && step.rows.start >= earliest && !step.rows.is_empty()
+        };
         let asked: Vec<&Step> = self.steps.iter().filter(is_asked).collect();
         let (mut windows, mut rest) = (Vec::new(), &asked[..]);
         while let Some(last) = rest.last() {
@@ -396,4 +399,77 @@ fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<Ex
     let alone: Vec<f32> = pairs.iter().flat_map(|(_, alone)| alone.iter().copied()).collect();
     pairs.push((alone, together));
     compare("person_encoder", &pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        events::{Attribution, EventLine},
+        ids::EventId,
+    };
+
+    fn event(kind: EventKind, hour: i64, items: &[u32]) -> Event {
+        let line = |item: &u32| EventLine {
+            item: ItemId::parse(&item.to_string()).unwrap(),
+            quantity: 1,
+            price: None,
+            rank: 0,
+        };
+        Event {
+            id: EventId::parse("e").unwrap(),
+            kind,
+            person: PersonId::user("p").unwrap(),
+            session: String::new(),
+            at: UnixMillis(hour * 3_600_000),
+            lines: items.iter().map(line).collect(),
+            query: String::new(),
+            order: String::new(),
+            stars: 0,
+            coupon: String::new(),
+            categories: Vec::new(),
+            currency: String::new(),
+            attribution: Attribution::None,
+        }
+    }
+
+    fn samples(events: &[Event], hours: Range<i64>) -> Vec<PersonSample> {
+        let row_of = (0..1000).map(|item| (ItemId::parse(&item.to_string()).unwrap(), item)).collect();
+        let time = |hour: i64| UnixMillis(hour * 3_600_000);
+        person_samples(events, &row_of, time(hours.start)..time(hours.end))
+    }
+
+    #[test]
+    fn a_basket_is_foretold_as_a_set_by_what_came_before_it() {
+        let events = [
+            event(EventKind::Purchase, 0, &[1, 2]),
+            event(EventKind::Return, 24, &[1]),
+            event(EventKind::Purchase, 48, &[4, 3, 4]),
+            event(EventKind::View, 72, &[5]),
+        ];
+        let [sample] = &samples(&events, 0..100)[..] else { panic!("one window") };
+        assert_eq!((&sample.items[..], &sample.kinds[..]), (&[1, 2, 1, 4, 3, 4][..], &[10, 10, 11, 10, 10, 10][..]));
+        let day = 2.0f32.ln();
+        assert!(sample.gaps.iter().zip([0.0, 0.0, day, day, 0.0, 0.0]).all(|(a, b)| (a - b).abs() < 1e-6));
+        let asked = [(2, vec![(3, 0.5), (4, 0.5)]), (5, vec![(5, 0.4)])];
+        assert_eq!(sample.asked, asked);
+        assert!(samples(&events, 0..48).is_empty(), "the basket is not before the end");
+        assert_eq!(samples(&events, 60..100)[0].asked, asked[1..], "what came before is read, not asked");
+    }
+
+    #[test]
+    fn windows_ask_each_choice_once_with_enough_before_it() {
+        let events: Vec<Event> = (0..333).map(|hour| event(EventKind::View, hour, &[hour as u32])).collect();
+        let mut asked = Vec::new();
+        for sample in samples(&events, 0..1000) {
+            assert!(sample.items.len() <= ENCODED_EVENTS_MAX && sample.gaps[0] == 0.0);
+            for (event, chosen) in &sample.asked {
+                let item = chosen[0].0;
+                assert_eq!(sample.items[*event as usize] + 1, item, "it follows the event it is asked at");
+                assert!(*event as usize + 1 >= CONTEXT_MIN.min(item as usize), "{event} events before {item}");
+                asked.push(item);
+            }
+        }
+        assert_eq!(asked, (1..333).collect::<Vec<u32>>());
+    }
 }

@@ -1,4 +1,5 @@
 //! A shop's events in the order in which they happened.
+use super::counts::BASKET_ITEMS_MAX;
 use crate::{
     dataset::DatasetEvent,
     events::EventKind,
@@ -57,7 +58,7 @@ pub fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<C
     choices
 }
 
-/// What was bought together; in a shop where hardly anything is bought, what one person chose within [`VISIT_MS`].
+/// What was bought together; in a shop where hardly anything is bought, what one person chose in a visit.
 pub fn baskets(choices: &[Choice]) -> Vec<Choice> {
     let bought: Vec<Choice> = choices.iter().filter(|choice| choice.kind == EventKind::Purchase).cloned().collect();
     if bought.len() >= BASKETS_MIN {
@@ -73,8 +74,12 @@ pub fn baskets(choices: &[Choice]) -> Vec<Choice> {
             visits.len() - 1
         });
         open.insert(person, (index, choice.at));
-        let new = choice.rows.iter().filter(|row| !visits[index].rows.contains(row)).copied().collect::<Vec<u32>>();
-        visits[index].rows.extend(new);
+        for row in &choice.rows {
+            let rows = &mut visits[index].rows;
+            if rows.len() < BASKET_ITEMS_MAX && !rows.contains(row) {
+                rows.push(*row);
+            }
+        }
     }
     visits
 }
@@ -82,7 +87,7 @@ pub fn baskets(choices: &[Choice]) -> Vec<Choice> {
 /// Fewer say nothing of what goes together.
 const BASKETS_MIN: usize = 20;
 /// A pause after which a person's next event belongs to another visit.
-pub const VISIT_MS: i64 = 30 * 60 * 1000;
+const VISIT_MS: i64 = 30 * 60 * 1000;
 
 /// The time before which `share` of the choices happened.
 pub fn time_at_share(choices: &[Choice], share: f64) -> UnixMillis {
