@@ -5,10 +5,12 @@ Usage: run.py LODESTONE. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 i
 import gzip
 import json
 import pathlib
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 
 LODESTONE = sys.argv[1]
 wrong = []
@@ -140,11 +142,22 @@ def other_policies(work):
     refused(["other.csv", "line 2", "propensity_score"], "benchmark", "off-policy", "--logged", uniform, "--target", other)
 
 
+def stopped_training(work):
+    out = work / "bundle"
+    ran = subprocess.Popen([LODESTONE, "train", "--data", "target/demo/data", "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    time.sleep(2)
+    ran.send_signal(signal.SIGINT)
+    told = ran.communicate(timeout=120)[1]
+    check(ran.returncode == 130 and "bundle.checkpoint" in told, "Ctrl-C stops a training and names the checkpoint")
+    check((work / "bundle.checkpoint").stat().st_size > 0 and not out.exists(), "it leaves a checkpoint and no bundle")
+
+
 with tempfile.TemporaryDirectory() as directory:
     other_policies(pathlib.Path(directory))
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))
     next_things(pathlib.Path(directory))
+    stopped_training(pathlib.Path(directory))
 gate()
 refused(["no server answers at 127.0.0.1:1"], "load-test", "--address", "127.0.0.1:1", "--data", "target/demo/data")
 print(f"cli: {len(wrong)} wrong")
