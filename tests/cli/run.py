@@ -152,11 +152,34 @@ def stopped_training(work):
     check((work / "bundle.checkpoint").stat().st_size > 0 and not out.exists(), "it leaves a checkpoint and no bundle")
 
 
+def same_model(work):
+    """A small shop: its file is imported, and trained on twice with one thread."""
+    rows = ["order,person,item,title,time"]
+    for day in range(120):
+        for person in range(12):
+            item = (person * 3 + day) % 25
+            rows += [f"{day}-{person},p{person},i{thing},thing number {thing},2025-{1 + day // 30:02}-{1 + day % 30 % 28:02} 10:{person:02}:00"
+                     for thing in (item, (item + 5) % 25)]
+    (work / "shop.csv").write_text("\n".join(rows))
+    (work / "shop.toml").write_text('[columns]\n' + "".join(f'{name} = "{name}"\n' for name in ("item", "time", "order", "person", "title")))
+    ran = run("import", "--mapping", work / "shop.toml", "--in", work / "shop.csv", "--out", work / "shop")
+    check(ran.returncode == 0, f"a small shop is imported {ran.stderr}")
+    sums = []
+    for name in ("one", "two"):
+        ran = run("train", "--data", work / "shop", "--out", work / name, "--threads", 1, "--seed", 7, "--format", "json")
+        check(ran.returncode == 0 and json.loads(ran.stdout)["heads"], f"it is learned from {ran.stderr}")
+        sums.append({file: entry["sha256"] for file, entry in json.loads((work / name / "manifest.json").read_text())["files"].items()})
+    different = [name for name in sums[0] if sums[0][name] != sums[1].get(name)]
+    check(not different, f"the same seed gives the same files with one thread {different}")
+    refused(["--threads"], "train", "--data", work / "shop", "--out", work / "three", "--threads", 0)
+
+
 with tempfile.TemporaryDirectory() as directory:
     other_policies(pathlib.Path(directory))
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))
     next_things(pathlib.Path(directory))
+    same_model(pathlib.Path(directory))
     stopped_training(pathlib.Path(directory))
 gate()
 refused(["no server answers at 127.0.0.1:1"], "load-test", "--address", "127.0.0.1:1", "--data", "target/demo/data")
