@@ -17,7 +17,7 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
 .PHONY: help setup build run demo test fuzz bench bench-retrieval clean clean-demo
-.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-cli test-helm test-server test-crash
+.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server test-crash
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -59,7 +59,7 @@ run: build tools-run $(DATA) $(BUNDLE) ## Serve the example shop on 127.0.0.1:50
 demo: build tools-run $(DATA) $(BUNDLE) ## Start the server on a free port, ask it everything once, and check the answers
 	@scripts/demo.sh
 
-test: check-format check-lints check-proto check-docs test-rust test-cli test-helm test-server ## Everything that must pass before a change lands
+test: check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server ## Everything that must pass before a change lands
 
 check-format:
 	cargo fmt --check
@@ -87,6 +87,10 @@ test-cli: build tools-run $(DATA) $(BUNDLE)
 	python3 tests/cli/run.py $(LODESTONE)
 	@scripts/tools.sh python
 	$(TOOLS)/venv/bin/python tests/cli/bring.py $(LODESTONE) $(BUNDLE) $(DATA)
+
+test-report: build tools-run $(DATA) $(BUNDLE) ## Open the report of an evaluation in headless Chromium; screenshots go to target/report
+	@scripts/tools.sh chromium
+	python3 tests/report/run.py $(LODESTONE) $(TOOLS)/bin/chromium $(DATA) $(BUNDLE) target/report
 
 test-helm:
 	tests/helm/run.sh

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
 #
-#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [bench] [peers] [torch]
+#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [chromium] [bench] [peers] [torch]
 #
-# Without a name it fetches all but the last four.
+# Without a name it fetches all but the last five.
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
 #   buf          target/tools/bin/buf
 #   python       target/tools/venv, with grpcio, grpcio-tools, kubernetes-validate and onnx
 #   minilm       target/tools/minilm, the sentence encoder all-MiniLM-L6-v2 (int8) as ONNX, with its tokenizer
+#   chromium     target/tools/bin/chromium, for `make test-report`: the system's own, or Debian's package, which root may install
 #   bench        target/tools/bench, with what the peer of `make bench` needs
 #   peers        target/tools/peers, with the peers of `make bench-retrieval`
 #   torch        target/tools/torch, with PyTorch for `make bench-train`; some gigabytes
@@ -191,6 +192,24 @@ install_minilm() {
     mark_current minilm
 }
 
+# A browser is too large and changes too often to be pinned by a sum: the system's package manager vouches for it.
+install_chromium() {
+    local found
+    [ -x "$tools/bin/chromium" ] && return 0
+    found=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
+    if [ -z "$found" ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+        echo "tools.sh: installing chromium" >&2
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; } \
+            >"$work/chromium.log" 2>&1 || {
+            cat "$work/chromium.log" >&2
+            fail "chromium could not be installed; apt-get's words are above."
+        }
+        found=$(command -v chromium || true)
+    fi
+    [ -n "$found" ] || fail "there is no Chromium. Install the package chromium (Debian, Ubuntu) so that it is on the PATH."
+    ln -sf "$found" "$tools/bin/chromium"
+}
+
 # make_venv DIRECTORY
 make_venv() {
     [ -x "$1/bin/python" ] && "$1/bin/python" -m pip --version >/dev/null 2>&1 && return 0
@@ -237,8 +256,8 @@ install_torch() {
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python | minilm | bench | peers | torch) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, bench, peers and torch." ;;
+        onnxruntime | grpcurl | helm | buf | python | minilm | chromium | bench | peers | torch) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, chromium, bench, peers and torch." ;;
     esac
 done
 scratch

@@ -237,12 +237,12 @@ pub(super) fn judge(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
 }
 
 /// The same resamples for all metrics, so that differences are paired.
-pub(super) fn resamples(persons: usize, options: &EvaluateOptions) -> Vec<Vec<u32>> {
+pub(crate) fn resamples(persons: usize, options: &EvaluateOptions) -> Vec<Vec<u32>> {
     let mut rng = StdRng::seed_from_u64(options.seed);
     (0..options.bootstrap_count).map(|_| (0..persons).map(|_| rng.random_range(0..persons as u32)).collect()).collect()
 }
 
-pub(super) fn interval(values: &[f64], resamples: &[Vec<u32>]) -> Measured {
+pub(crate) fn interval(values: &[f64], resamples: &[Vec<u32>]) -> Measured {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let mut means: Vec<f64> = resamples
         .iter()

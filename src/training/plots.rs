@@ -2,6 +2,10 @@
 use std::fmt::Write;
 
 const WIDTH: f64 = 720.0;
+const LINES_HEIGHT: f64 = 260.0;
+/// What plots need of a page's style sheet.
+pub const STYLE: &str = "svg text{font:11px system-ui,sans-serif;fill:#57606a}svg .axis{fill:#1f2328}polyline{fill:none;\
+stroke-width:1.8}.grid{stroke:#d8dee4}.diagonal{stroke:#8c959f;stroke-dasharray:4}.interval{stroke:#1f2328}.zero{stroke:#8c959f}";
 const COLOURS: [&str; 6] = ["#1f6feb", "#d29922", "#2da44e", "#cf222e", "#8250df", "#57606a"];
 
 /// A named line of points.
@@ -41,46 +45,99 @@ pub fn short(value: f64) -> String {
     }
 }
 
+/// A number that can be drawn: axes are made from differences of numbers, which must not overflow.
+fn is_drawable(value: f64) -> bool {
+    value.abs() < 1e300
+}
+
+/// A range that begins and ends at a round number, with round steps between.
+struct Axis {
+    low: f64,
+    high: f64,
+    step: f64,
+    /// The greatest value.
+    last: f64,
+}
+
+impl Axis {
+    /// Around the values that can be drawn, in about four steps of 1, 2 or 5 of some power of ten.
+    fn around(values: impl Iterator<Item = f64>) -> Self {
+        let range = values.filter(|value| is_drawable(*value)).fold(None, |range, value| match range {
+            None => Some((value, value)),
+            Some((low, high)) => Some((value.min(low), value.max(high))),
+        });
+        let (low, high) = range.unwrap_or((0.0, 1.0));
+        // What varies by less than can be told is drawn as a level line.
+        let span = if high - low > low.abs().max(high.abs()) * 1e-9 { high - low } else { 1.0_f64.max(high.abs()) };
+        let power = 10f64.powf((span / 4.0).log10().floor());
+        let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|size| size * power).find(|step| *step >= span / 4.0);
+        let step = step.filter(|step| step.is_normal()).unwrap_or(span);
+        let (first, last) = ((low / step + 1e-9).floor() * step, high);
+        Self { low: first, high: ((last / step - 1e-9).ceil() * step).max(first + step), step, last }
+    }
+
+    /// Ends where the values do, so that lines take all of the width.
+    fn ending_with_values(self) -> Self {
+        Self { high: if self.last > self.low { self.last } else { self.high }, ..self }
+    }
+
+    /// Where each step is, and what is written there.
+    fn ticks(&self) -> Vec<(f64, String)> {
+        let decimals = (-(self.step.log10() + 1e-9).floor()).clamp(0.0, 12.0) as usize;
+        let count = ((self.high - self.low) / self.step + 1e-6).floor() as usize;
+        let values = (0..=count).map(|tick| self.low + tick as f64 * self.step);
+        // Rounding errors are no number of their own.
+        let exact = |value: f64| if value.abs() < self.step * 1e-6 { 0.0 } else { value };
+        values.map(exact).map(|value| (value, format!("{value:.decimals$}"))).collect()
+    }
+
+    /// The place of a value, from 0 at the low end to 1 at the high one.
+    fn share(&self, value: f64) -> f64 {
+        (value - self.low) / (self.high - self.low)
+    }
+}
+
 /// Lines over common axes; `diagonal` draws where both are equal.
 pub fn lines(lines: &[Line], x_label: &str, y_label: &str, diagonal: bool) -> String {
-    const HEIGHT: f64 = 260.0;
+    const HEIGHT: f64 = LINES_HEIGHT;
     const LEFT: f64 = 64.0;
     const BOTTOM: f64 = 40.0;
     const TOP: f64 = 26.0;
-    let points = || lines.iter().flat_map(|line| &line.points).filter(|(x, y)| x.is_finite() && y.is_finite());
-    let range = |values: &mut dyn Iterator<Item = f64>| {
-        let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
-        if low > high { (0.0, 1.0) } else { (low, if high > low { high } else { low + 1.0 }) }
+    const RIGHT: f64 = 24.0;
+    let drawable = |point: &&(f64, f64)| is_drawable(point.0) && is_drawable(point.1);
+    let points = || lines.iter().flat_map(|line| &line.points).filter(drawable);
+    let (x_axis, y_axis) = match diagonal {
+        // One scale for both.
+        true => {
+            let both = || points().flat_map(|point| [point.0, point.1]).chain([0.0]);
+            (Axis::around(both()), Axis::around(both()))
+        }
+        false => {
+            let x_axis = Axis::around(points().map(|point| point.0)).ending_with_values();
+            (x_axis, Axis::around(points().map(|point| point.1)))
+        }
     };
-    let (mut x_range, mut y_range) = (range(&mut points().map(|p| p.0)), range(&mut points().map(|p| p.1)));
-    if diagonal {
-        let both = (0.0, x_range.1.max(y_range.1));
-        (x_range, y_range) = (both, both);
-    }
-    let x = |value: f64| LEFT + (value - x_range.0) / (x_range.1 - x_range.0) * (WIDTH - LEFT - 10.0);
-    let y = |value: f64| HEIGHT - BOTTOM - (value - y_range.0) / (y_range.1 - y_range.0) * (HEIGHT - BOTTOM - TOP);
+    let x = |value: f64| LEFT + x_axis.share(value) * (WIDTH - LEFT - RIGHT);
+    let y = |value: f64| HEIGHT - BOTTOM - y_axis.share(value) * (HEIGHT - BOTTOM - TOP);
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">");
-    for tick in 0..=4 {
-        let share = f64::from(tick) / 4.0;
-        let (at_x, at_y) = (x_range.0 + share * (x_range.1 - x_range.0), y_range.0 + share * (y_range.1 - y_range.0));
+    for (at, label) in y_axis.ticks() {
         let _ = write!(
             svg,
             "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{:.1}\" y2=\"{:.1}\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            WIDTH - 10.0,
-            y(at_y),
-            y(at_y),
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
+            WIDTH - RIGHT,
+            y(at),
+            y(at),
             LEFT - 6.0,
-            y(at_y) + 4.0,
-            short(at_y),
-            x(at_x).min(WIDTH - 24.0),
-            HEIGHT - BOTTOM + 16.0,
-            short(at_x)
+            y(at) + 4.0
         );
     }
+    for (at, label) in x_axis.ticks() {
+        let (x, y) = (x(at), HEIGHT - BOTTOM + 16.0);
+        let _ = write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{label}</text>");
+    }
     if diagonal {
-        let (from, to) = (x_range.0, x_range.1);
+        let (from, to) = (x_axis.low, x_axis.high);
         let _ = write!(
             svg,
             "<line class=\"diagonal\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
@@ -91,12 +148,8 @@ pub fn lines(lines: &[Line], x_label: &str, y_label: &str, diagonal: bool) -> St
         );
     }
     for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
-        let path: Vec<String> = line
-            .points
-            .iter()
-            .filter(|(x, y)| x.is_finite() && y.is_finite())
-            .map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1)))
-            .collect();
+        let path: Vec<String> =
+            line.points.iter().filter(drawable).map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1))).collect();
         let _ = write!(svg, "<polyline stroke=\"{colour}\" points=\"{}\"/>", path.join(" "));
         if line.points.len() <= 20 {
             for point in &path {
@@ -118,6 +171,21 @@ pub fn lines(lines: &[Line], x_label: &str, y_label: &str, diagonal: bool) -> St
         HEIGHT / 2.0,
         escape(y_label)
     );
+    svg
+}
+
+/// Plots of lines under each other, as one picture that needs no page around it.
+pub fn stacked(lines: &[String]) -> String {
+    let height = LINES_HEIGHT * lines.len() as f64;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\"><style>{STYLE}</style>\
+         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>"
+    );
+    for (index, plot) in lines.iter().enumerate() {
+        let place = format!("<svg y=\"{}\" width=\"{WIDTH}\" height=\"{LINES_HEIGHT}\" ", LINES_HEIGHT * index as f64);
+        svg.push_str(&plot.replacen("<svg ", &place, 1));
+    }
+    svg.push_str("</svg>\n");
     svg
 }
 
@@ -198,8 +266,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn axes_hold_all_values_between_round_numbers() {
+        for (low, high) in [(0.0, 1.0), (3.2, 3.2), (-7.1, 1333.0), (0.011, 0.0113), (1e-12, 2e-12), (5e8, 6e8)] {
+            let axis = Axis::around([high, low, f64::NAN].into_iter());
+            assert!(axis.low <= low + 1e-15 && axis.high >= high, "{low} to {high}: {} to {}", axis.low, axis.high);
+            let ticks = axis.ticks();
+            assert!((2..=7).contains(&ticks.len()), "{low} to {high}: {ticks:?}");
+        }
+        let labels =
+            |values: [f64; 2]| Axis::around(values.into_iter()).ticks().into_iter().map(|t| t.1).collect::<Vec<_>>();
+        assert_eq!(labels([1.0, 1330.0]), ["0", "500", "1000", "1500"]);
+        assert_eq!(labels([0.0, 0.226]), ["0.0", "0.1", "0.2", "0.3"]);
+    }
+
+    #[test]
     fn plots_have_no_number_that_is_none_and_no_open_markup() {
-        let odd = [(0.0, f64::NAN), (1.0, 2.0), (f64::INFINITY, 1.0)];
+        let odd = [(0.0, f64::NAN), (1.0, 2.0), (f64::INFINITY, 1.0), (f64::MAX, f64::MIN), (2.0, 2.0)];
         let line = |points: &[(f64, f64)]| Line { name: "a<b".to_owned(), points: points.to_vec() };
         let bar = |mean| Bar { name: "\"x\"".to_owned(), mean, low: mean, high: mean };
         let groups = |means: &[f64]| {

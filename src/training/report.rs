@@ -154,10 +154,8 @@ fn best(rows: &[Row], scores: &[f32], kept: &dyn Fn(usize) -> bool) -> Vec<Row> 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#1f2328;max-width:780px;margin:2em auto;padding:0 1em}\
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d0d7de}\
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2em .8em;text-align:right;\
-border-bottom:1px solid #d8dee4;white-space:nowrap}table{font-size:13px}td:first-child,th:first-child{text-align:left}svg{width:100%;height:auto}\
-svg text{font:11px system-ui,sans-serif;fill:#57606a}svg .axis{fill:#1f2328}polyline{fill:none;stroke-width:1.8}\
-.grid{stroke:#d8dee4}.diagonal{stroke:#8c959f;stroke-dasharray:4}.interval{stroke:#1f2328}.zero{stroke:#8c959f}\
-p.note{color:#57606a}";
+border-bottom:1px solid #d8dee4;white-space:nowrap}table{font-size:13px}td:first-child,th:first-child{text-align:left}\
+svg{display:block;width:100%;min-width:600px;height:auto}.wide{overflow-x:auto}p.note{color:#57606a}";
 
 fn page(
     bundle: &Bundle,
@@ -170,21 +168,22 @@ fn page(
     let time = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string());
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width\"><title>Bundle {0}</title><style>{STYLE}</style></head><body><h1>Bundle {0}</h1>\
+         content=\"width=device-width\"><title>Bundle {0}</title><style>{STYLE}{plot_style}</style></head><body><h1>Bundle {0}</h1>\
          <p>{1} items; trained until {2}; judged on the next baskets of {3} persons. Brackets and thin lines are 95 % \
          bootstrap intervals over persons.</p>",
         escape(&manifest.name),
         evaluation.item_count,
         escape(&time(manifest.trained_until_ms)),
-        evaluation.person_count
+        evaluation.person_count,
+        plot_style = plots::STYLE
     );
     quality(&mut html, evaluation);
-    section(&mut html, "Losses", "Lines of one colour for each stage; means of neighbouring steps.");
+    section(&mut html, "Losses", "A plot for each stage; points are means of neighbouring steps.");
     if curves.curves.is_empty() {
         html.push_str("<p>The bundle does not tell how it was trained.</p>");
     }
     for pair in stages(curves) {
-        html.push_str(&plots::lines(&pair, "step", "loss", false));
+        wide(&mut html, &plots::lines(&pair, "step", "loss", false));
     }
     let by_group = |groups: &[&str], values: &dyn Fn(usize, usize) -> Vec<f64>| {
         let group = |(at, name): (usize, &&str)| BarGroup {
@@ -198,7 +197,7 @@ fn page(
     let activity = |group, method: usize| {
         seen.activity.iter().filter(|seen| seen.0 == group).map(|seen| seen.1[method]).collect::<Vec<f64>>()
     };
-    html.push_str(&plots::bars(&by_group(&names, &activity)));
+    wide(&mut html, &plots::bars(&by_group(&names, &activity)));
     section(
         &mut html,
         "Quality by activity of the item",
@@ -210,25 +209,30 @@ fn page(
         let of_group = seen.targets.iter().filter(|seen| seen.0 == group);
         of_group.map(|seen| f64::from(u8::from(seen.1[method]))).collect::<Vec<f64>>()
     };
-    html.push_str(&plots::bars(&by_group(&names, &targets)));
+    wide(&mut html, &plots::bars(&by_group(&names, &targets)));
     popularity(&mut html, seen, &names);
     section(
         &mut html,
         "What each source adds",
         "NDCG@10 that the ranked lists lose without the candidates that a source alone found.",
     );
-    html.push_str(&plots::bars(&ablations(&SOURCES, &seen.sources, options)));
+    wide(&mut html, &plots::bars(&ablations(&SOURCES, &seen.sources, options)));
     section(
         &mut html,
         "What each feature adds",
         "NDCG@10 that the ranked lists lose when a feature's values are shuffled among a person's candidates.",
     );
-    html.push_str(&plots::bars(&ablations(FEATURES, &seen.features, options)));
+    wide(&mut html, &plots::bars(&ablations(FEATURES, &seen.features, options)));
     for (head, observed) in manifest.heads.iter().zip(&seen.calibration).filter(|(_, observed)| !observed.is_empty()) {
         calibration(&mut html, &head.name, observed);
     }
     html.push_str("</body></html>\n");
     html
+}
+
+/// What may be wider than a small screen is moved within its own frame.
+fn wide(html: &mut String, content: &str) {
+    let _ = write!(html, "<div class=\"wide\">{content}</div>");
 }
 
 fn section(html: &mut String, title: &str, note: &str) {
@@ -237,7 +241,7 @@ fn section(html: &mut String, title: &str, note: &str) {
 
 fn quality(html: &mut String, evaluation: &Evaluation) {
     section(html, "Quality", "The same persons for all; coverage is the share of the catalogue in some person's list.");
-    html.push_str("<table><tr><th></th><th>HR@10</th><th>NDCG@10</th><th>MRR@10</th><th>coverage@10</th></tr>");
+    html.push_str("<div class=\"wide\"><table><tr><th></th><th>HR@10</th><th>NDCG@10</th><th>MRR@10</th><th>coverage@10</th></tr>");
     for method in &evaluation.methods {
         let _ = write!(
             html,
@@ -245,7 +249,7 @@ fn quality(html: &mut String, evaluation: &Evaluation) {
             method.name, method.hr_at_10, method.ndcg_at_10, method.mrr_at_10, method.coverage_at_10
         );
     }
-    html.push_str("</table><p>");
+    html.push_str("</table></div><p>");
     for (name, gain) in &evaluation.ndcg_gains {
         let _ = write!(html, "NDCG@10 {name}: {gain}<br>");
     }
@@ -262,7 +266,7 @@ fn quality(html: &mut String, evaluation: &Evaluation) {
                 .collect(),
         })
         .collect();
-    html.push_str(&plots::bars(&groups));
+    wide(html, &plots::bars(&groups));
 }
 
 /// A stage's training loss with its validation loss.
@@ -316,7 +320,7 @@ fn popularity(html: &mut String, seen: &Observations, names: &[&str]) {
             })
             .collect(),
     };
-    html.push_str(&plots::bars(&names.iter().zip(&seen.places).map(group).collect::<Vec<_>>()));
+    wide(html, &plots::bars(&names.iter().zip(&seen.places).map(group).collect::<Vec<_>>()));
 }
 
 /// Bins of about equal count: the mean prediction against the share that came. The error is the mean distance of both,
@@ -347,5 +351,5 @@ fn calibration(html: &mut String, head: &str, observed: &[(f32, bool)]) {
         ),
     );
     let line = Line { name: head.to_owned(), points: points.iter().map(|point| (point.0, point.1)).collect() };
-    html.push_str(&plots::lines(&[line], "predicted", "came", true));
+    wide(html, &plots::lines(&[line], "predicted", "came", true));
 }

@@ -93,6 +93,15 @@ def gate():
     check(ran.returncode == 1 and "refused: it is slower" in ran.stdout, "a slower one is refused with exit code 1")
 
 
+def model_times():
+    report = json.loads(run("benchmark", "models", "--bundle", "target/demo/bundle", "--runs", 50, "--json").stdout)
+    sizes = {(timing["model"], timing["size"]) for timing in report["models"]}
+    check({("person encoder", 50), ("ranker", 200), ("ranker", 1000), ("query encoder", 4)} <= sizes, "every model is timed")
+    check(all(0 < timing["p50_ms"] <= timing["p99_ms"] for timing in report["models"]), "its times are in order")
+    refused(["--runs is 3", "10"], "benchmark", "models", "--bundle", "target/demo/bundle", "--runs", 3)
+    refused(["none", "No such file"], "benchmark", "models", "--bundle", "none")
+
+
 def next_things(work):
     lines = [[(user * 7 + step) % 30 for step in range(4 + user % 4)] for user in range(120)]
     sequences, items = work / "sequences.txt.gz", work / "items.tsv"
@@ -182,6 +191,7 @@ with tempfile.TemporaryDirectory() as directory:
     same_model(pathlib.Path(directory))
     stopped_training(pathlib.Path(directory))
 gate()
+model_times()
 refused(["no server answers at 127.0.0.1:1"], "load-test", "--address", "127.0.0.1:1", "--data", "target/demo/data")
 print(f"cli: {len(wrong)} wrong")
 sys.exit(1 if wrong else 0)

@@ -1,5 +1,6 @@
 //! benchmark
 mod ann;
+mod models;
 #[cfg(feature = "train")]
 mod off_policy;
 #[cfg(feature = "train")]
@@ -11,6 +12,8 @@ mod sequences;
 pub enum Benchmark {
     /// Nearest vectors: build time, recall against the exact answer, queries per second, and both with filters.
     Ann(ann::AnnArgs),
+    /// A bundle's models on one thread: milliseconds of each, by the size of its input.
+    Models(models::ModelsArgs),
     /// Product search on judged queries: nDCG@10 and recall@100 of words, vectors and both.
     #[cfg(feature = "train")]
     Search(search::SearchArgs),
@@ -35,6 +38,7 @@ pub enum Benchmark {
 pub fn run(command: Benchmark) -> anyhow::Result<i32> {
     let done = match command {
         Benchmark::Ann(args) => ann::ann(args),
+        Benchmark::Models(args) => models::models(args),
         #[cfg(feature = "train")]
         Benchmark::Search(args) => search::search(args),
         #[cfg(feature = "train")]

@@ -1,0 +1,198 @@
+"""Opens the page of `lodestone evaluate --report` in headless Chromium and looks at what a person would see.
+
+Usage: run.py LODESTONE CHROMIUM DATA BUNDLE OUT. Needs ORT_DYLIB_PATH. OUT gets report.html, screenshots and what the browser
+measured. Prints each check; exits with 1 if one is wrong.
+
+The browser is spoken to over two pipes by its DevTools protocol: JSON messages that end with a zero byte.
+"""
+import base64
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+LODESTONE, CHROMIUM = sys.argv[1:3]
+DATA, BUNDLE, OUT = map(pathlib.Path, sys.argv[3:6])
+WIDTHS = {"desktop": 1000, "phone": 390}
+SECONDS_MAX = 60
+# Without these it asks for updates and looks up hosts, which the test would count.
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--hide-scrollbars"]
+# Every section with its plots, and every text that is cut off or lies upon another.
+MEASURE = """(() => {
+  const sections = [];
+  for (const heading of document.querySelectorAll('h2')) {
+    const section = {title: heading.textContent, plots: 0, marks: 0, note: '', words: ''};
+    for (let next = heading.nextElementSibling; next && next.tagName !== 'H2'; next = next.nextElementSibling) {
+      if (next.matches('p.note')) section.note += next.textContent;
+      else if (!next.matches('svg')) section.words += next.textContent;
+      const plots = next.matches('svg') ? [next] : [...next.querySelectorAll('svg')];
+      section.plots += plots.length;
+      for (const plot of plots) section.marks += plot.querySelectorAll('rect, polyline, circle').length;
+    }
+    sections.push(section);
+  }
+  const outside = [], overlapping = [];
+  let smallest = 1000;
+  for (const plot of document.querySelectorAll('svg')) {
+    const frame = plot.getBoundingClientRect();
+    const texts = [...plot.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+    for (const [, box] of texts) smallest = Math.min(smallest, box.height);
+    for (const [text, box] of texts)
+      if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
+        outside.push(text);
+    texts.forEach(([one, a], index) => texts.slice(index + 1).forEach(([other, b]) => {
+      const width = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const height = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      // Boxes of lines of text touch; letters do not before a third of their height does.
+      if (width > 1 && height > Math.min(a.height, b.height) / 3) overlapping.push(one + ' | ' + other);
+    }));
+  }
+  const tables = [...document.querySelectorAll('table')].filter(table => table.scrollWidth > table.clientWidth + 1).length;
+  return JSON.stringify({sections, outside, overlapping, smallest, tables, html: document.documentElement.outerHTML,
+    text: document.body.innerText, title: document.title,
+    wide: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,
+    height: document.documentElement.scrollHeight});
+})()"""
+wrong = []
+
+
+def check(right, what, found=""):
+    print(f"  {'ok   ' if right else 'WRONG'} {what}{'' if right or not found else f': {found}'}")
+    if not right:
+        wrong.append(what)
+
+
+class Browser:
+    """One page of a browser of its own."""
+
+    def __init__(self, profile):
+        (self.read, theirs_out), (theirs_in, self.write) = os.pipe(), os.pipe()
+        # The browser reads commands from 3 and writes answers to 4, whatever numbers the pipes have here.
+        command = ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "browser", CHROMIUM, *FLAGS,
+                   f"--user-data-dir={profile}", "about:blank"]
+        self.process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.rest, self.events, self.number, self.session = b"", [], 0, None
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.ask(f"{domain}.enable")
+
+    def ask(self, method, **parameters):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self.next()
+            if answer.get("id") == self.number:
+                if "error" in answer:
+                    raise SystemExit(f"{method}: {answer['error']}")
+                return answer["result"]
+
+    def next(self):
+        while b"\0" not in self.rest:
+            part = os.read(self.read, 1 << 20)
+            if not part:
+                raise SystemExit("the browser ended")
+            self.rest += part
+        message, _, self.rest = self.rest.partition(b"\0")
+        message = json.loads(message)
+        if "method" in message:
+            self.events.append(message)
+        return message
+
+    def open(self, url):
+        self.ask("Page.navigate", url=url)
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.next()
+
+    def value(self, script):
+        answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise SystemExit(f"the script of the test failed: {answer['exceptionDetails']}")
+        return answer["result"]["value"]
+
+    def screenshot(self, path, width, height):
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        taken = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        path.write_bytes(base64.b64decode(taken["data"]))
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def looks_right(page, name, heads):
+    for section in page["sections"]:
+        title = section["title"]
+        check(section["plots"] > 0, f"{name}: `{title}` has a plot")
+        check(section["marks"] > 0, f"{name}: `{title}` has {section['marks']} marks")
+        check(section["note"] != "", f"{name}: `{title}` says what it shows")
+    due = {"Quality", "Losses", "Quality by activity of the person", "Quality by activity of the item", "Popularity bias",
+           "What each source adds", "What each feature adds", "Calibration of purchase"}
+    titles = {section["title"] for section in page["sections"]}
+    # A head of which nothing was observed has no calibration.
+    check(due <= titles <= due | {f"Calibration of {head}" for head in heads}, f"{name}: the sections are those that are due",
+          titles ^ due)
+    for word in ("NaN", "undefined", "null", "inf"):
+        check(not re.search(rf"(?<![\w-]){word}(?!\w)", page["html"]), f"{name}: no {word}")
+    check(not page["outside"], f"{name}: no text beyond its plot", page["outside"])
+    check(not page["overlapping"], f"{name}: no text upon another", page["overlapping"])
+    check(page["smallest"] >= 9, f"{name}: no text is smaller than 9 pixels", page["smallest"])
+    check(page["tables"] == 0 and page["wide"] <= page["window"], f"{name}: nothing is wider than the window",
+          (page["wide"], page["window"]))
+
+
+def nothing_went_wrong(events, url):
+    told = [event for event in events if event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown",
+                                                             "Log.entryAdded")]
+    check(not told, "the console is silent", told)
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    check(set(asked) == {url}, "nothing but the page itself is fetched", asked)
+
+
+def main():
+    OUT.mkdir(parents=True, exist_ok=True)
+    report = OUT / "report.html"
+    begun = time.monotonic()
+    ran = subprocess.run([LODESTONE, "evaluate", "--data", DATA, "--bundle", BUNDLE, "--report", report, "--format", "json"],
+                         capture_output=True, text=True, timeout=300)
+    check(ran.returncode == 0, f"the report is written in {time.monotonic() - begun:.0f} s", ran.stderr)
+    evaluation = json.loads(ran.stdout)
+    manifest = json.loads((BUNDLE / "manifest.json").read_text())
+    heads = [head["name"] for head in manifest["heads"]]
+    url = report.resolve().as_uri()
+    with tempfile.TemporaryDirectory() as profile:
+        browser = Browser(profile)
+        try:
+            pages = {}
+            for name, width in WIDTHS.items():
+                browser.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+                if not pages:
+                    browser.open(url)
+                pages[name] = json.loads(browser.value(MEASURE))
+                browser.screenshot(OUT / f"{name}.png", width, pages[name]["height"])
+            nothing_went_wrong(browser.events, url)
+        finally:
+            browser.end()
+    for name, page in pages.items():
+        looks_right(page, name, heads)
+    page = pages["desktop"]
+    check(manifest["name"] in page["title"] and f"{evaluation['person_count']} persons" in page["text"],
+          "the page tells which bundle was judged on how many persons")
+    ranked = evaluation["methods"][-1]["ndcg_at_10"]["mean"]
+    check(f"{ranked:.4f}" in page["text"], f"the table has the ranked NDCG@10, {ranked:.4f}")
+    print(f"  screenshots: {', '.join(str(OUT / f'{name}.png') for name in WIDTHS)}")
+    sys.exit(1 if wrong else 0)
+
+
+main()
