@@ -20,6 +20,7 @@
 //! training  encoders, ranker, export to ONNX, evaluation (feature `train`)
 //! off_policy what another policy would have earned, from a log (feature `train`)
 //! statistics tails and quantiles of a few distributions
+//! simulation made shoppers with known tastes           (feature `train`)
 //! ```
 pub mod bits;
 pub mod bundle;
@@ -40,6 +41,8 @@ pub mod ranking;
 pub mod retrieval;
 pub mod server;
 pub mod statistics;
+#[cfg(feature = "train")]
+pub mod simulation;
 pub mod telemetry;
 pub mod text;
 #[cfg(feature = "train")]
