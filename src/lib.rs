@@ -19,8 +19,8 @@
 //! import    a shop's own files into canonical ones      (feature `train`)
 //! training  encoders, ranker, export to ONNX, evaluation (feature `train`)
 //! off_policy what another policy would have earned, from a log (feature `train`)
+//! simulation made shoppers with known tastes (feature `train`)
 //! statistics tails and quantiles of a few distributions
-//! simulation made shoppers with known tastes           (feature `train`)
 //! ```
 pub mod bits;
 pub mod bundle;
@@ -40,9 +40,9 @@ pub mod policy;
 pub mod ranking;
 pub mod retrieval;
 pub mod server;
-pub mod statistics;
 #[cfg(feature = "train")]
 pub mod simulation;
+pub mod statistics;
 pub mod telemetry;
 pub mod text;
 #[cfg(feature = "train")]

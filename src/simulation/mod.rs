@@ -30,7 +30,7 @@ pub struct SimulationConfig {
 
 impl Default for SimulationConfig {
     fn default() -> Self {
-        Self { product_count: 360, shopper_count: 400, history_days: 40, day_count: 7, page_size: 12 }
+        Self { product_count: 360, shopper_count: 400, history_days: 40, day_count: 8, page_size: 12 }
     }
 }
 

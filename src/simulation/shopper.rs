@@ -30,7 +30,7 @@ const VISIT_BASE: f64 = -1.75;
 const VISIT_SLOPE: f64 = 2.4;
 /// How much the last visit weighs in the satisfaction.
 const LAST_VISIT: f64 = 0.35;
-const SEARCHES: f64 = 0.5;
+const SEARCHES: f64 = 0.3;
 const SEARCH_NAMES_STYLE: f64 = 0.5;
 
 /// Someone whose tastes are known.
