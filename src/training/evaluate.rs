@@ -1,7 +1,7 @@
 //! How good a bundle is on what came after its training: each person's next basket.
 use super::{
     Progress,
-    replay::is_choice,
+    replay::{VISIT_MS, is_choice},
     train::{TrainError, candidates},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     ranking::{Device, Runtime},
     units::UnixMillis,
 };
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::Path, time::Instant};
 
@@ -103,7 +103,8 @@ pub(super) fn judge_bundle(
 
 /// Replays the events through the serving code. Persons with a history before their first basket that came after the
 /// bundle's training, and not before `since`, take part, each once; that basket is the target, repeats included. Where nothing
-/// was bought since then, it is the first choice of any kind.
+/// was bought since then, it is the first choice of any kind. The lists are those of the moment at which the visit began: what
+/// somebody looks at or puts into the cart tells what they are about to buy, but a shop that shows it to them shows nothing new.
 pub(super) fn replay_targets(
     data: &Path,
     bundle: &Path,
@@ -129,12 +130,16 @@ pub(super) fn replay_targets(
     let is_late = |event: &Event| event.at >= trained_until && event.at >= since;
     let are_bought = events.iter().any(|event| event.kind == EventKind::Purchase && is_late(event));
     let mut done_persons: AHashSet<PersonId> = AHashSet::new();
+    let is_wanted = |event: &Event| match are_bought {
+        true => event.kind == EventKind::Purchase,
+        false => is_choice(event.kind),
+    };
+    let target_of = first_of_visits(&events, |event| is_wanted(event) && is_late(event));
     for (done, event) in events.iter().enumerate() {
-        let is_wanted = if are_bought { event.kind == EventKind::Purchase } else { is_choice(event.kind) };
-        let is_target = is_wanted && is_late(event);
-        let history = if is_target { generation.live.people.history(&event.person) } else { None };
-        if let Some(history) = history.filter(|_| done_persons.insert(event.person.clone())) {
-            let targets: AHashSet<Row> = event
+        let target = target_of.get(&done).map(|place| &events[*place]);
+        let history = target.and_then(|_| generation.live.people.history(&event.person));
+        if let Some((target, history)) = target.zip(history).filter(|_| done_persons.insert(event.person.clone())) {
+            let targets: AHashSet<Row> = target
                 .lines
                 .iter()
                 .filter_map(|line| generation.live.keys.get(&line.item))
@@ -170,6 +175,23 @@ pub(super) fn replay_targets(
         }
         false => Ok(judged),
     }
+}
+
+/// The place of each visit's first event with that of the first target in the visit, where there is one.
+fn first_of_visits(events: &[Event], is_target: impl Fn(&Event) -> bool) -> AHashMap<usize, usize> {
+    let mut visits: AHashMap<&PersonId, (usize, UnixMillis)> = AHashMap::new();
+    let mut targets = AHashMap::new();
+    for (place, event) in events.iter().enumerate() {
+        let visit = visits.entry(&event.person).or_insert((place, event.at));
+        if event.at.0 - visit.1.0 > VISIT_MS {
+            visit.0 = place;
+        }
+        visit.1 = event.at;
+        if is_target(event) {
+            targets.entry(visit.0).or_insert(place);
+        }
+    }
+    targets
 }
 
 /// Judges a bundle by [`judge_bundle`].
@@ -288,6 +310,37 @@ impl fmt::Display for Evaluation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{events::Attribution, ids::EventId};
+
+    #[test]
+    fn a_target_is_judged_from_the_first_event_of_its_visit() {
+        let event = |person: &str, minute: i64, kind| Event {
+            id: EventId::parse(&format!("{person}{minute}")).unwrap(),
+            kind,
+            person: PersonId::user(person).unwrap(),
+            session: String::new(),
+            at: UnixMillis(minute * 60_000),
+            lines: Vec::new(),
+            query: String::new(),
+            order: String::new(),
+            stars: 0,
+            coupon: String::new(),
+            categories: Vec::new(),
+            currency: String::new(),
+            attribution: Attribution::None,
+        };
+        let events = [
+            event("a", 0, EventKind::View),
+            event("b", 5, EventKind::Purchase),
+            event("a", 25, EventKind::AddToCart),
+            event("a", 50, EventKind::Purchase),
+            event("a", 55, EventKind::Purchase),
+            event("a", 90, EventKind::Click),
+            event("a", 100, EventKind::Purchase),
+        ];
+        let found = first_of_visits(&events, |event| event.kind == EventKind::Purchase);
+        assert_eq!(found, [(0, 3), (1, 1), (5, 6)].into_iter().collect());
+    }
 
     #[test]
     fn a_perfect_list_has_an_ndcg_of_one_and_an_empty_one_of_zero() {
