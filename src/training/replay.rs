@@ -87,7 +87,7 @@ pub fn baskets(choices: &[Choice]) -> Vec<Choice> {
 /// Fewer say nothing of what goes together.
 const BASKETS_MIN: usize = 20;
 /// A pause after which a person's next event belongs to another visit.
-const VISIT_MS: i64 = 30 * 60 * 1000;
+pub const VISIT_MS: i64 = 30 * 60 * 1000;
 
 /// The time before which `share` of the choices happened.
 pub fn time_at_share(choices: &[Choice], share: f64) -> UnixMillis {
