@@ -82,10 +82,9 @@ fn visits(persons: usize, kinds: &[EventKind]) -> Vec<DatasetEvent> {
         // They come back to where they left.
         let mut item = rng.random_range(0..ITEMS);
         for visit in 0..18 {
-            let mut hour = rng.random_range(0..10 * 24) + visit * 10 * 24;
-            for _ in 0..4 {
+            let begin = rng.random_range(0..10 * 24) + visit * 10 * 24;
+            for hour in begin..begin + 4 {
                 kinds.iter().for_each(|kind| rows.push(row(person, *kind, hour, item)));
-                hour += 1;
                 item = (item + if rng.random_bool(0.9) { 1 } else { 7 }) % ITEMS;
             }
         }
