@@ -20,6 +20,8 @@
 //! training  encoders, ranker, export to ONNX, evaluation (feature `train`)
 //! off_policy what another policy would have earned, from a log (feature `train`)
 //! simulation made shoppers with known tastes (feature `train`)
+//! experiments who is in which arm, and what the arms did
+//! plots     plots and the style of the pages
 //! statistics tails and quantiles of a few distributions
 //! ```
 pub mod bits;
@@ -29,6 +31,7 @@ pub mod cli;
 pub mod dataset;
 pub mod engine;
 pub mod events;
+pub mod experiments;
 pub mod features;
 pub mod ids;
 #[cfg(feature = "train")]
@@ -36,6 +39,7 @@ pub mod import;
 #[cfg(feature = "train")]
 pub mod off_policy;
 pub mod people;
+pub mod plots;
 pub mod policy;
 pub mod ranking;
 pub mod retrieval;

@@ -3,6 +3,7 @@
 mod benchmark;
 #[cfg(feature = "train")]
 mod bundle;
+mod experiment;
 mod load_test;
 mod matrix;
 #[cfg(feature = "train")]
@@ -46,6 +47,9 @@ enum Command {
     /// Measures parts of the engine on data of your own; each command tells what its file must be.
     #[command(subcommand)]
     Benchmark(benchmark::Benchmark),
+    /// Experiments on shoppers: what their arms did.
+    #[command(subcommand)]
+    Experiment(experiment::ExperimentCommand),
     /// Measures a running server: requests per second, latencies, and where the time goes.
     LoadTest(load_test::LoadTestArgs),
 }
@@ -94,6 +98,7 @@ pub fn run() -> i32 {
         Command::Bundle(command) => bundle::run(command).map(|()| 0),
         Command::Serve(args) => serve::serve(args).map(|()| 0),
         Command::Benchmark(command) => benchmark::run(command),
+        Command::Experiment(command) => experiment::run(command),
         Command::LoadTest(args) => load_test::load_test(args).map(|()| 0),
     };
     match result {

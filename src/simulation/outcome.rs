@@ -1,5 +1,8 @@
 //! What the shoppers did in each arm, and how far the arms differ.
-use crate::training::{EvaluateOptions, Measured, interval, plots, resamples};
+use crate::{
+    plots,
+    training::{EvaluateOptions, Measured, interval, resamples},
+};
 use std::fmt;
 
 /// What the engine is told of the shoppers.

@@ -8,7 +8,6 @@ mod gate;
 mod lists;
 mod onnx;
 mod person_encoder;
-pub(crate) mod plots;
 mod query_encoder;
 mod ranker;
 mod replay;
@@ -28,6 +27,8 @@ pub use search_benchmark::{
     SearchBenchmarkError, SearchBenchmarkOptions, SearchQuality, SearchReport, search_benchmark,
 };
 pub use train::{TrainError, TrainOptions, TrainReport, train};
+
+use crate::plots;
 
 /// A step of a long work, for a progress bar.
 #[derive(Debug, Clone, Copy)]

@@ -6,7 +6,7 @@ use super::{
         replay_targets, resamples,
     },
     lists::{HEADS, Outcomes},
-    plots::{self, Bar, BarGroup, Line, escape},
+    plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide},
     train::{LossCurves, TrainError},
 };
 use crate::{
@@ -151,12 +151,6 @@ fn best(rows: &[Row], scores: &[f32], kept: &dyn Fn(usize) -> bool) -> Vec<Row> 
     order.into_iter().take(super::evaluate::CUTOFF).map(|index| rows[index]).collect()
 }
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#1f2328;max-width:780px;margin:2em auto;padding:0 1em}\
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d0d7de}\
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2em .8em;text-align:right;\
-border-bottom:1px solid #d8dee4;white-space:nowrap}table{font-size:13px}td:first-child,th:first-child{text-align:left}\
-svg{display:block;width:100%;min-width:600px;height:auto}.wide{overflow-x:auto}p.note{color:#57606a}";
-
 fn page(
     bundle: &Bundle,
     evaluation: &Evaluation,
@@ -168,7 +162,7 @@ fn page(
     let time = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string());
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width\"><title>Bundle {0}</title><style>{STYLE}{plot_style}</style></head><body><h1>Bundle {0}</h1>\
+         content=\"width=device-width\"><title>Bundle {0}</title><style>{PAGE_STYLE}{plot_style}</style></head><body><h1>Bundle {0}</h1>\
          <p>{1} items; trained until {2}; judged on the next baskets of {3} persons. Brackets and thin lines are 95 % \
          bootstrap intervals over persons.</p>",
         escape(&manifest.name),
@@ -228,15 +222,6 @@ fn page(
     }
     html.push_str("</body></html>\n");
     html
-}
-
-/// What may be wider than a small screen is moved within its own frame.
-fn wide(html: &mut String, content: &str) {
-    let _ = write!(html, "<div class=\"wide\">{content}</div>");
-}
-
-fn section(html: &mut String, title: &str, note: &str) {
-    let _ = write!(html, "<h2>{}</h2><p class=\"note\">{}</p>", escape(title), escape(note));
 }
 
 fn quality(html: &mut String, evaluation: &Evaluation) {

@@ -183,7 +183,29 @@ def same_model(work):
     refused(["--threads"], "train", "--data", work / "shop", "--out", work / "three", "--threads", 0)
 
 
+def experiments(work):
+    answers, events, page = work / "answers.jsonl", work / "events.jsonl", work / "report.html"
+    people = [(f"u:{number}", "brave" if number % 2 else "control") for number in range(2000)]
+    answers.write_text("".join(json.dumps({"person": person, "time_ms": 1000, "experiment": "e", "arm": arm}) + "\n"
+                               for person, arm in people))
+    events.write_text("".join(json.dumps({"person": person, "time_ms": 2000, "type": "click"}) + "\n"
+                              for number, (person, arm) in enumerate(people) if number % 20 < (6 if arm == "brave" else 2))
+                      + json.dumps({"person": "u:x", "time_ms": 90_000_000, "type": "click"}) + "\n")
+    files = ["--answers", answers, "--events", events]
+    ran = run("experiment", "report", *files, "--experiment", "e", "--html", page, "--format", "json")
+    report = json.loads(ran.stdout)
+    comparison = report["metrics"][0]["comparisons"][0]
+    check(ran.returncode == 0 and report["control"] == "control" and comparison["decided"] and comparison["interval"]["low"] > 0,
+          "a better arm is found")
+    check("<svg" in page.read_text() and not report["sample_ratio"]["mismatch"], "the page has a plot")
+    ran = run("experiment", "report", *files, "--experiment", "e", "--shares", "control=0.6,brave=0.4")
+    check(ran.returncode == 1 and "SAMPLE RATIO MISMATCH" in ran.stdout, "a wrong split has exit code 1")
+    refused(["nobody was in the experiment `f`", "there are: e"], "experiment", "report", *files, "--experiment", "f")
+    refused(["events.jsonl", "line 1"], "experiment", "report", "--answers", events, "--events", events, "--experiment", "e")
+
+
 with tempfile.TemporaryDirectory() as directory:
+    experiments(pathlib.Path(directory))
     other_policies(pathlib.Path(directory))
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))

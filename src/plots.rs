@@ -1,4 +1,4 @@
-//! Plots as SVG text, for a page that needs nothing else.
+//! Plots as SVG text, and the style of the pages around them, which need nothing else.
 use std::fmt::Write;
 
 const WIDTH: f64 = 720.0;
@@ -7,6 +7,13 @@ const LINES_HEIGHT: f64 = 260.0;
 pub const STYLE: &str = "svg text{font:11px system-ui,sans-serif;fill:#57606a}svg .axis{fill:#1f2328}polyline{fill:none;\
 stroke-width:1.8}.grid{stroke:#d8dee4}.diagonal{stroke:#8c959f;stroke-dasharray:4}.interval{stroke:#1f2328}.zero{stroke:#8c959f}";
 const COLOURS: [&str; 6] = ["#1f6feb", "#d29922", "#2da44e", "#cf222e", "#8250df", "#57606a"];
+
+/// The style sheet of a page; that of the plots, [`STYLE`], comes after it.
+pub const PAGE_STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#1f2328;max-width:780px;margin:2em auto;padding:0 1em}\
+h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d0d7de}\
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2em .8em;text-align:right;\
+border-bottom:1px solid #d8dee4;white-space:nowrap}table{font-size:13px}td:first-child,th:first-child{text-align:left}\
+svg{display:block;width:100%;min-width:600px;height:auto}.wide{overflow-x:auto}p.note{color:#57606a}";
 
 /// A named line of points.
 pub struct Line {
@@ -30,6 +37,16 @@ pub struct BarGroup {
 
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A heading and what is to be known of what follows.
+pub fn section(html: &mut String, title: &str, note: &str) {
+    let _ = write!(html, "<h2>{}</h2><p class=\"note\">{}</p>", escape(title), escape(note));
+}
+
+/// What may be wider than a small screen is moved within its own frame.
+pub fn wide(html: &mut String, content: &str) {
+    let _ = write!(html, "<div class=\"wide\">{content}</div>");
 }
 
 /// A number short enough for an axis.
