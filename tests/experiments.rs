@@ -165,7 +165,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line() {
     let error = read_outcomes(&events).unwrap_err().to_string();
     assert!(error.contains("line 1") && error.contains("type"), "{error}");
     let error = read_outcomes(&directory.path().join("events.csv")).unwrap_err().to_string();
-    assert!(error.contains("neither .jsonl nor .parquet"), "{error}");
+    assert!(error.contains("neither .jsonl nor .parquet nor a directory"), "{error}");
     let error = read_outcomes(&directory.path().join("gone.parquet")).unwrap_err().to_string();
     assert!(error.contains("gone.parquet"), "{error}");
 }

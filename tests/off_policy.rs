@@ -1,11 +1,18 @@
 //! Off-policy estimates on logs whose truth is known, and what is said of files that are no logs.
 #![cfg(feature = "train")]
+use arrow::{
+    array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray},
+    datatypes::{Field, Schema},
+};
+use lodestone::experiments::{Outcome, read_answers, read_slots};
 use lodestone::off_policy::{
     Cell, Choice, EstimateOptions, Estimator, Log, LogRow, OffPolicyReport, Refusal, benchmark, estimate,
     gamma_interval,
 };
+use lodestone::off_policy::{Reward, organic};
+use lodestone::units::UnixMillis;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{fmt::Write, fs, io::Write as _, path::Path};
+use std::{fmt::Write, fs, io::Write as _, path::Path, sync::Arc};
 
 const ITEMS: usize = 12;
 const POSITIONS: usize = 2;
@@ -283,4 +290,107 @@ fn what_is_wrong_in_a_file_is_named_with_line_and_column() {
         let error = benchmark(path, path, &quick(1)).unwrap_err().to_string();
         assert!(error.contains(path.file_name().unwrap().to_str().unwrap()), "{error}");
     }
+}
+
+const PAGE: usize = 4;
+const RATES: [f64; PAGE] = [0.3, 0.2, 0.1, 0.05];
+
+/// Answers as `lodestone answers export` writes them: the items 0 to 3 in this order, but in 4 of 10 answers shuffled.
+/// Gives clicks: the better an item and the higher its slot, the likelier.
+fn explored(directory: &Path, answers: usize, experiment: &str) -> Vec<Outcome> {
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut outcomes = Vec::new();
+    let mut rows: Vec<(usize, usize, usize)> = Vec::new();
+    for answer in 0..answers {
+        let mut order: Vec<usize> = (0..PAGE).collect();
+        if rng.random_bool(0.4) {
+            (1..PAGE).rev().for_each(|end| order.swap(end, rng.random_range(0..=end)));
+        }
+        for (slot, item) in order.into_iter().enumerate() {
+            rows.push((answer, slot, item));
+            if rng.random_bool(RATES[item] / (1.0 + slot as f64)) {
+                outcomes.push(Outcome {
+                    person: format!("u:{}", answer / 2),
+                    at: UnixMillis(answer as i64 * 1000 + 500),
+                    kind: "click".to_owned(),
+                    value: 0.0,
+                    item: format!("i{item}"),
+                    answer: String::new(),
+                });
+            }
+        }
+    }
+    let day = directory.join("day=2026-01-01");
+    fs::create_dir_all(&day).unwrap();
+    write_slots(&day.join("answers.parquet"), &rows, experiment);
+    outcomes
+}
+
+fn write_slots(path: &Path, rows: &[(usize, usize, usize)], experiment: &str) {
+    fn texts(rows: &[(usize, usize, usize)], of: impl Fn(&(usize, usize, usize)) -> String) -> ArrayRef {
+        Arc::new(rows.iter().map(|row| Some(of(row))).collect::<StringArray>())
+    }
+    let integers = |of: &dyn Fn(&(usize, usize, usize)) -> usize| -> ArrayRef {
+        Arc::new(rows.iter().map(|row| Some(of(row) as i64)).collect::<Int64Array>())
+    };
+    let propensity = |row: &(usize, usize, usize)| Some(if row.1 == row.2 { 0.7 } else { 0.1 });
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("answer_id", texts(rows, |row| row.0.to_string())),
+        ("person", texts(rows, |row| format!("u:{}", row.0 / 2))),
+        ("experiment", texts(rows, |_| experiment.to_owned())),
+        ("arm", texts(rows, |row| if row.0 / 2 % 2 == 0 { "even" } else { "odd" }.to_owned())),
+        ("item_id", texts(rows, |row| format!("i{}", row.2))),
+        ("time_ms", integers(&|row| row.0 * 1000)),
+        ("slot", integers(&|row| row.1 + 1)),
+        ("organic_slot", integers(&|row| row.2 + 1)),
+        ("team", integers(&|row| if experiment == "drafts" { 1 + row.1 % 2 } else { 0 })),
+        ("propensity", Arc::new(rows.iter().map(propensity).collect::<Float64Array>())),
+        ("is_pinned", Arc::new(rows.iter().map(|_| Some(false)).collect::<BooleanArray>())),
+    ];
+    let fields: Vec<Field> = columns.iter().map(|(name, c)| Field::new(*name, c.data_type().clone(), true)).collect();
+    let schema = Arc::new(Schema::new(fields));
+    let batch = RecordBatch::try_new(schema.clone(), columns.into_iter().map(|(_, column)| column).collect()).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(fs::File::create(path).unwrap(), schema, None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn explored_answers_tell_what_the_order_without_exploration_earns() {
+    let directory = tempfile::tempdir().unwrap();
+    let outcomes = explored(directory.path(), 5000, "");
+    let slots = read_slots(directory.path()).unwrap();
+    let reward = Reward { kind: "click".to_owned(), is_value: false, window_ms: 900 };
+    let report = organic(&slots, &outcomes, &reward, &quick(1));
+    assert_eq!((report.answers, report.slots, report.persons, report.unmatched), (5000, 20_000, 2500, 0));
+    assert_eq!(report.matched, outcomes.len());
+    let truth: f64 = (0..PAGE).map(|slot| RATES[slot] / (1.0 + slot as f64)).sum::<f64>() / PAGE as f64;
+    for measure in report.estimates.as_ref().unwrap().measures.iter() {
+        assert!(measure.low < truth && truth < measure.high, "{truth} and {measure:?}");
+        assert!(measure.high - measure.low < 0.03 && measure.low > report.shown_mean, "{measure:?}");
+    }
+    assert!(report.to_string().contains("without exploration"), "{report}");
+    // Clicks later than the window belong to nothing.
+    let late = organic(&slots, &outcomes, &Reward { window_ms: 100, ..reward.clone() }, &quick(1));
+    assert_eq!((late.matched, late.unmatched, late.shown_mean), (0, outcomes.len(), 0.0));
+    assert!(organic(&[], &outcomes, &reward, &quick(1)).refused.unwrap().contains("no rows"));
+}
+
+#[test]
+fn exported_answers_are_exposures_of_their_experiments() {
+    let directory = tempfile::tempdir().unwrap();
+    explored(directory.path(), 100, "e");
+    let log = read_answers(directory.path()).unwrap();
+    assert_eq!((log.exposures.len(), log.drafts.len()), (100, 0));
+    assert_eq!((log.exposures[3].person.as_str(), log.exposures[3].arm.as_str()), ("u:1", "odd"));
+    explored(directory.path(), 100, "drafts");
+    let log = read_answers(directory.path()).unwrap();
+    assert_eq!((log.exposures.len(), log.drafts.len(), log.drafts[0].picks.len()), (0, 100, PAGE));
+    explored(directory.path(), 10, "");
+    assert!(read_answers(directory.path()).unwrap().exposures.is_empty(), "answers of no experiment");
+    let error = read_answers(&directory.path().join("day=2026-01-01/none")).unwrap_err().to_string();
+    assert!(error.contains("none") && error.contains("neither"), "{error}");
+    let empty = tempfile::tempdir().unwrap();
+    let error = read_answers(empty.path()).unwrap_err().to_string();
+    assert!(error.contains("no answers.parquet and no directory of a day"), "{error}");
 }

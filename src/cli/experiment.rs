@@ -17,10 +17,11 @@ pub enum ExperimentCommand {
 /// for, and nothing can be concluded. docs/experiments.md tells how to read it.
 #[derive(clap::Args)]
 pub struct ReportArgs {
-    /// The answers: .jsonl with person, time_ms, experiment, and arm (or picks, where rankings were interleaved).
+    /// The answers: answers.parquet, a directory with one for each day, or .jsonl with person, time_ms, experiment, and arm (or
+    /// picks, where rankings were interleaved).
     #[arg(long, value_name = "PATH")]
     answers: PathBuf,
-    /// What people did: events.parquet, or .jsonl with person, time_ms, type, and where known value, item, answer.
+    /// What people did: events.parquet, a directory with it or with one for each day, or .jsonl with person, time_ms, type, and where known value, item, answer.
     #[arg(long, value_name = "PATH")]
     events: PathBuf,
     /// The experiment's name.

@@ -91,7 +91,7 @@ pub fn run() -> i32 {
         #[cfg(feature = "train")]
         Command::Train(args) => offline::train(args),
         #[cfg(feature = "train")]
-        Command::Evaluate(args) => offline::evaluate(args).map(|()| 0),
+        Command::Evaluate(args) => offline::evaluate(args),
         #[cfg(feature = "train")]
         Command::Gate(args) => offline::gate(args),
         #[cfg(feature = "train")]

@@ -1,7 +1,9 @@
 //! import, train, evaluate.
 use super::{Format, LibraryArgs};
 use crate::{
+    experiments,
     import::{self, Mapping},
+    off_policy::{self, EstimateOptions, Reward},
     ranking::Runtime,
     training::{self, EvaluateOptions, Found, GateOptions, Progress, TrainError, TrainOptions, Verdict},
     units::UnixMillis,
@@ -64,10 +66,12 @@ pub struct TrainArgs {
 #[derive(clap::Args)]
 pub struct EvaluateArgs {
     /// The data that the bundle was trained on; its later part was left out of the training.
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
-    #[arg(long, value_name = "DIR")]
-    bundle: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "off_policy")]
+    data: Option<PathBuf>,
+    #[arg(long, value_name = "DIR", required_unless_present = "off_policy")]
+    bundle: Option<PathBuf>,
+    #[command(flatten)]
+    logged: LoggedArgs,
     /// Also writes one HTML page with plots that needs nothing else: losses, quality by activity, what each source and
     /// feature adds, calibration, popularity bias.
     #[arg(long, value_name = "FILE")]
@@ -76,6 +80,30 @@ pub struct EvaluateArgs {
     format: Format,
     #[command(flatten)]
     library: LibraryArgs,
+}
+
+/// The judgement of logged answers instead of a bundle.
+#[derive(clap::Args)]
+struct LoggedArgs {
+    /// Instead of a bundle: what the order without exploration earns per slot, from logged answers that explored, with their
+    /// propensities. IPS, SNIPS, clipped IPS and doubly robust; exit code 1 where the log cannot tell (docs/off-policy.md).
+    #[arg(long, requires = "answers", requires = "events", conflicts_with_all = ["data", "bundle", "report"])]
+    off_policy: bool,
+    /// Of --off-policy: answers.parquet, or the directory that `lodestone answers export` wrote.
+    #[arg(long, value_name = "PATH", requires = "off_policy")]
+    answers: Option<PathBuf>,
+    /// Of --off-policy: events.parquet, a directory with one, or .jsonl (docs/experiments.md).
+    #[arg(long, value_name = "PATH", requires = "off_policy")]
+    events: Option<PathBuf>,
+    /// Of --off-policy: the type of event that is a reward, 1 for a slot with one.
+    #[arg(long, value_name = "TYPE", default_value = "click")]
+    reward: String,
+    /// Of --off-policy: the reward is what the events were worth, quantity times price.
+    #[arg(long)]
+    value: bool,
+    /// Of --off-policy: an event counts for so many hours after the answer.
+    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=8784))]
+    window_hours: u32,
 }
 
 #[derive(clap::Args)]
@@ -220,21 +248,37 @@ fn on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-pub fn evaluate(args: EvaluateArgs) -> anyhow::Result<()> {
+/// Gives the exit code.
+pub fn evaluate(args: EvaluateArgs) -> anyhow::Result<i32> {
+    let (Some(data), Some(bundle)) = (&args.data, &args.bundle) else {
+        return evaluate_logged(&args.logged, args.format);
+    };
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let mut bars = Bars::default();
     let options = EvaluateOptions::default();
     let show = &mut |step| bars.show(step);
     let evaluation = match &args.report {
-        None => training::evaluate(&args.data, &args.bundle, &runtime, &options, show)?,
+        None => training::evaluate(data, bundle, &runtime, &options, show)?,
         Some(path) => {
-            let (evaluation, page) = training::report(&args.data, &args.bundle, &runtime, &options, show)?;
+            let (evaluation, page) = training::report(data, bundle, &runtime, &options, show)?;
             std::fs::write(path, page).with_context(|| path.display().to_string())?;
             evaluation
         }
     };
     bars.finish();
-    print(args.format, &evaluation)
+    print(args.format, &evaluation).map(|()| 0)
+}
+
+fn evaluate_logged(args: &LoggedArgs, format: Format) -> anyhow::Result<i32> {
+    let (Some(answers), Some(events)) = (&args.answers, &args.events) else {
+        anyhow::bail!("--off-policy needs --answers and --events");
+    };
+    let reward =
+        Reward { kind: args.reward.clone(), is_value: args.value, window_ms: i64::from(args.window_hours) * 3_600_000 };
+    let (slots, outcomes) = (experiments::read_slots(answers)?, experiments::read_outcomes(events)?);
+    let report = off_policy::organic(&slots, &outcomes, &reward, &EstimateOptions::default());
+    print(format, &report)?;
+    Ok(i32::from(report.refused.is_some()))
 }
 
 pub fn gate(args: GateArgs) -> anyhow::Result<i32> {

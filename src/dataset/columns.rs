@@ -1,7 +1,7 @@
 //! Parquet files as batches of typed columns.
 use super::DatasetError;
 use arrow::{
-    array::{Array, ArrayRef, Int64Array, ListArray, RecordBatch, StringArray},
+    array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray},
     datatypes::Schema,
 };
 use parquet::{
@@ -48,6 +48,14 @@ impl Columns<'_> {
 
     pub fn integers(&self, name: &'static str) -> Result<&Int64Array, DatasetError> {
         self.typed(name, "64-bit integers")
+    }
+
+    pub fn numbers(&self, name: &'static str) -> Result<&Float64Array, DatasetError> {
+        self.typed(name, "64-bit numbers")
+    }
+
+    pub fn flags(&self, name: &'static str) -> Result<&BooleanArray, DatasetError> {
+        self.typed(name, "flags")
     }
 
     pub fn lists(&self, name: &'static str) -> Result<&ListArray, DatasetError> {

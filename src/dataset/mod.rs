@@ -1,8 +1,10 @@
 //! Canonical items and events as Parquet; the schema is in `docs/events.md`.
+mod answers;
 mod columns;
 mod events;
 mod items;
 
+pub use answers::{DatasetSlot, read_slots};
 pub use events::{DatasetEvent, into_events, read_events, write_events};
 pub use items::{read_items, write_items};
 

@@ -1,7 +1,8 @@
-//! Reads exposures and outcomes: one JSON object in a line, or canonical events as Parquet.
+//! Reads exposures and outcomes: one JSON object in a line, or Parquet as `lodestone answers export` and canonical events
+//! have it.
 use super::{Draft, Exposure, Outcome, Team};
 use crate::{
-    dataset::{self, DatasetError},
+    dataset::{self, DatasetError, DatasetSlot},
     ids::PersonId,
     units::UnixMillis,
 };
@@ -12,6 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+const ANSWERS: &str = "answers.parquet";
+const EVENTS: &str = "events.parquet";
 /// The longest line that is taken, in bytes.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
@@ -24,8 +27,10 @@ pub enum ExperimentFileError {
     Line { path: PathBuf, line: usize, problem: String },
     #[error("{path}: has no rows")]
     Empty { path: PathBuf },
-    #[error("{path}: is neither .jsonl nor .parquet")]
+    #[error("{path}: is neither .jsonl nor .parquet nor a directory")]
     Format { path: PathBuf },
+    #[error("{path}: has no {name} and no directory of a day with one")]
+    NoDays { path: PathBuf, name: &'static str },
     #[error(transparent)]
     Dataset(#[from] DatasetError),
 }
@@ -76,9 +81,83 @@ struct OutcomeLine {
     answer: String,
 }
 
-/// Reads answers, a JSON object in each line: `person`, `time_ms`, `experiment`, and `arm`, or for interleaved answers
-/// `picks` (`item` and `team`, `a` or `b`) and `answer`, its id.
+/// What a path stands for.
+enum Source {
+    Lines,
+    Parquet(Vec<PathBuf>),
+}
+
+/// A file by its ending; of a directory its own file of this name, or those of its days (`day=…`, `date=…`), in order.
+fn source(path: &Path, name: &'static str) -> Result<Source, ExperimentFileError> {
+    if !path.is_dir() {
+        return match path.extension().and_then(|extension| extension.to_str()) {
+            Some("parquet") => Ok(Source::Parquet(vec![path.to_owned()])),
+            Some("jsonl") => Ok(Source::Lines),
+            _ => Err(ExperimentFileError::Format { path: path.to_owned() }),
+        };
+    }
+    if path.join(name).is_file() {
+        return Ok(Source::Parquet(vec![path.join(name)]));
+    }
+    let io = |source| ExperimentFileError::Io { path: path.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(io)? {
+        let file = entry.map_err(io)?.path().join(name);
+        files.extend(file.is_file().then_some(file));
+    }
+    files.sort();
+    if files.is_empty() {
+        Err(ExperimentFileError::NoDays { path: path.to_owned(), name })
+    } else {
+        Ok(Source::Parquet(files))
+    }
+}
+
+/// The slots of exported answers: a file, or the directory that `lodestone answers export` wrote.
+pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, ExperimentFileError> {
+    let Source::Parquet(files) = source(path, ANSWERS)? else {
+        return Err(ExperimentFileError::Format { path: path.to_owned() });
+    };
+    let mut slots = Vec::new();
+    for file in files {
+        slots.extend(dataset::read_slots(&file)?);
+    }
+    Ok(slots)
+}
+
+/// Reads answers. Exported ones ([`read_slots`]), or `.jsonl`, an object in each line: `person`, `time_ms`, `experiment`,
+/// and `arm`, or for interleaved answers `picks` (`item` and `team`, `a` or `b`) and `answer`, its id.
 pub fn read_answers(path: &Path) -> Result<ExperimentLog, ExperimentFileError> {
+    match source(path, ANSWERS)? {
+        Source::Parquet(_) => Ok(experiment_log(&read_slots(path)?)),
+        Source::Lines => read_answer_lines(path),
+    }
+}
+
+/// Answers of experiments; the rows of an answer follow each other.
+fn experiment_log(slots: &[DatasetSlot]) -> ExperimentLog {
+    let mut log = ExperimentLog::default();
+    let in_experiments = slots.chunk_by(|a, b| a.answer == b.answer).filter(|answer| !answer[0].experiment.is_empty());
+    for answer in in_experiments {
+        let first = &answer[0];
+        let (person, at, experiment) = (first.person.clone(), first.at, first.experiment.clone());
+        let team = |team| match team {
+            1 => Some(Team::A),
+            2 => Some(Team::B),
+            _ => None,
+        };
+        let picks: Vec<(String, Team)> =
+            answer.iter().filter_map(|slot| Some((slot.item.clone(), team(slot.team)?))).collect();
+        match picks.is_empty() {
+            true => log.exposures.push(Exposure { person, at, experiment, arm: first.arm.clone() }),
+            // Which configuration an item came from is known by slot; there is no arm of the whole answer.
+            false => log.drafts.push(Draft { answer: first.answer.clone(), person, at, experiment, picks }),
+        }
+    }
+    log
+}
+
+fn read_answer_lines(path: &Path) -> Result<ExperimentLog, ExperimentFileError> {
     let mut log = ExperimentLog::default();
     for_each_line(path, |line: AnswerLine| {
         let AnswerLine { person, time_ms, experiment, arm, answer, picks } = line;
@@ -117,22 +196,24 @@ fn named(fields: &[(&str, &str)]) -> Result<(), String> {
 }
 
 /// Reads outcomes. `.jsonl`: an object in each line with `person`, `time_ms`, `type`, and where known `value`, `item`,
-/// `answer`. `.parquet`: canonical events (docs/events.md); the value is quantity times price.
+/// `answer`. Otherwise canonical events (docs/events.md): `.parquet`, or a directory with `events.parquet` or with one for
+/// each day; the value is quantity times price.
 pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("parquet") => Ok(dataset::read_events(path)?.into_iter().filter_map(outcome).collect()),
-        Some("jsonl") => {
-            let mut outcomes = Vec::new();
-            for_each_line(path, |line: OutcomeLine| {
-                let OutcomeLine { person, time_ms, kind, value, item, answer } = line;
-                named(&[("person", &person), ("type", &kind)])?;
-                outcomes.push(Outcome { person, at: UnixMillis(time_ms), kind, value, item, answer });
-                Ok(())
-            })?;
-            Ok(outcomes)
+    let mut outcomes = Vec::new();
+    match source(path, EVENTS)? {
+        Source::Parquet(files) => {
+            for file in files {
+                outcomes.extend(dataset::read_events(&file)?.into_iter().filter_map(outcome));
+            }
         }
-        _ => Err(ExperimentFileError::Format { path: path.to_owned() }),
+        Source::Lines => for_each_line(path, |line: OutcomeLine| {
+            let OutcomeLine { person, time_ms, kind, value, item, answer } = line;
+            named(&[("person", &person), ("type", &kind)])?;
+            outcomes.push(Outcome { person, at: UnixMillis(time_ms), kind, value, item, answer });
+            Ok(())
+        })?,
     }
+    Ok(outcomes)
 }
 
 /// None for an event of nobody.

@@ -13,7 +13,7 @@ pub use analysis::{
     AnalysisOptions, ArmCount, Comparison, ExperimentError, ExperimentReport, LeftOut, MetricReport, Moment, analyse,
 };
 pub use assign::arm_at;
-pub use files::{ExperimentFileError, ExperimentLog, read_answers, read_outcomes};
+pub use files::{ExperimentFileError, ExperimentLog, read_answers, read_outcomes, read_slots};
 pub use interleaving::{InterleavingReport, credit};
 pub use sample_ratio::{SampleRatio, sample_ratio};
 pub use sequential::{Moments, SequentialInterval, sequential_interval};

@@ -5,6 +5,7 @@
 //! The words are those of the field: the *logging* policy wrote the log, the *target* policy is judged, the
 //! *propensity* is the probability with which the logging policy chose the shown item for its position, and a *weight*
 //! is the target policy's probability divided by it.
+mod answers;
 mod estimate;
 mod files;
 mod interval;
@@ -12,6 +13,7 @@ mod report;
 mod reward_model;
 mod support;
 
+pub use answers::{OrganicReport, Reward, organic};
 pub use estimate::{EstimateOptions, Estimates, Estimator, Measure, estimate};
 pub use files::{LoggedFile, OffPolicyFileError, read_file};
 pub use interval::gamma_interval;
