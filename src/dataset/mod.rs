@@ -3,6 +3,7 @@ mod columns;
 mod events;
 mod items;
 
+pub use columns::{Cells, write_table};
 pub use events::{DatasetEvent, into_events, read_events, write_events};
 pub use items::{read_items, write_items};
 
