@@ -12,7 +12,9 @@
 //! retrieval stage one: graph, words, neighbours; fusion
 //! features  numbers about a candidate; the same code in training and serving
 //! ranking   stage two; the only room that names ONNX Runtime
-//! policy    boosts, pins, diversity: pure functions
+//! policy    boosts, diversity, interleaving, pins, exploration: pure functions
+//! serving   named configurations, and the experiments that choose among them
+//! answers   the log of answers: replay, propensities, export
 //! bundle    a trained model on disk, verified
 //! telemetry metrics for Prometheus
 //! dataset   canonical items and events as Parquet
@@ -24,6 +26,7 @@
 //! plots     plots and the style of the pages
 //! statistics tails and quantiles of a few distributions
 //! ```
+pub mod answers;
 pub mod bits;
 pub mod bundle;
 pub mod catalog;
@@ -44,6 +47,7 @@ pub mod policy;
 pub mod ranking;
 pub mod retrieval;
 pub mod server;
+pub mod serving;
 #[cfg(feature = "train")]
 pub mod simulation;
 pub mod statistics;

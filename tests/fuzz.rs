@@ -262,7 +262,7 @@ fn only_own_page_tokens_are_believed() {
         let changed: String = changed.into_iter().collect();
         prop_assert_eq!(key.parse_page(&changed).is_some(), changed == own);
         prop_assert_eq!(key.parse_page(&text), None);
-        prop_assert!(!key.is_attribution(&text));
+        prop_assert!(key.parse_attribution(&text).is_none());
         Ok(())
     });
 }

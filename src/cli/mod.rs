@@ -1,5 +1,6 @@
 //! The command line: parse, hand over, print. Data goes to stdout, talk to stderr.
 //! Exit codes: 0 done, 1 ran and the answer is no, 2 usage, configuration or failure.
+mod answers;
 mod benchmark;
 #[cfg(feature = "train")]
 mod bundle;
@@ -9,6 +10,7 @@ mod matrix;
 #[cfg(feature = "train")]
 mod offline;
 mod serve;
+mod time;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -44,6 +46,9 @@ enum Command {
     Bundle(bundle::BundleCommand),
     /// Answers gRPC requests from a bundle.
     Serve(serve::ServeArgs),
+    /// Exports or shows what was answered, with the probability of everything that was shown.
+    #[command(subcommand)]
+    Answers(answers::AnswersCommand),
     /// Measures parts of the engine on data of your own; each command tells what its file must be.
     #[command(subcommand)]
     Benchmark(benchmark::Benchmark),
@@ -97,6 +102,7 @@ pub fn run() -> i32 {
         #[cfg(feature = "train")]
         Command::Bundle(command) => bundle::run(command).map(|()| 0),
         Command::Serve(args) => serve::serve(args).map(|()| 0),
+        Command::Answers(command) => answers::run(command),
         Command::Benchmark(command) => benchmark::run(command),
         Command::Experiment(command) => experiment::run(command),
         Command::LoadTest(args) => load_test::load_test(args).map(|()| 0),

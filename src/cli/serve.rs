@@ -1,9 +1,11 @@
 //! serve
 use super::LibraryArgs;
 use crate::{
+    answers::AnswersConfig,
     engine::{EngineConfig, Opening, open},
     ranking::Device,
     server::{self, ServerConfig},
+    serving::{Serving, ServingConfig},
     telemetry,
 };
 use anyhow::Context;
@@ -37,6 +39,18 @@ pub struct ServeArgs {
     /// How strongly answers avoid items that are alike where a request does not say, 0 to 1.
     #[arg(long, value_name = "0..1", env = "LODESTONE_DIVERSITY_DEFAULT", default_value_t = 0.0)]
     diversity_default: f32,
+    /// Named configurations, exploration and experiments; see docs/serving.md. Default: one configuration without exploration.
+    #[arg(long, value_name = "FILE", env = "LODESTONE_SERVING")]
+    serving: Option<PathBuf>,
+    /// The share of answers whose record is kept under DATA/answers, for replay and for learning; see docs/answers.md.
+    #[arg(long, value_name = "0..1", env = "LODESTONE_ANSWERS_SHARE", default_value_t = AnswersConfig::default().share)]
+    answers_share: f64,
+    /// Days for which records of answers are kept.
+    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", default_value_t = AnswersConfig::default().days_max)]
+    answers_days: u32,
+    /// Bytes that all records of answers may take; beyond it the oldest files are removed.
+    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_BYTES", default_value_t = AnswersConfig::default().bytes_max)]
+    answers_bytes: u64,
     /// Words that mean the same, a line each: `sofa, couch` or `tv => television`; see docs/search.md.
     #[arg(long, value_name = "FILE", env = "LODESTONE_SYNONYMS")]
     synonyms: Option<PathBuf>,
@@ -61,6 +75,23 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         "--diversity-default is {}; it must be within 0 and 1",
         args.diversity_default
     );
+    anyhow::ensure!(
+        (0.0..=1.0).contains(&args.answers_share),
+        "--answers-share is {}; it must be within 0 and 1",
+        args.answers_share
+    );
+    anyhow::ensure!(
+        (1..=3650).contains(&args.answers_days),
+        "--answers-days is {}; it must be within 1 and 3650",
+        args.answers_days
+    );
+    let base = ServingConfig { diversity: args.diversity_default, ..ServingConfig::default() };
+    let serving = match &args.serving {
+        Some(path) => Serving::open(path, &base)?,
+        None => Serving::of(base),
+    };
+    let answers =
+        AnswersConfig { share: args.answers_share, days_max: args.answers_days, bytes_max: args.answers_bytes };
     crate::text::warm_up();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let engine = open(Opening {
@@ -75,7 +106,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         workers: args.workers.unwrap_or(cores),
         queue_requests_max: args.queue_requests_max,
         history_ends_now: args.history_ends_now,
-        config: EngineConfig { diversity_default: args.diversity_default, ..EngineConfig::default() },
+        config: EngineConfig { serving: Arc::new(serving), answers, ..EngineConfig::default() },
     })?;
     // Reading and writing requests takes a third of what answering does; more threads only take turns on the cores.
     let io_threads = (cores / 2).max(1);

@@ -2,7 +2,7 @@
 use super::DatasetError;
 use arrow::{
     array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray},
-    datatypes::Schema,
+    datatypes::{Field, Schema},
 };
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
@@ -97,6 +97,29 @@ pub(super) fn read(
         each(&columns)?;
     }
     if first_row == 0 { Err(DatasetError::Empty { path: path.to_owned() }) } else { Ok(()) }
+}
+
+/// The values of a column.
+pub enum Cells {
+    Texts(Vec<String>),
+    Integers(Vec<i64>),
+    Numbers(Vec<Option<f64>>),
+    Flags(Vec<bool>),
+}
+
+/// Writes named columns of equal lengths as a file.
+pub fn write_table(path: &Path, columns: Vec<(String, Cells)>) -> Result<(), DatasetError> {
+    let column = |(name, cells): (String, Cells)| {
+        let array: ArrayRef = match cells {
+            Cells::Texts(texts) => Arc::new(StringArray::from(texts)),
+            Cells::Integers(integers) => Arc::new(Int64Array::from(integers)),
+            Cells::Numbers(numbers) => Arc::new(Float64Array::from(numbers)),
+            Cells::Flags(flags) => Arc::new(BooleanArray::from(flags)),
+        };
+        (Field::new(name, array.data_type().clone(), true), array)
+    };
+    let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().map(column).unzip();
+    write(path, Schema::new(fields), arrays)
 }
 
 /// Writes one batch as a file.

@@ -5,6 +5,7 @@ mod events;
 mod items;
 
 pub use answers::{DatasetSlot, read_slots};
+pub use columns::{Cells, write_table};
 pub use events::{DatasetEvent, into_events, read_events, write_events};
 pub use items::{read_items, write_items};
 

@@ -1,21 +1,23 @@
 //! From candidates to a slate: features, ranking model, policy, reasons.
 use super::{
-    fusion::{Candidates, NO_PLACE},
+    fusion::{Candidate, Candidates, NO_PLACE},
     generation::Generation,
     models::Models,
     request::*,
     retrieve::{self, SOURCES},
+    trace::{RuledRanking, Rules, is_by_field},
 };
 use crate::{
+    bundle::Head,
     catalog::Catalog,
     features::{self, FEATURE_COUNT, FEATURES, Moment, PersonContext, Recent},
     ids::{ItemId, ItemKey, Row},
     people::History,
-    policy,
+    policy::{self, Arranged, Base, Given, PinSlot, Ranking},
     retrieval::Neighbours,
+    serving::{Plan, ServingConfig},
     units::UnixMillis,
 };
-use ahash::AHashMap;
 use std::{
     cmp::Ordering,
     sync::Arc,
@@ -29,6 +31,8 @@ pub struct Story<'a> {
     pub history: History,
     pub person: PersonContext,
     pub person_known: bool,
+    /// The log position that the person's history surely has.
+    pub position: u64,
     pub now: UnixMillis,
     pub degradations: Vec<Degradation>,
     pub stages: Vec<(&'static str, Duration)>,
@@ -55,6 +59,7 @@ impl<'a> Story<'a> {
         now: UnixMillis,
     ) -> Self {
         let mark = Instant::now();
+        let position = generation.live.applied_position();
         let known = generation.live.people.history(&viewer.person);
         let person_known = known.is_some();
         let mut history = known.unwrap_or_default();
@@ -67,6 +72,7 @@ impl<'a> Story<'a> {
             catalog: catalog.clone(),
             history,
             person_known,
+            position,
             now,
             degradations: Vec::new(),
             stages: Vec::with_capacity(8),
@@ -178,30 +184,45 @@ impl<'a> Story<'a> {
         candidates: Vec<Candidates>,
         query_vectors: &[Option<Vec<f32>>],
     ) -> Vec<Ranked> {
+        let all = vec![true; stories.len()];
+        Self::rank_those(stories, models, candidates, query_vectors, &all)
+    }
+
+    /// Stage two, where `runs` says for each story whether the model is asked.
+    pub fn rank_those(
+        stories: &mut [Self],
+        models: &mut Models,
+        candidates: Vec<Candidates>,
+        query_vectors: &[Option<Vec<f32>>],
+        runs: &[bool],
+    ) -> Vec<Ranked> {
         let mut features = Vec::with_capacity(stories.len());
         for (story, (candidates, query)) in stories.iter_mut().zip(candidates.iter().zip(query_vectors)) {
             story.resume();
             features.push(story.features(candidates, query.as_deref()));
         }
         let begun = Instant::now();
-        let heads = match &features[..] {
+        let asked: Vec<&Vec<f32>> = features.iter().zip(runs).filter(|(_, runs)| **runs).map(|(own, _)| own).collect();
+        let heads = match &asked[..] {
+            [] => Ok(Vec::new()),
             [alone] => score(models, alone),
-            several => score(models, &several.concat()),
+            several => score(models, &several.iter().flat_map(|own| own.iter().copied()).collect::<Vec<f32>>()),
         };
         let heads = heads.unwrap_or_else(|error| {
             tracing::warn!(%error, "the ranking model failed");
-            for story in stories.iter_mut() {
+            for (story, _) in stories.iter_mut().zip(runs).filter(|(_, runs)| **runs) {
                 story.degrade(DegradationCode::RankerSkipped, "ranker");
             }
             Vec::new()
         });
+        let weights: Vec<f32> = models.heads.iter().map(|head| head.weight).collect();
         let mut rest = &heads[..];
-        let ranked = candidates.into_iter().zip(features).map(|(candidates, features)| {
-            let own =
-                rest.split_off(..(candidates.list.len() * models.heads.len()).min(rest.len())).unwrap_or_default();
+        let ranked = candidates.into_iter().zip(features).zip(runs).map(|((candidates, features), runs)| {
+            let count = if *runs { candidates.list.len() * weights.len() } else { 0 };
+            let own = rest.split_off(..count.min(rest.len())).unwrap_or_default();
             let scores = match own.is_empty() {
                 true => candidates.list.iter().map(|candidate| candidate.evidence.fused).collect(),
-                false => own.chunks_exact(models.heads.len()).map(|heads| utility(models, heads)).collect(),
+                false => own.chunks_exact(weights.len()).map(|heads| policy::utility(&weights, heads)).collect(),
             };
             Ranked { candidates, features, heads: own.to_vec(), scores }
         });
@@ -215,7 +236,13 @@ impl Models {
     /// What orders candidates, from their features `[rows × FEATURE_COUNT]`. Empty without a ranker.
     pub fn scores(&mut self, features: &[f32]) -> Result<Vec<f32>, crate::ranking::RankingError> {
         let heads = score(self, features)?;
-        Ok(heads.chunks_exact(self.heads.len().max(1)).map(|heads| utility(self, heads)).collect())
+        let weights: Vec<f32> = self.heads.iter().map(|head| head.weight).collect();
+        Ok(heads.chunks_exact(weights.len().max(1)).map(|heads| policy::utility(&weights, heads)).collect())
+    }
+
+    /// Probabilities `[rows × heads]` of features `[rows × FEATURE_COUNT]`.
+    pub fn probabilities(&mut self, features: &[f32]) -> Result<Vec<f32>, crate::ranking::RankingError> {
+        score(self, features)
     }
 }
 
@@ -225,7 +252,13 @@ fn score(models: &mut Models, features: &[f32]) -> Result<Vec<f32>, crate::ranki
     let Some(ranker) = models.ranker.as_mut().filter(|_| row_count > 0) else {
         return Ok(Vec::new());
     };
-    let mut heads = ranker.score(features, row_count)?;
+    // One row alone goes through another kernel than several, which adds in another order; two give each row the same
+    // probabilities whatever it is scored with, so that a replay has them to the bit.
+    let mut heads = match row_count {
+        1 => ranker.score(&[features, features].concat(), 2)?,
+        _ => ranker.score(features, row_count)?,
+    };
+    heads.truncate(row_count * models.heads.len());
     for row in heads.chunks_exact_mut(models.heads.len()) {
         for (logit, head) in row.iter_mut().zip(&models.heads) {
             *logit = 1.0 / (1.0 + (-(head.scale * *logit + head.offset)).exp());
@@ -234,111 +267,170 @@ fn score(models: &mut Models, features: &[f32]) -> Result<Vec<f32>, crate::ranki
     Ok(heads)
 }
 
-/// The weighted sum over heads.
-fn utility(models: &Models, probabilities: &[f32]) -> f32 {
-    models.heads.iter().zip(probabilities).map(|(head, probability)| head.weight * probability).sum()
+/// What decides the order beyond the request's options.
+pub struct Asking<'a> {
+    pub plan: &'a Plan,
+    /// The list answers a question of its own (alike, together, when): its order is that of retrieval.
+    pub has_own_order: bool,
+    /// Rows that have all words of the query come before others, and those that it names before these.
+    pub puts_matches_first: bool,
+    /// Of everything that is drawn.
+    pub seed: u64,
 }
 
-/// How far down diversity looks for a row that is less alike.
-const DIVERSITY_LOOK_AHEAD: usize = 50;
-
 impl Story<'_> {
-    /// Policy: boosts, order, diversity, pins. Gives the whole slate.
-    pub fn slate(
-        &mut self,
-        ranked: Ranked,
+    /// What the policy is given. `pins_ok` says which rows a pin may show.
+    pub fn rules(
+        &self,
+        ranked: &Ranked,
         options: &Options,
+        asking: &Asking,
         models: &Models,
         pins_ok: &dyn Fn(Row) -> bool,
-    ) -> Slate {
+    ) -> Rules {
         let candidates = &ranked.candidates.list;
-        let mut scored: Vec<(Row, f32)> =
-            candidates.iter().zip(&ranked.scores).map(|(candidate, score)| (candidate.row, *score)).collect();
-        policy::apply_boosts(&mut scored, &options.boosts, |row| &self.catalog.get(row).item);
-        scored.sort_unstable_by(|a, b| self.compare(options.order_by, *a, *b));
-        let diversity = options.diversity.unwrap_or(0.0);
-        if diversity > 0.0 && options.order_by == OrderBy::Score {
-            let vector = |row: Row| self.catalog.get(row).vectors.query_space();
-            scored = policy::diversify(&scored, diversity, DIVERSITY_LOOK_AHEAD, vector);
-        }
-        let (rows, dropped_pins) = self.pin(scored, options, pins_ok);
-        let mut by_row: Vec<(Row, u32)> =
-            candidates.iter().enumerate().map(|(at, candidate)| (candidate.row, at as u32)).collect();
-        by_row.sort_unstable();
-        let index = |row: Row| {
-            let found = by_row.binary_search_by_key(&row, |(row, _)| *row).ok()?;
-            Some(by_row[found].1 as usize)
+        let tiers = if asking.puts_matches_first { tiers(&ranked.candidates) } else { Vec::new() };
+        let fused: Vec<f32> = candidates.iter().map(|candidate| candidate.evidence.fused).collect();
+        let ranking = |config: &Arc<ServingConfig>| {
+            let weight = |head: &Head| config.head_weights.get(&head.name).copied().unwrap_or(head.weight);
+            let uses_model = config.ranker && !asking.has_own_order && !ranked.heads.is_empty();
+            let weights: Vec<f32> = if uses_model { models.heads.iter().map(weight).collect() } else { Vec::new() };
+            let base = Base { heads: &ranked.heads, weights: &weights, fused: &fused, tiers: &tiers };
+            let scores = base.scores(config.candidates.min(candidates.len())).unwrap_or_else(|| fused.clone());
+            let diversity = options.diversity.unwrap_or(config.diversity);
+            RuledRanking { serving_config: config.name.clone(), weights, diversity, scores }
         };
-        let places = rows
-            .iter()
-            .map(|&(row, score)| {
-                let why = index(row).map_or(Why::Pinned, |at| Why::Sources(candidates[at].best_sources()));
-                Place { row, score, why }
-            })
-            .collect();
+        let (pins, pinned_rows) = self.pins(candidates, options, pins_ok);
+        let is_alone = asking.plan.configs.len() == 1;
+        Rules {
+            rankings: asking.plan.configs.iter().map(ranking).collect(),
+            boost_factors: options.boosts.iter().map(|boost| boost.factor).collect(),
+            boost_masks: self.boost_masks(candidates, &options.boosts),
+            field_places: self.field_places(candidates, options.order_by),
+            pins,
+            pinned_rows,
+            exploration: asking.plan.main().exploration.clone().filter(|_| is_alone),
+            seed: asking.seed,
+            tiers,
+        }
+    }
+
+    /// Arranges the answer. Gives the whole slate, and what was arranged.
+    pub fn slate(&mut self, ranked: &Ranked, rules: &Rules, options: &Options, models: &Models) -> (Slate, Arranged) {
+        let candidates = &ranked.candidates.list;
+        let rankings = rules.rankings.iter();
+        let rankings: Vec<Ranking> =
+            rankings.map(|ranking| Ranking { scores: &ranking.scores, diversity: ranking.diversity }).collect();
+        let given = Given {
+            rankings: &rankings,
+            boost_factors: &rules.boost_factors,
+            boost_masks: &rules.boost_masks,
+            field_places: &rules.field_places,
+            pins: &rules.pins,
+            exploration: rules.exploration.as_ref(),
+            seed: rules.seed,
+        };
+        let vector = |candidate: u32| self.catalog.get(candidates[candidate as usize].row).vectors.query_space();
+        let arranged = policy::arrange(&given, vector);
+        let places = arranged.places.iter().map(|place| match candidates.get(place.candidate as usize) {
+            Some(candidate) => {
+                Place { row: candidate.row, score: place.score, why: Why::Sources(candidate.best_sources()) }
+            }
+            None => {
+                let row = rules.pinned_rows[place.candidate as usize - candidates.len()];
+                Place { row, score: place.score, why: Why::Pinned }
+            }
+        });
+        let places = places.collect();
         let debug = match options.debug >= DebugLevel::Scores {
-            true => rows
-                .iter()
-                .map(|(row, _)| index(*row).map(|at| result_debug(at, &ranked, models, options.debug)))
+            true => (arranged.places.iter())
+                .map(|place| place.candidate as usize)
+                .map(|at| (at < candidates.len()).then(|| result_debug(at, ranked, models, options.debug)))
                 .collect(),
             false => Vec::new(),
         };
         self.stage("policy");
-        let way = |source: usize| {
-            let has_ways = [retrieve::PERSON_VECTOR, retrieve::QUERY_VECTOR, retrieve::SIMILAR].contains(&source);
-            ranked.candidates.way.filter(|_| has_ways)
-        };
         let lists = ranked.candidates.lists.iter();
         let sources = lists
-            .map(|(source, list)| SourceCount { source: SOURCES[*source], count: list.len(), way: way(*source) })
+            .map(|(source, list)| SourceCount {
+                source: SOURCES[*source],
+                count: list.len(),
+                way: ranked.candidates.way_of(*source),
+            })
             .collect();
-        Slate {
+        let slate = Slate {
             places,
             debug,
             recent: self.person.recent.clone(),
             reason: None,
             include_items: options.include_items,
-            dropped_pins,
+            dropped_pins: arranged.dropped_pins.iter().map(|at| options.pins[*at].item.clone()).collect(),
             sources,
-        }
+        };
+        (slate, arranged)
     }
 
-    fn compare(&self, order: OrderBy, a: (Row, f32), b: (Row, f32)) -> Ordering {
+    /// By candidate: bit b is set where boost b matches.
+    fn boost_masks(&self, candidates: &[Candidate], boosts: &[Boost]) -> Vec<u32> {
+        if boosts.is_empty() {
+            return Vec::new();
+        }
+        let mask = |candidate: &Candidate| {
+            let item = &self.catalog.get(candidate.row).item;
+            let matching = boosts.iter().enumerate().filter(|(_, boost)| boost.filter.matches(item));
+            matching.fold(0, |mask, (at, _)| mask | 1 << at)
+        };
+        candidates.iter().map(mask).collect()
+    }
+
+    /// By candidate: its place by the field; equal fields have equal places. Empty where no field orders.
+    fn field_places(&self, candidates: &[Candidate], order: OrderBy) -> Vec<u32> {
+        if !is_by_field(order) {
+            return Vec::new();
+        }
+        let by_field = |a: u32, b: u32| self.compare(order, candidates[a as usize].row, candidates[b as usize].row);
+        let mut sorted: Vec<u32> = (0..candidates.len() as u32).collect();
+        sorted.sort_by(|a, b| by_field(*a, *b));
+        let (mut places, mut place) = (vec![0; candidates.len()], 0);
+        for (at, &candidate) in sorted.iter().enumerate() {
+            if at > 0 && by_field(sorted[at - 1], candidate) != Ordering::Equal {
+                place += 1;
+            }
+            places[candidate as usize] = place;
+        }
+        places
+    }
+
+    fn compare(&self, order: OrderBy, a: Row, b: Row) -> Ordering {
         let item = |row: Row| &self.catalog.get(row).item;
         let price = |row: Row| item(row).price.map(|price| price.micros());
-        let by_field = match order {
+        match order {
             OrderBy::Score => Ordering::Equal,
             // Items without a price come last in both directions.
-            OrderBy::Price => price(a.0).unwrap_or(i64::MAX).cmp(&price(b.0).unwrap_or(i64::MAX)),
-            OrderBy::PriceDescending => price(b.0).cmp(&price(a.0)),
-            OrderBy::CreateTimeDescending => item(b.0).created_at.cmp(&item(a.0).created_at),
-            OrderBy::Title => item(a.0).title.cmp(&item(b.0).title),
-        };
-        by_field.then(b.1.total_cmp(&a.1)).then(a.0.cmp(&b.0))
+            OrderBy::Price => price(a).unwrap_or(i64::MAX).cmp(&price(b).unwrap_or(i64::MAX)),
+            OrderBy::PriceDescending => price(b).cmp(&price(a)),
+            OrderBy::CreateTimeDescending => item(b).created_at.cmp(&item(a).created_at),
+            OrderBy::Title => item(a).title.cmp(&item(b).title),
+        }
     }
 
-    fn pin(
-        &self,
-        scored: Vec<(Row, f32)>,
-        options: &Options,
-        ok: &dyn Fn(Row) -> bool,
-    ) -> (Vec<(Row, f32)>, Vec<ItemId>) {
-        if options.pins.is_empty() {
-            return (scored, Vec::new());
-        }
-        let pins: Vec<policy::PinSlot> = options
-            .pins
-            .iter()
-            .map(|pin| policy::PinSlot {
-                row: self.catalog.row_of(&self.generation.live.keys, &pin.item).filter(|row| ok(*row)),
-                rank: pin.rank,
+    /// The pins by candidates' numbers, and the rows that are no candidates, which have the numbers after those.
+    fn pins(&self, candidates: &[Candidate], options: &Options, ok: &dyn Fn(Row) -> bool) -> (Vec<PinSlot>, Vec<Row>) {
+        let mut others: Vec<Row> = Vec::new();
+        let mut number = |row: Row| {
+            let found = candidates.iter().position(|candidate| candidate.row == row);
+            let other = || others.iter().position(|other| *other == row).map(|at| candidates.len() + at);
+            found.or_else(other).unwrap_or_else(|| {
+                others.push(row);
+                candidates.len() + others.len() - 1
             })
-            .collect();
-        let rows: Vec<Row> = scored.iter().map(|(row, _)| *row).collect();
-        let placed = policy::place_pins(&rows, &pins);
-        let scores: AHashMap<Row, f32> = scored.into_iter().collect();
-        let order = placed.order.iter().map(|(row, _)| (*row, scores.get(row).copied().unwrap_or(0.0))).collect();
-        (order, placed.dropped.iter().map(|index| options.pins[*index].item.clone()).collect())
+        };
+        let slot = |pin: &Pin| {
+            let row = self.catalog.row_of(&self.generation.live.keys, &pin.item).filter(|row| ok(*row));
+            PinSlot { row: row.map(|row| Row(number(row) as u32)), rank: pin.rank }
+        };
+        let pins = options.pins.iter().map(slot).collect();
+        (pins, others)
     }
 
     /// The tail of an answer, without what only the engine knows (tokens, position, generation).
@@ -354,6 +446,17 @@ impl Story<'_> {
             ..AnswerTail::default()
         }
     }
+}
+
+/// What the query names by id or SKU comes first, then what has all of its words, then what is only near to it: the ranking
+/// model orders each of the three, and a shopper who typed a name in another language than the model learned still finds it
+/// first. Utilities are below 1.
+fn tiers(candidates: &Candidates) -> Vec<u8> {
+    let tier = |candidate: &Candidate| {
+        let place = usize::from(candidate.places[retrieve::WORDS]);
+        u8::from(place < candidates.words_complete) + u8::from(place < candidates.words_exact)
+    };
+    candidates.list.iter().map(tier).collect()
 }
 
 fn result_debug(at: usize, ranked: &Ranked, models: &Models, level: DebugLevel) -> ResultDebug {

@@ -5,15 +5,17 @@ use super::{
     generation::Space,
     generations::{Answered, Embedded, Generations, Served},
     request::*,
-    stories::{self, Asked, Told},
+    stories::{self, Asked, Question, Told},
     token::{PageToken, TokenKey},
     workers::Workers,
 };
 use crate::{
+    answers::{AnswersConfig, AnswersLog},
     catalog::Item,
     events::{Change, Event, Outcome, Writer},
     ids::ItemId,
     retrieval::check_vector,
+    serving::{Serving, ServingConfig},
     telemetry::{Metrics, Sizes},
 };
 use moka::sync::Cache;
@@ -27,25 +29,21 @@ use uuid::Uuid;
 /// What the engine may spend.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
-    /// Candidates of each source.
-    pub source_candidates_max: usize,
-    /// Candidates that are ranked.
-    pub candidates_max: usize,
+    /// Named configurations and experiments.
+    pub serving: Arc<Serving>,
+    pub answers: AnswersConfig,
     /// Frozen slates that are kept, and how long.
     pub slates_max: u64,
     pub slate_ttl: Duration,
-    /// 0 to 1, where a request does not say.
-    pub diversity_default: f32,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
-            source_candidates_max: 150,
-            candidates_max: 250,
+            serving: Arc::new(Serving::of(ServingConfig::default())),
+            answers: AnswersConfig::default(),
             slates_max: 100_000,
             slate_ttl: Duration::from_secs(30 * 60),
-            diversity_default: 0.0,
         }
     }
 }
@@ -65,29 +63,33 @@ struct Frozen {
 }
 
 pub struct Engine {
-    generations: Arc<Generations>,
-    workers: Answerers,
+    pub(super) generations: Arc<Generations>,
+    pub(super) workers: Answerers,
     writer: Writer<Embedded>,
+    serving: Arc<Serving>,
+    pub(super) answers: Arc<AnswersLog>,
     slates: Cache<[u8; 16], Arc<Frozen>>,
-    tokens: TokenKey,
+    pub(super) tokens: TokenKey,
     metrics: Metrics,
 }
 
 /// Workers know their number, by which they find their models in each generation.
-pub type Answerers = Workers<usize, Asked, Answered>;
+pub type Answerers = Workers<usize, Question, Answered>;
 
 impl Engine {
     pub fn new(
         generations: Arc<Generations>,
         workers: Answerers,
         writer: Writer<Embedded>,
+        answers: AnswersLog,
         tokens: TokenKey,
         config: &EngineConfig,
+        metrics: Metrics,
     ) -> Self {
         let slates = Cache::builder().max_capacity(config.slates_max).time_to_live(config.slate_ttl).build();
-        let metrics = Metrics::default();
         metrics.serving(generations.current().name());
-        Self { generations, workers, writer, slates, tokens, metrics }
+        let (serving, answers) = (config.serving.clone(), Arc::new(answers));
+        Self { generations, workers, writer, serving, answers, slates, tokens, metrics }
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -113,7 +115,7 @@ impl Engine {
     }
 
     pub fn is_attribution_token(&self, text: &str) -> bool {
-        self.tokens.is_attribution(text)
+        self.tokens.parse_attribution(text).is_some()
     }
 
     pub fn get_item(&self, id: &ItemId) -> Option<Arc<Item>> {
@@ -126,7 +128,8 @@ impl Engine {
             return self.next_page(&request.page);
         }
         let page = request.page.clone();
-        Ok(self.first_page(self.workers.answer(deadline, Asked::Search(request)).await?, &page))
+        let question = self.question(Asked::Search(request))?;
+        Ok(self.first_page(self.workers.answer(deadline, question).await?, &page))
     }
 
     pub async fn recommend(&self, request: RecommendRequest, deadline: Instant) -> Result<Answer, EngineError> {
@@ -134,13 +137,15 @@ impl Engine {
             return self.next_page(&request.page);
         }
         let page = request.page.clone();
-        Ok(self.first_page(self.workers.answer(deadline, Asked::Recommend(request)).await?, &page))
+        let question = self.question(Asked::Recommend(request))?;
+        Ok(self.first_page(self.workers.answer(deadline, question).await?, &page))
     }
 
     pub async fn rank(&self, request: RankRequest, deadline: Instant) -> Result<Answer, EngineError> {
         let page = Page { size: request.candidates.len(), token: String::new(), fingerprint: 0 };
         let excluded = request.options.exclude.clone();
-        let mut answer = self.first_page(self.workers.answer(deadline, Asked::Rank(request)).await?, &page);
+        let question = self.question(Asked::Rank(request))?;
+        let mut answer = self.first_page(self.workers.answer(deadline, question).await?, &page);
         for id in answer.tail.unknown_items.iter().filter(|id| !excluded.contains(id)).cloned() {
             let rank = answer.results.len() + 1;
             let reasons = vec![Reason { code: ReasonCode::Candidate, evidence: Vec::new() }];
@@ -216,10 +221,24 @@ impl Engine {
         Ok((outcomes, written.session_version))
     }
 
-    fn first_page(&self, Answered { served, told }: Answered, page: &Page) -> Answer {
+    /// Whether there is a serving configuration of this name; none is named by nothing.
+    pub fn check_serving_config(&self, name: &str, viewer: &Viewer) -> Result<(), EngineError> {
+        Ok(self.serving.plan(name, &viewer.person).map(|_| ())?)
+    }
+
+    fn question(&self, asked: Asked) -> Result<Question, EngineError> {
+        let plan = self.serving.plan(&asked.options().serving_config, &asked.viewer().person)?;
         let id = Uuid::now_v7().into_bytes();
-        let Told { slate, corrected_query, facets, mut tail, stages } = told;
+        Ok(Question { asked, id, plan, is_logged: self.answers.wants(&id) })
+    }
+
+    fn first_page(&self, Answered { served, told }: Answered, page: &Page) -> Answer {
+        let Told { slate, corrected_query, facets, mut tail, stages, id, trace } = told;
         self.note(&stages, &tail);
+        if let Some(trace) = trace {
+            let (served, page_size) = (served.clone(), page.size);
+            self.answers.log(id, Box::new(move || trace.record(&served.generation.manifest, page_size)));
+        }
         self.sign(&mut tail, &served, id);
         let facets = Arc::new(facets);
         let fingerprint = page.fingerprint;
@@ -237,6 +256,12 @@ impl Engine {
         }
         for degradation in &tail.degradations {
             self.metrics.degraded(degradation.code.name());
+        }
+        if tail.explored {
+            self.metrics.explored();
+        }
+        if let Some(chosen) = &tail.arm {
+            self.metrics.experimented(&chosen.experiment, &chosen.arm);
         }
     }
 

@@ -1,5 +1,5 @@
 //! Reciprocal rank fusion, and what each source said of each candidate.
-use super::retrieve::{Found, POPULAR, SOURCES, WORDS};
+use super::retrieve::{Found, PERSON_VECTOR, POPULAR, QUERY_VECTOR, SIMILAR, SOURCES, WORDS};
 use crate::{
     catalog::Catalog,
     features::{Recent, SourceEvidence},
@@ -42,6 +42,13 @@ pub struct Candidates {
     pub words_exact: usize,
     /// So many of the first rows of words are named by the query or have all of its words.
     pub words_complete: usize,
+}
+
+impl Candidates {
+    /// How a source found its rows, of the sources that have several ways.
+    pub fn way_of(&self, source: usize) -> Option<Way> {
+        self.way.filter(|_| [PERSON_VECTOR, QUERY_VECTOR, SIMILAR].contains(&source))
+    }
 }
 
 /// Which neighbours are added up.
@@ -195,7 +202,7 @@ impl Candidate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::retrieve::{NEXT, PERSON_VECTOR, QUERY_VECTOR};
+    use crate::engine::retrieve::NEXT;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 

@@ -27,6 +27,8 @@ use std::sync::{
 pub struct Generation {
     pub live: Arc<Live>,
     pub manifest: Manifest,
+    /// The first rows of the catalogue are the bundle's own items, in its order, with its vectors.
+    pub bundle_row_count: usize,
     pub catalog: ArcSwap<Catalog>,
     /// Item vectors in the person's space.
     person_index: VectorIndex,
@@ -71,6 +73,7 @@ impl Generation {
         lexical.set_synonyms(synonyms);
         let keys: Vec<ItemKey> = bundle.items.iter().map(|item| live.keys.intern(&item.id)).collect();
         let generation = Self {
+            bundle_row_count: bundle.items.len(),
             catalog: ArcSwap::from_pointee(Catalog::default()),
             person_index: VectorIndex::new(bundle.item_vectors.clone(), live_rows),
             query_index: VectorIndex::new(bundle.title_vectors.clone(), live_rows),

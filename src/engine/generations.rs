@@ -1,11 +1,10 @@
 //! The generations that are loaded, and which of them answers.
 use super::{
     catalogue::ItemChange,
-    engine::EngineConfig,
     generation::{EmbeddedChange, Generation, GenerationError},
     live::Live,
     models::{Models, embed_items},
-    stories::{self, Asked, Told},
+    stories::{self, Question, Told},
 };
 use crate::{
     bundle::Bundle,
@@ -107,9 +106,9 @@ impl Generations {
     }
 
     /// Answers requests with a worker's models.
-    pub fn tell(&self, worker: usize, asked: &[Asked], config: &EngineConfig) -> Vec<Answered> {
+    pub fn tell(&self, worker: usize, questions: &[Question]) -> Vec<Answered> {
         let served = self.current();
-        let told = stories::tell(&served.generation, &mut served.models_of(worker), asked, config);
+        let told = stories::tell(&served.generation, &mut served.models_of(worker), questions);
         told.into_iter().map(|told| Answered { served: served.clone(), told }).collect()
     }
 

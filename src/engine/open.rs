@@ -4,16 +4,19 @@ use super::{
     generation::GenerationError,
     generations::{Embedded, Generations, Loader},
     live::Live,
-    stories::Asked,
+    stories::Question,
     token::TokenKey,
     workers::Workers,
 };
 use crate::{
+    answers::{AnswersError, AnswersLog},
     bundle::{Bundle, BundleError},
     dataset::{self, DatasetError},
     events::{Change, Deduper, EventLog, LogError, Writer},
     ranking::{Device, Runtime, RuntimeError},
     retrieval::{Synonyms, SynonymsError},
+    serving::ServingError,
+    telemetry::Metrics,
     units::UnixMillis,
 };
 use std::{
@@ -24,6 +27,8 @@ use std::{
 
 const TOKEN_KEY: &str = "token.key";
 const LOG: &str = "log";
+/// The log of answers; see `docs/answers.md`.
+pub const ANSWERS: &str = "answers";
 /// The imported history in the data directory; see `docs/events.md`.
 const EVENTS: &str = "events.parquet";
 
@@ -57,6 +62,10 @@ pub enum OpenError {
     Dataset(#[from] DatasetError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    Serving(#[from] ServingError),
+    #[error("the log of answers: {0}")]
+    Answers(#[from] AnswersError),
     #[error("synonyms: {0}")]
     Synonyms(#[from] SynonymsError),
     #[error("{path}: {source}")]
@@ -71,6 +80,7 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     };
     let synonyms = opening.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
     let bundle = Bundle::open(opening.bundle)?;
+    opening.config.serving.check_heads(bundle.manifest.heads.iter().map(|head| head.name.as_str()))?;
     let runtime = Runtime::load(opening.library)?;
     let live = Arc::new(Live::default());
     // First, so that the bundle's items have the keys 0, 1, 2, … and its tables need no other.
@@ -100,11 +110,13 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
         }
     };
     let writer = Writer::start(log, deduper, Box::new(apply))?;
-    let (told, config) = (generations.clone(), opening.config.clone());
-    let tell = move |worker: &mut usize, asked: &[Asked]| told.tell(*worker, asked, &config);
+    let told = generations.clone();
+    let tell = move |worker: &mut usize, questions: &[Question]| told.tell(*worker, questions);
     let workers = (0..worker_count).collect();
     let workers = Workers::start(workers, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
-    Ok(Engine::new(generations, workers, writer, tokens, &opening.config))
+    let metrics = Metrics::default();
+    let answers = AnswersLog::open(&opening.data.join(ANSWERS), &opening.config.answers, metrics.clone())?;
+    Ok(Engine::new(generations, workers, writer, answers, tokens, &opening.config, metrics))
 }
 
 /// Starts the thread that merges live items into new frozen graphs, once now and whenever it is told; on half of the cores,

@@ -1,10 +1,12 @@
 //! What the engine is asked and what it answers, after the server has checked every field.
 use super::facets::{FacetSpec, Facets};
 use crate::{
+    answers::{AnswersError, ReplayError},
     catalog::{Filter, Item},
     events::Event,
     ids::{ItemId, PersonId},
     retrieval::Way,
+    serving::{ChosenArm, UnknownConfig},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -48,6 +50,8 @@ pub struct Options {
     pub include_items: bool,
     pub debug: DebugLevel,
     pub request_id: String,
+    /// Empty: the experiment's or the default one.
+    pub serving_config: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,6 +97,8 @@ pub struct SearchRequest {
     /// At most [`super::FACETS_MAX`], each field once.
     pub facets: Vec<FacetSpec>,
     pub options: Options,
+    /// The message as it is logged: without page token and request id.
+    pub sent: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +111,8 @@ pub struct RecommendRequest {
     /// At most [`super::FACETS_MAX`], each field once.
     pub facets: Vec<FacetSpec>,
     pub options: Options,
+    /// The message as it is logged: without page token and request id.
+    pub sent: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,6 +133,8 @@ pub struct RankRequest {
     /// Empty: no search.
     pub query: String,
     pub options: Options,
+    /// The message as it is logged: without page token and request id.
+    pub sent: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
@@ -183,6 +193,12 @@ pub struct AnswerTail {
     pub person_known: bool,
     pub unknown_items: Vec<ItemId>,
     pub dropped_pins: Vec<ItemId>,
+    /// The configuration that answered; of an interleaved answer the first.
+    pub serving_config: String,
+    /// None: no experiment chose it.
+    pub arm: Option<ChosenArm>,
+    /// Whether the order was drawn.
+    pub explored: bool,
     /// Present from [`DebugLevel::Timings`].
     pub debug: Option<AnswerDebug>,
 }
@@ -247,6 +263,9 @@ pub enum DegradationCode {
 }
 
 impl DegradationCode {
+    pub const ALL: [Self; 5] =
+        [Self::EncoderSkipped, Self::SourceFailed, Self::RankerSkipped, Self::StaleState, Self::QueryRelaxed];
+
     /// As in the proto, without its prefix.
     pub fn name(self) -> &'static str {
         match self {
@@ -324,6 +343,23 @@ pub enum EngineError {
     /// The page token is not one of ours, or belongs to another request.
     #[error("{0}")]
     PageToken(PageTokenError),
+    /// The request names a serving configuration that there is not.
+    #[error("{0}")]
+    ServingConfig(#[from] UnknownConfig),
+    /// The attribution token is not one of ours.
+    #[error("is not an attribution token of this server")]
+    AttributionToken,
+    /// The answer was not logged, or its record was removed since.
+    #[error("there is no record of this answer: it was not logged, or is older than records are kept")]
+    AnswerNotFound,
+    /// The models that made the answer are not loaded.
+    #[error("the answer is of generation {generation}, and {current} answers now")]
+    GenerationGone { generation: String, current: String },
+    #[error("{0}")]
+    Replay(#[from] ReplayError),
+    /// The records of answers could not be read.
+    #[error("the log of answers cannot be read")]
+    Answers(#[source] AnswersError),
     /// The log could not take the write.
     #[error("the log did not take the write")]
     Log(#[source] crate::events::LogError),

@@ -1,23 +1,36 @@
 //! The stories of requests: what is asked of each stage, in which order. Requests that wait together are answered
 //! together: each learned function runs once for all of them, so that its weights and its code are fetched once.
 use super::{
-    answer::{Ranked, Slate, Story},
-    engine::{EngineConfig, Stages},
+    answer::{Asking, Ranked, Slate, Story},
+    engine::Stages,
     facets::{self, FacetSpec, Facets},
     fusion::Candidates,
     generation::Generation,
     models::Models,
     request::*,
     retrieve::{self, Ask, Eligible},
+    trace::Trace,
 };
 use crate::{
+    answers::{self, AnswerId, AnswerKind},
     catalog::{Catalog, Filter},
     events::EventKind,
     features::Recent,
     ids::{ItemId, ItemKey, Row},
     retrieval::Suggester,
+    serving::{Plan, ServingConfig},
     units::UnixMillis,
 };
+
+/// A request with how it will be answered.
+pub struct Question {
+    pub asked: Asked,
+    /// Of the answer.
+    pub id: AnswerId,
+    pub plan: Plan,
+    /// Whether the log of answers wants this one.
+    pub is_logged: bool,
+}
 
 /// A request that ends in a slate.
 pub enum Asked {
@@ -27,7 +40,23 @@ pub enum Asked {
 }
 
 impl Asked {
-    fn viewer(&self) -> &Viewer {
+    fn kind(&self) -> AnswerKind {
+        match self {
+            Self::Search(_) => AnswerKind::Search,
+            Self::Recommend(_) => AnswerKind::Recommend,
+            Self::Rank(_) => AnswerKind::Rank,
+        }
+    }
+
+    fn sent(&self) -> &[u8] {
+        match self {
+            Self::Search(request) => &request.sent,
+            Self::Recommend(request) => &request.sent,
+            Self::Rank(request) => &request.sent,
+        }
+    }
+
+    pub fn viewer(&self) -> &Viewer {
         match self {
             Self::Search(request) => &request.viewer,
             Self::Recommend(request) => &request.viewer,
@@ -35,7 +64,7 @@ impl Asked {
         }
     }
 
-    fn options(&self) -> &Options {
+    pub fn options(&self) -> &Options {
         match self {
             Self::Search(request) => &request.options,
             Self::Recommend(request) => &request.options,
@@ -85,16 +114,20 @@ pub struct Told {
     pub facets: Facets,
     pub tail: AnswerTail,
     pub stages: Stages,
+    pub id: AnswerId,
+    /// For the log of answers, where it wants this one.
+    pub trace: Option<Box<Trace>>,
 }
 
 /// The stories of some requests, in their order.
-pub fn tell(generation: &Generation, models: &mut Models, asked: &[Asked], config: &EngineConfig) -> Vec<Told> {
+pub fn tell(generation: &Generation, models: &mut Models, questions: &[Question]) -> Vec<Told> {
+    let asked: Vec<&Asked> = questions.iter().map(|question| &question.asked).collect();
     let (catalog, now) = (generation.catalog.load_full(), UnixMillis::now());
     let mut stories: Vec<Story> =
         asked.iter().map(|asked| Story::begin(generation, &catalog, asked.viewer(), asked.options(), now)).collect();
     let corrected: Vec<Option<String>> =
-        stories.iter_mut().zip(asked).map(|(story, asked)| correct(story, asked)).collect();
-    let sent: Vec<Option<&str>> = asked.iter().map(Asked::query).collect();
+        stories.iter_mut().zip(&asked).map(|(story, asked)| correct(story, asked)).collect();
+    let sent: Vec<Option<&str>> = asked.iter().map(|asked| asked.query()).collect();
     let queries: Vec<Option<&str>> = corrected.iter().zip(&sent).map(|(new, sent)| new.as_deref().or(*sent)).collect();
     // A sentence encoder knows more words than the catalogue has.
     let encoded = if models.query.is_sentence_encoder() { &sent } else { &queries };
@@ -114,8 +147,8 @@ pub fn tell(generation: &Generation, models: &mut Models, asked: &[Asked], confi
             anchors: &story.person.recent,
             eligible: &eligible[index],
             now,
-            source_count: config.source_candidates_max,
-            candidate_count: config.candidates_max,
+            source_count: most(&questions[index].plan, |config| config.source_candidates),
+            candidate_count: most(&questions[index].plan, |config| config.candidates),
         };
         let (found, degradation) = match asked {
             Asked::Search(_) => search(&ask),
@@ -126,15 +159,21 @@ pub fn tell(generation: &Generation, models: &mut Models, asked: &[Asked], confi
         story.retrieved(found.near_time);
         candidates.push(found);
     }
-    let ranked = Story::rank(&mut stories, models, candidates, &query_vectors);
-    let slates = stories.into_iter().zip(ranked).zip(asked).zip(&eligible).zip(&queries);
-    let told = slates.map(|((((mut story, ranked), asked), eligible), query)| {
-        let facets = facets(&mut story, asked, *query, eligible);
-        Told { facets, ..finish(story, ranked, asked, eligible, models, config) }
+    let runs: Vec<bool> =
+        questions.iter().map(|question| question.plan.configs.iter().any(|config| config.ranker)).collect();
+    let ranked = Story::rank_those(&mut stories, models, candidates, &query_vectors, &runs);
+    let slates = stories.into_iter().zip(ranked).zip(questions).zip(&eligible).zip(&corrected);
+    let told = slates.map(|((((mut story, ranked), question), eligible), corrected)| {
+        let query = corrected.as_deref().or(question.asked.query());
+        let facets = facets(&mut story, &question.asked, query, eligible);
+        Told { facets, ..finish(story, ranked, question, corrected.as_deref().unwrap_or_default(), eligible, models) }
     });
-    let told: Vec<Told> = told.collect();
-    let with_query = |(told, new): (Told, Option<String>)| Told { corrected_query: new.unwrap_or_default(), ..told };
-    told.into_iter().zip(corrected).map(with_query).collect()
+    told.collect()
+}
+
+/// The greatest of what the plan's configurations say.
+fn most(plan: &Plan, of: impl Fn(&ServingConfig) -> usize) -> usize {
+    plan.configs.iter().map(|config| of(config)).max().unwrap_or_default()
 }
 
 /// The query of a search with its misspelled words corrected, where that helps.
@@ -170,39 +209,66 @@ fn facets(story: &mut Story, asked: &Asked, query: Option<&str>, eligible: &Elig
 /// Policy, and what an answer says about itself.
 fn finish(
     mut story: Story,
-    mut ranked: Ranked,
-    asked: &Asked,
+    ranked: Ranked,
+    question: &Question,
+    corrected_query: &str,
     eligible: &Eligible,
     models: &Models,
-    config: &EngineConfig,
 ) -> Told {
     story.resume();
-    let mut options = asked.options().clone();
-    options.diversity = options.diversity.or(Some(config.diversity_default));
-    let mut slate = match asked {
-        Asked::Search(_) => {
-            put_matches_first(&mut ranked);
-            story.slate(ranked, &options, models, &|row| eligible.keeps(row))
+    let (asked, options) = (&question.asked, question.asked.options());
+    let asking = Asking {
+        plan: &question.plan,
+        has_own_order: matches!(asked, Asked::Recommend(request) if has_order_of_its_own(request.kind)),
+        puts_matches_first: matches!(asked, Asked::Search(_)),
+        seed: answers::seed_of(&question.id),
+    };
+    let catalog = story.catalog.clone();
+    let rules = match asked {
+        Asked::Search(_) | Asked::Recommend(_) => {
+            story.rules(&ranked, options, &asking, models, &|row| eligible.keeps(row))
         }
-        Asked::Recommend(request) => {
-            if has_order_of_its_own(request.kind) {
-                ranked.scores = ranked.candidates.list.iter().map(|candidate| candidate.evidence.fused).collect();
-            }
-            let mut slate = story.slate(ranked, &options, models, &|row| eligible.keeps(row));
-            slate.reason = reason_of_list(&story, request);
-            slate
-        }
-        Asked::Rank(_) => {
-            let catalog = story.catalog.clone();
-            let mut slate = story.slate(ranked, &options, models, &|row| catalog.is_alive(row));
-            slate.reason = Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() });
-            slate
-        }
+        Asked::Rank(_) => story.rules(&ranked, options, &asking, models, &|row| catalog.is_alive(row)),
+    };
+    let (mut slate, arranged) = story.slate(&ranked, &rules, options, models);
+    slate.reason = match asked {
+        Asked::Search(_) => None,
+        Asked::Recommend(request) => reason_of_list(&story, request),
+        Asked::Rank(_) => Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() }),
     };
     let mut tail = story.tail(std::mem::take(&mut slate.sources), options.debug);
     tail.unknown_items = unknown(&story, asked.named_items());
     tail.dropped_pins = std::mem::take(&mut slate.dropped_pins);
-    Told { slate, corrected_query: String::new(), facets: Facets::default(), tail, stages: story.stages }
+    tail.serving_config = question.plan.main().name.clone();
+    tail.arm = question.plan.arm.clone();
+    tail.explored = arranged.explored;
+    let trace = question.is_logged.then(|| {
+        Box::new(Trace {
+            id: question.id,
+            at: story.now,
+            kind: asked.kind(),
+            person: asked.viewer().person.clone(),
+            sent: asked.sent().to_vec(),
+            arm: question.plan.arm.clone(),
+            session_version: story.position,
+            degradations: story.degradations.clone(),
+            corrected_query: corrected_query.to_owned(),
+            catalog,
+            bundle_row_count: story.generation.bundle_row_count,
+            ranked,
+            rules,
+            arranged,
+        })
+    });
+    Told {
+        slate,
+        corrected_query: corrected_query.to_owned(),
+        facets: Facets::default(),
+        tail,
+        stages: story.stages,
+        id: question.id,
+        trace,
+    }
 }
 
 fn search(ask: &Ask) -> (Candidates, Option<Degradation>) {
@@ -262,16 +328,6 @@ fn given(ask: &Ask, request: &RankRequest) -> Candidates {
     retrieve::in_order(ask.catalog, retrieve::PERSON_VECTOR, found, request.candidates.len())
 }
 
-/// What the query names by id or SKU comes first, then what has all of its words, then what is only near to it: the ranking model orders each of the two, and a
-/// shopper who typed a name in another language than the model learned still finds it first. Utilities are below 1.
-fn put_matches_first(ranked: &mut Ranked) {
-    for (score, candidate) in ranked.scores.iter_mut().zip(&ranked.candidates.list) {
-        let place = usize::from(candidate.places[retrieve::WORDS]);
-        *score += f32::from(u8::from(place < ranked.candidates.words_complete));
-        *score += f32::from(u8::from(place < ranked.candidates.words_exact));
-    }
-}
-
 /// The story of a suggestion.
 pub fn suggest(generation: &Generation, models: &mut Models, request: &SuggestRequest) -> (SuggestAnswer, Stages) {
     let options = Options::default();
@@ -305,7 +361,9 @@ pub fn suggest(generation: &Generation, models: &mut Models, request: &SuggestRe
     Story::encode_people(std::slice::from_mut(&mut story), models);
     let candidates = retrieve::in_order(&catalog, retrieve::WORDS, found, 50);
     let ranked = Story::rank(std::slice::from_mut(&mut story), models, vec![candidates], &[None]).remove(0);
-    let slate = story.slate(ranked, &options, models, &keep);
+    let asking = Asking { plan: &Plan::default(), has_own_order: false, puts_matches_first: false, seed: 0 };
+    let rules = story.rules(&ranked, &options, &asking, models, &keep);
+    let (slate, _) = story.slate(&ranked, &rules, &options, models);
     let products = slate.results(generation, 0..request.product_count.min(slate.places.len()));
     let tail = story.tail(slate.sources, DebugLevel::None);
     (SuggestAnswer { completions, products, tail }, story.stages)

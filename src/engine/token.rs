@@ -50,8 +50,9 @@ impl TokenKey {
         self.seal(body)
     }
 
-    pub fn is_attribution(&self, text: &str) -> bool {
-        self.unseal(text, Kind::Attribution).is_some_and(|body| body.len() == ID_BYTES)
+    /// The id of the answer whose token this is; none where it is not one of ours.
+    pub fn parse_attribution(&self, text: &str) -> Option<[u8; ID_BYTES]> {
+        self.unseal(text, Kind::Attribution)?.try_into().ok()
     }
 
     fn mac(&self, body: &[u8]) -> Hmac<Sha256> {
@@ -84,8 +85,8 @@ mod tests {
         let page = PageToken { slate: [3; 16], offset: 48 };
         let text = key.page(page);
         assert_eq!(key.parse_page(&text), Some(page));
-        assert!(!key.is_attribution(&text));
-        assert!(key.is_attribution(&key.attribution([1; 16])));
+        assert_eq!(key.parse_attribution(&text), None);
+        assert_eq!(key.parse_attribution(&key.attribution([1; 16])), Some([1; 16]));
         assert_eq!(TokenKey::new([8; 32]).parse_page(&text), None);
         for garbage in ["", "a", "////", "AAAA", &text[1..]] {
             assert_eq!(key.parse_page(garbage), None);

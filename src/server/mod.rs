@@ -1,5 +1,6 @@
 //! The only room that names tonic and the generated types: checks every field, asks the engine, maps errors to statuses.
 mod convert;
+mod explain;
 mod guard;
 mod services;
 mod status;
@@ -19,7 +20,7 @@ pub mod proto {
 use crate::engine::Engine;
 use proto::{
     catalog_service_server::CatalogServiceServer, event_service_server::EventServiceServer,
-    ranking_service_server::RankingServiceServer,
+    explain_service_server::ExplainServiceServer, ranking_service_server::RankingServiceServer,
 };
 use services::Services;
 use std::{future::Future, sync::Arc, time::Duration};
@@ -68,6 +69,7 @@ pub async fn serve(
     health.set_serving::<RankingServiceServer<Services>>().await;
     health.set_serving::<EventServiceServer<Services>>().await;
     health.set_serving::<CatalogServiceServer<Services>>().await;
+    health.set_serving::<ExplainServiceServer<Services>>().await;
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -87,6 +89,7 @@ pub async fn serve(
         .add_service(reflection().build_v1alpha().expect("the descriptors were compiled by build.rs"))
         .add_service(RankingServiceServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(EventServiceServer::new(services.clone()).max_decoding_message_size(limit))
+        .add_service(ExplainServiceServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(CatalogServiceServer::new(services).max_decoding_message_size(limit))
         .serve_with_incoming_shutdown(incoming, async {
             let _ = stopped.await;
@@ -100,6 +103,7 @@ pub async fn serve(
     health.set_not_serving::<RankingServiceServer<Services>>().await;
     health.set_not_serving::<EventServiceServer<Services>>().await;
     health.set_not_serving::<CatalogServiceServer<Services>>().await;
+    health.set_not_serving::<ExplainServiceServer<Services>>().await;
     let _ = tokio::time::timeout(NOTICE, &mut server).await;
     let _ = stop.send(());
     tokio::time::timeout(config.drain, server).await.unwrap_or(Ok(()))

@@ -32,14 +32,14 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
 /// All services over one engine.
 #[derive(Clone)]
 pub struct Services {
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
     config: ServerConfig,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
 }
 
 /// What a request brings besides its message.
-struct Asked {
-    deadline: Instant,
+pub(super) struct Asked {
+    pub deadline: Instant,
     request_id: String,
     validate_only: bool,
 }
@@ -50,7 +50,7 @@ impl Services {
         Self { engine, config, metrics }
     }
 
-    fn asked<T>(&self, request: &Request<T>, options: Option<&proto::RankingOptions>) -> Asked {
+    pub(super) fn asked<T>(&self, request: &Request<T>, options: Option<&proto::RankingOptions>) -> Asked {
         let sent = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout);
         let time = sent.unwrap_or(self.config.deadline_default).min(self.config.deadline_max);
         let request_id = match options.map(|options| options.request_id.as_str()) {
@@ -84,11 +84,13 @@ fn timeout(text: &str) -> Option<Duration> {
 async fn answered(
     violations: Violations,
     asked: Asked,
+    check: Result<(), EngineError>,
     ask: impl Future<Output = Result<Answer, EngineError>>,
 ) -> Result<(Answer, Envelope), Status> {
     if !violations.is_empty() {
         return Err(status::invalid(violations.found));
     }
+    check.map_err(status::of)?;
     let answer = if asked.validate_only { Answer::default() } else { ask.await.map_err(status::of)? };
     Ok((answer, Envelope { request_id: asked.request_id, notices: violations.notices }))
 }
@@ -100,8 +102,9 @@ impl RankingService for Services {
             let asked = self.asked(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::search(&mut violations, request.into_inner(), UnixMillis::now());
+            let check = self.engine.check_serving_config(&parsed.options.serving_config, &parsed.viewer);
             let ask = self.engine.search(parsed, asked.deadline);
-            let (answer, envelope) = answered(violations, asked, ask).await?;
+            let (answer, envelope) = answered(violations, asked, check, ask).await?;
             Ok(Response::new(convert::search_response(answer, envelope)))
         };
         guarded(&self.metrics, "Search", answer).await
@@ -115,8 +118,9 @@ impl RankingService for Services {
             let asked = self.asked(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::recommend(&mut violations, request.into_inner(), UnixMillis::now());
+            let check = self.engine.check_serving_config(&parsed.options.serving_config, &parsed.viewer);
             let ask = self.engine.recommend(parsed, asked.deadline);
-            let (answer, envelope) = answered(violations, asked, ask).await?;
+            let (answer, envelope) = answered(violations, asked, check, ask).await?;
             Ok(Response::new(convert::recommend_response(answer, envelope)))
         };
         guarded(&self.metrics, "Recommend", answer).await
@@ -127,8 +131,9 @@ impl RankingService for Services {
             let asked = self.asked(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::rank(&mut violations, request.into_inner(), UnixMillis::now());
+            let check = self.engine.check_serving_config(&parsed.options.serving_config, &parsed.viewer);
             let ask = self.engine.rank(parsed, asked.deadline);
-            let (answer, envelope) = answered(violations, asked, ask).await?;
+            let (answer, envelope) = answered(violations, asked, check, ask).await?;
             Ok(Response::new(convert::rank_response(answer, envelope)))
         };
         guarded(&self.metrics, "Rank", answer).await

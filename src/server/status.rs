@@ -11,11 +11,16 @@ use tonic_types::{ErrorDetails, StatusExt};
 const DOMAIN: &str = "lodestone";
 
 /// Every reason that a status can carry; `docs/errors.md` lists the same.
-pub const REASONS: [&str; 9] = [
+pub const REASONS: [&str; 14] = [
     "INVALID_REQUEST",
     "PAGE_TOKEN_INVALID",
     "PAGE_TOKEN_EXPIRED",
     "ITEM_NOT_FOUND",
+    "SERVING_CONFIG_NOT_FOUND",
+    "ATTRIBUTION_TOKEN_INVALID",
+    "ANSWER_NOT_FOUND",
+    "ANSWER_DAMAGED",
+    "GENERATION_GONE",
     "OVERLOADED",
     "DEADLINE_EXCEEDED",
     "STORAGE_FULL",
@@ -62,6 +67,23 @@ pub fn of(error: EngineError) -> Status {
         EngineError::PageToken(PageTokenError::Foreign | PageTokenError::OtherRequest) => {
             let details = ErrorDetails::with_bad_request_violation("page_token", &message);
             status(Code::InvalidArgument, "PAGE_TOKEN_INVALID", format!("page_token {message}"), details)
+        }
+        EngineError::ServingConfig(unknown) => {
+            let mut details = none();
+            details.set_resource_info("lodestone.v1.ServingConfig", unknown.name, "", &message);
+            status(Code::NotFound, "SERVING_CONFIG_NOT_FOUND", format!("options.serving_config: {message}"), details)
+        }
+        EngineError::AttributionToken => {
+            let details = ErrorDetails::with_bad_request_violation("attribution_token", &message);
+            let message = format!("attribution_token {message}");
+            status(Code::InvalidArgument, "ATTRIBUTION_TOKEN_INVALID", message, details)
+        }
+        EngineError::AnswerNotFound => status(Code::NotFound, "ANSWER_NOT_FOUND", message, none()),
+        EngineError::GenerationGone { .. } => status(Code::FailedPrecondition, "GENERATION_GONE", message, none()),
+        EngineError::Replay(_) => status(Code::DataLoss, "ANSWER_DAMAGED", message, none()),
+        EngineError::Answers(error) => {
+            tracing::error!(%error, "the log of answers cannot be read");
+            status(Code::Unavailable, "STORAGE_FAILED", message, none())
         }
         EngineError::Log(error) => of_log(&error),
         EngineError::Internal(text) => {

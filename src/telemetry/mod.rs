@@ -43,6 +43,12 @@ struct Code {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Arm {
+    experiment: String,
+    arm: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
     generation: String,
@@ -64,6 +70,10 @@ pub struct Metrics {
     degradations: Family<Code, Counter>,
     written: Family<Outcome, Counter>,
     panics: Counter,
+    answers: Family<Outcome, Counter>,
+    answers_bytes: Counter,
+    explored: Counter,
+    experiment_answers: Family<Arm, Counter>,
     items: Gauge,
     live_items: Gauge,
     merges: Gauge,
@@ -74,7 +84,7 @@ pub struct Metrics {
 }
 
 /// What is counted when somebody looks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Sizes {
     pub items: usize,
     pub live_items: usize,
@@ -94,6 +104,10 @@ impl Default for Metrics {
             degradations: Family::default(),
             written: Family::default(),
             panics: Counter::default(),
+            answers: Family::default(),
+            answers_bytes: Counter::default(),
+            explored: Counter::default(),
+            experiment_answers: Family::default(),
             items: Gauge::default(),
             live_items: Gauge::default(),
             merges: Gauge::default(),
@@ -115,6 +129,10 @@ impl Metrics {
         registry.register("degradations", "Answers that lack something, by its code", self.degradations.clone());
         registry.register("written", "Events and items by what became of them", self.written.clone());
         registry.register("panics", "Requests that met a bug", self.panics.clone());
+        registry.register("answers", "Answers by whether they were logged", self.answers.clone());
+        registry.register("answers_bytes", "Bytes written to the log of answers", self.answers_bytes.clone());
+        registry.register("explored", "Answers that explored", self.explored.clone());
+        registry.register("experiment_answers", "Answers of experiments, by arm", self.experiment_answers.clone());
         registry.register("items", "Items of the catalogue", self.items.clone());
         registry.register("live_items", "Items that wait for the next merge", self.live_items.clone());
         registry.register("merges", "Merges of live items since the start", self.merges.clone());
@@ -168,6 +186,25 @@ impl Metrics {
         self.written.get_or_create(&Outcome { outcome }).inc_by(count);
     }
 
+    /// Notes what became of answers that should be logged: `logged`, `queue_full` or `write_failed`.
+    pub fn answer_logged(&self, outcome: &'static str, count: u64) {
+        self.answers.get_or_create(&Outcome { outcome }).inc_by(count);
+    }
+
+    pub fn answers_written(&self, bytes: u64) {
+        self.answers_bytes.inc_by(bytes);
+    }
+
+    pub fn explored(&self) {
+        self.explored.inc();
+    }
+
+    /// Notes an answer of an experiment. The names are those of the serving file, so that there are few.
+    pub fn experimented(&self, experiment: &str, arm: &str) {
+        let arm = Arm { experiment: experiment.to_owned(), arm: arm.to_owned() };
+        self.experiment_answers.get_or_create(&arm).inc();
+    }
+
     pub fn panicked(&self) {
         self.panics.inc();
     }
@@ -188,6 +225,8 @@ mod tests {
         metrics.stage("rank", Duration::from_millis(1));
         metrics.degraded("QUERY_RELAXED");
         metrics.wrote("accepted", 1);
+        metrics.answer_logged("logged", 1);
+        metrics.experimented("experiment", "arm");
         let text = metrics.text(Sizes { items: 1, live_items: 5, merges: 6, people: 2, slates: 3, log_position: 4 });
         let registered: BTreeSet<String> = text
             .lines()

@@ -512,7 +512,7 @@ pub(super) fn candidates(
     let vector = Story::encode_queries(story_alone, models, &[query]).remove(0);
     Story::encode_people(story_alone, models);
     let catalog = story.catalog.clone();
-    let limits = crate::engine::EngineConfig::default();
+    let limits = crate::serving::ServingConfig::default();
     let eligible = Eligible::offered(&catalog);
     let ask = Ask {
         generation: story.generation,
@@ -522,8 +522,8 @@ pub(super) fn candidates(
         anchors: &story.person.recent,
         eligible: &eligible,
         now: story.now,
-        source_count: limits.source_candidates_max,
-        candidate_count: limits.candidates_max,
+        source_count: limits.source_candidates,
+        candidate_count: limits.candidates,
     };
     let found = match query {
         Some(_) => retrieve::for_query(&ask).unwrap_or_default(),

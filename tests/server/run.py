@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from random import Random
 
 LODESTONE, BUNDLE, GRPCURL = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
 DATA, ENCODER = map(pathlib.Path, sys.argv[4:6])
@@ -63,6 +64,163 @@ def damaged_bundles(work):
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     refused(bundle, data, "a model with other inputs", ["ranker", "term_ids", "features"])
     refused(BUNDLE, data, "no ONNX Runtime", ["ONNX Runtime", "ORT_DYLIB_PATH"], ORT_DYLIB_PATH="/nowhere.so")
+
+
+def serving_files(work):
+    bad = work / "bad.toml"
+    data = work / "unused"
+    for text, words in [
+        ("[configs.default]\ndiversty = 1\n", ["bad.toml", "line 2", "diversty"]),
+        ("[configs.x]\ndiversity = 7\ncandidates = 0\n", ["configs.x.diversity", "configs.x.candidates", "within 1 and 1000"]),
+        ("[configs.x]\nhead_weights = { love = 1.0 }\n", ["configs.x.head_weights", "no head `love`", "purchase"]),
+        ('[[experiments]]\nname = "e"\ninterleave = ["default", "y"]\n', ["experiments[0].interleave", "no configuration `y`"]),
+    ]:
+        bad.write_text(text)
+        refused(BUNDLE, data, "a wrong serving file", words, "--serving", str(bad))
+    refused(BUNDLE, data, "no serving file", ["nowhere.toml"], "--serving", str(work / "nowhere.toml"))
+    refused(BUNDLE, data, "a share above 1", ["--answers-share is 2"], "--answers-share", "2")
+
+
+SERVING = """
+[configs.default]
+[configs.explore]
+exploration = { temperature = 0.7, first_slot = 2, top = 30, epsilon_slots = [6], epsilon = 0.5, share = 0.9 }
+[configs.diverse]
+diversity = 0.4
+candidates = 120
+[configs.plain]
+ranker = false
+[[experiments]]
+name = "diversity"
+arms = [{ name = "control", config = "default", share = 0.3 }, { name = "diverse", config = "diverse", share = 0.3 }]
+[[experiments]]
+name = "rankers"
+interleave = ["default", "plain"]
+"""
+
+
+def any_request(random, items):
+    """A method and a request with all that may decide an order."""
+    def some(count):
+        return random.sample(items, count)
+
+    options = {"boosts": [{"filter": random.choice(["price > 3", 'title HAS "heart"', "in_stock"]),
+                           "factor": random.choice([0.3, 1.7, 4])} for _ in range(random.choice([0, 0, 1, 2]))],
+               "pins": [{"item_id": random.choice([*some(1), "no-such"]), "rank": random.randint(1, 12)}
+                        for _ in range(random.choice([0, 0, 1, 3]))],
+               "exclude_item_ids": some(random.choice([0, 3])),
+               "serving_config": random.choice(["", "", "default", "explore", "explore", "diverse", "plain"])}
+    if random.random() < 0.3:
+        options["diversity"] = random.choice([0, 0.2, 0.8])
+    if random.random() < 0.15:
+        options["order_by"] = random.choice(["price", "price desc", "title"])
+    request = {"viewer": {"user_id": str(random.randint(12340, 12999))}, "options": options}
+    kind = random.choice(["search", "search", "recommend", "recommend", "rank"])
+    if kind == "rank":
+        return "Rank", {**request, "candidates": [{"item_id": item} for item in some(random.choice([1, 2, 20]))]}
+    request["page_size"] = random.choice([1, 5, 24, 60])
+    if random.random() < 0.3:
+        request["filter"] = random.choice(["price < 5", 'title HAS "red"', 'item_id = "85123A"'])
+    if kind == "search":
+        return "Search", {**request, "query": random.choice(["heart holder", "lunch bag red", "85123A", "xmas", "vintage tea"])}
+    kind = random.choice(["FOR_YOU", "FOR_YOU", "SIMILAR", "BOUGHT_TOGETHER", "TRENDING", "BUY_AGAIN"])
+    return "Recommend", {**request, "type": f"RECOMMEND_TYPE_{kind}"}
+
+
+def explained(work):
+    """Answers that are made once more from their records, and what is exported of them."""
+    data, serving = work / "explained", work / "serving.toml"
+    shutil.copytree(DATA, data)
+    serving.write_text(SERVING)
+    server = Server(data, "--serving", str(serving))
+    replay = "lodestone.v1.ExplainService/ReplayAnswer"
+    random = Random(7)
+    listed, _ = server.call("lodestone.v1.RankingService/Recommend", {
+        "viewer": {"user_id": "x"}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 200})
+    items = [result["itemId"] for result in listed["results"]]
+    # One that no bundle has, so that its vectors come from the record.
+    server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [item("new-heart", "heart holder of red tin", priceMicros="3000000")]})
+    seen, same, explored, arms, tokens = 0, 0, 0, set(), []
+    for _ in range(60):
+        method, request = any_request(random, [*items, "new-heart"])
+        answer, error = server.call(f"lodestone.v1.RankingService/{method}", request)
+        if answer is None:
+            check(False, f"{method} {request} {error}")
+        if not answer or not answer.get("results"):
+            continue
+        made, error = server.call(replay, {"attribution_token": answer["attributionToken"]})
+        shown = [(result["itemId"], result.get("score")) for result in answer["results"]]
+        again = [(slot["itemId"], slot.get("score")) for slot in (made or {}).get("slots", [])]
+        seen += 1
+        same += bool(made) and made.get("identical", False) and shown == again
+        if not made or not made.get("identical"):
+            check(False, f"{method} {request}: {error} {(made or {}).get('firstDifference')}")
+        explored += answer["info"].get("explored", False)
+        arms |= {(arm["experiment"], arm["arm"]) for arm in answer["info"].get("experimentArms", [])}
+        tokens.append(answer["attributionToken"])
+    check(same == seen >= 40, f"{same} of {seen} random answers are the same when they are made once more")
+    check(explored > 3, f"{explored} of them explored")
+    check({("diversity", "control"), ("diversity", "diverse"), ("rankers", "interleaved")} == arms, f"all arms answered: {arms}")
+
+    asked = {"viewer": {"user_id": "12347"}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 12,
+             "options": {"serving_config": "explore", "pins": [{"item_id": items[0], "rank": 3}]}}
+    answer, _ = server.call("lodestone.v1.RankingService/Recommend", asked)
+    made, _ = server.call(replay, {"attribution_token": answer["attributionToken"]})
+    slots = made["slots"]
+    check(slots[0]["conditionalProbability"] == 1 and slots[2]["pinned"] and slots[2]["probability"] == 1,
+          "the first slot and the pin are certain")
+    check(0 < slots[1]["probability"] < 1 and "probabilityStandardError" not in slots[1], "the first drawn slot is exact")
+    check(0 < made["pageProbability"] < 1, f"the page had probability {made['pageProbability']}")
+    check(made["recommend"]["viewer"]["userId"] == "12347" and made["servingConfigs"] == ["explore"], "it tells what was asked")
+    for token, words in [("", "INVALID"), ("Zm9yZ2Vk", "INVALID"), (tokens[0][:-2] + ("AA" if tokens[0][-2:] != "AA" else "BB"), "INVALID")]:
+        _, error = server.call(replay, {"attribution_token": token})
+        check("InvalidArgument" in error and "ATTRIBUTION_TOKEN_INVALID" in error, f"a forged token is refused {error[:80]}")
+    suggested, _ = server.call("lodestone.v1.RankingService/Suggest", {"viewer": {"user_id": "x"}, "prefix": "hea"})
+    _, error = server.call(replay, {"attribution_token": suggested["attributionToken"]})
+    check("NotFound" in error and "ANSWER_NOT_FOUND" in error, "an answer that is not logged is not found")
+    for validate in [False, True]:
+        _, error = server.call("lodestone.v1.RankingService/Search", {
+            "viewer": {"user_id": "x"}, "query": "mug", "options": {"serving_config": "bold", "validate_only": validate}})
+        check("NotFound" in error and "SERVING_CONFIG_NOT_FOUND" in error and "diverse, explore, plain" in error,
+              "an unknown serving configuration is not found, and the known ones are told")
+    metrics = server.metrics()
+    check(int(metrics["lodestone_explored_total"]) > 3 and 'lodestone_experiment_answers_total{experiment="rankers",arm="interleaved"}' in metrics,
+          "exploring answers and arms are counted")
+    server.call("lodestone.v1.EventService/WriteEvents", {"events": [
+        {**view("seen", items[0], "12347"), "attribution_token": answer["attributionToken"]}]})
+    check(server.end(signal.SIGTERM) == 0, "SIGTERM ends it with exit code 0")
+
+    out = work / "exported"
+    command = [LODESTONE, "answers", "export", "--data", str(data), "--since", "1d", "--out", str(out), "--format", "json"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    told = json.loads(ran.stdout)
+    check(told["answer_count"] >= seen and told["torn_byte_count"] == 0 == told["damaged_block_count"], f"all are exported: {told}")
+    check(all((out / f"day={day}" / "answers.parquet").is_file() for day in told["days"]), "a file for each day")
+    ran = subprocess.run([LODESTONE, "answers", "show", made["answerId"], "--data", str(data)], capture_output=True, text=True, timeout=60)
+    check(ran.returncode == 0 and "pinned" in ran.stdout and "serving configuration explore" in ran.stdout, "one is shown")
+    ran = subprocess.run([LODESTONE, "answers", "show", "00000000-0000-7000-8000-000000000000", "--data", str(data)],
+                         capture_output=True, text=True, timeout=60)
+    check(ran.returncode == 1 and "no record" in ran.stdout, "one that there is not: exit code 1")
+
+    # The process dies as it writes: what was written before is there, in another life of the server too.
+    newest = max((data / "answers").glob("*.answers"))
+    with open(newest, "ab") as file:
+        file.write(b"\x40\x00\x00\x00 half of a header")
+    server = Server(data, "--serving", str(serving))
+    same = [bool((server.call(replay, {"attribution_token": token})[0] or {}).get("identical")) for token in tokens[-5:]]
+    check(all(same), f"answers of before the restart are made once more {same}")
+    server.end(signal.SIGTERM)
+    other = work / "other-bundle"
+    shutil.copytree(BUNDLE, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "name": "another"}))
+    server = Server(data, "--answers-share", "0", bundle=other)
+    _, error = server.call(replay, {"attribution_token": tokens[-1]})
+    check("FailedPrecondition" in error and "another answers now" in error, "the answer of a generation that is gone")
+    answer, _ = server.call("lodestone.v1.RankingService/Search", {"viewer": {"user_id": "x"}, "query": "mug"})
+    _, error = server.call(replay, {"attribution_token": answer["attributionToken"]})
+    check("NotFound" in error, "with a share of 0 nothing is logged")
+    check(server.end(signal.SIGTERM) == 0, "and it ends with exit code 0")
 
 
 def free_address():
@@ -301,6 +459,8 @@ def facets(server, answer):
 
 
 with tempfile.TemporaryDirectory() as directory:
+    serving_files(pathlib.Path(directory))
+    explained(pathlib.Path(directory))
     words_of_a_search(pathlib.Path(directory))
     damaged_bundles(pathlib.Path(directory))
     kills(pathlib.Path(directory))

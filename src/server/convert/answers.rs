@@ -5,6 +5,7 @@ use crate::{
     ids::ItemId,
     retrieval::Way,
     server::{proto, violations::Violation},
+    serving::ChosenArm,
 };
 
 /// What the server itself adds to an answer.
@@ -32,7 +33,14 @@ fn info(tail: &AnswerTail, envelope: Envelope) -> proto::AnswerInfo {
         dropped_pin_item_ids: texts(&tail.dropped_pins),
         request_id: envelope.request_id,
         debug: tail.debug.as_ref().map(debug),
+        serving_config: tail.serving_config.clone(),
+        experiment_arms: tail.arm.iter().map(arm).collect(),
+        explored: tail.explored,
     }
+}
+
+fn arm(chosen: &ChosenArm) -> proto::ExperimentArm {
+    proto::ExperimentArm { experiment: chosen.experiment.clone(), arm: chosen.arm.clone() }
 }
 
 fn debug(debug: &AnswerDebug) -> proto::AnswerDebug {

@@ -18,6 +18,7 @@ const ANCHORS_MAX: usize = 50;
 const CANDIDATES_MAX: usize = 1000;
 const PREFIX_CHARS_MAX: usize = 200;
 const SUGGESTIONS_MAX: usize = 20;
+const SERVING_CONFIG_BYTES_MAX: usize = 64;
 
 /// Someone who stands in where the viewer is wrong; the request is refused anyway.
 fn nobody() -> PersonId {
@@ -96,7 +97,17 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         include_items: options.include_items,
         debug: debug(violations, options.debug_level),
         request_id: options.request_id.clone(),
+        serving_config: serving_config(violations, &options.serving_config),
     }
+}
+
+fn serving_config(violations: &mut Violations, name: &str) -> String {
+    if name.len() > SERVING_CONFIG_BYTES_MAX {
+        let description = format!("has {} bytes; the limit is {SERVING_CONFIG_BYTES_MAX}", name.len());
+        violations.add("options.serving_config", description);
+        return String::new();
+    }
+    name.to_owned()
 }
 
 fn order_by(violations: &mut Violations, text: &str) -> OrderBy {
@@ -163,8 +174,8 @@ fn debug(violations: &mut Violations, level: i32) -> DebugLevel {
     }
 }
 
-fn fingerprint(request: &impl Message) -> u64 {
-    let digest = Sha256::digest(request.encode_to_vec());
+fn fingerprint(sent: &[u8]) -> u64 {
+    let digest = Sha256::digest(sent);
     u64::from_le_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]])
 }
 
@@ -174,11 +185,9 @@ fn query(violations: &mut Violations, text: &str) -> String {
 }
 
 pub fn search(violations: &mut Violations, mut request: proto::SearchRequest, now: UnixMillis) -> SearchRequest {
-    let page = Page {
-        size: violations.page_size(request.page_size),
-        token: std::mem::take(&mut request.page_token),
-        fingerprint: slate_fingerprint(&request, |request| &mut request.options),
-    };
+    let token = std::mem::take(&mut request.page_token);
+    let sent = fixing(&request, |request| &mut request.options);
+    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&sent) };
     if request.query.trim().is_empty() {
         violations.add("query", "is empty or all white space; 1 to 1,000 characters are needed");
     }
@@ -189,6 +198,7 @@ pub fn search(violations: &mut Violations, mut request: proto::SearchRequest, no
         filter: filter(violations, "filter", &request.filter),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
+        sent,
     }
 }
 
@@ -225,12 +235,8 @@ fn check_bounds(violations: &mut Violations, path: String, field: &FacetField, b
     }
 }
 
-/// A hash of all that fixes the slate: of the request without what may differ from page to page. `read` gives the options
-/// of the message.
-fn slate_fingerprint<M: Message + Clone>(
-    request: &M,
-    read: impl Fn(&mut M) -> &mut Option<proto::RankingOptions>,
-) -> u64 {
+/// The message without what may differ from page to page: all that fixes the slate. `read` gives the options of the message.
+fn fixing<M: Message + Clone>(request: &M, read: impl Fn(&mut M) -> &mut Option<proto::RankingOptions>) -> Vec<u8> {
     let mut request = request.clone();
     let options = read(&mut request);
     if let Some(sent) = options {
@@ -241,7 +247,7 @@ fn slate_fingerprint<M: Message + Clone>(
             *options = None;
         }
     }
-    fingerprint(&request)
+    request.encode_to_vec()
 }
 
 pub fn recommend(
@@ -250,11 +256,9 @@ pub fn recommend(
     now: UnixMillis,
 ) -> RecommendRequest {
     use proto::RecommendType as Wire;
-    let page = Page {
-        size: violations.page_size(request.page_size),
-        token: std::mem::take(&mut request.page_token),
-        fingerprint: slate_fingerprint(&request, |request| &mut request.options),
-    };
+    let token = std::mem::take(&mut request.page_token);
+    let sent = fixing(&request, |request| &mut request.options);
+    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&sent) };
     let kind = match Wire::try_from(request.r#type) {
         Ok(Wire::ForYou) => RecommendKind::ForYou,
         Ok(Wire::Similar) => RecommendKind::Similar,
@@ -283,6 +287,7 @@ pub fn recommend(
         anchors: ids(violations, "anchor_item_ids", &request.anchor_item_ids, ANCHORS_MAX),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
+        sent,
     }
 }
 
@@ -301,6 +306,7 @@ pub fn rank(violations: &mut Violations, request: proto::RankRequest, now: UnixM
         candidates,
         query: query(violations, &request.query),
         options: options(violations, request.options.as_ref(), now),
+        sent: fixing(&request, |request| &mut request.options),
     }
 }
 

@@ -1,0 +1,117 @@
+//! ExplainService.
+use super::{
+    guard::guarded,
+    proto::{self, explain_service_server::ExplainService, replay_answer_response},
+    services::Services,
+    status,
+};
+use crate::{
+    answers::{AnswerKind, AnswerRecord},
+    engine::{DegradationCode, Replay, ReplayedSlot},
+    policy::{Team, joint},
+};
+use prost::Message;
+use tonic::{Request, Response, Status};
+
+#[tonic::async_trait]
+impl ExplainService for Services {
+    async fn replay_answer(
+        &self,
+        request: Request<proto::ReplayAnswerRequest>,
+    ) -> Result<Response<proto::ReplayAnswerResponse>, Status> {
+        let answer = async {
+            let asked = self.asked(&request, None);
+            let token = &request.get_ref().attribution_token;
+            let replay = self.engine.replay(token, asked.deadline).await.map_err(status::of)?;
+            Ok(Response::new(response(replay)))
+        };
+        guarded(&self.metrics, "ReplayAnswer", answer).await
+    }
+}
+
+fn response(replay: Replay) -> proto::ReplayAnswerResponse {
+    let Replay { record, slots, difference } = replay;
+    let source = |source: &crate::answers::SourceRecord| proto::SourceCount {
+        source: source.name.clone(),
+        candidate_count: source.found_count as i32,
+        way: source.way.clone(),
+    };
+    let degradation = |degradation: &crate::answers::DegradationRecord| proto::Degradation {
+        code: DegradationCode::ALL.iter().find(|code| code.name() == degradation.code).map_or(0, |code| *code as i32),
+        subject: degradation.subject.clone(),
+    };
+    let model =
+        |model: &crate::answers::ModelSum| proto::ModelSum { name: model.name.clone(), sha256: model.sha256.clone() };
+    let conditionals: Vec<f64> = record.slots.iter().map(|slot| slot.conditional).collect();
+    proto::ReplayAnswerResponse {
+        identical: difference.is_none(),
+        first_difference: difference.unwrap_or_default(),
+        slots: slots.into_iter().enumerate().map(|(at, made)| slot(&record, at, made)).collect(),
+        answer_id: uuid::Uuid::from_slice(&record.id).map(|id| id.to_string()).unwrap_or_default(),
+        answer_time: Some(prost_types::Timestamp {
+            seconds: record.at_ms.div_euclid(1000),
+            nanos: (record.at_ms.rem_euclid(1000) * 1_000_000) as i32,
+        }),
+        request: request(&record),
+        corrected_query: record.corrected_query.clone(),
+        serving_configs: record.rankings.iter().map(|ranking| ranking.serving_config.clone()).collect(),
+        experiment_arm: (!record.experiment.is_empty())
+            .then(|| proto::ExperimentArm { experiment: record.experiment.clone(), arm: record.arm.clone() }),
+        generation: record.generation.clone(),
+        models: record.models.iter().map(model).collect(),
+        feature_schema: record.feature_schema.clone(),
+        session_version: record.session_version,
+        degradations: record.degradations.iter().map(degradation).collect(),
+        sources: record.sources.iter().map(source).collect(),
+        candidate_count: record.candidate_count as i32,
+        total_size: record.slate_size as i32,
+        explored: record.explored,
+        seed: record.seed,
+        page_probability: joint(&conditionals),
+    }
+}
+
+/// The message that was sent; none where it cannot be read.
+fn request(record: &AnswerRecord) -> Option<replay_answer_response::Request> {
+    use replay_answer_response::Request as Sent;
+    let bytes = record.request.as_slice();
+    match record.kind() {
+        AnswerKind::Search => proto::SearchRequest::decode(bytes).ok().map(Sent::Search),
+        AnswerKind::Recommend => proto::RecommendRequest::decode(bytes).ok().map(Sent::Recommend),
+        AnswerKind::Rank => proto::RankRequest::decode(bytes).ok().map(Sent::Rank),
+        AnswerKind::Unknown => None,
+    }
+}
+
+fn slot(record: &AnswerRecord, at: usize, made: ReplayedSlot) -> proto::ReplayedSlot {
+    let candidate = made.placed.candidate;
+    let shown = record.slots.get(at).filter(|slot| slot.item != candidate);
+    let shown = shown.and_then(|slot| record.items.get(slot.item as usize)).cloned();
+    let named = |name: &str, score: f32| proto::NamedScore { name: name.to_owned(), score: f64::from(score) };
+    let sources = record.sources.iter().filter_map(|source| {
+        let place = source.candidates.iter().position(|number| *number == candidate)?;
+        Some(named(&source.name, *source.scores.get(place)?))
+    });
+    let heads = record.heads.len();
+    let values = record.head_values.chunks_exact(heads.max(1)).nth(candidate as usize).unwrap_or_default();
+    let team = match made.placed.team {
+        None => None,
+        Some(Team::A) => record.rankings.first(),
+        Some(Team::B) => record.rankings.get(1),
+    };
+    let propensity = made.propensity;
+    proto::ReplayedSlot {
+        rank: at as i32 + 1,
+        item_id: made.item,
+        score: f64::from(made.placed.score),
+        shown_item_id: shown.unwrap_or_default(),
+        pinned: made.placed.is_pinned,
+        conditional_probability: made.placed.conditional,
+        probability: propensity.map_or(0.0, |propensity| propensity.marginal.probability),
+        probability_standard_error: propensity.map_or(0.0, |propensity| propensity.marginal.standard_error),
+        organic_rank: propensity.map_or(0, |propensity| propensity.organic_slot as i32),
+        team_serving_config: team.map(|ranking| ranking.serving_config.clone()).unwrap_or_default(),
+        source_scores: sources.collect(),
+        heads: record.heads.iter().zip(values).map(|(name, value)| named(name, *value)).collect(),
+    }
+}

@@ -1,0 +1,290 @@
+//! Replay: whatever rules met, an answer that is made once more from its record is the same to the bit, and a record that was
+//! changed is found out. The models are a stand-in with the numbers of one; the real server is asked in `tests/server/run.py`.
+use lodestone::{
+    answers::{
+        AnswerRecord, ExplorationRecord, Generation, PinRecord, RankingRecord, ReplayError, SlotRecord, encode_columns,
+        replay, seed_of, slate_sum, team_number,
+    },
+    ids::Row,
+    policy::{Base, Exploration, Given, PinSlot, Ranking, arrange, joint},
+};
+use proptest::prelude::*;
+
+const FEATURES: usize = 3;
+const HEADS: usize = 2;
+const DIMENSIONS: usize = 4;
+/// Rows of the bundle; later items are newer.
+const BUNDLE_ROWS: usize = 12;
+
+/// A generation whose probabilities are sigmoids of sums of features.
+struct Stand {
+    vectors: Vec<Vec<f32>>,
+}
+
+impl Generation for Stand {
+    fn probabilities(&mut self, features: &[f32]) -> Result<Vec<f32>, ReplayError> {
+        let heads = |row: &[f32]| {
+            let sum: f32 = row.iter().sum();
+            [sum, sum / 3.0 - row[0]].map(|logit| 1.0 / (1.0 + (-logit).exp()))
+        };
+        Ok(features.chunks_exact(FEATURES).flat_map(heads).collect())
+    }
+
+    fn vector(&self, bundle_row: u32) -> Option<&[f32]> {
+        self.vectors.get(bundle_row as usize).map(Vec::as_slice).filter(|_| (bundle_row as usize) < BUNDLE_ROWS)
+    }
+}
+
+/// What a shop and a request may ask of an answer.
+#[derive(Debug, Clone)]
+struct Case {
+    features: Vec<f32>,
+    vectors: Vec<f32>,
+    weights: [[f32; HEADS]; 2],
+    is_interleaved: bool,
+    uses_model: bool,
+    diversity: f32,
+    tiers: Vec<u8>,
+    boosts: Vec<(f32, u32)>,
+    fields: Option<Vec<u32>>,
+    pins: Vec<(Option<usize>, usize)>,
+    exploration: Option<Exploration>,
+    page_size: usize,
+    id: [u8; 16],
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let exploration = (0f64..2.0, 1usize..4, 1usize..12, prop::collection::btree_set(1usize..9, 0..3), 0f64..1.0)
+        .prop_map(|(temperature, first_slot, top, slots, epsilon)| Exploration {
+            temperature,
+            first_slot,
+            top,
+            epsilon_slots: slots.into_iter().collect(),
+            epsilon,
+            epsilon_candidates: 5,
+            share: 0.8,
+        });
+    (1usize..24).prop_flat_map(move |count| {
+        (
+            (
+                prop::collection::vec(-3f32..3.0, count * FEATURES),
+                prop::collection::vec(-1f32..1.0, count * DIMENSIONS),
+                prop::array::uniform2(prop::array::uniform2(-1f32..2.0)),
+                any::<bool>(),
+                any::<bool>(),
+                prop::sample::select(vec![0.0f32, 0.3, 0.9]),
+            ),
+            (
+                prop::sample::select(vec![true, false])
+                    .prop_flat_map(move |has| prop::collection::vec(0u8..3, if has { count } else { 0 })),
+                prop::collection::vec((0.2f32..5.0, any::<u32>()), 0..3),
+                prop::option::weighted(0.2, prop::collection::vec(0u32..5, count)),
+                prop::collection::vec((prop::option::of(0..count + 2), 1usize..20), 0..4),
+                prop::option::of(exploration.clone()),
+                1usize..12,
+                any::<[u8; 16]>(),
+            ),
+        )
+            .prop_map(
+                |(
+                    (features, vectors, weights, is_interleaved, uses_model, diversity),
+                    (tiers, boosts, fields, pins, exploration, page_size, id),
+                )| Case {
+                    features,
+                    vectors,
+                    weights,
+                    is_interleaved,
+                    uses_model,
+                    diversity,
+                    tiers,
+                    boosts,
+                    fields,
+                    pins,
+                    exploration,
+                    page_size,
+                    id,
+                },
+            )
+    })
+}
+
+impl Case {
+    fn count(&self) -> usize {
+        self.features.len() / FEATURES
+    }
+
+    fn stand(&self) -> Stand {
+        Stand { vectors: self.vectors.chunks_exact(DIMENSIONS).map(<[f32]>::to_vec).collect() }
+    }
+
+    /// Answers as the engine does, and records it.
+    fn record(&self) -> AnswerRecord {
+        let count = self.count();
+        let heads = if self.uses_model { self.stand().probabilities(&self.features).unwrap() } else { Vec::new() };
+        let fused: Vec<f32> = self.features.chunks_exact(FEATURES).map(|row| row[1]).collect();
+        let counts = [count, count - count / 3];
+        let rankings = &self.weights[..1 + usize::from(self.is_interleaved)];
+        let scores: Vec<Vec<f32>> = (rankings.iter().zip(counts))
+            .map(|(weights, count)| {
+                Base { heads: &heads, weights, fused: &fused, tiers: &self.tiers }.scores(count).unwrap()
+            })
+            .collect();
+        let factors: Vec<f32> = self.boosts.iter().map(|boost| boost.0).collect();
+        let mask = |at: usize| self.boosts.iter().enumerate().map(|(b, boost)| (boost.1 >> (at % 32) & 1) << b).sum();
+        let masks: Vec<u32> = (0..count).map(mask).collect();
+        let fields = self.fields.clone().unwrap_or_default();
+        let pins: Vec<PinSlot> =
+            self.pins.iter().map(|(row, rank)| PinSlot { row: row.map(|row| Row(row as u32)), rank: *rank }).collect();
+        let exploration = self.exploration.clone().filter(|_| !self.is_interleaved);
+        let ranked: Vec<Ranking> = scores.iter().map(|scores| Ranking { scores, diversity: self.diversity }).collect();
+        let seed = seed_of(&self.id);
+        let given = Given {
+            rankings: &ranked,
+            boost_factors: &factors,
+            boost_masks: &masks,
+            field_places: &fields,
+            pins: &pins,
+            exploration: exploration.as_ref(),
+            seed,
+        };
+        let vectors = self.stand().vectors;
+        let arranged = arrange(&given, |candidate| &vectors[candidate as usize]);
+        let items: Vec<String> = (0..count + 2).map(|number| format!("item {number}")).collect();
+        let is_diverse = self.diversity > 0.0 && fields.is_empty();
+        let live = self.vectors.get(BUNDLE_ROWS * DIMENSIONS..).unwrap_or_default();
+        AnswerRecord {
+            id: self.id.to_vec(),
+            candidate_count: count as u32,
+            features: encode_columns(&self.features, FEATURES),
+            feature_count: FEATURES as u32,
+            heads: vec!["purchase".to_owned(), "return".to_owned()],
+            head_values: heads,
+            rankings: (rankings.iter().zip(counts).enumerate())
+                .map(|(at, (weights, count))| RankingRecord {
+                    serving_config: format!("config {at}"),
+                    weights: weights.to_vec(),
+                    candidate_count: count as u32,
+                    diversity: self.diversity,
+                    order: arranged.orders.get(at).cloned().unwrap_or_default(),
+                })
+                .collect(),
+            tiers: self.tiers.clone(),
+            fused,
+            boost_factors: factors,
+            boost_masks: masks,
+            field_places: fields,
+            pins: pins.iter().map(|pin| PinRecord { item: pin.row.map(|row| row.0), rank: pin.rank as u32 }).collect(),
+            exploration: exploration.as_ref().map(ExplorationRecord::from),
+            seed,
+            explored: arranged.explored,
+            slots: (arranged.places.iter().take(self.page_size))
+                .map(|place| SlotRecord {
+                    item: place.candidate,
+                    score: place.score,
+                    conditional: place.conditional,
+                    is_pinned: place.is_pinned,
+                    team: team_number(place.team),
+                })
+                .collect(),
+            slate_size: arranged.places.len() as u32,
+            slate_sum: slate_sum(
+                arranged
+                    .places
+                    .iter()
+                    .map(|place| (items[place.candidate as usize].as_str(), place.score, place.conditional)),
+            ),
+            vector_rows: (0..if is_diverse { count } else { 0 })
+                .map(|row| if row < BUNDLE_ROWS { row as u32 + 1 } else { 0 })
+                .collect(),
+            live_vectors: if is_diverse { encode_columns(live, DIMENSIONS) } else { Vec::new() },
+            vector_dimensions: DIMENSIONS as u32,
+            organic_items: arranged.organic.iter().map(|place| place.candidate).collect(),
+            organic_scores: arranged.organic.iter().map(|place| place.score).collect(),
+            pinned_slots: (arranged.places.iter().zip(1..))
+                .filter(|(place, _)| place.is_pinned)
+                .map(|(_, slot)| slot)
+                .collect(),
+            items,
+            ..AnswerRecord::default()
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_answer_is_made_once_more_to_the_bit(case in cases()) {
+        let record = case.record();
+        let replayed = replay(&record, &mut case.stand()).unwrap();
+        prop_assert_eq!(&replayed.difference, &None, "{:?}", case);
+        let shown: Vec<u32> = record.slots.iter().map(|slot| slot.item).collect();
+        let made: Vec<u32> = replayed.arranged.places.iter().take(shown.len()).map(|place| place.candidate).collect();
+        prop_assert_eq!(shown, made);
+    }
+
+    #[test]
+    fn propensities_fit_what_was_shown(case in cases()) {
+        let record = case.record();
+        let propensities = record.propensities(50).unwrap();
+        prop_assert_eq!(propensities.len(), record.slots.len());
+        for (slot, propensity) in record.slots.iter().zip(&propensities) {
+            let probability = propensity.marginal.probability;
+            prop_assert!(probability > 0.0 && probability <= 1.0 + 1e-9, "{:?}", propensity);
+            if slot.is_pinned {
+                prop_assert_eq!((probability, propensity.marginal.standard_error), (1.0, 0.0));
+            }
+        }
+        if record.exploration.is_none() && record.rankings.len() == 1 {
+            prop_assert!(propensities.iter().all(|propensity| propensity.marginal.probability == 1.0));
+        }
+        // The page is at least as likely to be shown as the joint probability says of it.
+        let conditionals: Vec<f64> = record.slots.iter().map(|slot| slot.conditional).collect();
+        prop_assert!(joint(&conditionals) > 0.0);
+    }
+
+    #[test]
+    fn a_record_that_was_changed_is_found_out(case in cases(), what in 0usize..6, at in any::<prop::sample::Index>(), bit in 0u32..32) {
+        let mut record = case.record();
+        let changed = |value: f32| f32::from_bits(value.to_bits() ^ 1 << bit);
+        match what {
+            0 if !record.head_values.is_empty() => {
+                let at = at.index(record.head_values.len());
+                record.head_values[at] = changed(record.head_values[at]);
+            }
+            1 => {
+                let at = at.index(record.slots.len());
+                record.slots[at].score = changed(record.slots[at].score);
+            }
+            2 if record.slots.len() > 1 => {
+                let last = record.slots.len() - 1;
+                record.slots.swap(0, last);
+            }
+            3 => record.slate_sum ^= 1 << bit,
+            4 => record.slate_size += 1,
+            5 => record.slots[0].conditional /= 2.0,
+            _ => return Ok(()),
+        }
+        let replayed = replay(&record, &mut case.stand()).unwrap();
+        prop_assert!(replayed.difference.is_some());
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_and_no_panic(case in cases(), cut in any::<prop::sample::Index>(), what in 0usize..10) {
+        let mut record = case.record();
+        match what {
+            0 => record.features.truncate(cut.index(record.features.len() + 1)),
+            1 => record.items.truncate(cut.index(record.items.len() + 1)),
+            2 => record.head_values.truncate(cut.index(record.head_values.len() + 1)),
+            3 => record.fused.truncate(cut.index(record.fused.len() + 1)),
+            4 => record.vector_rows.iter_mut().for_each(|row| *row = row.wrapping_mul(77_777)),
+            5 => record.live_vectors.truncate(cut.index(record.live_vectors.len() + 1)),
+            6 => record.candidate_count = record.candidate_count.wrapping_sub(cut.index(40) as u32),
+            7 => record.organic_items.truncate(cut.index(record.organic_items.len() + 1)),
+            8 => record.slots.iter_mut().for_each(|slot| slot.item = u32::MAX),
+            _ => record.rankings.clear(),
+        }
+        let _ = replay(&record, &mut case.stand());
+        let _ = record.rows(3);
+    }
+}
