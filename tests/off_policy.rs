@@ -9,7 +9,7 @@ use lodestone::off_policy::{
     Cell, Choice, EstimateOptions, Estimator, Log, LogRow, OffPolicyReport, Refusal, benchmark, estimate,
     gamma_interval,
 };
-use lodestone::off_policy::{Reward, organic};
+use lodestone::off_policy::{JudgedSlots, Reward, judge_answers};
 use lodestone::units::UnixMillis;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt::Write, fs, io::Write as _, path::Path, sync::Arc};
@@ -359,9 +359,9 @@ fn write_slots(path: &Path, rows: &[(usize, usize, usize)], experiment: &str) {
 fn explored_answers_tell_what_the_order_without_exploration_earns() {
     let directory = tempfile::tempdir().unwrap();
     let outcomes = explored(directory.path(), 5000, "");
-    let slots = read_slots(directory.path()).unwrap();
+    let slots = JudgedSlots::organic(read_slots(directory.path()).unwrap());
     let reward = Reward { kind: "click".to_owned(), is_value: false, window_ms: 900 };
-    let report = organic(&slots, &outcomes, &reward, &quick(1));
+    let report = judge_answers(&slots, &outcomes, &reward, &quick(1));
     assert_eq!((report.answers, report.slots, report.persons, report.unmatched), (5000, 20_000, 2500, 0));
     assert_eq!(report.matched, outcomes.len());
     let truth: f64 = (0..PAGE).map(|slot| RATES[slot] / (1.0 + slot as f64)).sum::<f64>() / PAGE as f64;
@@ -371,9 +371,9 @@ fn explored_answers_tell_what_the_order_without_exploration_earns() {
     }
     assert!(report.to_string().contains("without exploration"), "{report}");
     // Clicks later than the window belong to nothing.
-    let late = organic(&slots, &outcomes, &Reward { window_ms: 100, ..reward.clone() }, &quick(1));
+    let late = judge_answers(&slots, &outcomes, &Reward { window_ms: 100, ..reward.clone() }, &quick(1));
     assert_eq!((late.matched, late.unmatched, late.shown_mean), (0, outcomes.len(), 0.0));
-    assert!(organic(&[], &outcomes, &reward, &quick(1)).refused.unwrap().contains("no rows"));
+    assert!(judge_answers(&JudgedSlots::default(), &outcomes, &reward, &quick(1)).refused.unwrap().contains("no rows"));
 }
 
 #[test]

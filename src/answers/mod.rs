@@ -4,6 +4,7 @@
 //! state; nothing that is served rests on it, and it may lose the last second in a crash.
 mod columns;
 mod log;
+mod other;
 mod record;
 mod replay;
 mod rows;

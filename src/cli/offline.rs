@@ -3,8 +3,9 @@ use super::{Format, LibraryArgs};
 use crate::{
     experiments,
     import::{self, Mapping},
-    off_policy::{self, EstimateOptions, Reward},
+    off_policy::{self, EstimateOptions, JudgedSlots, Reward},
     ranking::Runtime,
+    serving::{Serving, ServingConfig},
     training::{self, EvaluateOptions, Found, GateOptions, Progress, TrainError, TrainOptions, Verdict},
     units::UnixMillis,
 };
@@ -85,13 +86,20 @@ pub struct EvaluateArgs {
 /// The judgement of logged answers instead of a bundle.
 #[derive(clap::Args)]
 struct LoggedArgs {
-    /// Instead of a bundle: what the order without exploration earns per slot, from logged answers that explored, with their
+    /// Instead of a bundle: what the order without exploration, or another serving configuration, earns per slot, from logged answers that explored, with their
     /// propensities. IPS, SNIPS, clipped IPS and doubly robust; exit code 1 where the log cannot tell (docs/off-policy.md).
     #[arg(long, requires = "answers", requires = "events", conflicts_with_all = ["data", "bundle", "report"])]
     off_policy: bool,
-    /// Of --off-policy: answers.parquet, or the directory that `lodestone answers export` wrote.
+    /// Of --off-policy: answers.parquet, or the directory that `lodestone answers export` wrote. With --serving-config: the
+    /// server's own records, DATA/answers.
     #[arg(long, value_name = "PATH", requires = "off_policy")]
     answers: Option<PathBuf>,
+    /// Of --off-policy: judges this serving configuration instead of the order without exploration.
+    #[arg(long, value_name = "NAME", requires = "serving", requires = "off_policy")]
+    serving_config: Option<String>,
+    /// The file with that configuration (docs/serving.md).
+    #[arg(long, value_name = "FILE", requires = "serving_config")]
+    serving: Option<PathBuf>,
     /// Of --off-policy: events.parquet, a directory with one, or .jsonl (docs/experiments.md).
     #[arg(long, value_name = "PATH", requires = "off_policy")]
     events: Option<PathBuf>,
@@ -275,8 +283,16 @@ fn evaluate_logged(args: &LoggedArgs, format: Format) -> anyhow::Result<i32> {
     };
     let reward =
         Reward { kind: args.reward.clone(), is_value: args.value, window_ms: i64::from(args.window_hours) * 3_600_000 };
-    let (slots, outcomes) = (experiments::read_slots(answers)?, experiments::read_outcomes(events)?);
-    let report = off_policy::organic(&slots, &outcomes, &reward, &EstimateOptions::default());
+    let judged = match (&args.serving, &args.serving_config) {
+        (Some(file), Some(name)) => {
+            let serving = Serving::open(file, &ServingConfig::default())?;
+            let config = serving.config(name)?;
+            off_policy::answers_under(config, answers)?
+        }
+        _ => JudgedSlots::organic(experiments::read_slots(answers)?),
+    };
+    let outcomes = experiments::read_outcomes(events)?;
+    let report = off_policy::judge_answers(&judged, &outcomes, &reward, &EstimateOptions::default());
     print(format, &report)?;
     Ok(i32::from(report.refused.is_some()))
 }

@@ -1,9 +1,15 @@
-//! What the order without exploration would have earned, from answers that explored.
+//! What another order would have earned, from answers that explored.
 use super::{Cell, Choice, EstimateOptions, Estimates, Log, LogRow, Refusal, estimate};
-use crate::{dataset::DatasetSlot, experiments::Outcome, units::UnixMillis};
+use crate::{
+    answers::{AnswerRecord, AnswersError, for_each_record},
+    dataset::DatasetSlot,
+    experiments::Outcome,
+    serving::ServingConfig,
+    units::UnixMillis,
+};
 use ahash::AHashMap;
 use serde::Serialize;
-use std::fmt;
+use std::{fmt, path::Path};
 
 /// What counts as a reward.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,32 +24,95 @@ pub struct Reward {
 
 /// What `lodestone evaluate --off-policy` prints.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct OrganicReport {
+pub struct LoggedReport {
+    /// The judged order, in words.
+    pub target: String,
     pub answers: usize,
+    /// Answers of which it is not known what the judged order would have shown; they are left out.
+    pub left_out: usize,
     /// Slots without a pin.
     pub slots: usize,
-    /// Those that showed what they would have shown without exploration.
-    pub organic_slots: usize,
+    /// Those that showed what the judged order would have shown there.
+    pub same_slots: usize,
     pub persons: usize,
     /// Outcomes of the kind that belong to a slot, and those that belong to none.
     pub matched: usize,
     pub unmatched: usize,
     /// Reward per slot of what was shown.
     pub shown_mean: f64,
-    /// Of the order without exploration, per slot; nothing where the log was refused.
+    /// Of the judged order, per slot; nothing where the log was refused.
     pub estimates: Option<Estimates>,
     pub refused: Option<String>,
 }
 
-/// Estimates what the order without exploration earns per slot, beside what the explored answers earned. An outcome
+/// The slots of answers and, for each, whether the judged order would have shown the same item there.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JudgedSlots {
+    /// The judged order, in words.
+    pub target: String,
+    /// The slots of an answer follow each other.
+    pub slots: Vec<DatasetSlot>,
+    pub is_same: Vec<bool>,
+    /// Answers that are not among the slots, as the judged order of them is not known.
+    pub left_out: usize,
+}
+
+impl JudgedSlots {
+    /// The order without exploration.
+    pub fn organic(slots: Vec<DatasetSlot>) -> Self {
+        let is_same = slots.iter().map(|slot| slot.organic_slot == slot.slot).collect();
+        Self { target: "the order without exploration".to_owned(), slots, is_same, left_out: 0 }
+    }
+}
+
+/// Samples for probabilities of slots that are not known exactly.
+const PROPENSITY_SAMPLES: usize = 200;
+
+/// Reads the records of a server (`DATA/answers`) and what a serving configuration would have shown; see
+/// [`AnswerRecord::page_of`]. Damaged blocks of the files count as one answer left out.
+pub fn answers_under(config: &ServingConfig, directory: &Path) -> Result<JudgedSlots, AnswersError> {
+    let mut judged = JudgedSlots { target: format!("serving configuration {}", config.name), ..JudgedSlots::default() };
+    let lost = for_each_record(directory, UnixMillis(i64::MIN), |record| match slots_under(config, &record) {
+        Some((slots, is_same)) => {
+            judged.slots.extend(slots);
+            judged.is_same.extend(is_same);
+        }
+        None => judged.left_out += 1,
+    })?;
+    judged.left_out += lost.damaged_blocks;
+    Ok(judged)
+}
+
+fn slots_under(config: &ServingConfig, record: &AnswerRecord) -> Option<(Vec<DatasetSlot>, Vec<bool>)> {
+    let page = record.page_of(config).ok()?;
+    let rows = record.rows(PROPENSITY_SAMPLES).ok()?;
+    let is_same = rows.iter().zip(&page).map(|(row, item)| row.item == **item).collect();
+    let slots = rows.into_iter().map(|row| DatasetSlot {
+        answer: uuid::Uuid::from_bytes(row.answer).to_string(),
+        at: row.at,
+        person: row.person,
+        experiment: row.experiment,
+        arm: row.arm,
+        slot: row.slot,
+        item: row.item,
+        propensity: row.propensity.probability,
+        organic_slot: row.organic_slot,
+        is_pinned: row.is_pinned,
+        team: row.team,
+    });
+    Some((slots.collect(), is_same))
+}
+
+/// Estimates what the judged order earns per slot, beside what the answers earned as they were shown. An outcome
 /// belongs to the answer that it names, else to the person's latest answer before it that shows its item. Slots with a pin
 /// are left out: no order moves them.
-pub fn organic(
-    slots: &[DatasetSlot],
+pub fn judge_answers(
+    judged: &JudgedSlots,
     outcomes: &[Outcome],
     reward: &Reward,
     options: &EstimateOptions,
-) -> OrganicReport {
+) -> LoggedReport {
+    let slots = &judged.slots;
     let (rewards, matched, unmatched) = rewards(slots, outcomes, reward);
     let mut persons: AHashMap<&str, u32> = AHashMap::new();
     let mut log = Log::default();
@@ -51,7 +120,8 @@ pub fn organic(
     let depth = slots.iter().map(|slot| slot.slot).max().unwrap_or(0);
     log.cells = (0..=depth).map(|slot| Cell { action: 0, position: slot }).collect();
     log.choices = (0..=depth).map(|slot| Choice { cells: vec![slot], probabilities: vec![1.0] }).collect();
-    for (slot, reward) in slots.iter().zip(&rewards).filter(|(slot, _)| !slot.is_pinned) {
+    let all = slots.iter().zip(&rewards).zip(&judged.is_same);
+    for ((slot, reward), is_same) in all.filter(|((slot, _), _)| !slot.is_pinned) {
         let next = persons.len() as u32;
         log.rows.push(LogRow {
             person: *persons.entry(slot.person.as_str()).or_insert(next),
@@ -59,14 +129,16 @@ pub fn organic(
             choice: slot.slot,
             reward: *reward,
             propensity: slot.propensity,
-            target: f64::from(u8::from(slot.organic_slot == slot.slot)),
+            target: f64::from(u8::from(*is_same)),
         });
     }
     let estimated = estimate(&log, options);
-    OrganicReport {
+    LoggedReport {
+        target: judged.target.clone(),
+        left_out: judged.left_out,
         answers: slots.chunk_by(|a, b| a.answer == b.answer).count(),
         slots: log.rows.len(),
-        organic_slots: log.rows.iter().filter(|row| row.target > 0.0).count(),
+        same_slots: log.rows.iter().filter(|row| row.target > 0.0).count(),
         persons: persons.len(),
         matched,
         unmatched,
@@ -105,23 +177,23 @@ fn rewards(slots: &[DatasetSlot], outcomes: &[Outcome], reward: &Reward) -> (Vec
     (rewards, matched, unmatched)
 }
 
-impl fmt::Display for OrganicReport {
+impl fmt::Display for LoggedReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} answers to {} persons, {} slots without a pin, {} of them as without exploration",
-            self.answers, self.persons, self.slots, self.organic_slots
+            "{} answers to {} persons, {} slots without a pin, {} of them as in {}; {} answers left out",
+            self.answers, self.persons, self.slots, self.same_slots, self.target, self.left_out
         )?;
         writeln!(f, "outcomes: {} belong to a slot, {} to none", self.matched, self.unmatched)?;
-        writeln!(f, "as shown, with exploration: {:.6} per slot", self.shown_mean)?;
+        writeln!(f, "as shown: {:.6} per slot", self.shown_mean)?;
         let Some(estimates) = &self.estimates else {
             return writeln!(f, "refused: {}", self.refused.as_deref().unwrap_or("no estimate"));
         };
         let support = &estimates.support;
         writeln!(
             f,
-            "without exploration, {:.0} effective of {} slots, weights' mean {:.3}, greatest {:.1}:",
-            support.ess, support.rows, support.weight_mean, support.weight_max
+            "{}, {:.0} effective of {} slots, weights' mean {:.3}, greatest {:.1}:",
+            self.target, support.ess, support.rows, support.weight_mean, support.weight_max
         )?;
         for measure in &estimates.measures {
             let (name, value) = (measure.estimator.name(), measure.value);

@@ -13,7 +13,7 @@ mod report;
 mod reward_model;
 mod support;
 
-pub use answers::{OrganicReport, Reward, organic};
+pub use answers::{JudgedSlots, LoggedReport, Reward, answers_under, judge_answers};
 pub use estimate::{EstimateOptions, Estimates, Estimator, Measure, estimate};
 pub use files::{LoggedFile, OffPolicyFileError, read_file};
 pub use interval::gamma_interval;

@@ -57,7 +57,7 @@ pub enum Refusal {
     )]
     Ess { ess: f64, rows: usize, limit: f64 },
     #[error(
-        "the propensities cannot be true: the weights' mean is {mean:.3}, {z:.0} standard errors from 1; a propensity must be the probability of this item at this position, not of the whole list and not the mean over positions"
+        "no support, or wrong propensities: the weights' mean is {mean:.3}, {z:.0} standard errors from 1; below 1 the log may never do part of what the judged policy would; and a propensity must be the probability of this item at this position, not of the whole list and not the mean over positions"
     )]
     Propensities { mean: f64, z: f64 },
 }

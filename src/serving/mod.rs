@@ -144,15 +144,19 @@ impl Serving {
         file::open(path, base)
     }
 
+    /// The configuration of this name.
+    pub fn config(&self, name: &str) -> Result<&Arc<ServingConfig>, UnknownConfig> {
+        self.configs.get(name).ok_or_else(|| UnknownConfig {
+            name: name.to_owned(),
+            known: self.configs.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
+        })
+    }
+
     /// What answers a request: the configuration that it names, else that of the first experiment that has the person, else
     /// the default one.
     pub fn plan(&self, named: &str, person: &PersonId) -> Result<Plan, UnknownConfig> {
         if !named.is_empty() {
-            let config = self.configs.get(named).ok_or_else(|| UnknownConfig {
-                name: named.to_owned(),
-                known: self.configs.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
-            })?;
-            return Ok(Plan { configs: vec![config.clone()], arm: None });
+            return Ok(Plan { configs: vec![self.config(named)?.clone()], arm: None });
         }
         for experiment in &self.experiments {
             let Some(number) = assign(experiment, person) else { continue };
