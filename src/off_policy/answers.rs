@@ -72,7 +72,7 @@ const PROPENSITY_SAMPLES: usize = 200;
 /// [`AnswerRecord::page_of`]. Damaged blocks of the files count as one answer left out.
 pub fn answers_under(config: &ServingConfig, directory: &Path) -> Result<JudgedSlots, AnswersError> {
     let mut judged = JudgedSlots { target: format!("serving configuration {}", config.name), ..JudgedSlots::default() };
-    let lost = for_each_record(directory, UnixMillis(i64::MIN), |record| match slots_under(config, &record) {
+    let lost = for_each_record(directory, UnixMillis(0), |record| match slots_under(config, &record) {
         Some((slots, is_same)) => {
             judged.slots.extend(slots);
             judged.is_same.extend(is_same);
