@@ -291,6 +291,8 @@ fn evaluate_logged(args: &LoggedArgs, format: Format) -> anyhow::Result<i32> {
         }
         _ => JudgedSlots::organic(experiments::read_slots(answers)?),
     };
+    let is_empty = judged.slots.is_empty() && judged.left_out == 0;
+    ensure!(!is_empty, "{} has no records of answers", answers.display());
     let outcomes = experiments::read_outcomes(events)?;
     let report = off_policy::judge_answers(&judged, &outcomes, &reward, &EstimateOptions::default());
     print(format, &report)?;
