@@ -202,6 +202,23 @@ def explained(work):
                          capture_output=True, text=True, timeout=60)
     check(ran.returncode == 1 and "no record" in ran.stdout, "one that there is not: exit code 1")
 
+    # What the answers say of their experiments and of another configuration.
+    outcomes = work / "outcomes.jsonl"
+    outcomes.write_text(json.dumps({"person": "u:12347", "time_ms": int(time.time() * 1000), "type": "view", "item": items[0]}) + "\n")
+    for experiment, words in [("diversity", "control (control)"), ("rankers", "interleaving by view")]:
+        ran = subprocess.run([LODESTONE, "experiment", "report", "--answers", str(out), "--events", str(outcomes), "--experiment", experiment],
+                             capture_output=True, text=True, timeout=60)
+        check(ran.returncode == 0 and words in ran.stdout, f"the experiment {experiment} is reported {ran.stderr}")
+    judge = [LODESTONE, "evaluate", "--off-policy", "--events", str(outcomes), "--reward", "view", "--format", "json", "--answers"]
+    ran = subprocess.run([*judge, str(out)], capture_output=True, text=True, timeout=60)
+    judged = json.loads(ran.stdout or "{}")
+    check(ran.returncode in (0, 1) and judged["answers"] >= seen and judged["same_slots"] > 0, f"the order without exploration is judged {ran.stderr}")
+    ran = subprocess.run([*judge, str(data / "answers"), "--serving", str(serving), "--serving-config", "plain"], capture_output=True, text=True,
+                         timeout=60)
+    judged = json.loads(ran.stdout or "{}")
+    check(judged["answers"] > 5 and judged["left_out"] > 0 and judged["answers"] + judged["left_out"] >= seen,
+          f"another configuration is judged where the records tell what it would have shown {ran.stderr}")
+
     # The process dies as it writes: what was written before is there, in another life of the server too.
     newest = max((data / "answers").glob("*.answers"))
     with open(newest, "ab") as file:
