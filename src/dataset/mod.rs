@@ -1,10 +1,12 @@
 //! Canonical items and events as Parquet; the schema is in `docs/events.md`.
 mod columns;
 mod events;
+mod export;
 mod items;
 
 pub use columns::{Cells, write_table};
-pub use events::{DatasetEvent, into_events, read_events, write_events};
+pub use events::{DatasetEvent, into_events, read_events, read_history, write_events};
+pub use export::{ExportError, Exported, export};
 pub use items::{read_items, write_items};
 
 use std::{io, path::PathBuf};

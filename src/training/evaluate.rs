@@ -118,7 +118,7 @@ pub(super) fn replay_targets(
     let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
     let item_count = bundle.items.len();
     let generation = Generation::alone(bundle, 1024)?;
-    let events = dataset::into_events(dataset::read_events(&data.join("events.parquet"))?);
+    let events = dataset::into_events(dataset::read_history(data)?);
     let mut judged = Judged {
         trained_until,
         item_count,
