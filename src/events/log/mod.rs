@@ -21,11 +21,15 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
 
 /// A segment takes no more writes beyond this.
 const SEGMENT_BYTES: u64 = 64 << 20;
 const LOCK: &str = "lock";
+/// Changes that are handed over together in a replay, and such hands that may wait.
+const DECODED_COUNT: usize = 2048;
+const DECODED_AHEAD: usize = 8;
 
 /// Why the log cannot be read or written. Cheap to clone: one failure answers every waiting write.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -278,13 +282,39 @@ pub fn read(directory: &Path, from: u64, give: impl FnMut(u64, UnixMillis, Chang
     replay(&segments(directory).map_err(failed)?, from, u64::MAX, give)
 }
 
-/// Gives the changes from `from` to `until`; the tail of the last segment may be torn or being written.
+/// Gives the changes from `from` to `until`. They are read and decoded on a thread of its own, while `give` runs.
 fn replay(
     paths: &[PathBuf],
     from: u64,
     until: u64,
     mut give: impl FnMut(u64, UnixMillis, Change),
 ) -> Result<u64, LogError> {
+    let (sender, decoded) = crossbeam_channel::bounded::<Vec<Stamped>>(DECODED_AHEAD);
+    thread::scope(|scope| {
+        let reading = scope.spawn(move || {
+            let mut some = Vec::with_capacity(DECODED_COUNT);
+            let last = decode(paths, from, until, &mut |stamped| {
+                some.push(stamped);
+                if some.len() == DECODED_COUNT {
+                    // It fails where `give` panicked, which ends this too.
+                    let _ = sender.send(std::mem::replace(&mut some, Vec::with_capacity(DECODED_COUNT)));
+                }
+            });
+            let _ = sender.send(some);
+            last
+        });
+        for (position, at, change) in decoded.into_iter().flatten() {
+            give(position, at, change);
+        }
+        reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// A change with its position and the time at which it was stored.
+type Stamped = (u64, UnixMillis, Change);
+
+/// Decodes in order; the tail of the last segment may be torn or being written. Gives the last position.
+fn decode(paths: &[PathBuf], from: u64, until: u64, give: &mut dyn FnMut(Stamped)) -> Result<u64, LogError> {
     let begin = paths.partition_point(|path| first_position(path).is_some_and(|first| first <= from));
     let mut next = None;
     for (index, path) in paths.iter().enumerate().skip(begin.saturating_sub(1)) {
@@ -300,7 +330,7 @@ fn replay(
             match frame {
                 Ok(frame) if (from..=until).contains(&frame.position) => {
                     let at = UnixMillis(i64::from(frame.at_s) * 1000);
-                    give(frame.position, at, Change::decode(frame.position, frame.payload)?);
+                    give((frame.position, at, Change::decode(frame.position, frame.payload)?));
                 }
                 Ok(_) => {}
                 Err(damage) if is_last && damage.is_torn_tail() => return Ok(damage.position - 1),
