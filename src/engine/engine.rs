@@ -86,14 +86,18 @@ impl Engine {
         writer: Writer<Embedded>,
         answers: AnswersLog,
         tokens: TokenKey,
-        checkpoints: Option<Arc<Checkpoints>>,
         config: &EngineConfig,
         metrics: Metrics,
     ) -> Self {
         let slates = Cache::builder().max_capacity(config.slates_max).time_to_live(config.slate_ttl).build();
         metrics.serving(generations.current().name());
         let (serving, answers) = (config.serving.clone(), Arc::new(answers));
-        Self { generations, workers, writer, serving, answers, slates, tokens, checkpoints, metrics }
+        Self { generations, workers, writer, serving, answers, slates, tokens, checkpoints: None, metrics }
+    }
+
+    /// The engine, taking its state down in checkpoints.
+    pub fn with_checkpoints(self, checkpoints: Option<Arc<Checkpoints>>) -> Self {
+        Self { checkpoints, ..self }
     }
 
     pub fn metrics(&self) -> &Metrics {

@@ -132,7 +132,8 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let workers = Workers::start(workers, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
     let metrics = Metrics::default();
     let answers = AnswersLog::open(&opening.data.join(ANSWERS), &opening.config.answers, metrics.clone())?;
-    Ok(Engine::new(generations, workers, writer, answers, tokens, checkpoints, &opening.config, metrics))
+    let engine = Engine::new(generations, workers, writer, answers, tokens, &opening.config, metrics);
+    Ok(engine.with_checkpoints(checkpoints))
 }
 
 /// Starts the thread that merges live items into new frozen graphs, once now and whenever it is told; on half of the cores,
