@@ -16,7 +16,7 @@ SIZES ?= 100000x64 1000000x64 200000x384
 export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
-.PHONY: help setup build run demo test fuzz bench bench-retrieval clean clean-demo
+.PHONY: help setup build run demo test fuzz bench bench-retrieval bench-events clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server test-crash
 
 help: ## This list
@@ -100,9 +100,10 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
-test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 50 times in the middle of writing; nothing acknowledged may be lost
+test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 200 times in the middle of writing; nothing acknowledged may be lost
+	KILLS=200 cargo test --release --locked --test crash -- --nocapture
 	@scripts/tools.sh minilm
-	KILLS=50 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
+	KILLS=200 CRASH_ONLY=1 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Try queries, filters, synonyms and tokens that nobody would send; FUZZ_SECONDS=60 for each kind
@@ -119,6 +120,9 @@ bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server beside the same w
 bench-retrieval: build $(BUNDLE) ## Measure the frozen graph beside its peers; SIZES="100000x64 1000000x64 200000x384"
 	@scripts/tools.sh peers
 	@$(TOOLS)/peers/bin/python benches/retrieval.py $(SIZES) --bundle $(BUNDLE) $(if $(VECTORS),--vectors $(VECTORS))
+
+bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure how fast events are taken in, folded and started from; BENCH_EVENTS=10000000
+	@python3 benches/events.py
 
 bench-train: build ## Measure a training step of the sequence encoder beside PyTorch's; fetches PyTorch, some gigabytes
 	@scripts/tools.sh torch

@@ -14,7 +14,7 @@ use std::{
     path::Path,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -55,9 +55,9 @@ fn id(person: u8) -> PersonId {
 fn open(directory: &Path) -> (Writer<()>, Arc<Mutex<State>>) {
     let log = EventLog::open(directory).unwrap();
     let (mut state, mut recent) = (State::default(), Deduper::default());
-    log.replay(0, |position, change| {
+    log.replay(0, |position, at, change| {
         if let Change::Event(event) = &change {
-            recent.note(&event.id);
+            recent.note(&event.id, at);
         }
         state.apply(position, &change);
     })
@@ -68,7 +68,7 @@ fn open(directory: &Path) -> (Writer<()>, Arc<Mutex<State>>) {
         let mut state = live.lock();
         changes.iter().for_each(|(position, change, _)| state.apply(*position, change));
     });
-    (Writer::start(log, recent, apply).unwrap(), state)
+    (Writer::start(log, Arc::new(Mutex::new(recent)), UnixMillis::now, apply).unwrap(), state)
 }
 
 fn changes(events: &[Event]) -> Vec<(Change, Option<()>)> {
@@ -77,7 +77,7 @@ fn changes(events: &[Event]) -> Vec<(Change, Option<()>)> {
 
 fn runtime() -> &'static tokio::runtime::Runtime {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
-    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap())
+    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap())
 }
 
 fn write(writer: &Writer<()>, events: &[Event]) -> Vec<Outcome> {
@@ -142,6 +142,42 @@ proptest! {
         }
     }
 
+    /// Events that come late or out of order, at different times: as if they had come in order.
+    #[test]
+    fn any_order_of_arrival_gives_the_same_state(
+        order in proptest::collection::vec((0usize..14, 0u8..3, 0u8..6), 1..400)
+            .prop_map(|list| list.into_iter().enumerate().collect::<Vec<_>>())
+            .prop_shuffle()
+    ) {
+        // 4 ms apart at least, which is how finely a history keeps times.
+        let make = |(number, (kind, person, item)): &(usize, (usize, u8, u8))| {
+            let (person, item) = (format!("p{person}"), format!("i{item}"));
+            event(&format!("e{number}"), EventKind::ALL[*kind], &person, &item, START + *number as i64 * 5)
+        };
+        let shuffled: Vec<Event> = order.iter().map(make).collect();
+        let mut sorted = shuffled.clone();
+        sorted.sort_by_key(|event| event.at);
+        let keys = ItemKeys::default();
+        let (as_came, in_order) = (People::default(), People::default());
+        let (mut came, mut ordered) = (Popularity::default(), Popularity::default());
+        for event in &shuffled {
+            as_came.apply(1, event, &keys);
+            came.apply(event, &keys);
+        }
+        for event in &sorted {
+            in_order.apply(1, event, &keys);
+            ordered.apply(event, &keys);
+        }
+        for person in 0..3 {
+            prop_assert_eq!(as_came.history(&id(person)), in_order.history(&id(person)));
+        }
+        let now = UnixMillis(START + 10 * UnixMillis::DAY);
+        for item in 0..keys.len() {
+            let (a, b) = (came.score(ItemKey(item as u32), now), ordered.score(ItemKey(item as u32), now));
+            prop_assert!((a - b).abs() <= 1e-5 * a.max(1.0));
+        }
+    }
+
     #[test]
     fn a_history_is_the_latest_events_in_order_of_time(times in proptest::collection::vec(0i64..5000, 1..450)) {
         let (keys, people) = (ItemKeys::default(), People::default());
@@ -186,7 +222,7 @@ fn a_dropped_writer_has_written_what_waited() {
     }
     // The last task to end may still be dropping the writer.
     let deadline = Instant::now() + Duration::from_secs(10);
-    while matches!(EventLog::open(directory.path()), Err(LogError::Open { .. })) && Instant::now() < deadline {}
+    while matches!(EventLog::open(directory.path()), Err(LogError::InUse { .. })) && Instant::now() < deadline {}
     assert_eq!(EventLog::open(directory.path()).unwrap().last_position(), 50);
 }
 
@@ -196,7 +232,7 @@ fn a_full_queue_refuses_instead_of_waiting() {
     let (open_gate, gate) = crossbeam_channel::bounded::<()>(0);
     let log = EventLog::open(directory.path()).unwrap();
     let apply = Box::new(move |_: Vec<(u64, Change, Option<()>)>| _ = gate.recv());
-    let writer = Arc::new(Writer::start(log, Deduper::default(), apply).unwrap());
+    let writer = Arc::new(Writer::start(log, Arc::default(), UnixMillis::now, apply).unwrap());
     let (refused, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let tasks: Vec<_> = (0..3000)
         .map(|number| {
@@ -221,6 +257,62 @@ fn a_full_queue_refuses_instead_of_waiting() {
         runtime().block_on(task).unwrap();
     }
     assert_eq!(writer.position() as usize, taken.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_write_that_waits_for_room_is_not_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = EventLog::open(directory.path()).unwrap();
+    let writer: Writer<()> = Writer::start(log, Arc::default(), UnixMillis::now, Box::new(|_| ())).unwrap();
+    let writer = Arc::new(writer);
+    let tasks: Vec<_> = (0..3000)
+        .map(|number| {
+            let writer = Arc::clone(&writer);
+            let events = [event(&format!("e{number}"), EventKind::View, "p0", "i", START)];
+            runtime().spawn(async move { writer.write_when_there_is_room(changes(&events)).await.unwrap() })
+        })
+        .collect();
+    for task in tasks {
+        runtime().block_on(task).unwrap();
+    }
+    assert_eq!(writer.position(), 3000);
+}
+
+/// The clock of the writer below.
+static CLOCK_MS: AtomicI64 = AtomicI64::new(START);
+
+#[test]
+fn an_id_is_a_duplicate_for_seven_days_of_log_time_over_restarts() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = || {
+        let log = EventLog::open(directory.path()).unwrap();
+        let mut recent = Deduper::with_capacity(64);
+        log.replay(0, |_, at, change| {
+            if let Change::Event(event) = &change {
+                recent.note(&event.id, at);
+            }
+        })
+        .unwrap();
+        let clock = || UnixMillis(CLOCK_MS.load(Ordering::Relaxed));
+        let writer: Writer<()> = Writer::start(log, Arc::new(Mutex::new(recent)), clock, Box::new(|_| ())).unwrap();
+        writer
+    };
+    // The events' own times are long past: they do not count.
+    let old = |id: &str| event(id, EventKind::Purchase, "p0", "i", START - 900 * UnixMillis::DAY);
+    let mut writer = open();
+    assert_eq!(write(&writer, &[old("first")]), [Outcome::Accepted]);
+    for day in 1..=20 {
+        CLOCK_MS.fetch_add(UnixMillis::DAY, Ordering::Relaxed);
+        drop(writer);
+        writer = open();
+        if day <= 7 {
+            assert_eq!(write(&writer, &[old("first")]), [Outcome::Duplicate], "day {day}");
+        }
+        let others: Vec<Event> = (0..3).map(|n| old(&format!("{day}-{n}"))).collect();
+        write(&writer, &others);
+    }
+    // Long forgotten: it counts again.
+    assert_eq!(write(&writer, &[old("first")]), [Outcome::Accepted]);
 }
 
 #[test]

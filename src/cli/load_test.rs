@@ -26,6 +26,8 @@ use tonic::transport::{Channel, Endpoint};
 
 /// Requests whose server-side stages are averaged.
 const TRACED_REQUESTS: usize = 300;
+/// Messages of a stream of events.
+const STREAM_MESSAGES: usize = 20;
 /// Requests that wait at most; an open loop against a server that cannot keep up would otherwise fill the memory.
 const IN_FLIGHT_MAX: u64 = 20_000;
 
@@ -52,10 +54,13 @@ pub struct LoadTestArgs {
     /// Requests per second of the fixed rate. Default: 70 % of the capacity that was found.
     #[arg(long, value_name = "R")]
     rate: Option<f64>,
+    /// Leaves out the capacity: only the fixed rate is sent, as beside another load test.
+    #[arg(long, requires = "rate")]
+    only_rate: bool,
     /// Results that are asked for.
     #[arg(long, value_name = "N", default_value_t = 24)]
     page_size: i32,
-    /// Events in each request of `write-events`.
+    /// Events in each request of `write-events` and each message of `stream-events`, there at most 1,000.
     #[arg(long, value_name = "N", default_value_t = 100)]
     batch: usize,
     /// Of the choice of persons and queries.
@@ -72,6 +77,8 @@ enum RpcArg {
     Suggest,
     /// Views of random items by random persons. They are stored: measure a copy of the data.
     WriteEvents,
+    /// The same as streams of 20 messages with --batch events each: a call is a stream.
+    StreamEvents,
 }
 
 /// What was measured.
@@ -154,8 +161,14 @@ pub fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
     for &connections in &args.connections {
         bar.set_message(format!("{connections} connections, capacity"));
         // The first second warms up and does not count.
-        runtime.block_on(closed_loop(&calls, &channels[..connections], length.min(Duration::from_secs(1))));
-        let full = runtime.block_on(closed_loop(&calls, &channels[..connections], length));
+        let warm_up = length.min(Duration::from_secs(1));
+        let full = match args.only_rate {
+            true => Latencies::new(),
+            false => {
+                runtime.block_on(closed_loop(&calls, &channels[..connections], warm_up));
+                runtime.block_on(closed_loop(&calls, &channels[..connections], length))
+            }
+        };
         bar.inc(1);
         let rate = args.rate.unwrap_or(0.7 * full.per_second()).max(1.0);
         bar.set_message(format!("{connections} connections, {rate:.0} requests/s"));
@@ -184,6 +197,7 @@ pub fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
         RpcArg::Search => "Search",
         RpcArg::Suggest => "Suggest",
         RpcArg::WriteEvents => "WriteEvents",
+        RpcArg::StreamEvents => "StreamEvents",
     };
     let report = Report { rpc, runs, stages_us };
     match args.format {
@@ -280,6 +294,17 @@ impl Calls {
                 return match written.results.iter().find(|result| result.status != accepted) {
                     None => Ok(Stages::new()),
                     Some(refused) => Err(tonic::Status::aborted(format!("an event was not accepted: {refused:?}"))),
+                };
+            }
+            RpcArg::StreamEvents => {
+                let mut message =
+                    || proto::StreamEventsRequest { events: (0..self.batch).map(|_| self.view(&mut random)).collect() };
+                let messages: Vec<_> = (0..STREAM_MESSAGES).map(|_| message()).collect();
+                let stream = futures_util::stream::iter(messages);
+                let written = EventServiceClient::new(channel).stream_events(stream).await?.into_inner();
+                return match written.accepted_count as usize == STREAM_MESSAGES * self.batch {
+                    true => Ok(Stages::new()),
+                    false => Err(tonic::Status::aborted(format!("events were not accepted: {written:?}"))),
                 };
             }
         };
@@ -419,7 +444,7 @@ fn open_loop(
 /// The mean time of each stage, from answers that tell it.
 async fn stages(calls: &Calls, channel: &Channel) -> BTreeMap<String, f64> {
     let mut sums: BTreeMap<String, f64> = BTreeMap::new();
-    if matches!(calls.rpc, RpcArg::Suggest | RpcArg::WriteEvents) {
+    if matches!(calls.rpc, RpcArg::Suggest | RpcArg::WriteEvents | RpcArg::StreamEvents) {
         return sums;
     }
     for _ in 0..TRACED_REQUESTS {

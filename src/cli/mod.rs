@@ -4,6 +4,7 @@ mod answers;
 mod benchmark;
 #[cfg(feature = "train")]
 mod bundle;
+mod events;
 mod experiment;
 mod load_test;
 mod matrix;
@@ -49,6 +50,9 @@ enum Command {
     /// Exports or shows what was answered, with the probability of everything that was shown.
     #[command(subcommand)]
     Answers(answers::AnswersCommand),
+    /// Exports, verifies, repairs and compacts the log of what shoppers did.
+    #[command(subcommand)]
+    Events(events::EventsCommand),
     /// Measures parts of the engine on data of your own; each command tells what its file must be.
     #[command(subcommand)]
     Benchmark(benchmark::Benchmark),
@@ -103,6 +107,7 @@ pub fn run() -> i32 {
         Command::Bundle(command) => bundle::run(command).map(|()| 0),
         Command::Serve(args) => serve::serve(args).map(|()| 0),
         Command::Answers(command) => answers::run(command),
+        Command::Events(command) => events::run(command),
         Command::Benchmark(command) => benchmark::run(command),
         Command::Experiment(command) => experiment::run(command),
         Command::LoadTest(args) => load_test::load_test(args).map(|()| 0),

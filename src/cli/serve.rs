@@ -33,9 +33,15 @@ pub struct ServeArgs {
     /// Where the models run. `cuda` needs a build with the cargo feature `cuda` and the CUDA build of the library.
     #[arg(long, value_enum, env = "LODESTONE_DEVICE", default_value = "cpu")]
     device: DeviceArg,
-    /// Moves the imported history so that it ends now: for demonstrations with old data.
+    /// Moves the imported history so that it ends now: for demonstrations with old data. Each start then reads the whole log.
     #[arg(long, env = "LODESTONE_HISTORY_ENDS_NOW")]
     history_ends_now: bool,
+    /// Event ids that are remembered for seven days at most, 17 to 29 bytes each; beyond it the oldest are forgotten sooner.
+    #[arg(long, value_name = "N", env = "LODESTONE_DEDUPE_IDS_MAX", default_value_t = crate::events::DEDUPE_IDS_MAX)]
+    dedupe_ids_max: usize,
+    /// How far an event's time may be ahead of this clock; one that is further ahead is refused with both times.
+    #[arg(long, value_name = "S", env = "LODESTONE_EVENT_AHEAD_S_MAX", default_value_t = 300)]
+    event_ahead_s_max: u32,
     /// How strongly answers avoid items that are alike where a request does not say, 0 to 1.
     #[arg(long, value_name = "0..1", env = "LODESTONE_DIVERSITY_DEFAULT", default_value_t = 0.0)]
     diversity_default: f32,
@@ -66,6 +72,9 @@ enum DeviceArg {
     Cpu,
     Cuda,
 }
+
+/// The number that Linux gives it on x86 and ARM.
+const SIGXFSZ: i32 = 25;
 
 pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "lodestone=info,warn".into());
@@ -106,18 +115,22 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         workers: args.workers.unwrap_or(cores),
         queue_requests_max: args.queue_requests_max,
         history_ends_now: args.history_ends_now,
+        dedupe_ids_max: args.dedupe_ids_max,
         config: EngineConfig { serving: Arc::new(serving), answers, ..EngineConfig::default() },
     })?;
     // Reading and writing requests takes a third of what answering does; more threads only take turns on the cores.
     let io_threads = (cores / 2).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
     runtime.block_on(async {
+        // A file that reaches a limit (`ulimit -f`) is a failed write then, and not the end of the process.
+        let _limit = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(SIGXFSZ))?;
         let listener = tokio::net::TcpListener::bind(args.listen)
             .await
             .with_context(|| format!("cannot listen on {}", args.listen))?;
         tracing::info!(address = %listener.local_addr()?, generation = %engine.generation(), "serving");
         let config = ServerConfig {
             deadline_default: Duration::from_millis(args.deadline_ms_default),
+            event_ahead_max: Duration::from_secs(args.event_ahead_s_max.into()),
             ..ServerConfig::default()
         };
         let engine = Arc::new(engine);
@@ -128,7 +141,8 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
             let engine = engine.clone();
             tokio::spawn(telemetry::serve(listener, move || engine.metrics_text()));
         }
-        server::serve(engine, config, listener, stop_signal()).await?;
+        server::serve(engine.clone(), config, listener, stop_signal()).await?;
+        engine.checkpoint_at_end();
         tracing::info!("stopped");
         Ok(())
     })

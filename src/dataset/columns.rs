@@ -9,7 +9,11 @@ use parquet::{
     basic::{Compression, ZstdLevel},
     file::properties::WriterProperties,
 };
-use std::{fs::File, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// One batch with where it came from, for errors.
 pub(super) struct Columns<'a> {
@@ -124,15 +128,43 @@ pub fn write_table(path: &Path, columns: Vec<(String, Cells)>) -> Result<(), Dat
 
 /// Writes one batch as a file.
 pub(super) fn write(path: &Path, schema: Schema, columns: Vec<ArrayRef>) -> Result<(), DatasetError> {
-    let parquet = |message: String| DatasetError::Parquet { path: path.to_owned(), message };
-    let io = |source| DatasetError::Io { path: path.to_owned(), source };
-    let schema = Arc::new(schema);
-    let batch = RecordBatch::try_new(schema.clone(), columns).map_err(|e| parquet(e.to_string()))?;
-    let file = File::create(path).map_err(io)?;
-    let synced = file.try_clone().map_err(io)?;
-    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
-    let mut writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(|e| parquet(e.to_string()))?;
-    writer.write(&batch).map_err(|e| parquet(e.to_string()))?;
-    writer.close().map_err(|e| parquet(e.to_string()))?;
-    synced.sync_all().map_err(io)
+    let mut rows = ParquetRows::create(path, schema)?;
+    rows.write(columns)?;
+    rows.finish()
+}
+
+/// A file that is written batch by batch.
+pub(super) struct ParquetRows {
+    path: PathBuf,
+    schema: Arc<Schema>,
+    writer: ArrowWriter<File>,
+    file: File,
+}
+
+impl ParquetRows {
+    pub fn create(path: &Path, schema: Schema) -> Result<Self, DatasetError> {
+        let io = |source| DatasetError::Io { path: path.to_owned(), source };
+        let schema = Arc::new(schema);
+        let file = File::create(path).map_err(io)?;
+        let same = file.try_clone().map_err(io)?;
+        let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+        let writer = ArrowWriter::try_new(same, schema.clone(), Some(properties));
+        let writer = writer.map_err(|e| DatasetError::Parquet { path: path.to_owned(), message: e.to_string() })?;
+        Ok(Self { path: path.to_owned(), schema, writer, file })
+    }
+
+    pub fn write(&mut self, columns: Vec<ArrayRef>) -> Result<(), DatasetError> {
+        let batch = RecordBatch::try_new(self.schema.clone(), columns).map_err(|e| self.parquet(e.to_string()))?;
+        self.writer.write(&batch).map_err(|e| self.parquet(e.to_string()))
+    }
+
+    /// On `Ok` the file is on the disk.
+    pub fn finish(mut self) -> Result<(), DatasetError> {
+        self.writer.finish().map_err(|e| self.parquet(e.to_string()))?;
+        self.file.sync_all().map_err(|source| DatasetError::Io { path: self.path.clone(), source })
+    }
+
+    fn parquet(&self, message: String) -> DatasetError {
+        DatasetError::Parquet { path: self.path.clone(), message }
+    }
 }

@@ -12,7 +12,7 @@ use arrow::{
     array::{Array, ArrayRef, Int64Array, StringArray},
     datatypes::{Field, Schema},
 };
-use std::{path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 /// One item of an event. Rows with the same `event_id` that follow each other are one event.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +61,31 @@ pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetE
 pub fn read_events(path: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
     let mut events = Vec::new();
     columns::read(path, |columns| read_batch(columns, &mut events))?;
+    Ok(events)
+}
+
+/// Reads what a data directory has of the past: the imported `events.parquet`, then what `lodestone events export` put
+/// under `events/`, by day. One of them must be there.
+pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
+    let (imported, exported) = (data.join("events.parquet"), data.join("events"));
+    let mut days = Vec::new();
+    if exported.is_dir() {
+        let io = |source| DatasetError::Io { path: exported.clone(), source };
+        for entry in fs::read_dir(&exported).map_err(io)? {
+            let day = entry.map_err(io)?;
+            if day.file_name().to_string_lossy().starts_with("date=") {
+                days.push(day.path().join("events.parquet"));
+            }
+        }
+        days.sort();
+    }
+    let mut events = Vec::new();
+    if imported.exists() || days.is_empty() {
+        events = read_events(&imported)?;
+    }
+    for day in days {
+        events.extend(read_events(&day)?);
+    }
     Ok(events)
 }
 

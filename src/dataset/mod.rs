@@ -2,11 +2,13 @@
 mod answers;
 mod columns;
 mod events;
+mod export;
 mod items;
 
 pub use answers::{DatasetSlot, read_slots};
 pub use columns::{Cells, write_table};
-pub use events::{DatasetEvent, into_events, read_events, write_events};
+pub use events::{DatasetEvent, into_events, read_events, read_history, write_events};
+pub use export::{ExportError, Exported, export};
 pub use items::{read_items, write_items};
 
 use std::{io, path::PathBuf};

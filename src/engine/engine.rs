@@ -1,6 +1,7 @@
 //! The front door: asks the workers, freezes slates, writes through the log.
 use super::{
     answer::Slate,
+    checkpoints::Checkpoints,
     facets::Facets,
     generation::Space,
     generations::{Answered, Embedded, Generations, Served},
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     answers::{AnswersConfig, AnswersLog},
     catalog::Item,
-    events::{Change, Event, Outcome, Writer},
+    events::{Change, Event, LogError, Outcome, Writer, Written},
     ids::ItemId,
     retrieval::check_vector,
     serving::{Serving, ServingConfig},
@@ -70,6 +71,8 @@ pub struct Engine {
     pub(super) answers: Arc<AnswersLog>,
     slates: Cache<[u8; 16], Arc<Frozen>>,
     pub(super) tokens: TokenKey,
+    /// None: the state is not the log's alone.
+    checkpoints: Option<Arc<Checkpoints>>,
     metrics: Metrics,
 }
 
@@ -89,7 +92,12 @@ impl Engine {
         let slates = Cache::builder().max_capacity(config.slates_max).time_to_live(config.slate_ttl).build();
         metrics.serving(generations.current().name());
         let (serving, answers) = (config.serving.clone(), Arc::new(answers));
-        Self { generations, workers, writer, serving, answers, slates, tokens, metrics }
+        Self { generations, workers, writer, serving, answers, slates, tokens, checkpoints: None, metrics }
+    }
+
+    /// The engine, taking its state down in checkpoints.
+    pub fn with_checkpoints(self, checkpoints: Option<Arc<Checkpoints>>) -> Self {
+        Self { checkpoints, ..self }
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -106,12 +114,43 @@ impl Engine {
             people: self.generations.live.people.len(),
             slates: self.slates.entry_count(),
             log_position: self.writer.position(),
+            dedupe_ids: self.writer.remembered_ids(),
+            checkpoint_position: self.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.position()),
         })
     }
 
     /// The name of the generation that answers.
     pub fn generation(&self) -> Arc<str> {
         Arc::from(self.generations.current().name())
+    }
+
+    /// Takes the state down so that the next start is quick; for a server that has stopped answering.
+    pub fn checkpoint_at_end(&self) {
+        if let Some(checkpoints) = &self.checkpoints {
+            checkpoints.write_at_end();
+        }
+    }
+
+    /// Asks the workers once the log is applied up to `version`, and tells up to where it was applied when they began.
+    async fn answer(
+        &self,
+        version: u64,
+        deadline: Instant,
+        question: Question,
+    ) -> Result<(Answered, u64), EngineError> {
+        self.reached(version, deadline).await;
+        let seen = self.writer.position();
+        Ok((self.workers.answer(deadline, question).await?, seen))
+    }
+
+    /// Waits until the log is applied up to `version`, at most for half of the time that is left: an answer from an older
+    /// state, which says so, is worth more than none.
+    async fn reached(&self, version: u64, deadline: Instant) {
+        if self.writer.position() < version {
+            let left = deadline.saturating_duration_since(Instant::now()) / 2;
+            let mut positions = self.writer.positions();
+            let _ = tokio::time::timeout(left, positions.wait_for(|position| *position >= version)).await;
+        }
     }
 
     pub fn is_attribution_token(&self, text: &str) -> bool {
@@ -127,25 +166,25 @@ impl Engine {
         if !request.page.token.is_empty() {
             return self.next_page(&request.page);
         }
-        let page = request.page.clone();
+        let (version, page) = (request.options.session_version, request.page.clone());
         let question = self.question(Asked::Search(request))?;
-        Ok(self.first_page(self.workers.answer(deadline, question).await?, &page))
+        Ok(self.first_page(self.answer(version, deadline, question).await?, &page))
     }
 
     pub async fn recommend(&self, request: RecommendRequest, deadline: Instant) -> Result<Answer, EngineError> {
         if !request.page.token.is_empty() {
             return self.next_page(&request.page);
         }
-        let page = request.page.clone();
+        let (version, page) = (request.options.session_version, request.page.clone());
         let question = self.question(Asked::Recommend(request))?;
-        Ok(self.first_page(self.workers.answer(deadline, question).await?, &page))
+        Ok(self.first_page(self.answer(version, deadline, question).await?, &page))
     }
 
     pub async fn rank(&self, request: RankRequest, deadline: Instant) -> Result<Answer, EngineError> {
         let page = Page { size: request.candidates.len(), token: String::new(), fingerprint: 0 };
-        let excluded = request.options.exclude.clone();
+        let (version, excluded) = (request.options.session_version, request.options.exclude.clone());
         let question = self.question(Asked::Rank(request))?;
-        let mut answer = self.first_page(self.workers.answer(deadline, question).await?, &page);
+        let mut answer = self.first_page(self.answer(version, deadline, question).await?, &page);
         for id in answer.tail.unknown_items.iter().filter(|id| !excluded.contains(id)).cloned() {
             let rank = answer.results.len() + 1;
             let reasons = vec![Reason { code: ReasonCode::Candidate, evidence: Vec::new() }];
@@ -156,7 +195,7 @@ impl Engine {
     }
 
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
-        let generations = self.generations.clone();
+        let (generations, seen) = (self.generations.clone(), self.writer.position());
         let tell = move |worker: &mut usize| {
             let served = generations.current();
             let suggested = stories::suggest(&served.generation, &mut served.models_of(*worker), &request);
@@ -164,13 +203,24 @@ impl Engine {
         };
         let (served, (mut answer, stages)) = self.workers.run(deadline, tell).await?;
         self.note(&stages, &answer.tail);
-        self.sign(&mut answer.tail, &served, Uuid::now_v7().into_bytes());
+        self.sign(&mut answer.tail, &served, Uuid::now_v7().into_bytes(), seen);
         Ok(answer)
     }
 
     pub async fn write_events(&self, events: Vec<Event>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
-        let changes = events.into_iter().map(|event| (Change::Event(event), None)).collect();
-        let written = self.writer.write(changes).await.map_err(EngineError::Log)?;
+        self.written(self.writer.write(event_changes(events)).await)
+    }
+
+    /// As [`Engine::write_events`], but waits where too many writes wait already.
+    pub async fn write_events_when_there_is_room(
+        &self,
+        events: Vec<Event>,
+    ) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
+        self.written(self.writer.write_when_there_is_room(event_changes(events)).await)
+    }
+
+    fn written(&self, written: Result<Written, LogError>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
+        let written = written.map_err(EngineError::Log)?;
         let outcomes = written.outcomes.into_iter().map(|outcome| match outcome {
             Outcome::Accepted => WriteOutcome::Accepted,
             Outcome::Duplicate => WriteOutcome::Duplicate,
@@ -232,14 +282,14 @@ impl Engine {
         Ok(Question { asked, id, plan, is_logged: self.answers.wants(&id) })
     }
 
-    fn first_page(&self, Answered { served, told }: Answered, page: &Page) -> Answer {
+    fn first_page(&self, (Answered { served, told }, seen): (Answered, u64), page: &Page) -> Answer {
         let Told { slate, corrected_query, facets, mut tail, stages, id, trace } = told;
         self.note(&stages, &tail);
         if let Some(trace) = trace {
             let (served, page_size) = (served.clone(), page.size);
             self.answers.log(id, Box::new(move || trace.record(&served.generation.manifest, page_size)));
         }
-        self.sign(&mut tail, &served, id);
+        self.sign(&mut tail, &served, id, seen);
         let facets = Arc::new(facets);
         let fingerprint = page.fingerprint;
         let frozen = Frozen { fingerprint, served: Arc::downgrade(&served), slate, corrected_query, facets, tail };
@@ -302,11 +352,15 @@ impl Engine {
         }
     }
 
-    fn sign(&self, tail: &mut AnswerTail, served: &Served, answer: [u8; 16]) {
+    fn sign(&self, tail: &mut AnswerTail, served: &Served, answer: [u8; 16], seen: u64) {
         tail.attribution_token = self.tokens.attribution(answer);
-        tail.session_version = self.writer.position();
+        tail.session_version = seen;
         tail.generation = Arc::from(served.name());
     }
+}
+
+fn event_changes(events: Vec<Event>) -> Vec<(Change, Option<Embedded>)> {
+    events.into_iter().map(|event| (Change::Event(event), None)).collect()
 }
 
 /// Refuses vectors that an index would not take.

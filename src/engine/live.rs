@@ -58,6 +58,19 @@ impl Live {
     pub fn apply_event(&self, position: u64, event: &Event) {
         self.people.apply(position, event, &self.keys);
         self.note_position(position);
+        self.apply_to_all(event);
+    }
+
+    /// The fold of one event after a checkpoint's position, which the event's person may have been taken down with.
+    pub fn replay_event(&self, position: u64, event: &Event, may_be_known: bool) {
+        if !(may_be_known && self.people.has(&event.person, position)) {
+            self.people.apply(position, event, &self.keys);
+        }
+        self.apply_to_all(event);
+    }
+
+    /// The part of the fold that is not the person's.
+    fn apply_to_all(&self, event: &Event) {
         self.popularity.write().apply(event, &self.keys);
         if event.kind == EventKind::Search {
             self.queries.add_query(&event.query, 1.0);

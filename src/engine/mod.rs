@@ -4,6 +4,7 @@
 //! Cost of an answer: two runs of ONNX Runtime and a walk of the graph, on one thread.
 mod answer;
 mod catalogue;
+pub mod checkpoints;
 #[allow(clippy::module_inception)]
 mod engine;
 mod facets;
@@ -16,6 +17,7 @@ mod open;
 mod replays;
 mod request;
 pub mod retrieve;
+mod start;
 mod stories;
 mod token;
 mod trace;
@@ -31,4 +33,5 @@ pub use models::{ENCODED_EVENTS_MAX, Models, embed_items};
 pub use open::{ANSWERS, OpenError, Opening, open};
 pub use replays::{Replay, ReplayedSlot};
 pub use request::*;
+pub use start::{Folded, fold, live_of};
 pub use token::{PageToken, TokenKey};

@@ -1,9 +1,10 @@
 //! From files to a running engine: bundle, imported history, log.
 use super::{
+    checkpoints::Checkpoints,
     engine::{Engine, EngineConfig},
     generation::GenerationError,
     generations::{Embedded, Generations, Loader},
-    live::Live,
+    start,
     stories::Question,
     token::TokenKey,
     workers::Workers,
@@ -11,14 +12,15 @@ use super::{
 use crate::{
     answers::{AnswersError, AnswersLog},
     bundle::{Bundle, BundleError},
-    dataset::{self, DatasetError},
-    events::{Change, Deduper, EventLog, LogError, Writer},
+    dataset::DatasetError,
+    events::{Change, EventLog, LogError, Writer},
     ranking::{Device, Runtime, RuntimeError},
     retrieval::{Synonyms, SynonymsError},
     serving::ServingError,
     telemetry::Metrics,
     units::UnixMillis,
 };
+use parking_lot::Mutex;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -44,8 +46,10 @@ pub struct Opening<'a> {
     pub synonyms: Option<&'a Path>,
     pub workers: usize,
     pub queue_requests_max: usize,
-    /// Moves the imported history so that it ends now: for demonstrations with old data.
+    /// Moves the imported history so that it ends now: for demonstrations with old data. No checkpoints are used then.
     pub history_ends_now: bool,
+    /// Event ids that are remembered at most.
+    pub dedupe_ids_max: usize,
     pub config: EngineConfig,
 }
 
@@ -82,24 +86,31 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let bundle = Bundle::open(opening.bundle)?;
     opening.config.serving.check_heads(bundle.manifest.heads.iter().map(|head| head.name.as_str()))?;
     let runtime = Runtime::load(opening.library)?;
-    let live = Arc::new(Live::default());
-    // First, so that the bundle's items have the keys 0, 1, 2, … and its tables need no other.
-    for item in &bundle.items {
-        live.keys.intern(&item.id);
-    }
-
     fs::create_dir_all(opening.data).map_err(io(opening.data))?;
-    let mut deduper = Deduper::default();
-    fold_history(&live, opening.data, opening.history_ends_now)?;
-    let log = EventLog::open(&opening.data.join(LOG))?;
-    replay(&live, &log, &mut deduper)?;
+    let directory = opening.data.join(LOG);
+    let log = EventLog::open(&directory)?;
+    if let Some(torn) = log.torn_tail() {
+        let (path, position) = (torn.path.display(), log.last_position());
+        let (offset, bytes) = (torn.offset, torn.bytes);
+        tracing::warn!(%path, offset, bytes, position, "cut the rest of an interrupted write from the event log's end");
+    }
+    let new_live = || start::live_of(bundle.items.iter().map(|item| &item.id));
+    let history = opening.data.join(EVENTS);
+    let (ends_now, ids_max) = (opening.history_ends_now, opening.dedupe_ids_max);
+    let folded = start::fold(&new_live, &log, &directory, &history, ends_now, ids_max)?;
+    let live = folded.live;
+    let recent = Arc::new(Mutex::new(folded.recent));
+    let checkpoints =
+        Arc::new(Checkpoints::new(live.clone(), recent.clone(), &directory, folded.origin, folded.checkpoint));
+    let checkpoints = (!ends_now).then_some(checkpoints);
     let worker_count = opening.workers.max(1);
     let loader = Loader::new(runtime, opening.device, worker_count, synonyms, live);
     let generations = Arc::new(Generations::new(loader.load(bundle)?));
     let tokens = token_key(&opening.data.join(TOKEN_KEY)).map_err(io(opening.data))?;
 
     let merging = start_merging(generations.clone()).map_err(io(opening.data))?;
-    let folded = generations.clone();
+    let taking = checkpoints.clone().map(start_checkpoints).transpose().map_err(io(opening.data))?;
+    let (folded, due) = (generations.clone(), checkpoints.clone());
     let apply = move |changes: Vec<(u64, Change, Option<Embedded>)>| {
         if let Err(error) = folded.apply(changes) {
             tracing::error!(%error, "a committed change could not be indexed");
@@ -108,15 +119,21 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
             // Full: it will look once more anyway.
             let _ = merging.try_send(());
         }
+        if let (Some(due), Some(taking)) = (&due, &taking)
+            && due.is_due()
+        {
+            let _ = taking.try_send(());
+        }
     };
-    let writer = Writer::start(log, deduper, Box::new(apply))?;
+    let writer = Writer::start(log, recent, UnixMillis::now, Box::new(apply))?;
     let told = generations.clone();
     let tell = move |worker: &mut usize, questions: &[Question]| told.tell(*worker, questions);
     let workers = (0..worker_count).collect();
     let workers = Workers::start(workers, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
     let metrics = Metrics::default();
     let answers = AnswersLog::open(&opening.data.join(ANSWERS), &opening.config.answers, metrics.clone())?;
-    Ok(Engine::new(generations, workers, writer, answers, tokens, &opening.config, metrics))
+    let engine = Engine::new(generations, workers, writer, answers, tokens, &opening.config, metrics);
+    Ok(engine.with_checkpoints(checkpoints))
 }
 
 /// Starts the thread that merges live items into new frozen graphs, once now and whenever it is told; on half of the cores,
@@ -147,38 +164,17 @@ fn start_merging(generations: Arc<Generations>) -> io::Result<crossbeam_channel:
     Ok(sender)
 }
 
-/// What was imported is the state before the log's first position.
-fn fold_history(live: &Live, data: &Path, ends_now: bool) -> Result<(), OpenError> {
-    let path = data.join(EVENTS);
-    if !path.exists() {
-        return Ok(());
-    }
-    let mut events = dataset::into_events(dataset::read_events(&path)?);
-    let last = events.iter().map(|event| event.at.0).max().unwrap_or(0);
-    let shift = if ends_now { UnixMillis::now().0 - last } else { 0 };
-    for event in &mut events {
-        event.at.0 += shift;
-        live.apply_event(0, event);
-    }
-    tracing::info!(events = events.len(), "folded the imported history");
-    Ok(())
-}
-
-fn replay(live: &Live, log: &EventLog, deduper: &mut Deduper) -> Result<(), OpenError> {
-    let mut catalogue = live.catalogue.lock();
-    let last = log.replay(1, |position, change| {
-        live.note_position(position);
-        match change {
-            Change::Event(event) => {
-                deduper.note(&event.id);
-                live.apply_event(position, &event);
+/// Starts the thread that takes the state down when it is told and enough has changed. It ends with its sender.
+fn start_checkpoints(checkpoints: Arc<Checkpoints>) -> io::Result<crossbeam_channel::Sender<()>> {
+    let (sender, told) = crossbeam_channel::bounded(1);
+    std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+        while told.recv().is_ok() {
+            if checkpoints.is_due() {
+                checkpoints.write_and_tell();
             }
-            Change::Upsert(item) => catalogue.note((item.id.clone(), Some(Arc::new(*item)))),
-            Change::Delete(id) => catalogue.note((id, None)),
         }
     })?;
-    tracing::info!(position = last, "replayed the log");
-    Ok(())
+    Ok(sender)
 }
 
 /// Reads the key that signs tokens, or makes one.

@@ -1,14 +1,15 @@
 //! What shoppers did: event types, the durable log, deduplication, popularity.
+pub mod checkpoint;
 mod dedup;
 mod event;
-mod log;
+pub mod log;
 mod popularity;
 mod record;
 mod writer;
 
-pub use dedup::Deduper;
+pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper};
 pub use event::{Attribution, Event, EventKind, EventLine};
-pub use log::{EventLog, LogError};
+pub use log::{EventLog, LogError, TornTail};
 pub use popularity::Popularity;
 pub use record::Change;
 pub use writer::{Outcome, Writer, Written};

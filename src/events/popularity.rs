@@ -43,6 +43,40 @@ impl Popularity {
         }
     }
 
+    /// The state by item, for checkpoints: bytes of [`Popularity::RECORD_BYTES`] each, the item's key first.
+    pub fn records(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (index, counts) in self.counts.iter().enumerate().filter(|(_, counts)| counts.slow > 0.0) {
+            bytes.extend_from_slice(&(index as u32).to_le_bytes());
+            bytes.extend_from_slice(&counts.at.0.to_le_bytes());
+            bytes.extend_from_slice(&counts.slow.to_le_bytes());
+            bytes.extend_from_slice(&counts.fast.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Bytes of an item in [`Popularity::records`].
+    pub const RECORD_BYTES: usize = 28;
+
+    /// Takes what [`Popularity::records`] gave; `key` gives this process's key for the one that was written.
+    pub fn restore(&mut self, records: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<(), &'static str> {
+        for record in records.chunks_exact(Self::RECORD_BYTES) {
+            let eight = |at: usize| <[u8; 8]>::try_from(&record[at..at + 8]).expect("eight bytes");
+            let written = ItemKey(u32::from_le_bytes(record[..4].try_into().expect("four bytes")));
+            let at = UnixMillis(i64::from_le_bytes(eight(4)));
+            let (slow, fast) = (f64::from_le_bytes(eight(12)), f64::from_le_bytes(eight(20)));
+            if !(slow.is_finite() && fast.is_finite() && slow >= 0.0 && fast >= 0.0) {
+                return Err("an item's popularity is no number");
+            }
+            let index = key(written).ok_or("an item is unknown")?.0 as usize;
+            if index >= self.counts.len() {
+                self.counts.resize(index + 1, Counts::default());
+            }
+            self.counts[index] = Counts { at, slow, fast };
+        }
+        Ok(())
+    }
+
     /// The weight of all events, decayed with a half-life of 60 days; at least 0. 0 for an item without events.
     pub fn score(&self, key: ItemKey, now: UnixMillis) -> f32 {
         self.score_and_trend(key, now).0

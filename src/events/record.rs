@@ -36,6 +36,24 @@ impl Change {
         bytes
     }
 
+    /// The item whose state it says.
+    pub fn item_id(&self) -> Option<&ItemId> {
+        match self {
+            Self::Event(_) => None,
+            Self::Upsert(item) => Some(&item.id),
+            Self::Delete(id) => Some(id),
+        }
+    }
+
+    /// What it is, for counts: an event's type, `upsert_item` or `delete_item`.
+    pub fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Event(event) => event.kind.name(),
+            Self::Upsert(_) => "upsert_item",
+            Self::Delete(_) => "delete_item",
+        }
+    }
+
     /// Takes what [`Change::encode`] gave. The error names `position`, the record's place in the log.
     pub fn decode(position: u64, bytes: &[u8]) -> Result<Self, LogError> {
         read_change(bytes).map_err(|reason| LogError::Corrupt { position, reason })

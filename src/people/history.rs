@@ -21,6 +21,8 @@ pub struct HistoryEvent {
     pub item: ItemKey,
     /// Seconds since 1970.
     pub at_s: u32,
+    /// The rest of the time in 256ths of a second, for the order of events in the same second.
+    pub fraction: u8,
     pub kind: EventKind,
     /// 255 stands for that many and more.
     pub quantity: u8,
@@ -35,6 +37,8 @@ const _: () = assert!(size_of::<HistoryEvent>() == 12);
 pub struct PastQuery {
     /// Seconds since 1970.
     pub at_s: u32,
+    /// In 256ths of a second.
+    pub fraction: u8,
     /// At most [`QUERY_CHARS_MAX`] characters of it.
     pub text: Box<str>,
 }
@@ -99,7 +103,8 @@ impl History {
         favorites
     }
 
-    /// Adds an event at its place in time, after those of the same second.
+    /// Adds an event at its place in time, so that it does not matter how late it comes. Events of the same 256th of a
+    /// second stay in the order in which they came.
     pub(super) fn add(&mut self, event: &Event, key: impl Fn(&ItemId) -> Option<ItemKey>) {
         if event.kind == EventKind::Search {
             self.add_query(event);
@@ -112,6 +117,7 @@ impl History {
                 self.add_event(HistoryEvent {
                     item,
                     at_s: event.at.seconds_u32(),
+                    fraction: fraction(event),
                     kind: event.kind,
                     quantity: u8::try_from(line.quantity).unwrap_or(u8::MAX),
                     stars: event.stars,
@@ -121,7 +127,7 @@ impl History {
     }
 
     fn add_event(&mut self, event: HistoryEvent) {
-        let place = place_for(&self.events, event.at_s, |event| event.at_s);
+        let place = place_for(&self.events, (event.at_s, event.fraction), |event| (event.at_s, event.fraction));
         if self.events.len() >= EVENTS_MAX {
             insert_and_drop_first(&mut self.events, place, event);
             return;
@@ -141,8 +147,8 @@ impl History {
         if text.is_empty() {
             return;
         }
-        let query = PastQuery { at_s, text: text.into() };
-        let place = place_for(&self.queries, at_s, |query| query.at_s);
+        let query = PastQuery { at_s, fraction: fraction(event), text: text.into() };
+        let place = place_for(&self.queries, (at_s, query.fraction), |query| (query.at_s, query.fraction));
         if self.queries.len() >= QUERIES_MAX {
             insert_and_drop_first(&mut self.queries, place, query);
         } else {
@@ -157,9 +163,14 @@ fn is_kept(kind: EventKind) -> bool {
     kind.needs_items() && kind != EventKind::Impression
 }
 
+/// The part of the event's second, in 256ths.
+fn fraction(event: &Event) -> u8 {
+    (event.at.0.rem_euclid(1000) * 256 / 1000) as u8
+}
+
 /// Where a thing of this time goes in a list that is sorted by time: mostly its end, so it is searched from there.
-fn place_for<T>(list: &[T], at_s: u32, time: impl Fn(&T) -> u32) -> usize {
-    list.iter().rposition(|other| time(other) <= at_s).map_or(0, |last| last + 1)
+fn place_for<T>(list: &[T], at: (u32, u8), time: impl Fn(&T) -> (u32, u8)) -> usize {
+    list.iter().rposition(|other| time(other) <= at).map_or(0, |last| last + 1)
 }
 
 /// Puts `new` before `place` and drops the first, which is `new` itself if it is the oldest.

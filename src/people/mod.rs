@@ -1,7 +1,9 @@
 //! What each person did, bounded: the fold of the events.
 mod history;
+mod record;
 
 pub use history::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
+pub use record::{decode, encode};
 
 use crate::{catalog::ItemKeys, events::Event, ids::PersonId};
 use dashmap::DashMap;
@@ -27,6 +29,21 @@ impl People {
     /// A copy of what the person did. None: nothing is known of them.
     pub fn history(&self, person: &PersonId) -> Option<History> {
         self.histories.get(person).map(|history| (**history).clone())
+    }
+
+    /// Whether the event at log `position` is part of the person's history already. Positions of a person rise.
+    pub fn has(&self, person: &PersonId, position: u64) -> bool {
+        self.histories.get(person).is_some_and(|history| history.position >= position)
+    }
+
+    /// Puts a history in the place of what is known of the person.
+    pub fn insert(&self, person: PersonId, history: History) {
+        self.histories.insert(person, Box::new(history));
+    }
+
+    /// Everybody who has a history now. Each part of the map is held only while its ids are copied.
+    pub fn ids(&self) -> Vec<PersonId> {
+        self.histories.iter().map(|entry| entry.key().clone()).collect()
     }
 
     /// Persons with a history.

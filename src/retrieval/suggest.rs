@@ -134,6 +134,14 @@ impl Suggester {
         }
     }
 
+    /// Queries that were sent since the start, with their weights: to be added again by [`Suggester::add_query`].
+    pub fn queries(&self) -> Vec<(String, f32)> {
+        let live = self.live.read();
+        let listed = live.lists.iter().flat_map(|list| &list.entries);
+        let queries = listed.chain(&live.fresh).filter(|entry| entry.source == CompletionSource::Query);
+        queries.map(|entry| (entry.text.clone(), entry.weight)).collect()
+    }
+
     /// The `count` best completions of `prefix`, best first, no two alike in normal form. `affinity` says how much the
     /// person likes a category, 0 (no more than others) or more.
     ///

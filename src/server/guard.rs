@@ -70,7 +70,7 @@ mod tests {
         let status = guarded::<()>(&metrics, "Search", panics).await.unwrap_err();
         assert_eq!(status.code(), Code::Internal);
         assert!(!status.message().contains("a bug"));
-        let text = metrics.text(Sizes { items: 0, live_items: 0, merges: 0, people: 0, slates: 0, log_position: 0 });
+        let text = metrics.text(Sizes::default());
         assert!(text.contains("lodestone_panics_total 1"), "{text}");
         assert!(text.contains("lodestone_requests_total{rpc=\"Search\",code=\"INTERNAL\"} 1"), "{text}");
     }

@@ -1,5 +1,6 @@
 //! The only room that names tonic and the generated types: checks every field, asks the engine, maps errors to statuses.
 mod convert;
+mod event_service;
 mod explain;
 mod guard;
 mod services;
@@ -41,6 +42,8 @@ pub struct ServerConfig {
     pub deadline_max: Duration,
     /// How long running requests may finish at shutdown.
     pub drain: Duration,
+    /// How far an event's time may be ahead of the server's clock.
+    pub event_ahead_max: Duration,
 }
 
 impl Default for ServerConfig {
@@ -49,6 +52,7 @@ impl Default for ServerConfig {
             deadline_default: Duration::from_secs(1),
             deadline_max: Duration::from_secs(10),
             drain: Duration::from_secs(10),
+            event_ahead_max: Duration::from_secs(300),
         }
     }
 }

@@ -3,16 +3,12 @@ use super::{
     ServerConfig,
     convert::{self, Envelope},
     guard::guarded,
-    proto::{
-        self, catalog_service_server::CatalogService, event_service_server::EventService,
-        ranking_service_server::RankingService,
-    },
+    proto::{self, catalog_service_server::CatalogService, ranking_service_server::RankingService},
     status,
     violations::{Violation, Violations},
 };
 use crate::{
     engine::{Answer, Engine, EngineError, WriteOutcome},
-    events::Attribution,
     ids::ItemId,
     telemetry::Metrics,
     units::UnixMillis,
@@ -24,7 +20,6 @@ use std::{
 };
 use tonic::{Request, Response, Status};
 
-const EVENTS_MAX: usize = 10_000;
 const ITEMS_MAX: usize = 1000;
 /// Our deadline is this much before the caller's, so that the caller gets our status and not its own library's.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
@@ -33,7 +28,7 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
 #[derive(Clone)]
 pub struct Services {
     pub(super) engine: Arc<Engine>,
-    config: ServerConfig,
+    pub(super) config: ServerConfig,
     pub(super) metrics: Metrics,
 }
 
@@ -159,7 +154,7 @@ impl RankingService for Services {
 }
 
 /// One violation about the whole list.
-fn list_size(field: &str, count: usize, limit: usize) -> Result<(), Status> {
+pub(super) fn list_size(field: &str, count: usize, limit: usize) -> Result<(), Status> {
     if (1..=limit).contains(&count) {
         return Ok(());
     }
@@ -167,70 +162,11 @@ fn list_size(field: &str, count: usize, limit: usize) -> Result<(), Status> {
     Err(status::invalid(vec![Violation { field: field.to_owned(), description }]))
 }
 
-fn to_proto(violations: Vec<Violation>) -> Vec<proto::FieldViolation> {
+pub(super) fn to_proto(violations: Vec<Violation>) -> Vec<proto::FieldViolation> {
     violations
         .into_iter()
         .map(|violation| proto::FieldViolation { field: violation.field, description: violation.description })
         .collect()
-}
-
-#[tonic::async_trait]
-impl EventService for Services {
-    async fn write_events(
-        &self,
-        request: Request<proto::WriteEventsRequest>,
-    ) -> Result<Response<proto::WriteEventsResponse>, Status> {
-        let answer = async {
-            let sent = request.into_inner().events;
-            list_size("events", sent.len(), EVENTS_MAX)?;
-            let now = UnixMillis::now();
-            let (mut results, mut accepted, mut places) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
-            for (index, event) in sent.iter().enumerate() {
-                let path = format!("events[{index}]");
-                let mut violations = Violations::default();
-                let parsed = convert::event(&mut violations, &path, event, now, true);
-                let mut result = proto::EventResult {
-                    status: proto::EventStatus::Rejected.into(),
-                    event_id: event.event_id.clone(),
-                    violations: to_proto(violations.found),
-                    warnings: Vec::new(),
-                };
-                if let Some(mut event) = parsed {
-                    result.event_id = event.id.to_string();
-                    result.warnings.extend(self.check_token(&path, &mut event.attribution));
-                    accepted.push(event);
-                    places.push(index);
-                }
-                results.push(result);
-            }
-            self.metrics.wrote("rejected", (results.len() - accepted.len()) as u64);
-            let (outcomes, session_version) = self.engine.write_events(accepted).await.map_err(status::of)?;
-            for (place, outcome) in places.into_iter().zip(outcomes) {
-                results[place].status = match outcome {
-                    WriteOutcome::Duplicate => proto::EventStatus::Duplicate,
-                    _ => proto::EventStatus::Accepted,
-                }
-                .into();
-            }
-            Ok(Response::new(proto::WriteEventsResponse { results, session_version }))
-        };
-        guarded(&self.metrics, "WriteEvents", answer).await
-    }
-}
-
-impl Services {
-    /// A token that is not ours keeps the event and is told.
-    fn check_token(&self, path: &str, attribution: &mut Attribution) -> Option<proto::FieldViolation> {
-        let Attribution::Answer(token) = attribution else { return None };
-        if self.engine.is_attribution_token(token) {
-            return None;
-        }
-        *attribution = Attribution::Foreign(std::mem::take(token));
-        Some(proto::FieldViolation {
-            field: format!("{path}.attribution_token"),
-            description: "is not a token of this server; the event is kept and not learned from".to_owned(),
-        })
-    }
 }
 
 fn item_status(outcome: WriteOutcome) -> i32 {

@@ -80,6 +80,8 @@ pub struct Metrics {
     people: Gauge,
     slates: Gauge,
     log_position: Gauge,
+    dedupe_ids: Gauge,
+    checkpoint_position: Gauge,
     build: Family<Build, Gauge>,
 }
 
@@ -92,6 +94,8 @@ pub struct Sizes {
     pub people: usize,
     pub slates: u64,
     pub log_position: u64,
+    pub dedupe_ids: usize,
+    pub checkpoint_position: u64,
 }
 
 impl Default for Metrics {
@@ -114,6 +118,8 @@ impl Default for Metrics {
             people: Gauge::default(),
             slates: Gauge::default(),
             log_position: Gauge::default(),
+            dedupe_ids: Gauge::default(),
+            checkpoint_position: Gauge::default(),
             build: Family::default(),
         }
     }
@@ -139,6 +145,12 @@ impl Metrics {
         registry.register("people", "Persons with a history", self.people.clone());
         registry.register("slates", "Frozen slates that are kept for later pages", self.slates.clone());
         registry.register("log_position", "Position of the last durable change", self.log_position.clone());
+        registry.register("dedupe_ids", "Event ids that are remembered", self.dedupe_ids.clone());
+        registry.register(
+            "checkpoint_position",
+            "Position of the last checkpoint; a start reads the log from there",
+            self.checkpoint_position.clone(),
+        );
         registry.register("build", "1, with the version and the bundle's generation", self.build.clone());
         registry
     }
@@ -151,6 +163,8 @@ impl Metrics {
         self.people.set(sizes.people as i64);
         self.slates.set(sizes.slates as i64);
         self.log_position.set(sizes.log_position as i64);
+        self.dedupe_ids.set(sizes.dedupe_ids as i64);
+        self.checkpoint_position.set(sizes.checkpoint_position as i64);
         let mut text = String::new();
         encode(&mut text, &self.registry()).expect("writing to a string does not fail");
         text
@@ -227,7 +241,15 @@ mod tests {
         metrics.wrote("accepted", 1);
         metrics.answer_logged("logged", 1);
         metrics.experimented("experiment", "arm");
-        let text = metrics.text(Sizes { items: 1, live_items: 5, merges: 6, people: 2, slates: 3, log_position: 4 });
+        let text = metrics.text(Sizes {
+            items: 1,
+            live_items: 5,
+            merges: 6,
+            people: 2,
+            slates: 3,
+            log_position: 4,
+            ..Sizes::default()
+        });
         let registered: BTreeSet<String> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))
@@ -251,7 +273,7 @@ mod tests {
         metrics.begun("Search");
         metrics.ended("Search", "OK", Duration::from_millis(2));
         metrics.wrote("accepted", 5);
-        let text = metrics.text(Sizes { items: 7, live_items: 0, merges: 0, people: 0, slates: 0, log_position: 0 });
+        let text = metrics.text(Sizes { items: 7, live_items: 0, merges: 0, people: 0, slates: 0, ..Sizes::default() });
         for line in [
             "lodestone_requests_total{rpc=\"Search\",code=\"OK\"} 1",
             "lodestone_requests_in_flight{rpc=\"Search\"} 0",

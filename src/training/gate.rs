@@ -73,13 +73,12 @@ fn verdict(candidate: &Judged, current: &Judged, options: &GateOptions) -> Verdi
         .collect();
     let differences: Vec<f64> = pairs.iter().map(|(candidate, current)| candidate - current).collect();
     let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / pairs.len().max(1) as f64;
-    let time = |judged: &Judged| judged.seconds / judged.persons.len().max(1) as f64;
     let mut verdict = Verdict {
         person_count: pairs.len(),
         candidate_ndcg_at_10: mean(&mut pairs.iter().map(|pair| pair.0)),
         current_ndcg_at_10: mean(&mut pairs.iter().map(|pair| pair.1)),
         ndcg_gain: interval(&differences, &resamples(differences.len(), &options.evaluate)),
-        time_ratio: time(candidate) / time(current),
+        time_ratio: candidate.seconds / current.seconds,
         candidate_shown: candidate.shown[RANKED].len(),
         current_shown: current.shown[RANKED].len(),
         refusals: Vec::new(),

@@ -58,7 +58,7 @@ pub fn report(
 ) -> Result<(Evaluation, String), TrainError> {
     let opened = Bundle::open(bundle)?;
     let trained_until = UnixMillis(opened.manifest.trained_until_ms);
-    let events = dataset::into_events(dataset::read_events(&data.join("events.parquet"))?);
+    let events = dataset::into_events(dataset::read_history(data)?);
     let mut purchases: AHashMap<ItemId, u32> = AHashMap::new();
     for event in events.iter().filter(|event| event.kind == EventKind::Purchase && event.at < trained_until) {
         event.lines.iter().for_each(|line| *purchases.entry(line.item.clone()).or_default() += 1);

@@ -199,7 +199,7 @@ struct Shop {
 impl Shop {
     fn read(data: &Path, options: &TrainOptions) -> Result<Self, TrainError> {
         let items = dataset::read_items(&data.join("items.parquet"))?;
-        let lines = dataset::read_events(&data.join("events.parquet"))?;
+        let lines = dataset::read_history(data)?;
         let row_of: AHashMap<ItemId, u32> =
             items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
         let choices = choices(&lines, &row_of);

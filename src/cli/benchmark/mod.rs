@@ -1,5 +1,6 @@
 //! benchmark
 mod ann;
+mod events;
 mod models;
 #[cfg(feature = "train")]
 mod off_policy;
@@ -14,6 +15,8 @@ pub enum Benchmark {
     Ann(ann::AnnArgs),
     /// A bundle's models on one thread: milliseconds of each, by the size of its input.
     Models(models::ModelsArgs),
+    /// The event log: written, folded, checkpointed, started from.
+    Events(events::EventsArgs),
     /// Product search on judged queries: nDCG@10 and recall@100 of words, vectors and both.
     #[cfg(feature = "train")]
     Search(search::SearchArgs),
@@ -39,6 +42,7 @@ pub fn run(command: Benchmark) -> anyhow::Result<i32> {
     let done = match command {
         Benchmark::Ann(args) => ann::ann(args),
         Benchmark::Models(args) => models::models(args),
+        Benchmark::Events(args) => events::events(args),
         #[cfg(feature = "train")]
         Benchmark::Search(args) => search::search(args),
         #[cfg(feature = "train")]

@@ -6,22 +6,21 @@ use crate::{
     server::{proto, violations::Violations},
     units::UnixMillis,
 };
+use std::time::Duration;
 
 const LINES_MAX: usize = 1000;
 const QUANTITY_MAX: i32 = 1_000_000;
-/// How far a client's clock may be ahead.
-const AHEAD_MS_MAX: i64 = 5 * 60 * 1000;
 /// 1990-01-01.
 const EARLIEST_MS: i64 = 631_152_000_000;
 
 /// Checks one event. None where anything is wrong. The attribution token is taken as sent; whether it is ours is for
-/// the caller to say. `is_stored`: its time is held against the clock.
+/// the caller to say. `ahead_max`: how far its time may be ahead of `now`; None for an event that is not stored.
 pub fn event(
     violations: &mut Violations,
     path: &str,
     event: &proto::Event,
     now: UnixMillis,
-    is_stored: bool,
+    ahead_max: Option<Duration>,
 ) -> Option<Event> {
     let before = violations.found.len();
     let field = |name: &str| format!("{path}.{name}");
@@ -34,7 +33,7 @@ pub fn event(
         violations.add(field("type"), format!("{} is no EventType", event.r#type));
     }
     let person = viewer(violations, &field("viewer"), event.viewer.as_ref());
-    let at = time(violations, &field("occurred_time"), event.occurred_time.as_ref(), now, is_stored);
+    let at = time(violations, &field("occurred_time"), event.occurred_time.as_ref(), now, ahead_max);
     let lines = lines(violations, path, &event.lines);
     if let Some(kind) = kind {
         check_kind(violations, path, kind, event);
@@ -79,13 +78,15 @@ fn time(
     field: &str,
     sent: Option<&prost_types::Timestamp>,
     now: UnixMillis,
-    is_stored: bool,
+    ahead_max: Option<Duration>,
 ) -> UnixMillis {
     let Some(sent) = sent else { return now };
     let at = sent.seconds.saturating_mul(1000).saturating_add(i64::from(sent.nanos) / 1_000_000);
     let text = |ms: i64| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| format!("{ms} ms"), |t| t.to_string());
-    if is_stored && at > now.0 + AHEAD_MS_MAX {
-        violations.add(field, format!("is {}, more than 5 minutes ahead of the server's {}", text(at), text(now.0)));
+    if let Some(max) = ahead_max.filter(|max| at.saturating_sub(now.0) > max.as_millis() as i64) {
+        let seconds = max.as_secs();
+        let description = format!("is {}, more than {seconds} s ahead of the server's {}", text(at), text(now.0));
+        violations.add(field, description);
     }
     if at < EARLIEST_MS {
         violations.add(field, format!("is {}, before 1990", text(at)));
@@ -154,7 +155,7 @@ mod tests {
     fn check(event: proto::Event) -> Vec<String> {
         let mut violations = Violations::default();
         let now = UnixMillis(1_700_000_000_000);
-        let parsed = super::event(&mut violations, "events[0]", &event, now, true);
+        let parsed = super::event(&mut violations, "events[0]", &event, now, Some(Duration::from_secs(300)));
         assert_eq!(parsed.is_some(), violations.is_empty());
         violations.found.into_iter().map(|violation| violation.field).collect()
     }

@@ -75,7 +75,7 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
     let mut context_events = Vec::new();
     for (index, sent) in options.context_events.iter().take(CONTEXT_EVENTS_MAX).enumerate() {
         let path = format!("options.context_events[{index}]");
-        context_events.extend(event(violations, &path, sent, now, false));
+        context_events.extend(event(violations, &path, sent, now, None));
     }
     if options.request_id.len() > 128 {
         violations.add("options.request_id", format!("has {} bytes; the limit is 128", options.request_id.len()));

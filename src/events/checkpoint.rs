@@ -1,0 +1,269 @@
+//! A file with the state at one position of the log, so that a start reads only what came after.
+//!
+//! It lies beside the log's segments, is written under another name and renamed when it is whole, and every byte is under
+//! a CRC-32C. What its parts mean is for the one who writes them: see `engine::checkpoints`.
+//!
+//! ```text
+//! "LDSTCKP1", position u64, then parts:
+//! length of the content u32, CRC-32C of all else u32, kind u8, content
+//! the last part: kind 0, the number of the other parts u64, the position up to which they may know events u64
+//! ```
+use super::LogError;
+use std::{
+    fs::{self, File},
+    io::{self, BufReader, BufWriter, Read, Write},
+    path::{Path, PathBuf},
+};
+
+const MAGIC: &[u8; 8] = b"LDSTCKP1";
+const EXTENSION: &str = "checkpoint";
+const END: u8 = 0;
+const PART_BYTES_MAX: usize = 64 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes after which a checkpoint that is being written is put on the disk.
+const SYNC_BYTES: usize = 4 << 20;
+
+/// Why a checkpoint is not used. The log gives the same state, but takes longer.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("it was written by another version of this program")]
+    Version,
+    #[error("it is damaged at byte {offset}: {reason}")]
+    Damaged { offset: u64, reason: &'static str },
+    #[error("it knows events up to position {until}, but the log ends at {last}")]
+    Ahead { until: u64, last: u64 },
+    #[error("its state began with another imported history")]
+    OtherHistory,
+    #[error("a part of kind {kind} cannot be read: {reason}")]
+    Content { kind: u8, reason: String },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A checkpoint that is being written. Dropped before [`CheckpointWriter::finish`] it leaves nothing behind.
+pub struct CheckpointWriter {
+    file: BufWriter<File>,
+    path: PathBuf,
+    parts: u64,
+    unsynced_bytes: usize,
+    is_finished: bool,
+}
+
+impl CheckpointWriter {
+    /// Begins the checkpoint of the log's state at `position`.
+    pub fn create(directory: &Path, position: u64) -> io::Result<Self> {
+        let path = directory.join(format!("{position:020}.{EXTENSION}"));
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::create(path.with_extension("new"))?);
+        file.write_all(MAGIC)?;
+        file.write_all(&position.to_le_bytes())?;
+        Ok(Self { file, path, parts: 0, unsynced_bytes: 0, is_finished: false })
+    }
+
+    /// Adds a part. `kind` is above 0.
+    pub fn put(&mut self, kind: u8, content: &[u8]) -> io::Result<()> {
+        self.parts += 1;
+        put(&mut self.file, kind, content)?;
+        self.unsynced_bytes += content.len();
+        if self.unsynced_bytes >= SYNC_BYTES {
+            // The log's own syncs wait for what the disk has to do before: little at a time.
+            self.file.flush()?;
+            self.file.get_ref().sync_data()?;
+            self.unsynced_bytes = 0;
+        }
+        Ok(())
+    }
+
+    /// Makes it the log's checkpoint and removes older ones. `until`: the last position that any part may know.
+    pub fn finish(mut self, until: u64) -> io::Result<()> {
+        let mut end = self.parts.to_le_bytes().to_vec();
+        end.extend_from_slice(&until.to_le_bytes());
+        put(&mut self.file, END, &end)?;
+        self.file.flush()?;
+        self.file.get_ref().sync_all()?;
+        fs::rename(self.path.with_extension("new"), &self.path)?;
+        self.is_finished = true;
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        File::open(directory)?.sync_all()?;
+        for older in checkpoints(directory)?.into_iter().filter(|(_, path)| *path != self.path) {
+            fs::remove_file(older.1)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for CheckpointWriter {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            let _ = fs::remove_file(self.path.with_extension("new"));
+        }
+    }
+}
+
+fn put(file: &mut impl Write, kind: u8, content: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(content.len()).ok().filter(|length| *length as usize <= PART_BYTES_MAX);
+    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a part is too large"))?;
+    let length = length.to_le_bytes();
+    let sum = sum(length, kind, content);
+    for part in [&length[..], &sum.to_le_bytes(), &[kind], content] {
+        file.write_all(part)?;
+    }
+    Ok(())
+}
+
+fn sum(length: [u8; 4], kind: u8, content: &[u8]) -> u32 {
+    [&length[..], &[kind], content].into_iter().fold(0, crc32c::crc32c_append)
+}
+
+/// A whole checkpoint: every byte was verified.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    path: PathBuf,
+    /// The log is read from the next one.
+    pub position: u64,
+    /// No part knows an event of a later position.
+    pub until: u64,
+    pub bytes: u64,
+}
+
+impl Checkpoint {
+    /// Finds the newest checkpoint of a log and verifies it. None: there is none.
+    pub fn newest(directory: &Path) -> Result<Option<Self>, CheckpointError> {
+        let Some((position, path)) = checkpoints(directory)?.pop() else { return Ok(None) };
+        let mut end = None;
+        let mut parts = 0;
+        let (named, bytes) = each_part(&path, &mut |kind, content| {
+            match kind {
+                END => end = Some(content.to_vec()),
+                _ => parts += 1,
+            }
+            Ok(())
+        })?;
+        let cut = CheckpointError::Damaged { offset: bytes, reason: "it is cut off" };
+        let end = end.filter(|end| end.len() == 16 && named == position).ok_or(cut)?;
+        let number = |at: usize| u64::from_le_bytes(end[at..at + 8].try_into().expect("eight bytes"));
+        if number(0) != parts {
+            return Err(CheckpointError::Damaged { offset: bytes, reason: "parts are missing" });
+        }
+        Ok(Some(Self { path, position, until: number(8), bytes }))
+    }
+
+    /// Gives the kind and content of each part, in the order in which they were put.
+    pub fn each_part(
+        &self,
+        mut give: impl FnMut(u8, &[u8]) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        each_part(&self.path, &mut |kind, content| if kind == END { Ok(()) } else { give(kind, content) }).map(drop)
+    }
+}
+
+/// Takes the kind and content of a part.
+type TakePart<'a> = dyn FnMut(u8, &[u8]) -> Result<(), CheckpointError> + 'a;
+
+/// Gives the position that the file says, and its length.
+fn each_part(path: &Path, give: &mut TakePart) -> Result<(u64, u64), CheckpointError> {
+    let file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
+    let mut head = [0; 16];
+    let damaged = |offset: u64, reason| CheckpointError::Damaged { offset, reason };
+    if bytes < 16 {
+        return Err(damaged(bytes, "it is cut off"));
+    }
+    file.read_exact(&mut head)?;
+    if &head[..8] != MAGIC {
+        return Err(CheckpointError::Version);
+    }
+    let position = u64::from_le_bytes(head[8..].try_into().expect("eight bytes"));
+    let (mut offset, mut content) = (16u64, Vec::new());
+    while offset < bytes {
+        let mut head = [0; 9];
+        if bytes - offset < 9 {
+            return Err(damaged(offset, "it is cut off"));
+        }
+        file.read_exact(&mut head)?;
+        let length: [u8; 4] = head[..4].try_into().expect("four bytes");
+        let count = u32::from_le_bytes(length) as usize;
+        if count > PART_BYTES_MAX || bytes - offset - 9 < count as u64 {
+            return Err(damaged(offset, "a part's length is impossible"));
+        }
+        content.resize(count, 0);
+        file.read_exact(&mut content)?;
+        if sum(length, head[8], &content).to_le_bytes() != head[4..8] {
+            return Err(damaged(offset, "a part's checksum is wrong"));
+        }
+        give(head[8], &content)?;
+        offset += 9 + count as u64;
+    }
+    Ok((position, bytes))
+}
+
+/// Removes all checkpoints of a log: its next opening reads it from the beginning.
+pub fn remove(directory: &Path) -> Result<(), LogError> {
+    for (_, path) in checkpoints(directory)? {
+        fs::remove_file(path)?;
+    }
+    File::open(directory)?.sync_all()?;
+    Ok(())
+}
+
+/// Positions and files, the newest last.
+fn checkpoints(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let position = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        if let (Some(position), true) = (position, path.extension().is_some_and(|extension| extension == EXTENSION)) {
+            found.push((position, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(directory: &Path, position: u64, parts: &[(u8, &[u8])]) {
+        let mut writer = CheckpointWriter::create(directory, position).unwrap();
+        parts.iter().for_each(|(kind, content)| writer.put(*kind, content).unwrap());
+        writer.finish(position + 3).unwrap();
+    }
+
+    #[test]
+    fn the_newest_comes_back_and_older_ones_go() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(Checkpoint::newest(directory.path()).unwrap().is_none());
+        write(directory.path(), 7, &[(1, b"old")]);
+        write(directory.path(), 90, &[(1, b"a"), (2, b""), (1, b"b")]);
+        // One that was never finished.
+        drop(CheckpointWriter::create(directory.path(), 100).unwrap());
+        let checkpoint = Checkpoint::newest(directory.path()).unwrap().unwrap();
+        assert_eq!((checkpoint.position, checkpoint.until), (90, 93));
+        let mut parts = Vec::new();
+        checkpoint
+            .each_part(|kind, content| {
+                parts.push((kind, content.to_vec()));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(parts, [(1, b"a".to_vec()), (2, Vec::new()), (1, b"b".to_vec())]);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn any_changed_or_missing_byte_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), 7, &[(1, b"some content"), (2, b"more")]);
+        let (_, path) = checkpoints(directory.path()).unwrap().pop().unwrap();
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 16;
+            fs::write(&path, &changed).unwrap();
+            assert!(Checkpoint::newest(directory.path()).is_err(), "byte {at}");
+            fs::write(&path, &whole[..at]).unwrap();
+            assert!(Checkpoint::newest(directory.path()).is_err(), "cut at {at}");
+        }
+    }
+}

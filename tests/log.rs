@@ -1,0 +1,229 @@
+//! Verifying, repairing, compacting and exporting a log, through the public surface.
+mod support;
+
+use lodestone::{
+    catalog::{Item, ItemKeys},
+    dataset,
+    events::{
+        Attribution, Change, EventKind, EventLog, LogError, Writer,
+        log::{self, Retention},
+    },
+    ids::{ItemId, PersonId},
+    people::People,
+    units::UnixMillis,
+};
+use proptest::prelude::*;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use support::{START, event};
+
+/// Writes each group of changes in one write. All are stored at `START`.
+fn write(directory: &Path, groups: &[Vec<Change>]) {
+    let log = EventLog::open(directory).unwrap();
+    let writer: Writer<()> = Writer::start(log, Arc::default(), || UnixMillis(START), Box::new(|_| ())).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for group in groups {
+        runtime.block_on(writer.write(group.iter().map(|change| (change.clone(), None)).collect())).unwrap();
+    }
+}
+
+fn view(number: usize) -> Change {
+    let at = START + number as i64 * 1000;
+    Change::Event(event(&format!("e{number}"), EventKind::View, "p0", &format!("i{number}"), at))
+}
+
+fn views(count: usize) -> Vec<Vec<Change>> {
+    (0..count).map(|number| vec![view(number)]).collect()
+}
+
+/// Ids of events by position.
+fn stored(directory: &Path) -> Vec<(u64, String)> {
+    let mut stored = Vec::new();
+    log::read(directory, 1, |position, _, change| {
+        if let Change::Event(event) = change {
+            stored.push((position, event.id.to_string()));
+        }
+    })
+    .unwrap();
+    stored
+}
+
+fn segment(directory: &Path) -> PathBuf {
+    let mut paths: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+    paths.sort();
+    paths.remove(0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Any few bytes in the middle of a log: it does not open, `check` names the place, the repair costs the records that
+    /// were hit and no other, and the log then goes on at its old position.
+    #[test]
+    fn a_repair_keeps_all_that_is_whole(count in 3usize..30, place in 0.0f64..1.0, length in 1usize..200, value: u8) {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), &views(count));
+        let before = stored(directory.path());
+        let path = segment(directory.path());
+        let mut bytes = fs::read(&path).unwrap();
+        // Something whole is behind it, otherwise it would be a torn tail. Frames differ by a few bytes.
+        let last_frame = bytes.len() - (bytes.len() - 28) / count - 8;
+        let at = 28 + ((last_frame - 28) as f64 * place) as usize;
+        let end = (at + length).min(last_frame);
+        prop_assume!(bytes[at..end].iter().any(|byte| *byte != value));
+        bytes[at..end].fill(value);
+        fs::write(&path, bytes).unwrap();
+
+        let refused = EventLog::open(directory.path()).err();
+        let named = matches!(&refused, Some(LogError::Damaged { offset, .. }) if *offset <= at as u64 && *offset + 200 > at as u64);
+        prop_assert!(named, "{:?} for byte {}", refused, at);
+        let check = log::check(directory.path()).unwrap();
+        prop_assert_eq!(check.damaged.len(), 1);
+        let lost = check.damaged[0].positions.clone();
+        prop_assert!(lost.clone().count() <= 1 + (end - at) / 20 + 1);
+
+        log::repair(directory.path()).unwrap();
+        let again = log::check(directory.path()).unwrap();
+        prop_assert!(again.damaged.is_empty() && again.absent == lost.clone().count() as u64);
+        let kept: Vec<_> = before.into_iter().filter(|(position, _)| !lost.contains(position)).collect();
+        prop_assert_eq!(stored(directory.path()), kept);
+        prop_assert_eq!(EventLog::open(directory.path()).unwrap().last_position(), count as u64);
+        write(directory.path(), &[vec![view(1000)]]);
+        prop_assert_eq!(stored(directory.path()).pop().unwrap(), (count as u64 + 1, "e1000".to_owned()));
+    }
+
+    /// Whatever happens to the bytes, nothing panics, and what is given was written.
+    #[test]
+    fn no_damage_makes_a_reader_panic_or_invent(count in 1usize..10, cuts in proptest::collection::vec((0.0f64..1.0, any::<u8>()), 1..6)) {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), &views(count));
+        let before = stored(directory.path());
+        let path = segment(directory.path());
+        let mut bytes = fs::read(&path).unwrap();
+        for (place, value) in cuts {
+            let at = (bytes.len() as f64 * place) as usize;
+            match value % 3 {
+                0 => bytes[at] = value,
+                1 => bytes.truncate(at.max(1)),
+                _ => bytes.insert(at, value),
+            }
+        }
+        fs::write(&path, bytes).unwrap();
+        let _ = log::check(directory.path()).unwrap();
+        let _ = EventLog::open(directory.path());
+        log::repair(directory.path()).unwrap();
+        let log = EventLog::open(directory.path()).unwrap();
+        log.replay(1, |position, _, change| {
+            let Change::Event(event) = change else { panic!("only events were written") };
+            assert!(before.contains(&(position, event.id.to_string())));
+        }).unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_is_gone_is_bridged_by_a_repair() {
+    let directory = tempfile::tempdir().unwrap();
+    let hat = || Change::Upsert(Box::new(Item::titled(ItemId::parse("hat").unwrap(), "Hat")));
+    write(directory.path(), &[vec![hat(), hat(), view(3)]]);
+    // Compacted files take no more writes, so the next one begins another.
+    log::compact(directory.path(), &Retention::default(), UnixMillis(START), false).unwrap();
+    let first = segment(directory.path());
+    write(directory.path(), &[vec![view(4)], vec![view(5)]]);
+    assert_eq!(stored(directory.path()).len(), 3);
+    fs::remove_file(&first).unwrap();
+    let error = EventLog::open(directory.path()).err().unwrap();
+    assert!(error.to_string().contains("positions 1 to 3 are missing"), "{error}");
+    assert_eq!(log::check(directory.path()).unwrap().damaged[0].positions, 1..=3);
+    log::repair(directory.path()).unwrap();
+    assert_eq!(stored(directory.path()), [(4, "e4".to_owned()), (5, "e5".to_owned())]);
+    assert_eq!(EventLog::open(directory.path()).unwrap().last_position(), 5);
+}
+
+#[test]
+fn compaction_drops_what_is_old_and_named_and_the_state_is_that_of_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let kinds = [EventKind::Impression, EventKind::View, EventKind::Purchase];
+    let mut groups: Vec<Vec<Change>> = Vec::new();
+    for number in 0..30 {
+        let (person, item) = (format!("p{}", number % 3), format!("i{number}"));
+        let kind = kinds[number / 3 % 3];
+        groups.push(vec![Change::Event(event(&format!("e{number}"), kind, &person, &item, START))]);
+    }
+    let hat = ItemId::parse("hat").unwrap();
+    for title in ["Hat", "Red hat", "Blue hat"] {
+        groups.push(vec![Change::Upsert(Box::new(Item::titled(hat.clone(), title)))]);
+    }
+    write(directory.path(), &groups);
+    let mut retention = Retention::default();
+    retention.add("impression=30d").unwrap();
+    retention.add("view=365d").unwrap();
+    let after = |days: i64| UnixMillis(START + days * UnixMillis::DAY);
+
+    let trial = log::compact(directory.path(), &retention, after(31), true).unwrap();
+    assert_eq!((trial.events[&EventKind::Impression], trial.events[&EventKind::View], trial.item_states), (12, 0, 2));
+    assert_eq!(stored(directory.path()).len(), 30);
+    let done = log::compact(directory.path(), &retention, after(31), false).unwrap();
+    assert_eq!(done, trial);
+    assert_eq!(fs::metadata(segment(directory.path())).unwrap().len(), done.bytes_after);
+
+    // The rest has its old positions; the log goes on after its old end.
+    let rest: Vec<u64> = (1..=30).filter(|position| (position - 1) / 3 % 3 != 0).collect();
+    assert_eq!(stored(directory.path()).iter().map(|(position, _)| *position).collect::<Vec<_>>(), rest);
+    let check = log::check(directory.path()).unwrap();
+    assert_eq!((check.absent, check.records, check.damaged.len(), check.last_position), (14, 19, 0, 33));
+    write(directory.path(), &[vec![view(100)]]);
+    assert_eq!(stored(directory.path()).last().unwrap().0, 34);
+
+    // Impressions are not part of anyone's history, so nobody changed; views are.
+    let fold = |groups: &dyn Fn(EventKind) -> bool| {
+        let (people, keys) = (People::default(), ItemKeys::default());
+        let log = EventLog::open(directory.path()).unwrap();
+        log.replay(1, |position, _, change| {
+            if let Change::Event(event) = change {
+                assert!(groups(event.kind));
+                people.apply(position, &event, &keys);
+            }
+        })
+        .unwrap();
+        (0..3)
+            .map(|p| people.history(&PersonId::user(&format!("p{p}")).unwrap()).map_or(0, |h| h.events.len()))
+            .collect()
+    };
+    let with_views: Vec<usize> = fold(&|kind| kind != EventKind::Impression);
+    assert_eq!(with_views, [7, 6, 6]);
+    log::compact(directory.path(), &retention, after(400), false).unwrap();
+    let without: Vec<usize> = fold(&|kind| kind == EventKind::Purchase);
+    assert_eq!(without, [3, 3, 3]);
+}
+
+#[test]
+fn an_export_has_a_directory_for_each_day_and_marks_foreign_tokens() {
+    let (directory, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let day = START / UnixMillis::DAY;
+    let mut events: Vec<_> = (0..6)
+        .map(|n| event(&format!("e{n}"), EventKind::Purchase, "p0", "i", (day + n / 2) * UnixMillis::DAY + n * 1000))
+        .collect();
+    let line = events[1].lines[0].clone();
+    events[0].lines.push(line);
+    events[1].attribution = Attribution::Foreign("forged".into());
+    events[2].attribution = Attribution::Answer("token".into());
+    write(directory.path(), &[events.into_iter().map(Change::Event).collect()]);
+    let data = out.path().join("data");
+    let exported = dataset::export(directory.path(), day..day + 2, &data.join("events")).unwrap();
+    assert_eq!((exported.events, exported.foreign, exported.files.len(), exported.position), (4, 1, 2, 6));
+    assert!(exported.files[0].ends_with("date=2025-06-15/events.parquet"), "{:?}", exported.files);
+    // What training reads.
+    let rows = dataset::read_history(&data).unwrap();
+    assert_eq!(rows.len(), 5);
+    let back = dataset::into_events(rows);
+    assert_eq!(back.iter().map(|event| event.id.as_str()).collect::<Vec<_>>(), ["e0", "e1", "e2", "e3"]);
+    assert_eq!(back[0].lines.len(), 2);
+    // A second run replaces, and a day further on is added.
+    let all = dataset::export(directory.path(), day..i64::MAX, &data.join("events")).unwrap();
+    assert_eq!(all.files.len(), 3);
+    assert_eq!(dataset::into_events(dataset::read_history(&data).unwrap()).len(), 6);
+}

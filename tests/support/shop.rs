@@ -1,0 +1,85 @@
+//! A shop's state over a log, as a server keeps it.
+use crate::support::START;
+use lodestone::{
+    engine::{Folded, Live, checkpoints::Checkpoints, fold, live_of},
+    events::{Change, Deduper, EventLog, Writer},
+    ids::{EventId, ItemId, PersonId},
+    units::UnixMillis,
+};
+use parking_lot::Mutex;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+pub const PERSONS: usize = 20;
+const IDS_MAX: usize = 1_000_000;
+
+/// A server's state and log, without the server.
+pub struct Shop {
+    pub live: Arc<Live>,
+    pub recent: Arc<Mutex<Deduper>>,
+    pub checkpoints: Arc<Checkpoints>,
+    pub writer: Writer<()>,
+    /// Of the checkpoint that it began with.
+    #[allow(dead_code)] // not every test asks
+    pub began_at: u64,
+}
+
+impl Shop {
+    pub fn open(directory: &Path) -> Self {
+        let log = EventLog::open(directory).unwrap();
+        let Folded { live, recent, origin, checkpoint } = folded(&log, directory);
+        let recent = Arc::new(Mutex::new(recent));
+        let checkpoints = Arc::new(Checkpoints::new(live.clone(), recent.clone(), directory, origin, checkpoint));
+        let state = live.clone();
+        let apply = move |changes: Vec<(u64, Change, Option<()>)>| {
+            for (position, change, _) in changes {
+                match change {
+                    Change::Event(event) => state.apply_event(position, &event),
+                    Change::Upsert(item) => state.catalogue.lock().note((item.id.clone(), Some(Arc::new(*item)))),
+                    Change::Delete(id) => state.catalogue.lock().note((id, None)),
+                    #[allow(unreachable_patterns)] // other kinds of records are written elsewhere
+                    _ => {}
+                }
+                state.note_position(position);
+            }
+        };
+        let writer = Writer::start(log, recent.clone(), UnixMillis::now, Box::new(apply)).unwrap();
+        Self { live, recent, checkpoints, writer, began_at: checkpoint }
+    }
+}
+
+pub fn folded(log: &EventLog, directory: &Path) -> Folded {
+    // As if a bundle had two items.
+    let items = ["b0", "b1"].map(|id| ItemId::parse(id).unwrap());
+    let history = directory.join("no-history.parquet");
+    fold(&|| live_of(items.iter()), log, directory, &history, false, IDS_MAX).unwrap()
+}
+
+/// Everything that a state says, by ids and not by this process's keys.
+pub fn view(live: &Live, recent: &Deduper, ids: usize) -> String {
+    let now = UnixMillis(START + 90 * UnixMillis::DAY);
+    let histories: Vec<String> = (0..PERSONS)
+        .map(|person| {
+            let Some(history) = live.people.history(&person_id(person)) else { return "unknown".into() };
+            let events: Vec<_> =
+                history.events.iter().map(|e| (live.keys.id(e.item), e.at_s, e.fraction, e.kind, e.quantity)).collect();
+            format!("{events:?} {:?} {}", history.queries, history.position)
+        })
+        .collect();
+    let top: BTreeMap<_, _> = live
+        .popularity
+        .read()
+        .top(1000, now)
+        .into_iter()
+        .map(|(key, score)| (live.keys.id(key), format!("{score:.4}")))
+        .collect();
+    let mut queries: Vec<_> =
+        live.queries.queries().into_iter().map(|(text, weight)| format!("{text} {weight}")).collect();
+    queries.sort();
+    let items: Vec<_> = live.catalogue.lock().after(0, usize::MAX).0;
+    let known = (0..ids).filter(|id| recent.contains(&EventId::parse(&format!("e{id}")).unwrap())).count();
+    format!("{histories:#?} {top:?} {queries:?} {items:?} {known} {}", live.applied_position())
+}
+
+pub fn person_id(person: usize) -> PersonId {
+    PersonId::user(&format!("p{person}")).unwrap()
+}
