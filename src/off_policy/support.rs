@@ -103,8 +103,9 @@ impl Support {
             weight_mean,
             weight_max: greatest,
             weight_mean_z: if weight_error > 0.0 { (weight_mean - 1.0) / weight_error } else { 0.0 },
-            unseen_items,
-            unseen_cells,
+            // An empty sum is -0.
+            unseen_items: unseen_items + 0.0,
+            unseen_cells: unseen_cells + 0.0,
         }
     }
 
