@@ -16,7 +16,7 @@ SIZES ?= 100000x64 1000000x64 200000x384
 export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
-.PHONY: help setup build run demo test fuzz bench bench-retrieval bench-events clean clean-demo
+.PHONY: help setup build run demo test fuzz simulate bench bench-retrieval bench-events clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server test-crash
 
 help: ## This list
@@ -87,6 +87,8 @@ test-cli: build tools-run $(DATA) $(BUNDLE)
 	python3 tests/cli/run.py $(LODESTONE)
 	@scripts/tools.sh python
 	$(TOOLS)/venv/bin/python tests/cli/bring.py $(LODESTONE) $(BUNDLE) $(DATA)
+	python3 tests/cli/retrain.py $(LODESTONE) $(TOOLS)/bin/grpcurl
+	python3 tests/cli/simulate.py $(LODESTONE) target/simulation
 
 test-report: build tools-run $(DATA) $(BUNDLE) ## Open the report of an evaluation in headless Chromium; screenshots go to target/report
 	@scripts/tools.sh chromium
@@ -123,6 +125,9 @@ bench-retrieval: build $(BUNDLE) ## Measure the frozen graph beside its peers; S
 
 bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure how fast events are taken in, folded and started from; BENCH_EVENTS=10000000
 	@python3 benches/events.py
+
+simulate: build tools-run ## Let made shoppers live with the learning loop on and off; writes docs/simulation.json and docs/simulation.svg
+	$(LODESTONE) simulate --json docs/simulation.json --plot docs/simulation.svg
 
 bench-train: build ## Measure a training step of the sequence encoder beside PyTorch's; fetches PyTorch, some gigabytes
 	@scripts/tools.sh torch

@@ -7,10 +7,16 @@ mod bundle;
 mod events;
 mod experiment;
 mod load_test;
+#[cfg(feature = "train")]
+mod lock;
 mod matrix;
 #[cfg(feature = "train")]
 mod offline;
+#[cfg(feature = "train")]
+mod retrain;
 mod serve;
+#[cfg(feature = "train")]
+mod simulate;
 mod time;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +44,9 @@ enum Command {
     /// Judges a bundle on the part of the data that came after its training.
     #[cfg(feature = "train")]
     Evaluate(offline::EvaluateArgs),
+    /// Gathers, trains, judges and publishes: the learning loop as one command, for cron.
+    #[cfg(feature = "train")]
+    Retrain(retrain::RetrainArgs),
     /// Decides whether a new bundle may replace the current one: exit code 1 and the reason if not.
     #[cfg(feature = "train")]
     Gate(offline::GateArgs),
@@ -59,6 +68,9 @@ enum Command {
     /// Experiments on shoppers: what their arms did.
     #[command(subcommand)]
     Experiment(experiment::ExperimentCommand),
+    /// Puts made shoppers in front of real servers: what the learning loop is worth to clicks, purchases and coming back.
+    #[cfg(feature = "train")]
+    Simulate(simulate::SimulateArgs),
     /// Measures a running server: requests per second, latencies, and where the time goes.
     LoadTest(load_test::LoadTestArgs),
 }
@@ -102,6 +114,8 @@ pub fn run() -> i32 {
         #[cfg(feature = "train")]
         Command::Evaluate(args) => offline::evaluate(args),
         #[cfg(feature = "train")]
+        Command::Retrain(args) => retrain::retrain(args),
+        #[cfg(feature = "train")]
         Command::Gate(args) => offline::gate(args),
         #[cfg(feature = "train")]
         Command::Bundle(command) => bundle::run(command).map(|()| 0),
@@ -110,6 +124,8 @@ pub fn run() -> i32 {
         Command::Events(command) => events::run(command),
         Command::Benchmark(command) => benchmark::run(command),
         Command::Experiment(command) => experiment::run(command),
+        #[cfg(feature = "train")]
+        Command::Simulate(args) => simulate::simulate(args).map(|()| 0),
         Command::LoadTest(args) => load_test::load_test(args).map(|()| 0),
     };
     match result {

@@ -150,7 +150,7 @@ pub fn import(args: ImportArgs) -> anyhow::Result<()> {
 }
 
 /// The exit code of a training that was stopped.
-const STOPPED: i32 = 130;
+pub(super) const STOPPED: i32 = 130;
 
 pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
     if let Some(threads) = args.threads {
@@ -234,7 +234,7 @@ pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
 }
 
 /// Becomes true with the first SIGINT (Ctrl-C) or SIGTERM; with the second the process ends.
-fn on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+pub(super) fn on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -329,7 +329,7 @@ fn print<T: serde::Serialize + std::fmt::Display>(format: Format, value: &T) -> 
     Ok(())
 }
 
-fn style(position: &str) -> ProgressStyle {
+pub(super) fn style(position: &str) -> ProgressStyle {
     let template = format!("{{msg:<28}} [{{bar:30}}] {position} {{per_sec}} {{elapsed}} left {{eta}}");
     ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }

@@ -5,6 +5,7 @@ mod checkpoint;
 mod counts;
 mod evaluate;
 mod gate;
+mod gather;
 mod lists;
 mod onnx;
 mod person_encoder;
@@ -17,10 +18,11 @@ pub mod sequence;
 mod train;
 
 pub use bring::{BringError, BroughtModels, bring};
-pub use checkpoint::Found;
+pub use checkpoint::{Found, path_for as checkpoint_of};
 pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};
 pub(crate) use evaluate::{interval, resamples};
 pub use gate::{GateOptions, Verdict, gate};
+pub use gather::{Gathered, Gathering};
 pub use onnx::ExportCheck;
 pub use report::report;
 pub use search_benchmark::{

@@ -1,0 +1,330 @@
+//! retrain: from what a shop has done until now to a published bundle, as one command.
+use super::{
+    Format, LibraryArgs,
+    lock::{Attempt, Lock},
+    offline::{Bars, STOPPED, on_signal},
+};
+use crate::{
+    bundle::Bundle,
+    events,
+    ranking::Runtime,
+    training::{
+        self, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainError, TrainOptions, TrainReport,
+        Verdict,
+    },
+    units::UnixMillis,
+};
+use anyhow::{Context, ensure};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// The exit code where another retrain has the lock.
+const BUSY: i32 = 3;
+/// Where a retrain works, in the data directory, if nothing else is said.
+const WORK: &str = "retrain";
+/// In the working directory, as all that follow.
+const LOCK: &str = "lock";
+const DATA: &str = "data";
+const BUNDLE: &str = "bundle";
+/// What the data are.
+const LEFT: &str = "gathered.json";
+/// In the data directory.
+const LOG: &str = "log";
+/// A stopped training goes on with the data that it had, unless they are older.
+const RESUMABLE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Share of the choices, the newest, that judge a bundle, and so many at most: what is not learned from should be little.
+const NEWEST_SHARE: f64 = 0.1;
+const NEWEST_MAX: usize = 10_000;
+/// Share of the choices before them that the ranking model's labels come from, and so many at most.
+const LABELS_SHARE: f64 = 0.15;
+const LABELS_MAX: usize = 100_000;
+
+/// Trains on all that is known by now and publishes the bundle, if it is good enough.
+///
+/// Gathers the imported history and what was logged since (a server may be running on the data), trains on all but the newest part,
+/// judges the bundle on that part, holds it against the store's current bundle (`--gate`), and publishes it. Exit codes: 0 published, 1 refused by the gate, 2 failed, 3 another retrain has the lock, 130 stopped
+/// (the same command goes on from there). See docs/deploy.md.
+#[derive(clap::Args)]
+pub struct RetrainArgs {
+    /// The shop's data directory, as `serve` has it: imported history and log. Both are only read.
+    #[arg(long, value_name = "DIR", env = "LODESTONE_DATA")]
+    data: PathBuf,
+    /// The store of bundles: a directory with a bundle in each directory, and `current`, the name of the one that is to serve.
+    #[arg(long, value_name = "DIR", env = "LODESTONE_STORE")]
+    store: PathBuf,
+    /// Where it works and has its lock: two retrains of one shop must have the same. Default: `retrain` in the data directory.
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+    /// Publishes only what is neither worse nor slower nor covers fewer items than the store's current bundle; see
+    /// `lodestone gate`.
+    #[arg(long)]
+    gate: bool,
+    /// Events by which something was chosen, the newest, that judge the bundle and are not learned from. Default: a tenth of all,
+    /// at most 10,000.
+    #[arg(long, value_name = "N")]
+    newest: Option<usize>,
+    /// Lists that the ranking model learns from at most.
+    #[arg(long, value_name = "N", default_value_t = TrainOptions::default().lists_max)]
+    lists_max: usize,
+    /// The same seed gives the same samples and starting weights.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A sentence encoder for queries and item texts: a directory with model.onnx and tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    query_encoder: Option<PathBuf>,
+    /// Default: one for each processor. With one thread, the same seed gives the same model.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+/// What a retrain did.
+#[derive(serde::Serialize)]
+struct Report {
+    gathered: Gathered,
+    /// Whether a stopped training went on, with the data that it had.
+    resumed: bool,
+    trained: TrainReport,
+    evaluation: Evaluation,
+    /// None: there was nothing to hold the bundle against, or it was not asked for.
+    gate: Option<Verdict>,
+    /// The bundle's name, if it was published.
+    published: Option<String>,
+    seconds: f64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Gathered { item_count, imported_event_count, logged_event_count, foreign_event_count, .. } = self.gathered;
+        writeln!(
+            f,
+            "{item_count} items, {imported_event_count} imported events and {logged_event_count} of the log; \
+             {foreign_event_count} with a foreign token were left out"
+        )?;
+        write!(f, "{}", self.evaluation)?;
+        if let Some(verdict) = &self.gate {
+            write!(f, "{verdict}")?;
+        }
+        match &self.published {
+            Some(name) => writeln!(f, "bundle {name} published after {:.0} s", self.seconds),
+            None => writeln!(f, "no bundle was published"),
+        }
+    }
+}
+
+pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
+    ensure!(args.data.is_dir(), "--data: {} is no directory", args.data.display());
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    ensure!((1..=256).contains(&threads), "--threads is {threads}; it must be within 1 and 256");
+    let work = Work::open(args.work.clone().unwrap_or_else(|| args.data.join(WORK)))?;
+    let _lock = match Lock::attempt(&work.path.join(LOCK))? {
+        Attempt::Taken(lock) => lock,
+        Attempt::Held(owner) => {
+            eprintln!("lodestone: a retrain is running already ({owner}); nothing was done");
+            return Ok(BUSY);
+        }
+    };
+    let store = Store { path: args.store.clone() };
+    // What the bundle is judged against must still be current when it is published.
+    let seen = store.current()?;
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("threads")?;
+    let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
+    let begun = Instant::now();
+    let (gathered, resumed) = work.gather(&args.data)?;
+    let Some(trained) = train(&args, &work, &gathered, &runtime)? else {
+        eprintln!("stopped; the same command goes on from there");
+        return Ok(STOPPED);
+    };
+    let mut bars = Bars::default();
+    let show = &mut |step| bars.show(step);
+    let (data, bundle) = (work.data(), work.bundle());
+    let evaluation = training::evaluate(&data, &bundle, &runtime, &EvaluateOptions::default(), show)?;
+    let gate = match seen.as_ref().filter(|_| args.gate) {
+        Some(current) => {
+            let current = store.path.join(current);
+            Some(training::gate(&data, &bundle, &current, &runtime, &GateOptions::default(), show)?)
+        }
+        None => None,
+    };
+    bars.finish();
+    let passes = gate.as_ref().is_none_or(|verdict| verdict.refusals.is_empty());
+    let published = match passes {
+        true => Some(store.publish(&bundle, seen.as_deref())?),
+        false => None,
+    };
+    work.clear()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let report = Report { gathered, resumed, trained, evaluation, gate, published, seconds };
+    match args.format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Format::Text => print!("{report}"),
+    }
+    Ok(i32::from(!passes))
+}
+
+/// None: it was stopped.
+fn train(
+    args: &RetrainArgs,
+    work: &Work,
+    gathered: &Gathered,
+    runtime: &Runtime,
+) -> anyhow::Result<Option<TrainReport>> {
+    let now = UnixMillis::now();
+    let name = jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let [encoder_share, trained_share] = shares(gathered.choice_count, args.newest)?;
+    let options = TrainOptions {
+        seed: args.seed,
+        encoder_share,
+        trained_share,
+        lists_max: args.lists_max,
+        query_encoder: args.query_encoder.clone(),
+        name,
+        now,
+        stop: on_signal()?,
+    };
+    let mut bars = Bars::default();
+    let trained = training::train(&work.data(), &work.bundle(), runtime, &options, &mut |step| bars.show(step));
+    bars.finish();
+    match trained {
+        Err(TrainError::Stopped) => Ok(None),
+        trained => Ok(Some(trained?)),
+    }
+}
+
+/// Shares of the choices, by time, at which the encoders' part and the ranking model's part end.
+fn shares(choice_count: usize, newest: Option<usize>) -> anyhow::Result<[f64; 2]> {
+    let count = choice_count.max(1) as f64;
+    let newest = match newest {
+        Some(newest) => newest as f64 / count,
+        None => NEWEST_SHARE.min(NEWEST_MAX as f64 / count),
+    };
+    ensure!(newest < 0.5, "--newest is more than half of the {choice_count} events by which something was chosen");
+    let labels = LABELS_SHARE.min(LABELS_MAX as f64 / count);
+    Ok([1.0 - newest - labels, 1.0 - newest])
+}
+
+/// What is known of gathered data.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Left {
+    /// The data directory.
+    source: String,
+    gathered: Gathered,
+}
+
+/// Where a retrain works; what a stopped one left is taken up.
+struct Work {
+    path: PathBuf,
+}
+
+impl Work {
+    fn open(path: PathBuf) -> anyhow::Result<Self> {
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        Ok(Self { path })
+    }
+
+    fn data(&self) -> PathBuf {
+        self.path.join(DATA)
+    }
+
+    fn bundle(&self) -> PathBuf {
+        self.path.join(BUNDLE)
+    }
+
+    /// Gathers the data, unless a stopped training left some that are not too old. The second is whether it did.
+    fn gather(&self, from: &Path) -> anyhow::Result<(Gathered, bool)> {
+        let source = fs::canonicalize(from).with_context(|| from.display().to_string())?.display().to_string();
+        let left = self.path.join(LEFT);
+        let checkpoint = fs::metadata(training::checkpoint_of(&self.bundle()));
+        let age = checkpoint.and_then(|file| file.modified()).ok().and_then(|at| at.elapsed().ok());
+        let resumable = age.is_some_and(|age| age < RESUMABLE) && !self.bundle().exists();
+        if let (true, Ok(text)) = (resumable, fs::read(&left))
+            && let Ok(left) = serde_json::from_slice::<Left>(&text)
+            && left.source == source
+        {
+            return Ok((left.gathered, true));
+        }
+        // Whatever an earlier one left is of no use.
+        self.clear()?;
+        let mut gathering = Gathering::begin(from)?;
+        let log = from.join(LOG);
+        if log.exists() {
+            events::log::read(&log, 1, |_, _, change| gathering.take(change))?;
+        }
+        let gathered = gathering.write(&self.data())?;
+        let text = serde_json::to_vec(&Left { source, gathered })?;
+        fs::write(&left, text).with_context(|| left.display().to_string())?;
+        Ok((gathered, false))
+    }
+
+    /// Removes all but the lock.
+    fn clear(&self) -> anyhow::Result<()> {
+        let told = || self.path.display().to_string();
+        for entry in fs::read_dir(&self.path).with_context(told)? {
+            let entry = entry.with_context(told)?;
+            let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            match entry.file_name() == LOCK {
+                true => Ok(()),
+                false if is_directory => fs::remove_dir_all(entry.path()),
+                false => fs::remove_file(entry.path()),
+            }
+            .with_context(|| entry.path().display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// In the store: the name of the bundle that is to serve.
+const CURRENT: &str = "current";
+
+/// Where bundles are published: each in a directory of its name, which never changes.
+struct Store {
+    path: PathBuf,
+}
+
+impl Store {
+    /// The name of the bundle that is to serve; none in an empty store.
+    fn current(&self) -> anyhow::Result<Option<String>> {
+        let path = self.path.join(CURRENT);
+        match fs::read_to_string(&path) {
+            Ok(name) => Ok(Some(name.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+
+    /// Verifies a bundle, copies it into the store and makes it current; each of both is there whole or not at all. Fails where
+    /// another bundle became current since `seen` was read.
+    fn publish(&self, bundle: &Path, seen: Option<&str>) -> anyhow::Result<String> {
+        let manifest = Bundle::open(bundle)?.manifest;
+        let (place, partial) = (self.path.join(&manifest.name), self.path.join(format!(".{}", manifest.name)));
+        let told = || self.path.display().to_string();
+        ensure!(!place.exists(), "{} exists; a bundle never changes", place.display());
+        fs::create_dir_all(&partial).with_context(told)?;
+        for entry in fs::read_dir(bundle).with_context(told)? {
+            let entry = entry.with_context(told)?;
+            let copy = partial.join(entry.file_name());
+            fs::copy(entry.path(), &copy).and_then(|_| fs::File::open(&copy)?.sync_all()).with_context(told)?;
+        }
+        fs::rename(&partial, &place).with_context(told)?;
+        let current = self.current()?;
+        ensure!(
+            current.as_deref() == seen,
+            "{}: another bundle became current meanwhile; judge against it and publish again",
+            self.path.display()
+        );
+        let new = self.path.join(format!(".{CURRENT}"));
+        fs::write(&new, format!("{}\n", manifest.name))
+            .and_then(|()| fs::File::open(&new)?.sync_all())
+            .with_context(told)?;
+        fs::rename(&new, self.path.join(CURRENT))
+            .and_then(|()| fs::File::open(&self.path)?.sync_all())
+            .with_context(told)?;
+        Ok(manifest.name)
+    }
+}

@@ -1,0 +1,501 @@
+//! simulate: made shoppers in front of real servers, with the learning loop on and off.
+use super::{LibraryArgs, offline::style};
+use crate::{
+    catalog::Item,
+    dataset,
+    events::EventKind,
+    server::proto::{
+        self, RecommendType, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient,
+        ranking_service_client::RankingServiceClient,
+    },
+    simulation::{
+        Arm, Beginning, Day, Deed, Draws, Lives, Outcomes, Seen, Shop, Shopper, SimulationConfig, Wish, begin,
+        dataset_events, id_of, outcomes, plot, product_of,
+    },
+    training::EvaluateOptions,
+    units::UnixMillis,
+};
+use anyhow::{Context, bail, ensure};
+use indicatif::ProgressBar;
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// How long a server may take to start.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Of the retrains: choices that judge a bundle, and lists that the ranking model learns from.
+const NEWEST_MAX: usize = 500;
+const LISTS_MAX: &str = "1000";
+const RETRAIN_LOG: &str = "retrain.log";
+/// Between the end of the last simulated day and now.
+const MARGIN_MS: i64 = 15 * 60 * 1000;
+
+/// Puts made shoppers with known, drifting tastes in front of real servers and measures what the learning loop is worth.
+///
+/// Three servers begin with the same bundle, learned from the same made history, and meet the same shoppers. `off` is told nothing
+/// of what they do, `live` gets every event, and for `loop` a bundle is also trained, judged, published and put in place each night
+/// (`lodestone retrain --gate`). Shoppers come back the more often the better their visits were. docs/simulation.md says what is assumed.
+#[derive(clap::Args)]
+pub struct SimulateArgs {
+    /// Worlds that are lived through, each with its own shop and shoppers.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    seeds: u64,
+    /// The first seed; the others follow it.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().shopper_count)]
+    shoppers: usize,
+    /// A fifth of them come into the shop during the watched days.
+    #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().product_count)]
+    products: usize,
+    /// Days that are watched, with a night after each; the last ends now.
+    #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().day_count)]
+    days: usize,
+    /// Days before them, from which the first bundle learns.
+    #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().history_days)]
+    history_days: usize,
+    /// Writes everything that was measured as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes the days as a picture (SVG).
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    /// Where data, bundles and the servers' words are kept; must not exist. Default: a temporary directory, removed at the end.
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+/// What is written as JSON.
+#[derive(serde::Serialize)]
+struct Report {
+    config: SimulationConfig,
+    seeds: Vec<u64>,
+    seconds: f64,
+    /// By seed: what became of each night's bundle.
+    nights: Vec<Vec<Night>>,
+    outcomes: Outcomes,
+}
+
+/// What became of a night's bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Night {
+    Published,
+    /// The gate refused it; the one before goes on.
+    Refused,
+}
+
+pub fn simulate(args: SimulateArgs) -> anyhow::Result<()> {
+    let within = |name: &str, value: usize, low: usize, high: usize| {
+        ensure!((low..=high).contains(&value), "--{name} is {value}; it must be within {low} and {high}");
+        Ok(())
+    };
+    within("seeds", args.seeds as usize, 1, 100)?;
+    within("shoppers", args.shoppers, 20, 100_000)?;
+    within("products", args.products, 50, 9999)?;
+    within("days", args.days, 2, 365)?;
+    within("history-days", args.history_days, 5, 3650)?;
+    let config = SimulationConfig {
+        product_count: args.products,
+        shopper_count: args.shoppers,
+        history_days: args.history_days,
+        day_count: args.days,
+        ..SimulationConfig::default()
+    };
+    let work = Work::create(args.work)?;
+    let begun = Instant::now();
+    let seeds: Vec<u64> = (0..args.seeds).map(|seed| args.seed.wrapping_add(seed)).collect();
+    let bar = ProgressBar::new(args.seeds * (args.days as u64 + 1)).with_style(style("{pos}/{len}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut lives, mut nights) = (Vec::new(), Vec::new());
+    for seed in &seeds {
+        let program = Program { library: args.library.onnxruntime.clone(), seed: *seed };
+        let path = work.path.join(format!("seed-{seed}"));
+        let (lived, slept) = runtime
+            .block_on(world(&program, &path, &config, &bar))
+            .with_context(|| format!("seed {seed}, see {}", path.display()))?;
+        lives.push(lived);
+        nights.push(slept);
+    }
+    bar.finish_and_clear();
+    let outcomes = outcomes(&lives, &EvaluateOptions::default());
+    if let Some(path) = &args.plot {
+        fs::write(path, plot(&outcomes)).with_context(|| path.display().to_string())?;
+    }
+    print!("{outcomes}");
+    let report = Report { config, seeds, seconds: begun.elapsed().as_secs_f64(), nights, outcomes };
+    let published = report.nights.iter().flatten().filter(|night| **night == Night::Published).count();
+    println!(
+        "{} nights: {published} bundles published, the others refused by the gate; {:.0} s",
+        report.nights.iter().flatten().count(),
+        report.seconds
+    );
+    if let Some(path) = &args.json {
+        let json = serde_json::to_string_pretty(&report)? + "\n";
+        fs::write(path, json).with_context(|| path.display().to_string())?;
+    }
+    work.end();
+    Ok(())
+}
+
+/// The working directory. One of our own is removed at the end, but stays where something failed: the servers' words are there.
+struct Work {
+    path: PathBuf,
+    is_ours: bool,
+}
+
+impl Work {
+    fn create(wanted: Option<PathBuf>) -> anyhow::Result<Self> {
+        let is_ours = wanted.is_none();
+        let path = wanted.unwrap_or_else(|| {
+            std::env::temp_dir().join(format!("lodestone-simulate-{}-{}", std::process::id(), UnixMillis::now().0))
+        });
+        ensure!(!path.exists(), "{} exists; choose another directory or remove it", path.display());
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        Ok(Self { path, is_ours })
+    }
+
+    fn end(self) {
+        if self.is_ours {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// This program, as its own servers and trainings run it.
+struct Program {
+    library: Option<PathBuf>,
+    seed: u64,
+}
+
+impl Program {
+    fn command(&self, arguments: &[&str], paths: &[(&str, &Path)]) -> anyhow::Result<Command> {
+        let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
+        command.args(arguments).stdin(Stdio::null());
+        for (flag, path) in paths {
+            command.arg(flag).arg(path);
+        }
+        if let Some(library) = &self.library {
+            command.env("ORT_DYLIB_PATH", library);
+        }
+        Ok(command)
+    }
+
+    /// Runs to the end and gives the exit code; what it said goes to `log`.
+    async fn run(&self, arguments: &[&str], paths: &[(&str, &Path)], log: &Path) -> anyhow::Result<i32> {
+        let mut command = self.command(arguments, paths)?;
+        command.stdout(appended(log)?).stderr(appended(log)?);
+        let status = tokio::task::spawn_blocking(move || command.status()).await?.context("lodestone")?;
+        Ok(status.code().unwrap_or(2))
+    }
+}
+
+fn appended(path: &Path) -> anyhow::Result<fs::File> {
+    fs::OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())
+}
+
+/// Lives through one seed: its lives in each arm, and what became of each night's bundle.
+async fn world(
+    program: &Program,
+    path: &Path,
+    config: &SimulationConfig,
+    bar: &ProgressBar,
+) -> anyhow::Result<([Lives; 3], Vec<Night>)> {
+    let draws = Draws::new(program.seed);
+    let Beginning { shop, shoppers, history } = begin(config, draws);
+    let start = UnixMillis(UnixMillis::now().0 - MARGIN_MS - config.day_count as i64 * UnixMillis::DAY);
+    let first = path.join("first");
+    fs::create_dir_all(&first).with_context(|| first.display().to_string())?;
+    let long_ago = UnixMillis(start.0 - config.history_days as i64 * UnixMillis::DAY);
+    let items: Vec<Item> = shop.launched(None).map(|product| shop.item(product, Some(long_ago))).collect();
+    dataset::write_items(&first.join("items.parquet"), &items)?;
+    dataset::write_events(&first.join("events.parquet"), &dataset_events(&history, &shop, start))?;
+    bar.set_message(format!("seed {}: first bundle", program.seed));
+    // A tenth of a day's visits or so; in a small world there is little to judge by.
+    let newest = (history.len() / 10).clamp(20, NEWEST_MAX).to_string();
+    let world = World { program, shop: &shop, draws, config, start, newest, store: path.join("store") };
+    ensure!(world.retrain(&first, path).await? == 0, "the first training failed; see {}", path.display());
+    let bundle = world.current()?;
+    bar.inc(1);
+
+    let mut arms = Vec::new();
+    for arm in Arm::ALL {
+        arms.push(Life::begin(&world, arm, path.join(arm.name()), [&first, &bundle], shoppers.clone()).await?);
+    }
+    let mut nights = Vec::new();
+    for day in 0..config.day_count {
+        bar.set_message(format!("seed {}: day {}", program.seed, day + 1));
+        let [off, live, looped] = arms.as_mut_slice() else { bail!("there are three arms") };
+        tokio::try_join!(off.day(&world, day), live.day(&world, day), looped.day(&world, day))?;
+        if day + 1 < config.day_count {
+            bar.set_message(format!("seed {}: night {}", program.seed, day + 1));
+            nights.push(looped.night(&world).await?);
+        }
+        bar.inc(1);
+    }
+    let lives: Vec<Lives> = arms.into_iter().map(|arm| arm.lives).collect();
+    Ok((lives.try_into().map_err(|_| anyhow::anyhow!("there are three arms"))?, nights))
+}
+
+/// What all arms of a seed share.
+struct World<'a> {
+    program: &'a Program,
+    shop: &'a Shop,
+    draws: Draws,
+    config: &'a SimulationConfig,
+    /// When the first watched day began.
+    start: UnixMillis,
+    /// Choices that judge a bundle.
+    newest: String,
+    /// Where the first bundle and those of the loop are.
+    store: PathBuf,
+}
+
+impl World<'_> {
+    /// Runs `lodestone retrain` and gives its exit code.
+    async fn retrain(&self, data: &Path, path: &Path) -> anyhow::Result<i32> {
+        let arguments = ["retrain", "--gate", "--newest", &self.newest, "--lists-max", LISTS_MAX];
+        self.program.run(&arguments, &[("--data", data), ("--store", &self.store)], &path.join(RETRAIN_LOG)).await
+    }
+
+    /// The directory of the store's current bundle.
+    fn current(&self) -> anyhow::Result<PathBuf> {
+        let path = self.store.join("current");
+        let name = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(self.store.join(name.trim()))
+    }
+}
+
+/// One arm: its server, its copies of the shoppers, and what they did.
+struct Life {
+    arm: Arm,
+    path: PathBuf,
+    server: Server,
+    shoppers: Vec<Shopper>,
+    lives: Lives,
+}
+
+impl Life {
+    async fn begin(
+        world: &World<'_>,
+        arm: Arm,
+        path: PathBuf,
+        [first, bundle]: [&Path; 2],
+        shoppers: Vec<Shopper>,
+    ) -> anyhow::Result<Self> {
+        let data = path.join("data");
+        fs::create_dir_all(&data).with_context(|| data.display().to_string())?;
+        for name in ["items.parquet", "events.parquet"] {
+            fs::copy(first.join(name), data.join(name)).with_context(|| first.join(name).display().to_string())?;
+        }
+        let server = Server::start(world.program, bundle, &data, &path.join("server.log")).await?;
+        let lives = vec![Vec::new(); shoppers.len()];
+        Ok(Self { arm, path, server, shoppers, lives })
+    }
+
+    /// Lets every shopper live through a day, in the order of the hours at which they come.
+    async fn day(&mut self, world: &World<'_>, day: usize) -> anyhow::Result<()> {
+        let morning = UnixMillis(world.start.0 + day as i64 * UnixMillis::DAY);
+        let launched: Vec<usize> = world.shop.launched(Some(day)).collect();
+        self.server.offer(launched.into_iter().map(|product| world.shop.item(product, Some(morning)))).await?;
+        let when = day as i64;
+        self.shoppers.iter_mut().for_each(|shopper| shopper.begin_day(when, world.draws));
+        let mut order: Vec<usize> = (0..self.shoppers.len()).collect();
+        let hours: Vec<f64> = self.shoppers.iter().map(|shopper| shopper.hour(when, world.draws)).collect();
+        order.sort_by(|a, b| hours[*a].total_cmp(&hours[*b]));
+        for number in order {
+            let lived = match self.shoppers[number].comes(when, world.draws) {
+                true => self.visit(world, number, when).await?,
+                false => Day::default(),
+            };
+            self.lives[number].push(lived);
+        }
+        Ok(())
+    }
+
+    /// A night of the loop: what the day brought is learned from while the server goes on; then it begins again with the bundle.
+    async fn night(&mut self, world: &World<'_>) -> anyhow::Result<Night> {
+        match world.retrain(&self.path.join("data"), &self.path).await? {
+            0 => {}
+            1 => return Ok(Night::Refused),
+            code => bail!("the retrain ended with {code}; see {}", self.path.join(RETRAIN_LOG).display()),
+        }
+        self.server.stop();
+        let log = self.path.join("server.log");
+        self.server = Server::start(world.program, &world.current()?, &self.path.join("data"), &log).await?;
+        Ok(Night::Published)
+    }
+
+    async fn visit(&mut self, world: &World<'_>, number: usize, day: i64) -> anyhow::Result<Day> {
+        let (shop, draws) = (world.shop, world.draws);
+        let shopper = &mut self.shoppers[number];
+        let (mut reactions, mut list) = (Vec::new(), 0);
+        while let Some(wish) = shopper.asks(list, day, draws) {
+            let (products, token) = self.server.ask(&shopper.id(), day, &wish, world.config.page_size).await?;
+            let of_list = shopper.look(&products, list, shop, day, draws);
+            shopper.take_home(&of_list, shop, day);
+            let seen = Seen { wish, products, reactions: of_list };
+            if self.arm.writes_events() {
+                let deeds = seen.deeds(list, world.start, day, shopper.hour(day, draws));
+                self.server.tell(&shopper.id(), day, list, &token, &deeds, shop).await?;
+            }
+            reactions.extend(seen.reactions);
+            list += 1;
+        }
+        shopper.leave(&reactions);
+        let purchases = reactions.iter().filter(|reaction| reaction.is_bought).count() as u32;
+        Ok(Day { came: true, clicks: reactions.len() as u32, purchases })
+    }
+}
+
+/// A server of this program, which ends with its owner.
+struct Server {
+    process: Child,
+    channel: Channel,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Server {
+    fn stop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    async fn start(program: &Program, bundle: &Path, data: &Path, log: &Path) -> anyhow::Result<Self> {
+        let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).context("a free port")?;
+        let address = address.to_string();
+        let arguments = ["serve", "--workers", "1", "--listen", &address];
+        let mut command = program.command(&arguments, &[("--bundle", bundle), ("--data", data)])?;
+        command.stdout(appended(log)?).stderr(appended(log)?);
+        let mut process = command.spawn().context("lodestone serve")?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
+        let begun = Instant::now();
+        let channel = loop {
+            match endpoint.connect().await {
+                Ok(channel) => break channel,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+            if let Some(status) = process.try_wait()? {
+                bail!("the server stopped while starting ({status}); see {}", log.display());
+            }
+            if begun.elapsed() > PATIENCE {
+                let _ = process.kill();
+                bail!("the server did not start within {} s; see {}", PATIENCE.as_secs(), log.display());
+            }
+        };
+        Ok(Self { process, channel })
+    }
+
+    async fn offer(&self, items: impl Iterator<Item = Item>) -> anyhow::Result<()> {
+        let items: Vec<proto::Item> = items.map(|item| sent(&item)).collect();
+        if items.is_empty() {
+            return Ok(());
+        }
+        let answer =
+            CatalogServiceClient::new(self.channel.clone()).upsert_items(proto::UpsertItemsRequest { items }).await?;
+        let rejected = proto::ItemStatus::Rejected as i32;
+        match answer.into_inner().results.into_iter().find(|result| result.status == rejected) {
+            None => Ok(()),
+            Some(result) => bail!("item {} was rejected: {:?}", result.item_id, result.violations),
+        }
+    }
+
+    /// What the shop shows, and the token that goes with it.
+    async fn ask(
+        &self,
+        shopper: &str,
+        day: i64,
+        wish: &Wish,
+        page_size: usize,
+    ) -> anyhow::Result<(Vec<usize>, String)> {
+        let (viewer, page_size) = (viewer(shopper, day), page_size as i32);
+        let mut client = RankingServiceClient::new(self.channel.clone());
+        let (results, token) = match wish {
+            Wish::FirstPage => {
+                let r#type = RecommendType::ForYou.into();
+                let request = proto::RecommendRequest { viewer, r#type, page_size, ..Default::default() };
+                let answer = client.recommend(request).await?.into_inner();
+                (answer.results, answer.attribution_token)
+            }
+            Wish::Search(query) => {
+                let request = proto::SearchRequest { viewer, query: query.clone(), page_size, ..Default::default() };
+                let answer = client.search(request).await?.into_inner();
+                (answer.results, answer.attribution_token)
+            }
+        };
+        Ok((results.iter().filter_map(|result| product_of(&result.item_id)).collect(), token))
+    }
+
+    /// Writes what a shopper did with a list; when this returns, the next answer knows it.
+    async fn tell(
+        &self,
+        shopper: &str,
+        day: i64,
+        list: usize,
+        token: &str,
+        deeds: &[Deed],
+        shop: &Shop,
+    ) -> anyhow::Result<()> {
+        let id = |number: usize| format!("w{day}-{shopper}-{list}-{number}");
+        let events = deeds.iter().enumerate().map(|(number, deed)| event(deed, id(number), shopper, day, token, shop));
+        let request = proto::WriteEventsRequest { events: events.collect() };
+        let answer = EventServiceClient::new(self.channel.clone()).write_events(request).await?.into_inner();
+        let accepted = proto::EventStatus::Accepted as i32;
+        match answer.results.iter().find(|result| result.status != accepted || !result.warnings.is_empty()) {
+            None => Ok(()),
+            Some(result) => bail!("an event was not taken as sent: {result:?}"),
+        }
+    }
+}
+
+fn viewer(shopper: &str, day: i64) -> Option<proto::Viewer> {
+    Some(proto::Viewer { user_id: shopper.to_owned(), session_id: format!("d{day}"), ..Default::default() })
+}
+
+fn event(deed: &Deed, id: String, shopper: &str, day: i64, token: &str, shop: &Shop) -> proto::Event {
+    let order_id = if deed.kind == EventKind::Purchase { id.clone() } else { String::new() };
+    let lines = deed.lines.iter().map(|(product, rank)| proto::EventLine {
+        item_id: id_of(*product),
+        quantity: 1,
+        price_micros: Some(shop.products[*product].price.micros()),
+        rank: *rank as i32,
+    });
+    proto::Event {
+        event_id: id,
+        r#type: deed.kind as i32,
+        viewer: viewer(shopper, day),
+        occurred_time: Some(timestamp(deed.at)),
+        lines: lines.collect(),
+        attribution_token: token.to_owned(),
+        query: deed.query.clone(),
+        order_id,
+        ..Default::default()
+    }
+}
+
+fn sent(item: &Item) -> proto::Item {
+    proto::Item {
+        item_id: item.id.to_string(),
+        title: item.title.clone(),
+        categories: item.categories.clone(),
+        price_micros: item.price.map(|price| price.micros()),
+        create_time: item.created_at.map(timestamp),
+        ..Default::default()
+    }
+}
+
+fn timestamp(at: UnixMillis) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: at.0.div_euclid(1000), nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32 }
+}

@@ -1,0 +1,152 @@
+"""Runs `lodestone retrain` as a cron job would: beside itself, stopped, killed, and beside a server that takes what it publishes.
+
+Usage: retrain.py LODESTONE GRPCURL. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
+"""
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+LODESTONE, GRPCURL = sys.argv[1:3]
+KINDS, STYLES = ["mug", "lamp", "rug", "vase", "tray"], ["red", "blue", "old", "new", "tall", "flat", "soft", "round"]
+SECONDS_MAX = 120
+wrong = []
+
+
+def check(right, what, found=""):
+    print(f"  {'ok   ' if right else 'WRONG'} {what}{'' if right or not found else f': {found}'}")
+    if not right:
+        wrong.append(what)
+
+
+def shop(work):
+    """A small shop in which everyone buys things of one style."""
+    rng = random.Random(1)
+    rows = ["order,item,title,person,time"]
+    for order in range(900):
+        person = rng.randrange(100)
+        time_of_day = f"{rng.randrange(8, 20):02}:{rng.randrange(60):02}:00"
+        date = f"2026-{7 + order // 300:02}-{1 + order % 300 // 10:02}"
+        for kind in rng.sample(range(len(KINDS)), 2):
+            style = person % len(STYLES) if rng.random() < 0.9 else rng.randrange(len(STYLES))
+            rows.append(f"o{order},i{kind}-{style},{STYLES[style]} {KINDS[kind]},p{person},{date} {time_of_day}")
+    (work / "shop.csv").write_text("\n".join(rows) + "\n")
+    columns = "".join(f'{name} = "{name}"\n' for name in ("order", "item", "title", "person", "time"))
+    (work / "mapping.toml").write_text(f"[columns]\n{columns}")
+    subprocess.run([LODESTONE, "import", "--mapping", work / "mapping.toml", "--in", work / "shop.csv", "--out", work / "data"],
+                   check=True, capture_output=True)
+
+
+def command(work, *more):
+    return [LODESTONE, "retrain", "--data", work / "data", "--store", work / "store", "--lists-max", "200", "--format", "json", *more]
+
+
+def retrain(work, *more):
+    ran = subprocess.run(command(work, *more), capture_output=True, text=True, timeout=SECONDS_MAX)
+    return ran.returncode, json.loads(ran.stdout) if ran.stdout else None, ran.stderr
+
+
+def current(work):
+    file = work / "store" / "current"
+    return file.read_text().strip() if file.exists() else None
+
+
+def begun(work):
+    """A retrain that is training."""
+    running = subprocess.Popen(command(work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + SECONDS_MAX
+    while not (work / "data" / "retrain" / "gathered.json").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    return running
+
+
+def at_once_stopped_and_killed(work):
+    first = begun(work)
+    code, _, told = retrain(work)
+    check(code == 3 and f"process {first.pid}" in told and "nothing was done" in told, "the second of two at once says who is first",
+          (code, told))
+    first.send_signal(signal.SIGTERM)
+    check(first.wait(SECONDS_MAX) == 130 and current(work) is None, "a stopped one publishes nothing", first.returncode)
+    code, report, told = retrain(work)
+    check(code == 0 and report["resumed"] and report["trained"]["checkpoint"] == "resumed", "the next one goes on from there",
+          (code, told))
+    published = current(work)
+    check(report and published == report["published"], "what it publishes is current", published)
+    check(os.listdir(work / "data" / "retrain") == ["lock"], "it leaves nothing but its lock", os.listdir(work / "data" / "retrain"))
+    killed = begun(work)
+    killed.kill()
+    killed.wait()
+    names = sorted(entry.name for entry in (work / "store").iterdir())
+    check(names == sorted(["current", published]), "a killed one leaves the store as it was", names)
+    shown = subprocess.run([LODESTONE, "bundle", "show", "--bundle", work / "store" / published], capture_output=True, text=True)
+    check(shown.returncode == 0 and published in shown.stdout, "its current bundle is whole", shown.stderr)
+
+
+def call(address, method, request):
+    ran = subprocess.run([GRPCURL, "-plaintext", "-max-time", "5", "-d", json.dumps(request), address, method], capture_output=True,
+                         text=True, timeout=60)
+    return json.loads(ran.stdout) if ran.returncode == 0 else None
+
+
+def beside_a_server(work):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    server = subprocess.Popen([LODESTONE, "serve", "--bundle", work / "store" / current(work), "--data", work / "data",
+                               "--listen", address],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        ask = {"viewer": {"user_id": "p1"}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 3}
+        generation = lambda: (call(address, "lodestone.v1.RankingService/Recommend", ask) or {}).get("info", {}).get("generation")
+        until = time.monotonic() + SECONDS_MAX
+        while generation() is None and server.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        begins = generation() == current(work)
+        check(begins, "the server begins with the store's bundle")
+        if not begins:
+            return
+        event = {"type": "EVENT_TYPE_PURCHASE", "viewer": {"user_id": "p1"}, "lines": [{"item_id": "i1-1"}, {"item_id": "new-1"}]}
+        foreign = {**event, "attribution_token": "Zm9yZWlnbg"}
+        item = {"item_id": "new-1", "title": "round blue teapot"}
+        call(address, "lodestone.v1.CatalogService/UpsertItems", {"items": [item]})
+        call(address, "lodestone.v1.EventService/WriteEvents", {"events": [event, foreign]})
+        code, report, told = retrain(work, "--gate", "--newest", "60")
+        gathered = report["gathered"] if report else {}
+        check((gathered.get("item_count"), gathered.get("logged_event_count"), gathered.get("foreign_event_count")) == (41, 1, 1),
+              "beside a server, the log's items and events are gathered, and foreign tokens left out", (code, told, gathered))
+        verdict = report["gate"] if report else None
+        check(bool(verdict) and verdict["person_count"] > 0 and code == (1 if verdict["refusals"] else 0),
+              "the gate judges the bundle beside the current one", verdict)
+        code, report, told = retrain(work, "--newest", "60")
+        check(code == 0 and report["published"] == current(work), "without the gate it is published", (code, told))
+    finally:
+        server.terminate()
+        server.wait(SECONDS_MAX)
+
+
+def refusals(work):
+    def refused(words, *arguments):
+        ran = subprocess.run([LODESTONE, "retrain", *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS_MAX)
+        check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"it names {words}", (ran.returncode, ran.stderr))
+
+    refused(["--data", "nowhere"], "--data", work / "nowhere", "--store", work / "store")
+    refused(["--newest", "half"], "--data", work / "data", "--store", work / "other", "--newest", 10_000)
+    (work / "empty").mkdir()
+    refused(["items"], "--data", work / "empty", "--store", work / "other")
+
+
+with tempfile.TemporaryDirectory() as directory:
+    work = pathlib.Path(directory)
+    shop(work)
+    at_once_stopped_and_killed(work)
+    beside_a_server(work)
+    refusals(work)
+print(f"retrain: {len(wrong)} wrong")
+sys.exit(1 if wrong else 0)

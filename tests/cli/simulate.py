@@ -1,0 +1,43 @@
+"""Runs a small simulation: three real servers, two nights, and what is written of them.
+
+Usage: simulate.py LODESTONE OUT. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
+"""
+import json
+import pathlib
+import subprocess
+import sys
+
+LODESTONE, OUT = sys.argv[1], pathlib.Path(sys.argv[2])
+wrong = []
+
+
+def check(right, what, found=""):
+    print(f"  {'ok   ' if right else 'WRONG'} {what}{'' if right or not found else f': {found}'}")
+    if not right:
+        wrong.append(what)
+
+
+OUT.mkdir(parents=True, exist_ok=True)
+small = ["--seeds", "1", "--shoppers", "80", "--products", "96", "--days", "3", "--history-days", "20"]
+ran = subprocess.run([LODESTONE, "simulate", *small, "--json", OUT / "simulation.json", "--plot", OUT / "simulation.svg"],
+                     capture_output=True, text=True, timeout=300)
+check(ran.returncode == 0, "a small world is lived through", ran.stderr)
+if ran.returncode == 0:
+    report = json.loads((OUT / "simulation.json").read_text())
+    arms = {arm["arm"]: arm for arm in report["outcomes"]["arms"]}
+    check(set(arms) == {"off", "live", "loop"} and report["outcomes"]["shopper_count"] == 80, "all arms, all shoppers")
+    check([len(arm["days"]) for arm in arms.values()] == [3, 3, 3] and len(report["nights"][0]) == 2, "three days, two nights")
+    first = {arm: outcome["days"][0]["came"] for arm, outcome in arms.items()}
+    check(len(set(first.values())) == 1 and first["off"] > 0.1, "on the first day the same shoppers come to each", first)
+    check(arms["live"]["days"][0] == arms["loop"]["days"][0], "before the first night live and loop are the same server")
+    clicks = {arm: outcome["rates"]["clicks"]["mean"] for arm, outcome in arms.items()}
+    check(all(0.1 < mean < 5 for mean in clicks.values()) and clicks["off"] != clicks["live"], "what is written changes answers", clicks)
+    check("loop - off" in ran.stdout, "the differences are printed")
+    svg = (OUT / "simulation.svg").read_text()
+    check(svg.count("<polyline") == 9 and "NaN" not in svg, "the picture has three plots of three lines")
+for words, flags in ((["--days is 1", "2"], ["--days", "1"]), (["--shoppers is 3", "20"], ["--shoppers", "3"]),
+                     (["exists"], ["--work", OUT])):
+    ran = subprocess.run([LODESTONE, "simulate", *map(str, flags)], capture_output=True, text=True, timeout=60)
+    check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"it names {words}", ran.stderr)
+print(f"simulate: {len(wrong)} wrong")
+sys.exit(1 if wrong else 0)
