@@ -36,7 +36,7 @@ pub struct AnswersConfig {
 
 impl Default for AnswersConfig {
     fn default() -> Self {
-        Self { share: 1.0, days_max: 30, bytes_max: 2 << 30 }
+        Self { share: 0.1, days_max: 30, bytes_max: 2 << 30 }
     }
 }
 

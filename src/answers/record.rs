@@ -66,7 +66,7 @@ pub struct AnswerRecord {
     /// By candidate: what is added to its score, 1 for all words of the query, 2 for a named item. Empty: nothing.
     #[prost(bytes = "vec", tag = "23")]
     pub tiers: Vec<u8>,
-    /// By candidate: the fused score of retrieval.
+    /// By candidate: the fused score of retrieval. Empty: the feature `retrieval_score` is that.
     #[prost(float, repeated, tag = "24")]
     pub fused: Vec<f32>,
     #[prost(float, repeated, tag = "25")]

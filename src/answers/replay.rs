@@ -4,6 +4,7 @@ use super::{
     record::{AnswerRecord, ExplorationRecord, RankingRecord, SlotRecord},
 };
 use crate::{
+    features::FEATURES,
     ids::Row,
     policy::{
         Arranged, Base, Exploration, Given, Marginal, Organic, PinSlot, Random, Ranking, Team, arrange, place_pins,
@@ -53,7 +54,7 @@ pub fn replay(record: &AnswerRecord, generation: &mut dyn Generation) -> Result<
             record.head_values.get(at),
         ));
     }
-    let arranged = record.arrange(&heads, generation)?;
+    let arranged = record.arrange(&heads, &record.fused_scores(&features), generation)?;
     let difference = difference.or_else(|| record.compare(&arranged));
     Ok(Replayed { arranged, difference })
 }
@@ -129,8 +130,8 @@ impl AnswerRecord {
     }
 
     /// Arranges the answer from probabilities of the heads, `[candidates × heads]`.
-    fn arrange(&self, heads: &[f32], generation: &dyn Generation) -> Result<Arranged, ReplayError> {
-        let scores = self.rankings.iter().map(|ranking| self.scores(ranking, heads));
+    fn arrange(&self, heads: &[f32], fused: &[f32], generation: &dyn Generation) -> Result<Arranged, ReplayError> {
+        let scores = self.rankings.iter().map(|ranking| self.scores(ranking, heads, fused));
         let scores = scores.collect::<Result<Vec<Vec<f32>>, ReplayError>>()?;
         let of = |(record, scores): (&RankingRecord, _)| Ranking { scores, diversity: record.diversity };
         let rankings: Vec<Ranking> = self.rankings.iter().zip(scores.iter().map(Vec::as_slice)).map(of).collect();
@@ -154,9 +155,18 @@ impl AnswerRecord {
         self.pins.iter().map(|pin| PinSlot { row: pin.item.map(Row), rank: pin.rank as usize }).collect()
     }
 
-    fn scores(&self, ranking: &RankingRecord, heads: &[f32]) -> Result<Vec<f32>, ReplayError> {
+    /// The fused scores of retrieval, which are a feature.
+    fn fused_scores(&self, features: &[f32]) -> Vec<f32> {
+        let column = FEATURES.iter().position(|name| *name == "retrieval_score").unwrap_or_default();
+        match self.fused.is_empty() {
+            true => features.iter().copied().skip(column).step_by((self.feature_count as usize).max(1)).collect(),
+            false => self.fused.clone(),
+        }
+    }
+
+    fn scores(&self, ranking: &RankingRecord, heads: &[f32], fused: &[f32]) -> Result<Vec<f32>, ReplayError> {
         let count = (ranking.candidate_count as usize).min(self.candidate_count());
-        let base = Base { heads, weights: &ranking.weights, fused: &self.fused, tiers: &self.tiers };
+        let base = Base { heads, weights: &ranking.weights, fused, tiers: &self.tiers };
         base.scores(count).ok_or_else(|| ReplayError("it lacks scores of some candidates".to_owned()))
     }
 

@@ -17,8 +17,9 @@ const MAGIC: &[u8; 8] = b"LDANSW\0\x01";
 const HEADER_BYTES: usize = 48;
 /// No block is larger; a greater length is damage.
 const PAYLOAD_BYTES_MAX: usize = 64 << 20;
-/// Fast; what answers repeat of each other is found by the lowest level too.
-const LEVEL: i32 = 1;
+/// Below 0 are the fast levels: half of a record is the low bits of features, which no level makes smaller, and what answers
+/// repeat of each other is found by the lowest level too.
+const LEVEL: i32 = -3;
 const EXTENSION: &str = "answers";
 
 /// Why a file of answers cannot be read or written.

@@ -49,8 +49,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", env = "LODESTONE_SERVING")]
     serving: Option<PathBuf>,
     /// The share of answers whose record is kept under DATA/answers, for replay and for learning; see docs/answers.md.
-    #[arg(long, value_name = "0..1", env = "LODESTONE_ANSWERS_SHARE", default_value_t = AnswersConfig::default().share)]
-    answers_share: f64,
+    /// Default: 1 where the serving file explores or has experiments, otherwise 0.1.
+    #[arg(long, value_name = "0..1", env = "LODESTONE_ANSWERS_SHARE")]
+    answers_share: Option<f64>,
     /// Days for which records of answers are kept.
     #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", default_value_t = AnswersConfig::default().days_max)]
     answers_days: u32,
@@ -84,11 +85,9 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         "--diversity-default is {}; it must be within 0 and 1",
         args.diversity_default
     );
-    anyhow::ensure!(
-        (0.0..=1.0).contains(&args.answers_share),
-        "--answers-share is {}; it must be within 0 and 1",
-        args.answers_share
-    );
+    if let Some(share) = args.answers_share {
+        anyhow::ensure!((0.0..=1.0).contains(&share), "--answers-share is {share}; it must be within 0 and 1");
+    }
     anyhow::ensure!(
         (1..=3650).contains(&args.answers_days),
         "--answers-days is {}; it must be within 1 and 3650",
@@ -99,8 +98,8 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         Some(path) => Serving::open(path, &base)?,
         None => Serving::of(base),
     };
-    let answers =
-        AnswersConfig { share: args.answers_share, days_max: args.answers_days, bytes_max: args.answers_bytes };
+    let share = args.answers_share.unwrap_or(if serving.varies() { 1.0 } else { AnswersConfig::default().share });
+    let answers = AnswersConfig { share, days_max: args.answers_days, bytes_max: args.answers_bytes };
     crate::text::warm_up();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let engine = open(Opening {

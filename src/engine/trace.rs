@@ -109,7 +109,6 @@ impl Trace {
             feature_count: FEATURE_COUNT as u32,
             heads: manifest.heads.iter().map(|head| head.name.clone()).collect(),
             rankings: self.rankings(),
-            fused: self.ranked.candidates.list.iter().map(|candidate| candidate.evidence.fused).collect(),
             pins: self.rules.pins.iter().map(pin).collect(),
             exploration: self.rules.exploration.as_ref().map(Into::into),
             seed: self.rules.seed,
