@@ -96,7 +96,8 @@ pub fn self_test(generation: &Generation, models: &mut Models, golden: &[u8]) ->
             expected_count += 1;
             let Some((_, score)) = scored.iter().find(|(id, _)| id.as_str() == item) else { continue };
             found += 1;
-            if !((score - expected).abs() <= TOLERANCE_LEAST + TOLERANCE * expected.abs()) {
+            let difference = (score - expected).abs();
+            if difference.is_nan() || difference > TOLERANCE_LEAST + TOLERANCE * expected.abs() {
                 let (number, item) = (index + 1, item.clone());
                 return Err(GoldenError::Score { number, item, found: *score, expected: *expected });
             }
