@@ -282,7 +282,6 @@ mod tests {
         metrics.changed_bundle("activated");
         metrics.loaded_bundle(Duration::from_secs(1));
         metrics.generations(2);
-        let text = metrics.text(Sizes { items: 1, live_items: 5, merges: 6, people: 2, slates: 3, log_position: 4 });
         let registered: BTreeSet<String> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))
