@@ -107,6 +107,13 @@ test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 200 times in th
 	@scripts/tools.sh minilm
 	KILLS=200 CRASH_ONLY=1 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
+SWAPS ?= 1000
+test-swaps: tools-run ## Load and swap in 1,000 bundles under requests and writes; none may fail, and memory may not grow
+	SWAPS=$(SWAPS) cargo test --release --locked --test models swaps_under_load -- --nocapture
+
+bench-swap: build tools-run $(DATA) $(BUNDLE) ## Measure how much longer answers take while bundles are loaded and swapped in
+	python3 scripts/bench_swap.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA)
+
 FUZZ_SECONDS ?= 60
 fuzz: ## Try queries, filters, synonyms and tokens that nobody would send; FUZZ_SECONDS=60 for each kind
 	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test fuzz -- --test-threads 1 --nocapture

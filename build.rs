@@ -1,7 +1,7 @@
 //! Compiles the protos without `protoc` and keeps their descriptors for reflection.
 use std::{env, fs, path::PathBuf};
 
-const PROTOS: &[&str] = &["ranking_service", "event_service", "catalog_service", "explain_service"];
+const PROTOS: &[&str] = &["ranking_service", "event_service", "catalog_service", "explain_service", "model_service"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // tonic-prost-build does not print this itself.

@@ -3,8 +3,10 @@
 //! Useful for: moving a model from training to serving. Not useful for: what changes faster than a training (people,
 //! stock, new items); that is the log's.
 mod manifest;
+mod store;
 
 pub use manifest::{FileSum, Head, Manifest};
+pub use store::{Pointer, Store, StoreError};
 
 use crate::{
     catalog::{Item, VECTOR_DIM},
@@ -31,8 +33,10 @@ const QUERY_ENCODER: &str = "query_encoder.onnx";
 const TOKENIZER: &str = "tokenizer.json";
 const TRAINING: &str = "training.json";
 const RANKER: &str = "ranker.onnx";
+const GOLDEN: &str = "golden.json";
 
 /// Everything that was learned, in memory. Rows are places in `items`.
+#[derive(Clone)]
 pub struct Bundle {
     pub manifest: Manifest,
     pub items: Vec<Item>,
@@ -53,6 +57,8 @@ pub struct Bundle {
     /// How the losses went, for `evaluate --report`; JSON.
     pub training: Option<Vec<u8>>,
     pub ranker: Vec<u8>,
+    /// Requests with what was answered where the bundle was made; JSON. Whoever loads it asks them first.
+    pub golden: Option<Vec<u8>>,
 }
 
 /// Why a bundle is refused.
@@ -134,6 +140,7 @@ impl Bundle {
             title_vectors,
             tokenizer: optional(TOKENIZER)?,
             training: optional(TRAINING)?,
+            golden: optional(GOLDEN)?,
             next: neighbours(NEXT)?,
             together: neighbours(TOGETHER)?,
             person_encoder: file(PERSON_ENCODER)?,
@@ -170,7 +177,7 @@ impl Bundle {
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),
         ];
-        let optional = [(TOKENIZER, self.tokenizer), (TRAINING, self.training)];
+        let optional = [(TOKENIZER, self.tokenizer), (TRAINING, self.training), (GOLDEN, self.golden)];
         let optional = optional.into_iter().filter_map(|(name, bytes)| Some((name, bytes?)));
         for (name, bytes) in files.into_iter().chain(optional) {
             self.manifest.add_file(name, &bytes);

@@ -1,5 +1,5 @@
 //! bundle
-use super::{LibraryArgs, matrix::Matrix, offline::Bars};
+use super::{LibraryArgs, StoreArgs, matrix::Matrix, offline::Bars};
 use crate::{
     bundle::{Bundle, Head},
     catalog::VECTOR_DIM,
@@ -19,6 +19,8 @@ pub enum BundleCommand {
     Build(BuildArgs),
     /// Verifies a bundle and says what it holds.
     Show(ShowArgs),
+    /// Verifies a bundle, copies it into a store and makes it the one that servers of that store load; see docs/models.md.
+    Publish(PublishArgs),
 }
 
 #[derive(clap::Args)]
@@ -57,10 +59,19 @@ pub struct ShowArgs {
     bundle: PathBuf,
 }
 
+#[derive(clap::Args)]
+pub struct PublishArgs {
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
 pub fn run(command: BundleCommand) -> anyhow::Result<()> {
     match command {
         BundleCommand::Build(args) => build(args),
         BundleCommand::Show(args) => show(&args.bundle),
+        BundleCommand::Publish(args) => publish(&args),
     }
 }
 
@@ -88,6 +99,13 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
     bring(&args.from, &args.out, &models, &name, now, &runtime, &mut |step| bars.show(step))?;
     bars.finish();
     println!("bundle {} written; judge it with `lodestone gate`", args.out.display());
+    Ok(())
+}
+
+fn publish(args: &PublishArgs) -> anyhow::Result<()> {
+    let store = args.store.open()?;
+    let manifest = store.publish(&args.bundle, None)?;
+    println!("{} is current in {}", manifest.name, store.place());
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod serve;
 mod simulate;
 mod time;
 
+use crate::bundle::{Store, StoreError};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -90,6 +91,27 @@ pub struct LibraryArgs {
     /// The library of ONNX Runtime (libonnxruntime.so). Default: ORT_DYLIB_PATH, then the usual places.
     #[arg(long, env = "ORT_DYLIB_PATH", value_name = "FILE")]
     pub onnxruntime: Option<PathBuf>,
+}
+
+/// Where bundles are published.
+#[derive(clap::Args)]
+pub struct StoreArgs {
+    /// A directory, or in a build with the cargo feature `s3`, `gcs` or `azure` a place such as s3://bucket/path; its access comes
+    /// from the environment (AWS_…, GOOGLE_…, AZURE_…).
+    #[arg(long, value_name = "DIR|URL", env = "LODESTONE_STORE")]
+    pub store: String,
+}
+
+impl StoreArgs {
+    pub fn open(&self) -> Result<Store, StoreError> {
+        open_store(&self.store)
+    }
+}
+
+/// Opens a store with what the environment says of its access.
+fn open_store(place: &str) -> Result<Store, StoreError> {
+    let is_access = |(name, _): &(String, String)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|of| name.starts_with(of));
+    Store::open(place, std::env::vars().filter(is_access).map(|(name, value)| (name.to_lowercase(), value)))
 }
 
 /// An error with its causes; one that its effect already tells is not told twice.

@@ -1,8 +1,8 @@
 //! serve
-use super::LibraryArgs;
+use super::{LibraryArgs, open_store};
 use crate::{
     answers::AnswersConfig,
-    engine::{EngineConfig, Opening, open},
+    engine::{Bounds, EngineConfig, LifeConfig, Opening, Source, open},
     ranking::Device,
     server::{self, ServerConfig},
     serving::{Serving, ServingConfig},
@@ -13,9 +13,21 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 #[derive(clap::Args)]
 pub struct ServeArgs {
-    /// The bundle that `train` wrote.
-    #[arg(long, value_name = "DIR", env = "LODESTONE_BUNDLE")]
-    bundle: PathBuf,
+    /// The bundle that `train` wrote: it serves as long as the server runs.
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "LODESTONE_BUNDLE",
+        required_unless_present = "store",
+        conflicts_with = "store"
+    )]
+    bundle: Option<PathBuf>,
+    /// A store of bundles, which `bundle publish` fills: a directory or a URL. The server loads what is current there, watches
+    /// it, and loads what becomes current later beside it; docs/models.md tells all of it.
+    #[arg(long, value_name = "DIR|URL", env = "LODESTONE_STORE")]
+    store: Option<String>,
+    #[command(flatten)]
+    life: LifeArgs,
     /// The shop's data directory: the imported history, if any, and the log of what comes in.
     #[arg(long, value_name = "DIR", env = "LODESTONE_DATA")]
     data: PathBuf,
@@ -68,6 +80,62 @@ pub struct ServeArgs {
     library: LibraryArgs,
 }
 
+/// How bundles come and go.
+#[derive(clap::Args)]
+struct LifeArgs {
+    /// How often the store is asked what is current.
+    #[arg(long, value_name = "S", env = "LODESTONE_WATCH_SECONDS", default_value_t = 10.0)]
+    watch_seconds: f64,
+    /// Bundles that stay in memory after they answered: for a way back without loading, and for later pages of their answers.
+    #[arg(long, value_name = "N", env = "LODESTONE_KEPT_BUNDLES_MAX", default_value_t = 1)]
+    kept_bundles_max: usize,
+    /// A canary or a new bundle is judged by the answers of so many seconds.
+    #[arg(long, value_name = "S", env = "LODESTONE_BOUNDS_WINDOW_SECONDS", default_value_t = 60.0)]
+    bounds_window_seconds: f64,
+    /// After a swap the new bundle is judged so long; then it is trusted.
+    #[arg(long, value_name = "S", env = "LODESTONE_PROBATION_SECONDS", default_value_t = 600.0)]
+    probation_seconds: f64,
+    /// Fewer answers than this say nothing.
+    #[arg(long, value_name = "N", env = "LODESTONE_BOUNDS_REQUESTS_MIN", default_value_t = 200)]
+    bounds_requests_min: u64,
+    /// A bundle is taken back where a greater share of its answers fails.
+    #[arg(long, value_name = "0..1", env = "LODESTONE_ERROR_SHARE_MAX", default_value_t = 0.01)]
+    error_share_max: f64,
+    /// A bundle is taken back where so much more of its answers lack a model or a source than before.
+    #[arg(long, value_name = "0..1", env = "LODESTONE_DEGRADED_SHARE_MAX", default_value_t = 0.05)]
+    degraded_share_max: f64,
+    /// A bundle is taken back where the 99th percentile of its time in a worker is so many times that of the other one.
+    #[arg(long, value_name = "RATIO", env = "LODESTONE_P99_RATIO_MAX", default_value_t = 2.0)]
+    p99_ratio_max: f64,
+}
+
+impl LifeArgs {
+    fn config(&self) -> anyhow::Result<LifeConfig> {
+        let seconds = |name: &str, value: f64, least: f64| match (least..=1e7).contains(&value) {
+            true => Ok(Duration::from_secs_f64(value)),
+            false => Err(anyhow::anyhow!("--{name} is {value}; it must be within {least} and 10,000,000")),
+        };
+        for (name, share) in
+            [("error-share-max", self.error_share_max), ("degraded-share-max", self.degraded_share_max)]
+        {
+            anyhow::ensure!((0.0..=1.0).contains(&share), "--{name} is {share}; it must be within 0 and 1");
+        }
+        anyhow::ensure!(self.p99_ratio_max >= 1.0, "--p99-ratio-max is {}; it must be at least 1", self.p99_ratio_max);
+        Ok(LifeConfig {
+            watch: seconds("watch-seconds", self.watch_seconds, 0.05)?,
+            kept_max: self.kept_bundles_max,
+            bounds: Bounds {
+                requests_min: self.bounds_requests_min.max(1),
+                error_share_max: self.error_share_max,
+                degraded_share_max: self.degraded_share_max,
+                p99_ratio_max: self.p99_ratio_max,
+                window: seconds("bounds-window-seconds", self.bounds_window_seconds, 0.1)?,
+                probation: seconds("probation-seconds", self.probation_seconds, 0.0)?,
+            },
+        })
+    }
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum DeviceArg {
     Cpu,
@@ -102,8 +170,13 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let answers = AnswersConfig { share, days_max: args.answers_days, bytes_max: args.answers_bytes };
     crate::text::warm_up();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let bundle = match (&args.store, &args.bundle) {
+        (Some(store), _) => Source::Store(open_store(store)?),
+        (None, bundle) => Source::Directory(bundle.clone().context("--bundle or --store is needed")?),
+    };
     let engine = open(Opening {
-        bundle: &args.bundle,
+        bundle,
+        life: args.life.config()?,
         data: &args.data,
         library: args.library.onnxruntime.as_deref(),
         device: match args.device {

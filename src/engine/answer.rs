@@ -521,6 +521,12 @@ enum Why {
 }
 
 impl Slate {
+    /// The items of the first `count` places, best first.
+    pub fn keys(&self, generation: &Generation, count: usize) -> Vec<ItemKey> {
+        let catalog = generation.catalog.load();
+        self.places.iter().take(count).map(|place| catalog.get(place.row).key).collect()
+    }
+
     /// The results of a range of places. Rows outlive their items, so a later page shows what the first one froze.
     pub fn results(&self, generation: &Generation, range: std::ops::Range<usize>) -> Vec<RankedItem> {
         let catalog = generation.catalog.load();

@@ -5,6 +5,7 @@ use super::{
     facets::Facets,
     generation::Space,
     generations::{Answered, Embedded, Generations, Served},
+    life::Life,
     request::*,
     stories::{self, Asked, Question, Told},
     token::{PageToken, TokenKey},
@@ -65,6 +66,7 @@ struct Frozen {
 
 pub struct Engine {
     pub(super) generations: Arc<Generations>,
+    life: Life,
     pub(super) workers: Answerers,
     writer: Writer<Embedded>,
     serving: Arc<Serving>,
@@ -80,8 +82,10 @@ pub struct Engine {
 pub type Answerers = Workers<usize, Question, Answered>;
 
 impl Engine {
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         generations: Arc<Generations>,
+        life: Life,
         workers: Answerers,
         writer: Writer<Embedded>,
         answers: AnswersLog,
@@ -90,9 +94,8 @@ impl Engine {
         metrics: Metrics,
     ) -> Self {
         let slates = Cache::builder().max_capacity(config.slates_max).time_to_live(config.slate_ttl).build();
-        metrics.serving(generations.current().name());
         let (serving, answers) = (config.serving.clone(), Arc::new(answers));
-        Self { generations, workers, writer, serving, answers, slates, tokens, checkpoints: None, metrics }
+        Self { generations, life, workers, writer, serving, answers, slates, tokens, checkpoints: None, metrics }
     }
 
     /// The engine, taking its state down in checkpoints.
@@ -153,6 +156,11 @@ impl Engine {
         }
     }
 
+    /// Bundles, and how they come and go.
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
     pub fn is_attribution_token(&self, text: &str) -> bool {
         self.tokens.parse_attribution(text).is_some()
     }
@@ -197,7 +205,7 @@ impl Engine {
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
         let (generations, seen) = (self.generations.clone(), self.writer.position());
         let tell = move |worker: &mut usize| {
-            let served = generations.current();
+            let served = generations.routes().of(&request.viewer.person).clone();
             let suggested = stories::suggest(&served.generation, &mut served.models_of(*worker), &request);
             Ok((served, suggested))
         };

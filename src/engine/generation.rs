@@ -12,8 +12,8 @@ use crate::{
     ids::{ItemId, ItemKey, Row},
     ranking::RankingError,
     retrieval::{
-        BadVector, FrozenError, FrozenGraph, Lexical, LexicalError, Neighbours, Suggester, Suggestible, Synonyms,
-        VectorError, VectorIndex,
+        BadVector, FrozenError, FrozenGraph, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError,
+        VectorIndex,
     },
 };
 use arc_swap::ArcSwap;
@@ -67,10 +67,9 @@ pub enum GenerationError {
 pub type EmbeddedChange = (ItemChange, Option<ItemVectors>);
 
 impl Generation {
-    /// A bundle's items over what is live, with room for `live_rows` more. Changes of the catalogue are not in effect yet.
-    pub fn new(bundle: Bundle, live: Arc<Live>, synonyms: Synonyms, live_rows: usize) -> Result<Self, GenerationError> {
-        let mut lexical = Lexical::new()?;
-        lexical.set_synonyms(synonyms);
+    /// A bundle's items over what is live, with an empty index of words and room for `live_rows` more. Changes of the catalogue
+    /// are not in effect yet.
+    pub fn new(bundle: Bundle, live: Arc<Live>, lexical: Lexical, live_rows: usize) -> Result<Self, GenerationError> {
         let keys: Vec<ItemKey> = bundle.items.iter().map(|item| live.keys.intern(&item.id)).collect();
         let generation = Self {
             bundle_row_count: bundle.items.len(),
@@ -105,7 +104,7 @@ impl Generation {
 
     /// A bundle of which nothing is known but itself: the items have the keys 0, 1, 2, … in order.
     pub fn alone(bundle: Bundle, live_rows: usize) -> Result<Self, GenerationError> {
-        Self::new(bundle, Arc::default(), Synonyms::default(), live_rows)
+        Self::new(bundle, Arc::default(), Lexical::new()?, live_rows)
     }
 
     pub fn name(&self) -> &str {

@@ -2,26 +2,40 @@
 use super::{
     catalogue::ItemChange,
     generation::{EmbeddedChange, Generation, GenerationError},
+    golden::{self, GoldenError},
     live::Live,
     models::{Models, embed_items},
+    shadow::{Shadow, ShadowWork, time_of},
     stories::{self, Question, Told},
+    window::Window,
 };
 use crate::{
-    bundle::Bundle,
+    bundle::{Bundle, BundleError},
     catalog::{Item, ItemVectors},
     events::Change,
+    ids::PersonId,
     ranking::{Device, RankingError, Runtime},
-    retrieval::Synonyms,
+    retrieval::{Lexical, Synonyms},
 };
 use arc_swap::ArcSwap;
+use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::{Mutex, MutexGuard};
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use sha2::{Digest, Sha256};
+use std::{
+    collections::VecDeque,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 /// Rows that the graphs make room for beyond the bundle's items.
 const SPARE_ROWS: usize = 100_000;
+/// Requests that are kept to warm a generation, one of so many.
+const SAMPLES_MAX: usize = 32;
+const SAMPLE_EVERY: u64 = 16;
 
 /// The number of a load of a bundle, from 1. A bundle that is loaded twice has two.
 pub type LoadNumber = u64;
@@ -35,9 +49,16 @@ pub struct Served {
     pub generation: Generation,
     /// One for each worker, which alone takes it, so that it never waits; the last is for what is done beside answers.
     models: Box<[Mutex<Models>]>,
+    /// How its answers go.
+    pub window: Window,
 }
 
 impl Served {
+    /// The heads of its ranking model.
+    pub fn head_names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.generation.manifest.heads.iter().map(|head| head.name.as_str())
+    }
+
     /// The models of one worker.
     pub fn models_of(&self, worker: usize) -> MutexGuard<'_, Models> {
         self.models[worker].lock()
@@ -60,24 +81,49 @@ pub struct Loader {
     pub worker_count: usize,
     pub synonyms: Synonyms,
     pub live: Arc<Live>,
-    loads: AtomicU64,
+    /// How long answers are remembered.
+    pub window: Duration,
+    pub loads: AtomicU64,
+}
+
+/// Why a bundle is not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
 }
 
 impl Loader {
-    pub fn new(runtime: Runtime, device: Device, worker_count: usize, synonyms: Synonyms, live: Arc<Live>) -> Self {
-        Self { runtime, device, worker_count, synonyms, live, loads: AtomicU64::new(0) }
+    /// Verifies a bundle, makes a generation of it on the threads of `pool`, and asks it the bundle's golden requests. It then has
+    /// the catalogue's changes up to a moment in the past.
+    pub fn load(&self, bundle: &Path, pool: &rayon::ThreadPool) -> Result<Served, LoadError> {
+        self.load_opened(pool.install(|| Bundle::open(bundle))?, pool)
     }
 
-    /// A generation of a verified bundle, on the threads of the current rayon pool. It has the catalogue's changes up to a
-    /// moment in the past.
-    pub fn load(&self, bundle: Bundle) -> Result<Served, GenerationError> {
-        let models = (0..=self.worker_count)
-            .map(|_| Models::open(&self.runtime, &bundle, self.device).map(Mutex::new))
-            .collect::<Result<Box<[_]>, RankingError>>()?;
-        let generation = Generation::new(bundle, self.live.clone(), self.synonyms.clone(), SPARE_ROWS)?;
-        let served = Served { number: 1 + self.loads.fetch_add(1, Ordering::Relaxed), generation, models };
-        served.generation.catch_up(&mut served.spare_models())?;
-        Ok(served)
+    /// The same of a bundle that was verified.
+    pub fn load_opened(&self, bundle: Bundle, pool: &rayon::ThreadPool) -> Result<Served, LoadError> {
+        // Its threads write words as long as the generation lives, so they are not those of the pool, which may have to wait.
+        let mut lexical = Lexical::new().map_err(GenerationError::from)?;
+        lexical.set_synonyms(self.synonyms.clone());
+        pool.install(|| {
+            let models = (0..=self.worker_count)
+                .map(|_| Models::open(&self.runtime, &bundle, self.device).map(Mutex::new))
+                .collect::<Result<Box<[_]>, RankingError>>()
+                .map_err(GenerationError::from)?;
+            let golden = bundle.golden.clone();
+            let generation = Generation::new(bundle, self.live.clone(), lexical, SPARE_ROWS)?;
+            let number = 1 + self.loads.fetch_add(1, Ordering::Relaxed);
+            let served = Served { number, generation, models, window: Window::new(self.window) };
+            if let Some(golden) = golden {
+                golden::self_test(&served.generation, &mut served.spare_models(), &golden)?;
+            }
+            served.generation.catch_up(&mut served.spare_models())?;
+            Ok(served)
+        })
     }
 }
 
@@ -87,37 +133,183 @@ pub struct Answered {
     pub told: Told,
 }
 
-/// Which generation answers. A request loads the pointer once.
+/// Which generation answers whom.
+#[derive(Clone)]
+pub struct Routes {
+    pub current: Arc<Served>,
+    /// Answers a share of the persons.
+    pub canary: Option<Canary>,
+    /// Is asked what others answer.
+    pub shadow: Option<Arc<Shadow>>,
+    /// Answered before, the latest first; for a way back, for later pages and for replays.
+    pub kept: Vec<Arc<Served>>,
+}
+
+#[derive(Clone)]
+pub struct Canary {
+    pub served: Arc<Served>,
+    /// Of the persons, within 0 and 1.
+    pub share: f64,
+}
+
+impl Canary {
+    /// Whether a person is answered by it: the same person always is, and stays so when the share grows.
+    fn takes(&self, person: &PersonId) -> bool {
+        person_share(self.served.name(), person) < self.share
+    }
+}
+
+/// A person's place within 0 and 1 that depends on the bundle, so that not always the same persons are the first.
+fn person_share(bundle: &str, person: &PersonId) -> f64 {
+    let mut hash = Sha256::new();
+    hash.update(bundle);
+    hash.update([0]);
+    hash.update(person.as_str());
+    let sum = hash.finalize();
+    let first = u64::from_le_bytes([sum[0], sum[1], sum[2], sum[3], sum[4], sum[5], sum[6], sum[7]]);
+    first as f64 / (u64::MAX as f64 + 1.0)
+}
+
+impl Routes {
+    /// Who answers a person.
+    pub fn of(&self, person: &PersonId) -> &Arc<Served> {
+        match &self.canary {
+            Some(canary) if canary.takes(person) => &canary.served,
+            _ => &self.current,
+        }
+    }
+
+    /// Those that answer somebody.
+    fn answering(&self) -> impl Iterator<Item = &Arc<Served>> {
+        std::iter::once(&self.current).chain(self.canary.iter().map(|canary| &canary.served))
+    }
+
+    /// Those that are loaded.
+    pub fn loaded(&self) -> impl Iterator<Item = &Arc<Served>> {
+        self.answering().chain(self.shadow.iter().map(|shadow| &shadow.served)).chain(&self.kept)
+    }
+}
+
+/// Which generation answers whom. A request loads the pointer once.
 pub struct Generations {
     pub live: Arc<Live>,
-    current: ArcSwap<Served>,
-    /// Held while changes of the catalogue are put into effect, so that none falls between two generations.
+    routes: ArcSwap<Routes>,
+    /// Held while changes of the catalogue are put into effect and while routes change, so that no change falls between two
+    /// generations.
     writing: Mutex<()>,
+    samples: Mutex<VecDeque<Question>>,
+    asked: AtomicU64,
+    shadow_work: Sender<ShadowWork>,
 }
 
 impl Generations {
-    pub fn new(first: Served) -> Self {
-        Self { live: first.generation.live.clone(), current: ArcSwap::from_pointee(first), writing: Mutex::default() }
+    pub fn new(first: Served, shadow_work: Sender<ShadowWork>) -> Self {
+        let live = first.generation.live.clone();
+        let routes = Routes { current: Arc::new(first), canary: None, shadow: None, kept: Vec::new() };
+        Self {
+            live,
+            routes: ArcSwap::from_pointee(routes),
+            writing: Mutex::default(),
+            samples: Mutex::default(),
+            asked: AtomicU64::new(0),
+            shadow_work,
+        }
     }
 
-    /// The generation that answers.
+    pub fn routes(&self) -> Arc<Routes> {
+        self.routes.load_full()
+    }
+
+    /// The generation that answers most.
     pub fn current(&self) -> Arc<Served> {
-        self.current.load_full()
+        self.routes.load().current.clone()
+    }
+
+    /// A loaded generation by the name of its bundle.
+    pub fn named(&self, name: &str) -> Option<Arc<Served>> {
+        self.routes.load().loaded().find(|served| served.name() == name).cloned()
+    }
+
+    /// Changes the routes. Generations that will answer somebody have every change of the catalogue by then; most of it before
+    /// anything waits for it.
+    pub fn reroute(&self, routes: Routes) -> Result<(), GenerationError> {
+        let known = self.routes();
+        let is_new = |served: &&Arc<Served>| !known.answering().any(|other| other.number == served.number);
+        let catch_up = || -> Result<(), GenerationError> {
+            let mut new = routes.answering().filter(is_new);
+            new.try_for_each(|served| served.generation.catch_up(&mut served.spare_models()).map(drop))
+        };
+        catch_up()?;
+        let _writing = self.writing.lock();
+        catch_up()?;
+        self.routes.store(Arc::new(routes));
+        Ok(())
+    }
+
+    /// Gives a generation that answers nobody what changed in the catalogue.
+    pub fn catch_up_others(&self) -> Result<(), GenerationError> {
+        let routes = self.routes();
+        let others = routes.shadow.iter().map(|shadow| &shadow.served).chain(&routes.kept);
+        others.into_iter().try_for_each(|served| served.generation.catch_up(&mut served.spare_models()).map(drop))
+    }
+
+    /// Requests of late, for warming; the generation answers each of them with the models of every worker.
+    pub fn warm(&self, served: &Served) -> usize {
+        let samples: Vec<Question> = self.samples.lock().iter().cloned().collect();
+        for models in &served.models {
+            for question in &samples {
+                // What fails here fails later too, where it is counted.
+                let tell = || stories::tell(&served.generation, &mut models.lock(), std::slice::from_ref(question));
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(tell));
+            }
+        }
+        samples.len()
     }
 
     /// Answers requests with a worker's models.
     pub fn tell(&self, worker: usize, questions: &[Question]) -> Vec<Answered> {
-        let served = self.current();
-        let told = stories::tell(&served.generation, &mut served.models_of(worker), questions);
-        told.into_iter().map(|told| Answered { served: served.clone(), told }).collect()
+        let routes = self.routes.load();
+        let answered = match &routes.canary {
+            None => tell_by(&routes.current, worker, questions),
+            Some(canary) => tell_by_two(&routes.current, canary, worker, questions),
+        };
+        for (question, answered) in questions.iter().zip(&answered) {
+            self.sample(question);
+            if let Some(shadow) = &routes.shadow {
+                self.ask_shadow(shadow, question, answered);
+            }
+        }
+        answered
+    }
+
+    fn sample(&self, question: &Question) {
+        if self.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE_EVERY)
+            && let Some(mut samples) = self.samples.try_lock()
+        {
+            samples.truncate(SAMPLES_MAX - 1);
+            samples.push_front(question.unlogged());
+        }
+    }
+
+    fn ask_shadow(&self, shadow: &Arc<Shadow>, question: &Question, answered: &Answered) {
+        if !rand::random_bool(shadow.share) {
+            return;
+        }
+        let work = shadow.work(question.unlogged(), &answered.served, &answered.told);
+        if let Err(TrySendError::Full(_)) = self.shadow_work.try_send(work) {
+            shadow.dropped();
+        }
     }
 
     /// Vectors of items in the spaces of the generations that answer, with a worker's models.
     pub fn embed(&self, worker: usize, items: &[Item]) -> Result<Vec<Embedded>, RankingError> {
-        let served = self.current();
         let items: Vec<&Item> = items.iter().collect();
-        let vectors = embed_items(&served.generation, &mut served.models_of(worker), &items)?;
-        Ok(vectors.into_iter().map(|vectors| vec![(served.number, vectors)]).collect())
+        let mut embedded: Vec<Embedded> = vec![Vec::new(); items.len()];
+        for served in self.routes.load().answering() {
+            let vectors = embed_items(&served.generation, &mut served.models_of(worker), &items)?;
+            embedded.iter_mut().zip(vectors).for_each(|(of, vectors)| of.push((served.number, vectors)));
+        }
+        Ok(embedded)
     }
 
     /// The fold of what the log's writer committed, in log order.
@@ -145,20 +337,84 @@ impl Generations {
             changes.iter().for_each(|(change, _)| noted.note(change.clone()));
             noted.version()
         };
-        let served = self.current();
-        served.generation.apply(for_generation(&served, changes)?, version)
+        // One that cannot take them must not keep them from the others.
+        let routes = self.routes.load();
+        let results =
+            routes.answering().map(|served| served.generation.apply(for_generation(served, &changes)?, version));
+        results.collect::<Vec<_>>().into_iter().collect()
     }
 }
 
-/// The changes with the vectors of one generation; those that were not made beside the write are made now.
-fn for_generation(served: &Served, changes: Vec<(ItemChange, Embedded)>) -> Result<Vec<EmbeddedChange>, RankingError> {
-    let of_this = |embedded: Embedded| embedded.into_iter().find(|(number, _)| *number == served.number);
-    let mut embedded: Vec<EmbeddedChange> =
-        changes.into_iter().map(|(change, vectors)| (change, of_this(vectors).map(|(_, vectors)| vectors))).collect();
-    for ((_, item), vectors) in &mut embedded {
-        if let (Some(item), None) = (&*item, &*vectors) {
-            *vectors = embed_items(&served.generation, &mut served.spare_models(), &[item])?.pop();
+/// Notes an error where an answer panics.
+struct NotesPanic<'a>(&'a Served);
+
+impl Drop for NotesPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.window.note_error();
         }
     }
-    Ok(embedded)
+}
+
+fn tell_by(served: &Arc<Served>, worker: usize, questions: &[Question]) -> Vec<Answered> {
+    // Of several that were asked together only one is to blame; each is asked again alone, and that counts.
+    let _noted = (questions.len() == 1).then(|| NotesPanic(served));
+    let told = stories::tell(&served.generation, &mut served.models_of(worker), questions);
+    told.into_iter()
+        .map(|told| {
+            served.window.note(time_of(&told), told.is_degraded());
+            Answered { served: served.clone(), told }
+        })
+        .collect()
+}
+
+/// Each request by the generation that its person has; the answers in the order of the requests.
+fn tell_by_two(current: &Arc<Served>, canary: &Canary, worker: usize, questions: &[Question]) -> Vec<Answered> {
+    let (mut for_canary, mut others) = (Vec::new(), Vec::new());
+    let is_canary: Vec<bool> = questions.iter().map(|question| canary.takes(&question.asked.viewer().person)).collect();
+    for (question, is_canary) in questions.iter().zip(&is_canary) {
+        if *is_canary { &mut for_canary } else { &mut others }.push(question.clone());
+    }
+    let tell = |served, questions: Vec<Question>| match questions.is_empty() {
+        true => Vec::new().into_iter(),
+        false => tell_by(served, worker, &questions).into_iter(),
+    };
+    let (mut of_canary, mut of_current) = (tell(&canary.served, for_canary), tell(current, others));
+    is_canary.into_iter().filter_map(|canary| if canary { of_canary.next() } else { of_current.next() }).collect()
+}
+
+/// The changes with the vectors of one generation; those that were not made beside the write are made now.
+fn for_generation(served: &Served, changes: &[(ItemChange, Embedded)]) -> Result<Vec<EmbeddedChange>, RankingError> {
+    let of_this = |embedded: &Embedded| {
+        embedded.iter().find(|(number, _)| *number == served.number).map(|(_, vectors)| vectors.clone())
+    };
+    changes
+        .iter()
+        .map(|(change, embedded)| {
+            let vectors = match (&change.1, of_this(embedded)) {
+                (Some(item), None) => embed_items(&served.generation, &mut served.spare_models(), &[item])?.pop(),
+                (_, vectors) => vectors,
+            };
+            Ok((change.clone(), vectors))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn persons_are_shared_out_evenly_and_each_bundle_has_others_first() {
+        let person = |n: u32| PersonId::user(&format!("p{n}")).unwrap();
+        let share =
+            |bundle: &str, share: f64| (0..10_000).filter(|n| person_share(bundle, &person(*n)) < share).count();
+        for asked in [0.0, 0.05, 0.5, 1.0] {
+            let found = share("a", asked) as f64 / 10_000.0;
+            assert!((found - asked).abs() < 0.015, "{asked}: {found}");
+        }
+        let both = (0..10_000).filter(|n| person_share("a", &person(*n)) < 0.1 && person_share("b", &person(*n)) < 0.1);
+        assert!(both.count() < 200, "a tenth of a tenth");
+        assert_eq!(person_share("a", &person(1)), person_share("a", &person(1)));
+    }
 }

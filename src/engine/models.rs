@@ -33,7 +33,7 @@ impl Models {
             )?,
             ranker: match bundle.ranker.is_empty() {
                 true => None,
-                false => Some(Ranker::open(runtime, &bundle.ranker, device)?),
+                false => Some(open_ranker(runtime, bundle, device)?),
             },
             heads: bundle.manifest.heads.clone(),
         })
@@ -55,6 +55,19 @@ impl Models {
     ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
         let inputs = histories.iter().map(|history| person_input(history, catalog, now)).collect();
         encode_those(inputs, |input: &PersonInput| !input.kinds.is_empty(), |inputs| self.person.encode_batch(inputs))
+    }
+}
+
+/// The ranking model, if it has the heads that the manifest names.
+fn open_ranker(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Ranker, RankingError> {
+    let ranker = Ranker::open(runtime, &bundle.ranker, device)?;
+    let (found, named) = (ranker.head_count(), bundle.manifest.heads.len());
+    match found == named {
+        true => Ok(ranker),
+        false => Err(RankingError::Contract {
+            model: "ranker",
+            problem: format!("has {found} heads where the manifest names {named}"),
+        }),
     }
 }
 

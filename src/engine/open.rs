@@ -3,7 +3,8 @@ use super::{
     checkpoints::Checkpoints,
     engine::{Engine, EngineConfig},
     generation::GenerationError,
-    generations::{Embedded, Generations, Loader},
+    generations::{Embedded, Generations, LoadError, Loader},
+    life::{self, Life, LifeConfig, Source},
     start,
     stories::Question,
     token::TokenKey,
@@ -11,7 +12,7 @@ use super::{
 };
 use crate::{
     answers::{AnswersError, AnswersLog},
-    bundle::{Bundle, BundleError},
+    bundle::{Bundle, BundleError, StoreError},
     dataset::DatasetError,
     events::{Change, EventLog, LogError, Writer},
     ranking::{Device, Runtime, RuntimeError},
@@ -24,7 +25,7 @@ use parking_lot::Mutex;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 const TOKEN_KEY: &str = "token.key";
@@ -36,7 +37,7 @@ const EVENTS: &str = "events.parquet";
 
 /// What an engine is opened from.
 pub struct Opening<'a> {
-    pub bundle: &'a Path,
+    pub bundle: Source,
     /// The shop's data directory: imported history and the log.
     pub data: &'a Path,
     /// The library of ONNX Runtime; none: it is looked for.
@@ -51,6 +52,7 @@ pub struct Opening<'a> {
     /// Event ids that are remembered at most.
     pub dedupe_ids_max: usize,
     pub config: EngineConfig,
+    pub life: LifeConfig,
 }
 
 /// Why an engine does not start.
@@ -58,6 +60,10 @@ pub struct Opening<'a> {
 pub enum OpenError {
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
@@ -83,10 +89,17 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
         move |source| OpenError::Io { path, source }
     };
     let synonyms = opening.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
-    let bundle = Bundle::open(opening.bundle)?;
+    fs::create_dir_all(opening.data).map_err(io(opening.data))?;
+    let (place, seen) = match &opening.bundle {
+        Source::Directory(directory) => (directory.clone(), None),
+        Source::Store(store) => {
+            let (name, pointer) = life::first_bundle(store, opening.data)?;
+            (store.fetch(&name, &opening.data.join(life::CACHE))?, Some(pointer))
+        }
+    };
+    let bundle = Bundle::open(&place)?;
     opening.config.serving.check_heads(bundle.manifest.heads.iter().map(|head| head.name.as_str()))?;
     let runtime = Runtime::load(opening.library)?;
-    fs::create_dir_all(opening.data).map_err(io(opening.data))?;
     let directory = opening.data.join(LOG);
     let log = EventLog::open(&directory)?;
     if let Some(torn) = log.torn_tail() {
@@ -103,9 +116,20 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let checkpoints =
         Arc::new(Checkpoints::new(live.clone(), recent.clone(), &directory, folded.origin, folded.checkpoint));
     let checkpoints = (!ends_now).then_some(checkpoints);
-    let worker_count = opening.workers.max(1);
-    let loader = Loader::new(runtime, opening.device, worker_count, synonyms, live);
-    let generations = Arc::new(Generations::new(loader.load(bundle)?));
+    let loader = Loader {
+        runtime,
+        device: opening.device,
+        worker_count: opening.workers.max(1),
+        synonyms,
+        live,
+        window: opening.life.bounds.window,
+        loads: AtomicU64::new(0),
+    };
+    let all_cores = rayon::ThreadPoolBuilder::new().build().map_err(io::Error::other).map_err(io(opening.data))?;
+    let first = loader.load_opened(bundle, &all_cores)?;
+    drop(all_cores);
+    let shadow = life::start_shadow().map_err(io(opening.data))?;
+    let generations = Arc::new(Generations::new(first, shadow));
     let tokens = token_key(&opening.data.join(TOKEN_KEY)).map_err(io(opening.data))?;
 
     let merging = start_merging(generations.clone()).map_err(io(opening.data))?;
@@ -128,11 +152,24 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let writer = Writer::start(log, recent, UnixMillis::now, Box::new(apply))?;
     let told = generations.clone();
     let tell = move |worker: &mut usize, questions: &[Question]| told.tell(*worker, questions);
-    let workers = (0..worker_count).collect();
+    let workers = (0..loader.worker_count).collect();
     let workers = Workers::start(workers, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
     let metrics = Metrics::default();
     let answers = AnswersLog::open(&opening.data.join(ANSWERS), &opening.config.answers, metrics.clone())?;
-    let engine = Engine::new(generations, workers, writer, answers, tokens, &opening.config, metrics);
+    metrics.serving(generations.current().name());
+    let life = Life::start(life::Parts {
+        generations: generations.clone(),
+        loader,
+        pool: life::loading_pool().map_err(io(opening.data))?,
+        source: opening.bundle,
+        seen,
+        data: opening.data.to_owned(),
+        config: opening.life,
+        serving: opening.config.serving.clone(),
+        metrics: metrics.clone(),
+    });
+    let life = life.map_err(io(opening.data))?;
+    let engine = Engine::new(generations, life, workers, writer, answers, tokens, &opening.config, metrics);
     Ok(engine.with_checkpoints(checkpoints))
 }
 

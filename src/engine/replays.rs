@@ -1,11 +1,14 @@
 //! Answers that are made once more, from their records.
-use super::{engine::Engine, generation::Generation as Answering, models::Models, request::EngineError, trace};
+use super::{
+    engine::Engine, generation::Generation as Answering, generations::Served, models::Models, request::EngineError,
+    trace,
+};
 use crate::{
     answers::{self, AnswerRecord, Generation, Propensity, ReplayError},
     ids::Row,
     policy::Placed,
 };
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 /// Samples for the probabilities of a replayed page.
 const SAMPLES: usize = 1000;
@@ -49,12 +52,15 @@ impl Engine {
     pub async fn replay(&self, token: &str, deadline: Instant) -> Result<Replay, EngineError> {
         let id = self.tokens.parse_attribution(token).ok_or(EngineError::AttributionToken)?;
         let record = self.answers.find(id).await.map_err(EngineError::Answers)?.ok_or(EngineError::AnswerNotFound)?;
-        let served = self.generations.current();
-        let manifest = &served.generation.manifest;
-        if record.generation != manifest.name || record.models != trace::models(manifest) {
-            let current = manifest.name.clone();
+        let routes = self.generations.routes();
+        let made_it = |served: &&Arc<Served>| {
+            let manifest = &served.generation.manifest;
+            record.generation == manifest.name && record.models == trace::models(manifest)
+        };
+        let Some(served) = routes.loaded().find(made_it).cloned() else {
+            let current = routes.current.name().to_owned();
             return Err(EngineError::GenerationGone { generation: record.generation, current });
-        }
+        };
         let make = move |worker: &mut usize| Ok(replay(&served.generation, &mut served.models_of(*worker), record)?);
         self.workers.run(deadline, make).await
     }

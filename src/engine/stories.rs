@@ -23,6 +23,7 @@ use crate::{
 };
 
 /// A request with how it will be answered.
+#[derive(Clone)]
 pub struct Question {
     pub asked: Asked,
     /// Of the answer.
@@ -32,7 +33,15 @@ pub struct Question {
     pub is_logged: bool,
 }
 
+impl Question {
+    /// The same, for an answer that nobody gets.
+    pub fn unlogged(&self) -> Self {
+        Self { is_logged: false, ..self.clone() }
+    }
+}
+
 /// A request that ends in a slate.
+#[derive(Debug, Clone)]
 pub enum Asked {
     Search(SearchRequest),
     Recommend(RecommendRequest),
@@ -117,6 +126,15 @@ pub struct Told {
     pub id: AnswerId,
     /// For the log of answers, where it wants this one.
     pub trace: Option<Box<Trace>>,
+}
+
+impl Told {
+    /// Whether it lacks a model or a source; what the request itself brought about does not count.
+    pub fn is_degraded(&self) -> bool {
+        use DegradationCode::{EncoderSkipped, RankerSkipped, SourceFailed};
+        let own = [EncoderSkipped, RankerSkipped, SourceFailed];
+        self.tail.degradations.iter().any(|degradation| own.contains(&degradation.code))
+    }
 }
 
 /// The stories of some requests, in their order.

@@ -3,6 +3,7 @@ mod convert;
 mod event_service;
 mod explain;
 mod guard;
+mod models;
 mod services;
 mod status;
 mod violations;
@@ -21,7 +22,8 @@ pub mod proto {
 use crate::engine::Engine;
 use proto::{
     catalog_service_server::CatalogServiceServer, event_service_server::EventServiceServer,
-    explain_service_server::ExplainServiceServer, ranking_service_server::RankingServiceServer,
+    explain_service_server::ExplainServiceServer, model_service_server::ModelServiceServer,
+    ranking_service_server::RankingServiceServer,
 };
 use services::Services;
 use std::{future::Future, sync::Arc, time::Duration};
@@ -74,6 +76,7 @@ pub async fn serve(
     health.set_serving::<EventServiceServer<Services>>().await;
     health.set_serving::<CatalogServiceServer<Services>>().await;
     health.set_serving::<ExplainServiceServer<Services>>().await;
+    health.set_serving::<ModelServiceServer<Services>>().await;
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -94,7 +97,8 @@ pub async fn serve(
         .add_service(RankingServiceServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(EventServiceServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(ExplainServiceServer::new(services.clone()).max_decoding_message_size(limit))
-        .add_service(CatalogServiceServer::new(services).max_decoding_message_size(limit))
+        .add_service(CatalogServiceServer::new(services.clone()).max_decoding_message_size(limit))
+        .add_service(ModelServiceServer::new(services).max_decoding_message_size(limit))
         .serve_with_incoming_shutdown(incoming, async {
             let _ = stopped.await;
         });
@@ -108,6 +112,7 @@ pub async fn serve(
     health.set_not_serving::<EventServiceServer<Services>>().await;
     health.set_not_serving::<CatalogServiceServer<Services>>().await;
     health.set_not_serving::<ExplainServiceServer<Services>>().await;
+    health.set_not_serving::<ModelServiceServer<Services>>().await;
     let _ = tokio::time::timeout(NOTICE, &mut server).await;
     let _ = stop.send(());
     tokio::time::timeout(config.drain, server).await.unwrap_or(Ok(()))

@@ -46,8 +46,7 @@ impl Services {
     }
 
     pub(super) fn asked<T>(&self, request: &Request<T>, options: Option<&proto::RankingOptions>) -> Asked {
-        let sent = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout);
-        let time = sent.unwrap_or(self.config.deadline_default).min(self.config.deadline_max);
+        let time = timeout_of(request).unwrap_or(self.config.deadline_default).min(self.config.deadline_max);
         let request_id = match options.map(|options| options.request_id.as_str()) {
             None | Some("") => uuid::Uuid::now_v7().to_string(),
             Some(id) => id.to_owned(),
@@ -58,6 +57,11 @@ impl Services {
             validate_only: options.is_some_and(|options| options.validate_only),
         }
     }
+}
+
+/// The time that the caller gives; none where it does not say.
+pub(super) fn timeout_of<T>(request: &Request<T>) -> Option<Duration> {
+    request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout)
 }
 
 /// Reads `grpc-timeout`: up to 8 digits and a unit.

@@ -1,7 +1,7 @@
 //! The one place where statuses are made.
 use super::violations::Violation;
 use crate::{
-    engine::{EngineError, PageTokenError},
+    engine::{EngineError, LifeError, PageTokenError},
     events::LogError,
 };
 use std::{collections::HashMap, time::Duration};
@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 const DOMAIN: &str = "lodestone";
 
 /// Every reason that a status can carry; `docs/errors.md` lists the same.
-pub const REASONS: [&str; 14] = [
+pub const REASONS: [&str; 19] = [
     "INVALID_REQUEST",
     "PAGE_TOKEN_INVALID",
     "PAGE_TOKEN_EXPIRED",
@@ -25,6 +25,11 @@ pub const REASONS: [&str; 14] = [
     "DEADLINE_EXCEEDED",
     "STORAGE_FULL",
     "STORAGE_FAILED",
+    "BUNDLE_NOT_FOUND",
+    "BUNDLE_REFUSED",
+    "BUNDLE_IS_CURRENT",
+    "NO_EARLIER_BUNDLE",
+    "STORE_FAILED",
     "INTERNAL",
 ];
 
@@ -90,6 +95,24 @@ pub fn of(error: EngineError) -> Status {
             tracing::error!(text, "internal error");
             status(Code::Internal, "INTERNAL", "internal error; the server's log tells more", none())
         }
+    }
+}
+
+/// The status of a change of models that did not happen.
+pub fn of_life(error: LifeError) -> Status {
+    let message = error.to_string();
+    let mut details = ErrorDetails::new();
+    match error {
+        LifeError::Unknown { name } => {
+            details.set_resource_info("lodestone.v1.Bundle", name, "", &message);
+            status(Code::NotFound, "BUNDLE_NOT_FOUND", message, details)
+        }
+        LifeError::Refused { .. } => status(Code::FailedPrecondition, "BUNDLE_REFUSED", message, details),
+        LifeError::IsCurrent { .. } => status(Code::FailedPrecondition, "BUNDLE_IS_CURRENT", message, details),
+        LifeError::NothingKept => status(Code::FailedPrecondition, "NO_EARLIER_BUNDLE", message, details),
+        LifeError::Store(_) => status(Code::Unavailable, "STORE_FAILED", message, details),
+        LifeError::Deadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, details),
+        LifeError::Ended => of(EngineError::Internal(message)),
     }
 }
 

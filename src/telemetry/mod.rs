@@ -16,6 +16,9 @@ use std::time::Duration;
 const SECONDS: [f64; 16] =
     [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0];
 
+/// Seconds; from a small bundle to one of millions of items.
+const LOAD_SECONDS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Rpc {
     rpc: &'static str,
@@ -83,6 +86,9 @@ pub struct Metrics {
     dedupe_ids: Gauge,
     checkpoint_position: Gauge,
     build: Family<Build, Gauge>,
+    bundle_changes: Family<Outcome, Counter>,
+    bundle_load_seconds: Histogram,
+    generations: Gauge,
 }
 
 /// What is counted when somebody looks.
@@ -121,6 +127,9 @@ impl Default for Metrics {
             dedupe_ids: Gauge::default(),
             checkpoint_position: Gauge::default(),
             build: Family::default(),
+            bundle_changes: Family::default(),
+            bundle_load_seconds: Histogram::new(LOAD_SECONDS),
+            generations: Gauge::default(),
         }
     }
 }
@@ -152,6 +161,10 @@ impl Metrics {
             self.checkpoint_position.clone(),
         );
         registry.register("build", "1, with the version and the bundle's generation", self.build.clone());
+        registry.register("bundle_changes", "Bundles by what became of them", self.bundle_changes.clone());
+        let help = "Loading a bundle beside the current one: verified, tested and warmed";
+        registry.register("bundle_load_seconds", help, self.bundle_load_seconds.clone());
+        registry.register("generations", "Generations in memory", self.generations.clone());
         registry
     }
 
@@ -170,10 +183,26 @@ impl Metrics {
         text
     }
 
-    /// Notes what is served, once.
+    /// Notes what is served, instead of what was before.
     pub fn serving(&self, generation: &str) {
+        self.build.clear();
         let build = Build { version: env!("CARGO_PKG_VERSION"), generation: generation.to_owned() };
         self.build.get_or_create(&build).set(1);
+    }
+
+    /// Notes that a bundle is activated, refused or rolled back.
+    pub fn changed_bundle(&self, outcome: &'static str) {
+        self.bundle_changes.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Notes how long a bundle took to load.
+    pub fn loaded_bundle(&self, time: Duration) {
+        self.bundle_load_seconds.observe(time.as_secs_f64());
+    }
+
+    /// Notes how many generations are in memory.
+    pub fn generations(&self, count: usize) {
+        self.generations.set(count as i64);
     }
 
     /// Notes that a request begins.
@@ -250,6 +279,9 @@ mod tests {
             log_position: 4,
             ..Sizes::default()
         });
+        metrics.changed_bundle("activated");
+        metrics.loaded_bundle(Duration::from_secs(1));
+        metrics.generations(2);
         let registered: BTreeSet<String> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))

@@ -6,6 +6,7 @@ use super::{
 use crate::{
     bundle::{Bundle, Head},
     catalog::VECTOR_DIM,
+    engine::golden_requests,
     ids::Row,
     ranking::{Device, PersonEncoder, PersonInput, Ranker, RankingError, Runtime},
     retrieval::FrozenGraph,
@@ -93,6 +94,7 @@ pub fn bring(
     }
     bundle.manifest.name = name.to_owned();
     bundle.manifest.created_ms = now.0;
+    bundle.golden = Some(golden_requests(&bundle, runtime).map_err(TrainError::from)?);
     bundle.write(out).map_err(TrainError::from)?;
     Ok(())
 }

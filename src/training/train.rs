@@ -16,7 +16,7 @@ use crate::{
     catalog::{Item, VECTOR_DIM},
     dataset::{self, DatasetError},
     engine::{
-        Candidates, Generation, GenerationError, Models, Story,
+        Candidates, Generation, GenerationError, GoldenError, Models, Story, golden_requests,
         retrieve::{self, Ask, Eligible},
     },
     events::Event,
@@ -128,6 +128,8 @@ pub enum TrainError {
     TooLittle(String),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
     #[error("the training was stopped")]
     Stopped,
 }
@@ -168,7 +170,8 @@ pub fn train(
     let mut pause = Pause { wanted: Some(&options.stop), state: None };
     let result = learned.bundle(&shop, runtime, options, &mut pause, progress);
     match result {
-        Ok((bundle, report)) => {
+        Ok((mut bundle, report)) => {
+            bundle.golden = Some(golden_requests(&bundle, runtime)?);
             bundle.write(out)?;
             let _ = fs::remove_file(&place);
             Ok(TrainReport { checkpoint: resumed, ..report })
@@ -291,6 +294,7 @@ impl Learned {
             query_encoder: side.model.clone(),
             tokenizer: side.tokenizer.clone(),
             training: None,
+            golden: None,
             ranker: Vec::new(),
             items: shop.items.clone(),
         };
@@ -552,6 +556,7 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         tokenizer: None,
         training: None,
         ranker: Vec::new(),
+        golden: None,
     }
 }
 

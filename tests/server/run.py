@@ -31,8 +31,9 @@ def check(right, what):
         wrong.append(what)
 
 
-def refused(bundle, data, what, words, *flags, **environment):
-    command = [LODESTONE, "serve", "--bundle", str(bundle), "--data", str(data), "--listen", "127.0.0.1:0", *flags]
+def refused(bundle, data, what, words, *flags, models=None, **environment):
+    models = ["--bundle", str(bundle)] if models is None else models
+    command = [LODESTONE, "serve", *models, "--data", str(data), "--listen", "127.0.0.1:0", *flags]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environment})
     check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"{what}: exit code 2, names {words}")
 
@@ -248,9 +249,10 @@ def free_address():
 
 
 class Server:
-    def __init__(self, data, *flags, bundle=BUNDLE, file_bytes_max=None):
+    def __init__(self, data, *flags, bundle=BUNDLE, store=None, file_bytes_max=None):
         self.address, self.metrics_address = free_address(), free_address()
-        command = [LODESTONE, "serve", "--bundle", str(bundle), "--data", str(data), "--listen", self.address,
+        models = ["--store", str(store)] if store else ["--bundle", str(bundle)]
+        command = [LODESTONE, "serve", *models, "--data", str(data), "--listen", self.address,
                    "--metrics-listen", self.metrics_address, *flags]
         limit = file_bytes_max and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes_max, file_bytes_max)))
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=limit)
@@ -500,6 +502,86 @@ def sentence_encoder(work):
     refused(BUNDLE.parent / "no-such", work / "data", "no bundle", ["no-such"])
 
 
+def renamed(bundle, target, name):
+    """A copy of a bundle under another name."""
+    shutil.copytree(bundle, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["name"] = name
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
+
+
+def publish(bundle, store):
+    ran = subprocess.run([LODESTONE, "bundle", "publish", "--bundle", str(bundle), "--store", str(store)],
+                         capture_output=True, text=True, timeout=60)
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def model_life(work):
+    """Bundles are published, watched, refused, tried on some persons, and taken back, while answers go on."""
+    store, service = work / "store", "lodestone.v1.ModelService"
+    refused(BUNDLE, work / "unused", "an empty store", ["publish one"], *["--store", str(store)], models=[])
+    first = json.loads((BUNDLE / "manifest.json").read_text())["name"]
+    code, said = publish(BUNDLE, store)
+    check(code == 0 and first in said, f"a bundle is published: {said.strip()}")
+    server = Server(work / "life", "--watch-seconds", "0.2", store=store)
+
+    def states():
+        answer, error = server.call(f"{service}/ListBundles", {})
+        return {bundle["name"]: bundle for bundle in answer["bundles"]} if answer else {"error": error}
+
+    def reaches(name, state):
+        for _ in range(300):
+            if states().get(name, {}).get("state") == f"BUNDLE_STATE_{state}":
+                return True
+            time.sleep(0.1)
+        return False
+
+    def generation(person="u"):
+        answer, error = server.call("lodestone.v1.RankingService/Recommend", {
+            "viewer": {"user_id": person}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 3})
+        return answer["info"]["generation"] if answer else error
+
+    check(generation() == first and states()[first]["state"] == "BUNDLE_STATE_CURRENT", "what is current in the store answers")
+    check(publish(renamed(BUNDLE, work / "second", "second"), store)[0] == 0 and reaches("second", "CURRENT"),
+          "a bundle that is published later is loaded without being asked")
+    check(generation() == "second" and reaches(first, "KEPT"), "it answers, and the one before is kept")
+    third = renamed(BUNDLE, work / "third", "third")
+    content = bytearray((third / "ranker.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    code, said = publish(third, store) if (third / "ranker.onnx").write_bytes(content) else (0, "")
+    check(code == 2 and "damaged" in said, "a damaged bundle is not published")
+    shutil.copytree(third, store / "third")
+    answer, error = server.call(f"{service}/ActivateBundle", {"bundle": "third"})
+    check(answer is None and "FailedPrecondition" in error and "damaged" in error and "BUNDLE_REFUSED" in error,
+          "one that was damaged in the store is refused with the reason")
+    check(generation() == "second" and "damaged" in states()["third"].get("reason", ""), "the current one goes on")
+    answer, error = server.call(f"{service}/ActivateBundle", {"bundle": "../second"})
+    check(answer is None and "NotFound" in error and "BUNDLE_NOT_FOUND" in error, "an unknown bundle is NOT_FOUND")
+    answer, error = server.call(f"{service}/SetCanary", {"bundle": first, "share": 1.5})
+    check(answer is None and "InvalidArgument" in error and '"share"' in error.replace(" ", ""), "a share above 1 is refused")
+    answer, error = server.call(f"{service}/SetCanary", {"bundle": first, "share": 0.5})
+    check(answer and answer["bundle"]["state"] == "BUNDLE_STATE_CANARY", f"a canary is set {error}")
+    shared = [generation(f"person-{n}") for n in range(20)]
+    check(3 <= shared.count(first) <= 17 and shared == [generation(f"person-{n}") for n in range(20)],
+          f"{shared.count(first)} of 20 persons have it, and the same ones again")
+    server.call(f"{service}/SetShadow", {"bundle": first, "share": 1})
+    [generation(f"person-{n}") for n in range(10)]
+    time.sleep(0.5)
+    seen = states()[first].get("shadow", {})
+    check(int(seen.get("requestCount", 0)) >= 5 and seen["rankCorrelation"] > 0.99, f"a shadow of the same content orders alike: {seen}")
+    server.call(f"{service}/SetShadow", {})
+    answer, error = server.call(f"{service}/ActivateBundle", {"bundle": first})
+    check(answer and answer["bundle"]["state"] == "BUNDLE_STATE_CURRENT" and generation() == first, f"a bundle is activated by name {error}")
+    answer, error = server.call(f"{service}/RollbackBundle", {"reason": "the tests say so"})
+    check(answer and generation() == "second" and states()[first]["reason"] == "the tests say so", f"and rolled back {error}")
+    metrics = server.metrics()
+    check(int(metrics['lodestone_bundle_changes_total{outcome="rolled_back"}']) == 1
+          and int(metrics['lodestone_bundle_changes_total{outcome="refused"}']) == 1
+          and any('generation="second"' in name for name in metrics), "the metrics tell it")
+    check(server.end(signal.SIGTERM) == 0, "and it ends with exit code 0")
+
+
 def item(item_id, title, **fields):
     return {"item_id": item_id, "title": title, **fields}
 
@@ -595,6 +677,7 @@ with tempfile.TemporaryDirectory() as directory:
     serving_files(pathlib.Path(directory))
     explained(pathlib.Path(directory))
     words_of_a_search(pathlib.Path(directory))
+    model_life(pathlib.Path(directory))
     damaged_bundles(pathlib.Path(directory))
     merges(pathlib.Path(directory))
     sentence_encoder(pathlib.Path(directory))

@@ -2,11 +2,13 @@
 mod answers;
 mod events;
 mod items;
+mod models;
 mod requests;
 
 pub use answers::{Envelope, item_to_proto, rank_response, recommend_response, search_response, suggest_response};
 pub use events::event;
 pub use items::item;
+pub use models::{bundle_name, bundle_share, bundle_to_proto, reason};
 pub use requests::{rank, recommend, search, suggest};
 
 use super::violations::Violations;

@@ -1,0 +1,60 @@
+//! A store in an object store. The only file that names object_store.
+use super::{Failure, Files, Found, When};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion, parse_url_opts, path::Path};
+use std::sync::Arc;
+
+/// Its methods block, and must not be called from a thread of an asynchronous runtime.
+pub struct Remote {
+    objects: Arc<dyn ObjectStore>,
+    prefix: Path,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Remote {
+    pub fn open(place: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, Failure> {
+        let (objects, prefix) = parse_url_opts(&url::Url::parse(place)?, options)?;
+        Self::new(objects.into(), prefix)
+    }
+
+    pub fn new(objects: Arc<dyn ObjectStore>, prefix: Path) -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { objects, prefix, runtime })
+    }
+
+    fn path(&self, path: &str) -> Path {
+        path.split('/').fold(self.prefix.clone(), Path::join)
+    }
+}
+
+impl Files for Remote {
+    fn get(&self, path: &str) -> Result<Option<Found>, Failure> {
+        self.runtime.block_on(async {
+            let object = match self.objects.get(&self.path(path)).await {
+                Ok(object) => object,
+                Err(object_store::Error::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let version = object.meta.e_tag.clone().unwrap_or_default();
+            Ok(Some(Found { version, bytes: object.bytes().await?.to_vec() }))
+        })
+    }
+
+    fn put(&self, path: &str, bytes: &[u8], when: &When) -> Result<bool, Failure> {
+        let mode = match when {
+            When::Always => PutMode::Overwrite,
+            When::Absent => PutMode::Create,
+            When::Unchanged(version) => PutMode::Update(UpdateVersion { e_tag: Some(version.clone()), version: None }),
+        };
+        let (path, options) = (self.path(path), PutOptions::from(mode));
+        match self.runtime.block_on(self.objects.put_opts(&path, bytes.to_vec().into(), options)) {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn directories(&self) -> Result<Vec<String>, Failure> {
+        let listed = self.runtime.block_on(self.objects.list_with_delimiter(Some(&self.prefix)))?;
+        Ok(listed.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned)).collect())
+    }
+}

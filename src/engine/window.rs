@@ -1,0 +1,191 @@
+//! How the answers of a generation went lately, and whether that is well enough.
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+use std::time::{Duration, Instant};
+
+/// A window is forgotten in so many parts.
+const PARTS: u64 = 12;
+
+/// The answers of the last minute or so.
+pub struct Window {
+    begun: Instant,
+    part_length: Duration,
+    parts: Mutex<Vec<Part>>,
+}
+
+struct Part {
+    number: u64,
+    errors: u64,
+    degraded: u64,
+    /// In µs; its length is the number of answers.
+    latencies: Histogram<u32>,
+}
+
+/// What a window holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Summary {
+    /// Answers and errors.
+    pub requests: u64,
+    /// Answers that met a bug.
+    pub errors: u64,
+    /// Answers that lack a model or a source.
+    pub degraded: u64,
+    /// Time in a worker.
+    pub p50: Duration,
+    pub p99: Duration,
+}
+
+impl Window {
+    pub fn new(length: Duration) -> Self {
+        let part_length = (length / PARTS as u32).max(Duration::from_millis(1));
+        Self { begun: Instant::now(), part_length, parts: Mutex::default() }
+    }
+
+    pub fn note(&self, latency: Duration, is_degraded: bool) {
+        self.in_part(|part| {
+            part.latencies.saturating_record((latency.as_micros() as u64).max(1));
+            part.degraded += u64::from(is_degraded);
+        });
+    }
+
+    pub fn note_error(&self) {
+        self.in_part(|part| part.errors += 1);
+    }
+
+    pub fn summary(&self) -> Summary {
+        let mut parts = self.parts.lock();
+        self.forget(&mut parts);
+        let mut all = latencies();
+        let mut summary = Summary::default();
+        for part in parts.iter() {
+            summary.requests += part.latencies.len() + part.errors;
+            summary.errors += part.errors;
+            summary.degraded += part.degraded;
+            all.add(&part.latencies).expect("the same bounds");
+        }
+        let at = |share| Duration::from_micros(all.value_at_quantile(share));
+        Summary { p50: at(0.5), p99: at(0.99), ..summary }
+    }
+
+    fn in_part(&self, note: impl FnOnce(&mut Part)) {
+        let mut parts = self.parts.lock();
+        let number = self.forget(&mut parts);
+        if parts.last().is_none_or(|part| part.number != number) {
+            parts.push(Part { number, errors: 0, degraded: 0, latencies: latencies() });
+        }
+        note(parts.last_mut().expect("one was pushed"));
+    }
+
+    /// Drops the parts that are too old and gives the number of the present one.
+    fn forget(&self, parts: &mut Vec<Part>) -> u64 {
+        let number = (self.begun.elapsed().as_nanos() / self.part_length.as_nanos()) as u64;
+        parts.retain(|part| part.number + PARTS > number);
+        number
+    }
+}
+
+fn latencies() -> Histogram<u32> {
+    Histogram::new_with_bounds(1, 60_000_000, 2).expect("fixed bounds that the histogram allows")
+}
+
+/// What a generation may do worse than the one before it.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// Answers of which fewer say nothing.
+    pub requests_min: u64,
+    /// Share of answers that met a bug.
+    pub error_share_max: f64,
+    /// Share of answers that lack a model or a source, above that of the other generation.
+    pub degraded_share_max: f64,
+    /// The 99th percentile of the time in a worker, as a multiple of the other generation's.
+    pub p99_ratio_max: f64,
+    /// Answers are remembered so long.
+    pub window: Duration,
+    /// After a swap the new generation is judged so long.
+    pub probation: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            requests_min: 200,
+            error_share_max: 0.01,
+            degraded_share_max: 0.05,
+            p99_ratio_max: 2.0,
+            window: Duration::from_secs(60),
+            probation: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Bounds {
+    /// Why a generation may not go on, beside what another one did; none: it may, or too little is known.
+    pub fn broken(&self, new: &Summary, old: &Summary) -> Option<String> {
+        if new.requests < self.requests_min {
+            return None;
+        }
+        let share = |count: u64, of: &Summary| count as f64 / of.requests.max(1) as f64;
+        let (errors, degraded) = (share(new.errors, new), share(new.degraded, new));
+        let degraded_before = share(old.degraded, old);
+        let of = format!("of {} answers", new.requests);
+        if errors > self.error_share_max {
+            return Some(format!(
+                "{:.1} % {of} failed, at most {:.1} % may",
+                100.0 * errors,
+                100.0 * self.error_share_max
+            ));
+        }
+        if degraded > degraded_before + self.degraded_share_max {
+            return Some(format!(
+                "{:.1} % {of} were degraded, {:.1} % before; at most {:.1} points more are allowed",
+                100.0 * degraded,
+                100.0 * degraded_before,
+                100.0 * self.degraded_share_max
+            ));
+        }
+        let (slow, before) = (new.p99.as_secs_f64(), old.p99.as_secs_f64());
+        if old.requests >= self.requests_min && slow > before * self.p99_ratio_max {
+            return Some(format!(
+                "the 99th percentile {of} is {:.2} ms, {:.2} ms before; at most {:.1} times that is allowed",
+                1000.0 * slow,
+                1000.0 * before,
+                self.p99_ratio_max
+            ));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(requests: u64, errors: u64, degraded: u64, p99_ms: u64) -> Summary {
+        Summary { requests, errors, degraded, p50: Duration::ZERO, p99: Duration::from_millis(p99_ms) }
+    }
+
+    #[test]
+    fn each_bound_is_told_by_name_and_a_few_answers_say_nothing() {
+        let bounds = Bounds::default();
+        let old = summary(1000, 0, 100, 10);
+        let broken = |new: Summary| bounds.broken(&new, &old).unwrap_or_default();
+        assert_eq!(broken(summary(1000, 10, 150, 20)), "");
+        assert_eq!(broken(summary(199, 199, 199, 900)), "");
+        assert!(broken(summary(1000, 11, 0, 1)).contains("1.1 % of 1000 answers failed"));
+        assert!(broken(summary(1000, 0, 151, 1)).contains("15.1 % of 1000 answers were degraded"));
+        assert!(broken(summary(1000, 0, 0, 21)).contains("21.00 ms"));
+        assert_eq!(bounds.broken(&summary(1000, 0, 0, 900), &summary(10, 0, 0, 1)), None, "no one to compare with");
+    }
+
+    #[test]
+    fn a_window_forgets() {
+        let window = Window::new(Duration::from_millis(240));
+        window.note(Duration::from_millis(3), true);
+        window.note_error();
+        let seen = window.summary();
+        assert_eq!((seen.requests, seen.errors, seen.degraded), (2, 1, 1));
+        assert!((2.9..3.2).contains(&(1000.0 * seen.p99.as_secs_f64())));
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(window.summary().requests, 0);
+    }
+}

@@ -1,0 +1,101 @@
+//! Bundles, from the domain to the wire, and what may be asked of them.
+use super::{TEXT_CHARS_MAX, shortened};
+use crate::{
+    engine::{BundleState, BundleStatus, ShadowReport, Summary},
+    ids::ID_BYTES_MAX,
+    server::{proto, violations::Violations},
+    units::UnixMillis,
+};
+use std::time::Duration;
+
+/// A bundle that is named.
+pub fn bundle_name(violations: &mut Violations, name: &str) -> String {
+    if name.is_empty() || name.len() > ID_BYTES_MAX {
+        violations.add("bundle", format!("has {} bytes; 1 to {ID_BYTES_MAX} are allowed", name.len()));
+    }
+    name.to_owned()
+}
+
+/// A bundle with a share; none where no bundle is named.
+pub fn bundle_share(violations: &mut Violations, name: &str, share: f64) -> Option<(String, f64)> {
+    if name.is_empty() {
+        if share != 0.0 {
+            violations.add("share", format!("is {share} without a bundle"));
+        }
+        return None;
+    }
+    if !(share > 0.0 && share <= 1.0) {
+        violations.add("share", format!("is {share}; it must be above 0 and at most 1"));
+    }
+    Some((bundle_name(violations, name), share))
+}
+
+/// The reason of a rollback.
+pub fn reason(violations: &mut Violations, reason: &str) -> String {
+    let count = reason.chars().count();
+    if count > TEXT_CHARS_MAX {
+        let text = shortened(reason);
+        violations.add("reason", format!("`{text}` has {count} characters; at most {TEXT_CHARS_MAX} are allowed"));
+    }
+    match reason.trim() {
+        "" => "by hand".to_owned(),
+        reason => reason.to_owned(),
+    }
+}
+
+pub fn bundle_to_proto(bundle: &BundleStatus) -> proto::Bundle {
+    let is_loaded = bundle.created_at.is_some();
+    proto::Bundle {
+        name: bundle.name.clone(),
+        state: match bundle.state {
+            BundleState::Available => proto::BundleState::Available,
+            BundleState::Loading => proto::BundleState::Loading,
+            BundleState::Current => proto::BundleState::Current,
+            BundleState::Kept => proto::BundleState::Kept,
+            BundleState::Canary => proto::BundleState::Canary,
+            BundleState::Shadow => proto::BundleState::Shadow,
+            BundleState::Refused => proto::BundleState::Refused,
+            BundleState::RolledBack => proto::BundleState::RolledBack,
+        }
+        .into(),
+        reason: bundle.reason.clone(),
+        change_time: bundle.changed_at.map(time),
+        create_time: bundle.created_at.map(time),
+        trained_until_time: bundle.trained_until.map(time),
+        item_count: bundle.item_count as i64,
+        load_duration: bundle.load_time.map(duration),
+        share: bundle.share,
+        window: is_loaded.then(|| window(&bundle.window)),
+        shadow: bundle.shadow.as_ref().map(shadow),
+    }
+}
+
+fn window(summary: &Summary) -> proto::AnswerWindow {
+    proto::AnswerWindow {
+        request_count: summary.requests as i64,
+        error_count: summary.errors as i64,
+        degraded_count: summary.degraded as i64,
+        p50: Some(duration(summary.p50)),
+        p99: Some(duration(summary.p99)),
+    }
+}
+
+fn shadow(report: &ShadowReport) -> proto::ShadowReport {
+    proto::ShadowReport {
+        request_count: report.requests as i64,
+        dropped_count: report.dropped as i64,
+        rank_correlation: report.rank_correlation,
+        overlap_at_10: report.overlap_at_10,
+        window: Some(window(&report.own)),
+        answered_window: Some(window(&report.answering)),
+    }
+}
+
+fn time(at: UnixMillis) -> prost_types::Timestamp {
+    let nanos = (at.0.rem_euclid(1000) * 1_000_000) as i32;
+    prost_types::Timestamp { seconds: at.0.div_euclid(1000), nanos }
+}
+
+fn duration(time: Duration) -> prost_types::Duration {
+    prost_types::Duration { seconds: time.as_secs() as i64, nanos: time.subsec_nanos() as i32 }
+}

@@ -1,0 +1,110 @@
+//! The service of models: which bundle answers.
+use super::{
+    convert,
+    guard::guarded,
+    proto::{self, model_service_server::ModelService},
+    services::{Services, timeout_of},
+    status,
+    violations::Violations,
+};
+use crate::engine::{BundleState, LifeError};
+use std::time::{Duration, Instant};
+use tonic::{Request, Response, Status};
+
+/// How long a change is waited for where the caller does not say: a bundle of millions of items takes its time.
+const CHANGE_TIME_DEFAULT: Duration = Duration::from_secs(300);
+
+fn deadline<T>(request: &Request<T>) -> Instant {
+    Instant::now() + timeout_of(request).unwrap_or(CHANGE_TIME_DEFAULT).min(CHANGE_TIME_DEFAULT)
+}
+
+fn checked(violations: Violations) -> Result<(), Status> {
+    if violations.is_empty() { Ok(()) } else { Err(status::invalid(violations.found)) }
+}
+
+impl Services {
+    /// The bundle in this state, if there is one.
+    async fn bundle_in(&self, state: BundleState) -> Result<Option<proto::Bundle>, LifeError> {
+        let bundles = self.engine.life().bundles().await?;
+        Ok(bundles.iter().find(|bundle| bundle.state == state).map(convert::bundle_to_proto))
+    }
+}
+
+#[tonic::async_trait]
+impl ModelService for Services {
+    async fn list_bundles(
+        &self,
+        _: Request<proto::ListBundlesRequest>,
+    ) -> Result<Response<proto::ListBundlesResponse>, Status> {
+        let answer = async {
+            let bundles = self.engine.life().bundles().await.map_err(status::of_life)?;
+            let bundles = bundles.iter().map(convert::bundle_to_proto).collect();
+            Ok(Response::new(proto::ListBundlesResponse { bundles }))
+        };
+        guarded(&self.metrics, "ListBundles", answer).await
+    }
+
+    async fn activate_bundle(
+        &self,
+        request: Request<proto::ActivateBundleRequest>,
+    ) -> Result<Response<proto::ActivateBundleResponse>, Status> {
+        let answer = async {
+            let deadline = deadline(&request);
+            let mut violations = Violations::default();
+            let name = convert::bundle_name(&mut violations, &request.into_inner().bundle);
+            checked(violations)?;
+            self.engine.life().activate(name, deadline).await.map_err(status::of_life)?;
+            let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_life)?;
+            Ok(Response::new(proto::ActivateBundleResponse { bundle }))
+        };
+        guarded(&self.metrics, "ActivateBundle", answer).await
+    }
+
+    async fn rollback_bundle(
+        &self,
+        request: Request<proto::RollbackBundleRequest>,
+    ) -> Result<Response<proto::RollbackBundleResponse>, Status> {
+        let answer = async {
+            let deadline = deadline(&request);
+            let mut violations = Violations::default();
+            let reason = convert::reason(&mut violations, &request.into_inner().reason);
+            checked(violations)?;
+            self.engine.life().rollback(reason, deadline).await.map_err(status::of_life)?;
+            let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_life)?;
+            Ok(Response::new(proto::RollbackBundleResponse { bundle }))
+        };
+        guarded(&self.metrics, "RollbackBundle", answer).await
+    }
+
+    async fn set_shadow(
+        &self,
+        request: Request<proto::SetShadowRequest>,
+    ) -> Result<Response<proto::SetShadowResponse>, Status> {
+        let answer = async {
+            let (deadline, mut violations) = (deadline(&request), Violations::default());
+            let sent = request.into_inner();
+            let shadow = convert::bundle_share(&mut violations, &sent.bundle, sent.share);
+            checked(violations)?;
+            self.engine.life().set_shadow(shadow, deadline).await.map_err(status::of_life)?;
+            let bundle = self.bundle_in(BundleState::Shadow).await.map_err(status::of_life)?;
+            Ok(Response::new(proto::SetShadowResponse { bundle }))
+        };
+        guarded(&self.metrics, "SetShadow", answer).await
+    }
+
+    async fn set_canary(
+        &self,
+        request: Request<proto::SetCanaryRequest>,
+    ) -> Result<Response<proto::SetCanaryResponse>, Status> {
+        let answer = async {
+            let (deadline, mut violations) = (deadline(&request), Violations::default());
+            let sent = request.into_inner();
+            let canary = convert::bundle_share(&mut violations, &sent.bundle, sent.share);
+            checked(violations)?;
+            self.engine.life().set_canary(canary, deadline).await.map_err(status::of_life)?;
+            let bundle = self.bundle_in(BundleState::Canary).await.map_err(status::of_life)?;
+            Ok(Response::new(proto::SetCanaryResponse { bundle }))
+        };
+        guarded(&self.metrics, "SetCanary", answer).await
+    }
+}

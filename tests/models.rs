@@ -1,0 +1,329 @@
+//! Bundles come and go under an engine that answers and writes.
+#![cfg(feature = "train")]
+#[path = "support/mod.rs"]
+#[allow(dead_code)]
+mod events;
+#[path = "support/bundles.rs"]
+#[allow(dead_code)]
+mod shop;
+
+use lodestone::{
+    bundle::StoreError,
+    catalog::Item,
+    engine::{Bounds, BundleState, BundleStatus, Engine, EngineError, LifeError, PageTokenError, RecommendKind},
+    events::EventKind,
+    features::FEATURE_COUNT,
+    ids::ItemId,
+    ranking::{Device, Ranker, RankingError},
+};
+use shop::{Shop, ids, item_id, recommend, runtime, search, search_by, soon};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+fn titled(id: &str, title: &str) -> Item {
+    Item::titled(ItemId::parse(id).unwrap(), title)
+}
+
+async fn state(engine: &Engine, name: &str) -> Option<BundleStatus> {
+    engine.life().bundles().await.unwrap().into_iter().find(|bundle| bundle.name == name)
+}
+
+/// Waits until a bundle is in a state.
+async fn reach(engine: &Engine, name: &str, wanted: BundleState) -> BundleStatus {
+    for _ in 0..200 {
+        match state(engine, name).await {
+            Some(bundle) if bundle.state == wanted => return bundle,
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    panic!("{name} is {:?} and not {wanted:?}", state(engine, name).await);
+}
+
+/// Resident memory of this process, in bytes.
+fn memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap_or(0) * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
+    let shop = Shop::new();
+    let engine = Arc::new(shop.open(Bounds::default()));
+    assert_eq!(&*engine.generation(), "a");
+    let clicks = |person: &str, item: &str, n: i64| {
+        events::event(&format!("{person}-{n}"), EventKind::Click, person, item, events::START + n)
+    };
+    engine.write_events(vec![clicks("fan", "i3", 1)]).await.unwrap();
+    engine.upsert_items(vec![titled("before", "zebra stool"), titled("i5", "zebra mug")]).await.unwrap();
+    engine.delete_items(vec![item_id(7)]).await.unwrap();
+    let first = search(&engine, "mug", "", 3).await.unwrap();
+    assert!(!first.next_page_token.is_empty());
+
+    // Writes go on while the bundle is loaded, and each is in the very next answer.
+    let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writing = tokio::spawn({
+        let (engine, stop, written) = (engine.clone(), stop.clone(), written.clone());
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                let n = written.fetch_add(1, Ordering::Relaxed);
+                let title = format!("quagga stool {n}");
+                engine.upsert_items(vec![titled(&format!("during-{n}"), &title)]).await.unwrap();
+                let found = search(&engine, &title, "", 1).await.unwrap();
+                assert_eq!(ids(&found), [format!("during-{n}")], "by {}", found.tail.generation);
+                let item = format!("i{}", 8 + n % 20);
+                engine.write_events(vec![clicks("fan", &item, 10 + n as i64)]).await.unwrap();
+                let seen = recommend(&engine, "fan", RecommendKind::RecentlyViewed).await.unwrap();
+                assert_eq!(ids(&seen)[0], item, "by {}", seen.tail.generation);
+            }
+        }
+    });
+    engine.life().activate("b".to_owned(), soon()).await.unwrap();
+    stop.store(true, Ordering::Relaxed);
+    writing.await.unwrap();
+
+    let found = search(&engine, "zebra", "", 10).await.unwrap();
+    assert_eq!(&*found.tail.generation, "b");
+    let mut zebras: Vec<String> = ids(&found).into_iter().take(2).collect();
+    zebras.sort();
+    assert_eq!(zebras, ["before", "i5"]);
+    assert_eq!(engine.get_item(&item_id(5)).unwrap().title, "zebra mug");
+    assert!(engine.get_item(&item_id(7)).is_none());
+    for n in 0..written.load(Ordering::Relaxed) {
+        assert!(engine.get_item(&ItemId::parse(&format!("during-{n}")).unwrap()).is_some(), "during-{n}");
+    }
+    let bought = recommend(&engine, "fan", RecommendKind::RecentlyViewed).await.unwrap();
+    assert!(ids(&bought).contains(&"i3".to_owned()));
+
+    // The slate of the generation before is still cut; of the one before that it is not.
+    let second = search(&engine, "mug", &first.next_page_token, 3).await.unwrap();
+    assert_eq!((second.results[0].rank, &*second.tail.generation), (4, "a"));
+    engine.life().activate("c".to_owned(), soon()).await.unwrap();
+    reach(&engine, "a", BundleState::Available).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let expired = search(&engine, "mug", &first.next_page_token, 3).await;
+    assert!(matches!(expired, Err(EngineError::PageToken(PageTokenError::Expired))), "{expired:?}");
+
+    // Back again, with what came meanwhile.
+    engine.upsert_items(vec![titled("late", "okapi stool")]).await.unwrap();
+    engine.life().rollback("a test".to_owned(), soon()).await.unwrap();
+    assert_eq!(&*engine.generation(), "b");
+    assert_eq!(ids(&search(&engine, "okapi", "", 1).await.unwrap()), ["late"]);
+    assert_eq!(state(&engine, "c").await.unwrap().reason, "a test");
+    let none = engine.life().rollback("again".to_owned(), soon()).await;
+    assert!(matches!(none, Err(LifeError::NothingKept)), "{none:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_damaged_is_refused_and_the_store_is_watched() {
+    let shop = Shop::new();
+    let engine = shop.open(Bounds::default());
+    let ranker = shop.store_path().join("b").join("ranker.onnx");
+    let whole = std::fs::read(&ranker).unwrap();
+    std::fs::write(&ranker, &whole[..whole.len() - 1]).unwrap();
+    let refused = engine.life().activate("b".to_owned(), soon()).await.unwrap_err().to_string();
+    assert!(refused.contains("ranker.onnx") && refused.contains("damaged"), "{refused}");
+    assert_eq!(state(&engine, "b").await.unwrap().state, BundleState::Refused);
+    assert_eq!(recommend(&engine, "p1", RecommendKind::ForYou).await.unwrap().tail.generation.as_ref(), "a");
+
+    let unknown = engine.life().activate("nowhere".to_owned(), soon()).await;
+    assert!(matches!(unknown, Err(LifeError::Unknown { .. })), "{unknown:?}");
+    let current = engine.life().set_canary(Some(("a".to_owned(), 0.5)), soon()).await;
+    assert!(matches!(current, Err(LifeError::IsCurrent { .. })), "{current:?}");
+
+    // Other weights than the golden requests were made with.
+    let golden = std::fs::read(shop.store_path().join("a").join("golden.json")).unwrap();
+    shop.publish_changed("wrong", |bundle| {
+        bundle.manifest.heads.iter_mut().for_each(|head| head.offset += 3.0);
+        bundle.golden = Some(golden);
+    });
+    let refused = reach(&engine, "wrong", BundleState::Refused).await;
+    assert!(refused.reason.contains("golden request 1"), "{}", refused.reason);
+
+    // What the store names is loaded without being asked; a good one after a refused one too.
+    std::fs::write(&ranker, &whole).unwrap();
+    shop.store().point_to("b", None).unwrap();
+    reach(&engine, "b", BundleState::Current).await;
+    reach(&engine, "a", BundleState::Kept).await;
+
+    // A restart goes on with what was rolled back to, although the store still names the other.
+    engine.life().rollback("worse".to_owned(), soon()).await.unwrap();
+    drop(engine);
+    let engine = loop {
+        // The log is free when the threads have ended.
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shop.open(Bounds::default()))) {
+            Ok(engine) => break engine,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(&*engine.generation(), "a");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canary_keeps_its_persons_and_a_shadow_changes_no_answer() {
+    let shop = Shop::new();
+    let engine = shop.open(Bounds::default());
+    let answers = async |engine: &Engine| {
+        let mut all = BTreeMap::new();
+        for n in 0..200 {
+            let person = format!("someone-{n}");
+            let answer = search_by(engine, &person, "red mug", "", 20).await.unwrap();
+            let told = format!("{:?}", answer.results);
+            all.insert(person, (answer.tail.generation.to_string(), told));
+        }
+        all
+    };
+    let of = |answers: &BTreeMap<String, (String, String)>, name: &str| {
+        answers.iter().filter(|(_, (by, _))| by == name).map(|(person, _)| person.clone()).collect::<Vec<_>>()
+    };
+    let before = answers(&engine).await;
+    engine.life().set_shadow(Some(("c".to_owned(), 1.0)), soon()).await.unwrap();
+    assert!(answers(&engine).await == before, "the shadow touches no answer");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let shadow = state(&engine, "c").await.unwrap();
+    let report = shadow.shadow.unwrap();
+    assert_eq!((shadow.state, report.requests + report.dropped), (BundleState::Shadow, 200));
+    assert!(report.requests > 20 && report.rank_correlation > 0.9999 && report.overlap_at_10 > 0.9999, "{report:?}");
+    assert!(report.own.p50 > Duration::ZERO && report.answering.p50 > Duration::ZERO);
+    engine.life().set_shadow(None, soon()).await.unwrap();
+
+    engine.life().set_canary(Some(("b".to_owned(), 0.2)), soon()).await.unwrap();
+    let few = of(&answers(&engine).await, "b");
+    assert!((15..=70).contains(&few.len()), "{} of 200 are a fifth", few.len());
+    assert_eq!(of(&answers(&engine).await, "b"), few, "the same persons");
+    engine.life().set_canary(Some(("b".to_owned(), 0.6)), soon()).await.unwrap();
+    let more = of(&answers(&engine).await, "b");
+    assert!(few.iter().all(|person| more.contains(person)) && more.len() > few.len(), "who was in it stays in it");
+    let found = engine.upsert_items(vec![titled("both", "gnu stool")]).await;
+    assert!(found.is_ok());
+    for person in [&few[0], &of(&answers(&engine).await, "a")[0]] {
+        let found = search_by(&engine, person, "gnu", "", 1).await.unwrap();
+        assert_eq!(ids(&found), ["both"], "both generations have it");
+    }
+    engine.life().set_canary(None, soon()).await.unwrap();
+    assert_eq!(of(&answers(&engine).await, "a").len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bundle_that_breaks_a_bound_is_taken_back() {
+    let shop = Shop::new();
+    // Its ranking model gives numbers that are none, which golden requests would have told.
+    shop.publish_changed("bad", |bundle| bundle.ranker = broken(&bundle.ranker));
+    let manifest = shop.store().manifest("bad").unwrap();
+    assert!(!manifest.files.contains_key("golden.json"), "no requests could be made");
+    shop.store().point_to("a", None).unwrap();
+    let engine = shop.open(Bounds { requests_min: 40, p99_ratio_max: 1e9, ..Bounds::default() });
+    let ask = async |count: usize| {
+        for n in 0..count {
+            search_by(&engine, &format!("p{n}"), "red mug", "", 5).await.unwrap();
+        }
+    };
+    ask(50).await;
+    engine.life().activate("bad".to_owned(), soon()).await.unwrap();
+    ask(60).await;
+    let back = reach(&engine, "bad", BundleState::RolledBack).await;
+    assert!(back.reason.contains("100.0 % of") && back.reason.contains("degraded"), "{}", back.reason);
+    assert_eq!(&*engine.generation(), "a");
+
+    engine.life().set_canary(Some(("bad".to_owned(), 0.9)), soon()).await.unwrap();
+    ask(60).await;
+    reach(&engine, "bad", BundleState::RolledBack).await;
+    assert!(engine.metrics_text().contains("lodestone_bundle_changes_total{outcome=\"rolled_back\"} 2"));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(&*engine.generation(), "a", "the watch does not bring it back");
+}
+
+/// A ranking model with a weight that is no number.
+fn broken(model: &[u8]) -> Vec<u8> {
+    for at in (0..model.len() - 4).rev() {
+        let mut bytes = model.to_vec();
+        bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        if let Ok(mut ranker) = Ranker::open(&runtime(), &bytes, Device::Cpu)
+            && matches!(ranker.score(&[0.5; FEATURE_COUNT], 1), Err(RankingError::NotFinite { .. }))
+        {
+            return bytes;
+        }
+    }
+    panic!("no byte of the model matters");
+}
+
+#[test]
+fn a_bundle_never_changes_and_a_pointer_that_moved_is_seen() {
+    let shop = Shop::new();
+    let store = shop.store();
+    assert_eq!(store.names().unwrap(), ["a", "b", "c", "d"]);
+    let seen = store.current().unwrap();
+    store.publish(&shop.store_path().join("b"), Some(seen.as_ref())).unwrap();
+    let late = store.publish(&shop.store_path().join("c"), Some(seen.as_ref()));
+    assert!(matches!(late, Err(StoreError::Moved { .. })), "{late:?}");
+    let mut other = lodestone::bundle::Bundle::open(&shop.store_path().join("a")).unwrap();
+    other.manifest.metrics.insert("another".to_owned(), 1.0);
+    let place = tempfile::tempdir().unwrap();
+    other.write(&place.path().join("a")).unwrap();
+    let taken = store.publish(&place.path().join("a"), None);
+    assert!(matches!(taken, Err(StoreError::Taken { .. })), "{taken:?}");
+    assert_eq!(store.current().unwrap().unwrap().name, "b");
+}
+
+/// SWAPS swaps of bundles that are really loaded, under requests and writes: no request fails, and memory does not grow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn swaps_under_load_fail_no_request_and_keep_no_memory() {
+    let swaps: usize = std::env::var("SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let shop = Shop::new();
+    let engine = Arc::new(shop.open(Bounds { p99_ratio_max: 1e9, ..Bounds::default() }));
+    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let loads: Vec<_> = (0..2)
+        .map(|caller| {
+            let (engine, stop, answered) = (engine.clone(), stop.clone(), answered.clone());
+            tokio::spawn(async move {
+                let mut n = 0i64;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 1;
+                    recommend(&engine, &format!("p{}", n % 60), RecommendKind::ForYou).await.unwrap();
+                    search(&engine, "red mug", "", 3).await.unwrap();
+                    let person = format!("p{}", n % 60);
+                    let item = format!("i{}", n % 40);
+                    let click =
+                        events::event(&format!("{caller}-{n}"), EventKind::Click, &person, &item, events::START + n);
+                    engine.write_events(vec![click]).await.unwrap();
+                    let item = titled(&format!("new-{}", n % 50), &format!("okapi stool {n}"));
+                    engine.upsert_items(vec![item]).await.unwrap();
+                    answered.fetch_add(4, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            })
+        })
+        .collect();
+    let (begun, mut early) = (std::time::Instant::now(), 0);
+    for swap in 0..swaps {
+        let name = ["b", "c", "d", "a"][swap % 4];
+        let wait = std::time::Instant::now() + Duration::from_secs(60);
+        engine.life().activate(name.to_owned(), wait).await.unwrap();
+        assert_eq!(&*engine.generation(), name);
+        if swap + 1 == swaps.div_ceil(5) {
+            early = memory();
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for load in loads {
+        load.await.unwrap();
+    }
+    let late = memory();
+    println!(
+        "{swaps} swaps in {:.0} s under {} answered calls, none failed; resident memory {:.1} MB after a fifth of them, {:.1} MB at the end",
+        begun.elapsed().as_secs_f64(),
+        answered.load(Ordering::Relaxed),
+        early as f64 / 1e6,
+        late as f64 / 1e6
+    );
+    assert!(answered.load(Ordering::Relaxed) > swaps as u64, "there was load");
+    let noise = 40e6 + 0.1 * early as f64;
+    assert!((late as f64) < early as f64 + noise, "memory grew from {early} to {late} bytes");
+}

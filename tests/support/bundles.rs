@@ -1,0 +1,193 @@
+//! A small trained shop in a store of bundles, and an engine over it.
+use lodestone::{
+    bundle::{Bundle, Store},
+    catalog::Item,
+    dataset::{DatasetEvent, write_events, write_items},
+    engine::{Answer, Bounds, Engine, EngineConfig, EngineError, LifeConfig, Opening, Options, Page, Source, Viewer},
+    engine::{RecommendKind, RecommendRequest, SearchRequest, golden_requests, open},
+    events::EventKind,
+    ids::{ItemId, ItemKey, PersonId, Row},
+    ranking::{Device, Runtime},
+    retrieval::{BuildConfig, FrozenGraph, Precision},
+    training::{TrainOptions, train},
+    units::UnixMillis,
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+pub const ITEMS: usize = 40;
+
+pub struct Shop {
+    directory: tempfile::TempDir,
+}
+
+pub fn item_id(item: usize) -> ItemId {
+    ItemId::parse(&format!("i{item}")).unwrap()
+}
+
+pub fn runtime() -> Runtime {
+    Runtime::load(None).expect("ORT_DYLIB_PATH names the library; `make test` sets it")
+}
+
+impl Shop {
+    /// Trains the bundle `a` and makes it current. `b` is `a` with its items in the reverse order, `c` and `d` are copies of it.
+    pub fn new() -> Self {
+        let shop = Self { directory: tempfile::tempdir().unwrap() };
+        let colours = ["red", "blue", "green"];
+        let title = |item: usize| format!("{} {} number {item}", colours[item % 3], ["mug", "lamp"][item % 2]);
+        let items: Vec<Item> = (0..ITEMS).map(|item| Item::titled(item_id(item), &title(item))).collect();
+        let work = shop.directory.path().join("work");
+        std::fs::create_dir(&work).unwrap();
+        write_items(&work.join("items.parquet"), &items).unwrap();
+        write_events(&work.join("events.parquet"), &purchases()).unwrap();
+        let options = TrainOptions { name: "a".to_owned(), ..TrainOptions::default() };
+        train(&work, &work.join("a"), &runtime(), &options, &mut |_| {}).unwrap();
+        shop.publish(&work.join("a"));
+        shop.publish_changed("b", reverse);
+        shop.publish_changed("c", |_| {});
+        shop.publish_changed("d", |_| {});
+        shop.store().point_to("a", None).unwrap();
+        shop
+    }
+
+    pub fn store_path(&self) -> PathBuf {
+        self.directory.path().join("store")
+    }
+
+    pub fn store(&self) -> Store {
+        Store::open(self.store_path().to_str().unwrap(), []).unwrap()
+    }
+
+    pub fn publish(&self, bundle: &Path) {
+        self.store().publish(bundle, None).unwrap();
+    }
+
+    /// Publishes `a` with a change, under another name, and makes it current. Its golden requests are its own, if it can be asked
+    /// any, unless the change brings others.
+    pub fn publish_changed(&self, name: &str, change: impl FnOnce(&mut Bundle)) {
+        let mut bundle = Bundle::open(&self.store_path().join("a")).unwrap();
+        bundle.manifest.name = name.to_owned();
+        bundle.manifest.files.clear();
+        bundle.golden = None;
+        change(&mut bundle);
+        if bundle.golden.is_none() {
+            bundle.golden = golden_requests(&bundle, &runtime()).ok();
+        }
+        let out = self.directory.path().join("work").join(name);
+        bundle.write(&out).unwrap();
+        self.publish(&out);
+    }
+
+    pub fn open(&self, bounds: Bounds) -> Engine {
+        open(Opening {
+            bundle: Source::Store(self.store()),
+            data: &self.directory.path().join("data"),
+            library: None,
+            device: Device::Cpu,
+            synonyms: None,
+            workers: 2,
+            queue_requests_max: 1000,
+            history_ends_now: false,
+            dedupe_ids_max: 1_000_000,
+            config: EngineConfig::default(),
+            life: LifeConfig { watch: Duration::from_millis(100), kept_max: 1, bounds },
+        })
+        .unwrap()
+    }
+}
+
+/// People who mostly buy an item and then the next by number.
+fn purchases() -> Vec<DatasetEvent> {
+    let mut rows = Vec::new();
+    for person in 0..60usize {
+        for visit in 0..20usize {
+            let item = (person * 7 + visit * 3 + visit * visit * person % 5) % ITEMS;
+            for (hour, item) in [(0, item), (1, (item + 1) % ITEMS)] {
+                rows.push(DatasetEvent {
+                    event_id: format!("{person}-{visit}-{hour}"),
+                    person: Some(PersonId::user(&format!("p{person}")).unwrap()),
+                    session: String::new(),
+                    kind: EventKind::Purchase,
+                    at: UnixMillis(1_700_000_000_000 + ((visit * 240 + person * 3 + hour) as i64) * 3_600_000),
+                    item: Some(item_id(item)),
+                    quantity: 1,
+                    price: None,
+                    currency: String::new(),
+                    order: String::new(),
+                    query: String::new(),
+                });
+            }
+        }
+    }
+    rows.sort_by_key(|row| row.at);
+    rows
+}
+
+/// The same content, but an item's row is another one, so that rows and keys differ.
+fn reverse(bundle: &mut Bundle) {
+    let count = bundle.items.len();
+    bundle.items.reverse();
+    let reversed = |index: &FrozenGraph| {
+        let rows = (0..count as u32).rev().flat_map(|row| index.vector(Row(row)).unwrap());
+        let config = BuildConfig { precision: Precision::F32, ..BuildConfig::default() };
+        let graph = FrozenGraph::build(&rows.collect::<Vec<f32>>(), index.dimensions(), config, &|_| {});
+        Arc::new(graph.unwrap())
+    };
+    bundle.item_vectors = reversed(&bundle.item_vectors);
+    bundle.title_vectors = reversed(&bundle.title_vectors);
+    let names: Vec<ItemKey> = (0..count as u32).rev().map(ItemKey).collect();
+    bundle.next = std::mem::take(&mut bundle.next).by_key(&names);
+    bundle.together = std::mem::take(&mut bundle.together).by_key(&names);
+}
+
+pub fn viewer(person: &str) -> Viewer {
+    Viewer { person: PersonId::user(person).unwrap(), session: String::new(), locale: String::new() }
+}
+
+pub fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+pub async fn recommend(engine: &Engine, person: &str, kind: RecommendKind) -> Result<Answer, EngineError> {
+    let request = RecommendRequest {
+        viewer: viewer(person),
+        kind,
+        page: Page { size: 100, token: String::new(), fingerprint: 0 },
+        filter: None,
+        anchors: Vec::new(),
+        facets: Vec::new(),
+        options: Options::default(),
+        sent: Vec::new(),
+    };
+    engine.recommend(request, soon()).await
+}
+
+pub async fn search(engine: &Engine, query: &str, token: &str, size: usize) -> Result<Answer, EngineError> {
+    search_by(engine, "searcher", query, token, size).await
+}
+
+pub async fn search_by(
+    engine: &Engine,
+    person: &str,
+    query: &str,
+    token: &str,
+    size: usize,
+) -> Result<Answer, EngineError> {
+    let request = SearchRequest {
+        viewer: viewer(person),
+        query: query.to_owned(),
+        page: Page { size, token: token.to_owned(), fingerprint: 7 },
+        filter: None,
+        facets: Vec::new(),
+        options: Options::default(),
+        sent: Vec::new(),
+    };
+    engine.search(request, soon()).await
+}
+
+pub fn ids(answer: &Answer) -> Vec<String> {
+    answer.results.iter().map(|result| result.id.to_string()).collect()
+}
