@@ -63,6 +63,9 @@ pub struct ShowArgs {
 pub struct PublishArgs {
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
+    /// Only where the store has no current bundle yet; otherwise nothing is done.
+    #[arg(long)]
+    if_empty: bool,
     #[command(flatten)]
     store: StoreArgs,
 }
@@ -104,7 +107,11 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
 
 fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let store = args.store.open()?;
-    let manifest = store.publish(&args.bundle, None)?;
+    if let (true, Some(current)) = (args.if_empty, store.current()?) {
+        println!("{} stays current in {}", current.name, store.place());
+        return Ok(());
+    }
+    let manifest = store.publish(&args.bundle, args.if_empty.then_some(None))?;
     println!("{} is current in {}", manifest.name, store.place());
     Ok(())
 }

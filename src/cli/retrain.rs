@@ -1,11 +1,10 @@
 //! retrain: from what a shop has done until now to a published bundle, as one command.
 use super::{
-    Format, LibraryArgs,
+    Format, LibraryArgs, StoreArgs,
     lock::{Attempt, Lock},
     offline::{Bars, STOPPED, on_signal},
 };
 use crate::{
-    bundle::Bundle,
     events,
     ranking::Runtime,
     training::{
@@ -16,7 +15,7 @@ use crate::{
 };
 use anyhow::{Context, ensure};
 use std::{
-    fmt, fs, io,
+    fmt, fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -31,6 +30,8 @@ const DATA: &str = "data";
 const BUNDLE: &str = "bundle";
 /// What the data are.
 const LEFT: &str = "gathered.json";
+/// Copies of bundles of a store that is elsewhere.
+const CACHE: &str = "cache";
 /// In the data directory.
 const LOG: &str = "log";
 /// A stopped training goes on with the data that it had, unless they are older.
@@ -45,16 +46,16 @@ const LABELS_MAX: usize = 100_000;
 /// Trains on all that is known by now and publishes the bundle, if it is good enough.
 ///
 /// Gathers the imported history and what was logged since (a server may be running on the data), trains on all but the newest part,
-/// judges the bundle on that part, holds it against the store's current bundle (`--gate`), and publishes it. Exit codes: 0 published, 1 refused by the gate, 2 failed, 3 another retrain has the lock, 130 stopped
+/// judges the bundle on that part, holds it against the store's current bundle (`--gate`), and publishes it. Servers that watch the
+/// store put it in place. Exit codes: 0 published, 1 refused by the gate, 2 failed, 3 another retrain has the lock, 130 stopped
 /// (the same command goes on from there). See docs/deploy.md.
 #[derive(clap::Args)]
 pub struct RetrainArgs {
     /// The shop's data directory, as `serve` has it: imported history and log. Both are only read.
     #[arg(long, value_name = "DIR", env = "LODESTONE_DATA")]
     data: PathBuf,
-    /// The store of bundles: a directory with a bundle in each directory, and `current`, the name of the one that is to serve.
-    #[arg(long, value_name = "DIR", env = "LODESTONE_STORE")]
-    store: PathBuf,
+    #[command(flatten)]
+    store: StoreArgs,
     /// Where it works and has its lock: two retrains of one shop must have the same. Default: `retrain` in the data directory.
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
@@ -130,7 +131,7 @@ pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
             return Ok(BUSY);
         }
     };
-    let store = Store { path: args.store.clone() };
+    let store = args.store.open()?;
     // What the bundle is judged against must still be current when it is published.
     let seen = store.current()?;
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("threads")?;
@@ -147,7 +148,7 @@ pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
     let evaluation = training::evaluate(&data, &bundle, &runtime, &EvaluateOptions::default(), show)?;
     let gate = match seen.as_ref().filter(|_| args.gate) {
         Some(current) => {
-            let current = store.path.join(current);
+            let current = store.fetch(&current.name, &work.path.join(CACHE))?;
             Some(training::gate(&data, &bundle, &current, &runtime, &GateOptions::default(), show)?)
         }
         None => None,
@@ -155,7 +156,7 @@ pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
     bars.finish();
     let passes = gate.as_ref().is_none_or(|verdict| verdict.refusals.is_empty());
     let published = match passes {
-        true => Some(store.publish(&bundle, seen.as_deref())?),
+        true => Some(store.publish(&bundle, Some(seen.as_ref()))?.name),
         false => None,
     };
     work.clear()?;
@@ -276,55 +277,5 @@ impl Work {
             .with_context(|| entry.path().display().to_string())?;
         }
         Ok(())
-    }
-}
-
-/// In the store: the name of the bundle that is to serve.
-const CURRENT: &str = "current";
-
-/// Where bundles are published: each in a directory of its name, which never changes.
-struct Store {
-    path: PathBuf,
-}
-
-impl Store {
-    /// The name of the bundle that is to serve; none in an empty store.
-    fn current(&self) -> anyhow::Result<Option<String>> {
-        let path = self.path.join(CURRENT);
-        match fs::read_to_string(&path) {
-            Ok(name) => Ok(Some(name.trim().to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| path.display().to_string()),
-        }
-    }
-
-    /// Verifies a bundle, copies it into the store and makes it current; each of both is there whole or not at all. Fails where
-    /// another bundle became current since `seen` was read.
-    fn publish(&self, bundle: &Path, seen: Option<&str>) -> anyhow::Result<String> {
-        let manifest = Bundle::open(bundle)?.manifest;
-        let (place, partial) = (self.path.join(&manifest.name), self.path.join(format!(".{}", manifest.name)));
-        let told = || self.path.display().to_string();
-        ensure!(!place.exists(), "{} exists; a bundle never changes", place.display());
-        fs::create_dir_all(&partial).with_context(told)?;
-        for entry in fs::read_dir(bundle).with_context(told)? {
-            let entry = entry.with_context(told)?;
-            let copy = partial.join(entry.file_name());
-            fs::copy(entry.path(), &copy).and_then(|_| fs::File::open(&copy)?.sync_all()).with_context(told)?;
-        }
-        fs::rename(&partial, &place).with_context(told)?;
-        let current = self.current()?;
-        ensure!(
-            current.as_deref() == seen,
-            "{}: another bundle became current meanwhile; judge against it and publish again",
-            self.path.display()
-        );
-        let new = self.path.join(format!(".{CURRENT}"));
-        fs::write(&new, format!("{}\n", manifest.name))
-            .and_then(|()| fs::File::open(&new)?.sync_all())
-            .with_context(told)?;
-        fs::rename(&new, self.path.join(CURRENT))
-            .and_then(|()| fs::File::open(&self.path)?.sync_all())
-            .with_context(told)?;
-        Ok(manifest.name)
     }
 }

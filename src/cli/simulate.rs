@@ -1,6 +1,7 @@
 //! simulate: made shoppers in front of real servers, with the learning loop on and off.
 use super::{LibraryArgs, offline::style};
 use crate::{
+    bundle::Store,
     catalog::Item,
     dataset,
     events::EventKind,
@@ -26,7 +27,7 @@ use std::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-/// How long a server may take to start.
+/// How long a server may take to start, and to put a new bundle in place.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Of the retrains: choices that judge a bundle, and lists that the ranking model learns from.
 const NEWEST_MAX: usize = 500;
@@ -222,7 +223,7 @@ async fn world(
     let newest = (history.len() / 10).clamp(20, NEWEST_MAX).to_string();
     let world = World { program, shop: &shop, draws, config, start, newest, store: path.join("store") };
     ensure!(world.retrain(&first, path).await? == 0, "the first training failed; see {}", path.display());
-    let bundle = world.current()?;
+    let bundle = world.current().await?;
     bar.inc(1);
 
     let mut arms = Vec::new();
@@ -266,10 +267,13 @@ impl World<'_> {
     }
 
     /// The directory of the store's current bundle.
-    fn current(&self) -> anyhow::Result<PathBuf> {
-        let path = self.store.join("current");
-        let name = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        Ok(self.store.join(name.trim()))
+    async fn current(&self) -> anyhow::Result<PathBuf> {
+        let place = self.store.clone();
+        let current = tokio::task::spawn_blocking(move || {
+            Store::open(&place.display().to_string(), std::iter::empty()).and_then(|store| store.current())
+        });
+        let current = current.await?.context("the store")?.context("nothing was published")?;
+        Ok(self.store.join(current.name))
     }
 }
 
@@ -295,7 +299,13 @@ impl Life {
         for name in ["items.parquet", "events.parquet"] {
             fs::copy(first.join(name), data.join(name)).with_context(|| first.join(name).display().to_string())?;
         }
-        let server = Server::start(world.program, bundle, &data, &path.join("server.log")).await?;
+        // Looks at its store often, and does not wait for traffic like a shop's before it trusts a bundle.
+        let (store, bundle) = (world.store.display().to_string(), bundle.display().to_string());
+        let source: &[&str] = match arm {
+            Arm::Loop => &["--store", &store, "--watch-seconds", "0.2", "--probation-seconds", "0"],
+            Arm::Off | Arm::Live => &["--bundle", &bundle],
+        };
+        let server = Server::start(world.program, source, &data, &path.join("server.log")).await?;
         let lives = vec![Vec::new(); shoppers.len()];
         Ok(Self { arm, path, server, shoppers, lives })
     }
@@ -320,16 +330,24 @@ impl Life {
         Ok(())
     }
 
-    /// A night of the loop: what the day brought is learned from while the server goes on; then it begins again with the bundle.
+    /// A night of the loop: what the day brought is learned from while the server goes on, and the server takes the bundle.
     async fn night(&mut self, world: &World<'_>) -> anyhow::Result<Night> {
         match world.retrain(&self.path.join("data"), &self.path).await? {
             0 => {}
             1 => return Ok(Night::Refused),
             code => bail!("the retrain ended with {code}; see {}", self.path.join(RETRAIN_LOG).display()),
         }
-        self.server.stop();
-        let log = self.path.join("server.log");
-        self.server = Server::start(world.program, &world.current()?, &self.path.join("data"), &log).await?;
+        let published = world.current().await?;
+        let name = published.file_name().unwrap_or_default().to_string_lossy();
+        let begun = Instant::now();
+        while self.server.generation().await? != name {
+            ensure!(
+                begun.elapsed() < PATIENCE,
+                "the server did not put {name} in place within {} s",
+                PATIENCE.as_secs()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         Ok(Night::Published)
     }
 
@@ -363,21 +381,18 @@ struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
 impl Server {
-    fn stop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-
-    async fn start(program: &Program, bundle: &Path, data: &Path, log: &Path) -> anyhow::Result<Self> {
+    /// `source`: where its bundles come from, as arguments.
+    async fn start(program: &Program, source: &[&str], data: &Path, log: &Path) -> anyhow::Result<Self> {
         let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).context("a free port")?;
         let address = address.to_string();
-        let arguments = ["serve", "--workers", "1", "--listen", &address];
-        let mut command = program.command(&arguments, &[("--bundle", bundle), ("--data", data)])?;
+        let arguments = [&["serve", "--workers", "1", "--listen", &address], source].concat();
+        let mut command = program.command(&arguments, &[("--data", data)])?;
         command.stdout(appended(log)?).stderr(appended(log)?);
         let mut process = command.spawn().context("lodestone serve")?;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
@@ -396,6 +411,15 @@ impl Server {
             }
         };
         Ok(Self { process, channel })
+    }
+
+    /// The name of the bundle that answers.
+    async fn generation(&self) -> anyhow::Result<String> {
+        let r#type = RecommendType::Trending.into();
+        let viewer = viewer("nobody", 0);
+        let request = proto::RecommendRequest { viewer, r#type, page_size: 1, ..Default::default() };
+        let answer = RankingServiceClient::new(self.channel.clone()).recommend(request).await?.into_inner();
+        Ok(answer.info.unwrap_or_default().generation)
     }
 
     async fn offer(&self, items: impl Iterator<Item = Item>) -> anyhow::Result<()> {

@@ -99,8 +99,8 @@ def beside_a_server(work):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    server = subprocess.Popen([LODESTONE, "serve", "--bundle", work / "store" / current(work), "--data", work / "data",
-                               "--listen", address],
+    server = subprocess.Popen([LODESTONE, "serve", "--store", work / "store", "--data", work / "data", "--listen", address,
+                               "--watch-seconds", "0.2"],
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         ask = {"viewer": {"user_id": "p1"}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 3}
@@ -125,7 +125,10 @@ def beside_a_server(work):
         check(bool(verdict) and verdict["person_count"] > 0 and code == (1 if verdict["refusals"] else 0),
               "the gate judges the bundle beside the current one", verdict)
         code, report, told = retrain(work, "--newest", "60")
-        check(code == 0 and report["published"] == current(work), "without the gate it is published", (code, told))
+        until = time.monotonic() + SECONDS_MAX
+        while code == 0 and generation() != report["published"] and time.monotonic() < until:
+            time.sleep(0.1)
+        check(code == 0 and generation() == report["published"] == current(work), "the server takes what was published", (code, told))
     finally:
         server.terminate()
         server.wait(SECONDS_MAX)

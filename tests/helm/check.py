@@ -43,7 +43,7 @@ def check_probes(server, port):
     assert slowest_start >= 60, "reading a long log takes time"
 
 
-def check_wiring(objects, port):
+def check_wiring(objects, port, has_retrain):
     """Names and selectors that must agree between objects."""
     stateful_set = objects["StatefulSet", next(name for kind, name in objects if kind == "StatefulSet")]
     name, spec = stateful_set["metadata"]["name"], stateful_set["spec"]
@@ -52,7 +52,7 @@ def check_wiring(objects, port):
     assert spec["serviceName"] == f"{name}-headless"
     service, headless = objects["Service", name], objects["Service", f"{name}-headless"]
     assert headless["spec"]["clusterIP"] == "None"
-    assert len(objects) == 3, sorted(objects)
+    assert len(objects) == (4 if has_retrain else 3), sorted(objects)
     for selector in (spec["selector"]["matchLabels"], service["spec"]["selector"], headless["spec"]["selector"]):
         assert selector.items() <= labels.items(), (selector, labels)
     assert service["spec"]["ports"][0]["port"] == port
@@ -65,7 +65,8 @@ def check_wiring(objects, port):
         assert annotations["prometheus.io/port"] == str(ports["metrics"])
     else:
         assert "--metrics-listen" not in server["args"] and "prometheus.io/port" not in annotations
-    assert server["args"][:7] == ["serve", "--bundle", "/bundle", "--data", "/data", "--listen", f"0.0.0.0:{port}"]
+    source = ["--store", "s3://bundles/shop"] if has_retrain else ["--bundle", "/bundle"]
+    assert server["args"][:7] == ["serve", *source, "--data", "/data", "--listen", f"0.0.0.0:{port}"]
     mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
     assert set(mounts) == {"/data", "/bundle", "/tmp"}
     assert mounts["/bundle"]["readOnly"] is True
@@ -113,6 +114,34 @@ def check_changed(spec, service):
     assert claim["storageClassName"] == "fast" and claim["resources"]["requests"]["storage"] == "100Gi"
 
 
+def check_retrain(spec, _service):
+    pod = spec["template"]["spec"]
+    bundle, publish = pod["initContainers"]
+    assert bundle["name"] == "bundle" and publish["image"] == pod["containers"][0]["image"]
+    assert publish["args"] == ["bundle", "publish", "--if-empty", "--bundle", "/bundle", "--store", "s3://bundles/shop"]
+    assert publish["env"] == pod["containers"][0]["env"] == [{"name": "AWS_REGION", "value": "eu-west-2"}]
+
+
+def check_cron_job(cron_job, stateful_set):
+    """It works on the server's volume and node, alone, and gets none of the server's requests."""
+    spec = cron_job["spec"]
+    assert spec["schedule"] == "0 */6 * * *" and spec["concurrencyPolicy"] == "Forbid"
+    job = spec["jobTemplate"]["spec"]
+    assert job["backoffLimit"] == 0 and job["activeDeadlineSeconds"] == 3600
+    pod = job["template"]["spec"]
+    check_restricted(pod)
+    container, = pod["containers"]
+    assert container["args"] == ["retrain", "--gate", "--data", "/data", "--store", "s3://bundles/shop", "--newest", "2000"]
+    assert container["resources"] == {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "6Gi"}}
+    assert container["env"] == [{"name": "AWS_REGION", "value": "eu-west-2"}]
+    claim = next(volume for volume in pod["volumes"] if volume["name"] == "data")["persistentVolumeClaim"]["claimName"]
+    assert claim == f"data-{stateful_set['metadata']['name']}-0"
+    selector = stateful_set["spec"]["selector"]["matchLabels"]
+    assert not selector.items() <= job["template"]["metadata"]["labels"].items()
+    term, = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["labelSelector"]["matchLabels"] == selector and term["topologyKey"] == "kubernetes.io/hostname"
+
+
 def check_claim(spec, _service):
     pod = spec["template"]["spec"]
     assert "initContainers" not in pod
@@ -129,13 +158,16 @@ def main():
             kubernetes_validate.validate(document, version, strict=True)
     objects = {(document["kind"], document["metadata"]["name"]): document for document in documents}
     port = 6000 if case == "changed" else 50051
-    spec = check_wiring(objects, port)
+    spec = check_wiring(objects, port, case == "retrain")
     pod = spec["template"]["spec"]
     check_restricted(pod)
     check_probes(pod["containers"][0], port)
     service = next(document for document in documents if document["spec"].get("clusterIP") != "None"
                    and document["kind"] == "Service")
-    {"default": check_default, "changed": check_changed, "claim": check_claim}[case](spec, service)
+    {"default": check_default, "changed": check_changed, "claim": check_claim, "retrain": check_retrain}[case](spec, service)
+    if case == "retrain":
+        kinds = {document["kind"]: document for document in documents}
+        check_cron_job(kinds["CronJob"], kinds["StatefulSet"])
 
 
 main()

@@ -50,8 +50,10 @@ refuses() {
 
 lints "default values lint"
 lints "changed values lint" --values tests/helm/changed.yaml
+lints "a retrain lints" --values tests/helm/retrain.yaml
 renders "default values give valid, restricted objects" default
 renders "changed values arrive in the objects" changed --values tests/helm/changed.yaml
+renders "a retrain is a cron job beside the server" retrain --values tests/helm/retrain.yaml
 renders "a bundle from a claim needs no init container" claim --set bundle.existingClaim=shop-bundle
 refuses "an unknown value is refused" "replicas" --set replicas=3
 refuses "an unknown nested value is refused" "tagg" --set image.tagg=1
@@ -60,6 +62,8 @@ refuses "a port that is no number is refused" "port" --set-string service.port=h
 refuses "a privileged port is refused" "port" --set service.port=80
 refuses "a size without a unit is refused" "size" --set-string persistence.size=20
 refuses "a digest that is no digest is refused" "digest" --set image.digest=sha256:abc
+refuses "a schedule of three parts is refused" "schedule" --set retrain.enabled=true --set-string "retrain.schedule=0 3 *"
+refuses "a relative store is refused" "store" --set-string retrain.store=bundles
 refuses "a relative bundle path is refused" "path" --set bundle.path=bundle
 
 # What a person reads after the install: a line that can be pasted.
