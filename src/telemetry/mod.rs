@@ -270,6 +270,9 @@ mod tests {
         metrics.wrote("accepted", 1);
         metrics.answer_logged("logged", 1);
         metrics.experimented("experiment", "arm");
+        metrics.changed_bundle("activated");
+        metrics.loaded_bundle(Duration::from_secs(1));
+        metrics.generations(2);
         let text = metrics.text(Sizes {
             items: 1,
             live_items: 5,
@@ -279,9 +282,6 @@ mod tests {
             log_position: 4,
             ..Sizes::default()
         });
-        metrics.changed_bundle("activated");
-        metrics.loaded_bundle(Duration::from_secs(1));
-        metrics.generations(2);
         let registered: BTreeSet<String> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))
