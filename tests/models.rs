@@ -140,7 +140,7 @@ async fn what_is_damaged_is_refused_and_the_store_is_watched() {
     // Other weights than the golden requests were made with.
     let golden = std::fs::read(shop.store_path().join("a").join("golden.json")).unwrap();
     shop.publish_changed("wrong", |bundle| {
-        bundle.manifest.heads.iter_mut().for_each(|head| head.offset += 3.0);
+        bundle.manifest.heads.iter_mut().for_each(|head| head.weight *= 3.0);
         bundle.golden = Some(golden);
     });
     let refused = reach(&engine, "wrong", BundleState::Refused).await;
