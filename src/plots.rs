@@ -105,7 +105,8 @@ impl Axis {
         let values = (0..=count).map(|tick| self.low + tick as f64 * self.step);
         // Rounding errors are no number of their own.
         let exact = |value: f64| if value.abs() < self.step * 1e-6 { 0.0 } else { value };
-        values.map(exact).map(|value| (value, format!("{value:.decimals$}"))).collect()
+        let told = |value: f64| if decimals > 6 { short(value) } else { format!("{value:.decimals$}") };
+        values.map(exact).map(|value| (value, told(value))).collect()
     }
 
     /// The place of a value, from 0 at the low end to 1 at the high one.

@@ -21,7 +21,9 @@ impl AnswerRecord {
         }
         let weights = self.weights_of(config, shown)?;
         let count = (shown.candidate_count as usize).min(self.candidate_count());
-        let base = Base { heads: &self.head_values, weights: &weights, fused: &self.fused, tiers: &self.tiers };
+        let features = if self.fused.is_empty() { self.feature_matrix()? } else { Vec::new() };
+        let fused = self.fused_scores(&features);
+        let base = Base { heads: &self.head_values, weights: &weights, fused: &fused, tiers: &self.tiers };
         let lacking = || ReplayError("it lacks scores of some candidates".to_owned());
         let scores = base.scores(count).ok_or_else(lacking)?;
         let pins: Vec<PinSlot> =

@@ -124,7 +124,7 @@ impl AnswerRecord {
         (self.candidate_count as usize).min(self.items.len())
     }
 
-    fn feature_matrix(&self) -> Result<Vec<f32>, ReplayError> {
+    pub(super) fn feature_matrix(&self) -> Result<Vec<f32>, ReplayError> {
         columns::decode(&self.features, self.candidate_count(), self.feature_count as usize)
             .ok_or_else(|| ReplayError("its features cannot be read".to_owned()))
     }
@@ -156,7 +156,7 @@ impl AnswerRecord {
     }
 
     /// The fused scores of retrieval, which are a feature.
-    fn fused_scores(&self, features: &[f32]) -> Vec<f32> {
+    pub(super) fn fused_scores(&self, features: &[f32]) -> Vec<f32> {
         let column = FEATURES.iter().position(|name| *name == "retrieval_score").unwrap_or_default();
         match self.fused.is_empty() {
             true => features.iter().copied().skip(column).step_by((self.feature_count as usize).max(1)).collect(),

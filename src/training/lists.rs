@@ -105,6 +105,20 @@ impl<'a> Outcomes<'a> {
         chosen
     }
 
+    /// The labels of `rows` beside those that were chosen. Where it is not known yet what came of a chosen one, nothing is
+    /// known of that head: with the others' zeros alone it would look rare.
+    pub fn labels(chosen: &AHashMap<Row, Labels>, rows: impl Iterator<Item = Row>) -> Vec<Labels> {
+        let mut unchosen = Labels::default();
+        for (head, label) in unchosen.iter_mut().enumerate() {
+            if chosen.values().any(|labels| labels[head].is_nan()) {
+                *label = f32::NAN;
+            }
+        }
+        let of =
+            |labels: &Labels| std::array::from_fn(|head| if unchosen[head].is_nan() { f32::NAN } else { labels[head] });
+        rows.map(|row| chosen.get(&row).map_or(unchosen, of)).collect()
+    }
+
     fn of(&self, person: &PersonId, times: Range<UnixMillis>) -> impl Iterator<Item = &'a Event> {
         let events = self.by_person.get(person).map_or(&[][..], Vec::as_slice);
         let begin = events.partition_point(|event| event.at < times.start);
@@ -196,8 +210,8 @@ fn list_for(
         return None;
     }
     let features = story.features(&candidates, vector.as_deref());
-    let labels = candidates.list.iter().map(|candidate| chosen.get(&candidate.row).copied().unwrap_or_default());
-    Some(RankingList { features, labels: labels.flatten().collect() })
+    let labels = Outcomes::labels(chosen, candidates.list.iter().map(|candidate| candidate.row));
+    Some(RankingList { features, labels: labels.concat() })
 }
 
 /// Leaves out the heads that hardly any list speaks of.
@@ -265,6 +279,15 @@ mod tests {
         assert_eq!(labels(&events, "b", 1.0, 100.0), None, "three days later is not soon");
         assert_eq!(labels(&events, "b", 3.0, 100.0), Some([1.0, 0.0, 0.0, 1.0, 0.0]));
         assert_eq!(labels(&events, "b", 3.5, 3.4), None, "nothing from the end on is known");
+    }
+
+    #[test]
+    fn where_what_came_is_not_known_the_others_zeros_are_not_counted() {
+        let chosen =
+            [(Row(3), [1.0, 0.0, 1.0, f32::NAN, 0.0]), (Row(5), [1.0, 0.0, 0.0, 0.0, 0.0])].into_iter().collect();
+        let labels = Outcomes::labels(&chosen, [Row(1), Row(3), Row(5)].into_iter());
+        assert!(labels.iter().all(|labels| labels[COMEBACK].is_nan() && labels[RETURN] == 0.0));
+        assert_eq!(labels.iter().map(|labels| labels[CLICK]).collect::<Vec<_>>(), [0.0, 1.0, 1.0]);
     }
 
     #[test]

@@ -189,7 +189,7 @@ pub fn train_ranker(
     }
     let onnx = export(&best, &scale, head_count)?;
     let check = check(&best, &scale, &onnx, validation, runtime, &inner)?;
-    let calibration = calibrate(&best, &scale, validation, head_count, &inner);
+    let calibration = calibrate(&best, &scale, [validation, lists], head_count, &inner);
     Ok(TrainedRanker { onnx, calibration, check, validation_loss: best_loss, validation_losses })
 }
 
@@ -241,20 +241,31 @@ fn logits(network: &Network, scale: &Scale, features: &[f32], device: &Device) -
     numbers(network.forward(Tensor::from_data(TensorData::new(scale.apply(features), shape), device)))
 }
 
-/// Fits scale and offset of each head by Newton's method on the logistic loss.
+/// Positive labels that a calibration needs.
+const CALIBRATION_POSITIVES_MIN: f64 = 20.0;
+
+/// Fits scale and offset of each head by Newton's method on the logistic loss: on the lists that were not learned from, and
+/// for a head of which these hardly speak, as its labels come late, on all.
 fn calibrate(
     network: &Network,
     scale: &Scale,
-    lists: &[RankingList],
+    parts: [&[RankingList]; 2],
     heads: usize,
     device: &Device,
 ) -> Vec<Calibration> {
     let mut points: Vec<Vec<(f64, f64)>> = vec![Vec::new(); heads];
-    for list in lists {
-        let logits = logits(network, scale, &list.features, device);
-        for (index, (logit, label)) in logits.iter().zip(&list.labels).enumerate() {
-            if !label.is_nan() {
-                points[index % heads].push((f64::from(*logit), f64::from(*label)));
+    for lists in parts {
+        let positives = |points: &[(f64, f64)]| points.iter().map(|(_, label)| label).sum::<f64>();
+        let is_wanting: Vec<bool> = points.iter().map(|points| positives(points) < CALIBRATION_POSITIVES_MIN).collect();
+        if !is_wanting.contains(&true) {
+            break;
+        }
+        for list in lists {
+            let logits = logits(network, scale, &list.features, device);
+            for (index, (logit, label)) in logits.iter().zip(&list.labels).enumerate() {
+                if is_wanting[index % heads] && !label.is_nan() {
+                    points[index % heads].push((f64::from(*logit), f64::from(*label)));
+                }
             }
         }
     }

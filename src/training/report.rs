@@ -132,8 +132,8 @@ fn observe(
         }
     }
     let chosen = outcomes.chosen(shown.person, shown.at);
-    for (row, probabilities) in rows.iter().zip(ranked.heads.chunks_exact(models.heads.len().max(1))) {
-        let labels = chosen.get(row).copied().unwrap_or_default();
+    let labels = Outcomes::labels(&chosen, rows.iter().copied());
+    for (labels, probabilities) in labels.iter().zip(ranked.heads.chunks_exact(models.heads.len().max(1))) {
         for (head, (observed, probability)) in models.heads.iter().zip(seen.calibration.iter_mut().zip(probabilities)) {
             // A head of a model of the shop's own may mean anything.
             let label = HEADS.iter().position(|name| *name == head.name).map_or(f32::NAN, |head| labels[head]);

@@ -219,7 +219,7 @@ def explained(work):
                          timeout=60)
     judged = json.loads(ran.stdout or "{}")
     check(judged["answers"] > 5 and judged["left_out"] > 0 and judged["answers"] + judged["left_out"] >= seen,
-          f"another configuration is judged where the records tell what it would have shown {ran.stderr}")
+          f"another configuration is judged where the records tell what it would have shown {judged} {ran.stderr}")
 
     # The process dies as it writes: what was written before is there, in another life of the server too.
     newest = max((data / "answers").glob("*.answers"))
