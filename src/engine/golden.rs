@@ -115,7 +115,7 @@ fn answer(
     models: &mut Models,
     request: &GoldenRequest,
 ) -> Result<Vec<(ItemId, f32)>, GoldenError> {
-    let now = UnixMillis(generation.manifest.created_ms);
+    let now = UnixMillis(generation.manifest.trained_until_ms);
     let catalog = generation.catalog.load_full();
     let history = History::default().with_context(&views(request, now)?, &generation.live.keys);
     let mut person = PersonContext::new(&history, &catalog, &generation.next);
