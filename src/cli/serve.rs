@@ -107,6 +107,10 @@ struct LifeArgs {
     /// A bundle is taken back where the 99th percentile of its time in a worker is so many times that of the other one.
     #[arg(long, value_name = "RATIO", env = "LODESTONE_P99_RATIO_MAX", default_value_t = 2.0)]
     p99_ratio_max: f64,
+    /// A canary is taken back where its persons certainly choose something from fewer answers than the others do, times this. 0:
+    /// choices are no bound.
+    #[arg(long, value_name = "RATIO", env = "LODESTONE_CHOICE_RATIO_MIN", default_value_t = 0.8)]
+    choice_ratio_min: f64,
 }
 
 impl LifeArgs {
@@ -121,6 +125,8 @@ impl LifeArgs {
             anyhow::ensure!((0.0..=1.0).contains(&share), "--{name} is {share}; it must be within 0 and 1");
         }
         anyhow::ensure!(self.p99_ratio_max >= 1.0, "--p99-ratio-max is {}; it must be at least 1", self.p99_ratio_max);
+        let ratio = self.choice_ratio_min;
+        anyhow::ensure!((0.0..=1.0).contains(&ratio), "--choice-ratio-min is {ratio}; it must be within 0 and 1");
         Ok(LifeConfig {
             watch: seconds("watch-seconds", self.watch_seconds, 0.05)?,
             kept_max: self.kept_bundles_max,
@@ -129,6 +135,7 @@ impl LifeArgs {
                 error_share_max: self.error_share_max,
                 degraded_share_max: self.degraded_share_max,
                 p99_ratio_max: self.p99_ratio_max,
+                choice_ratio_min: self.choice_ratio_min,
                 window: seconds("bounds-window-seconds", self.bounds_window_seconds, 0.1)?,
                 probation: seconds("probation-seconds", self.probation_seconds, 0.0)?,
             },

@@ -1,12 +1,11 @@
 //! The front door: asks the workers, freezes slates, writes through the log.
 use super::{
-    answer::Slate,
     checkpoints::Checkpoints,
-    facets::Facets,
     generation::Space,
     generations::{Answered, Embedded, Generations, Served},
     life::Life,
     request::*,
+    slates::{Frozen, SlatesConfig},
     stories::{self, Asked, Question, Told},
     token::{PageToken, TokenKey},
     workers::Workers,
@@ -14,16 +13,15 @@ use super::{
 use crate::{
     answers::{AnswersConfig, AnswersLog},
     catalog::Item,
-    events::{Change, Event, LogError, Outcome, Writer, Written},
-    ids::ItemId,
+    events::{Attribution, Change, Event, LogError, Outcome, Writer, Written},
+    ids::{ItemId, PersonId},
     retrieval::check_vector,
     serving::{Serving, ServingConfig},
     telemetry::{Metrics, Sizes},
 };
-use moka::sync::Cache;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use uuid::Uuid;
@@ -34,9 +32,7 @@ pub struct EngineConfig {
     /// Named configurations and experiments.
     pub serving: Arc<Serving>,
     pub answers: AnswersConfig,
-    /// Frozen slates that are kept, and how long.
-    pub slates_max: u64,
-    pub slate_ttl: Duration,
+    pub slates: SlatesConfig,
 }
 
 impl Default for EngineConfig {
@@ -44,25 +40,13 @@ impl Default for EngineConfig {
         Self {
             serving: Arc::new(Serving::of(ServingConfig::default())),
             answers: AnswersConfig::default(),
-            slates_max: 100_000,
-            slate_ttl: Duration::from_secs(30 * 60),
+            slates: SlatesConfig::default(),
         }
     }
 }
 
 /// Times of the stages of an answer.
 pub type Stages = Vec<(&'static str, Duration)>;
-
-/// A slate as it was answered first, for its later pages.
-struct Frozen {
-    fingerprint: u64,
-    /// Whose rows the slate names. When it is gone, so are the pages: they must not keep it in memory.
-    served: Weak<Served>,
-    slate: Slate,
-    corrected_query: String,
-    facets: Arc<Facets>,
-    tail: AnswerTail,
-}
 
 pub struct Engine {
     pub(super) generations: Arc<Generations>,
@@ -71,7 +55,6 @@ pub struct Engine {
     writer: Writer<Embedded>,
     serving: Arc<Serving>,
     pub(super) answers: Arc<AnswersLog>,
-    slates: Cache<[u8; 16], Arc<Frozen>>,
     pub(super) tokens: TokenKey,
     /// None: the state is not the log's alone.
     checkpoints: Option<Arc<Checkpoints>>,
@@ -93,9 +76,8 @@ impl Engine {
         config: &EngineConfig,
         metrics: Metrics,
     ) -> Self {
-        let slates = Cache::builder().max_capacity(config.slates_max).time_to_live(config.slate_ttl).build();
         let (serving, answers) = (config.serving.clone(), Arc::new(answers));
-        Self { generations, life, workers, writer, serving, answers, slates, tokens, checkpoints: None, metrics }
+        Self { generations, life, workers, writer, serving, answers, tokens, checkpoints: None, metrics }
     }
 
     /// The engine, taking its state down in checkpoints.
@@ -115,7 +97,7 @@ impl Engine {
             live_items: served.generation.vectors_of(Space::Person).live_count(),
             merges: served.generation.merge_count(),
             people: self.generations.live.people.len(),
-            slates: self.slates.entry_count(),
+            slates: self.generations.routes().loaded().map(|served| served.slates.entry_count()).sum(),
             log_position: self.writer.position(),
             dedupe_ids: self.writer.remembered_ids(),
             checkpoint_position: self.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.position()),
@@ -216,7 +198,10 @@ impl Engine {
     }
 
     pub async fn write_events(&self, events: Vec<Event>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
-        self.written(self.writer.write(event_changes(events)).await)
+        let choices = self.choices(&events);
+        let written = self.written(self.writer.write(event_changes(events)).await)?;
+        self.note_choices(choices, &written.0);
+        Ok(written)
     }
 
     /// As [`Engine::write_events`], but waits where too many writes wait already.
@@ -224,7 +209,34 @@ impl Engine {
         &self,
         events: Vec<Event>,
     ) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
-        self.written(self.writer.write_when_there_is_room(event_changes(events)).await)
+        let choices = self.choices(&events);
+        let written = self.written(self.writer.write_when_there_is_room(event_changes(events)).await)?;
+        self.note_choices(choices, &written.0);
+        Ok(written)
+    }
+
+    /// What was chosen from which answer, with its place among the events, while a canary is on trial.
+    fn choices(&self, events: &[Event]) -> Vec<(usize, PersonId, [u8; 16])> {
+        if self.generations.canary().is_none() {
+            return Vec::new();
+        }
+        let chosen = |(place, event): (usize, &Event)| match &event.attribution {
+            Attribution::Answer(token) if event.kind.is_choice() => {
+                Some((place, event.person.clone(), self.tokens.parse_attribution(token)?))
+            }
+            _ => None,
+        };
+        events.iter().enumerate().filter_map(chosen).collect()
+    }
+
+    /// Tells the canary's trial of the choices that were not written before.
+    fn note_choices(&self, choices: Vec<(usize, PersonId, [u8; 16])>, outcomes: &[WriteOutcome]) {
+        let Some(canary) = self.generations.canary() else { return };
+        for (place, person, answer) in choices {
+            if outcomes.get(place) == Some(&WriteOutcome::Accepted) {
+                canary.note_choice(&person, answer);
+            }
+        }
     }
 
     fn written(&self, written: Result<Written, LogError>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
@@ -299,11 +311,10 @@ impl Engine {
         }
         self.sign(&mut tail, &served, id, seen);
         let facets = Arc::new(facets);
-        let fingerprint = page.fingerprint;
-        let frozen = Frozen { fingerprint, served: Arc::downgrade(&served), slate, corrected_query, facets, tail };
+        let frozen = Frozen { fingerprint: page.fingerprint, slate, corrected_query, facets, tail };
         let answer = self.cut(&frozen, &served, id, 0, page.size);
         if frozen.slate.places.len() > page.size {
-            self.slates.insert(id, Arc::new(frozen));
+            served.slates.insert(id, Arc::new(frozen));
         }
         answer
     }
@@ -335,12 +346,13 @@ impl Engine {
 
     fn next_page(&self, page: &Page) -> Result<Answer, EngineError> {
         let token = self.tokens.parse_page(&page.token).ok_or(EngineError::PageToken(PageTokenError::Foreign))?;
-        let frozen = self.slates.get(&token.slate).ok_or(EngineError::PageToken(PageTokenError::Expired))?;
+        let routes = self.generations.routes();
+        let found = routes.loaded().find_map(|served| Some((served, served.slates.get(&token.slate)?)));
+        let (served, frozen) = found.ok_or(EngineError::PageToken(PageTokenError::Expired))?;
         if frozen.fingerprint != page.fingerprint {
             return Err(EngineError::PageToken(PageTokenError::OtherRequest));
         }
-        let served = frozen.served.upgrade().ok_or(EngineError::PageToken(PageTokenError::Expired))?;
-        Ok(self.cut(&frozen, &served, token.slate, token.offset as usize, page.size))
+        Ok(self.cut(&frozen, served, token.slate, token.offset as usize, page.size))
     }
 
     fn cut(&self, frozen: &Frozen, served: &Served, slate: [u8; 16], offset: usize, size: usize) -> Answer {

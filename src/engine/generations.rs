@@ -6,7 +6,9 @@ use super::{
     live::Live,
     models::{Models, embed_items},
     shadow::{Shadow, ShadowWork, time_of},
+    slates::{Slates, SlatesConfig},
     stories::{self, Question, Told},
+    trial::Trial,
     window::Window,
 };
 use crate::{
@@ -16,6 +18,7 @@ use crate::{
     ids::PersonId,
     ranking::{Device, RankingError, Runtime},
     retrieval::{Lexical, Synonyms},
+    units::UnixMillis,
 };
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Sender, TrySendError};
@@ -51,6 +54,8 @@ pub struct Served {
     models: Box<[Mutex<Models>]>,
     /// How its answers go.
     pub window: Window,
+    /// Answers of its that have later pages.
+    pub slates: Slates,
 }
 
 impl Served {
@@ -81,8 +86,9 @@ pub struct Loader {
     pub worker_count: usize,
     pub synonyms: Synonyms,
     pub live: Arc<Live>,
-    /// How long answers are remembered.
+    /// How long the course of answers is remembered.
     pub window: Duration,
+    pub slates: SlatesConfig,
     pub loads: AtomicU64,
 }
 
@@ -106,10 +112,9 @@ impl Loader {
 
     /// The same of a bundle that was verified.
     pub fn load_opened(&self, bundle: Bundle, pool: &rayon::ThreadPool) -> Result<Served, LoadError> {
-        // Its threads write words as long as the generation lives, so they are not those of the pool, which may have to wait.
-        let mut lexical = Lexical::new().map_err(GenerationError::from)?;
-        lexical.set_synonyms(self.synonyms.clone());
         pool.install(|| {
+            let mut lexical = Lexical::new().map_err(GenerationError::from)?;
+            lexical.set_synonyms(self.synonyms.clone());
             let models = (0..=self.worker_count)
                 .map(|_| Models::open(&self.runtime, &bundle, self.device).map(Mutex::new))
                 .collect::<Result<Box<[_]>, RankingError>>()
@@ -117,11 +122,14 @@ impl Loader {
             let golden = bundle.golden.clone();
             let generation = Generation::new(bundle, self.live.clone(), lexical, SPARE_ROWS)?;
             let number = 1 + self.loads.fetch_add(1, Ordering::Relaxed);
-            let served = Served { number, generation, models, window: Window::new(self.window) };
+            let (window, slates) = (Window::new(self.window), self.slates.begin());
+            let served = Served { number, generation, models, window, slates };
             if let Some(golden) = golden {
                 golden::self_test(&served.generation, &mut served.spare_models(), &golden)?;
             }
             served.generation.catch_up(&mut served.spare_models())?;
+            // Whoever writes words from now on shall not wait as the pool's threads do.
+            served.generation.lexical.end_writing().map_err(GenerationError::from)?;
             Ok(served)
         })
     }
@@ -150,12 +158,24 @@ pub struct Canary {
     pub served: Arc<Served>,
     /// Of the persons, within 0 and 1.
     pub share: f64,
+    /// What shoppers choose from its answers.
+    pub trial: Arc<Trial>,
 }
 
 impl Canary {
+    /// A canary that begins now.
+    pub fn new(served: Arc<Served>, share: f64) -> Self {
+        Self { served, share, trial: Arc::new(Trial::new(UnixMillis::now())) }
+    }
+
     /// Whether a person is answered by it: the same person always is, and stays so when the share grows.
     fn takes(&self, person: &PersonId) -> bool {
         person_share(self.served.name(), person) < self.share
+    }
+
+    /// Notes that a person chose something from an answer.
+    pub fn note_choice(&self, person: &PersonId, answer: [u8; 16]) {
+        self.trial.note_choice(person, answer, self.takes(person));
     }
 }
 
@@ -223,6 +243,11 @@ impl Generations {
     /// The generation that answers most.
     pub fn current(&self) -> Arc<Served> {
         self.routes.load().current.clone()
+    }
+
+    /// The one on trial.
+    pub fn canary(&self) -> Option<Canary> {
+        self.routes.load().canary.clone()
     }
 
     /// A loaded generation by the name of its bundle.
@@ -373,6 +398,7 @@ fn tell_by_two(current: &Arc<Served>, canary: &Canary, worker: usize, questions:
     let (mut for_canary, mut others) = (Vec::new(), Vec::new());
     let is_canary: Vec<bool> = questions.iter().map(|question| canary.takes(&question.asked.viewer().person)).collect();
     for (question, is_canary) in questions.iter().zip(&is_canary) {
+        canary.trial.note_answer(&question.asked.viewer().person, *is_canary);
         if *is_canary { &mut for_canary } else { &mut others }.push(question.clone());
     }
     let tell = |served, questions: Vec<Question>| match questions.is_empty() {

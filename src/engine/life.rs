@@ -3,6 +3,7 @@
 use super::{
     generations::{Canary, Generations, Loader, Routes, Served},
     shadow::{Shadow, ShadowReport, ShadowWork},
+    trial::TrialReport,
     window::{Bounds, Summary},
 };
 use crate::{
@@ -25,7 +26,7 @@ use tokio::sync::oneshot;
 
 /// How often bounds are looked at.
 const TICK: Duration = Duration::from_millis(500);
-/// Which bundle served last, in the data directory.
+/// Which bundles served last, in the data directory.
 const SERVING: &str = "serving.json";
 /// Copies of bundles of an object store, in the data directory.
 pub const CACHE: &str = "bundles";
@@ -90,6 +91,7 @@ pub struct BundleStatus {
     /// Its answers of late.
     pub window: Summary,
     pub shadow: Option<ShadowReport>,
+    pub trial: Option<TrialReport>,
 }
 
 /// Why the life of a model does not change.
@@ -265,6 +267,7 @@ fn status(name: &str, routes: &Routes, note: Option<&Note>) -> BundleStatus {
         share: canary.map(|canary| canary.share).or(shadow.map(|shadow| shadow.share)).unwrap_or(0.0),
         window: served.map(|served| served.window.summary()).unwrap_or_default(),
         shadow: shadow.map(|shadow| shadow.report()),
+        trial: canary.map(|canary| canary.trial.report()),
     }
 }
 
@@ -288,6 +291,7 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, orders: &Receiver<Order>) {
+        self.resume_trials();
         loop {
             match orders.recv_timeout(TICK.min(self.config.watch)) {
                 Ok((command, reply)) => {
@@ -307,6 +311,18 @@ impl Thread {
                 tracing::warn!(%error, "a generation that answers nobody misses changes of the catalogue");
             }
             self.free();
+        }
+    }
+
+    /// Goes on with the canary and the shadow that were there before a restart.
+    fn resume_trials(&mut self) {
+        let Some(last) = self.seen.as_ref().and_then(|pointer| LastServed::read(&self.data, pointer)) else { return };
+        let results = [
+            last.canary.map(|canary| self.set_canary(Some(canary))),
+            last.shadow.map(|shadow| self.set_shadow(Some(shadow))),
+        ];
+        for error in results.into_iter().flatten().filter_map(Result::err) {
+            tracing::warn!(%error, "a trial does not go on after the restart");
         }
     }
 
@@ -391,7 +407,7 @@ impl Thread {
         self.probation = Some((Instant::now() + self.config.bounds.probation, before));
         self.notes.set(new.name(), None, "");
         self.metrics.serving(new.name());
-        self.remember(new.name());
+        self.remember();
         Ok(())
     }
 
@@ -426,11 +442,12 @@ impl Thread {
         if let Some((served, share)) = new {
             routes.kept.retain(|kept| kept.number != served.number);
             routes.shadow = routes.shadow.filter(|shadow| shadow.served.number != served.number);
-            routes.canary = Some(Canary { served, share });
+            routes.canary = Some(Canary::new(served, share));
         }
         let name = routes.canary.as_ref().map_or_else(String::new, |canary| canary.served.name().to_owned());
         self.reroute(&name, routes)?;
         self.retired.extend(old.map(|canary| canary.served));
+        self.remember();
         Ok(())
     }
 
@@ -449,6 +466,7 @@ impl Thread {
         let name = routes.shadow.as_ref().map_or_else(String::new, |shadow| shadow.served.name().to_owned());
         self.reroute(&name, routes)?;
         self.retired.extend(old.map(|shadow| shadow.served.clone()));
+        self.remember();
         Ok(())
     }
 
@@ -477,9 +495,8 @@ impl Thread {
                 }
                 // A store that cannot be read is tried again.
                 if !matches!(result, Err(LifeError::Store(_))) {
-                    let name = self.generations.current().name().to_owned();
                     self.seen = Some(pointer);
-                    self.remember(&name);
+                    self.remember();
                 }
             }
             Ok(None) => tracing::warn!("the store names no current bundle any more"),
@@ -492,7 +509,9 @@ impl Thread {
         let routes = self.generations.routes();
         let bounds = &self.config.bounds;
         if let Some(canary) = &routes.canary
-            && let Some(reason) = bounds.broken(&canary.served.window.summary(), &routes.current.window.summary())
+            && let Some(reason) = bounds
+                .broken(&canary.served.window.summary(), &routes.current.window.summary())
+                .or_else(|| canary.trial.broken(bounds.choice_ratio_min))
         {
             let name = canary.served.name().to_owned();
             if self.set_canary(None).is_ok() {
@@ -520,15 +539,24 @@ impl Thread {
         let is_used = |served: &Arc<Served>| {
             routes.loaded().any(|other| other.number == served.number) || Arc::strong_count(served) > 1
         };
-        self.retired.retain(is_used);
+        for unused in self.retired.extract_if(.., |served| !is_used(served)) {
+            // It has many small parts; the threads that load have time for them.
+            self.pool.spawn(move || drop(unused));
+        }
         self.metrics.generations(routes.loaded().count() + self.retired.len());
     }
 
     /// Notes what serves, so that a restart goes on with it although the store may name what was taken back.
-    fn remember(&self, name: &str) {
+    fn remember(&self) {
         let Some(pointer) = &self.seen else { return };
-        let serving = LastServed { bundle: name.to_owned(), pointer: pointer.name.clone() };
-        let text = serde_json::to_vec(&serving).expect("two texts become JSON");
+        let routes = self.generations.routes();
+        let serving = LastServed {
+            bundle: routes.current.name().to_owned(),
+            pointer: pointer.name.clone(),
+            canary: routes.canary.as_ref().map(|canary| (canary.served.name().to_owned(), canary.share)),
+            shadow: routes.shadow.as_ref().map(|shadow| (shadow.served.name().to_owned(), shadow.share)),
+        };
+        let text = serde_json::to_vec(&serving).expect("texts and numbers become JSON");
         let (path, partial) = (self.data.join(SERVING), self.data.join(format!("{SERVING}.partial")));
         if let Err(error) = fs::write(&partial, text).and_then(|()| fs::rename(&partial, &path)) {
             tracing::warn!(%error, path = %path.display(), "cannot note which bundle serves");
@@ -541,14 +569,26 @@ struct LastServed {
     bundle: String,
     /// What the store named then.
     pointer: String,
+    /// Bundles on trial, with their shares.
+    #[serde(default)]
+    canary: Option<(String, f64)>,
+    #[serde(default)]
+    shadow: Option<(String, f64)>,
+}
+
+impl LastServed {
+    /// What served last, unless the store names another bundle since.
+    fn read(data: &Path, pointer: &Pointer) -> Option<Self> {
+        let text = fs::read(data.join(SERVING)).ok()?;
+        serde_json::from_slice::<Self>(&text).ok().filter(|last| last.pointer == pointer.name)
+    }
 }
 
 /// The bundle to start with: what served last, unless the store names another one since.
 pub fn first_bundle(store: &Store, data: &Path) -> Result<(String, Pointer), StoreError> {
     let pointer = store.current()?.ok_or_else(|| StoreError::Empty { place: store.place().to_owned() })?;
-    let last = fs::read(data.join(SERVING)).ok().and_then(|text| serde_json::from_slice::<LastServed>(&text).ok());
-    let last = last.filter(|serving| serving.pointer == pointer.name && store.manifest(&serving.bundle).is_ok());
-    Ok((last.map_or_else(|| pointer.name.clone(), |serving| serving.bundle), pointer))
+    let last = LastServed::read(data, &pointer).filter(|last| store.manifest(&last.bundle).is_ok());
+    Ok((last.map_or_else(|| pointer.name.clone(), |last| last.bundle), pointer))
 }
 
 /// Starts the thread that asks the shadow. It ends with the last sender.
@@ -570,13 +610,14 @@ pub fn loading_pool() -> io::Result<rayon::ThreadPool> {
     pool.start_handler(|_| lower_priority()).build().map_err(io::Error::other)
 }
 
-/// The present thread gets a core only where others leave one.
+/// The present thread gets a core only where others leave one, and gives it back at once: an answer that comes interrupts it.
+/// A nice value alone would let it end its time slice first, which is longer than an answer takes.
 fn lower_priority() {
     #[cfg(target_os = "linux")]
     {
-        const NICE: libc::c_int = 15;
-        // SAFETY: the call takes three numbers and touches no memory; on Linux 0 is the thread that calls.
-        let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+        let none = libc::sched_param { sched_priority: 0 };
+        // SAFETY: the call reads one struct that outlives it; on Linux 0 is the thread that calls.
+        let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const none) };
     }
 }
 

@@ -123,6 +123,7 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
         synonyms,
         live,
         window: opening.life.bounds.window,
+        slates: opening.config.slates,
         loads: AtomicU64::new(0),
     };
     let all_cores = rayon::ThreadPoolBuilder::new().build().map_err(io::Error::other).map_err(io(opening.data))?;

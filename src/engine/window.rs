@@ -99,6 +99,8 @@ pub struct Bounds {
     pub degraded_share_max: f64,
     /// The 99th percentile of the time in a worker, as a multiple of the other generation's.
     pub p99_ratio_max: f64,
+    /// From how many answers a canary's persons choose something, as a multiple of what the others' do; 0: any number.
+    pub choice_ratio_min: f64,
     /// Answers are remembered so long.
     pub window: Duration,
     /// After a swap the new generation is judged so long.
@@ -112,6 +114,7 @@ impl Default for Bounds {
             error_share_max: 0.01,
             degraded_share_max: 0.05,
             p99_ratio_max: 2.0,
+            choice_ratio_min: 0.8,
             window: Duration::from_secs(60),
             probation: Duration::from_secs(600),
         }

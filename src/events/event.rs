@@ -90,6 +90,21 @@ impl EventKind {
         Self::ALL.into_iter().find(|kind| *kind as i32 == number)
     }
 
+    /// Whether who does this likes the item.
+    pub fn is_choice(self) -> bool {
+        match self {
+            Self::View | Self::Click | Self::AddToCart | Self::Favorite | Self::Review | Self::Purchase => true,
+            Self::Search
+            | Self::Impression
+            | Self::RemoveFromCart
+            | Self::Unfavorite
+            | Self::Return
+            | Self::CategoryView
+            | Self::IncentiveShown
+            | Self::IncentiveRedeemed => false,
+        }
+    }
+
     /// The name in files: `add_to_cart`.
     pub fn name(self) -> &'static str {
         match self {

@@ -17,6 +17,12 @@ impl Moments {
         self.squares += before * (value - self.mean);
     }
 
+    /// From the count, the sum and the sum of the squares.
+    pub fn of_sums(count: u64, sum: f64, squares: f64) -> Self {
+        let mean = if count == 0 { 0.0 } else { sum / count as f64 };
+        Self { count, mean, squares: (squares - mean * sum).max(0.0) }
+    }
+
     /// Half the width of the interval of the mean that holds at all times; see [`sequential_interval`], also for `planned`
     /// and `alpha`. None where fewer than two values are known or nothing varies.
     pub fn sequential_half_width(&self, planned: f64, alpha: f64) -> Option<f64> {
@@ -159,7 +165,11 @@ mod tests {
             values.iter().for_each(|value| moments.add(*value));
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64;
-            prop_assert!((moments.mean - mean).abs() < 1e-9 * 1e3 && (moments.variance() - variance).abs() < 1e-6 * (1.0 + variance));
+            let of_sums = Moments::of_sums(moments.count, values.iter().sum(), values.iter().map(|value| value * value).sum());
+            for moments in [moments, of_sums] {
+                prop_assert!((moments.mean - mean).abs() < 1e-9 * 1e3);
+                prop_assert!((moments.variance() - variance).abs() < 1e-6 * (1.0 + variance));
+            }
         }
     }
 }

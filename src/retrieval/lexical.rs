@@ -99,8 +99,10 @@ struct Words {
 /// refuse dead rows.
 pub struct Lexical {
     fields: Fields,
+    index: Index,
     reader: IndexReader,
-    writer: Mutex<IndexWriter>,
+    /// None while nothing is written.
+    writer: Mutex<Option<IndexWriter>>,
     words: RwLock<Words>,
     synonyms: Synonyms,
 }
@@ -129,18 +131,32 @@ impl Lexical {
             description: schema.add_text_field("description", words),
         };
         let index = Index::create_in_ram(schema.build());
+        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+        let (writer, words, synonyms) = (Mutex::default(), RwLock::default(), Synonyms::default());
+        Ok(Self { fields, index, reader, writer, words, synonyms })
+    }
+
+    /// Starts the writer's threads; they have the priority of the thread that calls.
+    fn start_writing(&self) -> Result<IndexWriter, LexicalError> {
         let options = IndexWriterOptions::builder()
             .memory_budget_per_thread(ARENA_BYTES)
             .num_worker_threads(1)
             .num_merge_threads(1)
             .build();
-        let writer: IndexWriter = index.writer_with_options(options)?;
+        let writer: IndexWriter = self.index.writer_with_options(options)?;
         let mut merging = LogMergePolicy::default();
         // Each write makes a segment; every segment costs each search a little.
         merging.set_min_num_segments(4);
         writer.set_merge_policy(Box::new(merging));
-        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
-        Ok(Self { fields, reader, writer: Mutex::new(writer), words: RwLock::default(), synonyms: Synonyms::default() })
+        Ok(writer)
+    }
+
+    /// Ends the writer's threads when they have done their work. The next write starts others.
+    pub fn end_writing(&self) -> Result<(), LexicalError> {
+        match self.writer.lock().take() {
+            Some(writer) => Ok(writer.wait_merging_threads()?),
+            None => Ok(()),
+        }
     }
 
     /// What is searched for in the place of a query's words, from now on.
@@ -153,11 +169,16 @@ impl Lexical {
         let texts: Vec<ItemTexts> = rows.par_iter().map(|(_, item)| ItemTexts::of(item)).collect();
         let documents: Vec<TantivyDocument> =
             rows.par_iter().zip(&texts).map(|((row, item), texts)| self.document(*row, item, texts)).collect();
-        let mut writer = self.writer.lock();
+        let mut writing = self.writer.lock();
+        let mut writer = match writing.take() {
+            Some(writer) => writer,
+            None => self.start_writing()?,
+        };
         for document in documents {
             writer.add_document(document)?;
         }
         writer.commit()?;
+        *writing = Some(writer);
         {
             let mut words = self.words.write();
             for ((row, _), texts) in rows.iter().zip(texts) {

@@ -1,7 +1,7 @@
 //! How good a bundle is on what came after its training: each person's next basket.
 use super::{
     Progress,
-    replay::{VISIT_MS, is_choice},
+    replay::VISIT_MS,
     train::{TrainError, candidates},
 };
 use crate::{
@@ -133,7 +133,7 @@ pub(super) fn replay_targets(
     let mut done_persons: AHashSet<PersonId> = AHashSet::new();
     let is_wanted = |event: &Event| match are_bought {
         true => event.kind == EventKind::Purchase,
-        false => is_choice(event.kind),
+        false => event.kind.is_choice(),
     };
     let target_of = first_of_visits(&events, |event| is_wanted(event) && is_late(event));
     for (done, event) in events.iter().enumerate() {

@@ -2,7 +2,6 @@
 use super::{
     Progress,
     ranker::RankingList,
-    replay::is_choice,
     train::{TrainError, TrainOptions, candidates, query_from_title},
 };
 use crate::{
@@ -142,7 +141,7 @@ impl Shares {
     /// Each moment gives two lists, one without a query and one with. Purchases, which are rarer, get half of the lists at
     /// least.
     fn new(events: &[Event], times: &Range<UnixMillis>, lists_max: usize) -> Self {
-        let labelled = events.iter().filter(|event| times.contains(&event.at) && is_choice(event.kind));
+        let labelled = events.iter().filter(|event| times.contains(&event.at) && event.kind.is_choice());
         let (mut purchases, mut others) = (0usize, 0usize);
         for event in labelled {
             *(if event.kind == EventKind::Purchase { &mut purchases } else { &mut others }) += 1;
@@ -171,7 +170,7 @@ pub fn ranking_lists(
     let mut lists = Vec::new();
     for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
         let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
-        if is_choice(event.kind) && event.at >= times.start && rng.random_bool(share) {
+        if event.kind.is_choice() && event.at >= times.start && rng.random_bool(share) {
             let chosen = outcomes.chosen(&event.person, event.at);
             let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));

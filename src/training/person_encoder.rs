@@ -5,7 +5,6 @@
 use super::{
     Progress,
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
-    replay::is_choice,
     sequence::{
         EncoderConfig, HISTORY_MAX, ItemText, Pause, Sample, SequenceEncoder, Tokens, TrainedEncoder,
         encoder::encoder_loss,
@@ -109,7 +108,7 @@ impl Past {
     fn windows(&self, from: UnixMillis) -> Vec<PersonSample> {
         let earliest = self.rows.len().saturating_sub(HISTORY_MAX).max(1);
         let is_asked = |step: &&Step| {
-            step.at >= from && is_choice(step.kind) && step.rows.start >= earliest && !step.rows.is_empty()
+            step.at >= from && step.kind.is_choice() && step.rows.start >= earliest && !step.rows.is_empty()
         };
         let asked: Vec<&Step> = self.steps.iter().filter(is_asked).collect();
         let (mut windows, mut rest) = (Vec::new(), &asked[..]);

@@ -19,31 +19,11 @@ pub struct Choice {
     pub rows: Vec<u32>,
 }
 
-/// Who does this likes the item.
-pub fn is_choice(kind: EventKind) -> bool {
-    match kind {
-        EventKind::View
-        | EventKind::Click
-        | EventKind::AddToCart
-        | EventKind::Favorite
-        | EventKind::Review
-        | EventKind::Purchase => true,
-        EventKind::Search
-        | EventKind::Impression
-        | EventKind::RemoveFromCart
-        | EventKind::Unfavorite
-        | EventKind::Return
-        | EventKind::CategoryView
-        | EventKind::IncentiveShown
-        | EventKind::IncentiveRedeemed => false,
-    }
-}
-
 /// Choices by event, in time order. Items that the table does not have are left out.
 pub fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<Choice> {
     let mut by_event: AHashMap<&str, usize> = AHashMap::new();
     let mut choices: Vec<Choice> = Vec::new();
-    for event in events.iter().filter(|event| is_choice(event.kind)) {
+    for event in events.iter().filter(|event| event.kind.is_choice()) {
         let Some(&row) = event.item.as_ref().and_then(|item| row_of.get(item)) else { continue };
         let index = *by_event.entry(event.event_id.as_str()).or_insert_with(|| {
             let (person, kind) = (event.person.clone(), event.kind);

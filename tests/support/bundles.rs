@@ -81,6 +81,16 @@ impl Shop {
         self.publish(&out);
     }
 
+    /// Opens what was closed: the log is free when the threads have ended.
+    pub async fn reopen(&self, bounds: impl Fn() -> Bounds) -> Engine {
+        loop {
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.open(bounds()))) {
+                Ok(engine) => return engine,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
     pub fn open(&self, bounds: Bounds) -> Engine {
         open(Opening {
             bundle: Source::Store(self.store()),

@@ -1,7 +1,7 @@
 //! Bundles, from the domain to the wire, and what may be asked of them.
 use super::{TEXT_CHARS_MAX, shortened};
 use crate::{
-    engine::{BundleState, BundleStatus, ShadowReport, Summary},
+    engine::{BundleState, BundleStatus, ShadowReport, Summary, TrialReport},
     ids::ID_BYTES_MAX,
     server::{proto, violations::Violations},
     units::UnixMillis,
@@ -67,6 +67,7 @@ pub fn bundle_to_proto(bundle: &BundleStatus) -> proto::Bundle {
         share: bundle.share,
         window: is_loaded.then(|| window(&bundle.window)),
         shadow: bundle.shadow.as_ref().map(shadow),
+        canary: bundle.trial.as_ref().map(canary),
     }
 }
 
@@ -88,6 +89,17 @@ fn shadow(report: &ShadowReport) -> proto::ShadowReport {
         overlap_at_10: report.overlap_at_10,
         window: Some(window(&report.own)),
         answered_window: Some(window(&report.answering)),
+    }
+}
+
+fn canary(report: &TrialReport) -> proto::CanaryReport {
+    proto::CanaryReport {
+        person_count: report.canary_persons as i64,
+        choices_per_person: report.canary_choices,
+        current_person_count: report.current_persons as i64,
+        current_choices_per_person: report.current_choices,
+        difference_low: report.difference.map(|(low, _)| low),
+        difference_high: report.difference.map(|(_, high)| high),
     }
 }
 
