@@ -1,7 +1,7 @@
 //! The models of what comes next: nothing leaks, bad input is refused with a sentence, and figures are what they say.
 #![cfg(feature = "train")]
 use lodestone::training::sequence::{
-    Dropout, Pause, SequenceError,
+    Dropout, EncoderConfig, ItemText, Pause, SequenceEncoder, SequenceError, Tokens, TrainerState,
     benchmark::{self, BasketFiles, HitReport, NextItemFiles, SessionFiles, Trials},
     files::Catalogue,
     fit::{next_items, train_encoder},
@@ -117,6 +117,52 @@ fn a_loss_that_diverges_stops_with_step_and_remedy() {
     assert!(matches!(error, SequenceError::Diverged { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains("step") && text.contains("smaller learning rate"), "{text}");
+}
+
+#[test]
+fn a_training_that_begins_with_an_encoder_begins_where_that_one_ended() {
+    let histories = histories(150);
+    let sequences: Vec<&[u32]> = histories.iter().map(Vec::as_slice).collect();
+    let samples = next_items(&sequences);
+    let mut config = NextItemConfig::for_data(&sequences, ITEMS as usize, 1, 1).encoder;
+    let text = |seed| {
+        let mut rng = StdRng::seed_from_u64(seed);
+        ItemText { vectors: (0..ITEMS * 8).map(|_| rng.random_range(-0.4..0.4)).collect(), width: 8 }
+    };
+    // What the encoder says of the next item of some histories.
+    let said = |encoder: &SequenceEncoder| {
+        let asked: Vec<Tokens> = sequences.iter().map(|sequence| Tokens::from(*sequence)).collect();
+        let (persons, width) = (encoder.encode(&asked), encoder.width());
+        let dot = |person: &[f32], item: &[f32]| person.iter().zip(item).map(|(a, b)| a * b).sum::<f32>();
+        let items = encoder.item_vectors().chunks(width);
+        persons.chunks(width).flat_map(|person| items.clone().map(|item| dot(person, item))).collect::<Vec<f32>>()
+    };
+    let train = |config: &EncoderConfig, text: &ItemText, state| {
+        let mut pause = Pause { wanted: None, state };
+        let trained = train_encoder(&samples, ITEMS as usize, text, config, &mut pause, &mut |_| 0.0, &mut |_| {});
+        trained.unwrap().encoder
+    };
+    config.epochs_max = 20;
+    let first = train(&config, &text(1), None);
+    // The texts' vectors are other ones now, and one item is new.
+    let vector = |item: usize| {
+        let direction = &first.item_vectors()[item * first.width()..][..first.width()];
+        direction.iter().map(|value| value * first.item_lengths()[item]).collect::<Vec<f32>>()
+    };
+    let vectors: Vec<Option<Vec<f32>>> = (0..ITEMS as usize).map(|item| (item != 3).then(|| vector(item))).collect();
+    let (weights, projection) = (first.flat_weights(), first.text_projection());
+    let begin = TrainerState::beginning(weights, &vectors, &text(2), projection, samples.len(), 1).unwrap();
+    config.epochs_max = 0;
+    let begun = train(&config, &text(2), Some(begin));
+    let (before, after) = (said(&first), said(&begun));
+    let reads_new = |place: usize| sequences[place / ITEMS as usize].contains(&3) || place % ITEMS as usize == 3;
+    let known = (0..before.len()).filter(|place| !reads_new(*place));
+    let difference = known.map(|place| (before[place] - after[place]).abs()).fold(0.0, f32::max);
+    assert!(difference < 1e-3, "{difference}");
+
+    let text = text(1);
+    let narrow = TrainerState::beginning(first.flat_weights(), &vectors, &text, &[0.0; 16], samples.len(), 1);
+    assert!(matches!(narrow, Err(SequenceError::Checkpoint(_))));
 }
 
 #[test]

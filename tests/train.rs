@@ -8,7 +8,7 @@ use lodestone::{
     events::EventKind,
     ids::{ItemId, PersonId, Row},
     ranking::Runtime,
-    training::{EvaluateOptions, Found, TrainError, TrainOptions, TrainReport, evaluate, train},
+    training::{EvaluateOptions, Found, Start, TrainError, TrainOptions, TrainReport, evaluate, train},
     units::UnixMillis,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -156,6 +156,47 @@ fn one_busy_user_and_unknown_items_are_learned_from_or_refused_with_a_sentence()
     let shop = Shop::new(&titled(), &strange);
     shop.train("bundle").unwrap();
     check_bundle(&shop.out("bundle"));
+}
+
+#[test]
+fn a_training_begins_with_a_bundle_where_it_may() {
+    let events = visits(60, &[EventKind::Purchase]);
+    let shop = Shop::new(&titled(), &events[..events.len() * 9 / 10]);
+    assert_eq!(shop.train("first").unwrap().start, Start::RandomWeights);
+    // The shop goes on; one item is new, and one is gone.
+    let mut later = titled();
+    later[7] = Item::titled(ItemId::parse("new").unwrap(), "red mug that is new");
+    write_items(&shop.directory.path().join("items.parquet"), &later).unwrap();
+    write_events(&shop.directory.path().join("events.parquet"), &events).unwrap();
+    let cold = shop.train("cold").unwrap();
+    let from = |bundle: &str| Some(shop.out(bundle));
+    let train = |out: &str, options: TrainOptions| {
+        train(shop.directory.path(), &shop.out(out), &runtime(), &options, &mut |_| {})
+    };
+    let warm = train("warm", TrainOptions { warm_start: from("first"), ..TrainOptions::default() }).unwrap();
+    assert_eq!(warm.start, Start::Bundle { name: "bundle".to_owned(), known_item_count: ITEMS - 1 });
+    let [cold_loss, warm_loss] = [&cold, &warm].map(|report| report.validation_losses[0]);
+    assert!(warm_loss < 1.05 * cold_loss && warm.epoch_count <= cold.epoch_count, "{warm:?} {cold:?}");
+    check_bundle(&shop.out("warm"));
+
+    // What it would be stopped by was learned from.
+    let early = TrainOptions { encoder_share: 0.4, ..TrainOptions::default() };
+    let report = train("early", TrainOptions { warm_start: from("warm"), ..early }).unwrap();
+    assert!(
+        matches!(&report.start, Start::BundleNotUsed { reason } if reason.contains("stopped")),
+        "{:?}",
+        report.start
+    );
+    let nowhere = train("nowhere", TrainOptions { warm_start: from("nothing"), ..TrainOptions::default() });
+    assert!(matches!(nowhere, Err(TrainError::Io { path, .. }) if path == shop.out("nothing").join("manifest.json")));
+    // A bundle with another person encoder has no weights of it.
+    let mut brought = Bundle::open(&shop.out("first")).unwrap();
+    brought.encoder_weights = None;
+    brought.manifest.files.clear();
+    brought.write(&shop.out("brought")).unwrap();
+    let report = train("alone", TrainOptions { warm_start: from("brought"), ..TrainOptions::default() }).unwrap();
+    assert!(matches!(&report.start, Start::BundleNotUsed { reason } if reason.contains("person_encoder.weights")));
+    assert_eq!(report.validation_losses, cold.validation_losses, "it began as if none were given");
 }
 
 #[test]

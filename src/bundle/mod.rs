@@ -29,6 +29,7 @@ const TEXT_PROJECTION: &str = "text_projection.f32";
 const NEXT: &str = "next.neighbours";
 const TOGETHER: &str = "together.neighbours";
 const PERSON_ENCODER: &str = "person_encoder.onnx";
+const ENCODER_WEIGHTS: &str = "person_encoder.weights";
 const QUERY_ENCODER: &str = "query_encoder.onnx";
 const TOKENIZER: &str = "tokenizer.json";
 const TRAINING: &str = "training.json";
@@ -51,6 +52,8 @@ pub struct Bundle {
     /// What was bought in the same basket.
     pub together: Neighbours,
     pub person_encoder: Vec<u8>,
+    /// For a training that begins with them; see `training/warm.rs`.
+    pub encoder_weights: Option<Vec<u8>>,
     pub query_encoder: Vec<u8>,
     /// Of a sentence encoder: its `tokenizer.json`. Without it the query encoder reads hashed terms.
     pub tokenizer: Option<Vec<u8>>,
@@ -139,6 +142,7 @@ impl Bundle {
             text_projection: vectors(TEXT_PROJECTION, title_vectors.dimensions())?,
             title_vectors,
             tokenizer: optional(TOKENIZER)?,
+            encoder_weights: optional(ENCODER_WEIGHTS)?,
             training: optional(TRAINING)?,
             golden: optional(GOLDEN)?,
             next: neighbours(NEXT)?,
@@ -177,7 +181,12 @@ impl Bundle {
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),
         ];
-        let optional = [(TOKENIZER, self.tokenizer), (TRAINING, self.training), (GOLDEN, self.golden)];
+        let optional = [
+            (TOKENIZER, self.tokenizer),
+            (ENCODER_WEIGHTS, self.encoder_weights),
+            (TRAINING, self.training),
+            (GOLDEN, self.golden),
+        ];
         let optional = optional.into_iter().filter_map(|(name, bytes)| Some((name, bytes?)));
         for (name, bytes) in files.into_iter().chain(optional) {
             self.manifest.add_file(name, &bytes);

@@ -6,7 +6,7 @@ use crate::{
     off_policy::{self, EstimateOptions, JudgedSlots, Reward},
     ranking::Runtime,
     serving::{Serving, ServingConfig},
-    training::{self, EvaluateOptions, Found, GateOptions, Progress, TrainError, TrainOptions, Verdict},
+    training::{self, EvaluateOptions, Found, GateOptions, Progress, Start, TrainError, TrainOptions, Verdict},
     units::UnixMillis,
 };
 use anyhow::{Context, ensure};
@@ -44,13 +44,27 @@ pub struct TrainArgs {
     /// The bundle to be written; must not exist.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The same seed gives the same samples and starting weights.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Begins with the encoders of this bundle instead of random weights: fewer epochs for about the same quality.
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+    #[command(flatten)]
+    learning: LearningArgs,
     /// The bundle that serves: a new one that is worse, slower or covers fewer items is not written, with exit code 1 and the
     /// reason; see `lodestone gate`.
     #[arg(long, value_name = "DIR")]
     gate: Option<PathBuf>,
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+/// How `train` and `retrain` learn.
+#[derive(clap::Args)]
+pub(super) struct LearningArgs {
+    /// The same seed gives the same samples and starting weights.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// A sentence encoder for queries and item texts, instead of one that is learned on the titles: a directory with
     /// model.onnx and tokenizer.json, as Hugging Face models have them.
     #[arg(long, value_name = "DIR")]
@@ -58,10 +72,24 @@ pub struct TrainArgs {
     /// Default: one for each processor. With one thread, the same seed gives the same model.
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
-    #[command(flatten)]
-    library: LibraryArgs,
+}
+
+impl LearningArgs {
+    /// Sets how many threads there are.
+    pub(super) fn set_threads(&self) -> anyhow::Result<()> {
+        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        ensure!((1..=256).contains(&threads), "--threads is {threads}; it must be within 1 and 256");
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("threads")
+    }
+
+    /// A training that begins now, is named after this moment, and ends at a signal.
+    pub(super) fn options(&self) -> anyhow::Result<TrainOptions> {
+        let now = UnixMillis::now();
+        let name =
+            jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let (query_encoder, stop) = (self.query_encoder.clone(), on_signal()?);
+        Ok(TrainOptions { seed: self.seed, query_encoder, name, now, stop, ..TrainOptions::default() })
+    }
 }
 
 #[derive(clap::Args)]
@@ -153,17 +181,10 @@ pub fn import(args: ImportArgs) -> anyhow::Result<()> {
 pub(super) const STOPPED: i32 = 130;
 
 pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
-    if let Some(threads) = args.threads {
-        ensure!((1..=256).contains(&threads), "--threads is {threads}; it must be within 1 and 256");
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("threads")?;
-    }
+    args.learning.set_threads()?;
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let started = Instant::now();
-    let now = UnixMillis::now();
-    let name = jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
-    let stop = on_signal()?;
-    let query_encoder = args.query_encoder;
-    let options = TrainOptions { seed: args.seed, query_encoder, name, now, stop, ..TrainOptions::default() };
+    let options = TrainOptions { warm_start: args.from, ..args.learning.options()? };
     let mut bars = Bars::default();
     // A gated bundle gets its name once it has passed.
     let written = match &args.gate {
@@ -203,6 +224,13 @@ pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
         Format::Text => {
             if report.checkpoint == Found::Ignored {
                 println!("the checkpoint beside the bundle is of other data or settings; the training began anew");
+            }
+            match &report.start {
+                Start::RandomWeights => {}
+                Start::Bundle { name, known_item_count } => {
+                    println!("began with bundle {name}, which has {known_item_count} of the items");
+                }
+                Start::BundleNotUsed { reason } => println!("began with random weights: {reason}"),
             }
             println!(
                 "{} items, {} choices; {} windows of histories, {} epochs; {} ranking lists; heads: {}",

@@ -2,7 +2,7 @@
 use super::{
     Format, LibraryArgs, StoreArgs,
     lock::{Attempt, Lock},
-    offline::{Bars, STOPPED, on_signal},
+    offline::{Bars, LearningArgs, STOPPED},
 };
 use crate::{
     events,
@@ -11,7 +11,6 @@ use crate::{
         self, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainError, TrainOptions, TrainReport,
         Verdict,
     },
-    units::UnixMillis,
 };
 use anyhow::{Context, ensure};
 use std::{
@@ -70,15 +69,11 @@ pub struct RetrainArgs {
     /// Lists that the ranking model learns from at most.
     #[arg(long, value_name = "N", default_value_t = TrainOptions::default().lists_max)]
     lists_max: usize,
-    /// The same seed gives the same samples and starting weights.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// A sentence encoder for queries and item texts: a directory with model.onnx and tokenizer.json.
-    #[arg(long, value_name = "DIR")]
-    query_encoder: Option<PathBuf>,
-    /// Default: one for each processor. With one thread, the same seed gives the same model.
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    /// Begins with random weights. Otherwise the encoders begin with those of the store's current bundle, and learn in fewer epochs.
+    #[arg(long)]
+    cold: bool,
+    #[command(flatten)]
+    learning: LearningArgs,
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     #[command(flatten)]
@@ -121,8 +116,6 @@ impl fmt::Display for Report {
 
 pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
     ensure!(args.data.is_dir(), "--data: {} is no directory", args.data.display());
-    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    ensure!((1..=256).contains(&threads), "--threads is {threads}; it must be within 1 and 256");
     let work = Work::open(args.work.clone().unwrap_or_else(|| args.data.join(WORK)))?;
     let _lock = match Lock::attempt(&work.path.join(LOCK))? {
         Attempt::Taken(lock) => lock,
@@ -134,11 +127,16 @@ pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
     let store = args.store.open()?;
     // What the bundle is judged against must still be current when it is published.
     let seen = store.current()?;
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("threads")?;
+    args.learning.set_threads()?;
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let begun = Instant::now();
     let (gathered, resumed) = work.gather(&args.data)?;
-    let Some(trained) = train(&args, &work, &gathered, &runtime)? else {
+    let current = match &seen {
+        Some(current) => Some(store.fetch(&current.name, &work.path.join(CACHE))?),
+        None => None,
+    };
+    let warm_start = current.clone().filter(|_| !args.cold);
+    let Some(trained) = train(&args, warm_start, &work, &gathered, &runtime)? else {
         eprintln!("stopped; the same command goes on from there");
         return Ok(STOPPED);
     };
@@ -146,11 +144,8 @@ pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
     let show = &mut |step| bars.show(step);
     let (data, bundle) = (work.data(), work.bundle());
     let evaluation = training::evaluate(&data, &bundle, &runtime, &EvaluateOptions::default(), show)?;
-    let gate = match seen.as_ref().filter(|_| args.gate) {
-        Some(current) => {
-            let current = store.fetch(&current.name, &work.path.join(CACHE))?;
-            Some(training::gate(&data, &bundle, &current, &runtime, &GateOptions::default(), show)?)
-        }
+    let gate = match current.as_ref().filter(|_| args.gate) {
+        Some(current) => Some(training::gate(&data, &bundle, current, &runtime, &GateOptions::default(), show)?),
         None => None,
     };
     bars.finish();
@@ -172,22 +167,18 @@ pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
 /// None: it was stopped.
 fn train(
     args: &RetrainArgs,
+    warm_start: Option<PathBuf>,
     work: &Work,
     gathered: &Gathered,
     runtime: &Runtime,
 ) -> anyhow::Result<Option<TrainReport>> {
-    let now = UnixMillis::now();
-    let name = jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
     let [encoder_share, trained_share] = shares(gathered.choice_count, args.newest)?;
     let options = TrainOptions {
-        seed: args.seed,
         encoder_share,
         trained_share,
         lists_max: args.lists_max,
-        query_encoder: args.query_encoder.clone(),
-        name,
-        now,
-        stop: on_signal()?,
+        warm_start,
+        ..args.learning.options()?
     };
     let mut bars = Bars::default();
     let trained = training::train(&work.data(), &work.bundle(), runtime, &options, &mut |step| bars.show(step));

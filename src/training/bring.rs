@@ -74,6 +74,10 @@ pub fn bring(
         bundle.item_vectors = freeze(&vectors, VECTOR_DIM).map_err(TrainError::from)?;
         bundle.person_encoder = model;
     }
+    if models.person.is_some() || models.query_encoder.is_some() {
+        // They are of the encoders that were.
+        bundle.encoder_weights = None;
+    }
     if let Some(directory) = &models.query_encoder {
         let side = embed_with(directory, &bundle.items, runtime, progress)?;
         let dimension = side.title_vectors.len() / bundle.items.len().max(1);

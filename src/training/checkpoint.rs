@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Checkpoints of another version are not read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The query side, and where the person encoder's training is.
 #[derive(Clone, PartialEq, Message)]
@@ -47,11 +47,12 @@ pub fn path_for(out: &Path) -> PathBuf {
     name.into()
 }
 
-/// Of files, by their content, and of settings.
-pub fn fingerprint(files: &[PathBuf], settings: &str) -> io::Result<Vec<u8>> {
+/// Of files, by their content, and of settings. Fails with the file that cannot be read.
+pub fn fingerprint(files: &[PathBuf], settings: &str) -> Result<Vec<u8>, (PathBuf, io::Error)> {
     let mut hash = Sha256::new();
     for path in files {
-        io::copy(&mut fs::File::open(path)?, &mut hash)?;
+        let copied = fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash));
+        copied.map_err(|error| (path.clone(), error))?;
     }
     hash.update(settings);
     Ok(hash.finalize().to_vec())

@@ -16,6 +16,7 @@ mod report;
 mod search_benchmark;
 pub mod sequence;
 mod train;
+mod warm;
 
 pub use bring::{BringError, BroughtModels, bring};
 pub use checkpoint::{Found, path_for as checkpoint_of};
@@ -29,6 +30,7 @@ pub use search_benchmark::{
     SearchBenchmarkError, SearchBenchmarkOptions, SearchQuality, SearchReport, search_benchmark,
 };
 pub use train::{TrainError, TrainOptions, TrainReport, train};
+pub use warm::Start;
 
 use crate::plots;
 

@@ -144,6 +144,13 @@ impl GraphWriter {
     }
 }
 
+/// The floats of a constant of a file that a [`GraphWriter`] wrote; none where it has no such constant.
+pub fn weights_in(model: &[u8], name: &str) -> Option<Vec<f32>> {
+    let graph = ModelProto::decode(model).ok()?.graph?;
+    let tensor = graph.initializer.into_iter().find(|tensor| tensor.name == name && tensor.data_type == FLOAT)?;
+    Some(tensor.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
 /// Added under the root of a norm, here and in the trained models.
 pub const NORM_EPSILON: f32 = 1e-12;
 

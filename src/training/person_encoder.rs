@@ -156,6 +156,9 @@ pub struct TrainedPersonEncoder {
     pub item_vectors: Vec<f32>,
     /// `[text width × VECTOR_DIM]`.
     pub text_projection: Vec<f32>,
+    /// Of the encoder, flat, and of the items' vectors: for a training that begins with them.
+    pub weights: Vec<f32>,
+    pub item_lengths: Vec<f32>,
     pub onnx: Vec<u8>,
     pub check: ExportCheck,
     pub validation_loss: f32,
@@ -206,6 +209,8 @@ pub fn train_person_encoder(
     Ok(TrainedPersonEncoder {
         item_vectors: encoder.item_vectors().to_vec(),
         text_projection: encoder.text_projection().to_vec(),
+        weights: encoder.flat_weights().to_vec(),
+        item_lengths: encoder.item_lengths().to_vec(),
         onnx,
         check,
         validation_loss: -score as f32,

@@ -2,7 +2,7 @@
 //! softmax over the batch's titles (in-batch negatives) from spans of titles.
 use super::{
     Progress,
-    onnx::{Dim, ExportCheck, GraphWriter, ModelError, NORM_EPSILON, compare},
+    onnx::{Dim, ExportCheck, GraphWriter, ModelError, NORM_EPSILON, compare, weights_in},
 };
 use crate::{
     catalog::VECTOR_DIM,
@@ -62,6 +62,17 @@ impl Tower {
         Self { table: Param::from_tensor(table), layer: LinearConfig::new(VECTOR_DIM, VECTOR_DIM).init(device) }
     }
 
+    /// The tower of an exported model; none where it has another shape.
+    fn exported(onnx: &[u8], buckets: usize, device: &Device) -> Option<Self> {
+        let weights = |name: &str, count: usize| weights_in(onnx, name).filter(|values| values.len() == count);
+        let matrix = |values, rows| Tensor::<2>::from_data(TensorData::new(values, [rows, VECTOR_DIM]), device);
+        let table = matrix(weights("table", buckets * VECTOR_DIM)?, buckets);
+        let weight = matrix(weights("layer.weight", VECTOR_DIM * VECTOR_DIM)?, VECTOR_DIM);
+        let bias = TensorData::new(weights("layer.bias", VECTOR_DIM)?, [VECTOR_DIM]);
+        let bias = Some(Param::from_tensor(Tensor::<1>::from_data(bias, device)));
+        Some(Self { table: Param::from_tensor(table), layer: Linear { weight: Param::from_tensor(weight), bias } })
+    }
+
     /// `ids` and `mask` `[texts × terms]` to `[texts × VECTOR_DIM]`, length 1.
     fn forward(&self, ids: Tensor<2, Int>, mask: Tensor<2>) -> Tensor<2> {
         let [texts, terms] = ids.dims();
@@ -98,18 +109,22 @@ fn padded(texts: &[&Vec<u32>], device: &Device) -> (Tensor<2, Int>, Tensor<2>) {
 }
 
 /// Learns the tower. `texts` are the hashed terms of whole titles, none empty; a sample is the terms of a query and the
-/// place of its text. Deterministic for a seed with one thread.
+/// place of its text. `start`: an exported tower to begin with, instead of random weights. Deterministic for a seed with one
+/// thread.
 pub fn train_query_encoder(
     texts: &[Vec<u32>],
     samples: &[(Vec<u32>, u32)],
     config: &QueryEncoderConfig,
+    start: Option<&[u8]>,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedQueryEncoder, ModelError> {
     const STAGE: &str = "query encoder";
     let device = Device::flex().autodiff();
     device.seed(config.seed);
-    let mut tower = Tower::new(config.bucket_count as usize, &device);
+    let buckets = config.bucket_count as usize;
+    let start = start.and_then(|onnx| Tower::exported(onnx, buckets, &device));
+    let mut tower = start.unwrap_or_else(|| Tower::new(buckets, &device));
     let mut optimizer = AdamConfig::new().init();
     let mut rng = StdRng::seed_from_u64(config.seed);
     let mut order: Vec<usize> = (0..samples.len()).collect();

@@ -203,7 +203,7 @@ fn encode_with_trained(
     let mut rng = StdRng::seed_from_u64(seed);
     let (texts, spans) = title_samples(items, &mut rng);
     let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, steps_max: 3000, ..Default::default() };
-    let trained = train_query_encoder(&texts, &spans, &config, runtime, progress)?;
+    let trained = train_query_encoder(&texts, &spans, &config, None, runtime, progress)?;
     let mut encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
     let queries = queries.iter().map(|query| {
         let terms = text::hashed_terms(query, BUCKET_COUNT);

@@ -10,6 +10,7 @@ use super::{
     ranker::{RankerConfig, train_ranker},
     replay::{Choice, baskets, choices, time_at_share},
     sequence::{ItemText, Pause, SequenceError},
+    warm::{EncoderWeights, Start, WarmStart},
 };
 use crate::{
     bundle::{Bundle, BundleError, Head, Manifest},
@@ -28,6 +29,7 @@ use crate::{
     units::UnixMillis,
 };
 use ahash::AHashMap;
+use prost::Message;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{
     fs, io,
@@ -51,6 +53,8 @@ pub struct TrainOptions {
     pub lists_max: usize,
     /// A directory with `model.onnx` and `tokenizer.json` of a sentence encoder, instead of one learned on the titles.
     pub query_encoder: Option<PathBuf>,
+    /// A bundle whose encoders the training begins with, where it can.
+    pub warm_start: Option<PathBuf>,
     pub name: String,
     pub now: UnixMillis,
     /// When it becomes true, the training leaves a checkpoint and ends with [`TrainError::Stopped`].
@@ -76,6 +80,7 @@ impl Default for TrainOptions {
             trained_share: 0.9,
             lists_max: 3000,
             query_encoder: None,
+            warm_start: None,
             name: "bundle".to_owned(),
             now: UnixMillis(0),
             stop: Arc::default(),
@@ -100,6 +105,7 @@ pub struct TrainReport {
     /// Model and the greatest difference between its ONNX export and the trained original.
     pub exports: Vec<(String, f32)>,
     pub checkpoint: Found,
+    pub start: Start,
     /// By stage.
     pub seconds: Vec<(&'static str, f64)>,
     /// The most memory that the process had so far; none where the system does not tell.
@@ -162,9 +168,13 @@ pub fn train(
     if let Some(directory) = &options.query_encoder {
         files.extend(["model.onnx", "tokenizer.json"].map(|name| directory.join(name)));
     }
+    if let Some(directory) = &options.warm_start {
+        // It has the sums of all other files.
+        files.push(directory.join("manifest.json"));
+    }
     let shop = Shop::read(data, options)?;
     let fingerprint = checkpoint::fingerprint(&files, &options.settings())
-        .map_err(|source| TrainError::Io { path: data.to_owned(), source })?;
+        .map_err(|(path, source)| TrainError::Io { path, source })?;
     let (found, resumed) = Checkpoint::read(&place, &fingerprint);
     let mut learned = Learned { checkpoint: found, query: None, curves: LossCurves::default(), seconds: Vec::new() };
     let mut pause = Pause { wanted: Some(&options.stop), state: None };
@@ -223,10 +233,14 @@ impl Shop {
         &self.choices[..self.choices.partition_point(|choice| choice.at < end)]
     }
 
+    /// From here on the encoders' training is stopped by what came; they learn from what came before.
+    fn validated_from(&self) -> UnixMillis {
+        time_at_share(self.choices_before(self.labels_from), 1.0 - VALIDATION_SHARE)
+    }
+
     /// Windows to learn from, and later ones to stop by.
     fn person_samples(&self) -> [Vec<PersonSample>; 2] {
-        let early = self.choices_before(self.labels_from);
-        let split = time_at_share(early, 1.0 - VALIDATION_SHARE);
+        let split = self.validated_from();
         let samples = |times| person_samples(&self.events, &self.row_of, times);
         [samples(UnixMillis(i64::MIN)..split), samples(split..self.labels_from)]
     }
@@ -262,10 +276,14 @@ impl Learned {
             begun = Instant::now();
         };
 
+        let (warm, start) = warm_start(shop, options)?;
         let side = match (&*checkpoint, &options.query_encoder) {
             (Some(checkpoint), _) => checkpoint.query_side(),
             (None, Some(directory)) => embed_with(directory, &shop.items, runtime, progress)?,
-            (None, None) => learned_query_side(&shop.items, options, &mut exports, runtime, progress)?,
+            (None, None) => {
+                let start = warm.as_ref().and_then(WarmStart::query_encoder);
+                learned_query_side(&shop.items, options, start, &mut exports, runtime, progress)?
+            }
         };
         pause.state = checkpoint.take().and_then(|checkpoint| checkpoint.person_encoder);
         let side = query.insert(side);
@@ -277,6 +295,10 @@ impl Learned {
         let text = ItemText { vectors: side.title_vectors.clone(), width: title_dimension };
         let item_count = shop.items.len();
         let seed = options.seed;
+        if let (None, Some(warm)) = (&pause.state, &warm) {
+            pause.state = Some(warm.person_encoder(&shop.items, &text, samples.len(), seed)?);
+        }
+        drop(warm);
         let person = train_person_encoder(&text, item_count, &samples, &validation, seed, pause, runtime, progress)?;
         exports.push(person.check.clone());
         check_item_vectors("item", &shop.items, &person.item_vectors, VECTOR_DIM)?;
@@ -287,6 +309,7 @@ impl Learned {
             manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, BUCKET_COUNT),
             item_vectors: freeze(&person.item_vectors, VECTOR_DIM)?,
             title_vectors: freeze(&side.title_vectors, title_dimension)?,
+            encoder_weights: Some(EncoderWeights::of(&person, shop.validated_from()).encode_to_vec()),
             text_projection: person.text_projection,
             next: counts::next_choice(early, item_count),
             together: counts::together(&baskets(early), item_count),
@@ -340,6 +363,7 @@ impl Learned {
             validation_losses: [person.validation_loss, ranker.validation_loss],
             exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
             checkpoint: Found::Nothing,
+            start,
             seconds: seconds.clone(),
             memory_bytes_max: memory_bytes_max(),
         };
@@ -398,17 +422,36 @@ pub(super) struct QuerySide {
     pub title_vectors: Vec<f32>,
 }
 
+/// The bundle that the training begins with, if one is given and can be used, and what is told of it.
+fn warm_start(shop: &Shop, options: &TrainOptions) -> Result<(Option<WarmStart>, Start), TrainError> {
+    let Some(directory) = &options.warm_start else { return Ok((None, Start::RandomWeights)) };
+    let sentence = options.query_encoder.as_deref().map(SentenceEncoder::read).transpose()?;
+    let sentence = sentence.as_ref().map(|[model, _]| model.as_slice());
+    Ok(match WarmStart::open(directory, sentence, shop.validated_from())? {
+        Ok(warm) => {
+            let start = warm.start(&shop.items);
+            (Some(warm), start)
+        }
+        Err(reason) => (None, Start::BundleNotUsed { reason }),
+    })
+}
+
+/// Learned on titles; it begins with `start`, an exported one, if there is one, and then takes fewer steps.
 fn learned_query_side(
     items: &[Item],
     options: &TrainOptions,
+    start: Option<&[u8]>,
     exports: &mut Vec<ExportCheck>,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<QuerySide, TrainError> {
     // A generator of its own: a training that is taken up again draws the rest as if it had learned this too.
     let (texts, spans) = title_samples(items, &mut StdRng::seed_from_u64(options.seed));
-    let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed: options.seed, ..Default::default() };
-    let trained = train_query_encoder(&texts, &spans, &config, runtime, progress)?;
+    let mut config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed: options.seed, ..Default::default() };
+    if start.is_some() {
+        config = QueryEncoderConfig { epochs: 1, steps_max: config.steps_max / config.epochs, ..config };
+    }
+    let trained = train_query_encoder(&texts, &spans, &config, start, runtime, progress)?;
     exports.push(trained.check.clone());
     Ok(QuerySide { title_vectors: trained.encode(&texts), model: trained.onnx, tokenizer: None })
 }
@@ -552,6 +595,7 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         next: bundle.next.clone(),
         together: bundle.together.clone(),
         person_encoder: Vec::new(),
+        encoder_weights: None,
         query_encoder: Vec::new(),
         tokenizer: None,
         training: None,

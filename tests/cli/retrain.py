@@ -117,14 +117,18 @@ def beside_a_server(work):
         item = {"item_id": "new-1", "title": "round blue teapot"}
         call(address, "lodestone.v1.CatalogService/UpsertItems", {"items": [item]})
         call(address, "lodestone.v1.EventService/WriteEvents", {"events": [event, foreign]})
+        before = current(work)
         code, report, told = retrain(work, "--gate", "--newest", "60")
         gathered = report["gathered"] if report else {}
         check((gathered.get("item_count"), gathered.get("logged_event_count"), gathered.get("foreign_event_count")) == (41, 1, 1),
               "beside a server, the log's items and events are gathered, and foreign tokens left out", (code, told, gathered))
+        start = report["trained"]["start"] if report else None
+        check(start == {"bundle": {"name": before, "known_item_count": 40}}, "the encoders begin with the current bundle's", start)
         verdict = report["gate"] if report else None
         check(bool(verdict) and verdict["person_count"] > 0 and code == (1 if verdict["refusals"] else 0),
               "the gate judges the bundle beside the current one", verdict)
-        code, report, told = retrain(work, "--newest", "60")
+        code, report, told = retrain(work, "--newest", "60", "--cold")
+        check(bool(report) and report["trained"]["start"] == "random_weights", "with --cold they do not", (code, told))
         until = time.monotonic() + SECONDS_MAX
         while code == 0 and generation() != report["published"] and time.monotonic() < until:
             time.sleep(0.1)

@@ -24,6 +24,8 @@ pub struct SequenceEncoder {
     pub(super) weights: Vec<f32>,
     /// Item vectors of length as the similarity wants them: `[items × width]`.
     pub(super) items: Vec<f32>,
+    /// What their lengths were before the similarity made them 1; empty where it does not.
+    pub(super) lengths: Vec<f32>,
     pub(super) text_projection: Vec<f32>,
 }
 
@@ -43,6 +45,17 @@ impl SequenceEncoder {
 
     pub fn weights(&self) -> NamedWeights<'_> {
         self.places.named(&self.weights)
+    }
+
+    /// All weights but those of items and texts, in an order of the shape's own.
+    pub fn flat_weights(&self) -> &[f32] {
+        &self.weights
+    }
+
+    /// `[items]`: the lengths of the learned vectors, of which [`Self::item_vectors`] are the directions. Empty where the
+    /// similarity takes the vectors as they are.
+    pub fn item_lengths(&self) -> &[f32] {
+        &self.lengths
     }
 
     pub fn shape(&self) -> Shape {

@@ -133,7 +133,7 @@ impl Moments {
 const BETAS: (f32, f32) = (0.9, 0.98);
 const ADAM_FLOOR: f32 = 1e-8;
 /// Standard deviation of an item's own vector at the start.
-const START: f32 = 0.02;
+pub(super) const START: f32 = 0.02;
 
 pub(super) struct Trainer<'a> {
     config: &'a EncoderConfig,
@@ -202,7 +202,7 @@ pub fn train_encoder(
         if course.done == 0 && !stops {
             course.order.shuffle(&mut trainer.rng);
         }
-        while course.done < steps {
+        while course.epoch > 0 && course.done < steps {
             if stops {
                 pause.state = Some(TrainerState::of(&trainer, &course));
                 return Err(SequenceError::Stopped);
@@ -235,7 +235,7 @@ pub fn train_encoder(
 
 /// Where a training is.
 pub(super) struct Course {
-    /// From 1.
+    /// From 1; 0: what a training began with that did not begin with random weights is to be judged.
     pub(super) epoch: usize,
     /// Steps of the epoch that were made.
     pub(super) done: usize,
@@ -313,13 +313,14 @@ impl<'a> Trainer<'a> {
     }
 
     pub(super) fn snapshot(&self) -> SequenceEncoder {
-        let (items, _) = self.item_vectors(&[], &[]);
+        let (items, inverse) = self.item_vectors(&[], &[]);
         SequenceEncoder {
             places: self.places.clone(),
             shape: self.config.shape,
             similarity: self.config.similarity,
             weights: self.weights.clone(),
             items,
+            lengths: inverse.into_iter().map(|inverse| 1.0 / inverse).collect(),
             text_projection: self.projection.clone(),
         }
     }

@@ -1,9 +1,12 @@
 //! A training that is stopped, and taken up again where it was.
 use super::{
     SequenceEncoder, SequenceError,
-    fit::{Course, Moments, Trainer},
+    fit::{Course, ItemText, Moments, START, Trainer, normal},
+    kernels::add_scaled,
 };
 use prost::Message;
+use rand::SeedableRng;
+use rand_chacha::ChaCha12Rng;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Lets a training be stopped. What it needs to go on goes out, and in, by `state`.
@@ -40,7 +43,7 @@ pub struct TrainerState {
     /// Weights, table, projection, then mean and square of each.
     #[prost(bytes = "vec", repeated, tag = "7")]
     learned: Vec<Vec<u8>>,
-    /// Weights, items, projection of the best so far; empty: none yet.
+    /// Weights, items, their lengths, projection of the best so far; empty: none yet.
     #[prost(bytes = "vec", repeated, tag = "8")]
     best: Vec<Vec<u8>>,
     #[prost(double, tag = "9")]
@@ -71,10 +74,56 @@ fn read<T: bytemuck::Pod>(bytes: &[u8], to: &mut [T]) -> Result<(), SequenceErro
 }
 
 impl TrainerState {
+    /// Before the first step of a training that does not begin with random weights, but with those of an encoder (in the order of
+    /// [`SequenceEncoder::flat_weights`]), the vectors of its items, where it has them, and its projection of texts
+    /// `[text width × width]`. The other items begin with small random vectors of their own beside their texts'.
+    pub fn beginning(
+        weights: &[f32],
+        vectors: &[Option<Vec<f32>>],
+        text: &ItemText,
+        projection: &[f32],
+        sample_count: usize,
+        seed: u64,
+    ) -> Result<Self, SequenceError> {
+        let width = projection.len() / text.width.max(1);
+        if width * text.width != projection.len() || vectors.iter().flatten().any(|vector| vector.len() != width) {
+            return Err(SequenceError::Checkpoint(
+                "the items' vectors are not as wide as their texts' are made".to_owned(),
+            ));
+        }
+        let mut rng = ChaCha12Rng::seed_from_u64(seed);
+        let mut table: Vec<f32> = Vec::with_capacity(vectors.len() * width);
+        for (item, vector) in vectors.iter().enumerate() {
+            let begin = table.len();
+            match vector {
+                None => table.extend((0..width).map(|_| START * normal(&mut rng))),
+                // What its text does not give is its own.
+                Some(vector) => {
+                    table.extend(vector);
+                    let text = &text.vectors[item * text.width..][..text.width];
+                    for (factor, row) in text.iter().zip(projection.chunks_exact(width)) {
+                        add_scaled(&mut table[begin..], -factor, row);
+                    }
+                }
+            }
+        }
+        let own = [weights, &table, projection];
+        let moments = own.into_iter().flat_map(|values| std::iter::repeat_n(vec![0; 4 * values.len()], 2));
+        Ok(Self {
+            loss: f32::NAN,
+            random_words: 0u128.to_le_bytes().to_vec(),
+            order: bytes_of(&(0..sample_count as u32).collect::<Vec<u32>>()),
+            learned: own.into_iter().map(bytes_of).chain(moments).collect(),
+            best_score: f64::NEG_INFINITY,
+            ..Self::default()
+        })
+    }
+
     pub(super) fn of(trainer: &Trainer, course: &Course) -> Self {
         let own = [&trainer.weights, &trainer.table, &trainer.projection];
         let moments = trainer.moments.iter().flat_map(|moments| [&moments.mean, &moments.square]);
-        let best = course.best.iter().flat_map(|best| [&best.weights, &best.items, &best.text_projection]);
+        let best =
+            course.best.iter().flat_map(|best| [&best.weights, &best.items, &best.lengths, &best.text_projection]);
         Self {
             epoch: course.epoch as u64,
             done: course.done as u64,
@@ -98,7 +147,7 @@ impl TrainerState {
         let Ok(words) = <[u8; 16]>::try_from(self.random_words.as_slice()) else {
             return refuse("the checkpoint does not tell where the random numbers were");
         };
-        if self.learned.len() != 9 || !matches!(self.best.len(), 0 | 3) {
+        if self.learned.len() != 9 || !matches!(self.best.len(), 0 | 4) {
             return refuse("the checkpoint lacks a part");
         }
         read(&self.learned[0], &mut trainer.weights)?;
@@ -117,7 +166,8 @@ impl TrainerState {
             let mut best: SequenceEncoder = trainer.snapshot();
             read(&self.best[0], &mut best.weights)?;
             read(&self.best[1], &mut best.items)?;
-            read(&self.best[2], &mut best.text_projection)?;
+            read(&self.best[2], &mut best.lengths)?;
+            read(&self.best[3], &mut best.text_projection)?;
             course.best = Some(best);
         }
         trainer.step = self.step as usize;
