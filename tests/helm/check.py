@@ -3,6 +3,7 @@
 usage: check.py CASE FILE
 """
 import sys
+import tomllib
 
 import kubernetes_validate
 import yaml
@@ -23,7 +24,7 @@ def check_restricted(pod):
     assert context["runAsUser"] > 0 and context["runAsGroup"] > 0 and context["fsGroup"] > 0
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     for volume in pod["volumes"]:
-        assert set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim"}, volume
+        assert set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim", "configMap"}, volume
     for container in containers(pod):
         context = container["securityContext"]
         assert context == {
@@ -52,7 +53,8 @@ def check_wiring(objects, port, has_retrain):
     assert spec["serviceName"] == f"{name}-headless"
     service, headless = objects["Service", name], objects["Service", f"{name}-headless"]
     assert headless["spec"]["clusterIP"] == "None"
-    assert len(objects) == (4 if has_retrain else 3), sorted(objects)
+    has_serving = ("ConfigMap", f"{name}-serving") in objects
+    assert len(objects) == 3 + has_retrain + has_serving, sorted(objects)
     for selector in (spec["selector"]["matchLabels"], service["spec"]["selector"], headless["spec"]["selector"]):
         assert selector.items() <= labels.items(), (selector, labels)
     assert service["spec"]["ports"][0]["port"] == port
@@ -68,7 +70,7 @@ def check_wiring(objects, port, has_retrain):
     source = ["--store", "s3://bundles/shop"] if has_retrain else ["--bundle", "/bundle"]
     assert server["args"][:7] == ["serve", *source, "--data", "/data", "--listen", f"0.0.0.0:{port}"]
     mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
-    assert set(mounts) == {"/data", "/bundle", "/tmp"}
+    assert set(mounts) == {"/data", "/bundle", "/tmp"} | ({"/config"} if has_serving else set())
     assert mounts["/bundle"]["readOnly"] is True
     known = {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
     known |= {claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]}
@@ -97,7 +99,8 @@ def check_changed(spec, service):
     assert service["metadata"]["annotations"] == {"example.com/internal": "true"}
     assert service["spec"]["type"] == "LoadBalancer"
     assert server["image"] == "lodestone@sha256:" + "0" * 64
-    assert server["args"][7:] == ["--onnxruntime", "/opt/other/libonnxruntime.so"]
+    assert server["args"][7:] == ["--serving", "/config/serving.toml", "--onnxruntime", "/opt/other/libonnxruntime.so"]
+    assert {"name": "serving", "configMap": {"name": "shop-ranking-serving"}} in pod["volumes"]
     assert server["env"] == [{"name": "RUST_LOG", "value": "debug"}]
     bundle, seed = pod["initContainers"]
     assert bundle["image"] == seed["image"] == "registry.example/bundles/shop:2"
@@ -108,7 +111,8 @@ def check_changed(spec, service):
     assert pod["nodeSelector"] == {"disk": "ssd"} and pod["priorityClassName"] == "high"
     assert pod["tolerations"] == [{"key": "dedicated", "operator": "Exists"}] and "nodeAffinity" in pod["affinity"]
     assert spec["template"]["metadata"]["labels"]["tier"] == "ranking"
-    assert spec["template"]["metadata"]["annotations"] == {"example.com/note": "hello"}
+    annotations = dict(spec["template"]["metadata"]["annotations"])
+    assert len(annotations.pop("checksum/serving")) == 64 and annotations == {"example.com/note": "hello"}
     assert spec["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Delete"
     claim = spec["volumeClaimTemplates"][0]["spec"]
     assert claim["storageClassName"] == "fast" and claim["resources"]["requests"]["storage"] == "100Gi"
@@ -162,9 +166,12 @@ def main():
     pod = spec["template"]["spec"]
     check_restricted(pod)
     check_probes(pod["containers"][0], port)
-    service = next(document for document in documents if document["spec"].get("clusterIP") != "None"
-                   and document["kind"] == "Service")
+    service = next(document for document in documents if document["kind"] == "Service"
+                   and document["spec"].get("clusterIP") != "None")
     {"default": check_default, "changed": check_changed, "claim": check_claim, "retrain": check_retrain}[case](spec, service)
+    if case == "changed":
+        served = objects["ConfigMap", "shop-ranking-serving"]["data"]["serving.toml"]
+        assert tomllib.loads(served)["configs"]["explore"]["exploration"] == {"temperature": 0.7, "share": 0.2}
     if case == "retrain":
         kinds = {document["kind"]: document for document in documents}
         check_cron_job(kinds["CronJob"], kinds["StatefulSet"])
