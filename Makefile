@@ -111,9 +111,6 @@ SWAPS ?= 1000
 test-swaps: tools-run ## Load and swap in 1,000 bundles under requests and writes; none may fail, and memory may not grow
 	SWAPS=$(SWAPS) cargo test --release --locked --test models swaps_under_load -- --nocapture
 
-bench-swap: build tools-run $(DATA) $(BUNDLE) ## Measure how much longer answers take while bundles are loaded and swapped in
-	python3 scripts/bench_swap.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA)
-
 FUZZ_SECONDS ?= 60
 fuzz: ## Try queries, filters, synonyms and tokens that nobody would send; FUZZ_SECONDS=60 for each kind
 	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test fuzz -- --test-threads 1 --nocapture
@@ -130,7 +127,7 @@ bench-retrieval: build $(BUNDLE) ## Measure the frozen graph beside its peers; S
 	@scripts/tools.sh peers
 	@$(TOOLS)/peers/bin/python benches/retrieval.py $(SIZES) --bundle $(BUNDLE) $(if $(VECTORS),--vectors $(VECTORS))
 
-bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure how fast events are taken in, folded and started from; BENCH_EVENTS=10000000
+bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure how fast events are taken in, folded and started from, and what they and swaps cost; BENCH_EVENTS=10000000
 	@python3 benches/events.py
 
 simulate: build tools-run ## Let made shoppers live with the learning loop on and off; writes docs/simulation.json and docs/simulation.svg

@@ -165,6 +165,8 @@ impl Bundle {
         let _ = fs::remove_dir_all(&temporary);
         fs::create_dir_all(&temporary).map_err(|source| io(&temporary, source))?;
 
+        // A bundle made from another has that one's manifest, and maybe not all of its files.
+        self.manifest.files.clear();
         dataset::write_items(&temporary.join(ITEMS), &self.items)?;
         let items = fs::read(temporary.join(ITEMS)).map_err(|source| io(&temporary, source))?;
         self.manifest.add_file(ITEMS, &items);

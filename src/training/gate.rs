@@ -8,6 +8,9 @@ use crate::{bundle::Bundle, ids::PersonId, ranking::Runtime, units::UnixMillis};
 use ahash::AHashMap;
 use std::{fmt, path::Path};
 
+/// So often are both timed again where the candidate seems too slow; the least time of each counts.
+const TIMED_AGAIN_MAX: usize = 2;
+
 /// What a candidate may cost.
 #[derive(Debug, Clone)]
 pub struct GateOptions {
@@ -56,8 +59,16 @@ pub fn gate(
     let mut judge = |bundle: &Path, stage| {
         judge_bundle(data, bundle, since, runtime, &mut |step| progress(Progress { stage, ..step }))
     };
-    let (candidate, current) = (judge(candidate, "candidate")?, judge(current, "current")?);
-    Ok(verdict(&candidate, &current, options))
+    let (mut of_candidate, mut of_current) = (judge(candidate, "candidate")?, judge(current, "current")?);
+    // What else runs on the machine makes one of them slow for a while; what is slow is so again.
+    for _ in 0..TIMED_AGAIN_MAX {
+        if of_candidate.seconds <= options.slower_max * of_current.seconds {
+            break;
+        }
+        of_current.seconds = of_current.seconds.min(judge(current, "current")?.seconds);
+        of_candidate.seconds = of_candidate.seconds.min(judge(candidate, "candidate")?.seconds);
+    }
+    Ok(verdict(&of_candidate, &of_current, options))
 }
 
 fn verdict(candidate: &Judged, current: &Judged, options: &GateOptions) -> Verdict {

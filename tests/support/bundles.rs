@@ -57,6 +57,10 @@ impl Shop {
         self.directory.path().join("store")
     }
 
+    pub fn data_path(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
     pub fn store(&self) -> Store {
         Store::open(self.store_path().to_str().unwrap(), []).unwrap()
     }
@@ -94,7 +98,7 @@ impl Shop {
     pub fn open(&self, bounds: Bounds) -> Engine {
         open(Opening {
             bundle: Source::Store(self.store()),
-            data: &self.directory.path().join("data"),
+            data: &self.data_path(),
             library: None,
             device: Device::Cpu,
             synonyms: None,
