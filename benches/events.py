@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,9 @@ BUNDLE, DATA = TOP / "target/demo/bundle", TOP / "target/demo/data"
 OUT = TOP / "target/bench"
 SECONDS = os.environ.get("BENCH_SECONDS", "5")
 EVENTS = os.environ.get("BENCH_EVENTS", "10000000")
-# What stands beside answers is measured in so many turns with and without it.
-TURNS, TURN_SECONDS = int(os.environ.get("BENCH_TURNS", "9")), 3
+# So long are answers measured with something beside them now and then.
+BESIDE_SECONDS = int(os.environ.get("BENCH_BESIDE_SECONDS", "90"))
+NEAR_S = 0.25
 os.environ.setdefault("ORT_DYLIB_PATH", str(TOP / "target/tools/onnxruntime/libonnxruntime.so"))
 
 
@@ -81,63 +83,95 @@ class Server:
         return run
 
 
-def stolen_s():
-    """Seconds that the machine's host gave to others, of all cores, since it started."""
+class Load:
+    """Recommendations at a fixed rate for a while, each with its time, and when the machine's host took the cores away."""
+
+    def __init__(self, server, rate, seconds):
+        self.path, self.stolen = OUT / "latencies.csv", []
+        self.process = subprocess.Popen([LODESTONE, "load-test", "--address", server.address, "--data", DATA, "--rpc", "recommend",
+                                         "--seconds", str(seconds), "--connections", "8", "--rate", str(rate), "--only-rate",
+                                         "--latencies", self.path], stdout=subprocess.DEVNULL)
+        self.watching = threading.Thread(target=self.watch)
+        self.watching.start()
+
+    def is_under_way(self):
+        return self.process.poll() is None
+
+    def watch(self):
+        before = stolen_ticks()
+        while self.is_under_way():
+            time.sleep(0.02)
+            now = stolen_ticks()
+            if now > before:
+                self.stolen.append(time.time())
+            before = now
+
+    def compared(self, spans, neither=()):
+        """Requests that were due within one of the spans beside those that were due outside, and the share that is left out: those
+        within a span of `neither`, and those due within NEAR_S of a moment at which the host took a core away, which tell of
+        the host."""
+        self.watching.join()
+        if self.process.returncode:
+            sys.exit("the load test failed")
+        lines = self.path.read_text().splitlines()[1:]
+        found, left_out = {False: [], True: []}, 0
+        for line in lines:
+            due_us, latency_us, is_answered = line.split(",")
+            due = int(due_us) / 1e6
+            if is_answered != "true":
+                sys.exit("a request failed")
+            if any(abs(due - stolen) < NEAR_S for stolen in self.stolen) or is_within(due, neither):
+                left_out += 1
+            else:
+                found[is_within(due, spans)].append(int(latency_us) / 1000)
+        if min(map(len, found.values())) < 1000:
+            sys.exit(f"{left_out} of {len(lines)} requests were left out: too few are left")
+        without, within = ({"requests": len(ms), "p50_ms": statistics.median(ms), "p99_ms": sorted(ms)[len(ms) * 99 // 100]}
+                           for ms in found.values())
+        return {"without": without, "within": within, "left_out": left_out / len(lines)}
+
+
+def is_within(time, spans):
+    return any(begin <= time < end for begin, end in spans)
+
+
+def stolen_ticks():
+    """Hundredths of seconds of all cores that the machine's host gave to others, since it started."""
     with open("/proc/stat", encoding="ascii") as stat:
-        return int(stat.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
-
-
-def in_turns(server, rate, begin, end):
-    """The p99 of recommendations at a rate, without and with what `begin` starts and `end` stops: medians over turns, as the machine
-    itself is not the same for long. Also the stolen seconds."""
-    found, before = {False: [], True: []}, stolen_s()
-    for _ in range(TURNS):
-        for is_beside, runs in found.items():
-            under_way = begin() if is_beside else None
-            runs.append(server.load("recommend", 8, "--rate", rate, "--only-rate", seconds=TURN_SECONDS)["p99_ms"])
-            if is_beside:
-                end(under_way)
-    return (*(sorted(runs)[TURNS // 2] for runs in found.values()), stolen_s() - before)
+        return int(stat.readline().split()[8])
 
 
 def beside_events(server, rate):
-    """Beside 10,000 events per second."""
-    def begin():
-        writing = threading.Thread(target=lambda: server.load(
-            "write-events", 2, "--batch", 100, "--rate", 100, "--only-rate", seconds=TURN_SECONDS + 1.5))
-        writing.start()
-        time.sleep(0.5)
-        return writing
-
-    return in_turns(server, rate, begin, lambda writing: writing.join())
+    """Recommendations while 10,000 events per second come for 5 s, again and again, and between."""
+    load, spans, starting = Load(server, rate, BESIDE_SECONDS), [], []
+    sent = OUT / "events-latencies.csv"
+    time.sleep(2)
+    while load.is_under_way():
+        begin = time.time()
+        server.load("write-events", 2, "--batch", 100, "--rate", 100, "--only-rate", "--latencies", sent, seconds=5)
+        dues = [int(line.split(",")[0]) / 1e6 for line in sent.read_text().splitlines()[1:]]
+        spans.append((min(dues), max(dues)))
+        # A load test reads the shop's data first.
+        starting.append((begin, min(dues)))
+        time.sleep(5)
+    return load.compared(spans, starting)
 
 
 def beside_swaps(server, store, names, rate):
-    """Beside a swap each second and a half. Swaps come as `bundle publish` makes them: another name in the store."""
-    turn = 0
-
-    def swap(stop):
-        nonlocal turn
-        while not stop.is_set():
-            turn += 1
-            (store / "current.new").write_text(names[turn % len(names)])
-            (store / "current.new").rename(store / "current")
-            stop.wait(1.5)
-
-    def begin():
-        stop = threading.Event()
-        swapping = threading.Thread(target=swap, args=(stop,))
-        swapping.start()
-        return stop, swapping
-
-    def end(under_way):
-        under_way[0].set()
-        under_way[1].join()
-        time.sleep(1)
-
+    """Recommendations from when a new bundle is seen until 0.3 s after it answers, again and again, and between. Swaps come as `bundle
+    publish` makes them: another name in the store."""
+    load, spans = Load(server, rate, BESIDE_SECONDS), []
     activated = 'lodestone_bundle_changes_total{outcome="activated"}'
-    began = server.metric(activated)
-    return (*in_turns(server, rate, begin, end), server.metric(activated) - began)
+    time.sleep(2)
+    while load.is_under_way():
+        begin, before = time.time(), server.metric(activated)
+        (store / "current.new").write_text(names[len(spans) % len(names)])
+        (store / "current.new").rename(store / "current")
+        while server.metric(activated) == before and load.is_under_way():
+            time.sleep(0.05)
+        spans.append((begin, time.time() + 0.3))
+        time.sleep(1.5)
+    return load.compared(spans) | {"swaps": len(spans)}
 
 
 def publish(work, names):
@@ -171,6 +205,14 @@ def main():
         rows.append((what, f"{value:,.1f}" if value < 1000 else f"{value:,.0f}", goal, unit, "met" if is_met else "MISSED"))
         figures.setdefault(what, value)
 
+    def beside(what, found):
+        figures[f"beside {what}"] = found
+        without, within = found["without"]["p99_ms"], found["within"]["p99_ms"]
+        row(f"p99 of Recommend at half load, no {what}", without, "", "ms", True)
+        row(f"p99 of Recommend at half load, {what}", within, "", "ms", True)
+        row(f"growth of that p99 by {what}", (within / without - 1) * 100, "20", "%", within <= 1.2 * without)
+        row("requests left out", found["left_out"] * 100, "", "%", True)
+
     with tempfile.TemporaryDirectory(dir=OUT) as work:
         shutil.copytree(DATA, f"{work}/data")
         with Server(f"{work}/data") as server:
@@ -188,23 +230,14 @@ def main():
         shutil.copytree(DATA, f"{work}/data")
         with Server(f"{work}/data", "--history-ends-now") as server:
             half = server.load("recommend", 8)["capacity_per_s"] / 2
-            without, beside, stolen = beside_events(server, half)
             row("half load", half, "", "per s", True)
-            row("p99 of Recommend at half load", without, "", "ms", True)
-            row("p99 of Recommend at half load beside 10,000 events/s", beside, "", "ms", True)
-            row("growth of that p99", (beside / without - 1) * 100, "20", "%", beside <= 1.2 * without)
-            row("stolen from the machine meanwhile", stolen, "", "s", True)
+            beside("10,000 events/s", beside_events(server, half))
         # Three, as the one before stays in memory.
         names = ["swap-0", "swap-1", "swap-2"]
         store = publish(work, names)
         flags = ["--history-ends-now", "--watch-seconds", "0.1", "--probation-seconds", "0"]
         with Server(f"{work}/data", *flags, models=("--store", store)) as server:
-            without, beside, stolen, swaps = beside_swaps(server, store, names, half)
-            row("p99 of Recommend at half load, no swaps", without, "", "ms", True)
-            row("p99 of Recommend at half load while bundles are swapped", beside, "", "ms", True)
-            row("growth of that p99 by swaps", (beside / without - 1) * 100, "20", "%", beside <= 1.2 * without)
-            row("swaps to bundles that were loaded meanwhile", swaps, "", "", True)
-            row("stolen from the machine meanwhile", stolen, "", "s", True)
+            beside("swaps", beside_swaps(server, store, names, half))
         bare, logged = logging_cost(f"{work}/data")
         row("recommendations without records of answers", bare, "", "per s", True)
         row("recommendations with a record of each", logged, "", "per s", True)

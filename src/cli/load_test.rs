@@ -14,13 +14,15 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    path::PathBuf,
+    fs::File,
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -66,6 +68,9 @@ pub struct LoadTestArgs {
     /// Of the choice of persons and queries.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Writes each request at the fixed rate as a line of CSV: when it was due (µs since 1970), its latency, whether it was answered.
+    #[arg(long, value_name = "FILE")]
+    latencies: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
 }
@@ -153,6 +158,7 @@ pub fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let most = args.connections.iter().copied().max().unwrap_or(1);
     let channels = runtime.block_on(connect(&args.address, most))?;
+    let mut latencies = args.latencies.as_deref().map(latencies_file).transpose()?;
 
     let bar = ProgressBar::new(2 * args.connections.len() as u64);
     bar.set_style(ProgressStyle::with_template("{msg:<40} [{bar:20}] {pos}/{len}")?);
@@ -172,7 +178,7 @@ pub fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
         bar.inc(1);
         let rate = args.rate.unwrap_or(0.7 * full.per_second()).max(1.0);
         bar.set_message(format!("{connections} connections, {rate:.0} requests/s"));
-        let paced = open_loop(&runtime, &calls, &channels[..connections], rate, length)?;
+        let paced = open_loop(&runtime, &calls, &channels[..connections], rate, length, latencies.as_mut())?;
         bar.inc(1);
         runs.push(Run {
             connections,
@@ -191,6 +197,9 @@ pub fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
         }
     }
     bar.finish_and_clear();
+    if let Some(file) = &mut latencies {
+        file.flush().context("--latencies")?;
+    }
     let stages_us = runtime.block_on(stages(&calls, &channels[0]));
     let rpc = match args.rpc {
         RpcArg::Recommend => "Recommend",
@@ -205,6 +214,13 @@ pub fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
         Format::Text => print!("{report}"),
     }
     Ok(())
+}
+
+fn latencies_file(path: &Path) -> anyhow::Result<BufWriter<File>> {
+    let file = File::create(path).with_context(|| format!("--latencies {}", path.display()))?;
+    let mut file = BufWriter::new(file);
+    writeln!(file, "due_unix_us,latency_us,is_answered")?;
+    Ok(file)
 }
 
 async fn connect(address: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
@@ -403,12 +419,14 @@ fn open_loop(
     channels: &[Channel],
     rate: f64,
     length: Duration,
+    mut each: Option<&mut BufWriter<File>>,
 ) -> anyhow::Result<Latencies> {
     let count = (rate * length.as_secs_f64()).ceil() as u64;
     let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
     let (in_flight, too_slow) = (Arc::new(AtomicU64::new(0)), AtomicBool::new(false));
-    let begun = Instant::now();
+    let (begun, begun_at) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let mut all = Latencies::new();
+    let mut written = Ok(());
     thread::scope(|scope| {
         scope.spawn(|| {
             let answers = answers;
@@ -425,14 +443,19 @@ fn open_loop(
                 runtime.spawn(async move {
                     let answer = calls.send(number, channel, DebugLevel::Unspecified).await;
                     in_flight.fetch_sub(1, Ordering::Relaxed);
-                    let _ = answers.send((due.elapsed(), answer));
+                    let _ = answers.send((due - begun, due.elapsed(), answer));
                 });
             }
         });
-        while let Some((latency, answer)) = answered.blocking_recv() {
+        while let Some((due, latency, answer)) = answered.blocking_recv() {
+            if let (Some(file), Ok(())) = (&mut each, &written) {
+                let due_us = (begun_at + due).as_micros();
+                written = writeln!(file, "{due_us},{},{}", latency.as_micros(), answer.is_ok());
+            }
             all.note(latency, answer);
         }
     });
+    written.context("--latencies")?;
     ensure!(
         !too_slow.into_inner(),
         "the server cannot keep up with {rate:.0} requests/s: {IN_FLIGHT_MAX} were waiting; choose a lower --rate"

@@ -12,7 +12,7 @@ use crate::{
     events::{Attribution, Event},
     units::UnixMillis,
 };
-use std::collections::VecDeque;
+use std::{collections::VecDeque, fmt::Display};
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -53,9 +53,9 @@ impl Services {
         let ahead_max = Some(self.config.event_ahead_max);
         let mut checked = Checked { results: Vec::with_capacity(sent.len()), events: Vec::new(), places: Vec::new() };
         for (index, event) in sent.iter().enumerate() {
-            let path = format!("events[{index}]");
+            let path = format_args!("events[{index}]");
             let mut violations = Violations::default();
-            let parsed = convert::event(&mut violations, &path, event, now, ahead_max);
+            let parsed = convert::event(&mut violations, path, event, now, ahead_max);
             let mut result = proto::EventResult {
                 status: proto::EventStatus::Rejected.into(),
                 event_id: event.event_id.clone(),
@@ -63,8 +63,10 @@ impl Services {
                 warnings: Vec::new(),
             };
             if let Some(mut event) = parsed {
-                result.event_id = event.id.to_string();
-                result.warnings.extend(self.check_token(&path, &mut event.attribution));
+                if result.event_id.is_empty() {
+                    result.event_id = event.id.to_string();
+                }
+                result.warnings.extend(self.check_token(path, &mut event.attribution));
                 checked.events.push(event);
                 checked.places.push(index);
             }
@@ -75,7 +77,7 @@ impl Services {
     }
 
     /// A token that is not ours keeps the event and is told.
-    fn check_token(&self, path: &str, attribution: &mut Attribution) -> Option<proto::FieldViolation> {
+    fn check_token(&self, path: impl Display, attribution: &mut Attribution) -> Option<proto::FieldViolation> {
         let Attribution::Answer(token) = attribution else { return None };
         if self.engine.is_attribution_token(token) {
             return None;

@@ -1,5 +1,6 @@
 //! What is wrong with a request: all of it, each with its field.
 use crate::engine::PAGE_SIZE_MAX;
+use std::fmt::Display;
 
 /// A field whose value cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,7 +11,8 @@ pub struct Violation {
     pub description: String,
 }
 
-/// Collects violations, and notices about values that are read differently from what was sent.
+/// Collects violations, and notices about values that are read differently from what was sent. A field is written out only where
+/// something is wrong with it.
 #[derive(Debug, Default)]
 pub struct Violations {
     pub found: Vec<Violation>,
@@ -18,24 +20,24 @@ pub struct Violations {
 }
 
 impl Violations {
-    pub fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
-        self.found.push(Violation { field: field.into(), description: description.into() });
+    pub fn add(&mut self, field: impl Display, description: impl Into<String>) {
+        self.found.push(Violation { field: field.to_string(), description: description.into() });
     }
 
     /// Keeps the value of a parse that worked; otherwise notes why not.
-    pub fn keep<T, E: std::fmt::Display>(&mut self, field: impl Into<String>, parsed: Result<T, E>) -> Option<T> {
+    pub fn keep<T, E: Display>(&mut self, field: impl Display, parsed: Result<T, E>) -> Option<T> {
         parsed.map_err(|error| self.add(field, error.to_string())).ok()
     }
 
     /// At most `limit` entries.
-    pub fn count(&mut self, field: &str, count: usize, limit: usize) {
+    pub fn count(&mut self, field: impl Display, count: usize, limit: usize) {
         if count > limit {
             self.add(field, format!("has {count} entries; the limit is {limit}"));
         }
     }
 
     /// At most `limit` characters.
-    pub fn characters(&mut self, field: &str, text: &str, limit: usize) {
+    pub fn characters(&mut self, field: impl Display, text: &str, limit: usize) {
         // Counting is bounded too: bytes are never fewer than characters.
         if text.len() > limit {
             let count = text.chars().count();
@@ -46,7 +48,7 @@ impl Violations {
     }
 
     /// A size within 0 and `limit`: 0 is the default, more than the limit is the limit, with a notice.
-    pub fn size(&mut self, field: &str, size: i32, default: usize, limit: usize) -> usize {
+    pub fn size(&mut self, field: impl Display, size: i32, default: usize, limit: usize) -> usize {
         match usize::try_from(size) {
             Err(_) => {
                 self.add(field, format!("is {size}; it must be 0 (for {default}) to {limit}"));
@@ -55,7 +57,7 @@ impl Violations {
             Ok(0) => default,
             Ok(size) if size > limit => {
                 let description = format!("{size} is above the limit; {limit} was used");
-                self.notices.push(Violation { field: field.to_owned(), description });
+                self.notices.push(Violation { field: field.to_string(), description });
                 limit
             }
             Ok(size) => size,

@@ -6,7 +6,10 @@ use crate::{
     server::{proto, violations::Violations},
     units::UnixMillis,
 };
-use std::time::Duration;
+use std::{
+    fmt::{self, Display},
+    time::Duration,
+};
 
 const LINES_MAX: usize = 1000;
 const QUANTITY_MAX: i32 = 1_000_000;
@@ -17,13 +20,14 @@ const EARLIEST_MS: i64 = 631_152_000_000;
 /// the caller to say. `ahead_max`: how far its time may be ahead of `now`; None for an event that is not stored.
 pub fn event(
     violations: &mut Violations,
-    path: &str,
+    path: impl Display,
     event: &proto::Event,
     now: UnixMillis,
     ahead_max: Option<Duration>,
 ) -> Option<Event> {
     let before = violations.found.len();
-    let field = |name: &str| format!("{path}.{name}");
+    let path = &path;
+    let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.{name}"));
     let id = match event.event_id.as_str() {
         "" => EventId::parse(&uuid::Uuid::now_v7().to_string()).ok(),
         id => violations.keep(field("event_id"), EventId::parse(id)),
@@ -32,13 +36,13 @@ pub fn event(
     if kind.is_none() {
         violations.add(field("type"), format!("{} is no EventType", event.r#type));
     }
-    let person = viewer(violations, &field("viewer"), event.viewer.as_ref());
-    let at = time(violations, &field("occurred_time"), event.occurred_time.as_ref(), now, ahead_max);
+    let person = viewer(violations, field("viewer"), event.viewer.as_ref());
+    let at = time(violations, field("occurred_time"), event.occurred_time.as_ref(), now, ahead_max);
     let lines = lines(violations, path, &event.lines);
     if let Some(kind) = kind {
         check_kind(violations, path, kind, event);
     }
-    violations.characters(&field("query"), &event.query, TEXT_CHARS_MAX);
+    violations.characters(field("query"), &event.query, TEXT_CHARS_MAX);
     for (name, text) in [("order_id", &event.order_id), ("coupon_id", &event.coupon_id)] {
         if text.len() > 128 {
             violations.add(field(name), format!("has {} bytes; the limit is 128", text.len()));
@@ -48,8 +52,8 @@ pub fn event(
         let description = format!("has {} bytes; the limit is 1,000", event.attribution_token.len());
         violations.add(field("attribution_token"), description);
     }
-    items::categories(violations, &field("categories"), &event.categories);
-    let currency = currency(violations, &field("currency_code"), &event.currency_code);
+    items::categories(violations, field("categories"), &event.categories);
+    let currency = currency(violations, field("currency_code"), &event.currency_code);
     if violations.found.len() > before {
         return None;
     }
@@ -75,7 +79,7 @@ pub fn event(
 
 fn time(
     violations: &mut Violations,
-    field: &str,
+    field: impl Display,
     sent: Option<&prost_types::Timestamp>,
     now: UnixMillis,
     ahead_max: Option<Duration>,
@@ -86,7 +90,7 @@ fn time(
     if let Some(max) = ahead_max.filter(|max| at.saturating_sub(now.0) > max.as_millis() as i64) {
         let seconds = max.as_secs();
         let description = format!("is {}, more than {seconds} s ahead of the server's {}", text(at), text(now.0));
-        violations.add(field, description);
+        violations.add(&field, description);
     }
     if at < EARLIEST_MS {
         violations.add(field, format!("is {}, before 1990", text(at)));
@@ -94,11 +98,12 @@ fn time(
     UnixMillis(at)
 }
 
-fn lines(violations: &mut Violations, path: &str, sent: &[proto::EventLine]) -> Vec<EventLine> {
-    violations.count(&format!("{path}.lines"), sent.len(), LINES_MAX);
+fn lines(violations: &mut Violations, path: impl Display, sent: &[proto::EventLine]) -> Vec<EventLine> {
+    let path = &path;
+    violations.count(format_args!("{path}.lines"), sent.len(), LINES_MAX);
     let mut lines = Vec::with_capacity(sent.len().min(LINES_MAX));
     for (index, line) in sent.iter().take(LINES_MAX).enumerate() {
-        let field = |name: &str| format!("{path}.lines[{index}].{name}");
+        let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.lines[{index}].{name}"));
         let item = violations.keep(field("item_id"), ItemId::parse(&line.item_id));
         if !(0..=QUANTITY_MAX).contains(&line.quantity) {
             let description = format!("is {}; it must be 1 to {QUANTITY_MAX}, or 0 for one piece", line.quantity);
@@ -107,7 +112,7 @@ fn lines(violations: &mut Violations, path: &str, sent: &[proto::EventLine]) -> 
         if line.rank < 0 {
             violations.add(field("rank"), format!("is {}; it must be 1 or above, or 0 if not known", line.rank));
         }
-        let price = items::price(violations, &field("price_micros"), line.price_micros);
+        let price = items::price(violations, field("price_micros"), line.price_micros);
         lines.extend(item.map(|item| EventLine {
             item,
             quantity: line.quantity.max(1) as u32,
@@ -119,20 +124,20 @@ fn lines(violations: &mut Violations, path: &str, sent: &[proto::EventLine]) -> 
 }
 
 /// What a kind needs and forbids.
-fn check_kind(violations: &mut Violations, path: &str, kind: EventKind, event: &proto::Event) {
+fn check_kind(violations: &mut Violations, path: impl Display, kind: EventKind, event: &proto::Event) {
     if kind.needs_items() && event.lines.is_empty() {
-        violations.add(format!("{path}.lines"), format!("is empty; `{}` needs at least one item", kind.name()));
+        violations.add(format_args!("{path}.lines"), format!("is empty; `{}` needs at least one item", kind.name()));
     }
     if kind == EventKind::Search && event.query.trim().is_empty() {
-        violations.add(format!("{path}.query"), "is empty; `search` needs one");
+        violations.add(format_args!("{path}.query"), "is empty; `search` needs one");
     }
     match kind {
         EventKind::Review if !(1..=5).contains(&event.stars) => {
-            violations.add(format!("{path}.stars"), format!("is {}; a review has 1 to 5", event.stars));
+            violations.add(format_args!("{path}.stars"), format!("is {}; a review has 1 to 5", event.stars));
         }
         EventKind::Review => {}
         _ if event.stars != 0 => {
-            violations.add(format!("{path}.stars"), format!("is {}; only a review has stars", event.stars));
+            violations.add(format_args!("{path}.stars"), format!("is {}; only a review has stars", event.stars));
         }
         _ => {}
     }

@@ -6,7 +6,10 @@ use crate::{
     server::{proto, violations::Violations},
     units::{PriceMicros, UnixMillis},
 };
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+};
 
 const DESCRIPTION_CHARS_MAX: usize = 20_000;
 const CATEGORY_LEVELS_MAX: usize = 10;
@@ -17,27 +20,28 @@ const ATTRIBUTES_MAX: usize = 100;
 const STOCK_MAX: i64 = 1_000_000_000;
 
 /// Checks one item. None where anything is wrong.
-pub fn item(violations: &mut Violations, path: &str, item: &proto::Item, now: UnixMillis) -> Option<Item> {
+pub fn item(violations: &mut Violations, path: impl Display, item: &proto::Item, now: UnixMillis) -> Option<Item> {
     let before = violations.found.len();
-    let field = |name: &str| format!("{path}.{name}");
+    let path = &path;
+    let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.{name}"));
     let id = violations.keep(field("item_id"), ItemId::parse(&item.item_id));
     if item.title.trim().is_empty() {
         violations.add(field("title"), "is empty; 1 to 1,000 characters are needed");
     }
-    violations.characters(&field("title"), &item.title, TEXT_CHARS_MAX);
-    violations.characters(&field("description"), &item.description, DESCRIPTION_CHARS_MAX);
-    categories(violations, &field("categories"), &item.categories);
-    violations.characters(&field("brand"), &item.brand, NAME_CHARS_MAX);
-    let price = price(violations, &field("price_micros"), item.price_micros);
-    let currency = currency(violations, &field("currency_code"), &item.currency_code);
+    violations.characters(field("title"), &item.title, TEXT_CHARS_MAX);
+    violations.characters(field("description"), &item.description, DESCRIPTION_CHARS_MAX);
+    categories(violations, field("categories"), &item.categories);
+    violations.characters(field("brand"), &item.brand, NAME_CHARS_MAX);
+    let price = price(violations, field("price_micros"), item.price_micros);
+    let currency = currency(violations, field("currency_code"), &item.currency_code);
     if let Some(stock) = item.stock_quantity.filter(|stock| !(0..=STOCK_MAX).contains(stock)) {
         violations.add(field("stock_quantity"), format!("is {stock}; it must be within 0 and {STOCK_MAX}"));
     }
-    violations.count(&field("tags"), item.tags.len(), TAGS_MAX);
+    violations.count(field("tags"), item.tags.len(), TAGS_MAX);
     for (index, tag) in item.tags.iter().take(TAGS_MAX).enumerate() {
-        violations.characters(&field(&format!("tags[{index}]")), tag, TAG_CHARS_MAX);
+        violations.characters(format_args!("{path}.tags[{index}]"), tag, TAG_CHARS_MAX);
     }
-    let attributes = attributes(violations, &field("attributes"), &item.attributes);
+    let attributes = attributes(violations, field("attributes"), &item.attributes);
     if violations.found.len() > before {
         return None;
     }
@@ -57,14 +61,14 @@ pub fn item(violations: &mut Violations, path: &str, item: &proto::Item, now: Un
     })
 }
 
-pub(super) fn categories(violations: &mut Violations, field: &str, categories: &[String]) {
-    violations.count(field, categories.len(), CATEGORY_LEVELS_MAX);
+pub(super) fn categories(violations: &mut Violations, field: impl Display, categories: &[String]) {
+    violations.count(&field, categories.len(), CATEGORY_LEVELS_MAX);
     for (index, category) in categories.iter().take(CATEGORY_LEVELS_MAX).enumerate() {
-        violations.characters(&format!("{field}[{index}]"), category, NAME_CHARS_MAX);
+        violations.characters(format_args!("{field}[{index}]"), category, NAME_CHARS_MAX);
     }
 }
 
-pub(super) fn price(violations: &mut Violations, field: &str, micros: Option<i64>) -> Option<PriceMicros> {
+pub(super) fn price(violations: &mut Violations, field: impl Display, micros: Option<i64>) -> Option<PriceMicros> {
     let micros = micros?;
     let price = PriceMicros::new(micros);
     if price.is_none() {
@@ -75,16 +79,16 @@ pub(super) fn price(violations: &mut Violations, field: &str, micros: Option<i64
 
 fn attributes(
     violations: &mut Violations,
-    field: &str,
+    field: impl Display,
     sent: &std::collections::HashMap<String, proto::AttributeValue>,
 ) -> BTreeMap<String, AttributeValue> {
     use proto::attribute_value::Kind;
-    violations.count(field, sent.len(), ATTRIBUTES_MAX);
+    violations.count(&field, sent.len(), ATTRIBUTES_MAX);
     let mut attributes = BTreeMap::new();
     for (name, value) in sent.iter().take(ATTRIBUTES_MAX) {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         if !(1..=64).contains(&name.len()) || !name.chars().all(is_name) {
-            violations.add(format!("{field}[{}]", super::shortened(name)), "is no name: 1 to 64 of A-Z a-z 0-9 _");
+            violations.add(format_args!("{field}[{}]", super::shortened(name)), "is no name: 1 to 64 of A-Z a-z 0-9 _");
         }
         let path = format!("{field}[{}]", super::shortened(name));
         let value = match &value.kind {

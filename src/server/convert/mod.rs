@@ -12,12 +12,13 @@ pub use models::{bundle_name, bundle_share, bundle_to_proto, reason};
 pub use requests::{rank, recommend, search, suggest};
 
 use super::violations::Violations;
+use std::fmt::Display;
 
 /// Characters of a query or another short text at most.
 const TEXT_CHARS_MAX: usize = 1000;
 
 /// An ISO 4217 code or nothing.
-fn currency(violations: &mut Violations, field: &str, code: &str) -> String {
+fn currency(violations: &mut Violations, field: impl Display, code: &str) -> String {
     if !code.is_empty() && (code.len() != 3 || !code.bytes().all(|byte| byte.is_ascii_uppercase())) {
         violations.add(field, format!("`{}` is no ISO 4217 code of 3 capital letters", shortened(code)));
     }

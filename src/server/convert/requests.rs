@@ -9,6 +9,7 @@ use crate::{
 };
 use prost::Message;
 use sha2::{Digest, Sha256};
+use std::fmt::Display;
 
 const CONTEXT_EVENTS_MAX: usize = 100;
 const EXCLUDE_MAX: usize = 1000;
@@ -25,31 +26,33 @@ fn nobody() -> PersonId {
     PersonId::visitor("nobody").expect("a fixed id within the limits")
 }
 
-pub(super) fn viewer(violations: &mut Violations, field: &str, viewer: Option<&proto::Viewer>) -> Viewer {
+pub(super) fn viewer(violations: &mut Violations, field: impl Display, viewer: Option<&proto::Viewer>) -> Viewer {
     let Some(viewer) = viewer else {
         violations.add(field, "is missing; set user_id or visitor_id");
         return Viewer { person: nobody(), session: String::new(), locale: String::new() };
     };
     let person = if !viewer.user_id.is_empty() {
-        violations.keep(format!("{field}.user_id"), PersonId::user(&viewer.user_id))
+        violations.keep(format_args!("{field}.user_id"), PersonId::user(&viewer.user_id))
     } else if !viewer.visitor_id.is_empty() {
-        violations.keep(format!("{field}.visitor_id"), PersonId::visitor(&viewer.visitor_id))
+        violations.keep(format_args!("{field}.visitor_id"), PersonId::visitor(&viewer.visitor_id))
     } else {
-        violations.add(field, "is empty; set user_id or visitor_id, 1 to 128 bytes");
+        violations.add(&field, "is empty; set user_id or visitor_id, 1 to 128 bytes");
         None
     };
     if viewer.session_id.len() > 128 {
-        violations
-            .add(format!("{field}.session_id"), format!("has {} bytes; the limit is 128", viewer.session_id.len()));
+        violations.add(
+            format_args!("{field}.session_id"),
+            format!("has {} bytes; the limit is 128", viewer.session_id.len()),
+        );
     }
     if viewer.locale.len() > 35 {
-        violations.add(format!("{field}.locale"), format!("has {} bytes; the limit is 35", viewer.locale.len()));
+        violations.add(format_args!("{field}.locale"), format!("has {} bytes; the limit is 35", viewer.locale.len()));
     }
     if !viewer.region_code.is_empty() && viewer.region_code.len() != 2 {
-        violations.add(format!("{field}.region_code"), "is no ISO 3166-1 code of 2 letters");
+        violations.add(format_args!("{field}.region_code"), "is no ISO 3166-1 code of 2 letters");
     }
     if proto::Platform::try_from(viewer.platform).is_err() {
-        violations.add(format!("{field}.platform"), format!("{} is no Platform", viewer.platform));
+        violations.add(format_args!("{field}.platform"), format!("{} is no Platform", viewer.platform));
     }
     Viewer { person: person.unwrap_or_else(nobody), session: viewer.session_id.clone(), locale: viewer.locale.clone() }
 }
