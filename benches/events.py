@@ -41,6 +41,8 @@ class Server:
 
     def __init__(self, data, *flags, models=("--bundle", BUNDLE)):
         self.address, self.metrics_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        # What was written before, a build perhaps, is not what the disk shall be busy with.
+        os.sync()
         begun = time.monotonic()
         self.log = open(OUT / "events-server.log", "w+")
         self.process = subprocess.Popen([LODESTONE, "serve", *models, "--data", data, "--listen", self.address,

@@ -1,6 +1,7 @@
 //! The life of models: bundles are loaded beside the one that answers, tested, warmed, and swapped in; watched, and taken back
 //! where they break a bound. One thread does all of it, one thing after the other.
 use super::{
+    background::{self, lower_priority},
     generations::{Canary, Generations, Loader, Routes, Served},
     shadow::{Shadow, ShadowReport, ShadowWork},
     trial::TrialReport,
@@ -360,8 +361,10 @@ impl Thread {
         })?;
         self.notes.set(name, Some(BundleState::Loading), "");
         let begun = Instant::now();
+        let moving = background::keep_moving();
         let served = self.load(&directory).map_err(|reason| self.refused(name, reason))?;
         let warmed = self.pool.install(|| self.generations.warm(&served));
+        drop(moving);
         let time = begun.elapsed();
         self.metrics.loaded_bundle(time);
         tracing::info!(generation = name, seconds = time.as_secs_f64(), warmed, "loaded a bundle beside");
@@ -601,24 +604,6 @@ pub fn start_shadow() -> io::Result<Sender<ShadowWork>> {
         }
     })?;
     Ok(sender)
-}
-
-/// Threads that load bundles: half of the cores, and after the answers where these need them.
-pub fn loading_pool() -> io::Result<rayon::ThreadPool> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / 2).max(1)).thread_name(|_| "load".into());
-    pool.start_handler(|_| lower_priority()).build().map_err(io::Error::other)
-}
-
-/// The present thread gets a core only where others leave one, and gives it back at once: an answer that comes interrupts it.
-/// A nice value alone would let it end its time slice first, which is longer than an answer takes.
-fn lower_priority() {
-    #[cfg(target_os = "linux")]
-    {
-        let none = libc::sched_param { sched_priority: 0 };
-        // SAFETY: the call reads one struct that outlives it; on Linux 0 is the thread that calls.
-        let _ = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const none) };
-    }
 }
 
 /// An error with its causes, on one line.

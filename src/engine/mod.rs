@@ -3,6 +3,7 @@
 //! Useful for: everything that an answer decides. Not useful for: the wire (`server`) and the disk (`events`, `bundle`).
 //! Cost of an answer: two runs of ONNX Runtime and a walk of the graph, on one thread.
 mod answer;
+mod background;
 mod catalogue;
 pub mod checkpoints;
 #[allow(clippy::module_inception)]

@@ -1,5 +1,6 @@
 //! From files to a running engine: bundle, imported history, log.
 use super::{
+    background,
     checkpoints::Checkpoints,
     engine::{Engine, EngineConfig},
     generation::GenerationError,
@@ -161,7 +162,7 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let life = Life::start(life::Parts {
         generations: generations.clone(),
         loader,
-        pool: life::loading_pool().map_err(io(opening.data))?,
+        pool: background::pool().map_err(io(opening.data))?,
         source: opening.bundle,
         seen,
         data: opening.data.to_owned(),

@@ -215,7 +215,7 @@ impl CatalogService for Services {
             let (mut results, mut accepted, mut places) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
             for (index, item) in sent.iter().enumerate() {
                 let mut violations = Violations::default();
-                let parsed = convert::item(&mut violations, &format!("items[{index}]"), item, UnixMillis::now());
+                let parsed = convert::item(&mut violations, format_args!("items[{index}]"), item, UnixMillis::now());
                 if let Some(item) = parsed {
                     accepted.push(item);
                     places.push(index);

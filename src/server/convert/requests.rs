@@ -211,7 +211,7 @@ fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSp
     for (index, sent) in sent.iter().take(FACETS_MAX).enumerate() {
         let path = |name: &str| format!("facet_specs[{index}].{name}");
         let value_count =
-            violations.size(&path("value_count"), sent.value_count, FACET_VALUES_DEFAULT, FACET_VALUES_MAX);
+            violations.size(path("value_count"), sent.value_count, FACET_VALUES_DEFAULT, FACET_VALUES_MAX);
         let Some(field) = FacetField::parse(&sent.field) else {
             let name = shortened(&sent.field);
             let known = "use category, brand, tags, price, in_stock or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)";
