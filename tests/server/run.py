@@ -315,7 +315,24 @@ def kills(work):
         answer, _ = server.call("lodestone.v1.CatalogService/GetItem", {"item_id": f"kill-{round}"})
         check(answer is not None, f"the item of round {round} outlived them")
     bad_requests(server)
+    load_test(server, work)
     check(server.end(signal.SIGTERM) == 0, "SIGTERM ends it with exit code 0")
+
+
+def load_test(server, work):
+    def run(file):
+        return subprocess.run([LODESTONE, "load-test", "--address", server.address, "--data", DATA, "--connections", "2", "--seconds", "1",
+                               "--rate", "50", "--only-rate", "--latencies", file], capture_output=True, text=True, timeout=60)
+
+    began = time.time()
+    ran = run(work / "latencies.csv")
+    head, *lines = (work / "latencies.csv").read_text().splitlines()
+    dues = [int(line.split(",")[0]) / 1e6 for line in lines]
+    check(ran.returncode == 0 and head == "due_unix_us,latency_us,is_answered" and len(lines) == 50
+          and all(line.endswith(",true") for line in lines) and began < min(dues) < max(dues) < time.time(),
+          f"a load test writes each latency with when it was due: {len(lines)} {ran.stderr}")
+    ran = run(work / "nowhere" / "latencies.csv")
+    check(ran.returncode == 2 and "--latencies" in ran.stderr, f"and says where it cannot: {ran.stderr}")
 
 
 def bad_requests(server):
