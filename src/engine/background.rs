@@ -24,7 +24,7 @@ pub fn pool() -> io::Result<ThreadPool> {
 pub fn keep_moving() -> Moving {
     let (end, ended) = crossbeam_channel::bounded::<()>(0);
     let moving = thread::Builder::new().name("move".into()).spawn(move || {
-        let cores = os::allowed_cores();
+        let cores = os::cores_of(0);
         let goes_on = || ended.recv_timeout(STAY) == Err(RecvTimeoutError::Timeout);
         for turn in (0..).take_while(|_| !cores.is_empty() && goes_on()) {
             for (index, thread) in os::threads_of_lower_priority().enumerate() {
@@ -74,12 +74,12 @@ mod os {
         ids.filter(|id: &pid_t| unsafe { libc::sched_getscheduler(*id) } == SCHED_IDLE)
     }
 
-    /// The cores that the present thread may use.
-    pub fn allowed_cores() -> Vec<usize> {
+    /// The cores that a thread may use; 0: the present one.
+    pub fn cores_of(thread: pid_t) -> Vec<usize> {
         // SAFETY: a set of cores is plain numbers, which the call fills within its size.
         unsafe {
             let mut set: cpu_set_t = mem::zeroed();
-            libc::sched_getaffinity(0, size_of::<cpu_set_t>(), &raw mut set);
+            libc::sched_getaffinity(thread, size_of::<cpu_set_t>(), &raw mut set);
             (0..libc::CPU_SETSIZE as usize).filter(|core| libc::CPU_ISSET(*core, &set)).collect()
         }
     }
@@ -104,9 +104,40 @@ mod os {
         std::iter::empty()
     }
 
-    pub fn allowed_cores() -> Vec<usize> {
-        vec![0]
+    pub fn cores_of(_thread: i32) -> Vec<usize> {
+        Vec::new()
     }
 
     pub fn stay_on(_thread: i32, _cores: &[usize]) {}
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::{collections::BTreeSet, time::Instant};
+
+    #[test]
+    fn a_thread_of_lower_priority_is_on_each_core_in_turn_and_then_on_any() {
+        let (end, ended) = crossbeam_channel::bounded::<()>(0);
+        let (id, found) = crossbeam_channel::bounded(1);
+        let waiting = thread::spawn(move || {
+            lower_priority();
+            // SAFETY: it takes nothing.
+            id.send(unsafe { libc::gettid() }).unwrap();
+            ended.recv().unwrap_err()
+        });
+        let (thread, all) = (found.recv().unwrap(), os::cores_of(0));
+        let moving = keep_moving();
+        let (mut seen, begun) = (BTreeSet::new(), Instant::now());
+        while seen.len() < all.len() && begun.elapsed() < Duration::from_secs(20) {
+            if let [core] = os::cores_of(thread)[..] {
+                seen.insert(core);
+            }
+        }
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
+        drop(moving);
+        assert_eq!(os::cores_of(thread), all);
+        drop(end);
+        waiting.join().unwrap();
+    }
 }
