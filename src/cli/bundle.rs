@@ -1,5 +1,5 @@
 //! bundle
-use super::{LibraryArgs, StoreArgs, matrix::Matrix, offline::Bars};
+use super::{LibraryArgs, StoreArgs, matrix::Matrix, offline::Bars, time::bundle_name};
 use crate::{
     bundle::{Bundle, Head},
     catalog::VECTOR_DIM,
@@ -97,7 +97,7 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
     let models =
         BroughtModels { person, query_encoder: args.query_encoder, ranker: args.ranker.map(|model| (model, heads)) };
     let now = UnixMillis::now();
-    let name = jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let name = bundle_name(now)?;
     let mut bars = Bars::default();
     bring(&args.from, &args.out, &models, &name, now, &runtime, &mut |step| bars.show(step))?;
     bars.finish();

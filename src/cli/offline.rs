@@ -1,5 +1,5 @@
 //! import, train, evaluate.
-use super::{Format, LibraryArgs};
+use super::{Format, LibraryArgs, time::bundle_name};
 use crate::{
     experiments,
     import::{self, Mapping},
@@ -85,8 +85,7 @@ impl LearningArgs {
     /// A training that begins now, is named after this moment, and ends at a signal.
     pub(super) fn options(&self) -> anyhow::Result<TrainOptions> {
         let now = UnixMillis::now();
-        let name =
-            jiff::Timestamp::from_millisecond(now.0).context("the clock")?.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let name = bundle_name(now)?;
         let (query_encoder, stop) = (self.query_encoder.clone(), on_signal()?);
         Ok(TrainOptions { seed: self.seed, query_encoder, name, now, stop, ..TrainOptions::default() })
     }

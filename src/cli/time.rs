@@ -22,9 +22,24 @@ pub fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {
     Ok(UnixMillis(now.0.saturating_sub(count.saturating_mul(unit_ms))))
 }
 
+/// The name of a bundle that was begun at `at`: `20261126T031222.047Z`. Sorted by name, bundles are in the order of time; with
+/// milliseconds, since a small shop's retraining may take less than a second and a store never takes a name twice.
+pub fn bundle_name(at: UnixMillis) -> anyhow::Result<String> {
+    let at = jiff::Timestamp::from_millisecond(at.0).context("the clock")?;
+    Ok(at.strftime("%Y%m%dT%H%M%S%.3fZ").to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_bundles_are_in_the_order_of_time() {
+        let at = UnixMillis(1_764_072_000_000);
+        let names = [0, 7, 999, 1000].map(|ms| bundle_name(UnixMillis(at.0 + ms)).unwrap());
+        assert_eq!(names[1], "20251125T120000.007Z");
+        assert!(names.is_sorted_by(|left, right| left < right), "{names:?}");
+    }
 
     #[test]
     fn days_times_and_spans_are_read() {
