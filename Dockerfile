@@ -3,8 +3,8 @@
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
-# --build-arg CARGO_FLAGS=--no-default-features leaves out import and training.
-ARG CARGO_FLAGS=""
+# Bundles may be in an object store; CARGO_FLAGS="--no-default-features --features s3" leaves out import and training.
+ARG CARGO_FLAGS="--features s3,gcs,azure"
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
 COPY src src

@@ -17,7 +17,7 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
 .PHONY: help setup build run demo test fuzz simulate bench bench-retrieval bench-events clean clean-demo
-.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server test-crash
+.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -110,6 +110,12 @@ test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 200 times in th
 SWAPS ?= 1000
 test-swaps: tools-run ## Load and swap in 1,000 bundles under requests and writes; none may fail, and memory may not grow
 	SWAPS=$(SWAPS) cargo test --release --locked --test models swaps_under_load -- --nocapture
+
+# Other features compile other crates; in a directory of their own they leave the rest alone.
+test-store: build tools-run $(DATA) $(BUNDLE) ## Publish to, serve from and prune a bucket of moto's S3 server; builds everything once with the feature s3
+	@scripts/tools.sh moto
+	cargo build --release --locked --features s3 --target-dir target/s3
+	python3 tests/store/s3.py target/s3/release/lodestone $(TOOLS)/bin/grpcurl $(BUNDLE) $(TOOLS)/moto/bin/moto_server
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Try queries, filters, synonyms and tokens that nobody would send; FUZZ_SECONDS=60 for each kind

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
 #
-#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [chromium] [bench] [peers] [torch]
+#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [chromium] [bench] [peers] [torch] [moto]
 #
-# Without a name it fetches all but the last five.
+# Without a name it fetches all but the last six.
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
@@ -14,6 +14,7 @@
 #   bench        target/tools/bench, with what the peer of `make bench` needs
 #   peers        target/tools/peers, with the peers of `make bench-retrieval`
 #   torch        target/tools/torch, with PyTorch for `make bench-train`; some gigabytes
+#   moto         target/tools/moto, with the S3 server of `make test-store`
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -253,11 +254,15 @@ install_torch() {
     install_packages torch torch
 }
 
+install_moto() {
+    install_packages moto moto
+}
+
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python | minilm | chromium | bench | peers | torch) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, chromium, bench, peers and torch." ;;
+        onnxruntime | grpcurl | helm | buf | python | minilm | chromium | bench | peers | torch | moto) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, chromium, bench, peers, torch and moto." ;;
     esac
 done
 scratch

@@ -38,9 +38,9 @@ async fn state(engine: &Engine, name: &str) -> Option<BundleStatus> {
     engine.life().bundles().await.unwrap().into_iter().find(|bundle| bundle.name == name)
 }
 
-/// Waits until a bundle is in a state.
+/// Waits until a bundle is in a state. What loads has a core only where others leave one, and other tests may not.
 async fn reach(engine: &Engine, name: &str, wanted: BundleState) -> BundleStatus {
-    for _ in 0..200 {
+    for _ in 0..2400 {
         match state(engine, name).await {
             Some(bundle) if bundle.state == wanted => return bundle,
             _ => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -110,7 +110,6 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
     assert_eq!((second.results[0].rank, &*second.tail.generation), (4, "a"));
     engine.life().activate("c".to_owned(), soon()).await.unwrap();
     reach(&engine, "a", BundleState::Available).await;
-    tokio::time::sleep(Duration::from_millis(700)).await;
     let expired = search(&engine, "mug", &first.next_page_token, 3).await;
     assert!(matches!(expired, Err(EngineError::PageToken(PageTokenError::Expired))), "{expired:?}");
 
@@ -184,10 +183,14 @@ async fn a_canary_keeps_its_persons_and_a_shadow_changes_no_answer() {
     let before = answers(&engine).await;
     engine.life().set_shadow(Some(("c".to_owned(), 1.0)), soon()).await.unwrap();
     assert!(answers(&engine).await == before, "the shadow touches no answer");
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let shadow = state(&engine, "c").await.unwrap();
-    let report = shadow.shadow.unwrap();
-    assert_eq!((shadow.state, report.requests + report.dropped), (BundleState::Shadow, 200));
+    let report = loop {
+        let shadow = state(&engine, "c").await.unwrap();
+        assert_eq!(shadow.state, BundleState::Shadow);
+        match shadow.shadow.unwrap() {
+            report if report.requests + report.dropped == 200 => break report,
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
     assert!(report.requests > 20 && report.rank_correlation > 0.9999 && report.overlap_at_10 > 0.9999, "{report:?}");
     assert!(report.own.p50 > Duration::ZERO && report.answering.p50 > Duration::ZERO);
     engine.life().set_shadow(None, soon()).await.unwrap();

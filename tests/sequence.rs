@@ -4,9 +4,9 @@ use lodestone::training::sequence::{
     Dropout, EncoderConfig, ItemText, Pause, SequenceEncoder, SequenceError, Tokens, TrainerState,
     benchmark::{self, BasketFiles, HitReport, NextItemFiles, SessionFiles, Trials},
     files::Catalogue,
-    fit::{next_items, train_encoder},
     metrics::{HitMetrics, basket_quality},
     next_item::{NextItemConfig, NextItemModel, leave_one_out, train_next_item},
+    next_items, train_encoder,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fs, path::PathBuf};

@@ -21,6 +21,8 @@ pub enum BundleCommand {
     Show(ShowArgs),
     /// Verifies a bundle, copies it into a store and makes it the one that servers of that store load; see docs/models.md.
     Publish(PublishArgs),
+    /// Removes old bundles from a store: all but the current one and those that were made last.
+    Prune(PruneArgs),
 }
 
 #[derive(clap::Args)]
@@ -70,11 +72,21 @@ pub struct PublishArgs {
     store: StoreArgs,
 }
 
+#[derive(clap::Args)]
+pub struct PruneArgs {
+    /// How many to keep beside the current one: a way back, and what servers try as canary or shadow.
+    #[arg(long, value_name = "N")]
+    keep: usize,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
 pub fn run(command: BundleCommand) -> anyhow::Result<()> {
     match command {
         BundleCommand::Build(args) => build(args),
         BundleCommand::Show(args) => show(&args.bundle),
         BundleCommand::Publish(args) => publish(&args),
+        BundleCommand::Prune(args) => prune(&args),
     }
 }
 
@@ -113,6 +125,14 @@ fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     }
     let manifest = store.publish(&args.bundle, args.if_empty.then_some(None))?;
     println!("{} is current in {}", manifest.name, store.place());
+    Ok(())
+}
+
+fn prune(args: &PruneArgs) -> anyhow::Result<()> {
+    let store = args.store.open()?;
+    for name in store.prune(args.keep)? {
+        println!("{name} is gone from {}", store.place());
+    }
     Ok(())
 }
 

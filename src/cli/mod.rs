@@ -96,8 +96,8 @@ pub struct LibraryArgs {
 /// Where bundles are published.
 #[derive(clap::Args)]
 pub struct StoreArgs {
-    /// A directory, or in a build with the cargo feature `s3`, `gcs` or `azure` a place such as s3://bucket/path; its access comes
-    /// from the environment (AWS_…, GOOGLE_…, AZURE_…).
+    /// A directory, or in a build with the cargo feature `s3`, `gcs` or `azure`, as the image is, a place such as s3://bucket/path;
+    /// its access comes from the environment (AWS_…, GOOGLE_…, AZURE_…).
     #[arg(long, value_name = "DIR|URL", env = "LODESTONE_STORE")]
     pub store: String,
 }

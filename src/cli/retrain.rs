@@ -72,6 +72,9 @@ pub struct RetrainArgs {
     /// Begins with random weights. Otherwise the encoders begin with those of the store's current bundle, and learn in fewer epochs.
     #[arg(long)]
     cold: bool,
+    /// Removes old bundles from the store after publishing, but this many beside the current one. Default: none is removed.
+    #[arg(long, value_name = "N")]
+    keep: Option<usize>,
     #[command(flatten)]
     learning: LearningArgs,
     #[arg(long, value_enum, default_value = "text")]
@@ -92,6 +95,8 @@ struct Report {
     gate: Option<Verdict>,
     /// The bundle's name, if it was published.
     published: Option<String>,
+    /// Old bundles that were removed from the store.
+    pruned: Vec<String>,
     seconds: f64,
 }
 
@@ -108,9 +113,10 @@ impl fmt::Display for Report {
             write!(f, "{verdict}")?;
         }
         match &self.published {
-            Some(name) => writeln!(f, "bundle {name} published after {:.0} s", self.seconds),
-            None => writeln!(f, "no bundle was published"),
+            Some(name) => writeln!(f, "bundle {name} published after {:.0} s", self.seconds)?,
+            None => writeln!(f, "no bundle was published")?,
         }
+        self.pruned.iter().try_for_each(|name| writeln!(f, "bundle {name} removed from the store"))
     }
 }
 
@@ -154,9 +160,17 @@ pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
         true => Some(store.publish(&bundle, Some(seen.as_ref()))?.name),
         false => None,
     };
+    let pruned = match (&published, args.keep) {
+        // The new bundle is in place whatever becomes of the old ones.
+        (Some(_), Some(kept)) => store.prune(kept).unwrap_or_else(|error| {
+            eprintln!("lodestone: old bundles stay in the store: {error}");
+            Vec::new()
+        }),
+        _ => Vec::new(),
+    };
     work.clear()?;
     let seconds = begun.elapsed().as_secs_f64();
-    let report = Report { gathered, resumed, trained, evaluation, gate, published, seconds };
+    let report = Report { gathered, resumed, trained, evaluation, gate, published, pruned, seconds };
     match args.format {
         Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Format::Text => print!("{report}"),

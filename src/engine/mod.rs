@@ -2,7 +2,6 @@
 //!
 //! Useful for: everything that an answer decides. Not useful for: the wire (`server`) and the disk (`events`, `bundle`).
 //! Cost of an answer: two runs of ONNX Runtime and a walk of the graph, on one thread.
-mod answer;
 mod background;
 mod catalogue;
 pub mod checkpoints;
@@ -21,16 +20,17 @@ mod replays;
 mod request;
 pub mod retrieve;
 mod shadow;
+mod slate;
 mod slates;
 mod start;
 mod stories;
+mod story;
 mod token;
 mod trace;
 mod trial;
 mod window;
 mod workers;
 
-pub use answer::{Ranked, Story};
 pub use engine::{Engine, EngineConfig};
 pub use facets::*;
 pub use fusion::{Candidate, Candidates, Fusion};
@@ -45,6 +45,7 @@ pub use request::*;
 pub use shadow::ShadowReport;
 pub use slates::SlatesConfig;
 pub use start::{Folded, fold, live_of};
+pub use story::{Ranked, Story};
 pub use token::{PageToken, TokenKey};
 pub use trial::TrialReport;
 pub use window::{Bounds, Summary};

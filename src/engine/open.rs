@@ -6,7 +6,7 @@ use super::{
     generation::GenerationError,
     generations::{Embedded, Generations, LoadError, Loader},
     life::{self, Life, LifeConfig, Source},
-    start,
+    shadow, start,
     stories::Question,
     token::TokenKey,
     workers::Workers,
@@ -15,7 +15,7 @@ use crate::{
     answers::{AnswersError, AnswersLog},
     bundle::{Bundle, BundleError, StoreError},
     dataset::DatasetError,
-    events::{Change, EventLog, LogError, Writer},
+    events::{Apply, EventLog, LogError, Writer},
     ranking::{Device, Runtime, RuntimeError},
     retrieval::{Synonyms, SynonymsError},
     serving::ServingError,
@@ -130,28 +130,12 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let all_cores = rayon::ThreadPoolBuilder::new().build().map_err(io::Error::other).map_err(io(opening.data))?;
     let first = loader.load_opened(bundle, &all_cores)?;
     drop(all_cores);
-    let shadow = life::start_shadow().map_err(io(opening.data))?;
+    let shadow = shadow::start_shadow().map_err(io(opening.data))?;
     let generations = Arc::new(Generations::new(first, shadow));
     let tokens = token_key(&opening.data.join(TOKEN_KEY)).map_err(io(opening.data))?;
 
-    let merging = start_merging(generations.clone()).map_err(io(opening.data))?;
-    let taking = checkpoints.clone().map(start_checkpoints).transpose().map_err(io(opening.data))?;
-    let (folded, due) = (generations.clone(), checkpoints.clone());
-    let apply = move |changes: Vec<(u64, Change, Option<Embedded>)>| {
-        if let Err(error) = folded.apply(changes) {
-            tracing::error!(%error, "a committed change could not be indexed");
-        }
-        if folded.current().generation.wants_merge() {
-            // Full: it will look once more anyway.
-            let _ = merging.try_send(());
-        }
-        if let (Some(due), Some(taking)) = (&due, &taking)
-            && due.is_due()
-        {
-            let _ = taking.try_send(());
-        }
-    };
-    let writer = Writer::start(log, recent, UnixMillis::now, Box::new(apply))?;
+    let apply = applying(generations.clone(), checkpoints.clone()).map_err(io(opening.data))?;
+    let writer = Writer::start(log, recent, UnixMillis::now, apply)?;
     let told = generations.clone();
     let tell = move |worker: &mut usize, questions: &[Question]| told.tell(*worker, questions);
     let workers = (0..loader.worker_count).collect();
@@ -163,7 +147,7 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
         generations: generations.clone(),
         loader,
         pool: background::pool().map_err(io(opening.data))?,
-        source: opening.bundle,
+        source: Arc::new(opening.bundle),
         seen,
         data: opening.data.to_owned(),
         config: opening.life,
@@ -173,6 +157,26 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let life = life.map_err(io(opening.data))?;
     let engine = Engine::new(generations, life, workers, writer, answers, tokens, &opening.config, metrics);
     Ok(engine.with_checkpoints(checkpoints))
+}
+
+/// What is done with what the log's writer committed; starts the threads that merge and take checkpoints when it is time.
+fn applying(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoints>>) -> io::Result<Apply<Embedded>> {
+    let merging = start_merging(generations.clone())?;
+    let taking = checkpoints.clone().map(start_checkpoints).transpose()?;
+    Ok(Box::new(move |changes| {
+        if let Err(error) = generations.apply(changes) {
+            tracing::error!(%error, "a committed change could not be indexed");
+        }
+        if generations.current().generation.wants_merge() {
+            // Full: it will look once more anyway.
+            let _ = merging.try_send(());
+        }
+        if let (Some(due), Some(taking)) = (&checkpoints, &taking)
+            && due.is_due()
+        {
+            let _ = taking.try_send(());
+        }
+    }))
 }
 
 /// Starts the thread that merges live items into new frozen graphs, once now and whenever it is told; on half of the cores,

@@ -1,19 +1,25 @@
 //! A generation that is asked what shoppers ask, without being heard: how it would have ordered, and how long it takes.
 use super::{
+    background::lower_priority,
     generations::Served,
     stories::{self, Question, Told},
     window::{Summary, Window},
 };
 use crate::ids::ItemKey;
 use ahash::AHashMap;
+use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use std::{
+    io,
     sync::{Arc, Weak},
+    thread,
     time::Duration,
 };
 
 /// Places that are compared.
 const COMPARED: usize = 50;
+/// Requests that wait for the shadow at most; the rest is dropped.
+const WAITING_MAX: usize = 64;
 /// Places whose overlap is told.
 const FIRST: usize = 10;
 
@@ -148,6 +154,18 @@ fn overlap(a: &[ItemKey], b: &[ItemKey]) -> f64 {
         0 => 1.0,
         most => common as f64 / most as f64,
     }
+}
+
+/// Starts the thread that asks the shadow. It ends with the last sender.
+pub fn start_shadow() -> io::Result<Sender<ShadowWork>> {
+    let (sender, given) = crossbeam_channel::bounded::<ShadowWork>(WAITING_MAX);
+    thread::Builder::new().name("shadow".into()).spawn(move || {
+        lower_priority();
+        while let Ok(work) = given.recv() {
+            work.run();
+        }
+    })?;
+    Ok(sender)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Slates as they were answered first, for their later pages.
-use super::{answer::Slate, facets::Facets, request::AnswerTail};
+use super::{facets::Facets, request::AnswerTail, slate::Slate};
 use moka::sync::Cache;
 use std::{sync::Arc, time::Duration};
 

@@ -1,7 +1,6 @@
 //! The stories of requests: what is asked of each stage, in which order. Requests that wait together are answered
 //! together: each learned function runs once for all of them, so that its weights and its code are fetched once.
 use super::{
-    answer::{Asking, Ranked, Slate, Story},
     engine::Stages,
     facets::{self, FacetSpec, Facets},
     fusion::Candidates,
@@ -9,6 +8,8 @@ use super::{
     models::Models,
     request::*,
     retrieve::{self, Ask, Eligible},
+    slate::{Asking, Slate},
+    story::{Ranked, Story},
     trace::Trace,
 };
 use crate::{

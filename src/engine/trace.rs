@@ -1,9 +1,9 @@
 //! What an answer was made from, on its way into the log of answers. Gathering it costs the answer next to nothing: it takes
 //! over what would be dropped, and becomes a record on the log's own thread.
 use super::{
-    answer::Ranked,
     request::{Degradation, OrderBy},
     retrieve::{self, SOURCES},
+    story::Ranked,
 };
 use crate::{
     answers::{self, AnswerId, AnswerKind, AnswerRecord},

@@ -12,4 +12,4 @@ pub use event::{Attribution, Event, EventKind, EventLine};
 pub use log::{EventLog, LogError, TornTail};
 pub use popularity::Popularity;
 pub use record::Change;
-pub use writer::{Outcome, Writer, Written};
+pub use writer::{Apply, Outcome, Writer, Written};

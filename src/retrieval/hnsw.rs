@@ -277,7 +277,6 @@ mod tests {
     use super::*;
     use crate::catalog::VECTOR_DIM;
     use rand::{Rng, SeedableRng, rngs::StdRng};
-    use std::time::Instant;
 
     fn unit(mut vector: Vec<f32>) -> Vec<f32> {
         let length = dot(&vector, &vector).sqrt();
@@ -312,22 +311,15 @@ mod tests {
     #[test]
     fn the_graph_finds_what_the_exact_scan_finds() {
         let vectors = clustered(4600, 1);
-        let started = Instant::now();
         let graph = graph_of(&vectors);
-        eprintln!("build 4600: {:?}", started.elapsed());
         let queries = clustered(200, 1);
         for (count, ef) in [(100, 128), (200, 256)] {
-            let started = Instant::now();
             let found: Vec<_> = queries.iter().map(|query| graph.search(query, count, ef, &|_| true)).collect();
-            eprintln!("graph top {count}: {:?} each", started.elapsed() / queries.len() as u32);
-            let started = Instant::now();
             let truth: Vec<_> = queries.iter().map(|query| exact(&vectors, query, count)).collect();
-            eprintln!("exact top {count}: {:?} each", started.elapsed() / queries.len() as u32);
             let hits: usize = (found.iter().zip(&truth))
                 .map(|(found, truth)| truth.iter().filter(|(row, _)| found.iter().any(|f| f.0 == *row)).count())
                 .sum();
             let recall = hits as f64 / (queries.len() * count) as f64;
-            eprintln!("recall at {count} with ef {ef}: {recall:.4}");
             assert!(recall >= 0.97, "recall {recall} of the top {count}");
             assert!(found.iter().all(|list| list.windows(2).all(|pair| pair[0].1 >= pair[1].1)));
         }

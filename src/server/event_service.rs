@@ -17,6 +17,9 @@ use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 const EVENTS_MAX: usize = 10_000;
+/// Events of a message that are checked at a time. Between them other requests have the thread: an answer that is ready shall not
+/// wait for hundreds of events.
+const CHECKED_AT_ONCE: usize = 16;
 /// Events of one message of a stream.
 const STREAM_EVENTS_MAX: usize = 1000;
 /// Messages of a stream that are being stored. Until one is done no further message is read, and the client must wait.
@@ -48,11 +51,14 @@ impl Checked {
 }
 
 impl Services {
-    fn check_events(&self, sent: &[proto::Event]) -> Checked {
+    async fn check_events(&self, sent: &[proto::Event]) -> Checked {
         let now = UnixMillis::now();
         let ahead_max = Some(self.config.event_ahead_max);
         let mut checked = Checked { results: Vec::with_capacity(sent.len()), events: Vec::new(), places: Vec::new() };
         for (index, event) in sent.iter().enumerate() {
+            if index > 0 && index.is_multiple_of(CHECKED_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
             let path = format_args!("events[{index}]");
             let mut violations = Violations::default();
             let parsed = convert::event(&mut violations, path, event, now, ahead_max);
@@ -99,7 +105,7 @@ impl EventService for Services {
         let answer = async {
             let sent = request.into_inner().events;
             list_size("events", sent.len(), EVENTS_MAX)?;
-            let mut checked = self.check_events(&sent);
+            let mut checked = self.check_events(&sent).await;
             let events = std::mem::take(&mut checked.events);
             let (outcomes, session_version) = self.engine.write_events(events).await.map_err(status::of)?;
             let results = checked.with_outcomes(outcomes);
@@ -117,7 +123,7 @@ impl EventService for Services {
             let (mut answer, mut writing) = (proto::StreamEventsResponse::default(), VecDeque::new());
             while let Some(message) = stream.message().await? {
                 list_size("events", message.events.len(), STREAM_EVENTS_MAX)?;
-                writing.push_back(self.store(self.check_events(&message.events)));
+                writing.push_back(self.store(self.check_events(&message.events).await));
                 // Not reading on is what makes the client wait.
                 if writing.len() >= STREAM_WRITES_MAX {
                     note_oldest(&mut answer, &mut writing).await?;

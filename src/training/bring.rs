@@ -1,7 +1,8 @@
 //! Models that a shop trained elsewhere, put into a bundle.
 use super::{
     Progress,
-    train::{TrainError, check_item_vectors, embed_with, freeze},
+    query_side::embed_with,
+    train::{TrainError, check_item_vectors, freeze},
 };
 use crate::{
     bundle::{Bundle, Head},

@@ -1,5 +1,5 @@
 //! What a training that was stopped leaves beside the place of its bundle, so that the same command goes on from there.
-use super::{sequence::TrainerState, train::QuerySide};
+use super::{query_side::QuerySide, sequence::TrainerState};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::{

@@ -1,8 +1,9 @@
 //! What the ranking model learns from: moments of real histories, with what retrieval found then and what came of it.
 use super::{
     Progress,
+    query_side::query_from_title,
     ranker::RankingList,
-    train::{TrainError, TrainOptions, candidates, query_from_title},
+    train::{TrainError, TrainOptions, candidates},
 };
 use crate::{
     catalog::Item,

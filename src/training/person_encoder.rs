@@ -6,9 +6,8 @@ use super::{
     Progress,
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
     sequence::{
-        EncoderConfig, HISTORY_MAX, ItemText, Pause, Sample, SequenceEncoder, Tokens, TrainedEncoder,
+        Asked, EncoderConfig, HISTORY_MAX, ItemText, Pause, Sample, SequenceEncoder, Tokens, TrainedEncoder,
         encoder::encoder_loss,
-        fit::Asked,
         train_encoder,
         transformer::{BlockWeights, FFN_FACTOR},
     },

@@ -6,8 +6,9 @@ use super::{
         replay_targets, resamples,
     },
     lists::{HEADS, Outcomes},
+    losses::LossCurves,
     plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide},
-    train::{LossCurves, TrainError},
+    train::TrainError,
 };
 use crate::{
     bundle::Bundle,

@@ -6,8 +6,8 @@
 use super::{
     Progress,
     query_encoder::{QueryEncoderConfig, train_query_encoder},
+    query_side::{BUCKET_COUNT, title_samples},
     ranker::{RankerConfig, RankingList, train_ranker},
-    train::{BUCKET_COUNT, title_samples},
 };
 use crate::{
     catalog::{Item, VECTOR_DIM},

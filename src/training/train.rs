@@ -4,10 +4,11 @@ use super::{
     checkpoint::{self, Checkpoint, Found},
     counts,
     lists::{head_weight, ranking_lists},
+    losses::LossCurves,
     onnx::{ExportCheck, ModelError},
     person_encoder::{PersonSample, person_samples, train_person_encoder},
-    query_encoder::{QueryEncoderConfig, train_query_encoder},
-    ranker::{RankerConfig, train_ranker},
+    query_side::{BUCKET_COUNT, QuerySide, embed_with, learned_query_side},
+    ranker::{RankerConfig, TrainedRanker, train_ranker},
     replay::{Choice, baskets, choices, time_at_share},
     sequence::{ItemText, Pause, SequenceError},
     warm::{EncoderWeights, Start, WarmStart},
@@ -25,12 +26,11 @@ use crate::{
     ids::ItemId,
     ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError},
     retrieval::{BuildConfig, FrozenError, FrozenGraph, Precision, VectorError, check_vector},
-    text,
     units::UnixMillis,
 };
 use ahash::AHashMap;
 use prost::Message;
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{SeedableRng, rngs::StdRng};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -150,9 +150,6 @@ impl TrainError {
 const VALIDATION_SHARE: f64 = 0.08;
 /// Fewer choices teach nothing.
 const CHOICES_MIN: usize = 20;
-/// Title spans for each item that stand in for queries.
-const SPANS_PER_ITEM: usize = 8;
-pub(super) const BUCKET_COUNT: u32 = 32_768;
 
 /// Trains every model on `data` (canonical Parquet) and writes the bundle to `out`. A training that is stopped leaves a
 /// checkpoint beside `out`; the next one with the same data and settings goes on from it.
@@ -176,7 +173,8 @@ pub fn train(
     let fingerprint = checkpoint::fingerprint(&files, &options.settings())
         .map_err(|(path, source)| TrainError::Io { path, source })?;
     let (found, resumed) = Checkpoint::read(&place, &fingerprint);
-    let mut learned = Learned { checkpoint: found, query: None, curves: LossCurves::default(), seconds: Vec::new() };
+    let mut learned =
+        Learned { checkpoint: found, query: None, curves: LossCurves::default(), stages: Stages::begin() };
     let mut pause = Pause { wanted: Some(&options.stop), state: None };
     let result = learned.bundle(&shop, runtime, options, &mut pause, progress);
     match result {
@@ -252,7 +250,24 @@ struct Learned {
     /// Once it is learned.
     query: Option<QuerySide>,
     curves: LossCurves,
+    stages: Stages,
+}
+
+/// How long the stages took.
+struct Stages {
     seconds: Vec<(&'static str, f64)>,
+    begun: Instant,
+}
+
+impl Stages {
+    fn begin() -> Self {
+        Self { seconds: Vec::new(), begun: Instant::now() }
+    }
+
+    fn end(&mut self, name: &'static str) {
+        self.seconds.push((name, self.begun.elapsed().as_secs_f64()));
+        self.begun = Instant::now();
+    }
 }
 
 impl Learned {
@@ -264,16 +279,11 @@ impl Learned {
         pause: &mut Pause,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Bundle, TrainReport), TrainError> {
-        let (mut exports, mut begun): (Vec<ExportCheck>, Instant) = (Vec::new(), Instant::now());
-        let mut rng = StdRng::seed_from_u64(options.seed);
-        let Self { checkpoint, query, curves, seconds } = self;
+        let mut exports: Vec<ExportCheck> = Vec::new();
+        let Self { checkpoint, query, curves, stages } = self;
         let progress = &mut |step: Progress| {
             curves.note(step);
             progress(step);
-        };
-        let mut stage = |name| {
-            seconds.push((name, begun.elapsed().as_secs_f64()));
-            begun = Instant::now();
         };
 
         let (warm, start) = warm_start(shop, options)?;
@@ -289,7 +299,7 @@ impl Learned {
         let side = query.insert(side);
         let title_dimension = side.title_vectors.len() / shop.items.len();
         check_item_vectors("title", &shop.items, &side.title_vectors, title_dimension)?;
-        stage("query encoder");
+        stages.end("query encoder");
 
         let [samples, validation] = shop.person_samples();
         let text = ItemText { vectors: side.title_vectors.clone(), width: title_dimension };
@@ -302,7 +312,7 @@ impl Learned {
         let person = train_person_encoder(&text, item_count, &samples, &validation, seed, pause, runtime, progress)?;
         exports.push(person.check.clone());
         check_item_vectors("item", &shop.items, &person.item_vectors, VECTOR_DIM)?;
-        stage("person encoder");
+        stages.end("person encoder");
 
         let early = shop.choices_before(shop.labels_from);
         let mut bundle = Bundle {
@@ -321,23 +331,9 @@ impl Learned {
             ranker: Vec::new(),
             items: shop.items.clone(),
         };
-        stage("indexes and counts");
-        let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
-        let generation = Generation::alone(copy_for_replay(&bundle), 1024)?;
-        let times = shop.labels_from..shop.trained_until;
-        let with = (options, &mut rng);
-        let lists = ranking_lists(&generation, &mut models, &shop.items, &shop.events, times, with, progress)?;
-        drop((generation, models));
-        stage("replay");
-
-        let list_count = lists.lists.len();
-        let (fit_lists, validation_lists) = lists.lists.split_at(list_count - list_count / 6);
-        let config = RankerConfig { seed: options.seed, ..Default::default() };
-        let stop = &options.stop;
-        let ranker =
-            train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, stop, runtime, progress)?;
+        stages.end("indexes and counts");
+        let (ranker, heads, list_count) = learn_ranker(&bundle, shop, runtime, options, stages, progress)?;
         exports.push(ranker.check.clone());
-        stage("ranker");
         curves.add("person encoder, validation", &person.validation_losses);
         curves.add("ranker, validation", &ranker.validation_losses);
         bundle.training = Some(serde_json::to_vec(&curves.thinned()).expect("numbers become JSON"));
@@ -347,8 +343,7 @@ impl Learned {
         bundle.next = counts::next_choice(known, item_count);
         bundle.together = counts::together(&baskets(known), item_count);
         bundle.ranker = ranker.onnx;
-        bundle.manifest.heads = lists
-            .heads
+        bundle.manifest.heads = heads
             .iter()
             .zip(&ranker.calibration)
             .map(|(name, c)| Head { name: name.clone(), weight: head_weight(name), scale: c.scale, offset: c.offset })
@@ -359,16 +354,42 @@ impl Learned {
             sample_count: samples.len(),
             epoch_count: person.epochs,
             list_count,
-            heads: lists.heads,
+            heads,
             validation_losses: [person.validation_loss, ranker.validation_loss],
             exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
             checkpoint: Found::Nothing,
             start,
-            seconds: seconds.clone(),
+            seconds: stages.seconds.clone(),
             memory_bytes_max: memory_bytes_max(),
         };
         Ok((bundle, report))
     }
+}
+
+/// Replays what the encoders have not seen, and learns from it. Gives the ranking model, its heads, and how many lists it has seen.
+fn learn_ranker(
+    bundle: &Bundle,
+    shop: &Shop,
+    runtime: &Runtime,
+    options: &TrainOptions,
+    stages: &mut Stages,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(TrainedRanker, Vec<String>, usize), TrainError> {
+    let mut models = Models::open(runtime, bundle, Device::Cpu)?;
+    let generation = Generation::alone(copy_for_replay(bundle), 1024)?;
+    let times = shop.labels_from..shop.trained_until;
+    let with = (options, &mut StdRng::seed_from_u64(options.seed));
+    let lists = ranking_lists(&generation, &mut models, &shop.items, &shop.events, times, with, progress)?;
+    drop((generation, models));
+    stages.end("replay");
+
+    let list_count = lists.lists.len();
+    let (fit_lists, validation_lists) = lists.lists.split_at(list_count - list_count / 6);
+    let config = RankerConfig { seed: options.seed, ..Default::default() };
+    let stop = &options.stop;
+    let ranker = train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, stop, runtime, progress)?;
+    stages.end("ranker");
+    Ok((ranker, lists.heads, list_count))
 }
 
 /// The greatest resident size of this process so far, as Linux tells it.
@@ -376,50 +397,6 @@ fn memory_bytes_max() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
-}
-
-/// The losses of a training as it went, by stage: `training.json` of a bundle.
-#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
-pub(super) struct LossCurves {
-    /// By name: steps and losses.
-    pub curves: Vec<(String, Vec<(usize, f32)>)>,
-}
-
-impl LossCurves {
-    /// Points that are kept of a curve.
-    const POINTS_MAX: usize = 200;
-
-    fn note(&mut self, step: Progress) {
-        if step.loss.is_finite() {
-            if self.curves.last().is_none_or(|(name, _)| name != step.stage) {
-                self.curves.push((step.stage.to_owned(), Vec::new()));
-            }
-            self.curves.last_mut().expect("one was pushed").1.push((step.done, step.loss));
-        }
-    }
-
-    fn add(&mut self, name: &str, points: &[(usize, f32)]) {
-        let finite = points.iter().copied().filter(|point| point.1.is_finite());
-        self.curves.push((name.to_owned(), finite.collect()));
-    }
-
-    /// Means of neighbouring points, so that each curve has at most [`Self::POINTS_MAX`].
-    fn thinned(&self) -> Self {
-        let thin = |points: &Vec<(usize, f32)>| {
-            let size = points.len().div_ceil(Self::POINTS_MAX).max(1);
-            let mean = |part: &[(usize, f32)]| part.iter().map(|point| point.1).sum::<f32>() / part.len() as f32;
-            points.chunks(size).map(|part| (part[part.len() - 1].0, mean(part))).collect()
-        };
-        Self { curves: self.curves.iter().map(|(name, points)| (name.clone(), thin(points))).collect() }
-    }
-}
-
-/// The query encoder and what it says of the items.
-pub(super) struct QuerySide {
-    pub model: Vec<u8>,
-    pub tokenizer: Option<Vec<u8>>,
-    /// `[items × dimension]`, of length 1.
-    pub title_vectors: Vec<f32>,
 }
 
 /// The bundle that the training begins with, if one is given and can be used, and what is told of it.
@@ -434,44 +411,6 @@ fn warm_start(shop: &Shop, options: &TrainOptions) -> Result<(Option<WarmStart>,
         }
         Err(reason) => (None, Start::BundleNotUsed { reason }),
     })
-}
-
-/// Learned on titles; it begins with `start`, an exported one, if there is one, and then takes fewer steps.
-fn learned_query_side(
-    items: &[Item],
-    options: &TrainOptions,
-    start: Option<&[u8]>,
-    exports: &mut Vec<ExportCheck>,
-    runtime: &Runtime,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<QuerySide, TrainError> {
-    // A generator of its own: a training that is taken up again draws the rest as if it had learned this too.
-    let (texts, spans) = title_samples(items, &mut StdRng::seed_from_u64(options.seed));
-    let mut config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed: options.seed, ..Default::default() };
-    if start.is_some() {
-        config = QueryEncoderConfig { epochs: 1, steps_max: config.steps_max / config.epochs, ..config };
-    }
-    let trained = train_query_encoder(&texts, &spans, &config, start, runtime, progress)?;
-    exports.push(trained.check.clone());
-    Ok(QuerySide { title_vectors: trained.encode(&texts), model: trained.onnx, tokenizer: None })
-}
-
-pub(super) fn embed_with(
-    directory: &Path,
-    items: &[Item],
-    runtime: &Runtime,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<QuerySide, TrainError> {
-    let [model, tokenizer] = SentenceEncoder::read(directory)?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let opened = SentenceEncoder::from_bytes(runtime, &model, &tokenizer, Device::Cpu, threads);
-    let mut encoder = opened.map_err(|source| SentenceError::Model { path: directory.to_owned(), source })?;
-    let texts: Vec<String> = items.iter().map(Item::sentence).collect();
-    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let title_vectors = encoder.encode(&texts, &mut |done| {
-        progress(Progress { stage: "item texts", done, total: texts.len(), loss: f32::NAN });
-    })?;
-    Ok(QuerySide { model, tokenizer: Some(tokenizer), title_vectors })
 }
 
 /// Refuses vectors that an index could not take, by the item's name.
@@ -489,64 +428,6 @@ pub(super) fn check_item_vectors(
         })?;
     }
     Ok(())
-}
-
-/// Hashed terms of a text.
-type Terms = Vec<u32>;
-
-/// Hashed terms of each item's whole text, and of random spans of its title with some misspellings: queries before
-/// there are any.
-pub(super) fn title_samples(items: &[Item], rng: &mut StdRng) -> (Vec<Terms>, Vec<(Terms, u32)>) {
-    let texts = items
-        .iter()
-        .map(|item| text::hashed_terms(&item.search_text(), BUCKET_COUNT))
-        .map(|terms| if terms.is_empty() { vec![0] } else { terms })
-        .collect();
-    let mut spans = Vec::with_capacity(items.len() * SPANS_PER_ITEM);
-    for (row, item) in items.iter().enumerate() {
-        for _ in 0..SPANS_PER_ITEM {
-            let terms = text::hashed_terms(&query_from_title(&item.title, rng), BUCKET_COUNT);
-            if !terms.is_empty() {
-                spans.push((terms, row as u32));
-            }
-        }
-    }
-    spans.shuffle(rng);
-    (texts, spans)
-}
-
-/// One to four neighbouring words of a title (characters where it has no spaces), one in four with a typing error.
-pub(super) fn query_from_title(title: &str, rng: &mut StdRng) -> String {
-    let words: Vec<&str> = title.split_whitespace().collect();
-    let mut query = if words.len() > 1 {
-        let length = rng.random_range(1..=words.len().min(4));
-        let start = rng.random_range(0..=words.len() - length);
-        words[start..start + length].join(" ")
-    } else {
-        let characters: Vec<char> = title.chars().collect();
-        let length = rng.random_range(characters.len().min(2)..=characters.len().min(8));
-        let start = rng.random_range(0..=characters.len() - length);
-        characters[start..start + length].iter().collect()
-    };
-    if rng.random_bool(0.25) {
-        query = misspelled(&query, rng);
-    }
-    query
-}
-
-/// Drops or swaps one character.
-fn misspelled(text: &str, rng: &mut StdRng) -> String {
-    let mut characters: Vec<char> = text.chars().collect();
-    if characters.len() < 4 {
-        return text.to_owned();
-    }
-    let place = rng.random_range(1..characters.len() - 1);
-    if rng.random_bool(0.5) {
-        characters.remove(place);
-    } else {
-        characters.swap(place, place + 1);
-    }
-    characters.into_iter().collect()
 }
 
 /// Stage one as serving runs it, with the default limits and no filter.

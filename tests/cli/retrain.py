@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,22 +59,39 @@ def current(work):
 
 
 def begun(work):
-    """A retrain that is training."""
+    """A retrain that has gathered its data and trains."""
     running = subprocess.Popen(command(work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + SECONDS_MAX
     while not (work / "data" / "retrain" / "gathered.json").exists() and time.monotonic() < until:
         time.sleep(0.01)
-    time.sleep(0.3)
     return running
+
+
+def stopped_in_training(work):
+    """Whether a retrain can be stopped while its person encoder learns. When that is differs by machine, so it is looked for."""
+    for attempt in range(30):
+        running = begun(work)
+        time.sleep(0.03 * 1.25 ** attempt)
+        running.send_signal(signal.SIGTERM)
+        if running.wait(SECONDS_MAX) == 130 and list((work / "data" / "retrain").glob("*.checkpoint")):
+            return True
+        # Too early: there was nothing to keep. Or too late.
+        shutil.rmtree(work / "data" / "retrain")
+        shutil.rmtree(work / "store", ignore_errors=True)
+    return False
 
 
 def at_once_stopped_and_killed(work):
     first = begun(work)
+    # It holds still, so that it is there for as long as the other one is.
+    first.send_signal(signal.SIGSTOP)
     code, _, told = retrain(work)
     check(code == 3 and f"process {first.pid}" in told and "nothing was done" in told, "the second of two at once says who is first",
           (code, told))
-    first.send_signal(signal.SIGTERM)
-    check(first.wait(SECONDS_MAX) == 130 and current(work) is None, "a stopped one publishes nothing", first.returncode)
+    first.kill()
+    first.wait()
+    shutil.rmtree(work / "data" / "retrain")
+    check(stopped_in_training(work) and current(work) is None, "a stopped one publishes nothing", current(work))
     code, report, told = retrain(work)
     check(code == 0 and report["resumed"] and report["trained"]["checkpoint"] == "resumed", "the next one goes on from there",
           (code, told))
@@ -81,6 +99,7 @@ def at_once_stopped_and_killed(work):
     check(report and published == report["published"], "what it publishes is current", published)
     check(os.listdir(work / "data" / "retrain") == ["lock"], "it leaves nothing but its lock", os.listdir(work / "data" / "retrain"))
     killed = begun(work)
+    time.sleep(0.1)
     killed.kill()
     killed.wait()
     names = sorted(entry.name for entry in (work / "store").iterdir())
@@ -127,8 +146,11 @@ def beside_a_server(work):
         verdict = report["gate"] if report else None
         check(bool(verdict) and verdict["person_count"] > 0 and code == (1 if verdict["refusals"] else 0),
               "the gate judges the bundle beside the current one", verdict)
-        code, report, told = retrain(work, "--newest", "60", "--cold")
+        older = sorted(set(os.listdir(work / "store")) - {"current"})
+        code, report, told = retrain(work, "--newest", "60", "--cold", "--keep", "0")
         check(bool(report) and report["trained"]["start"] == "random_weights", "with --cold they do not", (code, told))
+        left = set(os.listdir(work / "store")) - {"current"}
+        check(bool(report) and report["pruned"] == older and left == {current(work)}, "older bundles leave the store", (report, left))
         until = time.monotonic() + SECONDS_MAX
         while code == 0 and generation() != report["published"] and time.monotonic() < until:
             time.sleep(0.1)
@@ -145,6 +167,8 @@ def refusals(work):
 
     refused(["--data", "nowhere"], "--data", work / "nowhere", "--store", work / "store")
     refused(["--newest", "half"], "--data", work / "data", "--store", work / "other", "--newest", 10_000)
+    ran = subprocess.run([LODESTONE, "bundle", "prune", "--keep", "1", "--store", work / "other"], capture_output=True, text=True)
+    check(ran.returncode == 2 and "names no current bundle" in ran.stderr, "a store without bundles is not pruned", ran.stderr)
     (work / "empty").mkdir()
     refused(["items"], "--data", work / "empty", "--store", work / "other")
 

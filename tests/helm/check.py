@@ -135,7 +135,8 @@ def check_cron_job(cron_job, stateful_set):
     pod = job["template"]["spec"]
     check_restricted(pod)
     container, = pod["containers"]
-    assert container["args"] == ["retrain", "--gate", "--data", "/data", "--store", "s3://bundles/shop", "--newest", "2000"]
+    assert container["args"] == ["retrain", "--gate", "--data", "/data", "--store", "s3://bundles/shop", "--keep", "3",
+                                 "--newest", "2000"]
     assert container["resources"] == {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "6Gi"}}
     assert container["env"] == [{"name": "AWS_REGION", "value": "eu-west-2"}]
     claim = next(volume for volume in pod["volumes"] if volume["name"] == "data")["persistentVolumeClaim"]["claimName"]

@@ -585,9 +585,12 @@ def model_life(work):
     server.call(f"{service}/SetShadow", {"bundle": first, "share": 1})
     for n in range(10):
         first_found(server, f"{['red', 'blue', 'white'][n % 3]} {['mug', 'bag', 'light', 'box'][n % 4]}")
-    time.sleep(0.5)
-    seen = states()[first].get("shadow", {})
-    check(int(seen.get("requestCount", 0)) >= 5 and seen.get("rankCorrelation", 0) > 0.99, f"a shadow of the same content orders alike: {seen}")
+    seen = lambda: states()[first].get("shadow", {})
+    until = time.monotonic() + 60
+    while int(seen().get("requestCount", 0)) < 10 and time.monotonic() < until:
+        time.sleep(0.05)
+    seen = seen()
+    check(int(seen.get("requestCount", 0)) == 10 and seen.get("rankCorrelation", 0) > 0.99, f"a shadow of the same content orders alike: {seen}")
     server.call(f"{service}/SetShadow", {})
     answer, error = server.call(f"{service}/ActivateBundle", {"bundle": first})
     check(answer and answer["bundle"]["state"] == "BUNDLE_STATE_CURRENT" and generation() == first, f"a bundle is activated by name {error}")

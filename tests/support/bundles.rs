@@ -162,7 +162,7 @@ pub fn viewer(person: &str) -> Viewer {
 }
 
 pub fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(20)
+    Instant::now() + Duration::from_secs(120)
 }
 
 pub async fn recommend(engine: &Engine, person: &str, kind: RecommendKind) -> Result<Answer, EngineError> {

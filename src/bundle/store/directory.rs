@@ -4,7 +4,7 @@ use crate::bundle::sha256;
 use std::{
     fs,
     io::{self, ErrorKind, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 pub struct Directory(pub PathBuf);
@@ -31,9 +31,24 @@ impl Files for Directory {
             When::Unchanged(version) => there.as_ref() == Some(version),
         };
         if is_met {
-            self.replace(path, bytes).map_err(|error| told(path, error))?;
+            self.place(path, |file| file.write_all(bytes)).map_err(|error| told(path, error))?;
         }
         Ok(is_met)
+    }
+
+    fn upload(&self, from: &Path, path: &str) -> Result<(), Failure> {
+        let mut source = fs::File::open(from).map_err(|error| told(&from.to_string_lossy(), error))?;
+        let copied = self.place(path, |file| io::copy(&mut source, file).map(drop));
+        copied.map_err(|error| told(path, error))
+    }
+
+    fn download(&self, path: &str, to: &Path) -> Result<bool, Failure> {
+        match fs::copy(self.0.join(path), to) {
+            Ok(_) => fs::File::open(to).and_then(|file| file.sync_all()).map_err(|error| told(path, error))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(told(path, error)),
+        }
+        Ok(true)
     }
 
     fn directories(&self) -> Result<Vec<String>, Failure> {
@@ -46,16 +61,23 @@ impl Files for Directory {
         }
         Ok(names)
     }
+
+    fn remove(&self, directory: &str, first: &str) -> Result<(), Failure> {
+        let path = self.0.join(directory);
+        fs::remove_file(path.join(first))
+            .and_then(|()| fs::remove_dir_all(&path))
+            .map_err(|error| told(directory, error))
+    }
 }
 
 impl Directory {
-    fn replace(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+    fn place(&self, path: &str, write: impl FnOnce(&mut fs::File) -> io::Result<()>) -> io::Result<()> {
         let target = self.0.join(path);
         let parent = target.parent().unwrap_or(&self.0);
         fs::create_dir_all(parent)?;
         let partial = parent.join(format!(".{}.partial", uuid::Uuid::now_v7()));
         let written = fs::File::create(&partial).and_then(|mut file| {
-            file.write_all(bytes)?;
+            write(&mut file)?;
             file.sync_all()?;
             fs::rename(&partial, &target)
         });

@@ -3,11 +3,11 @@
 //! A bundle `NAME` is `NAME/manifest.json` and beside it the bundle's other files; it never changes. The file `current` holds
 //! the name of the bundle that is to serve.
 mod directory;
-#[cfg(feature = "object-store")]
 mod remote;
 
 use super::{Bundle, BundleError, MANIFEST, Manifest, write_synced};
 use directory::Directory;
+use remote::Remote;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -52,12 +52,19 @@ pub struct Pointer {
     version: String,
 }
 
-/// Files by path, `NAME/FILE` or `FILE`.
+/// Files by path, `NAME/FILE` or `FILE`. What is put in place appears whole.
 trait Files: Send + Sync {
+    /// A small file.
     fn get(&self, path: &str) -> Result<Option<Found>, Failure>;
-    /// Puts a file in place whole. False: the condition was not met, and nothing changed.
+    /// Puts a small file in place. False: the condition was not met, and nothing changed.
     fn put(&self, path: &str, bytes: &[u8], when: &When) -> Result<bool, Failure>;
+    /// Puts a file of this machine in place, of any size.
+    fn upload(&self, from: &Path, path: &str) -> Result<(), Failure>;
+    /// Writes a file of any size to this machine. False: it is not there.
+    fn download(&self, path: &str, to: &Path) -> Result<bool, Failure>;
     fn directories(&self) -> Result<Vec<String>, Failure>;
+    /// Removes a directory with its files, this one first.
+    fn remove(&self, directory: &str, first: &str) -> Result<(), Failure>;
 }
 
 struct Found {
@@ -80,16 +87,16 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens a directory, which is made if it is not there, or the place of a URL: `s3://bucket/path`, `gs://…`, `az://…`, if the
-    /// program was built for it. `options` say how it is accessed, such as `aws_region`.
+    /// Opens a directory, which is made if it is not there, or the place of a URL: `s3://bucket/path`, `gs://…`, `az://…`.
+    /// `options` say how it is accessed, such as `aws_region`.
     pub fn open(place: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, StoreError> {
         let directory = match place.split_once("://") {
             None => PathBuf::from(place),
             Some(("file", path)) => PathBuf::from(path),
             Some(_) => {
-                let files = open_remote(place, options);
+                let files = Remote::open(place, options);
                 let files = files.map_err(|source| StoreError::Access { place: place.to_owned(), source })?;
-                return Ok(Self { place: place.to_owned(), files, directory: None });
+                return Ok(Self { place: place.to_owned(), files: Box::new(files), directory: None });
             }
         };
         fs::create_dir_all(&directory).map_err(|source| StoreError::Io { path: directory.clone(), source })?;
@@ -142,9 +149,10 @@ impl Store {
         let _ = fs::remove_dir_all(&partial);
         fs::create_dir_all(&partial).map_err(io(partial.clone()))?;
         for file in manifest.files.keys() {
-            let found = self.files.get(&format!("{name}/{file}")).map_err(|source| self.failed(source))?;
-            let found = found.ok_or_else(|| BundleError::Missing { path: PathBuf::from(format!("{name}/{file}")) })?;
-            write_synced(&partial.join(file), &found.bytes).map_err(io(partial.join(file)))?;
+            let path = format!("{name}/{file}");
+            if !self.files.download(&path, &partial.join(file)).map_err(|source| self.failed(source))? {
+                return Err(BundleError::Missing { path: PathBuf::from(path) }.into());
+            }
         }
         write_synced(&partial.join(MANIFEST), &text).map_err(io(partial.join(MANIFEST)))?;
         let _ = fs::remove_dir_all(&copy);
@@ -152,16 +160,28 @@ impl Store {
         Ok(copy)
     }
 
+    /// Removes the copies in `cache` of bundles that are not to be kept.
+    pub fn drop_copies(&self, cache: &Path, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
+        let entries = match fs::read_dir(cache) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if !entry.file_name().to_str().is_some_and(&is_kept) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Verifies a bundle, copies its files into the store, the manifest last, and makes it current. A bundle that is there already
     /// is only made current. With `seen`, fails with [`StoreError::Moved`] if another bundle became current since that was read.
     pub fn publish(&self, bundle: &Path, seen: Option<Option<&Pointer>>) -> Result<Manifest, StoreError> {
         let manifest = Bundle::open(bundle)?.manifest;
         let name = &manifest.name;
-        let read = |file: &str| {
-            let path = bundle.join(file);
-            fs::read(&path).map_err(|source| StoreError::Io { path, source })
-        };
-        let text = read(MANIFEST)?;
+        let path = bundle.join(MANIFEST);
+        let text = fs::read(&path).map_err(|source| StoreError::Io { path, source })?;
         self.parse_manifest(name, &text)?;
         let taken = || StoreError::Taken { place: self.place.clone(), name: name.clone() };
         match self.manifest_bytes(name)? {
@@ -169,7 +189,8 @@ impl Store {
             Some(_) => return Err(taken()),
             None => {
                 for file in manifest.files.keys() {
-                    self.put(&format!("{name}/{file}"), &read(file)?, &When::Always)?;
+                    let uploaded = self.files.upload(&bundle.join(file), &format!("{name}/{file}"));
+                    uploaded.map_err(|source| self.failed(source))?;
                 }
                 if !self.put(&format!("{name}/{MANIFEST}"), &text, &When::Absent)? {
                     return Err(taken());
@@ -192,6 +213,31 @@ impl Store {
             true => Ok(()),
             false => Err(StoreError::Moved { place: self.place.clone() }),
         }
+    }
+
+    /// Removes bundles, the oldest first, except the current one and beside it the `kept` that were made last. Gives the names of
+    /// those that are gone. What is no readable manifest is left alone.
+    pub fn prune(&self, kept: usize) -> Result<Vec<String>, StoreError> {
+        let current = self.current()?.ok_or_else(|| StoreError::Empty { place: self.place.clone() })?;
+        let mut others = Vec::new();
+        for name in self.names()?.into_iter().filter(|name| *name != current.name) {
+            match self.manifest(&name) {
+                Ok(manifest) => others.push((manifest.created_ms, name)),
+                Err(StoreError::Manifest { .. } | StoreError::Unknown { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        others.sort_unstable();
+        others.truncate(others.len().saturating_sub(kept));
+        let mut gone = Vec::new();
+        for (_, name) in others {
+            // It may have become current meanwhile.
+            if self.current()?.is_none_or(|current| current.name != name) {
+                self.files.remove(&name, MANIFEST).map_err(|source| self.failed(source))?;
+                gone.push(name);
+            }
+        }
+        Ok(gone)
     }
 
     fn manifest_bytes(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -228,16 +274,6 @@ impl Store {
     }
 }
 
-#[cfg(feature = "object-store")]
-fn open_remote(place: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Box<dyn Files>, Failure> {
-    Ok(Box::new(remote::Remote::open(place, options)?))
-}
-
-#[cfg(not(feature = "object-store"))]
-fn open_remote(_: &str, _: impl IntoIterator<Item = (String, String)>) -> Result<Box<dyn Files>, Failure> {
-    Err("this program was built for directories alone; build it with the cargo feature `s3`, `gcs` or `azure`".into())
-}
-
 /// A name of a bundle or of one of its files.
 fn check_name(name: &str) -> Result<(), StoreError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
@@ -265,8 +301,21 @@ mod tests {
         assert!(!files.put("current", b"three", &When::Unchanged(one.version)).unwrap(), "it changed");
         assert!(files.put("current", b"four", &When::Always).unwrap());
         assert_eq!(files.get("current").unwrap().unwrap().bytes, b"four");
+        let work = tempfile::tempdir().unwrap();
+        let (from, to) = (work.path().join("from"), work.path().join("to"));
+        // More than one part of an object store's.
+        let large: Vec<u8> = (0..12_000_000_u32).map(|n| (n % 251) as u8).collect();
+        fs::write(&from, &large).unwrap();
+        files.upload(&from, "bundle/large").unwrap();
+        files.upload(&work.path().join("none"), "bundle/none").unwrap_err();
+        assert!(!files.download("bundle/none", &to).unwrap() && !to.exists());
+        assert!(files.download("bundle/large", &to).unwrap());
+        assert!(fs::read(&to).unwrap() == large);
         assert!(files.put("bundle/file", b"five", &When::Always).unwrap());
         assert_eq!(files.directories().unwrap(), ["bundle"]);
+        files.remove("bundle", "file").unwrap();
+        assert!(files.directories().unwrap().is_empty() && files.get("bundle/large").unwrap().is_none());
+        assert_eq!(files.get("current").unwrap().unwrap().bytes, b"four");
     }
 
     #[test]
@@ -275,11 +324,55 @@ mod tests {
         conforms(&Directory(place.path().to_owned()));
     }
 
-    #[cfg(feature = "object-store")]
+    fn in_memory() -> Remote {
+        let objects = std::sync::Arc::new(object_store::memory::InMemory::new());
+        Remote::new(objects, object_store::path::Path::from("shop/bundles")).unwrap()
+    }
+
     #[test]
     fn an_object_store_conforms() {
-        let objects = std::sync::Arc::new(object_store::memory::InMemory::new());
-        conforms(&remote::Remote::new(objects, object_store::path::Path::from("shop/bundles")).unwrap());
+        conforms(&in_memory());
+    }
+
+    #[test]
+    fn copies_of_an_object_store_are_whole_and_go_when_they_are_not_kept() {
+        let cache = tempfile::tempdir().unwrap();
+        let store = Store { place: "memory".to_owned(), files: Box::new(in_memory()), directory: None };
+        for name in ["a", "b"] {
+            let mut manifest = Manifest::new(name.to_owned(), 0, 0, 1);
+            manifest.add_file("words", b"words");
+            store.put(&format!("{name}/{MANIFEST}"), &serde_json::to_vec(&manifest).unwrap(), &When::Absent).unwrap();
+            let missing = store.fetch(name, cache.path());
+            assert!(matches!(missing, Err(StoreError::Bundle(BundleError::Missing { .. }))), "{missing:?}");
+            store.put(&format!("{name}/words"), b"words", &When::Absent).unwrap();
+            let copy = store.fetch(name, cache.path()).unwrap();
+            assert_eq!(fs::read(copy.join("words")).unwrap(), b"words");
+        }
+        store.drop_copies(cache.path(), |name| name == "b").unwrap();
+        let left: Vec<_> = fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["b"]);
+        store.drop_copies(&cache.path().join("none"), |_| true).unwrap();
+    }
+
+    #[test]
+    fn the_current_bundle_and_the_newest_are_kept() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(place.path().to_str().unwrap(), []).unwrap();
+        assert!(matches!(store.prune(0), Err(StoreError::Empty { .. })));
+        // By time, not by name.
+        for (name, created_ms) in [("d", 1), ("a", 2), ("c", 3), ("b", 4)] {
+            fs::create_dir(place.path().join(name)).unwrap();
+            let text = serde_json::to_string(&Manifest::new(name.to_owned(), created_ms, 0, 1)).unwrap();
+            fs::write(place.path().join(name).join(MANIFEST), text).unwrap();
+        }
+        fs::create_dir(place.path().join("other")).unwrap();
+        fs::write(place.path().join("other").join(MANIFEST), "{").unwrap();
+        store.point_to("a", None).unwrap();
+        assert!(store.prune(3).unwrap().is_empty());
+        assert_eq!(store.prune(1).unwrap(), ["d", "c"]);
+        assert_eq!(store.names().unwrap(), ["a", "b", "other"]);
+        assert_eq!(store.prune(0).unwrap(), ["b"]);
+        assert!(store.manifest("a").is_ok());
     }
 
     #[test]

@@ -1,7 +1,14 @@
 //! A store in an object store. The only file that names object_store.
 use super::{Failure, Files, Found, When};
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion, parse_url_opts, path::Path};
-use std::sync::Arc;
+use futures_util::TryStreamExt;
+use object_store::{
+    ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion, buffered::BufWriter, parse_url_opts, path::Path,
+};
+use std::{path, sync::Arc};
+use tokio::{
+    fs::File,
+    io::{self, AsyncWriteExt},
+};
 
 /// Its methods block, and must not be called from a thread of an asynchronous runtime.
 pub struct Remote {
@@ -53,8 +60,54 @@ impl Files for Remote {
         }
     }
 
+    fn upload(&self, from: &path::Path, path: &str) -> Result<(), Failure> {
+        self.runtime.block_on(async {
+            let mut file = File::open(from).await?;
+            // In parts where it is large; it appears with the last.
+            let mut object = BufWriter::new(self.objects.clone(), self.path(path));
+            match io::copy(&mut file, &mut object).await {
+                Ok(_) => object.shutdown().await?,
+                Err(error) => {
+                    // Parts that stay would be paid for.
+                    let _ = object.abort().await;
+                    return Err(error.into());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn download(&self, path: &str, to: &path::Path) -> Result<bool, Failure> {
+        self.runtime.block_on(async {
+            let object = match self.objects.get(&self.path(path)).await {
+                Ok(object) => object,
+                Err(object_store::Error::NotFound { .. }) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            };
+            let (mut file, mut parts) = (File::create(to).await?, object.into_stream());
+            while let Some(part) = parts.try_next().await? {
+                file.write_all(&part).await?;
+            }
+            file.flush().await?;
+            file.sync_all().await?;
+            Ok(true)
+        })
+    }
+
     fn directories(&self) -> Result<Vec<String>, Failure> {
         let listed = self.runtime.block_on(self.objects.list_with_delimiter(Some(&self.prefix)))?;
         Ok(listed.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned)).collect())
+    }
+
+    fn remove(&self, directory: &str, first: &str) -> Result<(), Failure> {
+        self.runtime.block_on(async {
+            let directory = self.path(directory);
+            self.objects.delete(&directory.clone().join(first)).await?;
+            let mut objects = self.objects.list(Some(&directory));
+            while let Some(object) = objects.try_next().await? {
+                self.objects.delete(&object.location).await?;
+            }
+            Ok(())
+        })
     }
 }

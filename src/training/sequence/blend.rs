@@ -112,7 +112,7 @@ impl Blend {
         let mut weights = vec![0.0; width + hidden * (width + 1) + hidden];
         let spread = 1.0 / (width as f32).sqrt();
         for weight in &mut weights[width..width + hidden * width] {
-            *weight = spread * super::fit::normal(rng);
+            *weight = spread * super::trainer::normal(rng);
         }
         Self { scale: scale.clone(), hidden, weights }
     }

@@ -12,15 +12,18 @@ pub mod next_basket;
 pub mod next_item;
 pub mod pairs;
 mod pause;
+mod samples;
 pub mod sessions;
 mod softmax;
 pub mod sources;
 pub mod text;
+mod trainer;
 pub(super) mod transformer;
 
 pub use encoder::{SequenceEncoder, Similarity};
-pub use fit::{EncoderConfig, ItemText, Sample, TrainedEncoder, next_items, train_encoder};
+pub use fit::{EncoderConfig, TrainedEncoder, train_encoder};
 pub use pause::{Pause, TrainerState};
+pub use samples::{Asked, ItemText, Sample, next_items};
 use std::{io, path::PathBuf};
 pub use transformer::{Dropout, Shape, Tokens};
 

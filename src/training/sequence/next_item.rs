@@ -5,9 +5,10 @@ use super::{
     blend::{Blend, BlendConfig, train_best_blend},
     encoder::encoder_quality,
     files::Catalogue,
-    fit::{EncoderConfig, ItemText, TrainedEncoder, next_items, train_encoder, windows},
+    fit::{EncoderConfig, TrainedEncoder, train_encoder},
     latest,
     pairs::{neighbours, transitions, two_steps},
+    samples::{ItemText, next_items, windows},
     sources::{Asked, Sources, Table, TermSource, lists},
     text::TermVectors,
 };

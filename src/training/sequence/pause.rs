@@ -1,8 +1,10 @@
 //! A training that is stopped, and taken up again where it was.
 use super::{
     SequenceEncoder, SequenceError,
-    fit::{Course, ItemText, Moments, START, Trainer, normal},
+    fit::Course,
     kernels::add_scaled,
+    samples::ItemText,
+    trainer::{Moments, START, Trainer, normal},
 };
 use prost::Message;
 use rand::SeedableRng;

@@ -5,9 +5,10 @@ use super::{
     alike::{Alike, itself},
     blend::{Blend, BlendConfig, train_best_blend},
     encoder::encoder_quality,
-    fit::{EncoderConfig, ItemText, next_items, train_encoder, windows},
+    fit::{EncoderConfig, train_encoder},
     latest,
     pairs::{neighbours, transitions, two_steps},
+    samples::{ItemText, next_items, windows},
     sources::{Asked, Sources, Table, lists},
 };
 use crate::training::Progress;

@@ -1,8 +1,8 @@
 //! Items by their words: weights by rarity (TF-IDF), likeness by cosine, and short dense vectors of them.
 use super::pairs::{ItemPairs, Scores};
 use crate::training::sequence::{
-    fit::ItemText,
     kernels::{add_scaled, dot},
+    samples::ItemText,
     transformer::Bits,
 };
 use ahash::AHashMap;

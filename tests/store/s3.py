@@ -1,0 +1,137 @@
+"""Publishes to, serves from and prunes a bucket of moto's S3 server, and takes the store away.
+
+Usage: s3.py LODESTONE GRPCURL BUNDLE MOTO_SERVER. LODESTONE must have the cargo feature `s3`. Needs ORT_DYLIB_PATH. Prints each
+check; exits with 1 if one is wrong.
+"""
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+LODESTONE, GRPCURL, BUNDLE, MOTO = sys.argv[1:5]
+STORE = "s3://bundles/shop"
+SECONDS_MAX = 120
+wrong = []
+
+
+def check(right, what, found=""):
+    print(f"  {'ok   ' if right else 'WRONG'} {what}{'' if right or not found else f': {found}'}", flush=True)
+    if not right:
+        wrong.append(what)
+
+
+def waited_for(condition):
+    until = time.monotonic() + SECONDS_MAX
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def bucket(url):
+    """Makes the bucket, as soon as the server answers."""
+    signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"
+    request = urllib.request.Request(f"{url}/bundles", method="PUT", headers={"Authorization": signed})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def renamed(work, name):
+    """A copy of the bundle under another name, made a second after the one before."""
+    copy = work / name
+    shutil.copytree(BUNDLE, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest |= {"name": name, "created_ms": manifest["created_ms"] + 1000 * int(name[-1])}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def lodestone(*arguments):
+    ran = subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS_MAX)
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def published(work, name):
+    code, told = lodestone("bundle", "publish", "--bundle", renamed(work, name), "--store", STORE)
+    check(code == 0 and name in told, f"{name} is published", told)
+
+
+def call(address, method, request):
+    ran = subprocess.run([GRPCURL, "-plaintext", "-max-time", "5", "-d", json.dumps(request), address, method], capture_output=True,
+                         text=True, timeout=60)
+    return json.loads(ran.stdout) if ran.returncode == 0 else {}
+
+
+def generation(address):
+    ask = {"viewer": {"user_id": "p1"}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 3}
+    return call(address, "lodestone.v1.RankingService/Recommend", ask).get("info", {}).get("generation")
+
+
+def serve(work, data, address):
+    log = open(work / "server.log", "w+")
+    return subprocess.Popen([LODESTONE, "serve", "--store", STORE, "--data", work / data, "--listen", address, "--watch-seconds", "0.2"],
+                            stdout=subprocess.DEVNULL, stderr=log)
+
+
+def copies(work):
+    return sorted(os.listdir(work / "data" / "bundles"))
+
+
+def main(work):
+    url = f"http://127.0.0.1:{free_port()}"
+    moto = subprocess.Popen([MOTO, "--port", url.rsplit(":", 1)[1]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.environ |= {"AWS_ENDPOINT": url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+                   "AWS_REGION": "us-east-1"}
+    address, server = f"127.0.0.1:{free_port()}", None
+    try:
+        check(waited_for(lambda: bucket(url)), "a bucket is made")
+        code, told = lodestone("serve", "--store", STORE, "--data", work / "empty", "--listen", address)
+        check(code == 2 and "publish one with" in told, "an empty store is told", told)
+        published(work, "shop-0")
+        code, told = lodestone("bundle", "publish", "--if-empty", "--bundle", work / "shop-0", "--store", STORE)
+        check(code == 0 and "stays current" in told, "with --if-empty nothing is done twice", told)
+        server = serve(work, "data", address)
+        check(waited_for(lambda: generation(address) == "shop-0"), "the server begins with it", generation(address))
+        for number in (1, 2):
+            published(work, f"shop-{number}")
+            check(waited_for(lambda: generation(address) == f"shop-{number}"), "the server takes it", generation(address))
+        check(waited_for(lambda: copies(work) == ["shop-1", "shop-2"]), "copies stay of what is in memory", copies(work))
+        code, told = lodestone("bundle", "prune", "--store", STORE, "--keep", "1")
+        check(code == 0 and "shop-0 is gone" in told and "shop-1" not in told, "the oldest is pruned", told)
+        bundles = call(address, "lodestone.v1.ModelService/ListBundles", {}).get("bundles", [])
+        states = {bundle["name"]: bundle["state"] for bundle in bundles}
+        check(states == {"shop-1": "BUNDLE_STATE_KEPT", "shop-2": "BUNDLE_STATE_CURRENT"}, "ListBundles tells the rest", states)
+        moto.terminate()
+        moto.wait()
+        time.sleep(2)
+        check(generation(address) == "shop-2", "without the store, answers go on")
+        code, told = lodestone("serve", "--store", STORE, "--data", work / "other", "--listen", f"127.0.0.1:{free_port()}")
+        check(code == 2 and STORE in told, "a server that begins ends with the reason", told)
+    finally:
+        for process in (server, moto):
+            if process and process.poll() is None:
+                process.terminate()
+                process.wait(SECONDS_MAX)
+
+
+with tempfile.TemporaryDirectory() as directory:
+    main(pathlib.Path(directory))
+print(f"s3: {len(wrong)} wrong")
+sys.exit(bool(wrong))
