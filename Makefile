@@ -17,7 +17,8 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export CARGO_INCREMENTAL ?= 1
 
 .PHONY: help setup build run demo test fuzz simulate bench bench-retrieval bench-events clean clean-demo
-.PHONY: tools-run check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store
+.PHONY: tools-run check-format check-lints check-proto check-docs
+.PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile

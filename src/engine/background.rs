@@ -1,6 +1,7 @@
-//! Threads whose work gives way to answers, however long it takes.
+//! Threads that load bundles: their work gives way to answers, and yet ends.
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use sha2::{Digest, Sha256};
 use std::{
     io,
     thread::{self, JoinHandle},
@@ -10,11 +11,63 @@ use std::{
 /// How long a thread of lower priority stays on a core while they are moved.
 const STAY: Duration = Duration::from_millis(2);
 
-/// A pool of threads in the background: half of the cores.
-pub fn pool() -> io::Result<ThreadPool> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let pool = ThreadPoolBuilder::new().num_threads((cores / 2).max(1)).thread_name(|_| "load".into());
-    pool.start_handler(|_| lower_priority()).build().map_err(io::Error::other)
+/// Bytes that are summed to see whether a core is ever idle: about ten milliseconds of one. Linux lets a thread that has waited run
+/// for some milliseconds even where none is.
+const PROBE_BYTES: usize = 16 << 20;
+/// Where that takes longer, no core is.
+const PROBE_MAX: Duration = Duration::from_millis(250);
+/// Nice value of the threads that work where no core is ever idle: a tenth of the weight of one that answers.
+const NICE: i32 = 10;
+
+/// Threads that load.
+pub struct LoadThreads {
+    /// Work only where a core is idle.
+    idle: Option<ThreadPool>,
+    /// Work in any case.
+    sure: ThreadPool,
+}
+
+impl LoadThreads {
+    /// All cores, where nothing answers yet.
+    pub fn alone() -> io::Result<Self> {
+        Ok(Self { idle: None, sure: ThreadPoolBuilder::new().build().map_err(io::Error::other)? })
+    }
+
+    /// Half of the cores, beside answers.
+    pub fn beside_answers() -> io::Result<Self> {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let pool = |start: fn()| {
+            let pool = ThreadPoolBuilder::new().num_threads((cores / 2).max(1)).thread_name(|_| "load".into());
+            pool.start_handler(move |_| start()).build().map_err(io::Error::other)
+        };
+        Ok(Self { idle: Some(pool(lower_priority)?), sure: pool(|| os::be_nice(NICE))? })
+    }
+
+    /// Does a part of a load. Each part looks anew whether idle cores are to be had: a server whose cores never are must get its
+    /// new bundle too.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.idle {
+            Some(idle) if is_ever_idle(idle) => idle.install(work),
+            _ => self.sure.install(work),
+        }
+    }
+
+    /// Does something that nothing waits for.
+    pub fn spawn(&self, work: impl FnOnce() + Send + 'static) {
+        self.idle.as_ref().unwrap_or(&self.sure).spawn(work);
+    }
+}
+
+fn is_ever_idle(idle: &ThreadPool) -> bool {
+    let (done, found) = crossbeam_channel::bounded(1);
+    idle.spawn(move || {
+        let (mut sum, part) = (Sha256::new(), [0; 4096]);
+        (0..PROBE_BYTES / part.len()).for_each(|_| sum.update(part));
+        std::hint::black_box(sum.finalize());
+        // Nobody listens where it took too long.
+        let _ = done.send(());
+    });
+    found.recv_timeout(PROBE_MAX).is_ok()
 }
 
 /// Moves the process's threads of lower priority from core to core until what it gives is dropped. Linux interrupts such a thread for
@@ -67,6 +120,11 @@ mod os {
         let _ = unsafe { libc::sched_setscheduler(0, SCHED_IDLE, &raw const none) };
     }
 
+    pub fn be_nice(value: i32) {
+        // SAFETY: it takes numbers; 0 is the thread that calls.
+        let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) };
+    }
+
     pub fn threads_of_lower_priority() -> impl Iterator<Item = pid_t> {
         let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
         let ids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
@@ -100,6 +158,8 @@ mod os {
 mod os {
     pub fn lower_priority() {}
 
+    pub fn be_nice(_value: i32) {}
+
     pub fn threads_of_lower_priority() -> impl Iterator<Item = i32> {
         std::iter::empty()
     }
@@ -114,7 +174,39 @@ mod os {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use std::{collections::BTreeSet, time::Instant};
+    use std::{
+        collections::BTreeSet,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        time::Instant,
+    };
+
+    /// The nice value of the present thread, and whether it works only on idle cores.
+    fn priority() -> (i32, bool) {
+        // SAFETY: both take numbers; 0 is the thread that calls.
+        unsafe { (libc::getpriority(libc::PRIO_PROCESS, 0), libc::sched_getscheduler(0) == libc::SCHED_IDLE) }
+    }
+
+    #[test]
+    fn work_is_done_where_no_core_is_idle() {
+        let threads = LoadThreads::beside_answers().unwrap();
+        let end = Arc::new(AtomicBool::new(false));
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let busy: Vec<_> = (0..4 * cores)
+            .map(|_| {
+                let end = end.clone();
+                thread::spawn(move || while !end.load(Ordering::Relaxed) {})
+            })
+            .collect();
+        // The kernel may find an idle moment yet; not again and again.
+        let found = (0..20).map(|_| threads.install(priority)).find(|(_, is_idle)| !is_idle);
+        end.store(true, Ordering::Relaxed);
+        busy.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(found, Some((NICE, false)));
+        assert_eq!(LoadThreads::alone().unwrap().install(priority), (0, false));
+    }
 
     #[test]
     fn a_thread_of_lower_priority_is_on_each_core_in_turn_and_then_on_any() {

@@ -1,5 +1,6 @@
 //! The generations that are loaded, and which of them answers.
 use super::{
+    background::LoadThreads,
     catalogue::ItemChange,
     generation::{EmbeddedChange, Generation, GenerationError},
     golden::{self, GoldenError},
@@ -104,34 +105,39 @@ pub enum LoadError {
 }
 
 impl Loader {
-    /// Verifies a bundle, makes a generation of it on the threads of `pool`, and asks it the bundle's golden requests. It then has
+    /// Verifies a bundle, makes a generation of it on these threads, and asks it the bundle's golden requests. It then has
     /// the catalogue's changes up to a moment in the past.
-    pub fn load(&self, bundle: &Path, pool: &rayon::ThreadPool) -> Result<Served, LoadError> {
-        self.load_opened(pool.install(|| Bundle::open(bundle))?, pool)
+    pub fn load(&self, bundle: &Path, threads: &LoadThreads) -> Result<Served, LoadError> {
+        self.load_opened(threads.install(|| Bundle::open(bundle))?, threads)
     }
 
     /// The same of a bundle that was verified.
-    pub fn load_opened(&self, bundle: Bundle, pool: &rayon::ThreadPool) -> Result<Served, LoadError> {
-        pool.install(|| {
-            let mut lexical = Lexical::new().map_err(GenerationError::from)?;
+    pub fn load_opened(&self, bundle: Bundle, threads: &LoadThreads) -> Result<Served, LoadError> {
+        let models = threads.install(|| {
+            let opened =
+                (0..=self.worker_count).map(|_| Models::open(&self.runtime, &bundle, self.device).map(Mutex::new));
+            opened.collect::<Result<Box<[_]>, RankingError>>().map_err(GenerationError::from)
+        })?;
+        let golden = bundle.golden.clone();
+        let generation = threads.install(|| {
+            let mut lexical = Lexical::new()?;
             lexical.set_synonyms(self.synonyms.clone());
-            let models = (0..=self.worker_count)
-                .map(|_| Models::open(&self.runtime, &bundle, self.device).map(Mutex::new))
-                .collect::<Result<Box<[_]>, RankingError>>()
-                .map_err(GenerationError::from)?;
-            let golden = bundle.golden.clone();
             let generation = Generation::new(bundle, self.live.clone(), lexical, SPARE_ROWS)?;
-            let number = 1 + self.loads.fetch_add(1, Ordering::Relaxed);
-            let (window, slates) = (Window::new(self.window), self.slates.begin());
-            let served = Served { number, generation, models, window, slates };
+            // Whoever writes words from now on shall not wait as these threads do.
+            generation.lexical.end_writing()?;
+            Ok::<_, GenerationError>(generation)
+        })?;
+        let number = 1 + self.loads.fetch_add(1, Ordering::Relaxed);
+        let (window, slates) = (Window::new(self.window), self.slates.begin());
+        let served = Served { number, generation, models, window, slates };
+        threads.install(|| -> Result<(), LoadError> {
             if let Some(golden) = golden {
                 golden::self_test(&served.generation, &mut served.spare_models(), &golden)?;
             }
             served.generation.catch_up(&mut served.spare_models())?;
-            // Whoever writes words from now on shall not wait as the pool's threads do.
-            served.generation.lexical.end_writing().map_err(GenerationError::from)?;
-            Ok(served)
-        })
+            Ok(served.generation.lexical.end_writing().map_err(GenerationError::from)?)
+        })?;
+        Ok(served)
     }
 }
 

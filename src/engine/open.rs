@@ -1,6 +1,6 @@
 //! From files to a running engine: bundle, imported history, log.
 use super::{
-    background,
+    background::LoadThreads,
     checkpoints::Checkpoints,
     engine::{Engine, EngineConfig},
     generation::GenerationError,
@@ -127,9 +127,7 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
         slates: opening.config.slates,
         loads: AtomicU64::new(0),
     };
-    let all_cores = rayon::ThreadPoolBuilder::new().build().map_err(io::Error::other).map_err(io(opening.data))?;
-    let first = loader.load_opened(bundle, &all_cores)?;
-    drop(all_cores);
+    let first = loader.load_opened(bundle, &LoadThreads::alone().map_err(io(opening.data))?)?;
     let shadow = shadow::start_shadow().map_err(io(opening.data))?;
     let generations = Arc::new(Generations::new(first, shadow));
     let tokens = token_key(&opening.data.join(TOKEN_KEY)).map_err(io(opening.data))?;
@@ -146,7 +144,7 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let life = Life::start(life::Parts {
         generations: generations.clone(),
         loader,
-        pool: background::pool().map_err(io(opening.data))?,
+        threads: LoadThreads::beside_answers().map_err(io(opening.data))?,
         source: Arc::new(opening.bundle),
         seen,
         data: opening.data.to_owned(),

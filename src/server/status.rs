@@ -111,7 +111,10 @@ pub fn of_life(error: LifeError) -> Status {
         LifeError::IsCurrent { .. } => status(Code::FailedPrecondition, "BUNDLE_IS_CURRENT", message, details),
         LifeError::NothingKept => status(Code::FailedPrecondition, "NO_EARLIER_BUNDLE", message, details),
         LifeError::Store(_) => status(Code::Unavailable, "STORE_FAILED", message, details),
-        LifeError::Busy => status(Code::ResourceExhausted, "TOO_MANY_CHANGES", message, details),
+        LifeError::Busy => {
+            details.set_retry_info(Some(Duration::from_secs(1)));
+            status(Code::ResourceExhausted, "TOO_MANY_CHANGES", message, details)
+        }
         LifeError::Deadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, details),
         LifeError::Ended => of(EngineError::Internal(message)),
     }

@@ -4,6 +4,7 @@ mod last_served;
 mod thread;
 
 use super::{
+    background::LoadThreads,
     generations::{Generations, Loader, Routes, Served},
     shadow::ShadowReport,
     trial::TrialReport,
@@ -162,7 +163,7 @@ impl Notes {
 pub struct Parts {
     pub generations: Arc<Generations>,
     pub loader: Loader,
-    pub pool: rayon::ThreadPool,
+    pub threads: LoadThreads,
     pub source: Arc<Source>,
     /// The pointer that was read at the start.
     pub seen: Option<Pointer>,

@@ -5,7 +5,7 @@ use super::{
 use crate::{
     bundle::{Pointer, StoreError},
     engine::{
-        background,
+        background::{LoadThreads, keep_moving},
         generations::{Canary, Generations, Loader, Routes, Served},
         shadow::Shadow,
         window::Summary,
@@ -26,7 +26,7 @@ const TICK: Duration = Duration::from_millis(500);
 pub(super) struct Thread {
     generations: Arc<Generations>,
     loader: Loader,
-    pool: rayon::ThreadPool,
+    threads: LoadThreads,
     source: Arc<Source>,
     seen: Option<Pointer>,
     data: PathBuf,
@@ -43,11 +43,11 @@ pub(super) struct Thread {
 
 impl Thread {
     pub(super) fn new(parts: Parts, notes: Arc<Notes>) -> Self {
-        let Parts { generations, loader, pool, source, seen, data, config, serving, metrics } = parts;
+        let Parts { generations, loader, threads, source, seen, data, config, serving, metrics } = parts;
         Self {
             generations,
             loader,
-            pool,
+            threads,
             source,
             seen,
             data,
@@ -131,9 +131,9 @@ impl Thread {
         })?;
         self.notes.set(name, Some(BundleState::Loading), "");
         let begun = Instant::now();
-        let moving = background::keep_moving();
+        let moving = keep_moving();
         let served = self.load(&directory).map_err(|reason| self.refused(name, reason))?;
-        let warmed = self.pool.install(|| self.generations.warm(&served));
+        let warmed = self.threads.install(|| self.generations.warm(&served));
         drop(moving);
         let time = begun.elapsed();
         self.metrics.loaded_bundle(time);
@@ -147,7 +147,7 @@ impl Thread {
 
     /// What panics at a bundle's content refuses the bundle, and does not end the thread.
     fn load(&self, directory: &Path) -> Result<Served, String> {
-        let load = || self.loader.load(directory, &self.pool);
+        let load = || self.loader.load(directory, &self.threads);
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
             Ok(loaded) => {
                 let served = loaded.map_err(|error| told(&error))?;
@@ -306,31 +306,34 @@ impl Thread {
         }
     }
 
-    /// Frees generations that nobody uses any more.
+    /// Frees generations that nobody uses any more, and drops the copies of their bundles.
     fn free(&mut self) {
         let routes = self.generations.routes();
         let is_used = |served: &Arc<Served>| {
             routes.loaded().any(|other| other.number == served.number) || Arc::strong_count(served) > 1
         };
+        let retired_count = self.retired.len();
         for unused in self.retired.extract_if(.., |served| !is_used(served)) {
             // It has many small parts; the threads that load have time for them.
-            self.pool.spawn(move || drop(unused));
+            self.threads.spawn(move || drop(unused));
+        }
+        if let Source::Store(store) = &*self.source
+            && self.retired.len() < retired_count
+        {
+            let copies = self.data.join(CACHE);
+            let is_loaded = |name: &str| routes.loaded().any(|served| served.name() == name);
+            if let Err(error) = store.drop_copies(&copies, is_loaded) {
+                tracing::warn!(%error, path = %copies.display(), "cannot remove copies of bundles");
+            }
         }
         self.metrics.generations(routes.loaded().count() + self.retired.len());
     }
 
-    /// Notes what serves, so that a restart goes on with it although the store may name what was taken back, and drops copies of
-    /// bundles that are in memory no more.
+    /// Notes what serves, so that a restart goes on with it although the store may name what was taken back.
     fn remember(&self) {
-        let (Source::Store(store), Some(pointer)) = (&*self.source, &self.seen) else { return };
-        let routes = self.generations.routes();
-        if let Err(error) = LastServed::of(&routes, pointer).write(&self.data) {
+        let Some(pointer) = &self.seen else { return };
+        if let Err(error) = LastServed::of(&self.generations.routes(), pointer).write(&self.data) {
             tracing::warn!(%error, path = %self.data.display(), "cannot note which bundle serves");
-        }
-        let copies = self.data.join(CACHE);
-        let is_loaded = |name: &str| routes.loaded().any(|served| served.name() == name);
-        if let Err(error) = store.drop_copies(&copies, is_loaded) {
-            tracing::warn!(%error, path = %copies.display(), "cannot remove copies of bundles");
         }
     }
 }

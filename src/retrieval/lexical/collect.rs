@@ -2,7 +2,8 @@
 use super::{super::hnsw::TopRows, LexicalError};
 use crate::ids::Row;
 use tantivy::{
-    DocSet, Searcher, TERMINATED,
+    DocId, DocSet, Searcher, TERMINATED,
+    columnar::Column,
     query::{EnableScoring, Query},
 };
 
@@ -26,8 +27,9 @@ pub(super) fn best_of(
         let rows = segment.fast_fields().u64("row")?;
         let threshold = best.threshold().unwrap_or(f32::MIN);
         weight.for_each_pruning(threshold, segment, &mut |document, score| {
-            let row = rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row);
-            if let Some(row) = row.filter(|&row| score.is_finite() && best.wants(row, score) && keep(row)) {
+            if let Some(row) =
+                row_of(&rows, document).filter(|&row| score.is_finite() && best.wants(row, score) && keep(row))
+            {
                 best.push(row, score);
             }
             best.threshold().unwrap_or(f32::MIN)
@@ -57,14 +59,19 @@ pub(super) fn best_of_some(
         while document != TERMINATED && left > 0 {
             left -= 1;
             let score = scorer.score();
-            let row = rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row);
-            if let Some(row) = row.filter(|&row| score.is_finite() && best.wants(row, score) && keep(row)) {
+            if let Some(row) =
+                row_of(&rows, document).filter(|&row| score.is_finite() && best.wants(row, score) && keep(row))
+            {
                 best.push(row, score);
             }
             document = scorer.advance();
         }
     }
     Ok(best.into_sorted())
+}
+
+fn row_of(rows: &Column<u64>, document: DocId) -> Option<Row> {
+    rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row)
 }
 
 /// All rows of a query.
@@ -78,8 +85,7 @@ pub(super) fn all_of(
     for segment in searcher.segment_readers() {
         let rows = segment.fast_fields().u64("row")?;
         weight.for_each_no_score(segment, &mut |documents| {
-            let row = |&document: &u32| rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row);
-            found.extend(documents.iter().filter_map(row).filter(|row| keep(*row)));
+            found.extend(documents.iter().filter_map(|document| row_of(&rows, *document)).filter(|row| keep(*row)));
         })?;
     }
     Ok(found)
