@@ -4,16 +4,10 @@
 mod shop;
 mod support;
 
-use lodestone::{
-    catalog::Item,
-    engine::{
-        Live,
-        checkpoints::{Origin, restore},
-    },
-    events::{Change, Deduper, EventKind, EventLog, Outcome, checkpoint},
-    ids::ItemId,
-    units::UnixMillis,
-};
+use lodestone_catalog::Item;
+use lodestone_state::{Live, checkpoints::{Origin, restore}};
+use lodestone_events::{Change, Deduper, EventKind, EventLog, Outcome, checkpoint};
+use lodestone_core::{ids::ItemId, units::UnixMillis};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use shop::{PERSONS, Shop, folded, person_id, view};

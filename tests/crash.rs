@@ -4,11 +4,9 @@
 mod shop;
 mod support;
 
-use lodestone::{
-    engine::live_of,
-    events::{Change, Deduper, EventKind, EventLog, checkpoint, log},
-    ids::ItemId,
-};
+use lodestone_state::live_of;
+use lodestone_events::{Change, Deduper, EventKind, EventLog, checkpoint, log};
+use lodestone_core::ids::ItemId;
 use shop::{PERSONS, Shop, folded, view};
 use std::{
     collections::HashMap,

@@ -3,13 +3,10 @@
 //!
 //! `cargo test` tries a few hundred texts of each kind. `FUZZ_SECONDS=60 cargo test --release --test fuzz` goes on for so
 //! long with each, from a new seed each time (`make fuzz`). A text that fails is cut down and printed.
-use lodestone::{
-    catalog::{AttributeValue, Filter, Item},
-    engine::{CompletionSource, PageToken, TokenKey},
-    ids::{ItemId, Row},
-    retrieval::{Lexical, Match, Suggester, Suggestible, Synonyms, SynonymsParseError},
-    text,
-};
+use lodestone_catalog::{AttributeValue, Filter, Item};
+use lodestone_index::{CompletionSource, Lexical, Match, Suggester, Suggestible, Synonyms, SynonymsParseError};
+use lodestone_engine::{PageToken, TokenKey};
+use lodestone_core::{ids::{ItemId, Row}, text};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestCaseError, TestRunner},

@@ -1,17 +1,11 @@
 //! Verifying, repairing, compacting and exporting a log, through the public surface.
 mod support;
 
-use lodestone::{
-    catalog::{Item, ItemKeys},
-    dataset,
-    events::{
-        Attribution, Change, EventKind, EventLog, LogError, Writer,
-        log::{self, Retention},
-    },
-    ids::{ItemId, PersonId},
-    people::People,
-    units::UnixMillis,
-};
+use lodestone_catalog::{Item, ItemKeys};
+use lodestone_dataset as dataset;
+use lodestone_events::{Attribution, Change, EventKind, EventLog, LogError, Writer, log::{self, Retention}};
+use lodestone_core::{ids::{ItemId, PersonId}, units::UnixMillis};
+use lodestone_state::users::People;
 use proptest::prelude::*;
 use std::{
     fs,

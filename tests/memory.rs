@@ -1,7 +1,9 @@
 //! What a person's history costs in memory.
 mod support;
 
-use lodestone::{catalog::ItemKeys, events::EventKind, people::People};
+use lodestone_catalog::ItemKeys;
+use lodestone_events::EventKind;
+use lodestone_state::users::People;
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering},

@@ -7,15 +7,12 @@ mod events;
 #[allow(dead_code)]
 mod shop;
 
-use lodestone::{
-    bundle::StoreError,
-    catalog::Item,
-    engine::{Bounds, BundleState, BundleStatus, Engine, EngineError, LifeError, PageTokenError, RecommendKind},
-    events::{Attribution, EventKind},
-    features::FEATURE_COUNT,
-    ids::ItemId,
-    ranking::{Device, Ranker, RankingError},
-};
+use lodestone_pipeline::{bundle::StoreError, RecommendKind, features::FEATURE_COUNT, ranking::{Device, Ranker, RankingError}};
+use lodestone_catalog::Item;
+use lodestone_rollout::{Bounds, BundleState, BundleStatus, LifeError};
+use lodestone_engine::{Engine, EngineError, PageTokenError};
+use lodestone_events::{Attribution, EventKind};
+use lodestone_core::ids::ItemId;
 use shop::{Shop, ids, item_id, recommend, runtime, search, search_by, soon};
 use std::{
     collections::BTreeMap,
@@ -315,7 +312,7 @@ fn a_bundle_never_changes_and_a_pointer_that_moved_is_seen() {
     store.publish(&shop.store_path().join("b"), Some(seen.as_ref())).unwrap();
     let late = store.publish(&shop.store_path().join("c"), Some(seen.as_ref()));
     assert!(matches!(late, Err(StoreError::Moved { .. })), "{late:?}");
-    let mut other = lodestone::bundle::Bundle::open(&shop.store_path().join("a")).unwrap();
+    let mut other = lodestone_pipeline::bundle::Bundle::open(&shop.store_path().join("a")).unwrap();
     other.manifest.metrics.insert("another".to_owned(), 1.0);
     let place = tempfile::tempdir().unwrap();
     other.write(&place.path().join("a")).unwrap();

@@ -1,13 +1,10 @@
 //! The log, its writer, and the fold of the events, through the public surface.
 mod support;
 
-use lodestone::{
-    catalog::ItemKeys,
-    events::{Change, Deduper, Event, EventKind, EventLog, LogError, Outcome, Popularity, Writer},
-    ids::{ItemKey, PersonId},
-    people::{EVENTS_MAX, People, QUERIES_MAX},
-    units::UnixMillis,
-};
+use lodestone_catalog::ItemKeys;
+use lodestone_events::{Change, Deduper, Event, EventKind, EventLog, LogError, Outcome, Popularity, Writer};
+use lodestone_core::{ids::{ItemKey, PersonId}, units::UnixMillis};
+use lodestone_state::users::{EVENTS_MAX, People, QUERIES_MAX};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::{

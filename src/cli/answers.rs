@@ -1,10 +1,8 @@
 //! answers: the log of answers, for people and for other programs.
 use super::{Format, time};
-use crate::{
-    answers::{self, AnswerRecord, AnswersError, Lost, SlotRow},
-    engine::ANSWERS,
-    units::UnixMillis,
-};
+use lodestone_pipeline::answers::{self, AnswerRecord, AnswersError, Lost, SlotRow};
+use lodestone_engine::ANSWERS;
+use lodestone_core::units::UnixMillis;
 use anyhow::Context;
 use clap::Subcommand;
 use std::{

@@ -1,12 +1,9 @@
 //! bundle
 use super::{LibraryArgs, StoreArgs, matrix::Matrix, offline::Bars, time::bundle_name};
-use crate::{
-    bundle::{Bundle, Head},
-    catalog::VECTOR_DIM,
-    ranking::Runtime,
-    training::{BroughtModels, bring},
-    units::UnixMillis,
-};
+use lodestone_pipeline::{bundle::{Bundle, Head}, ranking::Runtime};
+use lodestone_catalog::VECTOR_DIM;
+use lodestone_training::{BroughtModels, bring};
+use lodestone_core::units::UnixMillis;
 use anyhow::{Context, ensure};
 use std::{
     fs,

@@ -1,13 +1,8 @@
 //! events: the log of what shoppers did, without a server.
 use super::Format;
-use crate::{
-    dataset,
-    events::{
-        checkpoint::Checkpoint,
-        log::{self, Check, DamagedPart, Retention},
-    },
-    units::UnixMillis,
-};
+use lodestone_dataset as dataset;
+use lodestone_events::{checkpoint::Checkpoint, log::{self, Check, DamagedPart, Retention}};
+use lodestone_core::units::UnixMillis;
 use anyhow::Context;
 use serde_json::json;
 use std::path::{Path, PathBuf};

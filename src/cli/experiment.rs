@@ -1,6 +1,6 @@
 //! experiment report
 use super::Format;
-use crate::experiments::{self, AnalysisOptions};
+use lodestone_experiments::{self, AnalysisOptions};
 use anyhow::{Context, anyhow, ensure};
 use std::path::PathBuf;
 

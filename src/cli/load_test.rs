@@ -1,12 +1,7 @@
 //! load-test: how fast a server answers, as its callers see it.
 use super::Format;
-use crate::{
-    dataset,
-    server::proto::{
-        self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient,
-        ranking_service_client::RankingServiceClient,
-    },
-};
+use lodestone_dataset as dataset;
+use crate::server::proto::{self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient};
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};

@@ -19,7 +19,7 @@ mod serve;
 mod simulate;
 mod time;
 
-use crate::bundle::{Store, StoreError};
+use lodestone_pipeline::bundle::{Store, StoreError};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 

@@ -1,14 +1,11 @@
 //! import, train, evaluate.
 use super::{Format, LibraryArgs, time::bundle_name};
-use crate::{
-    experiments,
-    import::{self, Mapping},
-    off_policy::{self, EstimateOptions, JudgedSlots, Reward},
-    ranking::Runtime,
-    serving::{Serving, ServingConfig},
-    training::{self, EvaluateOptions, Found, GateOptions, Progress, Start, TrainError, TrainOptions, Verdict},
-    units::UnixMillis,
-};
+use lodestone_experiments as experiments;
+use lodestone_experiments::off_policy::{self, EstimateOptions, JudgedSlots, Reward};
+use lodestone_dataset::import::{self, Mapping};
+use lodestone_pipeline::{ranking::Runtime, serving::{Serving, ServingConfig}};
+use lodestone_training::{self, EvaluateOptions, Found, GateOptions, Progress, Start, TrainError, TrainOptions, Verdict};
+use lodestone_core::units::UnixMillis;
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{

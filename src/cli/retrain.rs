@@ -4,14 +4,9 @@ use super::{
     lock::{Attempt, Lock},
     offline::{Bars, LearningArgs, STOPPED},
 };
-use crate::{
-    events,
-    ranking::Runtime,
-    training::{
-        self, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainError, TrainOptions, TrainReport,
-        Verdict,
-    },
-};
+use lodestone_events as events;
+use lodestone_pipeline::ranking::Runtime;
+use lodestone_training::{self, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainError, TrainOptions, TrainReport, Verdict};
 use anyhow::{Context, ensure};
 use std::{
     fmt, fs,

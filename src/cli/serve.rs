@@ -1,13 +1,10 @@
 //! serve
 use super::{LibraryArgs, open_store};
-use crate::{
-    answers::AnswersConfig,
-    engine::{Bounds, EngineConfig, LifeConfig, Opening, Source, open},
-    ranking::Device,
-    server::{self, ServerConfig},
-    serving::{Serving, ServingConfig},
-    telemetry,
-};
+use lodestone_pipeline::{answers::AnswersConfig, ranking::Device, serving::{Serving, ServingConfig}};
+use lodestone_rollout::{Bounds, LifeConfig, Source};
+use lodestone_engine::{EngineConfig, Opening, open};
+use crate::server::{self, ServerConfig};
+use lodestone_telemetry as telemetry;
 use anyhow::Context;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -49,7 +46,7 @@ pub struct ServeArgs {
     #[arg(long, env = "LODESTONE_HISTORY_ENDS_NOW")]
     history_ends_now: bool,
     /// Event ids that are remembered for seven days at most, 17 to 29 bytes each; beyond it the oldest are forgotten sooner.
-    #[arg(long, value_name = "N", env = "LODESTONE_DEDUPE_IDS_MAX", default_value_t = crate::events::DEDUPE_IDS_MAX)]
+    #[arg(long, value_name = "N", env = "LODESTONE_DEDUPE_IDS_MAX", default_value_t = lodestone_events::DEDUPE_IDS_MAX)]
     dedupe_ids_max: usize,
     /// How far an event's time may be ahead of this clock; one that is further ahead is refused with both times.
     #[arg(long, value_name = "S", env = "LODESTONE_EVENT_AHEAD_S_MAX", default_value_t = 300)]
@@ -175,7 +172,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
     };
     let share = args.answers_share.unwrap_or(if serving.varies() { 1.0 } else { AnswersConfig::default().share });
     let answers = AnswersConfig { share, days_max: args.answers_days, bytes_max: args.answers_bytes };
-    crate::text::warm_up();
+    lodestone_core::text::warm_up();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let bundle = match (&args.store, &args.bundle) {
         (Some(store), _) => Source::Store(open_store(store)?),

@@ -1,21 +1,12 @@
 //! simulate: made shoppers in front of real servers, with the learning loop on and off.
 use super::{LibraryArgs, offline::style};
-use crate::{
-    bundle::Store,
-    catalog::Item,
-    dataset,
-    events::EventKind,
-    server::proto::{
-        self, RecommendType, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient,
-        ranking_service_client::RankingServiceClient,
-    },
-    simulation::{
-        Arm, Beginning, Day, Deed, Draws, Lives, Outcomes, Seen, Shop, Shopper, SimulationConfig, Wish, begin,
-        dataset_events, id_of, outcomes, plot, product_of,
-    },
-    training::EvaluateOptions,
-    units::UnixMillis,
-};
+use lodestone_pipeline::bundle::Store;
+use lodestone_catalog::Item;
+use lodestone_dataset as dataset;
+use lodestone_events::EventKind;
+use crate::server::proto::{self, RecommendType, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient};
+use lodestone_training::{simulation::{Arm, Beginning, Day, Deed, Draws, Lives, Outcomes, Seen, Shop, Shopper, SimulationConfig, Wish, begin, dataset_events, id_of, outcomes, plot, product_of}, EvaluateOptions};
+use lodestone_core::units::UnixMillis;
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use std::{

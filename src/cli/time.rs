@@ -1,5 +1,5 @@
 //! Times as people write them on a command line.
-use crate::units::UnixMillis;
+use lodestone_core::units::UnixMillis;
 use anyhow::{Context, bail};
 
 /// A day, a time, or a span before now.

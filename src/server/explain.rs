@@ -5,11 +5,8 @@ use super::{
     services::Services,
     status,
 };
-use crate::{
-    answers::{AnswerKind, AnswerRecord},
-    engine::{DegradationCode, Replay, ReplayedSlot},
-    policy::{Team, joint},
-};
+use lodestone_pipeline::{answers::{AnswerKind, AnswerRecord}, DegradationCode, policy::{Team, joint}};
+use lodestone_engine::{Replay, ReplayedSlot};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -31,17 +28,17 @@ impl ExplainService for Services {
 
 fn response(replay: Replay) -> proto::ReplayAnswerResponse {
     let Replay { record, slots, difference } = replay;
-    let source = |source: &crate::answers::SourceRecord| proto::SourceCount {
+    let source = |source: &lodestone_pipeline::answers::SourceRecord| proto::SourceCount {
         source: source.name.clone(),
         candidate_count: source.found_count as i32,
         way: source.way.clone(),
     };
-    let degradation = |degradation: &crate::answers::DegradationRecord| proto::Degradation {
+    let degradation = |degradation: &lodestone_pipeline::answers::DegradationRecord| proto::Degradation {
         code: DegradationCode::ALL.iter().find(|code| code.name() == degradation.code).map_or(0, |code| *code as i32),
         subject: degradation.subject.clone(),
     };
     let model =
-        |model: &crate::answers::ModelSum| proto::ModelSum { name: model.name.clone(), sha256: model.sha256.clone() };
+        |model: &lodestone_pipeline::answers::ModelSum| proto::ModelSum { name: model.name.clone(), sha256: model.sha256.clone() };
     let conditionals: Vec<f64> = record.slots.iter().map(|slot| slot.conditional).collect();
     proto::ReplayAnswerResponse {
         identical: difference.is_none(),

@@ -1,5 +1,5 @@
 //! What surrounds every RPC: counting, timing, and a status instead of a torn connection where a bug panics.
-use crate::telemetry::Metrics;
+use lodestone_telemetry::Metrics;
 use futures_util::FutureExt;
 use std::{future::Future, panic::AssertUnwindSafe, time::Instant};
 use tonic::{Code, Response, Status};
@@ -61,7 +61,7 @@ fn name(code: Code) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::Sizes;
+    use lodestone_telemetry::Sizes;
 
     #[tokio::test]
     async fn a_panic_becomes_a_status_and_is_counted() {

@@ -19,7 +19,7 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
-use crate::engine::Engine;
+use lodestone_engine::Engine;
 use proto::{
     catalog_service_server::CatalogServiceServer, event_service_server::EventServiceServer,
     explain_service_server::ExplainServiceServer, model_service_server::ModelServiceServer,

@@ -7,7 +7,7 @@ use super::{
     status,
     violations::Violations,
 };
-use crate::engine::{BundleState, LifeError};
+use lodestone_rollout::{BundleState, LifeError};
 use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 

@@ -7,12 +7,10 @@ use super::{
     status,
     violations::{Violation, Violations},
 };
-use crate::{
-    engine::{Answer, Engine, EngineError, WriteOutcome},
-    ids::ItemId,
-    telemetry::Metrics,
-    units::UnixMillis,
-};
+use lodestone_pipeline::Answer;
+use lodestone_engine::{Engine, EngineError, WriteOutcome};
+use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_telemetry::Metrics;
 use std::{
     future::Future,
     sync::Arc,

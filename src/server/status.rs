@@ -1,9 +1,8 @@
 //! The one place where statuses are made.
 use super::violations::Violation;
-use crate::{
-    engine::{EngineError, LifeError, PageTokenError},
-    events::LogError,
-};
+use lodestone_engine::{EngineError, PageTokenError};
+use lodestone_rollout::LifeError;
+use lodestone_events::LogError;
 use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};

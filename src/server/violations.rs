@@ -1,5 +1,5 @@
 //! What is wrong with a request: all of it, each with its field.
-use crate::engine::PAGE_SIZE_MAX;
+use lodestone_pipeline::PAGE_SIZE_MAX;
 use std::fmt::Display;
 
 /// A field whose value cannot be taken.
@@ -65,7 +65,7 @@ impl Violations {
     }
 
     pub fn page_size(&mut self, size: i32) -> usize {
-        self.size("page_size", size, crate::engine::PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+        self.size("page_size", size, lodestone_pipeline::PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -1,17 +1,13 @@
 //! A small trained shop in a store of bundles, and an engine over it.
-use lodestone::{
-    bundle::{Bundle, Store},
-    catalog::Item,
-    dataset::{DatasetEvent, write_events, write_items},
-    engine::{Answer, Bounds, Engine, EngineConfig, EngineError, LifeConfig, Opening, Options, Page, Source, Viewer},
-    engine::{RecommendKind, RecommendRequest, SearchRequest, golden_requests, open},
-    events::EventKind,
-    ids::{ItemId, ItemKey, PersonId, Row},
-    ranking::{Device, Runtime},
-    retrieval::{BuildConfig, FrozenGraph, Precision},
-    training::{TrainOptions, train},
-    units::UnixMillis,
-};
+use lodestone_pipeline::{bundle::{Bundle, Store}, Answer, Options, Page, Viewer, RecommendKind, RecommendRequest, SearchRequest, golden_requests, ranking::{Device, Runtime}};
+use lodestone_catalog::Item;
+use lodestone_dataset::{DatasetEvent, write_events, write_items};
+use lodestone_rollout::{Bounds, LifeConfig, Source};
+use lodestone_engine::{Engine, EngineConfig, EngineError, Opening, open};
+use lodestone_events::EventKind;
+use lodestone_core::{ids::{ItemId, ItemKey, PersonId, Row}, units::UnixMillis};
+use lodestone_index::{BuildConfig, FrozenGraph, Precision};
+use lodestone_training::{TrainOptions, train};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,

@@ -1,9 +1,6 @@
 //! Events for the tests of the log and of the people.
-use lodestone::{
-    events::{Attribution, Event, EventKind, EventLine},
-    ids::{EventId, ItemId, PersonId},
-    units::UnixMillis,
-};
+use lodestone_events::{Attribution, Event, EventKind, EventLine};
+use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::UnixMillis};
 
 pub const START: i64 = 1_750_000_000_000;
 

@@ -1,11 +1,8 @@
 //! A shop's state over a log, as a server keeps it.
 use crate::support::START;
-use lodestone::{
-    engine::{Folded, Live, checkpoints::Checkpoints, fold, live_of},
-    events::{Change, Deduper, EventLog, Writer},
-    ids::{EventId, ItemId, PersonId},
-    units::UnixMillis,
-};
+use lodestone_state::{Folded, Live, checkpoints::Checkpoints, fold, live_of};
+use lodestone_events::{Change, Deduper, EventLog, Writer};
+use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::UnixMillis};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 

@@ -1,11 +1,8 @@
 //! benchmark ann
-use crate::{
-    bits,
-    bundle::Bundle,
-    cli::matrix::Matrix,
-    ids::Row,
-    retrieval::{BuildConfig, FrozenGraph, Precision, Way, dot},
-};
+use lodestone_core::{bits, ids::Row};
+use lodestone_pipeline::bundle::Bundle;
+use crate::cli::matrix::Matrix;
+use lodestone_index::{BuildConfig, FrozenGraph, Precision, Way, dot};
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;

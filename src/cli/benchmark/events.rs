@@ -1,11 +1,8 @@
 //! benchmark events: the log and its fold, without network and models.
-use crate::{
-    cli::Format,
-    engine::{Live, checkpoints::Checkpoints, fold, live_of},
-    events::{Attribution, Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log},
-    ids::{EventId, ItemId, PersonId},
-    units::UnixMillis,
-};
+use crate::cli::Format;
+use lodestone_state::{Live, checkpoints::Checkpoints, fold, live_of};
+use lodestone_events::{Attribution, Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log};
+use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::UnixMillis};
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;

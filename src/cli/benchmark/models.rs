@@ -1,14 +1,9 @@
 //! benchmark models
-use crate::{
-    bundle::Bundle,
-    catalog::VECTOR_DIM,
-    cli::LibraryArgs,
-    engine::ENCODED_EVENTS_MAX,
-    events::EventKind,
-    features::FEATURE_COUNT,
-    ids::Row,
-    ranking::{Device, PersonEncoder, PersonInput, Ranker, RankingError, Runtime, TextEncoder},
-};
+use lodestone_pipeline::{bundle::Bundle, ENCODED_EVENTS_MAX, features::FEATURE_COUNT, ranking::{Device, PersonEncoder, PersonInput, Ranker, RankingError, Runtime, TextEncoder}};
+use lodestone_catalog::VECTOR_DIM;
+use crate::cli::LibraryArgs;
+use lodestone_events::EventKind;
+use lodestone_core::ids::Row;
 use anyhow::{Context, ensure};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::PathBuf, time::Instant};

@@ -1,5 +1,5 @@
 //! benchmark off-policy
-use crate::off_policy::{self, EstimateOptions, SupportLimits};
+use lodestone_experiments::off_policy::{self, EstimateOptions, SupportLimits};
 use anyhow::{Context, ensure};
 use std::path::PathBuf;
 

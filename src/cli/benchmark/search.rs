@@ -1,9 +1,7 @@
 //! benchmark search
-use crate::{
-    cli::{LibraryArgs, offline::Bars},
-    ranking::Runtime,
-    training,
-};
+use crate::cli::{LibraryArgs, offline::Bars};
+use lodestone_pipeline::ranking::Runtime;
+use lodestone_training as training;
 use std::path::PathBuf;
 
 /// Searches a judged catalogue by words, by vectors, by both, and by both as the ranking model orders them; prints nDCG@10

@@ -1,15 +1,6 @@
 //! benchmark next-item, sessions, next-basket, encoder-step
-use crate::{
-    cli::offline::Bars,
-    training::{
-        Progress,
-        sequence::{
-            EncoderConfig, Shape, Similarity,
-            benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials},
-            fit::time_steps,
-        },
-    },
-};
+use crate::cli::offline::Bars;
+use lodestone_training::{Progress, sequence::{EncoderConfig, Shape, Similarity, benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials}, fit::time_steps}};
 use anyhow::{Context, ensure};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt::Display, fs, path::PathBuf};

@@ -1,12 +1,9 @@
 //! Answers, from the domain to the wire.
-use crate::{
-    catalog::{AttributeValue, Item},
-    engine::*,
-    ids::ItemId,
-    retrieval::Way,
-    server::{proto, violations::Violation},
-    serving::ChosenArm,
-};
+use lodestone_catalog::{AttributeValue, Item};
+use lodestone_pipeline::{*, serving::ChosenArm};
+use lodestone_core::ids::ItemId;
+use lodestone_index::Way;
+use crate::server::{proto, violations::Violation};
 
 /// What the server itself adds to an answer.
 pub struct Envelope {

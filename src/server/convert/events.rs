@@ -1,11 +1,8 @@
 //! Events.
 use super::{TEXT_CHARS_MAX, currency, items, requests::viewer};
-use crate::{
-    events::{Attribution, Event, EventKind, EventLine},
-    ids::{EventId, ItemId},
-    server::{proto, violations::Violations},
-    units::UnixMillis,
-};
+use lodestone_events::{Attribution, Event, EventKind, EventLine};
+use lodestone_core::{ids::{EventId, ItemId}, units::UnixMillis};
+use crate::server::{proto, violations::Violations};
 use std::{
     fmt::{self, Display},
     time::Duration,

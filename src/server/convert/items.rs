@@ -1,11 +1,8 @@
 //! Items.
 use super::{TEXT_CHARS_MAX, currency};
-use crate::{
-    catalog::{AttributeValue, Item},
-    ids::ItemId,
-    server::{proto, violations::Violations},
-    units::{PriceMicros, UnixMillis},
-};
+use lodestone_catalog::{AttributeValue, Item};
+use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
+use crate::server::{proto, violations::Violations};
 use std::{
     collections::BTreeMap,
     fmt::{self, Display},

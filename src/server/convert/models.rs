@@ -1,11 +1,8 @@
 //! Bundles, from the domain to the wire, and what may be asked of them.
 use super::{TEXT_CHARS_MAX, shortened};
-use crate::{
-    engine::{BundleState, BundleStatus, ShadowReport, Summary, TrialReport},
-    ids::ID_BYTES_MAX,
-    server::{proto, violations::Violations},
-    units::UnixMillis,
-};
+use lodestone_rollout::{BundleState, BundleStatus, ShadowReport, Summary, TrialReport};
+use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
+use crate::server::{proto, violations::Violations};
 use std::time::Duration;
 
 /// A bundle that is named.

@@ -1,12 +1,9 @@
 //! Requests of RankingService.
 use super::{TEXT_CHARS_MAX, events::event, shortened};
-use crate::{
-    catalog::Filter,
-    engine::*,
-    ids::{ItemId, PersonId},
-    server::{proto, violations::Violations},
-    units::UnixMillis,
-};
+use lodestone_catalog::Filter;
+use lodestone_pipeline::*;
+use lodestone_core::{ids::{ItemId, PersonId}, units::UnixMillis};
+use crate::server::{proto, violations::Violations};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::fmt::Display;

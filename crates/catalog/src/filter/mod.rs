@@ -1,0 +1,564 @@
+//! The filter language; `docs/filters.md` describes it to shops.
+mod columns;
+mod parse;
+
+pub(super) use columns::{BLOCK_ROWS, Columns, Mask};
+
+use super::{AttributeValue, Item};
+use std::fmt;
+
+/// The longest filter, in characters.
+pub const FILTER_CHARS_MAX: usize = 5_000;
+/// How deep parentheses and NOT may nest.
+pub const FILTER_DEPTH_MAX: usize = 16;
+
+/// Why a text is not a filter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("at character {position}: {message}")]
+pub struct FilterError {
+    /// The first character that is wrong, from 0; the filter's length where something is missing at its end.
+    pub position: usize,
+    pub message: String,
+}
+
+/// A condition on items, parsed once and then asked of many.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Filter(Node);
+
+#[derive(Debug, Clone, PartialEq)]
+enum Node {
+    /// At least two.
+    All(Vec<Node>),
+    /// At least two.
+    Any(Vec<Node>),
+    Not(Box<Node>),
+    Test(Field, Test),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Field {
+    ItemId,
+    Title,
+    Description,
+    Category,
+    Brand,
+    Price,
+    Currency,
+    StockQuantity,
+    InStock,
+    Tags,
+    CreateTime,
+    Attribute(String),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Test {
+    Compare(Operator, Literal),
+    In(Vec<Literal>),
+    Has(Text),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operator {
+    Equal,
+    Unequal,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Literal {
+    Text(Text),
+    Number(f64),
+    Flag(bool),
+    /// Milliseconds since 1970, with the text as written.
+    Time(i64, String),
+}
+
+/// A text as written and in lower case: texts match whatever their case.
+#[derive(Debug, Clone, PartialEq)]
+struct Text {
+    written: String,
+    lower: String,
+}
+
+impl Text {
+    fn new(written: String) -> Self {
+        Self { lower: lower(&written), written }
+    }
+
+    fn equals(&self, text: &str) -> bool {
+        text.chars().flat_map(char::to_lowercase).eq(self.lower.chars())
+    }
+
+    /// True where the text contains this one as whole words; at a CJK character any place is a word's end.
+    fn is_within(&self, text: &str) -> bool {
+        let text = lower(text);
+        !self.lower.is_empty()
+            && text.match_indices(&self.lower).any(|(at, found)| {
+                let (before, after) = (&text[..at], &text[at + found.len()..]);
+                is_edge(before.chars().next_back(), found.chars().next())
+                    && is_edge(found.chars().next_back(), after.chars().next())
+            })
+    }
+}
+
+/// The name of an attribute that a field such as `attributes.size` means: 1 to 64 ASCII letters, digits and `_`.
+pub fn attribute_name(field: &str) -> Option<&str> {
+    let is_name =
+        |name: &&str| (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    field.strip_prefix("attributes.").filter(is_name)
+}
+
+/// Character by character, so that equal texts are equal whatever stands around them.
+fn lower(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect()
+}
+
+/// True where a word ends between two characters.
+fn is_edge(before: Option<char>, after: Option<char>) -> bool {
+    let goes_on = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() && !lodestone_core::text::is_cjk(c));
+    !(goes_on(before) && goes_on(after))
+}
+
+impl Filter {
+    /// Parses a filter of at most [`FILTER_CHARS_MAX`] characters, nested at most [`FILTER_DEPTH_MAX`] deep.
+    pub fn parse(text: &str) -> Result<Filter, FilterError> {
+        parse::parse(text).map(Filter)
+    }
+
+    /// Whether an item meets the condition. A comparison with a fact that the item does not have is not met, `!=`
+    /// neither.
+    pub fn matches(&self, item: &Item) -> bool {
+        self.0.matches(item)
+    }
+}
+
+impl Node {
+    fn matches(&self, item: &Item) -> bool {
+        match self {
+            Self::All(nodes) => nodes.iter().all(|node| node.matches(item)),
+            Self::Any(nodes) => nodes.iter().any(|node| node.matches(item)),
+            Self::Not(node) => !node.matches(item),
+            Self::Test(field, test) => field.meets(test, item),
+        }
+    }
+}
+
+impl Field {
+    fn meets(&self, test: &Test, item: &Item) -> bool {
+        match self {
+            Self::ItemId => test.on_id(item.id.as_str()),
+            Self::Title => test.on_text(&item.title),
+            Self::Description => test.on_text(&item.description),
+            Self::Category => test.on_labels(&item.categories),
+            Self::Tags => test.on_labels(&item.tags),
+            Self::Brand => test.on_text(&item.brand),
+            Self::Currency => test.on_text(&item.currency),
+            Self::Price => item.price.is_some_and(|price| test.on_number(price.units())),
+            Self::StockQuantity => item.stock_quantity.is_some_and(|stock| test.on_number(f64::from(stock))),
+            Self::InStock => test.on_flag(item.is_in_stock()),
+            Self::CreateTime => item.created_at.is_some_and(|at| test.on_time(at.0)),
+            Self::Attribute(name) => match item.attributes.get(name) {
+                None => false,
+                Some(AttributeValue::Text(text)) => test.on_text(text),
+                Some(AttributeValue::Number(number)) => test.on_number(*number),
+                Some(AttributeValue::Flag(flag)) => test.on_flag(*flag),
+            },
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "item_id" => Self::ItemId,
+            "title" => Self::Title,
+            "description" => Self::Description,
+            "category" | "categories" => Self::Category,
+            "brand" => Self::Brand,
+            "price" => Self::Price,
+            "currency" => Self::Currency,
+            "stock_quantity" => Self::StockQuantity,
+            "in_stock" => Self::InStock,
+            "tags" => Self::Tags,
+            "create_time" => Self::CreateTime,
+            _ => Self::Attribute(attribute_name(name)?.to_owned()),
+        })
+    }
+
+    /// What the field is compared with.
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Price | Self::StockQuantity => Kind::Number,
+            Self::InStock => Kind::Flag,
+            Self::CreateTime => Kind::Time,
+            Self::Attribute(_) => Kind::Attribute,
+            Self::ItemId | Self::Title | Self::Description | Self::Category | Self::Brand => Kind::Text,
+            Self::Currency | Self::Tags => Kind::Text,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+    Flag,
+    Time,
+    /// Any of text, number and flag.
+    Attribute,
+}
+
+impl Test {
+    fn on_id(&self, id: &str) -> bool {
+        let equals = |literal: &Literal| matches!(literal, Literal::Text(text) if text.written == id);
+        match self {
+            Self::Compare(operator, literal) => equals(literal) == (*operator == Operator::Equal),
+            Self::In(literals) => literals.iter().any(equals),
+            Self::Has(text) => text.written == id,
+        }
+    }
+
+    fn on_text(&self, text: &str) -> bool {
+        match self {
+            Self::Compare(Operator::Equal, Literal::Text(literal)) => literal.equals(text),
+            Self::Compare(Operator::Unequal, Literal::Text(literal)) => !literal.equals(text),
+            Self::Compare(..) => false,
+            Self::In(literals) => literals.iter().any(|literal| literal.equals(text)),
+            Self::Has(literal) => literal.is_within(text),
+        }
+    }
+
+    fn on_labels(&self, labels: &[String]) -> bool {
+        let has = |literal: &Literal| labels.iter().any(|label| literal.equals(label));
+        match self {
+            Self::Compare(operator, literal) => has(literal) == (*operator == Operator::Equal),
+            Self::In(literals) => literals.iter().any(has),
+            Self::Has(literal) => labels.iter().any(|label| literal.equals(label)),
+        }
+    }
+
+    fn on_number(&self, number: f64) -> bool {
+        let equals = |literal: &Literal| matches!(literal, Literal::Number(other) if *other == number);
+        match self {
+            Self::Compare(operator, Literal::Number(other)) => operator.holds(number.partial_cmp(other)),
+            Self::In(literals) => literals.iter().any(equals),
+            Self::Compare(..) | Self::Has(_) => false,
+        }
+    }
+
+    fn on_flag(&self, flag: bool) -> bool {
+        match self {
+            Self::Compare(Operator::Equal, Literal::Flag(other)) => flag == *other,
+            Self::Compare(Operator::Unequal, Literal::Flag(other)) => flag != *other,
+            Self::In(literals) => literals.contains(&Literal::Flag(flag)),
+            Self::Compare(..) | Self::Has(_) => false,
+        }
+    }
+
+    fn on_time(&self, at: i64) -> bool {
+        match self {
+            Self::Compare(operator, Literal::Time(other, _)) => operator.holds(Some(at.cmp(other))),
+            _ => false,
+        }
+    }
+}
+
+impl Literal {
+    fn equals(&self, text: &str) -> bool {
+        matches!(self, Self::Text(literal) if literal.equals(text))
+    }
+}
+
+impl Operator {
+    fn holds(self, ordering: Option<std::cmp::Ordering>) -> bool {
+        ordering.is_some_and(|ordering| match self {
+            Self::Equal => ordering.is_eq(),
+            Self::Unequal => ordering.is_ne(),
+            Self::Less => ordering.is_lt(),
+            Self::LessOrEqual => ordering.is_le(),
+            Self::Greater => ordering.is_gt(),
+            Self::GreaterOrEqual => ordering.is_ge(),
+        })
+    }
+
+    fn sign(self) -> &'static str {
+        match self {
+            Self::Equal => "=",
+            Self::Unequal => "!=",
+            Self::Less => "<",
+            Self::LessOrEqual => "<=",
+            Self::Greater => ">",
+            Self::GreaterOrEqual => ">=",
+        }
+    }
+}
+
+impl fmt::Display for Filter {
+    /// Writes a filter that parses to this one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, false)
+    }
+}
+
+impl Node {
+    fn write(&self, f: &mut fmt::Formatter<'_>, is_part: bool) -> fmt::Result {
+        let (nodes, word) = match self {
+            Self::All(nodes) => (nodes, " AND "),
+            Self::Any(nodes) => (nodes, " OR "),
+            Self::Not(node) => {
+                f.write_str("NOT ")?;
+                return node.write(f, true);
+            }
+            Self::Test(field, test) => return write_test(f, field, test),
+        };
+        if is_part {
+            f.write_str("(")?;
+        }
+        for (i, node) in nodes.iter().enumerate() {
+            if i > 0 {
+                f.write_str(word)?;
+            }
+            node.write(f, true)?;
+        }
+        if is_part { f.write_str(")") } else { Ok(()) }
+    }
+}
+
+fn write_test(f: &mut fmt::Formatter<'_>, field: &Field, test: &Test) -> fmt::Result {
+    write!(f, "{field}")?;
+    match test {
+        Test::Compare(operator, literal) => write!(f, " {} {literal}", operator.sign()),
+        Test::Has(text) => {
+            f.write_str(" HAS ")?;
+            write_text(f, &text.written)
+        }
+        Test::In(literals) => {
+            f.write_str(" IN (")?;
+            for (i, literal) in literals.iter().enumerate() {
+                write!(f, "{}{literal}", if i > 0 { ", " } else { "" })?;
+            }
+            f.write_str(")")
+        }
+    }
+}
+
+fn write_text(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    write!(f, "\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ItemId => "item_id",
+            Self::Title => "title",
+            Self::Description => "description",
+            Self::Category => "category",
+            Self::Brand => "brand",
+            Self::Price => "price",
+            Self::Currency => "currency",
+            Self::StockQuantity => "stock_quantity",
+            Self::InStock => "in_stock",
+            Self::Tags => "tags",
+            Self::CreateTime => "create_time",
+            Self::Attribute(name) => return write!(f, "attributes.{name}"),
+        })
+    }
+}
+
+impl fmt::Display for Literal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write_text(f, &text.written),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Flag(flag) => write!(f, "{flag}"),
+            Self::Time(_, written) => write_text(f, written),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
+    use proptest::prelude::*;
+
+    fn mug() -> Item {
+        let mut item = Item::titled(ItemId::parse("mug-1").unwrap(), "Red Retrospot Mug 马克杯");
+        item.categories = vec!["Home".to_owned(), "Kitchen".to_owned(), "Mugs".to_owned()];
+        item.brand = "Acme".to_owned();
+        item.price = PriceMicros::new(2_950_000);
+        item.stock_quantity = Some(12);
+        item.tags = vec!["vegan".to_owned(), "gift \"box\"".to_owned()];
+        item.attributes.insert("size".to_owned(), AttributeValue::Text("M".to_owned()));
+        item.attributes.insert("litres".to_owned(), AttributeValue::Number(0.3));
+        item.attributes.insert("organic".to_owned(), AttributeValue::Flag(true));
+        item.created_at = Some(UnixMillis(1_770_000_000_000));
+        item
+    }
+
+    fn holds(filter: &str) -> bool {
+        Filter::parse(filter).unwrap_or_else(|error| panic!("{filter}: {error}")).matches(&mug())
+    }
+
+    #[test]
+    fn every_field_can_be_asked() {
+        for filter in [
+            r#"category IN ("shoes", "mugs") AND price <= 50 AND NOT brand = "X" AND in_stock AND tags HAS "vegan""#,
+            r#"attributes.size = "M" AND stock_quantity > 3 AND item_id IN ("a", "mug-1") AND title HAS "mug""#,
+            r#"category = "Home" AND category = "Kitchen" AND category != "Garden""#,
+            "price = 2.95 AND price >= 2.95 AND price < 3 AND price > -1 AND price != 2 AND price IN (1, 2.95)",
+            "in_stock = true AND in_stock != false AND attributes.organic AND attributes.litres < 0.5",
+            r#"title HAS "retrospot mug" AND title HAS "马克" AND description = """#,
+            r#"tags HAS "gift \"box\"" AND currency = """#,
+            r#"create_time >= "2026-01-31" AND create_time < "2027-01-31T12:00:00+02:00""#,
+        ] {
+            assert!(holds(filter), "{filter}");
+        }
+        for filter in [r#"title HAS "mu""#, r#"title = "red""#, r#"item_id = "MUG-1""#, "price > 2.95", "NOT in_stock"]
+        {
+            assert!(!holds(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_missing_fact_meets_no_comparison() {
+        let bare = Item::titled(ItemId::parse("a").unwrap(), "a");
+        for filter in ["price < 5", "price != 5", "price >= 5", "stock_quantity < 9", "attributes.x != 1"] {
+            assert!(!Filter::parse(filter).unwrap().matches(&bare), "{filter}");
+        }
+        assert!(Filter::parse("NOT price < 5 AND in_stock").unwrap().matches(&bare));
+    }
+
+    #[test]
+    fn and_binds_tighter_than_or_and_parentheses_decide() {
+        assert!(holds("in_stock OR in_stock AND price > 100"));
+        assert!(!holds("(in_stock OR in_stock) AND price > 100"));
+        assert!(holds("NOT in_stock AND price > 100 OR in_stock"));
+    }
+
+    #[test]
+    fn errors_name_the_place_and_the_way_out() {
+        for (filter, position, part) in [
+            ("colour = \"red\"", 0, "the fields are item_id"),
+            ("price <= \"50\"", 9, "a number"),
+            ("in_stock AND brand = 5", 21, "a text"),
+            ("马 = 1", 0, "unknown field"),
+            ("title HAS \"马克\" AND price ~ 5", 25, "unexpected"),
+            ("title < \"a\"", 6, "for numbers"),
+            ("brand = \"open", 8, "closing quote"),
+            ("(in_stock", 9, "expected )"),
+            ("in_stock in_stock", 9, "expected AND"),
+            ("", 0, "found the end"),
+            ("price HAS \"5\"", 6, "HAS"),
+            ("price = 1e5", 8, "not a number"),
+            ("create_time > \"soon\"", 14, "time"),
+            ("brand", 5, "expected a comparison"),
+        ] {
+            let error = Filter::parse(filter).unwrap_err();
+            assert_eq!(error.position, position, "{filter}: {error}");
+            assert!(error.message.contains(part), "{filter}: {error}");
+        }
+    }
+
+    #[test]
+    fn length_and_depth_have_limits() {
+        let nested = |depth: usize| format!("{}in_stock{}", "(".repeat(depth), ")".repeat(depth));
+        assert!(Filter::parse(&nested(16)).is_ok());
+        assert!(Filter::parse(&nested(17)).unwrap_err().message.contains("16"));
+        assert!(Filter::parse(&"NOT ".repeat(1000)).is_err());
+        assert!(Filter::parse(&" ".repeat(5001)).unwrap_err().message.contains("5000"));
+    }
+
+    /// Few texts and numbers, so that a filter is often met.
+    fn any_item() -> impl Strategy<Value = Item> {
+        let text = || "[abA马 ]{0,2}";
+        let attribute = prop_oneof![
+            text().prop_map(AttributeValue::Text),
+            (0i32..4).prop_map(|number| AttributeValue::Number(f64::from(number))),
+            any::<bool>().prop_map(AttributeValue::Flag),
+        ];
+        let numbers = (prop::option::of(0i64..4), prop::option::of(0u32..4), prop::option::of(any::<bool>()));
+        let labels = || prop::collection::vec(text(), 0..3);
+        let attributes = prop::collection::btree_map("(a_1|b)", attribute, 0..3);
+        (text(), text(), labels(), labels(), numbers, attributes).prop_map(
+            |(title, brand, categories, tags, (price, stock_quantity, old), attributes)| Item {
+                brand,
+                categories,
+                tags,
+                price: price.and_then(|units| PriceMicros::new(units * 1_000_000)),
+                stock_quantity,
+                attributes,
+                created_at: old.map(|old| UnixMillis(if old { 0 } else { 4_000_000_000_000 })),
+                ..Item::titled(ItemId::parse("a").unwrap(), &title)
+            },
+        )
+    }
+
+    fn any_filter() -> impl Strategy<Value = String> {
+        let text = "\"([abA马 ]{0,2}|([a-zA-Z马 ]|\\\\\"|\\\\\\\\){0,6})\"";
+        let number = prop_oneof![-1000.0f64..1000.0, (0i32..4).prop_map(f64::from)];
+        let test = prop_oneof![
+            ("(brand|title|category|tags|item_id|attributes\\.a_1)", "(=|!=|HAS)", text)
+                .prop_map(|(field, operator, text)| format!("{field} {operator} {text}")),
+            ("(price|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", number)
+                .prop_map(|(field, operator, number)| format!("{field} {operator} {number}")),
+            prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
+            Just("in_stock".to_owned()),
+            Just("create_time < \"2026-05-01\"".to_owned()),
+        ];
+        test.prop_recursive(4, 24, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 1..4).prop_map(|all| format!("({})", all.join(" AND "))),
+                prop::collection::vec(inner.clone(), 1..4).prop_map(|any| format!("({})", any.join(" OR "))),
+                inner.prop_map(|one| format!("NOT {one}")),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,200}") {
+            let _ = Filter::parse(&text);
+        }
+
+        #[test]
+        fn no_pieces_of_filters_make_the_parser_panic(
+            parts in prop::collection::vec("(AND|OR|NOT|IN|HAS|\\(|\\)|,|=|!=|<|-|\"a\"|\"|5|1\\.|price|in_stock|brand)", 0..30),
+        ) {
+            if let Ok(filter) = Filter::parse(&parts.join(" ")) {
+                filter.matches(&mug());
+            }
+        }
+
+        #[test]
+        fn columns_say_of_many_items_what_each_says_itself(
+            text in any_filter(),
+            items in prop::collection::vec(any_item(), 1..100),
+            among in any::<[u64; 16]>(),
+        ) {
+            let filter = Filter::parse(&text).unwrap();
+            let columns = Columns::of(items.iter());
+            let none = Item::titled(ItemId::parse("none").unwrap(), "none");
+            let item_of = |at: usize| items.get(at).unwrap_or(&none);
+            let mut among: Mask = among;
+            among[items.len() / 64] &= (1 << (items.len() % 64)) - 1;
+            among[items.len() / 64 + 1..].fill(0);
+            let expected: Vec<usize> =
+                lodestone_core::bits::ones(&among, 0).filter(|at| filter.matches(&items[*at])).collect();
+            for columns in [Some(&columns), None] {
+                let mask = filter.mask(columns, &item_of, among);
+                prop_assert_eq!(lodestone_core::bits::ones(&mask, 0).collect::<Vec<_>>(), expected.clone(), "{}", filter);
+            }
+        }
+
+        #[test]
+        fn a_filter_parses_to_itself_when_written(text in any_filter()) {
+            let filter = Filter::parse(&text).unwrap();
+            let written = filter.to_string();
+            prop_assert_eq!(&Filter::parse(&written).unwrap(), &filter, "{}", written);
+            prop_assert_eq!(Filter::parse(&format!("NOT ({text})")).unwrap().matches(&mug()), !filter.matches(&mug()));
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! A product as the shop describes it.
+use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
+use std::collections::BTreeMap;
+
+/// A product. Its limits are checked where it enters (`server/convert`, `import`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    pub id: ItemId,
+    /// 1 to 1,000 characters.
+    pub title: String,
+    /// At most 20,000 characters.
+    pub description: String,
+    /// Widest first; at most 10 levels.
+    pub categories: Vec<String>,
+    pub brand: String,
+    pub price: Option<PriceMicros>,
+    /// ISO 4217, or empty: the shop's own currency.
+    pub currency: String,
+    /// None: stock is not counted. Some(0): sold out.
+    pub stock_quantity: Option<u32>,
+    pub tags: Vec<String>,
+    pub attributes: BTreeMap<String, AttributeValue>,
+    pub created_at: Option<UnixMillis>,
+}
+
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+pub enum AttributeValue {
+    Flag(bool),
+    /// Finite.
+    Number(f64),
+    Text(String),
+}
+
+impl Item {
+    /// An item with a title and nothing else.
+    pub fn titled(id: ItemId, title: &str) -> Self {
+        Self {
+            id,
+            title: title.to_owned(),
+            description: String::new(),
+            categories: Vec::new(),
+            brand: String::new(),
+            price: None,
+            currency: String::new(),
+            stock_quantity: None,
+            tags: Vec::new(),
+            attributes: BTreeMap::new(),
+            created_at: None,
+        }
+    }
+
+    pub fn is_in_stock(&self) -> bool {
+        self.stock_quantity != Some(0)
+    }
+
+    /// What a sentence encoder reads: brand where the title does not say it, title, description.
+    pub fn sentence(&self) -> String {
+        let brand = if self.title.contains(&self.brand) { "" } else { &self.brand };
+        [brand, &self.title, &self.description].join(" ").trim().to_owned()
+    }
+
+    /// What retrieval reads: title, brand, categories and tags.
+    pub fn search_text(&self) -> String {
+        let mut text = self.title.clone();
+        for part in std::iter::once(&self.brand).chain(&self.categories).chain(&self.tags) {
+            if !part.is_empty() {
+                text.push(' ');
+                text.push_str(part);
+            }
+        }
+        text
+    }
+}

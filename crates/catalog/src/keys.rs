@@ -1,0 +1,59 @@
+//! Item ids as small numbers, for the life of the process.
+use lodestone_core::ids::{ItemId, ItemKey};
+use dashmap::DashMap;
+use parking_lot::RwLock;
+
+/// Gives each item id a number once. A person's history keeps the numbers: 4 bytes instead of a text.
+#[derive(Default)]
+pub struct ItemKeys {
+    keys: DashMap<ItemId, ItemKey, ahash::RandomState>,
+    ids: RwLock<Vec<ItemId>>,
+}
+
+impl ItemKeys {
+    /// The key of an item, made if it has none yet.
+    pub fn intern(&self, id: &ItemId) -> ItemKey {
+        if let Some(key) = self.keys.get(id) {
+            return *key;
+        }
+        *self.keys.entry(id.clone()).or_insert_with(|| {
+            let mut ids = self.ids.write();
+            let key = ItemKey(u32::try_from(ids.len()).expect("fewer than 2^32 items fit in memory"));
+            ids.push(id.clone());
+            key
+        })
+    }
+
+    pub fn get(&self, id: &ItemId) -> Option<ItemKey> {
+        self.keys.get(id).map(|key| *key)
+    }
+
+    /// The id behind a key of this interner.
+    pub fn id(&self, key: ItemKey) -> ItemId {
+        self.ids.read()[key.0 as usize].clone()
+    }
+
+    pub fn len(&self) -> usize {
+        self.ids.read().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_keeps_its_key() {
+        let keys = ItemKeys::default();
+        let (a, b) = (ItemId::parse("a").unwrap(), ItemId::parse("b").unwrap());
+        let first = keys.intern(&a);
+        assert_ne!(first, keys.intern(&b));
+        assert_eq!(first, keys.intern(&a));
+        assert_eq!(keys.id(first), a);
+        assert_eq!(keys.get(&ItemId::parse("c").unwrap()), None);
+    }
+}

@@ -1,0 +1,198 @@
+//! events.parquet: one row for each item of an event.
+use super::{
+    DatasetError,
+    columns::{self, Columns, optional},
+};
+use lodestone_events::{Attribution, Event, EventKind, EventLine};
+use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::{PriceMicros, UnixMillis}};
+use arrow::{
+    array::{Array, ArrayRef, Int64Array, StringArray},
+    datatypes::{Field, Schema},
+};
+use std::{fs, path::Path, sync::Arc};
+
+/// One item of an event. Rows with the same `event_id` that follow each other are one event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DatasetEvent {
+    pub event_id: String,
+    /// None: nobody known. Such events teach what goes together, not who likes what.
+    pub person: Option<PersonId>,
+    pub session: String,
+    pub kind: EventKind,
+    pub at: UnixMillis,
+    pub item: Option<ItemId>,
+    pub quantity: u32,
+    pub price: Option<PriceMicros>,
+    pub currency: String,
+    pub order: String,
+    pub query: String,
+}
+
+/// Writes events in order.
+pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetError> {
+    fn texts<'a>(events: &'a [DatasetEvent], of: impl Fn(&'a DatasetEvent) -> Option<&'a str>) -> ArrayRef {
+        Arc::new(events.iter().map(of).collect::<StringArray>())
+    }
+    let integers = |of: &dyn Fn(&DatasetEvent) -> Option<i64>| -> ArrayRef {
+        Arc::new(events.iter().map(of).collect::<Int64Array>())
+    };
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("event_id", texts(events, |event| Some(&event.event_id))),
+        ("person", texts(events, |event| event.person.as_ref().map(PersonId::as_str))),
+        ("session", texts(events, |event| Some(&event.session))),
+        ("type", texts(events, |event| Some(event.kind.name()))),
+        ("time_ms", integers(&|event| Some(event.at.0))),
+        ("item_id", texts(events, |event| event.item.as_ref().map(ItemId::as_str))),
+        ("quantity", integers(&|event| Some(i64::from(event.quantity)))),
+        ("price_micros", integers(&|event| event.price.map(PriceMicros::micros))),
+        ("currency", texts(events, |event| Some(&event.currency))),
+        ("order_id", texts(events, |event| Some(&event.order))),
+        ("query", texts(events, |event| Some(&event.query))),
+    ];
+    let fields: Vec<Field> =
+        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
+    columns::write(path, Schema::new(fields), columns.into_iter().map(|(_, array)| array).collect())
+}
+
+/// Reads events in order.
+pub fn read_events(path: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
+    let mut events = Vec::new();
+    columns::read(path, |columns| read_batch(columns, &mut events))?;
+    Ok(events)
+}
+
+/// Reads what a data directory has of the past: the imported `events.parquet`, then what `lodestone events export` put
+/// under `events/`, by day. One of them must be there.
+pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
+    let (imported, exported) = (data.join("events.parquet"), data.join("events"));
+    let mut days = Vec::new();
+    if exported.is_dir() {
+        let io = |source| DatasetError::Io { path: exported.clone(), source };
+        for entry in fs::read_dir(&exported).map_err(io)? {
+            let day = entry.map_err(io)?;
+            if day.file_name().to_string_lossy().starts_with("date=") {
+                days.push(day.path().join("events.parquet"));
+            }
+        }
+        days.sort();
+    }
+    let mut events = Vec::new();
+    if imported.exists() || days.is_empty() {
+        events = read_events(&imported)?;
+    }
+    for day in days {
+        events.extend(read_events(&day)?);
+    }
+    Ok(events)
+}
+
+fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), DatasetError> {
+    let (event_ids, persons, sessions) =
+        (columns.texts("event_id")?, columns.texts("person")?, columns.texts("session")?);
+    let (kinds, times, items) = (columns.texts("type")?, columns.integers("time_ms")?, columns.texts("item_id")?);
+    let (quantities, prices) = (columns.integers("quantity")?, columns.integers("price_micros")?);
+    let (currencies, orders, queries) =
+        (columns.texts("currency")?, columns.texts("order_id")?, columns.texts("query")?);
+    let text = |texts: &StringArray, row| optional(texts, row).unwrap_or_default().to_owned();
+    for row in 0..columns.len() {
+        let kind = text(kinds, row);
+        let person = match optional(persons, row) {
+            None => None,
+            Some(key) => Some(PersonId::from_key(key).ok_or_else(|| {
+                columns.bad(row, "person", format!("`{key}` is neither `u:` and a user nor `v:` and a visitor"))
+            })?),
+        };
+        let item = match optional(items, row) {
+            None => None,
+            Some(id) => Some(ItemId::parse(id).map_err(|error| columns.bad(row, "item_id", error.to_string()))?),
+        };
+        let price = (!prices.is_null(row)).then(|| prices.value(row));
+        events.push(DatasetEvent {
+            event_id: text(event_ids, row),
+            person,
+            session: text(sessions, row),
+            kind: EventKind::from_name(&kind)
+                .ok_or_else(|| columns.bad(row, "type", format!("`{kind}` is no event type")))?,
+            at: UnixMillis(times.value(row)),
+            item,
+            quantity: u32::try_from(quantities.value(row))
+                .map_err(|_| columns.bad(row, "quantity", format!("{} is out of range", quantities.value(row))))?,
+            price: price.and_then(PriceMicros::new),
+            currency: text(currencies, row),
+            order: text(orders, row),
+            query: text(queries, row),
+        });
+    }
+    Ok(())
+}
+
+/// Whole events of known persons, in time order. Rows without a person are left out.
+pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
+    let mut events: Vec<Event> = Vec::new();
+    for row in rows {
+        let Some(person) = row.person else { continue };
+        let line = row.item.map(|item| EventLine { item, quantity: row.quantity, price: row.price, rank: 0 });
+        match events.last_mut() {
+            Some(event) if event.id.as_str() == row.event_id => event.lines.extend(line),
+            _ => {
+                let Ok(id) = EventId::parse(&row.event_id) else { continue };
+                events.push(Event {
+                    id,
+                    kind: row.kind,
+                    person,
+                    session: row.session,
+                    at: row.at,
+                    lines: line.into_iter().collect(),
+                    query: row.query,
+                    order: row.order,
+                    stars: 0,
+                    coupon: String::new(),
+                    categories: Vec::new(),
+                    currency: row.currency,
+                    attribution: Attribution::None,
+                });
+            }
+        }
+    }
+    events.sort_by_key(|event| event.at);
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(event_id: &str, person: Option<&str>, at: i64, item: &str) -> DatasetEvent {
+        DatasetEvent {
+            event_id: event_id.into(),
+            person: person.map(|id| PersonId::user(id).unwrap()),
+            session: String::new(),
+            kind: EventKind::Purchase,
+            at: UnixMillis(at),
+            item: Some(ItemId::parse(item).unwrap()),
+            quantity: 2,
+            price: PriceMicros::new(100),
+            currency: "GBP".into(),
+            order: event_id.into(),
+            query: String::new(),
+        }
+    }
+
+    #[test]
+    fn events_come_back_and_lines_of_one_event_are_joined_in_time_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.parquet");
+        let rows = vec![
+            row("2", Some("p"), 20, "a"),
+            row("2", Some("p"), 20, "b"),
+            row("3", None, 5, "a"),
+            row("1", Some("q"), 10, "a"),
+        ];
+        write_events(&path, &rows).unwrap();
+        let read = read_events(&path).unwrap();
+        assert_eq!(read, rows);
+        let events = into_events(read);
+        assert_eq!(events.iter().map(|event| event.id.as_str()).collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(events[1].lines.len(), 2);
+    }
+}

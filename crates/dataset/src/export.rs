@@ -1,0 +1,188 @@
+//! The log's events as Parquet, a directory for each day.
+use super::{DatasetError, columns::ParquetRows};
+use lodestone_events::{Attribution, Change, Event, EventLine, LogError, log};
+use lodestone_core::units::UnixMillis;
+use arrow::{
+    array::{ArrayRef, Int64Array, ListBuilder, StringArray, StringBuilder},
+    datatypes::{Field, Schema},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Files that are written at once. A log of more days is read several times.
+const DAYS_AT_ONCE: usize = 200;
+/// Events of a day that are held before they are written.
+const PENDING_MAX: usize = 4096;
+
+/// Why events could not be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error("{0} is no day that a calendar has")]
+    Day(i64),
+}
+
+/// What was written.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Exported {
+    pub events: u64,
+    /// Of them: with a token that this shop's server did not sign. They are marked, and nothing is learned from the token.
+    pub foreign: u64,
+    /// Files by day, in order.
+    pub files: Vec<PathBuf>,
+    /// The log's last position that was read.
+    pub position: u64,
+}
+
+/// Writes the events of the log in `directory` that happened on days of `days` (days since 1970, UTC) as
+/// `OUT/date=YYYY-MM-DD/events.parquet`, in the log's order. A day's file is written whole and replaces the one that is
+/// there. The log may be in use.
+pub fn export(directory: &Path, days: Range<i64>, out: &Path) -> Result<Exported, ExportError> {
+    let mut found: BTreeSet<i64> = BTreeSet::new();
+    // Read up to here every time, so that all days are of the same moment.
+    let position = log::read(directory, 1, |_, _, change| {
+        if let Change::Event(event) = change {
+            found.extend(Some(day_of(event.at)).filter(|day| days.contains(day)));
+        }
+    })?;
+    let mut exported = Exported { position, ..Exported::default() };
+    let found: Vec<i64> = found.into_iter().collect();
+    for some in found.chunks(DAYS_AT_ONCE) {
+        export_some(directory, some, out, &mut exported)?;
+    }
+    Ok(exported)
+}
+
+fn export_some(directory: &Path, days: &[i64], out: &Path, exported: &mut Exported) -> Result<(), ExportError> {
+    let mut files: BTreeMap<i64, DayFile> = BTreeMap::new();
+    for day in days {
+        files.insert(*day, DayFile::create(out, *day)?);
+    }
+    let mut failed = Ok(());
+    let until = exported.position;
+    log::read(directory, 1, |position, _, change| {
+        let Change::Event(event) = change else { return };
+        if failed.is_err() || position > until {
+            return;
+        }
+        if let Some(file) = files.get_mut(&day_of(event.at)) {
+            exported.events += 1;
+            exported.foreign += u64::from(matches!(event.attribution, Attribution::Foreign(_)));
+            failed = file.add(event);
+        }
+    })?;
+    failed?;
+    for (_, file) in files {
+        exported.files.push(file.finish()?);
+    }
+    Ok(())
+}
+
+fn day_of(at: UnixMillis) -> i64 {
+    at.0.div_euclid(UnixMillis::DAY)
+}
+
+struct DayFile {
+    path: PathBuf,
+    rows: ParquetRows,
+    pending: Vec<Event>,
+}
+
+impl DayFile {
+    fn create(out: &Path, day: i64) -> Result<Self, ExportError> {
+        let at = jiff::Timestamp::from_millisecond(day.saturating_mul(UnixMillis::DAY));
+        let date = at.map_err(|_| ExportError::Day(day))?.strftime("%Y-%m-%d").to_string();
+        let directory = out.join(format!("date={date}"));
+        fs::create_dir_all(&directory).map_err(|source| DatasetError::Io { path: directory.clone(), source })?;
+        let path = directory.join("events.parquet");
+        let rows = ParquetRows::create(&path.with_extension("new"), schema_of(&columns(&[])))?;
+        Ok(Self { path, rows, pending: Vec::new() })
+    }
+
+    fn add(&mut self, event: Event) -> Result<(), DatasetError> {
+        self.pending.push(event);
+        if self.pending.len() < PENDING_MAX { Ok(()) } else { self.write() }
+    }
+
+    fn write(&mut self) -> Result<(), DatasetError> {
+        let columns = columns(&std::mem::take(&mut self.pending));
+        self.rows.write(columns.into_iter().map(|(_, array)| array).collect())
+    }
+
+    fn finish(mut self) -> Result<PathBuf, DatasetError> {
+        self.write()?;
+        self.rows.finish()?;
+        fs::rename(self.path.with_extension("new"), &self.path)
+            .map_err(|source| DatasetError::Io { path: self.path.clone(), source })?;
+        Ok(self.path)
+    }
+}
+
+fn schema_of(columns: &[(&str, ArrayRef)]) -> Schema {
+    Schema::new(
+        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect::<Vec<_>>(),
+    )
+}
+
+/// The canonical columns, and those that only the log has. A row for each item of an event, one for an event without.
+fn columns(events: &[Event]) -> Vec<(&'static str, ArrayRef)> {
+    let rows: Vec<(&Event, Option<&EventLine>)> = events
+        .iter()
+        .flat_map(|event| {
+            let without = event.lines.is_empty().then_some((event, None));
+            event.lines.iter().map(move |line| (event, Some(line))).chain(without)
+        })
+        .collect();
+    let texts = |of: &dyn Fn(&Event) -> Option<String>| -> ArrayRef {
+        Arc::new(rows.iter().map(|(event, _)| of(event)).collect::<StringArray>())
+    };
+    let numbers = |of: &dyn Fn(&Event, Option<&EventLine>) -> Option<i64>| -> ArrayRef {
+        Arc::new(rows.iter().map(|(event, line)| of(event, *line)).collect::<Int64Array>())
+    };
+    let items: StringArray = rows.iter().map(|(_, line)| line.map(|line| line.item.as_str())).collect();
+    let mut categories = ListBuilder::new(StringBuilder::new());
+    for (event, _) in &rows {
+        event.categories.iter().for_each(|category| categories.values().append_value(category));
+        categories.append(true);
+    }
+    vec![
+        ("event_id", texts(&|event| Some(event.id.to_string()))),
+        ("person", texts(&|event| Some(event.person.as_str().to_owned()))),
+        ("session", texts(&|event| Some(event.session.clone()))),
+        ("type", texts(&|event| Some(event.kind.name().to_owned()))),
+        ("time_ms", numbers(&|event, _| Some(event.at.0))),
+        ("item_id", Arc::new(items)),
+        ("quantity", numbers(&|_, line| Some(line.map_or(0, |line| line.quantity.into())))),
+        ("price_micros", numbers(&|_, line| line.and_then(|line| line.price).map(|price| price.micros()))),
+        ("currency", texts(&|event| Some(event.currency.clone()))),
+        ("order_id", texts(&|event| Some(event.order.clone()))),
+        ("query", texts(&|event| Some(event.query.clone()))),
+        ("rank", numbers(&|_, line| line.map(|line| line.rank.into()).filter(|rank| *rank > 0))),
+        ("stars", numbers(&|event, _| Some(event.stars.into()).filter(|stars| *stars > 0))),
+        ("coupon_id", texts(&|event| Some(event.coupon.clone()))),
+        ("categories", Arc::new(categories.finish())),
+        (
+            "attribution",
+            texts(&|event| match event.attribution {
+                Attribution::None => None,
+                Attribution::Answer(_) => Some("answer".to_owned()),
+                Attribution::Foreign(_) => Some("foreign".to_owned()),
+            }),
+        ),
+        (
+            "attribution_token",
+            texts(&|event| match &event.attribution {
+                Attribution::None => None,
+                Attribution::Answer(token) | Attribution::Foreign(token) => Some(token.clone()),
+            }),
+        ),
+    ]
+}

@@ -1,0 +1,129 @@
+//! items.parquet
+use super::{
+    DatasetError,
+    columns::{self, Columns, list_texts, optional},
+};
+use lodestone_catalog::Item;
+use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
+use arrow::{
+    array::{Array, ArrayRef, Int64Array, ListBuilder, StringArray, StringBuilder},
+    datatypes::{DataType, Field, Schema},
+};
+use std::{path::Path, sync::Arc};
+
+/// Writes items in order.
+pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
+    let texts = |of: &dyn Fn(&Item) -> String| -> ArrayRef {
+        Arc::new(items.iter().map(|item| Some(of(item))).collect::<StringArray>())
+    };
+    let integers =
+        |of: &dyn Fn(&Item) -> Option<i64>| -> ArrayRef { Arc::new(items.iter().map(of).collect::<Int64Array>()) };
+    let lists = |of: &dyn Fn(&Item) -> &[String]| -> ArrayRef {
+        let mut builder = ListBuilder::new(StringBuilder::new());
+        for item in items {
+            for text in of(item) {
+                builder.values().append_value(text);
+            }
+            builder.append(true);
+        }
+        Arc::new(builder.finish())
+    };
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("item_id", texts(&|item| item.id.to_string())),
+        ("title", texts(&|item| item.title.clone())),
+        ("description", texts(&|item| item.description.clone())),
+        ("categories", lists(&|item| &item.categories)),
+        ("brand", texts(&|item| item.brand.clone())),
+        ("price_micros", integers(&|item| item.price.map(PriceMicros::micros))),
+        ("currency", texts(&|item| item.currency.clone())),
+        ("stock_quantity", integers(&|item| item.stock_quantity.map(i64::from))),
+        ("tags", lists(&|item| &item.tags)),
+        ("attributes", texts(&|item| serde_json::to_string(&item.attributes).unwrap_or_default())),
+        ("created_ms", integers(&|item| item.created_at.map(|at| at.0))),
+    ];
+    let fields: Vec<Field> = columns
+        .iter()
+        .map(|(name, array)| Field::new(*name, array.data_type().clone(), array.data_type() != &DataType::Utf8))
+        .collect();
+    columns::write(path, Schema::new(fields), columns.into_iter().map(|(_, array)| array).collect())
+}
+
+/// Reads items in order.
+pub fn read_items(path: &Path) -> Result<Vec<Item>, DatasetError> {
+    let mut items = Vec::new();
+    columns::read(path, |columns| read_batch(columns, &mut items))?;
+    Ok(items)
+}
+
+fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetError> {
+    let (ids, titles, descriptions) =
+        (columns.texts("item_id")?, columns.texts("title")?, columns.texts("description")?);
+    let (categories, brands, tags) = (columns.lists("categories")?, columns.texts("brand")?, columns.lists("tags")?);
+    let (prices, currencies) = (columns.integers("price_micros")?, columns.texts("currency")?);
+    let (stocks, created) = (columns.integers("stock_quantity")?, columns.integers("created_ms")?);
+    let attributes = columns.texts("attributes")?;
+    for row in 0..columns.len() {
+        let id = ItemId::parse(optional(ids, row).unwrap_or_default())
+            .map_err(|error| columns.bad(row, "item_id", error.to_string()))?;
+        let price = (!prices.is_null(row)).then(|| prices.value(row));
+        let stock = (!stocks.is_null(row)).then(|| stocks.value(row));
+        items.push(Item {
+            id,
+            title: optional(titles, row).unwrap_or_default().to_owned(),
+            description: optional(descriptions, row).unwrap_or_default().to_owned(),
+            categories: list_texts(categories, row),
+            brand: optional(brands, row).unwrap_or_default().to_owned(),
+            price: match price {
+                None => None,
+                Some(micros) => Some(PriceMicros::new(micros).ok_or_else(|| {
+                    columns.bad(row, "price_micros", format!("{micros} is not within 0 to {}", PriceMicros::MAX))
+                })?),
+            },
+            currency: optional(currencies, row).unwrap_or_default().to_owned(),
+            stock_quantity: match stock {
+                None => None,
+                Some(pieces) => Some(u32::try_from(pieces).map_err(|_| {
+                    columns.bad(row, "stock_quantity", format!("{pieces} is not within 0 to {}", u32::MAX))
+                })?),
+            },
+            tags: list_texts(tags, row),
+            attributes: serde_json::from_str(optional(attributes, row).unwrap_or("{}"))
+                .map_err(|error| columns.bad(row, "attributes", error.to_string()))?,
+            created_at: (!created.is_null(row)).then(|| UnixMillis(created.value(row))),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_catalog::AttributeValue;
+
+    #[test]
+    fn items_come_back_as_they_were() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("items.parquet");
+        let mut item = Item::titled(ItemId::parse("a").unwrap(), "陶瓷杯 mug");
+        item.categories = vec!["Home".into(), "Mugs".into()];
+        item.price = PriceMicros::new(2_950_000);
+        item.stock_quantity = Some(0);
+        item.attributes.insert("size".into(), AttributeValue::Text("M".into()));
+        item.attributes.insert("vegan".into(), AttributeValue::Flag(true));
+        item.created_at = Some(UnixMillis(5));
+        let items = vec![item, Item::titled(ItemId::parse("b").unwrap(), "plain")];
+        write_items(&path, &items).unwrap();
+        assert_eq!(read_items(&path).unwrap(), items);
+    }
+
+    #[test]
+    fn a_file_that_is_no_parquet_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("items.parquet");
+        std::fs::write(&path, b"item_id,title\n").unwrap();
+        assert!(matches!(read_items(&path), Err(DatasetError::Parquet { .. })));
+        assert!(matches!(read_items(&directory.path().join("none")), Err(DatasetError::Io { .. })));
+        write_items(&path, &[]).unwrap();
+        assert!(matches!(read_items(&path), Err(DatasetError::Empty { .. })));
+    }
+}

@@ -1,0 +1,132 @@
+//! What a shopper did.
+use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::{PriceMicros, UnixMillis}};
+
+/// An event whose fields were checked. Same words and numbers as `lodestone.v1.Event`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    pub id: EventId,
+    pub kind: EventKind,
+    pub person: PersonId,
+    /// Empty: not known.
+    pub session: String,
+    pub at: UnixMillis,
+    pub lines: Vec<EventLine>,
+    /// Empty but for SEARCH.
+    pub query: String,
+    /// Empty but for PURCHASE and RETURN.
+    pub order: String,
+    /// 1 to 5 for REVIEW, otherwise 0.
+    pub stars: u8,
+    pub coupon: String,
+    pub categories: Vec<String>,
+    pub currency: String,
+    pub attribution: Attribution,
+}
+
+/// One item of an event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventLine {
+    pub item: ItemId,
+    /// 1 to 1,000,000.
+    pub quantity: u32,
+    pub price: Option<PriceMicros>,
+    /// Place in the list that the shopper saw, from 1. 0: not known.
+    pub rank: u32,
+}
+
+/// Which answer the event followed from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Attribution {
+    #[default]
+    None,
+    /// A token that this shop's server signed.
+    Answer(String),
+    /// A token that it did not sign: kept, not learned from.
+    Foreign(String),
+}
+
+/// The numbers are those of `lodestone.v1.EventType`, and are stored in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum EventKind {
+    Search = 1,
+    Impression = 2,
+    View = 3,
+    Click = 4,
+    AddToCart = 5,
+    RemoveFromCart = 6,
+    Favorite = 7,
+    Unfavorite = 8,
+    Review = 9,
+    Purchase = 10,
+    Return = 11,
+    CategoryView = 12,
+    IncentiveShown = 13,
+    IncentiveRedeemed = 14,
+}
+
+impl EventKind {
+    pub const ALL: [EventKind; 14] = [
+        Self::Search,
+        Self::Impression,
+        Self::View,
+        Self::Click,
+        Self::AddToCart,
+        Self::RemoveFromCart,
+        Self::Favorite,
+        Self::Unfavorite,
+        Self::Review,
+        Self::Purchase,
+        Self::Return,
+        Self::CategoryView,
+        Self::IncentiveShown,
+        Self::IncentiveRedeemed,
+    ];
+
+    pub fn from_number(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as i32 == number)
+    }
+
+    /// Whether who does this likes the item.
+    pub fn is_choice(self) -> bool {
+        match self {
+            Self::View | Self::Click | Self::AddToCart | Self::Favorite | Self::Review | Self::Purchase => true,
+            Self::Search
+            | Self::Impression
+            | Self::RemoveFromCart
+            | Self::Unfavorite
+            | Self::Return
+            | Self::CategoryView
+            | Self::IncentiveShown
+            | Self::IncentiveRedeemed => false,
+        }
+    }
+
+    /// The name in files: `add_to_cart`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Search => "search",
+            Self::Impression => "impression",
+            Self::View => "view",
+            Self::Click => "click",
+            Self::AddToCart => "add_to_cart",
+            Self::RemoveFromCart => "remove_from_cart",
+            Self::Favorite => "favorite",
+            Self::Unfavorite => "unfavorite",
+            Self::Review => "review",
+            Self::Purchase => "purchase",
+            Self::Return => "return",
+            Self::CategoryView => "category_view",
+            Self::IncentiveShown => "incentive_shown",
+            Self::IncentiveRedeemed => "incentive_redeemed",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    pub fn needs_items(self) -> bool {
+        !matches!(self, Self::Search | Self::CategoryView | Self::IncentiveShown | Self::IncentiveRedeemed)
+    }
+}

@@ -1,0 +1,415 @@
+//! The log's records: one byte of version, then a protobuf message.
+use super::{Attribution, Event, EventKind, EventLine, LogError};
+use lodestone_catalog::{AttributeValue, Item};
+use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::{PriceMicros, UnixMillis}};
+use prost::Message;
+use std::{borrow::Cow, collections::BTreeMap};
+
+/// The version that is written. A reader refuses the versions that it does not know.
+const VERSION: u8 = 1;
+
+/// What a record of the log says.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // nearly all changes are events; a box for each would cost more than it saves
+pub enum Change {
+    Event(Event),
+    /// The item's whole new content.
+    Upsert(Box<Item>),
+    Delete(ItemId),
+}
+
+impl Change {
+    /// The bytes of the log's record.
+    pub fn encode(&self) -> Vec<u8> {
+        let content = match self {
+            Self::Event(event) => Content::Event(EventRecord::from(event)),
+            Self::Upsert(item) => Content::Upsert(ItemRecord::from(item.as_ref())),
+            Self::Delete(id) => Content::Delete(id.as_str().to_owned()),
+        };
+        let record = ChangeRecord { content: Some(content) };
+        let mut bytes = Vec::with_capacity(1 + record.encoded_len());
+        bytes.push(VERSION);
+        record.encode_raw(&mut bytes);
+        bytes
+    }
+
+    /// The item whose state it says.
+    pub fn item_id(&self) -> Option<&ItemId> {
+        match self {
+            Self::Event(_) => None,
+            Self::Upsert(item) => Some(&item.id),
+            Self::Delete(id) => Some(id),
+        }
+    }
+
+    /// What it is, for counts: an event's type, `upsert_item` or `delete_item`.
+    pub fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Event(event) => event.kind.name(),
+            Self::Upsert(_) => "upsert_item",
+            Self::Delete(_) => "delete_item",
+        }
+    }
+
+    /// Takes what [`Change::encode`] gave. The error names `position`, the record's place in the log.
+    pub fn decode(position: u64, bytes: &[u8]) -> Result<Self, LogError> {
+        read_change(bytes).map_err(|reason| LogError::Corrupt { position, reason })
+    }
+}
+
+type Reason = Cow<'static, str>;
+
+fn read_change(bytes: &[u8]) -> Result<Change, Reason> {
+    let (version, message) = bytes.split_first().ok_or("the record is empty")?;
+    if *version != VERSION {
+        return Err(format!("version {version} is not known to this program").into());
+    }
+    let record = ChangeRecord::decode(message).map_err(|error| error.to_string())?;
+    match record.content.ok_or("the kind of change is missing")? {
+        Content::Event(event) => Ok(Change::Event(event.read()?)),
+        Content::Upsert(item) => Ok(Change::Upsert(Box::new(item.read()?))),
+        Content::Delete(id) => Ok(Change::Delete(read_item_id(&id)?)),
+    }
+}
+
+fn read_item_id(text: &str) -> Result<ItemId, Reason> {
+    ItemId::parse(text).map_err(|error| format!("an item id {error}").into())
+}
+
+fn read_price(micros: Option<i64>) -> Result<Option<PriceMicros>, Reason> {
+    micros.map(|micros| PriceMicros::new(micros).ok_or("a price is out of range".into())).transpose()
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ChangeRecord {
+    #[prost(oneof = "Content", tags = "1, 2, 3")]
+    content: Option<Content>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Content {
+    #[prost(message, tag = "1")]
+    Event(EventRecord),
+    #[prost(message, tag = "2")]
+    Upsert(ItemRecord),
+    #[prost(string, tag = "3")]
+    Delete(String),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct EventRecord {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(int32, tag = "2")]
+    kind: i32,
+    /// With its prefix, as [`PersonId::as_str`].
+    #[prost(string, tag = "3")]
+    person: String,
+    #[prost(string, tag = "4")]
+    session: String,
+    #[prost(int64, tag = "5")]
+    at_ms: i64,
+    #[prost(message, repeated, tag = "6")]
+    lines: Vec<LineRecord>,
+    #[prost(string, tag = "7")]
+    query: String,
+    #[prost(string, tag = "8")]
+    order: String,
+    #[prost(uint32, tag = "9")]
+    stars: u32,
+    #[prost(string, tag = "10")]
+    coupon: String,
+    #[prost(string, repeated, tag = "11")]
+    categories: Vec<String>,
+    #[prost(string, tag = "12")]
+    currency: String,
+    #[prost(oneof = "AttributionRecord", tags = "13, 14")]
+    attribution: Option<AttributionRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum AttributionRecord {
+    #[prost(string, tag = "13")]
+    Answer(String),
+    #[prost(string, tag = "14")]
+    Foreign(String),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct LineRecord {
+    #[prost(string, tag = "1")]
+    item: String,
+    #[prost(uint32, tag = "2")]
+    quantity: u32,
+    #[prost(int64, optional, tag = "3")]
+    price_micros: Option<i64>,
+    #[prost(uint32, tag = "4")]
+    rank: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ItemRecord {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(string, tag = "2")]
+    title: String,
+    #[prost(string, tag = "3")]
+    description: String,
+    #[prost(string, repeated, tag = "4")]
+    categories: Vec<String>,
+    #[prost(string, tag = "5")]
+    brand: String,
+    #[prost(int64, optional, tag = "6")]
+    price_micros: Option<i64>,
+    #[prost(string, tag = "7")]
+    currency: String,
+    #[prost(uint32, optional, tag = "8")]
+    stock_quantity: Option<u32>,
+    #[prost(string, repeated, tag = "9")]
+    tags: Vec<String>,
+    #[prost(btree_map = "string, message", tag = "10")]
+    attributes: BTreeMap<String, AttributeRecord>,
+    #[prost(int64, optional, tag = "11")]
+    created_at_ms: Option<i64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct AttributeRecord {
+    #[prost(oneof = "ValueRecord", tags = "1, 2, 3")]
+    value: Option<ValueRecord>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum ValueRecord {
+    #[prost(bool, tag = "1")]
+    Flag(bool),
+    #[prost(double, tag = "2")]
+    Number(f64),
+    #[prost(string, tag = "3")]
+    Text(String),
+}
+
+impl From<&Event> for EventRecord {
+    fn from(event: &Event) -> Self {
+        Self {
+            id: event.id.as_str().to_owned(),
+            kind: event.kind as i32,
+            person: event.person.as_str().to_owned(),
+            session: event.session.clone(),
+            at_ms: event.at.0,
+            lines: event.lines.iter().map(LineRecord::from).collect(),
+            query: event.query.clone(),
+            order: event.order.clone(),
+            stars: u32::from(event.stars),
+            coupon: event.coupon.clone(),
+            categories: event.categories.clone(),
+            currency: event.currency.clone(),
+            attribution: match &event.attribution {
+                Attribution::None => None,
+                Attribution::Answer(token) => Some(AttributionRecord::Answer(token.clone())),
+                Attribution::Foreign(token) => Some(AttributionRecord::Foreign(token.clone())),
+            },
+        }
+    }
+}
+
+impl EventRecord {
+    fn read(self) -> Result<Event, Reason> {
+        Ok(Event {
+            id: EventId::parse(&self.id).map_err(|error| format!("an event id {error}"))?,
+            kind: EventKind::from_number(self.kind).ok_or_else(|| format!("there is no event kind {}", self.kind))?,
+            person: PersonId::from_key(&self.person).ok_or("the person's key is neither a user nor a visitor")?,
+            session: self.session,
+            at: UnixMillis(self.at_ms),
+            lines: self.lines.into_iter().map(LineRecord::read).collect::<Result<_, _>>()?,
+            query: self.query,
+            order: self.order,
+            stars: u8::try_from(self.stars).map_err(|_| "the stars are out of range")?,
+            coupon: self.coupon,
+            categories: self.categories,
+            currency: self.currency,
+            attribution: match self.attribution {
+                None => Attribution::None,
+                Some(AttributionRecord::Answer(token)) => Attribution::Answer(token),
+                Some(AttributionRecord::Foreign(token)) => Attribution::Foreign(token),
+            },
+        })
+    }
+}
+
+impl From<&EventLine> for LineRecord {
+    fn from(line: &EventLine) -> Self {
+        Self {
+            item: line.item.as_str().to_owned(),
+            quantity: line.quantity,
+            price_micros: line.price.map(PriceMicros::micros),
+            rank: line.rank,
+        }
+    }
+}
+
+impl LineRecord {
+    fn read(self) -> Result<EventLine, Reason> {
+        Ok(EventLine {
+            item: read_item_id(&self.item)?,
+            quantity: self.quantity,
+            price: read_price(self.price_micros)?,
+            rank: self.rank,
+        })
+    }
+}
+
+impl From<&Item> for ItemRecord {
+    fn from(item: &Item) -> Self {
+        let attribute = |value: &AttributeValue| AttributeRecord {
+            value: Some(match value {
+                AttributeValue::Flag(flag) => ValueRecord::Flag(*flag),
+                AttributeValue::Number(number) => ValueRecord::Number(*number),
+                AttributeValue::Text(text) => ValueRecord::Text(text.clone()),
+            }),
+        };
+        Self {
+            id: item.id.as_str().to_owned(),
+            title: item.title.clone(),
+            description: item.description.clone(),
+            categories: item.categories.clone(),
+            brand: item.brand.clone(),
+            price_micros: item.price.map(PriceMicros::micros),
+            currency: item.currency.clone(),
+            stock_quantity: item.stock_quantity,
+            tags: item.tags.clone(),
+            attributes: item.attributes.iter().map(|(name, value)| (name.clone(), attribute(value))).collect(),
+            created_at_ms: item.created_at.map(|at| at.0),
+        }
+    }
+}
+
+impl ItemRecord {
+    fn read(self) -> Result<Item, Reason> {
+        let attribute = |(name, record): (String, AttributeRecord)| match record.value {
+            Some(ValueRecord::Flag(flag)) => Ok((name, AttributeValue::Flag(flag))),
+            Some(ValueRecord::Number(number)) => Ok((name, AttributeValue::Number(number))),
+            Some(ValueRecord::Text(text)) => Ok((name, AttributeValue::Text(text))),
+            None => Err(Reason::from("an attribute has no value")),
+        };
+        Ok(Item {
+            id: read_item_id(&self.id)?,
+            title: self.title,
+            description: self.description,
+            categories: self.categories,
+            brand: self.brand,
+            price: read_price(self.price_micros)?,
+            currency: self.currency,
+            stock_quantity: self.stock_quantity,
+            tags: self.tags,
+            attributes: self.attributes.into_iter().map(attribute).collect::<Result<_, _>>()?,
+            created_at: self.created_at_ms.map(UnixMillis),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn event() -> impl Strategy<Value = Event> {
+        let line = ("[a-z0-9]{1,9}", 1u32..1_000_000, proptest::option::of(0..=PriceMicros::MAX), 0u32..99).prop_map(
+            |(item, quantity, price, rank)| EventLine {
+                item: ItemId::parse(&item).unwrap(),
+                quantity,
+                price: price.map(|micros| PriceMicros::new(micros).unwrap()),
+                rank,
+            },
+        );
+        let texts = ("\\PC{0,12}", "\\PC{0,12}", "\\PC{0,12}", "\\PC{0,12}", "\\PC{0,12}");
+        let attribution = prop_oneof![
+            Just(Attribution::None),
+            "\\PC{0,12}".prop_map(Attribution::Answer),
+            "\\PC{0,12}".prop_map(Attribution::Foreign),
+        ];
+        let lists = (proptest::collection::vec(line, 0..4), proptest::collection::vec("\\PC{0,5}", 0..4));
+        (0usize..14, "\\PC{1,20}", any::<bool>(), any::<i64>(), 0u8..=5, texts, lists, attribution).prop_map(
+            |(
+                kind,
+                id,
+                user,
+                at,
+                stars,
+                (session, query, order, coupon, currency),
+                (lines, categories),
+                attribution,
+            )| {
+                Event {
+                    id: EventId::parse(&id).unwrap(),
+                    kind: EventKind::ALL[kind],
+                    person: if user { PersonId::user(&id) } else { PersonId::visitor(&id) }.unwrap(),
+                    session,
+                    at: UnixMillis(at),
+                    lines,
+                    query,
+                    order,
+                    stars,
+                    coupon,
+                    categories,
+                    currency,
+                    attribution,
+                }
+            },
+        )
+    }
+
+    fn full_item() -> Item {
+        Item {
+            description: "warm".into(),
+            categories: vec!["clothes".into(), "hats".into()],
+            brand: "b".into(),
+            price: PriceMicros::new(2_950_000),
+            currency: "EUR".into(),
+            stock_quantity: Some(0),
+            tags: vec!["new".into()],
+            attributes: BTreeMap::from([
+                ("flag".into(), AttributeValue::Flag(false)),
+                ("size".into(), AttributeValue::Number(0.0)),
+                ("text".into(), AttributeValue::Text(String::new())),
+            ]),
+            created_at: Some(UnixMillis(0)),
+            ..Item::titled(ItemId::parse("hat").unwrap(), "Hat")
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_event_comes_back_as_it_was(event in event()) {
+            let change = Change::Event(event);
+            prop_assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Change::decode(1, &bytes);
+            if let Some(first) = bytes.first_mut() {
+                *first = VERSION;
+            }
+            let _ = Change::decode(1, &bytes);
+        }
+    }
+
+    #[test]
+    fn items_and_deletions_come_back_as_they_were() {
+        let bare = Item::titled(ItemId::parse("bare").unwrap(), "Bare");
+        let id = ItemId::parse("hat").unwrap();
+        for change in [Change::Upsert(Box::new(full_item())), Change::Upsert(Box::new(bare)), Change::Delete(id)] {
+            assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);
+        }
+    }
+
+    #[test]
+    fn an_unknown_version_is_refused_by_position() {
+        let mut bytes = Change::Delete(ItemId::parse("hat").unwrap()).encode();
+        bytes[0] = 9;
+        let error = Change::decode(77, &bytes).unwrap_err();
+        assert!(matches!(error, LogError::Corrupt { position: 77, .. }));
+        assert!(error.to_string().contains("77") && error.to_string().contains('9'), "{error}");
+    }
+}

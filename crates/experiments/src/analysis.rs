@@ -1,0 +1,356 @@
+//! From exposures and outcomes to a report.
+use super::{Draft, Exposure, InterleavingReport, Outcome, SampleRatio, credit, sample_ratio};
+use lodestone_core::statistics::{Moments, SequentialInterval, sequential_interval};
+use lodestone_core::units::UnixMillis;
+use ahash::AHashMap;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Intervals hold the truth at all times with probability `1 - ALPHA`, for all arms of a metric together.
+pub const ALPHA: f64 = 0.05;
+/// Before an arm has so many persons, and so many persons with the outcome, intervals are not given: they
+/// rest on the normal distribution of means.
+const PERSONS_MIN: u64 = 100;
+const OUTCOMES_MIN: f64 = 10.0;
+/// Looks that a plot shows.
+const LOOKS: usize = 60;
+/// Kinds of outcomes that are reported.
+const KINDS_MAX: usize = 30;
+
+/// How an experiment is analysed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnalysisOptions {
+    /// The arm that the others are compared with. None: `control`, else `default`, else the first by name.
+    pub control: Option<String>,
+    /// Shares of the persons that the arms should have, in any unit. Empty: the same for all.
+    pub shares: Vec<(String, f64)>,
+    /// What a person does counts for so long after the first answer; only persons whose time is over are counted.
+    pub window_ms: i64,
+    /// Persons in an arm at which intervals are narrowest for their level.
+    pub planned: f64,
+}
+
+impl Default for AnalysisOptions {
+    fn default() -> Self {
+        Self { control: None, shares: Vec::new(), window_ms: UnixMillis::DAY, planned: 10_000.0 }
+    }
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ExperimentError {
+    #[error("nobody was in the experiment `{experiment}`; there are: {known}")]
+    Unknown { experiment: String, known: String },
+    #[error("there is no arm `{arm}`; the experiment has: {known}")]
+    Arm { arm: String, known: String },
+    #[error("the share of arm `{arm}` is {share}; it must be a number of 0 or more, and one must be above 0")]
+    Share { arm: String, share: f64 },
+}
+
+/// Persons of an arm.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ArmCount {
+    pub name: String,
+    pub persons: u64,
+    /// Those whose window is over: the ones that metrics count.
+    pub counted: u64,
+    pub answers: u64,
+    /// Of the shares' sum, 0 to 1.
+    pub expected_share: f64,
+}
+
+/// Who is in no arm's figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct LeftOut {
+    /// Persons who met more than one arm.
+    pub several_arms: u64,
+    /// Persons whose window is not over.
+    pub open_window: u64,
+}
+
+/// An arm's mean of a metric.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ArmMean {
+    pub arm: String,
+    pub mean: f64,
+    pub standard_deviation: f64,
+}
+
+/// What one look would have seen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Moment {
+    /// Persons of all arms so far.
+    pub persons: u64,
+    #[serde(flatten)]
+    pub interval: SequentialInterval,
+}
+
+/// An arm beside the control.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    pub arm: String,
+    /// Arm less control. None: too few yet.
+    pub interval: Option<SequentialInterval>,
+    /// The difference divided by the control's mean; None where that is 0.
+    pub relative: Option<f64>,
+    /// The interval does not hold 0.
+    pub decided: bool,
+    pub history: Vec<Moment>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MetricReport {
+    pub name: String,
+    pub arms: Vec<ArmMean>,
+    pub comparisons: Vec<Comparison>,
+}
+
+/// What an experiment says.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExperimentReport {
+    pub experiment: String,
+    /// The first answer, in ms since 1970.
+    pub from_ms: i64,
+    /// The last thing that is known: "now" of this report.
+    pub until_ms: i64,
+    pub window_ms: i64,
+    pub control: String,
+    pub arms: Vec<ArmCount>,
+    pub left_out: LeftOut,
+    /// None with a single arm.
+    pub sample_ratio: Option<SampleRatio>,
+    pub metrics: Vec<MetricReport>,
+    /// By kind of outcome; empty where nothing was interleaved.
+    pub interleaving: Vec<InterleavingReport>,
+}
+
+/// A person in one arm.
+struct Person<'a> {
+    id: &'a str,
+    arm: usize,
+    first: UnixMillis,
+}
+
+/// Analyses one experiment. Exposures and outcomes may be in any order and of other experiments too.
+pub fn analyse(
+    experiment: &str,
+    exposures: &[Exposure],
+    drafts: &[Draft],
+    outcomes: &[Outcome],
+    options: &AnalysisOptions,
+) -> Result<ExperimentReport, ExperimentError> {
+    let own: Vec<&Exposure> = exposures.iter().filter(|exposure| exposure.experiment == experiment).collect();
+    let drafts: Vec<Draft> = drafts.iter().filter(|draft| draft.experiment == experiment).cloned().collect();
+    let times = || own.iter().map(|exposure| exposure.at).chain(drafts.iter().map(|draft| draft.at));
+    let Some(from) = times().min() else {
+        let known: BTreeSet<&str> = exposures.iter().map(|exposure| exposure.experiment.as_str()).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.into_iter().collect::<Vec<_>>().join(", ") };
+        return Err(ExperimentError::Unknown { experiment: experiment.to_owned(), known });
+    };
+    let until = times().chain(outcomes.iter().map(|outcome| outcome.at)).max().unwrap_or(from);
+    let arms: Vec<&str> =
+        own.iter().map(|exposure| exposure.arm.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
+    let shares = shares(&arms, options)?;
+    let control = control(&arms, options)?;
+    let (mut persons, several_arms) = persons(&own, &arms);
+    let mut counts: Vec<ArmCount> = arm_counts(&own, &arms, &shares, &persons);
+    let persons_by_arm: Vec<u64> = counts.iter().map(|arm| arm.persons).collect();
+    let before = persons.len();
+    persons.retain(|person| until.0.saturating_sub(person.first.0) >= options.window_ms);
+    persons.iter().for_each(|person| counts[person.arm].counted += 1);
+    let left_out = LeftOut { several_arms, open_window: (before - persons.len()) as u64 };
+    let kinds: BTreeSet<&str> = outcomes.iter().map(|outcome| outcome.kind.as_str()).collect();
+    let done = by_person(&persons, outcomes, options.window_ms);
+    let metrics = kinds
+        .iter()
+        .take(KINDS_MAX)
+        .flat_map(|kind| Metric::of_kind(kind, outcomes))
+        .map(|metric| metric.report(&persons, &done, &arms, control, options.planned))
+        .collect();
+    let interleaving = match drafts.is_empty() {
+        true => Vec::new(),
+        false => kinds.iter().take(KINDS_MAX).map(|kind| credit(&drafts, outcomes, kind, options.window_ms)).collect(),
+    };
+    Ok(ExperimentReport {
+        experiment: experiment.to_owned(),
+        from_ms: from.0,
+        until_ms: until.0,
+        window_ms: options.window_ms,
+        control: arms.get(control).copied().unwrap_or_default().to_owned(),
+        sample_ratio: sample_ratio(&persons_by_arm, &shares),
+        arms: counts,
+        left_out,
+        metrics,
+        interleaving,
+    })
+}
+
+/// The arms' shares, with a sum of 1.
+fn shares(arms: &[&str], options: &AnalysisOptions) -> Result<Vec<f64>, ExperimentError> {
+    if options.shares.is_empty() {
+        return Ok(vec![1.0 / arms.len().max(1) as f64; arms.len()]);
+    }
+    let total: f64 = options.shares.iter().map(|(_, share)| share).sum();
+    for (arm, share) in &options.shares {
+        if !share.is_finite() || *share < 0.0 || total.is_nan() || total <= 0.0 {
+            return Err(ExperimentError::Share { arm: arm.clone(), share: *share });
+        }
+        if !arms.contains(&arm.as_str()) {
+            return Err(ExperimentError::Arm { arm: arm.clone(), known: arms.join(", ") });
+        }
+    }
+    let share = |arm: &&str| options.shares.iter().find(|(name, _)| name == arm).map_or(0.0, |(_, share)| *share);
+    Ok(arms.iter().map(|arm| share(arm) / total).collect())
+}
+
+fn control(arms: &[&str], options: &AnalysisOptions) -> Result<usize, ExperimentError> {
+    let place = |name: &str| arms.iter().position(|arm| *arm == name);
+    match &options.control {
+        Some(name) => place(name).ok_or_else(|| ExperimentError::Arm { arm: name.clone(), known: arms.join(", ") }),
+        None => Ok(place("control").or_else(|| place("default")).unwrap_or(0)),
+    }
+}
+
+/// Everyone who met a single arm, by first answer, and how many met several.
+fn persons<'a>(exposures: &[&'a Exposure], arms: &[&str]) -> (Vec<Person<'a>>, u64) {
+    let mut met: AHashMap<&str, (Person, bool)> = AHashMap::new();
+    for exposure in exposures {
+        let arm = arms.binary_search(&exposure.arm.as_str()).unwrap_or(0);
+        let new = || (Person { id: exposure.person.as_str(), arm, first: exposure.at }, false);
+        let (person, several) = met.entry(exposure.person.as_str()).or_insert_with(new);
+        *several |= person.arm != arm;
+        person.first = person.first.min(exposure.at);
+    }
+    let several = met.values().filter(|(_, several)| *several).count() as u64;
+    let mut persons: Vec<Person> =
+        met.into_values().filter(|(_, several)| !several).map(|(person, _)| person).collect();
+    persons.sort_by(|a, b| (a.first, a.id).cmp(&(b.first, b.id)));
+    (persons, several)
+}
+
+fn arm_counts(exposures: &[&Exposure], arms: &[&str], shares: &[f64], persons: &[Person]) -> Vec<ArmCount> {
+    let count = |arm: usize| ArmCount {
+        name: arms[arm].to_owned(),
+        persons: persons.iter().filter(|person| person.arm == arm).count() as u64,
+        counted: 0,
+        answers: exposures.iter().filter(|exposure| exposure.arm == arms[arm]).count() as u64,
+        expected_share: shares[arm],
+    };
+    (0..arms.len()).map(count).collect()
+}
+
+/// What each person did within the window: by kind, how often and what it was worth.
+type Done<'a> = Vec<BTreeMap<&'a str, (f64, f64)>>;
+
+fn by_person<'a>(persons: &[Person], outcomes: &'a [Outcome], window_ms: i64) -> Done<'a> {
+    let numbers: AHashMap<&str, usize> = persons.iter().enumerate().map(|(at, person)| (person.id, at)).collect();
+    let mut done: Done = vec![BTreeMap::new(); persons.len()];
+    for outcome in outcomes {
+        let Some(number) = numbers.get(outcome.person.as_str()) else { continue };
+        let after = outcome.at.0.saturating_sub(persons[*number].first.0);
+        if (0..=window_ms).contains(&after) {
+            let (count, value) = done[*number].entry(outcome.kind.as_str()).or_default();
+            *count += 1.0;
+            *value += outcome.value;
+        }
+    }
+    done
+}
+
+/// A number about each person.
+enum Metric<'a> {
+    /// 1 for a person with such an outcome.
+    Share(&'a str),
+    Count(&'a str),
+    Value(&'a str),
+}
+
+impl<'a> Metric<'a> {
+    /// Of a kind of outcome: who had one, and how many, or what they were worth where that is known.
+    fn of_kind(kind: &'a str, outcomes: &[Outcome]) -> [Self; 2] {
+        match outcomes.iter().any(|outcome| outcome.kind == kind && outcome.value != 0.0) {
+            true => [Self::Share(kind), Self::Value(kind)],
+            false => [Self::Share(kind), Self::Count(kind)],
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Share(kind) => format!("persons with {kind}"),
+            Self::Count(kind) => format!("{kind} per person"),
+            Self::Value(kind) => format!("value of {kind} per person"),
+        }
+    }
+
+    fn of(&self, done: &BTreeMap<&str, (f64, f64)>) -> f64 {
+        let of = |kind: &str| done.get(kind).copied().unwrap_or((0.0, 0.0));
+        match self {
+            Self::Share(kind) => f64::from(u8::from(of(kind).0 > 0.0)),
+            Self::Count(kind) => of(kind).0,
+            Self::Value(kind) => of(kind).1,
+        }
+    }
+
+    fn report(&self, persons: &[Person], done: &Done, arms: &[&str], control: usize, planned: f64) -> MetricReport {
+        let others: Vec<usize> = (0..arms.len()).filter(|arm| *arm != control).collect();
+        // All arms of a metric together keep the level (Bonferroni).
+        let alpha = ALPHA / others.len().max(1) as f64;
+        let mut tallies = vec![Tally::default(); arms.len()];
+        let mut histories = vec![Vec::new(); arms.len()];
+        let every = persons.len().div_ceil(LOOKS).max(1);
+        for (at, (person, done)) in persons.iter().zip(done).enumerate() {
+            tallies[person.arm].add(self.of(done));
+            let seen = at + 1;
+            if seen % every == 0 || seen == persons.len() {
+                for arm in &others {
+                    let interval = Tally::compare(&tallies[control], &tallies[*arm], planned, alpha);
+                    histories[*arm].extend(interval.map(|interval| Moment { persons: seen as u64, interval }));
+                }
+            }
+        }
+        let comparison = |arm: &usize| {
+            let interval = Tally::compare(&tallies[control], &tallies[*arm], planned, alpha);
+            let mean = tallies[control].moments.mean;
+            Comparison {
+                arm: arms[*arm].to_owned(),
+                interval,
+                relative: (mean != 0.0).then(|| (tallies[*arm].moments.mean - mean) / mean),
+                decided: interval.is_some_and(|interval| interval.low > 0.0 || interval.high < 0.0),
+                history: histories[*arm].clone(),
+            }
+        };
+        let mean = |(arm, tally): (&&str, &Tally)| ArmMean {
+            arm: (*arm).to_owned(),
+            mean: tally.moments.mean,
+            standard_deviation: tally.moments.variance().sqrt(),
+        };
+        MetricReport {
+            name: self.name(),
+            arms: arms.iter().zip(&tallies).map(mean).collect(),
+            comparisons: others.iter().map(comparison).collect(),
+        }
+    }
+}
+
+/// An arm's numbers so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    moments: Moments,
+    /// Persons whose number is not 0.
+    with: f64,
+}
+
+impl Tally {
+    fn add(&mut self, value: f64) {
+        self.moments.add(value);
+        self.with += f64::from(u8::from(value != 0.0));
+    }
+
+    /// None while there are too few.
+    fn compare(control: &Self, arm: &Self, planned: f64, alpha: f64) -> Option<SequentialInterval> {
+        let enough = |tally: &Self| tally.moments.count >= PERSONS_MIN && tally.with >= OUTCOMES_MIN;
+        (enough(control) && enough(arm))
+            .then(|| sequential_interval(&control.moments, &arm.moments, planned, alpha))
+            .flatten()
+    }
+}

@@ -1,0 +1,170 @@
+//! Which of two interleaved rankings people prefer. The lists themselves are drafted where answers are made.
+use super::{Draft, Outcome, Team};
+use lodestone_core::statistics::sequential::Moments;
+use lodestone_core::statistics::sign_test;
+use ahash::AHashMap;
+use serde::Serialize;
+
+/// Persons at which the interval of the balance is narrowest: interleaving needs far fewer than an A/B test.
+const PLANNED: f64 = 1000.0;
+
+/// What people did with the picks of two rankings (Radlinski, Kurup and Joachims 2008; team draft).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct InterleavingReport {
+    /// The kind of outcome that is counted.
+    pub kind: String,
+    pub answers: usize,
+    pub persons: usize,
+    /// Outcomes with picks of each team.
+    pub credits_a: u64,
+    pub credits_b: u64,
+    /// Persons with more outcomes on picks of A, of B, and as many (above 0) on both.
+    pub prefer_a: u64,
+    pub prefer_b: u64,
+    pub ties: u64,
+    /// Of a sign test over persons without ties; for one look at the end.
+    pub p: f64,
+    /// Mean over all persons of +1 for B, -1 for A, 0 for no preference: its 95 % interval holds at every look.
+    pub balance: f64,
+    pub balance_low: Option<f64>,
+    pub balance_high: Option<f64>,
+}
+
+/// Gives each outcome of `kind` to the team that picked the item and counts each person once: a person's sessions depend
+/// on each other. An outcome belongs to the answer that it names, else to the person's latest answer before it that
+/// shows its item, at most `window_ms` earlier. Outcomes with other items count for nobody.
+pub fn credit(drafts: &[Draft], outcomes: &[Outcome], kind: &str, window_ms: i64) -> InterleavingReport {
+    let mut by_answer: AHashMap<&str, &Draft> = AHashMap::new();
+    let mut by_person: AHashMap<&str, Vec<&Draft>> = AHashMap::new();
+    for draft in drafts {
+        if !draft.answer.is_empty() {
+            by_answer.insert(&draft.answer, draft);
+        }
+        by_person.entry(&draft.person).or_default().push(draft);
+    }
+    by_person.values_mut().for_each(|drafts| drafts.sort_by_key(|draft| draft.at));
+    let team_of = |draft: &Draft, item: &str| draft.picks.iter().find(|pick| pick.0 == item).map(|pick| pick.1);
+    let mut credits: AHashMap<&str, (u64, u64)> = by_person.keys().map(|person| (*person, (0, 0))).collect();
+    for outcome in outcomes.iter().filter(|outcome| outcome.kind == kind && !outcome.item.is_empty()) {
+        let is_before = |draft: &&&Draft| draft.at <= outcome.at && outcome.at.0 - draft.at.0 <= window_ms;
+        let team = match by_answer.get(outcome.answer.as_str()) {
+            Some(draft) => team_of(draft, &outcome.item).map(|team| (draft.person.as_str(), team)),
+            None if !outcome.answer.is_empty() => None,
+            None => by_person
+                .get(outcome.person.as_str())
+                .into_iter()
+                .flatten()
+                .rev()
+                .filter(is_before)
+                .find_map(|draft| team_of(draft, &outcome.item).map(|team| (draft.person.as_str(), team))),
+        };
+        let Some((person, team)) = team else { continue };
+        let credit = credits.entry(person).or_default();
+        match team {
+            Team::A => credit.0 += 1,
+            Team::B => credit.1 += 1,
+        }
+    }
+    summary(kind, drafts.len(), credits.into_values())
+}
+
+fn summary(kind: &str, answers: usize, credits: impl Iterator<Item = (u64, u64)>) -> InterleavingReport {
+    let mut report = InterleavingReport {
+        kind: kind.to_owned(),
+        answers,
+        persons: 0,
+        credits_a: 0,
+        credits_b: 0,
+        prefer_a: 0,
+        prefer_b: 0,
+        ties: 0,
+        p: 1.0,
+        balance: 0.0,
+        balance_low: None,
+        balance_high: None,
+    };
+    let mut balance = Moments::default();
+    for (a, b) in credits {
+        report.persons += 1;
+        report.credits_a += a;
+        report.credits_b += b;
+        report.prefer_a += u64::from(a > b);
+        report.prefer_b += u64::from(b > a);
+        report.ties += u64::from(a == b && a > 0);
+        balance.add(f64::from(i8::from(b > a) - i8::from(a > b)));
+    }
+    report.p = sign_test(report.prefer_a, report.prefer_b);
+    report.balance = balance.mean;
+    if let Some(half) = balance.sequential_half_width(PLANNED, super::analysis::ALPHA) {
+        (report.balance_low, report.balance_high) = (Some(balance.mean - half), Some(balance.mean + half));
+    }
+    report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::units::UnixMillis;
+
+    fn draft(answer: &str, person: &str, at: i64, picks: &[(&str, Team)]) -> Draft {
+        Draft {
+            answer: answer.to_owned(),
+            person: person.to_owned(),
+            at: UnixMillis(at),
+            experiment: "e".to_owned(),
+            picks: picks.iter().map(|(item, team)| ((*item).to_owned(), *team)).collect(),
+        }
+    }
+
+    fn click(person: &str, at: i64, item: &str, answer: &str) -> Outcome {
+        Outcome {
+            person: person.to_owned(),
+            at: UnixMillis(at),
+            kind: "click".to_owned(),
+            value: 0.0,
+            item: item.to_owned(),
+            answer: answer.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_click_counts_for_the_team_that_picked_the_item() {
+        let drafts = [
+            draft("1", "p", 0, &[("x", Team::A), ("y", Team::B)]),
+            draft("2", "p", 50, &[("x", Team::B), ("z", Team::A)]),
+            draft("3", "q", 0, &[("x", Team::B)]),
+            draft("4", "r", 0, &[("x", Team::A)]),
+        ];
+        let outcomes = [
+            click("p", 60, "x", "1"),     // names the first answer: A
+            click("p", 60, "x", ""),      // the latest that shows it: B
+            click("p", 40, "x", ""),      // before the second: A
+            click("p", 60, "y", "2"),     // the second does not show it
+            click("p", 60, "x", "other"), // an answer that is not here
+            click("q", 2000, "x", ""),    // too late
+            click("q", 100, "x", ""),     // B
+            click("nobody", 10, "x", ""),
+            Outcome { kind: "view".to_owned(), ..click("q", 100, "x", "") },
+        ];
+        let report = credit(&drafts, &outcomes, "click", 1000);
+        assert_eq!((report.credits_a, report.credits_b), (2, 2));
+        assert_eq!((report.persons, report.prefer_a, report.prefer_b, report.ties), (3, 1, 1, 0));
+        assert_eq!((report.p, report.balance), (1.0, 0.0));
+    }
+
+    #[test]
+    fn a_better_ranking_is_found() {
+        let drafts: Vec<Draft> = (0..200)
+            .map(|person| draft(&person.to_string(), &format!("p{person}"), 0, &[("good", Team::B), ("bad", Team::A)]))
+            .collect();
+        let outcomes: Vec<Outcome> = (0..200)
+            .map(|person| click("", 1, if person % 4 == 0 { "bad" } else { "good" }, &person.to_string()))
+            .collect();
+        let report = credit(&drafts, &outcomes, "click", 1000);
+        assert_eq!((report.prefer_a, report.prefer_b), (50, 150));
+        assert!((report.balance - 0.5).abs() < 1e-9);
+        assert!(report.p < 1e-6 && report.balance_low.unwrap() > 0.0 && report.balance_high.unwrap() < 1.0);
+        let none = credit(&[], &[], "click", 1000);
+        assert_eq!((none.persons, none.p, none.balance_low), (0, 1.0, None));
+    }
+}

@@ -1,0 +1,201 @@
+//! What another order would have earned, from answers that explored.
+use super::{Cell, Choice, EstimateOptions, Estimates, Log, LogRow, Refusal, estimate};
+use lodestone_pipeline::{answers::{AnswerRecord, AnswersError, for_each_record}, serving::ServingConfig};
+use lodestone_dataset::DatasetSlot;
+use crate::Outcome;
+use lodestone_core::units::UnixMillis;
+use ahash::AHashMap;
+use serde::Serialize;
+use std::{fmt, path::Path};
+
+/// What counts as a reward.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reward {
+    /// The kind of outcome: `click`, `purchase`, …
+    pub kind: String,
+    /// True: what it was worth. False: 1 for a slot with such an outcome.
+    pub is_value: bool,
+    /// Counts for so long after the answer.
+    pub window_ms: i64,
+}
+
+/// What `lodestone evaluate --off-policy` prints.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LoggedReport {
+    /// The judged order, in words.
+    pub target: String,
+    pub answers: usize,
+    /// Answers of which it is not known what the judged order would have shown; they are left out.
+    pub left_out: usize,
+    /// Slots without a pin.
+    pub slots: usize,
+    /// Those that showed what the judged order would have shown there.
+    pub same_slots: usize,
+    pub persons: usize,
+    /// Outcomes of the kind that belong to a slot, and those that belong to none.
+    pub matched: usize,
+    pub unmatched: usize,
+    /// Reward per slot of what was shown.
+    pub shown_mean: f64,
+    /// Of the judged order, per slot; nothing where the log was refused.
+    pub estimates: Option<Estimates>,
+    pub refused: Option<String>,
+}
+
+/// The slots of answers and, for each, whether the judged order would have shown the same item there.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JudgedSlots {
+    /// The judged order, in words.
+    pub target: String,
+    /// The slots of an answer follow each other.
+    pub slots: Vec<DatasetSlot>,
+    pub is_same: Vec<bool>,
+    /// Answers that are not among the slots, as the judged order of them is not known.
+    pub left_out: usize,
+}
+
+impl JudgedSlots {
+    /// The order without exploration.
+    pub fn organic(slots: Vec<DatasetSlot>) -> Self {
+        let is_same = slots.iter().map(|slot| slot.organic_slot == slot.slot).collect();
+        Self { target: "the order without exploration".to_owned(), slots, is_same, left_out: 0 }
+    }
+}
+
+/// Samples for probabilities of slots that are not known exactly.
+const PROPENSITY_SAMPLES: usize = 200;
+
+/// Reads the records of a server (`DATA/answers`) and what a serving configuration would have shown; see
+/// [`AnswerRecord::page_of`]. Damaged blocks of the files count as one answer left out.
+pub fn answers_under(config: &ServingConfig, directory: &Path) -> Result<JudgedSlots, AnswersError> {
+    let mut judged = JudgedSlots { target: format!("serving configuration {}", config.name), ..JudgedSlots::default() };
+    let lost = for_each_record(directory, UnixMillis(0), |record| match slots_under(config, &record) {
+        Some((slots, is_same)) => {
+            judged.slots.extend(slots);
+            judged.is_same.extend(is_same);
+        }
+        None => judged.left_out += 1,
+    })?;
+    judged.left_out += lost.damaged_blocks;
+    Ok(judged)
+}
+
+fn slots_under(config: &ServingConfig, record: &AnswerRecord) -> Option<(Vec<DatasetSlot>, Vec<bool>)> {
+    let page = record.page_of(config).ok()?;
+    let rows = record.rows(PROPENSITY_SAMPLES).ok()?;
+    let is_same = rows.iter().zip(&page).map(|(row, item)| row.item == **item).collect();
+    let slots = rows.into_iter().map(|row| DatasetSlot {
+        answer: uuid::Uuid::from_bytes(row.answer).to_string(),
+        at: row.at,
+        person: row.person,
+        experiment: row.experiment,
+        arm: row.arm,
+        slot: row.slot,
+        item: row.item,
+        propensity: row.propensity.probability,
+        organic_slot: row.organic_slot,
+        is_pinned: row.is_pinned,
+        team: row.team,
+    });
+    Some((slots.collect(), is_same))
+}
+
+/// Estimates what the judged order earns per slot, beside what the answers earned as they were shown. An outcome
+/// belongs to the answer that it names, else to the person's latest answer before it that shows its item. Slots with a pin
+/// are left out: no order moves them.
+pub fn judge_answers(
+    judged: &JudgedSlots,
+    outcomes: &[Outcome],
+    reward: &Reward,
+    options: &EstimateOptions,
+) -> LoggedReport {
+    let slots = &judged.slots;
+    let (rewards, matched, unmatched) = rewards(slots, outcomes, reward);
+    let mut persons: AHashMap<&str, u32> = AHashMap::new();
+    let mut log = Log::default();
+    // The reward model knows slots only: which item would have been there is not in the log where it left the page.
+    let depth = slots.iter().map(|slot| slot.slot).max().unwrap_or(0);
+    log.cells = (0..=depth).map(|slot| Cell { action: 0, position: slot }).collect();
+    log.choices = (0..=depth).map(|slot| Choice { cells: vec![slot], probabilities: vec![1.0] }).collect();
+    let all = slots.iter().zip(&rewards).zip(&judged.is_same);
+    for ((slot, reward), is_same) in all.filter(|((slot, _), _)| !slot.is_pinned) {
+        let next = persons.len() as u32;
+        log.rows.push(LogRow {
+            person: *persons.entry(slot.person.as_str()).or_insert(next),
+            cell: slot.slot,
+            choice: slot.slot,
+            reward: *reward,
+            propensity: slot.propensity,
+            target: f64::from(u8::from(*is_same)),
+        });
+    }
+    let estimated = estimate(&log, options);
+    LoggedReport {
+        target: judged.target.clone(),
+        left_out: judged.left_out,
+        answers: slots.chunk_by(|a, b| a.answer == b.answer).count(),
+        slots: log.rows.len(),
+        same_slots: log.rows.iter().filter(|row| row.target > 0.0).count(),
+        persons: persons.len(),
+        matched,
+        unmatched,
+        shown_mean: log.rows.iter().map(|row| row.reward).sum::<f64>() / log.rows.len().max(1) as f64,
+        refused: estimated.as_ref().err().map(Refusal::to_string),
+        estimates: estimated.ok(),
+    }
+}
+
+/// The reward of each slot, and how many outcomes of the kind belong to a slot and to none.
+fn rewards(slots: &[DatasetSlot], outcomes: &[Outcome], reward: &Reward) -> (Vec<f64>, usize, usize) {
+    // By person and item: when it was shown, and where.
+    let mut shown: AHashMap<(&str, &str), Vec<(UnixMillis, usize)>> = AHashMap::new();
+    for (number, slot) in slots.iter().enumerate() {
+        shown.entry((slot.person.as_str(), slot.item.as_str())).or_default().push((slot.at, number));
+    }
+    shown.values_mut().for_each(|shown| shown.sort_unstable());
+    let (mut rewards, mut matched, mut unmatched) = (vec![0.0; slots.len()], 0, 0);
+    for outcome in outcomes.iter().filter(|outcome| outcome.kind == reward.kind) {
+        let belongs = |(at, number): &&(UnixMillis, usize)| {
+            *at <= outcome.at
+                && outcome.at.0 - at.0 <= reward.window_ms
+                && (outcome.answer.is_empty() || outcome.answer == slots[*number].answer)
+        };
+        let candidates = shown.get(&(outcome.person.as_str(), outcome.item.as_str()));
+        match candidates.and_then(|candidates| candidates.iter().rev().find(belongs)) {
+            Some((_, number)) if reward.is_value => rewards[*number] += outcome.value.max(0.0),
+            Some((_, number)) => rewards[*number] = 1.0,
+            None => {
+                unmatched += 1;
+                continue;
+            }
+        }
+        matched += 1;
+    }
+    (rewards, matched, unmatched)
+}
+
+impl fmt::Display for LoggedReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} answers to {} persons, {} slots without a pin, {} of them as in {}; {} answers left out",
+            self.answers, self.persons, self.slots, self.same_slots, self.target, self.left_out
+        )?;
+        writeln!(f, "outcomes: {} belong to a slot, {} to none", self.matched, self.unmatched)?;
+        writeln!(f, "as shown: {:.6} per slot", self.shown_mean)?;
+        let Some(estimates) = &self.estimates else {
+            return writeln!(f, "refused: {}", self.refused.as_deref().unwrap_or("no estimate"));
+        };
+        let support = &estimates.support;
+        writeln!(
+            f,
+            "{}, {:.0} effective of {} slots, weights' mean {:.3}, greatest {:.1}:",
+            self.target, support.ess, support.rows, support.weight_mean, support.weight_max
+        )?;
+        for measure in &estimates.measures {
+            let (name, value) = (measure.estimator.name(), measure.value);
+            writeln!(f, "  {name:<14} {value:.6} [{:.6}, {:.6}]", measure.low, measure.high)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! A report as a table and as a page.
+use super::{Comparison, ExperimentReport, InterleavingReport, MetricReport};
+use lodestone_core::statistics::SequentialInterval;
+use crate::plots::{self, Line, PAGE_STYLE, STYLE, escape, section, short, wide};
+use lodestone_core::units::UnixMillis;
+use std::fmt::{self, Write};
+
+fn time(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string())
+}
+
+fn duration(ms: i64) -> String {
+    match ms % UnixMillis::DAY {
+        0 => format!("{} days", ms / UnixMillis::DAY),
+        _ => format!("{} hours", short(ms as f64 / 3_600_000.0)),
+    }
+}
+
+fn p_value(p: f64) -> String {
+    if p < 0.0001 { "below 0.0001".to_owned() } else { format!("{p:.4}") }
+}
+
+fn bracketed(interval: &SequentialInterval) -> String {
+    format!("{:+.5} [{:+.5}, {:+.5}]", interval.difference, interval.low, interval.high)
+}
+
+impl Comparison {
+    /// What follows from the interval, in words.
+    fn verdict(&self) -> &'static str {
+        match &self.interval {
+            None => "too few yet",
+            Some(interval) if interval.low > 0.0 => "higher",
+            Some(interval) if interval.high < 0.0 => "lower",
+            Some(_) => "not decided",
+        }
+    }
+
+    fn told(&self) -> String {
+        let Some(interval) = &self.interval else { return "too few yet".to_owned() };
+        let relative = self.relative.map_or_else(String::new, |relative| format!(" ({:+.1} %)", 100.0 * relative));
+        format!("{}{relative}, p {}, {}", bracketed(interval), p_value(interval.p), self.verdict())
+    }
+}
+
+impl ExperimentReport {
+    /// What is wrong with the experiment itself; empty: nothing that is known.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(ratio) = self.sample_ratio.as_ref().filter(|ratio| ratio.mismatch) {
+            warnings.push(format!(
+                "SAMPLE RATIO MISMATCH: persons are not split as asked (chi-square {:.1}, p {}). Something loses or adds \
+                 persons in one arm; no difference below can be trusted.",
+                ratio.chi_square,
+                p_value(ratio.p)
+            ));
+        }
+        let persons: u64 = self.arms.iter().map(|arm| arm.persons).sum();
+        if self.left_out.several_arms * 100 > persons {
+            warnings.push(format!(
+                "{} persons met more than one arm and are left out; were shares changed while the experiment ran?",
+                self.left_out.several_arms
+            ));
+        }
+        warnings
+    }
+
+    /// One self-contained HTML page.
+    pub fn page(&self) -> String {
+        let mut html = format!(
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+             content=\"width=device-width\"><title>Experiment {0}</title><style>{PAGE_STYLE}{STYLE}p.warning{{color:#cf222e;font-weight:600}}\
+             </style></head><body><h1>Experiment {0}</h1><p>{1} to {2}. What a person does counts for {3} after the first \
+             answer.</p>",
+            escape(&self.experiment),
+            escape(&time(self.from_ms)),
+            escape(&time(self.until_ms)),
+            escape(&duration(self.window_ms))
+        );
+        for warning in self.warnings() {
+            let _ = write!(html, "<p class=\"warning\">{}</p>", escape(&warning));
+        }
+        self.arms_table(&mut html);
+        for metric in &self.metrics {
+            metric.section(&mut html, &self.control);
+        }
+        for interleaving in &self.interleaving {
+            section(&mut html, &format!("Interleaving: {}", interleaving.kind), &interleaving.to_string());
+        }
+        html.push_str("</body></html>\n");
+        html
+    }
+
+    fn arms_table(&self, html: &mut String) {
+        let note = match &self.sample_ratio {
+            Some(ratio) => format!("Sample ratio: chi-square {:.2}, p {}.", ratio.chi_square, p_value(ratio.p)),
+            None => "One arm, so there is no split to check.".to_owned(),
+        };
+        section(html, "Arms", &note);
+        html.push_str("<table><tr><th></th><th>persons</th><th>expected</th><th>counted</th><th>answers</th></tr>");
+        let persons: u64 = self.arms.iter().map(|arm| arm.persons).sum();
+        for arm in &self.arms {
+            let _ = write!(
+                html,
+                "<tr><td>{}</td><td>{}</td><td>{:.1}</td><td>{}</td><td>{}</td></tr>",
+                escape(&arm.name),
+                arm.persons,
+                arm.expected_share * persons as f64,
+                arm.counted,
+                arm.answers
+            );
+        }
+        let _ = write!(
+            html,
+            "</table><p>Left out: {} persons in several arms; {} whose time is not over.</p>",
+            self.left_out.several_arms, self.left_out.open_window
+        );
+    }
+}
+
+impl MetricReport {
+    fn section(&self, html: &mut String, control: &str) {
+        section(
+            html,
+            &self.name,
+            "95 % intervals that hold at every look; an experiment may be stopped when one excludes 0.",
+        );
+        html.push_str("<div class=\"wide\"><table><tr><th></th><th>mean</th><th>standard deviation</th><th>less control</th></tr>");
+        for arm in &self.arms {
+            let comparison = self.comparisons.iter().find(|comparison| comparison.arm == arm.arm);
+            let told = comparison.map_or_else(|| "control".to_owned(), Comparison::told);
+            let _ = write!(
+                html,
+                "<tr><td>{}</td><td>{:.5}</td><td>{:.5}</td><td>{}</td></tr>",
+                escape(&arm.arm),
+                arm.mean,
+                arm.standard_deviation,
+                escape(&told)
+            );
+        }
+        html.push_str("</table></div>");
+        for comparison in self.comparisons.iter().filter(|comparison| comparison.history.len() > 1) {
+            let line = |name: &str, of: &dyn Fn(&SequentialInterval) -> f64| Line {
+                name: name.to_owned(),
+                points: comparison.history.iter().map(|seen| (seen.persons as f64, of(&seen.interval))).collect(),
+            };
+            let difference = format!("{} less {control}", comparison.arm);
+            let lines = [
+                line(&difference, &|interval| interval.difference),
+                line("lower end", &|interval| interval.low),
+                line("upper end", &|interval| interval.high),
+                line("no difference", &|_| 0.0),
+            ];
+            wide(html, &plots::lines(&lines, "persons", "difference", false));
+        }
+    }
+}
+
+impl fmt::Display for InterleavingReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} persons in {} answers; {} on picks of A {}, of B {}; persons for A {}, for B {}, even {}; sign test p {}",
+            self.persons,
+            self.answers,
+            self.kind,
+            self.credits_a,
+            self.credits_b,
+            self.prefer_a,
+            self.prefer_b,
+            self.ties,
+            p_value(self.p)
+        )?;
+        match (self.balance_low, self.balance_high) {
+            (Some(low), Some(high)) => write!(f, "; balance {:+.4} [{low:+.4}, {high:+.4}]", self.balance),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for ExperimentReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "experiment {}, {} to {}; outcomes count for {} after the first answer",
+            self.experiment,
+            time(self.from_ms),
+            time(self.until_ms),
+            duration(self.window_ms)
+        )?;
+        for warning in self.warnings() {
+            writeln!(f, "{warning}")?;
+        }
+        let persons: u64 = self.arms.iter().map(|arm| arm.persons).sum();
+        writeln!(f, "\n{:<24} {:>9} {:>11} {:>9} {:>9}", "arm", "persons", "expected", "counted", "answers")?;
+        for arm in &self.arms {
+            let expected = arm.expected_share * persons as f64;
+            let name = if arm.name == self.control { format!("{} (control)", arm.name) } else { arm.name.clone() };
+            writeln!(f, "{name:<24} {:>9} {expected:>11.1} {:>9} {:>9}", arm.persons, arm.counted, arm.answers)?;
+        }
+        if let Some(ratio) = &self.sample_ratio {
+            writeln!(f, "sample ratio: chi-square {:.2}, p {}", ratio.chi_square, p_value(ratio.p))?;
+        }
+        writeln!(
+            f,
+            "left out: {} persons in several arms, {} whose time is not over",
+            self.left_out.several_arms, self.left_out.open_window
+        )?;
+        for metric in &self.metrics {
+            writeln!(f, "\n{}", metric.name)?;
+            for arm in &metric.arms {
+                let comparison = metric.comparisons.iter().find(|comparison| comparison.arm == arm.arm);
+                let told = comparison.map_or_else(String::new, Comparison::told);
+                writeln!(f, "{}", format!("  {:<22} {:>9.5}  {told}", arm.arm, arm.mean).trim_end())?;
+            }
+        }
+        if !self.metrics.is_empty() && self.arms.len() > 1 {
+            writeln!(f, "\n95 % intervals that hold at every look")?;
+        }
+        for interleaving in &self.interleaving {
+            writeln!(f, "\ninterleaving by {}: {interleaving}", interleaving.kind)?;
+        }
+        Ok(())
+    }
+}

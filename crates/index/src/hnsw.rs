@@ -1,0 +1,392 @@
+//! Nearest vectors: a graph (HNSW), and the exact scan beside it. The only file that names hnsw_rs.
+use super::kernels::dot;
+use lodestone_core::ids::Row;
+use ahash::{AHashMap, RandomState};
+use hnsw_rs::prelude::{Distance, Hnsw};
+use parking_lot::RwLock;
+use rayon::prelude::*;
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
+};
+
+/// Layers of the graph at most; hnsw_rs allows no more.
+const LAYERS_MAX: usize = 16;
+/// Rows that are inserted one after the other before others join: the first ones of a graph do not see each other when
+/// they come at once, and would stay unreachable.
+const FIRST_ROWS: usize = 256;
+/// The widest list that a filtered search looks through before it gives up in favour of the exact scan.
+const EF_MAX: usize = 1024;
+
+/// Why a vector was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VectorError {
+    #[error("has {found} dimensions where {due} are due")]
+    Dimension { found: usize, due: usize },
+    #[error("is not a finite number at {position}")]
+    NotFinite { position: usize },
+    #[error("has length {length}, not 1")]
+    NotUnit { length: String },
+}
+
+/// A row whose vector was not taken, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("vector of row {}: {problem}", row.0)]
+pub struct BadVector {
+    pub row: Row,
+    pub problem: VectorError,
+}
+
+/// How a graph is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GraphConfig {
+    /// Neighbours of each row; twice as many in the lowest layer. Held within 2 and 128.
+    pub m: usize,
+    /// Width of the search for neighbours when a row is inserted. At least 8.
+    pub ef_construction: usize,
+    /// Rows that are expected; more are taken.
+    pub capacity: usize,
+}
+
+impl Default for GraphConfig {
+    fn default() -> Self {
+        Self { m: 16, ef_construction: 100, capacity: 10_000 }
+    }
+}
+
+/// A graph over unit vectors. Inserts and searches may run at the same time.
+pub struct Graph {
+    dimensions: usize,
+    /// One point for each distinct vector; its id is its place in `Points::rows`.
+    hnsw: Hnsw<'static, f32, UnitDistance>,
+    points: RwLock<Points>,
+    hashers: [RandomState; 2],
+}
+
+/// Rows of equal vectors share a point: more than `2 * m` equal points would link only to each other, and a search that
+/// meets them could not leave.
+#[derive(Default)]
+struct Points {
+    of_vector: AHashMap<[u64; 2], usize>,
+    rows: Vec<Vec<Row>>,
+    row_count: usize,
+}
+
+/// 1 minus the inner product of unit vectors, held above 0: hnsw_rs asserts that no distance is negative.
+#[derive(Debug, Clone, Copy, Default)]
+struct UnitDistance;
+
+impl Distance<f32> for UnitDistance {
+    fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
+        // `max` also turns a NaN into 0, which cannot come from checked vectors.
+        (1.0 - dot(a, b)).max(0.0)
+    }
+}
+
+impl Graph {
+    pub fn new(dimensions: usize, config: GraphConfig) -> Self {
+        let m = config.m.clamp(2, 128);
+        // `keep_pruned` stays off: filling up with the nearest cuts dense clusters off from each other (recall .70).
+        let hnsw = Hnsw::new(m, config.capacity.max(1), LAYERS_MAX, config.ef_construction.max(8), UnitDistance);
+        let hashers = [RandomState::with_seeds(1, 2, 3, 4), RandomState::with_seeds(5, 6, 7, 8)];
+        Self { dimensions, hnsw, points: RwLock::default(), hashers }
+    }
+
+    /// Rows that were added.
+    pub fn len(&self) -> usize {
+        self.points.read().row_count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a row with its unit vector. Give each row once: a row with two vectors is found by both.
+    pub fn insert(&self, row: Row, vector: &[f32]) -> Result<(), BadVector> {
+        self.insert_many(&[(row, vector)])
+    }
+
+    /// Adds rows on all threads of the current rayon pool. All vectors are checked first: an error adds none.
+    pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), BadVector> {
+        for &(row, vector) in rows {
+            check_vector(vector, self.dimensions).map_err(|problem| BadVector { row, problem })?;
+        }
+        let points = self.new_points(rows);
+        let first = FIRST_ROWS.saturating_sub(self.hnsw.get_nb_point()).min(points.len());
+        points[..first].iter().for_each(|&point| self.hnsw.insert(point));
+        points[first..].par_iter().for_each(|&point| self.hnsw.insert(point));
+        Ok(())
+    }
+
+    /// Notes the rows and gives the vectors that the graph does not have yet, with the ids of their points.
+    fn new_points<'v>(&self, rows: &[(Row, &'v [f32])]) -> Vec<(&'v [f32], usize)> {
+        let mut points = self.points.write();
+        let mut new = Vec::with_capacity(rows.len());
+        for &(row, vector) in rows {
+            let bytes: &[u8] = bytemuck::cast_slice(vector);
+            let hash = [self.hashers[0].hash_one(bytes), self.hashers[1].hash_one(bytes)];
+            let next = points.rows.len();
+            let point = *points.of_vector.entry(hash).or_insert(next);
+            if point == next {
+                points.rows.push(Vec::with_capacity(1));
+                new.push((vector, point));
+            }
+            points.rows[point].push(row);
+        }
+        points.row_count += rows.len();
+        new
+    }
+
+    /// The `count` rows that `keep` lets through and whose vectors have the highest inner product with `query`, best
+    /// first, each once. `ef`, at least `count`, is the width of the search: wider finds more and takes longer.
+    ///
+    /// Gives fewer than `count` where the graph has fewer or `keep` lets few through; then use [`exact_search`].
+    /// Nothing for a query that is not a unit vector.
+    pub fn search(&self, query: &[f32], count: usize, ef: usize, keep: &dyn Fn(Row) -> bool) -> Vec<(Row, f32)> {
+        let size = self.hnsw.get_nb_point();
+        if count == 0 || size == 0 || check_vector(query, self.dimensions).is_err() {
+            return Vec::new();
+        }
+        // The library's own filter panics where nothing passes, so rows are filtered after an unfiltered search, and
+        // the search is widened while too few are left.
+        let mut width = ef.max(count).min(size);
+        loop {
+            let near = self.hnsw.search(query, width, width);
+            let mut found = self.kept_rows(near.iter().map(|point| (point.d_id, 1.0 - point.distance)), keep);
+            if found.len() >= count || width >= size || width >= EF_MAX {
+                found.sort_unstable_by(best_first);
+                found.dedup_by_key(|pair| pair.0);
+                found.truncate(count);
+                return found;
+            }
+            width = (width * 4).min(size).min(EF_MAX);
+        }
+    }
+
+    fn kept_rows(&self, points: impl Iterator<Item = (usize, f32)>, keep: &dyn Fn(Row) -> bool) -> Vec<(Row, f32)> {
+        let rows = self.points.read();
+        let rows_of = |(point, score): (usize, f32)| rows.rows[point].iter().map(move |&row| (row, score));
+        points.flat_map(rows_of).filter(|&(row, _)| keep(row)).collect()
+    }
+}
+
+/// The exact answer by a scan: the `count` best of `rows`, best first. About 20 ns for each row. Nothing for a query
+/// that is not a unit vector; rows whose vector has another dimension are left out.
+pub fn exact_search<'v>(
+    rows: impl Iterator<Item = Row>,
+    vector_of: impl Fn(Row) -> &'v [f32],
+    query: &[f32],
+    count: usize,
+) -> Vec<(Row, f32)> {
+    if count == 0 || check_vector(query, query.len()).is_err() {
+        return Vec::new();
+    }
+    let mut best = TopRows::new(count);
+    for row in rows {
+        let vector = vector_of(row);
+        if vector.len() == query.len() {
+            best.push(row, dot(vector, query));
+        }
+    }
+    best.into_sorted()
+}
+
+/// Right dimension, finite, length 1 within 1%.
+pub fn check_vector(vector: &[f32], dimensions: usize) -> Result<(), VectorError> {
+    if vector.len() != dimensions {
+        return Err(VectorError::Dimension { found: vector.len(), due: dimensions });
+    }
+    if let Some(position) = vector.iter().position(|x| !x.is_finite()) {
+        return Err(VectorError::NotFinite { position });
+    }
+    let length = dot(vector, vector).sqrt();
+    if (length - 1.0).abs() > 0.01 || length.is_nan() {
+        return Err(VectorError::NotUnit { length: format!("{length:.4}") });
+    }
+    Ok(())
+}
+
+/// Highest score first; equal scores in the order of the rows.
+pub fn best_first(a: &(Row, f32), b: &(Row, f32)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// The best rows so far, at most `count`.
+pub(super) struct TopRows {
+    count: usize,
+    heap: BinaryHeap<Reverse<Scored>>,
+}
+
+impl TopRows {
+    pub(super) fn new(count: usize) -> Self {
+        Self { count, heap: BinaryHeap::with_capacity(count.min(4096) + 1) }
+    }
+
+    /// True where a row of this score would be among the best.
+    pub(super) fn wants(&self, row: Row, score: f32) -> bool {
+        self.heap.len() < self.count || self.heap.peek().is_some_and(|worst| Scored(row, score) > worst.0)
+    }
+
+    pub(super) fn push(&mut self, row: Row, score: f32) {
+        if self.wants(row, score) {
+            self.heap.push(Reverse(Scored(row, score)));
+            if self.heap.len() > self.count {
+                self.heap.pop();
+            }
+        }
+    }
+
+    /// What a score must exceed to get in; None while there is room.
+    pub(super) fn threshold(&self) -> Option<f32> {
+        (self.heap.len() >= self.count).then(|| self.heap.peek().map_or(f32::MIN, |worst| worst.0.1))
+    }
+
+    pub(super) fn into_sorted(self) -> Vec<(Row, f32)> {
+        let mut rows: Vec<(Row, f32)> = self.heap.into_iter().map(|Reverse(Scored(row, score))| (row, score)).collect();
+        rows.sort_unstable_by(best_first);
+        rows
+    }
+}
+
+/// Greater is better: a higher score, then a lower row.
+#[derive(Clone, Copy)]
+struct Scored(Row, f32);
+
+impl Ord for Scored {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.1.total_cmp(&other.1).then(other.0.cmp(&self.0))
+    }
+}
+
+impl PartialOrd for Scored {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Scored {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Scored {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_catalog::VECTOR_DIM;
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+        let length = dot(&vector, &vector).sqrt();
+        vector.iter_mut().for_each(|x| *x /= length);
+        vector
+    }
+
+    /// Vectors around 60 centres, as those of a shop's categories.
+    fn clustered(count: usize, seed: u64) -> Vec<Vec<f32>> {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut draw = |scale: f32| -> Vec<f32> {
+            (0..VECTOR_DIM).map(|_| (random.random::<f32>() + random.random::<f32>() - 1.0) * scale).collect()
+        };
+        let centres: Vec<Vec<f32>> = (0..60).map(|_| draw(1.0)).collect();
+        (0..count)
+            .map(|i| unit(draw(0.6).iter().zip(&centres[i * 7 % 60]).map(|(noise, centre)| noise + centre).collect()))
+            .collect()
+    }
+
+    fn graph_of(vectors: &[Vec<f32>]) -> Graph {
+        let graph = Graph::new(VECTOR_DIM, GraphConfig { m: 16, ef_construction: 100, capacity: vectors.len() });
+        let rows: Vec<(Row, &[f32])> =
+            vectors.iter().enumerate().map(|(i, vector)| (Row(i as u32), vector.as_slice())).collect();
+        graph.insert_many(&rows).unwrap();
+        graph
+    }
+
+    fn exact(vectors: &[Vec<f32>], query: &[f32], count: usize) -> Vec<(Row, f32)> {
+        exact_search((0..vectors.len() as u32).map(Row), |row| &vectors[row.index()], query, count)
+    }
+
+    #[test]
+    fn the_graph_finds_what_the_exact_scan_finds() {
+        let vectors = clustered(4600, 1);
+        let graph = graph_of(&vectors);
+        let queries = clustered(200, 1);
+        for (count, ef) in [(100, 128), (200, 256)] {
+            let found: Vec<_> = queries.iter().map(|query| graph.search(query, count, ef, &|_| true)).collect();
+            let truth: Vec<_> = queries.iter().map(|query| exact(&vectors, query, count)).collect();
+            let hits: usize = (found.iter().zip(&truth))
+                .map(|(found, truth)| truth.iter().filter(|(row, _)| found.iter().any(|f| f.0 == *row)).count())
+                .sum();
+            let recall = hits as f64 / (queries.len() * count) as f64;
+            assert!(recall >= 0.97, "recall {recall} of the top {count}");
+            assert!(found.iter().all(|list| list.windows(2).all(|pair| pair[0].1 >= pair[1].1)));
+        }
+    }
+
+    #[test]
+    fn a_filter_is_kept_and_the_exact_scan_covers_what_is_rare() {
+        let vectors = clustered(3000, 2);
+        let graph = graph_of(&vectors);
+        let half = graph.search(&vectors[0], 50, 128, &|row| row.0 % 2 == 1);
+        assert_eq!(half.len(), 50);
+        assert!(half.iter().all(|(row, _)| row.0 % 2 == 1));
+        assert!(graph.search(&vectors[0], 10, 64, &|_| false).is_empty());
+        let rare = (0..3000).filter(|row| row % 500 == 3).map(Row);
+        assert_eq!(exact_search(rare, |row| &vectors[row.index()], &vectors[0], 10).len(), 6);
+    }
+
+    #[test]
+    fn vectors_that_would_break_the_graph_are_refused() {
+        let graph = Graph::new(VECTOR_DIM, GraphConfig::default());
+        let good = unit(vec![1.0; VECTOR_DIM]);
+        let mut bad = good.clone();
+        bad[3] = f32::NAN;
+        assert_eq!(
+            graph.insert(Row(0), &bad),
+            Err(BadVector { row: Row(0), problem: VectorError::NotFinite { position: 3 } })
+        );
+        assert_eq!(
+            graph.insert(Row(0), &good[1..]),
+            Err(BadVector { row: Row(0), problem: VectorError::Dimension { found: 63, due: VECTOR_DIM } })
+        );
+        assert!(matches!(
+            graph.insert(Row(0), &[0.0; VECTOR_DIM]),
+            Err(BadVector { problem: VectorError::NotUnit { .. }, .. })
+        ));
+        assert!(graph.search(&good, 5, 10, &|_| true).is_empty());
+        graph.insert(Row(7), &good).unwrap();
+        assert_eq!(graph.search(&good, 5, 10, &|_| true)[0].0, Row(7));
+        assert!(graph.search(&bad, 5, 10, &|_| true).is_empty());
+    }
+
+    #[test]
+    fn rows_can_be_added_while_others_search() {
+        let vectors = clustered(1500, 3);
+        let graph = graph_of(&vectors[..500]);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for (i, vector) in vectors.iter().enumerate().skip(500) {
+                    graph.insert(Row(i as u32), vector).unwrap();
+                }
+            });
+            for vector in vectors.iter().take(300) {
+                assert_eq!(graph.search(vector, 20, 64, &|_| true).len(), 20);
+            }
+        });
+        assert_eq!(graph.search(&vectors[1400], 1, 64, &|_| true)[0].0, Row(1400));
+    }
+
+    #[test]
+    fn many_equal_vectors_do_not_hide_the_others() {
+        let mut vectors = vec![unit(vec![1.0; VECTOR_DIM]); 60];
+        vectors.extend(clustered(1000, 4));
+        let graph = graph_of(&vectors);
+        let equal = graph.search(&vectors[0], 60, 128, &|row| row.0 < 60).len();
+        assert_eq!(equal, 60);
+        for (i, vector) in vectors.iter().enumerate().skip(60) {
+            assert_eq!(graph.search(vector, 1, 64, &|_| true)[0].0, Row(i as u32));
+        }
+    }
+}

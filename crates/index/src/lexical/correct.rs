@@ -1,0 +1,100 @@
+//! Words of a query that no item has.
+use super::{Fields, Lexical, LexicalError, Match, PART_BYTES_MIN, collect::best_of};
+use lodestone_core::{ids::Row, text};
+use tantivy::{
+    Searcher,
+    query::{BooleanQuery, Occur},
+};
+
+/// Words of a query that are corrected; each costs a look at the whole vocabulary.
+const CORRECTIONS_MAX: usize = 8;
+/// So many items must have two words next to each other, for that a word is taken for the two without their space.
+const PAIR_ROWS_MIN: usize = 2;
+/// Items that are looked at for that.
+const PAIR_ROWS_READ_MAX: usize = 1000;
+
+impl Lexical {
+    /// The query with the words that the catalogue does not have replaced: by two words that were written without their
+    /// space, or by the nearest word of titles, brands, categories and tags. None where there is nothing to replace, where the
+    /// query is an item's id, or where no row that `keep` lets through would then have all words.
+    ///
+    /// Codes (with a digit), CJK words, short words and words of the synonyms stay as they are.
+    pub fn correct(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Option<String>, LexicalError> {
+        let searcher = self.reader.searcher();
+        let normal = text::normalize(query);
+        if self.doc_freq(&searcher, self.fields.id, &normal)? > 0 {
+            return Ok(None);
+        }
+        let mut corrected = String::with_capacity(normal.len());
+        let mut corrections = 0;
+        for piece in normal.split_inclusive(' ') {
+            let is_code = piece.bytes().any(|byte| byte.is_ascii_digit());
+            for run in runs(piece) {
+                let replacement = match is_code || corrections == CORRECTIONS_MAX {
+                    true => None,
+                    false => self.replacement(&searcher, run)?,
+                };
+                corrections += usize::from(replacement.is_some());
+                corrected.push_str(replacement.as_deref().unwrap_or(run));
+            }
+        }
+        if corrections == 0 || self.search(&corrected, Match::All, 1, keep)?.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(corrected))
+    }
+
+    /// What a word of the query is replaced by; none where it is known or nothing is near.
+    fn replacement(&self, searcher: &Searcher, written: &str) -> Result<Option<String>, LexicalError> {
+        let [word] = &text::written_words(written)[..] else { return Ok(None) };
+        let [token] = &text::tokens(word)[..] else { return Ok(None) };
+        let Fields { title, labels, description, .. } = self.fields;
+        for field in [title, labels, description] {
+            if self.doc_freq(searcher, field, &token.text)? > 0 {
+                return Ok(None);
+            }
+        }
+        if self.synonyms.longest_at(&[&token.text]).is_some() {
+            return Ok(None);
+        }
+        if let Some(parts) = self.parts(searcher, word)? {
+            return Ok(Some(parts));
+        }
+        Ok(self.words.read().vocabulary.nearest(word).map(str::to_owned))
+    }
+
+    /// The two words that a word is without the space between them, where titles have them next to each other.
+    fn parts(&self, searcher: &Searcher, word: &str) -> Result<Option<String>, LexicalError> {
+        let mut best: Option<(usize, String)> = None;
+        for at in PART_BYTES_MIN..=word.len().saturating_sub(PART_BYTES_MIN) {
+            let Some((first, second)) = word.split_at_checked(at) else { continue };
+            let tokens = (text::tokens(first), text::tokens(second));
+            let ([a], [b]) = (&tokens.0[..], &tokens.1[..]) else { continue };
+            let words = self.words.read();
+            if words.forward.frequency(&a.text) == 0 || words.forward.frequency(&b.text) == 0 {
+                continue;
+            }
+            let both = [a, b].map(|token| (Occur::Must, self.term(self.fields.title, &token.text)));
+            let both = BooleanQuery::new(both.into_iter().collect());
+            let read = best_of(searcher, &both, PAIR_ROWS_READ_MAX, &|_| true)?;
+            let pairs = read.iter().filter(|(row, _)| words.forward.has_pair(*row, &a.text, &b.text)).count();
+            if pairs >= PAIR_ROWS_MIN && best.as_ref().is_none_or(|(most, _)| pairs > *most) {
+                best = Some((pairs, format!("{first} {second}")));
+            }
+        }
+        Ok(best.map(|(_, parts)| parts))
+    }
+}
+
+/// The pieces of a text: letters, digits and apostrophes, or what is between them.
+fn runs(text: &str) -> impl Iterator<Item = &str> {
+    let is_inside = |c: char| c.is_alphanumeric() && !text::is_cjk(c) || matches!(c, '\'' | '\u{2019}');
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let inside = is_inside(rest.chars().next()?);
+        let end = rest.find(|c| is_inside(c) != inside).unwrap_or(rest.len());
+        let (run, after) = rest.split_at(end);
+        rest = after;
+        Some(run)
+    })
+}

@@ -1,0 +1,83 @@
+//! What of an item is indexed.
+use super::Lexical;
+use lodestone_catalog::{AttributeValue, Item};
+use lodestone_core::{ids::Row, text::{self, TokenKind}};
+use tantivy::{
+    TantivyDocument,
+    tokenizer::{PreTokenizedString, Token},
+};
+
+/// Attributes that identify an item as its id does, in lower case.
+const IDENTIFIERS: [&str; 7] = ["sku", "gtin", "ean", "upc", "isbn", "mpn", "asin"];
+
+impl Lexical {
+    pub(super) fn document(&self, row: Row, item: &Item, texts: &ItemTexts) -> TantivyDocument {
+        let mut document = TantivyDocument::new();
+        document.add_u64(self.fields.row, u64::from(row.0));
+        document.add_pre_tokenized_text(self.fields.id, tokenized(identifiers(item).into_iter()));
+        document.add_pre_tokenized_text(self.fields.title, indexed(&texts.title));
+        document.add_pre_tokenized_text(self.fields.labels, indexed(&texts.labels));
+        if !texts.description.is_empty() {
+            document.add_pre_tokenized_text(self.fields.description, indexed(&texts.description));
+        }
+        document
+    }
+}
+
+/// The texts of an item, read once.
+pub(super) struct ItemTexts {
+    pub title: Vec<text::Token>,
+    pub labels: Vec<text::Token>,
+    description: Vec<text::Token>,
+    /// Words of title and labels as they are written.
+    pub written: Vec<String>,
+}
+
+impl ItemTexts {
+    pub(super) fn of(item: &Item) -> Self {
+        let mut labels = item.brand.clone();
+        for label in item.categories.iter().chain(&item.tags) {
+            labels.push_str(" · ");
+            labels.push_str(label);
+        }
+        let mut written = text::written_words(&item.title);
+        written.extend(text::written_words(&labels));
+        Self {
+            title: text::tokens(&item.title),
+            labels: text::tokens(&labels),
+            description: text::tokens(&item.description),
+            written,
+        }
+    }
+}
+
+/// What names an item and no other: its id, and attributes such as its SKU.
+fn identifiers(item: &Item) -> Vec<String> {
+    let is_identifier = |name: &str| IDENTIFIERS.iter().any(|known| name.eq_ignore_ascii_case(known));
+    let attributes = item.attributes.iter().filter(|(name, _)| is_identifier(name)).map(|(_, value)| match value {
+        AttributeValue::Text(text) => text::normalize(text),
+        // A number of up to 15 digits, such as a GTIN, is written as it was.
+        AttributeValue::Number(number) => number.to_string(),
+        AttributeValue::Flag(_) => String::new(),
+    });
+    let mut found: Vec<String> = std::iter::once(text::normalize(item.id.as_str())).chain(attributes).collect();
+    found.retain(|text| !text.is_empty());
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The words of a text in its order, without the bigrams and characters that stand for parts of them.
+pub(super) fn ordered(tokens: &[text::Token]) -> impl Iterator<Item = &str> {
+    let is_word = |token: &&text::Token| matches!(token.kind, TokenKind::Word | TokenKind::CjkWord);
+    tokens.iter().filter(is_word).map(|token| token.text.as_str())
+}
+
+fn indexed(tokens: &[text::Token]) -> PreTokenizedString {
+    tokenized(tokens.iter().map(|token| token.text.clone()))
+}
+
+fn tokenized(words: impl Iterator<Item = String>) -> PreTokenizedString {
+    let token = |(position, text)| Token { text, position, ..Token::default() };
+    PreTokenizedString { text: String::new(), tokens: words.enumerate().map(token).collect() }
+}

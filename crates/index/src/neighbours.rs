@@ -1,0 +1,222 @@
+//! Which items go with which: a sparse table of item-to-item weights.
+use lodestone_core::ids::{ItemKey, Row};
+use std::collections::BTreeMap;
+
+const MAGIC: &[u8; 8] = b"LSNEIGH1";
+
+/// Why bytes are not a table of neighbours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NeighboursError {
+    #[error("does not start as a table of neighbours")]
+    Magic,
+    #[error("has {found} bytes where {expected} are due")]
+    Length { expected: u64, found: u64 },
+    #[error("the offsets of row {row} are out of order")]
+    Offset { row: usize },
+    #[error("the neighbour at {position} is row {neighbour} of {row_count}")]
+    Neighbour { position: usize, neighbour: u32, row_count: usize },
+    #[error("the weight at {position} is not a finite number, or a row is not best first")]
+    Weight { position: usize },
+}
+
+/// For each row, its neighbours and their weights, best first: compressed sparse rows.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Neighbours {
+    /// One more than there are rows.
+    offsets: Vec<u32>,
+    rows: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+impl Neighbours {
+    /// Builds the table from weighted pairs (from, to, weight). Weights of the same pair add up. Pairs outside
+    /// `row_count`, of a row with itself, or without a finite positive weight are left out. Each row keeps its best
+    /// `per_row`; equal weights are in the order of the rows.
+    pub fn from_counts(row_count: usize, pairs: impl IntoIterator<Item = (Row, Row, f32)>, per_row: usize) -> Self {
+        let mut table: Vec<BTreeMap<u32, f32>> = vec![BTreeMap::new(); row_count];
+        for (from, to, weight) in pairs {
+            let inside = from.index() < row_count && to.index() < row_count && from != to;
+            if inside && weight.is_finite() && weight > 0.0 {
+                *table[from.index()].entry(to.0).or_insert(0.0) += weight;
+            }
+        }
+        let mut result = Self { offsets: vec![0], ..Self::default() };
+        for row in table {
+            let mut best: Vec<(u32, f32)> = row.into_iter().filter(|(_, weight)| weight.is_finite()).collect();
+            best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            best.truncate(per_row);
+            result.rows.extend(best.iter().map(|pair| pair.0));
+            result.weights.extend(best.iter().map(|pair| pair.1));
+            result.offsets.push(u32::try_from(result.rows.len()).expect("fewer than 2^32 pairs fit in memory"));
+        }
+        result
+    }
+
+    /// The same table by the keys of its rows, each key once. Rows become `keys[row]`; a key that no row has is empty.
+    pub fn by_key(self, keys: &[ItemKey]) -> Self {
+        assert_eq!(keys.len(), self.row_count(), "each row has a key");
+        if keys.iter().enumerate().all(|(row, key)| key.0 as usize == row) {
+            return self;
+        }
+        const NO_ROW: u32 = u32::MAX;
+        let count = keys.iter().map(|key| key.0 as usize + 1).max().unwrap_or(0);
+        let mut row_of = vec![NO_ROW; count];
+        for (row, key) in keys.iter().enumerate() {
+            row_of[key.0 as usize] = row as u32;
+        }
+        let mut table = Self {
+            offsets: Vec::with_capacity(count + 1),
+            rows: Vec::with_capacity(self.rows.len()),
+            weights: Vec::with_capacity(self.weights.len()),
+        };
+        table.offsets.push(0);
+        for row in row_of {
+            // Of a row that no key has there is nothing.
+            let (neighbours, weights) = self.of(Row(row));
+            table.rows.extend(neighbours.iter().map(|neighbour| keys[*neighbour as usize].0));
+            table.weights.extend_from_slice(weights);
+            table.offsets.push(table.rows.len() as u32);
+        }
+        table
+    }
+
+    pub fn row_count(&self) -> usize {
+        self.offsets.len().saturating_sub(1)
+    }
+
+    /// The neighbours of a row and their weights, best first, of equal length. Empty for a row that the table does not
+    /// know.
+    pub fn of(&self, row: Row) -> (&[u32], &[f32]) {
+        if row.index() >= self.row_count() {
+            return (&[], &[]);
+        }
+        let range = self.offsets[row.index()] as usize..self.offsets[row.index() + 1] as usize;
+        (&self.rows[range.clone()], &self.weights[range])
+    }
+
+    /// Magic, row count and pair count as u64, offsets, rows, weights; little endian.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(24 + 4 * (self.row_count() + 1 + 2 * self.rows.len()));
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&(self.row_count() as u64).to_le_bytes());
+        bytes.extend_from_slice(&(self.rows.len() as u64).to_le_bytes());
+        let offsets: &[u32] = if self.offsets.is_empty() { &[0] } else { &self.offsets };
+        for number in offsets.iter().chain(&self.rows) {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        for weight in &self.weights {
+            bytes.extend_from_slice(&weight.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Takes what [`Neighbours::to_bytes`] gave. Every offset, row and weight is checked.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, NeighboursError> {
+        let body = bytes.strip_prefix(MAGIC).ok_or(NeighboursError::Magic)?;
+        let (Some(row_count), Some(pair_count)) = (u64_at(body, 0), u64_at(body, 8)) else {
+            return Err(NeighboursError::Length { expected: 24, found: bytes.len() as u64 });
+        };
+        let numbers = pair_count.saturating_mul(2).saturating_add(row_count).saturating_add(1);
+        let expected = numbers.saturating_mul(4).saturating_add(24);
+        if expected != bytes.len() as u64 {
+            return Err(NeighboursError::Length { expected, found: bytes.len() as u64 });
+        }
+        // The length is that of the bytes in hand, so both counts fit.
+        let (offsets, rest) = body[16..].split_at(4 * (row_count as usize + 1));
+        let (rows, weights) = rest.split_at(4 * pair_count as usize);
+        let number = |four: &[u8]| u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+        let table = Self {
+            offsets: offsets.chunks_exact(4).map(number).collect(),
+            rows: rows.chunks_exact(4).map(number).collect(),
+            weights: weights.chunks_exact(4).map(|four| f32::from_bits(number(four))).collect(),
+        };
+        table.check()?;
+        Ok(table)
+    }
+
+    fn check(&self) -> Result<(), NeighboursError> {
+        let row_count = self.row_count();
+        let mut end_before = 0;
+        for (row, &end) in self.offsets.iter().enumerate() {
+            let wrong = if row == 0 { end != 0 } else { end < end_before || end as usize > self.rows.len() };
+            if wrong || row == row_count && end as usize != self.rows.len() {
+                return Err(NeighboursError::Offset { row });
+            }
+            end_before = end;
+        }
+        if let Some(position) = self.rows.iter().position(|&neighbour| neighbour as usize >= row_count) {
+            return Err(NeighboursError::Neighbour { position, neighbour: self.rows[position], row_count });
+        }
+        if let Some(position) = self.weights.iter().position(|weight| !weight.is_finite()) {
+            return Err(NeighboursError::Weight { position });
+        }
+        for range in self.offsets.windows(2).map(|pair| pair[0] as usize..pair[1] as usize) {
+            let start = range.start;
+            if let Some(i) = self.weights[range].windows(2).position(|pair| pair[0] < pair[1]) {
+                return Err(NeighboursError::Weight { position: start + i + 1 });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    let eight = bytes.get(at..at + 8)?;
+    Some(u64::from_le_bytes(eight.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn table() -> Neighbours {
+        let pairs = [(0, 1, 2.0), (0, 2, 5.0), (2, 0, 1.0), (0, 1, 4.0), (1, 1, 9.0), (0, 9, 9.0), (0, 3, 0.5)];
+        Neighbours::from_counts(4, pairs.map(|(from, to, weight)| (Row(from), Row(to), weight)), 2)
+    }
+
+    #[test]
+    fn neighbours_come_best_first_and_add_up() {
+        assert_eq!(table().of(Row(0)), ([1, 2].as_slice(), [6.0, 5.0].as_slice()));
+        assert_eq!(table().of(Row(1)).0.len(), 0, "an item is not its own neighbour");
+        assert_eq!(table().of(Row(99)).0.len(), 0);
+    }
+
+    #[test]
+    fn bytes_give_the_table_back() {
+        assert_eq!(Neighbours::from_bytes(&table().to_bytes()), Ok(table()));
+        assert_eq!(Neighbours::from_bytes(&Neighbours::default().to_bytes()).unwrap().row_count(), 0);
+    }
+
+    #[test]
+    fn a_table_by_key_says_the_same() {
+        let keys = [7, 0, 3, 4].map(ItemKey);
+        let by_key = table().by_key(&keys);
+        assert_eq!(by_key.of(Row(7)), ([0, 3].as_slice(), [6.0, 5.0].as_slice()));
+        assert_eq!(by_key.of(Row(3)), ([7].as_slice(), [1.0].as_slice()));
+        assert!([0, 1, 4, 9].iter().all(|key| by_key.of(Row(*key)).0.is_empty()));
+        assert_eq!(table().by_key(&[0, 1, 2, 3].map(ItemKey)), table());
+    }
+
+    #[test]
+    fn a_cut_or_foreign_file_is_refused() {
+        let bytes = table().to_bytes();
+        for length in 0..bytes.len() {
+            assert!(Neighbours::from_bytes(&bytes[..length]).is_err(), "{length} bytes");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn changed_bytes_never_panic_and_never_point_outside(at in 0usize..80, value in any::<u8>()) {
+            let mut bytes = table().to_bytes();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            if let Ok(read) = Neighbours::from_bytes(&bytes) {
+                for row in 0..read.row_count() as u32 {
+                    prop_assert!(read.of(Row(row)).0.iter().all(|&other| (other as usize) < read.row_count()));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The catalogue's own vocabulary, and the word of it that a misspelled one most likely is.
+use lodestone_core::text;
+use ahash::AHashMap;
+
+/// A shorter word is not corrected, in characters: everything is one letter away from it.
+const CHARS_MIN: usize = 4;
+/// A word of so many characters may have two errors, a shorter one has one.
+const TWO_ERRORS_CHARS_MIN: usize = 6;
+/// The shortest word that another may be corrected to, in characters.
+const TARGET_CHARS_MIN: usize = 3;
+/// What an error costs, in units of the logarithm of the word's frequency.
+const ERROR_COST: f32 = 4.0;
+/// What a wrong first letter costs on top: it is right most of the time.
+const FIRST_LETTER_COST: f32 = 2.0;
+
+/// Words as they are written, with how often. Numbers, codes (with a digit) and CJK are not words here: the nearest code is
+/// another product, and one CJK character away is another word.
+#[derive(Default)]
+pub struct Vocabulary {
+    words: Vec<Word>,
+    by_text: AHashMap<Box<str>, u32>,
+}
+
+struct Word {
+    /// The letters that the word has, each one of 32 bits; most words are refused by it alone.
+    letters: u32,
+    char_count: u8,
+    frequency: u32,
+    text: Box<str>,
+}
+
+impl Vocabulary {
+    /// Adds each word of a text once.
+    pub fn add(&mut self, mut words: Vec<String>) {
+        words.sort_unstable();
+        words.dedup();
+        for word in words.into_iter().filter(|word| is_plain(word)) {
+            match self.by_text.get(word.as_str()) {
+                Some(&at) => self.words[at as usize].frequency += 1,
+                None => {
+                    let text: Box<str> = word.into();
+                    self.by_text.insert(text.clone(), self.words.len() as u32);
+                    let char_count = text.chars().count() as u8;
+                    self.words.push(Word { letters: letters(&text), char_count, frequency: 1, text });
+                }
+            }
+        }
+    }
+
+    /// The word that an unknown one most likely is: few errors (Damerau-Levenshtein: a letter changed, added, left out, or
+    /// two neighbours exchanged), right first letter, frequent. None for short words, codes and CJK, and where nothing is
+    /// near. O(words of the vocabulary), most of them refused by one look at two numbers.
+    pub fn nearest(&self, word: &str) -> Option<&str> {
+        let chars: Vec<char> = word.chars().collect();
+        if chars.len() < CHARS_MIN || !is_plain(word) {
+            return None;
+        }
+        let errors_max = if chars.len() >= TWO_ERRORS_CHARS_MIN { 2 } else { 1 };
+        let letters = letters(word);
+        let mut best: Option<(f32, &Word)> = None;
+        for other in &self.words {
+            let count = usize::from(other.char_count);
+            let far = |a: u32, b: u32| (a & !b).count_ones() as usize > errors_max;
+            if count.abs_diff(chars.len()) > errors_max || far(letters, other.letters) || far(other.letters, letters) {
+                continue;
+            }
+            let Some(errors) = errors_within(&chars, &other.text, errors_max) else { continue };
+            let same_first = other.text.starts_with(chars[0]);
+            let score = (other.frequency as f32).ln()
+                - ERROR_COST * errors as f32
+                - if same_first { 0.0 } else { FIRST_LETTER_COST };
+            let is_better = best
+                .is_none_or(|(best_score, best)| score > best_score || score == best_score && other.text < best.text);
+            if count >= TARGET_CHARS_MIN && is_better {
+                best = Some((score, other));
+            }
+        }
+        best.map(|(_, word)| &*word.text)
+    }
+}
+
+/// Letters of scripts with spaces and nothing else.
+fn is_plain(word: &str) -> bool {
+    word.chars().all(|c| c.is_alphabetic() && !text::is_cjk(c))
+}
+
+fn letters(word: &str) -> u32 {
+    word.chars().fold(0, |letters, c| letters | 1 << (c as u32 % 32))
+}
+
+/// The optimal string alignment distance, where it is at most `errors_max`.
+fn errors_within(word: &[char], other: &str, errors_max: usize) -> Option<usize> {
+    let other: Vec<char> = other.chars().collect();
+    let mut rows = [vec![0; other.len() + 1], (0..=other.len()).collect::<Vec<usize>>(), vec![0; other.len() + 1]];
+    for i in 1..=word.len() {
+        let [before, last, row] = &mut rows;
+        row[0] = i;
+        for j in 1..=other.len() {
+            let changed = last[j - 1] + usize::from(word[i - 1] != other[j - 1]);
+            row[j] = changed.min(last[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && word[i - 1] == other[j - 2] && word[i - 2] == other[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
+        }
+        if row.iter().all(|errors| *errors > errors_max) {
+            return None;
+        }
+        rows.rotate_left(1);
+    }
+    Some(rows[1][other.len()]).filter(|errors| *errors <= errors_max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn vocabulary(texts: &[&str]) -> Vocabulary {
+        let mut vocabulary = Vocabulary::default();
+        for text in texts {
+            vocabulary.add(text::written_words(text));
+        }
+        vocabulary
+    }
+
+    #[test]
+    fn the_nearest_and_then_the_most_frequent_word_is_meant() {
+        let known =
+            vocabulary(&["Chocolate box", "chocolate tin", "Chocolates", "Café crème", "door", "floor mat", "moor"]);
+        for (typed, meant) in [
+            ("choclate", "chocolate"),
+            ("chcoolate", "chocolate"),
+            ("chocolattte", "chocolate"),
+            ("xhocolate", "chocolate"),
+            ("dooor", "door"),
+            ("creme", "creme"),
+        ] {
+            assert_eq!(known.nearest(typed), Some(meant), "{typed}");
+        }
+        assert_eq!(known.nearest("chxcxlxte"), None);
+    }
+
+    #[test]
+    fn codes_short_words_and_chinese_stay() {
+        let known = vocabulary(&["DCD780 drill", "cat box", "蓝色马克杯"]);
+        for typed in ["dcd781", "cst", "马可杯", "1234", "", "🦆"] {
+            assert_eq!(known.nearest(typed), None, "{typed}");
+        }
+    }
+
+    /// The definition, without bounds and without saving rows.
+    fn errors(a: &[char], b: &[char]) -> usize {
+        match (a, b) {
+            ([], rest) | (rest, []) => rest.len(),
+            ([.., x], [.., y]) => {
+                let (a_less, b_less) = (&a[..a.len() - 1], &b[..b.len() - 1]);
+                let mut fewest = errors(a_less, b_less) + usize::from(x != y);
+                fewest = fewest.min(errors(a_less, b) + 1).min(errors(a, b_less) + 1);
+                if let ([.., p, _], [.., q, _]) = (a, b)
+                    && p == y
+                    && q == x
+                {
+                    fewest = fewest.min(errors(&a[..a.len() - 2], &b[..b.len() - 2]) + 1);
+                }
+                fewest
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_distance_is_that_of_the_definition(a in "[abc]{0,6}", b in "[abc]{0,6}", most in 0usize..4) {
+            let (chars, other): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+            let right = errors(&chars, &other);
+            prop_assert_eq!(errors_within(&chars, &b, most), Some(right).filter(|right| *right <= most));
+        }
+    }
+}

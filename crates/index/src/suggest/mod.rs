@@ -1,0 +1,337 @@
+//! Completions of what a person is typing.
+mod found;
+mod list;
+mod nearness;
+
+use crate::{Completion, CompletionSource};
+use ahash::AHashMap;
+use found::{Found, Lift, lift_of};
+use list::{Entry, List, normal};
+use nearness::Nearness;
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
+
+/// Queries of a list at most; then the lighter half goes.
+const QUERIES_MAX: usize = 20_000;
+/// Texts of items that came in since the start, of a list at most; then the older half goes.
+const LIVE_TEXTS_MAX: usize = 100_000;
+/// New texts that are looked through one by one, before they are sorted among the others.
+const FRESH_MAX: usize = 1024;
+
+/// A text that may be suggested.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Suggestible {
+    pub text: String,
+    /// The category by which the person's affinity is asked; may be empty.
+    pub category: String,
+    /// How popular it is, 0 or more, on any scale that is the same for all: its logarithm counts.
+    pub weight: f32,
+    pub source: CompletionSource,
+}
+
+/// Texts that were there from the start (titles, categories and brands of one generation), and what came since: queries that
+/// people send, items that are written.
+/// Texts may be added while others ask; an answer never waits for more than a text to be put down.
+pub struct Suggester {
+    built: List,
+    live: RwLock<Live>,
+    /// One addition at a time.
+    adding: Mutex<()>,
+}
+
+/// What came since the start, as a log-structured merge tree keeps it: each list is at least twice as long as the next, so
+/// that there are few of them and a text is sorted a few times only.
+#[derive(Default)]
+struct Live {
+    lists: Vec<Arc<List>>,
+    /// In no list yet, in the order in which they came.
+    fresh: Vec<Entry>,
+    by_normal: AHashMap<(String, CompletionSource), u32>,
+}
+
+impl Suggester {
+    /// Takes texts in any order. Texts with the same normal form and source count once, with the sum of their weights,
+    /// in the spelling and category of the first.
+    pub fn build(suggestibles: impl IntoIterator<Item = Suggestible>) -> Self {
+        let built = List::build(suggestibles.into_iter().filter_map(Entry::of));
+        Self { built, live: RwLock::default(), adding: Mutex::default() }
+    }
+
+    /// Notes that a query was sent; `weight` adds up. The caller decides which queries may be shown to others.
+    pub fn add_query(&self, query: &str, weight: f32) {
+        let source = CompletionSource::Query;
+        self.add(Suggestible { text: query.to_owned(), category: String::new(), weight, source });
+    }
+
+    /// Adds a text, or its weight where it was added before.
+    pub fn add(&self, suggestible: Suggestible) {
+        let Some(entry) = Entry::of(suggestible) else { return };
+        let _one = self.adding.lock();
+        // A written item's title is not more popular because it is written again.
+        let is_counted = entry.source == CompletionSource::Query;
+        if !is_counted && (self.built.has(&entry) || self.live.read().lists.iter().any(|list| list.has(&entry))) {
+            return;
+        }
+        let fresh = self.live.write().add(entry);
+        if fresh >= FRESH_MAX {
+            // The new list is made while others ask: sorting takes longer than an answer may.
+            let lists = self.live.read().merged();
+            *self.live.write() = Live { lists, ..Live::default() };
+        }
+    }
+
+    /// Queries that were sent since the start, with their weights: to be added again by [`Suggester::add_query`].
+    pub fn queries(&self) -> Vec<(String, f32)> {
+        let live = self.live.read();
+        let listed = live.lists.iter().flat_map(|list| &list.entries);
+        let queries = listed.chain(&live.fresh).filter(|entry| entry.source == CompletionSource::Query);
+        queries.map(|entry| (entry.text.clone(), entry.weight)).collect()
+    }
+
+    /// The `count` best completions of `prefix`, best first, no two alike in normal form. `affinity` says how much the
+    /// person likes a category, 0 (no more than others) or more.
+    ///
+    /// The prefix may be that of the text or of a word inside it. Where nothing starts so, texts that hold its words in
+    /// any order are given, and then those that are one typing error away. Of a prefix that thousands of texts have, the
+    /// strongest and the strongest of each category are looked at.
+    pub fn complete(&self, prefix: &str, count: usize, affinity: &dyn Fn(&str) -> f32) -> Vec<Completion> {
+        Self::complete_from(&[self], prefix, count, affinity)
+    }
+
+    /// [`Suggester::complete`] from the texts of several.
+    pub fn complete_from(
+        suggesters: &[&Self],
+        prefix: &str,
+        count: usize,
+        affinity: &dyn Fn(&str) -> f32,
+    ) -> Vec<Completion> {
+        let typed = normal(prefix);
+        if typed.is_empty() || count == 0 {
+            return Vec::new();
+        }
+        let live: Vec<_> = suggesters.iter().map(|suggester| suggester.live.read()).collect();
+        let built = suggesters.iter().map(|suggester| &suggester.built);
+        let lists = built.chain(live.iter().flat_map(|live| live.lists.iter().map(|list| &**list)));
+        let lists: Vec<(&List, Lift)> = lists.map(|list| (list, Lift::new(affinity, &list.categories))).collect();
+        let mut found = Found::default();
+        for nearness in [Nearness::Starting, Nearness::Holding, Nearness::ErrorAfterFirst, Nearness::ErrorAtFirst] {
+            for (list, lift) in &lists {
+                list.look(nearness, &typed, &mut |start, factor| {
+                    let entry = &list.entries[start.entry as usize];
+                    let lift = lift.of(list.category_of[start.entry as usize]);
+                    found.offer(entry, entry.strength_at(start.byte) * factor * lift);
+                });
+            }
+            for entry in live.iter().flat_map(|live| &live.fresh) {
+                if let Some((byte, factor)) = nearness.of(&entry.normal, &typed) {
+                    found.offer(entry, entry.strength_at(byte) * factor * lift_of(affinity(&entry.category)));
+                }
+            }
+            if !found.is_empty() {
+                break;
+            }
+        }
+        found.into_best(count)
+    }
+}
+
+impl Live {
+    /// Gives the number of texts that are in no list.
+    fn add(&mut self, entry: Entry) -> usize {
+        let next = self.fresh.len() as u32;
+        let at = *self.by_normal.entry((entry.normal.clone(), entry.source)).or_insert(next);
+        match at == next {
+            true => self.fresh.push(entry),
+            false if entry.source == CompletionSource::Query => self.fresh[at as usize].weight += entry.weight,
+            false => {}
+        }
+        self.fresh.len()
+    }
+
+    /// The lists with the fresh texts among them. Weights of a query that is in several lists add up when these merge.
+    fn merged(&self) -> Vec<Arc<List>> {
+        let (mut lists, mut last) = (self.lists.clone(), self.fresh.clone());
+        while let Some(list) = lists.pop_if(|list| list.entries.len() < 2 * last.len()) {
+            last = list.entries.iter().cloned().chain(last).collect();
+        }
+        lists.push(Arc::new(List::build(within_limits(last).into_iter())));
+        lists
+    }
+}
+
+/// Without the lighter half of too many queries and the older half of too many other texts.
+fn within_limits(entries: Vec<Entry>) -> Vec<Entry> {
+    let (mut queries, mut texts): (Vec<Entry>, Vec<Entry>) =
+        entries.into_iter().partition(|entry| entry.source == CompletionSource::Query);
+    if queries.len() > QUERIES_MAX {
+        queries.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+        queries.truncate(QUERIES_MAX / 2);
+    }
+    if texts.len() > LIVE_TEXTS_MAX {
+        texts.drain(..texts.len() - LIVE_TEXTS_MAX / 2);
+    }
+    texts.extend(queries);
+    texts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{list::SCAN_MAX, *};
+    use ahash::AHashSet;
+    use proptest::prelude::*;
+
+    fn suggestible(text: &str, category: &str, weight: f32, source: CompletionSource) -> Suggestible {
+        Suggestible { text: text.to_owned(), category: category.to_owned(), weight, source }
+    }
+
+    fn shop() -> Suggester {
+        use CompletionSource::{Category, Title};
+        Suggester::build([
+            suggestible("Red Retrospot Mug", "Mugs", 50.0, Title),
+            suggestible("Retro Lamp", "Lamps", 10.0, Title),
+            suggestible("Mugs", "Mugs", 20.0, Category),
+            suggestible("Blue  Mug", "Mugs", 5.0, Title),
+            suggestible("blue mug", "Mugs", 5.0, Title),
+            suggestible("Chocolate Box", "Food", 5.0, Title),
+            suggestible("陶瓷马克杯", "杯子", 5.0, Title),
+        ])
+    }
+
+    fn texts(suggester: &Suggester, typed: &str) -> Vec<String> {
+        suggester.complete(typed, 10, &|_| 0.0).into_iter().map(|completion| completion.text).collect()
+    }
+
+    #[test]
+    fn a_prefix_of_the_text_or_of_an_inner_word_completes() {
+        let shop = shop();
+        assert_eq!(texts(&shop, "MUG"), ["Mugs", "Red Retrospot Mug", "Blue Mug"]);
+        assert_eq!(texts(&shop, "retrospot m"), ["Red Retrospot Mug"]);
+        assert_eq!(texts(&shop, "mug re"), ["Red Retrospot Mug"]);
+        assert!(texts(&shop, "ug").is_empty());
+        assert!(texts(&shop, " ").is_empty());
+    }
+
+    #[test]
+    fn one_typing_error_is_forgiven_when_nothing_matches() {
+        let shop = shop();
+        for typed in ["choclate", "chocolatte", "chocolste", "chcoolate", "hocolate", "xhocolate", "chocolate bx"] {
+            assert_eq!(texts(&shop, typed), ["Chocolate Box"], "{typed}");
+        }
+        assert!(texts(&shop, "chxxlate").is_empty());
+    }
+
+    #[test]
+    fn chinese_completes_from_any_character() {
+        let shop = shop();
+        for typed in ["陶瓷", "马克", "马克林", "马可杯"] {
+            assert_eq!(texts(&shop, typed), ["陶瓷马克杯"], "{typed}");
+        }
+    }
+
+    #[test]
+    fn affinity_and_popularity_decide_the_order() {
+        let shop = shop();
+        assert_eq!(texts(&shop, "re")[0], "Red Retrospot Mug");
+        let likes_lamps = |category: &str| if category == "Lamps" { 5.0 } else { 0.0 };
+        assert_eq!(shop.complete("re", 1, &likes_lamps)[0].text, "Retro Lamp");
+    }
+
+    #[test]
+    fn queries_are_learned_and_shown_once() {
+        let shop = shop();
+        shop.add_query("Mug  tree", 100.0);
+        shop.add_query("blue mug", 1000.0);
+        let found = shop.complete("mug", 10, &|_| 0.0);
+        assert!(found.contains(&Completion { text: "Mug tree".to_owned(), source: CompletionSource::Query }));
+        assert_eq!(found.iter().filter(|completion| completion.text.eq_ignore_ascii_case("blue mug")).count(), 1);
+    }
+
+    #[test]
+    fn texts_that_come_later_complete_as_those_of_the_bundle() {
+        let shop = Suggester::build([]);
+        for n in 0..3 * FRESH_MAX {
+            shop.add(suggestible(&format!("Live kettle {n}"), "Kettles", 1.0, CompletionSource::Title));
+            shop.add_query("kettle", 1.0);
+        }
+        assert!(shop.live.read().lists[0].entries.len() >= FRESH_MAX, "they were sorted");
+        assert_eq!(texts(&shop, "kettle")[0], "kettle");
+        for typed in ["live kettle 5", "kettle 3071", "kettel 3071", "3071 live"] {
+            assert!(!texts(&shop, typed).is_empty(), "{typed}");
+        }
+        assert_eq!(texts(&shop, "live kettle 3071"), ["Live kettle 3071"]);
+    }
+
+    #[test]
+    fn the_lighter_queries_are_forgotten() {
+        let shop = Suggester::build([]);
+        for n in 0..2 * QUERIES_MAX {
+            shop.add_query(&format!("query {n}"), if n % 100 == 0 { 5.0 } else { 1.0 });
+        }
+        let kept: usize = shop.live.read().lists.iter().map(|list| list.entries.len()).sum();
+        assert!(kept < QUERIES_MAX * 3 / 2, "{kept} are kept");
+        assert_eq!(texts(&shop, "query 100")[0], "query 100");
+    }
+
+    #[test]
+    fn a_prefix_of_thousands_of_texts_still_shows_what_the_person_likes() {
+        let titles = (0..3 * SCAN_MAX).map(|n| {
+            suggestible(&format!("same start {n:05}"), &format!("c{}", n % 500), n as f32, CompletionSource::Title)
+        });
+        let shop = Suggester::build(titles);
+        assert_eq!(texts(&shop, "sa")[0], format!("same start {:05}", 3 * SCAN_MAX - 1));
+        let liked = shop.complete("same st", 1, &|category| if category == "c7" { 9.0 } else { 0.0 });
+        assert!(liked[0].text.ends_with("07"), "{liked:?}");
+    }
+
+    /// Many titles, asked with every kind of prefix, while queries come in and old ones are forgotten.
+    #[test]
+    fn titles_complete_while_queries_come_in() {
+        let words = ["red", "blue", "mug", "lamp", "retro", "box", "chocolate", "garden", "tin", "set"];
+        let titles = (0..20_000usize).map(|i| {
+            let [a, b, c] = [words[i % 10], words[i / 10 % 10], words[i / 100 % 10]];
+            let text = format!("{a} {b} {c} {}{} model{i}", words[i / 1000 % 10], i % 700);
+            suggestible(&text, &format!("c{}", i % 200), (i % 90) as f32, CompletionSource::Title)
+        });
+        let shop = Suggester::build(titles);
+        std::thread::scope(|scope| {
+            let adding = scope.spawn(|| {
+                for i in 0..30_000 {
+                    shop.add_query(&format!("query {} {i}", words[i % 10]), 1.0);
+                }
+            });
+            while !adding.is_finished() {
+                for typed in ["r", "choc", "chocolate ga", "choxolate", "xhocolate", "mug re", "model99"] {
+                    let found = shop.complete(typed, 8, &|category| if category == "c7" { 1.0 } else { 0.0 });
+                    assert_eq!(found.len(), 8, "{typed}");
+                }
+                assert!(texts(&shop, "zzzzzz").is_empty());
+            }
+        });
+        assert_eq!(texts(&shop, "query").len(), 10);
+    }
+
+    proptest! {
+        #[test]
+        fn sorted_texts_are_found_as_by_looking_at_each(
+            titles in prop::collection::vec("[ab]{1,4}( [abc]{1,4}){0,2}", 1..12), typed in "[abc]{1,5}( [abc]{1,2})?"
+        ) {
+            let all = |titles: &[String]| -> Vec<Suggestible> {
+                titles.iter().map(|title| suggestible(title, "", 1.0, CompletionSource::Title)).collect()
+            };
+            let (sorted, fresh) = (Suggester::build(all(&titles)), Suggester::build([]));
+            all(&titles).into_iter().for_each(|title| fresh.add(title));
+            let (sorted, fresh) = (texts(&sorted, &typed), texts(&fresh, &typed));
+            prop_assert_eq!(sorted.is_empty(), fresh.is_empty());
+            prop_assert!(sorted.iter().all(|text| fresh.contains(text)), "{:?} {:?}", sorted, fresh);
+        }
+
+        #[test]
+        fn no_prefix_panics_or_gives_a_text_twice(typed in ".{0,30}", count in 0usize..6) {
+            let shop = shop();
+            shop.add_query(&typed, 1.0);
+            let found = shop.complete(&typed, count, &|_| f32::NAN);
+            let distinct: AHashSet<&String> = found.iter().map(|completion| &completion.text).collect();
+            prop_assert!(found.len() <= count && distinct.len() == found.len());
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Words that mean the same, as a shop lists them; `docs/search.md` describes the file.
+use lodestone_core::text::{self, TokenKind};
+use ahash::AHashMap;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Lines that a file may have.
+const LINES_MAX: usize = 100_000;
+/// Characters of a line.
+const LINE_CHARS_MAX: usize = 10_000;
+/// Terms of a line, on each side of its arrow.
+const TERMS_MAX: usize = 64;
+/// Words of a term.
+const TERM_WORDS_MAX: usize = 8;
+
+/// What is searched for where a term is typed.
+#[derive(Debug, Default, Clone)]
+pub struct Synonyms {
+    /// By the words of a term, joined as [`key`] does.
+    by_term: AHashMap<String, Vec<Vec<String>>>,
+    /// Words of the longest term, at most.
+    longest: usize,
+}
+
+/// Why a file is no list of synonyms.
+#[derive(Debug, thiserror::Error)]
+pub enum SynonymsError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: line {line}: {problem}")]
+    Line { path: PathBuf, line: usize, problem: SynonymsProblem },
+    #[error("{path}: has {lines} lines; the limit is {LINES_MAX}")]
+    TooLong { path: PathBuf, lines: usize },
+}
+
+/// What is wrong with a line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SynonymsProblem {
+    #[error("has {0} characters; the limit is {LINE_CHARS_MAX}")]
+    LineTooLong(usize),
+    #[error("has more than one `=>`")]
+    TwoArrows,
+    #[error("has nothing to mean the same: write `a, b` or `a => b`")]
+    Alone,
+    #[error("has an empty term; terms are separated by single commas")]
+    EmptyTerm,
+    #[error("has {0} terms on one side; the limit is {TERMS_MAX}")]
+    TooManyTerms(usize),
+    #[error("`{0}` has no letter or digit")]
+    NoWord(String),
+    #[error("`{term}` has {words} words; the limit is {TERM_WORDS_MAX}")]
+    TermTooLong { term: String, words: usize },
+}
+
+impl Synonyms {
+    pub fn open(path: &Path) -> Result<Self, SynonymsError> {
+        let text = fs::read_to_string(path).map_err(|source| SynonymsError::Io { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|error| match error {
+            ParseError::Line(line, problem) => SynonymsError::Line { path: path.to_owned(), line, problem },
+            ParseError::TooLong(lines) => SynonymsError::TooLong { path: path.to_owned(), lines },
+        })
+    }
+
+    /// Parses lines `a, b, c` (each is searched for as all of them) and `a, b => c, d` (what is on the left is searched for
+    /// as what is on the right, and no longer as itself). A line of `#` is a comment. A term on several lines has all their
+    /// meanings.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        let lines = text.lines().count();
+        if lines > LINES_MAX {
+            return Err(ParseError::TooLong(lines));
+        }
+        let mut synonyms = Self::default();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim_start_matches('\u{feff}').trim();
+            if !line.is_empty() && !line.starts_with('#') {
+                synonyms.add(line).map_err(|problem| ParseError::Line(number + 1, problem))?;
+            }
+        }
+        Ok(synonyms)
+    }
+
+    fn add(&mut self, line: &str) -> Result<(), SynonymsProblem> {
+        let char_count = line.chars().count();
+        if char_count > LINE_CHARS_MAX {
+            return Err(SynonymsProblem::LineTooLong(char_count));
+        }
+        let mut sides = line.split("=>");
+        let left = terms(sides.next().unwrap_or_default())?;
+        let right = sides.next().map(terms).transpose()?;
+        if sides.next().is_some() {
+            return Err(SynonymsProblem::TwoArrows);
+        }
+        if right.is_none() && left.len() < 2 {
+            return Err(SynonymsProblem::Alone);
+        }
+        for term in &left {
+            // A CJK word may be cut into its characters.
+            let words = term.iter().map(|word| if word.starts_with(text::is_cjk) { word.chars().count() } else { 1 });
+            self.longest = self.longest.max(words.sum());
+            let meanings = self.by_term.entry(key(term)).or_default();
+            // What was typed comes first, so that it is what stands for the group.
+            let own = right.is_none().then_some(term);
+            for meaning in own.into_iter().chain(right.as_ref().unwrap_or(&left)) {
+                if !meanings.contains(meaning) {
+                    meanings.push(meaning.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_term.is_empty()
+    }
+
+    /// The longest term that `words` starts with: how many of the words it has, and what is searched for instead, each a
+    /// list of words.
+    pub fn longest_at(&self, words: &[&str]) -> Option<(usize, &[Vec<String>])> {
+        let longest = words.len().min(self.longest);
+        (1..=longest).rev().find_map(|count| Some((count, self.by_term.get(&key(&words[..count]))?.as_slice())))
+    }
+}
+
+/// Why a text is no list of synonyms: the line, from 1, and what is wrong with it; or too many lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ParseError {
+    Line(usize, SynonymsProblem),
+    TooLong(usize),
+}
+
+fn terms(side: &str) -> Result<Vec<Vec<String>>, SynonymsProblem> {
+    let texts: Vec<&str> = side.split([',', '，']).map(str::trim).collect();
+    if texts.len() > TERMS_MAX {
+        return Err(SynonymsProblem::TooManyTerms(texts.len()));
+    }
+    texts.into_iter().map(term).collect()
+}
+
+/// The words of a term as a query's are read.
+fn term(text: &str) -> Result<Vec<String>, SynonymsProblem> {
+    if text.is_empty() {
+        return Err(SynonymsProblem::EmptyTerm);
+    }
+    let is_word = |kind| matches!(kind, TokenKind::Word | TokenKind::CjkWord);
+    let words: Vec<String> =
+        text::tokens(text).into_iter().filter(|token| is_word(token.kind)).map(|token| token.text).collect();
+    match words.len() {
+        0 => Err(SynonymsProblem::NoWord(text.chars().take(40).collect())),
+        1..=TERM_WORDS_MAX => Ok(words),
+        words => Err(SynonymsProblem::TermTooLong { term: text.chars().take(40).collect(), words }),
+    }
+}
+
+/// Words as one text. The segmenter may cut the same Chinese characters differently in a longer text, so there is nothing
+/// between two of them.
+fn key<T: AsRef<str>>(words: &[T]) -> String {
+    let mut key = String::new();
+    for word in words.iter().map(AsRef::as_ref) {
+        let is_cjk = |c: Option<char>| c.is_some_and(text::is_cjk);
+        let is_joined = is_cjk(key.chars().next_back()) && is_cjk(word.chars().next());
+        if !key.is_empty() && !is_joined {
+            key.push(' ');
+        }
+        key.push_str(word);
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(synonyms: &Synonyms, words: &[&str]) -> Option<(usize, Vec<String>)> {
+        let (count, meanings) = synonyms.longest_at(words)?;
+        Some((count, meanings.iter().map(|words| words.join(" ")).collect()))
+    }
+
+    #[test]
+    fn equal_terms_mean_each_other_and_an_arrow_goes_one_way() {
+        let synonyms =
+            Synonyms::parse("# colours\n\nsofa, couch, Settees\ntv stand => television table, cabinet\n").unwrap();
+        let all = |first: &str, second: &str, third: &str| vec![first.to_owned(), second.to_owned(), third.to_owned()];
+        assert_eq!(found(&synonyms, &["couch", "blue"]), Some((1, all("couch", "sofa", "settee"))));
+        let (count, meanings) = found(&synonyms, &["tv", "stand"]).unwrap();
+        assert_eq!((count, meanings.as_slice()), (2, &["television table".to_owned(), "cabinet".to_owned()][..]));
+        assert_eq!(found(&synonyms, &["tv"]), None);
+        assert_eq!(found(&synonyms, &["cabinet"]), None);
+    }
+
+    #[test]
+    fn chinese_terms_match_however_they_are_cut() {
+        let synonyms = Synonyms::parse("马克杯，水杯, mug").unwrap();
+        for words in [&["马克杯"][..], &["马克", "杯"]] {
+            let (count, meanings) = found(&synonyms, words).unwrap();
+            assert_eq!(count, words.len());
+            assert!(meanings.contains(&"mug".to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_wrong_line_is_named() {
+        use SynonymsProblem::*;
+        for (text, line, problem) in [
+            ("a, b\na => b => c", 2, TwoArrows),
+            ("alone", 1, Alone),
+            ("a,,b", 1, EmptyTerm),
+            ("a =>", 1, EmptyTerm),
+            ("=> b", 1, EmptyTerm),
+            ("\n\n!, b", 3, NoWord("!".to_owned())),
+            ("a, b c d e f g h i j", 1, TermTooLong { term: "b c d e f g h i j".to_owned(), words: 9 }),
+        ] {
+            assert_eq!(Synonyms::parse(text).unwrap_err(), ParseError::Line(line, problem), "{text}");
+        }
+        let many = vec!["a"; 65].join(",");
+        assert_eq!(Synonyms::parse(&many).unwrap_err(), ParseError::Line(1, TooManyTerms(65)));
+        let long = format!("a, {}", "b".repeat(10_000));
+        assert_eq!(Synonyms::parse(&long).unwrap_err(), ParseError::Line(1, LineTooLong(10_003)));
+    }
+}

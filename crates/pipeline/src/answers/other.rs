@@ -1,0 +1,90 @@
+//! What another serving configuration would have shown, from the record of an answer.
+use super::{AnswerRecord, RankingRecord, ReplayError};
+use lodestone_core::ids::Row;
+use crate::{policy::{Base, Given, PinSlot, Ranking, arrange}, serving::ServingConfig};
+
+impl AnswerRecord {
+    /// The items of the first page under this configuration, without its exploration: the candidates that were ranked then,
+    /// with its weights of the heads (those of the answer where it says nothing), or in the order of retrieval where it does
+    /// not rank. Boosts, pins and the field that was ordered by stay. An error where that is not known from the record: a
+    /// diverse order needs vectors, more candidates than were ranked have no probabilities, and an interleaved answer has
+    /// no single configuration.
+    pub fn page_of(&self, config: &ServingConfig) -> Result<Vec<&str>, ReplayError> {
+        let [shown] = &self.rankings[..] else {
+            return Err(ReplayError("it was interleaved".to_owned()));
+        };
+        if config.diversity > 0.0 || shown.diversity > 0.0 {
+            return Err(ReplayError("diversity needs the vectors of the bundle".to_owned()));
+        }
+        let weights = self.weights_of(config, shown)?;
+        let count = (shown.candidate_count as usize).min(self.candidate_count());
+        let features = if self.fused.is_empty() { self.feature_matrix()? } else { Vec::new() };
+        let fused = self.fused_scores(&features);
+        let base = Base { heads: &self.head_values, weights: &weights, fused: &fused, tiers: &self.tiers };
+        let lacking = || ReplayError("it lacks scores of some candidates".to_owned());
+        let scores = base.scores(count).ok_or_else(lacking)?;
+        let pins: Vec<PinSlot> =
+            self.pins.iter().map(|pin| PinSlot { row: pin.item.map(Row), rank: pin.rank as usize }).collect();
+        let given = Given {
+            rankings: &[Ranking { scores: &scores, diversity: 0.0 }],
+            boost_factors: &self.boost_factors,
+            boost_masks: &self.boost_masks,
+            field_places: &self.field_places,
+            pins: &pins,
+            exploration: None,
+            seed: self.seed,
+        };
+        let arranged = arrange(&given, |_| &[]);
+        let item = |candidate: u32| self.items.get(candidate as usize).map(String::as_str);
+        let page = arranged.places.iter().take(self.slots.len()).map(|place| item(place.candidate));
+        page.collect::<Option<Vec<&str>>>().ok_or_else(lacking)
+    }
+
+    /// By head of the record. Empty: the order of retrieval.
+    fn weights_of(&self, config: &ServingConfig, shown: &RankingRecord) -> Result<Vec<f32>, ReplayError> {
+        if !config.ranker {
+            return Ok(Vec::new());
+        }
+        if self.head_values.is_empty() || shown.weights.len() != self.heads.len() {
+            return Err(ReplayError("the ranking model was not run".to_owned()));
+        }
+        let weight = |(head, shown): (&String, &f32)| config.head_weights.get(head).copied().unwrap_or(*shown);
+        Ok(self.heads.iter().zip(&shown.weights).map(weight).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answers::SlotRecord;
+    use std::collections::BTreeMap;
+
+    fn record() -> AnswerRecord {
+        AnswerRecord {
+            items: ["a", "b", "c"].map(str::to_owned).to_vec(),
+            candidate_count: 3,
+            heads: vec!["click".to_owned(), "purchase".to_owned()],
+            head_values: vec![0.9, 0.1, 0.5, 0.2, 0.1, 0.3],
+            fused: vec![0.1, 0.3, 0.2],
+            rankings: vec![RankingRecord { weights: vec![1.0, 0.0], candidate_count: 3, ..RankingRecord::default() }],
+            slots: vec![SlotRecord::default(); 2],
+            ..AnswerRecord::default()
+        }
+    }
+
+    #[test]
+    fn other_weights_give_another_page() {
+        let same = ServingConfig::default();
+        let weights = BTreeMap::from([("click".to_owned(), 0.0), ("purchase".to_owned(), 1.0)]);
+        let purchases = ServingConfig { head_weights: weights, ..ServingConfig::default() };
+        let retrieval = ServingConfig { ranker: false, ..ServingConfig::default() };
+        let record = record();
+        assert_eq!(record.page_of(&same).unwrap(), ["a", "b"]);
+        assert_eq!(record.page_of(&purchases).unwrap(), ["c", "b"]);
+        assert_eq!(record.page_of(&retrieval).unwrap(), ["b", "c"]);
+        let diverse = ServingConfig { diversity: 0.5, ..ServingConfig::default() };
+        assert!(record.page_of(&diverse).is_err());
+        let short = AnswerRecord { head_values: vec![0.9], ..record.clone() };
+        assert!(short.page_of(&same).is_err() && AnswerRecord::default().page_of(&same).is_err());
+    }
+}

@@ -1,0 +1,353 @@
+//! Answers as rows, one for each slot that was shown: as Parquet, and joined with what the shoppers did.
+use super::{
+    log::day,
+    record::{AnswerId, AnswerKind, AnswerRecord},
+    replay::{Propensity, ReplayError},
+    segment::{AnswersError, Lost, SegmentReader, day_of, list},
+};
+use lodestone_dataset::{self, Cells, DatasetError};
+use lodestone_events::{Attribution, Event, EventKind};
+use lodestone_core::{ids::PersonId, units::UnixMillis};
+use crate::policy::Marginal;
+use ahash::AHashMap;
+use std::path::Path;
+
+/// One slot of a first page.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlotRow {
+    pub answer: AnswerId,
+    pub at: UnixMillis,
+    /// With its prefix, as [`PersonId::as_str`].
+    pub person: String,
+    pub kind: AnswerKind,
+    /// The configuration that made the answer; of an interleaved one, whose pick the slot is.
+    pub serving_config: String,
+    /// Both empty: no experiment.
+    pub experiment: String,
+    pub arm: String,
+    pub generation: String,
+    /// The log position that the answer knew.
+    pub session_version: u64,
+    /// From 1.
+    pub slot: u32,
+    pub item: String,
+    pub score: f32,
+    /// Of this item in this slot, whatever is in the others.
+    pub propensity: Marginal,
+    /// Of this item in this slot, given those before it. Their product over the slots is the probability of the page.
+    pub conditional: f64,
+    /// The slot that the item would have had without exploration.
+    pub organic_slot: u32,
+    pub is_pinned: bool,
+    /// Whether the answer was one that explored.
+    pub explored: bool,
+    /// Of interleaved answers 1 or 2; 0 for none.
+    pub team: u32,
+    /// Slots on the page.
+    pub slot_count: u32,
+    /// The ranking model's probabilities of this item, by head. Empty where it was not run.
+    pub heads: Vec<(String, f32)>,
+    pub rewards: Rewards,
+}
+
+/// What the shopper did with an item of an answer, as events that carry the answer's token tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rewards {
+    pub impressions: u32,
+    pub clicks: u32,
+    pub views: u32,
+    pub carts: u32,
+    pub favorites: u32,
+    /// Pieces.
+    pub purchases: u32,
+    /// Pieces.
+    pub returns: u32,
+    /// Of the purchases whose price is known, in millionths of the currency's unit.
+    pub revenue_micros: i64,
+}
+
+/// Gives every record of a directory from `since` on, file by file. What could not be read is told and left out.
+pub fn for_each_record(
+    directory: &Path,
+    since: UnixMillis,
+    mut give: impl FnMut(AnswerRecord),
+) -> Result<Lost, AnswersError> {
+    let mut lost = Lost::default();
+    let first_day = day(since);
+    for path in list(directory)?.iter().filter(|path| day_of(path) >= first_day.as_str()) {
+        let mut reader = SegmentReader::open(path)?;
+        while let Some(records) = reader.next_block()? {
+            records.into_iter().filter(|record| record.at_ms >= since.0).for_each(&mut give);
+        }
+        lost.damaged_blocks += reader.lost.damaged_blocks;
+        lost.torn_bytes += reader.lost.torn_bytes;
+    }
+    Ok(lost)
+}
+
+impl AnswerRecord {
+    /// The first page as rows, without rewards. `sample_count`: see [`AnswerRecord::propensities`].
+    pub fn rows(&self, sample_count: usize) -> Result<Vec<SlotRow>, ReplayError> {
+        let id = AnswerId::try_from(self.id.as_slice()).map_err(|_| ReplayError("it has no id".to_owned()))?;
+        let propensities = self.propensities(sample_count)?;
+        let head_count = self.heads.len();
+        let row = |(at, (slot, propensity)): (usize, (&super::SlotRecord, Propensity))| {
+            let item = slot.item as usize;
+            let values = self.head_values.get(item * head_count..(item + 1) * head_count).unwrap_or_default();
+            let ranking = self.rankings.get((slot.team as usize).saturating_sub(1));
+            Some(SlotRow {
+                answer: id,
+                at: UnixMillis(self.at_ms),
+                person: self.person.clone(),
+                kind: self.kind(),
+                serving_config: ranking.map(|ranking| ranking.serving_config.clone()).unwrap_or_default(),
+                experiment: self.experiment.clone(),
+                arm: self.arm.clone(),
+                generation: self.generation.clone(),
+                session_version: self.session_version,
+                slot: at as u32 + 1,
+                item: self.items.get(item)?.clone(),
+                score: slot.score,
+                propensity: propensity.marginal,
+                conditional: slot.conditional,
+                organic_slot: propensity.organic_slot as u32,
+                is_pinned: slot.is_pinned,
+                explored: self.explored,
+                team: slot.team,
+                slot_count: self.slots.len() as u32,
+                heads: self.heads.iter().cloned().zip(values.iter().copied()).collect(),
+                rewards: Rewards::default(),
+            })
+        };
+        let rows = self.slots.iter().zip(propensities).enumerate().map(row).collect::<Option<Vec<SlotRow>>>();
+        rows.ok_or_else(|| ReplayError("a slot shows an item that is not in the record".to_owned()))
+    }
+}
+
+/// All rows of a directory from `since` on, in the order in which they were written, without rewards; and what could not be
+/// read. A record that does not fit together counts as a damaged block.
+pub fn read_rows(
+    directory: &Path,
+    since: UnixMillis,
+    sample_count: usize,
+) -> Result<(Vec<SlotRow>, Lost), AnswersError> {
+    let (mut rows, mut unfit) = (Vec::new(), 0);
+    let mut lost = for_each_record(directory, since, |record| match record.rows(sample_count) {
+        Ok(more) => rows.extend(more),
+        Err(_) => unfit += 1,
+    })?;
+    lost.damaged_blocks += unfit;
+    Ok((rows, lost))
+}
+
+/// Rows that wait for what their shoppers did.
+pub struct Join {
+    rows: Vec<SlotRow>,
+    /// By answer: where its rows begin.
+    answers: AHashMap<AnswerId, usize>,
+    /// Lines of events that carry the token of an answer which is not here, or name an item that its first page did not show.
+    pub unmatched_lines: usize,
+}
+
+impl Join {
+    /// The rows of an answer follow each other.
+    pub fn new(rows: Vec<SlotRow>) -> Self {
+        let mut answers = AHashMap::new();
+        for (at, row) in rows.iter().enumerate() {
+            answers.entry(row.answer).or_insert(at);
+        }
+        Self { rows, answers, unmatched_lines: 0 }
+    }
+
+    /// Counts an event for the slots of the answer whose token it carries; `answer_of` reads tokens. Each line counts for the
+    /// slot that shows its item. An event must be given once.
+    pub fn add(&mut self, event: &Event, answer_of: impl Fn(&str) -> Option<AnswerId>) {
+        let Attribution::Answer(token) = &event.attribution else { return };
+        let first = answer_of(token).and_then(|answer| self.answers.get(&answer)).copied();
+        for line in &event.lines {
+            let slots = first.and_then(|first| {
+                let answer = self.rows[first].answer;
+                self.rows[first..]
+                    .iter_mut()
+                    .take_while(|row| row.answer == answer)
+                    .find(|row| row.item == line.item.as_str())
+            });
+            match slots {
+                Some(row) => row.rewards.count(event.kind, line.quantity, line.price.map_or(0, |price| price.micros())),
+                None => self.unmatched_lines += 1,
+            }
+        }
+    }
+
+    pub fn rows(self) -> Vec<SlotRow> {
+        self.rows
+    }
+}
+
+impl Rewards {
+    fn count(&mut self, kind: EventKind, quantity: u32, price_micros: i64) {
+        let add = |count: &mut u32, more: u32| *count = count.saturating_add(more);
+        match kind {
+            EventKind::Impression => add(&mut self.impressions, 1),
+            EventKind::Click => add(&mut self.clicks, 1),
+            EventKind::View => add(&mut self.views, 1),
+            EventKind::AddToCart => add(&mut self.carts, 1),
+            EventKind::Favorite => add(&mut self.favorites, 1),
+            EventKind::Purchase => {
+                add(&mut self.purchases, quantity);
+                let paid = price_micros.saturating_mul(i64::from(quantity));
+                self.revenue_micros = self.revenue_micros.saturating_add(paid);
+            }
+            EventKind::Return => add(&mut self.returns, quantity),
+            EventKind::Search
+            | EventKind::RemoveFromCart
+            | EventKind::Unfavorite
+            | EventKind::Review
+            | EventKind::CategoryView
+            | EventKind::IncentiveShown
+            | EventKind::IncentiveRedeemed => {}
+        }
+    }
+}
+
+/// Writes rows as Parquet; `docs/answers.md` describes the columns.
+pub fn write_rows(path: &Path, rows: &[SlotRow]) -> Result<(), DatasetError> {
+    let texts = |of: &dyn Fn(&SlotRow) -> String| Cells::Texts(rows.iter().map(of).collect());
+    let integers = |of: &dyn Fn(&SlotRow) -> i64| Cells::Integers(rows.iter().map(of).collect());
+    let numbers = |of: &dyn Fn(&SlotRow) -> f64| Cells::Numbers(rows.iter().map(|row| Some(of(row))).collect());
+    let flags = |of: &dyn Fn(&SlotRow) -> bool| Cells::Flags(rows.iter().map(of).collect());
+    let mut columns = vec![
+        ("answer_id".to_owned(), texts(&|row| uuid::Uuid::from_bytes(row.answer).to_string())),
+        ("time_ms".to_owned(), integers(&|row| row.at.0)),
+        ("person".to_owned(), texts(&|row| row.person.clone())),
+        ("kind".to_owned(), texts(&|row| row.kind.name().to_owned())),
+        ("serving_config".to_owned(), texts(&|row| row.serving_config.clone())),
+        ("experiment".to_owned(), texts(&|row| row.experiment.clone())),
+        ("arm".to_owned(), texts(&|row| row.arm.clone())),
+        ("generation".to_owned(), texts(&|row| row.generation.clone())),
+        ("session_version".to_owned(), integers(&|row| row.session_version as i64)),
+        ("slot".to_owned(), integers(&|row| i64::from(row.slot))),
+        ("slot_count".to_owned(), integers(&|row| i64::from(row.slot_count))),
+        ("item_id".to_owned(), texts(&|row| row.item.clone())),
+        ("score".to_owned(), numbers(&|row| f64::from(row.score))),
+        ("propensity".to_owned(), numbers(&|row| row.propensity.probability)),
+        ("propensity_standard_error".to_owned(), numbers(&|row| row.propensity.standard_error)),
+        ("propensity_conditional".to_owned(), numbers(&|row| row.conditional)),
+        ("organic_slot".to_owned(), integers(&|row| i64::from(row.organic_slot))),
+        ("is_pinned".to_owned(), flags(&|row| row.is_pinned)),
+        ("explored".to_owned(), flags(&|row| row.explored)),
+        ("team".to_owned(), integers(&|row| i64::from(row.team))),
+    ];
+    let mut heads: Vec<&String> = rows.iter().flat_map(|row| row.heads.iter().map(|(name, _)| name)).collect();
+    heads.sort_unstable();
+    heads.dedup();
+    for head in heads {
+        let value = |row: &SlotRow| row.heads.iter().find(|(name, _)| name == head).map(|(_, value)| f64::from(*value));
+        columns.push((format!("head_{head}"), Cells::Numbers(rows.iter().map(value).collect())));
+    }
+    dataset::write_table(path, columns)
+}
+
+/// The person of a row, for those who join by person.
+impl SlotRow {
+    pub fn person_id(&self) -> Option<PersonId> {
+        PersonId::from_key(&self.person)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{answers::{ExplorationRecord, RankingRecord, SlotRecord, seed_of}, policy::Exploration};
+    use lodestone_events::EventLine;
+    use lodestone_core::{ids::{EventId, ItemId}, units::PriceMicros};
+
+    fn record() -> AnswerRecord {
+        let id = vec![7; 16];
+        let exploration = Exploration { temperature: 1.0, first_slot: 1, top: 3, share: 1.0, ..Exploration::default() };
+        AnswerRecord {
+            seed: seed_of(&id),
+            id,
+            at_ms: 1_764_072_000_000,
+            person: "u:p".to_owned(),
+            items: ["a", "b", "c", "pin"].map(str::to_owned).to_vec(),
+            candidate_count: 3,
+            heads: vec!["purchase".to_owned()],
+            head_values: vec![0.3, 0.2, 0.1],
+            rankings: vec![RankingRecord { serving_config: "default".to_owned(), ..RankingRecord::default() }],
+            exploration: Some(ExplorationRecord::from(&exploration)),
+            organic_items: vec![0, 1, 2],
+            organic_scores: vec![0.3, 0.2, 0.1],
+            pinned_slots: vec![2],
+            slots: vec![
+                SlotRecord { item: 1, score: 0.2, conditional: 0.3, ..SlotRecord::default() },
+                SlotRecord { item: 3, is_pinned: true, conditional: 1.0, ..SlotRecord::default() },
+                SlotRecord { item: 0, score: 0.3, conditional: 0.6, ..SlotRecord::default() },
+            ],
+            explored: true,
+            ..AnswerRecord::default()
+        }
+    }
+
+    fn event(kind: EventKind, item: &str, token: &str) -> Event {
+        Event {
+            id: EventId::parse("e").unwrap(),
+            kind,
+            person: PersonId::user("p").unwrap(),
+            session: String::new(),
+            at: UnixMillis(0),
+            lines: vec![EventLine {
+                item: ItemId::parse(item).unwrap(),
+                quantity: 2,
+                price: PriceMicros::new(5),
+                rank: 0,
+            }],
+            query: String::new(),
+            order: String::new(),
+            stars: 0,
+            coupon: String::new(),
+            categories: Vec::new(),
+            currency: String::new(),
+            attribution: Attribution::Answer(token.to_owned()),
+        }
+    }
+
+    #[test]
+    fn rows_tell_the_propensities_of_the_policy() {
+        let rows = record().rows(2000).unwrap();
+        let told: Vec<(&str, u32, u32)> =
+            rows.iter().map(|row| (row.item.as_str(), row.slot, row.organic_slot)).collect();
+        // Without exploration `a` has slot 1, the pin slot 2, `b` slot 3.
+        assert_eq!(told, [("b", 1, 3), ("pin", 2, 2), ("a", 3, 1)]);
+        assert_eq!(rows[1].propensity, Marginal { probability: 1.0, standard_error: 0.0 });
+        assert_eq!(rows[0].propensity.standard_error, 0.0);
+        assert!(rows[0].propensity.probability < 0.34 && rows[2].propensity.standard_error > 0.0);
+        assert_eq!(rows[0].heads, [("purchase".to_owned(), 0.2)]);
+    }
+
+    #[test]
+    fn what_shoppers_did_comes_to_the_slot_that_showed_it() {
+        let mut join = Join::new(record().rows(10).unwrap());
+        let answer_of = |token: &str| (token == "ours").then_some([7; 16]);
+        for (kind, item, token) in [
+            (EventKind::Impression, "b", "ours"),
+            (EventKind::Click, "b", "ours"),
+            (EventKind::Purchase, "a", "ours"),
+            (EventKind::Click, "nowhere", "ours"),
+            (EventKind::Click, "b", "another"),
+        ] {
+            join.add(&event(kind, item, token), answer_of);
+        }
+        assert_eq!(join.unmatched_lines, 2);
+        let rows = join.rows();
+        assert_eq!(rows[0].rewards, Rewards { impressions: 1, clicks: 1, ..Rewards::default() });
+        assert_eq!(rows[2].rewards, Rewards { purchases: 2, revenue_micros: 10, ..Rewards::default() });
+    }
+
+    #[test]
+    fn rows_are_written_as_parquet() {
+        let directory = tempfile::tempdir().unwrap();
+        write_rows(&directory.path().join("answers.parquet"), &record().rows(10).unwrap()).unwrap();
+        assert!(directory.path().join("answers.parquet").metadata().unwrap().len() > 500);
+    }
+}

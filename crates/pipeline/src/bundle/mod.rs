@@ -1,0 +1,254 @@
+//! A trained model on disk: one directory whose every byte is accounted for.
+//!
+//! Useful for: moving a model from training to serving. Not useful for: what changes faster than a training (people,
+//! stock, new items); that is the log's.
+mod manifest;
+mod store;
+
+pub use manifest::{FileSum, Head, Manifest};
+pub use store::{Pointer, Store, StoreError};
+
+use lodestone_catalog::{Item, VECTOR_DIM};
+use lodestone_dataset::{self, DatasetError};
+use crate::features;
+use lodestone_index::{FileError, FrozenGraph, Neighbours};
+use sha2::{Digest, Sha256};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const MANIFEST: &str = "manifest.json";
+const ITEMS: &str = "items.parquet";
+const ITEM_VECTORS: &str = "item_vectors.index";
+const TITLE_VECTORS: &str = "title_vectors.index";
+const TEXT_PROJECTION: &str = "text_projection.f32";
+const NEXT: &str = "next.neighbours";
+const TOGETHER: &str = "together.neighbours";
+const PERSON_ENCODER: &str = "person_encoder.onnx";
+const ENCODER_WEIGHTS: &str = "person_encoder.weights";
+const QUERY_ENCODER: &str = "query_encoder.onnx";
+const TOKENIZER: &str = "tokenizer.json";
+const TRAINING: &str = "training.json";
+const RANKER: &str = "ranker.onnx";
+const GOLDEN: &str = "golden.json";
+
+/// Everything that was learned, in memory. Rows are places in `items`.
+#[derive(Clone)]
+pub struct Bundle {
+    pub manifest: Manifest,
+    pub items: Vec<Item>,
+    /// The items' vectors, of [`VECTOR_DIM`] and length 1, in the person's space.
+    pub item_vectors: Arc<FrozenGraph>,
+    /// In the query's space, of the query encoder's dimensions and length 1.
+    pub title_vectors: Arc<FrozenGraph>,
+    /// `[query dimensions × VECTOR_DIM]`, row-major: a title's vector times it, normalised, is a new item's vector.
+    pub text_projection: Vec<f32>,
+    /// What was chosen in the basket after.
+    pub next: Neighbours,
+    /// What was bought in the same basket.
+    pub together: Neighbours,
+    pub person_encoder: Vec<u8>,
+    /// For a training that begins with them; see `training/warm.rs`.
+    pub encoder_weights: Option<Vec<u8>>,
+    pub query_encoder: Vec<u8>,
+    /// Of a sentence encoder: its `tokenizer.json`. Without it the query encoder reads hashed terms.
+    pub tokenizer: Option<Vec<u8>>,
+    /// How the losses went, for `evaluate --report`; JSON.
+    pub training: Option<Vec<u8>>,
+    pub ranker: Vec<u8>,
+    /// Requests with what was answered where the bundle was made; JSON. Whoever loads it asks them first.
+    pub golden: Option<Vec<u8>>,
+}
+
+/// Why a bundle is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    #[error("bundle {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("bundle {path}: the manifest cannot be read: {source}")]
+    Manifest { path: PathBuf, source: serde_json::Error },
+    #[error("bundle {path}: format {found}, this program reads {expected}")]
+    Format { path: PathBuf, found: u32, expected: u32 },
+    #[error("bundle {path}: learned with feature schema {found}, this program computes {expected}; train again")]
+    Schema { path: PathBuf, found: String, expected: String },
+    #[error("bundle file {path} is missing")]
+    Missing { path: PathBuf },
+    #[error("bundle file {path} is damaged: its SHA-256 is {found}, the manifest says {expected}")]
+    Damaged { path: PathBuf, found: String, expected: String },
+    #[error("bundle file {path}: {problem}")]
+    Content { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Items(#[from] DatasetError),
+    #[error(transparent)]
+    Index(#[from] FileError),
+    #[error("{path} exists and is not empty; choose another directory or remove it")]
+    Exists { path: PathBuf },
+}
+
+impl Bundle {
+    /// Reads a bundle and verifies every file against the manifest's sum before its content is used.
+    pub fn open(directory: &Path) -> Result<Self, BundleError> {
+        let path = directory.join(MANIFEST);
+        let text = fs::read(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
+        let manifest: Manifest =
+            serde_json::from_slice(&text).map_err(|source| BundleError::Manifest { path: path.clone(), source })?;
+        manifest.check(directory)?;
+        let file = |name: &str| read_verified(directory, name, &manifest);
+        file(ITEMS)?;
+        let items = dataset::read_items(&directory.join(ITEMS))?;
+        let vectors = |name: &str, rows: usize| {
+            let bytes = file(name)?;
+            parse_vectors(&bytes, rows * VECTOR_DIM)
+                .map_err(|problem| BundleError::Content { path: directory.join(name), problem })
+        };
+        let index = |name: &str, dimensions: Option<usize>| {
+            let path = directory.join(name);
+            file(name)?;
+            let index = FrozenGraph::open(&path)?;
+            match index.row_count() == items.len() && dimensions.is_none_or(|due| due == index.dimensions()) {
+                true => Ok(Arc::new(index)),
+                false => Err(BundleError::Content {
+                    path,
+                    problem: format!(
+                        "{} × {} vectors for {} items of {} dimensions",
+                        index.row_count(),
+                        index.dimensions(),
+                        items.len(),
+                        dimensions.unwrap_or(index.dimensions())
+                    ),
+                }),
+            }
+        };
+        let neighbours = |name: &str| {
+            let path = directory.join(name);
+            let neighbours = Neighbours::from_bytes(&file(name)?)
+                .map_err(|error| BundleError::Content { path: path.clone(), problem: error.to_string() })?;
+            match neighbours.row_count() == items.len() {
+                true => Ok(neighbours),
+                false => Err(BundleError::Content {
+                    path,
+                    problem: format!("{} rows for {} items", neighbours.row_count(), items.len()),
+                }),
+            }
+        };
+        let optional = |name: &str| manifest.files.contains_key(name).then(|| file(name)).transpose();
+        let title_vectors = index(TITLE_VECTORS, None)?;
+        Ok(Self {
+            item_vectors: index(ITEM_VECTORS, Some(VECTOR_DIM))?,
+            text_projection: vectors(TEXT_PROJECTION, title_vectors.dimensions())?,
+            title_vectors,
+            tokenizer: optional(TOKENIZER)?,
+            encoder_weights: optional(ENCODER_WEIGHTS)?,
+            training: optional(TRAINING)?,
+            golden: optional(GOLDEN)?,
+            next: neighbours(NEXT)?,
+            together: neighbours(TOGETHER)?,
+            person_encoder: file(PERSON_ENCODER)?,
+            query_encoder: file(QUERY_ENCODER)?,
+            ranker: file(RANKER)?,
+            items,
+            manifest,
+        })
+    }
+
+    /// Writes the bundle beside its place, syncs it and moves it there, so that a reader never sees half of one.
+    pub fn write(mut self, directory: &Path) -> Result<Manifest, BundleError> {
+        if directory.is_dir() && fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(BundleError::Exists { path: directory.to_owned() });
+        }
+        let temporary = directory.with_extension("partial");
+        let io = |path: &Path, source| BundleError::Io { path: path.to_owned(), source };
+        let _ = fs::remove_dir_all(&temporary);
+        fs::create_dir_all(&temporary).map_err(|source| io(&temporary, source))?;
+
+        // A bundle made from another has that one's manifest, and maybe not all of its files.
+        self.manifest.files.clear();
+        dataset::write_items(&temporary.join(ITEMS), &self.items)?;
+        let items = fs::read(temporary.join(ITEMS)).map_err(|source| io(&temporary, source))?;
+        self.manifest.add_file(ITEMS, &items);
+        for (name, index) in [(ITEM_VECTORS, &self.item_vectors), (TITLE_VECTORS, &self.title_vectors)] {
+            let path = temporary.join(name);
+            index.write(&path)?;
+            self.manifest.add_file(name, &fs::read(&path).map_err(|source| io(&path, source))?);
+        }
+        let files: [(&str, Vec<u8>); 6] = [
+            (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
+            (NEXT, self.next.to_bytes()),
+            (TOGETHER, self.together.to_bytes()),
+            (PERSON_ENCODER, self.person_encoder),
+            (QUERY_ENCODER, self.query_encoder),
+            (RANKER, self.ranker),
+        ];
+        let optional = [
+            (TOKENIZER, self.tokenizer),
+            (ENCODER_WEIGHTS, self.encoder_weights),
+            (TRAINING, self.training),
+            (GOLDEN, self.golden),
+        ];
+        let optional = optional.into_iter().filter_map(|(name, bytes)| Some((name, bytes?)));
+        for (name, bytes) in files.into_iter().chain(optional) {
+            self.manifest.add_file(name, &bytes);
+            write_synced(&temporary.join(name), &bytes).map_err(|source| io(&temporary.join(name), source))?;
+        }
+        let text = serde_json::to_vec_pretty(&self.manifest)
+            .map_err(|source| BundleError::Manifest { path: temporary.clone(), source })?;
+        write_synced(&temporary.join(MANIFEST), &text).map_err(|source| io(&temporary, source))?;
+        let _ = fs::remove_dir(directory);
+        fs::rename(&temporary, directory).map_err(|source| io(directory, source))?;
+        Ok(self.manifest)
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::write(path, bytes)?;
+    fs::File::open(path)?.sync_all()
+}
+
+fn read_verified(directory: &Path, name: &str, manifest: &Manifest) -> Result<Vec<u8>, BundleError> {
+    let path = directory.join(name);
+    let Some(sum) = manifest.files.get(name) else {
+        return Err(BundleError::Content { path, problem: "the manifest does not list it".to_owned() });
+    };
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::Missing { path }),
+        Err(source) => return Err(BundleError::Io { path, source }),
+    };
+    let found = sha256(&bytes);
+    if found != sum.sha256 {
+        return Err(BundleError::Damaged { path, found, expected: sum.sha256.clone() });
+    }
+    Ok(bytes)
+}
+
+fn parse_vectors(bytes: &[u8], expected: usize) -> Result<Vec<f32>, String> {
+    if bytes.len() != expected * 4 {
+        return Err(format!("{} bytes, expected {}", bytes.len(), expected * 4));
+    }
+    let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(place) => Err(format!("number {place} is not finite")),
+        None => Ok(values),
+    }
+}
+
+/// SHA-256 in lower-case hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Manifest {
+    fn check(&self, directory: &Path) -> Result<(), BundleError> {
+        let path = directory.to_owned();
+        if self.format != Manifest::FORMAT {
+            return Err(BundleError::Format { path, found: self.format, expected: Manifest::FORMAT });
+        }
+        let expected = features::schema_hash();
+        if self.feature_schema != expected {
+            return Err(BundleError::Schema { path, found: self.feature_schema.clone(), expected });
+        }
+        Ok(())
+    }
+}

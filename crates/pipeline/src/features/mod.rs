@@ -1,0 +1,150 @@
+//! Numbers about (person, item, query, moment). The same code runs in training and in serving, so that a model never
+//! sees a number made in two ways.
+mod person;
+
+pub use person::{ItemStats, PersonContext, Recent};
+
+use lodestone_catalog::Catalog;
+use lodestone_events::Popularity;
+use lodestone_core::{ids::Row, units::UnixMillis};
+use lodestone_index::dot;
+use sha2::{Digest, Sha256};
+
+/// The features, in the order of the ranking model's input `features [N, F]`. Logarithms are `ln(1 + x)`.
+pub const FEATURES: &[&str] = &[
+    "person_similarity",
+    "person_known",
+    "query_similarity",
+    "words_score",
+    "words_score_relative",
+    "next_weight",
+    "next_weight_last",
+    "together_weight",
+    "similar_last",
+    "similar_max",
+    "title_similar_max",
+    "popularity",
+    "trend",
+    "bought_count",
+    "bought_days_since",
+    "bought_share",
+    "seen_count",
+    "seen_days_since",
+    "is_in_cart",
+    "is_favorite",
+    "returned_count",
+    "price",
+    "price_to_person",
+    "item_age_days",
+    "retrieval_score",
+    "has_query",
+    "history_length",
+];
+
+/// Columns of the feature matrix.
+pub const FEATURE_COUNT: usize = FEATURES.len();
+
+/// Distinguishes feature definitions; a bundle whose ranker learned others is refused. Raise the version when the
+/// meaning of a feature changes under the same name.
+pub fn schema_hash() -> String {
+    const VERSION: u32 = 2;
+    let mut hash = Sha256::new();
+    hash.update(VERSION.to_le_bytes());
+    hash.update(FEATURES.join(","));
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the sources said of one candidate; 0 where they said nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SourceEvidence {
+    /// The score of words: BM25, raised by how much of the query the title has and in which order.
+    pub words: f32,
+    /// Sum over the recent items of decay × weight.
+    pub next: f32,
+    /// The same for items bought in one basket.
+    pub together: f32,
+    /// The fused score of retrieval.
+    pub fused: f32,
+}
+
+/// The moment of a request.
+pub struct Moment<'a> {
+    pub catalog: &'a Catalog,
+    pub popularity: &'a Popularity,
+    pub now: UnixMillis,
+    /// Of the query encoder, or none when it is no search.
+    pub query_vector: Option<&'a [f32]>,
+    /// The best BM25 score among the candidates.
+    pub words_best: f32,
+}
+
+/// Appends the features of one candidate, [`FEATURE_COUNT`] finite numbers. O(recent items × dimensions).
+pub fn append(out: &mut Vec<f32>, moment: &Moment, person: &PersonContext, row: Row, evidence: SourceEvidence) {
+    let entry = moment.catalog.get(row);
+    let stats = person.stats(entry.key);
+    let (similar_last, similar_max, title_similar_max) = similarity_to_recent(moment, person, row);
+    let price = entry.log_price;
+    let (popularity, trend) = moment.popularity.score_and_trend(entry.key, moment.now);
+    let person_dot = person.vector.as_deref().map_or(0.0, |vector| dot(vector, entry.vectors.person_space()));
+    let query_dot = moment.query_vector.map_or(0.0, |vector| dot(vector, entry.vectors.query_space()));
+    let age_days = entry.created_at.map_or(0.0, |at| moment.now.days_since(at));
+    out.extend_from_slice(&[
+        person_dot,
+        flag(person.vector.is_some()),
+        query_dot,
+        evidence.words,
+        if moment.words_best > 0.0 { evidence.words / moment.words_best } else { 0.0 },
+        log(evidence.next),
+        log(person.next_weight_of_last(entry.key)),
+        log(evidence.together),
+        similar_last,
+        similar_max,
+        title_similar_max,
+        log(popularity),
+        log(trend),
+        log(stats.bought_count as f32),
+        stats.days_since(stats.bought_at, moment.now),
+        stats.bought_count as f32 / person.basket_count.max(1) as f32,
+        log(stats.seen_count as f32),
+        stats.days_since(stats.seen_at, moment.now),
+        flag(stats.is_in_cart),
+        flag(stats.is_favorite),
+        log(stats.returned_count as f32),
+        price,
+        if price > 0.0 && person.mean_log_price > 0.0 { price - person.mean_log_price } else { 0.0 },
+        log(age_days),
+        evidence.fused,
+        flag(moment.query_vector.is_some()),
+        person.log_history_length,
+    ]);
+}
+
+/// Cosines to the last item, and the greatest to any recent item, in the person's space; and the greatest in the space
+/// of titles.
+fn similarity_to_recent(moment: &Moment, person: &PersonContext, row: Row) -> (f32, f32, f32) {
+    let vectors = &moment.catalog.get(row).vectors;
+    let similar = person.recent_vectors[0].dots(vectors.person_space());
+    let title_similar = person.recent_vectors[1].dots(vectors.query_space());
+    let (mut last, mut best, mut best_title) = (0.0, 0.0f32, 0.0f32);
+    for (index, recent) in person.recent.iter().enumerate() {
+        // An item is not evidence for itself; `bought_count` says that.
+        if recent.row == row {
+            continue;
+        }
+        if index == 0 {
+            last = similar[0];
+        }
+        best = best.max(similar[index]);
+        best_title = best_title.max(title_similar[index]);
+    }
+    (last, best, best_title)
+}
+
+/// ln(1 + x). Most counts are 0, which needs no logarithm.
+fn log(x: f32) -> f32 {
+    if x == 0.0 { 0.0 } else { x.ln_1p() }
+}
+
+fn flag(value: bool) -> f32 {
+    f32::from(u8::from(value))
+}

@@ -1,0 +1,149 @@
+//! A person's history, prepared once for all candidates of a request.
+use lodestone_catalog::{Catalog, VECTOR_DIM};
+use lodestone_events::EventKind;
+use lodestone_core::{ids::{ItemKey, Row}, units::UnixMillis};
+use lodestone_state::users::History;
+use lodestone_index::{LANES, LaneVectors, Neighbours};
+use ahash::AHashMap;
+
+/// Distinct items of the history that similarity and neighbours start from.
+const RECENT_MAX: usize = 12;
+const _: () = assert!(RECENT_MAX <= LANES);
+/// The influence of each older item, relative to the one after it.
+const RECENT_DECAY: f32 = 0.85;
+
+/// What a person did with one item.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ItemStats {
+    pub bought_count: u32,
+    pub bought_at: Option<u32>,
+    pub seen_count: u32,
+    pub seen_at: Option<u32>,
+    pub returned_count: u32,
+    pub is_in_cart: bool,
+    pub is_favorite: bool,
+}
+
+impl ItemStats {
+    /// `ln(1 + days)`, or -1 for never.
+    pub fn days_since(&self, at_s: Option<u32>, now: UnixMillis) -> f32 {
+        at_s.map_or(-1.0, |at| now.days_since(UnixMillis(i64::from(at) * 1000)).ln_1p())
+    }
+}
+
+/// One of the person's latest distinct items.
+#[derive(Debug, Clone, Copy)]
+pub struct Recent {
+    pub row: Row,
+    pub key: ItemKey,
+    /// 1 for the latest, falling.
+    pub weight: f32,
+    pub kind: EventKind,
+    pub at_s: u32,
+}
+
+/// A person at the moment of a request.
+#[derive(Debug, Default)]
+pub struct PersonContext {
+    /// `[VECTOR_DIM]`, from the person encoder.
+    pub vector: Option<Vec<f32>>,
+    /// Latest first.
+    pub recent: Vec<Recent>,
+    /// Their vectors in the person's space and in the space of titles.
+    pub recent_vectors: [LaneVectors; 2],
+    /// ln(1 + events).
+    pub log_history_length: f32,
+    pub basket_count: u32,
+    /// Mean of ln(1 + price) over bought items; 0 where unknown.
+    pub mean_log_price: f32,
+    stats: AHashMap<ItemKey, ItemStats>,
+    next_of_last: AHashMap<ItemKey, f32>,
+}
+
+impl PersonContext {
+    /// Reads a history once. O(events).
+    pub fn new(history: &History, catalog: &Catalog, next: &Neighbours) -> Self {
+        let mut context = Self { log_history_length: (history.events.len() as f32).ln_1p(), ..Self::default() };
+        let (mut price_sum, mut price_count, mut last_basket) = (0.0f32, 0u32, None);
+        for event in &history.events {
+            context.note(event.item, event.kind, event.at_s);
+            if event.kind == EventKind::Purchase {
+                if last_basket != Some(event.at_s) {
+                    context.basket_count += 1;
+                    last_basket = Some(event.at_s);
+                }
+                let row = catalog.row_of_key(event.item).map(|row| catalog.get(row));
+                if let Some(row) = row.filter(|row| row.item.price.is_some()) {
+                    price_sum += row.log_price;
+                    price_count += 1;
+                }
+            }
+        }
+        if price_count > 0 {
+            context.mean_log_price = price_sum / price_count as f32;
+        }
+        context.collect_recent(history, catalog);
+        let vectors = |recent: &Recent| &catalog.get(recent.row).vectors;
+        let query_dimension = context.recent.first().map_or(0, |recent| vectors(recent).query_space().len());
+        context.recent_vectors = [
+            LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| vectors(recent).person_space())),
+            LaneVectors::new(query_dimension, context.recent.iter().map(|recent| vectors(recent).query_space())),
+        ];
+        if let Some(last) = context.recent.first() {
+            let (keys, weights) = next.of(Row(last.key.0));
+            context.next_of_last = keys.iter().map(|&key| ItemKey(key)).zip(weights.iter().copied()).collect();
+        }
+        context
+    }
+
+    /// What the person did with an item.
+    pub fn stats(&self, key: ItemKey) -> ItemStats {
+        self.stats.get(&key).copied().unwrap_or_default()
+    }
+
+    /// Items of the history with what was done with them, in no order.
+    pub fn items(&self) -> impl Iterator<Item = (ItemKey, &ItemStats)> {
+        self.stats.iter().map(|(key, stats)| (*key, stats))
+    }
+
+    /// The weight of an item among the neighbours of the latest item.
+    pub fn next_weight_of_last(&self, key: ItemKey) -> f32 {
+        self.next_of_last.get(&key).copied().unwrap_or(0.0)
+    }
+
+    fn note(&mut self, key: ItemKey, kind: EventKind, at_s: u32) {
+        let stats = self.stats.entry(key).or_default();
+        match kind {
+            EventKind::Purchase => {
+                stats.bought_count += 1;
+                stats.bought_at = stats.bought_at.max(Some(at_s));
+                stats.is_in_cart = false;
+            }
+            EventKind::Return => stats.returned_count += 1,
+            EventKind::AddToCart => stats.is_in_cart = true,
+            EventKind::RemoveFromCart => stats.is_in_cart = false,
+            EventKind::Favorite => stats.is_favorite = true,
+            EventKind::Unfavorite => stats.is_favorite = false,
+            _ => {
+                stats.seen_count += 1;
+                stats.seen_at = stats.seen_at.max(Some(at_s));
+            }
+        }
+    }
+
+    fn collect_recent(&mut self, history: &History, catalog: &Catalog) {
+        let mut weight = 1.0;
+        for event in history.events.iter().rev() {
+            if self.recent.len() == RECENT_MAX {
+                break;
+            }
+            if event.kind == EventKind::Return || self.recent.iter().any(|recent| recent.key == event.item) {
+                continue;
+            }
+            if let Some(row) = catalog.row_of_key(event.item) {
+                self.recent.push(Recent { row, key: event.item, weight, kind: event.kind, at_s: event.at_s });
+                weight *= RECENT_DECAY;
+            }
+        }
+    }
+}

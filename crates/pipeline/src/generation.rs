@@ -1,0 +1,261 @@
+//! One trained bundle as it answers: its items with those that came since, their indexes, what goes with what.
+use lodestone_state::{catalog_changes::ItemChange, live::Live};
+use super::models::{Models, embed_items};
+use lodestone_index::CompletionSource;
+use lodestone_core::{bits, ids::{ItemId, ItemKey, Row}};
+use crate::{bundle::{Bundle, Manifest}, ranking::RankingError};
+use lodestone_catalog::{Catalog, Item, ItemVectors};
+use lodestone_index::{BadVector, FrozenError, FrozenGraph, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError, VectorIndex};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// What a bundle says, over what is live. Written by one thread at a time, read by all.
+pub struct Generation {
+    pub live: Arc<Live>,
+    pub manifest: Manifest,
+    /// The first rows of the catalogue are the bundle's own items, in its order, with its vectors.
+    pub bundle_row_count: usize,
+    pub catalog: ArcSwap<Catalog>,
+    /// Item vectors in the person's space.
+    person_index: VectorIndex,
+    /// Title vectors in the query's space.
+    query_index: VectorIndex,
+    pub lexical: Lexical,
+    /// Titles, categories and brands, as completions.
+    pub titles: Suggester,
+    /// What was chosen next, by item key.
+    pub next: Neighbours,
+    /// What was bought together, by item key.
+    pub together: Neighbours,
+    text_projection: Vec<f32>,
+    query_dimension: usize,
+    /// Held while the catalogue and its indexes change.
+    writing: Mutex<()>,
+    merges: AtomicU64,
+    /// The version of the live catalogue changes that are in effect.
+    catalogue_version: AtomicU64,
+}
+
+/// Why a bundle or a write could not become state.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerationError {
+    #[error("vector of item {item}: {source}")]
+    Vector { item: ItemId, source: VectorError },
+    #[error("the merge of live items: {0}")]
+    Merge(#[from] FrozenError),
+    #[error(transparent)]
+    Lexical(#[from] LexicalError),
+    #[error(transparent)]
+    Ranking(#[from] RankingError),
+}
+
+/// A change with the vectors of what is written, in this generation's spaces.
+pub type EmbeddedChange = (ItemChange, Option<ItemVectors>);
+
+impl Generation {
+    /// A bundle's items over what is live, with an empty index of words and room for `live_rows` more. Changes of the catalogue
+    /// are not in effect yet.
+    pub fn new(bundle: Bundle, live: Arc<Live>, lexical: Lexical, live_rows: usize) -> Result<Self, GenerationError> {
+        let keys: Vec<ItemKey> = bundle.items.iter().map(|item| live.keys.intern(&item.id)).collect();
+        let generation = Self {
+            bundle_row_count: bundle.items.len(),
+            catalog: ArcSwap::from_pointee(Catalog::default()),
+            person_index: VectorIndex::new(bundle.item_vectors.clone(), live_rows),
+            query_index: VectorIndex::new(bundle.title_vectors.clone(), live_rows),
+            lexical,
+            titles: Suggester::build(bundle.items.iter().flat_map(suggestibles)),
+            next: bundle.next.by_key(&keys),
+            together: bundle.together.by_key(&keys),
+            text_projection: bundle.text_projection,
+            query_dimension: bundle.title_vectors.dimensions(),
+            writing: Mutex::default(),
+            merges: AtomicU64::new(0),
+            catalogue_version: AtomicU64::new(0),
+            manifest: bundle.manifest,
+            live,
+        };
+        let vectors = |row: usize| {
+            let of =
+                |index: &FrozenGraph| index.vector(Row(row as u32)).expect("a bundle has vectors of all its items");
+            ItemVectors::new(&of(&bundle.item_vectors), &of(&bundle.title_vectors))
+        };
+        let items = bundle.items.into_iter().enumerate().map(|(row, item)| (Arc::new(item), vectors(row)));
+        // The frozen indexes have them already, in the same order.
+        let mut catalog = Catalog::default();
+        let rows = catalog.upsert(&generation.live.keys, items.collect());
+        generation.index_words(&catalog, &rows)?;
+        generation.catalog.store(Arc::new(catalog));
+        Ok(generation)
+    }
+
+    /// A bundle of which nothing is known but itself: the items have the keys 0, 1, 2, … in order.
+    pub fn alone(bundle: Bundle, live_rows: usize) -> Result<Self, GenerationError> {
+        Self::new(bundle, Arc::default(), Lexical::new()?, live_rows)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.manifest.name
+    }
+
+    /// Adds or replaces items in every index, then in the catalogue, so that no reader finds a row without content.
+    fn upsert(&self, items: Vec<(Arc<Item>, ItemVectors)>) -> Result<(), GenerationError> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let _writing = self.writing.lock();
+        let mut catalog = Catalog::clone(&self.catalog.load());
+        let rows = catalog.upsert(&self.live.keys, items);
+        for space in Space::BOTH {
+            let vectors: Vec<(Row, &[f32])> = rows.iter().map(|row| (*row, space.vector(&catalog, *row))).collect();
+            self.vectors_of(space).insert_many(&vectors).map_err(|bad| bad_vector(&catalog, bad))?;
+        }
+        self.index_words(&catalog, &rows)?;
+        rows.iter().flat_map(|row| suggestibles(&catalog.get(*row).item)).for_each(|text| self.titles.add(text));
+        self.catalog.store(Arc::new(catalog));
+        Ok(())
+    }
+
+    fn delete(&self, id: &ItemId) {
+        let _writing = self.writing.lock();
+        let mut catalog = Catalog::clone(&self.catalog.load());
+        if catalog.delete(&self.live.keys, id) {
+            self.catalog.store(Arc::new(catalog));
+        }
+    }
+
+    /// Puts changes into effect in their order, and with them the catalogue's version.
+    pub fn apply(&self, changes: Vec<EmbeddedChange>, version: u64) -> Result<(), GenerationError> {
+        let mut written = Vec::new();
+        for ((id, item), vectors) in changes {
+            match item.zip(vectors) {
+                Some(item) => written.push(item),
+                None => {
+                    self.upsert(std::mem::take(&mut written))?;
+                    self.delete(&id);
+                }
+            }
+        }
+        self.upsert(written)?;
+        self.catalogue_version.store(version, Ordering::Release);
+        Ok(())
+    }
+
+    /// Puts into effect what changed in the catalogue meanwhile; the models are this generation's. Gives the number of
+    /// changes. Others may write what is live, but not this generation.
+    pub fn catch_up(&self, models: &mut Models) -> Result<usize, GenerationError> {
+        const PART: usize = 1000;
+        let mut count = 0;
+        loop {
+            let (changes, version) = self.live.catalogue.lock().after(self.catalogue_version(), PART);
+            if changes.is_empty() {
+                return Ok(count);
+            }
+            count += changes.len();
+            let items: Vec<&Item> = changes.iter().filter_map(|(_, item)| item.as_deref()).collect();
+            let mut vectors = embed_items(self, models, &items)?.into_iter();
+            let embedded = changes.into_iter().map(|(id, item)| {
+                let vectors = item.as_ref().and_then(|_| vectors.next());
+                ((id, item), vectors)
+            });
+            self.apply(embedded.collect(), version)?;
+        }
+    }
+
+    /// The version of the live catalogue changes that are in effect.
+    pub fn catalogue_version(&self) -> u64 {
+        self.catalogue_version.load(Ordering::Acquire)
+    }
+
+    /// Numbers of a vector in the query's space.
+    pub fn query_dimension(&self) -> usize {
+        self.query_dimension
+    }
+
+    /// `[query_dimension × VECTOR_DIM]`, row-major: from the query's space into the person's.
+    pub fn text_projection(&self) -> &[f32] {
+        &self.text_projection
+    }
+
+    pub fn vectors_of(&self, space: Space) -> &VectorIndex {
+        match space {
+            Space::Person => &self.person_index,
+            Space::Query => &self.query_index,
+        }
+    }
+
+    /// Whether so many items came or went that [`Generation::merge`] pays.
+    pub fn wants_merge(&self) -> bool {
+        let alive = self.catalog.load().item_count();
+        Space::BOTH.into_iter().any(|space| self.vectors_of(space).wants_merge(alive))
+    }
+
+    /// Builds new frozen graphs of all items on the threads of the current rayon pool and puts them in place of the frozen
+    /// and live ones. Answers and writes go on; writes wait while the items that came meanwhile are added.
+    pub fn merge(&self) -> Result<(), GenerationError> {
+        for space in Space::BOTH {
+            let catalog = self.catalog.load_full();
+            let rows: Vec<Row> = bits::ones(catalog.alive(), 0).map(|row| Row(row as u32)).collect();
+            let frozen =
+                self.vectors_of(space).freeze(&rows, catalog.row_count(), |row| space.vector(&catalog, row))?;
+            let _writing = self.writing.lock();
+            let now = self.catalog.load_full();
+            let later = bits::ones(now.alive(), catalog.row_count() / 64).filter(|row| *row >= catalog.row_count());
+            let later: Vec<(Row, &[f32])> =
+                later.map(|row| Row(row as u32)).map(|row| (row, space.vector(&now, row))).collect();
+            self.vectors_of(space).replace(frozen, &later).map_err(|bad| bad_vector(&now, bad))?;
+        }
+        self.merges.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Merges since the start.
+    pub fn merge_count(&self) -> u64 {
+        self.merges.load(Ordering::Relaxed)
+    }
+
+    fn index_words(&self, catalog: &Catalog, rows: &[Row]) -> Result<(), LexicalError> {
+        let documents: Vec<(Row, &Item)> = rows.iter().map(|row| (*row, &*catalog.get(*row).item)).collect();
+        self.lexical.upsert(&documents)
+    }
+}
+
+/// In which space an item is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    Person,
+    Query,
+}
+
+impl Space {
+    const BOTH: [Self; 2] = [Self::Person, Self::Query];
+
+    pub fn vector(self, catalog: &Catalog, row: Row) -> &[f32] {
+        let vectors = &catalog.get(row).vectors;
+        match self {
+            Self::Person => vectors.person_space(),
+            Self::Query => vectors.query_space(),
+        }
+    }
+}
+
+fn bad_vector(catalog: &Catalog, BadVector { row, problem }: BadVector) -> GenerationError {
+    GenerationError::Vector { item: catalog.get(row).item.id.clone(), source: problem }
+}
+
+/// What completions may offer of an item: its title, its categories, its brand.
+fn suggestibles(item: &Item) -> Vec<Suggestible> {
+    let category = item.categories.last().cloned().unwrap_or_default();
+    let named = |text: &String| Suggestible {
+        text: text.clone(),
+        category: text.clone(),
+        weight: 1.0,
+        source: CompletionSource::Category,
+    };
+    let title = Suggestible { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
+    let brand = (!item.brand.is_empty()).then_some(&item.brand);
+    std::iter::once(title).chain(item.categories.iter().chain(brand).map(named)).collect()
+}

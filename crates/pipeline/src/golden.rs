@@ -1,0 +1,179 @@
+//! Golden requests: what a bundle answered where it was made, asked again where it is loaded. What is live plays no part.
+use super::{
+    generation::Generation,
+    models::Models,
+    retrieve::{self, Ask, Eligible},
+};
+use crate::{bundle::Bundle, features::{self, FEATURE_COUNT, Moment, PersonContext}, ranking::{Device, RankingError, Runtime}};
+use lodestone_events::{Attribution, Event, EventKind, EventLine, Popularity};
+use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::UnixMillis};
+use lodestone_state::users::History;
+use serde::{Deserialize, Serialize};
+
+/// Requests that are kept.
+const REQUEST_COUNT: usize = 16;
+/// Items of an answer that are kept.
+const TOP: usize = 10;
+/// Items that sources give, and that are ranked.
+const CANDIDATES: usize = 50;
+/// Instructions of other machines round otherwise: share of a score by which it may differ, and the least that counts.
+const TOLERANCE: f32 = 0.01;
+const TOLERANCE_LEAST: f32 = 1e-6;
+/// Of all kept items, so many must come again: two of the same score may change places at the end of a list.
+const FOUND_SHARE_MIN: f64 = 0.9;
+
+/// `golden.json` of a bundle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Golden {
+    pub requests: Vec<GoldenRequest>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoldenRequest {
+    /// Empty: items like those of the history.
+    pub query: String,
+    /// Items that a person viewed, one a day, the latest last.
+    pub history: Vec<String>,
+    /// What was answered, best first, with its score.
+    pub expected: Vec<(String, f32)>,
+}
+
+/// Why a bundle fails its self-test.
+#[derive(Debug, thiserror::Error)]
+pub enum GoldenError {
+    #[error("golden.json cannot be read: {0}")]
+    Read(#[from] serde_json::Error),
+    #[error("golden.json: `{0}` is no id of an item")]
+    Item(String),
+    #[error(transparent)]
+    Generation(#[from] super::GenerationError),
+    #[error(transparent)]
+    Ranking(#[from] RankingError),
+    #[error("golden request {number}: item {item} has score {found} where {expected} is expected")]
+    Score { number: usize, item: String, found: f32, expected: f32 },
+    #[error(
+        "golden requests: {found} of {expected} expected items came again; at least {FOUND_SHARE_MIN} of them must"
+    )]
+    Missing { found: usize, expected: usize },
+}
+
+/// The golden requests of a bundle, as JSON: items of its own catalogue, words of their titles, and what it answers.
+pub fn golden_requests(bundle: &Bundle, runtime: &Runtime) -> Result<Vec<u8>, GoldenError> {
+    let mut models = Models::open(runtime, bundle, Device::Cpu)?;
+    let item_count = bundle.items.len();
+    let mut requests: Vec<GoldenRequest> = (0..REQUEST_COUNT.min(item_count))
+        .map(|n| {
+            let place = |step: usize| (n * item_count / REQUEST_COUNT.min(item_count) + step * 7) % item_count;
+            let history = (0..=n % 4).map(|step| bundle.items[place(step)].id.to_string()).collect();
+            let words = bundle.items[place(1)].title.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+            let query = if n % 2 == 0 { words } else { String::new() };
+            GoldenRequest { query, history, expected: Vec::new() }
+        })
+        .collect();
+    let generation = Generation::alone(bundle.clone(), 1)?;
+    for request in &mut requests {
+        let mut scored = answer(&generation, &mut models, request)?;
+        scored.truncate(TOP);
+        request.expected = scored.into_iter().map(|(item, score)| (item.to_string(), score)).collect();
+    }
+    Ok(serde_json::to_vec_pretty(&Golden { requests })?)
+}
+
+/// Asks a generation, which no change of the catalogue has met yet, its bundle's golden requests.
+pub fn self_test(generation: &Generation, models: &mut Models, golden: &[u8]) -> Result<usize, GoldenError> {
+    let golden: Golden = serde_json::from_slice(golden)?;
+    let (mut found, mut expected_count) = (0, 0);
+    for (index, request) in golden.requests.iter().enumerate() {
+        let scored = answer(generation, models, request)?;
+        for (item, expected) in &request.expected {
+            expected_count += 1;
+            let Some((_, score)) = scored.iter().find(|(id, _)| id.as_str() == item) else { continue };
+            found += 1;
+            let difference = (score - expected).abs();
+            if difference.is_nan() || difference > TOLERANCE_LEAST + TOLERANCE * expected.abs() {
+                let (number, item) = (index + 1, item.clone());
+                return Err(GoldenError::Score { number, item, found: *score, expected: *expected });
+            }
+        }
+    }
+    match (found as f64) < FOUND_SHARE_MIN * expected_count as f64 {
+        true => Err(GoldenError::Missing { found, expected: expected_count }),
+        false => Ok(golden.requests.len()),
+    }
+}
+
+/// Items with scores, best first: stage one without what is popular or was bought, and the ranking model.
+fn answer(
+    generation: &Generation,
+    models: &mut Models,
+    request: &GoldenRequest,
+) -> Result<Vec<(ItemId, f32)>, GoldenError> {
+    let now = UnixMillis(generation.manifest.trained_until_ms);
+    let catalog = generation.catalog.load_full();
+    let history = History::default().with_context(&views(request, now)?, &generation.live.keys);
+    let mut person = PersonContext::new(&history, &catalog, &generation.next);
+    let query = Some(request.query.as_str()).filter(|query| !query.is_empty());
+    let query_vector = models.encode_queries(&[query])?.remove(0);
+    person.vector = models.encode_people(&[&history], &catalog, now)?.remove(0);
+    let eligible = Eligible::offered(&catalog);
+    let ask = Ask {
+        generation,
+        catalog: &catalog,
+        person: &person,
+        query: query.map(|query| (query, query_vector.as_deref())),
+        anchors: &person.recent,
+        eligible: &eligible,
+        now,
+        source_count: CANDIDATES,
+        candidate_count: CANDIDATES,
+    };
+    let candidates = match query {
+        Some(_) => retrieve::for_query(&ask).map_err(super::GenerationError::from)?,
+        None => retrieve::like_anchors(&ask),
+    };
+    let popularity = Popularity::default();
+    let moment = Moment {
+        catalog: &catalog,
+        popularity: &popularity,
+        now,
+        query_vector: query_vector.as_deref(),
+        words_best: candidates.words_best,
+    };
+    let mut rows = Vec::with_capacity(candidates.list.len() * FEATURE_COUNT);
+    for candidate in &candidates.list {
+        features::append(&mut rows, &moment, &person, candidate.row, candidate.evidence);
+    }
+    let mut scores = models.scores(&rows)?;
+    if scores.is_empty() {
+        scores = candidates.list.iter().map(|candidate| candidate.evidence.fused).collect();
+    }
+    let mut scored: Vec<(ItemId, f32)> =
+        candidates.list.iter().zip(scores).map(|(of, score)| (catalog.get(of.row).item.id.clone(), score)).collect();
+    scored.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    Ok(scored)
+}
+
+fn views(request: &GoldenRequest, now: UnixMillis) -> Result<Vec<Event>, GoldenError> {
+    let days_ago = (1..=request.history.len() as i64).rev();
+    let view = |(item, days): (&String, i64)| {
+        let item = ItemId::parse(item).map_err(|_| GoldenError::Item(item.clone()))?;
+        Ok(Event {
+            id: EventId::parse("golden").expect("a fixed id that is allowed"),
+            kind: EventKind::View,
+            person: PersonId::visitor("golden request").expect("a fixed id that is allowed"),
+            session: String::new(),
+            at: UnixMillis(now.0 - days * UnixMillis::DAY),
+            lines: vec![EventLine { item, quantity: 1, price: None, rank: 0 }],
+            query: String::new(),
+            order: String::new(),
+            stars: 0,
+            coupon: String::new(),
+            categories: Vec::new(),
+            currency: String::new(),
+            attribution: Attribution::None,
+        })
+    };
+    request.history.iter().zip(days_ago).map(view).collect()
+}

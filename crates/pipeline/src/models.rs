@@ -1,0 +1,146 @@
+//! The learned functions, as one worker owns them.
+use super::generation::Generation;
+use crate::{bundle::{Bundle, Head}, ranking::{Device, PersonEncoder, PersonInput, Ranker, RankingError, Runtime, TextEncoder}};
+use lodestone_catalog::{Catalog, Item, ItemVectors, VECTOR_DIM};
+use lodestone_state::users::History;
+use lodestone_core::units::UnixMillis;
+
+/// Events of the history that the person encoder reads.
+pub const ENCODED_EVENTS_MAX: usize = 50;
+
+/// Sessions are not shared: ONNX Runtime's run takes them exclusively.
+pub struct Models {
+    pub person: PersonEncoder,
+    pub query: TextEncoder,
+    pub ranker: Option<Ranker>,
+    pub heads: Vec<Head>,
+}
+
+impl Models {
+    /// Opens the three models and checks their inputs and outputs. A bundle in training has no ranker yet.
+    pub fn open(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Self, RankingError> {
+        Ok(Self {
+            person: PersonEncoder::open(runtime, &bundle.person_encoder, device)?,
+            query: TextEncoder::open(
+                runtime,
+                &bundle.query_encoder,
+                bundle.tokenizer.as_deref(),
+                bundle.manifest.term_bucket_count,
+                device,
+            )?,
+            ranker: match bundle.ranker.is_empty() {
+                true => None,
+                false => Some(open_ranker(runtime, bundle, device)?),
+            },
+            heads: bundle.manifest.heads.clone(),
+        })
+    }
+
+    /// Vectors of queries; none for one that is not asked or says nothing.
+    pub fn encode_queries(&mut self, queries: &[Option<&str>]) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
+        let asked: Vec<&str> = queries.iter().flatten().copied().collect();
+        let mut vectors = self.query.encode(&asked)?.into_iter();
+        Ok(queries.iter().map(|query| query.and_then(|_| vectors.next().flatten())).collect())
+    }
+
+    /// Vectors of people, `[VECTOR_DIM]` each; none where no item of the history is in the catalogue.
+    pub fn encode_people(
+        &mut self,
+        histories: &[&History],
+        catalog: &Catalog,
+        now: UnixMillis,
+    ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
+        let inputs = histories.iter().map(|history| person_input(history, catalog, now)).collect();
+        encode_those(inputs, |input: &PersonInput| !input.kinds.is_empty(), |inputs| self.person.encode_batch(inputs))
+    }
+}
+
+/// The ranking model, if it has the heads that the manifest names.
+fn open_ranker(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Ranker, RankingError> {
+    let ranker = Ranker::open(runtime, &bundle.ranker, device)?;
+    let (found, named) = (ranker.head_count(), bundle.manifest.heads.len());
+    match found == named {
+        true => Ok(ranker),
+        false => Err(RankingError::Contract {
+            model: "ranker",
+            problem: format!("has {found} heads where the manifest names {named}"),
+        }),
+    }
+}
+
+/// Encodes those inputs that can be, in one run, and puts each vector at its input's place.
+fn encode_those<T>(
+    inputs: Vec<T>,
+    can: impl Fn(&T) -> bool,
+    encode: impl FnOnce(&[T]) -> Result<Vec<f32>, RankingError>,
+) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
+    let places: Vec<bool> = inputs.iter().map(&can).collect();
+    let encoded = encode(&inputs.into_iter().filter(can).collect::<Vec<_>>())?;
+    let mut vectors = encoded.chunks_exact(VECTOR_DIM).map(<[f32]>::to_vec);
+    Ok(places.into_iter().map(|encodes| if encodes { vectors.next() } else { None }).collect())
+}
+
+/// The latest events whose items are in the catalogue, latest last.
+fn person_input(history: &History, catalog: &Catalog, now: UnixMillis) -> PersonInput {
+    let mut found: Vec<_> = history
+        .events
+        .iter()
+        .rev()
+        .filter_map(|event| Some((catalog.row_of_key(event.item)?, event)))
+        .take(ENCODED_EVENTS_MAX)
+        .collect();
+    found.reverse();
+    let mut input = PersonInput::default();
+    let count = found.len();
+    for (index, (row, event)) in found.into_iter().enumerate() {
+        input.items.extend_from_slice(catalog.get(row).vectors.person_space());
+        input.kinds.push(event.kind as i64);
+        input.positions.push((count - 1 - index) as i64);
+        input.ages.push(now.days_since(UnixMillis(i64::from(event.at_s) * 1000)).ln_1p());
+    }
+    input
+}
+
+/// Vectors of items that the bundle does not have: the encoded title, and its projection into the person's space.
+pub fn embed_items(
+    generation: &Generation,
+    models: &mut Models,
+    items: &[&Item],
+) -> Result<Vec<ItemVectors>, RankingError> {
+    const BATCH: usize = 64;
+    let mut vectors = Vec::with_capacity(items.len());
+    for batch in items.chunks(BATCH) {
+        let texts: Vec<String> = batch.iter().map(|item| models.query.text_of(item)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        for (encoded, item) in models.query.encode(&texts)?.into_iter().zip(batch) {
+            // An item of signs alone: any vector of the space will do.
+            let encoded = encoded.unwrap_or_else(|| first_direction(generation.query_dimension()));
+            if encoded.len() != generation.query_dimension() {
+                let problem = format!("{} numbers for item {}", encoded.len(), item.id);
+                return Err(RankingError::Contract { model: "query_encoder", problem });
+            }
+            vectors.push(ItemVectors::new(&project(&encoded, generation.text_projection()), &encoded));
+        }
+    }
+    Ok(vectors)
+}
+
+fn first_direction(dimensions: usize) -> Vec<f32> {
+    (0..dimensions).map(|at| f32::from(u8::from(at == 0))).collect()
+}
+
+/// `normalize(text × projection)`, `[VECTOR_DIM]`.
+fn project(text: &[f32], projection: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0f32; VECTOR_DIM];
+    for (value, weights) in text.iter().zip(projection.chunks_exact(VECTOR_DIM)) {
+        for (out, weight) in out.iter_mut().zip(weights) {
+            *out += value * weight;
+        }
+    }
+    let norm = out.iter().map(|x| x * x).sum::<f32>().sqrt();
+    if norm < 1e-6 {
+        return first_direction(VECTOR_DIM);
+    }
+    out.iter_mut().for_each(|x| *x /= norm);
+    out
+}

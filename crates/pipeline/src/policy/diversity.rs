@@ -1,0 +1,122 @@
+use lodestone_core::ids::Row;
+use lodestone_index::dot;
+
+/// Reorders `scored`, best first, so that neighbours in the list are less alike: maximal marginal relevance. The next
+/// row is the one with the highest `(1 - strength) * relevance - strength * likeness`, where relevance is the score
+/// scaled to 0 to 1 over the list and likeness the highest inner product with a row already placed (below 0: 0).
+///
+/// `strength` is 0 (the order stays) to 1. Only the first `look_ahead` rows that are left (at least 1) are looked at,
+/// so a row rises by less than `look_ahead` places. Scores come back as they were. Vectors have length 1; a pair
+/// of different dimensions is not alike.
+pub fn diversify<'v>(
+    scored: &[(Row, f32)],
+    strength: f32,
+    look_ahead: usize,
+    vector_of: impl Fn(Row) -> &'v [f32],
+) -> Vec<(Row, f32)> {
+    let strength = if strength.is_nan() { 0.0 } else { strength.clamp(0.0, 1.0) };
+    if strength == 0.0 || scored.len() < 3 {
+        return scored.to_vec();
+    }
+    let mut left: Vec<Candidate<'v>> = candidates(scored, vector_of);
+    let mut placed: Vec<Candidate<'v>> = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let window = look_ahead.max(1).min(left.len());
+        let mut best = (0, f32::NEG_INFINITY);
+        for (i, candidate) in left[..window].iter_mut().enumerate() {
+            candidate.meet(&placed);
+            let value = (1.0 - strength) * candidate.relevance - strength * candidate.likeness;
+            if value > best.1 {
+                best = (i, value);
+            }
+        }
+        placed.push(left.remove(best.0));
+    }
+    placed.into_iter().map(|candidate| (candidate.row, candidate.score)).collect()
+}
+
+struct Candidate<'v> {
+    row: Row,
+    score: f32,
+    relevance: f32,
+    vector: &'v [f32],
+    /// The highest so far over the first `met` placed rows: each pair is compared once.
+    likeness: f32,
+    met: usize,
+}
+
+impl Candidate<'_> {
+    fn meet(&mut self, placed: &[Candidate<'_>]) {
+        for other in &placed[self.met..] {
+            if other.vector.len() == self.vector.len() {
+                let likeness = dot(self.vector, other.vector);
+                // A NaN loses every comparison.
+                self.likeness = self.likeness.max(likeness);
+            }
+        }
+        self.met = placed.len();
+    }
+}
+
+fn candidates<'v>(scored: &[(Row, f32)], vector_of: impl Fn(Row) -> &'v [f32]) -> Vec<Candidate<'v>> {
+    let finite = || scored.iter().map(|pair| f64::from(pair.1)).filter(|score| score.is_finite());
+    let (lowest, highest) = (finite().fold(f64::INFINITY, f64::min), finite().fold(f64::NEG_INFINITY, f64::max));
+    let relevance = |score: f32| match f64::from(score) {
+        score if !score.is_finite() => 0.0,
+        _ if highest <= lowest => 1.0,
+        score => ((score - lowest) / (highest - lowest)) as f32,
+    };
+    (scored.iter())
+        .map(|&(row, score)| Candidate {
+            row,
+            score,
+            relevance: relevance(score),
+            vector: vector_of(row),
+            likeness: 0.0,
+            met: 0,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const VECTORS: [[f32; 2]; 4] = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]];
+
+    fn vector_of(row: Row) -> &'static [f32] {
+        &VECTORS[row.index() % 4]
+    }
+
+    fn rows(scored: &[(Row, f32)]) -> Vec<u32> {
+        scored.iter().map(|pair| pair.0.0).collect()
+    }
+
+    #[test]
+    fn twins_are_parted() {
+        let scored = [(Row(0), 1.0), (Row(1), 0.9), (Row(2), 0.8), (Row(3), 0.1)];
+        assert_eq!(rows(&diversify(&scored, 0.5, 10, vector_of)), [0, 2, 1, 3]);
+        assert_eq!(diversify(&scored, 0.0, 10, vector_of), scored);
+        assert_eq!(diversify(&scored, 0.9, 1, vector_of), scored, "with no look-ahead nothing moves");
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_is_lost_or_doubled_or_rises_beyond_the_look_ahead(
+            scores in prop::collection::vec(any::<f32>(), 0..40), strength in any::<f32>(), look_ahead in 0usize..50,
+        ) {
+            let mut scored: Vec<(Row, f32)> = scores.iter().enumerate().map(|(i, &s)| (Row(i as u32), s)).collect();
+            scored.sort_by(|a, b| b.1.total_cmp(&a.1));
+            let result = diversify(&scored, strength, look_ahead, vector_of);
+            let (mut before, mut after) = (rows(&scored), rows(&result));
+            for (place, row) in after.iter().enumerate() {
+                let old = before.iter().position(|other| other == row).unwrap();
+                prop_assert!(old < place + look_ahead.max(1));
+            }
+            before.sort_unstable();
+            after.sort_unstable();
+            prop_assert_eq!(before, after);
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! The only file that names ONNX Runtime. Its library is loaded at run time, so that one binary runs with the CPU or the
+//! CUDA build of it.
+use lodestone_catalog::VECTOR_DIM;
+use crate::features::FEATURE_COUNT;
+use ort::{
+    environment::Environment,
+    session::{Session, SessionInputValue, builder::GraphOptimizationLevel},
+    value::{Outlet, TensorElementType, TensorRef, ValueType},
+};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+/// Places where systems keep the library.
+const USUAL_PLACES: [&str; 6] = [
+    "target/tools/onnxruntime/libonnxruntime.so",
+    "/usr/local/lib/libonnxruntime.so",
+    "/usr/lib/libonnxruntime.so",
+    "/usr/lib/x86_64-linux-gnu/libonnxruntime.so",
+    "/usr/lib/aarch64-linux-gnu/libonnxruntime.so",
+    "/opt/onnxruntime/lib/libonnxruntime.so",
+];
+
+/// Why ONNX Runtime is not there.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RuntimeError {
+    #[error(
+        "the library of ONNX Runtime was not found (looked at {looked_at}); install it with `make setup`, or unpack \
+         libonnxruntime.so from PyPI's `onnxruntime` wheel, and name it with --onnxruntime FILE or ORT_DYLIB_PATH"
+    )]
+    NotFound { looked_at: String },
+    #[error("the library of ONNX Runtime {path} cannot be loaded: {message}; version 1.24 or later is needed")]
+    Load { path: PathBuf, message: String },
+}
+
+/// Why a model cannot be used or gave no result.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RankingError {
+    #[error("model {model} cannot be opened: {message}")]
+    Open { model: &'static str, message: String },
+    #[error("model {model}: {problem}")]
+    Contract { model: &'static str, problem: String },
+    #[error("model {model} failed: {message}")]
+    Run { model: &'static str, message: String },
+    #[error("model {model} gave a number that is not finite")]
+    NotFinite { model: &'static str },
+    #[error("device cuda: {0}")]
+    Cuda(String),
+}
+
+/// Where models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// Needs the cargo feature `cuda`, the CUDA build of the library, and a GPU; otherwise opening fails.
+    Cuda,
+}
+
+/// The loaded library. Loading it again gives the first one.
+#[derive(Clone)]
+pub struct Runtime {
+    environment: Arc<Environment>,
+}
+
+impl Runtime {
+    /// Loads the library from the given file, or from the first of the usual places that has it.
+    pub fn load(library: Option<&Path>) -> Result<Self, RuntimeError> {
+        static LOADED: OnceLock<Result<Runtime, RuntimeError>> = OnceLock::new();
+        LOADED.get_or_init(|| Self::load_first(library)).clone()
+    }
+
+    fn load_first(library: Option<&Path>) -> Result<Self, RuntimeError> {
+        let places: Vec<PathBuf> = match library {
+            Some(path) => vec![path.to_owned()],
+            None => USUAL_PLACES.iter().map(PathBuf::from).collect(),
+        };
+        let Some(path) = places.iter().find(|path| path.is_file()) else {
+            let looked_at = places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+            return Err(RuntimeError::NotFound { looked_at });
+        };
+        let failed = |message: String| RuntimeError::Load { path: path.clone(), message };
+        let environment =
+            ort::init_from(path).map_err(|e| failed(e.to_string()))?.build().map_err(|e| failed(e.to_string()))?;
+        Ok(Self { environment: Arc::new(environment) })
+    }
+
+    fn open(
+        &self,
+        model: &'static str,
+        bytes: &[u8],
+        device: Device,
+        inputs: &[Contract],
+        output: &Contract,
+    ) -> Result<Session, RankingError> {
+        let session = self.session(model, bytes, device)?;
+        check(model, "input", session.inputs(), inputs)?;
+        check(model, "output", session.outputs(), std::slice::from_ref(output))?;
+        Ok(session)
+    }
+
+    fn session(&self, model: &'static str, bytes: &[u8], device: Device) -> Result<Session, RankingError> {
+        let failed = |message: String| RankingError::Open { model, message };
+        let builder = Session::builder(&self.environment).map_err(|e| failed(e.to_string()))?;
+        let builder = builder.with_intra_threads(1).map_err(|e| failed(e.to_string()))?;
+        let builder =
+            builder.with_optimization_level(GraphOptimizationLevel::Level3).map_err(|e| failed(e.to_string()))?;
+        let mut builder = on_device(builder, device)?;
+        builder.commit_from_memory(bytes).map_err(|e| failed(e.to_string()))
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn on_device(
+    builder: ort::session::builder::SessionBuilder,
+    device: Device,
+) -> Result<ort::session::builder::SessionBuilder, RankingError> {
+    match device {
+        Device::Cpu => Ok(builder),
+        Device::Cuda => builder
+            .with_execution_providers([ort::ep::CUDA::default().build().error_on_failure()])
+            .map_err(|error| RankingError::Cuda(error.to_string())),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_device(
+    builder: ort::session::builder::SessionBuilder,
+    device: Device,
+) -> Result<ort::session::builder::SessionBuilder, RankingError> {
+    match device {
+        Device::Cpu => Ok(builder),
+        Device::Cuda => Err(RankingError::Cuda("this binary was built without the cargo feature `cuda`".to_owned())),
+    }
+}
+
+/// What a model's input or output must be.
+struct Contract {
+    name: &'static str,
+    element: TensorElementType,
+    /// -1: any.
+    shape: &'static [i64],
+}
+
+const fn floats(name: &'static str, shape: &'static [i64]) -> Contract {
+    Contract { name, element: TensorElementType::Float32, shape }
+}
+
+const fn integers(name: &'static str, shape: &'static [i64]) -> Contract {
+    Contract { name, element: TensorElementType::Int64, shape }
+}
+
+fn check(model: &'static str, side: &str, found: &[Outlet], expected: &[Contract]) -> Result<(), RankingError> {
+    let refuse = |problem: String| Err(RankingError::Contract { model, problem });
+    let names: Vec<&str> = found.iter().map(Outlet::name).collect();
+    let expected_names: Vec<&str> = expected.iter().map(|contract| contract.name).collect();
+    if names.len() != expected_names.len() || expected_names.iter().any(|name| !names.contains(name)) {
+        return refuse(format!("{side}s are {names:?}, expected {expected_names:?}"));
+    }
+    for contract in expected {
+        let Some(outlet) = found.iter().find(|outlet| outlet.name() == contract.name) else { continue };
+        let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
+            return refuse(format!("{side} `{}` is no tensor", contract.name));
+        };
+        if *ty != contract.element {
+            return refuse(format!("{side} `{}` holds {ty}, expected {}", contract.name, contract.element));
+        }
+        let fits = |(found, expected): (&i64, &i64)| *found == -1 || *expected == -1 || found == expected;
+        if shape.len() != contract.shape.len() || !shape.iter().zip(contract.shape).all(fits) {
+            return refuse(format!(
+                "{side} `{}` has the shape {:?}, expected {:?} (-1: any)",
+                contract.name,
+                shape.to_vec(),
+                contract.shape
+            ));
+        }
+    }
+    Ok(())
+}
+
+type Input<'a> = (&'static str, SessionInputValue<'a>);
+
+fn run(
+    model: &'static str,
+    session: &mut Session,
+    inputs: Vec<Input>,
+    length: usize,
+) -> Result<Vec<f32>, RankingError> {
+    let failed = |error: ort::Error| RankingError::Run { model, message: error.to_string() };
+    let inputs: Vec<(Cow<str>, SessionInputValue)> =
+        inputs.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect();
+    let outputs = session.run(inputs).map_err(failed)?;
+    let (_, values) = outputs[0].try_extract_tensor::<f32>().map_err(failed)?;
+    if values.len() != length {
+        let problem = format!("gave {} numbers, expected {length}", values.len());
+        return Err(RankingError::Contract { model, problem });
+    }
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values.to_vec()),
+        false => Err(RankingError::NotFinite { model }),
+    }
+}
+
+fn tensor<'a, T>(model: &'static str, shape: &[usize], values: &'a [T]) -> Result<SessionInputValue<'a>, RankingError>
+where
+    T: ort::value::PrimitiveTensorElementType + std::fmt::Debug + Clone + 'static,
+{
+    TensorRef::from_array_view((shape.to_vec(), values))
+        .map(SessionInputValue::from)
+        .map_err(|error| RankingError::Run { model, message: error.to_string() })
+}
+
+/// A history for the person encoder, latest last; all parallel.
+#[derive(Debug, Clone, Default)]
+pub struct PersonInput {
+    /// `[events × VECTOR_DIM]`: the items' vectors.
+    pub items: Vec<f32>,
+    /// The numbers of [`lodestone_events::EventKind`].
+    pub kinds: Vec<i64>,
+    /// 0 for the latest.
+    pub positions: Vec<i64>,
+    /// ln(1 + days).
+    pub ages: Vec<f32>,
+}
+
+/// From a history to a vector in the items' space.
+pub struct PersonEncoder {
+    session: Session,
+}
+
+/// Positions that the encoder tells apart; older events share the last.
+pub const POSITION_MAX: i64 = 63;
+
+impl PersonEncoder {
+    const NAME: &str = "person_encoder";
+
+    /// Opens the model and checks its inputs and outputs.
+    pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
+        let inputs = [
+            floats("items", &[-1, -1, VECTOR_DIM as i64]),
+            integers("kinds", &[-1, -1]),
+            integers("positions", &[-1, -1]),
+            floats("ages", &[-1, -1]),
+            floats("mask", &[-1, -1]),
+        ];
+        let output = floats("person", &[-1, VECTOR_DIM as i64]);
+        Ok(Self { session: runtime.open(Self::NAME, bytes, device, &inputs, &output)? })
+    }
+
+    /// Vectors `[people × VECTOR_DIM]`, each of length 1. No history may be empty; shorter ones are padded and masked.
+    pub fn encode_batch(&mut self, people: &[PersonInput]) -> Result<Vec<f32>, RankingError> {
+        let Some(length) = people.iter().map(|person| person.kinds.len()).max() else {
+            return Ok(Vec::new());
+        };
+        let cells = people.len() * length;
+        let mut items = Vec::with_capacity(cells * VECTOR_DIM);
+        let (mut kinds, mut positions) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
+        let (mut ages, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
+        for (index, person) in people.iter().enumerate() {
+            // The model reads the latest event in the last place: what is missing is missing before.
+            let begin = (index + 1) * length - person.kinds.len();
+            items.resize(begin * VECTOR_DIM, 0.0);
+            kinds.resize(begin, 0);
+            positions.resize(begin, 0);
+            ages.resize(begin, 0.0);
+            mask.resize(begin, 0.0f32);
+            items.extend_from_slice(&person.items);
+            kinds.extend_from_slice(&person.kinds);
+            positions.extend(person.positions.iter().map(|position| (*position).min(POSITION_MAX)));
+            ages.extend_from_slice(&person.ages);
+            mask.resize((index + 1) * length, 1.0);
+        }
+        let shape = [people.len(), length];
+        let inputs = vec![
+            ("items", tensor(Self::NAME, &[people.len(), length, VECTOR_DIM], &items)?),
+            ("kinds", tensor(Self::NAME, &shape, &kinds)?),
+            ("positions", tensor(Self::NAME, &shape, &positions)?),
+            ("ages", tensor(Self::NAME, &shape, &ages)?),
+            ("mask", tensor(Self::NAME, &shape, &mask)?),
+        ];
+        run(Self::NAME, &mut self.session, inputs, people.len() * VECTOR_DIM)
+    }
+}
+
+/// From hashed terms to a vector in the titles' space.
+pub struct QueryEncoder {
+    session: Session,
+}
+
+impl QueryEncoder {
+    const NAME: &str = "query_encoder";
+
+    /// Opens the model and checks its inputs and outputs.
+    pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
+        let inputs = [integers("term_ids", &[-1, -1]), floats("mask", &[-1, -1])];
+        let output = floats("query", &[-1, VECTOR_DIM as i64]);
+        Ok(Self { session: runtime.open(Self::NAME, bytes, device, &inputs, &output)? })
+    }
+
+    /// Vectors `[texts × VECTOR_DIM]`, each of length 1. No list of terms may be empty.
+    pub fn encode_batch(&mut self, texts: &[Vec<u32>]) -> Result<Vec<f32>, RankingError> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let width = texts.iter().map(Vec::len).max().unwrap_or(1).max(1);
+        let (mut ids, mut mask) = (vec![0i64; texts.len() * width], vec![0f32; texts.len() * width]);
+        for (row, terms) in texts.iter().enumerate() {
+            for (column, term) in terms.iter().enumerate() {
+                ids[row * width + column] = i64::from(*term);
+                mask[row * width + column] = 1.0;
+            }
+        }
+        let shape = [texts.len(), width];
+        let inputs =
+            vec![("term_ids", tensor(Self::NAME, &shape, &ids)?), ("mask", tensor(Self::NAME, &shape, &mask)?)];
+        run(Self::NAME, &mut self.session, inputs, texts.len() * VECTOR_DIM)
+    }
+}
+
+/// From features to the logits of the heads.
+pub struct Ranker {
+    session: Session,
+    head_count: usize,
+}
+
+impl Ranker {
+    const NAME: &str = "ranker";
+
+    /// Opens the model and checks its inputs and outputs.
+    pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
+        let inputs = [floats("features", &[-1, FEATURE_COUNT as i64])];
+        let output = floats("logits", &[-1, -1]);
+        let session = runtime.open(Self::NAME, bytes, device, &inputs, &output)?;
+        let head_count = match session.outputs()[0].dtype() {
+            ValueType::Tensor { shape, .. } if shape[1] > 0 => shape[1] as usize,
+            _ => {
+                let problem = "output `logits` must say how many heads it has".to_owned();
+                return Err(RankingError::Contract { model: Self::NAME, problem });
+            }
+        };
+        Ok(Self { session, head_count })
+    }
+
+    pub fn head_count(&self) -> usize {
+        self.head_count
+    }
+
+    /// Logits `[rows × heads]` of features `[rows × FEATURE_COUNT]`.
+    pub fn score(&mut self, features: &[f32], row_count: usize) -> Result<Vec<f32>, RankingError> {
+        let inputs = vec![("features", tensor(Self::NAME, &[row_count, FEATURE_COUNT], features)?)];
+        run(Self::NAME, &mut self.session, inputs, row_count * self.head_count)
+    }
+}
+
+/// A model of sentences as Hugging Face exports it: `input_ids`, and where it has them `attention_mask` and
+/// `token_type_ids`, to `[texts × tokens × dimension]` or `[texts × dimension]`.
+pub struct SentenceModel {
+    session: Session,
+    input_names: Vec<&'static str>,
+    dimension: usize,
+    gives_tokens: bool,
+}
+
+impl SentenceModel {
+    const NAME: &str = "sentence_encoder";
+
+    /// Opens the model and checks its inputs and its first output.
+    pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
+        const INPUTS: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
+        let refuse = |problem: String| Err(RankingError::Contract { model: Self::NAME, problem });
+        let session = runtime.session(Self::NAME, bytes, device)?;
+        let found: Vec<&str> = session.inputs().iter().map(Outlet::name).collect();
+        let input_names: Vec<&'static str> = INPUTS.into_iter().filter(|name| found.contains(name)).collect();
+        if input_names.len() != found.len() || !found.contains(&INPUTS[0]) {
+            return refuse(format!("inputs are {found:?}, expected input_ids and at most {:?}", &INPUTS[1..]));
+        }
+        let contracts: Vec<Contract> = input_names.iter().map(|name| integers(name, &[-1, -1])).collect();
+        check(Self::NAME, "input", session.inputs(), &contracts)?;
+        let Some((ValueType::Tensor { ty: TensorElementType::Float32, shape, .. }, name)) =
+            session.outputs().first().map(|output| (output.dtype(), output.name()))
+        else {
+            return refuse("the first output is no tensor of float32".to_owned());
+        };
+        let shape = shape.to_vec();
+        let dimension = match shape[..] {
+            [_, _, dimension] | [_, dimension] if dimension > 0 => dimension as usize,
+            _ => {
+                return refuse(format!(
+                    "output `{name}` has the shape {shape:?}, expected [texts, tokens, dimension] or [texts, dimension]"
+                ));
+            }
+        };
+        Ok(Self { input_names, dimension, gives_tokens: shape.len() == 3, session })
+    }
+
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// Vectors `[texts × dimension]` of tokenised texts, each of length 1.
+    pub fn encode(&mut self, texts: &[&[i64]]) -> Result<Vec<f32>, RankingError> {
+        let width = texts.iter().map(|text| text.len()).max().unwrap_or(0).max(1);
+        let cells = texts.len() * width;
+        let (mut ids, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
+        for (index, text) in texts.iter().enumerate() {
+            ids.extend_from_slice(text);
+            mask.resize(ids.len(), 1i64);
+            ids.resize((index + 1) * width, 0);
+            mask.resize((index + 1) * width, 0);
+        }
+        let (types, shape) = (vec![0i64; cells], [texts.len(), width]);
+        let values_of = |name: &str| match name {
+            "input_ids" => &ids,
+            "attention_mask" => &mask,
+            _ => &types,
+        };
+        let inputs = self.input_names.iter();
+        let inputs = inputs
+            .map(|name| Ok((*name, tensor(Self::NAME, &shape, values_of(name))?)))
+            .collect::<Result<Vec<Input>, RankingError>>()?;
+        let length = if self.gives_tokens { cells } else { texts.len() } * self.dimension;
+        let values = run(Self::NAME, &mut self.session, inputs, length)?;
+        let mut vectors = match self.gives_tokens {
+            true => sums_of_tokens(&values, texts, width, self.dimension),
+            false => values,
+        };
+        for vector in vectors.chunks_exact_mut(self.dimension) {
+            let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+            vector.iter_mut().for_each(|x| *x /= norm);
+        }
+        Ok(vectors)
+    }
+}
+
+/// Sums, which point where the means do; the caller makes them of length 1.
+fn sums_of_tokens(values: &[f32], texts: &[&[i64]], width: usize, dimension: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f32; texts.len() * dimension];
+    for ((text, tokens), sum) in
+        texts.iter().zip(values.chunks_exact(width * dimension)).zip(sums.chunks_exact_mut(dimension))
+    {
+        for token in tokens.chunks_exact(dimension).take(text.len()) {
+            sum.iter_mut().zip(token).for_each(|(sum, x)| *sum += x);
+        }
+    }
+    sums
+}

@@ -1,0 +1,376 @@
+//! What the engine is asked and what it answers, after the server has checked every field.
+use super::facets::{FacetSpec, Facets};
+use crate::{answers::{AnswersError, ReplayError}, serving::{ChosenArm, UnknownConfig}};
+use lodestone_catalog::{Filter, Item};
+use lodestone_events::Event;
+use lodestone_core::ids::{ItemId, PersonId};
+use lodestone_index::Way;
+use std::{sync::Arc, time::Duration};
+
+/// Results on a page when the request does not say.
+pub const PAGE_SIZE_DEFAULT: usize = 24;
+/// Results on a page at most.
+pub const PAGE_SIZE_MAX: usize = 200;
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Viewer {
+    pub person: PersonId,
+    /// Empty: not known.
+    pub session: String,
+    /// BCP 47, or empty.
+    pub locale: String,
+}
+
+/// Which page of a slate.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// 1 to [`PAGE_SIZE_MAX`].
+    pub size: usize,
+    /// The token of the page before; empty for the first.
+    pub token: String,
+    /// A hash of everything in the request that fixes the slate. A token is bound to it.
+    pub fingerprint: u64,
+}
+
+/// What every ranking request may ask for.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub session_version: u64,
+    pub context_events: Vec<Event>,
+    pub exclude: Vec<ItemId>,
+    pub order_by: OrderBy,
+    pub boosts: Vec<Boost>,
+    pub pins: Vec<Pin>,
+    /// 0 to 1. None: the server's setting.
+    pub diversity: Option<f32>,
+    pub include_items: bool,
+    pub debug: DebugLevel,
+    pub request_id: String,
+    /// Empty: the experiment's or the default one.
+    pub serving_config: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OrderBy {
+    #[default]
+    Score,
+    Price,
+    PriceDescending,
+    CreateTimeDescending,
+    Title,
+}
+
+#[derive(Debug, Clone)]
+pub struct Boost {
+    pub filter: Filter,
+    /// Above 0, at most 100.
+    pub factor: f32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Pin {
+    pub item: ItemId,
+    /// From 1.
+    pub rank: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum DebugLevel {
+    #[default]
+    None,
+    Timings,
+    Scores,
+    Features,
+}
+
+#[derive(Debug, Clone)]
+pub struct SearchRequest {
+    pub viewer: Viewer,
+    /// 1 to 1,000 characters, not all white space.
+    pub query: String,
+    pub page: Page,
+    pub filter: Option<Filter>,
+    /// At most [`super::FACETS_MAX`], each field once.
+    pub facets: Vec<FacetSpec>,
+    pub options: Options,
+    /// The message as it is logged: without page token and request id.
+    pub sent: Vec<u8>,
+}
+
+#[derive(Debug, Clone)]
+pub struct RecommendRequest {
+    pub viewer: Viewer,
+    pub kind: RecommendKind,
+    pub page: Page,
+    pub filter: Option<Filter>,
+    pub anchors: Vec<ItemId>,
+    /// At most [`super::FACETS_MAX`], each field once.
+    pub facets: Vec<FacetSpec>,
+    pub options: Options,
+    /// The message as it is logged: without page token and request id.
+    pub sent: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RecommendKind {
+    ForYou,
+    Similar,
+    BoughtTogether,
+    BuyAgain,
+    Trending,
+    RecentlyViewed,
+}
+
+#[derive(Debug, Clone)]
+pub struct RankRequest {
+    pub viewer: Viewer,
+    /// 1 to 1,000.
+    pub candidates: Vec<ItemId>,
+    /// Empty: no search.
+    pub query: String,
+    pub options: Options,
+    /// The message as it is logged: without page token and request id.
+    pub sent: Vec<u8>,
+}
+
+#[derive(Debug, Clone)]
+pub struct SuggestRequest {
+    pub viewer: Viewer,
+    /// At most 200 characters; may be empty.
+    pub prefix: String,
+    /// 0 to 20.
+    pub completion_count: usize,
+    /// 0 to 20.
+    pub product_count: usize,
+}
+
+/// What the engine answers to search, recommend and rank.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    pub results: Vec<RankedItem>,
+    /// Empty: the last page.
+    pub next_page_token: String,
+    /// Results on all pages.
+    pub total_size: usize,
+    /// Empty: the query as sent.
+    pub corrected_query: String,
+    /// In the order of the request.
+    pub facets: Arc<Facets>,
+    pub tail: AnswerTail,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct SuggestAnswer {
+    pub completions: Vec<Completion>,
+    pub products: Vec<RankedItem>,
+    pub tail: AnswerTail,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    pub text: String,
+    pub source: CompletionSource,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CompletionSource {
+    Query,
+    Title,
+    Category,
+}
+
+/// What every answer tells about itself.
+#[derive(Debug, Clone, Default)]
+pub struct AnswerTail {
+    pub attribution_token: String,
+    pub session_version: u64,
+    pub generation: Arc<str>,
+    pub degradations: Vec<Degradation>,
+    pub person_known: bool,
+    pub unknown_items: Vec<ItemId>,
+    pub dropped_pins: Vec<ItemId>,
+    /// The configuration that answered; of an interleaved answer the first.
+    pub serving_config: String,
+    /// None: no experiment chose it.
+    pub arm: Option<ChosenArm>,
+    /// Whether the order was drawn.
+    pub explored: bool,
+    /// Present from [`DebugLevel::Timings`].
+    pub debug: Option<AnswerDebug>,
+}
+
+#[derive(Debug, Clone)]
+pub struct RankedItem {
+    pub id: ItemId,
+    /// From 1, over all pages.
+    pub rank: usize,
+    /// Finite.
+    pub score: f64,
+    /// Strongest first.
+    pub reasons: Vec<Reason>,
+    /// Present where the request asked for it.
+    pub item: Option<Arc<Item>>,
+    /// Present from [`DebugLevel::Scores`].
+    pub debug: Option<ResultDebug>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    pub code: ReasonCode,
+    /// At most 3.
+    pub evidence: Vec<ItemId>,
+}
+
+/// The numbers are those of `lodestone.v1.ReasonCode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum ReasonCode {
+    MatchesWords = 1,
+    MatchesMeaning = 2,
+    FitsHistory = 3,
+    ChosenNext = 4,
+    BoughtTogether = 5,
+    Similar = 6,
+    BoughtBefore = 7,
+    RecentlyViewed = 8,
+    Popular = 9,
+    Trending = 10,
+    New = 11,
+    Pinned = 12,
+    Candidate = 13,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Degradation {
+    pub code: DegradationCode,
+    /// The part that it concerns; empty for the whole answer.
+    pub subject: String,
+}
+
+/// The numbers are those of `lodestone.v1.DegradationCode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum DegradationCode {
+    EncoderSkipped = 1,
+    SourceFailed = 2,
+    RankerSkipped = 3,
+    StaleState = 4,
+    QueryRelaxed = 5,
+}
+
+impl DegradationCode {
+    pub const ALL: [Self; 5] =
+        [Self::EncoderSkipped, Self::SourceFailed, Self::RankerSkipped, Self::StaleState, Self::QueryRelaxed];
+
+    /// As in the proto, without its prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EncoderSkipped => "ENCODER_SKIPPED",
+            Self::SourceFailed => "SOURCE_FAILED",
+            Self::RankerSkipped => "RANKER_SKIPPED",
+            Self::StaleState => "STALE_STATE",
+            Self::QueryRelaxed => "QUERY_RELAXED",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct AnswerDebug {
+    pub stages: Vec<(&'static str, Duration)>,
+    pub sources: Vec<SourceCount>,
+    /// Empty below [`DebugLevel::Features`].
+    pub feature_names: &'static [&'static str],
+}
+
+/// What a source gave to the candidates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceCount {
+    pub source: &'static str,
+    pub count: usize,
+    /// How the rows were found, of sources that have several ways.
+    pub way: Option<Way>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct ResultDebug {
+    pub source_scores: Vec<(&'static str, f64)>,
+    pub retrieval_score: f64,
+    /// From 1.
+    pub retrieval_rank: usize,
+    pub heads: Vec<(String, f64)>,
+    /// Empty below [`DebugLevel::Features`].
+    pub features: Vec<f32>,
+}
+
+/// What became of a written event or item, in the order of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteOutcome {
+    Accepted,
+    Duplicate,
+    Created,
+    Replaced,
+    Deleted,
+    /// There is no such item; nothing changed.
+    Unknown,
+}
+
+impl WriteOutcome {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Created => "created",
+            Self::Replaced => "replaced",
+            Self::Deleted => "deleted",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Why the engine gives no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The queue of the workers is full.
+    #[error("the server has more requests than it can answer")]
+    Overloaded { retry_after: Duration },
+    /// The deadline passed before the answer was ready.
+    #[error("the deadline passed before the answer was ready")]
+    DeadlineExceeded,
+    /// The page token is not one of ours, or belongs to another request.
+    #[error("{0}")]
+    PageToken(PageTokenError),
+    /// The request names a serving configuration that there is not.
+    #[error("{0}")]
+    ServingConfig(#[from] UnknownConfig),
+    /// The attribution token is not one of ours.
+    #[error("is not an attribution token of this server")]
+    AttributionToken,
+    /// The answer was not logged, or its record was removed since.
+    #[error("there is no record of this answer: it was not logged, or is older than records are kept")]
+    AnswerNotFound,
+    /// The models that made the answer are not loaded.
+    #[error("the answer is of generation {generation}, and {current} answers now")]
+    GenerationGone { generation: String, current: String },
+    #[error("{0}")]
+    Replay(#[from] ReplayError),
+    /// The records of answers could not be read.
+    #[error("the log of answers cannot be read")]
+    Answers(#[source] AnswersError),
+    /// The log could not take the write.
+    #[error("the log did not take the write")]
+    Log(#[source] lodestone_events::LogError),
+    /// A bug: logged, never told to a client.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PageTokenError {
+    #[error("is not a page token of this server")]
+    Foreign,
+    #[error("belongs to another request; send everything else as in the request that returned it")]
+    OtherRequest,
+    #[error("has expired; start again from the first page")]
+    Expired,
+}

@@ -1,0 +1,312 @@
+//! Serving configurations by name, and the experiments that choose among them.
+//!
+//! Useful for: everything about an answer that an operator may vary without a new model. Not useful for: what a request
+//! says itself (its options win) and what was learned (the bundle's).
+mod assign;
+mod file;
+
+pub use assign::assign;
+
+use lodestone_core::ids::PersonId;
+use crate::policy::Exploration;
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// The name of the configuration that serves where nothing else is said.
+pub const DEFAULT: &str = "default";
+
+/// How answers are made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServingConfig {
+    pub name: String,
+    /// Candidates of each source, 1 to 1,000.
+    pub source_candidates: usize,
+    /// Candidates that are ranked, 1 to 1,000.
+    pub candidates: usize,
+    /// 0 to 1, where a request does not say.
+    pub diversity: f32,
+    /// False: the order is that of retrieval.
+    pub ranker: bool,
+    /// Instead of the bundle's weights of these heads.
+    pub head_weights: BTreeMap<String, f32>,
+    pub exploration: Option<Exploration>,
+}
+
+impl Default for ServingConfig {
+    fn default() -> Self {
+        Self {
+            name: DEFAULT.to_owned(),
+            source_candidates: 150,
+            candidates: 250,
+            diversity: 0.0,
+            ranker: true,
+            head_weights: BTreeMap::new(),
+            exploration: None,
+        }
+    }
+}
+
+/// A comparison of configurations on shoppers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Experiment {
+    pub name: String,
+    /// Experiments with different salts split people independently.
+    pub salt: String,
+    pub arms: Arms,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Arms {
+    /// Each person has one of several configurations. Shares sum up to at most 1; the others are not in the experiment.
+    Split(Vec<Arm>),
+    /// The answers of a share of the people are team drafts of two configurations.
+    Interleaved { configs: [Arc<ServingConfig>; 2], share: f64 },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arm {
+    pub name: String,
+    pub config: Arc<ServingConfig>,
+    /// Above 0, at most 1.
+    pub share: f64,
+}
+
+/// The name that an interleaved answer has as its arm.
+pub const INTERLEAVED: &str = "interleaved";
+
+/// Which configuration answers a request, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// One, or two that are interleaved.
+    pub configs: Vec<Arc<ServingConfig>>,
+    /// The experiment and its arm that chose; none where the request named a configuration or no experiment has the person.
+    pub arm: Option<ChosenArm>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChosenArm {
+    pub experiment: String,
+    pub arm: String,
+}
+
+impl Plan {
+    /// The configuration that speaks for the answer: the first one of an interleaved answer.
+    pub fn main(&self) -> &ServingConfig {
+        &self.configs[0]
+    }
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { configs: vec![Arc::default()], arm: None }
+    }
+}
+
+/// All configurations and experiments of a server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Serving {
+    default: String,
+    configs: BTreeMap<String, Arc<ServingConfig>>,
+    experiments: Vec<Experiment>,
+}
+
+/// Why a serving file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ServingError {
+    #[error("serving file {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("serving file {path}: {}", problems.join("; "))]
+    Content { path: PathBuf, problems: Vec<String> },
+    #[error("configs.{config}.head_weights: the bundle has no head `{head}`; it has {known}")]
+    Head { config: String, head: String, known: String },
+}
+
+/// A request named a configuration that there is not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no serving configuration `{name}`; there are {known}")]
+pub struct UnknownConfig {
+    pub name: String,
+    pub known: String,
+}
+
+impl Serving {
+    /// Nothing but one configuration, for servers without a file.
+    pub fn of(config: ServingConfig) -> Self {
+        let default = config.name.clone();
+        Self { default, configs: BTreeMap::from([(config.name.clone(), Arc::new(config))]), experiments: Vec::new() }
+    }
+
+    /// Reads a file. `base` is the configuration where the file says nothing.
+    pub fn open(path: &Path, base: &ServingConfig) -> Result<Self, ServingError> {
+        file::open(path, base)
+    }
+
+    /// The configuration of this name.
+    pub fn config(&self, name: &str) -> Result<&Arc<ServingConfig>, UnknownConfig> {
+        self.configs.get(name).ok_or_else(|| UnknownConfig {
+            name: name.to_owned(),
+            known: self.configs.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// What answers a request: the configuration that it names, else that of the first experiment that has the person, else
+    /// the default one.
+    pub fn plan(&self, named: &str, person: &PersonId) -> Result<Plan, UnknownConfig> {
+        if !named.is_empty() {
+            return Ok(Plan { configs: vec![self.config(named)?.clone()], arm: None });
+        }
+        for experiment in &self.experiments {
+            let Some(number) = assign(experiment, person) else { continue };
+            let (configs, arm) = match &experiment.arms {
+                Arms::Split(arms) => (vec![arms[number].config.clone()], arms[number].name.clone()),
+                Arms::Interleaved { configs, .. } => (configs.to_vec(), INTERLEAVED.to_owned()),
+            };
+            return Ok(Plan { configs, arm: Some(ChosenArm { experiment: experiment.name.clone(), arm }) });
+        }
+        Ok(Plan { configs: vec![self.configs[&self.default].clone()], arm: None })
+    }
+
+    /// Refuses a bundle that lacks a head whose weight a configuration sets.
+    pub fn check_heads<'a>(&self, heads: impl Iterator<Item = &'a str> + Clone) -> Result<(), ServingError> {
+        for config in self.configs.values() {
+            if let Some(head) = config.head_weights.keys().find(|head| !heads.clone().any(|known| known == *head)) {
+                let known = heads.collect::<Vec<_>>().join(", ");
+                return Err(ServingError::Head { config: config.name.clone(), head: head.clone(), known });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether answers differ on purpose: by exploration or by experiments.
+    pub fn varies(&self) -> bool {
+        !self.experiments.is_empty() || self.configs.values().any(|config| config.exploration.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+        [configs.default]
+        diversity = 0.2
+        [configs.brave]
+        candidates = 400
+        head_weights = { purchase = 2.0 }
+        exploration = { temperature = 0.5, first_slot = 3, epsilon_slots = [8, 16], share = 0.1 }
+        [configs.plain]
+        ranker = false
+
+        [[experiments]]
+        name = "brave"
+        arms = [{ name = "control", config = "default", share = 0.25 }, { name = "treatment", config = "brave", share = 0.25 }]
+        [[experiments]]
+        name = "models"
+        interleave = ["default", "plain"]
+        share = 0.5
+    "#;
+
+    fn parse(text: &str) -> Result<Serving, Vec<String>> {
+        file::parse(text, &ServingConfig { source_candidates: 77, ..ServingConfig::default() })
+    }
+
+    fn person(number: usize) -> PersonId {
+        PersonId::user(&number.to_string()).unwrap()
+    }
+
+    #[test]
+    fn a_file_names_configurations_that_fall_back_on_the_base() {
+        let serving = parse(FILE).unwrap();
+        let plan = serving.plan("brave", &person(1)).unwrap();
+        let brave = plan.main();
+        assert_eq!((brave.candidates, brave.source_candidates, brave.diversity), (400, 77, 0.0));
+        let exploration = brave.exploration.as_ref().unwrap();
+        assert_eq!((exploration.first_slot, exploration.top, exploration.epsilon), (3, 20, 1.0));
+        assert!(plan.arm.is_none() && serving.varies());
+        let error = serving.plan("bold", &person(1)).unwrap_err();
+        assert_eq!(error.to_string(), "there is no serving configuration `bold`; there are brave, default, plain");
+    }
+
+    #[test]
+    fn people_keep_their_arms_and_shares_hold() {
+        let serving = parse(FILE).unwrap();
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for number in 0..20_000 {
+            let plan = serving.plan("", &person(number)).unwrap();
+            assert_eq!(plan, serving.plan("", &person(number)).unwrap());
+            *counts.entry(plan.arm.map_or_else(String::new, |arm| arm.arm)).or_default() += 1;
+        }
+        // Half of the people are in the first experiment, half of the others in the second.
+        for (arm, due) in [("control", 5000), ("treatment", 5000), (INTERLEAVED, 5000), ("", 5000)] {
+            let found = counts[arm];
+            assert!(found.abs_diff(due) < 250, "{found} people have the arm `{arm}`, {due} should");
+        }
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_told_with_its_field() {
+        let problems = parse(
+            r#"
+            [configs."bad name"]
+            candidates = 0
+            diversity = 1.5
+            [configs.x]
+            ranker = false
+            head_weights = { purchase = 1.0 }
+            exploration = { temperature = -1.0, first_slot = 0, epsilon_slots = [3, 3], share = 0.0 }
+            [configs.y]
+            exploration = { share = 0.5 }
+            [[experiments]]
+            name = "e"
+            arms = [{ name = "a", config = "default", share = 0.8 }, { name = "a", config = "nowhere", share = 0.8 }]
+            [[experiments]]
+            name = "e"
+            interleave = ["default", "x"]
+            [[experiments]]
+            name = "f"
+            "#,
+        )
+        .unwrap_err()
+        .join("\n");
+        for words in [
+            "configs.bad name: `bad name` is no name",
+            "configs.bad name.candidates: is 0; it must be within 1 and 1000",
+            "configs.bad name.diversity: is 1.5",
+            "configs.x.exploration.temperature: is -1",
+            "configs.x.exploration.first_slot: is 0",
+            "configs.x.exploration.epsilon_slots: must ascend",
+            "configs.x.exploration.share: is 0; it must be above 0",
+            "configs.x.head_weights: has no effect",
+            "configs.y.exploration: explores nothing",
+            "experiments[0].arms: have shares that sum up to 1.6",
+            "experiments[0].arms[1].name: `a` is the name of two arms",
+            "experiments[0].arms[1].config: there is no configuration `nowhere`",
+            "experiments[1].name: `e` is the name of two experiments",
+            "experiments[1].interleave: `x` explores",
+            "experiments[2]: needs either `arms` or `interleave`",
+        ] {
+            assert!(problems.contains(words), "{words} is missing in\n{problems}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_field_and_a_wrong_type_are_told_with_their_line() {
+        let unknown = parse("[configs.default]\ndiversty = 0.5\n").unwrap_err().join("");
+        assert!(unknown.contains("line 2") && unknown.contains("diversty"), "{unknown}");
+        assert!(parse("[configs.default]\ncandidates = \"many\"\n").unwrap_err().join("").contains("line 2"));
+    }
+
+    #[test]
+    fn a_weight_of_a_head_that_the_bundle_lacks_is_refused() {
+        let serving = parse(FILE).unwrap();
+        assert!(serving.check_heads(["purchase", "return"].into_iter()).is_ok());
+        let error = serving.check_heads(["click"].into_iter()).unwrap_err();
+        assert!(
+            error.to_string().contains("configs.brave.head_weights: the bundle has no head `purchase`; it has click")
+        );
+    }
+}

@@ -1,0 +1,50 @@
+//! What served last, in the data directory: a restart goes on with it.
+use lodestone_pipeline::bundle::{Pointer, Store, StoreError};
+use crate::routes::Routes;
+use std::{fs, io, path::Path};
+
+/// Which bundles served last, in the data directory.
+const SERVING: &str = "serving.json";
+
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct LastServed {
+    bundle: String,
+    /// What the store named then.
+    pointer: String,
+    /// Bundles on trial, with their shares.
+    #[serde(default)]
+    pub canary: Option<(String, f64)>,
+    #[serde(default)]
+    pub shadow: Option<(String, f64)>,
+}
+
+impl LastServed {
+    pub(super) fn of(routes: &Routes, pointer: &Pointer) -> Self {
+        Self {
+            bundle: routes.current.name().to_owned(),
+            pointer: pointer.name.clone(),
+            canary: routes.canary.as_ref().map(|canary| (canary.served.name().to_owned(), canary.share)),
+            shadow: routes.shadow.as_ref().map(|shadow| (shadow.served.name().to_owned(), shadow.share)),
+        }
+    }
+
+    pub(super) fn write(&self, data: &Path) -> io::Result<()> {
+        let text = serde_json::to_vec(self).expect("texts and numbers become JSON");
+        let (path, partial) = (data.join(SERVING), data.join(format!("{SERVING}.partial")));
+        fs::write(&partial, text)?;
+        fs::rename(&partial, &path)
+    }
+
+    /// What served last, unless the store names another bundle since.
+    pub(super) fn read(data: &Path, pointer: &Pointer) -> Option<Self> {
+        let text = fs::read(data.join(SERVING)).ok()?;
+        serde_json::from_slice::<Self>(&text).ok().filter(|last| last.pointer == pointer.name)
+    }
+}
+
+/// The bundle to start with: what served last, unless the store names another one since.
+pub fn first_bundle(store: &Store, data: &Path) -> Result<(String, Pointer), StoreError> {
+    let pointer = store.current()?.ok_or_else(|| StoreError::Empty { place: store.place().to_owned() })?;
+    let last = LastServed::read(data, &pointer).filter(|last| store.manifest(&last.bundle).is_ok());
+    Ok((last.map_or_else(|| pointer.name.clone(), |last| last.bundle), pointer))
+}

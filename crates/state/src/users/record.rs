@@ -1,0 +1,76 @@
+//! A person's history as bytes, for checkpoints.
+use super::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
+use lodestone_events::EventKind;
+use lodestone_core::ids::{ItemKey, PersonId};
+use prost::Message;
+
+/// Bytes of one event: item key u32, seconds u32, part of the second, kind, quantity, stars.
+const EVENT_BYTES: usize = 12;
+
+#[derive(Clone, PartialEq, Message)]
+struct PersonRecord {
+    #[prost(string, tag = "1")]
+    person: String,
+    #[prost(uint64, tag = "2")]
+    position: u64,
+    #[prost(bytes = "vec", tag = "3")]
+    events: Vec<u8>,
+    #[prost(message, repeated, tag = "4")]
+    queries: Vec<QueryRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct QueryRecord {
+    #[prost(uint32, tag = "1")]
+    at_s: u32,
+    #[prost(uint32, tag = "2")]
+    fraction: u32,
+    #[prost(string, tag = "3")]
+    text: String,
+}
+
+/// The bytes of a person. Item keys are this process's.
+pub fn encode(person: &PersonId, history: &History) -> Vec<u8> {
+    let mut events = Vec::with_capacity(history.events.len() * EVENT_BYTES);
+    for event in &history.events {
+        events.extend_from_slice(&event.item.0.to_le_bytes());
+        events.extend_from_slice(&event.at_s.to_le_bytes());
+        events.extend_from_slice(&[event.fraction, event.kind as u8, event.quantity, event.stars]);
+    }
+    let query = |query: &PastQuery| QueryRecord {
+        at_s: query.at_s,
+        fraction: query.fraction.into(),
+        text: query.text.to_string(),
+    };
+    let queries = history.queries.iter().map(query).collect();
+    PersonRecord { person: person.as_str().to_owned(), position: history.position, events, queries }.encode_to_vec()
+}
+
+/// Takes what [`encode`] gave; `key` gives this process's key for the one that was written.
+pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<(PersonId, History), &'static str> {
+    let record = PersonRecord::decode(bytes).map_err(|_| "a person is no message")?;
+    let person = PersonId::from_key(&record.person).ok_or("a person's id is impossible")?;
+    if record.events.len() > EVENTS_MAX * EVENT_BYTES || record.queries.len() > QUERIES_MAX {
+        return Err("a person has too many events");
+    }
+    let event = |bytes: &[u8]| -> Result<HistoryEvent, &'static str> {
+        let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        Ok(HistoryEvent {
+            item: key(ItemKey(number(0))).ok_or("an event's item is unknown")?,
+            at_s: number(4),
+            fraction: bytes[8],
+            kind: EventKind::from_number(bytes[9].into()).ok_or("an event's type is unknown")?,
+            quantity: bytes[10],
+            stars: bytes[11],
+        })
+    };
+    let query = |query: QueryRecord| -> Result<PastQuery, &'static str> {
+        match query.text.chars().nth(QUERY_CHARS_MAX) {
+            None => Ok(PastQuery { at_s: query.at_s, fraction: query.fraction as u8, text: query.text.into() }),
+            Some(_) => Err("a search is too long"),
+        }
+    };
+    let events = record.events.chunks_exact(EVENT_BYTES).map(event).collect::<Result<_, &'static str>>()?;
+    let queries = record.queries.into_iter().map(query).collect::<Result<_, &'static str>>()?;
+    Ok((person, History { events, queries, position: record.position }))
+}

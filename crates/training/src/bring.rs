@@ -1,0 +1,223 @@
+//! Models that a shop trained elsewhere, put into a bundle.
+use super::{
+    Progress,
+    query_side::embed_with,
+    train::{TrainError, check_item_vectors, freeze},
+};
+use lodestone_pipeline::{bundle::{Bundle, Head}, golden_requests, ranking::{Device, PersonEncoder, PersonInput, Ranker, RankingError, Runtime}};
+use lodestone_catalog::VECTOR_DIM;
+use lodestone_core::{ids::Row, units::UnixMillis};
+use lodestone_index::FrozenGraph;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// What replaces parts of a bundle; the rest stays as it is.
+#[derive(Debug, Clone, Default)]
+pub struct BroughtModels {
+    /// `person_encoder.onnx`, and with it the items' vectors in its space: `[items × 64]`, row by row as in the bundle's
+    /// items; they are made of length 1.
+    pub person: Option<(PathBuf, Vec<f32>)>,
+    /// A directory with `model.onnx` and `tokenizer.json`.
+    pub query_encoder: Option<PathBuf>,
+    /// `ranker.onnx`, with its heads where they are others than the bundle's.
+    pub ranker: Option<(PathBuf, Option<Vec<Head>>)>,
+}
+
+/// Why models do not make a bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum BringError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: {source}")]
+    Model { path: PathBuf, source: RankingError },
+    #[error("{path}: {problem}")]
+    Answer { path: PathBuf, problem: String },
+    #[error("item vectors: {found} numbers, expected {items} items × {VECTOR_DIM}")]
+    Shape { found: usize, items: usize },
+    #[error(transparent)]
+    Train(#[from] TrainError),
+}
+
+/// Length of the longest history that an encoder is tried on.
+const TRIED_LENGTHS: [usize; 5] = [1, 2, 7, 31, 50];
+/// Weight of the ridge by which titles are projected, relative to the mean square of a title's number.
+const RIDGE: f64 = 0.1;
+
+/// Puts models into the bundle `from` and writes the result to `out`. Each model's inputs and outputs are checked, and what
+/// it answers to random inputs; the vectors of new items come from their titles by a ridge regression onto the items' vectors.
+pub fn bring(
+    from: &Path,
+    out: &Path,
+    models: &BroughtModels,
+    name: &str,
+    now: UnixMillis,
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), BringError> {
+    let mut bundle = Bundle::open(from).map_err(TrainError::from)?;
+    let read = |path: &Path| fs::read(path).map_err(|source| BringError::Io { path: path.to_owned(), source });
+    if let Some((path, vectors)) = &models.person {
+        let model = read(path)?;
+        try_person_encoder(path, &model, runtime)?;
+        if vectors.len() != bundle.items.len() * VECTOR_DIM {
+            return Err(BringError::Shape { found: vectors.len(), items: bundle.items.len() });
+        }
+        let vectors = of_length_one(vectors, VECTOR_DIM);
+        check_item_vectors("item", &bundle.items, &vectors, VECTOR_DIM)?;
+        bundle.item_vectors = freeze(&vectors, VECTOR_DIM).map_err(TrainError::from)?;
+        bundle.person_encoder = model;
+    }
+    if models.person.is_some() || models.query_encoder.is_some() {
+        // They are of the encoders that were.
+        bundle.encoder_weights = None;
+    }
+    if let Some(directory) = &models.query_encoder {
+        let side = embed_with(directory, &bundle.items, runtime, progress)?;
+        let dimension = side.title_vectors.len() / bundle.items.len().max(1);
+        check_item_vectors("title", &bundle.items, &side.title_vectors, dimension)?;
+        bundle.title_vectors = freeze(&side.title_vectors, dimension).map_err(TrainError::from)?;
+        (bundle.query_encoder, bundle.tokenizer) = (side.model, side.tokenizer);
+    }
+    if models.person.is_some() || models.query_encoder.is_some() {
+        bundle.text_projection = ridge(&bundle.title_vectors, &bundle.item_vectors);
+    }
+    if let Some((path, heads)) = &models.ranker {
+        let model = read(path)?;
+        if let Some(heads) = heads {
+            bundle.manifest.heads.clone_from(heads);
+        }
+        try_ranker(path, &model, bundle.manifest.heads.len(), runtime)?;
+        bundle.ranker = model;
+    }
+    bundle.manifest.name = name.to_owned();
+    bundle.manifest.created_ms = now.0;
+    bundle.golden = Some(golden_requests(&bundle, runtime).map_err(TrainError::from)?);
+    bundle.write(out).map_err(TrainError::from)?;
+    Ok(())
+}
+
+fn try_person_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<(), BringError> {
+    let failed = |source| BringError::Model { path: path.to_owned(), source };
+    let mut encoder = PersonEncoder::open(runtime, model, Device::Cpu).map_err(failed)?;
+    let mut rng = StdRng::seed_from_u64(1);
+    let inputs: Vec<PersonInput> = TRIED_LENGTHS
+        .iter()
+        .map(|&length| PersonInput {
+            items: (0..length * VECTOR_DIM).map(|_| rng.random_range(-0.3..0.3)).collect(),
+            kinds: (0..length).map(|_| rng.random_range(1..8)).collect(),
+            positions: (0..length as i64).rev().collect(),
+            ages: (0..length).map(|_| rng.random_range(0.0..6.0)).collect(),
+        })
+        .collect();
+    let together = encoder.encode_batch(&inputs).map_err(failed)?;
+    for (input, vector) in inputs.iter().zip(together.chunks(VECTOR_DIM)) {
+        let alone = encoder.encode_batch(std::slice::from_ref(input)).map_err(failed)?;
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let events = input.kinds.len();
+        let problem = if length.is_nan() || (length - 1.0).abs() >= 0.01 {
+            format!("the vector of a history of {events} events has length {length}, not 1")
+        } else if alone.iter().zip(vector).any(|(a, b)| (a - b).abs() > 1e-3) {
+            format!(
+                "a history of {events} events gets another vector beside longer ones: what `mask` leaves out (the places \
+                 before it) must not matter"
+            )
+        } else {
+            continue;
+        };
+        return Err(BringError::Answer { path: path.to_owned(), problem });
+    }
+    Ok(())
+}
+
+fn try_ranker(path: &Path, model: &[u8], heads: usize, runtime: &Runtime) -> Result<(), BringError> {
+    let failed = |source| BringError::Model { path: path.to_owned(), source };
+    let refuse = |problem| Err(BringError::Answer { path: path.to_owned(), problem });
+    let mut ranker = Ranker::open(runtime, model, Device::Cpu).map_err(failed)?;
+    if ranker.head_count() != heads {
+        return refuse(format!("{} heads, {heads} are described; give theirs", ranker.head_count()));
+    }
+    let mut rng = StdRng::seed_from_u64(1);
+    for rows in [1, 3, 200] {
+        let features: Vec<f32> =
+            (0..rows * lodestone_pipeline::features::FEATURE_COUNT).map(|_| rng.random_range(-2.0..2.0)).collect();
+        let logits = ranker.score(&features, rows).map_err(failed)?;
+        if let Some(at) = logits.iter().position(|logit| !logit.is_finite()) {
+            return refuse(format!("logit {at} of {rows} candidates is no finite number"));
+        }
+    }
+    Ok(())
+}
+
+fn of_length_one(vectors: &[f32], dimensions: usize) -> Vec<f32> {
+    let mut out = vectors.to_vec();
+    for vector in out.chunks_mut(dimensions) {
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        // A vector of zeros or with a NaN stays as it is and is refused by its item's name.
+        if length > 0.0 {
+            vector.iter_mut().for_each(|x| *x /= length);
+        }
+    }
+    out
+}
+
+/// `[from dimensions × to dimensions]`, row-major: the P that makes the sum of |from P - to|² + λ|P|² least (ridge
+/// regression): `(FᵀF + λI)⁻¹ FᵀT`, by Cholesky's decomposition in f64.
+fn ridge(from: &FrozenGraph, to: &FrozenGraph) -> Vec<f32> {
+    let (n, m) = (from.dimensions(), to.dimensions());
+    let (mut gram, mut right) = (vec![0.0f64; n * n], vec![0.0f64; n * m]);
+    for row in (0..from.row_count()).map(|row| Row(row as u32)) {
+        let (Some(f), Some(t)) = (from.vector(row), to.vector(row)) else { continue };
+        for i in 0..n {
+            let value = f64::from(f[i]);
+            gram[i * n..i * n + i + 1].iter_mut().zip(&f).for_each(|(sum, x)| *sum += value * f64::from(*x));
+            right[i * m..(i + 1) * m].iter_mut().zip(&t).for_each(|(sum, x)| *sum += value * f64::from(*x));
+        }
+    }
+    let mean = (0..n).map(|i| gram[i * n + i]).sum::<f64>() / n.max(1) as f64;
+    (0..n).for_each(|i| gram[i * n + i] += RIDGE * mean + 1e-9);
+    // The lower triangle becomes L, then L and its transpose are solved for each column.
+    for i in 0..n {
+        for j in 0..=i {
+            let sum: f64 = (0..j).map(|k| gram[i * n + k] * gram[j * n + k]).sum();
+            let rest = gram[i * n + j] - sum;
+            gram[i * n + j] = if i == j { rest.max(1e-12).sqrt() } else { rest / gram[j * n + j] };
+        }
+    }
+    for column in 0..m {
+        for i in 0..n {
+            let sum: f64 = (0..i).map(|k| gram[i * n + k] * right[k * m + column]).sum();
+            right[i * m + column] = (right[i * m + column] - sum) / gram[i * n + i];
+        }
+        for i in (0..n).rev() {
+            let sum: f64 = (i + 1..n).map(|k| gram[k * n + i] * right[k * m + column]).sum();
+            right[i * m + column] = (right[i * m + column] - sum) / gram[i * n + i];
+        }
+    }
+    right.into_iter().map(|value| value as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_index::{BuildConfig, FrozenGraph};
+
+    #[test]
+    fn a_ridge_finds_the_projection_that_made_the_vectors() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let from: Vec<f32> = (0..500 * 6).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let projection: Vec<f32> = (0..6 * 4).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let to: Vec<f32> = from
+            .chunks(6)
+            .flat_map(|f| (0..4).map(|c| (0..6).map(|i| f[i] * projection[i * 4 + c]).sum()).collect::<Vec<f32>>())
+            .collect();
+        let index = |values: &[f32], d| FrozenGraph::build(values, d, BuildConfig::default(), &|_| {}).unwrap();
+        let found = ridge(&index(&from, 6), &index(&to, 4));
+        // The ridge makes all numbers smaller by its share.
+        for (found, due) in found.iter().zip(&projection) {
+            assert!((found * (1.0 + RIDGE as f32) - due).abs() < 0.05, "{found} for {due}");
+        }
+    }
+}

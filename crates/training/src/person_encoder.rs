@@ -1,0 +1,472 @@
+//! The person encoder of a bundle: the transformer of `sequence`, learned from what people chose next, written as ONNX.
+//!
+//! It reads a person's latest events: an item's vector, the kind of the event, and the time since the event before. An item's
+//! vector is one of its own plus its text's vector times a learned projection, so that an item without any event has one too.
+use super::{
+    Progress,
+    onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
+    sequence::{
+        Asked, EncoderConfig, HISTORY_MAX, ItemText, Pause, Sample, SequenceEncoder, Tokens, TrainedEncoder,
+        encoder::encoder_loss,
+        train_encoder,
+        transformer::{BlockWeights, FFN_FACTOR},
+    },
+};
+use lodestone_catalog::VECTOR_DIM;
+use lodestone_pipeline::{ENCODED_EVENTS_MAX, ranking::{Device, PersonEncoder, PersonInput, Runtime}};
+use lodestone_events::{Event, EventKind};
+use lodestone_core::{ids::{ItemId, PersonId}, units::UnixMillis};
+use ahash::AHashMap;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::ops::Range;
+
+/// Kinds of events that the encoder tells apart.
+const KINDS: usize = 16;
+/// Rows of the exported table of positions; older events share the last.
+const POSITIONS: usize = 64;
+/// Share of the items whose own vectors are left out of a step.
+const RESIDUAL_DROPOUT: f32 = 0.1;
+/// Epochs where nothing is held back to stop by.
+const UNWATCHED_EPOCHS: usize = 10;
+/// A window's first events have little before them; they are asked about in the window before.
+const CONTEXT_MIN: usize = ENCODED_EVENTS_MAX / 2;
+
+/// A window of a person's history, at most [`ENCODED_EVENTS_MAX`] events, and what was chosen after some of them.
+#[derive(Debug, Clone, Default)]
+pub struct PersonSample {
+    pub items: Vec<u32>,
+    pub kinds: Vec<u8>,
+    /// ln(1 + days) since the event before.
+    pub gaps: Vec<f32>,
+    pub asked: Vec<Asked>,
+}
+
+impl PersonSample {
+    pub fn tokens(&self) -> Tokens<'_> {
+        Tokens { items: &self.items, kinds: &self.kinds, gaps: &self.gaps }
+    }
+}
+
+/// How much a choice of this kind teaches.
+fn share(kind: EventKind) -> f32 {
+    match kind {
+        EventKind::Purchase => 1.0,
+        EventKind::AddToCart | EventKind::Favorite => 0.7,
+        _ => 0.4,
+    }
+}
+
+/// One event of a history with what it is about.
+struct Step {
+    rows: Range<usize>,
+    at: UnixMillis,
+    kind: EventKind,
+}
+
+/// A person's events, oldest first.
+#[derive(Default)]
+struct Past {
+    /// Items of all events, one after the other.
+    rows: Vec<u32>,
+    kinds: Vec<u8>,
+    at: Vec<UnixMillis>,
+    steps: Vec<Step>,
+}
+
+/// For each choice within `times` that has a history: what came before it, and its items. Items of one event are chosen
+/// together: their order says nothing. `events` are in time order; none after `times` is looked at.
+pub fn person_samples(events: &[Event], row_of: &AHashMap<ItemId, u32>, times: Range<UnixMillis>) -> Vec<PersonSample> {
+    let mut pasts: AHashMap<&PersonId, Past> = AHashMap::new();
+    let mut order: Vec<&PersonId> = Vec::new();
+    for event in events.iter().take_while(|event| event.at < times.end) {
+        if !event.kind.needs_items() || event.kind == EventKind::Impression {
+            continue;
+        }
+        let past = pasts.entry(&event.person).or_insert_with(|| {
+            order.push(&event.person);
+            Past::default()
+        });
+        let begin = past.rows.len();
+        for row in event.lines.iter().filter_map(|line| row_of.get(&line.item)) {
+            past.rows.push(*row);
+            past.kinds.push(event.kind as u8);
+            past.at.push(event.at);
+        }
+        past.steps.push(Step { rows: begin..past.rows.len(), at: event.at, kind: event.kind });
+    }
+    order.into_iter().flat_map(|person| pasts[person].windows(times.start)).collect()
+}
+
+impl Past {
+    /// Windows such that each choice since `from`, of the latest [`HISTORY_MAX`] events, is asked once, with at least
+    /// [`CONTEXT_MIN`] events before it or all.
+    fn windows(&self, from: UnixMillis) -> Vec<PersonSample> {
+        let earliest = self.rows.len().saturating_sub(HISTORY_MAX).max(1);
+        let is_asked = |step: &&Step| {
+            step.at >= from && step.kind.is_choice() && step.rows.start >= earliest && !step.rows.is_empty()
+        };
+        let asked: Vec<&Step> = self.steps.iter().filter(is_asked).collect();
+        let (mut windows, mut rest) = (Vec::new(), &asked[..]);
+        while let Some(last) = rest.last() {
+            let end = last.rows.start;
+            let begin = end.saturating_sub(ENCODED_EVENTS_MAX);
+            let first = if begin == 0 { 0 } else { begin + CONTEXT_MIN };
+            let of_window = rest.partition_point(|step| step.rows.start < first.max(1));
+            windows.push(self.window(begin..end, &rest[of_window..]));
+            rest = &rest[..of_window];
+        }
+        windows.reverse();
+        windows
+    }
+
+    fn window(&self, range: Range<usize>, asked: &[&Step]) -> PersonSample {
+        let gap = |place: usize| match place == range.start {
+            true => 0.0,
+            false => self.at[place].days_since(self.at[place - 1]).max(0.0).ln_1p(),
+        };
+        let mut sample = PersonSample {
+            items: self.rows[range.clone()].to_vec(),
+            kinds: self.kinds[range.clone()].to_vec(),
+            gaps: range.clone().map(gap).collect(),
+            asked: Vec::with_capacity(asked.len()),
+        };
+        for step in asked {
+            let mut rows = self.rows[step.rows.clone()].to_vec();
+            rows.sort_unstable();
+            rows.dedup();
+            let share = share(step.kind) / rows.len() as f32;
+            let event = (step.rows.start - 1 - range.start) as u32;
+            // Two events between which nothing else was read are one moment.
+            match sample.asked.last_mut().filter(|(last, _)| *last == event) {
+                Some((_, chosen)) => chosen.extend(rows.into_iter().map(|row| (row, share))),
+                None => sample.asked.push((event, rows.into_iter().map(|row| (row, share)).collect())),
+            }
+        }
+        sample
+    }
+}
+
+pub struct TrainedPersonEncoder {
+    /// `[items × VECTOR_DIM]`, length 1.
+    pub item_vectors: Vec<f32>,
+    /// `[text width × VECTOR_DIM]`.
+    pub text_projection: Vec<f32>,
+    /// Of the encoder, flat, and of the items' vectors: for a training that begins with them.
+    pub weights: Vec<f32>,
+    pub item_lengths: Vec<f32>,
+    pub onnx: Vec<u8>,
+    pub check: ExportCheck,
+    pub validation_loss: f32,
+    /// By step.
+    pub validation_losses: Vec<(usize, f32)>,
+    pub epochs: usize,
+}
+
+/// Learns the encoder and the item vectors; the loss on `validation` decides when it stops.
+#[allow(clippy::too_many_arguments)]
+pub fn train_person_encoder(
+    text: &ItemText,
+    item_count: usize,
+    samples: &[PersonSample],
+    validation: &[PersonSample],
+    seed: u64,
+    pause: &mut Pause,
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<TrainedPersonEncoder, ModelError> {
+    if samples.is_empty() {
+        return Err(ModelError::TooLittle(
+            "nobody chose twice: a person encoder needs persons with at least two events at different times".to_owned(),
+        ));
+    }
+    let mut config = config(samples, item_count, seed);
+    let asked: Vec<(Tokens, &[(u32, f32)])> = validation.iter().flat_map(moments).collect();
+    let samples: Vec<Sample> =
+        samples.iter().map(|sample| Sample::Choices { tokens: sample.tokens(), asked: &sample.asked }).collect();
+    if asked.is_empty() {
+        config.epochs_max = UNWATCHED_EPOCHS;
+    }
+    let mut epoch = 0.0;
+    let mut validate = |encoder: &SequenceEncoder| {
+        epoch += 1.0;
+        // With nothing to stop by, the last epoch is the best.
+        if asked.is_empty() { epoch } else { -encoder_loss(encoder, &asked) }
+    };
+    let trained = train_encoder(&samples, item_count, text, &config, pause, &mut validate, &mut |step| {
+        progress(Progress { stage: "person encoder", ..step });
+    })?;
+    let TrainedEncoder { encoder, epochs, score, validation } = trained;
+    let onnx = export(&encoder)?;
+    let check = check(&encoder, &onnx, runtime)?;
+    if encoder.item_vectors().iter().any(|value| !value.is_finite()) {
+        return Err(ModelError::NotFinite { model: "person_encoder" });
+    }
+    Ok(TrainedPersonEncoder {
+        item_vectors: encoder.item_vectors().to_vec(),
+        text_projection: encoder.text_projection().to_vec(),
+        weights: encoder.flat_weights().to_vec(),
+        item_lengths: encoder.item_lengths().to_vec(),
+        onnx,
+        check,
+        validation_loss: -score as f32,
+        validation_losses: validation.into_iter().map(|(step, score)| (step, -score as f32)).collect(),
+        epochs,
+    })
+}
+
+/// Settings for data of this size.
+fn config(samples: &[PersonSample], item_count: usize, seed: u64) -> EncoderConfig {
+    let lengths = samples.iter().map(|sample| sample.items.len()).collect();
+    let targets = samples.iter().map(|sample| sample.asked.len()).sum();
+    let threads = rayon::current_num_threads();
+    let mut config = EncoderConfig::for_sizes(lengths, targets, item_count, threads, seed);
+    config.shape.kinds = KINDS;
+    // However long the histories of the training are, in serving they get longer.
+    config.shape.positions = ENCODED_EVENTS_MAX;
+    config.residual_dropout = RESIDUAL_DROPOUT;
+    config
+}
+
+/// The moments of a sample: what was read, and what was chosen then.
+fn moments(sample: &PersonSample) -> impl Iterator<Item = (Tokens<'_>, &[(u32, f32)])> {
+    sample.asked.iter().map(|(event, chosen)| {
+        let end = *event as usize + 1;
+        let tokens = Tokens { items: &sample.items[..end], kinds: &sample.kinds[..end], gaps: &sample.gaps[..end] };
+        (tokens, chosen.as_slice())
+    })
+}
+
+/// The encoder as a graph with the inputs of [`PersonEncoder`]. All events go through all blocks but the last, of which only
+/// the latest event's output is wanted.
+fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
+    let (d, weights) = (VECTOR_DIM, encoder.weights());
+    assert!(encoder.width() == d && encoder.shape().heads == 1, "the trainer's shape is that of bundles");
+    let mut graph = GraphWriter::new("person_encoder");
+    let (batch, length) = (|| Dim::Any("batch"), || Dim::Any("length"));
+    graph.float_input("items", &[batch(), length(), Dim::Is(d)]);
+    graph.int_input("kinds", &[batch(), length()]);
+    graph.int_input("positions", &[batch(), length()]);
+    graph.float_input("ages", &[batch(), length()]);
+    graph.float_input("mask", &[batch(), length()]);
+    for (name, axes) in [("axis_0", 0), ("axis_1", 1), ("axis_2", 2), ("axis_last", -1), ("end", i64::MAX)] {
+        graph.integers(name, &[axes]);
+    }
+    graph.weights("one", &[1], &[1.0]);
+
+    // 0 for the latest, which is the last row of the trained table.
+    let rows = encoder.shape().positions;
+    let latest_first: Vec<f32> =
+        (0..POSITIONS).flat_map(|at| weights.positions[(rows - 1 - at.min(rows - 1)) * d..][..d].to_vec()).collect();
+    for (name, table, rows) in [("position", &latest_first[..], POSITIONS), ("kind", weights.kinds, KINDS)] {
+        graph.weights(&format!("{name}_table"), &[rows, d], table);
+        graph.node("Gather", &[&format!("{name}_table"), &format!("{name}s")], &format!("{name}_vectors"), &[]);
+    }
+    gaps(&mut graph, weights.gap);
+    graph.node("Add", &["items", "position_vectors"], "tokens1", &[]);
+    graph.node("Add", &["tokens1", "kind_vectors"], "tokens2", &[]);
+    graph.node("Add", &["tokens2", "gap_vectors"], "tokens", &[]);
+
+    // What is missing is not read; of the rest, each event reads itself and those before it, whose positions are greater.
+    graph.weights("masked", &[1], &[-MASKED]);
+    graph.node("Sub", &["mask", "one"], "mask_less_one", &[]);
+    graph.node("Mul", &["mask_less_one", "masked"], "missing2", &[]);
+    graph.node("Unsqueeze", &["missing2", "axis_1"], "missing", &[]);
+    graph.node("Unsqueeze", &["positions", "axis_1"], "read_positions", &[]);
+    graph.node("Unsqueeze", &["positions", "axis_2"], "own_positions", &[]);
+    graph.node("Less", &["read_positions", "own_positions"], "is_later", &[]);
+    graph.node("Cast", &["is_later"], "later1", &[("to", Attribute::Int(1))]);
+    graph.weights("forbidden", &[1], &[MASKED]);
+    graph.node("Mul", &["later1", "forbidden"], "later", &[]);
+    graph.node("Add", &["missing", "later"], "missing_or_later", &[]);
+
+    let mut x = "tokens".to_owned();
+    let last = weights.blocks.len() - 1;
+    for (index, block) in weights.blocks.iter().enumerate() {
+        let bias = if index == last { "missing" } else { "missing_or_later" };
+        x = write_block(&mut graph, &format!("block{index}"), block, &x, bias, index == last);
+    }
+    graph.node("Squeeze", &[&x, "axis_1"], "latest", &[]);
+    write_norm(&mut graph, "latest", "latest_normed", weights.norm);
+    graph.normalize("latest_normed", "person");
+    graph.output("person", &[batch(), Dim::Is(d)]);
+    graph.finish()
+}
+
+const MASKED: f32 = -1e4;
+
+/// From ages, ln(1 + days), to vectors by ln(1 + days since the event before).
+fn gaps(graph: &mut GraphWriter, gap: &[f32]) {
+    graph.node("Exp", &["ages"], "days_and_one", &[]);
+    graph.node("Slice", &["days_and_one", "axis_0", "axis_1", "axis_1"], "oldest", &[]);
+    graph.node("Slice", &["days_and_one", "axis_0", "axis_last", "axis_1"], "all_but_latest", &[]);
+    graph.node("Concat", &["oldest", "all_but_latest"], "days_before", &[("axis", Attribute::Int(1))]);
+    graph.node("Sub", &["days_before", "days_and_one"], "days_between", &[]);
+    graph.node("Relu", &["days_between"], "gap_days", &[]);
+    graph.node("Add", &["gap_days", "one"], "gap_days_and_one", &[]);
+    graph.node("Log", &["gap_days_and_one"], "gaps2", &[]);
+    graph.node("Unsqueeze", &["gaps2", "axis_last"], "gaps", &[]);
+    graph.weights("gap_vector", &[gap.len()], gap);
+    graph.node("Mul", &["gaps", "gap_vector"], "gap_vectors", &[]);
+}
+
+/// One block; gives the name of its output: of all events, or of the latest alone.
+fn write_block(
+    graph: &mut GraphWriter,
+    name: &str,
+    block: &BlockWeights,
+    x: &str,
+    bias: &str,
+    latest_alone: bool,
+) -> String {
+    let d = VECTOR_DIM;
+    let of = |part: &str| format!("{name}.{part}");
+    write_norm(graph, x, &of("normed"), block.norm);
+    let (mut own, mut own_normed) = (x.to_owned(), of("normed"));
+    if latest_alone {
+        (own, own_normed) = (of("latest"), of("latest_normed"));
+        graph.node("Slice", &[x, "axis_last", "end", "axis_1"], &own, &[]);
+        graph.node("Slice", &[&of("normed"), "axis_last", "end", "axis_1"], &own_normed, &[]);
+    }
+    // Queries are scaled here rather than their products.
+    let scale = 1.0 / (d as f32).sqrt();
+    for (part, at, input, scale) in
+        [("query", 0, &own_normed, scale), ("key", 1, &of("normed"), 1.0), ("value", 2, &of("normed"), 1.0)]
+    {
+        let columns = |row: &[f32]| row[at * d..(at + 1) * d].iter().map(|x| x * scale).collect::<Vec<f32>>();
+        let (matrix, bias) = block.qkv.split_at(3 * d * d);
+        let matrix: Vec<f32> = matrix.chunks_exact(3 * d).flat_map(columns).collect();
+        graph.linear(input, &of(part), [d, d], &matrix, &columns(bias));
+    }
+    graph.node("Transpose", &[&of("key")], &of("keys"), &[("perm", Attribute::Ints(vec![0, 2, 1]))]);
+    graph.node("MatMul", &[&of("query"), &of("keys")], &of("scores"), &[]);
+    graph.node("Add", &[&of("scores"), bias], &of("biased"), &[]);
+    graph.node("Softmax", &[&of("biased")], &of("weights"), &[("axis", Attribute::Int(-1))]);
+    graph.node("MatMul", &[&of("weights"), &of("value")], &of("read"), &[]);
+    write_linear(graph, &of("read"), &of("attended"), d, block.attended);
+    graph.node("Add", &[&own, &of("attended")], &of("hidden"), &[]);
+    write_norm(graph, &of("hidden"), &of("hidden_normed"), block.norm_ffn);
+    write_linear(graph, &of("hidden_normed"), &of("ffn_in"), d, block.ffn_in);
+    // The sigmoid form of GELU, as in training.
+    graph.weights(&of("sharpness"), &[1], &[1.702]);
+    graph.node("Mul", &[&of("ffn_in"), &of("sharpness")], &of("sharpened"), &[]);
+    graph.node("Sigmoid", &[&of("sharpened")], &of("gate"), &[]);
+    graph.node("Mul", &[&of("ffn_in"), &of("gate")], &of("activated"), &[]);
+    write_linear(graph, &of("activated"), &of("ffn_out"), FFN_FACTOR * d, block.ffn_out);
+    graph.node("Add", &[&of("hidden"), &of("ffn_out")], &of("out"), &[]);
+    of("out")
+}
+
+fn write_linear(graph: &mut GraphWriter, input: &str, output: &str, inputs: usize, matrix_and_bias: &[f32]) {
+    let outputs = matrix_and_bias.len() / (inputs + 1);
+    let (matrix, bias) = matrix_and_bias.split_at(inputs * outputs);
+    graph.linear(input, output, [inputs, outputs], matrix, bias);
+}
+
+fn write_norm(graph: &mut GraphWriter, input: &str, output: &str, gain_and_bias: &[f32]) {
+    let (gain, bias) = (format!("{output}.gain"), format!("{output}.bias"));
+    let half = gain_and_bias.len() / 2;
+    graph.weights(&gain, &[half], &gain_and_bias[..half]);
+    graph.weights(&bias, &[half], &gain_and_bias[half..]);
+    let attributes = [("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(1e-6))];
+    graph.node("LayerNormalization", &[input, &gain, &bias], output, &attributes);
+}
+
+/// Compares ONNX Runtime with the trained encoder on random histories of every length, alone and padded together.
+fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<ExportCheck, ModelError> {
+    let mut session = PersonEncoder::open(runtime, onnx, Device::Cpu)?;
+    let mut rng = StdRng::seed_from_u64(7);
+    let (mut pairs, mut inputs) = (Vec::new(), Vec::new());
+    for length in 1..=ENCODED_EVENTS_MAX {
+        let mut days: Vec<f32> = (0..length).map(|_| rng.random_range(0.0..60.0)).collect();
+        days.sort_unstable_by(|a, b| b.total_cmp(a));
+        let input = PersonInput {
+            items: (0..length * VECTOR_DIM).map(|_| rng.random_range(-0.3..0.3)).collect(),
+            kinds: (0..length).map(|_| rng.random_range(1..15)).collect(),
+            positions: (0..length as i64).rev().collect(),
+            ages: days.iter().map(|days| days.ln_1p()).collect(),
+        };
+        let kinds: Vec<u8> = input.kinds.iter().map(|kind| *kind as u8).collect();
+        let gap = |place: usize| if place == 0 { 0.0 } else { (days[place - 1] - days[place]).ln_1p() };
+        let gaps: Vec<f32> = (0..length).map(gap).collect();
+        let tokens = Tokens { items: &[], kinds: &kinds, gaps: &gaps };
+        let expected = encoder.encode_direction(&input.items, tokens);
+        pairs.push((expected, session.encode_batch(std::slice::from_ref(&input))?));
+        inputs.push(input);
+    }
+    // Served together, each history is padded to the longest.
+    let together = session.encode_batch(&inputs)?;
+    let alone: Vec<f32> = pairs.iter().flat_map(|(_, alone)| alone.iter().copied()).collect();
+    pairs.push((alone, together));
+    compare("person_encoder", &pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_events::{Attribution, EventLine};
+    use lodestone_core::ids::EventId;
+
+    fn event(kind: EventKind, hour: i64, items: &[u32]) -> Event {
+        let line = |item: &u32| EventLine {
+            item: ItemId::parse(&item.to_string()).unwrap(),
+            quantity: 1,
+            price: None,
+            rank: 0,
+        };
+        Event {
+            id: EventId::parse("e").unwrap(),
+            kind,
+            person: PersonId::user("p").unwrap(),
+            session: String::new(),
+            at: UnixMillis(hour * 3_600_000),
+            lines: items.iter().map(line).collect(),
+            query: String::new(),
+            order: String::new(),
+            stars: 0,
+            coupon: String::new(),
+            categories: Vec::new(),
+            currency: String::new(),
+            attribution: Attribution::None,
+        }
+    }
+
+    fn samples(events: &[Event], hours: Range<i64>) -> Vec<PersonSample> {
+        let row_of = (0..1000).map(|item| (ItemId::parse(&item.to_string()).unwrap(), item)).collect();
+        let time = |hour: i64| UnixMillis(hour * 3_600_000);
+        person_samples(events, &row_of, time(hours.start)..time(hours.end))
+    }
+
+    #[test]
+    fn a_basket_is_foretold_as_a_set_by_what_came_before_it() {
+        let events = [
+            event(EventKind::Purchase, 0, &[1, 2]),
+            event(EventKind::Return, 24, &[1]),
+            event(EventKind::Purchase, 48, &[4, 3, 4]),
+            event(EventKind::View, 72, &[5]),
+        ];
+        let [sample] = &samples(&events, 0..100)[..] else { panic!("one window") };
+        assert_eq!((&sample.items[..], &sample.kinds[..]), (&[1, 2, 1, 4, 3, 4][..], &[10, 10, 11, 10, 10, 10][..]));
+        let day = 2.0f32.ln();
+        assert!(sample.gaps.iter().zip([0.0, 0.0, day, day, 0.0, 0.0]).all(|(a, b)| (a - b).abs() < 1e-6));
+        let asked = [(2, vec![(3, 0.5), (4, 0.5)]), (5, vec![(5, 0.4)])];
+        assert_eq!(sample.asked, asked);
+        assert!(samples(&events, 0..48).is_empty(), "the basket is not before the end");
+        assert_eq!(samples(&events, 60..100)[0].asked, asked[1..], "what came before is read, not asked");
+    }
+
+    #[test]
+    fn windows_ask_each_choice_once_with_enough_before_it() {
+        let events: Vec<Event> = (0..333).map(|hour| event(EventKind::View, hour, &[hour as u32])).collect();
+        let mut asked = Vec::new();
+        for sample in samples(&events, 0..1000) {
+            assert!(sample.items.len() <= ENCODED_EVENTS_MAX && sample.gaps[0] == 0.0);
+            for (event, chosen) in &sample.asked {
+                let item = chosen[0].0;
+                assert_eq!(sample.items[*event as usize] + 1, item, "it follows the event it is asked at");
+                assert!(*event as usize + 1 >= CONTEXT_MIN.min(item as usize), "{event} events before {item}");
+                asked.push(item);
+            }
+        }
+        assert_eq!(asked, (1..333).collect::<Vec<u32>>());
+    }
+}

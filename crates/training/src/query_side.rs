@@ -1,0 +1,120 @@
+//! The query encoder of a bundle: learned on titles, or brought.
+use super::{
+    Progress,
+    onnx::ExportCheck,
+    query_encoder::{QueryEncoderConfig, train_query_encoder},
+    train::{TrainError, TrainOptions},
+};
+use lodestone_catalog::Item;
+use lodestone_pipeline::ranking::{Device, Runtime, SentenceEncoder, SentenceError};
+use lodestone_core::text;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use std::path::Path;
+
+pub(super) const BUCKET_COUNT: u32 = 32_768;
+/// Title spans for each item that stand in for queries.
+const SPANS_PER_ITEM: usize = 8;
+
+/// The query encoder and what it says of the items.
+pub(super) struct QuerySide {
+    pub model: Vec<u8>,
+    pub tokenizer: Option<Vec<u8>>,
+    /// `[items × dimension]`, of length 1.
+    pub title_vectors: Vec<f32>,
+}
+
+/// Learned on titles; it begins with `start`, an exported one, if there is one, and then takes fewer steps.
+pub(super) fn learned_query_side(
+    items: &[Item],
+    options: &TrainOptions,
+    start: Option<&[u8]>,
+    exports: &mut Vec<ExportCheck>,
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<QuerySide, TrainError> {
+    // A generator of its own: a training that is taken up again draws the rest as if it had learned this too.
+    let (texts, spans) = title_samples(items, &mut StdRng::seed_from_u64(options.seed));
+    let mut config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed: options.seed, ..Default::default() };
+    if start.is_some() {
+        config = QueryEncoderConfig { epochs: 1, steps_max: config.steps_max / config.epochs, ..config };
+    }
+    let trained = train_query_encoder(&texts, &spans, &config, start, runtime, progress)?;
+    exports.push(trained.check.clone());
+    Ok(QuerySide { title_vectors: trained.encode(&texts), model: trained.onnx, tokenizer: None })
+}
+
+pub(super) fn embed_with(
+    directory: &Path,
+    items: &[Item],
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<QuerySide, TrainError> {
+    let [model, tokenizer] = SentenceEncoder::read(directory)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let opened = SentenceEncoder::from_bytes(runtime, &model, &tokenizer, Device::Cpu, threads);
+    let mut encoder = opened.map_err(|source| SentenceError::Model { path: directory.to_owned(), source })?;
+    let texts: Vec<String> = items.iter().map(Item::sentence).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let title_vectors = encoder.encode(&texts, &mut |done| {
+        progress(Progress { stage: "item texts", done, total: texts.len(), loss: f32::NAN });
+    })?;
+    Ok(QuerySide { model, tokenizer: Some(tokenizer), title_vectors })
+}
+
+/// Hashed terms of a text.
+type Terms = Vec<u32>;
+
+/// Hashed terms of each item's whole text, and of random spans of its title with some misspellings: queries before
+/// there are any.
+pub(super) fn title_samples(items: &[Item], rng: &mut StdRng) -> (Vec<Terms>, Vec<(Terms, u32)>) {
+    let texts = items
+        .iter()
+        .map(|item| text::hashed_terms(&item.search_text(), BUCKET_COUNT))
+        .map(|terms| if terms.is_empty() { vec![0] } else { terms })
+        .collect();
+    let mut spans = Vec::with_capacity(items.len() * SPANS_PER_ITEM);
+    for (row, item) in items.iter().enumerate() {
+        for _ in 0..SPANS_PER_ITEM {
+            let terms = text::hashed_terms(&query_from_title(&item.title, rng), BUCKET_COUNT);
+            if !terms.is_empty() {
+                spans.push((terms, row as u32));
+            }
+        }
+    }
+    spans.shuffle(rng);
+    (texts, spans)
+}
+
+/// One to four neighbouring words of a title (characters where it has no spaces), one in four with a typing error.
+pub(super) fn query_from_title(title: &str, rng: &mut StdRng) -> String {
+    let words: Vec<&str> = title.split_whitespace().collect();
+    let mut query = if words.len() > 1 {
+        let length = rng.random_range(1..=words.len().min(4));
+        let start = rng.random_range(0..=words.len() - length);
+        words[start..start + length].join(" ")
+    } else {
+        let characters: Vec<char> = title.chars().collect();
+        let length = rng.random_range(characters.len().min(2)..=characters.len().min(8));
+        let start = rng.random_range(0..=characters.len() - length);
+        characters[start..start + length].iter().collect()
+    };
+    if rng.random_bool(0.25) {
+        query = misspelled(&query, rng);
+    }
+    query
+}
+
+/// Drops or swaps one character.
+fn misspelled(text: &str, rng: &mut StdRng) -> String {
+    let mut characters: Vec<char> = text.chars().collect();
+    if characters.len() < 4 {
+        return text.to_owned();
+    }
+    let place = rng.random_range(1..characters.len() - 1);
+    if rng.random_bool(0.5) {
+        characters.remove(place);
+    } else {
+        characters.swap(place, place + 1);
+    }
+    characters.into_iter().collect()
+}

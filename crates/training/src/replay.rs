@@ -1,0 +1,73 @@
+//! A shop's events in the order in which they happened.
+use super::counts::BASKET_ITEMS_MAX;
+use lodestone_dataset::DatasetEvent;
+use lodestone_events::EventKind;
+use lodestone_core::{ids::{ItemId, PersonId}, units::UnixMillis};
+use ahash::AHashMap;
+
+/// What was chosen at one time: items of one invoice share their time, so their order means nothing.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// None: nobody known.
+    pub person: Option<PersonId>,
+    pub at: UnixMillis,
+    pub kind: EventKind,
+    /// Places in the item table, each once.
+    pub rows: Vec<u32>,
+}
+
+/// Choices by event, in time order. Items that the table does not have are left out.
+pub fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<Choice> {
+    let mut by_event: AHashMap<&str, usize> = AHashMap::new();
+    let mut choices: Vec<Choice> = Vec::new();
+    for event in events.iter().filter(|event| event.kind.is_choice()) {
+        let Some(&row) = event.item.as_ref().and_then(|item| row_of.get(item)) else { continue };
+        let index = *by_event.entry(event.event_id.as_str()).or_insert_with(|| {
+            let (person, kind) = (event.person.clone(), event.kind);
+            choices.push(Choice { person, at: event.at, kind, rows: Vec::new() });
+            choices.len() - 1
+        });
+        if !choices[index].rows.contains(&row) {
+            choices[index].rows.push(row);
+        }
+    }
+    choices.sort_by_key(|choice| choice.at);
+    choices
+}
+
+/// What was bought together; in a shop where hardly anything is bought, what one person chose in a visit.
+pub fn baskets(choices: &[Choice]) -> Vec<Choice> {
+    let bought: Vec<Choice> = choices.iter().filter(|choice| choice.kind == EventKind::Purchase).cloned().collect();
+    if bought.len() >= BASKETS_MIN {
+        return bought;
+    }
+    let mut open: AHashMap<&PersonId, (usize, UnixMillis)> = AHashMap::new();
+    let mut visits: Vec<Choice> = Vec::new();
+    for choice in choices {
+        let Some(person) = &choice.person else { continue };
+        let of_visit = open.get(person).filter(|(_, last)| choice.at.0 - last.0 <= VISIT_MS).map(|(index, _)| *index);
+        let index = of_visit.unwrap_or_else(|| {
+            visits.push(Choice { rows: Vec::new(), ..choice.clone() });
+            visits.len() - 1
+        });
+        open.insert(person, (index, choice.at));
+        for row in &choice.rows {
+            let rows = &mut visits[index].rows;
+            if rows.len() < BASKET_ITEMS_MAX && !rows.contains(row) {
+                rows.push(*row);
+            }
+        }
+    }
+    visits
+}
+
+/// Fewer say nothing of what goes together.
+const BASKETS_MIN: usize = 20;
+/// A pause after which a person's next event belongs to another visit.
+pub const VISIT_MS: i64 = 30 * 60 * 1000;
+
+/// The time before which `share` of the choices happened.
+pub fn time_at_share(choices: &[Choice], share: f64) -> UnixMillis {
+    let index = ((choices.len() as f64 * share) as usize).min(choices.len().saturating_sub(1));
+    choices.get(index).map_or(UnixMillis(0), |choice| choice.at)
+}

@@ -1,0 +1,335 @@
+//! A page to look at: how a bundle was trained, how good it is, and on what that rests.
+use super::{
+    Progress,
+    evaluate::{
+        EvaluateOptions, Evaluation, METHODS, Measured, NDCG, RANKED, Shown, evaluation, interval, judge,
+        replay_targets, resamples,
+    },
+    lists::{HEADS, Outcomes},
+    losses::LossCurves,
+    plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide},
+    train::TrainError,
+};
+use lodestone_pipeline::{bundle::Bundle, Models, retrieve::SOURCES, features::{FEATURE_COUNT, FEATURES}, ranking::Runtime};
+use lodestone_dataset as dataset;
+use lodestone_events::EventKind;
+use lodestone_core::{ids::{ItemId, Row}, units::UnixMillis};
+use ahash::AHashMap;
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use std::{fmt::Write, path::Path};
+
+/// Parts of the range of probabilities whose calibration is looked at.
+const CALIBRATION_BINS: usize = 10;
+/// Purchases in training from which an item belongs to the next group; the first group has none.
+const ITEM_GROUPS: [(u32, &str); 5] =
+    [(0, "never bought (cold)"), (1, "1 to 9 purchases"), (10, "10 to 49"), (50, "50 to 199"), (200, "200 and more")];
+/// Events of a history from which a person belongs to the next group.
+const PERSON_GROUPS: [(usize, &str); 4] = [(1, "1 to 5 events"), (6, "6 to 20"), (21, "21 to 50"), (51, "51 and more")];
+
+/// What is looked at for each person beside the lists.
+#[derive(Default)]
+struct Observations {
+    /// By person: their group, and NDCG of each method.
+    activity: Vec<(usize, [f64; 3])>,
+    /// By target: its item's group, and whether each method's list has it.
+    targets: Vec<(usize, [bool; 3])>,
+    /// By source: what NDCG the ranked list loses without the rows that it alone found.
+    sources: Vec<Vec<f64>>,
+    /// By feature: what NDCG loses when its values are shuffled among a person's candidates.
+    features: Vec<Vec<f64>>,
+    /// By head: predicted probabilities and what came.
+    calibration: Vec<Vec<(f32, bool)>>,
+    /// By group of items: places in the lists of each method, and targets.
+    places: [[u64; 4]; ITEM_GROUPS.len()],
+}
+
+/// Judges a bundle as `evaluate` does and gives, with the evaluation, one self-contained HTML page.
+pub fn report(
+    data: &Path,
+    bundle: &Path,
+    runtime: &Runtime,
+    options: &EvaluateOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Evaluation, String), TrainError> {
+    let opened = Bundle::open(bundle)?;
+    let trained_until = UnixMillis(opened.manifest.trained_until_ms);
+    let events = dataset::into_events(dataset::read_history(data)?);
+    let mut purchases: AHashMap<ItemId, u32> = AHashMap::new();
+    for event in events.iter().filter(|event| event.kind == EventKind::Purchase && event.at < trained_until) {
+        event.lines.iter().for_each(|line| *purchases.entry(line.item.clone()).or_default() += 1);
+    }
+    let group_of: Vec<usize> =
+        opened.items.iter().map(|item| item_group(purchases.get(&item.id).copied().unwrap_or(0))).collect();
+    let ends = events.last().map_or(trained_until, |event| UnixMillis(event.at.0 + 1));
+    let outcomes = Outcomes::new(&events, &opened.items, ends);
+    let mut seen = Observations {
+        sources: vec![Vec::new(); SOURCES.len()],
+        features: vec![Vec::new(); FEATURE_COUNT],
+        calibration: vec![Vec::new(); opened.manifest.heads.len()],
+        ..Observations::default()
+    };
+    let mut rng = StdRng::seed_from_u64(options.seed);
+    let judged = replay_targets(data, bundle, UnixMillis(i64::MIN), runtime, progress, &mut |shown, models| {
+        observe(&mut seen, shown, models, &group_of, &outcomes, &mut rng);
+    })?;
+    let evaluation = evaluation(&judged, options);
+    let curves = opened.training.as_deref().and_then(|text| serde_json::from_slice::<LossCurves>(text).ok());
+    let page = page(&opened, &evaluation, &seen, &curves.unwrap_or_default(), options);
+    Ok((evaluation, page))
+}
+
+fn item_group(purchases: u32) -> usize {
+    ITEM_GROUPS.iter().rposition(|(from, _)| purchases >= *from).unwrap_or(0)
+}
+
+fn observe(
+    seen: &mut Observations,
+    shown: &Shown,
+    models: &mut Models,
+    group_of: &[usize],
+    outcomes: &Outcomes,
+    rng: &mut StdRng,
+) {
+    let ndcg = |list: &[Row]| judge(list, shown.targets)[NDCG];
+    let of_methods: [f64; 3] = std::array::from_fn(|method| ndcg(&shown.lists[method]));
+    let group = PERSON_GROUPS.iter().rposition(|(from, _)| shown.history_length >= *from).unwrap_or(0);
+    seen.activity.push((group, of_methods));
+    let group = |row: &Row| group_of.get(row.index()).copied().unwrap_or(0);
+    for (method, list) in shown.lists.iter().enumerate() {
+        list.iter().for_each(|row| seen.places[group(row)][method] += 1);
+    }
+    for target in shown.targets {
+        seen.places[group(target)][3] += 1;
+        let found = std::array::from_fn(|method| shown.lists[method].contains(target));
+        seen.targets.push((group(target), found));
+    }
+    let ranked = shown.ranked;
+    let rows: Vec<Row> = ranked.candidates.list.iter().map(|candidate| candidate.row).collect();
+    for (source, lost) in seen.sources.iter_mut().enumerate() {
+        let alone = |index: usize| {
+            let places = &ranked.candidates.list[index].places;
+            places.iter().enumerate().all(|(other, place)| (*place != u16::MAX) == (other == source))
+        };
+        lost.push(of_methods[RANKED] - ndcg(&best(&rows, &ranked.scores, &|index| !alone(index))));
+    }
+    let mut shuffled = ranked.features.clone();
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    for (feature, lost) in seen.features.iter_mut().enumerate() {
+        order.shuffle(rng);
+        for (to, from) in order.iter().enumerate() {
+            shuffled[to * FEATURE_COUNT + feature] = ranked.features[from * FEATURE_COUNT + feature];
+        }
+        if let Ok(scores) = models.scores(&shuffled) {
+            lost.push(of_methods[RANKED] - ndcg(&best(&rows, &scores, &|_| true)));
+        }
+        for row in 0..rows.len() {
+            shuffled[row * FEATURE_COUNT + feature] = ranked.features[row * FEATURE_COUNT + feature];
+        }
+    }
+    let chosen = outcomes.chosen(shown.person, shown.at);
+    let labels = Outcomes::labels(&chosen, rows.iter().copied());
+    for (labels, probabilities) in labels.iter().zip(ranked.heads.chunks_exact(models.heads.len().max(1))) {
+        for (head, (observed, probability)) in models.heads.iter().zip(seen.calibration.iter_mut().zip(probabilities)) {
+            // A head of a model of the shop's own may mean anything.
+            let label = HEADS.iter().position(|name| *name == head.name).map_or(f32::NAN, |head| labels[head]);
+            if !label.is_nan() {
+                observed.push((*probability, label == 1.0));
+            }
+        }
+    }
+}
+
+/// The first rows by score of those that are kept.
+fn best(rows: &[Row], scores: &[f32], kept: &dyn Fn(usize) -> bool) -> Vec<Row> {
+    let mut order: Vec<usize> = (0..rows.len()).filter(|index| kept(*index)).collect();
+    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+    order.into_iter().take(super::evaluate::CUTOFF).map(|index| rows[index]).collect()
+}
+
+fn page(
+    bundle: &Bundle,
+    evaluation: &Evaluation,
+    seen: &Observations,
+    curves: &LossCurves,
+    options: &EvaluateOptions,
+) -> String {
+    let manifest = &bundle.manifest;
+    let time = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string());
+    let mut html = format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width\"><title>Bundle {0}</title><style>{PAGE_STYLE}{plot_style}</style></head><body><h1>Bundle {0}</h1>\
+         <p>{1} items; trained until {2}; judged on the next baskets of {3} persons. Brackets and thin lines are 95 % \
+         bootstrap intervals over persons.</p>",
+        escape(&manifest.name),
+        evaluation.item_count,
+        escape(&time(manifest.trained_until_ms)),
+        evaluation.person_count,
+        plot_style = plots::STYLE
+    );
+    quality(&mut html, evaluation);
+    section(&mut html, "Losses", "A plot for each stage; points are means of neighbouring steps.");
+    if curves.curves.is_empty() {
+        html.push_str("<p>The bundle does not tell how it was trained.</p>");
+    }
+    for pair in stages(curves) {
+        wide(&mut html, &plots::lines(&pair, "step", "loss", false));
+    }
+    let by_group = |groups: &[&str], values: &dyn Fn(usize, usize) -> Vec<f64>| {
+        let group = |(at, name): (usize, &&str)| BarGroup {
+            name: format!("{name} ({})", values(at, 0).len()),
+            bars: (0..3).map(|method| bar(METHODS[method], &values(at, method), options)).collect(),
+        };
+        groups.iter().enumerate().map(group).filter(|group| !group.name.ends_with("(0)")).collect::<Vec<_>>()
+    };
+    section(&mut html, "Quality by activity of the person", "NDCG@10; in brackets the persons of a group.");
+    let names: Vec<&str> = PERSON_GROUPS.iter().map(|group| group.1).collect();
+    let activity = |group, method: usize| {
+        seen.activity.iter().filter(|seen| seen.0 == group).map(|seen| seen.1[method]).collect::<Vec<f64>>()
+    };
+    wide(&mut html, &plots::bars(&by_group(&names, &activity)));
+    section(
+        &mut html,
+        "Quality by activity of the item",
+        "Share of the bought items that were among the first ten, by how often the item was bought in training; in brackets \
+         the items that were bought. The first group is cold items.",
+    );
+    let names: Vec<&str> = ITEM_GROUPS.iter().map(|group| group.1).collect();
+    let targets = |group, method: usize| {
+        let of_group = seen.targets.iter().filter(|seen| seen.0 == group);
+        of_group.map(|seen| f64::from(u8::from(seen.1[method]))).collect::<Vec<f64>>()
+    };
+    wide(&mut html, &plots::bars(&by_group(&names, &targets)));
+    popularity(&mut html, seen, &names);
+    section(
+        &mut html,
+        "What each source adds",
+        "NDCG@10 that the ranked lists lose without the candidates that a source alone found.",
+    );
+    wide(&mut html, &plots::bars(&ablations(&SOURCES, &seen.sources, options)));
+    section(
+        &mut html,
+        "What each feature adds",
+        "NDCG@10 that the ranked lists lose when a feature's values are shuffled among a person's candidates.",
+    );
+    wide(&mut html, &plots::bars(&ablations(FEATURES, &seen.features, options)));
+    for (head, observed) in manifest.heads.iter().zip(&seen.calibration).filter(|(_, observed)| !observed.is_empty()) {
+        calibration(&mut html, &head.name, observed);
+    }
+    html.push_str("</body></html>\n");
+    html
+}
+
+fn quality(html: &mut String, evaluation: &Evaluation) {
+    section(html, "Quality", "The same persons for all; coverage is the share of the catalogue in some person's list.");
+    html.push_str("<div class=\"wide\"><table><tr><th></th><th>HR@10</th><th>NDCG@10</th><th>MRR@10</th><th>coverage@10</th></tr>");
+    for method in &evaluation.methods {
+        let _ = write!(
+            html,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.4}</td></tr>",
+            method.name, method.hr_at_10, method.ndcg_at_10, method.mrr_at_10, method.coverage_at_10
+        );
+    }
+    html.push_str("</table></div><p>");
+    for (name, gain) in &evaluation.ndcg_gains {
+        let _ = write!(html, "NDCG@10 {name}: {gain}<br>");
+    }
+    html.push_str("</p>");
+    let bar =
+        |name: &str, value: Measured| Bar { name: name.to_owned(), mean: value.mean, low: value.low, high: value.high };
+    let groups: Vec<BarGroup> = ["HR@10", "NDCG@10", "MRR@10"]
+        .iter()
+        .enumerate()
+        .map(|(metric, name)| BarGroup {
+            name: (*name).to_owned(),
+            bars: (evaluation.methods.iter())
+                .map(|method| bar(method.name, [method.hr_at_10, method.ndcg_at_10, method.mrr_at_10][metric]))
+                .collect(),
+        })
+        .collect();
+    wide(html, &plots::bars(&groups));
+}
+
+/// A stage's training loss with its validation loss.
+fn stages(curves: &LossCurves) -> Vec<Vec<Line>> {
+    let line = |name: &str, points: &[(usize, f32)]| Line {
+        name: name.to_owned(),
+        points: points.iter().map(|(step, loss)| (*step as f64, f64::from(*loss))).collect(),
+    };
+    let is_validation = |name: &str| name.ends_with(", validation");
+    let training = curves.curves.iter().filter(|(name, _)| !is_validation(name));
+    training
+        .map(|(stage, points)| {
+            let validation = curves.curves.iter().filter(|(name, _)| {
+                is_validation(name) && name.strip_suffix(", validation").is_some_and(|own| own == stage)
+            });
+            std::iter::once(line(stage, points)).chain(validation.map(|(name, points)| line(name, points))).collect()
+        })
+        .collect()
+}
+
+fn bar(name: &str, values: &[f64], options: &EvaluateOptions) -> Bar {
+    let Measured { mean, low, high } = match values.is_empty() {
+        true => Measured { mean: 0.0, low: 0.0, high: 0.0 },
+        false => interval(values, &resamples(values.len(), options)),
+    };
+    Bar { name: name.to_owned(), mean, low, high }
+}
+
+/// The greatest loss first.
+fn ablations(names: &[&str], lost: &[Vec<f64>], options: &EvaluateOptions) -> Vec<BarGroup> {
+    let mut bars: Vec<Bar> = names.iter().zip(lost).map(|(name, lost)| bar(name, lost, options)).collect();
+    bars.sort_by(|a, b| b.mean.total_cmp(&a.mean));
+    bars.into_iter().map(|bar| BarGroup { name: bar.name.clone(), bars: vec![bar] }).collect()
+}
+
+fn popularity(html: &mut String, seen: &Observations, names: &[&str]) {
+    section(
+        html,
+        "Popularity bias",
+        "Share of the places in the lists by how often the item was bought in training, beside the share of what was bought.",
+    );
+    let sum = |column: usize| seen.places.iter().map(|places| places[column]).sum::<u64>().max(1) as f64;
+    let sums: [f64; 4] = std::array::from_fn(sum);
+    let columns = [METHODS[0], METHODS[1], METHODS[2], "bought"];
+    let group = |(name, places): (&&str, &[u64; 4])| BarGroup {
+        name: (*name).to_owned(),
+        bars: (0..4)
+            .map(|column| {
+                let share = places[column] as f64 / sums[column];
+                Bar { name: columns[column].to_owned(), mean: share, low: share, high: share }
+            })
+            .collect(),
+    };
+    wide(html, &plots::bars(&names.iter().zip(&seen.places).map(group).collect::<Vec<_>>()));
+}
+
+/// Bins of about equal count: the mean prediction against the share that came. The error is the mean distance of both,
+/// weighted by count (expected calibration error, Naeini et al. 2015, with bins of equal count).
+fn calibration(html: &mut String, head: &str, observed: &[(f32, bool)]) {
+    let mut sorted = observed.to_vec();
+    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let size = sorted.len().div_ceil(CALIBRATION_BINS).max(1);
+    let points: Vec<(f64, f64, usize)> = sorted
+        .chunks(size)
+        .map(|bin| {
+            let count = bin.len() as f64;
+            let predicted = bin.iter().map(|(probability, _)| f64::from(*probability)).sum::<f64>() / count;
+            (predicted, bin.iter().filter(|(_, came)| *came).count() as f64 / count, bin.len())
+        })
+        .collect();
+    let error: f64 =
+        points.iter().map(|(predicted, came, count)| (predicted - came).abs() * *count as f64).sum::<f64>()
+            / sorted.len().max(1) as f64;
+    section(
+        html,
+        &format!("Calibration of {head}"),
+        &format!(
+            "{} predictions in {} bins of equal count; expected calibration error {}.",
+            sorted.len(),
+            points.len(),
+            plots::short(error)
+        ),
+    );
+    let line = Line { name: head.to_owned(), points: points.iter().map(|point| (point.0, point.1)).collect() };
+    wide(html, &plots::lines(&[line], "predicted", "came", true));
+}

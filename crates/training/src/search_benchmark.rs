@@ -1,0 +1,413 @@
+//! Product search on a judged catalogue: nDCG@10 and recall@100 of words, vectors, both, and both as the ranking model
+//! orders them.
+//!
+//! The encoder learns from the catalogue's text alone. The ranking model learns from judgments, but never from those of a
+//! query that it orders (cross-validation over queries).
+use super::{
+    Progress,
+    query_encoder::{QueryEncoderConfig, train_query_encoder},
+    query_side::{BUCKET_COUNT, title_samples},
+    ranker::{RankerConfig, RankingList, train_ranker},
+};
+use lodestone_catalog::{Item, VECTOR_DIM};
+use lodestone_pipeline::{Candidates, Fusion, retrieve, features::{FEATURE_COUNT, FEATURES}, ranking::{Device, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError}};
+use lodestone_core::{ids::{ItemId, Row}, text};
+use lodestone_dataset::import::plain;
+use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError, dot};
+use ahash::AHashMap;
+use rand::{SeedableRng, rngs::StdRng};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+/// Places that nDCG looks at.
+const NDCG_CUTOFF: usize = 10;
+/// Places that recall looks at; so many results are asked for.
+const RECALL_CUTOFF: usize = 100;
+/// Candidates of each source, before fusion.
+const SOURCE_COUNT: usize = 200;
+/// Parts that the queries are cut into: the ranking model that orders one has learned from the others.
+const FOLDS: usize = 5;
+
+/// Why a search cannot be judged.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchBenchmarkError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: line {line}: {problem}")]
+    Line { path: PathBuf, line: usize, problem: String },
+    #[error("{path}: {problem}")]
+    File { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Lexical(#[from] LexicalError),
+    #[error(transparent)]
+    Index(#[from] FrozenError),
+    #[error(transparent)]
+    Model(#[from] super::onnx::ModelError),
+    #[error(transparent)]
+    Ranking(#[from] RankingError),
+    #[error(transparent)]
+    Sentence(#[from] SentenceError),
+}
+
+/// How well one way of searching does.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct SearchQuality {
+    pub method: &'static str,
+    /// Mean over the queries with a product of some worth.
+    pub ndcg_at_10: f64,
+    /// Of the good products; mean over the queries that have one.
+    pub recall_at_100: f64,
+}
+
+#[derive(Debug, serde::Serialize)]
+pub struct SearchReport {
+    pub products: usize,
+    /// With a product of some worth.
+    pub queries: usize,
+    pub methods: Vec<SearchQuality>,
+}
+
+impl fmt::Display for SearchReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(f, "{} products, {} queries with an answer", self.products, self.queries)?;
+        writeln!(f, "{:<10} {:>8} {:>11}", "", "nDCG@10", "recall@100")?;
+        for method in &self.methods {
+            writeln!(f, "{:<10} {:>8.4} {:>11.4}", method.method, method.ndcg_at_10, method.recall_at_100)?;
+        }
+        Ok(())
+    }
+}
+
+/// What is searched, and how.
+#[derive(Debug, Clone)]
+pub struct SearchBenchmarkOptions {
+    /// See [`search_benchmark`].
+    pub products: PathBuf,
+    pub judgments: PathBuf,
+    /// A directory with `model.onnx` and `tokenizer.json`; none: an encoder is trained on the titles.
+    pub encoder: Option<PathBuf>,
+    pub seed: u64,
+}
+
+/// What raters said of the products of a query.
+struct Judged {
+    query: String,
+    /// By row: the gain of nDCG, and whether it counts as good.
+    gains: AHashMap<u32, (f64, bool)>,
+}
+
+/// Searches the whole catalogue for every judged query.
+///
+/// `products`: .jsonl with `id`, `title`, and where known `name`, `supplier` or `brand`, `short_description` or
+/// `description`, `attr_t_…`; or .tsv with `product_uid` or `id`, and `title`. `judgments`: .tsv with `query`, `product_id`
+/// or `product_uid`, and `rating` (0 to 3; gain 2^r - 1, good from 2) or `relevance` (1 to 3; gain 2^(r-1) - 1, good from
+/// 2.33). Both plain, .gz or .zst.
+pub fn search_benchmark(
+    options: &SearchBenchmarkOptions,
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<SearchReport, SearchBenchmarkError> {
+    let items = read_products(&options.products)?;
+    let rows: AHashMap<&str, u32> =
+        items.iter().enumerate().map(|(row, item)| (item.id.as_str(), row as u32)).collect();
+    let judged = read_judgments(&options.judgments, &rows)?;
+
+    let lexical = Lexical::new()?;
+    let documents: Vec<(Row, &Item)> = items.iter().enumerate().map(|(row, item)| (Row(row as u32), item)).collect();
+    lexical.upsert(&documents)?;
+    let queries = judged.iter().map(|judged| {
+        let corrected = lexical.correct(&judged.query, &|_| true)?;
+        Ok(corrected.unwrap_or_else(|| judged.query.clone()))
+    });
+    let queries: Vec<String> = queries.collect::<Result<_, LexicalError>>()?;
+    let encoded = match &options.encoder {
+        Some(directory) => encode_with(directory, &items, &queries, runtime, progress)?,
+        None => encode_with_trained(&items, &queries, runtime, options.seed, progress)?,
+    };
+    let index = FrozenGraph::build(&encoded.items, encoded.dimension, BuildConfig::default(), &|_| {})?;
+
+    let mut found: [Vec<Vec<u32>>; 3] = Default::default();
+    let mut lists = Vec::with_capacity(judged.len());
+    for (done, (judged, vector)) in judged.iter().zip(&encoded.queries).enumerate() {
+        progress(Progress { stage: "search", done: done + 1, total: encoded.queries.len(), loss: f32::NAN });
+        let words = lexical.search_all_then_any(&queries[done], SOURCE_COUNT, &|_| true)?.rows;
+        let near = vector.as_ref().map(|vector| index.search(vector, SOURCE_COUNT, 400)).unwrap_or_default();
+        let first = |list: &[(Row, f32)]| list.iter().take(RECALL_CUTOFF).map(|(row, _)| row.0).collect();
+        found[0].push(first(&words));
+        found[1].push(first(&near));
+        let mut fusion = Fusion::new(items.len());
+        fusion.add(retrieve::WORDS, words);
+        fusion.add(retrieve::QUERY_VECTOR, near);
+        let fused = fusion.finish(2 * SOURCE_COUNT);
+        found[2].push(fused.list.iter().take(RECALL_CUTOFF).map(|candidate| candidate.row.0).collect());
+        lists.push(list_of(&fused, &encoded, vector.as_deref(), judged));
+    }
+    let ranked = rank_across(&lists, options.seed, runtime, progress)?;
+    let methods = ["lexical", "vector", "fused"].into_iter().zip(&found).chain([("ranked", &ranked)]);
+    Ok(SearchReport {
+        products: items.len(),
+        queries: judged.len(),
+        methods: methods.map(|(method, found)| quality(method, &judged, found)).collect(),
+    })
+}
+
+/// Vectors of products and queries in one space.
+struct Encoded {
+    dimension: usize,
+    /// `[products × dimension]`.
+    items: Vec<f32>,
+    /// None for a query without terms.
+    queries: Vec<Option<Vec<f32>>>,
+}
+
+/// By a sentence encoder that was brought.
+fn encode_with(
+    directory: &Path,
+    items: &[Item],
+    queries: &[String],
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Encoded, SearchBenchmarkError> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut encoder = SentenceEncoder::open(runtime, directory, threads)?;
+    let texts: Vec<String> = items.iter().map(Item::sentence).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let total = texts.len();
+    let items = encoder.encode(&texts, &mut |done| {
+        progress(Progress { stage: "embed products", done, total, loss: f32::NAN });
+    })?;
+    let queries: Vec<&str> = queries.iter().map(String::as_str).collect();
+    let queries = encoder.encode(&queries, &mut |_| {})?;
+    let dimension = encoder.dimension();
+    Ok(Encoded { dimension, items, queries: queries.chunks_exact(dimension).map(|q| Some(q.to_vec())).collect() })
+}
+
+/// By the subword encoder, trained on the titles.
+fn encode_with_trained(
+    items: &[Item],
+    queries: &[String],
+    runtime: &Runtime,
+    seed: u64,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Encoded, SearchBenchmarkError> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let (texts, spans) = title_samples(items, &mut rng);
+    let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, steps_max: 3000, ..Default::default() };
+    let trained = train_query_encoder(&texts, &spans, &config, None, runtime, progress)?;
+    let mut encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
+    let queries = queries.iter().map(|query| {
+        let terms = text::hashed_terms(query, BUCKET_COUNT);
+        if terms.is_empty() { Ok(None) } else { encoder.encode_batch(&[terms]).map(Some) }
+    });
+    let queries = queries.collect::<Result<_, _>>()?;
+    Ok(Encoded { dimension: VECTOR_DIM, items: trained.encode(&texts), queries })
+}
+
+/// The candidates of one query as the ranking model sees them, and their rows.
+struct QueryList {
+    rows: Vec<u32>,
+    list: RankingList,
+}
+
+/// Those of the product's features that a query without a person has. [`lodestone_pipeline::features::append`] cannot make them: it
+/// reads a catalogue, whose vectors have [`VECTOR_DIM`] numbers.
+fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged: &Judged) -> QueryList {
+    let best_gain = judged.gains.values().map(|(gain, _)| *gain).fold(f64::MIN_POSITIVE, f64::max);
+    let names = ["query_similarity", "words_score", "words_score_relative", "retrieval_score"];
+    let columns = names.map(|name| FEATURES.iter().position(|feature| *feature == name));
+    let mut features = vec![0.0; fused.list.len() * FEATURE_COUNT];
+    for (candidate, features) in fused.list.iter().zip(features.chunks_exact_mut(FEATURE_COUNT)) {
+        let item = &encoded.items[candidate.row.index() * encoded.dimension..][..encoded.dimension];
+        let words = candidate.evidence.words;
+        let values = [
+            vector.map_or(0.0, |vector| dot(vector, item)),
+            words,
+            if fused.words_best > 0.0 { words / fused.words_best } else { 0.0 },
+            candidate.evidence.fused,
+        ];
+        for (column, value) in columns.into_iter().zip(values) {
+            features[column.expect("the names above are features")] = value;
+        }
+    }
+    let rows: Vec<u32> = fused.list.iter().map(|candidate| candidate.row.0).collect();
+    let label = |row| judged.gains.get(row).map_or(0.0, |(gain, _)| (gain / best_gain) as f32);
+    QueryList { list: RankingList { features, labels: rows.iter().map(label).collect() }, rows }
+}
+
+/// Orders each list by a ranking model that has learned from the lists of other folds. Too few lists to learn from stay in
+/// the order of fusion.
+fn rank_across(
+    lists: &[QueryList],
+    seed: u64,
+    runtime: &Runtime,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Vec<u32>>, SearchBenchmarkError> {
+    let in_order = |list: &QueryList| list.rows.iter().copied().take(RECALL_CUTOFF).collect::<Vec<u32>>();
+    let mut ranked: Vec<Vec<u32>> = lists.iter().map(in_order).collect();
+    if lists.len() < 4 * FOLDS {
+        return Ok(ranked);
+    }
+    for fold in 0..FOLDS {
+        let (mut learn, mut validate) = (Vec::new(), Vec::new());
+        for (at, list) in lists.iter().enumerate().filter(|(at, _)| at % FOLDS != fold) {
+            if list.list.labels.iter().any(|label| *label > 0.0) {
+                if (at / FOLDS).is_multiple_of(8) { &mut validate } else { &mut learn }.push(list.list.clone());
+            }
+        }
+        let config = RankerConfig { epochs_max: 40, patience: 3, seed, ..Default::default() };
+        let heads = ["relevance".to_owned()];
+        let trained =
+            train_ranker(&learn, &validate, FEATURES, &heads, &config, &AtomicBool::new(false), runtime, progress)?;
+        let mut ranker = Ranker::open(runtime, &trained.onnx, Device::Cpu)?;
+        for (at, list) in lists.iter().enumerate().skip(fold).step_by(FOLDS) {
+            if list.rows.is_empty() {
+                continue;
+            }
+            let scores = ranker.score(&list.list.features, list.rows.len())?;
+            let mut order: Vec<usize> = (0..list.rows.len()).collect();
+            order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+            ranked[at] = order.into_iter().take(RECALL_CUTOFF).map(|place| list.rows[place]).collect();
+        }
+    }
+    Ok(ranked)
+}
+
+fn quality(method: &'static str, judged: &[Judged], found: &[Vec<u32>]) -> SearchQuality {
+    let discount = |place: usize| 1.0 / ((place + 2) as f64).log2();
+    let (mut ndcg, mut recall, mut with_good) = (0.0, 0.0, 0usize);
+    for (judged, found) in judged.iter().zip(found) {
+        let gain = |row: &u32| judged.gains.get(row).map_or(0.0, |(gain, _)| *gain);
+        let mut ideal: Vec<f64> = judged.gains.values().map(|(gain, _)| *gain).collect();
+        ideal.sort_by(|a, b| b.total_cmp(a));
+        let best: f64 = ideal.iter().take(NDCG_CUTOFF).enumerate().map(|(place, gain)| gain * discount(place)).sum();
+        let got: f64 = found.iter().take(NDCG_CUTOFF).enumerate().map(|(place, row)| gain(row) * discount(place)).sum();
+        ndcg += got / best;
+        let good = judged.gains.values().filter(|(_, good)| *good).count();
+        if good > 0 {
+            with_good += 1;
+            let hits = found.iter().filter(|row| judged.gains.get(row).is_some_and(|(_, good)| *good)).count();
+            recall += hits as f64 / good as f64;
+        }
+    }
+    SearchQuality {
+        method,
+        ndcg_at_10: ndcg / judged.len().max(1) as f64,
+        recall_at_100: recall / with_good.max(1) as f64,
+    }
+}
+
+/// The lines of a text file, plain, .gz or .zst, and its name without that ending.
+fn lines(path: &Path) -> Result<(String, Vec<String>), SearchBenchmarkError> {
+    let io = |source| SearchBenchmarkError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
+    let (plain, reader) = plain(&name, file).map_err(io)?;
+    let mut found = Vec::new();
+    for (number, line) in BufReader::new(reader).lines().enumerate() {
+        let problem = |error: io::Error| error.to_string();
+        let path = || path.to_owned();
+        found.push(line.map_err(|e| SearchBenchmarkError::Line {
+            path: path(),
+            line: number + 1,
+            problem: problem(e),
+        })?);
+    }
+    Ok((plain.to_owned(), found))
+}
+
+/// The places of columns in a header of tab-separated names; each may have several names.
+fn columns<const N: usize>(
+    path: &Path,
+    header: &str,
+    wanted: [&[&str]; N],
+) -> Result<[usize; N], SearchBenchmarkError> {
+    let names: Vec<&str> = header.split('\t').collect();
+    let mut places = [0; N];
+    for (place, wanted) in places.iter_mut().zip(wanted) {
+        *place = names.iter().position(|name| wanted.contains(name)).ok_or_else(|| SearchBenchmarkError::File {
+            path: path.to_owned(),
+            problem: format!("column {} is missing; found: {}", wanted.join(" or "), names.join(", ")),
+        })?;
+    }
+    Ok(places)
+}
+
+fn read_products(path: &Path) -> Result<Vec<Item>, SearchBenchmarkError> {
+    let (plain, lines) = lines(path)?;
+    let at = |line: usize, problem: String| SearchBenchmarkError::Line { path: path.to_owned(), line, problem };
+    let parse = |line: usize, id: &str| ItemId::parse(id).map_err(|error| at(line, format!("id `{id}` {error}")));
+    let mut items = Vec::with_capacity(lines.len());
+    if plain.ends_with(".jsonl") {
+        for (number, line) in lines.iter().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let product: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_str(line).map_err(|error| at(number + 1, error.to_string()))?;
+            let text = |name: &str| product.get(name).and_then(|value| value.as_str()).unwrap_or_default();
+            let mut item = Item::titled(parse(number + 1, text("id"))?, text("title"));
+            let name = text("name");
+            if !item.title.contains(name) {
+                item.title = format!("{} {name}", item.title).trim().to_owned();
+            }
+            item.brand = [text("supplier"), text("brand")].concat();
+            item.description = [text("short_description"), text("description")].join(" ").trim().to_owned();
+            for (_, value) in product.iter().filter(|(name, _)| name.starts_with("attr_t_")) {
+                item.description.push(' ');
+                item.description.push_str(value.as_str().unwrap_or_default());
+            }
+            items.push(item);
+        }
+    } else if plain.ends_with(".tsv") {
+        let header = lines.first().map_or("", String::as_str);
+        let [id, title] = columns(path, header, [&["product_uid", "product_id", "id"], &["title"]])?;
+        for (number, line) in lines.iter().enumerate().skip(1) {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let field = |place: usize| fields.get(place).copied().unwrap_or_default();
+            items.push(Item::titled(parse(number + 1, field(id))?, field(title)));
+        }
+    } else {
+        let problem = "products are .jsonl or .tsv, plain, .gz or .zst".to_owned();
+        return Err(SearchBenchmarkError::File { path: path.to_owned(), problem });
+    }
+    if items.len() < 2 {
+        let problem = format!("has {} products; at least 2 are needed", items.len());
+        return Err(SearchBenchmarkError::File { path: path.to_owned(), problem });
+    }
+    Ok(items)
+}
+
+/// Queries with a product of some worth, in the order of the file.
+fn read_judgments(path: &Path, rows: &AHashMap<&str, u32>) -> Result<Vec<Judged>, SearchBenchmarkError> {
+    let (_, lines) = lines(path)?;
+    let header = lines.first().map_or("", String::as_str);
+    let graded = header.split('\t').any(|name| name == "rating");
+    let grade: &[&str] = if graded { &["rating"] } else { &["relevance"] };
+    let [query, product, grade] = columns(path, header, [&["query"], &["product_id", "product_uid"], grade])?;
+    let mut judged: Vec<Judged> = Vec::new();
+    let mut places: AHashMap<String, usize> = AHashMap::new();
+    for (number, line) in lines.iter().enumerate().skip(1) {
+        let at = |problem: String| SearchBenchmarkError::Line { path: path.to_owned(), line: number + 1, problem };
+        let fields: Vec<&str> = line.split('\t').collect();
+        let field = |place: usize| fields.get(place).copied().unwrap_or_default();
+        let row = *rows.get(field(product)).ok_or_else(|| at(format!("there is no product `{}`", field(product))))?;
+        let value: f64 = field(grade).parse().map_err(|_| at(format!("`{}` is no number", field(grade))))?;
+        let gain = match graded {
+            true => (value.exp2() - 1.0, value >= 2.0),
+            false => ((value - 1.0).exp2() - 1.0, value >= 2.33),
+        };
+        let place = *places.entry(field(query).to_owned()).or_insert(judged.len());
+        if place == judged.len() {
+            judged.push(Judged { query: field(query).to_owned(), gains: AHashMap::new() });
+        }
+        judged[place].gains.insert(row, gain);
+    }
+    judged.retain(|judged| judged.gains.values().any(|(gain, _)| *gain > 0.0));
+    if judged.is_empty() {
+        let problem = "has no query with a product of some worth".to_owned();
+        return Err(SearchBenchmarkError::File { path: path.to_owned(), problem });
+    }
+    Ok(judged)
+}

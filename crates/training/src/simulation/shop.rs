@@ -1,0 +1,121 @@
+//! A made catalogue whose products have known properties.
+use super::{
+    SimulationConfig,
+    draws::{Draws, Purpose},
+};
+use lodestone_catalog::Item;
+use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
+
+/// What a product is. Whoever bought one may soon want its companion, the next in the list.
+pub const KINDS: [&str; 12] =
+    ["mug", "teapot", "tray", "lamp", "candle", "vase", "cushion", "blanket", "rug", "notebook", "pen", "calendar"];
+/// What a product looks like.
+pub const STYLES: [&str; 8] = ["rustic", "floral", "striped", "retro", "nordic", "velvet", "golden", "woven"];
+/// Words that nobody has a taste for.
+const COLOURS: [&str; 6] = ["red", "blue", "green", "grey", "cream", "black"];
+const RANGES: [&str; 10] =
+    ["abbey", "bramley", "camden", "dorset", "exmoor", "fenwick", "granby", "harlow", "islay", "jura"];
+/// Share of the products that come into the shop during the watched days.
+const LAUNCHED_SHARE: f64 = 0.2;
+/// How much the style of the season gains, and the one before it loses, over the watched days.
+const FASHION: f64 = 0.8;
+/// Spread of the quality of products.
+const QUALITY: f64 = 0.4;
+
+/// A product with what shoppers see in it.
+#[derive(Debug, Clone)]
+pub struct Product {
+    /// Place in [`KINDS`].
+    pub kind: usize,
+    /// Place in [`STYLES`].
+    pub style: usize,
+    /// What everyone likes about it; 0 in the mean.
+    pub quality: f64,
+    /// The watched day on whose morning it comes into the shop; none: it was always there.
+    pub launch_day: Option<usize>,
+    pub title: String,
+    pub price: PriceMicros,
+}
+
+/// All products, by number.
+#[derive(Debug, Clone)]
+pub struct Shop {
+    pub products: Vec<Product>,
+    /// The style of the season and the one that it follows.
+    fashion: [usize; 2],
+    day_count: usize,
+}
+
+impl Shop {
+    pub fn new(config: &SimulationConfig, draws: Draws) -> Self {
+        let product = |number: usize| {
+            let part = |count, part| draws.below(count, Purpose::Product, &[number as u64, part]);
+            let (kind, style) = (number % KINDS.len(), part(STYLES.len(), 0));
+            let title = [STYLES[style], COLOURS[part(COLOURS.len(), 1)], KINDS[kind], RANGES[part(RANGES.len(), 2)]];
+            let is_launched = draws.happens(LAUNCHED_SHARE, Purpose::Launch, &[number as u64]);
+            // Not on the first day: the first bundle and its server begin with the same catalogue.
+            let launch_day = (is_launched && config.day_count > 1)
+                .then(|| 1 + draws.below(config.day_count - 1, Purpose::Launch, &[number as u64, 1]));
+            Product {
+                kind,
+                style,
+                quality: QUALITY * draws.normal(Purpose::Product, &[number as u64, 3]),
+                launch_day,
+                title: title.join(" "),
+                price: PriceMicros::new(1_000_000 * (2 + part(40, 4) as i64)).expect("a few pounds are a price"),
+            }
+        };
+        let season = draws.below(STYLES.len(), Purpose::Product, &[]);
+        Self {
+            products: (0..config.product_count).map(product).collect(),
+            fashion: [season, (season + 1) % STYLES.len()],
+            day_count: config.day_count,
+        }
+    }
+
+    /// What the season adds to a style on a day; nothing before the first watched day.
+    pub fn fashion(&self, style: usize, day: i64) -> f64 {
+        let share = (day.max(0) as f64 / self.day_count.max(1) as f64).min(1.0);
+        match self.fashion.iter().position(|fashion| *fashion == style) {
+            Some(0) => FASHION * share,
+            Some(_) => -FASHION * share,
+            None => 0.0,
+        }
+    }
+
+    pub fn is_offered(&self, product: usize, day: i64) -> bool {
+        self.products[product].launch_day.is_none_or(|launch| launch as i64 <= day)
+    }
+
+    /// Products that come into the shop on this morning; none: those that were always there.
+    pub fn launched(&self, day: Option<usize>) -> impl Iterator<Item = usize> {
+        (0..self.products.len()).filter(move |product| self.products[*product].launch_day == day)
+    }
+
+    /// As the shop would describe it. `first_offered`: when it came into the shop.
+    pub fn item(&self, product: usize, first_offered: Option<UnixMillis>) -> Item {
+        let Product { kind, title, price, .. } = &self.products[product];
+        let id = ItemId::parse(&id_of(product)).expect("digits are an id");
+        Item {
+            categories: vec!["Home".to_owned(), KINDS[*kind].to_owned()],
+            price: Some(*price),
+            created_at: first_offered,
+            ..Item::titled(id, title)
+        }
+    }
+}
+
+/// The id of a product.
+pub fn id_of(product: usize) -> String {
+    format!("p{product:04}")
+}
+
+/// The product with this id.
+pub fn product_of(id: &str) -> Option<usize> {
+    id.strip_prefix('p')?.parse().ok()
+}
+
+/// The kind that is wanted after this one.
+pub fn companion(kind: usize) -> usize {
+    (kind + 1) % KINDS.len()
+}
