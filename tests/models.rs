@@ -1,5 +1,4 @@
 //! Bundles come and go under an engine that answers and writes.
-#![cfg(feature = "train")]
 #[path = "support/mod.rs"]
 #[allow(dead_code)]
 mod events;
@@ -7,7 +6,8 @@ mod events;
 #[allow(dead_code)]
 mod shop;
 
-use lodestone_pipeline::{bundle::StoreError, RecommendKind, features::FEATURE_COUNT, ranking::{Device, Ranker, RankingError}};
+use lodestone_rollout::StoreError;
+use lodestone_pipeline::{RecommendKind, features::FEATURE_COUNT, ranking::{Device, Ranker, RankingError}};
 use lodestone_catalog::Item;
 use lodestone_rollout::{Bounds, BundleState, BundleStatus, LifeError};
 use lodestone_engine::{Engine, EngineError, PageTokenError};

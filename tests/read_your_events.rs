@@ -1,6 +1,5 @@
 //! Over gRPC, on a real server that is killed meanwhile: whoever names an acknowledged position sees all up to it, and no person
 //! ever goes back.
-#![cfg(feature = "train")]
 #[path = "support/bundles.rs"]
 #[allow(dead_code)]
 mod bundles;

@@ -2,24 +2,19 @@
 //! Exit codes: 0 done, 1 ran and the answer is no, 2 usage, configuration or failure.
 mod answers;
 mod benchmark;
-#[cfg(feature = "train")]
 mod bundle;
 mod events;
 mod experiment;
 mod load_test;
-#[cfg(feature = "train")]
 mod lock;
 mod matrix;
-#[cfg(feature = "train")]
 mod offline;
-#[cfg(feature = "train")]
 mod retrain;
 mod serve;
-#[cfg(feature = "train")]
 mod simulate;
 mod time;
 
-use lodestone_pipeline::bundle::{Store, StoreError};
+use lodestone_rollout::{Store, StoreError};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -37,22 +32,16 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Turns a shop's CSV, JSONL or Parquet into canonical items and events, and reports what it dropped and why.
-    #[cfg(feature = "train")]
     Import(offline::ImportArgs),
     /// Learns encoders, neighbours and the ranking model from imported data and writes a bundle.
-    #[cfg(feature = "train")]
     Train(offline::TrainArgs),
     /// Judges a bundle on the part of the data that came after its training.
-    #[cfg(feature = "train")]
     Evaluate(offline::EvaluateArgs),
     /// Gathers, trains, judges and publishes: the learning loop as one command, for cron.
-    #[cfg(feature = "train")]
     Retrain(retrain::RetrainArgs),
     /// Decides whether a new bundle may replace the current one: exit code 1 and the reason if not.
-    #[cfg(feature = "train")]
     Gate(offline::GateArgs),
     /// Brings models of your own into a bundle, or says what a bundle holds.
-    #[cfg(feature = "train")]
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
     /// Answers gRPC requests from a bundle.
@@ -70,7 +59,6 @@ enum Command {
     #[command(subcommand)]
     Experiment(experiment::ExperimentCommand),
     /// Puts made shoppers in front of real servers: what the learning loop is worth to clicks, purchases and coming back.
-    #[cfg(feature = "train")]
     Simulate(simulate::SimulateArgs),
     /// Measures a running server: requests per second, latencies, and where the time goes.
     LoadTest(load_test::LoadTestArgs),
@@ -129,24 +117,17 @@ fn told(error: &anyhow::Error) -> String {
 pub fn run() -> i32 {
     let cli = Cli::parse();
     let result: anyhow::Result<i32> = match cli.command {
-        #[cfg(feature = "train")]
         Command::Import(args) => offline::import(args).map(|()| 0),
-        #[cfg(feature = "train")]
         Command::Train(args) => offline::train(args),
-        #[cfg(feature = "train")]
         Command::Evaluate(args) => offline::evaluate(args),
-        #[cfg(feature = "train")]
         Command::Retrain(args) => retrain::retrain(args),
-        #[cfg(feature = "train")]
         Command::Gate(args) => offline::gate(args),
-        #[cfg(feature = "train")]
         Command::Bundle(command) => bundle::run(command).map(|()| 0),
         Command::Serve(args) => serve::serve(args).map(|()| 0),
         Command::Answers(command) => answers::run(command),
         Command::Events(command) => events::run(command),
         Command::Benchmark(command) => benchmark::run(command),
         Command::Experiment(command) => experiment::run(command),
-        #[cfg(feature = "train")]
         Command::Simulate(args) => simulate::simulate(args).map(|()| 0),
         Command::LoadTest(args) => load_test::load_test(args).map(|()| 0),
     };

@@ -1,6 +1,6 @@
 //! simulate: made shoppers in front of real servers, with the learning loop on and off.
 use super::{LibraryArgs, offline::style};
-use lodestone_pipeline::bundle::Store;
+use lodestone_rollout::Store;
 use lodestone_catalog::Item;
 use lodestone_dataset as dataset;
 use lodestone_events::EventKind;

@@ -1,5 +1,6 @@
 //! A small trained shop in a store of bundles, and an engine over it.
-use lodestone_pipeline::{bundle::{Bundle, Store}, Answer, Options, Page, Viewer, RecommendKind, RecommendRequest, SearchRequest, golden_requests, ranking::{Device, Runtime}};
+use lodestone_rollout::Store;
+use lodestone_pipeline::{bundle::Bundle, Answer, Options, Page, Viewer, RecommendKind, RecommendRequest, SearchRequest, golden_requests, ranking::{Device, Runtime}};
 use lodestone_catalog::Item;
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_rollout::{Bounds, LifeConfig, Source};

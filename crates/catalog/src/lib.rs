@@ -1,4 +1,5 @@
 //! Items, their rows and keys, the filter language.
+#![forbid(unsafe_code)]
 mod filter;
 mod item;
 mod keys;

@@ -1,12 +1,16 @@
 //! Canonical items and events as Parquet; the schema is in `docs/events.md`.
+#![forbid(unsafe_code)]
 mod answers;
 mod columns;
+mod decompress;
 mod events;
 mod export;
+pub mod import;
 mod items;
 
 pub use answers::{DatasetSlot, read_slots};
 pub use columns::{Cells, write_table};
+pub use decompress::decompress;
 pub use events::{DatasetEvent, into_events, read_events, read_history, write_events};
 pub use export::{ExportError, Exported, export};
 pub use items::{read_items, write_items};

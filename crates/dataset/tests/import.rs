@@ -1,5 +1,4 @@
 //! What `import` says of files that it cannot take: the file, the line, the column.
-#![cfg(feature = "train")]
 use lodestone_dataset::import::{Mapping, import};
 use std::{fs, path::PathBuf};
 

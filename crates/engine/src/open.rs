@@ -1,10 +1,9 @@
 //! From files to a running engine: bundle, imported history, log.
-use lodestone_rollout::{load_threads::LoadThreads, routes::{Embedded, Generations, LoadError, Loader}, control::{self, Life, LifeConfig, Source}, shadow};
-use lodestone_state::{checkpoints::Checkpoints, recovery as start};
+use lodestone_rollout::{StoreError, load_threads::LoadThreads, routes::{Embedded, Generations, LoadError, Loader}, control::{self, Life, LifeConfig, Source}, shadow};
+use lodestone_state::{RecoveryError, RecoveryOptions, checkpoints::Checkpoints, live_of, recover};
 use super::{engine::{Engine, EngineConfig}, token::TokenKey, workers::Workers};
 use lodestone_pipeline::{generation::GenerationError, run::Question};
-use lodestone_pipeline::{answers::{AnswersError, AnswersLog}, bundle::{Bundle, BundleError, StoreError}, ranking::{Device, Runtime, RuntimeError}, serving::ServingError};
-use lodestone_dataset::DatasetError;
+use lodestone_pipeline::{answers::{AnswersError, AnswersLog}, bundle::{Bundle, BundleError}, ranking::{Device, Runtime, RuntimeError}, serving::ServingError};
 use lodestone_events::{Apply, EventLog, LogError, Writer};
 use lodestone_index::{Synonyms, SynonymsError};
 use lodestone_telemetry::Metrics;
@@ -57,7 +56,7 @@ pub enum OpenError {
     #[error(transparent)]
     Generation(#[from] GenerationError),
     #[error(transparent)]
-    Dataset(#[from] DatasetError),
+    Recovery(#[from] RecoveryError),
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
@@ -95,15 +94,18 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
         let (offset, bytes) = (torn.offset, torn.bytes);
         tracing::warn!(%path, offset, bytes, position, "cut the rest of an interrupted write from the event log's end");
     }
-    let new_live = || start::live_of(bundle.items.iter().map(|item| &item.id));
-    let history = opening.data.join(EVENTS);
-    let (ends_now, ids_max) = (opening.history_ends_now, opening.dedupe_ids_max);
-    let folded = start::fold(&new_live, &log, &directory, &history, ends_now, ids_max)?;
+    let recovery = RecoveryOptions {
+        directory: &directory,
+        history: &opening.data.join(EVENTS),
+        history_end: opening.history_ends_now.then(UnixMillis::now),
+        dedupe_ids_max: opening.dedupe_ids_max,
+    };
+    let folded = recover(&log, &recovery, &|| live_of(bundle.items.iter().map(|item| &item.id)))?;
     let live = folded.live;
     let recent = Arc::new(Mutex::new(folded.recent));
     let checkpoints =
         Arc::new(Checkpoints::new(live.clone(), recent.clone(), &directory, folded.origin, folded.checkpoint));
-    let checkpoints = (!ends_now).then_some(checkpoints);
+    let checkpoints = (!opening.history_ends_now).then_some(checkpoints);
     let loader = Loader {
         runtime,
         device: opening.device,

@@ -1,4 +1,5 @@
 //! What shoppers did: event types, the durable log, deduplication, popularity.
+#![forbid(unsafe_code)]
 pub mod checkpoint;
 mod dedup;
 mod event;

@@ -1,22 +1,21 @@
 //! Experiments on shoppers: who is in which arm, whether the split is the one that was asked for, and what the arms did,
 //! in intervals that hold however often one looks. Pure functions over exposures and outcomes; only `files` reads anything.
 //! Useful for: deciding between serving configurations. Not useful for: deciding what to try, see `off_policy`.
+#![forbid(unsafe_code)]
 mod analysis;
-mod assign;
 mod files;
 mod interleaving;
+pub mod off_policy;
 mod page;
+pub mod plots;
 mod sample_ratio;
-mod sequential;
 
 pub use analysis::{
     AnalysisOptions, ArmCount, Comparison, ExperimentError, ExperimentReport, LeftOut, MetricReport, Moment, analyse,
 };
-pub use assign::arm_at;
 pub use files::{ExperimentFileError, ExperimentLog, read_answers, read_outcomes, read_slots};
 pub use interleaving::{InterleavingReport, credit};
 pub use sample_ratio::{SampleRatio, sample_ratio};
-pub use sequential::{Moments, SequentialInterval, sequential_interval};
 
 use lodestone_core::units::UnixMillis;
 

@@ -1,5 +1,4 @@
 //! Off-policy estimates on logs whose truth is known, and what is said of files that are no logs.
-#![cfg(feature = "train")]
 use arrow::{
     array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray},
     datatypes::{Field, Schema},

@@ -16,5 +16,5 @@ pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
 pub use lexical::{Lexical, LexicalError, Match, Matches};
 pub use neighbours::{Neighbours, NeighboursError};
-pub use suggest::{Suggester, Suggestible};
+pub use suggest::{Completion, CompletionSource, Suggester, Suggestible};
 pub use synonyms::{ParseError as SynonymsParseError, Synonyms, SynonymsError, SynonymsProblem};

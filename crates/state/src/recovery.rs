@@ -1,10 +1,14 @@
 //! The state at the start: a checkpoint, or else the imported history; then the log.
 use super::{checkpoints::{self, Origin}, live::Live};
-use lodestone_engine::open::OpenError;
-use lodestone_dataset as dataset;
-use lodestone_events::{Change, Deduper, EventLog};
+use lodestone_dataset::{self as dataset, DatasetError};
+use lodestone_events::{Change, Deduper, EventLog, LogError};
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
-use std::{fs, path::Path, sync::Arc, time::Instant};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 /// The state with what its next checkpoint must know.
 pub struct Folded {
@@ -15,23 +19,44 @@ pub struct Folded {
     pub checkpoint: u64,
 }
 
-/// Folds what is in the data directory. `new_live` gives a state in which nobody is known. `history`: the imported events, if
-/// there are any. `history_ends_now`: they move with the clock, and no checkpoint is used.
-pub fn fold(
-    new_live: &dyn Fn() -> Arc<Live>,
+/// Where the state is recovered from.
+pub struct RecoveryOptions<'a> {
+    /// Directory of the log and its checkpoints.
+    pub directory: &'a Path,
+    /// The imported events; the file may be missing.
+    pub history: &'a Path,
+    /// Shifts the imported events so that the last one happens at this time: for demonstrations with old data. Checkpoints are
+    /// not used then, because the shifted state depends on the time of the start.
+    pub history_end: Option<UnixMillis>,
+    /// Event ids remembered for deduplication at most.
+    pub dedupe_ids_max: usize,
+}
+
+/// Why the state cannot be recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// Restores the latest checkpoint, or folds the imported history if there is none, and then folds the rest of the log.
+/// `new_state` returns an empty state.
+pub fn recover(
     log: &EventLog,
-    directory: &Path,
-    history: &Path,
-    history_ends_now: bool,
-    dedupe_ids_max: usize,
-) -> Result<Folded, OpenError> {
+    options: &RecoveryOptions,
+    new_state: &dyn Fn() -> Arc<Live>,
+) -> Result<Folded, RecoveryError> {
     let begun = Instant::now();
-    let origin = origin(history)?;
-    let begin = || (new_live(), Deduper::with_capacity(dedupe_ids_max));
+    let origin = origin(options.history)?;
+    let begin = || (new_state(), Deduper::with_capacity(options.dedupe_ids_max));
     let (mut live, mut recent) = begin();
-    let restored = match history_ends_now {
-        true => Ok(None),
-        false => checkpoints::restore(directory, origin, log.last_position(), &live, &mut recent),
+    let restored = match options.history_end {
+        Some(_) => Ok(None),
+        None => checkpoints::restore(options.directory, origin, log.last_position(), &live, &mut recent),
     };
     let checkpoint = restored.unwrap_or_else(|error| {
         tracing::warn!(%error, "the log's checkpoint is not used; its whole log is read");
@@ -40,29 +65,29 @@ pub fn fold(
     });
     match checkpoint {
         Some(position) => tracing::info!(position, people = live.people.len(), "read the checkpoint"),
-        None => fold_history(&live, history, history_ends_now)?,
+        None => fold_history(&live, options)?,
     }
     replay(&live, log, &mut recent, checkpoint.unwrap_or(0))?;
     tracing::info!(position = log.last_position(), seconds = begun.elapsed().as_secs_f64(), "folded what is known");
     Ok(Folded { live, recent, origin, checkpoint: checkpoint.unwrap_or(0) })
 }
 
-fn origin(history: &Path) -> Result<Origin, OpenError> {
+fn origin(history: &Path) -> Result<Origin, RecoveryError> {
     if !history.exists() {
         return Ok(Origin::default());
     }
-    let bytes = fs::read(history).map_err(|source| OpenError::Io { path: history.to_owned(), source })?;
+    let bytes = fs::read(history).map_err(|source| RecoveryError::Io { path: history.to_owned(), source })?;
     Ok(Origin { bytes: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) })
 }
 
 /// What was imported is the state before the log's first position.
-fn fold_history(live: &Live, path: &Path, ends_now: bool) -> Result<(), OpenError> {
-    if !path.exists() {
+fn fold_history(live: &Live, options: &RecoveryOptions) -> Result<(), RecoveryError> {
+    if !options.history.exists() {
         return Ok(());
     }
-    let mut events = dataset::into_events(dataset::read_events(path)?);
+    let mut events = dataset::into_events(dataset::read_events(options.history)?);
     let last = events.iter().map(|event| event.at.0).max().unwrap_or(0);
-    let shift = if ends_now { UnixMillis::now().0 - last } else { 0 };
+    let shift = options.history_end.map_or(0, |end| end.0 - last);
     for event in &mut events {
         event.at.0 += shift;
         live.apply_event(0, event);
@@ -72,7 +97,7 @@ fn fold_history(live: &Live, path: &Path, ends_now: bool) -> Result<(), OpenErro
 }
 
 /// Folds the log after a position. Persons may be ahead of it: they were taken down while writes went on.
-fn replay(live: &Live, log: &EventLog, recent: &mut Deduper, after: u64) -> Result<(), OpenError> {
+fn replay(live: &Live, log: &EventLog, recent: &mut Deduper, after: u64) -> Result<(), RecoveryError> {
     let mut catalogue = live.catalogue.lock();
     log.replay(after + 1, |position, at, change| {
         match change {

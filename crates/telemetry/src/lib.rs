@@ -1,10 +1,7 @@
 //! What a server tells about itself: metrics for Prometheus.
 //!
 //! Useful for: numbers that an operator watches. Not useful for: what one answer tells (its debug levels) and logs.
-mod http;
-
-pub use http::serve;
-
+#![forbid(unsafe_code)]
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},

@@ -7,7 +7,7 @@ use super::{
 use lodestone_pipeline::{bundle::Bundle, Generation, Models, Options, Ranked, Story, Viewer, ranking::{Device, Runtime}};
 use lodestone_dataset as dataset;
 use lodestone_events::{Event, EventKind};
-use lodestone_core::{ids::{PersonId, Row}, units::UnixMillis};
+use lodestone_core::{ids::{PersonId, Row}, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
 use ahash::{AHashMap, AHashSet};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::Path, time::Instant};
@@ -28,21 +28,13 @@ impl Default for EvaluateOptions {
     }
 }
 
-/// A mean over persons with its 95 % bootstrap interval.
-#[derive(Debug, Clone, Copy, serde::Serialize)]
-pub struct Measured {
-    pub mean: f64,
-    pub low: f64,
-    pub high: f64,
-}
-
 /// One way of making the list.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Method {
     pub name: &'static str,
-    pub hr_at_10: Measured,
-    pub ndcg_at_10: Measured,
-    pub mrr_at_10: Measured,
+    pub hr_at_10: MeanInterval,
+    pub ndcg_at_10: MeanInterval,
+    pub mrr_at_10: MeanInterval,
     /// Share of the catalogue that appears in some person's list.
     pub coverage_at_10: f64,
 }
@@ -54,7 +46,7 @@ pub struct Evaluation {
     pub trained_until_ms: i64,
     pub methods: Vec<Method>,
     /// NDCG@10 of each method less that of the one before it, over the same persons.
-    pub ndcg_gains: Vec<(&'static str, Measured)>,
+    pub ndcg_gains: Vec<(&'static str, MeanInterval)>,
 }
 
 /// What a bundle gave each person, and what it cost.
@@ -204,9 +196,9 @@ pub fn evaluate(
 }
 
 pub(super) fn evaluation(judged: &Judged, options: &EvaluateOptions) -> Evaluation {
-    let resamples = resamples(judged.persons.len(), options);
+    let resamples = resamples(judged.persons.len(), options.bootstrap_count, options.seed);
     let measured = |method: usize, metric: usize| {
-        interval(&judged.scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
+        bootstrap_mean(&judged.scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
     };
     let methods = (0..3)
         .map(|method| Method {
@@ -219,7 +211,7 @@ pub(super) fn evaluation(judged: &Judged, options: &EvaluateOptions) -> Evaluati
         .collect();
     let gain = |better: usize, worse: usize| {
         let pairs = judged.scores[better].iter().zip(&judged.scores[worse]);
-        interval(&pairs.map(|(b, w)| b[NDCG] - w[NDCG]).collect::<Vec<_>>(), &resamples)
+        bootstrap_mean(&pairs.map(|(b, w)| b[NDCG] - w[NDCG]).collect::<Vec<_>>(), &resamples)
     };
     Evaluation {
         person_count: judged.persons.len(),
@@ -257,28 +249,6 @@ pub(super) fn judge(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
 }
 
 /// The same resamples for all metrics, so that differences are paired.
-pub(crate) fn resamples(persons: usize, options: &EvaluateOptions) -> Vec<Vec<u32>> {
-    let mut rng = StdRng::seed_from_u64(options.seed);
-    (0..options.bootstrap_count).map(|_| (0..persons).map(|_| rng.random_range(0..persons as u32)).collect()).collect()
-}
-
-pub(crate) fn interval(values: &[f64], resamples: &[Vec<u32>]) -> Measured {
-    let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let mut means: Vec<f64> = resamples
-        .iter()
-        .map(|sample| sample.iter().map(|index| values[*index as usize]).sum::<f64>() / values.len() as f64)
-        .collect();
-    means.sort_by(f64::total_cmp);
-    let at = |share: f64| means.get(((means.len() as f64 * share) as usize).min(means.len().saturating_sub(1)));
-    Measured { mean, low: at(0.025).copied().unwrap_or(mean), high: at(0.975).copied().unwrap_or(mean) }
-}
-
-impl fmt::Display for Measured {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.4} [{:.4}, {:.4}]", self.mean, self.low, self.high)
-    }
-}
-
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(

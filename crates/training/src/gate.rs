@@ -1,11 +1,11 @@
 //! Whether a new bundle may replace the one that serves.
 use super::{
     Progress,
-    evaluate::{EvaluateOptions, Judged, Measured, NDCG, RANKED, interval, judge_bundle, resamples},
+    evaluate::{EvaluateOptions, Judged, NDCG, RANKED, judge_bundle},
     train::TrainError,
 };
 use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
-use lodestone_core::{ids::PersonId, units::UnixMillis};
+use lodestone_core::{ids::PersonId, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
 use ahash::AHashMap;
 use std::{fmt, path::Path};
 
@@ -35,7 +35,7 @@ pub struct Verdict {
     pub candidate_ndcg_at_10: f64,
     pub current_ndcg_at_10: f64,
     /// Over the same persons.
-    pub ndcg_gain: Measured,
+    pub ndcg_gain: MeanInterval,
     pub time_ratio: f64,
     pub candidate_shown: usize,
     pub current_shown: usize,
@@ -89,7 +89,10 @@ fn verdict(candidate: &Judged, current: &Judged, options: &GateOptions) -> Verdi
         person_count: pairs.len(),
         candidate_ndcg_at_10: mean(&mut pairs.iter().map(|pair| pair.0)),
         current_ndcg_at_10: mean(&mut pairs.iter().map(|pair| pair.1)),
-        ndcg_gain: interval(&differences, &resamples(differences.len(), &options.evaluate)),
+        ndcg_gain: bootstrap_mean(
+            &differences,
+            &resamples(differences.len(), options.evaluate.bootstrap_count, options.evaluate.seed),
+        ),
         time_ratio: candidate.seconds / current.seconds,
         candidate_shown: candidate.shown[RANKED].len(),
         current_shown: current.shown[RANKED].len(),

@@ -17,13 +17,13 @@ mod replay;
 mod report;
 mod search_benchmark;
 pub mod sequence;
+pub mod simulation;
 mod train;
 mod warm;
 
 pub use bring::{BringError, BroughtModels, bring};
 pub use checkpoint::{Found, path_for as checkpoint_of};
-pub use evaluate::{EvaluateOptions, Evaluation, Measured, evaluate};
-pub(crate) use evaluate::{interval, resamples};
+pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
 pub use gate::{GateOptions, Verdict, gate};
 pub use gather::{Gathered, Gathering};
 pub use onnx::ExportCheck;
@@ -33,8 +33,6 @@ pub use search_benchmark::{
 };
 pub use train::{TrainError, TrainOptions, TrainReport, train};
 pub use warm::Start;
-
-use lodestone_experiments::plots;
 
 /// A step of a long work, for a progress bar.
 #[derive(Debug, Clone, Copy)]

@@ -2,18 +2,18 @@
 use super::{
     Progress,
     evaluate::{
-        EvaluateOptions, Evaluation, METHODS, Measured, NDCG, RANKED, Shown, evaluation, interval, judge,
-        replay_targets, resamples,
+        EvaluateOptions, Evaluation, METHODS, NDCG, RANKED, Shown, evaluation, judge,
+        replay_targets,
     },
     lists::{HEADS, Outcomes},
     losses::LossCurves,
-    plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide},
     train::TrainError,
 };
 use lodestone_pipeline::{bundle::Bundle, Models, retrieve::SOURCES, features::{FEATURE_COUNT, FEATURES}, ranking::Runtime};
 use lodestone_dataset as dataset;
+use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide};
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, Row}, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, Row}, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
 use ahash::AHashMap;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{fmt::Write, path::Path};
@@ -235,7 +235,7 @@ fn quality(html: &mut String, evaluation: &Evaluation) {
     }
     html.push_str("</p>");
     let bar =
-        |name: &str, value: Measured| Bar { name: name.to_owned(), mean: value.mean, low: value.low, high: value.high };
+        |name: &str, value: MeanInterval| Bar { name: name.to_owned(), mean: value.mean, low: value.low, high: value.high };
     let groups: Vec<BarGroup> = ["HR@10", "NDCG@10", "MRR@10"]
         .iter()
         .enumerate()
@@ -268,9 +268,9 @@ fn stages(curves: &LossCurves) -> Vec<Vec<Line>> {
 }
 
 fn bar(name: &str, values: &[f64], options: &EvaluateOptions) -> Bar {
-    let Measured { mean, low, high } = match values.is_empty() {
-        true => Measured { mean: 0.0, low: 0.0, high: 0.0 },
-        false => interval(values, &resamples(values.len(), options)),
+    let MeanInterval { mean, low, high } = match values.is_empty() {
+        true => MeanInterval { mean: 0.0, low: 0.0, high: 0.0 },
+        false => bootstrap_mean(values, &resamples(values.len(), options.bootstrap_count, options.seed)),
     };
     Bar { name: name.to_owned(), mean, low, high }
 }

@@ -12,7 +12,7 @@ use super::{
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_pipeline::{Candidates, Fusion, retrieve, features::{FEATURE_COUNT, FEATURES}, ranking::{Device, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError}};
 use lodestone_core::{ids::{ItemId, Row}, text};
-use lodestone_dataset::import::plain;
+use lodestone_dataset::decompress;
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError, dot};
 use ahash::AHashMap;
 use rand::{SeedableRng, rngs::StdRng};
@@ -306,7 +306,7 @@ fn lines(path: &Path) -> Result<(String, Vec<String>), SearchBenchmarkError> {
     let io = |source| SearchBenchmarkError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-    let (plain, reader) = plain(&name, file).map_err(io)?;
+    let (plain, reader) = decompress(&name, file).map_err(io)?;
     let mut found = Vec::new();
     for (number, line) in BufReader::new(reader).lines().enumerate() {
         let problem = |error: io::Error| error.to_string();

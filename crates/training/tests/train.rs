@@ -1,6 +1,5 @@
 //! `train` on shops of all kinds: it learns or refuses with a sentence, never writes a number that is none, and goes on where it
 //! was stopped.
-#![cfg(feature = "train")]
 use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
 use lodestone_catalog::Item;
 use lodestone_dataset::{DatasetEvent, write_events, write_items};

@@ -2,11 +2,8 @@
 mod ann;
 mod events;
 mod models;
-#[cfg(feature = "train")]
 mod off_policy;
-#[cfg(feature = "train")]
 mod search;
-#[cfg(feature = "train")]
 mod sequences;
 
 #[derive(clap::Subcommand)]
@@ -18,22 +15,16 @@ pub enum Benchmark {
     /// The event log: written, folded, checkpointed, started from.
     Events(events::EventsArgs),
     /// Product search on judged queries: nDCG@10 and recall@100 of words, vectors and both.
-    #[cfg(feature = "train")]
     Search(search::SearchArgs),
     /// Everyone's last item by those before it: HR and NDCG at 5, 10 and 20 of each source and of the ranking.
-    #[cfg(feature = "train")]
     NextItem(sequences::NextItemArgs),
     /// The next click of anonymous sessions: P@20 and MRR@20.
-    #[cfg(feature = "train")]
     Sessions(sequences::SessionsArgs),
     /// Everyone's next basket: recall and NDCG at 10 and 20.
-    #[cfg(feature = "train")]
     NextBasket(sequences::NextBasketArgs),
     /// Milliseconds of one step of the sequence encoder's training.
-    #[cfg(feature = "train")]
     EncoderStep(sequences::EncoderStepArgs),
     /// What one policy earns, from the log of another; exit code 1 and the reason where the log cannot tell.
-    #[cfg(feature = "train")]
     OffPolicy(off_policy::OffPolicyArgs),
 }
 
@@ -43,17 +34,11 @@ pub fn run(command: Benchmark) -> anyhow::Result<i32> {
         Benchmark::Ann(args) => ann::ann(args),
         Benchmark::Models(args) => models::models(args),
         Benchmark::Events(args) => events::events(args),
-        #[cfg(feature = "train")]
         Benchmark::Search(args) => search::search(args),
-        #[cfg(feature = "train")]
         Benchmark::NextItem(args) => sequences::next_item(args),
-        #[cfg(feature = "train")]
         Benchmark::Sessions(args) => sequences::sessions(args),
-        #[cfg(feature = "train")]
         Benchmark::NextBasket(args) => sequences::next_basket(args),
-        #[cfg(feature = "train")]
         Benchmark::EncoderStep(args) => sequences::encoder_step(args),
-        #[cfg(feature = "train")]
         Benchmark::OffPolicy(args) => return off_policy::off_policy(args),
     };
     done.map(|()| 0)

@@ -3,6 +3,12 @@
 //! Own code and no crate: everything here is one function, the incomplete gamma function, which is forty lines. It is
 //! tested against published tables.
 
+mod bootstrap;
+mod sequential;
+
+pub use bootstrap::{MeanInterval, bootstrap_mean, resamples};
+pub use sequential::{Moments, SequentialInterval, sequential_interval};
+
 /// The natural logarithm of the gamma function for `x` above 0, to about 14 digits: the approximation of Lanczos with
 /// the nine coefficients of Godfrey (g = 7).
 pub fn ln_gamma(x: f64) -> f64 {

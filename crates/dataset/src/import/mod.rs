@@ -6,7 +6,6 @@ mod rows;
 
 pub use mapping::Mapping;
 pub use report::{Dropped, ImportReport};
-pub(crate) use rows::plain;
 
 use crate::{self, DatasetError, DatasetEvent};
 use lodestone_events::EventKind;

@@ -1,5 +1,6 @@
 //! The rows of a shop's file, whatever its format.
 use super::{ImportError, Mapping};
+use crate::decompress;
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read},
@@ -59,17 +60,6 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// What a file holds once .gz or .zst is taken off, and its name without that.
-pub(crate) fn plain(name: &str, reader: impl Read + 'static) -> std::io::Result<(&str, Box<dyn Read>)> {
-    if let Some(plain) = name.strip_suffix(".gz") {
-        return Ok((plain, Box::new(flate2::read::MultiGzDecoder::new(reader))));
-    }
-    if let Some(plain) = name.strip_suffix(".zst") {
-        return Ok((plain, Box::new(zstd::Decoder::new(reader)?)));
-    }
-    Ok((name, Box::new(reader)))
-}
-
 impl Rows {
     pub(super) fn open(path: &Path, mapping: &Mapping) -> Result<Self, ImportError> {
         let io = |source| ImportError::Io { path: path.to_owned(), source };
@@ -78,8 +68,8 @@ impl Rows {
         let read = Arc::new(AtomicU64::new(0));
         let counted = Counted { inner: file, read: read.clone() };
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-        let (plain, reader) = plain(&name, counted).map_err(io)?;
-        let source = match plain.rsplit('.').next().unwrap_or_default() {
+        let (name, reader) = decompress(&name, counted).map_err(io)?;
+        let source = match name.rsplit('.').next().unwrap_or_default() {
             "csv" => csv_source(path, reader, mapping)?,
             "jsonl" | "ndjson" => Source::JsonLines {
                 reader: BufReader::with_capacity(1 << 16, reader),

@@ -2,10 +2,9 @@
 //!
 //! A change is on the disk when its append returns. A crash in the middle of an append leaves a torn tail, which the next
 //! opening cuts; any other damage is refused with file, byte and position. `check` finds and repairs damage, `compact`
-//! drops what is no longer wanted, `convert` takes over the logs of earlier versions.
+//! drops what is no longer wanted.
 mod check;
 mod compact;
-mod convert;
 mod segment;
 
 pub use check::{Check, DamagedPart, Repair, check, repair};
@@ -38,8 +37,6 @@ pub enum LogError {
     Open { path: PathBuf, source: Arc<io::Error> },
     #[error("another process has the event log {path} open")]
     InUse { path: PathBuf },
-    #[error("cannot take over the event log {path} of an earlier version: {reason}")]
-    Convert { path: PathBuf, reason: String },
     /// Bytes are not what was written. Nothing is served from such a log before it is repaired.
     #[error(
         "the event log is damaged in {path} at byte {offset}, position {position}: {reason}; `lodestone events verify` \
@@ -111,7 +108,6 @@ impl EventLog {
         let failed = |source: io::Error| LogError::Open { path: directory.to_owned(), source: Arc::new(source) };
         fs::create_dir_all(directory).map_err(failed)?;
         let lock = lock(directory)?;
-        convert::convert(directory)?;
         let mut log = Self {
             directory: directory.to_owned(),
             tail: None,

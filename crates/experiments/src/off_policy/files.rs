@@ -1,5 +1,5 @@
 //! Reads logs in the format of the Open Bandit Dataset (Saito et al. 2021): .csv, .csv.gz or .csv.zst with a header.
-use lodestone_dataset::import::plain;
+use lodestone_dataset::decompress;
 use ahash::AHashMap;
 use std::{
     fs::File,
@@ -81,7 +81,7 @@ struct Places {
 pub fn read_file(path: &Path) -> Result<LoggedFile, OffPolicyFileError> {
     let io = |source| OffPolicyFileError::Io { path: path.to_owned(), source };
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-    let (_, reader) = plain(&name, File::open(path).map_err(io)?).map_err(io)?;
+    let (_, reader) = decompress(&name, File::open(path).map_err(io)?).map_err(io)?;
     let mut reader = csv::ReaderBuilder::new().from_reader(reader);
     let broken = |line: u64, error: &csv::Error| OffPolicyFileError::Broken {
         path: path.to_owned(),

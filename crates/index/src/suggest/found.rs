@@ -3,7 +3,7 @@ use super::{
     list::{Entry, finite},
     nearness::STARTS_MAX,
 };
-use crate::Completion;
+use super::Completion;
 use ahash::AHashSet;
 use std::cell::RefCell;
 

@@ -3,7 +3,6 @@ mod found;
 mod list;
 mod nearness;
 
-use crate::{Completion, CompletionSource};
 use ahash::AHashMap;
 use found::{Found, Lift, lift_of};
 use list::{Entry, List, normal};
@@ -17,6 +16,19 @@ const QUERIES_MAX: usize = 20_000;
 const LIVE_TEXTS_MAX: usize = 100_000;
 /// New texts that are looked through one by one, before they are sorted among the others.
 const FRESH_MAX: usize = 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    pub text: String,
+    pub source: CompletionSource,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CompletionSource {
+    Query,
+    Title,
+    Category,
+}
 
 /// A text that may be suggested.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,10 +3,8 @@
 //! Useful for: moving a model from training to serving. Not useful for: what changes faster than a training (people,
 //! stock, new items); that is the log's.
 mod manifest;
-mod store;
 
 pub use manifest::{FileSum, Head, Manifest};
-pub use store::{Pointer, Store, StoreError};
 
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self, DatasetError};
@@ -19,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-const MANIFEST: &str = "manifest.json";
+pub const MANIFEST: &str = "manifest.json";
 const ITEMS: &str = "items.parquet";
 const ITEM_VECTORS: &str = "item_vectors.index";
 const TITLE_VECTORS: &str = "title_vectors.index";
@@ -201,7 +199,8 @@ impl Bundle {
     }
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file and syncs it.
+pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(path, bytes)?;
     fs::File::open(path)?.sync_all()
 }

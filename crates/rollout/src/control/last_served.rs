@@ -1,5 +1,5 @@
 //! What served last, in the data directory: a restart goes on with it.
-use lodestone_pipeline::bundle::{Pointer, Store, StoreError};
+use crate::store::{Pointer, Store, StoreError};
 use crate::routes::Routes;
 use std::{fs, io, path::Path};
 

@@ -5,7 +5,8 @@ mod thread;
 
 use crate::{load_threads::LoadThreads, routes::{Generations, Loader, Routes, Served}, canary::TrialReport, health::{Bounds, Summary}};
 use super::shadow::ShadowReport;
-use lodestone_pipeline::{bundle::{Pointer, Store}, serving::Serving};
+use crate::store::{Pointer, Store};
+use lodestone_pipeline::serving::Serving;
 use lodestone_telemetry::Metrics;
 use lodestone_core::units::UnixMillis;
 use crossbeam_channel::{Sender, TrySendError};

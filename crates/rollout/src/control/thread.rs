@@ -2,7 +2,8 @@
 use super::{
     BundleState, CACHE, Command, LifeConfig, LifeError, Notes, Order, Parts, Source, last_served::LastServed, told,
 };
-use lodestone_pipeline::{bundle::{Pointer, StoreError}, serving::Serving};
+use crate::store::{Pointer, StoreError};
+use lodestone_pipeline::serving::Serving;
 use crate::{load_threads::{LoadThreads, keep_moving}, routes::{Canary, Generations, Loader, Routes, Served}, shadow::Shadow, health::Summary};
 use lodestone_telemetry::Metrics;
 use crossbeam_channel::{Receiver, RecvTimeoutError};

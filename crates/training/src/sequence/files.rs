@@ -1,6 +1,6 @@
 //! Reads the files of the benchmarks: text, plain, .gz or .zst.
 use super::SequenceError;
-use lodestone_dataset::import::plain;
+use lodestone_dataset::decompress;
 use ahash::AHashMap;
 use std::{
     fs::File,
@@ -62,7 +62,7 @@ pub fn for_each_line(
     let io = |source| SequenceError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-    let (_, reader) = plain(&name, file).map_err(io)?;
+    let (_, reader) = decompress(&name, file).map_err(io)?;
     for (index, line) in BufReader::new(reader).lines().enumerate() {
         let at = |problem: String| SequenceError::Line { path: path.to_owned(), line: index + 1, problem };
         let line = line.map_err(|error| at(error.to_string()))?;

@@ -1,7 +1,7 @@
 //! What the shoppers did in each arm, and how far the arms differ.
 use lodestone_experiments::plots;
-use crate::{EvaluateOptions, Measured};
-use lodestone_core::statistics::{interval, resamples};
+use crate::EvaluateOptions;
+use lodestone_core::statistics::{MeanInterval, bootstrap_mean, resamples};
 use std::fmt;
 
 /// What the engine is told of the shoppers.
@@ -47,11 +47,11 @@ pub type Lives = Vec<Vec<Day>>;
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct Rates {
     /// Clicks of a shopper on a day, whether they came or not.
-    pub clicks: Measured,
+    pub clicks: MeanInterval,
     /// Products that a shopper bought on a day.
-    pub purchases: Measured,
+    pub purchases: MeanInterval,
     /// Share of the days after the first on which a shopper came: on the first day nobody knows yet what the lists are like.
-    pub return_rate: Measured,
+    pub return_rate: MeanInterval,
 }
 
 #[derive(Debug, Clone, Copy, serde::Serialize)]
@@ -91,11 +91,11 @@ pub struct Outcomes {
 pub fn outcomes(seeds: &[[Lives; 3]], options: &EvaluateOptions) -> Outcomes {
     let of_arm = |arm: usize| seeds.iter().flat_map(move |lives| &lives[arm]);
     let shopper_count = of_arm(0).count();
-    let resamples = resamples(shopper_count, options);
+    let resamples = resamples(shopper_count, options.bootstrap_count, options.seed);
     let rates = |values: &dyn Fn(usize) -> Vec<f64>| Rates {
-        clicks: interval(&values(0), &resamples),
-        purchases: interval(&values(1), &resamples),
-        return_rate: interval(&values(2), &resamples),
+        clicks: bootstrap_mean(&values(0), &resamples),
+        purchases: bootstrap_mean(&values(1), &resamples),
+        return_rate: bootstrap_mean(&values(2), &resamples),
     };
     let arms = Arm::ALL.into_iter().enumerate().map(|(place, arm)| ArmOutcome {
         arm,

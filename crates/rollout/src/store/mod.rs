@@ -5,7 +5,7 @@
 mod directory;
 mod remote;
 
-use super::{Bundle, BundleError, MANIFEST, Manifest, write_synced};
+use lodestone_pipeline::bundle::{Bundle, BundleError, MANIFEST, Manifest, write_synced};
 use directory::Directory;
 use remote::Remote;
 use std::{

@@ -1,0 +1,14 @@
+//! Files that may be compressed.
+use std::io::{self, Read};
+
+/// Decompresses a `.gz` or `.zst` file by its name. Returns the name without that extension, and the content; other files
+/// are returned as they are.
+pub fn decompress(name: &str, reader: impl Read + 'static) -> io::Result<(&str, Box<dyn Read>)> {
+    if let Some(inner) = name.strip_suffix(".gz") {
+        return Ok((inner, Box::new(flate2::read::MultiGzDecoder::new(reader))));
+    }
+    if let Some(inner) = name.strip_suffix(".zst") {
+        return Ok((inner, Box::new(zstd::Decoder::new(reader)?)));
+    }
+    Ok((name, Box::new(reader)))
+}

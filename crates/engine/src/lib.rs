@@ -1,0 +1,14 @@
+//! The front door: opens a server's state, runs requests on worker threads, signs tokens, freezes slates, writes through the log.
+#![forbid(unsafe_code)]
+mod engine;
+mod error;
+mod open;
+mod replays;
+mod token;
+mod workers;
+
+pub use engine::{Engine, EngineConfig};
+pub use error::{EngineError, PageTokenError, WriteOutcome};
+pub use open::{ANSWERS, OpenError, Opening, open};
+pub use replays::{Replay, ReplayedSlot};
+pub use token::{PageToken, TokenKey};

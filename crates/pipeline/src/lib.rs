@@ -1,0 +1,30 @@
+//! The request pipeline: from a request and a generation to an answer.
+//!
+//! Useful for: everything that decides an answer. Training and evaluation replay events through it. Not useful for: the wire
+//! (`server`), loading and choosing generations (`lodestone-rollout`), the log (`lodestone-events`).
+#![forbid(unsafe_code)]
+pub mod answers;
+pub mod bundle;
+pub mod context;
+pub mod facets;
+pub mod features;
+pub mod fusion;
+pub mod generation;
+pub mod golden;
+pub mod models;
+pub mod policy;
+pub mod ranking;
+pub mod request;
+pub mod retrieve;
+pub mod run;
+pub mod serving;
+pub mod slate;
+pub mod trace;
+
+pub use context::{Ranked, Story};
+pub use facets::*;
+pub use fusion::{Candidate, Candidates, Fusion};
+pub use generation::{Generation, GenerationError};
+pub use golden::{GoldenError, golden_requests};
+pub use models::{ENCODED_EVENTS_MAX, Models, embed_items};
+pub use request::*;
