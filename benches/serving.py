@@ -24,7 +24,7 @@ OUT = TOP / "target/bench"
 STUBS = OUT / "stubs"
 SECONDS = os.environ.get("BENCH_SECONDS", "5")
 CONNECTIONS = "1,8,32"
-COMPARED_PERSONS = 100
+COMPARED_USERS = 100
 
 sys.path.insert(0, str(STUBS))
 
@@ -67,14 +67,14 @@ class Server:
              "--connections", connections, "--format", "json"], check=True, stdout=subprocess.PIPE)
         return json.loads(out.stdout)
 
-    def answers(self, persons, titles):
-        """The items of the first page, for each person and for each title."""
+    def answers(self, users, titles):
+        """The items of the first page, for each user and for each title."""
         from lodestone.v1 import ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
         with grpc.insecure_channel(self.address) as channel:
             stub = services.RankingServiceStub(channel)
             found = []
-            for person, title in zip(persons, titles):
-                viewer = {"user_id": person}
+            for user, title in zip(users, titles):
+                viewer = {"user_id": user}
                 recommended = stub.Recommend(messages.RecommendRequest(type=1, viewer=viewer))
                 searched = stub.Search(messages.SearchRequest(query=title, viewer=viewer))
                 found.append([[result.item_id for result in answer.results] for answer in (recommended, searched)])
@@ -103,25 +103,25 @@ def table(name, ours, theirs):
 def main():
     import pyarrow.parquet as pq
     OUT.mkdir(parents=True, exist_ok=True)
-    events = pq.read_table(DATA / "events.parquet", columns=["person"])["person"].unique().to_pylist()
-    persons = sorted(person[2:] for person in events if person and person.startswith("u:"))
-    persons = persons[:: max(1, len(persons) // COMPARED_PERSONS)][:COMPARED_PERSONS]
+    events = pq.read_table(DATA / "events.parquet", columns=["user"])["user"].unique().to_pylist()
+    users = sorted(user[2:] for user in events if user and user.startswith("u:"))
+    users = users[:: max(1, len(users) // COMPARED_USERS)][:COMPARED_USERS]
     titles = pq.read_table(DATA / "items.parquet", columns=["title"])["title"].to_pylist()
-    titles = [" ".join(title.split()[:3]).lower() for title in titles[:: max(1, len(titles) // COMPARED_PERSONS)]]
+    titles = [" ".join(title.split()[:3]).lower() for title in titles[:: max(1, len(titles) // COMPARED_USERS)]]
 
     with tempfile.TemporaryDirectory() as work:
         shutil.copytree(DATA, f"{work}/data")
         port = free_port()
         with Server([LODESTONE, "serve", "--bundle", BUNDLE, "--data", f"{work}/data", "--history-ends-now",
                      "--listen", f"127.0.0.1:{port}"], port, OUT / "lodestone.log") as server:
-            our_answers = server.answers(persons, titles)
+            our_answers = server.answers(users, titles)
             ours = {rpc: server.load(rpc) for rpc in ("recommend", "search", "suggest")}
             ours["write-events"] = server.load("write-events", "8,32")
         port = free_port()
         with Server([sys.executable, TOP / "benches/peer/server.py", "--bundle", BUNDLE, "--data", DATA, "--port",
                      str(port), "--stubs", STUBS], port, OUT / "peer.log") as server:
             time.sleep(2)  # its second process
-            their_answers = server.answers(persons, titles)
+            their_answers = server.answers(users, titles)
             theirs = {rpc: server.load(rpc) for rpc in ("recommend", "search")}
 
     agreed = {rpc: agreement(our_answers, their_answers, at) for at, rpc in enumerate(("recommend", "search"))}
@@ -141,11 +141,11 @@ def main():
     print(f"\nevents acknowledged after fsync, in batches of {batch}: {written:,.0f} per second")
     memory = subprocess.run(["cargo", "test", "--release", "--locked", "--test", "memory", "--", "--nocapture"],
                             cwd=TOP, check=True, capture_output=True, text=True)
-    counted = re.search(r"bytes per person: \[([\d, ]+)\]", memory.stdout)
-    per_person = max(map(int, counted[1].split(",")))
-    print(f"memory per person with 100 events: at most {per_person:,} bytes")
+    counted = re.search(r"bytes per user: \[([\d, ]+)\]", memory.stdout)
+    per_user = max(map(int, counted[1].split(",")))
+    print(f"memory per user with 100 events: at most {per_user:,} bytes")
     report = {"lodestone": ours, "python": theirs, "agreement": agreed, "events_per_s": written,
-              "bytes_per_person": per_person}
+              "bytes_per_user": per_user}
     (OUT / "serving.json").write_text(json.dumps(report, indent=2))
 
 

@@ -176,7 +176,7 @@ def recommend_everything(found, version):
         return answer
 
     for_you = recommend("FOR_YOU")
-    check(for_you["info"]["personKnown"], "the shopper is known")
+    check(for_you["info"]["userKnown"], "the shopper is known")
     check(int(for_you["sessionVersion"]) >= int(version), "the answer knows what was just written")
     for kind in ("SIMILAR", "BOUGHT_TOGETHER"):
         check(found[0] not in ids(recommend(kind, anchor_item_ids=[found[0]])), f"{kind} does not return its anchor")

@@ -5,12 +5,12 @@ mod shop;
 mod support;
 
 use lodestone_catalog::Item;
-use lodestone_state::{Live, checkpoints::{Origin, restore}};
+use lodestone_state::{LiveState, checkpoints::{Origin, restore}};
 use lodestone_events::{Change, Deduper, EventKind, EventLog, Outcome, checkpoint};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use shop::{PERSONS, Shop, folded, person_id, view};
+use shop::{USERS, Shop, folded, user_id, view};
 use std::{
     sync::{
         Arc,
@@ -35,8 +35,8 @@ fn some_change(number: usize, random: &mut StdRng) -> Change {
         };
     }
     let kind = EventKind::ALL[random.random_range(0..EventKind::ALL.len())];
-    let person = format!("p{}", random.random_range(0..PERSONS));
-    Change::Event(event(&format!("e{number}"), kind, &person, &item, START + random.random_range(0..UnixMillis::DAY)))
+    let user = format!("p{}", random.random_range(0..USERS));
+    Change::Event(event(&format!("e{number}"), kind, &user, &item, START + random.random_range(0..UnixMillis::DAY)))
 }
 
 #[test]
@@ -112,20 +112,20 @@ fn a_damaged_or_foreign_checkpoint_is_not_used() {
     }
     // Another imported history makes another state.
     std::fs::write(&file, &whole).unwrap();
-    let (live, mut recent) = (Live::default(), Deduper::default());
+    let (live, mut recent) = (LiveState::default(), Deduper::default());
     let other = Origin { bytes: 1, crc32c: 2 };
     assert!(restore(directory.path(), other, 300, &live, &mut recent).is_err());
     assert!(restore(directory.path(), Origin::default(), 299, &live, &mut recent).is_err());
 }
 
 /// Writers note each acknowledgement; readers pick one, wait for its position as a request does, and must then see its
-/// event, and never less of a person than before. Every round ends with a restart; some begin with a checkpoint.
+/// event, and never less of a user than before. Every round ends with a restart; some begin with a checkpoint.
 #[test]
-fn readers_see_all_that_was_acknowledged_up_to_their_position_and_persons_never_go_back() {
+fn readers_see_all_that_was_acknowledged_up_to_their_position_and_users_never_go_back() {
     const ROUNDS: usize = 5;
     const WRITES: usize = 30;
     let (directory, runtime) = (tempfile::tempdir().unwrap(), runtime());
-    // Position and person of each acknowledged event, and its place among the person's.
+    // Position and user of each acknowledged event, and its place among the user's.
     let acknowledged: Arc<Mutex<Vec<(u64, usize, usize)>>> = Arc::default();
     let reads = AtomicU64::new(0);
     for round in 0..ROUNDS {
@@ -137,16 +137,16 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_persons_never_
                     let (shop, acknowledged, runtime) = (&shop, &acknowledged, &runtime);
                     scope.spawn(move || {
                         for write in 0..WRITES {
-                            // Each person has one writer, so that the order of the person's events is known.
-                            let person = writer + 4 * (write % (PERSONS / 4));
+                            // Each user has one writer, so that the order of the user's events is known.
+                            let user = writer + 4 * (write % (USERS / 4));
                             let place = round * WRITES + write;
                             let id = format!("w{writer}-{place}");
                             let at = START + place as i64 * 1000;
-                            let view = event(&id, EventKind::View, &format!("p{person}"), &format!("i{place}"), at);
+                            let view = event(&id, EventKind::View, &format!("p{user}"), &format!("i{place}"), at);
                             let written =
                                 runtime.block_on(shop.writer.write(vec![(Change::Event(view.clone()), None)]));
                             let version = written.unwrap().session_version;
-                            acknowledged.lock().push((version, person, place));
+                            acknowledged.lock().push((version, user, place));
                             let again = runtime.block_on(shop.writer.write(vec![(Change::Event(view), None)])).unwrap();
                             assert_eq!(again.outcomes, [Outcome::Duplicate]);
                         }
@@ -158,7 +158,7 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_persons_never_
                 let is_writing = &is_writing;
                 scope.spawn(move || {
                     let mut random = StdRng::seed_from_u64(reader);
-                    let mut seen = vec![(0u64, 0usize); PERSONS];
+                    let mut seen = vec![(0u64, 0usize); USERS];
                     while is_writing.load(Ordering::Relaxed) {
                         let all = acknowledged.lock().clone();
                         let Some(version) = all.last().map(|(version, ..)| *version) else { continue };
@@ -171,15 +171,15 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_persons_never_
                         {
                             continue;
                         }
-                        let person = random.random_range(0..PERSONS);
-                        let history = shop.live.people.history(&person_id(person)).unwrap_or_default();
+                        let user = random.random_range(0..USERS);
+                        let history = shop.live.users.history(&user_id(user)).unwrap_or_default();
                         let places: Vec<u32> = history.events.iter().map(|e| e.at_s - (START / 1000) as u32).collect();
                         for (at, of, place) in &all {
-                            assert!(*at > version || *of != person || places.contains(&(*place as u32)));
+                            assert!(*at > version || *of != user || places.contains(&(*place as u32)));
                         }
                         let now = (history.position, history.events.len());
-                        assert!(now >= seen[person], "person {person} went back from {:?} to {now:?}", seen[person]);
-                        seen[person] = now;
+                        assert!(now >= seen[user], "user {user} went back from {:?} to {now:?}", seen[user]);
+                        seen[user] = now;
                         reads.fetch_add(1, Ordering::Relaxed);
                     }
                 });
@@ -194,8 +194,8 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_persons_never_
         drop(shop);
         let log = EventLog::open(directory.path()).unwrap();
         let state = folded(&log, directory.path());
-        let events: usize = (0..PERSONS)
-            .map(|p| state.live.people.history(&person_id(p)).map_or(0, |history| history.events.len()))
+        let events: usize = (0..USERS)
+            .map(|p| state.live.users.history(&user_id(p)).map_or(0, |history| history.events.len()))
             .sum();
         assert_eq!(events, acknowledged.lock().len());
     }

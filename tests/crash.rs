@@ -7,7 +7,7 @@ mod support;
 use lodestone_state::live_of;
 use lodestone_events::{Change, Deduper, EventKind, EventLog, checkpoint, log};
 use lodestone_core::ids::ItemId;
-use shop::{PERSONS, Shop, folded, view};
+use shop::{USERS, Shop, folded, view};
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
@@ -67,9 +67,9 @@ fn write_until_killed() {
         for batch in 0..u64::MAX {
             let ids: Vec<String> = (0..7).map(|n| format!("ack {first}-{task}-{batch}-{n}")).collect();
             let change = |id: &String| {
-                let person = format!("p{}", (task + batch) as usize % PERSONS);
+                let user = format!("p{}", (task + batch) as usize % USERS);
                 (
-                    Change::Event(event(id, EventKind::Purchase, &person, &format!("i{batch}"), START + batch as i64)),
+                    Change::Event(event(id, EventKind::Purchase, &user, &format!("i{batch}"), START + batch as i64)),
                     None,
                 )
             };

@@ -4,8 +4,8 @@ mod support;
 use lodestone_catalog::{Item, ItemKeys};
 use lodestone_dataset as dataset;
 use lodestone_events::{Attribution, Change, EventKind, EventLog, LogError, Writer, log::{self, Retention}};
-use lodestone_core::{ids::{ItemId, PersonId}, units::UnixMillis};
-use lodestone_state::users::People;
+use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
+use lodestone_state::users::Users;
 use proptest::prelude::*;
 use std::{
     fs,
@@ -143,9 +143,9 @@ fn compaction_drops_what_is_old_and_named_and_the_state_is_that_of_the_rest() {
     let kinds = [EventKind::Impression, EventKind::View, EventKind::Purchase];
     let mut groups: Vec<Vec<Change>> = Vec::new();
     for number in 0..30 {
-        let (person, item) = (format!("p{}", number % 3), format!("i{number}"));
+        let (user, item) = (format!("p{}", number % 3), format!("i{number}"));
         let kind = kinds[number / 3 % 3];
-        groups.push(vec![Change::Event(event(&format!("e{number}"), kind, &person, &item, START))]);
+        groups.push(vec![Change::Event(event(&format!("e{number}"), kind, &user, &item, START))]);
     }
     let hat = ItemId::parse("hat").unwrap();
     for title in ["Hat", "Red hat", "Blue hat"] {
@@ -174,17 +174,17 @@ fn compaction_drops_what_is_old_and_named_and_the_state_is_that_of_the_rest() {
 
     // Impressions are not part of anyone's history, so nobody changed; views are.
     let fold = |groups: &dyn Fn(EventKind) -> bool| {
-        let (people, keys) = (People::default(), ItemKeys::default());
+        let (users, keys) = (Users::default(), ItemKeys::default());
         let log = EventLog::open(directory.path()).unwrap();
         log.replay(1, |position, _, change| {
             if let Change::Event(event) = change {
                 assert!(groups(event.kind));
-                people.apply(position, &event, &keys);
+                users.apply(position, &event, &keys);
             }
         })
         .unwrap();
         (0..3)
-            .map(|p| people.history(&PersonId::user(&format!("p{p}")).unwrap()).map_or(0, |h| h.events.len()))
+            .map(|p| users.history(&UserId::signed_in(&format!("p{p}")).unwrap()).map_or(0, |h| h.events.len()))
             .collect()
     };
     let with_views: Vec<usize> = fold(&|kind| kind != EventKind::Impression);

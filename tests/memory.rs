@@ -1,9 +1,9 @@
-//! What a person's history costs in memory.
+//! What a user's history costs in memory.
 mod support;
 
 use lodestone_catalog::ItemKeys;
 use lodestone_events::EventKind;
-use lodestone_state::users::People;
+use lodestone_state::users::Users;
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering},
@@ -37,32 +37,32 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Bytes per person, of everything that is held more than before the persons came.
-fn bytes_per_person(persons: usize, searches: usize) -> usize {
-    let (keys, people) = (ItemKeys::default(), People::default());
+/// Bytes per user, of everything that is held more than before the users came.
+fn bytes_per_user(users: usize, searches: usize) -> usize {
+    let (keys, users) = (ItemKeys::default(), Users::default());
     for item in 0..100 {
-        people.apply(1, &event("e", EventKind::View, "warm", &format!("i{item}"), START), &keys);
+        users.apply(1, &event("e", EventKind::View, "warm", &format!("i{item}"), START), &keys);
     }
     let before = HELD.load(Ordering::Relaxed);
-    for person in 0..persons {
-        let person = format!("customer-{person:08}");
+    for user in 0..users {
+        let user = format!("customer-{user:08}");
         for n in 0..100 {
-            people.apply(1, &event("e", EventKind::View, &person, &format!("i{n}"), START + n * 1000), &keys);
+            users.apply(1, &event("e", EventKind::View, &user, &format!("i{n}"), START + n * 1000), &keys);
         }
         for n in 0..searches {
-            people.apply(1, &event("e", EventKind::Search, &person, &format!("{n:010}"), START), &keys);
+            users.apply(1, &event("e", EventKind::Search, &user, &format!("{n:010}"), START), &keys);
         }
     }
-    (HELD.load(Ordering::Relaxed) - before) / persons
+    (HELD.load(Ordering::Relaxed) - before) / users
 }
 
 // One test, since the count is the process's.
 #[test]
-fn a_person_with_a_hundred_events_takes_at_most_1536_bytes() {
+fn a_user_with_a_hundred_events_takes_at_most_1536_bytes() {
     // The map's share is worst just after it has grown, so several sizes are tried.
     let sizes = [5_000, 10_000, 15_000, 20_000, 30_000];
-    let without: Vec<usize> = sizes.iter().map(|persons| bytes_per_person(*persons, 0)).collect();
-    let with: Vec<usize> = sizes.iter().map(|persons| bytes_per_person(*persons, 8)).collect();
-    println!("bytes per person: {without:?}; with 8 searches: {with:?}");
+    let without: Vec<usize> = sizes.iter().map(|users| bytes_per_user(*users, 0)).collect();
+    let with: Vec<usize> = sizes.iter().map(|users| bytes_per_user(*users, 8)).collect();
+    println!("bytes per user: {without:?}; with 8 searches: {with:?}");
     assert!(without.iter().all(|bytes| *bytes <= 1536), "{without:?}");
 }

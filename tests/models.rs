@@ -9,7 +9,7 @@ mod shop;
 use lodestone_rollout::StoreError;
 use lodestone_pipeline::{RecommendKind, features::FEATURE_COUNT, ranking::{Device, Ranker, RankingError}};
 use lodestone_catalog::Item;
-use lodestone_rollout::{Bounds, BundleState, BundleStatus, LifeError};
+use lodestone_rollout::{Bounds, BundleState, BundleStatus, RolloutError};
 use lodestone_engine::{Engine, EngineError, PageTokenError};
 use lodestone_events::{Attribution, EventKind};
 use lodestone_core::ids::ItemId;
@@ -58,8 +58,8 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
     let shop = Shop::new();
     let engine = Arc::new(shop.open(Bounds::default()));
     assert_eq!(&*engine.generation(), "a");
-    let clicks = |person: &str, item: &str, n: i64| {
-        events::event(&format!("{person}-{n}"), EventKind::Click, person, item, events::START + n)
+    let clicks = |user: &str, item: &str, n: i64| {
+        events::event(&format!("{user}-{n}"), EventKind::Click, user, item, events::START + n)
     };
     // One whose clicks go on, and one who clicked once.
     engine.write_events(vec![clicks("fan", "i3", 1), clicks("guest", "i3", 1)]).await.unwrap();
@@ -127,7 +127,7 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
     tokio::time::timeout_at(soon().into(), dropped()).await.expect("copies are dropped");
     assert!(copies.join("b").exists());
     let none = engine.life().rollback("again".to_owned(), soon()).await;
-    assert!(matches!(none, Err(LifeError::NothingKept)), "{none:?}");
+    assert!(matches!(none, Err(RolloutError::NothingKept)), "{none:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,9 +143,9 @@ async fn what_is_damaged_is_refused_and_the_store_is_watched() {
     assert_eq!(recommend(&engine, "p1", RecommendKind::ForYou).await.unwrap().tail.generation.as_ref(), "a");
 
     let unknown = engine.life().activate("nowhere".to_owned(), soon()).await;
-    assert!(matches!(unknown, Err(LifeError::Unknown { .. })), "{unknown:?}");
+    assert!(matches!(unknown, Err(RolloutError::Unknown { .. })), "{unknown:?}");
     let current = engine.life().set_canary(Some(("a".to_owned(), 0.5)), soon()).await;
-    assert!(matches!(current, Err(LifeError::IsCurrent { .. })), "{current:?}");
+    assert!(matches!(current, Err(RolloutError::IsCurrent { .. })), "{current:?}");
 
     // What it answered where it was made is not what it answers here.
     let golden = std::fs::read(shop.store_path().join("a").join("golden.json")).unwrap();
@@ -171,21 +171,21 @@ async fn what_is_damaged_is_refused_and_the_store_is_watched() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_canary_keeps_its_persons_and_a_shadow_changes_no_answer() {
+async fn a_canary_keeps_its_users_and_a_shadow_changes_no_answer() {
     let shop = Shop::new();
     let engine = shop.open(Bounds::default());
     let answers = async |engine: &Engine| {
         let mut all = BTreeMap::new();
         for n in 0..200 {
-            let person = format!("someone-{n}");
-            let answer = search_by(engine, &person, "red mug", "", 20).await.unwrap();
+            let user = format!("someone-{n}");
+            let answer = search_by(engine, &user, "red mug", "", 20).await.unwrap();
             let told = format!("{:?}", answer.results);
-            all.insert(person, (answer.tail.generation.to_string(), told));
+            all.insert(user, (answer.tail.generation.to_string(), told));
         }
         all
     };
     let of = |answers: &BTreeMap<String, (String, String)>, name: &str| {
-        answers.iter().filter(|(_, (by, _))| by == name).map(|(person, _)| person.clone()).collect::<Vec<_>>()
+        answers.iter().filter(|(_, (by, _))| by == name).map(|(user, _)| user.clone()).collect::<Vec<_>>()
     };
     let before = answers(&engine).await;
     engine.life().set_shadow(Some(("c".to_owned(), 1.0)), soon()).await.unwrap();
@@ -206,14 +206,14 @@ async fn a_canary_keeps_its_persons_and_a_shadow_changes_no_answer() {
     engine.life().set_canary(Some(("b".to_owned(), 0.2)), soon()).await.unwrap();
     let few = of(&answers(&engine).await, "b");
     assert!((15..=70).contains(&few.len()), "{} of 200 are a fifth", few.len());
-    assert_eq!(of(&answers(&engine).await, "b"), few, "the same persons");
+    assert_eq!(of(&answers(&engine).await, "b"), few, "the same users");
     engine.life().set_canary(Some(("b".to_owned(), 0.6)), soon()).await.unwrap();
     let more = of(&answers(&engine).await, "b");
-    assert!(few.iter().all(|person| more.contains(person)) && more.len() > few.len(), "who was in it stays in it");
+    assert!(few.iter().all(|user| more.contains(user)) && more.len() > few.len(), "who was in it stays in it");
     let found = engine.upsert_items(vec![titled("both", "gnu stool")]).await;
     assert!(found.is_ok());
-    for person in [&few[0], &of(&answers(&engine).await, "a")[0]] {
-        let found = search_by(&engine, person, "gnu", "", 1).await.unwrap();
+    for user in [&few[0], &of(&answers(&engine).await, "a")[0]] {
+        let found = search_by(&engine, user, "gnu", "", 1).await.unwrap();
         assert_eq!(ids(&found), ["both"], "both generations have it");
     }
     engine.life().set_canary(None, soon()).await.unwrap();
@@ -277,7 +277,7 @@ async fn a_canary_from_which_shoppers_choose_less_is_taken_back_and_trials_outli
         }
         if n == 20 {
             let report = state(&engine, "b").await.unwrap().trial.unwrap();
-            assert_eq!((report.canary_persons + report.current_persons, report.canary_persons), (21, by_canary));
+            assert_eq!((report.canary_users + report.current_users, report.canary_users), (21, by_canary));
             assert!(report.current_choices > 0.0 && report.canary_choices == 0.0, "{report:?}");
         }
     }
@@ -337,10 +337,10 @@ async fn swaps_under_load_fail_no_request_and_keep_no_memory() {
                     n += 1;
                     recommend(&engine, &format!("p{}", n % 60), RecommendKind::ForYou).await.unwrap();
                     search(&engine, "red mug", "", 3).await.unwrap();
-                    let person = format!("p{}", n % 60);
+                    let user = format!("p{}", n % 60);
                     let item = format!("i{}", n % 40);
                     let click =
-                        events::event(&format!("{caller}-{n}"), EventKind::Click, &person, &item, events::START + n);
+                        events::event(&format!("{caller}-{n}"), EventKind::Click, &user, &item, events::START + n);
                     engine.write_events(vec![click]).await.unwrap();
                     let item = titled(&format!("new-{}", n % 50), &format!("okapi stool {n}"));
                     engine.upsert_items(vec![item]).await.unwrap();

@@ -1,4 +1,4 @@
-//! Over gRPC, on a real server that is killed meanwhile: whoever names an acknowledged position sees all up to it, and no person
+//! Over gRPC, on a real server that is killed meanwhile: whoever names an acknowledged position sees all up to it, and no user
 //! ever goes back.
 #[path = "support/bundles.rs"]
 #[allow(dead_code)]
@@ -54,21 +54,21 @@ fn serve(shop: &Shop, address: &str) -> Server {
     server
 }
 
-fn viewer(person: usize) -> Option<proto::Viewer> {
-    Some(proto::Viewer { user_id: format!("reader-{person}"), ..Default::default() })
+fn viewer(user: usize) -> Option<proto::Viewer> {
+    Some(proto::Viewer { user_id: format!("reader-{user}"), ..Default::default() })
 }
 
-fn view(person: usize, place: usize) -> proto::Event {
+fn view(user: usize, place: usize) -> proto::Event {
     proto::Event {
-        event_id: format!("{person}-{place}"),
+        event_id: format!("{user}-{place}"),
         r#type: EventType::View.into(),
-        viewer: viewer(person),
+        viewer: viewer(user),
         lines: vec![proto::EventLine { item_id: item_at(place), ..Default::default() }],
         ..Default::default()
     }
 }
 
-/// The item that a person views as the `place`th.
+/// The item that a user views as the `place`th.
 fn item_at(place: usize) -> String {
     format!("i{}", place % ITEMS)
 }
@@ -100,10 +100,10 @@ async fn written(channel: &Channel, event: &proto::Event, by_stream: bool) -> u6
     }
 }
 
-/// What a person viewed, the latest first, with the position that the answer knows; none while no server answers.
-async fn viewed(channel: &Channel, person: usize, session_version: u64) -> Option<(Vec<String>, u64)> {
+/// What a user viewed, the latest first, with the position that the answer knows; none while no server answers.
+async fn viewed(channel: &Channel, user: usize, session_version: u64) -> Option<(Vec<String>, u64)> {
     let request = proto::RecommendRequest {
-        viewer: viewer(person),
+        viewer: viewer(user),
         r#type: RecommendType::RecentlyViewed.into(),
         page_size: 100,
         options: Some(proto::RankingOptions { session_version, ..Default::default() }),
@@ -126,22 +126,22 @@ async fn whoever_names_an_acknowledged_position_sees_all_up_to_it_over_kills() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut server = serve(&shop, &address);
     let channel = || Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-    // Of each person: the position of the last acknowledgement, and how many views it covers.
+    // Of each user: the position of the last acknowledgement, and how many views it covers.
     let acknowledged: Arc<Mutex<[(u64, usize); WRITERS]>> = Arc::default();
     let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut tasks = Vec::new();
-    for person in 0..WRITERS {
+    for user in 0..WRITERS {
         // What is written over one connection is read over another.
         let (writing, reading, acknowledged, stop) = (channel(), channel(), acknowledged.clone(), stop.clone());
         tasks.push(tokio::spawn(async move {
             let mut place = 0;
             while !stop.load(Ordering::Relaxed) {
-                let version = written(&writing, &view(person, place), place % 3 == 2).await;
+                let version = written(&writing, &view(user, place), place % 3 == 2).await;
                 place += 1;
-                acknowledged.lock()[person] = (version, place);
-                if let Some((seen, knows)) = viewed(&reading, person, version).await {
+                acknowledged.lock()[user] = (version, place);
+                if let Some((seen, knows)) = viewed(&reading, user, version).await {
                     assert!(knows >= version);
-                    assert_eq!(seen, expected(place), "person {person} after {place} views");
+                    assert_eq!(seen, expected(place), "user {user} after {place} views");
                 }
             }
         }));
@@ -155,17 +155,17 @@ async fn whoever_names_an_acknowledged_position_sees_all_up_to_it_over_kills() {
                 let all = *acknowledged.lock();
                 // The greatest position covers what all had been told by then.
                 let version = all.iter().map(|(version, _)| *version).max().unwrap_or(0);
-                let person = random.random_range(0..WRITERS);
-                let Some((seen, knows)) = viewed(&reading, person, version).await else {
+                let user = random.random_range(0..WRITERS);
+                let Some((seen, knows)) = viewed(&reading, user, version).await else {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
                 };
                 assert!(knows >= version);
                 // More may have been written since.
-                let now = acknowledged.lock()[person].1 + 1;
-                let found = (all[person].1.max(most[person])..=now).find(|count| expected(*count) == seen);
-                let count = found.unwrap_or_else(|| panic!("{seen:?} of {person}, who had viewed {all:?} to {now}"));
-                most[person] = count;
+                let now = acknowledged.lock()[user].1 + 1;
+                let found = (all[user].1.max(most[user])..=now).find(|count| expected(*count) == seen);
+                let count = found.unwrap_or_else(|| panic!("{seen:?} of {user}, who had viewed {all:?} to {now}"));
+                most[user] = count;
                 reads.fetch_add(1, Ordering::Relaxed);
             }
         }));

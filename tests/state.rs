@@ -3,8 +3,8 @@ mod support;
 
 use lodestone_catalog::ItemKeys;
 use lodestone_events::{Change, Deduper, Event, EventKind, EventLog, LogError, Outcome, Popularity, Writer};
-use lodestone_core::{ids::{ItemKey, PersonId}, units::UnixMillis};
-use lodestone_state::users::{EVENTS_MAX, People, QUERIES_MAX};
+use lodestone_core::{ids::{ItemKey, UserId}, units::UnixMillis};
+use lodestone_state::users::{EVENTS_MAX, Users, QUERIES_MAX};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::{
@@ -21,7 +21,7 @@ use support::{START, event};
 #[derive(Default)]
 struct State {
     keys: ItemKeys,
-    people: People,
+    users: Users,
     popularity: Popularity,
     positions: Vec<u64>,
 }
@@ -30,22 +30,22 @@ impl State {
     fn apply(&mut self, position: u64, change: &Change) {
         self.positions.push(position);
         if let Change::Event(event) = change {
-            self.people.apply(position, event, &self.keys);
+            self.users.apply(position, event, &self.keys);
             self.popularity.apply(event, &self.keys);
         }
     }
 
-    /// Everything that can be asked of it about persons `p0` to `p4`.
+    /// Everything that can be asked of it about users `p0` to `p4`.
     fn view(&self) -> String {
         let now = UnixMillis(START + 90 * UnixMillis::DAY);
-        let histories: Vec<_> = (0..5).map(|person| self.people.history(&id(person))).collect();
+        let histories: Vec<_> = (0..5).map(|user| self.users.history(&id(user))).collect();
         let top = self.popularity.top(99, now);
         format!("{:?} {histories:?} {top:?} {:?}", self.positions, self.popularity.top_trending(99, now))
     }
 }
 
-fn id(person: u8) -> PersonId {
-    PersonId::user(&format!("p{person}")).unwrap()
+fn id(user: u8) -> UserId {
+    UserId::signed_in(&format!("p{user}")).unwrap()
 }
 
 /// Opens the log, folds it, and starts a writer that goes on folding.
@@ -81,11 +81,11 @@ fn write(writer: &Writer<()>, events: &[Event]) -> Vec<Outcome> {
     runtime().block_on(writer.write(changes(events))).unwrap().outcomes
 }
 
-/// Events of five persons about six items within 60 days, in any order; ids may repeat.
+/// Events of five users about six items within 60 days, in any order; ids may repeat.
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    let one = (0u16..150, 0usize..14, 0u8..5, 0u8..6, 0i64..60 * 86_400).prop_map(|(id, kind, person, item, at)| {
-        let (person, item) = (format!("p{person}"), format!("i{item}"));
-        event(&format!("e{id}"), EventKind::ALL[kind], &person, &item, START + at * 1000)
+    let one = (0u16..150, 0usize..14, 0u8..5, 0u8..6, 0i64..60 * 86_400).prop_map(|(id, kind, user, item, at)| {
+        let (user, item) = (format!("p{user}"), format!("i{item}"));
+        event(&format!("e{id}"), EventKind::ALL[kind], &user, &item, START + at * 1000)
     });
     proptest::collection::vec(one, 1..80)
 }
@@ -127,15 +127,15 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_two_persons_events_does_not_matter(events in events()) {
+    fn the_order_of_two_users_events_does_not_matter(events in events()) {
         let keys = ItemKeys::default();
-        let (mixed, sorted) = (People::default(), People::default());
+        let (mixed, sorted) = (Users::default(), Users::default());
         events.iter().for_each(|event| mixed.apply(1, event, &keys));
-        let mut by_person = events.clone();
-        by_person.sort_by(|a, b| a.person.cmp(&b.person));
-        by_person.iter().for_each(|event| sorted.apply(1, event, &keys));
-        for person in 0..5 {
-            prop_assert_eq!(mixed.history(&id(person)), sorted.history(&id(person)));
+        let mut by_user = events.clone();
+        by_user.sort_by(|a, b| a.user.cmp(&b.user));
+        by_user.iter().for_each(|event| sorted.apply(1, event, &keys));
+        for user in 0..5 {
+            prop_assert_eq!(mixed.history(&id(user)), sorted.history(&id(user)));
         }
     }
 
@@ -147,15 +147,15 @@ proptest! {
             .prop_shuffle()
     ) {
         // 4 ms apart at least, which is how finely a history keeps times.
-        let make = |(number, (kind, person, item)): &(usize, (usize, u8, u8))| {
-            let (person, item) = (format!("p{person}"), format!("i{item}"));
-            event(&format!("e{number}"), EventKind::ALL[*kind], &person, &item, START + *number as i64 * 5)
+        let make = |(number, (kind, user, item)): &(usize, (usize, u8, u8))| {
+            let (user, item) = (format!("p{user}"), format!("i{item}"));
+            event(&format!("e{number}"), EventKind::ALL[*kind], &user, &item, START + *number as i64 * 5)
         };
         let shuffled: Vec<Event> = order.iter().map(make).collect();
         let mut sorted = shuffled.clone();
         sorted.sort_by_key(|event| event.at);
         let keys = ItemKeys::default();
-        let (as_came, in_order) = (People::default(), People::default());
+        let (as_came, in_order) = (Users::default(), Users::default());
         let (mut came, mut ordered) = (Popularity::default(), Popularity::default());
         for event in &shuffled {
             as_came.apply(1, event, &keys);
@@ -165,8 +165,8 @@ proptest! {
             in_order.apply(1, event, &keys);
             ordered.apply(event, &keys);
         }
-        for person in 0..3 {
-            prop_assert_eq!(as_came.history(&id(person)), in_order.history(&id(person)));
+        for user in 0..3 {
+            prop_assert_eq!(as_came.history(&id(user)), in_order.history(&id(user)));
         }
         let now = UnixMillis(START + 10 * UnixMillis::DAY);
         for item in 0..keys.len() {
@@ -177,12 +177,12 @@ proptest! {
 
     #[test]
     fn a_history_is_the_latest_events_in_order_of_time(times in proptest::collection::vec(0i64..5000, 1..450)) {
-        let (keys, people) = (ItemKeys::default(), People::default());
+        let (keys, users) = (ItemKeys::default(), Users::default());
         for (number, at) in times.iter().enumerate() {
-            people.apply(1, &event(&format!("e{number}"), EventKind::View, "p0", "i", at * 1000), &keys);
-            people.apply(1, &event(&format!("s{number}"), EventKind::Search, "p0", "i", at * 1000), &keys);
+            users.apply(1, &event(&format!("e{number}"), EventKind::View, "p0", "i", at * 1000), &keys);
+            users.apply(1, &event(&format!("s{number}"), EventKind::Search, "p0", "i", at * 1000), &keys);
         }
-        let history = people.history(&id(0)).unwrap();
+        let history = users.history(&id(0)).unwrap();
         let mut wanted: Vec<u32> = times.iter().map(|at| *at as u32).collect();
         wanted.sort_unstable();
         let last = |count: usize| wanted[wanted.len().saturating_sub(count)..].to_vec();
@@ -314,11 +314,11 @@ fn an_id_is_a_duplicate_for_seven_days_of_log_time_over_restarts() {
 
 #[test]
 fn a_cart_is_what_was_added_less_what_was_removed_or_bought() {
-    let (keys, people) = (ItemKeys::default(), People::default());
+    let (keys, users) = (ItemKeys::default(), Users::default());
     let mut number = 0;
     let mut add = |kind, item: &str| {
         number += 1;
-        people.apply(number, &event(&format!("e{number}"), kind, "p0", item, START + number as i64 * 1000), &keys);
+        users.apply(number, &event(&format!("e{number}"), kind, "p0", item, START + number as i64 * 1000), &keys);
     };
     for item in ["a", "b", "c", "a"] {
         add(EventKind::AddToCart, item);
@@ -329,7 +329,7 @@ fn a_cart_is_what_was_added_less_what_was_removed_or_bought() {
     add(EventKind::Favorite, "a");
     add(EventKind::Favorite, "c");
     add(EventKind::Unfavorite, "a");
-    let history = people.history(&id(0)).unwrap();
+    let history = users.history(&id(0)).unwrap();
     assert_eq!(history.cart(), [(ItemKey(0), 1), (ItemKey(2), 1)]);
     assert_eq!(history.favorites(), [ItemKey(2)]);
     assert_eq!((history.events.len(), history.position), (9, 10));
@@ -337,11 +337,11 @@ fn a_cart_is_what_was_added_less_what_was_removed_or_bought() {
 
 #[test]
 fn context_events_are_not_stored_and_make_no_keys() {
-    let (keys, people) = (ItemKeys::default(), People::default());
-    people.apply(1, &event("a", EventKind::View, "p0", "known", START), &keys);
+    let (keys, users) = (ItemKeys::default(), Users::default());
+    users.apply(1, &event("a", EventKind::View, "p0", "known", START), &keys);
     let context = ["known", "unknown"].map(|item| event(item, EventKind::AddToCart, "p0", item, START + 5000));
-    let history = people.history(&id(0)).unwrap().with_context(&context, &keys);
+    let history = users.history(&id(0)).unwrap().with_context(&context, &keys);
     assert_eq!(history.cart(), [(ItemKey(0), 1)]);
-    assert_eq!(people.history(&id(0)).unwrap().events.len(), 1);
+    assert_eq!(users.history(&id(0)).unwrap().events.len(), 1);
     assert_eq!(keys.len(), 1);
 }

@@ -27,7 +27,7 @@ import tantivy
 
 DIM = 64
 SOURCE_COUNT, CANDIDATE_COUNT, K = 150, 250, 60.0
-WEIGHTS = {"person_vector": 1.0, "query_vector": 1.0, "words": 3.0, "next": 1.0, "together": 0.7, "popular": 0.5,
+WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "words": 3.0, "next": 1.0, "together": 0.7, "popular": 0.5,
            "history": 1.2}
 RECENT_MAX, RECENT_DECAY, EVENTS_MAX, ENCODED_EVENTS_MAX = 12, 0.85, 200, 50
 DAY_MS, SLOW, FAST = 86_400_000, 60.0, 7.0
@@ -120,12 +120,12 @@ class Shop:
         self.row_of = {item: row for row, item in enumerate(self.ids)}
         self.log_price = np.log1p(np.array([(p or 0) / 1e6 for p in items["price_micros"]], np.float32))
         self.created = np.array([c or 0 for c in items["created_ms"]], np.int64)
-        self.person_space = index_vectors(bundle / "item_vectors.index")
+        self.user_space = index_vectors(bundle / "item_vectors.index")
         self.query_space = index_vectors(bundle / "title_vectors.index")
         self.next, self.together = (neighbours(bundle / f"{t}.neighbours") for t in ("next", "together"))
-        self.person_index, self.query_index = self.hnsw(self.person_space), self.hnsw(self.query_space)
+        self.user_index, self.query_index = self.hnsw(self.user_space), self.hnsw(self.query_space)
         self.encoder, self.query_encoder, self.ranker = (
-            session(bundle / f"{m}.onnx") for m in ("person_encoder", "query_encoder", "ranker"))
+            session(bundle / f"{m}.onnx") for m in ("user_encoder", "query_encoder", "ranker"))
         self.read_events(data)
         self.words = self.index_words(items)
 
@@ -159,25 +159,25 @@ class Shop:
         count = len(self.ids)
         self.slow, self.fast, self.at = np.zeros(count), np.zeros(count), np.zeros(count)
         weights = {10: 4.0, 5: 2.0, 7: 2.0, 3: 1.0, 4: 1.0, 9: 1.0}
-        people = {}
-        for person, kind, at, item in zip(table["person"], table["type"], table["time_ms"], table["item_id"]):
+        users = {}
+        for user, kind, at, item in zip(table["user"], table["type"], table["time_ms"], table["item_id"]):
             row, number = self.row_of.get(item), KINDS[kind]
             if row is None:
                 continue
             at += shift
-            if person is not None:
-                people.setdefault(person, []).append((row, number, at))
+            if user is not None:
+                users.setdefault(user, []).append((row, number, at))
             if weight := weights.get(number):
                 days = max(0.0, (at - self.at[row]) / DAY_MS)
                 self.slow[row] = self.slow[row] * 2 ** (-days / SLOW) + weight
                 self.fast[row] = self.fast[row] * 2 ** (-days / FAST) + weight
                 self.at[row] = at
-        self.people = {person: np.array(events[-EVENTS_MAX:], np.int64) for person, events in people.items()}
+        self.users = {user: np.array(events[-EVENTS_MAX:], np.int64) for user, events in users.items()}
         self.popular = np.argsort(-self.slow, kind="stable")[: SOURCE_COUNT // 2]
 
-    def person(self, key, now):
-        """What features and sources read of a person's history."""
-        events = self.people.get(key)
+    def user(self, key, now):
+        """What features and sources read of a user's history."""
+        events = self.users.get(key)
         if events is None:
             events = np.zeros((0, 3), np.int64)
         rows, kinds, times = events[:, 0], events[:, 1], events[:, 2]
@@ -198,22 +198,22 @@ class Shop:
             "returned_count": np.bincount(inverse[returned], minlength=count),
             "baskets": max(1, len(np.unique(times[bought]))),
             "mean_price": prices.mean() if len(prices) else 0.0,
-            "vector": self.encode_person(rows, kinds, times, now) if len(rows) else None,
+            "vector": self.encode_user(rows, kinds, times, now) if len(rows) else None,
         }
 
-    def encode_person(self, rows, kinds, times, now):
+    def encode_user(self, rows, kinds, times, now):
         rows, kinds, times = rows[-ENCODED_EVENTS_MAX:], kinds[-ENCODED_EVENTS_MAX:], times[-ENCODED_EVENTS_MAX:]
         count = len(rows)
         return self.encoder.run(None, {
-            "items": self.person_space[rows][None], "kinds": kinds[None],
+            "items": self.user_space[rows][None], "kinds": kinds[None],
             "positions": np.minimum(np.arange(count - 1, -1, -1), 63)[None],
             "ages": np.log1p(np.maximum(0, now - times) / DAY_MS).astype(np.float32)[None],
             "mask": np.ones((1, count), np.float32)})[0][0]
 
-    def spread(self, table, person):
+    def spread(self, table, user):
         offsets, rows, weights = table
         scores = np.zeros(len(self.ids), np.float32)
-        for anchor, weight in zip(person["recent"], person["weights"]):
+        for anchor, weight in zip(user["recent"], user["weights"]):
             span = slice(offsets[anchor], offsets[anchor + 1])
             scores[rows[span]] += weights[span] * weight
         return scores
@@ -225,15 +225,15 @@ class Shop:
         return best[np.argsort(-scores[best], kind="stable")]
 
     def candidates(self, key, query, now):
-        person = self.person(key, now)
-        following, together = self.spread(self.next, person), self.spread(self.together, person)
+        user = self.user(key, now)
+        following, together = self.spread(self.next, user), self.spread(self.together, user)
         words, query_vector, complete = np.zeros(len(self.ids), np.float32), None, np.zeros(0, np.int64)
         if query is None:
             lists = {"next": self.top(following, SOURCE_COUNT), "together": self.top(together, SOURCE_COUNT // 2)}
-            if person["vector"] is not None:
-                lists["person_vector"] = self.person_index.search(person["vector"][None], SOURCE_COUNT)[1][0]
-            history = person["bought_count"] / (1.0 + np.log1p(np.maximum(0, now - person["bought_at"]) / DAY_MS))
-            lists["history"] = person["touched"][self.top(history, SOURCE_COUNT)]
+            if user["vector"] is not None:
+                lists["user_vector"] = self.user_index.search(user["vector"][None], SOURCE_COUNT)[1][0]
+            history = user["bought_count"] / (1.0 + np.log1p(np.maximum(0, now - user["bought_at"]) / DAY_MS))
+            lists["history"] = user["touched"][self.top(history, SOURCE_COUNT)]
             lists["popular"] = self.popular
         else:
             terms = hashed_terms(query, self.buckets)
@@ -258,14 +258,14 @@ class Shop:
         for source, rows in lists.items():
             fused[rows] += WEIGHTS[source] / (K + 1 + np.arange(len(rows), dtype=np.float32))
         rows = self.top(fused, CANDIDATE_COUNT)
-        features = self.features(rows, person, query_vector, words, following, together, fused, now)
+        features = self.features(rows, user, query_vector, words, following, together, fused, now)
         return rows, features, np.isin(rows, complete)
 
-    def features(self, rows, person, query_vector, words, following, together, fused, now):
+    def features(self, rows, user, query_vector, words, following, together, fused, now):
         out = np.zeros((len(rows), 27), np.float32)
-        items, titles, recent = self.person_space[rows], self.query_space[rows], person["recent"]
-        if person["vector"] is not None:
-            out[:, 0], out[:, 1] = items @ person["vector"], 1.0
+        items, titles, recent = self.user_space[rows], self.query_space[rows], user["recent"]
+        if user["vector"] is not None:
+            out[:, 0], out[:, 1] = items @ user["vector"], 1.0
         if query_vector is not None:
             out[:, 2], out[:, 25] = titles @ query_vector, 1.0
         out[:, 3] = words[rows]
@@ -278,7 +278,7 @@ class Shop:
             last[near[span]] = weights[span]
             out[:, 6] = np.log1p(last[rows])
             same = rows[:, None] == recent[None]
-            similar = np.where(same, 0.0, items @ self.person_space[recent].T)
+            similar = np.where(same, 0.0, items @ self.user_space[recent].T)
             out[:, 8], out[:, 9] = similar[:, 0], similar.max(1)
             out[:, 10] = np.where(same, 0.0, titles @ self.query_space[recent].T).max(1)
         days = np.maximum(0.0, now - self.at[rows]) / DAY_MS
@@ -286,19 +286,19 @@ class Shop:
         out[:, 11] = np.log1p(slow)
         out[:, 12] = np.log1p((fast * np.log(2) / FAST + 1) / (slow * np.log(2) / SLOW + 1))
         out[:, 14], out[:, 17] = -1.0, -1.0
-        if len(person["touched"]):
-            at = np.minimum(np.searchsorted(person["touched"], rows), len(person["touched"]) - 1)
-            known = person["touched"][at] == rows
-            bought = np.where(known, person["bought_count"][at], 0)
-            out[:, 13], out[:, 15] = np.log1p(bought), bought / person["baskets"]
-            since = np.log1p(np.maximum(0, now - person["bought_at"][at]) / DAY_MS)
+        if len(user["touched"]):
+            at = np.minimum(np.searchsorted(user["touched"], rows), len(user["touched"]) - 1)
+            known = user["touched"][at] == rows
+            bought = np.where(known, user["bought_count"][at], 0)
+            out[:, 13], out[:, 15] = np.log1p(bought), bought / user["baskets"]
+            since = np.log1p(np.maximum(0, now - user["bought_at"][at]) / DAY_MS)
             out[:, 14] = np.where(bought > 0, since, -1.0)
-            out[:, 20] = np.log1p(np.where(known, person["returned_count"][at], 0))
+            out[:, 20] = np.log1p(np.where(known, user["returned_count"][at], 0))
         out[:, 21] = self.log_price[rows]
-        if person["mean_price"] > 0:
-            out[:, 22] = np.where(out[:, 21] > 0, out[:, 21] - person["mean_price"], 0.0)
+        if user["mean_price"] > 0:
+            out[:, 22] = np.where(out[:, 21] > 0, out[:, 21] - user["mean_price"], 0.0)
         out[:, 23] = np.where(self.created[rows] > 0, np.log1p(np.maximum(0, now - self.created[rows]) / DAY_MS), 0.0)
-        out[:, 24], out[:, 26] = fused[rows], np.log1p(len(person["rows"]))
+        out[:, 24], out[:, 26] = fused[rows], np.log1p(len(user["rows"]))
         return out
 
     def answer(self, key, query, size):

@@ -1,4 +1,4 @@
-//! answers: the log of answers, for people and for other programs.
+//! answers: the log of answers, for users and for other programs.
 use super::{Format, time};
 use lodestone_pipeline::answers::{self, AnswerRecord, AnswersError, Lost, SlotRow};
 use lodestone_engine::ANSWERS;
@@ -194,7 +194,7 @@ fn told(record: &AnswerRecord, rows: &[SlotRow]) -> serde_json::Value {
     });
     serde_json::json!({
         "time_ms": record.at_ms,
-        "person": record.person,
+        "user": record.user,
         "kind": record.kind().name(),
         "experiment": record.experiment,
         "arm": record.arm,
@@ -215,7 +215,7 @@ fn told(record: &AnswerRecord, rows: &[SlotRow]) -> serde_json::Value {
 fn print(record: &AnswerRecord, rows: &[SlotRow]) -> anyhow::Result<()> {
     let at = jiff::Timestamp::from_millisecond(record.at_ms).context("the time of the answer")?;
     let configs: Vec<&str> = record.rankings.iter().map(|ranking| ranking.serving_config.as_str()).collect();
-    println!("{} for {} at {at}", record.kind().name(), record.person);
+    println!("{} for {} at {at}", record.kind().name(), record.user);
     println!("  generation {}, serving configuration {}", record.generation, configs.join(" and "));
     if !record.experiment.is_empty() {
         println!("  experiment {}, arm {}", record.experiment, record.arm);

@@ -2,7 +2,7 @@
 use super::{LibraryArgs, StoreArgs, matrix::Matrix, offline::Bars, time::bundle_name};
 use lodestone_pipeline::{bundle::{Bundle, Head}, ranking::Runtime};
 use lodestone_catalog::VECTOR_DIM;
-use lodestone_training::{BroughtModels, bring};
+use lodestone_training::{ExternalModels, bring};
 use lodestone_core::units::UnixMillis;
 use anyhow::{Context, ensure};
 use std::{
@@ -23,7 +23,7 @@ pub enum BundleCommand {
 }
 
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("models").required(true).multiple(true).args(["person_encoder", "query_encoder", "ranker"]))]
+#[command(group = clap::ArgGroup::new("models").required(true).multiple(true).args(["user_encoder", "query_encoder", "ranker"]))]
 pub struct BuildArgs {
     /// The bundle that everything else is taken from.
     #[arg(long, value_name = "DIR")]
@@ -33,10 +33,10 @@ pub struct BuildArgs {
     out: PathBuf,
     /// From a history to a vector, as ONNX.
     #[arg(long, value_name = "FILE", requires = "item_vectors")]
-    person_encoder: Option<PathBuf>,
-    /// The items' vectors in the person encoder's space: .npy or .fvecs, 64 numbers for each item, in the order of the
+    user_encoder: Option<PathBuf>,
+    /// The items' vectors in the user encoder's space: .npy or .fvecs, 64 numbers for each item, in the order of the
     /// bundle's items.parquet.
-    #[arg(long, value_name = "FILE", requires = "person_encoder")]
+    #[arg(long, value_name = "FILE", requires = "user_encoder")]
     item_vectors: Option<PathBuf>,
     /// From texts to vectors: a directory with model.onnx and tokenizer.json.
     #[arg(long, value_name = "DIR")]
@@ -89,7 +89,7 @@ pub fn run(command: BundleCommand) -> anyhow::Result<()> {
 
 fn build(args: BuildArgs) -> anyhow::Result<()> {
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
-    let person = match args.person_encoder.zip(args.item_vectors) {
+    let user = match args.user_encoder.zip(args.item_vectors) {
         Some((model, vectors)) => {
             let matrix = Matrix::read(&vectors)?;
             ensure!(
@@ -104,7 +104,7 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
     };
     let heads = args.heads.as_deref().map(heads_of).transpose()?;
     let models =
-        BroughtModels { person, query_encoder: args.query_encoder, ranker: args.ranker.map(|model| (model, heads)) };
+        ExternalModels { user, query_encoder: args.query_encoder, ranker: args.ranker.map(|model| (model, heads)) };
     let now = UnixMillis::now();
     let name = bundle_name(now)?;
     let mut bars = Bars::default();

@@ -10,18 +10,18 @@ pub enum ExperimentCommand {
     Report(ReportArgs),
 }
 
-/// Tells whether persons are split as asked, what each arm did, and how far the differences are known.
+/// Tells whether users are split as asked, what each arm did, and how far the differences are known.
 ///
-/// The intervals hold the true difference at all times at once: look every day, and stop when one excludes 0. A person counts
+/// The intervals hold the true difference at all times at once: look every day, and stop when one excludes 0. A user counts
 /// once, with what they did in the window after their first answer. Exit code 1: the split is not the one that was asked
 /// for, and nothing can be concluded. docs/experiments.md tells how to read it.
 #[derive(clap::Args)]
 pub struct ReportArgs {
-    /// The answers: answers.parquet, a directory with one for each day, or .jsonl with person, time_ms, experiment, and arm (or
+    /// The answers: answers.parquet, a directory with one for each day, or .jsonl with user, time_ms, experiment, and arm (or
     /// picks, where rankings were interleaved).
     #[arg(long, value_name = "PATH")]
     answers: PathBuf,
-    /// What people did: events.parquet, a directory with it or with one for each day, or .jsonl with person, time_ms, type, and where known value, item, answer.
+    /// What users did: events.parquet, a directory with it or with one for each day, or .jsonl with user, time_ms, type, and where known value, item, answer.
     #[arg(long, value_name = "PATH")]
     events: PathBuf,
     /// The experiment's name.
@@ -33,11 +33,11 @@ pub struct ReportArgs {
     /// The shares that the arms should have, as control=0.9,brave=0.1. Default: the same for all.
     #[arg(long, value_name = "ARM=SHARE,…", value_delimiter = ',', value_parser = share)]
     shares: Vec<(String, f64)>,
-    /// What a person does counts for so many hours after the first answer; persons whose hours are not over do not count yet.
+    /// What a user does counts for so many hours after the first answer; users whose hours are not over do not count yet.
     #[arg(long, value_name = "HOURS", default_value_t = 24.0)]
     window_hours: f64,
-    /// Persons in an arm at which the intervals are narrowest for their level; they hold at any other number too.
-    #[arg(long, value_name = "PERSONS", default_value_t = AnalysisOptions::default().planned as u64,
+    /// Users in an arm at which the intervals are narrowest for their level; they hold at any other number too.
+    #[arg(long, value_name = "USERS", default_value_t = AnalysisOptions::default().planned as u64,
           value_parser = clap::value_parser!(u64).range(100..))]
     planned: u64,
     #[arg(long, value_enum, default_value = "text")]

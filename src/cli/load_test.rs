@@ -28,7 +28,7 @@ const STREAM_MESSAGES: usize = 20;
 /// Requests that wait at most; an open loop against a server that cannot keep up would otherwise fill the memory.
 const IN_FLIGHT_MAX: u64 = 20_000;
 
-/// Measures a running server with a shop's own persons, titles and items.
+/// Measures a running server with a shop's own users, titles and items.
 ///
 /// For each number of connections it first finds the capacity: every connection sends its next request as soon as the
 /// last is answered. Then it sends at a fixed rate, whether answers come or not, and counts each latency from the time
@@ -38,7 +38,7 @@ pub struct LoadTestArgs {
     /// The server.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
     address: String,
-    /// A directory that `import` wrote: its persons ask, its titles are searched for, its items are written about.
+    /// A directory that `import` wrote: its users ask, its titles are searched for, its items are written about.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     #[arg(long, value_enum, default_value = "recommend")]
@@ -60,7 +60,7 @@ pub struct LoadTestArgs {
     /// Events in each request of `write-events` and each message of `stream-events`, there at most 1,000.
     #[arg(long, value_name = "N", default_value_t = 100)]
     batch: usize,
-    /// Of the choice of persons and queries.
+    /// Of the choice of users and queries.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Writes each request at the fixed rate as a line of CSV: when it was due (µs since 1970), its latency, whether it was answered.
@@ -75,7 +75,7 @@ enum RpcArg {
     Recommend,
     Search,
     Suggest,
-    /// Views of random items by random persons. They are stored: measure a copy of the data.
+    /// Views of random items by random users. They are stored: measure a copy of the data.
     WriteEvents,
     /// The same as streams of 20 messages with --batch events each: a call is a stream.
     StreamEvents,
@@ -231,7 +231,7 @@ async fn connect(address: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
 /// What is asked: the same sequence for the same seed, whichever server answers.
 struct Calls {
     rpc: RpcArg,
-    persons: Vec<String>,
+    users: Vec<String>,
     queries: Vec<String>,
     items: Vec<String>,
     page_size: i32,
@@ -243,15 +243,15 @@ impl Calls {
     fn of(args: &LoadTestArgs) -> anyhow::Result<Self> {
         let items = dataset::read_items(&args.data.join("items.parquet"))?;
         let events = dataset::read_events(&args.data.join("events.parquet"))?;
-        let persons: BTreeSet<String> = events
+        let users: BTreeSet<String> = events
             .iter()
-            .filter_map(|event| event.person.as_ref()?.as_str().strip_prefix("u:").map(str::to_owned))
+            .filter_map(|event| event.user.as_ref()?.as_str().strip_prefix("u:").map(str::to_owned))
             .collect();
         ensure!(!items.is_empty(), "{} holds no items", args.data.display());
-        ensure!(!persons.is_empty(), "{} holds no persons who are known", args.data.display());
+        ensure!(!users.is_empty(), "{} holds no users who are known", args.data.display());
         Ok(Self {
             rpc: args.rpc,
-            persons: persons.into_iter().collect(),
+            users: users.into_iter().collect(),
             queries: items.iter().map(|item| first_words(&item.title)).collect(),
             items: items.iter().map(|item| item.id.to_string()).collect(),
             page_size: args.page_size,
@@ -261,7 +261,7 @@ impl Calls {
     }
 
     fn viewer(&self, random: &mut StdRng) -> Option<proto::Viewer> {
-        let user_id = self.persons[random.random_range(0..self.persons.len())].clone();
+        let user_id = self.users[random.random_range(0..self.users.len())].clone();
         Some(proto::Viewer { user_id, ..Default::default() })
     }
 

@@ -67,7 +67,7 @@ enum Command {
 /// How results are printed.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// A table for people.
+    /// A table for users.
     Text,
     /// JSON for programs.
     Json,

@@ -1,8 +1,8 @@
 //! serve
 use super::{LibraryArgs, open_store};
 use lodestone_pipeline::{answers::AnswersConfig, ranking::Device, serving::{Serving, ServingConfig}};
-use lodestone_rollout::{Bounds, LifeConfig, Source};
-use lodestone_engine::{EngineConfig, Opening, open};
+use lodestone_rollout::{Bounds, RolloutConfig, Source};
+use lodestone_engine::{EngineConfig, OpenOptions, open};
 use crate::server::{self, ServerConfig};
 use lodestone_telemetry as telemetry;
 use anyhow::Context;
@@ -104,14 +104,14 @@ struct LifeArgs {
     /// A bundle is taken back where the 99th percentile of its time in a worker is so many times that of the other one.
     #[arg(long, value_name = "RATIO", env = "LODESTONE_P99_RATIO_MAX", default_value_t = 2.0)]
     p99_ratio_max: f64,
-    /// A canary is taken back where its persons certainly choose something from fewer answers than the others do, times this. 0:
+    /// A canary is taken back where its users certainly choose something from fewer answers than the others do, times this. 0:
     /// choices are no bound.
     #[arg(long, value_name = "RATIO", env = "LODESTONE_CHOICE_RATIO_MIN", default_value_t = 0.8)]
     choice_ratio_min: f64,
 }
 
 impl LifeArgs {
-    fn config(&self) -> anyhow::Result<LifeConfig> {
+    fn config(&self) -> anyhow::Result<RolloutConfig> {
         let seconds = |name: &str, value: f64, least: f64| match (least..=1e7).contains(&value) {
             true => Ok(Duration::from_secs_f64(value)),
             false => Err(anyhow::anyhow!("--{name} is {value}; it must be within {least} and 10,000,000")),
@@ -124,7 +124,7 @@ impl LifeArgs {
         anyhow::ensure!(self.p99_ratio_max >= 1.0, "--p99-ratio-max is {}; it must be at least 1", self.p99_ratio_max);
         let ratio = self.choice_ratio_min;
         anyhow::ensure!((0.0..=1.0).contains(&ratio), "--choice-ratio-min is {ratio}; it must be within 0 and 1");
-        Ok(LifeConfig {
+        Ok(RolloutConfig {
             watch: seconds("watch-seconds", self.watch_seconds, 0.05)?,
             kept_max: self.kept_bundles_max,
             bounds: Bounds {
@@ -178,7 +178,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         (Some(store), _) => Source::Store(open_store(store)?),
         (None, bundle) => Source::Directory(bundle.clone().context("--bundle or --store is needed")?),
     };
-    let engine = open(Opening {
+    let engine = open(OpenOptions {
         bundle,
         life: args.life.config()?,
         data: &args.data,

@@ -219,7 +219,7 @@ async fn world(
 
     let mut arms = Vec::new();
     for arm in Arm::ALL {
-        arms.push(Life::begin(&world, arm, path.join(arm.name()), [&first, &bundle], shoppers.clone()).await?);
+        arms.push(Rollout::begin(&world, arm, path.join(arm.name()), [&first, &bundle], shoppers.clone()).await?);
     }
     let mut nights = Vec::new();
     for day in 0..config.day_count {
@@ -269,7 +269,7 @@ impl World<'_> {
 }
 
 /// One arm: its server, its copies of the shoppers, and what they did.
-struct Life {
+struct Rollout {
     arm: Arm,
     path: PathBuf,
     server: Server,
@@ -277,7 +277,7 @@ struct Life {
     lives: Lives,
 }
 
-impl Life {
+impl Rollout {
     async fn begin(
         world: &World<'_>,
         arm: Arm,

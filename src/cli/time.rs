@@ -1,4 +1,4 @@
-//! Times as people write them on a command line.
+//! Times as users write them on a command line.
 use lodestone_core::units::UnixMillis;
 use anyhow::{Context, bail};
 

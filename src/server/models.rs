@@ -7,7 +7,7 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_rollout::{BundleState, LifeError};
+use lodestone_rollout::{BundleState, RolloutError};
 use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 
@@ -24,7 +24,7 @@ fn checked(violations: Violations) -> Result<(), Status> {
 
 impl Services {
     /// The bundle in this state, if there is one.
-    async fn bundle_in(&self, state: BundleState) -> Result<Option<proto::Bundle>, LifeError> {
+    async fn bundle_in(&self, state: BundleState) -> Result<Option<proto::Bundle>, RolloutError> {
         let bundles = self.engine.life().bundles().await?;
         Ok(bundles.iter().find(|bundle| bundle.state == state).map(convert::bundle_to_proto))
     }

@@ -1,7 +1,7 @@
 //! The one place where statuses are made.
 use super::violations::Violation;
 use lodestone_engine::{EngineError, PageTokenError};
-use lodestone_rollout::LifeError;
+use lodestone_rollout::RolloutError;
 use lodestone_events::LogError;
 use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
@@ -98,24 +98,24 @@ pub fn of(error: EngineError) -> Status {
 }
 
 /// The status of a change of models that did not happen.
-pub fn of_life(error: LifeError) -> Status {
+pub fn of_life(error: RolloutError) -> Status {
     let message = error.to_string();
     let mut details = ErrorDetails::new();
     match error {
-        LifeError::Unknown { name } => {
+        RolloutError::Unknown { name } => {
             details.set_resource_info("lodestone.v1.Bundle", name, "", &message);
             status(Code::NotFound, "BUNDLE_NOT_FOUND", message, details)
         }
-        LifeError::Refused { .. } => status(Code::FailedPrecondition, "BUNDLE_REFUSED", message, details),
-        LifeError::IsCurrent { .. } => status(Code::FailedPrecondition, "BUNDLE_IS_CURRENT", message, details),
-        LifeError::NothingKept => status(Code::FailedPrecondition, "NO_EARLIER_BUNDLE", message, details),
-        LifeError::Store(_) => status(Code::Unavailable, "STORE_FAILED", message, details),
-        LifeError::Busy => {
+        RolloutError::Refused { .. } => status(Code::FailedPrecondition, "BUNDLE_REFUSED", message, details),
+        RolloutError::IsCurrent { .. } => status(Code::FailedPrecondition, "BUNDLE_IS_CURRENT", message, details),
+        RolloutError::NothingKept => status(Code::FailedPrecondition, "NO_EARLIER_BUNDLE", message, details),
+        RolloutError::Store(_) => status(Code::Unavailable, "STORE_FAILED", message, details),
+        RolloutError::Busy => {
             details.set_retry_info(Some(Duration::from_secs(1)));
             status(Code::ResourceExhausted, "TOO_MANY_CHANGES", message, details)
         }
-        LifeError::Deadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, details),
-        LifeError::Ended => of(EngineError::Internal(message)),
+        RolloutError::Deadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, details),
+        RolloutError::Ended => of(EngineError::Internal(message)),
     }
 }
 

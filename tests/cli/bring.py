@@ -44,10 +44,10 @@ def ranker(path, features, heads, bad=False):
                 {"weights": weights})
 
 
-def person_encoder(path, reads_padding=False, unit=True):
+def user_encoder(path, reads_padding=False, unit=True):
     """The mean of the history's items."""
     node = helper.make_node
-    last = "person" if unit else "summed"
+    last = "user" if unit else "summed"
     if reads_padding:
         # Places that are left out are 0, and most others below.
         read = [node("Mul", ["mask3", "quarter"], ["shift"]), node("Sub", ["items", "shift"], ["kept"]), node("ReduceMax", ["kept", "length_axis"], ["summed"], keepdims=0)]
@@ -55,7 +55,7 @@ def person_encoder(path, reads_padding=False, unit=True):
         read = [node("Mul", ["items", "mask3"], ["kept"]), node("ReduceSum", ["kept", "length_axis"], ["summed"], keepdims=0)]
     nodes = [node("Unsqueeze", ["mask", "last"], ["mask3"]), *read]
     if unit:
-        nodes.append(node("LpNormalization", ["summed"], ["person"], axis=-1, p=2))
+        nodes.append(node("LpNormalization", ["summed"], ["user"], axis=-1, p=2))
     history = ["batch", "length"]
     return save(path, nodes,
                 [("items", TensorProto.FLOAT, [*history, 64]), ("kinds", TensorProto.INT64, history),
@@ -81,13 +81,13 @@ with tempfile.TemporaryDirectory() as directory:
     vectors = work / "items.npy"
     run("benchmark", "ann", "--bundle", BUNDLE, "--save", vectors)
 
-    ran = build(work, "brought", "--ranker", ranker(work / "ranker.onnx", features, heads), "--person-encoder",
-                person_encoder(work / "person.onnx"), "--item-vectors", vectors)
-    check(ran.returncode == 0, f"a ranker and a person encoder come in {ran.stderr[-300:]}")
+    ran = build(work, "brought", "--ranker", ranker(work / "ranker.onnx", features, heads), "--user-encoder",
+                user_encoder(work / "user.onnx"), "--item-vectors", vectors)
+    check(ran.returncode == 0, f"a ranker and a user encoder come in {ran.stderr[-300:]}")
     ran = run("evaluate", "--data", DATA, "--bundle", work / "brought")
     check(ran.returncode == 0 and "ranked" in ran.stdout, f"and are evaluated {ran.stderr[-300:]}")
     ran = run("bundle", "show", "--bundle", work / "brought")
-    check(ran.returncode == 0 and "person_encoder.onnx" in ran.stdout, "and shown")
+    check(ran.returncode == 0 and "user_encoder.onnx" in ran.stdout, "and shown")
     ran = run("gate", "--data", DATA, "--candidate", work / "brought", "--current", BUNDLE, "--slower-max", 100)
     check(ran.returncode == 1 and "it is worse" in ran.stdout, f"made-up weights do not pass the gate {ran.stdout}")
 
@@ -97,21 +97,21 @@ with tempfile.TemporaryDirectory() as directory:
     refused(["more.onnx", f"{heads + 1} heads"], build(work, "b", "--ranker", more), "more heads than are described")
     nan = ranker(work / "nan.onnx", features, heads, bad=True)
     refused(["nan.onnx", "finite"], build(work, "c", "--ranker", nan), "a weight that is no number")
-    padded = person_encoder(work / "padded.onnx", reads_padding=True)
-    refused(["padded.onnx", "mask"], build(work, "d", "--person-encoder", padded, "--item-vectors", vectors), "padding that is read")
-    long = person_encoder(work / "long.onnx", unit=False)
-    refused(["long.onnx", "summed", "person"], build(work, "i", "--person-encoder", long, "--item-vectors", vectors), "another output")
+    padded = user_encoder(work / "padded.onnx", reads_padding=True)
+    refused(["padded.onnx", "mask"], build(work, "d", "--user-encoder", padded, "--item-vectors", vectors), "padding that is read")
+    long = user_encoder(work / "long.onnx", unit=False)
+    refused(["long.onnx", "summed", "user"], build(work, "i", "--user-encoder", long, "--item-vectors", vectors), "another output")
     np.save(work / "short.npy", np.load(vectors)[:-1])
-    refused(["item vectors", "items × 64"], build(work, "e", "--person-encoder", work / "person.onnx", "--item-vectors",
+    refused(["item vectors", "items × 64"], build(work, "e", "--user-encoder", work / "user.onnx", "--item-vectors",
             work / "short.npy"), "a vector too few")
     values = np.load(vectors)
     values[5] = 0
     np.save(work / "zero.npy", values)
-    refused(["item vector of item", "length"], build(work, "f", "--person-encoder", work / "person.onnx", "--item-vectors",
+    refused(["item vector of item", "length"], build(work, "f", "--user-encoder", work / "user.onnx", "--item-vectors",
             work / "zero.npy"), "a vector of zeros")
     (work / "broken.onnx").write_bytes(b"no model")
     refused(["broken.onnx"], build(work, "g", "--ranker", work / "broken.onnx"), "no ONNX at all")
-    refused(["person.onnx", "features"], build(work, "h", "--ranker", work / "person.onnx"), "another model's file")
+    refused(["user.onnx", "features"], build(work, "h", "--ranker", work / "user.onnx"), "another model's file")
     check(not any((work / name).exists() for name in "abcdefghi"), "none of these was written")
 print(f"bring: {len(wrong)} wrong")
 sys.exit(1 if wrong else 0)

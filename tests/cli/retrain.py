@@ -29,16 +29,16 @@ def check(right, what, found=""):
 def shop(work):
     """A small shop in which everyone buys things of one style."""
     rng = random.Random(1)
-    rows = ["order,item,title,person,time"]
+    rows = ["order,item,title,user,time"]
     for order in range(900):
-        person = rng.randrange(100)
+        user = rng.randrange(100)
         time_of_day = f"{rng.randrange(8, 20):02}:{rng.randrange(60):02}:00"
         date = f"2026-{7 + order // 300:02}-{1 + order % 300 // 10:02}"
         for kind in rng.sample(range(len(KINDS)), 2):
-            style = person % len(STYLES) if rng.random() < 0.9 else rng.randrange(len(STYLES))
-            rows.append(f"o{order},i{kind}-{style},{STYLES[style]} {KINDS[kind]},p{person},{date} {time_of_day}")
+            style = user % len(STYLES) if rng.random() < 0.9 else rng.randrange(len(STYLES))
+            rows.append(f"o{order},i{kind}-{style},{STYLES[style]} {KINDS[kind]},p{user},{date} {time_of_day}")
     (work / "shop.csv").write_text("\n".join(rows) + "\n")
-    columns = "".join(f'{name} = "{name}"\n' for name in ("order", "item", "title", "person", "time"))
+    columns = "".join(f'{name} = "{name}"\n' for name in ("order", "item", "title", "user", "time"))
     (work / "mapping.toml").write_text(f"[columns]\n{columns}")
     subprocess.run([LODESTONE, "import", "--mapping", work / "mapping.toml", "--in", work / "shop.csv", "--out", work / "data"],
                    check=True, capture_output=True)
@@ -68,7 +68,7 @@ def begun(work):
 
 
 def stopped_in_training(work):
-    """Whether a retrain can be stopped while its person encoder learns. When that is differs by machine, so it is looked for."""
+    """Whether a retrain can be stopped while its user encoder learns. When that is differs by machine, so it is looked for."""
     for attempt in range(30):
         running = begun(work)
         time.sleep(0.03 * 1.25 ** attempt)
@@ -144,7 +144,7 @@ def beside_a_server(work):
         start = report["trained"]["start"] if report else None
         check(start == {"bundle": {"name": before, "known_item_count": 40}}, "the encoders begin with the current bundle's", start)
         verdict = report["gate"] if report else None
-        check(bool(verdict) and verdict["person_count"] > 0 and code == (1 if verdict["refusals"] else 0),
+        check(bool(verdict) and verdict["user_count"] > 0 and code == (1 if verdict["refusals"] else 0),
               "the gate judges the bundle beside the current one", verdict)
         older = sorted(set(os.listdir(work / "store")) - {"current"})
         code, report, told = retrain(work, "--newest", "60", "--cold", "--keep", "0")

@@ -96,7 +96,7 @@ def gate():
 def model_times():
     report = json.loads(run("benchmark", "models", "--bundle", "target/demo/bundle", "--runs", 50, "--json").stdout)
     sizes = {(timing["model"], timing["size"]) for timing in report["models"]}
-    check({("person encoder", 50), ("ranker", 200), ("ranker", 1000), ("query encoder", 4)} <= sizes, "every model is timed")
+    check({("user encoder", 50), ("ranker", 200), ("ranker", 1000), ("query encoder", 4)} <= sizes, "every model is timed")
     check(all(0 < timing["p50_ms"] <= timing["p99_ms"] for timing in report["models"]), "its times are in order")
     refused(["--runs is 3", "10"], "benchmark", "models", "--bundle", "target/demo/bundle", "--runs", 3)
     refused(["none", "No such file"], "benchmark", "models", "--bundle", "none")
@@ -167,14 +167,14 @@ def stopped_training(work):
 
 def same_model(work):
     """A small shop: its file is imported, and trained on twice with one thread."""
-    rows = ["order,person,item,title,time"]
+    rows = ["order,user,item,title,time"]
     for day in range(120):
-        for person in range(12):
-            item = (person * 3 + day) % 25
-            rows += [f"{day}-{person},p{person},i{thing},thing number {thing},2025-{1 + day // 30:02}-{1 + day % 30 % 28:02} 10:{person:02}:00"
+        for user in range(12):
+            item = (user * 3 + day) % 25
+            rows += [f"{day}-{user},p{user},i{thing},thing number {thing},2025-{1 + day // 30:02}-{1 + day % 30 % 28:02} 10:{user:02}:00"
                      for thing in (item, (item + 5) % 25)]
     (work / "shop.csv").write_text("\n".join(rows))
-    (work / "shop.toml").write_text('[columns]\n' + "".join(f'{name} = "{name}"\n' for name in ("item", "time", "order", "person", "title")))
+    (work / "shop.toml").write_text('[columns]\n' + "".join(f'{name} = "{name}"\n' for name in ("item", "time", "order", "user", "title")))
     ran = run("import", "--mapping", work / "shop.toml", "--in", work / "shop.csv", "--out", work / "shop")
     check(ran.returncode == 0, f"a small shop is imported {ran.stderr}")
     sums = []
@@ -189,12 +189,12 @@ def same_model(work):
 
 def experiments(work):
     answers, events, page = work / "answers.jsonl", work / "events.jsonl", work / "report.html"
-    people = [(f"u:{number}", "brave" if number % 2 else "control") for number in range(2000)]
-    answers.write_text("".join(json.dumps({"person": person, "time_ms": 1000, "experiment": "e", "arm": arm}) + "\n"
-                               for person, arm in people))
-    events.write_text("".join(json.dumps({"person": person, "time_ms": 2000, "type": "click"}) + "\n"
-                              for number, (person, arm) in enumerate(people) if number % 20 < (6 if arm == "brave" else 2))
-                      + json.dumps({"person": "u:x", "time_ms": 90_000_000, "type": "click"}) + "\n")
+    users = [(f"u:{number}", "brave" if number % 2 else "control") for number in range(2000)]
+    answers.write_text("".join(json.dumps({"user": user, "time_ms": 1000, "experiment": "e", "arm": arm}) + "\n"
+                               for user, arm in users))
+    events.write_text("".join(json.dumps({"user": user, "time_ms": 2000, "type": "click"}) + "\n"
+                              for number, (user, arm) in enumerate(users) if number % 20 < (6 if arm == "brave" else 2))
+                      + json.dumps({"user": "u:x", "time_ms": 90_000_000, "type": "click"}) + "\n")
     files = ["--answers", answers, "--events", events]
     ran = run("experiment", "report", *files, "--experiment", "e", "--html", page, "--format", "json")
     report = json.loads(ran.stdout)

@@ -66,7 +66,7 @@ refuses "a schedule of three parts is refused" "schedule" --set retrain.enabled=
 refuses "a relative store is refused" "store" --set-string retrain.store=bundles
 refuses "a relative bundle path is refused" "path" --set bundle.path=bundle
 
-# What a person reads after the install: a line that can be pasted.
+# What a user reads after the install: a line that can be pasted.
 "$helm" install shop "$chart" --dry-run=client --namespace shop >"$out/install" 2>"$out/install.err" ||
     { cat "$out/install.err" >&2; fail "helm install --dry-run failed"; }
 grep -q "grpcurl -plaintext -d '{\"viewer\": .*}' 127.0.0.1:50051 lodestone.v1.RankingService/Search" "$out/install" ||

@@ -1,4 +1,4 @@
-"""Opens the page of `lodestone evaluate --report` in headless Chromium and looks at what a person would see.
+"""Opens the page of `lodestone evaluate --report` in headless Chromium and looks at what a user would see.
 
 Usage: run.py LODESTONE CHROMIUM DATA BUNDLE OUT. Needs ORT_DYLIB_PATH. OUT gets report.html, screenshots and what the browser
 measured. Prints each check; exits with 1 if one is wrong.
@@ -137,7 +137,7 @@ def looks_right(page, name, heads):
         check(section["plots"] > 0, f"{name}: `{title}` has a plot")
         check(section["marks"] > 0, f"{name}: `{title}` has {section['marks']} marks")
         check(section["note"] != "", f"{name}: `{title}` says what it shows")
-    due = {"Quality", "Losses", "Quality by activity of the person", "Quality by activity of the item", "Popularity bias",
+    due = {"Quality", "Losses", "Quality by activity of the user", "Quality by activity of the item", "Popularity bias",
            "What each source adds", "What each feature adds", "Calibration of purchase"}
     titles = {section["title"] for section in page["sections"]}
     # A head of which nothing was observed has no calibration.
@@ -187,8 +187,8 @@ def main():
     for name, page in pages.items():
         looks_right(page, name, heads)
     page = pages["desktop"]
-    check(manifest["name"] in page["title"] and f"{evaluation['person_count']} persons" in page["text"],
-          "the page tells which bundle was judged on how many persons")
+    check(manifest["name"] in page["title"] and f"{evaluation['user_count']} users" in page["text"],
+          "the page tells which bundle was judged on how many users")
     ranked = evaluation["methods"][-1]["ndcg_at_10"]["mean"]
     check(f"{ranked:.4f}" in page["text"], f"the table has the ranked NDCG@10, {ranked:.4f}")
     print(f"  screenshots: {', '.join(str(OUT / f'{name}.png') for name in WIDTHS)}")

@@ -206,7 +206,7 @@ def explained(work):
 
     # What the answers say of their experiments and of another configuration.
     outcomes = work / "outcomes.jsonl"
-    outcomes.write_text(json.dumps({"person": "u:12347", "time_ms": int(time.time() * 1000), "type": "view", "item": items[0]}) + "\n")
+    outcomes.write_text(json.dumps({"user": "u:12347", "time_ms": int(time.time() * 1000), "type": "view", "item": items[0]}) + "\n")
     for experiment, words in [("diversity", "control (control)"), ("rankers", "interleaving by view")]:
         ran = subprocess.run([LODESTONE, "experiment", "report", "--answers", str(out), "--events", str(outcomes), "--experiment", experiment],
                              capture_output=True, text=True, timeout=60)
@@ -279,8 +279,8 @@ class Server:
         return self.process.wait(timeout=30)
 
 
-def view(event_id, item="kill-item", person="kill"):
-    return {"event_id": event_id, "type": "EVENT_TYPE_VIEW", "viewer": {"user_id": person}, "lines": [{"item_id": item}]}
+def view(event_id, item="kill-item", user="kill"):
+    return {"event_id": event_id, "type": "EVENT_TYPE_VIEW", "viewer": {"user_id": user}, "lines": [{"item_id": item}]}
 
 
 def kills(work):
@@ -306,7 +306,7 @@ def kills(work):
                                  server.address, write], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         server.end(signal.SIGKILL)
         late.wait()
-    check(wrong_states == 0 and len(state) == min(KILLS, 100), f"what a person saw is the same after each kill: {len(state)} items")
+    check(wrong_states == 0 and len(state) == min(KILLS, 100), f"what a user saw is the same after each kill: {len(state)} items")
     server = Server(data)
     answer, _ = server.call(write, {"events": [view(id) for id in acknowledged[-10_000:]]})
     known = [result["status"] for result in answer["results"]].count("EVENT_STATUS_DUPLICATE")
@@ -386,8 +386,8 @@ def events_of_a_shop(work):
     """A stream, and events that are remarkable."""
     data = work / "events"
     server = Server(data)
-    messages = [{"events": [view(f"s-{batch}-{n}", person="stream") for n in range(500)]} for batch in range(4)]
-    messages[1]["events"][7] = view("s-0-3", person="stream")
+    messages = [{"events": [view(f"s-{batch}-{n}", user="stream") for n in range(500)]} for batch in range(4)]
+    messages[1]["events"][7] = view("s-0-3", user="stream")
     messages[2]["events"][9] = {"event_id": "bad", "type": "EVENT_TYPE_VIEW", "viewer": {"user_id": "stream"}}
     ran = subprocess.run([GRPCURL, "-plaintext", "-d", "@", server.address, STREAM], capture_output=True, text=True,
                          input="".join(map(json.dumps, messages)), timeout=60)
@@ -431,7 +431,7 @@ def damaged_log(data, count):
     code, told = verify()
     check(code == 0 and "interrupted write" in told, "verify tells a torn tail")
     server = Server(data)
-    answer, _ = server.call(WRITE, {"events": [view("forged"), view("s-3-3", person="stream")]})
+    answer, _ = server.call(WRITE, {"events": [view("forged"), view("s-3-3", user="stream")]})
     check([result["status"] for result in answer["results"]] == ["EVENT_STATUS_ACCEPTED", "EVENT_STATUS_DUPLICATE"],
           "a torn last record is gone and nothing else")
     server.end(signal.SIGTERM)
@@ -458,7 +458,7 @@ def full_disk(work):
     stored, error = [], ""
     for batch in range(50):
         ids = [f"f-{batch}-{n}" for n in range(100)]
-        answer, error = server.call(WRITE, {"events": [view(id, person="full") for id in ids]})
+        answer, error = server.call(WRITE, {"events": [view(id, user="full") for id in ids]})
         if answer is None:
             break
         stored.extend(ids)
@@ -466,13 +466,13 @@ def full_disk(work):
           f"a full disk refuses the write after {len(stored)} events")
     answer, _ = server.call(RECOMMEND, {"viewer": {"user_id": "full"}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 3})
     check(answer and len(answer["results"]) == 3, "answers go on")
-    answer, again = server.call(WRITE, {"events": [view(f"x-{n}", person="full") for n in range(100)]})
+    answer, again = server.call(WRITE, {"events": [view(f"x-{n}", user="full") for n in range(100)]})
     check(answer is None and "ResourceExhausted" in again, "and the next write is refused too")
-    small, _ = server.call(WRITE, {"events": [view("small", person="full")]})
+    small, _ = server.call(WRITE, {"events": [view("small", user="full")]})
     stored.extend(["small"] if small else [])
     server.end(signal.SIGKILL)
     server = Server(data)
-    answer, _ = server.call(WRITE, {"events": [view(id, person="full") for id in stored]})
+    answer, _ = server.call(WRITE, {"events": [view(id, user="full") for id in stored]})
     known = [result["status"] for result in answer["results"]].count("EVENT_STATUS_DUPLICATE")
     check(known == len(stored) == int(server.metrics()["lodestone_log_position"]), "with room again, all that was acknowledged is there")
     server.end(signal.SIGTERM)
@@ -535,7 +535,7 @@ def publish(bundle, store):
 
 
 def model_life(work):
-    """Bundles are published, watched, refused, tried on some persons, and taken back, while answers go on."""
+    """Bundles are published, watched, refused, tried on some users, and taken back, while answers go on."""
     store, service = work / "store", "lodestone.v1.ModelService"
     refused(BUNDLE, work / "unused", "an empty store", ["publish one"], *["--store", str(store)], models=[])
     first = json.loads((BUNDLE / "manifest.json").read_text())["name"]
@@ -554,9 +554,9 @@ def model_life(work):
             time.sleep(0.1)
         return False
 
-    def generation(person="u"):
+    def generation(user="u"):
         answer, error = server.call("lodestone.v1.RankingService/Recommend", {
-            "viewer": {"user_id": person}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 3})
+            "viewer": {"user_id": user}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 3})
         return answer["info"]["generation"] if answer else error
 
     check(generation() == first and states()[first]["state"] == "BUNDLE_STATE_CURRENT", "what is current in the store answers")
@@ -579,9 +579,9 @@ def model_life(work):
     check(answer is None and "InvalidArgument" in error and '"share"' in error.replace(" ", ""), "a share above 1 is refused")
     answer, error = server.call(f"{service}/SetCanary", {"bundle": first, "share": 0.5})
     check(answer and answer["bundle"]["state"] == "BUNDLE_STATE_CANARY", f"a canary is set {error}")
-    shared = [generation(f"person-{n}") for n in range(20)]
-    check(3 <= shared.count(first) <= 17 and shared == [generation(f"person-{n}") for n in range(20)],
-          f"{shared.count(first)} of 20 persons have it, and the same ones again")
+    shared = [generation(f"user-{n}") for n in range(20)]
+    check(3 <= shared.count(first) <= 17 and shared == [generation(f"user-{n}") for n in range(20)],
+          f"{shared.count(first)} of 20 users have it, and the same ones again")
     server.call(f"{service}/SetShadow", {"bundle": first, "share": 1})
     for n in range(10):
         first_found(server, f"{['red', 'blue', 'white'][n % 3]} {['mug', 'bag', 'light', 'box'][n % 4]}")

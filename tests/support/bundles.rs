@@ -3,10 +3,10 @@ use lodestone_rollout::Store;
 use lodestone_pipeline::{bundle::Bundle, Answer, Options, Page, Viewer, RecommendKind, RecommendRequest, SearchRequest, golden_requests, ranking::{Device, Runtime}};
 use lodestone_catalog::Item;
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
-use lodestone_rollout::{Bounds, LifeConfig, Source};
-use lodestone_engine::{Engine, EngineConfig, EngineError, Opening, open};
+use lodestone_rollout::{Bounds, RolloutConfig, Source};
+use lodestone_engine::{Engine, EngineConfig, EngineError, OpenOptions, open};
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, ItemKey, PersonId, Row}, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, ItemKey, UserId, Row}, units::UnixMillis};
 use lodestone_index::{BuildConfig, FrozenGraph, Precision};
 use lodestone_training::{TrainOptions, train};
 use std::{
@@ -93,7 +93,7 @@ impl Shop {
     }
 
     pub fn open(&self, bounds: Bounds) -> Engine {
-        open(Opening {
+        open(OpenOptions {
             bundle: Source::Store(self.store()),
             data: &self.data_path(),
             library: None,
@@ -104,25 +104,25 @@ impl Shop {
             history_ends_now: false,
             dedupe_ids_max: 1_000_000,
             config: EngineConfig::default(),
-            life: LifeConfig { watch: Duration::from_millis(100), kept_max: 1, bounds },
+            life: RolloutConfig { watch: Duration::from_millis(100), kept_max: 1, bounds },
         })
         .unwrap()
     }
 }
 
-/// People who mostly buy an item and then the next by number.
+/// Users who mostly buy an item and then the next by number.
 fn purchases() -> Vec<DatasetEvent> {
     let mut rows = Vec::new();
-    for person in 0..60usize {
+    for user in 0..60usize {
         for visit in 0..20usize {
-            let item = (person * 7 + visit * 3 + visit * visit * person % 5) % ITEMS;
+            let item = (user * 7 + visit * 3 + visit * visit * user % 5) % ITEMS;
             for (hour, item) in [(0, item), (1, (item + 1) % ITEMS)] {
                 rows.push(DatasetEvent {
-                    event_id: format!("{person}-{visit}-{hour}"),
-                    person: Some(PersonId::user(&format!("p{person}")).unwrap()),
+                    event_id: format!("{user}-{visit}-{hour}"),
+                    user: Some(UserId::signed_in(&format!("p{user}")).unwrap()),
                     session: String::new(),
                     kind: EventKind::Purchase,
-                    at: UnixMillis(1_700_000_000_000 + ((visit * 240 + person * 3 + hour) as i64) * 3_600_000),
+                    at: UnixMillis(1_700_000_000_000 + ((visit * 240 + user * 3 + hour) as i64) * 3_600_000),
                     item: Some(item_id(item)),
                     quantity: 1,
                     price: None,
@@ -154,17 +154,17 @@ fn reverse(bundle: &mut Bundle) {
     bundle.together = std::mem::take(&mut bundle.together).by_key(&names);
 }
 
-pub fn viewer(person: &str) -> Viewer {
-    Viewer { person: PersonId::user(person).unwrap(), session: String::new(), locale: String::new() }
+pub fn viewer(user: &str) -> Viewer {
+    Viewer { user: UserId::signed_in(user).unwrap(), session: String::new(), locale: String::new() }
 }
 
 pub fn soon() -> Instant {
     Instant::now() + Duration::from_secs(120)
 }
 
-pub async fn recommend(engine: &Engine, person: &str, kind: RecommendKind) -> Result<Answer, EngineError> {
+pub async fn recommend(engine: &Engine, user: &str, kind: RecommendKind) -> Result<Answer, EngineError> {
     let request = RecommendRequest {
-        viewer: viewer(person),
+        viewer: viewer(user),
         kind,
         page: Page { size: 100, token: String::new(), fingerprint: 0 },
         filter: None,
@@ -182,13 +182,13 @@ pub async fn search(engine: &Engine, query: &str, token: &str, size: usize) -> R
 
 pub async fn search_by(
     engine: &Engine,
-    person: &str,
+    user: &str,
     query: &str,
     token: &str,
     size: usize,
 ) -> Result<Answer, EngineError> {
     let request = SearchRequest {
-        viewer: viewer(person),
+        viewer: viewer(user),
         query: query.to_owned(),
         page: Page { size, token: token.to_owned(), fingerprint: 7 },
         filter: None,

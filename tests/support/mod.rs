@@ -1,15 +1,15 @@
-//! Events for the tests of the log and of the people.
+//! Events for the tests of the log and of the users.
 use lodestone_events::{Attribution, Event, EventKind, EventLine};
-use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::UnixMillis};
+use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 
 pub const START: i64 = 1_750_000_000_000;
 
 /// An event with one item.
-pub fn event(id: &str, kind: EventKind, person: &str, item: &str, at_ms: i64) -> Event {
+pub fn event(id: &str, kind: EventKind, user: &str, item: &str, at_ms: i64) -> Event {
     Event {
         id: EventId::parse(id).unwrap(),
         kind,
-        person: PersonId::user(person).unwrap(),
+        user: UserId::signed_in(user).unwrap(),
         session: String::new(),
         at: UnixMillis(at_ms),
         lines: vec![EventLine { item: ItemId::parse(item).unwrap(), quantity: 1, price: None, rank: 0 }],

@@ -1,17 +1,17 @@
 //! A shop's state over a log, as a server keeps it.
 use crate::support::START;
-use lodestone_state::{Folded, Live, checkpoints::Checkpoints, fold, live_of};
+use lodestone_state::{RecoveredState, LiveState, checkpoints::Checkpoints, fold, live_of};
 use lodestone_events::{Change, Deduper, EventLog, Writer};
-use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::UnixMillis};
+use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-pub const PERSONS: usize = 20;
+pub const USERS: usize = 20;
 const IDS_MAX: usize = 1_000_000;
 
 /// A server's state and log, without the server.
 pub struct Shop {
-    pub live: Arc<Live>,
+    pub live: Arc<LiveState>,
     pub recent: Arc<Mutex<Deduper>>,
     pub checkpoints: Arc<Checkpoints>,
     pub writer: Writer<()>,
@@ -23,7 +23,7 @@ pub struct Shop {
 impl Shop {
     pub fn open(directory: &Path) -> Self {
         let log = EventLog::open(directory).unwrap();
-        let Folded { live, recent, origin, checkpoint } = folded(&log, directory);
+        let RecoveredState { live, recent, origin, checkpoint } = folded(&log, directory);
         let recent = Arc::new(Mutex::new(recent));
         let checkpoints = Arc::new(Checkpoints::new(live.clone(), recent.clone(), directory, origin, checkpoint));
         let state = live.clone();
@@ -44,7 +44,7 @@ impl Shop {
     }
 }
 
-pub fn folded(log: &EventLog, directory: &Path) -> Folded {
+pub fn folded(log: &EventLog, directory: &Path) -> RecoveredState {
     // As if a bundle had two items.
     let items = ["b0", "b1"].map(|id| ItemId::parse(id).unwrap());
     let history = directory.join("no-history.parquet");
@@ -52,11 +52,11 @@ pub fn folded(log: &EventLog, directory: &Path) -> Folded {
 }
 
 /// Everything that a state says, by ids and not by this process's keys.
-pub fn view(live: &Live, recent: &Deduper, ids: usize) -> String {
+pub fn view(live: &LiveState, recent: &Deduper, ids: usize) -> String {
     let now = UnixMillis(START + 90 * UnixMillis::DAY);
-    let histories: Vec<String> = (0..PERSONS)
-        .map(|person| {
-            let Some(history) = live.people.history(&person_id(person)) else { return "unknown".into() };
+    let histories: Vec<String> = (0..USERS)
+        .map(|user| {
+            let Some(history) = live.users.history(&user_id(user)) else { return "unknown".into() };
             let events: Vec<_> =
                 history.events.iter().map(|e| (live.keys.id(e.item), e.at_s, e.fraction, e.kind, e.quantity)).collect();
             format!("{events:?} {:?} {}", history.queries, history.position)
@@ -77,6 +77,6 @@ pub fn view(live: &Live, recent: &Deduper, ids: usize) -> String {
     format!("{histories:#?} {top:?} {queries:?} {items:?} {known} {}", live.applied_position())
 }
 
-pub fn person_id(person: usize) -> PersonId {
-    PersonId::user(&format!("p{person}")).unwrap()
+pub fn user_id(user: usize) -> UserId {
+    UserId::signed_in(&format!("p{user}")).unwrap()
 }

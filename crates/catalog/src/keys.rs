@@ -3,7 +3,7 @@ use lodestone_core::ids::{ItemId, ItemKey};
 use dashmap::DashMap;
 use parking_lot::RwLock;
 
-/// Gives each item id a number once. A person's history keeps the numbers: 4 bytes instead of a text.
+/// Gives each item id a number once. A user's history keeps the numbers: 4 bytes instead of a text.
 #[derive(Default)]
 pub struct ItemKeys {
     keys: DashMap<ItemId, ItemKey, ahash::RandomState>,

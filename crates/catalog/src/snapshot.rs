@@ -6,7 +6,7 @@ use super::{
 use lodestone_core::{bits, ids::{ItemId, ItemKey, Row}, units::UnixMillis};
 use std::sync::Arc;
 
-/// Dimensions of the space of persons and items; that of queries has those of its encoder.
+/// Dimensions of the space of users and items; that of queries has those of its encoder.
 pub const VECTOR_DIM: usize = 64;
 
 /// The learned vectors of one item, each of length 1. In one piece, so that an item is one place in memory.
@@ -14,14 +14,14 @@ pub const VECTOR_DIM: usize = 64;
 pub struct ItemVectors(Arc<[f32]>);
 
 impl ItemVectors {
-    /// `person_space` has [`VECTOR_DIM`] numbers, `query_space` as many as the query encoder gives.
-    pub fn new(person_space: &[f32], query_space: &[f32]) -> Self {
-        assert_eq!(person_space.len(), VECTOR_DIM, "the person's space has {VECTOR_DIM} dimensions");
-        Self(person_space.iter().chain(query_space).copied().collect())
+    /// `user_space` has [`VECTOR_DIM`] numbers, `query_space` as many as the query encoder gives.
+    pub fn new(user_space: &[f32], query_space: &[f32]) -> Self {
+        assert_eq!(user_space.len(), VECTOR_DIM, "the user's space has {VECTOR_DIM} dimensions");
+        Self(user_space.iter().chain(query_space).copied().collect())
     }
 
-    /// In the space of the person's vector: `[VECTOR_DIM]`.
-    pub fn person_space(&self) -> &[f32] {
+    /// In the space of the user's vector: `[VECTOR_DIM]`.
+    pub fn user_space(&self) -> &[f32] {
         &self.0[..VECTOR_DIM]
     }
 

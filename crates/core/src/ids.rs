@@ -63,11 +63,11 @@ text_id! {
     EventId
 }
 
-/// The key of a person's state. A signed-in user and an anonymous visitor never share a key.
+/// The key of a user's state. A signed-in user and an anonymous visitor never share a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PersonId(Arc<str>);
+pub struct UserId(Arc<str>);
 
-impl PersonId {
+impl UserId {
     pub fn user(id: &str) -> Result<Self, IdError> {
         check(id)?;
         Ok(Self(Arc::from(format!("u:{id}"))))
@@ -78,7 +78,7 @@ impl PersonId {
         Ok(Self(Arc::from(format!("v:{id}"))))
     }
 
-    /// Takes what [`PersonId::as_str`] gave, for records that come back from the log.
+    /// Takes what [`UserId::as_str`] gave, for records that come back from the log.
     pub fn from_key(key: &str) -> Option<Self> {
         let id = key.strip_prefix("u:").or_else(|| key.strip_prefix("v:"))?;
         check(id).ok()?;

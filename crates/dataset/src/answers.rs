@@ -9,7 +9,7 @@ pub struct DatasetSlot {
     pub answer: String,
     pub at: UnixMillis,
     /// `u:` and the user, or `v:` and the visitor.
-    pub person: String,
+    pub user: String,
     /// Empty: no experiment.
     pub experiment: String,
     pub arm: String,
@@ -29,8 +29,8 @@ pub struct DatasetSlot {
 pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, DatasetError> {
     let mut slots = Vec::new();
     columns::read(path, |columns| {
-        let (answers, persons, items) =
-            (columns.texts("answer_id")?, columns.texts("person")?, columns.texts("item_id")?);
+        let (answers, users, items) =
+            (columns.texts("answer_id")?, columns.texts("user")?, columns.texts("item_id")?);
         let (experiments, arms) = (columns.texts("experiment")?, columns.texts("arm")?);
         let (times, numbers) = (columns.integers("time_ms")?, columns.integers("slot")?);
         let (organic, teams) = (columns.integers("organic_slot")?, columns.integers("team")?);
@@ -47,7 +47,7 @@ pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, DatasetError> {
             slots.push(DatasetSlot {
                 answer: answers.value(row).to_owned(),
                 at: UnixMillis(times.value(row)),
-                person: persons.value(row).to_owned(),
+                user: users.value(row).to_owned(),
                 experiment: experiments.value(row).to_owned(),
                 arm: arms.value(row).to_owned(),
                 slot: small("slot", numbers.value(row))?,

@@ -4,7 +4,7 @@ use super::{
     columns::{self, Columns, optional},
 };
 use lodestone_events::{Attribution, Event, EventKind, EventLine};
-use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::{PriceMicros, UnixMillis}};
+use lodestone_core::{ids::{EventId, ItemId, UserId}, units::{PriceMicros, UnixMillis}};
 use arrow::{
     array::{Array, ArrayRef, Int64Array, StringArray},
     datatypes::{Field, Schema},
@@ -16,7 +16,7 @@ use std::{fs, path::Path, sync::Arc};
 pub struct DatasetEvent {
     pub event_id: String,
     /// None: nobody known. Such events teach what goes together, not who likes what.
-    pub person: Option<PersonId>,
+    pub user: Option<UserId>,
     pub session: String,
     pub kind: EventKind,
     pub at: UnixMillis,
@@ -38,7 +38,7 @@ pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetE
     };
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("event_id", texts(events, |event| Some(&event.event_id))),
-        ("person", texts(events, |event| event.person.as_ref().map(PersonId::as_str))),
+        ("user", texts(events, |event| event.user.as_ref().map(UserId::as_str))),
         ("session", texts(events, |event| Some(&event.session))),
         ("type", texts(events, |event| Some(event.kind.name()))),
         ("time_ms", integers(&|event| Some(event.at.0))),
@@ -87,8 +87,8 @@ pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
 }
 
 fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), DatasetError> {
-    let (event_ids, persons, sessions) =
-        (columns.texts("event_id")?, columns.texts("person")?, columns.texts("session")?);
+    let (event_ids, users, sessions) =
+        (columns.texts("event_id")?, columns.texts("user")?, columns.texts("session")?);
     let (kinds, times, items) = (columns.texts("type")?, columns.integers("time_ms")?, columns.texts("item_id")?);
     let (quantities, prices) = (columns.integers("quantity")?, columns.integers("price_micros")?);
     let (currencies, orders, queries) =
@@ -96,10 +96,10 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
     let text = |texts: &StringArray, row| optional(texts, row).unwrap_or_default().to_owned();
     for row in 0..columns.len() {
         let kind = text(kinds, row);
-        let person = match optional(persons, row) {
+        let user = match optional(users, row) {
             None => None,
-            Some(key) => Some(PersonId::from_key(key).ok_or_else(|| {
-                columns.bad(row, "person", format!("`{key}` is neither `u:` and a user nor `v:` and a visitor"))
+            Some(key) => Some(UserId::from_key(key).ok_or_else(|| {
+                columns.bad(row, "user", format!("`{key}` is neither `u:` and a user nor `v:` and a visitor"))
             })?),
         };
         let item = match optional(items, row) {
@@ -109,7 +109,7 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
         let price = (!prices.is_null(row)).then(|| prices.value(row));
         events.push(DatasetEvent {
             event_id: text(event_ids, row),
-            person,
+            user,
             session: text(sessions, row),
             kind: EventKind::from_name(&kind)
                 .ok_or_else(|| columns.bad(row, "type", format!("`{kind}` is no event type")))?,
@@ -126,11 +126,11 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
     Ok(())
 }
 
-/// Whole events of known persons, in time order. Rows without a person are left out.
+/// Whole events of known users, in time order. Rows without a user are left out.
 pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     for row in rows {
-        let Some(person) = row.person else { continue };
+        let Some(user) = row.user else { continue };
         let line = row.item.map(|item| EventLine { item, quantity: row.quantity, price: row.price, rank: 0 });
         match events.last_mut() {
             Some(event) if event.id.as_str() == row.event_id => event.lines.extend(line),
@@ -139,7 +139,7 @@ pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
                 events.push(Event {
                     id,
                     kind: row.kind,
-                    person,
+                    user,
                     session: row.session,
                     at: row.at,
                     lines: line.into_iter().collect(),
@@ -162,10 +162,10 @@ pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
 mod tests {
     use super::*;
 
-    fn row(event_id: &str, person: Option<&str>, at: i64, item: &str) -> DatasetEvent {
+    fn row(event_id: &str, user: Option<&str>, at: i64, item: &str) -> DatasetEvent {
         DatasetEvent {
             event_id: event_id.into(),
-            person: person.map(|id| PersonId::user(id).unwrap()),
+            user: user.map(|id| UserId::signed_in(id).unwrap()),
             session: String::new(),
             kind: EventKind::Purchase,
             at: UnixMillis(at),

@@ -155,7 +155,7 @@ fn columns(events: &[Event]) -> Vec<(&'static str, ArrayRef)> {
     }
     vec![
         ("event_id", texts(&|event| Some(event.id.to_string()))),
-        ("person", texts(&|event| Some(event.person.as_str().to_owned()))),
+        ("user", texts(&|event| Some(event.user.as_str().to_owned()))),
         ("session", texts(&|event| Some(event.session.clone()))),
         ("type", texts(&|event| Some(event.kind.name().to_owned()))),
         ("time_ms", numbers(&|event, _| Some(event.at.0))),

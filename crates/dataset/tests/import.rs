@@ -6,7 +6,7 @@ const MAPPING: &str = r#"
 [columns]
 item = "sku"
 time = "when"
-person = "customer"
+user = "customer"
 title = "name"
 quantity = "pieces"
 price = "price"

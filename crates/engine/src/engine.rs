@@ -1,12 +1,12 @@
 //! The front door: asks the workers, freezes slates, writes through the log.
 use lodestone_state::checkpoints::Checkpoints;
-use lodestone_pipeline::{generation::Space, request::*, run::{self, Asked, Question, Told}};
-use lodestone_rollout::{routes::{Answered, Embedded, Generations, Served}, control::Life, frozen_slates::{Frozen, SlatesConfig}};
+use lodestone_pipeline::{generation::Space, request::*, run::{self, RankingRequest, PlannedRequest, PipelineResponse}};
+use lodestone_rollout::{routes::{ServedResponse, Embedded, Generations, LoadedGeneration}, control::Rollout, frozen_slates::{Frozen, SlatesConfig}};
 use super::{token::{PageToken, TokenKey}, workers::Workers};
 use lodestone_pipeline::{answers::{AnswersConfig, AnswersLog}, serving::{Serving, ServingConfig}};
 use lodestone_catalog::Item;
 use lodestone_events::{Attribution, Change, Event, LogError, Outcome, Writer, Written};
-use lodestone_core::ids::{ItemId, PersonId};
+use lodestone_core::ids::{ItemId, UserId};
 use lodestone_index::check_vector;
 use lodestone_telemetry::{Metrics, Sizes};
 use std::{
@@ -40,7 +40,7 @@ pub type Stages = Vec<(&'static str, Duration)>;
 
 pub struct Engine {
     pub(super) generations: Arc<Generations>,
-    life: Life,
+    life: Rollout,
     pub(super) workers: Answerers,
     writer: Writer<Embedded>,
     serving: Arc<Serving>,
@@ -52,13 +52,13 @@ pub struct Engine {
 }
 
 /// Workers know their number, by which they find their models in each generation.
-pub type Answerers = Workers<usize, Question, Answered>;
+pub type Answerers = Workers<usize, PlannedRequest, ServedResponse>;
 
 impl Engine {
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         generations: Arc<Generations>,
-        life: Life,
+        life: Rollout,
         workers: Answerers,
         writer: Writer<Embedded>,
         answers: AnswersLog,
@@ -84,9 +84,9 @@ impl Engine {
         let served = self.generations.current();
         self.metrics.text(Sizes {
             items: served.generation.catalog.load().item_count(),
-            live_items: served.generation.vectors_of(Space::Person).live_count(),
+            live_items: served.generation.vectors_of(Space::User).live_count(),
             merges: served.generation.merge_count(),
-            people: self.generations.live.people.len(),
+            users: self.generations.live.users.len(),
             slates: self.generations.routes().loaded().map(|served| served.slates.entry_count()).sum(),
             log_position: self.writer.position(),
             dedupe_ids: self.writer.remembered_ids(),
@@ -111,8 +111,8 @@ impl Engine {
         &self,
         version: u64,
         deadline: Instant,
-        question: Question,
-    ) -> Result<(Answered, u64), EngineError> {
+        question: PlannedRequest,
+    ) -> Result<(ServedResponse, u64), EngineError> {
         self.reached(version, deadline).await;
         let seen = self.writer.position();
         Ok((self.workers.answer(deadline, question).await?, seen))
@@ -129,7 +129,7 @@ impl Engine {
     }
 
     /// Bundles, and how they come and go.
-    pub fn life(&self) -> &Life {
+    pub fn life(&self) -> &Rollout {
         &self.life
     }
 
@@ -147,7 +147,7 @@ impl Engine {
             return self.next_page(&request.page);
         }
         let (version, page) = (request.options.session_version, request.page.clone());
-        let question = self.question(Asked::Search(request))?;
+        let question = self.question(RankingRequest::Search(request))?;
         Ok(self.first_page(self.answer(version, deadline, question).await?, &page))
     }
 
@@ -156,14 +156,14 @@ impl Engine {
             return self.next_page(&request.page);
         }
         let (version, page) = (request.options.session_version, request.page.clone());
-        let question = self.question(Asked::Recommend(request))?;
+        let question = self.question(RankingRequest::Recommend(request))?;
         Ok(self.first_page(self.answer(version, deadline, question).await?, &page))
     }
 
     pub async fn rank(&self, request: RankRequest, deadline: Instant) -> Result<Answer, EngineError> {
         let page = Page { size: request.candidates.len(), token: String::new(), fingerprint: 0 };
         let (version, excluded) = (request.options.session_version, request.options.exclude.clone());
-        let question = self.question(Asked::Rank(request))?;
+        let question = self.question(RankingRequest::Rank(request))?;
         let mut answer = self.first_page(self.answer(version, deadline, question).await?, &page);
         for id in answer.tail.unknown_items.iter().filter(|id| !excluded.contains(id)).cloned() {
             let rank = answer.results.len() + 1;
@@ -177,7 +177,7 @@ impl Engine {
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
         let (generations, seen) = (self.generations.clone(), self.writer.position());
         let tell = move |worker: &mut usize| {
-            let served = generations.routes().of(&request.viewer.person).clone();
+            let served = generations.routes().of(&request.viewer.user).clone();
             let suggested = stories::suggest(&served.generation, &mut served.models_of(*worker), &request);
             Ok((served, suggested))
         };
@@ -206,13 +206,13 @@ impl Engine {
     }
 
     /// What was chosen from which answer, with its place among the events, while a canary is on trial.
-    fn choices(&self, events: &[Event]) -> Vec<(usize, PersonId, [u8; 16])> {
+    fn choices(&self, events: &[Event]) -> Vec<(usize, UserId, [u8; 16])> {
         if self.generations.canary().is_none() {
             return Vec::new();
         }
         let chosen = |(place, event): (usize, &Event)| match &event.attribution {
             Attribution::Answer(token) if event.kind.is_choice() => {
-                Some((place, event.person.clone(), self.tokens.parse_attribution(token)?))
+                Some((place, event.user.clone(), self.tokens.parse_attribution(token)?))
             }
             _ => None,
         };
@@ -220,11 +220,11 @@ impl Engine {
     }
 
     /// Tells the canary's trial of the choices that were not written before.
-    fn note_choices(&self, choices: Vec<(usize, PersonId, [u8; 16])>, outcomes: &[WriteOutcome]) {
+    fn note_choices(&self, choices: Vec<(usize, UserId, [u8; 16])>, outcomes: &[WriteOutcome]) {
         let Some(canary) = self.generations.canary() else { return };
-        for (place, person, answer) in choices {
+        for (place, user, answer) in choices {
             if outcomes.get(place) == Some(&WriteOutcome::Accepted) {
-                canary.note_choice(&person, answer);
+                canary.note_choice(&user, answer);
             }
         }
     }
@@ -283,17 +283,17 @@ impl Engine {
 
     /// Whether there is a serving configuration of this name; none is named by nothing.
     pub fn check_serving_config(&self, name: &str, viewer: &Viewer) -> Result<(), EngineError> {
-        Ok(self.serving.plan(name, &viewer.person).map(|_| ())?)
+        Ok(self.serving.plan(name, &viewer.user).map(|_| ())?)
     }
 
-    fn question(&self, asked: Asked) -> Result<Question, EngineError> {
-        let plan = self.serving.plan(&asked.options().serving_config, &asked.viewer().person)?;
+    fn question(&self, asked: RankingRequest) -> Result<PlannedRequest, EngineError> {
+        let plan = self.serving.plan(&asked.options().serving_config, &asked.viewer().user)?;
         let id = Uuid::now_v7().into_bytes();
-        Ok(Question { asked, id, plan, is_logged: self.answers.wants(&id) })
+        Ok(PlannedRequest { asked, id, plan, is_logged: self.answers.wants(&id) })
     }
 
-    fn first_page(&self, (Answered { served, told }, seen): (Answered, u64), page: &Page) -> Answer {
-        let Told { slate, corrected_query, facets, mut tail, stages, id, trace } = told;
+    fn first_page(&self, (ServedResponse { served, told }, seen): (ServedResponse, u64), page: &Page) -> Answer {
+        let PipelineResponse { slate, corrected_query, facets, mut tail, stages, id, trace } = told;
         self.note(&stages, &tail);
         if let Some(trace) = trace {
             let (served, page_size) = (served.clone(), page.size);
@@ -345,7 +345,7 @@ impl Engine {
         Ok(self.cut(&frozen, served, token.slate, token.offset as usize, page.size))
     }
 
-    fn cut(&self, frozen: &Frozen, served: &Served, slate: [u8; 16], offset: usize, size: usize) -> Answer {
+    fn cut(&self, frozen: &Frozen, served: &LoadedGeneration, slate: [u8; 16], offset: usize, size: usize) -> Answer {
         let total_size = frozen.slate.places.len();
         let end = offset.saturating_add(size).min(total_size);
         let next_page_token = match end < total_size {
@@ -362,7 +362,7 @@ impl Engine {
         }
     }
 
-    fn sign(&self, tail: &mut AnswerTail, served: &Served, answer: [u8; 16], seen: u64) {
+    fn sign(&self, tail: &mut AnswerTail, served: &LoadedGeneration, answer: [u8; 16], seen: u64) {
         tail.attribution_token = self.tokens.attribution(answer);
         tail.session_version = seen;
         tail.generation = Arc::from(served.name());
@@ -376,7 +376,7 @@ fn event_changes(events: Vec<Event>) -> Vec<(Change, Option<Embedded>)> {
 /// Refuses vectors that an index would not take.
 fn check_embedded(item: &Item, embedded: &Embedded) -> Result<(), EngineError> {
     for (_, vectors) in embedded {
-        for vector in [vectors.person_space(), vectors.query_space()] {
+        for vector in [vectors.user_space(), vectors.query_space()] {
             check_vector(vector, vector.len())
                 .map_err(|problem| EngineError::Internal(format!("vector of item {}: {problem}", item.id)))?;
         }

@@ -9,6 +9,6 @@ mod workers;
 
 pub use engine::{Engine, EngineConfig};
 pub use error::{EngineError, PageTokenError, WriteOutcome};
-pub use open::{ANSWERS, OpenError, Opening, open};
+pub use open::{ANSWERS, OpenError, OpenOptions, open};
 pub use replays::{Replay, ReplayedSlot};
 pub use token::{PageToken, TokenKey};

@@ -1,8 +1,8 @@
 //! From files to a running engine: bundle, imported history, log.
-use lodestone_rollout::{StoreError, load_threads::LoadThreads, routes::{Embedded, Generations, LoadError, Loader}, control::{self, Life, LifeConfig, Source}, shadow};
+use lodestone_rollout::{StoreError, load_threads::LoadThreads, routes::{Embedded, Generations, LoadError, Loader}, control::{self, Rollout, RolloutConfig, Source}, shadow};
 use lodestone_state::{RecoveryError, RecoveryOptions, checkpoints::Checkpoints, live_of, recover};
 use super::{engine::{Engine, EngineConfig}, token::TokenKey, workers::Workers};
-use lodestone_pipeline::{generation::GenerationError, run::Question};
+use lodestone_pipeline::{generation::GenerationError, run::PlannedRequest};
 use lodestone_pipeline::{answers::{AnswersError, AnswersLog}, bundle::{Bundle, BundleError}, ranking::{Device, Runtime, RuntimeError}, serving::ServingError};
 use lodestone_events::{Apply, EventLog, LogError, Writer};
 use lodestone_index::{Synonyms, SynonymsError};
@@ -23,7 +23,7 @@ pub const ANSWERS: &str = "answers";
 const EVENTS: &str = "events.parquet";
 
 /// What an engine is opened from.
-pub struct Opening<'a> {
+pub struct OpenOptions<'a> {
     pub bundle: Source,
     /// The shop's data directory: imported history and the log.
     pub data: &'a Path,
@@ -39,7 +39,7 @@ pub struct Opening<'a> {
     /// Event ids that are remembered at most.
     pub dedupe_ids_max: usize,
     pub config: EngineConfig,
-    pub life: LifeConfig,
+    pub life: RolloutConfig,
 }
 
 /// Why an engine does not start.
@@ -70,7 +70,7 @@ pub enum OpenError {
 }
 
 /// Verifies the bundle, opens the models, folds the history and the log, and starts the threads.
-pub fn open(opening: Opening) -> Result<Engine, OpenError> {
+pub fn open(opening: OpenOptions) -> Result<Engine, OpenError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| OpenError::Io { path, source }
@@ -124,13 +124,13 @@ pub fn open(opening: Opening) -> Result<Engine, OpenError> {
     let apply = applying(generations.clone(), checkpoints.clone()).map_err(io(opening.data))?;
     let writer = Writer::start(log, recent, UnixMillis::now, apply)?;
     let told = generations.clone();
-    let tell = move |worker: &mut usize, questions: &[Question]| told.tell(*worker, questions);
+    let tell = move |worker: &mut usize, questions: &[PlannedRequest]| told.tell(*worker, questions);
     let workers = (0..loader.worker_count).collect();
     let workers = Workers::start(workers, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
     let metrics = Metrics::default();
     let answers = AnswersLog::open(&opening.data.join(ANSWERS), &opening.config.answers, metrics.clone())?;
     metrics.serving(generations.current().name());
-    let life = Life::start(life::Parts {
+    let life = Rollout::start(life::Parts {
         generations: generations.clone(),
         loader,
         threads: LoadThreads::beside_answers().map_err(io(opening.data))?,

@@ -1,7 +1,7 @@
 //! Answers that are made once more, from their records.
 use super::engine::Engine;
 use lodestone_pipeline::{generation::Generation as Answering, models::Models, trace};
-use lodestone_rollout::routes::Served;
+use lodestone_rollout::routes::LoadedGeneration;
 use crate::EngineError;
 use lodestone_pipeline::{answers::{self, AnswerRecord, Generation, Propensity, ReplayError}, policy::Placed};
 use lodestone_core::ids::Row;
@@ -50,7 +50,7 @@ impl Engine {
         let id = self.tokens.parse_attribution(token).ok_or(EngineError::AttributionToken)?;
         let record = self.answers.find(id).await.map_err(EngineError::Answers)?.ok_or(EngineError::AnswerNotFound)?;
         let routes = self.generations.routes();
-        let made_it = |served: &&Arc<Served>| {
+        let made_it = |served: &&Arc<LoadedGeneration>| {
             let manifest = &served.generation.manifest;
             record.generation == manifest.name && record.models == trace::models(manifest)
         };

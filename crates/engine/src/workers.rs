@@ -22,7 +22,7 @@ type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 type Work<M> = Box<dyn FnOnce(&mut M) + Send>;
 
 enum Job<M, Q, A> {
-    Question { question: Q, deadline: Instant, reply: Reply<A> },
+    PlannedRequest { question: Q, deadline: Instant, reply: Reply<A> },
     Work(Work<M>),
 }
 
@@ -62,7 +62,7 @@ impl<M: Send + 'static, Q: Send + 'static, A: Send + 'static> Workers<M, Q, A> {
     /// The answer to a question; waits for it, at most until the deadline.
     pub async fn answer(&self, deadline: Instant, question: Q) -> Result<A, EngineError> {
         let (reply, answered) = oneshot::channel();
-        self.send(Job::Question { question, deadline, reply })?;
+        self.send(Job::PlannedRequest { question, deadline, reply })?;
         wait(deadline, answered).await
     }
 
@@ -129,7 +129,7 @@ fn take_share<M, Q, A>(
     let (mut waiting, mut works) = ((Vec::with_capacity(share), Vec::with_capacity(share)), Vec::new());
     for job in std::iter::once(first).chain(jobs.try_iter().take(share - 1)) {
         match job {
-            Job::Question { question, deadline, reply } => {
+            Job::PlannedRequest { question, deadline, reply } => {
                 if let Some(reply) = still_wanted(reply, deadline) {
                     waiting.0.push(question);
                     waiting.1.push(reply);

@@ -1,12 +1,12 @@
 //! What a shopper did.
-use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::{PriceMicros, UnixMillis}};
+use lodestone_core::{ids::{EventId, ItemId, UserId}, units::{PriceMicros, UnixMillis}};
 
 /// An event whose fields were checked. Same words and numbers as `lodestone.v1.Event`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     pub id: EventId,
     pub kind: EventKind,
-    pub person: PersonId,
+    pub user: UserId,
     /// Empty: not known.
     pub session: String,
     pub at: UnixMillis,

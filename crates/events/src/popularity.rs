@@ -183,7 +183,7 @@ fn decay(days: f64, half_life: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::{Attribution, EventLine};
-    use lodestone_core::ids::{EventId, ItemId, PersonId};
+    use lodestone_core::ids::{EventId, ItemId, UserId};
     use proptest::prelude::*;
 
     const START: i64 = 1_700_000_000_000;
@@ -197,7 +197,7 @@ mod tests {
         Event {
             id: EventId::parse("e").unwrap(),
             kind,
-            person: PersonId::user("p").unwrap(),
+            user: UserId::signed_in("p").unwrap(),
             session: String::new(),
             at,
             lines: vec![EventLine { item, quantity: 1, price: None, rank: 0 }],

@@ -1,7 +1,7 @@
 //! The log's records: one byte of version, then a protobuf message.
 use super::{Attribution, Event, EventKind, EventLine, LogError};
 use lodestone_catalog::{AttributeValue, Item};
-use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::{PriceMicros, UnixMillis}};
+use lodestone_core::{ids::{EventId, ItemId, UserId}, units::{PriceMicros, UnixMillis}};
 use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -102,9 +102,9 @@ struct EventRecord {
     id: String,
     #[prost(int32, tag = "2")]
     kind: i32,
-    /// With its prefix, as [`PersonId::as_str`].
+    /// With its prefix, as [`UserId::as_str`].
     #[prost(string, tag = "3")]
-    person: String,
+    user: String,
     #[prost(string, tag = "4")]
     session: String,
     #[prost(int64, tag = "5")]
@@ -194,7 +194,7 @@ impl From<&Event> for EventRecord {
         Self {
             id: event.id.as_str().to_owned(),
             kind: event.kind as i32,
-            person: event.person.as_str().to_owned(),
+            user: event.user.as_str().to_owned(),
             session: event.session.clone(),
             at_ms: event.at.0,
             lines: event.lines.iter().map(LineRecord::from).collect(),
@@ -218,7 +218,7 @@ impl EventRecord {
         Ok(Event {
             id: EventId::parse(&self.id).map_err(|error| format!("an event id {error}"))?,
             kind: EventKind::from_number(self.kind).ok_or_else(|| format!("there is no event kind {}", self.kind))?,
-            person: PersonId::from_key(&self.person).ok_or("the person's key is neither a user nor a visitor")?,
+            user: UserId::from_key(&self.user).ok_or("the user's key is neither a user nor a visitor")?,
             session: self.session,
             at: UnixMillis(self.at_ms),
             lines: self.lines.into_iter().map(LineRecord::read).collect::<Result<_, _>>()?,
@@ -343,7 +343,7 @@ mod tests {
                 Event {
                     id: EventId::parse(&id).unwrap(),
                     kind: EventKind::ALL[kind],
-                    person: if user { PersonId::user(&id) } else { PersonId::visitor(&id) }.unwrap(),
+                    user: if user { UserId::signed_in(&id) } else { UserId::visitor(&id) }.unwrap(),
                     session,
                     at: UnixMillis(at),
                     lines,

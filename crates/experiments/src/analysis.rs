@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Intervals hold the truth at all times with probability `1 - ALPHA`, for all arms of a metric together.
 pub const ALPHA: f64 = 0.05;
-/// Before an arm has so many persons, and so many persons with the outcome, intervals are not given: they
+/// Before an arm has so many users, and so many users with the outcome, intervals are not given: they
 /// rest on the normal distribution of means.
-const PERSONS_MIN: u64 = 100;
+const USERS_MIN: u64 = 100;
 const OUTCOMES_MIN: f64 = 10.0;
 /// Looks that a plot shows.
 const LOOKS: usize = 60;
@@ -22,11 +22,11 @@ const KINDS_MAX: usize = 30;
 pub struct AnalysisOptions {
     /// The arm that the others are compared with. None: `control`, else `default`, else the first by name.
     pub control: Option<String>,
-    /// Shares of the persons that the arms should have, in any unit. Empty: the same for all.
+    /// Shares of the users that the arms should have, in any unit. Empty: the same for all.
     pub shares: Vec<(String, f64)>,
-    /// What a person does counts for so long after the first answer; only persons whose time is over are counted.
+    /// What a user does counts for so long after the first answer; only users whose time is over are counted.
     pub window_ms: i64,
-    /// Persons in an arm at which intervals are narrowest for their level.
+    /// Users in an arm at which intervals are narrowest for their level.
     pub planned: f64,
 }
 
@@ -47,11 +47,11 @@ pub enum ExperimentError {
     Share { arm: String, share: f64 },
 }
 
-/// Persons of an arm.
+/// Users of an arm.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ArmCount {
     pub name: String,
-    pub persons: u64,
+    pub users: u64,
     /// Those whose window is over: the ones that metrics count.
     pub counted: u64,
     pub answers: u64,
@@ -62,9 +62,9 @@ pub struct ArmCount {
 /// Who is in no arm's figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct LeftOut {
-    /// Persons who met more than one arm.
+    /// Users who met more than one arm.
     pub several_arms: u64,
-    /// Persons whose window is not over.
+    /// Users whose window is not over.
     pub open_window: u64,
 }
 
@@ -79,8 +79,8 @@ pub struct ArmMean {
 /// What one look would have seen.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Moment {
-    /// Persons of all arms so far.
-    pub persons: u64,
+    /// Users of all arms so far.
+    pub users: u64,
     #[serde(flatten)]
     pub interval: SequentialInterval,
 }
@@ -124,8 +124,8 @@ pub struct ExperimentReport {
     pub interleaving: Vec<InterleavingReport>,
 }
 
-/// A person in one arm.
-struct Person<'a> {
+/// A user in one arm.
+struct User<'a> {
     id: &'a str,
     arm: usize,
     first: UnixMillis,
@@ -152,20 +152,20 @@ pub fn analyse(
         own.iter().map(|exposure| exposure.arm.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
     let shares = shares(&arms, options)?;
     let control = control(&arms, options)?;
-    let (mut persons, several_arms) = persons(&own, &arms);
-    let mut counts: Vec<ArmCount> = arm_counts(&own, &arms, &shares, &persons);
-    let persons_by_arm: Vec<u64> = counts.iter().map(|arm| arm.persons).collect();
-    let before = persons.len();
-    persons.retain(|person| until.0.saturating_sub(person.first.0) >= options.window_ms);
-    persons.iter().for_each(|person| counts[person.arm].counted += 1);
-    let left_out = LeftOut { several_arms, open_window: (before - persons.len()) as u64 };
+    let (mut users, several_arms) = users(&own, &arms);
+    let mut counts: Vec<ArmCount> = arm_counts(&own, &arms, &shares, &users);
+    let users_by_arm: Vec<u64> = counts.iter().map(|arm| arm.users).collect();
+    let before = users.len();
+    users.retain(|user| until.0.saturating_sub(user.first.0) >= options.window_ms);
+    users.iter().for_each(|user| counts[user.arm].counted += 1);
+    let left_out = LeftOut { several_arms, open_window: (before - users.len()) as u64 };
     let kinds: BTreeSet<&str> = outcomes.iter().map(|outcome| outcome.kind.as_str()).collect();
-    let done = by_person(&persons, outcomes, options.window_ms);
+    let done = by_user(&users, outcomes, options.window_ms);
     let metrics = kinds
         .iter()
         .take(KINDS_MAX)
         .flat_map(|kind| Metric::of_kind(kind, outcomes))
-        .map(|metric| metric.report(&persons, &done, &arms, control, options.planned))
+        .map(|metric| metric.report(&users, &done, &arms, control, options.planned))
         .collect();
     let interleaving = match drafts.is_empty() {
         true => Vec::new(),
@@ -177,7 +177,7 @@ pub fn analyse(
         until_ms: until.0,
         window_ms: options.window_ms,
         control: arms.get(control).copied().unwrap_or_default().to_owned(),
-        sample_ratio: sample_ratio(&persons_by_arm, &shares),
+        sample_ratio: sample_ratio(&users_by_arm, &shares),
         arms: counts,
         left_out,
         metrics,
@@ -212,26 +212,26 @@ fn control(arms: &[&str], options: &AnalysisOptions) -> Result<usize, Experiment
 }
 
 /// Everyone who met a single arm, by first answer, and how many met several.
-fn persons<'a>(exposures: &[&'a Exposure], arms: &[&str]) -> (Vec<Person<'a>>, u64) {
-    let mut met: AHashMap<&str, (Person, bool)> = AHashMap::new();
+fn users<'a>(exposures: &[&'a Exposure], arms: &[&str]) -> (Vec<User<'a>>, u64) {
+    let mut met: AHashMap<&str, (User, bool)> = AHashMap::new();
     for exposure in exposures {
         let arm = arms.binary_search(&exposure.arm.as_str()).unwrap_or(0);
-        let new = || (Person { id: exposure.person.as_str(), arm, first: exposure.at }, false);
-        let (person, several) = met.entry(exposure.person.as_str()).or_insert_with(new);
-        *several |= person.arm != arm;
-        person.first = person.first.min(exposure.at);
+        let new = || (User { id: exposure.user.as_str(), arm, first: exposure.at }, false);
+        let (user, several) = met.entry(exposure.user.as_str()).or_insert_with(new);
+        *several |= user.arm != arm;
+        user.first = user.first.min(exposure.at);
     }
     let several = met.values().filter(|(_, several)| *several).count() as u64;
-    let mut persons: Vec<Person> =
-        met.into_values().filter(|(_, several)| !several).map(|(person, _)| person).collect();
-    persons.sort_by(|a, b| (a.first, a.id).cmp(&(b.first, b.id)));
-    (persons, several)
+    let mut users: Vec<User> =
+        met.into_values().filter(|(_, several)| !several).map(|(user, _)| user).collect();
+    users.sort_by(|a, b| (a.first, a.id).cmp(&(b.first, b.id)));
+    (users, several)
 }
 
-fn arm_counts(exposures: &[&Exposure], arms: &[&str], shares: &[f64], persons: &[Person]) -> Vec<ArmCount> {
+fn arm_counts(exposures: &[&Exposure], arms: &[&str], shares: &[f64], users: &[User]) -> Vec<ArmCount> {
     let count = |arm: usize| ArmCount {
         name: arms[arm].to_owned(),
-        persons: persons.iter().filter(|person| person.arm == arm).count() as u64,
+        users: users.iter().filter(|user| user.arm == arm).count() as u64,
         counted: 0,
         answers: exposures.iter().filter(|exposure| exposure.arm == arms[arm]).count() as u64,
         expected_share: shares[arm],
@@ -239,15 +239,15 @@ fn arm_counts(exposures: &[&Exposure], arms: &[&str], shares: &[f64], persons: &
     (0..arms.len()).map(count).collect()
 }
 
-/// What each person did within the window: by kind, how often and what it was worth.
+/// What each user did within the window: by kind, how often and what it was worth.
 type Done<'a> = Vec<BTreeMap<&'a str, (f64, f64)>>;
 
-fn by_person<'a>(persons: &[Person], outcomes: &'a [Outcome], window_ms: i64) -> Done<'a> {
-    let numbers: AHashMap<&str, usize> = persons.iter().enumerate().map(|(at, person)| (person.id, at)).collect();
-    let mut done: Done = vec![BTreeMap::new(); persons.len()];
+fn by_user<'a>(users: &[User], outcomes: &'a [Outcome], window_ms: i64) -> Done<'a> {
+    let numbers: AHashMap<&str, usize> = users.iter().enumerate().map(|(at, user)| (user.id, at)).collect();
+    let mut done: Done = vec![BTreeMap::new(); users.len()];
     for outcome in outcomes {
-        let Some(number) = numbers.get(outcome.person.as_str()) else { continue };
-        let after = outcome.at.0.saturating_sub(persons[*number].first.0);
+        let Some(number) = numbers.get(outcome.user.as_str()) else { continue };
+        let after = outcome.at.0.saturating_sub(users[*number].first.0);
         if (0..=window_ms).contains(&after) {
             let (count, value) = done[*number].entry(outcome.kind.as_str()).or_default();
             *count += 1.0;
@@ -257,9 +257,9 @@ fn by_person<'a>(persons: &[Person], outcomes: &'a [Outcome], window_ms: i64) ->
     done
 }
 
-/// A number about each person.
+/// A number about each user.
 enum Metric<'a> {
-    /// 1 for a person with such an outcome.
+    /// 1 for a user with such an outcome.
     Share(&'a str),
     Count(&'a str),
     Value(&'a str),
@@ -276,9 +276,9 @@ impl<'a> Metric<'a> {
 
     fn name(&self) -> String {
         match self {
-            Self::Share(kind) => format!("persons with {kind}"),
-            Self::Count(kind) => format!("{kind} per person"),
-            Self::Value(kind) => format!("value of {kind} per person"),
+            Self::Share(kind) => format!("users with {kind}"),
+            Self::Count(kind) => format!("{kind} per user"),
+            Self::Value(kind) => format!("value of {kind} per user"),
         }
     }
 
@@ -291,20 +291,20 @@ impl<'a> Metric<'a> {
         }
     }
 
-    fn report(&self, persons: &[Person], done: &Done, arms: &[&str], control: usize, planned: f64) -> MetricReport {
+    fn report(&self, users: &[User], done: &Done, arms: &[&str], control: usize, planned: f64) -> MetricReport {
         let others: Vec<usize> = (0..arms.len()).filter(|arm| *arm != control).collect();
         // All arms of a metric together keep the level (Bonferroni).
         let alpha = ALPHA / others.len().max(1) as f64;
         let mut tallies = vec![Tally::default(); arms.len()];
         let mut histories = vec![Vec::new(); arms.len()];
-        let every = persons.len().div_ceil(LOOKS).max(1);
-        for (at, (person, done)) in persons.iter().zip(done).enumerate() {
-            tallies[person.arm].add(self.of(done));
+        let every = users.len().div_ceil(LOOKS).max(1);
+        for (at, (user, done)) in users.iter().zip(done).enumerate() {
+            tallies[user.arm].add(self.of(done));
             let seen = at + 1;
-            if seen % every == 0 || seen == persons.len() {
+            if seen % every == 0 || seen == users.len() {
                 for arm in &others {
                     let interval = Tally::compare(&tallies[control], &tallies[*arm], planned, alpha);
-                    histories[*arm].extend(interval.map(|interval| Moment { persons: seen as u64, interval }));
+                    histories[*arm].extend(interval.map(|interval| Moment { users: seen as u64, interval }));
                 }
             }
         }
@@ -336,7 +336,7 @@ impl<'a> Metric<'a> {
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
     moments: Moments,
-    /// Persons whose number is not 0.
+    /// Users whose number is not 0.
     with: f64,
 }
 
@@ -348,7 +348,7 @@ impl Tally {
 
     /// None while there are too few.
     fn compare(control: &Self, arm: &Self, planned: f64, alpha: f64) -> Option<SequentialInterval> {
-        let enough = |tally: &Self| tally.moments.count >= PERSONS_MIN && tally.with >= OUTCOMES_MIN;
+        let enough = |tally: &Self| tally.moments.count >= USERS_MIN && tally.with >= OUTCOMES_MIN;
         (enough(control) && enough(arm))
             .then(|| sequential_interval(&control.moments, &arm.moments, planned, alpha))
             .flatten()

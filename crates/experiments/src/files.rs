@@ -2,7 +2,7 @@
 //! have it.
 use super::{Draft, Exposure, Outcome, Team};
 use lodestone_dataset::{self, DatasetError, DatasetSlot};
-use lodestone_core::{ids::PersonId, units::UnixMillis};
+use lodestone_core::{ids::UserId, units::UnixMillis};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
@@ -43,7 +43,7 @@ pub struct ExperimentLog {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct AnswerLine {
-    person: String,
+    user: String,
     time_ms: i64,
     experiment: String,
     #[serde(default)]
@@ -66,7 +66,7 @@ struct PickLine {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OutcomeLine {
-    person: String,
+    user: String,
     time_ms: i64,
     #[serde(rename = "type")]
     kind: String,
@@ -122,7 +122,7 @@ pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, ExperimentFileError> 
     Ok(slots)
 }
 
-/// Reads answers. Exported ones ([`read_slots`]), or `.jsonl`, an object in each line: `person`, `time_ms`, `experiment`,
+/// Reads answers. Exported ones ([`read_slots`]), or `.jsonl`, an object in each line: `user`, `time_ms`, `experiment`,
 /// and `arm`, or for interleaved answers `picks` (`item` and `team`, `a` or `b`) and `answer`, its id.
 pub fn read_answers(path: &Path) -> Result<ExperimentLog, ExperimentFileError> {
     match source(path, ANSWERS)? {
@@ -137,7 +137,7 @@ fn experiment_log(slots: &[DatasetSlot]) -> ExperimentLog {
     let in_experiments = slots.chunk_by(|a, b| a.answer == b.answer).filter(|answer| !answer[0].experiment.is_empty());
     for answer in in_experiments {
         let first = &answer[0];
-        let (person, at, experiment) = (first.person.clone(), first.at, first.experiment.clone());
+        let (user, at, experiment) = (first.user.clone(), first.at, first.experiment.clone());
         let team = |team| match team {
             1 => Some(Team::A),
             2 => Some(Team::B),
@@ -146,9 +146,9 @@ fn experiment_log(slots: &[DatasetSlot]) -> ExperimentLog {
         let picks: Vec<(String, Team)> =
             answer.iter().filter_map(|slot| Some((slot.item.clone(), team(slot.team)?))).collect();
         match picks.is_empty() {
-            true => log.exposures.push(Exposure { person, at, experiment, arm: first.arm.clone() }),
+            true => log.exposures.push(Exposure { user, at, experiment, arm: first.arm.clone() }),
             // Which configuration an item came from is known by slot; there is no arm of the whole answer.
-            false => log.drafts.push(Draft { answer: first.answer.clone(), person, at, experiment, picks }),
+            false => log.drafts.push(Draft { answer: first.answer.clone(), user, at, experiment, picks }),
         }
     }
     log
@@ -157,19 +157,19 @@ fn experiment_log(slots: &[DatasetSlot]) -> ExperimentLog {
 fn read_answer_lines(path: &Path) -> Result<ExperimentLog, ExperimentFileError> {
     let mut log = ExperimentLog::default();
     for_each_line(path, |line: AnswerLine| {
-        let AnswerLine { person, time_ms, experiment, arm, answer, picks } = line;
-        named(&[("person", &person), ("experiment", &experiment)])?;
+        let AnswerLine { user, time_ms, experiment, arm, answer, picks } = line;
+        named(&[("user", &user), ("experiment", &experiment)])?;
         let at = UnixMillis(time_ms);
         if arm.is_empty() && picks.is_empty() {
             return Err("needs `arm`, or `picks` where rankings were interleaved".to_owned());
         }
         if !picks.is_empty() {
             let picks = picks.into_iter().map(pick).collect::<Result<_, _>>()?;
-            let (person, experiment) = (person.clone(), experiment.clone());
-            log.drafts.push(Draft { answer, person, at, experiment, picks });
+            let (user, experiment) = (user.clone(), experiment.clone());
+            log.drafts.push(Draft { answer, user, at, experiment, picks });
         }
         if !arm.is_empty() {
-            log.exposures.push(Exposure { person, at, experiment, arm });
+            log.exposures.push(Exposure { user, at, experiment, arm });
         }
         Ok(())
     })?;
@@ -192,7 +192,7 @@ fn named(fields: &[(&str, &str)]) -> Result<(), String> {
     }
 }
 
-/// Reads outcomes. `.jsonl`: an object in each line with `person`, `time_ms`, `type`, and where known `value`, `item`,
+/// Reads outcomes. `.jsonl`: an object in each line with `user`, `time_ms`, `type`, and where known `value`, `item`,
 /// `answer`. Otherwise canonical events (docs/events.md): `.parquet`, or a directory with `events.parquet` or with one for
 /// each day; the value is quantity times price.
 pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
@@ -204,9 +204,9 @@ pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
             }
         }
         Source::Lines => for_each_line(path, |line: OutcomeLine| {
-            let OutcomeLine { person, time_ms, kind, value, item, answer } = line;
-            named(&[("person", &person), ("type", &kind)])?;
-            outcomes.push(Outcome { person, at: UnixMillis(time_ms), kind, value, item, answer });
+            let OutcomeLine { user, time_ms, kind, value, item, answer } = line;
+            named(&[("user", &user), ("type", &kind)])?;
+            outcomes.push(Outcome { user, at: UnixMillis(time_ms), kind, value, item, answer });
             Ok(())
         })?,
     }
@@ -217,7 +217,7 @@ pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
 fn outcome(event: dataset::DatasetEvent) -> Option<Outcome> {
     let price = event.price.map_or(0.0, |price| price.units());
     Some(Outcome {
-        person: event.person.as_ref().map(PersonId::as_str)?.to_owned(),
+        user: event.user.as_ref().map(UserId::as_str)?.to_owned(),
         at: event.at,
         kind: event.kind.name().to_owned(),
         value: price * f64::from(event.quantity),

@@ -1,65 +1,65 @@
-//! Which of two interleaved rankings people prefer. The lists themselves are drafted where answers are made.
+//! Which of two interleaved rankings users prefer. The lists themselves are drafted where answers are made.
 use super::{Draft, Outcome, Team};
 use lodestone_core::statistics::sequential::Moments;
 use lodestone_core::statistics::sign_test;
 use ahash::AHashMap;
 use serde::Serialize;
 
-/// Persons at which the interval of the balance is narrowest: interleaving needs far fewer than an A/B test.
+/// Users at which the interval of the balance is narrowest: interleaving needs far fewer than an A/B test.
 const PLANNED: f64 = 1000.0;
 
-/// What people did with the picks of two rankings (Radlinski, Kurup and Joachims 2008; team draft).
+/// What users did with the picks of two rankings (Radlinski, Kurup and Joachims 2008; team draft).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct InterleavingReport {
     /// The kind of outcome that is counted.
     pub kind: String,
     pub answers: usize,
-    pub persons: usize,
+    pub users: usize,
     /// Outcomes with picks of each team.
     pub credits_a: u64,
     pub credits_b: u64,
-    /// Persons with more outcomes on picks of A, of B, and as many (above 0) on both.
+    /// Users with more outcomes on picks of A, of B, and as many (above 0) on both.
     pub prefer_a: u64,
     pub prefer_b: u64,
     pub ties: u64,
-    /// Of a sign test over persons without ties; for one look at the end.
+    /// Of a sign test over users without ties; for one look at the end.
     pub p: f64,
-    /// Mean over all persons of +1 for B, -1 for A, 0 for no preference: its 95 % interval holds at every look.
+    /// Mean over all users of +1 for B, -1 for A, 0 for no preference: its 95 % interval holds at every look.
     pub balance: f64,
     pub balance_low: Option<f64>,
     pub balance_high: Option<f64>,
 }
 
-/// Gives each outcome of `kind` to the team that picked the item and counts each person once: a person's sessions depend
-/// on each other. An outcome belongs to the answer that it names, else to the person's latest answer before it that
+/// Gives each outcome of `kind` to the team that picked the item and counts each user once: a user's sessions depend
+/// on each other. An outcome belongs to the answer that it names, else to the user's latest answer before it that
 /// shows its item, at most `window_ms` earlier. Outcomes with other items count for nobody.
 pub fn credit(drafts: &[Draft], outcomes: &[Outcome], kind: &str, window_ms: i64) -> InterleavingReport {
     let mut by_answer: AHashMap<&str, &Draft> = AHashMap::new();
-    let mut by_person: AHashMap<&str, Vec<&Draft>> = AHashMap::new();
+    let mut by_user: AHashMap<&str, Vec<&Draft>> = AHashMap::new();
     for draft in drafts {
         if !draft.answer.is_empty() {
             by_answer.insert(&draft.answer, draft);
         }
-        by_person.entry(&draft.person).or_default().push(draft);
+        by_user.entry(&draft.user).or_default().push(draft);
     }
-    by_person.values_mut().for_each(|drafts| drafts.sort_by_key(|draft| draft.at));
+    by_user.values_mut().for_each(|drafts| drafts.sort_by_key(|draft| draft.at));
     let team_of = |draft: &Draft, item: &str| draft.picks.iter().find(|pick| pick.0 == item).map(|pick| pick.1);
-    let mut credits: AHashMap<&str, (u64, u64)> = by_person.keys().map(|person| (*person, (0, 0))).collect();
+    let mut credits: AHashMap<&str, (u64, u64)> = by_user.keys().map(|user| (*user, (0, 0))).collect();
     for outcome in outcomes.iter().filter(|outcome| outcome.kind == kind && !outcome.item.is_empty()) {
         let is_before = |draft: &&&Draft| draft.at <= outcome.at && outcome.at.0 - draft.at.0 <= window_ms;
         let team = match by_answer.get(outcome.answer.as_str()) {
-            Some(draft) => team_of(draft, &outcome.item).map(|team| (draft.person.as_str(), team)),
+            Some(draft) => team_of(draft, &outcome.item).map(|team| (draft.user.as_str(), team)),
             None if !outcome.answer.is_empty() => None,
-            None => by_person
-                .get(outcome.person.as_str())
+            None => by_user
+                .get(outcome.user.as_str())
                 .into_iter()
                 .flatten()
                 .rev()
                 .filter(is_before)
-                .find_map(|draft| team_of(draft, &outcome.item).map(|team| (draft.person.as_str(), team))),
+                .find_map(|draft| team_of(draft, &outcome.item).map(|team| (draft.user.as_str(), team))),
         };
-        let Some((person, team)) = team else { continue };
-        let credit = credits.entry(person).or_default();
+        let Some((user, team)) = team else { continue };
+        let credit = credits.entry(user).or_default();
         match team {
             Team::A => credit.0 += 1,
             Team::B => credit.1 += 1,
@@ -72,7 +72,7 @@ fn summary(kind: &str, answers: usize, credits: impl Iterator<Item = (u64, u64)>
     let mut report = InterleavingReport {
         kind: kind.to_owned(),
         answers,
-        persons: 0,
+        users: 0,
         credits_a: 0,
         credits_b: 0,
         prefer_a: 0,
@@ -85,7 +85,7 @@ fn summary(kind: &str, answers: usize, credits: impl Iterator<Item = (u64, u64)>
     };
     let mut balance = Moments::default();
     for (a, b) in credits {
-        report.persons += 1;
+        report.users += 1;
         report.credits_a += a;
         report.credits_b += b;
         report.prefer_a += u64::from(a > b);
@@ -106,19 +106,19 @@ mod tests {
     use super::*;
     use lodestone_core::units::UnixMillis;
 
-    fn draft(answer: &str, person: &str, at: i64, picks: &[(&str, Team)]) -> Draft {
+    fn draft(answer: &str, user: &str, at: i64, picks: &[(&str, Team)]) -> Draft {
         Draft {
             answer: answer.to_owned(),
-            person: person.to_owned(),
+            user: user.to_owned(),
             at: UnixMillis(at),
             experiment: "e".to_owned(),
             picks: picks.iter().map(|(item, team)| ((*item).to_owned(), *team)).collect(),
         }
     }
 
-    fn click(person: &str, at: i64, item: &str, answer: &str) -> Outcome {
+    fn click(user: &str, at: i64, item: &str, answer: &str) -> Outcome {
         Outcome {
-            person: person.to_owned(),
+            user: user.to_owned(),
             at: UnixMillis(at),
             kind: "click".to_owned(),
             value: 0.0,
@@ -148,23 +148,23 @@ mod tests {
         ];
         let report = credit(&drafts, &outcomes, "click", 1000);
         assert_eq!((report.credits_a, report.credits_b), (2, 2));
-        assert_eq!((report.persons, report.prefer_a, report.prefer_b, report.ties), (3, 1, 1, 0));
+        assert_eq!((report.users, report.prefer_a, report.prefer_b, report.ties), (3, 1, 1, 0));
         assert_eq!((report.p, report.balance), (1.0, 0.0));
     }
 
     #[test]
     fn a_better_ranking_is_found() {
         let drafts: Vec<Draft> = (0..200)
-            .map(|person| draft(&person.to_string(), &format!("p{person}"), 0, &[("good", Team::B), ("bad", Team::A)]))
+            .map(|user| draft(&user.to_string(), &format!("p{user}"), 0, &[("good", Team::B), ("bad", Team::A)]))
             .collect();
         let outcomes: Vec<Outcome> = (0..200)
-            .map(|person| click("", 1, if person % 4 == 0 { "bad" } else { "good" }, &person.to_string()))
+            .map(|user| click("", 1, if user % 4 == 0 { "bad" } else { "good" }, &user.to_string()))
             .collect();
         let report = credit(&drafts, &outcomes, "click", 1000);
         assert_eq!((report.prefer_a, report.prefer_b), (50, 150));
         assert!((report.balance - 0.5).abs() < 1e-9);
         assert!(report.p < 1e-6 && report.balance_low.unwrap() > 0.0 && report.balance_high.unwrap() < 1.0);
         let none = credit(&[], &[], "click", 1000);
-        assert_eq!((none.persons, none.p, none.balance_low), (0, 1.0, None));
+        assert_eq!((none.users, none.p, none.balance_low), (0, 1.0, None));
     }
 }

@@ -19,21 +19,21 @@ pub use sample_ratio::{SampleRatio, sample_ratio};
 
 use lodestone_core::units::UnixMillis;
 
-/// A person was shown an answer of an arm.
+/// A user was shown an answer of an arm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposure {
-    pub person: String,
+    pub user: String,
     pub at: UnixMillis,
     pub experiment: String,
     pub arm: String,
 }
 
-/// A person was shown an answer in which two rankings were interleaved.
+/// A user was shown an answer in which two rankings were interleaved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
-    /// Empty: not known; outcomes are then matched by person, item and time.
+    /// Empty: not known; outcomes are then matched by user, item and time.
     pub answer: String,
-    pub person: String,
+    pub user: String,
     pub at: UnixMillis,
     pub experiment: String,
     /// Each shown item and whose pick it was.
@@ -47,10 +47,10 @@ pub enum Team {
     B,
 }
 
-/// A person did something.
+/// A user did something.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    pub person: String,
+    pub user: String,
     pub at: UnixMillis,
     /// `click`, `purchase`, …
     pub kind: String,

@@ -48,16 +48,16 @@ impl ExperimentReport {
         let mut warnings = Vec::new();
         if let Some(ratio) = self.sample_ratio.as_ref().filter(|ratio| ratio.mismatch) {
             warnings.push(format!(
-                "SAMPLE RATIO MISMATCH: persons are not split as asked (chi-square {:.1}, p {}). Something loses or adds \
-                 persons in one arm; no difference below can be trusted.",
+                "SAMPLE RATIO MISMATCH: users are not split as asked (chi-square {:.1}, p {}). Something loses or adds \
+                 users in one arm; no difference below can be trusted.",
                 ratio.chi_square,
                 p_value(ratio.p)
             ));
         }
-        let persons: u64 = self.arms.iter().map(|arm| arm.persons).sum();
-        if self.left_out.several_arms * 100 > persons {
+        let users: u64 = self.arms.iter().map(|arm| arm.users).sum();
+        if self.left_out.several_arms * 100 > users {
             warnings.push(format!(
-                "{} persons met more than one arm and are left out; were shares changed while the experiment ran?",
+                "{} users met more than one arm and are left out; were shares changed while the experiment ran?",
                 self.left_out.several_arms
             ));
         }
@@ -69,7 +69,7 @@ impl ExperimentReport {
         let mut html = format!(
             "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
              content=\"width=device-width\"><title>Experiment {0}</title><style>{PAGE_STYLE}{STYLE}p.warning{{color:#cf222e;font-weight:600}}\
-             </style></head><body><h1>Experiment {0}</h1><p>{1} to {2}. What a person does counts for {3} after the first \
+             </style></head><body><h1>Experiment {0}</h1><p>{1} to {2}. What a user does counts for {3} after the first \
              answer.</p>",
             escape(&self.experiment),
             escape(&time(self.from_ms)),
@@ -96,22 +96,22 @@ impl ExperimentReport {
             None => "One arm, so there is no split to check.".to_owned(),
         };
         section(html, "Arms", &note);
-        html.push_str("<table><tr><th></th><th>persons</th><th>expected</th><th>counted</th><th>answers</th></tr>");
-        let persons: u64 = self.arms.iter().map(|arm| arm.persons).sum();
+        html.push_str("<table><tr><th></th><th>users</th><th>expected</th><th>counted</th><th>answers</th></tr>");
+        let users: u64 = self.arms.iter().map(|arm| arm.users).sum();
         for arm in &self.arms {
             let _ = write!(
                 html,
                 "<tr><td>{}</td><td>{}</td><td>{:.1}</td><td>{}</td><td>{}</td></tr>",
                 escape(&arm.name),
-                arm.persons,
-                arm.expected_share * persons as f64,
+                arm.users,
+                arm.expected_share * users as f64,
                 arm.counted,
                 arm.answers
             );
         }
         let _ = write!(
             html,
-            "</table><p>Left out: {} persons in several arms; {} whose time is not over.</p>",
+            "</table><p>Left out: {} users in several arms; {} whose time is not over.</p>",
             self.left_out.several_arms, self.left_out.open_window
         );
     }
@@ -141,7 +141,7 @@ impl MetricReport {
         for comparison in self.comparisons.iter().filter(|comparison| comparison.history.len() > 1) {
             let line = |name: &str, of: &dyn Fn(&SequentialInterval) -> f64| Line {
                 name: name.to_owned(),
-                points: comparison.history.iter().map(|seen| (seen.persons as f64, of(&seen.interval))).collect(),
+                points: comparison.history.iter().map(|seen| (seen.users as f64, of(&seen.interval))).collect(),
             };
             let difference = format!("{} less {control}", comparison.arm);
             let lines = [
@@ -150,7 +150,7 @@ impl MetricReport {
                 line("upper end", &|interval| interval.high),
                 line("no difference", &|_| 0.0),
             ];
-            wide(html, &plots::lines(&lines, "persons", "difference", false));
+            wide(html, &plots::lines(&lines, "users", "difference", false));
         }
     }
 }
@@ -159,8 +159,8 @@ impl fmt::Display for InterleavingReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} persons in {} answers; {} on picks of A {}, of B {}; persons for A {}, for B {}, even {}; sign test p {}",
-            self.persons,
+            "{} users in {} answers; {} on picks of A {}, of B {}; users for A {}, for B {}, even {}; sign test p {}",
+            self.users,
             self.answers,
             self.kind,
             self.credits_a,
@@ -190,19 +190,19 @@ impl fmt::Display for ExperimentReport {
         for warning in self.warnings() {
             writeln!(f, "{warning}")?;
         }
-        let persons: u64 = self.arms.iter().map(|arm| arm.persons).sum();
-        writeln!(f, "\n{:<24} {:>9} {:>11} {:>9} {:>9}", "arm", "persons", "expected", "counted", "answers")?;
+        let users: u64 = self.arms.iter().map(|arm| arm.users).sum();
+        writeln!(f, "\n{:<24} {:>9} {:>11} {:>9} {:>9}", "arm", "users", "expected", "counted", "answers")?;
         for arm in &self.arms {
-            let expected = arm.expected_share * persons as f64;
+            let expected = arm.expected_share * users as f64;
             let name = if arm.name == self.control { format!("{} (control)", arm.name) } else { arm.name.clone() };
-            writeln!(f, "{name:<24} {:>9} {expected:>11.1} {:>9} {:>9}", arm.persons, arm.counted, arm.answers)?;
+            writeln!(f, "{name:<24} {:>9} {expected:>11.1} {:>9} {:>9}", arm.users, arm.counted, arm.answers)?;
         }
         if let Some(ratio) = &self.sample_ratio {
             writeln!(f, "sample ratio: chi-square {:.2}, p {}", ratio.chi_square, p_value(ratio.p))?;
         }
         writeln!(
             f,
-            "left out: {} persons in several arms, {} whose time is not over",
+            "left out: {} users in several arms, {} whose time is not over",
             self.left_out.several_arms, self.left_out.open_window
         )?;
         for metric in &self.metrics {

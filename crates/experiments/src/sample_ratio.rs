@@ -1,4 +1,4 @@
-//! Whether people came into the arms as they should.
+//! Whether users came into the arms as they should.
 use lodestone_core::statistics::chi_square_above;
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 /// experiments").
 pub const SAMPLE_RATIO_P: f64 = 0.001;
 
-/// A chi-square test of the counts of persons against the shares.
+/// A chi-square test of the counts of users against the shares.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SampleRatio {
     pub chi_square: f64,
@@ -16,16 +16,16 @@ pub struct SampleRatio {
     pub mismatch: bool,
 }
 
-/// Tests counts of persons by arm against the arms' shares, which may sum up to anything above 0. None where there is
-/// nothing to test: fewer than two arms with a share, or nobody. A person in an arm whose share is 0 is a mismatch.
+/// Tests counts of users by arm against the arms' shares, which may sum up to anything above 0. None where there is
+/// nothing to test: fewer than two arms with a share, or nobody. A user in an arm whose share is 0 is a mismatch.
 pub fn sample_ratio(counts: &[u64], shares: &[f64]) -> Option<SampleRatio> {
     let arms: Vec<(f64, f64)> = counts.iter().zip(shares).map(|(count, share)| (*count as f64, *share)).collect();
-    let (persons, total) = arms.iter().fold((0.0, 0.0), |sum, arm| (sum.0 + arm.0, sum.1 + arm.1));
+    let (users, total) = arms.iter().fold((0.0, 0.0), |sum, arm| (sum.0 + arm.0, sum.1 + arm.1));
     let with_share = arms.iter().filter(|arm| arm.1 > 0.0).count();
-    if persons == 0.0 || with_share < 2 {
+    if users == 0.0 || with_share < 2 {
         return None;
     }
-    let term = |(count, share): &(f64, f64)| match (*count, share * persons / total) {
+    let term = |(count, share): &(f64, f64)| match (*count, share * users / total) {
         (0.0, 0.0) => 0.0,
         (count, due) => (count - due).powi(2) / due,
     };

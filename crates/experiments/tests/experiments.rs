@@ -7,22 +7,22 @@ use std::fs;
 
 const HOUR: i64 = 3_600_000;
 
-/// People come over ten days; each arm's share of them clicks, and a third of these buy for about 20.
-fn shop(seed: u64, people: usize, arms: &[(&str, f64, f64)]) -> (Vec<Exposure>, Vec<Outcome>) {
+/// Users come over ten days; each arm's share of them clicks, and a third of these buy for about 20.
+fn shop(seed: u64, users: usize, arms: &[(&str, f64, f64)]) -> (Vec<Exposure>, Vec<Outcome>) {
     let mut rng = StdRng::seed_from_u64(seed);
     let shares: Vec<f64> = arms.iter().map(|arm| arm.1).collect();
     let (mut exposures, mut outcomes) = (Vec::new(), Vec::new());
-    for number in 0..people {
+    for number in 0..users {
         let Some(arm) = arm_at(rng.random(), &shares) else { continue };
-        let person = format!("u:{number}");
+        let user = format!("u:{number}");
         let first = rng.random_range(0..240) * HOUR;
         for visit in 0..rng.random_range(1..4) {
-            let (person, experiment, arm) = (person.clone(), "e".to_owned(), arms[arm].0.to_owned());
-            exposures.push(Exposure { person, at: UnixMillis(first + visit * HOUR), experiment, arm });
+            let (user, experiment, arm) = (user.clone(), "e".to_owned(), arms[arm].0.to_owned());
+            exposures.push(Exposure { user, at: UnixMillis(first + visit * HOUR), experiment, arm });
         }
         let mut act = |kind: &str, hours: i64, value: f64| {
             outcomes.push(Outcome {
-                person: person.clone(),
+                user: user.clone(),
                 at: UnixMillis(first + hours * HOUR),
                 kind: kind.to_owned(),
                 value,
@@ -40,7 +40,7 @@ fn shop(seed: u64, people: usize, arms: &[(&str, f64, f64)]) -> (Vec<Exposure>, 
         }
     }
     outcomes.push(Outcome {
-        person: "u:late".to_owned(),
+        user: "u:late".to_owned(),
         at: UnixMillis(300 * HOUR),
         kind: "view".to_owned(),
         value: 0.0,
@@ -61,7 +61,7 @@ fn a_better_arm_is_found_and_an_equal_one_is_not() {
     let report = analyse("e", &exposures, &[], &outcomes, &options).unwrap();
     assert_eq!((report.control.as_str(), report.left_out.several_arms, report.left_out.open_window), ("control", 0, 0));
     assert!(!report.sample_ratio.as_ref().unwrap().mismatch);
-    let clicks = report.metrics.iter().find(|metric| metric.name == "persons with click").unwrap();
+    let clicks = report.metrics.iter().find(|metric| metric.name == "users with click").unwrap();
     // What was done before the first answer, or after the window, is not in the means.
     assert!((clicks.arms[1].mean - 0.10).abs() < 0.02, "{:?}", clicks.arms);
     let of = |arm: &str| clicks.comparisons.iter().find(|comparison| comparison.arm == arm).unwrap();
@@ -69,9 +69,9 @@ fn a_better_arm_is_found_and_an_equal_one_is_not() {
     assert!(of("brave").decided && brave.low > 0.0 && brave.low < 0.06 && brave.high > 0.06, "{brave:?}");
     assert!(!of("same").decided && same.low < 0.0 && same.high > 0.0, "{same:?}");
     assert!((of("brave").relative.unwrap() - 0.6).abs() < 0.25 && of("brave").history.len() > 20);
-    let money = report.metrics.iter().find(|metric| metric.name == "value of purchase per person").unwrap();
+    let money = report.metrics.iter().find(|metric| metric.name == "value of purchase per user").unwrap();
     assert!((money.arms[1].mean - 0.10 * 0.33 * 20.0).abs() < 0.2, "{:?}", money.arms);
-    let views = report.metrics.iter().find(|metric| metric.name == "persons with view").unwrap();
+    let views = report.metrics.iter().find(|metric| metric.name == "users with view").unwrap();
     assert!(
         views.comparisons.iter().all(|comparison| comparison.interval.is_none()),
         "nobody of the experiment viewed"
@@ -89,7 +89,7 @@ fn a_better_arm_is_found_and_an_equal_one_is_not() {
 }
 
 #[test]
-fn a_wrong_split_and_people_in_two_arms_are_told() {
+fn a_wrong_split_and_users_in_two_arms_are_told() {
     let (mut exposures, outcomes) = shop(2, 4000, &[("a", 0.6, 0.1), ("b", 0.4, 0.1)]);
     let report = analyse("e", &exposures, &[], &outcomes, &AnalysisOptions::default()).unwrap();
     assert!(report.sample_ratio.as_ref().unwrap().mismatch && report.to_string().contains("SAMPLE RATIO MISMATCH"));
@@ -97,20 +97,20 @@ fn a_wrong_split_and_people_in_two_arms_are_told() {
     let options = AnalysisOptions { shares: vec![("a".into(), 3.0), ("b".into(), 2.0)], ..AnalysisOptions::default() };
     assert!(!analyse("e", &exposures, &[], &outcomes, &options).unwrap().sample_ratio.unwrap().mismatch);
 
-    // Every tenth person meets the other arm too: they are in nobody's figures.
+    // Every tenth user meets the other arm too: they are in nobody's figures.
     let both: Vec<Exposure> = (exposures.iter())
-        .filter(|exposure| exposure.person.ends_with('7'))
+        .filter(|exposure| exposure.user.ends_with('7'))
         .map(|exposure| Exposure { arm: if exposure.arm == "a" { "b" } else { "a" }.to_owned(), ..exposure.clone() })
         .collect();
     exposures.extend(both);
     let report = analyse("e", &exposures, &[], &outcomes, &options).unwrap();
     assert_eq!(report.left_out.several_arms, 400);
-    assert_eq!(report.arms.iter().map(|arm| arm.persons).sum::<u64>(), 3600);
-    assert!(report.to_string().contains("400 persons met more than one arm"));
+    assert_eq!(report.arms.iter().map(|arm| arm.users).sum::<u64>(), 3600);
+    assert!(report.to_string().contains("400 users met more than one arm"));
 }
 
 #[test]
-fn people_whose_time_is_not_over_do_not_count_yet() {
+fn users_whose_time_is_not_over_do_not_count_yet() {
     let (exposures, outcomes) = shop(3, 2000, &[("a", 0.5, 0.1), ("b", 0.5, 0.1)]);
     let options = AnalysisOptions { window_ms: 150 * HOUR, ..AnalysisOptions::default() };
     let report = analyse("e", &exposures, &[], &outcomes, &options).unwrap();
@@ -140,17 +140,17 @@ fn names_that_there_are_not_are_told_with_those_that_there_are() {
 fn what_is_wrong_in_a_file_is_named_with_its_line() {
     let directory = tempfile::tempdir().unwrap();
     let answers = directory.path().join("answers.jsonl");
-    let good = r#"{"person": "u:1", "time_ms": 5, "experiment": "e", "arm": "a"}"#;
+    let good = r#"{"user": "u:1", "time_ms": 5, "experiment": "e", "arm": "a"}"#;
     for (bad, words) in [
         ("", vec!["no rows"]),
         ("{", vec!["line 2"]),
-        (r#"{"person": "u:1", "time_ms": "now", "experiment": "e", "arm": "a"}"#, vec!["line 2", "string"]),
-        (r#"{"person": "u:1", "time_ms": 5, "arm": "a"}"#, vec!["line 2", "experiment"]),
-        (r#"{"person": "", "time_ms": 5, "experiment": "e", "arm": "a"}"#, vec!["line 2", "`person` is empty"]),
-        (r#"{"person": "u:1", "time_ms": 5, "experiment": "e"}"#, vec!["line 2", "needs `arm`"]),
-        (r#"{"person": "u:1", "time_ms": 5, "experiment": "e", "arms": "a"}"#, vec!["line 2", "`arms`"]),
+        (r#"{"user": "u:1", "time_ms": "now", "experiment": "e", "arm": "a"}"#, vec!["line 2", "string"]),
+        (r#"{"user": "u:1", "time_ms": 5, "arm": "a"}"#, vec!["line 2", "experiment"]),
+        (r#"{"user": "", "time_ms": 5, "experiment": "e", "arm": "a"}"#, vec!["line 2", "`user` is empty"]),
+        (r#"{"user": "u:1", "time_ms": 5, "experiment": "e"}"#, vec!["line 2", "needs `arm`"]),
+        (r#"{"user": "u:1", "time_ms": 5, "experiment": "e", "arms": "a"}"#, vec!["line 2", "`arms`"]),
         (
-            r#"{"person": "u:1", "time_ms": 5, "experiment": "e", "picks": [{"item": "i", "team": "c"}]}"#,
+            r#"{"user": "u:1", "time_ms": 5, "experiment": "e", "picks": [{"item": "i", "team": "c"}]}"#,
             vec!["line 2", "`team` is `c`"],
         ),
     ] {
@@ -160,7 +160,7 @@ fn what_is_wrong_in_a_file_is_named_with_its_line() {
         words.iter().for_each(|word| assert!(error.contains(word), "`{word}` is missing in: {error}"));
     }
     let events = directory.path().join("events.jsonl");
-    fs::write(&events, "{\"person\": \"u:1\", \"time_ms\": 5}\n").unwrap();
+    fs::write(&events, "{\"user\": \"u:1\", \"time_ms\": 5}\n").unwrap();
     let error = read_outcomes(&events).unwrap_err().to_string();
     assert!(error.contains("line 1") && error.contains("type"), "{error}");
     let error = read_outcomes(&directory.path().join("events.csv")).unwrap_err().to_string();

@@ -71,10 +71,10 @@ impl World {
                 })
                 .collect(),
             rows: (0..rows)
-                .map(|person| {
+                .map(|user| {
                     let (s, p, i, clicked) = self.shown(&mut rng, |s, p| self.logging[s][p].clone());
                     LogRow {
-                        person: person as u32,
+                        user: user as u32,
                         cell: cell(p, i),
                         choice: p as u32,
                         reward: f64::from(u8::from(clicked)),
@@ -127,14 +127,14 @@ fn estimates_are_unbiased_and_intervals_cover_at_rare_and_at_usual_rates() {
 }
 
 #[test]
-fn a_log_of_persons_has_wider_intervals_than_its_rows_alone() {
+fn a_log_of_users_has_wider_intervals_than_its_rows_alone() {
     let world = World::new(3, 0.05);
     let mut log = world.log(5, 4000);
     let rows = estimate(&log, &quick(1)).unwrap().measures[0];
-    // The same row ten times is one person who always does the same.
+    // The same row ten times is one user who always does the same.
     log.rows = log.rows[..400].iter().flat_map(|row| std::iter::repeat_n(*row, 10)).collect();
-    let persons = estimate(&log, &quick(1)).unwrap().measures[0];
-    assert!(persons.standard_error > 2.0 * rows.standard_error, "{} {}", persons.standard_error, rows.standard_error);
+    let users = estimate(&log, &quick(1)).unwrap().measures[0];
+    assert!(users.standard_error > 2.0 * rows.standard_error, "{} {}", users.standard_error, rows.standard_error);
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn explored(directory: &Path, answers: usize, experiment: &str) -> Vec<Outcome> 
             rows.push((answer, slot, item));
             if rng.random_bool(RATES[item] / (1.0 + slot as f64)) {
                 outcomes.push(Outcome {
-                    person: format!("u:{}", answer / 2),
+                    user: format!("u:{}", answer / 2),
                     at: UnixMillis(answer as i64 * 1000 + 500),
                     kind: "click".to_owned(),
                     value: 0.0,
@@ -332,7 +332,7 @@ fn write_slots(path: &Path, rows: &[(usize, usize, usize)], experiment: &str) {
     let propensity = |row: &(usize, usize, usize)| Some(if row.1 == row.2 { 0.7 } else { 0.1 });
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("answer_id", texts(rows, |row| row.0.to_string())),
-        ("person", texts(rows, |row| format!("u:{}", row.0 / 2))),
+        ("user", texts(rows, |row| format!("u:{}", row.0 / 2))),
         ("experiment", texts(rows, |_| experiment.to_owned())),
         ("arm", texts(rows, |row| if row.0 / 2 % 2 == 0 { "even" } else { "odd" }.to_owned())),
         ("item_id", texts(rows, |row| format!("i{}", row.2))),
@@ -358,7 +358,7 @@ fn explored_answers_tell_what_the_order_without_exploration_earns() {
     let slots = JudgedSlots::organic(read_slots(directory.path()).unwrap());
     let reward = Reward { kind: "click".to_owned(), is_value: false, window_ms: 900 };
     let report = judge_answers(&slots, &outcomes, &reward, &quick(1));
-    assert_eq!((report.answers, report.slots, report.persons, report.unmatched), (5000, 20_000, 2500, 0));
+    assert_eq!((report.answers, report.slots, report.users, report.unmatched), (5000, 20_000, 2500, 0));
     assert_eq!(report.matched, outcomes.len());
     let truth: f64 = (0..PAGE).map(|slot| RATES[slot] / (1.0 + slot as f64)).sum::<f64>() / PAGE as f64;
     for measure in report.estimates.as_ref().unwrap().measures.iter() {
@@ -378,7 +378,7 @@ fn exported_answers_are_exposures_of_their_experiments() {
     explored(directory.path(), 100, "e");
     let log = read_answers(directory.path()).unwrap();
     assert_eq!((log.exposures.len(), log.drafts.len()), (100, 0));
-    assert_eq!((log.exposures[3].person.as_str(), log.exposures[3].arm.as_str()), ("u:1", "odd"));
+    assert_eq!((log.exposures[3].user.as_str(), log.exposures[3].arm.as_str()), ("u:1", "odd"));
     explored(directory.path(), 100, "drafts");
     let log = read_answers(directory.path()).unwrap();
     assert_eq!((log.exposures.len(), log.drafts.len(), log.drafts[0].picks.len()), (0, 100, PAGE));

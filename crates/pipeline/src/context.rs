@@ -1,7 +1,7 @@
 //! One request's view of a generation, from candidates to scores: features and ranking model.
 use super::{fusion::Candidates, generation::Generation, models::Models, request::*};
 use lodestone_catalog::Catalog;
-use crate::{features::{self, FEATURE_COUNT, FEATURES, Moment, PersonContext}, policy, ranking::RankingError};
+use crate::{features::{self, FEATURE_COUNT, FEATURES, Moment, UserContext}, policy, ranking::RankingError};
 use lodestone_state::users::History;
 use lodestone_core::units::UnixMillis;
 use std::{
@@ -10,13 +10,13 @@ use std::{
 };
 
 /// One request's view of a generation, and what it has to tell about itself.
-pub struct Story<'a> {
+pub struct RequestContext<'a> {
     pub generation: &'a Generation,
     pub catalog: Arc<Catalog>,
     pub history: History,
-    pub person: PersonContext,
-    pub person_known: bool,
-    /// The log position that the person's history surely has.
+    pub user: UserContext,
+    pub user_known: bool,
+    /// The log position that the user's history surely has.
     pub position: u64,
     pub now: UnixMillis,
     pub degradations: Vec<Degradation>,
@@ -34,8 +34,8 @@ pub struct Ranked {
     pub scores: Vec<f32>,
 }
 
-impl<'a> Story<'a> {
-    /// Takes one snapshot of the person, with the request's context events.
+impl<'a> RequestContext<'a> {
+    /// Takes one snapshot of the user, with the request's context events.
     pub fn begin(
         generation: &'a Generation,
         catalog: &Arc<Catalog>,
@@ -45,18 +45,18 @@ impl<'a> Story<'a> {
     ) -> Self {
         let mark = Instant::now();
         let position = generation.live.applied_position();
-        let known = generation.live.people.history(&viewer.person);
-        let person_known = known.is_some();
+        let known = generation.live.users.history(&viewer.user);
+        let user_known = known.is_some();
         let mut history = known.unwrap_or_default();
         if !options.context_events.is_empty() {
             history = history.with_context(&options.context_events, &generation.live.keys);
         }
         let mut story = Self {
-            person: PersonContext::new(&history, catalog, &generation.next),
+            user: UserContext::new(&history, catalog, &generation.next),
             generation,
             catalog: catalog.clone(),
             history,
-            person_known,
+            user_known,
             position,
             now,
             degradations: Vec::new(),
@@ -101,7 +101,7 @@ impl<'a> Story<'a> {
     pub fn tail(&self, sources: Vec<SourceCount>, level: DebugLevel) -> AnswerTail {
         AnswerTail {
             degradations: self.degradations.clone(),
-            person_known: self.person_known,
+            user_known: self.user_known,
             debug: (level >= DebugLevel::Timings).then(|| AnswerDebug {
                 stages: self.stages.clone(),
                 sources,
@@ -115,21 +115,21 @@ impl<'a> Story<'a> {
         self.degradations.push(Degradation { code, subject: subject.to_owned() });
     }
 
-    /// Makes the people's vectors; the stories are of one catalogue and one moment. A failure costs the sources that need them and is declared.
-    pub fn encode_people(stories: &mut [Self], models: &mut Models) {
+    /// Makes the users's vectors; the stories are of one catalogue and one moment. A failure costs the sources that need them and is declared.
+    pub fn encode_users(stories: &mut [Self], models: &mut Models) {
         let begun = Instant::now();
         let Some(first) = stories.first() else { return };
         let histories: Vec<&History> = stories.iter().map(|story| &story.history).collect();
-        match models.encode_people(&histories, &first.catalog, first.now) {
+        match models.encode_users(&histories, &first.catalog, first.now) {
             Ok(vectors) => {
                 for (story, vector) in stories.iter_mut().zip(vectors) {
-                    story.person.vector = vector;
+                    story.user.vector = vector;
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "the person encoder failed");
+                tracing::warn!(%error, "the user encoder failed");
                 for story in stories.iter_mut() {
-                    story.degrade(DegradationCode::EncoderSkipped, "person_encoder");
+                    story.degrade(DegradationCode::EncoderSkipped, "user_encoder");
                 }
             }
         }
@@ -169,7 +169,7 @@ impl<'a> Story<'a> {
         };
         let mut out = Vec::with_capacity(candidates.list.len() * FEATURE_COUNT);
         for candidate in &candidates.list {
-            features::append(&mut out, &moment, &self.person, candidate.row, candidate.evidence);
+            features::append(&mut out, &moment, &self.user, candidate.row, candidate.evidence);
         }
         drop(popularity);
         self.stage("features");

@@ -1,5 +1,5 @@
 //! Reciprocal rank fusion, and what each source said of each candidate.
-use super::retrieve::{Found, PERSON_VECTOR, POPULAR, QUERY_VECTOR, SIMILAR, SOURCES, WORDS};
+use super::retrieve::{Found, USER_VECTOR, POPULAR, QUERY_VECTOR, SIMILAR, SOURCES, WORDS};
 use lodestone_catalog::Catalog;
 use crate::features::{Recent, SourceEvidence};
 use lodestone_core::ids::{ItemKey, Row};
@@ -9,7 +9,7 @@ use std::{cell::RefCell, time::Duration};
 /// Weights of the sources.
 const WEIGHTS: [f32; SOURCES.len()] = [1.0, 1.0, 2.0, 1.0, 0.7, 0.5, 0.5, 1.2];
 /// The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009), by source. The first places of a search say
-/// much more than those that follow; what a person may want next is less certain.
+/// much more than those that follow; what a user may want next is less certain.
 const K: [f32; SOURCES.len()] = [60.0, 10.0, 10.0, 60.0, 60.0, 60.0, 60.0, 60.0];
 /// The place of a candidate that a source did not find.
 pub const NO_PLACE: u16 = u16::MAX;
@@ -45,7 +45,7 @@ pub struct Candidates {
 impl Candidates {
     /// How a source found its rows, of the sources that have several ways.
     pub fn way_of(&self, source: usize) -> Option<Way> {
-        self.way.filter(|_| [PERSON_VECTOR, QUERY_VECTOR, SIMILAR].contains(&source))
+        self.way.filter(|_| [USER_VECTOR, QUERY_VECTOR, SIMILAR].contains(&source))
     }
 }
 
@@ -218,10 +218,10 @@ mod tests {
 
     #[test]
     fn a_row_in_both_lists_beats_the_first_of_one() {
-        let fused = fuse(&[(PERSON_VECTOR, vec![1, 2, 3]), (NEXT, vec![4, 2, 5])], 10).list;
+        let fused = fuse(&[(USER_VECTOR, vec![1, 2, 3]), (NEXT, vec![4, 2, 5])], 10).list;
         assert_eq!(fused[0].row, Row(2));
         assert!((fused[0].evidence.fused - 2.0 / 62.0).abs() < 1e-6);
-        assert_eq!(fused[0].best_sources(), [Some(PERSON_VECTOR as u8), Some(NEXT as u8)]);
+        assert_eq!(fused[0].best_sources(), [Some(USER_VECTOR as u8), Some(NEXT as u8)]);
     }
 
     #[test]

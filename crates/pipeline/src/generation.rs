@@ -1,5 +1,5 @@
 //! One trained bundle as it answers: its items with those that came since, their indexes, what goes with what.
-use lodestone_state::{catalog_changes::ItemChange, live::Live};
+use lodestone_state::{catalog_changes::ItemChange, live::LiveState};
 use super::models::{Models, embed_items};
 use lodestone_index::CompletionSource;
 use lodestone_core::{bits, ids::{ItemId, ItemKey, Row}};
@@ -15,13 +15,13 @@ use std::sync::{
 
 /// What a bundle says, over what is live. Written by one thread at a time, read by all.
 pub struct Generation {
-    pub live: Arc<Live>,
+    pub live: Arc<LiveState>,
     pub manifest: Manifest,
     /// The first rows of the catalogue are the bundle's own items, in its order, with its vectors.
     pub bundle_row_count: usize,
     pub catalog: ArcSwap<Catalog>,
-    /// Item vectors in the person's space.
-    person_index: VectorIndex,
+    /// Item vectors in the user's space.
+    user_index: VectorIndex,
     /// Title vectors in the query's space.
     query_index: VectorIndex,
     pub lexical: Lexical,
@@ -59,12 +59,12 @@ pub type EmbeddedChange = (ItemChange, Option<ItemVectors>);
 impl Generation {
     /// A bundle's items over what is live, with an empty index of words and room for `live_rows` more. Changes of the catalogue
     /// are not in effect yet.
-    pub fn new(bundle: Bundle, live: Arc<Live>, lexical: Lexical, live_rows: usize) -> Result<Self, GenerationError> {
+    pub fn new(bundle: Bundle, live: Arc<LiveState>, lexical: Lexical, live_rows: usize) -> Result<Self, GenerationError> {
         let keys: Vec<ItemKey> = bundle.items.iter().map(|item| live.keys.intern(&item.id)).collect();
         let generation = Self {
             bundle_row_count: bundle.items.len(),
             catalog: ArcSwap::from_pointee(Catalog::default()),
-            person_index: VectorIndex::new(bundle.item_vectors.clone(), live_rows),
+            user_index: VectorIndex::new(bundle.item_vectors.clone(), live_rows),
             query_index: VectorIndex::new(bundle.title_vectors.clone(), live_rows),
             lexical,
             titles: Suggester::build(bundle.items.iter().flat_map(suggestibles)),
@@ -175,14 +175,14 @@ impl Generation {
         self.query_dimension
     }
 
-    /// `[query_dimension × VECTOR_DIM]`, row-major: from the query's space into the person's.
+    /// `[query_dimension × VECTOR_DIM]`, row-major: from the query's space into the user's.
     pub fn text_projection(&self) -> &[f32] {
         &self.text_projection
     }
 
     pub fn vectors_of(&self, space: Space) -> &VectorIndex {
         match space {
-            Space::Person => &self.person_index,
+            Space::User => &self.user_index,
             Space::Query => &self.query_index,
         }
     }
@@ -226,17 +226,17 @@ impl Generation {
 /// In which space an item is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Space {
-    Person,
+    User,
     Query,
 }
 
 impl Space {
-    const BOTH: [Self; 2] = [Self::Person, Self::Query];
+    const BOTH: [Self; 2] = [Self::User, Self::Query];
 
     pub fn vector(self, catalog: &Catalog, row: Row) -> &[f32] {
         let vectors = &catalog.get(row).vectors;
         match self {
-            Self::Person => vectors.person_space(),
+            Self::User => vectors.user_space(),
             Self::Query => vectors.query_space(),
         }
     }

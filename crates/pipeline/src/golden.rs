@@ -2,11 +2,11 @@
 use super::{
     generation::Generation,
     models::Models,
-    retrieve::{self, Ask, Eligible},
+    retrieve::{self, RetrievalInput, Eligible},
 };
-use crate::{bundle::Bundle, features::{self, FEATURE_COUNT, Moment, PersonContext}, ranking::{Device, RankingError, Runtime}};
+use crate::{bundle::Bundle, features::{self, FEATURE_COUNT, Moment, UserContext}, ranking::{Device, RankingError, Runtime}};
 use lodestone_events::{Attribution, Event, EventKind, EventLine, Popularity};
-use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::UnixMillis};
+use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 use lodestone_state::users::History;
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +34,7 @@ pub struct Golden {
 pub struct GoldenRequest {
     /// Empty: items like those of the history.
     pub query: String,
-    /// Items that a person viewed, one a day, the latest last.
+    /// Items that a user viewed, one a day, the latest last.
     pub history: Vec<String>,
     /// What was answered, best first, with its score.
     pub expected: Vec<(String, f32)>,
@@ -113,17 +113,17 @@ fn answer(
     let now = UnixMillis(generation.manifest.trained_until_ms);
     let catalog = generation.catalog.load_full();
     let history = History::default().with_context(&views(request, now)?, &generation.live.keys);
-    let mut person = PersonContext::new(&history, &catalog, &generation.next);
+    let mut user = UserContext::new(&history, &catalog, &generation.next);
     let query = Some(request.query.as_str()).filter(|query| !query.is_empty());
     let query_vector = models.encode_queries(&[query])?.remove(0);
-    person.vector = models.encode_people(&[&history], &catalog, now)?.remove(0);
+    user.vector = models.encode_users(&[&history], &catalog, now)?.remove(0);
     let eligible = Eligible::offered(&catalog);
-    let ask = Ask {
+    let ask = RetrievalInput {
         generation,
         catalog: &catalog,
-        person: &person,
+        user: &user,
         query: query.map(|query| (query, query_vector.as_deref())),
-        anchors: &person.recent,
+        anchors: &user.recent,
         eligible: &eligible,
         now,
         source_count: CANDIDATES,
@@ -143,7 +143,7 @@ fn answer(
     };
     let mut rows = Vec::with_capacity(candidates.list.len() * FEATURE_COUNT);
     for candidate in &candidates.list {
-        features::append(&mut rows, &moment, &person, candidate.row, candidate.evidence);
+        features::append(&mut rows, &moment, &user, candidate.row, candidate.evidence);
     }
     let mut scores = models.scores(&rows)?;
     if scores.is_empty() {
@@ -162,7 +162,7 @@ fn views(request: &GoldenRequest, now: UnixMillis) -> Result<Vec<Event>, GoldenE
         Ok(Event {
             id: EventId::parse("golden").expect("a fixed id that is allowed"),
             kind: EventKind::View,
-            person: PersonId::visitor("golden request").expect("a fixed id that is allowed"),
+            user: UserId::visitor("golden request").expect("a fixed id that is allowed"),
             session: String::new(),
             at: UnixMillis(now.0 - days * UnixMillis::DAY),
             lines: vec![EventLine { item, quantity: 1, price: None, rank: 0 }],

@@ -21,7 +21,7 @@ pub mod serving;
 pub mod slate;
 pub mod trace;
 
-pub use context::{Ranked, Story};
+pub use context::{Ranked, RequestContext};
 pub use facets::*;
 pub use fusion::{Candidate, Candidates, Fusion};
 pub use generation::{Generation, GenerationError};

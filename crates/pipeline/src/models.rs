@@ -1,16 +1,16 @@
 //! The learned functions, as one worker owns them.
 use super::generation::Generation;
-use crate::{bundle::{Bundle, Head}, ranking::{Device, PersonEncoder, PersonInput, Ranker, RankingError, Runtime, TextEncoder}};
+use crate::{bundle::{Bundle, Head}, ranking::{Device, UserEncoder, UserInput, Ranker, RankingError, Runtime, TextEncoder}};
 use lodestone_catalog::{Catalog, Item, ItemVectors, VECTOR_DIM};
 use lodestone_state::users::History;
 use lodestone_core::units::UnixMillis;
 
-/// Events of the history that the person encoder reads.
+/// Events of the history that the user encoder reads.
 pub const ENCODED_EVENTS_MAX: usize = 50;
 
 /// Sessions are not shared: ONNX Runtime's run takes them exclusively.
 pub struct Models {
-    pub person: PersonEncoder,
+    pub user: UserEncoder,
     pub query: TextEncoder,
     pub ranker: Option<Ranker>,
     pub heads: Vec<Head>,
@@ -20,7 +20,7 @@ impl Models {
     /// Opens the three models and checks their inputs and outputs. A bundle in training has no ranker yet.
     pub fn open(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Self, RankingError> {
         Ok(Self {
-            person: PersonEncoder::open(runtime, &bundle.person_encoder, device)?,
+            user: UserEncoder::open(runtime, &bundle.user_encoder, device)?,
             query: TextEncoder::open(
                 runtime,
                 &bundle.query_encoder,
@@ -43,15 +43,15 @@ impl Models {
         Ok(queries.iter().map(|query| query.and_then(|_| vectors.next().flatten())).collect())
     }
 
-    /// Vectors of people, `[VECTOR_DIM]` each; none where no item of the history is in the catalogue.
-    pub fn encode_people(
+    /// Vectors of users, `[VECTOR_DIM]` each; none where no item of the history is in the catalogue.
+    pub fn encode_users(
         &mut self,
         histories: &[&History],
         catalog: &Catalog,
         now: UnixMillis,
     ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
-        let inputs = histories.iter().map(|history| person_input(history, catalog, now)).collect();
-        encode_those(inputs, |input: &PersonInput| !input.kinds.is_empty(), |inputs| self.person.encode_batch(inputs))
+        let inputs = histories.iter().map(|history| user_input(history, catalog, now)).collect();
+        encode_those(inputs, |input: &UserInput| !input.kinds.is_empty(), |inputs| self.user.encode_batch(inputs))
     }
 }
 
@@ -81,7 +81,7 @@ fn encode_those<T>(
 }
 
 /// The latest events whose items are in the catalogue, latest last.
-fn person_input(history: &History, catalog: &Catalog, now: UnixMillis) -> PersonInput {
+fn user_input(history: &History, catalog: &Catalog, now: UnixMillis) -> UserInput {
     let mut found: Vec<_> = history
         .events
         .iter()
@@ -90,10 +90,10 @@ fn person_input(history: &History, catalog: &Catalog, now: UnixMillis) -> Person
         .take(ENCODED_EVENTS_MAX)
         .collect();
     found.reverse();
-    let mut input = PersonInput::default();
+    let mut input = UserInput::default();
     let count = found.len();
     for (index, (row, event)) in found.into_iter().enumerate() {
-        input.items.extend_from_slice(catalog.get(row).vectors.person_space());
+        input.items.extend_from_slice(catalog.get(row).vectors.user_space());
         input.kinds.push(event.kind as i64);
         input.positions.push((count - 1 - index) as i64);
         input.ages.push(now.days_since(UnixMillis(i64::from(event.at_s) * 1000)).ln_1p());
@@ -101,7 +101,7 @@ fn person_input(history: &History, catalog: &Catalog, now: UnixMillis) -> Person
     input
 }
 
-/// Vectors of items that the bundle does not have: the encoded title, and its projection into the person's space.
+/// Vectors of items that the bundle does not have: the encoded title, and its projection into the user's space.
 pub fn embed_items(
     generation: &Generation,
     models: &mut Models,

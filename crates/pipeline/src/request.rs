@@ -3,7 +3,7 @@ use super::facets::{FacetSpec, Facets};
 use crate::serving::ChosenArm;
 use lodestone_catalog::{Filter, Item};
 use lodestone_events::Event;
-use lodestone_core::ids::{ItemId, PersonId};
+use lodestone_core::ids::{ItemId, UserId};
 use lodestone_index::{Completion, Way};
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ pub const PAGE_SIZE_MAX: usize = 200;
 /// Who asks.
 #[derive(Debug, Clone)]
 pub struct Viewer {
-    pub person: PersonId,
+    pub user: UserId,
     /// Empty: not known.
     pub session: String,
     /// BCP 47, or empty.
@@ -174,7 +174,7 @@ pub struct AnswerTail {
     pub session_version: u64,
     pub generation: Arc<str>,
     pub degradations: Vec<Degradation>,
-    pub person_known: bool,
+    pub user_known: bool,
     pub unknown_items: Vec<ItemId>,
     pub dropped_pins: Vec<ItemId>,
     /// The configuration that answered; of an interleaved answer the first.

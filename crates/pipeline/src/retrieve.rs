@@ -5,14 +5,14 @@ use super::{
 };
 use lodestone_core::{bits, ids::{ItemKey, Row}, units::UnixMillis};
 use lodestone_catalog::{Catalog, Filter};
-use crate::features::{PersonContext, Recent};
+use crate::features::{UserContext, Recent};
 use lodestone_index::{LexicalError, Neighbours, dot};
 use std::{borrow::Cow, time::Instant};
 
 /// The sources, in the order of [`super::fusion::Candidate::places`].
 pub const SOURCES: [&str; 8] =
-    ["person_vector", "query_vector", "words", "next", "together", "similar", "popular", "history"];
-pub const PERSON_VECTOR: usize = 0;
+    ["user_vector", "query_vector", "words", "next", "together", "similar", "popular", "history"];
+pub const USER_VECTOR: usize = 0;
 pub const QUERY_VECTOR: usize = 1;
 pub const WORDS: usize = 2;
 pub const NEXT: usize = 3;
@@ -62,13 +62,13 @@ impl<'a> Eligible<'a> {
 }
 
 /// What stage one is asked.
-pub struct Ask<'a> {
+pub struct RetrievalInput<'a> {
     pub generation: &'a Generation,
     pub catalog: &'a Catalog,
-    pub person: &'a PersonContext,
+    pub user: &'a UserContext,
     /// The words and their vector.
     pub query: Option<(&'a str, Option<&'a [f32]>)>,
-    /// Items to start from; the person's recent ones when it is not about given items.
+    /// Items to start from; the user's recent ones when it is not about given items.
     pub anchors: &'a [Recent],
     pub eligible: &'a Eligible<'a>,
     pub now: UnixMillis,
@@ -78,7 +78,7 @@ pub struct Ask<'a> {
     pub candidate_count: usize,
 }
 
-impl Ask<'_> {
+impl RetrievalInput<'_> {
     fn fusion(&self) -> Fusion {
         Fusion::new(self.catalog.row_count())
     }
@@ -103,16 +103,16 @@ impl Ask<'_> {
     }
 }
 
-/// Candidates for a person: what they may want next.
-pub fn for_person(ask: &Ask) -> Candidates {
+/// Candidates for a user: what they may want next.
+pub fn for_user(ask: &RetrievalInput) -> Candidates {
     let mut fusion = ask.fusion();
     ask.spread(&mut fusion, Table::Next, false);
     ask.spread(&mut fusion, Table::Together, false);
     let next = fusion.best_spread(Table::Next, ask.source_count);
     let together = fusion.best_spread(Table::Together, ask.source_count / 2);
-    if let Some(vector) = &ask.person.vector {
-        let found = near(ask, &mut fusion, vector, Space::Person);
-        fusion.add(PERSON_VECTOR, found);
+    if let Some(vector) = &ask.user.vector {
+        let found = near(ask, &mut fusion, vector, Space::User);
+        fusion.add(USER_VECTOR, found);
     }
     fusion.add(NEXT, next);
     fusion.add(TOGETHER, together);
@@ -122,7 +122,7 @@ pub fn for_person(ask: &Ask) -> Candidates {
 }
 
 /// Candidates that answer a query.
-pub fn for_query(ask: &Ask) -> Result<Candidates, LexicalError> {
+pub fn for_query(ask: &RetrievalInput) -> Result<Candidates, LexicalError> {
     let (query, vector) = ask.query.unwrap_or_default();
     let keep = |row| ask.eligible.keeps(row);
     let words = ask.generation.lexical.search_all_then_any(query, ask.source_count, &keep)?;
@@ -136,11 +136,11 @@ pub fn for_query(ask: &Ask) -> Result<Candidates, LexicalError> {
 }
 
 /// Items like the anchors, in both spaces.
-pub fn like_anchors(ask: &Ask) -> Candidates {
+pub fn like_anchors(ask: &RetrievalInput) -> Candidates {
     let mut fusion = ask.fusion();
     for anchor in ask.anchors.iter().take(5) {
         let vectors = &ask.catalog.get(anchor.row).vectors;
-        for (space, vector) in [(Space::Person, vectors.person_space()), (Space::Query, vectors.query_space())] {
+        for (space, vector) in [(Space::User, vectors.user_space()), (Space::Query, vectors.query_space())] {
             let mut found = near(ask, &mut fusion, vector, space);
             found.retain(|(row, _)| !ask.is_anchor(*row));
             fusion.add(SIMILAR, found);
@@ -150,7 +150,7 @@ pub fn like_anchors(ask: &Ask) -> Candidates {
 }
 
 /// Items bought with the anchors.
-pub fn with_anchors(ask: &Ask) -> Candidates {
+pub fn with_anchors(ask: &RetrievalInput) -> Candidates {
     let mut fusion = ask.fusion();
     ask.spread(&mut fusion, Table::Together, false);
     let mut together = fusion.best_spread(Table::Together, ask.source_count + ask.anchors.len());
@@ -161,8 +161,8 @@ pub fn with_anchors(ask: &Ask) -> Candidates {
     fusion.finish(ask.candidate_count)
 }
 
-/// Items that the person bought.
-pub fn bought_before(ask: &Ask) -> Candidates {
+/// Items that the user bought.
+pub fn bought_before(ask: &RetrievalInput) -> Candidates {
     let mut fusion = ask.fusion();
     fusion.add(HISTORY, history(ask));
     ask.spread(&mut fusion, Table::Next, true);
@@ -177,7 +177,7 @@ pub fn in_order(catalog: &Catalog, source: usize, found: Found, count: usize) ->
 }
 
 /// The nearest to a vector; the fusion notes how and how long.
-fn near(ask: &Ask, fusion: &mut Fusion, vector: &[f32], space: Space) -> Found {
+fn near(ask: &RetrievalInput, fusion: &mut Fusion, vector: &[f32], space: Space) -> Found {
     let begun = Instant::now();
     let vector_of = |row: Row| space.vector(ask.catalog, row);
     let index = ask.generation.vectors_of(space);
@@ -186,26 +186,26 @@ fn near(ask: &Ask, fusion: &mut Fusion, vector: &[f32], space: Space) -> Found {
     found
 }
 
-/// What the person bought: often and lately first.
-fn history(ask: &Ask) -> Found {
-    let bought = ask.person.items().filter(|(_, stats)| stats.bought_count > 0).filter_map(|(key, stats)| {
+/// What the user bought: often and lately first.
+fn history(ask: &RetrievalInput) -> Found {
+    let bought = ask.user.items().filter(|(_, stats)| stats.bought_count > 0).filter_map(|(key, stats)| {
         let row = ask.catalog.row_of_key(key).filter(|row| ask.eligible.keeps(*row))?;
         Some((row, stats.bought_count as f32 / (1.0 + stats.days_since(stats.bought_at, ask.now).max(0.0))))
     });
     best_of(bought.collect(), ask.source_count)
 }
 
-/// What many people buy.
-fn popular(ask: &Ask) -> Found {
+/// What many users buy.
+fn popular(ask: &RetrievalInput) -> Found {
     let eligible = |key: ItemKey| ask.catalog.row_of_key(key).filter(|row| ask.eligible.keeps(*row));
     let top = ask.generation.live.popular(ask.now);
     top.iter().filter_map(|(key, score)| Some((eligible(*key)?, *score))).take(ask.source_count / 2).collect()
 }
 
 /// The recent items that speak most for a row, by a neighbour table or by likeness.
-pub fn evidence_for(person: &[Recent], catalog: &Catalog, table: Option<&Neighbours>, row: Row) -> Vec<ItemKey> {
+pub fn evidence_for(user: &[Recent], catalog: &Catalog, table: Option<&Neighbours>, row: Row) -> Vec<ItemKey> {
     let target = catalog.get(row);
-    let mut scored: Vec<(ItemKey, f32)> = person
+    let mut scored: Vec<(ItemKey, f32)> = user
         .iter()
         .filter(|recent| recent.row != row)
         .map(|recent| {
@@ -214,7 +214,7 @@ pub fn evidence_for(person: &[Recent], catalog: &Catalog, table: Option<&Neighbo
                     let (keys, weights) = table.of(Row(recent.key.0));
                     keys.iter().position(|key| *key == target.key.0).map_or(0.0, |index| weights[index])
                 }
-                None => dot(catalog.get(recent.row).vectors.person_space(), target.vectors.person_space()),
+                None => dot(catalog.get(recent.row).vectors.user_space(), target.vectors.user_space()),
             };
             (recent.key, weight * recent.weight)
         })

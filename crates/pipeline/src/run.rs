@@ -1,8 +1,8 @@
 //! The stories of requests: what is asked of each stage, in which order. Requests that wait together are answered
 //! together: each learned function runs once for all of them, so that its weights and its code are fetched once.
 use lodestone_engine::engine::Stages;
-use super::{facets::{self, FacetSpec, Facets}, fusion::Candidates, generation::Generation, models::Models, request::*, retrieve::{self, Ask, Eligible}, slate::{Asking, Slate}, trace::Trace};
-use crate::context::{Ranked, Story};
+use super::{facets::{self, FacetSpec, Facets}, fusion::Candidates, generation::Generation, models::Models, request::*, retrieve::{self, RetrievalInput, Eligible}, slate::{PolicyContext, Slate}, trace::Trace};
+use crate::context::{Ranked, RequestContext};
 use crate::{answers::{self, AnswerId, AnswerKind}, features::Recent, serving::{Plan, ServingConfig}};
 use lodestone_catalog::{Catalog, Filter};
 use lodestone_events::EventKind;
@@ -11,8 +11,8 @@ use lodestone_index::Suggester;
 
 /// A request with how it will be answered.
 #[derive(Clone)]
-pub struct Question {
-    pub asked: Asked,
+pub struct PlannedRequest {
+    pub asked: RankingRequest,
     /// Of the answer.
     pub id: AnswerId,
     pub plan: Plan,
@@ -20,7 +20,7 @@ pub struct Question {
     pub is_logged: bool,
 }
 
-impl Question {
+impl PlannedRequest {
     /// The same, for an answer that nobody gets.
     pub fn unlogged(&self) -> Self {
         Self { is_logged: false, ..self.clone() }
@@ -29,13 +29,13 @@ impl Question {
 
 /// A request that ends in a slate.
 #[derive(Debug, Clone)]
-pub enum Asked {
+pub enum RankingRequest {
     Search(SearchRequest),
     Recommend(RecommendRequest),
     Rank(RankRequest),
 }
 
-impl Asked {
+impl RankingRequest {
     fn kind(&self) -> AnswerKind {
         match self {
             Self::Search(_) => AnswerKind::Search,
@@ -103,7 +103,7 @@ impl Asked {
 }
 
 /// A slate as it was made, with what is told about it.
-pub struct Told {
+pub struct PipelineResponse {
     pub slate: Slate,
     /// Empty: the query as sent.
     pub corrected_query: String,
@@ -115,7 +115,7 @@ pub struct Told {
     pub trace: Option<Box<Trace>>,
 }
 
-impl Told {
+impl PipelineResponse {
     /// Whether it lacks a model or a source; what the request itself brought about does not count.
     pub fn is_degraded(&self) -> bool {
         use DegradationCode::{EncoderSkipped, RankerSkipped, SourceFailed};
@@ -125,40 +125,40 @@ impl Told {
 }
 
 /// The stories of some requests, in their order.
-pub fn tell(generation: &Generation, models: &mut Models, questions: &[Question]) -> Vec<Told> {
-    let asked: Vec<&Asked> = questions.iter().map(|question| &question.asked).collect();
+pub fn tell(generation: &Generation, models: &mut Models, questions: &[PlannedRequest]) -> Vec<PipelineResponse> {
+    let asked: Vec<&RankingRequest> = questions.iter().map(|question| &question.asked).collect();
     let (catalog, now) = (generation.catalog.load_full(), UnixMillis::now());
-    let mut stories: Vec<Story> =
-        asked.iter().map(|asked| Story::begin(generation, &catalog, asked.viewer(), asked.options(), now)).collect();
+    let mut stories: Vec<RequestContext> =
+        asked.iter().map(|asked| RequestContext::begin(generation, &catalog, asked.viewer(), asked.options(), now)).collect();
     let corrected: Vec<Option<String>> =
         stories.iter_mut().zip(&asked).map(|(story, asked)| correct(story, asked)).collect();
     let sent: Vec<Option<&str>> = asked.iter().map(|asked| asked.query()).collect();
     let queries: Vec<Option<&str>> = corrected.iter().zip(&sent).map(|(new, sent)| new.as_deref().or(*sent)).collect();
     // A sentence encoder knows more words than the catalogue has.
     let encoded = if models.query.is_sentence_encoder() { &sent } else { &queries };
-    let query_vectors = Story::encode_queries(&mut stories, models, encoded);
-    Story::encode_people(&mut stories, models);
+    let query_vectors = RequestContext::encode_queries(&mut stories, models, encoded);
+    RequestContext::encode_users(&mut stories, models);
     let (mut eligible, mut candidates) = (Vec::with_capacity(asked.len()), Vec::with_capacity(asked.len()));
     for (index, asked) in asked.iter().enumerate() {
         let story = &mut stories[index];
         story.resume();
         check_version(story, asked.options());
         eligible.push(eligible_rows(generation, &catalog, asked.options(), asked.filter()));
-        let ask = Ask {
+        let ask = RetrievalInput {
             generation,
             catalog: &catalog,
-            person: &story.person,
+            user: &story.user,
             query: queries[index].map(|query| (query, query_vectors[index].as_deref())),
-            anchors: &story.person.recent,
+            anchors: &story.user.recent,
             eligible: &eligible[index],
             now,
             source_count: most(&questions[index].plan, |config| config.source_candidates),
             candidate_count: most(&questions[index].plan, |config| config.candidates),
         };
         let (found, degradation) = match asked {
-            Asked::Search(_) => search(&ask),
-            Asked::Recommend(request) => (recommend(&ask, story, request), None),
-            Asked::Rank(request) => (given(&ask, request), None),
+            RankingRequest::Search(_) => search(&ask),
+            RankingRequest::Recommend(request) => (recommend(&ask, story, request), None),
+            RankingRequest::Rank(request) => (given(&ask, request), None),
         };
         story.degradations.extend(degradation);
         story.retrieved(found.near_time);
@@ -166,12 +166,12 @@ pub fn tell(generation: &Generation, models: &mut Models, questions: &[Question]
     }
     let runs: Vec<bool> =
         questions.iter().map(|question| question.plan.configs.iter().any(|config| config.ranker)).collect();
-    let ranked = Story::rank_those(&mut stories, models, candidates, &query_vectors, &runs);
+    let ranked = RequestContext::rank_those(&mut stories, models, candidates, &query_vectors, &runs);
     let slates = stories.into_iter().zip(ranked).zip(questions).zip(&eligible).zip(&corrected);
     let told = slates.map(|((((mut story, ranked), question), eligible), corrected)| {
         let query = corrected.as_deref().or(question.asked.query());
         let facets = facets(&mut story, &question.asked, query, eligible);
-        Told { facets, ..finish(story, ranked, question, corrected.as_deref().unwrap_or_default(), eligible, models) }
+        PipelineResponse { facets, ..finish(story, ranked, question, corrected.as_deref().unwrap_or_default(), eligible, models) }
     });
     told.collect()
 }
@@ -182,8 +182,8 @@ fn most(plan: &Plan, of: impl Fn(&ServingConfig) -> usize) -> usize {
 }
 
 /// The query of a search with its misspelled words corrected, where that helps.
-fn correct(story: &mut Story, asked: &Asked) -> Option<String> {
-    let Asked::Search(request) = asked else { return None };
+fn correct(story: &mut RequestContext, asked: &RankingRequest) -> Option<String> {
+    let RankingRequest::Search(request) = asked else { return None };
     story.resume();
     let corrected = story.generation.lexical.correct(&request.query, &|row| story.catalog.is_offered(row));
     story.stage("correct");
@@ -194,7 +194,7 @@ fn correct(story: &mut Story, asked: &Asked) -> Option<String> {
 }
 
 /// Counts what the request wants counted: of a search all matches of its words, otherwise everything that is eligible.
-fn facets(story: &mut Story, asked: &Asked, query: Option<&str>, eligible: &Eligible) -> Facets {
+fn facets(story: &mut RequestContext, asked: &RankingRequest, query: Option<&str>, eligible: &Eligible) -> Facets {
     if asked.facets().is_empty() {
         return Facets::default();
     }
@@ -213,33 +213,33 @@ fn facets(story: &mut Story, asked: &Asked, query: Option<&str>, eligible: &Elig
 
 /// Policy, and what an answer says about itself.
 fn finish(
-    mut story: Story,
+    mut story: RequestContext,
     ranked: Ranked,
-    question: &Question,
+    question: &PlannedRequest,
     corrected_query: &str,
     eligible: &Eligible,
     models: &Models,
-) -> Told {
+) -> PipelineResponse {
     story.resume();
     let (asked, options) = (&question.asked, question.asked.options());
-    let asking = Asking {
+    let asking = PolicyContext {
         plan: &question.plan,
-        has_own_order: matches!(asked, Asked::Recommend(request) if has_order_of_its_own(request.kind)),
-        puts_matches_first: matches!(asked, Asked::Search(_)),
+        has_own_order: matches!(asked, RankingRequest::Recommend(request) if has_order_of_its_own(request.kind)),
+        puts_matches_first: matches!(asked, RankingRequest::Search(_)),
         seed: answers::seed_of(&question.id),
     };
     let catalog = story.catalog.clone();
     let rules = match asked {
-        Asked::Search(_) | Asked::Recommend(_) => {
+        RankingRequest::Search(_) | RankingRequest::Recommend(_) => {
             story.rules(&ranked, options, &asking, models, &|row| eligible.keeps(row))
         }
-        Asked::Rank(_) => story.rules(&ranked, options, &asking, models, &|row| catalog.is_alive(row)),
+        RankingRequest::Rank(_) => story.rules(&ranked, options, &asking, models, &|row| catalog.is_alive(row)),
     };
     let (mut slate, arranged) = story.slate(&ranked, &rules, options, models);
     slate.reason = match asked {
-        Asked::Search(_) => None,
-        Asked::Recommend(request) => reason_of_list(&story, request),
-        Asked::Rank(_) => Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() }),
+        RankingRequest::Search(_) => None,
+        RankingRequest::Recommend(request) => reason_of_list(&story, request),
+        RankingRequest::Rank(_) => Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() }),
     };
     let mut tail = story.tail(std::mem::take(&mut slate.sources), options.debug);
     tail.unknown_items = unknown(&story, asked.named_items());
@@ -252,7 +252,7 @@ fn finish(
             id: question.id,
             at: story.now,
             kind: asked.kind(),
-            person: asked.viewer().person.clone(),
+            user: asked.viewer().user.clone(),
             sent: asked.sent().to_vec(),
             arm: question.plan.arm.clone(),
             session_version: story.position,
@@ -265,7 +265,7 @@ fn finish(
             arranged,
         })
     });
-    Told {
+    PipelineResponse {
         slate,
         corrected_query: corrected_query.to_owned(),
         facets: Facets::default(),
@@ -276,7 +276,7 @@ fn finish(
     }
 }
 
-fn search(ask: &Ask) -> (Candidates, Option<Degradation>) {
+fn search(ask: &RetrievalInput) -> (Candidates, Option<Degradation>) {
     let degradation = |code, subject: &str| Some(Degradation { code, subject: subject.to_owned() });
     match retrieve::for_query(ask) {
         Ok(found) if found.words_complete == 0 => (found, degradation(DegradationCode::QueryRelaxed, "")),
@@ -288,16 +288,16 @@ fn search(ask: &Ask) -> (Candidates, Option<Degradation>) {
     }
 }
 
-fn recommend(ask: &Ask, story: &Story, request: &RecommendRequest) -> Candidates {
+fn recommend(ask: &RetrievalInput, story: &RequestContext, request: &RecommendRequest) -> Candidates {
     let given = anchors(story, &request.anchors);
-    let ask = Ask { anchors: if given.is_empty() { ask.anchors } else { &given }, ..*ask };
+    let ask = RetrievalInput { anchors: if given.is_empty() { ask.anchors } else { &given }, ..*ask };
     let eligible = |key: ItemKey| ask.catalog.row_of_key(key).filter(|row| ask.eligible.keeps(*row));
     let in_order = |source: usize, list: Vec<(ItemKey, f32)>| {
         let rows = list.into_iter().filter_map(|(key, score)| Some((eligible(key)?, score))).collect();
         retrieve::in_order(ask.catalog, source, rows, ask.candidate_count)
     };
     match request.kind {
-        RecommendKind::ForYou => retrieve::for_person(&ask),
+        RecommendKind::ForYou => retrieve::for_user(&ask),
         RecommendKind::Similar => retrieve::like_anchors(&ask),
         RecommendKind::BoughtTogether => retrieve::with_anchors(&ask),
         RecommendKind::BuyAgain => retrieve::bought_before(&ask),
@@ -309,7 +309,7 @@ fn recommend(ask: &Ask, story: &Story, request: &RecommendRequest) -> Candidates
     }
 }
 
-/// These lists answer a question of their own (alike, together, when); the person's taste would blur it.
+/// These lists answer a question of their own (alike, together, when); the user's taste would blur it.
 fn has_order_of_its_own(kind: RecommendKind) -> bool {
     match kind {
         RecommendKind::ForYou | RecommendKind::BuyAgain => false,
@@ -321,7 +321,7 @@ fn has_order_of_its_own(kind: RecommendKind) -> bool {
 }
 
 /// The caller's candidates that the catalogue has, each once.
-fn given(ask: &Ask, request: &RankRequest) -> Candidates {
+fn given(ask: &RetrievalInput, request: &RankRequest) -> Candidates {
     let mut found: Vec<(Row, f32)> = Vec::new();
     for id in request.candidates.iter().filter(|id| !request.options.exclude.contains(id)) {
         if let Some(row) = ask.catalog.row_of(&ask.generation.live.keys, id)
@@ -330,14 +330,14 @@ fn given(ask: &Ask, request: &RankRequest) -> Candidates {
             found.push((row, 0.0));
         }
     }
-    retrieve::in_order(ask.catalog, retrieve::PERSON_VECTOR, found, request.candidates.len())
+    retrieve::in_order(ask.catalog, retrieve::USER_VECTOR, found, request.candidates.len())
 }
 
 /// The story of a suggestion.
 pub fn suggest(generation: &Generation, models: &mut Models, request: &SuggestRequest) -> (SuggestAnswer, Stages) {
     let options = Options::default();
     let catalog = generation.catalog.load_full();
-    let mut story = Story::begin(generation, &catalog, &request.viewer, &options, UnixMillis::now());
+    let mut story = RequestContext::begin(generation, &catalog, &request.viewer, &options, UnixMillis::now());
     let affinity = category_affinity(&story);
     let completions = if request.prefix.trim().is_empty() {
         let completion = |query: &lodestone_state::users::PastQuery| Completion {
@@ -353,7 +353,7 @@ pub fn suggest(generation: &Generation, models: &mut Models, request: &SuggestRe
     story.stage("complete");
     let keep = |row: Row| catalog.is_offered(row);
     let found = if request.prefix.trim().is_empty() {
-        story.person.recent.iter().filter(|r| keep(r.row)).map(|recent| (recent.row, recent.weight)).collect()
+        story.user.recent.iter().filter(|r| keep(r.row)).map(|recent| (recent.row, recent.weight)).collect()
     } else {
         let found = generation.lexical.search(&request.prefix, lodestone_index::Match::Prefix, 50, &keep);
         found.unwrap_or_else(|error| {
@@ -363,10 +363,10 @@ pub fn suggest(generation: &Generation, models: &mut Models, request: &SuggestRe
         })
     };
     story.stage("retrieve");
-    Story::encode_people(std::slice::from_mut(&mut story), models);
+    RequestContext::encode_users(std::slice::from_mut(&mut story), models);
     let candidates = retrieve::in_order(&catalog, retrieve::WORDS, found, 50);
-    let ranked = Story::rank(std::slice::from_mut(&mut story), models, vec![candidates], &[None]).remove(0);
-    let asking = Asking { plan: &Plan::default(), has_own_order: false, puts_matches_first: false, seed: 0 };
+    let ranked = RequestContext::rank(std::slice::from_mut(&mut story), models, vec![candidates], &[None]).remove(0);
+    let asking = PolicyContext { plan: &Plan::default(), has_own_order: false, puts_matches_first: false, seed: 0 };
     let rules = story.rules(&ranked, &options, &asking, models, &keep);
     let (slate, _) = story.slate(&ranked, &rules, &options, models);
     let products = slate.results(generation, 0..request.product_count.min(slate.places.len()));
@@ -375,13 +375,13 @@ pub fn suggest(generation: &Generation, models: &mut Models, request: &SuggestRe
 }
 
 /// Every acknowledged position is applied before it is acknowledged, so only a position of another server is ahead.
-fn check_version(story: &mut Story, options: &Options) {
+fn check_version(story: &mut RequestContext, options: &Options) {
     if options.session_version > story.generation.live.applied_position() {
-        story.degrade(DegradationCode::StaleState, "people");
+        story.degrade(DegradationCode::StaleState, "users");
     }
 }
 
-fn anchors(story: &Story, ids: &[ItemId]) -> Vec<Recent> {
+fn anchors(story: &RequestContext, ids: &[ItemId]) -> Vec<Recent> {
     let recent = |id: &ItemId| {
         let key = story.generation.live.keys.get(id)?;
         let row = story.catalog.row_of_key(key)?;
@@ -390,7 +390,7 @@ fn anchors(story: &Story, ids: &[ItemId]) -> Vec<Recent> {
     ids.iter().filter_map(recent).collect()
 }
 
-fn recently_viewed(story: &Story) -> Vec<(ItemKey, f32)> {
+fn recently_viewed(story: &RequestContext) -> Vec<(ItemKey, f32)> {
     let mut seen: Vec<(ItemKey, f32)> = Vec::new();
     for event in story.history.events.iter().rev() {
         let looked = matches!(event.kind, EventKind::View | EventKind::Click);
@@ -401,9 +401,9 @@ fn recently_viewed(story: &Story) -> Vec<(ItemKey, f32)> {
     seen
 }
 
-fn category_affinity(story: &Story) -> std::collections::HashMap<String, f32> {
+fn category_affinity(story: &RequestContext) -> std::collections::HashMap<String, f32> {
     let mut affinity = std::collections::HashMap::new();
-    for recent in &story.person.recent {
+    for recent in &story.user.recent {
         for category in &story.catalog.get(recent.row).item.categories {
             *affinity.entry(category.clone()).or_insert(0.0) += recent.weight;
         }
@@ -412,7 +412,7 @@ fn category_affinity(story: &Story) -> std::collections::HashMap<String, f32> {
 }
 
 /// Lists with a question of their own give it as their reason, with the anchors as evidence.
-fn reason_of_list(story: &Story, request: &RecommendRequest) -> Option<Reason> {
+fn reason_of_list(story: &RequestContext, request: &RecommendRequest) -> Option<Reason> {
     let code = match request.kind {
         RecommendKind::Similar => ReasonCode::Similar,
         RecommendKind::BoughtTogether => ReasonCode::BoughtTogether,
@@ -440,6 +440,6 @@ fn eligible_rows<'a>(
     }
 }
 
-fn unknown(story: &Story, ids: &[ItemId]) -> Vec<ItemId> {
+fn unknown(story: &RequestContext, ids: &[ItemId]) -> Vec<ItemId> {
     ids.iter().filter(|id| story.catalog.row_of(&story.generation.live.keys, id).is_none()).cloned().collect()
 }

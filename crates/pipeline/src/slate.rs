@@ -1,14 +1,14 @@
 //! From scores to a slate: rules, policy, reasons.
-use super::{fusion::{Candidate, Candidates, NO_PLACE}, generation::Generation, models::Models, request::*, retrieve::{self, SOURCES}, trace::{RuledRanking, Rules, is_by_field}};
-use crate::context::{Ranked, Story};
-use crate::{bundle::Head, features::{FEATURE_COUNT, Recent}, policy::{self, Arranged, Base, Given, PinSlot, Ranking}, serving::{Plan, ServingConfig}};
+use super::{fusion::{Candidate, Candidates, NO_PLACE}, generation::Generation, models::Models, request::*, retrieve::{self, SOURCES}, trace::{ConfiguredRanking, Rules, is_by_field}};
+use crate::context::{Ranked, RequestContext};
+use crate::{bundle::Head, features::{FEATURE_COUNT, Recent}, policy::{self, Arranged, Base, PolicyInput, PinSlot, Ranking}, serving::{Plan, ServingConfig}};
 use lodestone_catalog::Catalog;
 use lodestone_core::ids::{ItemId, ItemKey, Row};
 use lodestone_index::Neighbours;
 use std::{cmp::Ordering, ops::Range, sync::Arc};
 
 /// What decides the order beyond the request's options.
-pub struct Asking<'a> {
+pub struct PolicyContext<'a> {
     pub plan: &'a Plan,
     /// The list answers a question of its own (alike, together, when): its order is that of retrieval.
     pub has_own_order: bool,
@@ -18,13 +18,13 @@ pub struct Asking<'a> {
     pub seed: u64,
 }
 
-impl Story<'_> {
+impl RequestContext<'_> {
     /// What the policy is given. `pins_ok` says which rows a pin may show.
     pub fn rules(
         &self,
         ranked: &Ranked,
         options: &Options,
-        asking: &Asking,
+        asking: &PolicyContext,
         models: &Models,
         pins_ok: &dyn Fn(Row) -> bool,
     ) -> Rules {
@@ -38,7 +38,7 @@ impl Story<'_> {
             let base = Base { heads: &ranked.heads, weights: &weights, fused: &fused, tiers: &tiers };
             let scores = base.scores(config.candidates.min(candidates.len())).unwrap_or_else(|| fused.clone());
             let diversity = options.diversity.unwrap_or(config.diversity);
-            RuledRanking { serving_config: config.name.clone(), weights, diversity, scores }
+            ConfiguredRanking { serving_config: config.name.clone(), weights, diversity, scores }
         };
         let (pins, pinned_rows) = self.pins(candidates, options, pins_ok);
         let is_alone = asking.plan.configs.len() == 1;
@@ -61,7 +61,7 @@ impl Story<'_> {
         let rankings = rules.rankings.iter();
         let rankings: Vec<Ranking> =
             rankings.map(|ranking| Ranking { scores: &ranking.scores, diversity: ranking.diversity }).collect();
-        let given = Given {
+        let given = PolicyInput {
             rankings: &rankings,
             boost_factors: &rules.boost_factors,
             boost_masks: &rules.boost_masks,
@@ -101,7 +101,7 @@ impl Story<'_> {
         let slate = Slate {
             places,
             debug,
-            recent: self.person.recent.clone(),
+            recent: self.user.recent.clone(),
             reason: None,
             include_items: options.include_items,
             dropped_pins: arranged.dropped_pins.iter().map(|at| options.pins[*at].item.clone()).collect(),
@@ -222,7 +222,7 @@ pub struct Slate {
     pub places: Vec<Place>,
     /// As `places`; empty where it was not asked for.
     debug: Vec<Option<ResultDebug>>,
-    /// The person's recent items, which reasons name as evidence.
+    /// The user's recent items, which reasons name as evidence.
     recent: Vec<Recent>,
     /// The reason of every result that is not pinned, for lists that answer one question.
     pub reason: Option<Reason>,

@@ -4,7 +4,7 @@ use super::{request::{Degradation, OrderBy}, retrieve::{self, SOURCES}};
 use crate::context::Ranked;
 use crate::{answers::{self, AnswerId, AnswerKind, AnswerRecord}, bundle::Manifest, features::FEATURE_COUNT, policy::{Arranged, Exploration, PinSlot}, serving::ChosenArm};
 use lodestone_catalog::Catalog;
-use lodestone_core::{ids::{PersonId, Row}, units::UnixMillis};
+use lodestone_core::{ids::{UserId, Row}, units::UnixMillis};
 use ahash::AHashMap;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub struct Trace {
     pub id: AnswerId,
     pub at: UnixMillis,
     pub kind: AnswerKind,
-    pub person: PersonId,
+    pub user: UserId,
     /// The request on the wire.
     pub sent: Vec<u8>,
     pub arm: Option<ChosenArm>,
@@ -32,7 +32,7 @@ pub struct Trace {
 /// What the policy was given, by candidate in retrieval's order; as in [`crate::policy::Given`].
 #[derive(Default)]
 pub struct Rules {
-    pub rankings: Vec<RuledRanking>,
+    pub rankings: Vec<ConfiguredRanking>,
     pub tiers: Vec<u8>,
     pub boost_factors: Vec<f32>,
     pub boost_masks: Vec<u32>,
@@ -45,7 +45,7 @@ pub struct Rules {
 }
 
 /// One ranking with the configuration that it comes from.
-pub struct RuledRanking {
+pub struct ConfiguredRanking {
     pub serving_config: String,
     /// By head; empty: retrieval's order.
     pub weights: Vec<f32>,
@@ -81,7 +81,7 @@ impl Trace {
         let record = AnswerRecord {
             id: self.id.to_vec(),
             at_ms: self.at.0,
-            person: self.person.as_str().to_owned(),
+            user: self.user.as_str().to_owned(),
             kind: self.kind.into(),
             request_digest: answers::digest(&self.sent),
             corrected_query: self.corrected_query.clone(),
@@ -133,7 +133,7 @@ impl Trace {
 
     fn rankings(&self) -> Vec<answers::RankingRecord> {
         let order = |at: usize| self.arranged.orders.get(at).cloned().unwrap_or_default();
-        let record = |(at, ranking): (usize, &RuledRanking)| answers::RankingRecord {
+        let record = |(at, ranking): (usize, &ConfiguredRanking)| answers::RankingRecord {
             serving_config: ranking.serving_config.clone(),
             weights: ranking.weights.clone(),
             candidate_count: ranking.scores.len() as u32,

@@ -1,70 +1,70 @@
 //! What shoppers choose from a canary's answers, beside what others choose from the current generation's at the same time.
-use lodestone_core::{statistics::{Moments, SequentialInterval, sequential_interval}, ids::PersonId, units::UnixMillis};
+use lodestone_core::{statistics::{Moments, SequentialInterval, sequential_interval}, ids::UserId, units::UnixMillis};
 use ahash::{AHashMap, AHashSet};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-/// Persons, and answers with a choice, that are counted at most. Long before, the trial is decided.
+/// Users, and answers with a choice, that are counted at most. Long before, the trial is decided.
 const COUNTED_MAX: usize = 1_000_000;
-/// The interval is narrowest with so many persons on each side.
+/// The interval is narrowest with so many users on each side.
 const PLANNED: f64 = 2000.0;
 /// At most so often is a canary taken back that is no worse than the bound allows, whenever and however often one looks.
 const ALPHA: f64 = 0.05;
 
-/// Persons since a canary began, and from how many of their answers each chose something. The person is what is counted, as
-/// the answers of one person are alike.
-pub struct Trial {
+/// Users since a canary began, and from how many of their answers each chose something. The user is what is counted, as
+/// the answers of one user are alike.
+pub struct CanaryEvaluation {
     began: UnixMillis,
     seen: Mutex<Seen>,
 }
 
 #[derive(Default)]
 struct Seen {
-    persons: AHashMap<PersonId, u32>,
+    users: AHashMap<UserId, u32>,
     /// Answers from which something was chosen already.
     chosen: AHashSet<[u8; 16]>,
     current: Sums,
     canary: Sums,
 }
 
-/// Of the persons' numbers of answers with a choice.
+/// Of the users' numbers of answers with a choice.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sums {
-    persons: u64,
+    users: u64,
     sum: u64,
     squares: u64,
 }
 
 /// How a trial goes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct TrialReport {
-    pub canary_persons: u64,
-    pub current_persons: u64,
-    /// Answers from which a person chose something, on average.
+pub struct CanaryReport {
+    pub canary_users: u64,
+    pub current_users: u64,
+    /// Answers from which a user chose something, on average.
     pub canary_choices: f64,
     pub current_choices: f64,
     /// The canary's less the current one's: an interval that holds at all times at once. None where too little is known.
     pub difference: Option<(f64, f64)>,
 }
 
-impl Trial {
+impl CanaryEvaluation {
     pub fn new(began: UnixMillis) -> Self {
         Self { began, seen: Mutex::default() }
     }
 
-    /// Notes that a person got an answer.
-    pub fn note_answer(&self, person: &PersonId, by_canary: bool) {
+    /// Notes that a user got an answer.
+    pub fn note_answer(&self, user: &UserId, by_canary: bool) {
         let mut seen = self.seen.lock();
         let seen = &mut *seen;
-        if seen.persons.len() < COUNTED_MAX && !seen.persons.contains_key(person) {
-            seen.persons.insert(person.clone(), 0);
-            seen.side(by_canary).persons += 1;
+        if seen.users.len() < COUNTED_MAX && !seen.users.contains_key(user) {
+            seen.users.insert(user.clone(), 0);
+            seen.side(by_canary).users += 1;
         }
     }
 
-    /// Notes that a person chose something from an answer. Answers from before the trial, and persons who got none since, say
+    /// Notes that a user chose something from an answer. Answers from before the trial, and users who got none since, say
     /// nothing of it.
-    pub fn note_choice(&self, person: &PersonId, answer: [u8; 16], by_canary: bool) {
+    pub fn note_choice(&self, user: &UserId, answer: [u8; 16], by_canary: bool) {
         if answered_at(answer).is_none_or(|at| at < self.began) {
             return;
         }
@@ -73,7 +73,7 @@ impl Trial {
         if seen.chosen.len() >= COUNTED_MAX {
             return;
         }
-        let Some(choices) = seen.persons.get_mut(person) else { return };
+        let Some(choices) = seen.users.get_mut(user) else { return };
         if seen.chosen.insert(answer) {
             let squares = u64::from(2 * *choices + 1);
             *choices += 1;
@@ -83,29 +83,29 @@ impl Trial {
         }
     }
 
-    pub fn report(&self) -> TrialReport {
+    pub fn report(&self) -> CanaryReport {
         let seen = self.seen.lock();
         let interval = seen.interval(1.0);
-        TrialReport {
-            canary_persons: seen.canary.persons,
-            current_persons: seen.current.persons,
+        CanaryReport {
+            canary_users: seen.canary.users,
+            current_users: seen.current.users,
             canary_choices: seen.canary.moments(1.0).mean,
             current_choices: seen.current.moments(1.0).mean,
             difference: interval.map(|interval| (interval.low, interval.high)),
         }
     }
 
-    /// Why the canary may not go on; none: its persons choose at least `ratio_min` times as often as the others, or it is not
+    /// Why the canary may not go on; none: its users choose at least `ratio_min` times as often as the others, or it is not
     /// certain that they do not.
     pub fn broken(&self, ratio_min: f64) -> Option<String> {
         let seen = self.seen.lock();
         let interval = seen.interval(ratio_min)?;
         (interval.high < 0.0).then(|| {
             format!(
-                "its {} persons chose from {:.3} answers each, the other {} from {:.3}; at least {ratio_min} times as many are due",
-                seen.canary.persons,
+                "its {} users chose from {:.3} answers each, the other {} from {:.3}; at least {ratio_min} times as many are due",
+                seen.canary.users,
                 seen.canary.moments(1.0).mean,
-                seen.current.persons,
+                seen.current.users,
                 seen.current.moments(1.0).mean,
             )
         })
@@ -126,7 +126,7 @@ impl Seen {
 impl Sums {
     /// Of the numbers times a factor.
     fn moments(&self, factor: f64) -> Moments {
-        Moments::of_sums(self.persons, factor * self.sum as f64, factor * factor * self.squares as f64)
+        Moments::of_sums(self.users, factor * self.sum as f64, factor * factor * self.squares as f64)
     }
 }
 
@@ -141,23 +141,23 @@ mod tests {
     use super::*;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
-    fn person(number: usize) -> PersonId {
-        PersonId::user(&format!("p{number}")).unwrap()
+    fn user(number: usize) -> UserId {
+        UserId::signed_in(&format!("p{number}")).unwrap()
     }
 
     fn answer() -> [u8; 16] {
         Uuid::now_v7().into_bytes()
     }
 
-    /// Persons with some answers each, of which a share, the canary's times `ratio`, is chosen from.
-    fn lived(ratio: f64, persons: usize, seed: u64) -> Trial {
-        let (trial, mut rng) = (Trial::new(UnixMillis(0)), StdRng::seed_from_u64(seed));
-        for number in 0..persons {
-            let (person, by_canary) = (person(number), number % 4 == 0);
+    /// Users with some answers each, of which a share, the canary's times `ratio`, is chosen from.
+    fn lived(ratio: f64, users: usize, seed: u64) -> CanaryEvaluation {
+        let (trial, mut rng) = (CanaryEvaluation::new(UnixMillis(0)), StdRng::seed_from_u64(seed));
+        for number in 0..users {
+            let (user, by_canary) = (user(number), number % 4 == 0);
             for _ in 0..rng.random_range(1..5) {
-                trial.note_answer(&person, by_canary);
+                trial.note_answer(&user, by_canary);
                 if rng.random_bool(if by_canary { 0.3 * ratio } else { 0.3 }) {
-                    trial.note_choice(&person, answer(), by_canary);
+                    trial.note_choice(&user, answer(), by_canary);
                 }
             }
         }
@@ -167,12 +167,12 @@ mod tests {
     #[test]
     fn a_canary_from_which_less_is_chosen_is_told_and_others_are_not() {
         let reason = lived(0.4, 3000, 1).broken(0.8).unwrap();
-        assert!(reason.contains("its 750 persons") && reason.contains("0.8 times"), "{reason}");
+        assert!(reason.contains("its 750 users") && reason.contains("0.8 times"), "{reason}");
         assert_eq!((2..12).filter(|seed| lived(1.0, 3000, *seed).broken(0.8).is_some()).count(), 0);
         assert!(lived(0.4, 30, 1).broken(0.8).is_none(), "too little is known");
         assert!(lived(0.4, 3000, 1).broken(0.0).is_none(), "0 allows all");
         let report = lived(1.0, 3000, 1).report();
-        assert_eq!((report.canary_persons, report.current_persons), (750, 2250));
+        assert_eq!((report.canary_users, report.current_users), (750, 2250));
         let (low, high) = report.difference.unwrap();
         assert!(low < 0.0 && high > 0.0 && (report.canary_choices - 0.75).abs() < 0.15, "{report:?}");
     }
@@ -180,17 +180,17 @@ mod tests {
     #[test]
     fn an_answer_counts_once_and_only_one_of_the_trial() {
         let now = UnixMillis::now();
-        let (trial, early) = (Trial::new(UnixMillis(now.0 + 60_000)), answer());
-        trial.note_answer(&person(1), true);
-        trial.note_choice(&person(1), early, true);
+        let (trial, early) = (CanaryEvaluation::new(UnixMillis(now.0 + 60_000)), answer());
+        trial.note_answer(&user(1), true);
+        trial.note_choice(&user(1), early, true);
         assert_eq!(trial.report().canary_choices, 0.0, "the answer is from before the trial");
-        let trial = Trial::new(UnixMillis(now.0 - 1000));
-        trial.note_choice(&person(1), early, true);
-        trial.note_answer(&person(1), true);
-        trial.note_answer(&person(1), true);
-        trial.note_choice(&person(1), early, true);
-        trial.note_choice(&person(1), early, true);
+        let trial = CanaryEvaluation::new(UnixMillis(now.0 - 1000));
+        trial.note_choice(&user(1), early, true);
+        trial.note_answer(&user(1), true);
+        trial.note_answer(&user(1), true);
+        trial.note_choice(&user(1), early, true);
+        trial.note_choice(&user(1), early, true);
         let report = trial.report();
-        assert_eq!((report.canary_persons, report.canary_choices, report.difference), (1, 1.0, None));
+        assert_eq!((report.canary_users, report.canary_choices, report.difference), (1, 1.0, None));
     }
 }

@@ -99,7 +99,7 @@ pub struct Bounds {
     pub degraded_share_max: f64,
     /// The 99th percentile of the time in a worker, as a multiple of the other generation's.
     pub p99_ratio_max: f64,
-    /// From how many answers a canary's persons choose something, as a multiple of what the others' do; 0: any number.
+    /// From how many answers a canary's users choose something, as a multiple of what the others' do; 0: any number.
     pub choice_ratio_min: f64,
     /// Answers are remembered so long.
     pub window: Duration,

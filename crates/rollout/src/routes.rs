@@ -1,12 +1,12 @@
 //! The generations that are loaded, and which of them answers.
-use crate::{load_threads::LoadThreads, frozen_slates::{Slates, SlatesConfig}, canary::Trial, health::Window};
-use lodestone_state::{catalog_changes::ItemChange, live::Live};
-use lodestone_pipeline::{generation::{EmbeddedChange, Generation, GenerationError}, golden::{self, GoldenError}, models::{Models, embed_items}, run::{self, Question, Told}};
+use crate::{load_threads::LoadThreads, frozen_slates::{Slates, SlatesConfig}, canary::CanaryEvaluation, health::Window};
+use lodestone_state::{catalog_changes::ItemChange, live::LiveState};
+use lodestone_pipeline::{generation::{EmbeddedChange, Generation, GenerationError}, golden::{self, GoldenError}, models::{Models, embed_items}, run::{self, PlannedRequest, PipelineResponse}};
 use super::shadow::{Shadow, ShadowWork, time_of};
 use lodestone_pipeline::{bundle::{Bundle, BundleError}, ranking::{Device, RankingError, Runtime}};
 use lodestone_catalog::{Item, ItemVectors};
 use lodestone_events::Change;
-use lodestone_core::{ids::PersonId, units::UnixMillis};
+use lodestone_core::{ids::UserId, units::UnixMillis};
 use lodestone_index::{Lexical, Synonyms};
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Sender, TrySendError};
@@ -35,7 +35,7 @@ pub type LoadNumber = u64;
 pub type Embedded = Vec<(LoadNumber, ItemVectors)>;
 
 /// A generation with the sessions that its models run in: they come and go with it.
-pub struct Served {
+pub struct LoadedGeneration {
     pub number: LoadNumber,
     pub generation: Generation,
     /// One for each worker, which alone takes it, so that it never waits; the last is for what is done beside answers.
@@ -46,7 +46,7 @@ pub struct Served {
     pub slates: Slates,
 }
 
-impl Served {
+impl LoadedGeneration {
     /// The heads of its ranking model.
     pub fn head_names(&self) -> impl Iterator<Item = &str> + Clone {
         self.generation.manifest.heads.iter().map(|head| head.name.as_str())
@@ -73,7 +73,7 @@ pub struct Loader {
     pub device: Device,
     pub worker_count: usize,
     pub synonyms: Synonyms,
-    pub live: Arc<Live>,
+    pub live: Arc<LiveState>,
     /// How long the course of answers is remembered.
     pub window: Duration,
     pub slates: SlatesConfig,
@@ -94,12 +94,12 @@ pub enum LoadError {
 impl Loader {
     /// Verifies a bundle, makes a generation of it on these threads, and asks it the bundle's golden requests. It then has
     /// the catalogue's changes up to a moment in the past.
-    pub fn load(&self, bundle: &Path, threads: &LoadThreads) -> Result<Served, LoadError> {
+    pub fn load(&self, bundle: &Path, threads: &LoadThreads) -> Result<LoadedGeneration, LoadError> {
         self.load_opened(threads.install(|| Bundle::open(bundle))?, threads)
     }
 
     /// The same of a bundle that was verified.
-    pub fn load_opened(&self, bundle: Bundle, threads: &LoadThreads) -> Result<Served, LoadError> {
+    pub fn load_opened(&self, bundle: Bundle, threads: &LoadThreads) -> Result<LoadedGeneration, LoadError> {
         let models = threads.install(|| {
             let opened =
                 (0..=self.worker_count).map(|_| Models::open(&self.runtime, &bundle, self.device).map(Mutex::new));
@@ -116,7 +116,7 @@ impl Loader {
         })?;
         let number = 1 + self.loads.fetch_add(1, Ordering::Relaxed);
         let (window, slates) = (Window::new(self.window), self.slates.begin());
-        let served = Served { number, generation, models, window, slates };
+        let served = LoadedGeneration { number, generation, models, window, slates };
         threads.install(|| -> Result<(), LoadError> {
             if let Some(golden) = golden {
                 golden::self_test(&served.generation, &mut served.spare_models(), &golden)?;
@@ -129,94 +129,94 @@ impl Loader {
 }
 
 /// An answer and the generation that gave it.
-pub struct Answered {
-    pub served: Arc<Served>,
-    pub told: Told,
+pub struct ServedResponse {
+    pub served: Arc<LoadedGeneration>,
+    pub told: PipelineResponse,
 }
 
 /// Which generation answers whom.
 #[derive(Clone)]
 pub struct Routes {
-    pub current: Arc<Served>,
-    /// Answers a share of the persons.
+    pub current: Arc<LoadedGeneration>,
+    /// Answers a share of the users.
     pub canary: Option<Canary>,
     /// Is asked what others answer.
     pub shadow: Option<Arc<Shadow>>,
-    /// Answered before, the latest first; for a way back, for later pages and for replays.
-    pub kept: Vec<Arc<Served>>,
+    /// ServedResponse before, the latest first; for a way back, for later pages and for replays.
+    pub kept: Vec<Arc<LoadedGeneration>>,
 }
 
 #[derive(Clone)]
 pub struct Canary {
-    pub served: Arc<Served>,
-    /// Of the persons, within 0 and 1.
+    pub served: Arc<LoadedGeneration>,
+    /// Of the users, within 0 and 1.
     pub share: f64,
     /// What shoppers choose from its answers.
-    pub trial: Arc<Trial>,
+    pub trial: Arc<CanaryEvaluation>,
 }
 
 impl Canary {
     /// A canary that begins now.
-    pub fn new(served: Arc<Served>, share: f64) -> Self {
-        Self { served, share, trial: Arc::new(Trial::new(UnixMillis::now())) }
+    pub fn new(served: Arc<LoadedGeneration>, share: f64) -> Self {
+        Self { served, share, trial: Arc::new(CanaryEvaluation::new(UnixMillis::now())) }
     }
 
-    /// Whether a person is answered by it: the same person always is, and stays so when the share grows.
-    fn takes(&self, person: &PersonId) -> bool {
-        person_share(self.served.name(), person) < self.share
+    /// Whether a user is answered by it: the same user always is, and stays so when the share grows.
+    fn takes(&self, user: &UserId) -> bool {
+        user_share(self.served.name(), user) < self.share
     }
 
-    /// Notes that a person chose something from an answer.
-    pub fn note_choice(&self, person: &PersonId, answer: [u8; 16]) {
-        self.trial.note_choice(person, answer, self.takes(person));
+    /// Notes that a user chose something from an answer.
+    pub fn note_choice(&self, user: &UserId, answer: [u8; 16]) {
+        self.trial.note_choice(user, answer, self.takes(user));
     }
 }
 
-/// A person's place within 0 and 1 that depends on the bundle, so that not always the same persons are the first.
-fn person_share(bundle: &str, person: &PersonId) -> f64 {
+/// A user's place within 0 and 1 that depends on the bundle, so that not always the same users are the first.
+fn user_share(bundle: &str, user: &UserId) -> f64 {
     let mut hash = Sha256::new();
     hash.update(bundle);
     hash.update([0]);
-    hash.update(person.as_str());
+    hash.update(user.as_str());
     let sum = hash.finalize();
     let first = u64::from_le_bytes([sum[0], sum[1], sum[2], sum[3], sum[4], sum[5], sum[6], sum[7]]);
     first as f64 / (u64::MAX as f64 + 1.0)
 }
 
 impl Routes {
-    /// Who answers a person.
-    pub fn of(&self, person: &PersonId) -> &Arc<Served> {
+    /// Who answers a user.
+    pub fn of(&self, user: &UserId) -> &Arc<LoadedGeneration> {
         match &self.canary {
-            Some(canary) if canary.takes(person) => &canary.served,
+            Some(canary) if canary.takes(user) => &canary.served,
             _ => &self.current,
         }
     }
 
     /// Those that answer somebody.
-    fn answering(&self) -> impl Iterator<Item = &Arc<Served>> {
+    fn answering(&self) -> impl Iterator<Item = &Arc<LoadedGeneration>> {
         std::iter::once(&self.current).chain(self.canary.iter().map(|canary| &canary.served))
     }
 
     /// Those that are loaded.
-    pub fn loaded(&self) -> impl Iterator<Item = &Arc<Served>> {
+    pub fn loaded(&self) -> impl Iterator<Item = &Arc<LoadedGeneration>> {
         self.answering().chain(self.shadow.iter().map(|shadow| &shadow.served)).chain(&self.kept)
     }
 }
 
 /// Which generation answers whom. A request loads the pointer once.
 pub struct Generations {
-    pub live: Arc<Live>,
+    pub live: Arc<LiveState>,
     routes: ArcSwap<Routes>,
     /// Held while changes of the catalogue are put into effect and while routes change, so that no change falls between two
     /// generations.
     writing: Mutex<()>,
-    samples: Mutex<VecDeque<Question>>,
+    samples: Mutex<VecDeque<PlannedRequest>>,
     asked: AtomicU64,
     shadow_work: Sender<ShadowWork>,
 }
 
 impl Generations {
-    pub fn new(first: Served, shadow_work: Sender<ShadowWork>) -> Self {
+    pub fn new(first: LoadedGeneration, shadow_work: Sender<ShadowWork>) -> Self {
         let live = first.generation.live.clone();
         let routes = Routes { current: Arc::new(first), canary: None, shadow: None, kept: Vec::new() };
         Self {
@@ -234,7 +234,7 @@ impl Generations {
     }
 
     /// The generation that answers most.
-    pub fn current(&self) -> Arc<Served> {
+    pub fn current(&self) -> Arc<LoadedGeneration> {
         self.routes.load().current.clone()
     }
 
@@ -244,7 +244,7 @@ impl Generations {
     }
 
     /// A loaded generation by the name of its bundle.
-    pub fn named(&self, name: &str) -> Option<Arc<Served>> {
+    pub fn named(&self, name: &str) -> Option<Arc<LoadedGeneration>> {
         self.routes.load().loaded().find(|served| served.name() == name).cloned()
     }
 
@@ -252,7 +252,7 @@ impl Generations {
     /// anything waits for it.
     pub fn reroute(&self, routes: Routes) -> Result<(), GenerationError> {
         let known = self.routes();
-        let is_new = |served: &&Arc<Served>| !known.answering().any(|other| other.number == served.number);
+        let is_new = |served: &&Arc<LoadedGeneration>| !known.answering().any(|other| other.number == served.number);
         let catch_up = || -> Result<(), GenerationError> {
             let mut new = routes.answering().filter(is_new);
             new.try_for_each(|served| served.generation.catch_up(&mut served.spare_models()).map(drop))
@@ -272,8 +272,8 @@ impl Generations {
     }
 
     /// Requests of late, for warming; the generation answers each of them with the models of every worker.
-    pub fn warm(&self, served: &Served) -> usize {
-        let samples: Vec<Question> = self.samples.lock().iter().cloned().collect();
+    pub fn warm(&self, served: &LoadedGeneration) -> usize {
+        let samples: Vec<PlannedRequest> = self.samples.lock().iter().cloned().collect();
         for models in &served.models {
             for question in &samples {
                 // What fails here fails later too, where it is counted.
@@ -285,7 +285,7 @@ impl Generations {
     }
 
     /// Answers requests with a worker's models.
-    pub fn tell(&self, worker: usize, questions: &[Question]) -> Vec<Answered> {
+    pub fn tell(&self, worker: usize, questions: &[PlannedRequest]) -> Vec<ServedResponse> {
         let routes = self.routes.load();
         let answered = match &routes.canary {
             None => tell_by(&routes.current, worker, questions),
@@ -300,7 +300,7 @@ impl Generations {
         answered
     }
 
-    fn sample(&self, question: &Question) {
+    fn sample(&self, question: &PlannedRequest) {
         if self.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE_EVERY)
             && let Some(mut samples) = self.samples.try_lock()
         {
@@ -309,7 +309,7 @@ impl Generations {
         }
     }
 
-    fn ask_shadow(&self, shadow: &Arc<Shadow>, question: &Question, answered: &Answered) {
+    fn ask_shadow(&self, shadow: &Arc<Shadow>, question: &PlannedRequest, answered: &ServedResponse) {
         if !rand::random_bool(shadow.share) {
             return;
         }
@@ -364,7 +364,7 @@ impl Generations {
 }
 
 /// Notes an error where an answer panics.
-struct NotesPanic<'a>(&'a Served);
+struct NotesPanic<'a>(&'a LoadedGeneration);
 
 impl Drop for NotesPanic<'_> {
     fn drop(&mut self) {
@@ -374,27 +374,27 @@ impl Drop for NotesPanic<'_> {
     }
 }
 
-fn tell_by(served: &Arc<Served>, worker: usize, questions: &[Question]) -> Vec<Answered> {
+fn tell_by(served: &Arc<LoadedGeneration>, worker: usize, questions: &[PlannedRequest]) -> Vec<ServedResponse> {
     // Of several that were asked together only one is to blame; each is asked again alone, and that counts.
     let _noted = (questions.len() == 1).then(|| NotesPanic(served));
     let told = stories::tell(&served.generation, &mut served.models_of(worker), questions);
     told.into_iter()
         .map(|told| {
             served.window.note(time_of(&told), told.is_degraded());
-            Answered { served: served.clone(), told }
+            ServedResponse { served: served.clone(), told }
         })
         .collect()
 }
 
-/// Each request by the generation that its person has; the answers in the order of the requests.
-fn tell_by_two(current: &Arc<Served>, canary: &Canary, worker: usize, questions: &[Question]) -> Vec<Answered> {
+/// Each request by the generation that its user has; the answers in the order of the requests.
+fn tell_by_two(current: &Arc<LoadedGeneration>, canary: &Canary, worker: usize, questions: &[PlannedRequest]) -> Vec<ServedResponse> {
     let (mut for_canary, mut others) = (Vec::new(), Vec::new());
-    let is_canary: Vec<bool> = questions.iter().map(|question| canary.takes(&question.asked.viewer().person)).collect();
+    let is_canary: Vec<bool> = questions.iter().map(|question| canary.takes(&question.asked.viewer().user)).collect();
     for (question, is_canary) in questions.iter().zip(&is_canary) {
-        canary.trial.note_answer(&question.asked.viewer().person, *is_canary);
+        canary.trial.note_answer(&question.asked.viewer().user, *is_canary);
         if *is_canary { &mut for_canary } else { &mut others }.push(question.clone());
     }
-    let tell = |served, questions: Vec<Question>| match questions.is_empty() {
+    let tell = |served, questions: Vec<PlannedRequest>| match questions.is_empty() {
         true => Vec::new().into_iter(),
         false => tell_by(served, worker, &questions).into_iter(),
     };
@@ -403,7 +403,7 @@ fn tell_by_two(current: &Arc<Served>, canary: &Canary, worker: usize, questions:
 }
 
 /// The changes with the vectors of one generation; those that were not made beside the write are made now.
-fn for_generation(served: &Served, changes: &[(ItemChange, Embedded)]) -> Result<Vec<EmbeddedChange>, RankingError> {
+fn for_generation(served: &LoadedGeneration, changes: &[(ItemChange, Embedded)]) -> Result<Vec<EmbeddedChange>, RankingError> {
     let of_this = |embedded: &Embedded| {
         embedded.iter().find(|(number, _)| *number == served.number).map(|(_, vectors)| vectors.clone())
     };
@@ -424,16 +424,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn persons_are_shared_out_evenly_and_each_bundle_has_others_first() {
-        let person = |n: u32| PersonId::user(&format!("p{n}")).unwrap();
+    fn users_are_shared_out_evenly_and_each_bundle_has_others_first() {
+        let user = |n: u32| UserId::signed_in(&format!("p{n}")).unwrap();
         let share =
-            |bundle: &str, share: f64| (0..10_000).filter(|n| person_share(bundle, &person(*n)) < share).count();
+            |bundle: &str, share: f64| (0..10_000).filter(|n| user_share(bundle, &user(*n)) < share).count();
         for asked in [0.0, 0.05, 0.5, 1.0] {
             let found = share("a", asked) as f64 / 10_000.0;
             assert!((found - asked).abs() < 0.015, "{asked}: {found}");
         }
-        let both = (0..10_000).filter(|n| person_share("a", &person(*n)) < 0.1 && person_share("b", &person(*n)) < 0.1);
+        let both = (0..10_000).filter(|n| user_share("a", &user(*n)) < 0.1 && user_share("b", &user(*n)) < 0.1);
         assert!(both.count() < 200, "a tenth of a tenth");
-        assert_eq!(person_share("a", &person(1)), person_share("a", &person(1)));
+        assert_eq!(user_share("a", &user(1)), user_share("a", &user(1)));
     }
 }

@@ -1,6 +1,6 @@
 //! A generation that is asked what shoppers ask, without being heard: how it would have ordered, and how long it takes.
-use crate::{load_threads::lower_priority, routes::Served, health::{Summary, Window}};
-use lodestone_pipeline::run::{self, Question, Told};
+use crate::{load_threads::lower_priority, routes::LoadedGeneration, health::{Summary, Window}};
+use lodestone_pipeline::run::{self, PlannedRequest, PipelineResponse};
 use lodestone_core::ids::ItemKey;
 use ahash::AHashMap;
 use crossbeam_channel::Sender;
@@ -21,7 +21,7 @@ const FIRST: usize = 10;
 
 /// A generation in the shadow and what was seen of it.
 pub struct Shadow {
-    pub served: Arc<Served>,
+    pub served: Arc<LoadedGeneration>,
     /// Of the requests, within 0 and 1.
     pub share: f64,
     seen: Mutex<Seen>,
@@ -56,19 +56,19 @@ pub struct ShadowReport {
 
 /// A request that was answered, for the shadow.
 pub struct ShadowWork {
-    question: Question,
+    question: PlannedRequest,
     shadow: Weak<Shadow>,
     order: Vec<ItemKey>,
     latency: Duration,
 }
 
 impl Shadow {
-    pub fn new(served: Arc<Served>, share: f64, window: Duration) -> Self {
+    pub fn new(served: Arc<LoadedGeneration>, share: f64, window: Duration) -> Self {
         Self { served, share, seen: Mutex::default(), own: Window::new(window), answering: Window::new(window) }
     }
 
     /// What the shadow does for a request that `by` answered with `told`.
-    pub fn work(self: &Arc<Self>, question: Question, by: &Served, told: &Told) -> ShadowWork {
+    pub fn work(self: &Arc<Self>, question: PlannedRequest, by: &LoadedGeneration, told: &PipelineResponse) -> ShadowWork {
         ShadowWork {
             question,
             shadow: Arc::downgrade(self),
@@ -123,7 +123,7 @@ impl ShadowWork {
 }
 
 /// The time that an answer took in its thread.
-pub fn time_of(told: &Told) -> Duration {
+pub fn time_of(told: &PipelineResponse) -> Duration {
     told.stages.iter().map(|(_, time)| *time).sum()
 }
 

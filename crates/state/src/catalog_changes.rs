@@ -10,13 +10,13 @@ pub type ItemChange = (ItemId, Option<Arc<Item>>);
 /// The last change of each item that was written or deleted, in the order of the changes. A generation that has taken all
 /// changes up to a version asks for those after it.
 #[derive(Default)]
-pub struct CatalogueChanges {
+pub struct CatalogChanges {
     by_version: BTreeMap<u64, ItemChange>,
     version_of: AHashMap<ItemId, u64>,
     version: u64,
 }
 
-impl CatalogueChanges {
+impl CatalogChanges {
     /// Notes a change, which takes the place of the item's earlier one.
     pub fn note(&mut self, (id, item): ItemChange) {
         self.version += 1;
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn only_the_last_word_of_an_item_is_kept() {
-        let mut changes = CatalogueChanges::default();
+        let mut changes = CatalogChanges::default();
         changes.note(written("a"));
         changes.note(written("b"));
         changes.note((id("a"), None));
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn changes_can_be_taken_in_parts() {
-        let mut changes = CatalogueChanges::default();
+        let mut changes = CatalogChanges::default();
         for text in ["a", "b", "c", "a"] {
             changes.note(written(text));
         }

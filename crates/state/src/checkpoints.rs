@@ -1,14 +1,14 @@
 //! The state of the log's fold, taken down now and then, so that a start reads only what came after.
 //!
 //! A checkpoint belongs to one position of the log. What is small (popularity, searches, the remembered event ids, the
-//! written items) is copied while no write is folded. Persons are too many for that: they are taken down one by one while
-//! writes go on, each with the position of its own last event, and the replay leaves out what a person has already.
+//! written items) is copied while no write is folded. Users are too many for that: they are taken down one by one while
+//! writes go on, each with the position of its own last event, and the replay leaves out what a user has already.
 //! Item keys are written by their order and given anew at the start, so a checkpoint outlives a change of the bundle.
 use crate::catalog_changes::ItemChange;
-use super::live::Live;
+use super::live::LiveState;
 use lodestone_events::{Change, Chunk, Deduper, checkpoint::{Checkpoint, CheckpointError, CheckpointWriter}};
 use lodestone_core::ids::{ItemId, ItemKey};
-use crate::users as people;
+use crate::users as users;
 use parking_lot::Mutex;
 use std::{
     io,
@@ -24,7 +24,7 @@ use std::{
 const CHANGES_MIN: u64 = 500_000;
 /// The same when the server stops.
 const CHANGES_MIN_AT_END: u64 = 20_000;
-/// Between two checkpoints: with many persons each is some hundred megabytes.
+/// Between two checkpoints: with many users each is some hundred megabytes.
 const PAUSE_MIN: Duration = Duration::from_secs(30);
 /// Keys, popular items and ids of a part.
 const PART_COUNT: usize = 8192;
@@ -35,7 +35,7 @@ mod part {
     pub const ORIGIN: u8 = 1;
     /// Item ids in the order of their keys, each with a line feed after it.
     pub const KEYS: u8 = 2;
-    pub const PERSON: u8 = 3;
+    pub const USER: u8 = 3;
     pub const POPULARITY: u8 = 4;
     /// The weight f32, then the text.
     pub const QUERY: u8 = 5;
@@ -63,7 +63,7 @@ impl Origin {
 
 /// Takes the state down when enough has changed.
 pub struct Checkpoints {
-    live: Arc<Live>,
+    live: Arc<LiveState>,
     /// The log's writer holds it while it folds.
     recent: Arc<Mutex<Deduper>>,
     directory: PathBuf,
@@ -84,7 +84,7 @@ struct Small {
 
 impl Checkpoints {
     /// `position`: that of the checkpoint which the state began with, otherwise 0.
-    pub fn new(live: Arc<Live>, recent: Arc<Mutex<Deduper>>, directory: &Path, origin: Origin, position: u64) -> Self {
+    pub fn new(live: Arc<LiveState>, recent: Arc<Mutex<Deduper>>, directory: &Path, origin: Origin, position: u64) -> Self {
         let (position, last) = (AtomicU64::new(position), Mutex::default());
         Self { live, recent, directory: directory.to_owned(), origin, position, last }
     }
@@ -126,12 +126,12 @@ impl Checkpoints {
         let small = self.copy_small();
         let mut file = CheckpointWriter::create(&self.directory, small.position)?;
         file.put(part::ORIGIN, &self.origin.to_bytes())?;
-        for person in self.live.people.ids() {
-            if let Some(history) = self.live.people.history(&person) {
-                file.put(part::PERSON, &people::encode(&person, &history))?;
+        for user in self.live.users.ids() {
+            if let Some(history) = self.live.users.history(&user) {
+                file.put(part::USER, &users::encode(&user, &history))?;
             }
         }
-        // After the persons, so that it has every key that they have.
+        // After the users, so that it has every key that they have.
         put_keys(&mut file, &self.live)?;
         for records in small.popularity.chunks(PART_COUNT * lodestone_events::Popularity::RECORD_BYTES) {
             file.put(part::POPULARITY, records)?;
@@ -165,7 +165,7 @@ impl Checkpoints {
     }
 }
 
-fn put_keys(file: &mut CheckpointWriter, live: &Live) -> io::Result<()> {
+fn put_keys(file: &mut CheckpointWriter, live: &LiveState) -> io::Result<()> {
     let count = live.keys.len();
     for begin in (0..count).step_by(PART_COUNT) {
         let mut ids = String::new();
@@ -185,14 +185,14 @@ pub fn restore(
     directory: &Path,
     origin: Origin,
     last_position: u64,
-    live: &Live,
+    live: &LiveState,
     recent: &mut Deduper,
 ) -> Result<Option<u64>, CheckpointError> {
     let Some(checkpoint) = Checkpoint::newest(directory)? else { return Ok(None) };
     if checkpoint.until > last_position {
         return Err(CheckpointError::Ahead { until: checkpoint.until, last: last_position });
     }
-    // The keys come behind the persons.
+    // The keys come behind the users.
     let mut keys: Vec<ItemKey> = Vec::new();
     checkpoint.each_part(|kind, content| match kind {
         part::ORIGIN if content != origin.to_bytes() => Err(CheckpointError::OtherHistory),
@@ -208,7 +208,7 @@ pub fn restore(
     Ok(Some(checkpoint.position))
 }
 
-fn read_keys(content: &[u8], live: &Live, keys: &mut Vec<ItemKey>) -> Result<(), CheckpointError> {
+fn read_keys(content: &[u8], live: &LiveState, keys: &mut Vec<ItemKey>) -> Result<(), CheckpointError> {
     let bad = |reason: String| CheckpointError::Content { kind: part::KEYS, reason };
     for id in std::str::from_utf8(content).map_err(|error| bad(error.to_string()))?.lines() {
         keys.push(live.keys.intern(&ItemId::parse(id).map_err(|error| bad(error.to_string()))?));
@@ -219,15 +219,15 @@ fn read_keys(content: &[u8], live: &Live, keys: &mut Vec<ItemKey>) -> Result<(),
 fn restore_part(
     kind: u8,
     content: &[u8],
-    live: &Live,
+    live: &LiveState,
     recent: &mut Deduper,
     key: impl Fn(ItemKey) -> Option<ItemKey>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     match kind {
         part::ORIGIN | part::KEYS => {}
-        part::PERSON => {
-            let (person, history) = people::decode(content, key)?;
-            live.people.insert(person, history);
+        part::USER => {
+            let (user, history) = users::decode(content, key)?;
+            live.users.insert(user, history);
         }
         part::POPULARITY => live.popularity.write().restore(content, key)?,
         part::QUERY => {

@@ -8,6 +8,6 @@ mod live;
 mod recovery;
 pub mod users;
 
-pub use catalog_changes::{CatalogueChanges, ItemChange};
-pub use live::Live;
-pub use recovery::{Folded, RecoveryError, RecoveryOptions, live_of, recover};
+pub use catalog_changes::{CatalogChanges, ItemChange};
+pub use live::LiveState;
+pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, live_of, recover};

@@ -1,9 +1,9 @@
 //! What is known whichever generation answers: the fold of the log. Written by one thread (the log's writer), read by all.
-use crate::catalog_changes::CatalogueChanges;
+use crate::catalog_changes::CatalogChanges;
 use lodestone_catalog::ItemKeys;
 use lodestone_events::{Event, EventKind, Popularity};
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
-use crate::users::People;
+use crate::users::Users;
 use lodestone_index::Suggester;
 use parking_lot::{Mutex, RwLock};
 use std::sync::{
@@ -17,15 +17,15 @@ const POPULAR_COUNT: usize = 200;
 const POPULAR_AGE_MS_MAX: i64 = 1000;
 
 /// What shoppers did and what the shop changed, for all generations.
-pub struct Live {
+pub struct LiveState {
     /// Of all items that any generation has or that any event names.
     pub keys: ItemKeys,
-    pub people: People,
+    pub users: Users,
     pub popularity: RwLock<Popularity>,
-    /// What people searched for, as completions.
+    /// What users searched for, as completions.
     pub queries: Suggester,
     /// Items that were written since the bundles were made; every generation has them too.
-    pub catalogue: Mutex<CatalogueChanges>,
+    pub catalogue: Mutex<CatalogChanges>,
     popular: Mutex<Ready>,
     applied: AtomicU64,
 }
@@ -36,11 +36,11 @@ struct Ready {
     top: Arc<Vec<(ItemKey, f32)>>,
 }
 
-impl Default for Live {
+impl Default for LiveState {
     fn default() -> Self {
         Self {
             keys: ItemKeys::default(),
-            people: People::default(),
+            users: Users::default(),
             popularity: RwLock::default(),
             queries: Suggester::build([]),
             catalogue: Mutex::default(),
@@ -50,23 +50,23 @@ impl Default for Live {
     }
 }
 
-impl Live {
+impl LiveState {
     /// The fold of one event. The same code runs when it is written and when it is replayed.
     pub fn apply_event(&self, position: u64, event: &Event) {
-        self.people.apply(position, event, &self.keys);
+        self.users.apply(position, event, &self.keys);
         self.note_position(position);
         self.apply_to_all(event);
     }
 
-    /// The fold of one event after a checkpoint's position, which the event's person may have been taken down with.
+    /// The fold of one event after a checkpoint's position, which the event's user may have been taken down with.
     pub fn replay_event(&self, position: u64, event: &Event, may_be_known: bool) {
-        if !(may_be_known && self.people.has(&event.person, position)) {
-            self.people.apply(position, event, &self.keys);
+        if !(may_be_known && self.users.has(&event.user, position)) {
+            self.users.apply(position, event, &self.keys);
         }
         self.apply_to_all(event);
     }
 
-    /// The part of the fold that is not the person's.
+    /// The part of the fold that is not the user's.
     fn apply_to_all(&self, event: &Event) {
         self.popularity.write().apply(event, &self.keys);
         if event.kind == EventKind::Search {

@@ -1,5 +1,5 @@
 //! The state at the start: a checkpoint, or else the imported history; then the log.
-use super::{checkpoints::{self, Origin}, live::Live};
+use super::{checkpoints::{self, Origin}, live::LiveState};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::{Change, Deduper, EventLog, LogError};
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
@@ -11,8 +11,8 @@ use std::{
 };
 
 /// The state with what its next checkpoint must know.
-pub struct Folded {
-    pub live: Arc<Live>,
+pub struct RecoveredState {
+    pub live: Arc<LiveState>,
     pub recent: Deduper,
     pub origin: Origin,
     /// Of the checkpoint that was used; 0: none was.
@@ -48,8 +48,8 @@ pub enum RecoveryError {
 pub fn recover(
     log: &EventLog,
     options: &RecoveryOptions,
-    new_state: &dyn Fn() -> Arc<Live>,
-) -> Result<Folded, RecoveryError> {
+    new_state: &dyn Fn() -> Arc<LiveState>,
+) -> Result<RecoveredState, RecoveryError> {
     let begun = Instant::now();
     let origin = origin(options.history)?;
     let begin = || (new_state(), Deduper::with_capacity(options.dedupe_ids_max));
@@ -64,12 +64,12 @@ pub fn recover(
         None
     });
     match checkpoint {
-        Some(position) => tracing::info!(position, people = live.people.len(), "read the checkpoint"),
+        Some(position) => tracing::info!(position, users = live.users.len(), "read the checkpoint"),
         None => fold_history(&live, options)?,
     }
     replay(&live, log, &mut recent, checkpoint.unwrap_or(0))?;
     tracing::info!(position = log.last_position(), seconds = begun.elapsed().as_secs_f64(), "folded what is known");
-    Ok(Folded { live, recent, origin, checkpoint: checkpoint.unwrap_or(0) })
+    Ok(RecoveredState { live, recent, origin, checkpoint: checkpoint.unwrap_or(0) })
 }
 
 fn origin(history: &Path) -> Result<Origin, RecoveryError> {
@@ -81,7 +81,7 @@ fn origin(history: &Path) -> Result<Origin, RecoveryError> {
 }
 
 /// What was imported is the state before the log's first position.
-fn fold_history(live: &Live, options: &RecoveryOptions) -> Result<(), RecoveryError> {
+fn fold_history(live: &LiveState, options: &RecoveryOptions) -> Result<(), RecoveryError> {
     if !options.history.exists() {
         return Ok(());
     }
@@ -96,8 +96,8 @@ fn fold_history(live: &Live, options: &RecoveryOptions) -> Result<(), RecoveryEr
     Ok(())
 }
 
-/// Folds the log after a position. Persons may be ahead of it: they were taken down while writes went on.
-fn replay(live: &Live, log: &EventLog, recent: &mut Deduper, after: u64) -> Result<(), RecoveryError> {
+/// Folds the log after a position. Users may be ahead of it: they were taken down while writes went on.
+fn replay(live: &LiveState, log: &EventLog, recent: &mut Deduper, after: u64) -> Result<(), RecoveryError> {
     let mut catalogue = live.catalogue.lock();
     log.replay(after + 1, |position, at, change| {
         match change {
@@ -114,8 +114,8 @@ fn replay(live: &Live, log: &EventLog, recent: &mut Deduper, after: u64) -> Resu
 }
 
 /// A state that gives the items of a bundle the keys 0, 1, 2, …, so that the bundle's tables need no other.
-pub fn live_of<'a>(items: impl Iterator<Item = &'a lodestone_core::ids::ItemId>) -> Arc<Live> {
-    let live = Live::default();
+pub fn live_of<'a>(items: impl Iterator<Item = &'a lodestone_core::ids::ItemId>) -> Arc<LiveState> {
+    let live = LiveState::default();
     for (index, item) in items.enumerate() {
         let key = live.keys.intern(item);
         debug_assert_eq!(key, ItemKey(index as u32));

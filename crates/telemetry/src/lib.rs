@@ -77,7 +77,7 @@ pub struct Metrics {
     items: Gauge,
     live_items: Gauge,
     merges: Gauge,
-    people: Gauge,
+    users: Gauge,
     slates: Gauge,
     log_position: Gauge,
     dedupe_ids: Gauge,
@@ -94,7 +94,7 @@ pub struct Sizes {
     pub items: usize,
     pub live_items: usize,
     pub merges: u64,
-    pub people: usize,
+    pub users: usize,
     pub slates: u64,
     pub log_position: u64,
     pub dedupe_ids: usize,
@@ -118,7 +118,7 @@ impl Default for Metrics {
             items: Gauge::default(),
             live_items: Gauge::default(),
             merges: Gauge::default(),
-            people: Gauge::default(),
+            users: Gauge::default(),
             slates: Gauge::default(),
             log_position: Gauge::default(),
             dedupe_ids: Gauge::default(),
@@ -134,7 +134,7 @@ impl Default for Metrics {
 impl Metrics {
     fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("lodestone");
-        registry.register("requests", "Answered requests by RPC and gRPC status code", self.requests.clone());
+        registry.register("requests", "ServedResponse requests by RPC and gRPC status code", self.requests.clone());
         registry.register("request_seconds", "From a request to its answer", self.request_seconds.clone());
         registry.register("requests_in_flight", "Requests that are being answered", self.requests_in_flight.clone());
         registry.register("stage_seconds", "Stages of an answer", self.stage_seconds.clone());
@@ -148,7 +148,7 @@ impl Metrics {
         registry.register("items", "Items of the catalogue", self.items.clone());
         registry.register("live_items", "Items that wait for the next merge", self.live_items.clone());
         registry.register("merges", "Merges of live items since the start", self.merges.clone());
-        registry.register("people", "Persons with a history", self.people.clone());
+        registry.register("users", "Users with a history", self.users.clone());
         registry.register("slates", "Frozen slates that are kept for later pages", self.slates.clone());
         registry.register("log_position", "Position of the last durable change", self.log_position.clone());
         registry.register("dedupe_ids", "Event ids that are remembered", self.dedupe_ids.clone());
@@ -170,7 +170,7 @@ impl Metrics {
         self.items.set(sizes.items as i64);
         self.live_items.set(sizes.live_items as i64);
         self.merges.set(sizes.merges as i64);
-        self.people.set(sizes.people as i64);
+        self.users.set(sizes.users as i64);
         self.slates.set(sizes.slates as i64);
         self.log_position.set(sizes.log_position as i64);
         self.dedupe_ids.set(sizes.dedupe_ids as i64);
@@ -274,7 +274,7 @@ mod tests {
             items: 1,
             live_items: 5,
             merges: 6,
-            people: 2,
+            users: 2,
             slates: 3,
             log_position: 4,
             ..Sizes::default()
@@ -302,7 +302,7 @@ mod tests {
         metrics.begun("Search");
         metrics.ended("Search", "OK", Duration::from_millis(2));
         metrics.wrote("accepted", 5);
-        let text = metrics.text(Sizes { items: 7, live_items: 0, merges: 0, people: 0, slates: 0, ..Sizes::default() });
+        let text = metrics.text(Sizes { items: 7, live_items: 0, merges: 0, users: 0, slates: 0, ..Sizes::default() });
         for line in [
             "lodestone_requests_total{rpc=\"Search\",code=\"OK\"} 1",
             "lodestone_requests_in_flight{rpc=\"Search\"} 0",

@@ -4,7 +4,7 @@ use super::{
     query_side::embed_with,
     train::{TrainError, check_item_vectors, freeze},
 };
-use lodestone_pipeline::{bundle::{Bundle, Head}, golden_requests, ranking::{Device, PersonEncoder, PersonInput, Ranker, RankingError, Runtime}};
+use lodestone_pipeline::{bundle::{Bundle, Head}, golden_requests, ranking::{Device, UserEncoder, UserInput, Ranker, RankingError, Runtime}};
 use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::{ids::Row, units::UnixMillis};
 use lodestone_index::FrozenGraph;
@@ -16,10 +16,10 @@ use std::{
 
 /// What replaces parts of a bundle; the rest stays as it is.
 #[derive(Debug, Clone, Default)]
-pub struct BroughtModels {
-    /// `person_encoder.onnx`, and with it the items' vectors in its space: `[items × 64]`, row by row as in the bundle's
+pub struct ExternalModels {
+    /// `user_encoder.onnx`, and with it the items' vectors in its space: `[items × 64]`, row by row as in the bundle's
     /// items; they are made of length 1.
-    pub person: Option<(PathBuf, Vec<f32>)>,
+    pub user: Option<(PathBuf, Vec<f32>)>,
     /// A directory with `model.onnx` and `tokenizer.json`.
     pub query_encoder: Option<PathBuf>,
     /// `ranker.onnx`, with its heads where they are others than the bundle's.
@@ -28,7 +28,7 @@ pub struct BroughtModels {
 
 /// Why models do not make a bundle.
 #[derive(Debug, thiserror::Error)]
-pub enum BringError {
+pub enum ExternalModelError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: {source}")]
@@ -51,26 +51,26 @@ const RIDGE: f64 = 0.1;
 pub fn bring(
     from: &Path,
     out: &Path,
-    models: &BroughtModels,
+    models: &ExternalModels,
     name: &str,
     now: UnixMillis,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(), BringError> {
+) -> Result<(), ExternalModelError> {
     let mut bundle = Bundle::open(from).map_err(TrainError::from)?;
-    let read = |path: &Path| fs::read(path).map_err(|source| BringError::Io { path: path.to_owned(), source });
-    if let Some((path, vectors)) = &models.person {
+    let read = |path: &Path| fs::read(path).map_err(|source| ExternalModelError::Io { path: path.to_owned(), source });
+    if let Some((path, vectors)) = &models.user {
         let model = read(path)?;
-        try_person_encoder(path, &model, runtime)?;
+        try_user_encoder(path, &model, runtime)?;
         if vectors.len() != bundle.items.len() * VECTOR_DIM {
-            return Err(BringError::Shape { found: vectors.len(), items: bundle.items.len() });
+            return Err(ExternalModelError::Shape { found: vectors.len(), items: bundle.items.len() });
         }
         let vectors = of_length_one(vectors, VECTOR_DIM);
         check_item_vectors("item", &bundle.items, &vectors, VECTOR_DIM)?;
         bundle.item_vectors = freeze(&vectors, VECTOR_DIM).map_err(TrainError::from)?;
-        bundle.person_encoder = model;
+        bundle.user_encoder = model;
     }
-    if models.person.is_some() || models.query_encoder.is_some() {
+    if models.user.is_some() || models.query_encoder.is_some() {
         // They are of the encoders that were.
         bundle.encoder_weights = None;
     }
@@ -81,7 +81,7 @@ pub fn bring(
         bundle.title_vectors = freeze(&side.title_vectors, dimension).map_err(TrainError::from)?;
         (bundle.query_encoder, bundle.tokenizer) = (side.model, side.tokenizer);
     }
-    if models.person.is_some() || models.query_encoder.is_some() {
+    if models.user.is_some() || models.query_encoder.is_some() {
         bundle.text_projection = ridge(&bundle.title_vectors, &bundle.item_vectors);
     }
     if let Some((path, heads)) = &models.ranker {
@@ -99,13 +99,13 @@ pub fn bring(
     Ok(())
 }
 
-fn try_person_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<(), BringError> {
-    let failed = |source| BringError::Model { path: path.to_owned(), source };
-    let mut encoder = PersonEncoder::open(runtime, model, Device::Cpu).map_err(failed)?;
+fn try_user_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<(), ExternalModelError> {
+    let failed = |source| ExternalModelError::Model { path: path.to_owned(), source };
+    let mut encoder = UserEncoder::open(runtime, model, Device::Cpu).map_err(failed)?;
     let mut rng = StdRng::seed_from_u64(1);
-    let inputs: Vec<PersonInput> = TRIED_LENGTHS
+    let inputs: Vec<UserInput> = TRIED_LENGTHS
         .iter()
-        .map(|&length| PersonInput {
+        .map(|&length| UserInput {
             items: (0..length * VECTOR_DIM).map(|_| rng.random_range(-0.3..0.3)).collect(),
             kinds: (0..length).map(|_| rng.random_range(1..8)).collect(),
             positions: (0..length as i64).rev().collect(),
@@ -127,14 +127,14 @@ fn try_person_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<()
         } else {
             continue;
         };
-        return Err(BringError::Answer { path: path.to_owned(), problem });
+        return Err(ExternalModelError::Answer { path: path.to_owned(), problem });
     }
     Ok(())
 }
 
-fn try_ranker(path: &Path, model: &[u8], heads: usize, runtime: &Runtime) -> Result<(), BringError> {
-    let failed = |source| BringError::Model { path: path.to_owned(), source };
-    let refuse = |problem| Err(BringError::Answer { path: path.to_owned(), problem });
+fn try_ranker(path: &Path, model: &[u8], heads: usize, runtime: &Runtime) -> Result<(), ExternalModelError> {
+    let failed = |source| ExternalModelError::Model { path: path.to_owned(), source };
+    let refuse = |problem| Err(ExternalModelError::Answer { path: path.to_owned(), problem });
     let mut ranker = Ranker::open(runtime, model, Device::Cpu).map_err(failed)?;
     if ranker.head_count() != heads {
         return refuse(format!("{} heads, {heads} are described; give theirs", ranker.head_count()));

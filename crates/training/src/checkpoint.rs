@@ -10,7 +10,7 @@ use std::{
 /// Checkpoints of another version are not read.
 const VERSION: u32 = 2;
 
-/// The query side, and where the person encoder's training is.
+/// The query side, and where the user encoder's training is.
 #[derive(Clone, PartialEq, Message)]
 pub struct Checkpoint {
     #[prost(uint32, tag = "1")]
@@ -26,7 +26,7 @@ pub struct Checkpoint {
     #[prost(bytes = "vec", tag = "5")]
     title_vectors: Vec<u8>,
     #[prost(message, optional, tag = "6")]
-    pub person_encoder: Option<TrainerState>,
+    pub user_encoder: Option<TrainerState>,
 }
 
 /// What was found where a checkpoint may be.
@@ -59,14 +59,14 @@ pub fn fingerprint(files: &[PathBuf], settings: &str) -> Result<Vec<u8>, (PathBu
 }
 
 impl Checkpoint {
-    pub(super) fn new(fingerprint: &[u8], query: &QuerySide, person_encoder: Option<TrainerState>) -> Self {
+    pub(super) fn new(fingerprint: &[u8], query: &QuerySide, user_encoder: Option<TrainerState>) -> Self {
         Self {
             version: VERSION,
             fingerprint: fingerprint.to_vec(),
             query_model: query.model.clone(),
             tokenizer: query.tokenizer.clone(),
             title_vectors: bytemuck::cast_slice(&query.title_vectors).to_vec(),
-            person_encoder,
+            user_encoder,
         }
     }
 

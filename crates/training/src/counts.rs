@@ -1,6 +1,6 @@
 //! Which items follow which, and which are bought together.
 use super::replay::Choice;
-use lodestone_core::ids::{PersonId, Row};
+use lodestone_core::ids::{UserId, Row};
 use lodestone_index::Neighbours;
 use ahash::AHashMap;
 
@@ -11,14 +11,14 @@ pub const BASKET_ITEMS_MAX: usize = 60;
 /// Choices back from which a step to the next is counted, each with half the weight of the one after.
 const STEPS_BACK: usize = 3;
 
-/// What the same person chose later, as the share of the popularity-damped count. `items` is the number of items; a choice
+/// What the same user chose later, as the share of the popularity-damped count. `items` is the number of items; a choice
 /// holds their places.
 pub fn next_choice(choices: &[Choice], items: usize) -> Neighbours {
     let mut counts: AHashMap<(u32, u32), f32> = AHashMap::new();
-    let mut earlier: AHashMap<&PersonId, Vec<&Choice>> = AHashMap::new();
+    let mut earlier: AHashMap<&UserId, Vec<&Choice>> = AHashMap::new();
     for choice in choices {
-        let Some(person) = &choice.person else { continue };
-        let before = earlier.entry(person).or_default();
+        let Some(user) = &choice.user else { continue };
+        let before = earlier.entry(user).or_default();
         for (step, previous) in before.iter().rev().take(STEPS_BACK).enumerate() {
             let weight = 0.5f32.powi(step as i32) / ((previous.rows.len() * choice.rows.len()) as f32).sqrt().max(1.0);
             for &from in previous.rows.iter().take(BASKET_ITEMS_MAX) {

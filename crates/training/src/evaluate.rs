@@ -1,13 +1,13 @@
-//! How good a bundle is on what came after its training: each person's next basket.
+//! How good a bundle is on what came after its training: each user's next basket.
 use super::{
     Progress,
     replay::VISIT_MS,
     train::{TrainError, candidates},
 };
-use lodestone_pipeline::{bundle::Bundle, Generation, Models, Options, Ranked, Story, Viewer, ranking::{Device, Runtime}};
+use lodestone_pipeline::{bundle::Bundle, Generation, Models, Options, Ranked, RequestContext, Viewer, ranking::{Device, Runtime}};
 use lodestone_dataset as dataset;
 use lodestone_events::{Event, EventKind};
-use lodestone_core::{ids::{PersonId, Row}, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
+use lodestone_core::{ids::{UserId, Row}, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
 use ahash::{AHashMap, AHashSet};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::Path, time::Instant};
@@ -17,7 +17,7 @@ pub(super) const CUTOFF: usize = 10;
 
 #[derive(Debug, Clone)]
 pub struct EvaluateOptions {
-    /// Resamples of the persons for the intervals.
+    /// Resamples of the users for the intervals.
     pub bootstrap_count: usize,
     pub seed: u64,
 }
@@ -35,30 +35,30 @@ pub struct Method {
     pub hr_at_10: MeanInterval,
     pub ndcg_at_10: MeanInterval,
     pub mrr_at_10: MeanInterval,
-    /// Share of the catalogue that appears in some person's list.
+    /// Share of the catalogue that appears in some user's list.
     pub coverage_at_10: f64,
 }
 
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Evaluation {
-    pub person_count: usize,
+    pub user_count: usize,
     pub item_count: usize,
     pub trained_until_ms: i64,
     pub methods: Vec<Method>,
-    /// NDCG@10 of each method less that of the one before it, over the same persons.
+    /// NDCG@10 of each method less that of the one before it, over the same users.
     pub ndcg_gains: Vec<(&'static str, MeanInterval)>,
 }
 
-/// What a bundle gave each person, and what it cost.
+/// What a bundle gave each user, and what it cost.
 pub(super) struct Judged {
     pub trained_until: UnixMillis,
     pub item_count: usize,
-    pub persons: Vec<PersonId>,
-    /// By method: hit, NDCG and reciprocal rank of each person.
+    pub users: Vec<UserId>,
+    /// By method: hit, NDCG and reciprocal rank of each user.
     pub scores: [Vec<[f64; 3]>; 3],
     /// By method: the items that appeared in some list.
     pub shown: [AHashSet<Row>; 3],
-    /// One person's lists, in the middle of all: what else the machine does makes some of them slow.
+    /// One user's lists, in the middle of all: what else the machine does makes some of them slow.
     pub seconds: f64,
 }
 
@@ -66,9 +66,9 @@ pub(super) const METHODS: [&str; 3] = ["popularity", "retrieval", "ranked"];
 pub(super) const RANKED: usize = 2;
 pub(super) const NDCG: usize = 1;
 
-/// What one person would have been shown before a basket.
+/// What one user would have been shown before a basket.
 pub(super) struct Shown<'a> {
-    pub person: &'a PersonId,
+    pub user: &'a UserId,
     pub at: UnixMillis,
     pub history_length: usize,
     pub targets: &'a AHashSet<Row>,
@@ -77,7 +77,7 @@ pub(super) struct Shown<'a> {
     pub ranked: &'a Ranked,
 }
 
-/// [`replay_targets`] without a look at each person.
+/// [`replay_targets`] without a look at each user.
 pub(super) fn judge_bundle(
     data: &Path,
     bundle: &Path,
@@ -88,7 +88,7 @@ pub(super) fn judge_bundle(
     replay_targets(data, bundle, since, runtime, progress, &mut |_, _| {})
 }
 
-/// Replays the events through the serving code. Persons with a history before their first basket that came after the
+/// Replays the events through the serving code. Users with a history before their first basket that came after the
 /// bundle's training, and not before `since`, take part, each once; that basket is the target, repeats included. Where nothing
 /// was bought since then, it is the first choice of any kind. The lists are those of the moment at which the visit began: what
 /// somebody looks at or puts into the cart tells what they are about to buy, but a shop that shows it to them shows nothing new.
@@ -109,7 +109,7 @@ pub(super) fn replay_targets(
     let mut judged = Judged {
         trained_until,
         item_count,
-        persons: Vec::new(),
+        users: Vec::new(),
         scores: Default::default(),
         shown: Default::default(),
         seconds: 0.0,
@@ -117,7 +117,7 @@ pub(super) fn replay_targets(
     let mut times: Vec<f64> = Vec::new();
     let is_late = |event: &Event| event.at >= trained_until && event.at >= since;
     let are_bought = events.iter().any(|event| event.kind == EventKind::Purchase && is_late(event));
-    let mut done_persons: AHashSet<PersonId> = AHashSet::new();
+    let mut done_users: AHashSet<UserId> = AHashSet::new();
     let is_wanted = |event: &Event| match are_bought {
         true => event.kind == EventKind::Purchase,
         false => event.kind.is_choice(),
@@ -125,8 +125,8 @@ pub(super) fn replay_targets(
     let target_of = first_of_visits(&events, |event| is_wanted(event) && is_late(event));
     for (done, event) in events.iter().enumerate() {
         let target = target_of.get(&done).map(|place| &events[*place]);
-        let history = target.and_then(|_| generation.live.people.history(&event.person));
-        if let Some((target, history)) = target.zip(history).filter(|_| done_persons.insert(event.person.clone())) {
+        let history = target.and_then(|_| generation.live.users.history(&event.user));
+        if let Some((target, history)) = target.zip(history).filter(|_| done_users.insert(event.user.clone())) {
             let targets: AHashSet<Row> = target
                 .lines
                 .iter()
@@ -134,12 +134,12 @@ pub(super) fn replay_targets(
                 .map(|key| Row(key.0))
                 .collect();
             let begun = Instant::now();
-            let (lists, ranked) = lists(&generation, &mut models, &event.person, event.at);
+            let (lists, ranked) = lists(&generation, &mut models, &event.user, event.at);
             times.push(begun.elapsed().as_secs_f64());
-            judged.persons.push(event.person.clone());
+            judged.users.push(event.user.clone());
             let history_length = history.events.len();
             let shown = Shown {
-                person: &event.person,
+                user: &event.user,
                 at: event.at,
                 history_length,
                 targets: &targets,
@@ -159,9 +159,9 @@ pub(super) fn replay_targets(
     }
     times.sort_by(f64::total_cmp);
     judged.seconds = times.get(times.len() / 2).copied().unwrap_or(0.0);
-    match judged.persons.is_empty() {
+    match judged.users.is_empty() {
         true => {
-            Err(TrainError::TooLittle("no person with a history chose anything after the bundle's training".to_owned()))
+            Err(TrainError::TooLittle("no user with a history chose anything after the bundle's training".to_owned()))
         }
         false => Ok(judged),
     }
@@ -169,10 +169,10 @@ pub(super) fn replay_targets(
 
 /// The place of each visit's first event with that of the first target in the visit, where there is one.
 fn first_of_visits(events: &[Event], is_target: impl Fn(&Event) -> bool) -> AHashMap<usize, usize> {
-    let mut visits: AHashMap<&PersonId, (usize, UnixMillis)> = AHashMap::new();
+    let mut visits: AHashMap<&UserId, (usize, UnixMillis)> = AHashMap::new();
     let mut targets = AHashMap::new();
     for (place, event) in events.iter().enumerate() {
-        let visit = visits.entry(&event.person).or_insert((place, event.at));
+        let visit = visits.entry(&event.user).or_insert((place, event.at));
         if event.at.0 - visit.1.0 > VISIT_MS {
             visit.0 = place;
         }
@@ -196,7 +196,7 @@ pub fn evaluate(
 }
 
 pub(super) fn evaluation(judged: &Judged, options: &EvaluateOptions) -> Evaluation {
-    let resamples = resamples(judged.persons.len(), options.bootstrap_count, options.seed);
+    let resamples = resamples(judged.users.len(), options.bootstrap_count, options.seed);
     let measured = |method: usize, metric: usize| {
         bootstrap_mean(&judged.scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
     };
@@ -214,7 +214,7 @@ pub(super) fn evaluation(judged: &Judged, options: &EvaluateOptions) -> Evaluati
         bootstrap_mean(&pairs.map(|(b, w)| b[NDCG] - w[NDCG]).collect::<Vec<_>>(), &resamples)
     };
     Evaluation {
-        person_count: judged.persons.len(),
+        user_count: judged.users.len(),
         item_count: judged.item_count,
         trained_until_ms: judged.trained_until.0,
         methods,
@@ -223,14 +223,14 @@ pub(super) fn evaluation(judged: &Judged, options: &EvaluateOptions) -> Evaluati
 }
 
 /// The first places by popularity, by retrieval alone, and by retrieval and ranking.
-fn lists(generation: &Generation, models: &mut Models, person: &PersonId, now: UnixMillis) -> ([Vec<Row>; 3], Ranked) {
-    let viewer = Viewer { person: person.clone(), session: String::new(), locale: String::new() };
-    let mut story = Story::begin(generation, &generation.catalog.load_full(), &viewer, &Options::default(), now);
+fn lists(generation: &Generation, models: &mut Models, user: &UserId, now: UnixMillis) -> ([Vec<Row>; 3], Ranked) {
+    let viewer = Viewer { user: user.clone(), session: String::new(), locale: String::new() };
+    let mut story = RequestContext::begin(generation, &generation.catalog.load_full(), &viewer, &Options::default(), now);
     let popular = generation.live.popular(now);
     let popular = popular.iter().filter_map(|(key, _)| story.catalog.row_of_key(*key)).take(CUTOFF).collect();
     let (found, _) = candidates(&mut story, models, None);
     let retrieved = found.list.iter().map(|candidate| candidate.row).take(CUTOFF).collect();
-    let ranked = Story::rank(std::slice::from_mut(&mut story), models, vec![found], &[None]).remove(0);
+    let ranked = RequestContext::rank(std::slice::from_mut(&mut story), models, vec![found], &[None]).remove(0);
     let mut order: Vec<usize> = (0..ranked.scores.len()).collect();
     order.sort_by(|a, b| ranked.scores[*b].total_cmp(&ranked.scores[*a]).then(a.cmp(b)));
     let best = order.into_iter().take(CUTOFF).map(|index| ranked.candidates.list[index].row).collect();
@@ -253,8 +253,8 @@ impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} persons' next baskets, {} items; 95 % bootstrap intervals",
-            self.person_count, self.item_count
+            "{} users' next baskets, {} items; 95 % bootstrap intervals",
+            self.user_count, self.item_count
         )?;
         writeln!(f, "{:<12}{:<28}{:<28}{:<28}coverage@10", "", "HR@10", "NDCG@10", "MRR@10")?;
         for method in &self.methods {
@@ -283,10 +283,10 @@ mod tests {
 
     #[test]
     fn a_target_is_judged_from_the_first_event_of_its_visit() {
-        let event = |person: &str, minute: i64, kind| Event {
-            id: EventId::parse(&format!("{person}{minute}")).unwrap(),
+        let event = |user: &str, minute: i64, kind| Event {
+            id: EventId::parse(&format!("{user}{minute}")).unwrap(),
             kind,
-            person: PersonId::user(person).unwrap(),
+            user: UserId::signed_in(user).unwrap(),
             session: String::new(),
             at: UnixMillis(minute * 60_000),
             lines: Vec::new(),

@@ -5,7 +5,7 @@ use super::{
     train::TrainError,
 };
 use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
-use lodestone_core::{ids::PersonId, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
+use lodestone_core::{ids::UserId, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
 use ahash::AHashMap;
 use std::{fmt, path::Path};
 
@@ -31,10 +31,10 @@ impl Default for GateOptions {
 /// What the gate saw, and why the candidate is refused; without a reason it may serve.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Verdict {
-    pub person_count: usize,
+    pub user_count: usize,
     pub candidate_ndcg_at_10: f64,
     pub current_ndcg_at_10: f64,
-    /// Over the same persons.
+    /// Over the same users.
     pub ndcg_gain: MeanInterval,
     pub time_ratio: f64,
     pub candidate_shown: usize,
@@ -42,7 +42,7 @@ pub struct Verdict {
     pub refusals: Vec<String>,
 }
 
-/// Judges both bundles on the persons' baskets that came after the training of either, by the lists that they would serve.
+/// Judges both bundles on the users' baskets that came after the training of either, by the lists that they would serve.
 /// A candidate is refused when it is worse beyond the 95 % interval of the difference, slower than the bound, or shows
 /// fewer different items than the bound.
 pub fn gate(
@@ -73,20 +73,20 @@ pub fn gate(
 }
 
 fn verdict(candidate: &Judged, current: &Judged, options: &GateOptions) -> Verdict {
-    let ndcg = |judged: &Judged| -> AHashMap<PersonId, f64> {
-        judged.persons.iter().cloned().zip(judged.scores[RANKED].iter().map(|score| score[NDCG])).collect()
+    let ndcg = |judged: &Judged| -> AHashMap<UserId, f64> {
+        judged.users.iter().cloned().zip(judged.scores[RANKED].iter().map(|score| score[NDCG])).collect()
     };
     let of_current = ndcg(current);
     let pairs: Vec<(f64, f64)> = candidate
-        .persons
+        .users
         .iter()
         .zip(&candidate.scores[RANKED])
-        .filter_map(|(person, score)| Some((score[NDCG], *of_current.get(person)?)))
+        .filter_map(|(user, score)| Some((score[NDCG], *of_current.get(user)?)))
         .collect();
     let differences: Vec<f64> = pairs.iter().map(|(candidate, current)| candidate - current).collect();
     let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / pairs.len().max(1) as f64;
     let mut verdict = Verdict {
-        person_count: pairs.len(),
+        user_count: pairs.len(),
         candidate_ndcg_at_10: mean(&mut pairs.iter().map(|pair| pair.0)),
         current_ndcg_at_10: mean(&mut pairs.iter().map(|pair| pair.1)),
         ndcg_gain: bootstrap_mean(
@@ -122,8 +122,8 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} persons: NDCG@10 {:.4}, current {:.4}, difference {}",
-            self.person_count, self.candidate_ndcg_at_10, self.current_ndcg_at_10, self.ndcg_gain
+            "{} users: NDCG@10 {:.4}, current {:.4}, difference {}",
+            self.user_count, self.candidate_ndcg_at_10, self.current_ndcg_at_10, self.ndcg_gain
         )?;
         writeln!(
             f,
@@ -143,13 +143,13 @@ mod tests {
     use lodestone_core::ids::Row;
 
     fn judged(ndcg: impl Fn(usize) -> f64, shown: u32, seconds: f64) -> Judged {
-        let persons = (0..200).map(|n| PersonId::user(&format!("p{n}")).unwrap()).collect();
+        let users = (0..200).map(|n| UserId::signed_in(&format!("p{n}")).unwrap()).collect();
         let scores: Vec<[f64; 3]> = (0..200).map(|n| [0.0, ndcg(n), 0.0]).collect();
         let rows = (0..shown).map(Row).collect();
         Judged {
             trained_until: UnixMillis(0),
             item_count: 1000,
-            persons,
+            users,
             scores: [scores.clone(), scores.clone(), scores],
             shown: [Default::default(), Default::default(), rows],
             seconds,

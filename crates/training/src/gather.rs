@@ -115,7 +115,7 @@ fn event_count(rows: &[DatasetEvent]) -> usize {
 fn rows_of(event: Event) -> Vec<DatasetEvent> {
     let row = |item, quantity, price| DatasetEvent {
         event_id: event.id.to_string(),
-        person: Some(event.person.clone()),
+        user: Some(event.user.clone()),
         session: event.session.clone(),
         kind: event.kind,
         at: event.at,
@@ -136,14 +136,14 @@ fn rows_of(event: Event) -> Vec<DatasetEvent> {
 mod tests {
     use super::*;
     use lodestone_events::{EventKind, EventLine};
-    use lodestone_core::{ids::{EventId, PersonId}, units::UnixMillis};
+    use lodestone_core::{ids::{EventId, UserId}, units::UnixMillis};
 
     fn purchase(id: &str, at: i64, items: &[&str], attribution: Attribution) -> Change {
         let line = |item: &&str| EventLine { item: ItemId::parse(item).unwrap(), quantity: 2, price: None, rank: 1 };
         Change::Event(Event {
             id: EventId::parse(id).unwrap(),
             kind: EventKind::Purchase,
-            person: PersonId::user("p").unwrap(),
+            user: UserId::signed_in("p").unwrap(),
             session: String::new(),
             at: UnixMillis(at),
             lines: items.iter().map(line).collect(),

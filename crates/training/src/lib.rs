@@ -9,7 +9,7 @@ mod gather;
 mod lists;
 mod losses;
 mod onnx;
-mod person_encoder;
+mod user_encoder;
 mod query_encoder;
 mod query_side;
 mod ranker;
@@ -21,7 +21,7 @@ pub mod simulation;
 mod train;
 mod warm;
 
-pub use bring::{BringError, BroughtModels, bring};
+pub use bring::{ExternalModelError, ExternalModels, bring};
 pub use checkpoint::{Found, path_for as checkpoint_of};
 pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
 pub use gate::{GateOptions, Verdict, gate};

@@ -6,20 +6,20 @@ use super::{
     train::{TrainError, TrainOptions, candidates},
 };
 use lodestone_catalog::Item;
-use lodestone_pipeline::{Generation, Models, Options, Story, Viewer};
+use lodestone_pipeline::{Generation, Models, Options, RequestContext, Viewer};
 use lodestone_events::{Event, EventKind};
-use lodestone_core::{ids::{ItemId, PersonId, Row}, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, UserId, Row}, units::UnixMillis};
 use ahash::AHashMap;
 use rand::{Rng, rngs::StdRng};
 use std::ops::Range;
 
 /// What may come of a candidate within a day: that it is looked at, put into the cart, bought; that it is one of these and the
-/// person comes back (a day to 14 days later); that it is bought and given back (within 30 days).
-pub const HEADS: [&str; 5] = ["click", "cart", "purchase", "comeback", "return"];
+/// user comes back (a day to 14 days later); that it is bought and given back (within 30 days).
+pub const HEADS: [&str; 5] = ["click", "cart", "purchase", "return_visit", "return"];
 const CLICK: usize = 0;
 const CART: usize = 1;
 const PURCHASE: usize = 2;
-const COMEBACK: usize = 3;
+const RETURN_VISIT: usize = 3;
 const RETURN: usize = 4;
 
 /// What a head's probability counts in an item's utility, where a shop does not say otherwise.
@@ -27,7 +27,7 @@ pub fn head_weight(head: &str) -> f32 {
     match head {
         "click" => 0.1,
         "cart" => 0.3,
-        "comeback" => 0.2,
+        "return_visit" => 0.2,
         "return" => -0.5,
         _ => 1.0,
     }
@@ -38,14 +38,14 @@ pub type Labels = [f32; HEADS.len()];
 
 /// What follows from a moment, in days.
 const SOON_DAYS: i64 = 1;
-const COMEBACK_DAYS: i64 = 14;
+const RETURN_VISIT_DAYS: i64 = 14;
 const RETURN_DAYS: i64 = 30;
 /// Heads with fewer positive labels are not learned.
 const HEAD_POSITIVES_MIN: usize = 50;
 
 /// Everyone's events, to look up what came of a moment.
 pub struct Outcomes<'a> {
-    by_person: AHashMap<&'a PersonId, Vec<&'a Event>>,
+    by_user: AHashMap<&'a UserId, Vec<&'a Event>>,
     row_of: AHashMap<ItemId, Row>,
     /// Nothing from here on is known.
     until: UnixMillis,
@@ -54,23 +54,23 @@ pub struct Outcomes<'a> {
 impl<'a> Outcomes<'a> {
     /// `events` in time order; those from `until` on are not looked at.
     pub fn new(events: &'a [Event], items: &[Item], until: UnixMillis) -> Self {
-        let mut by_person: AHashMap<&PersonId, Vec<&Event>> = AHashMap::new();
+        let mut by_user: AHashMap<&UserId, Vec<&Event>> = AHashMap::new();
         for event in events.iter().take_while(|event| event.at < until) {
-            by_person.entry(&event.person).or_default().push(event);
+            by_user.entry(&event.user).or_default().push(event);
         }
         let row_of = items.iter().enumerate().map(|(row, item)| (item.id.clone(), Row(row as u32))).collect();
-        Self { by_person, row_of, until }
+        Self { by_user, row_of, until }
     }
 
     pub fn row_of(&self, item: &ItemId) -> Option<Row> {
         self.row_of.get(item).copied()
     }
 
-    /// The labels of what a person chose within a day from `at` on. All others are 0 throughout.
-    pub fn chosen(&self, person: &PersonId, at: UnixMillis) -> AHashMap<Row, Labels> {
+    /// The labels of what a user chose within a day from `at` on. All others are 0 throughout.
+    pub fn chosen(&self, user: &UserId, at: UnixMillis) -> AHashMap<Row, Labels> {
         let mut chosen: AHashMap<Row, Labels> = AHashMap::new();
         let days = |count: i64| UnixMillis(at.0.saturating_add(count * UnixMillis::DAY));
-        for event in self.of(person, at..days(SOON_DAYS)) {
+        for event in self.of(user, at..days(SOON_DAYS)) {
             let head = match event.kind {
                 EventKind::View | EventKind::Click | EventKind::Review => CLICK,
                 EventKind::AddToCart | EventKind::Favorite => CART,
@@ -86,14 +86,14 @@ impl<'a> Outcomes<'a> {
         }
         // Also what came is not known before the time is over: to know only what came early would make it look likely.
         let known = |came: bool, end: UnixMillis| if end <= self.until { f32::from(u8::from(came)) } else { f32::NAN };
-        let came_back = self.of(person, days(SOON_DAYS)..days(COMEBACK_DAYS)).next().is_some();
+        let came_back = self.of(user, days(SOON_DAYS)..days(RETURN_VISIT_DAYS)).next().is_some();
         for labels in chosen.values_mut() {
-            labels[COMEBACK] = known(came_back, days(COMEBACK_DAYS));
+            labels[RETURN_VISIT] = known(came_back, days(RETURN_VISIT_DAYS));
             if labels[PURCHASE] == 1.0 {
                 labels[RETURN] = known(false, days(RETURN_DAYS));
             }
         }
-        let returns = self.of(person, at..days(RETURN_DAYS)).filter(|event| event.kind == EventKind::Return);
+        let returns = self.of(user, at..days(RETURN_DAYS)).filter(|event| event.kind == EventKind::Return);
         for row in returns.flat_map(|event| &event.lines).filter_map(|line| self.row_of(&line.item)) {
             if let Some(labels) = chosen.get_mut(&row).filter(|labels| labels[PURCHASE] == 1.0) {
                 labels[RETURN] = known(true, days(RETURN_DAYS));
@@ -116,8 +116,8 @@ impl<'a> Outcomes<'a> {
         rows.map(|row| chosen.get(&row).map_or(unchosen, of)).collect()
     }
 
-    fn of(&self, person: &PersonId, times: Range<UnixMillis>) -> impl Iterator<Item = &'a Event> {
-        let events = self.by_person.get(person).map_or(&[][..], Vec::as_slice);
+    fn of(&self, user: &UserId, times: Range<UnixMillis>) -> impl Iterator<Item = &'a Event> {
+        let events = self.by_user.get(user).map_or(&[][..], Vec::as_slice);
         let begin = events.partition_point(|event| event.at < times.start);
         events[begin..].iter().copied().take_while(move |event| event.at < times.end)
     }
@@ -169,7 +169,7 @@ pub fn ranking_lists(
     for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
         let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
         if event.kind.is_choice() && event.at >= times.start && rng.random_bool(share) {
-            let chosen = outcomes.chosen(&event.person, event.at);
+            let chosen = outcomes.chosen(&event.user, event.at);
             let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
             lists.extend(list_for(generation, models, event, None, &chosen));
@@ -185,7 +185,7 @@ pub fn ranking_lists(
     }
     if lists.len() < 20 {
         return Err(TrainError::TooLittle(format!(
-            "only {} moments of known persons can be learned to rank from; at least 20 are needed",
+            "only {} moments of known users can be learned to rank from; at least 20 are needed",
             lists.len()
         )));
     }
@@ -200,8 +200,8 @@ fn list_for(
     query: Option<&str>,
     chosen: &AHashMap<Row, Labels>,
 ) -> Option<RankingList> {
-    let viewer = Viewer { person: event.person.clone(), session: String::new(), locale: String::new() };
-    let mut story = Story::begin(generation, &generation.catalog.load_full(), &viewer, &Options::default(), event.at);
+    let viewer = Viewer { user: event.user.clone(), session: String::new(), locale: String::new() };
+    let mut story = RequestContext::begin(generation, &generation.catalog.load_full(), &viewer, &Options::default(), event.at);
     let (candidates, vector) = candidates(&mut story, models, query);
     if !candidates.list.iter().any(|candidate| chosen.contains_key(&candidate.row)) {
         return None;
@@ -239,7 +239,7 @@ mod tests {
         Event {
             id: EventId::parse("e").unwrap(),
             kind,
-            person: PersonId::user("p").unwrap(),
+            user: UserId::signed_in("p").unwrap(),
             session: String::new(),
             at: UnixMillis((day * UnixMillis::DAY as f64) as i64),
             lines: vec![EventLine { item: ItemId::parse(item).unwrap(), quantity: 1, price: None, rank: 0 }],
@@ -258,7 +258,7 @@ mod tests {
         let time = |day: f64| UnixMillis((day * UnixMillis::DAY as f64) as i64);
         let outcomes = Outcomes::new(events, &items, time(until));
         let row = outcomes.row_of(&ItemId::parse(item).unwrap()).unwrap();
-        outcomes.chosen(&PersonId::user("p").unwrap(), time(day)).get(&row).copied()
+        outcomes.chosen(&UserId::signed_in("p").unwrap(), time(day)).get(&row).copied()
     }
 
     #[test]
@@ -281,16 +281,16 @@ mod tests {
         let chosen =
             [(Row(3), [1.0, 0.0, 1.0, f32::NAN, 0.0]), (Row(5), [1.0, 0.0, 0.0, 0.0, 0.0])].into_iter().collect();
         let labels = Outcomes::labels(&chosen, [Row(1), Row(3), Row(5)].into_iter());
-        assert!(labels.iter().all(|labels| labels[COMEBACK].is_nan() && labels[RETURN] == 0.0));
+        assert!(labels.iter().all(|labels| labels[RETURN_VISIT].is_nan() && labels[RETURN] == 0.0));
         assert_eq!(labels.iter().map(|labels| labels[CLICK]).collect::<Vec<_>>(), [0.0, 1.0, 1.0]);
     }
 
     #[test]
     fn what_the_data_end_before_is_not_known() {
         let events = [event(EventKind::Purchase, "a", 1.0)];
-        let [.., purchase, comeback, returned] = labels(&events, "a", 1.0, 10.0).unwrap();
-        assert!(purchase == 1.0 && comeback.is_nan() && returned.is_nan());
-        let [.., comeback, returned] = labels(&events, "a", 1.0, 20.0).unwrap();
-        assert!(comeback == 0.0 && returned.is_nan());
+        let [.., purchase, return_visit, returned] = labels(&events, "a", 1.0, 10.0).unwrap();
+        assert!(purchase == 1.0 && return_visit.is_nan() && returned.is_nan());
+        let [.., return_visit, returned] = labels(&events, "a", 1.0, 20.0).unwrap();
+        assert!(return_visit == 0.0 && returned.is_nan());
     }
 }

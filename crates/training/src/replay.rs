@@ -2,14 +2,14 @@
 use super::counts::BASKET_ITEMS_MAX;
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, PersonId}, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 use ahash::AHashMap;
 
 /// What was chosen at one time: items of one invoice share their time, so their order means nothing.
 #[derive(Debug, Clone)]
 pub struct Choice {
     /// None: nobody known.
-    pub person: Option<PersonId>,
+    pub user: Option<UserId>,
     pub at: UnixMillis,
     pub kind: EventKind,
     /// Places in the item table, each once.
@@ -23,8 +23,8 @@ pub fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<C
     for event in events.iter().filter(|event| event.kind.is_choice()) {
         let Some(&row) = event.item.as_ref().and_then(|item| row_of.get(item)) else { continue };
         let index = *by_event.entry(event.event_id.as_str()).or_insert_with(|| {
-            let (person, kind) = (event.person.clone(), event.kind);
-            choices.push(Choice { person, at: event.at, kind, rows: Vec::new() });
+            let (user, kind) = (event.user.clone(), event.kind);
+            choices.push(Choice { user, at: event.at, kind, rows: Vec::new() });
             choices.len() - 1
         });
         if !choices[index].rows.contains(&row) {
@@ -35,22 +35,22 @@ pub fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<C
     choices
 }
 
-/// What was bought together; in a shop where hardly anything is bought, what one person chose in a visit.
+/// What was bought together; in a shop where hardly anything is bought, what one user chose in a visit.
 pub fn baskets(choices: &[Choice]) -> Vec<Choice> {
     let bought: Vec<Choice> = choices.iter().filter(|choice| choice.kind == EventKind::Purchase).cloned().collect();
     if bought.len() >= BASKETS_MIN {
         return bought;
     }
-    let mut open: AHashMap<&PersonId, (usize, UnixMillis)> = AHashMap::new();
+    let mut open: AHashMap<&UserId, (usize, UnixMillis)> = AHashMap::new();
     let mut visits: Vec<Choice> = Vec::new();
     for choice in choices {
-        let Some(person) = &choice.person else { continue };
-        let of_visit = open.get(person).filter(|(_, last)| choice.at.0 - last.0 <= VISIT_MS).map(|(index, _)| *index);
+        let Some(user) = &choice.user else { continue };
+        let of_visit = open.get(user).filter(|(_, last)| choice.at.0 - last.0 <= VISIT_MS).map(|(index, _)| *index);
         let index = of_visit.unwrap_or_else(|| {
             visits.push(Choice { rows: Vec::new(), ..choice.clone() });
             visits.len() - 1
         });
-        open.insert(person, (index, choice.at));
+        open.insert(user, (index, choice.at));
         for row in &choice.rows {
             let rows = &mut visits[index].rows;
             if rows.len() < BASKET_ITEMS_MAX && !rows.contains(row) {
@@ -63,7 +63,7 @@ pub fn baskets(choices: &[Choice]) -> Vec<Choice> {
 
 /// Fewer say nothing of what goes together.
 const BASKETS_MIN: usize = 20;
-/// A pause after which a person's next event belongs to another visit.
+/// A pause after which a user's next event belongs to another visit.
 pub const VISIT_MS: i64 = 30 * 60 * 1000;
 
 /// The time before which `share` of the choices happened.

@@ -23,19 +23,19 @@ const CALIBRATION_BINS: usize = 10;
 /// Purchases in training from which an item belongs to the next group; the first group has none.
 const ITEM_GROUPS: [(u32, &str); 5] =
     [(0, "never bought (cold)"), (1, "1 to 9 purchases"), (10, "10 to 49"), (50, "50 to 199"), (200, "200 and more")];
-/// Events of a history from which a person belongs to the next group.
-const PERSON_GROUPS: [(usize, &str); 4] = [(1, "1 to 5 events"), (6, "6 to 20"), (21, "21 to 50"), (51, "51 and more")];
+/// Events of a history from which a user belongs to the next group.
+const USER_GROUPS: [(usize, &str); 4] = [(1, "1 to 5 events"), (6, "6 to 20"), (21, "21 to 50"), (51, "51 and more")];
 
-/// What is looked at for each person beside the lists.
+/// What is looked at for each user beside the lists.
 #[derive(Default)]
 struct Observations {
-    /// By person: their group, and NDCG of each method.
+    /// By user: their group, and NDCG of each method.
     activity: Vec<(usize, [f64; 3])>,
     /// By target: its item's group, and whether each method's list has it.
     targets: Vec<(usize, [bool; 3])>,
     /// By source: what NDCG the ranked list loses without the rows that it alone found.
     sources: Vec<Vec<f64>>,
-    /// By feature: what NDCG loses when its values are shuffled among a person's candidates.
+    /// By feature: what NDCG loses when its values are shuffled among a user's candidates.
     features: Vec<Vec<f64>>,
     /// By head: predicted probabilities and what came.
     calibration: Vec<Vec<(f32, bool)>>,
@@ -92,7 +92,7 @@ fn observe(
 ) {
     let ndcg = |list: &[Row]| judge(list, shown.targets)[NDCG];
     let of_methods: [f64; 3] = std::array::from_fn(|method| ndcg(&shown.lists[method]));
-    let group = PERSON_GROUPS.iter().rposition(|(from, _)| shown.history_length >= *from).unwrap_or(0);
+    let group = USER_GROUPS.iter().rposition(|(from, _)| shown.history_length >= *from).unwrap_or(0);
     seen.activity.push((group, of_methods));
     let group = |row: &Row| group_of.get(row.index()).copied().unwrap_or(0);
     for (method, list) in shown.lists.iter().enumerate() {
@@ -126,7 +126,7 @@ fn observe(
             shuffled[row * FEATURE_COUNT + feature] = ranked.features[row * FEATURE_COUNT + feature];
         }
     }
-    let chosen = outcomes.chosen(shown.person, shown.at);
+    let chosen = outcomes.chosen(shown.user, shown.at);
     let labels = Outcomes::labels(&chosen, rows.iter().copied());
     for (labels, probabilities) in labels.iter().zip(ranked.heads.chunks_exact(models.heads.len().max(1))) {
         for (head, (observed, probability)) in models.heads.iter().zip(seen.calibration.iter_mut().zip(probabilities)) {
@@ -158,12 +158,12 @@ fn page(
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
          content=\"width=device-width\"><title>Bundle {0}</title><style>{PAGE_STYLE}{plot_style}</style></head><body><h1>Bundle {0}</h1>\
-         <p>{1} items; trained until {2}; judged on the next baskets of {3} persons. Brackets and thin lines are 95 % \
-         bootstrap intervals over persons.</p>",
+         <p>{1} items; trained until {2}; judged on the next baskets of {3} users. Brackets and thin lines are 95 % \
+         bootstrap intervals over users.</p>",
         escape(&manifest.name),
         evaluation.item_count,
         escape(&time(manifest.trained_until_ms)),
-        evaluation.person_count,
+        evaluation.user_count,
         plot_style = plots::STYLE
     );
     quality(&mut html, evaluation);
@@ -181,8 +181,8 @@ fn page(
         };
         groups.iter().enumerate().map(group).filter(|group| !group.name.ends_with("(0)")).collect::<Vec<_>>()
     };
-    section(&mut html, "Quality by activity of the person", "NDCG@10; in brackets the persons of a group.");
-    let names: Vec<&str> = PERSON_GROUPS.iter().map(|group| group.1).collect();
+    section(&mut html, "Quality by activity of the user", "NDCG@10; in brackets the users of a group.");
+    let names: Vec<&str> = USER_GROUPS.iter().map(|group| group.1).collect();
     let activity = |group, method: usize| {
         seen.activity.iter().filter(|seen| seen.0 == group).map(|seen| seen.1[method]).collect::<Vec<f64>>()
     };
@@ -209,7 +209,7 @@ fn page(
     section(
         &mut html,
         "What each feature adds",
-        "NDCG@10 that the ranked lists lose when a feature's values are shuffled among a person's candidates.",
+        "NDCG@10 that the ranked lists lose when a feature's values are shuffled among a user's candidates.",
     );
     wide(&mut html, &plots::bars(&ablations(FEATURES, &seen.features, options)));
     for (head, observed) in manifest.heads.iter().zip(&seen.calibration).filter(|(_, observed)| !observed.is_empty()) {
@@ -220,7 +220,7 @@ fn page(
 }
 
 fn quality(html: &mut String, evaluation: &Evaluation) {
-    section(html, "Quality", "The same persons for all; coverage is the share of the catalogue in some person's list.");
+    section(html, "Quality", "The same users for all; coverage is the share of the catalogue in some user's list.");
     html.push_str("<div class=\"wide\"><table><tr><th></th><th>HR@10</th><th>NDCG@10</th><th>MRR@10</th><th>coverage@10</th></tr>");
     for method in &evaluation.methods {
         let _ = write!(

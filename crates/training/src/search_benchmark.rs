@@ -214,7 +214,7 @@ struct QueryList {
     list: RankingList,
 }
 
-/// Those of the product's features that a query without a person has. [`lodestone_pipeline::features::append`] cannot make them: it
+/// Those of the product's features that a query without a user has. [`lodestone_pipeline::features::append`] cannot make them: it
 /// reads a catalogue, whose vectors have [`VECTOR_DIM`] numbers.
 fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged: &Judged) -> QueryList {
     let best_gain = judged.gains.values().map(|(gain, _)| *gain).fold(f64::MIN_POSITIVE, f64::max);

@@ -6,14 +6,14 @@ use super::{
     lists::{head_weight, ranking_lists},
     losses::LossCurves,
     onnx::{ExportCheck, ModelError},
-    person_encoder::{PersonSample, person_samples, train_person_encoder},
+    user_encoder::{UserSample, user_samples, train_user_encoder},
     query_side::{BUCKET_COUNT, QuerySide, embed_with, learned_query_side},
     ranker::{RankerConfig, TrainedRanker, train_ranker},
     replay::{Choice, baskets, choices, time_at_share},
     sequence::{ItemText, Pause, SequenceError},
     warm::{EncoderWeights, Start, WarmStart},
 };
-use lodestone_pipeline::{bundle::{Bundle, BundleError, Head, Manifest}, Candidates, Generation, GenerationError, GoldenError, Models, Story, golden_requests, retrieve::{self, Ask, Eligible}, features::FEATURES, ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError}};
+use lodestone_pipeline::{bundle::{Bundle, BundleError, Head, Manifest}, Candidates, Generation, GenerationError, GoldenError, Models, RequestContext, golden_requests, retrieve::{self, RetrievalInput, Eligible}, features::FEATURES, ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError}};
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self, DatasetError};
 use lodestone_events::Event;
@@ -85,13 +85,13 @@ pub struct TrainReport {
     pub item_count: usize,
     /// Events by which somebody chose something.
     pub choice_count: usize,
-    /// Windows of histories that the person encoder learned from.
+    /// Windows of histories that the user encoder learned from.
     pub sample_count: usize,
-    /// Until the person encoder was at its best.
+    /// Until the user encoder was at its best.
     pub epoch_count: usize,
     pub list_count: usize,
     pub heads: Vec<String>,
-    /// Loss on what early stopping watched: person encoder, ranker.
+    /// Loss on what early stopping watched: user encoder, ranker.
     pub validation_losses: [f32; 2],
     /// Model and the greatest difference between its ONNX export and the trained original.
     pub exports: Vec<(String, f32)>,
@@ -228,9 +228,9 @@ impl Shop {
     }
 
     /// Windows to learn from, and later ones to stop by.
-    fn person_samples(&self) -> [Vec<PersonSample>; 2] {
+    fn user_samples(&self) -> [Vec<UserSample>; 2] {
         let split = self.validated_from();
-        let samples = |times| person_samples(&self.events, &self.row_of, times);
+        let samples = |times| user_samples(&self.events, &self.row_of, times);
         [samples(UnixMillis(i64::MIN)..split), samples(split..self.labels_from)]
     }
 }
@@ -286,35 +286,35 @@ impl Learned {
                 learned_query_side(&shop.items, options, start, &mut exports, runtime, progress)?
             }
         };
-        pause.state = checkpoint.take().and_then(|checkpoint| checkpoint.person_encoder);
+        pause.state = checkpoint.take().and_then(|checkpoint| checkpoint.user_encoder);
         let side = query.insert(side);
         let title_dimension = side.title_vectors.len() / shop.items.len();
         check_item_vectors("title", &shop.items, &side.title_vectors, title_dimension)?;
         stages.end("query encoder");
 
-        let [samples, validation] = shop.person_samples();
+        let [samples, validation] = shop.user_samples();
         let text = ItemText { vectors: side.title_vectors.clone(), width: title_dimension };
         let item_count = shop.items.len();
         let seed = options.seed;
         if let (None, Some(warm)) = (&pause.state, &warm) {
-            pause.state = Some(warm.person_encoder(&shop.items, &text, samples.len(), seed)?);
+            pause.state = Some(warm.user_encoder(&shop.items, &text, samples.len(), seed)?);
         }
         drop(warm);
-        let person = train_person_encoder(&text, item_count, &samples, &validation, seed, pause, runtime, progress)?;
-        exports.push(person.check.clone());
-        check_item_vectors("item", &shop.items, &person.item_vectors, VECTOR_DIM)?;
-        stages.end("person encoder");
+        let user = train_user_encoder(&text, item_count, &samples, &validation, seed, pause, runtime, progress)?;
+        exports.push(user.check.clone());
+        check_item_vectors("item", &shop.items, &user.item_vectors, VECTOR_DIM)?;
+        stages.end("user encoder");
 
         let early = shop.choices_before(shop.labels_from);
         let mut bundle = Bundle {
             manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, BUCKET_COUNT),
-            item_vectors: freeze(&person.item_vectors, VECTOR_DIM)?,
+            item_vectors: freeze(&user.item_vectors, VECTOR_DIM)?,
             title_vectors: freeze(&side.title_vectors, title_dimension)?,
-            encoder_weights: Some(EncoderWeights::of(&person, shop.validated_from()).encode_to_vec()),
-            text_projection: person.text_projection,
+            encoder_weights: Some(EncoderWeights::of(&user, shop.validated_from()).encode_to_vec()),
+            text_projection: user.text_projection,
             next: counts::next_choice(early, item_count),
             together: counts::together(&baskets(early), item_count),
-            person_encoder: person.onnx,
+            user_encoder: user.onnx,
             query_encoder: side.model.clone(),
             tokenizer: side.tokenizer.clone(),
             training: None,
@@ -325,7 +325,7 @@ impl Learned {
         stages.end("indexes and counts");
         let (ranker, heads, list_count) = learn_ranker(&bundle, shop, runtime, options, stages, progress)?;
         exports.push(ranker.check.clone());
-        curves.add("person encoder, validation", &person.validation_losses);
+        curves.add("user encoder, validation", &user.validation_losses);
         curves.add("ranker, validation", &ranker.validation_losses);
         bundle.training = Some(serde_json::to_vec(&curves.thinned()).expect("numbers become JSON"));
 
@@ -343,10 +343,10 @@ impl Learned {
             item_count,
             choice_count: shop.choices.len(),
             sample_count: samples.len(),
-            epoch_count: person.epochs,
+            epoch_count: user.epochs,
             list_count,
             heads,
-            validation_losses: [person.validation_loss, ranker.validation_loss],
+            validation_losses: [user.validation_loss, ranker.validation_loss],
             exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
             checkpoint: Found::Nothing,
             start,
@@ -423,22 +423,22 @@ pub(super) fn check_item_vectors(
 
 /// Stage one as serving runs it, with the default limits and no filter.
 pub(super) fn candidates(
-    story: &mut Story,
+    story: &mut RequestContext,
     models: &mut Models,
     query: Option<&str>,
 ) -> (Candidates, Option<Vec<f32>>) {
     let story_alone = std::slice::from_mut(story);
-    let vector = Story::encode_queries(story_alone, models, &[query]).remove(0);
-    Story::encode_people(story_alone, models);
+    let vector = RequestContext::encode_queries(story_alone, models, &[query]).remove(0);
+    RequestContext::encode_users(story_alone, models);
     let catalog = story.catalog.clone();
     let limits = lodestone_pipeline::serving::ServingConfig::default();
     let eligible = Eligible::offered(&catalog);
-    let ask = Ask {
+    let ask = RetrievalInput {
         generation: story.generation,
         catalog: &catalog,
-        person: &story.person,
+        user: &story.user,
         query: query.map(|query| (query, vector.as_deref())),
-        anchors: &story.person.recent,
+        anchors: &story.user.recent,
         eligible: &eligible,
         now: story.now,
         source_count: limits.source_candidates,
@@ -446,7 +446,7 @@ pub(super) fn candidates(
     };
     let found = match query {
         Some(_) => retrieve::for_query(&ask).unwrap_or_default(),
-        None => retrieve::for_person(&ask),
+        None => retrieve::for_user(&ask),
     };
     (found, vector)
 }
@@ -466,7 +466,7 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         text_projection: bundle.text_projection.clone(),
         next: bundle.next.clone(),
         together: bundle.together.clone(),
-        person_encoder: Vec::new(),
+        user_encoder: Vec::new(),
         encoder_weights: None,
         query_encoder: Vec::new(),
         tokenizer: None,

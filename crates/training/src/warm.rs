@@ -1,7 +1,7 @@
 //! Training that begins with the encoders of an earlier bundle instead of random weights.
 use super::{
     onnx::ModelError,
-    person_encoder::TrainedPersonEncoder,
+    user_encoder::TrainedUserEncoder,
     sequence::{ItemText, TrainerState},
 };
 use lodestone_pipeline::bundle::{Bundle, BundleError};
@@ -14,7 +14,7 @@ use std::path::Path;
 /// Weights of another version are not read.
 const VERSION: u32 = 1;
 
-/// `person_encoder.weights` of a bundle: what its other files do not tell of the person encoder as it was trained. Numbers are
+/// `user_encoder.weights` of a bundle: what its other files do not tell of the user encoder as it was trained. Numbers are
 /// little-endian f32.
 #[derive(Clone, PartialEq, Message)]
 pub struct EncoderWeights {
@@ -32,7 +32,7 @@ pub struct EncoderWeights {
 }
 
 impl EncoderWeights {
-    pub(super) fn of(trained: &TrainedPersonEncoder, learned_until: UnixMillis) -> Self {
+    pub(super) fn of(trained: &TrainedUserEncoder, learned_until: UnixMillis) -> Self {
         Self {
             version: VERSION,
             learned_until_ms: learned_until.0,
@@ -89,11 +89,11 @@ impl WarmStart {
         let name = &bundle.manifest.name;
         let Some(bytes) = &bundle.encoder_weights else {
             return Err(format!(
-                "bundle {name} has no person_encoder.weights: another program trained its person encoder"
+                "bundle {name} has no user_encoder.weights: another program trained its user encoder"
             ));
         };
         let kept = EncoderWeights::decode(bytes.as_slice()).ok().filter(|kept| kept.version == VERSION);
-        let kept = kept.ok_or_else(|| format!("person_encoder.weights of bundle {name} is of another version"))?;
+        let kept = kept.ok_or_else(|| format!("user_encoder.weights of bundle {name} is of another version"))?;
         let is_same = match sentence {
             Some(model) => bundle.query_encoder == model,
             None => bundle.tokenizer.is_none(),
@@ -108,7 +108,7 @@ impl WarmStart {
             |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         let (weights, item_lengths): (Vec<f32>, Vec<f32>) = (numbers(&kept.weights), numbers(&kept.item_lengths));
         if item_lengths.len() != bundle.items.len() || weights.iter().chain(&item_lengths).any(|x| !x.is_finite()) {
-            return Err(format!("person_encoder.weights of bundle {name} is not of its items"));
+            return Err(format!("user_encoder.weights of bundle {name} is not of its items"));
         }
         let row_of = bundle.items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
         Ok(Self { bundle, weights, item_lengths, row_of })
@@ -124,8 +124,8 @@ impl WarmStart {
         self.bundle.tokenizer.is_none().then_some(self.bundle.query_encoder.as_slice())
     }
 
-    /// The person encoder before its first step: items that the bundle has get its vectors, the others their text's.
-    pub fn person_encoder(
+    /// The user encoder before its first step: items that the bundle has get its vectors, the others their text's.
+    pub fn user_encoder(
         &self,
         items: &[Item],
         text: &ItemText,

@@ -124,10 +124,10 @@ fn a_training_that_begins_with_an_encoder_begins_where_that_one_ended() {
     // What the encoder says of the next item of some histories.
     let said = |encoder: &SequenceEncoder| {
         let asked: Vec<Tokens> = sequences.iter().map(|sequence| Tokens::from(*sequence)).collect();
-        let (persons, width) = (encoder.encode(&asked), encoder.width());
-        let dot = |person: &[f32], item: &[f32]| person.iter().zip(item).map(|(a, b)| a * b).sum::<f32>();
+        let (users, width) = (encoder.encode(&asked), encoder.width());
+        let dot = |user: &[f32], item: &[f32]| user.iter().zip(item).map(|(a, b)| a * b).sum::<f32>();
         let items = encoder.item_vectors().chunks(width);
-        persons.chunks(width).flat_map(|person| items.clone().map(|item| dot(person, item))).collect::<Vec<f32>>()
+        users.chunks(width).flat_map(|user| items.clone().map(|item| dot(user, item))).collect::<Vec<f32>>()
     };
     let train = |config: &EncoderConfig, text: &ItemText, state| {
         let mut pause = Pause { wanted: None, state };
@@ -199,12 +199,12 @@ fn lines(histories: &[Vec<u32>]) -> String {
     histories.iter().enumerate().map(line).collect()
 }
 
-fn next_item(sequences: &str, items: &str, persons: Option<&str>) -> Result<HitReport, SequenceError> {
+fn next_item(sequences: &str, items: &str, users: Option<&str>) -> Result<HitReport, SequenceError> {
     let written = Files::new();
     let files = NextItemFiles {
         sequences: written.write("sequences.txt", sequences),
         items: written.write("items.tsv", items),
-        persons: persons.map(|persons| written.write("persons.tsv", persons)),
+        users: users.map(|users| written.write("users.tsv", users)),
     };
     benchmark::next_item(&files, TRIALS, &mut |_| {})
 }
@@ -280,8 +280,8 @@ fn wrong_files_are_named_with_their_line() {
         let error = next_item(&sequences, items, None).unwrap_err().to_string();
         assert!(error.contains("items.tsv") && error.contains("line") && error.contains(words), "{error}");
     }
-    let error = next_item(&sequences, NO_TEXT, Some("user\tperson\nsomeone\tp1\n")).unwrap_err().to_string();
-    assert!(error.contains("persons.tsv") && error.contains("`u0`"), "{error}");
+    let error = next_item(&sequences, NO_TEXT, Some("user\tuser\nsomeone\tp1\n")).unwrap_err().to_string();
+    assert!(error.contains("users.tsv") && error.contains("`u0`"), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
 use lodestone_catalog::Item;
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, PersonId, Row}, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, UserId, Row}, units::UnixMillis};
 use lodestone_training::{EvaluateOptions, Found, Start, TrainError, TrainOptions, TrainReport, evaluate, train};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -53,10 +53,10 @@ fn item_id(item: usize) -> ItemId {
     ItemId::parse(&format!("i{item}")).unwrap()
 }
 
-fn row(person: usize, kind: EventKind, hour: i64, item: usize) -> DatasetEvent {
+fn row(user: usize, kind: EventKind, hour: i64, item: usize) -> DatasetEvent {
     DatasetEvent {
-        event_id: format!("{person}-{}-{hour}-{item}", kind.name()),
-        person: Some(PersonId::user(&format!("p{person}")).unwrap()),
+        event_id: format!("{user}-{}-{hour}-{item}", kind.name()),
+        user: Some(UserId::signed_in(&format!("p{user}")).unwrap()),
         session: String::new(),
         kind,
         at: UnixMillis(1_700_000_000_000 + hour * HOUR),
@@ -69,17 +69,17 @@ fn row(person: usize, kind: EventKind, hour: i64, item: usize) -> DatasetEvent {
     }
 }
 
-/// People who mostly go from an item to the next by number, in visits of four hours, over half a year.
-fn visits(persons: usize, kinds: &[EventKind]) -> Vec<DatasetEvent> {
+/// Users who mostly go from an item to the next by number, in visits of four hours, over half a year.
+fn visits(users: usize, kinds: &[EventKind]) -> Vec<DatasetEvent> {
     let mut rng = StdRng::seed_from_u64(1);
     let mut rows = Vec::new();
-    for person in 0..persons {
+    for user in 0..users {
         // They come back to where they left.
         let mut item = rng.random_range(0..ITEMS);
         for visit in 0..18 {
             let begin = rng.random_range(0..10 * 24) + visit * 10 * 24;
             for hour in begin..begin + 4 {
-                kinds.iter().for_each(|kind| rows.push(row(person, *kind, hour, item)));
+                kinds.iter().for_each(|kind| rows.push(row(user, *kind, hour, item)));
                 item = (item + if rng.random_bool(0.9) { 1 } else { 7 }) % ITEMS;
             }
         }
@@ -104,7 +104,7 @@ fn check_bundle(path: &Path) -> Bundle {
 fn a_shop_of_views_alone_is_learned_and_judged() {
     let shop = Shop::new(&titled(), &visits(60, &[EventKind::View]));
     let report = shop.train("bundle").unwrap();
-    assert_eq!(report.heads, ["click", "comeback"]);
+    assert_eq!(report.heads, ["click", "return_visit"]);
     let bundle = check_bundle(&shop.out("bundle"));
     assert!(bundle.next.of(Row(3)).0.contains(&4), "what is seen next is counted");
     let options = EvaluateOptions { bootstrap_count: 50, ..EvaluateOptions::default() };
@@ -118,9 +118,9 @@ fn each_kind_of_choice_gets_a_head() {
     let kinds = [EventKind::Click, EventKind::AddToCart, EventKind::Purchase];
     let shop = Shop::new(&titled(), &visits(60, &kinds));
     let report = shop.train("bundle").unwrap();
-    assert_eq!(report.heads, ["click", "cart", "purchase", "comeback"]);
+    assert_eq!(report.heads, ["click", "cart", "purchase", "return_visit"]);
     assert!(report.exports.iter().all(|(_, difference)| *difference < 1e-4));
-    assert!(report.seconds.iter().any(|(stage, _)| *stage == "person encoder") && report.memory_bytes_max > Some(0));
+    assert!(report.seconds.iter().any(|(stage, _)| *stage == "user encoder") && report.memory_bytes_max > Some(0));
     check_bundle(&shop.out("bundle"));
 }
 
@@ -130,7 +130,7 @@ fn shops_without_text_or_variety_are_learned() {
     nameless.train("bundle").unwrap();
     check_bundle(&nameless.out("bundle"));
     let alike: Vec<DatasetEvent> = (0..10)
-        .flat_map(|hour| (0..50).map(move |person| row(person, EventKind::Purchase, hour * 24, hour as usize)))
+        .flat_map(|hour| (0..50).map(move |user| row(user, EventKind::Purchase, hour * 24, hour as usize)))
         .collect();
     let alike = Shop::new(&titled(), &alike);
     alike.train("bundle").unwrap();
@@ -184,19 +184,19 @@ fn a_training_begins_with_a_bundle_where_it_may() {
     );
     let nowhere = train("nowhere", TrainOptions { warm_start: from("nothing"), ..TrainOptions::default() });
     assert!(matches!(nowhere, Err(TrainError::Io { path, .. }) if path == shop.out("nothing").join("manifest.json")));
-    // A bundle with another person encoder has no weights of it.
+    // A bundle with another user encoder has no weights of it.
     let mut brought = Bundle::open(&shop.out("first")).unwrap();
     brought.encoder_weights = None;
     brought.manifest.files.clear();
     brought.write(&shop.out("brought")).unwrap();
     let report = train("alone", TrainOptions { warm_start: from("brought"), ..TrainOptions::default() }).unwrap();
-    assert!(matches!(&report.start, Start::BundleNotUsed { reason } if reason.contains("person_encoder.weights")));
+    assert!(matches!(&report.start, Start::BundleNotUsed { reason } if reason.contains("user_encoder.weights")));
     assert_eq!(report.validation_losses, cold.validation_losses, "it began as if none were given");
 }
 
 #[test]
 fn what_teaches_nothing_is_refused_with_a_sentence() {
-    let once = |persons: usize| (0..persons).map(|person| row(person, EventKind::Purchase, person as i64, 1)).collect();
+    let once = |users: usize| (0..users).map(|user| row(user, EventKind::Purchase, user as i64, 1)).collect();
     for (events, words) in
         [(Vec::new(), "has no rows"), (once(19), "at least 2 and 20"), (once(100), "nobody chose twice")]
     {
@@ -222,14 +222,14 @@ fn a_training_that_was_stopped_goes_on_to_the_same_model() {
             }
         })
     };
-    for (stage, step) in [("person encoder", 9), ("person encoder", 31), ("ranker", 2)] {
+    for (stage, step) in [("user encoder", 9), ("user encoder", 31), ("ranker", 2)] {
         assert!(matches!(stopped_at(stage, step), Err(TrainError::Stopped)), "{stage} {step}");
         assert!(shop.out("parts.checkpoint").exists() && !shop.out("parts").exists());
     }
     assert_eq!(shop.train("parts").unwrap().checkpoint, Found::Resumed);
     assert!(!shop.out("parts.checkpoint").exists());
     let [whole, parts] = ["whole", "parts"].map(|name| check_bundle(&shop.out(name)));
-    assert!(whole.person_encoder == parts.person_encoder, "the encoder is the same to the last bit");
+    assert!(whole.user_encoder == parts.user_encoder, "the encoder is the same to the last bit");
     assert_eq!(whole.text_projection, parts.text_projection);
 
     std::fs::write(shop.out("other.checkpoint"), b"of something else").unwrap();

@@ -2,7 +2,7 @@
 use crate::cli::Format;
 use lodestone_state::{Live, checkpoints::Checkpoints, fold, live_of};
 use lodestone_events::{Attribution, Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log};
-use lodestone_core::{ids::{EventId, ItemId, PersonId}, units::UnixMillis};
+use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
@@ -29,7 +29,7 @@ pub struct EventsArgs {
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     events: usize,
     #[arg(long, value_name = "N", default_value_t = 200_000)]
-    persons: usize,
+    users: usize,
     #[arg(long, value_name = "N", default_value_t = 50_000)]
     items: usize,
     /// A data directory that is made; its log needs some 120 bytes per event.
@@ -47,7 +47,7 @@ struct Report {
     /// Written in batches of 100, durable and folded, without network.
     written_per_s: f64,
     log_bytes: u64,
-    /// Decoded events into people, popularity and searches.
+    /// Decoded events into users, popularity and searches.
     folded_per_s: f64,
     checkpoint_s: f64,
     /// Longest time that a write waited while checkpoints were written: a commit and its fold included.
@@ -60,7 +60,7 @@ struct Report {
 
 pub fn events(args: EventsArgs) -> anyhow::Result<()> {
     ensure!(args.events >= 1000, "--events is {}; at least 1,000", args.events);
-    ensure!(args.persons >= 1 && args.items >= 1, "--persons and --items must be at least 1");
+    ensure!(args.users >= 1 && args.items >= 1, "--users and --items must be at least 1");
     ensure!(!args.out.exists(), "{} exists already", args.out.display());
     let directory = args.out.join("log");
     let shop = MadeUpShop::of(&args)?;
@@ -72,10 +72,10 @@ pub fn events(args: EventsArgs) -> anyhow::Result<()> {
         let none = args.out.join("events.parquet");
         let folded =
             fold(&|| live_of(std::iter::empty()), &log, &directory, &none, ignores_checkpoint, DEDUPE_IDS_MAX)?;
-        Ok((begun.elapsed().as_secs_f64(), folded.live.people.len()))
+        Ok((begun.elapsed().as_secs_f64(), folded.live.users.len()))
     };
-    let ((start_s, people), (start_without_checkpoint_s, same)) = (start(false)?, start(true)?);
-    ensure!(people == same, "a start with a checkpoint knows {people} persons, one without it {same}");
+    let ((start_s, users), (start_without_checkpoint_s, same)) = (start(false)?, start(true)?);
+    ensure!(users == same, "a start with a checkpoint knows {users} users, one without it {same}");
     let begun = Instant::now();
     let check = log::check(&directory)?;
     let verify_s = begun.elapsed().as_secs_f64();
@@ -195,7 +195,7 @@ fn folded_per_s(shop: &MadeUpShop, seed: u64) -> f64 {
 }
 
 struct MadeUpShop {
-    persons: Vec<PersonId>,
+    users: Vec<UserId>,
     items: Vec<ItemId>,
     now: UnixMillis,
     events: usize,
@@ -203,17 +203,17 @@ struct MadeUpShop {
 
 impl MadeUpShop {
     fn of(args: &EventsArgs) -> anyhow::Result<Self> {
-        let persons =
-            (0..args.persons).map(|n| PersonId::user(&format!("customer-{n:08}"))).collect::<Result<_, _>>()?;
+        let users =
+            (0..args.users).map(|n| UserId::signed_in(&format!("customer-{n:08}"))).collect::<Result<_, _>>()?;
         let items = (0..args.items).map(|n| ItemId::parse(&format!("item-{n:07}"))).collect::<Result<_, _>>()?;
-        Ok(Self { persons, items, now: UnixMillis::now(), events: args.events })
+        Ok(Self { users, items, now: UnixMillis::now(), events: args.events })
     }
 
-    /// An event of the last 60 days, up to an hour out of order. A tenth of the persons and items have a third and nearly a
+    /// An event of the last 60 days, up to an hour out of order. A tenth of the users and items have a third and nearly a
     /// half of the events.
     fn change(&self, number: usize, random: &mut StdRng) -> Change {
         let mut skewed = |count: usize, power: i32| (random.random::<f64>().powi(power) * count as f64) as usize;
-        let (person, item) = (skewed(self.persons.len(), 2), skewed(self.items.len(), 3));
+        let (user, item) = (skewed(self.users.len(), 2), skewed(self.items.len(), 3));
         let kind = match random.random_range(0..100) {
             0..5 => EventKind::Search,
             5..10 => EventKind::Impression,
@@ -232,7 +232,7 @@ impl MadeUpShop {
         Change::Event(Event {
             id: EventId::parse(&format!("{:016x}-{number:08}", random.random::<u64>())).expect("a short plain text"),
             kind,
-            person: self.persons[person].clone(),
+            user: self.users[user].clone(),
             session: String::new(),
             at,
             lines,

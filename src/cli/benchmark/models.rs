@@ -1,5 +1,5 @@
 //! benchmark models
-use lodestone_pipeline::{bundle::Bundle, ENCODED_EVENTS_MAX, features::FEATURE_COUNT, ranking::{Device, PersonEncoder, PersonInput, Ranker, RankingError, Runtime, TextEncoder}};
+use lodestone_pipeline::{bundle::Bundle, ENCODED_EVENTS_MAX, features::FEATURE_COUNT, ranking::{Device, UserEncoder, UserInput, Ranker, RankingError, Runtime, TextEncoder}};
 use lodestone_catalog::VECTOR_DIM;
 use crate::cli::LibraryArgs;
 use lodestone_events::EventKind;
@@ -76,10 +76,10 @@ pub fn models(args: ModelsArgs) -> anyhow::Result<()> {
     let mut note = |model, size, unit, times: Vec<f64>| {
         models.push(Timing { model, size, unit, p50_ms: quantile(&times, 0.5), p99_ms: quantile(&times, 0.99) });
     };
-    let mut person = PersonEncoder::open(&runtime, &bundle.person_encoder, Device::Cpu)?;
+    let mut user = UserEncoder::open(&runtime, &bundle.user_encoder, Device::Cpu)?;
     for events in EVENTS {
-        let inputs: Vec<[PersonInput; 1]> = (0..INPUTS).map(|_| [history(&bundle, events, &mut rng)]).collect();
-        note("person encoder", events, "events", timed(&inputs, args.runs, |input| person.encode_batch(input))?);
+        let inputs: Vec<[UserInput; 1]> = (0..INPUTS).map(|_| [history(&bundle, events, &mut rng)]).collect();
+        note("user encoder", events, "events", timed(&inputs, args.runs, |input| user.encode_batch(input))?);
     }
     let mut ranker = Ranker::open(&runtime, &bundle.ranker, Device::Cpu)?;
     for candidates in CANDIDATES {
@@ -102,8 +102,8 @@ pub fn models(args: ModelsArgs) -> anyhow::Result<()> {
 }
 
 /// A history of random items of the bundle, bought a day after each other.
-fn history(bundle: &Bundle, events: usize, rng: &mut StdRng) -> PersonInput {
-    let mut input = PersonInput::default();
+fn history(bundle: &Bundle, events: usize, rng: &mut StdRng) -> UserInput {
+    let mut input = UserInput::default();
     for event in 0..events {
         let row = Row(rng.random_range(0..bundle.items.len() as u32));
         let vector = bundle.item_vectors.vector(row).unwrap_or_else(|| vec![0.0; VECTOR_DIM]);

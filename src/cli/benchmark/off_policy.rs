@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct OffPolicyArgs {
     /// The log to learn from: .csv, .csv.gz or .csv.zst with `item_id`, `position` (1 and more), `click` (0 or 1) or `reward`,
-    /// `propensity_score` (the probability of this item at this position), and `user_id` where persons are known.
+    /// `propensity_score` (the probability of this item at this position), and `user_id` where users are known.
     #[arg(long, value_name = "FILE")]
     logged: PathBuf,
     /// A log of the policy to be judged, in the same format.
@@ -24,7 +24,7 @@ pub struct OffPolicyArgs {
     /// The same seed gives the same intervals.
     #[arg(long, value_name = "N", default_value_t = EstimateOptions::default().seed)]
     seed: u64,
-    /// Resamples of the persons (of the rows where the file tells no persons) behind the intervals.
+    /// Resamples of the users (of the rows where the file tells no users) behind the intervals.
     #[arg(long, value_name = "N", default_value_t = EstimateOptions::default().resamples as u32,
           value_parser = clap::value_parser!(u32).range(100..=100_000))]
     resamples: u32,

@@ -20,9 +20,9 @@ pub struct NextItemArgs {
     /// .tsv with a header: item, and where known asin, title, phrase, keywords, attributes.
     #[arg(long, value_name = "FILE")]
     items: PathBuf,
-    /// .tsv: user, person. Users of one person are drawn together for the intervals.
+    /// .tsv: user, user. Users of one user are drawn together for the intervals.
     #[arg(long, value_name = "FILE")]
-    persons: Option<PathBuf>,
+    users: Option<PathBuf>,
     #[command(flatten)]
     trials: TrialArgs,
 }
@@ -44,7 +44,7 @@ pub struct SessionsArgs {
     trials: TrialArgs,
 }
 
-/// Foretells everyone's next basket and prints recall, NDCG and the share of persons with a hit, of the sources' union and of
+/// Foretells everyone's next basket and prints recall, NDCG and the share of users with a hit, of the sources' union and of
 /// the ranking.
 ///
 /// Everyone's last known basket teaches the ranker; the baskets to come are only asked. All items are ranked, those bought
@@ -170,7 +170,7 @@ impl TrialArgs {
 }
 
 pub fn next_item(args: NextItemArgs) -> anyhow::Result<()> {
-    let files = NextItemFiles { sequences: args.sequences, items: args.items, persons: args.persons };
+    let files = NextItemFiles { sequences: args.sequences, items: args.items, users: args.users };
     args.trials.run(|trials, progress| benchmark::next_item(&files, trials, progress))
 }
 

@@ -25,7 +25,7 @@ fn info(tail: &AnswerTail, envelope: Envelope) -> proto::AnswerInfo {
         generation: tail.generation.to_string(),
         degradations: tail.degradations.iter().map(degradation).collect(),
         notices: envelope.notices.into_iter().map(notice).collect(),
-        person_known: tail.person_known,
+        user_known: tail.user_known,
         unknown_item_ids: texts(&tail.unknown_items),
         dropped_pin_item_ids: texts(&tail.dropped_pins),
         request_id: envelope.request_id,

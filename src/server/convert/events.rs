@@ -33,7 +33,7 @@ pub fn event(
     if kind.is_none() {
         violations.add(field("type"), format!("{} is no EventType", event.r#type));
     }
-    let person = viewer(violations, field("viewer"), event.viewer.as_ref());
+    let user = viewer(violations, field("viewer"), event.viewer.as_ref());
     let at = time(violations, field("occurred_time"), event.occurred_time.as_ref(), now, ahead_max);
     let lines = lines(violations, path, &event.lines);
     if let Some(kind) = kind {
@@ -57,8 +57,8 @@ pub fn event(
     Some(Event {
         id: id?,
         kind: kind?,
-        person: person.person,
-        session: person.session,
+        user: user.user,
+        session: user.session,
         at,
         lines,
         query: event.query.clone(),

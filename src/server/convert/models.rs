@@ -1,6 +1,6 @@
 //! Bundles, from the domain to the wire, and what may be asked of them.
 use super::{TEXT_CHARS_MAX, shortened};
-use lodestone_rollout::{BundleState, BundleStatus, ShadowReport, Summary, TrialReport};
+use lodestone_rollout::{BundleState, BundleStatus, ShadowReport, Summary, CanaryReport};
 use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
 use crate::server::{proto, violations::Violations};
 use std::time::Duration;
@@ -89,12 +89,12 @@ fn shadow(report: &ShadowReport) -> proto::ShadowReport {
     }
 }
 
-fn canary(report: &TrialReport) -> proto::CanaryReport {
+fn canary(report: &CanaryReport) -> proto::CanaryReport {
     proto::CanaryReport {
-        person_count: report.canary_persons as i64,
-        choices_per_person: report.canary_choices,
-        current_person_count: report.current_persons as i64,
-        current_choices_per_person: report.current_choices,
+        user_count: report.canary_users as i64,
+        choices_per_user: report.canary_choices,
+        current_user_count: report.current_users as i64,
+        current_choices_per_user: report.current_choices,
         difference_low: report.difference.map(|(low, _)| low),
         difference_high: report.difference.map(|(_, high)| high),
     }

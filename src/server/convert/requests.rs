@@ -2,7 +2,7 @@
 use super::{TEXT_CHARS_MAX, events::event, shortened};
 use lodestone_catalog::Filter;
 use lodestone_pipeline::*;
-use lodestone_core::{ids::{ItemId, PersonId}, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 use crate::server::{proto, violations::Violations};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -19,19 +19,19 @@ const SUGGESTIONS_MAX: usize = 20;
 const SERVING_CONFIG_BYTES_MAX: usize = 64;
 
 /// Someone who stands in where the viewer is wrong; the request is refused anyway.
-fn nobody() -> PersonId {
-    PersonId::visitor("nobody").expect("a fixed id within the limits")
+fn nobody() -> UserId {
+    UserId::visitor("nobody").expect("a fixed id within the limits")
 }
 
 pub(super) fn viewer(violations: &mut Violations, field: impl Display, viewer: Option<&proto::Viewer>) -> Viewer {
     let Some(viewer) = viewer else {
         violations.add(field, "is missing; set user_id or visitor_id");
-        return Viewer { person: nobody(), session: String::new(), locale: String::new() };
+        return Viewer { user: nobody(), session: String::new(), locale: String::new() };
     };
-    let person = if !viewer.user_id.is_empty() {
-        violations.keep(format_args!("{field}.user_id"), PersonId::user(&viewer.user_id))
+    let user = if !viewer.user_id.is_empty() {
+        violations.keep(format_args!("{field}.user_id"), UserId::signed_in(&viewer.user_id))
     } else if !viewer.visitor_id.is_empty() {
-        violations.keep(format_args!("{field}.visitor_id"), PersonId::visitor(&viewer.visitor_id))
+        violations.keep(format_args!("{field}.visitor_id"), UserId::visitor(&viewer.visitor_id))
     } else {
         violations.add(&field, "is empty; set user_id or visitor_id, 1 to 128 bytes");
         None
@@ -51,7 +51,7 @@ pub(super) fn viewer(violations: &mut Violations, field: impl Display, viewer: O
     if proto::Platform::try_from(viewer.platform).is_err() {
         violations.add(format_args!("{field}.platform"), format!("{} is no Platform", viewer.platform));
     }
-    Viewer { person: person.unwrap_or_else(nobody), session: viewer.session_id.clone(), locale: viewer.locale.clone() }
+    Viewer { user: user.unwrap_or_else(nobody), session: viewer.session_id.clone(), locale: viewer.locale.clone() }
 }
 
 fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {

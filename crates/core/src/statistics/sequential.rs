@@ -54,7 +54,7 @@ pub struct SequentialInterval {
 /// valid inference"). With `V` the variance of the difference and `T` the mixture's, the half width is
 /// `√(V (V + T) / T · (2 ln(1 / alpha) + ln((V + T) / V)))`.
 ///
-/// `planned` is the number of persons in an arm at which the interval is narrowest for its level; it holds at any other
+/// `planned` is the number of users in an arm at which the interval is narrowest for its level; it holds at any other
 /// too. None while an arm has fewer than two values or nothing varies.
 pub fn sequential_interval(first: &Moments, second: &Moments, planned: f64, alpha: f64) -> Option<SequentialInterval> {
     let variance = first.variance() / first.count as f64 + second.variance() / second.count as f64;
@@ -102,7 +102,7 @@ mod tests {
     use proptest::prelude::*;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
-    /// Runs whose interval once excluded `truth`, looked at after each pair of persons from the hundredth on.
+    /// Runs whose interval once excluded `truth`, looked at after each pair of users from the hundredth on.
     fn excluded(seed: u64, rates: (f64, f64), truth: f64) -> (usize, usize) {
         const RUNS: usize = 400;
         let mut rng = StdRng::seed_from_u64(seed);
@@ -110,10 +110,10 @@ mod tests {
         for _ in 0..RUNS {
             let (mut first, mut second) = (Moments::default(), Moments::default());
             let (mut out, mut fixed_out) = (false, false);
-            for person in 0..3000 {
+            for user in 0..3000 {
                 first.add(f64::from(u8::from(rng.random_bool(rates.0))));
                 second.add(f64::from(u8::from(rng.random_bool(rates.1))));
-                if person < 100 {
+                if user < 100 {
                     continue;
                 }
                 let Some(interval) = sequential_interval(&first, &second, 2000.0, 0.05) else { continue };
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn looking_after_every_person_errs_in_fewer_than_5_of_100() {
+    fn looking_after_every_user_errs_in_fewer_than_5_of_100() {
         let (sequential, fixed) = excluded(1, (0.1, 0.1), 0.0);
         assert!(sequential <= 20, "{sequential} of 400 null experiments were called");
         // The usual interval, looked at as often, is the reason for all this.
@@ -147,12 +147,12 @@ mod tests {
     fn the_interval_and_the_p_value_agree() {
         let mut rng = StdRng::seed_from_u64(9);
         let (mut first, mut second) = (Moments::default(), Moments::default());
-        for person in 0..4000 {
+        for user in 0..4000 {
             first.add(rng.random_range(0.0..1.0));
             second.add(rng.random_range(0.0..1.1));
             if let Some(interval) = sequential_interval(&first, &second, 1000.0, 0.05) {
                 let excludes = interval.low > 0.0 || interval.high < 0.0;
-                assert_eq!(excludes, interval.p < 0.05, "after {person}: {interval:?}");
+                assert_eq!(excludes, interval.p < 0.05, "after {user}: {interval:?}");
             }
         }
         assert_eq!(sequential_interval(&Moments::default(), &first, 1000.0, 0.05), None);

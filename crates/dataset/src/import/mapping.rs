@@ -23,7 +23,7 @@ pub struct Columns {
     #[serde(default)]
     pub order: String,
     #[serde(default)]
-    pub person: String,
+    pub user: String,
     #[serde(default)]
     pub title: String,
     #[serde(default)]
@@ -41,7 +41,7 @@ impl Columns {
             ("item", &self.item),
             ("time", &self.time),
             ("order", &self.order),
-            ("person", &self.person),
+            ("user", &self.user),
             ("title", &self.title),
             ("quantity", &self.quantity),
             ("price", &self.price),

@@ -9,7 +9,7 @@ pub use report::{Dropped, ImportReport};
 
 use crate::{self, DatasetError, DatasetEvent};
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ID_BYTES_MAX, ItemId, PersonId}, units::{PriceMicros, UnixMillis}};
+use lodestone_core::{ids::{ID_BYTES_MAX, ItemId, UserId}, units::{PriceMicros, UnixMillis}};
 use ahash::AHashSet;
 use catalogue::Catalogue;
 use report::Reason;
@@ -135,11 +135,11 @@ impl<'a> Cleaning<'a> {
                 .ok_or_else(|| self.bad(row, &self.mapping.columns.event_type, name, "no event type"))?,
             (false, None) => self.mapping.constants.event_kind,
         };
-        let person = match row.person.trim() {
+        let user = match row.user.trim() {
             "" => None,
             id => Some(
-                PersonId::user(id)
-                    .map_err(|error| self.bad(row, &self.mapping.columns.person, id, &error.to_string()))?,
+                UserId::signed_in(id)
+                    .map_err(|error| self.bad(row, &self.mapping.columns.user, id, &error.to_string()))?,
             ),
         };
         let price = if price.is_nan() { None } else { PriceMicros::new((price * 1e6).round() as i64) };
@@ -153,7 +153,7 @@ impl<'a> Cleaning<'a> {
         }
         self.events.push(DatasetEvent {
             event_id,
-            person,
+            user,
             session: String::new(),
             kind,
             at,

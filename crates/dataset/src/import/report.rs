@@ -10,10 +10,10 @@ pub struct ImportReport {
     pub row_count: u64,
     pub kept_count: u64,
     pub item_count: u64,
-    pub person_count: u64,
+    pub user_count: u64,
     pub purchase_count: u64,
     pub return_count: u64,
-    /// Rows without a person: kept, as baskets of nobody.
+    /// Rows without a user: kept, as baskets of nobody.
     pub anonymous_row_count: u64,
     pub dropped: BTreeMap<&'static str, Dropped>,
 }
@@ -62,12 +62,12 @@ impl ImportReport {
 
     pub(super) fn count(&mut self, events: &[DatasetEvent]) {
         let kind = |kind| events.iter().filter(|event| event.kind == kind).count() as u64;
-        let persons: ahash::AHashSet<_> = events.iter().filter_map(|event| event.person.as_ref()).collect();
+        let users: ahash::AHashSet<_> = events.iter().filter_map(|event| event.user.as_ref()).collect();
         self.kept_count = events.len() as u64;
-        self.person_count = persons.len() as u64;
+        self.user_count = users.len() as u64;
         self.purchase_count = kind(EventKind::Purchase);
         self.return_count = kind(EventKind::Return);
-        self.anonymous_row_count = events.iter().filter(|event| event.person.is_none()).count() as u64;
+        self.anonymous_row_count = events.iter().filter(|event| event.user.is_none()).count() as u64;
     }
 }
 
@@ -76,10 +76,10 @@ impl fmt::Display for ImportReport {
         writeln!(f, "{:>10} rows read", self.row_count)?;
         writeln!(
             f,
-            "{:>10} kept: {} purchase lines, {} return lines, {} of them without a person",
+            "{:>10} kept: {} purchase lines, {} return lines, {} of them without a user",
             self.kept_count, self.purchase_count, self.return_count, self.anonymous_row_count
         )?;
-        writeln!(f, "{:>10} items, {} persons", self.item_count, self.person_count)?;
+        writeln!(f, "{:>10} items, {} users", self.item_count, self.user_count)?;
         for (name, class) in &self.dropped {
             writeln!(f, "{:>10} dropped, {name}: {}", class.row_count, class.why)?;
             writeln!(f, "{:>10} first at line {}: {}", "", class.example_line, class.example)?;

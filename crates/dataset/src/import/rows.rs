@@ -18,7 +18,7 @@ pub(super) struct Row<'a> {
     pub item: &'a str,
     pub time: &'a str,
     pub order: &'a str,
-    pub person: &'a str,
+    pub user: &'a str,
     pub title: &'a str,
     pub quantity: &'a str,
     pub price: &'a str,
@@ -129,9 +129,9 @@ impl Rows {
     }
 
     fn row(&self) -> Row<'_> {
-        let [item, time, order, person, title, quantity, price, kind] = &self.values;
+        let [item, time, order, user, title, quantity, price, kind] = &self.values;
         let kind = self.has_kind.then_some(kind.as_str());
-        Row { line: self.line, item, time, order, person, title, quantity, price, kind, values: &self.values }
+        Row { line: self.line, item, time, order, user, title, quantity, price, kind, values: &self.values }
     }
 }
 

@@ -31,7 +31,7 @@ pub struct LoggedReport {
     pub slots: usize,
     /// Those that showed what the judged order would have shown there.
     pub same_slots: usize,
-    pub persons: usize,
+    pub users: usize,
     /// Outcomes of the kind that belong to a slot, and those that belong to none.
     pub matched: usize,
     pub unmatched: usize,
@@ -87,7 +87,7 @@ fn slots_under(config: &ServingConfig, record: &AnswerRecord) -> Option<(Vec<Dat
     let slots = rows.into_iter().map(|row| DatasetSlot {
         answer: uuid::Uuid::from_bytes(row.answer).to_string(),
         at: row.at,
-        person: row.person,
+        user: row.user,
         experiment: row.experiment,
         arm: row.arm,
         slot: row.slot,
@@ -101,7 +101,7 @@ fn slots_under(config: &ServingConfig, record: &AnswerRecord) -> Option<(Vec<Dat
 }
 
 /// Estimates what the judged order earns per slot, beside what the answers earned as they were shown. An outcome
-/// belongs to the answer that it names, else to the person's latest answer before it that shows its item. Slots with a pin
+/// belongs to the answer that it names, else to the user's latest answer before it that shows its item. Slots with a pin
 /// are left out: no order moves them.
 pub fn judge_answers(
     judged: &JudgedSlots,
@@ -111,7 +111,7 @@ pub fn judge_answers(
 ) -> LoggedReport {
     let slots = &judged.slots;
     let (rewards, matched, unmatched) = rewards(slots, outcomes, reward);
-    let mut persons: AHashMap<&str, u32> = AHashMap::new();
+    let mut users: AHashMap<&str, u32> = AHashMap::new();
     let mut log = Log::default();
     // The reward model knows slots only: which item would have been there is not in the log where it left the page.
     let depth = slots.iter().map(|slot| slot.slot).max().unwrap_or(0);
@@ -119,9 +119,9 @@ pub fn judge_answers(
     log.choices = (0..=depth).map(|slot| Choice { cells: vec![slot], probabilities: vec![1.0] }).collect();
     let all = slots.iter().zip(&rewards).zip(&judged.is_same);
     for ((slot, reward), is_same) in all.filter(|((slot, _), _)| !slot.is_pinned) {
-        let next = persons.len() as u32;
+        let next = users.len() as u32;
         log.rows.push(LogRow {
-            person: *persons.entry(slot.person.as_str()).or_insert(next),
+            user: *users.entry(slot.user.as_str()).or_insert(next),
             cell: slot.slot,
             choice: slot.slot,
             reward: *reward,
@@ -136,7 +136,7 @@ pub fn judge_answers(
         answers: slots.chunk_by(|a, b| a.answer == b.answer).count(),
         slots: log.rows.len(),
         same_slots: log.rows.iter().filter(|row| row.target > 0.0).count(),
-        persons: persons.len(),
+        users: users.len(),
         matched,
         unmatched,
         shown_mean: log.rows.iter().map(|row| row.reward).sum::<f64>() / log.rows.len().max(1) as f64,
@@ -147,10 +147,10 @@ pub fn judge_answers(
 
 /// The reward of each slot, and how many outcomes of the kind belong to a slot and to none.
 fn rewards(slots: &[DatasetSlot], outcomes: &[Outcome], reward: &Reward) -> (Vec<f64>, usize, usize) {
-    // By person and item: when it was shown, and where.
+    // By user and item: when it was shown, and where.
     let mut shown: AHashMap<(&str, &str), Vec<(UnixMillis, usize)>> = AHashMap::new();
     for (number, slot) in slots.iter().enumerate() {
-        shown.entry((slot.person.as_str(), slot.item.as_str())).or_default().push((slot.at, number));
+        shown.entry((slot.user.as_str(), slot.item.as_str())).or_default().push((slot.at, number));
     }
     shown.values_mut().for_each(|shown| shown.sort_unstable());
     let (mut rewards, mut matched, mut unmatched) = (vec![0.0; slots.len()], 0, 0);
@@ -160,7 +160,7 @@ fn rewards(slots: &[DatasetSlot], outcomes: &[Outcome], reward: &Reward) -> (Vec
                 && outcome.at.0 - at.0 <= reward.window_ms
                 && (outcome.answer.is_empty() || outcome.answer == slots[*number].answer)
         };
-        let candidates = shown.get(&(outcome.person.as_str(), outcome.item.as_str()));
+        let candidates = shown.get(&(outcome.user.as_str(), outcome.item.as_str()));
         match candidates.and_then(|candidates| candidates.iter().rev().find(belongs)) {
             Some((_, number)) if reward.is_value => rewards[*number] += outcome.value.max(0.0),
             Some((_, number)) => rewards[*number] = 1.0,
@@ -178,8 +178,8 @@ impl fmt::Display for LoggedReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} answers to {} persons, {} slots without a pin, {} of them as in {}; {} answers left out",
-            self.answers, self.persons, self.slots, self.same_slots, self.target, self.left_out
+            "{} answers to {} users, {} slots without a pin, {} of them as in {}; {} answers left out",
+            self.answers, self.users, self.slots, self.same_slots, self.target, self.left_out
         )?;
         writeln!(f, "outcomes: {} belong to a slot, {} to none", self.matched, self.unmatched)?;
         writeln!(f, "as shown: {:.6} per slot", self.shown_mean)?;

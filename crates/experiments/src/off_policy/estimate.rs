@@ -41,7 +41,7 @@ impl Estimator {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EstimateOptions {
-    /// Resamples of the persons. 400 know a standard error to a 28th of itself.
+    /// Resamples of the users. 400 know a standard error to a 28th of itself.
     pub resamples: usize,
     pub seed: u64,
     /// Where clipped IPS cuts weights, above 0. None: at the root of the number of rows.
@@ -60,7 +60,7 @@ impl Default for EstimateOptions {
 pub struct Measure {
     pub estimator: Estimator,
     pub value: f64,
-    /// Of the resamples of persons, and of the target policy's sample where it is one.
+    /// Of the resamples of users, and of the target policy's sample where it is one.
     pub standard_error: f64,
     /// The 95 % interval, from [`gamma_interval`].
     pub low: f64,
@@ -91,7 +91,7 @@ pub fn estimate(log: &Log, options: &EstimateOptions) -> Result<Estimates, Refus
     }
     let clip = options.clip.unwrap_or((log.rows.len() as f64).sqrt());
     let prepared = Prepared::new(log, clip);
-    let ones = vec![1; log.person_count()];
+    let ones = vec![1; log.user_count()];
     let all = prepared.sums(&ones, None);
     let values = all.values();
     let resampled: Vec<Sums> = (0..options.resamples.max(2) as u64)
@@ -130,18 +130,18 @@ struct Prepared<'a> {
     models: Vec<RewardModel>,
 }
 
-/// A person's part: all of their rows are in it.
-fn fold(person: u32) -> usize {
-    person as usize % FOLDS
+/// A user's part: all of their rows are in it.
+fn fold(user: u32) -> usize {
+    user as usize % FOLDS
 }
 
 impl<'a> Prepared<'a> {
     fn new(log: &'a Log, clip: f64) -> Self {
-        let learn = |held_back| RewardModel::fit(log, |row| fold(log.rows[row].person) != held_back);
+        let learn = |held_back| RewardModel::fit(log, |row| fold(log.rows[row].user) != held_back);
         Self { log, clip, models: (0..FOLDS).into_par_iter().map(learn).collect() }
     }
 
-    /// The sums over the rows, each person's taken so often. `ratios` multiplies the target's probability of each cell.
+    /// The sums over the rows, each user's taken so often. `ratios` multiplies the target's probability of each cell.
     fn sums(&self, times: &[u32], ratios: Option<&[f64]>) -> Sums {
         let ratio = |cell: u32| ratios.map_or(1.0, |ratios| ratios[cell as usize]);
         let expectation = |model: &RewardModel, choice: &super::Choice| -> f64 {
@@ -153,11 +153,11 @@ impl<'a> Prepared<'a> {
             .collect();
         let mut sums = Sums::default();
         for row in &self.log.rows {
-            let times = f64::from(times[row.person as usize]);
+            let times = f64::from(times[row.user as usize]);
             if times == 0.0 {
                 continue;
             }
-            let fold = fold(row.person);
+            let fold = fold(row.user);
             let weight = row.weight() * ratio(row.cell);
             let direct = direct[fold][row.choice as usize];
             sums.count += times;
@@ -171,7 +171,7 @@ impl<'a> Prepared<'a> {
     }
 
     /// What one more reward of usual weight and size would add to IPS. Usual is what weighs most in the variance: the
-    /// mean of the weights by weight, and of the rewards by reward. Where persons have several rows, their rewards come
+    /// mean of the weights by weight, and of the rewards by reward. Where users have several rows, their rewards come
     /// together, and the step grows by as much as this widens the variance.
     fn step(&self, values: &[f64], variances: &[f64]) -> f64 {
         let rows = self.log.rows.len() as f64;

@@ -39,8 +39,8 @@ pub struct FileRow {
     pub reward: f64,
     /// Above 0, at most 1: the probability of this item at this position when the row was logged.
     pub propensity: f64,
-    /// A number for each person, where the file tells them.
-    pub person: Option<u32>,
+    /// A number for each user, where the file tells them.
+    pub user: Option<u32>,
 }
 
 /// A log as it was read.
@@ -48,8 +48,8 @@ pub struct FileRow {
 pub struct LoggedFile {
     pub items: Vec<String>,
     pub rows: Vec<FileRow>,
-    /// How many persons there are, where the file tells.
-    pub persons: Option<usize>,
+    /// How many users there are, where the file tells.
+    pub users: Option<usize>,
 }
 
 impl LoggedFile {
@@ -64,7 +64,7 @@ const ITEM: [&str; 2] = ["item_id", "action"];
 const POSITION: [&str; 1] = ["position"];
 const REWARD: [&str; 2] = ["click", "reward"];
 const PROPENSITY: [&str; 3] = ["propensity_score", "action_prob", "pscore"];
-const PERSON: [&str; 3] = ["user_id", "person", "person_id"];
+const USER: [&str; 3] = ["user_id", "user", "user_id"];
 
 /// Where the columns stand; each with its name in this file.
 struct Places {
@@ -72,11 +72,11 @@ struct Places {
     position: (usize, String),
     reward: (usize, String),
     propensity: (usize, String),
-    person: Option<(usize, String)>,
+    user: Option<(usize, String)>,
 }
 
 /// Reads a log: `item_id`, `position` (1 and more), `click` (0 or 1) or `reward` (0 and more), `propensity_score` (above
-/// 0, at most 1), and `user_id` where persons are known. Other columns are passed over: `user_feature_…` are not persons,
+/// 0, at most 1), and `user_id` where users are known. Other columns are passed over: `user_feature_…` are not users,
 /// many share the same.
 pub fn read_file(path: &Path) -> Result<LoggedFile, OffPolicyFileError> {
     let io = |source| OffPolicyFileError::Io { path: path.to_owned(), source };
@@ -95,7 +95,7 @@ pub fn read_file(path: &Path) -> Result<LoggedFile, OffPolicyFileError> {
     }
     let places = Places::find(path, &names)?;
     let mut file = LoggedFile::default();
-    let (mut items, mut persons) = (AHashMap::<String, u32>::new(), AHashMap::<String, u32>::new());
+    let (mut items, mut users) = (AHashMap::<String, u32>::new(), AHashMap::<String, u32>::new());
     let mut record = csv::StringRecord::new();
     let mut line = 1;
     while reader.read_record(&mut record).map_err(|error| broken(line + 1, &error))? {
@@ -107,11 +107,11 @@ pub fn read_file(path: &Path) -> Result<LoggedFile, OffPolicyFileError> {
             file.items.push(id.to_owned());
             next
         });
-        let person = match &places.person {
+        let user = match &places.user {
             None => None,
             Some(place) => {
-                let next = persons.len() as u32;
-                Some(*persons.entry(row.text(place)?.to_owned()).or_insert(next))
+                let next = users.len() as u32;
+                Some(*users.entry(row.text(place)?.to_owned()).or_insert(next))
             }
         };
         file.rows.push(FileRow {
@@ -119,13 +119,13 @@ pub fn read_file(path: &Path) -> Result<LoggedFile, OffPolicyFileError> {
             position: row.position(&places.position)?,
             reward: row.reward(&places.reward)?,
             propensity: row.propensity(&places.propensity)?,
-            person,
+            user,
         });
     }
     if file.rows.is_empty() {
         return Err(OffPolicyFileError::Empty { path: path.to_owned() });
     }
-    file.persons = places.person.as_ref().map(|_| persons.len());
+    file.users = places.user.as_ref().map(|_| users.len());
     Ok(file)
 }
 
@@ -155,7 +155,7 @@ impl Places {
             position: needed(&POSITION)?,
             reward: needed(&REWARD)?,
             propensity: needed(&PROPENSITY)?,
-            person: optional(&PERSON)?,
+            user: optional(&USER)?,
         })
     }
 }

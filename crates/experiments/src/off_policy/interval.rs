@@ -21,7 +21,7 @@ pub fn gamma_interval(value: f64, variance: f64, step: f64, level: f64) -> (f64,
     (end(value, variance, tail), end(value + step, variance + step * step, 1.0 - tail))
 }
 
-/// A draw of a Poisson distribution of mean 1: how often a person is in a resample.
+/// A draw of a Poisson distribution of mean 1: how often a user is in a resample.
 pub(super) fn poisson_of_one(rng: &mut impl Rng) -> u32 {
     poisson_small(1.0, rng)
 }

@@ -40,8 +40,8 @@ pub struct Choice {
 /// One logged choice.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LogRow {
-    /// A number for each person: rows of one are resampled together. Where nobody knows persons: the row's own number.
-    pub person: u32,
+    /// A number for each user: rows of one are resampled together. Where nobody knows users: the row's own number.
+    pub user: u32,
     /// What was shown: a number into [`Log::cells`].
     pub cell: u32,
     /// What the target policy would have done: a number into [`Log::choices`].
@@ -73,8 +73,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Persons' numbers are below this.
-    fn person_count(&self) -> usize {
-        self.rows.iter().map(|row| row.person as usize + 1).max().unwrap_or(0)
+    /// Users' numbers are below this.
+    fn user_count(&self) -> usize {
+        self.rows.iter().map(|row| row.user as usize + 1).max().unwrap_or(0)
     }
 }

@@ -12,8 +12,8 @@ use std::{fmt, path::Path};
 pub struct OwnMean {
     pub file: String,
     pub rows: usize,
-    /// None where the file does not tell persons.
-    pub persons: Option<usize>,
+    /// None where the file does not tell users.
+    pub users: Option<usize>,
     pub rewarded_rows: usize,
     pub mean: f64,
     pub low: f64,
@@ -99,7 +99,7 @@ fn log_of(from: &LoggedFile, to: &LoggedFile) -> Log {
     for (number, row) in from.rows.iter().enumerate() {
         let cell = cell_of(&mut log, &mut target_counts, from.items[row.item as usize].as_str(), row.position);
         log.rows.push(LogRow {
-            person: row.person.unwrap_or(number as u32),
+            user: row.user.unwrap_or(number as u32),
             cell,
             choice: 0,
             reward: row.reward,
@@ -128,10 +128,10 @@ fn shares(values: impl Iterator<Item = u32>) -> AHashMap<u32, f64> {
 
 fn own_mean(path: &Path, file: &LoggedFile) -> OwnMean {
     let (rows, mean) = (file.rows.len() as f64, file.reward_mean());
-    // A person's rewards depend on each other: their deviations are summed before they are squared.
+    // A user's rewards depend on each other: their deviations are summed before they are squared.
     let mut deviations: AHashMap<u32, f64> = AHashMap::new();
     for (number, row) in file.rows.iter().enumerate() {
-        *deviations.entry(row.person.unwrap_or(number as u32)).or_default() += row.reward - mean;
+        *deviations.entry(row.user.unwrap_or(number as u32)).or_default() += row.reward - mean;
     }
     let variance = deviations.values().map(|deviation| deviation * deviation).sum::<f64>() / (rows * rows);
     let squares: f64 = file.rows.iter().map(|row| row.reward * row.reward).sum();
@@ -140,7 +140,7 @@ fn own_mean(path: &Path, file: &LoggedFile) -> OwnMean {
     OwnMean {
         file: path.display().to_string(),
         rows: file.rows.len(),
-        persons: file.persons,
+        users: file.users,
         rewarded_rows: file.rows.iter().filter(|row| row.reward > 0.0).count(),
         mean,
         low,
@@ -168,10 +168,10 @@ impl Judged {
 
 impl fmt::Display for OwnMean {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let persons = self.persons.map_or_else(|| "persons not known".to_owned(), |count| format!("{count} persons"));
+        let users = self.users.map_or_else(|| "users not known".to_owned(), |count| format!("{count} users"));
         write!(
             f,
-            "{}: {} rows, {persons}, {} with a reward; mean {:.5} [{:.5}, {:.5}]",
+            "{}: {} rows, {users}, {} with a reward; mean {:.5} [{:.5}, {:.5}]",
             self.file, self.rows, self.rewarded_rows, self.mean, self.low, self.high
         )
     }

@@ -2,7 +2,7 @@
 //! towards 1 as far as the data ask for it.
 use super::Log;
 
-/// Parts of the persons; a row's reward is foretold by a model that saw none of its person's rows.
+/// Parts of the users; a row's reward is foretold by a model that saw none of its user's rows.
 pub(super) const FOLDS: usize = 5;
 
 /// The expected reward of each cell: `rate of the position × factor of the item`. The factors are a gamma-Poisson model:

@@ -1,4 +1,4 @@
-//! The best of what was found, for one person.
+//! The best of what was found, for one user.
 use super::{
     list::{Entry, finite},
     nearness::STARTS_MAX,
@@ -7,7 +7,7 @@ use super::Completion;
 use ahash::AHashSet;
 use std::cell::RefCell;
 
-/// How much a person likes each category, asked once.
+/// How much a user likes each category, asked once.
 pub(super) struct Lift<'a> {
     affinity: &'a dyn Fn(&str) -> f32,
     categories: &'a [String],

@@ -36,7 +36,7 @@ impl Entry {
         (!normal.is_empty()).then(|| Self { text, normal, category, weight: finite(weight), source })
     }
 
-    /// What it brings before the person is looked at, where the word at `byte` was typed.
+    /// What it brings before the user is looked at, where the word at `byte` was typed.
     pub(super) fn strength_at(&self, byte: u32) -> f32 {
         strength(self.weight, self.source) * if byte == 0 { 1.0 } else { 0.7 }
     }
@@ -263,7 +263,7 @@ pub(super) fn finite(number: f32) -> f32 {
     if number.is_finite() { number.max(0.0) } else { 0.0 }
 }
 
-/// What a text brings before the person is looked at: queries and categories are shorter and wider than titles.
+/// What a text brings before the user is looked at: queries and categories are shorter and wider than titles.
 fn strength(weight: f32, source: CompletionSource) -> f32 {
     let factor = match source {
         CompletionSource::Query => 1.3,

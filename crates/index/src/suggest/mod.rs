@@ -1,4 +1,4 @@
-//! Completions of what a person is typing.
+//! Completions of what a user is typing.
 mod found;
 mod list;
 mod nearness;
@@ -34,7 +34,7 @@ pub enum CompletionSource {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Suggestible {
     pub text: String,
-    /// The category by which the person's affinity is asked; may be empty.
+    /// The category by which the user's affinity is asked; may be empty.
     pub category: String,
     /// How popular it is, 0 or more, on any scale that is the same for all: its logarithm counts.
     pub weight: f32,
@@ -42,7 +42,7 @@ pub struct Suggestible {
 }
 
 /// Texts that were there from the start (titles, categories and brands of one generation), and what came since: queries that
-/// people send, items that are written.
+/// users send, items that are written.
 /// Texts may be added while others ask; an answer never waits for more than a text to be put down.
 pub struct Suggester {
     built: List,
@@ -101,7 +101,7 @@ impl Suggester {
     }
 
     /// The `count` best completions of `prefix`, best first, no two alike in normal form. `affinity` says how much the
-    /// person likes a category, 0 (no more than others) or more.
+    /// user likes a category, 0 (no more than others) or more.
     ///
     /// The prefix may be that of the text or of a word inside it. Where nothing starts so, texts that hold its words in
     /// any order are given, and then those that are one typing error away. Of a prefix that thousands of texts have, the
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_of_thousands_of_texts_still_shows_what_the_person_likes() {
+    fn a_prefix_of_thousands_of_texts_still_shows_what_the_user_likes() {
         let titles = (0..3 * SCAN_MAX).map(|n| {
             suggestible(&format!("same start {n:05}"), &format!("c{}", n % 500), n as f32, CompletionSource::Title)
         });

@@ -1,7 +1,7 @@
 //! What another serving configuration would have shown, from the record of an answer.
 use super::{AnswerRecord, RankingRecord, ReplayError};
 use lodestone_core::ids::Row;
-use crate::{policy::{Base, Given, PinSlot, Ranking, arrange}, serving::ServingConfig};
+use crate::{policy::{Base, PolicyInput, PinSlot, Ranking, arrange}, serving::ServingConfig};
 
 impl AnswerRecord {
     /// The items of the first page under this configuration, without its exploration: the candidates that were ranked then,
@@ -25,7 +25,7 @@ impl AnswerRecord {
         let scores = base.scores(count).ok_or_else(lacking)?;
         let pins: Vec<PinSlot> =
             self.pins.iter().map(|pin| PinSlot { row: pin.item.map(Row), rank: pin.rank as usize }).collect();
-        let given = Given {
+        let given = PolicyInput {
             rankings: &[Ranking { scores: &scores, diversity: 0.0 }],
             boost_factors: &self.boost_factors,
             boost_masks: &self.boost_masks,

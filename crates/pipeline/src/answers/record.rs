@@ -13,9 +13,9 @@ pub struct AnswerRecord {
     /// The moment for which features were computed, in ms since 1970.
     #[prost(int64, tag = "2")]
     pub at_ms: i64,
-    /// With its prefix, as `PersonId::as_str`.
+    /// With its prefix, as `UserId::as_str`.
     #[prost(string, tag = "3")]
-    pub person: String,
+    pub user: String,
     #[prost(enumeration = "AnswerKind", tag = "4")]
     pub kind: i32,
     /// The request's message on the wire, without page token and request id.

@@ -3,7 +3,7 @@ use super::{
     columns,
     record::{AnswerRecord, ExplorationRecord, RankingRecord, SlotRecord},
 };
-use crate::{features::FEATURES, policy::{Arranged, Base, Exploration, Given, Marginal, Organic, PinSlot, Random, Ranking, Team, arrange, place_pins, team_draft}};
+use crate::{features::FEATURES, policy::{Arranged, Base, Exploration, PolicyInput, Marginal, Organic, PinSlot, Random, Ranking, Team, arrange, place_pins, team_draft}};
 use lodestone_core::ids::Row;
 use sha2::{Digest, Sha256};
 
@@ -133,7 +133,7 @@ impl AnswerRecord {
         let vectors = if is_diverse { self.vectors(generation)? } else { Vec::new() };
         let pins = self.pin_slots();
         let exploration = self.exploration.as_ref().map(ExplorationRecord::policy);
-        let given = Given {
+        let given = PolicyInput {
             rankings: &rankings,
             boost_factors: &self.boost_factors,
             boost_masks: &self.boost_masks,

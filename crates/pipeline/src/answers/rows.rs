@@ -7,7 +7,7 @@ use super::{
 };
 use lodestone_dataset::{self, Cells, DatasetError};
 use lodestone_events::{Attribution, Event, EventKind};
-use lodestone_core::{ids::PersonId, units::UnixMillis};
+use lodestone_core::{ids::UserId, units::UnixMillis};
 use crate::policy::Marginal;
 use ahash::AHashMap;
 use std::path::Path;
@@ -17,8 +17,8 @@ use std::path::Path;
 pub struct SlotRow {
     pub answer: AnswerId,
     pub at: UnixMillis,
-    /// With its prefix, as [`PersonId::as_str`].
-    pub person: String,
+    /// With its prefix, as [`UserId::as_str`].
+    pub user: String,
     pub kind: AnswerKind,
     /// The configuration that made the answer; of an interleaved one, whose pick the slot is.
     pub serving_config: String,
@@ -98,7 +98,7 @@ impl AnswerRecord {
             Some(SlotRow {
                 answer: id,
                 at: UnixMillis(self.at_ms),
-                person: self.person.clone(),
+                user: self.user.clone(),
                 kind: self.kind(),
                 serving_config: ranking.map(|ranking| ranking.serving_config.clone()).unwrap_or_default(),
                 experiment: self.experiment.clone(),
@@ -219,7 +219,7 @@ pub fn write_rows(path: &Path, rows: &[SlotRow]) -> Result<(), DatasetError> {
     let mut columns = vec![
         ("answer_id".to_owned(), texts(&|row| uuid::Uuid::from_bytes(row.answer).to_string())),
         ("time_ms".to_owned(), integers(&|row| row.at.0)),
-        ("person".to_owned(), texts(&|row| row.person.clone())),
+        ("user".to_owned(), texts(&|row| row.user.clone())),
         ("kind".to_owned(), texts(&|row| row.kind.name().to_owned())),
         ("serving_config".to_owned(), texts(&|row| row.serving_config.clone())),
         ("experiment".to_owned(), texts(&|row| row.experiment.clone())),
@@ -248,10 +248,10 @@ pub fn write_rows(path: &Path, rows: &[SlotRow]) -> Result<(), DatasetError> {
     dataset::write_table(path, columns)
 }
 
-/// The person of a row, for those who join by person.
+/// The user of a row, for those who join by user.
 impl SlotRow {
-    pub fn person_id(&self) -> Option<PersonId> {
-        PersonId::from_key(&self.person)
+    pub fn user_id(&self) -> Option<UserId> {
+        UserId::from_key(&self.user)
     }
 }
 
@@ -269,7 +269,7 @@ mod tests {
             seed: seed_of(&id),
             id,
             at_ms: 1_764_072_000_000,
-            person: "u:p".to_owned(),
+            user: "u:p".to_owned(),
             items: ["a", "b", "c", "pin"].map(str::to_owned).to_vec(),
             candidate_count: 3,
             heads: vec!["purchase".to_owned()],
@@ -293,7 +293,7 @@ mod tests {
         Event {
             id: EventId::parse("e").unwrap(),
             kind,
-            person: PersonId::user("p").unwrap(),
+            user: UserId::signed_in("p").unwrap(),
             session: String::new(),
             at: UnixMillis(0),
             lines: vec![EventLine {

@@ -20,7 +20,7 @@ pub struct Manifest {
     pub term_bucket_count: u32,
     /// The ranking model's heads, in the order of its output.
     pub heads: Vec<Head>,
-    /// Figures of the training, for people.
+    /// Figures of the training, for users.
     pub metrics: BTreeMap<String, f64>,
     /// Each file with its size and sum.
     pub files: BTreeMap<String, FileSum>,

@@ -1,6 +1,6 @@
 //! A trained model on disk: one directory whose every byte is accounted for.
 //!
-//! Useful for: moving a model from training to serving. Not useful for: what changes faster than a training (people,
+//! Useful for: moving a model from training to serving. Not useful for: what changes faster than a training (users,
 //! stock, new items); that is the log's.
 mod manifest;
 
@@ -24,8 +24,8 @@ const TITLE_VECTORS: &str = "title_vectors.index";
 const TEXT_PROJECTION: &str = "text_projection.f32";
 const NEXT: &str = "next.neighbours";
 const TOGETHER: &str = "together.neighbours";
-const PERSON_ENCODER: &str = "person_encoder.onnx";
-const ENCODER_WEIGHTS: &str = "person_encoder.weights";
+const USER_ENCODER: &str = "user_encoder.onnx";
+const ENCODER_WEIGHTS: &str = "user_encoder.weights";
 const QUERY_ENCODER: &str = "query_encoder.onnx";
 const TOKENIZER: &str = "tokenizer.json";
 const TRAINING: &str = "training.json";
@@ -37,7 +37,7 @@ const GOLDEN: &str = "golden.json";
 pub struct Bundle {
     pub manifest: Manifest,
     pub items: Vec<Item>,
-    /// The items' vectors, of [`VECTOR_DIM`] and length 1, in the person's space.
+    /// The items' vectors, of [`VECTOR_DIM`] and length 1, in the user's space.
     pub item_vectors: Arc<FrozenGraph>,
     /// In the query's space, of the query encoder's dimensions and length 1.
     pub title_vectors: Arc<FrozenGraph>,
@@ -47,7 +47,7 @@ pub struct Bundle {
     pub next: Neighbours,
     /// What was bought in the same basket.
     pub together: Neighbours,
-    pub person_encoder: Vec<u8>,
+    pub user_encoder: Vec<u8>,
     /// For a training that begins with them; see `training/warm.rs`.
     pub encoder_weights: Option<Vec<u8>>,
     pub query_encoder: Vec<u8>,
@@ -143,7 +143,7 @@ impl Bundle {
             golden: optional(GOLDEN)?,
             next: neighbours(NEXT)?,
             together: neighbours(TOGETHER)?,
-            person_encoder: file(PERSON_ENCODER)?,
+            user_encoder: file(USER_ENCODER)?,
             query_encoder: file(QUERY_ENCODER)?,
             ranker: file(RANKER)?,
             items,
@@ -175,7 +175,7 @@ impl Bundle {
             (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
             (NEXT, self.next.to_bytes()),
             (TOGETHER, self.together.to_bytes()),
-            (PERSON_ENCODER, self.person_encoder),
+            (USER_ENCODER, self.user_encoder),
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),
         ];

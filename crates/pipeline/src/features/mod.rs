@@ -1,8 +1,8 @@
-//! Numbers about (person, item, query, moment). The same code runs in training and in serving, so that a model never
+//! Numbers about (user, item, query, moment). The same code runs in training and in serving, so that a model never
 //! sees a number made in two ways.
-mod person;
+mod user;
 
-pub use person::{ItemStats, PersonContext, Recent};
+pub use user::{ItemStats, UserContext, Recent};
 
 use lodestone_catalog::Catalog;
 use lodestone_events::Popularity;
@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 
 /// The features, in the order of the ranking model's input `features [N, F]`. Logarithms are `ln(1 + x)`.
 pub const FEATURES: &[&str] = &[
-    "person_similarity",
-    "person_known",
+    "user_similarity",
+    "user_known",
     "query_similarity",
     "words_score",
     "words_score_relative",
@@ -34,7 +34,7 @@ pub const FEATURES: &[&str] = &[
     "is_favorite",
     "returned_count",
     "price",
-    "price_to_person",
+    "price_to_user",
     "item_age_days",
     "retrieval_score",
     "has_query",
@@ -79,23 +79,23 @@ pub struct Moment<'a> {
 }
 
 /// Appends the features of one candidate, [`FEATURE_COUNT`] finite numbers. O(recent items × dimensions).
-pub fn append(out: &mut Vec<f32>, moment: &Moment, person: &PersonContext, row: Row, evidence: SourceEvidence) {
+pub fn append(out: &mut Vec<f32>, moment: &Moment, user: &UserContext, row: Row, evidence: SourceEvidence) {
     let entry = moment.catalog.get(row);
-    let stats = person.stats(entry.key);
-    let (similar_last, similar_max, title_similar_max) = similarity_to_recent(moment, person, row);
+    let stats = user.stats(entry.key);
+    let (similar_last, similar_max, title_similar_max) = similarity_to_recent(moment, user, row);
     let price = entry.log_price;
     let (popularity, trend) = moment.popularity.score_and_trend(entry.key, moment.now);
-    let person_dot = person.vector.as_deref().map_or(0.0, |vector| dot(vector, entry.vectors.person_space()));
+    let user_dot = user.vector.as_deref().map_or(0.0, |vector| dot(vector, entry.vectors.user_space()));
     let query_dot = moment.query_vector.map_or(0.0, |vector| dot(vector, entry.vectors.query_space()));
     let age_days = entry.created_at.map_or(0.0, |at| moment.now.days_since(at));
     out.extend_from_slice(&[
-        person_dot,
-        flag(person.vector.is_some()),
+        user_dot,
+        flag(user.vector.is_some()),
         query_dot,
         evidence.words,
         if moment.words_best > 0.0 { evidence.words / moment.words_best } else { 0.0 },
         log(evidence.next),
-        log(person.next_weight_of_last(entry.key)),
+        log(user.next_weight_of_last(entry.key)),
         log(evidence.together),
         similar_last,
         similar_max,
@@ -104,29 +104,29 @@ pub fn append(out: &mut Vec<f32>, moment: &Moment, person: &PersonContext, row: 
         log(trend),
         log(stats.bought_count as f32),
         stats.days_since(stats.bought_at, moment.now),
-        stats.bought_count as f32 / person.basket_count.max(1) as f32,
+        stats.bought_count as f32 / user.basket_count.max(1) as f32,
         log(stats.seen_count as f32),
         stats.days_since(stats.seen_at, moment.now),
         flag(stats.is_in_cart),
         flag(stats.is_favorite),
         log(stats.returned_count as f32),
         price,
-        if price > 0.0 && person.mean_log_price > 0.0 { price - person.mean_log_price } else { 0.0 },
+        if price > 0.0 && user.mean_log_price > 0.0 { price - user.mean_log_price } else { 0.0 },
         log(age_days),
         evidence.fused,
         flag(moment.query_vector.is_some()),
-        person.log_history_length,
+        user.log_history_length,
     ]);
 }
 
-/// Cosines to the last item, and the greatest to any recent item, in the person's space; and the greatest in the space
+/// Cosines to the last item, and the greatest to any recent item, in the user's space; and the greatest in the space
 /// of titles.
-fn similarity_to_recent(moment: &Moment, person: &PersonContext, row: Row) -> (f32, f32, f32) {
+fn similarity_to_recent(moment: &Moment, user: &UserContext, row: Row) -> (f32, f32, f32) {
     let vectors = &moment.catalog.get(row).vectors;
-    let similar = person.recent_vectors[0].dots(vectors.person_space());
-    let title_similar = person.recent_vectors[1].dots(vectors.query_space());
+    let similar = user.recent_vectors[0].dots(vectors.user_space());
+    let title_similar = user.recent_vectors[1].dots(vectors.query_space());
     let (mut last, mut best, mut best_title) = (0.0, 0.0f32, 0.0f32);
-    for (index, recent) in person.recent.iter().enumerate() {
+    for (index, recent) in user.recent.iter().enumerate() {
         // An item is not evidence for itself; `bought_count` says that.
         if recent.row == row {
             continue;

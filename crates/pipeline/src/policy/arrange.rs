@@ -8,7 +8,7 @@
 //! 6. **Exploration** draws the organic list anew; see [`Exploration`]. Not where a field orders, and not where two rankings
 //!    are interleaved.
 //!
-//! Everything that the rules read is in [`Given`], so that an answer can be arranged once more from its record, to the bit.
+//! Everything that the rules read is in [`PolicyInput`], so that an answer can be arranged once more from its record, to the bit.
 use super::{Exploration, Organic, PinSlot, Team, apply_boosts, diversify, place_pins, team_draft};
 use lodestone_core::ids::Row;
 use std::cmp::Ordering;
@@ -19,7 +19,7 @@ const DIVERSITY_LOOK_AHEAD: usize = 50;
 /// What an answer is arranged from. Candidates are named by their places in retrieval's list, from 0, here and in the
 /// [`Row`]s of this room; higher numbers are pinned items that are no candidates.
 #[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
+pub struct PolicyInput<'a> {
     /// One ranking, or two that are interleaved.
     pub rankings: &'a [Ranking<'a>],
     pub boost_factors: &'a [f32],
@@ -78,7 +78,7 @@ pub struct OrganicPlace {
 }
 
 /// Arranges an answer. `vector_of` gives candidates' vectors of length 1, and is asked only where there is diversity.
-pub fn arrange<'v>(given: &Given, vector_of: impl Fn(u32) -> &'v [f32]) -> Arranged {
+pub fn arrange<'v>(given: &PolicyInput, vector_of: impl Fn(u32) -> &'v [f32]) -> Arranged {
     let ordered: Vec<Vec<(Row, f32)>> =
         given.rankings.iter().map(|ranking| ordered(given, ranking, &vector_of)).collect();
     let list = match &ordered[..] {
@@ -152,7 +152,7 @@ impl Listed {
 }
 
 /// Rules 1 to 3.
-fn ordered<'v>(given: &Given, ranking: &Ranking, vector_of: &impl Fn(u32) -> &'v [f32]) -> Vec<(Row, f32)> {
+fn ordered<'v>(given: &PolicyInput, ranking: &Ranking, vector_of: &impl Fn(u32) -> &'v [f32]) -> Vec<(Row, f32)> {
     let scores = ranking.scores.iter().enumerate();
     let mut scored: Vec<(Row, f32)> = scores.map(|(candidate, score)| (Row(candidate as u32), *score)).collect();
     let matches =
@@ -199,8 +199,8 @@ mod tests {
         &VECTORS[candidate as usize % 4]
     }
 
-    fn given<'a>(rankings: &'a [Ranking<'a>]) -> Given<'a> {
-        Given {
+    fn given<'a>(rankings: &'a [Ranking<'a>]) -> PolicyInput<'a> {
+        PolicyInput {
             rankings,
             boost_factors: &[],
             boost_masks: &[],
@@ -220,13 +220,13 @@ mod tests {
         let ranking = [Ranking { scores: &[0.9, 0.8, 0.7, 0.1], diversity: 0.0 }];
         let plain = given(&ranking);
         assert_eq!(order(&arrange(&plain, vector_of)), [0, 1, 2, 3]);
-        let boosted = Given { boost_factors: &[2.0], boost_masks: &[0, 0, 1, 0], ..plain };
+        let boosted = PolicyInput { boost_factors: &[2.0], boost_masks: &[0, 0, 1, 0], ..plain };
         assert_eq!(order(&arrange(&boosted, vector_of)), [2, 0, 1, 3]);
         let diverse = [Ranking { diversity: 0.5, ..ranking[0] }];
-        assert_eq!(order(&arrange(&Given { rankings: &diverse, ..plain }, vector_of)), [0, 2, 1, 3]);
-        assert_eq!(order(&arrange(&Given { rankings: &diverse, ..boosted }, vector_of)), [2, 0, 1, 3]);
+        assert_eq!(order(&arrange(&PolicyInput { rankings: &diverse, ..plain }, vector_of)), [0, 2, 1, 3]);
+        assert_eq!(order(&arrange(&PolicyInput { rankings: &diverse, ..boosted }, vector_of)), [2, 0, 1, 3]);
         let pins = [PinSlot { row: Some(Row(3)), rank: 2 }, PinSlot { row: Some(Row(9)), rank: 1 }];
-        let pinned = arrange(&Given { rankings: &diverse, pins: &pins, ..boosted }, vector_of);
+        let pinned = arrange(&PolicyInput { rankings: &diverse, pins: &pins, ..boosted }, vector_of);
         assert_eq!(order(&pinned), [9, 3, 2, 0, 1]);
         assert_eq!((pinned.places[0].score, pinned.places[1].score), (0.0, 0.1));
     }
@@ -235,9 +235,9 @@ mod tests {
     fn a_field_orders_before_the_score_and_stops_diversity_and_exploration() {
         let ranking = [Ranking { scores: &[0.9, 0.8, 0.7, 0.1], diversity: 1.0 }];
         let exploration = Exploration { temperature: 9.0, first_slot: 1, top: 4, share: 1.0, ..Exploration::default() };
-        let asked = Given { field_places: &[2, 0, 0, 1], exploration: Some(&exploration), ..given(&ranking) };
+        let asked = PolicyInput { field_places: &[2, 0, 0, 1], exploration: Some(&exploration), ..given(&ranking) };
         for seed in 0..20 {
-            let arranged = arrange(&Given { seed, ..asked }, vector_of);
+            let arranged = arrange(&PolicyInput { seed, ..asked }, vector_of);
             assert_eq!(order(&arranged), [1, 2, 3, 0]);
             assert!(!arranged.explored && arranged.places.iter().all(|place| place.conditional == 1.0));
         }
@@ -250,7 +250,7 @@ mod tests {
             Ranking { scores: &[1.0, 2.0, 3.0], diversity: 0.0 },
         ];
         for seed in 0..20 {
-            let arranged = arrange(&Given { seed, ..given(&rankings) }, vector_of);
+            let arranged = arrange(&PolicyInput { seed, ..given(&rankings) }, vector_of);
             for place in &arranged.places {
                 let team = usize::from(place.team == Some(Team::B));
                 assert_eq!(place.score, rankings[team].scores[place.candidate as usize]);
@@ -276,11 +276,11 @@ mod tests {
             let exploration = Exploration {
                 temperature, first_slot, top: 10, epsilon_slots: slots.into_iter().collect(), epsilon: 0.5, epsilon_candidates: 5, share: 0.8,
             };
-            let base = Given {
+            let base = PolicyInput {
                 rankings: &rankings[..1 + usize::from(second)], boost_factors: &factors, boost_masks: &masks, field_places: &[],
                 pins: &pins, exploration: Some(&exploration), seed: 0,
             };
-            let all = |seed| arrange(&Given { seed, ..base }, vector_of);
+            let all = |seed| arrange(&PolicyInput { seed, ..base }, vector_of);
             let first = all(seeds[0]);
             for seed in seeds {
                 let arranged = all(seed);

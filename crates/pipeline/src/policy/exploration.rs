@@ -129,7 +129,7 @@ impl Exploration {
     }
 
     /// Without ε-slots: the draw is a race, in which candidates of the window arrive after exponential times whose rates are
-    /// their weights. Given when all others arrive, the probability that this one arrives at its place is known: that is one
+    /// their weights. PolicyInput when all others arrive, the probability that this one arrives at its place is known: that is one
     /// sample, and never 0.
     fn arrivals(&self, organic: Organic, order: &[usize], sample_count: usize, seed: u64) -> Vec<Samples> {
         let walk = Walk::new(self, organic);

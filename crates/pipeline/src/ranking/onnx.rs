@@ -213,9 +213,9 @@ where
         .map_err(|error| RankingError::Run { model, message: error.to_string() })
 }
 
-/// A history for the person encoder, latest last; all parallel.
+/// A history for the user encoder, latest last; all parallel.
 #[derive(Debug, Clone, Default)]
-pub struct PersonInput {
+pub struct UserInput {
     /// `[events × VECTOR_DIM]`: the items' vectors.
     pub items: Vec<f32>,
     /// The numbers of [`lodestone_events::EventKind`].
@@ -227,15 +227,15 @@ pub struct PersonInput {
 }
 
 /// From a history to a vector in the items' space.
-pub struct PersonEncoder {
+pub struct UserEncoder {
     session: Session,
 }
 
 /// Positions that the encoder tells apart; older events share the last.
 pub const POSITION_MAX: i64 = 63;
 
-impl PersonEncoder {
-    const NAME: &str = "person_encoder";
+impl UserEncoder {
+    const NAME: &str = "user_encoder";
 
     /// Opens the model and checks its inputs and outputs.
     pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
@@ -246,42 +246,42 @@ impl PersonEncoder {
             floats("ages", &[-1, -1]),
             floats("mask", &[-1, -1]),
         ];
-        let output = floats("person", &[-1, VECTOR_DIM as i64]);
+        let output = floats("user", &[-1, VECTOR_DIM as i64]);
         Ok(Self { session: runtime.open(Self::NAME, bytes, device, &inputs, &output)? })
     }
 
-    /// Vectors `[people × VECTOR_DIM]`, each of length 1. No history may be empty; shorter ones are padded and masked.
-    pub fn encode_batch(&mut self, people: &[PersonInput]) -> Result<Vec<f32>, RankingError> {
-        let Some(length) = people.iter().map(|person| person.kinds.len()).max() else {
+    /// Vectors `[users × VECTOR_DIM]`, each of length 1. No history may be empty; shorter ones are padded and masked.
+    pub fn encode_batch(&mut self, users: &[UserInput]) -> Result<Vec<f32>, RankingError> {
+        let Some(length) = users.iter().map(|user| user.kinds.len()).max() else {
             return Ok(Vec::new());
         };
-        let cells = people.len() * length;
+        let cells = users.len() * length;
         let mut items = Vec::with_capacity(cells * VECTOR_DIM);
         let (mut kinds, mut positions) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
         let (mut ages, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
-        for (index, person) in people.iter().enumerate() {
+        for (index, user) in users.iter().enumerate() {
             // The model reads the latest event in the last place: what is missing is missing before.
-            let begin = (index + 1) * length - person.kinds.len();
+            let begin = (index + 1) * length - user.kinds.len();
             items.resize(begin * VECTOR_DIM, 0.0);
             kinds.resize(begin, 0);
             positions.resize(begin, 0);
             ages.resize(begin, 0.0);
             mask.resize(begin, 0.0f32);
-            items.extend_from_slice(&person.items);
-            kinds.extend_from_slice(&person.kinds);
-            positions.extend(person.positions.iter().map(|position| (*position).min(POSITION_MAX)));
-            ages.extend_from_slice(&person.ages);
+            items.extend_from_slice(&user.items);
+            kinds.extend_from_slice(&user.kinds);
+            positions.extend(user.positions.iter().map(|position| (*position).min(POSITION_MAX)));
+            ages.extend_from_slice(&user.ages);
             mask.resize((index + 1) * length, 1.0);
         }
-        let shape = [people.len(), length];
+        let shape = [users.len(), length];
         let inputs = vec![
-            ("items", tensor(Self::NAME, &[people.len(), length, VECTOR_DIM], &items)?),
+            ("items", tensor(Self::NAME, &[users.len(), length, VECTOR_DIM], &items)?),
             ("kinds", tensor(Self::NAME, &shape, &kinds)?),
             ("positions", tensor(Self::NAME, &shape, &positions)?),
             ("ages", tensor(Self::NAME, &shape, &ages)?),
             ("mask", tensor(Self::NAME, &shape, &mask)?),
         ];
-        run(Self::NAME, &mut self.session, inputs, people.len() * VECTOR_DIM)
+        run(Self::NAME, &mut self.session, inputs, users.len() * VECTOR_DIM)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Who is in which arm.
 
-/// The number of the arm that a person at `place` (0 to below 1, from a hash of experiment and person) has, or none for a
-/// person outside of the experiment. `shares` are those of the arms: at least 0, together at most 1.
+/// The number of the arm that a user at `place` (0 to below 1, from a hash of experiment and user) has, or none for a
+/// user outside of the experiment. `shares` are those of the arms: at least 0, together at most 1.
 ///
-/// Changing shares moves only the people it must: nobody leaves an arm that grows, and nobody comes into one that shrinks.
+/// Changing shares moves only the users it must: nobody leaves an arm that grows, and nobody comes into one that shrinks.
 /// This holds as long as there are one or two arms, or no share is above one in the number of arms: each arm begins at an end
 /// of its own part of the line and grows inwards. Even arms grow upwards and odd ones downwards, so that two arms grow towards
-/// each other and people outside are between them. An arm that outgrows its part goes on in the free ends of the others; with
-/// three and more arms a later change may then move more people (no assignment without memory can avoid that).
+/// each other and users outside are between them. An arm that outgrows its part goes on in the free ends of the others; with
+/// three and more arms a later change may then move more users (no assignment without memory can avoid that).
 pub fn arm_at(place: f64, shares: &[f64]) -> Option<usize> {
     let width = 1.0 / shares.len() as f64;
     let own = |arm: usize| shares[arm].clamp(0.0, width);

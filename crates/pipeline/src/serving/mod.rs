@@ -7,7 +7,7 @@ mod file;
 
 pub use assign::assign;
 
-use lodestone_core::ids::PersonId;
+use lodestone_core::ids::UserId;
 use crate::policy::Exploration;
 use std::{
     collections::BTreeMap,
@@ -54,16 +54,16 @@ impl Default for ServingConfig {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Experiment {
     pub name: String,
-    /// Experiments with different salts split people independently.
+    /// Experiments with different salts split users independently.
     pub salt: String,
     pub arms: Arms,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Arms {
-    /// Each person has one of several configurations. Shares sum up to at most 1; the others are not in the experiment.
+    /// Each user has one of several configurations. Shares sum up to at most 1; the others are not in the experiment.
     Split(Vec<Arm>),
-    /// The answers of a share of the people are team drafts of two configurations.
+    /// The answers of a share of the users are team drafts of two configurations.
     Interleaved { configs: [Arc<ServingConfig>; 2], share: f64 },
 }
 
@@ -83,7 +83,7 @@ pub const INTERLEAVED: &str = "interleaved";
 pub struct Plan {
     /// One, or two that are interleaved.
     pub configs: Vec<Arc<ServingConfig>>,
-    /// The experiment and its arm that chose; none where the request named a configuration or no experiment has the person.
+    /// The experiment and its arm that chose; none where the request named a configuration or no experiment has the user.
     pub arm: Option<ChosenArm>,
 }
 
@@ -153,14 +153,14 @@ impl Serving {
         })
     }
 
-    /// What answers a request: the configuration that it names, else that of the first experiment that has the person, else
+    /// What answers a request: the configuration that it names, else that of the first experiment that has the user, else
     /// the default one.
-    pub fn plan(&self, named: &str, person: &PersonId) -> Result<Plan, UnknownConfig> {
+    pub fn plan(&self, named: &str, user: &UserId) -> Result<Plan, UnknownConfig> {
         if !named.is_empty() {
             return Ok(Plan { configs: vec![self.config(named)?.clone()], arm: None });
         }
         for experiment in &self.experiments {
-            let Some(number) = assign(experiment, person) else { continue };
+            let Some(number) = assign(experiment, user) else { continue };
             let (configs, arm) = match &experiment.arms {
                 Arms::Split(arms) => (vec![arms[number].config.clone()], arms[number].name.clone()),
                 Arms::Interleaved { configs, .. } => (configs.to_vec(), INTERLEAVED.to_owned()),
@@ -214,36 +214,36 @@ mod tests {
         file::parse(text, &ServingConfig { source_candidates: 77, ..ServingConfig::default() })
     }
 
-    fn person(number: usize) -> PersonId {
-        PersonId::user(&number.to_string()).unwrap()
+    fn user(number: usize) -> UserId {
+        UserId::signed_in(&number.to_string()).unwrap()
     }
 
     #[test]
     fn a_file_names_configurations_that_fall_back_on_the_base() {
         let serving = parse(FILE).unwrap();
-        let plan = serving.plan("brave", &person(1)).unwrap();
+        let plan = serving.plan("brave", &user(1)).unwrap();
         let brave = plan.main();
         assert_eq!((brave.candidates, brave.source_candidates, brave.diversity), (400, 77, 0.0));
         let exploration = brave.exploration.as_ref().unwrap();
         assert_eq!((exploration.first_slot, exploration.top, exploration.epsilon), (3, 20, 1.0));
         assert!(plan.arm.is_none() && serving.varies());
-        let error = serving.plan("bold", &person(1)).unwrap_err();
+        let error = serving.plan("bold", &user(1)).unwrap_err();
         assert_eq!(error.to_string(), "there is no serving configuration `bold`; there are brave, default, plain");
     }
 
     #[test]
-    fn people_keep_their_arms_and_shares_hold() {
+    fn users_keep_their_arms_and_shares_hold() {
         let serving = parse(FILE).unwrap();
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
         for number in 0..20_000 {
-            let plan = serving.plan("", &person(number)).unwrap();
-            assert_eq!(plan, serving.plan("", &person(number)).unwrap());
+            let plan = serving.plan("", &user(number)).unwrap();
+            assert_eq!(plan, serving.plan("", &user(number)).unwrap());
             *counts.entry(plan.arm.map_or_else(String::new, |arm| arm.arm)).or_default() += 1;
         }
-        // Half of the people are in the first experiment, half of the others in the second.
+        // Half of the users are in the first experiment, half of the others in the second.
         for (arm, due) in [("control", 5000), ("treatment", 5000), (INTERLEAVED, 5000), ("", 5000)] {
             let found = counts[arm];
-            assert!(found.abs_diff(due) < 250, "{found} people have the arm `{arm}`, {due} should");
+            assert!(found.abs_diff(due) < 250, "{found} users have the arm `{arm}`, {due} should");
         }
     }
 

@@ -3,7 +3,7 @@
 mod last_served;
 mod thread;
 
-use crate::{load_threads::LoadThreads, routes::{Generations, Loader, Routes, Served}, canary::TrialReport, health::{Bounds, Summary}};
+use crate::{load_threads::LoadThreads, routes::{Generations, Loader, Routes, LoadedGeneration}, canary::CanaryReport, health::{Bounds, Summary}};
 use super::shadow::ShadowReport;
 use crate::store::{Pointer, Store};
 use lodestone_pipeline::serving::Serving;
@@ -30,7 +30,7 @@ pub const CACHE: &str = "bundles";
 
 /// How bundles come and go.
 #[derive(Debug, Clone)]
-pub struct LifeConfig {
+pub struct RolloutConfig {
     /// How often the store is asked which bundle is to serve.
     pub watch: Duration,
     /// Generations that stay in memory after they answered.
@@ -38,7 +38,7 @@ pub struct LifeConfig {
     pub bounds: Bounds,
 }
 
-impl Default for LifeConfig {
+impl Default for RolloutConfig {
     fn default() -> Self {
         Self { watch: Duration::from_secs(10), kept_max: 1, bounds: Bounds::default() }
     }
@@ -59,7 +59,7 @@ pub enum BundleState {
     Loading,
     /// Answers.
     Current,
-    /// Answered before and is still in memory.
+    /// ServedResponse before and is still in memory.
     Kept,
     Canary,
     Shadow,
@@ -88,12 +88,12 @@ pub struct BundleStatus {
     /// Its answers of late.
     pub window: Summary,
     pub shadow: Option<ShadowReport>,
-    pub trial: Option<TrialReport>,
+    pub trial: Option<CanaryReport>,
 }
 
 /// Why the life of a model does not change.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum LifeError {
+pub enum RolloutError {
     #[error("there is no bundle `{name}`")]
     Unknown { name: String },
     #[error("bundle `{name}` is refused: {reason}")]
@@ -119,10 +119,10 @@ enum Command {
     SetShadow(Option<(String, f64)>),
 }
 
-type Order = (Command, oneshot::Sender<Result<(), LifeError>>);
+type Order = (Command, oneshot::Sender<Result<(), RolloutError>>);
 
 /// The door to the thread.
-pub struct Life {
+pub struct Rollout {
     orders: Sender<Order>,
     notes: Arc<Notes>,
     generations: Arc<Generations>,
@@ -161,13 +161,13 @@ pub struct Parts {
     /// The pointer that was read at the start.
     pub seen: Option<Pointer>,
     pub data: PathBuf,
-    pub config: LifeConfig,
+    pub config: RolloutConfig,
     /// Its configurations name heads, which a bundle must have.
     pub serving: Arc<Serving>,
     pub metrics: Metrics,
 }
 
-impl Life {
+impl Rollout {
     /// Starts the thread. It ends with this value.
     pub fn start(parts: Parts) -> io::Result<Self> {
         let (orders, given) = crossbeam_channel::bounded(ORDERS_MAX);
@@ -178,45 +178,45 @@ impl Life {
         Ok(Self { orders, notes, generations, source })
     }
 
-    pub async fn activate(&self, name: String, deadline: Instant) -> Result<(), LifeError> {
+    pub async fn activate(&self, name: String, deadline: Instant) -> Result<(), RolloutError> {
         self.order(Command::Activate(name), deadline).await
     }
 
     /// Back to the generation before.
-    pub async fn rollback(&self, reason: String, deadline: Instant) -> Result<(), LifeError> {
+    pub async fn rollback(&self, reason: String, deadline: Instant) -> Result<(), RolloutError> {
         self.order(Command::Rollback(reason), deadline).await
     }
 
-    /// Gives a share of the persons to a bundle; none: all go back to the current one.
-    pub async fn set_canary(&self, canary: Option<(String, f64)>, deadline: Instant) -> Result<(), LifeError> {
+    /// Gives a share of the users to a bundle; none: all go back to the current one.
+    pub async fn set_canary(&self, canary: Option<(String, f64)>, deadline: Instant) -> Result<(), RolloutError> {
         self.order(Command::SetCanary(canary), deadline).await
     }
 
     /// Asks a bundle a share of the requests without using its answers; none: no more.
-    pub async fn set_shadow(&self, shadow: Option<(String, f64)>, deadline: Instant) -> Result<(), LifeError> {
+    pub async fn set_shadow(&self, shadow: Option<(String, f64)>, deadline: Instant) -> Result<(), RolloutError> {
         self.order(Command::SetShadow(shadow), deadline).await
     }
 
-    async fn order(&self, command: Command, deadline: Instant) -> Result<(), LifeError> {
+    async fn order(&self, command: Command, deadline: Instant) -> Result<(), RolloutError> {
         let (reply, answered) = oneshot::channel();
         self.orders.try_send((command, reply)).map_err(|error| match error {
-            TrySendError::Full(_) => LifeError::Busy,
-            TrySendError::Disconnected(_) => LifeError::Ended,
+            TrySendError::Full(_) => RolloutError::Busy,
+            TrySendError::Disconnected(_) => RolloutError::Ended,
         })?;
         match tokio::time::timeout_at(deadline.into(), answered).await {
-            Err(_) => Err(LifeError::Deadline),
-            Ok(answer) => answer.unwrap_or(Err(LifeError::Ended)),
+            Err(_) => Err(RolloutError::Deadline),
+            Ok(answer) => answer.unwrap_or(Err(RolloutError::Ended)),
         }
     }
 
     /// Every bundle that is loaded or in the store, by name.
-    pub async fn bundles(&self) -> Result<Vec<BundleStatus>, LifeError> {
+    pub async fn bundles(&self) -> Result<Vec<BundleStatus>, RolloutError> {
         let source = self.source.clone();
         let listed = tokio::task::spawn_blocking(move || match &*source {
             Source::Directory(_) => Ok(Vec::new()),
             Source::Store(store) => store.names(),
         });
-        let names = listed.await.map_err(|_| LifeError::Ended)?.map_err(|error| LifeError::Store(told(&error)))?;
+        let names = listed.await.map_err(|_| RolloutError::Ended)?.map_err(|error| RolloutError::Store(told(&error)))?;
         let routes = self.generations.routes();
         let notes = self.notes.by_name.lock().clone();
         let mut all: BTreeMap<String, BundleStatus> = BTreeMap::new();
@@ -231,7 +231,7 @@ impl Life {
 /// Where a bundle is now, with what was noted of it.
 fn status(name: &str, routes: &Routes, note: Option<&Note>) -> BundleStatus {
     let note = note.cloned().unwrap_or_default();
-    let is_it = |served: &Arc<Served>| served.name() == name;
+    let is_it = |served: &Arc<LoadedGeneration>| served.name() == name;
     let canary = routes.canary.as_ref().filter(|canary| is_it(&canary.served));
     let shadow = routes.shadow.as_ref().filter(|shadow| is_it(&shadow.served));
     let kept = routes.kept.iter().any(is_it);

@@ -1,10 +1,10 @@
 //! The thread that changes models, one thing after the other.
 use super::{
-    BundleState, CACHE, Command, LifeConfig, LifeError, Notes, Order, Parts, Source, last_served::LastServed, told,
+    BundleState, CACHE, Command, RolloutConfig, RolloutError, Notes, Order, Parts, Source, last_served::LastServed, told,
 };
 use crate::store::{Pointer, StoreError};
 use lodestone_pipeline::serving::Serving;
-use crate::{load_threads::{LoadThreads, keep_moving}, routes::{Canary, Generations, Loader, Routes, Served}, shadow::Shadow, health::Summary};
+use crate::{load_threads::{LoadThreads, keep_moving}, routes::{Canary, Generations, Loader, Routes, LoadedGeneration}, shadow::Shadow, health::Summary};
 use lodestone_telemetry::Metrics;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::{
@@ -23,14 +23,14 @@ pub(super) struct Thread {
     source: Arc<Source>,
     seen: Option<Pointer>,
     data: PathBuf,
-    config: LifeConfig,
+    config: RolloutConfig,
     serving: Arc<Serving>,
     metrics: Metrics,
     notes: Arc<Notes>,
     /// Until when the current generation is judged, beside what the one before did.
     probation: Option<(Instant, Summary)>,
     /// Answers of theirs may still be under way. They are freed here, so that no answer waits for it.
-    retired: Vec<Arc<Served>>,
+    retired: Vec<Arc<LoadedGeneration>>,
     watched: Instant,
 }
 
@@ -90,7 +90,7 @@ impl Thread {
         }
     }
 
-    fn obey(&mut self, command: Command) -> Result<(), LifeError> {
+    fn obey(&mut self, command: Command) -> Result<(), RolloutError> {
         match command {
             Command::Activate(name) => self.activate(&name),
             Command::Rollback(reason) => self.roll_back(&reason),
@@ -99,7 +99,7 @@ impl Thread {
         }
     }
 
-    fn activate(&mut self, name: &str) -> Result<(), LifeError> {
+    fn activate(&mut self, name: &str) -> Result<(), RolloutError> {
         if self.generations.current().name() == name {
             return Ok(());
         }
@@ -111,15 +111,15 @@ impl Thread {
     }
 
     /// A generation of this bundle: one that is in memory, or it is loaded, tested and warmed.
-    fn loaded(&mut self, name: &str) -> Result<Arc<Served>, LifeError> {
+    fn loaded(&mut self, name: &str) -> Result<Arc<LoadedGeneration>, RolloutError> {
         if let Some(served) = self.generations.named(name) {
             return Ok(served);
         }
-        let unknown = || LifeError::Unknown { name: name.to_owned() };
+        let unknown = || RolloutError::Unknown { name: name.to_owned() };
         let Source::Store(store) = &*self.source else { return Err(unknown()) };
         let directory = store.fetch(name, &self.data.join(CACHE)).map_err(|error| match error {
             StoreError::Unknown { .. } | StoreError::Name { .. } => unknown(),
-            StoreError::Access { .. } => LifeError::Store(told(&error)),
+            StoreError::Access { .. } => RolloutError::Store(told(&error)),
             error => self.refused(name, told(&error)),
         })?;
         self.notes.set(name, Some(BundleState::Loading), "");
@@ -139,7 +139,7 @@ impl Thread {
     }
 
     /// What panics at a bundle's content refuses the bundle, and does not end the thread.
-    fn load(&self, directory: &Path) -> Result<Served, String> {
+    fn load(&self, directory: &Path) -> Result<LoadedGeneration, String> {
         let load = || self.loader.load(directory, &self.threads);
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
             Ok(loaded) => {
@@ -151,18 +151,18 @@ impl Thread {
         }
     }
 
-    fn refused(&self, name: &str, reason: String) -> LifeError {
+    fn refused(&self, name: &str, reason: String) -> RolloutError {
         self.notes.set(name, Some(BundleState::Refused), &reason);
         self.metrics.changed_bundle("refused");
-        LifeError::Refused { name: name.to_owned(), reason }
+        RolloutError::Refused { name: name.to_owned(), reason }
     }
 
     /// Makes a generation the one that answers; the one before is kept.
-    fn swap(&mut self, new: Arc<Served>) -> Result<(), LifeError> {
+    fn swap(&mut self, new: Arc<LoadedGeneration>) -> Result<(), RolloutError> {
         let mut routes = Routes::clone(&self.generations.routes());
         let before = routes.current.window.summary();
         let old = std::mem::replace(&mut routes.current, new.clone());
-        let is_new = |served: &Arc<Served>| served.number == new.number;
+        let is_new = |served: &Arc<LoadedGeneration>| served.number == new.number;
         routes.canary = routes.canary.filter(|canary| !is_new(&canary.served));
         routes.shadow = routes.shadow.filter(|shadow| !is_new(&shadow.served));
         routes.kept.retain(|served| !is_new(served));
@@ -177,13 +177,13 @@ impl Thread {
         Ok(())
     }
 
-    fn reroute(&self, name: &str, routes: Routes) -> Result<(), LifeError> {
+    fn reroute(&self, name: &str, routes: Routes) -> Result<(), RolloutError> {
         self.generations.reroute(routes).map_err(|error| self.refused(name, told(&error)))
     }
 
-    fn roll_back(&mut self, reason: &str) -> Result<(), LifeError> {
+    fn roll_back(&mut self, reason: &str) -> Result<(), RolloutError> {
         let routes = self.generations.routes();
-        let before = routes.kept.first().cloned().ok_or(LifeError::NothingKept)?;
+        let before = routes.kept.first().cloned().ok_or(RolloutError::NothingKept)?;
         let bad = routes.current.clone();
         self.swap(before.clone())?;
         // What was taken back is not judged again, and is no way back.
@@ -198,7 +198,7 @@ impl Thread {
         Ok(())
     }
 
-    fn set_canary(&mut self, canary: Option<(String, f64)>) -> Result<(), LifeError> {
+    fn set_canary(&mut self, canary: Option<(String, f64)>) -> Result<(), RolloutError> {
         let new = match canary {
             Some((name, share)) => Some((self.other(&name)?, share)),
             None => None,
@@ -217,7 +217,7 @@ impl Thread {
         Ok(())
     }
 
-    fn set_shadow(&mut self, shadow: Option<(String, f64)>) -> Result<(), LifeError> {
+    fn set_shadow(&mut self, shadow: Option<(String, f64)>) -> Result<(), RolloutError> {
         let new = match shadow {
             Some((name, share)) => Some((self.other(&name)?, share)),
             None => None,
@@ -237,9 +237,9 @@ impl Thread {
     }
 
     /// A generation that is to stand beside the current one.
-    fn other(&mut self, name: &str) -> Result<Arc<Served>, LifeError> {
+    fn other(&mut self, name: &str) -> Result<Arc<LoadedGeneration>, RolloutError> {
         match self.generations.current().name() == name {
-            true => Err(LifeError::IsCurrent { name: name.to_owned() }),
+            true => Err(RolloutError::IsCurrent { name: name.to_owned() }),
             false => self.loaded(name),
         }
     }
@@ -260,7 +260,7 @@ impl Thread {
                     tracing::error!(%error, bundle = pointer.name, "the store's current bundle does not serve");
                 }
                 // A store that cannot be read is tried again.
-                if !matches!(result, Err(LifeError::Store(_))) {
+                if !matches!(result, Err(RolloutError::Store(_))) {
                     self.seen = Some(pointer);
                     self.remember();
                 }
@@ -302,7 +302,7 @@ impl Thread {
     /// Frees generations that nobody uses any more, and drops the copies of their bundles.
     fn free(&mut self) {
         let routes = self.generations.routes();
-        let is_used = |served: &Arc<Served>| {
+        let is_used = |served: &Arc<LoadedGeneration>| {
             routes.loaded().any(|other| other.number == served.number) || Arc::strong_count(served) > 1
         };
         let retired_count = self.retired.len();

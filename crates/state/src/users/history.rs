@@ -1,16 +1,16 @@
-//! One person's recent past.
+//! One user's recent past.
 use lodestone_catalog::ItemKeys;
 use lodestone_events::{Event, EventKind};
 use lodestone_core::ids::{ItemId, ItemKey};
 use ahash::AHashMap;
 
-/// Events with items that are kept of a person, the latest ones.
+/// Events with items that are kept of a user, the latest ones.
 pub const EVENTS_MAX: usize = 200;
-/// Searches that are kept of a person, the latest ones.
+/// Searches that are kept of a user, the latest ones.
 pub const QUERIES_MAX: usize = 8;
 /// Characters that are kept of a search.
 pub const QUERY_CHARS_MAX: usize = 100;
-/// Places by which a full list of events grows. Small: memory per person counts for more than the copy.
+/// Places by which a full list of events grows. Small: memory per user counts for more than the copy.
 const EVENTS_GROWTH: usize = 8;
 
 /// One item of an event. 12 bytes.
@@ -41,19 +41,19 @@ pub struct PastQuery {
     pub text: Box<str>,
 }
 
-/// What a person did, oldest first. Impressions are not part of it.
+/// What a user did, oldest first. Impressions are not part of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     /// At most [`EVENTS_MAX`], one for each item of an event.
     pub events: Vec<HistoryEvent>,
     /// At most [`QUERIES_MAX`].
     pub queries: Vec<PastQuery>,
-    /// The log position of the person's last event; 0 if none is stored.
+    /// The log position of the user's last event; 0 if none is stored.
     pub position: u64,
 }
 
 impl History {
-    /// The history as if these events of the same person had happened too. Items without a key are left out, so that
+    /// The history as if these events of the same user had happened too. Items without a key are left out, so that
     /// a request cannot make keys.
     pub fn with_context(mut self, events: &[Event], keys: &ItemKeys) -> Self {
         for event in events {
@@ -156,7 +156,7 @@ impl History {
     }
 }
 
-/// Kinds that say something about the person and an item.
+/// Kinds that say something about the user and an item.
 fn is_kept(kind: EventKind) -> bool {
     kind.needs_items() && kind != EventKind::Impression
 }

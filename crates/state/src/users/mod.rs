@@ -1,4 +1,4 @@
-//! What each person did, bounded: the fold of the events.
+//! What each user did, bounded: the fold of the events.
 mod history;
 mod record;
 
@@ -7,48 +7,48 @@ pub use record::{decode, encode};
 
 use lodestone_catalog::ItemKeys;
 use lodestone_events::Event;
-use lodestone_core::ids::PersonId;
+use lodestone_core::ids::UserId;
 use dashmap::DashMap;
 
-/// Every person's history, for reading while one thread applies events.
+/// Every user's history, for reading while one thread applies events.
 #[derive(Default)]
-pub struct People {
-    /// Boxed, since the map keeps up to twice as many places as it has persons.
-    histories: DashMap<PersonId, Box<History>, ahash::RandomState>,
+pub struct Users {
+    /// Boxed, since the map keeps up to twice as many places as it has users.
+    histories: DashMap<UserId, Box<History>, ahash::RandomState>,
 }
 
-impl People {
-    /// Adds the event, stored at log `position`, to its person's history. Each event must be given once.
+impl Users {
+    /// Adds the event, stored at log `position`, to its user's history. Each event must be given once.
     pub fn apply(&self, position: u64, event: &Event, keys: &ItemKeys) {
-        let mut history = match self.histories.get_mut(&event.person) {
+        let mut history = match self.histories.get_mut(&event.user) {
             Some(history) => history,
-            None => self.histories.entry(event.person.clone()).or_default(),
+            None => self.histories.entry(event.user.clone()).or_default(),
         };
         history.add(event, |id| Some(keys.intern(id)));
         history.position = history.position.max(position);
     }
 
-    /// A copy of what the person did. None: nothing is known of them.
-    pub fn history(&self, person: &PersonId) -> Option<History> {
-        self.histories.get(person).map(|history| (**history).clone())
+    /// A copy of what the user did. None: nothing is known of them.
+    pub fn history(&self, user: &UserId) -> Option<History> {
+        self.histories.get(user).map(|history| (**history).clone())
     }
 
-    /// Whether the event at log `position` is part of the person's history already. Positions of a person rise.
-    pub fn has(&self, person: &PersonId, position: u64) -> bool {
-        self.histories.get(person).is_some_and(|history| history.position >= position)
+    /// Whether the event at log `position` is part of the user's history already. Positions of a user rise.
+    pub fn has(&self, user: &UserId, position: u64) -> bool {
+        self.histories.get(user).is_some_and(|history| history.position >= position)
     }
 
-    /// Puts a history in the place of what is known of the person.
-    pub fn insert(&self, person: PersonId, history: History) {
-        self.histories.insert(person, Box::new(history));
+    /// Puts a history in the place of what is known of the user.
+    pub fn insert(&self, user: UserId, history: History) {
+        self.histories.insert(user, Box::new(history));
     }
 
     /// Everybody who has a history now. Each part of the map is held only while its ids are copied.
-    pub fn ids(&self) -> Vec<PersonId> {
+    pub fn ids(&self) -> Vec<UserId> {
         self.histories.iter().map(|entry| entry.key().clone()).collect()
     }
 
-    /// Persons with a history.
+    /// Users with a history.
     pub fn len(&self) -> usize {
         self.histories.len()
     }

@@ -1,16 +1,16 @@
-//! A person's history as bytes, for checkpoints.
+//! A user's history as bytes, for checkpoints.
 use super::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
 use lodestone_events::EventKind;
-use lodestone_core::ids::{ItemKey, PersonId};
+use lodestone_core::ids::{ItemKey, UserId};
 use prost::Message;
 
 /// Bytes of one event: item key u32, seconds u32, part of the second, kind, quantity, stars.
 const EVENT_BYTES: usize = 12;
 
 #[derive(Clone, PartialEq, Message)]
-struct PersonRecord {
+struct UserRecord {
     #[prost(string, tag = "1")]
-    person: String,
+    user: String,
     #[prost(uint64, tag = "2")]
     position: u64,
     #[prost(bytes = "vec", tag = "3")]
@@ -29,8 +29,8 @@ struct QueryRecord {
     text: String,
 }
 
-/// The bytes of a person. Item keys are this process's.
-pub fn encode(person: &PersonId, history: &History) -> Vec<u8> {
+/// The bytes of a user. Item keys are this process's.
+pub fn encode(user: &UserId, history: &History) -> Vec<u8> {
     let mut events = Vec::with_capacity(history.events.len() * EVENT_BYTES);
     for event in &history.events {
         events.extend_from_slice(&event.item.0.to_le_bytes());
@@ -43,15 +43,15 @@ pub fn encode(person: &PersonId, history: &History) -> Vec<u8> {
         text: query.text.to_string(),
     };
     let queries = history.queries.iter().map(query).collect();
-    PersonRecord { person: person.as_str().to_owned(), position: history.position, events, queries }.encode_to_vec()
+    UserRecord { user: user.as_str().to_owned(), position: history.position, events, queries }.encode_to_vec()
 }
 
 /// Takes what [`encode`] gave; `key` gives this process's key for the one that was written.
-pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<(PersonId, History), &'static str> {
-    let record = PersonRecord::decode(bytes).map_err(|_| "a person is no message")?;
-    let person = PersonId::from_key(&record.person).ok_or("a person's id is impossible")?;
+pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<(UserId, History), &'static str> {
+    let record = UserRecord::decode(bytes).map_err(|_| "a user is no message")?;
+    let user = UserId::from_key(&record.user).ok_or("a user's id is impossible")?;
     if record.events.len() > EVENTS_MAX * EVENT_BYTES || record.queries.len() > QUERIES_MAX {
-        return Err("a person has too many events");
+        return Err("a user has too many events");
     }
     let event = |bytes: &[u8]| -> Result<HistoryEvent, &'static str> {
         let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -72,5 +72,5 @@ pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<
     };
     let events = record.events.chunks_exact(EVENT_BYTES).map(event).collect::<Result<_, &'static str>>()?;
     let queries = record.queries.into_iter().map(query).collect::<Result<_, &'static str>>()?;
-    Ok((person, History { events, queries, position: record.position }))
+    Ok((user, History { events, queries, position: record.position }))
 }

@@ -2,7 +2,7 @@
 use super::{
     SequenceError,
     files::{
-        Catalogue, ItemNumbers, read_baskets, read_catalogue, read_persons, read_prefixes, read_sequences,
+        Catalogue, ItemNumbers, read_baskets, read_catalogue, read_users, read_prefixes, read_sequences,
         read_sessions,
     },
     metrics::{BasketMetrics, HitMetrics},
@@ -57,7 +57,7 @@ pub struct Method {
     pub method: String,
     #[serde(flatten)]
     pub all: Summary,
-    /// Persons whose last item comes before the one before it in the items' order; none where that is not asked.
+    /// Users whose last item comes before the one before it in the items' order; none where that is not asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub descending: Option<Summary>,
 }
@@ -66,7 +66,7 @@ pub struct Method {
 #[derive(Debug, Clone, Serialize)]
 pub struct HitReport {
     pub items: usize,
-    /// Persons or prefixes whose next item was to be found.
+    /// Users or prefixes whose next item was to be found.
     pub asked: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub asked_descending: Option<usize>,
@@ -82,7 +82,7 @@ pub struct HitReport {
     /// The whole: `methods`' last.
     #[serde(flatten)]
     pub ranked: HitMetrics,
-    /// 95 % by resampling persons, of the first seed: the whole's HR@10 and NDCG@10.
+    /// 95 % by resampling users, of the first seed: the whole's HR@10 and NDCG@10.
     pub hr_at_10_interval: [f64; 2],
     pub ndcg_at_10_interval: [f64; 2],
     pub methods: Vec<Method>,
@@ -120,15 +120,15 @@ fn ranks(sources: &Sources, blend: &Blend, asked: &[Asked], progress: &mut dyn F
 }
 
 /// One seed's part of a [`HitReport`].
-struct Trial {
+struct CanaryEvaluation {
     ranks: Ranks,
     epochs: usize,
     hidden: usize,
     seconds: f64,
 }
 
-/// Sums trials up. `descending` tells whom to show apart, `person` who stands behind each one asked.
-fn report(items: usize, seeds: Vec<u64>, trials: &[Trial], descending: Option<&[bool]>, person: &[usize]) -> HitReport {
+/// Sums trials up. `descending` tells whom to show apart, `user` who stands behind each one asked.
+fn report(items: usize, seeds: Vec<u64>, trials: &[CanaryEvaluation], descending: Option<&[bool]>, user: &[usize]) -> HitReport {
     let first = &trials[0].ranks;
     let (asked, retrieval) = (first.ranks.len(), first.methods.len() - 2);
     let of = |method: usize, wanted: &dyn Fn(usize) -> bool| -> Summary {
@@ -145,13 +145,13 @@ fn report(items: usize, seeds: Vec<u64>, trials: &[Trial], descending: Option<&[
             descending: descending.map(|descending| of(method, &|index| descending[index])),
         })
         .collect();
-    let mean = |value: &dyn Fn(&Trial) -> f64| trials.iter().map(value).sum::<f64>() / trials.len() as f64;
-    let recall = |trial: &Trial| {
+    let mean = |value: &dyn Fn(&CanaryEvaluation) -> f64| trials.iter().map(value).sum::<f64>() / trials.len() as f64;
+    let recall = |trial: &CanaryEvaluation| {
         let found = trial.ranks.ranks.iter().filter(|ranks| ranks[retrieval].is_some()).count();
         found as f64 / asked.max(1) as f64
     };
     let last: Vec<Option<usize>> = first.ranks.iter().map(|ranks| ranks[retrieval + 1]).collect();
-    let [hr_at_10_interval, ndcg_at_10_interval] = intervals(&last, person);
+    let [hr_at_10_interval, ndcg_at_10_interval] = intervals(&last, user);
     HitReport {
         items,
         asked,
@@ -172,13 +172,13 @@ fn report(items: usize, seeds: Vec<u64>, trials: &[Trial], descending: Option<&[
 /// Samples of a bootstrap.
 const RESAMPLES: usize = 1000;
 
-/// Percentile bootstrap (Efron 1979) over persons: the middle 95 % of HR@10 and of NDCG@10.
-fn intervals(ranks: &[Option<usize>], person: &[usize]) -> [[f64; 2]; 2] {
-    let persons = person.iter().max().map_or(0, |greatest| greatest + 1);
-    let mut sums = vec![[0.0f64; 3]; persons];
-    for (rank, person) in ranks.iter().zip(person) {
+/// Percentile bootstrap (Efron 1979) over users: the middle 95 % of HR@10 and of NDCG@10.
+fn intervals(ranks: &[Option<usize>], user: &[usize]) -> [[f64; 2]; 2] {
+    let users = user.iter().max().map_or(0, |greatest| greatest + 1);
+    let mut sums = vec![[0.0f64; 3]; users];
+    for (rank, user) in ranks.iter().zip(user) {
         let gain = rank.filter(|rank| *rank <= 10).map_or(0.0, |rank| 1.0 / (rank as f64 + 1.0).log2());
-        let sum = &mut sums[*person];
+        let sum = &mut sums[*user];
         *sum = [sum[0] + 1.0, sum[1] + f64::from(u8::from(gain > 0.0)), sum[2] + gain];
     }
     sums.retain(|sum| sum[0] > 0.0);
@@ -257,7 +257,7 @@ impl fmt::Display for HitReport {
 pub struct NextItemFiles {
     pub sequences: PathBuf,
     pub items: PathBuf,
-    pub persons: Option<PathBuf>,
+    pub users: Option<PathBuf>,
 }
 
 /// Leave-one-out with full ranking; items of the history are not ranked. Everyone with at least three items is asked for the
@@ -276,8 +276,8 @@ pub fn next_item(
         return Err(SequenceError::TooLittle(problem.to_owned()));
     }
     let asked_users = split.test.iter().map(|(index, _)| users[*index].as_str());
-    let person = match &files.persons {
-        Some(path) => person_numbers(asked_users, path)?,
+    let user = match &files.users {
+        Some(path) => user_numbers(asked_users, path)?,
         None => (0..split.test.len()).collect(),
     };
     let asked: Vec<Asked> = split.test.iter().map(|(_, asked)| *asked).collect();
@@ -289,9 +289,9 @@ pub fn next_item(
         let config = NextItemConfig::for_data(&split.train, catalogue.items.count(), trials.threads, *seed);
         let NextItemModel { sources, blend, epochs } = train_next_item(&split, &catalogue, &config, progress)?;
         let ranks = ranks(&sources, &blend, &asked, progress);
-        done.push(Trial { ranks, epochs, hidden: blend.hidden(), seconds: begun.elapsed().as_secs_f64() });
+        done.push(CanaryEvaluation { ranks, epochs, hidden: blend.hidden(), seconds: begun.elapsed().as_secs_f64() });
     }
-    Ok(report(catalogue.items.count(), seeds, &done, Some(&descending), &person))
+    Ok(report(catalogue.items.count(), seeds, &done, Some(&descending), &user))
 }
 
 /// Whether the last item comes before the one before it in the items' order.
@@ -300,11 +300,11 @@ fn is_descending((history, answer): &Asked, catalogue: &Catalogue) -> bool {
     latest.is_some_and(|latest| catalogue.order[*answer as usize] < *latest)
 }
 
-/// Numbers of the persons behind users.
-fn person_numbers<'a>(users: impl Iterator<Item = &'a str>, path: &Path) -> Result<Vec<usize>, SequenceError> {
-    let names = read_persons(path)?;
+/// Numbers of the users behind users.
+fn user_numbers<'a>(users: impl Iterator<Item = &'a str>, path: &Path) -> Result<Vec<usize>, SequenceError> {
+    let names = read_users(path)?;
     let mut numbers: AHashMap<&str, usize> = AHashMap::new();
-    let person = users.map(|user| {
+    let user = users.map(|user| {
         let name = names.get(user).ok_or_else(|| SequenceError::File {
             path: path.to_owned(),
             problem: format!("does not have user `{user}` of the sequences"),
@@ -312,7 +312,7 @@ fn person_numbers<'a>(users: impl Iterator<Item = &'a str>, path: &Path) -> Resu
         let next = numbers.len();
         Ok(*numbers.entry(name.as_str()).or_insert(next))
     });
-    person.collect()
+    user.collect()
 }
 
 /// Files of [`sessions`].
@@ -336,7 +336,7 @@ pub fn sessions(
     }
     let train: Vec<&[u32]> = train.iter().map(Vec::as_slice).collect();
     let asked: Vec<Asked> = test.iter().map(|(clicks, next)| (clicks.as_slice(), *next)).collect();
-    let person: Vec<usize> = (0..asked.len()).collect();
+    let user: Vec<usize> = (0..asked.len()).collect();
     let seeds: Vec<u64> = (0..trials.seeds as u64).map(|index| trials.seed + index).collect();
     let mut done = Vec::new();
     for seed in &seeds {
@@ -345,9 +345,9 @@ pub fn sessions(
         let model = train_sessions(&train, items.count(), &config, progress)?;
         let ranks = ranks(&model.sources, &model.blend, &asked, progress);
         let seconds = begun.elapsed().as_secs_f64();
-        done.push(Trial { ranks, epochs: model.epochs, hidden: model.blend.hidden(), seconds });
+        done.push(CanaryEvaluation { ranks, epochs: model.epochs, hidden: model.blend.hidden(), seconds });
     }
-    Ok(report(items.count(), seeds, &done, None, &person))
+    Ok(report(items.count(), seeds, &done, None, &user))
 }
 
 /// Files of [`next_basket`].
@@ -370,7 +370,7 @@ pub struct BasketMethod {
 #[derive(Debug, Clone, Serialize)]
 pub struct BasketReport {
     pub items: usize,
-    /// Persons whose next basket was to be found.
+    /// Users whose next basket was to be found.
     pub asked: usize,
     pub seeds: Vec<u64>,
     pub seconds: f64,
@@ -381,7 +381,7 @@ pub struct BasketReport {
     pub methods: Vec<BasketMethod>,
 }
 
-/// Next baskets of persons whose earlier ones are known, ranked among all items.
+/// Next baskets of users whose earlier ones are known, ranked among all items.
 pub fn next_basket(
     files: &BasketFiles,
     trials: Trials,
@@ -445,7 +445,7 @@ impl fmt::Display for BasketReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(
             f,
-            "{} items, {} persons asked, {} seed(s), {:.0} s each",
+            "{} items, {} users asked, {} seed(s), {:.0} s each",
             self.items,
             self.asked,
             self.seeds.len(),

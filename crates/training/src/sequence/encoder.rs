@@ -1,4 +1,4 @@
-//! The sequence encoder in use. A person is the transformer's output at the latest event; the score of an item is its product
+//! The sequence encoder in use. A user is the transformer's output at the latest event; the score of an item is its product
 //! with the item's vector.
 use super::{
     kernels::{Into, View, at_least, matmul, normalise_rows},
@@ -7,7 +7,7 @@ use super::{
 };
 use rayon::prelude::*;
 
-/// How the product of a person and an item becomes a logit.
+/// How the product of a user and an item becomes a logit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Similarity {
     Dot,
@@ -125,10 +125,10 @@ impl SequenceEncoder {
     }
 }
 
-/// `out[i]` gains the logits of `person` with every item; see [`SequenceEncoder::encode`].
-pub fn logits(out: &mut [f32], persons: &[f32], items: &[f32], width: usize) {
-    let (rows, columns) = (persons.len() / width, items.len() / width);
-    matmul(out, Into::Replace, View::new(persons, rows, width), View::new(items, columns, width).transposed());
+/// `out[i]` gains the logits of `user` with every item; see [`SequenceEncoder::encode`].
+pub fn logits(out: &mut [f32], users: &[f32], items: &[f32], width: usize) {
+    let (rows, columns) = (users.len() / width, items.len() / width);
+    matmul(out, Into::Replace, View::new(users, rows, width), View::new(items, columns, width).transposed());
 }
 
 /// Mean of share × -ln p(chosen) over what was chosen after some histories; the softmax is over all items.
@@ -136,10 +136,10 @@ pub fn encoder_loss(encoder: &SequenceEncoder, asked: &[(Tokens, &[(u32, f32)])]
     let every = asked.len().div_ceil(ASKED_MAX).max(1);
     let asked: Vec<_> = asked.iter().step_by(every).collect();
     let histories: Vec<Tokens> = asked.iter().map(|(tokens, _)| *tokens).collect();
-    let (persons, d) = (encoder.encode(&histories), encoder.width());
+    let (users, d) = (encoder.encode(&histories), encoder.width());
     let parts: Vec<(f64, f32)> = asked
         .par_chunks(128)
-        .zip(persons.par_chunks(128 * d))
+        .zip(users.par_chunks(128 * d))
         .map(|(asked, hidden)| {
             let mut targets = Targets::default();
             asked.iter().for_each(|(_, chosen)| targets.push(chosen.iter().copied()));
@@ -166,14 +166,14 @@ pub fn encoder_quality(encoder: &SequenceEncoder, asked: &[(&[u32], u32)], repea
     let every = asked.len().div_ceil(ASKED_MAX).max(1);
     let asked: Vec<(&[u32], u32)> = asked.iter().step_by(every).copied().collect();
     let histories: Vec<Tokens> = asked.iter().map(|(history, _)| Tokens::from(*history)).collect();
-    let (persons, d) = (encoder.encode(&histories), encoder.width());
+    let (users, d) = (encoder.encode(&histories), encoder.width());
     let item_count = encoder.items.len() / d;
     let gains: f64 = asked
         .par_chunks(32)
-        .zip(persons.par_chunks(32 * d))
-        .map_init(Vec::new, |block: &mut Vec<f32>, (asked, persons)| {
+        .zip(users.par_chunks(32 * d))
+        .map_init(Vec::new, |block: &mut Vec<f32>, (asked, users)| {
             block.resize(asked.len() * item_count, 0.0);
-            logits(block, persons, &encoder.items, d);
+            logits(block, users, &encoder.items, d);
             let gains = asked.iter().zip(block.chunks_exact_mut(item_count)).map(|((history, target), logits)| {
                 if !repeats {
                     history.iter().for_each(|item| logits[*item as usize] = f32::NEG_INFINITY);

@@ -124,17 +124,17 @@ fn words_of(text: &str) -> Vec<String> {
     words.map(str::to_lowercase).collect()
 }
 
-/// Lines of a user, a tab, and a person.
-pub fn read_persons(path: &Path) -> Result<AHashMap<String, String>, SequenceError> {
-    let mut persons = AHashMap::new();
+/// Lines of a user, a tab, and a user.
+pub fn read_users(path: &Path) -> Result<AHashMap<String, String>, SequenceError> {
+    let mut users = AHashMap::new();
     for_each_line(path, |number, line| {
-        let (user, person) = line.split_once('\t').ok_or("a line is a user, a tab and a person".to_owned())?;
+        let (user, user) = line.split_once('\t').ok_or("a line is a user, a tab and a user".to_owned())?;
         if number > 1 || user != "user" {
-            persons.insert(user.to_owned(), person.trim().to_owned());
+            users.insert(user.to_owned(), user.trim().to_owned());
         }
         Ok(())
     })?;
-    Ok(persons)
+    Ok(users)
 }
 
 /// Sessions in time order: one a line, items in the order in which they were clicked, separated by spaces; or

@@ -4,7 +4,7 @@ use serde::Serialize;
 /// Where the lists are cut.
 pub const CUTOFFS: [usize; 3] = [5, 10, 20];
 
-/// Means over persons with one right item each. HR and recall are then the same.
+/// Means over users with one right item each. HR and recall are then the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct HitMetrics {
     pub hr_at_5: f64,
@@ -32,7 +32,7 @@ impl HitMetrics {
         }
     }
 
-    /// Of the ranks of the right items, from 1; none: not among what was ranked. All 0 without persons.
+    /// Of the ranks of the right items, from 1; none: not among what was ranked. All 0 without users.
     pub fn of(ranks: impl IntoIterator<Item = Option<usize>>) -> Self {
         let (mut count, mut hits, mut gains, mut reciprocal) = (0usize, [0.0; 3], [0.0; 3], 0.0);
         for rank in ranks {
@@ -60,14 +60,14 @@ impl HitMetrics {
     }
 }
 
-/// Means over persons with several right items each.
+/// Means over users with several right items each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct BasketMetrics {
     pub recall_at_10: f64,
     pub recall_at_20: f64,
     pub ndcg_at_10: f64,
     pub ndcg_at_20: f64,
-    /// Share of the persons with at least one right item among ten.
+    /// Share of the users with at least one right item among ten.
     pub phr_at_10: f64,
 }
 

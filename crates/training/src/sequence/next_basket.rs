@@ -98,7 +98,7 @@ pub fn train_baskets(
 }
 
 impl BasketModel {
-    /// The best `count` items for each person, by the ranker and by the union alone.
+    /// The best `count` items for each user, by the ranker and by the union alone.
     pub fn foretell(&self, histories: &[&[Vec<u32>]], count: usize) -> Vec<[Vec<u32>; 2]> {
         let asked: Vec<Vec<u32>> = histories.iter().map(|history| flat(history)).collect();
         let asked: Vec<&[u32]> = asked.iter().map(Vec::as_slice).collect();

@@ -43,7 +43,7 @@ pub struct TermSource {
 /// A history and the item that came next.
 pub type Asked<'a> = (&'a [u32], u32);
 
-/// What is known of a catalogue and of how people went through it.
+/// What is known of a catalogue and of how users went through it.
 #[derive(Debug, Clone)]
 pub struct Sources {
     pub encoders: Vec<SequenceEncoder>,
@@ -62,8 +62,8 @@ pub struct Sources {
 
 /// Rank constant of reciprocal-rank fusion (Cormack, Clarke & Büttcher 2009).
 const FUSION_RANK: f32 = 60.0;
-/// Persons whose logits are computed in one product.
-const PERSONS: usize = 32;
+/// Users whose logits are computed in one product.
+const USERS: usize = 32;
 /// Added to what alike histories say before its logarithm: a tenth of one of them.
 const ALIKE_FLOOR: f32 = 0.1;
 /// Added to cosines before their logarithm.
@@ -90,7 +90,7 @@ struct Room {
     tables: Vec<Scores>,
     matches: Scores,
     alike: Scores,
-    /// Logits of some persons with all items.
+    /// Logits of some users with all items.
     block: Vec<f32>,
 }
 
@@ -133,8 +133,8 @@ impl Sources {
                 .map(|(item, _)| item)
                 .collect();
         let tokens: Vec<Tokens> = histories.iter().map(|history| Tokens::from(*history)).collect();
-        let persons: Vec<Vec<f32>> = self.encoders.iter().map(|encoder| encoder.encode(&tokens)).collect();
-        let chunks: Vec<usize> = (0..histories.len()).step_by(PERSONS).collect();
+        let users: Vec<Vec<f32>> = self.encoders.iter().map(|encoder| encoder.encode(&tokens)).collect();
+        let chunks: Vec<usize> = (0..histories.len()).step_by(USERS).collect();
         let room = || Room {
             tables: vec![Scores::new(item_count); self.tables.len()],
             matches: self.alike.as_ref().map_or_else(|| Scores::new(0), Alike::empty_matches),
@@ -144,13 +144,13 @@ impl Sources {
         let results: Vec<Vec<R>> = chunks
             .into_par_iter()
             .map_init(room, |room, begin| {
-                let end = (begin + PERSONS).min(histories.len());
+                let end = (begin + USERS).min(histories.len());
                 let mut encoded: Vec<Vec<Vec<f32>>> = vec![Vec::new(); end - begin];
-                for (encoder, persons) in self.encoders.iter().zip(&persons) {
+                for (encoder, users) in self.encoders.iter().zip(&users) {
                     let d = encoder.width();
                     let block = &mut room.block;
                     block.resize((end - begin) * item_count, 0.0);
-                    logits(block, &persons[begin * d..end * d], encoder.item_vectors(), d);
+                    logits(block, &users[begin * d..end * d], encoder.item_vectors(), d);
                     encoded
                         .iter_mut()
                         .zip(block.chunks_exact(item_count))

@@ -7,7 +7,7 @@ use super::{
 };
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, PersonId}, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 
 /// Seconds between two lists of a visit, and between the places of a list.
 const LIST_S: usize = 300;
@@ -34,7 +34,7 @@ pub struct Visit {
     pub lists: Vec<Seen>,
 }
 
-/// Something that a shopper did: an event without its person.
+/// Something that a shopper did: an event without its user.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Deed {
     pub kind: EventKind,
@@ -77,7 +77,7 @@ impl Seen {
 }
 
 /// The days before the first watched one: a first page of what sells most, beside what is drawn by lot, and shelves that are sorted
-/// by sales with some disorder. Nothing in them knows a person.
+/// by sales with some disorder. Nothing in them knows a user.
 pub fn first_history(shop: &Shop, shoppers: &mut [Shopper], config: &SimulationConfig, draws: Draws) -> Vec<Visit> {
     let offered: Vec<usize> = shop.launched(None).collect();
     let mut sold = vec![0usize; shop.products.len()];
@@ -150,7 +150,7 @@ pub fn dataset_events(visits: &[Visit], shop: &Shop, start: UnixMillis) -> Vec<D
             };
             rows.extend(products.into_iter().map(|product| DatasetEvent {
                 event_id: format!("h{number}-{place}"),
-                person: PersonId::user(&visit.shopper).ok(),
+                user: UserId::signed_in(&visit.shopper).ok(),
                 session: format!("h{number}"),
                 kind: deed.kind,
                 at: deed.at,

@@ -1,6 +1,6 @@
-//! The person encoder of a bundle: the transformer of `sequence`, learned from what people chose next, written as ONNX.
+//! The user encoder of a bundle: the transformer of `sequence`, learned from what users chose next, written as ONNX.
 //!
-//! It reads a person's latest events: an item's vector, the kind of the event, and the time since the event before. An item's
+//! It reads a user's latest events: an item's vector, the kind of the event, and the time since the event before. An item's
 //! vector is one of its own plus its text's vector times a learned projection, so that an item without any event has one too.
 use super::{
     Progress,
@@ -13,9 +13,9 @@ use super::{
     },
 };
 use lodestone_catalog::VECTOR_DIM;
-use lodestone_pipeline::{ENCODED_EVENTS_MAX, ranking::{Device, PersonEncoder, PersonInput, Runtime}};
+use lodestone_pipeline::{ENCODED_EVENTS_MAX, ranking::{Device, UserEncoder, UserInput, Runtime}};
 use lodestone_events::{Event, EventKind};
-use lodestone_core::{ids::{ItemId, PersonId}, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 use ahash::AHashMap;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::ops::Range;
@@ -31,9 +31,9 @@ const UNWATCHED_EPOCHS: usize = 10;
 /// A window's first events have little before them; they are asked about in the window before.
 const CONTEXT_MIN: usize = ENCODED_EVENTS_MAX / 2;
 
-/// A window of a person's history, at most [`ENCODED_EVENTS_MAX`] events, and what was chosen after some of them.
+/// A window of a user's history, at most [`ENCODED_EVENTS_MAX`] events, and what was chosen after some of them.
 #[derive(Debug, Clone, Default)]
-pub struct PersonSample {
+pub struct UserSample {
     pub items: Vec<u32>,
     pub kinds: Vec<u8>,
     /// ln(1 + days) since the event before.
@@ -41,7 +41,7 @@ pub struct PersonSample {
     pub asked: Vec<Asked>,
 }
 
-impl PersonSample {
+impl UserSample {
     pub fn tokens(&self) -> Tokens<'_> {
         Tokens { items: &self.items, kinds: &self.kinds, gaps: &self.gaps }
     }
@@ -63,7 +63,7 @@ struct Step {
     kind: EventKind,
 }
 
-/// A person's events, oldest first.
+/// A user's events, oldest first.
 #[derive(Default)]
 struct Past {
     /// Items of all events, one after the other.
@@ -75,15 +75,15 @@ struct Past {
 
 /// For each choice within `times` that has a history: what came before it, and its items. Items of one event are chosen
 /// together: their order says nothing. `events` are in time order; none after `times` is looked at.
-pub fn person_samples(events: &[Event], row_of: &AHashMap<ItemId, u32>, times: Range<UnixMillis>) -> Vec<PersonSample> {
-    let mut pasts: AHashMap<&PersonId, Past> = AHashMap::new();
-    let mut order: Vec<&PersonId> = Vec::new();
+pub fn user_samples(events: &[Event], row_of: &AHashMap<ItemId, u32>, times: Range<UnixMillis>) -> Vec<UserSample> {
+    let mut pasts: AHashMap<&UserId, Past> = AHashMap::new();
+    let mut order: Vec<&UserId> = Vec::new();
     for event in events.iter().take_while(|event| event.at < times.end) {
         if !event.kind.needs_items() || event.kind == EventKind::Impression {
             continue;
         }
-        let past = pasts.entry(&event.person).or_insert_with(|| {
-            order.push(&event.person);
+        let past = pasts.entry(&event.user).or_insert_with(|| {
+            order.push(&event.user);
             Past::default()
         });
         let begin = past.rows.len();
@@ -94,13 +94,13 @@ pub fn person_samples(events: &[Event], row_of: &AHashMap<ItemId, u32>, times: R
         }
         past.steps.push(Step { rows: begin..past.rows.len(), at: event.at, kind: event.kind });
     }
-    order.into_iter().flat_map(|person| pasts[person].windows(times.start)).collect()
+    order.into_iter().flat_map(|user| pasts[user].windows(times.start)).collect()
 }
 
 impl Past {
     /// Windows such that each choice since `from`, of the latest [`HISTORY_MAX`] events, is asked once, with at least
     /// [`CONTEXT_MIN`] events before it or all.
-    fn windows(&self, from: UnixMillis) -> Vec<PersonSample> {
+    fn windows(&self, from: UnixMillis) -> Vec<UserSample> {
         let earliest = self.rows.len().saturating_sub(HISTORY_MAX).max(1);
         let is_asked = |step: &&Step| {
             step.at >= from && step.kind.is_choice() && step.rows.start >= earliest && !step.rows.is_empty()
@@ -119,12 +119,12 @@ impl Past {
         windows
     }
 
-    fn window(&self, range: Range<usize>, asked: &[&Step]) -> PersonSample {
+    fn window(&self, range: Range<usize>, asked: &[&Step]) -> UserSample {
         let gap = |place: usize| match place == range.start {
             true => 0.0,
             false => self.at[place].days_since(self.at[place - 1]).max(0.0).ln_1p(),
         };
-        let mut sample = PersonSample {
+        let mut sample = UserSample {
             items: self.rows[range.clone()].to_vec(),
             kinds: self.kinds[range.clone()].to_vec(),
             gaps: range.clone().map(gap).collect(),
@@ -146,7 +146,7 @@ impl Past {
     }
 }
 
-pub struct TrainedPersonEncoder {
+pub struct TrainedUserEncoder {
     /// `[items × VECTOR_DIM]`, length 1.
     pub item_vectors: Vec<f32>,
     /// `[text width × VECTOR_DIM]`.
@@ -164,19 +164,19 @@ pub struct TrainedPersonEncoder {
 
 /// Learns the encoder and the item vectors; the loss on `validation` decides when it stops.
 #[allow(clippy::too_many_arguments)]
-pub fn train_person_encoder(
+pub fn train_user_encoder(
     text: &ItemText,
     item_count: usize,
-    samples: &[PersonSample],
-    validation: &[PersonSample],
+    samples: &[UserSample],
+    validation: &[UserSample],
     seed: u64,
     pause: &mut Pause,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
-) -> Result<TrainedPersonEncoder, ModelError> {
+) -> Result<TrainedUserEncoder, ModelError> {
     if samples.is_empty() {
         return Err(ModelError::TooLittle(
-            "nobody chose twice: a person encoder needs persons with at least two events at different times".to_owned(),
+            "nobody chose twice: a user encoder needs users with at least two events at different times".to_owned(),
         ));
     }
     let mut config = config(samples, item_count, seed);
@@ -193,15 +193,15 @@ pub fn train_person_encoder(
         if asked.is_empty() { epoch } else { -encoder_loss(encoder, &asked) }
     };
     let trained = train_encoder(&samples, item_count, text, &config, pause, &mut validate, &mut |step| {
-        progress(Progress { stage: "person encoder", ..step });
+        progress(Progress { stage: "user encoder", ..step });
     })?;
     let TrainedEncoder { encoder, epochs, score, validation } = trained;
     let onnx = export(&encoder)?;
     let check = check(&encoder, &onnx, runtime)?;
     if encoder.item_vectors().iter().any(|value| !value.is_finite()) {
-        return Err(ModelError::NotFinite { model: "person_encoder" });
+        return Err(ModelError::NotFinite { model: "user_encoder" });
     }
-    Ok(TrainedPersonEncoder {
+    Ok(TrainedUserEncoder {
         item_vectors: encoder.item_vectors().to_vec(),
         text_projection: encoder.text_projection().to_vec(),
         weights: encoder.flat_weights().to_vec(),
@@ -215,7 +215,7 @@ pub fn train_person_encoder(
 }
 
 /// Settings for data of this size.
-fn config(samples: &[PersonSample], item_count: usize, seed: u64) -> EncoderConfig {
+fn config(samples: &[UserSample], item_count: usize, seed: u64) -> EncoderConfig {
     let lengths = samples.iter().map(|sample| sample.items.len()).collect();
     let targets = samples.iter().map(|sample| sample.asked.len()).sum();
     let threads = rayon::current_num_threads();
@@ -228,7 +228,7 @@ fn config(samples: &[PersonSample], item_count: usize, seed: u64) -> EncoderConf
 }
 
 /// The moments of a sample: what was read, and what was chosen then.
-fn moments(sample: &PersonSample) -> impl Iterator<Item = (Tokens<'_>, &[(u32, f32)])> {
+fn moments(sample: &UserSample) -> impl Iterator<Item = (Tokens<'_>, &[(u32, f32)])> {
     sample.asked.iter().map(|(event, chosen)| {
         let end = *event as usize + 1;
         let tokens = Tokens { items: &sample.items[..end], kinds: &sample.kinds[..end], gaps: &sample.gaps[..end] };
@@ -236,12 +236,12 @@ fn moments(sample: &PersonSample) -> impl Iterator<Item = (Tokens<'_>, &[(u32, f
     })
 }
 
-/// The encoder as a graph with the inputs of [`PersonEncoder`]. All events go through all blocks but the last, of which only
+/// The encoder as a graph with the inputs of [`UserEncoder`]. All events go through all blocks but the last, of which only
 /// the latest event's output is wanted.
 fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
     let (d, weights) = (VECTOR_DIM, encoder.weights());
     assert!(encoder.width() == d && encoder.shape().heads == 1, "the trainer's shape is that of bundles");
-    let mut graph = GraphWriter::new("person_encoder");
+    let mut graph = GraphWriter::new("user_encoder");
     let (batch, length) = (|| Dim::Any("batch"), || Dim::Any("length"));
     graph.float_input("items", &[batch(), length(), Dim::Is(d)]);
     graph.int_input("kinds", &[batch(), length()]);
@@ -287,8 +287,8 @@ fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
     }
     graph.node("Squeeze", &[&x, "axis_1"], "latest", &[]);
     write_norm(&mut graph, "latest", "latest_normed", weights.norm);
-    graph.normalize("latest_normed", "person");
-    graph.output("person", &[batch(), Dim::Is(d)]);
+    graph.normalize("latest_normed", "user");
+    graph.output("user", &[batch(), Dim::Is(d)]);
     graph.finish()
 }
 
@@ -373,13 +373,13 @@ fn write_norm(graph: &mut GraphWriter, input: &str, output: &str, gain_and_bias:
 
 /// Compares ONNX Runtime with the trained encoder on random histories of every length, alone and padded together.
 fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<ExportCheck, ModelError> {
-    let mut session = PersonEncoder::open(runtime, onnx, Device::Cpu)?;
+    let mut session = UserEncoder::open(runtime, onnx, Device::Cpu)?;
     let mut rng = StdRng::seed_from_u64(7);
     let (mut pairs, mut inputs) = (Vec::new(), Vec::new());
     for length in 1..=ENCODED_EVENTS_MAX {
         let mut days: Vec<f32> = (0..length).map(|_| rng.random_range(0.0..60.0)).collect();
         days.sort_unstable_by(|a, b| b.total_cmp(a));
-        let input = PersonInput {
+        let input = UserInput {
             items: (0..length * VECTOR_DIM).map(|_| rng.random_range(-0.3..0.3)).collect(),
             kinds: (0..length).map(|_| rng.random_range(1..15)).collect(),
             positions: (0..length as i64).rev().collect(),
@@ -393,11 +393,11 @@ fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<Ex
         pairs.push((expected, session.encode_batch(std::slice::from_ref(&input))?));
         inputs.push(input);
     }
-    // Served together, each history is padded to the longest.
+    // LoadedGeneration together, each history is padded to the longest.
     let together = session.encode_batch(&inputs)?;
     let alone: Vec<f32> = pairs.iter().flat_map(|(_, alone)| alone.iter().copied()).collect();
     pairs.push((alone, together));
-    compare("person_encoder", &pairs)
+    compare("user_encoder", &pairs)
 }
 
 #[cfg(test)]
@@ -416,7 +416,7 @@ mod tests {
         Event {
             id: EventId::parse("e").unwrap(),
             kind,
-            person: PersonId::user("p").unwrap(),
+            user: UserId::signed_in("p").unwrap(),
             session: String::new(),
             at: UnixMillis(hour * 3_600_000),
             lines: items.iter().map(line).collect(),
@@ -430,10 +430,10 @@ mod tests {
         }
     }
 
-    fn samples(events: &[Event], hours: Range<i64>) -> Vec<PersonSample> {
+    fn samples(events: &[Event], hours: Range<i64>) -> Vec<UserSample> {
         let row_of = (0..1000).map(|item| (ItemId::parse(&item.to_string()).unwrap(), item)).collect();
         let time = |hour: i64| UnixMillis(hour * 3_600_000);
-        person_samples(events, &row_of, time(hours.start)..time(hours.end))
+        user_samples(events, &row_of, time(hours.start)..time(hours.end))
     }
 
     #[test]

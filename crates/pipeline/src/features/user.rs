@@ -1,4 +1,4 @@
-//! A person's history, prepared once for all candidates of a request.
+//! A user's history, prepared once for all candidates of a request.
 use lodestone_catalog::{Catalog, VECTOR_DIM};
 use lodestone_events::EventKind;
 use lodestone_core::{ids::{ItemKey, Row}, units::UnixMillis};
@@ -12,7 +12,7 @@ const _: () = assert!(RECENT_MAX <= LANES);
 /// The influence of each older item, relative to the one after it.
 const RECENT_DECAY: f32 = 0.85;
 
-/// What a person did with one item.
+/// What a user did with one item.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ItemStats {
     pub bought_count: u32,
@@ -31,7 +31,7 @@ impl ItemStats {
     }
 }
 
-/// One of the person's latest distinct items.
+/// One of the user's latest distinct items.
 #[derive(Debug, Clone, Copy)]
 pub struct Recent {
     pub row: Row,
@@ -42,14 +42,14 @@ pub struct Recent {
     pub at_s: u32,
 }
 
-/// A person at the moment of a request.
+/// A user at the moment of a request.
 #[derive(Debug, Default)]
-pub struct PersonContext {
-    /// `[VECTOR_DIM]`, from the person encoder.
+pub struct UserContext {
+    /// `[VECTOR_DIM]`, from the user encoder.
     pub vector: Option<Vec<f32>>,
     /// Latest first.
     pub recent: Vec<Recent>,
-    /// Their vectors in the person's space and in the space of titles.
+    /// Their vectors in the user's space and in the space of titles.
     pub recent_vectors: [LaneVectors; 2],
     /// ln(1 + events).
     pub log_history_length: f32,
@@ -60,7 +60,7 @@ pub struct PersonContext {
     next_of_last: AHashMap<ItemKey, f32>,
 }
 
-impl PersonContext {
+impl UserContext {
     /// Reads a history once. O(events).
     pub fn new(history: &History, catalog: &Catalog, next: &Neighbours) -> Self {
         let mut context = Self { log_history_length: (history.events.len() as f32).ln_1p(), ..Self::default() };
@@ -86,7 +86,7 @@ impl PersonContext {
         let vectors = |recent: &Recent| &catalog.get(recent.row).vectors;
         let query_dimension = context.recent.first().map_or(0, |recent| vectors(recent).query_space().len());
         context.recent_vectors = [
-            LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| vectors(recent).person_space())),
+            LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| vectors(recent).user_space())),
             LaneVectors::new(query_dimension, context.recent.iter().map(|recent| vectors(recent).query_space())),
         ];
         if let Some(last) = context.recent.first() {
@@ -96,7 +96,7 @@ impl PersonContext {
         context
     }
 
-    /// What the person did with an item.
+    /// What the user did with an item.
     pub fn stats(&self, key: ItemKey) -> ItemStats {
         self.stats.get(&key).copied().unwrap_or_default()
     }
