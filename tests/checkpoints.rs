@@ -67,7 +67,7 @@ fn a_checkpoint_and_the_rest_of_the_log_give_the_state_of_the_whole_log() {
             is_writing.store(false, Ordering::Relaxed);
             assert!(taking.join().unwrap() > 0 || round == 3);
         });
-        let live = view(&shop.live, &shop.recent.lock(), CHANGES);
+        let state = view(&shop.state, &shop.recent.lock(), CHANGES);
         let last = shop.writer.position();
         assert!((shop.began_at > 0) == (round > 0), "round {round} began at {}", shop.began_at);
         assert_eq!(last as usize, until);
@@ -75,12 +75,12 @@ fn a_checkpoint_and_the_rest_of_the_log_give_the_state_of_the_whole_log() {
         let log = EventLog::open(directory.path()).unwrap();
         let quick = folded(&log, directory.path());
         assert!(quick.checkpoint > 0);
-        assert_eq!(view(&quick.live, &quick.recent, CHANGES), live, "with the checkpoint, round {round}");
+        assert_eq!(view(&quick.state, &quick.recent, CHANGES), state, "with the checkpoint, round {round}");
         if round == 3 {
             checkpoint::remove(directory.path()).unwrap();
             let whole = folded(&log, directory.path());
             assert_eq!(whole.checkpoint, 0);
-            assert_eq!(view(&whole.live, &whole.recent, CHANGES), live, "without it");
+            assert_eq!(view(&whole.state, &whole.recent, CHANGES), state, "without it");
         }
     }
 }
@@ -93,7 +93,7 @@ fn a_damaged_or_foreign_checkpoint_is_not_used() {
     let changes = (0..300).map(|number| (some_change(number, &mut random), None)).collect();
     runtime.block_on(shop.writer.write(changes)).unwrap();
     shop.checkpoints.write().unwrap();
-    let live = view(&shop.live, &shop.recent.lock(), 300);
+    let state = view(&shop.state, &shop.recent.lock(), 300);
     drop(shop);
     let file = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path());
     let file = file.into_iter().find(|path| path.extension().is_some_and(|e| e == "checkpoint")).unwrap();
@@ -108,14 +108,14 @@ fn a_damaged_or_foreign_checkpoint_is_not_used() {
         std::fs::write(&file, bad).unwrap();
         let state = folded(&log, directory.path());
         assert_eq!(state.checkpoint, 0);
-        assert_eq!(view(&state.live, &state.recent, 300), live);
+        assert_eq!(view(&state.state, &state.recent, 300), state);
     }
     // Another imported history makes another state.
     std::fs::write(&file, &whole).unwrap();
-    let (live, mut recent) = (LiveState::default(), Deduper::default());
+    let (state, mut recent) = (LiveState::default(), Deduper::default());
     let other = Origin { bytes: 1, crc32c: 2 };
-    assert!(restore(directory.path(), other, 300, &live, &mut recent).is_err());
-    assert!(restore(directory.path(), Origin::default(), 299, &live, &mut recent).is_err());
+    assert!(restore(directory.path(), other, 300, &state, &mut recent).is_err());
+    assert!(restore(directory.path(), Origin::default(), 299, &state, &mut recent).is_err());
 }
 
 /// Writers note each acknowledgement; readers pick one, wait for its position as a request does, and must then see its
@@ -172,7 +172,7 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_users_never_go
                             continue;
                         }
                         let user = random.random_range(0..USERS);
-                        let history = shop.live.users.history(&user_id(user)).unwrap_or_default();
+                        let history = shop.state.users.history(&user_id(user)).unwrap_or_default();
                         let places: Vec<u32> = history.events.iter().map(|e| e.at_s - (START / 1000) as u32).collect();
                         for (at, of, place) in &all {
                             assert!(*at > version || *of != user || places.contains(&(*place as u32)));
@@ -195,7 +195,7 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_users_never_go
         let log = EventLog::open(directory.path()).unwrap();
         let state = folded(&log, directory.path());
         let events: usize = (0..USERS)
-            .map(|p| state.live.users.history(&user_id(p)).map_or(0, |history| history.events.len()))
+            .map(|p| state.state.users.history(&user_id(p)).map_or(0, |history| history.events.len()))
             .sum();
         assert_eq!(events, acknowledged.lock().len());
     }

@@ -4,7 +4,7 @@
 mod shop;
 mod support;
 
-use lodestone_state::live_of;
+use lodestone_state::state_of_items;
 use lodestone_events::{Change, Deduper, EventKind, EventLog, checkpoint, log};
 use lodestone_core::ids::ItemId;
 use shop::{USERS, Shop, folded, view};
@@ -45,14 +45,14 @@ fn hash(view: &str) -> u64 {
 /// The state of the log's events up to a position, by the fold alone.
 fn state_at(directory: &Path, position: u64) -> u64 {
     let items = ["b0", "b1"].map(|id| ItemId::parse(id).unwrap());
-    let live = live_of(items.iter());
+    let state = state_of_items(items.iter());
     log::read(directory, 1, |at, _, change| {
         if let (Change::Event(event), true) = (change, at <= position) {
-            live.apply_event(at, &event);
+            state.apply_event(at, &event);
         }
     })
     .unwrap();
-    hash(&view(&live, &Deduper::default(), 0))
+    hash(&view(&state, &Deduper::default(), 0))
 }
 
 /// The process that is killed, which the test below starts: four tasks write, each acknowledged id is printed, and now and
@@ -85,7 +85,7 @@ fn write_until_killed() {
             loop {
                 let (position, state) = {
                     let recent = shop.recent.lock();
-                    let seen = (shop.live.applied_position(), hash(&view(&shop.live, &Deduper::default(), 0)));
+                    let seen = (shop.state.applied_position(), hash(&view(&shop.state, &Deduper::default(), 0)));
                     drop(recent);
                     seen
                 };
@@ -149,7 +149,7 @@ fn acknowledged_events_are_there_once_after_kill_9_and_the_state_is_as_before() 
     assert!(quick.checkpoint > 0);
     checkpoint::remove(directory.path()).unwrap();
     let whole = folded(&log, directory.path());
-    assert_eq!(view(&quick.live, &quick.recent, 0), view(&whole.live, &whole.recent, 0));
+    assert_eq!(view(&quick.state, &quick.recent, 0), view(&whole.state, &whole.recent, 0));
     println!(
         "{} acknowledged, {} stored, {} kills, {states_compared} states compared",
         acknowledged.len(),

@@ -9,7 +9,7 @@ mod shop;
 use lodestone_rollout::StoreError;
 use lodestone_pipeline::{RecommendKind, features::FEATURE_COUNT, ranking::{Device, Ranker, RankingError}};
 use lodestone_catalog::Item;
-use lodestone_rollout::{Bounds, BundleState, BundleStatus, RolloutError};
+use lodestone_rollout::{HealthBounds, BundleState, BundleStatus, RolloutError};
 use lodestone_engine::{Engine, EngineError, PageTokenError};
 use lodestone_events::{Attribution, EventKind};
 use lodestone_core::ids::ItemId;
@@ -32,7 +32,7 @@ fn titled(id: &str, title: &str) -> Item {
 }
 
 async fn state(engine: &Engine, name: &str) -> Option<BundleStatus> {
-    engine.life().bundles().await.unwrap().into_iter().find(|bundle| bundle.name == name)
+    engine.rollout().bundles().await.unwrap().into_iter().find(|bundle| bundle.name == name)
 }
 
 /// Waits until a bundle is in a state. What loads has a core only where others leave one, and other tests may not.
@@ -56,7 +56,7 @@ fn memory() -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
     let shop = Shop::new();
-    let engine = Arc::new(shop.open(Bounds::default()));
+    let engine = Arc::new(shop.open(HealthBounds::default()));
     assert_eq!(&*engine.generation(), "a");
     let clicks = |user: &str, item: &str, n: i64| {
         events::event(&format!("{user}-{n}"), EventKind::Click, user, item, events::START + n)
@@ -86,7 +86,7 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
             }
         }
     });
-    engine.life().activate("b".to_owned(), soon()).await.unwrap();
+    engine.rollout().activate("b".to_owned(), soon()).await.unwrap();
     stop.store(true, Ordering::Relaxed);
     writing.await.unwrap();
 
@@ -106,7 +106,7 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
     // The slate of the generation before is still cut; of the one before that it is not.
     let second = search(&engine, "mug", &first.next_page_token, 3).await.unwrap();
     assert_eq!((second.results[0].rank, &*second.tail.generation), (4, "a"));
-    engine.life().activate("c".to_owned(), soon()).await.unwrap();
+    engine.rollout().activate("c".to_owned(), soon()).await.unwrap();
     reach(&engine, "a", BundleState::Available).await;
     let expired = search(&engine, "mug", &first.next_page_token, 3).await;
     assert!(matches!(expired, Err(EngineError::PageToken(PageTokenError::Expired))), "{expired:?}");
@@ -115,7 +115,7 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
     let copies = shop.data_path().join("bundles");
     ["a", "b", "c"].iter().for_each(|name| std::fs::create_dir_all(copies.join(name)).unwrap());
     engine.upsert_items(vec![titled("late", "okapi stool")]).await.unwrap();
-    engine.life().rollback("a test".to_owned(), soon()).await.unwrap();
+    engine.rollout().rollback("a test".to_owned(), soon()).await.unwrap();
     assert_eq!(&*engine.generation(), "b");
     assert_eq!(ids(&search(&engine, "okapi", "", 1).await.unwrap()), ["late"]);
     assert_eq!(state(&engine, "c").await.unwrap().reason, "a test");
@@ -126,25 +126,25 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
     };
     tokio::time::timeout_at(soon().into(), dropped()).await.expect("copies are dropped");
     assert!(copies.join("b").exists());
-    let none = engine.life().rollback("again".to_owned(), soon()).await;
+    let none = engine.rollout().rollback("again".to_owned(), soon()).await;
     assert!(matches!(none, Err(RolloutError::NothingKept)), "{none:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_damaged_is_refused_and_the_store_is_watched() {
     let shop = Shop::new();
-    let engine = shop.open(Bounds::default());
+    let engine = shop.open(HealthBounds::default());
     let ranker = shop.store_path().join("b").join("ranker.onnx");
     let whole = std::fs::read(&ranker).unwrap();
     std::fs::write(&ranker, &whole[..whole.len() - 1]).unwrap();
-    let refused = engine.life().activate("b".to_owned(), soon()).await.unwrap_err().to_string();
+    let refused = engine.rollout().activate("b".to_owned(), soon()).await.unwrap_err().to_string();
     assert!(refused.contains("ranker.onnx") && refused.contains("damaged"), "{refused}");
     assert_eq!(state(&engine, "b").await.unwrap().state, BundleState::Refused);
     assert_eq!(recommend(&engine, "p1", RecommendKind::ForYou).await.unwrap().tail.generation.as_ref(), "a");
 
-    let unknown = engine.life().activate("nowhere".to_owned(), soon()).await;
+    let unknown = engine.rollout().activate("nowhere".to_owned(), soon()).await;
     assert!(matches!(unknown, Err(RolloutError::Unknown { .. })), "{unknown:?}");
-    let current = engine.life().set_canary(Some(("a".to_owned(), 0.5)), soon()).await;
+    let current = engine.rollout().set_canary(Some(("a".to_owned(), 0.5)), soon()).await;
     assert!(matches!(current, Err(RolloutError::IsCurrent { .. })), "{current:?}");
 
     // What it answered where it was made is not what it answers here.
@@ -163,9 +163,9 @@ async fn what_is_damaged_is_refused_and_the_store_is_watched() {
     reach(&engine, "a", BundleState::Kept).await;
 
     // A restart goes on with what was rolled back to, although the store still names the other.
-    engine.life().rollback("worse".to_owned(), soon()).await.unwrap();
+    engine.rollout().rollback("worse".to_owned(), soon()).await.unwrap();
     drop(engine);
-    let engine = shop.reopen(Bounds::default).await;
+    let engine = shop.reopen(HealthBounds::default).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(&*engine.generation(), "a");
 }
@@ -173,7 +173,7 @@ async fn what_is_damaged_is_refused_and_the_store_is_watched() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_canary_keeps_its_users_and_a_shadow_changes_no_answer() {
     let shop = Shop::new();
-    let engine = shop.open(Bounds::default());
+    let engine = shop.open(HealthBounds::default());
     let answers = async |engine: &Engine| {
         let mut all = BTreeMap::new();
         for n in 0..200 {
@@ -188,7 +188,7 @@ async fn a_canary_keeps_its_users_and_a_shadow_changes_no_answer() {
         answers.iter().filter(|(_, (by, _))| by == name).map(|(user, _)| user.clone()).collect::<Vec<_>>()
     };
     let before = answers(&engine).await;
-    engine.life().set_shadow(Some(("c".to_owned(), 1.0)), soon()).await.unwrap();
+    engine.rollout().set_shadow(Some(("c".to_owned(), 1.0)), soon()).await.unwrap();
     assert!(answers(&engine).await == before, "the shadow touches no answer");
     let seen = async || loop {
         let shadow = state(&engine, "c").await.unwrap();
@@ -201,13 +201,13 @@ async fn a_canary_keeps_its_users_and_a_shadow_changes_no_answer() {
     let report = tokio::time::timeout_at(soon().into(), seen()).await.expect("it is asked 200 times");
     assert!(report.requests > 20 && report.rank_correlation > 0.9999 && report.overlap_at_10 > 0.9999, "{report:?}");
     assert!(report.own.p50 > Duration::ZERO && report.answering.p50 > Duration::ZERO);
-    engine.life().set_shadow(None, soon()).await.unwrap();
+    engine.rollout().set_shadow(None, soon()).await.unwrap();
 
-    engine.life().set_canary(Some(("b".to_owned(), 0.2)), soon()).await.unwrap();
+    engine.rollout().set_canary(Some(("b".to_owned(), 0.2)), soon()).await.unwrap();
     let few = of(&answers(&engine).await, "b");
     assert!((15..=70).contains(&few.len()), "{} of 200 are a fifth", few.len());
     assert_eq!(of(&answers(&engine).await, "b"), few, "the same users");
-    engine.life().set_canary(Some(("b".to_owned(), 0.6)), soon()).await.unwrap();
+    engine.rollout().set_canary(Some(("b".to_owned(), 0.6)), soon()).await.unwrap();
     let more = of(&answers(&engine).await, "b");
     assert!(few.iter().all(|user| more.contains(user)) && more.len() > few.len(), "who was in it stays in it");
     let found = engine.upsert_items(vec![titled("both", "gnu stool")]).await;
@@ -216,7 +216,7 @@ async fn a_canary_keeps_its_users_and_a_shadow_changes_no_answer() {
         let found = search_by(&engine, user, "gnu", "", 1).await.unwrap();
         assert_eq!(ids(&found), ["both"], "both generations have it");
     }
-    engine.life().set_canary(None, soon()).await.unwrap();
+    engine.rollout().set_canary(None, soon()).await.unwrap();
     assert_eq!(of(&answers(&engine).await, "a").len(), 200);
 }
 
@@ -228,20 +228,20 @@ async fn a_bundle_that_breaks_a_bound_is_taken_back() {
     let manifest = shop.store().manifest("bad").unwrap();
     assert!(!manifest.files.contains_key("golden.json"), "no requests could be made");
     shop.store().point_to("a", None).unwrap();
-    let engine = shop.open(Bounds { requests_min: 40, p99_ratio_max: 1e9, ..Bounds::default() });
+    let engine = shop.open(HealthBounds { requests_min: 40, p99_ratio_max: 1e9, ..HealthBounds::default() });
     let ask = async |count: usize| {
         for n in 0..count {
             search_by(&engine, &format!("p{n}"), "red mug", "", 5).await.unwrap();
         }
     };
     ask(50).await;
-    engine.life().activate("bad".to_owned(), soon()).await.unwrap();
+    engine.rollout().activate("bad".to_owned(), soon()).await.unwrap();
     ask(60).await;
     let back = reach(&engine, "bad", BundleState::RolledBack).await;
     assert!(back.reason.contains("100.0 % of") && back.reason.contains("degraded"), "{}", back.reason);
     assert_eq!(&*engine.generation(), "a");
 
-    engine.life().set_canary(Some(("bad".to_owned(), 0.9)), soon()).await.unwrap();
+    engine.rollout().set_canary(Some(("bad".to_owned(), 0.9)), soon()).await.unwrap();
     ask(60).await;
     reach(&engine, "bad", BundleState::RolledBack).await;
     assert!(engine.metrics_text().contains("lodestone_bundle_changes_total{outcome=\"rolled_back\"} 2"));
@@ -252,10 +252,10 @@ async fn a_bundle_that_breaks_a_bound_is_taken_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_canary_from_which_shoppers_choose_less_is_taken_back_and_trials_outlive_a_restart() {
     let shop = Shop::new();
-    let bounds = || Bounds { p99_ratio_max: 1e9, ..Bounds::default() };
+    let bounds = || HealthBounds { p99_ratio_max: 1e9, ..HealthBounds::default() };
     let engine = shop.open(bounds());
-    engine.life().set_canary(Some(("b".to_owned(), 0.5)), soon()).await.unwrap();
-    engine.life().set_shadow(Some(("c".to_owned(), 0.5)), soon()).await.unwrap();
+    engine.rollout().set_canary(Some(("b".to_owned(), 0.5)), soon()).await.unwrap();
+    engine.rollout().set_shadow(Some(("c".to_owned(), 0.5)), soon()).await.unwrap();
     drop(engine);
     let engine = shop.reopen(bounds).await;
     assert_eq!(reach(&engine, "b", BundleState::Canary).await.share, 0.5);
@@ -326,7 +326,7 @@ fn a_bundle_never_changes_and_a_pointer_that_moved_is_seen() {
 async fn swaps_under_load_fail_no_request_and_keep_no_memory() {
     let swaps: usize = std::env::var("SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
     let shop = Shop::new();
-    let engine = Arc::new(shop.open(Bounds { p99_ratio_max: 1e9, ..Bounds::default() }));
+    let engine = Arc::new(shop.open(HealthBounds { p99_ratio_max: 1e9, ..HealthBounds::default() }));
     let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let loads: Vec<_> = (0..2)
         .map(|caller| {
@@ -354,7 +354,7 @@ async fn swaps_under_load_fail_no_request_and_keep_no_memory() {
     for swap in 0..swaps {
         let name = ["b", "c", "d", "a"][swap % 4];
         let wait = std::time::Instant::now() + Duration::from_secs(60);
-        engine.life().activate(name.to_owned(), wait).await.unwrap();
+        engine.rollout().activate(name.to_owned(), wait).await.unwrap();
         assert_eq!(&*engine.generation(), name);
         if (swap + 1) % swaps.div_ceil(10) == 0 {
             sizes.push(memory() as f64 / 1e6);

@@ -60,9 +60,9 @@ fn open(directory: &Path) -> (Writer<()>, Arc<Mutex<State>>) {
     })
     .unwrap();
     let state = Arc::new(Mutex::new(state));
-    let live = Arc::clone(&state);
+    let state = Arc::clone(&state);
     let apply = Box::new(move |changes: Vec<(u64, Change, Option<()>)>| {
-        let mut state = live.lock();
+        let mut state = state.lock();
         changes.iter().for_each(|(position, change, _)| state.apply(*position, change));
     });
     (Writer::start(log, Arc::new(Mutex::new(recent)), UnixMillis::now, apply).unwrap(), state)
@@ -100,15 +100,15 @@ proptest! {
         for (number, batch) in events.chunks(batch).enumerate() {
             write(&writer, batch);
             if number % restart_every == 0 {
-                let live = state.lock().view();
+                let state = state.lock().view();
                 drop(writer);
                 (writer, state) = open(directory.path());
-                prop_assert_eq!(&state.lock().view(), &live);
+                prop_assert_eq!(&state.lock().view(), &state);
             }
         }
-        let live = state.lock().view();
+        let state = state.lock().view();
         drop(writer);
-        prop_assert_eq!(open(directory.path()).1.lock().view(), live);
+        prop_assert_eq!(open(directory.path()).1.lock().view(), state);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use lodestone_experiments as experiments;
 use lodestone_experiments::off_policy::{self, EstimateOptions, JudgedSlots, Reward};
 use lodestone_dataset::import::{self, Mapping};
 use lodestone_pipeline::{ranking::Runtime, serving::{Serving, ServingConfig}};
-use lodestone_training::{self, EvaluateOptions, Found, GateOptions, Progress, Start, TrainError, TrainOptions, Verdict};
+use lodestone_training::{self as training, EvaluateOptions, Found, GateOptions, Progress, Start, TrainError, TrainOptions, Verdict};
 use lodestone_core::units::UnixMillis;
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};

@@ -6,7 +6,7 @@ use super::{
 };
 use lodestone_events as events;
 use lodestone_pipeline::ranking::Runtime;
-use lodestone_training::{self, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainError, TrainOptions, TrainReport, Verdict};
+use lodestone_training::{self as training, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainError, TrainOptions, TrainReport, Verdict};
 use anyhow::{Context, ensure};
 use std::{
     fmt, fs,

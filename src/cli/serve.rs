@@ -1,10 +1,9 @@
 //! serve
 use super::{LibraryArgs, open_store};
 use lodestone_pipeline::{answers::AnswersConfig, ranking::Device, serving::{Serving, ServingConfig}};
-use lodestone_rollout::{Bounds, RolloutConfig, Source};
+use lodestone_rollout::{HealthBounds, RolloutConfig, Source};
 use lodestone_engine::{EngineConfig, OpenOptions, open};
-use crate::server::{self, ServerConfig};
-use lodestone_telemetry as telemetry;
+use crate::server::{self, ServerConfig, metrics_endpoint};
 use anyhow::Context;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -127,7 +126,7 @@ impl LifeArgs {
         Ok(RolloutConfig {
             watch: seconds("watch-seconds", self.watch_seconds, 0.05)?,
             kept_max: self.kept_bundles_max,
-            bounds: Bounds {
+            bounds: HealthBounds {
                 requests_min: self.bounds_requests_min.max(1),
                 error_share_max: self.error_share_max,
                 degraded_share_max: self.degraded_share_max,
@@ -175,12 +174,12 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
     lodestone_core::text::warm_up();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let bundle = match (&args.store, &args.bundle) {
-        (Some(store), _) => Source::Store(open_store(store)?),
-        (None, bundle) => Source::Directory(bundle.clone().context("--bundle or --store is needed")?),
+        (Some(store), _) => BundleSource::Store(open_store(store)?),
+        (None, bundle) => BundleSource::Directory(bundle.clone().context("--bundle or --store is needed")?),
     };
     let engine = open(OpenOptions {
         bundle,
-        life: args.life.config()?,
+        rollout: args.life.config()?,
         data: &args.data,
         library: args.library.onnxruntime.as_deref(),
         device: match args.device {
@@ -215,10 +214,10 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
                 .await
                 .with_context(|| format!("cannot listen for metrics on {address}"))?;
             let engine = engine.clone();
-            tokio::spawn(telemetry::serve(listener, move || engine.metrics_text()));
+            tokio::spawn(metrics_endpoint::serve(listener, move || engine.metrics_text()));
         }
         server::serve(engine.clone(), config, listener, stop_signal()).await?;
-        engine.checkpoint_at_end();
+        engine.checkpoint_on_shutdown();
         tracing::info!("stopped");
         Ok(())
     })

@@ -25,7 +25,7 @@ fn checked(violations: Violations) -> Result<(), Status> {
 impl Services {
     /// The bundle in this state, if there is one.
     async fn bundle_in(&self, state: BundleState) -> Result<Option<proto::Bundle>, RolloutError> {
-        let bundles = self.engine.life().bundles().await?;
+        let bundles = self.engine.rollout().bundles().await?;
         Ok(bundles.iter().find(|bundle| bundle.state == state).map(convert::bundle_to_proto))
     }
 }
@@ -37,7 +37,7 @@ impl ModelService for Services {
         _: Request<proto::ListBundlesRequest>,
     ) -> Result<Response<proto::ListBundlesResponse>, Status> {
         let answer = async {
-            let bundles = self.engine.life().bundles().await.map_err(status::of_life)?;
+            let bundles = self.engine.rollout().bundles().await.map_err(status::of_rollout)?;
             let bundles = bundles.iter().map(convert::bundle_to_proto).collect();
             Ok(Response::new(proto::ListBundlesResponse { bundles }))
         };
@@ -53,8 +53,8 @@ impl ModelService for Services {
             let mut violations = Violations::default();
             let name = convert::bundle_name(&mut violations, &request.into_inner().bundle);
             checked(violations)?;
-            self.engine.life().activate(name, deadline).await.map_err(status::of_life)?;
-            let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_life)?;
+            self.engine.rollout().activate(name, deadline).await.map_err(status::of_rollout)?;
+            let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::ActivateBundleResponse { bundle }))
         };
         guarded(&self.metrics, "ActivateBundle", answer).await
@@ -69,8 +69,8 @@ impl ModelService for Services {
             let mut violations = Violations::default();
             let reason = convert::reason(&mut violations, &request.into_inner().reason);
             checked(violations)?;
-            self.engine.life().rollback(reason, deadline).await.map_err(status::of_life)?;
-            let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_life)?;
+            self.engine.rollout().rollback(reason, deadline).await.map_err(status::of_rollout)?;
+            let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::RollbackBundleResponse { bundle }))
         };
         guarded(&self.metrics, "RollbackBundle", answer).await
@@ -85,8 +85,8 @@ impl ModelService for Services {
             let sent = request.into_inner();
             let shadow = convert::bundle_share(&mut violations, &sent.bundle, sent.share);
             checked(violations)?;
-            self.engine.life().set_shadow(shadow, deadline).await.map_err(status::of_life)?;
-            let bundle = self.bundle_in(BundleState::Shadow).await.map_err(status::of_life)?;
+            self.engine.rollout().set_shadow(shadow, deadline).await.map_err(status::of_rollout)?;
+            let bundle = self.bundle_in(BundleState::Shadow).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::SetShadowResponse { bundle }))
         };
         guarded(&self.metrics, "SetShadow", answer).await
@@ -101,8 +101,8 @@ impl ModelService for Services {
             let sent = request.into_inner();
             let canary = convert::bundle_share(&mut violations, &sent.bundle, sent.share);
             checked(violations)?;
-            self.engine.life().set_canary(canary, deadline).await.map_err(status::of_life)?;
-            let bundle = self.bundle_in(BundleState::Canary).await.map_err(status::of_life)?;
+            self.engine.rollout().set_canary(canary, deadline).await.map_err(status::of_rollout)?;
+            let bundle = self.bundle_in(BundleState::Canary).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::SetCanaryResponse { bundle }))
         };
         guarded(&self.metrics, "SetCanary", answer).await

@@ -98,7 +98,7 @@ pub fn of(error: EngineError) -> Status {
 }
 
 /// The status of a change of models that did not happen.
-pub fn of_life(error: RolloutError) -> Status {
+pub fn of_rollout(error: RolloutError) -> Status {
     let message = error.to_string();
     let mut details = ErrorDetails::new();
     match error {

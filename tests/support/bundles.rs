@@ -3,7 +3,7 @@ use lodestone_rollout::Store;
 use lodestone_pipeline::{bundle::Bundle, Answer, Options, Page, Viewer, RecommendKind, RecommendRequest, SearchRequest, golden_requests, ranking::{Device, Runtime}};
 use lodestone_catalog::Item;
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
-use lodestone_rollout::{Bounds, RolloutConfig, Source};
+use lodestone_rollout::{HealthBounds, RolloutConfig, Source};
 use lodestone_engine::{Engine, EngineConfig, EngineError, OpenOptions, open};
 use lodestone_events::EventKind;
 use lodestone_core::{ids::{ItemId, ItemKey, UserId, Row}, units::UnixMillis};
@@ -83,7 +83,7 @@ impl Shop {
     }
 
     /// Opens what was closed: the log is free when the threads have ended.
-    pub async fn reopen(&self, bounds: impl Fn() -> Bounds) -> Engine {
+    pub async fn reopen(&self, bounds: impl Fn() -> HealthBounds) -> Engine {
         loop {
             match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.open(bounds()))) {
                 Ok(engine) => return engine,
@@ -92,9 +92,9 @@ impl Shop {
         }
     }
 
-    pub fn open(&self, bounds: Bounds) -> Engine {
+    pub fn open(&self, bounds: HealthBounds) -> Engine {
         open(OpenOptions {
-            bundle: Source::Store(self.store()),
+            bundle: BundleSource::Store(self.store()),
             data: &self.data_path(),
             library: None,
             device: Device::Cpu,
@@ -104,7 +104,7 @@ impl Shop {
             history_ends_now: false,
             dedupe_ids_max: 1_000_000,
             config: EngineConfig::default(),
-            life: RolloutConfig { watch: Duration::from_millis(100), kept_max: 1, bounds },
+            rollout: RolloutConfig { watch: Duration::from_millis(100), kept_max: 1, bounds },
         })
         .unwrap()
     }
@@ -149,9 +149,9 @@ fn reverse(bundle: &mut Bundle) {
     };
     bundle.item_vectors = reversed(&bundle.item_vectors);
     bundle.title_vectors = reversed(&bundle.title_vectors);
-    let names: Vec<ItemKey> = (0..count as u32).rev().map(ItemKey).collect();
-    bundle.next = std::mem::take(&mut bundle.next).by_key(&names);
-    bundle.together = std::mem::take(&mut bundle.together).by_key(&names);
+    let numbers: Vec<u32> = (0..count as u32).rev().collect();
+    bundle.transitions = std::mem::take(&mut bundle.transitions).renumbered(&numbers);
+    bundle.co_purchases = std::mem::take(&mut bundle.co_purchases).renumbered(&numbers);
 }
 
 pub fn viewer(user: &str) -> Viewer {

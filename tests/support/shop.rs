@@ -1,6 +1,6 @@
 //! A shop's state over a log, as a server keeps it.
 use crate::support::START;
-use lodestone_state::{RecoveredState, LiveState, checkpoints::Checkpoints, fold, live_of};
+use lodestone_state::{RecoveredState, LiveState, checkpoints::Checkpoints, fold, state_of_items};
 use lodestone_events::{Change, Deduper, EventLog, Writer};
 use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 use parking_lot::Mutex;
@@ -11,7 +11,7 @@ const IDS_MAX: usize = 1_000_000;
 
 /// A server's state and log, without the server.
 pub struct Shop {
-    pub live: Arc<LiveState>,
+    pub state: Arc<LiveState>,
     pub recent: Arc<Mutex<Deduper>>,
     pub checkpoints: Arc<Checkpoints>,
     pub writer: Writer<()>,
@@ -23,10 +23,10 @@ pub struct Shop {
 impl Shop {
     pub fn open(directory: &Path) -> Self {
         let log = EventLog::open(directory).unwrap();
-        let RecoveredState { live, recent, origin, checkpoint } = folded(&log, directory);
+        let RecoveredState { state, recent, origin, checkpoint } = folded(&log, directory);
         let recent = Arc::new(Mutex::new(recent));
-        let checkpoints = Arc::new(Checkpoints::new(live.clone(), recent.clone(), directory, origin, checkpoint));
-        let state = live.clone();
+        let checkpoints = Arc::new(Checkpoints::new(state.clone(), recent.clone(), directory, origin, checkpoint));
+        let state = state.clone();
         let apply = move |changes: Vec<(u64, Change, Option<()>)>| {
             for (position, change, _) in changes {
                 match change {
@@ -40,7 +40,7 @@ impl Shop {
             }
         };
         let writer = Writer::start(log, recent.clone(), UnixMillis::now, Box::new(apply)).unwrap();
-        Self { live, recent, checkpoints, writer, began_at: checkpoint }
+        Self { state, recent, checkpoints, writer, began_at: checkpoint }
     }
 }
 
@@ -48,33 +48,33 @@ pub fn folded(log: &EventLog, directory: &Path) -> RecoveredState {
     // As if a bundle had two items.
     let items = ["b0", "b1"].map(|id| ItemId::parse(id).unwrap());
     let history = directory.join("no-history.parquet");
-    fold(&|| live_of(items.iter()), log, directory, &history, false, IDS_MAX).unwrap()
+    fold(&|| state_of_items(items.iter()), log, directory, &history, false, IDS_MAX).unwrap()
 }
 
 /// Everything that a state says, by ids and not by this process's keys.
-pub fn view(live: &LiveState, recent: &Deduper, ids: usize) -> String {
+pub fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     let now = UnixMillis(START + 90 * UnixMillis::DAY);
     let histories: Vec<String> = (0..USERS)
         .map(|user| {
-            let Some(history) = live.users.history(&user_id(user)) else { return "unknown".into() };
+            let Some(history) = state.users.history(&user_id(user)) else { return "unknown".into() };
             let events: Vec<_> =
-                history.events.iter().map(|e| (live.keys.id(e.item), e.at_s, e.fraction, e.kind, e.quantity)).collect();
+                history.events.iter().map(|e| (state.keys.id(e.item), e.at_s, e.fraction, e.kind, e.quantity)).collect();
             format!("{events:?} {:?} {}", history.queries, history.position)
         })
         .collect();
-    let top: BTreeMap<_, _> = live
+    let top: BTreeMap<_, _> = state
         .popularity
         .read()
         .top(1000, now)
         .into_iter()
-        .map(|(key, score)| (live.keys.id(key), format!("{score:.4}")))
+        .map(|(key, score)| (state.keys.id(key), format!("{score:.4}")))
         .collect();
     let mut queries: Vec<_> =
-        live.queries.queries().into_iter().map(|(text, weight)| format!("{text} {weight}")).collect();
+        state.queries.queries().into_iter().map(|(text, weight)| format!("{text} {weight}")).collect();
     queries.sort();
-    let items: Vec<_> = live.catalogue.lock().after(0, usize::MAX).0;
+    let items: Vec<_> = state.catalogue.lock().after(0, usize::MAX).0;
     let known = (0..ids).filter(|id| recent.contains(&EventId::parse(&format!("e{id}")).unwrap())).count();
-    format!("{histories:#?} {top:?} {queries:?} {items:?} {known} {}", live.applied_position())
+    format!("{histories:#?} {top:?} {queries:?} {items:?} {known} {}", state.applied_position())
 }
 
 pub fn user_id(user: usize) -> UserId {

@@ -68,7 +68,7 @@ text_id! {
 pub struct UserId(Arc<str>);
 
 impl UserId {
-    pub fn user(id: &str) -> Result<Self, IdError> {
+    pub fn signed_in(id: &str) -> Result<Self, IdError> {
         check(id)?;
         Ok(Self(Arc::from(format!("u:{id}"))))
     }
@@ -91,7 +91,7 @@ impl UserId {
     }
 }
 
-/// A number that stands for an item id for the life of the process; see [`lodestone_catalog::ItemKeys`].
+/// A number that stands for an item id for the life of the process; see `lodestone-catalog`.
 /// It outlives generations, unlike a [`Row`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ItemKey(pub u32);

@@ -1,13 +1,26 @@
-//! The front door: asks the workers, freezes slates, writes through the log.
-use lodestone_state::checkpoints::Checkpoints;
-use lodestone_pipeline::{generation::Space, request::*, run::{self, RankingRequest, PlannedRequest, PipelineResponse}};
-use lodestone_rollout::{routes::{ServedResponse, Embedded, Generations, LoadedGeneration}, control::Rollout, frozen_slates::{Frozen, SlatesConfig}};
-use super::{token::{PageToken, TokenKey}, workers::Workers};
-use lodestone_pipeline::{answers::{AnswersConfig, AnswersLog}, serving::{Serving, ServingConfig}};
+//! The front door: runs requests on the workers, freezes slates for later pages, writes through the log.
+use crate::{
+    error::{EngineError, PageTokenError, WriteOutcome},
+    token::{PageToken, TokenKey},
+    workers::Workers,
+};
 use lodestone_catalog::Item;
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::UnixMillis,
+};
 use lodestone_events::{Attribution, Change, Event, LogError, Outcome, Writer, Written};
-use lodestone_core::ids::{ItemId, UserId};
 use lodestone_index::check_vector;
+use lodestone_pipeline::{
+    answers::{AnswerId, AnswersConfig, AnswersLog},
+    context::StageTimes,
+    generation::Space,
+    request::*,
+    run::{self, AnswerLogging, PipelineAnswer, PlannedRequest, RankingRequest},
+    serving::{Serving, ServingConfig},
+};
+use lodestone_rollout::{Embedded, FrozenAnswer, Generations, LoadedGeneration, Rollout, ServedAnswer, SlatesConfig};
+use lodestone_state::checkpoints::Checkpoints;
 use lodestone_telemetry::{Metrics, Sizes};
 use std::{
     collections::BTreeMap,
@@ -16,7 +29,10 @@ use std::{
 };
 use uuid::Uuid;
 
-/// What the engine may spend.
+/// How long an upsert may wait for a worker that embeds its items.
+const EMBED_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Configuration of an engine.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
     /// Named configurations and experiments.
@@ -35,102 +51,68 @@ impl Default for EngineConfig {
     }
 }
 
-/// Times of the stages of an answer.
-pub type Stages = Vec<(&'static str, Duration)>;
+/// Worker threads. A worker knows its number, by which it finds its models in each generation.
+pub(crate) type PipelineWorkers = Workers<usize, PlannedRequest, ServedAnswer>;
 
 pub struct Engine {
-    pub(super) generations: Arc<Generations>,
-    life: Rollout,
-    pub(super) workers: Answerers,
-    writer: Writer<Embedded>,
-    serving: Arc<Serving>,
-    pub(super) answers: Arc<AnswersLog>,
-    pub(super) tokens: TokenKey,
-    /// None: the state is not the log's alone.
-    checkpoints: Option<Arc<Checkpoints>>,
-    metrics: Metrics,
+    pub(crate) generations: Arc<Generations>,
+    pub(crate) rollout: Rollout,
+    pub(crate) workers: PipelineWorkers,
+    pub(crate) writer: Writer<Embedded>,
+    pub(crate) serving: Arc<Serving>,
+    pub(crate) answers: Arc<AnswersLog>,
+    pub(crate) tokens: TokenKey,
+    /// None: the state depends on the time of the start, not on the log alone.
+    pub(crate) checkpoints: Option<Arc<Checkpoints>>,
+    pub(crate) metrics: Metrics,
 }
 
-/// Workers know their number, by which they find their models in each generation.
-pub type Answerers = Workers<usize, PlannedRequest, ServedResponse>;
+/// Results of writes in the order of the request, and the log position that includes them.
+pub type WriteResult = Result<(Vec<WriteOutcome>, u64), EngineError>;
+
+/// A positive interaction with an answer's result.
+struct Conversion {
+    /// Position of its event in the request.
+    index: usize,
+    user: UserId,
+    answer: AnswerId,
+}
 
 impl Engine {
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        generations: Arc<Generations>,
-        life: Rollout,
-        workers: Answerers,
-        writer: Writer<Embedded>,
-        answers: AnswersLog,
-        tokens: TokenKey,
-        config: &EngineConfig,
-        metrics: Metrics,
-    ) -> Self {
-        let (serving, answers) = (config.serving.clone(), Arc::new(answers));
-        Self { generations, life, workers, writer, serving, answers, tokens, checkpoints: None, metrics }
-    }
-
-    /// The engine, taking its state down in checkpoints.
-    pub fn with_checkpoints(self, checkpoints: Option<Arc<Checkpoints>>) -> Self {
-        Self { checkpoints, ..self }
-    }
-
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// The metrics as text, with the sizes of now.
+    /// The metrics as text, with the current sizes.
     pub fn metrics_text(&self) -> String {
-        let served = self.generations.current();
+        let current = self.generations.current();
         self.metrics.text(Sizes {
-            items: served.generation.catalog.load().item_count(),
-            live_items: served.generation.vectors_of(Space::User).live_count(),
-            merges: served.generation.merge_count(),
-            users: self.generations.live.users.len(),
-            slates: self.generations.routes().loaded().map(|served| served.slates.entry_count()).sum(),
+            items: current.generation.catalog.load().item_count(),
+            live_items: current.generation.vector_index(Space::User).live_count(),
+            merges: current.generation.merge_count(),
+            users: self.generations.state.users.len(),
+            slates: self.generations.routes().loaded().map(|loaded| loaded.slates.entry_count()).sum(),
             log_position: self.writer.position(),
             dedupe_ids: self.writer.remembered_ids(),
             checkpoint_position: self.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.position()),
         })
     }
 
-    /// The name of the generation that answers.
+    /// The name of the current generation.
     pub fn generation(&self) -> Arc<str> {
         Arc::from(self.generations.current().name())
     }
 
-    /// Takes the state down so that the next start is quick; for a server that has stopped answering.
-    pub fn checkpoint_at_end(&self) {
+    /// Writes a checkpoint on shutdown, so that the next startup replays little of the log.
+    pub fn checkpoint_on_shutdown(&self) {
         if let Some(checkpoints) = &self.checkpoints {
-            checkpoints.write_at_end();
+            checkpoints.write_on_shutdown();
         }
     }
 
-    /// Asks the workers once the log is applied up to `version`, and tells up to where it was applied when they began.
-    async fn answer(
-        &self,
-        version: u64,
-        deadline: Instant,
-        question: PlannedRequest,
-    ) -> Result<(ServedResponse, u64), EngineError> {
-        self.reached(version, deadline).await;
-        let seen = self.writer.position();
-        Ok((self.workers.answer(deadline, question).await?, seen))
-    }
-
-    /// Waits until the log is applied up to `version`, at most for half of the time that is left: an answer from an older
-    /// state, which says so, is worth more than none.
-    async fn reached(&self, version: u64, deadline: Instant) {
-        if self.writer.position() < version {
-            let left = deadline.saturating_duration_since(Instant::now()) / 2;
-            let mut positions = self.writer.positions();
-            let _ = tokio::time::timeout(left, positions.wait_for(|position| *position >= version)).await;
-        }
-    }
-
-    /// Bundles, and how they come and go.
-    pub fn life(&self) -> &Rollout {
-        &self.life
+    /// Loads, activates and rolls back bundles.
+    pub fn rollout(&self) -> &Rollout {
+        &self.rollout
     }
 
     pub fn is_attribution_token(&self, text: &str) -> bool {
@@ -139,33 +121,39 @@ impl Engine {
 
     pub fn get_item(&self, id: &ItemId) -> Option<Arc<Item>> {
         let catalog = self.generations.current().generation.catalog.load_full();
-        catalog.row_of(&self.generations.live.keys, id).map(|row| catalog.get(row).item.clone())
+        catalog.row_of(&self.generations.state.keys, id).map(|row| catalog.get(row).item.clone())
+    }
+
+    /// Checks that a serving configuration of this name exists. The empty name is valid.
+    pub fn check_serving_config(&self, name: &str) -> Result<(), EngineError> {
+        match name {
+            "" => Ok(()),
+            name => Ok(self.serving.config(name).map(|_| ())?),
+        }
     }
 
     pub async fn search(&self, request: SearchRequest, deadline: Instant) -> Result<Answer, EngineError> {
         if !request.page.token.is_empty() {
             return self.next_page(&request.page);
         }
-        let (version, page) = (request.options.session_version, request.page.clone());
-        let question = self.question(RankingRequest::Search(request))?;
-        Ok(self.first_page(self.answer(version, deadline, question).await?, &page))
+        let page = request.page.clone();
+        self.first_page(RankingRequest::Search(request), &page, deadline).await
     }
 
     pub async fn recommend(&self, request: RecommendRequest, deadline: Instant) -> Result<Answer, EngineError> {
         if !request.page.token.is_empty() {
             return self.next_page(&request.page);
         }
-        let (version, page) = (request.options.session_version, request.page.clone());
-        let question = self.question(RankingRequest::Recommend(request))?;
-        Ok(self.first_page(self.answer(version, deadline, question).await?, &page))
+        let page = request.page.clone();
+        self.first_page(RankingRequest::Recommend(request), &page, deadline).await
     }
 
+    /// Ranks the request's candidates. Unknown items come last.
     pub async fn rank(&self, request: RankRequest, deadline: Instant) -> Result<Answer, EngineError> {
         let page = Page { size: request.candidates.len(), token: String::new(), fingerprint: 0 };
-        let (version, excluded) = (request.options.session_version, request.options.exclude.clone());
-        let question = self.question(RankingRequest::Rank(request))?;
-        let mut answer = self.first_page(self.answer(version, deadline, question).await?, &page);
-        for id in answer.tail.unknown_items.iter().filter(|id| !excluded.contains(id)).cloned() {
+        let excluded = request.options.exclude.clone();
+        let mut answer = self.first_page(RankingRequest::Rank(request), &page, deadline).await?;
+        for id in answer.info.unknown_items.iter().filter(|id| !excluded.contains(id)).cloned() {
             let rank = answer.results.len() + 1;
             let reasons = vec![Reason { code: ReasonCode::Candidate, evidence: Vec::new() }];
             answer.results.push(RankedItem { id, rank, score: 0.0, reasons, item: None, debug: None });
@@ -175,72 +163,37 @@ impl Engine {
     }
 
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
-        let (generations, seen) = (self.generations.clone(), self.writer.position());
-        let tell = move |worker: &mut usize| {
-            let served = generations.routes().of(&request.viewer.user).clone();
-            let suggested = stories::suggest(&served.generation, &mut served.models_of(*worker), &request);
-            Ok((served, suggested))
+        let (generations, position) = (self.generations.clone(), self.writer.position());
+        let suggest = move |worker: &mut usize| {
+            let loaded = generations.routes().of(&request.viewer.user).clone();
+            let mut models = loaded.models_of(*worker);
+            let suggested = run::suggest(&loaded.generation, &mut models, &request, UnixMillis::now());
+            drop(models);
+            Ok((loaded, suggested))
         };
-        let (served, (mut answer, stages)) = self.workers.run(deadline, tell).await?;
-        self.note(&stages, &answer.tail);
-        self.sign(&mut answer.tail, &served, Uuid::now_v7().into_bytes(), seen);
+        let (loaded, (mut answer, stage_times)) = self.workers.run(deadline, suggest).await?;
+        self.record_metrics(&stage_times, &answer.info);
+        self.sign(&mut answer.info, &loaded, Uuid::now_v7().into_bytes(), position);
         Ok(answer)
     }
 
-    pub async fn write_events(&self, events: Vec<Event>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
-        let choices = self.choices(&events);
-        let written = self.written(self.writer.write(event_changes(events)).await)?;
-        self.note_choices(choices, &written.0);
+    pub async fn write_events(&self, events: Vec<Event>) -> WriteResult {
+        let conversions = self.conversions(&events);
+        let written = self.finish_write(self.writer.write(event_changes(events)).await)?;
+        self.record_conversions(conversions, &written.0);
         Ok(written)
     }
 
-    /// As [`Engine::write_events`], but waits where too many writes wait already.
-    pub async fn write_events_when_there_is_room(
-        &self,
-        events: Vec<Event>,
-    ) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
-        let choices = self.choices(&events);
-        let written = self.written(self.writer.write_when_there_is_room(event_changes(events)).await)?;
-        self.note_choices(choices, &written.0);
+    /// [`Engine::write_events`], but waits instead of failing if too many writes wait already.
+    pub async fn write_events_when_there_is_room(&self, events: Vec<Event>) -> WriteResult {
+        let conversions = self.conversions(&events);
+        let written = self.finish_write(self.writer.write_when_there_is_room(event_changes(events)).await)?;
+        self.record_conversions(conversions, &written.0);
         Ok(written)
     }
 
-    /// What was chosen from which answer, with its place among the events, while a canary is on trial.
-    fn choices(&self, events: &[Event]) -> Vec<(usize, UserId, [u8; 16])> {
-        if self.generations.canary().is_none() {
-            return Vec::new();
-        }
-        let chosen = |(place, event): (usize, &Event)| match &event.attribution {
-            Attribution::Answer(token) if event.kind.is_choice() => {
-                Some((place, event.user.clone(), self.tokens.parse_attribution(token)?))
-            }
-            _ => None,
-        };
-        events.iter().enumerate().filter_map(chosen).collect()
-    }
-
-    /// Tells the canary's trial of the choices that were not written before.
-    fn note_choices(&self, choices: Vec<(usize, UserId, [u8; 16])>, outcomes: &[WriteOutcome]) {
-        let Some(canary) = self.generations.canary() else { return };
-        for (place, user, answer) in choices {
-            if outcomes.get(place) == Some(&WriteOutcome::Accepted) {
-                canary.note_choice(&user, answer);
-            }
-        }
-    }
-
-    fn written(&self, written: Result<Written, LogError>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
-        let written = written.map_err(EngineError::Log)?;
-        let outcomes = written.outcomes.into_iter().map(|outcome| match outcome {
-            Outcome::Accepted => WriteOutcome::Accepted,
-            Outcome::Duplicate => WriteOutcome::Duplicate,
-        });
-        let outcomes: Vec<WriteOutcome> = outcomes.collect();
-        self.note_written(&outcomes);
-        Ok((outcomes, written.session_version))
-    }
-
-    pub async fn upsert_items(&self, items: Vec<Item>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
+    /// Embeds and writes items. An item is embedded before the log has it, because an acknowledged item must be in effect.
+    pub async fn upsert_items(&self, items: Vec<Item>) -> WriteResult {
         let outcomes: Vec<WriteOutcome> = items
             .iter()
             .map(|item| match self.get_item(&item.id) {
@@ -249,25 +202,23 @@ impl Engine {
             })
             .collect();
         let generations = self.generations.clone();
-        let deadline = Instant::now() + Duration::from_secs(30);
         let embed = move |worker: &mut usize| {
             let vectors = generations.embed(*worker, &items);
             let vectors = vectors.map_err(|error| EngineError::Internal(error.to_string()))?;
-            // Before the log has them: what is acknowledged is in effect.
             for (item, embedded) in items.iter().zip(&vectors) {
                 check_embedded(item, embedded)?;
             }
             Ok((items, vectors))
         };
-        let (items, vectors) = self.workers.run(deadline, embed).await?;
-        let changes =
-            items.into_iter().zip(vectors).map(|(item, v)| (Change::Upsert(Box::new(item)), Some(v))).collect();
+        let (items, vectors) = self.workers.run(Instant::now() + EMBED_TIMEOUT, embed).await?;
+        let changes = items.into_iter().zip(vectors);
+        let changes = changes.map(|(item, vectors)| (Change::Upsert(Box::new(item)), Some(vectors))).collect();
         let written = self.writer.write(changes).await.map_err(EngineError::Log)?;
-        self.note_written(&outcomes);
+        self.count_outcomes(&outcomes);
         Ok((outcomes, written.session_version))
     }
 
-    pub async fn delete_items(&self, ids: Vec<ItemId>) -> Result<(Vec<WriteOutcome>, u64), EngineError> {
+    pub async fn delete_items(&self, ids: Vec<ItemId>) -> WriteResult {
         let outcomes: Vec<WriteOutcome> = ids
             .iter()
             .map(|id| match self.get_item(id) {
@@ -277,54 +228,155 @@ impl Engine {
             .collect();
         let changes = ids.into_iter().map(|id| (Change::Delete(id), None)).collect();
         let written = self.writer.write(changes).await.map_err(EngineError::Log)?;
-        self.note_written(&outcomes);
+        self.count_outcomes(&outcomes);
         Ok((outcomes, written.session_version))
     }
 
-    /// Whether there is a serving configuration of this name; none is named by nothing.
-    pub fn check_serving_config(&self, name: &str, viewer: &Viewer) -> Result<(), EngineError> {
-        Ok(self.serving.plan(name, &viewer.user).map(|_| ())?)
+    /// Runs a request and returns its first page.
+    async fn first_page(
+        &self,
+        request: RankingRequest,
+        page: &Page,
+        deadline: Instant,
+    ) -> Result<Answer, EngineError> {
+        let version = request.options().session_version;
+        let planned = self.plan(request)?;
+        self.wait_for_position(version, deadline).await;
+        let position = self.writer.position();
+        let served = self.workers.answer(deadline, planned).await?;
+        Ok(self.freeze(served, position, page))
     }
 
-    fn question(&self, asked: RankingRequest) -> Result<PlannedRequest, EngineError> {
-        let plan = self.serving.plan(&asked.options().serving_config, &asked.viewer().user)?;
-        let id = Uuid::now_v7().into_bytes();
-        Ok(PlannedRequest { asked, id, plan, is_logged: self.answers.wants(&id) })
-    }
-
-    fn first_page(&self, (ServedResponse { served, told }, seen): (ServedResponse, u64), page: &Page) -> Answer {
-        let PipelineResponse { slate, corrected_query, facets, mut tail, stages, id, trace } = told;
-        self.note(&stages, &tail);
-        if let Some(trace) = trace {
-            let (served, page_size) = (served.clone(), page.size);
-            self.answers.log(id, Box::new(move || trace.record(&served.generation.manifest, page_size)));
+    /// Waits until the log is applied up to `version`, at most for half of the remaining time, because an answer from an older
+    /// state, which declares that, is better than none.
+    async fn wait_for_position(&self, version: u64, deadline: Instant) {
+        if self.writer.position() < version {
+            let timeout = deadline.saturating_duration_since(Instant::now()) / 2;
+            let mut positions = self.writer.positions();
+            let _ = tokio::time::timeout(timeout, positions.wait_for(|position| *position >= version)).await;
         }
-        self.sign(&mut tail, &served, id, seen);
+    }
+
+    fn plan(&self, request: RankingRequest) -> Result<PlannedRequest, EngineError> {
+        let plan = self.serving.plan(&request.options().serving_config, &request.viewer().user)?;
+        let answer_id = Uuid::now_v7().into_bytes();
+        let logging = match self.answers.samples(&answer_id) {
+            true => AnswerLogging::Recorded,
+            false => AnswerLogging::Skipped,
+        };
+        Ok(PlannedRequest { request, answer_id, plan, logging })
+    }
+
+    /// Logs and signs an answer, returns its first page, and keeps the slate if it has more pages.
+    fn freeze(&self, ServedAnswer { loaded, answer }: ServedAnswer, position: u64, page: &Page) -> Answer {
+        let PipelineAnswer { slate, corrected_query, facets, mut info, stage_times, id, trace } = answer;
+        self.record_metrics(&stage_times, &info);
+        if let Some(trace) = trace {
+            let (loaded, page_size) = (loaded.clone(), page.size);
+            self.answers.log(id, Box::new(move || trace.record(&loaded.generation.manifest, page_size)));
+        }
+        self.sign(&mut info, &loaded, id, position);
         let facets = Arc::new(facets);
-        let frozen = Frozen { fingerprint: page.fingerprint, slate, corrected_query, facets, tail };
-        let answer = self.cut(&frozen, &served, id, 0, page.size);
-        if frozen.slate.places.len() > page.size {
-            served.slates.insert(id, Arc::new(frozen));
+        let frozen = FrozenAnswer { fingerprint: page.fingerprint, slate, corrected_query, facets, info };
+        let answer = self.page(&frozen, &loaded, id, 0, page.size);
+        if frozen.slate.entries.len() > page.size {
+            loaded.slates.insert(id, Arc::new(frozen));
         }
         answer
     }
 
-    fn note(&self, stages: &Stages, tail: &AnswerTail) {
-        for (stage, time) in stages {
+    fn next_page(&self, page: &Page) -> Result<Answer, EngineError> {
+        let token = self.tokens.parse_page(&page.token).ok_or(EngineError::PageToken(PageTokenError::Foreign))?;
+        let routes = self.generations.routes();
+        let found = routes.loaded().find_map(|loaded| Some((loaded, loaded.slates.get(&token.slate)?)));
+        let (loaded, frozen) = found.ok_or(EngineError::PageToken(PageTokenError::Expired))?;
+        if frozen.fingerprint != page.fingerprint {
+            return Err(EngineError::PageToken(PageTokenError::OtherRequest));
+        }
+        Ok(self.page(&frozen, loaded, token.slate, token.offset as usize, page.size))
+    }
+
+    fn page(
+        &self,
+        frozen: &FrozenAnswer,
+        loaded: &LoadedGeneration,
+        slate: AnswerId,
+        offset: usize,
+        size: usize,
+    ) -> Answer {
+        let total_size = frozen.slate.entries.len();
+        let end = offset.saturating_add(size).min(total_size);
+        let next_page_token = match end < total_size {
+            true => self.tokens.page(PageToken { slate, offset: end as u32 }),
+            false => String::new(),
+        };
+        Answer {
+            results: frozen.slate.results(&loaded.generation, offset.min(end)..end),
+            next_page_token,
+            total_size,
+            corrected_query: frozen.corrected_query.clone(),
+            facets: frozen.facets.clone(),
+            info: frozen.info.clone(),
+        }
+    }
+
+    fn sign(&self, info: &mut AnswerInfo, loaded: &LoadedGeneration, answer: AnswerId, position: u64) {
+        info.attribution_token = self.tokens.attribution(answer);
+        info.session_version = position;
+        info.generation = Arc::from(loaded.name());
+    }
+
+    /// Positive interactions with answers, if a canary is under evaluation.
+    fn conversions(&self, events: &[Event]) -> Vec<Conversion> {
+        if self.generations.canary().is_none() {
+            return Vec::new();
+        }
+        let conversion = |(index, event): (usize, &Event)| match &event.attribution {
+            Attribution::Answer(token) if event.kind.is_positive() => {
+                Some(Conversion { index, user: event.user.clone(), answer: self.tokens.parse_attribution(token)? })
+            }
+            _ => None,
+        };
+        events.iter().enumerate().filter_map(conversion).collect()
+    }
+
+    /// Records the conversions that were not written before.
+    fn record_conversions(&self, conversions: Vec<Conversion>, outcomes: &[WriteOutcome]) {
+        let Some(canary) = self.generations.canary() else { return };
+        for conversion in conversions {
+            if outcomes.get(conversion.index) == Some(&WriteOutcome::Accepted) {
+                canary.record_conversion(&conversion.user, conversion.answer);
+            }
+        }
+    }
+
+    fn finish_write(&self, written: Result<Written, LogError>) -> WriteResult {
+        let written = written.map_err(EngineError::Log)?;
+        let outcomes = written.outcomes.into_iter().map(|outcome| match outcome {
+            Outcome::Accepted => WriteOutcome::Accepted,
+            Outcome::Duplicate => WriteOutcome::Duplicate,
+        });
+        let outcomes: Vec<WriteOutcome> = outcomes.collect();
+        self.count_outcomes(&outcomes);
+        Ok((outcomes, written.session_version))
+    }
+
+    fn record_metrics(&self, stage_times: &StageTimes, info: &AnswerInfo) {
+        for (stage, time) in stage_times {
             self.metrics.stage(stage, *time);
         }
-        for degradation in &tail.degradations {
+        for degradation in &info.degradations {
             self.metrics.degraded(degradation.code.name());
         }
-        if tail.explored {
+        if info.explored {
             self.metrics.explored();
         }
-        if let Some(chosen) = &tail.arm {
+        if let Some(chosen) = &info.arm {
             self.metrics.experimented(&chosen.experiment, &chosen.arm);
         }
     }
 
-    fn note_written(&self, outcomes: &[WriteOutcome]) {
+    fn count_outcomes(&self, outcomes: &[WriteOutcome]) {
         let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
         for outcome in outcomes {
             *counts.entry(outcome.name()).or_default() += 1;
@@ -333,47 +385,13 @@ impl Engine {
             self.metrics.wrote(outcome, count);
         }
     }
-
-    fn next_page(&self, page: &Page) -> Result<Answer, EngineError> {
-        let token = self.tokens.parse_page(&page.token).ok_or(EngineError::PageToken(PageTokenError::Foreign))?;
-        let routes = self.generations.routes();
-        let found = routes.loaded().find_map(|served| Some((served, served.slates.get(&token.slate)?)));
-        let (served, frozen) = found.ok_or(EngineError::PageToken(PageTokenError::Expired))?;
-        if frozen.fingerprint != page.fingerprint {
-            return Err(EngineError::PageToken(PageTokenError::OtherRequest));
-        }
-        Ok(self.cut(&frozen, served, token.slate, token.offset as usize, page.size))
-    }
-
-    fn cut(&self, frozen: &Frozen, served: &LoadedGeneration, slate: [u8; 16], offset: usize, size: usize) -> Answer {
-        let total_size = frozen.slate.places.len();
-        let end = offset.saturating_add(size).min(total_size);
-        let next_page_token = match end < total_size {
-            true => self.tokens.page(PageToken { slate, offset: end as u32 }),
-            false => String::new(),
-        };
-        Answer {
-            results: frozen.slate.results(&served.generation, offset.min(end)..end),
-            next_page_token,
-            total_size,
-            corrected_query: frozen.corrected_query.clone(),
-            facets: frozen.facets.clone(),
-            tail: frozen.tail.clone(),
-        }
-    }
-
-    fn sign(&self, tail: &mut AnswerTail, served: &LoadedGeneration, answer: [u8; 16], seen: u64) {
-        tail.attribution_token = self.tokens.attribution(answer);
-        tail.session_version = seen;
-        tail.generation = Arc::from(served.name());
-    }
 }
 
 fn event_changes(events: Vec<Event>) -> Vec<(Change, Option<Embedded>)> {
     events.into_iter().map(|event| (Change::Event(event), None)).collect()
 }
 
-/// Refuses vectors that an index would not take.
+/// Rejects vectors that an index would not accept.
 fn check_embedded(item: &Item, embedded: &Embedded) -> Result<(), EngineError> {
     for (_, vectors) in embedded {
         for vector in [vectors.user_space(), vectors.query_space()] {

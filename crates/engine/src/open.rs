@@ -1,6 +1,9 @@
 //! From files to a running engine: bundle, imported history, log.
-use lodestone_rollout::{StoreError, load_threads::LoadThreads, routes::{Embedded, Generations, LoadError, Loader}, control::{self, Rollout, RolloutConfig, Source}, shadow};
-use lodestone_state::{RecoveryError, RecoveryOptions, checkpoints::Checkpoints, live_of, recover};
+use lodestone_rollout::{
+    BUNDLE_COPIES, BundleSource, Embedded, Generations, LoadError, LoadThreads, Loader, Parts, Rollout, RolloutConfig, StoreError,
+    first_bundle, start_shadow,
+};
+use lodestone_state::{RecoveryError, RecoveryOptions, checkpoints::Checkpoints, state_of_items, recover};
 use super::{engine::{Engine, EngineConfig}, token::TokenKey, workers::Workers};
 use lodestone_pipeline::{generation::GenerationError, run::PlannedRequest};
 use lodestone_pipeline::{answers::{AnswersError, AnswersLog}, bundle::{Bundle, BundleError}, ranking::{Device, Runtime, RuntimeError}, serving::ServingError};
@@ -24,7 +27,7 @@ const EVENTS: &str = "events.parquet";
 
 /// What an engine is opened from.
 pub struct OpenOptions<'a> {
-    pub bundle: Source,
+    pub bundle: BundleSource,
     /// The shop's data directory: imported history and the log.
     pub data: &'a Path,
     /// The library of ONNX Runtime; none: it is looked for.
@@ -39,7 +42,7 @@ pub struct OpenOptions<'a> {
     /// Event ids that are remembered at most.
     pub dedupe_ids_max: usize,
     pub config: EngineConfig,
-    pub life: RolloutConfig,
+    pub rollout: RolloutConfig,
 }
 
 /// Why an engine does not start.
@@ -78,10 +81,10 @@ pub fn open(opening: OpenOptions) -> Result<Engine, OpenError> {
     let synonyms = opening.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
     fs::create_dir_all(opening.data).map_err(io(opening.data))?;
     let (place, seen) = match &opening.bundle {
-        Source::Directory(directory) => (directory.clone(), None),
-        Source::Store(store) => {
-            let (name, pointer) = life::first_bundle(store, opening.data)?;
-            (store.fetch(&name, &opening.data.join(life::CACHE))?, Some(pointer))
+        BundleSource::Directory(directory) => (directory.clone(), None),
+        BundleSource::Store(store) => {
+            let (name, pointer) = first_bundle(store, opening.data)?;
+            (store.fetch(&name, &opening.data.join(BUNDLE_COPIES))?, Some(pointer))
         }
     };
     let bundle = Bundle::open(&place)?;
@@ -100,54 +103,62 @@ pub fn open(opening: OpenOptions) -> Result<Engine, OpenError> {
         history_end: opening.history_ends_now.then(UnixMillis::now),
         dedupe_ids_max: opening.dedupe_ids_max,
     };
-    let folded = recover(&log, &recovery, &|| live_of(bundle.items.iter().map(|item| &item.id)))?;
-    let live = folded.live;
+    let folded = recover(&log, &recovery, &|| state_of_items(bundle.items.iter().map(|item| &item.id)))?;
+    let state = folded.state;
     let recent = Arc::new(Mutex::new(folded.recent));
     let checkpoints =
-        Arc::new(Checkpoints::new(live.clone(), recent.clone(), &directory, folded.origin, folded.checkpoint));
+        Arc::new(Checkpoints::new(state.clone(), recent.clone(), &directory, folded.origin, folded.checkpoint));
     let checkpoints = (!opening.history_ends_now).then_some(checkpoints);
     let loader = Loader {
         runtime,
         device: opening.device,
         worker_count: opening.workers.max(1),
         synonyms,
-        live,
-        window: opening.life.bounds.window,
+        state,
+        window: opening.rollout.bounds.window,
         slates: opening.config.slates,
         loads: AtomicU64::new(0),
     };
     let first = loader.load_opened(bundle, &LoadThreads::alone().map_err(io(opening.data))?)?;
-    let shadow = shadow::start_shadow().map_err(io(opening.data))?;
-    let generations = Arc::new(Generations::new(first, shadow));
+    let generations = Arc::new(Generations::new(first, start_shadow().map_err(io(opening.data))?));
     let tokens = token_key(&opening.data.join(TOKEN_KEY)).map_err(io(opening.data))?;
 
-    let apply = applying(generations.clone(), checkpoints.clone()).map_err(io(opening.data))?;
+    let apply = apply_changes(generations.clone(), checkpoints.clone()).map_err(io(opening.data))?;
     let writer = Writer::start(log, recent, UnixMillis::now, apply)?;
-    let told = generations.clone();
-    let tell = move |worker: &mut usize, questions: &[PlannedRequest]| told.tell(*worker, questions);
+    let shared = generations.clone();
+    let run = move |worker: &mut usize, requests: &[PlannedRequest]| shared.run(*worker, requests, UnixMillis::now());
     let workers = (0..loader.worker_count).collect();
-    let workers = Workers::start(workers, opening.queue_requests_max, Arc::new(tell)).map_err(io(opening.data))?;
+    let workers = Workers::start(workers, opening.queue_requests_max, Arc::new(run)).map_err(io(opening.data))?;
     let metrics = Metrics::default();
     let answers = AnswersLog::open(&opening.data.join(ANSWERS), &opening.config.answers, metrics.clone())?;
     metrics.serving(generations.current().name());
-    let life = Rollout::start(life::Parts {
+    let rollout = Rollout::start(Parts {
         generations: generations.clone(),
         loader,
         threads: LoadThreads::beside_answers().map_err(io(opening.data))?,
         source: Arc::new(opening.bundle),
         seen,
         data: opening.data.to_owned(),
-        config: opening.life,
+        config: opening.rollout,
         serving: opening.config.serving.clone(),
         metrics: metrics.clone(),
+        clock: UnixMillis::now,
     });
-    let life = life.map_err(io(opening.data))?;
-    let engine = Engine::new(generations, life, workers, writer, answers, tokens, &opening.config, metrics);
-    Ok(engine.with_checkpoints(checkpoints))
+    Ok(Engine {
+        generations,
+        rollout: rollout.map_err(io(opening.data))?,
+        workers,
+        writer,
+        serving: opening.config.serving.clone(),
+        answers: Arc::new(answers),
+        tokens,
+        checkpoints,
+        metrics,
+    })
 }
 
-/// What is done with what the log's writer committed; starts the threads that merge and take checkpoints when it is time.
-fn applying(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoints>>) -> io::Result<Apply<Embedded>> {
+/// Returns the function that applies committed changes, and starts the threads that merge live items and write checkpoints.
+fn apply_changes(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoints>>) -> io::Result<Apply<Embedded>> {
     let merging = start_merging(generations.clone())?;
     let taking = checkpoints.clone().map(start_checkpoints).transpose()?;
     Ok(Box::new(move |changes| {
@@ -200,7 +211,7 @@ fn start_checkpoints(checkpoints: Arc<Checkpoints>) -> io::Result<crossbeam_chan
     std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
         while told.recv().is_ok() {
             if checkpoints.is_due() {
-                checkpoints.write_and_tell();
+                checkpoints.write_and_log();
             }
         }
     })?;

@@ -1,7 +1,7 @@
 //! Answers that are made once more, from their records.
 use super::engine::Engine;
 use lodestone_pipeline::{generation::Generation as Answering, models::Models, trace};
-use lodestone_rollout::routes::LoadedGeneration;
+use lodestone_rollout::LoadedGeneration;
 use crate::EngineError;
 use lodestone_pipeline::{answers::{self, AnswerRecord, Generation, Propensity, ReplayError}, policy::Placed};
 use lodestone_core::ids::Row;
@@ -48,17 +48,20 @@ impl Engine {
     /// Makes the answer of a token once more: from its record, with the models that made it, as long as they are loaded.
     pub async fn replay(&self, token: &str, deadline: Instant) -> Result<Replay, EngineError> {
         let id = self.tokens.parse_attribution(token).ok_or(EngineError::AttributionToken)?;
-        let record = self.answers.find(id).await.map_err(EngineError::Answers)?.ok_or(EngineError::AnswerNotFound)?;
+        let answers = self.answers.clone();
+        let found = tokio::task::spawn_blocking(move || answers.find(id)).await;
+        let found = found.map_err(|error| EngineError::Internal(error.to_string()))?.map_err(EngineError::Answers)?;
+        let record = found.ok_or(EngineError::AnswerNotFound)?;
         let routes = self.generations.routes();
-        let made_it = |served: &&Arc<LoadedGeneration>| {
-            let manifest = &served.generation.manifest;
+        let made_it = |loaded: &&Arc<LoadedGeneration>| {
+            let manifest = &loaded.generation.manifest;
             record.generation == manifest.name && record.models == trace::models(manifest)
         };
-        let Some(served) = routes.loaded().find(made_it).cloned() else {
+        let Some(loaded) = routes.loaded().find(made_it).cloned() else {
             let current = routes.current.name().to_owned();
             return Err(EngineError::GenerationGone { generation: record.generation, current });
         };
-        let make = move |worker: &mut usize| Ok(replay(&served.generation, &mut served.models_of(*worker), record)?);
+        let make = move |worker: &mut usize| Ok(replay(&loaded.generation, &mut loaded.models_of(*worker), record)?);
         self.workers.run(deadline, make).await
     }
 }
@@ -69,10 +72,10 @@ fn replay(generation: &Answering, models: &mut Models, record: AnswerRecord) -> 
     let propensities = record.propensities(SAMPLES)?;
     let slot = |(at, placed): (usize, &Placed)| ReplayedSlot {
         placed: *placed,
-        item: record.items.get(placed.candidate as usize).cloned().unwrap_or_default(),
-        propensity: propensities.get(at).filter(|_| record.slots[at].item == placed.candidate).copied(),
+        item: record.items.get(placed.candidate.index()).cloned().unwrap_or_default(),
+        propensity: propensities.get(at).filter(|_| record.slots[at].item == placed.candidate.0).copied(),
     };
-    let slots = replayed.arranged.places.iter().take(record.slots.len()).enumerate().map(slot).collect();
+    let slots = replayed.arranged.placed.iter().take(record.slots.len()).enumerate().map(slot).collect();
     Ok(Replay { slots, difference: replayed.difference, record })
 }
 

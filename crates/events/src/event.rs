@@ -88,7 +88,7 @@ impl EventKind {
     }
 
     /// Whether who does this likes the item.
-    pub fn is_choice(self) -> bool {
+    pub fn is_positive(self) -> bool {
         match self {
             Self::View | Self::Click | Self::AddToCart | Self::Favorite | Self::Review | Self::Purchase => true,
             Self::Search

@@ -1,6 +1,6 @@
 //! Which of two interleaved rankings users prefer. The lists themselves are drafted where answers are made.
 use super::{Draft, Outcome, Team};
-use lodestone_core::statistics::sequential::Moments;
+use lodestone_core::statistics::Moments;
 use lodestone_core::statistics::sign_test;
 use ahash::AHashMap;
 use serde::Serialize;

@@ -1,6 +1,6 @@
 //! All vectors of one space: those of the bundle in a frozen graph, those that came since in a live one.
 use super::{
-    frozen::{BuildConfig, FrozenError, FrozenGraph, Way},
+    frozen::{BuildConfig, FrozenError, FrozenGraph, SearchStrategy},
     hnsw::{BadVector, Graph, GraphConfig, best_first, exact_search},
 };
 use lodestone_core::{bits, ids::Row};
@@ -96,7 +96,7 @@ impl VectorIndex {
         count: usize,
         eligible: &[u64],
         vector_of: impl Fn(Row) -> &'v [f32],
-    ) -> (Vec<(Row, f32)>, Way) {
+    ) -> (Vec<(Row, f32)>, SearchStrategy) {
         let parts = self.parts.load();
         let eligible_count = bits::count(eligible, parts.frozen.row_count());
         let mut found = Vec::with_capacity(count);

@@ -10,11 +10,11 @@ mod spelling;
 mod suggest;
 mod synonyms;
 
-pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, Way};
+pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy};
 pub use hnsw::{BadVector, Graph, GraphConfig, VectorError, best_first, check_vector, exact_search};
 pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
 pub use lexical::{Lexical, LexicalError, Match, Matches};
-pub use neighbours::{Neighbours, NeighboursError};
+pub use neighbours::{KeyedNeighbours, Neighbours, NeighboursError};
 pub use suggest::{Completion, CompletionSource, Suggester, Suggestible};
 pub use synonyms::{ParseError as SynonymsParseError, Synonyms, SynonymsError, SynonymsProblem};

@@ -52,17 +52,22 @@ impl Neighbours {
         result
     }
 
-    /// The same table by the keys of its rows, each key once. Rows become `keys[row]`; a key that no row has is empty.
-    pub fn by_key(self, keys: &[ItemKey]) -> Self {
-        assert_eq!(keys.len(), self.row_count(), "each row has a key");
-        if keys.iter().enumerate().all(|(row, key)| key.0 as usize == row) {
+    /// The table by the keys of its rows, each key once.
+    pub fn by_key(self, keys: &[ItemKey]) -> KeyedNeighbours {
+        KeyedNeighbours(self.renumbered(&keys.iter().map(|key| key.0).collect::<Vec<u32>>()))
+    }
+
+    /// The same table with other numbers: row `r` becomes `numbers[r]`, each number once. A number that no row has is empty.
+    pub fn renumbered(self, numbers: &[u32]) -> Self {
+        assert_eq!(numbers.len(), self.row_count(), "each row has a number");
+        if numbers.iter().enumerate().all(|(row, number)| *number as usize == row) {
             return self;
         }
         const NO_ROW: u32 = u32::MAX;
-        let count = keys.iter().map(|key| key.0 as usize + 1).max().unwrap_or(0);
+        let count = numbers.iter().map(|number| *number as usize + 1).max().unwrap_or(0);
         let mut row_of = vec![NO_ROW; count];
-        for (row, key) in keys.iter().enumerate() {
-            row_of[key.0 as usize] = row as u32;
+        for (row, number) in numbers.iter().enumerate() {
+            row_of[*number as usize] = row as u32;
         }
         let mut table = Self {
             offsets: Vec::with_capacity(count + 1),
@@ -71,9 +76,9 @@ impl Neighbours {
         };
         table.offsets.push(0);
         for row in row_of {
-            // Of a row that no key has there is nothing.
+            // A number without a row has no neighbours.
             let (neighbours, weights) = self.of(Row(row));
-            table.rows.extend(neighbours.iter().map(|neighbour| keys[*neighbour as usize].0));
+            table.rows.extend(neighbours.iter().map(|neighbour| numbers[*neighbour as usize]));
             table.weights.extend_from_slice(weights);
             table.offsets.push(table.rows.len() as u32);
         }
@@ -160,6 +165,24 @@ impl Neighbours {
     }
 }
 
+/// For each item key, its neighbours and their weights, best first.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct KeyedNeighbours(Neighbours);
+
+impl KeyedNeighbours {
+    /// The neighbours of an item, best first. Empty for an item that the table does not have.
+    pub fn of(&self, key: ItemKey) -> impl Iterator<Item = (ItemKey, f32)> {
+        let (keys, weights) = self.0.of(Row(key.0));
+        keys.iter().copied().map(ItemKey).zip(weights.iter().copied())
+    }
+
+    /// The weight of one neighbour of an item; 0 if it is not a neighbour.
+    pub fn weight(&self, key: ItemKey, neighbour: ItemKey) -> f32 {
+        let (keys, weights) = self.0.of(Row(key.0));
+        keys.iter().position(|key| *key == neighbour.0).map_or(0.0, |index| weights[index])
+    }
+}
+
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     let eight = bytes.get(at..at + 8)?;
     Some(u64::from_le_bytes(eight.try_into().ok()?))
@@ -189,13 +212,14 @@ mod tests {
     }
 
     #[test]
-    fn a_table_by_key_says_the_same() {
-        let keys = [7, 0, 3, 4].map(ItemKey);
-        let by_key = table().by_key(&keys);
-        assert_eq!(by_key.of(Row(7)), ([0, 3].as_slice(), [6.0, 5.0].as_slice()));
-        assert_eq!(by_key.of(Row(3)), ([7].as_slice(), [1.0].as_slice()));
-        assert!([0, 1, 4, 9].iter().all(|key| by_key.of(Row(*key)).0.is_empty()));
-        assert_eq!(table().by_key(&[0, 1, 2, 3].map(ItemKey)), table());
+    fn a_table_by_key_has_the_same_neighbours() {
+        let by_key = table().by_key(&[7, 0, 3, 4].map(ItemKey));
+        let of = |key: u32| by_key.of(ItemKey(key)).map(|(key, weight)| (key.0, weight)).collect::<Vec<_>>();
+        assert_eq!(of(7), [(0, 6.0), (3, 5.0)]);
+        assert_eq!(of(3), [(7, 1.0)]);
+        assert!([0, 1, 4, 9].iter().all(|key| of(*key).is_empty()));
+        assert_eq!((by_key.weight(ItemKey(7), ItemKey(3)), by_key.weight(ItemKey(7), ItemKey(9))), (5.0, 0.0));
+        assert_eq!(table().renumbered(&[0, 1, 2, 3]), table());
     }
 
     #[test]

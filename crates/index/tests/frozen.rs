@@ -1,6 +1,6 @@
 //! The frozen graph against the exact scan: recall, filters, equal vectors, vectors of any length, files.
 use lodestone_core::ids::Row;
-use lodestone_index::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, VectorIndex, Way, dot};
+use lodestone_index::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, VectorIndex, SearchStrategy, dot};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{collections::HashSet, fs, sync::Arc};
@@ -264,7 +264,7 @@ proptest! {
                 let _ = index.search(&query, 10, 50);
                 let mut found = Vec::new();
                 let way = index.search_eligible(&query, 10, 50, &[u64::MAX; 4], 256, &mut found);
-                prop_assert!(matches!(way, Way::Scan | Way::Walk | Way::WidenedWalk));
+                prop_assert!(matches!(way, SearchStrategy::Scan | SearchStrategy::Walk | SearchStrategy::WidenedWalk));
             }
             Err(FileError::Format { problem, .. }) => prop_assert!(!problem.is_empty()),
             Err(error) => prop_assert!(bytes.is_empty(), "{}", error),

@@ -1,74 +1,78 @@
-//! Reciprocal rank fusion, and what each source said of each candidate.
-use super::retrieve::{Found, USER_VECTOR, POPULAR, QUERY_VECTOR, SIMILAR, SOURCES, WORDS};
+//! Reciprocal rank fusion of the sources' lists, and the scores of each source for each candidate.
+use crate::{retrieve::ScoredRows, source::CandidateSource};
 use lodestone_catalog::Catalog;
 use crate::features::{Recent, SourceEvidence};
-use lodestone_core::ids::{ItemKey, Row};
-use lodestone_index::{Neighbours, Way, best_first};
+use lodestone_core::ids::Row;
+use lodestone_index::{KeyedNeighbours, SearchStrategy, best_first};
 use std::{cell::RefCell, time::Duration};
 
-/// Weights of the sources.
-const WEIGHTS: [f32; SOURCES.len()] = [1.0, 1.0, 2.0, 1.0, 0.7, 0.5, 0.5, 1.2];
-/// The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009), by source. The first places of a search say
-/// much more than those that follow; what a user may want next is less certain.
-const K: [f32; SOURCES.len()] = [60.0, 10.0, 10.0, 60.0, 60.0, 60.0, 60.0, 60.0];
-/// The place of a candidate that a source did not find.
-pub const NO_PLACE: u16 = u16::MAX;
+/// The rank of a candidate that a source did not find.
+pub const NOT_FOUND: u16 = u16::MAX;
 const NO_SLOT: u32 = u32::MAX;
 
-/// A row with what the sources said of it.
+/// A row with the scores of the sources.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
     pub row: Row,
     pub evidence: SourceEvidence,
-    /// By source: its best place in that source's lists, from 0, or [`NO_PLACE`].
-    pub places: [u16; SOURCES.len()],
+    /// By source: the best rank in that source's lists, from 0, or [`NOT_FOUND`].
+    pub ranks: [u16; CandidateSource::COUNT],
 }
 
-/// What stage one gives.
+/// The result of the first stage.
 #[derive(Debug, Default)]
 pub struct Candidates {
     /// Best first.
     pub list: Vec<Candidate>,
-    /// What each source found.
-    pub lists: Vec<(usize, Found)>,
-    /// How the nearest vectors were found, where they were asked for, and how long that took.
-    pub way: Option<Way>,
-    pub near_time: Duration,
-    /// The best score of words.
-    pub words_best: f32,
-    /// So many of the first rows of words are named by the query, by their id or SKU.
-    pub words_exact: usize,
-    /// So many of the first rows of words are named by the query or have all of its words.
-    pub words_complete: usize,
+    /// The list of each source.
+    pub lists: Vec<(CandidateSource, ScoredRows)>,
+    /// The strategy of the vector search, if there was one, and its duration.
+    pub strategy: Option<SearchStrategy>,
+    pub vector_search_time: Duration,
+    /// The best lexical score.
+    pub lexical_best: f32,
+    /// The number of leading rows of the lexical list that the query names by id or SKU.
+    pub exact_match_count: usize,
+    /// The number of leading rows of the lexical list that the query names or that have all of its words.
+    pub full_match_count: usize,
 }
 
 impl Candidates {
-    /// How a source found its rows, of the sources that have several ways.
-    pub fn way_of(&self, source: usize) -> Option<Way> {
-        self.way.filter(|_| [USER_VECTOR, QUERY_VECTOR, SIMILAR].contains(&source))
+    /// The strategy of a source's vector search.
+    pub fn strategy_of(&self, source: CandidateSource) -> Option<SearchStrategy> {
+        self.strategy.filter(|_| source.is_vector_search())
     }
 }
 
-/// Which neighbours are added up.
+/// A table of neighbouring items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Table {
-    Next,
-    Together,
+pub enum NeighbourTable {
+    Transitions,
+    CoPurchases,
+}
+
+/// Which neighbours of the anchors [`Fusion::spread`] adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    /// All of them.
+    All,
+    /// Those that are candidates already.
+    CandidatesOnly,
 }
 
 thread_local! {
-    /// By row: the place among the candidates, or [`NO_SLOT`]. Kept for the next request of the thread.
+    /// By row: the position among the candidates, or [`NO_SLOT`]. Kept for the next request of the thread.
     static SLOTS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Candidates in the making. A row's score is the sum over the lists of `weight / (k + rank)`, rank from 1, with
+/// Candidates under construction. A row's score is the sum over the lists of `weight / (k + rank)`, rank from 1, with
 /// the weight and the constant of the list's source.
 pub struct Fusion {
     candidates: Vec<Candidate>,
     slots: Vec<u32>,
-    lists: Vec<(usize, Found)>,
-    way: Option<Way>,
-    near_time: Duration,
+    lists: Vec<(CandidateSource, ScoredRows)>,
+    strategy: Option<SearchStrategy>,
+    vector_search_time: Duration,
 }
 
 impl Fusion {
@@ -78,9 +82,9 @@ impl Fusion {
         Self {
             candidates: Vec::with_capacity(1024),
             slots,
-            lists: Vec::with_capacity(SOURCES.len()),
-            way: None,
-            near_time: Duration::ZERO,
+            lists: Vec::with_capacity(CandidateSource::COUNT),
+            strategy: None,
+            vector_search_time: Duration::ZERO,
         }
     }
 
@@ -88,75 +92,75 @@ impl Fusion {
         let slot = &mut self.slots[row.index()];
         if *slot == NO_SLOT {
             *slot = self.candidates.len() as u32;
-            let places = [NO_PLACE; SOURCES.len()];
-            self.candidates.push(Candidate { row, evidence: SourceEvidence::default(), places });
+            let ranks = [NOT_FOUND; CandidateSource::COUNT];
+            self.candidates.push(Candidate { row, evidence: SourceEvidence::default(), ranks });
         }
         &mut self.candidates[*slot as usize]
     }
 
-    /// Adds what a source found, best first, each row once.
-    pub fn add(&mut self, source: usize, found: Found) {
-        for (place, &(row, score)) in found.iter().enumerate() {
+    /// Adds a source's list, best first, each row once.
+    pub fn add(&mut self, source: CandidateSource, found: ScoredRows) {
+        let (weight, constant) = (source.fusion_weight(), source.fusion_constant());
+        for (rank, &(row, score)) in found.iter().enumerate() {
             let candidate = self.candidate(row);
-            candidate.evidence.fused += WEIGHTS[source] / (K[source] + 1.0 + place as f32);
-            candidate.places[source] = candidate.places[source].min(place.min(NO_PLACE as usize - 1) as u16);
-            if source == WORDS {
-                candidate.evidence.words = score;
+            candidate.evidence.fused += weight / (constant + 1.0 + rank as f32);
+            let best = &mut candidate.ranks[source.index()];
+            *best = (*best).min(rank.min(NOT_FOUND as usize - 1) as u16);
+            if source == CandidateSource::Lexical {
+                candidate.evidence.lexical = score;
             }
         }
         self.lists.push((source, found));
     }
 
-    pub fn note_near(&mut self, way: Way, time: Duration) {
-        self.way = Some(way);
-        self.near_time += time;
+    /// Records the strategy and the duration of a vector search.
+    pub fn record_vector_search(&mut self, strategy: SearchStrategy, time: Duration) {
+        self.strategy = Some(strategy);
+        self.vector_search_time += time;
     }
 
-    /// Adds anchor weight × neighbour weight to the neighbours of the anchors that may appear. `only_found`: no row
-    /// becomes a candidate by this.
+    /// Adds anchor weight × neighbour weight to the neighbours of the anchors that `keep` accepts.
     pub fn spread(
         &mut self,
-        table: Table,
-        neighbours: &Neighbours,
+        (table, neighbours): (NeighbourTable, &KeyedNeighbours),
         anchors: &[Recent],
         catalog: &Catalog,
         keep: impl Fn(Row) -> bool,
-        only_found: bool,
+        spread: Spread,
     ) {
         for anchor in anchors {
-            let (keys, weights) = neighbours.of(Row(anchor.key.0));
-            for (&key, &weight) in keys.iter().zip(weights) {
-                let Some(row) = catalog.row_of_key(ItemKey(key)) else { continue };
-                if self.slots[row.index()] == NO_SLOT && (only_found || !keep(row)) {
+            for (key, weight) in neighbours.of(anchor.key) {
+                let Some(row) = catalog.row_of_key(key) else { continue };
+                if self.slots[row.index()] == NO_SLOT && (spread == Spread::CandidatesOnly || !keep(row)) {
                     continue;
                 }
                 let evidence = &mut self.candidate(row).evidence;
                 match table {
-                    Table::Next => evidence.next += weight * anchor.weight,
-                    Table::Together => evidence.together += weight * anchor.weight,
+                    NeighbourTable::Transitions => evidence.transitions += weight * anchor.weight,
+                    NeighbourTable::CoPurchases => evidence.co_purchases += weight * anchor.weight,
                 }
             }
         }
     }
 
-    /// The best of what was spread.
-    pub fn best_spread(&self, table: Table, count: usize) -> Found {
+    /// The `count` candidates with the highest sums of [`Fusion::spread`].
+    pub fn best_spread(&self, table: NeighbourTable, count: usize) -> ScoredRows {
         let score = |candidate: &Candidate| match table {
-            Table::Next => candidate.evidence.next,
-            Table::Together => candidate.evidence.together,
+            NeighbourTable::Transitions => candidate.evidence.transitions,
+            NeighbourTable::CoPurchases => candidate.evidence.co_purchases,
         };
         let with_score = self.candidates.iter().map(|candidate| (candidate.row, score(candidate)));
         best_of(with_score.filter(|(_, score)| *score > 0.0).collect(), count)
     }
 
-    /// The best `count` of what was found.
+    /// The `count` candidates with the best fused scores. Rows that only [`Fusion::spread`] reached are left out.
     pub fn finish(mut self, count: usize) -> Candidates {
         for candidate in &self.candidates {
             self.slots[candidate.row.index()] = NO_SLOT;
         }
         SLOTS.set(std::mem::take(&mut self.slots));
         let mut list = self.candidates;
-        list.retain(|candidate| candidate.places.iter().any(|place| *place != NO_PLACE));
+        list.retain(|candidate| candidate.ranks.iter().any(|rank| *rank != NOT_FOUND));
         let best_first =
             |a: &Candidate, b: &Candidate| best_first(&(a.row, a.evidence.fused), &(b.row, b.evidence.fused));
         if list.len() > count {
@@ -164,14 +168,20 @@ impl Fusion {
             list.truncate(count);
         }
         list.sort_unstable_by(best_first);
-        let words_best = list.iter().map(|candidate| candidate.evidence.words).fold(0.0, f32::max);
-        let (lists, way, near_time) = (self.lists, self.way, self.near_time);
-        Candidates { list, lists, way, near_time, words_best, words_exact: 0, words_complete: 0 }
+        Candidates {
+            lexical_best: list.iter().map(|candidate| candidate.evidence.lexical).fold(0.0, f32::max),
+            list,
+            lists: self.lists,
+            strategy: self.strategy,
+            vector_search_time: self.vector_search_time,
+            exact_match_count: 0,
+            full_match_count: 0,
+        }
     }
 }
 
 /// The best `count`, best first; equal scores in the order of the rows.
-pub fn best_of(mut found: Found, count: usize) -> Found {
+pub fn best_of(mut found: ScoredRows, count: usize) -> ScoredRows {
     if found.len() > count {
         found.select_nth_unstable_by(count, best_first);
         found.truncate(count);
@@ -181,34 +191,34 @@ pub fn best_of(mut found: Found, count: usize) -> Found {
 }
 
 impl Candidate {
-    /// The two sources that placed it best, best first.
-    pub fn best_sources(&self) -> [Option<u8>; 2] {
-        let mut best = [(NO_PLACE, 0u8); 2];
-        for (source, &place) in self.places.iter().enumerate() {
-            // What is merely popular is a reason only where there is no other.
-            let place = if source == POPULAR && place != NO_PLACE { NO_PLACE - 1 } else { place };
-            if place < best[0].0 {
-                best = [(place, source as u8), best[0]];
-            } else if place < best[1].0 {
-                best[1] = (place, source as u8);
+    /// The two sources that ranked it best, best first.
+    pub fn best_sources(&self) -> [Option<CandidateSource>; 2] {
+        let mut best = [(NOT_FOUND, None); 2];
+        for (source, &rank) in CandidateSource::ALL.into_iter().zip(&self.ranks) {
+            // Popularity is a reason only if there is no other.
+            let rank = if source == CandidateSource::Popular && rank != NOT_FOUND { NOT_FOUND - 1 } else { rank };
+            if rank < best[0].0 {
+                best = [(rank, Some(source)), best[0]];
+            } else if rank < best[1].0 {
+                best[1] = (rank, Some(source));
             }
         }
-        best.map(|(place, source)| (place != NO_PLACE).then_some(source))
+        best.map(|(_, source)| source)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::retrieve::NEXT;
+    use CandidateSource::{Lexical, QueryVector, Transitions, UserVector};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn list(rows: impl IntoIterator<Item = u32>) -> Found {
+    fn list(rows: impl IntoIterator<Item = u32>) -> ScoredRows {
         rows.into_iter().map(|row| (Row(row), 1.0)).collect()
     }
 
-    fn fuse(lists: &[(usize, Vec<u32>)], count: usize) -> Candidates {
+    fn fuse(lists: &[(CandidateSource, Vec<u32>)], count: usize) -> Candidates {
         let mut fusion = Fusion::new(50);
         for (source, rows) in lists {
             fusion.add(*source, list(rows.iter().copied()));
@@ -218,15 +228,15 @@ mod tests {
 
     #[test]
     fn a_row_in_both_lists_beats_the_first_of_one() {
-        let fused = fuse(&[(USER_VECTOR, vec![1, 2, 3]), (NEXT, vec![4, 2, 5])], 10).list;
+        let fused = fuse(&[(UserVector, vec![1, 2, 3]), (Transitions, vec![4, 2, 5])], 10).list;
         assert_eq!(fused[0].row, Row(2));
         assert!((fused[0].evidence.fused - 2.0 / 62.0).abs() < 1e-6);
-        assert_eq!(fused[0].best_sources(), [Some(USER_VECTOR as u8), Some(NEXT as u8)]);
+        assert_eq!(fused[0].best_sources(), [Some(UserVector), Some(Transitions)]);
     }
 
     #[test]
     fn a_heavier_source_wins() {
-        assert_eq!(fuse(&[(QUERY_VECTOR, vec![1]), (WORDS, vec![2])], 10).list[0].row, Row(2));
+        assert_eq!(fuse(&[(QueryVector, vec![1]), (Lexical, vec![2])], 10).list[0].row, Row(2));
     }
 
     proptest! {
@@ -235,9 +245,10 @@ mod tests {
             lists in prop::collection::vec((0usize..8, prop::collection::btree_set(0u32..50, 0..40)), 0..5),
             count in 0usize..60,
         ) {
-            let lists: Vec<_> = lists.into_iter().map(|(source, rows)| (source, rows.into_iter().collect())).collect();
+            let lists: Vec<_> =
+                lists.into_iter().map(|(source, rows)| (CandidateSource::ALL[source], rows.into_iter().collect())).collect();
             let fused = fuse(&lists, count);
-            let all: BTreeSet<u32> = lists.iter().flat_map(|(_, rows): &(usize, Vec<u32>)| rows).copied().collect();
+            let all: BTreeSet<u32> = lists.iter().flat_map(|(_, rows): &(CandidateSource, Vec<u32>)| rows).copied().collect();
             let found: BTreeSet<u32> = fused.list.iter().map(|candidate| candidate.row.0).collect();
             prop_assert_eq!(fused.list.len(), all.len().min(count));
             prop_assert_eq!(found.len(), fused.list.len());

@@ -1,11 +1,11 @@
 //! One trained bundle as it answers: its items with those that came since, their indexes, what goes with what.
-use lodestone_state::{catalog_changes::ItemChange, live::LiveState};
-use super::models::{Models, embed_items};
+use lodestone_state::{ItemChange, LiveState};
+use super::models::{Models, TextProjection, embed_items};
 use lodestone_index::CompletionSource;
 use lodestone_core::{bits, ids::{ItemId, ItemKey, Row}};
 use crate::{bundle::{Bundle, Manifest}, ranking::RankingError};
 use lodestone_catalog::{Catalog, Item, ItemVectors};
-use lodestone_index::{BadVector, FrozenError, FrozenGraph, Lexical, LexicalError, Neighbours, Suggester, Suggestible, VectorError, VectorIndex};
+use lodestone_index::{BadVector, FrozenError, FrozenGraph, KeyedNeighbours, Lexical, LexicalError, Suggester, Suggestible, VectorError, VectorIndex};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::sync::{
@@ -15,7 +15,7 @@ use std::sync::{
 
 /// What a bundle says, over what is live. Written by one thread at a time, read by all.
 pub struct Generation {
-    pub live: Arc<LiveState>,
+    pub state: Arc<LiveState>,
     pub manifest: Manifest,
     /// The first rows of the catalogue are the bundle's own items, in its order, with its vectors.
     pub bundle_row_count: usize,
@@ -27,12 +27,11 @@ pub struct Generation {
     pub lexical: Lexical,
     /// Titles, categories and brands, as completions.
     pub titles: Suggester,
-    /// What was chosen next, by item key.
-    pub next: Neighbours,
-    /// What was bought together, by item key.
-    pub together: Neighbours,
-    text_projection: Vec<f32>,
-    query_dimension: usize,
+    /// Items that users interacted with next.
+    pub transitions: KeyedNeighbours,
+    /// Items bought in one basket.
+    pub co_purchases: KeyedNeighbours,
+    text_projection: TextProjection,
     /// Held while the catalogue and its indexes change.
     writing: Mutex<()>,
     merges: AtomicU64,
@@ -59,8 +58,8 @@ pub type EmbeddedChange = (ItemChange, Option<ItemVectors>);
 impl Generation {
     /// A bundle's items over what is live, with an empty index of words and room for `live_rows` more. Changes of the catalogue
     /// are not in effect yet.
-    pub fn new(bundle: Bundle, live: Arc<LiveState>, lexical: Lexical, live_rows: usize) -> Result<Self, GenerationError> {
-        let keys: Vec<ItemKey> = bundle.items.iter().map(|item| live.keys.intern(&item.id)).collect();
+    pub fn new(bundle: Bundle, state: Arc<LiveState>, lexical: Lexical, live_rows: usize) -> Result<Self, GenerationError> {
+        let keys: Vec<ItemKey> = bundle.items.iter().map(|item| state.keys.intern(&item.id)).collect();
         let generation = Self {
             bundle_row_count: bundle.items.len(),
             catalog: ArcSwap::from_pointee(Catalog::default()),
@@ -68,15 +67,17 @@ impl Generation {
             query_index: VectorIndex::new(bundle.title_vectors.clone(), live_rows),
             lexical,
             titles: Suggester::build(bundle.items.iter().flat_map(suggestibles)),
-            next: bundle.next.by_key(&keys),
-            together: bundle.together.by_key(&keys),
-            text_projection: bundle.text_projection,
-            query_dimension: bundle.title_vectors.dimensions(),
+            transitions: bundle.transitions.by_key(&keys),
+            co_purchases: bundle.co_purchases.by_key(&keys),
+            text_projection: TextProjection {
+                matrix: bundle.text_projection,
+                query_dimension: bundle.title_vectors.dimensions(),
+            },
             writing: Mutex::default(),
             merges: AtomicU64::new(0),
             catalogue_version: AtomicU64::new(0),
             manifest: bundle.manifest,
-            live,
+            state,
         };
         let vectors = |row: usize| {
             let of =
@@ -86,7 +87,7 @@ impl Generation {
         let items = bundle.items.into_iter().enumerate().map(|(row, item)| (Arc::new(item), vectors(row)));
         // The frozen indexes have them already, in the same order.
         let mut catalog = Catalog::default();
-        let rows = catalog.upsert(&generation.live.keys, items.collect());
+        let rows = catalog.upsert(&generation.state.keys, items.collect());
         generation.index_words(&catalog, &rows)?;
         generation.catalog.store(Arc::new(catalog));
         Ok(generation)
@@ -108,10 +109,10 @@ impl Generation {
         }
         let _writing = self.writing.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
-        let rows = catalog.upsert(&self.live.keys, items);
+        let rows = catalog.upsert(&self.state.keys, items);
         for space in Space::BOTH {
             let vectors: Vec<(Row, &[f32])> = rows.iter().map(|row| (*row, space.vector(&catalog, *row))).collect();
-            self.vectors_of(space).insert_many(&vectors).map_err(|bad| bad_vector(&catalog, bad))?;
+            self.vector_index(space).insert_many(&vectors).map_err(|bad| bad_vector(&catalog, bad))?;
         }
         self.index_words(&catalog, &rows)?;
         rows.iter().flat_map(|row| suggestibles(&catalog.get(*row).item)).for_each(|text| self.titles.add(text));
@@ -122,7 +123,7 @@ impl Generation {
     fn delete(&self, id: &ItemId) {
         let _writing = self.writing.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
-        if catalog.delete(&self.live.keys, id) {
+        if catalog.delete(&self.state.keys, id) {
             self.catalog.store(Arc::new(catalog));
         }
     }
@@ -150,13 +151,13 @@ impl Generation {
         const PART: usize = 1000;
         let mut count = 0;
         loop {
-            let (changes, version) = self.live.catalogue.lock().after(self.catalogue_version(), PART);
+            let (changes, version) = self.state.catalogue.lock().after(self.catalogue_version(), PART);
             if changes.is_empty() {
                 return Ok(count);
             }
             count += changes.len();
             let items: Vec<&Item> = changes.iter().filter_map(|(_, item)| item.as_deref()).collect();
-            let mut vectors = embed_items(self, models, &items)?.into_iter();
+            let mut vectors = embed_items(&self.text_projection, models, &items)?.into_iter();
             let embedded = changes.into_iter().map(|(id, item)| {
                 let vectors = item.as_ref().and_then(|_| vectors.next());
                 ((id, item), vectors)
@@ -170,17 +171,12 @@ impl Generation {
         self.catalogue_version.load(Ordering::Acquire)
     }
 
-    /// Numbers of a vector in the query's space.
-    pub fn query_dimension(&self) -> usize {
-        self.query_dimension
-    }
-
-    /// `[query_dimension × VECTOR_DIM]`, row-major: from the query's space into the user's.
-    pub fn text_projection(&self) -> &[f32] {
+    /// The projection of encoded texts into the user space.
+    pub fn text_projection(&self) -> &TextProjection {
         &self.text_projection
     }
 
-    pub fn vectors_of(&self, space: Space) -> &VectorIndex {
+    pub fn vector_index(&self, space: Space) -> &VectorIndex {
         match space {
             Space::User => &self.user_index,
             Space::Query => &self.query_index,
@@ -190,7 +186,7 @@ impl Generation {
     /// Whether so many items came or went that [`Generation::merge`] pays.
     pub fn wants_merge(&self) -> bool {
         let alive = self.catalog.load().item_count();
-        Space::BOTH.into_iter().any(|space| self.vectors_of(space).wants_merge(alive))
+        Space::BOTH.into_iter().any(|space| self.vector_index(space).wants_merge(alive))
     }
 
     /// Builds new frozen graphs of all items on the threads of the current rayon pool and puts them in place of the frozen
@@ -200,13 +196,13 @@ impl Generation {
             let catalog = self.catalog.load_full();
             let rows: Vec<Row> = bits::ones(catalog.alive(), 0).map(|row| Row(row as u32)).collect();
             let frozen =
-                self.vectors_of(space).freeze(&rows, catalog.row_count(), |row| space.vector(&catalog, row))?;
+                self.vector_index(space).freeze(&rows, catalog.row_count(), |row| space.vector(&catalog, row))?;
             let _writing = self.writing.lock();
             let now = self.catalog.load_full();
             let later = bits::ones(now.alive(), catalog.row_count() / 64).filter(|row| *row >= catalog.row_count());
             let later: Vec<(Row, &[f32])> =
                 later.map(|row| Row(row as u32)).map(|row| (row, space.vector(&now, row))).collect();
-            self.vectors_of(space).replace(frozen, &later).map_err(|bad| bad_vector(&now, bad))?;
+            self.vector_index(space).replace(frozen, &later).map_err(|bad| bad_vector(&now, bad))?;
         }
         self.merges.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -2,7 +2,7 @@
 use super::{
     generation::Generation,
     models::Models,
-    retrieve::{self, RetrievalInput, Eligible},
+    retrieve::{self, EligibleRows, Query, RetrievalInput, RetrievalLimits},
 };
 use crate::{bundle::Bundle, features::{self, FEATURE_COUNT, Moment, UserContext}, ranking::{Device, RankingError, Runtime}};
 use lodestone_events::{Attribution, Event, EventKind, EventLine, Popularity};
@@ -112,26 +112,25 @@ fn answer(
 ) -> Result<Vec<(ItemId, f32)>, GoldenError> {
     let now = UnixMillis(generation.manifest.trained_until_ms);
     let catalog = generation.catalog.load_full();
-    let history = History::default().with_context(&views(request, now)?, &generation.live.keys);
-    let mut user = UserContext::new(&history, &catalog, &generation.next);
+    let history = History::default().with_context(&views(request, now)?, &generation.state.keys);
+    let mut user = UserContext::new(&history, &catalog, &generation.transitions);
     let query = Some(request.query.as_str()).filter(|query| !query.is_empty());
     let query_vector = models.encode_queries(&[query])?.remove(0);
     user.vector = models.encode_users(&[&history], &catalog, now)?.remove(0);
-    let eligible = Eligible::offered(&catalog);
+    let eligible = EligibleRows::offered(&catalog);
     let ask = RetrievalInput {
         generation,
         catalog: &catalog,
         user: &user,
-        query: query.map(|query| (query, query_vector.as_deref())),
+        query: query.map(|text| Query { text, vector: query_vector.as_deref() }),
         anchors: &user.recent,
         eligible: &eligible,
         now,
-        source_count: CANDIDATES,
-        candidate_count: CANDIDATES,
+        limits: RetrievalLimits { per_source: CANDIDATES, fused: CANDIDATES },
     };
     let candidates = match query {
         Some(_) => retrieve::for_query(&ask).map_err(super::GenerationError::from)?,
-        None => retrieve::like_anchors(&ask),
+        None => retrieve::similar(&ask),
     };
     let popularity = Popularity::default();
     let moment = Moment {
@@ -139,13 +138,13 @@ fn answer(
         popularity: &popularity,
         now,
         query_vector: query_vector.as_deref(),
-        words_best: candidates.words_best,
+        lexical_best: candidates.lexical_best,
     };
     let mut rows = Vec::with_capacity(candidates.list.len() * FEATURE_COUNT);
     for candidate in &candidates.list {
         features::append(&mut rows, &moment, &user, candidate.row, candidate.evidence);
     }
-    let mut scores = models.scores(&rows)?;
+    let mut scores = models.utilities(&rows)?;
     if scores.is_empty() {
         scores = candidates.list.iter().map(|candidate| candidate.evidence.fused).collect();
     }

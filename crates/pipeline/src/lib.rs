@@ -19,9 +19,10 @@ pub mod retrieve;
 pub mod run;
 pub mod serving;
 pub mod slate;
+pub mod source;
 pub mod trace;
 
-pub use context::{Ranked, RequestContext};
+pub use context::{RankedCandidates, RequestContext};
 pub use facets::*;
 pub use fusion::{Candidate, Candidates, Fusion};
 pub use generation::{Generation, GenerationError};

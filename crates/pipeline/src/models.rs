@@ -1,6 +1,5 @@
 //! The learned functions, as one worker owns them.
-use super::generation::Generation;
-use crate::{bundle::{Bundle, Head}, ranking::{Device, UserEncoder, UserInput, Ranker, RankingError, Runtime, TextEncoder}};
+use crate::{bundle::{Bundle, Head}, features::FEATURE_COUNT, policy, ranking::{Device, UserEncoder, UserInput, Ranker, RankingError, Runtime, TextEncoder}};
 use lodestone_catalog::{Catalog, Item, ItemVectors, VECTOR_DIM};
 use lodestone_state::users::History;
 use lodestone_core::units::UnixMillis;
@@ -53,6 +52,34 @@ impl Models {
         let inputs = histories.iter().map(|history| user_input(history, catalog, now)).collect();
         encode_those(inputs, |input: &UserInput| !input.kinds.is_empty(), |inputs| self.user.encode_batch(inputs))
     }
+
+    /// Probabilities `[rows × heads]` of features `[rows × FEATURE_COUNT]`. Empty without a ranker or without rows.
+    pub fn probabilities(&mut self, features: &[f32]) -> Result<Vec<f32>, RankingError> {
+        let row_count = features.len() / FEATURE_COUNT;
+        let Some(ranker) = self.ranker.as_mut().filter(|_| row_count > 0) else {
+            return Ok(Vec::new());
+        };
+        // A single row goes through another kernel than several, which adds in another order. Scoring it twice gives each row
+        // the same probabilities whichever rows it is scored with, so that a replay is bit-equal.
+        let mut heads = match row_count {
+            1 => ranker.score(&[features, features].concat(), 2)?,
+            _ => ranker.score(features, row_count)?,
+        };
+        heads.truncate(row_count * self.heads.len());
+        for row in heads.chunks_exact_mut(self.heads.len()) {
+            for (logit, head) in row.iter_mut().zip(&self.heads) {
+                *logit = 1.0 / (1.0 + (-(head.scale * *logit + head.offset)).exp());
+            }
+        }
+        Ok(heads)
+    }
+
+    /// Utilities of features `[rows × FEATURE_COUNT]` with the bundle's head weights. Empty without a ranker.
+    pub fn utilities(&mut self, features: &[f32]) -> Result<Vec<f32>, RankingError> {
+        let heads = self.probabilities(features)?;
+        let weights: Vec<f32> = self.heads.iter().map(|head| head.weight).collect();
+        Ok(heads.chunks_exact(weights.len().max(1)).map(|heads| policy::utility(&weights, heads)).collect())
+    }
 }
 
 /// The ranking model, if it has the heads that the manifest names.
@@ -101,9 +128,17 @@ fn user_input(history: &History, catalog: &Catalog, now: UnixMillis) -> UserInpu
     input
 }
 
-/// Vectors of items that the bundle does not have: the encoded title, and its projection into the user's space.
+/// From the query space into the user space.
+#[derive(Debug, Clone)]
+pub struct TextProjection {
+    /// `[query_dimension × VECTOR_DIM]`, row-major.
+    pub matrix: Vec<f32>,
+    pub query_dimension: usize,
+}
+
+/// Vectors of items that the bundle does not have: the encoded text, and its projection into the user space.
 pub fn embed_items(
-    generation: &Generation,
+    projection: &TextProjection,
     models: &mut Models,
     items: &[&Item],
 ) -> Result<Vec<ItemVectors>, RankingError> {
@@ -113,13 +148,13 @@ pub fn embed_items(
         let texts: Vec<String> = batch.iter().map(|item| models.query.text_of(item)).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         for (encoded, item) in models.query.encode(&texts)?.into_iter().zip(batch) {
-            // An item of signs alone: any vector of the space will do.
-            let encoded = encoded.unwrap_or_else(|| first_direction(generation.query_dimension()));
-            if encoded.len() != generation.query_dimension() {
+            // A text without any word has no vector; any vector of the space will do.
+            let encoded = encoded.unwrap_or_else(|| first_direction(projection.query_dimension));
+            if encoded.len() != projection.query_dimension {
                 let problem = format!("{} numbers for item {}", encoded.len(), item.id);
                 return Err(RankingError::Contract { model: "query_encoder", problem });
             }
-            vectors.push(ItemVectors::new(&project(&encoded, generation.text_projection()), &encoded));
+            vectors.push(ItemVectors::new(&project(&encoded, &projection.matrix), &encoded));
         }
     }
     Ok(vectors)

@@ -1,10 +1,10 @@
 //! What the engine is asked and what it answers, after the server has checked every field.
 use super::facets::{FacetSpec, Facets};
-use crate::serving::ChosenArm;
+use crate::{serving::ChosenArm, source::CandidateSource};
 use lodestone_catalog::{Filter, Item};
 use lodestone_events::Event;
 use lodestone_core::ids::{ItemId, UserId};
-use lodestone_index::{Completion, Way};
+use lodestone_index::{Completion, SearchStrategy};
 use std::{sync::Arc, time::Duration};
 
 /// Results on a page when the request does not say.
@@ -95,7 +95,7 @@ pub struct SearchRequest {
     pub facets: Vec<FacetSpec>,
     pub options: Options,
     /// The message as it is logged: without page token and request id.
-    pub sent: Vec<u8>,
+    pub message: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
@@ -109,7 +109,7 @@ pub struct RecommendRequest {
     pub facets: Vec<FacetSpec>,
     pub options: Options,
     /// The message as it is logged: without page token and request id.
-    pub sent: Vec<u8>,
+    pub message: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,7 +131,7 @@ pub struct RankRequest {
     pub query: String,
     pub options: Options,
     /// The message as it is logged: without page token and request id.
-    pub sent: Vec<u8>,
+    pub message: Vec<u8>,
 }
 
 #[derive(Debug, Clone)]
@@ -157,19 +157,19 @@ pub struct Answer {
     pub corrected_query: String,
     /// In the order of the request.
     pub facets: Arc<Facets>,
-    pub tail: AnswerTail,
+    pub info: AnswerInfo,
 }
 
 #[derive(Debug, Clone, Default)]
 pub struct SuggestAnswer {
     pub completions: Vec<Completion>,
     pub products: Vec<RankedItem>,
-    pub tail: AnswerTail,
+    pub info: AnswerInfo,
 }
 
 /// What every answer tells about itself.
 #[derive(Debug, Clone, Default)]
-pub struct AnswerTail {
+pub struct AnswerInfo {
     pub attribution_token: String,
     pub session_version: u64,
     pub generation: Arc<str>,
@@ -216,7 +216,7 @@ pub enum ReasonCode {
     MatchesWords = 1,
     MatchesMeaning = 2,
     FitsHistory = 3,
-    ChosenNext = 4,
+    OftenNext = 4,
     BoughtTogether = 5,
     Similar = 6,
     BoughtBefore = 7,
@@ -270,13 +270,13 @@ pub struct AnswerDebug {
     pub feature_names: &'static [&'static str],
 }
 
-/// What a source gave to the candidates.
+/// The number of candidates of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SourceCount {
-    pub source: &'static str,
+    pub source: CandidateSource,
     pub count: usize,
-    /// How the rows were found, of sources that have several ways.
-    pub way: Option<Way>,
+    /// Of the vector search, if the source searches vectors.
+    pub strategy: Option<SearchStrategy>,
 }
 
 #[derive(Debug, Clone, Default)]

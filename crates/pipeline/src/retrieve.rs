@@ -1,51 +1,47 @@
-//! Stage one: several sources give candidates, which are fused into one list.
-use super::{
-    fusion::{Candidates, Fusion, Table, best_of},
+//! The first stage: several sources return candidates, which are fused into one list.
+use crate::{
+    features::{Recent, UserContext},
+    fusion::{Candidates, Fusion, NeighbourTable, Spread, best_of},
     generation::{Generation, Space},
+    source::CandidateSource,
 };
-use lodestone_core::{bits, ids::{ItemKey, Row}, units::UnixMillis};
 use lodestone_catalog::{Catalog, Filter};
-use crate::features::{UserContext, Recent};
-use lodestone_index::{LexicalError, Neighbours, dot};
+use lodestone_core::{
+    bits,
+    ids::{ItemKey, Row},
+    units::UnixMillis,
+};
+use lodestone_index::{KeyedNeighbours, LexicalError, dot};
 use std::{borrow::Cow, time::Instant};
 
-/// The sources, in the order of [`super::fusion::Candidate::places`].
-pub const SOURCES: [&str; 8] =
-    ["user_vector", "query_vector", "words", "next", "together", "similar", "popular", "history"];
-pub const USER_VECTOR: usize = 0;
-pub const QUERY_VECTOR: usize = 1;
-pub const WORDS: usize = 2;
-pub const NEXT: usize = 3;
-pub const TOGETHER: usize = 4;
-pub const SIMILAR: usize = 5;
-pub const POPULAR: usize = 6;
-pub const HISTORY: usize = 7;
+/// Rows with scores, best first.
+pub type ScoredRows = Vec<(Row, f32)>;
 
-/// A list of rows with scores, best first.
-pub type Found = Vec<(Row, f32)>;
+/// Anchor items whose similar items are searched.
+const SIMILAR_ANCHORS_MAX: usize = 5;
 
-/// Which rows a request may show, one bit for each.
-pub struct Eligible<'a> {
+/// The rows that a response may contain, as one bit per row.
+pub struct EligibleRows<'a> {
     bits: Cow<'a, [u64]>,
 }
 
-impl<'a> Eligible<'a> {
-    /// What is alive and in stock.
+impl<'a> EligibleRows<'a> {
+    /// Items that exist and are in stock.
     pub fn offered(catalog: &'a Catalog) -> Self {
         Self { bits: Cow::Borrowed(catalog.offered()) }
     }
 
-    /// Without the excluded rows.
+    /// Removes the excluded rows.
     pub fn without(mut self, excluded: impl Iterator<Item = Row>) -> Self {
         for row in excluded {
-            if self.keeps(row) {
+            if self.contains(row) {
                 self.bits.to_mut()[row.index() / 64] &= !(1 << (row.index() % 64));
             }
         }
         self
     }
 
-    /// Only the rows whose items meet the filter.
+    /// Keeps the rows whose items match the filter.
     pub fn matching(self, catalog: &Catalog, filter: &Filter) -> Self {
         Self { bits: Cow::Owned(catalog.matching(filter, &self.bits)) }
     }
@@ -56,26 +52,39 @@ impl<'a> Eligible<'a> {
     }
 
     #[inline]
-    pub fn keeps(&self, row: Row) -> bool {
+    pub fn contains(&self, row: Row) -> bool {
         bits::has(&self.bits, row.index())
     }
 }
 
-/// What stage one is asked.
+/// How many candidates the first stage returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetrievalLimits {
+    /// Of each source.
+    pub per_source: usize,
+    /// After fusion.
+    pub fused: usize,
+}
+
+/// A query's text and, if the encoder has one for it, its vector.
+#[derive(Clone, Copy)]
+pub struct Query<'a> {
+    pub text: &'a str,
+    pub vector: Option<&'a [f32]>,
+}
+
+/// The input of the first stage.
+#[derive(Clone, Copy)]
 pub struct RetrievalInput<'a> {
     pub generation: &'a Generation,
     pub catalog: &'a Catalog,
     pub user: &'a UserContext,
-    /// The words and their vector.
-    pub query: Option<(&'a str, Option<&'a [f32]>)>,
-    /// Items to start from; the user's recent ones when it is not about given items.
+    pub query: Option<Query<'a>>,
+    /// Items to start from: the request's, otherwise the user's recent ones.
     pub anchors: &'a [Recent],
-    pub eligible: &'a Eligible<'a>,
+    pub eligible: &'a EligibleRows<'a>,
     pub now: UnixMillis,
-    /// Candidates of each source.
-    pub source_count: usize,
-    /// Candidates after fusion.
-    pub candidate_count: usize,
+    pub limits: RetrievalLimits,
 }
 
 impl RetrievalInput<'_> {
@@ -83,143 +92,157 @@ impl RetrievalInput<'_> {
         Fusion::new(self.catalog.row_count())
     }
 
-    fn spread(&self, fusion: &mut Fusion, table: Table, only_found: bool) {
+    fn spread(&self, fusion: &mut Fusion, table: NeighbourTable, spread: Spread) {
         let neighbours = match table {
-            Table::Next => &self.generation.next,
-            Table::Together => &self.generation.together,
+            NeighbourTable::Transitions => &self.generation.transitions,
+            NeighbourTable::CoPurchases => &self.generation.co_purchases,
         };
-        fusion.spread(table, neighbours, self.anchors, self.catalog, |row| self.eligible.keeps(row), only_found);
+        let eligible = |row| self.eligible.contains(row);
+        fusion.spread((table, neighbours), self.anchors, self.catalog, eligible, spread);
     }
 
     fn is_anchor(&self, row: Row) -> bool {
         self.anchors.iter().any(|anchor| anchor.row == row)
     }
 
-    /// Fuses; rows that were found also get what the neighbour tables say of them.
+    fn eligible_row(&self, key: ItemKey) -> Option<Row> {
+        self.catalog.row_of_key(key).filter(|row| self.eligible.contains(*row))
+    }
+
+    /// Fuses the lists. The candidates also get their weights in both neighbour tables.
     fn finish(&self, mut fusion: Fusion) -> Candidates {
-        self.spread(&mut fusion, Table::Next, true);
-        self.spread(&mut fusion, Table::Together, true);
-        fusion.finish(self.candidate_count)
+        self.spread(&mut fusion, NeighbourTable::Transitions, Spread::CandidatesOnly);
+        self.spread(&mut fusion, NeighbourTable::CoPurchases, Spread::CandidatesOnly);
+        fusion.finish(self.limits.fused)
     }
 }
 
-/// Candidates for a user: what they may want next.
-pub fn for_user(ask: &RetrievalInput) -> Candidates {
-    let mut fusion = ask.fusion();
-    ask.spread(&mut fusion, Table::Next, false);
-    ask.spread(&mut fusion, Table::Together, false);
-    let next = fusion.best_spread(Table::Next, ask.source_count);
-    let together = fusion.best_spread(Table::Together, ask.source_count / 2);
-    if let Some(vector) = &ask.user.vector {
-        let found = near(ask, &mut fusion, vector, Space::User);
-        fusion.add(USER_VECTOR, found);
+/// Candidates for the user's next interaction.
+pub fn for_user(input: &RetrievalInput) -> Candidates {
+    let per_source = input.limits.per_source;
+    let mut fusion = input.fusion();
+    input.spread(&mut fusion, NeighbourTable::Transitions, Spread::All);
+    input.spread(&mut fusion, NeighbourTable::CoPurchases, Spread::All);
+    let transitions = fusion.best_spread(NeighbourTable::Transitions, per_source);
+    let co_purchases = fusion.best_spread(NeighbourTable::CoPurchases, per_source / 2);
+    if let Some(vector) = &input.user.vector {
+        let found = search_vectors(input, &mut fusion, vector, Space::User);
+        fusion.add(CandidateSource::UserVector, found);
     }
-    fusion.add(NEXT, next);
-    fusion.add(TOGETHER, together);
-    fusion.add(HISTORY, history(ask));
-    fusion.add(POPULAR, popular(ask));
-    fusion.finish(ask.candidate_count)
+    fusion.add(CandidateSource::Transitions, transitions);
+    fusion.add(CandidateSource::CoPurchases, co_purchases);
+    fusion.add(CandidateSource::History, history(input));
+    fusion.add(CandidateSource::Popular, popular(input));
+    fusion.finish(input.limits.fused)
 }
 
-/// Candidates that answer a query.
-pub fn for_query(ask: &RetrievalInput) -> Result<Candidates, LexicalError> {
-    let (query, vector) = ask.query.unwrap_or_default();
-    let keep = |row| ask.eligible.keeps(row);
-    let words = ask.generation.lexical.search_all_then_any(query, ask.source_count, &keep)?;
-    let mut fusion = ask.fusion();
-    fusion.add(WORDS, words.rows);
+/// Candidates for a query.
+pub fn for_query(input: &RetrievalInput) -> Result<Candidates, LexicalError> {
+    let (text, vector) = input.query.map_or(("", None), |query| (query.text, query.vector));
+    let eligible = |row| input.eligible.contains(row);
+    let matches = input.generation.lexical.search_all_then_any(text, input.limits.per_source, &eligible)?;
+    let mut fusion = input.fusion();
+    fusion.add(CandidateSource::Lexical, matches.rows);
     if let Some(vector) = vector {
-        let found = near(ask, &mut fusion, vector, Space::Query);
-        fusion.add(QUERY_VECTOR, found);
+        let found = search_vectors(input, &mut fusion, vector, Space::Query);
+        fusion.add(CandidateSource::QueryVector, found);
     }
-    Ok(Candidates { words_exact: words.exact, words_complete: words.complete, ..ask.finish(fusion) })
+    Ok(Candidates {
+        exact_match_count: matches.exact,
+        full_match_count: matches.complete,
+        ..input.finish(fusion)
+    })
 }
 
-/// Items like the anchors, in both spaces.
-pub fn like_anchors(ask: &RetrievalInput) -> Candidates {
-    let mut fusion = ask.fusion();
-    for anchor in ask.anchors.iter().take(5) {
-        let vectors = &ask.catalog.get(anchor.row).vectors;
+/// Items similar to the anchors, in both spaces.
+pub fn similar(input: &RetrievalInput) -> Candidates {
+    let mut fusion = input.fusion();
+    for anchor in input.anchors.iter().take(SIMILAR_ANCHORS_MAX) {
+        let vectors = &input.catalog.get(anchor.row).vectors;
         for (space, vector) in [(Space::User, vectors.user_space()), (Space::Query, vectors.query_space())] {
-            let mut found = near(ask, &mut fusion, vector, space);
-            found.retain(|(row, _)| !ask.is_anchor(*row));
-            fusion.add(SIMILAR, found);
+            let mut found = search_vectors(input, &mut fusion, vector, space);
+            found.retain(|(row, _)| !input.is_anchor(*row));
+            fusion.add(CandidateSource::Similar, found);
         }
     }
-    ask.finish(fusion)
+    input.finish(fusion)
 }
 
-/// Items bought with the anchors.
-pub fn with_anchors(ask: &RetrievalInput) -> Candidates {
-    let mut fusion = ask.fusion();
-    ask.spread(&mut fusion, Table::Together, false);
-    let mut together = fusion.best_spread(Table::Together, ask.source_count + ask.anchors.len());
-    together.retain(|(row, _)| !ask.is_anchor(*row));
-    together.truncate(ask.source_count);
-    fusion.add(TOGETHER, together);
-    ask.spread(&mut fusion, Table::Next, true);
-    fusion.finish(ask.candidate_count)
+/// Items bought together with the anchors.
+pub fn bought_together(input: &RetrievalInput) -> Candidates {
+    let per_source = input.limits.per_source;
+    let mut fusion = input.fusion();
+    input.spread(&mut fusion, NeighbourTable::CoPurchases, Spread::All);
+    let mut found = fusion.best_spread(NeighbourTable::CoPurchases, per_source + input.anchors.len());
+    found.retain(|(row, _)| !input.is_anchor(*row));
+    found.truncate(per_source);
+    fusion.add(CandidateSource::CoPurchases, found);
+    input.spread(&mut fusion, NeighbourTable::Transitions, Spread::CandidatesOnly);
+    fusion.finish(input.limits.fused)
 }
 
-/// Items that the user bought.
-pub fn bought_before(ask: &RetrievalInput) -> Candidates {
-    let mut fusion = ask.fusion();
-    fusion.add(HISTORY, history(ask));
-    ask.spread(&mut fusion, Table::Next, true);
-    fusion.finish(ask.candidate_count)
+/// Items that the user bought before.
+pub fn bought_before(input: &RetrievalInput) -> Candidates {
+    let mut fusion = input.fusion();
+    fusion.add(CandidateSource::History, history(input));
+    input.spread(&mut fusion, NeighbourTable::Transitions, Spread::CandidatesOnly);
+    fusion.finish(input.limits.fused)
 }
 
-/// Items in a given order, such as trending or recently viewed ones.
-pub fn in_order(catalog: &Catalog, source: usize, found: Found, count: usize) -> Candidates {
+/// The eligible items of an ordered list of keys.
+pub fn ordered_keys(input: &RetrievalInput, source: CandidateSource, list: Vec<(ItemKey, f32)>) -> Candidates {
+    let rows = list.into_iter().filter_map(|(key, score)| Some((input.eligible_row(key)?, score)));
+    ordered_rows(input.catalog, source, rows.collect(), input.limits.fused)
+}
+
+/// The first `count` rows of an ordered list.
+pub fn ordered_rows(catalog: &Catalog, source: CandidateSource, found: ScoredRows, count: usize) -> Candidates {
     let mut fusion = Fusion::new(catalog.row_count());
     fusion.add(source, found);
     fusion.finish(count)
 }
 
-/// The nearest to a vector; the fusion notes how and how long.
-fn near(ask: &RetrievalInput, fusion: &mut Fusion, vector: &[f32], space: Space) -> Found {
+/// The nearest rows of a vector. The fusion records the strategy and the duration.
+fn search_vectors(input: &RetrievalInput, fusion: &mut Fusion, vector: &[f32], space: Space) -> ScoredRows {
     let begun = Instant::now();
-    let vector_of = |row: Row| space.vector(ask.catalog, row);
-    let index = ask.generation.vectors_of(space);
-    let (found, way) = index.search(vector, ask.source_count, &ask.eligible.bits, vector_of);
-    fusion.note_near(way, begun.elapsed());
+    let vector_of = |row: Row| space.vector(input.catalog, row);
+    let index = input.generation.vector_index(space);
+    let (found, strategy) = index.search(vector, input.limits.per_source, &input.eligible.bits, vector_of);
+    fusion.record_vector_search(strategy, begun.elapsed());
     found
 }
 
-/// What the user bought: often and lately first.
-fn history(ask: &RetrievalInput) -> Found {
-    let bought = ask.user.items().filter(|(_, stats)| stats.bought_count > 0).filter_map(|(key, stats)| {
-        let row = ask.catalog.row_of_key(key).filter(|row| ask.eligible.keeps(*row))?;
-        Some((row, stats.bought_count as f32 / (1.0 + stats.days_since(stats.bought_at, ask.now).max(0.0))))
+/// Bought items; frequent and recent purchases first.
+fn history(input: &RetrievalInput) -> ScoredRows {
+    let bought = input.user.items().filter(|(_, stats)| stats.bought_count > 0).filter_map(|(key, stats)| {
+        let row = input.eligible_row(key)?;
+        Some((row, stats.bought_count as f32 / (1.0 + stats.days_since(stats.bought_at, input.now).max(0.0))))
     });
-    best_of(bought.collect(), ask.source_count)
+    best_of(bought.collect(), input.limits.per_source)
 }
 
-/// What many users buy.
-fn popular(ask: &RetrievalInput) -> Found {
-    let eligible = |key: ItemKey| ask.catalog.row_of_key(key).filter(|row| ask.eligible.keeps(*row));
-    let top = ask.generation.live.popular(ask.now);
-    top.iter().filter_map(|(key, score)| Some((eligible(*key)?, *score))).take(ask.source_count / 2).collect()
+/// The most popular items.
+fn popular(input: &RetrievalInput) -> ScoredRows {
+    let top = input.generation.state.popular(input.now);
+    let eligible = top.iter().filter_map(|(key, score)| Some((input.eligible_row(*key)?, *score)));
+    eligible.take(input.limits.per_source / 2).collect()
 }
 
-/// The recent items that speak most for a row, by a neighbour table or by likeness.
-pub fn evidence_for(user: &[Recent], catalog: &Catalog, table: Option<&Neighbours>, row: Row) -> Vec<ItemKey> {
+/// The recent items that contribute most to a row's score, by a neighbour table or, without one, by similarity.
+pub fn evidence_for(
+    recent: &[Recent],
+    catalog: &Catalog,
+    table: Option<&KeyedNeighbours>,
+    row: Row,
+) -> Vec<ItemKey> {
     let target = catalog.get(row);
-    let mut scored: Vec<(ItemKey, f32)> = user
-        .iter()
-        .filter(|recent| recent.row != row)
-        .map(|recent| {
-            let weight = match table {
-                Some(table) => {
-                    let (keys, weights) = table.of(Row(recent.key.0));
-                    keys.iter().position(|key| *key == target.key.0).map_or(0.0, |index| weights[index])
-                }
-                None => dot(catalog.get(recent.row).vectors.user_space(), target.vectors.user_space()),
-            };
-            (recent.key, weight * recent.weight)
-        })
-        .filter(|(_, score)| *score > 0.0)
-        .collect();
+    let weight = |recent: &Recent| match table {
+        Some(table) => table.weight(recent.key, target.key),
+        None => dot(catalog.get(recent.row).vectors.user_space(), target.vectors.user_space()),
+    };
+    let others = recent.iter().filter(|recent| recent.row != row);
+    let mut scored: Vec<(ItemKey, f32)> =
+        others.map(|recent| (recent.key, weight(recent) * recent.weight)).filter(|(_, score)| *score > 0.0).collect();
     scored.sort_unstable_by(|a, b| b.1.total_cmp(&a.1));
     scored.truncate(2);
     scored.into_iter().map(|(key, _)| key).collect()

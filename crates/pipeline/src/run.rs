@@ -1,33 +1,76 @@
-//! The stories of requests: what is asked of each stage, in which order. Requests that wait together are answered
-//! together: each learned function runs once for all of them, so that its weights and its code are fetched once.
-use lodestone_engine::engine::Stages;
-use super::{facets::{self, FacetSpec, Facets}, fusion::Candidates, generation::Generation, models::Models, request::*, retrieve::{self, RetrievalInput, Eligible}, slate::{PolicyContext, Slate}, trace::Trace};
-use crate::context::{Ranked, RequestContext};
-use crate::{answers::{self, AnswerId, AnswerKind}, features::Recent, serving::{Plan, ServingConfig}};
+//! The request path on one page: [`run`] takes planned requests through every stage. Requests that wait at the same time run
+//! together: each model runs once for all of them, so that its weights and its code are fetched once.
+use crate::{
+    answers::{self, AnswerId, AnswerKind},
+    context::{self, RankedCandidates, RankerUse, RequestContext, StageTimes},
+    facets::{self, FacetSpec, Facets},
+    features::Recent,
+    fusion::Candidates,
+    generation::Generation,
+    models::Models,
+    request::*,
+    retrieve::{self, EligibleRows, RetrievalInput},
+    serving::Plan,
+    slate::{self, Order, PolicyContext, QueryTiers, Slate},
+    source::CandidateSource,
+    trace::Trace,
+};
 use lodestone_catalog::{Catalog, Filter};
+use lodestone_core::{
+    ids::{ItemId, ItemKey, Row},
+    units::UnixMillis,
+};
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, ItemKey, Row}, units::UnixMillis};
-use lodestone_index::Suggester;
+use lodestone_index::{Completion, CompletionSource, Match, Suggester};
+use std::{collections::HashMap, sync::Arc};
 
-/// A request with how it will be answered.
+/// Items that a suggestion ranks.
+const SUGGEST_CANDIDATES: usize = 50;
+/// Items named as the evidence of a list's reason.
+const EVIDENCE_MAX: usize = 3;
+
+/// A request with its plan.
 #[derive(Clone)]
 pub struct PlannedRequest {
-    pub asked: RankingRequest,
-    /// Of the answer.
-    pub id: AnswerId,
+    pub request: RankingRequest,
+    pub answer_id: AnswerId,
     pub plan: Plan,
-    /// Whether the log of answers wants this one.
-    pub is_logged: bool,
+    /// Whether the log of answers samples this request.
+    pub logging: AnswerLogging,
+}
+
+/// Whether an answer is recorded in the log of answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerLogging {
+    Recorded,
+    Skipped,
 }
 
 impl PlannedRequest {
-    /// The same, for an answer that nobody gets.
-    pub fn unlogged(&self) -> Self {
-        Self { is_logged: false, ..self.clone() }
+    /// The same request for an answer that is discarded: warming and shadow traffic.
+    pub fn discarded(&self) -> Self {
+        Self { logging: AnswerLogging::Skipped, ..self.clone() }
+    }
+
+    /// The context before the first stage.
+    fn context<'a>(
+        &'a self,
+        generation: &'a Generation,
+        catalog: &'a Arc<Catalog>,
+        now: UnixMillis,
+    ) -> RequestContext<'a> {
+        let (request, plan) = (&self.request, &self.plan);
+        let context = RequestContext::new(generation, catalog, request.viewer(), request.options(), now);
+        RequestContext {
+            sent_query: request.query(),
+            limits: plan.retrieval_limits(),
+            ranker: if plan.uses_ranker() { RankerUse::Scores } else { RankerUse::Skipped },
+            ..context
+        }
     }
 }
 
-/// A request that ends in a slate.
+/// A request whose answer is a slate.
 #[derive(Debug, Clone)]
 pub enum RankingRequest {
     Search(SearchRequest),
@@ -44,11 +87,12 @@ impl RankingRequest {
         }
     }
 
-    fn sent(&self) -> &[u8] {
+    /// The message as it is logged.
+    fn message(&self) -> &[u8] {
         match self {
-            Self::Search(request) => &request.sent,
-            Self::Recommend(request) => &request.sent,
-            Self::Rank(request) => &request.sent,
+            Self::Search(request) => &request.message,
+            Self::Recommend(request) => &request.message,
+            Self::Rank(request) => &request.message,
         }
     }
 
@@ -92,7 +136,7 @@ impl RankingRequest {
         }
     }
 
-    /// Items that the request names, of which the catalogue may not have some.
+    /// Item ids in the request that the catalogue may lack.
     fn named_items(&self) -> &[ItemId] {
         match self {
             Self::Search(request) => &request.options.exclude,
@@ -100,319 +144,321 @@ impl RankingRequest {
             Self::Rank(request) => &request.candidates,
         }
     }
+
+    /// The order of the slate. Lists that answer a question of their own (similar, together, trending) keep retrieval's order;
+    /// the user's taste would blur it.
+    fn order(&self) -> Order {
+        match self {
+            Self::Recommend(request) => match request.kind {
+                RecommendKind::ForYou | RecommendKind::BuyAgain => Order::Model,
+                RecommendKind::Similar
+                | RecommendKind::BoughtTogether
+                | RecommendKind::Trending
+                | RecommendKind::RecentlyViewed => Order::Retrieval,
+            },
+            Self::Search(_) | Self::Rank(_) => Order::Model,
+        }
+    }
+
+    fn query_tiers(&self) -> QueryTiers {
+        match self {
+            Self::Search(_) => QueryTiers::Apply,
+            Self::Recommend(_) | Self::Rank(_) => QueryTiers::Ignore,
+        }
+    }
 }
 
-/// A slate as it was made, with what is told about it.
-pub struct PipelineResponse {
+/// An answer before the engine adds tokens and pages.
+pub struct PipelineAnswer {
     pub slate: Slate,
-    /// Empty: the query as sent.
+    /// Empty: the sent query was used.
     pub corrected_query: String,
     pub facets: Facets,
-    pub tail: AnswerTail,
-    pub stages: Stages,
+    pub info: AnswerInfo,
+    pub stage_times: StageTimes,
     pub id: AnswerId,
-    /// For the log of answers, where it wants this one.
+    /// For the log of answers, if it samples this request.
     pub trace: Option<Box<Trace>>,
 }
 
-impl PipelineResponse {
-    /// Whether it lacks a model or a source; what the request itself brought about does not count.
+impl PipelineAnswer {
+    /// Whether a model or a source failed. Degradations that the request itself causes do not count.
     pub fn is_degraded(&self) -> bool {
         use DegradationCode::{EncoderSkipped, RankerSkipped, SourceFailed};
         let own = [EncoderSkipped, RankerSkipped, SourceFailed];
-        self.tail.degradations.iter().any(|degradation| own.contains(&degradation.code))
+        self.info.degradations.iter().any(|degradation| own.contains(&degradation.code))
     }
 }
 
-/// The stories of some requests, in their order.
-pub fn tell(generation: &Generation, models: &mut Models, questions: &[PlannedRequest]) -> Vec<PipelineResponse> {
-    let asked: Vec<&RankingRequest> = questions.iter().map(|question| &question.asked).collect();
-    let (catalog, now) = (generation.catalog.load_full(), UnixMillis::now());
-    let mut stories: Vec<RequestContext> =
-        asked.iter().map(|asked| RequestContext::begin(generation, &catalog, asked.viewer(), asked.options(), now)).collect();
-    let corrected: Vec<Option<String>> =
-        stories.iter_mut().zip(&asked).map(|(story, asked)| correct(story, asked)).collect();
-    let sent: Vec<Option<&str>> = asked.iter().map(|asked| asked.query()).collect();
-    let queries: Vec<Option<&str>> = corrected.iter().zip(&sent).map(|(new, sent)| new.as_deref().or(*sent)).collect();
-    // A sentence encoder knows more words than the catalogue has.
-    let encoded = if models.query.is_sentence_encoder() { &sent } else { &queries };
-    let query_vectors = RequestContext::encode_queries(&mut stories, models, encoded);
-    RequestContext::encode_users(&mut stories, models);
-    let (mut eligible, mut candidates) = (Vec::with_capacity(asked.len()), Vec::with_capacity(asked.len()));
-    for (index, asked) in asked.iter().enumerate() {
-        let story = &mut stories[index];
-        story.resume();
-        check_version(story, asked.options());
-        eligible.push(eligible_rows(generation, &catalog, asked.options(), asked.filter()));
-        let ask = RetrievalInput {
-            generation,
-            catalog: &catalog,
-            user: &story.user,
-            query: queries[index].map(|query| (query, query_vectors[index].as_deref())),
-            anchors: &story.user.recent,
-            eligible: &eligible[index],
-            now,
-            source_count: most(&questions[index].plan, |config| config.source_candidates),
-            candidate_count: most(&questions[index].plan, |config| config.candidates),
-        };
-        let (found, degradation) = match asked {
-            RankingRequest::Search(_) => search(&ask),
-            RankingRequest::Recommend(request) => (recommend(&ask, story, request), None),
-            RankingRequest::Rank(request) => (given(&ask, request), None),
-        };
-        story.degradations.extend(degradation);
-        story.retrieved(found.near_time);
-        candidates.push(found);
+/// Runs requests through every stage and returns their answers in the same order. `now` is the time of all of them.
+pub fn run(
+    generation: &Generation,
+    models: &mut Models,
+    requests: &[PlannedRequest],
+    now: UnixMillis,
+) -> Vec<PipelineAnswer> {
+    let catalog = generation.catalog.load_full();
+    let mut contexts: Vec<RequestContext> =
+        requests.iter().map(|request| request.context(generation, &catalog, now)).collect();
+    for (context, planned) in contexts.iter_mut().zip(requests) {
+        correct_query(context, &planned.request);
     }
-    let runs: Vec<bool> =
-        questions.iter().map(|question| question.plan.configs.iter().any(|config| config.ranker)).collect();
-    let ranked = RequestContext::rank_those(&mut stories, models, candidates, &query_vectors, &runs);
-    let slates = stories.into_iter().zip(ranked).zip(questions).zip(&eligible).zip(&corrected);
-    let told = slates.map(|((((mut story, ranked), question), eligible), corrected)| {
-        let query = corrected.as_deref().or(question.asked.query());
-        let facets = facets(&mut story, &question.asked, query, eligible);
-        PipelineResponse { facets, ..finish(story, ranked, question, corrected.as_deref().unwrap_or_default(), eligible, models) }
-    });
-    told.collect()
+    context::encode_queries(&mut contexts, models);
+    context::encode_users(&mut contexts, models);
+    for (context, planned) in contexts.iter_mut().zip(requests) {
+        retrieve_candidates(context, &planned.request);
+    }
+    let ranked = context::rank(&mut contexts, models);
+    let in_flight = contexts.into_iter().zip(ranked).zip(requests);
+    in_flight.map(|((context, ranked), planned)| respond(context, ranked, planned, models)).collect()
 }
 
-/// The greatest of what the plan's configurations say.
-fn most(plan: &Plan, of: impl Fn(&ServingConfig) -> usize) -> usize {
-    plan.configs.iter().map(|config| of(config)).max().unwrap_or_default()
-}
-
-/// The query of a search with its misspelled words corrected, where that helps.
-fn correct(story: &mut RequestContext, asked: &RankingRequest) -> Option<String> {
-    let RankingRequest::Search(request) = asked else { return None };
-    story.resume();
-    let corrected = story.generation.lexical.correct(&request.query, &|row| story.catalog.is_offered(row));
-    story.stage("correct");
-    corrected.unwrap_or_else(|error| {
-        tracing::warn!(%error, "the words source failed");
+/// Corrects misspelled words of a search if the catalogue has none of the sent ones.
+fn correct_query(context: &mut RequestContext, request: &RankingRequest) {
+    let RankingRequest::Search(request) = request else { return };
+    context.start_stage();
+    let is_offered = |row| context.catalog.is_offered(row);
+    let corrected = context.generation.lexical.correct(&request.query, &is_offered);
+    context.corrected_query = corrected.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the lexical source failed");
         None
-    })
+    });
+    context.end_stage("correct");
 }
 
-/// Counts what the request wants counted: of a search all matches of its words, otherwise everything that is eligible.
-fn facets(story: &mut RequestContext, asked: &RankingRequest, query: Option<&str>, eligible: &Eligible) -> Facets {
-    if asked.facets().is_empty() {
-        return Facets::default();
-    }
-    story.resume();
-    let rows = match query {
-        Some(query) => story.generation.lexical.matching(query, &|row| eligible.keeps(row)).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the words source failed");
-            Vec::new()
-        }),
-        None => eligible.rows().collect(),
+/// The first stage: eligible rows, then candidates from the sources that the request needs.
+fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
+    context.start_stage();
+    check_session_version(context, request.options());
+    context.eligible = eligible_rows(context, request.options(), request.filter());
+    let input = context.retrieval_input();
+    let (candidates, degradation) = match request {
+        RankingRequest::Search(_) => search(&input),
+        RankingRequest::Recommend(request) => (recommend(&input, context, request), None),
+        RankingRequest::Rank(request) => (named_candidates(&input, request), None),
     };
-    let counted = facets::count(&story.catalog, &rows, asked.facets());
-    story.stage("facets");
-    counted
+    context.candidates = candidates;
+    context.degradations.extend(degradation);
+    context.end_retrieval();
 }
 
-/// Policy, and what an answer says about itself.
-fn finish(
-    mut story: RequestContext,
-    ranked: Ranked,
-    question: &PlannedRequest,
-    corrected_query: &str,
-    eligible: &Eligible,
+/// Policy, facets and the answer's metadata.
+fn respond(
+    mut context: RequestContext,
+    ranked: RankedCandidates,
+    planned: &PlannedRequest,
     models: &Models,
-) -> PipelineResponse {
-    story.resume();
-    let (asked, options) = (&question.asked, question.asked.options());
-    let asking = PolicyContext {
-        plan: &question.plan,
-        has_own_order: matches!(asked, RankingRequest::Recommend(request) if has_order_of_its_own(request.kind)),
-        puts_matches_first: matches!(asked, RankingRequest::Search(_)),
-        seed: answers::seed_of(&question.id),
+) -> PipelineAnswer {
+    let (request, options) = (&planned.request, planned.request.options());
+    let facets = count_facets(&mut context, request);
+    context.start_stage();
+    let policy = PolicyContext {
+        plan: &planned.plan,
+        order: request.order(),
+        query_tiers: request.query_tiers(),
+        seed: answers::seed_of(&planned.answer_id),
     };
-    let catalog = story.catalog.clone();
-    let rules = match asked {
+    let rules = match request {
         RankingRequest::Search(_) | RankingRequest::Recommend(_) => {
-            story.rules(&ranked, options, &asking, models, &|row| eligible.keeps(row))
+            slate::rules(&context, &ranked, options, &policy, models, &|row| context.eligible.contains(row))
         }
-        RankingRequest::Rank(_) => story.rules(&ranked, options, &asking, models, &|row| catalog.is_alive(row)),
+        RankingRequest::Rank(_) => {
+            slate::rules(&context, &ranked, options, &policy, models, &|row| context.catalog.is_alive(row))
+        }
     };
-    let (mut slate, arranged) = story.slate(&ranked, &rules, options, models);
-    slate.reason = match asked {
+    let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, options, models);
+    slate.reason = match request {
         RankingRequest::Search(_) => None,
-        RankingRequest::Recommend(request) => reason_of_list(&story, request),
+        RankingRequest::Recommend(request) => reason_of_list(&context, request),
         RankingRequest::Rank(_) => Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() }),
     };
-    let mut tail = story.tail(std::mem::take(&mut slate.sources), options.debug);
-    tail.unknown_items = unknown(&story, asked.named_items());
-    tail.dropped_pins = std::mem::take(&mut slate.dropped_pins);
-    tail.serving_config = question.plan.main().name.clone();
-    tail.arm = question.plan.arm.clone();
-    tail.explored = arranged.explored;
-    let trace = question.is_logged.then(|| {
+    let corrected_query = context.corrected_query.take().unwrap_or_default();
+    let info = AnswerInfo {
+        unknown_items: unknown_items(&context, request.named_items()),
+        dropped_pins: std::mem::take(&mut slate.dropped_pins),
+        serving_config: planned.plan.main().name.clone(),
+        arm: planned.plan.arm.clone(),
+        explored: arranged.explored,
+        ..context.answer_info(std::mem::take(&mut slate.sources), options.debug)
+    };
+    let trace = (planned.logging == AnswerLogging::Recorded).then(|| {
         Box::new(Trace {
-            id: question.id,
-            at: story.now,
-            kind: asked.kind(),
-            user: asked.viewer().user.clone(),
-            sent: asked.sent().to_vec(),
-            arm: question.plan.arm.clone(),
-            session_version: story.position,
-            degradations: story.degradations.clone(),
-            corrected_query: corrected_query.to_owned(),
-            catalog,
-            bundle_row_count: story.generation.bundle_row_count,
+            id: planned.answer_id,
+            at: context.now,
+            kind: request.kind(),
+            user: request.viewer().user.clone(),
+            message: request.message().to_vec(),
+            arm: planned.plan.arm.clone(),
+            session_version: context.position,
+            degradations: context.degradations.clone(),
+            corrected_query: corrected_query.clone(),
+            catalog: context.catalog.clone(),
+            bundle_row_count: context.generation.bundle_row_count,
             ranked,
             rules,
             arranged,
         })
     });
-    PipelineResponse {
-        slate,
-        corrected_query: corrected_query.to_owned(),
-        facets: Facets::default(),
-        tail,
-        stages: story.stages,
-        id: question.id,
-        trace,
-    }
+    let stage_times = context.stage_times;
+    PipelineAnswer { slate, corrected_query, facets, info, stage_times, id: planned.answer_id, trace }
 }
 
-fn search(ask: &RetrievalInput) -> (Candidates, Option<Degradation>) {
+/// Counts the facets that the request asks for: of a search over all lexical matches, otherwise over all eligible items.
+fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facets {
+    if request.facets().is_empty() {
+        return Facets::default();
+    }
+    context.start_stage();
+    let rows = match context.query() {
+        Some(query) => {
+            let matching = context.generation.lexical.matching(query, &|row| context.eligible.contains(row));
+            matching.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the lexical source failed");
+                Vec::new()
+            })
+        }
+        None => context.eligible.rows().collect(),
+    };
+    let counted = facets::count(context.catalog, &rows, request.facets());
+    context.end_stage("facets");
+    counted
+}
+
+fn search(input: &RetrievalInput) -> (Candidates, Option<Degradation>) {
     let degradation = |code, subject: &str| Some(Degradation { code, subject: subject.to_owned() });
-    match retrieve::for_query(ask) {
-        Ok(found) if found.words_complete == 0 => (found, degradation(DegradationCode::QueryRelaxed, "")),
+    match retrieve::for_query(input) {
+        Ok(found) if found.full_match_count == 0 => (found, degradation(DegradationCode::QueryRelaxed, "")),
         Ok(found) => (found, None),
         Err(error) => {
-            tracing::warn!(%error, "the words source failed");
-            (Candidates::default(), degradation(DegradationCode::SourceFailed, "words"))
+            tracing::warn!(%error, "the lexical source failed");
+            let failed = degradation(DegradationCode::SourceFailed, CandidateSource::Lexical.name());
+            (Candidates::default(), failed)
         }
     }
 }
 
-fn recommend(ask: &RetrievalInput, story: &RequestContext, request: &RecommendRequest) -> Candidates {
-    let given = anchors(story, &request.anchors);
-    let ask = RetrievalInput { anchors: if given.is_empty() { ask.anchors } else { &given }, ..*ask };
-    let eligible = |key: ItemKey| ask.catalog.row_of_key(key).filter(|row| ask.eligible.keeps(*row));
-    let in_order = |source: usize, list: Vec<(ItemKey, f32)>| {
-        let rows = list.into_iter().filter_map(|(key, score)| Some((eligible(key)?, score))).collect();
-        retrieve::in_order(ask.catalog, source, rows, ask.candidate_count)
-    };
+fn recommend(input: &RetrievalInput, context: &RequestContext, request: &RecommendRequest) -> Candidates {
+    let anchors = anchors(context, &request.anchors);
+    let input = RetrievalInput { anchors: if anchors.is_empty() { input.anchors } else { &anchors }, ..*input };
     match request.kind {
-        RecommendKind::ForYou => retrieve::for_user(&ask),
-        RecommendKind::Similar => retrieve::like_anchors(&ask),
-        RecommendKind::BoughtTogether => retrieve::with_anchors(&ask),
-        RecommendKind::BuyAgain => retrieve::bought_before(&ask),
-        RecommendKind::Trending => in_order(
-            retrieve::POPULAR,
-            ask.generation.live.popularity.read().top_trending(ask.candidate_count, ask.now),
-        ),
-        RecommendKind::RecentlyViewed => in_order(retrieve::HISTORY, recently_viewed(story)),
+        RecommendKind::ForYou => retrieve::for_user(&input),
+        RecommendKind::Similar => retrieve::similar(&input),
+        RecommendKind::BoughtTogether => retrieve::bought_together(&input),
+        RecommendKind::BuyAgain => retrieve::bought_before(&input),
+        RecommendKind::Trending => {
+            let popularity = input.generation.state.popularity.read();
+            let trending = popularity.top_trending(input.limits.fused, input.now);
+            retrieve::ordered_keys(&input, CandidateSource::Popular, trending)
+        }
+        RecommendKind::RecentlyViewed => {
+            retrieve::ordered_keys(&input, CandidateSource::History, recently_viewed(context))
+        }
     }
 }
 
-/// These lists answer a question of their own (alike, together, when); the user's taste would blur it.
-fn has_order_of_its_own(kind: RecommendKind) -> bool {
-    match kind {
-        RecommendKind::ForYou | RecommendKind::BuyAgain => false,
-        RecommendKind::Similar
-        | RecommendKind::BoughtTogether
-        | RecommendKind::Trending
-        | RecommendKind::RecentlyViewed => true,
-    }
-}
-
-/// The caller's candidates that the catalogue has, each once.
-fn given(ask: &RetrievalInput, request: &RankRequest) -> Candidates {
+/// The request's candidates that the catalogue has, each once.
+fn named_candidates(input: &RetrievalInput, request: &RankRequest) -> Candidates {
     let mut found: Vec<(Row, f32)> = Vec::new();
     for id in request.candidates.iter().filter(|id| !request.options.exclude.contains(id)) {
-        if let Some(row) = ask.catalog.row_of(&ask.generation.live.keys, id)
+        if let Some(row) = input.catalog.row_of(&input.generation.state.keys, id)
             && !found.iter().any(|(known, _)| *known == row)
         {
             found.push((row, 0.0));
         }
     }
-    retrieve::in_order(ask.catalog, retrieve::USER_VECTOR, found, request.candidates.len())
+    retrieve::ordered_rows(input.catalog, CandidateSource::UserVector, found, request.candidates.len())
 }
 
-/// The story of a suggestion.
-pub fn suggest(generation: &Generation, models: &mut Models, request: &SuggestRequest) -> (SuggestAnswer, Stages) {
+/// Completes a prefix and ranks the products that match it. An empty prefix returns the user's recent queries and items.
+pub fn suggest(
+    generation: &Generation,
+    models: &mut Models,
+    request: &SuggestRequest,
+    now: UnixMillis,
+) -> (SuggestAnswer, StageTimes) {
     let options = Options::default();
     let catalog = generation.catalog.load_full();
-    let mut story = RequestContext::begin(generation, &catalog, &request.viewer, &options, UnixMillis::now());
-    let affinity = category_affinity(&story);
-    let completions = if request.prefix.trim().is_empty() {
-        let completion = |query: &lodestone_state::users::PastQuery| Completion {
-            text: query.text.to_string(),
-            source: CompletionSource::Query,
-        };
-        story.history.queries.iter().rev().take(request.completion_count).map(completion).collect()
-    } else {
-        let affinity = |category: &str| affinity.get(category).copied().unwrap_or(0.0);
-        let sources = [&generation.titles, &generation.live.queries];
-        Suggester::complete_from(&sources, &request.prefix, request.completion_count, &affinity)
-    };
-    story.stage("complete");
-    let keep = |row: Row| catalog.is_offered(row);
+    let mut context = RequestContext::new(generation, &catalog, &request.viewer, &options, now);
+    let completions = completions(&context, request);
+    context.end_stage("complete");
+    let is_offered = |row: Row| catalog.is_offered(row);
     let found = if request.prefix.trim().is_empty() {
-        story.user.recent.iter().filter(|r| keep(r.row)).map(|recent| (recent.row, recent.weight)).collect()
+        let recent = context.user.recent.iter().filter(|recent| is_offered(recent.row));
+        recent.map(|recent| (recent.row, recent.weight)).collect()
     } else {
-        let found = generation.lexical.search(&request.prefix, lodestone_index::Match::Prefix, 50, &keep);
+        let found = generation.lexical.search(&request.prefix, Match::Prefix, SUGGEST_CANDIDATES, &is_offered);
         found.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the words source failed");
-            story.degrade(DegradationCode::SourceFailed, "words");
+            tracing::warn!(%error, "the lexical source failed");
+            context.degrade(DegradationCode::SourceFailed, CandidateSource::Lexical.name());
             Vec::new()
         })
     };
-    story.stage("retrieve");
-    RequestContext::encode_users(std::slice::from_mut(&mut story), models);
-    let candidates = retrieve::in_order(&catalog, retrieve::WORDS, found, 50);
-    let ranked = RequestContext::rank(std::slice::from_mut(&mut story), models, vec![candidates], &[None]).remove(0);
-    let asking = PolicyContext { plan: &Plan::default(), has_own_order: false, puts_matches_first: false, seed: 0 };
-    let rules = story.rules(&ranked, &options, &asking, models, &keep);
-    let (slate, _) = story.slate(&ranked, &rules, &options, models);
-    let products = slate.results(generation, 0..request.product_count.min(slate.places.len()));
-    let tail = story.tail(slate.sources, DebugLevel::None);
-    (SuggestAnswer { completions, products, tail }, story.stages)
+    context.candidates = retrieve::ordered_rows(&catalog, CandidateSource::Lexical, found, SUGGEST_CANDIDATES);
+    context.end_stage("retrieve");
+    let contexts = std::slice::from_mut(&mut context);
+    context::encode_users(contexts, models);
+    let ranked = context::rank(contexts, models).remove(0);
+    let plan = Plan::default();
+    let policy = PolicyContext { plan: &plan, order: Order::Model, query_tiers: QueryTiers::Ignore, seed: 0 };
+    let rules = slate::rules(&context, &ranked, &options, &policy, models, &is_offered);
+    let (slate, _) = slate::arrange(&mut context, &ranked, &rules, &options, models);
+    let products = slate.results(generation, 0..request.product_count.min(slate.entries.len()));
+    let info = context.answer_info(slate.sources, DebugLevel::None);
+    (SuggestAnswer { completions, products, info }, context.stage_times)
 }
 
-/// Every acknowledged position is applied before it is acknowledged, so only a position of another server is ahead.
-fn check_version(story: &mut RequestContext, options: &Options) {
-    if options.session_version > story.generation.live.applied_position() {
-        story.degrade(DegradationCode::StaleState, "users");
+fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Completion> {
+    if request.prefix.trim().is_empty() {
+        let recent = context.history.queries.iter().rev().take(request.completion_count);
+        let completion = |text: &str| Completion { text: text.to_owned(), source: CompletionSource::Query };
+        return recent.map(|query| completion(&query.text)).collect();
+    }
+    let affinity = category_affinity(context);
+    let affinity = |category: &str| affinity.get(category).copied().unwrap_or(0.0);
+    let sources = [&context.generation.titles, &context.generation.state.queries];
+    Suggester::complete_from(&sources, &request.prefix, request.completion_count, &affinity)
+}
+
+/// Declares a degradation if the requested version is ahead of the state. Every acknowledged position is applied before it is
+/// acknowledged, so only a position of another server can be ahead.
+fn check_session_version(context: &mut RequestContext, options: &Options) {
+    if options.session_version > context.generation.state.applied_position() {
+        context.degrade(DegradationCode::StaleState, "users");
     }
 }
 
-fn anchors(story: &RequestContext, ids: &[ItemId]) -> Vec<Recent> {
+fn anchors(context: &RequestContext, ids: &[ItemId]) -> Vec<Recent> {
     let recent = |id: &ItemId| {
-        let key = story.generation.live.keys.get(id)?;
-        let row = story.catalog.row_of_key(key)?;
-        Some(Recent { row, key, weight: 1.0, kind: EventKind::View, at_s: story.now.seconds_u32() })
+        let key = context.generation.state.keys.get(id)?;
+        let row = context.catalog.row_of_key(key)?;
+        Some(Recent { row, key, weight: 1.0, kind: EventKind::View, at_s: context.now.seconds_u32() })
     };
     ids.iter().filter_map(recent).collect()
 }
 
-fn recently_viewed(story: &RequestContext) -> Vec<(ItemKey, f32)> {
-    let mut seen: Vec<(ItemKey, f32)> = Vec::new();
-    for event in story.history.events.iter().rev() {
-        let looked = matches!(event.kind, EventKind::View | EventKind::Click);
-        if looked && !seen.iter().any(|(key, _)| *key == event.item) {
-            seen.push((event.item, event.at_s as f32));
+fn recently_viewed(context: &RequestContext) -> Vec<(ItemKey, f32)> {
+    let mut viewed: Vec<(ItemKey, f32)> = Vec::new();
+    for event in context.history.events.iter().rev() {
+        let is_view = matches!(event.kind, EventKind::View | EventKind::Click);
+        if is_view && !viewed.iter().any(|(key, _)| *key == event.item) {
+            viewed.push((event.item, event.at_s as f32));
         }
     }
-    seen
+    viewed
 }
 
-fn category_affinity(story: &RequestContext) -> std::collections::HashMap<String, f32> {
-    let mut affinity = std::collections::HashMap::new();
-    for recent in &story.user.recent {
-        for category in &story.catalog.get(recent.row).item.categories {
+fn category_affinity(context: &RequestContext) -> HashMap<String, f32> {
+    let mut affinity = HashMap::new();
+    for recent in &context.user.recent {
+        for category in &context.catalog.get(recent.row).item.categories {
             *affinity.entry(category.clone()).or_insert(0.0) += recent.weight;
         }
     }
     affinity
 }
 
-/// Lists with a question of their own give it as their reason, with the anchors as evidence.
-fn reason_of_list(story: &RequestContext, request: &RecommendRequest) -> Option<Reason> {
+/// The reason that all results of a list share, with the anchors as evidence. None: each result has its own.
+fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Option<Reason> {
     let code = match request.kind {
         RecommendKind::Similar => ReasonCode::Similar,
         RecommendKind::BoughtTogether => ReasonCode::BoughtTogether,
@@ -420,26 +466,25 @@ fn reason_of_list(story: &RequestContext, request: &RecommendRequest) -> Option<
         RecommendKind::RecentlyViewed => ReasonCode::RecentlyViewed,
         RecommendKind::ForYou | RecommendKind::BuyAgain => return None,
     };
-    let evidence =
-        anchors(story, &request.anchors).iter().take(3).map(|a| story.generation.live.keys.id(a.key)).collect();
+    let anchors = anchors(context, &request.anchors);
+    let keys = &context.generation.state.keys;
+    let evidence = anchors.iter().take(EVIDENCE_MAX).map(|anchor| keys.id(anchor.key)).collect();
     Some(Reason { code, evidence })
 }
 
-/// Which rows a request may show: offered, not excluded, matching the filter.
-fn eligible_rows<'a>(
-    generation: &Generation,
-    catalog: &'a Catalog,
-    options: &Options,
-    filter: Option<&Filter>,
-) -> Eligible<'a> {
-    let excluded = options.exclude.iter().filter_map(|id| catalog.row_of(&generation.live.keys, id));
-    let eligible = Eligible::offered(catalog).without(excluded);
+/// The rows that the response may contain: offered, not excluded, matching the filter.
+fn eligible_rows<'a>(context: &RequestContext<'a>, options: &Options, filter: Option<&Filter>) -> EligibleRows<'a> {
+    let catalog: &'a Catalog = context.catalog;
+    let keys = &context.generation.state.keys;
+    let excluded = options.exclude.iter().filter_map(|id| catalog.row_of(keys, id));
+    let eligible = EligibleRows::offered(catalog).without(excluded);
     match filter {
         Some(filter) => eligible.matching(catalog, filter),
         None => eligible,
     }
 }
 
-fn unknown(story: &RequestContext, ids: &[ItemId]) -> Vec<ItemId> {
-    ids.iter().filter(|id| story.catalog.row_of(&story.generation.live.keys, id).is_none()).cloned().collect()
+fn unknown_items(context: &RequestContext, ids: &[ItemId]) -> Vec<ItemId> {
+    let keys = &context.generation.state.keys;
+    ids.iter().filter(|id| context.catalog.row_of(keys, id).is_none()).cloned().collect()
 }

@@ -1,7 +1,7 @@
 //! What an answer was made from, on its way into the log of answers. Gathering it costs the answer next to nothing: it takes
 //! over what would be dropped, and becomes a record on the log's own thread.
-use super::{request::{Degradation, OrderBy}, retrieve::{self, SOURCES}};
-use crate::context::Ranked;
+use crate::{request::{Degradation, OrderBy}, retrieve::ScoredRows, source::CandidateSource};
+use crate::context::RankedCandidates;
 use crate::{answers::{self, AnswerId, AnswerKind, AnswerRecord}, bundle::Manifest, features::FEATURE_COUNT, policy::{Arranged, Exploration, PinSlot}, serving::ChosenArm};
 use lodestone_catalog::Catalog;
 use lodestone_core::{ids::{UserId, Row}, units::UnixMillis};
@@ -15,7 +15,7 @@ pub struct Trace {
     pub kind: AnswerKind,
     pub user: UserId,
     /// The request on the wire.
-    pub sent: Vec<u8>,
+    pub message: Vec<u8>,
     pub arm: Option<ChosenArm>,
     /// The log position that the answer knew.
     pub session_version: u64,
@@ -24,19 +24,19 @@ pub struct Trace {
     pub catalog: Arc<Catalog>,
     /// Rows below are the bundle's own, in its order.
     pub bundle_row_count: usize,
-    pub ranked: Ranked,
-    pub rules: Rules,
+    pub ranked: RankedCandidates,
+    pub rules: PolicyRules,
     pub arranged: Arranged,
 }
 
 /// What the policy was given, by candidate in retrieval's order; as in [`crate::policy::Given`].
 #[derive(Default)]
-pub struct Rules {
+pub struct PolicyRules {
     pub rankings: Vec<ConfiguredRanking>,
     pub tiers: Vec<u8>,
     pub boost_factors: Vec<f32>,
     pub boost_masks: Vec<u32>,
-    pub field_places: Vec<u32>,
+    pub field_ranks: Vec<u32>,
     pub pins: Vec<PinSlot>,
     /// Pinned rows that are no candidates; their numbers follow those of the candidates.
     pub pinned_rows: Vec<Row>,
@@ -53,10 +53,10 @@ pub struct ConfiguredRanking {
     pub scores: Vec<f32>,
 }
 
-impl Rules {
+impl PolicyRules {
     /// Whether vectors decided.
     fn is_diverse(&self) -> bool {
-        self.field_places.is_empty() && self.rankings.iter().any(|ranking| ranking.diversity > 0.0)
+        self.field_ranks.is_empty() && self.rankings.iter().any(|ranking| ranking.diversity > 0.0)
     }
 }
 
@@ -71,19 +71,19 @@ impl Trace {
         let rows = self.rows();
         let item = |row: &Row| self.catalog.get(*row).item.id.as_str();
         let names: Vec<&str> = rows.iter().map(item).collect();
-        let place = |place: &crate::policy::Placed| (names[place.candidate as usize], place.score, place.conditional);
-        let slate_sum = answers::slate_sum(self.arranged.places.iter().map(place));
+        let place = |place: &crate::policy::Placed| (names[place.candidate.index()], place.score, place.conditional);
+        let slate_sum = answers::slate_sum(self.arranged.placed.iter().map(place));
         let (vector_rows, live_vectors, vector_dimensions) = self.vectors(&rows);
         let (experiment, arm) =
             self.arm.clone().map_or_else(Default::default, |chosen| (chosen.experiment, chosen.arm));
-        let pinned_slots = self.arranged.places.iter().enumerate().filter(|(_, place)| place.is_pinned);
+        let pinned_slots = self.arranged.placed.iter().enumerate().filter(|(_, place)| place.is_pinned);
         let organic = &self.arranged.organic;
         let record = AnswerRecord {
             id: self.id.to_vec(),
             at_ms: self.at.0,
             user: self.user.as_str().to_owned(),
             kind: self.kind.into(),
-            request_digest: answers::digest(&self.sent),
+            request_digest: answers::digest(&self.message),
             corrected_query: self.corrected_query.clone(),
             experiment,
             arm,
@@ -103,24 +103,24 @@ impl Trace {
             exploration: self.rules.exploration.as_ref().map(Into::into),
             seed: self.rules.seed,
             explored: self.arranged.explored,
-            slots: self.arranged.places.iter().take(page_size).map(slot).collect(),
-            slate_size: self.arranged.places.len() as u32,
+            slots: self.arranged.placed.iter().take(page_size).map(slot).collect(),
+            slate_size: self.arranged.placed.len() as u32,
             slate_sum,
             vector_rows,
             live_vectors,
             vector_dimensions,
-            organic_items: organic.iter().map(|place| place.candidate).collect(),
+            organic_items: organic.iter().map(|place| place.candidate.0).collect(),
             organic_scores: organic.iter().map(|place| place.score).collect(),
             pinned_slots: pinned_slots.map(|(at, _)| at as u32 + 1).collect(),
             ..AnswerRecord::default()
         };
         AnswerRecord {
-            request: self.sent,
+            request: self.message,
             head_values: self.ranked.heads,
             tiers: self.rules.tiers,
             boost_factors: self.rules.boost_factors,
             boost_masks: self.rules.boost_masks,
-            field_places: self.rules.field_places,
+            field_ranks: self.rules.field_ranks,
             ..record
         }
     }
@@ -147,14 +147,14 @@ impl Trace {
     fn sources(&self) -> Vec<answers::SourceRecord> {
         let list = self.ranked.candidates.list.iter().enumerate();
         let numbers: AHashMap<Row, u32> = list.map(|(at, candidate)| (candidate.row, at as u32)).collect();
-        let source = |(source, found): &(usize, retrieve::Found)| {
+        let source = |(source, found): &(CandidateSource, ScoredRows)| {
             let kept = found.iter().filter_map(|(row, score)| Some((*numbers.get(row)?, *score)));
             let (candidates, scores) = kept.unzip();
-            let way = self.ranked.candidates.way_of(*source).map_or("", |way| way.name());
+            let strategy = self.ranked.candidates.strategy_of(*source).map_or("", |strategy| strategy.name());
             answers::SourceRecord {
-                name: SOURCES[*source].to_owned(),
+                name: source.name().to_owned(),
                 found_count: found.len() as u32,
-                way: way.to_owned(),
+                strategy: strategy.to_owned(),
                 candidates,
                 scores,
             }
@@ -193,12 +193,12 @@ fn degradation(degradation: &Degradation) -> answers::DegradationRecord {
 }
 
 fn pin(pin: &PinSlot) -> answers::PinRecord {
-    answers::PinRecord { item: pin.row.map(|row| row.0), rank: pin.rank as u32 }
+    answers::PinRecord { item: pin.candidate.map(|candidate| candidate.0), rank: pin.rank as u32 }
 }
 
 fn slot(place: &crate::policy::Placed) -> answers::SlotRecord {
     answers::SlotRecord {
-        item: place.candidate,
+        item: place.candidate.0,
         score: place.score,
         conditional: place.conditional,
         is_pinned: place.is_pinned,

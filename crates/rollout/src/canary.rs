@@ -4,7 +4,7 @@ use ahash::{AHashMap, AHashSet};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-/// Users, and answers with a choice, that are counted at most. Long before, the trial is decided.
+/// Users, and answers with a choice, that are counted at most. Long before, the evaluation is decided.
 const COUNTED_MAX: usize = 1_000_000;
 /// The interval is narrowest with so many users on each side.
 const PLANNED: f64 = 2000.0;
@@ -35,7 +35,7 @@ struct Sums {
     squares: u64,
 }
 
-/// How a trial goes.
+/// How a evaluation goes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct CanaryReport {
     pub canary_users: u64,
@@ -53,7 +53,7 @@ impl CanaryEvaluation {
     }
 
     /// Notes that a user got an answer.
-    pub fn note_answer(&self, user: &UserId, by_canary: bool) {
+    pub fn record_answer(&self, user: &UserId, by_canary: bool) {
         let mut seen = self.seen.lock();
         let seen = &mut *seen;
         if seen.users.len() < COUNTED_MAX && !seen.users.contains_key(user) {
@@ -62,9 +62,9 @@ impl CanaryEvaluation {
         }
     }
 
-    /// Notes that a user chose something from an answer. Answers from before the trial, and users who got none since, say
+    /// Notes that a user chose something from an answer. Answers from before the evaluation, and users who got none since, say
     /// nothing of it.
-    pub fn note_choice(&self, user: &UserId, answer: [u8; 16], by_canary: bool) {
+    pub fn record_conversion(&self, user: &UserId, answer: [u8; 16], by_canary: bool) {
         if answered_at(answer).is_none_or(|at| at < self.began) {
             return;
         }
@@ -151,17 +151,17 @@ mod tests {
 
     /// Users with some answers each, of which a share, the canary's times `ratio`, is chosen from.
     fn lived(ratio: f64, users: usize, seed: u64) -> CanaryEvaluation {
-        let (trial, mut rng) = (CanaryEvaluation::new(UnixMillis(0)), StdRng::seed_from_u64(seed));
+        let (evaluation, mut rng) = (CanaryEvaluation::new(UnixMillis(0)), StdRng::seed_from_u64(seed));
         for number in 0..users {
             let (user, by_canary) = (user(number), number % 4 == 0);
             for _ in 0..rng.random_range(1..5) {
-                trial.note_answer(&user, by_canary);
+                evaluation.record_answer(&user, by_canary);
                 if rng.random_bool(if by_canary { 0.3 * ratio } else { 0.3 }) {
-                    trial.note_choice(&user, answer(), by_canary);
+                    evaluation.record_conversion(&user, answer(), by_canary);
                 }
             }
         }
-        trial
+        evaluation
     }
 
     #[test]
@@ -178,19 +178,19 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_counts_once_and_only_one_of_the_trial() {
+    fn an_answer_counts_once_and_only_one_of_the_evaluation() {
         let now = UnixMillis::now();
-        let (trial, early) = (CanaryEvaluation::new(UnixMillis(now.0 + 60_000)), answer());
-        trial.note_answer(&user(1), true);
-        trial.note_choice(&user(1), early, true);
-        assert_eq!(trial.report().canary_choices, 0.0, "the answer is from before the trial");
-        let trial = CanaryEvaluation::new(UnixMillis(now.0 - 1000));
-        trial.note_choice(&user(1), early, true);
-        trial.note_answer(&user(1), true);
-        trial.note_answer(&user(1), true);
-        trial.note_choice(&user(1), early, true);
-        trial.note_choice(&user(1), early, true);
-        let report = trial.report();
+        let (evaluation, early) = (CanaryEvaluation::new(UnixMillis(now.0 + 60_000)), answer());
+        evaluation.record_answer(&user(1), true);
+        evaluation.record_conversion(&user(1), early, true);
+        assert_eq!(evaluation.report().canary_choices, 0.0, "the answer is from before the evaluation");
+        let evaluation = CanaryEvaluation::new(UnixMillis(now.0 - 1000));
+        evaluation.record_conversion(&user(1), early, true);
+        evaluation.record_answer(&user(1), true);
+        evaluation.record_answer(&user(1), true);
+        evaluation.record_conversion(&user(1), early, true);
+        evaluation.record_conversion(&user(1), early, true);
+        let report = evaluation.report();
         assert_eq!((report.canary_users, report.canary_choices, report.difference), (1, 1.0, None));
     }
 }

@@ -1,10 +1,10 @@
 //! Slates as they were answered first, for their later pages.
-use lodestone_pipeline::{facets::Facets, request::AnswerTail, slate::Slate};
+use lodestone_pipeline::{facets::Facets, request::AnswerInfo, slate::Slate};
 use moka::sync::Cache;
 use std::{sync::Arc, time::Duration};
 
 /// By the answer's id. Each generation has its own: the rows that they name are its, and they go when it goes.
-pub type Slates = Cache<[u8; 16], Arc<Frozen>>;
+pub type Slates = Cache<[u8; 16], Arc<FrozenAnswer>>;
 
 /// How many slates a generation keeps, and how long.
 #[derive(Debug, Clone, Copy)]
@@ -26,11 +26,11 @@ impl SlatesConfig {
 }
 
 /// An answer with all of its pages.
-pub struct Frozen {
+pub struct FrozenAnswer {
     /// Of the request, which a later page must have too.
     pub fingerprint: u64,
     pub slate: Slate,
     pub corrected_query: String,
     pub facets: Arc<Facets>,
-    pub tail: AnswerTail,
+    pub info: AnswerInfo,
 }

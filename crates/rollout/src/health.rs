@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const PARTS: u64 = 12;
 
 /// The answers of the last minute or so.
-pub struct Window {
+pub struct HealthWindow {
     begun: Instant,
     part_length: Duration,
     parts: Mutex<Vec<Part>>,
@@ -23,7 +23,7 @@ struct Part {
 
 /// What a window holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Summary {
+pub struct HealthSummary {
     /// Answers and errors.
     pub requests: u64,
     /// Answers that met a bug.
@@ -35,28 +35,28 @@ pub struct Summary {
     pub p99: Duration,
 }
 
-impl Window {
+impl HealthWindow {
     pub fn new(length: Duration) -> Self {
         let part_length = (length / PARTS as u32).max(Duration::from_millis(1));
         Self { begun: Instant::now(), part_length, parts: Mutex::default() }
     }
 
-    pub fn note(&self, latency: Duration, is_degraded: bool) {
+    pub fn record(&self, latency: Duration, is_degraded: bool) {
         self.in_part(|part| {
             part.latencies.saturating_record((latency.as_micros() as u64).max(1));
             part.degraded += u64::from(is_degraded);
         });
     }
 
-    pub fn note_error(&self) {
+    pub fn record_error(&self) {
         self.in_part(|part| part.errors += 1);
     }
 
-    pub fn summary(&self) -> Summary {
+    pub fn summary(&self) -> HealthSummary {
         let mut parts = self.parts.lock();
         self.forget(&mut parts);
         let mut all = latencies();
-        let mut summary = Summary::default();
+        let mut summary = HealthSummary::default();
         for part in parts.iter() {
             summary.requests += part.latencies.len() + part.errors;
             summary.errors += part.errors;
@@ -64,7 +64,7 @@ impl Window {
             all.add(&part.latencies).expect("the same bounds");
         }
         let at = |share| Duration::from_micros(all.value_at_quantile(share));
-        Summary { p50: at(0.5), p99: at(0.99), ..summary }
+        HealthSummary { p50: at(0.5), p99: at(0.99), ..summary }
     }
 
     fn in_part(&self, note: impl FnOnce(&mut Part)) {
@@ -90,7 +90,7 @@ fn latencies() -> Histogram<u32> {
 
 /// What a generation may do worse than the one before it.
 #[derive(Debug, Clone)]
-pub struct Bounds {
+pub struct HealthBounds {
     /// Answers of which fewer say nothing.
     pub requests_min: u64,
     /// Share of answers that met a bug.
@@ -107,7 +107,7 @@ pub struct Bounds {
     pub probation: Duration,
 }
 
-impl Default for Bounds {
+impl Default for HealthBounds {
     fn default() -> Self {
         Self {
             requests_min: 200,
@@ -121,13 +121,13 @@ impl Default for Bounds {
     }
 }
 
-impl Bounds {
+impl HealthBounds {
     /// Why a generation may not go on, beside what another one did; none: it may, or too little is known.
-    pub fn broken(&self, new: &Summary, old: &Summary) -> Option<String> {
+    pub fn broken(&self, new: &HealthSummary, old: &HealthSummary) -> Option<String> {
         if new.requests < self.requests_min {
             return None;
         }
-        let share = |count: u64, of: &Summary| count as f64 / of.requests.max(1) as f64;
+        let share = |count: u64, of: &HealthSummary| count as f64 / of.requests.max(1) as f64;
         let (errors, degraded) = (share(new.errors, new), share(new.degraded, new));
         let degraded_before = share(old.degraded, old);
         let of = format!("of {} answers", new.requests);
@@ -163,15 +163,15 @@ impl Bounds {
 mod tests {
     use super::*;
 
-    fn summary(requests: u64, errors: u64, degraded: u64, p99_ms: u64) -> Summary {
-        Summary { requests, errors, degraded, p50: Duration::ZERO, p99: Duration::from_millis(p99_ms) }
+    fn summary(requests: u64, errors: u64, degraded: u64, p99_ms: u64) -> HealthSummary {
+        HealthSummary { requests, errors, degraded, p50: Duration::ZERO, p99: Duration::from_millis(p99_ms) }
     }
 
     #[test]
     fn each_bound_is_told_by_name_and_a_few_answers_say_nothing() {
-        let bounds = Bounds::default();
+        let bounds = HealthBounds::default();
         let old = summary(1000, 0, 100, 10);
-        let broken = |new: Summary| bounds.broken(&new, &old).unwrap_or_default();
+        let broken = |new: HealthSummary| bounds.broken(&new, &old).unwrap_or_default();
         assert_eq!(broken(summary(1000, 10, 150, 20)), "");
         assert_eq!(broken(summary(199, 199, 199, 900)), "");
         assert!(broken(summary(1000, 11, 0, 1)).contains("1.1 % of 1000 answers failed"));
@@ -182,9 +182,9 @@ mod tests {
 
     #[test]
     fn a_window_forgets() {
-        let window = Window::new(Duration::from_millis(240));
-        window.note(Duration::from_millis(3), true);
-        window.note_error();
+        let window = HealthWindow::new(Duration::from_millis(240));
+        window.record(Duration::from_millis(3), true);
+        window.record_error();
         let seen = window.summary();
         assert_eq!((seen.requests, seen.errors, seen.degraded), (2, 1, 1));
         assert!((2.9..3.2).contains(&(1000.0 * seen.p99.as_secs_f64())));

@@ -3,17 +3,24 @@
 mod canary;
 mod control;
 mod frozen_slates;
+mod generations;
 mod health;
 mod load_threads;
+mod loaded;
 mod routes;
+mod scheduler;
 mod shadow;
-pub mod store;
+mod store;
 
-pub use canary::*;
-pub use control::*;
-pub use frozen_slates::*;
-pub use health::*;
-pub use load_threads::*;
-pub use routes::*;
-pub use shadow::*;
+pub use canary::CanaryReport;
+pub use control::{
+    BUNDLE_COPIES, BundleSource, BundleState, BundleStatus, Parts, Rollout, RolloutConfig, RolloutError, first_bundle,
+};
+pub use frozen_slates::{FrozenAnswer, Slates, SlatesConfig};
+pub use generations::{Generations, ServedAnswer};
+pub use health::{HealthBounds, HealthSummary};
+pub use load_threads::LoadThreads;
+pub use loaded::{Embedded, LoadError, LoadedGeneration, Loader};
+pub use routes::{Canary, Routes};
+pub use shadow::{ShadowReport, start_shadow};
 pub use store::{Pointer, Store, StoreError};

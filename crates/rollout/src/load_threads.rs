@@ -1,4 +1,5 @@
 //! Threads that load bundles: their work gives way to answers, and yet ends.
+use crate::scheduler;
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sha2::{Digest, Sha256};
@@ -40,7 +41,7 @@ impl LoadThreads {
             let pool = ThreadPoolBuilder::new().num_threads((cores / 2).max(1)).thread_name(|_| "load".into());
             pool.start_handler(move |_| start()).build().map_err(io::Error::other)
         };
-        Ok(Self { idle: Some(pool(lower_priority)?), sure: pool(|| os::be_nice(NICE))? })
+        Ok(Self { idle: Some(pool(lower_priority)?), sure: pool(|| scheduler::be_nice(NICE))? })
     }
 
     /// Does a part of a load. Each part looks anew whether idle cores are to be had: a server whose cores never are must get its
@@ -77,15 +78,15 @@ fn is_ever_idle(idle: &ThreadPool) -> bool {
 pub fn keep_moving() -> Moving {
     let (end, ended) = crossbeam_channel::bounded::<()>(0);
     let moving = thread::Builder::new().name("move".into()).spawn(move || {
-        let cores = os::cores_of(0);
+        let cores = scheduler::cores_of(0);
         let goes_on = || ended.recv_timeout(STAY) == Err(RecvTimeoutError::Timeout);
         for turn in (0..).take_while(|_| !cores.is_empty() && goes_on()) {
-            for (index, thread) in os::threads_of_lower_priority().enumerate() {
+            for (index, thread) in scheduler::threads_of_lower_priority().enumerate() {
                 let core = (turn + index) % cores.len();
-                os::stay_on(thread, &cores[core..=core]);
+                scheduler::stay_on(thread, &cores[core..=core]);
             }
         }
-        os::threads_of_lower_priority().for_each(|thread| os::stay_on(thread, &cores));
+        scheduler::threads_of_lower_priority().for_each(|thread| scheduler::stay_on(thread, &cores));
     });
     Moving { end: Some(end), moving: moving.ok() }
 }
@@ -106,69 +107,7 @@ impl Drop for Moving {
 /// The present thread gets a core only where others leave one, and gives it back at once: an answer that comes interrupts it.
 /// A nice value alone would let it end its time slice first, which is longer than an answer takes.
 pub fn lower_priority() {
-    os::lower_priority();
-}
-
-#[cfg(target_os = "linux")]
-mod os {
-    use libc::{SCHED_IDLE, cpu_set_t, pid_t, sched_param};
-    use std::{fs, mem};
-
-    pub fn lower_priority() {
-        let none = sched_param { sched_priority: 0 };
-        // SAFETY: the call reads one struct that outlives it; 0 is the thread that calls.
-        let _ = unsafe { libc::sched_setscheduler(0, SCHED_IDLE, &raw const none) };
-    }
-
-    pub fn be_nice(value: i32) {
-        // SAFETY: it takes numbers; 0 is the thread that calls.
-        let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) };
-    }
-
-    pub fn threads_of_lower_priority() -> impl Iterator<Item = pid_t> {
-        let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-        let ids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
-        // SAFETY: it takes a number; of a thread that is gone it gives an error, which is no policy.
-        ids.filter(|id: &pid_t| unsafe { libc::sched_getscheduler(*id) } == SCHED_IDLE)
-    }
-
-    /// The cores that a thread may use; 0: the present one.
-    pub fn cores_of(thread: pid_t) -> Vec<usize> {
-        // SAFETY: a set of cores is plain numbers, which the call fills within its size.
-        unsafe {
-            let mut set: cpu_set_t = mem::zeroed();
-            libc::sched_getaffinity(thread, size_of::<cpu_set_t>(), &raw mut set);
-            (0..libc::CPU_SETSIZE as usize).filter(|core| libc::CPU_ISSET(*core, &set)).collect()
-        }
-    }
-
-    pub fn stay_on(thread: pid_t, cores: &[usize]) {
-        // SAFETY: a set of cores is plain numbers, which the call reads; a thread that is gone or a core that was taken away is an
-        // error that does not matter.
-        unsafe {
-            let mut set: cpu_set_t = mem::zeroed();
-            cores.iter().for_each(|core| libc::CPU_SET(*core, &mut set));
-            libc::sched_setaffinity(thread, size_of::<cpu_set_t>(), &raw const set);
-        }
-    }
-}
-
-/// Elsewhere the threads are like all others.
-#[cfg(not(target_os = "linux"))]
-mod os {
-    pub fn lower_priority() {}
-
-    pub fn be_nice(_value: i32) {}
-
-    pub fn threads_of_lower_priority() -> impl Iterator<Item = i32> {
-        std::iter::empty()
-    }
-
-    pub fn cores_of(_thread: i32) -> Vec<usize> {
-        Vec::new()
-    }
-
-    pub fn stay_on(_thread: i32, _cores: &[usize]) {}
+    scheduler::lower_priority();
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -183,12 +122,6 @@ mod tests {
         time::Instant,
     };
 
-    /// The nice value of the present thread, and whether it works only on idle cores.
-    fn priority() -> (i32, bool) {
-        // SAFETY: both take numbers; 0 is the thread that calls.
-        unsafe { (libc::getpriority(libc::PRIO_PROCESS, 0), libc::sched_getscheduler(0) == libc::SCHED_IDLE) }
-    }
-
     #[test]
     fn work_is_done_where_no_core_is_idle() {
         let threads = LoadThreads::beside_answers().unwrap();
@@ -201,11 +134,11 @@ mod tests {
             })
             .collect();
         // The kernel may find an idle moment yet; not again and again.
-        let found = (0..20).map(|_| threads.install(priority)).find(|(_, is_idle)| !is_idle);
+        let found = (0..20).map(|_| threads.install(scheduler::priority)).find(|(_, is_idle)| !is_idle);
         end.store(true, Ordering::Relaxed);
         busy.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(found, Some((NICE, false)));
-        assert_eq!(LoadThreads::alone().unwrap().install(priority), (0, false));
+        assert_eq!(LoadThreads::alone().unwrap().install(scheduler::priority), (0, false));
     }
 
     #[test]
@@ -214,21 +147,20 @@ mod tests {
         let (id, found) = crossbeam_channel::bounded(1);
         let waiting = thread::spawn(move || {
             lower_priority();
-            // SAFETY: it takes nothing.
-            id.send(unsafe { libc::gettid() }).unwrap();
+            id.send(scheduler::current_thread()).unwrap();
             ended.recv().unwrap_err()
         });
-        let (thread, all) = (found.recv().unwrap(), os::cores_of(0));
+        let (thread, all) = (found.recv().unwrap(), scheduler::cores_of(0));
         let moving = keep_moving();
         let (mut seen, begun) = (BTreeSet::new(), Instant::now());
         while seen.len() < all.len() && begun.elapsed() < Duration::from_secs(20) {
-            if let [core] = os::cores_of(thread)[..] {
+            if let [core] = scheduler::cores_of(thread)[..] {
                 seen.insert(core);
             }
         }
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
         drop(moving);
-        assert_eq!(os::cores_of(thread), all);
+        assert_eq!(scheduler::cores_of(thread), all);
         drop(end);
         waiting.join().unwrap();
     }

@@ -1,7 +1,11 @@
-//! A generation that is asked what shoppers ask, without being heard: how it would have ordered, and how long it takes.
-use crate::{load_threads::lower_priority, routes::LoadedGeneration, health::{Summary, Window}};
-use lodestone_pipeline::run::{self, PlannedRequest, PipelineResponse};
-use lodestone_core::ids::ItemKey;
+//! Shadow traffic: replays live requests on a candidate generation and discards the answers, to compare orders and latencies.
+use crate::{
+    health::{HealthSummary, HealthWindow},
+    load_threads::lower_priority,
+    loaded::LoadedGeneration,
+};
+use lodestone_core::{ids::ItemKey, units::UnixMillis};
+use lodestone_pipeline::run::{self, PipelineAnswer, PlannedRequest};
 use ahash::AHashMap;
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
@@ -12,36 +16,36 @@ use std::{
     time::Duration,
 };
 
-/// Places that are compared.
+/// Entries of each slate that are compared.
 const COMPARED: usize = 50;
 /// Requests that wait for the shadow at most; the rest is dropped.
 const WAITING_MAX: usize = 64;
-/// Places whose overlap is told.
+/// Entries whose overlap is reported.
 const FIRST: usize = 10;
 
-/// A generation in the shadow and what was seen of it.
+/// A shadow generation and its comparison with the answering ones.
 pub struct Shadow {
-    pub served: Arc<LoadedGeneration>,
+    pub loaded: Arc<LoadedGeneration>,
     /// Of the requests, within 0 and 1.
     pub share: f64,
-    seen: Mutex<Seen>,
-    own: Window,
-    answering: Window,
+    counts: Mutex<Counts>,
+    own: HealthWindow,
+    answering: HealthWindow,
 }
 
 #[derive(Default)]
-struct Seen {
-    count: u64,
+struct Counts {
+    requests: u64,
     correlation_sum: f64,
     correlation_count: u64,
     overlap_sum: f64,
     dropped: u64,
 }
 
-/// What was seen of a shadow.
+/// The comparison of a shadow with the answering generations.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ShadowReport {
-    /// Requests that both answered.
+    /// Requests that both ran.
     pub requests: u64,
     /// Requests that it had no time for.
     pub dropped: u64,
@@ -50,46 +54,60 @@ pub struct ShadowReport {
     /// Mean share of the first ten that both have.
     pub overlap_at_10: f64,
     /// Time in a thread, of the last minute's requests.
-    pub own: Summary,
-    pub answering: Summary,
+    pub own: HealthSummary,
+    pub answering: HealthSummary,
 }
 
-/// A request that was answered, for the shadow.
+/// An answered request for the shadow.
 pub struct ShadowWork {
-    question: PlannedRequest,
+    request: PlannedRequest,
     shadow: Weak<Shadow>,
     order: Vec<ItemKey>,
     latency: Duration,
+    now: UnixMillis,
 }
 
 impl Shadow {
-    pub fn new(served: Arc<LoadedGeneration>, share: f64, window: Duration) -> Self {
-        Self { served, share, seen: Mutex::default(), own: Window::new(window), answering: Window::new(window) }
-    }
-
-    /// What the shadow does for a request that `by` answered with `told`.
-    pub fn work(self: &Arc<Self>, question: PlannedRequest, by: &LoadedGeneration, told: &PipelineResponse) -> ShadowWork {
-        ShadowWork {
-            question,
-            shadow: Arc::downgrade(self),
-            order: told.slate.keys(&by.generation, COMPARED),
-            latency: time_of(told),
+    pub fn new(loaded: Arc<LoadedGeneration>, share: f64, window: Duration) -> Self {
+        Self {
+            loaded,
+            share,
+            counts: Mutex::default(),
+            own: HealthWindow::new(window),
+            answering: HealthWindow::new(window),
         }
     }
 
-    /// Notes that there was no time for a request.
-    pub fn dropped(&self) {
-        self.seen.lock().dropped += 1;
+    /// The shadow's part of a request that `by` answered with `answer`.
+    pub(crate) fn work(
+        self: &Arc<Self>,
+        request: PlannedRequest,
+        by: &LoadedGeneration,
+        answer: &PipelineAnswer,
+        now: UnixMillis,
+    ) -> ShadowWork {
+        ShadowWork {
+            request,
+            shadow: Arc::downgrade(self),
+            order: answer.slate.keys(&by.generation, COMPARED),
+            latency: run_time(answer),
+            now,
+        }
+    }
+
+    /// Records a request that the shadow had no time for.
+    pub(crate) fn record_dropped(&self) {
+        self.counts.lock().dropped += 1;
     }
 
     pub fn report(&self) -> ShadowReport {
-        let seen = self.seen.lock();
+        let counts = self.counts.lock();
         let mean = |sum: f64, count: u64| if count == 0 { 0.0 } else { sum / count as f64 };
         ShadowReport {
-            requests: seen.count,
-            dropped: seen.dropped,
-            rank_correlation: mean(seen.correlation_sum, seen.correlation_count),
-            overlap_at_10: mean(seen.overlap_sum, seen.count),
+            requests: counts.requests,
+            dropped: counts.dropped,
+            rank_correlation: mean(counts.correlation_sum, counts.correlation_count),
+            overlap_at_10: mean(counts.overlap_sum, counts.requests),
             own: self.own.summary(),
             answering: self.answering.summary(),
         }
@@ -97,34 +115,34 @@ impl Shadow {
 }
 
 impl ShadowWork {
-    /// Asks the shadow, unless it is gone. A panic is noted and goes no further.
-    pub fn run(self) {
+    /// Runs the request on the shadow, unless it was removed. A panic is recorded and contained.
+    fn run(self) {
         let Some(shadow) = self.shadow.upgrade() else { return };
-        let generation = &shadow.served.generation;
-        let tell = || {
-            let question = std::slice::from_ref(&self.question);
-            stories::tell(generation, &mut shadow.served.spare_models(), question).remove(0)
+        let generation = &shadow.loaded.generation;
+        let run = || {
+            let requests = std::slice::from_ref(&self.request);
+            run::run(generation, &mut shadow.loaded.spare_models(), requests, self.now).remove(0)
         };
-        let Ok(told) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(tell)) else {
-            shadow.own.note_error();
+        let Ok(answer) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) else {
+            shadow.own.record_error();
             return;
         };
-        shadow.own.note(time_of(&told), told.is_degraded());
-        shadow.answering.note(self.latency, false);
-        let order = told.slate.keys(generation, COMPARED);
-        let mut seen = shadow.seen.lock();
-        seen.count += 1;
-        seen.overlap_sum += overlap(&self.order, &order);
+        shadow.own.record(run_time(&answer), answer.is_degraded());
+        shadow.answering.record(self.latency, false);
+        let order = answer.slate.keys(generation, COMPARED);
+        let mut counts = shadow.counts.lock();
+        counts.requests += 1;
+        counts.overlap_sum += overlap(&self.order, &order);
         if let Some(correlation) = rank_correlation(&self.order, &order) {
-            seen.correlation_sum += correlation;
-            seen.correlation_count += 1;
+            counts.correlation_sum += correlation;
+            counts.correlation_count += 1;
         }
     }
 }
 
 /// The time that an answer took in its thread.
-pub fn time_of(told: &PipelineResponse) -> Duration {
-    told.stages.iter().map(|(_, time)| *time).sum()
+pub(crate) fn run_time(answer: &PipelineAnswer) -> Duration {
+    answer.stage_times.iter().map(|(_, time)| *time).sum()
 }
 
 /// Spearman's rho over the items that both lists have; none where these are fewer than two.

@@ -5,7 +5,7 @@
 //! writes go on, each with the position of its own last event, and the replay leaves out what a user has already.
 //! Item keys are written by their order and given anew at the start, so a checkpoint outlives a change of the bundle.
 use crate::catalog_changes::ItemChange;
-use super::live::LiveState;
+use crate::LiveState;
 use lodestone_events::{Change, Chunk, Deduper, checkpoint::{Checkpoint, CheckpointError, CheckpointWriter}};
 use lodestone_core::ids::{ItemId, ItemKey};
 use crate::users as users;
@@ -31,7 +31,7 @@ const PART_COUNT: usize = 8192;
 
 /// Kinds of parts. The numbers are stored.
 mod part {
-    /// What the state began with: see [`lodestone_pipeline::Origin`].
+    /// What the state began with: see [`super::Origin`].
     pub const ORIGIN: u8 = 1;
     /// Item ids in the order of their keys, each with a line feed after it.
     pub const KEYS: u8 = 2;
@@ -63,7 +63,7 @@ impl Origin {
 
 /// Takes the state down when enough has changed.
 pub struct Checkpoints {
-    live: Arc<LiveState>,
+    state: Arc<LiveState>,
     /// The log's writer holds it while it folds.
     recent: Arc<Mutex<Deduper>>,
     directory: PathBuf,
@@ -84,9 +84,9 @@ struct Small {
 
 impl Checkpoints {
     /// `position`: that of the checkpoint which the state began with, otherwise 0.
-    pub fn new(live: Arc<LiveState>, recent: Arc<Mutex<Deduper>>, directory: &Path, origin: Origin, position: u64) -> Self {
+    pub fn new(state: Arc<LiveState>, recent: Arc<Mutex<Deduper>>, directory: &Path, origin: Origin, position: u64) -> Self {
         let (position, last) = (AtomicU64::new(position), Mutex::default());
-        Self { live, recent, directory: directory.to_owned(), origin, position, last }
+        Self { state, recent, directory: directory.to_owned(), origin, position, last }
     }
 
     /// The position of the last checkpoint; 0: there is none.
@@ -96,20 +96,20 @@ impl Checkpoints {
 
     /// Whether so much has changed that [`Checkpoints::write`] pays.
     pub fn is_due(&self) -> bool {
-        self.live.applied_position() >= self.position() + CHANGES_MIN
+        self.state.applied_position() >= self.position() + CHANGES_MIN
             // Held while one is written: the log's writer, which asks, must not wait for that.
             && self.last.try_lock().is_some_and(|last| last.is_none_or(|last| last.elapsed() >= PAUSE_MIN))
     }
 
     /// Takes the state down, if the next start would take long without it.
-    pub fn write_at_end(&self) {
-        if self.live.applied_position() >= self.position() + CHANGES_MIN_AT_END {
-            self.write_and_tell();
+    pub fn write_on_shutdown(&self) {
+        if self.state.applied_position() >= self.position() + CHANGES_MIN_AT_END {
+            self.write_and_log();
         }
     }
 
     /// [`Checkpoints::write`]; a failure costs time at the next start and nothing else, so it is only logged.
-    pub fn write_and_tell(&self) {
+    pub fn write_and_log(&self) {
         let begun = Instant::now();
         match self.write() {
             Ok(position) => {
@@ -126,13 +126,13 @@ impl Checkpoints {
         let small = self.copy_small();
         let mut file = CheckpointWriter::create(&self.directory, small.position)?;
         file.put(part::ORIGIN, &self.origin.to_bytes())?;
-        for user in self.live.users.ids() {
-            if let Some(history) = self.live.users.history(&user) {
+        for user in self.state.users.ids() {
+            if let Some(history) = self.state.users.history(&user) {
                 file.put(part::USER, &users::encode(&user, &history))?;
             }
         }
         // After the users, so that it has every key that they have.
-        put_keys(&mut file, &self.live)?;
+        put_keys(&mut file, &self.state)?;
         for records in small.popularity.chunks(PART_COUNT * lodestone_events::Popularity::RECORD_BYTES) {
             file.put(part::POPULARITY, records)?;
         }
@@ -147,7 +147,7 @@ impl Checkpoints {
             let hashes: Vec<u8> = chunk.hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
             file.put(part::EVENT_IDS, &[&chunk.last_s.to_le_bytes()[..], &hashes].concat())?;
         }
-        file.finish(self.live.applied_position())?;
+        file.finish(self.state.applied_position())?;
         self.position.store(small.position, Ordering::Relaxed);
         *last = Some(Instant::now());
         Ok(small.position)
@@ -156,22 +156,22 @@ impl Checkpoints {
     fn copy_small(&self) -> Small {
         let recent = self.recent.lock();
         Small {
-            position: self.live.applied_position(),
-            popularity: self.live.popularity.read().records(),
-            queries: self.live.queries.queries(),
-            items: self.live.catalogue.lock().after(0, usize::MAX).0,
+            position: self.state.applied_position(),
+            popularity: self.state.popularity.read().records(),
+            queries: self.state.queries.queries(),
+            items: self.state.catalogue.lock().after(0, usize::MAX).0,
             chunks: recent.chunks(),
         }
     }
 }
 
-fn put_keys(file: &mut CheckpointWriter, live: &LiveState) -> io::Result<()> {
-    let count = live.keys.len();
+fn put_keys(file: &mut CheckpointWriter, state: &LiveState) -> io::Result<()> {
+    let count = state.keys.len();
     for begin in (0..count).step_by(PART_COUNT) {
         let mut ids = String::new();
         for key in begin..count.min(begin + PART_COUNT) {
             // An id has no control character.
-            ids.push_str(live.keys.id(ItemKey(key as u32)).as_str());
+            ids.push_str(state.keys.id(ItemKey(key as u32)).as_str());
             ids.push('\n');
         }
         file.put(part::KEYS, ids.as_bytes())?;
@@ -185,7 +185,7 @@ pub fn restore(
     directory: &Path,
     origin: Origin,
     last_position: u64,
-    live: &LiveState,
+    state: &LiveState,
     recent: &mut Deduper,
 ) -> Result<Option<u64>, CheckpointError> {
     let Some(checkpoint) = Checkpoint::newest(directory)? else { return Ok(None) };
@@ -196,22 +196,22 @@ pub fn restore(
     let mut keys: Vec<ItemKey> = Vec::new();
     checkpoint.each_part(|kind, content| match kind {
         part::ORIGIN if content != origin.to_bytes() => Err(CheckpointError::OtherHistory),
-        part::KEYS => read_keys(content, live, &mut keys),
+        part::KEYS => read_keys(content, state, &mut keys),
         _ => Ok(()),
     })?;
     let key = |written: ItemKey| keys.get(written.0 as usize).copied();
     checkpoint.each_part(|kind, content| {
-        restore_part(kind, content, live, recent, key)
+        restore_part(kind, content, state, recent, key)
             .map_err(|reason| CheckpointError::Content { kind, reason: reason.to_string() })
     })?;
-    live.note_position(checkpoint.position);
+    state.note_position(checkpoint.position);
     Ok(Some(checkpoint.position))
 }
 
-fn read_keys(content: &[u8], live: &LiveState, keys: &mut Vec<ItemKey>) -> Result<(), CheckpointError> {
+fn read_keys(content: &[u8], state: &LiveState, keys: &mut Vec<ItemKey>) -> Result<(), CheckpointError> {
     let bad = |reason: String| CheckpointError::Content { kind: part::KEYS, reason };
     for id in std::str::from_utf8(content).map_err(|error| bad(error.to_string()))?.lines() {
-        keys.push(live.keys.intern(&ItemId::parse(id).map_err(|error| bad(error.to_string()))?));
+        keys.push(state.keys.intern(&ItemId::parse(id).map_err(|error| bad(error.to_string()))?));
     }
     Ok(())
 }
@@ -219,7 +219,7 @@ fn read_keys(content: &[u8], live: &LiveState, keys: &mut Vec<ItemKey>) -> Resul
 fn restore_part(
     kind: u8,
     content: &[u8],
-    live: &LiveState,
+    state: &LiveState,
     recent: &mut Deduper,
     key: impl Fn(ItemKey) -> Option<ItemKey>,
 ) -> Result<(), Box<dyn std::error::Error>> {
@@ -227,16 +227,16 @@ fn restore_part(
         part::ORIGIN | part::KEYS => {}
         part::USER => {
             let (user, history) = users::decode(content, key)?;
-            live.users.insert(user, history);
+            state.users.insert(user, history);
         }
-        part::POPULARITY => live.popularity.write().restore(content, key)?,
+        part::POPULARITY => state.popularity.write().restore(content, key)?,
         part::QUERY => {
             let (weight, text) = content.split_first_chunk().ok_or("a search is cut off")?;
-            live.queries.add_query(std::str::from_utf8(text)?, f32::from_le_bytes(*weight));
+            state.queries.add_query(std::str::from_utf8(text)?, f32::from_le_bytes(*weight));
         }
         part::ITEM => match Change::decode(0, content)? {
-            Change::Upsert(item) => live.catalogue.lock().note((item.id.clone(), Some(Arc::new(*item)))),
-            Change::Delete(id) => live.catalogue.lock().note((id, None)),
+            Change::Upsert(item) => state.catalogue.lock().note((item.id.clone(), Some(Arc::new(*item)))),
+            Change::Delete(id) => state.catalogue.lock().note((id, None)),
             _ => return Err("an item is none".into()),
         },
         part::EVENT_IDS => {

@@ -4,10 +4,10 @@
 #![forbid(unsafe_code)]
 mod catalog_changes;
 pub mod checkpoints;
-mod live;
 mod recovery;
+mod state;
 pub mod users;
 
 pub use catalog_changes::{CatalogChanges, ItemChange};
-pub use live::LiveState;
-pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, live_of, recover};
+pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, recover, state_of_items};
+pub use state::LiveState;

@@ -1,5 +1,5 @@
 //! The state at the start: a checkpoint, or else the imported history; then the log.
-use super::{checkpoints::{self, Origin}, live::LiveState};
+use crate::{LiveState, checkpoints::{self, Origin}};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::{Change, Deduper, EventLog, LogError};
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
@@ -12,7 +12,7 @@ use std::{
 
 /// The state with what its next checkpoint must know.
 pub struct RecoveredState {
-    pub live: Arc<LiveState>,
+    pub state: Arc<LiveState>,
     pub recent: Deduper,
     pub origin: Origin,
     /// Of the checkpoint that was used; 0: none was.
@@ -53,23 +53,23 @@ pub fn recover(
     let begun = Instant::now();
     let origin = origin(options.history)?;
     let begin = || (new_state(), Deduper::with_capacity(options.dedupe_ids_max));
-    let (mut live, mut recent) = begin();
+    let (mut state, mut recent) = begin();
     let restored = match options.history_end {
         Some(_) => Ok(None),
-        None => checkpoints::restore(options.directory, origin, log.last_position(), &live, &mut recent),
+        None => checkpoints::restore(options.directory, origin, log.last_position(), &state, &mut recent),
     };
     let checkpoint = restored.unwrap_or_else(|error| {
         tracing::warn!(%error, "the log's checkpoint is not used; its whole log is read");
-        (live, recent) = begin();
+        (state, recent) = begin();
         None
     });
     match checkpoint {
-        Some(position) => tracing::info!(position, users = live.users.len(), "read the checkpoint"),
-        None => fold_history(&live, options)?,
+        Some(position) => tracing::info!(position, users = state.users.len(), "read the checkpoint"),
+        None => fold_history(&state, options)?,
     }
-    replay(&live, log, &mut recent, checkpoint.unwrap_or(0))?;
+    replay(&state, log, &mut recent, checkpoint.unwrap_or(0))?;
     tracing::info!(position = log.last_position(), seconds = begun.elapsed().as_secs_f64(), "folded what is known");
-    Ok(RecoveredState { live, recent, origin, checkpoint: checkpoint.unwrap_or(0) })
+    Ok(RecoveredState { state, recent, origin, checkpoint: checkpoint.unwrap_or(0) })
 }
 
 fn origin(history: &Path) -> Result<Origin, RecoveryError> {
@@ -81,7 +81,7 @@ fn origin(history: &Path) -> Result<Origin, RecoveryError> {
 }
 
 /// What was imported is the state before the log's first position.
-fn fold_history(live: &LiveState, options: &RecoveryOptions) -> Result<(), RecoveryError> {
+fn fold_history(state: &LiveState, options: &RecoveryOptions) -> Result<(), RecoveryError> {
     if !options.history.exists() {
         return Ok(());
     }
@@ -90,35 +90,35 @@ fn fold_history(live: &LiveState, options: &RecoveryOptions) -> Result<(), Recov
     let shift = options.history_end.map_or(0, |end| end.0 - last);
     for event in &mut events {
         event.at.0 += shift;
-        live.apply_event(0, event);
+        state.apply_event(0, event);
     }
     tracing::info!(events = events.len(), "folded the imported history");
     Ok(())
 }
 
 /// Folds the log after a position. Users may be ahead of it: they were taken down while writes went on.
-fn replay(live: &LiveState, log: &EventLog, recent: &mut Deduper, after: u64) -> Result<(), RecoveryError> {
-    let mut catalogue = live.catalogue.lock();
+fn replay(state: &LiveState, log: &EventLog, recent: &mut Deduper, after: u64) -> Result<(), RecoveryError> {
+    let mut catalogue = state.catalogue.lock();
     log.replay(after + 1, |position, at, change| {
         match change {
             Change::Event(event) => {
                 recent.note(&event.id, at);
-                live.replay_event(position, &event, after > 0);
+                state.replay_event(position, &event, after > 0);
             }
             Change::Upsert(item) => catalogue.note((item.id.clone(), Some(Arc::new(*item)))),
             Change::Delete(id) => catalogue.note((id, None)),
         }
-        live.note_position(position);
+        state.note_position(position);
     })?;
     Ok(())
 }
 
 /// A state that gives the items of a bundle the keys 0, 1, 2, …, so that the bundle's tables need no other.
-pub fn live_of<'a>(items: impl Iterator<Item = &'a lodestone_core::ids::ItemId>) -> Arc<LiveState> {
-    let live = LiveState::default();
+pub fn state_of_items<'a>(items: impl Iterator<Item = &'a lodestone_core::ids::ItemId>) -> Arc<LiveState> {
+    let state = LiveState::default();
     for (index, item) in items.enumerate() {
-        let key = live.keys.intern(item);
+        let key = state.keys.intern(item);
         debug_assert_eq!(key, ItemKey(index as u32));
     }
-    Arc::new(live)
+    Arc::new(state)
 }

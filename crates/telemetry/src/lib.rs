@@ -134,7 +134,7 @@ impl Default for Metrics {
 impl Metrics {
     fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("lodestone");
-        registry.register("requests", "ServedResponse requests by RPC and gRPC status code", self.requests.clone());
+        registry.register("requests", "ServedAnswer requests by RPC and gRPC status code", self.requests.clone());
         registry.register("request_seconds", "From a request to its answer", self.request_seconds.clone());
         registry.register("requests_in_flight", "Requests that are being answered", self.requests_in_flight.clone());
         registry.register("stage_seconds", "Stages of an answer", self.stage_seconds.clone());
@@ -287,7 +287,7 @@ mod tests {
                 if kind == "counter" { format!("{name}_total") } else { name.to_owned() }
             })
             .collect();
-        let document = include_str!("../../docs/metrics.md");
+        let document = include_str!("../../../docs/metrics.md");
         let documented: BTreeSet<String> = document
             .lines()
             .filter_map(|line| line.strip_prefix("| `lodestone_"))

@@ -2,9 +2,9 @@
 use super::{
     Progress,
     replay::VISIT_MS,
-    train::{TrainError, candidates},
+    train::{TrainError, retrieve_candidates},
 };
-use lodestone_pipeline::{bundle::Bundle, Generation, Models, Options, Ranked, RequestContext, Viewer, ranking::{Device, Runtime}};
+use lodestone_pipeline::{bundle::Bundle, Generation, Models, Options, RankedCandidates, RequestContext, Viewer, context, ranking::{Device, Runtime}};
 use lodestone_dataset as dataset;
 use lodestone_events::{Event, EventKind};
 use lodestone_core::{ids::{UserId, Row}, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
@@ -74,7 +74,7 @@ pub(super) struct Shown<'a> {
     pub targets: &'a AHashSet<Row>,
     /// By method: the first places.
     pub lists: &'a [Vec<Row>; 3],
-    pub ranked: &'a Ranked,
+    pub ranked: &'a RankedCandidates,
 }
 
 /// [`replay_targets`] without a look at each user.
@@ -120,17 +120,17 @@ pub(super) fn replay_targets(
     let mut done_users: AHashSet<UserId> = AHashSet::new();
     let is_wanted = |event: &Event| match are_bought {
         true => event.kind == EventKind::Purchase,
-        false => event.kind.is_choice(),
+        false => event.kind.is_positive(),
     };
     let target_of = first_of_visits(&events, |event| is_wanted(event) && is_late(event));
     for (done, event) in events.iter().enumerate() {
         let target = target_of.get(&done).map(|place| &events[*place]);
-        let history = target.and_then(|_| generation.live.users.history(&event.user));
+        let history = target.and_then(|_| generation.state.users.history(&event.user));
         if let Some((target, history)) = target.zip(history).filter(|_| done_users.insert(event.user.clone())) {
             let targets: AHashSet<Row> = target
                 .lines
                 .iter()
-                .filter_map(|line| generation.live.keys.get(&line.item))
+                .filter_map(|line| generation.state.keys.get(&line.item))
                 .map(|key| Row(key.0))
                 .collect();
             let begun = Instant::now();
@@ -152,7 +152,7 @@ pub(super) fn replay_targets(
                 judged.shown[method].extend(list);
             }
         }
-        generation.live.apply_event(0, event);
+        generation.state.apply_event(0, event);
         if done % 256 == 0 {
             progress(Progress { stage: "evaluate", done, total: events.len(), loss: f32::NAN });
         }
@@ -222,15 +222,21 @@ pub(super) fn evaluation(judged: &Judged, options: &EvaluateOptions) -> Evaluati
     }
 }
 
-/// The first places by popularity, by retrieval alone, and by retrieval and ranking.
-fn lists(generation: &Generation, models: &mut Models, user: &UserId, now: UnixMillis) -> ([Vec<Row>; 3], Ranked) {
+/// The first [`CUTOFF`] rows by popularity, by retrieval alone, and by retrieval and ranking.
+fn lists(
+    generation: &Generation,
+    models: &mut Models,
+    user: &UserId,
+    now: UnixMillis,
+) -> ([Vec<Row>; 3], RankedCandidates) {
     let viewer = Viewer { user: user.clone(), session: String::new(), locale: String::new() };
-    let mut story = RequestContext::begin(generation, &generation.catalog.load_full(), &viewer, &Options::default(), now);
-    let popular = generation.live.popular(now);
-    let popular = popular.iter().filter_map(|(key, _)| story.catalog.row_of_key(*key)).take(CUTOFF).collect();
-    let (found, _) = candidates(&mut story, models, None);
-    let retrieved = found.list.iter().map(|candidate| candidate.row).take(CUTOFF).collect();
-    let ranked = RequestContext::rank(std::slice::from_mut(&mut story), models, vec![found], &[None]).remove(0);
+    let (catalog, options) = (generation.catalog.load_full(), Options::default());
+    let mut context = RequestContext::new(generation, &catalog, &viewer, &options, now);
+    let popular = generation.state.popular(now);
+    let popular = popular.iter().filter_map(|(key, _)| catalog.row_of_key(*key)).take(CUTOFF).collect();
+    retrieve_candidates(&mut context, models, None);
+    let retrieved = context.candidates.list.iter().map(|candidate| candidate.row).take(CUTOFF).collect();
+    let ranked = context::rank(std::slice::from_mut(&mut context), models).remove(0);
     let mut order: Vec<usize> = (0..ranked.scores.len()).collect();
     order.sort_by(|a, b| ranked.scores[*b].total_cmp(&ranked.scores[*a]).then(a.cmp(b)));
     let best = order.into_iter().take(CUTOFF).map(|index| ranked.candidates.list[index].row).collect();

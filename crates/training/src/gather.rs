@@ -1,7 +1,7 @@
 //! What a new training learns from: the imported history, and what was logged since.
 use super::{replay::choices, train::TrainError};
 use lodestone_catalog::Item;
-use lodestone_dataset::{self, DatasetEvent};
+use lodestone_dataset::{self as dataset, DatasetEvent};
 use lodestone_events::{Attribution, Change, Event};
 use lodestone_core::ids::ItemId;
 use ahash::{AHashMap, AHashSet};

@@ -3,7 +3,7 @@ use super::{
     Progress,
     query_side::query_from_title,
     ranker::RankingList,
-    train::{TrainError, TrainOptions, candidates},
+    train::{TrainError, TrainOptions, retrieve_candidates},
 };
 use lodestone_catalog::Item;
 use lodestone_pipeline::{Generation, Models, Options, RequestContext, Viewer};
@@ -15,7 +15,7 @@ use std::ops::Range;
 
 /// What may come of a candidate within a day: that it is looked at, put into the cart, bought; that it is one of these and the
 /// user comes back (a day to 14 days later); that it is bought and given back (within 30 days).
-pub const HEADS: [&str; 5] = ["click", "cart", "purchase", "return_visit", "return"];
+pub const HEADS: [&str; 5] = ["click", "cart", "purchase", "return_visit", "refund"];
 const CLICK: usize = 0;
 const CART: usize = 1;
 const PURCHASE: usize = 2;
@@ -28,7 +28,7 @@ pub fn head_weight(head: &str) -> f32 {
         "click" => 0.1,
         "cart" => 0.3,
         "return_visit" => 0.2,
-        "return" => -0.5,
+        "refund" => -0.5,
         _ => 1.0,
     }
 }
@@ -139,7 +139,7 @@ impl Shares {
     /// Each moment gives two lists, one without a query and one with. Purchases, which are rarer, get half of the lists at
     /// least.
     fn new(events: &[Event], times: &Range<UnixMillis>, lists_max: usize) -> Self {
-        let labelled = events.iter().filter(|event| times.contains(&event.at) && event.kind.is_choice());
+        let labelled = events.iter().filter(|event| times.contains(&event.at) && event.kind.is_positive());
         let (mut purchases, mut others) = (0usize, 0usize);
         for event in labelled {
             *(if event.kind == EventKind::Purchase { &mut purchases } else { &mut others }) += 1;
@@ -168,14 +168,14 @@ pub fn ranking_lists(
     let mut lists = Vec::new();
     for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
         let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
-        if event.kind.is_choice() && event.at >= times.start && rng.random_bool(share) {
+        if event.kind.is_positive() && event.at >= times.start && rng.random_bool(share) {
             let chosen = outcomes.chosen(&event.user, event.at);
             let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
             lists.extend(list_for(generation, models, event, None, &chosen));
             lists.extend(query.and_then(|query| list_for(generation, models, event, Some(&query), &chosen)));
         }
-        generation.live.apply_event(0, event);
+        generation.state.apply_event(0, event);
         if done % 256 == 0 {
             if options.is_stopped() {
                 return Err(TrainError::Stopped);
@@ -201,13 +201,14 @@ fn list_for(
     chosen: &AHashMap<Row, Labels>,
 ) -> Option<RankingList> {
     let viewer = Viewer { user: event.user.clone(), session: String::new(), locale: String::new() };
-    let mut story = RequestContext::begin(generation, &generation.catalog.load_full(), &viewer, &Options::default(), event.at);
-    let (candidates, vector) = candidates(&mut story, models, query);
-    if !candidates.list.iter().any(|candidate| chosen.contains_key(&candidate.row)) {
+    let (catalog, options) = (generation.catalog.load_full(), Options::default());
+    let mut context = RequestContext::new(generation, &catalog, &viewer, &options, event.at);
+    retrieve_candidates(&mut context, models, query);
+    if !context.candidates.list.iter().any(|candidate| chosen.contains_key(&candidate.row)) {
         return None;
     }
-    let features = story.features(&candidates, vector.as_deref());
-    let labels = Outcomes::labels(chosen, candidates.list.iter().map(|candidate| candidate.row));
+    let features = context.features();
+    let labels = Outcomes::labels(chosen, context.candidates.list.iter().map(|candidate| candidate.row));
     Some(RankingList { features, labels: labels.concat() })
 }
 

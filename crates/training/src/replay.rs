@@ -20,7 +20,7 @@ pub struct Choice {
 pub fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<Choice> {
     let mut by_event: AHashMap<&str, usize> = AHashMap::new();
     let mut choices: Vec<Choice> = Vec::new();
-    for event in events.iter().filter(|event| event.kind.is_choice()) {
+    for event in events.iter().filter(|event| event.kind.is_positive()) {
         let Some(&row) = event.item.as_ref().and_then(|item| row_of.get(item)) else { continue };
         let index = *by_event.entry(event.event_id.as_str()).or_insert_with(|| {
             let (user, kind) = (event.user.clone(), event.kind);

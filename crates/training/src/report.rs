@@ -9,7 +9,7 @@ use super::{
     losses::LossCurves,
     train::TrainError,
 };
-use lodestone_pipeline::{bundle::Bundle, Models, retrieve::SOURCES, features::{FEATURE_COUNT, FEATURES}, ranking::Runtime};
+use lodestone_pipeline::{fusion::NOT_FOUND, bundle::Bundle, Models, source::CandidateSource, features::{FEATURE_COUNT, FEATURES}, ranking::Runtime};
 use lodestone_dataset as dataset;
 use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide};
 use lodestone_events::EventKind;
@@ -63,7 +63,7 @@ pub fn report(
     let ends = events.last().map_or(trained_until, |event| UnixMillis(event.at.0 + 1));
     let outcomes = Outcomes::new(&events, &opened.items, ends);
     let mut seen = Observations {
-        sources: vec![Vec::new(); SOURCES.len()],
+        sources: vec![Vec::new(); CandidateSource::COUNT],
         features: vec![Vec::new(); FEATURE_COUNT],
         calibration: vec![Vec::new(); opened.manifest.heads.len()],
         ..Observations::default()
@@ -107,8 +107,8 @@ fn observe(
     let rows: Vec<Row> = ranked.candidates.list.iter().map(|candidate| candidate.row).collect();
     for (source, lost) in seen.sources.iter_mut().enumerate() {
         let alone = |index: usize| {
-            let places = &ranked.candidates.list[index].places;
-            places.iter().enumerate().all(|(other, place)| (*place != u16::MAX) == (other == source))
+            let ranks = &ranked.candidates.list[index].ranks;
+            ranks.iter().enumerate().all(|(other, rank)| (*rank != NOT_FOUND) == (other == source))
         };
         lost.push(of_methods[RANKED] - ndcg(&best(&rows, &ranked.scores, &|index| !alone(index))));
     }
@@ -119,7 +119,7 @@ fn observe(
         for (to, from) in order.iter().enumerate() {
             shuffled[to * FEATURE_COUNT + feature] = ranked.features[from * FEATURE_COUNT + feature];
         }
-        if let Ok(scores) = models.scores(&shuffled) {
+        if let Ok(scores) = models.utilities(&shuffled) {
             lost.push(of_methods[RANKED] - ndcg(&best(&rows, &scores, &|_| true)));
         }
         for row in 0..rows.len() {
@@ -205,7 +205,7 @@ fn page(
         "What each source adds",
         "NDCG@10 that the ranked lists lose without the candidates that a source alone found.",
     );
-    wide(&mut html, &plots::bars(&ablations(&SOURCES, &seen.sources, options)));
+    wide(&mut html, &plots::bars(&ablations(&CandidateSource::ALL.map(CandidateSource::name), &seen.sources, options)));
     section(
         &mut html,
         "What each feature adds",

@@ -10,7 +10,7 @@ use super::{
     ranker::{RankerConfig, RankingList, train_ranker},
 };
 use lodestone_catalog::{Item, VECTOR_DIM};
-use lodestone_pipeline::{Candidates, Fusion, retrieve, features::{FEATURE_COUNT, FEATURES}, ranking::{Device, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError}};
+use lodestone_pipeline::{Candidates, Fusion, source::CandidateSource, features::{FEATURE_COUNT, FEATURES}, ranking::{Device, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError}};
 use lodestone_core::{ids::{ItemId, Row}, text};
 use lodestone_dataset::decompress;
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError, dot};
@@ -141,8 +141,8 @@ pub fn search_benchmark(
         found[0].push(first(&words));
         found[1].push(first(&near));
         let mut fusion = Fusion::new(items.len());
-        fusion.add(retrieve::WORDS, words);
-        fusion.add(retrieve::QUERY_VECTOR, near);
+        fusion.add(CandidateSource::Lexical, words);
+        fusion.add(CandidateSource::QueryVector, near);
         let fused = fusion.finish(2 * SOURCE_COUNT);
         found[2].push(fused.list.iter().take(RECALL_CUTOFF).map(|candidate| candidate.row.0).collect());
         lists.push(list_of(&fused, &encoded, vector.as_deref(), judged));
@@ -218,16 +218,16 @@ struct QueryList {
 /// reads a catalogue, whose vectors have [`VECTOR_DIM`] numbers.
 fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged: &Judged) -> QueryList {
     let best_gain = judged.gains.values().map(|(gain, _)| *gain).fold(f64::MIN_POSITIVE, f64::max);
-    let names = ["query_similarity", "words_score", "words_score_relative", "retrieval_score"];
+    let names = ["query_similarity", "lexical_score", "lexical_score_relative", "retrieval_score"];
     let columns = names.map(|name| FEATURES.iter().position(|feature| *feature == name));
     let mut features = vec![0.0; fused.list.len() * FEATURE_COUNT];
     for (candidate, features) in fused.list.iter().zip(features.chunks_exact_mut(FEATURE_COUNT)) {
         let item = &encoded.items[candidate.row.index() * encoded.dimension..][..encoded.dimension];
-        let words = candidate.evidence.words;
+        let lexical = candidate.evidence.lexical;
         let values = [
             vector.map_or(0.0, |vector| dot(vector, item)),
-            words,
-            if fused.words_best > 0.0 { words / fused.words_best } else { 0.0 },
+            lexical,
+            if fused.lexical_best > 0.0 { lexical / fused.lexical_best } else { 0.0 },
             candidate.evidence.fused,
         ];
         for (column, value) in columns.into_iter().zip(values) {

@@ -13,9 +13,9 @@ use super::{
     sequence::{ItemText, Pause, SequenceError},
     warm::{EncoderWeights, Start, WarmStart},
 };
-use lodestone_pipeline::{bundle::{Bundle, BundleError, Head, Manifest}, Candidates, Generation, GenerationError, GoldenError, Models, RequestContext, golden_requests, retrieve::{self, RetrievalInput, Eligible}, features::FEATURES, ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError}};
+use lodestone_pipeline::{bundle::{Bundle, BundleError, Head, Manifest}, Generation, GenerationError, GoldenError, Models, RequestContext, golden_requests, retrieve, context, features::FEATURES, ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError}};
 use lodestone_catalog::{Item, VECTOR_DIM};
-use lodestone_dataset::{self, DatasetError};
+use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::Event;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Precision, VectorError, check_vector};
@@ -312,8 +312,8 @@ impl Learned {
             title_vectors: freeze(&side.title_vectors, title_dimension)?,
             encoder_weights: Some(EncoderWeights::of(&user, shop.validated_from()).encode_to_vec()),
             text_projection: user.text_projection,
-            next: counts::next_choice(early, item_count),
-            together: counts::together(&baskets(early), item_count),
+            transitions: counts::next_choice(early, item_count),
+            co_purchases: counts::together(&baskets(early), item_count),
             user_encoder: user.onnx,
             query_encoder: side.model.clone(),
             tokenizer: side.tokenizer.clone(),
@@ -331,8 +331,8 @@ impl Learned {
 
         // The counts cost nothing: they learn up to the end of what may be known.
         let known = shop.choices_before(shop.trained_until);
-        bundle.next = counts::next_choice(known, item_count);
-        bundle.together = counts::together(&baskets(known), item_count);
+        bundle.transitions = counts::next_choice(known, item_count);
+        bundle.co_purchases = counts::together(&baskets(known), item_count);
         bundle.ranker = ranker.onnx;
         bundle.manifest.heads = heads
             .iter()
@@ -421,34 +421,18 @@ pub(super) fn check_item_vectors(
     Ok(())
 }
 
-/// Stage one as serving runs it, with the default limits and no filter.
-pub(super) fn candidates(
-    story: &mut RequestContext,
-    models: &mut Models,
-    query: Option<&str>,
-) -> (Candidates, Option<Vec<f32>>) {
-    let story_alone = std::slice::from_mut(story);
-    let vector = RequestContext::encode_queries(story_alone, models, &[query]).remove(0);
-    RequestContext::encode_users(story_alone, models);
-    let catalog = story.catalog.clone();
-    let limits = lodestone_pipeline::serving::ServingConfig::default();
-    let eligible = Eligible::offered(&catalog);
-    let ask = RetrievalInput {
-        generation: story.generation,
-        catalog: &catalog,
-        user: &story.user,
-        query: query.map(|query| (query, vector.as_deref())),
-        anchors: &story.user.recent,
-        eligible: &eligible,
-        now: story.now,
-        source_count: limits.source_candidates,
-        candidate_count: limits.candidates,
+/// Runs the first stage as serving runs it, with the default limits and without a filter. The context has the candidates
+/// afterwards.
+pub(super) fn retrieve_candidates<'a>(context: &mut RequestContext<'a>, models: &mut Models, query: Option<&'a str>) {
+    context.sent_query = query;
+    let contexts = std::slice::from_mut(context);
+    context::encode_queries(contexts, models);
+    context::encode_users(contexts, models);
+    let input = context.retrieval_input();
+    context.candidates = match query {
+        Some(_) => retrieve::for_query(&input).unwrap_or_default(),
+        None => retrieve::for_user(&input),
     };
-    let found = match query {
-        Some(_) => retrieve::for_query(&ask).unwrap_or_default(),
-        None => retrieve::for_user(&ask),
-    };
-    (found, vector)
 }
 
 pub(super) fn freeze(vectors: &[f32], dimensions: usize) -> Result<Arc<FrozenGraph>, FrozenError> {
@@ -464,8 +448,8 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         item_vectors: bundle.item_vectors.clone(),
         title_vectors: bundle.title_vectors.clone(),
         text_projection: bundle.text_projection.clone(),
-        next: bundle.next.clone(),
-        together: bundle.together.clone(),
+        transitions: bundle.transitions.clone(),
+        co_purchases: bundle.co_purchases.clone(),
         user_encoder: Vec::new(),
         encoder_weights: None,
         query_encoder: Vec::new(),

@@ -103,7 +103,7 @@ impl Past {
     fn windows(&self, from: UnixMillis) -> Vec<UserSample> {
         let earliest = self.rows.len().saturating_sub(HISTORY_MAX).max(1);
         let is_asked = |step: &&Step| {
-            step.at >= from && step.kind.is_choice() && step.rows.start >= earliest && !step.rows.is_empty()
+            step.at >= from && step.kind.is_positive() && step.rows.start >= earliest && !step.rows.is_empty()
         };
         let asked: Vec<&Step> = self.steps.iter().filter(is_asked).collect();
         let (mut windows, mut rest) = (Vec::new(), &asked[..]);

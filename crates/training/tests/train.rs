@@ -106,7 +106,7 @@ fn a_shop_of_views_alone_is_learned_and_judged() {
     let report = shop.train("bundle").unwrap();
     assert_eq!(report.heads, ["click", "return_visit"]);
     let bundle = check_bundle(&shop.out("bundle"));
-    assert!(bundle.next.of(Row(3)).0.contains(&4), "what is seen next is counted");
+    assert!(bundle.transitions.of(Row(3)).0.contains(&4), "what is seen next is counted");
     let options = EvaluateOptions { bootstrap_count: 50, ..EvaluateOptions::default() };
     let judged = evaluate(shop.directory.path(), &shop.out("bundle"), &runtime(), &options, &mut |_| {}).unwrap();
     let ndcg = |method: usize| judged.methods[method].ndcg_at_10.mean;

@@ -1,6 +1,6 @@
 //! benchmark events: the log and its fold, without network and models.
 use crate::cli::Format;
-use lodestone_state::{Live, checkpoints::Checkpoints, fold, live_of};
+use lodestone_state::{Live, checkpoints::Checkpoints, fold, state_of_items};
 use lodestone_events::{Attribution, Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log};
 use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 use anyhow::{Context, ensure};
@@ -71,8 +71,8 @@ pub fn events(args: EventsArgs) -> anyhow::Result<()> {
         let log = EventLog::open(&directory)?;
         let none = args.out.join("events.parquet");
         let folded =
-            fold(&|| live_of(std::iter::empty()), &log, &directory, &none, ignores_checkpoint, DEDUPE_IDS_MAX)?;
-        Ok((begun.elapsed().as_secs_f64(), folded.live.users.len()))
+            fold(&|| state_of_items(std::iter::empty()), &log, &directory, &none, ignores_checkpoint, DEDUPE_IDS_MAX)?;
+        Ok((begun.elapsed().as_secs_f64(), folded.state.users.len()))
     };
     let ((start_s, users), (start_without_checkpoint_s, same)) = (start(false)?, start(true)?);
     ensure!(users == same, "a start with a checkpoint knows {users} users, one without it {same}");
@@ -124,13 +124,13 @@ impl Report {
 /// milliseconds, and its position.
 fn fill(args: &EventsArgs, shop: &MadeUpShop, directory: &Path) -> anyhow::Result<(f64, (f64, f64, u64))> {
     let log = EventLog::open(directory)?;
-    let live = Arc::new(Live::default());
+    let state = Arc::new(Live::default());
     let recent: Arc<Mutex<Deduper>> = Arc::default();
-    let checkpoints = Checkpoints::new(live.clone(), recent.clone(), directory, Default::default(), 0);
+    let checkpoints = Checkpoints::new(state.clone(), recent.clone(), directory, Default::default(), 0);
     let apply = move |changes: Vec<(u64, Change, Option<()>)>| {
         for (position, change, _) in changes {
             if let Change::Event(event) = change {
-                live.apply_event(position, &event);
+                state.apply_event(position, &event);
             }
         }
     };
@@ -184,10 +184,10 @@ fn folded_per_s(shop: &MadeUpShop, seed: u64) -> f64 {
         })
         .collect();
     let once = || {
-        let live = Live::default();
+        let state = Live::default();
         let begun = Instant::now();
         for (event, position) in events.iter().zip(1..) {
-            live.apply_event(position, event);
+            state.apply_event(position, event);
         }
         events.len() as f64 / begun.elapsed().as_secs_f64()
     };

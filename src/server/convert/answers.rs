@@ -15,7 +15,7 @@ fn texts(ids: &[ItemId]) -> Vec<String> {
     ids.iter().map(ItemId::to_string).collect()
 }
 
-fn info(tail: &AnswerTail, envelope: Envelope) -> proto::AnswerInfo {
+fn info(tail: &AnswerInfo, envelope: Envelope) -> proto::AnswerInfo {
     let degradation = |degradation: &Degradation| proto::Degradation {
         code: degradation.code as i32,
         subject: degradation.subject.clone(),

@@ -1,6 +1,6 @@
 //! Bundles, from the domain to the wire, and what may be asked of them.
 use super::{TEXT_CHARS_MAX, shortened};
-use lodestone_rollout::{BundleState, BundleStatus, ShadowReport, Summary, CanaryReport};
+use lodestone_rollout::{BundleState, BundleStatus, ShadowReport, HealthSummary, CanaryReport};
 use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
 use crate::server::{proto, violations::Violations};
 use std::time::Duration;
@@ -64,11 +64,11 @@ pub fn bundle_to_proto(bundle: &BundleStatus) -> proto::Bundle {
         share: bundle.share,
         window: is_loaded.then(|| window(&bundle.window)),
         shadow: bundle.shadow.as_ref().map(shadow),
-        canary: bundle.trial.as_ref().map(canary),
+        canary: bundle.evaluation.as_ref().map(canary),
     }
 }
 
-fn window(summary: &Summary) -> proto::AnswerWindow {
+fn window(summary: &HealthSummary) -> proto::AnswerWindow {
     proto::AnswerWindow {
         request_count: summary.requests as i64,
         error_count: summary.errors as i64,

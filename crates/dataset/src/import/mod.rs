@@ -7,7 +7,7 @@ mod rows;
 pub use mapping::Mapping;
 pub use report::{Dropped, ImportReport};
 
-use crate::{self, DatasetError, DatasetEvent};
+use crate::{DatasetError, DatasetEvent};
 use lodestone_events::EventKind;
 use lodestone_core::{ids::{ID_BYTES_MAX, ItemId, UserId}, units::{PriceMicros, UnixMillis}};
 use ahash::AHashSet;
@@ -72,8 +72,8 @@ pub fn import(
     report.item_count = items.len() as u64;
     report.count(&events);
     fs::create_dir_all(out).map_err(|source| ImportError::Io { path: out.to_owned(), source })?;
-    dataset::write_items(&out.join("items.parquet"), &items)?;
-    dataset::write_events(&out.join("events.parquet"), &events)?;
+    crate::write_items(&out.join("items.parquet"), &items)?;
+    crate::write_events(&out.join("events.parquet"), &events)?;
     Ok(report)
 }
 

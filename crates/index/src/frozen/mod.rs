@@ -12,7 +12,7 @@ mod walk;
 pub use build::BuildConfig;
 pub use file::FileError;
 pub use values::Precision;
-pub use walk::Way;
+pub use walk::SearchStrategy;
 
 use lodestone_core::ids::Row;
 use crate::kernels::Instructions;

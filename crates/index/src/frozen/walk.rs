@@ -6,7 +6,7 @@ use std::cell::RefCell;
 
 /// How a filtered query was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum SearchStrategy {
     /// A walk; all rows may be found.
     Walk,
     /// A walk that looks at more, since some of what it finds may not be shown.
@@ -15,7 +15,7 @@ pub enum Way {
     Scan,
 }
 
-impl Way {
+impl SearchStrategy {
     pub fn name(self) -> &'static str {
         match self {
             Self::Walk => "walk",
@@ -97,10 +97,10 @@ impl FrozenGraph {
         eligible: &[u64],
         eligible_count: usize,
         found: &mut Vec<(Row, f32)>,
-    ) -> Way {
+    ) -> SearchStrategy {
         found.clear();
         if !self.takes(query) || count == 0 || eligible_count == 0 {
-            return Way::Scan;
+            return SearchStrategy::Scan;
         }
         let keeps = |row: u32| bits::has(eligible, row as usize);
         let share = (eligible_count as f64 / self.len() as f64).min(1.0);
@@ -114,13 +114,13 @@ impl FrozenGraph {
                 // Where what may be shown is far from the query, the walk meets less of it than its share.
                 let met = scratch.scored.len();
                 if all || met >= ef.max(count) * 9 / 10 {
-                    return if all { Way::Walk } else { Way::WidenedWalk };
+                    return if all { SearchStrategy::Walk } else { SearchStrategy::WidenedWalk };
                 }
             }
             found.clear();
             self.scan(eligible, count.max(ef), scratch);
             self.score(query, keeps, count, scratch, found);
-            Way::Scan
+            SearchStrategy::Scan
         })
     }
 

@@ -12,11 +12,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-use tokio::sync::oneshot;
 
 /// Answers that may wait to be written; one more is dropped and counted. Each holds some 50 KB.
 const WAITING_MAX: usize = 512;
@@ -46,7 +44,7 @@ pub type MakeRecord = Box<dyn FnOnce() -> AnswerRecord + Send>;
 
 enum Job {
     Log(AnswerId, MakeRecord),
-    Find(AnswerId, oneshot::Sender<Option<AnswerRecord>>),
+    Find(AnswerId, Sender<Option<AnswerRecord>>),
 }
 
 /// The open log. Dropping it writes what waits.
@@ -89,7 +87,7 @@ impl AnswersLog {
     }
 
     /// Whether an answer is one of those that are kept.
-    pub fn wants(&self, id: &AnswerId) -> bool {
+    pub fn samples(&self, id: &AnswerId) -> bool {
         // The last bytes of a UUID of version 7 are random.
         let random = u32::from_le_bytes([id[12], id[13], id[14], id[15]]);
         f64::from(random) < self.share * 4_294_967_296.0
@@ -103,18 +101,17 @@ impl AnswersLog {
         }
     }
 
-    /// The record of an answer; none where it was not kept, or not as long. Reads files: not for a thread that answers.
-    pub async fn find(self: &Arc<Self>, id: AnswerId) -> Result<Option<AnswerRecord>, AnswersError> {
-        let (reply, waiting) = oneshot::channel();
+    /// The record of an answer, or none if it was not sampled or is older than records are kept. Blocks on file reads: not for
+    /// a thread that answers requests.
+    pub fn find(&self, id: AnswerId) -> Result<Option<AnswerRecord>, AnswersError> {
+        let (reply, found) = bounded(1);
         if let Some(jobs) = &self.jobs
             && jobs.try_send(Job::Find(id, reply)).is_ok()
-            && let Ok(Some(record)) = waiting.await
+            && let Ok(Some(record)) = found.recv()
         {
             return Ok(Some(record));
         }
-        let log = self.clone();
-        let found = tokio::task::spawn_blocking(move || find(&log.directory, &id)).await;
-        found.unwrap_or_else(|error| Err(AnswersError::Thread(std::io::Error::other(error))))
+        find(&self.directory, &id)
     }
 }
 
@@ -305,18 +302,17 @@ mod tests {
         (numbers, lost)
     }
 
-    #[tokio::test]
-    async fn an_answer_is_found_before_and_after_it_is_written() {
+    #[test]
+    fn an_answer_is_found_before_and_after_it_is_written() {
         let directory = tempfile::tempdir().unwrap();
         let open = AnswersLog::open(directory.path(), &config(), Metrics::default()).unwrap();
-        let open = Arc::new(open);
         log(&open, 1, MIDDAY);
         log(&open, 2, MIDDAY + UnixMillis::DAY);
         for number in [1, 2] {
             let at = MIDDAY + (number as i64 - 1) * UnixMillis::DAY;
-            assert_eq!(open.find(id(number, at)).await.unwrap(), Some(record(number, at)));
+            assert_eq!(open.find(id(number, at)).unwrap(), Some(record(number, at)));
         }
-        assert_eq!(open.find(id(3, MIDDAY)).await.unwrap(), None);
+        assert_eq!(open.find(id(3, MIDDAY)).unwrap(), None);
         drop(open);
         assert_eq!(
             find(directory.path(), &id(2, MIDDAY + UnixMillis::DAY)).unwrap().map(|found| found.at_ms),
@@ -405,7 +401,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let open =
             AnswersLog::open(directory.path(), &AnswersConfig { share: 0.25, ..config() }, Metrics::default()).unwrap();
-        let kept = (0..8000).filter(|_| open.wants(&uuid::Uuid::now_v7().into_bytes())).count();
+        let kept = (0..8000).filter(|_| open.samples(&uuid::Uuid::now_v7().into_bytes())).count();
         assert!((1800..2200).contains(&kept), "{kept} of 8000");
     }
 }

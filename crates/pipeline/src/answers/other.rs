@@ -1,7 +1,6 @@
 //! What another serving configuration would have shown, from the record of an answer.
 use super::{AnswerRecord, RankingRecord, ReplayError};
-use lodestone_core::ids::Row;
-use crate::{policy::{Base, PolicyInput, PinSlot, Ranking, arrange}, serving::ServingConfig};
+use crate::{policy::{CandidateIndex, Base, PolicyInput, PinSlot, Ranking, arrange}, serving::ServingConfig};
 
 impl AnswerRecord {
     /// The items of the first page under this configuration, without its exploration: the candidates that were ranked then,
@@ -24,19 +23,19 @@ impl AnswerRecord {
         let lacking = || ReplayError("it lacks scores of some candidates".to_owned());
         let scores = base.scores(count).ok_or_else(lacking)?;
         let pins: Vec<PinSlot> =
-            self.pins.iter().map(|pin| PinSlot { row: pin.item.map(Row), rank: pin.rank as usize }).collect();
+            self.pins.iter().map(|pin| PinSlot { candidate: pin.item.map(CandidateIndex), rank: pin.rank as usize }).collect();
         let given = PolicyInput {
             rankings: &[Ranking { scores: &scores, diversity: 0.0 }],
             boost_factors: &self.boost_factors,
             boost_masks: &self.boost_masks,
-            field_places: &self.field_places,
+            field_ranks: &self.field_ranks,
             pins: &pins,
             exploration: None,
             seed: self.seed,
         };
         let arranged = arrange(&given, |_| &[]);
         let item = |candidate: u32| self.items.get(candidate as usize).map(String::as_str);
-        let page = arranged.places.iter().take(self.slots.len()).map(|place| item(place.candidate));
+        let page = arranged.placed.iter().take(self.slots.len()).map(|place| item(place.candidate.0));
         page.collect::<Option<Vec<&str>>>().ok_or_else(lacking)
     }
 

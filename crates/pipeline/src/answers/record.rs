@@ -76,7 +76,7 @@ pub struct AnswerRecord {
     pub boost_masks: Vec<u32>,
     /// By candidate: its place by the field that the request ordered by. Empty: best score first.
     #[prost(uint32, repeated, tag = "27")]
-    pub field_places: Vec<u32>,
+    pub field_ranks: Vec<u32>,
     #[prost(message, repeated, tag = "28")]
     pub pins: Vec<PinRecord>,
     #[prost(message, optional, tag = "29")]
@@ -159,7 +159,7 @@ pub struct SourceRecord {
     pub found_count: u32,
     /// How near vectors were found; empty for other sources.
     #[prost(string, tag = "3")]
-    pub way: String,
+    pub strategy: String,
     /// What it found and fusion kept, best first.
     #[prost(uint32, repeated, tag = "4")]
     pub candidates: Vec<u32>,

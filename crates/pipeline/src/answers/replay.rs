@@ -3,8 +3,7 @@ use super::{
     columns,
     record::{AnswerRecord, ExplorationRecord, RankingRecord, SlotRecord},
 };
-use crate::{features::FEATURES, policy::{Arranged, Base, Exploration, PolicyInput, Marginal, Organic, PinSlot, Random, Ranking, Team, arrange, place_pins, team_draft}};
-use lodestone_core::ids::Row;
+use crate::{features::FEATURES, policy::{CandidateIndex, Arranged, Base, Exploration, PolicyInput, Marginal, Organic, PinSlot, Random, Ranking, Team, arrange, place_pins, team_draft}};
 use sha2::{Digest, Sha256};
 
 /// Why a record cannot be made into an answer: it is damaged, or something that it rests on is missing.
@@ -129,7 +128,7 @@ impl AnswerRecord {
         let scores = scores.collect::<Result<Vec<Vec<f32>>, ReplayError>>()?;
         let of = |(record, scores): (&RankingRecord, _)| Ranking { scores, diversity: record.diversity };
         let rankings: Vec<Ranking> = self.rankings.iter().zip(scores.iter().map(Vec::as_slice)).map(of).collect();
-        let is_diverse = self.field_places.is_empty() && rankings.iter().any(|ranking| ranking.diversity > 0.0);
+        let is_diverse = self.field_ranks.is_empty() && rankings.iter().any(|ranking| ranking.diversity > 0.0);
         let vectors = if is_diverse { self.vectors(generation)? } else { Vec::new() };
         let pins = self.pin_slots();
         let exploration = self.exploration.as_ref().map(ExplorationRecord::policy);
@@ -137,16 +136,16 @@ impl AnswerRecord {
             rankings: &rankings,
             boost_factors: &self.boost_factors,
             boost_masks: &self.boost_masks,
-            field_places: &self.field_places,
+            field_ranks: &self.field_ranks,
             pins: &pins,
             exploration: exploration.as_ref(),
             seed: self.seed,
         };
-        Ok(arrange(&given, |candidate| vectors.get(candidate as usize).map_or(&[][..], Vec::as_slice)))
+        Ok(arrange(&given, |candidate| vectors.get(candidate.index()).map_or(&[][..], Vec::as_slice)))
     }
 
     fn pin_slots(&self) -> Vec<PinSlot> {
-        self.pins.iter().map(|pin| PinSlot { row: pin.item.map(Row), rank: pin.rank as usize }).collect()
+        self.pins.iter().map(|pin| PinSlot { candidate: pin.item.map(CandidateIndex), rank: pin.rank as usize }).collect()
     }
 
     /// The fused scores of retrieval, which are a feature.
@@ -186,11 +185,11 @@ impl AnswerRecord {
         let name =
             |item: u32| self.items.get(item as usize).map_or("an item that is not in the record", String::as_str);
         for (at, slot) in self.slots.iter().enumerate() {
-            let Some(place) = arranged.places.get(at) else {
+            let Some(place) = arranged.placed.get(at) else {
                 return Some(format!("slot {}: nothing, and `{}` was shown", at + 1, name(slot.item)));
             };
-            if place.candidate != slot.item {
-                let (new, old) = (name(place.candidate), name(slot.item));
+            if place.candidate.0 != slot.item {
+                let (new, old) = (name(place.candidate.0), name(slot.item));
                 return Some(format!("slot {}: `{new}`, and `{old}` was shown", at + 1));
             }
             if place.score.to_bits() != slot.score.to_bits() {
@@ -204,8 +203,8 @@ impl AnswerRecord {
                 return Some(format!("slot {}: another rule placed it", at + 1));
             }
         }
-        let places = arranged.places.iter().map(|place| (name(place.candidate), place.score, place.conditional));
-        if arranged.places.len() != self.slate_size as usize || slate_sum(places) != self.slate_sum {
+        let places = arranged.placed.iter().map(|place| (name(place.candidate.0), place.score, place.conditional));
+        if arranged.placed.len() != self.slate_size as usize || slate_sum(places) != self.slate_sum {
             return Some("a later page".to_owned());
         }
         None
@@ -251,14 +250,14 @@ impl AnswerRecord {
     /// of the samples, so that nothing that was shown has probability 0.
     fn draft_propensities(&self, a: &[u32], b: &[u32], sample_count: usize) -> Vec<Propensity> {
         let pinned: Vec<u32> = place_pins(&[], &self.pin_slots()).order.iter().map(|(row, _)| row.0).collect();
-        let rows = |order: &[u32]| order.iter().copied().map(Row).collect::<Vec<Row>>();
+        let rows = |order: &[u32]| order.iter().copied().map(CandidateIndex).collect::<Vec<CandidateIndex>>();
         let (a, b) = (rows(a), rows(b));
         let mut seeds = Random::new(!self.seed);
         let mut counts = vec![1usize; self.slots.len()];
         let sample_count = sample_count.max(2);
         for _ in 1..sample_count {
             let drafted = team_draft(&a, &b, seeds.bits());
-            let mut organic = drafted.iter().map(|pick| pick.row.0).filter(|item| !pinned.contains(item));
+            let mut organic = drafted.iter().map(|pick| pick.candidate.0).filter(|item| !pinned.contains(item));
             for (count, slot) in counts.iter_mut().zip(&self.slots) {
                 *count += usize::from(slot.is_pinned || organic.next() == Some(slot.item));
             }

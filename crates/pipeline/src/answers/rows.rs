@@ -5,7 +5,7 @@ use super::{
     replay::{Propensity, ReplayError},
     segment::{AnswersError, Lost, SegmentReader, day_of, list},
 };
-use lodestone_dataset::{self, Cells, DatasetError};
+use lodestone_dataset::{self as dataset, Cells, DatasetError};
 use lodestone_events::{Attribution, Event, EventKind};
 use lodestone_core::{ids::UserId, units::UnixMillis};
 use crate::policy::Marginal;

@@ -61,7 +61,8 @@ impl Manifest {
         }
     }
 
-    pub(super) fn add_file(&mut self, name: &str, bytes: &[u8]) {
+    /// Records the size and the SHA-256 of a file.
+    pub fn add_file(&mut self, name: &str, bytes: &[u8]) {
         let sum = FileSum { bytes: bytes.len() as u64, sha256: super::sha256(bytes) };
         self.files.insert(name.to_owned(), sum);
     }

@@ -7,7 +7,7 @@ mod manifest;
 pub use manifest::{FileSum, Head, Manifest};
 
 use lodestone_catalog::{Item, VECTOR_DIM};
-use lodestone_dataset::{self, DatasetError};
+use lodestone_dataset::{self as dataset, DatasetError};
 use crate::features;
 use lodestone_index::{FileError, FrozenGraph, Neighbours};
 use sha2::{Digest, Sha256};
@@ -22,8 +22,8 @@ const ITEMS: &str = "items.parquet";
 const ITEM_VECTORS: &str = "item_vectors.index";
 const TITLE_VECTORS: &str = "title_vectors.index";
 const TEXT_PROJECTION: &str = "text_projection.f32";
-const NEXT: &str = "next.neighbours";
-const TOGETHER: &str = "together.neighbours";
+const TRANSITIONS: &str = "transitions.neighbours";
+const CO_PURCHASES: &str = "co_purchases.neighbours";
 const USER_ENCODER: &str = "user_encoder.onnx";
 const ENCODER_WEIGHTS: &str = "user_encoder.weights";
 const QUERY_ENCODER: &str = "query_encoder.onnx";
@@ -44,9 +44,9 @@ pub struct Bundle {
     /// `[query dimensions × VECTOR_DIM]`, row-major: a title's vector times it, normalised, is a new item's vector.
     pub text_projection: Vec<f32>,
     /// What was chosen in the basket after.
-    pub next: Neighbours,
+    pub transitions: Neighbours,
     /// What was bought in the same basket.
-    pub together: Neighbours,
+    pub co_purchases: Neighbours,
     pub user_encoder: Vec<u8>,
     /// For a training that begins with them; see `training/warm.rs`.
     pub encoder_weights: Option<Vec<u8>>,
@@ -141,8 +141,8 @@ impl Bundle {
             encoder_weights: optional(ENCODER_WEIGHTS)?,
             training: optional(TRAINING)?,
             golden: optional(GOLDEN)?,
-            next: neighbours(NEXT)?,
-            together: neighbours(TOGETHER)?,
+            transitions: neighbours(TRANSITIONS)?,
+            co_purchases: neighbours(CO_PURCHASES)?,
             user_encoder: file(USER_ENCODER)?,
             query_encoder: file(QUERY_ENCODER)?,
             ranker: file(RANKER)?,
@@ -173,8 +173,8 @@ impl Bundle {
         }
         let files: [(&str, Vec<u8>); 6] = [
             (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
-            (NEXT, self.next.to_bytes()),
-            (TOGETHER, self.together.to_bytes()),
+            (TRANSITIONS, self.transitions.to_bytes()),
+            (CO_PURCHASES, self.co_purchases.to_bytes()),
             (USER_ENCODER, self.user_encoder),
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),

@@ -15,11 +15,11 @@ pub const FEATURES: &[&str] = &[
     "user_similarity",
     "user_known",
     "query_similarity",
-    "words_score",
-    "words_score_relative",
-    "next_weight",
-    "next_weight_last",
-    "together_weight",
+    "lexical_score",
+    "lexical_score_relative",
+    "transition_weight",
+    "transition_weight_last",
+    "co_purchase_weight",
     "similar_last",
     "similar_max",
     "title_similar_max",
@@ -47,22 +47,22 @@ pub const FEATURE_COUNT: usize = FEATURES.len();
 /// Distinguishes feature definitions; a bundle whose ranker learned others is refused. Raise the version when the
 /// meaning of a feature changes under the same name.
 pub fn schema_hash() -> String {
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     let mut hash = Sha256::new();
     hash.update(VERSION.to_le_bytes());
     hash.update(FEATURES.join(","));
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What the sources said of one candidate; 0 where they said nothing.
+/// The scores of the sources for one candidate; 0 from sources that did not find it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SourceEvidence {
-    /// The score of words: BM25, raised by how much of the query the title has and in which order.
-    pub words: f32,
+    /// BM25, raised by how much of the query the title has and in which order.
+    pub lexical: f32,
     /// Sum over the recent items of decay × weight.
-    pub next: f32,
+    pub transitions: f32,
     /// The same for items bought in one basket.
-    pub together: f32,
+    pub co_purchases: f32,
     /// The fused score of retrieval.
     pub fused: f32,
 }
@@ -75,7 +75,7 @@ pub struct Moment<'a> {
     /// Of the query encoder, or none when it is no search.
     pub query_vector: Option<&'a [f32]>,
     /// The best BM25 score among the candidates.
-    pub words_best: f32,
+    pub lexical_best: f32,
 }
 
 /// Appends the features of one candidate, [`FEATURE_COUNT`] finite numbers. O(recent items × dimensions).
@@ -92,11 +92,11 @@ pub fn append(out: &mut Vec<f32>, moment: &Moment, user: &UserContext, row: Row,
         user_dot,
         flag(user.vector.is_some()),
         query_dot,
-        evidence.words,
-        if moment.words_best > 0.0 { evidence.words / moment.words_best } else { 0.0 },
-        log(evidence.next),
-        log(user.next_weight_of_last(entry.key)),
-        log(evidence.together),
+        evidence.lexical,
+        if moment.lexical_best > 0.0 { evidence.lexical / moment.lexical_best } else { 0.0 },
+        log(evidence.transitions),
+        log(user.transition_weight_of_last(entry.key)),
+        log(evidence.co_purchases),
         similar_last,
         similar_max,
         title_similar_max,

@@ -3,7 +3,7 @@ use lodestone_catalog::{Catalog, VECTOR_DIM};
 use lodestone_events::EventKind;
 use lodestone_core::{ids::{ItemKey, Row}, units::UnixMillis};
 use lodestone_state::users::History;
-use lodestone_index::{LANES, LaneVectors, Neighbours};
+use lodestone_index::{LANES, KeyedNeighbours, LaneVectors};
 use ahash::AHashMap;
 
 /// Distinct items of the history that similarity and neighbours start from.
@@ -57,12 +57,12 @@ pub struct UserContext {
     /// Mean of ln(1 + price) over bought items; 0 where unknown.
     pub mean_log_price: f32,
     stats: AHashMap<ItemKey, ItemStats>,
-    next_of_last: AHashMap<ItemKey, f32>,
+    transitions_of_last: AHashMap<ItemKey, f32>,
 }
 
 impl UserContext {
     /// Reads a history once. O(events).
-    pub fn new(history: &History, catalog: &Catalog, next: &Neighbours) -> Self {
+    pub fn new(history: &History, catalog: &Catalog, transitions: &KeyedNeighbours) -> Self {
         let mut context = Self { log_history_length: (history.events.len() as f32).ln_1p(), ..Self::default() };
         let (mut price_sum, mut price_count, mut last_basket) = (0.0f32, 0u32, None);
         for event in &history.events {
@@ -90,8 +90,7 @@ impl UserContext {
             LaneVectors::new(query_dimension, context.recent.iter().map(|recent| vectors(recent).query_space())),
         ];
         if let Some(last) = context.recent.first() {
-            let (keys, weights) = next.of(Row(last.key.0));
-            context.next_of_last = keys.iter().map(|&key| ItemKey(key)).zip(weights.iter().copied()).collect();
+            context.transitions_of_last = transitions.of(last.key).collect();
         }
         context
     }
@@ -107,8 +106,8 @@ impl UserContext {
     }
 
     /// The weight of an item among the neighbours of the latest item.
-    pub fn next_weight_of_last(&self, key: ItemKey) -> f32 {
-        self.next_of_last.get(&key).copied().unwrap_or(0.0)
+    pub fn transition_weight_of_last(&self, key: ItemKey) -> f32 {
+        self.transitions_of_last.get(&key).copied().unwrap_or(0.0)
     }
 
     fn note(&mut self, key: ItemKey, kind: EventKind, at_s: u32) {

@@ -1,16 +1,16 @@
-use lodestone_core::ids::Row;
+use super::CandidateIndex;
 
-/// Multiplies the score of each row by the factors of all boosts that match it, and sorts best first; equal scores keep
+/// Multiplies the score of each candidate by the factors of all boosts that match it, and sorts best first; equal scores keep
 /// their order. A score below 0 is divided, so that a factor above 1 always lifts. Factors that are not finite and above 0
-/// change nothing; scores stay finite where they were. `matches` is asked with a row and a place in `factors`.
-pub fn apply_boosts(scored: &mut [(Row, f32)], factors: &[f32], matches: impl Fn(Row, usize) -> bool) {
+/// change nothing; scores stay finite where they were. `matches` is asked with a candidate and a place in `factors`.
+pub fn apply_boosts(scored: &mut [(CandidateIndex, f32)], factors: &[f32], matches: impl Fn(CandidateIndex, usize) -> bool) {
     if factors.is_empty() {
         return;
     }
-    for (row, score) in scored.iter_mut() {
+    for (candidate, score) in scored.iter_mut() {
         let usable = |(_, factor): &(usize, f32)| factor.is_finite() && *factor > 0.0;
         for (boost, factor) in factors.iter().copied().enumerate().filter(usable) {
-            if matches(*row, boost) {
+            if matches(*candidate, boost) {
                 let boosted = if *score >= 0.0 { *score * factor } else { *score / factor };
                 *score = if score.is_finite() { boosted.clamp(f32::MIN, f32::MAX) } else { *score };
             }
@@ -24,35 +24,35 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The first boost matches rows 0 and 2, the second row 2.
-    fn matches(row: Row, boost: usize) -> bool {
-        row.0 == 2 || (row.0 == 0 && boost == 0)
+    /// The first boost matches candidates 0 and 2, the second candidate 2.
+    fn matches(candidate: CandidateIndex, boost: usize) -> bool {
+        candidate.0 == 2 || (candidate.0 == 0 && boost == 0)
     }
 
     #[test]
     fn a_boost_lifts_what_matches_and_boosts_multiply() {
-        let mut scored = vec![(Row(1), 1.0), (Row(0), 0.4), (Row(2), 0.3)];
+        let mut scored = vec![(CandidateIndex(1), 1.0), (CandidateIndex(0), 0.4), (CandidateIndex(2), 0.3)];
         apply_boosts(&mut scored, &[2.0, 2.0], matches);
-        assert_eq!(scored, [(Row(2), 1.2), (Row(1), 1.0), (Row(0), 0.8)]);
+        assert_eq!(scored, [(CandidateIndex(2), 1.2), (CandidateIndex(1), 1.0), (CandidateIndex(0), 0.8)]);
     }
 
     #[test]
     fn a_factor_above_one_lifts_a_score_below_zero() {
-        let mut scored = vec![(Row(1), -1.0), (Row(0), -1.5)];
+        let mut scored = vec![(CandidateIndex(1), -1.0), (CandidateIndex(0), -1.5)];
         apply_boosts(&mut scored, &[2.0], matches);
-        assert_eq!(scored[0].0, Row(0));
+        assert_eq!(scored[0].0, CandidateIndex(0));
     }
 
     proptest! {
         #[test]
         fn nobody_is_lost_or_doubled(scores in prop::collection::vec(-1e30f32..1e30, 3), factor in any::<f32>()) {
-            let mut scored: Vec<(Row, f32)> = scores.iter().enumerate().map(|(i, &s)| (Row(i as u32), s)).collect();
+            let mut scored: Vec<(CandidateIndex, f32)> = scores.iter().enumerate().map(|(i, &s)| (CandidateIndex(i as u32), s)).collect();
             apply_boosts(&mut scored, &[factor], matches);
-            let mut rows: Vec<u32> = scored.iter().map(|pair| pair.0.0).collect();
+            let mut candidates: Vec<u32> = scored.iter().map(|pair| pair.0.0).collect();
             prop_assert!(scored.windows(2).all(|pair| pair[0].1 >= pair[1].1));
             prop_assert!(scored.iter().all(|pair| pair.1.is_finite()));
-            rows.sort_unstable();
-            prop_assert_eq!(rows, vec![0, 1, 2]);
+            candidates.sort_unstable();
+            prop_assert_eq!(candidates, vec![0, 1, 2]);
         }
     }
 }

@@ -1,19 +1,19 @@
-use lodestone_core::ids::Row;
+use super::CandidateIndex;
 use lodestone_index::dot;
 
 /// Reorders `scored`, best first, so that neighbours in the list are less alike: maximal marginal relevance. The next
-/// row is the one with the highest `(1 - strength) * relevance - strength * likeness`, where relevance is the score
-/// scaled to 0 to 1 over the list and likeness the highest inner product with a row already placed (below 0: 0).
+/// candidate is the one with the highest `(1 - strength) * relevance - strength * likeness`, where relevance is the score
+/// scaled to 0 to 1 over the list and likeness the highest inner product with a candidate already placed (below 0: 0).
 ///
-/// `strength` is 0 (the order stays) to 1. Only the first `look_ahead` rows that are left (at least 1) are looked at,
-/// so a row rises by less than `look_ahead` places. Scores come back as they were. Vectors have length 1; a pair
+/// `strength` is 0 (the order stays) to 1. Only the first `look_ahead` candidates that are left (at least 1) are looked at,
+/// so a candidate rises by less than `look_ahead` places. Scores come back as they were. Vectors have length 1; a pair
 /// of different dimensions is not alike.
 pub fn diversify<'v>(
-    scored: &[(Row, f32)],
+    scored: &[(CandidateIndex, f32)],
     strength: f32,
     look_ahead: usize,
-    vector_of: impl Fn(Row) -> &'v [f32],
-) -> Vec<(Row, f32)> {
+    vector_of: impl Fn(CandidateIndex) -> &'v [f32],
+) -> Vec<(CandidateIndex, f32)> {
     let strength = if strength.is_nan() { 0.0 } else { strength.clamp(0.0, 1.0) };
     if strength == 0.0 || scored.len() < 3 {
         return scored.to_vec();
@@ -32,15 +32,15 @@ pub fn diversify<'v>(
         }
         placed.push(left.remove(best.0));
     }
-    placed.into_iter().map(|candidate| (candidate.row, candidate.score)).collect()
+    placed.into_iter().map(|candidate| (candidate.candidate, candidate.score)).collect()
 }
 
 struct Candidate<'v> {
-    row: Row,
+    candidate: CandidateIndex,
     score: f32,
     relevance: f32,
     vector: &'v [f32],
-    /// The highest so far over the first `met` placed rows: each pair is compared once.
+    /// The highest so far over the first `met` placed candidates: each pair is compared once.
     likeness: f32,
     met: usize,
 }
@@ -58,7 +58,7 @@ impl Candidate<'_> {
     }
 }
 
-fn candidates<'v>(scored: &[(Row, f32)], vector_of: impl Fn(Row) -> &'v [f32]) -> Vec<Candidate<'v>> {
+fn candidates<'v>(scored: &[(CandidateIndex, f32)], vector_of: impl Fn(CandidateIndex) -> &'v [f32]) -> Vec<Candidate<'v>> {
     let finite = || scored.iter().map(|pair| f64::from(pair.1)).filter(|score| score.is_finite());
     let (lowest, highest) = (finite().fold(f64::INFINITY, f64::min), finite().fold(f64::NEG_INFINITY, f64::max));
     let relevance = |score: f32| match f64::from(score) {
@@ -67,11 +67,11 @@ fn candidates<'v>(scored: &[(Row, f32)], vector_of: impl Fn(Row) -> &'v [f32]) -
         score => ((score - lowest) / (highest - lowest)) as f32,
     };
     (scored.iter())
-        .map(|&(row, score)| Candidate {
-            row,
+        .map(|&(candidate, score)| Candidate {
+            candidate,
             score,
             relevance: relevance(score),
-            vector: vector_of(row),
+            vector: vector_of(candidate),
             likeness: 0.0,
             met: 0,
         })
@@ -85,18 +85,18 @@ mod tests {
 
     const VECTORS: [[f32; 2]; 4] = [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]];
 
-    fn vector_of(row: Row) -> &'static [f32] {
-        &VECTORS[row.index() % 4]
+    fn vector_of(candidate: CandidateIndex) -> &'static [f32] {
+        &VECTORS[candidate.index() % 4]
     }
 
-    fn rows(scored: &[(Row, f32)]) -> Vec<u32> {
+    fn candidates(scored: &[(CandidateIndex, f32)]) -> Vec<u32> {
         scored.iter().map(|pair| pair.0.0).collect()
     }
 
     #[test]
     fn twins_are_parted() {
-        let scored = [(Row(0), 1.0), (Row(1), 0.9), (Row(2), 0.8), (Row(3), 0.1)];
-        assert_eq!(rows(&diversify(&scored, 0.5, 10, vector_of)), [0, 2, 1, 3]);
+        let scored = [(CandidateIndex(0), 1.0), (CandidateIndex(1), 0.9), (CandidateIndex(2), 0.8), (CandidateIndex(3), 0.1)];
+        assert_eq!(candidates(&diversify(&scored, 0.5, 10, vector_of)), [0, 2, 1, 3]);
         assert_eq!(diversify(&scored, 0.0, 10, vector_of), scored);
         assert_eq!(diversify(&scored, 0.9, 1, vector_of), scored, "with no look-ahead nothing moves");
     }
@@ -106,12 +106,12 @@ mod tests {
         fn nobody_is_lost_or_doubled_or_rises_beyond_the_look_ahead(
             scores in prop::collection::vec(any::<f32>(), 0..40), strength in any::<f32>(), look_ahead in 0usize..50,
         ) {
-            let mut scored: Vec<(Row, f32)> = scores.iter().enumerate().map(|(i, &s)| (Row(i as u32), s)).collect();
+            let mut scored: Vec<(CandidateIndex, f32)> = scores.iter().enumerate().map(|(i, &s)| (CandidateIndex(i as u32), s)).collect();
             scored.sort_by(|a, b| b.1.total_cmp(&a.1));
             let result = diversify(&scored, strength, look_ahead, vector_of);
-            let (mut before, mut after) = (rows(&scored), rows(&result));
-            for (place, row) in after.iter().enumerate() {
-                let old = before.iter().position(|other| other == row).unwrap();
+            let (mut before, mut after) = (candidates(&scored), candidates(&result));
+            for (place, candidate) in after.iter().enumerate() {
+                let old = before.iter().position(|other| other == candidate).unwrap();
                 prop_assert!(old < place + look_ahead.max(1));
             }
             before.sort_unstable();

@@ -1,4 +1,4 @@
-//! What the shop wants of the order: boosts, diversity, interleaving, pins, exploration. Pure functions over rows and
+//! What the shop wants of the order: boosts, diversity, interleaving, pins, exploration. Pure functions over candidates and
 //! scores; `arrange` applies all of them, in the order in which it says.
 mod arrange;
 mod boost;
@@ -17,3 +17,13 @@ pub use exploration::{Drawn, EXPLORED_MAX, Exploration, Marginal, Organic, joint
 pub use pins::{PinSlot, Placement, place_pins};
 pub use random::Random;
 pub use scores::{Base, utility};
+
+/// The position of a candidate in retrieval's list, from 0. Pinned items that are not candidates have the indices after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CandidateIndex(pub u32);
+
+impl CandidateIndex {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}

@@ -1,4 +1,4 @@
-use lodestone_core::ids::Row;
+use super::CandidateIndex;
 use ahash::AHashSet;
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PinSlot {
     /// None: the item is unknown, sold out or does not match the filter.
-    pub row: Option<Row>,
+    pub candidate: Option<CandidateIndex>,
     /// From 1.
     pub rank: usize,
 }
@@ -14,23 +14,23 @@ pub struct PinSlot {
 /// An order with pins in it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Placement {
-    /// Each row of the organic order and of the placed pins once; true for a pin.
-    pub order: Vec<(Row, bool)>,
+    /// Each candidate of the organic order and of the placed pins once; true for a pin.
+    pub order: Vec<(CandidateIndex, bool)>,
     /// Which of the pins were not placed, as places in the list of pins.
     pub dropped: Vec<usize>,
 }
 
-/// Puts pins at their ranks; the organic rows keep their order and fill the rest. A pinned row leaves its organic
-/// place. A pin beyond the end comes last. Dropped: pins without a row or with rank 0, and, of pins with the same row or
+/// Puts pins at their ranks; the organic candidates keep their order and fill the rest. A pinned candidate leaves its organic
+/// place. A pin beyond the end comes last. Dropped: pins without a candidate or with rank 0, and, of pins with the same candidate or
 /// the same rank, all but the first.
-pub fn place_pins(organic: &[Row], pins: &[PinSlot]) -> Placement {
+pub fn place_pins(organic: &[CandidateIndex], pins: &[PinSlot]) -> Placement {
     let mut dropped = Vec::new();
     let mut pinned = AHashSet::new();
-    let mut by_rank: BTreeMap<usize, Row> = BTreeMap::new();
+    let mut by_rank: BTreeMap<usize, CandidateIndex> = BTreeMap::new();
     for (i, pin) in pins.iter().enumerate() {
-        match pin.row {
-            Some(row) if pin.rank > 0 && !by_rank.contains_key(&pin.rank) && pinned.insert(row) => {
-                by_rank.insert(pin.rank, row);
+        match pin.candidate {
+            Some(candidate) if pin.rank > 0 && !by_rank.contains_key(&pin.rank) && pinned.insert(candidate) => {
+                by_rank.insert(pin.rank, candidate);
             }
             _ => dropped.push(i),
         }
@@ -38,12 +38,12 @@ pub fn place_pins(organic: &[Row], pins: &[PinSlot]) -> Placement {
     let mut order = Vec::with_capacity(organic.len() + by_rank.len());
     let mut pins = by_rank.into_iter().peekable();
     let mut seen = AHashSet::new();
-    for &row in organic {
+    for &candidate in organic {
         while let Some((_, pin)) = pins.next_if(|&(rank, _)| rank == order.len() + 1) {
             order.push((pin, true));
         }
-        if !pinned.contains(&row) && seen.insert(row) {
-            order.push((row, false));
+        if !pinned.contains(&candidate) && seen.insert(candidate) {
+            order.push((candidate, false));
         }
     }
     order.extend(pins.map(|(_, pin)| (pin, true)));
@@ -56,35 +56,35 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn rows(numbers: &[u32]) -> Vec<Row> {
-        numbers.iter().copied().map(Row).collect()
+    fn candidates(numbers: &[u32]) -> Vec<CandidateIndex> {
+        numbers.iter().copied().map(CandidateIndex).collect()
     }
 
-    fn pin(row: u32, rank: usize) -> PinSlot {
-        PinSlot { row: Some(Row(row)), rank }
+    fn pin(candidate: u32, rank: usize) -> PinSlot {
+        PinSlot { candidate: Some(CandidateIndex(candidate)), rank }
     }
 
     fn order(placement: &Placement) -> Vec<u32> {
-        placement.order.iter().map(|(row, _)| row.0).collect()
+        placement.order.iter().map(|(candidate, _)| candidate.0).collect()
     }
 
     #[test]
     fn pins_keep_their_slots_and_others_fill_up() {
-        let placement = place_pins(&rows(&[10, 11, 12, 13]), &[pin(13, 1), pin(99, 3)]);
+        let placement = place_pins(&candidates(&[10, 11, 12, 13]), &[pin(13, 1), pin(99, 3)]);
         assert_eq!(order(&placement), [13, 10, 99, 11, 12]);
-        assert_eq!(placement.order[2], (Row(99), true));
+        assert_eq!(placement.order[2], (CandidateIndex(99), true));
         assert!(placement.dropped.is_empty());
     }
 
     #[test]
     fn a_pin_beyond_the_end_comes_last() {
-        assert_eq!(order(&place_pins(&rows(&[1, 2]), &[pin(9, 50), pin(8, 7)])), [1, 2, 8, 9]);
+        assert_eq!(order(&place_pins(&candidates(&[1, 2]), &[pin(9, 50), pin(8, 7)])), [1, 2, 8, 9]);
     }
 
     #[test]
     fn pins_that_cannot_be_placed_are_reported() {
-        let pins = [pin(5, 1), PinSlot { row: None, rank: 2 }, pin(6, 1), pin(5, 3), pin(7, 0)];
-        let placement = place_pins(&rows(&[1]), &pins);
+        let pins = [pin(5, 1), PinSlot { candidate: None, rank: 2 }, pin(6, 1), pin(5, 3), pin(7, 0)];
+        let placement = place_pins(&candidates(&[1]), &pins);
         assert_eq!(order(&placement), [5, 1]);
         assert_eq!(placement.dropped, [1, 2, 3, 4]);
     }
@@ -95,14 +95,14 @@ mod tests {
             organic in prop::collection::btree_set(0u32..60, 0..40),
             pins in prop::collection::vec((prop::option::of(0u32..60), 0usize..70), 0..20),
         ) {
-            let organic: Vec<Row> = organic.into_iter().map(Row).collect();
+            let organic: Vec<CandidateIndex> = organic.into_iter().map(CandidateIndex).collect();
             let pins: Vec<PinSlot> =
-                pins.into_iter().map(|(row, rank)| PinSlot { row: row.map(Row), rank }).collect();
+                pins.into_iter().map(|(candidate, rank)| PinSlot { candidate: candidate.map(CandidateIndex), rank }).collect();
             let placement = place_pins(&organic, &pins);
             let placed: Vec<&PinSlot> =
                 pins.iter().enumerate().filter(|(i, _)| !placement.dropped.contains(i)).map(|(_, pin)| pin).collect();
-            let expected: BTreeSet<Row> =
-                organic.iter().copied().chain(placed.iter().filter_map(|pin| pin.row)).collect();
+            let expected: BTreeSet<CandidateIndex> =
+                organic.iter().copied().chain(placed.iter().filter_map(|pin| pin.candidate)).collect();
             prop_assert_eq!(placement.order.len(), expected.len());
             prop_assert_eq!(placement.order.iter().map(|pair| pair.0).collect::<BTreeSet<_>>(), expected);
             let organic_count = placement.order.iter().filter(|pair| !pair.1).count();
@@ -110,7 +110,7 @@ mod tests {
                 let ahead = pins.iter().enumerate()
                     .filter(|(i, other)| !placement.dropped.contains(i) && other.rank < pin.rank).count();
                 let slot = (pin.rank - 1).min(organic_count + ahead);
-                prop_assert_eq!(Some(placement.order[slot].0), pin.row);
+                prop_assert_eq!(Some(placement.order[slot].0), pin.candidate);
             }
         }
     }

@@ -7,7 +7,7 @@ pub struct Base<'a> {
     pub weights: &'a [f32],
     /// The fused scores of retrieval.
     pub fused: &'a [f32],
-    /// What is added, for rows that come before others whatever the model says. Empty: nothing.
+    /// What is added, for candidates that come before others whatever the model says. Empty: nothing.
     pub tiers: &'a [u8],
 }
 

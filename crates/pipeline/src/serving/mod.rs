@@ -2,13 +2,15 @@
 //!
 //! Useful for: everything about an answer that an operator may vary without a new model. Not useful for: what a request
 //! says itself (its options win) and what was learned (the bundle's).
+mod arms;
 mod assign;
 mod file;
 
+pub use arms::arm_at;
 pub use assign::assign;
 
 use lodestone_core::ids::UserId;
-use crate::policy::Exploration;
+use crate::{policy::Exploration, retrieve::RetrievalLimits};
 use std::{
     collections::BTreeMap,
     io,
@@ -47,6 +49,12 @@ impl Default for ServingConfig {
             head_weights: BTreeMap::new(),
             exploration: None,
         }
+    }
+}
+
+impl ServingConfig {
+    pub fn retrieval_limits(&self) -> RetrievalLimits {
+        RetrievalLimits { per_source: self.source_candidates, fused: self.candidates }
     }
 }
 
@@ -97,6 +105,24 @@ impl Plan {
     /// The configuration that speaks for the answer: the first one of an interleaved answer.
     pub fn main(&self) -> &ServingConfig {
         &self.configs[0]
+    }
+}
+
+impl Plan {
+    /// The highest limits of the plan's configurations.
+    pub fn retrieval_limits(&self) -> RetrievalLimits {
+        let highest = |limit: fn(&ServingConfig) -> usize| {
+            self.configs.iter().map(|config| limit(config)).max().unwrap_or_default()
+        };
+        RetrievalLimits {
+            per_source: highest(|config| config.source_candidates),
+            fused: highest(|config| config.candidates),
+        }
+    }
+
+    /// Whether a configuration of the plan runs the ranking model.
+    pub fn uses_ranker(&self) -> bool {
+        self.configs.iter().any(|config| config.ranker)
     }
 }
 

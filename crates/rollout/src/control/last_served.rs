@@ -1,9 +1,9 @@
-//! What served last, in the data directory: a restart goes on with it.
+//! What loaded last, in the data directory: a restart goes on with it.
 use crate::store::{Pointer, Store, StoreError};
 use crate::routes::Routes;
 use std::{fs, io, path::Path};
 
-/// Which bundles served last, in the data directory.
+/// Which bundles loaded last, in the data directory.
 const SERVING: &str = "serving.json";
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -23,8 +23,8 @@ impl LastServed {
         Self {
             bundle: routes.current.name().to_owned(),
             pointer: pointer.name.clone(),
-            canary: routes.canary.as_ref().map(|canary| (canary.served.name().to_owned(), canary.share)),
-            shadow: routes.shadow.as_ref().map(|shadow| (shadow.served.name().to_owned(), shadow.share)),
+            canary: routes.canary.as_ref().map(|canary| (canary.loaded.name().to_owned(), canary.share)),
+            shadow: routes.shadow.as_ref().map(|shadow| (shadow.loaded.name().to_owned(), shadow.share)),
         }
     }
 
@@ -35,14 +35,14 @@ impl LastServed {
         fs::rename(&partial, &path)
     }
 
-    /// What served last, unless the store names another bundle since.
+    /// What loaded last, unless the store names another bundle since.
     pub(super) fn read(data: &Path, pointer: &Pointer) -> Option<Self> {
         let text = fs::read(data.join(SERVING)).ok()?;
         serde_json::from_slice::<Self>(&text).ok().filter(|last| last.pointer == pointer.name)
     }
 }
 
-/// The bundle to start with: what served last, unless the store names another one since.
+/// The bundle to start with: what loaded last, unless the store names another one since.
 pub fn first_bundle(store: &Store, data: &Path) -> Result<(String, Pointer), StoreError> {
     let pointer = store.current()?.ok_or_else(|| StoreError::Empty { place: store.place().to_owned() })?;
     let last = LastServed::read(data, &pointer).filter(|last| store.manifest(&last.bundle).is_ok());

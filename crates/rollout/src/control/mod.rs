@@ -3,7 +3,7 @@
 mod last_served;
 mod thread;
 
-use crate::{load_threads::LoadThreads, routes::{Generations, Loader, Routes, LoadedGeneration}, canary::CanaryReport, health::{Bounds, Summary}};
+use crate::{load_threads::LoadThreads, generations::Generations, loaded::{LoadedGeneration, Loader}, routes::Routes, canary::CanaryReport, health::{HealthBounds, HealthSummary}};
 use super::shadow::ShadowReport;
 use crate::store::{Pointer, Store};
 use lodestone_pipeline::serving::Serving;
@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 /// Changes that wait at most: one is made at a time.
 const ORDERS_MAX: usize = 16;
 /// Copies of bundles of an object store, in the data directory.
-pub const CACHE: &str = "bundles";
+pub const BUNDLE_COPIES: &str = "bundles";
 
 /// How bundles come and go.
 #[derive(Debug, Clone)]
@@ -35,17 +35,17 @@ pub struct RolloutConfig {
     pub watch: Duration,
     /// Generations that stay in memory after they answered.
     pub kept_max: usize,
-    pub bounds: Bounds,
+    pub bounds: HealthBounds,
 }
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        Self { watch: Duration::from_secs(10), kept_max: 1, bounds: Bounds::default() }
+        Self { watch: Duration::from_secs(10), kept_max: 1, bounds: HealthBounds::default() }
     }
 }
 
 /// Where bundles come from.
-pub enum Source {
+pub enum BundleSource {
     /// One directory, which is all there is.
     Directory(PathBuf),
     Store(Store),
@@ -59,7 +59,7 @@ pub enum BundleState {
     Loading,
     /// Answers.
     Current,
-    /// ServedResponse before and is still in memory.
+    /// ServedAnswer before and is still in memory.
     Kept,
     Canary,
     Shadow,
@@ -86,9 +86,9 @@ pub struct BundleStatus {
     /// Of a canary or a shadow: its share.
     pub share: f64,
     /// Its answers of late.
-    pub window: Summary,
+    pub window: HealthSummary,
     pub shadow: Option<ShadowReport>,
-    pub trial: Option<CanaryReport>,
+    pub evaluation: Option<CanaryReport>,
 }
 
 /// Why the life of a model does not change.
@@ -126,7 +126,7 @@ pub struct Rollout {
     orders: Sender<Order>,
     notes: Arc<Notes>,
     generations: Arc<Generations>,
-    source: Arc<Source>,
+    source: Arc<BundleSource>,
 }
 
 /// What is told of bundles beside where they are now.
@@ -157,7 +157,7 @@ pub struct Parts {
     pub generations: Arc<Generations>,
     pub loader: Loader,
     pub threads: LoadThreads,
-    pub source: Arc<Source>,
+    pub source: Arc<BundleSource>,
     /// The pointer that was read at the start.
     pub seen: Option<Pointer>,
     pub data: PathBuf,
@@ -165,6 +165,7 @@ pub struct Parts {
     /// Its configurations name heads, which a bundle must have.
     pub serving: Arc<Serving>,
     pub metrics: Metrics,
+    pub clock: fn() -> UnixMillis,
 }
 
 impl Rollout {
@@ -213,15 +214,15 @@ impl Rollout {
     pub async fn bundles(&self) -> Result<Vec<BundleStatus>, RolloutError> {
         let source = self.source.clone();
         let listed = tokio::task::spawn_blocking(move || match &*source {
-            Source::Directory(_) => Ok(Vec::new()),
-            Source::Store(store) => store.names(),
+            BundleSource::Directory(_) => Ok(Vec::new()),
+            BundleSource::Store(store) => store.names(),
         });
         let names = listed.await.map_err(|_| RolloutError::Ended)?.map_err(|error| RolloutError::Store(told(&error)))?;
         let routes = self.generations.routes();
         let notes = self.notes.by_name.lock().clone();
         let mut all: BTreeMap<String, BundleStatus> = BTreeMap::new();
         let places = names.iter().map(String::as_str).chain(notes.keys().map(String::as_str));
-        for name in places.chain(routes.loaded().map(|served| served.name())) {
+        for name in places.chain(routes.loaded().map(|loaded| loaded.name())) {
             all.entry(name.to_owned()).or_insert_with(|| status(name, &routes, notes.get(name)));
         }
         Ok(all.into_values().collect())
@@ -231,9 +232,9 @@ impl Rollout {
 /// Where a bundle is now, with what was noted of it.
 fn status(name: &str, routes: &Routes, note: Option<&Note>) -> BundleStatus {
     let note = note.cloned().unwrap_or_default();
-    let is_it = |served: &Arc<LoadedGeneration>| served.name() == name;
-    let canary = routes.canary.as_ref().filter(|canary| is_it(&canary.served));
-    let shadow = routes.shadow.as_ref().filter(|shadow| is_it(&shadow.served));
+    let is_it = |loaded: &Arc<LoadedGeneration>| loaded.name() == name;
+    let canary = routes.canary.as_ref().filter(|canary| is_it(&canary.loaded));
+    let shadow = routes.shadow.as_ref().filter(|shadow| is_it(&shadow.loaded));
     let kept = routes.kept.iter().any(is_it);
     let state = match () {
         () if is_it(&routes.current) => BundleState::Current,
@@ -241,8 +242,8 @@ fn status(name: &str, routes: &Routes, note: Option<&Note>) -> BundleStatus {
         () if shadow.is_some() => BundleState::Shadow,
         () => note.state.unwrap_or(if kept { BundleState::Kept } else { BundleState::Available }),
     };
-    let served = routes.loaded().find(|served| is_it(served));
-    let manifest = served.map(|served| &served.generation.manifest);
+    let loaded = routes.loaded().find(|loaded| is_it(loaded));
+    let manifest = loaded.map(|loaded| &loaded.generation.manifest);
     BundleStatus {
         name: name.to_owned(),
         state,
@@ -250,12 +251,12 @@ fn status(name: &str, routes: &Routes, note: Option<&Note>) -> BundleStatus {
         changed_at: note.changed_at,
         created_at: manifest.map(|manifest| UnixMillis(manifest.created_ms)),
         trained_until: manifest.map(|manifest| UnixMillis(manifest.trained_until_ms)),
-        item_count: served.map_or(0, |served| served.generation.catalog.load().item_count()),
+        item_count: loaded.map_or(0, |loaded| loaded.generation.catalog.load().item_count()),
         load_time: note.load_time,
         share: canary.map(|canary| canary.share).or(shadow.map(|shadow| shadow.share)).unwrap_or(0.0),
-        window: served.map(|served| served.window.summary()).unwrap_or_default(),
+        window: loaded.map(|loaded| loaded.window.summary()).unwrap_or_default(),
         shadow: shadow.map(|shadow| shadow.report()),
-        trial: canary.map(|canary| canary.trial.report()),
+        evaluation: canary.map(|canary| canary.evaluation.report()),
     }
 }
 

@@ -1,10 +1,18 @@
 //! The thread that changes models, one thing after the other.
 use super::{
-    BundleState, CACHE, Command, RolloutConfig, RolloutError, Notes, Order, Parts, Source, last_served::LastServed, told,
+    BundleState, BUNDLE_COPIES, Command, RolloutConfig, RolloutError, Notes, Order, Parts, BundleSource, last_served::LastServed, told,
 };
 use crate::store::{Pointer, StoreError};
+use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::serving::Serving;
-use crate::{load_threads::{LoadThreads, keep_moving}, routes::{Canary, Generations, Loader, Routes, LoadedGeneration}, shadow::Shadow, health::Summary};
+use crate::{
+    generations::Generations,
+    health::HealthSummary,
+    load_threads::{LoadThreads, keep_moving},
+    loaded::{LoadedGeneration, Loader},
+    routes::{Canary, Routes},
+    shadow::Shadow,
+};
 use lodestone_telemetry::Metrics;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::{
@@ -20,15 +28,16 @@ pub(super) struct Thread {
     generations: Arc<Generations>,
     loader: Loader,
     threads: LoadThreads,
-    source: Arc<Source>,
+    source: Arc<BundleSource>,
     seen: Option<Pointer>,
     data: PathBuf,
     config: RolloutConfig,
     serving: Arc<Serving>,
     metrics: Metrics,
+    clock: fn() -> UnixMillis,
     notes: Arc<Notes>,
     /// Until when the current generation is judged, beside what the one before did.
-    probation: Option<(Instant, Summary)>,
+    probation: Option<(Instant, HealthSummary)>,
     /// Answers of theirs may still be under way. They are freed here, so that no answer waits for it.
     retired: Vec<Arc<LoadedGeneration>>,
     watched: Instant,
@@ -36,7 +45,7 @@ pub(super) struct Thread {
 
 impl Thread {
     pub(super) fn new(parts: Parts, notes: Arc<Notes>) -> Self {
-        let Parts { generations, loader, threads, source, seen, data, config, serving, metrics } = parts;
+        let Parts { generations, loader, threads, source, seen, data, config, serving, metrics, clock } = parts;
         Self {
             generations,
             loader,
@@ -47,6 +56,7 @@ impl Thread {
             config,
             serving,
             metrics,
+            clock,
             notes,
             probation: None,
             retired: Vec::new(),
@@ -55,7 +65,7 @@ impl Thread {
     }
 
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
-        self.resume_trials();
+        self.resume_candidates();
         loop {
             match orders.recv_timeout(TICK.min(self.config.watch)) {
                 Ok((command, reply)) => {
@@ -79,7 +89,7 @@ impl Thread {
     }
 
     /// Goes on with the canary and the shadow that were there before a restart.
-    fn resume_trials(&mut self) {
+    fn resume_candidates(&mut self) {
         let Some(last) = self.seen.as_ref().and_then(|pointer| LastServed::read(&self.data, pointer)) else { return };
         let results = [
             last.canary.map(|canary| self.set_canary(Some(canary))),
@@ -103,8 +113,8 @@ impl Thread {
         if self.generations.current().name() == name {
             return Ok(());
         }
-        let served = self.loaded(name)?;
-        self.swap(served)?;
+        let loaded = self.loaded(name)?;
+        self.swap(loaded)?;
         self.metrics.changed_bundle("activated");
         tracing::info!(generation = name, "answers come from another generation");
         Ok(())
@@ -112,12 +122,12 @@ impl Thread {
 
     /// A generation of this bundle: one that is in memory, or it is loaded, tested and warmed.
     fn loaded(&mut self, name: &str) -> Result<Arc<LoadedGeneration>, RolloutError> {
-        if let Some(served) = self.generations.named(name) {
-            return Ok(served);
+        if let Some(loaded) = self.generations.named(name) {
+            return Ok(loaded);
         }
         let unknown = || RolloutError::Unknown { name: name.to_owned() };
-        let Source::Store(store) = &*self.source else { return Err(unknown()) };
-        let directory = store.fetch(name, &self.data.join(CACHE)).map_err(|error| match error {
+        let BundleSource::Store(store) = &*self.source else { return Err(unknown()) };
+        let directory = store.fetch(name, &self.data.join(BUNDLE_COPIES)).map_err(|error| match error {
             StoreError::Unknown { .. } | StoreError::Name { .. } => unknown(),
             StoreError::Access { .. } => RolloutError::Store(told(&error)),
             error => self.refused(name, told(&error)),
@@ -125,8 +135,8 @@ impl Thread {
         self.notes.set(name, Some(BundleState::Loading), "");
         let begun = Instant::now();
         let moving = keep_moving();
-        let served = self.load(&directory).map_err(|reason| self.refused(name, reason))?;
-        let warmed = self.threads.install(|| self.generations.warm(&served));
+        let loaded = self.load(&directory).map_err(|reason| self.refused(name, reason))?;
+        let warmed = self.threads.install(|| self.generations.warm(&loaded, (self.clock)()));
         drop(moving);
         let time = begun.elapsed();
         self.metrics.loaded_bundle(time);
@@ -135,7 +145,7 @@ impl Thread {
         if let Some(note) = self.notes.by_name.lock().get_mut(name) {
             note.load_time = Some(time);
         }
-        Ok(Arc::new(served))
+        Ok(Arc::new(loaded))
     }
 
     /// What panics at a bundle's content refuses the bundle, and does not end the thread.
@@ -143,9 +153,9 @@ impl Thread {
         let load = || self.loader.load(directory, &self.threads);
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
             Ok(loaded) => {
-                let served = loaded.map_err(|error| told(&error))?;
-                self.serving.check_heads(served.head_names()).map_err(|error| told(&error))?;
-                Ok(served)
+                let loaded = loaded.map_err(|error| told(&error))?;
+                self.serving.check_heads(loaded.head_names()).map_err(|error| told(&error))?;
+                Ok(loaded)
             }
             Err(_) => Err("it makes the program panic; the log tells where".to_owned()),
         }
@@ -162,10 +172,10 @@ impl Thread {
         let mut routes = Routes::clone(&self.generations.routes());
         let before = routes.current.window.summary();
         let old = std::mem::replace(&mut routes.current, new.clone());
-        let is_new = |served: &Arc<LoadedGeneration>| served.number == new.number;
-        routes.canary = routes.canary.filter(|canary| !is_new(&canary.served));
-        routes.shadow = routes.shadow.filter(|shadow| !is_new(&shadow.served));
-        routes.kept.retain(|served| !is_new(served));
+        let is_new = |loaded: &Arc<LoadedGeneration>| loaded.number == new.number;
+        routes.canary = routes.canary.filter(|canary| !is_new(&canary.loaded));
+        routes.shadow = routes.shadow.filter(|shadow| !is_new(&shadow.loaded));
+        routes.kept.retain(|loaded| !is_new(loaded));
         routes.kept.insert(0, old);
         let gone = routes.kept.split_off(self.config.kept_max.min(routes.kept.len()));
         self.reroute(new.name(), routes)?;
@@ -189,7 +199,7 @@ impl Thread {
         // What was taken back is not judged again, and is no way back.
         self.probation = None;
         let mut routes = Routes::clone(&self.generations.routes());
-        routes.kept.retain(|served| served.number != bad.number);
+        routes.kept.retain(|loaded| loaded.number != bad.number);
         self.reroute(before.name(), routes)?;
         self.notes.set(bad.name(), Some(BundleState::RolledBack), reason);
         self.metrics.changed_bundle("rolled_back");
@@ -205,14 +215,14 @@ impl Thread {
         };
         let mut routes = Routes::clone(&self.generations.routes());
         let old = routes.canary.take();
-        if let Some((served, share)) = new {
-            routes.kept.retain(|kept| kept.number != served.number);
-            routes.shadow = routes.shadow.filter(|shadow| shadow.served.number != served.number);
-            routes.canary = Some(Canary::new(served, share));
+        if let Some((loaded, share)) = new {
+            routes.kept.retain(|kept| kept.number != loaded.number);
+            routes.shadow = routes.shadow.filter(|shadow| shadow.loaded.number != loaded.number);
+            routes.canary = Some(Canary::new(loaded, share, (self.clock)()));
         }
-        let name = routes.canary.as_ref().map_or_else(String::new, |canary| canary.served.name().to_owned());
+        let name = routes.canary.as_ref().map_or_else(String::new, |canary| canary.loaded.name().to_owned());
         self.reroute(&name, routes)?;
-        self.retired.extend(old.map(|canary| canary.served));
+        self.retired.extend(old.map(|canary| canary.loaded));
         self.remember();
         Ok(())
     }
@@ -224,14 +234,14 @@ impl Thread {
         };
         let mut routes = Routes::clone(&self.generations.routes());
         let old = routes.shadow.take();
-        if let Some((served, share)) = new {
-            routes.kept.retain(|kept| kept.number != served.number);
-            routes.canary = routes.canary.filter(|canary| canary.served.number != served.number);
-            routes.shadow = Some(Arc::new(Shadow::new(served, share, self.config.bounds.window)));
+        if let Some((loaded, share)) = new {
+            routes.kept.retain(|kept| kept.number != loaded.number);
+            routes.canary = routes.canary.filter(|canary| canary.loaded.number != loaded.number);
+            routes.shadow = Some(Arc::new(Shadow::new(loaded, share, self.config.bounds.window)));
         }
-        let name = routes.shadow.as_ref().map_or_else(String::new, |shadow| shadow.served.name().to_owned());
+        let name = routes.shadow.as_ref().map_or_else(String::new, |shadow| shadow.loaded.name().to_owned());
         self.reroute(&name, routes)?;
-        self.retired.extend(old.map(|shadow| shadow.served.clone()));
+        self.retired.extend(old.map(|shadow| shadow.loaded.clone()));
         self.remember();
         Ok(())
     }
@@ -247,7 +257,7 @@ impl Thread {
     /// Activates what the store names, once each time that it changes.
     fn watch(&mut self) {
         let source = self.source.clone();
-        let Source::Store(store) = &*source else { return };
+        let BundleSource::Store(store) = &*source else { return };
         if self.watched.elapsed() < self.config.watch {
             return;
         }
@@ -276,10 +286,10 @@ impl Thread {
         let bounds = &self.config.bounds;
         if let Some(canary) = &routes.canary
             && let Some(reason) = bounds
-                .broken(&canary.served.window.summary(), &routes.current.window.summary())
-                .or_else(|| canary.trial.broken(bounds.choice_ratio_min))
+                .broken(&canary.loaded.window.summary(), &routes.current.window.summary())
+                .or_else(|| canary.evaluation.broken(bounds.choice_ratio_min))
         {
-            let name = canary.served.name().to_owned();
+            let name = canary.loaded.name().to_owned();
             if self.set_canary(None).is_ok() {
                 tracing::warn!(canary = name, reason, "the canary is taken back");
                 self.notes.set(&name, Some(BundleState::RolledBack), &reason);
@@ -302,19 +312,19 @@ impl Thread {
     /// Frees generations that nobody uses any more, and drops the copies of their bundles.
     fn free(&mut self) {
         let routes = self.generations.routes();
-        let is_used = |served: &Arc<LoadedGeneration>| {
-            routes.loaded().any(|other| other.number == served.number) || Arc::strong_count(served) > 1
+        let is_used = |loaded: &Arc<LoadedGeneration>| {
+            routes.loaded().any(|other| other.number == loaded.number) || Arc::strong_count(loaded) > 1
         };
         let retired_count = self.retired.len();
-        for unused in self.retired.extract_if(.., |served| !is_used(served)) {
+        for unused in self.retired.extract_if(.., |loaded| !is_used(loaded)) {
             // It has many small parts; the threads that load have time for them.
             self.threads.spawn(move || drop(unused));
         }
-        if let Source::Store(store) = &*self.source
+        if let BundleSource::Store(store) = &*self.source
             && self.retired.len() < retired_count
         {
-            let copies = self.data.join(CACHE);
-            let is_loaded = |name: &str| routes.loaded().any(|served| served.name() == name);
+            let copies = self.data.join(BUNDLE_COPIES);
+            let is_loaded = |name: &str| routes.loaded().any(|loaded| loaded.name() == name);
             if let Err(error) = store.drop_copies(&copies, is_loaded) {
                 tracing::warn!(%error, path = %copies.display(), "cannot remove copies of bundles");
             }

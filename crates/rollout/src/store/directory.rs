@@ -1,6 +1,6 @@
 //! A store in a directory of this machine, or of a file system that several machines share.
 use super::{Failure, Files, Found, When};
-use crate::bundle::sha256;
+use lodestone_pipeline::bundle::sha256;
 use std::{
     fs,
     io::{self, ErrorKind, Write},

@@ -2,7 +2,7 @@
 use super::{
     SequenceError,
     files::{
-        Catalogue, ItemNumbers, read_baskets, read_catalogue, read_users, read_prefixes, read_sequences,
+        Catalogue, ItemNumbers, read_baskets, read_catalogue, read_accounts, read_prefixes, read_sequences,
         read_sessions,
     },
     metrics::{BasketMetrics, HitMetrics},
@@ -302,7 +302,7 @@ fn is_descending((history, answer): &Asked, catalogue: &Catalogue) -> bool {
 
 /// Numbers of the users behind users.
 fn user_numbers<'a>(users: impl Iterator<Item = &'a str>, path: &Path) -> Result<Vec<usize>, SequenceError> {
-    let names = read_users(path)?;
+    let names = read_accounts(path)?;
     let mut numbers: AHashMap<&str, usize> = AHashMap::new();
     let user = users.map(|user| {
         let name = names.get(user).ok_or_else(|| SequenceError::File {

@@ -124,13 +124,14 @@ fn words_of(text: &str) -> Vec<String> {
     words.map(str::to_lowercase).collect()
 }
 
-/// Lines of a user, a tab, and a user.
-pub fn read_users(path: &Path) -> Result<AHashMap<String, String>, SequenceError> {
+/// Lines of an account, a tab, and the user that it belongs to.
+pub fn read_accounts(path: &Path) -> Result<AHashMap<String, String>, SequenceError> {
     let mut users = AHashMap::new();
     for_each_line(path, |number, line| {
-        let (user, user) = line.split_once('\t').ok_or("a line is a user, a tab and a user".to_owned())?;
-        if number > 1 || user != "user" {
-            users.insert(user.to_owned(), user.trim().to_owned());
+        let (account, user) =
+            line.split_once('\t').ok_or("a line must be an account, a tab and a user".to_owned())?;
+        if number > 1 || account != "user" {
+            users.insert(account.to_owned(), user.trim().to_owned());
         }
         Ok(())
     })?;

@@ -11,18 +11,18 @@ pub enum Arm {
     /// The first bundle; nothing that happens after its training is told.
     Off,
     /// The first bundle; every event is written, so that the next answer knows it.
-    LiveState,
+    Live,
     /// Every event is written, and each night a bundle is trained, judged and put in place.
     Loop,
 }
 
 impl Arm {
-    pub const ALL: [Arm; 3] = [Arm::Off, Arm::LiveState, Arm::Loop];
+    pub const ALL: [Arm; 3] = [Arm::Off, Arm::Live, Arm::Loop];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
-            Self::LiveState => "live",
+            Self::Live => "live",
             Self::Loop => "loop",
         }
     }

@@ -1,0 +1,99 @@
+//! The candidate sources of the first stage.
+
+/// A source of candidates. The order is that of [`crate::fusion::Candidate::ranks`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum CandidateSource {
+    /// Vector search by the user's vector.
+    UserVector,
+    /// Vector search by the query's vector.
+    QueryVector,
+    /// BM25 over the items' texts.
+    Lexical,
+    /// Items that users interacted with next.
+    Transitions,
+    /// Items bought in one basket.
+    CoPurchases,
+    /// Vector search by the vectors of anchor items.
+    Similar,
+    /// Popular items.
+    Popular,
+    /// Items of the user's history.
+    History,
+}
+
+impl CandidateSource {
+    pub const COUNT: usize = 8;
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::UserVector,
+        Self::QueryVector,
+        Self::Lexical,
+        Self::Transitions,
+        Self::CoPurchases,
+        Self::Similar,
+        Self::Popular,
+        Self::History,
+    ];
+
+    /// The name in responses, metrics and records of answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UserVector => "user_vector",
+            Self::QueryVector => "query_vector",
+            Self::Lexical => "lexical",
+            Self::Transitions => "transitions",
+            Self::CoPurchases => "co_purchases",
+            Self::Similar => "similar",
+            Self::Popular => "popular",
+            Self::History => "history",
+        }
+    }
+
+    /// The position in [`Self::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether the source searches vectors.
+    pub fn is_vector_search(self) -> bool {
+        match self {
+            Self::UserVector | Self::QueryVector | Self::Similar => true,
+            Self::Lexical | Self::Transitions | Self::CoPurchases | Self::Popular | Self::History => false,
+        }
+    }
+
+    /// The weight of a list of this source in the fused score.
+    pub(crate) fn fusion_weight(self) -> f32 {
+        match self {
+            Self::UserVector | Self::QueryVector | Self::Transitions => 1.0,
+            Self::Lexical => 2.0,
+            Self::CoPurchases => 0.7,
+            Self::Similar | Self::Popular => 0.5,
+            Self::History => 1.2,
+        }
+    }
+
+    /// The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009). It is small for queries because their first
+    /// ranks are much more relevant than the next ones; the next interaction of a user is less certain.
+    pub(crate) fn fusion_constant(self) -> f32 {
+        match self {
+            Self::QueryVector | Self::Lexical => 10.0,
+            Self::UserVector
+            | Self::Transitions
+            | Self::CoPurchases
+            | Self::Similar
+            | Self::Popular
+            | Self::History => 60.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_positions_in_the_list_of_all() {
+        assert!(CandidateSource::ALL.iter().enumerate().all(|(index, source)| source.index() == index));
+    }
+}

@@ -1,0 +1,257 @@
+//! The loaded generations: runs requests on the generation of each user, samples them for warming and shadow traffic, and applies
+//! catalogue changes to every generation that answers.
+use crate::{
+    loaded::{Embedded, LoadedGeneration, changes_for},
+    routes::{Canary, Routes},
+    shadow::{Shadow, ShadowWork, run_time},
+};
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Sender, TrySendError};
+use lodestone_catalog::Item;
+use lodestone_core::units::UnixMillis;
+use lodestone_events::Change;
+use lodestone_pipeline::{
+    generation::GenerationError,
+    models::embed_items,
+    ranking::RankingError,
+    run::{self, PipelineAnswer, PlannedRequest},
+};
+use lodestone_state::{ItemChange, LiveState};
+use parking_lot::Mutex;
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Requests that are kept to warm a generation, one of so many.
+const SAMPLES_MAX: usize = 32;
+const SAMPLE_EVERY: u64 = 16;
+
+/// An answer and the generation that gave it.
+pub struct ServedAnswer {
+    pub loaded: Arc<LoadedGeneration>,
+    pub answer: PipelineAnswer,
+}
+
+/// Which generation answers whom. A request loads the pointer once.
+pub struct Generations {
+    pub state: Arc<LiveState>,
+    routes: ArcSwap<Routes>,
+    /// Held while changes of the catalogue are put into effect and while routes change, so that no change falls between two
+    /// generations.
+    writing: Mutex<()>,
+    samples: Mutex<VecDeque<PlannedRequest>>,
+    request_count: AtomicU64,
+    shadow_work: Sender<ShadowWork>,
+}
+
+impl Generations {
+    pub fn new(first: LoadedGeneration, shadow_work: Sender<ShadowWork>) -> Self {
+        let state = first.generation.state.clone();
+        let routes = Routes { current: Arc::new(first), canary: None, shadow: None, kept: Vec::new() };
+        Self {
+            state,
+            routes: ArcSwap::from_pointee(routes),
+            writing: Mutex::default(),
+            samples: Mutex::default(),
+            request_count: AtomicU64::new(0),
+            shadow_work,
+        }
+    }
+
+    pub fn routes(&self) -> Arc<Routes> {
+        self.routes.load_full()
+    }
+
+    /// The generation that answers most.
+    pub fn current(&self) -> Arc<LoadedGeneration> {
+        self.routes.load().current.clone()
+    }
+
+    /// The one on trial.
+    pub fn canary(&self) -> Option<Canary> {
+        self.routes.load().canary.clone()
+    }
+
+    /// A loaded generation by the name of its bundle.
+    pub fn named(&self, name: &str) -> Option<Arc<LoadedGeneration>> {
+        self.routes.load().loaded().find(|loaded| loaded.name() == name).cloned()
+    }
+
+    /// Changes the routes. Generations that will answer somebody have every change of the catalogue by then; most of it before
+    /// anything waits for it.
+    pub fn reroute(&self, routes: Routes) -> Result<(), GenerationError> {
+        let known = self.routes();
+        let is_new = |loaded: &&Arc<LoadedGeneration>| !known.answering().any(|other| other.number == loaded.number);
+        let catch_up = || -> Result<(), GenerationError> {
+            let mut new = routes.answering().filter(is_new);
+            new.try_for_each(|loaded| loaded.generation.catch_up(&mut loaded.spare_models()).map(drop))
+        };
+        catch_up()?;
+        let _writing = self.writing.lock();
+        catch_up()?;
+        self.routes.store(Arc::new(routes));
+        Ok(())
+    }
+
+    /// Gives a generation that answers nobody what changed in the catalogue.
+    pub fn catch_up_others(&self) -> Result<(), GenerationError> {
+        let routes = self.routes();
+        let others = routes.shadow.iter().map(|shadow| &shadow.loaded).chain(&routes.kept);
+        others.into_iter().try_for_each(|loaded| loaded.generation.catch_up(&mut loaded.spare_models()).map(drop))
+    }
+
+    /// Runs sampled requests on a generation with the models of every worker. Returns the number of samples.
+    pub fn warm(&self, loaded: &LoadedGeneration, now: UnixMillis) -> usize {
+        let samples: Vec<PlannedRequest> = self.samples.lock().iter().cloned().collect();
+        for mut models in loaded.all_models() {
+            for request in &samples {
+                // A request that panics here panics again when it is served, and is counted there.
+                let run = || run::run(&loaded.generation, &mut models, std::slice::from_ref(request), now);
+                let _ = catch_unwind(AssertUnwindSafe(run));
+            }
+        }
+        samples.len()
+    }
+
+    /// Runs requests with a worker's models, each on the generation of its user.
+    pub fn run(&self, worker: usize, requests: &[PlannedRequest], now: UnixMillis) -> Vec<ServedAnswer> {
+        let routes = self.routes.load();
+        let answers = match &routes.canary {
+            None => run_on(&routes.current, worker, requests, now),
+            Some(canary) => run_with_canary(&routes.current, canary, worker, requests, now),
+        };
+        for (request, answer) in requests.iter().zip(&answers) {
+            self.sample(request);
+            if let Some(shadow) = &routes.shadow {
+                self.send_to_shadow(shadow, request, answer, now);
+            }
+        }
+        answers
+    }
+
+    fn sample(&self, request: &PlannedRequest) {
+        if self.request_count.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE_EVERY)
+            && let Some(mut samples) = self.samples.try_lock()
+        {
+            samples.truncate(SAMPLES_MAX - 1);
+            samples.push_front(request.discarded());
+        }
+    }
+
+    fn send_to_shadow(
+        &self,
+        shadow: &Arc<Shadow>,
+        request: &PlannedRequest,
+        served: &ServedAnswer,
+        now: UnixMillis,
+    ) {
+        if !rand::random_bool(shadow.share) {
+            return;
+        }
+        let work = shadow.work(request.discarded(), &served.loaded, &served.answer, now);
+        if let Err(TrySendError::Full(_)) = self.shadow_work.try_send(work) {
+            shadow.record_dropped();
+        }
+    }
+
+    /// Vectors of items in the spaces of the generations that answer, with a worker's models.
+    pub fn embed(&self, worker: usize, items: &[Item]) -> Result<Vec<Embedded>, RankingError> {
+        let items: Vec<&Item> = items.iter().collect();
+        let mut embedded: Vec<Embedded> = vec![Vec::new(); items.len()];
+        for loaded in self.routes.load().answering() {
+            let vectors = embed_items(loaded.generation.text_projection(), &mut loaded.models_of(worker), &items)?;
+            embedded.iter_mut().zip(vectors).for_each(|(of, vectors)| of.push((loaded.number, vectors)));
+        }
+        Ok(embedded)
+    }
+
+    /// The fold of what the log's writer committed, in log order.
+    pub fn apply(&self, changes: Vec<(u64, Change, Option<Embedded>)>) -> Result<(), GenerationError> {
+        let (mut catalogue, mut last) = (Vec::new(), 0);
+        for (position, change, embedded) in changes {
+            last = position;
+            match change {
+                Change::Event(event) => self.state.apply_event(position, &event),
+                Change::Upsert(item) => {
+                    catalogue.push(((item.id.clone(), Some(Arc::new(*item))), embedded.unwrap_or_default()));
+                }
+                Change::Delete(id) => catalogue.push(((id, None), Vec::new())),
+            }
+        }
+        let result = if catalogue.is_empty() { Ok(()) } else { self.apply_catalogue(catalogue) };
+        self.state.note_position(last);
+        result
+    }
+
+    fn apply_catalogue(&self, changes: Vec<(ItemChange, Embedded)>) -> Result<(), GenerationError> {
+        let _writing = self.writing.lock();
+        let version = {
+            let mut noted = self.state.catalogue.lock();
+            changes.iter().for_each(|(change, _)| noted.note(change.clone()));
+            noted.version()
+        };
+        // One that cannot take them must not keep them from the others.
+        let routes = self.routes.load();
+        let results =
+            routes.answering().map(|loaded| loaded.generation.apply(changes_for(loaded, &changes)?, version));
+        results.collect::<Vec<_>>().into_iter().collect()
+    }
+}
+
+/// Records an error in the health window if the scope ends by a panic.
+struct RecordPanic<'a>(&'a LoadedGeneration);
+
+impl Drop for RecordPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.window.record_error();
+        }
+    }
+}
+
+fn run_on(
+    loaded: &Arc<LoadedGeneration>,
+    worker: usize,
+    requests: &[PlannedRequest],
+    now: UnixMillis,
+) -> Vec<ServedAnswer> {
+    // If one of several requests panics, each runs again alone, and that run counts.
+    let _record = (requests.len() == 1).then(|| RecordPanic(loaded));
+    let answers = run::run(&loaded.generation, &mut loaded.models_of(worker), requests, now);
+    answers
+        .into_iter()
+        .map(|answer| {
+            loaded.window.record(run_time(&answer), answer.is_degraded());
+            ServedAnswer { loaded: loaded.clone(), answer }
+        })
+        .collect()
+}
+
+/// Runs each request on the generation of its user. Returns the answers in the order of the requests.
+fn run_with_canary(
+    current: &Arc<LoadedGeneration>,
+    canary: &Canary,
+    worker: usize,
+    requests: &[PlannedRequest],
+    now: UnixMillis,
+) -> Vec<ServedAnswer> {
+    let (mut for_canary, mut for_current) = (Vec::new(), Vec::new());
+    let user = |planned: &PlannedRequest| planned.request.viewer().user.clone();
+    let goes_to_canary: Vec<bool> = requests.iter().map(|request| canary.takes(&user(request))).collect();
+    for (request, to_canary) in requests.iter().zip(&goes_to_canary) {
+        canary.evaluation.record_answer(&user(request), *to_canary);
+        if *to_canary { &mut for_canary } else { &mut for_current }.push(request.clone());
+    }
+    let run = |loaded, requests: Vec<PlannedRequest>| match requests.is_empty() {
+        true => Vec::new().into_iter(),
+        false => run_on(loaded, worker, &requests, now).into_iter(),
+    };
+    let (mut canary_answers, mut current_answers) = (run(&canary.loaded, for_canary), run(current, for_current));
+    let in_order = goes_to_canary.into_iter();
+    in_order.filter_map(|canary| if canary { canary_answers.next() } else { current_answers.next() }).collect()
+}
