@@ -1,6 +1,6 @@
 //! Replay: whatever rules met, an answer that is made once more from its record is the same to the bit, and a record that was
 //! changed is found out. The models are a stand-in with the numbers of one; the real server is asked in `tests/server/run.py`.
-use lodestone_pipeline::{answers::{AnswerRecord, ExplorationRecord, Generation, PinRecord, RankingRecord, ReplayError, SlotRecord, encode_columns, replay, seed_of, slate_sum, team_number}, policy::{Base, Exploration, Given, PinSlot, Ranking, arrange, joint}};
+use lodestone_pipeline::{answers::{AnswerRecord, ExplorationRecord, Generation, PinRecord, RankingRecord, ReplayError, SlotRecord, encode_columns, replay, seed_of, slate_sum, team_number}, policy::{Base, CandidateIndex, Exploration, PinSlot, PolicyInput, Ranking, arrange, joint}};
 use lodestone_core::ids::Row;
 use proptest::prelude::*;
 
@@ -128,21 +128,21 @@ impl Case {
         let masks: Vec<u32> = (0..count).map(mask).collect();
         let fields = self.fields.clone().unwrap_or_default();
         let pins: Vec<PinSlot> =
-            self.pins.iter().map(|(row, rank)| PinSlot { row: row.map(|row| Row(row as u32)), rank: *rank }).collect();
+            self.pins.iter().map(|(row, rank)| PinSlot { candidate: row.map(|row| CandidateIndex(row as u32)), rank: *rank }).collect();
         let exploration = self.exploration.clone().filter(|_| !self.is_interleaved);
         let ranked: Vec<Ranking> = scores.iter().map(|scores| Ranking { scores, diversity: self.diversity }).collect();
         let seed = seed_of(&self.id);
-        let given = Given {
+        let given = PolicyInput {
             rankings: &ranked,
             boost_factors: &factors,
             boost_masks: &masks,
-            field_places: &fields,
+            field_ranks: &fields,
             pins: &pins,
             exploration: exploration.as_ref(),
             seed,
         };
         let vectors = self.stand().vectors;
-        let arranged = arrange(&given, |candidate| &vectors[candidate as usize]);
+        let arranged = arrange(&given, |candidate| &vectors[candidate.index()]);
         let items: Vec<String> = (0..count + 2).map(|number| format!("item {number}")).collect();
         let is_diverse = self.diversity > 0.0 && fields.is_empty();
         let live = self.vectors.get(BUNDLE_ROWS * DIMENSIONS..).unwrap_or_default();
@@ -151,7 +151,7 @@ impl Case {
             candidate_count: count as u32,
             features: encode_columns(&self.features, FEATURES),
             feature_count: FEATURES as u32,
-            heads: vec!["purchase".to_owned(), "return".to_owned()],
+            heads: vec!["purchase".to_owned(), "refund".to_owned()],
             head_values: heads,
             rankings: (rankings.iter().zip(counts).enumerate())
                 .map(|(at, (weights, count))| RankingRecord {
@@ -166,35 +166,35 @@ impl Case {
             fused,
             boost_factors: factors,
             boost_masks: masks,
-            field_places: fields,
-            pins: pins.iter().map(|pin| PinRecord { item: pin.row.map(|row| row.0), rank: pin.rank as u32 }).collect(),
+            field_ranks: fields,
+            pins: pins.iter().map(|pin| PinRecord { item: pin.candidate.map(|candidate| candidate.0), rank: pin.rank as u32 }).collect(),
             exploration: exploration.as_ref().map(ExplorationRecord::from),
             seed,
             explored: arranged.explored,
-            slots: (arranged.places.iter().take(self.page_size))
+            slots: (arranged.placed.iter().take(self.page_size))
                 .map(|place| SlotRecord {
-                    item: place.candidate,
+                    item: place.candidate.0,
                     score: place.score,
                     conditional: place.conditional,
                     is_pinned: place.is_pinned,
                     team: team_number(place.team),
                 })
                 .collect(),
-            slate_size: arranged.places.len() as u32,
+            slate_size: arranged.placed.len() as u32,
             slate_sum: slate_sum(
                 arranged
-                    .places
+                    .placed
                     .iter()
-                    .map(|place| (items[place.candidate as usize].as_str(), place.score, place.conditional)),
+                    .map(|place| (items[place.candidate.index()].as_str(), place.score, place.conditional)),
             ),
             vector_rows: (0..if is_diverse { count } else { 0 })
                 .map(|row| if row < BUNDLE_ROWS { row as u32 + 1 } else { 0 })
                 .collect(),
             live_vectors: if is_diverse { encode_columns(live, DIMENSIONS) } else { Vec::new() },
             vector_dimensions: DIMENSIONS as u32,
-            organic_items: arranged.organic.iter().map(|place| place.candidate).collect(),
+            organic_items: arranged.organic.iter().map(|place| place.candidate.0).collect(),
             organic_scores: arranged.organic.iter().map(|place| place.score).collect(),
-            pinned_slots: (arranged.places.iter().zip(1..))
+            pinned_slots: (arranged.placed.iter().zip(1..))
                 .filter(|(place, _)| place.is_pinned)
                 .map(|(_, slot)| slot)
                 .collect(),
@@ -213,7 +213,7 @@ proptest! {
         let replayed = replay(&record, &mut case.stand()).unwrap();
         prop_assert_eq!(&replayed.difference, &None, "{:?}", case);
         let shown: Vec<u32> = record.slots.iter().map(|slot| slot.item).collect();
-        let made: Vec<u32> = replayed.arranged.places.iter().take(shown.len()).map(|place| place.candidate).collect();
+        let made: Vec<u32> = replayed.arranged.placed.iter().take(shown.len()).map(|place| place.candidate.0).collect();
         prop_assert_eq!(shown, made);
     }
 

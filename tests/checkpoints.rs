@@ -106,9 +106,9 @@ fn a_damaged_or_foreign_checkpoint_is_not_used() {
     flipped[whole.len() / 2] ^= 1;
     for bad in [other_version, flipped, whole[..whole.len() / 2].to_vec(), Vec::new()] {
         std::fs::write(&file, bad).unwrap();
-        let state = folded(&log, directory.path());
-        assert_eq!(state.checkpoint, 0);
-        assert_eq!(view(&state.state, &state.recent, 300), state);
+        let recovered = folded(&log, directory.path());
+        assert_eq!(recovered.checkpoint, 0);
+        assert_eq!(view(&recovered.state, &recovered.recent, 300), state);
     }
     // Another imported history makes another state.
     std::fs::write(&file, &whole).unwrap();

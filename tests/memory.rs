@@ -39,18 +39,18 @@ static ALLOCATOR: Counting = Counting;
 
 /// Bytes per user, of everything that is held more than before the users came.
 fn bytes_per_user(users: usize, searches: usize) -> usize {
-    let (keys, users) = (ItemKeys::default(), Users::default());
+    let (keys, histories) = (ItemKeys::default(), Users::default());
     for item in 0..100 {
-        users.apply(1, &event("e", EventKind::View, "warm", &format!("i{item}"), START), &keys);
+        histories.apply(1, &event("e", EventKind::View, "warm", &format!("i{item}"), START), &keys);
     }
     let before = HELD.load(Ordering::Relaxed);
     for user in 0..users {
         let user = format!("customer-{user:08}");
         for n in 0..100 {
-            users.apply(1, &event("e", EventKind::View, &user, &format!("i{n}"), START + n * 1000), &keys);
+            histories.apply(1, &event("e", EventKind::View, &user, &format!("i{n}"), START + n * 1000), &keys);
         }
         for n in 0..searches {
-            users.apply(1, &event("e", EventKind::Search, &user, &format!("{n:010}"), START), &keys);
+            histories.apply(1, &event("e", EventKind::Search, &user, &format!("{n:010}"), START), &keys);
         }
     }
     (HELD.load(Ordering::Relaxed) - before) / users

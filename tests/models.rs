@@ -78,11 +78,11 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
                 let title = format!("quagga stool {n}");
                 engine.upsert_items(vec![titled(&format!("during-{n}"), &title)]).await.unwrap();
                 let found = search(&engine, &title, "", 1).await.unwrap();
-                assert_eq!(ids(&found), [format!("during-{n}")], "by {}", found.tail.generation);
+                assert_eq!(ids(&found), [format!("during-{n}")], "by {}", found.info.generation);
                 let item = format!("i{}", 8 + n % 20);
                 engine.write_events(vec![clicks("fan", &item, 10 + n as i64)]).await.unwrap();
                 let seen = recommend(&engine, "fan", RecommendKind::RecentlyViewed).await.unwrap();
-                assert_eq!(ids(&seen)[0], item, "by {}", seen.tail.generation);
+                assert_eq!(ids(&seen)[0], item, "by {}", seen.info.generation);
             }
         }
     });
@@ -91,7 +91,7 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
     writing.await.unwrap();
 
     let found = search(&engine, "zebra", "", 10).await.unwrap();
-    assert_eq!(&*found.tail.generation, "b");
+    assert_eq!(&*found.info.generation, "b");
     let mut zebras: Vec<String> = ids(&found).into_iter().take(2).collect();
     zebras.sort();
     assert_eq!(zebras, ["before", "i5"]);
@@ -105,7 +105,7 @@ async fn the_next_answer_after_a_swap_knows_the_last_click_and_every_item() {
 
     // The slate of the generation before is still cut; of the one before that it is not.
     let second = search(&engine, "mug", &first.next_page_token, 3).await.unwrap();
-    assert_eq!((second.results[0].rank, &*second.tail.generation), (4, "a"));
+    assert_eq!((second.results[0].rank, &*second.info.generation), (4, "a"));
     engine.rollout().activate("c".to_owned(), soon()).await.unwrap();
     reach(&engine, "a", BundleState::Available).await;
     let expired = search(&engine, "mug", &first.next_page_token, 3).await;
@@ -140,7 +140,7 @@ async fn what_is_damaged_is_refused_and_the_store_is_watched() {
     let refused = engine.rollout().activate("b".to_owned(), soon()).await.unwrap_err().to_string();
     assert!(refused.contains("ranker.onnx") && refused.contains("damaged"), "{refused}");
     assert_eq!(state(&engine, "b").await.unwrap().state, BundleState::Refused);
-    assert_eq!(recommend(&engine, "p1", RecommendKind::ForYou).await.unwrap().tail.generation.as_ref(), "a");
+    assert_eq!(recommend(&engine, "p1", RecommendKind::ForYou).await.unwrap().info.generation.as_ref(), "a");
 
     let unknown = engine.rollout().activate("nowhere".to_owned(), soon()).await;
     assert!(matches!(unknown, Err(RolloutError::Unknown { .. })), "{unknown:?}");
@@ -180,7 +180,7 @@ async fn a_canary_keeps_its_users_and_a_shadow_changes_no_answer() {
             let user = format!("someone-{n}");
             let answer = search_by(engine, &user, "red mug", "", 20).await.unwrap();
             let told = format!("{:?}", answer.results);
-            all.insert(user, (answer.tail.generation.to_string(), told));
+            all.insert(user, (answer.info.generation.to_string(), told));
         }
         all
     };
@@ -265,18 +265,18 @@ async fn a_canary_from_which_shoppers_choose_less_is_taken_back_and_trials_outli
     let mut by_canary = 0;
     for n in 0..400 {
         let answer = search_by(&engine, &format!("p{n}"), "red mug", "", 5).await.unwrap();
-        if &*answer.tail.generation == "b" {
+        if &*answer.info.generation == "b" {
             by_canary += 1;
         } else if n % 2 == 0 {
             let mut click =
                 events::event(&format!("c{n}"), EventKind::Click, &format!("p{n}"), "i2", events::START + n);
-            click.attribution = Attribution::Answer(answer.tail.attribution_token.clone());
+            click.attribution = Attribution::Answer(answer.info.attribution_token.clone());
             engine.write_events(vec![click.clone()]).await.unwrap();
             // Sent twice, it counts once.
             engine.write_events(vec![click]).await.unwrap();
         }
         if n == 20 {
-            let report = state(&engine, "b").await.unwrap().trial.unwrap();
+            let report = state(&engine, "b").await.unwrap().evaluation.unwrap();
             assert_eq!((report.canary_users + report.current_users, report.canary_users), (21, by_canary));
             assert!(report.current_choices > 0.0 && report.canary_choices == 0.0, "{report:?}");
         }

@@ -60,9 +60,9 @@ fn open(directory: &Path) -> (Writer<()>, Arc<Mutex<State>>) {
     })
     .unwrap();
     let state = Arc::new(Mutex::new(state));
-    let state = Arc::clone(&state);
+    let shared = Arc::clone(&state);
     let apply = Box::new(move |changes: Vec<(u64, Change, Option<()>)>| {
-        let mut state = state.lock();
+        let mut state = shared.lock();
         changes.iter().for_each(|(position, change, _)| state.apply(*position, change));
     });
     (Writer::start(log, Arc::new(Mutex::new(recent)), UnixMillis::now, apply).unwrap(), state)
@@ -100,15 +100,15 @@ proptest! {
         for (number, batch) in events.chunks(batch).enumerate() {
             write(&writer, batch);
             if number % restart_every == 0 {
-                let state = state.lock().view();
+                let before = state.lock().view();
                 drop(writer);
                 (writer, state) = open(directory.path());
-                prop_assert_eq!(&state.lock().view(), &state);
+                prop_assert_eq!(state.lock().view(), before);
             }
         }
-        let state = state.lock().view();
+        let before = state.lock().view();
         drop(writer);
-        prop_assert_eq!(open(directory.path()).1.lock().view(), state);
+        prop_assert_eq!(open(directory.path()).1.lock().view(), before);
     }
 
     #[test]

@@ -70,9 +70,9 @@ fn report(args: ReportArgs) -> anyhow::Result<i32> {
         window_ms: (hours * 3_600_000.0) as i64,
         planned: args.planned as f64,
     };
-    let log = experiments::read_answers(&args.answers)?;
-    let outcomes = experiments::read_outcomes(&args.events)?;
-    let report = experiments::analyse(&args.experiment, &log.exposures, &log.drafts, &outcomes, &options)?;
+    let log = lodestone_experiments::read_answers(&args.answers)?;
+    let outcomes = lodestone_experiments::read_outcomes(&args.events)?;
+    let report = lodestone_experiments::analyse(&args.experiment, &log.exposures, &log.drafts, &outcomes, &options)?;
     if let Some(path) = &args.html {
         std::fs::write(path, report.page()).with_context(|| path.display().to_string())?;
     }

@@ -1,7 +1,7 @@
 //! serve
 use super::{LibraryArgs, open_store};
 use lodestone_pipeline::{answers::AnswersConfig, ranking::Device, serving::{Serving, ServingConfig}};
-use lodestone_rollout::{HealthBounds, RolloutConfig, Source};
+use lodestone_rollout::{HealthBounds, RolloutConfig, BundleSource};
 use lodestone_engine::{EngineConfig, OpenOptions, open};
 use crate::server::{self, ServerConfig, metrics_endpoint};
 use anyhow::Context;

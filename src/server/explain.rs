@@ -31,7 +31,7 @@ fn response(replay: Replay) -> proto::ReplayAnswerResponse {
     let source = |source: &lodestone_pipeline::answers::SourceRecord| proto::SourceCount {
         source: source.name.clone(),
         candidate_count: source.found_count as i32,
-        way: source.way.clone(),
+        strategy: source.strategy.clone(),
     };
     let degradation = |degradation: &lodestone_pipeline::answers::DegradationRecord| proto::Degradation {
         code: DegradationCode::ALL.iter().find(|code| code.name() == degradation.code).map_or(0, |code| *code as i32),
@@ -82,15 +82,15 @@ fn request(record: &AnswerRecord) -> Option<replay_answer_response::Request> {
 
 fn slot(record: &AnswerRecord, at: usize, made: ReplayedSlot) -> proto::ReplayedSlot {
     let candidate = made.placed.candidate;
-    let shown = record.slots.get(at).filter(|slot| slot.item != candidate);
+    let shown = record.slots.get(at).filter(|slot| slot.item != candidate.0);
     let shown = shown.and_then(|slot| record.items.get(slot.item as usize)).cloned();
     let named = |name: &str, score: f32| proto::NamedScore { name: name.to_owned(), score: f64::from(score) };
     let sources = record.sources.iter().filter_map(|source| {
-        let place = source.candidates.iter().position(|number| *number == candidate)?;
+        let place = source.candidates.iter().position(|number| *number == candidate.0)?;
         Some(named(&source.name, *source.scores.get(place)?))
     });
     let heads = record.heads.len();
-    let values = record.head_values.chunks_exact(heads.max(1)).nth(candidate as usize).unwrap_or_default();
+    let values = record.head_values.chunks_exact(heads.max(1)).nth(candidate.index()).unwrap_or_default();
     let team = match made.placed.team {
         None => None,
         Some(Team::A) => record.rankings.first(),

@@ -99,7 +99,7 @@ impl RankingService for Services {
             let asked = self.asked(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::search(&mut violations, request.into_inner(), UnixMillis::now());
-            let check = self.engine.check_serving_config(&parsed.options.serving_config, &parsed.viewer);
+            let check = self.engine.check_serving_config(&parsed.options.serving_config);
             let ask = self.engine.search(parsed, asked.deadline);
             let (answer, envelope) = answered(violations, asked, check, ask).await?;
             Ok(Response::new(convert::search_response(answer, envelope)))
@@ -115,7 +115,7 @@ impl RankingService for Services {
             let asked = self.asked(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::recommend(&mut violations, request.into_inner(), UnixMillis::now());
-            let check = self.engine.check_serving_config(&parsed.options.serving_config, &parsed.viewer);
+            let check = self.engine.check_serving_config(&parsed.options.serving_config);
             let ask = self.engine.recommend(parsed, asked.deadline);
             let (answer, envelope) = answered(violations, asked, check, ask).await?;
             Ok(Response::new(convert::recommend_response(answer, envelope)))
@@ -128,7 +128,7 @@ impl RankingService for Services {
             let asked = self.asked(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::rank(&mut violations, request.into_inner(), UnixMillis::now());
-            let check = self.engine.check_serving_config(&parsed.options.serving_config, &parsed.viewer);
+            let check = self.engine.check_serving_config(&parsed.options.serving_config);
             let ask = self.engine.rank(parsed, asked.deadline);
             let (answer, envelope) = answered(violations, asked, check, ask).await?;
             Ok(Response::new(convert::rank_response(answer, envelope)))

@@ -3,10 +3,10 @@ use lodestone_rollout::Store;
 use lodestone_pipeline::{bundle::Bundle, Answer, Options, Page, Viewer, RecommendKind, RecommendRequest, SearchRequest, golden_requests, ranking::{Device, Runtime}};
 use lodestone_catalog::Item;
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
-use lodestone_rollout::{HealthBounds, RolloutConfig, Source};
+use lodestone_rollout::{HealthBounds, BundleSource, RolloutConfig};
 use lodestone_engine::{Engine, EngineConfig, EngineError, OpenOptions, open};
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, ItemKey, UserId, Row}, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, UserId, Row}, units::UnixMillis};
 use lodestone_index::{BuildConfig, FrozenGraph, Precision};
 use lodestone_training::{TrainOptions, train};
 use std::{
@@ -171,7 +171,7 @@ pub async fn recommend(engine: &Engine, user: &str, kind: RecommendKind) -> Resu
         anchors: Vec::new(),
         facets: Vec::new(),
         options: Options::default(),
-        sent: Vec::new(),
+        message: Vec::new(),
     };
     engine.recommend(request, soon()).await
 }
@@ -194,7 +194,7 @@ pub async fn search_by(
         filter: None,
         facets: Vec::new(),
         options: Options::default(),
-        sent: Vec::new(),
+        message: Vec::new(),
     };
     engine.search(request, soon()).await
 }

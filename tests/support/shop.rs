@@ -1,6 +1,6 @@
 //! A shop's state over a log, as a server keeps it.
 use crate::support::START;
-use lodestone_state::{RecoveredState, LiveState, checkpoints::Checkpoints, fold, state_of_items};
+use lodestone_state::{LiveState, RecoveredState, RecoveryOptions, checkpoints::Checkpoints, recover, state_of_items};
 use lodestone_events::{Change, Deduper, EventLog, Writer};
 use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 use parking_lot::Mutex;
@@ -26,17 +26,17 @@ impl Shop {
         let RecoveredState { state, recent, origin, checkpoint } = folded(&log, directory);
         let recent = Arc::new(Mutex::new(recent));
         let checkpoints = Arc::new(Checkpoints::new(state.clone(), recent.clone(), directory, origin, checkpoint));
-        let state = state.clone();
+        let folded = state.clone();
         let apply = move |changes: Vec<(u64, Change, Option<()>)>| {
             for (position, change, _) in changes {
                 match change {
-                    Change::Event(event) => state.apply_event(position, &event),
-                    Change::Upsert(item) => state.catalogue.lock().note((item.id.clone(), Some(Arc::new(*item)))),
-                    Change::Delete(id) => state.catalogue.lock().note((id, None)),
+                    Change::Event(event) => folded.apply_event(position, &event),
+                    Change::Upsert(item) => folded.catalogue.lock().note((item.id.clone(), Some(Arc::new(*item)))),
+                    Change::Delete(id) => folded.catalogue.lock().note((id, None)),
                     #[allow(unreachable_patterns)] // other kinds of records are written elsewhere
                     _ => {}
                 }
-                state.note_position(position);
+                folded.note_position(position);
             }
         };
         let writer = Writer::start(log, recent.clone(), UnixMillis::now, Box::new(apply)).unwrap();
@@ -47,8 +47,13 @@ impl Shop {
 pub fn folded(log: &EventLog, directory: &Path) -> RecoveredState {
     // As if a bundle had two items.
     let items = ["b0", "b1"].map(|id| ItemId::parse(id).unwrap());
-    let history = directory.join("no-history.parquet");
-    fold(&|| state_of_items(items.iter()), log, directory, &history, false, IDS_MAX).unwrap()
+    let options = RecoveryOptions {
+        directory,
+        history: &directory.join("no-history.parquet"),
+        history_end: None,
+        dedupe_ids_max: IDS_MAX,
+    };
+    recover(log, &options, &|| state_of_items(items.iter())).unwrap()
 }
 
 /// Everything that a state says, by ids and not by this process's keys.

@@ -2,7 +2,7 @@
 use lodestone_core::{bits, ids::Row};
 use lodestone_pipeline::bundle::Bundle;
 use crate::cli::matrix::Matrix;
-use lodestone_index::{BuildConfig, FrozenGraph, Precision, Way, dot};
+use lodestone_index::{BuildConfig, FrozenGraph, Precision, SearchStrategy, dot};
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -305,9 +305,9 @@ fn filtered(
         let way = index.search_eligible(asked.row(query), count, ef, &eligible, kept, &mut found);
         recalls += recall(&found, truth);
         ways[match way {
-            Way::Walk => 0,
-            Way::WidenedWalk => 1,
-            Way::Scan => 2,
+            SearchStrategy::Walk => 0,
+            SearchStrategy::WidenedWalk => 1,
+            SearchStrategy::Scan => 2,
         }] += 1.0 / asked.rows() as f64;
     }
     let seconds = fastest(|| {

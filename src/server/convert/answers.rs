@@ -2,7 +2,7 @@
 use lodestone_catalog::{AttributeValue, Item};
 use lodestone_pipeline::{*, serving::ChosenArm};
 use lodestone_core::ids::ItemId;
-use lodestone_index::Way;
+use lodestone_index::{Completion, CompletionSource, SearchStrategy};
 use crate::server::{proto, violations::Violation};
 
 /// What the server itself adds to an answer.
@@ -46,9 +46,9 @@ fn debug(debug: &AnswerDebug) -> proto::AnswerDebug {
         duration: Some(prost_types::Duration { seconds: time.as_secs() as i64, nanos: time.subsec_nanos() as i32 }),
     };
     let source = |given: &SourceCount| proto::SourceCount {
-        source: given.source.to_owned(),
+        source: given.source.name().to_owned(),
         candidate_count: given.count as i32,
-        way: given.way.map_or("", Way::name).to_owned(),
+        strategy: given.strategy.map_or("", SearchStrategy::name).to_owned(),
     };
     proto::AnswerDebug {
         stages: debug.stages.iter().map(stage).collect(),
@@ -127,12 +127,12 @@ fn facets(counted: &Facets) -> Vec<proto::Facet> {
 
 pub fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchResponse {
     proto::SearchResponse {
-        info: Some(info(&answer.tail, envelope)),
+        info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
         next_page_token: answer.next_page_token,
         total_size: answer.total_size as i32,
-        attribution_token: answer.tail.attribution_token,
-        session_version: answer.tail.session_version,
+        attribution_token: answer.info.attribution_token,
+        session_version: answer.info.session_version,
         corrected_query: answer.corrected_query,
         facets: facets(&answer.facets),
         facet_item_count: answer.facets.item_count as i64,
@@ -141,12 +141,12 @@ pub fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchRespo
 
 pub fn recommend_response(answer: Answer, envelope: Envelope) -> proto::RecommendResponse {
     proto::RecommendResponse {
-        info: Some(info(&answer.tail, envelope)),
+        info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
         next_page_token: answer.next_page_token,
         total_size: answer.total_size as i32,
-        attribution_token: answer.tail.attribution_token,
-        session_version: answer.tail.session_version,
+        attribution_token: answer.info.attribution_token,
+        session_version: answer.info.session_version,
         facets: facets(&answer.facets),
         facet_item_count: answer.facets.item_count as i64,
     }
@@ -154,10 +154,10 @@ pub fn recommend_response(answer: Answer, envelope: Envelope) -> proto::Recommen
 
 pub fn rank_response(answer: Answer, envelope: Envelope) -> proto::RankResponse {
     proto::RankResponse {
-        info: Some(info(&answer.tail, envelope)),
+        info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
-        attribution_token: answer.tail.attribution_token,
-        session_version: answer.tail.session_version,
+        attribution_token: answer.info.attribution_token,
+        session_version: answer.info.session_version,
     }
 }
 
@@ -172,10 +172,10 @@ pub fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> proto::Sug
         .into(),
     };
     proto::SuggestResponse {
-        info: Some(info(&answer.tail, envelope)),
+        info: Some(info(&answer.info, envelope)),
         completions: answer.completions.into_iter().map(completion).collect(),
         products: answer.products.into_iter().map(result).collect(),
-        attribution_token: answer.tail.attribution_token,
-        session_version: answer.tail.session_version,
+        attribution_token: answer.info.attribution_token,
+        session_version: answer.info.session_version,
     }
 }

@@ -68,8 +68,8 @@ pub fn bundle_to_proto(bundle: &BundleStatus) -> proto::Bundle {
     }
 }
 
-fn window(summary: &HealthSummary) -> proto::AnswerWindow {
-    proto::AnswerWindow {
+fn window(summary: &HealthSummary) -> proto::HealthWindow {
+    proto::HealthWindow {
         request_count: summary.requests as i64,
         error_count: summary.errors as i64,
         degraded_count: summary.degraded as i64,
@@ -85,16 +85,16 @@ fn shadow(report: &ShadowReport) -> proto::ShadowReport {
         rank_correlation: report.rank_correlation,
         overlap_at_10: report.overlap_at_10,
         window: Some(window(&report.own)),
-        answered_window: Some(window(&report.answering)),
+        current_window: Some(window(&report.answering)),
     }
 }
 
 fn canary(report: &CanaryReport) -> proto::CanaryReport {
     proto::CanaryReport {
         user_count: report.canary_users as i64,
-        choices_per_user: report.canary_choices,
+        conversions_per_user: report.canary_choices,
         current_user_count: report.current_users as i64,
-        current_choices_per_user: report.current_choices,
+        current_conversions_per_user: report.current_choices,
         difference_low: report.difference.map(|(low, _)| low),
         difference_high: report.difference.map(|(_, high)| high),
     }

@@ -186,8 +186,8 @@ fn query(violations: &mut Violations, text: &str) -> String {
 
 pub fn search(violations: &mut Violations, mut request: proto::SearchRequest, now: UnixMillis) -> SearchRequest {
     let token = std::mem::take(&mut request.page_token);
-    let sent = fixing(&request, |request| &mut request.options);
-    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&sent) };
+    let message = fixing(&request, |request| &mut request.options);
+    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&message) };
     if request.query.trim().is_empty() {
         violations.add("query", "is empty or all white space; 1 to 1,000 characters are needed");
     }
@@ -198,7 +198,7 @@ pub fn search(violations: &mut Violations, mut request: proto::SearchRequest, no
         filter: filter(violations, "filter", &request.filter),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
-        sent,
+        message,
     }
 }
 
@@ -257,8 +257,8 @@ pub fn recommend(
 ) -> RecommendRequest {
     use proto::RecommendType as Wire;
     let token = std::mem::take(&mut request.page_token);
-    let sent = fixing(&request, |request| &mut request.options);
-    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&sent) };
+    let message = fixing(&request, |request| &mut request.options);
+    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&message) };
     let kind = match Wire::try_from(request.r#type) {
         Ok(Wire::ForYou) => RecommendKind::ForYou,
         Ok(Wire::Similar) => RecommendKind::Similar,
@@ -287,7 +287,7 @@ pub fn recommend(
         anchors: ids(violations, "anchor_item_ids", &request.anchor_item_ids, ANCHORS_MAX),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
-        sent,
+        message,
     }
 }
 
@@ -306,7 +306,7 @@ pub fn rank(violations: &mut Violations, request: proto::RankRequest, now: UnixM
         candidates,
         query: query(violations, &request.query),
         options: options(violations, request.options.as_ref(), now),
-        sent: fixing(&request, |request| &mut request.options),
+        message: fixing(&request, |request| &mut request.options),
     }
 }
 
