@@ -1,7 +1,6 @@
 //! Replay: whatever rules met, an answer that is made once more from its record is the same to the bit, and a record that was
 //! changed is found out. The models are a stand-in with the numbers of one; the real server is asked in `tests/server/run.py`.
 use lodestone_pipeline::{answers::{AnswerRecord, ExplorationRecord, Generation, PinRecord, RankingRecord, ReplayError, SlotRecord, encode_columns, replay, seed_of, slate_sum, team_number}, policy::{Base, CandidateIndex, Exploration, PinSlot, PolicyInput, Ranking, arrange, joint}};
-use lodestone_core::ids::Row;
 use proptest::prelude::*;
 
 const FEATURES: usize = 3;

@@ -12,7 +12,7 @@ use std::{
 };
 
 #[derive(Subcommand)]
-pub enum AnswersCommand {
+pub(super) enum AnswersCommand {
     /// Writes one row for each slot that was shown, as Parquet, a directory for each day. Each row has the probability with
     /// which its item was shown there; joined with events by the answer's id, it is what `evaluate --off-policy` needs.
     Export(ExportArgs),
@@ -21,7 +21,7 @@ pub enum AnswersCommand {
 }
 
 #[derive(clap::Args)]
-pub struct ExportArgs {
+pub(super) struct ExportArgs {
     /// The server's data directory. It may be serving.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -39,7 +39,7 @@ pub struct ExportArgs {
 }
 
 #[derive(clap::Args)]
-pub struct ShowArgs {
+pub(super) struct ShowArgs {
     /// The answer's id, a UUID: as ReplayAnswer and exported rows tell it.
     #[arg(value_name = "ID")]
     id: uuid::Uuid,
@@ -62,7 +62,7 @@ struct Exported {
     torn_byte_count: u64,
 }
 
-pub fn run(command: AnswersCommand) -> anyhow::Result<i32> {
+pub(super) fn run(command: AnswersCommand) -> anyhow::Result<i32> {
     match command {
         AnswersCommand::Export(args) => export(&args).map(|()| 0),
         AnswersCommand::Show(args) => show(&args),

@@ -11,7 +11,7 @@ use std::{
 };
 
 #[derive(clap::Subcommand)]
-pub enum BundleCommand {
+pub(super) enum BundleCommand {
     /// Puts models that were trained elsewhere into a bundle; docs/bring-your-own-model.md says what each must take and give.
     Build(BuildArgs),
     /// Verifies a bundle and says what it holds.
@@ -24,7 +24,7 @@ pub enum BundleCommand {
 
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("models").required(true).multiple(true).args(["user_encoder", "query_encoder", "ranker"]))]
-pub struct BuildArgs {
+pub(super) struct BuildArgs {
     /// The bundle that everything else is taken from.
     #[arg(long, value_name = "DIR")]
     from: PathBuf,
@@ -53,13 +53,13 @@ pub struct BuildArgs {
 }
 
 #[derive(clap::Args)]
-pub struct ShowArgs {
+pub(super) struct ShowArgs {
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
 }
 
 #[derive(clap::Args)]
-pub struct PublishArgs {
+pub(super) struct PublishArgs {
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// Only where the store has no current bundle yet; otherwise nothing is done.
@@ -70,7 +70,7 @@ pub struct PublishArgs {
 }
 
 #[derive(clap::Args)]
-pub struct PruneArgs {
+pub(super) struct PruneArgs {
     /// How many to keep beside the current one: a way back, and what servers try as canary or shadow.
     #[arg(long, value_name = "N")]
     keep: usize,
@@ -78,7 +78,7 @@ pub struct PruneArgs {
     store: StoreArgs,
 }
 
-pub fn run(command: BundleCommand) -> anyhow::Result<()> {
+pub(super) fn run(command: BundleCommand) -> anyhow::Result<()> {
     match command {
         BundleCommand::Build(args) => build(args),
         BundleCommand::Show(args) => show(&args.bundle),

@@ -8,7 +8,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Subcommand)]
-pub enum EventsCommand {
+pub(super) enum EventsCommand {
     /// Writes events as Parquet, a directory for each day; the log may be in use.
     Export(ExportArgs),
     /// Reads every byte of the log and tells what is whole and what is damaged: exit code 1 if anything is.
@@ -21,7 +21,7 @@ pub enum EventsCommand {
 /// events come late. The columns are those of events.parquet and some more; see docs/operations-events.md. With
 /// `--out DATA/events` the next `train --data DATA` learns from them too.
 #[derive(clap::Args)]
-pub struct ExportArgs {
+pub(super) struct ExportArgs {
     /// The shop's data directory, whose log is read.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -39,7 +39,7 @@ pub struct ExportArgs {
 }
 
 #[derive(clap::Args)]
-pub struct VerifyArgs {
+pub(super) struct VerifyArgs {
     /// The shop's data directory, whose log is read.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -54,7 +54,7 @@ pub struct VerifyArgs {
 /// An event goes when it is older than its type is kept, both since it happened and since it was stored. Types that are not
 /// named stay forever; purchases teach the most and are few. What was folded from dropped events is gone at the next start.
 #[derive(clap::Args)]
-pub struct CompactArgs {
+pub(super) struct CompactArgs {
     /// The shop's data directory, whose log is written again.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -68,7 +68,7 @@ pub struct CompactArgs {
     format: Format,
 }
 
-pub fn run(command: EventsCommand) -> anyhow::Result<i32> {
+pub(super) fn run(command: EventsCommand) -> anyhow::Result<i32> {
     match command {
         EventsCommand::Export(args) => export(&args).map(|()| 0),
         EventsCommand::Verify(args) => verify(&args),

@@ -5,7 +5,7 @@ use anyhow::{Context, anyhow, ensure};
 use std::path::PathBuf;
 
 #[derive(clap::Subcommand)]
-pub enum ExperimentCommand {
+pub(super) enum ExperimentCommand {
     /// What the arms of an experiment did, in intervals that hold at every look.
     Report(ReportArgs),
 }
@@ -16,7 +16,7 @@ pub enum ExperimentCommand {
 /// once, with what they did in the window after their first answer. Exit code 1: the split is not the one that was asked
 /// for, and nothing can be concluded. docs/experiments.md tells how to read it.
 #[derive(clap::Args)]
-pub struct ReportArgs {
+pub(super) struct ReportArgs {
     /// The answers: answers.parquet, a directory with one for each day, or .jsonl with user, time_ms, experiment, and arm (or
     /// picks, where rankings were interleaved).
     #[arg(long, value_name = "PATH")]
@@ -54,7 +54,7 @@ fn share(text: &str) -> anyhow::Result<(String, f64)> {
 }
 
 /// Gives the exit code.
-pub fn run(command: ExperimentCommand) -> anyhow::Result<i32> {
+pub(super) fn run(command: ExperimentCommand) -> anyhow::Result<i32> {
     match command {
         ExperimentCommand::Report(args) => report(args),
     }

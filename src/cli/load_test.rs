@@ -34,7 +34,7 @@ const IN_FLIGHT_MAX: u64 = 20_000;
 /// last is answered. Then it sends at a fixed rate, whether answers come or not, and counts each latency from the time
 /// at which the request was due, so that waiting is not left out.
 #[derive(clap::Args)]
-pub struct LoadTestArgs {
+pub(super) struct LoadTestArgs {
     /// The server.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
     address: String,
@@ -141,7 +141,7 @@ impl fmt::Display for Report {
     }
 }
 
-pub fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
+pub(super) fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
     ensure!(args.seconds > 0.0 && args.seconds <= 3600.0, "--seconds is {}; above 0, at most 3600", args.seconds);
     ensure!(
         args.connections.iter().all(|count| (1..=1024).contains(count)),

@@ -9,13 +9,13 @@ use std::{
 /// A lock that is held until this is dropped, or the process ends in whatever way: the operating system keeps it, so none is left
 /// behind.
 #[derive(Debug)]
-pub struct Lock {
+pub(super) struct Lock {
     file: File,
 }
 
 /// What became of an attempt.
 #[derive(Debug)]
-pub enum Attempt {
+pub(super) enum Attempt {
     Taken(Lock),
     /// Who holds it, and since when; in words.
     Held(String),
@@ -23,7 +23,7 @@ pub enum Attempt {
 
 impl Lock {
     /// Takes the lock of a file, which is made where there is none, and writes into it who holds it. Does not wait.
-    pub fn attempt(path: &Path) -> anyhow::Result<Attempt> {
+    pub(super) fn attempt(path: &Path) -> anyhow::Result<Attempt> {
         let told = || path.display().to_string();
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).with_context(told)?;

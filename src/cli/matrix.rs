@@ -5,22 +5,22 @@ use rayon::prelude::*;
 use std::{fs, path::Path};
 
 /// Vectors one after the other.
-pub struct Matrix {
+pub(super) struct Matrix {
     pub values: Vec<f32>,
     pub dimensions: usize,
 }
 
 impl Matrix {
-    pub fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.values.len() / self.dimensions
     }
 
-    pub fn row(&self, row: usize) -> &[f32] {
+    pub(super) fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.dimensions..][..self.dimensions]
     }
 
     /// Cuts the last rows off.
-    pub fn split_last(mut self, rows: usize) -> (Self, Self) {
+    pub(super) fn split_last(mut self, rows: usize) -> (Self, Self) {
         let at = (self.rows() - rows) * self.dimensions;
         let last = Self { values: self.values.split_off(at), dimensions: self.dimensions };
         self.values.shrink_to_fit();
@@ -28,7 +28,7 @@ impl Matrix {
     }
 
     /// Reads `.npy` (two dimensions, little-endian f32) or `.fvecs`.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let bytes = fs::read(path).with_context(|| path.display().to_string())?;
         let matrix = match path.extension().and_then(|extension| extension.to_str()) {
             Some("npy") => npy(&bytes),
@@ -39,7 +39,7 @@ impl Matrix {
     }
 
     /// Writes `.npy`.
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let shape = format!("({}, {})", self.rows(), self.dimensions);
         let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
         // The numbers begin at a multiple of 64.
@@ -54,7 +54,7 @@ impl Matrix {
 
     /// Unit vectors as those of a shop: categories of very different size, each with directions of its own, and dimensions
     /// of falling weight.
-    pub fn synthetic(rows: usize, dimensions: usize, seed: u64) -> Self {
+    pub(super) fn synthetic(rows: usize, dimensions: usize, seed: u64) -> Self {
         let clusters = ((rows as f64).sqrt() as usize).clamp(1, 4000);
         let weight: Vec<f32> = (0..dimensions).map(|d| 1.0 / (1.0 + d as f32 / 24.0)).collect();
         let mut random = StdRng::seed_from_u64(seed);

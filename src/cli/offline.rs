@@ -19,7 +19,7 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(clap::Args)]
-pub struct ImportArgs {
+pub(super) struct ImportArgs {
     /// Which columns mean what, and how to clean; see docs/events.md.
     #[arg(long, value_name = "FILE")]
     mapping: PathBuf,
@@ -34,7 +34,7 @@ pub struct ImportArgs {
 }
 
 #[derive(clap::Args)]
-pub struct TrainArgs {
+pub(super) struct TrainArgs {
     /// Imported data: items.parquet and events.parquet.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -89,7 +89,7 @@ impl LearningArgs {
 }
 
 #[derive(clap::Args)]
-pub struct EvaluateArgs {
+pub(super) struct EvaluateArgs {
     /// The data that the bundle was trained on; its later part was left out of the training.
     #[arg(long, value_name = "DIR", required_unless_present = "off_policy")]
     data: Option<PathBuf>,
@@ -139,7 +139,7 @@ struct LoggedArgs {
 }
 
 #[derive(clap::Args)]
-pub struct GateArgs {
+pub(super) struct GateArgs {
     /// The data that both bundles were trained on; they are judged on what came after the training of either.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -161,7 +161,7 @@ pub struct GateArgs {
     library: LibraryArgs,
 }
 
-pub fn import(args: ImportArgs) -> anyhow::Result<()> {
+pub(super) fn import(args: ImportArgs) -> anyhow::Result<()> {
     let mapping = Mapping::read(&args.mapping)?;
     let bar = ProgressBar::new(0).with_style(style("{bytes}/{total_bytes}"));
     bar.set_message("import");
@@ -176,7 +176,7 @@ pub fn import(args: ImportArgs) -> anyhow::Result<()> {
 /// The exit code of a training that was stopped.
 pub(super) const STOPPED: i32 = 130;
 
-pub fn train(args: TrainArgs) -> anyhow::Result<i32> {
+pub(super) fn train(args: TrainArgs) -> anyhow::Result<i32> {
     args.learning.set_threads()?;
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let started = Instant::now();
@@ -281,7 +281,7 @@ pub(super) fn on_signal() -> anyhow::Result<Arc<AtomicBool>> {
 }
 
 /// Gives the exit code.
-pub fn evaluate(args: EvaluateArgs) -> anyhow::Result<i32> {
+pub(super) fn evaluate(args: EvaluateArgs) -> anyhow::Result<i32> {
     let (Some(data), Some(bundle)) = (&args.data, &args.bundle) else {
         return evaluate_logged(&args.logged, args.format);
     };
@@ -323,7 +323,7 @@ fn evaluate_logged(args: &LoggedArgs, format: Format) -> anyhow::Result<i32> {
     Ok(i32::from(report.refused.is_some()))
 }
 
-pub fn gate(args: GateArgs) -> anyhow::Result<i32> {
+pub(super) fn gate(args: GateArgs) -> anyhow::Result<i32> {
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let options =
         GateOptions { slower_max: args.slower_max, coverage_min: args.coverage_min, ..GateOptions::default() };
@@ -360,12 +360,12 @@ pub(super) fn style(position: &str) -> ProgressStyle {
 
 /// One bar at a time, a new one for each stage.
 #[derive(Default)]
-pub struct Bars {
+pub(super) struct Bars {
     current: Option<(&'static str, ProgressBar)>,
 }
 
 impl Bars {
-    pub fn show(&mut self, step: Progress) {
+    pub(super) fn show(&mut self, step: Progress) {
         if self.current.as_ref().is_none_or(|(stage, _)| *stage != step.stage) {
             self.finish();
             self.current = Some((step.stage, ProgressBar::new(step.total as u64).with_style(style("{pos}/{len}"))));
@@ -379,7 +379,7 @@ impl Bars {
         }
     }
 
-    pub fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         if let Some((_, bar)) = self.current.take() {
             bar.finish();
         }

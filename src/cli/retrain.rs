@@ -44,7 +44,7 @@ const LABELS_MAX: usize = 100_000;
 /// store put it in place. Exit codes: 0 published, 1 refused by the gate, 2 failed, 3 another retrain has the lock, 130 stopped
 /// (the same command goes on from there). See docs/deploy.md.
 #[derive(clap::Args)]
-pub struct RetrainArgs {
+pub(super) struct RetrainArgs {
     /// The shop's data directory, as `serve` has it: imported history and log. Both are only read.
     #[arg(long, value_name = "DIR", env = "LODESTONE_DATA")]
     data: PathBuf,
@@ -115,7 +115,7 @@ impl fmt::Display for Report {
     }
 }
 
-pub fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
+pub(super) fn retrain(args: RetrainArgs) -> anyhow::Result<i32> {
     ensure!(args.data.is_dir(), "--data: {} is no directory", args.data.display());
     let work = Work::open(args.work.clone().unwrap_or_else(|| args.data.join(WORK)))?;
     let _lock = match Lock::attempt(&work.path.join(LOCK))? {

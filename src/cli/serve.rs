@@ -8,7 +8,7 @@ use anyhow::Context;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 #[derive(clap::Args)]
-pub struct ServeArgs {
+pub(super) struct ServeArgs {
     /// The bundle that `train` wrote: it serves as long as the server runs.
     #[arg(
         long,
@@ -148,7 +148,7 @@ enum DeviceArg {
 /// The number that Linux gives it on x86 and ARM.
 const SIGXFSZ: i32 = 25;
 
-pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
+pub(super) fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "lodestone=info,warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     anyhow::ensure!(

@@ -33,7 +33,7 @@ const MARGIN_MS: i64 = 15 * 60 * 1000;
 /// of what they do, `live` gets every event, and for `loop` a bundle is also trained, judged, published and put in place each night
 /// (`lodestone retrain --gate`). Shoppers come back the more often the better their visits were. docs/simulation.md says what is assumed.
 #[derive(clap::Args)]
-pub struct SimulateArgs {
+pub(super) struct SimulateArgs {
     /// Worlds that are lived through, each with its own shop and shoppers.
     #[arg(long, value_name = "N", default_value_t = 3)]
     seeds: u64,
@@ -84,7 +84,7 @@ enum Night {
     Refused,
 }
 
-pub fn simulate(args: SimulateArgs) -> anyhow::Result<()> {
+pub(super) fn simulate(args: SimulateArgs) -> anyhow::Result<()> {
     let within = |name: &str, value: usize, low: usize, high: usize| {
         ensure!((low..=high).contains(&value), "--{name} is {value}; it must be within {low} and {high}");
         Ok(())

@@ -3,7 +3,7 @@ use lodestone_core::units::UnixMillis;
 use anyhow::{Context, bail};
 
 /// A day, a time, or a span before now.
-pub fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {
+pub(super) fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {
     if let Ok(at) = text.parse::<jiff::Timestamp>() {
         return Ok(UnixMillis(at.as_millisecond()));
     }
@@ -24,7 +24,7 @@ pub fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {
 
 /// The name of a bundle that was begun at `at`: `20261126T031222.047Z`. Sorted by name, bundles are in the order of time; with
 /// milliseconds, since a small shop's retraining may take less than a second and a store never takes a name twice.
-pub fn bundle_name(at: UnixMillis) -> anyhow::Result<String> {
+pub(super) fn bundle_name(at: UnixMillis) -> anyhow::Result<String> {
     let at = jiff::Timestamp::from_millisecond(at.0).context("the clock")?;
     Ok(at.strftime("%Y%m%dT%H%M%S%.3fZ").to_string())
 }

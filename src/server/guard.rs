@@ -19,7 +19,7 @@ impl Drop for Running<'_> {
 }
 
 /// Answers a request and counts it.
-pub async fn guarded<T>(
+pub(super) async fn guarded<T>(
     metrics: &Metrics,
     rpc: &'static str,
     answer: impl Future<Output = Result<Response<T>, Status>>,

@@ -24,7 +24,7 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
 
 /// All services over one engine.
 #[derive(Clone)]
-pub struct Services {
+pub(super) struct Services {
     pub(super) engine: Arc<Engine>,
     pub(super) config: ServerConfig,
     pub(super) metrics: Metrics,
@@ -38,7 +38,7 @@ pub(super) struct Asked {
 }
 
 impl Services {
-    pub fn new(engine: Arc<Engine>, config: ServerConfig) -> Self {
+    pub(super) fn new(engine: Arc<Engine>, config: ServerConfig) -> Self {
         let metrics = engine.metrics().clone();
         Self { engine, config, metrics }
     }

@@ -38,7 +38,7 @@ fn status(code: Code, reason: &str, message: impl Into<String>, mut details: Err
 }
 
 /// INVALID_ARGUMENT with every violation.
-pub fn invalid(violations: Vec<Violation>) -> Status {
+pub(super) fn invalid(violations: Vec<Violation>) -> Status {
     let message = match &violations[..] {
         [only] => format!("{}: {}", only.field, only.description),
         many => format!("{} fields cannot be taken", many.len()),
@@ -50,14 +50,14 @@ pub fn invalid(violations: Vec<Violation>) -> Status {
     status(Code::InvalidArgument, "INVALID_REQUEST", message, details)
 }
 
-pub fn item_not_found(id: &str) -> Status {
+pub(super) fn item_not_found(id: &str) -> Status {
     let mut details = ErrorDetails::new();
     details.set_resource_info("lodestone.v1.Item", id, "", "the catalogue has no such item");
     status(Code::NotFound, "ITEM_NOT_FOUND", "the catalogue has no such item", details)
 }
 
 /// The status of an engine's error. Internal texts are logged, not told.
-pub fn of(error: EngineError) -> Status {
+pub(super) fn of(error: EngineError) -> Status {
     let message = error.to_string();
     let none = ErrorDetails::new;
     match error {
@@ -98,7 +98,7 @@ pub fn of(error: EngineError) -> Status {
 }
 
 /// The status of a change of models that did not happen.
-pub fn of_rollout(error: RolloutError) -> Status {
+pub(super) fn of_rollout(error: RolloutError) -> Status {
     let message = error.to_string();
     let mut details = ErrorDetails::new();
     match error {

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 /// A field whose value cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
+pub(super) struct Violation {
     /// Path of the field, such as `options.pins[2].rank`.
     pub field: String,
     /// The value's problem and the limit.
@@ -14,30 +14,30 @@ pub struct Violation {
 /// Collects violations, and notices about values that are read differently from what was sent. A field is written out only where
 /// something is wrong with it.
 #[derive(Debug, Default)]
-pub struct Violations {
+pub(super) struct Violations {
     pub found: Vec<Violation>,
     pub notices: Vec<Violation>,
 }
 
 impl Violations {
-    pub fn add(&mut self, field: impl Display, description: impl Into<String>) {
+    pub(super) fn add(&mut self, field: impl Display, description: impl Into<String>) {
         self.found.push(Violation { field: field.to_string(), description: description.into() });
     }
 
     /// Keeps the value of a parse that worked; otherwise notes why not.
-    pub fn keep<T, E: Display>(&mut self, field: impl Display, parsed: Result<T, E>) -> Option<T> {
+    pub(super) fn keep<T, E: Display>(&mut self, field: impl Display, parsed: Result<T, E>) -> Option<T> {
         parsed.map_err(|error| self.add(field, error.to_string())).ok()
     }
 
     /// At most `limit` entries.
-    pub fn count(&mut self, field: impl Display, count: usize, limit: usize) {
+    pub(super) fn count(&mut self, field: impl Display, count: usize, limit: usize) {
         if count > limit {
             self.add(field, format!("has {count} entries; the limit is {limit}"));
         }
     }
 
     /// At most `limit` characters.
-    pub fn characters(&mut self, field: impl Display, text: &str, limit: usize) {
+    pub(super) fn characters(&mut self, field: impl Display, text: &str, limit: usize) {
         // Counting is bounded too: bytes are never fewer than characters.
         if text.len() > limit {
             let count = text.chars().count();
@@ -48,7 +48,7 @@ impl Violations {
     }
 
     /// A size within 0 and `limit`: 0 is the default, more than the limit is the limit, with a notice.
-    pub fn size(&mut self, field: impl Display, size: i32, default: usize, limit: usize) -> usize {
+    pub(super) fn size(&mut self, field: impl Display, size: i32, default: usize, limit: usize) -> usize {
         match usize::try_from(size) {
             Err(_) => {
                 self.add(field, format!("is {size}; it must be 0 (for {default}) to {limit}"));
@@ -64,11 +64,11 @@ impl Violations {
         }
     }
 
-    pub fn page_size(&mut self, size: i32) -> usize {
+    pub(super) fn page_size(&mut self, size: i32) -> usize {
         self.size("page_size", size, lodestone_pipeline::PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.found.is_empty()
     }
 }

@@ -15,23 +15,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub const ITEMS: usize = 40;
+pub(crate) const ITEMS: usize = 40;
 
-pub struct Shop {
+pub(crate) struct Shop {
     directory: tempfile::TempDir,
 }
 
-pub fn item_id(item: usize) -> ItemId {
+pub(crate) fn item_id(item: usize) -> ItemId {
     ItemId::parse(&format!("i{item}")).unwrap()
 }
 
-pub fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     Runtime::load(None).expect("ORT_DYLIB_PATH names the library; `make test` sets it")
 }
 
 impl Shop {
     /// Trains the bundle `a` and makes it current. `b` is `a` with its items in the reverse order, `c` and `d` are copies of it.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let shop = Self { directory: tempfile::tempdir().unwrap() };
         let colours = ["red", "blue", "green"];
         let title = |item: usize| format!("{} {} number {item}", colours[item % 3], ["mug", "lamp"][item % 2]);
@@ -50,25 +50,25 @@ impl Shop {
         shop
     }
 
-    pub fn store_path(&self) -> PathBuf {
+    pub(crate) fn store_path(&self) -> PathBuf {
         self.directory.path().join("store")
     }
 
-    pub fn data_path(&self) -> PathBuf {
+    pub(crate) fn data_path(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
-    pub fn store(&self) -> Store {
+    pub(crate) fn store(&self) -> Store {
         Store::open(self.store_path().to_str().unwrap(), []).unwrap()
     }
 
-    pub fn publish(&self, bundle: &Path) {
+    pub(crate) fn publish(&self, bundle: &Path) {
         self.store().publish(bundle, None).unwrap();
     }
 
     /// Publishes `a` with a change, under another name, and makes it current. Its golden requests are its own, if it can be asked
     /// any, unless the change brings others.
-    pub fn publish_changed(&self, name: &str, change: impl FnOnce(&mut Bundle)) {
+    pub(crate) fn publish_changed(&self, name: &str, change: impl FnOnce(&mut Bundle)) {
         let mut bundle = Bundle::open(&self.store_path().join("a")).unwrap();
         bundle.manifest.name = name.to_owned();
         bundle.manifest.files.clear();
@@ -83,7 +83,7 @@ impl Shop {
     }
 
     /// Opens what was closed: the log is free when the threads have ended.
-    pub async fn reopen(&self, bounds: impl Fn() -> HealthBounds) -> Engine {
+    pub(crate) async fn reopen(&self, bounds: impl Fn() -> HealthBounds) -> Engine {
         loop {
             match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.open(bounds()))) {
                 Ok(engine) => return engine,
@@ -92,7 +92,7 @@ impl Shop {
         }
     }
 
-    pub fn open(&self, bounds: HealthBounds) -> Engine {
+    pub(crate) fn open(&self, bounds: HealthBounds) -> Engine {
         open(OpenOptions {
             bundle: BundleSource::Store(self.store()),
             data: &self.data_path(),
@@ -154,15 +154,15 @@ fn reverse(bundle: &mut Bundle) {
     bundle.co_purchases = std::mem::take(&mut bundle.co_purchases).renumbered(&numbers);
 }
 
-pub fn viewer(user: &str) -> Viewer {
+pub(crate) fn viewer(user: &str) -> Viewer {
     Viewer { user: UserId::signed_in(user).unwrap(), session: String::new(), locale: String::new() }
 }
 
-pub fn soon() -> Instant {
+pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(120)
 }
 
-pub async fn recommend(engine: &Engine, user: &str, kind: RecommendKind) -> Result<Answer, EngineError> {
+pub(crate) async fn recommend(engine: &Engine, user: &str, kind: RecommendKind) -> Result<Answer, EngineError> {
     let request = RecommendRequest {
         viewer: viewer(user),
         kind,
@@ -176,11 +176,11 @@ pub async fn recommend(engine: &Engine, user: &str, kind: RecommendKind) -> Resu
     engine.recommend(request, soon()).await
 }
 
-pub async fn search(engine: &Engine, query: &str, token: &str, size: usize) -> Result<Answer, EngineError> {
+pub(crate) async fn search(engine: &Engine, query: &str, token: &str, size: usize) -> Result<Answer, EngineError> {
     search_by(engine, "searcher", query, token, size).await
 }
 
-pub async fn search_by(
+pub(crate) async fn search_by(
     engine: &Engine,
     user: &str,
     query: &str,
@@ -199,6 +199,6 @@ pub async fn search_by(
     engine.search(request, soon()).await
 }
 
-pub fn ids(answer: &Answer) -> Vec<String> {
+pub(crate) fn ids(answer: &Answer) -> Vec<String> {
     answer.results.iter().map(|result| result.id.to_string()).collect()
 }

@@ -2,10 +2,10 @@
 use lodestone_events::{Attribution, Event, EventKind, EventLine};
 use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 
-pub const START: i64 = 1_750_000_000_000;
+pub(crate) const START: i64 = 1_750_000_000_000;
 
 /// An event with one item.
-pub fn event(id: &str, kind: EventKind, user: &str, item: &str, at_ms: i64) -> Event {
+pub(crate) fn event(id: &str, kind: EventKind, user: &str, item: &str, at_ms: i64) -> Event {
     Event {
         id: EventId::parse(id).unwrap(),
         kind,

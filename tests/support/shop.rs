@@ -6,11 +6,11 @@ use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-pub const USERS: usize = 20;
+pub(crate) const USERS: usize = 20;
 const IDS_MAX: usize = 1_000_000;
 
 /// A server's state and log, without the server.
-pub struct Shop {
+pub(crate) struct Shop {
     pub state: Arc<LiveState>,
     pub recent: Arc<Mutex<Deduper>>,
     pub checkpoints: Arc<Checkpoints>,
@@ -21,7 +21,7 @@ pub struct Shop {
 }
 
 impl Shop {
-    pub fn open(directory: &Path) -> Self {
+    pub(crate) fn open(directory: &Path) -> Self {
         let log = EventLog::open(directory).unwrap();
         let RecoveredState { state, recent, origin, checkpoint } = folded(&log, directory);
         let recent = Arc::new(Mutex::new(recent));
@@ -44,7 +44,7 @@ impl Shop {
     }
 }
 
-pub fn folded(log: &EventLog, directory: &Path) -> RecoveredState {
+pub(crate) fn folded(log: &EventLog, directory: &Path) -> RecoveredState {
     // As if a bundle had two items.
     let items = ["b0", "b1"].map(|id| ItemId::parse(id).unwrap());
     let options = RecoveryOptions {
@@ -57,7 +57,7 @@ pub fn folded(log: &EventLog, directory: &Path) -> RecoveredState {
 }
 
 /// Everything that a state says, by ids and not by this process's keys.
-pub fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
+pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     let now = UnixMillis(START + 90 * UnixMillis::DAY);
     let histories: Vec<String> = (0..USERS)
         .map(|user| {
@@ -82,6 +82,6 @@ pub fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     format!("{histories:#?} {top:?} {queries:?} {items:?} {known} {}", state.applied_position())
 }
 
-pub fn user_id(user: usize) -> UserId {
+pub(crate) fn user_id(user: usize) -> UserId {
     UserId::signed_in(&format!("p{user}")).unwrap()
 }

@@ -24,7 +24,7 @@ pub(super) struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.batch.num_rows()
     }
 
@@ -46,27 +46,27 @@ impl Columns<'_> {
         })
     }
 
-    pub fn texts(&self, name: &'static str) -> Result<&StringArray, DatasetError> {
+    pub(crate) fn texts(&self, name: &'static str) -> Result<&StringArray, DatasetError> {
         self.typed(name, "text")
     }
 
-    pub fn integers(&self, name: &'static str) -> Result<&Int64Array, DatasetError> {
+    pub(crate) fn integers(&self, name: &'static str) -> Result<&Int64Array, DatasetError> {
         self.typed(name, "64-bit integers")
     }
 
-    pub fn numbers(&self, name: &'static str) -> Result<&Float64Array, DatasetError> {
+    pub(crate) fn numbers(&self, name: &'static str) -> Result<&Float64Array, DatasetError> {
         self.typed(name, "64-bit numbers")
     }
 
-    pub fn flags(&self, name: &'static str) -> Result<&BooleanArray, DatasetError> {
+    pub(crate) fn flags(&self, name: &'static str) -> Result<&BooleanArray, DatasetError> {
         self.typed(name, "flags")
     }
 
-    pub fn lists(&self, name: &'static str) -> Result<&ListArray, DatasetError> {
+    pub(crate) fn lists(&self, name: &'static str) -> Result<&ListArray, DatasetError> {
         self.typed(name, "lists of text")
     }
 
-    pub fn bad(&self, row: usize, column: &'static str, problem: String) -> DatasetError {
+    pub(crate) fn bad(&self, row: usize, column: &'static str, problem: String) -> DatasetError {
         DatasetError::Value { path: self.path.to_owned(), row: self.first_row + row + 1, column, problem }
     }
 }
@@ -142,7 +142,7 @@ pub(super) struct ParquetRows {
 }
 
 impl ParquetRows {
-    pub fn create(path: &Path, schema: Schema) -> Result<Self, DatasetError> {
+    pub(crate) fn create(path: &Path, schema: Schema) -> Result<Self, DatasetError> {
         let io = |source| DatasetError::Io { path: path.to_owned(), source };
         let schema = Arc::new(schema);
         let file = File::create(path).map_err(io)?;
@@ -153,13 +153,13 @@ impl ParquetRows {
         Ok(Self { path: path.to_owned(), schema, writer, file })
     }
 
-    pub fn write(&mut self, columns: Vec<ArrayRef>) -> Result<(), DatasetError> {
+    pub(crate) fn write(&mut self, columns: Vec<ArrayRef>) -> Result<(), DatasetError> {
         let batch = RecordBatch::try_new(self.schema.clone(), columns).map_err(|e| self.parquet(e.to_string()))?;
         self.writer.write(&batch).map_err(|e| self.parquet(e.to_string()))
     }
 
     /// On `Ok` the file is on the disk.
-    pub fn finish(mut self) -> Result<(), DatasetError> {
+    pub(crate) fn finish(mut self) -> Result<(), DatasetError> {
         self.writer.finish().map_err(|e| self.parquet(e.to_string()))?;
         self.file.sync_all().map_err(|source| DatasetError::Io { path: self.path.clone(), source })
     }

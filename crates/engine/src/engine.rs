@@ -68,7 +68,7 @@ pub struct Engine {
 }
 
 /// Results of writes in the order of the request, and the log position that includes them.
-pub type WriteResult = Result<(Vec<WriteOutcome>, u64), EngineError>;
+pub(crate) type WriteResult = Result<(Vec<WriteOutcome>, u64), EngineError>;
 
 /// A positive interaction with an answer's result.
 struct Conversion {

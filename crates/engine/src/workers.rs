@@ -27,15 +27,15 @@ enum Job<M, Q, A> {
 }
 
 /// Answers some questions, in their order.
-pub type AnswerMany<M, Q, A> = dyn Fn(&mut M, &[Q]) -> Vec<A> + Send + Sync;
+pub(crate) type AnswerMany<M, Q, A> = dyn Fn(&mut M, &[Q]) -> Vec<A> + Send + Sync;
 
-pub struct Workers<M, Q, A> {
+pub(crate) struct Workers<M, Q, A> {
     queue: Sender<Job<M, Q, A>>,
 }
 
 impl<M: Send + 'static, Q: Send + 'static, A: Send + 'static> Workers<M, Q, A> {
     /// One thread for each set of models. They end when this value is dropped.
-    pub fn start(
+    pub(crate) fn start(
         models: Vec<M>,
         queue_requests_max: usize,
         answer_many: Arc<AnswerMany<M, Q, A>>,
@@ -60,14 +60,14 @@ impl<M: Send + 'static, Q: Send + 'static, A: Send + 'static> Workers<M, Q, A> {
     }
 
     /// The answer to a question; waits for it, at most until the deadline.
-    pub async fn answer(&self, deadline: Instant, question: Q) -> Result<A, EngineError> {
+    pub(crate) async fn answer(&self, deadline: Instant, question: Q) -> Result<A, EngineError> {
         let (reply, answered) = oneshot::channel();
         self.send(Job::PlannedRequest { question, deadline, reply })?;
         wait(deadline, answered).await
     }
 
     /// Runs `work` on a worker and waits for it, at most until the deadline.
-    pub async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         deadline: Instant,
         work: impl FnOnce(&mut M) -> Result<T, EngineError> + Send + 'static,

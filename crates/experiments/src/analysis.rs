@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Intervals hold the truth at all times with probability `1 - ALPHA`, for all arms of a metric together.
-pub const ALPHA: f64 = 0.05;
+pub(crate) const ALPHA: f64 = 0.05;
 /// Before an arm has so many users, and so many users with the outcome, intervals are not given: they
 /// rest on the normal distribution of means.
 const USERS_MIN: u64 = 100;

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// Below this p-value the split is not the one that was asked for. Small, since the check is made at every look and its
 /// false alarms cost an experiment (Fabijan et al. 2019, "Diagnosing sample ratio mismatch in online controlled
 /// experiments").
-pub const SAMPLE_RATIO_P: f64 = 0.001;
+pub(crate) const SAMPLE_RATIO_P: f64 = 0.001;
 
 /// A chi-square test of the counts of users against the shares.
 #[derive(Debug, Clone, PartialEq, Serialize)]

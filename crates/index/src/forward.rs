@@ -12,13 +12,13 @@ const PAIR_WEIGHT: f32 = 6.0;
 
 /// What one place of a query may be: each alternative is a list of words. Most groups are one word.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Group {
+pub(crate) struct Group {
     pub alternatives: Vec<Vec<String>>,
 }
 
 /// A forward index: row → words of its title and labels. 4 bytes a word.
 #[derive(Default)]
-pub struct ForwardIndex {
+pub(crate) struct ForwardIndex {
     ids: AHashMap<Box<str>, u32>,
     /// By word: rows that have it.
     row_counts: Vec<u32>,
@@ -30,7 +30,7 @@ pub struct ForwardIndex {
 
 impl ForwardIndex {
     /// Adds a row, once.
-    pub fn add<'a>(&mut self, row: Row, title: impl Iterator<Item = &'a str>, labels: impl Iterator<Item = &'a str>) {
+    pub(crate) fn add<'a>(&mut self, row: Row, title: impl Iterator<Item = &'a str>, labels: impl Iterator<Item = &'a str>) {
         let start = self.words.len();
         for word in title {
             let id = self.intern(word);
@@ -65,12 +65,12 @@ impl ForwardIndex {
     }
 
     /// Rows that have the word.
-    pub fn frequency(&self, word: &str) -> u32 {
+    pub(crate) fn frequency(&self, word: &str) -> u32 {
         self.ids.get(word).map_or(0, |&id| self.row_counts[id as usize])
     }
 
     /// Whether `second` stands right behind `first` in the row.
-    pub fn has_pair(&self, row: Row, first: &str, second: &str) -> bool {
+    pub(crate) fn has_pair(&self, row: Row, first: &str, second: &str) -> bool {
         let (Some(&first), Some(&second)) = (self.ids.get(first), self.ids.get(second)) else { return false };
         self.of(row).windows(2).any(|pair| pair == [first, second])
     }
@@ -87,7 +87,7 @@ impl ForwardIndex {
     }
 
     /// Scores rows again, in place: BM25 knows neither how much of the query a title has nor the order of words.
-    pub fn rescore(&self, groups: &[Group], found: &mut [(Row, f32)]) {
+    pub(crate) fn rescore(&self, groups: &[Group], found: &mut [(Row, f32)]) {
         let sought: Vec<Sought> = groups.iter().map(|group| self.seek(group)).collect();
         let whole: f32 = sought.iter().map(|group| group.weight).sum();
         if whole <= 0.0 {

@@ -25,7 +25,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Sixteen sums that do not wait for each other, so that the compiler makes vector instructions of it.
-pub fn dot_plain(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot_plain(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; 16];
     let (a_chunks, a_rest) = a.as_chunks::<16>();
     let (b_chunks, b_rest) = b.as_chunks::<16>();
@@ -186,11 +186,11 @@ unsafe fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Bytes of a code line: codes are padded to whole lines, so that no kernel has a rest.
-pub const CODE_LINE: usize = 64;
+pub(crate) const CODE_LINE: usize = 64;
 
 /// What a walk over codes does most, in one machine's instructions. The methods are inlined into functions that are
 /// compiled for that machine; see [`Instructions::of_this_machine`].
-pub trait Codes {
+pub(crate) trait Codes {
     /// Inner products of a query with codes. `query` has whole lines of [`CODE_LINE`] signed bytes; the code of `ids[i]`
     /// begins at `codes + ids[i] * query.len()`; `out[i]` gets `sum(query * code)`, the code as unsigned bytes.
     ///
@@ -227,7 +227,7 @@ pub trait Codes {
 
 /// Which instructions a machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Instructions {
+pub(crate) enum Instructions {
     /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
     Vnni,
@@ -239,7 +239,7 @@ pub enum Instructions {
 
 impl Instructions {
     /// The fastest of this machine.
-    pub fn of_this_machine() -> Self {
+    pub(crate) fn of_this_machine() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let has_avx2 = is_x86_feature_detected!("avx2");
@@ -257,7 +257,7 @@ impl Instructions {
 
 /// Gives its argument: only there may a closure be marked to be inlined.
 #[inline(always)]
-pub fn inlined<F>(closure: F) -> F {
+pub(crate) fn inlined<F>(closure: F) -> F {
     closure
 }
 
@@ -304,7 +304,7 @@ macro_rules! with_codes {
 pub(crate) use with_codes;
 
 /// Loops that the compiler makes the instructions of; with AVX2 they are wider. (Its own 8-bit products saturate.)
-pub struct Plain;
+pub(crate) struct Plain;
 
 impl Codes for Plain {
     #[inline(always)]
@@ -352,7 +352,7 @@ impl Codes for Plain {
 
 /// AVX-512 with VNNI: 64 products in one instruction.
 #[cfg(target_arch = "x86_64")]
-pub struct Vnni;
+pub(crate) struct Vnni;
 
 #[cfg(target_arch = "x86_64")]
 impl Codes for Vnni {
@@ -468,7 +468,7 @@ impl Codes for Vnni {
 
 /// Asks for a line of memory that will be read soon.
 #[inline(always)]
-pub fn prefetch(pointer: *const u8) {
+pub(crate) fn prefetch(pointer: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, whatever the address; SSE is a part of x86_64.
     unsafe {

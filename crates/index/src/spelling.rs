@@ -16,7 +16,7 @@ const FIRST_LETTER_COST: f32 = 2.0;
 /// Words as they are written, with how often. Numbers, codes (with a digit) and CJK are not words here: the nearest code is
 /// another product, and one CJK character away is another word.
 #[derive(Default)]
-pub struct Vocabulary {
+pub(crate) struct Vocabulary {
     words: Vec<Word>,
     by_text: AHashMap<Box<str>, u32>,
 }
@@ -31,7 +31,7 @@ struct Word {
 
 impl Vocabulary {
     /// Adds each word of a text once.
-    pub fn add(&mut self, mut words: Vec<String>) {
+    pub(crate) fn add(&mut self, mut words: Vec<String>) {
         words.sort_unstable();
         words.dedup();
         for word in words.into_iter().filter(|word| is_plain(word)) {
@@ -50,7 +50,7 @@ impl Vocabulary {
     /// The word that an unknown one most likely is: few errors (Damerau-Levenshtein: a letter changed, added, left out, or
     /// two neighbours exchanged), right first letter, frequent. None for short words, codes and CJK, and where nothing is
     /// near. O(words of the vocabulary), most of them refused by one look at two numbers.
-    pub fn nearest(&self, word: &str) -> Option<&str> {
+    pub(crate) fn nearest(&self, word: &str) -> Option<&str> {
         let chars: Vec<char> = word.chars().collect();
         if chars.len() < CHARS_MIN || !is_plain(word) {
             return None;

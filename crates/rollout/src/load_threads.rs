@@ -75,7 +75,7 @@ fn is_ever_idle(idle: &ThreadPool) -> bool {
 /// another that wakes on its core, but for one that waits behind others on the next core only after tens of milliseconds: that
 /// one comes over at once where a core has nothing to do, and this thread is something. The core that it has just left has
 /// nothing to do.
-pub fn keep_moving() -> Moving {
+pub(crate) fn keep_moving() -> Moving {
     let (end, ended) = crossbeam_channel::bounded::<()>(0);
     let moving = thread::Builder::new().name("move".into()).spawn(move || {
         let cores = scheduler::cores_of(0);
@@ -92,7 +92,7 @@ pub fn keep_moving() -> Moving {
 }
 
 /// Threads that are moved.
-pub struct Moving {
+pub(crate) struct Moving {
     end: Option<Sender<()>>,
     moving: Option<JoinHandle<()>>,
 }
@@ -106,7 +106,7 @@ impl Drop for Moving {
 
 /// The present thread gets a core only where others leave one, and gives it back at once: an answer that comes interrupts it.
 /// A nice value alone would let it end its time slice first, which is longer than an answer takes.
-pub fn lower_priority() {
+pub(crate) fn lower_priority() {
     scheduler::lower_priority();
 }
 

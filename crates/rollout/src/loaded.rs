@@ -27,7 +27,7 @@ use std::{
 /// Rows that the graphs make room for beyond the bundle's items.
 const SPARE_ROWS: usize = 100_000;
 /// The number of a load of a bundle, from 1. A bundle that is loaded twice has two.
-pub type LoadNumber = u64;
+pub(crate) type LoadNumber = u64;
 
 /// Vectors of one written item in the spaces of several generations.
 pub type Embedded = Vec<(LoadNumber, ItemVectors)>;

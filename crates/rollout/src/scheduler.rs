@@ -7,7 +7,7 @@ mod os {
     use libc::{SCHED_IDLE, cpu_set_t, pid_t, sched_param};
     use std::{fs, mem};
 
-    pub fn lower_priority() {
+    pub(crate) fn lower_priority() {
         let none = sched_param { sched_priority: 0 };
         // SAFETY: the call reads one struct that outlives it; 0 is the thread that calls.
         let _ = unsafe { libc::sched_setscheduler(0, SCHED_IDLE, &raw const none) };
@@ -15,23 +15,23 @@ mod os {
 
     /// The nice value of the current thread, and whether it only runs on idle cores.
     #[cfg(test)]
-    pub fn priority() -> (i32, bool) {
+    pub(crate) fn priority() -> (i32, bool) {
         // SAFETY: both calls take numbers; 0 is the calling thread.
         unsafe { (libc::getpriority(libc::PRIO_PROCESS, 0), libc::sched_getscheduler(0) == SCHED_IDLE) }
     }
 
     #[cfg(test)]
-    pub fn current_thread() -> pid_t {
+    pub(crate) fn current_thread() -> pid_t {
         // SAFETY: the call takes no argument.
         unsafe { libc::gettid() }
     }
 
-    pub fn be_nice(value: i32) {
+    pub(crate) fn be_nice(value: i32) {
         // SAFETY: it takes numbers; 0 is the thread that calls.
         let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) };
     }
 
-    pub fn threads_of_lower_priority() -> impl Iterator<Item = pid_t> {
+    pub(crate) fn threads_of_lower_priority() -> impl Iterator<Item = pid_t> {
         let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
         let ids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
         // SAFETY: it takes a number; of a thread that is gone it gives an error, which is no policy.
@@ -39,7 +39,7 @@ mod os {
     }
 
     /// The cores that a thread may use; 0: the present one.
-    pub fn cores_of(thread: pid_t) -> Vec<usize> {
+    pub(crate) fn cores_of(thread: pid_t) -> Vec<usize> {
         // SAFETY: a set of cores is plain numbers, which the call fills within its size.
         unsafe {
             let mut set: cpu_set_t = mem::zeroed();
@@ -48,7 +48,7 @@ mod os {
         }
     }
 
-    pub fn stay_on(thread: pid_t, cores: &[usize]) {
+    pub(crate) fn stay_on(thread: pid_t, cores: &[usize]) {
         // SAFETY: a set of cores is plain numbers, which the call reads; a thread that is gone or a core that was taken away is an
         // error that does not matter.
         unsafe {

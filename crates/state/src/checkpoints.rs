@@ -32,17 +32,17 @@ const PART_COUNT: usize = 8192;
 /// Kinds of parts. The numbers are stored.
 mod part {
     /// What the state began with: see [`super::Origin`].
-    pub const ORIGIN: u8 = 1;
+    pub(super) const ORIGIN: u8 = 1;
     /// Item ids in the order of their keys, each with a line feed after it.
-    pub const KEYS: u8 = 2;
-    pub const USER: u8 = 3;
-    pub const POPULARITY: u8 = 4;
+    pub(super) const KEYS: u8 = 2;
+    pub(super) const USER: u8 = 3;
+    pub(super) const POPULARITY: u8 = 4;
     /// The weight f32, then the text.
-    pub const QUERY: u8 = 5;
+    pub(super) const QUERY: u8 = 5;
     /// A written or deleted item, as in the log.
-    pub const ITEM: u8 = 6;
+    pub(super) const ITEM: u8 = 6;
     /// When the last was stored u32, then hashes u64.
-    pub const EVENT_IDS: u8 = 7;
+    pub(super) const EVENT_IDS: u8 = 7;
 }
 
 /// The imported history that was folded before the log. Another one makes another state.

@@ -12,7 +12,7 @@ const VERSION: u32 = 2;
 
 /// The query side, and where the user encoder's training is.
 #[derive(Clone, PartialEq, Message)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     #[prost(uint32, tag = "1")]
     version: u32,
     /// Of the data and the settings.
@@ -48,7 +48,7 @@ pub fn path_for(out: &Path) -> PathBuf {
 }
 
 /// Of files, by their content, and of settings. Fails with the file that cannot be read.
-pub fn fingerprint(files: &[PathBuf], settings: &str) -> Result<Vec<u8>, (PathBuf, io::Error)> {
+pub(crate) fn fingerprint(files: &[PathBuf], settings: &str) -> Result<Vec<u8>, (PathBuf, io::Error)> {
     let mut hash = Sha256::new();
     for path in files {
         let copied = fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash));
@@ -70,7 +70,7 @@ impl Checkpoint {
         }
     }
 
-    pub fn read(path: &Path, fingerprint: &[u8]) -> (Option<Self>, Found) {
+    pub(crate) fn read(path: &Path, fingerprint: &[u8]) -> (Option<Self>, Found) {
         let Ok(bytes) = fs::read(path) else { return (None, Found::Nothing) };
         let checkpoint = Self::decode(bytes.as_slice()).ok();
         match checkpoint.filter(|found| found.version == VERSION && found.fingerprint == fingerprint) {
@@ -80,7 +80,7 @@ impl Checkpoint {
     }
 
     /// Writes beside the place and moves there, so that no half of one is found.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         fs::write(&partial, self.encode_to_vec())?;

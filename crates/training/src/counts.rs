@@ -7,13 +7,13 @@ use ahash::AHashMap;
 /// Neighbours kept for an item.
 const NEIGHBOURS_MAX: usize = 50;
 /// Larger baskets say little about pairs and cost their square.
-pub const BASKET_ITEMS_MAX: usize = 60;
+pub(crate) const BASKET_ITEMS_MAX: usize = 60;
 /// Choices back from which a step to the next is counted, each with half the weight of the one after.
 const STEPS_BACK: usize = 3;
 
 /// What the same user chose later, as the share of the popularity-damped count. `items` is the number of items; a choice
 /// holds their places.
-pub fn next_choice(choices: &[Choice], items: usize) -> Neighbours {
+pub(crate) fn next_choice(choices: &[Choice], items: usize) -> Neighbours {
     let mut counts: AHashMap<(u32, u32), f32> = AHashMap::new();
     let mut earlier: AHashMap<&UserId, Vec<&Choice>> = AHashMap::new();
     for choice in choices {
@@ -33,7 +33,7 @@ pub fn next_choice(choices: &[Choice], items: usize) -> Neighbours {
 }
 
 /// What was bought in the same basket, anonymous baskets included.
-pub fn together(baskets: &[Choice], items: usize) -> Neighbours {
+pub(crate) fn together(baskets: &[Choice], items: usize) -> Neighbours {
     let mut counts: AHashMap<(u32, u32), f32> = AHashMap::new();
     for basket in baskets {
         let rows = &basket.rows[..basket.rows.len().min(BASKET_ITEMS_MAX)];

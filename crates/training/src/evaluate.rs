@@ -9,7 +9,6 @@ use lodestone_dataset as dataset;
 use lodestone_events::{Event, EventKind};
 use lodestone_core::{ids::{UserId, Row}, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
 use ahash::{AHashMap, AHashSet};
-use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::Path, time::Instant};
 
 /// Places that count.

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 /// What may come of a candidate within a day: that it is looked at, put into the cart, bought; that it is one of these and the
 /// user comes back (a day to 14 days later); that it is bought and given back (within 30 days).
-pub const HEADS: [&str; 5] = ["click", "cart", "purchase", "return_visit", "refund"];
+pub(crate) const HEADS: [&str; 5] = ["click", "cart", "purchase", "return_visit", "refund"];
 const CLICK: usize = 0;
 const CART: usize = 1;
 const PURCHASE: usize = 2;
@@ -23,7 +23,7 @@ const RETURN_VISIT: usize = 3;
 const RETURN: usize = 4;
 
 /// What a head's probability counts in an item's utility, where a shop does not say otherwise.
-pub fn head_weight(head: &str) -> f32 {
+pub(crate) fn head_weight(head: &str) -> f32 {
     match head {
         "click" => 0.1,
         "cart" => 0.3,
@@ -34,7 +34,7 @@ pub fn head_weight(head: &str) -> f32 {
 }
 
 /// By head: 1 or 0, or NaN where the data end before it is known.
-pub type Labels = [f32; HEADS.len()];
+pub(crate) type Labels = [f32; HEADS.len()];
 
 /// What follows from a moment, in days.
 const SOON_DAYS: i64 = 1;
@@ -44,7 +44,7 @@ const RETURN_DAYS: i64 = 30;
 const HEAD_POSITIVES_MIN: usize = 50;
 
 /// Everyone's events, to look up what came of a moment.
-pub struct Outcomes<'a> {
+pub(crate) struct Outcomes<'a> {
     by_user: AHashMap<&'a UserId, Vec<&'a Event>>,
     row_of: AHashMap<ItemId, Row>,
     /// Nothing from here on is known.
@@ -53,7 +53,7 @@ pub struct Outcomes<'a> {
 
 impl<'a> Outcomes<'a> {
     /// `events` in time order; those from `until` on are not looked at.
-    pub fn new(events: &'a [Event], items: &[Item], until: UnixMillis) -> Self {
+    pub(crate) fn new(events: &'a [Event], items: &[Item], until: UnixMillis) -> Self {
         let mut by_user: AHashMap<&UserId, Vec<&Event>> = AHashMap::new();
         for event in events.iter().take_while(|event| event.at < until) {
             by_user.entry(&event.user).or_default().push(event);
@@ -62,12 +62,12 @@ impl<'a> Outcomes<'a> {
         Self { by_user, row_of, until }
     }
 
-    pub fn row_of(&self, item: &ItemId) -> Option<Row> {
+    pub(crate) fn row_of(&self, item: &ItemId) -> Option<Row> {
         self.row_of.get(item).copied()
     }
 
     /// The labels of what a user chose within a day from `at` on. All others are 0 throughout.
-    pub fn chosen(&self, user: &UserId, at: UnixMillis) -> AHashMap<Row, Labels> {
+    pub(crate) fn chosen(&self, user: &UserId, at: UnixMillis) -> AHashMap<Row, Labels> {
         let mut chosen: AHashMap<Row, Labels> = AHashMap::new();
         let days = |count: i64| UnixMillis(at.0.saturating_add(count * UnixMillis::DAY));
         for event in self.of(user, at..days(SOON_DAYS)) {
@@ -104,7 +104,7 @@ impl<'a> Outcomes<'a> {
 
     /// The labels of `rows` beside those that were chosen. Where it is not known yet what came of a chosen one, nothing is
     /// known of that head: with the others' zeros alone it would look rare.
-    pub fn labels(chosen: &AHashMap<Row, Labels>, rows: impl Iterator<Item = Row>) -> Vec<Labels> {
+    pub(crate) fn labels(chosen: &AHashMap<Row, Labels>, rows: impl Iterator<Item = Row>) -> Vec<Labels> {
         let mut unchosen = Labels::default();
         for (head, label) in unchosen.iter_mut().enumerate() {
             if chosen.values().any(|labels| labels[head].is_nan()) {
@@ -124,7 +124,7 @@ impl<'a> Outcomes<'a> {
 }
 
 /// Lists with the names of the heads that enough of them speak of.
-pub struct Lists {
+pub(crate) struct Lists {
     pub lists: Vec<RankingList>,
     pub heads: Vec<String>,
 }
@@ -154,7 +154,7 @@ impl Shares {
 
 /// Replays the events through the serving code and keeps, before choices within `times`, what retrieval found. Nothing from
 /// the end of `times` on is known to features or labels.
-pub fn ranking_lists(
+pub(crate) fn ranking_lists(
     generation: &Generation,
     models: &mut Models,
     items: &[Item],

@@ -5,7 +5,7 @@ use lodestone_pipeline::ranking::RankingError;
 use prost::Message;
 
 /// The greatest difference between an export and its original that is taken.
-pub const DIFFERENCE_MAX: f32 = 1e-4;
+pub(crate) const DIFFERENCE_MAX: f32 = 1e-4;
 
 /// How far an export is from the trained model, over random inputs.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ pub enum ModelError {
 }
 
 /// Compares what ONNX Runtime gave with what the trained model gave.
-pub fn compare(model: &'static str, pairs: &[(Vec<f32>, Vec<f32>)]) -> Result<ExportCheck, ModelError> {
+pub(crate) fn compare(model: &'static str, pairs: &[(Vec<f32>, Vec<f32>)]) -> Result<ExportCheck, ModelError> {
     let differences = pairs.iter().flat_map(|(a, b)| a.iter().zip(b).map(|(a, b)| (a - b).abs()));
     let max_difference = differences.fold(0.0, f32::max);
     let same_length = pairs.iter().all(|(a, b)| a.len() == b.len());
@@ -47,13 +47,13 @@ pub fn compare(model: &'static str, pairs: &[(Vec<f32>, Vec<f32>)]) -> Result<Ex
 }
 
 /// A dimension of an input or output.
-pub enum Dim {
+pub(crate) enum Dim {
     Any(&'static str),
     Is(usize),
 }
 
 /// A graph that is being written. Names of values are the wires.
-pub struct GraphWriter {
+pub(crate) struct GraphWriter {
     model: &'static str,
     graph: GraphProto,
     is_finite: bool,
@@ -63,31 +63,31 @@ const FLOAT: i32 = 1;
 const INT64: i32 = 7;
 
 impl GraphWriter {
-    pub fn new(model: &'static str) -> Self {
+    pub(crate) fn new(model: &'static str) -> Self {
         Self { model, graph: GraphProto { name: model.to_owned(), ..Default::default() }, is_finite: true }
     }
 
-    pub fn float_input(&mut self, name: &str, dims: &[Dim]) {
+    pub(crate) fn float_input(&mut self, name: &str, dims: &[Dim]) {
         self.graph.input.push(value_info(name, FLOAT, dims));
     }
 
-    pub fn int_input(&mut self, name: &str, dims: &[Dim]) {
+    pub(crate) fn int_input(&mut self, name: &str, dims: &[Dim]) {
         self.graph.input.push(value_info(name, INT64, dims));
     }
 
-    pub fn output(&mut self, name: &str, dims: &[Dim]) {
+    pub(crate) fn output(&mut self, name: &str, dims: &[Dim]) {
         self.graph.output.push(value_info(name, FLOAT, dims));
     }
 
     /// A constant of floats.
-    pub fn weights(&mut self, name: &str, dims: &[usize], values: &[f32]) {
+    pub(crate) fn weights(&mut self, name: &str, dims: &[usize], values: &[f32]) {
         self.is_finite &= values.iter().all(|value| value.is_finite());
         let raw = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.initializer(name, dims, FLOAT, raw);
     }
 
     /// A constant list of integers.
-    pub fn integers(&mut self, name: &str, values: &[i64]) {
+    pub(crate) fn integers(&mut self, name: &str, values: &[i64]) {
         let raw = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.initializer(name, &[values.len()], INT64, raw);
     }
@@ -98,7 +98,7 @@ impl GraphWriter {
     }
 
     /// An operator with one output.
-    pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[(&str, Attribute)]) {
+    pub(crate) fn node(&mut self, op: &str, inputs: &[&str], output: &str, attributes: &[(&str, Attribute)]) {
         self.graph.node.push(NodeProto {
             input: inputs.iter().map(|name| (*name).to_owned()).collect(),
             output: vec![output.to_owned()],
@@ -109,7 +109,7 @@ impl GraphWriter {
     }
 
     /// `output = input × weight + bias`.
-    pub fn linear(&mut self, input: &str, output: &str, dims: [usize; 2], weight: &[f32], bias: &[f32]) {
+    pub(crate) fn linear(&mut self, input: &str, output: &str, dims: [usize; 2], weight: &[f32], bias: &[f32]) {
         let (w, b, product) = (format!("{output}.weight"), format!("{output}.bias"), format!("{output}.product"));
         self.weights(&w, &dims, weight);
         self.weights(&b, &[dims[1]], bias);
@@ -118,7 +118,7 @@ impl GraphWriter {
     }
 
     /// `output = input / ‖input‖` over the last axis.
-    pub fn normalize(&mut self, input: &str, output: &str) {
+    pub(crate) fn normalize(&mut self, input: &str, output: &str) {
         let (square, norm, axes) = (format!("{output}.sum"), format!("{output}.norm"), format!("{output}.axes"));
         let (epsilon, safe) = (format!("{output}.epsilon"), format!("{output}.safe"));
         self.integers(&axes, &[-1]);
@@ -130,7 +130,7 @@ impl GraphWriter {
     }
 
     /// The file's bytes. Refuses weights that are not finite.
-    pub fn finish(self) -> Result<Vec<u8>, ModelError> {
+    pub(crate) fn finish(self) -> Result<Vec<u8>, ModelError> {
         if !self.is_finite {
             return Err(ModelError::NotFinite { model: self.model });
         }
@@ -145,17 +145,17 @@ impl GraphWriter {
 }
 
 /// The floats of a constant of a file that a [`GraphWriter`] wrote; none where it has no such constant.
-pub fn weights_in(model: &[u8], name: &str) -> Option<Vec<f32>> {
+pub(crate) fn weights_in(model: &[u8], name: &str) -> Option<Vec<f32>> {
     let graph = ModelProto::decode(model).ok()?.graph?;
     let tensor = graph.initializer.into_iter().find(|tensor| tensor.name == name && tensor.data_type == FLOAT)?;
     Some(tensor.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
 /// Added under the root of a norm, here and in the trained models.
-pub const NORM_EPSILON: f32 = 1e-12;
+pub(crate) const NORM_EPSILON: f32 = 1e-12;
 
 /// A value of an operator's attribute.
-pub enum Attribute {
+pub(crate) enum Attribute {
     Int(i64),
     Float(f32),
     Ints(Vec<i64>),

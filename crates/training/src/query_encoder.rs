@@ -15,7 +15,7 @@ use burn::{
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 #[derive(Debug, Clone)]
-pub struct QueryEncoderConfig {
+pub(crate) struct QueryEncoderConfig {
     pub bucket_count: u32,
     pub epochs: usize,
     pub batch: usize,
@@ -40,7 +40,7 @@ impl Default for QueryEncoderConfig {
     }
 }
 
-pub struct TrainedQueryEncoder {
+pub(crate) struct TrainedQueryEncoder {
     pub onnx: Vec<u8>,
     pub check: ExportCheck,
     tower: Tower,
@@ -109,7 +109,7 @@ fn padded(texts: &[&Vec<u32>], device: &Device) -> (Tensor<2, Int>, Tensor<2>) {
 /// Learns the tower. `texts` are the hashed terms of whole titles, none empty; a sample is the terms of a query and the
 /// place of its text. `start`: an exported tower to begin with, instead of random weights. Deterministic for a seed with one
 /// thread.
-pub fn train_query_encoder(
+pub(crate) fn train_query_encoder(
     texts: &[Vec<u32>],
     samples: &[(Vec<u32>, u32)],
     config: &QueryEncoderConfig,
@@ -186,7 +186,7 @@ fn batch_loss(
 
 impl TrainedQueryEncoder {
     /// Vectors `[texts × VECTOR_DIM]` of length 1.
-    pub fn encode(&self, texts: &[Vec<u32>]) -> Vec<f32> {
+    pub(crate) fn encode(&self, texts: &[Vec<u32>]) -> Vec<f32> {
         encode(&self.tower, texts, &self.device)
     }
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The candidates of one request with what became of them.
 #[derive(Debug, Clone)]
-pub struct RankingList {
+pub(crate) struct RankingList {
     /// `[candidates × features]`.
     pub features: Vec<f32>,
     /// `[candidates × heads]`: 0 to 1, or NaN where it is not known.
@@ -28,7 +28,7 @@ pub struct RankingList {
 }
 
 #[derive(Debug, Clone)]
-pub struct RankerConfig {
+pub(crate) struct RankerConfig {
     pub epochs_max: usize,
     pub patience: usize,
     /// Lists in a step.
@@ -47,12 +47,12 @@ impl Default for RankerConfig {
 
 /// `probability = sigmoid(scale × logit + offset)` (Platt 1999).
 #[derive(Debug, Clone, Copy)]
-pub struct Calibration {
+pub(crate) struct Calibration {
     pub scale: f32,
     pub offset: f32,
 }
 
-pub struct TrainedRanker {
+pub(crate) struct TrainedRanker {
     pub onnx: Vec<u8>,
     /// One for each head.
     pub calibration: Vec<Calibration>,
@@ -125,7 +125,7 @@ impl Scale {
 
 /// Trains on `lists`, stops by `validation`, calibrates each head on it; ends with [`ModelError::Stopped`] when `stop` says so.
 #[allow(clippy::too_many_arguments)]
-pub fn train_ranker(
+pub(crate) fn train_ranker(
     lists: &[RankingList],
     validation: &[RankingList],
     feature_names: &[&str],

@@ -7,7 +7,7 @@ use ahash::AHashMap;
 
 /// What was chosen at one time: items of one invoice share their time, so their order means nothing.
 #[derive(Debug, Clone)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// None: nobody known.
     pub user: Option<UserId>,
     pub at: UnixMillis,
@@ -17,7 +17,7 @@ pub struct Choice {
 }
 
 /// Choices by event, in time order. Items that the table does not have are left out.
-pub fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<Choice> {
+pub(crate) fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<Choice> {
     let mut by_event: AHashMap<&str, usize> = AHashMap::new();
     let mut choices: Vec<Choice> = Vec::new();
     for event in events.iter().filter(|event| event.kind.is_positive()) {
@@ -36,7 +36,7 @@ pub fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<C
 }
 
 /// What was bought together; in a shop where hardly anything is bought, what one user chose in a visit.
-pub fn baskets(choices: &[Choice]) -> Vec<Choice> {
+pub(crate) fn baskets(choices: &[Choice]) -> Vec<Choice> {
     let bought: Vec<Choice> = choices.iter().filter(|choice| choice.kind == EventKind::Purchase).cloned().collect();
     if bought.len() >= BASKETS_MIN {
         return bought;
@@ -64,10 +64,10 @@ pub fn baskets(choices: &[Choice]) -> Vec<Choice> {
 /// Fewer say nothing of what goes together.
 const BASKETS_MIN: usize = 20;
 /// A pause after which a user's next event belongs to another visit.
-pub const VISIT_MS: i64 = 30 * 60 * 1000;
+pub(crate) const VISIT_MS: i64 = 30 * 60 * 1000;
 
 /// The time before which `share` of the choices happened.
-pub fn time_at_share(choices: &[Choice], share: f64) -> UnixMillis {
+pub(crate) fn time_at_share(choices: &[Choice], share: f64) -> UnixMillis {
     let index = ((choices.len() as f64 * share) as usize).min(choices.len().saturating_sub(1));
     choices.get(index).map_or(UnixMillis(0), |choice| choice.at)
 }

@@ -33,7 +33,7 @@ const CONTEXT_MIN: usize = ENCODED_EVENTS_MAX / 2;
 
 /// A window of a user's history, at most [`ENCODED_EVENTS_MAX`] events, and what was chosen after some of them.
 #[derive(Debug, Clone, Default)]
-pub struct UserSample {
+pub(crate) struct UserSample {
     pub items: Vec<u32>,
     pub kinds: Vec<u8>,
     /// ln(1 + days) since the event before.
@@ -42,7 +42,7 @@ pub struct UserSample {
 }
 
 impl UserSample {
-    pub fn tokens(&self) -> Tokens<'_> {
+    pub(crate) fn tokens(&self) -> Tokens<'_> {
         Tokens { items: &self.items, kinds: &self.kinds, gaps: &self.gaps }
     }
 }
@@ -75,7 +75,7 @@ struct Past {
 
 /// For each choice within `times` that has a history: what came before it, and its items. Items of one event are chosen
 /// together: their order says nothing. `events` are in time order; none after `times` is looked at.
-pub fn user_samples(events: &[Event], row_of: &AHashMap<ItemId, u32>, times: Range<UnixMillis>) -> Vec<UserSample> {
+pub(crate) fn user_samples(events: &[Event], row_of: &AHashMap<ItemId, u32>, times: Range<UnixMillis>) -> Vec<UserSample> {
     let mut pasts: AHashMap<&UserId, Past> = AHashMap::new();
     let mut order: Vec<&UserId> = Vec::new();
     for event in events.iter().take_while(|event| event.at < times.end) {
@@ -146,7 +146,7 @@ impl Past {
     }
 }
 
-pub struct TrainedUserEncoder {
+pub(crate) struct TrainedUserEncoder {
     /// `[items × VECTOR_DIM]`, length 1.
     pub item_vectors: Vec<f32>,
     /// `[text width × VECTOR_DIM]`.
@@ -164,7 +164,7 @@ pub struct TrainedUserEncoder {
 
 /// Learns the encoder and the item vectors; the loss on `validation` decides when it stops.
 #[allow(clippy::too_many_arguments)]
-pub fn train_user_encoder(
+pub(crate) fn train_user_encoder(
     text: &ItemText,
     item_count: usize,
     samples: &[UserSample],

@@ -17,7 +17,7 @@ const VERSION: u32 = 1;
 /// `user_encoder.weights` of a bundle: what its other files do not tell of the user encoder as it was trained. Numbers are
 /// little-endian f32.
 #[derive(Clone, PartialEq, Message)]
-pub struct EncoderWeights {
+pub(crate) struct EncoderWeights {
     #[prost(uint32, tag = "1")]
     version: u32,
     /// It learned from no event at or after this.
@@ -59,7 +59,7 @@ pub enum Start {
 }
 
 /// A bundle to begin with.
-pub struct WarmStart {
+pub(crate) struct WarmStart {
     bundle: Bundle,
     weights: Vec<f32>,
     item_lengths: Vec<f32>,
@@ -71,7 +71,7 @@ impl WarmStart {
     /// Reads a bundle. The second is why it cannot be begun with. It can where it was learned with the same query encoder (`sentence`,
     /// or none: one that is learned on titles), and from nothing that the training is to be stopped by, which begins at
     /// `validated_from`.
-    pub fn open(
+    pub(crate) fn open(
         directory: &Path,
         sentence: Option<&[u8]>,
         validated_from: UnixMillis,
@@ -114,18 +114,18 @@ impl WarmStart {
         Ok(Self { bundle, weights, item_lengths, row_of })
     }
 
-    pub fn start(&self, items: &[Item]) -> Start {
+    pub(crate) fn start(&self, items: &[Item]) -> Start {
         let known_item_count = items.iter().filter(|item| self.row_of.contains_key(&item.id)).count();
         Start::Bundle { name: self.bundle.manifest.name.clone(), known_item_count }
     }
 
     /// The query encoder; none: it is not one that is learned.
-    pub fn query_encoder(&self) -> Option<&[u8]> {
+    pub(crate) fn query_encoder(&self) -> Option<&[u8]> {
         self.bundle.tokenizer.is_none().then_some(self.bundle.query_encoder.as_slice())
     }
 
     /// The user encoder before its first step: items that the bundle has get its vectors, the others their text's.
-    pub fn user_encoder(
+    pub(crate) fn user_encoder(
         &self,
         items: &[Item],
         text: &ItemText,

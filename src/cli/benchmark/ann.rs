@@ -18,7 +18,7 @@ const RECALL: f64 = 0.99;
 /// The last 1,000 vectors are the queries and are not in the index. The walk's width is raised until recall is 0.99.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("source").required(true).args(["vectors", "synthetic", "bundle"]))]
-pub struct AnnArgs {
+pub(crate) struct AnnArgs {
     /// Vectors: .npy (two dimensions of f32) or .fvecs.
     #[arg(long, value_name = "FILE")]
     vectors: Option<PathBuf>,
@@ -130,7 +130,7 @@ impl fmt::Display for Report {
     }
 }
 
-pub fn ann(args: AnnArgs) -> anyhow::Result<()> {
+pub(super) fn ann(args: AnnArgs) -> anyhow::Result<()> {
     let matrix = match (&args.vectors, &args.synthetic, &args.bundle) {
         (Some(path), ..) => Matrix::read(path)?,
         (None, Some(size), _) => {

@@ -25,7 +25,7 @@ const TAIL: f64 = 0.025;
 /// Fills a log with events of a made-up shop and measures the write, the fold on one core, the checkpoint, and how long a
 /// start takes with and without it. The directory can then be served: `lodestone serve --data DIR`.
 #[derive(clap::Args)]
-pub struct EventsArgs {
+pub(crate) struct EventsArgs {
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     events: usize,
     #[arg(long, value_name = "N", default_value_t = 200_000)]
@@ -58,7 +58,7 @@ struct Report {
     verify_s: f64,
 }
 
-pub fn events(args: EventsArgs) -> anyhow::Result<()> {
+pub(super) fn events(args: EventsArgs) -> anyhow::Result<()> {
     ensure!(args.events >= 1000, "--events is {}; at least 1,000", args.events);
     ensure!(args.users >= 1 && args.items >= 1, "--users and --items must be at least 1");
     ensure!(!args.out.exists(), "{} exists already", args.out.display());

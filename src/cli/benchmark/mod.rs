@@ -7,7 +7,7 @@ mod search;
 mod sequences;
 
 #[derive(clap::Subcommand)]
-pub enum Benchmark {
+pub(super) enum Benchmark {
     /// Nearest vectors: build time, recall against the exact answer, queries per second, and both with filters.
     Ann(ann::AnnArgs),
     /// A bundle's models on one thread: milliseconds of each, by the size of its input.
@@ -29,7 +29,7 @@ pub enum Benchmark {
 }
 
 /// Gives the exit code.
-pub fn run(command: Benchmark) -> anyhow::Result<i32> {
+pub(super) fn run(command: Benchmark) -> anyhow::Result<i32> {
     let done = match command {
         Benchmark::Ann(args) => ann::ann(args),
         Benchmark::Models(args) => models::models(args),

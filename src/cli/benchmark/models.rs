@@ -22,7 +22,7 @@ const WARM_UP: f64 = 0.1;
 /// A time holds what the server does for each run: laying out the input, the run, and checking the output. Histories are of
 /// the bundle's own items, queries are words of their titles, features are random numbers.
 #[derive(clap::Args)]
-pub struct ModelsArgs {
+pub(crate) struct ModelsArgs {
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// Measured runs of each size.
@@ -66,7 +66,7 @@ impl fmt::Display for Report {
     }
 }
 
-pub fn models(args: ModelsArgs) -> anyhow::Result<()> {
+pub(super) fn models(args: ModelsArgs) -> anyhow::Result<()> {
     ensure!((10..=1_000_000).contains(&args.runs), "--runs is {}; it must be within 10 and 1000000", args.runs);
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let bundle = Bundle::open(&args.bundle)?;

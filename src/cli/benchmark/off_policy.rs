@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// robust estimator with 95 % intervals; docs/off-policy.md tells how to read them. Exit code 1 where the log cannot
 /// tell: the other policy does what the log never did, or too seldom did.
 #[derive(clap::Args)]
-pub struct OffPolicyArgs {
+pub(crate) struct OffPolicyArgs {
     /// The log to learn from: .csv, .csv.gz or .csv.zst with `item_id`, `position` (1 and more), `click` (0 or 1) or `reward`,
     /// `propensity_score` (the probability of this item at this position), and `user_id` where users are known.
     #[arg(long, value_name = "FILE")]
@@ -44,7 +44,7 @@ pub struct OffPolicyArgs {
 }
 
 /// Exit code 1 where the log was refused.
-pub fn off_policy(args: OffPolicyArgs) -> anyhow::Result<i32> {
+pub(super) fn off_policy(args: OffPolicyArgs) -> anyhow::Result<i32> {
     ensure!(args.clip.is_none_or(|clip| clip.is_finite() && clip > 0.0), "--clip must be above 0");
     ensure!(args.ess_min.is_finite() && args.ess_min >= 1.0, "--ess-min must be 1 or more");
     for (name, share) in [("unseen-items", args.unseen_items_max), ("unseen-cells", args.unseen_cells_max)] {

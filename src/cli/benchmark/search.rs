@@ -11,7 +11,7 @@ use std::path::PathBuf;
 /// or it learns from the products' titles alone. The ranking model learns from the judgments of other queries than those
 /// that it orders (five folds).
 #[derive(clap::Args)]
-pub struct SearchArgs {
+pub(crate) struct SearchArgs {
     /// .jsonl (id, title, name, supplier or brand, short_description or description, attr_t_…) or .tsv (product_uid or id,
     /// title); plain, .gz or .zst.
     #[arg(long, value_name = "FILE")]
@@ -31,7 +31,7 @@ pub struct SearchArgs {
     library: LibraryArgs,
 }
 
-pub fn search(args: SearchArgs) -> anyhow::Result<()> {
+pub(super) fn search(args: SearchArgs) -> anyhow::Result<()> {
     let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
     let mut bars = Bars::default();
     let SearchArgs { products, judgments, encoder, seed, .. } = args;

@@ -13,7 +13,7 @@ use std::{fmt::Display, fs, path::PathBuf};
 /// are given for everyone, and apart for those whose last two items descend in the items' order: where a file keeps the items
 /// of a day in that order (Amazon's do), the ascending ones are easier than they should be. Settings follow from the data's size.
 #[derive(clap::Args)]
-pub struct NextItemArgs {
+pub(crate) struct NextItemArgs {
     /// A line for each user: user and items, oldest first, separated by spaces; plain, .gz or .zst.
     #[arg(long, value_name = "FILE")]
     sequences: PathBuf,
@@ -33,7 +33,7 @@ pub struct NextItemArgs {
 /// The latest sessions of the training file stop the encoder and teach the ranker; the test is only asked. All items of both
 /// files are ranked, those of the session too. Settings follow from the data's size.
 #[derive(clap::Args)]
-pub struct SessionsArgs {
+pub(crate) struct SessionsArgs {
     /// Sessions in time order, one a line, items separated by spaces; or .tsv with SessionId, ItemId, Time. Plain, .gz or .zst.
     #[arg(long, value_name = "FILE")]
     train: PathBuf,
@@ -50,7 +50,7 @@ pub struct SessionsArgs {
 /// Everyone's last known basket teaches the ranker; the baskets to come are only asked. All items are ranked, those bought
 /// before too.
 #[derive(clap::Args)]
-pub struct NextBasketArgs {
+pub(crate) struct NextBasketArgs {
     /// Lines of a user, a tab, and baskets, oldest first, separated by semicolons; items separated by spaces. Plain, .gz, .zst.
     #[arg(long, value_name = "FILE")]
     history: PathBuf,
@@ -66,7 +66,7 @@ pub struct NextBasketArgs {
 /// A step is forward, softmax, backward and Adam for one batch. `make bench-train` runs it beside PyTorch on the
 /// same histories, which are written with `--save`.
 #[derive(clap::Args)]
-pub struct EncoderStepArgs {
+pub(crate) struct EncoderStepArgs {
     #[arg(long, value_name = "N", default_value_t = 12_101)]
     items: usize,
     /// Histories of the batch.
@@ -92,7 +92,7 @@ pub struct EncoderStepArgs {
     save: Option<PathBuf>,
 }
 
-pub fn encoder_step(args: EncoderStepArgs) -> anyhow::Result<()> {
+pub(super) fn encoder_step(args: EncoderStepArgs) -> anyhow::Result<()> {
     ensure!((2..=10_000_000).contains(&args.items), "--items is {}; it must be within 2 and 10000000", args.items);
     ensure!((1..=4096).contains(&args.batch), "--batch is {}; it must be within 1 and 4096", args.batch);
     ensure!((1..=1000).contains(&args.length), "--length is {}; it must be within 1 and 1000", args.length);
@@ -169,17 +169,17 @@ impl TrialArgs {
     }
 }
 
-pub fn next_item(args: NextItemArgs) -> anyhow::Result<()> {
+pub(super) fn next_item(args: NextItemArgs) -> anyhow::Result<()> {
     let files = NextItemFiles { sequences: args.sequences, items: args.items, users: args.users };
     args.trials.run(|trials, progress| benchmark::next_item(&files, trials, progress))
 }
 
-pub fn sessions(args: SessionsArgs) -> anyhow::Result<()> {
+pub(super) fn sessions(args: SessionsArgs) -> anyhow::Result<()> {
     let files = SessionFiles { train: args.train, test: args.test };
     args.trials.run(|trials, progress| benchmark::sessions(&files, trials, progress))
 }
 
-pub fn next_basket(args: NextBasketArgs) -> anyhow::Result<()> {
+pub(super) fn next_basket(args: NextBasketArgs) -> anyhow::Result<()> {
     let files = BasketFiles { history: args.history, future: args.future };
     args.trials.run(|trials, progress| benchmark::next_basket(&files, trials, progress))
 }

@@ -6,7 +6,7 @@ use lodestone_index::{Completion, CompletionSource, SearchStrategy};
 use crate::server::{proto, violations::Violation};
 
 /// What the server itself adds to an answer.
-pub struct Envelope {
+pub(crate) struct Envelope {
     pub request_id: String,
     pub notices: Vec<Violation>,
 }
@@ -81,7 +81,7 @@ fn result_debug(debug: ResultDebug) -> proto::ResultDebug {
     }
 }
 
-pub fn item_to_proto(item: &Item) -> proto::Item {
+pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
     use proto::attribute_value::Kind;
     let attribute = |(name, value): (&String, &AttributeValue)| {
         let kind = match value {
@@ -125,7 +125,7 @@ fn facets(counted: &Facets) -> Vec<proto::Facet> {
     counted.facets.iter().map(facet).collect()
 }
 
-pub fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchResponse {
+pub(crate) fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchResponse {
     proto::SearchResponse {
         info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
@@ -139,7 +139,7 @@ pub fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchRespo
     }
 }
 
-pub fn recommend_response(answer: Answer, envelope: Envelope) -> proto::RecommendResponse {
+pub(crate) fn recommend_response(answer: Answer, envelope: Envelope) -> proto::RecommendResponse {
     proto::RecommendResponse {
         info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
@@ -152,7 +152,7 @@ pub fn recommend_response(answer: Answer, envelope: Envelope) -> proto::Recommen
     }
 }
 
-pub fn rank_response(answer: Answer, envelope: Envelope) -> proto::RankResponse {
+pub(crate) fn rank_response(answer: Answer, envelope: Envelope) -> proto::RankResponse {
     proto::RankResponse {
         info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
@@ -161,7 +161,7 @@ pub fn rank_response(answer: Answer, envelope: Envelope) -> proto::RankResponse 
     }
 }
 
-pub fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> proto::SuggestResponse {
+pub(crate) fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> proto::SuggestResponse {
     let completion = |completion: Completion| proto::Completion {
         text: completion.text,
         source: match completion.source {

@@ -15,7 +15,7 @@ const EARLIEST_MS: i64 = 631_152_000_000;
 
 /// Checks one event. None where anything is wrong. The attribution token is taken as sent; whether it is ours is for
 /// the caller to say. `ahead_max`: how far its time may be ahead of `now`; None for an event that is not stored.
-pub fn event(
+pub(crate) fn event(
     violations: &mut Violations,
     path: impl Display,
     event: &proto::Event,

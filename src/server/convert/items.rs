@@ -17,7 +17,7 @@ const ATTRIBUTES_MAX: usize = 100;
 const STOCK_MAX: i64 = 1_000_000_000;
 
 /// Checks one item. None where anything is wrong.
-pub fn item(violations: &mut Violations, path: impl Display, item: &proto::Item, now: UnixMillis) -> Option<Item> {
+pub(crate) fn item(violations: &mut Violations, path: impl Display, item: &proto::Item, now: UnixMillis) -> Option<Item> {
     let before = violations.found.len();
     let path = &path;
     let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.{name}"));

@@ -5,11 +5,11 @@ mod items;
 mod models;
 mod requests;
 
-pub use answers::{Envelope, item_to_proto, rank_response, recommend_response, search_response, suggest_response};
-pub use events::event;
-pub use items::item;
-pub use models::{bundle_name, bundle_share, bundle_to_proto, reason};
-pub use requests::{rank, recommend, search, suggest};
+pub(super) use answers::{Envelope, item_to_proto, rank_response, recommend_response, search_response, suggest_response};
+pub(super) use events::event;
+pub(super) use items::item;
+pub(super) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
+pub(super) use requests::{rank, recommend, search, suggest};
 
 use super::violations::Violations;
 use std::fmt::Display;

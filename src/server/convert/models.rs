@@ -6,7 +6,7 @@ use crate::server::{proto, violations::Violations};
 use std::time::Duration;
 
 /// A bundle that is named.
-pub fn bundle_name(violations: &mut Violations, name: &str) -> String {
+pub(crate) fn bundle_name(violations: &mut Violations, name: &str) -> String {
     if name.is_empty() || name.len() > ID_BYTES_MAX {
         violations.add("bundle", format!("has {} bytes; 1 to {ID_BYTES_MAX} are allowed", name.len()));
     }
@@ -14,7 +14,7 @@ pub fn bundle_name(violations: &mut Violations, name: &str) -> String {
 }
 
 /// A bundle with a share; none where no bundle is named.
-pub fn bundle_share(violations: &mut Violations, name: &str, share: f64) -> Option<(String, f64)> {
+pub(crate) fn bundle_share(violations: &mut Violations, name: &str, share: f64) -> Option<(String, f64)> {
     if name.is_empty() {
         if share != 0.0 {
             violations.add("share", format!("is {share} without a bundle"));
@@ -28,7 +28,7 @@ pub fn bundle_share(violations: &mut Violations, name: &str, share: f64) -> Opti
 }
 
 /// The reason of a rollback.
-pub fn reason(violations: &mut Violations, reason: &str) -> String {
+pub(crate) fn reason(violations: &mut Violations, reason: &str) -> String {
     let count = reason.chars().count();
     if count > TEXT_CHARS_MAX {
         let text = shortened(reason);
@@ -40,7 +40,7 @@ pub fn reason(violations: &mut Violations, reason: &str) -> String {
     }
 }
 
-pub fn bundle_to_proto(bundle: &BundleStatus) -> proto::Bundle {
+pub(crate) fn bundle_to_proto(bundle: &BundleStatus) -> proto::Bundle {
     let is_loaded = bundle.created_at.is_some();
     proto::Bundle {
         name: bundle.name.clone(),

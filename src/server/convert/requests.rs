@@ -184,7 +184,7 @@ fn query(violations: &mut Violations, text: &str) -> String {
     text.to_owned()
 }
 
-pub fn search(violations: &mut Violations, mut request: proto::SearchRequest, now: UnixMillis) -> SearchRequest {
+pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequest, now: UnixMillis) -> SearchRequest {
     let token = std::mem::take(&mut request.page_token);
     let message = fixing(&request, |request| &mut request.options);
     let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&message) };
@@ -250,7 +250,7 @@ fn fixing<M: Message + Clone>(request: &M, read: impl Fn(&mut M) -> &mut Option<
     request.encode_to_vec()
 }
 
-pub fn recommend(
+pub(crate) fn recommend(
     violations: &mut Violations,
     mut request: proto::RecommendRequest,
     now: UnixMillis,
@@ -291,7 +291,7 @@ pub fn recommend(
     }
 }
 
-pub fn rank(violations: &mut Violations, request: proto::RankRequest, now: UnixMillis) -> RankRequest {
+pub(crate) fn rank(violations: &mut Violations, request: proto::RankRequest, now: UnixMillis) -> RankRequest {
     violations.count("candidates", request.candidates.len(), CANDIDATES_MAX);
     if request.candidates.is_empty() {
         violations.add("candidates", format!("is empty; 1 to {CANDIDATES_MAX} are needed"));
@@ -310,7 +310,7 @@ pub fn rank(violations: &mut Violations, request: proto::RankRequest, now: UnixM
     }
 }
 
-pub fn suggest(violations: &mut Violations, request: proto::SuggestRequest) -> SuggestRequest {
+pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestRequest) -> SuggestRequest {
     violations.characters("prefix", &request.prefix, PREFIX_CHARS_MAX);
     SuggestRequest {
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),

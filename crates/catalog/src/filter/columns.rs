@@ -4,10 +4,10 @@ use crate::{AttributeValue, Item};
 use ahash::AHashMap;
 
 /// Items of a block.
-pub const BLOCK_ROWS: usize = 1024;
+pub(crate) const BLOCK_ROWS: usize = 1024;
 
 /// One bit for each item of a block.
-pub type Mask = [u64; BLOCK_ROWS / 64];
+pub(crate) type Mask = [u64; BLOCK_ROWS / 64];
 
 const NONE: Mask = [0; BLOCK_ROWS / 64];
 

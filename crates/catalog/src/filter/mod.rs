@@ -8,9 +8,9 @@ use super::{AttributeValue, Item};
 use std::fmt;
 
 /// The longest filter, in characters.
-pub const FILTER_CHARS_MAX: usize = 5_000;
+pub(crate) const FILTER_CHARS_MAX: usize = 5_000;
 /// How deep parentheses and NOT may nest.
-pub const FILTER_DEPTH_MAX: usize = 16;
+pub(crate) const FILTER_DEPTH_MAX: usize = 16;
 
 /// Why a text is not a filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

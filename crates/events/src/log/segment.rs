@@ -29,7 +29,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub fn bytes(self) -> [u8; HEADER_BYTES] {
+    pub(super) fn bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..16].copy_from_slice(&self.first.to_le_bytes());
@@ -86,7 +86,7 @@ pub(super) struct Damage {
 
 impl Damage {
     /// Whether a crash in the middle of the last write explains it: nothing that was acknowledged is affected then.
-    pub fn is_torn_tail(&self) -> bool {
+    pub(super) fn is_torn_tail(&self) -> bool {
         !self.is_followed || (!self.is_followed_by_a_write && self.has_unwritten_sector)
     }
 }
@@ -111,27 +111,27 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Reads a file. `Err(Ok(reason))`: its header is damaged.
-    pub fn read(path: &Path) -> Result<Self, Result<&'static str, io::Error>> {
+    pub(super) fn read(path: &Path) -> Result<Self, Result<&'static str, io::Error>> {
         let bytes = fs::read(path).map_err(Err)?;
         let header = Header::read(&bytes).map_err(Ok)?;
         Ok(Self { header, bytes })
     }
 
     /// Reads a file with a damaged header, as if it were that of position `first`.
-    pub fn salvage(path: &Path, first: u64) -> io::Result<Self> {
+    pub(super) fn salvage(path: &Path, first: u64) -> io::Result<Self> {
         Ok(Self { header: Header { first, end: None }, bytes: fs::read(path)? })
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    pub fn frames(&self) -> Frames<'_> {
+    pub(super) fn frames(&self) -> Frames<'_> {
         Frames { bytes: &self.bytes, offset: HEADER_BYTES, expected: self.header.first, header: self.header }
     }
 
     /// Bytes that a torn tail would lose.
-    pub fn bytes_from(&self, offset: usize) -> usize {
+    pub(super) fn bytes_from(&self, offset: usize) -> usize {
         self.bytes.len() - offset
     }
 }
@@ -147,7 +147,7 @@ pub(super) struct Frames<'a> {
 
 impl<'a> Frames<'a> {
     /// The position after the last frame that was given.
-    pub fn next_position(&self) -> u64 {
+    pub(super) fn next_position(&self) -> u64 {
         self.expected
     }
 

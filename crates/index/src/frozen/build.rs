@@ -12,7 +12,7 @@ use std::{
 };
 
 /// No neighbour.
-pub const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
 /// Points that are inserted one after the other before others join: the first ones do not see each other when they come
 /// at once.
 const FIRST_POINTS: usize = 1000;
@@ -38,7 +38,7 @@ impl Default for BuildConfig {
 
 /// A layer above the lowest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UpperLayer {
+pub(super) struct UpperLayer {
     /// The points of the layer.
     pub points: Vec<u32>,
     /// By place in `points`: the place in the layer below (in the lowest, the point itself).
@@ -48,7 +48,7 @@ pub struct UpperLayer {
 }
 
 /// A graph in the making and when it is done: neighbours of each point, in flat arrays.
-pub struct Built {
+pub(super) struct Built {
     /// `[points × 2m]`, then [`NONE`].
     pub links: Vec<u32>,
     /// The lowest of them first.
@@ -104,7 +104,7 @@ struct Near {
 
 /// Links the points of `codes`, `[points × length]`. `extras` is empty or has one number for each point. `progress` gets
 /// the points that are done.
-pub fn build(
+pub(super) fn build(
     quantizer: &Quantizer,
     codes: &[u8],
     extras: Vec<f32>,
@@ -461,6 +461,6 @@ impl UpperLayer {
 }
 
 /// Neighbours that a place of a layer has at most.
-pub fn width(config: BuildConfig, layer: usize) -> usize {
+pub(super) fn width(config: BuildConfig, layer: usize) -> usize {
     if layer == 0 { config.m * 2 } else { config.m }
 }

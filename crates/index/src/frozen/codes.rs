@@ -8,7 +8,7 @@ const HELD_SHARE: f64 = 0.99999;
 /// Values that are looked at to find the scale.
 const SAMPLE: usize = 1 << 20;
 /// The byte of 0: codes are unsigned, since the instructions multiply unsigned by signed.
-pub const ZERO: u8 = 128;
+pub(super) const ZERO: u8 = 128;
 
 /// How numbers become bytes: `byte = round(value / step) + 128`, one step for all dimensions, so that inner products of
 /// codes are inner products of vectors but for a factor.
@@ -59,7 +59,7 @@ impl Quantizer {
 }
 
 /// A code as a query: its signed bytes.
-pub fn signed(code: &[u8], out: &mut [i8]) {
+pub(super) fn signed(code: &[u8], out: &mut [i8]) {
     for (byte, out) in code.iter().zip(out) {
         *out = (byte ^ ZERO) as i8;
     }

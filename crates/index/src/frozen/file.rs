@@ -31,7 +31,7 @@ pub enum FileError {
 }
 
 /// Numbers that are owned or lie in a mapped file.
-pub enum Slice<T> {
+pub(super) enum Slice<T> {
     Owned(Vec<T>),
     Mapped { map: Arc<Mmap>, offset: usize, length: usize, of: PhantomData<T> },
 }

@@ -6,19 +6,19 @@ use crate::kernels::Codes;
 const NONE_24: u32 = 0xFF_FFFF;
 
 /// Bytes of an id that is below `count` or [`NONE`].
-pub fn width(count: usize) -> usize {
+pub(super) fn width(count: usize) -> usize {
     if count < NONE_24 as usize { 3 } else { 4 }
 }
 
 /// Ids in `width` bytes each, and a byte more, so that every id can be read as four bytes.
-pub struct Ids {
+pub(super) struct Ids {
     bytes: Slice<u8>,
     width: usize,
 }
 
 impl Ids {
     /// Packs ids that are below `count` or [`NONE`].
-    pub fn pack(ids: &[u32], count: usize) -> Self {
+    pub(super) fn pack(ids: &[u32], count: usize) -> Self {
         let width = width(count);
         let mut bytes = Vec::new();
         bytes.reserve_exact(Self::byte_count(ids.len(), width));
@@ -28,25 +28,25 @@ impl Ids {
     }
 
     /// `bytes` has the length of [`Ids::byte_count`].
-    pub fn from_bytes(bytes: Slice<u8>, width: usize) -> Self {
+    pub(super) fn from_bytes(bytes: Slice<u8>, width: usize) -> Self {
         Self { bytes, width }
     }
 
-    pub fn byte_count(ids: usize, width: usize) -> usize {
+    pub(super) fn byte_count(ids: usize, width: usize) -> usize {
         ids * width + 1
     }
 
-    pub fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     #[inline(always)]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         (self.bytes.len() - 1) / self.width
     }
 
     #[inline(always)]
-    pub fn get(&self, at: usize) -> u32 {
+    pub(super) fn get(&self, at: usize) -> u32 {
         if self.width == 3 {
             let bytes = &self.bytes[3 * at..3 * at + 4];
             let id = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
@@ -56,7 +56,7 @@ impl Ids {
         u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.len()).map(|at| self.get(at))
     }
 
@@ -65,7 +65,7 @@ impl Ids {
     /// # Safety
     /// The machine has the instructions; `first + count` is at most the length; `out` is not shorter than `count`.
     #[inline(always)]
-    pub unsafe fn unpack<C: Codes>(&self, first: usize, count: usize, out: &mut [u32]) {
+    pub(super) unsafe fn unpack<C: Codes>(&self, first: usize, count: usize, out: &mut [u32]) {
         if self.width == 3 {
             let bytes = &self.bytes[3 * first..3 * (first + count)];
             // SAFETY: the caller's promise.
@@ -78,7 +78,7 @@ impl Ids {
 
     /// Where the ids from `first` on begin, to ask for them before they are read.
     #[inline(always)]
-    pub fn place(&self, first: usize) -> *const u8 {
+    pub(super) fn place(&self, first: usize) -> *const u8 {
         self.bytes.as_ptr().wrapping_add(first * self.width)
     }
 }

@@ -26,7 +26,7 @@ pub enum Precision {
 }
 
 /// Points' vectors in one precision.
-pub struct Values {
+pub(super) struct Values {
     pub precision: Precision,
     pub bytes: Slice<u8>,
 }
@@ -74,7 +74,7 @@ impl Values {
     /// # Safety
     /// The machine has the instructions; the point is one of these; the query has the index's dimensions.
     #[inline(always)]
-    pub unsafe fn dot<C: Codes>(
+    pub(super) unsafe fn dot<C: Codes>(
         &self,
         query: &[f32],
         point: usize,
@@ -108,7 +108,7 @@ impl Values {
         }
     }
 
-    pub fn decode(&self, point: usize, codes: &[u8], quantizer: &Quantizer) -> Vec<f32> {
+    pub(super) fn decode(&self, point: usize, codes: &[u8], quantizer: &Quantizer) -> Vec<f32> {
         let size = self.precision.bytes_per_point(quantizer.dimensions);
         let bytes = &self.bytes[point * size..][..size];
         match self.precision {
@@ -133,14 +133,14 @@ impl Values {
 
     /// Asks for a point's bytes before they are read.
     #[inline(always)]
-    pub fn fetch(&self, point: usize, dimensions: usize) {
+    pub(super) fn fetch(&self, point: usize, dimensions: usize) {
         let size = self.precision.bytes_per_point(dimensions);
         let bytes = &self.bytes[point * size..][..size];
         (0..size).step_by(64).for_each(|at| prefetch(bytes[at..].as_ptr()));
     }
 
     /// Whether all numbers are finite.
-    pub fn are_finite(&self) -> bool {
+    pub(super) fn are_finite(&self) -> bool {
         match self.precision {
             Precision::F32 => bytemuck::cast_slice::<u8, f32>(&self.bytes).iter().all(|value| value.is_finite()),
             Precision::F16 => {

@@ -35,7 +35,7 @@ pub enum AnswersError {
 
 /// Records that will be one block.
 #[derive(Default)]
-pub struct Block {
+pub(super) struct Block {
     raw: Vec<u8>,
     count: u32,
     first: AnswerId,
@@ -43,7 +43,7 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn push(&mut self, id: AnswerId, record: &AnswerRecord) {
+    pub(super) fn push(&mut self, id: AnswerId, record: &AnswerRecord) {
         let length = record.encoded_len();
         self.raw.extend_from_slice(&(length as u32).to_le_bytes());
         self.raw.reserve(length);
@@ -53,25 +53,25 @@ impl Block {
         self.count += 1;
     }
 
-    pub fn raw_len(&self) -> usize {
+    pub(super) fn raw_len(&self) -> usize {
         self.raw.len()
     }
 
-    pub fn count(&self) -> u32 {
+    pub(super) fn count(&self) -> u32 {
         self.count
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
     /// A record that is not written yet.
-    pub fn find(&self, id: &AnswerId) -> Option<AnswerRecord> {
+    pub(super) fn find(&self, id: &AnswerId) -> Option<AnswerRecord> {
         records(&self.raw).find(|record| record.id == id)
     }
 
     /// The bytes of the block; it is empty afterwards.
-    pub fn seal(&mut self, compressor: &mut zstd::bulk::Compressor) -> io::Result<Vec<u8>> {
+    pub(super) fn seal(&mut self, compressor: &mut zstd::bulk::Compressor) -> io::Result<Vec<u8>> {
         let payload = compressor.compress(&self.raw)?;
         let mut header = [0u8; HEADER_BYTES];
         header[0..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
@@ -90,7 +90,7 @@ impl Block {
 }
 
 /// A compressor for [`Block::seal`].
-pub fn compressor() -> io::Result<zstd::bulk::Compressor<'static>> {
+pub(super) fn compressor() -> io::Result<zstd::bulk::Compressor<'static>> {
     zstd::bulk::Compressor::new(LEVEL)
 }
 
@@ -112,7 +112,7 @@ fn records(mut raw: &[u8]) -> impl Iterator<Item = AnswerRecord> {
 }
 
 /// A file that grows.
-pub struct Segment {
+pub(super) struct Segment {
     file: File,
     path: PathBuf,
     bytes: u64,
@@ -120,7 +120,7 @@ pub struct Segment {
 
 impl Segment {
     /// Makes the next file of a day, given as `2026-11-25`.
-    pub fn create(directory: &Path, day: &str) -> Result<Self, AnswersError> {
+    pub(super) fn create(directory: &Path, day: &str) -> Result<Self, AnswersError> {
         let number = list(directory)?
             .iter()
             .filter_map(|path| path.file_stem()?.to_str()?.strip_prefix(day)?.strip_prefix('.')?.parse::<u32>().ok())
@@ -133,35 +133,35 @@ impl Segment {
         Ok(Self { file, path, bytes: MAGIC.len() as u64 })
     }
 
-    pub fn append(&mut self, block: &[u8]) -> Result<(), AnswersError> {
+    pub(super) fn append(&mut self, block: &[u8]) -> Result<(), AnswersError> {
         let failed = |source| AnswersError::Io { path: self.path.clone(), source };
         self.file.write_all(block).map_err(failed)?;
         self.bytes += block.len() as u64;
         Ok(())
     }
 
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The day in its name.
-    pub fn day(&self) -> &str {
+    pub(super) fn day(&self) -> &str {
         day_of(&self.path)
     }
 }
 
 /// The day in a file's name; empty for other files.
-pub fn day_of(path: &Path) -> &str {
+pub(super) fn day_of(path: &Path) -> &str {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     stem.split_once('.').map_or("", |(day, _)| day)
 }
 
 /// The files of a directory, oldest first. One that is not there has none.
-pub fn list(directory: &Path) -> Result<Vec<PathBuf>, AnswersError> {
+pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, AnswersError> {
     let failed = |source| AnswersError::Io { path: directory.to_owned(), source };
     let entries = match directory.read_dir() {
         Ok(entries) => entries,
@@ -185,7 +185,7 @@ pub struct Lost {
 }
 
 /// The blocks of a file, one after the other.
-pub struct SegmentReader {
+pub(super) struct SegmentReader {
     file: BufReader<File>,
     path: PathBuf,
     left: u64,
@@ -200,7 +200,7 @@ struct Header {
 }
 
 impl SegmentReader {
-    pub fn open(path: &Path) -> Result<Self, AnswersError> {
+    pub(super) fn open(path: &Path) -> Result<Self, AnswersError> {
         let failed = |source| AnswersError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
@@ -242,7 +242,7 @@ impl SegmentReader {
     }
 
     /// The records of the next block; none at the end of the file.
-    pub fn next_block(&mut self) -> Result<Option<Vec<AnswerRecord>>, AnswersError> {
+    pub(super) fn next_block(&mut self) -> Result<Option<Vec<AnswerRecord>>, AnswersError> {
         while let Some(header) = self.header()? {
             if let Some(raw) = self.raw(&header)? {
                 return Ok(Some(records(&raw).collect()));
@@ -264,7 +264,7 @@ impl SegmentReader {
     }
 
     /// The record with an id; blocks that cannot hold it are passed over.
-    pub fn find(&mut self, id: &AnswerId) -> Result<Option<AnswerRecord>, AnswersError> {
+    pub(super) fn find(&mut self, id: &AnswerId) -> Result<Option<AnswerRecord>, AnswersError> {
         while let Some(header) = self.header()? {
             let bound = |at: usize| &header.bytes[at..at + 16];
             if bound(16) <= id.as_slice() && id.as_slice() <= bound(32) {

@@ -113,7 +113,6 @@ impl Runtime {
     }
 }
 
-#[cfg(feature = "cuda")]
 fn on_device(
     builder: ort::session::builder::SessionBuilder,
     device: Device,
@@ -123,17 +122,6 @@ fn on_device(
         Device::Cuda => builder
             .with_execution_providers([ort::ep::CUDA::default().build().error_on_failure()])
             .map_err(|error| RankingError::Cuda(error.to_string())),
-    }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn on_device(
-    builder: ort::session::builder::SessionBuilder,
-    device: Device,
-) -> Result<ort::session::builder::SessionBuilder, RankingError> {
-    match device {
-        Device::Cpu => Ok(builder),
-        Device::Cuda => Err(RankingError::Cuda("this binary was built without the cargo feature `cuda`".to_owned())),
     }
 }
 
@@ -232,7 +220,7 @@ pub struct UserEncoder {
 }
 
 /// Positions that the encoder tells apart; older events share the last.
-pub const POSITION_MAX: i64 = 63;
+pub(super) const POSITION_MAX: i64 = 63;
 
 impl UserEncoder {
     const NAME: &str = "user_encoder";
@@ -357,7 +345,7 @@ impl Ranker {
 
 /// A model of sentences as Hugging Face exports it: `input_ids`, and where it has them `attention_mask` and
 /// `token_type_ids`, to `[texts × tokens × dimension]` or `[texts × dimension]`.
-pub struct SentenceModel {
+pub(super) struct SentenceModel {
     session: Session,
     input_names: Vec<&'static str>,
     dimension: usize,
@@ -368,7 +356,7 @@ impl SentenceModel {
     const NAME: &str = "sentence_encoder";
 
     /// Opens the model and checks its inputs and its first output.
-    pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
+    pub(super) fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
         const INPUTS: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
         let refuse = |problem: String| Err(RankingError::Contract { model: Self::NAME, problem });
         let session = runtime.session(Self::NAME, bytes, device)?;
@@ -396,12 +384,12 @@ impl SentenceModel {
         Ok(Self { input_names, dimension, gives_tokens: shape.len() == 3, session })
     }
 
-    pub fn dimension(&self) -> usize {
+    pub(super) fn dimension(&self) -> usize {
         self.dimension
     }
 
     /// Vectors `[texts × dimension]` of tokenised texts, each of length 1.
-    pub fn encode(&mut self, texts: &[&[i64]]) -> Result<Vec<f32>, RankingError> {
+    pub(super) fn encode(&mut self, texts: &[&[i64]]) -> Result<Vec<f32>, RankingError> {
         let width = texts.iter().map(|text| text.len()).max().unwrap_or(0).max(1);
         let cells = texts.len() * width;
         let (mut ids, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));

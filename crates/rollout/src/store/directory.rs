@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub struct Directory(pub PathBuf);
+pub(super) struct Directory(pub PathBuf);
 
 impl Files for Directory {
     fn get(&self, path: &str) -> Result<Option<Found>, Failure> {

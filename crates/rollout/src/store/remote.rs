@@ -11,19 +11,19 @@ use tokio::{
 };
 
 /// Its methods block, and must not be called from a thread of an asynchronous runtime.
-pub struct Remote {
+pub(super) struct Remote {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Remote {
-    pub fn open(place: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, Failure> {
+    pub(super) fn open(place: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, Failure> {
         let (objects, prefix) = parse_url_opts(&url::Url::parse(place)?, options)?;
         Self::new(objects.into(), prefix)
     }
 
-    pub fn new(objects: Arc<dyn ObjectStore>, prefix: Path) -> Result<Self, Failure> {
+    pub(super) fn new(objects: Arc<dyn ObjectStore>, prefix: Path) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { objects, prefix, runtime })
     }

@@ -4,7 +4,7 @@ use gemm::{Parallelism, gemm};
 
 /// Rows × columns of f32; a transpose is only other strides.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
+pub(super) struct View<'a> {
     values: &'a [f32],
     rows: usize,
     columns: usize,
@@ -14,12 +14,12 @@ pub struct View<'a> {
 
 impl<'a> View<'a> {
     /// Row after row.
-    pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub(super) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         assert!(values.len() >= rows * columns, "{} numbers for {rows} × {columns}", values.len());
         Self { values, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
-    pub fn transposed(self) -> Self {
+    pub(super) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
             columns: self.rows,
@@ -32,13 +32,13 @@ impl<'a> View<'a> {
 
 /// What a product does with what stands in its destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Into {
+pub(super) enum Into {
     Replace,
     Add,
 }
 
 /// `out` (row after row) becomes, or gains, `a · b`. On the calling thread.
-pub fn matmul(out: &mut [f32], into: Into, a: View, b: View) {
+pub(super) fn matmul(out: &mut [f32], into: Into, a: View, b: View) {
     assert_eq!(a.columns, b.rows, "inner dimensions");
     assert!(out.len() >= a.rows * b.columns, "room for the product");
     if a.rows == 0 || b.columns == 0 {
@@ -116,7 +116,7 @@ const LANES: usize = 16;
 
 /// e^x for x ≤ 88, within 2 units in the last place; 0 below -87. Cephes' `expf` without branches.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     // Adding and taking away 1.5 · 2^23 rounds to a whole number.
     let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
@@ -134,7 +134,7 @@ pub fn exp(x: f32) -> f32 {
 }
 
 #[inline(always)]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let mut sum: f32 = a_lanes.remainder().iter().zip(b_lanes.remainder()).map(|(a, b)| a * b).sum();
@@ -150,7 +150,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-pub fn add_scaled(out: &mut [f32], scale: f32, values: &[f32]) {
+pub(super) fn add_scaled(out: &mut [f32], scale: f32, values: &[f32]) {
     for (out, value) in out.iter_mut().zip(values) {
         *out += scale * value;
     }
@@ -171,7 +171,7 @@ fn greatest(values: &[f32]) -> f32 {
 
 vectorised! {
     /// Turns a row of logits into e^(logit - greatest) in place; gives (greatest, sum).
-    pub fn exponentials(logits: &mut [f32]) -> (f32, f32) {
+    pub(super) fn exponentials(logits: &mut [f32]) -> (f32, f32) {
         let peak = greatest(logits);
         let mut sums = [0.0f32; LANES];
         let mut chunks = logits.chunks_exact_mut(LANES);
@@ -196,7 +196,7 @@ vectorised! {
 
 vectorised! {
     /// How many are at least `limit`.
-    pub fn at_least(values: &[f32], limit: f32) -> usize {
+    pub(super) fn at_least(values: &[f32], limit: f32) -> usize {
         let mut count = 0u32;
         for value in values {
             count += u32::from(*value >= limit);
@@ -206,7 +206,7 @@ vectorised! {
 }
 
 vectorised! {
-    pub fn scale(values: &mut [f32], by: f32) {
+    pub(super) fn scale(values: &mut [f32], by: f32) {
         for value in values {
             *value *= by;
         }
@@ -214,13 +214,13 @@ vectorised! {
 }
 
 vectorised! {
-    pub fn add(out: &mut [f32], values: &[f32]) {
+    pub(super) fn add(out: &mut [f32], values: &[f32]) {
         add_scaled(out, 1.0, values);
     }
 }
 
 vectorised! {
-    pub fn multiply(out: &mut [f32], values: &[f32]) {
+    pub(super) fn multiply(out: &mut [f32], values: &[f32]) {
         for (out, value) in out.iter_mut().zip(values) {
             *out *= value;
         }
@@ -229,7 +229,7 @@ vectorised! {
 
 vectorised! {
     /// Adds one row to every row.
-    pub fn add_row(out: &mut [f32], row: &[f32]) {
+    pub(super) fn add_row(out: &mut [f32], row: &[f32]) {
         for out in out.chunks_exact_mut(row.len()) {
             add_scaled(out, 1.0, row);
         }
@@ -238,7 +238,7 @@ vectorised! {
 
 vectorised! {
     /// Adds every row to one.
-    pub fn sum_rows(out: &mut [f32], rows: &[f32]) {
+    pub(super) fn sum_rows(out: &mut [f32], rows: &[f32]) {
         for row in rows.chunks_exact(out.len()) {
             add_scaled(out, 1.0, row);
         }
@@ -247,7 +247,7 @@ vectorised! {
 
 vectorised! {
     /// x · σ(1.702 x), the sigmoid form of GELU (Hendrycks & Gimpel 2016, §2).
-    pub fn gelu(out: &mut [f32], x: &[f32]) {
+    pub(super) fn gelu(out: &mut [f32], x: &[f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = x / (1.0 + exp(-1.702 * x));
         }
@@ -256,7 +256,7 @@ vectorised! {
 
 vectorised! {
     /// Multiplies the gradient of [`gelu`]'s output into that of its input, in place.
-    pub fn gelu_backward(gradient: &mut [f32], x: &[f32]) {
+    pub(super) fn gelu_backward(gradient: &mut [f32], x: &[f32]) {
         for (gradient, x) in gradient.iter_mut().zip(x) {
             let gate = 1.0 / (1.0 + exp(-1.702 * x));
             *gradient *= gate + 1.702 * x * gate * (1.0 - gate);
@@ -269,7 +269,7 @@ const VARIANCE_FLOOR: f32 = 1e-6;
 vectorised! {
     /// Layer norm of each row. `normed` keeps the rows before gain and bias, `inverse` 1 / standard deviation, both for the
     /// way back.
-    pub fn layer_norm(out: &mut [f32], normed: &mut [f32], inverse: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32]) {
+    pub(super) fn layer_norm(out: &mut [f32], normed: &mut [f32], inverse: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32]) {
         let width = gain.len();
         for (row, x) in x.chunks_exact(width).enumerate() {
             let normed = &mut normed[row * width..][..width];
@@ -294,7 +294,7 @@ vectorised! {
 
 vectorised! {
     /// Adds to `dx`, `dgain` and `dbias` what `dout` asks of them.
-    pub fn layer_norm_backward(
+    pub(super) fn layer_norm_backward(
         dx: &mut [f32],
         dgain: &mut [f32],
         dbias: &mut [f32],
@@ -329,7 +329,7 @@ vectorised! {
 
 vectorised! {
     /// Scales each row to length 1; `inverse` keeps 1 / length.
-    pub fn normalise_rows(rows: &mut [f32], width: usize, inverse: &mut [f32]) {
+    pub(super) fn normalise_rows(rows: &mut [f32], width: usize, inverse: &mut [f32]) {
         for (row, inverse) in rows.chunks_exact_mut(width).zip(inverse) {
             *inverse = 1.0 / (dot(row, row) + 1e-12).sqrt();
             for value in row {
@@ -341,7 +341,7 @@ vectorised! {
 
 vectorised! {
     /// Turns the gradient of rows of length 1 into that of the rows before [`normalise_rows`], in place.
-    pub fn normalise_rows_backward(gradient: &mut [f32], rows: &[f32], width: usize, inverse: &[f32]) {
+    pub(super) fn normalise_rows_backward(gradient: &mut [f32], rows: &[f32], width: usize, inverse: &[f32]) {
         for ((gradient, row), inverse) in gradient.chunks_exact_mut(width).zip(rows.chunks_exact(width)).zip(inverse) {
             let along = dot(gradient, row);
             for (gradient, value) in gradient.iter_mut().zip(row) {
@@ -354,7 +354,7 @@ vectorised! {
 vectorised! {
     /// One step of Adam (Kingma & Ba 2015, algorithm 1) with decoupled weight decay (Loshchilov & Hutter 2019).
     /// `rate` holds the bias correction.
-    pub fn adam(
+    pub(super) fn adam(
         weights: &mut [f32],
         mean: &mut [f32],
         square: &mut [f32],
@@ -376,7 +376,7 @@ vectorised! {
 
 /// Places of queries, keys and values of one token in a row of three widths.
 #[derive(Clone, Copy)]
-pub struct Heads {
+pub(super) struct Heads {
     pub width: usize,
     pub count: usize,
 }
@@ -384,7 +384,7 @@ pub struct Heads {
 vectorised! {
     /// Causal attention of one sequence. `qkv` `[length × 3 width]`; `weights` `[heads × length × length]` and `out`
     /// `[length × width]` are written; `kept` scales each weight (dropout) where it is not empty.
-    pub fn attend(out: &mut [f32], weights: &mut [f32], qkv: &[f32], kept: &[f32], heads: Heads) {
+    pub(super) fn attend(out: &mut [f32], weights: &mut [f32], qkv: &[f32], kept: &[f32], heads: Heads) {
         let (d, head_d) = (heads.width, heads.width / heads.count);
         let length = qkv.len() / (3 * d);
         let scale = 1.0 / (head_d as f32).sqrt();
@@ -417,7 +417,7 @@ vectorised! {
 
 vectorised! {
     /// Adds to `dqkv` what `dout` asks of it; see [`attend`]. `scratch` holds `length` numbers.
-    pub fn attend_backward(
+    pub(super) fn attend_backward(
         dqkv: &mut [f32],
         dout: &[f32],
         weights: &[f32],

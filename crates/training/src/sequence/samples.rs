@@ -44,7 +44,7 @@ pub fn next_items<'a>(sequences: &[&'a [u32]]) -> Vec<Sample<'a>> {
 }
 
 /// Cuts histories into sequences of at most `longest` + 1 items, so that each item but a history's first is a target once.
-pub fn windows<'a>(histories: &[&'a [u32]], longest: usize) -> Vec<&'a [u32]> {
+pub(super) fn windows<'a>(histories: &[&'a [u32]], longest: usize) -> Vec<&'a [u32]> {
     let mut windows = Vec::new();
     for history in histories {
         let mut end = history.len();

@@ -20,7 +20,7 @@ pub struct Shape {
 }
 
 /// Hidden units of a feed-forward part for each number of an item vector.
-pub const FFN_FACTOR: usize = 4;
+pub(crate) const FFN_FACTOR: usize = 4;
 
 /// Where the weights of one block lie. Gains and biases, and matrices and biases, follow each other.
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ struct BlockPlaces {
 
 /// Where each weight lies in the flat vector of all weights but the item table.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub(crate) struct Places {
     shape: Shape,
     positions: Range<usize>,
     blocks: Vec<BlockPlaces>,
@@ -47,7 +47,7 @@ pub struct Places {
 }
 
 impl Places {
-    pub fn new(shape: Shape) -> Self {
+    pub(crate) fn new(shape: Shape) -> Self {
         let d = shape.width;
         let mut end = 0;
         let mut take = |count: usize| {
@@ -69,12 +69,12 @@ impl Places {
         Self { shape, positions, blocks, norm, kinds, gap }
     }
 
-    pub fn weight_count(&self) -> usize {
+    pub(crate) fn weight_count(&self) -> usize {
         self.gap.end
     }
 
     /// Gains 1, biases 0, the rest from `normal` times 0.02.
-    pub fn starting_weights(&self, mut normal: impl FnMut() -> f32) -> Vec<f32> {
+    pub(crate) fn starting_weights(&self, mut normal: impl FnMut() -> f32) -> Vec<f32> {
         let d = self.shape.width;
         let mut weights = vec![0.0; self.weight_count()];
         weights[self.positions.clone()].fill_with(|| 0.02 * normal());
@@ -120,7 +120,7 @@ pub struct NamedWeights<'a> {
 }
 
 impl Places {
-    pub fn named<'a>(&self, weights: &'a [f32]) -> NamedWeights<'a> {
+    pub(crate) fn named<'a>(&self, weights: &'a [f32]) -> NamedWeights<'a> {
         let of = |range: &Range<usize>| &weights[range.clone()];
         let block = |places: &BlockPlaces| BlockWeights {
             norm: of(&places.norm),
@@ -142,7 +142,7 @@ impl Places {
 
 /// Sequences one after the other.
 #[derive(Debug, Clone, Default)]
-pub struct Packed {
+pub(crate) struct Packed {
     /// Where each sequence begins, and the end of the last.
     pub starts: Vec<usize>,
     /// Rows of the item matrix.
@@ -186,7 +186,7 @@ impl<'a> Tokens<'a> {
 
 impl Packed {
     /// Adds a sequence whose items are rows of the item matrix: `items` in place of `tokens.items`.
-    pub fn push(&mut self, items: impl ExactSizeIterator<Item = u32>, tokens: Tokens, shape: Shape) {
+    pub(crate) fn push(&mut self, items: impl ExactSizeIterator<Item = u32>, tokens: Tokens, shape: Shape) {
         if self.starts.is_empty() {
             self.starts.push(0);
         }
@@ -205,11 +205,11 @@ impl Packed {
         self.starts.push(self.items.len());
     }
 
-    pub fn sequences(&self) -> impl Iterator<Item = Range<usize>> {
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = Range<usize>> {
         self.starts.windows(2).map(|two| two[0]..two[1])
     }
 
-    pub fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.items.len()
     }
 }
@@ -235,10 +235,10 @@ impl Dropout {
 
 /// A fast stream of random bits (xorshift64*, Vigna 2016).
 #[derive(Debug, Clone)]
-pub struct Bits(pub u64);
+pub(crate) struct Bits(pub u64);
 
 impl Bits {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -282,7 +282,7 @@ struct BlockTrace {
 
 /// What the way forward leaves for the way back.
 #[derive(Debug, Default)]
-pub struct Trace {
+pub(crate) struct Trace {
     kept: Kept,
     blocks: Vec<BlockTrace>,
     norm: Normed,
@@ -290,7 +290,7 @@ pub struct Trace {
 
 impl Trace {
     /// The encoder's output at every token: `[tokens × width]`.
-    pub fn out(&self) -> &[f32] {
+    pub(crate) fn out(&self) -> &[f32] {
         &self.norm.out
     }
 }
@@ -351,7 +351,7 @@ fn drop_out(values: &mut [f32], kept: &[f32]) {
 
 impl Places {
     /// Encodes every prefix of every sequence. `items` `[rows × width]`; `bits` draws what dropout leaves out.
-    pub fn forward(&self, weights: &[f32], items: &[f32], batch: &Packed, dropout: Dropout, bits: &mut Bits) -> Trace {
+    pub(crate) fn forward(&self, weights: &[f32], items: &[f32], batch: &Packed, dropout: Dropout, bits: &mut Bits) -> Trace {
         let (d, tokens) = (self.shape.width, batch.tokens());
         let mut x = vec![0.0; tokens * d];
         let table = &weights[self.positions.clone()];
@@ -425,7 +425,7 @@ impl Places {
     }
 
     /// Adds to `gradient` (as `weights`) and `ditems` (as `items`) what `dout` `[tokens × width]` asks of them.
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         gradient: &mut [f32],
         ditems: &mut [f32],

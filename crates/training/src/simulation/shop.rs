@@ -7,10 +7,10 @@ use lodestone_catalog::Item;
 use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
 
 /// What a product is. Whoever bought one may soon want its companion, the next in the list.
-pub const KINDS: [&str; 12] =
+pub(super) const KINDS: [&str; 12] =
     ["mug", "teapot", "tray", "lamp", "candle", "vase", "cushion", "blanket", "rug", "notebook", "pen", "calendar"];
 /// What a product looks like.
-pub const STYLES: [&str; 8] = ["rustic", "floral", "striped", "retro", "nordic", "velvet", "golden", "woven"];
+pub(super) const STYLES: [&str; 8] = ["rustic", "floral", "striped", "retro", "nordic", "velvet", "golden", "woven"];
 /// Words that nobody has a taste for.
 const COLOURS: [&str; 6] = ["red", "blue", "green", "grey", "cream", "black"];
 const RANGES: [&str; 10] =
@@ -116,6 +116,6 @@ pub fn product_of(id: &str) -> Option<usize> {
 }
 
 /// The kind that is wanted after this one.
-pub fn companion(kind: usize) -> usize {
+pub(super) fn companion(kind: usize) -> usize {
     (kind + 1) % KINDS.len()
 }
