@@ -13,16 +13,17 @@ import rust_tree
 WIDTH = 1200
 MARGIN = 24
 TITLE_HEIGHT = 84
-LAYER_GAP = 58
+LAYER_GAP = 64
+STUB = 20  # the straight start of an arrow, where its count stands
 BOX_GAP = 28
-CHANNEL = 12  # the width of an arrow that passes a layer
+CHANNEL = 12  # the width of the gap for an arrow that passes a layer
 COLUMN_MIN, COLUMN_MAX = 176, 250
 ROWS_MIN = 4  # a box with more rows gets a further column where there is room
 PADDING = 12
 HEADER = 42
 ROW = 19
 LINE = 15
-CHARACTER = 6.1  # average width of a character at 11 px
+CHARACTER = 5.8  # average width of a character at 11 px
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 STYLE = """
     text { fill: #1e293b; font-size: 12px; }
@@ -332,8 +333,8 @@ def draw_arrow(path, paths, uses):
     x, y = port(source, path, 0, paths), source.y + source.height
     bottom = lambda box: max(other.y + other.height for walk in paths for other in walk if other.y == box.y)
     start = (x, y)
-    steps = [f"M{x:.1f},{y:.1f}", f"V{bottom(source):.1f}"]
-    y = bottom(source)
+    y = max(bottom(source), y + STUB)
+    steps = [f"M{x:.1f},{start[1]:.1f}", f"V{y:.1f}"]
     for box in path[1:]:
         to = port(box, path, -1, paths) if box is target else box.center
         end = box.y - (7 if box is target else 0)
