@@ -1,29 +1,62 @@
-"""Checks what the Markdown files say against the repository: links, fenced code, targets of make, values of the chart.
+"""Checks the documents against the repository, and the language of documents, comments and type names.
 
-Run from anywhere; prints each mistake as FILE:LINE and exits with 1 if there is one.
+- Markdown: links, anchors, paths, fenced code, JSON of grpcurl lines, targets of make, values of the chart; the index
+  docs/README.md links to every document.
+- References to docs/*.md in code: the file must exist.
+- Language: words per 1,000 words of prose and of comments that stand for an unusual style (LIMITS).
+- Names of public types in Rust and of messages and enums in proto: none has a word of the last column of the table
+  "Avoid and use" in docs/glossary.md.
+
+Run from anywhere. Prints the densities, and each mistake as FILE:LINE; exits with 1 if there is a mistake.
 """
 import ast
+import io
 import json
 import pathlib
 import re
 import subprocess
 import sys
+import tokenize
 
 import yaml
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
+GLOSSARY = TOP / "docs/glossary.md"
+
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:\A|(?<=\n\n))(?: {4}[^\n]*\n)+", re.MULTILINE)
+INLINE_CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
-PATH = re.compile(r"`((?:docs|scripts|helm|tests|proto|src|data)/[\w./-]*\w/?)`")
+PATH = re.compile(r"`((?:docs|scripts|helm|tests|proto|src|data|crates|benches)/[\w./-]*\w/?)`")
 MAKE = re.compile(r"(?:^|`|\s&&\s)make ([a-z][a-z-]*)", re.MULTILINE)
 GRPCURL_DATA = re.compile(r"grpcurl[^\n]* -d '([^']*)' ")
 VALUE = re.compile(r"`((?:bundle|persistence|probes|service|metrics|image|retrain)\.[\w.]+)`|--set(?:-string)? ([\w.]+)=")
+DOCUMENT = re.compile(r"docs/[\w-]+\.md")
+
+# Strings are matched too, so that a `//` inside one begins no comment.
+C_TOKEN = re.compile(r'r(#*)".*?"\1|"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\\n])\'|//[^\n]*|/\*.*?\*/', re.DOTALL)
+HASH_COMMENT = re.compile(r"^\s*#(?!!)(.*)$", re.MULTILINE)
+RUST_TYPE = re.compile(r"^\s*pub(?:\([^)]*\))?\s+(?:struct|enum|union|trait|type)\s+(\w+)", re.MULTILINE)
+PROTO_TYPE = re.compile(r"^\s*(?:message|enum)\s+(\w+)", re.MULTILINE)
+CAMEL_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*")
+
+WORDS = ["what", "beside", "because", "returns?", "gives?"]
+# Most occurrences per 1,000 words, in prose and in comments.
+LIMITS = {"what": 4.0, "beside": 0.5}
 
 
-def files():
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"], cwd=TOP,
-                            capture_output=True, text=True, check=True)
-    return [TOP / name for name in listed.stdout.splitlines()]
+def listed(*patterns):
+    """Files of the repository, tracked or new, that match."""
+    found = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns], cwd=TOP,
+                           capture_output=True, text=True, check=True)
+    return [path for name in found.stdout.splitlines() if (path := TOP / name).is_file()]
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+# --- Markdown
 
 
 def anchors(text):
@@ -40,7 +73,7 @@ def check_links(file, text):
         path = (file.parent / target).resolve() if target else file
         if not path.exists():
             yield match.start(), f"there is no {target}"
-        elif anchor and path.suffix == ".md" and anchor not in anchors(path.read_text(encoding="utf-8")):
+        elif anchor and path.suffix == ".md" and anchor not in anchors(read(path)):
             yield match.start(), f"{path.name} has no heading for #{anchor}"
     for match in PATH.finditer(text):
         if not (TOP / match.group(1)).exists():
@@ -79,20 +112,138 @@ def check_names(text, targets, values):
             yield match.start(), f"the chart has no value {name}"
 
 
-def main():
-    targets = set(re.findall(r"^([a-z-]+):", (TOP / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    values = yaml.safe_load((TOP / "helm/lodestone/values.yaml").read_text(encoding="utf-8"))
-    mistakes = 0
-    checked = files()
-    for file in checked:
-        text = file.read_text(encoding="utf-8")
+def check_markdown(files):
+    targets = set(re.findall(r"^([a-z-]+):", read(TOP / "Makefile"), re.MULTILINE))
+    values = yaml.safe_load(read(TOP / "helm/lodestone/values.yaml"))
+    for file in files:
+        text = read(file)
         for found in (check_links(file, text), check_code(text), check_names(text, targets, values)):
             for position, mistake in found:
-                mistakes += 1
-                line = text.count("\n", 0, position) + 1
-                print(f"{file.relative_to(TOP)}:{line}: {mistake}", file=sys.stderr)
-    print(f"docs: {len(checked)} files checked, {mistakes} mistakes")
-    return 1 if mistakes or not checked else 0
+                yield file, text.count("\n", 0, position) + 1, mistake
+
+
+def check_references(files):
+    """Documents that code, scripts and the chart name."""
+    for file in files:
+        for number, line in enumerate(read(file).splitlines(), 1):
+            for match in DOCUMENT.finditer(line):
+                if not (TOP / match.group()).exists():
+                    yield file, number, f"there is no {match.group()}"
+
+
+def check_index(files):
+    """Documents that the index does not link to."""
+    index = TOP / "docs/README.md"
+    linked = {(index.parent / target).resolve() for target in LINK.findall(read(index))}
+    for file in files:
+        if file.parent == index.parent and file != index and file not in linked:
+            yield index, 1, f"the index does not link to {file.name}"
+
+
+# --- Language
+
+
+def prose(text):
+    """The text of a Markdown file without code, link targets and numbers."""
+    for code in (FENCE, INDENTED, INLINE_CODE):
+        text = code.sub(" ", text)
+    return re.sub(r"\]\([^)\n]*\)", "]", text)
+
+
+def python_comments(text):
+    found = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text))
+             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return found + [token.string for token in tokens if token.type == tokenize.COMMENT]
+
+
+def comments(path):
+    """The comments of a source file, without code spans."""
+    text = read(path)
+    if path.suffix in (".rs", ".proto"):
+        found = [match.group() for match in C_TOKEN.finditer(text) if match.group().startswith("/")]
+    elif path.suffix == ".py":
+        found = python_comments(text)
+    else:
+        found = HASH_COMMENT.findall(text)
+    return INLINE_CODE.sub(" ", "\n".join(found))
+
+
+class Density:
+    """Counts the words of WORDS over a set of files."""
+
+    def __init__(self, name):
+        self.name, self.total, self.counts, self.files = name, 0, dict.fromkeys(WORDS, 0), []
+
+    def add(self, path, text):
+        words = re.findall(r"[a-z]+", text.lower())
+        self.files.append((path, {word: words.count(word) for word in LIMITS}))
+        self.total += len(words)
+        joined = " ".join(words)
+        for word in WORDS:
+            self.counts[word] += len(re.findall(rf"\b{word}\b", joined))
+
+    def per_thousand(self, word):
+        return 1000 * self.counts[word] / max(self.total, 1)
+
+    def row(self):
+        return f"  {self.name:9}{self.total:8}" + "".join(f"{self.per_thousand(word):10.2f}" for word in WORDS)
+
+    def mistakes(self):
+        """The files with the most occurrences of each word that is over its limit."""
+        for word, limit in LIMITS.items():
+            if self.per_thousand(word) <= limit:
+                continue
+            worst = sorted(self.files, key=lambda file: -file[1][word])[:5]
+            where = ", ".join(f"{path.relative_to(TOP)} ({counts[word]})" for path, counts in worst)
+            yield (f"{self.name}: '{word}' comes {self.per_thousand(word):.2f} times in 1,000 words, at most {limit}; "
+                   f"most in {where}")
+
+
+def avoided_type_words():
+    """The words in code spans of the last column of "Avoid and use"."""
+    _, _, table = read(GLOSSARY).partition("## Avoid and use")
+    rows = re.findall(r"^\|[^\n]*\|([^|\n]*)\|$", table, re.MULTILINE)
+    return {word for row in rows for word in re.findall(r"`(\w+)`", row)}
+
+
+def check_types(files, avoided):
+    for file in files:
+        text = read(file)
+        for match in (RUST_TYPE if file.suffix == ".rs" else PROTO_TYPE).finditer(text):
+            words = avoided.intersection(CAMEL_WORD.findall(match.group(1)))
+            if words:
+                line = text.count("\n", 0, match.start(1)) + 1
+                yield file, line, f"the type {match.group(1)} has {', '.join(sorted(words))}, see docs/glossary.md"
+
+
+def main():
+    documents = listed("*.md")
+    sources = listed("*.rs", "*.proto", "*.py", "*.sh", "*.toml", "*.yaml", "*.tpl", "Makefile", "Dockerfile")
+    types = [file for file in sources if re.match(r"(?:crates/[^/]+/)?(?:src|proto)/", str(file.relative_to(TOP)))]
+    avoided = avoided_type_words()
+
+    mistakes = [*check_markdown(documents), *check_index(documents), *check_references(sources),
+                *check_types(types, avoided)]
+    for file, line, mistake in mistakes:
+        print(f"{file.relative_to(TOP)}:{line}: {mistake}", file=sys.stderr)
+
+    densities = [Density("prose"), Density("comments")]
+    for file in documents:
+        densities[0].add(file, prose(read(file)))
+    for file in sources:
+        densities[1].add(file, comments(file))
+    print("  per 1,000    words" + "".join(f"{word:>10}" for word in WORDS))
+    for density in densities:
+        print(density.row())
+        for mistake in density.mistakes():
+            mistakes.append(mistake)
+            print(mistake, file=sys.stderr)
+
+    if not documents or not avoided:
+        sys.exit("there are no documents, or docs/glossary.md has no table of words to avoid")
+    print(f"docs: {len(documents)} documents and {len(sources)} sources checked, {len(mistakes)} mistakes")
+    return 1 if mistakes else 0
 
 
 sys.exit(main())

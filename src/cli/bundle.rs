@@ -16,7 +16,7 @@ pub(super) enum BundleCommand {
     Build(BuildArgs),
     /// Verifies a bundle and says what it holds.
     Show(ShowArgs),
-    /// Verifies a bundle, copies it into a store and makes it the one that servers of that store load; see docs/models.md.
+    /// Verifies a bundle, copies it into a store and makes it the one that servers of that store load; see docs/model-rollout.md.
     Publish(PublishArgs),
     /// Removes old bundles from a store: all but the current one and those that were made last.
     Prune(PruneArgs),

@@ -18,7 +18,7 @@ pub(super) enum EventsCommand {
 }
 
 /// The days are those on which events happened, in UTC, and each day is written whole: run it again for the last days, since
-/// events come late. The columns are those of events.parquet and some more; see docs/operations-events.md. With
+/// events come late. The columns are those of events.parquet and some more; see docs/event-log.md. With
 /// `--out DATA/events` the next `train --data DATA` learns from them too.
 #[derive(clap::Args)]
 pub(super) struct ExportArgs {

@@ -19,7 +19,7 @@ pub(super) struct ServeArgs {
     )]
     bundle: Option<PathBuf>,
     /// A store of bundles, which `bundle publish` fills: a directory or a URL. The server loads what is current there, watches
-    /// it, and loads what becomes current later beside it; docs/models.md tells all of it.
+    /// it, and loads what becomes current later beside it; docs/model-rollout.md tells all of it.
     #[arg(long, value_name = "DIR|URL", env = "LODESTONE_STORE")]
     store: Option<String>,
     #[command(flatten)]
