@@ -1,6 +1,12 @@
 //! Replay: whatever rules met, an answer that is made once more from its record is the same to the bit, and a record that was
 //! changed is found out. The models are a stand-in with the numbers of one; the real server is asked in `tests/server/run.py`.
-use lodestone_pipeline::{answers::{AnswerRecord, ExplorationRecord, Generation, PinRecord, RankingRecord, ReplayError, SlotRecord, encode_columns, replay, seed_of, slate_sum, team_number}, policy::{Base, CandidateIndex, Exploration, PinSlot, PolicyInput, Ranking, arrange, joint}};
+use lodestone_pipeline::{
+    answers::{
+        AnswerRecord, ExplorationRecord, Generation, PinRecord, RankingRecord, ReplayError, SlotRecord, encode_columns,
+        replay, seed_of, slate_sum, team_number,
+    },
+    policy::{Base, CandidateIndex, Exploration, PinSlot, PolicyInput, Ranking, arrange, joint},
+};
 use proptest::prelude::*;
 
 const FEATURES: usize = 3;
@@ -126,8 +132,11 @@ impl Case {
         let mask = |at: usize| self.boosts.iter().enumerate().map(|(b, boost)| (boost.1 >> (at % 32) & 1) << b).sum();
         let masks: Vec<u32> = (0..count).map(mask).collect();
         let fields = self.fields.clone().unwrap_or_default();
-        let pins: Vec<PinSlot> =
-            self.pins.iter().map(|(row, rank)| PinSlot { candidate: row.map(|row| CandidateIndex(row as u32)), rank: *rank }).collect();
+        let pins: Vec<PinSlot> = self
+            .pins
+            .iter()
+            .map(|(row, rank)| PinSlot { candidate: row.map(|row| CandidateIndex(row as u32)), rank: *rank })
+            .collect();
         let exploration = self.exploration.clone().filter(|_| !self.is_interleaved);
         let ranked: Vec<Ranking> = scores.iter().map(|scores| Ranking { scores, diversity: self.diversity }).collect();
         let seed = seed_of(&self.id);
@@ -166,7 +175,10 @@ impl Case {
             boost_factors: factors,
             boost_masks: masks,
             field_ranks: fields,
-            pins: pins.iter().map(|pin| PinRecord { item: pin.candidate.map(|candidate| candidate.0), rank: pin.rank as u32 }).collect(),
+            pins: pins
+                .iter()
+                .map(|pin| PinRecord { item: pin.candidate.map(|candidate| candidate.0), rank: pin.rank as u32 })
+                .collect(),
             exploration: exploration.as_ref().map(ExplorationRecord::from),
             seed,
             explored: arranged.explored,

@@ -5,12 +5,15 @@ mod shop;
 mod support;
 
 use lodestone_catalog::Item;
-use lodestone_state::{LiveState, checkpoints::{Origin, restore}};
-use lodestone_events::{Change, Deduper, EventKind, EventLog, Outcome, checkpoint};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_events::{Change, Deduper, EventKind, EventLog, Outcome, checkpoint};
+use lodestone_state::{
+    LiveState,
+    checkpoints::{Origin, restore},
+};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use shop::{USERS, Shop, folded, user_id, view};
+use shop::{Shop, USERS, folded, user_id, view};
 use std::{
     sync::{
         Arc,
@@ -194,9 +197,8 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_users_never_go
         drop(shop);
         let log = EventLog::open(directory.path()).unwrap();
         let state = folded(&log, directory.path());
-        let events: usize = (0..USERS)
-            .map(|p| state.state.users.history(&user_id(p)).map_or(0, |history| history.events.len()))
-            .sum();
+        let events: usize =
+            (0..USERS).map(|p| state.state.users.history(&user_id(p)).map_or(0, |history| history.events.len())).sum();
         assert_eq!(events, acknowledged.lock().len());
     }
     assert!(reads.load(Ordering::Relaxed) > 100);

@@ -4,10 +4,10 @@
 mod shop;
 mod support;
 
-use lodestone_state::state_of_items;
-use lodestone_events::{Change, Deduper, EventKind, EventLog, checkpoint, log};
 use lodestone_core::ids::ItemId;
-use shop::{USERS, Shop, folded, view};
+use lodestone_events::{Change, Deduper, EventKind, EventLog, checkpoint, log};
+use lodestone_state::state_of_items;
+use shop::{Shop, USERS, folded, view};
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
@@ -68,10 +68,7 @@ fn write_until_killed() {
             let ids: Vec<String> = (0..7).map(|n| format!("ack {first}-{task}-{batch}-{n}")).collect();
             let change = |id: &String| {
                 let user = format!("p{}", (task + batch) as usize % USERS);
-                (
-                    Change::Event(event(id, EventKind::Purchase, &user, &format!("i{batch}"), START + batch as i64)),
-                    None,
-                )
+                (Change::Event(event(id, EventKind::Purchase, &user, &format!("i{batch}"), START + batch as i64)), None)
             };
             // Sent twice, as a client does that heard no answer.
             for _ in 0..2 {

@@ -4,9 +4,12 @@
 //! `cargo test` tries a few hundred texts of each kind. `FUZZ_SECONDS=60 cargo test --release --test fuzz` goes on for so
 //! long with each, from a new seed each time (`make fuzz`). A text that fails is cut down and printed.
 use lodestone_catalog::{AttributeValue, Filter, Item};
-use lodestone_index::{CompletionSource, Lexical, Match, Suggester, Suggestible, Synonyms, SynonymsParseError};
+use lodestone_core::{
+    ids::{ItemId, Row},
+    text,
+};
 use lodestone_engine::{PageToken, TokenKey};
-use lodestone_core::{ids::{ItemId, Row}, text};
+use lodestone_index::{CompletionSource, Lexical, Match, Suggester, Suggestible, Synonyms, SynonymsParseError};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestCaseError, TestRunner},

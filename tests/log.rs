@@ -2,9 +2,15 @@
 mod support;
 
 use lodestone_catalog::{Item, ItemKeys};
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::UnixMillis,
+};
 use lodestone_dataset as dataset;
-use lodestone_events::{Attribution, Change, EventKind, EventLog, LogError, Writer, log::{self, Retention}};
-use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
+use lodestone_events::{
+    Attribution, Change, EventKind, EventLog, LogError, Writer,
+    log::{self, Retention},
+};
 use lodestone_state::users::Users;
 use proptest::prelude::*;
 use std::{

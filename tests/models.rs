@@ -6,13 +6,17 @@ mod events;
 #[allow(dead_code)]
 mod shop;
 
-use lodestone_rollout::StoreError;
-use lodestone_pipeline::{RecommendKind, features::FEATURE_COUNT, ranking::{Device, Ranker, RankingError}};
 use lodestone_catalog::Item;
-use lodestone_rollout::{HealthBounds, BundleState, BundleStatus, RolloutError};
+use lodestone_core::ids::ItemId;
 use lodestone_engine::{Engine, EngineError, PageTokenError};
 use lodestone_events::{Attribution, EventKind};
-use lodestone_core::ids::ItemId;
+use lodestone_pipeline::{
+    RecommendKind,
+    features::FEATURE_COUNT,
+    ranking::{Device, Ranker, RankingError},
+};
+use lodestone_rollout::StoreError;
+use lodestone_rollout::{BundleState, BundleStatus, HealthBounds, RolloutError};
 use shop::{Shop, ids, item_id, recommend, runtime, search, search_by, soon};
 use std::{
     collections::BTreeMap,

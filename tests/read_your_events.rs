@@ -5,7 +5,10 @@
 mod bundles;
 
 use bundles::{ITEMS, Shop};
-use lodestone::server::proto::{self, EventStatus, EventType, RecommendType, event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient};
+use lodestone::server::proto::{
+    self, EventStatus, EventType, RecommendType, event_service_client::EventServiceClient,
+    ranking_service_client::RankingServiceClient,
+};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{

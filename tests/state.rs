@@ -2,9 +2,12 @@
 mod support;
 
 use lodestone_catalog::ItemKeys;
+use lodestone_core::{
+    ids::{ItemKey, UserId},
+    units::UnixMillis,
+};
 use lodestone_events::{Change, Deduper, Event, EventKind, EventLog, LogError, Outcome, Popularity, Writer};
-use lodestone_core::{ids::{ItemKey, UserId}, units::UnixMillis};
-use lodestone_state::users::{EVENTS_MAX, Users, QUERIES_MAX};
+use lodestone_state::users::{EVENTS_MAX, QUERIES_MAX, Users};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::{

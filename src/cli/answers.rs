@@ -1,10 +1,10 @@
 //! answers: the log of answers, for users and for other programs.
 use super::{Format, time};
-use lodestone_pipeline::answers::{self, AnswerRecord, AnswersError, Lost, SlotRow};
-use lodestone_engine::ANSWERS;
-use lodestone_core::units::UnixMillis;
 use anyhow::Context;
 use clap::Subcommand;
+use lodestone_core::units::UnixMillis;
+use lodestone_engine::ANSWERS;
+use lodestone_pipeline::answers::{self, AnswerRecord, AnswersError, Lost, SlotRow};
 use std::{
     collections::BTreeMap,
     fs,

@@ -1,10 +1,13 @@
 //! bundle
 use super::{LibraryArgs, StoreArgs, matrix::Matrix, offline::Bars, time::bundle_name};
-use lodestone_pipeline::{bundle::{Bundle, Head}, ranking::Runtime};
-use lodestone_catalog::VECTOR_DIM;
-use lodestone_training::{ExternalModels, bring};
-use lodestone_core::units::UnixMillis;
 use anyhow::{Context, ensure};
+use lodestone_catalog::VECTOR_DIM;
+use lodestone_core::units::UnixMillis;
+use lodestone_pipeline::{
+    bundle::{Bundle, Head},
+    ranking::Runtime,
+};
+use lodestone_training::{ExternalModels, bring};
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -1,9 +1,12 @@
 //! events: the log of what shoppers did, without a server.
 use super::Format;
-use lodestone_dataset as dataset;
-use lodestone_events::{checkpoint::Checkpoint, log::{self, Check, DamagedPart, Retention}};
-use lodestone_core::units::UnixMillis;
 use anyhow::Context;
+use lodestone_core::units::UnixMillis;
+use lodestone_dataset as dataset;
+use lodestone_events::{
+    checkpoint::Checkpoint,
+    log::{self, Check, DamagedPart, Retention},
+};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! experiment report
 use super::Format;
-use lodestone_experiments::{self, AnalysisOptions};
 use anyhow::{Context, anyhow, ensure};
+use lodestone_experiments::{self, AnalysisOptions};
 use std::path::PathBuf;
 
 #[derive(clap::Subcommand)]

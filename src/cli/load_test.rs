@@ -1,10 +1,13 @@
 //! load-test: how fast a server answers, as its callers see it.
 use super::Format;
-use lodestone_dataset as dataset;
-use crate::server::proto::{self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient};
+use crate::server::proto::{
+    self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient,
+    ranking_service_client::RankingServiceClient,
+};
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
+use lodestone_dataset as dataset;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -14,8 +14,8 @@ mod serve;
 mod simulate;
 mod time;
 
-use lodestone_rollout::{Store, StoreError};
 use clap::{Parser, Subcommand};
+use lodestone_rollout::{Store, StoreError};
 use std::path::PathBuf;
 
 /// A gRPC ranking engine for online shops.

@@ -1,13 +1,18 @@
 //! import, train, evaluate.
 use super::{Format, LibraryArgs, time::bundle_name};
-use lodestone_experiments as experiments;
-use lodestone_experiments::off_policy::{self, EstimateOptions, JudgedSlots, Reward};
-use lodestone_dataset::import::{self, Mapping};
-use lodestone_pipeline::{ranking::Runtime, serving::{Serving, ServingConfig}};
-use lodestone_training::{self as training, EvaluateOptions, Found, GateOptions, Progress, Start, TrainError, TrainOptions, Verdict};
-use lodestone_core::units::UnixMillis;
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use lodestone_core::units::UnixMillis;
+use lodestone_dataset::import::{self, Mapping};
+use lodestone_experiments as experiments;
+use lodestone_experiments::off_policy::{self, EstimateOptions, JudgedSlots, Reward};
+use lodestone_pipeline::{
+    ranking::Runtime,
+    serving::{Serving, ServingConfig},
+};
+use lodestone_training::{
+    self as training, EvaluateOptions, Found, GateOptions, Progress, Start, TrainError, TrainOptions, Verdict,
+};
 use std::{
     path::{Path, PathBuf},
     sync::{

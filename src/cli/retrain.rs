@@ -4,10 +4,13 @@ use super::{
     lock::{Attempt, Lock},
     offline::{Bars, LearningArgs, STOPPED},
 };
+use anyhow::{Context, ensure};
 use lodestone_events as events;
 use lodestone_pipeline::ranking::Runtime;
-use lodestone_training::{self as training, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainError, TrainOptions, TrainReport, Verdict};
-use anyhow::{Context, ensure};
+use lodestone_training::{
+    self as training, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainError, TrainOptions,
+    TrainReport, Verdict,
+};
 use std::{
     fmt, fs,
     path::{Path, PathBuf},

@@ -1,10 +1,14 @@
 //! serve
 use super::{LibraryArgs, open_store};
-use lodestone_pipeline::{answers::AnswersConfig, ranking::Device, serving::{Serving, ServingConfig}};
-use lodestone_rollout::{HealthBounds, RolloutConfig, BundleSource};
-use lodestone_engine::{EngineConfig, OpenOptions, open};
 use crate::server::{self, ServerConfig, metrics_endpoint};
 use anyhow::Context;
+use lodestone_engine::{EngineConfig, OpenOptions, open};
+use lodestone_pipeline::{
+    answers::AnswersConfig,
+    ranking::Device,
+    serving::{Serving, ServingConfig},
+};
+use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 #[derive(clap::Args)]

@@ -1,6 +1,6 @@
 //! Times as users write them on a command line.
-use lodestone_core::units::UnixMillis;
 use anyhow::{Context, bail};
+use lodestone_core::units::UnixMillis;
 
 /// A day, a time, or a span before now.
 pub(super) fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {

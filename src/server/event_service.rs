@@ -7,9 +7,9 @@ use super::{
     status,
     violations::Violations,
 };
+use lodestone_core::units::UnixMillis;
 use lodestone_engine::{EngineError, WriteOutcome};
 use lodestone_events::{Attribution, Event};
-use lodestone_core::units::UnixMillis;
 use std::{collections::VecDeque, fmt::Display};
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};

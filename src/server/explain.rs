@@ -5,8 +5,12 @@ use super::{
     services::Services,
     status,
 };
-use lodestone_pipeline::{answers::{AnswerKind, AnswerRecord}, DegradationCode, policy::{Team, joint}};
 use lodestone_engine::{Replay, ReplayedSlot};
+use lodestone_pipeline::{
+    DegradationCode,
+    answers::{AnswerKind, AnswerRecord},
+    policy::{Team, joint},
+};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -37,8 +41,10 @@ fn response(replay: Replay) -> proto::ReplayAnswerResponse {
         code: DegradationCode::ALL.iter().find(|code| code.name() == degradation.code).map_or(0, |code| *code as i32),
         subject: degradation.subject.clone(),
     };
-    let model =
-        |model: &lodestone_pipeline::answers::ModelSum| proto::ModelSum { name: model.name.clone(), sha256: model.sha256.clone() };
+    let model = |model: &lodestone_pipeline::answers::ModelSum| proto::ModelSum {
+        name: model.name.clone(),
+        sha256: model.sha256.clone(),
+    };
     let conditionals: Vec<f64> = record.slots.iter().map(|slot| slot.conditional).collect();
     proto::ReplayAnswerResponse {
         identical: difference.is_none(),

@@ -1,6 +1,6 @@
 //! What surrounds every RPC: counting, timing, and a status instead of a torn connection where a bug panics.
-use lodestone_telemetry::Metrics;
 use futures_util::FutureExt;
+use lodestone_telemetry::Metrics;
 use std::{future::Future, panic::AssertUnwindSafe, time::Instant};
 use tonic::{Code, Response, Status};
 

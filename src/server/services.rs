@@ -7,9 +7,9 @@ use super::{
     status,
     violations::{Violation, Violations},
 };
-use lodestone_pipeline::Answer;
-use lodestone_engine::{Engine, EngineError, WriteOutcome};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_engine::{Engine, EngineError, WriteOutcome};
+use lodestone_pipeline::Answer;
 use lodestone_telemetry::Metrics;
 use std::{
     future::Future,

@@ -1,8 +1,8 @@
 //! The one place where statuses are made.
 use super::violations::Violation;
 use lodestone_engine::{EngineError, PageTokenError};
-use lodestone_rollout::RolloutError;
 use lodestone_events::LogError;
+use lodestone_rollout::RolloutError;
 use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};

@@ -1,13 +1,21 @@
 //! A small trained shop in a store of bundles, and an engine over it.
-use lodestone_rollout::Store;
-use lodestone_pipeline::{bundle::Bundle, Answer, Options, Page, Viewer, RecommendKind, RecommendRequest, SearchRequest, golden_requests, ranking::{Device, Runtime}};
 use lodestone_catalog::Item;
+use lodestone_core::{
+    ids::{ItemId, Row, UserId},
+    units::UnixMillis,
+};
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
-use lodestone_rollout::{HealthBounds, BundleSource, RolloutConfig};
 use lodestone_engine::{Engine, EngineConfig, EngineError, OpenOptions, open};
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, UserId, Row}, units::UnixMillis};
 use lodestone_index::{BuildConfig, FrozenGraph, Precision};
+use lodestone_pipeline::{
+    Answer, Options, Page, RecommendKind, RecommendRequest, SearchRequest, Viewer,
+    bundle::Bundle,
+    golden_requests,
+    ranking::{Device, Runtime},
+};
+use lodestone_rollout::Store;
+use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
 use lodestone_training::{TrainOptions, train};
 use std::{
     path::{Path, PathBuf},

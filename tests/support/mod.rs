@@ -1,6 +1,9 @@
 //! Events for the tests of the log and of the users.
+use lodestone_core::{
+    ids::{EventId, ItemId, UserId},
+    units::UnixMillis,
+};
 use lodestone_events::{Attribution, Event, EventKind, EventLine};
-use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 
 pub(crate) const START: i64 = 1_750_000_000_000;
 

@@ -1,8 +1,11 @@
 //! A shop's state over a log, as a server keeps it.
 use crate::support::START;
-use lodestone_state::{LiveState, RecoveredState, RecoveryOptions, checkpoints::Checkpoints, recover, state_of_items};
+use lodestone_core::{
+    ids::{EventId, ItemId, UserId},
+    units::UnixMillis,
+};
 use lodestone_events::{Change, Deduper, EventLog, Writer};
-use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
+use lodestone_state::{LiveState, RecoveredState, RecoveryOptions, checkpoints::Checkpoints, recover, state_of_items};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -62,8 +65,11 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     let histories: Vec<String> = (0..USERS)
         .map(|user| {
             let Some(history) = state.users.history(&user_id(user)) else { return "unknown".into() };
-            let events: Vec<_> =
-                history.events.iter().map(|e| (state.keys.id(e.item), e.at_s, e.fraction, e.kind, e.quantity)).collect();
+            let events: Vec<_> = history
+                .events
+                .iter()
+                .map(|e| (state.keys.id(e.item), e.at_s, e.fraction, e.kind, e.quantity))
+                .collect();
             format!("{events:?} {:?} {}", history.queries, history.position)
         })
         .collect();

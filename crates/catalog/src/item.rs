@@ -1,5 +1,8 @@
 //! A product as the shop describes it.
-use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
+use lodestone_core::{
+    ids::ItemId,
+    units::{PriceMicros, UnixMillis},
+};
 use std::collections::BTreeMap;
 
 /// A product. Its limits are checked where it enters (`server/convert`, `import`).

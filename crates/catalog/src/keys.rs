@@ -1,6 +1,6 @@
 //! Item ids as small numbers, for the life of the process.
-use lodestone_core::ids::{ItemId, ItemKey};
 use dashmap::DashMap;
+use lodestone_core::ids::{ItemId, ItemKey};
 use parking_lot::RwLock;
 
 /// Gives each item id a number once. A user's history keeps the numbers: 4 bytes instead of a text.

@@ -3,7 +3,11 @@ use super::{
     Filter, Item, ItemKeys,
     filter::{BLOCK_ROWS, Columns, Mask},
 };
-use lodestone_core::{bits, ids::{ItemId, ItemKey, Row}, units::UnixMillis};
+use lodestone_core::{
+    bits,
+    ids::{ItemId, ItemKey, Row},
+    units::UnixMillis,
+};
 use std::sync::Arc;
 
 /// Dimensions of the space of users and items; that of queries has those of its encoder.

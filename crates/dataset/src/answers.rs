@@ -29,8 +29,7 @@ pub struct DatasetSlot {
 pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, DatasetError> {
     let mut slots = Vec::new();
     columns::read(path, |columns| {
-        let (answers, users, items) =
-            (columns.texts("answer_id")?, columns.texts("user")?, columns.texts("item_id")?);
+        let (answers, users, items) = (columns.texts("answer_id")?, columns.texts("user")?, columns.texts("item_id")?);
         let (experiments, arms) = (columns.texts("experiment")?, columns.texts("arm")?);
         let (times, numbers) = (columns.integers("time_ms")?, columns.integers("slot")?);
         let (organic, teams) = (columns.integers("organic_slot")?, columns.integers("team")?);

@@ -1,9 +1,7 @@
 //! Parquet files as batches of typed columns.
 use super::DatasetError;
-use arrow::{
-    array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray},
-    datatypes::{Field, Schema},
-};
+use arrow_array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
+use arrow_schema::{Field, Schema};
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
     basic::{Compression, ZstdLevel},

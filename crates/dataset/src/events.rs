@@ -3,12 +3,13 @@ use super::{
     DatasetError,
     columns::{self, Columns, optional},
 };
-use lodestone_events::{Attribution, Event, EventKind, EventLine};
-use lodestone_core::{ids::{EventId, ItemId, UserId}, units::{PriceMicros, UnixMillis}};
-use arrow::{
-    array::{Array, ArrayRef, Int64Array, StringArray},
-    datatypes::{Field, Schema},
+use arrow_array::{Array, ArrayRef, Int64Array, StringArray};
+use arrow_schema::{Field, Schema};
+use lodestone_core::{
+    ids::{EventId, ItemId, UserId},
+    units::{PriceMicros, UnixMillis},
 };
+use lodestone_events::{Attribution, Event, EventKind, EventLine};
 use std::{fs, path::Path, sync::Arc};
 
 /// One item of an event. Rows with the same `event_id` that follow each other are one event.
@@ -87,8 +88,7 @@ pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
 }
 
 fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), DatasetError> {
-    let (event_ids, users, sessions) =
-        (columns.texts("event_id")?, columns.texts("user")?, columns.texts("session")?);
+    let (event_ids, users, sessions) = (columns.texts("event_id")?, columns.texts("user")?, columns.texts("session")?);
     let (kinds, times, items) = (columns.texts("type")?, columns.integers("time_ms")?, columns.texts("item_id")?);
     let (quantities, prices) = (columns.integers("quantity")?, columns.integers("price_micros")?);
     let (currencies, orders, queries) =

@@ -1,11 +1,12 @@
 //! The log's events as Parquet, a directory for each day.
 use super::{DatasetError, columns::ParquetRows};
-use lodestone_events::{Attribution, Change, Event, EventLine, LogError, log};
-use lodestone_core::units::UnixMillis;
-use arrow::{
-    array::{ArrayRef, Int64Array, ListBuilder, StringArray, StringBuilder},
-    datatypes::{Field, Schema},
+use arrow_array::{
+    ArrayRef, Int64Array, StringArray,
+    builder::{ListBuilder, StringBuilder},
 };
+use arrow_schema::{Field, Schema};
+use lodestone_core::units::UnixMillis;
+use lodestone_events::{Attribution, Change, Event, EventLine, LogError, log};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

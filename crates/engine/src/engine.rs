@@ -233,12 +233,7 @@ impl Engine {
     }
 
     /// Runs a request and returns its first page.
-    async fn first_page(
-        &self,
-        request: RankingRequest,
-        page: &Page,
-        deadline: Instant,
-    ) -> Result<Answer, EngineError> {
+    async fn first_page(&self, request: RankingRequest, page: &Page, deadline: Instant) -> Result<Answer, EngineError> {
         let version = request.options().session_version;
         let planned = self.plan(request)?;
         self.wait_for_position(version, deadline).await;

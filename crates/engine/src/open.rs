@@ -1,16 +1,25 @@
 //! From files to a running engine: bundle, imported history, log.
-use lodestone_rollout::{
-    BUNDLE_COPIES, BundleSource, Embedded, Generations, LoadError, LoadThreads, Loader, Parts, Rollout, RolloutConfig, StoreError,
-    first_bundle, start_shadow,
+use super::{
+    engine::{Engine, EngineConfig},
+    token::TokenKey,
+    workers::Workers,
 };
-use lodestone_state::{RecoveryError, RecoveryOptions, checkpoints::Checkpoints, state_of_items, recover};
-use super::{engine::{Engine, EngineConfig}, token::TokenKey, workers::Workers};
-use lodestone_pipeline::{generation::GenerationError, run::PlannedRequest};
-use lodestone_pipeline::{answers::{AnswersError, AnswersLog}, bundle::{Bundle, BundleError}, ranking::{Device, Runtime, RuntimeError}, serving::ServingError};
+use lodestone_core::units::UnixMillis;
 use lodestone_events::{Apply, EventLog, LogError, Writer};
 use lodestone_index::{Synonyms, SynonymsError};
+use lodestone_pipeline::{
+    answers::{AnswersError, AnswersLog},
+    bundle::{Bundle, BundleError},
+    ranking::{Device, Runtime, RuntimeError},
+    serving::ServingError,
+};
+use lodestone_pipeline::{generation::GenerationError, run::PlannedRequest};
+use lodestone_rollout::{
+    BUNDLE_COPIES, BundleSource, Embedded, Generations, LoadError, LoadThreads, Loader, Parts, Rollout, RolloutConfig,
+    StoreError, first_bundle, start_shadow,
+};
+use lodestone_state::{RecoveryError, RecoveryOptions, checkpoints::Checkpoints, recover, state_of_items};
 use lodestone_telemetry::Metrics;
-use lodestone_core::units::UnixMillis;
 use parking_lot::Mutex;
 use std::{
     fs, io,

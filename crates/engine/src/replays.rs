@@ -1,10 +1,13 @@
 //! Answers that are made once more, from their records.
 use super::engine::Engine;
+use crate::EngineError;
+use lodestone_core::ids::Row;
+use lodestone_pipeline::{
+    answers::{self, AnswerRecord, Generation, Propensity, ReplayError},
+    policy::Placed,
+};
 use lodestone_pipeline::{generation::Generation as Answering, models::Models, trace};
 use lodestone_rollout::LoadedGeneration;
-use crate::EngineError;
-use lodestone_pipeline::{answers::{self, AnswerRecord, Generation, Propensity, ReplayError}, policy::Placed};
-use lodestone_core::ids::Row;
 use std::{sync::Arc, time::Instant};
 
 /// Samples for the probabilities of a replayed page.

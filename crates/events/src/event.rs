@@ -1,5 +1,8 @@
 //! What a shopper did.
-use lodestone_core::{ids::{EventId, ItemId, UserId}, units::{PriceMicros, UnixMillis}};
+use lodestone_core::{
+    ids::{EventId, ItemId, UserId},
+    units::{PriceMicros, UnixMillis},
+};
 
 /// An event whose fields were checked. Same words and numbers as `lodestone.v1.Event`.
 #[derive(Debug, Clone, PartialEq)]

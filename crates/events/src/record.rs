@@ -1,7 +1,10 @@
 //! The log's records: one byte of version, then a protobuf message.
 use super::{Attribution, Event, EventKind, EventLine, LogError};
 use lodestone_catalog::{AttributeValue, Item};
-use lodestone_core::{ids::{EventId, ItemId, UserId}, units::{PriceMicros, UnixMillis}};
+use lodestone_core::{
+    ids::{EventId, ItemId, UserId},
+    units::{PriceMicros, UnixMillis},
+};
 use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 

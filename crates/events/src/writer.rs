@@ -1,7 +1,7 @@
 //! The one thread that writes the log. Writes that wait together share one fsync.
 use super::{Change, Deduper, EventLog, LogError};
-use lodestone_core::{ids::EventId, units::UnixMillis};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use lodestone_core::{ids::EventId, units::UnixMillis};
 use parking_lot::Mutex;
 use std::{
     collections::HashSet,

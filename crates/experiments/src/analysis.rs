@@ -1,8 +1,8 @@
 //! From exposures and outcomes to a report.
 use super::{Draft, Exposure, InterleavingReport, Outcome, SampleRatio, credit, sample_ratio};
+use ahash::AHashMap;
 use lodestone_core::statistics::{Moments, SequentialInterval, sequential_interval};
 use lodestone_core::units::UnixMillis;
-use ahash::AHashMap;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -222,8 +222,7 @@ fn users<'a>(exposures: &[&'a Exposure], arms: &[&str]) -> (Vec<User<'a>>, u64) 
         user.first = user.first.min(exposure.at);
     }
     let several = met.values().filter(|(_, several)| *several).count() as u64;
-    let mut users: Vec<User> =
-        met.into_values().filter(|(_, several)| !several).map(|(user, _)| user).collect();
+    let mut users: Vec<User> = met.into_values().filter(|(_, several)| !several).map(|(user, _)| user).collect();
     users.sort_by(|a, b| (a.first, a.id).cmp(&(b.first, b.id)));
     (users, several)
 }

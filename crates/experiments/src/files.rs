@@ -1,8 +1,8 @@
 //! Reads exposures and outcomes: one JSON object in a line, or Parquet as `lodestone answers export` and canonical events
 //! have it.
 use super::{Draft, Exposure, Outcome, Team};
-use lodestone_dataset::{self as dataset, DatasetError, DatasetSlot};
 use lodestone_core::{ids::UserId, units::UnixMillis};
+use lodestone_dataset::{self as dataset, DatasetError, DatasetSlot};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,

@@ -1,8 +1,8 @@
 //! Which of two interleaved rankings users prefer. The lists themselves are drafted where answers are made.
 use super::{Draft, Outcome, Team};
+use ahash::AHashMap;
 use lodestone_core::statistics::Moments;
 use lodestone_core::statistics::sign_test;
-use ahash::AHashMap;
 use serde::Serialize;
 
 /// Users at which the interval of the balance is narrowest: interleaving needs far fewer than an A/B test.
@@ -157,9 +157,8 @@ mod tests {
         let drafts: Vec<Draft> = (0..200)
             .map(|user| draft(&user.to_string(), &format!("p{user}"), 0, &[("good", Team::B), ("bad", Team::A)]))
             .collect();
-        let outcomes: Vec<Outcome> = (0..200)
-            .map(|user| click("", 1, if user % 4 == 0 { "bad" } else { "good" }, &user.to_string()))
-            .collect();
+        let outcomes: Vec<Outcome> =
+            (0..200).map(|user| click("", 1, if user % 4 == 0 { "bad" } else { "good" }, &user.to_string())).collect();
         let report = credit(&drafts, &outcomes, "click", 1000);
         assert_eq!((report.prefer_a, report.prefer_b), (50, 150));
         assert!((report.balance - 0.5).abs() < 1e-9);

@@ -1,7 +1,7 @@
 //! A report as a table and as a page.
 use super::{Comparison, ExperimentReport, InterleavingReport, MetricReport};
-use lodestone_core::statistics::SequentialInterval;
 use crate::plots::{self, Line, PAGE_STYLE, STYLE, escape, section, short, wide};
+use lodestone_core::statistics::SequentialInterval;
 use lodestone_core::units::UnixMillis;
 use std::fmt::{self, Write};
 

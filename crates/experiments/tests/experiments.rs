@@ -1,7 +1,7 @@
 //! Reports of experiments whose truth is known, and what is said of files that are none.
+use lodestone_core::units::UnixMillis;
 use lodestone_experiments::{AnalysisOptions, Exposure, Outcome, analyse, read_answers, read_outcomes};
 use lodestone_pipeline::serving::arm_at;
-use lodestone_core::units::UnixMillis;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::fs;
 

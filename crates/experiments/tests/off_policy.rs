@@ -1,12 +1,13 @@
 //! Off-policy estimates on logs whose truth is known, and what is said of files that are no logs.
-use arrow::{
-    array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray},
-    datatypes::{Field, Schema},
-};
-use lodestone_experiments::{Outcome, read_answers, read_slots};
-use lodestone_experiments::off_policy::{Cell, Choice, EstimateOptions, Estimator, Log, LogRow, OffPolicyReport, Refusal, benchmark, estimate, gamma_interval};
-use lodestone_experiments::off_policy::{JudgedSlots, Reward, judge_answers};
+use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow_schema::{Field, Schema};
 use lodestone_core::units::UnixMillis;
+use lodestone_experiments::off_policy::{
+    Cell, Choice, EstimateOptions, Estimator, Log, LogRow, OffPolicyReport, Refusal, benchmark, estimate,
+    gamma_interval,
+};
+use lodestone_experiments::off_policy::{JudgedSlots, Reward, judge_answers};
+use lodestone_experiments::{Outcome, read_answers, read_slots};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt::Write, fs, io::Write as _, path::Path, sync::Arc};
 

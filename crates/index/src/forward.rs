@@ -1,6 +1,6 @@
 //! The words of each item in their order, by which the best rows of BM25 are scored again.
-use lodestone_core::ids::Row;
 use ahash::AHashMap;
+use lodestone_core::ids::Row;
 
 /// Between a title and the labels behind it: no word.
 const BREAK: u32 = u32::MAX;
@@ -30,7 +30,12 @@ pub(crate) struct ForwardIndex {
 
 impl ForwardIndex {
     /// Adds a row, once.
-    pub(crate) fn add<'a>(&mut self, row: Row, title: impl Iterator<Item = &'a str>, labels: impl Iterator<Item = &'a str>) {
+    pub(crate) fn add<'a>(
+        &mut self,
+        row: Row,
+        title: impl Iterator<Item = &'a str>,
+        labels: impl Iterator<Item = &'a str>,
+    ) {
         let start = self.words.len();
         for word in title {
             let id = self.intern(word);

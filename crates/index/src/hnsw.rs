@@ -1,8 +1,8 @@
 //! Nearest vectors: a graph (HNSW), and the exact scan beside it. The only file that names hnsw_rs.
 use super::kernels::dot;
-use lodestone_core::ids::Row;
 use ahash::{AHashMap, RandomState};
 use hnsw_rs::prelude::{Distance, Hnsw};
+use lodestone_core::ids::Row;
 use parking_lot::RwLock;
 use rayon::prelude::*;
 use std::{

@@ -3,8 +3,8 @@ use super::{
     frozen::{BuildConfig, FrozenError, FrozenGraph, SearchStrategy},
     hnsw::{BadVector, Graph, GraphConfig, best_first, exact_search},
 };
-use lodestone_core::{bits, ids::Row};
 use arc_swap::ArcSwap;
+use lodestone_core::{bits, ids::Row};
 use std::sync::Arc;
 
 /// The width of a walk.

@@ -1,6 +1,6 @@
 //! The catalogue's own vocabulary, and the word of it that a misspelled one most likely is.
-use lodestone_core::text;
 use ahash::AHashMap;
+use lodestone_core::text;
 
 /// A shorter word is not corrected, in characters: everything is one letter away from it.
 const CHARS_MIN: usize = 4;

@@ -1,6 +1,6 @@
 //! Words that mean the same, as a shop lists them; `docs/search.md` describes the file.
-use lodestone_core::text::{self, TokenKind};
 use ahash::AHashMap;
+use lodestone_core::text::{self, TokenKind};
 use std::{
     fs, io,
     path::{Path, PathBuf},

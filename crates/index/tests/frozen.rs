@@ -1,6 +1,6 @@
 //! The frozen graph against the exact scan: recall, filters, equal vectors, vectors of any length, files.
 use lodestone_core::ids::Row;
-use lodestone_index::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, VectorIndex, SearchStrategy, dot};
+use lodestone_index::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy, VectorIndex, dot};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{collections::HashSet, fs, sync::Arc};

@@ -255,7 +255,9 @@ pub fn rank(contexts: &mut [RequestContext], models: &mut Models) -> Vec<RankedC
     let heads = match &scored[..] {
         [] => Ok(Vec::new()),
         [alone] => models.probabilities(alone),
-        several => models.probabilities(&several.iter().flat_map(|features| features.iter().copied()).collect::<Vec<f32>>()),
+        several => {
+            models.probabilities(&several.iter().flat_map(|features| features.iter().copied()).collect::<Vec<f32>>())
+        }
     };
     let heads = heads.unwrap_or_else(|error| {
         tracing::warn!(%error, "the ranking model failed");

@@ -1,7 +1,7 @@
 //! How many items have each value of a field.
+use ahash::AHashMap;
 use lodestone_catalog::{AttributeValue, Catalog, Item, attribute_name};
 use lodestone_core::ids::Row;
-use ahash::AHashMap;
 use std::fmt;
 
 /// Facets of a request.

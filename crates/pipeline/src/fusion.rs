@@ -1,7 +1,7 @@
 //! Reciprocal rank fusion of the sources' lists, and the scores of each source for each candidate.
+use crate::features::{Recent, SourceEvidence};
 use crate::{retrieve::ScoredRows, source::CandidateSource};
 use lodestone_catalog::Catalog;
-use crate::features::{Recent, SourceEvidence};
 use lodestone_core::ids::Row;
 use lodestone_index::{KeyedNeighbours, SearchStrategy, best_first};
 use std::{cell::RefCell, time::Duration};

@@ -1,12 +1,21 @@
 //! One trained bundle as it answers: its items with those that came since, their indexes, what goes with what.
-use lodestone_state::{ItemChange, LiveState};
 use super::models::{Models, TextProjection, embed_items};
-use lodestone_index::CompletionSource;
-use lodestone_core::{bits, ids::{ItemId, ItemKey, Row}};
-use crate::{bundle::{Bundle, Manifest}, ranking::RankingError};
-use lodestone_catalog::{Catalog, Item, ItemVectors};
-use lodestone_index::{BadVector, FrozenError, FrozenGraph, KeyedNeighbours, Lexical, LexicalError, Suggester, Suggestible, VectorError, VectorIndex};
+use crate::{
+    bundle::{Bundle, Manifest},
+    ranking::RankingError,
+};
 use arc_swap::ArcSwap;
+use lodestone_catalog::{Catalog, Item, ItemVectors};
+use lodestone_core::{
+    bits,
+    ids::{ItemId, ItemKey, Row},
+};
+use lodestone_index::CompletionSource;
+use lodestone_index::{
+    BadVector, FrozenError, FrozenGraph, KeyedNeighbours, Lexical, LexicalError, Suggester, Suggestible, VectorError,
+    VectorIndex,
+};
+use lodestone_state::{ItemChange, LiveState};
 use parking_lot::Mutex;
 use std::sync::{
     Arc,
@@ -58,7 +67,12 @@ pub type EmbeddedChange = (ItemChange, Option<ItemVectors>);
 impl Generation {
     /// A bundle's items over what is live, with an empty index of words and room for `live_rows` more. Changes of the catalogue
     /// are not in effect yet.
-    pub fn new(bundle: Bundle, state: Arc<LiveState>, lexical: Lexical, live_rows: usize) -> Result<Self, GenerationError> {
+    pub fn new(
+        bundle: Bundle,
+        state: Arc<LiveState>,
+        lexical: Lexical,
+        live_rows: usize,
+    ) -> Result<Self, GenerationError> {
         let keys: Vec<ItemKey> = bundle.items.iter().map(|item| state.keys.intern(&item.id)).collect();
         let generation = Self {
             bundle_row_count: bundle.items.len(),

@@ -4,9 +4,16 @@ use super::{
     models::Models,
     retrieve::{self, EligibleRows, Query, RetrievalInput, RetrievalLimits},
 };
-use crate::{bundle::Bundle, features::{self, FEATURE_COUNT, Moment, UserContext}, ranking::{Device, RankingError, Runtime}};
+use crate::{
+    bundle::Bundle,
+    features::{self, FEATURE_COUNT, Moment, UserContext},
+    ranking::{Device, RankingError, Runtime},
+};
+use lodestone_core::{
+    ids::{EventId, ItemId, UserId},
+    units::UnixMillis,
+};
 use lodestone_events::{Attribution, Event, EventKind, EventLine, Popularity};
-use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 use lodestone_state::users::History;
 use serde::{Deserialize, Serialize};
 

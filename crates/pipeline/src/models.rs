@@ -1,8 +1,13 @@
 //! The learned functions, as one worker owns them.
-use crate::{bundle::{Bundle, Head}, features::FEATURE_COUNT, policy, ranking::{Device, UserEncoder, UserInput, Ranker, RankingError, Runtime, TextEncoder}};
+use crate::{
+    bundle::{Bundle, Head},
+    features::FEATURE_COUNT,
+    policy,
+    ranking::{Device, Ranker, RankingError, Runtime, TextEncoder, UserEncoder, UserInput},
+};
 use lodestone_catalog::{Catalog, Item, ItemVectors, VECTOR_DIM};
-use lodestone_state::users::History;
 use lodestone_core::units::UnixMillis;
+use lodestone_state::users::History;
 
 /// Events of the history that the user encoder reads.
 pub const ENCODED_EVENTS_MAX: usize = 50;

@@ -2,8 +2,8 @@
 use super::facets::{FacetSpec, Facets};
 use crate::{serving::ChosenArm, source::CandidateSource};
 use lodestone_catalog::{Filter, Item};
-use lodestone_events::Event;
 use lodestone_core::ids::{ItemId, UserId};
+use lodestone_events::Event;
 use lodestone_index::{Completion, SearchStrategy};
 use std::{sync::Arc, time::Duration};
 

@@ -147,11 +147,7 @@ pub fn for_query(input: &RetrievalInput) -> Result<Candidates, LexicalError> {
         let found = search_vectors(input, &mut fusion, vector, Space::Query);
         fusion.add(CandidateSource::QueryVector, found);
     }
-    Ok(Candidates {
-        exact_match_count: matches.exact,
-        full_match_count: matches.complete,
-        ..input.finish(fusion)
-    })
+    Ok(Candidates { exact_match_count: matches.exact, full_match_count: matches.complete, ..input.finish(fusion) })
 }
 
 /// Items similar to the anchors, in both spaces.
@@ -229,12 +225,7 @@ fn popular(input: &RetrievalInput) -> ScoredRows {
 }
 
 /// The recent items that contribute most to a row's score, by a neighbour table or, without one, by similarity.
-pub fn evidence_for(
-    recent: &[Recent],
-    catalog: &Catalog,
-    table: Option<&KeyedNeighbours>,
-    row: Row,
-) -> Vec<ItemKey> {
+pub fn evidence_for(recent: &[Recent], catalog: &Catalog, table: Option<&KeyedNeighbours>, row: Row) -> Vec<ItemKey> {
     let target = catalog.get(row);
     let weight = |recent: &Recent| match table {
         Some(table) => table.weight(recent.key, target.key),

@@ -1,11 +1,24 @@
 //! What an answer was made from, on its way into the log of answers. Gathering it costs the answer next to nothing: it takes
 //! over what would be dropped, and becomes a record on the log's own thread.
-use crate::{request::{Degradation, OrderBy}, retrieve::ScoredRows, source::CandidateSource};
 use crate::context::RankedCandidates;
-use crate::{answers::{self, AnswerId, AnswerKind, AnswerRecord}, bundle::Manifest, features::FEATURE_COUNT, policy::{Arranged, Exploration, PinSlot}, serving::ChosenArm};
-use lodestone_catalog::Catalog;
-use lodestone_core::{ids::{UserId, Row}, units::UnixMillis};
+use crate::{
+    answers::{self, AnswerId, AnswerKind, AnswerRecord},
+    bundle::Manifest,
+    features::FEATURE_COUNT,
+    policy::{Arranged, Exploration, PinSlot},
+    serving::ChosenArm,
+};
+use crate::{
+    request::{Degradation, OrderBy},
+    retrieve::ScoredRows,
+    source::CandidateSource,
+};
 use ahash::AHashMap;
+use lodestone_catalog::Catalog;
+use lodestone_core::{
+    ids::{Row, UserId},
+    units::UnixMillis,
+};
 use std::sync::Arc;
 
 /// Everything that decided an answer.

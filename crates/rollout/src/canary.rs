@@ -1,6 +1,10 @@
 //! What shoppers choose from a canary's answers, beside what others choose from the current generation's at the same time.
-use lodestone_core::{statistics::{Moments, SequentialInterval, sequential_interval}, ids::UserId, units::UnixMillis};
 use ahash::{AHashMap, AHashSet};
+use lodestone_core::{
+    ids::UserId,
+    statistics::{Moments, SequentialInterval, sequential_interval},
+    units::UnixMillis,
+};
 use parking_lot::Mutex;
 use uuid::Uuid;
 

@@ -143,13 +143,7 @@ impl Generations {
         }
     }
 
-    fn send_to_shadow(
-        &self,
-        shadow: &Arc<Shadow>,
-        request: &PlannedRequest,
-        served: &ServedAnswer,
-        now: UnixMillis,
-    ) {
+    fn send_to_shadow(&self, shadow: &Arc<Shadow>, request: &PlannedRequest, served: &ServedAnswer, now: UnixMillis) {
         if !rand::random_bool(shadow.share) {
             return;
         }
@@ -197,8 +191,7 @@ impl Generations {
         };
         // One that cannot take them must not keep them from the others.
         let routes = self.routes.load();
-        let results =
-            routes.answering().map(|loaded| loaded.generation.apply(changes_for(loaded, &changes)?, version));
+        let results = routes.answering().map(|loaded| loaded.generation.apply(changes_for(loaded, &changes)?, version));
         results.collect::<Vec<_>>().into_iter().collect()
     }
 }

@@ -132,7 +132,10 @@ impl Loader {
 }
 
 /// The changes with the vectors of one generation; those that were not made beside the write are made now.
-pub(crate) fn changes_for(loaded: &LoadedGeneration, changes: &[(ItemChange, Embedded)]) -> Result<Vec<EmbeddedChange>, RankingError> {
+pub(crate) fn changes_for(
+    loaded: &LoadedGeneration,
+    changes: &[(ItemChange, Embedded)],
+) -> Result<Vec<EmbeddedChange>, RankingError> {
     let of_this = |embedded: &Embedded| {
         embedded.iter().find(|(number, _)| *number == loaded.number).map(|(_, vectors)| vectors.clone())
     };
@@ -140,11 +143,12 @@ pub(crate) fn changes_for(loaded: &LoadedGeneration, changes: &[(ItemChange, Emb
         .iter()
         .map(|(change, embedded)| {
             let vectors = match (&change.1, of_this(embedded)) {
-                (Some(item), None) => embed_items(loaded.generation.text_projection(), &mut loaded.spare_models(), &[item])?.pop(),
+                (Some(item), None) => {
+                    embed_items(loaded.generation.text_projection(), &mut loaded.spare_models(), &[item])?.pop()
+                }
                 (_, vectors) => vectors,
             };
             Ok((change.clone(), vectors))
         })
         .collect()
 }
-

@@ -80,8 +80,7 @@ mod tests {
     #[test]
     fn users_are_shared_out_evenly_and_each_bundle_has_others_first() {
         let user = |n: u32| UserId::signed_in(&format!("p{n}")).unwrap();
-        let share =
-            |bundle: &str, share: f64| (0..10_000).filter(|n| user_share(bundle, &user(*n)) < share).count();
+        let share = |bundle: &str, share: f64| (0..10_000).filter(|n| user_share(bundle, &user(*n)) < share).count();
         for asked in [0.0, 0.05, 0.5, 1.0] {
             let found = share("a", asked) as f64 / 10_000.0;
             assert!((found - asked).abs() < 0.015, "{asked}: {found}");

@@ -4,10 +4,10 @@ use crate::{
     load_threads::lower_priority,
     loaded::LoadedGeneration,
 };
-use lodestone_core::{ids::ItemKey, units::UnixMillis};
-use lodestone_pipeline::run::{self, PipelineAnswer, PlannedRequest};
 use ahash::AHashMap;
 use crossbeam_channel::Sender;
+use lodestone_core::{ids::ItemKey, units::UnixMillis};
+use lodestone_pipeline::run::{self, PipelineAnswer, PlannedRequest};
 use parking_lot::Mutex;
 use std::{
     io,

@@ -1,7 +1,7 @@
 //! What the shop changed in its catalogue since the bundles were made, for generations that come later.
+use ahash::AHashMap;
 use lodestone_catalog::Item;
 use lodestone_core::ids::ItemId;
-use ahash::AHashMap;
 use std::{collections::BTreeMap, sync::Arc};
 
 /// An item's last word: as it was written, or none for a deleted one.

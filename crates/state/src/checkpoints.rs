@@ -4,11 +4,14 @@
 //! written items) is copied while no write is folded. Users are too many for that: they are taken down one by one while
 //! writes go on, each with the position of its own last event, and the replay leaves out what a user has already.
 //! Item keys are written by their order and given anew at the start, so a checkpoint outlives a change of the bundle.
-use crate::catalog_changes::ItemChange;
 use crate::LiveState;
-use lodestone_events::{Change, Chunk, Deduper, checkpoint::{Checkpoint, CheckpointError, CheckpointWriter}};
+use crate::catalog_changes::ItemChange;
+use crate::users;
 use lodestone_core::ids::{ItemId, ItemKey};
-use crate::users as users;
+use lodestone_events::{
+    Change, Chunk, Deduper,
+    checkpoint::{Checkpoint, CheckpointError, CheckpointWriter},
+};
 use parking_lot::Mutex;
 use std::{
     io,
@@ -84,7 +87,13 @@ struct Small {
 
 impl Checkpoints {
     /// `position`: that of the checkpoint which the state began with, otherwise 0.
-    pub fn new(state: Arc<LiveState>, recent: Arc<Mutex<Deduper>>, directory: &Path, origin: Origin, position: u64) -> Self {
+    pub fn new(
+        state: Arc<LiveState>,
+        recent: Arc<Mutex<Deduper>>,
+        directory: &Path,
+        origin: Origin,
+        position: u64,
+    ) -> Self {
         let (position, last) = (AtomicU64::new(position), Mutex::default());
         Self { state, recent, directory: directory.to_owned(), origin, position, last }
     }

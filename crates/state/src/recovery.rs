@@ -1,8 +1,11 @@
 //! The state at the start: a checkpoint, or else the imported history; then the log.
-use crate::{LiveState, checkpoints::{self, Origin}};
+use crate::{
+    LiveState,
+    checkpoints::{self, Origin},
+};
+use lodestone_core::{ids::ItemKey, units::UnixMillis};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::{Change, Deduper, EventLog, LogError};
-use lodestone_core::{ids::ItemKey, units::UnixMillis};
 use std::{
     fs, io,
     path::{Path, PathBuf},

@@ -1,9 +1,9 @@
 //! What is known whichever generation answers: the fold of the log. Written by one thread (the log's writer), read by all.
 use crate::catalog_changes::CatalogChanges;
-use lodestone_catalog::ItemKeys;
-use lodestone_events::{Event, EventKind, Popularity};
-use lodestone_core::{ids::ItemKey, units::UnixMillis};
 use crate::users::Users;
+use lodestone_catalog::ItemKeys;
+use lodestone_core::{ids::ItemKey, units::UnixMillis};
+use lodestone_events::{Event, EventKind, Popularity};
 use lodestone_index::Suggester;
 use parking_lot::{Mutex, RwLock};
 use std::sync::{

@@ -4,10 +4,14 @@ use super::{
     query_side::embed_with,
     train::{TrainError, check_item_vectors, freeze},
 };
-use lodestone_pipeline::{bundle::{Bundle, Head}, golden_requests, ranking::{Device, UserEncoder, UserInput, Ranker, RankingError, Runtime}};
 use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::{ids::Row, units::UnixMillis};
 use lodestone_index::FrozenGraph;
+use lodestone_pipeline::{
+    bundle::{Bundle, Head},
+    golden_requests,
+    ranking::{Device, Ranker, RankingError, Runtime, UserEncoder, UserInput},
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     fs, io,

@@ -1,8 +1,8 @@
 //! Which items follow which, and which are bought together.
 use super::replay::Choice;
-use lodestone_core::ids::{UserId, Row};
-use lodestone_index::Neighbours;
 use ahash::AHashMap;
+use lodestone_core::ids::{Row, UserId};
+use lodestone_index::Neighbours;
 
 /// Neighbours kept for an item.
 const NEIGHBOURS_MAX: usize = 50;

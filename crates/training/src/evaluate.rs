@@ -4,11 +4,20 @@ use super::{
     replay::VISIT_MS,
     train::{TrainError, retrieve_candidates},
 };
-use lodestone_pipeline::{bundle::Bundle, Generation, Models, Options, RankedCandidates, RequestContext, Viewer, context, ranking::{Device, Runtime}};
+use ahash::{AHashMap, AHashSet};
+use lodestone_core::{
+    ids::{Row, UserId},
+    statistics::{MeanInterval, bootstrap_mean, resamples},
+    units::UnixMillis,
+};
 use lodestone_dataset as dataset;
 use lodestone_events::{Event, EventKind};
-use lodestone_core::{ids::{UserId, Row}, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
-use ahash::{AHashMap, AHashSet};
+use lodestone_pipeline::{
+    Generation, Models, Options, RankedCandidates, RequestContext, Viewer,
+    bundle::Bundle,
+    context,
+    ranking::{Device, Runtime},
+};
 use std::{fmt, path::Path, time::Instant};
 
 /// Places that count.
@@ -256,11 +265,7 @@ pub(super) fn judge(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
 /// The same resamples for all metrics, so that differences are paired.
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} users' next baskets, {} items; 95 % bootstrap intervals",
-            self.user_count, self.item_count
-        )?;
+        writeln!(f, "{} users' next baskets, {} items; 95 % bootstrap intervals", self.user_count, self.item_count)?;
         writeln!(f, "{:<12}{:<28}{:<28}{:<28}coverage@10", "", "HR@10", "NDCG@10", "MRR@10")?;
         for method in &self.methods {
             writeln!(
@@ -283,8 +288,8 @@ impl fmt::Display for Evaluation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_events::Attribution;
     use lodestone_core::ids::EventId;
+    use lodestone_events::Attribution;
 
     #[test]
     fn a_target_is_judged_from_the_first_event_of_its_visit() {

@@ -4,9 +4,13 @@ use super::{
     evaluate::{EvaluateOptions, Judged, NDCG, RANKED, judge_bundle},
     train::TrainError,
 };
-use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
-use lodestone_core::{ids::UserId, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
 use ahash::AHashMap;
+use lodestone_core::{
+    ids::UserId,
+    statistics::{MeanInterval, bootstrap_mean, resamples},
+    units::UnixMillis,
+};
+use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
 use std::{fmt, path::Path};
 
 /// So often are both timed again where the candidate seems too slow; the least time of each counts.

@@ -1,10 +1,10 @@
 //! What a new training learns from: the imported history, and what was logged since.
 use super::{replay::choices, train::TrainError};
+use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::Item;
+use lodestone_core::ids::ItemId;
 use lodestone_dataset::{self as dataset, DatasetEvent};
 use lodestone_events::{Attribution, Change, Event};
-use lodestone_core::ids::ItemId;
-use ahash::{AHashMap, AHashSet};
 use std::{fs, io, path::Path};
 
 const ITEMS: &str = "items.parquet";
@@ -135,8 +135,11 @@ fn rows_of(event: Event) -> Vec<DatasetEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lodestone_core::{
+        ids::{EventId, UserId},
+        units::UnixMillis,
+    };
     use lodestone_events::{EventKind, EventLine};
-    use lodestone_core::{ids::{EventId, UserId}, units::UnixMillis};
 
     fn purchase(id: &str, at: i64, items: &[&str], attribution: Attribution) -> Change {
         let line = |item: &&str| EventLine { item: ItemId::parse(item).unwrap(), quantity: 2, price: None, rank: 1 };

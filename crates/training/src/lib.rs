@@ -9,7 +9,6 @@ mod gather;
 mod lists;
 mod losses;
 mod onnx;
-mod user_encoder;
 mod query_encoder;
 mod query_side;
 mod ranker;
@@ -19,6 +18,7 @@ mod search_benchmark;
 pub mod sequence;
 pub mod simulation;
 mod train;
+mod user_encoder;
 mod warm;
 
 pub use bring::{ExternalModelError, ExternalModels, bring};

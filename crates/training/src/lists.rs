@@ -5,11 +5,14 @@ use super::{
     ranker::RankingList,
     train::{TrainError, TrainOptions, retrieve_candidates},
 };
-use lodestone_catalog::Item;
-use lodestone_pipeline::{Generation, Models, Options, RequestContext, Viewer};
-use lodestone_events::{Event, EventKind};
-use lodestone_core::{ids::{ItemId, UserId, Row}, units::UnixMillis};
 use ahash::AHashMap;
+use lodestone_catalog::Item;
+use lodestone_core::{
+    ids::{ItemId, Row, UserId},
+    units::UnixMillis,
+};
+use lodestone_events::{Event, EventKind};
+use lodestone_pipeline::{Generation, Models, Options, RequestContext, Viewer};
 use rand::{Rng, rngs::StdRng};
 use std::ops::Range;
 
@@ -233,8 +236,8 @@ fn with_enough(mut lists: Vec<RankingList>) -> Lists {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_events::{Attribution, EventLine};
     use lodestone_core::ids::EventId;
+    use lodestone_events::{Attribution, EventLine};
 
     fn event(kind: EventKind, item: &str, day: f64) -> Event {
         Event {

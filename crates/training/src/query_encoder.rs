@@ -4,14 +4,14 @@ use super::{
     Progress,
     onnx::{Dim, ExportCheck, GraphWriter, ModelError, NORM_EPSILON, compare, weights_in},
 };
-use lodestone_catalog::VECTOR_DIM;
-use lodestone_pipeline::ranking::{Device as RunDevice, QueryEncoder, Runtime};
 use burn::{
     module::{Module, Param},
     nn::{Linear, LinearConfig},
     optim::{AdamConfig, GradientsParams},
     tensor::{Device, Distribution, Int, Tensor, TensorData, activation::log_softmax},
 };
+use lodestone_catalog::VECTOR_DIM;
+use lodestone_pipeline::ranking::{Device as RunDevice, QueryEncoder, Runtime};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 #[derive(Debug, Clone)]

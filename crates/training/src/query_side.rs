@@ -6,8 +6,8 @@ use super::{
     train::{TrainError, TrainOptions},
 };
 use lodestone_catalog::Item;
-use lodestone_pipeline::ranking::{Device, Runtime, SentenceEncoder, SentenceError};
 use lodestone_core::text;
+use lodestone_pipeline::ranking::{Device, Runtime, SentenceEncoder, SentenceError};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::path::Path;
 

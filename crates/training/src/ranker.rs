@@ -5,7 +5,6 @@ use super::{
     onnx::{Dim, ExportCheck, GraphWriter, ModelError, compare},
     query_encoder::numbers,
 };
-use lodestone_pipeline::ranking::{Device as RunDevice, Ranker, Runtime};
 use burn::{
     module::Module,
     nn::{Linear, LinearConfig},
@@ -15,6 +14,7 @@ use burn::{
         activation::{gelu, log_sigmoid, log_softmax},
     },
 };
+use lodestone_pipeline::ranking::{Device as RunDevice, Ranker, Runtime};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::sync::atomic::{AtomicBool, Ordering};
 

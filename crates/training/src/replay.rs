@@ -1,9 +1,12 @@
 //! A shop's events in the order in which they happened.
 use super::counts::BASKET_ITEMS_MAX;
+use ahash::AHashMap;
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::UnixMillis,
+};
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
-use ahash::AHashMap;
 
 /// What was chosen at one time: items of one invoice share their time, so their order means nothing.
 #[derive(Debug, Clone)]

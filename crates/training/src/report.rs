@@ -1,20 +1,28 @@
 //! A page to look at: how a bundle was trained, how good it is, and on what that rests.
 use super::{
     Progress,
-    evaluate::{
-        EvaluateOptions, Evaluation, METHODS, NDCG, RANKED, Shown, evaluation, judge,
-        replay_targets,
-    },
+    evaluate::{EvaluateOptions, Evaluation, METHODS, NDCG, RANKED, Shown, evaluation, judge, replay_targets},
     lists::{HEADS, Outcomes},
     losses::LossCurves,
     train::TrainError,
 };
-use lodestone_pipeline::{fusion::NOT_FOUND, bundle::Bundle, Models, source::CandidateSource, features::{FEATURE_COUNT, FEATURES}, ranking::Runtime};
-use lodestone_dataset as dataset;
-use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide};
-use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, Row}, statistics::{MeanInterval, bootstrap_mean, resamples}, units::UnixMillis};
 use ahash::AHashMap;
+use lodestone_core::{
+    ids::{ItemId, Row},
+    statistics::{MeanInterval, bootstrap_mean, resamples},
+    units::UnixMillis,
+};
+use lodestone_dataset as dataset;
+use lodestone_events::EventKind;
+use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide};
+use lodestone_pipeline::{
+    Models,
+    bundle::Bundle,
+    features::{FEATURE_COUNT, FEATURES},
+    fusion::NOT_FOUND,
+    ranking::Runtime,
+    source::CandidateSource,
+};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{fmt::Write, path::Path};
 
@@ -234,8 +242,12 @@ fn quality(html: &mut String, evaluation: &Evaluation) {
         let _ = write!(html, "NDCG@10 {name}: {gain}<br>");
     }
     html.push_str("</p>");
-    let bar =
-        |name: &str, value: MeanInterval| Bar { name: name.to_owned(), mean: value.mean, low: value.low, high: value.high };
+    let bar = |name: &str, value: MeanInterval| Bar {
+        name: name.to_owned(),
+        mean: value.mean,
+        low: value.low,
+        high: value.high,
+    };
     let groups: Vec<BarGroup> = ["HR@10", "NDCG@10", "MRR@10"]
         .iter()
         .enumerate()

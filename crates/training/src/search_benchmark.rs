@@ -9,12 +9,20 @@ use super::{
     query_side::{BUCKET_COUNT, title_samples},
     ranker::{RankerConfig, RankingList, train_ranker},
 };
+use ahash::AHashMap;
 use lodestone_catalog::{Item, VECTOR_DIM};
-use lodestone_pipeline::{Candidates, Fusion, source::CandidateSource, features::{FEATURE_COUNT, FEATURES}, ranking::{Device, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError}};
-use lodestone_core::{ids::{ItemId, Row}, text};
+use lodestone_core::{
+    ids::{ItemId, Row},
+    text,
+};
 use lodestone_dataset::decompress;
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError, dot};
-use ahash::AHashMap;
+use lodestone_pipeline::{
+    Candidates, Fusion,
+    features::{FEATURE_COUNT, FEATURES},
+    ranking::{Device, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError},
+    source::CandidateSource,
+};
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
     fmt,

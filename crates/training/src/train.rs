@@ -6,20 +6,28 @@ use super::{
     lists::{head_weight, ranking_lists},
     losses::LossCurves,
     onnx::{ExportCheck, ModelError},
-    user_encoder::{UserSample, user_samples, train_user_encoder},
     query_side::{BUCKET_COUNT, QuerySide, embed_with, learned_query_side},
     ranker::{RankerConfig, TrainedRanker, train_ranker},
     replay::{Choice, baskets, choices, time_at_share},
     sequence::{ItemText, Pause, SequenceError},
+    user_encoder::{UserSample, train_user_encoder, user_samples},
     warm::{EncoderWeights, Start, WarmStart},
 };
-use lodestone_pipeline::{bundle::{Bundle, BundleError, Head, Manifest}, Generation, GenerationError, GoldenError, Models, RequestContext, golden_requests, retrieve, context, features::FEATURES, ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError}};
+use ahash::AHashMap;
 use lodestone_catalog::{Item, VECTOR_DIM};
+use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::Event;
-use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Precision, VectorError, check_vector};
-use ahash::AHashMap;
+use lodestone_pipeline::{
+    Generation, GenerationError, GoldenError, Models, RequestContext,
+    bundle::{Bundle, BundleError, Head, Manifest},
+    context,
+    features::FEATURES,
+    golden_requests,
+    ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError},
+    retrieve,
+};
 use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
 use std::{

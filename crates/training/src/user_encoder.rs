@@ -12,11 +12,17 @@ use super::{
         transformer::{BlockWeights, FFN_FACTOR},
     },
 };
-use lodestone_catalog::VECTOR_DIM;
-use lodestone_pipeline::{ENCODED_EVENTS_MAX, ranking::{Device, UserEncoder, UserInput, Runtime}};
-use lodestone_events::{Event, EventKind};
-use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 use ahash::AHashMap;
+use lodestone_catalog::VECTOR_DIM;
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::UnixMillis,
+};
+use lodestone_events::{Event, EventKind};
+use lodestone_pipeline::{
+    ENCODED_EVENTS_MAX,
+    ranking::{Device, Runtime, UserEncoder, UserInput},
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::ops::Range;
 
@@ -75,7 +81,11 @@ struct Past {
 
 /// For each choice within `times` that has a history: what came before it, and its items. Items of one event are chosen
 /// together: their order says nothing. `events` are in time order; none after `times` is looked at.
-pub(crate) fn user_samples(events: &[Event], row_of: &AHashMap<ItemId, u32>, times: Range<UnixMillis>) -> Vec<UserSample> {
+pub(crate) fn user_samples(
+    events: &[Event],
+    row_of: &AHashMap<ItemId, u32>,
+    times: Range<UnixMillis>,
+) -> Vec<UserSample> {
     let mut pasts: AHashMap<&UserId, Past> = AHashMap::new();
     let mut order: Vec<&UserId> = Vec::new();
     for event in events.iter().take_while(|event| event.at < times.end) {
@@ -403,8 +413,8 @@ fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<Ex
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_events::{Attribution, EventLine};
     use lodestone_core::ids::EventId;
+    use lodestone_events::{Attribution, EventLine};
 
     fn event(kind: EventKind, hour: i64, items: &[u32]) -> Event {
         let line = |item: &u32| EventLine {

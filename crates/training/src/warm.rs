@@ -1,13 +1,16 @@
 //! Training that begins with the encoders of an earlier bundle instead of random weights.
 use super::{
     onnx::ModelError,
-    user_encoder::TrainedUserEncoder,
     sequence::{ItemText, TrainerState},
+    user_encoder::TrainedUserEncoder,
+};
+use ahash::AHashMap;
+use lodestone_catalog::{Item, VECTOR_DIM};
+use lodestone_core::{
+    ids::{ItemId, Row},
+    units::UnixMillis,
 };
 use lodestone_pipeline::bundle::{Bundle, BundleError};
-use lodestone_catalog::{Item, VECTOR_DIM};
-use lodestone_core::{ids::{ItemId, Row}, units::UnixMillis};
-use ahash::AHashMap;
 use prost::Message;
 use std::path::Path;
 
@@ -88,9 +91,7 @@ impl WarmStart {
     fn of(bundle: Bundle, sentence: Option<&[u8]>, validated_from: UnixMillis) -> Result<Self, String> {
         let name = &bundle.manifest.name;
         let Some(bytes) = &bundle.encoder_weights else {
-            return Err(format!(
-                "bundle {name} has no user_encoder.weights: another program trained its user encoder"
-            ));
+            return Err(format!("bundle {name} has no user_encoder.weights: another program trained its user encoder"));
         };
         let kept = EncoderWeights::decode(bytes.as_slice()).ok().filter(|kept| kept.version == VERSION);
         let kept = kept.ok_or_else(|| format!("user_encoder.weights of bundle {name} is of another version"))?;

@@ -1,5 +1,12 @@
 //! The models of what comes next: nothing leaks, bad input is refused with a sentence, and figures are what they say.
-use lodestone_training::sequence::{Dropout, EncoderConfig, ItemText, Pause, SequenceEncoder, SequenceError, Tokens, TrainerState, benchmark::{self, BasketFiles, HitReport, NextItemFiles, SessionFiles, Trials}, files::Catalogue, metrics::{HitMetrics, basket_quality}, next_item::{NextItemConfig, NextItemModel, leave_one_out, train_next_item}, next_items, train_encoder};
+use lodestone_training::sequence::{
+    Dropout, EncoderConfig, ItemText, Pause, SequenceEncoder, SequenceError, Tokens, TrainerState,
+    benchmark::{self, BasketFiles, HitReport, NextItemFiles, SessionFiles, Trials},
+    files::Catalogue,
+    metrics::{HitMetrics, basket_quality},
+    next_item::{NextItemConfig, NextItemModel, leave_one_out, train_next_item},
+    next_items, train_encoder,
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fs, path::PathBuf};
 

@@ -1,10 +1,13 @@
 //! `train` on shops of all kinds: it learns or refuses with a sentence, never writes a number that is none, and goes on where it
 //! was stopped.
-use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
 use lodestone_catalog::Item;
+use lodestone_core::{
+    ids::{ItemId, Row, UserId},
+    units::UnixMillis,
+};
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, UserId, Row}, units::UnixMillis};
+use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
 use lodestone_training::{EvaluateOptions, Found, Start, TrainError, TrainOptions, TrainReport, evaluate, train};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{

@@ -1,10 +1,10 @@
 //! benchmark ann
-use lodestone_core::{bits, ids::Row};
-use lodestone_pipeline::bundle::Bundle;
 use crate::cli::matrix::Matrix;
-use lodestone_index::{BuildConfig, FrozenGraph, Precision, SearchStrategy, dot};
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use lodestone_core::{bits, ids::Row};
+use lodestone_index::{BuildConfig, FrozenGraph, Precision, SearchStrategy, dot};
+use lodestone_pipeline::bundle::Bundle;
 use rayon::prelude::*;
 use std::{fmt, path::PathBuf, time::Instant};
 

@@ -1,10 +1,15 @@
 //! benchmark events: the log and its fold, without network and models.
 use crate::cli::Format;
-use lodestone_state::{LiveState, RecoveryOptions, checkpoints::Checkpoints, recover, state_of_items};
-use lodestone_events::{Attribution, Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log};
-use lodestone_core::{ids::{EventId, ItemId, UserId}, units::UnixMillis};
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use lodestone_core::{
+    ids::{EventId, ItemId, UserId},
+    units::UnixMillis,
+};
+use lodestone_events::{
+    Attribution, Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log,
+};
+use lodestone_state::{LiveState, RecoveryOptions, checkpoints::Checkpoints, recover, state_of_items};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{

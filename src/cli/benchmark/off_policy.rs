@@ -1,6 +1,6 @@
 //! benchmark off-policy
-use lodestone_experiments::off_policy::{self, EstimateOptions, SupportLimits};
 use anyhow::{Context, ensure};
+use lodestone_experiments::off_policy::{self, EstimateOptions, SupportLimits};
 use std::path::PathBuf;
 
 /// Estimates, from the log of one policy, what another earns per shown item (with clicks: its click rate), and compares

@@ -1,7 +1,14 @@
 //! benchmark next-item, sessions, next-basket, encoder-step
 use crate::cli::offline::Bars;
-use lodestone_training::{Progress, sequence::{EncoderConfig, Shape, Similarity, benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials}, fit::time_steps}};
 use anyhow::{Context, ensure};
+use lodestone_training::{
+    Progress,
+    sequence::{
+        EncoderConfig, Shape, Similarity,
+        benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials},
+        fit::time_steps,
+    },
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt::Display, fs, path::PathBuf};
 

@@ -1,9 +1,9 @@
 //! Answers, from the domain to the wire.
+use crate::server::{proto, violations::Violation};
 use lodestone_catalog::{AttributeValue, Item};
-use lodestone_pipeline::{*, serving::ChosenArm};
 use lodestone_core::ids::ItemId;
 use lodestone_index::{Completion, CompletionSource, SearchStrategy};
-use crate::server::{proto, violations::Violation};
+use lodestone_pipeline::{serving::ChosenArm, *};
 
 /// What the server itself adds to an answer.
 pub(crate) struct Envelope {

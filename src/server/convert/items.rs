@@ -1,8 +1,11 @@
 //! Items.
 use super::{TEXT_CHARS_MAX, currency};
-use lodestone_catalog::{AttributeValue, Item};
-use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
 use crate::server::{proto, violations::Violations};
+use lodestone_catalog::{AttributeValue, Item};
+use lodestone_core::{
+    ids::ItemId,
+    units::{PriceMicros, UnixMillis},
+};
 use std::{
     collections::BTreeMap,
     fmt::{self, Display},
@@ -17,7 +20,12 @@ const ATTRIBUTES_MAX: usize = 100;
 const STOCK_MAX: i64 = 1_000_000_000;
 
 /// Checks one item. None where anything is wrong.
-pub(crate) fn item(violations: &mut Violations, path: impl Display, item: &proto::Item, now: UnixMillis) -> Option<Item> {
+pub(crate) fn item(
+    violations: &mut Violations,
+    path: impl Display,
+    item: &proto::Item,
+    now: UnixMillis,
+) -> Option<Item> {
     let before = violations.found.len();
     let path = &path;
     let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.{name}"));

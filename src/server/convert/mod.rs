@@ -5,7 +5,9 @@ mod items;
 mod models;
 mod requests;
 
-pub(super) use answers::{Envelope, item_to_proto, rank_response, recommend_response, search_response, suggest_response};
+pub(super) use answers::{
+    Envelope, item_to_proto, rank_response, recommend_response, search_response, suggest_response,
+};
 pub(super) use events::event;
 pub(super) use items::item;
 pub(super) use models::{bundle_name, bundle_share, bundle_to_proto, reason};

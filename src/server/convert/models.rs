@@ -1,8 +1,8 @@
 //! Bundles, from the domain to the wire, and what may be asked of them.
 use super::{TEXT_CHARS_MAX, shortened};
-use lodestone_rollout::{BundleState, BundleStatus, ShadowReport, HealthSummary, CanaryReport};
-use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
 use crate::server::{proto, violations::Violations};
+use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
+use lodestone_rollout::{BundleState, BundleStatus, CanaryReport, HealthSummary, ShadowReport};
 use std::time::Duration;
 
 /// A bundle that is named.

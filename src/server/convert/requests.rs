@@ -1,9 +1,12 @@
 //! Requests of RankingService.
 use super::{TEXT_CHARS_MAX, events::event, shortened};
-use lodestone_catalog::Filter;
-use lodestone_pipeline::*;
-use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 use crate::server::{proto, violations::Violations};
+use lodestone_catalog::Filter;
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::UnixMillis,
+};
+use lodestone_pipeline::*;
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::fmt::Display;

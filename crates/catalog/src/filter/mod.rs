@@ -381,7 +381,10 @@ impl fmt::Display for Literal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
+    use lodestone_core::{
+        ids::ItemId,
+        units::{PriceMicros, UnixMillis},
+    };
     use proptest::prelude::*;
 
     fn mug() -> Item {

@@ -32,11 +32,7 @@ pub fn bootstrap_mean(values: &[f64], resamples: &[Vec<u32>]) -> MeanInterval {
         .collect();
     means.sort_by(f64::total_cmp);
     let quantile = |share: f64| means.get(((means.len() as f64 * share) as usize).min(means.len().saturating_sub(1)));
-    MeanInterval {
-        mean,
-        low: quantile(0.025).copied().unwrap_or(mean),
-        high: quantile(0.975).copied().unwrap_or(mean),
-    }
+    MeanInterval { mean, low: quantile(0.025).copied().unwrap_or(mean), high: quantile(0.975).copied().unwrap_or(mean) }
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! Items as the events show them: the usual title, the middle price, the first day.
-use lodestone_catalog::Item;
-use lodestone_events::EventKind;
-use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
 use ahash::AHashMap;
+use lodestone_catalog::Item;
+use lodestone_core::{
+    ids::ItemId,
+    units::{PriceMicros, UnixMillis},
+};
+use lodestone_events::EventKind;
 use std::collections::BTreeMap;
 
 #[derive(Default)]

@@ -1,5 +1,6 @@
 //! A shop's own file into canonical items and events. The mapping and the cleaning are explained in `docs/events.md`.
 mod catalogue;
+mod cells;
 mod mapping;
 mod report;
 mod rows;
@@ -8,10 +9,13 @@ pub use mapping::Mapping;
 pub use report::{Dropped, ImportReport};
 
 use crate::{DatasetError, DatasetEvent};
-use lodestone_events::EventKind;
-use lodestone_core::{ids::{ID_BYTES_MAX, ItemId, UserId}, units::{PriceMicros, UnixMillis}};
 use ahash::AHashSet;
 use catalogue::Catalogue;
+use lodestone_core::{
+    ids::{ID_BYTES_MAX, ItemId, UserId},
+    units::{PriceMicros, UnixMillis},
+};
+use lodestone_events::EventKind;
 use report::Reason;
 use rows::{Row, Rows};
 use std::{

@@ -1,6 +1,6 @@
 //! The rows of a shop's file, whatever its format.
 use super::{ImportError, Mapping};
-use crate::decompress;
+use crate::{decompress, import::cells::write_cell};
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read},
@@ -201,7 +201,7 @@ struct ParquetRows {
     path: PathBuf,
     reader: parquet::arrow::arrow_reader::ParquetRecordBatchReader,
     places: [Option<usize>; COLUMNS],
-    batch: Option<arrow::array::RecordBatch>,
+    batch: Option<arrow_array::RecordBatch>,
     row: usize,
     read: u64,
 }
@@ -220,7 +220,6 @@ impl ParquetRows {
     }
 
     fn next(&mut self, values: &mut [String; COLUMNS]) -> Result<bool, ImportError> {
-        use arrow::util::display::array_value_to_string;
         let broken = |line: u64, message: String| ImportError::Broken { path: self.path.clone(), line, message };
         while self.batch.as_ref().is_none_or(|batch| self.row == batch.num_rows()) {
             self.row = 0;
@@ -233,9 +232,7 @@ impl ParquetRows {
         for (value, place) in values.iter_mut().zip(self.places) {
             value.clear();
             if let Some(place) = place {
-                let text = array_value_to_string(batch.column(place), self.row)
-                    .map_err(|error| broken(self.read + 1, error.to_string()))?;
-                value.push_str(&text);
+                write_cell(value, batch.column(place), self.row).map_err(|problem| broken(self.read + 1, problem))?;
             }
         }
         self.row += 1;

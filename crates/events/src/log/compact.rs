@@ -5,8 +5,8 @@ use super::{
     segments,
 };
 use crate::{Change, DEDUPE_DAYS, EventKind, checkpoint};
-use lodestone_core::{ids::ItemId, units::UnixMillis};
 use ahash::AHashMap;
+use lodestone_core::{ids::ItemId, units::UnixMillis};
 use std::{collections::BTreeMap, path::Path};
 
 /// How long events are kept, by type. Types that are not named are kept forever.

@@ -1,10 +1,13 @@
 //! What another order would have earned, from answers that explored.
 use super::{Cell, Choice, EstimateOptions, Estimates, Log, LogRow, Refusal, estimate};
-use lodestone_pipeline::{answers::{AnswerRecord, AnswersError, for_each_record}, serving::ServingConfig};
-use lodestone_dataset::DatasetSlot;
 use crate::Outcome;
-use lodestone_core::units::UnixMillis;
 use ahash::AHashMap;
+use lodestone_core::units::UnixMillis;
+use lodestone_dataset::DatasetSlot;
+use lodestone_pipeline::{
+    answers::{AnswerRecord, AnswersError, for_each_record},
+    serving::ServingConfig,
+};
 use serde::Serialize;
 use std::{fmt, path::Path};
 

@@ -1,6 +1,6 @@
 //! Reads logs in the format of the Open Bandit Dataset (Saito et al. 2021): .csv, .csv.gz or .csv.zst with a header.
-use lodestone_dataset::decompress;
 use ahash::AHashMap;
+use lodestone_dataset::decompress;
 use std::{
     fs::File,
     io,

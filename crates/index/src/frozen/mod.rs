@@ -14,13 +14,13 @@ pub use file::FileError;
 pub use values::Precision;
 pub use walk::SearchStrategy;
 
-use lodestone_core::ids::Row;
 use crate::kernels::Instructions;
 use ahash::AHashMap;
 use build::{Built, NONE, UpperLayer};
 use codes::{Quantizer, ZERO};
 use file::Slice;
 use ids::Ids;
+use lodestone_core::ids::Row;
 use rayon::prelude::*;
 use values::Values;
 

@@ -1,7 +1,7 @@
 //! Answering a query.
 use super::{FrozenGraph, build::NONE};
-use lodestone_core::{bits, ids::Row};
 use crate::kernels::{Codes, inlined, prefetch, with_codes};
+use lodestone_core::{bits, ids::Row};
 use std::cell::RefCell;
 
 /// How a filtered query was answered.

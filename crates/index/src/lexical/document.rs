@@ -1,7 +1,10 @@
 //! What of an item is indexed.
 use super::Lexical;
 use lodestone_catalog::{AttributeValue, Item};
-use lodestone_core::{ids::Row, text::{self, TokenKind}};
+use lodestone_core::{
+    ids::Row,
+    text::{self, TokenKind},
+};
 use tantivy::{
     TantivyDocument,
     tokenizer::{PreTokenizedString, Token},

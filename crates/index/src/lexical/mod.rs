@@ -5,11 +5,11 @@ mod document;
 mod query;
 
 use super::{forward::ForwardIndex, hnsw::best_first, spelling::Vocabulary, synonyms::Synonyms};
-use lodestone_catalog::Item;
-use lodestone_core::{ids::Row, text};
 use ahash::AHashSet;
 use collect::{all_of, best_of, best_of_some};
 use document::{ItemTexts, ordered};
+use lodestone_catalog::Item;
+use lodestone_core::{ids::Row, text};
 use parking_lot::{Mutex, RwLock};
 use query::Read;
 use rayon::prelude::*;

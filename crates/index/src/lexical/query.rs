@@ -1,8 +1,8 @@
 //! From a query's words to what tantivy looks for.
 use super::super::forward::{ForwardIndex, Group};
 use super::{Fields, Lexical, LexicalError, Match, PART_BYTES_MIN, document::ordered};
-use lodestone_core::text::{self, TokenKind};
 use ahash::AHashMap;
+use lodestone_core::text::{self, TokenKind};
 use tantivy::{
     Searcher, Term,
     query::{BooleanQuery, BoostQuery, DisjunctionMaxQuery, EmptyQuery, Occur, Query, TermQuery},

@@ -1,9 +1,9 @@
 //! The best of what was found, for one user.
+use super::Completion;
 use super::{
     list::{Entry, finite},
     nearness::STARTS_MAX,
 };
-use super::Completion;
 use ahash::AHashSet;
 use std::cell::RefCell;
 

@@ -4,8 +4,8 @@ use super::{
     nearness::{ERROR_FACTOR, HOLDING_FACTOR, Nearness, holds_words, may_have_error, word_starts},
 };
 use crate::CompletionSource;
-use lodestone_core::text;
 use ahash::AHashMap;
+use lodestone_core::text;
 use std::ops::Range;
 
 /// Characters of a text that are read.

@@ -6,9 +6,9 @@ use super::{
     record::{AnswerId, AnswerRecord},
     segment::{AnswersError, Block, Segment, SegmentReader, compressor, day_of, list},
 };
-use lodestone_telemetry::Metrics;
-use lodestone_core::units::UnixMillis;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use lodestone_core::units::UnixMillis;
+use lodestone_telemetry::Metrics;
 use std::{
     fs,
     path::{Path, PathBuf},

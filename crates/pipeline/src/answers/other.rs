@@ -1,6 +1,9 @@
 //! What another serving configuration would have shown, from the record of an answer.
 use super::{AnswerRecord, RankingRecord, ReplayError};
-use crate::{policy::{CandidateIndex, Base, PolicyInput, PinSlot, Ranking, arrange}, serving::ServingConfig};
+use crate::{
+    policy::{Base, CandidateIndex, PinSlot, PolicyInput, Ranking, arrange},
+    serving::ServingConfig,
+};
 
 impl AnswerRecord {
     /// The items of the first page under this configuration, without its exploration: the candidates that were ranked then,
@@ -22,8 +25,11 @@ impl AnswerRecord {
         let base = Base { heads: &self.head_values, weights: &weights, fused: &fused, tiers: &self.tiers };
         let lacking = || ReplayError("it lacks scores of some candidates".to_owned());
         let scores = base.scores(count).ok_or_else(lacking)?;
-        let pins: Vec<PinSlot> =
-            self.pins.iter().map(|pin| PinSlot { candidate: pin.item.map(CandidateIndex), rank: pin.rank as usize }).collect();
+        let pins: Vec<PinSlot> = self
+            .pins
+            .iter()
+            .map(|pin| PinSlot { candidate: pin.item.map(CandidateIndex), rank: pin.rank as usize })
+            .collect();
         let given = PolicyInput {
             rankings: &[Ranking { scores: &scores, diversity: 0.0 }],
             boost_factors: &self.boost_factors,

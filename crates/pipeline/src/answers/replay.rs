@@ -3,7 +3,13 @@ use super::{
     columns,
     record::{AnswerRecord, ExplorationRecord, RankingRecord, SlotRecord},
 };
-use crate::{features::FEATURES, policy::{CandidateIndex, Arranged, Base, Exploration, PolicyInput, Marginal, Organic, PinSlot, Random, Ranking, Team, arrange, place_pins, team_draft}};
+use crate::{
+    features::FEATURES,
+    policy::{
+        Arranged, Base, CandidateIndex, Exploration, Marginal, Organic, PinSlot, PolicyInput, Random, Ranking, Team,
+        arrange, place_pins, team_draft,
+    },
+};
 use sha2::{Digest, Sha256};
 
 /// Why a record cannot be made into an answer: it is damaged, or something that it rests on is missing.
@@ -145,7 +151,10 @@ impl AnswerRecord {
     }
 
     fn pin_slots(&self) -> Vec<PinSlot> {
-        self.pins.iter().map(|pin| PinSlot { candidate: pin.item.map(CandidateIndex), rank: pin.rank as usize }).collect()
+        self.pins
+            .iter()
+            .map(|pin| PinSlot { candidate: pin.item.map(CandidateIndex), rank: pin.rank as usize })
+            .collect()
     }
 
     /// The fused scores of retrieval, which are a feature.

@@ -5,11 +5,11 @@ use super::{
     replay::{Propensity, ReplayError},
     segment::{AnswersError, Lost, SegmentReader, day_of, list},
 };
-use lodestone_dataset::{self as dataset, Cells, DatasetError};
-use lodestone_events::{Attribution, Event, EventKind};
-use lodestone_core::{ids::UserId, units::UnixMillis};
 use crate::policy::Marginal;
 use ahash::AHashMap;
+use lodestone_core::{ids::UserId, units::UnixMillis};
+use lodestone_dataset::{self as dataset, Cells, DatasetError};
+use lodestone_events::{Attribution, Event, EventKind};
 use std::path::Path;
 
 /// One slot of a first page.
@@ -258,9 +258,15 @@ impl SlotRow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{answers::{ExplorationRecord, RankingRecord, SlotRecord, seed_of}, policy::Exploration};
+    use crate::{
+        answers::{ExplorationRecord, RankingRecord, SlotRecord, seed_of},
+        policy::Exploration,
+    };
+    use lodestone_core::{
+        ids::{EventId, ItemId},
+        units::PriceMicros,
+    };
     use lodestone_events::EventLine;
-    use lodestone_core::{ids::{EventId, ItemId}, units::PriceMicros};
 
     fn record() -> AnswerRecord {
         let id = vec![7; 16];

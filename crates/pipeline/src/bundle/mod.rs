@@ -6,9 +6,9 @@ mod manifest;
 
 pub use manifest::{FileSum, Head, Manifest};
 
+use crate::features;
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self as dataset, DatasetError};
-use crate::features;
 use lodestone_index::{FileError, FrozenGraph, Neighbours};
 use sha2::{Digest, Sha256};
 use std::{

@@ -2,11 +2,11 @@
 //! sees a number made in two ways.
 mod user;
 
-pub use user::{ItemStats, UserContext, Recent};
+pub use user::{ItemStats, Recent, UserContext};
 
 use lodestone_catalog::Catalog;
-use lodestone_events::Popularity;
 use lodestone_core::{ids::Row, units::UnixMillis};
+use lodestone_events::Popularity;
 use lodestone_index::dot;
 use sha2::{Digest, Sha256};
 

@@ -1,10 +1,13 @@
 //! A user's history, prepared once for all candidates of a request.
-use lodestone_catalog::{Catalog, VECTOR_DIM};
-use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemKey, Row}, units::UnixMillis};
-use lodestone_state::users::History;
-use lodestone_index::{LANES, KeyedNeighbours, LaneVectors};
 use ahash::AHashMap;
+use lodestone_catalog::{Catalog, VECTOR_DIM};
+use lodestone_core::{
+    ids::{ItemKey, Row},
+    units::UnixMillis,
+};
+use lodestone_events::EventKind;
+use lodestone_index::{KeyedNeighbours, LANES, LaneVectors};
+use lodestone_state::users::History;
 
 /// Distinct items of the history that similarity and neighbours start from.
 const RECENT_MAX: usize = 12;

@@ -9,8 +9,8 @@
 //!    are interleaved.
 //!
 //! Everything that the rules read is in [`PolicyInput`], so that an answer can be arranged once more from its record, to the bit.
-use super::{Exploration, Organic, PinSlot, Team, apply_boosts, diversify, place_pins, team_draft};
 use super::CandidateIndex;
+use super::{Exploration, Organic, PinSlot, Team, apply_boosts, diversify, place_pins, team_draft};
 use std::cmp::Ordering;
 
 /// How far down diversity looks for a candidate that is less alike.
@@ -90,14 +90,16 @@ pub fn arrange<'v>(given: &PolicyInput, vector_of: impl Fn(CandidateIndex) -> &'
     let placement = place_pins(&candidates, given.pins);
     let slots: Vec<usize> =
         placement.order.iter().enumerate().filter(|(_, (_, pinned))| !pinned).map(|(at, _)| at + 1).collect();
-    let pinned: Vec<CandidateIndex> = placement.order.iter().filter(|(_, pinned)| *pinned).map(|(candidate, _)| *candidate).collect();
+    let pinned: Vec<CandidateIndex> =
+        placement.order.iter().filter(|(_, pinned)| *pinned).map(|(candidate, _)| *candidate).collect();
     let (pinned_list, organic): (Vec<Listed>, Vec<Listed>) =
         list.into_iter().partition(|listed| pinned.contains(&listed.candidate));
     let places = |listed: Vec<Listed>| {
         let mut shown = listed.into_iter();
         let place = |&(candidate, is_pinned): &(CandidateIndex, bool)| match is_pinned {
             true => {
-                let score = pinned_list.iter().find(|listed| listed.candidate == candidate).map_or(0.0, |listed| listed.score);
+                let score =
+                    pinned_list.iter().find(|listed| listed.candidate == candidate).map_or(0.0, |listed| listed.score);
                 Some(Placed { candidate, score, is_pinned, conditional: 1.0, team: None })
             }
             false => shown.next().map(Listed::placed),
@@ -115,8 +117,11 @@ pub fn arrange<'v>(given: &PolicyInput, vector_of: impl Fn(CandidateIndex) -> &'
     let drawn = policy.draw(Organic { scores: &scores, slots: &slots }, given.seed);
     let shown = drawn.order.iter().zip(&drawn.conditionals);
     let shown = shown.map(|(place, conditional)| Listed { conditional: *conditional, ..organic[*place] }).collect();
-    let place =
-        |(listed, slot): (&Listed, &usize)| OrganicPlace { candidate: listed.candidate, score: listed.score, slot: *slot };
+    let place = |(listed, slot): (&Listed, &usize)| OrganicPlace {
+        candidate: listed.candidate,
+        score: listed.score,
+        slot: *slot,
+    };
     Arranged {
         placed: places(shown),
         dropped_pins,
@@ -152,13 +157,22 @@ impl Listed {
 }
 
 /// Rules 1 to 3.
-fn ordered<'v>(given: &PolicyInput, ranking: &Ranking, vector_of: &impl Fn(CandidateIndex) -> &'v [f32]) -> Vec<(CandidateIndex, f32)> {
+fn ordered<'v>(
+    given: &PolicyInput,
+    ranking: &Ranking,
+    vector_of: &impl Fn(CandidateIndex) -> &'v [f32],
+) -> Vec<(CandidateIndex, f32)> {
     let scores = ranking.scores.iter().enumerate();
-    let mut scored: Vec<(CandidateIndex, f32)> = scores.map(|(candidate, score)| (CandidateIndex(candidate as u32), *score)).collect();
-    let matches =
-        |candidate: CandidateIndex, boost: usize| given.boost_masks.get(candidate.index()).is_some_and(|mask| mask >> boost & 1 == 1);
+    let mut scored: Vec<(CandidateIndex, f32)> =
+        scores.map(|(candidate, score)| (CandidateIndex(candidate as u32), *score)).collect();
+    let matches = |candidate: CandidateIndex, boost: usize| {
+        given.boost_masks.get(candidate.index()).is_some_and(|mask| mask >> boost & 1 == 1)
+    };
     apply_boosts(&mut scored, given.boost_factors, matches);
-    let by_field = |a: CandidateIndex, b: CandidateIndex| match (given.field_ranks.get(a.index()), given.field_ranks.get(b.index())) {
+    let by_field = |a: CandidateIndex, b: CandidateIndex| match (
+        given.field_ranks.get(a.index()),
+        given.field_ranks.get(b.index()),
+    ) {
         (Some(a), Some(b)) => a.cmp(b),
         _ => Ordering::Equal,
     };
@@ -171,7 +185,8 @@ fn ordered<'v>(given: &PolicyInput, ranking: &Ranking, vector_of: &impl Fn(Candi
 
 /// Rule 4. Each pick has the score that its own team gives it.
 fn drafted(a: &[(CandidateIndex, f32)], b: &[(CandidateIndex, f32)], seed: u64) -> Vec<Listed> {
-    let candidates = |list: &[(CandidateIndex, f32)]| list.iter().map(|(candidate, _)| *candidate).collect::<Vec<CandidateIndex>>();
+    let candidates =
+        |list: &[(CandidateIndex, f32)]| list.iter().map(|(candidate, _)| *candidate).collect::<Vec<CandidateIndex>>();
     let by_candidate = |list: &[(CandidateIndex, f32)]| {
         let mut list = list.to_vec();
         list.sort_unstable_by_key(|(candidate, _)| *candidate);
@@ -181,7 +196,8 @@ fn drafted(a: &[(CandidateIndex, f32)], b: &[(CandidateIndex, f32)], seed: u64) 
     let picks = team_draft(&candidates(a), &candidates(b), seed);
     let listed = |pick: super::Drafted| {
         let list = &sorted[usize::from(pick.team == Team::B)];
-        let score = list.binary_search_by_key(&pick.candidate, |(candidate, _)| *candidate).map_or(0.0, |at| list[at].1);
+        let score =
+            list.binary_search_by_key(&pick.candidate, |(candidate, _)| *candidate).map_or(0.0, |at| list[at].1);
         Listed { candidate: pick.candidate, score, team: Some(pick.team), conditional: pick.conditional }
     };
     picks.into_iter().map(listed).collect()
@@ -225,7 +241,10 @@ mod tests {
         let diverse = [Ranking { diversity: 0.5, ..ranking[0] }];
         assert_eq!(order(&arrange(&PolicyInput { rankings: &diverse, ..plain }, vector_of)), [0, 2, 1, 3]);
         assert_eq!(order(&arrange(&PolicyInput { rankings: &diverse, ..boosted }, vector_of)), [2, 0, 1, 3]);
-        let pins = [PinSlot { candidate: Some(CandidateIndex(3)), rank: 2 }, PinSlot { candidate: Some(CandidateIndex(9)), rank: 1 }];
+        let pins = [
+            PinSlot { candidate: Some(CandidateIndex(3)), rank: 2 },
+            PinSlot { candidate: Some(CandidateIndex(9)), rank: 1 },
+        ];
         let pinned = arrange(&PolicyInput { rankings: &diverse, pins: &pins, ..boosted }, vector_of);
         assert_eq!(order(&pinned), [9, 3, 2, 0, 1]);
         assert_eq!((pinned.placed[0].score, pinned.placed[1].score), (0.0, 0.1));

@@ -3,7 +3,11 @@ use super::CandidateIndex;
 /// Multiplies the score of each candidate by the factors of all boosts that match it, and sorts best first; equal scores keep
 /// their order. A score below 0 is divided, so that a factor above 1 always lifts. Factors that are not finite and above 0
 /// change nothing; scores stay finite where they were. `matches` is asked with a candidate and a place in `factors`.
-pub fn apply_boosts(scored: &mut [(CandidateIndex, f32)], factors: &[f32], matches: impl Fn(CandidateIndex, usize) -> bool) {
+pub fn apply_boosts(
+    scored: &mut [(CandidateIndex, f32)],
+    factors: &[f32],
+    matches: impl Fn(CandidateIndex, usize) -> bool,
+) {
     if factors.is_empty() {
         return;
     }

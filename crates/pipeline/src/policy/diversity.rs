@@ -58,7 +58,10 @@ impl Candidate<'_> {
     }
 }
 
-fn candidates<'v>(scored: &[(CandidateIndex, f32)], vector_of: impl Fn(CandidateIndex) -> &'v [f32]) -> Vec<Candidate<'v>> {
+fn candidates<'v>(
+    scored: &[(CandidateIndex, f32)],
+    vector_of: impl Fn(CandidateIndex) -> &'v [f32],
+) -> Vec<Candidate<'v>> {
     let finite = || scored.iter().map(|pair| f64::from(pair.1)).filter(|score| score.is_finite());
     let (lowest, highest) = (finite().fold(f64::INFINITY, f64::min), finite().fold(f64::NEG_INFINITY, f64::max));
     let relevance = |score: f32| match f64::from(score) {
@@ -95,7 +98,8 @@ mod tests {
 
     #[test]
     fn twins_are_parted() {
-        let scored = [(CandidateIndex(0), 1.0), (CandidateIndex(1), 0.9), (CandidateIndex(2), 0.8), (CandidateIndex(3), 0.1)];
+        let scored =
+            [(CandidateIndex(0), 1.0), (CandidateIndex(1), 0.9), (CandidateIndex(2), 0.8), (CandidateIndex(3), 0.1)];
         assert_eq!(candidates(&diversify(&scored, 0.5, 10, vector_of)), [0, 2, 1, 3]);
         assert_eq!(diversify(&scored, 0.0, 10, vector_of), scored);
         assert_eq!(diversify(&scored, 0.9, 1, vector_of), scored, "with no look-ahead nothing moves");

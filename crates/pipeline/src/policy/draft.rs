@@ -1,6 +1,6 @@
 //! Team-draft interleaving of two rankings (Radlinski, Kurup and Joachims 2008).
-use super::Random;
 use super::CandidateIndex;
+use super::Random;
 use ahash::AHashSet;
 
 /// Whose pick a place of an interleaved answer is.
@@ -64,7 +64,9 @@ mod tests {
     #[test]
     fn either_ranking_leads_half_of_the_time() {
         let (a, b) = (candidates(&[1, 2, 3]), candidates(&[2, 1, 3]));
-        let leads = (0..2000).filter(|seed| team_draft(&a, &b, Random::new(*seed).bits())[0].candidate == CandidateIndex(1)).count();
+        let leads = (0..2000)
+            .filter(|seed| team_draft(&a, &b, Random::new(*seed).bits())[0].candidate == CandidateIndex(1))
+            .count();
         assert!((900..1100).contains(&leads), "{leads} of 2000");
     }
 

@@ -9,7 +9,7 @@ mod pins;
 mod random;
 mod scores;
 
-pub use arrange::{Arranged, PolicyInput, OrganicPlace, Placed, Ranking, arrange};
+pub use arrange::{Arranged, OrganicPlace, Placed, PolicyInput, Ranking, arrange};
 pub use boost::apply_boosts;
 pub use diversity::diversify;
 pub use draft::{Drafted, Team, team_draft};

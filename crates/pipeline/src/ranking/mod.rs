@@ -3,6 +3,6 @@ mod onnx;
 mod sentence;
 mod text_encoder;
 
-pub use onnx::{Device, UserEncoder, UserInput, QueryEncoder, Ranker, RankingError, Runtime, RuntimeError};
+pub use onnx::{Device, QueryEncoder, Ranker, RankingError, Runtime, RuntimeError, UserEncoder, UserInput};
 pub use sentence::{SentenceEncoder, SentenceError};
 pub use text_encoder::TextEncoder;

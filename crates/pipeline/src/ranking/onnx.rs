@@ -1,7 +1,7 @@
 //! The only file that names ONNX Runtime. Its library is loaded at run time, so that one binary runs with the CPU or the
 //! CUDA build of it.
-use lodestone_catalog::VECTOR_DIM;
 use crate::features::FEATURE_COUNT;
+use lodestone_catalog::VECTOR_DIM;
 use ort::{
     environment::Environment,
     session::{Session, SessionInputValue, builder::GraphOptimizationLevel},

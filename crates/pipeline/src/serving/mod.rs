@@ -9,8 +9,8 @@ mod file;
 pub use arms::arm_at;
 pub use assign::assign;
 
-use lodestone_core::ids::UserId;
 use crate::{policy::Exploration, retrieve::RetrievalLimits};
+use lodestone_core::ids::UserId;
 use std::{
     collections::BTreeMap,
     io,

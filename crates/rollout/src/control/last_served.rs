@@ -1,6 +1,6 @@
 //! What loaded last, in the data directory: a restart goes on with it.
-use crate::store::{Pointer, Store, StoreError};
 use crate::routes::Routes;
+use crate::store::{Pointer, Store, StoreError};
 use std::{fs, io, path::Path};
 
 /// Which bundles loaded last, in the data directory.

@@ -3,14 +3,21 @@
 mod last_served;
 mod thread;
 
-use crate::{load_threads::LoadThreads, generations::Generations, loaded::{LoadedGeneration, Loader}, routes::Routes, canary::CanaryReport, health::{HealthBounds, HealthSummary}};
 use super::shadow::ShadowReport;
 use crate::store::{Pointer, Store};
-use lodestone_pipeline::serving::Serving;
-use lodestone_telemetry::Metrics;
-use lodestone_core::units::UnixMillis;
+use crate::{
+    canary::CanaryReport,
+    generations::Generations,
+    health::{HealthBounds, HealthSummary},
+    load_threads::LoadThreads,
+    loaded::{LoadedGeneration, Loader},
+    routes::Routes,
+};
 use crossbeam_channel::{Sender, TrySendError};
 pub use last_served::first_bundle;
+use lodestone_core::units::UnixMillis;
+use lodestone_pipeline::serving::Serving;
+use lodestone_telemetry::Metrics;
 use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
@@ -217,7 +224,8 @@ impl Rollout {
             BundleSource::Directory(_) => Ok(Vec::new()),
             BundleSource::Store(store) => store.names(),
         });
-        let names = listed.await.map_err(|_| RolloutError::Ended)?.map_err(|error| RolloutError::Store(told(&error)))?;
+        let names =
+            listed.await.map_err(|_| RolloutError::Ended)?.map_err(|error| RolloutError::Store(told(&error)))?;
         let routes = self.generations.routes();
         let notes = self.notes.by_name.lock().clone();
         let mut all: BTreeMap<String, BundleStatus> = BTreeMap::new();

@@ -1,10 +1,9 @@
 //! The thread that changes models, one thing after the other.
 use super::{
-    BundleState, BUNDLE_COPIES, Command, RolloutConfig, RolloutError, Notes, Order, Parts, BundleSource, last_served::LastServed, told,
+    BUNDLE_COPIES, BundleSource, BundleState, Command, Notes, Order, Parts, RolloutConfig, RolloutError,
+    last_served::LastServed, told,
 };
 use crate::store::{Pointer, StoreError};
-use lodestone_core::units::UnixMillis;
-use lodestone_pipeline::serving::Serving;
 use crate::{
     generations::Generations,
     health::HealthSummary,
@@ -13,8 +12,10 @@ use crate::{
     routes::{Canary, Routes},
     shadow::Shadow,
 };
-use lodestone_telemetry::Metrics;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use lodestone_core::units::UnixMillis;
+use lodestone_pipeline::serving::Serving;
+use lodestone_telemetry::Metrics;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,

@@ -5,8 +5,8 @@
 mod directory;
 mod remote;
 
-use lodestone_pipeline::bundle::{Bundle, BundleError, MANIFEST, Manifest, write_synced};
 use directory::Directory;
+use lodestone_pipeline::bundle::{Bundle, BundleError, MANIFEST, Manifest, write_synced};
 use remote::Remote;
 use std::{
     fs, io,

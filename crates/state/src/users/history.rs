@@ -1,8 +1,8 @@
 //! One user's recent past.
-use lodestone_catalog::ItemKeys;
-use lodestone_events::{Event, EventKind};
-use lodestone_core::ids::{ItemId, ItemKey};
 use ahash::AHashMap;
+use lodestone_catalog::ItemKeys;
+use lodestone_core::ids::{ItemId, ItemKey};
+use lodestone_events::{Event, EventKind};
 
 /// Events with items that are kept of a user, the latest ones.
 pub const EVENTS_MAX: usize = 200;

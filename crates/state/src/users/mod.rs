@@ -5,10 +5,10 @@ mod record;
 pub use history::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
 pub use record::{decode, encode};
 
-use lodestone_catalog::ItemKeys;
-use lodestone_events::Event;
-use lodestone_core::ids::UserId;
 use dashmap::DashMap;
+use lodestone_catalog::ItemKeys;
+use lodestone_core::ids::UserId;
+use lodestone_events::Event;
 
 /// Every user's history, for reading while one thread applies events.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! A user's history as bytes, for checkpoints.
 use super::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
-use lodestone_events::EventKind;
 use lodestone_core::ids::{ItemKey, UserId};
+use lodestone_events::EventKind;
 use prost::Message;
 
 /// Bytes of one event: item key u32, seconds u32, part of the second, kind, quantity, stars.

@@ -2,7 +2,7 @@
 use super::{
     SequenceError,
     files::{
-        Catalogue, ItemNumbers, read_baskets, read_catalogue, read_accounts, read_prefixes, read_sequences,
+        Catalogue, ItemNumbers, read_accounts, read_baskets, read_catalogue, read_prefixes, read_sequences,
         read_sessions,
     },
     metrics::{BasketMetrics, HitMetrics},
@@ -128,7 +128,13 @@ struct CanaryEvaluation {
 }
 
 /// Sums trials up. `descending` tells whom to show apart, `user` who stands behind each one asked.
-fn report(items: usize, seeds: Vec<u64>, trials: &[CanaryEvaluation], descending: Option<&[bool]>, user: &[usize]) -> HitReport {
+fn report(
+    items: usize,
+    seeds: Vec<u64>,
+    trials: &[CanaryEvaluation],
+    descending: Option<&[bool]>,
+    user: &[usize],
+) -> HitReport {
     let first = &trials[0].ranks;
     let (asked, retrieval) = (first.ranks.len(), first.methods.len() - 2);
     let of = |method: usize, wanted: &dyn Fn(usize) -> bool| -> Summary {

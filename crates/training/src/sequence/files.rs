@@ -1,7 +1,7 @@
 //! Reads the files of the benchmarks: text, plain, .gz or .zst.
 use super::SequenceError;
-use lodestone_dataset::decompress;
 use ahash::AHashMap;
+use lodestone_dataset::decompress;
 use std::{
     fs::File,
     io::{BufRead, BufReader},
@@ -128,8 +128,7 @@ fn words_of(text: &str) -> Vec<String> {
 pub fn read_accounts(path: &Path) -> Result<AHashMap<String, String>, SequenceError> {
     let mut users = AHashMap::new();
     for_each_line(path, |number, line| {
-        let (account, user) =
-            line.split_once('\t').ok_or("a line must be an account, a tab and a user".to_owned())?;
+        let (account, user) = line.split_once('\t').ok_or("a line must be an account, a tab and a user".to_owned())?;
         if number > 1 || account != "user" {
             users.insert(account.to_owned(), user.trim().to_owned());
         }

@@ -1,6 +1,10 @@
 //! Items by their words: weights by rarity (TF-IDF), likeness by cosine, and short dense vectors of them.
 use super::pairs::{ItemPairs, Scores};
-use crate::sequence::{kernels::{add_scaled, dot}, samples::ItemText, transformer::Bits};
+use crate::sequence::{
+    kernels::{add_scaled, dot},
+    samples::ItemText,
+    transformer::Bits,
+};
 use ahash::AHashMap;
 use rayon::prelude::*;
 

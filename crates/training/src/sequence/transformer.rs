@@ -351,7 +351,14 @@ fn drop_out(values: &mut [f32], kept: &[f32]) {
 
 impl Places {
     /// Encodes every prefix of every sequence. `items` `[rows × width]`; `bits` draws what dropout leaves out.
-    pub(crate) fn forward(&self, weights: &[f32], items: &[f32], batch: &Packed, dropout: Dropout, bits: &mut Bits) -> Trace {
+    pub(crate) fn forward(
+        &self,
+        weights: &[f32],
+        items: &[f32],
+        batch: &Packed,
+        dropout: Dropout,
+        bits: &mut Bits,
+    ) -> Trace {
         let (d, tokens) = (self.shape.width, batch.tokens());
         let mut x = vec![0.0; tokens * d];
         let table = &weights[self.positions.clone()];

@@ -5,9 +5,12 @@ use super::{
     shop::{KINDS, STYLES, Shop, id_of},
     shopper::{Reaction, Shopper, Wish},
 };
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::UnixMillis,
+};
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::EventKind;
-use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 
 /// Seconds between two lists of a visit, and between the places of a list.
 const LIST_S: usize = 300;

@@ -52,8 +52,8 @@ pub fn begin(config: &SimulationConfig, draws: Draws) -> Beginning {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_events::EventKind;
     use lodestone_core::units::UnixMillis;
+    use lodestone_events::EventKind;
 
     #[test]
     fn the_same_seed_gives_the_same_history_and_another_seed_another() {

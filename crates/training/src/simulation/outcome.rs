@@ -1,7 +1,7 @@
 //! What the shoppers did in each arm, and how far the arms differ.
-use lodestone_experiments::plots;
 use crate::EvaluateOptions;
 use lodestone_core::statistics::{MeanInterval, bootstrap_mean, resamples};
+use lodestone_experiments::plots;
 use std::fmt;
 
 /// What the engine is told of the shoppers.

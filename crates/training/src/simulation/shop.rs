@@ -4,7 +4,10 @@ use super::{
     draws::{Draws, Purpose},
 };
 use lodestone_catalog::Item;
-use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
+use lodestone_core::{
+    ids::ItemId,
+    units::{PriceMicros, UnixMillis},
+};
 
 /// What a product is. Whoever bought one may soon want its companion, the next in the list.
 pub(super) const KINDS: [&str; 12] =

@@ -1,0 +1,146 @@
+//! Cells of a shop's Parquet file as text, as if the file were CSV.
+use arrow_array::{
+    Array, ArrowPrimitiveType,
+    cast::AsArray,
+    types::{
+        ArrowDictionaryKeyType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
+        Int64Type, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
+        UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+    },
+};
+use arrow_schema::{DataType, TimeUnit};
+use jiff::{Timestamp, civil::Date};
+use std::fmt::{Display, Write};
+
+/// Appends the value of a cell: numbers in decimal notation, dates as `2026-11-28`, times as `2026-11-28T09:30:00`, with `Z` if the
+/// column has a time zone. A missing value appends nothing. Nested types and binary data are errors.
+pub(super) fn write_cell(out: &mut String, array: &dyn Array, row: usize) -> Result<(), String> {
+    if array.is_null(row) {
+        return Ok(());
+    }
+    match array.data_type() {
+        DataType::Utf8 => out.push_str(array.as_string::<i32>().value(row)),
+        DataType::LargeUtf8 => out.push_str(array.as_string::<i64>().value(row)),
+        DataType::Utf8View => out.push_str(array.as_string_view().value(row)),
+        DataType::Boolean => write_value(out, array.as_boolean().value(row)),
+        DataType::Int8 => write_number::<Int8Type>(out, array, row),
+        DataType::Int16 => write_number::<Int16Type>(out, array, row),
+        DataType::Int32 => write_number::<Int32Type>(out, array, row),
+        DataType::Int64 => write_number::<Int64Type>(out, array, row),
+        DataType::UInt8 => write_number::<UInt8Type>(out, array, row),
+        DataType::UInt16 => write_number::<UInt16Type>(out, array, row),
+        DataType::UInt32 => write_number::<UInt32Type>(out, array, row),
+        DataType::UInt64 => write_number::<UInt64Type>(out, array, row),
+        DataType::Float32 => write_float(out, array.as_primitive::<Float32Type>().value(row)),
+        DataType::Float64 => write_float(out, array.as_primitive::<Float64Type>().value(row)),
+        DataType::Decimal128(_, _) => out.push_str(&array.as_primitive::<Decimal128Type>().value_as_string(row)),
+        DataType::Date32 => write_date(out, array.as_primitive::<Date32Type>().value(row))?,
+        DataType::Timestamp(unit, zone) => write_time(out, nanoseconds(array, *unit, row), zone.is_some())?,
+        DataType::Dictionary(key, _) => return write_dictionary(out, array, key, row),
+        other => return Err(format!("a column of type {other} cannot be imported")),
+    }
+    Ok(())
+}
+
+fn write_value(out: &mut String, value: impl Display) {
+    write!(out, "{value}").expect("a String accepts every text");
+}
+
+fn write_number<T: ArrowPrimitiveType>(out: &mut String, array: &dyn Array, row: usize)
+where
+    T::Native: Display,
+{
+    write_value(out, array.as_primitive::<T>().value(row));
+}
+
+/// With a decimal point also for whole numbers.
+fn write_float(out: &mut String, value: impl std::fmt::Debug) {
+    write!(out, "{value:?}").expect("a String accepts every text");
+}
+
+fn write_date(out: &mut String, days: i32) -> Result<(), String> {
+    let date = Date::constant(1970, 1, 1).checked_add(jiff::Span::new().try_days(days).map_err(|e| e.to_string())?);
+    write_value(out, date.map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+/// Nanoseconds since 1970 of a timestamp.
+fn nanoseconds(array: &dyn Array, unit: TimeUnit, row: usize) -> i128 {
+    match unit {
+        TimeUnit::Second => i128::from(array.as_primitive::<TimestampSecondType>().value(row)) * 1_000_000_000,
+        TimeUnit::Millisecond => i128::from(array.as_primitive::<TimestampMillisecondType>().value(row)) * 1_000_000,
+        TimeUnit::Microsecond => i128::from(array.as_primitive::<TimestampMicrosecondType>().value(row)) * 1000,
+        TimeUnit::Nanosecond => i128::from(array.as_primitive::<TimestampNanosecondType>().value(row)),
+    }
+}
+
+/// A column without a time zone has local times, which the mapping's time zone turns into moments.
+fn write_time(out: &mut String, nanoseconds: i128, has_zone: bool) -> Result<(), String> {
+    let time = Timestamp::from_nanosecond(nanoseconds).map_err(|error| error.to_string())?;
+    match has_zone {
+        true => write_value(out, time),
+        false => write_value(out, time.to_zoned(jiff::tz::TimeZone::UTC).datetime()),
+    }
+    Ok(())
+}
+
+fn write_dictionary(out: &mut String, array: &dyn Array, key: &DataType, row: usize) -> Result<(), String> {
+    match key {
+        DataType::Int8 => write_entry::<Int8Type>(out, array, row),
+        DataType::Int16 => write_entry::<Int16Type>(out, array, row),
+        DataType::Int32 => write_entry::<Int32Type>(out, array, row),
+        DataType::Int64 => write_entry::<Int64Type>(out, array, row),
+        DataType::UInt8 => write_entry::<UInt8Type>(out, array, row),
+        DataType::UInt16 => write_entry::<UInt16Type>(out, array, row),
+        DataType::UInt32 => write_entry::<UInt32Type>(out, array, row),
+        DataType::UInt64 => write_entry::<UInt64Type>(out, array, row),
+        other => Err(format!("a dictionary with keys of type {other} cannot be imported")),
+    }
+}
+
+fn write_entry<K: ArrowDictionaryKeyType>(out: &mut String, array: &dyn Array, row: usize) -> Result<(), String> {
+    let dictionary = array.as_dictionary::<K>();
+    match dictionary.key(row) {
+        Some(key) => write_cell(out, dictionary.values().as_ref(), key),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow_array::{
+        BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Float64Array, Int64Array, StringArray,
+        TimestampMillisecondArray, UInt8Array,
+    };
+
+    fn text(array: &dyn Array, row: usize) -> String {
+        let mut out = String::new();
+        write_cell(&mut out, array, row).unwrap();
+        out
+    }
+
+    #[test]
+    fn cells_read_as_their_csv_text() {
+        assert_eq!(text(&StringArray::from(vec![Some("杯"), None]), 0), "杯");
+        assert_eq!(text(&StringArray::from(vec![Some("a"), None]), 1), "", "a missing value is empty");
+        assert_eq!(text(&Int64Array::from(vec![-12]), 0), "-12");
+        assert_eq!(text(&UInt8Array::from(vec![255]), 0), "255");
+        assert_eq!(text(&Float64Array::from(vec![2.5, 2.0]), 1), "2.0");
+        assert_eq!(text(&BooleanArray::from(vec![true]), 0), "true");
+        let decimal = Decimal128Array::from(vec![-1250]).with_precision_and_scale(10, 2).unwrap();
+        assert_eq!(text(&decimal, 0), "-12.50");
+        assert_eq!(text(&Date32Array::from(vec![20_785]), 0), "2026-11-28");
+        let time = TimestampMillisecondArray::from(vec![1_795_858_200_000]);
+        assert_eq!(text(&time, 0), "2026-11-28T09:30:00");
+        assert_eq!(text(&time.with_timezone("UTC"), 0), "2026-11-28T09:30:00Z");
+        let dictionary: DictionaryArray<Int8Type> = vec!["x", "y", "x"].into_iter().collect();
+        assert_eq!(text(&dictionary, 1), "y");
+    }
+
+    #[test]
+    fn an_unsupported_type_is_named() {
+        let error = write_cell(&mut String::new(), &arrow_array::BinaryArray::from(vec![&b"x"[..]]), 0).unwrap_err();
+        assert!(error.contains("Binary"), "{error}");
+    }
+}
