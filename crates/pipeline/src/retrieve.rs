@@ -3,7 +3,7 @@ use crate::{
     features::{Recent, UserContext},
     fusion::{Candidates, Fusion, NeighbourTable, Spread, best_of},
     generation::{Generation, Space},
-    source::CandidateSource,
+    source::{CandidateSource, ScoredRows},
 };
 use lodestone_catalog::{Catalog, Filter};
 use lodestone_core::{
@@ -13,9 +13,6 @@ use lodestone_core::{
 };
 use lodestone_index::{KeyedNeighbours, LexicalError, dot};
 use std::{borrow::Cow, time::Instant};
-
-/// Rows with scores, best first.
-pub type ScoredRows = Vec<(Row, f32)>;
 
 /// Anchor items whose similar items are searched.
 const SIMILAR_ANCHORS_MAX: usize = 5;

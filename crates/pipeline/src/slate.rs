@@ -8,9 +8,9 @@ use crate::{
     models::Models,
     policy::{self, Arranged, Base, CandidateIndex, PinSlot, Placed, PolicyInput, Ranking},
     request::*,
-    retrieve::{self, ScoredRows},
+    retrieve,
     serving::{Plan, ServingConfig},
-    source::CandidateSource,
+    source::{CandidateSource, ScoredRows},
     trace::{ConfiguredRanking, PolicyRules, is_by_field},
 };
 use lodestone_catalog::Catalog;

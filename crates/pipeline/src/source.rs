@@ -1,4 +1,8 @@
-//! The candidate sources of the first stage.
+//! The candidate sources of the first stage, and the lists that they return.
+use lodestone_core::ids::Row;
+
+/// Rows with scores, best first.
+pub type ScoredRows = Vec<(Row, f32)>;
 
 /// A source of candidates. The order is that of [`crate::fusion::Candidate::ranks`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

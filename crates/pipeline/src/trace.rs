@@ -10,8 +10,7 @@ use crate::{
 };
 use crate::{
     request::{Degradation, OrderBy},
-    retrieve::ScoredRows,
-    source::CandidateSource,
+        source::{CandidateSource, ScoredRows},
 };
 use ahash::AHashMap;
 use lodestone_catalog::Catalog;
