@@ -10,7 +10,7 @@ use crate::{
 };
 use crate::{
     request::{Degradation, OrderBy},
-        source::{CandidateSource, ScoredRows},
+    source::{CandidateSource, ScoredRows},
 };
 use ahash::AHashMap;
 use lodestone_catalog::Catalog;

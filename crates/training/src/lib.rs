@@ -1,11 +1,14 @@
 //! From a shop's events to a bundle, and the judgement of a bundle. Training replays the events through the same fold,
 //! retrieval and features that serve requests; nothing that comes after a moment is known at it.
+mod adam;
 mod bring;
 mod checkpoint;
 mod counts;
 mod evaluate;
 mod gate;
 mod gather;
+mod kernels;
+mod layers;
 mod lists;
 mod losses;
 mod onnx;
@@ -17,6 +20,7 @@ mod report;
 mod search_benchmark;
 pub mod sequence;
 pub mod simulation;
+mod softmax;
 mod train;
 mod user_encoder;
 mod warm;

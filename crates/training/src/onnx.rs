@@ -1,6 +1,6 @@
 //! Writes ONNX files: the few messages that are needed, with the official field numbers (onnx.proto, IR version 9,
 //! operator set 20).
-use super::sequence::SequenceError;
+use super::{kernels::GELU_SHARPNESS, sequence::SequenceError};
 use lodestone_pipeline::ranking::RankingError;
 use prost::Message;
 
@@ -115,6 +115,16 @@ impl GraphWriter {
         self.weights(&b, &[dims[1]], bias);
         self.node("MatMul", &[input, &w], &product, &[]);
         self.node("Add", &[&product, &b], output, &[]);
+    }
+
+    /// `output = input × σ(1.702 × input)`: the sigmoid form of GELU, as in training.
+    pub(crate) fn gelu(&mut self, input: &str, output: &str) {
+        let (sharpness, sharpened) = (format!("{output}.sharpness"), format!("{output}.sharpened"));
+        let gate = format!("{output}.gate");
+        self.weights(&sharpness, &[1], &[GELU_SHARPNESS]);
+        self.node("Mul", &[input, &sharpness], &sharpened, &[]);
+        self.node("Sigmoid", &[&sharpened], &gate, &[]);
+        self.node("Mul", &[input, &gate], output, &[]);
     }
 
     /// `output = input / ‖input‖` over the last axis.

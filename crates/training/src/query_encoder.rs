@@ -2,25 +2,24 @@
 //! softmax over the batch's titles (in-batch negatives) from spans of titles.
 use super::{
     Progress,
-    onnx::{Dim, ExportCheck, GraphWriter, ModelError, NORM_EPSILON, compare, weights_in},
-};
-use burn::{
-    module::{Module, Param},
-    nn::{Linear, LinearConfig},
-    optim::{AdamConfig, GradientsParams},
-    tensor::{Device, Distribution, Int, Tensor, TensorData, activation::log_softmax},
+    adam::{Adam, Moments},
+    kernels::{AdamStep, add, add_scaled, normalise_rows, normalise_rows_backward, scale, tanh, tanh_backward},
+    layers::{Linear, normal},
+    onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare, weights_in},
+    softmax::{Softmax, Targets},
 };
 use lodestone_catalog::VECTOR_DIM;
-use lodestone_pipeline::ranking::{Device as RunDevice, QueryEncoder, Runtime};
-use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use lodestone_pipeline::ranking::{Device, QueryEncoder, Runtime};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rayon::prelude::*;
 
 #[derive(Debug, Clone)]
 pub(crate) struct QueryEncoderConfig {
     pub bucket_count: u32,
     pub epochs: usize,
     pub batch: usize,
-    pub learning_rate: f64,
-    pub temperature: f64,
+    pub learning_rate: f32,
+    pub temperature: f32,
     pub seed: u64,
     /// Steps at most over all epochs, so that large catalogues take no longer than small ones.
     pub steps_max: usize,
@@ -40,207 +39,383 @@ impl Default for QueryEncoderConfig {
     }
 }
 
+/// Texts and queries to learn from.
+#[derive(Clone, Copy)]
+pub(crate) struct QueryEncoderData<'a> {
+    /// Hashed terms of each item's whole text; none is empty.
+    pub texts: &'a [Vec<u32>],
+    /// Hashed terms of a query, not empty, and the index of its text.
+    pub samples: &'a [(Vec<u32>, u32)],
+}
+
 pub(crate) struct TrainedQueryEncoder {
     pub onnx: Vec<u8>,
     pub check: ExportCheck,
     tower: Tower,
-    device: Device,
 }
 
-#[derive(Module, Debug)]
+#[derive(Debug, Clone)]
 struct Tower {
     /// `[buckets × VECTOR_DIM]`
-    table: Param<Tensor<2>>,
-    layer: Linear,
+    table: Vec<f32>,
+    /// Weights of [`layer`].
+    layer: Vec<f32>,
+}
+
+/// The residual layer.
+fn layer() -> Linear {
+    Linear::new(0, VECTOR_DIM, VECTOR_DIM)
+}
+
+/// Standard deviation of the embeddings before the first step.
+const TABLE_DEVIATION: f32 = 0.1;
+
+/// Outputs and intermediate values of the forward pass, which the backward pass reads: `[texts × VECTOR_DIM]` each.
+struct Trace {
+    /// Means of the terms' embeddings.
+    mean: Vec<f32>,
+    activated: Vec<f32>,
+    /// Of length 1.
+    out: Vec<f32>,
+    /// 1 / length before the rows were scaled to length 1: `[texts]`.
+    inverse: Vec<f32>,
 }
 
 impl Tower {
-    fn new(buckets: usize, device: &Device) -> Self {
-        let table = Tensor::random([buckets, VECTOR_DIM], Distribution::Normal(0.0, 0.1), device);
-        Self { table: Param::from_tensor(table), layer: LinearConfig::new(VECTOR_DIM, VECTOR_DIM).init(device) }
+    fn new(buckets: usize, rng: &mut impl Rng) -> Self {
+        let table = (0..buckets * VECTOR_DIM).map(|_| TABLE_DEVIATION * normal(rng)).collect();
+        let mut weights = vec![0.0; layer().range.end];
+        layer().initialise(&mut weights, rng);
+        Self { table, layer: weights }
     }
 
-    /// The tower of an exported model; none where it has another shape.
-    fn exported(onnx: &[u8], buckets: usize, device: &Device) -> Option<Self> {
+    /// The tower of an exported model; none if its shape is another.
+    fn exported(onnx: &[u8], buckets: usize) -> Option<Self> {
         let weights = |name: &str, count: usize| weights_in(onnx, name).filter(|values| values.len() == count);
-        let matrix = |values, rows| Tensor::<2>::from_data(TensorData::new(values, [rows, VECTOR_DIM]), device);
-        let table = matrix(weights("table", buckets * VECTOR_DIM)?, buckets);
-        let weight = matrix(weights("layer.weight", VECTOR_DIM * VECTOR_DIM)?, VECTOR_DIM);
-        let bias = TensorData::new(weights("layer.bias", VECTOR_DIM)?, [VECTOR_DIM]);
-        let bias = Some(Param::from_tensor(Tensor::<1>::from_data(bias, device)));
-        Some(Self { table: Param::from_tensor(table), layer: Linear { weight: Param::from_tensor(weight), bias } })
+        let table = weights("table", buckets * VECTOR_DIM)?;
+        let matrix = weights("layer.weight", VECTOR_DIM * VECTOR_DIM)?;
+        let bias = weights("layer.bias", VECTOR_DIM)?;
+        Some(Self { table, layer: [matrix, bias].concat() })
     }
 
-    /// `ids` and `mask` `[texts × terms]` to `[texts × VECTOR_DIM]`, length 1.
-    fn forward(&self, ids: Tensor<2, Int>, mask: Tensor<2>) -> Tensor<2> {
-        let [texts, terms] = ids.dims();
-        let embedded = self.table.val().select(0, ids.reshape([texts * terms]));
-        let embedded = embedded.reshape([texts, terms, VECTOR_DIM]) * mask.clone().reshape([texts, terms, 1]);
-        let sum = embedded.sum_dim(1).reshape([texts, VECTOR_DIM]);
-        let mean = sum / mask.sum_dim(1);
-        normalize(mean.clone() + self.layer.forward(mean).tanh())
+    fn forward(&self, texts: &[&[u32]]) -> Trace {
+        let mut mean = vec![0.0; texts.len() * VECTOR_DIM];
+        for (terms, mean) in texts.iter().zip(mean.chunks_exact_mut(VECTOR_DIM)) {
+            for term in *terms {
+                add(mean, row(&self.table, *term));
+            }
+            scale(mean, 1.0 / terms.len() as f32);
+        }
+        let mut activated = layer().forward(&self.layer, &mean);
+        tanh(&mut activated);
+        let mut out = mean.clone();
+        add(&mut out, &activated);
+        let mut inverse = vec![0.0; texts.len()];
+        normalise_rows(&mut out, VECTOR_DIM, &mut inverse);
+        Trace { mean, activated, out, inverse }
     }
-}
 
-/// Rows of length 1.
-pub(super) fn normalize(rows: Tensor<2>) -> Tensor<2> {
-    let norm = (rows.clone().square().sum_dim(1) + NORM_EPSILON).sqrt();
-    rows / norm
-}
-
-/// A matrix's numbers.
-pub(super) fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().try_to_vec().expect("the data was converted to f32")
-}
-
-fn padded(texts: &[&Vec<u32>], device: &Device) -> (Tensor<2, Int>, Tensor<2>) {
-    let width = texts.iter().map(|terms| terms.len()).max().unwrap_or(1).max(1);
-    let (mut ids, mut mask) = (vec![0i32; texts.len() * width], vec![0f32; texts.len() * width]);
-    for (row, terms) in texts.iter().enumerate() {
-        for (column, term) in terms.iter().enumerate() {
-            ids[row * width + column] = *term as i32;
-            mask[row * width + column] = 1.0;
+    /// Adds to `gradient` what `dout` `[texts × VECTOR_DIM]`, the gradient of the output, asks of the weights.
+    fn backward(&self, gradient: &mut Gradient, mut dout: Vec<f32>, texts: &[&[u32]], trace: &Trace) {
+        normalise_rows_backward(&mut dout, &trace.out, VECTOR_DIM, &trace.inverse);
+        let mut dmean = dout.clone();
+        tanh_backward(&mut dout, &trace.activated);
+        add(&mut dmean, &layer().backward(&mut gradient.layer, &dout, &trace.mean, &self.layer));
+        for (terms, dmean) in texts.iter().zip(dmean.chunks_exact(VECTOR_DIM)) {
+            for term in *terms {
+                gradient.touched[*term as usize] = true;
+                let begin = *term as usize * VECTOR_DIM;
+                add_scaled(&mut gradient.table[begin..begin + VECTOR_DIM], 1.0 / terms.len() as f32, dmean);
+            }
         }
     }
-    let shape = [texts.len(), width];
-    (Tensor::from_data(TensorData::new(ids, shape), device), Tensor::from_data(TensorData::new(mask, shape), device))
+
+    /// Vectors `[texts × VECTOR_DIM]` of length 1.
+    fn encode(&self, texts: &[Vec<u32>]) -> Vec<f32> {
+        let chunks: Vec<Vec<f32>> = texts.par_chunks(256).map(|texts| self.forward(&slices(texts)).out).collect();
+        chunks.concat()
+    }
 }
 
-/// Learns the tower. `texts` are the hashed terms of whole titles, none empty; a sample is the terms of a query and the
-/// place of its text. `start`: an exported tower to begin with, instead of random weights. Deterministic for a seed with one
-/// thread.
+fn row(table: &[f32], term: u32) -> &[f32] {
+    &table[term as usize * VECTOR_DIM..][..VECTOR_DIM]
+}
+
+fn slices(texts: &[Vec<u32>]) -> Vec<&[u32]> {
+    texts.iter().map(Vec::as_slice).collect()
+}
+
+/// Gradient of a [`Tower`].
+struct Gradient {
+    table: Vec<f32>,
+    /// Rows of the table that may differ from 0.
+    touched: Vec<bool>,
+    layer: Vec<f32>,
+}
+
+impl Gradient {
+    fn new(buckets: usize) -> Self {
+        let table = vec![0.0; buckets * VECTOR_DIM];
+        Self { table, touched: vec![false; buckets], layer: vec![0.0; layer().range.end] }
+    }
+
+    fn clear(&mut self) {
+        let rows = self.table.chunks_exact_mut(VECTOR_DIM).zip(&mut self.touched);
+        rows.filter(|(_, touched)| **touched).for_each(|(row, touched)| {
+            row.fill(0.0);
+            *touched = false;
+        });
+        self.layer.fill(0.0);
+    }
+}
+
+/// Queries and titles of a step, each title once.
+struct Batch<'a> {
+    queries: Vec<&'a [u32]>,
+    titles: Vec<&'a [u32]>,
+    /// The title of each query.
+    targets: Targets,
+    /// ln of the number of queries that have a title. Added to the logits of all titles but the query's own, it makes the
+    /// softmax that of a batch in which titles repeat, but where none is a negative of itself.
+    log_counts: Vec<f32>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(data: QueryEncoderData<'a>, chosen: &[usize]) -> Self {
+        let text_of = |sample: &usize| data.samples[*sample].1;
+        let mut rows: Vec<u32> = chosen.iter().map(text_of).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let (mut targets, mut counts) = (Targets::default(), vec![0.0f32; rows.len()]);
+        for sample in chosen {
+            let title = rows.partition_point(|row| *row < text_of(sample));
+            targets.push(std::iter::once((title as u32, 1.0)));
+            counts[title] += 1.0;
+        }
+        Self {
+            queries: chosen.iter().map(|sample| data.samples[*sample].0.as_slice()).collect(),
+            titles: rows.iter().map(|row| data.texts[*row as usize].as_slice()).collect(),
+            targets,
+            log_counts: counts.into_iter().map(f32::ln).collect(),
+        }
+    }
+
+    /// Mean over the queries of -ln p(title), and its gradient, which is added to `gradient`.
+    fn loss_and_gradient(&self, tower: &Tower, temperature: f32, gradient: &mut Gradient) -> f32 {
+        let (queries, titles) = rayon::join(|| tower.forward(&self.queries), || tower.forward(&self.titles));
+        let softmax = Softmax {
+            hidden: &queries.out,
+            items: &titles.out,
+            width: VECTOR_DIM,
+            scale: 1.0 / temperature,
+            targets: &self.targets,
+            log_q_correction: &self.log_counts,
+        };
+        let (mut dqueries, mut dtitles) = (vec![0.0; queries.out.len()], vec![0.0; titles.out.len()]);
+        let loss = softmax.loss_and_gradient(&mut dqueries, &mut dtitles, 1.0 / self.queries.len() as f32);
+        tower.backward(gradient, dqueries, &self.queries, &queries);
+        tower.backward(gradient, dtitles, &self.titles, &titles);
+        loss as f32
+    }
+}
+
+/// Adam's moments of a [`Tower`].
+struct Optimiser {
+    table: Moments,
+    layer: Moments,
+}
+
+impl Optimiser {
+    fn new(tower: &Tower) -> Self {
+        Self { table: Moments::new(tower.table.len()), layer: Moments::new(tower.layer.len()) }
+    }
+
+    fn update(&mut self, tower: &mut Tower, gradient: &Gradient, step: AdamStep) {
+        self.layer.update(&mut tower.layer, &gradient.layer, step);
+        for (row, _) in gradient.touched.iter().enumerate().filter(|(_, touched)| **touched) {
+            let begin = row * VECTOR_DIM;
+            self.table.update_from(begin, &mut tower.table, &gradient.table[begin..begin + VECTOR_DIM], step);
+        }
+    }
+}
+
+const STAGE: &str = "query encoder";
+
+/// Learns the tower, beginning with `start`, an exported one, or else with random weights. The same seed returns the same model,
+/// with any number of threads.
 pub(crate) fn train_query_encoder(
-    texts: &[Vec<u32>],
-    samples: &[(Vec<u32>, u32)],
+    data: QueryEncoderData,
     config: &QueryEncoderConfig,
     start: Option<&[u8]>,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedQueryEncoder, ModelError> {
-    const STAGE: &str = "query encoder";
-    let device = Device::flex().autodiff();
-    device.seed(config.seed);
-    let buckets = config.bucket_count as usize;
-    let start = start.and_then(|onnx| Tower::exported(onnx, buckets, &device));
-    let mut tower = start.unwrap_or_else(|| Tower::new(buckets, &device));
-    let mut optimizer = AdamConfig::new().init();
     let mut rng = StdRng::seed_from_u64(config.seed);
-    let mut order: Vec<usize> = (0..samples.len()).collect();
-    let steps_of_epoch = samples.len().div_ceil(config.batch);
+    let buckets = config.bucket_count as usize;
+    let start = start.and_then(|onnx| Tower::exported(onnx, buckets));
+    let mut tower = start.unwrap_or_else(|| Tower::new(buckets, &mut rng));
+    learn(&mut tower, data, config, &mut rng, progress)?;
+    let onnx = export(&tower)?;
+    let check = check(&tower, &onnx, data, runtime)?;
+    Ok(TrainedQueryEncoder { onnx, check, tower })
+}
+
+fn learn(
+    tower: &mut Tower,
+    data: QueryEncoderData,
+    config: &QueryEncoderConfig,
+    rng: &mut StdRng,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), ModelError> {
+    let adam = Adam { learning_rate: config.learning_rate, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay: 0.0 };
+    let (mut optimiser, mut gradient) = (Optimiser::new(tower), Gradient::new(config.bucket_count as usize));
+    let mut order: Vec<usize> = (0..data.samples.len()).collect();
+    let steps_of_epoch = order.len().div_ceil(config.batch);
     let steps = (steps_of_epoch * config.epochs).min(config.steps_max);
+    let mut updates = 0;
     for step in 0..steps {
         if step % steps_of_epoch == 0 {
-            order.shuffle(&mut rng);
+            order.shuffle(rng);
         }
-        let start = (step % steps_of_epoch) * config.batch;
-        let chosen: Vec<&(Vec<u32>, u32)> =
-            order[start..(start + config.batch).min(order.len())].iter().map(|index| &samples[*index]).collect();
+        let begin = (step % steps_of_epoch) * config.batch;
+        let chosen = &order[begin..(begin + config.batch).min(order.len())];
         if chosen.len() < 2 {
             continue;
         }
-        let loss = batch_loss(&tower, texts, &chosen, config, &device);
-        let value = numbers(loss.clone())[0];
-        if !value.is_finite() {
+        gradient.clear();
+        let loss = Batch::new(data, chosen).loss_and_gradient(tower, config.temperature, &mut gradient);
+        if !loss.is_finite() {
             return Err(ModelError::Diverged { stage: STAGE, step });
         }
-        let gradients = GradientsParams::from_grads(loss.backward(), &tower);
-        tower = optimizer.step(config.learning_rate, tower, gradients);
-        progress(Progress { stage: STAGE, done: step + 1, total: steps, loss: value });
+        updates += 1;
+        optimiser.update(tower, &gradient, adam.at(updates));
+        progress(Progress { stage: STAGE, done: step + 1, total: steps, loss });
     }
-    let tower = tower.valid();
-    let device = Device::flex();
-    let onnx = export(&tower)?;
-    let check = check(&tower, &onnx, samples, texts, runtime, &device)?;
-    Ok(TrainedQueryEncoder { onnx, check, tower, device })
-}
-
-fn batch_loss(
-    tower: &Tower,
-    texts: &[Vec<u32>],
-    chosen: &[&(Vec<u32>, u32)],
-    config: &QueryEncoderConfig,
-    device: &Device,
-) -> Tensor<1> {
-    let count = chosen.len();
-    let queries: Vec<&Vec<u32>> = chosen.iter().map(|(terms, _)| terms).collect();
-    let titles: Vec<&Vec<u32>> = chosen.iter().map(|(_, text)| &texts[*text as usize]).collect();
-    let (ids, mask) = padded(&queries, device);
-    let queries = tower.forward(ids, mask);
-    let (ids, mask) = padded(&titles, device);
-    let titles = tower.forward(ids, mask);
-    // The same title twice in a batch is no negative of itself.
-    let mut bias = vec![0f32; count * count];
-    let mut diagonal = vec![0f32; count * count];
-    for row in 0..count {
-        diagonal[row * count + row] = 1.0;
-        for column in 0..count {
-            if row != column && chosen[row].1 == chosen[column].1 {
-                bias[row * count + column] = -1e4;
-            }
-        }
-    }
-    let square = |values| Tensor::<2>::from_data(TensorData::new(values, [count, count]), device);
-    let logits = queries.matmul(titles.transpose()) / config.temperature + square(bias);
-    -(log_softmax(logits, 1) * square(diagonal)).sum() / count as f64
+    Ok(())
 }
 
 impl TrainedQueryEncoder {
     /// Vectors `[texts × VECTOR_DIM]` of length 1.
     pub(crate) fn encode(&self, texts: &[Vec<u32>]) -> Vec<f32> {
-        encode(&self.tower, texts, &self.device)
+        self.tower.encode(texts)
     }
-}
-
-fn encode(tower: &Tower, texts: &[Vec<u32>], device: &Device) -> Vec<f32> {
-    let mut vectors = Vec::with_capacity(texts.len() * VECTOR_DIM);
-    for batch in texts.chunks(256) {
-        let (ids, mask) = padded(&batch.iter().collect::<Vec<_>>(), device);
-        vectors.extend(numbers(tower.forward(ids, mask)));
-    }
-    vectors
 }
 
 fn export(tower: &Tower) -> Result<Vec<u8>, ModelError> {
-    let [buckets, dim] = tower.table.val().dims();
     let mut graph = GraphWriter::new("query_encoder");
     graph.int_input("term_ids", &[Dim::Any("texts"), Dim::Any("terms")]);
     graph.float_input("mask", &[Dim::Any("texts"), Dim::Any("terms")]);
-    graph.weights("table", &[buckets, dim], &numbers(tower.table.val()));
+    graph.weights("table", &[tower.table.len() / VECTOR_DIM, VECTOR_DIM], &tower.table);
     graph.integers("terms_axis", &[1]);
     graph.integers("last_axis", &[-1]);
     graph.node("Gather", &["table", "term_ids"], "embedded", &[]);
     graph.node("Unsqueeze", &["mask", "last_axis"], "mask3", &[]);
     graph.node("Mul", &["embedded", "mask3"], "masked", &[]);
-    let flat = [("keepdims", super::onnx::Attribute::Int(0))];
-    let kept = [("keepdims", super::onnx::Attribute::Int(1))];
-    graph.node("ReduceSum", &["masked", "terms_axis"], "sum", &flat);
-    graph.node("ReduceSum", &["mask", "terms_axis"], "count", &kept);
+    graph.node("ReduceSum", &["masked", "terms_axis"], "sum", &[("keepdims", Attribute::Int(0))]);
+    graph.node("ReduceSum", &["mask", "terms_axis"], "count", &[("keepdims", Attribute::Int(1))]);
     graph.node("Div", &["sum", "count"], "mean", &[]);
-    let bias = tower.layer.bias.as_ref().map(|bias| numbers(bias.val())).unwrap_or_else(|| vec![0.0; dim]);
-    graph.linear("mean", "layer", [dim, dim], &numbers(tower.layer.weight.val()), &bias);
+    let (matrix, bias) = layer().matrix_and_bias(&tower.layer);
+    graph.linear("mean", "layer", [VECTOR_DIM, VECTOR_DIM], matrix, bias);
     graph.node("Tanh", &["layer"], "activated", &[]);
     graph.node("Add", &["mean", "activated"], "residual", &[]);
     graph.normalize("residual", "query");
-    graph.output("query", &[Dim::Any("texts"), Dim::Is(dim)]);
+    graph.output("query", &[Dim::Any("texts"), Dim::Is(VECTOR_DIM)]);
     graph.finish()
 }
 
-fn check(
-    tower: &Tower,
-    onnx: &[u8],
-    samples: &[(Vec<u32>, u32)],
-    texts: &[Vec<u32>],
-    runtime: &Runtime,
-    device: &Device,
-) -> Result<ExportCheck, ModelError> {
-    let mut encoder = QueryEncoder::open(runtime, onnx, RunDevice::Cpu)?;
-    let spans: Vec<Vec<u32>> = samples.iter().take(40).map(|(terms, _)| terms.clone()).collect();
-    let titles: Vec<Vec<u32>> = texts.iter().take(40).cloned().collect();
+fn check(tower: &Tower, onnx: &[u8], data: QueryEncoderData, runtime: &Runtime) -> Result<ExportCheck, ModelError> {
+    let mut encoder = QueryEncoder::open(runtime, onnx, Device::Cpu)?;
+    let queries: Vec<Vec<u32>> = data.samples.iter().take(40).map(|(terms, _)| terms.clone()).collect();
+    let titles: Vec<Vec<u32>> = data.texts.iter().take(40).cloned().collect();
     let mut pairs = Vec::new();
-    for batch in [&spans, &titles, &titles[..1].to_vec()] {
+    for batch in [&queries, &titles, &titles[..1].to_vec()] {
         if !batch.is_empty() {
-            pairs.push((encode(tower, batch, device), encoder.encode_batch(batch)?));
+            pairs.push((tower.encode(batch), encoder.encode_batch(batch)?));
         }
     }
     compare("query_encoder", &pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUCKETS: usize = 12;
+    const TEMPERATURE: f32 = 0.5;
+
+    fn data() -> (Vec<Vec<u32>>, Vec<(Vec<u32>, u32)>) {
+        let texts = vec![vec![0, 1, 2], vec![3, 4, 4, 5], vec![6], vec![7, 8, 9, 10]];
+        let samples = vec![(vec![0, 1], 0), (vec![4], 1), (vec![2, 2, 3], 0), (vec![6, 11], 2), (vec![9], 3)];
+        (texts, samples)
+    }
+
+    fn tower() -> Tower {
+        let mut tower = Tower::new(BUCKETS, &mut StdRng::seed_from_u64(5));
+        // Longer than before a training, so that differences of the loss are more than rounding.
+        tower.table.iter_mut().for_each(|value| *value *= 8.0);
+        tower
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let ((texts, samples), mut tower) = (data(), tower());
+        let data = QueryEncoderData { texts: &texts, samples: &samples };
+        let batch = Batch::new(data, &[0, 1, 2, 3, 4]);
+        let loss = |tower: &Tower| batch.loss_and_gradient(tower, TEMPERATURE, &mut Gradient::new(BUCKETS));
+        let mut gradient = Gradient::new(BUCKETS);
+        batch.loss_and_gradient(&tower, TEMPERATURE, &mut gradient);
+        fn part(tower: &mut Tower, is_table: bool) -> &mut [f32] {
+            if is_table { &mut tower.table } else { &mut tower.layer }
+        }
+        const STEP: f32 = 1e-2;
+        for (is_table, analytic) in [(true, &gradient.table), (false, &gradient.layer)] {
+            for (index, analytic) in analytic.iter().enumerate() {
+                let before = part(&mut tower, is_table)[index];
+                part(&mut tower, is_table)[index] = before + STEP;
+                let high = loss(&tower);
+                part(&mut tower, is_table)[index] = before - STEP;
+                let low = loss(&tower);
+                part(&mut tower, is_table)[index] = before;
+                let numeric = (high - low) / (2.0 * STEP);
+                let is_close = (numeric - analytic).abs() <= 3e-4 + 0.02 * numeric.abs();
+                assert!(is_close, "table {is_table}, {index}: {analytic}, by differences {numeric}");
+            }
+        }
+        assert!(gradient.touched.iter().all(|touched| *touched));
+    }
+
+    /// The loss over a matrix of queries × queries' titles in which other queries' copies of a query's title are left out.
+    #[test]
+    fn a_title_that_repeats_in_a_batch_is_no_negative_of_itself() {
+        let ((texts, samples), tower) = (data(), tower());
+        let vectors = |terms: &[u32]| tower.forward(&[terms]).out;
+        let mut expected = 0.0;
+        for (query, title) in &samples {
+            let query = vectors(query);
+            let logit = |title: u32| super::super::kernels::dot(&query, &vectors(&texts[title as usize])) / TEMPERATURE;
+            let others = samples.iter().filter(|(_, other)| other != title).map(|(_, other)| logit(*other).exp());
+            let own = logit(*title);
+            expected += ((own.exp() + others.sum::<f32>()).ln() - own) / samples.len() as f32;
+        }
+        let data = QueryEncoderData { texts: &texts, samples: &samples };
+        let batch = Batch::new(data, &[0, 1, 2, 3, 4]);
+        let loss = batch.loss_and_gradient(&tower, TEMPERATURE, &mut Gradient::new(BUCKETS));
+        assert!((loss - expected).abs() < 1e-5, "{loss} {expected}");
+    }
+
+    #[test]
+    fn a_step_changes_the_embeddings_of_its_terms_alone() {
+        let ((texts, samples), mut tower) = (data(), tower());
+        let before = tower.clone();
+        let (mut gradient, mut optimiser) = (Gradient::new(BUCKETS), Optimiser::new(&tower));
+        let data = QueryEncoderData { texts: &texts, samples: &samples };
+        Batch::new(data, &[0, 1]).loss_and_gradient(&tower, TEMPERATURE, &mut gradient);
+        let adam = Adam { learning_rate: 0.1, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay: 0.0 };
+        optimiser.update(&mut tower, &gradient, adam.at(1));
+        let is_changed = |term: u32| row(&tower.table, term) != row(&before.table, term);
+        let changed: Vec<u32> = (0..BUCKETS as u32).filter(|term| is_changed(*term)).collect();
+        assert_eq!(changed, [0, 1, 2, 3, 4, 5]);
+        gradient.clear();
+        assert!(gradient.table.iter().chain(&gradient.layer).all(|value| *value == 0.0));
+    }
 }

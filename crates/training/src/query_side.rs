@@ -2,7 +2,7 @@
 use super::{
     Progress,
     onnx::ExportCheck,
-    query_encoder::{QueryEncoderConfig, train_query_encoder},
+    query_encoder::{QueryEncoderConfig, QueryEncoderData, train_query_encoder},
     train::{TrainError, TrainOptions},
 };
 use lodestone_catalog::Item;
@@ -38,7 +38,8 @@ pub(super) fn learned_query_side(
     if start.is_some() {
         config = QueryEncoderConfig { epochs: 1, steps_max: config.steps_max / config.epochs, ..config };
     }
-    let trained = train_query_encoder(&texts, &spans, &config, start, runtime, progress)?;
+    let data = QueryEncoderData { texts: &texts, samples: &spans };
+    let trained = train_query_encoder(data, &config, start, runtime, progress)?;
     exports.push(trained.check.clone());
     Ok(QuerySide { title_vectors: trained.encode(&texts), model: trained.onnx, tokenizer: None })
 }

@@ -1,24 +1,18 @@
-//! The ranking model: features to the logits of the heads; a small network beside a linear path, trained listwise on what
-//! retrieval really returned.
+//! The ranking model: features to the logits of the heads. A small network next to a linear path, trained listwise on the
+//! candidates that retrieval returned.
 use super::{
     Progress,
+    adam::{Adam, Moments},
+    kernels::{add, exponentials, gelu, gelu_backward},
+    layers::Linear,
     onnx::{Dim, ExportCheck, GraphWriter, ModelError, compare},
-    query_encoder::numbers,
 };
-use burn::{
-    module::Module,
-    nn::{Linear, LinearConfig},
-    optim::{AdamConfig, GradientsParams},
-    tensor::{
-        Device, Tensor, TensorData,
-        activation::{gelu, log_sigmoid, log_softmax},
-    },
-};
-use lodestone_pipeline::ranking::{Device as RunDevice, Ranker, Runtime};
+use lodestone_pipeline::ranking::{Device, Ranker, Runtime};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The candidates of one request with what became of them.
+/// The candidates of one request with their outcomes.
 #[derive(Debug, Clone)]
 pub(crate) struct RankingList {
     /// `[candidates × features]`.
@@ -27,15 +21,27 @@ pub(crate) struct RankingList {
     pub labels: Vec<f32>,
 }
 
+/// Lists to learn a ranking model from.
+#[derive(Clone, Copy)]
+pub(crate) struct RankingData<'a> {
+    pub lists: &'a [RankingList],
+    /// Lists that decide when to stop, and on which the heads are calibrated.
+    pub validation: &'a [RankingList],
+    /// In the order of the lists' features.
+    pub feature_names: &'a [&'a str],
+    /// In the order of the lists' labels.
+    pub heads: &'a [String],
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct RankerConfig {
     pub epochs_max: usize,
     pub patience: usize,
     /// Lists in a step.
     pub batch: usize,
-    pub learning_rate: f64,
+    pub learning_rate: f32,
     /// Weight of the pointwise loss that keeps the logits calibratable.
-    pub pointwise_weight: f64,
+    pub pointwise_weight: f32,
     pub seed: u64,
 }
 
@@ -62,33 +68,70 @@ pub(crate) struct TrainedRanker {
     pub validation_losses: Vec<(usize, f32)>,
 }
 
+/// Units of the hidden layers.
 const HIDDEN: [usize; 2] = [64, 32];
-const MASKED: f32 = -1e4;
 
-#[derive(Module, Debug)]
+/// Two hidden layers, and a linear path from the features to the logits next to them.
+#[derive(Debug, Clone)]
 struct Network {
     first: Linear,
     second: Linear,
     third: Linear,
     skip: Linear,
+    /// Of all layers.
+    weights: Vec<f32>,
+}
+
+/// Intermediate values of a forward pass, which the backward pass reads.
+struct Trace {
+    /// Inputs and outputs of the activations, `[rows × units]`.
+    before: [Vec<f32>; 2],
+    after: [Vec<f32>; 2],
+    /// `[rows × heads]`
+    logits: Vec<f32>,
 }
 
 impl Network {
-    fn new(features: usize, heads: usize, device: &Device) -> Self {
-        let linear = |from, to| LinearConfig::new(from, to).init(device);
-        Self {
-            first: linear(features, HIDDEN[0]),
-            second: linear(HIDDEN[0], HIDDEN[1]),
-            third: linear(HIDDEN[1], heads),
-            skip: linear(features, heads),
-        }
+    fn new(features: usize, heads: usize, rng: &mut impl Rng) -> Self {
+        let mut end = 0;
+        let mut layer = |inputs, outputs| {
+            let layer = Linear::new(end, inputs, outputs);
+            end = layer.range.end;
+            layer
+        };
+        let (first, second) = (layer(features, HIDDEN[0]), layer(HIDDEN[0], HIDDEN[1]));
+        let (third, skip) = (layer(HIDDEN[1], heads), layer(features, heads));
+        let mut weights = vec![0.0; end];
+        [&first, &second, &third, &skip].into_iter().for_each(|layer| layer.initialise(&mut weights, rng));
+        Self { first, second, third, skip, weights }
     }
 
-    /// Standardised features `[rows × features]` to logits `[rows × heads]`.
-    fn forward(&self, features: Tensor<2>) -> Tensor<2> {
-        let hidden = gelu(self.first.forward(features.clone()));
-        let hidden = gelu(self.second.forward(hidden));
-        self.third.forward(hidden) + self.skip.forward(features)
+    /// `features`: standardised, `[rows × features]`.
+    fn forward(&self, features: &[f32]) -> Trace {
+        let active = |before: &[f32]| {
+            let mut after = vec![0.0; before.len()];
+            gelu(&mut after, before);
+            after
+        };
+        let first = self.first.forward(&self.weights, features);
+        let first_active = active(&first);
+        let second = self.second.forward(&self.weights, &first_active);
+        let second_active = active(&second);
+        let mut logits = self.third.forward(&self.weights, &second_active);
+        add(&mut logits, &self.skip.forward(&self.weights, features));
+        Trace { before: [first, second], after: [first_active, second_active], logits }
+    }
+
+    /// Returns the gradient of all weights; `dlogits` `[rows × heads]` is the gradient of the logits.
+    fn backward(&self, dlogits: &[f32], features: &[f32], trace: &Trace) -> Vec<f32> {
+        let mut gradient = vec![0.0; self.weights.len()];
+        self.skip.gradient(&mut gradient, dlogits, features);
+        let mut dhidden = self.third.backward(&mut gradient, dlogits, &trace.after[1], &self.weights);
+        gelu_backward(&mut dhidden, &trace.before[1]);
+        let mut dhidden = self.second.backward(&mut gradient, &dhidden, &trace.after[0], &self.weights);
+        gelu_backward(&mut dhidden, &trace.before[0]);
+        self.first.gradient(&mut gradient, &dhidden, features);
+        gradient
     }
 }
 
@@ -123,154 +166,197 @@ impl Scale {
     }
 }
 
-/// Trains on `lists`, stops by `validation`, calibrates each head on it; ends with [`ModelError::Stopped`] when `stop` says so.
-#[allow(clippy::too_many_arguments)]
+const STAGE: &str = "ranker";
+
+/// Trains on the lists, stops when the validation loss no longer falls, and calibrates each head. Returns
+/// [`ModelError::Stopped`] when `stop` becomes true. The same seed returns the same model, with any number of threads.
 pub(crate) fn train_ranker(
-    lists: &[RankingList],
-    validation: &[RankingList],
-    feature_names: &[&str],
-    heads: &[String],
+    data: RankingData,
     config: &RankerConfig,
     stop: &AtomicBool,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedRanker, ModelError> {
-    const STAGE: &str = "ranker";
-    let (width, head_count) = (feature_names.len(), heads.len());
-    if lists.is_empty() || validation.is_empty() {
+    if data.lists.is_empty() || data.validation.is_empty() {
         return Err(ModelError::TooLittle("the ranker needs lists to learn from and lists to stop by".to_owned()));
     }
-    let scale = Scale::of(lists, width);
-    let device = Device::flex().autodiff();
-    device.seed(config.seed);
-    let mut network = Network::new(width, head_count, &device);
-    let mut optimizer = AdamConfig::new().init();
+    let scale = Scale::of(data.lists, data.feature_names.len());
     let mut rng = StdRng::seed_from_u64(config.seed);
-    let mut order: Vec<usize> = (0..lists.len()).collect();
-    let steps = lists.len().div_ceil(config.batch);
-    let inner = Device::flex();
-    let (mut best, mut best_loss, mut worse) = (network.clone().valid(), f32::INFINITY, 0);
-    let mut validation_losses = Vec::new();
-    for epoch in 0..config.epochs_max {
-        order.shuffle(&mut rng);
-        for (step, chosen) in order.chunks(config.batch).enumerate() {
-            if stop.load(Ordering::Relaxed) {
-                return Err(ModelError::Stopped);
+    let network = Network::new(data.feature_names.len(), data.heads.len(), &mut rng);
+    let mut trainer = Trainer { network, scale, pointwise_weight: config.pointwise_weight };
+    let best = trainer.learn(data, config, stop, &mut rng, progress)?;
+    trainer.network = best.network;
+    let onnx = export(&trainer)?;
+    let check = check(&trainer, &onnx, data.validation, runtime)?;
+    let calibration = trainer.calibrate([data.validation, data.lists]);
+    Ok(TrainedRanker {
+        onnx,
+        calibration,
+        check,
+        validation_loss: best.loss,
+        validation_losses: best.validation_losses,
+    })
+}
+
+/// A network in training.
+struct Trainer {
+    network: Network,
+    scale: Scale,
+    pointwise_weight: f32,
+}
+
+/// The network with the least validation loss.
+struct Best {
+    network: Network,
+    loss: f32,
+    /// By step.
+    validation_losses: Vec<(usize, f32)>,
+}
+
+/// Lists that one thread takes at a time. It does not depend on the number of threads, so the sums do not either.
+const PART: usize = 4;
+
+impl Trainer {
+    fn learn(
+        &mut self,
+        data: RankingData,
+        config: &RankerConfig,
+        stop: &AtomicBool,
+        rng: &mut StdRng,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Best, ModelError> {
+        let adam = Adam { learning_rate: config.learning_rate, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay: 0.0 };
+        let mut moments = Moments::new(self.network.weights.len());
+        let mut order: Vec<usize> = (0..data.lists.len()).collect();
+        let steps = order.len().div_ceil(config.batch);
+        let total = config.epochs_max * steps;
+        let mut best = Best { network: self.network.clone(), loss: f32::INFINITY, validation_losses: Vec::new() };
+        let (mut done, mut worse) = (0, 0);
+        for _ in 0..config.epochs_max {
+            order.shuffle(rng);
+            for chosen in order.chunks(config.batch) {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(ModelError::Stopped);
+                }
+                let chosen: Vec<&RankingList> = chosen.iter().map(|index| &data.lists[*index]).collect();
+                let (loss, gradient) = self.loss_and_gradient(&chosen);
+                if !loss.is_finite() {
+                    return Err(ModelError::Diverged { stage: STAGE, step: done });
+                }
+                done += 1;
+                moments.update(&mut self.network.weights, &gradient, adam.at(done));
+                progress(Progress { stage: STAGE, done, total, loss });
             }
-            let chosen: Vec<&RankingList> = chosen.iter().map(|index| &lists[*index]).collect();
-            let loss = loss(&network, &chosen, &scale, head_count, config, &device);
-            let value = numbers(loss.clone())[0];
-            if !value.is_finite() {
-                return Err(ModelError::Diverged { stage: STAGE, step: epoch * steps + step });
+            let loss = self.loss(data.validation);
+            best.validation_losses.push((done, loss));
+            if loss < best.loss {
+                (best.network, best.loss, worse) = (self.network.clone(), loss, 0);
+            } else {
+                worse += 1;
+                if worse > config.patience {
+                    break;
+                }
             }
-            let gradients = GradientsParams::from_grads(loss.backward(), &network);
-            network = optimizer.step(config.learning_rate, network, gradients);
-            let done = epoch * steps + step + 1;
-            progress(Progress { stage: STAGE, done, total: config.epochs_max * steps, loss: value });
         }
-        let candidate = network.valid();
-        let total: f32 = validation
-            .chunks(config.batch)
-            .map(|chunk| {
-                let chosen: Vec<&RankingList> = chunk.iter().collect();
-                numbers(loss(&candidate, &chosen, &scale, head_count, config, &inner))[0] * chunk.len() as f32
-            })
-            .sum();
-        let validation_loss = total / validation.len() as f32;
-        validation_losses.push(((epoch + 1) * steps, validation_loss));
-        if validation_loss < best_loss {
-            (best, best_loss, worse) = (candidate, validation_loss, 0);
-        } else {
-            worse += 1;
-            if worse > config.patience {
+        Ok(best)
+    }
+
+    /// Mean loss of the lists.
+    fn loss(&self, lists: &[RankingList]) -> f32 {
+        let loss = |list: &RankingList| self.list_loss(list, &mut self.logits(&list.features), 1.0);
+        let losses: Vec<f64> = lists.par_iter().map(loss).collect();
+        (losses.iter().sum::<f64>() / lists.len() as f64) as f32
+    }
+
+    /// Mean loss of the lists and the gradient of all weights.
+    fn loss_and_gradient(&self, lists: &[&RankingList]) -> (f32, Vec<f32>) {
+        let weight = 1.0 / lists.len() as f32;
+        let parts: Vec<(f64, Vec<f32>)> = lists.par_chunks(PART).map(|lists| self.part(lists, weight)).collect();
+        let (mut loss, mut gradient) = (0.0, vec![0.0; self.network.weights.len()]);
+        for (part_loss, part) in &parts {
+            loss += part_loss;
+            add(&mut gradient, part);
+        }
+        (loss as f32, gradient)
+    }
+
+    /// Sum of the lists' losses times `weight`, and the gradient of all weights.
+    fn part(&self, lists: &[&RankingList], weight: f32) -> (f64, Vec<f32>) {
+        let features: Vec<f32> = lists.iter().flat_map(|list| self.scale.apply(&list.features)).collect();
+        let mut trace = self.network.forward(&features);
+        let mut dlogits = std::mem::take(&mut trace.logits);
+        let (mut loss, mut rest) = (0.0, &mut dlogits[..]);
+        for list in lists {
+            let (own, after) = rest.split_at_mut(list.labels.len());
+            loss += self.list_loss(list, own, weight);
+            rest = after;
+        }
+        (loss * f64::from(weight), self.network.backward(&dlogits, &features, &trace))
+    }
+
+    /// Softmax cross-entropy over the list for each head, plus a share of the pointwise logistic loss; candidates whose label is
+    /// not known are left out of both. Turns the logits `[candidates × heads]` into the loss's gradient times `weight`.
+    fn list_loss(&self, list: &RankingList, logits: &mut [f32], weight: f32) -> f64 {
+        let heads = self.network.third.outputs;
+        let (mut loss, mut cells, mut powers) = (0.0, Vec::new(), Vec::new());
+        for head in 0..heads {
+            cells.clear();
+            cells.extend((head..logits.len()).step_by(heads).filter(|cell| !list.labels[*cell].is_nan()));
+            powers.clear();
+            powers.extend(cells.iter().map(|cell| logits[*cell]));
+            let positives: f32 = cells.iter().map(|cell| list.labels[*cell]).sum();
+            let share_of = |label: f32| label / positives.max(1.0);
+            let (peak, sum) = exponentials(&mut powers);
+            let shares = share_of(positives);
+            if !cells.is_empty() {
+                loss += f64::from(shares * (sum.ln() + peak));
+            }
+            for (cell, power) in cells.iter().zip(&powers) {
+                let (logit, label) = (logits[*cell], list.labels[*cell]);
+                // ln(1 + e^logit) - label × logit, without overflow.
+                let pointwise = logit.max(0.0) + (-logit.abs()).exp().ln_1p() - label * logit;
+                loss += f64::from(self.pointwise_weight * pointwise - share_of(label) * logit);
+                let slope = 1.0 / (1.0 + (-logit).exp()) - label;
+                logits[*cell] = weight * (shares * power / sum - share_of(label) + self.pointwise_weight * slope);
+            }
+            let unknown = (head..logits.len()).step_by(heads).filter(|cell| list.labels[*cell].is_nan());
+            unknown.for_each(|cell| logits[cell] = 0.0);
+        }
+        loss
+    }
+
+    /// `features` `[rows × features]` to `[rows × heads]`.
+    fn logits(&self, features: &[f32]) -> Vec<f32> {
+        self.network.forward(&self.scale.apply(features)).logits
+    }
+
+    /// Fits scale and offset of each head by Newton's method on the logistic loss: on the first part of the lists, and for a head
+    /// that has few positive labels there, because its labels come late, on all.
+    fn calibrate(&self, parts: [&[RankingList]; 2]) -> Vec<Calibration> {
+        let heads = self.network.third.outputs;
+        let mut points: Vec<Vec<(f64, f64)>> = vec![Vec::new(); heads];
+        for lists in parts {
+            let positives = |points: &[(f64, f64)]| points.iter().map(|(_, label)| label).sum::<f64>();
+            let is_wanting: Vec<bool> =
+                points.iter().map(|points| positives(points) < CALIBRATION_POSITIVES_MIN).collect();
+            if !is_wanting.contains(&true) {
                 break;
             }
-        }
-    }
-    let onnx = export(&best, &scale, head_count)?;
-    let check = check(&best, &scale, &onnx, validation, runtime, &inner)?;
-    let calibration = calibrate(&best, &scale, [validation, lists], head_count, &inner);
-    Ok(TrainedRanker { onnx, calibration, check, validation_loss: best_loss, validation_losses })
-}
-
-/// Listwise softmax cross-entropy of each head, plus a share of the pointwise one.
-fn loss(
-    network: &Network,
-    lists: &[&RankingList],
-    scale: &Scale,
-    heads: usize,
-    config: &RankerConfig,
-    device: &Device,
-) -> Tensor<1> {
-    let width = scale.mean.len();
-    let count = lists.len();
-    let longest = lists.iter().map(|list| list.features.len() / width).max().unwrap_or(1);
-    let mut features = vec![0f32; count * longest * width];
-    // By head: `[lists × longest]`.
-    let cells = count * longest;
-    let (mut share, mut bias) = (vec![0f32; heads * cells], vec![MASKED; heads * cells]);
-    let (mut positive, mut negative) = (vec![0f32; heads * cells], vec![0f32; heads * cells]);
-    for (index, list) in lists.iter().enumerate() {
-        let scaled = scale.apply(&list.features);
-        features[index * longest * width..index * longest * width + scaled.len()].copy_from_slice(&scaled);
-        for head in 0..heads {
-            let labels: Vec<f32> = list.labels.iter().skip(head).step_by(heads).copied().collect();
-            let positives = labels.iter().filter(|label| !label.is_nan()).sum::<f32>().max(1.0);
-            for (place, label) in labels.iter().enumerate().filter(|(_, label)| !label.is_nan()) {
-                let cell = head * cells + index * longest + place;
-                bias[cell] = 0.0;
-                share[cell] = label / positives;
-                positive[cell] = *label;
-                negative[cell] = 1.0 - label;
+            for list in lists {
+                let logits = self.logits(&list.features);
+                for (index, (logit, label)) in logits.iter().zip(&list.labels).enumerate() {
+                    if is_wanting[index % heads] && !label.is_nan() {
+                        points[index % heads].push((f64::from(*logit), f64::from(*label)));
+                    }
+                }
             }
         }
+        points.iter().map(|points| platt(points)).collect()
     }
-    let features = Tensor::<2>::from_data(TensorData::new(features, [cells, width]), device);
-    let shape = [heads, count, longest];
-    let tensor = |values| Tensor::<3>::from_data(TensorData::new(values, shape), device);
-    let logits = network.forward(features).transpose().reshape(shape);
-    let listwise = -(log_softmax(logits.clone() + tensor(bias), 2) * tensor(share)).sum() / count as f64;
-    let pointwise = -(log_sigmoid(logits.clone()) * tensor(positive) + log_sigmoid(-logits) * tensor(negative)).sum()
-        / count as f64;
-    listwise + pointwise * config.pointwise_weight
-}
-
-fn logits(network: &Network, scale: &Scale, features: &[f32], device: &Device) -> Vec<f32> {
-    let width = scale.mean.len();
-    let shape = [features.len() / width, width];
-    numbers(network.forward(Tensor::from_data(TensorData::new(scale.apply(features), shape), device)))
 }
 
 /// Positive labels that a calibration needs.
 const CALIBRATION_POSITIVES_MIN: f64 = 20.0;
-
-/// Fits scale and offset of each head by Newton's method on the logistic loss: on the lists that were not learned from, and
-/// for a head of which these hardly speak, as its labels come late, on all.
-fn calibrate(
-    network: &Network,
-    scale: &Scale,
-    parts: [&[RankingList]; 2],
-    heads: usize,
-    device: &Device,
-) -> Vec<Calibration> {
-    let mut points: Vec<Vec<(f64, f64)>> = vec![Vec::new(); heads];
-    for lists in parts {
-        let positives = |points: &[(f64, f64)]| points.iter().map(|(_, label)| label).sum::<f64>();
-        let is_wanting: Vec<bool> = points.iter().map(|points| positives(points) < CALIBRATION_POSITIVES_MIN).collect();
-        if !is_wanting.contains(&true) {
-            break;
-        }
-        for list in lists {
-            let logits = logits(network, scale, &list.features, device);
-            for (index, (logit, label)) in logits.iter().zip(&list.labels).enumerate() {
-                if is_wanting[index % heads] && !label.is_nan() {
-                    points[index % heads].push((f64::from(*logit), f64::from(*label)));
-                }
-            }
-        }
-    }
-    points.iter().map(|points| platt(points)).collect()
-}
 
 fn platt(points: &[(f64, f64)]) -> Calibration {
     let (mut scale, mut offset) = (1.0f64, 0.0f64);
@@ -301,7 +387,8 @@ fn platt(points: &[(f64, f64)]) -> Calibration {
     Calibration { scale: scale.max(1e-3) as f32, offset: offset as f32 }
 }
 
-fn export(network: &Network, scale: &Scale, heads: usize) -> Result<Vec<u8>, ModelError> {
+fn export(trainer: &Trainer) -> Result<Vec<u8>, ModelError> {
+    let Trainer { network, scale, .. } = trainer;
     let width = scale.mean.len();
     let mut graph = GraphWriter::new("ranker");
     graph.float_input("features", &[Dim::Any("candidates"), Dim::Is(width)]);
@@ -309,32 +396,24 @@ fn export(network: &Network, scale: &Scale, heads: usize) -> Result<Vec<u8>, Mod
     graph.weights("inverse", &[width], &scale.inverse);
     graph.node("Sub", &["features", "mean"], "centred", &[]);
     graph.node("Mul", &["centred", "inverse"], "scaled", &[]);
-    let layer = |graph: &mut GraphWriter, input: &str, output: &str, linear: &Linear| {
-        let dims = linear.weight.val().dims();
-        let bias = linear.bias.as_ref().map(|bias| numbers(bias.val())).unwrap_or_else(|| vec![0.0; dims[1]]);
-        graph.linear(input, output, dims, &numbers(linear.weight.val()), &bias);
+    let layer = |graph: &mut GraphWriter, input: &str, output: &str, layer: &Linear| {
+        let (matrix, bias) = layer.matrix_and_bias(&network.weights);
+        graph.linear(input, output, [layer.inputs, layer.outputs], matrix, bias);
     };
     layer(&mut graph, "scaled", "first", &network.first);
     layer(&mut graph, "scaled", "skip", &network.skip);
-    graph.node("Gelu", &["first"], "first_active", &[]);
+    graph.gelu("first", "first_active");
     layer(&mut graph, "first_active", "second", &network.second);
-    graph.node("Gelu", &["second"], "second_active", &[]);
+    graph.gelu("second", "second_active");
     layer(&mut graph, "second_active", "third", &network.third);
     graph.node("Add", &["third", "skip"], "logits", &[]);
-    graph.output("logits", &[Dim::Any("candidates"), Dim::Is(heads)]);
+    graph.output("logits", &[Dim::Any("candidates"), Dim::Is(network.third.outputs)]);
     graph.finish()
 }
 
-fn check(
-    network: &Network,
-    scale: &Scale,
-    onnx: &[u8],
-    lists: &[RankingList],
-    runtime: &Runtime,
-    device: &Device,
-) -> Result<ExportCheck, ModelError> {
-    let mut ranker = Ranker::open(runtime, onnx, RunDevice::Cpu)?;
-    let width = scale.mean.len();
+fn check(trainer: &Trainer, onnx: &[u8], lists: &[RankingList], runtime: &Runtime) -> Result<ExportCheck, ModelError> {
+    let mut ranker = Ranker::open(runtime, onnx, Device::Cpu)?;
+    let width = trainer.scale.mean.len();
     let mut rng = StdRng::seed_from_u64(7);
     let mut pairs = Vec::new();
     for rows in [1usize, 3, 50, 250] {
@@ -343,7 +422,7 @@ fn check(
         let features: Vec<f32> = (0..rows * width)
             .map(|index| real[index % real.len()] + rng.random_range(-0.5..0.5) * f32::from(u8::from(rows > 1)))
             .collect();
-        pairs.push((logits(network, scale, &features, device), ranker.score(&features, rows)?));
+        pairs.push((trainer.logits(&features), ranker.score(&features, rows)?));
     }
     compare("ranker", &pairs)
 }
@@ -370,5 +449,78 @@ mod tests {
     fn calibration_survives_labels_that_are_all_alike() {
         let fitted = platt(&[(1.0, 0.0), (2.0, 0.0)]);
         assert!(fitted.scale.is_finite() && fitted.offset.is_finite());
+    }
+
+    /// Two lists of 2 heads; some labels are not known, and one list has no positive label of the second head.
+    fn lists(width: usize) -> Vec<RankingList> {
+        let number = |index: usize| (index as f32 * 1.3).sin();
+        let unknown = f32::NAN;
+        vec![
+            RankingList {
+                features: (0..4 * width).map(number).collect(),
+                labels: vec![1.0, 0.0, 0.0, unknown, 0.0, 0.0, 0.5, 0.0],
+            },
+            RankingList {
+                features: (100..100 + 3 * width).map(number).collect(),
+                labels: vec![0.0, unknown, 1.0, unknown, 0.0, unknown],
+            },
+        ]
+    }
+
+    fn trainer(lists: &[RankingList], width: usize) -> Trainer {
+        let network = Network::new(width, 2, &mut StdRng::seed_from_u64(3));
+        Trainer { network, scale: Scale::of(lists, width), pointwise_weight: 0.1 }
+    }
+
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        const WIDTH: usize = 5;
+        const STEP: f32 = 1e-2;
+        let lists = lists(WIDTH);
+        let chosen: Vec<&RankingList> = lists.iter().collect();
+        let mut trainer = trainer(&lists, WIDTH);
+        let (_, gradient) = trainer.loss_and_gradient(&chosen);
+        assert_eq!(gradient.len(), 6 * 64 + 65 * 32 + 33 * 2 + 6 * 2);
+        for (index, analytic) in gradient.iter().enumerate() {
+            let mut loss = |shift: f32| {
+                let before = trainer.network.weights[index];
+                trainer.network.weights[index] = before + shift;
+                let loss = trainer.loss_and_gradient(&chosen).0;
+                trainer.network.weights[index] = before;
+                loss
+            };
+            let numeric = (loss(STEP) - loss(-STEP)) / (2.0 * STEP);
+            let is_close = (numeric - analytic).abs() <= 2e-4 + 0.02 * numeric.abs();
+            assert!(is_close, "weight {index}: {analytic}, by differences {numeric}");
+        }
+    }
+
+    /// The loss as it is defined, in f64.
+    #[test]
+    fn the_loss_is_that_of_its_definition() {
+        let lists = lists(5);
+        let trainer = trainer(&lists, 5);
+        let mut expected = 0.0;
+        for list in &lists {
+            let logits = trainer.logits(&list.features);
+            for head in 0..2 {
+                let known: Vec<(f64, f64)> = (head..logits.len())
+                    .step_by(2)
+                    .filter(|cell| !list.labels[*cell].is_nan())
+                    .map(|cell| (f64::from(logits[cell]), f64::from(list.labels[cell])))
+                    .collect();
+                let sum: f64 = known.iter().map(|(logit, _)| logit.exp()).sum();
+                let positives = known.iter().map(|(_, label)| label).sum::<f64>().max(1.0);
+                for (logit, label) in known {
+                    let p = 1.0 / (1.0 + (-logit).exp());
+                    let pointwise = label * p.ln() + (1.0 - label) * (1.0 - p).ln();
+                    expected -= (label / positives * (logit.exp() / sum).ln() + 0.1 * pointwise) / 2.0;
+                }
+            }
+        }
+        let chosen: Vec<&RankingList> = lists.iter().collect();
+        for loss in [trainer.loss(&lists), trainer.loss_and_gradient(&chosen).0] {
+            assert!((f64::from(loss) - expected).abs() < 1e-5, "{loss} {expected}");
+        }
     }
 }

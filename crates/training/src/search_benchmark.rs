@@ -5,9 +5,9 @@
 //! query that it orders (cross-validation over queries).
 use super::{
     Progress,
-    query_encoder::{QueryEncoderConfig, train_query_encoder},
+    query_encoder::{QueryEncoderConfig, QueryEncoderData, train_query_encoder},
     query_side::{BUCKET_COUNT, title_samples},
-    ranker::{RankerConfig, RankingList, train_ranker},
+    ranker::{RankerConfig, RankingData, RankingList, train_ranker},
 };
 use ahash::AHashMap;
 use lodestone_catalog::{Item, VECTOR_DIM};
@@ -206,7 +206,8 @@ fn encode_with_trained(
     let mut rng = StdRng::seed_from_u64(seed);
     let (texts, spans) = title_samples(items, &mut rng);
     let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, steps_max: 3000, ..Default::default() };
-    let trained = train_query_encoder(&texts, &spans, &config, None, runtime, progress)?;
+    let data = QueryEncoderData { texts: &texts, samples: &spans };
+    let trained = train_query_encoder(data, &config, None, runtime, progress)?;
     let mut encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
     let queries = queries.iter().map(|query| {
         let terms = text::hashed_terms(query, BUCKET_COUNT);
@@ -269,8 +270,8 @@ fn rank_across(
         }
         let config = RankerConfig { epochs_max: 40, patience: 3, seed, ..Default::default() };
         let heads = ["relevance".to_owned()];
-        let trained =
-            train_ranker(&learn, &validate, FEATURES, &heads, &config, &AtomicBool::new(false), runtime, progress)?;
+        let data = RankingData { lists: &learn, validation: &validate, feature_names: FEATURES, heads: &heads };
+        let trained = train_ranker(data, &config, &AtomicBool::new(false), runtime, progress)?;
         let mut ranker = Ranker::open(runtime, &trained.onnx, Device::Cpu)?;
         for (at, list) in lists.iter().enumerate().skip(fold).step_by(FOLDS) {
             if list.rows.is_empty() {

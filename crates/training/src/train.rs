@@ -7,7 +7,7 @@ use super::{
     losses::LossCurves,
     onnx::{ExportCheck, ModelError},
     query_side::{BUCKET_COUNT, QuerySide, embed_with, learned_query_side},
-    ranker::{RankerConfig, TrainedRanker, train_ranker},
+    ranker::{RankerConfig, RankingData, TrainedRanker, train_ranker},
     replay::{Choice, baskets, choices, time_at_share},
     sequence::{ItemText, Pause, SequenceError},
     user_encoder::{UserSample, train_user_encoder, user_samples},
@@ -383,10 +383,10 @@ fn learn_ranker(
     stages.end("replay");
 
     let list_count = lists.lists.len();
-    let (fit_lists, validation_lists) = lists.lists.split_at(list_count - list_count / 6);
+    let (fit_lists, validation) = lists.lists.split_at(list_count - list_count / 6);
+    let data = RankingData { lists: fit_lists, validation, feature_names: FEATURES, heads: &lists.heads };
     let config = RankerConfig { seed: options.seed, ..Default::default() };
-    let stop = &options.stop;
-    let ranker = train_ranker(fit_lists, validation_lists, FEATURES, &lists.heads, &config, stop, runtime, progress)?;
+    let ranker = train_ranker(data, &config, &options.stop, runtime, progress)?;
     stages.end("ranker");
     Ok((ranker, lists.heads, list_count))
 }

@@ -356,11 +356,7 @@ fn write_block(
     graph.node("Add", &[&own, &of("attended")], &of("hidden"), &[]);
     write_norm(graph, &of("hidden"), &of("hidden_normed"), block.norm_ffn);
     write_linear(graph, &of("hidden_normed"), &of("ffn_in"), d, block.ffn_in);
-    // The sigmoid form of GELU, as in training.
-    graph.weights(&of("sharpness"), &[1], &[1.702]);
-    graph.node("Mul", &[&of("ffn_in"), &of("sharpness")], &of("sharpened"), &[]);
-    graph.node("Sigmoid", &[&of("sharpened")], &of("gate"), &[]);
-    graph.node("Mul", &[&of("ffn_in"), &of("gate")], &of("activated"), &[]);
+    graph.gelu(&of("ffn_in"), &of("activated"));
     write_linear(graph, &of("activated"), &of("ffn_out"), FFN_FACTOR * d, block.ffn_out);
     graph.node("Add", &[&of("hidden"), &of("ffn_out")], &of("out"), &[]);
     of("out")

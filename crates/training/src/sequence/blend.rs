@@ -1,10 +1,12 @@
 //! The listwise ranker: a linear model of the sources' scores, with a small hidden layer beside it where there is enough to
 //! learn from. Trained by the softmax cross-entropy over each list (ListNet's top-one: Cao et al. 2007).
-use super::{
-    SequenceError,
-    kernels::{Into, View, adam, add_row, exponentials, gelu, gelu_backward, matmul, sum_rows},
+use super::SequenceError;
+use crate::{
+    Progress,
+    adam::{Adam, Moments},
+    kernels::{Into, View, add_row, exponentials, gelu, gelu_backward, matmul, sum_rows},
+    layers::normal,
 };
-use crate::Progress;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rayon::prelude::*;
 
@@ -112,7 +114,7 @@ impl Blend {
         let mut weights = vec![0.0; width + hidden * (width + 1) + hidden];
         let spread = 1.0 / (width as f32).sqrt();
         for weight in &mut weights[width..width + hidden * width] {
-            *weight = spread * super::trainer::normal(rng);
+            *weight = spread * normal(rng);
         }
         Self { scale: scale.clone(), hidden, weights }
     }
@@ -239,7 +241,9 @@ fn train_blend(
     let mut order: Vec<usize> = (0..count).collect();
     order.sort_by_key(|index| rank(*index));
     let held = order.split_off(count - (count / HELD_BACK).max(1));
-    let (mut mean, mut square) = (vec![0.0; blend.weights.len()], vec![0.0; blend.weights.len()]);
+    let BlendConfig { learning_rate, weight_decay, .. } = *config;
+    let adam = Adam { learning_rate, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay };
+    let mut moments = Moments::new(blend.weights.len());
     let gradient = |blend: &Blend, chosen: &[usize]| -> (f64, Vec<f32>) {
         let (mut x, mut labels, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
         for index in chosen {
@@ -271,10 +275,7 @@ fn train_blend(
             if !loss.is_finite() {
                 return Err(SequenceError::Diverged { stage: STAGE, step });
             }
-            let rate =
-                config.learning_rate * (1.0 - 0.999f32.powi(step as i32)).sqrt() / (1.0 - 0.9f32.powi(step as i32));
-            let decay = config.learning_rate * config.weight_decay;
-            adam(&mut blend.weights, &mut mean, &mut square, &gradient, rate, (0.9, 0.999), 1e-8, decay);
+            moments.update(&mut blend.weights, &gradient, adam.at(step));
             progress(Progress { stage: STAGE, done: step, total: config.epochs_max * steps, loss: loss as f32 });
         }
         let (loss, _) = of_all(&blend, &held);

@@ -1,9 +1,9 @@
 //! The sequence encoder in use. A user is the transformer's output at the latest event; the score of an item is its product
 //! with the item's vector.
-use super::{
+use super::transformer::{Bits, Dropout, NamedWeights, Packed, Places, Shape, Tokens};
+use crate::{
     kernels::{Into, View, at_least, matmul, normalise_rows},
     softmax::{Softmax, Targets},
-    transformer::{Bits, Dropout, NamedWeights, Packed, Places, Shape, Tokens},
 };
 use rayon::prelude::*;
 

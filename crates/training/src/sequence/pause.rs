@@ -2,10 +2,10 @@
 use super::{
     SequenceEncoder, SequenceError,
     fit::Course,
-    kernels::add_scaled,
     samples::ItemText,
-    trainer::{Moments, START, Trainer, normal},
+    trainer::{START, Trainer},
 };
+use crate::{adam::Moments, kernels::add_scaled, layers::normal};
 use prost::Message;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;

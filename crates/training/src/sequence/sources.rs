@@ -3,12 +3,14 @@ use super::{
     alike::Alike,
     blend::Lists,
     encoder::{SequenceEncoder, logits},
-    kernels::{dot, exponentials},
     pairs::{ItemPairs, Scores, best},
     text::TermVectors,
     transformer::Tokens,
 };
-use crate::Progress;
+use crate::{
+    Progress,
+    kernels::{dot, exponentials},
+};
 use rayon::prelude::*;
 
 /// A table from item to item, read for the latest items of a history.

@@ -1,9 +1,8 @@
 //! Items by their words: weights by rarity (TF-IDF), likeness by cosine, and short dense vectors of them.
 use super::pairs::{ItemPairs, Scores};
-use crate::sequence::{
+use crate::{
     kernels::{add_scaled, dot},
-    samples::ItemText,
-    transformer::Bits,
+    sequence::{samples::ItemText, transformer::Bits},
 };
 use ahash::AHashMap;
 use rayon::prelude::*;

@@ -3,17 +3,21 @@
 use super::{
     encoder::{SequenceEncoder, Similarity},
     fit::EncoderConfig,
-    kernels::{Into, View, adam, add, matmul, normalise_rows, normalise_rows_backward},
     samples::{ItemText, Sample},
-    softmax::{Softmax, Targets},
     transformer::{Bits, Packed, Places},
+};
+use crate::{
+    adam::{Adam, Moments},
+    kernels::{Into, View, adam, add, matmul, normalise_rows, normalise_rows_backward},
+    layers::normal,
+    softmax::{Softmax, Targets},
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use rayon::prelude::*;
 
 const BETAS: (f32, f32) = (0.9, 0.98);
-const ADAM_FLOOR: f32 = 1e-8;
+const EPSILON: f32 = 1e-8;
 /// Standard deviation of an item's own vector at the start.
 pub(super) const START: f32 = 0.02;
 
@@ -33,18 +37,6 @@ pub(super) struct Trainer<'a> {
     /// Steps that were made.
     pub(super) step: usize,
     pub(super) rng: ChaCha12Rng,
-}
-
-/// Adam's memory of some weights.
-pub(super) struct Moments {
-    pub(super) mean: Vec<f32>,
-    pub(super) square: Vec<f32>,
-}
-
-impl Moments {
-    fn new(count: usize) -> Self {
-        Self { mean: vec![0.0; count], square: vec![0.0; count] }
-    }
 }
 
 /// Samples of a step with the items that it touches: all, or those of the batch and the drawn ones.
@@ -219,11 +211,12 @@ impl<'a> Trainer<'a> {
     fn update(&mut self, step: &Step, gradient: &[f32], ditems: &mut [f32]) {
         let (d, rows) = (self.config.shape.width, &step.rows);
         self.step += 1;
-        let correction = (1.0 - BETAS.1.powi(self.step as i32)).sqrt() / (1.0 - BETAS.0.powi(self.step as i32));
-        let rate = self.config.learning_rate * correction;
-        let decay = self.config.learning_rate * self.config.weight_decay;
+        let EncoderConfig { learning_rate, weight_decay, .. } = *self.config;
+        // The item vectors alone decay.
+        let adam_of = |weight_decay| Adam { learning_rate, betas: BETAS, epsilon: EPSILON, weight_decay }.at(self.step);
+        let (plain, decaying) = (adam_of(0.0), adam_of(weight_decay));
         let [weights, table, projection] = &mut self.moments;
-        adam(&mut self.weights, &mut weights.mean, &mut weights.square, gradient, rate, BETAS, ADAM_FLOOR, 0.0);
+        weights.update(&mut self.weights, gradient, plain);
         if self.text.width > 0 {
             let gathered = if rows.is_empty() { Vec::new() } else { gather(&self.text.vectors, self.text.width, rows) };
             let texts = if rows.is_empty() { &self.text.vectors } else { &gathered };
@@ -231,8 +224,7 @@ impl<'a> Trainer<'a> {
             let mut dprojection = vec![0.0; self.projection.len()];
             let texts = View::new(texts, count, self.text.width);
             matmul(&mut dprojection, Into::Replace, texts.transposed(), View::new(ditems, count, d));
-            let (mean, square) = (&mut projection.mean, &mut projection.square);
-            adam(&mut self.projection, mean, square, &dprojection, rate, BETAS, ADAM_FLOOR, 0.0);
+            projection.update(&mut self.projection, &dprojection, plain);
         }
         clear(ditems, d, &step.bare);
         if rows.is_empty() {
@@ -242,23 +234,13 @@ impl<'a> Trainer<'a> {
                 .zip(table.mean.par_chunks_mut(chunk))
                 .zip(table.square.par_chunks_mut(chunk))
                 .zip(ditems.par_chunks(chunk))
-                .for_each(|(((weights, mean), square), gradient)| {
-                    adam(weights, mean, square, gradient, rate, BETAS, ADAM_FLOOR, decay);
-                });
+                .for_each(|(((weights, mean), square), gradient)| adam(weights, mean, square, gradient, decaying));
         }
         // Rows that a step does not touch keep their moments: the cost of a step does not grow with the catalogue.
         for (row, gradient) in rows.iter().zip(ditems.chunks_exact(d)) {
-            let place = *row as usize * d..(*row as usize + 1) * d;
-            let (mean, square) = (&mut table.mean[place.clone()], &mut table.square[place.clone()]);
-            adam(&mut self.table[place], mean, square, gradient, rate, BETAS, ADAM_FLOOR, decay);
+            table.update_from(*row as usize * d, &mut self.table, gradient, decaying);
         }
     }
-}
-
-/// A normally distributed number (Box and Muller).
-pub(super) fn normal(rng: &mut impl Rng) -> f32 {
-    let (a, b): (f32, f32) = (rng.random(), rng.random());
-    (-2.0 * a.max(1e-12).ln()).sqrt() * (2.0 * std::f32::consts::PI * b).cos()
 }
 
 fn gather(table: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {

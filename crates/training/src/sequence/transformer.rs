@@ -1,8 +1,10 @@
 //! A causal pre-norm transformer over packed sequences (SASRec: Kang & McAuley 2018; the norm before each part: Xiong et al.
 //! 2020), forward and backward by hand. Sequences lie one after the other, so nothing is computed for padding.
-use super::kernels::{
-    Heads, Into, View, add, add_row, add_scaled, attend, attend_backward, gelu, gelu_backward, layer_norm,
-    layer_norm_backward, matmul, multiply, sum_rows,
+use crate::{
+    kernels::{
+        Heads, add, add_scaled, attend, attend_backward, gelu, gelu_backward, layer_norm, layer_norm_backward, multiply,
+    },
+    layers::{linear, linear_backward},
 };
 use std::ops::Range;
 
@@ -315,32 +317,7 @@ fn norm_rows(x: &[f32], gain_and_bias: &[f32]) -> Normed {
 
 fn norm_rows_backward(dx: &mut [f32], gradient: &mut [f32], dout: &[f32], norm: &Normed, gain_and_bias: &[f32]) {
     let d = gain_and_bias.len() / 2;
-    let (dgain, dbias) = gradient.split_at_mut(d);
-    layer_norm_backward(dx, dgain, dbias, dout, &norm.normed, &norm.inverse, &gain_and_bias[..d], &mut vec![0.0; d]);
-}
-
-/// x · W + b.
-fn linear(x: &[f32], inputs: usize, matrix_and_bias: &[f32]) -> Vec<f32> {
-    let outputs = matrix_and_bias.len() / (inputs + 1);
-    let (matrix, bias) = matrix_and_bias.split_at(inputs * outputs);
-    let rows = x.len() / inputs;
-    let mut out = vec![0.0; rows * outputs];
-    matmul(&mut out, Into::Replace, View::new(x, rows, inputs), View::new(matrix, inputs, outputs));
-    add_row(&mut out, bias);
-    out
-}
-
-/// Adds to the gradient of matrix and bias, and gives the gradient of `x`.
-fn linear_backward(gradient: &mut [f32], dout: &[f32], x: &[f32], inputs: usize, matrix_and_bias: &[f32]) -> Vec<f32> {
-    let outputs = matrix_and_bias.len() / (inputs + 1);
-    let rows = x.len() / inputs;
-    let (dmatrix, dbias) = gradient.split_at_mut(inputs * outputs);
-    let dout_view = View::new(dout, rows, outputs);
-    matmul(dmatrix, Into::Add, View::new(x, rows, inputs).transposed(), dout_view);
-    sum_rows(dbias, dout);
-    let mut dx = vec![0.0; rows * inputs];
-    matmul(&mut dx, Into::Replace, dout_view, View::new(matrix_and_bias, inputs, outputs).transposed());
-    dx
+    layer_norm_backward(dx, gradient, dout, &norm.normed, &norm.inverse, &gain_and_bias[..d], &mut vec![0.0; d]);
 }
 
 fn drop_out(values: &mut [f32], kept: &[f32]) {

@@ -1,10 +1,10 @@
-//! The arithmetic of the encoder: matrix products by the `gemm` crate, and loops that are compiled once for each set of
-//! vector instructions and chosen at run time.
+//! The arithmetic of training: matrix products by the `gemm` crate, and loops that are compiled once for each set of vector
+//! instructions and chosen at run time. All unsafe code of training is in this file.
 use gemm::{Parallelism, gemm};
 
 /// Rows × columns of f32; a transpose is only other strides.
 #[derive(Clone, Copy)]
-pub(super) struct View<'a> {
+pub(crate) struct View<'a> {
     values: &'a [f32],
     rows: usize,
     columns: usize,
@@ -14,12 +14,12 @@ pub(super) struct View<'a> {
 
 impl<'a> View<'a> {
     /// Row after row.
-    pub(super) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub(crate) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         assert!(values.len() >= rows * columns, "{} numbers for {rows} × {columns}", values.len());
         Self { values, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
-    pub(super) fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
             columns: self.rows,
@@ -32,13 +32,13 @@ impl<'a> View<'a> {
 
 /// What a product does with what stands in its destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Into {
+pub(crate) enum Into {
     Replace,
     Add,
 }
 
 /// `out` (row after row) becomes, or gains, `a · b`. On the calling thread.
-pub(super) fn matmul(out: &mut [f32], into: Into, a: View, b: View) {
+pub(crate) fn matmul(out: &mut [f32], into: Into, a: View, b: View) {
     assert_eq!(a.columns, b.rows, "inner dimensions");
     assert!(out.len() >= a.rows * b.columns, "room for the product");
     if a.rows == 0 || b.columns == 0 {
@@ -76,21 +76,17 @@ pub(super) fn matmul(out: &mut [f32], into: Into, a: View, b: View) {
 macro_rules! vectorised {
     ($(#[$about:meta])* $visible:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$about])*
-        #[allow(clippy::too_many_arguments)]
         $visible fn $name($($argument: $type),*) $(-> $result)? {
             #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
-            fn body($($argument: $type),*) $(-> $result)? $body
+                fn body($($argument: $type),*) $(-> $result)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
-                unsafe fn avx512($($argument: $type),*) $(-> $result)? {
+                        unsafe fn avx512($($argument: $type),*) $(-> $result)? {
                     body($($argument),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
-                unsafe fn avx2($($argument: $type),*) $(-> $result)? {
+                        unsafe fn avx2($($argument: $type),*) $(-> $result)? {
                     body($($argument),*)
                 }
                 if is_x86_feature_detected!("avx512f")
@@ -116,7 +112,7 @@ const LANES: usize = 16;
 
 /// e^x for x ≤ 88, within 2 units in the last place; 0 below -87. Cephes' `expf` without branches.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     // Adding and taking away 1.5 · 2^23 rounds to a whole number.
     let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
@@ -134,7 +130,7 @@ pub(super) fn exp(x: f32) -> f32 {
 }
 
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let mut sum: f32 = a_lanes.remainder().iter().zip(b_lanes.remainder()).map(|(a, b)| a * b).sum();
@@ -150,7 +146,7 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-pub(super) fn add_scaled(out: &mut [f32], scale: f32, values: &[f32]) {
+pub(crate) fn add_scaled(out: &mut [f32], scale: f32, values: &[f32]) {
     for (out, value) in out.iter_mut().zip(values) {
         *out += scale * value;
     }
@@ -171,7 +167,7 @@ fn greatest(values: &[f32]) -> f32 {
 
 vectorised! {
     /// Turns a row of logits into e^(logit - greatest) in place; gives (greatest, sum).
-    pub(super) fn exponentials(logits: &mut [f32]) -> (f32, f32) {
+    pub(crate) fn exponentials(logits: &mut [f32]) -> (f32, f32) {
         let peak = greatest(logits);
         let mut sums = [0.0f32; LANES];
         let mut chunks = logits.chunks_exact_mut(LANES);
@@ -196,7 +192,7 @@ vectorised! {
 
 vectorised! {
     /// How many are at least `limit`.
-    pub(super) fn at_least(values: &[f32], limit: f32) -> usize {
+    pub(crate) fn at_least(values: &[f32], limit: f32) -> usize {
         let mut count = 0u32;
         for value in values {
             count += u32::from(*value >= limit);
@@ -206,7 +202,7 @@ vectorised! {
 }
 
 vectorised! {
-    pub(super) fn scale(values: &mut [f32], by: f32) {
+    pub(crate) fn scale(values: &mut [f32], by: f32) {
         for value in values {
             *value *= by;
         }
@@ -214,13 +210,13 @@ vectorised! {
 }
 
 vectorised! {
-    pub(super) fn add(out: &mut [f32], values: &[f32]) {
+    pub(crate) fn add(out: &mut [f32], values: &[f32]) {
         add_scaled(out, 1.0, values);
     }
 }
 
 vectorised! {
-    pub(super) fn multiply(out: &mut [f32], values: &[f32]) {
+    pub(crate) fn multiply(out: &mut [f32], values: &[f32]) {
         for (out, value) in out.iter_mut().zip(values) {
             *out *= value;
         }
@@ -229,7 +225,7 @@ vectorised! {
 
 vectorised! {
     /// Adds one row to every row.
-    pub(super) fn add_row(out: &mut [f32], row: &[f32]) {
+    pub(crate) fn add_row(out: &mut [f32], row: &[f32]) {
         for out in out.chunks_exact_mut(row.len()) {
             add_scaled(out, 1.0, row);
         }
@@ -238,28 +234,49 @@ vectorised! {
 
 vectorised! {
     /// Adds every row to one.
-    pub(super) fn sum_rows(out: &mut [f32], rows: &[f32]) {
+    pub(crate) fn sum_rows(out: &mut [f32], rows: &[f32]) {
         for row in rows.chunks_exact(out.len()) {
             add_scaled(out, 1.0, row);
         }
     }
 }
 
+/// Of the sigmoid form of GELU.
+pub(crate) const GELU_SHARPNESS: f32 = 1.702;
+
 vectorised! {
     /// x · σ(1.702 x), the sigmoid form of GELU (Hendrycks & Gimpel 2016, §2).
-    pub(super) fn gelu(out: &mut [f32], x: &[f32]) {
+    pub(crate) fn gelu(out: &mut [f32], x: &[f32]) {
         for (out, x) in out.iter_mut().zip(x) {
-            *out = x / (1.0 + exp(-1.702 * x));
+            *out = x / (1.0 + exp(-GELU_SHARPNESS * x));
         }
     }
 }
 
 vectorised! {
     /// Multiplies the gradient of [`gelu`]'s output into that of its input, in place.
-    pub(super) fn gelu_backward(gradient: &mut [f32], x: &[f32]) {
+    pub(crate) fn gelu_backward(gradient: &mut [f32], x: &[f32]) {
         for (gradient, x) in gradient.iter_mut().zip(x) {
-            let gate = 1.0 / (1.0 + exp(-1.702 * x));
-            *gradient *= gate + 1.702 * x * gate * (1.0 - gate);
+            let gate = 1.0 / (1.0 + exp(-GELU_SHARPNESS * x));
+            *gradient *= gate + GELU_SHARPNESS * x * gate * (1.0 - gate);
+        }
+    }
+}
+
+vectorised! {
+    /// The hyperbolic tangent of each number, in place; exact to 2e-7.
+    pub(crate) fn tanh(values: &mut [f32]) {
+        for value in values {
+            *value = 1.0 - 2.0 / (exp(2.0 * *value) + 1.0);
+        }
+    }
+}
+
+vectorised! {
+    /// Multiplies the gradient of [`tanh`]'s output `out` into that of its input, in place.
+    pub(crate) fn tanh_backward(gradient: &mut [f32], out: &[f32]) {
+        for (gradient, out) in gradient.iter_mut().zip(out) {
+            *gradient *= 1.0 - out * out;
         }
     }
 }
@@ -269,7 +286,7 @@ const VARIANCE_FLOOR: f32 = 1e-6;
 vectorised! {
     /// Layer norm of each row. `normed` keeps the rows before gain and bias, `inverse` 1 / standard deviation, both for the
     /// way back.
-    pub(super) fn layer_norm(out: &mut [f32], normed: &mut [f32], inverse: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32]) {
+    pub(crate) fn layer_norm(out: &mut [f32], normed: &mut [f32], inverse: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32]) {
         let width = gain.len();
         for (row, x) in x.chunks_exact(width).enumerate() {
             let normed = &mut normed[row * width..][..width];
@@ -293,11 +310,11 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds to `dx`, `dgain` and `dbias` what `dout` asks of them.
-    pub(super) fn layer_norm_backward(
+    /// Adds to `dx`, and to `dgain_dbias` (the gain's gradient, then the bias's), what `dout` asks of them. `scratch` holds as
+    /// many numbers as `gain`.
+    pub(crate) fn layer_norm_backward(
         dx: &mut [f32],
-        dgain: &mut [f32],
-        dbias: &mut [f32],
+        dgain_dbias: &mut [f32],
         dout: &[f32],
         normed: &[f32],
         inverse: &[f32],
@@ -305,6 +322,7 @@ vectorised! {
         scratch: &mut [f32],
     ) {
         let width = gain.len();
+        let (dgain, dbias) = dgain_dbias.split_at_mut(width);
         let share = 1.0 / width as f32;
         for (row, dout) in dout.chunks_exact(width).enumerate() {
             let normed = &normed[row * width..][..width];
@@ -329,7 +347,7 @@ vectorised! {
 
 vectorised! {
     /// Scales each row to length 1; `inverse` keeps 1 / length.
-    pub(super) fn normalise_rows(rows: &mut [f32], width: usize, inverse: &mut [f32]) {
+    pub(crate) fn normalise_rows(rows: &mut [f32], width: usize, inverse: &mut [f32]) {
         for (row, inverse) in rows.chunks_exact_mut(width).zip(inverse) {
             *inverse = 1.0 / (dot(row, row) + 1e-12).sqrt();
             for value in row {
@@ -341,7 +359,7 @@ vectorised! {
 
 vectorised! {
     /// Turns the gradient of rows of length 1 into that of the rows before [`normalise_rows`], in place.
-    pub(super) fn normalise_rows_backward(gradient: &mut [f32], rows: &[f32], width: usize, inverse: &[f32]) {
+    pub(crate) fn normalise_rows_backward(gradient: &mut [f32], rows: &[f32], width: usize, inverse: &[f32]) {
         for ((gradient, row), inverse) in gradient.chunks_exact_mut(width).zip(rows.chunks_exact(width)).zip(inverse) {
             let along = dot(gradient, row);
             for (gradient, value) in gradient.iter_mut().zip(row) {
@@ -351,32 +369,33 @@ vectorised! {
     }
 }
 
+/// Rates of one step of Adam; see [`super::adam::Adam`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdamStep {
+    /// Learning rate with the bias correction.
+    pub rate: f32,
+    pub betas: (f32, f32),
+    pub epsilon: f32,
+    /// Share of the weights that is subtracted.
+    pub decay: f32,
+}
+
 vectorised! {
     /// One step of Adam (Kingma & Ba 2015, algorithm 1) with decoupled weight decay (Loshchilov & Hutter 2019).
-    /// `rate` holds the bias correction.
-    pub(super) fn adam(
-        weights: &mut [f32],
-        mean: &mut [f32],
-        square: &mut [f32],
-        gradient: &[f32],
-        rate: f32,
-        betas: (f32, f32),
-        floor: f32,
-        decay: f32,
-    ) {
-        let (one, two) = betas;
+    pub(crate) fn adam(weights: &mut [f32], mean: &mut [f32], square: &mut [f32], gradient: &[f32], step: AdamStep) {
+        let AdamStep { rate, betas: (one, two), epsilon, decay } = step;
         for place in 0..weights.len().min(mean.len()).min(square.len()).min(gradient.len()) {
             let g = gradient[place];
             mean[place] = one * mean[place] + (1.0 - one) * g;
             square[place] = two * square[place] + (1.0 - two) * g * g;
-            weights[place] -= rate * mean[place] / (square[place].sqrt() + floor) + decay * weights[place];
+            weights[place] -= rate * mean[place] / (square[place].sqrt() + epsilon) + decay * weights[place];
         }
     }
 }
 
 /// Places of queries, keys and values of one token in a row of three widths.
 #[derive(Clone, Copy)]
-pub(super) struct Heads {
+pub(crate) struct Heads {
     pub width: usize,
     pub count: usize,
 }
@@ -384,7 +403,7 @@ pub(super) struct Heads {
 vectorised! {
     /// Causal attention of one sequence. `qkv` `[length × 3 width]`; `weights` `[heads × length × length]` and `out`
     /// `[length × width]` are written; `kept` scales each weight (dropout) where it is not empty.
-    pub(super) fn attend(out: &mut [f32], weights: &mut [f32], qkv: &[f32], kept: &[f32], heads: Heads) {
+    pub(crate) fn attend(out: &mut [f32], weights: &mut [f32], qkv: &[f32], kept: &[f32], heads: Heads) {
         let (d, head_d) = (heads.width, heads.width / heads.count);
         let length = qkv.len() / (3 * d);
         let scale = 1.0 / (head_d as f32).sqrt();
@@ -417,7 +436,7 @@ vectorised! {
 
 vectorised! {
     /// Adds to `dqkv` what `dout` asks of it; see [`attend`]. `scratch` holds `length` numbers.
-    pub(super) fn attend_backward(
+    pub(crate) fn attend_backward(
         dqkv: &mut [f32],
         dout: &[f32],
         weights: &[f32],
@@ -463,6 +482,16 @@ mod tests {
             assert!((f64::from(exp(x)) - truth).abs() <= 4e-7 * truth, "{x}: {} {truth}", exp(x));
         }
         assert!(exp(-1000.0) < 1e-37);
+    }
+
+    #[test]
+    fn the_hyperbolic_tangent_is_exact_enough() {
+        for step in -3000..=3000 {
+            let x = step as f32 / 100.0;
+            let mut out = [x];
+            tanh(&mut out);
+            assert!((f64::from(out[0]) - f64::from(x).tanh()).abs() <= 2e-7, "{x}: {}", out[0]);
+        }
     }
 
     #[test]

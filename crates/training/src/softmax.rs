@@ -6,7 +6,7 @@ const ROWS: usize = 128;
 
 /// What was chosen at each of some moments: rows of the item matrix with shares. A moment counts as much as its shares sum to.
 #[derive(Debug, Clone)]
-pub(super) struct Targets {
+pub(crate) struct Targets {
     /// Where each moment's choices begin, and the end of the last.
     starts: Vec<usize>,
     chosen: Vec<(u32, f32)>,
@@ -20,28 +20,28 @@ impl Default for Targets {
 
 impl Targets {
     /// Adds a moment.
-    pub(super) fn push(&mut self, chosen: impl Iterator<Item = (u32, f32)>) {
+    pub(crate) fn push(&mut self, chosen: impl Iterator<Item = (u32, f32)>) {
         self.chosen.extend(chosen);
         self.starts.push(self.chosen.len());
     }
 
     /// Moments.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.starts.len() - 1
     }
 
-    pub(super) fn of(&self, moment: usize) -> &[(u32, f32)] {
+    pub(crate) fn of(&self, moment: usize) -> &[(u32, f32)] {
         &self.chosen[self.starts[moment]..self.starts[moment + 1]]
     }
 
     /// Sum of all shares.
-    pub(super) fn weight(&self) -> f32 {
+    pub(crate) fn weight(&self) -> f32 {
         self.chosen.iter().map(|(_, share)| share).sum()
     }
 }
 
-/// What a softmax sees: `hidden` `[targets × width]`, `items` `[items × width]`.
-pub(super) struct Softmax<'a> {
+/// Input of a softmax: `hidden` `[targets × width]`, `items` `[items × width]`.
+pub(crate) struct Softmax<'a> {
     pub hidden: &'a [f32],
     pub items: &'a [f32],
     pub width: usize,
@@ -57,7 +57,7 @@ pub(super) struct Softmax<'a> {
 impl Softmax<'_> {
     /// Sum over the targets of share × -ln p(target), times `weight`. Adds the gradients to `dhidden` and `ditems`. The logits
     /// of [`ROWS`] moments exist at a time.
-    pub(super) fn loss_and_gradient(&self, dhidden: &mut [f32], ditems: &mut [f32], weight: f32) -> f64 {
+    pub(crate) fn loss_and_gradient(&self, dhidden: &mut [f32], ditems: &mut [f32], weight: f32) -> f64 {
         let d = self.width;
         let item_count = self.items.len() / d;
         let items = View::new(self.items, item_count, d);
@@ -80,7 +80,7 @@ impl Softmax<'_> {
     }
 
     /// Sum over the targets of share × -ln p(target).
-    pub(super) fn loss(&self) -> f64 {
+    pub(crate) fn loss(&self) -> f64 {
         let (d, count) = (self.width, self.targets.count());
         let item_count = self.items.len() / d;
         let (mut logits, mut chosen) = (vec![0.0f32; count * item_count], Vec::new());
