@@ -26,6 +26,27 @@ pub struct Event {
     pub attribution: Attribution,
 }
 
+impl Event {
+    /// Returns an event whose other fields are empty.
+    pub fn new(id: EventId, kind: EventKind, user: UserId, at: UnixMillis) -> Self {
+        Self {
+            id,
+            kind,
+            user,
+            at,
+            session: String::new(),
+            lines: Vec::new(),
+            query: String::new(),
+            order: String::new(),
+            stars: 0,
+            coupon: String::new(),
+            categories: Vec::new(),
+            currency: String::new(),
+            attribution: Attribution::None,
+        }
+    }
+}
+
 /// One item of an event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EventLine {
