@@ -1,12 +1,12 @@
-//! Sets of rows as bits, 64 to a word.
+//! Bit sets over rows: bit `i % 64` of word `i / 64` represents row `i`.
 
-/// Whether a bit is set; what is beyond the words is not.
+/// Returns true if the bit `index` is set. Bits beyond the last word are not set.
 #[inline]
-pub fn has(bits: &[u64], at: usize) -> bool {
-    bits.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
+pub fn has(bits: &[u64], index: usize) -> bool {
+    bits.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
 }
 
-/// The places of the set bits from the word `first_word` on, ascending.
+/// Returns the indices of the set bits in ascending order, starting at the word `first_word`.
 pub fn ones(bits: &[u64], first_word: usize) -> impl Iterator<Item = usize> + '_ {
     bits.iter().enumerate().skip(first_word).flat_map(|(index, &word)| {
         let without_lowest = |word: &u64| Some(word & (word - 1)).filter(|rest| *rest != 0);
@@ -15,7 +15,7 @@ pub fn ones(bits: &[u64], first_word: usize) -> impl Iterator<Item = usize> + '_
     })
 }
 
-/// How many of the first `length` bits are set.
+/// Counts the set bits among the first `length` bits.
 pub fn count(bits: &[u64], length: usize) -> usize {
     let (whole, part) = (length / 64, length % 64);
     let full: usize = bits.iter().take(whole).map(|word| word.count_ones() as usize).sum();
@@ -29,11 +29,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_three_see_the_same_bits(bits in prop::collection::vec(any::<u64>(), 0..6), length in 0usize..400) {
-            let set: Vec<usize> = (0..400).filter(|at| has(&bits, *at)).collect();
+        fn has_ones_and_count_agree(bits in prop::collection::vec(any::<u64>(), 0..6), length in 0usize..400) {
+            let set: Vec<usize> = (0..400).filter(|index| has(&bits, *index)).collect();
             prop_assert_eq!(ones(&bits, 0).collect::<Vec<_>>(), set.clone());
-            prop_assert_eq!(count(&bits, length), set.iter().filter(|at| **at < length).count());
-            prop_assert!(ones(&bits, 2).eq(set.into_iter().filter(|at| *at >= 128)));
+            prop_assert_eq!(count(&bits, length), set.iter().filter(|index| **index < length).count());
+            prop_assert!(ones(&bits, 2).eq(set.into_iter().filter(|index| *index >= 128)));
         }
     }
 }

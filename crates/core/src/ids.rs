@@ -1,10 +1,10 @@
-//! Ids, parsed once at the door and trusted afterwards.
+//! Ids. They are validated once, where they enter the process; the types guarantee their limits afterwards.
 use std::{fmt, sync::Arc};
 
-/// The longest id that is taken, in bytes.
+/// The length limit of an id, in bytes.
 pub const ID_BYTES_MAX: usize = 128;
 
-/// Why a text is not an id.
+/// The reason why a text is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     #[error("must not be empty")]
@@ -35,7 +35,7 @@ macro_rules! text_id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Takes 1 to 128 bytes without control characters.
+            /// Accepts 1 to [`ID_BYTES_MAX`] bytes without control characters.
             pub fn parse(text: &str) -> Result<Self, IdError> {
                 check(text)?;
                 Ok(Self(Arc::from(text)))
@@ -55,11 +55,11 @@ macro_rules! text_id {
 }
 
 text_id! {
-    /// A product's id, owned by the shop.
+    /// The id of an item, chosen by the shop.
     ItemId
 }
 text_id! {
-    /// An event's id: the key of deduplication.
+    /// The id of an event; deduplication uses it as the key.
     EventId
 }
 
@@ -78,25 +78,25 @@ impl UserId {
         Ok(Self(Arc::from(format!("v:{id}"))))
     }
 
-    /// Takes what [`UserId::as_str`] gave, for records that come back from the log.
+    /// Parses a key that [`UserId::as_str`] returned, for records read from the log.
     pub fn from_key(key: &str) -> Option<Self> {
         let id = key.strip_prefix("u:").or_else(|| key.strip_prefix("v:"))?;
         check(id).ok()?;
         Some(Self(Arc::from(key)))
     }
 
-    /// The key, `u:` and the user or `v:` and the visitor.
+    /// Returns the key: `u:` and the user id, or `v:` and the visitor id.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A number that stands for an item id for the life of the process; see `lodestone-catalog`.
-/// It outlives generations, unlike a [`Row`].
+/// An interned item id, valid until the process ends; see `ItemKeys` in `lodestone-catalog`. Unlike a [`Row`], it does
+/// not depend on the generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ItemKey(pub u32);
 
-/// A row of one generation's catalogue. It never leaves the process.
+/// A row of the catalogue of one generation. Requests, responses and the log never contain rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Row(pub u32);
 

@@ -1,4 +1,5 @@
-//! Types and pure functions that every crate shares: ids, units, text, statistics. No I/O, no clock, no environment.
+//! Types and pure functions that all crates share: ids, units, bit sets, text, statistics. Apart from
+//! [`units::UnixMillis::now`], nothing here does I/O or reads the clock or the environment.
 #![forbid(unsafe_code)]
 pub mod bits;
 pub mod ids;

@@ -16,14 +16,15 @@ impl fmt::Display for MeanInterval {
     }
 }
 
-/// `resample_count` resamples with replacement of the indices `0..count`. Values that are compared share their resamples.
+/// Draws `resample_count` resamples of the indices `0..count` with replacement. Metrics that are compared must share
+/// their resamples.
 pub fn resamples(count: usize, resample_count: usize, seed: u64) -> Vec<Vec<u32>> {
     let mut rng = StdRng::seed_from_u64(seed);
     (0..resample_count).map(|_| (0..count).map(|_| rng.random_range(0..count as u32)).collect()).collect()
 }
 
-/// The mean of `values` with the 2.5 % and 97.5 % quantiles of its resampled means. Without resamples the interval is the
-/// mean itself.
+/// Returns the mean of `values` with the 2.5 % and 97.5 % quantiles of the resampled means. Without resamples, both ends
+/// of the interval are the mean.
 pub fn bootstrap_mean(values: &[f64], resamples: &[Vec<u32>]) -> MeanInterval {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let mut means: Vec<f64> = resamples

@@ -1,7 +1,7 @@
 //! Tails and quantiles of the gamma, chi-square, normal and binomial distributions, for intervals and tests.
 //!
-//! Own code and no crate: everything here is one function, the incomplete gamma function, which is forty lines. It is
-//! tested against published tables.
+//! The module does not use a crate, because everything here follows from one function of forty lines, the incomplete
+//! gamma function. Tests compare it with published tables.
 
 mod bootstrap;
 mod sequential;
@@ -9,8 +9,8 @@ mod sequential;
 pub use bootstrap::{MeanInterval, bootstrap_mean, resamples};
 pub use sequential::{Moments, SequentialInterval, sequential_interval};
 
-/// The natural logarithm of the gamma function for `x` above 0, to about 14 digits: the approximation of Lanczos with
-/// the nine coefficients of Godfrey (g = 7).
+/// Returns the natural logarithm of the gamma function for `x` above 0, to about 14 digits, by the Lanczos approximation
+/// with the nine coefficients of Godfrey (g = 7).
 pub fn ln_gamma(x: f64) -> f64 {
     const G: f64 = 7.0;
     const FIRST: f64 = 0.999_999_999_999_809_9;
@@ -25,7 +25,7 @@ pub fn ln_gamma(x: f64) -> f64 {
         1.505_632_735_149_311_6e-7,
     ];
     if x < 0.5 {
-        // The reflection of Euler: the series needs x above one half.
+        // Euler's reflection formula, because the series needs x above one half.
         let pi = std::f64::consts::PI;
         return (pi / (pi * x).sin().abs()).ln() - ln_gamma(1.0 - x);
     }
@@ -35,8 +35,8 @@ pub fn ln_gamma(x: f64) -> f64 {
     0.5 * (2.0 * std::f64::consts::PI).ln() + (x + 0.5) * t.ln() - t + series.ln()
 }
 
-/// The share of a gamma distribution of this shape (above 0) and scale 1 that lies below `x`. By the series below the
-/// mean and by the continued fraction above it (NIST DLMF 8.11.4 and 8.9.2).
+/// Returns the cumulative distribution function at `x` of the gamma distribution with this shape (above 0) and scale 1.
+/// Uses the series below the mean and the continued fraction above it (NIST DLMF 8.11.4 and 8.9.2).
 pub fn gamma_below(shape: f64, x: f64) -> f64 {
     if x.is_nan() || x <= 0.0 {
         return 0.0;
@@ -47,7 +47,7 @@ pub fn gamma_below(shape: f64, x: f64) -> f64 {
     }
 }
 
-/// The share that lies above `x`; small shares keep their digits, unlike `1 - gamma_below`.
+/// Returns the survival function at `x`. Unlike `1 - gamma_below`, it keeps the digits of small probabilities.
 pub fn gamma_above(shape: f64, x: f64) -> f64 {
     if x.is_nan() || x <= 0.0 {
         return 1.0;
@@ -58,7 +58,8 @@ pub fn gamma_above(shape: f64, x: f64) -> f64 {
     }
 }
 
-/// Both expansions need about six times the root of the shape in terms; this is enough for a shape of 10^8.
+/// The largest number of terms of both expansions. They need about six times the square root of the shape, so this
+/// suffices for a shape of 10^8.
 const TERMS_MAX: usize = 100_000;
 
 fn lower_series(shape: f64, x: f64) -> f64 {
@@ -76,17 +77,17 @@ fn lower_series(shape: f64, x: f64) -> f64 {
 
 fn upper_fraction(shape: f64, x: f64) -> f64 {
     const TINY: f64 = 1e-300;
-    let away = |value: f64| if value.abs() < TINY { TINY } else { value };
+    let nonzero = |value: f64| if value.abs() < TINY { TINY } else { value };
     let mut b = x + 1.0 - shape;
     let mut c = 1.0 / TINY;
-    let mut d = 1.0 / away(b);
+    let mut d = 1.0 / nonzero(b);
     let mut fraction = d;
     for i in 1..=TERMS_MAX {
         let i = i as f64;
         let a = -i * (i - shape);
         b += 2.0;
-        d = 1.0 / away(a * d + b);
-        c = away(b + a / c);
+        d = 1.0 / nonzero(a * d + b);
+        c = nonzero(b + a / c);
         let change = d * c;
         fraction *= change;
         if (change - 1.0).abs() < 1e-15 {
@@ -96,8 +97,8 @@ fn upper_fraction(shape: f64, x: f64) -> f64 {
     fraction * (shape * x.ln() - x - ln_gamma(shape)).exp()
 }
 
-/// Where a gamma distribution of this shape (above 0) and scale 1 has the share `below` (0 to 1) below it. 0 and
-/// infinity at the ends.
+/// Returns the quantile `below` (0 to 1) of the gamma distribution with this shape (above 0) and scale 1; 0 and infinity
+/// at the ends.
 pub fn gamma_quantile(shape: f64, below: f64) -> f64 {
     if below.is_nan() || below <= 0.0 {
         return 0.0;
@@ -110,7 +111,7 @@ pub fn gamma_quantile(shape: f64, below: f64) -> f64 {
         low = high;
         high *= 2.0;
     }
-    // Halving is slow and cannot fail; a report asks for a few dozen quantiles.
+    // Bisection is slow but always converges, and a report needs only a few dozen quantiles.
     for _ in 0..200 {
         let middle = 0.5 * (low + high);
         if middle <= low || middle >= high || high - low < 1e-13 * high {
@@ -124,18 +125,18 @@ pub fn gamma_quantile(shape: f64, below: f64) -> f64 {
     0.5 * (low + high)
 }
 
-/// The p-value of a chi-square statistic with `freedom` degrees (1 and more).
+/// Returns the p-value of a chi-square statistic with `freedom` degrees of freedom (at least 1).
 pub fn chi_square_above(statistic: f64, freedom: usize) -> f64 {
     gamma_above(freedom.max(1) as f64 / 2.0, statistic / 2.0)
 }
 
-/// The share of the standard normal distribution that is further from 0 than `z`, on both sides.
+/// Returns the two-sided p-value of a standard normal statistic.
 pub fn normal_beyond(z: f64) -> f64 {
     chi_square_above(z * z, 1)
 }
 
-/// The p-value of a sign test: how probable a split at least as uneven as `first` against `second` is when both are
-/// equally probable. 1 where nothing was counted.
+/// Returns the p-value of a sign test: the probability of a split at least as uneven as `first` against `second` if both
+/// outcomes are equally probable. Returns 1 if both counts are 0.
 pub fn sign_test(first: u64, second: u64) -> f64 {
     let count = first + second;
     let fewer = first.min(second);
@@ -143,7 +144,7 @@ pub fn sign_test(first: u64, second: u64) -> f64 {
         return 1.0;
     }
     let total = ln_gamma(count as f64 + 1.0) - count as f64 * std::f64::consts::LN_2;
-    // From the largest term down; terms far below it add nothing.
+    // Starts with the largest term and stops when terms no longer change the sum.
     let mut sum = 0.0;
     for wins in (0..=fewer).rev() {
         let term = (total - ln_gamma(wins as f64 + 1.0) - ln_gamma((count - wins) as f64 + 1.0)).exp();
@@ -160,30 +161,30 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn near(found: f64, expected: f64) {
-        assert!((found - expected).abs() <= 1e-9 + 1e-6 * expected.abs(), "{found} is not {expected}");
+    fn assert_close(actual: f64, expected: f64) {
+        assert!((actual - expected).abs() <= 1e-9 + 1e-6 * expected.abs(), "{actual} is not {expected}");
     }
 
     #[test]
-    fn values_of_published_tables() {
-        near(ln_gamma(0.5), 0.572_364_942_924_700_1);
-        near(ln_gamma(10.0), 12.801_827_480_081_469);
-        near(ln_gamma(0.1), 2.252_712_651_734_206);
+    fn functions_agree_with_published_tables() {
+        assert_close(ln_gamma(0.5), 0.572_364_942_924_700_1);
+        assert_close(ln_gamma(10.0), 12.801_827_480_081_469);
+        assert_close(ln_gamma(0.1), 2.252_712_651_734_206);
         // Critical values of chi-square: 5 % and 1 %.
-        near((chi_square_above(3.841_458_820_694_124, 1) * 1e6).round() / 1e6, 0.05);
-        near((chi_square_above(11.344_866_730_144_373, 3) * 1e6).round() / 1e6, 0.01);
-        near((chi_square_above(124.342_113_404_004_1, 100) * 1e6).round() / 1e6, 0.05);
-        near((normal_beyond(1.959_963_984_540_054) * 1e6).round() / 1e6, 0.05);
-        // The exact limits of a Poisson mean when 10 were counted: 4.795 and 18.390 (Garwood 1936).
-        near((gamma_quantile(10.0, 0.025) * 1e3).round() / 1e3, 4.795);
-        near((gamma_quantile(11.0, 0.975) * 1e3).round() / 1e3, 18.390);
-        near(sign_test(1, 9), 0.021_484_375);
-        near(sign_test(3, 0), 0.25);
+        assert_close((chi_square_above(3.841_458_820_694_124, 1) * 1e6).round() / 1e6, 0.05);
+        assert_close((chi_square_above(11.344_866_730_144_373, 3) * 1e6).round() / 1e6, 0.01);
+        assert_close((chi_square_above(124.342_113_404_004_1, 100) * 1e6).round() / 1e6, 0.05);
+        assert_close((normal_beyond(1.959_963_984_540_054) * 1e6).round() / 1e6, 0.05);
+        // The exact limits of a Poisson mean for a count of 10: 4.795 and 18.390 (Garwood 1936).
+        assert_close((gamma_quantile(10.0, 0.025) * 1e3).round() / 1e3, 4.795);
+        assert_close((gamma_quantile(11.0, 0.975) * 1e3).round() / 1e3, 18.390);
+        assert_close(sign_test(1, 9), 0.021_484_375);
+        assert_close(sign_test(3, 0), 0.25);
         assert_eq!((sign_test(0, 0), sign_test(7, 7)), (1.0, 1.0));
     }
 
     #[test]
-    fn large_shapes_are_like_the_normal_distribution() {
+    fn large_shapes_approach_the_normal_distribution() {
         let shape = 1e7;
         let z = (gamma_quantile(shape, 0.975) - shape) / shape.sqrt();
         assert!((z - 1.96).abs() < 0.002, "{z}");
@@ -192,7 +193,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_quantile_has_its_share_below(shape in 0.5f64..5000.0, below in 0.0001f64..0.9999) {
+        fn a_quantile_inverts_the_cumulative_distribution(shape in 0.5f64..5000.0, below in 0.0001f64..0.9999) {
             let x = gamma_quantile(shape, below);
             prop_assert!((gamma_below(shape, x) - below).abs() < 1e-8);
             prop_assert!((gamma_below(shape, x) + gamma_above(shape, x) - 1.0).abs() < 1e-9);

@@ -1,7 +1,8 @@
-//! Intervals that hold at all times at once, so that one may look every day and stop when one likes.
+//! Anytime-valid confidence intervals: an experiment may be monitored continuously and stopped at any time without
+//! inflating the error rate.
 use serde::Serialize;
 
-/// Count, mean and spread of numbers that come one by one (Welford 1962).
+/// Streaming count, mean and variance (Welford 1962).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Moments {
     pub count: u64,
@@ -17,45 +18,45 @@ impl Moments {
         self.squares += before * (value - self.mean);
     }
 
-    /// From the count, the sum and the sum of the squares.
+    /// Builds the moments from the count, the sum and the sum of squares.
     pub fn of_sums(count: u64, sum: f64, squares: f64) -> Self {
         let mean = if count == 0 { 0.0 } else { sum / count as f64 };
         Self { count, mean, squares: (squares - mean * sum).max(0.0) }
     }
 
-    /// Half the width of the interval of the mean that holds at all times; see [`sequential_interval`], also for `planned`
-    /// and `alpha`. None where fewer than two values are known or nothing varies.
+    /// Returns the half width of the anytime-valid interval of the mean; [`sequential_interval`] describes `planned` and
+    /// `alpha`. Returns `None` for fewer than two values or a variance of 0.
     pub fn sequential_half_width(&self, planned: f64, alpha: f64) -> Option<f64> {
         let variance = self.variance() / self.count as f64;
         (self.count > 1 && variance > 0.0)
             .then(|| Mixture::new(variance, self.variance() / planned.max(2.0), alpha).half_width())
     }
 
-    /// Of the sample. 0 for fewer than two.
+    /// Returns the sample variance; 0 for fewer than two values.
     pub fn variance(&self) -> f64 {
         if self.count < 2 { 0.0 } else { self.squares / (self.count - 1) as f64 }
     }
 }
 
-/// A difference of two means, the second less the first.
+/// The difference of two means, second minus first, with its anytime-valid interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct SequentialInterval {
     pub difference: f64,
     pub low: f64,
     pub high: f64,
-    /// Valid at all times: stopping when it is below a level errs at most as often as the level says.
+    /// Anytime-valid p-value: stopping as soon as it is below a level has at most that probability of a type I error.
     pub p: f64,
 }
 
-/// The interval of the difference of two means that holds the true difference at all times at once with probability
-/// `1 - alpha`, for `alpha` above 0 and below 1. It is the normal mixture of Robbins (1970) with estimated variances: the
-/// asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (2024, "Time-uniform central limit
-/// theory and asymptotic confidence sequences"), which is the mixture test of Johari, Pekelis and Walsh (2022, "Always
-/// valid inference"). With `V` the variance of the difference and `T` the mixture's, the half width is
-/// `√(V (V + T) / T · (2 ln(1 / alpha) + ln((V + T) / V)))`.
+/// Returns the interval of the difference of two means that contains the true difference at all times simultaneously
+/// with probability `1 - alpha`, for `alpha` above 0 and below 1. It is the normal mixture of Robbins (1970) with
+/// estimated variances: the asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (2024,
+/// "Time-uniform central limit theory and asymptotic confidence sequences"), which is the mixture test of Johari, Pekelis
+/// and Walsh (2022, "Always valid inference"). If `V` is the variance of the difference and `T` that of the mixture, the
+/// half width is `√(V (V + T) / T · (2 ln(1 / alpha) + ln((V + T) / V)))`.
 ///
-/// `planned` is the number of users in an arm at which the interval is narrowest for its level; it holds at any other
-/// too. None while an arm has fewer than two values or nothing varies.
+/// `planned` is the number of users in an arm at which the interval is narrowest for its level; the interval is valid at
+/// any other number too. Returns `None` while an arm has fewer than two values or the variance is 0.
 pub fn sequential_interval(first: &Moments, second: &Moments, planned: f64, alpha: f64) -> Option<SequentialInterval> {
     let variance = first.variance() / first.count as f64 + second.variance() / second.count as f64;
     if first.count < 2 || second.count < 2 || variance.is_nan() || variance <= 0.0 {
@@ -67,7 +68,7 @@ pub fn sequential_interval(first: &Moments, second: &Moments, planned: f64, alph
     Some(SequentialInterval { difference, low: difference - half, high: difference + half, p: mixture.p(difference) })
 }
 
-/// A normal mixture against a mean of known variance.
+/// The normal mixture for a mean of known variance.
 struct Mixture {
     /// `2 ln(1 / alpha)`.
     level: f64,
@@ -78,10 +79,10 @@ struct Mixture {
 }
 
 impl Mixture {
-    /// For a mean of this variance (above 0); the interval is narrowest where the variance is `planned`.
+    /// Builds the mixture for a mean of this variance (above 0); the interval is narrowest at the variance `planned`.
     fn new(variance: f64, planned: f64, alpha: f64) -> Self {
         let level = 2.0 * (1.0 / alpha).ln();
-        // What makes the half width least, nearly (Waudby-Smith et al., appendix B.2).
+        // Nearly minimises the half width at `planned` (Waudby-Smith et al., appendix B.2).
         let mixture = (level + level.ln() + 1.0) * planned;
         let spread = variance * (variance + mixture) / mixture;
         Self { level, spread, growth: ((variance + mixture) / variance).ln() }
@@ -102,7 +103,8 @@ mod tests {
     use proptest::prelude::*;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
-    /// Runs whose interval once excluded `truth`, looked at after each pair of users from the hundredth on.
+    /// Counts the runs of 400 whose sequential and whose fixed interval ever excluded `truth`, checked after each pair of
+    /// users from the hundredth on.
     fn excluded(seed: u64, rates: (f64, f64), truth: f64) -> (usize, usize) {
         const RUNS: usize = 400;
         let mut rng = StdRng::seed_from_u64(seed);
@@ -128,19 +130,19 @@ mod tests {
     }
 
     #[test]
-    fn looking_after_every_user_errs_in_fewer_than_5_of_100() {
+    fn continuous_monitoring_has_a_type_i_error_below_5_percent() {
         let (sequential, fixed) = excluded(1, (0.1, 0.1), 0.0);
-        assert!(sequential <= 20, "{sequential} of 400 null experiments were called");
-        // The usual interval, looked at as often, is the reason for all this.
+        assert!(sequential <= 20, "{sequential} of 400 null experiments were significant");
+        // The fixed-sample interval fails under continuous monitoring, which is why the sequential one exists.
         assert!(fixed > 80, "{fixed} of 400 with fixed intervals");
         let (sequential, _) = excluded(2, (0.3, 0.36), 0.06);
-        assert!(sequential <= 20, "{sequential} of 400 intervals did not hold the true difference");
+        assert!(sequential <= 20, "{sequential} of 400 intervals excluded the true difference");
     }
 
     #[test]
-    fn a_difference_is_found() {
+    fn a_real_difference_is_detected() {
         let (sequential, _) = excluded(3, (0.10, 0.16), 0.0);
-        assert!(sequential > 320, "{sequential} of 400 experiments found 6 points");
+        assert!(sequential > 320, "{sequential} of 400 experiments detected 6 points");
     }
 
     #[test]
@@ -160,7 +162,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn moments_are_those_of_the_numbers(values in prop::collection::vec(-1e3..1e3f64, 2..60)) {
+        fn moments_match_the_two_pass_formulas(values in prop::collection::vec(-1e3..1e3f64, 2..60)) {
             let mut moments = Moments::default();
             values.iter().for_each(|value| moments.add(*value));
             let mean = values.iter().sum::<f64>() / values.len() as f64;

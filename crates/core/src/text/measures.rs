@@ -1,8 +1,9 @@
-//! Numbers with units, which shops and shoppers write in many ways: "10ft", "10 feet" and "10'" are the same words.
+//! Canonical spelling of numbers with units: "10ft", "10 feet" and "10'" become the same tokens.
 use super::{Token, TokenKind, stem};
 
-/// Pushes a word of a script with spaces: stemmed, or as the parts of a measure ("18v" as "18" and "volt", "4x8ft" as "4",
-/// "x", "8" and "ft"). A unit's other spellings count as the unit where a number is before them: "foot" alone is no measure.
+/// Pushes the tokens of a word from a script with spaces: the stemmed word, or the parts of a measure ("18v" becomes
+/// "18" and "volt", "4x8ft" becomes "4", "x", "8" and "ft"). Other spellings of a unit are replaced only after a number,
+/// because "foot" alone is not a measure.
 pub(super) fn push_word(word: &str, tokens: &mut Vec<Token>) {
     let after_number = tokens.last().is_some_and(|token| is_quantity(&token.text));
     match unit(word) {
@@ -15,7 +16,7 @@ pub(super) fn push_word(word: &str, tokens: &mut Vec<Token>) {
     }
 }
 
-/// The spelling that stands for all spellings of a Chinese unit, where a number is before it.
+/// Returns the canonical spelling of a Chinese unit if the last token is a number.
 pub(super) fn cjk_unit(word: &str, tokens: &[Token]) -> Option<&'static str> {
     tokens.last().filter(|token| is_quantity(&token.text))?;
     Some(match word {
@@ -36,7 +37,7 @@ fn push(text: &str, tokens: &mut Vec<Token>) {
     tokens.push(Token { text: text.to_owned(), kind: TokenKind::Word });
 }
 
-/// A number, or what stands between a number and its unit: "2 cu. ft.".
+/// Returns true for a number, and for "sq" and "cu", which may separate a number from its unit: "2 cu. ft.".
 fn is_quantity(text: &str) -> bool {
     text.bytes().next().is_some_and(|byte| byte.is_ascii_digit()) && number_length(text) == text.len() || is_power(text)
 }
@@ -45,12 +46,13 @@ fn is_power(text: &str) -> bool {
     text == "sq" || text == "cu"
 }
 
-/// Bytes of the number that a word starts with: "1/2", "1.5".
+/// Returns the length in bytes of the number at the start of a word, such as "1/2" or "1.5".
 fn number_length(word: &str) -> usize {
     word.bytes().take_while(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'/')).count()
 }
 
-/// The parts of a measure that is written in one word: a number, then "x" and numbers, then at most one unit.
+/// Splits a measure written as one word: a number, then pairs of "x" and a number, then at most one unit. Returns `None`
+/// for any other word.
 fn split(word: &str) -> Option<Vec<&str>> {
     let (number, mut rest) = word.split_at(number_length(word));
     let mut parts = vec![Some(number).filter(|number| !number.is_empty())?];
@@ -68,7 +70,7 @@ fn split(word: &str) -> Option<Vec<&str>> {
     (parts.len() > 1).then_some(parts)
 }
 
-/// The spelling that stands for all spellings of a unit.
+/// Returns the canonical spelling of a unit.
 fn unit(word: &str) -> Option<&'static str> {
     Some(match word {
         "ft" | "foot" | "feet" => "ft",

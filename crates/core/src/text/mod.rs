@@ -1,28 +1,28 @@
-//! Text as every other room reads it: normal form, words, hashed terms. Training and serving share this code, so that
-//! a word seen in one is the same word in the other.
+//! Text analysis: normalisation, tokenisation and feature hashing. Training and serving share this code, because a term
+//! must have the same representation in both.
 mod measures;
 
 use jieba_rs::Jieba;
 use std::{collections::HashSet, sync::OnceLock};
 use unicode_normalization::{UnicodeNormalization, char::decompose_canonical};
 
-/// Terms that [`hashed_terms`] gives at most.
+/// The largest number of terms that [`hashed_terms`] returns.
 pub const TERMS_MAX: usize = 128;
-/// A longer word is cut here, in characters: nobody searches for the rest of it.
+/// The length at which words are truncated, in characters. Queries do not contain longer words.
 pub const WORD_CHARS_MAX: usize = 64;
-/// Characters of a text that [`hashed_terms`] and [`tokens`] read at most; limits of the contract are below it.
+/// The number of characters of a text that [`hashed_terms`] and [`tokens`] read. The API's limits are lower.
 const TEXT_CHARS_MAX: usize = 20_000;
 
-/// What a token is, which decides how it must match.
+/// The kind of a token, which decides how it must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TokenKind {
-    /// A word between white space or punctuation, stemmed.
+    /// A stemmed word, delimited by white space or punctuation.
     Word,
-    /// A Chinese, Japanese or Korean word as the segmenter sees it.
+    /// A Chinese, Japanese or Korean word from the segmenter.
     CjkWord,
-    /// Two neighbouring CJK characters, where that is not already a word.
+    /// Two adjacent CJK characters that are not already a word.
     Bigram,
-    /// One CJK character, where that is not already a word.
+    /// One CJK character that is not already a word.
     Character,
 }
 
@@ -32,7 +32,7 @@ pub struct Token {
     pub kind: TokenKind,
 }
 
-/// NFKC, lower case, white space collapsed to single spaces, none at the ends.
+/// Returns the normal form: NFKC, lower case, white space and control characters collapsed to single spaces, trimmed.
 pub fn normalize(text: &str) -> String {
     let mut normal = String::with_capacity(text.len());
     let mut space_due = false;
@@ -50,8 +50,9 @@ pub fn normalize(text: &str) -> String {
     normal
 }
 
-/// What is searched for in a text, in its order, repeated where the text repeats it: stemmed words of scripts with spaces,
-/// with numbers and units in one spelling; for CJK the segmenter's words, and the bigrams and characters that are not words.
+/// Returns the search tokens of a text in text order, with repetitions. Scripts with spaces yield stemmed words with
+/// numbers and units in canonical spelling. CJK text yields the words of the segmenter, then the bigrams and single
+/// characters that are not words.
 pub fn tokens(text: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     for piece in pieces(&normalize(text), Reading::Searched) {
@@ -63,15 +64,15 @@ pub fn tokens(text: &str) -> Vec<Token> {
     tokens
 }
 
-/// The words of scripts with spaces as they are written, in lower case and without accents.
+/// Returns the unstemmed words of scripts with spaces, in lower case and without accents.
 pub fn written_words(text: &str) -> Vec<String> {
     pieces(&normalize(text), Reading::Searched).into_iter().filter_map(Piece::into_word).collect()
 }
 
-/// Numbers below `bucket_count` that stand for the text's words, the 3- to 5-grams of their characters (with word
-/// boundaries) and CJK characters and bigrams. The same text gives the same numbers on every machine and in every
-/// version. Each number once, at most [`TERMS_MAX`], words before characters before n-grams; never empty for a text
-/// that is not empty. A `bucket_count` of 0 counts as 1.
+/// Hashes a text's words, the character 3- to 5-grams of its words (with word boundaries), and its CJK characters and
+/// bigrams to bucket numbers below `bucket_count`. The result is the same on all machines and in all versions, because
+/// trained bundles depend on it. It has at most [`TERMS_MAX`] distinct numbers, in the order words and CJK characters,
+/// CJK bigrams, n-grams, and is empty only for an empty text. A `bucket_count` of 0 counts as 1.
 pub fn hashed_terms(text: &str, bucket_count: u32) -> Vec<u32> {
     if text.is_empty() {
         return Vec::new();
@@ -119,7 +120,7 @@ impl Terms {
     }
 }
 
-/// FNV-1a over kind and term, then a finalizer, because the low bits of plain FNV are weak for short terms.
+/// Hashes kind and term by FNV-1a and a finalizer, because the low bits of plain FNV are weak for short terms.
 fn stable_hash(kind: char, term: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in std::iter::once(kind as u8).chain(term.bytes()) {
@@ -134,12 +135,12 @@ enum Piece {
     Cjk(String),
 }
 
-/// How marks between digits are read.
+/// The treatment of punctuation between digits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reading {
-    /// They part words, but for points: trained bundles depend on it.
+    /// All punctuation but the decimal point separates words. Trained bundles depend on it.
     Hashed,
-    /// A stroke makes a fraction ("3/4"), quotes after a number are feet and inches.
+    /// A slash between digits is part of a fraction ("3/4"); quotes after a number mean feet and inches.
     Searched,
 }
 
@@ -159,7 +160,7 @@ impl Piece {
     }
 }
 
-/// Splits normal text into words without accents and runs of CJK characters.
+/// Splits normalised text into words without accents and runs of CJK characters.
 fn pieces(normal: &str, reading: Reading) -> Vec<Piece> {
     let chars: Vec<char> = normal.chars().take(TEXT_CHARS_MAX).collect();
     let (mut pieces, mut word, mut run) = (Vec::new(), String::new(), String::new());
@@ -205,7 +206,7 @@ fn flush(text: &mut String, wrap: impl Fn(String) -> Piece, pieces: &mut Vec<Pie
     }
 }
 
-/// An apostrophe inside a word ("women's") or a point inside a number ("1.5l").
+/// Returns true for an apostrophe inside a word ("women's") or a decimal point inside a number ("1.5l").
 fn is_joiner(chars: &[char], i: usize) -> bool {
     let before = i.checked_sub(1).map(|i| chars[i]);
     let (Some(before), Some(&after)) = (before, chars.get(i + 1)) else {
@@ -218,13 +219,14 @@ fn is_joiner(chars: &[char], i: usize) -> bool {
     }
 }
 
-/// A stroke between two digits.
+/// Returns true for a slash between two digits.
 fn is_fraction(chars: &[char], i: usize) -> bool {
     let is_digit = |c: Option<&char>| c.is_some_and(char::is_ascii_digit);
     matches!(chars[i], '/' | '\u{2044}') && is_digit(i.checked_sub(1).map(|i| &chars[i])) && is_digit(chars.get(i + 1))
 }
 
-/// What quotes after a number say: 6' is feet, 6" is inches. Normal form makes two primes of a double one.
+/// Returns the unit that quotes after a number mean: 6' is feet, 6" is inches. Two single primes also mean inches, because
+/// NFKC decomposes a double prime into two.
 fn quoted_unit(chars: &[char], i: usize) -> Option<&'static str> {
     const SINGLE: [char; 3] = ['\'', '\u{2019}', '\u{2032}'];
     i.checked_sub(1).filter(|before| chars[*before].is_ascii_digit())?;
@@ -243,7 +245,7 @@ fn is_combining(c: char) -> bool {
     matches!(c, '\u{300}'..='\u{36f}')
 }
 
-/// The base letter of an accented Latin letter; any other character as it is.
+/// Returns the base letter of an accented Latin letter, and any other character unchanged.
 fn without_accent(c: char) -> char {
     if !matches!(c, '\u{c0}'..='\u{24f}' | '\u{1e00}'..='\u{1eff}') {
         return c;
@@ -255,14 +257,14 @@ fn without_accent(c: char) -> char {
     base.unwrap_or(c)
 }
 
-/// Han, kana and hangul: scripts whose words the text does not mark off, or not well.
+/// Returns true for Han, kana and hangul: scripts that do not separate words reliably.
 pub fn is_cjk(c: char) -> bool {
     matches!(c,
         '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}'
         | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3134f}' | '\u{3005}' | '\u{3007}')
 }
 
-/// Takes the plural off an English word. Light on purpose: a wrong cut hides products.
+/// Removes the plural ending of an English word. The stemmer is light on purpose, because a wrong stem hides products.
 fn stem(word: &str) -> String {
     let length = word.len();
     if length <= 3 || !word.bytes().all(|b| b.is_ascii_lowercase()) {
@@ -289,7 +291,7 @@ fn jieba() -> &'static Jieba {
     JIEBA.get_or_init(Jieba::new)
 }
 
-/// Loads the Chinese dictionary now, so that the first request does not wait for it.
+/// Loads the Chinese dictionary, so that the first request does not wait for it.
 pub fn warm_up() {
     jieba();
 }
@@ -308,7 +310,7 @@ fn push_cjk(run: &str, tokens: &mut Vec<Token>) {
     }
 }
 
-/// The substrings of `length` characters.
+/// Returns the substrings of `length` characters in text order.
 pub fn grams(text: &str, length: usize) -> impl Iterator<Item = &str> {
     let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).chain(std::iter::once(text.len())).collect();
     let count = starts.len().saturating_sub(length);
@@ -320,7 +322,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Without the characters that only the index of words reads.
+    /// Returns all tokens but single characters, which only the lexical index uses.
     fn words(text: &str) -> Vec<String> {
         let keep = |token: &Token| token.kind != TokenKind::Character;
         tokens(text).into_iter().filter(keep).map(|token| token.text).collect()
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn singular_and_plural_are_one_word() {
+    fn singular_and_plural_have_the_same_stem() {
         let pairs = [("mugs", "mug"), ("boxes", "box"), ("glasses", "glass"), ("berries", "berry"), ("shoes", "shoe")];
         for (plural, singular) in pairs.into_iter().chain([("cookies", "cookie"), ("watches", "watch")]) {
             assert_eq!(words(plural), words(singular));
@@ -347,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn measures_are_the_same_words_however_they_are_written() {
+    fn all_spellings_of_a_measure_have_the_same_tokens() {
         for same in ["10 ft. x 8 ft.", "10' x 8'", "10ft by 8feet", "10 foot x 8 foot", "10-ft × 8 ft"] {
             let found: Vec<String> = words(same).into_iter().filter(|word| word != "x").collect();
             assert_eq!(found, ["10", "ft", "8", "ft"], "{same}");
@@ -360,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn chinese_gives_words_and_bigrams() {
+    fn chinese_text_yields_words_and_bigrams() {
         let found = words("蓝色马克杯 500ml");
         for expected in ["蓝色", "马克", "克杯", "500", "ml"] {
             assert!(found.iter().any(|word| word == expected), "{expected} in {found:?}");
@@ -369,21 +371,21 @@ mod tests {
     }
 
     #[test]
-    fn hashed_terms_never_change() {
+    fn hashed_terms_are_stable() {
         assert_eq!(hashed_terms("mug", 1 << 16), hashed_terms(" MUG ", 1 << 16));
         assert_eq!(stable_hash('w', "mug"), 16_922_104_361_630_864_339, "a trained bundle depends on it");
     }
 
     #[test]
-    fn a_misspelling_shares_terms_with_the_right_word() {
-        let (right, wrong) = (hashed_terms("chocolate", 1 << 20), hashed_terms("choclate", 1 << 20));
-        let shared = right.iter().filter(|id| wrong.contains(id)).count();
-        assert!(shared * 3 > right.len(), "{shared} of {}", right.len());
+    fn a_misspelling_shares_terms_with_the_correct_word() {
+        let (correct, misspelled) = (hashed_terms("chocolate", 1 << 20), hashed_terms("choclate", 1 << 20));
+        let shared = correct.iter().filter(|id| misspelled.contains(id)).count();
+        assert!(shared * 3 > correct.len(), "{shared} of {}", correct.len());
     }
 
     proptest! {
         #[test]
-        fn hashed_terms_are_bounded_distinct_and_never_missing(text in ".{0,300}", buckets in 0u32..5000) {
+        fn hashed_terms_are_bounded_distinct_and_not_empty(text in ".{0,300}", buckets in 0u32..5000) {
             let terms = hashed_terms(&text, buckets);
             prop_assert_eq!(terms.is_empty(), text.is_empty());
             prop_assert!(terms.len() <= TERMS_MAX && terms.iter().all(|&id| id < buckets.max(1)));
@@ -391,7 +393,7 @@ mod tests {
         }
 
         #[test]
-        fn normal_text_is_its_own_normal_form_for_words(text in "\\PC{0,80}") {
+        fn normalisation_does_not_change_the_tokens(text in "\\PC{0,80}") {
             prop_assert_eq!(words(&normalize(&text)), words(&text));
         }
     }
