@@ -1,11 +1,11 @@
-//! A product as the shop describes it.
+//! An item as the shop describes it.
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
 };
 use std::collections::BTreeMap;
 
-/// A product. Its limits are checked where it enters (`server/convert`, `import`).
+/// A product. The server's conversion of requests and the import check its limits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     pub id: ItemId,
@@ -13,13 +13,13 @@ pub struct Item {
     pub title: String,
     /// At most 20,000 characters.
     pub description: String,
-    /// Widest first; at most 10 levels.
+    /// The path of categories from the most general one; at most 10 levels.
     pub categories: Vec<String>,
     pub brand: String,
     pub price: Option<PriceMicros>,
-    /// ISO 4217, or empty: the shop's own currency.
+    /// An ISO 4217 code; empty for the shop's currency.
     pub currency: String,
-    /// None: stock is not counted. Some(0): sold out.
+    /// `None` if the shop does not track stock; `Some(0)` if the item is sold out.
     pub stock_quantity: Option<u32>,
     pub tags: Vec<String>,
     pub attributes: BTreeMap<String, AttributeValue>,
@@ -36,7 +36,7 @@ pub enum AttributeValue {
 }
 
 impl Item {
-    /// An item with a title and nothing else.
+    /// Returns an item with a title whose other fields are empty.
     pub fn titled(id: ItemId, title: &str) -> Self {
         Self {
             id,
@@ -57,13 +57,13 @@ impl Item {
         self.stock_quantity != Some(0)
     }
 
-    /// What a sentence encoder reads: brand where the title does not say it, title, description.
+    /// Returns the input of a sentence encoder: the brand unless the title contains it, the title and the description.
     pub fn sentence(&self) -> String {
         let brand = if self.title.contains(&self.brand) { "" } else { &self.brand };
         [brand, &self.title, &self.description].join(" ").trim().to_owned()
     }
 
-    /// What retrieval reads: title, brand, categories and tags.
+    /// Returns the text of title, brand, categories and tags, for lexical retrieval.
     pub fn search_text(&self) -> String {
         let mut text = self.title.clone();
         for part in std::iter::once(&self.brand).chain(&self.categories).chain(&self.tags) {

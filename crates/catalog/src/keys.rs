@@ -1,9 +1,10 @@
-//! Item ids as small numbers, for the life of the process.
+//! Interning of item ids.
 use dashmap::DashMap;
 use lodestone_core::ids::{ItemId, ItemKey};
 use parking_lot::RwLock;
 
-/// Gives each item id a number once. A user's history keeps the numbers: 4 bytes instead of a text.
+/// Interns item ids as numbers that stay valid until the process ends. User histories store the numbers, because 4
+/// bytes are smaller than a string.
 #[derive(Default)]
 pub struct ItemKeys {
     keys: DashMap<ItemId, ItemKey, ahash::RandomState>,
@@ -11,7 +12,7 @@ pub struct ItemKeys {
 }
 
 impl ItemKeys {
-    /// The key of an item, made if it has none yet.
+    /// Returns the key of an item, and creates it if it does not exist.
     pub fn intern(&self, id: &ItemId) -> ItemKey {
         if let Some(key) = self.keys.get(id) {
             return *key;
@@ -28,7 +29,7 @@ impl ItemKeys {
         self.keys.get(id).map(|key| *key)
     }
 
-    /// The id behind a key of this interner.
+    /// Returns the id of a key. The key must come from this interner.
     pub fn id(&self, key: ItemKey) -> ItemId {
         self.ids.read()[key.0 as usize].clone()
     }

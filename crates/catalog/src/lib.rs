@@ -1,4 +1,4 @@
-//! Items, their rows and keys, the filter language.
+//! The catalogue: items, their rows and interned keys, and the filter language.
 #![forbid(unsafe_code)]
 mod filter;
 mod item;

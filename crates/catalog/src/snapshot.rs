@@ -1,4 +1,4 @@
-//! The catalogue as one request sees it.
+//! Copy-on-write snapshots of the catalogue. A request reads one snapshot.
 use super::{
     Filter, Item, ItemKeys,
     filter::{BLOCK_ROWS, Columns, Mask},
@@ -10,26 +10,27 @@ use lodestone_core::{
 };
 use std::sync::Arc;
 
-/// Dimensions of the space of users and items; that of queries has those of its encoder.
+/// The dimensions of the user space, in which users and items are compared. The dimensions of the query space depend on
+/// the query encoder.
 pub const VECTOR_DIM: usize = 64;
 
-/// The learned vectors of one item, each of length 1. In one piece, so that an item is one place in memory.
+/// The learned vectors of one item, each of norm 1, in one allocation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ItemVectors(Arc<[f32]>);
 
 impl ItemVectors {
-    /// `user_space` has [`VECTOR_DIM`] numbers, `query_space` as many as the query encoder gives.
+    /// Concatenates the vectors. `user_space` has [`VECTOR_DIM`] dimensions, `query_space` those of the query encoder.
     pub fn new(user_space: &[f32], query_space: &[f32]) -> Self {
-        assert_eq!(user_space.len(), VECTOR_DIM, "the user's space has {VECTOR_DIM} dimensions");
+        assert_eq!(user_space.len(), VECTOR_DIM, "the user space has {VECTOR_DIM} dimensions");
         Self(user_space.iter().chain(query_space).copied().collect())
     }
 
-    /// In the space of the user's vector: `[VECTOR_DIM]`.
+    /// Returns the vector that is compared with user vectors: `[VECTOR_DIM]`.
     pub fn user_space(&self) -> &[f32] {
         &self.0[..VECTOR_DIM]
     }
 
-    /// In the space of the query's vector: the encoded title.
+    /// Returns the vector that is compared with query vectors: the encoded title.
     pub fn query_space(&self) -> &[f32] {
         &self.0[VECTOR_DIM..]
     }
@@ -37,13 +38,13 @@ impl ItemVectors {
 
 const NO_ROW: u32 = u32::MAX;
 
-/// Items by row. A write makes a new snapshot that shares all but the touched chunks; a replaced or deleted item
-/// leaves its row behind, dead, so that rows of the graphs stay true.
+/// Items by row. A write creates a snapshot that shares all unchanged chunks with the previous one. The row of a
+/// replaced or deleted item stays, marked dead, so that the rows in the ANN graphs stay valid.
 #[derive(Clone, Default)]
 pub struct Catalog {
     chunks: Vec<Arc<Chunk>>,
     alive: Vec<u64>,
-    /// Alive and in stock.
+    /// Rows that are alive and in stock.
     offered: Vec<u64>,
     row_of_key: Arc<Vec<u32>>,
     row_count: usize,
@@ -52,20 +53,21 @@ pub struct Catalog {
 
 #[derive(Clone, Default)]
 struct Chunk {
-    /// [`BLOCK_ROWS`], in the last chunk fewer.
+    /// [`BLOCK_ROWS`] rows; fewer in the last chunk.
     rows: Vec<CatalogRow>,
-    /// Of a full chunk: rows are only added, so they do not change any more.
+    /// Set when the chunk is full. Its rows no longer change then, because rows are only appended.
     columns: Option<Columns>,
 }
 
-/// One item with what retrieval and features read of it.
+/// One item with its vectors and the values that retrieval and features read.
 #[derive(Clone)]
 pub struct CatalogRow {
     pub item: Arc<Item>,
     pub key: ItemKey,
     pub vectors: ItemVectors,
-    /// ln(1 + price); 0 without a price. Here, and the time too, so that features need not fetch the item.
+    /// ln(1 + price); 0 without a price. Copied so that features do not dereference the item.
     pub log_price: f32,
+    /// Copied for the same reason.
     pub created_at: Option<UnixMillis>,
 }
 
@@ -74,46 +76,46 @@ impl Catalog {
         self.row_count
     }
 
-    /// Items that are not deleted or replaced.
+    /// Returns the number of items that are not deleted or replaced.
     pub fn item_count(&self) -> usize {
         self.alive_count
     }
 
-    /// The row's content, also of a dead row.
+    /// Returns the content of a row, also of a dead one.
     pub fn get(&self, row: Row) -> &CatalogRow {
         &self.chunks[row.index() / BLOCK_ROWS].rows[row.index() % BLOCK_ROWS]
     }
 
-    /// True for a row of this snapshot whose item was neither replaced nor deleted since.
+    /// Returns true for a row of this snapshot whose item was neither replaced nor deleted.
     pub fn is_alive(&self, row: Row) -> bool {
         bits::has(&self.alive, row.index())
     }
 
-    /// One bit for each row: is it alive?
+    /// Returns one bit for each row, set if the row is alive.
     pub fn alive(&self) -> &[u64] {
         &self.alive
     }
 
-    /// Alive and in stock.
+    /// Returns true for a row that is alive and in stock.
     pub fn is_offered(&self, row: Row) -> bool {
         bits::has(&self.offered, row.index())
     }
 
-    /// One bit for each row: is it alive and in stock?
+    /// Returns one bit for each row, set if the row is alive and in stock.
     pub fn offered(&self) -> &[u64] {
         &self.offered
     }
 
-    /// Those of `among`, one bit for each row, whose items meet the filter.
+    /// Returns the rows of `among` whose items match the filter. Both are bit sets over rows.
     pub fn matching(&self, filter: &Filter, among: &[u64]) -> Vec<u64> {
         let words = BLOCK_ROWS / 64;
-        let mut met = Vec::with_capacity(self.chunks.len() * words);
+        let mut matching = Vec::with_capacity(self.chunks.len() * words);
         for (chunk, among) in self.chunks.iter().zip(among.chunks(words)) {
             let mut mask: Mask = [0; BLOCK_ROWS / 64];
             mask[..among.len()].copy_from_slice(among);
-            met.extend(filter.mask(chunk.columns.as_ref(), &|at| &*chunk.rows[at].item, mask));
+            matching.extend(filter.mask(chunk.columns.as_ref(), &|index| &*chunk.rows[index].item, mask));
         }
-        met
+        matching
     }
 
     pub fn row_of_key(&self, key: ItemKey) -> Option<Row> {
@@ -127,12 +129,12 @@ impl Catalog {
         self.row_of_key(keys.get(id)?)
     }
 
-    /// Adds items, or replaces those with the same id. Gives the rows that they got, in order.
+    /// Adds items and replaces those with the same id. Returns the new rows in the order of `items`.
     pub fn upsert(&mut self, keys: &ItemKeys, items: Vec<(Arc<Item>, ItemVectors)>) -> Vec<Row> {
         let mut rows = Vec::with_capacity(items.len());
         for (item, vectors) in items {
             let key = keys.intern(&item.id);
-            self.kill(key);
+            self.mark_dead(key);
             let log_price = item.price.map_or(0.0, |price| (price.units() as f32).ln_1p());
             let created_at = item.created_at;
             let row = self.push(CatalogRow { item, key, vectors, log_price, created_at });
@@ -146,9 +148,9 @@ impl Catalog {
         rows
     }
 
-    /// Deletes an item. False where there is none.
+    /// Deletes an item. Returns false if the item does not exist.
     pub fn delete(&mut self, keys: &ItemKeys, id: &ItemId) -> bool {
-        keys.get(id).is_some_and(|key| self.kill(key))
+        keys.get(id).is_some_and(|key| self.mark_dead(key))
     }
 
     fn push(&mut self, content: CatalogRow) -> Row {
@@ -176,7 +178,7 @@ impl Catalog {
         Row(row as u32)
     }
 
-    fn kill(&mut self, key: ItemKey) -> bool {
+    fn mark_dead(&mut self, key: ItemKey) -> bool {
         let Some(row) = self.row_of_key(key) else {
             return false;
         };
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_item_gets_a_new_row_and_the_old_snapshot_keeps_the_old_one() {
+    fn replacing_an_item_adds_a_row_and_leaves_older_snapshots_unchanged() {
         let keys = ItemKeys::default();
         let mut catalog = Catalog::default();
         let id = ItemId::parse("a").unwrap();
@@ -214,11 +216,11 @@ mod tests {
         assert_eq!(catalog.row_of(&keys, &id), Some(after_rows[0]));
         assert_eq!(catalog.item_count(), 2);
         assert_eq!(before.get(before.row_of(&keys, &id).unwrap()).item.title, "old");
-        assert!(!before.is_alive(after_rows[0]), "an older snapshot does not know newer rows");
+        assert!(!before.is_alive(after_rows[0]), "an older snapshot does not contain newer rows");
     }
 
     #[test]
-    fn a_deleted_item_is_gone_and_can_come_back() {
+    fn a_deleted_item_can_be_added_again() {
         let keys = ItemKeys::default();
         let mut catalog = Catalog::default();
         let id = ItemId::parse("a").unwrap();
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn many_rows_stay_addressable() {
+    fn rows_beyond_the_first_chunk_are_addressable() {
         let keys = ItemKeys::default();
         let mut catalog = Catalog::default();
         let items = (0..3000).map(|n| item(&format!("i{n}"), &format!("title {n}"))).collect();

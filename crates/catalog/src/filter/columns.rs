@@ -1,9 +1,9 @@
-//! The facts of a block of items, column by column: a condition is met by many items at once.
-use super::{Field, Filter, Literal, Node, Operator, Test, lower};
+//! Columns of the field values of a block of items, so that a filter is evaluated for many items at once.
+use super::{Field, Filter, Literal, Node, Operator, Predicate, lower};
 use crate::{AttributeValue, Item};
 use ahash::AHashMap;
 
-/// Items of a block.
+/// The number of items of a block.
 pub(crate) const BLOCK_ROWS: usize = 1024;
 
 /// One bit for each item of a block.
@@ -11,8 +11,8 @@ pub(crate) type Mask = [u64; BLOCK_ROWS / 64];
 
 const NONE: Mask = [0; BLOCK_ROWS / 64];
 
-/// The columns of one block. Titles, descriptions and ids have none: nearly every item has another, so they are read where
-/// the other conditions leave something to ask.
+/// The columns of one block. Titles, descriptions and ids have no column, because almost every item has a different
+/// value. They are read from the items that the other conditions leave.
 #[derive(Debug, Clone, Default)]
 pub struct Columns {
     category: Column,
@@ -26,19 +26,28 @@ pub struct Columns {
     attributes: AHashMap<Box<str>, Column>,
 }
 
-/// What the items of a block say of one field. An attribute may be a text in one item and a number in another.
+/// The values of one field in a block. An attribute may be a text in one item and a number in another.
 #[derive(Debug, Clone, Default)]
 struct Column {
-    /// By text in lower case: its items, ascending.
+    /// The indices of the items with each text in lower case, ascending.
     labels: AHashMap<Box<str>, Vec<u16>>,
     numbers: Option<Numbers>,
-    /// Which items say true, and which say true or false.
+    /// The items with the value true, and the items with any value.
     flags: Option<[Mask; 2]>,
+}
+
+/// The number of values that an item may have in a field.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Values {
+    /// HAS finds words within the text; `!=` matches only items with a text.
+    One,
+    /// Categories and tags: HAS compares whole texts; `!=` matches also items without a text.
+    Many,
 }
 
 #[derive(Debug, Clone)]
 struct Numbers {
-    /// By item; NaN where it has none, which meets no comparison.
+    /// One value for each item; NaN, which matches no comparison, for items without a value.
     values: Box<[f64; BLOCK_ROWS]>,
     least: f64,
     most: f64,
@@ -63,61 +72,60 @@ impl Column {
     }
 
     fn flag(&mut self, at: usize, flag: bool) {
-        let [is_true, said] = self.flags.get_or_insert([NONE; 2]);
-        set(said, at);
+        let [is_true, present] = self.flags.get_or_insert([NONE; 2]);
+        set(present, at);
         if flag {
             set(is_true, at);
         }
     }
 
-    fn having(&self, text: &str) -> Mask {
+    fn with_label(&self, text: &str) -> Mask {
         let mut mask = NONE;
         self.labels.get(text).into_iter().flatten().for_each(|at| set(&mut mask, *at as usize));
         mask
     }
 
-    fn saying(&self, flag: bool) -> Mask {
-        self.flags.map_or(NONE, |[is_true, said]| if flag { is_true } else { and_not(said, &is_true) })
+    fn with_flag(&self, flag: bool) -> Mask {
+        self.flags.map_or(NONE, |[is_true, present]| if flag { is_true } else { and_not(present, &is_true) })
     }
 
-    /// `labels_of_item`: an item may have several texts (categories, tags), so HAS asks for a whole one, and `!=` is met
-    /// where there is none.
-    fn meets(&self, test: &Test, labels_of_item: bool) -> Mask {
+    /// Returns the items whose values satisfy the predicate.
+    fn matching(&self, predicate: &Predicate, values: Values) -> Mask {
         let equals = |literal: &Literal| match literal {
-            Literal::Text(text) => self.having(&text.lower),
+            Literal::Text(text) => self.with_label(&text.lower),
             Literal::Number(number) => self.compare(Operator::Equal, *number),
-            Literal::Flag(flag) => self.saying(*flag),
+            Literal::Flag(flag) => self.with_flag(*flag),
             Literal::Time(at, _) => self.compare(Operator::Equal, *at as f64),
         };
-        match test {
-            Test::Compare(Operator::Equal, literal) => equals(literal),
-            Test::Compare(Operator::Unequal, Literal::Text(text)) if labels_of_item => {
-                and_not([u64::MAX; BLOCK_ROWS / 64], &self.having(&text.lower))
+        match predicate {
+            Predicate::Compare(Operator::Equal, literal) => equals(literal),
+            Predicate::Compare(Operator::Unequal, Literal::Text(text)) if values == Values::Many => {
+                and_not([u64::MAX; BLOCK_ROWS / 64], &self.with_label(&text.lower))
             }
-            Test::Compare(Operator::Unequal, Literal::Text(text)) => {
-                // A number is not unequal to a text: it is no text.
+            Predicate::Compare(Operator::Unequal, Literal::Text(text)) => {
+                // `!=` compares texts only: an item whose value is a number does not match.
                 let texts = self.labels.values().flatten().fold(NONE, |mut mask, at| {
                     set(&mut mask, *at as usize);
                     mask
                 });
-                and_not(texts, &self.having(&text.lower))
+                and_not(texts, &self.with_label(&text.lower))
             }
-            Test::Compare(Operator::Unequal, Literal::Flag(flag)) => self.saying(!flag),
-            Test::Compare(operator, Literal::Number(number)) => self.compare(*operator, *number),
-            Test::Compare(operator, Literal::Time(at, _)) => self.compare(*operator, *at as f64),
-            Test::Compare(..) => NONE,
-            Test::In(literals) => literals.iter().fold(NONE, |mask, literal| or(mask, &equals(literal))),
-            Test::Has(text) if labels_of_item => self.having(&text.lower),
-            Test::Has(text) => {
+            Predicate::Compare(Operator::Unequal, Literal::Flag(flag)) => self.with_flag(!flag),
+            Predicate::Compare(operator, Literal::Number(number)) => self.compare(*operator, *number),
+            Predicate::Compare(operator, Literal::Time(at, _)) => self.compare(*operator, *at as f64),
+            Predicate::Compare(..) => NONE,
+            Predicate::In(literals) => literals.iter().fold(NONE, |mask, literal| or(mask, &equals(literal))),
+            Predicate::Has(text) if values == Values::Many => self.with_label(&text.lower),
+            Predicate::Has(text) => {
                 let labels = self.labels.keys().filter(|label| text.is_within(label));
-                labels.fold(NONE, |mask, label| or(mask, &self.having(label)))
+                labels.fold(NONE, |mask, label| or(mask, &self.with_label(label)))
             }
         }
     }
 
     fn compare(&self, operator: Operator, limit: f64) -> Mask {
         let Some(numbers) = &self.numbers else { return NONE };
-        // Most blocks of a sorted catalogue lie wholly on one side.
+        // In a sorted catalogue, most blocks are entirely on one side of the limit.
         let (least, most) = (numbers.least, numbers.most);
         let none = match operator {
             Operator::Equal => limit < least || limit > most,
@@ -142,7 +150,7 @@ impl Column {
 }
 
 impl Columns {
-    /// The columns of at most [`BLOCK_ROWS`] items.
+    /// Builds the columns of the first [`BLOCK_ROWS`] items.
     pub fn of<'i>(items: impl Iterator<Item = &'i Item>) -> Self {
         let mut columns = Self::default();
         for (at, item) in items.take(BLOCK_ROWS).enumerate() {
@@ -172,25 +180,28 @@ impl Columns {
         columns
     }
 
-    /// None for what has no column.
-    fn meets(&self, field: &Field, test: &Test) -> Option<Mask> {
+    /// Returns the items that satisfy the predicate, or `None` for a field without a column.
+    fn matching(&self, field: &Field, predicate: &Predicate) -> Option<Mask> {
         Some(match field {
             Field::ItemId | Field::Title | Field::Description => return None,
-            Field::Category => self.category.meets(test, true),
-            Field::Tags => self.tags.meets(test, true),
-            Field::Brand => self.brand.meets(test, false),
-            Field::Currency => self.currency.meets(test, false),
-            Field::Price => self.price.meets(test, false),
-            Field::StockQuantity => self.stock_quantity.meets(test, false),
-            Field::InStock => self.in_stock.meets(test, false),
-            Field::CreateTime => self.create_time.meets(test, false),
-            Field::Attribute(name) => self.attributes.get(name.as_str()).map_or(NONE, |c| c.meets(test, false)),
+            Field::Category => self.category.matching(predicate, Values::Many),
+            Field::Tags => self.tags.matching(predicate, Values::Many),
+            Field::Brand => self.brand.matching(predicate, Values::One),
+            Field::Currency => self.currency.matching(predicate, Values::One),
+            Field::Price => self.price.matching(predicate, Values::One),
+            Field::StockQuantity => self.stock_quantity.matching(predicate, Values::One),
+            Field::InStock => self.in_stock.matching(predicate, Values::One),
+            Field::CreateTime => self.create_time.matching(predicate, Values::One),
+            Field::Attribute(name) => {
+                self.attributes.get(name.as_str()).map_or(NONE, |column| column.matching(predicate, Values::One))
+            }
         })
     }
 }
 
 impl Filter {
-    /// Those of `among` that meet the condition: as [`Filter::matches`] of each, by the columns where there are some.
+    /// Returns the items of `among` that match the filter. The result is that of [`Filter::matches`] for each item, and
+    /// is faster if `columns` exist.
     pub fn mask<'i>(&self, columns: Option<&Columns>, item_of: &impl Fn(usize) -> &'i Item, among: Mask) -> Mask {
         self.0.mask(columns, item_of, among)
     }
@@ -202,12 +213,12 @@ impl Node {
             return NONE;
         }
         match self {
-            Self::All(nodes) => {
-                // What has a column first: the rest is asked of fewer items.
+            Self::And(nodes) => {
+                // Conditions with a column come first, so that the others read fewer items.
                 let in_order = by_cost(nodes);
                 in_order.fold(among, |left, node| node.mask(columns, item_of, left))
             }
-            Self::Any(nodes) => {
+            Self::Or(nodes) => {
                 let mut rest = among;
                 for node in by_cost(nodes) {
                     rest = and_not(rest, &node.mask(columns, item_of, rest));
@@ -215,13 +226,13 @@ impl Node {
                 and_not(among, &rest)
             }
             Self::Not(node) => and_not(among, &node.mask(columns, item_of, among)),
-            Self::Test(field, test) => match columns.and_then(|columns| columns.meets(field, test)) {
+            Self::Predicate(field, predicate) => match columns.and_then(|columns| columns.matching(field, predicate)) {
                 Some(mask) => and(mask, &among),
                 None => {
                     let mut mask = NONE;
                     lodestone_core::bits::ones(&among, 0)
-                        .filter(|at| field.meets(test, item_of(*at)))
-                        .for_each(|at| set(&mut mask, at));
+                        .filter(|index| field.matches(predicate, item_of(*index)))
+                        .for_each(|index| set(&mut mask, index));
                     mask
                 }
             },
@@ -230,13 +241,14 @@ impl Node {
 
     fn reads_items(&self) -> bool {
         match self {
-            Self::All(nodes) | Self::Any(nodes) => nodes.iter().any(Self::reads_items),
+            Self::And(nodes) | Self::Or(nodes) => nodes.iter().any(Self::reads_items),
             Self::Not(node) => node.reads_items(),
-            Self::Test(field, _) => matches!(field, Field::ItemId | Field::Title | Field::Description),
+            Self::Predicate(field, _) => matches!(field, Field::ItemId | Field::Title | Field::Description),
         }
     }
 }
 
+/// Orders conditions with a column before those that read items.
 fn by_cost(nodes: &[Node]) -> impl Iterator<Item = &Node> {
     nodes.iter().filter(|node| !node.reads_items()).chain(nodes.iter().filter(|node| node.reads_items()))
 }

@@ -1,20 +1,21 @@
-//! From a text to a condition, or to what is wrong at which character.
+//! The recursive-descent parser of the filter language.
 use super::{
-    FILTER_CHARS_MAX, FILTER_DEPTH_MAX, Field, FilterError, Kind, Literal, Node, Operator, Test, Text, write_text,
+    FILTER_CHARS_MAX, FILTER_DEPTH_MAX, Field, FilterError, Literal, Node, Operator, Predicate, Text, ValueType,
+    write_text,
 };
 use std::{fmt, iter::Peekable, vec::IntoIter};
 
 const FIELDS: &str = "item_id, title, description, category, brand, price, currency, stock_quantity, in_stock, tags, \
                       create_time, attributes.NAME";
 
-/// The condition that a text of at most [`FILTER_CHARS_MAX`] characters says.
+/// Parses a filter of at most [`FILTER_CHARS_MAX`] characters.
 pub(super) fn parse(text: &str) -> Result<Node, FilterError> {
     let length = text.chars().count();
     if length > FILTER_CHARS_MAX {
         return error(FILTER_CHARS_MAX, format!("the filter has {length} characters; the limit is {FILTER_CHARS_MAX}"));
     }
     let mut parser = Parser { tokens: tokens(text)?.into_iter().peekable(), end: length };
-    let node = parser.any(0)?;
+    let node = parser.or(0)?;
     match parser.tokens.next() {
         None => Ok(node),
         Some((position, token)) => error(position, format!("expected AND, OR or the end, found {token}")),
@@ -27,7 +28,7 @@ fn error<T>(position: usize, message: impl Into<String>) -> Result<T, FilterErro
 
 #[derive(Debug, Clone, PartialEq)]
 enum Token {
-    /// A field or `true` and `false`.
+    /// A field, `true` or `false`.
     Name(String),
     Text(String),
     Number(f64),
@@ -79,7 +80,7 @@ fn tokens(text: &str) -> Result<Vec<(usize, Token)>, FilterError> {
             '"' => Token::Text(quoted(&chars, &mut at)?),
             '-' | '0'..='9' => number(&chars, &mut at)?,
             _ if c.is_alphabetic() || c == '_' => name(&chars, &mut at),
-            _ => return error(start, format!("unexpected {c:?}; texts stand in double quotes")),
+            _ => return error(start, format!("unexpected {c:?}; put texts in double quotes")),
         };
         if at == start {
             at += 1;
@@ -118,7 +119,7 @@ fn quoted(chars: &[char], at: &mut usize) -> Result<String, FilterError> {
                     text.push(c);
                     *at += 1;
                 }
-                _ => return error(*at - 1, r#"after \ only " and \ may stand"#),
+                _ => return error(*at - 1, r#"only " and \ can be escaped by \"#),
             },
             _ => text.push(c),
         }
@@ -158,18 +159,18 @@ fn name(chars: &[char], at: &mut usize) -> Token {
 
 struct Parser {
     tokens: Peekable<IntoIter<(usize, Token)>>,
-    /// Characters of the filter.
+    /// The number of characters of the filter.
     end: usize,
 }
 
 impl Parser {
-    /// `a OR b OR ...`; AND binds tighter.
-    fn any(&mut self, depth: usize) -> Result<Node, FilterError> {
-        self.chain(depth, &Token::Or, Self::all, Node::Any)
+    /// Parses `a OR b OR ...`. AND binds tighter.
+    fn or(&mut self, depth: usize) -> Result<Node, FilterError> {
+        self.chain(depth, &Token::Or, Self::and, Node::Or)
     }
 
-    fn all(&mut self, depth: usize) -> Result<Node, FilterError> {
-        self.chain(depth, &Token::And, Self::one, Node::All)
+    fn and(&mut self, depth: usize) -> Result<Node, FilterError> {
+        self.chain(depth, &Token::And, Self::operand, Node::And)
     }
 
     fn chain(
@@ -187,24 +188,24 @@ impl Parser {
         Ok(if nodes.len() == 1 { nodes.remove(0) } else { join(nodes) })
     }
 
-    fn one(&mut self, depth: usize) -> Result<Node, FilterError> {
+    fn operand(&mut self, depth: usize) -> Result<Node, FilterError> {
         let position = self.position();
         if depth > FILTER_DEPTH_MAX {
             return error(position, format!("nested deeper than {FILTER_DEPTH_MAX}"));
         }
         match self.next("a field, NOT or (")? {
-            Token::Not => Ok(Node::Not(Box::new(self.one(depth + 1)?))),
+            Token::Not => Ok(Node::Not(Box::new(self.operand(depth + 1)?))),
             Token::Open => {
-                let node = self.any(depth + 1)?;
+                let node = self.or(depth + 1)?;
                 self.expect(&Token::Close)?;
                 Ok(node)
             }
-            Token::Name(name) => self.test(position, &name),
+            Token::Name(name) => self.predicate(position, &name),
             token => error(position, format!("expected a field, NOT or (, found {token}")),
         }
     }
 
-    fn test(&mut self, position: usize, name: &str) -> Result<Node, FilterError> {
+    fn predicate(&mut self, position: usize, name: &str) -> Result<Node, FilterError> {
         let Some(field) = Field::parse(name) else {
             return error(position, format!("unknown field {name}; the fields are {FIELDS}"));
         };
@@ -212,43 +213,49 @@ impl Parser {
         match self.tokens.peek().map(|(_, token)| token.clone()) {
             Some(Token::Operator(operator)) => {
                 self.tokens.next();
-                let test = self.comparison(&field, name, at, operator)?;
-                Ok(Node::Test(field, test))
+                let predicate = self.comparison(&field, name, at, operator)?;
+                Ok(Node::Predicate(field, predicate))
             }
             Some(Token::In) => {
                 self.tokens.next();
-                let test = Test::In(self.list(&field, name, at)?);
-                Ok(Node::Test(field, test))
+                let predicate = Predicate::In(self.list(&field, name, at)?);
+                Ok(Node::Predicate(field, predicate))
             }
             Some(Token::Has) => {
                 self.tokens.next();
-                if !matches!(field.kind(), Kind::Text | Kind::Attribute) {
-                    return error(at, format!("HAS is for texts, and {name} is none"));
+                if !matches!(field.value_type(), ValueType::Text | ValueType::Attribute) {
+                    return error(at, format!("HAS is for texts, and {name} is not a text"));
                 }
                 let at = self.position();
                 match self.next("a text")? {
-                    Token::Text(text) => Ok(Node::Test(field, Test::Has(Text::new(text)))),
+                    Token::Text(text) => Ok(Node::Predicate(field, Predicate::Has(Text::new(text)))),
                     token => error(at, format!("expected a text in double quotes, found {token}")),
                 }
             }
-            _ if matches!(field.kind(), Kind::Flag | Kind::Attribute) => {
-                Ok(Node::Test(field, Test::Compare(Operator::Equal, Literal::Flag(true))))
+            _ if matches!(field.value_type(), ValueType::Flag | ValueType::Attribute) => {
+                Ok(Node::Predicate(field, Predicate::Compare(Operator::Equal, Literal::Flag(true))))
             }
             _ => error(at, format!("expected a comparison, IN or HAS after {name}")),
         }
     }
 
-    fn comparison(&mut self, field: &Field, name: &str, at: usize, operator: Operator) -> Result<Test, FilterError> {
+    fn comparison(
+        &mut self,
+        field: &Field,
+        name: &str,
+        at: usize,
+        operator: Operator,
+    ) -> Result<Predicate, FilterError> {
         let literal = self.literal(field, name)?;
         let ordered = matches!(literal, Literal::Number(_) | Literal::Time(..));
         if !ordered && !matches!(operator, Operator::Equal | Operator::Unequal) {
             return error(at, format!("{} is for numbers and times", operator.sign()));
         }
-        Ok(Test::Compare(operator, literal))
+        Ok(Predicate::Compare(operator, literal))
     }
 
     fn list(&mut self, field: &Field, name: &str, at: usize) -> Result<Vec<Literal>, FilterError> {
-        if field.kind() == Kind::Time {
+        if field.value_type() == ValueType::Time {
             return error(at, format!("IN is not for times; compare {name} with < and >="));
         }
         self.expect(&Token::Open)?;
@@ -262,27 +269,27 @@ impl Parser {
 
     fn literal(&mut self, field: &Field, name: &str) -> Result<Literal, FilterError> {
         let position = self.position();
-        let kind = field.kind();
-        let any = kind == Kind::Attribute;
+        let value_type = field.value_type();
+        let any = value_type == ValueType::Attribute;
         match self.next("a value")? {
-            Token::Text(text) if kind == Kind::Time => match time(&text) {
+            Token::Text(text) if value_type == ValueType::Time => match time(&text) {
                 Some(at) => Ok(Literal::Time(at, text)),
                 None => error(position, "is not a time such as \"2026-01-31\" or \"2026-01-31T12:00:00Z\""),
             },
-            Token::Text(text) if any || kind == Kind::Text => Ok(Literal::Text(Text::new(text))),
-            Token::Number(number) if any || kind == Kind::Number => Ok(Literal::Number(number)),
-            Token::Name(word) if (any || kind == Kind::Flag) && (word == "true" || word == "false") => {
+            Token::Text(text) if any || value_type == ValueType::Text => Ok(Literal::Text(Text::new(text))),
+            Token::Number(number) if any || value_type == ValueType::Number => Ok(Literal::Number(number)),
+            Token::Name(word) if (any || value_type == ValueType::Flag) && (word == "true" || word == "false") => {
                 Ok(Literal::Flag(word == "true"))
             }
             token => {
-                let wanted = match kind {
-                    Kind::Text => "a text in double quotes",
-                    Kind::Number => "a number",
-                    Kind::Flag => "true or false",
-                    Kind::Time => "a time in double quotes",
-                    Kind::Attribute => "a text in double quotes, a number, true or false",
+                let expected = match value_type {
+                    ValueType::Text => "a text in double quotes",
+                    ValueType::Number => "a number",
+                    ValueType::Flag => "true or false",
+                    ValueType::Time => "a time in double quotes",
+                    ValueType::Attribute => "a text in double quotes, a number, true or false",
                 };
-                error(position, format!("{name} is compared with {wanted}, found {token}"))
+                error(position, format!("{name} is compared with {expected}, found {token}"))
             }
         }
     }
@@ -291,28 +298,28 @@ impl Parser {
         self.tokens.peek().map_or(self.end, |(position, _)| *position)
     }
 
-    fn next(&mut self, wanted: &str) -> Result<Token, FilterError> {
+    fn next(&mut self, expected: &str) -> Result<Token, FilterError> {
         match self.tokens.next() {
             Some((_, token)) => Ok(token),
-            None => error(self.end, format!("expected {wanted}, found the end")),
+            None => error(self.end, format!("expected {expected}, found the end")),
         }
     }
 
-    fn take(&mut self, wanted: &Token) -> bool {
-        self.tokens.next_if(|(_, token)| token == wanted).is_some()
+    fn take(&mut self, expected: &Token) -> bool {
+        self.tokens.next_if(|(_, token)| token == expected).is_some()
     }
 
-    fn expect(&mut self, wanted: &Token) -> Result<(), FilterError> {
+    fn expect(&mut self, expected: &Token) -> Result<(), FilterError> {
         let position = self.position();
         match self.tokens.next() {
-            Some((_, token)) if token == *wanted => Ok(()),
-            Some((_, token)) => error(position, format!("expected {wanted}, found {token}")),
-            None => error(position, format!("expected {wanted}, found the end")),
+            Some((_, token)) if token == *expected => Ok(()),
+            Some((_, token)) => error(position, format!("expected {expected}, found {token}")),
+            None => error(position, format!("expected {expected}, found the end")),
         }
     }
 }
 
-/// A time with its offset, or a day, which begins at midnight UTC. In milliseconds since 1970.
+/// Parses a time with an offset, or a date, which means midnight UTC. Returns milliseconds since 1970.
 fn time(text: &str) -> Option<i64> {
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return Some(time.as_millisecond());

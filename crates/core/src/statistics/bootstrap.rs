@@ -23,8 +23,8 @@ pub fn resamples(count: usize, resample_count: usize, seed: u64) -> Vec<Vec<u32>
     (0..resample_count).map(|_| (0..count).map(|_| rng.random_range(0..count as u32)).collect()).collect()
 }
 
-/// Returns the mean of `values` with the 2.5 % and 97.5 % quantiles of the resampled means. Without resamples, both ends
-/// of the interval are the mean.
+/// Returns the mean of `values` with the 2.5 % and 97.5 % quantiles of the resampled means. Without resamples, both
+/// ends of the interval are the mean.
 pub fn bootstrap_mean(values: &[f64], resamples: &[Vec<u32>]) -> MeanInterval {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let mut means: Vec<f64> = resamples

@@ -9,8 +9,8 @@ mod sequential;
 pub use bootstrap::{MeanInterval, bootstrap_mean, resamples};
 pub use sequential::{Moments, SequentialInterval, sequential_interval};
 
-/// Returns the natural logarithm of the gamma function for `x` above 0, to about 14 digits, by the Lanczos approximation
-/// with the nine coefficients of Godfrey (g = 7).
+/// Returns the natural logarithm of the gamma function for `x` above 0, to about 14 digits, by the Lanczos
+/// approximation with the nine coefficients of Godfrey (g = 7).
 pub fn ln_gamma(x: f64) -> f64 {
     const G: f64 = 7.0;
     const FIRST: f64 = 0.999_999_999_999_809_9;
@@ -97,8 +97,8 @@ fn upper_fraction(shape: f64, x: f64) -> f64 {
     fraction * (shape * x.ln() - x - ln_gamma(shape)).exp()
 }
 
-/// Returns the quantile `below` (0 to 1) of the gamma distribution with this shape (above 0) and scale 1; 0 and infinity
-/// at the ends.
+/// Returns the quantile `below` (0 to 1) of the gamma distribution with this shape (above 0) and scale 1; 0 and
+/// infinity at the ends.
 pub fn gamma_quantile(shape: f64, below: f64) -> f64 {
     if below.is_nan() || below <= 0.0 {
         return 0.0;
@@ -135,8 +135,8 @@ pub fn normal_beyond(z: f64) -> f64 {
     chi_square_above(z * z, 1)
 }
 
-/// Returns the p-value of a sign test: the probability of a split at least as uneven as `first` against `second` if both
-/// outcomes are equally probable. Returns 1 if both counts are 0.
+/// Returns the p-value of a sign test: the probability of a split at least as uneven as `first` against `second` if
+/// both outcomes are equally probable. Returns 1 if both counts are 0.
 pub fn sign_test(first: u64, second: u64) -> f64 {
     let count = first + second;
     let fewer = first.min(second);

@@ -24,8 +24,8 @@ impl Moments {
         Self { count, mean, squares: (squares - mean * sum).max(0.0) }
     }
 
-    /// Returns the half width of the anytime-valid interval of the mean; [`sequential_interval`] describes `planned` and
-    /// `alpha`. Returns `None` for fewer than two values or a variance of 0.
+    /// Returns the half width of the anytime-valid interval of the mean; [`sequential_interval`] describes `planned`
+    /// and `alpha`. Returns `None` for fewer than two values or a variance of 0.
     pub fn sequential_half_width(&self, planned: f64, alpha: f64) -> Option<f64> {
         let variance = self.variance() / self.count as f64;
         (self.count > 1 && variance > 0.0)
@@ -51,12 +51,12 @@ pub struct SequentialInterval {
 /// Returns the interval of the difference of two means that contains the true difference at all times simultaneously
 /// with probability `1 - alpha`, for `alpha` above 0 and below 1. It is the normal mixture of Robbins (1970) with
 /// estimated variances: the asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (2024,
-/// "Time-uniform central limit theory and asymptotic confidence sequences"), which is the mixture test of Johari, Pekelis
-/// and Walsh (2022, "Always valid inference"). If `V` is the variance of the difference and `T` that of the mixture, the
-/// half width is `√(V (V + T) / T · (2 ln(1 / alpha) + ln((V + T) / V)))`.
+/// "Time-uniform central limit theory and asymptotic confidence sequences"), which is the mixture test of Johari,
+/// Pekelis and Walsh (2022, "Always valid inference"). If `V` is the variance of the difference and `T` that of the
+/// mixture, the half width is `√(V (V + T) / T · (2 ln(1 / alpha) + ln((V + T) / V)))`.
 ///
-/// `planned` is the number of users in an arm at which the interval is narrowest for its level; the interval is valid at
-/// any other number too. Returns `None` while an arm has fewer than two values or the variance is 0.
+/// `planned` is the number of users in an arm at which the interval is narrowest for its level; the interval is valid
+/// at any other number too. Returns `None` while an arm has fewer than two values or the variance is 0.
 pub fn sequential_interval(first: &Moments, second: &Moments, planned: f64, alpha: f64) -> Option<SequentialInterval> {
     let variance = first.variance() / first.count as f64 + second.variance() / second.count as f64;
     if first.count < 2 || second.count < 2 || variance.is_nan() || variance <= 0.0 {
@@ -103,8 +103,8 @@ mod tests {
     use proptest::prelude::*;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
-    /// Counts the runs of 400 whose sequential and whose fixed interval ever excluded `truth`, checked after each pair of
-    /// users from the hundredth on.
+    /// Counts the runs of 400 whose sequential and whose fixed interval ever excluded `truth`, checked after each pair
+    /// of users from the hundredth on.
     fn excluded(seed: u64, rates: (f64, f64), truth: f64) -> (usize, usize) {
         const RUNS: usize = 400;
         let mut rng = StdRng::seed_from_u64(seed);

@@ -2,8 +2,8 @@
 use super::{Token, TokenKind, stem};
 
 /// Pushes the tokens of a word from a script with spaces: the stemmed word, or the parts of a measure ("18v" becomes
-/// "18" and "volt", "4x8ft" becomes "4", "x", "8" and "ft"). Other spellings of a unit are replaced only after a number,
-/// because "foot" alone is not a measure.
+/// "18" and "volt", "4x8ft" becomes "4", "x", "8" and "ft"). Other spellings of a unit are replaced only after a
+/// number, because "foot" alone is not a measure.
 pub(super) fn push_word(word: &str, tokens: &mut Vec<Token>) {
     let after_number = tokens.last().is_some_and(|token| is_quantity(&token.text));
     match unit(word) {
@@ -51,8 +51,8 @@ fn number_length(word: &str) -> usize {
     word.bytes().take_while(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'/')).count()
 }
 
-/// Splits a measure written as one word: a number, then pairs of "x" and a number, then at most one unit. Returns `None`
-/// for any other word.
+/// Splits a measure written as one word: a number, then pairs of "x" and a number, then at most one unit. Returns
+/// `None` for any other word.
 fn split(word: &str) -> Option<Vec<&str>> {
     let (number, mut rest) = word.split_at(number_length(word));
     let mut parts = vec![Some(number).filter(|number| !number.is_empty())?];

@@ -225,8 +225,8 @@ fn is_fraction(chars: &[char], i: usize) -> bool {
     matches!(chars[i], '/' | '\u{2044}') && is_digit(i.checked_sub(1).map(|i| &chars[i])) && is_digit(chars.get(i + 1))
 }
 
-/// Returns the unit that quotes after a number mean: 6' is feet, 6" is inches. Two single primes also mean inches, because
-/// NFKC decomposes a double prime into two.
+/// Returns the unit that quotes after a number mean: 6' is feet, 6" is inches. Two single primes also mean inches,
+/// because NFKC decomposes a double prime into two.
 fn quoted_unit(chars: &[char], i: usize) -> Option<&'static str> {
     const SINGLE: [char; 3] = ['\'', '\u{2019}', '\u{2032}'];
     i.checked_sub(1).filter(|before| chars[*before].is_ascii_digit())?;
