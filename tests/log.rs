@@ -7,10 +7,8 @@ use lodestone_core::{
     units::UnixMillis,
 };
 use lodestone_dataset as dataset;
-use lodestone_events::{
-    Attribution, Change, EventKind, EventLog, LogError, Writer,
-    log::{self, Retention},
-};
+use lodestone_events::{Attribution, Change, EventKind, EventLog, LogError, Writer, log::{self, CompactMode, Retention}};
+use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 use lodestone_state::users::Users;
 use proptest::prelude::*;
 use std::{
@@ -130,7 +128,7 @@ fn a_file_that_is_gone_is_bridged_by_a_repair() {
     let hat = || Change::Upsert(Box::new(Item::titled(ItemId::parse("hat").unwrap(), "Hat")));
     write(directory.path(), &[vec![hat(), hat(), view(3)]]);
     // Compacted files take no more writes, so the next one begins another.
-    log::compact(directory.path(), &Retention::default(), UnixMillis(START), false).unwrap();
+    log::compact(directory.path(), &Retention::default(), UnixMillis(START), CompactMode::Apply).unwrap();
     let first = segment(directory.path());
     write(directory.path(), &[vec![view(4)], vec![view(5)]]);
     assert_eq!(stored(directory.path()).len(), 3);
@@ -163,10 +161,10 @@ fn compaction_drops_what_is_old_and_named_and_the_state_is_that_of_the_rest() {
     retention.add("view=365d").unwrap();
     let after = |days: i64| UnixMillis(START + days * UnixMillis::DAY);
 
-    let trial = log::compact(directory.path(), &retention, after(31), true).unwrap();
+    let trial = log::compact(directory.path(), &retention, after(31), CompactMode::DryRun).unwrap();
     assert_eq!((trial.events[&EventKind::Impression], trial.events[&EventKind::View], trial.item_states), (12, 0, 2));
     assert_eq!(stored(directory.path()).len(), 30);
-    let done = log::compact(directory.path(), &retention, after(31), false).unwrap();
+    let done = log::compact(directory.path(), &retention, after(31), CompactMode::Apply).unwrap();
     assert_eq!(done, trial);
     assert_eq!(fs::metadata(segment(directory.path())).unwrap().len(), done.bytes_after);
 
@@ -195,7 +193,7 @@ fn compaction_drops_what_is_old_and_named_and_the_state_is_that_of_the_rest() {
     };
     let with_views: Vec<usize> = fold(&|kind| kind != EventKind::Impression);
     assert_eq!(with_views, [7, 6, 6]);
-    log::compact(directory.path(), &retention, after(400), false).unwrap();
+    log::compact(directory.path(), &retention, after(400), CompactMode::Apply).unwrap();
     let without: Vec<usize> = fold(&|kind| kind == EventKind::Purchase);
     assert_eq!(without, [3, 3, 3]);
 }

@@ -1,5 +1,8 @@
 //! events: the log of what shoppers did, without a server.
 use super::Format;
+use lodestone_dataset as dataset;
+use lodestone_events::{checkpoint::Checkpoint, log::{self, Check, CompactMode, DamagedPart, Retention}};
+use lodestone_core::units::UnixMillis;
 use anyhow::Context;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset as dataset;
@@ -230,7 +233,8 @@ fn compact(args: &CompactArgs) -> anyhow::Result<()> {
     for keep in &args.keep {
         retention.add(keep).context("--keep")?;
     }
-    let compacted = log::compact(&log_of(&args.data)?, &retention, UnixMillis::now(), args.dry_run)?;
+    let mode = if args.dry_run { CompactMode::DryRun } else { CompactMode::Apply };
+    let compacted = log::compact(&log_of(&args.data)?, &retention, UnixMillis::now(), mode)?;
     let dropped: u64 = compacted.events.values().sum();
     if args.format == Format::Json {
         let events: serde_json::Map<_, _> =

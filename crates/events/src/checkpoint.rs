@@ -1,12 +1,14 @@
-//! A file with the state at one position of the log, so that a start reads only what came after.
+//! Checkpoint files. A checkpoint contains the state at one position of the log, so that startup replays only the later
+//! events.
 //!
-//! It lies beside the log's segments, is written under another name and renamed when it is whole, and every byte is under
-//! a CRC-32C. What its parts mean is for the one who writes them: see `engine::checkpoints`.
+//! The file is in the directory of the log's segments. It is written under a temporary name and renamed when it is
+//! complete. CRC-32C checksums cover every part. This module does not interpret the parts; `lodestone-state` defines
+//! their contents.
 //!
 //! ```text
 //! "LDSTCKP1", position u64, then parts:
-//! length of the content u32, CRC-32C of all else u32, kind u8, content
-//! the last part: kind 0, the number of the other parts u64, the position up to which they may know events u64
+//! length of the content u32, CRC-32C of length, kind and content u32, kind u8, content
+//! the last part: kind 0, the number of the other parts u64, the largest position of an event that they include u64
 //! ```
 use super::LogError;
 use std::{
@@ -20,19 +22,19 @@ const EXTENSION: &str = "checkpoint";
 const END: u8 = 0;
 const PART_BYTES_MAX: usize = 64 << 20;
 const BUFFER_BYTES: usize = 1 << 20;
-/// Bytes after which a checkpoint that is being written is put on the disk.
+/// The number of bytes after which a checkpoint in progress is synced to the disk.
 const SYNC_BYTES: usize = 4 << 20;
 
-/// Why a checkpoint is not used. The log gives the same state, but takes longer.
+/// The reason why a checkpoint cannot be used. A replay of the whole log yields the same state, but takes longer.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    #[error("it was written by another version of this program")]
+    #[error("the format is that of another version of this program")]
     Version,
-    #[error("it is damaged at byte {offset}: {reason}")]
+    #[error("the file is damaged at byte {offset}: {reason}")]
     Damaged { offset: u64, reason: &'static str },
-    #[error("it knows events up to position {until}, but the log ends at {last}")]
+    #[error("the state includes events up to position {until}, but the log ends at {last}")]
     Ahead { until: u64, last: u64 },
-    #[error("its state began with another imported history")]
+    #[error("the state is based on another imported history")]
     OtherHistory,
     #[error("a part of kind {kind} cannot be read: {reason}")]
     Content { kind: u8, reason: String },
@@ -40,7 +42,7 @@ pub enum CheckpointError {
     Io(#[from] io::Error),
 }
 
-/// A checkpoint that is being written. Dropped before [`CheckpointWriter::finish`] it leaves nothing behind.
+/// Writes a checkpoint. Dropping the writer before [`CheckpointWriter::finish`] removes the incomplete file.
 pub struct CheckpointWriter {
     file: BufWriter<File>,
     path: PathBuf,
@@ -50,7 +52,7 @@ pub struct CheckpointWriter {
 }
 
 impl CheckpointWriter {
-    /// Begins the checkpoint of the log's state at `position`.
+    /// Creates the file for the state at `position` of the log.
     pub fn create(directory: &Path, position: u64) -> io::Result<Self> {
         let path = directory.join(format!("{position:020}.{EXTENSION}"));
         let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::create(path.with_extension("new"))?);
@@ -59,13 +61,13 @@ impl CheckpointWriter {
         Ok(Self { file, path, parts: 0, unsynced_bytes: 0, is_finished: false })
     }
 
-    /// Adds a part. `kind` is above 0.
+    /// Appends a part. `kind` must be above 0.
     pub fn put(&mut self, kind: u8, content: &[u8]) -> io::Result<()> {
         self.parts += 1;
         put(&mut self.file, kind, content)?;
         self.unsynced_bytes += content.len();
         if self.unsynced_bytes >= SYNC_BYTES {
-            // The log's own syncs wait for what the disk has to do before: little at a time.
+            // A sync of the log waits for all data written before it, so syncing small amounts keeps commits fast.
             self.file.flush()?;
             self.file.get_ref().sync_data()?;
             self.unsynced_bytes = 0;
@@ -73,7 +75,8 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Makes it the log's checkpoint and removes older ones. `until`: the last position that any part may know.
+    /// Completes the checkpoint and removes older ones. `until` is the largest position of an event that any part may
+    /// include.
     pub fn finish(mut self, until: u64) -> io::Result<()> {
         let mut end = self.parts.to_le_bytes().to_vec();
         end.extend_from_slice(&until.to_le_bytes());
@@ -114,60 +117,60 @@ fn sum(length: [u8; 4], kind: u8, content: &[u8]) -> u32 {
     [&length[..], &[kind], content].into_iter().fold(0, crc32c::crc32c_append)
 }
 
-/// A whole checkpoint: every byte was verified.
+/// A complete checkpoint whose checksums were verified.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
-    /// The log is read from the next one.
+    /// The position of the state. The replay of the log starts after it.
     pub position: u64,
-    /// No part knows an event of a later position.
+    /// No part includes an event of a later position.
     pub until: u64,
     pub bytes: u64,
 }
 
 impl Checkpoint {
-    /// Finds the newest checkpoint of a log and verifies it. None: there is none.
+    /// Finds and verifies the newest checkpoint of a log. Returns `None` if the log has no checkpoint.
     pub fn newest(directory: &Path) -> Result<Option<Self>, CheckpointError> {
         let Some((position, path)) = checkpoints(directory)?.pop() else { return Ok(None) };
         let mut end = None;
         let mut parts = 0;
-        let (named, bytes) = each_part(&path, &mut |kind, content| {
+        let (header_position, bytes) = each_part(&path, &mut |kind, content| {
             match kind {
                 END => end = Some(content.to_vec()),
                 _ => parts += 1,
             }
             Ok(())
         })?;
-        let cut = CheckpointError::Damaged { offset: bytes, reason: "it is cut off" };
-        let end = end.filter(|end| end.len() == 16 && named == position).ok_or(cut)?;
-        let number = |at: usize| u64::from_le_bytes(end[at..at + 8].try_into().expect("eight bytes"));
+        let truncated = CheckpointError::Damaged { offset: bytes, reason: "the file is truncated" };
+        let end = end.filter(|end| end.len() == 16 && header_position == position).ok_or(truncated)?;
+        let number = |offset: usize| u64::from_le_bytes(end[offset..offset + 8].try_into().expect("eight bytes"));
         if number(0) != parts {
             return Err(CheckpointError::Damaged { offset: bytes, reason: "parts are missing" });
         }
         Ok(Some(Self { path, position, until: number(8), bytes }))
     }
 
-    /// Gives the kind and content of each part, in the order in which they were put.
+    /// Calls `visit` with the kind and content of each part in file order.
     pub fn each_part(
         &self,
-        mut give: impl FnMut(u8, &[u8]) -> Result<(), CheckpointError>,
+        mut visit: impl FnMut(u8, &[u8]) -> Result<(), CheckpointError>,
     ) -> Result<(), CheckpointError> {
-        each_part(&self.path, &mut |kind, content| if kind == END { Ok(()) } else { give(kind, content) }).map(drop)
+        each_part(&self.path, &mut |kind, content| if kind == END { Ok(()) } else { visit(kind, content) }).map(drop)
     }
 }
 
-/// Takes the kind and content of a part.
-type TakePart<'a> = dyn FnMut(u8, &[u8]) -> Result<(), CheckpointError> + 'a;
+/// Called with the kind and content of a part.
+type VisitPart<'a> = dyn FnMut(u8, &[u8]) -> Result<(), CheckpointError> + 'a;
 
-/// Gives the position that the file says, and its length.
-fn each_part(path: &Path, give: &mut TakePart) -> Result<(u64, u64), CheckpointError> {
+/// Visits all parts, including the last one. Returns the position in the file's header and the length of the file.
+fn each_part(path: &Path, visit: &mut VisitPart) -> Result<(u64, u64), CheckpointError> {
     let file = File::open(path)?;
     let bytes = file.metadata()?.len();
     let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
     let mut head = [0; 16];
     let damaged = |offset: u64, reason| CheckpointError::Damaged { offset, reason };
     if bytes < 16 {
-        return Err(damaged(bytes, "it is cut off"));
+        return Err(damaged(bytes, "the file is truncated"));
     }
     file.read_exact(&mut head)?;
     if &head[..8] != MAGIC {
@@ -178,26 +181,26 @@ fn each_part(path: &Path, give: &mut TakePart) -> Result<(u64, u64), CheckpointE
     while offset < bytes {
         let mut head = [0; 9];
         if bytes - offset < 9 {
-            return Err(damaged(offset, "it is cut off"));
+            return Err(damaged(offset, "the file is truncated"));
         }
         file.read_exact(&mut head)?;
         let length: [u8; 4] = head[..4].try_into().expect("four bytes");
         let count = u32::from_le_bytes(length) as usize;
         if count > PART_BYTES_MAX || bytes - offset - 9 < count as u64 {
-            return Err(damaged(offset, "a part's length is impossible"));
+            return Err(damaged(offset, "the length of a part is out of range"));
         }
         content.resize(count, 0);
         file.read_exact(&mut content)?;
         if sum(length, head[8], &content).to_le_bytes() != head[4..8] {
-            return Err(damaged(offset, "a part's checksum is wrong"));
+            return Err(damaged(offset, "the checksum of a part does not match"));
         }
-        give(head[8], &content)?;
+        visit(head[8], &content)?;
         offset += 9 + count as u64;
     }
     Ok((position, bytes))
 }
 
-/// Removes all checkpoints of a log: its next opening reads it from the beginning.
+/// Removes all checkpoints of a log, so that the next startup replays the log from its first position.
 pub fn remove(directory: &Path) -> Result<(), LogError> {
     for (_, path) in checkpoints(directory)? {
         fs::remove_file(path)?;
@@ -206,7 +209,7 @@ pub fn remove(directory: &Path) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Positions and files, the newest last.
+/// Returns the positions and paths of all checkpoints, the newest last.
 fn checkpoints(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -231,12 +234,12 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_comes_back_and_older_ones_go() {
+    fn finishing_a_checkpoint_replaces_older_ones() {
         let directory = tempfile::tempdir().unwrap();
         assert!(Checkpoint::newest(directory.path()).unwrap().is_none());
         write(directory.path(), 7, &[(1, b"old")]);
         write(directory.path(), 90, &[(1, b"a"), (2, b""), (1, b"b")]);
-        // One that was never finished.
+        // An unfinished checkpoint leaves no file.
         drop(CheckpointWriter::create(directory.path(), 100).unwrap());
         let checkpoint = Checkpoint::newest(directory.path()).unwrap().unwrap();
         assert_eq!((checkpoint.position, checkpoint.until), (90, 93));
@@ -252,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn any_changed_or_missing_byte_is_noticed() {
+    fn any_changed_or_missing_byte_is_detected() {
         let directory = tempfile::tempdir().unwrap();
         write(directory.path(), 7, &[(1, b"some content"), (2, b"more")]);
         let (_, path) = checkpoints(directory.path()).unwrap().pop().unwrap();
@@ -263,7 +266,7 @@ mod tests {
             fs::write(&path, &changed).unwrap();
             assert!(Checkpoint::newest(directory.path()).is_err(), "byte {at}");
             fs::write(&path, &whole[..at]).unwrap();
-            assert!(Checkpoint::newest(directory.path()).is_err(), "cut at {at}");
+            assert!(Checkpoint::newest(directory.path()).is_err(), "truncated at {at}");
         }
     }
 }

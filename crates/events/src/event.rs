@@ -1,22 +1,22 @@
-//! What a shopper did.
+//! User events.
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, UnixMillis},
 };
 
-/// An event whose fields were checked. Same words and numbers as `lodestone.v1.Event`.
+/// A validated event. Its fields correspond to those of `lodestone.v1.Event`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     pub id: EventId,
     pub kind: EventKind,
     pub user: UserId,
-    /// Empty: not known.
+    /// Empty if unknown.
     pub session: String,
     pub at: UnixMillis,
     pub lines: Vec<EventLine>,
-    /// Empty but for SEARCH.
+    /// Empty except for SEARCH.
     pub query: String,
-    /// Empty but for PURCHASE and RETURN.
+    /// Empty except for PURCHASE and RETURN.
     pub order: String,
     /// 1 to 5 for REVIEW, otherwise 0.
     pub stars: u8,
@@ -54,22 +54,22 @@ pub struct EventLine {
     /// 1 to 1,000,000.
     pub quantity: u32,
     pub price: Option<PriceMicros>,
-    /// Place in the list that the shopper saw, from 1. 0: not known.
+    /// The rank in the list that the user saw, counted from 1; 0 if unknown.
     pub rank: u32,
 }
 
-/// Which answer the event followed from.
+/// The answer that led to the event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Attribution {
     #[default]
     None,
-    /// A token that this shop's server signed.
+    /// An attribution token that this shop's server signed.
     Answer(String),
-    /// A token that it did not sign: kept, not learned from.
+    /// A token that it did not sign. The event is kept, but training ignores the token.
     Foreign(String),
 }
 
-/// The numbers are those of `lodestone.v1.EventType`, and are stored in the log.
+/// The type of an event. The log stores the numbers, which are those of `lodestone.v1.EventType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum EventKind {
@@ -111,7 +111,7 @@ impl EventKind {
         Self::ALL.into_iter().find(|kind| *kind as i32 == number)
     }
 
-    /// Whether who does this likes the item.
+    /// Returns true if the event is evidence that the user wants the item.
     pub fn is_positive(self) -> bool {
         match self {
             Self::View | Self::Click | Self::AddToCart | Self::Favorite | Self::Review | Self::Purchase => true,
@@ -126,7 +126,7 @@ impl EventKind {
         }
     }
 
-    /// The name in files: `add_to_cart`.
+    /// Returns the name in files, such as `add_to_cart`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Search => "search",
@@ -150,6 +150,7 @@ impl EventKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
+    /// Returns true if an event of this type must have items.
     pub fn needs_items(self) -> bool {
         !matches!(self, Self::Search | Self::CategoryView | Self::IncentiveShown | Self::IncentiveRedeemed)
     }

@@ -1,7 +1,8 @@
-//! What shoppers did: event types, the durable log, deduplication, popularity.
+//! User events: event types, the durable log and its checkpoints, deduplication, popularity.
 #![forbid(unsafe_code)]
 pub mod checkpoint;
 mod dedup;
+mod error;
 mod event;
 pub mod log;
 mod popularity;
@@ -9,8 +10,9 @@ mod record;
 mod writer;
 
 pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper};
+pub use error::LogError;
 pub use event::{Attribution, Event, EventKind, EventLine};
-pub use log::{EventLog, LogError, TornTail};
+pub use log::{EventLog, TornTail};
 pub use popularity::Popularity;
 pub use record::Change;
 pub use writer::{Apply, Outcome, Writer, Written};

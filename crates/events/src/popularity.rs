@@ -1,35 +1,35 @@
-//! How much shoppers want each item, now and lately.
+//! Popularity of items: decayed interaction counts and their recent trend.
 use super::{Event, EventKind};
 use lodestone_catalog::ItemKeys;
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
 
 /// Half-life of [`Popularity::score`], in days.
 const SLOW_HALF_LIFE: f64 = 60.0;
-/// Half-life of what [`Popularity::trend`] compares with it, in days.
+/// Half-life of the recent count that [`Popularity::trend`] compares with the slow one, in days.
 const FAST_HALF_LIFE: f64 = 7.0;
-/// Weight per day that every item is taken to have, so that a handful of events is no trend.
+/// A weight per day that is added to both rates of [`Popularity::trend`], so that a few events are not a trend.
 const TREND_DAMPING: f64 = 1.0;
 
-/// Decayed counts per item. An event counts by its kind, and half as much after each half-life.
+/// Exponentially decayed counts per item. The weight of an event depends on its kind and halves after each half-life.
 ///
-/// The fold does not depend on the order of the events but for the last bits of a float: each item's counts stand as
-/// of its latest event, and a late event joins them already decayed.
+/// Apart from the rounding of floats, the result does not depend on the order of the events: the counts of an item
+/// refer to the time of its latest event, and a late event is added with the decay since its own time.
 #[derive(Debug, Clone, Default)]
 pub struct Popularity {
-    /// By [`ItemKey`].
+    /// Indexed by [`ItemKey`].
     counts: Vec<Counts>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Counts {
-    /// The time of the item's latest event; the counts are as of then.
+    /// The time of the item's latest event, to which the counts refer.
     at: UnixMillis,
     slow: f64,
     fast: f64,
 }
 
 impl Popularity {
-    /// Counts the event for each of its items, whatever the quantity.
+    /// Counts the event once for each of its items, regardless of the quantity.
     pub fn apply(&mut self, event: &Event, keys: &ItemKeys) {
         let weight = weight(event.kind);
         if weight == 0.0 {
@@ -44,7 +44,8 @@ impl Popularity {
         }
     }
 
-    /// The state by item, for checkpoints: bytes of [`Popularity::RECORD_BYTES`] each, the item's key first.
+    /// Returns the state for checkpoints: one record of [`Popularity::RECORD_BYTES`] bytes for each item, which starts
+    /// with the item's key.
     pub fn records(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (index, counts) in self.counts.iter().enumerate().filter(|(_, counts)| counts.slow > 0.0) {
@@ -56,10 +57,11 @@ impl Popularity {
         bytes
     }
 
-    /// Bytes of an item in [`Popularity::records`].
+    /// The length of a record of [`Popularity::records`] in bytes.
     pub const RECORD_BYTES: usize = 28;
 
-    /// Takes what [`Popularity::records`] gave; `key` gives this process's key for the one that was written.
+    /// Restores the records that [`Popularity::records`] returned. `key` maps a key of the writing process to one of
+    /// this process.
     pub fn restore(&mut self, records: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<(), &'static str> {
         for record in records.chunks_exact(Self::RECORD_BYTES) {
             let eight = |at: usize| <[u8; 8]>::try_from(&record[at..at + 8]).expect("eight bytes");
@@ -67,7 +69,7 @@ impl Popularity {
             let at = UnixMillis(i64::from_le_bytes(eight(4)));
             let (slow, fast) = (f64::from_le_bytes(eight(12)), f64::from_le_bytes(eight(20)));
             if !(slow.is_finite() && fast.is_finite() && slow >= 0.0 && fast >= 0.0) {
-                return Err("an item's popularity is no number");
+                return Err("the popularity of an item is not a finite number of at least 0");
             }
             let index = key(written).ok_or("an item is unknown")?.0 as usize;
             if index >= self.counts.len() {
@@ -78,36 +80,36 @@ impl Popularity {
         Ok(())
     }
 
-    /// The weight of all events, decayed with a half-life of 60 days; at least 0. 0 for an item without events.
+    /// Returns the total weight of an item's events, decayed with a half-life of 60 days; 0 for an item without events.
     pub fn score(&self, key: ItemKey, now: UnixMillis) -> f32 {
         self.score_and_trend(key, now).0
     }
 
-    /// How the last days' weight per day compares with the last months': above 1 is rising, below 1 falling, 1 steady
-    /// or unknown. Damped, so that it stays near 1 for an item with few events.
+    /// Returns the ratio of the weight per day of the last days to that of the last months: above 1 is rising, below 1
+    /// falling, 1 steady or unknown. Damping keeps the ratio near 1 for items with few events.
     pub fn trend(&self, key: ItemKey, now: UnixMillis) -> f32 {
         self.score_and_trend(key, now).1
     }
 
-    /// [`Popularity::score`] and [`Popularity::trend`] for the price of one.
+    /// Returns [`Popularity::score`] and [`Popularity::trend`] with one decay of the slow count.
     pub fn score_and_trend(&self, key: ItemKey, now: UnixMillis) -> (f32, f32) {
         self.counts.get(key.0 as usize).map_or((0.0, 1.0), |counts| {
             let slow = counts.slow_at(now);
-            (slow as f32, counts.trend_beside(slow, now) as f32)
+            (slow as f32, counts.trend_with(slow, now) as f32)
         })
     }
 
-    /// At most `count` items with events by [`Popularity::score`], highest first.
+    /// Returns at most `count` items with events in descending order of [`Popularity::score`].
     pub fn top(&self, count: usize, now: UnixMillis) -> Vec<(ItemKey, f32)> {
         self.best(count, |counts| counts.slow_at(now), 0.0)
     }
 
-    /// At most `count` rising items by [`Popularity::trend`], highest first.
+    /// Returns at most `count` rising items in descending order of [`Popularity::trend`].
     pub fn top_trending(&self, count: usize, now: UnixMillis) -> Vec<(ItemKey, f32)> {
         self.best(count, |counts| counts.trend_at(now), 1.0)
     }
 
-    /// Items whose value is above `floor`; the lower key first where values are equal.
+    /// Returns at most `count` items with a value above `floor` in descending order. The lower key breaks ties.
     fn best(&self, count: usize, value: impl Fn(&Counts) -> f64, floor: f64) -> Vec<(ItemKey, f32)> {
         let values = self.counts.iter().enumerate().map(|(index, counts)| (ItemKey(index as u32), value(counts)));
         let mut best: Vec<(ItemKey, f64)> = values.filter(|(_, value)| *value > floor).collect();
@@ -143,12 +145,12 @@ impl Counts {
     }
 
     fn trend_at(&self, now: UnixMillis) -> f64 {
-        self.trend_beside(self.slow_at(now), now)
+        self.trend_with(self.slow_at(now), now)
     }
 
-    fn trend_beside(&self, slow: f64, now: UnixMillis) -> f64 {
+    fn trend_with(&self, slow: f64, now: UnixMillis) -> f64 {
         let fast = self.fast * decay(days_between(self.at, now), FAST_HALF_LIFE);
-        // A steady weight per day makes a count of that weight times half-life / ln 2.
+        // A steady weight per day converges to a count of that weight times half-life / ln 2.
         let per_day = |count: f64, half_life: f64| count * std::f64::consts::LN_2 / half_life;
         (per_day(fast, FAST_HALF_LIFE) + TREND_DAMPING) / (per_day(slow, SLOW_HALF_LIFE) + TREND_DAMPING)
     }
@@ -174,7 +176,7 @@ fn days_between(from: UnixMillis, to: UnixMillis) -> f64 {
     to.0.saturating_sub(from.0) as f64 / UnixMillis::DAY as f64
 }
 
-/// 1 for a time that has not come yet.
+/// Returns the decay factor after `days`; 1 for negative days.
 fn decay(days: f64, half_life: f64) -> f64 {
     (-days.max(0.0) / half_life).exp2()
 }
@@ -182,7 +184,7 @@ fn decay(days: f64, half_life: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Attribution, EventLine};
+    use crate::EventLine;
     use lodestone_core::ids::{EventId, ItemId, UserId};
     use proptest::prelude::*;
 
@@ -195,19 +197,8 @@ mod tests {
     fn event(kind: EventKind, item: &str, at: UnixMillis) -> Event {
         let item = ItemId::parse(item).unwrap();
         Event {
-            id: EventId::parse("e").unwrap(),
-            kind,
-            user: UserId::signed_in("p").unwrap(),
-            session: String::new(),
-            at,
             lines: vec![EventLine { item, quantity: 1, price: None, rank: 0 }],
-            query: String::new(),
-            order: String::new(),
-            stars: 0,
-            coupon: String::new(),
-            categories: Vec::new(),
-            currency: String::new(),
-            attribution: Attribution::None,
+            ..Event::new(EventId::parse("e").unwrap(), kind, UserId::signed_in("p").unwrap(), at)
         }
     }
 
@@ -233,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_takes_off_trends_above_a_steady_best_seller() {
+    fn a_rising_item_trends_above_a_steady_best_seller() {
         let keys = ItemKeys::default();
         let mut events = Vec::new();
         for hour in 0..200 * 24 {
@@ -253,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn impressions_make_nothing_popular() {
+    fn impressions_do_not_count() {
         let keys = ItemKeys::default();
         let popularity = fold(&[event(EventKind::Impression, "a", day(0.0))], &keys);
         assert!(popularity.top(9, day(0.0)).is_empty());
@@ -261,17 +252,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn late_events_count_as_if_they_had_come_in_time(
+        fn the_order_of_events_does_not_matter(
             order in proptest::collection::vec((0usize..14, 0u8..4, 0u32..400), 1..60).prop_shuffle()
         ) {
             let keys = ItemKeys::default();
             for item in 0..4u8 {
                 keys.intern(&ItemId::parse(&item.to_string()).unwrap());
             }
-            let make = |(kind, item, at): &(usize, u8, u32)| {
+            let to_event = |(kind, item, at): &(usize, u8, u32)| {
                 event(EventKind::ALL[*kind], &item.to_string(), day(f64::from(*at)))
             };
-            let mut events: Vec<Event> = order.iter().map(make).collect();
+            let mut events: Vec<Event> = order.iter().map(to_event).collect();
             let shuffled = fold(&events, &keys);
             events.sort_by_key(|event| event.at);
             let sorted = fold(&events, &keys);
@@ -283,7 +274,7 @@ mod tests {
         }
 
         #[test]
-        fn no_time_makes_a_number_that_is_not_finite(times in proptest::collection::vec(any::<i64>(), 1..9), now: i64) {
+        fn scores_and_trends_are_finite_at_any_time(times in proptest::collection::vec(any::<i64>(), 1..9), now: i64) {
             let keys = ItemKeys::default();
             let events: Vec<Event> =
                 times.iter().map(|at| event(EventKind::Purchase, "a", UnixMillis(*at))).collect();

@@ -1,4 +1,4 @@
-//! The log's records: one byte of version, then a protobuf message.
+//! The format of the log's records: a version byte followed by a protobuf message.
 use super::{Attribution, Event, EventKind, EventLine, LogError};
 use lodestone_catalog::{AttributeValue, Item};
 use lodestone_core::{
@@ -8,21 +8,21 @@ use lodestone_core::{
 use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
-/// The version that is written. A reader refuses the versions that it does not know.
+/// The version of written records. Readers reject unknown versions.
 const VERSION: u8 = 1;
 
-/// What a record of the log says.
+/// A change that a record of the log stores.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(clippy::large_enum_variant)] // nearly all changes are events; a box for each would cost more than it saves
+#[expect(clippy::large_enum_variant, reason = "almost all changes are events, so boxing them would cost more")]
 pub enum Change {
     Event(Event),
-    /// The item's whole new content.
+    /// Creates or replaces an item. Contains all its fields.
     Upsert(Box<Item>),
     Delete(ItemId),
 }
 
 impl Change {
-    /// The bytes of the log's record.
+    /// Encodes the change as a record.
     pub fn encode(&self) -> Vec<u8> {
         let content = match self {
             Self::Event(event) => Content::Event(EventRecord::from(event)),
@@ -36,7 +36,7 @@ impl Change {
         bytes
     }
 
-    /// The item whose state it says.
+    /// Returns the item that the change writes or deletes; `None` for an event.
     pub fn item_id(&self) -> Option<&ItemId> {
         match self {
             Self::Event(_) => None,
@@ -45,7 +45,7 @@ impl Change {
         }
     }
 
-    /// What it is, for counts: an event's type, `upsert_item` or `delete_item`.
+    /// Returns the event type's name, `upsert_item` or `delete_item`, for counts.
     pub fn kind_name(&self) -> &'static str {
         match self {
             Self::Event(event) => event.kind.name(),
@@ -54,7 +54,7 @@ impl Change {
         }
     }
 
-    /// Takes what [`Change::encode`] gave. The error names `position`, the record's place in the log.
+    /// Decodes a record that [`Change::encode`] wrote. Errors contain `position`, the record's position in the log.
     pub fn decode(position: u64, bytes: &[u8]) -> Result<Self, LogError> {
         read_change(bytes).map_err(|reason| LogError::Corrupt { position, reason })
     }
@@ -65,10 +65,10 @@ type Reason = Cow<'static, str>;
 fn read_change(bytes: &[u8]) -> Result<Change, Reason> {
     let (version, message) = bytes.split_first().ok_or("the record is empty")?;
     if *version != VERSION {
-        return Err(format!("version {version} is not known to this program").into());
+        return Err(format!("version {version} is unknown to this program").into());
     }
     let record = ChangeRecord::decode(message).map_err(|error| error.to_string())?;
-    match record.content.ok_or("the kind of change is missing")? {
+    match record.content.ok_or("the change is missing")? {
         Content::Event(event) => Ok(Change::Event(event.read()?)),
         Content::Upsert(item) => Ok(Change::Upsert(Box::new(item.read()?))),
         Content::Delete(id) => Ok(Change::Delete(read_item_id(&id)?)),
@@ -80,7 +80,7 @@ fn read_item_id(text: &str) -> Result<ItemId, Reason> {
 }
 
 fn read_price(micros: Option<i64>) -> Result<Option<PriceMicros>, Reason> {
-    micros.map(|micros| PriceMicros::new(micros).ok_or("a price is out of range".into())).transpose()
+    micros.map(|micros| PriceMicros::new(micros).ok_or("the price is out of range".into())).transpose()
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -105,7 +105,7 @@ struct EventRecord {
     id: String,
     #[prost(int32, tag = "2")]
     kind: i32,
-    /// With its prefix, as [`UserId::as_str`].
+    /// The key with its prefix, as [`UserId::as_str`] returns it.
     #[prost(string, tag = "3")]
     user: String,
     #[prost(string, tag = "4")]
@@ -220,14 +220,15 @@ impl EventRecord {
     fn read(self) -> Result<Event, Reason> {
         Ok(Event {
             id: EventId::parse(&self.id).map_err(|error| format!("an event id {error}"))?,
-            kind: EventKind::from_number(self.kind).ok_or_else(|| format!("there is no event kind {}", self.kind))?,
-            user: UserId::from_key(&self.user).ok_or("the user's key is neither a user nor a visitor")?,
+            kind: EventKind::from_number(self.kind)
+                .ok_or_else(|| format!("the event type {} is unknown", self.kind))?,
+            user: UserId::from_key(&self.user).ok_or("the key of the user has neither the prefix u: nor v:")?,
             session: self.session,
             at: UnixMillis(self.at_ms),
             lines: self.lines.into_iter().map(LineRecord::read).collect::<Result<_, _>>()?,
             query: self.query,
             order: self.order,
-            stars: u8::try_from(self.stars).map_err(|_| "the stars are out of range")?,
+            stars: u8::try_from(self.stars).map_err(|_| "the number of stars is out of range")?,
             coupon: self.coupon,
             categories: self.categories,
             currency: self.currency,
@@ -383,13 +384,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_event_comes_back_as_it_was(event in event()) {
+        fn decoding_an_encoded_event_returns_the_event(event in event()) {
             let change = Change::Event(event);
             prop_assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);
         }
 
         #[test]
-        fn no_bytes_make_the_reader_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn decoding_any_bytes_does_not_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = Change::decode(1, &bytes);
             if let Some(first) = bytes.first_mut() {
                 *first = VERSION;
@@ -399,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn items_and_deletions_come_back_as_they_were() {
+    fn decoding_encoded_items_and_deletions_returns_them() {
         let bare = Item::titled(ItemId::parse("bare").unwrap(), "Bare");
         let id = ItemId::parse("hat").unwrap();
         for change in [Change::Upsert(Box::new(full_item())), Change::Upsert(Box::new(bare)), Change::Delete(id)] {
@@ -408,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_version_is_refused_by_position() {
+    fn an_unknown_version_is_rejected_with_its_position() {
         let mut bytes = Change::Delete(ItemId::parse("hat").unwrap()).encode();
         bytes[0] = 9;
         let error = Change::decode(77, &bytes).unwrap_err();

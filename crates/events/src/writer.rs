@@ -1,4 +1,4 @@
-//! The one thread that writes the log. Writes that wait together share one fsync.
+//! The writer thread of the log. Group commit: writes that wait at the same time share one fsync.
 use super::{Change, Deduper, EventLog, LogError};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use lodestone_core::{ids::EventId, units::UnixMillis};
@@ -12,42 +12,42 @@ use std::{
 };
 use tokio::sync::{oneshot, watch};
 
-/// Writes that may wait; one more is [`LogError::Overloaded`].
-const WAITING_MAX: usize = 1024;
-/// Changes after which a transaction is closed although more writes wait.
+/// The capacity of the queue. A write to a full queue fails with [`LogError::Overloaded`].
+const QUEUE_MAX: usize = 1024;
+/// The number of changes after which a commit starts although more writes wait.
 const CHANGES_PER_COMMIT: usize = 16_384;
 
-/// How long a write that waits for room sleeps at most before it looks again.
-const ROOM_LOOKED_FOR: Duration = Duration::from_millis(20);
+/// The longest sleep of a write that waits for queue capacity before it retries.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What became of one change.
+/// The outcome of one change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Stored and applied.
     Accepted,
-    /// An event with this id was stored before; nothing changed.
+    /// An event with this id was already stored; nothing changed.
     Duplicate,
 }
 
-/// What became of one write.
+/// The outcome of one write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// One for each change, in their order.
+    /// One outcome for each change, in the same order.
     pub outcomes: Vec<Outcome>,
-    /// A log position at which all of them, duplicates too, are stored and applied.
+    /// A log position at which all changes of the write, including duplicates, are stored and applied.
     pub session_version: u64,
 }
 
-/// The log's writer. `P` is a payload that travels with a change to `apply` and is not logged.
-/// Dropping it writes what waits and blocks until that is done.
+/// The handle of the log's writer thread. `P` is a payload that accompanies a change to `apply` and is not logged.
+/// Dropping the writer blocks until all queued writes are committed.
 pub struct Writer<P> {
     batches: Option<Sender<Batch<P>>>,
     applied: watch::Receiver<u64>,
-    recent: Arc<Mutex<Deduper>>,
+    deduper: Arc<Mutex<Deduper>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Puts the changes of one commit into effect; positions rise.
+/// Applies the changes of one commit to the state, in ascending order of positions.
 pub type Apply<P> = Box<dyn FnMut(Vec<(u64, Change, Option<P>)>) + Send>;
 
 struct Batch<P> {
@@ -62,32 +62,32 @@ struct Entry<P> {
 }
 
 impl<P: Send + 'static> Writer<P> {
-    /// Starts the thread on a log that was replayed: `recent` holds what the replay noted, and `apply` goes on from the
-    /// log's last position. `apply` gets each stored change once, in the log's order, a
-    /// commit at a time, before its write is answered. `clock` gives the times of the changes.
+    /// Starts the thread. The log must have been replayed: `deduper` contains the ids of the replayed events, and
+    /// `apply` continues at the log's last position. `apply` receives each stored change once, in log order, one
+    /// commit at a time, before the write returns. `clock` provides the ingestion times.
     ///
-    /// `recent` is held while changes are noted and applied: who holds it sees the state of one position.
+    /// The thread holds the lock of `deduper` while it applies a commit, so a caller that holds the lock sees the state
+    /// at one position.
     pub fn start(
         log: EventLog,
-        recent: Arc<Mutex<Deduper>>,
+        deduper: Arc<Mutex<Deduper>>,
         clock: fn() -> UnixMillis,
         apply: Apply<P>,
     ) -> Result<Self, LogError> {
-        let (sender, receiver) = crossbeam_channel::bounded(WAITING_MAX);
+        let (sender, receiver) = crossbeam_channel::bounded(QUEUE_MAX);
         let (applied_sender, applied) = watch::channel(log.last_position());
-        let remembered = recent.clone();
-        let state = Thread { log, recent, clock, apply, applied: applied_sender };
+        let state = Thread { log, deduper: deduper.clone(), clock, apply, applied: applied_sender };
         let thread = thread::Builder::new()
             .name("event-log".into())
             .spawn(move || state.run(&receiver))
             .map_err(|error| LogError::Io(Arc::new(error)))?;
-        Ok(Self { batches: Some(sender), applied, recent: remembered, thread: Some(thread) })
+        Ok(Self { batches: Some(sender), applied, deduper, thread: Some(thread) })
     }
 
-    /// Stores the changes, all or none, and applies them. On `Ok` they are on the disk and in effect.
+    /// Stores the changes, all or none, and applies them. On `Ok` they are durable and applied.
     ///
-    /// A caller that stops waiting does not take its write back. Fails with [`LogError::Overloaded`] at once if too
-    /// many writes wait.
+    /// Dropping the future does not cancel the write. Fails immediately with [`LogError::Overloaded`] if the queue is
+    /// full.
     pub async fn write(&self, changes: Vec<(Change, Option<P>)>) -> Result<Written, LogError> {
         let (batch, answer) = batch(changes);
         match self.sender()?.try_send(batch) {
@@ -97,7 +97,7 @@ impl<P: Send + 'static> Writer<P> {
         }
     }
 
-    /// As [`Writer::write`], but waits where that fails with [`LogError::Overloaded`].
+    /// Like [`Writer::write`], but waits while the queue is full.
     pub async fn write_when_there_is_room(&self, changes: Vec<(Change, Option<P>)>) -> Result<Written, LogError> {
         let (mut batch, answer) = batch(changes);
         let mut applied = self.positions();
@@ -107,8 +107,9 @@ impl<P: Send + 'static> Writer<P> {
                 Err(TrySendError::Full(unsent)) => batch = unsent,
                 Err(TrySendError::Disconnected(_)) => return Err(LogError::Closed),
             }
-            // A commit makes room. It may have done so before this waits, and a failed one tells nobody.
-            let _ = tokio::time::timeout(ROOM_LOOKED_FOR, applied.changed()).await;
+            // A commit frees capacity and changes the position. The timeout covers a commit that ended before this wait
+            // began, and failed commits, which do not change the position.
+            let _ = tokio::time::timeout(RETRY_INTERVAL, applied.changed()).await;
         }
     }
 
@@ -117,7 +118,7 @@ impl<P: Send + 'static> Writer<P> {
     }
 }
 
-/// Encoded by the caller, so that the one thread has less to do.
+/// Encodes the changes on the caller's thread, because the writer thread is the bottleneck.
 fn batch<P>(changes: Vec<(Change, Option<P>)>) -> (Batch<P>, oneshot::Receiver<Result<Written, LogError>>) {
     let entry = |(change, payload): (Change, Option<P>)| Entry { record: change.encode(), change, payload };
     let (reply, answer) = oneshot::channel();
@@ -125,17 +126,18 @@ fn batch<P>(changes: Vec<(Change, Option<P>)>) -> (Batch<P>, oneshot::Receiver<R
 }
 
 impl<P> Writer<P> {
-    /// The position up to which the log is applied.
+    /// Returns the position up to which the log is applied.
     pub fn position(&self) -> u64 {
         *self.applied.borrow()
     }
 
-    /// Event ids that are remembered.
+    /// Returns the number of event ids in the deduplication window.
     pub fn remembered_ids(&self) -> usize {
-        self.recent.lock().len()
+        self.deduper.lock().len()
     }
 
-    /// The applied position as it moves, to wait for one: `wait_for(|position| *position >= wanted)`.
+    /// Returns a receiver of the applied position, to wait for a position by
+    /// `wait_for(|position| *position >= wanted)`.
     pub fn positions(&self) -> watch::Receiver<u64> {
         self.applied.clone()
     }
@@ -145,7 +147,7 @@ impl<P> Drop for Writer<P> {
     fn drop(&mut self) {
         self.batches = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of `apply` has answered the waiting writes with Closed; there is nothing else to do about it.
+            // After a panic of `apply`, the waiting writes have already failed with `Closed`.
             let _ = thread.join();
         }
     }
@@ -153,19 +155,19 @@ impl<P> Drop for Writer<P> {
 
 struct Thread<P> {
     log: EventLog,
-    recent: Arc<Mutex<Deduper>>,
+    deduper: Arc<Mutex<Deduper>>,
     clock: fn() -> UnixMillis,
     apply: Apply<P>,
     applied: watch::Sender<u64>,
 }
 
 impl<P> Thread<P> {
-    fn run(mut self, waiting: &Receiver<Batch<P>>) {
-        while let Ok(first) = waiting.recv() {
+    fn run(mut self, queue: &Receiver<Batch<P>>) {
+        while let Ok(first) = queue.recv() {
             let mut size = first.entries.len();
             let mut group = vec![first];
             while size < CHANGES_PER_COMMIT
-                && let Ok(batch) = waiting.try_recv()
+                && let Ok(batch) = queue.try_recv()
             {
                 size += batch.entries.len();
                 group.push(batch);
@@ -178,7 +180,7 @@ impl<P> Thread<P> {
         let outcomes = self.outcomes(&group);
         let now = (self.clock)();
         match self.commit(now, &group, &outcomes) {
-            Ok(()) => self.apply_and_answer(now, group, outcomes),
+            Ok(()) => self.apply_and_reply(now, group, outcomes),
             Err(error) => {
                 for batch in group {
                     // A caller may have stopped waiting.
@@ -188,16 +190,17 @@ impl<P> Thread<P> {
         }
     }
 
-    /// What will become of each batch's changes if the commit succeeds. Notes nothing, since it may not.
+    /// Predicts the outcome of each change if the commit succeeds. Does not record event ids yet, because the commit
+    /// may fail.
     fn outcomes(&self, group: &[Batch<P>]) -> Vec<Vec<Outcome>> {
-        let recent = self.recent.lock();
+        let deduper = self.deduper.lock();
         let mut in_group: HashSet<&EventId, ahash::RandomState> = HashSet::default();
         let mut outcomes = Vec::with_capacity(group.len());
         for batch in group {
             let mut of_batch = Vec::with_capacity(batch.entries.len());
             for entry in &batch.entries {
                 let is_new = match &entry.change {
-                    Change::Event(event) => !recent.contains(&event.id) && in_group.insert(&event.id),
+                    Change::Event(event) => !deduper.contains(&event.id) && in_group.insert(&event.id),
                     Change::Upsert(_) | Change::Delete(_) => true,
                 };
                 of_batch.push(if is_new { Outcome::Accepted } else { Outcome::Duplicate });
@@ -217,11 +220,11 @@ impl<P> Thread<P> {
         Ok(())
     }
 
-    fn apply_and_answer(&mut self, now: UnixMillis, group: Vec<Batch<P>>, outcomes: Vec<Vec<Outcome>>) {
+    fn apply_and_reply(&mut self, now: UnixMillis, group: Vec<Batch<P>>, outcomes: Vec<Vec<Outcome>>) {
         let mut position = *self.applied.borrow();
-        let mut answers = Vec::with_capacity(group.len());
+        let mut replies = Vec::with_capacity(group.len());
         let mut stored = Vec::new();
-        let mut recent = self.recent.lock();
+        let mut deduper = self.deduper.lock();
         for (mut batch, outcomes) in iter::zip(group, outcomes) {
             for (entry, outcome) in iter::zip(mem::take(&mut batch.entries), &outcomes) {
                 if *outcome == Outcome::Duplicate {
@@ -229,19 +232,19 @@ impl<P> Thread<P> {
                 }
                 position += 1;
                 if let Change::Event(event) = &entry.change {
-                    recent.note(&event.id, now);
+                    deduper.note(&event.id, now);
                 }
                 stored.push((position, entry.change, entry.payload));
             }
-            answers.push((batch.reply, Written { outcomes, session_version: position }));
+            replies.push((batch.reply, Written { outcomes, session_version: position }));
         }
         debug_assert_eq!(position, self.log.last_position());
         if !stored.is_empty() {
             (self.apply)(stored);
         }
-        drop(recent);
+        drop(deduper);
         self.applied.send_replace(position);
-        for (reply, written) in answers {
+        for (reply, written) in replies {
             // A caller may have stopped waiting.
             let _ = reply.send(Ok(written));
         }

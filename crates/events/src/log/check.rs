@@ -1,10 +1,10 @@
-//! What of a log is whole, and a repair that keeps it.
+//! Verification of a log, and a repair that keeps all complete records.
 use super::{
-    LogError, TornTail, check_first, header_error, lock, replace,
+    TornTail, check_first, header_error, lock, replace,
     segment::{self, Frame, HEADER_BYTES, Header, Segment},
     segment_name, segments,
 };
-use crate::{Change, checkpoint};
+use crate::{Change, LogError, checkpoint};
 use ahash::AHashSet;
 use std::{
     borrow::Cow,
@@ -14,21 +14,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What a look at every byte found.
+/// The result of verifying a log.
 #[derive(Debug, Default)]
 pub struct Check {
     pub files: usize,
     pub bytes: u64,
-    /// Whole records.
+    /// The number of complete records.
     pub records: u64,
-    /// Whole records by what they say: the names of event types, `upsert_item`, `delete_item` and so on.
+    /// Complete records by [`Change::kind_name`].
     pub by_kind: BTreeMap<&'static str, u64>,
     pub last_position: u64,
-    /// Positions without a record that `compact` or an earlier repair took.
+    /// The number of positions whose records `compact` or an earlier repair removed.
     pub absent: u64,
-    /// The rest of an interrupted write, or one that is under way. The next opening cuts it.
+    /// Part of an interrupted write, or of one in progress. The next open truncates it.
     pub torn: Option<TornTail>,
-    /// What a repair would drop.
+    /// The parts that a repair would drop.
     pub damaged: Vec<DamagedPart>,
 }
 
@@ -36,37 +36,38 @@ pub struct Check {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DamagedPart {
     pub path: PathBuf,
-    /// The damaged bytes. Empty where a whole file or record is gone.
+    /// The offset and number of the damaged bytes; 0 bytes if a complete file or record is missing.
     pub offset: u64,
     pub bytes: u64,
-    /// The positions whose records are lost; empty where only a header is damaged.
+    /// The positions whose records are lost; empty if only a header is damaged.
     pub positions: RangeInclusive<u64>,
     pub reason: Cow<'static, str>,
 }
 
-/// What a repair did.
+/// The result of a repair.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Repair {
-    /// Files that were written again without their damaged parts; the old one stays beside each as `.damaged`.
+    /// Files that were rewritten without their damaged parts. The old content of each is in a file with the extension
+    /// `.damaged`.
     pub rewritten: Vec<PathBuf>,
-    /// Empty files in the places of those that are gone.
+    /// Empty files that replace missing ones.
     pub made: Vec<PathBuf>,
 }
 
-/// One file with what of it is whole.
+/// One verified file.
 struct Examined {
     path: PathBuf,
     segment: Segment,
-    /// Where the frames begin that stay.
+    /// The offsets of the frames to keep.
     kept: AHashSet<usize>,
-    /// The position after this file.
+    /// The position after the last one of this file.
     end: u64,
     torn: Option<TornTail>,
     parts: Vec<DamagedPart>,
     by_kind: BTreeMap<&'static str, u64>,
 }
 
-/// Looks at every byte of the log; it may be in use. Damage is no error here.
+/// Verifies the whole log, which may be in use. Returns damage as part of the result, not as an error.
 pub fn check(directory: &Path) -> Result<Check, LogError> {
     let mut check = Check::default();
     examine_all(directory, |gap, file| {
@@ -89,8 +90,8 @@ pub fn check(directory: &Path) -> Result<Check, LogError> {
     Ok(check)
 }
 
-/// Writes each damaged file again without its damaged parts. Positions that are lost stay empty; none is used again.
-/// Checkpoints go, since they may hold what was lost. Call [`check`] first to see what it will drop.
+/// Rewrites each damaged file without its damaged parts. Lost positions stay empty and are not reused. Checkpoints are
+/// removed because they may include lost records. Call [`check`] first to see the records that a repair drops.
 pub fn repair(directory: &Path) -> Result<Repair, LogError> {
     let _lock = lock(directory)?;
     checkpoint::remove(directory)?;
@@ -129,10 +130,10 @@ fn count(positions: &RangeInclusive<u64>) -> u64 {
     if positions.is_empty() { 0 } else { positions.end() - positions.start() + 1 }
 }
 
-/// Gives each file in order, and before it the gap, if files are missing there.
+/// Calls `visit` with each file in order, together with the gap before it if files are missing there.
 fn examine_all(
     directory: &Path,
-    mut give: impl FnMut(Option<&DamagedPart>, Option<Examined>) -> Result<(), LogError>,
+    mut visit: impl FnMut(Option<&DamagedPart>, Option<Examined>) -> Result<(), LogError>,
 ) -> Result<(), LogError> {
     let failed = |source| LogError::Open { path: directory.to_owned(), source: std::sync::Arc::new(source) };
     let paths = segments(directory).map_err(failed)?;
@@ -152,12 +153,13 @@ fn examine_all(
             },
         });
         expected = examined.end;
-        give(gap.as_ref(), Some(examined))?;
+        visit(gap.as_ref(), Some(examined))?;
     }
     Ok(())
 }
 
-/// None for a file that a crash left while it was made. `following` is the first position of the next file.
+/// Verifies one file. `following` is the first position of the next file. Returns `None` for a file whose creation a
+/// crash interrupted.
 fn examine(path: &Path, following: Option<u64>) -> Result<Option<Examined>, LogError> {
     let first = super::first_position(path).unwrap_or(1);
     let (segment, header_problem) = match Segment::read(path) {
@@ -175,12 +177,12 @@ fn examine(path: &Path, following: Option<u64>) -> Result<Option<Examined>, LogE
     };
     let (mut kept, mut parts, mut by_kind, mut torn) = (AHashSet::new(), Vec::new(), BTreeMap::new(), None);
     if let Some(reason) = header_problem {
-        #[allow(clippy::reversed_empty_ranges)] // no position is lost
+        #[expect(clippy::reversed_empty_ranges, reason = "the empty range means that no position is lost")]
         parts.push(part(0, HEADER_BYTES.min(segment.len()), 1..=0, reason.into()));
     }
     let mut frames = segment.frames();
-    while let Some(found) = frames.next() {
-        match found {
+    while let Some(frame) = frames.next() {
+        match frame {
             Ok(frame) => match Change::decode(frame.position, frame.payload) {
                 Ok(change) => {
                     *by_kind.entry(change.kind_name()).or_default() += 1;

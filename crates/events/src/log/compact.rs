@@ -1,33 +1,33 @@
-//! Drops what is no longer wanted from a log that nobody has open.
+//! Compaction: removes events beyond their retention and replaced item states from a log that no process has open.
 use super::{
-    LogError, damaged, header_error, lock, replace,
+    damaged, header_error, lock, replace,
     segment::{self, Header, Segment},
     segments,
 };
-use crate::{Change, DEDUPE_DAYS, EventKind, checkpoint};
+use crate::{Change, DEDUPE_DAYS, EventKind, LogError, checkpoint};
 use ahash::AHashMap;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use std::{collections::BTreeMap, path::Path};
 
-/// How long events are kept, by type. Types that are not named are kept forever.
+/// Retention periods by event type. Events of other types are kept forever.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Retention {
     days: BTreeMap<EventKind, u32>,
 }
 
-/// Why a retention is none.
+/// The reason why a text is not a valid retention.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeepError {
-    #[error("`{0}` is no retention; write TYPE=DAYSd, such as impression=30d")]
+    #[error("`{0}` is not a retention; write TYPE=DAYSd, such as impression=30d")]
     Form(String),
-    #[error("`{0}` is no event type; the types are {types}", types = EventKind::ALL.map(EventKind::name).join(", "))]
+    #[error("`{0}` is not an event type; the types are {types}", types = EventKind::ALL.map(EventKind::name).join(", "))]
     Kind(String),
-    #[error("{kind}={days}d is shorter than the {DEDUPE_DAYS} days for which event ids are remembered")]
+    #[error("{kind}={days}d is shorter than the deduplication window of {DEDUPE_DAYS} days")]
     TooShort { kind: &'static str, days: u32 },
 }
 
 impl Retention {
-    /// Takes `impression=30d`.
+    /// Parses and adds a retention such as `impression=30d`.
     pub fn add(&mut self, text: &str) -> Result<(), KeepError> {
         let form = || KeepError::Form(text.to_owned());
         let (kind, days) = text.split_once('=').ok_or_else(form)?;
@@ -44,37 +44,45 @@ impl Retention {
         self.days.is_empty()
     }
 
-    /// Whether an event is older than its type is kept, both since it happened and since it was stored.
+    /// Returns true if both the event time and the ingestion time are beyond the retention of the event's type.
     fn drops(&self, kind: EventKind, at: UnixMillis, stored: UnixMillis, now: UnixMillis) -> bool {
         self.days.get(&kind).is_some_and(|days| at.max(stored).0 < now.0 - i64::from(*days) * UnixMillis::DAY)
     }
 }
 
-/// What was dropped, or would be.
+/// The effect of [`compact`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompactMode {
+    /// Rewrites the files.
+    Apply,
+    /// Only counts.
+    DryRun,
+}
+
+/// The counts of a compaction.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Compacted {
     /// Dropped events by type.
     pub events: BTreeMap<EventKind, u64>,
-    /// States of items that a later one replaced.
+    /// Dropped item states, which later states replaced.
     pub item_states: u64,
     pub kept: u64,
     pub bytes_before: u64,
     pub bytes_after: u64,
 }
 
-/// Writes the log's files again without the events that `retention` drops and without the states of items that a later
-/// one replaced. Positions stay as they are. The state is then what the rest of the log gives; checkpoints go, since they
-/// hold more. `is_trial`: only counts.
+/// Rewrites the log's files without the events that `retention` drops and without replaced item states. Positions do
+/// not change. Checkpoints are removed because they include dropped events; the next startup folds the rest of the log.
 pub fn compact(
     directory: &Path,
     retention: &Retention,
     now: UnixMillis,
-    is_trial: bool,
+    mode: CompactMode,
 ) -> Result<Compacted, LogError> {
     let _lock = lock(directory)?;
-    // Cuts a torn tail, and refuses a damaged log, before anything is dropped.
+    // Fails for a damaged log before anything is dropped.
     let last_states = last_states(directory)?;
-    if !is_trial {
+    if mode == CompactMode::Apply {
         checkpoint::remove(directory)?;
     }
     let mut compacted = Compacted::default();
@@ -103,7 +111,7 @@ pub fn compact(
         let mut bytes = Header { first: segment.header.first, end: Some(end) }.bytes().to_vec();
         bytes.append(&mut kept);
         compacted.bytes_after += bytes.len() as u64;
-        if !is_trial {
+        if mode == CompactMode::Apply {
             replace(path, &bytes)?;
         }
     }
@@ -111,7 +119,7 @@ pub fn compact(
 }
 
 impl Compacted {
-    /// Whether a change goes; counts it then.
+    /// Returns true if a change is dropped, and counts it in that case.
     fn drops(
         &mut self,
         change: &Change,
@@ -132,7 +140,7 @@ impl Compacted {
     }
 }
 
-/// The position of each item's last state.
+/// Returns the position of each item's last state.
 fn last_states(directory: &Path) -> Result<AHashMap<ItemId, u64>, LogError> {
     let mut last = AHashMap::new();
     super::read(directory, 1, |position, _, change| {
@@ -148,11 +156,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_retention_names_a_type_and_days() {
+    fn a_retention_has_a_type_and_days() {
         let mut retention = Retention::default();
         assert_eq!(retention.add("impression=30d"), Ok(()));
         assert!(retention.drops(EventKind::Impression, UnixMillis(0), UnixMillis(0), UnixMillis(31 * UnixMillis::DAY)));
-        // Late events stay as long as any other.
+        // The period of a late event starts at its ingestion time.
         assert!(!retention.drops(
             EventKind::Impression,
             UnixMillis(0),

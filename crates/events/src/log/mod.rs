@@ -1,21 +1,21 @@
-//! The durable log: changes at positions that rise from 1, in files of some 64 MiB that are only appended to.
+//! The durable event log: a write-ahead log of changes at consecutive positions from 1, in append-only segments of
+//! about 64 MiB.
 //!
-//! A change is on the disk when its append returns. A crash in the middle of an append leaves a torn tail, which the next
-//! opening cuts; any other damage is refused with file, byte and position. `check` finds and repairs damage, `compact`
-//! drops what is no longer wanted.
+//! A change is durable when its append returns. A crash during an append leaves a torn tail, which the next open
+//! truncates. Any other damage is an error with file, byte and position. `check` finds and repairs damage; `compact`
+//! removes events beyond their retention and replaced item states.
 mod check;
 mod compact;
 mod segment;
 
 pub use check::{Check, DamagedPart, Repair, check, repair};
-pub use compact::{Compacted, KeepError, Retention, compact};
+pub use compact::{CompactMode, Compacted, KeepError, Retention, compact};
 
-use super::Change;
+use super::{Change, LogError};
 use lodestone_core::units::UnixMillis;
 use rayon::prelude::*;
 use segment::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX, Segment};
 use std::{
-    borrow::Cow,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -23,70 +23,30 @@ use std::{
     thread,
 };
 
-/// A segment takes no more writes beyond this.
+/// The size after which a segment takes no more writes.
 const SEGMENT_BYTES: u64 = 64 << 20;
 const LOCK: &str = "lock";
-/// Changes that are handed over together in a replay, and such hands that may wait.
+/// The number of changes that a replay passes between threads at once, and the number of such batches that may wait.
 const DECODED_COUNT: usize = 2048;
 const DECODED_AHEAD: usize = 8;
 
-/// Why the log cannot be read or written. Cheap to clone: one failure answers every waiting write.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum LogError {
-    #[error("cannot open the event log {path}: {source}")]
-    Open { path: PathBuf, source: Arc<io::Error> },
-    #[error("another process has the event log {path} open")]
-    InUse { path: PathBuf },
-    /// Bytes are not what was written. Nothing is served from such a log before it is repaired.
-    #[error(
-        "the event log is damaged in {path} at byte {offset}, position {position}: {reason}; `lodestone events verify` \
-         tells what a repair would drop"
-    )]
-    Damaged { path: PathBuf, offset: u64, position: u64, reason: Cow<'static, str> },
-    /// The bytes are as they were written, but this program cannot read them.
-    #[error("the event log is corrupt at position {position}: {reason}")]
-    Corrupt { position: u64, reason: Cow<'static, str> },
-    /// Nothing of the write was stored; it can be tried again when there is room.
-    #[error("there is no room left on the event log's disk")]
-    Full,
-    /// Too many writes wait already; nothing of this one was stored.
-    #[error("more writes are waiting than the event log can take")]
-    Overloaded,
-    /// The writer has stopped.
-    #[error("the event log is closed")]
-    Closed,
-    #[error("a record of {bytes} bytes is larger than the event log takes")]
-    TooLarge { bytes: usize },
-    #[error("the event log failed: {0}")]
-    Io(#[source] Arc<io::Error>),
-}
-
-impl From<io::Error> for LogError {
-    fn from(error: io::Error) -> Self {
-        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        match error.kind() {
-            StorageFull | QuotaExceeded | FileTooLarge => Self::Full,
-            _ => Self::Io(Arc::new(error)),
-        }
-    }
-}
-
-/// What an opening cut from the log's end: the rest of a write that a crash interrupted. It was never acknowledged.
+/// The bytes that an open removed from the end of the log: part of a write that a crash interrupted and that was never
+/// acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TornTail {
     pub path: PathBuf,
-    /// Where the file ends now.
+    /// The new length of the file.
     pub offset: u64,
     pub bytes: u64,
 }
 
-/// An open log. One process at a time.
+/// An open log. A lock file ensures that only one process has it open.
 pub struct EventLog {
     directory: PathBuf,
-    /// The last segment. None: the next append begins a new one.
+    /// The last segment; `None` if the next append creates a segment.
     tail: Option<Tail>,
     last: u64,
-    /// When the last change was stored. Does not go back, whatever the clock does.
+    /// The ingestion time of the last change. It never decreases, even if the clock does.
     at_s: u32,
     torn: Option<TornTail>,
     frames: Vec<u8>,
@@ -96,14 +56,14 @@ pub struct EventLog {
 struct Tail {
     path: PathBuf,
     file: File,
-    /// Bytes that are durable. More of the file is left from a failed append.
+    /// The number of durable bytes. Any bytes after them are left from a failed append.
     length: u64,
     has_failed: bool,
 }
 
 impl EventLog {
-    /// Opens the log in `directory`, which is made if it is not there, cuts a torn tail and checks every byte.
-    /// Fails with [`LogError::Damaged`] at the first byte that is not as it was written.
+    /// Opens the log in `directory`, creates the directory if it does not exist, truncates a torn tail and verifies all
+    /// checksums. Fails with [`LogError::Damaged`] at the first corrupt record.
     pub fn open(directory: &Path) -> Result<Self, LogError> {
         let failed = |source: io::Error| LogError::Open { path: directory.to_owned(), source: Arc::new(source) };
         fs::create_dir_all(directory).map_err(failed)?;
@@ -130,7 +90,7 @@ impl EventLog {
         let segment = match Segment::read(path) {
             Ok(segment) => segment,
             Err(Ok(_)) if fs::metadata(path)?.len() <= HEADER_BYTES as u64 => {
-                // A crash while it was made: it never had a record.
+                // The process crashed while it created the file, which has no record.
                 let bytes = fs::metadata(path)?.len();
                 fs::remove_file(path)?;
                 self.torn = Some(TornTail { path: path.to_owned(), offset: 0, bytes });
@@ -169,26 +129,26 @@ impl EventLog {
         Ok(())
     }
 
-    /// The position of the last change; 0 for an empty log.
+    /// Returns the position of the last change; 0 for an empty log.
     pub fn last_position(&self) -> u64 {
         self.last
     }
 
-    /// What the opening cut.
+    /// Returns the torn tail that the open removed.
     pub fn torn_tail(&self) -> Option<&TornTail> {
         self.torn.as_ref()
     }
 
-    /// Gives every change from position `from` on, in order, with the time at which it was stored, in whole seconds, and
-    /// returns the log's last position (0: empty).
-    pub fn replay(&self, from: u64, give: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
-        replay(&segments(&self.directory)?, from, self.last, give)?;
+    /// Calls `visit` with each change from position `from` on, in order, with its position and ingestion time in whole
+    /// seconds. Returns the last position of the log (0 if it is empty).
+    pub fn replay(&self, from: u64, visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
+        replay(&segments(&self.directory)?, from, self.last, visit)?;
         Ok(self.last)
     }
 
-    /// Stores encoded changes at the positions after the last one, all or none. On `Ok` they are on the disk.
-    /// `now` is their time. Returns the new last position. After an error none of them is in the log, nor will be after a
-    /// restart, unless the process ends before the file could be cut back.
+    /// Appends encoded changes, all or none, with the ingestion time `now`. Returns the new last position; the changes
+    /// are durable then. After an error, the log contains none of them, even after a restart, unless the process
+    /// ends before it could truncate the file.
     pub(super) fn append<'a>(
         &mut self,
         now: UnixMillis,
@@ -200,7 +160,7 @@ impl EventLog {
         let mut last = self.last;
         for record in records {
             if record.is_empty() || record.len() > PAYLOAD_BYTES_MAX {
-                return Err(LogError::TooLarge { bytes: record.len() });
+                return Err(LogError::TooLarge { bytes: record.len(), limit: PAYLOAD_BYTES_MAX });
             }
             last += 1;
             segment::put_frame(&mut frames, last, self.at_s, last == self.last + 1, record);
@@ -213,11 +173,11 @@ impl EventLog {
         Ok(last)
     }
 
-    /// The segment that takes the next write.
+    /// Returns the segment for the next write.
     fn tail(&mut self) -> Result<&mut Tail, LogError> {
         let is_full = self.tail.as_ref().is_some_and(|tail| tail.length >= SEGMENT_BYTES);
         if let (true, Some(tail)) = (is_full, &mut self.tail) {
-            tail.cut_failure()?;
+            tail.truncate_failed_append()?;
             self.tail = None;
         }
         match &mut self.tail {
@@ -230,19 +190,19 @@ impl EventLog {
 impl Tail {
     fn create(directory: &Path, first: u64) -> Result<Self, LogError> {
         let path = directory.join(segment_name(first));
-        let made = write_whole(&path, &Header { first, end: None }.bytes());
-        if let Err(error) = made {
+        let created = write_and_sync(&path, &Header { first, end: None }.bytes());
+        if let Err(error) = created {
             let _ = fs::remove_file(&path);
             return Err(error.into());
         }
-        // The file's name must be on the disk too before the first acknowledgement.
+        // The directory entry must be durable too before the first acknowledgement.
         sync_directory(directory)?;
         let file = OpenOptions::new().append(true).open(&path)?;
         Ok(Self { path, file, length: HEADER_BYTES as u64, has_failed: false })
     }
 
     fn append(&mut self, frames: &[u8]) -> Result<(), LogError> {
-        self.cut_failure()?;
+        self.truncate_failed_append()?;
         let stored = self.file.write_all(frames).and_then(|()| self.file.sync_data());
         match stored {
             Ok(()) => {
@@ -250,18 +210,18 @@ impl Tail {
                 Ok(())
             }
             Err(error) => {
-                // Whether it reached the disk is not known. Cut at once, so that a restart does not meet it; if this fails
-                // too, the next append tries again.
+                // It is unknown whether the frames reached the disk. Truncating now prevents that a restart reads them.
+                // If this fails too, the next append tries again.
                 self.has_failed = true;
-                let _ = self.cut_failure();
+                let _ = self.truncate_failed_append();
                 Err(error.into())
             }
         }
     }
 
-    fn cut_failure(&mut self) -> Result<(), LogError> {
+    fn truncate_failed_append(&mut self) -> Result<(), LogError> {
         if self.has_failed {
-            // Opened anew: a file that failed once may not tell of its next failure.
+            // Reopens the file, because the kernel may not report a second write error on the same descriptor.
             self.file = OpenOptions::new().append(true).open(&self.path)?;
             self.file.set_len(self.length)?;
             self.file.sync_all()?;
@@ -271,46 +231,47 @@ impl Tail {
     }
 }
 
-/// Reads a log that another process may be writing: gives every change from position `from` on that is whole now, and
-/// returns the last position.
-pub fn read(directory: &Path, from: u64, give: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
+/// Reads a log that another process may be writing. Calls `visit` with each change from position `from` on that is
+/// complete now, and returns the last position.
+pub fn read(directory: &Path, from: u64, visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
     let failed = |source: io::Error| LogError::Open { path: directory.to_owned(), source: Arc::new(source) };
-    replay(&segments(directory).map_err(failed)?, from, u64::MAX, give)
+    replay(&segments(directory).map_err(failed)?, from, u64::MAX, visit)
 }
 
-/// Gives the changes from `from` to `until`. They are read and decoded on a thread of its own, while `give` runs.
+/// Visits the changes from `from` to `until`. A second thread reads and decodes them while `visit` runs.
 fn replay(
     paths: &[PathBuf],
     from: u64,
     until: u64,
-    mut give: impl FnMut(u64, UnixMillis, Change),
+    mut visit: impl FnMut(u64, UnixMillis, Change),
 ) -> Result<u64, LogError> {
     let (sender, decoded) = crossbeam_channel::bounded::<Vec<Stamped>>(DECODED_AHEAD);
     thread::scope(|scope| {
         let reading = scope.spawn(move || {
-            let mut some = Vec::with_capacity(DECODED_COUNT);
+            let mut batch = Vec::with_capacity(DECODED_COUNT);
             let last = decode(paths, from, until, &mut |stamped| {
-                some.push(stamped);
-                if some.len() == DECODED_COUNT {
-                    // It fails where `give` panicked, which ends this too.
-                    let _ = sender.send(std::mem::replace(&mut some, Vec::with_capacity(DECODED_COUNT)));
+                batch.push(stamped);
+                if batch.len() == DECODED_COUNT {
+                    // Sending fails only after a panic of `visit`, which ends the replay.
+                    let _ = sender.send(std::mem::replace(&mut batch, Vec::with_capacity(DECODED_COUNT)));
                 }
             });
-            let _ = sender.send(some);
+            let _ = sender.send(batch);
             last
         });
         for (position, at, change) in decoded.into_iter().flatten() {
-            give(position, at, change);
+            visit(position, at, change);
         }
         reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
-/// A change with its position and the time at which it was stored.
+/// A change with its position and ingestion time.
 type Stamped = (u64, UnixMillis, Change);
 
-/// Decodes in order; the tail of the last segment may be torn or being written. Gives the last position.
-fn decode(paths: &[PathBuf], from: u64, until: u64, give: &mut dyn FnMut(Stamped)) -> Result<u64, LogError> {
+/// Decodes the changes in order and returns the last position. The tail of the last segment may be torn or still being
+/// written.
+fn decode(paths: &[PathBuf], from: u64, until: u64, visit: &mut dyn FnMut(Stamped)) -> Result<u64, LogError> {
     let begin = paths.partition_point(|path| first_position(path).is_some_and(|first| first <= from));
     let mut next = None;
     for (index, path) in paths.iter().enumerate().skip(begin.saturating_sub(1)) {
@@ -326,7 +287,7 @@ fn decode(paths: &[PathBuf], from: u64, until: u64, give: &mut dyn FnMut(Stamped
             match frame {
                 Ok(frame) if (from..=until).contains(&frame.position) => {
                     let at = UnixMillis(i64::from(frame.at_s) * 1000);
-                    give((frame.position, at, Change::decode(frame.position, frame.payload)?));
+                    visit((frame.position, at, Change::decode(frame.position, frame.payload)?));
                 }
                 Ok(_) => {}
                 Err(damage) if is_last && damage.is_torn_tail() => return Ok(damage.position - 1),
@@ -338,7 +299,7 @@ fn decode(paths: &[PathBuf], from: u64, until: u64, give: &mut dyn FnMut(Stamped
     Ok(next.map_or(0, |next| next - 1))
 }
 
-/// Checks all segments but the last on all cores, and gives the position that follows them.
+/// Verifies all segments but the last in parallel. Returns the position after them.
 fn check_sealed(paths: &[PathBuf]) -> Result<u64, LogError> {
     let ends: Vec<(Header, u64)> = paths.par_iter().map(|path| check_one(path)).collect::<Result<_, _>>()?;
     let mut next = 1;
@@ -364,8 +325,8 @@ fn check_first(path: &Path, first: u64, header: Header) -> Result<(), LogError> 
         return Ok(());
     }
     let reason = match header.first > first {
-        true => format!("positions {first} to {} are missing: a file of the log is gone", header.first - 1),
-        false => format!("it begins with position {} a second time", header.first),
+        true => format!("positions {first} to {} are missing: a file of the log does not exist", header.first - 1),
+        false => format!("the file starts with position {}, which an earlier file already has", header.first),
     };
     Err(LogError::Damaged { path: path.to_owned(), offset: 0, position: first, reason: reason.into() })
 }
@@ -382,7 +343,7 @@ fn header_error(path: &Path, position: u64, error: Result<&'static str, io::Erro
     }
 }
 
-/// Held while a process writes the log.
+/// Takes the lock that a process holds while it has the log open.
 fn lock(directory: &Path) -> Result<File, LogError> {
     let path = directory.join(LOCK);
     let failed = |source: io::Error| LogError::Open { path: path.clone(), source: Arc::new(source) };
@@ -398,12 +359,12 @@ fn segment_name(first: u64) -> String {
     format!("{first:020}.log")
 }
 
-/// The first position that a segment's name says.
+/// Returns the first position according to the segment's file name.
 fn first_position(path: &Path) -> Option<u64> {
     path.file_stem()?.to_str()?.parse().ok()
 }
 
-/// The segments' files in the order of their positions.
+/// Returns the paths of the segments in the order of their positions.
 fn segments(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -416,7 +377,7 @@ fn segments(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_and_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()
@@ -426,10 +387,10 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Puts `bytes` in place of a file, so that a crash leaves either the old or the new one.
+/// Replaces the content of a file atomically: after a crash, the file has either the old or the new content.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    write_whole(&new, bytes)?;
+    write_and_sync(&new, bytes)?;
     fs::rename(&new, path)?;
     path.parent().map_or(Ok(()), sync_directory)
 }
@@ -460,19 +421,19 @@ mod tests {
         positions
     }
 
-    /// The file of the log's only segment.
+    /// Returns the path of the log's only segment.
     fn file(directory: &Path) -> PathBuf {
         segments(directory).unwrap().pop().unwrap()
     }
 
     #[test]
-    fn positions_go_on_after_a_restart() {
+    fn positions_continue_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let mut log = EventLog::open(&directory.path().join("made")).unwrap();
+        let mut log = EventLog::open(&directory.path().join("created")).unwrap();
         assert_eq!(log.replay(0, |_, _, _| panic!("the log is empty")).unwrap(), 0);
         assert_eq!(append(&mut log, &[delete("a"), delete("b")]), 2);
         drop(log);
-        let mut log = EventLog::open(&directory.path().join("made")).unwrap();
+        let mut log = EventLog::open(&directory.path().join("created")).unwrap();
         assert_eq!(log.last_position(), 2);
         assert_eq!(append(&mut log, &[delete("c")]), 3);
         assert_eq!(positions(&log, 0), [1, 2, 3]);
@@ -481,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_record_is_named_by_its_position() {
+    fn the_error_of_an_unreadable_record_has_its_position() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(directory.path()).unwrap();
         append(&mut log, &[delete("a")]);
@@ -491,11 +452,11 @@ mod tests {
     }
 
     #[test]
-    fn a_write_of_unknown_fate_is_taken_back() {
+    fn a_failed_append_is_truncated_before_the_next_one() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(directory.path()).unwrap();
         append(&mut log, &[delete("a"), delete("b")]);
-        // As if a write had been refused, although it reached the disk.
+        // Simulates an append that failed although its frames reached the disk.
         let mut frames = Vec::new();
         segment::put_frame(&mut frames, 3, 0, true, &delete("c").encode());
         let tail = log.tail.as_mut().unwrap();
@@ -508,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_open_elsewhere_is_not_opened_but_read() {
+    fn an_open_log_cannot_be_opened_again_but_can_be_read() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(directory.path()).unwrap();
         append(&mut log, &[delete("a")]);
@@ -517,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_tail_is_cut_to_the_last_whole_record_and_told() {
+    fn a_torn_tail_is_truncated_to_the_last_complete_record_and_reported() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(directory.path()).unwrap();
         append(&mut log, &[delete("a"), delete("b"), delete("c")]);
@@ -535,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_in_the_middle_is_refused_with_its_byte_and_position() {
+    fn the_error_of_damage_in_the_middle_has_byte_and_position() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(directory.path()).unwrap();
         append(&mut log, &[delete("a"), delete("b"), delete("c")]);
@@ -552,12 +513,12 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_refused_with_the_positions_that_are_gone() {
+    fn the_error_of_a_missing_file_has_the_missing_positions() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(directory.path()).unwrap();
         for name in ["a", "b", "c"] {
             append(&mut log, &[delete(name), delete(name)]);
-            // The next write begins a new file.
+            // The next write creates a file.
             log.tail = None;
         }
         drop(log);
@@ -570,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_whole_header_at_the_end_is_removed() {
+    fn a_last_file_without_a_complete_header_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let mut log = EventLog::open(directory.path()).unwrap();
         append(&mut log, &[delete("a")]);

@@ -1,30 +1,31 @@
-//! One file of the log: a header, then frames. Every byte of both is under a CRC-32C.
+//! The format of a segment, one file of the log: a header followed by frames. CRC-32C checksums cover every byte of
+//! both.
 //!
 //! ```text
-//! header  28 bytes  "LDSTLOG1", first position u64, end position u64 (0: as the frames say), CRC-32C of these
-//! frame   20 bytes  length of the payload u32 (its highest bit: the first frame of a write), CRC-32C of all else,
-//!                   position u64, seconds since 1970 u32
+//! header  28 bytes  "LDSTLOG1", first position u64, end position u64 (0: after the last frame), CRC-32C of these
+//! frame   20 bytes  length of the payload u32 (highest bit: first frame of a write), CRC-32C of the other fields and the
+//!                   payload u32, position u64, ingestion time in seconds since 1970 u32
 //!                   then the payload
 //! ```
 //!
-//! All numbers are little-endian. Positions rise by one, but for segments with an end position: `compact` and `repair`
-//! wrote them, and positions may be absent there.
+//! All numbers are little-endian. Positions are consecutive, except in segments with an end position: `compact` and
+//! `repair` write those, and positions may be absent.
 use std::{fs, io, path::Path};
 
 pub(super) const HEADER_BYTES: usize = 28;
 pub(super) const FRAME_BYTES: usize = 20;
-/// Far above the largest message that the server takes.
+/// The size limit of a payload, far above the largest message that the server accepts.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 const MAGIC: &[u8; 8] = b"LDSTLOG1";
 const FIRST_OF_WRITE: u32 = 1 << 31;
-/// A part of a file that a crash left unwritten reads as zeros, at least a disk's sector of them.
+/// The size of a disk sector. A part of a file that a crash left unwritten reads as at least one sector of zeros.
 const SECTOR_BYTES: usize = 512;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
-    /// The segment's first position, also where no frame has it any more.
+    /// The first position of the segment, even if its frame no longer exists.
     pub first: u64,
-    /// The first position of the next segment. None: the last frame's and one.
+    /// The first position of the next segment; `None` if it is the position after the last frame.
     pub end: Option<u64>,
 }
 
@@ -40,52 +41,53 @@ impl Header {
     }
 
     fn read(bytes: &[u8]) -> Result<Self, &'static str> {
-        let header = bytes.get(..HEADER_BYTES).ok_or("the header is cut off")?;
+        let header = bytes.get(..HEADER_BYTES).ok_or("the header is truncated")?;
         if &header[..8] != MAGIC {
-            return Err("this is no segment of an event log");
+            return Err("the file is not a segment of an event log");
         }
         if u32_at(header, 24) != crc32c::crc32c(&header[..24]) {
-            return Err("the header's checksum is wrong");
+            return Err("the checksum of the header does not match");
         }
         let (first, end) = (u64_at(header, 8), u64_at(header, 16));
         if first == 0 || (end != 0 && end < first) {
-            return Err("the header's positions are impossible");
+            return Err("the positions in the header are out of range");
         }
         Ok(Self { first, end: (end != 0).then_some(end) })
     }
 }
 
-/// A whole record where it lies.
+/// A complete frame and its location in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame<'a> {
     pub position: u64,
-    /// When it was stored, in seconds since 1970.
+    /// The ingestion time in seconds since 1970.
     pub at_s: u32,
     pub is_first_of_write: bool,
     pub payload: &'a [u8],
-    /// Bytes of the file before it and up to its end.
+    /// The byte offsets of the frame's first byte and after its last one.
     pub offset: usize,
     pub end: usize,
 }
 
-/// Bytes between frames that are none.
+/// A corrupt byte range between valid frames.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
     pub offset: usize,
-    /// Where the next whole frame begins, or the file ends.
+    /// The offset of the next valid frame, or the length of the file.
     pub end: usize,
-    /// The position that should be here.
+    /// The position that the next frame should have had.
     pub position: u64,
     pub reason: &'static str,
-    /// Whether frames follow, and whether one of them begins a write.
+    /// Valid frames follow.
     pub is_followed: bool,
+    /// One of the following frames is the first of a write.
     pub is_followed_by_a_write: bool,
-    /// Holds a sector of zeros, as parts that never reached the disk read.
+    /// The range contains a sector of zeros, as parts that never reached the disk do.
     pub has_unwritten_sector: bool,
 }
 
 impl Damage {
-    /// Whether a crash in the middle of the last write explains it: nothing that was acknowledged is affected then.
+    /// Returns true if a crash during the last write explains the damage. No acknowledged write is affected then.
     pub(super) fn is_torn_tail(&self) -> bool {
         !self.is_followed || (!self.is_followed_by_a_write && self.has_unwritten_sector)
     }
@@ -103,21 +105,21 @@ pub(super) fn put_frame(buffer: &mut Vec<u8>, position: u64, at_s: u32, is_first
     }
 }
 
-/// A segment's bytes.
+/// The content of a segment.
 pub(super) struct Segment {
     pub header: Header,
     bytes: Vec<u8>,
 }
 
 impl Segment {
-    /// Reads a file. `Err(Ok(reason))`: its header is damaged.
+    /// Reads a file. Returns `Err(Ok(reason))` if the header is damaged.
     pub(super) fn read(path: &Path) -> Result<Self, Result<&'static str, io::Error>> {
         let bytes = fs::read(path).map_err(Err)?;
         let header = Header::read(&bytes).map_err(Ok)?;
         Ok(Self { header, bytes })
     }
 
-    /// Reads a file with a damaged header, as if it were that of position `first`.
+    /// Reads a file with a damaged header, and assumes that its first position is `first`.
     pub(super) fn salvage(path: &Path, first: u64) -> io::Result<Self> {
         Ok(Self { header: Header { first, end: None }, bytes: fs::read(path)? })
     }
@@ -130,13 +132,14 @@ impl Segment {
         Frames { bytes: &self.bytes, offset: HEADER_BYTES, expected: self.header.first, header: self.header }
     }
 
-    /// Bytes that a torn tail would lose.
+    /// Returns the number of bytes from `offset` to the end of the file.
     pub(super) fn bytes_from(&self, offset: usize) -> usize {
         self.bytes.len() - offset
     }
 }
 
-/// Frames and damages of a segment, in order. After a damage it goes on with the next whole frame.
+/// Iterates over the frames and corrupt ranges of a segment in order. After a corrupt range, it continues with the next
+/// valid frame.
 #[derive(Clone)]
 pub(super) struct Frames<'a> {
     bytes: &'a [u8],
@@ -146,35 +149,35 @@ pub(super) struct Frames<'a> {
 }
 
 impl<'a> Frames<'a> {
-    /// The position after the last frame that was given.
+    /// Returns the position after that of the last frame returned.
     pub(super) fn next_position(&self) -> u64 {
         self.expected
     }
 
     fn frame_at(&self, offset: usize) -> Result<Frame<'a>, &'static str> {
-        let head = self.bytes.get(offset..offset + FRAME_BYTES).ok_or("a record is cut off")?;
+        let head = self.bytes.get(offset..offset + FRAME_BYTES).ok_or("a record is truncated")?;
         let length = u32_at(head, 0);
         let (is_first_of_write, length) = (length & FIRST_OF_WRITE != 0, (length & !FIRST_OF_WRITE) as usize);
         if length == 0 || length > PAYLOAD_BYTES_MAX {
-            return Err("a record's length is impossible");
+            return Err("the length of a record is out of range");
         }
         let position = u64_at(head, 8);
-        // Before the sum, since this is also how the next frame is looked for, byte by byte.
-        let is_possible = position >= self.expected && position - self.expected <= self.bytes.len() as u64
+        // Checked before the checksum, because the search for the next frame calls this function at every byte.
+        let is_in_range = position >= self.expected && position - self.expected <= self.bytes.len() as u64
             || self.header.end.is_some_and(|end| (self.expected..end).contains(&position));
-        if !is_possible {
-            return Err("a record's position is impossible");
+        if !is_in_range {
+            return Err("the position of a record is out of range");
         }
         let end = offset + FRAME_BYTES + length;
-        let payload = self.bytes.get(offset + FRAME_BYTES..end).ok_or("a record is cut off")?;
+        let payload = self.bytes.get(offset + FRAME_BYTES..end).ok_or("a record is truncated")?;
         let sum = [&head[..4], &head[8..], payload].into_iter().fold(0, crc32c::crc32c_append);
         if sum != u32_at(head, 4) {
-            return Err("a record's checksum is wrong");
+            return Err("the checksum of a record does not match");
         }
         Ok(Frame { position, at_s: u32_at(head, 16), is_first_of_write, payload, offset, end })
     }
 
-    /// Looks for the next whole frame behind a damage.
+    /// Returns the corrupt range at `offset`, which ends at the next valid frame, and moves to that frame.
     fn damage(&mut self, offset: usize, reason: &'static str) -> Damage {
         let next = (offset + 1..self.bytes.len()).find_map(|offset| self.frame_at(offset).ok());
         let end = next.map_or(self.bytes.len(), |frame| frame.offset);
@@ -210,7 +213,7 @@ impl<'a> Iterator for Frames<'a> {
                 Some(Ok(frame))
             }
             Ok(frame) => {
-                // Whole frames that are missing from between two others: nothing to skip.
+                // Complete frames are missing between two others, so there are no bytes to skip.
                 let damage = Damage {
                     offset: self.offset,
                     end: self.offset,
@@ -256,19 +259,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_come_back(payloads in payloads()) {
+        fn written_frames_are_read_unchanged(payloads in payloads()) {
             let segment = segment(&payloads);
             let read: Vec<Vec<u8>> = segment.frames().map(|frame| frame.unwrap().payload.to_vec()).collect();
             prop_assert_eq!(read, payloads);
             prop_assert_eq!(Header::read(&segment.bytes), Ok(segment.header));
         }
 
-        /// What one flipped bit may cost is one frame, and it never goes unnoticed.
         #[test]
-        fn a_flipped_bit_costs_its_frame_alone(payloads in payloads(), place: prop::sample::Index, bit in 0u8..8) {
+        fn a_flipped_bit_is_detected_and_costs_one_frame(
+            payloads in payloads(),
+            index: prop::sample::Index,
+            bit in 0u8..8,
+        ) {
             let mut segment = segment(&payloads);
             let body = segment.bytes.len() - HEADER_BYTES;
-            segment.bytes[HEADER_BYTES + place.index(body)] ^= 1 << bit;
+            segment.bytes[HEADER_BYTES + index.index(body)] ^= 1 << bit;
             let found: Vec<_> = segment.frames().collect();
             let whole = found.iter().flatten().count();
             prop_assert_eq!((whole, found.len()), (payloads.len() - 1, payloads.len()));
@@ -277,7 +283,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_file_keeps_the_frames_before_the_cut(payloads in payloads(), cut: prop::sample::Index) {
+        fn a_truncated_file_keeps_the_frames_before_the_cut(payloads in payloads(), cut: prop::sample::Index) {
             let mut segment = segment(&payloads);
             let ends: Vec<usize> = segment.frames().map(|frame| frame.unwrap().end).collect();
             let cut = HEADER_BYTES + cut.index(segment.bytes.len() - HEADER_BYTES);
@@ -288,7 +294,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn reading_any_bytes_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Header::read(&bytes);
             let segment = Segment { header: Header { first: 1, end: None }, bytes };
             segment.frames().for_each(drop);

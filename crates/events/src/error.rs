@@ -1,0 +1,44 @@
+//! Errors of the event log.
+use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
+
+/// The reason why the log cannot be read or written. Cheap to clone, because one failure fails all waiting writes.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LogError {
+    #[error("cannot open the event log {path}: {source}")]
+    Open { path: PathBuf, source: Arc<io::Error> },
+    #[error("another process has the event log {path} open")]
+    InUse { path: PathBuf },
+    /// The file contains bytes that were not written so. The server does not start with such a log before it is
+    /// repaired.
+    #[error(
+        "the event log is damaged in {path} at byte {offset}, position {position}: {reason}; `lodestone events verify` \
+         lists the records that a repair would drop"
+    )]
+    Damaged { path: PathBuf, offset: u64, position: u64, reason: Cow<'static, str> },
+    /// The bytes are as they were written, but this program cannot decode them.
+    #[error("the event log is corrupt at position {position}: {reason}")]
+    Corrupt { position: u64, reason: Cow<'static, str> },
+    /// Nothing of the write was stored. The caller can retry when the disk has space.
+    #[error("the disk of the event log is full")]
+    Full,
+    /// The queue of writes is full. Nothing of the write was stored.
+    #[error("too many writes wait for the event log; retry later")]
+    Overloaded,
+    /// The writer has stopped.
+    #[error("the event log is closed")]
+    Closed,
+    #[error("a record of {bytes} bytes exceeds the event log's limit of {limit} bytes")]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("the event log failed: {0}")]
+    Io(#[source] Arc<io::Error>),
+}
+
+impl From<io::Error> for LogError {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match error.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => Self::Full,
+            _ => Self::Io(Arc::new(error)),
+        }
+    }
+}
