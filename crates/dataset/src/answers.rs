@@ -1,31 +1,31 @@
-//! answers.parquet: one row for each slot that was shown, as `lodestone answers export` writes it.
+//! Reads `answers.parquet`, which `lodestone answers export` writes with one row for each shown slot.
 use super::{DatasetError, columns};
 use lodestone_core::units::UnixMillis;
 use std::path::Path;
 
-/// One shown item of an answer.
+/// One item that an answer showed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DatasetSlot {
     pub answer: String,
     pub at: UnixMillis,
-    /// `u:` and the user, or `v:` and the visitor.
+    /// `u:` and the user id, or `v:` and the visitor id.
     pub user: String,
-    /// Empty: no experiment.
+    /// Empty if the answer belongs to no experiment.
     pub experiment: String,
     pub arm: String,
-    /// From 1.
+    /// Counted from 1.
     pub slot: u32,
     pub item: String,
-    /// Above 0, at most 1: of this item in this slot.
+    /// The probability of this item in this slot, above 0 and at most 1.
     pub propensity: f64,
-    /// The slot that the item would have had without exploration, from 1.
+    /// The slot that the item would have without exploration, counted from 1.
     pub organic_slot: u32,
     pub is_pinned: bool,
-    /// Of interleaved answers 1 or 2; otherwise 0.
+    /// 1 or 2 in interleaved answers; otherwise 0.
     pub team: u32,
 }
 
-/// Reads slots in order.
+/// Reads the slots in file order.
 pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, DatasetError> {
     let mut slots = Vec::new();
     columns::read(path, |columns| {

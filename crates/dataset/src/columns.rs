@@ -1,4 +1,4 @@
-//! Parquet files as batches of typed columns.
+//! Reads and writes Parquet files as batches of typed columns.
 use super::DatasetError;
 use arrow_array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
 use arrow_schema::{Field, Schema};
@@ -13,11 +13,11 @@ use std::{
     sync::Arc,
 };
 
-/// One batch with where it came from, for errors.
+/// One batch of a file, with its path and row offset for error messages.
 pub(super) struct Columns<'a> {
     path: &'a Path,
     batch: RecordBatch,
-    /// Rows of the file before this batch.
+    /// The number of rows of the file before this batch.
     pub first_row: usize,
 }
 
@@ -69,7 +69,7 @@ impl Columns<'_> {
     }
 }
 
-/// The texts of a row of a list column.
+/// Returns the texts of a row of a list column.
 pub(super) fn list_texts(lists: &ListArray, row: usize) -> Vec<String> {
     let values = lists.value(row);
     match values.as_any().downcast_ref::<StringArray>() {
@@ -78,15 +78,15 @@ pub(super) fn list_texts(lists: &ListArray, row: usize) -> Vec<String> {
     }
 }
 
-/// None where there is no value.
+/// Returns the text of a row, or `None` for a null.
 pub(super) fn optional(texts: &StringArray, row: usize) -> Option<&str> {
     (!texts.is_null(row)).then(|| texts.value(row))
 }
 
-/// Reads a file batch by batch. A file without rows is an error.
+/// Calls `visit` with each batch of a file in order. A file without rows is an error.
 pub(super) fn read(
     path: &Path,
-    mut each: impl FnMut(&Columns) -> Result<(), DatasetError>,
+    mut visit: impl FnMut(&Columns) -> Result<(), DatasetError>,
 ) -> Result<(), DatasetError> {
     let parquet = |message: String| DatasetError::Parquet { path: path.to_owned(), message };
     let file = File::open(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
@@ -96,7 +96,7 @@ pub(super) fn read(
     for batch in reader {
         let columns = Columns { path, batch: batch.map_err(|e| parquet(e.to_string()))?, first_row };
         first_row += columns.len();
-        each(&columns)?;
+        visit(&columns)?;
     }
     if first_row == 0 { Err(DatasetError::Empty { path: path.to_owned() }) } else { Ok(()) }
 }
@@ -109,7 +109,7 @@ pub enum Cells {
     Flags(Vec<bool>),
 }
 
-/// Writes named columns of equal lengths as a file.
+/// Writes named columns of equal length to a file.
 pub fn write_table(path: &Path, columns: Vec<(String, Cells)>) -> Result<(), DatasetError> {
     let column = |(name, cells): (String, Cells)| {
         let array: ArrayRef = match cells {
@@ -124,14 +124,14 @@ pub fn write_table(path: &Path, columns: Vec<(String, Cells)>) -> Result<(), Dat
     write(path, Schema::new(fields), arrays)
 }
 
-/// Writes one batch as a file.
+/// Writes one batch to a file.
 pub(super) fn write(path: &Path, schema: Schema, columns: Vec<ArrayRef>) -> Result<(), DatasetError> {
     let mut rows = ParquetRows::create(path, schema)?;
     rows.write(columns)?;
     rows.finish()
 }
 
-/// A file that is written batch by batch.
+/// Writes a file batch by batch.
 pub(super) struct ParquetRows {
     path: PathBuf,
     schema: Arc<Schema>,
@@ -156,7 +156,7 @@ impl ParquetRows {
         self.writer.write(&batch).map_err(|e| self.parquet(e.to_string()))
     }
 
-    /// On `Ok` the file is on the disk.
+    /// Completes the file. On `Ok` it is durable.
     pub(crate) fn finish(mut self) -> Result<(), DatasetError> {
         self.writer.finish().map_err(|e| self.parquet(e.to_string()))?;
         self.file.sync_all().map_err(|source| DatasetError::Io { path: self.path.clone(), source })

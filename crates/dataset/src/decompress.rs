@@ -1,8 +1,8 @@
-//! Files that may be compressed.
+//! Decompression of input files.
 use std::io::{self, Read};
 
-/// Decompresses a `.gz` or `.zst` file by its name. Returns the name without that extension, and the content; other files
-/// are returned as they are.
+/// Decompresses a `.gz` or `.zst` file, which it recognises by its name. Returns the name without that extension and a
+/// reader of the content. Returns the name and reader of other files unchanged.
 pub fn decompress(name: &str, reader: impl Read + 'static) -> io::Result<(&str, Box<dyn Read>)> {
     if let Some(inner) = name.strip_suffix(".gz") {
         return Ok((inner, Box::new(flate2::read::MultiGzDecoder::new(reader))));

@@ -1,22 +1,24 @@
-//! events.parquet: one row for each item of an event.
+//! Reads and writes `events.parquet`, which has one row for each item of an event.
 use super::{
     DatasetError,
     columns::{self, Columns, optional},
 };
-use arrow_array::{Array, ArrayRef, Int64Array, StringArray};
-use arrow_schema::{Field, Schema};
+use arrow::{
+    array::{Array, ArrayRef, Int64Array, StringArray},
+    datatypes::{Field, Schema},
+};
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, UnixMillis},
 };
-use lodestone_events::{Attribution, Event, EventKind, EventLine};
+use lodestone_events::{Event, EventKind, EventLine};
 use std::{fs, path::Path, sync::Arc};
 
-/// One item of an event. Rows with the same `event_id` that follow each other are one event.
+/// One item of an event. Consecutive rows with the same `event_id` belong to one event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DatasetEvent {
     pub event_id: String,
-    /// None: nobody known. Such events teach what goes together, not who likes what.
+    /// `None` for an anonymous event. Training derives co-purchases from such events, but no preferences of users.
     pub user: Option<UserId>,
     pub session: String,
     pub kind: EventKind,
@@ -29,7 +31,7 @@ pub struct DatasetEvent {
     pub query: String,
 }
 
-/// Writes events in order.
+/// Writes the events in their order.
 pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetError> {
     fn texts<'a>(events: &'a [DatasetEvent], of: impl Fn(&'a DatasetEvent) -> Option<&'a str>) -> ArrayRef {
         Arc::new(events.iter().map(of).collect::<StringArray>())
@@ -55,15 +57,15 @@ pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetE
     columns::write(path, Schema::new(fields), columns.into_iter().map(|(_, array)| array).collect())
 }
 
-/// Reads events in order.
+/// Reads the events in file order.
 pub fn read_events(path: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
     let mut events = Vec::new();
     columns::read(path, |columns| read_batch(columns, &mut events))?;
     Ok(events)
 }
 
-/// Reads what a data directory has of the past: the imported `events.parquet`, then what `lodestone events export` put
-/// under `events/`, by day. One of them must be there.
+/// Reads the history of a data directory: the imported `events.parquet`, then the files that `lodestone events export`
+/// wrote to `events/`, by day. At least one of them must exist.
 pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
     let (imported, exported) = (data.join("events.parquet"), data.join("events"));
     let mut days = Vec::new();
@@ -99,7 +101,7 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
         let user = match optional(users, row) {
             None => None,
             Some(key) => Some(UserId::from_key(key).ok_or_else(|| {
-                columns.bad(row, "user", format!("`{key}` is neither `u:` and a user nor `v:` and a visitor"))
+                columns.bad(row, "user", format!("`{key}` has neither the prefix `u:` (user) nor `v:` (visitor)"))
             })?),
         };
         let item = match optional(items, row) {
@@ -112,7 +114,7 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
             user,
             session: text(sessions, row),
             kind: EventKind::from_name(&kind)
-                .ok_or_else(|| columns.bad(row, "type", format!("`{kind}` is no event type")))?,
+                .ok_or_else(|| columns.bad(row, "type", format!("`{kind}` is not an event type")))?,
             at: UnixMillis(times.value(row)),
             item,
             quantity: u32::try_from(quantities.value(row))
@@ -126,7 +128,7 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
     Ok(())
 }
 
-/// Whole events of known users, in time order. Rows without a user are left out.
+/// Joins the rows of known users to events in time order. Skips rows without a user or with an invalid event id.
 pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     for row in rows {
@@ -137,19 +139,12 @@ pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
             _ => {
                 let Ok(id) = EventId::parse(&row.event_id) else { continue };
                 events.push(Event {
-                    id,
-                    kind: row.kind,
-                    user,
                     session: row.session,
-                    at: row.at,
                     lines: line.into_iter().collect(),
                     query: row.query,
                     order: row.order,
-                    stars: 0,
-                    coupon: String::new(),
-                    categories: Vec::new(),
                     currency: row.currency,
-                    attribution: Attribution::None,
+                    ..Event::new(id, row.kind, user, row.at)
                 });
             }
         }
@@ -179,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn events_come_back_and_lines_of_one_event_are_joined_in_time_order() {
+    fn rows_are_read_as_written_and_joined_to_events_in_time_order() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.parquet");
         let rows = vec![

@@ -1,10 +1,9 @@
-//! The log's events as Parquet, a directory for each day.
+//! Export of the log's events to Parquet files, one directory for each day.
 use super::{DatasetError, columns::ParquetRows};
-use arrow_array::{
-    ArrayRef, Int64Array, StringArray,
-    builder::{ListBuilder, StringBuilder},
+use arrow::{
+    array::{ArrayRef, Int64Array, ListBuilder, StringArray, StringBuilder},
+    datatypes::{Field, Schema},
 };
-use arrow_schema::{Field, Schema};
 use lodestone_core::units::UnixMillis;
 use lodestone_events::{Attribution, Change, Event, EventLine, LogError, log};
 use std::{
@@ -15,54 +14,54 @@ use std::{
     sync::Arc,
 };
 
-/// Files that are written at once. A log of more days is read several times.
+/// The number of files that are written at the same time. A log of more days is read several times.
 const DAYS_AT_ONCE: usize = 200;
-/// Events of a day that are held before they are written.
+/// The number of events of a day that are buffered before they are written.
 const PENDING_MAX: usize = 4096;
 
-/// Why events could not be exported.
+/// The reason why events cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
     Dataset(#[from] DatasetError),
-    #[error("{0} is no day that a calendar has")]
+    #[error("day {0} since 1970 is outside the range of the calendar")]
     Day(i64),
 }
 
-/// What was written.
+/// The result of an export.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Exported {
     pub events: u64,
-    /// Of them: with a token that this shop's server did not sign. They are marked, and nothing is learned from the token.
+    /// The number of those events with a foreign attribution token. They are marked, and training ignores the token.
     pub foreign: u64,
-    /// Files by day, in order.
+    /// The files in the order of their days.
     pub files: Vec<PathBuf>,
-    /// The log's last position that was read.
+    /// The last position of the log that was read.
     pub position: u64,
 }
 
-/// Writes the events of the log in `directory` that happened on days of `days` (days since 1970, UTC) as
-/// `OUT/date=YYYY-MM-DD/events.parquet`, in the log's order. A day's file is written whole and replaces the one that is
-/// there. The log may be in use.
+/// Writes the events of the log in `directory` with event times on `days` (days since 1970, UTC) to
+/// `OUT/date=YYYY-MM-DD/events.parquet`, in log order. The complete file of a day replaces an existing one. The log may
+/// be in use.
 pub fn export(directory: &Path, days: Range<i64>, out: &Path) -> Result<Exported, ExportError> {
-    let mut found: BTreeSet<i64> = BTreeSet::new();
-    // Read up to here every time, so that all days are of the same moment.
+    let mut days_with_events: BTreeSet<i64> = BTreeSet::new();
+    // All later passes stop at this position, so that all files are consistent.
     let position = log::read(directory, 1, |_, _, change| {
         if let Change::Event(event) = change {
-            found.extend(Some(day_of(event.at)).filter(|day| days.contains(day)));
+            days_with_events.extend(Some(day_of(event.at)).filter(|day| days.contains(day)));
         }
     })?;
     let mut exported = Exported { position, ..Exported::default() };
-    let found: Vec<i64> = found.into_iter().collect();
-    for some in found.chunks(DAYS_AT_ONCE) {
-        export_some(directory, some, out, &mut exported)?;
+    let days_with_events: Vec<i64> = days_with_events.into_iter().collect();
+    for batch in days_with_events.chunks(DAYS_AT_ONCE) {
+        export_days(directory, batch, out, &mut exported)?;
     }
     Ok(exported)
 }
 
-fn export_some(directory: &Path, days: &[i64], out: &Path, exported: &mut Exported) -> Result<(), ExportError> {
+fn export_days(directory: &Path, days: &[i64], out: &Path, exported: &mut Exported) -> Result<(), ExportError> {
     let mut files: BTreeMap<i64, DayFile> = BTreeMap::new();
     for day in days {
         files.insert(*day, DayFile::create(out, *day)?);
@@ -133,7 +132,8 @@ fn schema_of(columns: &[(&str, ArrayRef)]) -> Schema {
     )
 }
 
-/// The canonical columns, and those that only the log has. A row for each item of an event, one for an event without.
+/// Returns the canonical columns and those that only the log has, with one row for each item of an event and one row
+/// for an event without items.
 fn columns(events: &[Event]) -> Vec<(&'static str, ArrayRef)> {
     let rows: Vec<(&Event, Option<&EventLine>)> = events
         .iter()

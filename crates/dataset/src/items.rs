@@ -1,13 +1,12 @@
-//! items.parquet
+//! Reads and writes `items.parquet`, which has one row for each item.
 use super::{
     DatasetError,
     columns::{self, Columns, list_texts, optional},
 };
-use arrow_array::{
-    Array, ArrayRef, Int64Array, StringArray,
-    builder::{ListBuilder, StringBuilder},
+use arrow::{
+    array::{Array, ArrayRef, Int64Array, ListBuilder, StringArray, StringBuilder},
+    datatypes::{DataType, Field, Schema},
 };
-use arrow_schema::{DataType, Field, Schema};
 use lodestone_catalog::Item;
 use lodestone_core::{
     ids::ItemId,
@@ -15,7 +14,7 @@ use lodestone_core::{
 };
 use std::{path::Path, sync::Arc};
 
-/// Writes items in order.
+/// Writes the items in their order.
 pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
     let texts = |of: &dyn Fn(&Item) -> String| -> ArrayRef {
         Arc::new(items.iter().map(|item| Some(of(item))).collect::<StringArray>())
@@ -52,7 +51,7 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
     columns::write(path, Schema::new(fields), columns.into_iter().map(|(_, array)| array).collect())
 }
 
-/// Reads items in order.
+/// Reads the items in file order.
 pub fn read_items(path: &Path) -> Result<Vec<Item>, DatasetError> {
     let mut items = Vec::new();
     columns::read(path, |columns| read_batch(columns, &mut items))?;
@@ -80,14 +79,14 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
             price: match price {
                 None => None,
                 Some(micros) => Some(PriceMicros::new(micros).ok_or_else(|| {
-                    columns.bad(row, "price_micros", format!("{micros} is not within 0 to {}", PriceMicros::MAX))
+                    columns.bad(row, "price_micros", format!("{micros} is not between 0 and {}", PriceMicros::MAX))
                 })?),
             },
             currency: optional(currencies, row).unwrap_or_default().to_owned(),
             stock_quantity: match stock {
                 None => None,
                 Some(pieces) => Some(u32::try_from(pieces).map_err(|_| {
-                    columns.bad(row, "stock_quantity", format!("{pieces} is not within 0 to {}", u32::MAX))
+                    columns.bad(row, "stock_quantity", format!("{pieces} is not between 0 and {}", u32::MAX))
                 })?),
             },
             tags: list_texts(tags, row),
@@ -105,7 +104,7 @@ mod tests {
     use lodestone_catalog::AttributeValue;
 
     #[test]
-    fn items_come_back_as_they_were() {
+    fn items_are_read_as_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("items.parquet");
         let mut item = Item::titled(ItemId::parse("a").unwrap(), "陶瓷杯 mug");
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_parquet_is_named() {
+    fn unreadable_missing_and_empty_files_have_different_errors() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("items.parquet");
         std::fs::write(&path, b"item_id,title\n").unwrap();

@@ -1,4 +1,5 @@
-//! Canonical items and events as Parquet; the schema is in `docs/events.md`.
+//! The canonical Parquet files of items, events and answers, and the import of a shop's files. `docs/events.md` has the
+//! schema.
 #![forbid(unsafe_code)]
 mod answers;
 mod columns;
@@ -17,7 +18,7 @@ pub use items::{read_items, write_items};
 
 use std::{io, path::PathBuf};
 
-/// Why a canonical file cannot be read or written.
+/// The reason why a canonical file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     #[error("{path}: {source}")]
@@ -26,10 +27,10 @@ pub enum DatasetError {
     Parquet { path: PathBuf, message: String },
     #[error("{path}: column `{column}` is missing; found: {found}")]
     MissingColumn { path: PathBuf, column: &'static str, found: String },
-    #[error("{path}: column `{column}` holds {found}, expected {expected}")]
+    #[error("{path}: column `{column}` has the type {found}, expected {expected}")]
     WrongType { path: PathBuf, column: &'static str, found: String, expected: &'static str },
     #[error("{path}: row {row}, column `{column}`: {problem}")]
     Value { path: PathBuf, row: usize, column: &'static str, problem: String },
-    #[error("{path}: has no rows")]
+    #[error("{path}: the file has no rows")]
     Empty { path: PathBuf },
 }

@@ -1,6 +1,7 @@
-//! What a server tells about itself: metrics for Prometheus.
+//! The server's metrics for Prometheus.
 //!
-//! Useful for: numbers that an operator watches. Not useful for: what one answer tells (its debug levels) and logs.
+//! Metrics are aggregates that an operator monitors. The debug levels of a request describe a single answer, and logs
+//! describe single occurrences.
 #![forbid(unsafe_code)]
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -9,11 +10,11 @@ use prometheus_client::{
 };
 use std::time::Duration;
 
-/// Seconds; from a cache's answer to a deadline.
+/// Histogram buckets of request and stage times in seconds, from a cached answer to a deadline.
 const SECONDS: [f64; 16] =
     [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// Seconds; from a small bundle to one of millions of items.
+/// Histogram buckets of load times in seconds, from a small bundle to one with millions of items.
 const LOAD_SECONDS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -60,7 +61,7 @@ fn seconds() -> Histogram {
     Histogram::new(SECONDS)
 }
 
-/// The metrics of one server; `docs/metrics.md` lists them.
+/// The metrics of one server. `docs/metrics.md` lists them.
 #[derive(Clone)]
 pub struct Metrics {
     requests: Family<RpcCode, Counter>,
@@ -88,7 +89,7 @@ pub struct Metrics {
     generations: Gauge,
 }
 
-/// What is counted when somebody looks.
+/// Values that are read at each scrape.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sizes {
     pub items: usize,
@@ -134,38 +135,42 @@ impl Default for Metrics {
 impl Metrics {
     fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("lodestone");
-        registry.register("requests", "ServedAnswer requests by RPC and gRPC status code", self.requests.clone());
-        registry.register("request_seconds", "From a request to its answer", self.request_seconds.clone());
-        registry.register("requests_in_flight", "Requests that are being answered", self.requests_in_flight.clone());
-        registry.register("stage_seconds", "Stages of an answer", self.stage_seconds.clone());
-        registry.register("degradations", "Answers that lack something, by its code", self.degradations.clone());
-        registry.register("written", "Events and items by what became of them", self.written.clone());
-        registry.register("panics", "Requests that met a bug", self.panics.clone());
-        registry.register("answers", "Answers by whether they were logged", self.answers.clone());
-        registry.register("answers_bytes", "Bytes written to the log of answers", self.answers_bytes.clone());
+        registry.register("requests", "Completed requests by RPC and gRPC status code", self.requests.clone());
+        registry.register("request_seconds", "Time from request to response", self.request_seconds.clone());
+        registry.register("requests_in_flight", "Requests in progress", self.requests_in_flight.clone());
+        registry.register("stage_seconds", "Time of the stages of a request", self.stage_seconds.clone());
+        registry.register("degradations", "Degraded answers by the code of the degradation", self.degradations.clone());
+        registry.register("written", "Events and items by outcome", self.written.clone());
+        registry.register("panics", "Requests that hit a bug", self.panics.clone());
+        registry.register("answers", "Answers for the answer log by outcome", self.answers.clone());
+        registry.register("answers_bytes", "Bytes written to the answer log", self.answers_bytes.clone());
         registry.register("explored", "Answers that explored", self.explored.clone());
         registry.register("experiment_answers", "Answers of experiments, by arm", self.experiment_answers.clone());
-        registry.register("items", "Items of the catalogue", self.items.clone());
-        registry.register("live_items", "Items that wait for the next merge", self.live_items.clone());
-        registry.register("merges", "Merges of live items since the start", self.merges.clone());
+        registry.register("items", "Items in the catalogue", self.items.clone());
+        registry.register(
+            "live_items",
+            "Items that wait for the next merge into the frozen index",
+            self.live_items.clone(),
+        );
+        registry.register("merges", "Merges of live items since startup", self.merges.clone());
         registry.register("users", "Users with a history", self.users.clone());
         registry.register("slates", "Frozen slates that are kept for later pages", self.slates.clone());
         registry.register("log_position", "Position of the last durable change", self.log_position.clone());
-        registry.register("dedupe_ids", "Event ids that are remembered", self.dedupe_ids.clone());
+        registry.register("dedupe_ids", "Event ids in the deduplication window", self.dedupe_ids.clone());
         registry.register(
             "checkpoint_position",
-            "Position of the last checkpoint; a start reads the log from there",
+            "Position of the last checkpoint; startup reads the log from there",
             self.checkpoint_position.clone(),
         );
-        registry.register("build", "1, with the version and the bundle's generation", self.build.clone());
-        registry.register("bundle_changes", "Bundles by what became of them", self.bundle_changes.clone());
-        let help = "Loading a bundle beside the current one: verified, tested and warmed";
+        registry.register("build", "1, with the program's version and the current bundle version", self.build.clone());
+        registry.register("bundle_changes", "Bundles by outcome", self.bundle_changes.clone());
+        let help = "Time to load, self-test and warm a bundle while the current one serves";
         registry.register("bundle_load_seconds", help, self.bundle_load_seconds.clone());
         registry.register("generations", "Generations in memory", self.generations.clone());
         registry
     }
 
-    /// The text that Prometheus reads (OpenMetrics 1.0).
+    /// Returns the metrics in the OpenMetrics 1.0 text format.
     pub fn text(&self, sizes: Sizes) -> String {
         self.items.set(sizes.items as i64);
         self.live_items.set(sizes.live_items as i64);
@@ -180,34 +185,34 @@ impl Metrics {
         text
     }
 
-    /// Notes what is served, instead of what was before.
+    /// Sets the current bundle version.
     pub fn serving(&self, generation: &str) {
         self.build.clear();
         let build = Build { version: env!("CARGO_PKG_VERSION"), generation: generation.to_owned() };
         self.build.get_or_create(&build).set(1);
     }
 
-    /// Notes that a bundle is activated, refused or rolled back.
+    /// Counts a bundle as activated, refused or rolled back.
     pub fn changed_bundle(&self, outcome: &'static str) {
         self.bundle_changes.get_or_create(&Outcome { outcome }).inc();
     }
 
-    /// Notes how long a bundle took to load.
+    /// Records the load time of a bundle.
     pub fn loaded_bundle(&self, time: Duration) {
         self.bundle_load_seconds.observe(time.as_secs_f64());
     }
 
-    /// Notes how many generations are in memory.
+    /// Sets the number of generations in memory.
     pub fn generations(&self, count: usize) {
         self.generations.set(count as i64);
     }
 
-    /// Notes that a request begins.
+    /// Records the start of a request.
     pub fn begun(&self, rpc: &'static str) {
         self.requests_in_flight.get_or_create(&Rpc { rpc }).inc();
     }
 
-    /// Notes that a request ends, with the name of its gRPC code.
+    /// Records the end of a request with the name of its gRPC status code.
     pub fn ended(&self, rpc: &'static str, code: &'static str, time: Duration) {
         self.requests_in_flight.get_or_create(&Rpc { rpc }).dec();
         self.requests.get_or_create(&RpcCode { rpc, code }).inc();
@@ -226,7 +231,7 @@ impl Metrics {
         self.written.get_or_create(&Outcome { outcome }).inc_by(count);
     }
 
-    /// Notes what became of answers that should be logged: `logged`, `queue_full` or `write_failed`.
+    /// Counts answers for the answer log by outcome: `logged`, `queue_full` or `write_failed`.
     pub fn answer_logged(&self, outcome: &'static str, count: u64) {
         self.answers.get_or_create(&Outcome { outcome }).inc_by(count);
     }
@@ -239,7 +244,7 @@ impl Metrics {
         self.explored.inc();
     }
 
-    /// Notes an answer of an experiment. The names are those of the serving file, so that there are few.
+    /// Counts an answer of an experiment. The labels have low cardinality, because the serving file defines the names.
     pub fn experimented(&self, experiment: &str, arm: &str) {
         let arm = Arm { experiment: experiment.to_owned(), arm: arm.to_owned() };
         self.experiment_answers.get_or_create(&arm).inc();
@@ -256,9 +261,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn the_document_lists_exactly_these_metrics() {
+    fn the_document_lists_exactly_the_registered_metrics() {
         let metrics = Metrics::default();
-        // A family without a member is not told.
+        // The encoder omits families without members.
         metrics.serving("generation");
         metrics.begun("Search");
         metrics.ended("Search", "OK", Duration::from_millis(2));
@@ -297,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_is_told() {
+    fn recorded_values_are_encoded() {
         let metrics = Metrics::default();
         metrics.begun("Search");
         metrics.ended("Search", "OK", Duration::from_millis(2));
@@ -310,7 +315,7 @@ mod tests {
             "lodestone_written_total{outcome=\"accepted\"} 5",
             "lodestone_items 7",
         ] {
-            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+            assert!(text.lines().any(|encoded| encoded == line), "{line} is missing in\n{text}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a shop's columns mean: `mapping.toml`.
+//! The mapping of a shop's columns, `mapping.toml`.
 use super::ImportError;
 use lodestone_events::EventKind;
 use serde::{Deserialize, Deserializer, de::Error};
@@ -14,7 +14,7 @@ pub struct Mapping {
     pub clean: Clean,
 }
 
-/// Names of the file's columns. Empty: the file has none.
+/// The names of the file's columns; empty for a column that the file does not have.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Columns {
@@ -35,7 +35,7 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// Keys and columns, in the order of [`super::rows::Row`]'s fields.
+    /// Returns mapping keys and column names in the order of the fields of [`super::rows::Row`].
     pub fn all(&self) -> [(&'static str, &str); 8] {
         [
             ("item", &self.item),
@@ -50,14 +50,14 @@ impl Columns {
     }
 }
 
-/// What holds for every row.
+/// Values that apply to all rows.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Constants {
-    /// The event type where there is no column for it.
+    /// The event type if the file has no column for it.
     #[serde(rename = "event_type", deserialize_with = "event_kind")]
     pub event_kind: EventKind,
-    /// ISO 4217.
+    /// An ISO 4217 code.
     pub currency: String,
 }
 
@@ -71,25 +71,25 @@ fn event_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EventKind, D
     let name = String::deserialize(deserializer)?;
     EventKind::from_name(&name).ok_or_else(|| {
         let names: Vec<&str> = EventKind::ALL.iter().map(|kind| kind.name()).collect();
-        D::Error::custom(format!("`{name}` is no event type; use one of {}", names.join(", ")))
+        D::Error::custom(format!("`{name}` is not an event type; use one of {}", names.join(", ")))
     })
 }
 
-/// What is dropped, and how times are read.
+/// Rules for dropping rows and parsing times.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Clean {
-    /// strftime form of the times.
+    /// The strftime format of the times.
     pub time_format: String,
-    /// IANA name of the times' zone.
+    /// The IANA time zone of the times.
     pub time_zone: String,
-    /// An order that starts so gives goods back, with quantities below 0. Empty: none does.
+    /// Orders with this prefix return goods and have quantities below 0. Empty if no orders do.
     pub return_order_prefix: String,
-    /// Digits that a product's id starts with at least.
+    /// The minimal number of digits at the start of a product's id.
     pub item_digits_min: usize,
     /// Rows with a lower price are dropped.
     pub price_min: f64,
-    /// Rows that are equal in every mapped column to an earlier one are dropped.
+    /// Drop rows that are equal to an earlier row in all mapped columns.
     pub drop_duplicates: bool,
 }
 
@@ -112,10 +112,10 @@ impl Mapping {
         let bad = |message: String| ImportError::Mapping { path: path.to_owned(), message };
         let mapping: Self = toml::from_str(&text).map_err(|error| bad(error.to_string()))?;
         if mapping.columns.item.is_empty() || mapping.columns.time.is_empty() {
-            return Err(bad("columns.item and columns.time must be named".to_owned()));
+            return Err(bad("columns.item and columns.time must not be empty".to_owned()));
         }
         if jiff::tz::TimeZone::get(&mapping.clean.time_zone).is_err() {
-            return Err(bad(format!("clean.time_zone `{}` is no IANA time zone", mapping.clean.time_zone)));
+            return Err(bad(format!("clean.time_zone `{}` is not an IANA time zone", mapping.clean.time_zone)));
         }
         Ok(mapping)
     }

@@ -1,4 +1,4 @@
-//! A shop's own file into canonical items and events. The mapping and the cleaning are explained in `docs/events.md`.
+//! Import of a shop's file into canonical items and events. `docs/events.md` describes the mapping and the cleaning.
 mod catalogue;
 mod cells;
 mod mapping;
@@ -23,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why a file cannot be imported.
+/// The reason why a file cannot be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     #[error("{path}: {source}")]
@@ -32,22 +32,22 @@ pub enum ImportError {
     Mapping { path: PathBuf, message: String },
     #[error("{path}: `{extension}` is not a format that can be read; use .csv, .jsonl (also .gz, .zst) or .parquet")]
     Format { path: PathBuf, extension: String },
-    #[error("{path}: line {line}: cannot be read: {message}")]
+    #[error("{path}: line {line} cannot be read: {message}")]
     Broken { path: PathBuf, line: u64, message: String },
     #[error("{path}: column `{column}` (mapping key `columns.{key}`) is missing; found: {found}")]
     MissingColumn { path: PathBuf, column: String, key: &'static str, found: String },
     #[error("{path}: line {line}, column `{column}`: `{value}` is {problem}")]
     Value { path: PathBuf, line: u64, column: String, value: String, problem: String },
-    #[error("{path}: has no rows")]
+    #[error("{path}: the file has no rows")]
     Empty { path: PathBuf },
-    #[error("{path}: none of its {rows} rows is left after cleaning:\n{report}")]
+    #[error("{path}: cleaning dropped all {rows} rows:\n{report}")]
     NothingLeft { path: PathBuf, rows: u64, report: ImportReport },
     #[error(transparent)]
     Dataset(#[from] DatasetError),
 }
 
-/// Reads `input`, cleans it and writes `items.parquet` and `events.parquet` into `out`. `progress` gets bytes read and
-/// bytes in all.
+/// Reads `input`, cleans it and writes `items.parquet` and `events.parquet` to `out`. Calls `progress` with the number
+/// of bytes read and the total number of bytes.
 pub fn import(
     mapping: &Mapping,
     input: &Path,
@@ -71,7 +71,7 @@ pub fn import(
         return Err(ImportError::NothingLeft { path: input.to_owned(), rows: report.row_count, report });
     }
     let items = catalogue.items(&mapping.constants.currency);
-    // An order's lines stay together: the sort is stable and the order is part of the key.
+    // The lines of an order stay together, because the sort is stable and the order is part of the event id.
     events.sort_by(|a, b| a.at.cmp(&b.at).then_with(|| a.event_id.cmp(&b.event_id)));
     report.item_count = items.len() as u64;
     report.count(&events);
@@ -104,7 +104,7 @@ impl<'a> Cleaning<'a> {
         }
     }
 
-    /// Keeps a row or drops it with a reason. A value that cannot be read is an error.
+    /// Keeps a row or drops it with a reason. A value that cannot be parsed is an error.
     fn take(&mut self, row: &Row) -> Result<(), ImportError> {
         self.report.row_count += 1;
         if let Err(reason) = self.parse(row)? {
@@ -136,7 +136,7 @@ impl<'a> Cleaning<'a> {
         let kind = match (is_return, row.kind) {
             (true, _) => EventKind::Return,
             (false, Some(name)) => EventKind::from_name(name)
-                .ok_or_else(|| self.bad(row, &self.mapping.columns.event_type, name, "no event type"))?,
+                .ok_or_else(|| self.bad(row, &self.mapping.columns.event_type, name, "not an event type"))?,
             (false, None) => self.mapping.constants.event_kind,
         };
         let user = match row.user.trim() {
@@ -147,7 +147,7 @@ impl<'a> Cleaning<'a> {
             ),
         };
         let price = if price.is_nan() { None } else { PriceMicros::new((price * 1e6).round() as i64) };
-        self.catalogue.note(&item, row.title, price, at, kind);
+        self.catalogue.add(&item, row.title, price, at, kind);
         let event_id = match order.is_empty() {
             true => format!("import-{}", row.line),
             false => format!("{}-{}-{}", kind.name(), order, at.0),
@@ -177,7 +177,7 @@ impl<'a> Cleaning<'a> {
             .and_then(|time| time.in_tz(&clean.time_zone))
             .map(|zoned| UnixMillis(zoned.timestamp().as_millisecond()));
         parsed.map_err(|_| {
-            let problem = format!("no time of the form `{}`", clean.time_format);
+            let problem = format!("not a time in the format `{}`", clean.time_format);
             self.bad(row, &self.mapping.columns.time, row.time, &problem)
         })
     }
@@ -192,7 +192,7 @@ impl<'a> Cleaning<'a> {
             _ => {
                 let columns = &self.mapping.columns;
                 let column = if key == "price" { &columns.price } else { &columns.quantity };
-                Err(self.bad(row, column, text, "no number"))
+                Err(self.bad(row, column, text, "not a number"))
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What an import kept and dropped.
+//! The report of an import.
 use super::rows::Row;
 use crate::DatasetEvent;
 use lodestone_events::EventKind;
@@ -13,7 +13,7 @@ pub struct ImportReport {
     pub user_count: u64,
     pub purchase_count: u64,
     pub return_count: u64,
-    /// Rows without a user: kept, as baskets of nobody.
+    /// Rows without a user. They are kept as anonymous baskets.
     pub anonymous_row_count: u64,
     pub dropped: BTreeMap<&'static str, Dropped>,
 }
@@ -23,7 +23,7 @@ pub struct ImportReport {
 pub struct Dropped {
     pub row_count: u64,
     pub why: &'static str,
-    /// The first of them.
+    /// The line of the first dropped row of the class.
     pub example_line: u64,
     pub example: String,
 }
@@ -38,10 +38,11 @@ pub(super) enum Reason {
 }
 
 impl Reason {
-    fn words(self) -> (&'static str, &'static str) {
+    /// Returns the name of the class and its explanation.
+    fn description(self) -> (&'static str, &'static str) {
         match self {
             Self::Duplicate => ("duplicate row", "equal to an earlier row in every mapped column"),
-            Self::NoItem => ("no item", "the item's id is empty or no id"),
+            Self::NoItem => ("no item", "the item's id is empty or not valid"),
             Self::NotAProduct => ("not a product", "the item's id has too few digits: postage, fees, corrections"),
             Self::Price => ("bad price", "the price is below clean.price_min"),
             Self::Quantity => ("bad quantity", "0, below 0 in a purchase, or above 0 in a return"),
@@ -51,7 +52,7 @@ impl Reason {
 
 impl ImportReport {
     pub(super) fn drop(&mut self, reason: Reason, row: &Row) {
-        let (name, why) = reason.words();
+        let (name, why) = reason.description();
         let class = self.dropped.entry(name).or_default();
         if class.row_count == 0 {
             (class.why, class.example_line) = (why, row.line);

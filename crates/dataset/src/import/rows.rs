@@ -1,4 +1,4 @@
-//! The rows of a shop's file, whatever its format.
+//! Reads the rows of a shop's file in any supported format.
 use super::{ImportError, Mapping};
 use crate::{decompress, import::cells::write_cell};
 use std::{
@@ -11,9 +11,9 @@ use std::{
     },
 };
 
-/// One row's mapped columns; empty where the file has none.
+/// The mapped columns of one row; empty for columns that the file does not have.
 pub(super) struct Row<'a> {
-    /// Line of the file, from 1 and with the header; row of a Parquet file.
+    /// The line in the file, counted from 1 with the header, or the row of a Parquet file.
     pub line: u64,
     pub item: &'a str,
     pub time: &'a str,
@@ -22,7 +22,7 @@ pub(super) struct Row<'a> {
     pub title: &'a str,
     pub quantity: &'a str,
     pub price: &'a str,
-    /// None: no column for it.
+    /// `None` if the file has no column for it.
     pub kind: Option<&'a str>,
     pub values: &'a [String; COLUMNS],
 }
@@ -41,12 +41,12 @@ pub(super) struct Rows {
 }
 
 enum Source {
-    Csv { reader: Box<csv::Reader<Box<dyn Read>>>, record: csv::StringRecord, places: [Option<usize>; COLUMNS] },
+    Csv { reader: Box<csv::Reader<Box<dyn Read>>>, record: csv::StringRecord, indices: [Option<usize>; COLUMNS] },
     JsonLines { reader: BufReader<Box<dyn Read>>, names: [String; COLUMNS], text: String },
     Parquet(Box<ParquetRows>),
 }
 
-/// Counts what goes through, for the progress bar.
+/// Counts the bytes read, for the progress bar.
 struct Counted<R> {
     inner: R,
     read: Arc<AtomicU64>,
@@ -92,24 +92,24 @@ impl Rows {
         })
     }
 
-    /// Bytes read and bytes in all.
+    /// Returns the number of bytes read and the total number of bytes.
     pub(super) fn position(&self) -> (u64, u64) {
         (self.read.load(Ordering::Relaxed), self.bytes)
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Row<'_>>, ImportError> {
         let broken = |line: u64, message: String| ImportError::Broken { path: self.path.clone(), line, message };
-        let found = match &mut self.source {
-            Source::Csv { reader, record, places } => {
-                let found = reader.read_record(record).map_err(|error| {
+        let has_row = match &mut self.source {
+            Source::Csv { reader, record, indices } => {
+                let has_row = reader.read_record(record).map_err(|error| {
                     broken(error.position().map_or(self.line + 1, csv::Position::line), error.to_string())
                 })?;
                 self.line = record.position().map_or(self.line + 1, csv::Position::line);
-                for (value, place) in self.values.iter_mut().zip(places) {
+                for (value, index) in self.values.iter_mut().zip(indices) {
                     value.clear();
-                    value.push_str(place.and_then(|place| record.get(place)).unwrap_or_default());
+                    value.push_str(index.and_then(|index| record.get(index)).unwrap_or_default());
                 }
-                found
+                has_row
             }
             Source::JsonLines { reader, names, text } => {
                 text.clear();
@@ -125,7 +125,7 @@ impl Rows {
                 rows.next(&mut self.values)?
             }
         };
-        Ok(found.then(|| self.row()))
+        Ok(has_row.then(|| self.row()))
     }
 
     fn row(&self) -> Row<'_> {
@@ -146,19 +146,19 @@ fn csv_source(path: &Path, reader: Box<dyn Read>, mapping: &Mapping) -> Result<S
         return Err(ImportError::Empty { path: path.to_owned() });
     }
     let names: Vec<String> = header.iter().map(|name| name.trim_start_matches('\u{feff}').to_owned()).collect();
-    let places = places(path, &names, mapping)?;
-    Ok(Source::Csv { reader: Box::new(reader), record: csv::StringRecord::new(), places })
+    let indices = column_indices(path, &names, mapping)?;
+    Ok(Source::Csv { reader: Box::new(reader), record: csv::StringRecord::new(), indices })
 }
 
-/// Where each mapped column stands.
-fn places(path: &Path, names: &[String], mapping: &Mapping) -> Result<[Option<usize>; COLUMNS], ImportError> {
-    let mut places = [None; COLUMNS];
-    for (place, (key, column)) in places.iter_mut().zip(mapping.columns.all()) {
+/// Returns the index of each mapped column in the file; `None` for a column that is not mapped.
+fn column_indices(path: &Path, names: &[String], mapping: &Mapping) -> Result<[Option<usize>; COLUMNS], ImportError> {
+    let mut indices = [None; COLUMNS];
+    for (index, (key, column)) in indices.iter_mut().zip(mapping.columns.all()) {
         if column.is_empty() {
             continue;
         }
-        *place = names.iter().position(|name| name == column);
-        if place.is_none() {
+        *index = names.iter().position(|name| name == column);
+        if index.is_none() {
             return Err(ImportError::MissingColumn {
                 path: path.to_owned(),
                 column: column.to_owned(),
@@ -167,7 +167,7 @@ fn places(path: &Path, names: &[String], mapping: &Mapping) -> Result<[Option<us
             });
         }
     }
-    Ok(places)
+    Ok(indices)
 }
 
 fn read_json(
@@ -188,8 +188,8 @@ fn read_json(
             Some(other @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_))) => {
                 value.push_str(&other.to_string());
             }
-            Some(_) => return Err(broken(format!("`{name}` is neither text nor number"))),
-            // Item and time stand first; every row needs them.
+            Some(_) => return Err(broken(format!("`{name}` is not a text, a number or a flag"))),
+            // Item and time are the first two columns; all rows need them.
             None if index < 2 => return Err(broken(format!("`{name}` is missing"))),
             None => {}
         }
@@ -200,8 +200,8 @@ fn read_json(
 struct ParquetRows {
     path: PathBuf,
     reader: parquet::arrow::arrow_reader::ParquetRecordBatchReader,
-    places: [Option<usize>; COLUMNS],
-    batch: Option<arrow_array::RecordBatch>,
+    indices: [Option<usize>; COLUMNS],
+    batch: Option<arrow::array::RecordBatch>,
     row: usize,
     read: u64,
 }
@@ -214,9 +214,9 @@ impl ParquetRows {
         let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path).map_err(io)?)
             .map_err(|error| broken(error.to_string()))?;
         let names: Vec<String> = builder.schema().fields().iter().map(|field| field.name().clone()).collect();
-        let places = places(path, &names, mapping)?;
+        let indices = column_indices(path, &names, mapping)?;
         let reader = builder.build().map_err(|error| broken(error.to_string()))?;
-        Ok(Self { path: path.to_owned(), reader, places, batch: None, row: 0, read: 0 })
+        Ok(Self { path: path.to_owned(), reader, indices, batch: None, row: 0, read: 0 })
     }
 
     fn next(&mut self, values: &mut [String; COLUMNS]) -> Result<bool, ImportError> {
@@ -229,10 +229,12 @@ impl ParquetRows {
             };
         }
         let Some(batch) = &self.batch else { return Ok(false) };
-        for (value, place) in values.iter_mut().zip(self.places) {
+        for (value, index) in values.iter_mut().zip(self.indices) {
             value.clear();
-            if let Some(place) = place {
-                write_cell(value, batch.column(place), self.row).map_err(|problem| broken(self.read + 1, problem))?;
+            if let Some(index) = index {
+                let text = array_value_to_string(batch.column(index), self.row)
+                    .map_err(|error| broken(self.read + 1, error.to_string()))?;
+                value.push_str(&text);
             }
         }
         self.row += 1;
