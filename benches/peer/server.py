@@ -31,10 +31,10 @@ WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "words": 3.0, "next": 1.0, "
            "history": 1.2}
 RECENT_MAX, RECENT_DECAY, EVENTS_MAX, ENCODED_EVENTS_MAX = 12, 0.85, 200, 50
 DAY_MS, SLOW, FAST = 86_400_000, 60.0, 7.0
-PURCHASE, RETURN = 10, 11
+PURCHASE, REFUND = 10, 11
 KINDS = {name: number for number, name in enumerate(
     ["search", "impression", "view", "click", "add_to_cart", "remove_from_cart", "favorite", "unfavorite", "review",
-     "purchase", "return", "category_view", "incentive_shown", "incentive_redeemed"], start=1)}
+     "purchase", "refund", "category_view", "incentive_shown", "incentive_redeemed"], start=1)}
 
 
 def neighbours(path):
@@ -181,11 +181,11 @@ class Shop:
         if events is None:
             events = np.zeros((0, 3), np.int64)
         rows, kinds, times = events[:, 0], events[:, 1], events[:, 2]
-        newest = rows[::-1][kinds[::-1] != RETURN]
+        newest = rows[::-1][kinds[::-1] != REFUND]
         _, first = np.unique(newest, return_index=True)
         recent = newest[np.sort(first)[:RECENT_MAX]]
         touched, inverse = np.unique(rows, return_inverse=True)
-        bought, returned = kinds == PURCHASE, kinds == RETURN
+        bought, refunded = kinds == PURCHASE, kinds == REFUND
         count = len(touched)
         bought_count = np.bincount(inverse[bought], minlength=count)
         bought_at = np.zeros(count, np.int64)
@@ -195,7 +195,7 @@ class Shop:
             "rows": rows, "kinds": kinds, "times": times, "recent": recent, "touched": touched,
             "weights": RECENT_DECAY ** np.arange(len(recent), dtype=np.float32),
             "bought_count": bought_count, "bought_at": bought_at,
-            "returned_count": np.bincount(inverse[returned], minlength=count),
+            "returned_count": np.bincount(inverse[refunded], minlength=count),
             "baskets": max(1, len(np.unique(times[bought]))),
             "mean_price": prices.mean() if len(prices) else 0.0,
             "vector": self.encode_user(rows, kinds, times, now) if len(rows) else None,

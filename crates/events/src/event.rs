@@ -16,7 +16,7 @@ pub struct Event {
     pub lines: Vec<EventLine>,
     /// Empty except for SEARCH.
     pub query: String,
-    /// Empty except for PURCHASE and RETURN.
+    /// Empty except for PURCHASE and REFUND.
     pub order: String,
     /// 1 to 5 for REVIEW, otherwise 0.
     pub stars: u8,
@@ -83,7 +83,8 @@ pub enum EventKind {
     Unfavorite = 8,
     Review = 9,
     Purchase = 10,
-    Return = 11,
+    /// The user returned the items or cancelled the order.
+    Refund = 11,
     CategoryView = 12,
     IncentiveShown = 13,
     IncentiveRedeemed = 14,
@@ -101,7 +102,7 @@ impl EventKind {
         Self::Unfavorite,
         Self::Review,
         Self::Purchase,
-        Self::Return,
+        Self::Refund,
         Self::CategoryView,
         Self::IncentiveShown,
         Self::IncentiveRedeemed,
@@ -119,7 +120,7 @@ impl EventKind {
             | Self::Impression
             | Self::RemoveFromCart
             | Self::Unfavorite
-            | Self::Return
+            | Self::Refund
             | Self::CategoryView
             | Self::IncentiveShown
             | Self::IncentiveRedeemed => false,
@@ -139,7 +140,7 @@ impl EventKind {
             Self::Unfavorite => "unfavorite",
             Self::Review => "review",
             Self::Purchase => "purchase",
-            Self::Return => "return",
+            Self::Refund => "refund",
             Self::CategoryView => "category_view",
             Self::IncentiveShown => "incentive_shown",
             Self::IncentiveRedeemed => "incentive_redeemed",

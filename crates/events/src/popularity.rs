@@ -165,7 +165,7 @@ fn weight(kind: EventKind) -> f64 {
         | EventKind::Impression
         | EventKind::RemoveFromCart
         | EventKind::Unfavorite
-        | EventKind::Return
+        | EventKind::Refund
         | EventKind::CategoryView
         | EventKind::IncentiveShown
         | EventKind::IncentiveRedeemed => 0.0,

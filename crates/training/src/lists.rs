@@ -23,7 +23,7 @@ const CLICK: usize = 0;
 const CART: usize = 1;
 const PURCHASE: usize = 2;
 const RETURN_VISIT: usize = 3;
-const RETURN: usize = 4;
+const REFUND: usize = 4;
 
 /// What a head's probability counts in an item's utility, where a shop does not say otherwise.
 pub(crate) fn head_weight(head: &str) -> f32 {
@@ -42,7 +42,7 @@ pub(crate) type Labels = [f32; HEADS.len()];
 /// What follows from a moment, in days.
 const SOON_DAYS: i64 = 1;
 const RETURN_VISIT_DAYS: i64 = 14;
-const RETURN_DAYS: i64 = 30;
+const REFUND_DAYS: i64 = 30;
 /// Heads with fewer positive labels are not learned.
 const HEAD_POSITIVES_MIN: usize = 50;
 
@@ -93,13 +93,13 @@ impl<'a> Outcomes<'a> {
         for labels in chosen.values_mut() {
             labels[RETURN_VISIT] = known(came_back, days(RETURN_VISIT_DAYS));
             if labels[PURCHASE] == 1.0 {
-                labels[RETURN] = known(false, days(RETURN_DAYS));
+                labels[REFUND] = known(false, days(REFUND_DAYS));
             }
         }
-        let returns = self.of(user, at..days(RETURN_DAYS)).filter(|event| event.kind == EventKind::Return);
-        for row in returns.flat_map(|event| &event.lines).filter_map(|line| self.row_of(&line.item)) {
+        let refunds = self.of(user, at..days(REFUND_DAYS)).filter(|event| event.kind == EventKind::Refund);
+        for row in refunds.flat_map(|event| &event.lines).filter_map(|line| self.row_of(&line.item)) {
             if let Some(labels) = chosen.get_mut(&row).filter(|labels| labels[PURCHASE] == 1.0) {
-                labels[RETURN] = known(true, days(RETURN_DAYS));
+                labels[REFUND] = known(true, days(REFUND_DAYS));
             }
         }
         chosen
@@ -272,7 +272,7 @@ mod tests {
             event(EventKind::AddToCart, "a", 1.1),
             event(EventKind::Purchase, "a", 1.2),
             event(EventKind::View, "b", 3.5),
-            event(EventKind::Return, "a", 10.0),
+            event(EventKind::Refund, "a", 10.0),
         ];
         assert_eq!(labels(&events, "a", 1.0, 100.0), Some([1.0, 1.0, 1.0, 1.0, 1.0]));
         assert_eq!(labels(&events, "b", 1.0, 100.0), None, "three days later is not soon");
@@ -285,16 +285,16 @@ mod tests {
         let chosen =
             [(Row(3), [1.0, 0.0, 1.0, f32::NAN, 0.0]), (Row(5), [1.0, 0.0, 0.0, 0.0, 0.0])].into_iter().collect();
         let labels = Outcomes::labels(&chosen, [Row(1), Row(3), Row(5)].into_iter());
-        assert!(labels.iter().all(|labels| labels[RETURN_VISIT].is_nan() && labels[RETURN] == 0.0));
+        assert!(labels.iter().all(|labels| labels[RETURN_VISIT].is_nan() && labels[REFUND] == 0.0));
         assert_eq!(labels.iter().map(|labels| labels[CLICK]).collect::<Vec<_>>(), [0.0, 1.0, 1.0]);
     }
 
     #[test]
     fn what_the_data_end_before_is_not_known() {
         let events = [event(EventKind::Purchase, "a", 1.0)];
-        let [.., purchase, return_visit, returned] = labels(&events, "a", 1.0, 10.0).unwrap();
-        assert!(purchase == 1.0 && return_visit.is_nan() && returned.is_nan());
-        let [.., return_visit, returned] = labels(&events, "a", 1.0, 20.0).unwrap();
-        assert!(return_visit == 0.0 && returned.is_nan());
+        let [.., purchase, return_visit, refund] = labels(&events, "a", 1.0, 10.0).unwrap();
+        assert!(purchase == 1.0 && return_visit.is_nan() && refund.is_nan());
+        let [.., return_visit, refund] = labels(&events, "a", 1.0, 20.0).unwrap();
+        assert!(return_visit == 0.0 && refund.is_nan());
     }
 }

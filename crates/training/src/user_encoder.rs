@@ -446,7 +446,7 @@ mod tests {
     fn a_basket_is_foretold_as_a_set_by_what_came_before_it() {
         let events = [
             event(EventKind::Purchase, 0, &[1, 2]),
-            event(EventKind::Return, 24, &[1]),
+            event(EventKind::Refund, 24, &[1]),
             event(EventKind::Purchase, 48, &[4, 3, 4]),
             event(EventKind::View, 72, &[5]),
         ];

@@ -83,8 +83,8 @@ pub struct Clean {
     pub time_format: String,
     /// The IANA time zone of the times.
     pub time_zone: String,
-    /// Orders with this prefix return goods and have quantities below 0. Empty if no orders do.
-    pub return_order_prefix: String,
+    /// Orders with this prefix are refunds and have quantities below 0. Empty if there are none.
+    pub refund_order_prefix: String,
     /// The minimal number of digits at the start of a product's id.
     pub item_digits_min: usize,
     /// Rows with a lower price are dropped.
@@ -98,7 +98,7 @@ impl Default for Clean {
         Self {
             time_format: "%Y-%m-%d %H:%M:%S".to_owned(),
             time_zone: "UTC".to_owned(),
-            return_order_prefix: String::new(),
+            refund_order_prefix: String::new(),
             item_digits_min: 0,
             price_min: 0.0,
             drop_duplicates: true,

@@ -126,15 +126,15 @@ impl<'a> Cleaning<'a> {
         let quantity = self.number(row, row.quantity, "quantity", 1.0)?;
         let price = self.number(row, row.price, "price", f64::NAN)?;
         let order = row.order.to_owned();
-        let is_return = !clean.return_order_prefix.is_empty() && order.starts_with(&clean.return_order_prefix);
+        let is_refund = !clean.refund_order_prefix.is_empty() && order.starts_with(&clean.refund_order_prefix);
         if price < clean.price_min {
             return Ok(Err(Reason::Price));
         }
-        if quantity == 0.0 || (quantity < 0.0) != is_return {
+        if quantity == 0.0 || (quantity < 0.0) != is_refund {
             return Ok(Err(Reason::Quantity));
         }
-        let kind = match (is_return, row.kind) {
-            (true, _) => EventKind::Return,
+        let kind = match (is_refund, row.kind) {
+            (true, _) => EventKind::Refund,
             (false, Some(name)) => EventKind::from_name(name)
                 .ok_or_else(|| self.bad(row, &self.mapping.columns.event_type, name, "not an event type"))?,
             (false, None) => self.mapping.constants.event_kind,

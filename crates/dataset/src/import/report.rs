@@ -12,7 +12,7 @@ pub struct ImportReport {
     pub item_count: u64,
     pub user_count: u64,
     pub purchase_count: u64,
-    pub return_count: u64,
+    pub refund_count: u64,
     /// Rows without a user. They are kept as anonymous baskets.
     pub anonymous_row_count: u64,
     pub dropped: BTreeMap<&'static str, Dropped>,
@@ -45,7 +45,7 @@ impl Reason {
             Self::NoItem => ("no item", "the item's id is empty or not valid"),
             Self::NotAProduct => ("not a product", "the item's id has too few digits: postage, fees, corrections"),
             Self::Price => ("bad price", "the price is below clean.price_min"),
-            Self::Quantity => ("bad quantity", "0, below 0 in a purchase, or above 0 in a return"),
+            Self::Quantity => ("bad quantity", "0, below 0 in a purchase, or above 0 in a refund"),
         }
     }
 }
@@ -67,7 +67,7 @@ impl ImportReport {
         self.kept_count = events.len() as u64;
         self.user_count = users.len() as u64;
         self.purchase_count = kind(EventKind::Purchase);
-        self.return_count = kind(EventKind::Return);
+        self.refund_count = kind(EventKind::Refund);
         self.anonymous_row_count = events.iter().filter(|event| event.user.is_none()).count() as u64;
     }
 }
@@ -77,8 +77,8 @@ impl fmt::Display for ImportReport {
         writeln!(f, "{:>10} rows read", self.row_count)?;
         writeln!(
             f,
-            "{:>10} kept: {} purchase lines, {} return lines, {} of them without a user",
-            self.kept_count, self.purchase_count, self.return_count, self.anonymous_row_count
+            "{:>10} kept: {} purchase lines, {} refund lines, {} of them without a user",
+            self.kept_count, self.purchase_count, self.refund_count, self.anonymous_row_count
         )?;
         writeln!(f, "{:>10} items, {} users", self.item_count, self.user_count)?;
         for (name, class) in &self.dropped {

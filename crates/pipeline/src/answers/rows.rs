@@ -61,7 +61,7 @@ pub struct Rewards {
     /// Pieces.
     pub purchases: u32,
     /// Pieces.
-    pub returns: u32,
+    pub refunds: u32,
     /// Of the purchases whose price is known, in millionths of the currency's unit.
     pub revenue_micros: i64,
 }
@@ -198,7 +198,7 @@ impl Rewards {
                 let paid = price_micros.saturating_mul(i64::from(quantity));
                 self.revenue_micros = self.revenue_micros.saturating_add(paid);
             }
-            EventKind::Return => add(&mut self.returns, quantity),
+            EventKind::Refund => add(&mut self.refunds, quantity),
             EventKind::Search
             | EventKind::RemoveFromCart
             | EventKind::Unfavorite

@@ -121,7 +121,7 @@ impl UserContext {
                 stats.bought_at = stats.bought_at.max(Some(at_s));
                 stats.is_in_cart = false;
             }
-            EventKind::Return => stats.returned_count += 1,
+            EventKind::Refund => stats.returned_count += 1,
             EventKind::AddToCart => stats.is_in_cart = true,
             EventKind::RemoveFromCart => stats.is_in_cart = false,
             EventKind::Favorite => stats.is_favorite = true,
@@ -139,7 +139,7 @@ impl UserContext {
             if self.recent.len() == RECENT_MAX {
                 break;
             }
-            if event.kind == EventKind::Return || self.recent.iter().any(|recent| recent.key == event.item) {
+            if event.kind == EventKind::Refund || self.recent.iter().any(|recent| recent.key == event.item) {
                 continue;
             }
             if let Some(row) = catalog.row_of_key(event.item) {

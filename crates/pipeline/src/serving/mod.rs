@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn a_weight_of_a_head_that_the_bundle_lacks_is_refused() {
         let serving = parse(FILE).unwrap();
-        assert!(serving.check_heads(["purchase", "return"].into_iter()).is_ok());
+        assert!(serving.check_heads(["purchase", "refund"].into_iter()).is_ok());
         let error = serving.check_heads(["click"].into_iter()).unwrap_err();
         assert!(
             error.to_string().contains("configs.brave.head_weights: the bundle has no head `purchase`; it has click")
