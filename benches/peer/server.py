@@ -195,7 +195,7 @@ class Shop:
             "rows": rows, "kinds": kinds, "times": times, "recent": recent, "touched": touched,
             "weights": RECENT_DECAY ** np.arange(len(recent), dtype=np.float32),
             "bought_count": bought_count, "bought_at": bought_at,
-            "returned_count": np.bincount(inverse[refunded], minlength=count),
+            "refunded_count": np.bincount(inverse[refunded], minlength=count),
             "baskets": max(1, len(np.unique(times[bought]))),
             "mean_price": prices.mean() if len(prices) else 0.0,
             "vector": self.encode_user(rows, kinds, times, now) if len(rows) else None,
@@ -293,7 +293,7 @@ class Shop:
             out[:, 13], out[:, 15] = np.log1p(bought), bought / user["baskets"]
             since = np.log1p(np.maximum(0, now - user["bought_at"][at]) / DAY_MS)
             out[:, 14] = np.where(bought > 0, since, -1.0)
-            out[:, 20] = np.log1p(np.where(known, user["returned_count"][at], 0))
+            out[:, 20] = np.log1p(np.where(known, user["refunded_count"][at], 0))
         out[:, 21] = self.log_price[rows]
         if user["mean_price"] > 0:
             out[:, 22] = np.where(out[:, 21] > 0, out[:, 21] - user["mean_price"], 0.0)

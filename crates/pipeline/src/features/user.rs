@@ -22,7 +22,7 @@ pub struct ItemStats {
     pub bought_at: Option<u32>,
     pub seen_count: u32,
     pub seen_at: Option<u32>,
-    pub returned_count: u32,
+    pub refunded_count: u32,
     pub is_in_cart: bool,
     pub is_favorite: bool,
 }
@@ -121,7 +121,7 @@ impl UserContext {
                 stats.bought_at = stats.bought_at.max(Some(at_s));
                 stats.is_in_cart = false;
             }
-            EventKind::Refund => stats.returned_count += 1,
+            EventKind::Refund => stats.refunded_count += 1,
             EventKind::AddToCart => stats.is_in_cart = true,
             EventKind::RemoveFromCart => stats.is_in_cart = false,
             EventKind::Favorite => stats.is_favorite = true,
