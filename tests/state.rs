@@ -57,7 +57,7 @@ fn open(directory: &Path) -> (Writer<()>, Arc<Mutex<State>>) {
     let (mut state, mut recent) = (State::default(), Deduper::default());
     log.replay(0, |position, at, change| {
         if let Change::Event(event) = &change {
-            recent.note(&event.id, at);
+            recent.insert(&event.id, at);
         }
         state.apply(position, &change);
     })
@@ -269,7 +269,7 @@ fn a_write_that_waits_for_room_is_not_refused() {
         .map(|number| {
             let writer = Arc::clone(&writer);
             let events = [event(&format!("e{number}"), EventKind::View, "p0", "i", START)];
-            runtime().spawn(async move { writer.write_when_there_is_room(changes(&events)).await.unwrap() })
+            runtime().spawn(async move { writer.write_with_backpressure(changes(&events)).await.unwrap() })
         })
         .collect();
     for task in tasks {
@@ -289,7 +289,7 @@ fn an_id_is_a_duplicate_for_seven_days_of_log_time_over_restarts() {
         let mut recent = Deduper::with_capacity(64);
         log.replay(0, |_, at, change| {
             if let Change::Event(event) = &change {
-                recent.note(&event.id, at);
+                recent.insert(&event.id, at);
             }
         })
         .unwrap();

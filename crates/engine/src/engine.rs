@@ -93,7 +93,7 @@ impl Engine {
             users: self.generations.state.users.len(),
             slates: self.generations.routes().loaded().map(|loaded| loaded.slates.entry_count()).sum(),
             log_position: self.writer.position(),
-            dedupe_ids: self.writer.remembered_ids(),
+            dedupe_ids: self.writer.dedupe_id_count(),
             checkpoint_position: self.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.position()),
         })
     }
@@ -187,7 +187,7 @@ impl Engine {
     /// [`Engine::write_events`], but waits instead of failing if too many writes wait already.
     pub async fn write_events_when_there_is_room(&self, events: Vec<Event>) -> WriteResult {
         let conversions = self.conversions(&events);
-        let written = self.finish_write(self.writer.write_when_there_is_room(event_changes(events)).await)?;
+        let written = self.finish_write(self.writer.write_with_backpressure(event_changes(events)).await)?;
         self.record_conversions(conversions, &written.0);
         Ok(written)
     }

@@ -57,7 +57,7 @@ impl Deduper {
     }
 
     /// Inserts the id of an event with the ingestion time `at`. Returns false if the set already contained it.
-    pub fn note(&mut self, id: &EventId, at: UnixMillis) -> bool {
+    pub fn insert(&mut self, id: &EventId, at: UnixMillis) -> bool {
         self.insert_hash(hash(id.as_str().as_bytes()), at.seconds_u32())
     }
 
@@ -92,14 +92,14 @@ impl Deduper {
         true
     }
 
-    /// Returns the content in insertion order, to be restored by [`Deduper::note_chunk`].
+    /// Returns the content in insertion order, to be restored by [`Deduper::insert_chunk`].
     pub fn chunks(&self) -> Vec<Arc<Chunk>> {
         let filling = Arc::new(self.filling.clone());
         self.full.iter().cloned().chain(std::iter::once(filling)).filter(|chunk| !chunk.hashes.is_empty()).collect()
     }
 
     /// Inserts a chunk of another deduper. Chunks must be inserted in their order.
-    pub fn note_chunk(&mut self, chunk: &Chunk) {
+    pub fn insert_chunk(&mut self, chunk: &Chunk) {
         for hash in &chunk.hashes {
             self.insert_hash(*hash, chunk.last_s);
         }
@@ -166,8 +166,8 @@ mod tests {
     #[test]
     fn an_id_is_new_only_once() {
         let mut seen = Deduper::default();
-        assert!(seen.note(&id(1), START));
-        assert!(!seen.note(&id(1), START));
+        assert!(seen.insert(&id(1), START));
+        assert!(!seen.insert(&id(1), START));
         assert!(seen.contains(&id(1)) && !seen.contains(&id(2)));
     }
 
@@ -175,7 +175,7 @@ mod tests {
     fn the_oldest_ids_expire_from_a_full_set() {
         let mut seen = Deduper::with_capacity(16);
         for number in 0..20 {
-            seen.note(&id(number), START);
+            seen.insert(&id(number), START);
         }
         assert!(seen.len() <= 16 && seen.len() >= 14);
         assert!(!seen.contains(&id(0)) && (4..20).all(|number| seen.contains(&id(number))));
@@ -188,7 +188,7 @@ mod tests {
             let (mut seen, mut at, mut times) = (Deduper::with_capacity(1000), START, Vec::new());
             for (number, gap) in gaps.iter().enumerate() {
                 at.0 += gap * 1000;
-                prop_assert!(seen.note(&id(number), at));
+                prop_assert!(seen.insert(&id(number), at));
                 times.push(at);
                 let recent = times.iter().enumerate().filter(|(_, time)| at.0 - time.0 <= 7 * UnixMillis::DAY);
                 for (number, _) in recent {
@@ -200,9 +200,9 @@ mod tests {
         #[test]
         fn restored_chunks_contain_the_same_ids(count in 0usize..500, ids_max in 1usize..300) {
             let mut seen = Deduper::with_capacity(ids_max);
-            (0..count).for_each(|number| _ = seen.note(&id(number), START));
+            (0..count).for_each(|number| _ = seen.insert(&id(number), START));
             let mut restored = Deduper::with_capacity(ids_max);
-            seen.chunks().iter().for_each(|chunk| restored.note_chunk(chunk));
+            seen.chunks().iter().for_each(|chunk| restored.insert_chunk(chunk));
             prop_assert_eq!(restored.len(), seen.len());
             prop_assert!((0..count).all(|number| restored.contains(&id(number)) == seen.contains(&id(number))));
         }

@@ -98,7 +98,7 @@ impl<P: Send + 'static> Writer<P> {
     }
 
     /// Like [`Writer::write`], but waits while the queue is full.
-    pub async fn write_when_there_is_room(&self, changes: Vec<(Change, Option<P>)>) -> Result<Written, LogError> {
+    pub async fn write_with_backpressure(&self, changes: Vec<(Change, Option<P>)>) -> Result<Written, LogError> {
         let (mut batch, answer) = batch(changes);
         let mut applied = self.positions();
         loop {
@@ -132,7 +132,7 @@ impl<P> Writer<P> {
     }
 
     /// Returns the number of event ids in the deduplication window.
-    pub fn remembered_ids(&self) -> usize {
+    pub fn dedupe_id_count(&self) -> usize {
         self.deduper.lock().len()
     }
 
@@ -232,7 +232,7 @@ impl<P> Thread<P> {
                 }
                 position += 1;
                 if let Change::Event(event) = &entry.change {
-                    deduper.note(&event.id, now);
+                    deduper.insert(&event.id, now);
                 }
                 stored.push((position, entry.change, entry.payload));
             }

@@ -1,5 +1,5 @@
 //! Whether users came into the arms as they should.
-use lodestone_core::statistics::chi_square_above;
+use lodestone_core::statistics::chi_square_p_value;
 use serde::Serialize;
 
 /// Below this p-value the split is not the one that was asked for. Small, since the check is made at every look and its
@@ -30,7 +30,7 @@ pub fn sample_ratio(counts: &[u64], shares: &[f64]) -> Option<SampleRatio> {
         (count, due) => (count - due).powi(2) / due,
     };
     let chi_square: f64 = arms.iter().map(term).sum();
-    let p = if chi_square.is_finite() { chi_square_above(chi_square, with_share - 1) } else { 0.0 };
+    let p = if chi_square.is_finite() { chi_square_p_value(chi_square, with_share - 1) } else { 0.0 };
     Some(SampleRatio { chi_square, p, mismatch: p < SAMPLE_RATIO_P })
 }
 

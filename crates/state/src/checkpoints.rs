@@ -252,7 +252,7 @@ fn restore_part(
             let (last_s, hashes) = content.split_first_chunk().ok_or("event ids are cut off")?;
             let hash = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
             let hashes = hashes.chunks_exact(8).map(hash).collect();
-            recent.note_chunk(&Chunk { last_s: u32::from_le_bytes(*last_s), hashes });
+            recent.insert_chunk(&Chunk { last_s: u32::from_le_bytes(*last_s), hashes });
         }
         _ => return Err("the kind is not known".into()),
     }

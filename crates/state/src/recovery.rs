@@ -105,7 +105,7 @@ fn replay(state: &LiveState, log: &EventLog, recent: &mut Deduper, after: u64) -
     log.replay(after + 1, |position, at, change| {
         match change {
             Change::Event(event) => {
-                recent.note(&event.id, at);
+                recent.insert(&event.id, at);
                 state.replay_event(position, &event, after > 0);
             }
             Change::Upsert(item) => catalogue.note((item.id.clone(), Some(Arc::new(*item)))),

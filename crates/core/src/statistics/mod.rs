@@ -37,7 +37,7 @@ pub fn ln_gamma(x: f64) -> f64 {
 
 /// Returns the cumulative distribution function at `x` of the gamma distribution with this shape (above 0) and scale 1.
 /// Uses the series below the mean and the continued fraction above it (NIST DLMF 8.11.4 and 8.9.2).
-pub fn gamma_below(shape: f64, x: f64) -> f64 {
+pub fn gamma_cdf(shape: f64, x: f64) -> f64 {
     if x.is_nan() || x <= 0.0 {
         return 0.0;
     }
@@ -47,8 +47,8 @@ pub fn gamma_below(shape: f64, x: f64) -> f64 {
     }
 }
 
-/// Returns the survival function at `x`. Unlike `1 - gamma_below`, it keeps the digits of small probabilities.
-pub fn gamma_above(shape: f64, x: f64) -> f64 {
+/// Returns the survival function at `x`. Unlike `1 - gamma_cdf`, it keeps the digits of small probabilities.
+pub fn gamma_survival(shape: f64, x: f64) -> f64 {
     if x.is_nan() || x <= 0.0 {
         return 1.0;
     }
@@ -107,7 +107,7 @@ pub fn gamma_quantile(shape: f64, below: f64) -> f64 {
         return f64::INFINITY;
     }
     let (mut low, mut high) = (0.0, shape + 1.0);
-    while gamma_below(shape, high) < below {
+    while gamma_cdf(shape, high) < below {
         low = high;
         high *= 2.0;
     }
@@ -117,7 +117,7 @@ pub fn gamma_quantile(shape: f64, below: f64) -> f64 {
         if middle <= low || middle >= high || high - low < 1e-13 * high {
             break;
         }
-        match gamma_below(shape, middle) < below {
+        match gamma_cdf(shape, middle) < below {
             true => low = middle,
             false => high = middle,
         }
@@ -126,13 +126,13 @@ pub fn gamma_quantile(shape: f64, below: f64) -> f64 {
 }
 
 /// Returns the p-value of a chi-square statistic with `freedom` degrees of freedom (at least 1).
-pub fn chi_square_above(statistic: f64, freedom: usize) -> f64 {
-    gamma_above(freedom.max(1) as f64 / 2.0, statistic / 2.0)
+pub fn chi_square_p_value(statistic: f64, freedom: usize) -> f64 {
+    gamma_survival(freedom.max(1) as f64 / 2.0, statistic / 2.0)
 }
 
 /// Returns the two-sided p-value of a standard normal statistic.
-pub fn normal_beyond(z: f64) -> f64 {
-    chi_square_above(z * z, 1)
+pub fn normal_two_sided_p_value(z: f64) -> f64 {
+    chi_square_p_value(z * z, 1)
 }
 
 /// Returns the p-value of a sign test: the probability of a split at least as uneven as `first` against `second` if
@@ -171,10 +171,10 @@ mod tests {
         assert_close(ln_gamma(10.0), 12.801_827_480_081_469);
         assert_close(ln_gamma(0.1), 2.252_712_651_734_206);
         // Critical values of chi-square: 5 % and 1 %.
-        assert_close((chi_square_above(3.841_458_820_694_124, 1) * 1e6).round() / 1e6, 0.05);
-        assert_close((chi_square_above(11.344_866_730_144_373, 3) * 1e6).round() / 1e6, 0.01);
-        assert_close((chi_square_above(124.342_113_404_004_1, 100) * 1e6).round() / 1e6, 0.05);
-        assert_close((normal_beyond(1.959_963_984_540_054) * 1e6).round() / 1e6, 0.05);
+        assert_close((chi_square_p_value(3.841_458_820_694_124, 1) * 1e6).round() / 1e6, 0.05);
+        assert_close((chi_square_p_value(11.344_866_730_144_373, 3) * 1e6).round() / 1e6, 0.01);
+        assert_close((chi_square_p_value(124.342_113_404_004_1, 100) * 1e6).round() / 1e6, 0.05);
+        assert_close((normal_two_sided_p_value(1.959_963_984_540_054) * 1e6).round() / 1e6, 0.05);
         // The exact limits of a Poisson mean for a count of 10: 4.795 and 18.390 (Garwood 1936).
         assert_close((gamma_quantile(10.0, 0.025) * 1e3).round() / 1e3, 4.795);
         assert_close((gamma_quantile(11.0, 0.975) * 1e3).round() / 1e3, 18.390);
@@ -195,8 +195,8 @@ mod tests {
         #[test]
         fn a_quantile_inverts_the_cumulative_distribution(shape in 0.5f64..5000.0, below in 0.0001f64..0.9999) {
             let x = gamma_quantile(shape, below);
-            prop_assert!((gamma_below(shape, x) - below).abs() < 1e-8);
-            prop_assert!((gamma_below(shape, x) + gamma_above(shape, x) - 1.0).abs() < 1e-9);
+            prop_assert!((gamma_cdf(shape, x) - below).abs() < 1e-8);
+            prop_assert!((gamma_cdf(shape, x) + gamma_survival(shape, x) - 1.0).abs() < 1e-9);
         }
     }
 }

@@ -17,7 +17,7 @@ pub struct Retention {
 
 /// The reason why a text is not a valid retention.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KeepError {
+pub enum RetentionError {
     #[error("`{0}` is not a retention; write TYPE=DAYSd, such as impression=30d")]
     Form(String),
     #[error("`{0}` is not an event type; the types are {types}", types = EventKind::ALL.map(EventKind::name).join(", "))]
@@ -28,13 +28,13 @@ pub enum KeepError {
 
 impl Retention {
     /// Parses and adds a retention such as `impression=30d`.
-    pub fn add(&mut self, text: &str) -> Result<(), KeepError> {
-        let form = || KeepError::Form(text.to_owned());
+    pub fn add(&mut self, text: &str) -> Result<(), RetentionError> {
+        let form = || RetentionError::Form(text.to_owned());
         let (kind, days) = text.split_once('=').ok_or_else(form)?;
         let days: u32 = days.strip_suffix('d').and_then(|days| days.parse().ok()).ok_or_else(form)?;
-        let kind = EventKind::from_name(kind).ok_or_else(|| KeepError::Kind(kind.to_owned()))?;
+        let kind = EventKind::from_name(kind).ok_or_else(|| RetentionError::Kind(kind.to_owned()))?;
         if days < DEDUPE_DAYS {
-            return Err(KeepError::TooShort { kind: kind.name(), days });
+            return Err(RetentionError::TooShort { kind: kind.name(), days });
         }
         self.days.insert(kind, days);
         Ok(())

@@ -9,7 +9,7 @@ mod compact;
 mod segment;
 
 pub use check::{Check, DamagedPart, Repair, check, repair};
-pub use compact::{CompactMode, Compacted, KeepError, Retention, compact};
+pub use compact::{CompactMode, Compacted, Retention, RetentionError, compact};
 
 use super::{Change, LogError};
 use lodestone_core::units::UnixMillis;
