@@ -3,10 +3,8 @@ use super::{
     DatasetError,
     columns::{self, Columns, optional},
 };
-use arrow::{
-    array::{Array, ArrayRef, Int64Array, StringArray},
-    datatypes::{Field, Schema},
-};
+use arrow_array::{Array, ArrayRef, Int64Array, StringArray};
+use arrow_schema::{Field, Schema};
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, UnixMillis},

@@ -1,9 +1,10 @@
 //! Export of the log's events to Parquet files, one directory for each day.
 use super::{DatasetError, columns::ParquetRows};
-use arrow::{
-    array::{ArrayRef, Int64Array, ListBuilder, StringArray, StringBuilder},
-    datatypes::{Field, Schema},
+use arrow_array::{
+    ArrayRef, Int64Array, StringArray,
+    builder::{ListBuilder, StringBuilder},
 };
+use arrow_schema::{Field, Schema};
 use lodestone_core::units::UnixMillis;
 use lodestone_events::{Attribution, Change, Event, EventLine, LogError, log};
 use std::{

@@ -3,10 +3,11 @@ use super::{
     DatasetError,
     columns::{self, Columns, list_texts, optional},
 };
-use arrow::{
-    array::{Array, ArrayRef, Int64Array, ListBuilder, StringArray, StringBuilder},
-    datatypes::{DataType, Field, Schema},
+use arrow_array::{
+    Array, ArrayRef, Int64Array, StringArray,
+    builder::{ListBuilder, StringBuilder},
 };
+use arrow_schema::{DataType, Field, Schema};
 use lodestone_catalog::Item;
 use lodestone_core::{
     ids::ItemId,

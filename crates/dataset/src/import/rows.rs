@@ -201,7 +201,7 @@ struct ParquetRows {
     path: PathBuf,
     reader: parquet::arrow::arrow_reader::ParquetRecordBatchReader,
     indices: [Option<usize>; COLUMNS],
-    batch: Option<arrow::array::RecordBatch>,
+    batch: Option<arrow_array::RecordBatch>,
     row: usize,
     read: u64,
 }
@@ -232,9 +232,7 @@ impl ParquetRows {
         for (value, index) in values.iter_mut().zip(self.indices) {
             value.clear();
             if let Some(index) = index {
-                let text = array_value_to_string(batch.column(index), self.row)
-                    .map_err(|error| broken(self.read + 1, error.to_string()))?;
-                value.push_str(&text);
+                write_cell(value, batch.column(index), self.row).map_err(|problem| broken(self.read + 1, problem))?;
             }
         }
         self.row += 1;
