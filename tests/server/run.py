@@ -610,7 +610,7 @@ def item(item_id, title, **fields):
 def words_of_a_search(work):
     bad, good = work / "bad.txt", work / "synonyms.txt"
     bad.write_text("sofa, couch\nlonely\n")
-    refused(BUNDLE, work / "unused", "a wrong line of synonyms", ["bad.txt", "line 2", "nothing to mean the same"],
+    refused(BUNDLE, work / "unused", "a wrong line of synonyms", ["bad.txt", "line 2", "has a single term"],
             "--synonyms", str(bad))
     refused(BUNDLE, work / "unused", "no file of synonyms", ["nowhere.txt"], "--synonyms", str(work / "nowhere.txt"))
     good.write_text("# tests\nzibble, quibbleflax\n灯笼, quibbleflax\nworp => lantern\n")

@@ -1,4 +1,4 @@
-//! Nearest vectors: a graph (HNSW), and the exact scan beside it. The only file that names hnsw_rs.
+//! The live graph: an HNSW graph that accepts inserts during searches; and the exact scan. The only user of `hnsw_rs`.
 use super::kernels::dot;
 use ahash::{AHashMap, RandomState};
 use hnsw_rs::prelude::{Distance, Hnsw};
@@ -10,26 +10,26 @@ use std::{
     collections::BinaryHeap,
 };
 
-/// Layers of the graph at most; hnsw_rs allows no more.
+/// Maximum number of layers, the limit of `hnsw_rs`.
 const LAYERS_MAX: usize = 16;
-/// Rows that are inserted one after the other before others join: the first ones of a graph do not see each other when
-/// they come at once, and would stay unreachable.
+/// Rows that are inserted sequentially before parallel inserts begin, because the first rows of a graph do not see each
+/// other if they are inserted concurrently, and would stay unreachable.
 const FIRST_ROWS: usize = 256;
-/// The widest list that a filtered search looks through before it gives up in favour of the exact scan.
+/// Maximum width of a filtered search; beyond it the caller uses the exact scan.
 const EF_MAX: usize = 1024;
 
-/// Why a vector was not taken.
+/// The reason why a vector is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VectorError {
-    #[error("has {found} dimensions where {due} are due")]
-    Dimension { found: usize, due: usize },
-    #[error("is not a finite number at {position}")]
+    #[error("has {found} dimensions; the index has {expected}")]
+    Dimension { found: usize, expected: usize },
+    #[error("has a number that is not finite at position {position}")]
     NotFinite { position: usize },
-    #[error("has length {length}, not 1")]
+    #[error("has length {length}; it must be 1 within 0.01")]
     NotUnit { length: String },
 }
 
-/// A row whose vector was not taken, and why.
+/// A row whose vector is rejected, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("vector of row {}: {problem}", row.0)]
 pub struct BadVector {
@@ -37,34 +37,34 @@ pub struct BadVector {
     pub problem: VectorError,
 }
 
-/// How a graph is built.
+/// Parameters of a live graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GraphConfig {
-    /// Neighbours of each row; twice as many in the lowest layer. Held within 2 and 128.
+pub struct LiveGraphConfig {
+    /// Maximum neighbours of a node; twice as many in the lowest layer. Clamped to 2..=128.
     pub m: usize,
-    /// Width of the search for neighbours when a row is inserted. At least 8.
+    /// Width of the neighbour search of an insert. Raised to at least 8.
     pub ef_construction: usize,
-    /// Rows that are expected; more are taken.
+    /// Expected number of rows, a hint and not a limit.
     pub capacity: usize,
 }
 
-impl Default for GraphConfig {
+impl Default for LiveGraphConfig {
     fn default() -> Self {
         Self { m: 16, ef_construction: 100, capacity: 10_000 }
     }
 }
 
-/// A graph over unit vectors. Inserts and searches may run at the same time.
-pub struct Graph {
+/// An HNSW graph over unit vectors. Inserts and searches may run concurrently.
+pub struct LiveGraph {
     dimensions: usize,
-    /// One point for each distinct vector; its id is its place in `Points::rows`.
+    /// One point for each distinct vector; its id is its index in `Points::rows`.
     hnsw: Hnsw<'static, f32, UnitDistance>,
     points: RwLock<Points>,
     hashers: [RandomState; 2],
 }
 
-/// Rows of equal vectors share a point: more than `2 * m` equal points would link only to each other, and a search that
-/// meets them could not leave.
+/// Rows with equal vectors share a point, because more than `2 * m` equal points would link only to each other, and a
+/// search that reaches them could not leave.
 #[derive(Default)]
 struct Points {
     of_vector: AHashMap<[u64; 2], usize>,
@@ -72,27 +72,28 @@ struct Points {
     row_count: usize,
 }
 
-/// 1 minus the inner product of unit vectors, held above 0: hnsw_rs asserts that no distance is negative.
+/// 1 minus the inner product of unit vectors, clamped to at least 0 because `hnsw_rs` asserts that no distance is
+/// negative.
 #[derive(Debug, Clone, Copy, Default)]
 struct UnitDistance;
 
 impl Distance<f32> for UnitDistance {
     fn eval(&self, a: &[f32], b: &[f32]) -> f32 {
-        // `max` also turns a NaN into 0, which cannot come from checked vectors.
+        // `max` also turns NaN into 0; checked vectors never produce NaN.
         (1.0 - dot(a, b)).max(0.0)
     }
 }
 
-impl Graph {
-    pub fn new(dimensions: usize, config: GraphConfig) -> Self {
+impl LiveGraph {
+    pub fn new(dimensions: usize, config: LiveGraphConfig) -> Self {
         let m = config.m.clamp(2, 128);
-        // `keep_pruned` stays off: filling up with the nearest cuts dense clusters off from each other (recall .70).
+        // `keep_pruned` stays off, because filling up with the nearest disconnects dense clusters (recall 0.70).
         let hnsw = Hnsw::new(m, config.capacity.max(1), LAYERS_MAX, config.ef_construction.max(8), UnitDistance);
         let hashers = [RandomState::with_seeds(1, 2, 3, 4), RandomState::with_seeds(5, 6, 7, 8)];
         Self { dimensions, hnsw, points: RwLock::default(), hashers }
     }
 
-    /// Rows that were added.
+    /// Returns the number of rows that were added.
     pub fn len(&self) -> usize {
         self.points.read().row_count
     }
@@ -101,12 +102,12 @@ impl Graph {
         self.len() == 0
     }
 
-    /// Adds a row with its unit vector. Give each row once: a row with two vectors is found by both.
+    /// Adds a row with its unit vector. Insert each row once, because a row with two vectors matches both.
     pub fn insert(&self, row: Row, vector: &[f32]) -> Result<(), BadVector> {
         self.insert_many(&[(row, vector)])
     }
 
-    /// Adds rows on all threads of the current rayon pool. All vectors are checked first: an error adds none.
+    /// Adds rows on all threads of the current rayon pool. Checks all vectors first; on an error no row is added.
     pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), BadVector> {
         for &(row, vector) in rows {
             check_vector(vector, self.dimensions).map_err(|problem| BadVector { row, problem })?;
@@ -118,7 +119,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Notes the rows and gives the vectors that the graph does not have yet, with the ids of their points.
+    /// Registers the rows and returns the vectors that are new to the graph, with the ids of their points.
     fn new_points<'v>(&self, rows: &[(Row, &'v [f32])]) -> Vec<(&'v [f32], usize)> {
         let mut points = self.points.write();
         let mut new = Vec::with_capacity(rows.len());
@@ -137,27 +138,28 @@ impl Graph {
         new
     }
 
-    /// The `count` rows that `keep` lets through and whose vectors have the highest inner product with `query`, best
-    /// first, each once. `ef`, at least `count`, is the width of the search: wider finds more and takes longer.
+    /// Returns the `count` distinct rows that pass `keep` and whose vectors have the greatest inner products with
+    /// `query`, best first. `ef`, raised to at least `count`, is the width of the search: a wider search has a higher
+    /// recall and takes longer.
     ///
-    /// Gives fewer than `count` where the graph has fewer or `keep` lets few through; then use [`exact_search`].
-    /// Nothing for a query that is not a unit vector.
+    /// Returns fewer than `count` rows if the graph has fewer or few pass `keep`; then use [`exact_search`]. Returns
+    /// nothing for a query that is not a unit vector.
     pub fn search(&self, query: &[f32], count: usize, ef: usize, keep: &dyn Fn(Row) -> bool) -> Vec<(Row, f32)> {
         let size = self.hnsw.get_nb_point();
         if count == 0 || size == 0 || check_vector(query, self.dimensions).is_err() {
             return Vec::new();
         }
-        // The library's own filter panics where nothing passes, so rows are filtered after an unfiltered search, and
-        // the search is widened while too few are left.
+        // The filter of `hnsw_rs` panics if nothing passes. Therefore rows are filtered after an unfiltered search,
+        // which is repeated with a greater width while too few rows are left.
         let mut width = ef.max(count).min(size);
         loop {
-            let near = self.hnsw.search(query, width, width);
-            let mut found = self.kept_rows(near.iter().map(|point| (point.d_id, 1.0 - point.distance)), keep);
-            if found.len() >= count || width >= size || width >= EF_MAX {
-                found.sort_unstable_by(best_first);
-                found.dedup_by_key(|pair| pair.0);
-                found.truncate(count);
-                return found;
+            let nearest = self.hnsw.search(query, width, width);
+            let mut hits = self.kept_rows(nearest.iter().map(|point| (point.d_id, 1.0 - point.distance)), keep);
+            if hits.len() >= count || width >= size || width >= EF_MAX {
+                hits.sort_unstable_by(best_first);
+                hits.dedup_by_key(|pair| pair.0);
+                hits.truncate(count);
+                return hits;
             }
             width = (width * 4).min(size).min(EF_MAX);
         }
@@ -170,8 +172,8 @@ impl Graph {
     }
 }
 
-/// The exact answer by a scan: the `count` best of `rows`, best first. About 20 ns for each row. Nothing for a query
-/// that is not a unit vector; rows whose vector has another dimension are left out.
+/// Scans `rows` and returns the exact `count` best, best first. Takes about 20 ns for each row. Returns nothing for a
+/// query that is not a unit vector; skips rows whose vector has another dimension.
 pub fn exact_search<'v>(
     rows: impl Iterator<Item = Row>,
     vector_of: impl Fn(Row) -> &'v [f32],
@@ -191,10 +193,10 @@ pub fn exact_search<'v>(
     best.into_sorted()
 }
 
-/// Right dimension, finite, length 1 within 1%.
+/// Checks that a vector has `dimensions` finite numbers and length 1 within 0.01.
 pub fn check_vector(vector: &[f32], dimensions: usize) -> Result<(), VectorError> {
     if vector.len() != dimensions {
-        return Err(VectorError::Dimension { found: vector.len(), due: dimensions });
+        return Err(VectorError::Dimension { found: vector.len(), expected: dimensions });
     }
     if let Some(position) = vector.iter().position(|x| !x.is_finite()) {
         return Err(VectorError::NotFinite { position });
@@ -206,12 +208,12 @@ pub fn check_vector(vector: &[f32], dimensions: usize) -> Result<(), VectorError
     Ok(())
 }
 
-/// Highest score first; equal scores in the order of the rows.
+/// Orders by descending score, then by ascending row.
 pub fn best_first(a: &(Row, f32), b: &(Row, f32)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// The best rows so far, at most `count`.
+/// A bounded heap of the `count` best rows.
 pub(super) struct TopRows {
     count: usize,
     heap: BinaryHeap<Reverse<Scored>>,
@@ -222,13 +224,13 @@ impl TopRows {
         Self { count, heap: BinaryHeap::with_capacity(count.min(4096) + 1) }
     }
 
-    /// True where a row of this score would be among the best.
-    pub(super) fn wants(&self, row: Row, score: f32) -> bool {
+    /// Returns true if a row with this score would be among the best.
+    pub(super) fn accepts(&self, row: Row, score: f32) -> bool {
         self.heap.len() < self.count || self.heap.peek().is_some_and(|worst| Scored(row, score) > worst.0)
     }
 
     pub(super) fn push(&mut self, row: Row, score: f32) {
-        if self.wants(row, score) {
+        if self.accepts(row, score) {
             self.heap.push(Reverse(Scored(row, score)));
             if self.heap.len() > self.count {
                 self.heap.pop();
@@ -236,7 +238,7 @@ impl TopRows {
         }
     }
 
-    /// What a score must exceed to get in; None while there is room.
+    /// Returns the score that a row must exceed to be among the best; none while the heap is not full.
     pub(super) fn threshold(&self) -> Option<f32> {
         (self.heap.len() >= self.count).then(|| self.heap.peek().map_or(f32::MIN, |worst| worst.0.1))
     }
@@ -248,7 +250,7 @@ impl TopRows {
     }
 }
 
-/// Greater is better: a higher score, then a lower row.
+/// A row with its score. The greater is the better: a higher score, then a lower row.
 #[derive(Clone, Copy)]
 struct Scored(Row, f32);
 
@@ -284,7 +286,7 @@ mod tests {
         vector
     }
 
-    /// Vectors around 60 centres, as those of a shop's categories.
+    /// Returns vectors around 60 centres, similar to the categories of a shop.
     fn clustered(count: usize, seed: u64) -> Vec<Vec<f32>> {
         let mut random = StdRng::seed_from_u64(seed);
         let mut draw = |scale: f32| -> Vec<f32> {
@@ -296,8 +298,9 @@ mod tests {
             .collect()
     }
 
-    fn graph_of(vectors: &[Vec<f32>]) -> Graph {
-        let graph = Graph::new(VECTOR_DIM, GraphConfig { m: 16, ef_construction: 100, capacity: vectors.len() });
+    fn graph_of(vectors: &[Vec<f32>]) -> LiveGraph {
+        let graph =
+            LiveGraph::new(VECTOR_DIM, LiveGraphConfig { m: 16, ef_construction: 100, capacity: vectors.len() });
         let rows: Vec<(Row, &[f32])> =
             vectors.iter().enumerate().map(|(i, vector)| (Row(i as u32), vector.as_slice())).collect();
         graph.insert_many(&rows).unwrap();
@@ -309,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_graph_finds_what_the_exact_scan_finds() {
+    fn recall_against_the_exact_scan_is_at_least_97_percent() {
         let vectors = clustered(4600, 1);
         let graph = graph_of(&vectors);
         let queries = clustered(200, 1);
@@ -326,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_kept_and_the_exact_scan_covers_what_is_rare() {
+    fn search_respects_a_filter_and_the_exact_scan_serves_rare_rows() {
         let vectors = clustered(3000, 2);
         let graph = graph_of(&vectors);
         let half = graph.search(&vectors[0], 50, 128, &|row| row.0 % 2 == 1);
@@ -338,8 +341,8 @@ mod tests {
     }
 
     #[test]
-    fn vectors_that_would_break_the_graph_are_refused() {
-        let graph = Graph::new(VECTOR_DIM, GraphConfig::default());
+    fn invalid_vectors_are_rejected() {
+        let graph = LiveGraph::new(VECTOR_DIM, LiveGraphConfig::default());
         let good = unit(vec![1.0; VECTOR_DIM]);
         let mut bad = good.clone();
         bad[3] = f32::NAN;
@@ -349,7 +352,7 @@ mod tests {
         );
         assert_eq!(
             graph.insert(Row(0), &good[1..]),
-            Err(BadVector { row: Row(0), problem: VectorError::Dimension { found: 63, due: VECTOR_DIM } })
+            Err(BadVector { row: Row(0), problem: VectorError::Dimension { found: 63, expected: VECTOR_DIM } })
         );
         assert!(matches!(
             graph.insert(Row(0), &[0.0; VECTOR_DIM]),
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_can_be_added_while_others_search() {
+    fn inserts_and_searches_run_concurrently() {
         let vectors = clustered(1500, 3);
         let graph = graph_of(&vectors[..500]);
         std::thread::scope(|scope| {
@@ -379,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn many_equal_vectors_do_not_hide_the_others() {
+    fn many_equal_vectors_do_not_make_others_unreachable() {
         let mut vectors = vec![unit(vec![1.0; VECTOR_DIM]); 60];
         vectors.extend(clustered(1000, 4));
         let graph = graph_of(&vectors);

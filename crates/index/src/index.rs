@@ -1,58 +1,61 @@
-//! All vectors of one space: those of the bundle in a frozen graph, those that came since in a live one.
+//! One vector index from two graphs: a frozen graph of the bundle's vectors and a live graph of later ones.
 use super::{
     frozen::{BuildConfig, FrozenError, FrozenGraph, SearchStrategy},
-    hnsw::{BadVector, Graph, GraphConfig, best_first, exact_search},
+    hnsw::{BadVector, LiveGraph, LiveGraphConfig, best_first, exact_search},
 };
 use arc_swap::ArcSwap;
 use lodestone_core::{bits, ids::Row};
 use std::sync::Arc;
 
-/// The width of a walk.
+/// Minimum width (`ef`) of a graph search.
 const EF_SEARCH: usize = 200;
-/// Up to so many live rows an exact scan is faster than the live graph, and misses nothing.
+/// Up to this number of live rows an exact scan is faster than the live graph, and its recall is 1.
 const EXACT_ROWS_MAX: usize = 5000;
 
-/// Live rows at which a merge pays: below, a scan of them is as good.
+/// Minimum of live or dead rows for a merge: with fewer live rows an exact scan of them costs no more.
 const MERGE_ROWS_MIN: usize = 5000;
-/// Live or dead rows, as a share of the frozen ones, at which a merge pays: an eighth of what a walk looks at is in vain.
+/// Minimum share of live or dead rows in the frozen rows for a merge, because an eighth of a graph search is then
+/// wasted.
 const MERGE_SHARE: f64 = 0.125;
 
-/// Rows below the frozen graph's count are frozen; every later one is live.
+/// Vectors of a frozen and a live graph, searched as one. Rows below the frozen graph's row count are frozen; all later
+/// rows are live. Searches and inserts may run concurrently.
 pub struct VectorIndex {
     parts: ArcSwap<Parts>,
-    /// Rows that the live graph makes room for.
+    /// Initial capacity of the live graph, in rows.
     live_rows: usize,
 }
 
 struct Parts {
     frozen: Arc<FrozenGraph>,
-    live: Graph,
+    live: LiveGraph,
 }
 
 impl Parts {
     fn new(frozen: Arc<FrozenGraph>, live_rows: usize) -> Self {
-        let config = GraphConfig { capacity: live_rows, ..GraphConfig::default() };
-        Self { live: Graph::new(frozen.dimensions(), config), frozen }
+        let config = LiveGraphConfig { capacity: live_rows, ..LiveGraphConfig::default() };
+        Self { live: LiveGraph::new(frozen.dimensions(), config), frozen }
     }
 }
 
 impl VectorIndex {
-    /// `live_rows` are expected beyond the frozen ones; more are taken.
+    /// Creates an index without live rows. `live_rows` is a capacity hint, not a limit.
     pub fn new(frozen: Arc<FrozenGraph>, live_rows: usize) -> Self {
         Self { parts: ArcSwap::from_pointee(Parts::new(frozen, live_rows)), live_rows }
     }
 
-    /// Adds live rows while others search. An error adds none.
+    /// Adds live rows. Searches may run meanwhile. On an error no row is added.
     pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), BadVector> {
         self.parts.load().live.insert_many(rows)
     }
 
-    /// Rows that came since the frozen graph was built.
+    /// Returns the number of rows that were added after the frozen graph was built.
     pub fn live_count(&self) -> usize {
         self.parts.load().live.len()
     }
 
-    /// Whether so much came or went that a new frozen graph pays. `alive` rows are to be found.
+    /// Returns true if enough rows were added or deleted for a new frozen graph. `alive` is the number of rows that a
+    /// search may return.
     pub fn wants_merge(&self, alive: usize) -> bool {
         let parts = self.parts.load();
         let (frozen, live) = (parts.frozen.len(), parts.live.len());
@@ -61,8 +64,9 @@ impl VectorIndex {
         changed >= MERGE_ROWS_MIN && changed as f64 >= MERGE_SHARE * frozen as f64
     }
 
-    /// A frozen graph of these rows, ascending and below `row_count`, on the threads of the current rayon pool, to be put
-    /// in place by [`VectorIndex::replace`]. Takes minutes for millions of rows; searches and inserts go on.
+    /// Builds a frozen graph of `rows`, which are ascending and below `row_count`, on the current rayon pool.
+    /// [`VectorIndex::replace`] installs it. Takes minutes for millions of rows; searches and inserts continue
+    /// meanwhile.
     pub fn freeze<'v>(
         &self,
         rows: &[Row],
@@ -76,11 +80,11 @@ impl VectorIndex {
         let mut values = Vec::with_capacity(rows.len() * dimensions);
         rows.iter().for_each(|row| values.extend_from_slice(vector_of(*row)));
         let config = BuildConfig { precision, ..BuildConfig::default() };
-        Ok(FrozenGraph::build(&values, dimensions, config, &|_| {})?.renamed(rows, row_count))
+        Ok(FrozenGraph::build(&values, dimensions, config, &|_| {})?.with_rows(rows, row_count))
     }
 
-    /// Puts a new frozen graph in place, with the rows that came while it was built. Nothing else may write meanwhile. An
-    /// error leaves everything as it was.
+    /// Installs a frozen graph. `later` are the rows that were added while it was built; they become the live rows. The
+    /// caller must not insert concurrently. On an error the index does not change.
     pub fn replace(&self, frozen: FrozenGraph, later: &[(Row, &[f32])]) -> Result<(), BadVector> {
         let parts = Parts::new(Arc::new(frozen), self.live_rows);
         parts.live.insert_many(later)?;
@@ -88,8 +92,8 @@ impl VectorIndex {
         Ok(())
     }
 
-    /// The `count` rows with the highest inner product among those whose bit is set, best first, and how the frozen ones
-    /// were found. `vector_of` gives the vectors of live rows.
+    /// Returns the `count` rows with the greatest inner products among the rows whose bit is set in `eligible`, best
+    /// first, and the strategy of the search in the frozen graph. `vector_of` returns the vectors of live rows.
     pub fn search<'v>(
         &self,
         query: &[f32],
@@ -99,20 +103,20 @@ impl VectorIndex {
     ) -> (Vec<(Row, f32)>, SearchStrategy) {
         let parts = self.parts.load();
         let eligible_count = bits::count(eligible, parts.frozen.row_count());
-        let mut found = Vec::with_capacity(count);
+        let mut hits = Vec::with_capacity(count);
         let width = EF_SEARCH.max(count + count / 4);
-        let way = parts.frozen.search_eligible(query, count, width, eligible, eligible_count, &mut found);
+        let strategy = parts.frozen.search_eligible(query, count, width, eligible, eligible_count, &mut hits);
         if !parts.live.is_empty() {
-            found.extend(parts.live_rows(query, count, width, eligible, vector_of));
-            found.sort_unstable_by(best_first);
-            found.truncate(count);
+            hits.extend(parts.live_rows(query, count, width, eligible, vector_of));
+            hits.sort_unstable_by(best_first);
+            hits.truncate(count);
         }
-        (found, way)
+        (hits, strategy)
     }
 }
 
 impl Parts {
-    /// The best live rows.
+    /// Returns the best live rows: from the live graph if many are eligible, otherwise from an exact scan.
     fn live_rows<'v>(
         &self,
         query: &[f32],
@@ -124,9 +128,9 @@ impl Parts {
         let first = self.frozen.row_count();
         let rows = || bits::ones(eligible, first / 64).filter(|row| *row >= first).map(|row| Row(row as u32));
         if rows().nth(EXACT_ROWS_MAX).is_some() {
-            let found = self.live.search(query, count, width, &|row| bits::has(eligible, row.index()));
-            if found.len() == count {
-                return found;
+            let hits = self.live.search(query, count, width, &|row| bits::has(eligible, row.index()));
+            if hits.len() == count {
+                return hits;
             }
         }
         exact_search(rows(), vector_of, query, count)

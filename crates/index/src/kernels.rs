@@ -1,18 +1,21 @@
-//! Inner products with the widest instructions that the machine has, chosen at run time: the binary is built for the
-//! oldest machine of its architecture.
+//! SIMD kernels: inner products of floats and of codes, and the operations of a graph search.
+//!
+//! The instruction set is chosen at run time, because the binary is built for the oldest CPU of its architecture. All
+//! SIMD of the project is here.
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-/// Inner product of two slices of the same length; the rest of the longer one does not count.
+/// Returns the inner product of two slices. Ignores the elements of the longer slice beyond the length of the shorter.
 ///
-/// The sums are added in another order on another machine, so results agree to about 1e-6 of the sum of magnitudes.
+/// The order of the additions depends on the CPU, so results agree to about 1e-6 of the sum of magnitudes.
 #[inline]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let length = a.len().min(b.len());
     let (a, b) = (&a[..length], &b[..length]);
     #[cfg(target_arch = "x86_64")]
     {
-        // SAFETY: each path is taken only where the machine has its instructions, which std caches after the first call.
+        // SAFETY: each path runs only if the CPU supports its instructions. std caches the detection. Lengths are
+        // equal.
         if is_x86_feature_detected!("avx512f") {
             return unsafe { dot_avx512(a, b) };
         }
@@ -20,11 +23,11 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
             return unsafe { dot_avx2(a, b) };
         }
     }
-    // NEON is a part of every aarch64: there the plain loop compiles to it.
+    // Every aarch64 CPU has NEON, to which the compiler vectorizes the portable loop.
     dot_plain(a, b)
 }
 
-/// Sixteen sums that do not wait for each other, so that the compiler makes vector instructions of it.
+/// Keeps sixteen independent sums, so that the compiler vectorizes the loop.
 pub(crate) fn dot_plain(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; 16];
     let (a_chunks, a_rest) = a.as_chunks::<16>();
@@ -38,18 +41,19 @@ pub(crate) fn dot_plain(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// Vectors that are compared with at a time.
+/// Maximum number of vectors in [`LaneVectors`].
 pub const LANES: usize = 16;
 
-/// Up to [`LANES`] vectors of one length, laid out by dimension, so that one pass over another vector gives its inner
-/// products with all of them: twice as fast as one after the other.
+/// Up to [`LANES`] vectors of one length in a layout by dimension. One pass over another vector computes its inner
+/// products with all of them, twice as fast as separate calls of [`dot`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LaneVectors {
+    /// `[dimensions × LANES]`.
     by_dimension: Vec<[f32; LANES]>,
 }
 
 impl LaneVectors {
-    /// The first [`LANES`] of the vectors; all have `dimensions` numbers.
+    /// Copies the first [`LANES`] of the vectors, each of which has `dimensions` numbers.
     pub fn new<'v>(dimensions: usize, vectors: impl Iterator<Item = &'v [f32]>) -> Self {
         let mut by_dimension = vec![[0.0; LANES]; dimensions];
         for (lane, vector) in vectors.take(LANES).enumerate() {
@@ -60,12 +64,12 @@ impl LaneVectors {
         Self { by_dimension }
     }
 
-    /// The inner product with each vector; 0 in the lanes that have none.
+    /// Returns the inner product with each vector; 0 in unused lanes.
     #[inline]
     pub fn dots(&self, vector: &[f32]) -> [f32; LANES] {
         #[cfg(target_arch = "x86_64")]
         {
-            // SAFETY: each path is taken only where the machine has its instructions.
+            // SAFETY: each path runs only if the CPU supports its instructions.
             if is_x86_feature_detected!("avx512f") {
                 return unsafe { lane_dots_avx512(&self.by_dimension, vector) };
             }
@@ -77,7 +81,7 @@ impl LaneVectors {
     }
 }
 
-/// Four sums that do not wait for each other. The compiler makes instructions of it that fit the caller's machine.
+/// Keeps four independent sums for each lane. The compiler vectorizes it for the target features of the caller.
 #[inline(always)]
 fn lane_dots(matrix: &[[f32; LANES]], vector: &[f32]) -> [f32; LANES] {
     let mut sums = [[0.0f32; LANES]; 4];
@@ -99,7 +103,7 @@ fn lane_dots(matrix: &[[f32; LANES]], vector: &[f32]) -> [f32; LANES] {
 }
 
 /// # Safety
-/// The machine has AVX-512F.
+/// The CPU supports AVX-512F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn lane_dots_avx512(matrix: &[[f32; LANES]], vector: &[f32]) -> [f32; LANES] {
@@ -107,7 +111,7 @@ unsafe fn lane_dots_avx512(matrix: &[[f32; LANES]], vector: &[f32]) -> [f32; LAN
 }
 
 /// # Safety
-/// The machine has AVX2 and FMA.
+/// The CPU supports AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn lane_dots_avx2(matrix: &[[f32; LANES]], vector: &[f32]) -> [f32; LANES] {
@@ -115,24 +119,24 @@ unsafe fn lane_dots_avx2(matrix: &[[f32; LANES]], vector: &[f32]) -> [f32; LANES
 }
 
 /// # Safety
-/// The machine has AVX-512F, and both slices have the same length.
+/// The CPU supports AVX-512F, and both slices have the same length.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn dot_avx512(a: &[f32], b: &[f32]) -> f32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe { dot_wide(a, b) }
 }
 
-/// To be inlined into functions that are compiled for AVX-512F.
+/// [`dot_avx512`], inlined into functions that are compiled for AVX-512F.
 ///
 /// # Safety
-/// The machine has AVX-512F, and both slices have the same length.
+/// The CPU supports AVX-512F, and both slices have the same length.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn dot_wide(a: &[f32], b: &[f32]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
     let mut at = 0;
-    // SAFETY: every load stays within `a.len()` elements; the masked one reads only the lanes that are left.
+    // SAFETY: every load stays within `a.len()` elements; the masked load reads only the remaining lanes.
     unsafe {
         let (mut first, mut second) = (_mm512_setzero_ps(), _mm512_setzero_ps());
         while at + 32 <= a.len() {
@@ -155,7 +159,7 @@ unsafe fn dot_wide(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// # Safety
-/// The machine has AVX2 and FMA, and both slices have the same length.
+/// The CPU supports AVX2 and FMA, and both slices have the same length.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
@@ -185,61 +189,62 @@ unsafe fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
     _mm_cvtss_f32(whole) + rest
 }
 
-/// Bytes of a code line: codes are padded to whole lines, so that no kernel has a rest.
+/// Bytes of a line of a code. Codes are padded to whole lines, so that no kernel processes a remainder.
 pub(crate) const CODE_LINE: usize = 64;
 
-/// What a walk over codes does most, in one machine's instructions. The methods are inlined into functions that are
-/// compiled for that machine; see [`Instructions::of_this_machine`].
+/// The inner loops of a search over codes, for one instruction set. The methods are inlined into functions that
+/// [`with_codes`] compiles for that instruction set.
 pub(crate) trait Codes {
-    /// Inner products of a query with codes. `query` has whole lines of [`CODE_LINE`] signed bytes; the code of `ids[i]`
-    /// begins at `codes + ids[i] * query.len()`; `out[i]` gets `sum(query * code)`, the code as unsigned bytes.
+    /// Computes inner products of a query with codes. `query` has whole lines of [`CODE_LINE`] signed bytes. The code
+    /// of `ids[i]` begins at `codes + ids[i] * query.len()`. Writes `sum(query * code)` to `out[i]`, with the code
+    /// as unsigned bytes.
     ///
     /// # Safety
-    /// Every id is within the codes, `out` is as long as `ids`, and the machine has the instructions.
+    /// Every id is within the codes, `out` is as long as `ids`, and the CPU supports the instructions.
     unsafe fn dots(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]);
 
-    /// Inner product of two slices of the same length.
+    /// Returns the inner product of two slices of the same length.
     ///
     /// # Safety
-    /// The machine has the instructions.
+    /// Both slices have the same length, and the CPU supports the instructions.
     unsafe fn dot(a: &[f32], b: &[f32]) -> f32;
 
-    /// Puts the ids whose bit is not set into `out`, in order, and gives how many. Their bits are not set by it. Ends where
-    /// `u32::MAX` begins, which fills the rest of a list.
+    /// Writes the ids whose bit is not set to `out`, in order, and returns their number. Does not set bits. Stops at
+    /// `u32::MAX`, with which lists are padded.
     ///
     /// # Safety
-    /// `bits` has a bit for every id, `out` is longer than `ids` by 16, and the machine has the instructions.
+    /// `bits` has a bit for every id, `out` is longer than `ids` by 16, and the CPU supports the instructions.
     unsafe fn unset(ids: &[u32], bits: &[u32], out: &mut [u32]) -> usize;
 
-    /// Ids of three bytes each, little endian, as numbers; three bytes of ones become `u32::MAX`.
+    /// Unpacks ids of three bytes each, little endian; 0xFFFFFF becomes `u32::MAX`.
     ///
     /// # Safety
-    /// `out` has room for a third of `bytes`, and the machine has the instructions.
+    /// `out` is at least a third as long as `bytes`, and the CPU supports the instructions.
     unsafe fn unpack_24(bytes: &[u8], out: &mut [u32]);
 
-    /// Inserts into a sorted list of `length` numbers and gives the place.
+    /// Inserts a number into a sorted list of `length` numbers and returns its index.
     ///
     /// # Safety
-    /// `list` points at the first number; one more fits; before it are 8 numbers that are 0; and the machine has the
-    /// instructions.
+    /// `list` points to the first number and has a capacity of `length + 1`; the 8 numbers before it are 0; and the CPU
+    /// supports the instructions.
     unsafe fn insert(list: *mut u64, length: usize, number: u64) -> usize;
 }
 
-/// Which instructions a machine has.
+/// The instruction sets that have kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Instructions {
+pub(crate) enum InstructionSet {
     /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
     Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// What every machine of the architecture has; on aarch64 that is NEON.
+    /// The baseline of the architecture; on aarch64 it includes NEON.
     Plain,
 }
 
-impl Instructions {
-    /// The fastest of this machine.
-    pub(crate) fn of_this_machine() -> Self {
+impl InstructionSet {
+    /// Returns the fastest that this CPU supports.
+    pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let has_avx2 = is_x86_feature_detected!("avx2");
@@ -255,19 +260,20 @@ impl Instructions {
     }
 }
 
-/// Gives its argument: only there may a closure be marked to be inlined.
+/// Returns its argument. Attributes on closures, such as `inline`, are allowed in argument position only.
 #[inline(always)]
 pub(crate) fn inlined<F>(closure: F) -> F {
     closure
 }
 
-/// Runs `$body` with `$codes` as the [`Codes`] of `$instructions`, compiled for them. The body moves nothing: a closure that
-/// is called by value goes through an adapter that is not inlined, and then no instruction is.
+/// Runs `$body`, compiled for `$instructions`, with `$codes` as their implementation of [`Codes`]. The body must not
+/// move its captures, because a closure that is called by value goes through an adapter that is not inlined, and then
+/// the kernels are not inlined either.
 macro_rules! with_codes {
     ($instructions:expr, |$codes:ident| $body:expr) => {{
         match $instructions {
             #[cfg(target_arch = "x86_64")]
-            $crate::kernels::Instructions::Vnni => {
+            $crate::kernels::InstructionSet::Vnni => {
                 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vl,avx2,bmi1,bmi2,popcnt,lzcnt")]
                 unsafe fn run<R>(mut body: impl FnMut() -> R) -> R {
                     body()
@@ -277,11 +283,11 @@ macro_rules! with_codes {
                     #[inline(always)]
                     || $body,
                 );
-                // SAFETY: these instructions were found on this machine.
+                // SAFETY: `InstructionSet::detect` detected these instructions.
                 unsafe { run(body) }
             }
             #[cfg(target_arch = "x86_64")]
-            $crate::kernels::Instructions::Avx2 => {
+            $crate::kernels::InstructionSet::Avx2 => {
                 #[target_feature(enable = "avx2")]
                 unsafe fn run<R>(mut body: impl FnMut() -> R) -> R {
                     body()
@@ -291,10 +297,10 @@ macro_rules! with_codes {
                     #[inline(always)]
                     || $body,
                 );
-                // SAFETY: these instructions were found on this machine.
+                // SAFETY: `InstructionSet::detect` detected these instructions.
                 unsafe { run(body) }
             }
-            $crate::kernels::Instructions::Plain => {
+            $crate::kernels::InstructionSet::Plain => {
                 type $codes = $crate::kernels::Plain;
                 $body
             }
@@ -303,14 +309,14 @@ macro_rules! with_codes {
 }
 pub(crate) use with_codes;
 
-/// Loops that the compiler makes the instructions of; with AVX2 they are wider. (Its own 8-bit products saturate.)
+/// Portable loops that the compiler vectorizes, with wider registers for AVX2. (The 8-bit products of AVX2 saturate.)
 pub(crate) struct Plain;
 
 impl Codes for Plain {
     #[inline(always)]
     unsafe fn dots(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]) {
         for (id, out) in ids.iter().zip(out) {
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             let code = unsafe { std::slice::from_raw_parts(codes.add(*id as usize * query.len()), query.len()) };
             *out = query.iter().zip(code).map(|(q, c)| i32::from(*q) * i32::from(*c)).sum();
         }
@@ -341,7 +347,7 @@ impl Codes for Plain {
 
     #[inline(always)]
     unsafe fn insert(list: *mut u64, length: usize, number: u64) -> usize {
-        // SAFETY: the caller's promise: one more fits.
+        // SAFETY: the caller guarantees a capacity of `length + 1`.
         let list = unsafe { std::slice::from_raw_parts_mut(list, length + 1) };
         let at = list[..length].partition_point(|other| *other < number);
         list.copy_within(at..length, at + 1);
@@ -350,13 +356,13 @@ impl Codes for Plain {
     }
 }
 
-/// AVX-512 with VNNI: 64 products in one instruction.
+/// AVX-512 with VNNI, which computes 64 products in one instruction.
 #[cfg(target_arch = "x86_64")]
 pub(crate) struct Vnni;
 
 #[cfg(target_arch = "x86_64")]
 impl Codes for Vnni {
-    /// Four codes at a time, whose sums are folded together.
+    /// Processes four codes at a time and reduces their sums together.
     #[inline(always)]
     unsafe fn dots(query: &[i8], codes: *const u8, ids: &[u32], out: &mut [i32]) {
         let length = query.len();
@@ -364,7 +370,7 @@ impl Codes for Vnni {
         let query = query.as_ptr();
         let (fours, rest) = ids.as_chunks::<4>();
         let (out_fours, out_rest) = out[..ids.len()].as_chunks_mut::<4>();
-        // SAFETY: every load is one line of the query or of a code whose id the caller vouches for.
+        // SAFETY: every load is one line of the query or of a code whose id is valid, as the caller guarantees.
         unsafe {
             for (ids, out) in fours.iter().zip(out_fours) {
                 let mut sums = [_mm512_setzero_si512(); 4];
@@ -396,15 +402,16 @@ impl Codes for Vnni {
 
     #[inline(always)]
     unsafe fn dot(a: &[f32], b: &[f32]) -> f32 {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { dot_wide(a, b) }
     }
 
-    /// Sixteen ids at a time, without a branch for each.
+    /// Processes sixteen ids at a time without a branch for each.
     #[inline(always)]
     unsafe fn unset(ids: &[u32], bits: &[u32], out: &mut [u32]) -> usize {
         let mut length = 0;
-        // SAFETY: masked loads stay within the ids, gathers within the bits, and `out` has room for a whole register.
+        // SAFETY: masked loads stay within the ids and gathers within the bits. `out` has 16 elements more than `ids`,
+        // so a store of a whole register stays within it.
         unsafe {
             let none = _mm512_set1_epi32(-1);
             for chunk in ids.chunks(16) {
@@ -429,7 +436,7 @@ impl Codes for Vnni {
     unsafe fn unpack_24(bytes: &[u8], out: &mut [u32]) {
         // SAFETY: the masked loads stay within the bytes, the stores within a third of them.
         unsafe {
-            // Twelve bytes to a lane of sixteen, and in each lane three bytes to four.
+            // Spreads twelve bytes to each lane of sixteen, then widens three bytes to four in each lane.
             let spread = _mm512_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0);
             let widen = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1));
             let none = _mm512_set1_epi32(0xFF_FFFF);
@@ -444,10 +451,10 @@ impl Codes for Vnni {
         }
     }
 
-    /// Moves eight numbers at a time until the place is found.
+    /// Moves eight numbers at a time until it reaches the index of the new number.
     #[inline(always)]
     unsafe fn insert(list: *mut u64, length: usize, number: u64) -> usize {
-        // SAFETY: the zeros before the list are below every number, so the loop ends before it leaves them.
+        // SAFETY: the zeros before the list are not greater than any number, so the loop ends within them.
         unsafe {
             let new = _mm512_set1_epi64(number as i64);
             let mut at = length as isize - 8;
@@ -456,9 +463,9 @@ impl Codes for Vnni {
                 let greater = _mm512_cmpgt_epu64_mask(numbers, new);
                 _mm512_mask_storeu_epi64(list.offset(at + 1).cast(), greater, numbers);
                 if greater != 0xFF {
-                    let place = at + 8 - greater.count_ones() as isize;
-                    *list.offset(place) = number;
-                    return place as usize;
+                    let index = at + 8 - greater.count_ones() as isize;
+                    *list.offset(index) = number;
+                    return index as usize;
                 }
                 at -= 8;
             }
@@ -466,11 +473,11 @@ impl Codes for Vnni {
     }
 }
 
-/// Asks for a line of memory that will be read soon.
+/// Loads a cache line that will be read soon.
 #[inline(always)]
 pub(crate) fn prefetch(pointer: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults, whatever the address; SSE is a part of x86_64.
+    // SAFETY: a prefetch never faults, for any address; every x86_64 CPU supports SSE.
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(pointer.cast());
     }
@@ -485,22 +492,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_path_agrees_with_the_exact_sum(pairs in prop::collection::vec((-10f32..10.0, -10f32..10.0), 0..400)) {
+        fn every_path_matches_the_exact_sum(pairs in prop::collection::vec((-10f32..10.0, -10f32..10.0), 0..400)) {
             let (a, b): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
             let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             let size: f64 = a.iter().zip(&b).map(|(a, b)| f64::from((a * b).abs())).sum();
-            let close = |found: f32| (f64::from(found) - exact).abs() <= 1e-5 * size + 1e-6;
+            let close = |actual: f32| (f64::from(actual) - exact).abs() <= 1e-5 * size + 1e-6;
             prop_assert!(close(dot(&a, &b)) && close(dot_plain(&a, &b)));
             #[cfg(target_arch = "x86_64")]
             {
-                // SAFETY: the instructions are there, and the lengths are the same.
+                // SAFETY: the CPU supports the instructions, and the lengths are equal.
                 if is_x86_feature_detected!("avx512f") {
-                    let found = unsafe { dot_avx512(&a, &b) };
-                    prop_assert!(close(found));
+                    let actual = unsafe { dot_avx512(&a, &b) };
+                    prop_assert!(close(actual));
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    let found = unsafe { dot_avx2(&a, &b) };
-                    prop_assert!(close(found));
+                    let actual = unsafe { dot_avx2(&a, &b) };
+                    prop_assert!(close(actual));
                 }
             }
         }
@@ -508,62 +515,62 @@ mod tests {
 
     proptest! {
         #[test]
-        fn lanes_give_what_dot_gives(
+        fn lane_products_match_dot(
             vectors in prop::collection::vec(prop::collection::vec(-10f32..10.0, 21), 1..20), of in 0usize..100,
         ) {
             let vector = &vectors[of % vectors.len()];
             let lanes = LaneVectors::new(21, vectors.iter().map(Vec::as_slice));
-            let (found, plain) = (lanes.dots(vector), lane_dots(&lanes.by_dimension, vector));
+            let (actual, plain) = (lanes.dots(vector), lane_dots(&lanes.by_dimension, vector));
             for lane in 0..LANES {
-                let due = vectors.get(lane).map_or(0.0, |other| dot_plain(vector, other));
-                prop_assert!((found[lane] - due).abs() < 1e-2 && (plain[lane] - due).abs() < 1e-2);
+                let expected = vectors.get(lane).map_or(0.0, |other| dot_plain(vector, other));
+                prop_assert!((actual[lane] - expected).abs() < 1e-2 && (plain[lane] - expected).abs() < 1e-2);
             }
         }
     }
 
-    /// What the plain instructions give; all others that this machine has must give the same.
-    fn same_on_every_path<R: PartialEq + std::fmt::Debug>(work: impl Fn(Instructions) -> R) -> R {
-        let due = work(Instructions::Plain);
-        assert_eq!(work(Instructions::of_this_machine()), due);
+    /// Returns the result of the portable path. Asserts that all other paths of this CPU have the same result.
+    fn same_on_every_path<R: PartialEq + std::fmt::Debug>(work: impl Fn(InstructionSet) -> R) -> R {
+        let expected = work(InstructionSet::Plain);
+        assert_eq!(work(InstructionSet::detect()), expected);
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
-            assert_eq!(work(Instructions::Avx2), due);
+            assert_eq!(work(InstructionSet::Avx2), expected);
         }
-        due
+        expected
     }
 
     proptest! {
         #[test]
-        fn every_path_gives_the_same_products(lines in 1usize..7, rows in 1usize..20, seed in any::<u64>()) {
+        fn every_path_computes_the_same_products(lines in 1usize..7, rows in 1usize..20, seed in any::<u64>()) {
             use rand::{Rng, SeedableRng, rngs::StdRng};
             let mut random = StdRng::seed_from_u64(seed);
             let length = lines * CODE_LINE;
             let query: Vec<i8> = (0..length).map(|_| random.random()).collect();
             let codes: Vec<u8> = (0..rows * length).map(|_| random.random()).collect();
             let ids: Vec<u32> = (0..rows * 2).map(|_| random.random_range(0..rows as u32)).collect();
-            let found = same_on_every_path(|instructions| {
+            let actual = same_on_every_path(|instructions| {
                 let mut out = vec![0; ids.len()];
                 // SAFETY: ids are below `rows`.
                 with_codes!(instructions, |C| unsafe { C::dots(&query, codes.as_ptr(), &ids, &mut out) });
                 out
             });
-            for (id, found) in ids.iter().zip(found) {
+            for (id, actual) in ids.iter().zip(actual) {
                 let code = &codes[*id as usize * length..][..length];
-                let due: i32 = query.iter().zip(code).map(|(q, c)| i32::from(*q) * i32::from(*c)).sum();
-                prop_assert_eq!(found, due);
+                let expected: i32 = query.iter().zip(code).map(|(q, c)| i32::from(*q) * i32::from(*c)).sum();
+                prop_assert_eq!(actual, expected);
             }
         }
 
         #[test]
         fn every_path_unpacks_the_same_ids(ids in prop::collection::vec(prop_oneof![0u32..0xFF_FFFF, Just(u32::MAX)], 0..70)) {
             let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()[..3].to_vec()).collect();
-            let found = same_on_every_path(|instructions| {
+            let actual = same_on_every_path(|instructions| {
                 let mut out = vec![7; ids.len() + 1];
-                // SAFETY: there is room for all.
+                // SAFETY: `out` is longer than `ids`.
                 with_codes!(instructions, |C| unsafe { C::unpack_24(&bytes, &mut out) });
                 out
             });
-            prop_assert_eq!((&found[..ids.len()], found[ids.len()]), (&ids[..], 7));
+            prop_assert_eq!((&actual[..ids.len()], actual[ids.len()]), (&ids[..], 7));
         }
 
         #[test]
@@ -572,33 +579,33 @@ mod tests {
         ) {
             let mut ids = ids;
             ids.iter_mut().skip(end).for_each(|id| *id = u32::MAX);
-            let found = same_on_every_path(|instructions| {
+            let actual = same_on_every_path(|instructions| {
                 let mut out = vec![0; ids.len() + 16];
-                // SAFETY: there are 640 bits and 16 places more.
+                // SAFETY: there are 640 bits, and `out` has 16 elements more than `ids`.
                 let count = with_codes!(instructions, |C| unsafe { C::unset(&ids, &bits, &mut out) });
                 out.truncate(count);
                 out
             });
             let plain: Vec<u32> = ids.iter().copied().take_while(|id| *id != u32::MAX)
                 .filter(|id| bits[*id as usize / 32] >> (id % 32) & 1 == 0).collect();
-            prop_assert_eq!(found, plain);
+            prop_assert_eq!(actual, plain);
         }
 
         #[test]
         fn every_path_inserts_in_order(numbers in prop::collection::vec(1u64..200, 0..60)) {
-            let found = same_on_every_path(|instructions| {
+            let actual = same_on_every_path(|instructions| {
                 let mut list = vec![0u64; 8 + numbers.len() + 8];
-                let mut places = Vec::new();
+                let mut indexes = Vec::new();
                 for (length, &number) in numbers.iter().enumerate() {
-                    // SAFETY: 8 zeros come first, and there is room for all.
-                    places.push(with_codes!(instructions, |C| unsafe { C::insert(list.as_mut_ptr().add(8), length, number) }));
+                    // SAFETY: the list begins with 8 zeros and has a capacity for all numbers.
+                    indexes.push(with_codes!(instructions, |C| unsafe { C::insert(list.as_mut_ptr().add(8), length, number) }));
                 }
                 let list = list[8..8 + numbers.len()].to_vec();
-                (list, places.len())
+                (list, indexes.len())
             });
             let mut sorted = numbers.clone();
             sorted.sort_unstable();
-            prop_assert_eq!(&found.0, &sorted);
+            prop_assert_eq!(&actual.0, &sorted);
         }
     }
 }

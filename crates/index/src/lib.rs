@@ -1,8 +1,47 @@
-//! Stage one: finds candidates by vectors, words and neighbours.
+//! Indexes of candidate retrieval: vectors, text, completions and item-to-item weights; and all SIMD of the project.
+//!
+//! # Mental model
+//!
+//! Every index maps a query to [`Row`](lodestone_core::ids::Row)s, the dense numbers of the items of one generation,
+//! with scores. An item that is replaced gets a new row. Indexes only grow; a deleted or replaced row is *dead*, and
+//! each search takes the eligible rows as a bit set or a predicate, which excludes dead rows and applies the filters of
+//! the request.
+//!
+//! - [`FrozenGraph`]: the vectors of a bundle in an immutable HNSW graph that is memory-mapped from a file. A search
+//!   traverses quantized vectors (one byte for each dimension), then scores its candidates with the stored vectors in a
+//!   [`Precision`]. If a filter leaves few rows, it scans their codes instead; [`SearchStrategy`] reports which.
+//! - [`LiveGraph`]: vectors of items that were written after the bundle was built, in an HNSW graph in memory that
+//!   accepts inserts during searches.
+//! - [`VectorIndex`]: both graphs as one index. A merge ([`VectorIndex::freeze`], then [`VectorIndex::replace`])
+//!   rebuilds the frozen graph with the live rows and without the dead ones while searches continue.
+//! - [`Lexical`]: BM25 over titles, brands, categories, tags and descriptions, with [`Synonyms`], prefix search and
+//!   spelling correction. The first results are rescored by coverage and order of the query's words.
+//! - [`Suggester`]: completions of a typed prefix from titles, categories, brands and queries of users.
+//! - [`Neighbours`] and [`KeyedNeighbours`]: a sparse matrix of item-to-item weights, such as transitions and
+//!   co-purchases.
+//!
+//! Files: [`FrozenGraph`] and [`Neighbours`] are parts of a bundle and have a file format; parsers check every offset
+//! and id, so that a corrupt file is an error. All other indexes are in memory only and are rebuilt when a generation
+//! is loaded.
+//!
+//! SIMD is in `kernels`, which chooses the instruction set at run time. `unsafe` code is denied except in `kernels` and
+//! in those modules of `frozen` that call kernels or read mapped files.
+//!
+//! # Not useful for
+//!
+//! - Ranking: scores of different indexes are not comparable. The pipeline fuses the lists and ranks candidates with a
+//!   model.
+//! - Durability: live rows survive a restart only because the event log has the writes.
+//! - Other metrics than the inner product. The live graph accepts unit vectors only.
+//! - Query languages: [`Lexical`] has no operators, phrases or fields. Filters are expressions over columns of the
+//!   catalogue.
+#![deny(unsafe_code)]
+
 mod forward;
 mod frozen;
 mod hnsw;
 mod index;
+#[allow(unsafe_code, reason = "SIMD intrinsics, and loops without bounds checks")]
 mod kernels;
 mod lexical;
 mod neighbours;
@@ -10,8 +49,8 @@ mod spelling;
 mod suggest;
 mod synonyms;
 
-pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy};
-pub use hnsw::{BadVector, Graph, GraphConfig, VectorError, best_first, check_vector, exact_search};
+pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy, UnknownPrecision};
+pub use hnsw::{BadVector, LiveGraph, LiveGraphConfig, VectorError, best_first, check_vector, exact_search};
 pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
 pub use lexical::{Lexical, LexicalError, Match, Matches};

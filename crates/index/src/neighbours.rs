@@ -1,37 +1,37 @@
-//! Which items go with which: a sparse table of item-to-item weights.
+//! Sparse item-to-item weights: transitions, co-purchases and other co-occurrence counts.
 use lodestone_core::ids::{ItemKey, Row};
 use std::collections::BTreeMap;
 
 const MAGIC: &[u8; 8] = b"LSNEIGH1";
 
-/// Why bytes are not a table of neighbours.
+/// The reason why [`Neighbours::from_bytes`] rejects its input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NeighboursError {
-    #[error("does not start as a table of neighbours")]
+    #[error("does not begin with LSNEIGH1, so it is not a table of neighbours")]
     Magic,
-    #[error("has {found} bytes where {expected} are due")]
+    #[error("has {found} bytes; its header requires {expected}")]
     Length { expected: u64, found: u64 },
-    #[error("the offsets of row {row} are out of order")]
+    #[error("the offset of row {row} is out of order or out of range")]
     Offset { row: usize },
-    #[error("the neighbour at {position} is row {neighbour} of {row_count}")]
+    #[error("the neighbour at {position} is row {neighbour}, but the table has {row_count} rows")]
     Neighbour { position: usize, neighbour: u32, row_count: usize },
-    #[error("the weight at {position} is not a finite number, or a row is not best first")]
+    #[error("the weight at {position} is not finite, or is greater than the weight before it in its row")]
     Weight { position: usize },
 }
 
-/// For each row, its neighbours and their weights, best first: compressed sparse rows.
+/// Neighbours of each row with their weights, by descending weight, in compressed sparse row (CSR) format.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Neighbours {
-    /// One more than there are rows.
+    /// `[rows + 1]`: the neighbours of row `r` are at `offsets[r]..offsets[r + 1]`.
     offsets: Vec<u32>,
     rows: Vec<u32>,
     weights: Vec<f32>,
 }
 
 impl Neighbours {
-    /// Builds the table from weighted pairs (from, to, weight). Weights of the same pair add up. Pairs outside
-    /// `row_count`, of a row with itself, or without a finite positive weight are left out. Each row keeps its best
-    /// `per_row`; equal weights are in the order of the rows.
+    /// Builds the table from weighted pairs (from, to, weight). Sums the weights of equal pairs. Skips pairs with a row
+    /// at or above `row_count`, pairs of a row with itself, and weights that are not finite and positive. Each row
+    /// keeps its `per_row` greatest weights; equal weights are ordered by row.
     pub fn from_counts(row_count: usize, pairs: impl IntoIterator<Item = (Row, Row, f32)>, per_row: usize) -> Self {
         let mut table: Vec<BTreeMap<u32, f32>> = vec![BTreeMap::new(); row_count];
         for (from, to, weight) in pairs {
@@ -52,14 +52,18 @@ impl Neighbours {
         result
     }
 
-    /// The table by the keys of its rows, each key once.
+    /// Converts the table from rows to item keys. `keys` has the key of each row; keys are distinct.
     pub fn by_key(self, keys: &[ItemKey]) -> KeyedNeighbours {
         KeyedNeighbours(self.renumbered(&keys.iter().map(|key| key.0).collect::<Vec<u32>>()))
     }
 
-    /// The same table with other numbers: row `r` becomes `numbers[r]`, each number once. A number that no row has is empty.
+    /// Renumbers the rows: row `r` becomes `numbers[r]`. Numbers are distinct. A number without a row has no
+    /// neighbours.
+    ///
+    /// # Panics
+    /// If `numbers` and the table differ in length.
     pub fn renumbered(self, numbers: &[u32]) -> Self {
-        assert_eq!(numbers.len(), self.row_count(), "each row has a number");
+        assert_eq!(numbers.len(), self.row_count(), "renumbered needs one number for each row");
         if numbers.iter().enumerate().all(|(row, number)| *number as usize == row) {
             return self;
         }
@@ -76,7 +80,7 @@ impl Neighbours {
         };
         table.offsets.push(0);
         for row in row_of {
-            // A number without a row has no neighbours.
+            // `of` returns nothing for `NO_ROW`.
             let (neighbours, weights) = self.of(Row(row));
             table.rows.extend(neighbours.iter().map(|neighbour| numbers[*neighbour as usize]));
             table.weights.extend_from_slice(weights);
@@ -89,8 +93,8 @@ impl Neighbours {
         self.offsets.len().saturating_sub(1)
     }
 
-    /// The neighbours of a row and their weights, best first, of equal length. Empty for a row that the table does not
-    /// know.
+    /// Returns the neighbours of a row and their weights, two slices of equal length, by descending weight. Empty for
+    /// an unknown row.
     pub fn of(&self, row: Row) -> (&[u32], &[f32]) {
         if row.index() >= self.row_count() {
             return (&[], &[]);
@@ -99,7 +103,7 @@ impl Neighbours {
         (&self.rows[range.clone()], &self.weights[range])
     }
 
-    /// Magic, row count and pair count as u64, offsets, rows, weights; little endian.
+    /// Serializes the table: magic, row count and pair count as u64, offsets, rows, weights; little endian.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(24 + 4 * (self.row_count() + 1 + 2 * self.rows.len()));
         bytes.extend_from_slice(MAGIC);
@@ -115,7 +119,7 @@ impl Neighbours {
         bytes
     }
 
-    /// Takes what [`Neighbours::to_bytes`] gave. Every offset, row and weight is checked.
+    /// Parses the output of [`Neighbours::to_bytes`]. Checks every offset, row and weight.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NeighboursError> {
         let body = bytes.strip_prefix(MAGIC).ok_or(NeighboursError::Magic)?;
         let (Some(row_count), Some(pair_count)) = (u64_at(body, 0), u64_at(body, 8)) else {
@@ -126,7 +130,7 @@ impl Neighbours {
         if expected != bytes.len() as u64 {
             return Err(NeighboursError::Length { expected, found: bytes.len() as u64 });
         }
-        // The length is that of the bytes in hand, so both counts fit.
+        // The length equals that of a slice in memory, so both counts fit into usize.
         let (offsets, rest) = body[16..].split_at(4 * (row_count as usize + 1));
         let (rows, weights) = rest.split_at(4 * pair_count as usize);
         let number = |four: &[u8]| u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
@@ -165,18 +169,18 @@ impl Neighbours {
     }
 }
 
-/// For each item key, its neighbours and their weights, best first.
+/// Neighbours of each item key with their weights, by descending weight.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct KeyedNeighbours(Neighbours);
 
 impl KeyedNeighbours {
-    /// The neighbours of an item, best first. Empty for an item that the table does not have.
+    /// Returns the neighbours of an item by descending weight. Empty for an unknown item.
     pub fn of(&self, key: ItemKey) -> impl Iterator<Item = (ItemKey, f32)> {
         let (keys, weights) = self.0.of(Row(key.0));
         keys.iter().copied().map(ItemKey).zip(weights.iter().copied())
     }
 
-    /// The weight of one neighbour of an item; 0 if it is not a neighbour.
+    /// Returns the weight of one neighbour of an item, or 0 if it is not a neighbour.
     pub fn weight(&self, key: ItemKey, neighbour: ItemKey) -> f32 {
         let (keys, weights) = self.0.of(Row(key.0));
         keys.iter().position(|key| *key == neighbour.0).map_or(0.0, |index| weights[index])
@@ -199,20 +203,20 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_come_best_first_and_add_up() {
+    fn weights_of_equal_pairs_add_up_and_the_greatest_come_first() {
         assert_eq!(table().of(Row(0)), ([1, 2].as_slice(), [6.0, 5.0].as_slice()));
         assert_eq!(table().of(Row(1)).0.len(), 0, "an item is not its own neighbour");
         assert_eq!(table().of(Row(99)).0.len(), 0);
     }
 
     #[test]
-    fn bytes_give_the_table_back() {
+    fn from_bytes_restores_the_table() {
         assert_eq!(Neighbours::from_bytes(&table().to_bytes()), Ok(table()));
         assert_eq!(Neighbours::from_bytes(&Neighbours::default().to_bytes()).unwrap().row_count(), 0);
     }
 
     #[test]
-    fn a_table_by_key_has_the_same_neighbours() {
+    fn by_key_keeps_neighbours_and_weights() {
         let by_key = table().by_key(&[7, 0, 3, 4].map(ItemKey));
         let of = |key: u32| by_key.of(ItemKey(key)).map(|(key, weight)| (key.0, weight)).collect::<Vec<_>>();
         assert_eq!(of(7), [(0, 6.0), (3, 5.0)]);
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_or_foreign_file_is_refused() {
+    fn truncated_bytes_are_an_error() {
         let bytes = table().to_bytes();
         for length in 0..bytes.len() {
             assert!(Neighbours::from_bytes(&bytes[..length]).is_err(), "{length} bytes");
@@ -232,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn changed_bytes_never_panic_and_never_point_outside(at in 0usize..80, value in any::<u8>()) {
+        fn corrupt_bytes_never_panic_and_never_yield_rows_out_of_range(at in 0usize..80, value in any::<u8>()) {
             let mut bytes = table().to_bytes();
             let at = at % bytes.len();
             bytes[at] = value;

@@ -1,20 +1,20 @@
-//! The catalogue's own vocabulary, and the word of it that a misspelled one most likely is.
+//! Spelling correction from the vocabulary of the catalogue.
 use ahash::AHashMap;
 use lodestone_core::text;
 
-/// A shorter word is not corrected, in characters: everything is one letter away from it.
+/// Minimum characters of a word that is corrected, because many words are one edit away from a shorter one.
 const CHARS_MIN: usize = 4;
-/// A word of so many characters may have two errors, a shorter one has one.
+/// Minimum characters of a word that may have two errors; a shorter word may have one.
 const TWO_ERRORS_CHARS_MIN: usize = 6;
-/// The shortest word that another may be corrected to, in characters.
+/// Minimum characters of a correction.
 const TARGET_CHARS_MIN: usize = 3;
-/// What an error costs, in units of the logarithm of the word's frequency.
+/// Cost of an error, in units of the logarithm of the word's frequency.
 const ERROR_COST: f32 = 4.0;
-/// What a wrong first letter costs on top: it is right most of the time.
+/// Additional cost of another first letter, because the first letter is rarely wrong.
 const FIRST_LETTER_COST: f32 = 2.0;
 
-/// Words as they are written, with how often. Numbers, codes (with a digit) and CJK are not words here: the nearest code is
-/// another product, and one CJK character away is another word.
+/// Words with their frequencies. Excludes numbers, codes (words with a digit) and CJK, because the closest code is
+/// another product, and a CJK word with one other character is another word.
 #[derive(Default)]
 pub(crate) struct Vocabulary {
     words: Vec<Word>,
@@ -22,7 +22,7 @@ pub(crate) struct Vocabulary {
 }
 
 struct Word {
-    /// The letters that the word has, each one of 32 bits; most words are refused by it alone.
+    /// Letters of the word, each hashed to one of 32 bits: a filter that rejects most words.
     letters: u32,
     char_count: u8,
     frequency: u32,
@@ -30,7 +30,7 @@ struct Word {
 }
 
 impl Vocabulary {
-    /// Adds each word of a text once.
+    /// Counts each distinct word of a text once.
     pub(crate) fn add(&mut self, mut words: Vec<String>) {
         words.sort_unstable();
         words.dedup();
@@ -47,10 +47,11 @@ impl Vocabulary {
         }
     }
 
-    /// The word that an unknown one most likely is: few errors (Damerau-Levenshtein: a letter changed, added, left out, or
-    /// two neighbours exchanged), right first letter, frequent. None for short words, codes and CJK, and where nothing is
-    /// near. O(words of the vocabulary), most of them refused by one look at two numbers.
-    pub(crate) fn nearest(&self, word: &str) -> Option<&str> {
+    /// Returns the most likely correction of an unknown word, by the logarithm of the frequency minus a cost for each
+    /// error (Damerau-Levenshtein: a letter changed, added or left out, or two neighbours exchanged) and for
+    /// another first letter. None for short words, codes and CJK, and if no word is close. O(vocabulary), but
+    /// comparing two numbers rejects most words.
+    pub(crate) fn correction(&self, word: &str) -> Option<&str> {
         let chars: Vec<char> = word.chars().collect();
         if chars.len() < CHARS_MIN || !is_plain(word) {
             return None;
@@ -79,7 +80,7 @@ impl Vocabulary {
     }
 }
 
-/// Letters of scripts with spaces and nothing else.
+/// Returns true if a word has only letters, none of them CJK.
 fn is_plain(word: &str) -> bool {
     word.chars().all(|c| c.is_alphabetic() && !text::is_cjk(c))
 }
@@ -88,7 +89,7 @@ fn letters(word: &str) -> u32 {
     word.chars().fold(0, |letters, c| letters | 1 << (c as u32 % 32))
 }
 
-/// The optimal string alignment distance, where it is at most `errors_max`.
+/// Returns the optimal string alignment distance if it is at most `errors_max`.
 fn errors_within(word: &[char], other: &str, errors_max: usize) -> Option<usize> {
     let other: Vec<char> = other.chars().collect();
     let mut rows = [vec![0; other.len() + 1], (0..=other.len()).collect::<Vec<usize>>(), vec![0; other.len() + 1]];
@@ -124,10 +125,10 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_and_then_the_most_frequent_word_is_meant() {
+    fn the_correction_is_close_and_frequent() {
         let known =
             vocabulary(&["Chocolate box", "chocolate tin", "Chocolates", "Café crème", "door", "floor mat", "moor"]);
-        for (typed, meant) in [
+        for (typed, correction) in [
             ("choclate", "chocolate"),
             ("chcoolate", "chocolate"),
             ("chocolattte", "chocolate"),
@@ -135,20 +136,20 @@ mod tests {
             ("dooor", "door"),
             ("creme", "creme"),
         ] {
-            assert_eq!(known.nearest(typed), Some(meant), "{typed}");
+            assert_eq!(known.correction(typed), Some(correction), "{typed}");
         }
-        assert_eq!(known.nearest("chxcxlxte"), None);
+        assert_eq!(known.correction("chxcxlxte"), None);
     }
 
     #[test]
-    fn codes_short_words_and_chinese_stay() {
+    fn codes_short_words_and_chinese_are_not_corrected() {
         let known = vocabulary(&["DCD780 drill", "cat box", "蓝色马克杯"]);
         for typed in ["dcd781", "cst", "马可杯", "1234", "", "🦆"] {
-            assert_eq!(known.nearest(typed), None, "{typed}");
+            assert_eq!(known.correction(typed), None, "{typed}");
         }
     }
 
-    /// The definition, without bounds and without saving rows.
+    /// Computes the distance by its recursive definition.
     fn errors(a: &[char], b: &[char]) -> usize {
         match (a, b) {
             ([], rest) | (rest, []) => rest.len(),
@@ -169,10 +170,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_distance_is_that_of_the_definition(a in "[abc]{0,6}", b in "[abc]{0,6}", most in 0usize..4) {
+        fn the_distance_matches_its_recursive_definition(a in "[abc]{0,6}", b in "[abc]{0,6}", most in 0usize..4) {
             let (chars, other): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-            let right = errors(&chars, &other);
-            prop_assert_eq!(errors_within(&chars, &b, most), Some(right).filter(|right| *right <= most));
+            let expected = errors(&chars, &other);
+            prop_assert_eq!(errors_within(&chars, &b, most), Some(expected).filter(|errors| *errors <= most));
         }
     }
 }

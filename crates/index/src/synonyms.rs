@@ -1,4 +1,4 @@
-//! Words that mean the same, as a shop lists them; `docs/search.md` describes the file.
+//! Synonyms of a shop; `docs/search.md` describes the file format.
 use ahash::AHashMap;
 use lodestone_core::text::{self, TokenKind};
 use std::{
@@ -6,25 +6,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Lines that a file may have.
+/// Maximum lines of a file.
 const LINES_MAX: usize = 100_000;
-/// Characters of a line.
+/// Maximum characters of a line.
 const LINE_CHARS_MAX: usize = 10_000;
-/// Terms of a line, on each side of its arrow.
+/// Maximum terms on each side of the arrow of a line.
 const TERMS_MAX: usize = 64;
-/// Words of a term.
+/// Maximum words of a term.
 const TERM_WORDS_MAX: usize = 8;
 
-/// What is searched for where a term is typed.
+/// The meanings of terms: the alternatives that are searched in place of a term.
 #[derive(Debug, Default, Clone)]
 pub struct Synonyms {
-    /// By the words of a term, joined as [`key`] does.
+    /// Meanings by the [`key`] of a term.
     by_term: AHashMap<String, Vec<Vec<String>>>,
-    /// Words of the longest term, at most.
+    /// Upper bound of the number of words of the longest term.
     longest: usize,
 }
 
-/// Why a file is no list of synonyms.
+/// The reason why a file of synonyms is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum SynonymsError {
     #[error("{path}: {source}")]
@@ -35,15 +35,15 @@ pub enum SynonymsError {
     TooLong { path: PathBuf, lines: usize },
 }
 
-/// What is wrong with a line.
+/// The mistake in a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SynonymsProblem {
     #[error("has {0} characters; the limit is {LINE_CHARS_MAX}")]
     LineTooLong(usize),
     #[error("has more than one `=>`")]
     TwoArrows,
-    #[error("has nothing to mean the same: write `a, b` or `a => b`")]
-    Alone,
+    #[error("has a single term: write `a, b` or `a => b`")]
+    SingleTerm,
     #[error("has an empty term; terms are separated by single commas")]
     EmptyTerm,
     #[error("has {0} terms on one side; the limit is {TERMS_MAX}")]
@@ -55,6 +55,7 @@ pub enum SynonymsProblem {
 }
 
 impl Synonyms {
+    /// Reads and parses a file.
     pub fn open(path: &Path) -> Result<Self, SynonymsError> {
         let text = fs::read_to_string(path).map_err(|source| SynonymsError::Io { path: path.to_owned(), source })?;
         Self::parse(&text).map_err(|error| match error {
@@ -63,9 +64,9 @@ impl Synonyms {
         })
     }
 
-    /// Parses lines `a, b, c` (each is searched for as all of them) and `a, b => c, d` (what is on the left is searched for
-    /// as what is on the right, and no longer as itself). A line of `#` is a comment. A term on several lines has all their
-    /// meanings.
+    /// Parses lines `a, b, c` (each term is searched as all of them) and `a, b => c, d` (a term on the left is searched
+    /// as the terms on the right and no longer as itself). A line that begins with `#` is a comment. A term on
+    /// several lines has all their meanings.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let lines = text.lines().count();
         if lines > LINES_MAX {
@@ -93,14 +94,14 @@ impl Synonyms {
             return Err(SynonymsProblem::TwoArrows);
         }
         if right.is_none() && left.len() < 2 {
-            return Err(SynonymsProblem::Alone);
+            return Err(SynonymsProblem::SingleTerm);
         }
         for term in &left {
-            // A CJK word may be cut into its characters.
+            // A CJK word may be split into its characters.
             let words = term.iter().map(|word| if word.starts_with(text::is_cjk) { word.chars().count() } else { 1 });
             self.longest = self.longest.max(words.sum());
             let meanings = self.by_term.entry(key(term)).or_default();
-            // What was typed comes first, so that it is what stands for the group.
+            // The typed term is the first alternative of its group.
             let own = right.is_none().then_some(term);
             for meaning in own.into_iter().chain(right.as_ref().unwrap_or(&left)) {
                 if !meanings.contains(meaning) {
@@ -115,18 +116,19 @@ impl Synonyms {
         self.by_term.is_empty()
     }
 
-    /// The longest term that `words` starts with: how many of the words it has, and what is searched for instead, each a
-    /// list of words.
+    /// Returns the longest term at the start of `words`: its number of words, and its meanings, each a list of words.
     pub fn longest_at(&self, words: &[&str]) -> Option<(usize, &[Vec<String>])> {
         let longest = words.len().min(self.longest);
         (1..=longest).rev().find_map(|count| Some((count, self.by_term.get(&key(&words[..count]))?.as_slice())))
     }
 }
 
-/// Why a text is no list of synonyms: the line, from 1, and what is wrong with it; or too many lines.
+/// The reason why a text of synonyms is rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ParseError {
+    /// The number of the line, from 1, and its mistake.
     Line(usize, SynonymsProblem),
+    /// The number of lines.
     TooLong(usize),
 }
 
@@ -138,7 +140,7 @@ fn terms(side: &str) -> Result<Vec<Vec<String>>, SynonymsProblem> {
     texts.into_iter().map(term).collect()
 }
 
-/// The words of a term as a query's are read.
+/// Tokenizes a term like a query.
 fn term(text: &str) -> Result<Vec<String>, SynonymsProblem> {
     if text.is_empty() {
         return Err(SynonymsProblem::EmptyTerm);
@@ -153,8 +155,8 @@ fn term(text: &str) -> Result<Vec<String>, SynonymsProblem> {
     }
 }
 
-/// Words as one text. The segmenter may cut the same Chinese characters differently in a longer text, so there is nothing
-/// between two of them.
+/// Joins words to the key of a term. There is no space between CJK words, because the segmenter may split the same
+/// characters differently in a longer text.
 fn key<T: AsRef<str>>(words: &[T]) -> String {
     let mut key = String::new();
     for word in words.iter().map(AsRef::as_ref) {
@@ -172,39 +174,39 @@ fn key<T: AsRef<str>>(words: &[T]) -> String {
 mod tests {
     use super::*;
 
-    fn found(synonyms: &Synonyms, words: &[&str]) -> Option<(usize, Vec<String>)> {
+    fn longest_at(synonyms: &Synonyms, words: &[&str]) -> Option<(usize, Vec<String>)> {
         let (count, meanings) = synonyms.longest_at(words)?;
         Some((count, meanings.iter().map(|words| words.join(" ")).collect()))
     }
 
     #[test]
-    fn equal_terms_mean_each_other_and_an_arrow_goes_one_way() {
+    fn comma_separated_terms_are_equivalent_and_an_arrow_is_directed() {
         let synonyms =
             Synonyms::parse("# colours\n\nsofa, couch, Settees\ntv stand => television table, cabinet\n").unwrap();
         let all = |first: &str, second: &str, third: &str| vec![first.to_owned(), second.to_owned(), third.to_owned()];
-        assert_eq!(found(&synonyms, &["couch", "blue"]), Some((1, all("couch", "sofa", "settee"))));
-        let (count, meanings) = found(&synonyms, &["tv", "stand"]).unwrap();
+        assert_eq!(longest_at(&synonyms, &["couch", "blue"]), Some((1, all("couch", "sofa", "settee"))));
+        let (count, meanings) = longest_at(&synonyms, &["tv", "stand"]).unwrap();
         assert_eq!((count, meanings.as_slice()), (2, &["television table".to_owned(), "cabinet".to_owned()][..]));
-        assert_eq!(found(&synonyms, &["tv"]), None);
-        assert_eq!(found(&synonyms, &["cabinet"]), None);
+        assert_eq!(longest_at(&synonyms, &["tv"]), None);
+        assert_eq!(longest_at(&synonyms, &["cabinet"]), None);
     }
 
     #[test]
-    fn chinese_terms_match_however_they_are_cut() {
+    fn chinese_terms_match_with_any_segmentation() {
         let synonyms = Synonyms::parse("马克杯，水杯, mug").unwrap();
         for words in [&["马克杯"][..], &["马克", "杯"]] {
-            let (count, meanings) = found(&synonyms, words).unwrap();
+            let (count, meanings) = longest_at(&synonyms, words).unwrap();
             assert_eq!(count, words.len());
             assert!(meanings.contains(&"mug".to_owned()));
         }
     }
 
     #[test]
-    fn a_wrong_line_is_named() {
+    fn an_invalid_line_is_reported_with_its_number() {
         use SynonymsProblem::*;
         for (text, line, problem) in [
             ("a, b\na => b => c", 2, TwoArrows),
-            ("alone", 1, Alone),
+            ("alone", 1, SingleTerm),
             ("a,,b", 1, EmptyTerm),
             ("a =>", 1, EmptyTerm),
             ("=> b", 1, EmptyTerm),

@@ -1,11 +1,11 @@
-//! The frozen graph against the exact scan: recall, filters, equal vectors, vectors of any length, files.
+//! Tests of the frozen graph against the exact scan: recall, filters, equal vectors, vectors of any length, files.
 use lodestone_core::ids::Row;
 use lodestone_index::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy, VectorIndex, dot};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{collections::HashSet, fs, sync::Arc};
 
-/// Vectors around the same centres for every seed; of length 1, or of any.
+/// Returns vectors around centres that do not depend on the seed. Their lengths are 1 if `unit`, otherwise different.
 fn vectors(count: usize, dimensions: usize, unit: bool, seed: u64) -> Vec<f32> {
     let draw = |scale: f32, random: &mut StdRng| -> Vec<f32> {
         (0..dimensions).map(|_| (random.random::<f32>() + random.random::<f32>() - 1.0) * scale).collect()
@@ -49,7 +49,7 @@ fn exact(
 
 fn recall(found: &[(Row, f32)], truth: &[(Row, f32)]) -> f64 {
     let rows: HashSet<Row> = found.iter().map(|(row, _)| *row).collect();
-    assert_eq!(rows.len(), found.len(), "a row came twice");
+    assert_eq!(rows.len(), found.len(), "a row occurs twice");
     truth.iter().filter(|(row, _)| rows.contains(row)).count() as f64 / truth.len().max(1) as f64
 }
 
@@ -77,9 +77,9 @@ fn filters_keep_recall_at_every_selectivity() {
     let values = vectors(20_000, DIMENSIONS, true, 3);
     let index = built(&values, DIMENSIONS);
     let queries = vectors(30, DIMENSIONS, true, 4);
-    let mut ways = HashSet::new();
+    let mut strategies = HashSet::new();
     for share in [1, 20, 200, 2_000, 10_000, 15_000, 20_000usize] {
-        // Spread, and all on the side of one vector.
+        // Eligible rows are spread, or the nearest to one vector.
         let mut near: Vec<u32> = (0..20_000).collect();
         let of = |row: &u32| &values[*row as usize * DIMENSIONS..][..DIMENSIONS];
         near.sort_by(|a, b| dot(of(b), of(&0)).total_cmp(&dot(of(a), of(&0))));
@@ -90,18 +90,19 @@ fn filters_keep_recall_at_every_selectivity() {
             let is_kept = |row: u32| bits[row as usize / 64] >> (row % 64) & 1 == 1;
             let (mut found, mut recalls) = (Vec::new(), 0.0);
             for query in queries.chunks_exact(DIMENSIONS) {
-                ways.insert(format!("{:?}", index.search_eligible(query, 20, 100, &bits, kept.len(), &mut found)));
-                assert!(found.iter().all(|(row, _)| is_kept(row.0)), "a row came that may not be shown");
+                strategies
+                    .insert(format!("{:?}", index.search_eligible(query, 20, 100, &bits, kept.len(), &mut found)));
+                assert!(found.iter().all(|(row, _)| is_kept(row.0)), "a row is not eligible");
                 recalls += recall(&found, &exact(&values, DIMENSIONS, query, 20, is_kept)) / 30.0;
             }
             assert!(recalls >= 0.98, "{share} of 20,000: recall {recalls}");
         }
     }
-    assert_eq!(ways.len(), 3, "each way was taken: {ways:?}");
+    assert_eq!(strategies.len(), 3, "not each strategy was used: {strategies:?}");
 }
 
 #[test]
-fn equal_vectors_are_all_found_and_hide_nobody() {
+fn equal_vectors_are_all_found_and_do_not_hide_others() {
     let mut values = vectors(1000, 16, true, 5);
     let copy = values[..16].to_vec();
     (0..300).for_each(|_| values.extend_from_slice(&copy));
@@ -117,7 +118,7 @@ fn equal_vectors_are_all_found_and_hide_nobody() {
 }
 
 #[test]
-fn coarser_vectors_keep_recall_and_take_less() {
+fn lower_precisions_keep_recall_and_take_less_memory() {
     const DIMENSIONS: usize = 100;
     let values = vectors(8000, DIMENSIONS, false, 11);
     let queries = vectors(100, DIMENSIONS, true, 12);
@@ -133,13 +134,13 @@ fn coarser_vectors_keep_recall_and_take_less() {
             .chunks_exact(DIMENSIONS)
             .map(|query| recall(&index.search(query, 50, 120), &exact(&values, DIMENSIONS, query, 50, |_| true)))
             .sum();
-        let due = if precision == Precision::Int8 { 0.95 } else { 0.98 };
-        assert!(recalls / 100.0 >= due, "{precision:?}: recall {}", recalls / 100.0);
+        let required = if precision == Precision::Int8 { 0.95 } else { 0.98 };
+        assert!(recalls / 100.0 >= required, "{precision:?}: recall {}", recalls / 100.0);
         for row in [0usize, 17, 7999] {
-            let kept = index.vector(Row(row as u32)).unwrap();
+            let stored = index.vector(Row(row as u32)).unwrap();
             let own = &values[row * DIMENSIONS..][..DIMENSIONS];
             let error = if precision == Precision::Int8 { 3e-2 } else { 2e-3 };
-            assert!(kept.iter().zip(own).all(|(a, b)| (a - b).abs() < error), "{precision:?}: {kept:?} of {own:?}");
+            assert!(stored.iter().zip(own).all(|(a, b)| (a - b).abs() < error), "{precision:?}: {stored:?} of {own:?}");
         }
         sizes.push(index.bytes_per_row().1);
     }
@@ -147,7 +148,7 @@ fn coarser_vectors_keep_recall_and_take_less() {
 }
 
 #[test]
-fn recall_does_not_rot_when_half_of_the_items_are_replaced() {
+fn recall_does_not_degrade_when_half_of_the_items_are_replaced() {
     const DIMENSIONS: usize = 64;
     const ROWS: usize = 12_000;
     // Rows 0 to 6,000 are replaced by the rows from 12,000 on.
@@ -165,7 +166,7 @@ fn recall_does_not_rot_when_half_of_the_items_are_replaced() {
     let measured = |index: &VectorIndex| {
         let recalls = queries.chunks_exact(DIMENSIONS).map(|query| {
             let (found, _) = index.search(query, 100, &bits, of);
-            assert!(found.iter().all(|(row, _)| is_alive(row.0)), "a replaced row came");
+            assert!(found.iter().all(|(row, _)| is_alive(row.0)), "a replaced row was returned");
             recall(&found, &exact(&values, DIMENSIONS, query, 100, is_alive))
         });
         recalls.sum::<f64>() / 200.0
@@ -173,7 +174,7 @@ fn recall_does_not_rot_when_half_of_the_items_are_replaced() {
     assert!(index.wants_merge(ROWS), "6,000 live and 6,000 dead rows of 12,000");
     let spread = measured(&index);
 
-    // The last row comes while the graph is built.
+    // The last row is added while the graph is built.
     let (last, others) = alive.split_last().unwrap();
     let frozen = index.freeze(others, last.index(), of).unwrap();
     index.replace(frozen, &[(*last, of(*last))]).unwrap();
@@ -195,7 +196,7 @@ fn recall_does_not_rot_when_half_of_the_items_are_replaced() {
 }
 
 #[test]
-fn one_thread_and_one_seed_build_one_index() {
+fn builds_on_one_thread_with_the_same_seed_are_identical() {
     let values = vectors(3000, 24, true, 6);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -208,7 +209,7 @@ fn one_thread_and_one_seed_build_one_index() {
 }
 
 #[test]
-fn a_written_index_answers_as_before() {
+fn an_opened_index_returns_the_same_results() {
     let values = vectors(2000, 40, false, 7);
     let index = built(&values, 40);
     let directory = tempfile::tempdir().unwrap();
@@ -221,7 +222,7 @@ fn a_written_index_answers_as_before() {
 }
 
 #[test]
-fn vectors_that_cannot_be_indexed_are_named() {
+fn invalid_vectors_and_parameters_are_errors() {
     let mut values = vectors(10, 8, true, 9);
     values[8 * 3 + 5] = f32::NAN;
     let error = |values: &[f32], dimensions, m| {
@@ -241,16 +242,16 @@ fn vectors_that_cannot_be_indexed_are_named() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever is wrong with a file, opening gives an error or an index that can be asked; nothing reads beyond it.
+    /// Opening a corrupt file returns an error, or an index whose searches stay within the file.
     #[test]
-    fn a_damaged_file_never_breaks_the_process(changes in prop::collection::vec((any::<u32>(), any::<u8>()), 1..4), cut in any::<u32>()) {
+    fn a_corrupt_file_is_an_error_or_a_searchable_index(changes in prop::collection::vec((any::<u32>(), any::<u8>()), 1..4), cut in any::<u32>()) {
         let values = vectors(300, 8, true, 10);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("index");
         built(&values, 8).write(&path).unwrap();
         let mut bytes = fs::read(&path).unwrap();
         for (at, byte) in changes {
-            // The header and what leads somewhere are hit more often than the vectors.
+            // Half of the changes are in the header and the layer sizes.
             let at = if at % 2 == 0 { at as usize % 200 } else { at as usize % bytes.len() };
             bytes[at] = byte;
         }
@@ -263,8 +264,8 @@ proptest! {
                 let query = vec![0.5; index.dimensions()];
                 let _ = index.search(&query, 10, 50);
                 let mut found = Vec::new();
-                let way = index.search_eligible(&query, 10, 50, &[u64::MAX; 4], 256, &mut found);
-                prop_assert!(matches!(way, SearchStrategy::Scan | SearchStrategy::Walk | SearchStrategy::WidenedWalk));
+                let strategy = index.search_eligible(&query, 10, 50, &[u64::MAX; 4], 256, &mut found);
+                prop_assert!(matches!(strategy, SearchStrategy::Scan | SearchStrategy::Walk | SearchStrategy::WidenedWalk));
             }
             Err(FileError::Format { problem, .. }) => prop_assert!(!problem.is_empty()),
             Err(error) => prop_assert!(bytes.is_empty(), "{}", error),

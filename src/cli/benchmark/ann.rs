@@ -1,6 +1,7 @@
 //! benchmark ann
 use crate::cli::matrix::Matrix;
 use anyhow::{Context, bail, ensure};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use lodestone_core::{bits, ids::Row};
 use lodestone_index::{BuildConfig, FrozenGraph, Precision, SearchStrategy, dot};
@@ -36,8 +37,8 @@ pub(crate) struct AnnArgs {
     m: usize,
     #[arg(long, value_name = "N", default_value_t = 200)]
     ef_construction: usize,
-    /// How the vectors are kept for the exact score.
-    #[arg(long, value_enum, default_value = "f32")]
+    /// Precision of the stored vectors, from which exact scores are computed.
+    #[arg(long, value_parser = precision_parser(), default_value = "f32")]
     precision: Precision,
     /// Threads of the build. Default: one for each core.
     #[arg(long, value_name = "N")]
@@ -128,6 +129,18 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// Parses the name of a precision. The help lists the names with their meanings.
+fn precision_parser() -> impl TypedValueParser<Value = Precision> {
+    let help = |precision| match precision {
+        Precision::F32 => "32-bit floats: 4 bytes per number",
+        Precision::F16 => "16-bit floats: 2 bytes per number; numbers beyond ±65,504 are clipped",
+        Precision::Int12 => "Fixed point of 12 bits: half a byte per number in addition to the code",
+        Precision::Int8 => "The code alone; sufficient for hundreds of dimensions",
+    };
+    let values = Precision::ALL.map(|precision| PossibleValue::new(precision.name()).help(help(precision)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Precision>())
 }
 
 pub(super) fn ann(args: AnnArgs) -> anyhow::Result<()> {

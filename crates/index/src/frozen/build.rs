@@ -1,9 +1,13 @@
-//! Building the graph (HNSW, Malkov and Yashunin 2018) over codes, on all threads of the rayon pool.
+//! Parallel construction of an HNSW graph (Malkov and Yashunin 2018) over codes, on the current rayon pool.
+//!
+//! A *point* is a distinct vector. A *node* is a point on one layer: its index among the points of that layer. On the
+//! lowest layer, which has all points, node and point are equal.
 use super::{
     codes::{Quantizer, ZERO, signed},
+    ids::NONE,
     values::Precision,
 };
-use crate::kernels::{Codes, Instructions, prefetch, with_codes};
+use crate::kernels::{Codes, InstructionSet, prefetch, with_codes};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::{
@@ -11,22 +15,22 @@ use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-/// No neighbour.
-pub(super) const NONE: u32 = u32::MAX;
-/// Points that are inserted one after the other before others join: the first ones do not see each other when they come
-/// at once.
+/// Points that are inserted sequentially before parallel inserts begin, because the first points do not see each other
+/// if they are inserted concurrently.
 const FIRST_POINTS: usize = 1000;
+/// Number of mutexes that the nodes share.
 const LOCKS: usize = 1 << 14;
 
-/// How a graph is built.
+/// Parameters of a frozen graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BuildConfig {
-    /// Neighbours of a point; twice as many in the lowest layer. 2 to 64.
+    /// Maximum neighbours of a node; twice as many in the lowest layer. 2 to 64.
     pub m: usize,
-    /// Width of the search for neighbours. At least `m`.
+    /// Width of the neighbour search of an insert. At least `m`.
     pub ef_construction: usize,
+    /// Seed of the points' levels.
     pub seed: u64,
-    /// Of the vectors for the exact score.
+    /// Precision of the stored vectors, from which exact scores are computed.
     pub precision: Precision,
 }
 
@@ -39,52 +43,56 @@ impl Default for BuildConfig {
 /// A layer above the lowest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct UpperLayer {
-    /// The points of the layer.
+    /// `[nodes]`: the point of each node.
     pub points: Vec<u32>,
-    /// By place in `points`: the place in the layer below (in the lowest, the point itself).
+    /// `[nodes]`: the node of the same point in the layer below.
     pub below: Vec<u32>,
-    /// `[points × m]`: places in `points`, then [`NONE`].
+    /// `[nodes × m]`: the neighbours of each node, padded with [`NONE`].
     pub links: Vec<u32>,
 }
 
-/// A graph in the making and when it is done: neighbours of each point, in flat arrays.
+/// A complete graph in flat arrays.
 pub(super) struct Built {
-    /// `[points × 2m]`, then [`NONE`].
+    /// `[points × 2m]`: the neighbours of each point in the lowest layer, padded with [`NONE`].
     pub links: Vec<u32>,
-    /// The lowest of them first.
+    /// Layers above the lowest, in ascending order.
     pub upper: Vec<UpperLayer>,
 }
 
-/// What is known of the points while they are linked.
+/// A graph under construction.
 struct Builder<'a> {
     config: BuildConfig,
+    /// `[points × length]`.
     codes: &'a [u8],
     length: usize,
-    /// By point: the sum of its signed bytes, which the products of unsigned by signed bytes hold 128 times too often.
+    /// By point: the sum of its signed bytes. Products of unsigned by signed bytes exceed the inner product by 128
+    /// times it.
     sums: Vec<i32>,
-    /// By point: what makes all vectors equally long (Bachrach et al. 2014), in steps; empty where they are.
+    /// By point: the component that makes all vectors equally long (Bachrach et al. 2014), in steps; empty if they
+    /// are.
     extras: Vec<f32>,
-    instructions: Instructions,
-    /// By layer: `[points of the layer × width]`.
+    instructions: InstructionSet,
+    /// By layer: `[nodes × width]`.
     links: Vec<Vec<AtomicU32>>,
-    /// By layer: the point of each place; the lowest layer has all.
+    /// By layer above the lowest: the point of each node.
     points: Vec<Vec<u32>>,
-    /// By layer above the lowest: the place in the layer below.
+    /// By layer above the lowest: the node of the same point in the layer below.
     below: Vec<Vec<u32>>,
-    /// By point: its highest layer and its place there.
+    /// By point: its highest layer and its node there.
     tops: Vec<(u8, u32)>,
     locks: Vec<Mutex<()>>,
-    /// The highest layer in use and the place where walks begin.
+    /// The highest layer in use and the node from which searches start.
     entry: Mutex<(usize, u32)>,
 }
 
 /// Buffers of one thread.
 #[derive(Default)]
 struct Scratch {
+    /// One bit for each node of a layer.
     visited: Vec<u64>,
     query: Vec<i8>,
     other: Vec<i8>,
-    near: Vec<Near>,
+    candidates: Vec<Candidate>,
     fresh: Vec<u32>,
     fresh_points: Vec<u32>,
     dots: Vec<i32>,
@@ -94,16 +102,16 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// A place of a layer and how near it is: greater is nearer.
+/// A node of a layer with its similarity to the inserted point.
 #[derive(Clone, Copy, PartialEq)]
-struct Near {
+struct Candidate {
     similarity: f32,
-    place: u32,
+    node: u32,
     expanded: bool,
 }
 
-/// Links the points of `codes`, `[points × length]`. `extras` is empty or has one number for each point. `progress` gets
-/// the points that are done.
+/// Builds the graph over `codes`, `[points × length]`. `extras` is empty or has one number for each point. Calls
+/// `progress` with the number of points that are inserted.
 pub(super) fn build(
     quantizer: &Quantizer,
     codes: &[u8],
@@ -132,7 +140,7 @@ pub(super) fn build(
     builder.finish()
 }
 
-/// A number that is as good as random, the same for the same point and seed (splitmix64).
+/// Returns a pseudorandom number that depends on the point and the seed only (splitmix64).
 fn random(point: u64, seed: u64) -> u64 {
     let mut x = point.wrapping_add(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_add(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -151,22 +159,22 @@ impl<'a> Builder<'a> {
         let mut tops = Vec::with_capacity(count);
         for point in 0..count {
             let top = level(point);
-            let mut place = point as u32;
+            let mut node = point as u32;
             for layer in 1..=top {
                 if points.len() == layer {
                     points.push(Vec::new());
                     below.push(Vec::new());
                 }
-                below[layer].push(place);
-                place = points[layer].len() as u32;
+                below[layer].push(node);
+                node = points[layer].len() as u32;
                 points[layer].push(point as u32);
             }
-            tops.push((top as u8, place));
+            tops.push((top as u8, node));
         }
         let links = (0..points.len())
             .map(|layer| {
-                let places = if layer == 0 { count } else { points[layer].len() };
-                (0..places * width(config, layer)).map(|_| AtomicU32::new(NONE)).collect()
+                let nodes = if layer == 0 { count } else { points[layer].len() };
+                (0..nodes * width(config, layer)).map(|_| AtomicU32::new(NONE)).collect()
             })
             .collect();
         let sums = codes.par_chunks(length).map(|code| code.iter().map(|byte| i32::from(*byte) - 128).sum()).collect();
@@ -176,11 +184,11 @@ impl<'a> Builder<'a> {
             length,
             sums,
             extras,
-            instructions: Instructions::of_this_machine(),
+            instructions: InstructionSet::detect(),
             links,
             points,
             below,
-            entry: Mutex::new(tops.first().map_or((0, NONE), |(top, place)| (*top as usize, *place))),
+            entry: Mutex::new(tops.first().map_or((0, NONE), |(top, node)| (*top as usize, *node))),
             tops,
             locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
         }
@@ -190,30 +198,31 @@ impl<'a> Builder<'a> {
         &self.codes[point as usize * self.length..][..self.length]
     }
 
-    fn point(&self, layer: usize, place: u32) -> u32 {
-        if layer == 0 { place } else { self.points[layer][place as usize] }
+    fn point(&self, layer: usize, node: u32) -> u32 {
+        if layer == 0 { node } else { self.points[layer][node as usize] }
     }
 
-    fn links_of(&self, layer: usize, place: u32) -> &[AtomicU32] {
+    fn links_of(&self, layer: usize, node: u32) -> &[AtomicU32] {
         let width = width(self.config, layer);
-        &self.links[layer][place as usize * width..][..width]
+        &self.links[layer][node as usize * width..][..width]
     }
 
-    fn lock(&self, layer: usize, place: u32) -> &Mutex<()> {
-        &self.locks[(place as usize * 31 + layer) % LOCKS]
+    fn lock(&self, layer: usize, node: u32) -> &Mutex<()> {
+        &self.locks[(node as usize * 31 + layer) % LOCKS]
     }
 
-    /// Inner products, in squared steps, of the point whose signed code is `query` with others.
+    /// Computes the inner products, in squared steps, of the point `of`, whose signed code is `query`, with `points`.
+    /// Calls `each` with the index of each point in `points` and its inner product.
     fn similarities(
         &self,
         query: &[i8],
         of: u32,
         points: &[u32],
         dots: &mut Vec<i32>,
-        mut give: impl FnMut(usize, f32),
+        mut each: impl FnMut(usize, f32),
     ) {
         dots.resize(points.len(), 0);
-        // SAFETY: points are below the count of the codes.
+        // SAFETY: `points` are points of the graph, each of which has a code; `dots` is as long as `points`.
         with_codes!(self.instructions, |C| unsafe { C::dots(query, self.codes.as_ptr(), points, dots) });
         let excess = i32::from(ZERO) * self.sums[of as usize];
         for (at, (dot, point)) in dots.iter().zip(points).enumerate() {
@@ -221,14 +230,15 @@ impl<'a> Builder<'a> {
             if !self.extras.is_empty() {
                 similarity += self.extras[of as usize] * self.extras[*point as usize];
             }
-            give(at, similarity);
+            each(at, similarity);
         }
     }
 
+    /// Inserts a point on each of its layers (the paper's algorithm 1).
     fn insert(&self, point: u32, scratch: &mut Scratch) {
-        let (top, place) = (self.tops[point as usize].0 as usize, self.tops[point as usize].1);
+        let (top, node) = (self.tops[point as usize].0 as usize, self.tops[point as usize].1);
         let (entry_layer, entry) = *self.entry.lock();
-        if entry == place && entry_layer == top {
+        if entry == node && entry_layer == top {
             return;
         }
         scratch.query.resize(self.length, 0);
@@ -238,16 +248,16 @@ impl<'a> Builder<'a> {
         for layer in (top + 1..=entry_layer).rev() {
             start = self.below[layer][self.nearest(point, &query, layer, start, scratch) as usize];
         }
-        // The place of this point on each layer, from its highest down.
-        let mut own = place;
+        // The node of this point on each layer, from its highest down.
+        let mut own = node;
         for layer in (0..=top).rev() {
             if layer <= entry_layer {
                 self.search(point, &query, layer, start, own, scratch);
-                let near = std::mem::take(&mut scratch.near);
-                let chosen = self.choose(&near, layer, self.config.m, scratch);
-                self.link(layer, own, &chosen, scratch);
-                start = near.first().map_or(start, |near| near.place);
-                scratch.near = near;
+                let candidates = std::mem::take(&mut scratch.candidates);
+                let selected = self.select(&candidates, layer, self.config.m, scratch);
+                self.link(layer, own, &selected, scratch);
+                start = candidates.first().map_or(start, |nearest| nearest.node);
+                scratch.candidates = candidates;
                 if layer > 0 {
                     start = self.below[layer][start as usize];
                 }
@@ -259,15 +269,15 @@ impl<'a> Builder<'a> {
         scratch.query = query;
         let mut entry = self.entry.lock();
         if top > entry.0 {
-            *entry = (top, place);
+            *entry = (top, node);
         }
     }
 
-    /// The nearest place that steps to ever nearer neighbours lead to.
+    /// Returns the node at which a greedy search from `start` ends.
     fn nearest(&self, of: u32, query: &[i8], layer: usize, start: u32, scratch: &mut Scratch) -> u32 {
-        let mut best = Near { similarity: f32::MIN, place: start, expanded: false };
+        let mut best = Candidate { similarity: f32::MIN, node: start, expanded: false };
         loop {
-            let from = best.place;
+            let from = best.node;
             let Scratch { fresh, fresh_points, dots, .. } = scratch;
             fresh.clear();
             fresh.push(from);
@@ -275,120 +285,123 @@ impl<'a> Builder<'a> {
                 self.links_of(layer, from).iter().map(|link| link.load(Relaxed)).take_while(|link| *link != NONE),
             );
             fresh_points.clear();
-            fresh_points.extend(fresh.iter().map(|place| self.point(layer, *place)));
+            fresh_points.extend(fresh.iter().map(|node| self.point(layer, *node)));
             self.similarities(query, of, fresh_points, dots, |at, similarity| {
                 if similarity > best.similarity {
-                    best = Near { similarity, place: fresh[at], expanded: false };
+                    best = Candidate { similarity, node: fresh[at], expanded: false };
                 }
             });
-            if best.place == from {
+            if best.node == from {
                 return from;
             }
         }
     }
 
-    /// The nearest places of a layer into `scratch.near`, nearest first. `own` is not among them.
+    /// Searches a layer with width `ef_construction` (the paper's algorithm 2) and writes the result to
+    /// `scratch.candidates`, nearest first, without `own`.
     fn search(&self, of: u32, query: &[i8], layer: usize, start: u32, own: u32, scratch: &mut Scratch) {
-        let Scratch { visited, near, fresh, fresh_points, dots, .. } = scratch;
-        let places = if layer == 0 { self.tops.len() } else { self.points[layer].len() };
+        let Scratch { visited, candidates, fresh, fresh_points, dots, .. } = scratch;
+        let nodes = if layer == 0 { self.tops.len() } else { self.points[layer].len() };
         visited.clear();
-        visited.resize(places.div_ceil(64), 0);
-        let visit = |place: u32, visited: &mut Vec<u64>| {
-            let (word, bit) = (place as usize / 64, 1u64 << (place % 64));
+        visited.resize(nodes.div_ceil(64), 0);
+        let visit = |node: u32, visited: &mut Vec<u64>| {
+            let (word, bit) = (node as usize / 64, 1u64 << (node % 64));
             let new = visited[word] & bit == 0;
             visited[word] |= bit;
             new
         };
         let ef = self.config.ef_construction;
-        near.clear();
+        candidates.clear();
         visit(own, visited);
         visit(start, visited);
         self.similarities(query, of, &[self.point(layer, start)], dots, |_, similarity| {
-            near.push(Near { similarity, place: start, expanded: false });
+            candidates.push(Candidate { similarity, node: start, expanded: false });
         });
         let mut cursor = 0;
-        while cursor < near.len() {
-            near[cursor].expanded = true;
-            let from = near[cursor].place;
+        while cursor < candidates.len() {
+            candidates[cursor].expanded = true;
+            let from = candidates[cursor].node;
             fresh.clear();
             fresh_points.clear();
             for link in self.links_of(layer, from) {
-                let place = link.load(Relaxed);
-                if place == NONE {
+                let node = link.load(Relaxed);
+                if node == NONE {
                     break;
                 }
-                if visit(place, visited) {
-                    let point = self.point(layer, place);
+                if visit(node, visited) {
+                    let point = self.point(layer, node);
                     prefetch(self.codes[point as usize * self.length..].as_ptr());
-                    fresh.push(place);
+                    fresh.push(node);
                     fresh_points.push(point);
                 }
             }
             let mut lowest = cursor + 1;
             self.similarities(query, of, fresh_points, dots, |at, similarity| {
-                if near.len() == ef {
-                    if near[ef - 1].similarity >= similarity {
+                if candidates.len() == ef {
+                    if candidates[ef - 1].similarity >= similarity {
                         return;
                     }
-                    near.pop();
+                    candidates.pop();
                 }
-                let at_rank = near.partition_point(|other| other.similarity >= similarity);
-                near.insert(at_rank, Near { similarity, place: fresh[at], expanded: false });
+                let at_rank = candidates.partition_point(|other| other.similarity >= similarity);
+                candidates.insert(at_rank, Candidate { similarity, node: fresh[at], expanded: false });
                 lowest = lowest.min(at_rank);
             });
             cursor = lowest;
-            while cursor < near.len() && near[cursor].expanded {
+            while cursor < candidates.len() && candidates[cursor].expanded {
                 cursor += 1;
             }
-            if let Some(next) = near.get(cursor) {
-                prefetch(self.links_of(layer, next.place).as_ptr().cast());
+            if let Some(next) = candidates.get(cursor) {
+                prefetch(self.links_of(layer, next.node).as_ptr().cast());
             }
         }
     }
 
-    /// Of the nearest, nearest first, those that are nearer to the point than to any that was chosen before: neighbours in
-    /// all directions (the paper's algorithm 4). At most `count`.
-    fn choose(&self, near: &[Near], layer: usize, count: usize, scratch: &mut Scratch) -> Vec<Near> {
+    /// Selects at most `count` diverse neighbours from candidates that are sorted nearest first: each is nearer to the
+    /// point than to any neighbour selected before (the heuristic of the paper's algorithm 4).
+    fn select(&self, candidates: &[Candidate], layer: usize, count: usize, scratch: &mut Scratch) -> Vec<Candidate> {
         let Scratch { other, dots, .. } = scratch;
         other.resize(self.length, 0);
-        let mut chosen: Vec<Near> = Vec::with_capacity(count);
-        let mut chosen_points: Vec<u32> = Vec::with_capacity(count);
-        for candidate in near {
-            if chosen.len() == count {
+        let mut selected: Vec<Candidate> = Vec::with_capacity(count);
+        let mut selected_points: Vec<u32> = Vec::with_capacity(count);
+        for candidate in candidates {
+            if selected.len() == count {
                 break;
             }
-            let point = self.point(layer, candidate.place);
+            let point = self.point(layer, candidate.node);
             signed(self.code(point), other);
             let mut hidden = false;
-            self.similarities(other, point, &chosen_points, dots, |_, similarity| {
+            self.similarities(other, point, &selected_points, dots, |_, similarity| {
                 hidden |= similarity > candidate.similarity;
             });
             if !hidden {
-                chosen.push(*candidate);
-                chosen_points.push(point);
+                selected.push(*candidate);
+                selected_points.push(point);
             }
         }
-        chosen
+        selected
     }
 
-    /// Links a place with its neighbours, both ways.
-    fn link(&self, layer: usize, own: u32, chosen: &[Near], scratch: &mut Scratch) {
+    /// Links a node with its neighbours, in both directions.
+    fn link(&self, layer: usize, own: u32, selected: &[Candidate], scratch: &mut Scratch) {
         {
             let _guard = self.lock(layer, own).lock();
             let links = self.links_of(layer, own);
-            // Others may have linked to this place already; they keep a way in through their own links.
+            // Other threads may have linked to this node already. Overwriting loses only links from this node to
+            // theirs; their own links stay.
             for (at, link) in links.iter().enumerate() {
-                link.store(chosen.get(at).map_or(NONE, |near| near.place), Relaxed);
+                link.store(selected.get(at).map_or(NONE, |neighbour| neighbour.node), Relaxed);
             }
         }
-        for near in chosen {
-            let _guard = self.lock(layer, near.place).lock();
-            self.link_back(layer, near, own, scratch);
+        for neighbour in selected {
+            let _guard = self.lock(layer, neighbour.node).lock();
+            self.link_back(layer, neighbour, own, scratch);
         }
     }
 
-    fn link_back(&self, layer: usize, to: &Near, own: u32, scratch: &mut Scratch) {
-        let links = self.links_of(layer, to.place);
+    /// Adds the link from a neighbour to `own`. If the neighbour has no free slot, it selects its neighbours again.
+    fn link_back(&self, layer: usize, neighbour: &Candidate, own: u32, scratch: &mut Scratch) {
+        let links = self.links_of(layer, neighbour.node);
         let mut known: Vec<u32> = Vec::with_capacity(links.len() + 1);
         for link in links {
             match link.load(Relaxed) {
@@ -396,25 +409,24 @@ impl<'a> Builder<'a> {
                     link.store(own, Relaxed);
                     return;
                 }
-                place if place == own => return,
-                place => known.push(place),
+                node if node == own => return,
+                node => known.push(node),
             }
         }
-        // Full: the best of all stay.
-        let point = self.point(layer, to.place);
-        let points: Vec<u32> = known.iter().map(|place| self.point(layer, *place)).collect();
-        let mut all: Vec<Near> = vec![Near { similarity: to.similarity, place: own, expanded: false }];
+        let point = self.point(layer, neighbour.node);
+        let points: Vec<u32> = known.iter().map(|node| self.point(layer, *node)).collect();
+        let mut all: Vec<Candidate> = vec![Candidate { similarity: neighbour.similarity, node: own, expanded: false }];
         let mut query = std::mem::take(&mut scratch.other);
         query.resize(self.length, 0);
         signed(self.code(point), &mut query);
         self.similarities(&query, point, &points, &mut scratch.dots, |at, similarity| {
-            all.push(Near { similarity, place: known[at], expanded: false });
+            all.push(Candidate { similarity, node: known[at], expanded: false });
         });
         scratch.other = query;
         all.sort_unstable_by(|a, b| b.similarity.total_cmp(&a.similarity));
-        let chosen = self.choose(&all, layer, links.len(), scratch);
+        let selected = self.select(&all, layer, links.len(), scratch);
         for (at, link) in links.iter().enumerate() {
-            link.store(chosen.get(at).map_or(NONE, |near| near.place), Relaxed);
+            link.store(selected.get(at).map_or(NONE, |neighbour| neighbour.node), Relaxed);
         }
     }
 
@@ -432,7 +444,7 @@ impl<'a> Builder<'a> {
             });
         }
         upper.reverse();
-        // Walks begin at the first place of the highest layer.
+        // Searches start at the first node of the highest layer.
         if let Some(last) = upper.last_mut() {
             last.begin_at(entry, self.config.m);
         }
@@ -441,7 +453,7 @@ impl<'a> Builder<'a> {
 }
 
 impl UpperLayer {
-    /// Swaps a place with the first.
+    /// Swaps a node with the first.
     fn begin_at(&mut self, entry: u32, m: usize) {
         let entry = entry as usize;
         self.points.swap(0, entry);
@@ -460,7 +472,7 @@ impl UpperLayer {
     }
 }
 
-/// Neighbours that a place of a layer has at most.
+/// Maximum number of neighbours of a node.
 pub(super) fn width(config: BuildConfig, layer: usize) -> usize {
     if layer == 0 { config.m * 2 } else { config.m }
 }

@@ -1,65 +1,43 @@
-//! The index on disk, mapped into memory as it is.
+//! The file format of a frozen graph, which is mapped into memory without conversion.
+//!
+//! A file is a header, then arrays, each at a multiple of 64 bytes; all numbers are little endian. The header is the
+//! magic, [`HEADER_NUMBERS`] numbers of 8 bytes, and the number of nodes of each upper layer. The arrays are codes,
+//! vectors, links of the lowest layer, rows, first rows, and for each upper layer points, nodes below and links.
 use super::{
     FrozenGraph,
-    build::{NONE, UpperLayer},
+    build::UpperLayer,
     codes::Quantizer,
-    ids::{self, Ids},
+    ids::{self, Ids, NONE},
+    storage::Slice,
     values::{Precision, Values},
 };
+use crate::kernels::InstructionSet;
 use memmap2::Mmap;
 use std::{
     fs::File,
     io::{self, BufWriter, Write},
     marker::PhantomData,
-    ops::Deref,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 const MAGIC: &[u8; 8] = b"LODEIDX2";
-/// Every array begins at a multiple of this.
+/// Every array begins at a multiple of this, in bytes.
 const ALIGNMENT: usize = 64;
 const HEADER_NUMBERS: usize = 8;
 
-/// Why an index cannot be read or written.
+/// The reason why an index cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path}: is no index of this version: {problem}")]
+    #[error("{path}: is not a valid vector index of this version: {problem}")]
     Format { path: PathBuf, problem: String },
 }
 
-/// Numbers that are owned or lie in a mapped file.
-pub(super) enum Slice<T> {
-    Owned(Vec<T>),
-    Mapped { map: Arc<Mmap>, offset: usize, length: usize, of: PhantomData<T> },
-}
-
-impl<T> From<Vec<T>> for Slice<T> {
-    fn from(values: Vec<T>) -> Self {
-        Self::Owned(values)
-    }
-}
-
-impl<T: bytemuck::Pod> Deref for Slice<T> {
-    type Target = [T];
-
-    #[inline]
-    fn deref(&self) -> &[T] {
-        match self {
-            Self::Owned(values) => values,
-            Self::Mapped { map, offset, length, .. } => {
-                // SAFETY: `Reader::array` checked that the bytes are within the map and aligned for T, of which every
-                // pattern is a value; the map outlives this borrow.
-                unsafe { std::slice::from_raw_parts(map.as_ptr().add(*offset).cast(), *length) }
-            }
-        }
-    }
-}
-
 impl FrozenGraph {
-    /// Writes the index, whose rows are all here: a header, then each array at a multiple of 64 bytes; little endian.
+    /// Writes the index. It must have every row below its row count, so it is not a result of
+    /// [`FrozenGraph::with_rows`].
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         let io = |source| FileError::Io { path: path.to_owned(), source };
         let mut out = Writer { out: BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?), at: 0 };
@@ -96,63 +74,70 @@ impl FrozenGraph {
         Ok(())
     }
 
-    /// Maps an index. Nothing is copied but the upper layers; every number that leads somewhere is checked, so that a
-    /// damaged file is an error here and never a wrong read later. The file must not change while it is mapped.
+    /// Maps an index. Copies only the upper layers. Checks all offsets and ids, so that a corrupt file is an error here
+    /// and never an invalid read later. The file must not change while it is mapped.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let io = |source| FileError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
-        // SAFETY: the caller promises that the file does not change.
+        // SAFETY: the caller guarantees that the file does not change while it is mapped.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
         Self::read(map).map_err(|problem| FileError::Format { path: path.to_owned(), problem })
     }
 
     fn read(map: Arc<Mmap>) -> Result<Self, String> {
         let mut reader = Reader { map: &map, at: 0 };
-        if reader.bytes(8)? != MAGIC {
-            return Err("it does not begin as one".to_owned());
+        let header = Header::read(&mut reader)?;
+        let mut frozen = Self::read_arrays(&mut reader, &header)?;
+        if reader.at != map.len() {
+            return Err(format!("it has {} bytes more than its header specifies", map.len() - reader.at));
         }
-        let header: Vec<u64> = (0..HEADER_NUMBERS).map(|_| reader.number()).collect::<Result<_, _>>()?;
-        let small = |at: usize, low: u64, high: u64, name: &str| match header[at] {
-            number if (low..=high).contains(&number) => Ok(number as usize),
-            number => Err(format!("{name} is {number}, not within {low} and {high}")),
-        };
-        let dimensions = small(0, 1, 4096, "dimensions")?;
-        let step = f32::from_bits(small(1, 0, u64::from(u32::MAX), "step")? as u32);
-        if !(step.is_finite() && step > 0.0) {
-            return Err(format!("step is {step}"));
-        }
-        let m = small(2, 2, 64, "m")?;
-        let points = small(3, 0, 1 << 31, "points")?;
-        let rows = small(4, points as u64, 1 << 32, "rows")?;
-        let first_row = small(5, 0, points as u64 + 1, "first rows")?;
-        let layers = small(6, 0, 16, "layers")?;
-        let precision = Precision::ALL[small(7, 0, Precision::ALL.len() as u64 - 1, "precision")?];
-        let sizes: Vec<u64> = (0..layers).map(|_| reader.number()).collect::<Result<_, _>>()?;
-        let quantizer = Quantizer { dimensions, step };
+        frozen.check(header.rows)?;
+        frozen.index_rows(header.rows);
+        Ok(frozen)
+    }
+
+    fn read_arrays(reader: &mut Reader, header: &Header) -> Result<Self, String> {
+        let Header { quantizer, m, points, rows, precision, .. } = *header;
         let codes = reader.array(points * quantizer.length())?;
-        let values = Values { precision, bytes: reader.array(points * precision.bytes_per_point(dimensions))? };
+        let values =
+            Values { precision, bytes: reader.array(points * precision.bytes_per_point(quantizer.dimensions))? };
         let mut list = |length: usize, count: usize| {
             let width = ids::width(count);
             Ok::<Ids, String>(Ids::from_bytes(reader.array(Ids::byte_count(length, width))?, width))
         };
         let (links, row_list) = (list(points * 2 * m, points)?, list(rows, rows)?);
-        let first_row: Slice<u32> = reader.array(first_row)?;
-        let mut upper: Vec<UpperLayer> = Vec::with_capacity(layers);
-        for size in sizes {
+        let first_row: Slice<u32> = reader.array(header.first_rows)?;
+        let mut upper: Vec<UpperLayer> = Vec::with_capacity(header.layer_sizes.len());
+        for &size in &header.layer_sizes {
             let size = usize::try_from(size).ok().filter(|size| *size <= points).ok_or("a layer is too large")?;
             let mut numbers = |count| reader.array::<u32>(count).map(|numbers| numbers.to_vec());
             upper.push(UpperLayer { points: numbers(size)?, below: numbers(size)?, links: numbers(size * m)? });
         }
-        if reader.at != map.len() {
-            return Err(format!("it has {} bytes more than its header says", map.len() - reader.at));
-        }
-        check_ids(links.iter(), points, "link")?;
-        if row_list.iter().any(|row| row as usize >= rows) {
+        Ok(Self {
+            quantizer,
+            m,
+            instructions: InstructionSet::detect(),
+            codes,
+            values,
+            links,
+            upper,
+            rows: row_list,
+            first_row,
+            point_of_row: Ids::pack(&[], 0),
+        })
+    }
+
+    /// Checks all ids and values of an index that was read. `rows` is the row count of its header.
+    fn check(&self, rows: usize) -> Result<(), String> {
+        let points = self.point_count();
+        check_ids(self.links.iter(), points, "link")?;
+        if self.rows.iter().any(|row| row as usize >= rows) {
             return Err("a row is out of range".to_owned());
         }
-        if !values.are_finite() {
+        if !self.values.are_finite() {
             return Err("a vector has a number that is not finite".to_owned());
         }
+        let first_row = &self.first_row;
         let counts_rows = match first_row.len() {
             0 => points == rows,
             length => {
@@ -163,40 +148,68 @@ impl FrozenGraph {
             }
         };
         if !counts_rows {
-            return Err("rows and points do not fit".to_owned());
+            return Err("the first rows of the points do not match the row count".to_owned());
         }
         let mut below = points;
-        for layer in &upper {
+        for layer in &self.upper {
             let wrong = layer.points.is_empty() || layer.points.iter().any(|point| *point as usize >= points);
-            if wrong || layer.below.iter().any(|place| *place as usize >= below) {
-                return Err("an upper layer leads nowhere".to_owned());
+            if wrong || layer.below.iter().any(|node| *node as usize >= below) {
+                return Err("an upper layer is empty or has an id out of range".to_owned());
             }
             check_ids(layer.links.iter().copied(), layer.points.len(), "link of an upper layer")?;
             below = layer.points.len();
         }
-        let mut frozen = Self {
-            quantizer,
-            m,
-            instructions: crate::kernels::Instructions::of_this_machine(),
-            codes,
-            values,
-            links,
-            upper,
-            rows: row_list,
-            first_row,
-            point_of_row: Ids::pack(&[], 0),
+        Ok(())
+    }
+}
+
+/// The header of a file, with each number within its limits.
+struct Header {
+    quantizer: Quantizer,
+    m: usize,
+    points: usize,
+    rows: usize,
+    /// Length of the array of first rows.
+    first_rows: usize,
+    precision: Precision,
+    /// Nodes of each upper layer; not checked.
+    layer_sizes: Vec<u64>,
+}
+
+impl Header {
+    fn read(reader: &mut Reader) -> Result<Self, String> {
+        if reader.bytes(8)? != MAGIC {
+            return Err("it does not begin with LODEIDX2".to_owned());
+        }
+        let header: Vec<u64> = (0..HEADER_NUMBERS).map(|_| reader.number()).collect::<Result<_, _>>()?;
+        let limited = |at: usize, low: u64, high: u64, name: &str| match header[at] {
+            number if (low..=high).contains(&number) => Ok(number as usize),
+            number => Err(format!("{name} is {number}; it must be within {low} and {high}")),
         };
-        frozen.index_rows(rows);
-        Ok(frozen)
+        let dimensions = limited(0, 1, 4096, "dimensions")?;
+        let step = f32::from_bits(limited(1, 0, u64::from(u32::MAX), "step")? as u32);
+        if !(step.is_finite() && step > 0.0) {
+            return Err(format!("step is {step}; it must be finite and positive"));
+        }
+        let m = limited(2, 2, 64, "m")?;
+        let points = limited(3, 0, 1 << 31, "points")?;
+        let rows = limited(4, points as u64, 1 << 32, "rows")?;
+        let first_rows = limited(5, 0, points as u64 + 1, "first rows")?;
+        let layers = limited(6, 0, 16, "layers")?;
+        let precision = Precision::ALL[limited(7, 0, Precision::ALL.len() as u64 - 1, "precision")?];
+        let layer_sizes = (0..layers).map(|_| reader.number()).collect::<Result<_, _>>()?;
+        let quantizer = Quantizer { dimensions, step };
+        Ok(Self { quantizer, m, points, rows, first_rows, precision, layer_sizes })
     }
 }
 
 fn check_ids(ids: impl Iterator<Item = u32>, count: usize, name: &str) -> Result<(), String> {
-    // Most are in range, so a sum of comparisons without a branch is fast.
+    // Counting without a branch is fast, and almost always no id is out of range.
     let wrong = ids.filter(|id| *id as usize >= count && *id != NONE).count();
     if wrong == 0 { Ok(()) } else { Err(format!("{wrong} {name}s are out of range")) }
 }
 
+/// A file and the number of bytes that are written.
 struct Writer {
     out: BufWriter<File>,
     at: usize,
@@ -215,6 +228,7 @@ impl Writer {
     }
 }
 
+/// A mapped file and the number of bytes that are read.
 struct Reader<'m> {
     map: &'m Arc<Mmap>,
     at: usize,
@@ -223,7 +237,7 @@ struct Reader<'m> {
 impl Reader<'_> {
     fn bytes(&mut self, count: usize) -> Result<&[u8], String> {
         let end = self.at.checked_add(count).filter(|end| *end <= self.map.len());
-        let end = end.ok_or_else(|| format!("it ends at byte {}, too early", self.map.len()))?;
+        let end = end.ok_or_else(|| format!("it is truncated at byte {}", self.map.len()))?;
         let bytes = &self.map[self.at..end];
         self.at = end;
         Ok(bytes)
@@ -231,9 +245,10 @@ impl Reader<'_> {
 
     fn number(&mut self) -> Result<u64, String> {
         let bytes = self.bytes(8)?;
-        Ok(u64::from_le_bytes(bytes.try_into().map_err(|_| "a number is cut".to_owned())?))
+        Ok(u64::from_le_bytes(bytes.try_into().map_err(|_| "a number is truncated".to_owned())?))
     }
 
+    /// Returns an array of the mapped file, checked to be within the map. It is aligned because a map begins at a page.
     fn array<T: bytemuck::Pod>(&mut self, length: usize) -> Result<Slice<T>, String> {
         const { assert!(align_of::<T>() <= ALIGNMENT && cfg!(target_endian = "little")) };
         let padding = self.at.next_multiple_of(ALIGNMENT) - self.at;

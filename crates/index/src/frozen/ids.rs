@@ -1,23 +1,25 @@
-//! Lists of points and rows in three bytes each where that is enough: a quarter less to hold and to read.
-use super::{build::NONE, file::Slice};
+//! Packed lists of points and rows: three bytes for each id if that suffices, otherwise four.
+use super::storage::Slice;
 use crate::kernels::Codes;
 
+/// No id: pads lists of neighbours, and marks rows without a point.
+pub(super) const NONE: u32 = u32::MAX;
 /// [`NONE`] in three bytes.
 const NONE_24: u32 = 0xFF_FFFF;
 
-/// Bytes of an id that is below `count` or [`NONE`].
+/// Returns the number of bytes of an id that is below `count` or [`NONE`].
 pub(super) fn width(count: usize) -> usize {
     if count < NONE_24 as usize { 3 } else { 4 }
 }
 
-/// Ids in `width` bytes each, and a byte more, so that every id can be read as four bytes.
+/// Ids in `width` bytes each, followed by one byte of padding, so that every id can be read as four bytes.
 pub(super) struct Ids {
     bytes: Slice<u8>,
     width: usize,
 }
 
 impl Ids {
-    /// Packs ids that are below `count` or [`NONE`].
+    /// Packs ids, each of which is below `count` or [`NONE`].
     pub(super) fn pack(ids: &[u32], count: usize) -> Self {
         let width = width(count);
         let mut bytes = Vec::new();
@@ -27,7 +29,7 @@ impl Ids {
         Self { bytes: bytes.into(), width }
     }
 
-    /// `bytes` has the length of [`Ids::byte_count`].
+    /// Wraps packed ids. The length of `bytes` is that of [`Ids::byte_count`].
     pub(super) fn from_bytes(bytes: Slice<u8>, width: usize) -> Self {
         Self { bytes, width }
     }
@@ -60,15 +62,15 @@ impl Ids {
         (0..self.len()).map(|at| self.get(at))
     }
 
-    /// The `count` ids from `first` on, into `out`.
+    /// Writes the `count` ids from index `first` to `out`.
     ///
     /// # Safety
-    /// The machine has the instructions; `first + count` is at most the length; `out` is not shorter than `count`.
+    /// The CPU supports the instructions of `C`; `first + count` is at most the length; `out` is at least `count` long.
     #[inline(always)]
     pub(super) unsafe fn unpack<C: Codes>(&self, first: usize, count: usize, out: &mut [u32]) {
         if self.width == 3 {
             let bytes = &self.bytes[3 * first..3 * (first + count)];
-            // SAFETY: the caller's promise.
+            // SAFETY: guaranteed by the caller.
             return unsafe { C::unpack_24(bytes, out) };
         }
         for (at, out) in out[..count].iter_mut().enumerate() {
@@ -76,9 +78,9 @@ impl Ids {
         }
     }
 
-    /// Where the ids from `first` on begin, to ask for them before they are read.
+    /// Returns the address of the id at index `first`, for prefetching. It may be out of bounds.
     #[inline(always)]
-    pub(super) fn place(&self, first: usize) -> *const u8 {
+    pub(super) fn address(&self, first: usize) -> *const u8 {
         self.bytes.as_ptr().wrapping_add(first * self.width)
     }
 }

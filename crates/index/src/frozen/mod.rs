@@ -1,68 +1,77 @@
-//! The frozen graph: nearest vectors by inner product, in flat arrays that nothing changes any more.
+//! The frozen graph: an immutable HNSW index for maximum inner product search, in flat arrays.
 //!
-//! A query walks codes (one byte for each dimension) along a graph and scores what it found exactly. No lock is taken and
-//! nothing is allocated but the answer. A filter that leaves few rows is answered by a scan of their codes.
+//! A search traverses the graph over codes (one byte for each dimension) and scores its candidates with the stored
+//! vectors. It takes no lock and allocates only its result. If a filter leaves few rows, the search scans their codes
+//! instead.
+#[allow(unsafe_code, reason = "calls kernels, whose ids it guarantees")]
 mod build;
 mod codes;
+#[allow(unsafe_code, reason = "maps files")]
 mod file;
+#[allow(unsafe_code, reason = "calls kernels in functions that are compiled for one CPU")]
 mod ids;
+#[allow(unsafe_code, reason = "traverses the graph without bounds checks; ids are checked on open")]
+mod search;
+#[allow(unsafe_code, reason = "reads arrays of mapped files, which are checked on open")]
+mod storage;
+#[allow(unsafe_code, reason = "calls kernels in functions that are compiled for one CPU")]
 mod values;
-mod walk;
 
 pub use build::BuildConfig;
 pub use file::FileError;
-pub use values::Precision;
-pub use walk::SearchStrategy;
+pub use search::SearchStrategy;
+pub use values::{Precision, UnknownPrecision};
 
-use crate::kernels::Instructions;
+use crate::kernels::InstructionSet;
 use ahash::AHashMap;
-use build::{Built, NONE, UpperLayer};
-use codes::{Quantizer, ZERO};
-use file::Slice;
-use ids::Ids;
+use build::{Built, UpperLayer};
+use codes::{Clipping, Quantizer, ZERO};
+use ids::{Ids, NONE};
 use lodestone_core::ids::Row;
 use rayon::prelude::*;
+use storage::Slice;
 use values::Values;
 
-/// Why vectors are not taken.
+/// The reason why vectors cannot be indexed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrozenError {
-    #[error("the number of values {values} is no multiple of the {dimensions} dimensions")]
+    #[error("{values} values are not a multiple of {dimensions} dimensions")]
     Shape { values: usize, dimensions: usize },
-    #[error("dimensions are {0}; 1 to 4096 are taken")]
+    #[error("vectors have {0} dimensions; the index supports 1 to 4096")]
     Dimensions(usize),
-    #[error("{0} vectors are more than 2^31")]
+    #[error("there are {0} vectors; the index supports fewer than 2^31")]
     Count(usize),
-    #[error("vector {vector} is not a finite number at {position}")]
+    #[error("vector {vector} has a number that is not finite at position {position}")]
     NotFinite { vector: usize, position: usize },
-    #[error("m is {0}; 2 to 64 are taken")]
+    #[error("m is {0}; it must be within 2 and 64")]
     M(usize),
 }
 
-/// Vectors with a graph over them. Points are the distinct vectors, in an order in which neighbours are near each other in
-/// memory; each has one or more rows.
+/// Vectors with a graph over them. A point is a distinct vector and has one or more rows. Points are ordered so that
+/// neighbours in the graph are close in memory.
 pub struct FrozenGraph {
     quantizer: Quantizer,
+    /// Maximum neighbours of a node in an upper layer.
     m: usize,
-    instructions: Instructions,
+    instructions: InstructionSet,
     /// `[points × code length]`.
     codes: Slice<u8>,
-    /// For the exact score.
+    /// Vectors of the points, for exact scores.
     values: Values,
-    /// `[points × 2m]`, then [`NONE`].
+    /// `[points × 2m]`: the neighbours of each point in the lowest layer, padded with [`NONE`].
     links: Ids,
     upper: Vec<UpperLayer>,
-    /// The rows of point `p` are `rows[first_row[p]..first_row[p + 1]]`; where no two vectors are equal `first_row` is
+    /// The rows of point `p` are `rows[first_row[p]..first_row[p + 1]]`. If no two vectors are equal, `first_row` is
     /// empty and the row of `p` is `rows[p]`.
     rows: Ids,
     first_row: Slice<u32>,
-    /// By row: its point; [`NONE`] for a row that is not here.
+    /// By row: its point; [`NONE`] for a row that is not in the index.
     point_of_row: Ids,
 }
 
 impl FrozenGraph {
-    /// Builds the index of vectors `[rows × dimensions]`; the row of a vector is its place. With one thread in the rayon
-    /// pool the same vectors and seed give the same index. `progress` gets the points that are done.
+    /// Builds the index of `vectors`, `[rows × dimensions]`. With one thread in the rayon pool, the same vectors and
+    /// seed produce the same index. Calls `progress` with the number of points that are inserted.
     pub fn build(
         vectors: &[f32],
         dimensions: usize,
@@ -86,7 +95,8 @@ impl FrozenGraph {
             return Err(FrozenError::NotFinite { vector: at / dimensions, position: at % dimensions });
         }
         let groups = Groups::of(vectors, dimensions);
-        let quantizer = Quantizer::of(vectors, dimensions, config.precision == Precision::Int12);
+        let clipping = if config.precision == Precision::Int12 { Clipping::None } else { Clipping::Outliers };
+        let quantizer = Quantizer::of(vectors, dimensions, clipping);
         let length = quantizer.length();
         let vector_of = |point: usize| &vectors[groups.leaders[point] as usize * dimensions..][..dimensions];
         let mut codes = vec![ZERO; groups.leaders.len() * length];
@@ -96,7 +106,7 @@ impl FrozenGraph {
         Ok(Self::ordered(quantizer, config, &codes, vector_of, built, &groups))
     }
 
-    /// Puts the points into the order of a walk over the graph: neighbours come near each other in memory.
+    /// Assembles the index with the points in breadth-first order of the graph, so that neighbours are close in memory.
     fn ordered<'v>(
         quantizer: Quantizer,
         config: BuildConfig,
@@ -108,9 +118,9 @@ impl FrozenGraph {
         let count = groups.leaders.len();
         let BuildConfig { m, precision, .. } = config;
         let order = breadth_first(&built.links, m * 2, count);
-        let mut place_of = vec![0u32; count];
-        for (place, &point) in order.iter().enumerate() {
-            place_of[point as usize] = place as u32;
+        let mut new_point_of = vec![0u32; count];
+        for (new_point, &point) in order.iter().enumerate() {
+            new_point_of[point as usize] = new_point as u32;
         }
         let (length, width) = (quantizer.length(), m * 2);
         let (mut new_codes, mut values) = (Vec::with_capacity(codes.len()), Vec::new());
@@ -123,13 +133,13 @@ impl FrozenGraph {
             new_codes.extend_from_slice(code);
             precision.encode(vector_of(point), code, &quantizer, &mut values);
             let own = &built.links[point * width..][..width];
-            links.extend(own.iter().map(|link| if *link == NONE { NONE } else { place_of[*link as usize] }));
+            links.extend(own.iter().map(|link| if *link == NONE { NONE } else { new_point_of[*link as usize] }));
             rows.push(groups.leaders[point]);
             rows.extend(groups.followers.get(&groups.leaders[point]).into_iter().flatten());
             first_row.push(rows.len() as u32);
         }
         for layer in &mut built.upper {
-            layer.points.iter_mut().for_each(|point| *point = place_of[*point as usize]);
+            layer.points.iter_mut().for_each(|point| *point = new_point_of[*point as usize]);
         }
         if let Some(lowest) = built.upper.first_mut() {
             lowest.below.clone_from(&lowest.points);
@@ -140,7 +150,7 @@ impl FrozenGraph {
         let mut frozen = Self {
             quantizer,
             m,
-            instructions: Instructions::of_this_machine(),
+            instructions: InstructionSet::detect(),
             codes: new_codes.into(),
             values: Values { precision, bytes: values.into() },
             links: Ids::pack(&links, count),
@@ -153,9 +163,9 @@ impl FrozenGraph {
         frozen
     }
 
-    /// The same vectors under other rows: `rows[i]`, ascending and below `row_count`, instead of `i`. Rows that are not among
-    /// them are never found. Such an index is not written.
-    pub fn renamed(mut self, rows: &[Row], row_count: usize) -> Self {
+    /// Replaces row `i` by `rows[i]`. `rows` are ascending and below `row_count`. Searches never return other rows. The
+    /// result cannot be written.
+    pub fn with_rows(mut self, rows: &[Row], row_count: usize) -> Self {
         debug_assert!(rows.len() == self.rows.len() && rows.iter().all(|row| row.index() < row_count));
         let renamed: Vec<u32> = self.rows.iter().map(|row| rows[row as usize].0).collect();
         self.rows = Ids::pack(&renamed, row_count);
@@ -163,6 +173,7 @@ impl FrozenGraph {
         self
     }
 
+    /// Computes `point_of_row`.
     fn index_rows(&mut self, row_count: usize) {
         let mut point_of_row = vec![NONE; row_count];
         for point in 0..self.point_count() as u32 {
@@ -173,17 +184,17 @@ impl FrozenGraph {
         self.point_of_row = Ids::pack(&point_of_row, self.point_count());
     }
 
-    /// Distinct vectors.
+    /// Returns the number of distinct vectors.
     pub fn point_count(&self) -> usize {
         self.codes.len() / self.quantizer.length()
     }
 
-    /// One more than the highest row, whether each is here or not.
+    /// Returns the upper bound of the rows; not every row below it is in the index.
     pub fn row_count(&self) -> usize {
         self.point_of_row.len()
     }
 
-    /// Rows that are here.
+    /// Returns the number of rows in the index.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
@@ -200,7 +211,7 @@ impl FrozenGraph {
         self.quantizer.dimensions
     }
 
-    /// Bytes that are held for each row: what a walk reads, and the vectors for the exact score.
+    /// Returns the mean bytes of a row: those that a graph search reads, and those for exact scores.
     pub fn bytes_per_row(&self) -> (f64, f64) {
         let upper: usize = self.upper.iter().map(|layer| (2 * layer.points.len() + layer.links.len()) * 4).sum();
         let walked =
@@ -209,7 +220,8 @@ impl FrozenGraph {
         (walked as f64 / rows, (self.values.bytes.len() + self.point_of_row.bytes().len()) as f64 / rows)
     }
 
-    /// The vector of a row as it is kept, `[dimensions]`; none for a row that is not here.
+    /// Returns the stored vector of a row, `[dimensions]`, in the index's precision; none for a row that is not in the
+    /// index.
     pub fn vector(&self, row: Row) -> Option<Vec<f32>> {
         let point = (row.index() < self.row_count()).then(|| self.point_of_row.get(row.index()))?;
         (point != NONE).then(|| self.values.decode(point as usize, &self.codes, &self.quantizer))
@@ -218,20 +230,20 @@ impl FrozenGraph {
     #[inline(always)]
     fn rows_of(&self, point: u32) -> impl Iterator<Item = u32> + '_ {
         let point = point as usize;
-        let places = match self.first_row.is_empty() {
+        let range = match self.first_row.is_empty() {
             true => point..point + 1,
             false => self.first_row[point] as usize..self.first_row[point + 1] as usize,
         };
-        places.map(|place| self.rows.get(place))
+        range.map(|at| self.rows.get(at))
     }
 }
 
-/// Rows with equal vectors share a point: many equal points would link only to each other, and a walk that meets them
-/// could not leave.
+/// Rows by distinct vector. Rows with equal vectors share a point, because many equal points would link only to each
+/// other, and a search that reaches them could not leave.
 struct Groups {
     /// By point: its first row.
     leaders: Vec<u32>,
-    /// By first row: the others.
+    /// By first row: the other rows with the same vector.
     followers: AHashMap<u32, Vec<u32>>,
     row_count: usize,
 }
@@ -252,9 +264,9 @@ impl Groups {
     }
 }
 
-/// By point: the component in one more dimension that makes all vectors equally long, in steps; so the nearest by distance
-/// are the best by inner product, and the graph may be built by distance (Bachrach et al. 2014). Empty where all vectors
-/// have one length already.
+/// Returns, for each point, the component in an additional dimension that makes all vectors equally long, in steps. It
+/// reduces maximum inner product search to nearest-neighbour search (Bachrach et al. 2014), for which HNSW is defined.
+/// Empty if all vectors are equally long already.
 fn extras<'v>(count: usize, vector_of: impl Fn(usize) -> &'v [f32] + Sync, step: f32) -> Vec<f32> {
     let squares: Vec<f32> =
         (0..count).into_par_iter().map(|point| vector_of(point).iter().map(|x| x * x).sum()).collect();
@@ -265,7 +277,7 @@ fn extras<'v>(count: usize, vector_of: impl Fn(usize) -> &'v [f32] + Sync, step:
     squares.into_iter().map(|square| (most - square).max(0.0).sqrt() / step).collect()
 }
 
-/// All points, each after one that links to it where there is one.
+/// Returns all points in breadth-first order, from point 0 and then from each point that is not reached yet.
 fn breadth_first(links: &[u32], width: usize, count: usize) -> Vec<u32> {
     let mut order = Vec::with_capacity(count);
     let mut seen = vec![false; count];

@@ -1,41 +1,69 @@
-//! The vectors beside the codes: what the exact score reads.
+//! Stored vectors, from which exact scores are computed.
 use super::{
     codes::{Quantizer, ZERO},
-    file::Slice,
+    storage::Slice,
 };
 use crate::kernels::{CODE_LINE, Codes, prefetch};
 use half::{
     f16,
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
 };
+use std::str::FromStr;
 
-/// How exactly vectors are kept for the score that orders what a walk found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, clap::ValueEnum)]
+/// The precision of stored vectors, from which the results of a search are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// As given: 4 bytes a number.
+    /// IEEE single precision: 4 bytes per number.
     #[default]
     F32,
-    /// 11 significant bits: 2 bytes a number. Numbers beyond 65,504 are cut.
+    /// IEEE half precision, 11 significant bits: 2 bytes per number. Numbers beyond ±65,504 are clipped.
     F16,
-    /// The code's 8 bits and 4 bits more, all of one step: half a byte a number beside the code. The largest number sets the
-    /// step, so a set with far outliers loses recall.
+    /// Fixed point of 12 bits, the code's 8 bits and 4 more: half a byte per number in addition to the code. The
+    /// greatest number determines the step, so vectors with extreme outliers lose recall.
     Int12,
-    /// The code alone: nothing beside it. Enough where vectors have hundreds of dimensions, whose errors even out.
+    /// The code alone, without additional bytes. Sufficient for vectors of hundreds of dimensions, because their
+    /// quantization errors average out.
     Int8,
 }
 
-/// Points' vectors in one precision.
+/// A text that is not the name of a [`Precision`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no precision `{0}`; use one of {names}", names = Precision::ALL.map(Precision::name).join(", "))]
+pub struct UnknownPrecision(pub String);
+
+impl FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPrecision> {
+        let known = Self::ALL.into_iter().find(|precision| precision.name() == name);
+        known.ok_or_else(|| UnknownPrecision(name.to_owned()))
+    }
+}
+
+/// The vectors of all points in one precision.
 pub(super) struct Values {
     pub precision: Precision,
+    /// `[points × bytes_per_point]`.
     pub bytes: Slice<u8>,
 }
 
 impl Precision {
+    /// All precisions. The file format stores the index in this array.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Int12, Self::Int8];
 
-    /// Bytes of a point beside its code.
-    pub fn bytes_per_point(self, dimensions: usize) -> usize {
+    /// Returns the name, which [`Precision::from_str`] parses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int12 => "int12",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// Returns the bytes of a point in addition to its code.
+    pub(super) fn bytes_per_point(self, dimensions: usize) -> usize {
         match self {
             Self::F32 => 4 * dimensions,
             Self::F16 => 2 * dimensions,
@@ -44,8 +72,8 @@ impl Precision {
         }
     }
 
-    /// Appends what is kept of a vector, which has this code.
-    pub fn encode(self, vector: &[f32], code: &[u8], quantizer: &Quantizer, out: &mut Vec<u8>) {
+    /// Appends the bytes of a vector. `code` is its code.
+    pub(super) fn encode(self, vector: &[f32], code: &[u8], quantizer: &Quantizer, out: &mut Vec<u8>) {
         match self {
             Self::F32 => out.extend_from_slice(bytemuck::cast_slice(vector)),
             Self::F16 => {
@@ -69,10 +97,10 @@ impl Precision {
 }
 
 impl Values {
-    /// The inner product of the query with a point's vector. `decoded` has room for a code's length.
+    /// Returns the inner product of the query with a point's vector. `decoded` is a buffer of a code's length.
     ///
     /// # Safety
-    /// The machine has the instructions; the point is one of these; the query has the index's dimensions.
+    /// The CPU supports the instructions of `C`; `point` is below the point count; `query` has the index's dimensions.
     #[inline(always)]
     pub(super) unsafe fn dot<C: Codes>(
         &self,
@@ -84,7 +112,7 @@ impl Values {
     ) -> f32 {
         let size = self.precision.bytes_per_point(quantizer.dimensions);
         let bytes = &self.bytes[point * size..][..size];
-        // SAFETY: the caller's promise; each side has the index's dimensions.
+        // SAFETY: guaranteed by the caller; both slices have the index's dimensions.
         unsafe {
             match self.precision {
                 Precision::F32 => C::dot(query, bytemuck::cast_slice(bytes)),
@@ -108,6 +136,7 @@ impl Values {
         }
     }
 
+    /// Returns a point's vector, `[dimensions]`.
     pub(super) fn decode(&self, point: usize, codes: &[u8], quantizer: &Quantizer) -> Vec<f32> {
         let size = self.precision.bytes_per_point(quantizer.dimensions);
         let bytes = &self.bytes[point * size..][..size];
@@ -131,7 +160,7 @@ impl Values {
         }
     }
 
-    /// Asks for a point's bytes before they are read.
+    /// Prefetches a point's bytes.
     #[inline(always)]
     pub(super) fn fetch(&self, point: usize, dimensions: usize) {
         let size = self.precision.bytes_per_point(dimensions);
@@ -139,7 +168,7 @@ impl Values {
         (0..size).step_by(64).for_each(|at| prefetch(bytes[at..].as_ptr()));
     }
 
-    /// Whether all numbers are finite.
+    /// Returns true if all numbers are finite.
     pub(super) fn are_finite(&self) -> bool {
         match self.precision {
             Precision::F32 => bytemuck::cast_slice::<u8, f32>(&self.bytes).iter().all(|value| value.is_finite()),
@@ -152,6 +181,7 @@ impl Values {
     }
 }
 
+/// Decodes a code to numbers in steps.
 #[inline(always)]
 fn numbers_of(code: &[u8], out: &mut [f32]) {
     for (byte, out) in code.iter().zip(out) {
@@ -159,7 +189,7 @@ fn numbers_of(code: &[u8], out: &mut [f32]) {
     }
 }
 
-/// 8 bits and 4 bits to numbers of a sixteenth of a step.
+/// Joins 8 bits of the code and 4 bits of `rests` to numbers in sixteenths of a step.
 #[inline(always)]
 fn join_12(code: &[u8], rests: &[u8], out: &mut [f32]) {
     const HALF: usize = CODE_LINE / 2;
@@ -180,9 +210,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn names_parse_and_an_unknown_name_is_an_error() {
+        assert!(Precision::ALL.into_iter().all(|precision| precision.name().parse() == Ok(precision)));
+        let error = "f64".parse::<Precision>().unwrap_err();
+        assert_eq!(error.to_string(), "there is no precision `f64`; use one of f32, f16, int12, int8");
+    }
+
     proptest! {
         #[test]
-        fn what_is_kept_is_near_the_vector(vector in prop::collection::vec(-1.0f32..1.0, 1..200)) {
+        fn decoded_vectors_are_within_the_error_of_their_precision(vector in prop::collection::vec(-1.0f32..1.0, 1..200)) {
             let quantizer = Quantizer { dimensions: vector.len(), step: 1.0 / 127.0 };
             let mut code = vec![ZERO; quantizer.length()];
             quantizer.encode(&vector, &mut code);

@@ -1,4 +1,4 @@
-//! The rows of a query in every segment.
+//! Collectors: run a query over all segments and return rows.
 use super::{super::hnsw::TopRows, LexicalError};
 use lodestone_core::ids::Row;
 use tantivy::{
@@ -7,11 +7,11 @@ use tantivy::{
     query::{EnableScoring, Query},
 };
 
-/// Rows that are looked at for an unfinished word: half a catalogue may have a word that starts with one letter, and whoever
-/// types does not wait.
+/// Maximum rows that are scored for an unfinished word, because half of a catalogue may match a prefix of one letter,
+/// and a search while the user types must be fast.
 const PREFIX_ROWS_MAX: usize = 4000;
 
-/// The `count` best rows of a query.
+/// Returns the `count` best rows of a query that pass `keep`, best first.
 pub(super) fn best_of(
     searcher: &Searcher,
     query: &dyn Query,
@@ -28,7 +28,7 @@ pub(super) fn best_of(
         let threshold = best.threshold().unwrap_or(f32::MIN);
         weight.for_each_pruning(threshold, segment, &mut |document, score| {
             if let Some(row) =
-                row_of(&rows, document).filter(|&row| score.is_finite() && best.wants(row, score) && keep(row))
+                row_of(&rows, document).filter(|&row| score.is_finite() && best.accepts(row, score) && keep(row))
             {
                 best.push(row, score);
             }
@@ -38,7 +38,8 @@ pub(super) fn best_of(
     Ok(best.into_sorted())
 }
 
-/// The `count` best of the first [`PREFIX_ROWS_MAX`] rows of a query; each segment gives its share of them.
+/// Returns the `count` best of the first [`PREFIX_ROWS_MAX`] rows of a query. Each segment contributes rows in
+/// proportion to its size.
 pub(super) fn best_of_some(
     searcher: &Searcher,
     query: &dyn Query,
@@ -60,7 +61,7 @@ pub(super) fn best_of_some(
             left -= 1;
             let score = scorer.score();
             if let Some(row) =
-                row_of(&rows, document).filter(|&row| score.is_finite() && best.wants(row, score) && keep(row))
+                row_of(&rows, document).filter(|&row| score.is_finite() && best.accepts(row, score) && keep(row))
             {
                 best.push(row, score);
             }
@@ -74,19 +75,19 @@ fn row_of(rows: &Column<u64>, document: DocId) -> Option<Row> {
     rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row)
 }
 
-/// All rows of a query.
+/// Returns all rows of a query that pass `keep`, in no order.
 pub(super) fn all_of(
     searcher: &Searcher,
     query: &dyn Query,
     keep: &dyn Fn(Row) -> bool,
 ) -> Result<Vec<Row>, LexicalError> {
     let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;
-    let mut found = Vec::new();
+    let mut hits = Vec::new();
     for segment in searcher.segment_readers() {
         let rows = segment.fast_fields().u64("row")?;
         weight.for_each_no_score(segment, &mut |documents| {
-            found.extend(documents.iter().filter_map(|document| row_of(&rows, *document)).filter(|row| keep(*row)));
+            hits.extend(documents.iter().filter_map(|document| row_of(&rows, *document)).filter(|row| keep(*row)));
         })?;
     }
-    Ok(found)
+    Ok(hits)
 }

@@ -1,4 +1,4 @@
-//! Words of a query that no item has.
+//! Spelling correction of query words that no item has.
 use super::{Fields, Lexical, LexicalError, Match, PART_BYTES_MIN, collect::best_of};
 use lodestone_core::{ids::Row, text};
 use tantivy::{
@@ -6,19 +6,19 @@ use tantivy::{
     query::{BooleanQuery, Occur},
 };
 
-/// Words of a query that are corrected; each costs a look at the whole vocabulary.
+/// Maximum corrections of a query, because each scans the whole vocabulary.
 const CORRECTIONS_MAX: usize = 8;
-/// So many items must have two words next to each other, for that a word is taken for the two without their space.
+/// Minimum items with two adjacent words for which a joined word is split into the two.
 const PAIR_ROWS_MIN: usize = 2;
-/// Items that are looked at for that.
+/// Maximum items that are checked for the two adjacent words.
 const PAIR_ROWS_READ_MAX: usize = 1000;
 
 impl Lexical {
-    /// The query with the words that the catalogue does not have replaced: by two words that were written without their
-    /// space, or by the nearest word of titles, brands, categories and tags. None where there is nothing to replace, where the
-    /// query is an item's id, or where no row that `keep` lets through would then have all words.
+    /// Returns the normalized query with its unknown words replaced: by two words if one was written without the space
+    /// between them, or by the closest word of titles, brands, categories and tags. None if nothing is replaced, if
+    /// the query is an item's id, or if no row that passes `keep` has all words of the corrected query.
     ///
-    /// Codes (with a digit), CJK words, short words and words of the synonyms stay as they are.
+    /// Does not change codes (words with a digit), CJK words, short words and words of the synonyms.
     pub fn correct(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Option<String>, LexicalError> {
         let searcher = self.reader.searcher();
         let normal = text::normalize(query);
@@ -44,7 +44,7 @@ impl Lexical {
         Ok(Some(corrected))
     }
 
-    /// What a word of the query is replaced by; none where it is known or nothing is near.
+    /// Returns the replacement of a query word; none if the word is known or no word is close.
     fn replacement(&self, searcher: &Searcher, written: &str) -> Result<Option<String>, LexicalError> {
         let [word] = &text::written_words(written)[..] else { return Ok(None) };
         let [token] = &text::tokens(word)[..] else { return Ok(None) };
@@ -60,10 +60,11 @@ impl Lexical {
         if let Some(parts) = self.parts(searcher, word)? {
             return Ok(Some(parts));
         }
-        Ok(self.words.read().vocabulary.nearest(word).map(str::to_owned))
+        Ok(self.words.read().vocabulary.correction(word).map(str::to_owned))
     }
 
-    /// The two words that a word is without the space between them, where titles have them next to each other.
+    /// Splits a word that was written without a space into the two words that are adjacent in most titles; none if too
+    /// few titles have them.
     fn parts(&self, searcher: &Searcher, word: &str) -> Result<Option<String>, LexicalError> {
         let mut best: Option<(usize, String)> = None;
         for at in PART_BYTES_MIN..=word.len().saturating_sub(PART_BYTES_MIN) {
@@ -86,7 +87,7 @@ impl Lexical {
     }
 }
 
-/// The pieces of a text: letters, digits and apostrophes, or what is between them.
+/// Splits a text into alternating runs: word characters (letters, digits, apostrophes; no CJK) and other characters.
 fn runs(text: &str) -> impl Iterator<Item = &str> {
     let is_inside = |c: char| c.is_alphanumeric() && !text::is_cjk(c) || matches!(c, '\'' | '\u{2019}');
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! What of an item is indexed.
+//! Conversion of items to tantivy documents.
 use super::Lexical;
 use lodestone_catalog::{AttributeValue, Item};
 use lodestone_core::{
@@ -10,7 +10,7 @@ use tantivy::{
     tokenizer::{PreTokenizedString, Token},
 };
 
-/// Attributes that identify an item as its id does, in lower case.
+/// Attributes that identify an item in addition to its id, in lower case.
 const IDENTIFIERS: [&str; 7] = ["sku", "gtin", "ean", "upc", "isbn", "mpn", "asin"];
 
 impl Lexical {
@@ -27,12 +27,12 @@ impl Lexical {
     }
 }
 
-/// The texts of an item, read once.
+/// The tokenized texts of an item.
 pub(super) struct ItemTexts {
     pub title: Vec<text::Token>,
     pub labels: Vec<text::Token>,
     description: Vec<text::Token>,
-    /// Words of title and labels as they are written.
+    /// Words of title and labels without stemming.
     pub written: Vec<String>,
 }
 
@@ -54,23 +54,23 @@ impl ItemTexts {
     }
 }
 
-/// What names an item and no other: its id, and attributes such as its SKU.
+/// Returns the normalized identifiers of an item: its id, and attributes such as its SKU.
 fn identifiers(item: &Item) -> Vec<String> {
     let is_identifier = |name: &str| IDENTIFIERS.iter().any(|known| name.eq_ignore_ascii_case(known));
     let attributes = item.attributes.iter().filter(|(name, _)| is_identifier(name)).map(|(_, value)| match value {
         AttributeValue::Text(text) => text::normalize(text),
-        // A number of up to 15 digits, such as a GTIN, is written as it was.
+        // The f64 of up to 15 digits, such as a GTIN, prints the same digits.
         AttributeValue::Number(number) => number.to_string(),
         AttributeValue::Flag(_) => String::new(),
     });
-    let mut found: Vec<String> = std::iter::once(text::normalize(item.id.as_str())).chain(attributes).collect();
-    found.retain(|text| !text.is_empty());
-    found.sort_unstable();
-    found.dedup();
-    found
+    let mut identifiers: Vec<String> = std::iter::once(text::normalize(item.id.as_str())).chain(attributes).collect();
+    identifiers.retain(|text| !text.is_empty());
+    identifiers.sort_unstable();
+    identifiers.dedup();
+    identifiers
 }
 
-/// The words of a text in its order, without the bigrams and characters that stand for parts of them.
+/// Returns the words of a text in their order, without the bigrams and characters of CJK words.
 pub(super) fn ordered(tokens: &[text::Token]) -> impl Iterator<Item = &str> {
     let is_word = |token: &&text::Token| matches!(token.kind, TokenKind::Word | TokenKind::CjkWord);
     tokens.iter().filter(is_word).map(|token| token.text.as_str())

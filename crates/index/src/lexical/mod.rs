@@ -1,4 +1,4 @@
-//! Search by words: BM25. The only room that names tantivy.
+//! The lexical index: BM25 with rescoring, prefix search and spelling correction. The only user of tantivy.
 mod collect;
 mod correct;
 mod document;
@@ -11,7 +11,7 @@ use document::{ItemTexts, ordered};
 use lodestone_catalog::Item;
 use lodestone_core::{ids::Row, text};
 use parking_lot::{Mutex, RwLock};
-use query::Read;
+use query::ParsedQuery;
 use rayon::prelude::*;
 use tantivy::{
     Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
@@ -19,16 +19,17 @@ use tantivy::{
     schema::{FAST, Field, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
 };
 
-/// Bytes that the writer's arena may fill before it makes a segment; only touched pages count.
+/// Memory budget of the writer before it flushes a segment, in bytes. Only touched pages take memory.
 const ARENA_BYTES: usize = 64 << 20;
-/// So many times the wanted rows are scored again, so that a row which BM25 places a little too low can still come up.
+/// Rows that are rescored, as a multiple of the requested count, so that rows that BM25 ranks slightly too low can
+/// rise.
 const RESCORED_FACTOR: usize = 2;
-/// The shortest part of a word that was written without its space, in bytes.
+/// Minimum bytes of each part of a compound that is split or joined.
 const PART_BYTES_MIN: usize = 2;
 
-/// Why words could not be indexed or searched.
+/// An error of tantivy.
 #[derive(Debug, thiserror::Error)]
-#[error("the index of words failed")]
+#[error("the lexical index failed")]
 pub struct LexicalError(#[from] tantivy::TantivyError);
 
 impl From<std::io::Error> for LexicalError {
@@ -37,26 +38,25 @@ impl From<std::io::Error> for LexicalError {
     }
 }
 
-/// How many words of the query must match.
+/// The words of a query that a row must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Match {
     /// Every word.
     All,
     /// At least one.
     Any,
-    /// Every word; the last one may be unfinished.
+    /// Every word; the last word may be a prefix.
     Prefix,
 }
 
-/// What was found for a query.
+/// The rows that match a query, in three parts: exact matches, rows with every word, rows with some words.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Matches {
-    /// Best first: those whose id or SKU the query is, those that have every word, those that have some. Scores are above
-    /// 0, and comparable within each part.
+    /// The three parts, each best first. Scores are positive and comparable within a part.
     pub rows: Vec<(Row, f32)>,
-    /// So many of the first rows are named by the query: it is their id or SKU.
+    /// Length of the first part: rows whose id or SKU is the query.
     pub exact: usize,
-    /// So many of the first rows are named by the query or have all of its words.
+    /// Length of the first two parts: exact matches and rows with every word.
     pub complete: usize,
 }
 
@@ -69,28 +69,29 @@ struct Fields {
     description: Field,
 }
 
-/// What the words of the catalogue say beside tantivy's index.
+/// Indexes of words in addition to tantivy's, for rescoring and spelling correction.
 #[derive(Default)]
 struct Words {
     forward: ForwardIndex,
     vocabulary: Vocabulary,
 }
 
-/// Words of items, in memory. Writes and searches may run at the same time.
+/// A lexical index of items, in memory. Writes and searches may run concurrently.
 ///
-/// Rows are only added: a replaced or deleted item stays until the index is built anew, so the `keep` of a search must
-/// refuse dead rows.
+/// Rows are never removed: the row of a replaced or deleted item stays until the index is rebuilt, so the `keep` of a
+/// search must reject dead rows.
 pub struct Lexical {
     fields: Fields,
     index: Index,
     reader: IndexReader,
-    /// None while nothing is written.
+    /// None until the first write and after [`Lexical::end_writing`].
     writer: Mutex<Option<IndexWriter>>,
     words: RwLock<Words>,
     synonyms: Synonyms,
 }
 
 impl Lexical {
+    /// Creates an empty index.
     pub fn new() -> Result<Self, LexicalError> {
         let mut schema = Schema::builder();
         let indexing = TextFieldIndexing::default()
@@ -111,7 +112,7 @@ impl Lexical {
         Ok(Self { fields, index, reader, writer, words, synonyms })
     }
 
-    /// Starts the writer's threads; they have the priority of the thread that calls.
+    /// Starts the threads of the writer. They inherit the priority of the calling thread.
     fn start_writing(&self) -> Result<IndexWriter, LexicalError> {
         let options = IndexWriterOptions::builder()
             .memory_budget_per_thread(ARENA_BYTES)
@@ -120,13 +121,13 @@ impl Lexical {
             .build();
         let writer: IndexWriter = self.index.writer_with_options(options)?;
         let mut merging = LogMergePolicy::default();
-        // Each write makes a segment; every segment costs each search a little.
+        // Each write creates a segment, and each segment adds to the cost of every search.
         merging.set_min_num_segments(4);
         writer.set_merge_policy(Box::new(merging));
         Ok(writer)
     }
 
-    /// Ends the writer's threads when they have done their work. The next write starts others.
+    /// Waits for the writer's threads to finish and stops them. The next write starts new threads.
     pub fn end_writing(&self) -> Result<(), LexicalError> {
         match self.writer.lock().take() {
             Some(writer) => Ok(writer.wait_merging_threads()?),
@@ -134,12 +135,12 @@ impl Lexical {
         }
     }
 
-    /// What is searched for in the place of a query's words, from now on.
+    /// Sets the synonyms of all later queries.
     pub fn set_synonyms(&mut self, synonyms: Synonyms) {
         self.synonyms = synonyms;
     }
 
-    /// Adds rows. They can be found when this returns. A row must not be added twice.
+    /// Adds rows. Searches that start after the return see them. Each row may be added once.
     pub fn upsert(&self, rows: &[(Row, &Item)]) -> Result<(), LexicalError> {
         let texts: Vec<ItemTexts> = rows.par_iter().map(|(_, item)| ItemTexts::of(item)).collect();
         let documents: Vec<TantivyDocument> =
@@ -165,16 +166,16 @@ impl Lexical {
         Ok(())
     }
 
-    /// Rows that were added, dead ones too.
+    /// Returns the number of rows that were added, including dead ones.
     pub fn row_count(&self) -> usize {
         self.reader.searcher().num_docs() as usize
     }
 
-    /// The `count` rows that `keep` lets through and that match the query best, best first, with a score above 0: BM25 over
-    /// the fields, and for [`Match::All`] and [`Match::Any`] how much of the query the title has and in which order. Items
-    /// that the query names by id or SKU come before all others. A query without words finds nothing else. `keep` is only
-    /// asked for rows that match and score well enough. For [`Match::Prefix`] only some thousands of the matching
-    /// rows are looked at.
+    /// Returns the `count` best rows that match the query and pass `keep`, best first, with positive scores. The score
+    /// is BM25 over the fields; for [`Match::All`] and [`Match::Any`] it includes coverage and order of the query's
+    /// words. Items whose id or SKU is the query come first; a query without words matches only these. Calls `keep`
+    /// only for rows that match with a sufficient score. [`Match::Prefix`] scores only some thousands of the
+    /// matching rows.
     pub fn search(
         &self,
         query: &str,
@@ -184,15 +185,16 @@ impl Lexical {
     ) -> Result<Vec<(Row, f32)>, LexicalError> {
         let searcher = self.reader.searcher();
         let normal = text::normalize(query);
-        let exact = self.named(&searcher, &normal, count, keep)?;
-        let found = match matching {
+        let exact = self.exact_matches(&searcher, &normal, count, keep)?;
+        let hits = match matching {
             Match::Prefix => best_of_some(&searcher, &*self.prefix_query(&searcher, &normal)?, count, keep)?,
-            Match::All | Match::Any => self.scored(&searcher, &self.read(normal), matching, count, keep)?,
+            Match::All | Match::Any => self.scored(&searcher, &self.parse(normal), matching, count, keep)?,
         };
-        Ok(together(exact, found, count))
+        Ok(append_distinct(exact, hits, count))
     }
 
-    /// The rows that have every word, best first, and after them, where there are fewer than `count`, those that have some.
+    /// Returns exact matches and the rows with every word. If these are fewer than `count`, appends rows with some
+    /// words.
     pub fn search_all_then_any(
         &self,
         query: &str,
@@ -200,34 +202,34 @@ impl Lexical {
         keep: &dyn Fn(Row) -> bool,
     ) -> Result<Matches, LexicalError> {
         let searcher = self.reader.searcher();
-        let read = self.read(text::normalize(query));
-        let exact = self.named(&searcher, &read.normal, count, keep)?;
+        let parsed = self.parse(text::normalize(query));
+        let exact = self.exact_matches(&searcher, &parsed.normal, count, keep)?;
         let exact_count = exact.len();
-        let mut rows = together(exact, self.scored(&searcher, &read, Match::All, count, keep)?, count);
+        let mut rows = append_distinct(exact, self.scored(&searcher, &parsed, Match::All, count, keep)?, count);
         let complete = rows.len();
         if complete < count {
-            rows = together(rows, self.scored(&searcher, &read, Match::Any, count, keep)?, count);
+            rows = append_distinct(rows, self.scored(&searcher, &parsed, Match::Any, count, keep)?, count);
         }
         Ok(Matches { rows, exact: exact_count, complete })
     }
 
-    /// Every row that `keep` lets through and that the query names or that has all of its words; where there is none, every
-    /// row that has some. In no order, each once.
+    /// Returns all rows that pass `keep` and are exact matches or have every word; if there are none, all rows with
+    /// some words. Rows are distinct and ascending.
     pub fn matching(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Vec<Row>, LexicalError> {
         let searcher = self.reader.searcher();
-        let read = self.read(text::normalize(query));
-        let mut rows = all_of(&searcher, &*self.query(&read, Match::All), keep)?;
-        rows.extend(all_of(&searcher, &*self.term(self.fields.id, &read.normal), keep)?);
+        let parsed = self.parse(text::normalize(query));
+        let mut rows = all_of(&searcher, &*self.query(&parsed, Match::All), keep)?;
+        rows.extend(all_of(&searcher, &*self.term(self.fields.id, &parsed.normal), keep)?);
         if rows.is_empty() {
-            rows = all_of(&searcher, &*self.query(&read, Match::Any), keep)?;
+            rows = all_of(&searcher, &*self.query(&parsed, Match::Any), keep)?;
         }
         rows.sort_unstable();
         rows.dedup();
         Ok(rows)
     }
 
-    /// Rows whose id or SKU the query is.
-    fn named(
+    /// Returns rows whose id or SKU is the query.
+    fn exact_matches(
         &self,
         searcher: &Searcher,
         normal: &str,
@@ -240,20 +242,21 @@ impl Lexical {
         best_of(searcher, &*self.term(self.fields.id, normal), count, keep)
     }
 
+    /// Returns the best rows by BM25 after rescoring.
     fn scored(
         &self,
         searcher: &Searcher,
-        read: &Read,
+        parsed: &ParsedQuery,
         matching: Match,
         count: usize,
         keep: &dyn Fn(Row) -> bool,
     ) -> Result<Vec<(Row, f32)>, LexicalError> {
-        let query = self.query(read, matching);
-        let mut found = best_of(searcher, &*query, count.saturating_mul(RESCORED_FACTOR), keep)?;
-        self.words.read().forward.rescore(&read.groups, &mut found);
-        found.sort_unstable_by(best_first);
-        found.truncate(count);
-        Ok(found)
+        let query = self.query(parsed, matching);
+        let mut hits = best_of(searcher, &*query, count.saturating_mul(RESCORED_FACTOR), keep)?;
+        self.words.read().forward.rescore(&parsed.groups, &mut hits);
+        hits.sort_unstable_by(best_first);
+        hits.truncate(count);
+        Ok(hits)
     }
 
     fn doc_freq(&self, searcher: &Searcher, field: Field, word: &str) -> Result<u64, LexicalError> {
@@ -261,8 +264,8 @@ impl Lexical {
     }
 }
 
-/// The first rows, and after them those of the second that are not among them; at most `count`.
-fn together(mut first: Vec<(Row, f32)>, second: Vec<(Row, f32)>, count: usize) -> Vec<(Row, f32)> {
+/// Appends the rows of `second` that are not in `first`, up to `count` rows in total.
+fn append_distinct(mut first: Vec<(Row, f32)>, second: Vec<(Row, f32)>, count: usize) -> Vec<(Row, f32)> {
     let known: AHashSet<Row> = first.iter().map(|(row, _)| *row).collect();
     first.extend(second.into_iter().filter(|(row, _)| !known.contains(row)));
     first.truncate(count);
@@ -294,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn all_words_must_match_or_any() {
+    fn match_all_requires_every_word_and_match_any_one() {
         let lexical = index(&["Red retrospot mug", "Blue mug", "Red scarf"]);
         assert_eq!(rows(&lexical, "red MUGS", Match::All), [0]);
         let any = rows(&lexical, "red mug", Match::Any);
@@ -303,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_last_word_matches_as_prefix() {
+    fn an_unfinished_last_word_matches_as_a_prefix() {
         let lexical = index(&["Red retrospot mug", "Blue mug", "Wild berries jam"]);
         assert_eq!(rows(&lexical, "red retr", Match::Prefix), [0]);
         for typed in ["b", "be", "wïld berr", "berr", "berri", "berrie", "berries", "wild berries"] {
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn chinese_is_found_by_word_and_by_part() {
+    fn chinese_matches_by_words_and_parts_of_words() {
         let lexical = index(&["陶瓷马克杯 蓝色 大容量", "红色围巾", "蓝色围巾"]);
         assert_eq!(rows(&lexical, "蓝色马克杯", Match::All), [0]);
         assert_eq!(rows(&lexical, "马克", Match::Prefix), [0]);
@@ -322,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_title_counts_more_than_a_description_and_labels_count() {
+    fn titles_score_above_descriptions_and_labels_are_indexed() {
         let mut items = vec![
             Item::titled(ItemId::parse("a").unwrap(), "scarf"),
             Item::titled(ItemId::parse("b").unwrap(), "mug"),
@@ -337,13 +340,13 @@ mod tests {
     }
 
     #[test]
-    fn an_item_id_finds_its_item_first() {
+    fn an_item_whose_id_is_the_query_comes_first() {
         let lexical = index(&["sku 1 holder sku-1", "Blue mug"]);
         assert_eq!(rows(&lexical, "sku-1", Match::All)[0], 1);
     }
 
     #[test]
-    fn later_rows_are_found_at_once_and_the_filter_is_kept() {
+    fn added_rows_are_searchable_immediately_and_the_filter_is_respected() {
         let lexical = index(&["red mug", "blue mug"]);
         for i in 2..30 {
             let item = Item::titled(ItemId::parse("x").unwrap(), "green mug");

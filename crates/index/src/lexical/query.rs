@@ -1,4 +1,4 @@
-//! From a query's words to what tantivy looks for.
+//! Conversion of a query's words to tantivy queries.
 use super::super::forward::{ForwardIndex, Group};
 use super::{Fields, Lexical, LexicalError, Match, PART_BYTES_MIN, document::ordered};
 use ahash::AHashMap;
@@ -9,27 +9,28 @@ use tantivy::{
     schema::{Field, IndexRecordOption},
 };
 
-/// Tokens of a query that are searched for; a longer query is cut.
+/// Tokens of a query that are searched; later tokens are ignored.
 const QUERY_TOKENS_MAX: usize = 48;
-/// Terms that a prefix may stand for.
+/// Maximum terms to which a prefix expands.
 const EXPANSIONS_MAX: usize = 32;
 
-/// A query as it is searched.
-pub(super) struct Read {
+/// A query after tokenization and expansion of synonyms and compounds.
+pub(super) struct ParsedQuery {
     pub normal: String,
     pub groups: Vec<Group>,
-    /// Two CJK characters each; they score, but need not match.
+    /// Bigrams of CJK characters, which contribute to the score but are optional.
     bigrams: Vec<String>,
 }
 
 impl Lexical {
-    pub(super) fn read(&self, normal: String) -> Read {
+    /// Parses a normalized query.
+    pub(super) fn parse(&self, normal: String) -> ParsedQuery {
         let mut tokens = text::tokens(&normal);
         tokens.truncate(QUERY_TOKENS_MAX);
-        self.read_tokens(normal, &tokens)
+        self.parse_tokens(normal, &tokens)
     }
 
-    fn read_tokens(&self, normal: String, tokens: &[text::Token]) -> Read {
+    fn parse_tokens(&self, normal: String, tokens: &[text::Token]) -> ParsedQuery {
         let words: Vec<&str> = ordered(tokens).collect();
         let forward = &self.words.read().forward;
         let mut groups: Vec<Group> = Vec::with_capacity(words.len());
@@ -54,21 +55,21 @@ impl Lexical {
                 bigrams.push(token.text.clone());
             }
         }
-        Read { normal, groups, bigrams }
+        ParsedQuery { normal, groups, bigrams }
     }
 
-    pub(super) fn query(&self, read: &Read, matching: Match) -> Box<dyn Query> {
-        let mut clauses = self.clauses(read, if matching == Match::Any { Occur::Should } else { Occur::Must });
+    pub(super) fn query(&self, parsed: &ParsedQuery, matching: Match) -> Box<dyn Query> {
+        let mut clauses = self.clauses(parsed, if matching == Match::Any { Occur::Should } else { Occur::Must });
         match clauses.len() {
             0 => Box::new(EmptyQuery),
-            // The plain form lets tantivy skip documents that cannot get in.
+            // A single clause without a BooleanQuery lets tantivy skip documents that cannot be among the best.
             1 => clauses.remove(0).1,
             _ => Box::new(BooleanQuery::new(clauses)),
         }
     }
 
-    fn clauses(&self, read: &Read, occur: Occur) -> Vec<(Occur, Box<dyn Query>)> {
-        let groups = read.groups.iter().map(|group| {
+    fn clauses(&self, parsed: &ParsedQuery, occur: Occur) -> Vec<(Occur, Box<dyn Query>)> {
+        let groups = parsed.groups.iter().map(|group| {
             let mut alternatives: Vec<Box<dyn Query>> =
                 group.alternatives.iter().map(|words| self.words_query(words, occur)).collect();
             let query = match alternatives.len() {
@@ -77,33 +78,33 @@ impl Lexical {
             };
             (occur, query)
         });
-        let bigrams = read.bigrams.iter().map(|bigram| (Occur::Should, self.word(bigram)));
+        let bigrams = parsed.bigrams.iter().map(|bigram| (Occur::Should, self.word(bigram)));
         groups.chain(bigrams).collect()
     }
 
-    /// All (`Must`) or some (`Should`) of the words of an alternative.
+    /// Matches all (`Must`) or some (`Should`) of the words of an alternative.
     fn words_query(&self, words: &[String], occur: Occur) -> Box<dyn Query> {
         let mut clauses: Vec<(Occur, Box<dyn Query>)> = (words.iter())
-            .map(|word| (occur, if occur == Occur::Must { self.must(word) } else { self.word(word) }))
+            .map(|word| (occur, if occur == Occur::Must { self.required_word(word) } else { self.word(word) }))
             .collect();
         if clauses.len() == 1 { clauses.remove(0).1 } else { Box::new(BooleanQuery::new(clauses)) }
     }
 
-    /// All words of what is typed, the last of which may be unfinished.
+    /// Matches all words of a typed text, the last as a prefix.
     pub(super) fn prefix_query(&self, searcher: &Searcher, normal: &str) -> Result<Box<dyn Query>, LexicalError> {
         let mut tokens = text::tokens(normal);
         tokens.truncate(QUERY_TOKENS_MAX);
         let unfinished = take_last_word(normal, &mut tokens);
-        let mut clauses = self.clauses(&self.read_tokens(String::new(), &tokens), Occur::Must);
+        let mut clauses = self.clauses(&self.parse_tokens(String::new(), &tokens), Occur::Must);
         if let Some((typed, stemmed)) = unfinished {
             clauses.push((Occur::Must, self.prefix(searcher, &typed, &stemmed)?));
         }
         Ok(if clauses.is_empty() { Box::new(EmptyQuery) } else { Box::new(BooleanQuery::new(clauses)) })
     }
 
-    /// A word that must be there. The segmenter may cut the same Chinese characters differently in a title, so the
-    /// word also counts as found where all its bigrams are.
-    fn must(&self, text: &str) -> Box<dyn Query> {
+    /// Matches a word, or all its bigrams if it is a CJK word of three or more characters, because the segmenter may
+    /// split the same characters differently in a title.
+    fn required_word(&self, text: &str) -> Box<dyn Query> {
         let word = self.word(text);
         if !text.chars().all(text::is_cjk) || text.chars().count() < 3 {
             return word;
@@ -112,6 +113,7 @@ impl Lexical {
         Box::new(BooleanQuery::union(vec![word, Box::new(BooleanQuery::new(bigrams))]))
     }
 
+    /// Matches a word in any text field, with a boost for each field.
     fn word(&self, word: &str) -> Box<dyn Query> {
         let Fields { title, labels, description, .. } = self.fields;
         Box::new(BooleanQuery::union(vec![
@@ -125,7 +127,8 @@ impl Lexical {
         Box::new(TermQuery::new(Term::from_field_text(field, word), IndexRecordOption::WithFreqs))
     }
 
-    /// Titles and labels with a word that starts with `typed`, or that is `stemmed`: indexed words are stemmed.
+    /// Matches titles and labels with a word that starts with `typed` or equals `stemmed`, because indexed words are
+    /// stemmed.
     fn prefix(&self, searcher: &Searcher, typed: &str, stemmed: &str) -> Result<Box<dyn Query>, LexicalError> {
         let mut clauses: Vec<Box<dyn Query>> = Vec::new();
         for (field, boost) in [(self.fields.title, 3.0), (self.fields.labels, 1.5)] {
@@ -134,7 +137,7 @@ impl Lexical {
             if stem_is_word && !words.iter().any(|word| word == stemmed) {
                 words.push(stemmed.to_owned());
             }
-            // "glasse" on the way to "glasses" must still find "glass".
+            // "glasse", an unfinished "glasses", must match "glass".
             let mut start = typed;
             while words.is_empty() && typed.len() - start.len() < 2 && start.len() > 3 && start.is_ascii() {
                 start = &start[..start.len() - 1];
@@ -149,7 +152,7 @@ impl Lexical {
     }
 }
 
-/// The first two words as one ("dish washer"), where titles have it.
+/// Joins the first two words to a compound ("dish washer" to "dishwasher") if items have it.
 fn joined(forward: &ForwardIndex, words: &[&str]) -> Option<String> {
     let [first, second, ..] = words else { return None };
     let is_part = |word: &str| word.len() >= PART_BYTES_MIN && word.bytes().all(|byte| byte.is_ascii_alphabetic());
@@ -161,13 +164,14 @@ fn boosted(query: Box<dyn Query>, boost: f32) -> Box<dyn Query> {
     Box::new(BoostQuery::new(query, boost))
 }
 
-/// The words of a field that start with `prefix`, at most [`EXPANSIONS_MAX`]: the exact one and then the most frequent.
+/// Returns the words of a field that start with `prefix`, at most [`EXPANSIONS_MAX`]: the exact word, then the most
+/// frequent.
 fn expansions(searcher: &Searcher, field: Field, prefix: &str) -> Result<Vec<String>, LexicalError> {
-    let mut found: AHashMap<String, u32> = AHashMap::new();
+    let mut frequencies: AHashMap<String, u32> = AHashMap::new();
     for segment in searcher.segment_readers() {
         let inverted = segment.inverted_index(field)?;
         let mut stream = inverted.terms().range().ge(prefix.as_bytes()).into_stream()?;
-        // Most words are rare; only those that may stay are copied.
+        // Most words are rare, so only words that may be among the most frequent are copied.
         let mut frequent: Vec<(u32, String)> = Vec::with_capacity(EXPANSIONS_MAX + 1);
         while stream.advance() && stream.key().starts_with(prefix.as_bytes()) {
             let frequency = stream.value().doc_freq;
@@ -184,18 +188,18 @@ fn expansions(searcher: &Searcher, field: Field, prefix: &str) -> Result<Vec<Str
             }
         }
         for (frequency, word) in frequent {
-            let sum = found.entry(word).or_default();
+            let sum = frequencies.entry(word).or_default();
             *sum = sum.saturating_add(frequency);
         }
     }
-    let mut words: Vec<(String, u32)> = found.into_iter().collect();
+    let mut words: Vec<(String, u32)> = frequencies.into_iter().collect();
     words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     words.truncate(EXPANSIONS_MAX);
     Ok(words.into_iter().map(|(word, _)| word).collect())
 }
 
-/// Takes the unfinished last word off the tokens and gives it as typed and as stemmed. None where the query's last character is
-/// CJK, whose bigrams match inside words anyway, or is no part of a word.
+/// Removes the unfinished last word from the tokens and returns it as typed and as stemmed. None if the last character
+/// of the query is CJK, because CJK bigrams match inside words anyway, or is not part of a word.
 fn take_last_word(normal: &str, tokens: &mut Vec<text::Token>) -> Option<(String, String)> {
     let last = normal.chars().next_back()?;
     if !last.is_alphanumeric() || text::is_cjk(last) {
@@ -203,7 +207,7 @@ fn take_last_word(normal: &str, tokens: &mut Vec<text::Token>) -> Option<(String
     }
     let token = tokens.pop_if(|token| token.kind == TokenKind::Word)?;
     let typed = normal.rsplit(|c: char| !c.is_alphanumeric() || text::is_cjk(c)).next().unwrap_or_default();
-    // Indexed words have no accents, so a typed form with some is no prefix of them.
+    // Indexed words have no accents, so a typed form with accents is not a prefix of them.
     let typed = if typed.is_ascii() && typed.len() >= token.text.len() { typed } else { &token.text };
     Some((typed.to_owned(), token.text.clone()))
 }

@@ -1,23 +1,25 @@
-//! Sorted texts.
+//! An immutable prefix index: the word starts of all texts, sorted by the text from there.
 use super::{
-    Suggestible,
-    nearness::{ERROR_FACTOR, HOLDING_FACTOR, Nearness, holds_words, may_have_error, word_starts},
+    CompletionSource, Suggestible,
+    match_kind::{ALL_WORDS_FACTOR, ERROR_FACTOR, MatchKind, has_all_words, may_have_error, word_starts},
 };
-use crate::CompletionSource;
 use ahash::AHashMap;
 use lodestone_core::text;
 use std::ops::Range;
 
-/// Characters of a text that are read.
+/// Characters of a text that are indexed.
 const TEXT_CHARS_MAX: usize = 200;
-/// Starts that are looked at for a prefix. A prefix of more starts has a short list of its best.
+/// Maximum number of starts that a query scores. A prefix with more starts has a precomputed short list of the
+/// strongest.
 pub(super) const SCAN_MAX: usize = 2048;
-/// Starts of a short list: the best of all, and of each category.
+/// Number of the strongest starts in a short list.
 const SHORT_LIST: usize = 256;
+/// Number of the strongest starts of each category in a short list.
 const SHORT_LIST_PER_CATEGORY: usize = 2;
-/// Characters that are tried in one place of a mistyped prefix.
+/// Maximum number of characters that are tried at one position of a mistyped prefix.
 const TYPO_TRIES_MAX: usize = 128;
 
+/// An indexed text.
 #[derive(Clone)]
 pub(super) struct Entry {
     pub text: String,
@@ -28,7 +30,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// None for a text without content.
+    /// Normalizes a text. None if its normal form is empty.
     pub(super) fn of(suggestible: Suggestible) -> Option<Self> {
         let Suggestible { text, category, weight, source } = suggestible;
         let normal = normal(&text);
@@ -36,32 +38,34 @@ impl Entry {
         (!normal.is_empty()).then(|| Self { text, normal, category, weight: finite(weight), source })
     }
 
-    /// What it brings before the user is looked at, where the word at `byte` was typed.
+    /// Returns the score without personalization for a prefix that matches at `byte`.
     pub(super) fn strength_at(&self, byte: u32) -> f32 {
         strength(self.weight, self.source) * if byte == 0 { 1.0 } else { 0.7 }
     }
 }
 
+/// A word start in an entry.
 #[derive(Clone, Copy)]
 pub(super) struct Start {
     pub entry: u32,
     pub byte: u32,
 }
 
-/// Texts that can be looked up by the beginning of any of their words.
+/// Texts that can be searched by the prefix of any of their words.
 #[derive(Default)]
 pub(super) struct List {
     pub entries: Vec<Entry>,
     pub categories: Vec<String>,
-    /// By entry: its category.
+    /// By entry: the index of its category.
     pub category_of: Vec<u32>,
-    /// Where words start, in the order of the text from there.
+    /// Word starts of all entries, sorted by the text from there.
     starts: Vec<Start>,
-    /// For ranges of more than [`SCAN_MAX`] starts, by begin and end: their best.
+    /// The strongest starts of each range of more than [`SCAN_MAX`] starts with a common prefix. The key is the range.
     short_lists: AHashMap<(u32, u32), Vec<Start>>,
 }
 
 impl List {
+    /// Sums the weights of entries with the same normal form and source, and keeps the first of them.
     pub(super) fn build(all: impl Iterator<Item = Entry>) -> Self {
         let mut entries: Vec<Entry> = Vec::new();
         let mut known: AHashMap<(String, CompletionSource), usize> = AHashMap::new();
@@ -88,13 +92,13 @@ impl List {
         let tail = |start: &Start| &entries[start.entry as usize].normal[start.byte as usize..];
         starts.sort_unstable_by(|a, b| tail(a).cmp(tail(b)).then(a.entry.cmp(&b.entry)));
         let mut list = Self { entries, categories, category_of, starts, short_lists: AHashMap::new() };
-        list.make_short_lists();
+        list.build_short_lists();
         list
     }
 
-    /// Makes the short list of each prefix that has more starts than are looked at. Of those at most one for each range: a
-    /// longer prefix of the same texts has the same.
-    fn make_short_lists(&mut self) {
+    /// Builds the short list of each prefix with more than [`SCAN_MAX`] starts, one for each range, because a longer
+    /// prefix of the same starts has the same list.
+    fn build_short_lists(&mut self) {
         let is_long = |range: &Range<usize>| range.len() > SCAN_MAX;
         let mut waiting: Vec<Range<usize>> = std::iter::once(0..self.starts.len()).filter(is_long).collect();
         while let Some(range) = waiting.pop() {
@@ -108,7 +112,7 @@ impl List {
         }
     }
 
-    /// The strongest starts of a range, and the strongest of each category.
+    /// Returns the strongest starts of a range and the strongest of each category.
     fn best_of(&self, range: Range<usize>) -> Vec<Start> {
         let mut sorted: Vec<Start> = self.starts[range].to_vec();
         let key = |start: &Start| {
@@ -121,9 +125,9 @@ impl List {
         });
         let mut taken: AHashMap<u32, usize> = AHashMap::new();
         let mut best = Vec::new();
-        for (place, start) in sorted.into_iter().enumerate() {
+        for (rank, start) in sorted.into_iter().enumerate() {
             let of_category = taken.entry(self.category_of[start.entry as usize]).or_default();
-            if place < SHORT_LIST || *of_category < SHORT_LIST_PER_CATEGORY {
+            if rank < SHORT_LIST || *of_category < SHORT_LIST_PER_CATEGORY {
                 *of_category += 1;
                 best.push(start);
             }
@@ -134,11 +138,12 @@ impl List {
         best
     }
 
+    /// Returns the text from a start.
     fn tail(&self, start: Start) -> &str {
         &self.entries[start.entry as usize].normal[start.byte as usize..]
     }
 
-    /// The starts in `within`, whose texts have the same first bytes, at which the text goes on with `typed`.
+    /// Returns the starts in `within` whose text begins with `typed`.
     fn range_in(&self, within: Range<usize>, typed: &str) -> Range<usize> {
         let starts = &self.starts[within.clone()];
         let from = starts.partition_point(|&start| self.tail(start) < typed);
@@ -150,7 +155,7 @@ impl List {
         self.range_in(0..self.starts.len(), typed)
     }
 
-    /// The starts of a range of one prefix, or their best where there are too many.
+    /// Returns the starts of the range of a prefix, or its short list if it has one.
     fn few(&self, range: Range<usize>) -> &[Start] {
         match self.short_lists.get(&(range.start as u32, range.end as u32)) {
             Some(best) => best,
@@ -158,85 +163,86 @@ impl List {
         }
     }
 
-    /// Whether there is an entry with this normal form and source.
+    /// Returns true if there is an entry with the same normal form and source.
     pub(super) fn has(&self, entry: &Entry) -> bool {
         let from = self.starts.partition_point(|&start| self.tail(start) < entry.normal.as_str());
         let mut equal = self.starts[from..].iter().take_while(|&&start| self.tail(start) == entry.normal);
         equal.any(|start| start.byte == 0 && self.entries[start.entry as usize].source == entry.source)
     }
 
-    /// Offers the texts that are so near to what is typed, each perhaps several times.
-    pub(super) fn look(&self, nearness: Nearness, typed: &str, offer: &mut dyn FnMut(Start, f32)) {
+    /// Calls `hit` with each start that matches `typed` and the factor of its strength. A start may occur several
+    /// times.
+    pub(super) fn search(&self, kind: MatchKind, typed: &str, hit: &mut dyn FnMut(Start, f32)) {
         let char_count = typed.chars().count();
-        match nearness {
-            Nearness::Starting => self.starting_with(typed, offer),
-            Nearness::Holding => self.holding_words(typed, offer),
-            Nearness::ErrorAfterFirst => self.one_error_away(typed, 1..char_count, offer),
-            Nearness::ErrorAtFirst => self.one_error_away(typed, 0..1, offer),
+        match kind {
+            MatchKind::Prefix => self.search_prefix(typed, hit),
+            MatchKind::AllWords => self.search_all_words(typed, hit),
+            MatchKind::ErrorAfterFirst => self.search_one_error(typed, 1..char_count, hit),
+            MatchKind::ErrorAtFirst => self.search_one_error(typed, 0..1, hit),
         }
     }
 
-    fn starting_with(&self, typed: &str, offer: &mut dyn FnMut(Start, f32)) {
+    fn search_prefix(&self, typed: &str, hit: &mut dyn FnMut(Start, f32)) {
         for &start in self.few(self.range(typed)) {
-            offer(start, 1.0);
+            hit(start, 1.0);
         }
     }
 
-    /// Texts that hold all words of `typed`, the last as a prefix.
-    fn holding_words(&self, typed: &str, offer: &mut dyn FnMut(Start, f32)) {
-        // The rarest word leaves the least to look at.
+    /// Searches texts that have all words of `typed`, the last as a prefix.
+    fn search_all_words(&self, typed: &str, hit: &mut dyn FnMut(Start, f32)) {
+        // The rarest word has the fewest starts to check.
         let rarest = typed.split(' ').map(|word| self.range(word)).min_by_key(Range::len).unwrap_or(0..0);
         for &start in self.few(rarest) {
-            if holds_words(&self.entries[start.entry as usize].normal, typed) {
-                offer(Start { byte: 0, ..start }, HOLDING_FACTOR);
+            if has_all_words(&self.entries[start.entry as usize].normal, typed) {
+                hit(Start { byte: 0, ..start }, ALL_WORDS_FACTOR);
             }
         }
     }
 
-    /// Texts that `typed` would start with one character changed, added, left out, or two exchanged at some of its places.
-    /// Each way of it is looked up: O(characters × characters that may stand there × log starts).
-    fn one_error_away(&self, typed: &str, places: Range<usize>, offer: &mut dyn FnMut(Start, f32)) {
+    /// Searches texts with a prefix that is one edit away from `typed` at one of `positions`: a character changed,
+    /// added or left out, or two neighbours exchanged. Searches each corrected prefix: O(positions × characters
+    /// that texts have there × log starts).
+    fn search_one_error(&self, typed: &str, positions: Range<usize>, hit: &mut dyn FnMut(Start, f32)) {
         let chars: Vec<char> = typed.chars().collect();
         if !may_have_error(&chars) {
             return;
         }
         let mut left = 4 * SCAN_MAX;
-        let mut look = |within: &Range<usize>, meant: String| {
-            let found = self.few(self.range_in(within.clone(), &meant));
-            for &start in found.iter().take(left) {
-                offer(start, ERROR_FACTOR);
+        let mut search = |within: &Range<usize>, corrected: String| {
+            let starts = self.few(self.range_in(within.clone(), &corrected));
+            for &start in starts.iter().take(left) {
+                hit(start, ERROR_FACTOR);
             }
-            left = left.saturating_sub(found.len());
+            left = left.saturating_sub(starts.len());
         };
         let text = |parts: [&[char]; 3]| parts.concat().into_iter().collect::<String>();
-        for at in places {
+        for at in positions {
             let (before, after) = chars.split_at(at);
             let within = self.range(&text([before, &[], &[]]));
             if within.is_empty() {
                 break;
             }
-            look(&within, text([before, &after[1..], &[]]));
+            search(&within, text([before, &after[1..], &[]]));
             if let [first, second, rest @ ..] = after
                 && first != second
             {
-                look(&within, text([before, &[*second, *first], rest]));
+                search(&within, text([before, &[*second, *first], rest]));
             }
-            // Every CJK character starts a word, so a wrong first one was looked for as one too many.
+            // Every CJK character starts a word, so the search without the first character covers a wrong one.
             if at == 0 && text::is_cjk(chars[0]) {
                 continue;
             }
             let offset = before.iter().map(|c| c.len_utf8()).sum();
-            for (meant, part) in self.by_next_char(&within, offset).take(TYPO_TRIES_MAX) {
-                if meant != after[0] {
-                    look(&part, text([before, &[meant], &after[1..]]));
-                    look(&part, text([before, &[meant], after]));
+            for (corrected, part) in self.by_next_char(&within, offset).take(TYPO_TRIES_MAX) {
+                if corrected != after[0] {
+                    search(&part, text([before, &[corrected], &after[1..]]));
+                    search(&part, text([before, &[corrected], after]));
                 }
             }
         }
     }
 
-    /// The parts of a range by the character that the texts have at a byte behind the start; texts that end there are left
-    /// out.
+    /// Splits a range by the character at a byte offset from the start. Skips texts that end there.
     fn by_next_char(&self, range: &Range<usize>, offset: usize) -> impl Iterator<Item = (char, Range<usize>)> {
         let next = move |start: Start| self.tail(start)[offset..].chars().next();
         let mut rest = range.clone();
@@ -251,6 +257,7 @@ impl List {
     }
 }
 
+/// Returns the normal form of a text, at most [`TEXT_CHARS_MAX`] characters.
 pub(super) fn normal(text: &str) -> String {
     let text = text::normalize(text);
     match text.char_indices().nth(TEXT_CHARS_MAX) {
@@ -259,11 +266,13 @@ pub(super) fn normal(text: &str) -> String {
     }
 }
 
+/// Returns a number that is finite and not negative; otherwise 0.
 pub(super) fn finite(number: f32) -> f32 {
     if number.is_finite() { number.max(0.0) } else { 0.0 }
 }
 
-/// What a text brings before the user is looked at: queries and categories are shorter and wider than titles.
+/// Returns the score of a text without personalization. Queries and categories have a higher factor, because they are
+/// shorter and more general than titles.
 fn strength(weight: f32, source: CompletionSource) -> f32 {
     let factor = match source {
         CompletionSource::Query => 1.3,

@@ -1,28 +1,30 @@
-//! Completions of what a user is typing.
-mod found;
+//! Completions of a typed prefix.
+mod hits;
 mod list;
-mod nearness;
+mod match_kind;
 
 use ahash::AHashMap;
-use found::{Found, Lift, lift_of};
+use hits::{CategoryFactors, Hits, category_factor};
 use list::{Entry, List, normal};
-use nearness::Nearness;
+use match_kind::MatchKind;
 use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
 
-/// Queries of a list at most; then the lighter half goes.
+/// Maximum queries of a list; beyond it the half with the lower weights is dropped.
 const QUERIES_MAX: usize = 20_000;
-/// Texts of items that came in since the start, of a list at most; then the older half goes.
+/// Maximum texts of items of a live list; beyond it the older half is dropped.
 const LIVE_TEXTS_MAX: usize = 100_000;
-/// New texts that are looked through one by one, before they are sorted among the others.
+/// Number of fresh texts, which are scanned one by one, at which they are merged into the lists.
 const FRESH_MAX: usize = 1024;
 
+/// A suggested text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
     pub text: String,
     pub source: CompletionSource,
 }
 
+/// The origin of a suggested text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CompletionSource {
     Query,
@@ -34,16 +36,16 @@ pub enum CompletionSource {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Suggestible {
     pub text: String,
-    /// The category by which the user's affinity is asked; may be empty.
+    /// The category that determines the user's affinity to the text; may be empty.
     pub category: String,
-    /// How popular it is, 0 or more, on any scale that is the same for all: its logarithm counts.
+    /// Popularity, 0 or more, on a scale that is common to all texts. The score depends on its logarithm.
     pub weight: f32,
     pub source: CompletionSource,
 }
 
-/// Texts that were there from the start (titles, categories and brands of one generation), and what came since: queries that
-/// users send, items that are written.
-/// Texts may be added while others ask; an answer never waits for more than a text to be put down.
+/// Texts of one generation (titles, categories, brands) and live texts: queries of users and items written since.
+///
+/// Additions and searches may run concurrently. A search waits at most for the insertion of one text.
 pub struct Suggester {
     built: List,
     live: RwLock<Live>,
@@ -51,48 +53,49 @@ pub struct Suggester {
     adding: Mutex<()>,
 }
 
-/// What came since the start, as a log-structured merge tree keeps it: each list is at least twice as long as the next, so
-/// that there are few of them and a text is sorted a few times only.
+/// Live texts in the manner of a log-structured merge tree: each list is at least twice as long as the next, so that
+/// there are few lists and each text is sorted a few times only.
 #[derive(Default)]
 struct Live {
     lists: Vec<Arc<List>>,
-    /// In no list yet, in the order in which they came.
+    /// Texts that are in no list yet, in the order of their addition.
     fresh: Vec<Entry>,
+    /// By normal form and source: the index in `fresh`.
     by_normal: AHashMap<(String, CompletionSource), u32>,
 }
 
 impl Suggester {
-    /// Takes texts in any order. Texts with the same normal form and source count once, with the sum of their weights,
-    /// in the spelling and category of the first.
+    /// Builds the index of texts in any order. Merges texts with the same normal form and source: the sum of their
+    /// weights, the spelling and category of the first.
     pub fn build(suggestibles: impl IntoIterator<Item = Suggestible>) -> Self {
         let built = List::build(suggestibles.into_iter().filter_map(Entry::of));
         Self { built, live: RwLock::default(), adding: Mutex::default() }
     }
 
-    /// Notes that a query was sent; `weight` adds up. The caller decides which queries may be shown to others.
+    /// Adds a query, or its weight if it is known. The caller decides which queries may be shown to other users.
     pub fn add_query(&self, query: &str, weight: f32) {
         let source = CompletionSource::Query;
         self.add(Suggestible { text: query.to_owned(), category: String::new(), weight, source });
     }
 
-    /// Adds a text, or its weight where it was added before.
+    /// Adds a text. If a query is known, adds its weight; if another text is known, does nothing.
     pub fn add(&self, suggestible: Suggestible) {
         let Some(entry) = Entry::of(suggestible) else { return };
-        let _one = self.adding.lock();
-        // A written item's title is not more popular because it is written again.
+        let _guard = self.adding.lock();
+        // A title does not become more popular when its item is written again.
         let is_counted = entry.source == CompletionSource::Query;
         if !is_counted && (self.built.has(&entry) || self.live.read().lists.iter().any(|list| list.has(&entry))) {
             return;
         }
         let fresh = self.live.write().add(entry);
         if fresh >= FRESH_MAX {
-            // The new list is made while others ask: sorting takes longer than an answer may.
+            // The new list is built under a read lock, because sorting takes longer than a search may wait.
             let lists = self.live.read().merged();
             *self.live.write() = Live { lists, ..Live::default() };
         }
     }
 
-    /// Queries that were sent since the start, with their weights: to be added again by [`Suggester::add_query`].
+    /// Returns the live queries with their weights, for [`Suggester::add_query`] of another generation.
     pub fn queries(&self) -> Vec<(String, f32)> {
         let live = self.live.read();
         let listed = live.lists.iter().flat_map(|list| &list.entries);
@@ -100,17 +103,17 @@ impl Suggester {
         queries.map(|entry| (entry.text.clone(), entry.weight)).collect()
     }
 
-    /// The `count` best completions of `prefix`, best first, no two alike in normal form. `affinity` says how much the
-    /// user likes a category, 0 (no more than others) or more.
+    /// Returns the `count` best completions of `prefix`, best first, with distinct normal forms. `affinity` returns the
+    /// user's affinity to a category, 0 (neutral) or more.
     ///
-    /// The prefix may be that of the text or of a word inside it. Where nothing starts so, texts that hold its words in
-    /// any order are given, and then those that are one typing error away. Of a prefix that thousands of texts have, the
-    /// strongest and the strongest of each category are looked at.
+    /// The prefix matches at the start of a text or of a word. If nothing matches, texts that have its words in any
+    /// order match, and then texts that are one typing error away. For a prefix of thousands of texts, only the
+    /// strongest texts and the strongest of each category are scored.
     pub fn complete(&self, prefix: &str, count: usize, affinity: &dyn Fn(&str) -> f32) -> Vec<Completion> {
         Self::complete_from(&[self], prefix, count, affinity)
     }
 
-    /// [`Suggester::complete`] from the texts of several.
+    /// [`Suggester::complete`] from the texts of several suggesters.
     pub fn complete_from(
         suggesters: &[&Self],
         prefix: &str,
@@ -124,31 +127,32 @@ impl Suggester {
         let live: Vec<_> = suggesters.iter().map(|suggester| suggester.live.read()).collect();
         let built = suggesters.iter().map(|suggester| &suggester.built);
         let lists = built.chain(live.iter().flat_map(|live| live.lists.iter().map(|list| &**list)));
-        let lists: Vec<(&List, Lift)> = lists.map(|list| (list, Lift::new(affinity, &list.categories))).collect();
-        let mut found = Found::default();
-        for nearness in [Nearness::Starting, Nearness::Holding, Nearness::ErrorAfterFirst, Nearness::ErrorAtFirst] {
-            for (list, lift) in &lists {
-                list.look(nearness, &typed, &mut |start, factor| {
+        let lists: Vec<(&List, CategoryFactors)> =
+            lists.map(|list| (list, CategoryFactors::new(affinity, &list.categories))).collect();
+        let mut hits = Hits::default();
+        for kind in [MatchKind::Prefix, MatchKind::AllWords, MatchKind::ErrorAfterFirst, MatchKind::ErrorAtFirst] {
+            for (list, categories) in &lists {
+                list.search(kind, &typed, &mut |start, factor| {
                     let entry = &list.entries[start.entry as usize];
-                    let lift = lift.of(list.category_of[start.entry as usize]);
-                    found.offer(entry, entry.strength_at(start.byte) * factor * lift);
+                    let category = categories.of(list.category_of[start.entry as usize]);
+                    hits.push(entry, entry.strength_at(start.byte) * factor * category);
                 });
             }
             for entry in live.iter().flat_map(|live| &live.fresh) {
-                if let Some((byte, factor)) = nearness.of(&entry.normal, &typed) {
-                    found.offer(entry, entry.strength_at(byte) * factor * lift_of(affinity(&entry.category)));
+                if let Some((byte, factor)) = kind.of(&entry.normal, &typed) {
+                    hits.push(entry, entry.strength_at(byte) * factor * category_factor(affinity(&entry.category)));
                 }
             }
-            if !found.is_empty() {
+            if !hits.is_empty() {
                 break;
             }
         }
-        found.into_best(count)
+        hits.into_best(count)
     }
 }
 
 impl Live {
-    /// Gives the number of texts that are in no list.
+    /// Adds a text and returns the number of fresh texts.
     fn add(&mut self, entry: Entry) -> usize {
         let next = self.fresh.len() as u32;
         let at = *self.by_normal.entry((entry.normal.clone(), entry.source)).or_insert(next);
@@ -160,7 +164,8 @@ impl Live {
         self.fresh.len()
     }
 
-    /// The lists with the fresh texts among them. Weights of a query that is in several lists add up when these merge.
+    /// Returns the lists with the fresh texts merged into them. The weights of a query in several merged lists are
+    /// summed.
     fn merged(&self) -> Vec<Arc<List>> {
         let (mut lists, mut last) = (self.lists.clone(), self.fresh.clone());
         while let Some(list) = lists.pop_if(|list| list.entries.len() < 2 * last.len()) {
@@ -171,7 +176,7 @@ impl Live {
     }
 }
 
-/// Without the lighter half of too many queries and the older half of too many other texts.
+/// Drops the half of the queries with the lower weights and the older half of the other texts, if there are too many.
 fn within_limits(entries: Vec<Entry>) -> Vec<Entry> {
     let (mut queries, mut texts): (Vec<Entry>, Vec<Entry>) =
         entries.into_iter().partition(|entry| entry.source == CompletionSource::Query);
@@ -214,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_of_the_text_or_of_an_inner_word_completes() {
+    fn a_prefix_matches_at_the_start_of_a_text_or_of_a_word() {
         let shop = shop();
         assert_eq!(texts(&shop, "MUG"), ["Mugs", "Red Retrospot Mug", "Blue Mug"]);
         assert_eq!(texts(&shop, "retrospot m"), ["Red Retrospot Mug"]);
@@ -224,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn one_typing_error_is_forgiven_when_nothing_matches() {
+    fn one_typing_error_is_corrected_if_nothing_matches() {
         let shop = shop();
         for typed in ["choclate", "chocolatte", "chocolste", "chcoolate", "hocolate", "xhocolate", "chocolate bx"] {
             assert_eq!(texts(&shop, typed), ["Chocolate Box"], "{typed}");
@@ -233,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn chinese_completes_from_any_character() {
+    fn a_chinese_prefix_matches_at_any_character() {
         let shop = shop();
         for typed in ["陶瓷", "马克", "马克林", "马可杯"] {
             assert_eq!(texts(&shop, typed), ["陶瓷马克杯"], "{typed}");
@@ -241,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn affinity_and_popularity_decide_the_order() {
+    fn affinity_and_popularity_determine_the_order() {
         let shop = shop();
         assert_eq!(texts(&shop, "re")[0], "Red Retrospot Mug");
         let likes_lamps = |category: &str| if category == "Lamps" { 5.0 } else { 0.0 };
@@ -249,23 +254,23 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_learned_and_shown_once() {
+    fn an_added_query_is_suggested_once() {
         let shop = shop();
         shop.add_query("Mug  tree", 100.0);
         shop.add_query("blue mug", 1000.0);
-        let found = shop.complete("mug", 10, &|_| 0.0);
-        assert!(found.contains(&Completion { text: "Mug tree".to_owned(), source: CompletionSource::Query }));
-        assert_eq!(found.iter().filter(|completion| completion.text.eq_ignore_ascii_case("blue mug")).count(), 1);
+        let completions = shop.complete("mug", 10, &|_| 0.0);
+        assert!(completions.contains(&Completion { text: "Mug tree".to_owned(), source: CompletionSource::Query }));
+        assert_eq!(completions.iter().filter(|completion| completion.text.eq_ignore_ascii_case("blue mug")).count(), 1);
     }
 
     #[test]
-    fn texts_that_come_later_complete_as_those_of_the_bundle() {
+    fn live_texts_are_suggested_like_those_of_the_bundle() {
         let shop = Suggester::build([]);
         for n in 0..3 * FRESH_MAX {
             shop.add(suggestible(&format!("Live kettle {n}"), "Kettles", 1.0, CompletionSource::Title));
             shop.add_query("kettle", 1.0);
         }
-        assert!(shop.live.read().lists[0].entries.len() >= FRESH_MAX, "they were sorted");
+        assert!(shop.live.read().lists[0].entries.len() >= FRESH_MAX, "fresh texts were merged into a list");
         assert_eq!(texts(&shop, "kettle")[0], "kettle");
         for typed in ["live kettle 5", "kettle 3071", "kettel 3071", "3071 live"] {
             assert!(!texts(&shop, typed).is_empty(), "{typed}");
@@ -274,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lighter_queries_are_forgotten() {
+    fn queries_with_low_weights_are_dropped() {
         let shop = Suggester::build([]);
         for n in 0..2 * QUERIES_MAX {
             shop.add_query(&format!("query {n}"), if n % 100 == 0 { 5.0 } else { 1.0 });
@@ -285,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_of_thousands_of_texts_still_shows_what_the_user_likes() {
+    fn affinity_affects_prefixes_of_thousands_of_texts() {
         let titles = (0..3 * SCAN_MAX).map(|n| {
             suggestible(&format!("same start {n:05}"), &format!("c{}", n % 500), n as f32, CompletionSource::Title)
         });
@@ -295,9 +300,9 @@ mod tests {
         assert!(liked[0].text.ends_with("07"), "{liked:?}");
     }
 
-    /// Many titles, asked with every kind of prefix, while queries come in and old ones are forgotten.
+    /// Searches many titles by each kind of match while another thread adds queries, of which old ones are dropped.
     #[test]
-    fn titles_complete_while_queries_come_in() {
+    fn searches_and_additions_run_concurrently() {
         let words = ["red", "blue", "mug", "lamp", "retro", "box", "chocolate", "garden", "tin", "set"];
         let titles = (0..20_000usize).map(|i| {
             let [a, b, c] = [words[i % 10], words[i / 10 % 10], words[i / 100 % 10]];
@@ -313,8 +318,8 @@ mod tests {
             });
             while !adding.is_finished() {
                 for typed in ["r", "choc", "chocolate ga", "choxolate", "xhocolate", "mug re", "model99"] {
-                    let found = shop.complete(typed, 8, &|category| if category == "c7" { 1.0 } else { 0.0 });
-                    assert_eq!(found.len(), 8, "{typed}");
+                    let completions = shop.complete(typed, 8, &|category| if category == "c7" { 1.0 } else { 0.0 });
+                    assert_eq!(completions.len(), 8, "{typed}");
                 }
                 assert!(texts(&shop, "zzzzzz").is_empty());
             }
@@ -324,7 +329,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sorted_texts_are_found_as_by_looking_at_each(
+        fn sorted_texts_match_like_fresh_texts(
             titles in prop::collection::vec("[ab]{1,4}( [abc]{1,4}){0,2}", 1..12), typed in "[abc]{1,5}( [abc]{1,2})?"
         ) {
             let all = |titles: &[String]| -> Vec<Suggestible> {
@@ -338,12 +343,12 @@ mod tests {
         }
 
         #[test]
-        fn no_prefix_panics_or_gives_a_text_twice(typed in ".{0,30}", count in 0usize..6) {
+        fn no_prefix_panics_or_returns_a_text_twice(typed in ".{0,30}", count in 0usize..6) {
             let shop = shop();
             shop.add_query(&typed, 1.0);
-            let found = shop.complete(&typed, count, &|_| f32::NAN);
-            let distinct: AHashSet<&String> = found.iter().map(|completion| &completion.text).collect();
-            prop_assert!(found.len() <= count && distinct.len() == found.len());
+            let completions = shop.complete(&typed, count, &|_| f32::NAN);
+            let distinct: AHashSet<&String> = completions.iter().map(|completion| &completion.text).collect();
+            prop_assert!(completions.len() <= count && distinct.len() == completions.len());
         }
     }
 }

@@ -1,57 +1,59 @@
-//! The best of what was found, for one user.
-use super::Completion;
+//! Ranks the entries that match a prefix for one user.
 use super::{
+    Completion,
     list::{Entry, finite},
-    nearness::STARTS_MAX,
+    match_kind::STARTS_MAX,
 };
 use ahash::AHashSet;
 use std::cell::RefCell;
 
-/// How much a user likes each category, asked once.
-pub(super) struct Lift<'a> {
+/// The factors of the categories of a list for one user. Calls `affinity` at most once for each category.
+pub(super) struct CategoryFactors<'a> {
     affinity: &'a dyn Fn(&str) -> f32,
     categories: &'a [String],
     known: RefCell<Vec<Option<f32>>>,
 }
 
-impl<'a> Lift<'a> {
+impl<'a> CategoryFactors<'a> {
     pub(super) fn new(affinity: &'a dyn Fn(&str) -> f32, categories: &'a [String]) -> Self {
         Self { affinity, categories, known: RefCell::new(vec![None; categories.len()]) }
     }
 
     pub(super) fn of(&self, category: u32) -> f32 {
         let at = category as usize;
-        *self.known.borrow_mut()[at].get_or_insert_with(|| lift_of((self.affinity)(&self.categories[at])))
+        *self.known.borrow_mut()[at].get_or_insert_with(|| category_factor((self.affinity)(&self.categories[at])))
     }
 }
 
-pub(super) fn lift_of(affinity: f32) -> f32 {
+/// Converts an affinity to a factor of the score, 1 to 11. An affinity that is negative or not finite counts as 0.
+pub(super) fn category_factor(affinity: f32) -> f32 {
     1.0 + finite(affinity).min(10.0)
 }
 
-/// Candidates; a text may be among them several times.
+/// Entries that match a prefix, with their scores. A text may occur several times.
 #[derive(Default)]
-pub(super) struct Found<'s> {
-    listed: Vec<(f32, &'s Entry)>,
+pub(super) struct Hits<'s> {
+    scored: Vec<(f32, &'s Entry)>,
 }
 
-impl<'s> Found<'s> {
+impl<'s> Hits<'s> {
     pub(super) fn is_empty(&self) -> bool {
-        self.listed.is_empty()
+        self.scored.is_empty()
     }
 
-    pub(super) fn offer(&mut self, entry: &'s Entry, score: f32) {
-        self.listed.push((score, entry));
+    pub(super) fn push(&mut self, entry: &'s Entry, score: f32) {
+        self.scored.push((score, entry));
     }
 
+    /// Returns the `count` best completions with distinct normal forms, best first.
     pub(super) fn into_best(self, count: usize) -> Vec<Completion> {
-        let mut all = self.listed;
-        // The shorter of two equally good texts is nearer to what was typed.
+        let mut all = self.scored;
+        // Of two equally good texts the shorter is closer to the prefix.
         let order = |(a_score, a): &(f32, &Entry), (b_score, b): &(f32, &Entry)| {
             let by_text = a.normal.len().cmp(&b.normal.len()).then(a.normal.cmp(&b.normal));
             b_score.total_cmp(a_score).then(by_text).then((a.source as u8).cmp(&(b.source as u8)))
         };
-        // A text may be listed once for each of its words and sources, so some more than `count` must be sorted.
+        // A text may occur once for each of its words and sources, so more than `count` hits must be sorted.
         let enough = count.saturating_mul(STARTS_MAX * 3);
         if all.len() > enough {
             all.select_nth_unstable_by(enough, order);

@@ -1,38 +1,39 @@
-//! How a text may match what is typed.
+//! Matching of one text with a typed prefix.
 use lodestone_core::text;
 
-/// Starts inside one text at which a prefix may begin.
+/// Word starts of one text at which a prefix may match.
 pub(super) const STARTS_MAX: usize = 40;
-/// A shorter prefix is not corrected: everything is one letter away from it. In characters.
+/// Minimum characters of a prefix that is corrected, because almost every text is one edit away from a shorter one.
 const TYPO_CHARS_MIN: usize = 4;
-/// The same for CJK, where a character says more.
+/// The same for CJK, where a character carries more information.
 const TYPO_CJK_CHARS_MIN: usize = 2;
-/// What is left of the strength of a text that has the typed words in another order or with others between them.
-pub(super) const HOLDING_FACTOR: f32 = 0.8;
-/// What is left of the strength of a text that was mistyped.
+/// Factor of the strength of a text that has the typed words in another order or with others between them.
+pub(super) const ALL_WORDS_FACTOR: f32 = 0.8;
+/// Factor of the strength of a text that matches after a correction.
 pub(super) const ERROR_FACTOR: f32 = 0.5;
 
-/// How a text may match what is typed; the next is tried where nothing does.
+/// Kinds of matches, from strict to loose. A kind is tried only if no text matches by a stricter one.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Nearness {
-    /// The text or a word of it starts so.
-    Starting,
-    /// It has the words in any order, the last as a prefix.
-    Holding,
-    /// It would start so with one error mended, which is not in the first character: that is right most of the time.
+pub(super) enum MatchKind {
+    /// The prefix matches at the start of the text or of a word.
+    Prefix,
+    /// The text has all words in any order, the last as a prefix.
+    AllWords,
+    /// The prefix matches after the correction of one error that is not in the first character, which is rarely wrong.
     ErrorAfterFirst,
+    /// The prefix matches after the correction of its first character.
     ErrorAtFirst,
 }
 
-impl Nearness {
-    /// The byte at which a text matches, and the factor of its strength.
+impl MatchKind {
+    /// Returns the byte at which a text matches, and the factor of its strength; none if the text does not match.
     pub(super) fn of(self, normal: &str, typed: &str) -> Option<(u32, f32)> {
         let first = |is_match: &dyn Fn(&str) -> bool| {
             word_starts(normal).into_iter().find(|&byte| is_match(&normal[byte..])).map(|byte| byte as u32)
         };
         match self {
-            Self::Starting => Some((first(&|tail| tail.starts_with(typed))?, 1.0)),
-            Self::Holding => holds_words(normal, typed).then_some((0, HOLDING_FACTOR)),
+            Self::Prefix => Some((first(&|tail| tail.starts_with(typed))?, 1.0)),
+            Self::AllWords => has_all_words(normal, typed).then_some((0, ALL_WORDS_FACTOR)),
             Self::ErrorAfterFirst | Self::ErrorAtFirst => {
                 let chars: Vec<char> = typed.chars().collect();
                 if !may_have_error(&chars) {
@@ -47,20 +48,20 @@ impl Nearness {
     }
 }
 
-/// Whether a text has all words of `typed`, the last as a prefix of one.
-pub(super) fn holds_words(normal: &str, typed: &str) -> bool {
+/// Returns true if a text has all words of `typed`, the last as a prefix of a word. False if `typed` is a single word.
+pub(super) fn has_all_words(normal: &str, typed: &str) -> bool {
     let Some((others, last)) = typed.rsplit_once(' ') else { return false };
     others.split(' ').all(|word| normal.split(' ').any(|other| other == word))
         && normal.split(' ').any(|word| word.starts_with(last))
 }
 
-/// Whether what is typed is long enough to be corrected.
+/// Returns true if a prefix is long enough to be corrected.
 pub(super) fn may_have_error(typed: &[char]) -> bool {
     let has_cjk = typed.iter().copied().any(text::is_cjk);
     typed.len() >= if has_cjk { TYPO_CJK_CHARS_MIN } else { TYPO_CHARS_MIN }
 }
 
-/// The bytes at which words start; each CJK character starts one.
+/// Returns the bytes at which words start, at most [`STARTS_MAX`]. Each CJK character starts a word.
 pub(super) fn word_starts(normal: &str) -> Vec<usize> {
     let mut starts = Vec::new();
     let mut before = None;
@@ -75,7 +76,8 @@ pub(super) fn word_starts(normal: &str) -> Vec<usize> {
     starts
 }
 
-/// Whether a beginning of `tail` is one typing error away from `typed`.
+/// Returns true if a prefix of `tail` is at most one edit away from `typed`: a character changed, added or left out, or
+/// two neighbours exchanged.
 fn starts_within_one_error(tail: &str, typed: &[char]) -> bool {
     let mut rest = tail.chars();
     for (i, &c) in typed.iter().enumerate() {
@@ -85,7 +87,7 @@ fn starts_within_one_error(tail: &str, typed: &[char]) -> bool {
         }
         let mut after = here.clone();
         let Some(theirs) = after.next() else {
-            // The text ends where one more character was typed.
+            // The text ends here; at most one typed character may remain.
             return i + 1 == typed.len();
         };
         let changed = starts_with(after.clone(), &typed[i + 1..]);
