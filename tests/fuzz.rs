@@ -4,10 +4,7 @@
 //! `cargo test` tries a few hundred texts of each kind. `FUZZ_SECONDS=60 cargo test --release --test fuzz` goes on for so
 //! long with each, from a new seed each time (`make fuzz`). A text that fails is cut down and printed.
 use lodestone_catalog::{AttributeValue, Filter, Item};
-use lodestone_core::{
-    ids::{ItemId, Row},
-    text,
-};
+use lodestone_index::{CompletionSource, Lexical, MatchMode, Suggester, CompletionCandidate, Synonyms, SynonymsParseError};
 use lodestone_engine::{PageToken, TokenKey};
 use lodestone_index::{CompletionSource, Lexical, Match, Suggester, Suggestible, Synonyms, SynonymsParseError};
 use proptest::{
@@ -115,7 +112,7 @@ fn shop() -> &'static (Lexical, Suggester) {
         lexical.upsert(&rows).unwrap();
         let source = CompletionSource::Title;
         let suggestible =
-            |title: &&str| Suggestible { text: (*title).to_owned(), category: "c".to_owned(), weight: 1.0, source };
+            |title: &&str| CompletionCandidate { text: (*title).to_owned(), category: "c".to_owned(), weight: 1.0, source };
         (lexical, Suggester::build(titles.iter().map(suggestible)))
     })
 }
@@ -129,7 +126,7 @@ fn any_query_is_answered() {
         prop_assert!(matches.exact <= matches.complete && matches.complete <= matches.rows.len());
         prop_assert!(matches.rows.len() <= count);
         prop_assert!(matches.rows.iter().all(|(row, score)| odd(*row) && score.is_finite() && *score > 0.0));
-        for matching in [Match::All, Match::Any, Match::Prefix] {
+        for matching in [MatchMode::All, MatchMode::Any, MatchMode::Prefix] {
             prop_assert!(lexical.search(&query, matching, count, &odd).unwrap().len() <= count);
         }
         let all = lexical.matching(&query, &odd).unwrap();
@@ -137,7 +134,7 @@ fn any_query_is_answered() {
         prop_assert_eq!(found.count(), matches.complete, "what has all words is counted");
         if let Some(corrected) = lexical.correct(&query, &odd).unwrap() {
             prop_assert!(corrected != text::normalize(&query));
-            prop_assert!(!lexical.search(&corrected, Match::All, 1, &odd).unwrap().is_empty());
+            prop_assert!(!lexical.search(&corrected, MatchMode::All, 1, &odd).unwrap().is_empty());
         }
         prop_assert!(suggester.complete(&query, count, &|_| 1.0).len() <= count);
         Ok(())
@@ -238,7 +235,7 @@ fn any_list_of_synonyms_is_read_or_refused_by_line() {
             Ok(synonyms) => {
                 let mut lexical = Lexical::new().unwrap();
                 lexical.set_synonyms(synonyms);
-                prop_assert!(lexical.search(&query, Match::All, 3, &|_| true).unwrap().is_empty());
+                prop_assert!(lexical.search(&query, MatchMode::All, 3, &|_| true).unwrap().is_empty());
             }
             Err(SynonymsParseError::Line(line, _)) => prop_assert!((1..=text.lines().count()).contains(&line)),
             Err(SynonymsParseError::TooLong(lines)) => prop_assert_eq!(lines, text.lines().count()),

@@ -174,7 +174,7 @@ fn apply_changes(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoi
         if let Err(error) = generations.apply(changes) {
             tracing::error!(%error, "a committed change could not be indexed");
         }
-        if generations.current().generation.wants_merge() {
+        if generations.current().generation.needs_merge() {
             // Full: it will look once more anyway.
             let _ = merging.try_send(());
         }
@@ -198,7 +198,7 @@ fn start_merging(generations: Arc<Generations>) -> io::Result<crossbeam_channel:
         while told.recv().is_ok() {
             let served = generations.current();
             let generation = &served.generation;
-            if !generation.wants_merge() {
+            if !generation.needs_merge() {
                 continue;
             }
             let begun = std::time::Instant::now();

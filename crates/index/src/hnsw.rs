@@ -32,7 +32,7 @@ pub enum VectorError {
 /// A row whose vector is rejected, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("vector of row {}: {problem}", row.0)]
-pub struct BadVector {
+pub struct InvalidVector {
     pub row: Row,
     pub problem: VectorError,
 }
@@ -103,14 +103,14 @@ impl LiveGraph {
     }
 
     /// Adds a row with its unit vector. Insert each row once, because a row with two vectors matches both.
-    pub fn insert(&self, row: Row, vector: &[f32]) -> Result<(), BadVector> {
+    pub fn insert(&self, row: Row, vector: &[f32]) -> Result<(), InvalidVector> {
         self.insert_many(&[(row, vector)])
     }
 
     /// Adds rows on all threads of the current rayon pool. Checks all vectors first; on an error no row is added.
-    pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), BadVector> {
+    pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), InvalidVector> {
         for &(row, vector) in rows {
-            check_vector(vector, self.dimensions).map_err(|problem| BadVector { row, problem })?;
+            check_vector(vector, self.dimensions).map_err(|problem| InvalidVector { row, problem })?;
         }
         let points = self.new_points(rows);
         let first = FIRST_ROWS.saturating_sub(self.hnsw.get_nb_point()).min(points.len());
@@ -348,15 +348,15 @@ mod tests {
         bad[3] = f32::NAN;
         assert_eq!(
             graph.insert(Row(0), &bad),
-            Err(BadVector { row: Row(0), problem: VectorError::NotFinite { position: 3 } })
+            Err(InvalidVector { row: Row(0), problem: VectorError::NotFinite { position: 3 } })
         );
         assert_eq!(
             graph.insert(Row(0), &good[1..]),
-            Err(BadVector { row: Row(0), problem: VectorError::Dimension { found: 63, expected: VECTOR_DIM } })
+            Err(InvalidVector { row: Row(0), problem: VectorError::Dimension { found: 63, expected: VECTOR_DIM } })
         );
         assert!(matches!(
             graph.insert(Row(0), &[0.0; VECTOR_DIM]),
-            Err(BadVector { problem: VectorError::NotUnit { .. }, .. })
+            Err(InvalidVector { problem: VectorError::NotUnit { .. }, .. })
         ));
         assert!(graph.search(&good, 5, 10, &|_| true).is_empty());
         graph.insert(Row(7), &good).unwrap();

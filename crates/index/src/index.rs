@@ -1,7 +1,7 @@
 //! One vector index from two graphs: a frozen graph of the bundle's vectors and a live graph of later ones.
 use super::{
     frozen::{BuildConfig, FrozenError, FrozenGraph, SearchStrategy},
-    hnsw::{BadVector, LiveGraph, LiveGraphConfig, best_first, exact_search},
+    hnsw::{InvalidVector, LiveGraph, LiveGraphConfig, best_first, exact_search},
 };
 use arc_swap::ArcSwap;
 use lodestone_core::{bits, ids::Row};
@@ -45,7 +45,7 @@ impl VectorIndex {
     }
 
     /// Adds live rows. Searches may run meanwhile. On an error no row is added.
-    pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), BadVector> {
+    pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), InvalidVector> {
         self.parts.load().live.insert_many(rows)
     }
 
@@ -56,7 +56,7 @@ impl VectorIndex {
 
     /// Returns true if enough rows were added or deleted for a new frozen graph. `alive` is the number of rows that a
     /// search may return.
-    pub fn wants_merge(&self, alive: usize) -> bool {
+    pub fn needs_merge(&self, alive: usize) -> bool {
         let parts = self.parts.load();
         let (frozen, live) = (parts.frozen.len(), parts.live.len());
         let dead = (frozen + live).saturating_sub(alive);
@@ -85,7 +85,7 @@ impl VectorIndex {
 
     /// Installs a frozen graph. `later` are the rows that were added while it was built; they become the live rows. The
     /// caller must not insert concurrently. On an error the index does not change.
-    pub fn replace(&self, frozen: FrozenGraph, later: &[(Row, &[f32])]) -> Result<(), BadVector> {
+    pub fn replace(&self, frozen: FrozenGraph, later: &[(Row, &[f32])]) -> Result<(), InvalidVector> {
         let parts = Parts::new(Arc::new(frozen), self.live_rows);
         parts.live.insert_many(later)?;
         self.parts.store(Arc::new(parts));

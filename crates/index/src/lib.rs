@@ -50,10 +50,10 @@ mod suggest;
 mod synonyms;
 
 pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy, UnknownPrecision};
-pub use hnsw::{BadVector, LiveGraph, LiveGraphConfig, VectorError, best_first, check_vector, exact_search};
+pub use hnsw::{InvalidVector, LiveGraph, LiveGraphConfig, VectorError, best_first, check_vector, exact_search};
 pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
-pub use lexical::{Lexical, LexicalError, Match, Matches};
+pub use lexical::{Lexical, LexicalError, MatchMode, Matches};
 pub use neighbours::{KeyedNeighbours, Neighbours, NeighboursError};
-pub use suggest::{Completion, CompletionSource, Suggester, Suggestible};
+pub use suggest::{Completion, CompletionCandidate, CompletionSource, Suggester};
 pub use synonyms::{ParseError as SynonymsParseError, Synonyms, SynonymsError, SynonymsProblem};

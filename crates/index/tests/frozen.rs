@@ -160,7 +160,7 @@ fn recall_does_not_degrade_when_half_of_the_items_are_replaced() {
     alive.iter().for_each(|row| bits[row.index() / 64] |= 1 << (row.index() % 64));
     let is_alive = |row: u32| row as usize >= ROWS / 2;
     let index = VectorIndex::new(Arc::new(built(&values[..ROWS * DIMENSIONS], DIMENSIONS)), 10_000);
-    assert!(!index.wants_merge(ROWS));
+    assert!(!index.needs_merge(ROWS));
     let new: Vec<(Row, &[f32])> = (ROWS..ROWS + ROWS / 2).map(|row| (Row(row as u32), of(Row(row as u32)))).collect();
     index.insert_many(&new).unwrap();
     let measured = |index: &VectorIndex| {
@@ -171,14 +171,14 @@ fn recall_does_not_degrade_when_half_of_the_items_are_replaced() {
         });
         recalls.sum::<f64>() / 200.0
     };
-    assert!(index.wants_merge(ROWS), "6,000 live and 6,000 dead rows of 12,000");
+    assert!(index.needs_merge(ROWS), "6,000 live and 6,000 dead rows of 12,000");
     let spread = measured(&index);
 
     // The last row is added while the graph is built.
     let (last, others) = alive.split_last().unwrap();
     let frozen = index.freeze(others, last.index(), of).unwrap();
     index.replace(frozen, &[(*last, of(*last))]).unwrap();
-    assert!((index.live_count(), index.wants_merge(ROWS)) == (1, false));
+    assert!((index.live_count(), index.needs_merge(ROWS)) == (1, false));
     let merged = measured(&index);
     let fresh = VectorIndex::new(Arc::new(built(&values[ROWS / 2 * DIMENSIONS..], DIMENSIONS)), 0);
     let all = vec![u64::MAX; ROWS.div_ceil(64)];

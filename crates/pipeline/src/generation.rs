@@ -1,9 +1,10 @@
 //! One trained bundle as it answers: its items with those that came since, their indexes, what goes with what.
 use super::models::{Models, TextProjection, embed_items};
-use crate::{
-    bundle::{Bundle, Manifest},
-    ranking::RankingError,
-};
+use lodestone_index::CompletionSource;
+use lodestone_core::{bits, ids::{ItemId, ItemKey, Row}};
+use crate::{bundle::{Bundle, Manifest}, ranking::RankingError};
+use lodestone_catalog::{Catalog, Item, ItemVectors};
+use lodestone_index::{InvalidVector, FrozenError, FrozenGraph, KeyedNeighbours, Lexical, LexicalError, Suggester, CompletionCandidate, VectorError, VectorIndex};
 use arc_swap::ArcSwap;
 use lodestone_catalog::{Catalog, Item, ItemVectors};
 use lodestone_core::{
@@ -80,7 +81,7 @@ impl Generation {
             user_index: VectorIndex::new(bundle.item_vectors.clone(), live_rows),
             query_index: VectorIndex::new(bundle.title_vectors.clone(), live_rows),
             lexical,
-            titles: Suggester::build(bundle.items.iter().flat_map(suggestibles)),
+            titles: Suggester::build(bundle.items.iter().flat_map(completion_candidates)),
             transitions: bundle.transitions.by_key(&keys),
             co_purchases: bundle.co_purchases.by_key(&keys),
             text_projection: TextProjection {
@@ -126,10 +127,10 @@ impl Generation {
         let rows = catalog.upsert(&self.state.keys, items);
         for space in Space::BOTH {
             let vectors: Vec<(Row, &[f32])> = rows.iter().map(|row| (*row, space.vector(&catalog, *row))).collect();
-            self.vector_index(space).insert_many(&vectors).map_err(|bad| bad_vector(&catalog, bad))?;
+            self.vector_index(space).insert_many(&vectors).map_err(|bad| invalid_vector(&catalog, bad))?;
         }
         self.index_words(&catalog, &rows)?;
-        rows.iter().flat_map(|row| suggestibles(&catalog.get(*row).item)).for_each(|text| self.titles.add(text));
+        rows.iter().flat_map(|row| completion_candidates(&catalog.get(*row).item)).for_each(|text| self.titles.add(text));
         self.catalog.store(Arc::new(catalog));
         Ok(())
     }
@@ -198,9 +199,9 @@ impl Generation {
     }
 
     /// Whether so many items came or went that [`Generation::merge`] pays.
-    pub fn wants_merge(&self) -> bool {
+    pub fn needs_merge(&self) -> bool {
         let alive = self.catalog.load().item_count();
-        Space::BOTH.into_iter().any(|space| self.vector_index(space).wants_merge(alive))
+        Space::BOTH.into_iter().any(|space| self.vector_index(space).needs_merge(alive))
     }
 
     /// Builds new frozen graphs of all items on the threads of the current rayon pool and puts them in place of the frozen
@@ -216,7 +217,7 @@ impl Generation {
             let later = bits::ones(now.alive(), catalog.row_count() / 64).filter(|row| *row >= catalog.row_count());
             let later: Vec<(Row, &[f32])> =
                 later.map(|row| Row(row as u32)).map(|row| (row, space.vector(&now, row))).collect();
-            self.vector_index(space).replace(frozen, &later).map_err(|bad| bad_vector(&now, bad))?;
+            self.vector_index(space).replace(frozen, &later).map_err(|bad| invalid_vector(&now, bad))?;
         }
         self.merges.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -252,20 +253,20 @@ impl Space {
     }
 }
 
-fn bad_vector(catalog: &Catalog, BadVector { row, problem }: BadVector) -> GenerationError {
+fn invalid_vector(catalog: &Catalog, InvalidVector { row, problem }: InvalidVector) -> GenerationError {
     GenerationError::Vector { item: catalog.get(row).item.id.clone(), source: problem }
 }
 
 /// What completions may offer of an item: its title, its categories, its brand.
-fn suggestibles(item: &Item) -> Vec<Suggestible> {
+fn completion_candidates(item: &Item) -> Vec<CompletionCandidate> {
     let category = item.categories.last().cloned().unwrap_or_default();
-    let named = |text: &String| Suggestible {
+    let named = |text: &String| CompletionCandidate {
         text: text.clone(),
         category: text.clone(),
         weight: 1.0,
         source: CompletionSource::Category,
     };
-    let title = Suggestible { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
+    let title = CompletionCandidate { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
     let brand = (!item.brand.is_empty()).then_some(&item.brand);
     std::iter::once(title).chain(item.categories.iter().chain(brand).map(named)).collect()
 }

@@ -21,7 +21,7 @@ use lodestone_core::{
     units::UnixMillis,
 };
 use lodestone_events::EventKind;
-use lodestone_index::{Completion, CompletionSource, Match, Suggester};
+use lodestone_index::{Completion, CompletionSource, MatchMode, Suggester};
 use std::{collections::HashMap, sync::Arc};
 
 /// Items that a suggestion ranks.
@@ -386,7 +386,7 @@ pub fn suggest(
         let recent = context.user.recent.iter().filter(|recent| is_offered(recent.row));
         recent.map(|recent| (recent.row, recent.weight)).collect()
     } else {
-        let found = generation.lexical.search(&request.prefix, Match::Prefix, SUGGEST_CANDIDATES, &is_offered);
+        let found = generation.lexical.search(&request.prefix, MatchMode::Prefix, SUGGEST_CANDIDATES, &is_offered);
         found.unwrap_or_else(|error| {
             tracing::warn!(%error, "the lexical source failed");
             context.degrade(DegradationCode::SourceFailed, CandidateSource::Lexical.name());

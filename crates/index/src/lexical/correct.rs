@@ -1,5 +1,5 @@
 //! Spelling correction of query words that no item has.
-use super::{Fields, Lexical, LexicalError, Match, PART_BYTES_MIN, collect::best_of};
+use super::{Fields, Lexical, LexicalError, MatchMode, PART_BYTES_MIN, collect::best_of};
 use lodestone_core::{ids::Row, text};
 use tantivy::{
     Searcher,
@@ -38,7 +38,7 @@ impl Lexical {
                 corrected.push_str(replacement.as_deref().unwrap_or(run));
             }
         }
-        if corrections == 0 || self.search(&corrected, Match::All, 1, keep)?.is_empty() {
+        if corrections == 0 || self.search(&corrected, MatchMode::All, 1, keep)?.is_empty() {
             return Ok(None);
         }
         Ok(Some(corrected))

@@ -40,7 +40,7 @@ impl From<std::io::Error> for LexicalError {
 
 /// The words of a query that a row must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Match {
+pub enum MatchMode {
     /// Every word.
     All,
     /// At least one.
@@ -172,14 +172,14 @@ impl Lexical {
     }
 
     /// Returns the `count` best rows that match the query and pass `keep`, best first, with positive scores. The score
-    /// is BM25 over the fields; for [`Match::All`] and [`Match::Any`] it includes coverage and order of the query's
-    /// words. Items whose id or SKU is the query come first; a query without words matches only these. Calls `keep`
-    /// only for rows that match with a sufficient score. [`Match::Prefix`] scores only some thousands of the
-    /// matching rows.
+    /// is BM25 over the fields; for [`MatchMode::All`] and [`MatchMode::Any`] it includes coverage and order of the
+    /// query's words. Items whose id or SKU is the query come first; a query without words matches only these.
+    /// Calls `keep` only for rows that match with a sufficient score. [`MatchMode::Prefix`] scores only some
+    /// thousands of the matching rows.
     pub fn search(
         &self,
         query: &str,
-        matching: Match,
+        matching: MatchMode,
         count: usize,
         keep: &dyn Fn(Row) -> bool,
     ) -> Result<Vec<(Row, f32)>, LexicalError> {
@@ -187,8 +187,8 @@ impl Lexical {
         let normal = text::normalize(query);
         let exact = self.exact_matches(&searcher, &normal, count, keep)?;
         let hits = match matching {
-            Match::Prefix => best_of_some(&searcher, &*self.prefix_query(&searcher, &normal)?, count, keep)?,
-            Match::All | Match::Any => self.scored(&searcher, &self.parse(normal), matching, count, keep)?,
+            MatchMode::Prefix => best_of_some(&searcher, &*self.prefix_query(&searcher, &normal)?, count, keep)?,
+            MatchMode::All | MatchMode::Any => self.scored(&searcher, &self.parse(normal), matching, count, keep)?,
         };
         Ok(append_distinct(exact, hits, count))
     }
@@ -205,10 +205,10 @@ impl Lexical {
         let parsed = self.parse(text::normalize(query));
         let exact = self.exact_matches(&searcher, &parsed.normal, count, keep)?;
         let exact_count = exact.len();
-        let mut rows = append_distinct(exact, self.scored(&searcher, &parsed, Match::All, count, keep)?, count);
+        let mut rows = append_distinct(exact, self.scored(&searcher, &parsed, MatchMode::All, count, keep)?, count);
         let complete = rows.len();
         if complete < count {
-            rows = append_distinct(rows, self.scored(&searcher, &parsed, Match::Any, count, keep)?, count);
+            rows = append_distinct(rows, self.scored(&searcher, &parsed, MatchMode::Any, count, keep)?, count);
         }
         Ok(Matches { rows, exact: exact_count, complete })
     }
@@ -218,10 +218,10 @@ impl Lexical {
     pub fn matching(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Vec<Row>, LexicalError> {
         let searcher = self.reader.searcher();
         let parsed = self.parse(text::normalize(query));
-        let mut rows = all_of(&searcher, &*self.query(&parsed, Match::All), keep)?;
+        let mut rows = all_of(&searcher, &*self.query(&parsed, MatchMode::All), keep)?;
         rows.extend(all_of(&searcher, &*self.term(self.fields.id, &parsed.normal), keep)?);
         if rows.is_empty() {
-            rows = all_of(&searcher, &*self.query(&parsed, Match::Any), keep)?;
+            rows = all_of(&searcher, &*self.query(&parsed, MatchMode::Any), keep)?;
         }
         rows.sort_unstable();
         rows.dedup();
@@ -247,7 +247,7 @@ impl Lexical {
         &self,
         searcher: &Searcher,
         parsed: &ParsedQuery,
-        matching: Match,
+        matching: MatchMode,
         count: usize,
         keep: &dyn Fn(Row) -> bool,
     ) -> Result<Vec<(Row, f32)>, LexicalError> {
@@ -292,36 +292,36 @@ mod tests {
         lexical
     }
 
-    fn rows(lexical: &Lexical, query: &str, matching: Match) -> Vec<u32> {
+    fn rows(lexical: &Lexical, query: &str, matching: MatchMode) -> Vec<u32> {
         lexical.search(query, matching, 10, &|_| true).unwrap().into_iter().map(|(row, _)| row.0).collect()
     }
 
     #[test]
     fn match_all_requires_every_word_and_match_any_one() {
         let lexical = index(&["Red retrospot mug", "Blue mug", "Red scarf"]);
-        assert_eq!(rows(&lexical, "red MUGS", Match::All), [0]);
-        let any = rows(&lexical, "red mug", Match::Any);
+        assert_eq!(rows(&lexical, "red MUGS", MatchMode::All), [0]);
+        let any = rows(&lexical, "red mug", MatchMode::Any);
         assert_eq!((any.len(), any[0]), (3, 0));
-        assert!(rows(&lexical, "red bicycle", Match::All).is_empty());
+        assert!(rows(&lexical, "red bicycle", MatchMode::All).is_empty());
     }
 
     #[test]
     fn an_unfinished_last_word_matches_as_a_prefix() {
         let lexical = index(&["Red retrospot mug", "Blue mug", "Wild berries jam"]);
-        assert_eq!(rows(&lexical, "red retr", Match::Prefix), [0]);
+        assert_eq!(rows(&lexical, "red retr", MatchMode::Prefix), [0]);
         for typed in ["b", "be", "wïld berr", "berr", "berri", "berrie", "berries", "wild berries"] {
-            assert!(rows(&lexical, typed, Match::Prefix).contains(&2), "{typed}");
+            assert!(rows(&lexical, typed, MatchMode::Prefix).contains(&2), "{typed}");
         }
-        assert!(rows(&lexical, "retr", Match::All).is_empty());
+        assert!(rows(&lexical, "retr", MatchMode::All).is_empty());
     }
 
     #[test]
     fn chinese_matches_by_words_and_parts_of_words() {
         let lexical = index(&["陶瓷马克杯 蓝色 大容量", "红色围巾", "蓝色围巾"]);
-        assert_eq!(rows(&lexical, "蓝色马克杯", Match::All), [0]);
-        assert_eq!(rows(&lexical, "马克", Match::Prefix), [0]);
-        assert_eq!(rows(&lexical, "杯", Match::All), [0]);
-        assert_eq!(rows(&lexical, "围巾", Match::Any).len(), 2);
+        assert_eq!(rows(&lexical, "蓝色马克杯", MatchMode::All), [0]);
+        assert_eq!(rows(&lexical, "马克", MatchMode::Prefix), [0]);
+        assert_eq!(rows(&lexical, "杯", MatchMode::All), [0]);
+        assert_eq!(rows(&lexical, "围巾", MatchMode::Any).len(), 2);
     }
 
     #[test]
@@ -335,14 +335,14 @@ mod tests {
         items[2].tags = vec!["vegan".to_owned()];
         items[2].brand = "Acme".to_owned();
         let lexical = index_of(&items);
-        assert_eq!(rows(&lexical, "mug", Match::All), [1, 0]);
-        assert_eq!(rows(&lexical, "acme vegan plate", Match::All), [2]);
+        assert_eq!(rows(&lexical, "mug", MatchMode::All), [1, 0]);
+        assert_eq!(rows(&lexical, "acme vegan plate", MatchMode::All), [2]);
     }
 
     #[test]
     fn an_item_whose_id_is_the_query_comes_first() {
         let lexical = index(&["sku 1 holder sku-1", "Blue mug"]);
-        assert_eq!(rows(&lexical, "sku-1", Match::All)[0], 1);
+        assert_eq!(rows(&lexical, "sku-1", MatchMode::All)[0], 1);
     }
 
     #[test]
@@ -351,9 +351,9 @@ mod tests {
         for i in 2..30 {
             let item = Item::titled(ItemId::parse("x").unwrap(), "green mug");
             lexical.upsert(&[(Row(i), &item)]).unwrap();
-            assert_eq!(rows(&lexical, "green mug", Match::All).len(), (i as usize - 1).min(10));
+            assert_eq!(rows(&lexical, "green mug", MatchMode::All).len(), (i as usize - 1).min(10));
         }
-        let odd = lexical.search("mug", Match::Any, 100, &|row| row.0 % 2 == 1).unwrap();
+        let odd = lexical.search("mug", MatchMode::Any, 100, &|row| row.0 % 2 == 1).unwrap();
         assert_eq!(odd.len(), 15);
         assert_eq!(lexical.row_count(), 30);
     }
@@ -364,7 +364,7 @@ mod tests {
         fn no_query_is_an_error(query in ".{0,60}", which in 0usize..3) {
             static INDEX: std::sync::OnceLock<Lexical> = std::sync::OnceLock::new();
             let lexical = INDEX.get_or_init(|| index(&["Red mug AND (box)", "蓝色马克杯"]));
-            let matching = [Match::All, Match::Any, Match::Prefix][which];
+            let matching = [MatchMode::All, MatchMode::Any, MatchMode::Prefix][which];
             prop_assert!(lexical.search(&query, matching, 5, &|_| true).is_ok());
         }
     }

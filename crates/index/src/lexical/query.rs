@@ -1,6 +1,6 @@
 //! Conversion of a query's words to tantivy queries.
 use super::super::forward::{ForwardIndex, Group};
-use super::{Fields, Lexical, LexicalError, Match, PART_BYTES_MIN, document::ordered};
+use super::{Fields, Lexical, LexicalError, MatchMode, PART_BYTES_MIN, document::ordered};
 use ahash::AHashMap;
 use lodestone_core::text::{self, TokenKind};
 use tantivy::{
@@ -58,8 +58,8 @@ impl Lexical {
         ParsedQuery { normal, groups, bigrams }
     }
 
-    pub(super) fn query(&self, parsed: &ParsedQuery, matching: Match) -> Box<dyn Query> {
-        let mut clauses = self.clauses(parsed, if matching == Match::Any { Occur::Should } else { Occur::Must });
+    pub(super) fn query(&self, parsed: &ParsedQuery, matching: MatchMode) -> Box<dyn Query> {
+        let mut clauses = self.clauses(parsed, if matching == MatchMode::Any { Occur::Should } else { Occur::Must });
         match clauses.len() {
             0 => Box::new(EmptyQuery),
             // A single clause without a BooleanQuery lets tantivy skip documents that cannot be among the best.

@@ -1,6 +1,6 @@
 //! An immutable prefix index: the word starts of all texts, sorted by the text from there.
 use super::{
-    CompletionSource, Suggestible,
+    CompletionCandidate, CompletionSource,
     match_kind::{ALL_WORDS_FACTOR, ERROR_FACTOR, MatchKind, has_all_words, may_have_error, word_starts},
 };
 use ahash::AHashMap;
@@ -31,8 +31,8 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Normalizes a text. None if its normal form is empty.
-    pub(super) fn of(suggestible: Suggestible) -> Option<Self> {
-        let Suggestible { text, category, weight, source } = suggestible;
+    pub(super) fn of(candidate: CompletionCandidate) -> Option<Self> {
+        let CompletionCandidate { text, category, weight, source } = candidate;
         let normal = normal(&text);
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         (!normal.is_empty()).then(|| Self { text, normal, category, weight: finite(weight), source })

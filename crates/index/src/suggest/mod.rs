@@ -34,7 +34,7 @@ pub enum CompletionSource {
 
 /// A text that may be suggested.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Suggestible {
+pub struct CompletionCandidate {
     pub text: String,
     /// The category that determines the user's affinity to the text; may be empty.
     pub category: String,
@@ -67,20 +67,20 @@ struct Live {
 impl Suggester {
     /// Builds the index of texts in any order. Merges texts with the same normal form and source: the sum of their
     /// weights, the spelling and category of the first.
-    pub fn build(suggestibles: impl IntoIterator<Item = Suggestible>) -> Self {
-        let built = List::build(suggestibles.into_iter().filter_map(Entry::of));
+    pub fn build(candidates: impl IntoIterator<Item = CompletionCandidate>) -> Self {
+        let built = List::build(candidates.into_iter().filter_map(Entry::of));
         Self { built, live: RwLock::default(), adding: Mutex::default() }
     }
 
     /// Adds a query, or its weight if it is known. The caller decides which queries may be shown to other users.
     pub fn add_query(&self, query: &str, weight: f32) {
         let source = CompletionSource::Query;
-        self.add(Suggestible { text: query.to_owned(), category: String::new(), weight, source });
+        self.add(CompletionCandidate { text: query.to_owned(), category: String::new(), weight, source });
     }
 
     /// Adds a text. If a query is known, adds its weight; if another text is known, does nothing.
-    pub fn add(&self, suggestible: Suggestible) {
-        let Some(entry) = Entry::of(suggestible) else { return };
+    pub fn add(&self, candidate: CompletionCandidate) {
+        let Some(entry) = Entry::of(candidate) else { return };
         let _guard = self.adding.lock();
         // A title does not become more popular when its item is written again.
         let is_counted = entry.source == CompletionSource::Query;
@@ -197,20 +197,20 @@ mod tests {
     use ahash::AHashSet;
     use proptest::prelude::*;
 
-    fn suggestible(text: &str, category: &str, weight: f32, source: CompletionSource) -> Suggestible {
-        Suggestible { text: text.to_owned(), category: category.to_owned(), weight, source }
+    fn candidate(text: &str, category: &str, weight: f32, source: CompletionSource) -> CompletionCandidate {
+        CompletionCandidate { text: text.to_owned(), category: category.to_owned(), weight, source }
     }
 
     fn shop() -> Suggester {
         use CompletionSource::{Category, Title};
         Suggester::build([
-            suggestible("Red Retrospot Mug", "Mugs", 50.0, Title),
-            suggestible("Retro Lamp", "Lamps", 10.0, Title),
-            suggestible("Mugs", "Mugs", 20.0, Category),
-            suggestible("Blue  Mug", "Mugs", 5.0, Title),
-            suggestible("blue mug", "Mugs", 5.0, Title),
-            suggestible("Chocolate Box", "Food", 5.0, Title),
-            suggestible("陶瓷马克杯", "杯子", 5.0, Title),
+            candidate("Red Retrospot Mug", "Mugs", 50.0, Title),
+            candidate("Retro Lamp", "Lamps", 10.0, Title),
+            candidate("Mugs", "Mugs", 20.0, Category),
+            candidate("Blue  Mug", "Mugs", 5.0, Title),
+            candidate("blue mug", "Mugs", 5.0, Title),
+            candidate("Chocolate Box", "Food", 5.0, Title),
+            candidate("陶瓷马克杯", "杯子", 5.0, Title),
         ])
     }
 
@@ -267,7 +267,7 @@ mod tests {
     fn live_texts_are_suggested_like_those_of_the_bundle() {
         let shop = Suggester::build([]);
         for n in 0..3 * FRESH_MAX {
-            shop.add(suggestible(&format!("Live kettle {n}"), "Kettles", 1.0, CompletionSource::Title));
+            shop.add(candidate(&format!("Live kettle {n}"), "Kettles", 1.0, CompletionSource::Title));
             shop.add_query("kettle", 1.0);
         }
         assert!(shop.live.read().lists[0].entries.len() >= FRESH_MAX, "fresh texts were merged into a list");
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn affinity_affects_prefixes_of_thousands_of_texts() {
         let titles = (0..3 * SCAN_MAX).map(|n| {
-            suggestible(&format!("same start {n:05}"), &format!("c{}", n % 500), n as f32, CompletionSource::Title)
+            candidate(&format!("same start {n:05}"), &format!("c{}", n % 500), n as f32, CompletionSource::Title)
         });
         let shop = Suggester::build(titles);
         assert_eq!(texts(&shop, "sa")[0], format!("same start {:05}", 3 * SCAN_MAX - 1));
@@ -307,7 +307,7 @@ mod tests {
         let titles = (0..20_000usize).map(|i| {
             let [a, b, c] = [words[i % 10], words[i / 10 % 10], words[i / 100 % 10]];
             let text = format!("{a} {b} {c} {}{} model{i}", words[i / 1000 % 10], i % 700);
-            suggestible(&text, &format!("c{}", i % 200), (i % 90) as f32, CompletionSource::Title)
+            candidate(&text, &format!("c{}", i % 200), (i % 90) as f32, CompletionSource::Title)
         });
         let shop = Suggester::build(titles);
         std::thread::scope(|scope| {
@@ -332,8 +332,8 @@ mod tests {
         fn sorted_texts_match_like_fresh_texts(
             titles in prop::collection::vec("[ab]{1,4}( [abc]{1,4}){0,2}", 1..12), typed in "[abc]{1,5}( [abc]{1,2})?"
         ) {
-            let all = |titles: &[String]| -> Vec<Suggestible> {
-                titles.iter().map(|title| suggestible(title, "", 1.0, CompletionSource::Title)).collect()
+            let all = |titles: &[String]| -> Vec<CompletionCandidate> {
+                titles.iter().map(|title| candidate(title, "", 1.0, CompletionSource::Title)).collect()
             };
             let (sorted, fresh) = (Suggester::build(all(&titles)), Suggester::build([]));
             all(&titles).into_iter().for_each(|title| fresh.add(title));
