@@ -1,11 +1,12 @@
 # syntax=docker/dockerfile:1
-# The image of `lodestone`: it serves, imports and trains. docs/deploy.md says how to build and run it.
+# The image of `lodestone`, which serves, imports and trains. docs/deploy.md describes how to build and run it.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
-# Bundles may be in an object store; CARGO_FLAGS="--no-default-features --features s3" leaves out import and training.
-ARG CARGO_FLAGS="--features s3,gcs,azure"
+# Flags of `cargo build`. The feature `cloud` reads and writes bundles in object stores; an empty value leaves them out.
+ARG CARGO_FLAGS="--features cloud"
 COPY Cargo.toml Cargo.lock build.rs ./
+COPY crates crates
 COPY proto proto
 COPY src src
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
@@ -13,7 +14,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo build --release --locked ${CARGO_FLAGS} \
     && install -D target/release/lodestone /out/lodestone
 
-# The same pinned wheel, with the same hash, as outside of containers.
+# The pinned wheel, with the same hash as outside of containers.
 FROM python:3.11-slim-bookworm AS onnxruntime
 WORKDIR /src
 COPY scripts/tools.sh scripts/tools.sh
@@ -21,7 +22,7 @@ COPY scripts/requirements scripts/requirements
 RUN LODESTONE_TOOLS=/out scripts/tools.sh onnxruntime
 
 FROM debian:bookworm-slim
-# libonnxruntime.so is C++.
+# libstdc++6, because libonnxruntime.so is C++.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libstdc++6 \
     && rm -rf /var/lib/apt/lists/* \
@@ -35,7 +36,7 @@ ENV ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so
 USER 10001:10001
 VOLUME /data
 EXPOSE 50051
-# Health is a gRPC service (grpc.health.v1), which the platform asks.
+# The platform probes health over gRPC (grpc.health.v1).
 HEALTHCHECK NONE
 ENTRYPOINT ["lodestone"]
 CMD ["serve", "--bundle", "/bundle", "--data", "/data", "--listen", "0.0.0.0:50051"]

@@ -105,23 +105,23 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
 test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 200 times in the middle of writing; nothing acknowledged may be lost
-	KILLS=200 cargo test --release --locked --test crash -- --nocapture
+	KILLS=200 cargo test --release --locked --test api crash:: -- --nocapture
 	@scripts/tools.sh minilm
 	KILLS=200 CRASH_ONLY=1 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
 SWAPS ?= 1000
 test-swaps: tools-run ## Load and swap in 1,000 bundles under requests and writes; none may fail, and memory may not grow
-	SWAPS=$(SWAPS) cargo test --release --locked --test models swaps_under_load -- --nocapture
+	SWAPS=$(SWAPS) cargo test --release --locked --test api models::swaps_under_load -- --nocapture
 
 # Other features compile other crates; in a directory of their own they leave the rest alone.
-test-store: build tools-run $(DATA) $(BUNDLE) ## Publish to, serve from and prune a bucket of moto's S3 server; builds everything once with the feature s3
+test-store: build tools-run $(DATA) $(BUNDLE) ## Publish to, serve from and prune a bucket of moto's S3 server; builds everything once with the feature cloud
 	@scripts/tools.sh moto
-	cargo build --release --locked --features s3 --target-dir target/s3
-	python3 tests/store/s3.py target/s3/release/lodestone $(TOOLS)/bin/grpcurl $(BUNDLE) $(TOOLS)/moto/bin/moto_server
+	cargo build --release --locked --features cloud --target-dir target/cloud
+	python3 tests/store/s3.py target/cloud/release/lodestone $(TOOLS)/bin/grpcurl $(BUNDLE) $(TOOLS)/moto/bin/moto_server
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Try queries, filters, synonyms and tokens that nobody would send; FUZZ_SECONDS=60 for each kind
-	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test fuzz -- --test-threads 1 --nocapture
+	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test api fuzz:: -- --test-threads 1 --nocapture
 
 bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server beside the same work in Python; BENCH_SECONDS=5 for each figure
 	@scripts/tools.sh python bench

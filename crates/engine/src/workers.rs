@@ -185,7 +185,10 @@ mod tests {
             let _ = has_started.await;
             let answers = futures_util::future::join_all(numbers.iter().map(|n| workers.answer(deadline, *n)));
             let release = async move {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                while workers.queue.len() < numbers.len() {
+                    assert!(Instant::now() < deadline, "the numbers do not wait in the queue");
+                    tokio::task::yield_now().await;
+                }
                 let _ = release.send(());
             };
             tokio::join!(answers, release).0

@@ -1,10 +1,14 @@
-//! Text that anyone may send or write into a file: queries, filters, lists of synonyms, page tokens. Each is answered or
-//! refused with an error that says why; nothing panics, and what is taken keeps its promises.
+//! Texts from outside: queries, filters, lists of synonyms, page tokens. Each is answered or refused with an error that
+//! states the position or the line; nothing panics, and accepted texts keep the invariants of their type.
 //!
-//! `cargo test` tries a few hundred texts of each kind. `FUZZ_SECONDS=60 cargo test --release --test fuzz` goes on for so
-//! long with each, from a new seed each time (`make fuzz`). A text that fails is cut down and printed.
+//! An ordinary run tries [`CASES`] texts of each kind. `FUZZ_SECONDS=60 cargo test --release --test api fuzz::` tries
+//! each kind for 60 s, from a new seed each time (`make fuzz`). A text that fails is reduced and printed.
+use crate::support::number_setting;
 use lodestone_catalog::{AttributeValue, Filter, Item};
-use lodestone_index::{CompletionSource, Lexical, MatchMode, Suggester, CompletionCandidate, Synonyms, SynonymsParseError};
+use lodestone_core::{
+    ids::{ItemId, Row},
+    text,
+};
 use lodestone_engine::{PageToken, TokenKey};
 use lodestone_index::{CompletionSource, Lexical, Match, Suggester, Suggestible, Synonyms, SynonymsParseError};
 use proptest::{
@@ -16,13 +20,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Cases between two looks at the clock.
+/// Cases between two readings of the clock.
 const CASES: u32 = 256;
 
-/// Tries texts until the time of `FUZZ_SECONDS` is over; once through [`CASES`] without it.
+/// Tries texts for `FUZZ_SECONDS` seconds, at least [`CASES`] of them. Panics with the reduced text if `check` fails.
 fn fuzz<S: Strategy>(texts: S, check: impl Fn(S::Value) -> Result<(), TestCaseError>) {
-    let seconds = std::env::var("FUZZ_SECONDS").map_or(0, |text| text.parse().expect("FUZZ_SECONDS is a whole number"));
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + Duration::from_secs(number_setting("FUZZ_SECONDS", 0) as u64);
     let mut runner = TestRunner::new(Config { cases: CASES, failure_persistence: None, ..Config::default() });
     loop {
         if let Err(error) = runner.run(&texts, &check) {
@@ -34,7 +37,7 @@ fn fuzz<S: Strategy>(texts: S, check: impl Fn(S::Value) -> Result<(), TestCaseEr
     }
 }
 
-/// Texts out of these pieces and of any characters, and now and then a very long one.
+/// Generates texts from `pieces` and arbitrary characters, and sometimes a very long one.
 fn texts(pieces: &'static [&'static str]) -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         6 => prop::sample::select(pieces).prop_map(str::to_owned),
@@ -48,6 +51,7 @@ fn texts(pieces: &'static [&'static str]) -> impl Strategy<Value = String> {
     ]
 }
 
+/// Pieces of queries.
 const WORDS: &[&str] = &[
     "red",
     "mug",
@@ -93,6 +97,7 @@ const WORDS: &[&str] = &[
     "\\",
 ];
 
+/// An index and completions of six titles in English and Chinese.
 fn shop() -> &'static (Lexical, Suggester) {
     static SHOP: OnceLock<(Lexical, Suggester)> = OnceLock::new();
     SHOP.get_or_init(|| {
@@ -131,7 +136,7 @@ fn any_query_is_answered() {
         }
         let all = lexical.matching(&query, &odd).unwrap();
         let found = all.iter().filter(|row| matches.rows[..matches.complete].iter().any(|(other, _)| other == *row));
-        prop_assert_eq!(found.count(), matches.complete, "what has all words is counted");
+        prop_assert_eq!(found.count(), matches.complete, "rows that match all words");
         if let Some(corrected) = lexical.correct(&query, &odd).unwrap() {
             prop_assert!(corrected != text::normalize(&query));
             prop_assert!(!lexical.search(&corrected, MatchMode::All, 1, &odd).unwrap().is_empty());
@@ -151,6 +156,7 @@ fn any_text_may_be_added_to_the_completions() {
     });
 }
 
+/// Pieces of filters.
 const FILTERS: &[&str] = &[
     "price",
     "brand",
@@ -194,13 +200,17 @@ const FILTERS: &[&str] = &[
 ];
 
 #[test]
-fn any_filter_is_read_or_refused_by_position() {
+fn any_filter_is_parsed_or_refused_with_a_position() {
     let item = Item::titled(ItemId::parse("a").unwrap(), "Red mug");
     fuzz(texts(FILTERS), |text| {
         match Filter::parse(&text) {
             Ok(filter) => {
                 filter.matches(&item);
-                prop_assert_eq!(Filter::parse(&filter.to_string()).unwrap(), filter, "written and read again");
+                prop_assert_eq!(
+                    Filter::parse(&filter.to_string()).unwrap(),
+                    filter,
+                    "a filter that is formatted and parsed again"
+                );
             }
             Err(error) => prop_assert!(error.position <= text.chars().count(), "{} of {:?}", error, text),
         }
@@ -208,6 +218,7 @@ fn any_filter_is_read_or_refused_by_position() {
     });
 }
 
+/// Pieces of lists of synonyms.
 const SYNONYMS: &[&str] = &[
     "sofa",
     "couch",
@@ -229,7 +240,7 @@ const SYNONYMS: &[&str] = &[
 ];
 
 #[test]
-fn any_list_of_synonyms_is_read_or_refused_by_line() {
+fn any_list_of_synonyms_is_parsed_or_refused_with_a_line() {
     fuzz((texts(SYNONYMS), texts(WORDS)), |(text, query)| {
         match Synonyms::parse(&text) {
             Ok(synonyms) => {
@@ -245,7 +256,7 @@ fn any_list_of_synonyms_is_read_or_refused_by_line() {
 }
 
 #[test]
-fn only_own_page_tokens_are_believed() {
+fn only_page_tokens_of_the_same_key_are_accepted() {
     let key = TokenKey::new([7; 32]);
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 0..3);
     fuzz((any::<[u8; 16]>(), any::<u32>(), changes, texts(WORDS)), |(slate, offset, changes, text)| {

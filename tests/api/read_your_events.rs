@@ -1,10 +1,9 @@
-//! Over gRPC, on a real server that is killed meanwhile: whoever names an acknowledged position sees all up to it, and no user
-//! ever goes back.
-#[path = "support/bundles.rs"]
-#[allow(dead_code)]
-mod bundles;
-
-use bundles::{ITEMS, Shop};
+//! Session versions over gRPC, on a server that is killed meanwhile: an answer to a request with an acknowledged
+//! position reflects every event up to it, and no history shrinks.
+use crate::support::{
+    bundles::{ITEMS, Shop},
+    wait::wait_until,
+};
 use lodestone::server::proto::{
     self, EventStatus, EventType, RecommendType, event_service_client::EventServiceClient,
     ranking_service_client::RankingServiceClient,
@@ -17,27 +16,34 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
+use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 
 const WRITERS: usize = 4;
 const READERS: usize = 3;
 const KILLS: usize = 4;
+/// Views and reads between two kills, at least.
+const WORK_MIN: usize = 30;
+/// The longest time in which a restarted server answers again.
+const RESTART_TIME_MAX: Duration = Duration::from_secs(60);
+/// Time between two attempts while no server answers.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A server that is killed when it is dropped.
+/// A server process, killed with SIGKILL when it is dropped.
 struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SIGKILL.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
+/// Starts a server and waits until it serves. Panics with its log if it ends before.
 fn serve(shop: &Shop, address: &str) -> Server {
     let mut child = Command::new(env!("CARGO_BIN_EXE_lodestone"))
         .args(["serve", "--listen", address, "--workers", "2", "--store"])
@@ -48,12 +54,13 @@ fn serve(shop: &Shop, address: &str) -> Server {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let told: Vec<String> = lines.by_ref().take_while(|line| !line.contains("serving")).collect();
+    let log: Vec<String> = lines.by_ref().take_while(|line| !line.contains("serving")).collect();
     let is_serving = child.try_wait().unwrap().is_none();
-    // The server must not wait for someone to read what it tells.
-    std::thread::spawn(move || lines.for_each(drop));
+    // A full pipe would block the server.
+    let drain = move || lines.for_each(drop);
+    std::thread::Builder::new().name("server-log".into()).spawn(drain).unwrap();
     let server = Server(child);
-    assert!(is_serving, "{told:?}");
+    assert!(is_serving, "{log:?}");
     server
 }
 
@@ -61,25 +68,26 @@ fn viewer(user: usize) -> Option<proto::Viewer> {
     Some(proto::Viewer { user_id: format!("reader-{user}"), ..Default::default() })
 }
 
-fn view(user: usize, place: usize) -> proto::Event {
+/// Returns the view number `number` of a user.
+fn view(user: usize, number: usize) -> proto::Event {
     proto::Event {
-        event_id: format!("{user}-{place}"),
+        event_id: format!("{user}-{number}"),
         r#type: EventType::View.into(),
         viewer: viewer(user),
-        lines: vec![proto::EventLine { item_id: item_at(place), ..Default::default() }],
+        lines: vec![proto::EventLine { item_id: item_of_view(number), ..Default::default() }],
         ..Default::default()
     }
 }
 
-/// The item that a user views as the `place`th.
-fn item_at(place: usize) -> String {
-    format!("i{}", place % ITEMS)
+/// Returns the item of a user's view number `number`.
+fn item_of_view(number: usize) -> String {
+    format!("i{}", number % ITEMS)
 }
 
-/// Writes an event until it is acknowledged, over restarts: the position, at which it is in effect.
-async fn written(channel: &Channel, event: &proto::Event, by_stream: bool) -> u64 {
+/// Writes an event until it is acknowledged, across restarts. Returns the log position from which it is in effect.
+async fn write_until_acknowledged(channel: &Channel, event: &proto::Event, by_stream: bool) -> u64 {
     let mut client = EventServiceClient::new(channel.clone());
-    let until = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + RESTART_TIME_MAX;
     loop {
         let answer = if by_stream {
             let message = proto::StreamEventsRequest { events: vec![event.clone()] };
@@ -97,13 +105,14 @@ async fn written(channel: &Channel, event: &proto::Event, by_stream: bool) -> u6
                 assert!(is_stored, "{event:?}");
                 return version;
             }
-            Err(status) => assert!(Instant::now() < until, "{status}"),
+            Err(status) => assert!(Instant::now() < deadline, "{status}"),
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-/// What a user viewed, the latest first, with the position that the answer knows; none while no server answers.
+/// Returns the items that a user viewed, latest first, and the position that the answer reflects; `None` while no
+/// server answers.
 async fn viewed(channel: &Channel, user: usize, session_version: u64) -> Option<(Vec<String>, u64)> {
     let request = proto::RecommendRequest {
         viewer: viewer(user),
@@ -118,33 +127,33 @@ async fn viewed(channel: &Channel, user: usize, session_version: u64) -> Option<
     Some((answer.results.into_iter().map(|result| result.item_id).collect(), answer.session_version))
 }
 
-/// What must be seen of somebody who viewed the places below `count`.
+/// Returns the items that an answer holds after `count` views of a user, latest first.
 fn expected(count: usize) -> Vec<String> {
-    (0..count).rev().take(ITEMS).map(item_at).collect()
+    (0..count).rev().take(ITEMS).map(item_of_view).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_names_an_acknowledged_position_sees_all_up_to_it_over_kills() {
+async fn an_answer_reflects_every_event_up_to_an_acknowledged_position_across_kills() {
     let shop = Shop::new();
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut server = serve(&shop, &address);
     let channel = || Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-    // Of each user: the position of the last acknowledgement, and how many views it covers.
+    // For each user: the position of the last acknowledgement and the number of views up to it.
     let acknowledged: Arc<Mutex<[(u64, usize); WRITERS]>> = Arc::default();
-    let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let mut tasks = Vec::new();
+    let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let mut tasks: Vec<JoinHandle<()>> = Vec::new();
     for user in 0..WRITERS {
-        // What is written over one connection is read over another.
+        // Events are written over one connection and read over another.
         let (writing, reading, acknowledged, stop) = (channel(), channel(), acknowledged.clone(), stop.clone());
         tasks.push(tokio::spawn(async move {
-            let mut place = 0;
+            let mut count = 0;
             while !stop.load(Ordering::Relaxed) {
-                let version = written(&writing, &view(user, place), place % 3 == 2).await;
-                place += 1;
-                acknowledged.lock()[user] = (version, place);
-                if let Some((seen, knows)) = viewed(&reading, user, version).await {
-                    assert!(knows >= version);
-                    assert_eq!(seen, expected(place), "user {user} after {place} views");
+                let version = write_until_acknowledged(&writing, &view(user, count), count % 3 == 2).await;
+                count += 1;
+                acknowledged.lock()[user] = (version, count);
+                if let Some((seen, reflected)) = viewed(&reading, user, version).await {
+                    assert!(reflected >= version);
+                    assert_eq!(seen, expected(count), "user {user} after {count} views");
                 }
             }
         }));
@@ -154,38 +163,53 @@ async fn whoever_names_an_acknowledged_position_sees_all_up_to_it_over_kills() {
         tasks.push(tokio::spawn(async move {
             let mut random = StdRng::seed_from_u64(reader as u64);
             let mut most = [0; WRITERS];
+            let mut answered = Instant::now();
             while !stop.load(Ordering::Relaxed) {
                 let all = *acknowledged.lock();
-                // The greatest position covers what all had been told by then.
+                // The greatest position covers all acknowledgements so far.
                 let version = all.iter().map(|(version, _)| *version).max().unwrap_or(0);
                 let user = random.random_range(0..WRITERS);
-                let Some((seen, knows)) = viewed(&reading, user, version).await else {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                let Some((seen, reflected)) = viewed(&reading, user, version).await else {
+                    assert!(answered.elapsed() < RESTART_TIME_MAX, "no answer for {RESTART_TIME_MAX:?}");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
                     continue;
                 };
-                assert!(knows >= version);
-                // More may have been written since.
+                answered = Instant::now();
+                assert!(reflected >= version);
+                // More views may have been written since.
                 let now = acknowledged.lock()[user].1 + 1;
                 let found = (all[user].1.max(most[user])..=now).find(|count| expected(*count) == seen);
-                let count = found.unwrap_or_else(|| panic!("{seen:?} of {user}, who had viewed {all:?} to {now}"));
+                let count = found.unwrap_or_else(|| panic!("{seen:?} of {user}, with {all:?} to {now} views"));
                 most[user] = count;
                 reads.fetch_add(1, Ordering::Relaxed);
             }
         }));
     }
+    let work = || {
+        let views: usize = acknowledged.lock().iter().map(|(_, count)| count).sum();
+        (views, reads.load(Ordering::Relaxed))
+    };
+    // Each kill comes after another amount of work. A task that ended has failed, and its panic is reported below.
+    let work_is_done = async |count: usize| {
+        let before = work();
+        wait_until("views and reads go on", 2 * RESTART_TIME_MAX, async || {
+            let now = work();
+            (now.0 >= before.0 + count && now.1 >= before.1 + count) || tasks.iter().any(JoinHandle::is_finished)
+        })
+        .await;
+    };
     for kill in 0..KILLS {
-        tokio::time::sleep(Duration::from_millis(400 + 130 * kill as u64)).await;
+        work_is_done(WORK_MIN + 7 * kill).await;
         drop(server);
         server = serve(&shop, &address);
     }
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    work_is_done(WORK_MIN).await;
+    let (views, read_count) = work();
     stop.store(true, Ordering::Relaxed);
     for task in tasks {
         task.await.unwrap();
     }
-    let views = acknowledged.lock().iter().map(|(_, count)| count).sum::<usize>();
-    let reads = reads.load(Ordering::Relaxed);
-    println!("{views} views written and read at once, {reads} reads of others, {KILLS} kills");
-    assert!(views > 100 && reads > 100, "{views} views, {reads} reads");
+    println!("{views} views written and read by their writers, {read_count} reads of others, {KILLS} kills");
+    assert!(views > 100 && read_count > 100, "{views} views, {read_count} reads");
     drop(server);
 }

@@ -1,13 +1,11 @@
-//! kill -9 while events are written: what was acknowledged is in the log, once, and the state after the replay is the state
-//! before. `KILLS=200 cargo test --test crash` is the long form.
-#[path = "support/shop.rs"]
-mod shop;
-mod support;
-
-use lodestone_core::ids::ItemId;
+//! SIGKILL during writes: every acknowledged event is in the log, once, and the state after the replay equals the state
+//! before. `KILLS=200 cargo test --test api crash::` is the long form (`make test-crash`); the default is 6 kills.
+use crate::support::{
+    events::{START, event},
+    live_state::{LoggedState, USERS, initial_state, recovered, view},
+    number_setting, setting,
+};
 use lodestone_events::{Change, Deduper, EventKind, EventLog, checkpoint, log};
-use lodestone_state::state_of_items;
-use shop::{Shop, USERS, folded, view};
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
@@ -16,15 +14,13 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
-use support::{START, event};
 
+/// Makes a run of this binary the process that is killed, and names the directory of its log.
 const DIRECTORY: &str = "LODESTONE_CRASH_TEST_DIRECTORY";
+/// The test that this process is.
+const WRITER_TEST: &str = "crash::write_until_killed";
 
-fn kills() -> usize {
-    std::env::var("KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(6)
-}
-
-/// Ids of all events in the log, in its order.
+/// Returns the ids of all events in the log, in its order.
 fn stored(directory: &Path) -> Vec<String> {
     let mut ids = Vec::new();
     log::read(directory, 1, |_, _, change| {
@@ -42,10 +38,9 @@ fn hash(view: &str) -> u64 {
     hasher.finish()
 }
 
-/// The state of the log's events up to a position, by the fold alone.
+/// Returns the hash of the state that the events up to a log position fold to, without checkpoints and recovery.
 fn state_at(directory: &Path, position: u64) -> u64 {
-    let items = ["b0", "b1"].map(|id| ItemId::parse(id).unwrap());
-    let state = state_of_items(items.iter());
+    let state = initial_state();
     log::read(directory, 1, |at, _, change| {
         if let (Change::Event(event), true) = (change, at <= position) {
             state.apply_event(at, &event);
@@ -55,12 +50,12 @@ fn state_at(directory: &Path, position: u64) -> u64 {
     hash(&view(&state, &Deduper::default(), 0))
 }
 
-/// The process that is killed, which the test below starts: four tasks write, each acknowledged id is printed, and now and
-/// then the state with its position. Among the other tests it has nothing to do.
+/// The process that is killed. Four tasks write and print each acknowledged id; a thread prints the state with its log
+/// position and writes checkpoints. In an ordinary run of the tests it does nothing.
 #[test]
 fn write_until_killed() {
-    let Ok(directory) = std::env::var(DIRECTORY) else { return };
-    let shop = Shop::open(Path::new(&directory));
+    let Some(directory) = setting(DIRECTORY) else { return };
+    let shop = LoggedState::open(Path::new(&directory));
     let first = shop.writer.position();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().unwrap();
     let task = async |task: u64| {
@@ -68,9 +63,10 @@ fn write_until_killed() {
             let ids: Vec<String> = (0..7).map(|n| format!("ack {first}-{task}-{batch}-{n}")).collect();
             let change = |id: &String| {
                 let user = format!("p{}", (task + batch) as usize % USERS);
-                (Change::Event(event(id, EventKind::Purchase, &user, &format!("i{batch}"), START + batch as i64)), None)
+                let item = format!("i{batch}");
+                (Change::Event(event(id, EventKind::Purchase, &user, &item, START + batch as i64)), None)
             };
-            // Sent twice, as a client does that heard no answer.
+            // Written twice, as by a client that retries because it received no response.
             for _ in 0..2 {
                 shop.writer.write(ids.iter().map(change).collect()).await.unwrap();
             }
@@ -79,15 +75,13 @@ fn write_until_killed() {
     };
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            loop {
+            for _ in crossbeam_channel::tick(Duration::from_millis(3)) {
                 let (position, state) = {
-                    let recent = shop.recent.lock();
-                    let seen = (shop.state.applied_position(), hash(&view(&shop.state, &Deduper::default(), 0)));
-                    drop(recent);
-                    seen
+                    // No change is applied while this lock is held.
+                    let _recent = shop.recent.lock();
+                    (shop.state.applied_position(), hash(&view(&shop.state, &Deduper::default(), 0)))
                 };
                 println!("state {position} {state}");
-                std::thread::sleep(Duration::from_millis(3));
                 shop.checkpoints.write().unwrap();
             }
         });
@@ -96,12 +90,13 @@ fn write_until_killed() {
 }
 
 #[test]
-fn acknowledged_events_are_there_once_after_kill_9_and_the_state_is_as_before() {
+fn acknowledged_events_are_stored_once_after_sigkill_and_the_state_is_recovered() {
+    let kills = number_setting("KILLS", 6);
     let directory = tempfile::tempdir().unwrap();
     let (mut acknowledged, mut states_compared) = (Vec::new(), 0);
-    for round in 0..kills() {
+    for round in 0..kills {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["write_until_killed", "--exact", "--nocapture"])
+            .args([WRITER_TEST, "--exact", "--nocapture"])
             .env(DIRECTORY, directory.path())
             .stdout(Stdio::piped())
             .spawn()
@@ -112,7 +107,7 @@ fn acknowledged_events_are_there_once_after_kill_9_and_the_state_is_as_before() 
         let mut state = None;
         for line in lines.by_ref().map_while(Result::ok) {
             match line.strip_prefix("state ") {
-                Some(told) => state = Some(told.to_owned()),
+                Some(printed) => state = Some(printed.to_owned()),
                 None if line.starts_with("ack ") => acknowledged.push(line),
                 None => {}
             }
@@ -121,14 +116,14 @@ fn acknowledged_events_are_there_once_after_kill_9_and_the_state_is_as_before() 
                 break;
             }
         }
-        // A killed process may leave half a line: an id counts if its line is whole, which the last one need not be.
+        // The last line of a killed process may be incomplete, so it does not count.
         let mut rest: Vec<String> = lines.map_while(Result::ok).filter(|line| line.starts_with("ack ")).collect();
         rest.pop();
         acknowledged.extend(rest);
         child.wait().unwrap();
-        assert!(acknowledged.len() - seen >= wanted, "the writer ended by itself");
-        let told = state.unwrap();
-        let (position, state) = told.split_once(' ').unwrap();
+        assert!(acknowledged.len() - seen >= wanted, "the writer ended before it was killed");
+        let printed = state.unwrap();
+        let (position, state) = printed.split_once(' ').unwrap();
         assert_eq!(state_at(directory.path(), position.parse().unwrap()).to_string(), state, "round {round}");
         states_compared += 1;
     }
@@ -140,17 +135,16 @@ fn acknowledged_events_are_there_once_after_kill_9_and_the_state_is_as_before() 
     for id in &acknowledged {
         assert!(counts.contains_key(id), "{id} was acknowledged and is lost");
     }
-    // The last start: with its checkpoint as without.
+    // The last recovery: with its checkpoint and without it.
     let log = EventLog::open(directory.path()).unwrap();
-    let quick = folded(&log, directory.path());
+    let quick = recovered(&log, directory.path());
     assert!(quick.checkpoint > 0);
     checkpoint::remove(directory.path()).unwrap();
-    let whole = folded(&log, directory.path());
+    let whole = recovered(&log, directory.path());
     assert_eq!(view(&quick.state, &quick.recent, 0), view(&whole.state, &whole.recent, 0));
     println!(
-        "{} acknowledged, {} stored, {} kills, {states_compared} states compared",
+        "{} acknowledged, {} stored, {kills} kills, {states_compared} states compared",
         acknowledged.len(),
-        counts.len(),
-        kills()
+        counts.len()
     );
 }

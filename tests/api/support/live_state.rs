@@ -1,5 +1,5 @@
-//! A shop's state over a log, as a server keeps it.
-use crate::support::START;
+//! State over an event log, as a server keeps it, without the server.
+use super::events::START;
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::UnixMillis,
@@ -9,24 +9,28 @@ use lodestone_state::{LiveState, RecoveredState, RecoveryOptions, checkpoints::C
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+/// Users of the tests: `p0` to `p19`.
 pub(crate) const USERS: usize = 20;
-const IDS_MAX: usize = 1_000_000;
 
-/// A server's state and log, without the server.
-pub(crate) struct Shop {
-    pub state: Arc<LiveState>,
-    pub recent: Arc<Mutex<Deduper>>,
-    pub checkpoints: Arc<Checkpoints>,
-    pub writer: Writer<()>,
-    /// Of the checkpoint that it began with.
-    #[allow(dead_code)] // not every test asks
-    pub began_at: u64,
+/// Items of the bundle that the state starts from.
+const BUNDLE_ITEMS: [&str; 2] = ["b0", "b1"];
+const DEDUPE_IDS_MAX: usize = 1_000_000;
+
+/// A log with its writer, and the state folded from it.
+pub(crate) struct LoggedState {
+    pub(crate) state: Arc<LiveState>,
+    pub(crate) recent: Arc<Mutex<Deduper>>,
+    pub(crate) checkpoints: Arc<Checkpoints>,
+    pub(crate) writer: Writer<()>,
+    /// Log position of the checkpoint that it was opened from. 0: there was none.
+    pub(crate) opened_at: u64,
 }
 
-impl Shop {
+impl LoggedState {
+    /// Recovers the state of a directory and starts a writer that applies each change to it.
     pub(crate) fn open(directory: &Path) -> Self {
         let log = EventLog::open(directory).unwrap();
-        let RecoveredState { state, recent, origin, checkpoint } = folded(&log, directory);
+        let RecoveredState { state, recent, origin, checkpoint } = recovered(&log, directory);
         let recent = Arc::new(Mutex::new(recent));
         let checkpoints = Arc::new(Checkpoints::new(state.clone(), recent.clone(), directory, origin, checkpoint));
         let folded = state.clone();
@@ -36,48 +40,46 @@ impl Shop {
                     Change::Event(event) => folded.apply_event(position, &event),
                     Change::Upsert(item) => folded.catalogue.lock().note((item.id.clone(), Some(Arc::new(*item)))),
                     Change::Delete(id) => folded.catalogue.lock().note((id, None)),
-                    #[allow(unreachable_patterns)] // other kinds of records are written elsewhere
-                    _ => {}
                 }
                 folded.note_position(position);
             }
         };
         let writer = Writer::start(log, recent.clone(), UnixMillis::now, Box::new(apply)).unwrap();
-        Self { state, recent, checkpoints, writer, began_at: checkpoint }
+        Self { state, recent, checkpoints, writer, opened_at: checkpoint }
     }
 }
 
-pub(crate) fn folded(log: &EventLog, directory: &Path) -> RecoveredState {
-    // As if a bundle had two items.
-    let items = ["b0", "b1"].map(|id| ItemId::parse(id).unwrap());
+/// Returns the state before the first event: that of the bundle's items.
+pub(crate) fn initial_state() -> Arc<LiveState> {
+    let items = BUNDLE_ITEMS.map(|id| ItemId::parse(id).unwrap());
+    state_of_items(items.iter())
+}
+
+/// Recovers the state from the newest checkpoint, if there is one, and the log after it.
+pub(crate) fn recovered(log: &EventLog, directory: &Path) -> RecoveredState {
     let options = RecoveryOptions {
         directory,
         history: &directory.join("no-history.parquet"),
         history_end: None,
-        dedupe_ids_max: IDS_MAX,
+        dedupe_ids_max: DEDUPE_IDS_MAX,
     };
-    recover(log, &options, &|| state_of_items(items.iter())).unwrap()
+    recover(log, &options, &initial_state).unwrap()
 }
 
-/// Everything that a state says, by ids and not by this process's keys.
+/// Formats a state so that equal states of two processes are equal texts: item ids replace the process's item keys.
+/// Counts how many of the event ids `e0`, `e1`, … below `e{ids}` the deduplication knows.
 pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     let now = UnixMillis(START + 90 * UnixMillis::DAY);
     let histories: Vec<String> = (0..USERS)
         .map(|user| {
             let Some(history) = state.users.history(&user_id(user)) else { return "unknown".into() };
-            let events: Vec<_> = history
-                .events
-                .iter()
+            let events: Vec<_> = (history.events.iter())
                 .map(|e| (state.keys.id(e.item), e.at_s, e.fraction, e.kind, e.quantity))
                 .collect();
             format!("{events:?} {:?} {}", history.queries, history.position)
         })
         .collect();
-    let top: BTreeMap<_, _> = state
-        .popularity
-        .read()
-        .top(1000, now)
-        .into_iter()
+    let top: BTreeMap<_, _> = (state.popularity.read().top(1000, now).into_iter())
         .map(|(key, score)| (state.keys.id(key), format!("{score:.4}")))
         .collect();
     let mut queries: Vec<_> =
@@ -88,6 +90,7 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     format!("{histories:#?} {top:?} {queries:?} {items:?} {known} {}", state.applied_position())
 }
 
+/// Returns the id of a user of the tests.
 pub(crate) fn user_id(user: usize) -> UserId {
     UserId::signed_in(&format!("p{user}")).unwrap()
 }

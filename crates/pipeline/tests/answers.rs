@@ -1,5 +1,6 @@
-//! Replay: whatever rules met, an answer that is made once more from its record is the same to the bit, and a record that was
-//! changed is found out. The models are a stand-in with the numbers of one; the real server is asked in `tests/server/run.py`.
+//! Replay of answers: an answer that is replayed from its record is equal to the bit, whatever rules apply, and a
+//! changed record is detected. A stand-in with two heads replaces the models; `tests/server/run.py` replays answers of
+//! a real server.
 use lodestone_pipeline::{
     answers::{
         AnswerRecord, ExplorationRecord, Generation, PinRecord, RankingRecord, ReplayError, SlotRecord, encode_columns,
@@ -12,15 +13,15 @@ use proptest::prelude::*;
 const FEATURES: usize = 3;
 const HEADS: usize = 2;
 const DIMENSIONS: usize = 4;
-/// Rows of the bundle; later items are newer.
+/// Rows of the bundle. Candidates from this number on are items that were added later.
 const BUNDLE_ROWS: usize = 12;
 
 /// A generation whose probabilities are sigmoids of sums of features.
-struct Stand {
+struct StandIn {
     vectors: Vec<Vec<f32>>,
 }
 
-impl Generation for Stand {
+impl Generation for StandIn {
     fn probabilities(&mut self, features: &[f32]) -> Result<Vec<f32>, ReplayError> {
         let heads = |row: &[f32]| {
             let sum: f32 = row.iter().sum();
@@ -34,7 +35,7 @@ impl Generation for Stand {
     }
 }
 
-/// What a shop and a request may ask of an answer.
+/// Features of candidates, and all options of a shop and a request that affect an answer.
 #[derive(Debug, Clone)]
 struct Case {
     features: Vec<f32>,
@@ -112,14 +113,14 @@ impl Case {
         self.features.len() / FEATURES
     }
 
-    fn stand(&self) -> Stand {
-        Stand { vectors: self.vectors.chunks_exact(DIMENSIONS).map(<[f32]>::to_vec).collect() }
+    fn stand_in(&self) -> StandIn {
+        StandIn { vectors: self.vectors.chunks_exact(DIMENSIONS).map(<[f32]>::to_vec).collect() }
     }
 
-    /// Answers as the engine does, and records it.
+    /// Arranges an answer as the engine does and returns its record.
     fn record(&self) -> AnswerRecord {
         let count = self.count();
-        let heads = if self.uses_model { self.stand().probabilities(&self.features).unwrap() } else { Vec::new() };
+        let heads = if self.uses_model { self.stand_in().probabilities(&self.features).unwrap() } else { Vec::new() };
         let fused: Vec<f32> = self.features.chunks_exact(FEATURES).map(|row| row[1]).collect();
         let counts = [count, count - count / 3];
         let rankings = &self.weights[..1 + usize::from(self.is_interleaved)];
@@ -140,7 +141,7 @@ impl Case {
         let exploration = self.exploration.clone().filter(|_| !self.is_interleaved);
         let ranked: Vec<Ranking> = scores.iter().map(|scores| Ranking { scores, diversity: self.diversity }).collect();
         let seed = seed_of(&self.id);
-        let given = PolicyInput {
+        let input = PolicyInput {
             rankings: &ranked,
             boost_factors: &factors,
             boost_masks: &masks,
@@ -149,8 +150,8 @@ impl Case {
             exploration: exploration.as_ref(),
             seed,
         };
-        let vectors = self.stand().vectors;
-        let arranged = arrange(&given, |candidate| &vectors[candidate.index()]);
+        let vectors = self.stand_in().vectors;
+        let arranged = arrange(&input, |candidate| &vectors[candidate.index()]);
         let items: Vec<String> = (0..count + 2).map(|number| format!("item {number}")).collect();
         let is_diverse = self.diversity > 0.0 && fields.is_empty();
         let live = self.vectors.get(BUNDLE_ROWS * DIMENSIONS..).unwrap_or_default();
@@ -183,12 +184,12 @@ impl Case {
             seed,
             explored: arranged.explored,
             slots: (arranged.placed.iter().take(self.page_size))
-                .map(|place| SlotRecord {
-                    item: place.candidate.0,
-                    score: place.score,
-                    conditional: place.conditional,
-                    is_pinned: place.is_pinned,
-                    team: team_number(place.team),
+                .map(|slot| SlotRecord {
+                    item: slot.candidate.0,
+                    score: slot.score,
+                    conditional: slot.conditional,
+                    is_pinned: slot.is_pinned,
+                    team: team_number(slot.team),
                 })
                 .collect(),
             slate_size: arranged.placed.len() as u32,
@@ -196,18 +197,18 @@ impl Case {
                 arranged
                     .placed
                     .iter()
-                    .map(|place| (items[place.candidate.index()].as_str(), place.score, place.conditional)),
+                    .map(|slot| (items[slot.candidate.index()].as_str(), slot.score, slot.conditional)),
             ),
             vector_rows: (0..if is_diverse { count } else { 0 })
                 .map(|row| if row < BUNDLE_ROWS { row as u32 + 1 } else { 0 })
                 .collect(),
             live_vectors: if is_diverse { encode_columns(live, DIMENSIONS) } else { Vec::new() },
             vector_dimensions: DIMENSIONS as u32,
-            organic_items: arranged.organic.iter().map(|place| place.candidate.0).collect(),
-            organic_scores: arranged.organic.iter().map(|place| place.score).collect(),
+            organic_items: arranged.organic.iter().map(|slot| slot.candidate.0).collect(),
+            organic_scores: arranged.organic.iter().map(|slot| slot.score).collect(),
             pinned_slots: (arranged.placed.iter().zip(1..))
-                .filter(|(place, _)| place.is_pinned)
-                .map(|(_, slot)| slot)
+                .filter(|(slot, _)| slot.is_pinned)
+                .map(|(_, number)| number)
                 .collect(),
             items,
             ..AnswerRecord::default()
@@ -219,17 +220,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_answer_is_made_once_more_to_the_bit(case in cases()) {
+    fn a_replayed_answer_is_equal_to_the_bit(case in cases()) {
         let record = case.record();
-        let replayed = replay(&record, &mut case.stand()).unwrap();
+        let replayed = replay(&record, &mut case.stand_in()).unwrap();
         prop_assert_eq!(&replayed.difference, &None, "{:?}", case);
         let shown: Vec<u32> = record.slots.iter().map(|slot| slot.item).collect();
-        let made: Vec<u32> = replayed.arranged.placed.iter().take(shown.len()).map(|place| place.candidate.0).collect();
-        prop_assert_eq!(shown, made);
+        let arranged: Vec<u32> = replayed.arranged.placed.iter().take(shown.len()).map(|slot| slot.candidate.0).collect();
+        prop_assert_eq!(shown, arranged);
     }
 
     #[test]
-    fn propensities_fit_what_was_shown(case in cases()) {
+    fn propensities_are_probabilities_of_the_shown_slots(case in cases()) {
         let record = case.record();
         let propensities = record.propensities(50).unwrap();
         prop_assert_eq!(propensities.len(), record.slots.len());
@@ -243,16 +244,16 @@ proptest! {
         if record.exploration.is_none() && record.rankings.len() == 1 {
             prop_assert!(propensities.iter().all(|propensity| propensity.marginal.probability == 1.0));
         }
-        // The page is at least as likely to be shown as the joint probability says of it.
+        // A page that was shown has a positive joint probability.
         let conditionals: Vec<f64> = record.slots.iter().map(|slot| slot.conditional).collect();
         prop_assert!(joint(&conditionals) > 0.0);
     }
 
     #[test]
-    fn a_record_that_was_changed_is_found_out(case in cases(), what in 0usize..6, at in any::<prop::sample::Index>(), bit in 0u32..32) {
+    fn a_changed_record_is_detected(case in cases(), field in 0usize..6, at in any::<prop::sample::Index>(), bit in 0u32..32) {
         let mut record = case.record();
         let changed = |value: f32| f32::from_bits(value.to_bits() ^ 1 << bit);
-        match what {
+        match field {
             0 if !record.head_values.is_empty() => {
                 let at = at.index(record.head_values.len());
                 record.head_values[at] = changed(record.head_values[at]);
@@ -270,14 +271,14 @@ proptest! {
             5 => record.slots[0].conditional /= 2.0,
             _ => return Ok(()),
         }
-        let replayed = replay(&record, &mut case.stand()).unwrap();
+        let replayed = replay(&record, &mut case.stand_in()).unwrap();
         prop_assert!(replayed.difference.is_some());
     }
 
     #[test]
-    fn a_damaged_record_is_an_error_and_no_panic(case in cases(), cut in any::<prop::sample::Index>(), what in 0usize..10) {
+    fn a_damaged_record_is_an_error_and_no_panic(case in cases(), cut in any::<prop::sample::Index>(), field in 0usize..10) {
         let mut record = case.record();
-        match what {
+        match field {
             0 => record.features.truncate(cut.index(record.features.len() + 1)),
             1 => record.items.truncate(cut.index(record.items.len() + 1)),
             2 => record.head_values.truncate(cut.index(record.head_values.len() + 1)),
@@ -289,7 +290,7 @@ proptest! {
             8 => record.slots.iter_mut().for_each(|slot| slot.item = u32::MAX),
             _ => record.rankings.clear(),
         }
-        let _ = replay(&record, &mut case.stand());
+        let _ = replay(&record, &mut case.stand_in());
         let _ = record.rows(3);
     }
 }

@@ -1,9 +1,10 @@
-//! Checkpoints, and what readers may rely on: a checkpoint with the log's rest gives the state that the whole log gives, also
-//! where it was written while events came; whoever names a position that was acknowledged sees all up to it, over restarts.
-#[path = "support/shop.rs"]
-mod shop;
-mod support;
-
+//! Checkpoints and session versions. A checkpoint with the rest of the log recovers the state of the whole log, also if
+//! it was written while events arrived. A reader that waits for an acknowledged position sees every event up to it,
+//! across restarts.
+use crate::support::{
+    events::{START, event},
+    live_state::{LoggedState, USERS, recovered, user_id, view},
+};
 use lodestone_catalog::Item;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_events::{Change, Deduper, EventKind, EventLog, Outcome, checkpoint};
@@ -13,7 +14,6 @@ use lodestone_state::{
 };
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use shop::{Shop, USERS, folded, user_id, view};
 use std::{
     sync::{
         Arc,
@@ -21,14 +21,14 @@ use std::{
     },
     time::Duration,
 };
-use support::{START, event};
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
 }
 
-/// A change of the shop's day. Times come out of order.
-fn some_change(number: usize, random: &mut StdRng) -> Change {
+/// Returns a random change: mostly events, whose times are within one day and out of order, and every 50th a change of
+/// an item.
+fn random_change(number: usize, random: &mut StdRng) -> Change {
     let item = format!("i{}", random.random_range(0..40));
     if number % 50 == 49 {
         let id = ItemId::parse(&item).unwrap();
@@ -43,47 +43,48 @@ fn some_change(number: usize, random: &mut StdRng) -> Change {
 }
 
 #[test]
-fn a_checkpoint_and_the_rest_of_the_log_give_the_state_of_the_whole_log() {
+fn a_checkpoint_and_the_rest_of_the_log_recover_the_state_of_the_whole_log() {
     const CHANGES: usize = 6000;
     let (directory, runtime) = (tempfile::tempdir().unwrap(), runtime());
     let mut random = StdRng::seed_from_u64(7);
     let mut next = 0;
     for round in 0..4 {
-        let shop = Shop::open(directory.path());
+        let shop = LoggedState::open(directory.path());
         let until = CHANGES * (round + 1) / 4;
         let is_writing = AtomicBool::new(true);
         std::thread::scope(|scope| {
-            // Takes the state down again and again while it changes.
-            let taking = scope.spawn(|| {
-                let mut taken = 0;
+            // Writes one checkpoint after the other while the state changes; in the last round none, so that the log
+            // goes on after the last checkpoint.
+            let checkpointing = scope.spawn(|| {
+                let mut written = 0;
                 while is_writing.load(Ordering::Relaxed) && round < 3 {
                     shop.checkpoints.write().unwrap();
-                    taken += 1;
+                    written += 1;
                 }
-                taken
+                written
             });
             while next < until {
-                let changes = (next..next + 10).map(|number| (some_change(number, &mut random), None)).collect();
+                let changes = (next..next + 10).map(|number| (random_change(number, &mut random), None)).collect();
                 runtime.block_on(shop.writer.write(changes)).unwrap();
                 next += 10;
             }
             is_writing.store(false, Ordering::Relaxed);
-            assert!(taking.join().unwrap() > 0 || round == 3);
+            assert!(checkpointing.join().unwrap() > 0 || round == 3);
         });
         let state = view(&shop.state, &shop.recent.lock(), CHANGES);
         let last = shop.writer.position();
-        assert!((shop.began_at > 0) == (round > 0), "round {round} began at {}", shop.began_at);
+        assert!((shop.opened_at > 0) == (round > 0), "round {round} was opened at {}", shop.opened_at);
         assert_eq!(last as usize, until);
         drop(shop);
         let log = EventLog::open(directory.path()).unwrap();
-        let quick = folded(&log, directory.path());
+        let quick = recovered(&log, directory.path());
         assert!(quick.checkpoint > 0);
         assert_eq!(view(&quick.state, &quick.recent, CHANGES), state, "with the checkpoint, round {round}");
         if round == 3 {
             checkpoint::remove(directory.path()).unwrap();
-            let whole = folded(&log, directory.path());
+            let whole = recovered(&log, directory.path());
             assert_eq!(whole.checkpoint, 0);
-            assert_eq!(view(&whole.state, &whole.recent, CHANGES), state, "without it");
+            assert_eq!(view(&whole.state, &whole.recent, CHANGES), state, "without the checkpoint");
         }
     }
 }
@@ -91,9 +92,9 @@ fn a_checkpoint_and_the_rest_of_the_log_give_the_state_of_the_whole_log() {
 #[test]
 fn a_damaged_or_foreign_checkpoint_is_not_used() {
     let (directory, runtime) = (tempfile::tempdir().unwrap(), runtime());
-    let shop = Shop::open(directory.path());
+    let shop = LoggedState::open(directory.path());
     let mut random = StdRng::seed_from_u64(8);
-    let changes = (0..300).map(|number| (some_change(number, &mut random), None)).collect();
+    let changes = (0..300).map(|number| (random_change(number, &mut random), None)).collect();
     runtime.block_on(shop.writer.write(changes)).unwrap();
     shop.checkpoints.write().unwrap();
     let state = view(&shop.state, &shop.recent.lock(), 300);
@@ -102,18 +103,18 @@ fn a_damaged_or_foreign_checkpoint_is_not_used() {
     let file = file.into_iter().find(|path| path.extension().is_some_and(|e| e == "checkpoint")).unwrap();
     let whole = std::fs::read(&file).unwrap();
     let log = EventLog::open(directory.path()).unwrap();
-    assert_eq!(folded(&log, directory.path()).checkpoint, 300);
+    assert_eq!(recovered(&log, directory.path()).checkpoint, 300);
     let mut other_version = whole.clone();
     other_version[7] = b'9';
     let mut flipped = whole.clone();
     flipped[whole.len() / 2] ^= 1;
     for bad in [other_version, flipped, whole[..whole.len() / 2].to_vec(), Vec::new()] {
         std::fs::write(&file, bad).unwrap();
-        let recovered = folded(&log, directory.path());
+        let recovered = recovered(&log, directory.path());
         assert_eq!(recovered.checkpoint, 0);
         assert_eq!(view(&recovered.state, &recovered.recent, 300), state);
     }
-    // Another imported history makes another state.
+    // A checkpoint belongs to one imported history.
     std::fs::write(&file, &whole).unwrap();
     let (state, mut recent) = (LiveState::default(), Deduper::default());
     let other = Origin { bytes: 1, crc32c: 2 };
@@ -121,18 +122,19 @@ fn a_damaged_or_foreign_checkpoint_is_not_used() {
     assert!(restore(directory.path(), Origin::default(), 299, &state, &mut recent).is_err());
 }
 
-/// Writers note each acknowledgement; readers pick one, wait for its position as a request does, and must then see its
-/// event, and never less of a user than before. Every round ends with a restart; some begin with a checkpoint.
+/// Writers note each acknowledgement. Readers wait for an acknowledged position, as a request with a session version
+/// does, and must then see the event at that position and at least as many events of a user as before. Every round ends
+/// with a restart; some start from a checkpoint.
 #[test]
-fn readers_see_all_that_was_acknowledged_up_to_their_position_and_users_never_go_back() {
+fn readers_see_every_event_up_to_an_acknowledged_position_and_histories_never_shrink() {
     const ROUNDS: usize = 5;
     const WRITES: usize = 30;
     let (directory, runtime) = (tempfile::tempdir().unwrap(), runtime());
-    // Position and user of each acknowledged event, and its place among the user's.
+    // Log position, user and sequence number of each acknowledged event.
     let acknowledged: Arc<Mutex<Vec<(u64, usize, usize)>>> = Arc::default();
     let reads = AtomicU64::new(0);
     for round in 0..ROUNDS {
-        let shop = Shop::open(directory.path());
+        let shop = LoggedState::open(directory.path());
         let is_writing = AtomicBool::new(true);
         std::thread::scope(|scope| {
             let writers: Vec<_> = (0..4)
@@ -142,14 +144,14 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_users_never_go
                         for write in 0..WRITES {
                             // Each user has one writer, so that the order of the user's events is known.
                             let user = writer + 4 * (write % (USERS / 4));
-                            let place = round * WRITES + write;
-                            let id = format!("w{writer}-{place}");
-                            let at = START + place as i64 * 1000;
-                            let view = event(&id, EventKind::View, &format!("p{user}"), &format!("i{place}"), at);
+                            let number = round * WRITES + write;
+                            let id = format!("w{writer}-{number}");
+                            let at = START + number as i64 * 1000;
+                            let view = event(&id, EventKind::View, &format!("p{user}"), &format!("i{number}"), at);
                             let written =
                                 runtime.block_on(shop.writer.write(vec![(Change::Event(view.clone()), None)]));
                             let version = written.unwrap().session_version;
-                            acknowledged.lock().push((version, user, place));
+                            acknowledged.lock().push((version, user, number));
                             let again = runtime.block_on(shop.writer.write(vec![(Change::Event(view), None)])).unwrap();
                             assert_eq!(again.outcomes, [Outcome::Duplicate]);
                         }
@@ -165,7 +167,7 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_users_never_go
                     while is_writing.load(Ordering::Relaxed) {
                         let all = acknowledged.lock().clone();
                         let Some(version) = all.last().map(|(version, ..)| *version) else { continue };
-                        // Sometimes one that is not reached yet.
+                        // Sometimes a position that is not reached yet.
                         let version = version + random.random_range(0..3);
                         let mut positions = shop.writer.positions();
                         let wait = positions.wait_for(|position| *position >= version);
@@ -176,12 +178,16 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_users_never_go
                         }
                         let user = random.random_range(0..USERS);
                         let history = shop.state.users.history(&user_id(user)).unwrap_or_default();
-                        let places: Vec<u32> = history.events.iter().map(|e| e.at_s - (START / 1000) as u32).collect();
-                        for (at, of, place) in &all {
-                            assert!(*at > version || *of != user || places.contains(&(*place as u32)));
+                        let numbers: Vec<u32> = history.events.iter().map(|e| e.at_s - (START / 1000) as u32).collect();
+                        for (at, of, number) in &all {
+                            assert!(*at > version || *of != user || numbers.contains(&(*number as u32)));
                         }
                         let now = (history.position, history.events.len());
-                        assert!(now >= seen[user], "user {user} went back from {:?} to {now:?}", seen[user]);
+                        assert!(
+                            now >= seen[user],
+                            "the history of user {user} went back from {:?} to {now:?}",
+                            seen[user]
+                        );
                         seen[user] = now;
                         reads.fetch_add(1, Ordering::Relaxed);
                     }
@@ -193,10 +199,10 @@ fn readers_see_all_that_was_acknowledged_up_to_their_position_and_users_never_go
         if round % 2 == 1 {
             shop.checkpoints.write().unwrap();
         }
-        // What was acknowledged before a restart is there after it, once.
+        // Every event that was acknowledged before a restart is there after it, once.
         drop(shop);
         let log = EventLog::open(directory.path()).unwrap();
-        let state = folded(&log, directory.path());
+        let state = recovered(&log, directory.path());
         let events: usize =
             (0..USERS).map(|p| state.state.users.history(&user_id(p)).map_or(0, |history| history.events.len())).sum();
         assert_eq!(events, acknowledged.lock().len());

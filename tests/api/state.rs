@@ -1,6 +1,8 @@
-//! The log, its writer, and the fold of the events, through the public surface.
-mod support;
-
+//! The event log, its writer, and the state folded from events, through their public interfaces.
+use crate::support::{
+    events::{START, event},
+    wait::block_until,
+};
 use lodestone_catalog::ItemKeys;
 use lodestone_core::{
     ids::{ItemKey, UserId},
@@ -16,11 +18,10 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicI64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
-use support::{START, event};
 
-/// What the events are folded into.
+/// A small state: users, popularity, and the positions that were applied.
 #[derive(Default)]
 struct State {
     keys: ItemKeys,
@@ -38,7 +39,7 @@ impl State {
         }
     }
 
-    /// Everything that can be asked of it about users `p0` to `p4`.
+    /// Formats the state of the users `p0` to `p4` and of popularity, so that equal states are equal texts.
     fn view(&self) -> String {
         let now = UnixMillis(START + 90 * UnixMillis::DAY);
         let histories: Vec<_> = (0..5).map(|user| self.users.history(&id(user))).collect();
@@ -51,7 +52,7 @@ fn id(user: u8) -> UserId {
     UserId::signed_in(&format!("p{user}")).unwrap()
 }
 
-/// Opens the log, folds it, and starts a writer that goes on folding.
+/// Opens the log, folds it into a state, and starts a writer that applies further changes to that state.
 fn open(directory: &Path) -> (Writer<()>, Arc<Mutex<State>>) {
     let log = EventLog::open(directory).unwrap();
     let (mut state, mut recent) = (State::default(), Deduper::default());
@@ -84,7 +85,7 @@ fn write(writer: &Writer<()>, events: &[Event]) -> Vec<Outcome> {
     runtime().block_on(writer.write(changes(events))).unwrap().outcomes
 }
 
-/// Events of five users about six items within 60 days, in any order; ids may repeat.
+/// Events of five users and six items within 60 days, in any order; ids may repeat.
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let one = (0u16..150, 0usize..14, 0u8..5, 0u8..6, 0i64..60 * 86_400).prop_map(|(id, kind, user, item, at)| {
         let (user, item) = (format!("p{user}"), format!("i{item}"));
@@ -97,7 +98,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn replay_equals_live(events in events(), batch in 1usize..9, restart_every in 1usize..6) {
+    fn a_replay_restores_the_live_state(events in events(), batch in 1usize..9, restart_every in 1usize..6) {
         let directory = tempfile::tempdir().unwrap();
         let (mut writer, mut state) = open(directory.path());
         for (number, batch) in events.chunks(batch).enumerate() {
@@ -142,14 +143,14 @@ proptest! {
         }
     }
 
-    /// Events that come late or out of order, at different times: as if they had come in order.
+    /// Events with different times that arrive late or out of order fold to the state of the ordered events.
     #[test]
-    fn any_order_of_arrival_gives_the_same_state(
+    fn any_order_of_arrival_folds_to_the_same_state(
         order in proptest::collection::vec((0usize..14, 0u8..3, 0u8..6), 1..400)
             .prop_map(|list| list.into_iter().enumerate().collect::<Vec<_>>())
             .prop_shuffle()
     ) {
-        // 4 ms apart at least, which is how finely a history keeps times.
+        // At least 4 ms apart, because that is the resolution of times in a history.
         let make = |(number, (kind, user, item)): &(usize, (usize, u8, u8))| {
             let (user, item) = (format!("p{user}"), format!("i{item}"));
             event(&format!("e{number}"), EventKind::ALL[*kind], &user, &item, START + *number as i64 * 5)
@@ -158,28 +159,28 @@ proptest! {
         let mut sorted = shuffled.clone();
         sorted.sort_by_key(|event| event.at);
         let keys = ItemKeys::default();
-        let (as_came, in_order) = (Users::default(), Users::default());
-        let (mut came, mut ordered) = (Popularity::default(), Popularity::default());
+        let (as_arrived, in_order) = (Users::default(), Users::default());
+        let (mut arrived, mut ordered) = (Popularity::default(), Popularity::default());
         for event in &shuffled {
-            as_came.apply(1, event, &keys);
-            came.apply(event, &keys);
+            as_arrived.apply(1, event, &keys);
+            arrived.apply(event, &keys);
         }
         for event in &sorted {
             in_order.apply(1, event, &keys);
             ordered.apply(event, &keys);
         }
         for user in 0..3 {
-            prop_assert_eq!(as_came.history(&id(user)), in_order.history(&id(user)));
+            prop_assert_eq!(as_arrived.history(&id(user)), in_order.history(&id(user)));
         }
         let now = UnixMillis(START + 10 * UnixMillis::DAY);
         for item in 0..keys.len() {
-            let (a, b) = (came.score(ItemKey(item as u32), now), ordered.score(ItemKey(item as u32), now));
+            let (a, b) = (arrived.score(ItemKey(item as u32), now), ordered.score(ItemKey(item as u32), now));
             prop_assert!((a - b).abs() <= 1e-5 * a.max(1.0));
         }
     }
 
     #[test]
-    fn a_history_is_the_latest_events_in_order_of_time(times in proptest::collection::vec(0i64..5000, 1..450)) {
+    fn a_history_holds_the_latest_events_in_order_of_time(times in proptest::collection::vec(0i64..5000, 1..450)) {
         let (keys, users) = (ItemKeys::default(), Users::default());
         for (number, at) in times.iter().enumerate() {
             users.apply(1, &event(&format!("e{number}"), EventKind::View, "p0", "i", at * 1000), &keys);
@@ -195,7 +196,7 @@ proptest! {
 }
 
 #[test]
-fn an_event_twice_in_one_write_counts_once() {
+fn a_duplicate_within_one_write_counts_once() {
     let directory = tempfile::tempdir().unwrap();
     let (writer, state) = open(directory.path());
     let purchase = event("e", EventKind::Purchase, "p0", "i", START);
@@ -205,7 +206,7 @@ fn an_event_twice_in_one_write_counts_once() {
 }
 
 #[test]
-fn a_dropped_writer_has_written_what_waited() {
+fn a_dropped_writer_has_written_all_queued_changes() {
     let directory = tempfile::tempdir().unwrap();
     let (writer, _) = open(directory.path());
     let writer = Arc::new(writer);
@@ -220,47 +221,44 @@ fn a_dropped_writer_has_written_what_waited() {
     for task in waiting {
         runtime().block_on(task).unwrap();
     }
-    // The last task to end may still be dropping the writer.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while matches!(EventLog::open(directory.path()), Err(LogError::InUse { .. })) && Instant::now() < deadline {}
+    // The last task may still be dropping the writer.
+    block_until("the log is released", Duration::from_secs(10), || {
+        !matches!(EventLog::open(directory.path()), Err(LogError::InUse { .. }))
+    });
     assert_eq!(EventLog::open(directory.path()).unwrap().last_position(), 50);
 }
 
 #[test]
-fn a_full_queue_refuses_instead_of_waiting() {
+fn a_full_queue_refuses_a_write_instead_of_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let (open_gate, gate) = crossbeam_channel::bounded::<()>(0);
     let log = EventLog::open(directory.path()).unwrap();
     let apply = Box::new(move |_: Vec<(u64, Change, Option<()>)>| _ = gate.recv());
     let writer = Arc::new(Writer::start(log, Arc::default(), UnixMillis::now, apply).unwrap());
-    let (refused, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (refused, stored) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let tasks: Vec<_> = (0..3000)
         .map(|number| {
-            let (writer, refused, taken) = (Arc::clone(&writer), Arc::clone(&refused), Arc::clone(&taken));
+            let (writer, refused, stored) = (Arc::clone(&writer), Arc::clone(&refused), Arc::clone(&stored));
             let events = [event(&format!("e{number}"), EventKind::View, "p0", "i", START)];
             runtime().spawn(async move {
                 match writer.write(changes(&events)).await {
-                    Ok(_) => taken.fetch_add(1, Ordering::Relaxed),
+                    Ok(_) => stored.fetch_add(1, Ordering::Relaxed),
                     Err(LogError::Overloaded) => refused.fetch_add(1, Ordering::Relaxed),
                     Err(error) => panic!("{error}"),
                 };
             })
         })
         .collect();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while refused.load(Ordering::Relaxed) == 0 && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    assert!(refused.load(Ordering::Relaxed) > 0);
+    block_until("a write is refused", Duration::from_secs(20), || refused.load(Ordering::Relaxed) > 0);
     drop(open_gate);
     for task in tasks {
         runtime().block_on(task).unwrap();
     }
-    assert_eq!(writer.position() as usize, taken.load(Ordering::Relaxed));
+    assert_eq!(writer.position() as usize, stored.load(Ordering::Relaxed));
 }
 
 #[test]
-fn a_write_that_waits_for_room_is_not_refused() {
+fn a_write_that_waits_for_space_in_the_queue_is_not_refused() {
     let directory = tempfile::tempdir().unwrap();
     let log = EventLog::open(directory.path()).unwrap();
     let writer: Writer<()> = Writer::start(log, Arc::default(), UnixMillis::now, Box::new(|_| ())).unwrap();
@@ -278,11 +276,11 @@ fn a_write_that_waits_for_room_is_not_refused() {
     assert_eq!(writer.position(), 3000);
 }
 
-/// The clock of the writer below.
+/// The clock of the writer in the test below, in milliseconds.
 static CLOCK_MS: AtomicI64 = AtomicI64::new(START);
 
 #[test]
-fn an_id_is_a_duplicate_for_seven_days_of_log_time_over_restarts() {
+fn an_id_is_a_duplicate_for_seven_days_of_ingestion_time_across_restarts() {
     let directory = tempfile::tempdir().unwrap();
     let open = || {
         let log = EventLog::open(directory.path()).unwrap();
@@ -297,7 +295,7 @@ fn an_id_is_a_duplicate_for_seven_days_of_log_time_over_restarts() {
         let writer: Writer<()> = Writer::start(log, Arc::new(Mutex::new(recent)), clock, Box::new(|_| ())).unwrap();
         writer
     };
-    // The events' own times are long past: they do not count.
+    // Deduplication goes by ingestion time, so that event times in the past do not matter.
     let old = |id: &str| event(id, EventKind::Purchase, "p0", "i", START - 900 * UnixMillis::DAY);
     let mut writer = open();
     assert_eq!(write(&writer, &[old("first")]), [Outcome::Accepted]);
@@ -311,12 +309,12 @@ fn an_id_is_a_duplicate_for_seven_days_of_log_time_over_restarts() {
         let others: Vec<Event> = (0..3).map(|n| old(&format!("{day}-{n}"))).collect();
         write(&writer, &others);
     }
-    // Long forgotten: it counts again.
+    // The id has expired, so that the event counts again.
     assert_eq!(write(&writer, &[old("first")]), [Outcome::Accepted]);
 }
 
 #[test]
-fn a_cart_is_what_was_added_less_what_was_removed_or_bought() {
+fn a_cart_holds_items_that_were_added_and_neither_removed_nor_bought() {
     let (keys, users) = (ItemKeys::default(), Users::default());
     let mut number = 0;
     let mut add = |kind, item: &str| {
@@ -339,7 +337,7 @@ fn a_cart_is_what_was_added_less_what_was_removed_or_bought() {
 }
 
 #[test]
-fn context_events_are_not_stored_and_make_no_keys() {
+fn context_events_are_not_stored_and_intern_no_item_keys() {
     let (keys, users) = (ItemKeys::default(), Users::default());
     users.apply(1, &event("a", EventKind::View, "p0", "known", START), &keys);
     let context = ["known", "unknown"].map(|item| event(item, EventKind::AddToCart, "p0", item, START + 5000));

@@ -1,12 +1,13 @@
-//! A small trained shop in a store of bundles, and an engine over it.
+//! A small trained shop in a store of bundles, and engines over it.
+use super::wait::wait_until;
 use lodestone_catalog::Item;
 use lodestone_core::{
     ids::{ItemId, Row, UserId},
     units::UnixMillis,
 };
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
-use lodestone_engine::{Engine, EngineConfig, EngineError, OpenOptions, open};
-use lodestone_events::EventKind;
+use lodestone_engine::{Engine, EngineConfig, EngineError, OpenError, OpenOptions, open};
+use lodestone_events::{EventKind, LogError};
 use lodestone_index::{BuildConfig, FrozenGraph, Precision};
 use lodestone_pipeline::{
     Answer, Options, Page, RecommendKind, RecommendRequest, SearchRequest, Viewer,
@@ -14,8 +15,7 @@ use lodestone_pipeline::{
     golden_requests,
     ranking::{Device, Runtime},
 };
-use lodestone_rollout::Store;
-use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
+use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, Store};
 use lodestone_training::{TrainOptions, train};
 use std::{
     path::{Path, PathBuf},
@@ -23,22 +23,33 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Items of the shop: `i0` to `i39`.
 pub(crate) const ITEMS: usize = 40;
 
+/// The interval in which engines compare the store's pointer with the one that they know.
+pub(crate) const WATCH: Duration = Duration::from_millis(100);
+
+/// The longest time from dropping an engine to the release of its log: background threads end first.
+const RELEASE_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// A directory with a store of bundles (`store`), the data of engines (`data`) and files of the training (`work`).
 pub(crate) struct Shop {
     directory: tempfile::TempDir,
 }
 
+/// Returns the id of an item of the shop.
 pub(crate) fn item_id(item: usize) -> ItemId {
     ItemId::parse(&format!("i{item}")).unwrap()
 }
 
+/// Loads ONNX Runtime.
 pub(crate) fn runtime() -> Runtime {
     Runtime::load(None).expect("ORT_DYLIB_PATH names the library; `make test` sets it")
 }
 
 impl Shop {
-    /// Trains the bundle `a` and makes it current. `b` is `a` with its items in the reverse order, `c` and `d` are copies of it.
+    /// Trains the bundle `a` and makes it current. `b` is `a` with its items in reverse order, `c` and `d` are copies
+    /// of `a`.
     pub(crate) fn new() -> Self {
         let shop = Self { directory: tempfile::tempdir().unwrap() };
         let colours = ["red", "blue", "green"];
@@ -51,31 +62,35 @@ impl Shop {
         let options = TrainOptions { name: "a".to_owned(), ..TrainOptions::default() };
         train(&work, &work.join("a"), &runtime(), &options, &mut |_| {}).unwrap();
         shop.publish(&work.join("a"));
-        shop.publish_changed("b", reverse);
+        shop.publish_changed("b", reverse_items);
         shop.publish_changed("c", |_| {});
         shop.publish_changed("d", |_| {});
         shop.store().point_to("a", None).unwrap();
         shop
     }
 
+    /// Returns the directory of the store.
     pub(crate) fn store_path(&self) -> PathBuf {
         self.directory.path().join("store")
     }
 
+    /// Returns the data directory of engines.
     pub(crate) fn data_path(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
+    /// Opens the store.
     pub(crate) fn store(&self) -> Store {
         Store::open(self.store_path().to_str().unwrap(), []).unwrap()
     }
 
+    /// Publishes a bundle and makes it current.
     pub(crate) fn publish(&self, bundle: &Path) {
         self.store().publish(bundle, None).unwrap();
     }
 
-    /// Publishes `a` with a change, under another name, and makes it current. Its golden requests are its own, if it can be asked
-    /// any, unless the change brings others.
+    /// Publishes `a` with a change, under another name, and makes it current. Its golden requests are those that
+    /// `change` sets. Otherwise they are answered by the changed bundle, or left out if it cannot answer.
     pub(crate) fn publish_changed(&self, name: &str, change: impl FnOnce(&mut Bundle)) {
         let mut bundle = Bundle::open(&self.store_path().join("a")).unwrap();
         bundle.manifest.name = name.to_owned();
@@ -90,17 +105,29 @@ impl Shop {
         self.publish(&out);
     }
 
-    /// Opens what was closed: the log is free when the threads have ended.
-    pub(crate) async fn reopen(&self, bounds: impl Fn() -> HealthBounds) -> Engine {
-        loop {
-            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.open(bounds()))) {
-                Ok(engine) => return engine,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
+    /// Opens an engine.
+    pub(crate) fn open(&self, bounds: HealthBounds) -> Engine {
+        self.try_open(bounds).unwrap()
     }
 
-    pub(crate) fn open(&self, bounds: HealthBounds) -> Engine {
+    /// Opens an engine after another one was dropped, as soon as that one has released the log. Panics with any other
+    /// error, and if the log is not released within [`RELEASE_TIME_MAX`].
+    pub(crate) async fn reopen(&self, bounds: HealthBounds) -> Engine {
+        let mut opened = None;
+        wait_until("the dropped engine has released its log", RELEASE_TIME_MAX, async || {
+            match self.try_open(bounds.clone()) {
+                Err(OpenError::Log(LogError::InUse { .. })) => false,
+                result => {
+                    opened = Some(result.unwrap());
+                    true
+                }
+            }
+        })
+        .await;
+        opened.expect("set when the wait ended")
+    }
+
+    fn try_open(&self, bounds: HealthBounds) -> Result<Engine, OpenError> {
         open(OpenOptions {
             bundle: BundleSource::Store(self.store()),
             data: &self.data_path(),
@@ -112,13 +139,12 @@ impl Shop {
             history_ends_now: false,
             dedupe_ids_max: 1_000_000,
             config: EngineConfig::default(),
-            rollout: RolloutConfig { watch: Duration::from_millis(100), kept_max: 1, bounds },
+            rollout: RolloutConfig { watch: WATCH, kept_max: 1, bounds },
         })
-        .unwrap()
     }
 }
 
-/// Users who mostly buy an item and then the next by number.
+/// Returns purchases of users who mostly buy an item and then the item with the next number.
 fn purchases() -> Vec<DatasetEvent> {
     let mut rows = Vec::new();
     for user in 0..60usize {
@@ -145,8 +171,8 @@ fn purchases() -> Vec<DatasetEvent> {
     rows
 }
 
-/// The same content, but an item's row is another one, so that rows and keys differ.
-fn reverse(bundle: &mut Bundle) {
+/// Reverses the rows of all items, so that rows differ from the item keys of a state that was opened with `a`.
+fn reverse_items(bundle: &mut Bundle) {
     let count = bundle.items.len();
     bundle.items.reverse();
     let reversed = |index: &FrozenGraph| {
@@ -162,14 +188,17 @@ fn reverse(bundle: &mut Bundle) {
     bundle.co_purchases = std::mem::take(&mut bundle.co_purchases).renumbered(&numbers);
 }
 
+/// Returns a signed-in viewer without a session and a locale.
 pub(crate) fn viewer(user: &str) -> Viewer {
     Viewer { user: UserId::signed_in(user).unwrap(), session: String::new(), locale: String::new() }
 }
 
+/// Returns a deadline for one call: 120 s from now.
 pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(120)
 }
 
+/// Requests one page of at most 100 recommendations.
 pub(crate) async fn recommend(engine: &Engine, user: &str, kind: RecommendKind) -> Result<Answer, EngineError> {
     let request = RecommendRequest {
         viewer: viewer(user),
@@ -184,10 +213,12 @@ pub(crate) async fn recommend(engine: &Engine, user: &str, kind: RecommendKind) 
     engine.recommend(request, soon()).await
 }
 
+/// Searches as the user `searcher`. An empty token requests the first page.
 pub(crate) async fn search(engine: &Engine, query: &str, token: &str, size: usize) -> Result<Answer, EngineError> {
     search_by(engine, "searcher", query, token, size).await
 }
 
+/// Searches as a signed-in user. An empty token requests the first page.
 pub(crate) async fn search_by(
     engine: &Engine,
     user: &str,
@@ -207,6 +238,7 @@ pub(crate) async fn search_by(
     engine.search(request, soon()).await
 }
 
+/// Returns the item ids of an answer, best first.
 pub(crate) fn ids(answer: &Answer) -> Vec<String> {
     answer.results.iter().map(|result| result.id.to_string()).collect()
 }

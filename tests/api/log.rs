@@ -1,14 +1,15 @@
-//! Verifying, repairing, compacting and exporting a log, through the public surface.
-mod support;
-
+//! Check, repair, compaction and export of the event log through its public interface.
+use crate::support::events::{START, event};
 use lodestone_catalog::{Item, ItemKeys};
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
 };
 use lodestone_dataset as dataset;
-use lodestone_events::{Attribution, Change, EventKind, EventLog, LogError, Writer, log::{self, CompactMode, Retention}};
-use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
+use lodestone_events::{
+    Attribution, Change, EventKind, EventLog, LogError, Writer,
+    log::{self, Retention},
+};
 use lodestone_state::users::Users;
 use proptest::prelude::*;
 use std::{
@@ -16,9 +17,8 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use support::{START, event};
 
-/// Writes each group of changes in one write. All are stored at `START`.
+/// Writes each group of changes in one write. The ingestion time of all is `START`.
 fn write(directory: &Path, groups: &[Vec<Change>]) {
     let log = EventLog::open(directory).unwrap();
     let writer: Writer<()> = Writer::start(log, Arc::default(), || UnixMillis(START), Box::new(|_| ())).unwrap();
@@ -37,7 +37,7 @@ fn views(count: usize) -> Vec<Vec<Change>> {
     (0..count).map(|number| vec![view(number)]).collect()
 }
 
-/// Ids of events by position.
+/// Returns the position and id of each event in the log.
 fn stored(directory: &Path) -> Vec<(u64, String)> {
     let mut stored = Vec::new();
     log::read(directory, 1, |position, _, change| {
@@ -49,6 +49,7 @@ fn stored(directory: &Path) -> Vec<(u64, String)> {
     stored
 }
 
+/// Returns the path of the first segment.
 fn segment(directory: &Path) -> PathBuf {
     let mut paths: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
@@ -59,26 +60,26 @@ fn segment(directory: &Path) -> PathBuf {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Any few bytes in the middle of a log: it does not open, `check` names the place, the repair costs the records that
-    /// were hit and no other, and the log then goes on at its old position.
+    /// A short overwritten range in the middle of a log: the log does not open, `check` reports the range, the repair drops the
+    /// records in it and no other, and the log continues at its old position.
     #[test]
-    fn a_repair_keeps_all_that_is_whole(count in 3usize..30, place in 0.0f64..1.0, length in 1usize..200, value: u8) {
+    fn a_repair_keeps_all_undamaged_records(count in 3usize..30, share in 0.0f64..1.0, length in 1usize..200, value: u8) {
         let directory = tempfile::tempdir().unwrap();
         write(directory.path(), &views(count));
         let before = stored(directory.path());
         let path = segment(directory.path());
         let mut bytes = fs::read(&path).unwrap();
-        // Something whole is behind it, otherwise it would be a torn tail. Frames differ by a few bytes.
+        // A whole frame follows the range, because otherwise it would be a torn tail. The lengths of frames differ by a few bytes.
         let last_frame = bytes.len() - (bytes.len() - 28) / count - 8;
-        let at = 28 + ((last_frame - 28) as f64 * place) as usize;
+        let at = 28 + ((last_frame - 28) as f64 * share) as usize;
         let end = (at + length).min(last_frame);
         prop_assume!(bytes[at..end].iter().any(|byte| *byte != value));
         bytes[at..end].fill(value);
         fs::write(&path, bytes).unwrap();
 
         let refused = EventLog::open(directory.path()).err();
-        let named = matches!(&refused, Some(LogError::Damaged { offset, .. }) if *offset <= at as u64 && *offset + 200 > at as u64);
-        prop_assert!(named, "{:?} for byte {}", refused, at);
+        let is_reported = matches!(&refused, Some(LogError::Damaged { offset, .. }) if *offset <= at as u64 && *offset + 200 > at as u64);
+        prop_assert!(is_reported, "{:?} for byte {}", refused, at);
         let check = log::check(directory.path()).unwrap();
         prop_assert_eq!(check.damaged.len(), 1);
         let lost = check.damaged[0].positions.clone();
@@ -94,16 +95,16 @@ proptest! {
         prop_assert_eq!(stored(directory.path()).pop().unwrap(), (count as u64 + 1, "e1000".to_owned()));
     }
 
-    /// Whatever happens to the bytes, nothing panics, and what is given was written.
+    /// Random damage: no reader panics, and every event that is read was written.
     #[test]
-    fn no_damage_makes_a_reader_panic_or_invent(count in 1usize..10, cuts in proptest::collection::vec((0.0f64..1.0, any::<u8>()), 1..6)) {
+    fn damage_causes_no_panic_and_no_invented_event(count in 1usize..10, cuts in proptest::collection::vec((0.0f64..1.0, any::<u8>()), 1..6)) {
         let directory = tempfile::tempdir().unwrap();
         write(directory.path(), &views(count));
         let before = stored(directory.path());
         let path = segment(directory.path());
         let mut bytes = fs::read(&path).unwrap();
-        for (place, value) in cuts {
-            let at = (bytes.len() as f64 * place) as usize;
+        for (share, value) in cuts {
+            let at = (bytes.len() as f64 * share) as usize;
             match value % 3 {
                 0 => bytes[at] = value,
                 1 => bytes.truncate(at.max(1)),
@@ -123,7 +124,7 @@ proptest! {
 }
 
 #[test]
-fn a_file_that_is_gone_is_bridged_by_a_repair() {
+fn a_repair_continues_after_a_missing_segment() {
     let directory = tempfile::tempdir().unwrap();
     let hat = || Change::Upsert(Box::new(Item::titled(ItemId::parse("hat").unwrap(), "Hat")));
     write(directory.path(), &[vec![hat(), hat(), view(3)]]);
@@ -142,7 +143,7 @@ fn a_file_that_is_gone_is_bridged_by_a_repair() {
 }
 
 #[test]
-fn compaction_drops_what_is_old_and_named_and_the_state_is_that_of_the_rest() {
+fn compaction_drops_old_events_of_the_named_types_and_the_state_is_folded_from_the_rest() {
     let directory = tempfile::tempdir().unwrap();
     let kinds = [EventKind::Impression, EventKind::View, EventKind::Purchase];
     let mut groups: Vec<Vec<Change>> = Vec::new();
@@ -161,14 +162,17 @@ fn compaction_drops_what_is_old_and_named_and_the_state_is_that_of_the_rest() {
     retention.add("view=365d").unwrap();
     let after = |days: i64| UnixMillis(START + days * UnixMillis::DAY);
 
-    let trial = log::compact(directory.path(), &retention, after(31), CompactMode::DryRun).unwrap();
-    assert_eq!((trial.events[&EventKind::Impression], trial.events[&EventKind::View], trial.item_states), (12, 0, 2));
+    let planned = log::compact(directory.path(), &retention, after(31), true).unwrap();
+    assert_eq!(
+        (planned.events[&EventKind::Impression], planned.events[&EventKind::View], planned.item_states),
+        (12, 0, 2)
+    );
     assert_eq!(stored(directory.path()).len(), 30);
-    let done = log::compact(directory.path(), &retention, after(31), CompactMode::Apply).unwrap();
-    assert_eq!(done, trial);
+    let done = log::compact(directory.path(), &retention, after(31), false).unwrap();
+    assert_eq!(done, planned);
     assert_eq!(fs::metadata(segment(directory.path())).unwrap().len(), done.bytes_after);
 
-    // The rest has its old positions; the log goes on after its old end.
+    // The remaining records keep their positions, and the log continues after its old end.
     let rest: Vec<u64> = (1..=30).filter(|position| (position - 1) / 3 % 3 != 0).collect();
     assert_eq!(stored(directory.path()).iter().map(|(position, _)| *position).collect::<Vec<_>>(), rest);
     let check = log::check(directory.path()).unwrap();
@@ -176,7 +180,7 @@ fn compaction_drops_what_is_old_and_named_and_the_state_is_that_of_the_rest() {
     write(directory.path(), &[vec![view(100)]]);
     assert_eq!(stored(directory.path()).last().unwrap().0, 34);
 
-    // Impressions are not part of anyone's history, so nobody changed; views are.
+    // Histories hold views but no impressions, so that only a compaction of views changes them.
     let fold = |groups: &dyn Fn(EventKind) -> bool| {
         let (users, keys) = (Users::default(), ItemKeys::default());
         let log = EventLog::open(directory.path()).unwrap();
@@ -214,13 +218,13 @@ fn an_export_has_a_directory_for_each_day_and_marks_foreign_tokens() {
     let exported = dataset::export(directory.path(), day..day + 2, &data.join("events")).unwrap();
     assert_eq!((exported.events, exported.foreign, exported.files.len(), exported.position), (4, 1, 2, 6));
     assert!(exported.files[0].ends_with("date=2025-06-15/events.parquet"), "{:?}", exported.files);
-    // What training reads.
+    // Training reads the files of all days.
     let rows = dataset::read_history(&data).unwrap();
     assert_eq!(rows.len(), 5);
     let back = dataset::into_events(rows);
     assert_eq!(back.iter().map(|event| event.id.as_str()).collect::<Vec<_>>(), ["e0", "e1", "e2", "e3"]);
     assert_eq!(back[0].lines.len(), 2);
-    // A second run replaces, and a day further on is added.
+    // A second export replaces the files of its days and adds new days.
     let all = dataset::export(directory.path(), day..i64::MAX, &data.join("events")).unwrap();
     assert_eq!(all.files.len(), 3);
     assert_eq!(dataset::into_events(dataset::read_history(&data).unwrap()).len(), 6);

@@ -1,0 +1,15 @@
+//! Integration tests of the program. They are modules of one binary because every binary links the whole program;
+//! `cargo test --test api crash::` runs one module. `tests/memory.rs` is a binary of its own because it counts
+//! allocations.
+mod checkpoints;
+mod crash;
+mod fuzz;
+mod log;
+mod models;
+mod read_your_events;
+mod state;
+mod support;
+
+/// The allocator of the program, because `models` measures resident memory.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
