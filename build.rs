@@ -1,21 +1,18 @@
-//! Compiles the protos without `protoc` and keeps their descriptors for reflection.
+//! Compiles the protos without `protoc`, and writes their descriptors for the reflection service.
 use std::{env, fs, path::PathBuf};
 
+/// The files of the services; protox finds the files that they import.
 const PROTOS: &[&str] = &["ranking_service", "event_service", "catalog_service", "explain_service", "model_service"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // tonic-prost-build does not print this itself.
+    // tonic-prost-build does not print these lines for descriptors that are compiled already.
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=build.rs");
 
     let files: Vec<String> = PROTOS.iter().map(|name| format!("lodestone/v1/{name}.proto")).collect();
     let descriptors = protox::compile(&files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("descriptors.bin"), prost_encode(&descriptors))?;
+    fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
     tonic_prost_build::configure().build_client(true).build_server(true).compile_fds(descriptors)?;
     Ok(())
-}
-
-fn prost_encode(descriptors: &impl prost::Message) -> Vec<u8> {
-    descriptors.encode_to_vec()
 }

@@ -1,6 +1,8 @@
-"""Checks rendered objects: against the Kubernetes schemas, and against what the chart promises.
+"""Checks rendered objects against the Kubernetes schemas and against the contract of the chart.
 
 usage: check.py CASE FILE
+
+CASE is default, changed, claim or retrain; FILE holds the output of `helm template`. Fails with the first violated assertion.
 """
 import sys
 import tomllib
@@ -16,7 +18,7 @@ def containers(pod):
 
 
 def check_restricted(pod):
-    """The "restricted" level of the pod security standards, and a little more."""
+    """Checks the "restricted" level of the pod security standards, resources, and the kinds of volumes."""
     assert pod["automountServiceAccountToken"] is False
     assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
     context = pod["securityContext"]
@@ -38,18 +40,19 @@ def check_restricted(pod):
 
 
 def check_probes(server, port):
+    """Checks the services of the probes, and that the startup may last at least a minute."""
     for probe, service in (("startupProbe", ""), ("readinessProbe", ""), ("livenessProbe", "liveness")):
         assert server[probe]["grpc"] == {"port": port, "service": service}, (probe, server[probe])
-    slowest_start = server["startupProbe"]["periodSeconds"] * server["startupProbe"]["failureThreshold"]
-    assert slowest_start >= 60, "reading a long log takes time"
+    startup_seconds_max = server["startupProbe"]["periodSeconds"] * server["startupProbe"]["failureThreshold"]
+    assert startup_seconds_max >= 60, "a replay of a long log takes time"
 
 
 def check_wiring(objects, port, has_retrain):
-    """Names and selectors that must agree between objects."""
+    """Checks names, ports and selectors that must agree between objects. Returns the spec of the stateful set."""
     stateful_set = objects["StatefulSet", next(name for kind, name in objects if kind == "StatefulSet")]
     name, spec = stateful_set["metadata"]["name"], stateful_set["spec"]
     labels = spec["template"]["metadata"]["labels"]
-    assert spec["replicas"] == 1, "the log has one writer"
+    assert spec["replicas"] == 1, "the event log has one writer"
     assert spec["serviceName"] == f"{name}-headless"
     service, headless = objects["Service", name], objects["Service", f"{name}-headless"]
     assert headless["spec"]["clusterIP"] == "None"
@@ -127,7 +130,7 @@ def check_retrain(spec, _service):
 
 
 def check_cron_job(cron_job, stateful_set):
-    """It works on the server's volume and node, alone, and gets none of the server's requests."""
+    """Checks that a retrain runs alone, on the volume and node of the server, and receives none of its requests."""
     spec = cron_job["spec"]
     assert spec["schedule"] == "0 */6 * * *" and spec["concurrencyPolicy"] == "Forbid"
     job = spec["jobTemplate"]["spec"]

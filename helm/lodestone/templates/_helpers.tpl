@@ -3,7 +3,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 53 | trimSuffix "-" }}
 {{- end }}
 
-{{/* The name of the objects. A release that already holds the chart's name does not repeat it. */}}
+{{/* The name of the objects: the release's and the chart's, or only the release's if it contains the chart's. */}}
 {{- define "lodestone.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 53 | trimSuffix "-" }}
@@ -17,11 +17,13 @@
 {{- end }}
 {{- end }}
 
+{{/* The labels by which services and the stateful set select the server's pod. */}}
 {{- define "lodestone.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "lodestone.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* The labels of all objects. */}}
 {{- define "lodestone.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "lodestone.selectorLabels" . }}
@@ -29,7 +31,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{/* An image's reference. Takes a dict: image, and the tag where the image names none. */}}
+{{/* An image's reference. Takes a dict: image, and tag, which applies if the image has no tag. */}}
 {{- define "lodestone.image" -}}
 {{- if .image.digest }}
 {{- printf "%s@%s" .image.repository .image.digest }}
@@ -38,7 +40,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* What every container may do: the "restricted" level of the pod security standards, and no writes but to volumes. */}}
+{{/* The security context of every container: the "restricted" level of the pod security standards, and no writes except to
+     volumes. */}}
 {{- define "lodestone.containerSecurityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
