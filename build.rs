@@ -4,6 +4,7 @@ use std::{env, fs, path::PathBuf};
 /// The files of the services; protox finds the files that they import.
 const PROTOS: &[&str] = &["ranking_service", "event_service", "catalog_service", "explain_service", "model_service"];
 
+#[expect(clippy::disallowed_methods, reason = "cargo passes OUT_DIR through the environment")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // tonic-prost-build does not print these lines for descriptors that are compiled already.
     println!("cargo:rerun-if-changed=proto");

@@ -1,8 +1,8 @@
-"""Asks a running server every call once, through grpcurl, and checks the answers.
+"""Makes every kind of call to a running server once, through grpcurl, and checks the answers.
 
 usage: demo.py HOST:PORT GRPCURL
 
-Exits with 0 only if every check held. What it adds to the catalogue it takes out again.
+Exits with 1 if a check fails or a call ends with an error. Items that it adds to the catalogue are deleted at the end.
 """
 import datetime
 import json
@@ -12,10 +12,12 @@ import uuid
 
 SERVICES = ["grpc.health.v1.Health", "lodestone.v1.CatalogService", "lodestone.v1.EventService",
             "lodestone.v1.RankingService"]
+# Deadline of one call.
 CALL_SECONDS_MAX = 10
+# Lines that are printed of one answer.
 ANSWER_LINES_MAX = 8
 
-# New in every run, so that a second run against the same server meets no history of the first.
+# Different in every run, so that a second run against the same server does not find the history of the first.
 RUN = uuid.uuid4().hex[:8]
 VIEWER = {"user_id": f"demo-{RUN}", "visitor_id": f"browser-{RUN}", "session_id": f"visit-{RUN}", "locale": "en-GB"}
 TEAPOT = f"demo-teapot-{RUN}"
@@ -30,6 +32,7 @@ class CallFailed(Exception):
 
 
 def grpcurl(*arguments):
+    """Runs grpcurl and returns its output. Raises CallFailed with its message."""
     done = subprocess.run([GRPCURL, "-plaintext", "-emit-defaults", "-max-time", str(CALL_SECONDS_MAX), *arguments],
                           capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -38,7 +41,7 @@ def grpcurl(*arguments):
 
 
 def shortened(answer):
-    """The answer without empty fields, cut to a few lines."""
+    """Returns lines of an answer without its empty fields, at most ANSWER_LINES_MAX."""
     def without_empty(value):
         if isinstance(value, dict):
             kept = {key: without_empty(part) for key, part in value.items()}
@@ -58,7 +61,7 @@ def shortened(answer):
 
 
 def call(method, request, title):
-    """One call: prints it and its answer, and returns the answer."""
+    """Makes a call, prints it and its answer, and returns the answer."""
     print(f"\n# {title}\n{method.rsplit('.', 1)[-1]}")
     answer = json.loads(grpcurl("-d", json.dumps(request), ADDRESS, method))
     for line in shortened(answer):
@@ -66,14 +69,15 @@ def call(method, request, title):
     return answer
 
 
-def check(holds, what):
+def check(holds, name):
+    """Prints a check and notes it if it does not hold."""
     global checks
     checks += 1
     if holds:
-        print(f"  ok    {what}")
+        print(f"  ok    {name}")
     else:
-        print(f"  WRONG {what}")
-        failures.append(what)
+        print(f"  WRONG {name}")
+        failures.append(name)
 
 
 def ids(answer, field="results"):
@@ -93,8 +97,8 @@ def time_ago(**ago):
     return then.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def ask_about_the_server():
-    print("# What the server offers (reflection)\nlist")
+def list_services_and_check_health():
+    print("# The services of the server, by reflection\nlist")
     offered = grpcurl(ADDRESS, "list").split()
     print("    " + " ".join(offered))
     check(set(SERVICES) <= set(offered), "every service is listed")
@@ -116,9 +120,9 @@ def upsert_two_items():
           "two are created, the third is rejected")
     check(any("title" in violation["field"] for violation in answer["results"][2]["violations"]),
           "the rejection names the field")
-    got = call("lodestone.v1.CatalogService/GetItem", {"item_id": TEAPOT}, "The product as it stands")
+    got = call("lodestone.v1.CatalogService/GetItem", {"item_id": TEAPOT}, "The current content of a product")
     check(got["item"]["priceMicros"] == "24950000" and got["item"]["title"].endswith("手绘陶瓷茶壶"),
-          "price and title are as they were written")
+          "price and title are as written")
 
 
 def search_the_new_items():
@@ -131,21 +135,21 @@ def search_the_new_items():
 
 
 def search_two_pages():
-    """Returns the two pages' items and the token of their answer."""
+    """Returns the items of the first two pages and the attribution token of the answer."""
     request = {"viewer": VIEWER, "query": "heart holder", "page_size": 5, "options": {"include_items": True}}
     first = call(ranking("Search"), request, "Search: heart holder")
     second = call(ranking("Search"), {**request, "page_token": first["nextPageToken"]}, "The next page")
     found = ids(first) + ids(second)
-    check(len(found) == 10 and len(set(found)) == 10, "two pages of five hold ten different products")
+    check(len(found) == 10 and len(set(found)) == 10, "two pages of five have ten different products")
     check([result["rank"] for result in first["results"] + second["results"]] == list(range(1, 11)),
-          "the ranks go on over the pages")
-    check(all(result["item"]["title"] for result in first["results"]), "each result carries its product")
+          "the ranks continue on the second page")
+    check(all(result["item"]["title"] for result in first["results"]), "each result has its product")
     check(bool(first["attributionToken"]), "the answer has an attribution token")
     return found, first["attributionToken"]
 
 
 def write_events(found, token):
-    """What the shopper did: looked at three products and bought the first twice before. Returns the log's position."""
+    """Writes purchases of the first product and interactions with the next two. Returns the log position."""
     def event(name, kind, item, when, **more):
         return {"event_id": f"{name}-{RUN}", "type": f"EVENT_TYPE_{kind}", "viewer": VIEWER, "occurred_time": when,
                 "lines": [{"item_id": item, "quantity": 1, "rank": found.index(item) + 1}], **more}
@@ -159,9 +163,9 @@ def write_events(found, token):
         event("cart", "ADD_TO_CART", found[2], time_ago(seconds=30)),
     ]
     method = "lodestone.v1.EventService/WriteEvents"
-    answer = call(method, {"events": events}, "What the shopper did")
+    answer = call(method, {"events": events}, "Events of the shopper")
     check(statuses(answer) == ["EVENT_STATUS_ACCEPTED"] * len(events), "every event is accepted")
-    check(not any(result["warnings"] for result in answer["results"]), "the attribution token is known")
+    check(not any(result["warnings"] for result in answer["results"]), "no event has a warning, so the attribution token is valid")
     again = call(method, {"events": events[:1]}, "The first event again")
     check(statuses(again) == ["EVENT_STATUS_DUPLICATE"], "the second is a duplicate")
     return answer["sessionVersion"]
@@ -172,57 +176,57 @@ def recommend_everything(found, version):
         request = {"viewer": VIEWER, "type": f"RECOMMEND_TYPE_{kind}", "page_size": 8,
                    "options": {"session_version": version}, **more}
         answer = call(ranking("Recommend"), request, f"Recommend: {kind}")
-        check(len(ids(answer)) > 0 and len(set(ids(answer))) == len(ids(answer)), f"{kind} gives different products")
+        check(len(ids(answer)) > 0 and len(set(ids(answer))) == len(ids(answer)), f"{kind} returns different products")
         return answer
 
     for_you = recommend("FOR_YOU")
     check(for_you["info"]["userKnown"], "the shopper is known")
-    check(int(for_you["sessionVersion"]) >= int(version), "the answer knows what was just written")
+    check(int(for_you["sessionVersion"]) >= int(version), "the answer reflects the events that were just written")
     for kind in ("SIMILAR", "BOUGHT_TOGETHER"):
         check(found[0] not in ids(recommend(kind, anchor_item_ids=[found[0]])), f"{kind} does not return its anchor")
-    check(found[0] in ids(recommend("BUY_AGAIN")), "BUY_AGAIN returns what was bought twice")
+    check(found[0] in ids(recommend("BUY_AGAIN")), "BUY_AGAIN returns the product that was bought twice")
     recommend("TRENDING")
-    check(ids(recommend("RECENTLY_VIEWED"))[:2] == [found[2], found[1]], "RECENTLY_VIEWED has the last view first")
+    check(ids(recommend("RECENTLY_VIEWED"))[:2] == [found[2], found[1]], "RECENTLY_VIEWED returns the latest view first")
 
 
 def rank_and_suggest(found):
     candidates = found[:5] + [f"unknown-{RUN}"]
     answer = call(ranking("Rank"), {"viewer": VIEWER, "candidates": [{"item_id": item} for item in candidates]},
-                  "Rank: five products and one that nobody knows")
-    check(sorted(ids(answer)) == sorted(candidates), "every candidate comes back")
+                  "Rank: five products and an unknown one")
+    check(sorted(ids(answer)) == sorted(candidates), "every candidate is returned")
     check(ids(answer)[-1] == candidates[-1], "the unknown one is last")
-    check(answer["info"]["unknownItemIds"] == candidates[-1:], "the answer says that it is unknown")
+    check(answer["info"]["unknownItemIds"] == candidates[-1:], "the answer lists it as unknown")
     answer = call(ranking("Suggest"), {"viewer": VIEWER, "prefix": "hear"}, "Suggest: hear")
     check(len(answer["completions"]) > 0, "there are completions")
     check(all("hear" in completion["text"].lower() for completion in answer["completions"]),
-          "each completion holds what was typed")
+          "each completion contains the prefix")
 
 
 def refuse_a_bad_filter():
     try:
-        call(ranking("Search"), {"viewer": VIEWER, "query": "mug", "filter": "price <="}, "A filter that is cut short")
-        check(False, "a bad filter is refused")
+        call(ranking("Search"), {"viewer": VIEWER, "query": "mug", "filter": "price <="}, "An incomplete filter")
+        check(False, "an incomplete filter is refused")
     except CallFailed as error:
         print("    " + str(error).replace("\n", "\n    "))
-        check("InvalidArgument" in str(error) and "filter" in str(error), "a bad filter is refused by name")
+        check("InvalidArgument" in str(error) and "filter" in str(error), "an incomplete filter is refused by the name of its field")
 
 
 def delete_the_new_items():
     answer = call("lodestone.v1.CatalogService/DeleteItems", {"item_ids": [TEAPOT, SCARF, f"unknown-{RUN}"]},
-                  "The new products are taken out")
+                  "The new products are deleted")
     check(statuses(answer) == ["ITEM_STATUS_DELETED", "ITEM_STATUS_DELETED", "ITEM_STATUS_UNKNOWN"],
-          "two are deleted, the third never was")
+          "two are deleted, the third is unknown")
     answer = call(ranking("Search"), {"viewer": VIEWER, "query": "陶瓷茶壶"}, "Search: 陶瓷茶壶")
     check(TEAPOT not in ids(answer), "a deleted product is not found")
     try:
         call("lodestone.v1.CatalogService/GetItem", {"item_id": TEAPOT}, "The deleted product")
-        check(False, "a deleted product is gone")
+        check(False, "a deleted product: NOT_FOUND")
     except CallFailed as error:
-        check("NotFound" in str(error), "a deleted product is gone")
+        check("NotFound" in str(error), "a deleted product: NOT_FOUND")
 
 
 def main():
-    ask_about_the_server()
+    list_services_and_check_health()
     upsert_two_items()
     search_the_new_items()
     found, token = search_two_pages()
@@ -242,6 +246,6 @@ except CallFailed as error:
     failures.append("a call failed")
 print()
 for failure in failures:
-    print(f"not right: {failure}", file=sys.stderr)
+    print(f"failed: {failure}", file=sys.stderr)
 print(f"demo: {max(checks - len(failures), 0)} passed, {len(failures)} failed")
 sys.exit(1 if failures else 0)

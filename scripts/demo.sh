@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Asks a server every call once and checks the answers. Without LODESTONE_ADDRESS it starts one for the example shop.
+# Makes every kind of call to the server at $LODESTONE_ADDRESS once and checks the answers. If the variable is not set,
+# it starts a server of the example shop.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -n "${LODESTONE_ADDRESS:-}" ] || exec scripts/with_server.sh scripts/demo.sh

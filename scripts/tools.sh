@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Fetches the tools that the Makefile uses into target/tools, each at a pinned version. A second run does nothing.
+# Downloads the tools of the Makefile to target/tools (or $LODESTONE_TOOLS), each at a pinned version. A tool that is up
+# to date is not downloaded again.
 #
-#   scripts/tools.sh [onnxruntime] [grpcurl] [helm] [buf] [python] [minilm] [chromium] [bench] [peers] [torch] [moto] [deny]
+#   scripts/tools.sh [TOOL ...]
 #
-# Without a name it fetches all but the last seven.
+# Without a name it downloads all but the last seven of:
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
 #   buf          target/tools/bin/buf
 #   python       target/tools/venv, with grpcio, grpcio-tools, kubernetes-validate and onnx
 #   minilm       target/tools/minilm, the sentence encoder all-MiniLM-L6-v2 (int8) as ONNX, with its tokenizer
-#   chromium     target/tools/bin/chromium, for `make test-report`: the system's own, or Debian's package, which root may install
-#   bench        target/tools/bench, with what the peer of `make bench` needs
-#   peers        target/tools/peers, with the peers of `make bench-retrieval`
-#   torch        target/tools/torch, with PyTorch for `make bench-train`; some gigabytes
-#   moto         target/tools/moto, with the S3 server of `make test-store`
+#   chromium     target/tools/bin/chromium, for `make test-report`: the system's, or Debian's package if root runs this
+#   bench        target/tools/bench, the packages of the peer of `make bench`
+#   peers        target/tools/peers, the peers of `make bench-retrieval`
+#   torch        target/tools/torch, PyTorch for `make bench-train`; several gigabytes
+#   moto         target/tools/moto, the S3 server of `make test-store`
 #   deny         target/tools/bin/cargo-deny, for `make deny`
 set -euo pipefail
 
@@ -30,27 +31,29 @@ fail() {
     exit 1
 }
 
-# One scratch directory per run; the finished tool is moved out of it, so that a stopped run leaves no half tool.
+# Creates one scratch directory per run. Finished tools are moved out of it, so that an interrupted run leaves no
+# incomplete tool.
 scratch() {
     mkdir -p "$tools/bin"
     work=$(mktemp -d "$tools/.fetch.XXXXXX")
     trap 'rm -rf "$work"' EXIT
 }
 
-# x86_64 or aarch64 where there are packages for this machine, otherwise "other".
+# x86_64 or aarch64 if there are packages for this machine, otherwise "other".
 case "$(uname -s)-$(uname -m)" in
     Linux-x86_64) arch=x86_64 ;;
     Linux-aarch64 | Linux-arm64) arch=aarch64 ;;
     *) arch=other ;;
 esac
 
+# need_python NAME: fails without Python 3.9 or newer.
 need_python() {
-    command -v python3 >/dev/null || fail "python3 is needed to fetch $1. Install Python 3.9 or newer."
+    command -v python3 >/dev/null || fail "python3 is needed to download $1. Install Python 3.9 or newer."
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
-        fail "Python 3.9 or newer is needed to fetch $1; this is $(python3 --version)."
+        fail "Python 3.9 or newer is needed to download $1; this is $(python3 --version)."
 }
 
-# download NAME [pip's options]: the one file that NAME.txt pins, into $work/NAME.
+# download NAME [options of pip]: downloads the one file that NAME.txt pins to $work/NAME.
 download() {
     local name=$1 pip
     shift
@@ -60,17 +63,17 @@ download() {
         make_venv "$tools/venv"
         pip="$tools/venv/bin/python -m pip"
     fi
-    echo "tools.sh: fetching $name" >&2
+    echo "tools.sh: downloading $name" >&2
     $pip --disable-pip-version-check download --quiet --no-deps --require-hashes "$@" \
         --requirement "$requirements/$name.txt" --dest "$work/$name" >"$work/$name.log" 2>&1 || {
         cat "$work/$name.log" >&2
-        fail "$name could not be fetched; pip's words are above. Is the package registry reachable?"
+        fail "$name could not be downloaded; the output of pip is above. Is the package registry reachable?"
     }
 }
 
-# unpack ARCHIVE MEMBER TARGET: the one member of a zip or tar file whose path matches the glob MEMBER.
+# unpack ARCHIVE MEMBER TARGET: copies the one member of a zip or tar file whose path matches the glob MEMBER to TARGET.
 unpack() {
-    python3 - "$@" <<'PYTHON' || fail "$1 does not hold $2; was the pinned version changed?"
+    python3 - "$@" <<'PYTHON' || fail "$1 does not contain $2; was the pinned version changed?"
 import fnmatch, shutil, sys, tarfile, zipfile
 
 archive, pattern, target = sys.argv[1:]
@@ -88,7 +91,8 @@ with read(found[0]) as source, open(target, "wb") as sink:
 PYTHON
 }
 
-# A tool is up to date when the file that pins it has not changed since it was installed.
+# is_current NAME [FILES]: whether the tool is up to date, which means that its files exist and that the file that pins
+# it has not changed since it was installed.
 is_current() {
     local name=$1 file
     shift
@@ -98,13 +102,13 @@ is_current() {
     done
 }
 
+# mark_current NAME: notes that the tool is up to date.
 mark_current() {
     cp "$requirements/$1.txt" "$work/$1.pinned"
     mv -f "$work/$1.pinned" "$tools/.$1.pinned"
 }
 
-# from_path NAME ARCHITECTURES: where there is no package for this machine, a program on the PATH serves. Returns 1 where
-# there is a package.
+# from_path NAME ARCHITECTURES: links the program of the PATH if no package is for this machine. Returns 1 if one is.
 from_path() {
     local name=$1 found
     case " $2 " in *" $arch "*) return 1 ;; esac
@@ -113,7 +117,7 @@ from_path() {
     ln -sf "$found" "$tools/bin/$name"
 }
 
-# The path of the system's own ONNX Runtime, if it is new enough.
+# Prints the path of the system's ONNX Runtime, if it is new enough.
 system_onnxruntime() {
     local path minor
     command -v ldconfig >/dev/null || return 1
@@ -204,7 +208,7 @@ install_minilm() {
     mark_current minilm
 }
 
-# A browser is too large and changes too often to be pinned by a sum: the system's package manager vouches for it.
+# Chromium is not pinned by a hash, because it is large and changes often; the system's package manager verifies it.
 install_chromium() {
     local found
     [ -x "$tools/bin/chromium" ] && return 0
@@ -214,31 +218,31 @@ install_chromium() {
         { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; } \
             >"$work/chromium.log" 2>&1 || {
             cat "$work/chromium.log" >&2
-            fail "chromium could not be installed; apt-get's words are above."
+            fail "chromium could not be installed; the output of apt-get is above."
         }
         found=$(command -v chromium || true)
     fi
-    [ -n "$found" ] || fail "there is no Chromium. Install the package chromium (Debian, Ubuntu) so that it is on the PATH."
+    [ -n "$found" ] || fail "Chromium is not installed. Install the package chromium (Debian, Ubuntu) so that it is on the PATH."
     ln -sf "$found" "$tools/bin/chromium"
 }
 
-# make_venv DIRECTORY
+# make_venv DIRECTORY: creates a virtual environment with pip, if there is none.
 make_venv() {
     [ -x "$1/bin/python" ] && "$1/bin/python" -m pip --version >/dev/null 2>&1 && return 0
     python3 -m venv --clear "$1" >/dev/null ||
-        fail "python3 cannot make a virtual environment. On Debian and Ubuntu: install the package python3-venv."
+        fail "python3 cannot create a virtual environment. On Debian and Ubuntu: install the package python3-venv."
 }
 
-# install_packages NAME DIRECTORY: a virtual environment with exactly what NAME.txt lists.
+# install_packages NAME DIRECTORY: creates a virtual environment with exactly the packages of NAME.txt.
 install_packages() {
     is_current "$1" "$2/bin/python" && "$tools/$2/bin/python" -c '' 2>/dev/null && return 0
     need_python "$1"
     make_venv "$tools/$2"
-    echo "tools.sh: fetching the Python packages of $1.txt" >&2
+    echo "tools.sh: downloading the Python packages of $1.txt" >&2
     "$tools/$2/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps --only-binary :all: \
         --requirement "$requirements/$1.txt" >"$work/$1.log" 2>&1 || {
         cat "$work/$1.log" >&2
-        fail "the Python packages could not be installed; pip's words are above. Is the package registry reachable?"
+        fail "the Python packages could not be installed; the output of pip is above. Is the package registry reachable?"
     }
     mark_current "$1"
 }

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Starts the server of the example shop on a free port, waits until it is healthy, runs a command with LODESTONE_ADDRESS
-# set, and stops the server. It exits as the command does.
+# Starts a server of the example shop on a free port, waits until it is healthy, runs a command with LODESTONE_ADDRESS
+# set, and stops the server. Exits with the code of the command.
 #
 #   scripts/with_server.sh COMMAND [ARGUMENTS]
 #
-# The server works on a copy of the data, so that the command may change it and `make run` may go on beside it.
+# The server uses a copy of the data, so that the command may write and `make run` may run at the same time.
+# LODESTONE_BUNDLE and LODESTONE_DATA name another bundle and other data.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,9 +22,9 @@ fail() {
     exit 1
 }
 
-[ $# -gt 0 ] || fail "say which command to run."
+[ $# -gt 0 ] || fail "a command is missing; usage: with_server.sh COMMAND [ARGUMENTS]"
 for needed in "$lodestone" "$grpcurl" "$bundle" "$data"; do
-    [ -e "$needed" ] || fail "$needed is missing; 'make demo' makes it."
+    [ -e "$needed" ] || fail "$needed is missing; 'make demo' builds it."
 done
 
 work=$(mktemp -d)
@@ -35,7 +36,7 @@ stop() {
     if [ -n "$server" ] && kill -TERM "$server" 2>/dev/null; then
         while kill -0 "$server" 2>/dev/null; do
             if [ $((waited += 1)) -gt $((stop_seconds_max * 10)) ]; then
-                echo "with_server.sh: the server did not stop within $stop_seconds_max s; it is killed." >&2
+                echo "with_server.sh: the server did not stop within $stop_seconds_max s after SIGTERM and is killed." >&2
                 kill -KILL "$server" 2>/dev/null || true
             fi
             sleep 0.1
@@ -64,7 +65,7 @@ until is_healthy; do
     if ! kill -0 "$server" 2>/dev/null; then
         server=
         tail -n 50 "$log" >&2
-        fail "the server stopped while starting; the end of its log is above."
+        fail "the server ended before it was healthy; the end of its log is above."
     fi
     if [ "$SECONDS" -ge "$deadline" ]; then
         tail -n 50 "$log" "$work/health.err" >&2
@@ -76,7 +77,7 @@ done
 status=0
 "$@" || status=$?
 if [ "$status" -ne 0 ]; then
-    echo "with_server.sh: the command failed ($status); the end of the server's log:" >&2
+    echo "with_server.sh: the command failed ($status); the end of the server's log follows:" >&2
     tail -n 30 "$log" >&2
 fi
 exit "$status"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs every fenced block of docs/clients.md, as written and in order, against the server at $LODESTONE_ADDRESS (default
-# 127.0.0.1:50051), and checks what came out.
+# Runs every fenced block of docs/clients.md, unchanged and in order, against the server at $LODESTONE_ADDRESS (default
+# 127.0.0.1:50051), and checks the output.
 #
 #   tests/clients/run.sh [--stubs-only]
 #
-# --stubs-only needs no server: it makes the stubs and loads the Python client.
+# --stubs-only needs no server: it generates the stubs and loads the Python client.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 scripts/tools.sh grpcurl python
@@ -30,22 +30,23 @@ fi
 
 if ! bash -euo pipefail "$out/all.sh" >"$out/answers" 2>"$out/errors"; then
     cat "$out/answers" "$out/errors" >&2
-    fail "a block of docs/clients.md failed; its words are above"
+    fail "a block of docs/clients.md failed; its output is above"
 fi
 
 passed=0
-says() {
+# prints TITLE PATTERN: the output must match the extended regular expression PATTERN.
+prints() {
     grep -qE -- "$2" "$out/answers" || { cat "$out/answers" >&2; fail "$1"; }
     passed=$((passed + 1))
     echo "ok   $1"
 }
-says "the server lists its services" '^lodestone\.v1\.RankingService$'
-says "grpcurl describes a request" 'message SearchRequest'
-says "a search answers with a token" '"attributionToken": "..*"'
-says "the next page goes on with the ranks" '"rank": 6'
-says "the click is accepted" '"status": "EVENT_STATUS_ACCEPTED"'
-says "the Python client finds products" "^[1-9][0-9]* products for 'heart holder'"
-says "the Python client shows the next page" '^The next page'
-says "the Python client clicks" '^Clicked on .'
-says "the Python client shows what is like it" '^Like it'
+prints "the server lists its services" '^lodestone\.v1\.RankingService$'
+prints "grpcurl describes a request" 'message SearchRequest'
+prints "a search returns an attribution token" '"attributionToken": "..*"'
+prints "the next page continues the ranks" '"rank": 6'
+prints "the click is accepted" '"status": "EVENT_STATUS_ACCEPTED"'
+prints "the Python client finds products" "^[1-9][0-9]* products for 'heart holder'"
+prints "the Python client shows the next page" '^The next page'
+prints "the Python client clicks" '^Clicked on .'
+prints "the Python client shows similar products" '^Like it'
 echo "clients: $passed passed, 0 failed"
