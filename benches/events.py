@@ -1,8 +1,10 @@
-"""How fast events are taken in, and what they, swaps of bundles and the log of answers cost beside answers: `make bench-events`.
+"""Measures event ingestion, and the cost of events, bundle swaps and the answer log for requests: `make bench-events`.
 
-Needs nothing but the program, the example shop and `target/tools`. Each figure stands beside its goal; everything is also
-written to target/bench/events.json. Events per second and their acknowledgements are those of a real server, over gRPC, with
-the load test on the same cores.
+Needs only the program, the example shop and `target/tools`. Prints each figure with its target; all results are also
+written to target/bench/events.json. Events per second and their acknowledgements are measured over gRPC, with the load
+test on the cores of the server. BENCH_SECONDS=5 is the duration of a load test, BENCH_EVENTS=10000000 the size of the
+folded log, BENCH_BACKGROUND_SECONDS=90 the duration of a measurement with background work, BENCH_RATE the half load in
+requests per second (default: measured).
 """
 import json
 import os
@@ -24,10 +26,11 @@ BUNDLE, DATA = TOP / "target/demo/bundle", TOP / "target/demo/data"
 OUT = TOP / "target/bench"
 SECONDS = os.environ.get("BENCH_SECONDS", "5")
 EVENTS = os.environ.get("BENCH_EVENTS", "10000000")
-# So long are answers measured with something beside them now and then.
-BESIDE_SECONDS = int(os.environ.get("BENCH_BESIDE_SECONDS", "90"))
-# So near to a moment at which the host took a core away, a latency tells of the host.
-NEAR_S = 0.25
+# Duration of a measurement of requests with periods of background work.
+BACKGROUND_SECONDS = int(os.environ.get("BENCH_BACKGROUND_SECONDS", "90"))
+# Requests this close to a time at which the host took a core away are left out, because their latencies measure the
+# host.
+STEAL_DISTANCE_S = 0.25
 os.environ.setdefault("ORT_DYLIB_PATH", str(TOP / "target/tools/onnxruntime/libonnxruntime.so"))
 
 
@@ -38,13 +41,13 @@ def free_port():
 
 
 class Server:
-    """A server process; `start_s` is from its start to its first metrics, which come when it serves."""
+    """A server process. `startup_s` is the time until it returns metrics, which it does when it serves."""
 
     def __init__(self, data, *flags, models=("--bundle", BUNDLE)):
         self.address, self.metrics_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-        # What was written before, a build perhaps, is not what the disk shall be busy with.
+        # Earlier writes, such as those of a build, must not keep the disk busy during the measurement.
         os.sync()
-        begun = time.monotonic()
+        started = time.monotonic()
         self.log = open(OUT / "events-server.log", "w+")
         self.process = subprocess.Popen([LODESTONE, "serve", *models, "--data", data, "--listen", self.address,
                                          "--metrics-listen", self.metrics_address, *flags], stderr=self.log)
@@ -53,14 +56,14 @@ class Server:
                 self.metric("lodestone_items")
                 break
             except OSError:
-                if self.process.poll() is not None or time.monotonic() > begun + 300:
+                if self.process.poll() is not None or time.monotonic() > started + 300:
                     self.log.seek(0)
                     sys.exit(f"the server did not start:\n{self.log.read()[-2000:]}")
                 time.sleep(0.02)
-        self.start_s = time.monotonic() - begun
+        self.startup_s = time.monotonic() - started
 
     def metric(self, name):
-        """A metric's value; 0 where nothing was counted yet."""
+        """Returns the value of a metric; 0 if it has not been counted yet."""
         with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + " ")), 0)
@@ -68,8 +71,8 @@ class Server:
     def __enter__(self):
         return self
 
-    def end(self, how=signal.SIGTERM):
-        self.process.send_signal(how)
+    def end(self, signal_number=signal.SIGTERM):
+        self.process.send_signal(signal_number)
         self.process.wait(timeout=120)
 
     def __exit__(self, *_):
@@ -77,6 +80,7 @@ class Server:
             self.end()
 
     def load(self, rpc, connections, *flags, seconds=SECONDS):
+        """Runs a load test and returns the report of its only run. Ends the program if a call fails."""
         out = subprocess.run([LODESTONE, "load-test", "--address", self.address, "--data", DATA, "--rpc", rpc, "--seconds",
                               str(seconds), "--connections", str(connections), "--format", "json", *map(str, flags)],
                              check=True, stdout=subprocess.PIPE)
@@ -86,18 +90,19 @@ class Server:
         return run
 
     def typical(self, figure, *load):
-        """The middle of three load tests by this figure: a stall of the machine is in one of them."""
+        """Returns the load test with the median of this figure out of three, because the machine may stall during one."""
         return sorted((self.load(*load) for _ in range(3)), key=lambda run: run[figure])[1]
 
     def half_load(self):
-        """Recommendations per second; BENCH_RATE, if it is set."""
+        """Returns half of the capacity in recommendations per second; BENCH_RATE, if it is set."""
         if "BENCH_RATE" in os.environ:
             return float(os.environ["BENCH_RATE"])
         return self.typical("capacity_per_s", "recommend", 8)["capacity_per_s"] / 2
 
 
 class Load:
-    """Recommendations at a fixed rate for a while, each with its time, and when the machine's host took the cores away."""
+    """A load test with recommendations at a fixed rate. Records the latency of each, and the times at which the host
+    took cores away."""
 
     def __init__(self, server, rate, seconds):
         self.path, self.stolen = OUT / "latencies.csv", []
@@ -107,12 +112,12 @@ class Load:
         self.watching = threading.Thread(target=self.watch)
         self.watching.start()
 
-    def is_under_way(self):
+    def is_running(self):
         return self.process.poll() is None
 
     def watch(self):
         before = stolen_ticks()
-        while self.is_under_way():
+        while self.is_running():
             time.sleep(0.02)
             now = stolen_ticks()
             if now > before:
@@ -120,8 +125,9 @@ class Load:
             before = now
 
     def compared(self, spans, neither=()):
-        """Requests that were due within one of the spans beside those that were due outside, and the share that is left out: those
-        within a span of `neither`, and those due within NEAR_S of a moment at which the host took a core away."""
+        """Compares requests that were due within one of the spans with those that were due outside. Left out are
+        requests within a span of `neither`, and those due within STEAL_DISTANCE_S of a time at which the host took a
+        core away."""
         self.watching.join()
         if self.process.returncode:
             sys.exit("the load test failed")
@@ -132,12 +138,12 @@ class Load:
             due = int(due_us) / 1e6
             if is_answered != "true":
                 sys.exit("a request failed")
-            if any(abs(due - stolen) < NEAR_S for stolen in self.stolen) or is_within(due, neither):
+            if any(abs(due - stolen) < STEAL_DISTANCE_S for stolen in self.stolen) or is_within(due, neither):
                 left_out += 1
             else:
                 found[is_within(due, spans)].append(int(latency_us) / 1000)
         if min(map(len, found.values())) < 1000:
-            sys.exit(f"{left_out} of {len(lines)} requests were left out: too few are left")
+            sys.exit(f"{left_out} of {len(lines)} requests were left out; fewer than 1,000 remain within or outside")
         without, within = ({"requests": len(ms), "p50_ms": statistics.median(ms), "p99_ms": sorted(ms)[len(ms) * 99 // 100]}
                            for ms in found.values())
         return {"without": without, "within": within, "left_out": left_out / len(lines)}
@@ -148,38 +154,41 @@ def is_within(time, spans):
 
 
 def stolen_ticks():
-    """Hundredths of seconds of all cores that the machine's host gave to others, since it started."""
+    """Returns the time of all cores that the host gave to other machines since startup, in 1/100 s (`steal` of
+    /proc/stat)."""
     with open("/proc/stat", encoding="ascii") as stat:
         return int(stat.readline().split()[8])
 
 
-def beside_events(server, rate):
-    """Recommendations while 10,000 events per second come for 5 s, again and again, and between."""
-    load, spans, starting = Load(server, rate, BESIDE_SECONDS), [], []
+def with_events(server, rate):
+    """Measures recommendations with and without writes: periods of 5 s with 10,000 events per second, 5 s apart."""
+    load, spans, starting = Load(server, rate, BACKGROUND_SECONDS), [], []
     sent = OUT / "events-latencies.csv"
+    # The first requests are measured without background work.
     time.sleep(2)
-    while load.is_under_way():
+    while load.is_running():
         begin = time.time()
         server.load("write-events", 2, "--batch", 100, "--rate", 100, "--only-rate", "--latencies", sent, seconds=5)
         dues = [int(line.split(",")[0]) / 1e6 for line in sent.read_text().splitlines()[1:]]
         spans.append((min(dues), max(dues)))
-        # A load test reads the shop's data first.
+        # A load test reads the shop's data before its first request.
         starting.append((begin, min(dues)))
         time.sleep(5)
     return load.compared(spans, starting) | {"rate_per_s": rate}
 
 
-def beside_swaps(server, store, names, rate):
-    """Recommendations from when a new bundle is seen until 0.3 s after it answers, again and again, and between. Swaps come as `bundle
-    publish` makes them: another name in the store."""
-    load, spans = Load(server, rate, BESIDE_SECONDS), []
+def with_swaps(server, store, names, rate):
+    """Measures recommendations with and without bundle swaps. A period lasts from the change of the store's pointer,
+    as `bundle publish` makes it, until 0.3 s after the new bundle answers; periods are 1.5 s apart."""
+    load, spans = Load(server, rate, BACKGROUND_SECONDS), []
     activated = 'lodestone_bundle_changes_total{outcome="activated"}'
+    # The first requests are measured without background work.
     time.sleep(2)
-    while load.is_under_way():
+    while load.is_running():
         begin, before = time.time(), server.metric(activated)
         (store / "current.new").write_text(names[len(spans) % len(names)])
         (store / "current.new").rename(store / "current")
-        while server.metric(activated) == before and load.is_under_way():
+        while server.metric(activated) == before and load.is_running():
             time.sleep(0.05)
         spans.append((begin, time.time() + 0.3))
         time.sleep(1.5)
@@ -187,7 +196,7 @@ def beside_swaps(server, store, names, rate):
 
 
 def publish(work, names):
-    """A store with copies of the bundle under these names: each is loaded when it becomes current."""
+    """Creates a store with copies of the bundle under these names."""
     store = Path(work) / "store"
     for name in names:
         copy = Path(work) / "copy"
@@ -200,7 +209,8 @@ def publish(work, names):
 
 
 def logging_cost(data):
-    """Recommendations per second without and with a record of every answer; the middle of three of each."""
+    """Returns the capacity in recommendations per second without and with a record of every answer; the median of
+    three each."""
     capacities = {"0": [], "1": []}
     for _ in range(3):
         for share, found in capacities.items():
@@ -213,18 +223,18 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     rows, figures = [], {}
 
-    def row(what, value, goal, unit, is_met):
-        rows.append((what, f"{value:,.1f}" if value < 1000 else f"{value:,.0f}", goal, unit, "met" if is_met else "MISSED"))
-        figures[what] = value
+    def row(name, value, target, unit, is_met):
+        rows.append((name, f"{value:,.1f}" if value < 1000 else f"{value:,.0f}", target, unit, "met" if is_met else "MISSED"))
+        figures[name] = value
 
-    def beside(what, found):
-        figures[f"beside {what}"] = found
+    def background(name, found):
+        figures[f"with {name}"] = found
         without, within = found["without"]["p99_ms"], found["within"]["p99_ms"]
-        row(f"half load, to which {what} come", found["rate_per_s"], "", "per s", True)
-        row(f"p99 of Recommend at half load, no {what}", without, "", "ms", True)
-        row(f"p99 of Recommend at half load, {what}", within, "", "ms", True)
-        row(f"growth of that p99 by {what}", (within / without - 1) * 100, "20", "%", within <= 1.2 * without)
-        row(f"requests left out of those with {what} now and then", found["left_out"] * 100, "", "%", True)
+        row(f"half load, measured with {name}", found["rate_per_s"], "", "per s", True)
+        row(f"p99 of Recommend at half load, no {name}", without, "", "ms", True)
+        row(f"p99 of Recommend at half load, {name}", within, "", "ms", True)
+        row(f"increase of that p99 by {name}", (within / without - 1) * 100, "20", "%", within <= 1.2 * without)
+        row(f"requests left out, measured with {name}", found["left_out"] * 100, "", "%", True)
 
     with tempfile.TemporaryDirectory(dir=OUT) as work:
         shutil.copytree(DATA, f"{work}/data")
@@ -242,36 +252,37 @@ def main():
         shutil.rmtree(f"{work}/data")
         shutil.copytree(DATA, f"{work}/data")
         with Server(f"{work}/data", "--history-ends-now") as server:
-            beside("10,000 events/s", beside_events(server, server.half_load()))
-        # Three, as the one before stays in memory.
+            background("10,000 events/s", with_events(server, server.half_load()))
+        # Three bundles, because the previous one stays in memory and would not be loaded again.
         names = ["swap-0", "swap-1", "swap-2"]
         store = publish(work, names)
         flags = ["--history-ends-now", "--watch-seconds", "0.1", "--probation-seconds", "0"]
         with Server(f"{work}/data", *flags, models=("--store", store)) as server:
-            beside("swaps", beside_swaps(server, store, names, server.half_load()))
+            background("swaps", with_swaps(server, store, names, server.half_load()))
         bare, logged = logging_cost(f"{work}/data")
-        row("recommendations without records of answers", bare, "", "per s", True)
-        row("recommendations with a record of each", logged, "", "per s", True)
+        row("recommendations without answer log", bare, "", "per s", True)
+        row("recommendations with a record of each answer", logged, "", "per s", True)
         shutil.rmtree(f"{work}/data")
         out = subprocess.run([LODESTONE, "benchmark", "events", "--events", EVENTS, "--out", f"{work}/filled", "--format", "json"],
                              check=True, stdout=subprocess.PIPE)
         filled = json.loads(out.stdout)
         figures["benchmark events"] = filled
         row("folded on one core", filled["folded_per_s"], "1,000,000", "events/s", filled["folded_per_s"] >= 1e6)
-        row("slowest group of 20,000 events beside a checkpoint", filled["checkpoint_write_ms_max"], "", "ms", True)
+        row("slowest group of 20,000 events during a checkpoint", filled["checkpoint_write_ms_max"], "", "ms", True)
         with Server(f"{work}/filled") as server:
-            row(f"start after {int(EVENTS):,} events, with a checkpoint", server.start_s, "20", "s", server.start_s < 20)
+            row(f"startup after {int(EVENTS):,} events, with a checkpoint", server.startup_s, "20", "s",
+                server.startup_s < 20)
             server.end(signal.SIGKILL)
         for checkpoint in Path(f"{work}/filled/log").glob("*.checkpoint"):
             checkpoint.unlink()
         with Server(f"{work}/filled") as server:
-            row("the same without one", server.start_s, "", "s", True)
+            row("startup after these events, without a checkpoint", server.startup_s, "", "s", True)
             server.end(signal.SIGKILL)
-        row("log of one event", filled["log_bytes"] / filled["events"], "", "bytes", True)
+        row("size of one event in the log", filled["log_bytes"] / filled["events"], "", "bytes", True)
 
-    print(f"\n{'figure':<58} {'measured':>12} {'goal':>12} unit")
-    for what, value, goal, unit, verdict in rows:
-        print(f"{what:<58} {value:>12} {goal:>12} {unit:<9} {verdict if goal else ''}")
+    print(f"\n{'figure':<58} {'measured':>12} {'target':>12} unit")
+    for name, value, target, unit, verdict in rows:
+        print(f"{name:<58} {value:>12} {target:>12} {unit:<9} {verdict if target else ''}")
     (OUT / "events.json").write_text(json.dumps(figures, indent=2))
 
 

@@ -1,9 +1,9 @@
-"""The frozen graph beside its peers: `make bench-retrieval`.
+"""Compares the frozen graph with other ANN indexes: `make bench-retrieval`.
 
-Every index gets the same vectors, the same M (or degree) and efConstruction, two threads to build and one to answer. Each
-is asked 1,000 queries in one call, as fast as its library allows, at rising widths until recall@100 is 0.99; its figure is
-the best of three passes at that width. Filters leave 1 % of the vectors. A table is printed; target/bench/retrieval.json
-has everything.
+Every index has the same vectors, M (or degree) and efConstruction, builds with two threads and searches with one. Each
+searches 1,000 queries in one call, as fast as its library allows, at increasing widths until recall@100 is 0.99; its
+figure is the best of three passes at that width. Filters leave 1 % of the vectors. Prints a table;
+target/bench/retrieval.json has all results.
 
     retrieval.py [N×D …] [--vectors FILE.npy …] [--bundle DIR]
 """
@@ -28,20 +28,23 @@ FILTER_SHARE, FILTER_RECALL, FILTER_QUERIES = 0.01, 0.98, 200
 BUILD_THREADS = 2
 
 
-def best_of(passes, ask):
+def best_of(passes, search):
+    """Returns the shortest duration in seconds of several passes, and the result of the last."""
     times = []
     for _ in range(passes):
-        begun = time.perf_counter()
-        found = ask()
-        times.append(time.perf_counter() - begun)
+        started = time.perf_counter()
+        found = search()
+        times.append(time.perf_counter() - started)
     return min(times), found
 
 
 def recall(found, truth):
+    """Returns the mean share of the true neighbours that were found."""
     return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, truth)]))
 
 
 def exact(base, queries, kept=None):
+    """Returns the K rows with the largest inner products for each query, among the rows that `kept` marks."""
     rows = np.arange(len(base)) if kept is None else np.flatnonzero(kept)
     found = []
     for at in range(0, len(queries), 50):
@@ -49,6 +52,10 @@ def exact(base, queries, kept=None):
         k = min(K, len(rows))
         found.append(rows[np.argpartition(-scores, k - 1, axis=1)[:, :k]])
     return np.concatenate(found)
+
+
+# Each peer has `build`, which returns bytes per vector, `search`, which returns rows for each query, and where its
+# library allows `filtered`, which searches only the rows that `kept` marks.
 
 
 class Hnswlib:
@@ -145,7 +152,7 @@ class QdrantEdge:
         self.shard.optimize()
         return sum(file.stat().st_size for file in Path(self.directory).rglob("*") if file.is_file()) / len(base)
 
-    def ask(self, queries, width, only):
+    def run(self, queries, width, only):
         q = self.q
         parameters = q.SearchParams(hnsw_ef=width)
         requests = (q.SearchRequest(query=q.Query.Nearest(query.tolist()), limit=K, params=parameters, filter=only)
@@ -153,12 +160,12 @@ class QdrantEdge:
         return [[point.id for point in self.shard.search(request)] for request in requests]
 
     def search(self, queries, width):
-        return self.ask(queries, width, None)
+        return self.run(queries, width, None)
 
     def filtered(self, queries, width, kept):
         q = self.q
         condition = q.FieldCondition("kept", match=q.MatchValue(1))
-        return self.ask(queries, width, q.Filter(must=[condition]))
+        return self.run(queries, width, q.Filter(must=[condition]))
 
     def close(self):
         self.shard.close()
@@ -190,7 +197,7 @@ class Svs:
         self.bits, self.name = (primary, residual), f"svs LVQ{primary}" + (f"x{residual}" if residual else "")
 
     def build(self, base):
-        # It ends the process elsewhere.
+        # On other processors the library ends the process.
         if "GenuineIntel" not in Path("/proc/cpuinfo").read_text():
             raise RuntimeError("LVQ runs on Intel's processors only")
         import svs
@@ -217,14 +224,16 @@ PEERS = [Hnswlib(), Usearch("f32"), Usearch("f16"), Usearch("i8"), Faiss(), Voya
 
 
 def keeps(count):
-    """1 % of the rows, spread over all."""
+    """Returns a mask of about 1 % of the rows, at random."""
     return np.random.default_rng(7).random(count) < FILTER_SHARE
 
 
 def measure(peer, base, queries, truth, kept, kept_truth):
-    begun = time.perf_counter()
-    held = peer.build(base)
-    result = {"name": peer.name, "kind": peer.kind, "build_s": time.perf_counter() - begun, "bytes_per_vector": held}
+    """Builds and searches one index. Returns its figures."""
+    started = time.perf_counter()
+    bytes_per_vector = peer.build(base)
+    result = {"name": peer.name, "kind": peer.kind, "build_s": time.perf_counter() - started,
+              "bytes_per_vector": bytes_per_vector}
     for width in WIDTHS:
         result["recall"] = recall(peer.search(queries, width), truth)
         if result["recall"] >= RECALL or width == WIDTHS[-1]:
@@ -232,10 +241,10 @@ def measure(peer, base, queries, truth, kept, kept_truth):
             result |= {"width": width, "queries_per_s": len(queries) / seconds}
             break
     if hasattr(peer, "filtered"):
-        asked = queries[:FILTER_QUERIES]
+        filter_queries = queries[:FILTER_QUERIES]
         for width in WIDTHS:
-            seconds, found = best_of(1, lambda: peer.filtered(asked, width, kept))
-            result |= {"filtered_recall": recall(found, kept_truth), "filtered_queries_per_s": len(asked) / seconds}
+            seconds, found = best_of(1, lambda: peer.filtered(filter_queries, width, kept))
+            result |= {"filtered_recall": recall(found, kept_truth), "filtered_queries_per_s": len(filter_queries) / seconds}
             if result["filtered_recall"] >= FILTER_RECALL:
                 break
     if hasattr(peer, "close"):
@@ -244,6 +253,7 @@ def measure(peer, base, queries, truth, kept, kept_truth):
 
 
 def ours(vectors, precision):
+    """Returns the figures of the frozen graph, measured by `lodestone benchmark ann`."""
     command = [LODESTONE, "benchmark", "ann", "--vectors", vectors, "--m", str(M), "--ef-construction",
                str(EF_CONSTRUCTION), "--count", str(K), "--threads", str(BUILD_THREADS), "--precision", precision, "--json"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -257,7 +267,7 @@ def ours(vectors, precision):
 
 
 def show(name, results):
-    """Prints a set's table and how ours compares."""
+    """Prints the table of one set of vectors, and ratios of our figures to the best of the peers."""
     print(f"\n{name}\n{'':<16} {'build s':>8} {'bytes':>6} {'recall':>7} {'width':>6} {'queries/s':>10}   "
           f"{'1 % recall':>10} {'queries/s':>10}")
     for r in results:
@@ -292,8 +302,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*")
     parser.add_argument("--vectors", nargs="*", type=Path, default=[])
-    parser.add_argument("--bundle", type=Path, help="also the item vectors of this bundle")
-    parser.add_argument("--peers", help="only these, separated by commas")
+    parser.add_argument("--bundle", type=Path, help="adds the item vectors of this bundle")
+    parser.add_argument("--peers", help="measures only these peers, separated by commas")
     arguments = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(BUILD_THREADS)
@@ -319,7 +329,7 @@ def main():
                 continue
             try:
                 results.append(measure(peer, base, queries, truth, kept, kept_truth))
-            except Exception as error:  # A peer that cannot do it is told, and the others go on.
+            except Exception as error:  # The table reports a peer that fails, and the others are measured.
                 results.append({"name": peer.name, "kind": peer.kind, "error": f"{type(error).__name__}: {str(error)[:150]}"})
             if hasattr(peer, "index"):
                 del peer.index

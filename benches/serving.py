@@ -1,7 +1,8 @@
-"""How fast the server answers, beside the same work in Python: `make bench`.
+"""Compares the server's throughput and latency with the same work in Python: `make bench`.
 
-Starts each server on a free port with the example shop, measures both with `lodestone load-test` one after the other, and
-prints figures and ratios. Everything is also written to target/bench/serving.json.
+Starts each server on a free port with the example shop, measures them with `lodestone load-test` one after the other,
+and prints figures and ratios. All results are also written to target/bench/serving.json. BENCH_SECONDS=5 is the
+duration of each measurement.
 """
 import json
 import os
@@ -24,7 +25,9 @@ OUT = TOP / "target/bench"
 STUBS = OUT / "stubs"
 SECONDS = os.environ.get("BENCH_SECONDS", "5")
 CONNECTIONS = "1,8,32"
+# Users and queries whose first pages are compared.
 COMPARED_USERS = 100
+PEER_PROCESSES = 2
 
 sys.path.insert(0, str(STUBS))
 
@@ -36,7 +39,7 @@ def free_port():
 
 
 class Server:
-    """A server process, stopped at the end."""
+    """A server process with its children, stopped at the end of the context."""
 
     def __init__(self, command, port, log):
         self.address, self.log = f"127.0.0.1:{port}", open(log, "w+")
@@ -58,17 +61,26 @@ class Server:
                     time.sleep(0.3)
 
     def __exit__(self, *_):
-        os.killpg(self.process.pid, signal.SIGTERM)  # the peer has processes of its own
+        os.killpg(self.process.pid, signal.SIGTERM)  # The peer has child processes.
         self.process.wait(timeout=60)
 
+    def wait_for_lines(self, text, count):
+        """Waits until `count` lines of the log contain `text`. Ends the program after 120 s."""
+        deadline = time.monotonic() + 120
+        while sum(text in line for line in Path(self.log.name).read_text().splitlines()) < count:
+            if time.monotonic() > deadline:
+                sys.exit(f"{self.log.name} does not have {count} lines with '{text}' after 120 s")
+            time.sleep(0.1)
+
     def load(self, rpc, connections=CONNECTIONS):
+        """Runs a load test and returns its report."""
         out = subprocess.run(
             [LODESTONE, "load-test", "--address", self.address, "--data", DATA, "--rpc", rpc, "--seconds", SECONDS,
              "--connections", connections, "--format", "json"], check=True, stdout=subprocess.PIPE)
         return json.loads(out.stdout)
 
     def answers(self, users, titles):
-        """The items of the first page, for each user and for each title."""
+        """Returns the item ids of the first pages: for each user a recommendation, for each title a search."""
         from lodestone.v1 import ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
         with grpc.insecure_channel(self.address) as channel:
             stub = services.RankingServiceStub(channel)
@@ -82,12 +94,13 @@ class Server:
 
 
 def agreement(ours, theirs, at):
-    """Mean share of our first page that theirs has too."""
+    """Returns the mean share of items of our first page that theirs has too. `at`: 0 recommendations, 1 searches."""
     shares = [len(set(a[at]) & set(b[at])) / len(a[at]) for a, b in zip(ours, theirs) if a[at]]
     return sum(shares) / len(shares)
 
 
 def table(name, ours, theirs):
+    """Prints the figures of both servers and their ratios."""
     print(f"\n{name:<12} {'connections':>11}  {'capacity/s':>10} {'p50 ms':>8} {'p99 ms':>8}   {'at rate/s':>9} "
           f"{'p50 ms':>8} {'p99 ms':>8}")
     for who, report in (("lodestone", ours), ("python", theirs)):
@@ -119,21 +132,22 @@ def main():
             ours["write-events"] = server.load("write-events", "8,32")
         port = free_port()
         with Server([sys.executable, TOP / "benches/peer/server.py", "--bundle", BUNDLE, "--data", DATA, "--port",
-                     str(port), "--stubs", STUBS], port, OUT / "peer.log") as server:
-            time.sleep(2)  # its second process
+                     str(port), "--processes", str(PEER_PROCESSES), "--stubs", STUBS], port,
+                    OUT / "peer.log") as server:
+            server.wait_for_lines("serving", PEER_PROCESSES)
             their_answers = server.answers(users, titles)
             theirs = {rpc: server.load(rpc) for rpc in ("recommend", "search")}
 
     agreed = {rpc: agreement(our_answers, their_answers, at) for at, rpc in enumerate(("recommend", "search"))}
     for rpc in ("recommend", "search"):
         table(rpc, ours[rpc], theirs[rpc])
-        print(f"the two first pages agree in {agreed[rpc]:.0%} of the items")
+        print(f"the first pages of both have {agreed[rpc]:.0%} of their items in common")
         stages = ours[rpc]["stages_us"]
-        learned = sum(stages.get(name, 0) for name in ("encode", "encode_query", "rank", "near"))
+        models = sum(stages.get(name, 0) for name in ("encode", "encode_query", "rank", "vector_search"))
         total = sum(stages.values())
-        print("µs in our server, one request at a time: "
+        print("µs in the stages of Lodestone, one request at a time: "
               + ", ".join(f"{name} {time:.0f}" for name, time in stages.items())
-              + f"; {1 - learned / total:.0%} of {total:.0f} is neither ONNX Runtime nor the search for near vectors")
+              + f"; {1 - models / total:.0%} of {total:.0f} is neither ONNX Runtime nor vector search")
     table("suggest", ours["suggest"], None)
 
     batch = 100

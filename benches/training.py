@@ -1,8 +1,9 @@
-"""One step of the sequence encoder's training beside PyTorch's: `make bench-train`.
+"""Compares a training step of the sequence encoder with PyTorch: `make bench-train`.
 
-The same histories, network (pre-norm transformer, 2 blocks, 1 head, dropout 0.4), softmax over all items, optimizer and number
-of threads. PyTorch gets the histories padded to the longest of the batch, as its attention wants them, and computes logits
-only where there is a target. Both are timed in turn, three times; the best median is printed.
+Both use the same histories, network (pre-norm transformer, 2 blocks, 1 head, dropout 0.4), softmax over all items,
+optimizer and number of threads. PyTorch receives the histories padded to the longest of the batch, because its
+attention needs a rectangle, and computes logits only at positions with a target. Both are timed three times, in turn;
+the table has the best median of each.
 
     training.py
 """
@@ -20,7 +21,7 @@ LODESTONE = TOP / "target/release/lodestone"
 OUT = TOP / "target/bench"
 STEPS, WIDTH, BLOCKS, DROPOUT = 20, 64, 2, 0.4
 THREADS = os.cpu_count()
-# Name, items, histories, greatest length, mean length.
+# Name, items, histories, maximum length, mean length (None: all have the maximum length).
 SHAPES = [
     ("all of length 50", 12_101, 128, 50, None),
     ("lengths as Amazon Beauty's", 12_101, 256, 50, 6.0),
@@ -28,6 +29,9 @@ SHAPES = [
 
 
 class Encoder(torch.nn.Module):
+    """The network of Lodestone's sequence encoder. `forward` returns the mean cross-entropy over all targets (-1:
+    none)."""
+
     def __init__(self, items, length):
         super().__init__()
         self.items = torch.nn.Parameter(0.02 * torch.randn(items + 1, WIDTH))
@@ -47,9 +51,10 @@ class Encoder(torch.nn.Module):
 
 
 def torch_median(path, items, length):
+    """Returns the median duration of a step in milliseconds. `path` has one history per line, as item numbers."""
     lines = [list(map(int, line.split())) for line in path.read_text().splitlines()]
     longest = max(map(len, lines)) - 1
-    # Padded on the left: the latest item stands last.
+    # Padded on the left, because positions count from the latest item.
     histories = torch.tensor([[items] * (longest - len(line) + 1) + line[:-1] for line in lines])
     targets = torch.tensor([[-1] * (longest - len(line) + 1) + line[1:] for line in lines])
     torch.manual_seed(1)
@@ -57,11 +62,11 @@ def torch_median(path, items, length):
     optimizer = torch.optim.Adam(encoder.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
     times = []
     for _ in range(STEPS + 1):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         optimizer.zero_grad()
         encoder(histories, targets).backward()
         optimizer.step()
-        times.append(1e3 * (time.perf_counter() - begun))
+        times.append(1e3 * (time.perf_counter() - started))
     return sorted(times[1:])[STEPS // 2]
 
 
@@ -75,14 +80,14 @@ def main():
         command = [LODESTONE, "benchmark", "encoder-step", "--items", items, "--batch", batch, "--length", length]
         command += ["--width", WIDTH, "--steps", STEPS, "--threads", THREADS, "--save", path]
         command += ["--mean-length", mean] if mean else []
-        ours, theirs = [], []
+        lodestone, pytorch = [], []
         for _ in range(3):
             ran = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
             report = json.loads(ran.stdout)
-            ours.append(report["milliseconds_median"])
-            theirs.append(torch_median(path, items, length))
-        ours, theirs = min(ours), min(theirs)
-        print(f"| {name} | {report['targets']:,} | {ours:.0f} | {theirs:.0f} | {theirs / ours:.1f} × |")
+            lodestone.append(report["milliseconds_median"])
+            pytorch.append(torch_median(path, items, length))
+        lodestone, pytorch = min(lodestone), min(pytorch)
+        print(f"| {name} | {report['targets']:,} | {lodestone:.0f} | {pytorch:.0f} | {pytorch / lodestone:.1f} × |")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def write_events(found, token):
     method = "lodestone.v1.EventService/WriteEvents"
     answer = call(method, {"events": events}, "Events of the shopper")
     check(statuses(answer) == ["EVENT_STATUS_ACCEPTED"] * len(events), "every event is accepted")
-    check(not any(result["warnings"] for result in answer["results"]), "no event has a warning, so the attribution token is valid")
+    check(not any(result["warnings"] for result in answer["results"]), "no warning: the attribution token is valid")
     again = call(method, {"events": events[:1]}, "The first event again")
     check(statuses(again) == ["EVENT_STATUS_DUPLICATE"], "the second is a duplicate")
     return answer["sessionVersion"]
@@ -208,7 +208,7 @@ def refuse_a_bad_filter():
         check(False, "an incomplete filter is refused")
     except CallFailed as error:
         print("    " + str(error).replace("\n", "\n    "))
-        check("InvalidArgument" in str(error) and "filter" in str(error), "an incomplete filter is refused by the name of its field")
+        check("InvalidArgument" in str(error) and "filter" in str(error), "an incomplete filter is refused by its field")
 
 
 def delete_the_new_items():

@@ -1,9 +1,8 @@
-"""The same two-stage work as a team would build it in Python: grpcio, faiss, tantivy, ONNX Runtime and numpy.
+"""The peer of `make bench`: two-stage ranking in Python with grpcio, faiss, tantivy, ONNX Runtime and numpy.
 
-It reads a Lodestone bundle and the imported history, answers Search and Recommend (FOR_YOU) of lodestone.v1 with the same
-ONNX files, the same sources with the same limits, the same features and the same fusion, and is the peer of `make bench`.
-What a request needs is precomputed where Lodestone precomputes it, and every loop over candidates is numpy's. It leaves
-out what Lodestone also does: writes, filters, policy, reasons, paging, validation.
+Reads a Lodestone bundle and the imported history, and answers Search and Recommend (FOR_YOU) of lodestone.v1 with the
+same ONNX files, sources, limits and features, and a similar fusion. Precomputes the same data as Lodestone, and loops
+over candidates in numpy only. Has no writes, filters, policy, reasons, paging and validation.
 
     server.py --bundle DIR --data DIR --port N --processes N --stubs DIR
 """
@@ -27,8 +26,8 @@ import tantivy
 
 DIM = 64
 SOURCE_COUNT, CANDIDATE_COUNT, K = 150, 250, 60.0
-WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "words": 3.0, "next": 1.0, "together": 0.7, "popular": 0.5,
-           "history": 1.2}
+WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "lexical": 3.0, "transitions": 1.0, "co_purchases": 0.7,
+           "popular": 0.5, "history": 1.2}
 RECENT_MAX, RECENT_DECAY, EVENTS_MAX, ENCODED_EVENTS_MAX = 12, 0.85, 200, 50
 DAY_MS, SLOW, FAST = 86_400_000, 60.0, 7.0
 PURCHASE, REFUND = 10, 11
@@ -38,7 +37,7 @@ KINDS = {name: number for number, name in enumerate(
 
 
 def neighbours(path):
-    """offsets, rows, weights of a table of neighbours."""
+    """Reads a table of neighbours: offsets of rows, neighbours, weights."""
     raw = path.read_bytes()
     rows, pairs = np.frombuffer(raw, "<u8", 2, 8)
     numbers = np.frombuffer(raw, "<u4", int(rows + 1 + pairs), 24)
@@ -47,7 +46,7 @@ def neighbours(path):
 
 
 def index_vectors(path):
-    """The vectors of an index (docs/bundle.md) in the order of the items."""
+    """Reads the vectors of an index (docs/bundle.md), ordered by item row."""
     raw = path.read_bytes()
     dimensions, _, m, points, rows, first_rows, layers, _ = np.frombuffer(raw, "<u8", 8, 8).tolist()
     at = 8 + 8 * 8 + 8 * layers
@@ -91,7 +90,7 @@ def stem(word):
 
 
 def hashed_terms(text, buckets):
-    """As `text::hashed_terms`, for the Latin titles of the example shop."""
+    """Returns hashed words and character n-grams as `text::hashed_terms` does, for Latin texts."""
     words = re.findall(r"\w+(?:\.\w+)*", unicodedata.normalize("NFKC", text).lower())
     terms = [("w", stem(word)) for word in words]
     for length in (3, 4, 5):
@@ -109,6 +108,8 @@ def session(path):
 
 
 class Shop:
+    """A bundle with the state of its shop."""
+
     def __init__(self, bundle, data):
         manifest = json.loads((bundle / "manifest.json").read_text())
         self.buckets = manifest["term_bucket_count"]
@@ -122,12 +123,13 @@ class Shop:
         self.created = np.array([c or 0 for c in items["created_ms"]], np.int64)
         self.user_space = index_vectors(bundle / "item_vectors.index")
         self.query_space = index_vectors(bundle / "title_vectors.index")
-        self.next, self.together = (neighbours(bundle / f"{t}.neighbours") for t in ("next", "together"))
+        self.transitions, self.co_purchases = (
+            neighbours(bundle / f"{table}.neighbours") for table in ("transitions", "co_purchases"))
         self.user_index, self.query_index = self.hnsw(self.user_space), self.hnsw(self.query_space)
         self.encoder, self.query_encoder, self.ranker = (
             session(bundle / f"{m}.onnx") for m in ("user_encoder", "query_encoder", "ranker"))
         self.read_events(data)
-        self.words = self.index_words(items)
+        self.lexical = self.index_titles(items)
 
     @staticmethod
     def hnsw(vectors):
@@ -137,7 +139,7 @@ class Shop:
         return index
 
     @staticmethod
-    def index_words(items):
+    def index_titles(items):
         schema = tantivy.SchemaBuilder()
         schema.add_unsigned_field("row", stored=False, fast=True)
         schema.add_text_field("title", tokenizer_name="en_stem")
@@ -154,6 +156,7 @@ class Shop:
         return index
 
     def read_events(self, data):
+        """Folds the imported history, moved so that it ends now, into popularity and users' histories."""
         table = pq.read_table(data / "events.parquet").to_pydict()
         shift = int(time.time() * 1000) - max(table["time_ms"])
         count = len(self.ids)
@@ -176,7 +179,7 @@ class Shop:
         self.popular = np.argsort(-self.slow, kind="stable")[: SOURCE_COUNT // 2]
 
     def user(self, key, now):
-        """What features and sources read of a user's history."""
+        """Returns the parts of a user's history that features and sources read."""
         events = self.users.get(key)
         if events is None:
             events = np.zeros((0, 3), np.int64)
@@ -211,6 +214,7 @@ class Shop:
             "mask": np.ones((1, count), np.float32)})[0][0]
 
     def spread(self, table, user):
+        """Returns a score for each item: the weighted sum of its neighbourhood with the user's recent items."""
         offsets, rows, weights = table
         scores = np.zeros(len(self.ids), np.float32)
         for anchor, weight in zip(user["recent"], user["weights"]):
@@ -225,11 +229,13 @@ class Shop:
         return best[np.argsort(-scores[best], kind="stable")]
 
     def candidates(self, key, query, now):
+        """Returns the rows of the candidates, their features, and whether each matches all words of the query."""
         user = self.user(key, now)
-        following, together = self.spread(self.next, user), self.spread(self.together, user)
-        words, query_vector, complete = np.zeros(len(self.ids), np.float32), None, np.zeros(0, np.int64)
+        transitions, co_purchases = self.spread(self.transitions, user), self.spread(self.co_purchases, user)
+        lexical, query_vector, complete = np.zeros(len(self.ids), np.float32), None, np.zeros(0, np.int64)
         if query is None:
-            lists = {"next": self.top(following, SOURCE_COUNT), "together": self.top(together, SOURCE_COUNT // 2)}
+            lists = {"transitions": self.top(transitions, SOURCE_COUNT),
+                     "co_purchases": self.top(co_purchases, SOURCE_COUNT // 2)}
             if user["vector"] is not None:
                 lists["user_vector"] = self.user_index.search(user["vector"][None], SOURCE_COUNT)[1][0]
             history = user["bought_count"] / (1.0 + np.log1p(np.maximum(0, now - user["bought_at"]) / DAY_MS))
@@ -239,43 +245,45 @@ class Shop:
             terms = hashed_terms(query, self.buckets)
             query_vector = self.query_encoder.run(
                 None, {"term_ids": terms[None], "mask": np.ones((1, len(terms)), np.float32)})[0][0]
-            searcher = self.words.searcher()
+            searcher = self.lexical.searcher()
             plain = re.sub(r"[^\w ]", " ", query)
-            hits = searcher.search(self.words.parse_query(plain, ["title"], conjunction_by_default=True), SOURCE_COUNT)
+            all_words = self.lexical.parse_query(plain, ["title"], conjunction_by_default=True)
+            hits = searcher.search(all_words, SOURCE_COUNT)
             found = {address.doc: score for score, address in hits.hits}
             complete_count = len(found)
             if complete_count < SOURCE_COUNT:
-                some = searcher.search(self.words.parse_query(plain, ["title"]), SOURCE_COUNT)
+                some = searcher.search(self.lexical.parse_query(plain, ["title"]), SOURCE_COUNT)
                 for score, address in some.hits:
                     if len(found) < SOURCE_COUNT:
                         found.setdefault(address.doc, score)
-            words[list(found)] = list(found.values())
+            lexical[list(found)] = list(found.values())
             found = np.fromiter(found, np.int64)
             complete = found[:complete_count]
-            lists = {"words": found,
+            lists = {"lexical": found,
                      "query_vector": self.query_index.search(query_vector[None], SOURCE_COUNT)[1][0]}
         fused = np.zeros(len(self.ids), np.float32)
         for source, rows in lists.items():
             fused[rows] += WEIGHTS[source] / (K + 1 + np.arange(len(rows), dtype=np.float32))
         rows = self.top(fused, CANDIDATE_COUNT)
-        features = self.features(rows, user, query_vector, words, following, together, fused, now)
+        features = self.features(rows, user, query_vector, lexical, transitions, co_purchases, fused, now)
         return rows, features, np.isin(rows, complete)
 
-    def features(self, rows, user, query_vector, words, following, together, fused, now):
+    def features(self, rows, user, query_vector, lexical, transitions, co_purchases, fused, now):
+        """Returns the ranking features, [rows × 27]."""
         out = np.zeros((len(rows), 27), np.float32)
         items, titles, recent = self.user_space[rows], self.query_space[rows], user["recent"]
         if user["vector"] is not None:
             out[:, 0], out[:, 1] = items @ user["vector"], 1.0
         if query_vector is not None:
             out[:, 2], out[:, 25] = titles @ query_vector, 1.0
-        out[:, 3] = words[rows]
-        out[:, 4] = words[rows] / max(words[rows].max(initial=0.0), 1e-9)
-        out[:, 5], out[:, 7] = np.log1p(following[rows]), np.log1p(together[rows])
+        out[:, 3] = lexical[rows]
+        out[:, 4] = lexical[rows] / max(lexical[rows].max(initial=0.0), 1e-9)
+        out[:, 5], out[:, 7] = np.log1p(transitions[rows]), np.log1p(co_purchases[rows])
         if len(recent):
-            offsets, near, weights = self.next
+            offsets, neighbour_rows, weights = self.transitions
             span = slice(offsets[recent[0]], offsets[recent[0] + 1])
             last = np.zeros(len(self.ids), np.float32)
-            last[near[span]] = weights[span]
+            last[neighbour_rows[span]] = weights[span]
             out[:, 6] = np.log1p(last[rows])
             same = rows[:, None] == recent[None]
             similar = np.where(same, 0.0, items @ self.user_space[recent].T)
@@ -302,6 +310,7 @@ class Shop:
         return out
 
     def answer(self, key, query, size):
+        """Returns the ids and scores of the best items. A query of None requests recommendations."""
         rows, features, complete = self.candidates(key, query, int(time.time() * 1000))
         if not len(rows):
             return []
@@ -313,6 +322,7 @@ class Shop:
 
 
 def serve(arguments, number):
+    """Serves in this process until it is terminated. All processes share the port."""
     sys.path.insert(0, arguments.stubs)
     from lodestone.v1 import answer_pb2, ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
 
@@ -349,9 +359,9 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--stubs", required=True)
-    given = parser.parse_args()
-    workers = [multiprocessing.get_context("spawn").Process(target=serve, args=(given, n), daemon=True)
-               for n in range(given.processes)]
+    arguments = parser.parse_args()
+    workers = [multiprocessing.get_context("spawn").Process(target=serve, args=(arguments, n), daemon=True)
+               for n in range(arguments.processes)]
     for worker in workers:
         worker.start()
     for worker in workers:

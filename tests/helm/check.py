@@ -2,7 +2,8 @@
 
 usage: check.py CASE FILE
 
-CASE is default, changed, claim or retrain; FILE holds the output of `helm template`. Fails with the first violated assertion.
+CASE is default, changed, claim or retrain; FILE holds the output of `helm template`. Fails with the first violated
+assertion.
 """
 import sys
 import tomllib

@@ -1,8 +1,9 @@
-"""Tests a server process: SIGKILL during writes, bad requests, damaged files, a full disk, replays, search, rollout, merges.
+"""Tests a server process: SIGKILL during writes, bad requests, damaged files, a full disk, replays, search, rollout,
+merges.
 
 Usage: run.py LODESTONE BUNDLE GRPCURL DATA ENCODER. BUNDLE was trained on DATA; ENCODER is a directory with a sentence
-encoder, with which another bundle is trained on DATA. Needs ORT_DYLIB_PATH. KILLS=n sets the number of kills (default 3);
-CRASH_ONLY=1 runs the kills only. Prints each check; exits with 1 if one fails.
+encoder, with which another bundle is trained on DATA. Needs ORT_DYLIB_PATH. KILLS=n sets the number of kills (default
+3); CRASH_ONLY=1 runs the kills only. Prints each check; exits with 1 if one fails.
 """
 import atexit
 import hashlib
@@ -364,7 +365,7 @@ def load_test(server, work):
 
 
 def bad_requests(server):
-    """Invalid requests name their fields; values above a limit are reduced with a notice; the metrics count all of them."""
+    """Invalid requests name their fields; values above a limit are reduced with a notice; metrics count the calls."""
     def violations(method, request, fields):
         answer, error = server.call(method, request)
         named = [field for field in fields if f'"field":"{field}"' in error.replace(" ", "")]
@@ -450,7 +451,8 @@ def event_ingestion(work):
 
 
 def damaged_log(data, count):
-    """A torn tail is cut; a server refuses damage in the middle and names the byte; a repair reports the records that it drops."""
+    """A torn tail is cut; a server refuses damage in the middle and names the byte; a repair reports the records
+    that it drops."""
     def verify(*flags):
         ran = subprocess.run([LODESTONE, "events", "verify", "--data", str(data), *flags], capture_output=True, text=True)
         return ran.returncode, ran.stdout
