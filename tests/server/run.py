@@ -24,6 +24,9 @@ from random import Random
 LODESTONE, BUNDLE, GRPCURL = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
 DATA, ENCODER = map(pathlib.Path, sys.argv[4:6])
 KILLS = int(os.environ.get("KILLS", "3"))
+# ONNX Runtime keeps a database in the home directory for its telemetry. All processes of the user share it, and it may be
+# larger than the limit of `full_disk`, which ends the server on startup.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 failures = []
 
 
