@@ -146,7 +146,7 @@ structure: ## Measure the code and draw docs/structure.svg; FIGURES=file.json ad
 	@python3 scripts/structure.py --svg docs/structure.svg $(if $(FIGURES),--figures $(FIGURES))
 
 simulate: build tools-run ## Let made shoppers live with the learning loop on and off; writes docs/simulation.json and docs/simulation.svg
-	$(LODESTONE) simulate --json docs/simulation.json --plot docs/simulation.svg
+	$(LODESTONE) simulate --format json --out docs/simulation.json --plot docs/simulation.svg
 
 bench-train: build ## Measure a training step of the sequence encoder beside PyTorch's; fetches PyTorch, some gigabytes
 	@scripts/tools.sh torch

@@ -255,7 +255,8 @@ def measure(peer, base, queries, truth, kept, kept_truth):
 def ours(vectors, precision):
     """Returns the figures of the frozen graph, measured by `lodestone benchmark ann`."""
     command = [LODESTONE, "benchmark", "ann", "--vectors", vectors, "--m", str(M), "--ef-construction",
-               str(EF_CONSTRUCTION), "--count", str(K), "--threads", str(BUILD_THREADS), "--precision", precision, "--json"]
+               str(EF_CONSTRUCTION), "--count", str(K), "--threads", str(BUILD_THREADS), "--precision", precision,
+               "--format", "json"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     last = report["runs"][-1]
     filtered = next(run for run in report["filtered"] if run["selectivity"] == FILTER_SHARE and not run["correlated"])

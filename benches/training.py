@@ -78,7 +78,7 @@ def main():
     for name, items, batch, length, mean in SHAPES:
         path = OUT / "histories.txt"
         command = [LODESTONE, "benchmark", "encoder-step", "--items", items, "--batch", batch, "--length", length]
-        command += ["--width", WIDTH, "--steps", STEPS, "--threads", THREADS, "--save", path]
+        command += ["--width", WIDTH, "--steps", STEPS, "--threads", THREADS, "--save", path, "--format", "json"]
         command += ["--mean-length", mean] if mean else []
         lodestone, pytorch = [], []
         for _ in range(3):

@@ -1,7 +1,9 @@
-//! The binary: everything is in the library.
+//! The `lodestone` binary. All code is in the library.
+use std::process::ExitCode;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {
-    std::process::exit(lodestone::cli::run());
+fn main() -> ExitCode {
+    lodestone::cli::run().into()
 }

@@ -1,56 +1,75 @@
-//! answers: the log of answers, for users and for other programs.
-use super::{Format, time};
+//! `lodestone answers`: reads the answer log.
+use super::{
+    exit::Exit,
+    output::{FormatArgs, OutputArgs},
+    time,
+};
+use lodestone_pipeline::answers::{self, AnswerRecord, Lost, SlotRow};
+use lodestone_engine::ANSWERS;
+use lodestone_core::units::UnixMillis;
 use anyhow::Context;
 use clap::Subcommand;
-use lodestone_core::units::UnixMillis;
-use lodestone_engine::ANSWERS;
-use lodestone_pipeline::answers::{self, AnswerRecord, AnswersError, Lost, SlotRow};
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
 #[derive(Subcommand)]
-pub(super) enum AnswersCommand {
-    /// Writes one row for each slot that was shown, as Parquet, a directory for each day. Each row has the probability with
-    /// which its item was shown there; joined with events by the answer's id, it is what `evaluate --off-policy` needs.
+pub(crate) enum AnswersCommand {
     Export(ExportArgs),
-    /// Prints one answer: what was asked, what was shown, and why.
     Show(ShowArgs),
 }
 
+/// Writes logged answers as Parquet: a row per slot, a directory per day.
+///
+/// Each row has the probability with which the policy showed its item in its slot. Joined with events by the id of the
+/// answer, the rows are the input of `lodestone evaluate --off-policy`. The columns are described in docs/answers.md.
 #[derive(clap::Args)]
-pub(super) struct ExportArgs {
-    /// The server's data directory. It may be serving.
+#[command(after_help = "\
+Example:
+  lodestone answers export --data data --since 7d --out answers")]
+pub(crate) struct ExportArgs {
+    /// The data directory of the server, which may be running.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Answers from here on: a day (2026-11-25), a time (2026-11-25T08:00:00Z), or a span before now (7d, 12h).
+    /// Start of the export: a day (2026-11-25), a time (2026-11-25T08:00:00Z), or a span before now (7d, 12h).
     #[arg(long, value_name = "TIME", default_value = "1970-01-01")]
     since: String,
-    /// Where the files come: OUT/day=2026-11-25/answers.parquet. Files of these days are replaced.
+    /// Directory for the files OUT/day=2026-11-25/answers.parquet. Existing files of exported days are replaced.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Samples for probabilities that are not known exactly; their standard errors are in the rows.
+    /// Monte Carlo samples for probabilities without a closed form. The rows have their standard errors.
     #[arg(long, value_name = "N", default_value_t = 200)]
     samples: usize,
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
+/// Prints one answer: request, candidate sources, slots, and probabilities. Exit code 1 if it is not logged.
 #[derive(clap::Args)]
-pub(super) struct ShowArgs {
-    /// The answer's id, a UUID: as ReplayAnswer and exported rows tell it.
+#[command(after_help = "\
+Example:
+  lodestone answers show 019abb12-7c1e-7d30-8a50-2f6f3c8b9d10 --data data")]
+pub(crate) struct ShowArgs {
+    /// Id of the answer, a UUID. ReplayAnswer returns it and exported rows have it.
     #[arg(value_name = "ID")]
     id: uuid::Uuid,
-    /// The server's data directory. It may be serving.
+    /// The data directory of the server, which may be running.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Samples for probabilities that are not known exactly.
+    /// Monte Carlo samples for probabilities without a closed form.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     samples: usize,
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) fn run(command: &AnswersCommand) -> anyhow::Result<Exit> {
+    match command {
+        AnswersCommand::Export(args) => export(args),
+        AnswersCommand::Show(args) => show(args),
+    }
 }
 
 #[derive(serde::Serialize)]
@@ -60,16 +79,26 @@ struct Exported {
     days: Vec<String>,
     damaged_block_count: usize,
     torn_byte_count: u64,
+    #[serde(skip)]
+    out: PathBuf,
 }
 
-pub(super) fn run(command: AnswersCommand) -> anyhow::Result<i32> {
-    match command {
-        AnswersCommand::Export(args) => export(&args).map(|()| 0),
-        AnswersCommand::Show(args) => show(&args),
+impl fmt::Display for Exported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { answer_count, row_count, days, damaged_block_count, torn_byte_count, out } = self;
+        writeln!(f, "{answer_count} answers, {row_count} rows, {} days in {}", days.len(), out.display())?;
+        if *damaged_block_count > 0 || *torn_byte_count > 0 {
+            writeln!(
+                f,
+                "left out: {damaged_block_count} damaged blocks or records, {torn_byte_count} bytes of incomplete blocks \
+                 at the ends of files"
+            )?;
+        }
+        Ok(())
     }
 }
 
-fn export(args: &ExportArgs) -> anyhow::Result<()> {
+fn export(args: &ExportArgs) -> anyhow::Result<Exit> {
     anyhow::ensure!(
         (1..=1_000_000).contains(&args.samples),
         "--samples is {}; it must be within 1 and 1,000,000",
@@ -77,10 +106,9 @@ fn export(args: &ExportArgs) -> anyhow::Result<()> {
     );
     let since = time::since(&args.since, UnixMillis::now()).context("--since")?;
     let directory = args.data.join(ANSWERS);
-    anyhow::ensure!(directory.is_dir(), "{} is not there: no answer was logged", directory.display());
-    // Answers are written in the order of their days, but for a few around midnight.
-    let mut days = Days { out: &args.out, open: BTreeMap::new(), written: Vec::new() };
-    let (mut answer_count, mut row_count, mut unfit, mut failure) = (0, 0, 0, None);
+    anyhow::ensure!(directory.is_dir(), "{} does not exist: no answer was logged", directory.display());
+    let mut days = DayFiles { out: &args.out, open: BTreeMap::new(), written: Vec::new() };
+    let (mut answer_count, mut row_count, mut invalid, mut failure) = (0, 0, 0, None);
     let lost = answers::for_each_record(&directory, since, |record| match record.rows(args.samples) {
         Ok(rows) => {
             answer_count += 1;
@@ -89,45 +117,33 @@ fn export(args: &ExportArgs) -> anyhow::Result<()> {
                 failure.get_or_insert(error);
             }
         }
-        Err(_) => unfit += 1,
+        Err(_) => invalid += 1,
     })?;
     if let Some(error) = failure {
         return Err(error);
     }
     days.finish()?;
     let Lost { damaged_blocks, torn_bytes } = lost;
-    let exported = Exported {
+    args.format.print(&Exported {
         answer_count,
         row_count,
         days: days.written,
-        damaged_block_count: damaged_blocks + unfit,
+        damaged_block_count: damaged_blocks + invalid,
         torn_byte_count: torn_bytes,
-    };
-    match args.format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&exported)?),
-        Format::Text => {
-            println!(
-                "{answer_count} answers, {row_count} rows, {} days in {}",
-                exported.days.len(),
-                args.out.display()
-            );
-            if exported.damaged_block_count > 0 || torn_bytes > 0 {
-                let blocks = exported.damaged_block_count;
-                println!("left out: {blocks} damaged blocks or records, {torn_bytes} bytes at the ends of files");
-            }
-        }
-    }
-    Ok(())
+        out: args.out.clone(),
+    })?;
+    Ok(Exit::Success)
 }
 
-/// Rows by day. A day is written when a day after the next one begins.
-struct Days<'a> {
+/// Collects rows by day. Records come in the order of days, except for a few around midnight: a day is written when the
+/// second day after it begins.
+struct DayFiles<'a> {
     out: &'a Path,
     open: BTreeMap<String, Vec<SlotRow>>,
     written: Vec<String>,
 }
 
-impl Days<'_> {
+impl DayFiles<'_> {
     fn add(&mut self, rows: Vec<SlotRow>) -> anyhow::Result<()> {
         let Some(first) = rows.first() else { return Ok(()) };
         self.open.entry(answers::day(first.at)).or_default().extend(rows);
@@ -155,91 +171,121 @@ impl Days<'_> {
     }
 }
 
-fn show(args: &ShowArgs) -> anyhow::Result<i32> {
-    let found: Result<Option<AnswerRecord>, AnswersError> = answers::find(&args.data.join(ANSWERS), args.id.as_bytes());
-    let Some(record) = found? else {
-        println!(
-            "there is no record of answer {}: it was not logged, is older than records are kept, or is still on its way",
-            args.id
-        );
-        return Ok(1);
+fn show(args: &ShowArgs) -> anyhow::Result<Exit> {
+    let record = answers::find(&args.data.join(ANSWERS), args.id.as_bytes())?;
+    let Some(record) = record else {
+        args.output.write(&Missing { answer_id: args.id.to_string(), is_logged: false })?;
+        return Ok(Exit::No);
     };
     let rows = record.rows(args.samples)?;
-    match args.format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&told(&record, &rows))?),
-        Format::Text => print(&record, &rows)?,
-    }
-    Ok(0)
+    args.output.write(&Shown { record: &record, rows: &rows })?;
+    Ok(Exit::Success)
 }
 
-fn told(record: &AnswerRecord, rows: &[SlotRow]) -> serde_json::Value {
-    let slots = rows.iter().map(|row| {
+#[derive(serde::Serialize)]
+struct Missing {
+    answer_id: String,
+    is_logged: bool,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "there is no record of answer {}: it was not logged, is older than the retention, or is not written yet",
+            self.answer_id
+        )
+    }
+}
+
+struct Shown<'a> {
+    record: &'a AnswerRecord,
+    rows: &'a [SlotRow],
+}
+
+impl serde::Serialize for Shown<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json().serialize(serializer)
+    }
+}
+
+impl Shown<'_> {
+    fn json(&self) -> serde_json::Value {
+        let record = self.record;
+        let slots = self.rows.iter().map(|row| {
+            serde_json::json!({
+                "slot": row.slot,
+                "item_id": row.item,
+                "score": row.score,
+                "serving_config": row.serving_config,
+                "propensity": row.propensity.probability,
+                "propensity_standard_error": row.propensity.standard_error,
+                "propensity_conditional": row.conditional,
+                "organic_slot": row.organic_slot,
+                "is_pinned": row.is_pinned,
+                "heads": row.heads.iter().cloned().collect::<BTreeMap<String, f32>>(),
+            })
+        });
+        let sources = record.sources.iter().map(|source| {
+            let candidates = source.candidates.iter().filter_map(|index| record.items.get(*index as usize));
+            let scored: Vec<_> = candidates.zip(&source.scores).collect();
+            serde_json::json!({ "source": source.name, "found_count": source.found_count, "candidates": scored })
+        });
         serde_json::json!({
-            "slot": row.slot,
-            "item_id": row.item,
-            "score": row.score,
-            "serving_config": row.serving_config,
-            "propensity": row.propensity.probability,
-            "propensity_standard_error": row.propensity.standard_error,
-            "propensity_conditional": row.conditional,
-            "organic_slot": row.organic_slot,
-            "is_pinned": row.is_pinned,
-            "heads": row.heads.iter().cloned().collect::<BTreeMap<String, f32>>(),
+            "time_ms": record.at_ms,
+            "user": record.user,
+            "kind": record.kind().name(),
+            "experiment": record.experiment,
+            "arm": record.arm,
+            "generation": record.generation,
+            "models": record.models.iter().map(|model| (&model.name, &model.sha256)).collect::<BTreeMap<_, _>>(),
+            "feature_schema": record.feature_schema,
+            "session_version": record.session_version,
+            "corrected_query": record.corrected_query,
+            "explored": record.explored,
+            "seed": record.seed,
+            "candidate_count": record.candidate_count,
+            "total_size": record.slate_size,
+            "sources": sources.collect::<Vec<_>>(),
+            "slots": slots.collect::<Vec<_>>(),
         })
-    });
-    let sources = record.sources.iter().map(|source| {
-        let candidates = source.candidates.iter().filter_map(|at| record.items.get(*at as usize));
-        let scored: Vec<_> = candidates.zip(&source.scores).collect();
-        serde_json::json!({ "source": source.name, "found_count": source.found_count, "candidates": scored })
-    });
-    serde_json::json!({
-        "time_ms": record.at_ms,
-        "user": record.user,
-        "kind": record.kind().name(),
-        "experiment": record.experiment,
-        "arm": record.arm,
-        "generation": record.generation,
-        "models": record.models.iter().map(|model| (&model.name, &model.sha256)).collect::<BTreeMap<_, _>>(),
-        "feature_schema": record.feature_schema,
-        "session_version": record.session_version,
-        "corrected_query": record.corrected_query,
-        "explored": record.explored,
-        "seed": record.seed,
-        "candidate_count": record.candidate_count,
-        "total_size": record.slate_size,
-        "sources": sources.collect::<Vec<_>>(),
-        "slots": slots.collect::<Vec<_>>(),
-    })
+    }
 }
 
-fn print(record: &AnswerRecord, rows: &[SlotRow]) -> anyhow::Result<()> {
-    let at = jiff::Timestamp::from_millisecond(record.at_ms).context("the time of the answer")?;
-    let configs: Vec<&str> = record.rankings.iter().map(|ranking| ranking.serving_config.as_str()).collect();
-    println!("{} for {} at {at}", record.kind().name(), record.user);
-    println!("  generation {}, serving configuration {}", record.generation, configs.join(" and "));
-    if !record.experiment.is_empty() {
-        println!("  experiment {}, arm {}", record.experiment, record.arm);
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let record = self.record;
+        let at = jiff::Timestamp::from_millisecond(record.at_ms)
+            .map_or_else(|_| format!("{} ms", record.at_ms), |at| at.to_string());
+        let configs: Vec<&str> = record.rankings.iter().map(|ranking| ranking.serving_config.as_str()).collect();
+        writeln!(f, "{} for {} at {at}", record.kind().name(), record.user)?;
+        writeln!(f, "  generation {}, serving configuration {}", record.generation, configs.join(" and "))?;
+        if !record.experiment.is_empty() {
+            writeln!(f, "  experiment {}, arm {}", record.experiment, record.arm)?;
+        }
+        for source in &record.sources {
+            let candidates = source.candidates.len();
+            writeln!(f, "  {:<14} found {:>4}, {candidates:>4} of them candidates", source.name, source.found_count)?;
+        }
+        writeln!(
+            f,
+            "  {} candidates, {} on all pages, explored: {}",
+            record.candidate_count, record.slate_size, record.explored
+        )?;
+        writeln!(
+            f,
+            "{:>5}  {:<24} {:>12} {:>11} {:>8}  {:>8}",
+            "slot", "item", "score", "propensity", "± 1 SE", "organic"
+        )?;
+        for row in self.rows {
+            let (probability, error) = (row.propensity.probability, row.propensity.standard_error);
+            let pinned = if row.is_pinned { " pinned" } else { "" };
+            writeln!(
+                f,
+                "{:>5}  {:<24} {:>12.6} {probability:>11.6} {error:>8.6}  {:>8}{pinned}",
+                row.slot, row.item, row.score, row.organic_slot
+            )?;
+        }
+        Ok(())
     }
-    for source in &record.sources {
-        println!(
-            "  {:<14} found {:>4}, {:>4} of them candidates",
-            source.name,
-            source.found_count,
-            source.candidates.len()
-        );
-    }
-    println!(
-        "  {} candidates, {} on all pages, explored: {}",
-        record.candidate_count, record.slate_size, record.explored
-    );
-    println!("{:>5}  {:<24} {:>12} {:>11} {:>8}  {:>8}", "slot", "item", "score", "propensity", "± 1 SE", "organic");
-    for row in rows {
-        let (probability, error) = (row.propensity.probability, row.propensity.standard_error);
-        let pinned = if row.is_pinned { " pinned" } else { "" };
-        println!(
-            "{:>5}  {:<24} {:>12.6} {probability:>11.6} {error:>8.6}  {:>8}{pinned}",
-            row.slot, row.item, row.score, row.organic_slot
-        );
-    }
-    Ok(())
 }

@@ -1,103 +1,159 @@
-//! bundle
-use super::{LibraryArgs, StoreArgs, matrix::Matrix, offline::Bars, time::bundle_name};
-use anyhow::{Context, ensure};
-use lodestone_catalog::VECTOR_DIM;
-use lodestone_core::units::UnixMillis;
-use lodestone_pipeline::{
-    bundle::{Bundle, Head},
-    ranking::Runtime,
+//! `lodestone bundle`
+use super::{
+    LibraryArgs,
+    exit::Exit,
+    matrix::Matrix,
+    open_store,
+    output::{FormatArgs, OutputArgs},
+    progress::StageBars,
+    time::bundle_name,
 };
+use lodestone_pipeline::bundle::{Bundle, Head, Manifest, Store, StoreError};
+use lodestone_catalog::VECTOR_DIM;
 use lodestone_training::{ExternalModels, bring};
+use lodestone_core::units::UnixMillis;
+use anyhow::{Context, ensure};
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
 #[derive(clap::Subcommand)]
-pub(super) enum BundleCommand {
-    /// Puts models that were trained elsewhere into a bundle; docs/bring-your-own-model.md says what each must take and give.
+pub(crate) enum BundleCommand {
     Build(BuildArgs),
-    /// Verifies a bundle and says what it holds.
     Show(ShowArgs),
-    /// Verifies a bundle, copies it into a store and makes it the one that servers of that store load; see docs/model-rollout.md.
     Publish(PublishArgs),
-    /// Removes old bundles from a store: all but the current one and those that were made last.
     Prune(PruneArgs),
 }
 
+/// Builds a bundle from another one with models that were trained elsewhere.
+///
+/// docs/bring-your-own-model.md specifies the inputs and outputs of each model. Every model is run before the bundle is
+/// written.
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("models").required(true).multiple(true).args(["user_encoder", "query_encoder", "ranker"]))]
-pub(super) struct BuildArgs {
-    /// The bundle that everything else is taken from.
+#[command(group = clap::ArgGroup::new("models").required(true).multiple(true)
+    .args(["user_encoder", "query_encoder", "ranker"]))]
+#[command(after_help = "\
+Examples:
+  lodestone bundle build --from bundle --out new --ranker ranker.onnx
+  lodestone bundle build --from bundle --out new --user-encoder user.onnx --item-vectors items.npy")]
+pub(crate) struct BuildArgs {
+    /// The bundle that everything else is copied from.
     #[arg(long, value_name = "DIR")]
     from: PathBuf,
-    /// The bundle to be written; must not exist.
+    /// The bundle to write; must not exist.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// From a history to a vector, as ONNX.
+    /// User encoder, from a history to a vector, as ONNX.
     #[arg(long, value_name = "FILE", requires = "item_vectors")]
     user_encoder: Option<PathBuf>,
-    /// The items' vectors in the user encoder's space: .npy or .fvecs, 64 numbers for each item, in the order of the
-    /// bundle's items.parquet.
+    /// Item vectors in the space of the user encoder: .npy or .fvecs, 64 values per item, in the order of the bundle's
+    /// items.parquet.
     #[arg(long, value_name = "FILE", requires = "user_encoder")]
     item_vectors: Option<PathBuf>,
-    /// From texts to vectors: a directory with model.onnx and tokenizer.json.
+    /// Query encoder, from texts to vectors: a directory with model.onnx and tokenizer.json.
     #[arg(long, value_name = "DIR")]
     query_encoder: Option<PathBuf>,
-    /// From features to the logits of the heads, as ONNX.
+    /// Ranking model, from features to the logits of the heads, as ONNX.
     #[arg(long, value_name = "FILE")]
     ranker: Option<PathBuf>,
-    /// The ranker's heads, where they are others than the bundle's: JSON,
-    /// [{"name": "purchase", "weight": 1.0, "scale": 1.0, "offset": 0.0}, …].
+    /// Heads of the ranking model as JSON: [{"name": "purchase", "weight": 1.0, "scale": 1.0, "offset": 0.0}, …].
+    /// Default: the heads of the bundle.
     #[arg(long, value_name = "FILE", requires = "ranker")]
     heads: Option<PathBuf>,
+    #[command(flatten)]
+    format: FormatArgs,
     #[command(flatten)]
     library: LibraryArgs,
 }
 
+/// Verifies the checksums of a bundle and prints its contents.
 #[derive(clap::Args)]
-pub(super) struct ShowArgs {
+pub(crate) struct ShowArgs {
+    /// The bundle.
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
+/// Verifies a bundle, copies it to a store and makes it the store's current bundle.
+///
+/// Servers that watch the store load it; see docs/models.md.
 #[derive(clap::Args)]
-pub(super) struct PublishArgs {
+#[command(after_help = "\
+Example:
+  lodestone bundle publish --bundle bundle --store s3://bucket/shop")]
+pub(crate) struct PublishArgs {
+    /// The bundle.
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// Only where the store has no current bundle yet; otherwise nothing is done.
+    /// Publishes only if the store has no current bundle; otherwise does nothing and succeeds.
     #[arg(long)]
     if_empty: bool,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
+/// Removes old bundles from a store. Keeps the current one and the newest others.
 #[derive(clap::Args)]
-pub(super) struct PruneArgs {
-    /// How many to keep beside the current one: a way back, and what servers try as canary or shadow.
+pub(crate) struct PruneArgs {
+    /// Number of bundles to keep in addition to the current one, for rollback, canary and shadow.
     #[arg(long, value_name = "N")]
     keep: usize,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-pub(super) fn run(command: BundleCommand) -> anyhow::Result<()> {
+/// The store that bundles are published to.
+#[derive(clap::Args)]
+pub(crate) struct StoreArgs {
+    /// A directory or, in a build with the cargo feature `s3`, `gcs` or `azure` (the container image has all three), a
+    /// URL such as s3://bucket/path. Credentials come from the environment (AWS_…, GOOGLE_…, AZURE_…).
+    #[arg(long, value_name = "DIR|URL", env = "LODESTONE_STORE")]
+    store: String,
+}
+
+impl StoreArgs {
+    pub(crate) fn open(&self) -> Result<Store, StoreError> {
+        open_store(&self.store)
+    }
+}
+
+pub(crate) fn run(command: BundleCommand) -> anyhow::Result<Exit> {
     match command {
         BundleCommand::Build(args) => build(args),
-        BundleCommand::Show(args) => show(&args.bundle),
+        BundleCommand::Show(args) => show(&args),
         BundleCommand::Publish(args) => publish(&args),
         BundleCommand::Prune(args) => prune(&args),
+    }?;
+    Ok(Exit::Success)
+}
+
+#[derive(serde::Serialize)]
+struct Built {
+    name: String,
+    bundle: PathBuf,
+}
+
+impl fmt::Display for Built {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "bundle {} written; evaluate it with `lodestone gate`", self.bundle.display())
     }
 }
 
 fn build(args: BuildArgs) -> anyhow::Result<()> {
-    let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
+    let runtime = args.library.load()?;
     let user = match args.user_encoder.zip(args.item_vectors) {
         Some((model, vectors)) => {
             let matrix = Matrix::read(&vectors)?;
             ensure!(
                 matrix.dimensions == VECTOR_DIM,
-                "{}: vectors have {} dimensions where {VECTOR_DIM} are due",
+                "{}: the vectors have {} dimensions; expected {VECTOR_DIM}",
                 vectors.display(),
                 matrix.dimensions
             );
@@ -105,41 +161,21 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let heads = args.heads.as_deref().map(heads_of).transpose()?;
+    let heads = args.heads.as_deref().map(read_heads).transpose()?;
     let models =
         ExternalModels { user, query_encoder: args.query_encoder, ranker: args.ranker.map(|model| (model, heads)) };
     let now = UnixMillis::now();
     let name = bundle_name(now)?;
-    let mut bars = Bars::default();
+    let mut bars = StageBars::default();
     bring(&args.from, &args.out, &models, &name, now, &runtime, &mut |step| bars.show(step))?;
     bars.finish();
-    println!("bundle {} written; judge it with `lodestone gate`", args.out.display());
-    Ok(())
+    args.format.print(&Built { name, bundle: args.out })
 }
 
-fn publish(args: &PublishArgs) -> anyhow::Result<()> {
-    let store = args.store.open()?;
-    if let (true, Some(current)) = (args.if_empty, store.current()?) {
-        println!("{} stays current in {}", current.name, store.place());
-        return Ok(());
-    }
-    let manifest = store.publish(&args.bundle, args.if_empty.then_some(None))?;
-    println!("{} is current in {}", manifest.name, store.place());
-    Ok(())
-}
-
-fn prune(args: &PruneArgs) -> anyhow::Result<()> {
-    let store = args.store.open()?;
-    for name in store.prune(args.keep)? {
-        println!("{name} is gone from {}", store.place());
-    }
-    Ok(())
-}
-
-fn heads_of(path: &Path) -> anyhow::Result<Vec<Head>> {
+fn read_heads(path: &Path) -> anyhow::Result<Vec<Head>> {
     let text = fs::read(path).with_context(|| path.display().to_string())?;
     let heads: Vec<Head> = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-    ensure!(!heads.is_empty(), "{}: there must be at least one head", path.display());
+    ensure!(!heads.is_empty(), "{}: the list is empty; at least one head is required", path.display());
     for head in &heads {
         ensure!(
             [head.weight, head.scale, head.offset].iter().all(|number| number.is_finite()),
@@ -151,26 +187,91 @@ fn heads_of(path: &Path) -> anyhow::Result<Vec<Head>> {
     Ok(heads)
 }
 
-fn show(path: &Path) -> anyhow::Result<()> {
-    let bundle = Bundle::open(path)?;
-    let manifest = &bundle.manifest;
-    let time = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string());
-    println!("name            {}", manifest.name);
-    println!("created         {}", time(manifest.created_ms));
-    println!("trained until   {}", time(manifest.trained_until_ms));
-    println!("items           {}", bundle.items.len());
-    println!("item vectors    {} dimensions, {:?}", bundle.item_vectors.dimensions(), bundle.item_vectors.precision());
-    let encoder = if bundle.tokenizer.is_some() { "sentence encoder" } else { "hashed terms" };
-    println!("query encoder   {encoder}, {} dimensions", bundle.title_vectors.dimensions());
-    println!("feature schema  {}", manifest.feature_schema);
-    for head in &manifest.heads {
-        println!(
-            "head            {}: weight {}, scale {:.3}, offset {:.3}",
-            head.name, head.weight, head.scale, head.offset
-        );
+#[derive(serde::Serialize)]
+struct Published {
+    /// The store's current bundle.
+    current: String,
+    store: String,
+    /// False if the store had a current bundle and `--if-empty` is set.
+    published: bool,
+}
+
+impl fmt::Display for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.published { "is current" } else { "stays current" };
+        writeln!(f, "{} {verb} in {}", self.current, self.store)
     }
-    for (name, file) in &manifest.files {
-        println!("{:>15} {name}", file.bytes);
+}
+
+fn publish(args: &PublishArgs) -> anyhow::Result<()> {
+    let store = args.store.open()?;
+    let (current, published) = match (args.if_empty, store.current()?) {
+        (true, Some(current)) => (current.name, false),
+        _ => (store.publish(&args.bundle, args.if_empty.then_some(None))?.name, true),
+    };
+    args.output.write(&Published { current, store: store.place().to_string(), published })
+}
+
+#[derive(serde::Serialize)]
+struct Pruned {
+    store: String,
+    removed: Vec<String>,
+}
+
+impl fmt::Display for Pruned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.removed.is_empty() {
+            return writeln!(f, "no bundle was removed from {}", self.store);
+        }
+        self.removed.iter().try_for_each(|name| writeln!(f, "bundle {name} removed from {}", self.store))
     }
-    Ok(())
+}
+
+fn prune(args: &PruneArgs) -> anyhow::Result<()> {
+    let store = args.store.open()?;
+    let removed = store.prune(args.keep)?;
+    args.output.write(&Pruned { store: store.place().to_string(), removed })
+}
+
+/// The manifest of a bundle and the sizes of its contents.
+#[derive(serde::Serialize)]
+struct Contents<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    item_count: usize,
+    item_vector_dimensions: usize,
+    item_vector_precision: String,
+    query_encoder: &'static str,
+    query_vector_dimensions: usize,
+}
+
+impl fmt::Display for Contents<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let manifest = self.manifest;
+        let time = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string());
+        writeln!(f, "name            {}", manifest.name)?;
+        writeln!(f, "created         {}", time(manifest.created_ms))?;
+        writeln!(f, "trained until   {}", time(manifest.trained_until_ms))?;
+        writeln!(f, "items           {}", self.item_count)?;
+        writeln!(f, "item vectors    {} dimensions, {}", self.item_vector_dimensions, self.item_vector_precision)?;
+        writeln!(f, "query encoder   {}, {} dimensions", self.query_encoder, self.query_vector_dimensions)?;
+        writeln!(f, "feature schema  {}", manifest.feature_schema)?;
+        for head in &manifest.heads {
+            let Head { name, weight, scale, offset } = head;
+            writeln!(f, "head            {name}: weight {weight}, scale {scale:.3}, offset {offset:.3}")?;
+        }
+        manifest.files.iter().try_for_each(|(name, file)| writeln!(f, "{:>15} {name}", file.bytes))
+    }
+}
+
+fn show(args: &ShowArgs) -> anyhow::Result<()> {
+    let bundle = Bundle::open(&args.bundle)?;
+    args.output.write(&Contents {
+        manifest: &bundle.manifest,
+        item_count: bundle.items.len(),
+        item_vector_dimensions: bundle.item_vectors.dimensions(),
+        item_vector_precision: format!("{:?}", bundle.item_vectors.precision()),
+        query_encoder: if bundle.tokenizer.is_some() { "sentence encoder" } else { "hashed terms" },
+        query_vector_dimensions: bundle.title_vectors.dimensions(),
+    })
 }

@@ -1,100 +1,115 @@
-//! events: the log of what shoppers did, without a server.
-use super::Format;
+//! `lodestone events`: works on the event log without a server.
+use super::{
+    exit::Exit,
+    output::{FormatArgs, OutputArgs},
+};
 use lodestone_dataset as dataset;
-use lodestone_events::{checkpoint::Checkpoint, log::{self, Check, CompactMode, DamagedPart, Retention}};
+use lodestone_events::{checkpoint::Checkpoint, log::{self, Check, DamagedPart, Repair, Retention, TornTail}};
 use lodestone_core::units::UnixMillis;
 use anyhow::Context;
-use lodestone_core::units::UnixMillis;
-use lodestone_dataset as dataset;
-use lodestone_events::{
-    checkpoint::Checkpoint,
-    log::{self, Check, DamagedPart, Retention},
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
 };
-use serde_json::json;
-use std::path::{Path, PathBuf};
 
 #[derive(clap::Subcommand)]
-pub(super) enum EventsCommand {
-    /// Writes events as Parquet, a directory for each day; the log may be in use.
+pub(crate) enum EventsCommand {
     Export(ExportArgs),
-    /// Reads every byte of the log and tells what is whole and what is damaged: exit code 1 if anything is.
     Verify(VerifyArgs),
-    /// Drops old events by type, and states of items that later ones replaced. The server must be stopped.
     Compact(CompactArgs),
 }
 
-/// The days are those on which events happened, in UTC, and each day is written whole: run it again for the last days, since
-/// events come late. The columns are those of events.parquet and some more; see docs/event-log.md. With
-/// `--out DATA/events` the next `train --data DATA` learns from them too.
+/// Writes logged events as Parquet: a directory per day. The log may be in use.
+///
+/// A day is the UTC day on which the event happened, and each day is written completely: because events arrive late,
+/// export the last days again. The columns are those of events.parquet and more, see docs/operations-events.md. With
+/// `--out DATA/events` the next `lodestone train --data DATA` learns from them.
 #[derive(clap::Args)]
-pub(super) struct ExportArgs {
-    /// The shop's data directory, whose log is read.
+#[command(after_help = "\
+Example:
+  lodestone events export --data data --since 2026-03-01 --until 2026-03-31 --out data/events")]
+pub(crate) struct ExportArgs {
+    /// The data directory with the log.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// The first day: YYYY-MM-DD, or a time such as 2026-03-01T12:00:00Z on that day.
+    /// First day: YYYY-MM-DD, or a time on that day such as 2026-03-01T12:00:00Z.
     #[arg(long, value_name = "DAY")]
     since: String,
-    /// The last day, itself included. Default: all that came.
+    /// Last day, inclusive. Default: the last day with events.
     #[arg(long, value_name = "DAY")]
     until: Option<String>,
-    /// Gets date=YYYY-MM-DD/events.parquet for each day with events.
+    /// Directory for the files OUT/date=YYYY-MM-DD/events.parquet.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
+/// Reads every byte of the log and reports damage. Exit code 1 if the log is damaged.
+///
+/// --repair removes the damaged parts: the affected files are rewritten without them, and the originals stay with the
+/// suffix `.damaged`. The server must be stopped for a repair.
 #[derive(clap::Args)]
-pub(super) struct VerifyArgs {
-    /// The shop's data directory, whose log is read.
+#[command(after_help = "\
+Examples:
+  lodestone events verify --data data
+  lodestone events verify --data data --repair")]
+pub(crate) struct VerifyArgs {
+    /// The data directory with the log.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// After telling what it drops, writes the damaged files again without it. The old ones stay as `.damaged`. The server
-    /// must be stopped.
+    /// Rewrites damaged files without their damaged parts.
     #[arg(long)]
     repair: bool,
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-/// An event goes when it is older than its type is kept, both since it happened and since it was stored. Types that are not
-/// named stay forever; purchases teach the most and are few. What was folded from dropped events is gone at the next start.
+/// Drops old events by type, and item states that later ones replaced. The server must be stopped.
+///
+/// An event is dropped when both its event time and its ingestion time are older than the retention of its type. Types
+/// without a retention are kept forever; purchases are few and the most valuable for training. State folded from
+/// dropped events is lost at the next startup.
 #[derive(clap::Args)]
-pub(super) struct CompactArgs {
-    /// The shop's data directory, whose log is written again.
+#[command(after_help = "\
+Example:
+  lodestone events compact --data data --keep impression=30d --keep view=365d --dry-run")]
+pub(crate) struct CompactArgs {
+    /// The data directory with the log.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// How long events of a type are kept: impression=30d. At least 7d. May be repeated.
+    /// Retention of an event type, at least 7d: impression=30d. May be repeated.
     #[arg(long, value_name = "TYPE=DAYSd")]
     keep: Vec<String>,
-    /// Only tells what would be dropped.
+    /// Only reports what would be dropped.
     #[arg(long)]
     dry_run: bool,
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-pub(super) fn run(command: EventsCommand) -> anyhow::Result<i32> {
+pub(crate) fn run(command: &EventsCommand) -> anyhow::Result<Exit> {
     match command {
-        EventsCommand::Export(args) => export(&args).map(|()| 0),
-        EventsCommand::Verify(args) => verify(&args),
-        EventsCommand::Compact(args) => compact(&args).map(|()| 0),
+        EventsCommand::Export(args) => export(args),
+        EventsCommand::Verify(args) => verify(args),
+        EventsCommand::Compact(args) => compact(args),
     }
 }
 
-fn log_of(data: &Path) -> anyhow::Result<PathBuf> {
+fn log_directory(data: &Path) -> anyhow::Result<PathBuf> {
     let directory = data.join("log");
     anyhow::ensure!(
         directory.is_dir(),
-        "{} has no event log: there is no directory {}",
+        "{} has no event log: the directory {} does not exist",
         data.display(),
         directory.display()
     );
     Ok(directory)
 }
 
-/// Days since 1970.
-fn day(flag: &str, text: &str) -> anyhow::Result<i64> {
+/// Parses a day into days since 1970.
+fn parse_day(flag: &str, text: &str) -> anyhow::Result<i64> {
     let date = match text.parse::<jiff::Timestamp>() {
         Ok(at) => return Ok(at.as_millisecond().div_euclid(UnixMillis::DAY)),
         Err(_) => text.parse::<jiff::civil::Date>(),
@@ -103,155 +118,255 @@ fn day(flag: &str, text: &str) -> anyhow::Result<i64> {
     Ok(date.to_zoned(jiff::tz::TimeZone::UTC)?.timestamp().as_millisecond().div_euclid(UnixMillis::DAY))
 }
 
-fn export(args: &ExportArgs) -> anyhow::Result<()> {
-    let since = day("--since", &args.since)?;
-    let until = args.until.as_deref().map(|until| day("--until", until)).transpose()?;
+#[derive(serde::Serialize)]
+struct Exported {
+    events: u64,
+    /// Events with a foreign attribution token.
+    foreign: u64,
+    position: u64,
+    files: Vec<PathBuf>,
+    #[serde(skip)]
+    out: PathBuf,
+}
+
+impl fmt::Display for Exported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} events of {} days written to {}, up to log position {}; {} with a foreign attribution token",
+            self.events,
+            self.files.len(),
+            self.out.display(),
+            self.position,
+            self.foreign
+        )
+    }
+}
+
+fn export(args: &ExportArgs) -> anyhow::Result<Exit> {
+    let since = parse_day("--since", &args.since)?;
+    let until = args.until.as_deref().map(|until| parse_day("--until", until)).transpose()?;
     anyhow::ensure!(until.is_none_or(|until| until >= since), "--until is before --since");
     let days = since..until.map_or(i64::MAX, |until| until + 1);
-    let exported = dataset::export(&log_of(&args.data)?, days, &args.out)?;
-    match args.format {
-        Format::Json => println!(
-            "{}",
-            json!({ "events": exported.events, "foreign": exported.foreign, "position": exported.position,
-                    "files": exported.files })
-        ),
-        Format::Text => println!(
-            "{} events of {} days written to {}, as of log position {}; {} with a foreign attribution token",
-            exported.events,
-            exported.files.len(),
-            args.out.display(),
-            exported.position,
-            exported.foreign
-        ),
-    }
-    Ok(())
+    let dataset::Exported { events, foreign, files, position } =
+        dataset::export(&log_directory(&args.data)?, days, &args.out)?;
+    args.format.print(&Exported { events, foreign, position, files, out: args.out.clone() })?;
+    Ok(Exit::Success)
 }
 
-fn verify(args: &VerifyArgs) -> anyhow::Result<i32> {
-    let directory = log_of(&args.data)?;
-    let mut check = log::check(&directory)?;
-    let is_text = args.format == Format::Text;
-    if is_text {
-        print!("{}", told(&directory, &check));
+/// The result of `events verify`.
+#[derive(serde::Serialize)]
+struct Verified {
+    /// The state of the log; after a repair, if there was one.
+    #[serde(flatten)]
+    log: LogReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair: Option<RepairReport>,
+}
+
+impl fmt::Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(repair) = &self.repair {
+            write!(f, "{repair}")?;
+        }
+        write!(f, "{}", self.log)
     }
-    if args.repair && !check.damaged.is_empty() {
-        let repair = log::repair(&directory)?;
-        let repaired = check.damaged;
-        check = log::check(&directory)?;
-        if is_text {
-            println!(
-                "repaired: {} files written again, {} made in place of missing ones, {} positions without a record now",
-                repair.rewritten.len(),
-                repair.made.len(),
-                lost(&repaired)
-            );
-            print!("{}", told(&directory, &check));
+}
+
+#[derive(serde::Serialize)]
+struct RepairReport {
+    #[serde(skip)]
+    before: LogReport,
+    rewritten: Vec<PathBuf>,
+    /// Empty files in place of missing ones.
+    made: Vec<PathBuf>,
+    lost_records: u64,
+}
+
+impl fmt::Display for RepairReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { before, rewritten, made, lost_records } = self;
+        write!(f, "{before}")?;
+        writeln!(
+            f,
+            "repaired: {} files rewritten, {} empty files created for missing ones, {lost_records} positions have no \
+             record now",
+            rewritten.len(),
+            made.len()
+        )
+    }
+}
+
+#[derive(serde::Serialize)]
+struct LogReport {
+    #[serde(skip)]
+    directory: PathBuf,
+    files: usize,
+    bytes: u64,
+    records: u64,
+    by_kind: BTreeMap<&'static str, u64>,
+    last_position: u64,
+    absent: u64,
+    torn_bytes: u64,
+    #[serde(skip)]
+    torn: Option<TornTail>,
+    checkpoint: String,
+    damaged: Vec<Damage>,
+}
+
+#[derive(serde::Serialize)]
+struct Damage {
+    path: PathBuf,
+    offset: u64,
+    bytes: u64,
+    reason: String,
+    first_position: u64,
+    lost_records: u64,
+}
+
+impl LogReport {
+    fn read(directory: &Path) -> anyhow::Result<Self> {
+        let Check { files, bytes, records, by_kind, last_position, absent, torn, damaged } = log::check(directory)?;
+        let damage = |part: DamagedPart| Damage {
+            path: part.path,
+            offset: part.offset,
+            bytes: part.bytes,
+            reason: part.reason.into_owned(),
+            first_position: *part.positions.start(),
+            lost_records: part.positions.count() as u64,
+        };
+        Ok(Self {
+            directory: directory.to_owned(),
+            files,
+            bytes,
+            records,
+            by_kind,
+            last_position,
+            absent,
+            torn_bytes: torn.as_ref().map_or(0, |torn| torn.bytes),
+            torn,
+            checkpoint: describe_checkpoint(directory),
+            damaged: damaged.into_iter().map(damage).collect(),
+        })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.damaged.is_empty()
+    }
+
+    fn lost_records(&self) -> u64 {
+        self.damaged.iter().map(|part| part.lost_records).sum()
+    }
+}
+
+fn describe_checkpoint(directory: &Path) -> String {
+    match Checkpoint::newest(directory) {
+        Ok(None) => "none: startup reads the whole log".to_owned(),
+        Ok(Some(checkpoint)) => format!("whole, of position {}, {} bytes", checkpoint.position, checkpoint.bytes),
+        Err(error) => format!("not usable, startup reads the whole log: {error}"),
+    }
+}
+
+impl fmt::Display for LogReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}: {} files, {} bytes, positions up to {}",
+            self.directory.display(),
+            self.files,
+            self.bytes,
+            self.last_position
+        )?;
+        writeln!(f, "  {} whole records", self.records)?;
+        self.by_kind.iter().try_for_each(|(kind, count)| writeln!(f, "    {count:>12} {kind}"))?;
+        if self.absent > 0 {
+            writeln!(f, "  {} positions without a record, dropped by compact or by a repair", self.absent)?;
+        }
+        if let Some(torn) = &self.torn {
+            writeln!(
+                f,
+                "  {} bytes at the end of {}, from byte {}, are an interrupted write or one in progress; the next \
+                 startup truncates them",
+                torn.bytes,
+                torn.path.display(),
+                torn.offset
+            )?;
+        }
+        writeln!(f, "  checkpoint: {}", self.checkpoint)?;
+        for part in &self.damaged {
+            let positions = match part.lost_records {
+                0 => "no record is lost".to_owned(),
+                count => format!("positions {} to {} are lost", part.first_position, part.first_position + count - 1),
+            };
+            writeln!(
+                f,
+                "  DAMAGED {}, byte {}, {} bytes: {}; {positions}",
+                part.path.display(),
+                part.offset,
+                part.bytes,
+                part.reason
+            )?;
+        }
+        match self.damaged.len() {
+            0 => writeln!(f, "the log is whole"),
+            count => writeln!(
+                f,
+                "{count} damaged parts; a repair drops {} records and keeps all others",
+                self.lost_records()
+            ),
         }
     }
-    if !is_text {
-        println!("{}", as_json(&directory, &check));
-    }
-    Ok(i32::from(!check.damaged.is_empty()))
 }
 
-fn lost(parts: &[DamagedPart]) -> u64 {
-    parts.iter().map(|part| part.positions.clone().count() as u64).sum()
+fn verify(args: &VerifyArgs) -> anyhow::Result<Exit> {
+    let directory = log_directory(&args.data)?;
+    let mut verified = Verified { log: LogReport::read(&directory)?, repair: None };
+    if args.repair && !verified.log.is_whole() {
+        let Repair { rewritten, made } = log::repair(&directory)?;
+        let before = std::mem::replace(&mut verified.log, LogReport::read(&directory)?);
+        let lost_records = before.lost_records();
+        verified.repair = Some(RepairReport { before, rewritten, made, lost_records });
+    }
+    args.output.write(&verified)?;
+    Ok(Exit::answer(verified.log.is_whole()))
 }
 
-fn checkpoint_told(directory: &Path) -> String {
-    match Checkpoint::newest(directory) {
-        Ok(None) => "none: a start reads the whole log".to_owned(),
-        Ok(Some(checkpoint)) => format!("whole, of position {}, {} bytes", checkpoint.position, checkpoint.bytes),
-        Err(error) => format!("not usable, a start reads the whole log: {error}"),
+#[derive(serde::Serialize)]
+struct Compacted {
+    is_dry_run: bool,
+    dropped_events: BTreeMap<&'static str, u64>,
+    replaced_item_states: u64,
+    kept: u64,
+    bytes_before: u64,
+    bytes_after: u64,
+}
+
+impl fmt::Display for Compacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.is_dry_run { "would be dropped" } else { "dropped" };
+        let dropped: u64 = self.dropped_events.values().sum();
+        writeln!(f, "{dropped} events {verb}, {} records kept", self.kept)?;
+        for (kind, count) in self.dropped_events.iter().filter(|(_, count)| **count > 0) {
+            writeln!(f, "  {count:>12} {kind}")?;
+        }
+        writeln!(f, "{} replaced item states {verb}", self.replaced_item_states)?;
+        writeln!(f, "{} bytes before, {} after", self.bytes_before, self.bytes_after)
     }
 }
 
-fn told(directory: &Path, check: &Check) -> String {
-    let mut lines = vec![
-        format!(
-            "{}: {} files, {} bytes, positions up to {}",
-            directory.display(),
-            check.files,
-            check.bytes,
-            check.last_position
-        ),
-        format!("  {} whole records", check.records),
-    ];
-    lines.extend(check.by_kind.iter().map(|(kind, count)| format!("    {count:>12} {kind}")));
-    if check.absent > 0 {
-        lines.push(format!("  {} positions without a record: compact or a repair dropped it", check.absent));
-    }
-    if let Some(torn) = &check.torn {
-        lines.push(format!(
-            "  {} bytes at the end of {}, from byte {}, are an interrupted write, or one that is under way; the next start \
-             cuts them",
-            torn.bytes,
-            torn.path.display(),
-            torn.offset
-        ));
-    }
-    lines.push(format!("  checkpoint: {}", checkpoint_told(directory)));
-    for part in &check.damaged {
-        let positions = match part.positions.is_empty() {
-            true => "no record is lost".to_owned(),
-            false => format!("positions {} to {} are lost", part.positions.start(), part.positions.end()),
-        };
-        lines.push(format!(
-            "  DAMAGED {}, byte {}, {} bytes: {}; {positions}",
-            part.path.display(),
-            part.offset,
-            part.bytes,
-            part.reason
-        ));
-    }
-    lines.push(match check.damaged.len() {
-        0 => "the log is whole".to_owned(),
-        count => format!("{count} damaged parts; a repair drops {} records and keeps all others", lost(&check.damaged)),
-    });
-    lines.join("\n") + "\n"
-}
-
-fn as_json(directory: &Path, check: &Check) -> serde_json::Value {
-    let damaged: Vec<_> = check
-        .damaged
-        .iter()
-        .map(|part| {
-            json!({ "path": part.path, "offset": part.offset, "bytes": part.bytes, "reason": part.reason,
-                    "first_position": part.positions.start(), "lost_records": part.positions.clone().count() })
-        })
-        .collect();
-    json!({
-        "files": check.files, "bytes": check.bytes, "records": check.records, "by_kind": check.by_kind,
-        "last_position": check.last_position, "absent": check.absent,
-        "torn_bytes": check.torn.as_ref().map_or(0, |torn| torn.bytes),
-        "checkpoint": checkpoint_told(directory), "damaged": damaged,
-    })
-}
-
-fn compact(args: &CompactArgs) -> anyhow::Result<()> {
+fn compact(args: &CompactArgs) -> anyhow::Result<Exit> {
     let mut retention = Retention::default();
     for keep in &args.keep {
         retention.add(keep).context("--keep")?;
     }
-    let mode = if args.dry_run { CompactMode::DryRun } else { CompactMode::Apply };
-    let compacted = log::compact(&log_of(&args.data)?, &retention, UnixMillis::now(), mode)?;
-    let dropped: u64 = compacted.events.values().sum();
-    if args.format == Format::Json {
-        let events: serde_json::Map<_, _> =
-            compacted.events.iter().map(|(kind, count)| (kind.name().to_owned(), json!(count))).collect();
-        println!(
-            "{}",
-            json!({ "dropped_events": events, "replaced_item_states": compacted.item_states, "kept": compacted.kept,
-                    "bytes_before": compacted.bytes_before, "bytes_after": compacted.bytes_after })
-        );
-        return Ok(());
-    }
-    let verb = if args.dry_run { "would be dropped" } else { "dropped" };
-    println!("{dropped} events {verb}, {} records kept", compacted.kept);
-    for (kind, count) in compacted.events.iter().filter(|(_, count)| **count > 0) {
-        println!("  {count:>12} {}", kind.name());
-    }
-    println!("{} states of items {verb} that later ones replaced", compacted.item_states);
-    println!("{} bytes before, {} after", compacted.bytes_before, compacted.bytes_after);
-    Ok(())
+    let compacted = log::compact(&log_directory(&args.data)?, &retention, UnixMillis::now(), args.dry_run)?;
+    args.output.write(&Compacted {
+        is_dry_run: args.dry_run,
+        dropped_events: compacted.events.iter().map(|(kind, count)| (kind.name(), *count)).collect(),
+        replaced_item_states: compacted.item_states,
+        kept: compacted.kept,
+        bytes_before: compacted.bytes_before,
+        bytes_after: compacted.bytes_after,
+    })?;
+    Ok(Exit::Success)
 }

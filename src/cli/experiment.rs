@@ -1,66 +1,72 @@
-//! experiment report
-use super::Format;
-use anyhow::{Context, anyhow, ensure};
+//! `lodestone experiment`
+use super::{
+    exit::Exit,
+    output::{OutputArgs, new_file, write_file},
+};
 use lodestone_experiments::{self, AnalysisOptions};
+use anyhow::{anyhow, ensure};
 use std::path::PathBuf;
 
 #[derive(clap::Subcommand)]
-pub(super) enum ExperimentCommand {
-    /// What the arms of an experiment did, in intervals that hold at every look.
+pub(crate) enum ExperimentCommand {
     Report(ReportArgs),
 }
 
-/// Tells whether users are split as asked, what each arm did, and how far the differences are known.
+/// Compares the arms of an experiment with always-valid confidence intervals.
 ///
-/// The intervals hold the true difference at all times at once: look every day, and stop when one excludes 0. A user counts
-/// once, with what they did in the window after their first answer. Exit code 1: the split is not the one that was asked
-/// for, and nothing can be concluded. docs/experiments.md tells how to read it.
+/// Checks the split of the users (sample ratio mismatch) and estimates the metrics of each arm and their differences.
+/// The intervals are valid at all times simultaneously: the report may be read every day and the experiment stopped
+/// when an interval excludes 0. A user counts once, with the events in the window after the first answer. Exit code 1
+/// if the split differs from the configured shares, because then nothing can be concluded. See docs/experiments.md.
 #[derive(clap::Args)]
-pub(super) struct ReportArgs {
-    /// The answers: answers.parquet, a directory with one for each day, or .jsonl with user, time_ms, experiment, and arm (or
-    /// picks, where rankings were interleaved).
+#[command(after_help = "\
+Example:
+  lodestone experiment report --answers answers --events events --experiment bold --report page.html")]
+pub(crate) struct ReportArgs {
+    /// The answers: answers.parquet, a directory with one per day, or .jsonl with user, time_ms, experiment, and arm
+    /// (or picks, for interleaved rankings).
     #[arg(long, value_name = "PATH")]
     answers: PathBuf,
-    /// What users did: events.parquet, a directory with it or with one for each day, or .jsonl with user, time_ms, type, and where known value, item, answer.
+    /// The events: events.parquet, a directory that contains it or one per day, or .jsonl with user, time_ms, type,
+    /// and optionally value, item, answer.
     #[arg(long, value_name = "PATH")]
     events: PathBuf,
-    /// The experiment's name.
+    /// Name of the experiment.
     #[arg(long, value_name = "NAME")]
     experiment: String,
-    /// The arm that others are compared with. Default: `control`, then `default`, then the first by name.
+    /// The arm that the others are compared with. Default: `control`, then `default`, then the first by name.
     #[arg(long, value_name = "ARM")]
     control: Option<String>,
-    /// The shares that the arms should have, as control=0.9,brave=0.1. Default: the same for all.
+    /// Configured shares of the arms, such as control=0.9,brave=0.1. Default: equal shares.
     #[arg(long, value_name = "ARM=SHARE,…", value_delimiter = ',', value_parser = share)]
     shares: Vec<(String, f64)>,
-    /// What a user does counts for so many hours after the first answer; users whose hours are not over do not count yet.
+    /// Hours after a user's first answer in which events count. Users whose window has not ended are left out.
     #[arg(long, value_name = "HOURS", default_value_t = 24.0)]
     window_hours: f64,
-    /// Users in an arm at which the intervals are narrowest for their level; they hold at any other number too.
+    /// Users per arm for which the width of the intervals is optimised. The intervals are valid for any number.
     #[arg(long, value_name = "USERS", default_value_t = AnalysisOptions::default().planned as u64,
           value_parser = clap::value_parser!(u64).range(100..))]
     planned: u64,
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
-    /// Also writes one HTML page with plots that needs nothing else.
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    /// Also writes a self-contained HTML page with plots.
+    #[arg(long, value_name = "FILE", value_parser = new_file)]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 fn share(text: &str) -> anyhow::Result<(String, f64)> {
-    let (arm, share) = text.rsplit_once('=').ok_or_else(|| anyhow!("`{text}` is not an arm, `=` and its share"))?;
-    let number: f64 = share.parse().map_err(|_| anyhow!("`{share}` is not a number"))?;
+    let (arm, share) = text.rsplit_once('=').ok_or_else(|| anyhow!("`{text}` is not of the form ARM=SHARE"))?;
+    let number: f64 = share.parse().map_err(|_| anyhow!("the share `{share}` is not a number"))?;
     Ok((arm.to_owned(), number))
 }
 
-/// Gives the exit code.
-pub(super) fn run(command: ExperimentCommand) -> anyhow::Result<i32> {
+pub(crate) fn run(command: ExperimentCommand) -> anyhow::Result<Exit> {
     match command {
         ExperimentCommand::Report(args) => report(args),
     }
 }
 
-fn report(args: ReportArgs) -> anyhow::Result<i32> {
+fn report(args: ReportArgs) -> anyhow::Result<Exit> {
     const HOURS_MAX: f64 = 24.0 * 366.0;
     let hours = args.window_hours;
     ensure!(hours > 0.0 && hours <= HOURS_MAX, "--window-hours is {hours}; it must be above 0 and at most {HOURS_MAX}");
@@ -70,15 +76,12 @@ fn report(args: ReportArgs) -> anyhow::Result<i32> {
         window_ms: (hours * 3_600_000.0) as i64,
         planned: args.planned as f64,
     };
-    let log = lodestone_experiments::read_answers(&args.answers)?;
-    let outcomes = lodestone_experiments::read_outcomes(&args.events)?;
-    let report = lodestone_experiments::analyse(&args.experiment, &log.exposures, &log.drafts, &outcomes, &options)?;
-    if let Some(path) = &args.html {
-        std::fs::write(path, report.page()).with_context(|| path.display().to_string())?;
+    let log = experiments::read_answers(&args.answers)?;
+    let outcomes = experiments::read_outcomes(&args.events)?;
+    let report = experiments::analyse(&args.experiment, &log.exposures, &log.drafts, &outcomes, &options)?;
+    if let Some(path) = &args.report {
+        write_file("--report", path, &report.page())?;
     }
-    match args.format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Format::Text => print!("{report}"),
-    }
-    Ok(i32::from(report.sample_ratio.is_some_and(|ratio| ratio.mismatch)))
+    args.output.write(&report)?;
+    Ok(Exit::answer(!report.sample_ratio.is_some_and(|ratio| ratio.mismatch)))
 }

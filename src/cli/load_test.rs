@@ -1,13 +1,13 @@
-//! load-test: how fast a server answers, as its callers see it.
-use super::Format;
-use crate::server::proto::{
-    self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient,
-    ranking_service_client::RankingServiceClient,
+//! `lodestone load-test`: throughput and latency of a server, measured by a client.
+use super::{
+    exit::Exit,
+    output::{OutputArgs, new_file},
 };
+use lodestone_dataset as dataset;
+use crate::server::proto::{self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient};
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
-use lodestone_dataset as dataset;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,53 +24,61 @@ use std::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-/// Requests whose server-side stages are averaged.
+/// Number of requests over which the stages in the server are averaged.
 const TRACED_REQUESTS: usize = 300;
-/// Messages of a stream of events.
+/// Messages per event stream.
 const STREAM_MESSAGES: usize = 20;
-/// Requests that wait at most; an open loop against a server that cannot keep up would otherwise fill the memory.
+/// Greatest number of requests in flight. An open loop against a server that cannot keep up would otherwise exhaust the
+/// memory.
 const IN_FLIGHT_MAX: u64 = 20_000;
 
-/// Measures a running server with a shop's own users, titles and items.
+/// Measures throughput and latency of a running server with the users, titles and items of imported data.
 ///
-/// For each number of connections it first finds the capacity: every connection sends its next request as soon as the
-/// last is answered. Then it sends at a fixed rate, whether answers come or not, and counts each latency from the time
-/// at which the request was due, so that waiting is not left out.
+/// For each number of connections, a closed loop first measures the capacity: every connection sends its next request
+/// when the last one is answered. Then an open loop sends at a fixed rate, independently of the responses. Its
+/// latencies count from the time at which a request was due, which avoids coordinated omission.
 #[derive(clap::Args)]
-pub(super) struct LoadTestArgs {
-    /// The server.
+#[command(after_help = "\
+Examples:
+  lodestone load-test --data data --rpc search --connections 1,8,32
+  lodestone load-test --data data --rate 500 --only-rate --latencies latencies.csv")]
+pub(crate) struct LoadTestArgs {
+    /// Address of the server.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
     address: String,
-    /// A directory that `import` wrote: its users ask, its titles are searched for, its items are written about.
+    /// Directory of `lodestone import`: requests have its users, queries are made of its titles, events have its items.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    /// The RPC to measure.
     #[arg(long, value_enum, default_value = "recommend")]
     rpc: RpcArg,
+    /// Numbers of connections to measure, 1 to 1024 each.
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1,8,32")]
     connections: Vec<usize>,
-    /// Length of each measurement; there are two for each number of connections.
+    /// Length of each measurement in seconds. There are two per number of connections.
     #[arg(long, value_name = "S", default_value_t = 5.0)]
     seconds: f64,
-    /// Requests per second of the fixed rate. Default: 70 % of the capacity that was found.
+    /// Requests per second of the open loop. Default: 70 % of the measured capacity.
     #[arg(long, value_name = "R")]
     rate: Option<f64>,
-    /// Leaves out the capacity: only the fixed rate is sent, as beside another load test.
+    /// Skips the capacity measurement and sends only at --rate.
     #[arg(long, requires = "rate")]
     only_rate: bool,
-    /// Results that are asked for.
+    /// Results per page.
     #[arg(long, value_name = "N", default_value_t = 24)]
     page_size: i32,
-    /// Events in each request of `write-events` and each message of `stream-events`, there at most 1,000.
+    /// Events per request of `write-events`, or per message of `stream-events` (at most 1,000).
     #[arg(long, value_name = "N", default_value_t = 100)]
     batch: usize,
-    /// Of the choice of users and queries.
+    /// Seed of the choice of users and queries.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Writes each request at the fixed rate as a line of CSV: when it was due (µs since 1970), its latency, whether it was answered.
-    #[arg(long, value_name = "FILE")]
+    /// Also writes every request of the open loop as a CSV row: due time (µs since 1970), latency, whether it was
+    /// answered.
+    #[arg(long, value_name = "FILE", value_parser = new_file)]
     latencies: Option<PathBuf>,
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -78,38 +86,58 @@ enum RpcArg {
     Recommend,
     Search,
     Suggest,
-    /// Views of random items by random users. They are stored: measure a copy of the data.
+    /// Views of random items by random users. The server stores them: measure it on a copy of the data.
     WriteEvents,
-    /// The same as streams of 20 messages with --batch events each: a call is a stream.
+    /// The same as streams of 20 messages with --batch events each. A call is a stream.
     StreamEvents,
 }
 
-/// What was measured.
+impl RpcArg {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Recommend => "Recommend",
+            Self::Search => "Search",
+            Self::Suggest => "Suggest",
+            Self::WriteEvents => "WriteEvents",
+            Self::StreamEvents => "StreamEvents",
+        }
+    }
+
+    /// Whether the response can have the durations of the stages in the server.
+    fn has_stages(self) -> bool {
+        match self {
+            Self::Recommend | Self::Search => true,
+            Self::Suggest | Self::WriteEvents | Self::StreamEvents => false,
+        }
+    }
+}
+
+/// The result of `lodestone load-test`.
 #[derive(serde::Serialize)]
 struct Report {
     rpc: &'static str,
     runs: Vec<Run>,
-    /// Mean time in the server, one request at a time. Empty where the server does not tell.
+    /// Mean durations of the stages in the server, one request at a time. Empty for RPCs without stages.
     stages_us: BTreeMap<String, f64>,
 }
 
 #[derive(serde::Serialize)]
 struct Run {
     connections: usize,
-    /// Answers per second when every connection always has one request under way.
+    /// Responses per second with one request in flight per connection.
     capacity_per_s: f64,
-    /// Of a request at capacity.
+    /// Latency at capacity.
     capacity_p50_ms: f64,
     capacity_p99_ms: f64,
-    /// Requests per second that were due in the second part.
+    /// Requests per second of the open loop.
     rate_per_s: f64,
-    /// Answers per second that came.
+    /// Responses per second in the open loop.
     answered_per_s: f64,
-    /// From the time that the request was due.
+    /// Latency from the due time of the request.
     p50_ms: f64,
     p99_ms: f64,
     max_ms: f64,
-    /// Answers that were errors, in both parts.
+    /// Errors in both measurements.
     failed: u64,
 }
 
@@ -144,7 +172,7 @@ impl fmt::Display for Report {
     }
 }
 
-pub(super) fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
+pub(crate) fn load_test(args: &LoadTestArgs) -> anyhow::Result<Exit> {
     ensure!(args.seconds > 0.0 && args.seconds <= 3600.0, "--seconds is {}; above 0, at most 3600", args.seconds);
     ensure!(
         args.connections.iter().all(|count| (1..=1024).contains(count)),
@@ -152,10 +180,10 @@ pub(super) fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
     );
     ensure!((1..=10_000).contains(&args.batch), "--batch is {}; it must be within 1 and 10,000", args.batch);
     ensure!(args.rate.is_none_or(|rate| rate > 0.0 && rate <= 1e6), "--rate must be above 0 and at most 1,000,000");
-    let calls = Arc::new(Calls::of(&args)?);
+    let calls = Arc::new(Calls::of(args)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let most = args.connections.iter().copied().max().unwrap_or(1);
-    let channels = runtime.block_on(connect(&args.address, most))?;
+    let connections_max = args.connections.iter().copied().max().unwrap_or(1);
+    let channels = runtime.block_on(connect(&args.address, connections_max))?;
     let mut latencies = args.latencies.as_deref().map(latencies_file).transpose()?;
 
     let bar = ProgressBar::new(2 * args.connections.len() as u64);
@@ -163,20 +191,21 @@ pub(super) fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
     let length = Duration::from_secs_f64(args.seconds);
     let mut runs = Vec::new();
     for &connections in &args.connections {
+        let channels = &channels[..connections];
         bar.set_message(format!("{connections} connections, capacity"));
-        // The first second warms up and does not count.
-        let warm_up = length.min(Duration::from_secs(1));
         let full = match args.only_rate {
             true => Latencies::new(),
             false => {
-                runtime.block_on(closed_loop(&calls, &channels[..connections], warm_up));
-                runtime.block_on(closed_loop(&calls, &channels[..connections], length))
+                // The warm-up is not measured.
+                let warm_up = length.min(Duration::from_secs(1));
+                runtime.block_on(closed_loop(&calls, channels, warm_up));
+                runtime.block_on(closed_loop(&calls, channels, length))
             }
         };
         bar.inc(1);
         let rate = args.rate.unwrap_or(0.7 * full.per_second()).max(1.0);
         bar.set_message(format!("{connections} connections, {rate:.0} requests/s"));
-        let paced = open_loop(&runtime, &calls, &channels[..connections], rate, length, latencies.as_mut())?;
+        let paced = open_loop(&runtime, &calls, channels, Pace { rate, length }, latencies.as_mut())?;
         bar.inc(1);
         runs.push(Run {
             connections,
@@ -191,27 +220,19 @@ pub(super) fn load_test(args: LoadTestArgs) -> anyhow::Result<()> {
             failed: full.failed + paced.failed,
         });
         if let Some(failure) = full.first_failure.or(paced.first_failure) {
-            bar.println(format!("the first failure: {failure}"));
+            bar.println(format!("first failure: {failure}"));
         }
     }
     bar.finish_and_clear();
     if let Some(file) = &mut latencies {
         file.flush().context("--latencies")?;
     }
-    let stages_us = runtime.block_on(stages(&calls, &channels[0]));
-    let rpc = match args.rpc {
-        RpcArg::Recommend => "Recommend",
-        RpcArg::Search => "Search",
-        RpcArg::Suggest => "Suggest",
-        RpcArg::WriteEvents => "WriteEvents",
-        RpcArg::StreamEvents => "StreamEvents",
+    let stages_us = match args.rpc.has_stages() {
+        true => runtime.block_on(mean_stages(&calls, &channels[0])),
+        false => BTreeMap::new(),
     };
-    let report = Report { rpc, runs, stages_us };
-    match args.format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-        Format::Text => print!("{report}"),
-    }
-    Ok(())
+    args.output.write(&Report { rpc: args.rpc.name(), runs, stages_us })?;
+    Ok(Exit::Success)
 }
 
 fn latencies_file(path: &Path) -> anyhow::Result<BufWriter<File>> {
@@ -231,7 +252,7 @@ async fn connect(address: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
     Ok(channels)
 }
 
-/// What is asked: the same sequence for the same seed, whichever server answers.
+/// Generates calls. The same seed produces the same sequence, independently of the server.
 struct Calls {
     rpc: RpcArg,
     users: Vec<String>,
@@ -250,8 +271,8 @@ impl Calls {
             .iter()
             .filter_map(|event| event.user.as_ref()?.as_str().strip_prefix("u:").map(str::to_owned))
             .collect();
-        ensure!(!items.is_empty(), "{} holds no items", args.data.display());
-        ensure!(!users.is_empty(), "{} holds no users who are known", args.data.display());
+        ensure!(!items.is_empty(), "{} contains no items", args.data.display());
+        ensure!(!users.is_empty(), "{} contains no events of signed-in users", args.data.display());
         Ok(Self {
             rpc: args.rpc,
             users: users.into_iter().collect(),
@@ -268,7 +289,7 @@ impl Calls {
         Some(proto::Viewer { user_id, ..Default::default() })
     }
 
-    /// Sends the call number `number`. Gives the stages that the server told of.
+    /// Sends call number `number`. Returns the stages in the response, if `debug` asks for them.
     async fn send(&self, number: u64, channel: Channel, debug: DebugLevel) -> Result<Stages, tonic::Status> {
         let mut random = StdRng::seed_from_u64(self.seed.wrapping_mul(0x9E37_79B9).wrapping_add(number));
         let viewer = self.viewer(&mut random);
@@ -307,7 +328,7 @@ impl Calls {
                 let accepted = proto::EventStatus::Accepted as i32;
                 return match written.results.iter().find(|result| result.status != accepted) {
                     None => Ok(Stages::new()),
-                    Some(refused) => Err(tonic::Status::aborted(format!("an event was not accepted: {refused:?}"))),
+                    Some(rejected) => Err(tonic::Status::aborted(format!("an event was not accepted: {rejected:?}"))),
                 };
             }
             RpcArg::StreamEvents => {
@@ -337,15 +358,15 @@ impl Calls {
     }
 }
 
-/// Stages with nanoseconds.
+/// Names of stages and their nanoseconds.
 type Stages = Vec<(String, i32)>;
 
-/// The first three words: what a shopper may type.
+/// Returns the first three words, a typical query.
 fn first_words(title: &str) -> String {
     title.split_whitespace().take(3).collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Latencies of one part.
+/// Latencies of one measurement.
 struct Latencies {
     us: Histogram<u64>,
     elapsed: Duration,
@@ -359,7 +380,7 @@ impl Latencies {
         Self { us, elapsed: Duration::ZERO, failed: 0, first_failure: None }
     }
 
-    fn note(&mut self, latency: Duration, answer: Result<Stages, tonic::Status>) {
+    fn record(&mut self, latency: Duration, answer: Result<Stages, tonic::Status>) {
         match answer {
             Ok(_) => self.us.saturating_record((latency.as_micros() as u64).max(1)),
             Err(status) => {
@@ -378,22 +399,22 @@ impl Latencies {
     }
 }
 
-/// Numbers of calls go on over all parts, so that no part asks what the one before has warmed.
+/// Call numbers continue over all measurements, so that none repeats requests that an earlier one has put into caches.
 static NEXT_CALL: AtomicU64 = AtomicU64::new(0);
 
 async fn closed_loop(calls: &Arc<Calls>, channels: &[Channel], length: Duration) -> Latencies {
-    let begun = Instant::now();
+    let started = Instant::now();
     let callers: Vec<_> = channels
         .iter()
         .map(|channel| {
             let (calls, channel) = (calls.clone(), channel.clone());
             tokio::spawn(async move {
                 let mut own = Latencies::new();
-                while begun.elapsed() < length {
+                while started.elapsed() < length {
                     let sent = Instant::now();
                     let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
                     let answer = calls.send(number, channel.clone(), DebugLevel::Unspecified).await;
-                    own.note(sent.elapsed(), answer);
+                    own.record(sent.elapsed(), answer);
                 }
                 own
             })
@@ -406,30 +427,35 @@ async fn closed_loop(calls: &Arc<Calls>, channels: &[Channel], length: Duration)
         all.failed += own.failed;
         all.first_failure = all.first_failure.or(own.first_failure);
     }
-    all.elapsed = begun.elapsed();
+    all.elapsed = started.elapsed();
     all
 }
 
-/// Sends on schedule from a thread of its own: tokio's timers are too coarse for latencies below a millisecond.
+struct Pace {
+    /// Requests per second.
+    rate: f64,
+    length: Duration,
+}
+
+/// Sends on schedule from a separate thread, because tokio's timers are too coarse for latencies below a millisecond.
 fn open_loop(
     runtime: &tokio::runtime::Runtime,
     calls: &Arc<Calls>,
     channels: &[Channel],
-    rate: f64,
-    length: Duration,
-    mut each: Option<&mut BufWriter<File>>,
+    Pace { rate, length }: Pace,
+    mut csv: Option<&mut BufWriter<File>>,
 ) -> anyhow::Result<Latencies> {
     let count = (rate * length.as_secs_f64()).ceil() as u64;
     let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
     let (in_flight, too_slow) = (Arc::new(AtomicU64::new(0)), AtomicBool::new(false));
-    let (begun, begun_at) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let (started, started_at) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     let mut all = Latencies::new();
     let mut written = Ok(());
     thread::scope(|scope| {
         scope.spawn(|| {
             let answers = answers;
             for index in 0..count {
-                let due = begun + Duration::from_secs_f64(index as f64 / rate);
+                let due = started + Duration::from_secs_f64(index as f64 / rate);
                 thread::sleep(due.saturating_duration_since(Instant::now()));
                 if in_flight.fetch_add(1, Ordering::Relaxed) >= IN_FLIGHT_MAX {
                     too_slow.store(true, Ordering::Relaxed);
@@ -441,33 +467,30 @@ fn open_loop(
                 runtime.spawn(async move {
                     let answer = calls.send(number, channel, DebugLevel::Unspecified).await;
                     in_flight.fetch_sub(1, Ordering::Relaxed);
-                    let _ = answers.send((due - begun, due.elapsed(), answer));
+                    let _ = answers.send((due - started, due.elapsed(), answer));
                 });
             }
         });
         while let Some((due, latency, answer)) = answered.blocking_recv() {
-            if let (Some(file), Ok(())) = (&mut each, &written) {
-                let due_us = (begun_at + due).as_micros();
+            if let (Some(file), Ok(())) = (&mut csv, &written) {
+                let due_us = (started_at + due).as_micros();
                 written = writeln!(file, "{due_us},{},{}", latency.as_micros(), answer.is_ok());
             }
-            all.note(latency, answer);
+            all.record(latency, answer);
         }
     });
     written.context("--latencies")?;
     ensure!(
         !too_slow.into_inner(),
-        "the server cannot keep up with {rate:.0} requests/s: {IN_FLIGHT_MAX} were waiting; choose a lower --rate"
+        "the server cannot keep up with {rate:.0} requests/s: {IN_FLIGHT_MAX} are in flight; choose a lower --rate"
     );
-    all.elapsed = begun.elapsed();
+    all.elapsed = started.elapsed();
     Ok(all)
 }
 
-/// The mean time of each stage, from answers that tell it.
-async fn stages(calls: &Calls, channel: &Channel) -> BTreeMap<String, f64> {
+/// Returns the mean microseconds of each stage in the server.
+async fn mean_stages(calls: &Calls, channel: &Channel) -> BTreeMap<String, f64> {
     let mut sums: BTreeMap<String, f64> = BTreeMap::new();
-    if matches!(calls.rpc, RpcArg::Suggest | RpcArg::WriteEvents | RpcArg::StreamEvents) {
-        return sums;
-    }
     for _ in 0..TRACED_REQUESTS {
         let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
         for (stage, nanos) in calls.send(number, channel.clone(), DebugLevel::Timings).await.unwrap_or_default() {

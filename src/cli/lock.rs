@@ -1,4 +1,4 @@
-//! One at a time: a lock that ends with its process and tells who holds it.
+//! An exclusive lock file that names its owner and ends with its process.
 use anyhow::Context;
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -6,32 +6,31 @@ use std::{
     path::Path,
 };
 
-/// A lock that is held until this is dropped, or the process ends in whatever way: the operating system keeps it, so none is left
-/// behind.
+/// A lock, held until this value is dropped or the process ends for any reason: the operating system releases it.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(crate) struct Lock {
     file: File,
 }
 
-/// What became of an attempt.
+/// Result of [`Lock::attempt`].
 #[derive(Debug)]
-pub(super) enum Attempt {
+pub(crate) enum Attempt {
     Taken(Lock),
-    /// Who holds it, and since when; in words.
+    /// Describes the owner and the age of the lock.
     Held(String),
 }
 
 impl Lock {
-    /// Takes the lock of a file, which is made where there is none, and writes into it who holds it. Does not wait.
-    pub(super) fn attempt(path: &Path) -> anyhow::Result<Attempt> {
-        let told = || path.display().to_string();
+    /// Takes the lock of a file, which is created if it does not exist, and writes the owner into it. Does not wait.
+    pub(crate) fn attempt(path: &Path) -> anyhow::Result<Attempt> {
+        let shown = || path.display().to_string();
         let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).with_context(told)?;
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).with_context(shown)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut owner = String::new();
-                // The other may be between taking it and telling; then it is nameless.
+                // Empty if the owner has taken the lock and not yet written its name.
                 let _ = file.read_to_string(&mut owner);
                 let age =
                     file.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
@@ -40,20 +39,20 @@ impl Lock {
                     if owner.trim().is_empty() { "another process".to_owned() } else { owner.trim().to_owned() };
                 return Ok(Attempt::Held(format!("{owner}{age}")));
             }
-            Err(TryLockError::Error(error)) => return Err(error).with_context(told),
+            Err(TryLockError::Error(error)) => return Err(error).with_context(shown),
         }
         let owner = format!("process {} on {}\n", std::process::id(), host());
         file.set_len(0)
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| file.write_all(owner.as_bytes()))
-            .with_context(told)?;
+            .with_context(shown)?;
         Ok(Attempt::Taken(Self { file }))
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // A file that is not locked says nothing of an owner.
+        // The file of a released lock names no owner.
         let _ = self.file.set_len(0);
         let _ = self.file.unlock();
     }
@@ -69,11 +68,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_is_held_once_and_tells_its_owner() {
+    fn a_lock_is_exclusive_and_names_its_owner() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.lock");
-        let Attempt::Taken(lock) = Lock::attempt(&path).unwrap() else { panic!("nobody holds it") };
-        let Attempt::Held(owner) = Lock::attempt(&path).unwrap() else { panic!("it is held") };
+        let Attempt::Taken(lock) = Lock::attempt(&path).unwrap() else { panic!("the lock is free") };
+        let Attempt::Held(owner) = Lock::attempt(&path).unwrap() else { panic!("the lock is held") };
         assert!(owner.contains(&format!("process {}", std::process::id())) && owner.ends_with(" s"), "{owner}");
         drop(lock);
         assert!(matches!(Lock::attempt(&path).unwrap(), Attempt::Taken(_)));

@@ -1,26 +1,26 @@
-//! Vectors from files, and made ones.
+//! Matrices of vectors: read from files, written as .npy, or synthetic.
 use anyhow::{Context, bail, ensure};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
 use std::{fs, path::Path};
 
-/// Vectors one after the other.
-pub(super) struct Matrix {
+/// Row vectors, stored one after the other.
+pub(crate) struct Matrix {
     pub values: Vec<f32>,
     pub dimensions: usize,
 }
 
 impl Matrix {
-    pub(super) fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.values.len() / self.dimensions
     }
 
-    pub(super) fn row(&self, row: usize) -> &[f32] {
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.dimensions..][..self.dimensions]
     }
 
-    /// Cuts the last rows off.
-    pub(super) fn split_last(mut self, rows: usize) -> (Self, Self) {
+    /// Splits off the last `rows` rows.
+    pub(crate) fn split_last(mut self, rows: usize) -> (Self, Self) {
         let at = (self.rows() - rows) * self.dimensions;
         let last = Self { values: self.values.split_off(at), dimensions: self.dimensions };
         self.values.shrink_to_fit();
@@ -28,21 +28,21 @@ impl Matrix {
     }
 
     /// Reads `.npy` (two dimensions, little-endian f32) or `.fvecs`.
-    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let bytes = fs::read(path).with_context(|| path.display().to_string())?;
         let matrix = match path.extension().and_then(|extension| extension.to_str()) {
             Some("npy") => npy(&bytes),
             Some("fvecs") => fvecs(&bytes),
-            _ => bail!("{}: only .npy and .fvecs are read", path.display()),
+            _ => bail!("{}: the format is not supported; use .npy or .fvecs", path.display()),
         };
         matrix.with_context(|| path.display().to_string())
     }
 
     /// Writes `.npy`.
-    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let shape = format!("({}, {})", self.rows(), self.dimensions);
         let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
-        // The numbers begin at a multiple of 64.
+        // The format aligns the data to 64 bytes.
         header.push_str(&" ".repeat(63 - (10 + header.len()) % 64));
         header.push('\n');
         let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
@@ -52,9 +52,9 @@ impl Matrix {
         fs::write(path, bytes).with_context(|| path.display().to_string())
     }
 
-    /// Unit vectors as those of a shop: categories of very different size, each with directions of its own, and dimensions
-    /// of falling weight.
-    pub(super) fn synthetic(rows: usize, dimensions: usize, seed: u64) -> Self {
+    /// Generates unit vectors that resemble those of a shop: clusters of very different sizes, each with its own
+    /// centre, and dimensions of decreasing variance.
+    pub(crate) fn synthetic(rows: usize, dimensions: usize, seed: u64) -> Self {
         let clusters = ((rows as f64).sqrt() as usize).clamp(1, 4000);
         let weight: Vec<f32> = (0..dimensions).map(|d| 1.0 / (1.0 + d as f32 / 24.0)).collect();
         let mut random = StdRng::seed_from_u64(seed);
@@ -64,7 +64,7 @@ impl Matrix {
         values.par_chunks_mut(dimensions * 1000).enumerate().for_each(|(chunk, values)| {
             let mut random = StdRng::seed_from_u64(seed ^ ((chunk as u64 + 1) << 20));
             for vector in values.chunks_mut(dimensions) {
-                // Squaring makes the first clusters much larger than the last.
+                // Squaring makes the first clusters much larger than the last ones.
                 let cluster = (random.random::<f32>().powi(2) * clusters as f32) as usize % clusters;
                 let centre = &centres[cluster * dimensions..][..dimensions];
                 for ((value, centre), weight) in vector.iter_mut().zip(centre).zip(&weight) {
@@ -78,7 +78,7 @@ impl Matrix {
     }
 }
 
-/// A normally distributed number (Box and Muller).
+/// Draws from the standard normal distribution (Box-Muller transform).
 fn normal(random: &mut StdRng) -> f32 {
     let (a, b): (f32, f32) = (random.random(), random.random());
     (-2.0 * a.max(1e-12).ln()).sqrt() * (2.0 * std::f32::consts::PI * b).cos()
@@ -89,29 +89,41 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 fn npy(bytes: &[u8]) -> anyhow::Result<Matrix> {
-    ensure!(bytes.len() > 12 && bytes.starts_with(b"\x93NUMPY"), "is no .npy file");
+    ensure!(bytes.len() > 12 && bytes.starts_with(b"\x93NUMPY"), "is not an .npy file");
     let (begin, length) = match bytes[6] {
         1 => (10, u16::from_le_bytes([bytes[8], bytes[9]]) as usize),
         _ => (12, u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize),
     };
-    let header = bytes.get(begin..begin + length).context("its header is cut")?;
-    let header = std::str::from_utf8(header).context("its header is no text")?;
-    ensure!(header.contains("'<f4'"), "holds other numbers than little-endian f32: {header}");
-    ensure!(header.contains("'fortran_order': False"), "is in Fortran's order: {header}");
-    let shape = header.split("'shape': (").nth(1).and_then(|rest| rest.split(')').next()).context("has no shape")?;
+    let header = bytes.get(begin..begin + length).context("has a truncated header")?;
+    let header = std::str::from_utf8(header).context("has a header that is not UTF-8")?;
+    ensure!(header.contains("'<f4'"), "is not of little-endian f32 values: {header}");
+    ensure!(header.contains("'fortran_order': False"), "is in Fortran order; only C order is supported: {header}");
+    let shape = header
+        .split("'shape': (")
+        .nth(1)
+        .and_then(|rest| rest.split(')').next())
+        .context("has a header without a shape")?;
     let shape: Vec<usize> = shape.split(',').filter_map(|size| size.trim().parse().ok()).collect();
     let [rows, dimensions] = shape[..] else { bail!("has the shape {shape:?}, expected two dimensions") };
     let values = floats(&bytes[begin + length..]);
-    ensure!(dimensions > 0 && values.len() == rows * dimensions, "does not hold {rows} × {dimensions} numbers");
+    ensure!(
+        dimensions > 0 && values.len() == rows * dimensions,
+        "is truncated or too long for {rows} × {dimensions} values"
+    );
     Ok(Matrix { values, dimensions })
 }
 
 fn fvecs(bytes: &[u8]) -> anyhow::Result<Matrix> {
     ensure!(bytes.len() >= 4, "is empty");
     let dimensions = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
-    let width =
-        dimensions.checked_mul(4).and_then(|width| width.checked_add(4)).context("has no sensible dimensions")?;
-    ensure!(dimensions > 0 && bytes.len().is_multiple_of(width), "is not made of vectors of {dimensions} dimensions");
+    let width = dimensions
+        .checked_mul(4)
+        .and_then(|width| width.checked_add(4))
+        .context("has an invalid number of dimensions")?;
+    ensure!(
+        dimensions > 0 && bytes.len().is_multiple_of(width),
+        "is not a sequence of vectors of {dimensions} dimensions"
+    );
     let values = bytes.chunks_exact(width).flat_map(|vector| floats(&vector[4..])).collect();
     Ok(Matrix { values, dimensions })
 }

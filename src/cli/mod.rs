@@ -1,141 +1,182 @@
-//! The command line: parse, hand over, print. Data goes to stdout, talk to stderr.
-//! Exit codes: 0 done, 1 ran and the answer is no, 2 usage, configuration or failure.
+//! The command line: parses arguments, calls the library, writes results.
+//!
+//! Conventions of every command: [`output`] defines `--format` and `--out`, [`exit`] the exit codes. Results go to
+//! standard output, progress and logs to standard error.
 mod answers;
 mod benchmark;
 mod bundle;
+mod evaluate;
 mod events;
+mod exit;
 mod experiment;
+mod gate;
+mod import;
 mod load_test;
 mod lock;
 mod matrix;
-mod offline;
+mod output;
+mod progress;
 mod retrain;
 mod serve;
+mod signal;
 mod simulate;
+mod threads;
 mod time;
+mod train;
 
+pub use exit::Exit;
+
+use lodestone_pipeline::{bundle::{Store, StoreError}, ranking::Runtime};
 use clap::{Parser, Subcommand};
-use lodestone_rollout::{Store, StoreError};
 use std::path::PathBuf;
 
 /// A gRPC ranking engine for online shops.
 ///
-/// From a shop's files to an answer: `import` makes them canonical, `train` learns a bundle from them, `evaluate`
-/// judges it on what came later, `serve` answers.
+/// From the files of a shop to ranked results: `import` converts the files to canonical Parquet, `train` fits the
+/// models and writes a bundle, `evaluate` measures it on later data, `serve` answers gRPC requests with it.
 #[derive(Parser)]
-#[command(version, about, max_term_width = 110)]
-pub struct Cli {
+#[command(version, about, max_term_width = 110, after_help = after_help())]
+struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
+fn after_help() -> String {
+    format!(
+        "Output: every command that returns a result takes --format table|json and --out. --out FILE writes the result to \
+         a file instead of standard output; where the result is a dataset or a bundle, --out names its directory and a \
+         summary is printed. Progress and logs go to standard error.\n\n{}\n\
+         Examples:\n  \
+           lodestone import --mapping mapping.toml --in transactions.csv.zst --out data\n  \
+           lodestone train --data data --out bundle\n  \
+           lodestone evaluate --data data --bundle bundle\n  \
+           lodestone serve --bundle bundle --data data",
+        Exit::help()
+    )
+}
+
 #[derive(Subcommand)]
 enum Command {
-    /// Turns a shop's CSV, JSONL or Parquet into canonical items and events, and reports what it dropped and why.
-    Import(offline::ImportArgs),
-    /// Learns encoders, neighbours and the ranking model from imported data and writes a bundle.
-    Train(offline::TrainArgs),
-    /// Judges a bundle on the part of the data that came after its training.
-    Evaluate(offline::EvaluateArgs),
-    /// Gathers, trains, judges and publishes: the learning loop as one command, for cron.
+    Import(import::ImportArgs),
+    Train(train::TrainCommandArgs),
+    Evaluate(evaluate::EvaluateArgs),
     Retrain(retrain::RetrainArgs),
-    /// Decides whether a new bundle may replace the current one: exit code 1 and the reason if not.
-    Gate(offline::GateArgs),
-    /// Brings models of your own into a bundle, or says what a bundle holds.
+    Gate(gate::GateArgs),
+    /// Builds bundles from models trained elsewhere, inspects bundles, and manages stores of bundles.
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
-    /// Answers gRPC requests from a bundle.
     Serve(serve::ServeArgs),
-    /// Exports or shows what was answered, with the probability of everything that was shown.
+    /// Exports and shows logged answers with the probability of every item shown.
     #[command(subcommand)]
     Answers(answers::AnswersCommand),
-    /// Exports, verifies, repairs and compacts the log of what shoppers did.
+    /// Exports, verifies, repairs and compacts the event log.
     #[command(subcommand)]
     Events(events::EventsCommand),
-    /// Measures parts of the engine on data of your own; each command tells what its file must be.
+    /// Benchmarks parts of the engine on your own data or on public datasets; the help of each command describes its
+    /// files.
     #[command(subcommand)]
     Benchmark(benchmark::Benchmark),
-    /// Experiments on shoppers: what their arms did.
+    /// Analyses online experiments.
     #[command(subcommand)]
     Experiment(experiment::ExperimentCommand),
-    /// Puts made shoppers in front of real servers: what the learning loop is worth to clicks, purchases and coming back.
     Simulate(simulate::SimulateArgs),
-    /// Measures a running server: requests per second, latencies, and where the time goes.
     LoadTest(load_test::LoadTestArgs),
 }
 
-/// How results are printed.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// A table for users.
-    Text,
-    /// JSON for programs.
-    Json,
-}
-
-/// Where the library of ONNX Runtime is.
+/// Path of the ONNX Runtime library.
 #[derive(clap::Args)]
-pub struct LibraryArgs {
-    /// The library of ONNX Runtime (libonnxruntime.so). Default: ORT_DYLIB_PATH, then the usual places.
+struct LibraryArgs {
+    /// The ONNX Runtime library (libonnxruntime.so). Default: ORT_DYLIB_PATH, then the usual library directories.
     #[arg(long, env = "ORT_DYLIB_PATH", value_name = "FILE")]
-    pub onnxruntime: Option<PathBuf>,
+    onnxruntime: Option<PathBuf>,
 }
 
-/// Where bundles are published.
-#[derive(clap::Args)]
-pub struct StoreArgs {
-    /// A directory, or in a build with the cargo feature `s3`, `gcs` or `azure`, as the image is, a place such as s3://bucket/path;
-    /// its access comes from the environment (AWS_…, GOOGLE_…, AZURE_…).
-    #[arg(long, value_name = "DIR|URL", env = "LODESTONE_STORE")]
-    pub store: String,
-}
-
-impl StoreArgs {
-    pub fn open(&self) -> Result<Store, StoreError> {
-        open_store(&self.store)
+impl LibraryArgs {
+    fn load(&self) -> anyhow::Result<Runtime> {
+        Ok(Runtime::load(self.onnxruntime.as_deref())?)
     }
 }
 
-/// Opens a store with what the environment says of its access.
-fn open_store(place: &str) -> Result<Store, StoreError> {
-    let is_access = |(name, _): &(String, String)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|of| name.starts_with(of));
-    Store::open(place, std::env::vars().filter(is_access).map(|(name, value)| (name.to_lowercase(), value)))
+/// Opens a store with the credentials in the environment.
+fn open_store(location: &str) -> Result<Store, StoreError> {
+    let is_credential =
+        |(name, _): &(String, String)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+    Store::open(location, std::env::vars().filter(is_credential).map(|(name, value)| (name.to_lowercase(), value)))
 }
 
-/// An error with its causes; one that its effect already tells is not told twice.
-fn told(error: &anyhow::Error) -> String {
-    let mut told = String::new();
+/// Formats an error chain, skipping causes that an earlier message already contains.
+fn format_chain(error: &anyhow::Error) -> String {
+    let mut message = String::new();
     for cause in error.chain().map(ToString::to_string) {
-        if !told.contains(&cause) {
-            told = if told.is_empty() { cause } else { format!("{told}: {cause}") };
+        if !message.contains(&cause) {
+            message = if message.is_empty() { cause } else { format!("{message}: {cause}") };
         }
     }
-    told
+    message
 }
 
-/// Runs the program and gives its exit code.
-pub fn run() -> i32 {
+/// Runs the program. Usage errors end the process with [`Exit::Error`].
+pub fn run() -> Exit {
     let cli = Cli::parse();
-    let result: anyhow::Result<i32> = match cli.command {
-        Command::Import(args) => offline::import(args).map(|()| 0),
-        Command::Train(args) => offline::train(args),
-        Command::Evaluate(args) => offline::evaluate(args),
-        Command::Retrain(args) => retrain::retrain(args),
-        Command::Gate(args) => offline::gate(args),
-        Command::Bundle(command) => bundle::run(command).map(|()| 0),
-        Command::Serve(args) => serve::serve(args).map(|()| 0),
-        Command::Answers(command) => answers::run(command),
-        Command::Events(command) => events::run(command),
+    let result: anyhow::Result<Exit> = match cli.command {
+        Command::Import(args) => import::import(&args),
+        Command::Train(args) => train::train(args),
+        Command::Evaluate(args) => evaluate::evaluate(&args),
+        Command::Retrain(args) => retrain::retrain(&args),
+        Command::Gate(args) => gate::gate(&args),
+        Command::Bundle(command) => bundle::run(command),
+        Command::Serve(args) => serve::serve(args),
+        Command::Answers(command) => answers::run(&command),
+        Command::Events(command) => events::run(&command),
         Command::Benchmark(command) => benchmark::run(command),
         Command::Experiment(command) => experiment::run(command),
-        Command::Simulate(args) => simulate::simulate(args).map(|()| 0),
-        Command::LoadTest(args) => load_test::load_test(args).map(|()| 0),
+        Command::Simulate(args) => simulate::simulate(args),
+        Command::LoadTest(args) => load_test::load_test(&args),
     };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("lodestone: {}", told(&error));
-            2
+    result.unwrap_or_else(|error| {
+        eprintln!("lodestone: {}", format_chain(&error));
+        Exit::Error
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Commands that return no result: a server.
+    const WITHOUT_RESULT: [&str; 1] = ["serve"];
+
+    fn leaves(command: &clap::Command, path: &str, visit: &mut impl FnMut(&str, &clap::Command)) {
+        for sub in command.get_subcommands() {
+            let path = format!("{path} {}", sub.get_name());
+            match sub.has_subcommands() {
+                true => leaves(sub, &path, visit),
+                false => visit(path.trim(), sub),
+            }
         }
+    }
+
+    #[test]
+    fn every_command_has_format_out_and_a_description() {
+        let cli = Cli::command();
+        cli.clone().debug_assert();
+        leaves(&cli, "", &mut |path, command| {
+            assert!(command.get_about().is_some(), "{path} has no description");
+            if WITHOUT_RESULT.contains(&path) {
+                return;
+            }
+            let flags: Vec<_> = command.get_arguments().filter_map(|argument| argument.get_long()).collect();
+            for flag in ["format", "out"] {
+                assert!(flags.contains(&flag), "{path} has no --{flag}");
+            }
+            assert!(!flags.contains(&"json"), "{path} has --json");
+        });
+    }
+
+    #[test]
+    fn a_cause_that_its_parent_contains_is_not_repeated() {
+        let error = anyhow::anyhow!("no such file").context("shop.csv: no such file").context("import");
+        assert_eq!(format_chain(&error), "import: shop.csv: no such file");
     }
 }

@@ -1,19 +1,25 @@
-//! serve
-use super::{LibraryArgs, open_store};
-use crate::server::{self, ServerConfig, metrics_endpoint};
+//! `lodestone serve`
+use super::{LibraryArgs, exit::Exit, open_store, signal::StopSignals};
+use lodestone_pipeline::{answers::AnswersConfig, ranking::Device, serving::{Serving, ServingConfig}};
+use lodestone_rollout::{Bounds, RolloutConfig, Source};
+use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
+use crate::server::{self, ServerConfig};
+use lodestone_telemetry as telemetry;
 use anyhow::Context;
-use lodestone_engine::{EngineConfig, OpenOptions, open};
-use lodestone_pipeline::{
-    answers::AnswersConfig,
-    ranking::Device,
-    serving::{Serving, ServingConfig},
-};
-use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use tokio::net::TcpListener;
 
+/// Serves ranking, events and the catalogue over gRPC.
+///
+/// Every flag can also be set by its environment variable. SIGTERM and Ctrl-C finish the running requests and end the
+/// server with exit code 0.
 #[derive(clap::Args)]
-pub(super) struct ServeArgs {
-    /// The bundle that `train` wrote: it serves as long as the server runs.
+#[command(after_help = "\
+Examples:
+  lodestone serve --bundle bundle --data data
+  lodestone serve --store s3://bucket/shop --data data --metrics-listen 127.0.0.1:9464")]
+pub(crate) struct ServeArgs {
+    /// The bundle of `lodestone train`. It serves until the server ends.
     #[arg(
         long,
         value_name = "DIR",
@@ -22,98 +28,108 @@ pub(super) struct ServeArgs {
         conflicts_with = "store"
     )]
     bundle: Option<PathBuf>,
-    /// A store of bundles, which `bundle publish` fills: a directory or a URL. The server loads what is current there, watches
-    /// it, and loads what becomes current later beside it; docs/model-rollout.md tells all of it.
+    /// A store of bundles, a directory or a URL, filled by `lodestone bundle publish`. The server loads the store's
+    /// current bundle, watches the store, and swaps in later bundles without interruption; see docs/models.md.
     #[arg(long, value_name = "DIR|URL", env = "LODESTONE_STORE")]
     store: Option<String>,
-    #[command(flatten)]
-    life: LifeArgs,
-    /// The shop's data directory: the imported history, if any, and the log of what comes in.
+    /// The data directory: the imported history, if any, and the event log.
     #[arg(long, value_name = "DIR", env = "LODESTONE_DATA")]
     data: PathBuf,
+    /// Address of the gRPC server.
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_LISTEN", default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
-    /// Answers GET /metrics here, for Prometheus; see docs/metrics.md. Default: nowhere.
+    /// Address of GET /metrics for Prometheus; see docs/metrics.md. Default: no metrics endpoint.
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
-    /// Threads that answer, each with its own models. Default: one for each core.
+    /// Worker threads, each with its own models. Default: one per core.
     #[arg(long, value_name = "N", env = "LODESTONE_WORKERS")]
     workers: Option<usize>,
-    /// Requests that may wait for a thread; one more is refused with RESOURCE_EXHAUSTED.
+    /// Length of the request queue. Further requests are refused with RESOURCE_EXHAUSTED.
     #[arg(long, value_name = "N", env = "LODESTONE_QUEUE_REQUESTS_MAX", default_value_t = 1024)]
     queue_requests_max: usize,
-    /// Where the models run. `cuda` needs a build with the cargo feature `cuda` and the CUDA build of the library.
+    /// Device of the models. `cuda` requires a build with the cargo feature `cuda` and the CUDA build of ONNX Runtime.
     #[arg(long, value_enum, env = "LODESTONE_DEVICE", default_value = "cpu")]
     device: DeviceArg,
-    /// Moves the imported history so that it ends now: for demonstrations with old data. Each start then reads the whole log.
+    /// Shifts the imported history in time so that it ends now, for demonstrations with old data. Every startup then
+    /// reads the whole log.
     #[arg(long, env = "LODESTONE_HISTORY_ENDS_NOW")]
     history_ends_now: bool,
-    /// Event ids that are remembered for seven days at most, 17 to 29 bytes each; beyond it the oldest are forgotten sooner.
+    /// Greatest number of event ids remembered for deduplication, 17 to 29 bytes each. Ids expire after seven days, or
+    /// earlier, the oldest first, when there are more than this.
     #[arg(long, value_name = "N", env = "LODESTONE_DEDUPE_IDS_MAX", default_value_t = lodestone_events::DEDUPE_IDS_MAX)]
     dedupe_ids_max: usize,
-    /// How far an event's time may be ahead of this clock; one that is further ahead is refused with both times.
+    /// Seconds that an event's time may be ahead of the server's clock. Events further ahead are rejected with both
+    /// times.
     #[arg(long, value_name = "S", env = "LODESTONE_EVENT_AHEAD_S_MAX", default_value_t = 300)]
     event_ahead_s_max: u32,
-    /// How strongly answers avoid items that are alike where a request does not say, 0 to 1.
+    /// Diversity of the results when a request does not set it: from 0, ranked by score only, to 1.
     #[arg(long, value_name = "0..1", env = "LODESTONE_DIVERSITY_DEFAULT", default_value_t = 0.0)]
     diversity_default: f32,
-    /// Named configurations, exploration and experiments; see docs/serving.md. Default: one configuration without exploration.
+    /// TOML file with serving configurations, exploration and experiments; see docs/serving.md. Default: one
+    /// configuration without exploration.
     #[arg(long, value_name = "FILE", env = "LODESTONE_SERVING")]
     serving: Option<PathBuf>,
-    /// The share of answers whose record is kept under DATA/answers, for replay and for learning; see docs/answers.md.
-    /// Default: 1 where the serving file explores or has experiments, otherwise 0.1.
+    /// Share of the answers that are logged under DATA/answers, for replay and off-policy evaluation; see
+    /// docs/answers.md. Default: 1 if the serving file explores or has experiments, otherwise 0.1.
     #[arg(long, value_name = "0..1", env = "LODESTONE_ANSWERS_SHARE")]
     answers_share: Option<f64>,
-    /// Days for which records of answers are kept.
+    /// Retention of logged answers in days.
     #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", default_value_t = AnswersConfig::default().days_max)]
     answers_days: u32,
-    /// Bytes that all records of answers may take; beyond it the oldest files are removed.
-    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_BYTES", default_value_t = AnswersConfig::default().bytes_max)]
+    /// Greatest size of the answer log in bytes. The oldest files are removed beyond it.
+    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_BYTES",
+          default_value_t = AnswersConfig::default().bytes_max)]
     answers_bytes: u64,
-    /// Words that mean the same, a line each: `sofa, couch` or `tv => television`; see docs/search.md.
+    /// Synonyms, one rule per line: `sofa, couch` or `tv => television`; see docs/search.md.
     #[arg(long, value_name = "FILE", env = "LODESTONE_SYNONYMS")]
     synonyms: Option<PathBuf>,
-    /// The time of a request that brings no deadline.
+    /// Deadline of requests that set none.
     #[arg(long, value_name = "MS", env = "LODESTONE_DEADLINE_MS_DEFAULT", default_value_t = 1000)]
     deadline_ms_default: u64,
     #[command(flatten)]
     library: LibraryArgs,
+    // Last, because its help heading continues.
+    #[command(flatten)]
+    rollout: RolloutArgs,
 }
 
-/// How bundles come and go.
+/// Rollout of new bundles.
 #[derive(clap::Args)]
-struct LifeArgs {
-    /// How often the store is asked what is current.
+#[command(next_help_heading = "Rollout of new bundles")]
+struct RolloutArgs {
+    /// Interval in which the store is polled for its current bundle.
     #[arg(long, value_name = "S", env = "LODESTONE_WATCH_SECONDS", default_value_t = 10.0)]
     watch_seconds: f64,
-    /// Bundles that stay in memory after they answered: for a way back without loading, and for later pages of their answers.
+    /// Former bundles that stay in memory, for rollback without loading and for later pages of their results.
     #[arg(long, value_name = "N", env = "LODESTONE_KEPT_BUNDLES_MAX", default_value_t = 1)]
     kept_bundles_max: usize,
-    /// A canary or a new bundle is judged by the answers of so many seconds.
+    /// Health window: a canary or a new bundle is judged by the answers of this many recent seconds.
     #[arg(long, value_name = "S", env = "LODESTONE_BOUNDS_WINDOW_SECONDS", default_value_t = 60.0)]
     bounds_window_seconds: f64,
-    /// After a swap the new bundle is judged so long; then it is trusted.
+    /// Time after a swap in which the new bundle is judged and may be rolled back.
     #[arg(long, value_name = "S", env = "LODESTONE_PROBATION_SECONDS", default_value_t = 600.0)]
     probation_seconds: f64,
-    /// Fewer answers than this say nothing.
+    /// Least number of answers in the health window for a judgement.
     #[arg(long, value_name = "N", env = "LODESTONE_BOUNDS_REQUESTS_MIN", default_value_t = 200)]
     bounds_requests_min: u64,
-    /// A bundle is taken back where a greater share of its answers fails.
+    /// A bundle is rolled back if a greater share of its answers are errors.
     #[arg(long, value_name = "0..1", env = "LODESTONE_ERROR_SHARE_MAX", default_value_t = 0.01)]
     error_share_max: f64,
-    /// A bundle is taken back where so much more of its answers lack a model or a source than before.
+    /// A bundle is rolled back if the share of its degraded answers (without a model or a source) exceeds that of the
+    /// other bundle by more than this.
     #[arg(long, value_name = "0..1", env = "LODESTONE_DEGRADED_SHARE_MAX", default_value_t = 0.05)]
     degraded_share_max: f64,
-    /// A bundle is taken back where the 99th percentile of its time in a worker is so many times that of the other one.
+    /// A bundle is rolled back if the 99th percentile of its time in a worker exceeds that of the other bundle times
+    /// this.
     #[arg(long, value_name = "RATIO", env = "LODESTONE_P99_RATIO_MAX", default_value_t = 2.0)]
     p99_ratio_max: f64,
-    /// A canary is taken back where its users certainly choose something from fewer answers than the others do, times this. 0:
-    /// choices are no bound.
+    /// A canary is rolled back if, with confidence, its users interact with fewer answers than the other users times
+    /// this. 0 turns the bound off.
     #[arg(long, value_name = "RATIO", env = "LODESTONE_CHOICE_RATIO_MIN", default_value_t = 0.8)]
     choice_ratio_min: f64,
 }
 
-impl LifeArgs {
+impl RolloutArgs {
     fn config(&self) -> anyhow::Result<RolloutConfig> {
         let seconds = |name: &str, value: f64, least: f64| match (least..=1e7).contains(&value) {
             true => Ok(Duration::from_secs_f64(value)),
@@ -130,7 +146,7 @@ impl LifeArgs {
         Ok(RolloutConfig {
             watch: seconds("watch-seconds", self.watch_seconds, 0.05)?,
             kept_max: self.kept_bundles_max,
-            bounds: HealthBounds {
+            bounds: Bounds {
                 requests_min: self.bounds_requests_min.max(1),
                 error_share_max: self.error_share_max,
                 degraded_share_max: self.degraded_share_max,
@@ -149,41 +165,54 @@ enum DeviceArg {
     Cuda,
 }
 
-/// The number that Linux gives it on x86 and ARM.
+/// SIGXFSZ on Linux, x86 and ARM.
 const SIGXFSZ: i32 = 25;
 
-pub(super) fn serve(args: ServeArgs) -> anyhow::Result<()> {
+pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "lodestone=info,warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let config = engine_config(&args)?;
+    lodestone_core::text::warm_up();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let engine = open_engine(&args, config, cores)?;
+    // Network I/O takes a third of the time of ranking; more threads would only compete for the cores.
+    let io_threads = (cores / 2).max(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
+    runtime.block_on(run_server(&args, Arc::new(engine)))?;
+    Ok(Exit::Success)
+}
+
+fn engine_config(args: &ServeArgs) -> anyhow::Result<EngineConfig> {
+    let (diversity, answers_share) = (args.diversity_default, args.answers_share);
+    anyhow::ensure!((0.0..=1.0).contains(&diversity), "--diversity-default is {diversity}; it must be within 0 and 1");
     anyhow::ensure!(
-        (0.0..=1.0).contains(&args.diversity_default),
-        "--diversity-default is {}; it must be within 0 and 1",
-        args.diversity_default
+        answers_share.is_none_or(|share| (0.0..=1.0).contains(&share)),
+        "--answers-share is {}; it must be within 0 and 1",
+        answers_share.unwrap_or_default()
     );
-    if let Some(share) = args.answers_share {
-        anyhow::ensure!((0.0..=1.0).contains(&share), "--answers-share is {share}; it must be within 0 and 1");
-    }
     anyhow::ensure!(
         (1..=3650).contains(&args.answers_days),
         "--answers-days is {}; it must be within 1 and 3650",
         args.answers_days
     );
-    let base = ServingConfig { diversity: args.diversity_default, ..ServingConfig::default() };
+    let base = ServingConfig { diversity, ..ServingConfig::default() };
     let serving = match &args.serving {
         Some(path) => Serving::open(path, &base)?,
         None => Serving::of(base),
     };
-    let share = args.answers_share.unwrap_or(if serving.varies() { 1.0 } else { AnswersConfig::default().share });
+    let share = answers_share.unwrap_or(if serving.varies() { 1.0 } else { AnswersConfig::default().share });
     let answers = AnswersConfig { share, days_max: args.answers_days, bytes_max: args.answers_bytes };
-    lodestone_core::text::warm_up();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(EngineConfig { serving: Arc::new(serving), answers, ..EngineConfig::default() })
+}
+
+fn open_engine(args: &ServeArgs, config: EngineConfig, cores: usize) -> anyhow::Result<Engine> {
     let bundle = match (&args.store, &args.bundle) {
-        (Some(store), _) => BundleSource::Store(open_store(store)?),
-        (None, bundle) => BundleSource::Directory(bundle.clone().context("--bundle or --store is needed")?),
+        (Some(store), _) => Source::Store(open_store(store)?),
+        (None, bundle) => Source::Directory(bundle.clone().context("--bundle or --store is required")?),
     };
-    let engine = open(OpenOptions {
+    Ok(open(OpenOptions {
         bundle,
-        rollout: args.life.config()?,
+        life: args.rollout.config()?,
         data: &args.data,
         library: args.library.onnxruntime.as_deref(),
         device: match args.device {
@@ -195,47 +224,30 @@ pub(super) fn serve(args: ServeArgs) -> anyhow::Result<()> {
         queue_requests_max: args.queue_requests_max,
         history_ends_now: args.history_ends_now,
         dedupe_ids_max: args.dedupe_ids_max,
-        config: EngineConfig { serving: Arc::new(serving), answers, ..EngineConfig::default() },
-    })?;
-    // Reading and writing requests takes a third of what answering does; more threads only take turns on the cores.
-    let io_threads = (cores / 2).max(1);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
-    runtime.block_on(async {
-        // A file that reaches a limit (`ulimit -f`) is a failed write then, and not the end of the process.
-        let _limit = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(SIGXFSZ))?;
-        let listener = tokio::net::TcpListener::bind(args.listen)
-            .await
-            .with_context(|| format!("cannot listen on {}", args.listen))?;
-        tracing::info!(address = %listener.local_addr()?, generation = %engine.generation(), "serving");
-        let config = ServerConfig {
-            deadline_default: Duration::from_millis(args.deadline_ms_default),
-            event_ahead_max: Duration::from_secs(args.event_ahead_s_max.into()),
-            ..ServerConfig::default()
-        };
-        let engine = Arc::new(engine);
-        if let Some(address) = args.metrics_listen {
-            let listener = tokio::net::TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen for metrics on {address}"))?;
-            let engine = engine.clone();
-            tokio::spawn(metrics_endpoint::serve(listener, move || engine.metrics_text()));
-        }
-        server::serve(engine.clone(), config, listener, stop_signal()).await?;
-        engine.checkpoint_on_shutdown();
-        tracing::info!("stopped");
-        Ok(())
-    })
+        config,
+    })?)
 }
 
-/// Ends at SIGINT or SIGTERM.
-async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        let _ = tokio::signal::ctrl_c().await;
-        return;
+/// Serves until a signal stops the server, then writes a checkpoint.
+async fn run_server(args: &ServeArgs, engine: Arc<Engine>) -> anyhow::Result<()> {
+    // With a handler, a file size limit (`ulimit -f`) fails the write instead of ending the process.
+    let _limit = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(SIGXFSZ))?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    tracing::info!(address = %listener.local_addr()?, generation = %engine.generation(), "serving");
+    let config = ServerConfig {
+        deadline_default: Duration::from_millis(args.deadline_ms_default),
+        event_ahead_max: Duration::from_secs(args.event_ahead_s_max.into()),
+        ..ServerConfig::default()
     };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+    if let Some(address) = args.metrics_listen {
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("cannot listen for metrics on {address}"))?;
+        let engine = engine.clone();
+        tokio::spawn(telemetry::serve(listener, move || engine.metrics_text()));
     }
+    let mut stop = StopSignals::install()?;
+    server::serve(engine.clone(), config, listener, async move { stop.received().await }).await?;
+    engine.checkpoint_on_shutdown();
+    tracing::info!("stopped");
+    Ok(())
 }

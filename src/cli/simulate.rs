@@ -1,25 +1,21 @@
-//! simulate: made shoppers in front of real servers, with the learning loop on and off.
-use super::{LibraryArgs, offline::style};
-use crate::server::proto::{
-    self, RecommendType, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient,
-    ranking_service_client::RankingServiceClient,
+//! `lodestone simulate`: simulated shoppers use real servers with and without the learning loop.
+use super::{
+    LibraryArgs,
+    exit::Exit,
+    output::{OutputArgs, new_file, write_file},
+    progress::style,
 };
-use anyhow::{Context, bail, ensure};
-use indicatif::ProgressBar;
+use lodestone_pipeline::bundle::Store;
 use lodestone_catalog::Item;
-use lodestone_core::units::UnixMillis;
 use lodestone_dataset as dataset;
 use lodestone_events::EventKind;
-use lodestone_rollout::Store;
-use lodestone_training::{
-    EvaluateOptions,
-    simulation::{
-        Arm, Beginning, Day, Deed, Draws, Lives, Outcomes, Seen, Shop, Shopper, SimulationConfig, Wish, begin,
-        dataset_events, id_of, outcomes, plot, product_of,
-    },
-};
+use crate::server::proto::{self, RecommendType, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient};
+use lodestone_training::{simulation::{Arm, Beginning, Day, Deed, Draws, Lives, Outcomes, Seen, Shop, Shopper, SimulationConfig, Wish, begin, dataset_events, id_of, outcomes, plot, product_of}, EvaluateOptions};
+use lodestone_core::units::UnixMillis;
+use anyhow::{Context, bail, ensure};
+use indicatif::ProgressBar;
 use std::{
-    fs,
+    fmt, fs,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -27,73 +23,93 @@ use std::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-/// How long a server may take to start, and to put a new bundle in place.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Of the retrains: choices that judge a bundle, and lists that the ranking model learns from.
+/// Greatest time for the startup of a server and for the swap to a new bundle.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Flags of the retrains: interactions for the evaluation, and lists for the ranking model.
 const NEWEST_MAX: usize = 500;
 const LISTS_MAX: &str = "1000";
 const RETRAIN_LOG: &str = "retrain.log";
-/// Between the end of the last simulated day and now.
+/// Time between the end of the last simulated day and now.
 const MARGIN_MS: i64 = 15 * 60 * 1000;
 
-/// Puts made shoppers with known, drifting tastes in front of real servers and measures what the learning loop is worth.
+/// Measures the value of the learning loop: simulated shoppers with known, drifting tastes use real servers.
 ///
-/// Three servers begin with the same bundle, learned from the same made history, and meet the same shoppers. `off` is told nothing
-/// of what they do, `live` gets every event, and for `loop` a bundle is also trained, judged, published and put in place each night
-/// (`lodestone retrain --gate`). Shoppers come back the more often the better their visits were. docs/simulation.md says what is assumed.
+/// Three servers start with the same bundle, trained on the same simulated history, and meet the same shoppers. `off`
+/// receives no events, `live` receives every event, and for `loop` a bundle is also trained, evaluated and published
+/// every night (`lodestone retrain --gate`). Shoppers return the more often, the better their visits were. The result
+/// has clicks, purchases and return rate of each arm with bootstrap intervals. docs/simulation.md states the
+/// assumptions.
 #[derive(clap::Args)]
-pub(super) struct SimulateArgs {
-    /// Worlds that are lived through, each with its own shop and shoppers.
+#[command(after_help = "\
+Examples:
+  lodestone simulate --seeds 1 --shoppers 100 --days 5
+  lodestone simulate --format json --out simulation.json --plot simulation.svg")]
+pub(crate) struct SimulateArgs {
+    /// Number of simulated worlds, each with its own shop and shoppers.
     #[arg(long, value_name = "N", default_value_t = 3)]
     seeds: u64,
-    /// The first seed; the others follow it.
+    /// Seed of the first world. The others follow it.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Shoppers per world.
     #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().shopper_count)]
     shoppers: usize,
-    /// A fifth of them come into the shop during the watched days.
+    /// Products per world. A fifth of them are launched during the measured days.
     #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().product_count)]
     products: usize,
-    /// Days that are watched, with a night after each; the last ends now.
+    /// Measured days, with a night after each; the last one ends now.
     #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().day_count)]
     days: usize,
-    /// Days before them, from which the first bundle learns.
+    /// Days before them, on which the first bundle is trained.
     #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().history_days)]
     history_days: usize,
-    /// Writes everything that was measured as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Writes the days as a picture (SVG).
-    #[arg(long, value_name = "FILE")]
+    /// Also writes a plot of the days as SVG.
+    #[arg(long, value_name = "FILE", value_parser = new_file)]
     plot: Option<PathBuf>,
-    /// Where data, bundles and the servers' words are kept; must not exist. Default: a temporary directory, removed at the end.
+    /// Directory for data, bundles and logs of the servers; must not exist. Default: a temporary directory, removed at
+    /// the end.
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     library: LibraryArgs,
 }
 
-/// What is written as JSON.
+/// The result of `lodestone simulate`.
 #[derive(serde::Serialize)]
 struct Report {
     config: SimulationConfig,
     seeds: Vec<u64>,
     seconds: f64,
-    /// By seed: what became of each night's bundle.
+    /// The bundle of each night, by seed.
     nights: Vec<Vec<Night>>,
     outcomes: Outcomes,
 }
 
-/// What became of a night's bundle.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let published = self.nights.iter().flatten().filter(|night| **night == Night::Published).count();
+        write!(f, "{}", self.outcomes)?;
+        writeln!(
+            f,
+            "{} nights: {published} bundles published, the others refused by the gate; {:.0} s",
+            self.nights.iter().flatten().count(),
+            self.seconds
+        )
+    }
+}
+
+/// What happened to the bundle of a night.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Night {
     Published,
-    /// The gate refused it; the one before goes on.
+    /// The gate refused it, and the previous bundle stays current.
     Refused,
 }
 
-pub(super) fn simulate(args: SimulateArgs) -> anyhow::Result<()> {
+pub(crate) fn simulate(args: SimulateArgs) -> anyhow::Result<Exit> {
     let within = |name: &str, value: usize, low: usize, high: usize| {
         ensure!((low..=high).contains(&value), "--{name} is {value}; it must be within {low} and {high}");
         Ok(())
@@ -110,8 +126,8 @@ pub(super) fn simulate(args: SimulateArgs) -> anyhow::Result<()> {
         day_count: args.days,
         ..SimulationConfig::default()
     };
-    let work = Work::create(args.work)?;
-    let begun = Instant::now();
+    let work = WorkDirectory::create(args.work)?;
+    let started = Instant::now();
     let seeds: Vec<u64> = (0..args.seeds).map(|seed| args.seed.wrapping_add(seed)).collect();
     let bar = ProgressBar::new(args.seeds * (args.days as u64 + 1)).with_style(style("{pos}/{len}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -119,58 +135,48 @@ pub(super) fn simulate(args: SimulateArgs) -> anyhow::Result<()> {
     for seed in &seeds {
         let program = Program { library: args.library.onnxruntime.clone(), seed: *seed };
         let path = work.path.join(format!("seed-{seed}"));
-        let (lived, slept) = runtime
-            .block_on(world(&program, &path, &config, &bar))
+        let (world_lives, world_nights) = runtime
+            .block_on(simulate_world(&program, &path, &config, &bar))
             .with_context(|| format!("seed {seed}, see {}", path.display()))?;
-        lives.push(lived);
-        nights.push(slept);
+        lives.push(world_lives);
+        nights.push(world_nights);
     }
     bar.finish_and_clear();
     let outcomes = outcomes(&lives, &EvaluateOptions::default());
     if let Some(path) = &args.plot {
-        fs::write(path, plot(&outcomes)).with_context(|| path.display().to_string())?;
+        write_file("--plot", path, &plot(&outcomes))?;
     }
-    print!("{outcomes}");
-    let report = Report { config, seeds, seconds: begun.elapsed().as_secs_f64(), nights, outcomes };
-    let published = report.nights.iter().flatten().filter(|night| **night == Night::Published).count();
-    println!(
-        "{} nights: {published} bundles published, the others refused by the gate; {:.0} s",
-        report.nights.iter().flatten().count(),
-        report.seconds
-    );
-    if let Some(path) = &args.json {
-        let json = serde_json::to_string_pretty(&report)? + "\n";
-        fs::write(path, json).with_context(|| path.display().to_string())?;
-    }
+    args.output.write(&Report { config, seeds, seconds: started.elapsed().as_secs_f64(), nights, outcomes })?;
     work.end();
-    Ok(())
+    Ok(Exit::Success)
 }
 
-/// The working directory. One of our own is removed at the end, but stays where something failed: the servers' words are there.
-struct Work {
+/// The working directory. A temporary one is removed at the end, but stays after a failure, because it has the servers'
+/// logs.
+struct WorkDirectory {
     path: PathBuf,
-    is_ours: bool,
+    is_temporary: bool,
 }
 
-impl Work {
-    fn create(wanted: Option<PathBuf>) -> anyhow::Result<Self> {
-        let is_ours = wanted.is_none();
-        let path = wanted.unwrap_or_else(|| {
+impl WorkDirectory {
+    fn create(chosen: Option<PathBuf>) -> anyhow::Result<Self> {
+        let is_temporary = chosen.is_none();
+        let path = chosen.unwrap_or_else(|| {
             std::env::temp_dir().join(format!("lodestone-simulate-{}-{}", std::process::id(), UnixMillis::now().0))
         });
-        ensure!(!path.exists(), "{} exists; choose another directory or remove it", path.display());
+        ensure!(!path.exists(), "--work {} exists; choose another directory or remove it", path.display());
         fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
-        Ok(Self { path, is_ours })
+        Ok(Self { path, is_temporary })
     }
 
     fn end(self) {
-        if self.is_ours {
+        if self.is_temporary {
             let _ = fs::remove_dir_all(&self.path);
         }
     }
 }
 
-/// This program, as its own servers and trainings run it.
+/// Starts servers and trainings as child processes of this program.
 struct Program {
     library: Option<PathBuf>,
     seed: u64,
@@ -189,21 +195,21 @@ impl Program {
         Ok(command)
     }
 
-    /// Runs to the end and gives the exit code; what it said goes to `log`.
+    /// Runs a command to its end and returns the exit code. Its output goes to `log`.
     async fn run(&self, arguments: &[&str], paths: &[(&str, &Path)], log: &Path) -> anyhow::Result<i32> {
         let mut command = self.command(arguments, paths)?;
-        command.stdout(appended(log)?).stderr(appended(log)?);
+        command.stdout(open_log(log)?).stderr(open_log(log)?);
         let status = tokio::task::spawn_blocking(move || command.status()).await?.context("lodestone")?;
-        Ok(status.code().unwrap_or(2))
+        Ok(status.code().unwrap_or(Exit::Error.code()))
     }
 }
 
-fn appended(path: &Path) -> anyhow::Result<fs::File> {
+fn open_log(path: &Path) -> anyhow::Result<fs::File> {
     fs::OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())
 }
 
-/// Lives through one seed: its lives in each arm, and what became of each night's bundle.
-async fn world(
+/// Simulates one seed. Returns the days of the shoppers in each arm and what happened to the bundle of each night.
+async fn simulate_world(
     program: &Program,
     path: &Path,
     config: &SimulationConfig,
@@ -219,16 +225,20 @@ async fn world(
     dataset::write_items(&first.join("items.parquet"), &items)?;
     dataset::write_events(&first.join("events.parquet"), &dataset_events(&history, &shop, start))?;
     bar.set_message(format!("seed {}: first bundle", program.seed));
-    // A tenth of a day's visits or so; in a small world there is little to judge by.
+    // A small world has few interactions to evaluate on.
     let newest = (history.len() / 10).clamp(20, NEWEST_MAX).to_string();
     let world = World { program, shop: &shop, draws, config, start, newest, store: path.join("store") };
-    ensure!(world.retrain(&first, path).await? == 0, "the first training failed; see {}", path.display());
+    ensure!(
+        world.retrain(&first, path).await? == Exit::Success.code(),
+        "the first training failed; see {}",
+        path.display()
+    );
     let bundle = world.current().await?;
     bar.inc(1);
 
     let mut arms = Vec::new();
     for arm in Arm::ALL {
-        arms.push(Rollout::begin(&world, arm, path.join(arm.name()), [&first, &bundle], shoppers.clone()).await?);
+        arms.push(ArmRun::begin(&world, arm, path.join(arm.name()), [&first, &bundle], shoppers.clone()).await?);
     }
     let mut nights = Vec::new();
     for day in 0..config.day_count {
@@ -245,40 +255,40 @@ async fn world(
     Ok((lives.try_into().map_err(|_| anyhow::anyhow!("there are three arms"))?, nights))
 }
 
-/// What all arms of a seed share.
+/// State that all arms of a seed share.
 struct World<'a> {
     program: &'a Program,
     shop: &'a Shop,
     draws: Draws,
     config: &'a SimulationConfig,
-    /// When the first watched day began.
+    /// Start of the first measured day.
     start: UnixMillis,
-    /// Choices that judge a bundle.
+    /// Interactions that a bundle is evaluated on.
     newest: String,
-    /// Where the first bundle and those of the loop are.
+    /// The store with the first bundle and those of the loop.
     store: PathBuf,
 }
 
 impl World<'_> {
-    /// Runs `lodestone retrain` and gives its exit code.
+    /// Runs `lodestone retrain` and returns its exit code.
     async fn retrain(&self, data: &Path, path: &Path) -> anyhow::Result<i32> {
         let arguments = ["retrain", "--gate", "--newest", &self.newest, "--lists-max", LISTS_MAX];
         self.program.run(&arguments, &[("--data", data), ("--store", &self.store)], &path.join(RETRAIN_LOG)).await
     }
 
-    /// The directory of the store's current bundle.
+    /// Returns the directory of the store's current bundle.
     async fn current(&self) -> anyhow::Result<PathBuf> {
-        let place = self.store.clone();
+        let location = self.store.clone();
         let current = tokio::task::spawn_blocking(move || {
-            Store::open(&place.display().to_string(), std::iter::empty()).and_then(|store| store.current())
+            Store::open(&location.display().to_string(), std::iter::empty()).and_then(|store| store.current())
         });
-        let current = current.await?.context("the store")?.context("nothing was published")?;
+        let current = current.await?.context("the store")?.context("the store has no current bundle")?;
         Ok(self.store.join(current.name))
     }
 }
 
-/// One arm: its server, its copies of the shoppers, and what they did.
-struct Rollout {
+/// One arm: its server, its copies of the shoppers, and their days.
+struct ArmRun {
     arm: Arm,
     path: PathBuf,
     server: Server,
@@ -286,7 +296,7 @@ struct Rollout {
     lives: Lives,
 }
 
-impl Rollout {
+impl ArmRun {
     async fn begin(
         world: &World<'_>,
         arm: Arm,
@@ -299,7 +309,7 @@ impl Rollout {
         for name in ["items.parquet", "events.parquet"] {
             fs::copy(first.join(name), data.join(name)).with_context(|| first.join(name).display().to_string())?;
         }
-        // Looks at its store often, and does not wait for traffic like a shop's before it trusts a bundle.
+        // Polls the store often and has no probation, because the traffic is much less than that of a real shop.
         let (store, bundle) = (world.store.display().to_string(), bundle.display().to_string());
         let source: &[&str] = match arm {
             Arm::Loop => &["--store", &store, "--watch-seconds", "0.2", "--probation-seconds", "0"],
@@ -310,11 +320,11 @@ impl Rollout {
         Ok(Self { arm, path, server, shoppers, lives })
     }
 
-    /// Lets every shopper live through a day, in the order of the hours at which they come.
+    /// Simulates a day of every shopper, in the order of the hours of their visits.
     async fn day(&mut self, world: &World<'_>, day: usize) -> anyhow::Result<()> {
         let morning = UnixMillis(world.start.0 + day as i64 * UnixMillis::DAY);
         let launched: Vec<usize> = world.shop.launched(Some(day)).collect();
-        self.server.offer(launched.into_iter().map(|product| world.shop.item(product, Some(morning)))).await?;
+        self.server.upsert(launched.into_iter().map(|product| world.shop.item(product, Some(morning)))).await?;
         let when = day as i64;
         self.shoppers.iter_mut().for_each(|shopper| shopper.begin_day(when, world.draws));
         let mut order: Vec<usize> = (0..self.shoppers.len()).collect();
@@ -330,21 +340,21 @@ impl Rollout {
         Ok(())
     }
 
-    /// A night of the loop: what the day brought is learned from while the server goes on, and the server takes the bundle.
+    /// Simulates a night of the loop: retrains while the server runs, and waits until the server has loaded the bundle.
     async fn night(&mut self, world: &World<'_>) -> anyhow::Result<Night> {
         match world.retrain(&self.path.join("data"), &self.path).await? {
-            0 => {}
-            1 => return Ok(Night::Refused),
-            code => bail!("the retrain ended with {code}; see {}", self.path.join(RETRAIN_LOG).display()),
+            code if code == Exit::Success.code() => {}
+            code if code == Exit::No.code() => return Ok(Night::Refused),
+            code => bail!("the retrain ended with exit code {code}; see {}", self.path.join(RETRAIN_LOG).display()),
         }
         let published = world.current().await?;
         let name = published.file_name().unwrap_or_default().to_string_lossy();
-        let begun = Instant::now();
+        let started = Instant::now();
         while self.server.generation().await? != name {
             ensure!(
-                begun.elapsed() < PATIENCE,
-                "the server did not put {name} in place within {} s",
-                PATIENCE.as_secs()
+                started.elapsed() < SERVER_TIMEOUT,
+                "the server did not load {name} within {} s",
+                SERVER_TIMEOUT.as_secs()
             );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -356,13 +366,14 @@ impl Rollout {
         let shopper = &mut self.shoppers[number];
         let (mut reactions, mut list) = (Vec::new(), 0);
         while let Some(wish) = shopper.asks(list, day, draws) {
-            let (products, token) = self.server.ask(&shopper.id(), day, &wish, world.config.page_size).await?;
+            let (products, token) = self.server.request(&shopper.id(), day, &wish, world.config.page_size).await?;
             let of_list = shopper.look(&products, list, shop, day, draws);
             shopper.take_home(&of_list, shop, day);
             let seen = Seen { wish, products, reactions: of_list };
             if self.arm.writes_events() {
                 let deeds = seen.deeds(list, world.start, day, shopper.hour(day, draws));
-                self.server.tell(&shopper.id(), day, list, &token, &deeds, shop).await?;
+                let shown = ShownList { shopper: &shopper.id(), day, list, token: &token };
+                self.server.write_events(&shown, &deeds, shop).await?;
             }
             reactions.extend(seen.reactions);
             list += 1;
@@ -373,7 +384,17 @@ impl Rollout {
     }
 }
 
-/// A server of this program, which ends with its owner.
+/// A list that a shopper saw.
+struct ShownList<'a> {
+    shopper: &'a str,
+    day: i64,
+    /// Number of the list within the visit.
+    list: usize,
+    /// The attribution token of the response.
+    token: &'a str,
+}
+
+/// A child process `lodestone serve`, killed on drop.
 struct Server {
     process: Child,
     channel: Channel,
@@ -387,33 +408,33 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// `source`: where its bundles come from, as arguments.
+    /// `source`: the flags that select its bundles.
     async fn start(program: &Program, source: &[&str], data: &Path, log: &Path) -> anyhow::Result<Self> {
         let address = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).context("a free port")?;
         let address = address.to_string();
         let arguments = [&["serve", "--workers", "1", "--listen", &address], source].concat();
         let mut command = program.command(&arguments, &[("--data", data)])?;
-        command.stdout(appended(log)?).stderr(appended(log)?);
+        command.stdout(open_log(log)?).stderr(open_log(log)?);
         let mut process = command.spawn().context("lodestone serve")?;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
-        let begun = Instant::now();
+        let started = Instant::now();
         let channel = loop {
             match endpoint.connect().await {
                 Ok(channel) => break channel,
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
             if let Some(status) = process.try_wait()? {
-                bail!("the server stopped while starting ({status}); see {}", log.display());
+                bail!("the server ended during startup ({status}); see {}", log.display());
             }
-            if begun.elapsed() > PATIENCE {
+            if started.elapsed() > SERVER_TIMEOUT {
                 let _ = process.kill();
-                bail!("the server did not start within {} s; see {}", PATIENCE.as_secs(), log.display());
+                bail!("the server did not start within {} s; see {}", SERVER_TIMEOUT.as_secs(), log.display());
             }
         };
         Ok(Self { process, channel })
     }
 
-    /// The name of the bundle that answers.
+    /// Returns the name of the bundle that answers.
     async fn generation(&self) -> anyhow::Result<String> {
         let r#type = RecommendType::Trending.into();
         let viewer = viewer("nobody", 0);
@@ -422,8 +443,8 @@ impl Server {
         Ok(answer.info.unwrap_or_default().generation)
     }
 
-    async fn offer(&self, items: impl Iterator<Item = Item>) -> anyhow::Result<()> {
-        let items: Vec<proto::Item> = items.map(|item| sent(&item)).collect();
+    async fn upsert(&self, items: impl Iterator<Item = Item>) -> anyhow::Result<()> {
+        let items: Vec<proto::Item> = items.map(|item| item_message(&item)).collect();
         if items.is_empty() {
             return Ok(());
         }
@@ -436,8 +457,8 @@ impl Server {
         }
     }
 
-    /// What the shop shows, and the token that goes with it.
-    async fn ask(
+    /// Sends a request of a shopper. Returns the shown products and the attribution token.
+    async fn request(
         &self,
         shopper: &str,
         day: i64,
@@ -462,24 +483,15 @@ impl Server {
         Ok((results.iter().filter_map(|result| product_of(&result.item_id)).collect(), token))
     }
 
-    /// Writes what a shopper did with a list; when this returns, the next answer knows it.
-    async fn tell(
-        &self,
-        shopper: &str,
-        day: i64,
-        list: usize,
-        token: &str,
-        deeds: &[Deed],
-        shop: &Shop,
-    ) -> anyhow::Result<()> {
-        let id = |number: usize| format!("w{day}-{shopper}-{list}-{number}");
-        let events = deeds.iter().enumerate().map(|(number, deed)| event(deed, id(number), shopper, day, token, shop));
+    /// Writes the events of a shopper on a list. The next response reflects them.
+    async fn write_events(&self, shown: &ShownList<'_>, deeds: &[Deed], shop: &Shop) -> anyhow::Result<()> {
+        let events = deeds.iter().enumerate().map(|(number, deed)| event_message(deed, number, shown, shop));
         let request = proto::WriteEventsRequest { events: events.collect() };
         let answer = EventServiceClient::new(self.channel.clone()).write_events(request).await?.into_inner();
         let accepted = proto::EventStatus::Accepted as i32;
         match answer.results.iter().find(|result| result.status != accepted || !result.warnings.is_empty()) {
             None => Ok(()),
-            Some(result) => bail!("an event was not taken as sent: {result:?}"),
+            Some(result) => bail!("an event was not accepted without warnings: {result:?}"),
         }
     }
 }
@@ -488,7 +500,10 @@ fn viewer(shopper: &str, day: i64) -> Option<proto::Viewer> {
     Some(proto::Viewer { user_id: shopper.to_owned(), session_id: format!("d{day}"), ..Default::default() })
 }
 
-fn event(deed: &Deed, id: String, shopper: &str, day: i64, token: &str, shop: &Shop) -> proto::Event {
+/// `number`: number of the event within the list.
+fn event_message(deed: &Deed, number: usize, shown: &ShownList<'_>, shop: &Shop) -> proto::Event {
+    let ShownList { shopper, day, list, token } = *shown;
+    let id = format!("w{day}-{shopper}-{list}-{number}");
     let order_id = if deed.kind == EventKind::Purchase { id.clone() } else { String::new() };
     let lines = deed.lines.iter().map(|(product, rank)| proto::EventLine {
         item_id: id_of(*product),
@@ -509,7 +524,7 @@ fn event(deed: &Deed, id: String, shopper: &str, day: i64, token: &str, shop: &S
     }
 }
 
-fn sent(item: &Item) -> proto::Item {
+fn item_message(item: &Item) -> proto::Item {
     proto::Item {
         item_id: item.id.to_string(),
         title: item.title.clone(),

@@ -1,9 +1,9 @@
-//! Times as users write them on a command line.
-use anyhow::{Context, bail};
+//! Times on the command line.
 use lodestone_core::units::UnixMillis;
+use anyhow::{Context, bail};
 
-/// A day, a time, or a span before now.
-pub(super) fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {
+/// Parses a day, a time, or a span before now.
+pub(crate) fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {
     if let Ok(at) = text.parse::<jiff::Timestamp>() {
         return Ok(UnixMillis(at.as_millisecond()));
     }
@@ -16,15 +16,18 @@ pub(super) fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {
         "d" => UnixMillis::DAY,
         "h" => 3_600_000,
         "m" => 60_000,
-        _ => bail!("`{text}` is no day (2026-11-25), time (2026-11-25T08:00:00Z) or span before now (7d, 12h, 30m)"),
+        _ => bail!(
+            "`{text}` is not a day (2026-11-25), a time (2026-11-25T08:00:00Z) or a span before now (7d, 12h, 30m)"
+        ),
     };
-    let count: i64 = digits.parse().with_context(|| format!("`{text}` has no whole number before its unit"))?;
+    let count: i64 = digits.parse().with_context(|| format!("`{text}` must have a whole number before its unit"))?;
     Ok(UnixMillis(now.0.saturating_sub(count.saturating_mul(unit_ms))))
 }
 
-/// The name of a bundle that was begun at `at`: `20261126T031222.047Z`. Sorted by name, bundles are in the order of time; with
-/// milliseconds, since a small shop's retraining may take less than a second and a store never takes a name twice.
-pub(super) fn bundle_name(at: UnixMillis) -> anyhow::Result<String> {
+/// Returns the name of a bundle whose training started at `at`: `20261126T031222.047Z`. The order of names is the order
+/// of time. Names have milliseconds because retraining a small shop may take less than a second and a store rejects a
+/// name that it has.
+pub(crate) fn bundle_name(at: UnixMillis) -> anyhow::Result<String> {
     let at = jiff::Timestamp::from_millisecond(at.0).context("the clock")?;
     Ok(at.strftime("%Y%m%dT%H%M%S%.3fZ").to_string())
 }
@@ -42,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn days_times_and_spans_are_read() {
+    fn days_times_and_spans_are_parsed() {
         let now = UnixMillis(1_764_072_000_000);
         assert_eq!(since("2025-11-25", now).unwrap(), UnixMillis(1_764_028_800_000));
         assert_eq!(since("2025-11-25T12:00:00Z", now).unwrap(), now);

@@ -1,4 +1,4 @@
-//! What shoppers do, one message or a stream of them.
+//! EventService: writes events of one message or of a stream of messages.
 use super::{
     convert,
     guard::guarded,
@@ -7,38 +7,39 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_core::units::UnixMillis;
 use lodestone_engine::{EngineError, WriteOutcome};
 use lodestone_events::{Attribution, Event};
+use lodestone_core::units::UnixMillis;
 use std::{collections::VecDeque, fmt::Display};
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 const EVENTS_MAX: usize = 10_000;
-/// Events of a message that are checked at a time. Between them other requests have the thread: an answer that is ready shall not
-/// wait for hundreds of events.
-const CHECKED_AT_ONCE: usize = 16;
-/// Events of one message of a stream.
+/// Events validated before the task yields, so that responses of other requests do not wait for hundreds of events.
+const VALIDATED_AT_ONCE: usize = 16;
+/// Events per message of a stream.
 const STREAM_EVENTS_MAX: usize = 1000;
-/// Messages of a stream that are being stored. Until one is done no further message is read, and the client must wait.
+/// Messages of a stream that are stored concurrently. Beyond it no message is read, which is the backpressure to the
+/// client.
 const STREAM_WRITES_MAX: usize = 16;
-/// Results that a stream's answer lists, and violations of each.
+/// Results in the response to a stream, and violations per result.
 const STREAM_RESULTS_MAX: usize = 1000;
 const STREAM_VIOLATIONS_MAX: usize = 10;
 
-/// Events of a message: what is known before they are stored.
-struct Checked {
-    /// One for each event; those that may be stored are REJECTED still.
+/// The events of a message before they are stored.
+struct ValidatedEvents {
+    /// A result per event. Those of valid events are REJECTED until their outcome is known.
     results: Vec<proto::EventResult>,
+    /// The valid events.
     events: Vec<Event>,
-    /// Where the results of `events` are.
-    places: Vec<usize>,
+    /// Indices of the results of `events`.
+    indices: Vec<usize>,
 }
 
-impl Checked {
+impl ValidatedEvents {
     fn with_outcomes(mut self, outcomes: Vec<WriteOutcome>) -> Vec<proto::EventResult> {
-        for (place, outcome) in self.places.into_iter().zip(outcomes) {
-            self.results[place].status = match outcome {
+        for (index, outcome) in self.indices.into_iter().zip(outcomes) {
+            self.results[index].status = match outcome {
                 WriteOutcome::Duplicate => proto::EventStatus::Duplicate,
                 _ => proto::EventStatus::Accepted,
             }
@@ -49,12 +50,13 @@ impl Checked {
 }
 
 impl Services {
-    async fn check_events(&self, sent: &[proto::Event]) -> Checked {
+    async fn validate_events(&self, sent: &[proto::Event]) -> ValidatedEvents {
         let now = UnixMillis::now();
         let ahead_max = Some(self.config.event_ahead_max);
-        let mut checked = Checked { results: Vec::with_capacity(sent.len()), events: Vec::new(), places: Vec::new() };
+        let mut validated =
+            ValidatedEvents { results: Vec::with_capacity(sent.len()), events: Vec::new(), indices: Vec::new() };
         for (index, event) in sent.iter().enumerate() {
-            if index > 0 && index.is_multiple_of(CHECKED_AT_ONCE) {
+            if index > 0 && index.is_multiple_of(VALIDATED_AT_ONCE) {
                 tokio::task::yield_now().await;
             }
             let path = format_args!("events[{index}]");
@@ -71,16 +73,16 @@ impl Services {
                     result.event_id = event.id.to_string();
                 }
                 result.warnings.extend(self.check_token(path, &mut event.attribution));
-                checked.events.push(event);
-                checked.places.push(index);
+                validated.events.push(event);
+                validated.indices.push(index);
             }
-            checked.results.push(result);
+            validated.results.push(result);
         }
-        self.metrics.wrote("rejected", (checked.results.len() - checked.events.len()) as u64);
-        checked
+        self.metrics.wrote("rejected", (validated.results.len() - validated.events.len()) as u64);
+        validated
     }
 
-    /// A token that is not ours keeps the event and is told.
+    /// Marks an attribution token that this shop did not sign as foreign and returns a warning. The event is kept.
     fn check_token(&self, path: impl Display, attribution: &mut Attribution) -> Option<proto::FieldViolation> {
         let Attribution::Answer(token) = attribution else { return None };
         if self.engine.is_attribution_token(token) {
@@ -89,7 +91,7 @@ impl Services {
         *attribution = Attribution::Foreign(std::mem::take(token));
         Some(proto::FieldViolation {
             field: format!("{path}.attribution_token"),
-            description: "is not a token of this server; the event is kept and not learned from".to_owned(),
+            description: "is not a token of this server; the event is stored and excluded from training".to_owned(),
         })
     }
 }
@@ -100,78 +102,81 @@ impl EventService for Services {
         &self,
         request: Request<proto::WriteEventsRequest>,
     ) -> Result<Response<proto::WriteEventsResponse>, Status> {
-        let answer = async {
+        let response = async {
             let sent = request.into_inner().events;
             list_size("events", sent.len(), EVENTS_MAX)?;
-            let mut checked = self.check_events(&sent).await;
-            let events = std::mem::take(&mut checked.events);
+            let mut validated = self.validate_events(&sent).await;
+            let events = std::mem::take(&mut validated.events);
             let (outcomes, session_version) = self.engine.write_events(events).await.map_err(status::of)?;
-            let results = checked.with_outcomes(outcomes);
+            let results = validated.with_outcomes(outcomes);
             Ok(Response::new(proto::WriteEventsResponse { results, session_version }))
         };
-        guarded(&self.metrics, "WriteEvents", answer).await
+        guarded(&self.metrics, "WriteEvents", response).await
     }
 
     async fn stream_events(
         &self,
         request: Request<Streaming<proto::StreamEventsRequest>>,
     ) -> Result<Response<proto::StreamEventsResponse>, Status> {
-        let answer = async {
+        let response = async {
             let mut stream = request.into_inner();
-            let (mut answer, mut writing) = (proto::StreamEventsResponse::default(), VecDeque::new());
+            let (mut response, mut writes) = (proto::StreamEventsResponse::default(), VecDeque::new());
             while let Some(message) = stream.message().await? {
                 list_size("events", message.events.len(), STREAM_EVENTS_MAX)?;
-                writing.push_back(self.store(self.check_events(&message.events).await));
-                // Not reading on is what makes the client wait.
-                if writing.len() >= STREAM_WRITES_MAX {
-                    note_oldest(&mut answer, &mut writing).await?;
+                writes.push_back(self.spawn_write(self.validate_events(&message.events).await));
+                // Backpressure: the next message is not read before the oldest write has ended.
+                if writes.len() >= STREAM_WRITES_MAX {
+                    await_oldest(&mut response, &mut writes).await?;
                 }
             }
-            while !writing.is_empty() {
-                note_oldest(&mut answer, &mut writing).await?;
+            while !writes.is_empty() {
+                await_oldest(&mut response, &mut writes).await?;
             }
-            Ok(Response::new(answer))
+            Ok(Response::new(response))
         };
-        guarded(&self.metrics, "StreamEvents", answer).await
+        guarded(&self.metrics, "StreamEvents", response).await
     }
 }
 
-type Storing = JoinHandle<Result<(Vec<proto::EventResult>, u64), EngineError>>;
+type PendingWrite = JoinHandle<Result<(Vec<proto::EventResult>, u64), EngineError>>;
 
 impl Services {
-    /// Begins to store events, with room to wait for.
-    fn store(&self, mut checked: Checked) -> Storing {
+    /// Starts to store events. Waits for space in the write queue instead of failing.
+    fn spawn_write(&self, mut validated: ValidatedEvents) -> PendingWrite {
         let engine = self.engine.clone();
         tokio::spawn(async move {
-            let events = std::mem::take(&mut checked.events);
+            let events = std::mem::take(&mut validated.events);
             let (outcomes, version) = engine.write_events_when_there_is_room(events).await?;
-            Ok((checked.with_outcomes(outcomes), version))
+            Ok((validated.with_outcomes(outcomes), version))
         })
     }
 }
 
-/// Waits for the oldest message of a stream and counts what became of its events.
-async fn note_oldest(answer: &mut proto::StreamEventsResponse, writing: &mut VecDeque<Storing>) -> Result<(), Status> {
-    let Some(oldest) = writing.pop_front() else { return Ok(()) };
+/// Waits for the oldest write of a stream and adds its results to the response.
+async fn await_oldest(
+    response: &mut proto::StreamEventsResponse,
+    writes: &mut VecDeque<PendingWrite>,
+) -> Result<(), Status> {
+    let Some(oldest) = writes.pop_front() else { return Ok(()) };
     let stored = oldest.await.unwrap_or_else(|_| Err(EngineError::Internal("storing events panicked".into())));
     let (results, version) = stored.map_err(status::of)?;
-    answer.session_version = answer.session_version.max(version);
+    response.session_version = response.session_version.max(version);
     for mut result in results {
-        let index = answer.event_count;
-        answer.event_count += 1;
+        let index = response.event_count;
+        response.event_count += 1;
         match result.status() {
-            proto::EventStatus::Accepted => answer.accepted_count += 1,
-            proto::EventStatus::Duplicate => answer.duplicate_count += 1,
-            _ => answer.rejected_count += 1,
+            proto::EventStatus::Accepted => response.accepted_count += 1,
+            proto::EventStatus::Duplicate => response.duplicate_count += 1,
+            _ => response.rejected_count += 1,
         }
         if result.status() == proto::EventStatus::Accepted && result.warnings.is_empty() {
             continue;
         }
-        if answer.results.len() < STREAM_RESULTS_MAX {
+        if response.results.len() < STREAM_RESULTS_MAX {
             result.violations.truncate(STREAM_VIOLATIONS_MAX);
-            answer.results.push(proto::StreamEventResult { index, result: Some(result) });
+            response.results.push(proto::StreamEventResult { index, result: Some(result) });
         } else {
-            answer.omitted_result_count += 1;
+            response.omitted_result_count += 1;
         }
     }
     Ok(())

@@ -1,16 +1,12 @@
-//! ExplainService.
+//! ExplainService: replays logged answers.
 use super::{
     guard::guarded,
     proto::{self, explain_service_server::ExplainService, replay_answer_response},
     services::Services,
     status,
 };
+use lodestone_pipeline::{answers::{AnswerKind, AnswerRecord}, DegradationCode, policy::{Team, joint}};
 use lodestone_engine::{Replay, ReplayedSlot};
-use lodestone_pipeline::{
-    DegradationCode,
-    answers::{AnswerKind, AnswerRecord},
-    policy::{Team, joint},
-};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -20,36 +16,34 @@ impl ExplainService for Services {
         &self,
         request: Request<proto::ReplayAnswerRequest>,
     ) -> Result<Response<proto::ReplayAnswerResponse>, Status> {
-        let answer = async {
-            let asked = self.asked(&request, None);
+        let response = async {
+            let deadline = self.call_context(&request, None).deadline;
             let token = &request.get_ref().attribution_token;
-            let replay = self.engine.replay(token, asked.deadline).await.map_err(status::of)?;
-            Ok(Response::new(response(replay)))
+            let replay = self.engine.replay(token, deadline).await.map_err(status::of)?;
+            Ok(Response::new(to_response(replay)))
         };
-        guarded(&self.metrics, "ReplayAnswer", answer).await
+        guarded(&self.metrics, "ReplayAnswer", response).await
     }
 }
 
-fn response(replay: Replay) -> proto::ReplayAnswerResponse {
+fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
     let Replay { record, slots, difference } = replay;
     let source = |source: &lodestone_pipeline::answers::SourceRecord| proto::SourceCount {
         source: source.name.clone(),
         candidate_count: source.found_count as i32,
-        strategy: source.strategy.clone(),
+        way: source.way.clone(),
     };
     let degradation = |degradation: &lodestone_pipeline::answers::DegradationRecord| proto::Degradation {
         code: DegradationCode::ALL.iter().find(|code| code.name() == degradation.code).map_or(0, |code| *code as i32),
         subject: degradation.subject.clone(),
     };
-    let model = |model: &lodestone_pipeline::answers::ModelSum| proto::ModelSum {
-        name: model.name.clone(),
-        sha256: model.sha256.clone(),
-    };
+    let model =
+        |model: &lodestone_pipeline::answers::ModelSum| proto::ModelSum { name: model.name.clone(), sha256: model.sha256.clone() };
     let conditionals: Vec<f64> = record.slots.iter().map(|slot| slot.conditional).collect();
     proto::ReplayAnswerResponse {
         identical: difference.is_none(),
         first_difference: difference.unwrap_or_default(),
-        slots: slots.into_iter().enumerate().map(|(at, made)| slot(&record, at, made)).collect(),
+        slots: slots.into_iter().enumerate().map(|(index, replayed)| slot(&record, index, replayed)).collect(),
         answer_id: uuid::Uuid::from_slice(&record.id).map(|id| id.to_string()).unwrap_or_default(),
         answer_time: Some(prost_types::Timestamp {
             seconds: record.at_ms.div_euclid(1000),
@@ -74,7 +68,7 @@ fn response(replay: Replay) -> proto::ReplayAnswerResponse {
     }
 }
 
-/// The message that was sent; none where it cannot be read.
+/// Decodes the request message. Returns None if it cannot be decoded.
 fn request(record: &AnswerRecord) -> Option<replay_answer_response::Request> {
     use replay_answer_response::Request as Sent;
     let bytes = record.request.as_slice();
@@ -86,30 +80,30 @@ fn request(record: &AnswerRecord) -> Option<replay_answer_response::Request> {
     }
 }
 
-fn slot(record: &AnswerRecord, at: usize, made: ReplayedSlot) -> proto::ReplayedSlot {
-    let candidate = made.placed.candidate;
-    let shown = record.slots.get(at).filter(|slot| slot.item != candidate.0);
+fn slot(record: &AnswerRecord, index: usize, replayed: ReplayedSlot) -> proto::ReplayedSlot {
+    let candidate = replayed.placed.candidate;
+    let shown = record.slots.get(index).filter(|slot| slot.item != candidate);
     let shown = shown.and_then(|slot| record.items.get(slot.item as usize)).cloned();
     let named = |name: &str, score: f32| proto::NamedScore { name: name.to_owned(), score: f64::from(score) };
     let sources = record.sources.iter().filter_map(|source| {
-        let place = source.candidates.iter().position(|number| *number == candidate.0)?;
-        Some(named(&source.name, *source.scores.get(place)?))
+        let position = source.candidates.iter().position(|number| *number == candidate)?;
+        Some(named(&source.name, *source.scores.get(position)?))
     });
     let heads = record.heads.len();
-    let values = record.head_values.chunks_exact(heads.max(1)).nth(candidate.index()).unwrap_or_default();
-    let team = match made.placed.team {
+    let values = record.head_values.chunks_exact(heads.max(1)).nth(candidate as usize).unwrap_or_default();
+    let team = match replayed.placed.team {
         None => None,
         Some(Team::A) => record.rankings.first(),
         Some(Team::B) => record.rankings.get(1),
     };
-    let propensity = made.propensity;
+    let propensity = replayed.propensity;
     proto::ReplayedSlot {
-        rank: at as i32 + 1,
-        item_id: made.item,
-        score: f64::from(made.placed.score),
+        rank: index as i32 + 1,
+        item_id: replayed.item,
+        score: f64::from(replayed.placed.score),
         shown_item_id: shown.unwrap_or_default(),
-        pinned: made.placed.is_pinned,
-        conditional_probability: made.placed.conditional,
+        pinned: replayed.placed.is_pinned,
+        conditional_probability: replayed.placed.conditional,
         probability: propensity.map_or(0.0, |propensity| propensity.marginal.probability),
         probability_standard_error: propensity.map_or(0.0, |propensity| propensity.marginal.standard_error),
         organic_rank: propensity.map_or(0, |propensity| propensity.organic_slot as i32),

@@ -1,42 +1,43 @@
-//! What surrounds every RPC: counting, timing, and a status instead of a torn connection where a bug panics.
-use futures_util::FutureExt;
+//! Wraps every RPC: counts and times it, and turns a panic into a status instead of a broken connection.
+use super::status;
+use lodestone_engine::EngineError;
 use lodestone_telemetry::Metrics;
+use futures_util::FutureExt;
 use std::{future::Future, panic::AssertUnwindSafe, time::Instant};
 use tonic::{Code, Response, Status};
 
-/// Counts a request as begun, and as ended when it is dropped: also where its caller went away.
+/// Records the end of a request when dropped, and therefore also when the caller cancels it.
 struct Running<'a> {
     metrics: &'a Metrics,
     rpc: &'static str,
-    begun: Instant,
+    started: Instant,
     code: Code,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.metrics.ended(self.rpc, name(self.code), self.begun.elapsed());
+        self.metrics.ended(self.rpc, code_name(self.code), self.started.elapsed());
     }
 }
 
-/// Answers a request and counts it.
-pub(super) async fn guarded<T>(
+/// Runs a request with metrics. A panic becomes INTERNAL.
+pub(crate) async fn guarded<T>(
     metrics: &Metrics,
     rpc: &'static str,
-    answer: impl Future<Output = Result<Response<T>, Status>>,
+    response: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<Response<T>, Status> {
     metrics.begun(rpc);
-    let mut running = Running { metrics, rpc, begun: Instant::now(), code: Code::Cancelled };
-    let result = AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+    let mut running = Running { metrics, rpc, started: Instant::now(), code: Code::Cancelled };
+    let result = AssertUnwindSafe(response).catch_unwind().await.unwrap_or_else(|_| {
         metrics.panicked();
-        tracing::error!(rpc, "a request panicked");
-        Err(Status::internal("internal error; the server's log tells more"))
+        Err(status::of(EngineError::Internal(format!("{rpc} panicked"))))
     });
     running.code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
     result
 }
 
-/// The name of a code in gRPC's own writing.
-fn name(code: Code) -> &'static str {
+/// Returns the name of a code as in the gRPC specification.
+pub(crate) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

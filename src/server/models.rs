@@ -1,4 +1,4 @@
-//! The service of models: which bundle answers.
+//! ModelService: lists bundles and controls which of them answers.
 use super::{
     convert,
     guard::guarded,
@@ -11,11 +11,11 @@ use lodestone_rollout::{BundleState, RolloutError};
 use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 
-/// How long a change is waited for where the caller does not say: a bundle of millions of items takes its time.
-const CHANGE_TIME_DEFAULT: Duration = Duration::from_secs(300);
+/// Deadline of a change if the caller sets none. Loading a bundle of millions of items takes minutes.
+const CHANGE_DEADLINE_DEFAULT: Duration = Duration::from_secs(300);
 
 fn deadline<T>(request: &Request<T>) -> Instant {
-    Instant::now() + timeout_of(request).unwrap_or(CHANGE_TIME_DEFAULT).min(CHANGE_TIME_DEFAULT)
+    Instant::now() + timeout_of(request).unwrap_or(CHANGE_DEADLINE_DEFAULT).min(CHANGE_DEADLINE_DEFAULT)
 }
 
 fn checked(violations: Violations) -> Result<(), Status> {
@@ -23,7 +23,7 @@ fn checked(violations: Violations) -> Result<(), Status> {
 }
 
 impl Services {
-    /// The bundle in this state, if there is one.
+    /// Returns the bundle in a state.
     async fn bundle_in(&self, state: BundleState) -> Result<Option<proto::Bundle>, RolloutError> {
         let bundles = self.engine.rollout().bundles().await?;
         Ok(bundles.iter().find(|bundle| bundle.state == state).map(convert::bundle_to_proto))
@@ -36,19 +36,19 @@ impl ModelService for Services {
         &self,
         _: Request<proto::ListBundlesRequest>,
     ) -> Result<Response<proto::ListBundlesResponse>, Status> {
-        let answer = async {
+        let response = async {
             let bundles = self.engine.rollout().bundles().await.map_err(status::of_rollout)?;
             let bundles = bundles.iter().map(convert::bundle_to_proto).collect();
             Ok(Response::new(proto::ListBundlesResponse { bundles }))
         };
-        guarded(&self.metrics, "ListBundles", answer).await
+        guarded(&self.metrics, "ListBundles", response).await
     }
 
     async fn activate_bundle(
         &self,
         request: Request<proto::ActivateBundleRequest>,
     ) -> Result<Response<proto::ActivateBundleResponse>, Status> {
-        let answer = async {
+        let response = async {
             let deadline = deadline(&request);
             let mut violations = Violations::default();
             let name = convert::bundle_name(&mut violations, &request.into_inner().bundle);
@@ -57,14 +57,14 @@ impl ModelService for Services {
             let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::ActivateBundleResponse { bundle }))
         };
-        guarded(&self.metrics, "ActivateBundle", answer).await
+        guarded(&self.metrics, "ActivateBundle", response).await
     }
 
     async fn rollback_bundle(
         &self,
         request: Request<proto::RollbackBundleRequest>,
     ) -> Result<Response<proto::RollbackBundleResponse>, Status> {
-        let answer = async {
+        let response = async {
             let deadline = deadline(&request);
             let mut violations = Violations::default();
             let reason = convert::reason(&mut violations, &request.into_inner().reason);
@@ -73,14 +73,14 @@ impl ModelService for Services {
             let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::RollbackBundleResponse { bundle }))
         };
-        guarded(&self.metrics, "RollbackBundle", answer).await
+        guarded(&self.metrics, "RollbackBundle", response).await
     }
 
     async fn set_shadow(
         &self,
         request: Request<proto::SetShadowRequest>,
     ) -> Result<Response<proto::SetShadowResponse>, Status> {
-        let answer = async {
+        let response = async {
             let (deadline, mut violations) = (deadline(&request), Violations::default());
             let sent = request.into_inner();
             let shadow = convert::bundle_share(&mut violations, &sent.bundle, sent.share);
@@ -89,14 +89,14 @@ impl ModelService for Services {
             let bundle = self.bundle_in(BundleState::Shadow).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::SetShadowResponse { bundle }))
         };
-        guarded(&self.metrics, "SetShadow", answer).await
+        guarded(&self.metrics, "SetShadow", response).await
     }
 
     async fn set_canary(
         &self,
         request: Request<proto::SetCanaryRequest>,
     ) -> Result<Response<proto::SetCanaryResponse>, Status> {
-        let answer = async {
+        let response = async {
             let (deadline, mut violations) = (deadline(&request), Violations::default());
             let sent = request.into_inner();
             let canary = convert::bundle_share(&mut violations, &sent.bundle, sent.share);
@@ -105,6 +105,6 @@ impl ModelService for Services {
             let bundle = self.bundle_in(BundleState::Canary).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::SetCanaryResponse { bundle }))
         };
-        guarded(&self.metrics, "SetCanary", answer).await
+        guarded(&self.metrics, "SetCanary", response).await
     }
 }

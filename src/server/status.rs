@@ -1,120 +1,192 @@
-//! The one place where statuses are made.
+//! Builds every status of the server, with its reason as `google.rpc.ErrorInfo`.
 use super::violations::Violation;
 use lodestone_engine::{EngineError, PageTokenError};
-use lodestone_events::LogError;
 use lodestone_rollout::RolloutError;
+use lodestone_events::LogError;
 use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 const DOMAIN: &str = "lodestone";
 
-/// Every reason that a status can carry; `docs/errors.md` lists the same.
-pub const REASONS: [&str; 19] = [
-    "INVALID_REQUEST",
-    "PAGE_TOKEN_INVALID",
-    "PAGE_TOKEN_EXPIRED",
-    "ITEM_NOT_FOUND",
-    "SERVING_CONFIG_NOT_FOUND",
-    "ATTRIBUTION_TOKEN_INVALID",
-    "ANSWER_NOT_FOUND",
-    "ANSWER_DAMAGED",
-    "GENERATION_GONE",
-    "OVERLOADED",
-    "DEADLINE_EXCEEDED",
-    "STORAGE_FULL",
-    "STORAGE_FAILED",
-    "BUNDLE_NOT_FOUND",
-    "BUNDLE_REFUSED",
-    "BUNDLE_IS_CURRENT",
-    "NO_EARLIER_BUNDLE",
-    "STORE_FAILED",
-    "INTERNAL",
-];
-
-fn status(code: Code, reason: &str, message: impl Into<String>, mut details: ErrorDetails) -> Status {
-    details.set_error_info(reason, DOMAIN, HashMap::new());
-    Status::with_error_details(code, message, details)
+/// The `ErrorInfo.reason` of a status. docs/errors.md lists the same reasons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    InvalidRequest,
+    PageTokenInvalid,
+    PageTokenExpired,
+    ItemNotFound,
+    ServingConfigNotFound,
+    AttributionTokenInvalid,
+    AnswerNotFound,
+    AnswerDamaged,
+    GenerationGone,
+    Overloaded,
+    DeadlineExceeded,
+    StorageFull,
+    StorageFailed,
+    BundleNotFound,
+    BundleRefused,
+    BundleIsCurrent,
+    NoEarlierBundle,
+    TooManyChanges,
+    StoreFailed,
+    Internal,
 }
 
-/// INVALID_ARGUMENT with every violation.
-pub(super) fn invalid(violations: Vec<Violation>) -> Status {
+impl Reason {
+    #[cfg(test)]
+    const ALL: [Self; 20] = [
+        Self::InvalidRequest,
+        Self::PageTokenInvalid,
+        Self::PageTokenExpired,
+        Self::ItemNotFound,
+        Self::ServingConfigNotFound,
+        Self::AttributionTokenInvalid,
+        Self::AnswerNotFound,
+        Self::AnswerDamaged,
+        Self::GenerationGone,
+        Self::Overloaded,
+        Self::DeadlineExceeded,
+        Self::StorageFull,
+        Self::StorageFailed,
+        Self::BundleNotFound,
+        Self::BundleRefused,
+        Self::BundleIsCurrent,
+        Self::NoEarlierBundle,
+        Self::TooManyChanges,
+        Self::StoreFailed,
+        Self::Internal,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "INVALID_REQUEST",
+            Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
+            Self::PageTokenExpired => "PAGE_TOKEN_EXPIRED",
+            Self::ItemNotFound => "ITEM_NOT_FOUND",
+            Self::ServingConfigNotFound => "SERVING_CONFIG_NOT_FOUND",
+            Self::AttributionTokenInvalid => "ATTRIBUTION_TOKEN_INVALID",
+            Self::AnswerNotFound => "ANSWER_NOT_FOUND",
+            Self::AnswerDamaged => "ANSWER_DAMAGED",
+            Self::GenerationGone => "GENERATION_GONE",
+            Self::Overloaded => "OVERLOADED",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::StorageFull => "STORAGE_FULL",
+            Self::StorageFailed => "STORAGE_FAILED",
+            Self::BundleNotFound => "BUNDLE_NOT_FOUND",
+            Self::BundleRefused => "BUNDLE_REFUSED",
+            Self::BundleIsCurrent => "BUNDLE_IS_CURRENT",
+            Self::NoEarlierBundle => "NO_EARLIER_BUNDLE",
+            Self::TooManyChanges => "TOO_MANY_CHANGES",
+            Self::StoreFailed => "STORE_FAILED",
+            Self::Internal => "INTERNAL",
+        }
+    }
+
+    /// The gRPC code of statuses with this reason.
+    fn code(self) -> Code {
+        match self {
+            Self::InvalidRequest | Self::PageTokenInvalid | Self::AttributionTokenInvalid => Code::InvalidArgument,
+            Self::PageTokenExpired => Code::Aborted,
+            Self::ItemNotFound | Self::ServingConfigNotFound | Self::AnswerNotFound | Self::BundleNotFound => {
+                Code::NotFound
+            }
+            Self::AnswerDamaged => Code::DataLoss,
+            Self::GenerationGone | Self::BundleRefused | Self::BundleIsCurrent | Self::NoEarlierBundle => {
+                Code::FailedPrecondition
+            }
+            Self::Overloaded | Self::StorageFull | Self::TooManyChanges => Code::ResourceExhausted,
+            Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::StorageFailed | Self::StoreFailed => Code::Unavailable,
+            Self::Internal => Code::Internal,
+        }
+    }
+}
+
+fn status(reason: Reason, message: impl Into<String>, mut details: ErrorDetails) -> Status {
+    details.set_error_info(reason.name(), DOMAIN, HashMap::new());
+    Status::with_error_details(reason.code(), message, details)
+}
+
+/// Returns INVALID_ARGUMENT with all violations.
+pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
     let message = match &violations[..] {
         [only] => format!("{}: {}", only.field, only.description),
-        many => format!("{} fields cannot be taken", many.len()),
+        many => format!("{} fields are invalid", many.len()),
     };
     let mut details = ErrorDetails::new();
     for violation in violations {
         details.add_bad_request_violation(violation.field, violation.description);
     }
-    status(Code::InvalidArgument, "INVALID_REQUEST", message, details)
+    status(Reason::InvalidRequest, message, details)
 }
 
-pub(super) fn item_not_found(id: &str) -> Status {
+pub(crate) fn item_not_found(id: &str) -> Status {
     let mut details = ErrorDetails::new();
     details.set_resource_info("lodestone.v1.Item", id, "", "the catalogue has no such item");
-    status(Code::NotFound, "ITEM_NOT_FOUND", "the catalogue has no such item", details)
+    status(Reason::ItemNotFound, "the catalogue has no such item", details)
 }
 
-/// The status of an engine's error. Internal texts are logged, not told.
-pub(super) fn of(error: EngineError) -> Status {
+/// Returns the status of an engine error. Details of internal errors are logged and not returned.
+pub(crate) fn of(error: EngineError) -> Status {
     let message = error.to_string();
     let none = ErrorDetails::new;
     match error {
         EngineError::Overloaded { retry_after } => {
-            status(Code::ResourceExhausted, "OVERLOADED", message, ErrorDetails::with_retry_info(Some(retry_after)))
+            status(Reason::Overloaded, message, ErrorDetails::with_retry_info(Some(retry_after)))
         }
-        EngineError::DeadlineExceeded => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, none()),
+        EngineError::DeadlineExceeded => status(Reason::DeadlineExceeded, message, none()),
         EngineError::PageToken(PageTokenError::Expired) => {
-            status(Code::Aborted, "PAGE_TOKEN_EXPIRED", format!("page_token {message}"), none())
+            status(Reason::PageTokenExpired, format!("page_token {message}"), none())
         }
         EngineError::PageToken(PageTokenError::Foreign | PageTokenError::OtherRequest) => {
             let details = ErrorDetails::with_bad_request_violation("page_token", &message);
-            status(Code::InvalidArgument, "PAGE_TOKEN_INVALID", format!("page_token {message}"), details)
+            status(Reason::PageTokenInvalid, format!("page_token {message}"), details)
         }
         EngineError::ServingConfig(unknown) => {
             let mut details = none();
             details.set_resource_info("lodestone.v1.ServingConfig", unknown.name, "", &message);
-            status(Code::NotFound, "SERVING_CONFIG_NOT_FOUND", format!("options.serving_config: {message}"), details)
+            status(Reason::ServingConfigNotFound, format!("options.serving_config: {message}"), details)
         }
         EngineError::AttributionToken => {
             let details = ErrorDetails::with_bad_request_violation("attribution_token", &message);
             let message = format!("attribution_token {message}");
-            status(Code::InvalidArgument, "ATTRIBUTION_TOKEN_INVALID", message, details)
+            status(Reason::AttributionTokenInvalid, message, details)
         }
-        EngineError::AnswerNotFound => status(Code::NotFound, "ANSWER_NOT_FOUND", message, none()),
-        EngineError::GenerationGone { .. } => status(Code::FailedPrecondition, "GENERATION_GONE", message, none()),
-        EngineError::Replay(_) => status(Code::DataLoss, "ANSWER_DAMAGED", message, none()),
+        EngineError::AnswerNotFound => status(Reason::AnswerNotFound, message, none()),
+        EngineError::GenerationGone { .. } => status(Reason::GenerationGone, message, none()),
+        EngineError::Replay(_) => status(Reason::AnswerDamaged, message, none()),
         EngineError::Answers(error) => {
-            tracing::error!(%error, "the log of answers cannot be read");
-            status(Code::Unavailable, "STORAGE_FAILED", message, none())
+            tracing::error!(%error, "the answer log cannot be read");
+            status(Reason::StorageFailed, message, none())
         }
         EngineError::Log(error) => of_log(&error),
         EngineError::Internal(text) => {
             tracing::error!(text, "internal error");
-            status(Code::Internal, "INTERNAL", "internal error; the server's log tells more", none())
+            status(Reason::Internal, "internal error; see the server's log", none())
         }
     }
 }
 
-/// The status of a change of models that did not happen.
-pub(super) fn of_rollout(error: RolloutError) -> Status {
+/// Returns the status of a failed change of the serving bundles.
+pub(crate) fn of_rollout(error: RolloutError) -> Status {
     let message = error.to_string();
     let mut details = ErrorDetails::new();
     match error {
         RolloutError::Unknown { name } => {
             details.set_resource_info("lodestone.v1.Bundle", name, "", &message);
-            status(Code::NotFound, "BUNDLE_NOT_FOUND", message, details)
+            status(Reason::BundleNotFound, message, details)
         }
-        RolloutError::Refused { .. } => status(Code::FailedPrecondition, "BUNDLE_REFUSED", message, details),
-        RolloutError::IsCurrent { .. } => status(Code::FailedPrecondition, "BUNDLE_IS_CURRENT", message, details),
-        RolloutError::NothingKept => status(Code::FailedPrecondition, "NO_EARLIER_BUNDLE", message, details),
-        RolloutError::Store(_) => status(Code::Unavailable, "STORE_FAILED", message, details),
+        RolloutError::Refused { .. } => status(Reason::BundleRefused, message, details),
+        RolloutError::IsCurrent { .. } => status(Reason::BundleIsCurrent, message, details),
+        RolloutError::NothingKept => status(Reason::NoEarlierBundle, message, details),
+        RolloutError::Store(_) => status(Reason::StoreFailed, message, details),
         RolloutError::Busy => {
             details.set_retry_info(Some(Duration::from_secs(1)));
-            status(Code::ResourceExhausted, "TOO_MANY_CHANGES", message, details)
+            status(Reason::TooManyChanges, message, details)
         }
-        RolloutError::Deadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", message, details),
+        RolloutError::Deadline => status(Reason::DeadlineExceeded, message, details),
         RolloutError::Ended => of(EngineError::Internal(message)),
     }
 }
@@ -123,14 +195,12 @@ fn of_log(error: &LogError) -> Status {
     match error {
         LogError::Overloaded => {
             let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(100)));
-            status(Code::ResourceExhausted, "OVERLOADED", error.to_string(), details)
+            status(Reason::Overloaded, error.to_string(), details)
         }
-        LogError::Full => {
-            status(Code::ResourceExhausted, "STORAGE_FULL", "the disk is full; nothing was stored", ErrorDetails::new())
-        }
+        LogError::Full => status(Reason::StorageFull, "the disk is full; nothing was stored", ErrorDetails::new()),
         error => {
             tracing::error!(%error, "the event log failed");
-            status(Code::Unavailable, "STORAGE_FAILED", "the event log failed; nothing was stored", ErrorDetails::new())
+            status(Reason::StorageFailed, "the event log failed; nothing was stored", ErrorDetails::new())
         }
     }
 }
@@ -138,17 +208,27 @@ fn of_log(error: &LogError) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::guard::code_name;
+    use std::collections::BTreeSet;
 
     #[test]
-    fn the_document_lists_every_reason() {
+    fn the_document_lists_exactly_the_reasons_with_their_codes() {
+        // Rows of the form | `REASON` | CODE | ….
         let document = include_str!("../../docs/errors.md");
-        for reason in REASONS {
-            assert!(document.contains(&format!("`{reason}`")), "docs/errors.md lacks {reason}");
-        }
+        let rows = document.lines().filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let reason = cells.next()?.strip_prefix('`')?.strip_suffix('`')?;
+            let code = cells.next()?.trim_matches('`');
+            (!code.is_empty() && code.chars().all(|c| c.is_ascii_uppercase() || c == '_')).then_some((reason, code))
+        });
+        let listed: BTreeSet<(&str, &str)> = rows.collect();
+        let reasons: BTreeSet<(&str, &str)> =
+            Reason::ALL.iter().map(|reason| (reason.name(), code_name(reason.code()))).collect();
+        assert_eq!(listed, reasons);
     }
 
     #[test]
-    fn several_violations_come_at_once() {
+    fn all_violations_are_returned() {
         let violation = |field: &str| Violation { field: field.to_owned(), description: "is wrong".to_owned() };
         let status = invalid(vec![violation("a"), violation("b")]);
         let details = status.get_error_details();
@@ -157,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn internal_texts_are_not_told() {
+    fn internal_errors_are_not_returned() {
         assert!(!of(EngineError::Internal("secret".to_owned())).message().contains("secret"));
     }
 }

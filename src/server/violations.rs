@@ -1,44 +1,43 @@
-//! What is wrong with a request: all of it, each with its field.
-use lodestone_pipeline::PAGE_SIZE_MAX;
+//! Collects all invalid fields of a request.
+use lodestone_pipeline::{PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX};
 use std::fmt::Display;
 
-/// A field whose value cannot be taken.
+/// A field with an invalid value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Violation {
+pub(crate) struct Violation {
     /// Path of the field, such as `options.pins[2].rank`.
     pub field: String,
-    /// The value's problem and the limit.
+    /// The value, what is wrong with it, and the limit.
     pub description: String,
 }
 
-/// Collects violations, and notices about values that are read differently from what was sent. A field is written out only where
-/// something is wrong with it.
+/// Violations, and notices about values that were replaced. Fields are formatted only if they are invalid.
 #[derive(Debug, Default)]
-pub(super) struct Violations {
+pub(crate) struct Violations {
     pub found: Vec<Violation>,
     pub notices: Vec<Violation>,
 }
 
 impl Violations {
-    pub(super) fn add(&mut self, field: impl Display, description: impl Into<String>) {
+    pub(crate) fn add(&mut self, field: impl Display, description: impl Into<String>) {
         self.found.push(Violation { field: field.to_string(), description: description.into() });
     }
 
-    /// Keeps the value of a parse that worked; otherwise notes why not.
-    pub(super) fn keep<T, E: Display>(&mut self, field: impl Display, parsed: Result<T, E>) -> Option<T> {
+    /// Returns the parsed value, or adds a violation with the parse error.
+    pub(crate) fn keep<T, E: Display>(&mut self, field: impl Display, parsed: Result<T, E>) -> Option<T> {
         parsed.map_err(|error| self.add(field, error.to_string())).ok()
     }
 
-    /// At most `limit` entries.
-    pub(super) fn count(&mut self, field: impl Display, count: usize, limit: usize) {
+    /// Adds a violation if there are more than `limit` entries.
+    pub(crate) fn count(&mut self, field: impl Display, count: usize, limit: usize) {
         if count > limit {
             self.add(field, format!("has {count} entries; the limit is {limit}"));
         }
     }
 
-    /// At most `limit` characters.
-    pub(super) fn characters(&mut self, field: impl Display, text: &str, limit: usize) {
-        // Counting is bounded too: bytes are never fewer than characters.
+    /// Adds a violation if the text has more than `limit` characters.
+    pub(crate) fn characters(&mut self, field: impl Display, text: &str, limit: usize) {
+        // A text has at least as many bytes as characters, which avoids counting most texts.
         if text.len() > limit {
             let count = text.chars().count();
             if count > limit {
@@ -47,11 +46,11 @@ impl Violations {
         }
     }
 
-    /// A size within 0 and `limit`: 0 is the default, more than the limit is the limit, with a notice.
-    pub(super) fn size(&mut self, field: impl Display, size: i32, default: usize, limit: usize) -> usize {
+    /// Validates a size. 0 is the default; a size above `limit` is replaced by it, with a notice.
+    pub(crate) fn size(&mut self, field: impl Display, size: i32, default: usize, limit: usize) -> usize {
         match usize::try_from(size) {
             Err(_) => {
-                self.add(field, format!("is {size}; it must be 0 (for {default}) to {limit}"));
+                self.add(field, format!("is {size}; it must be within 0 (the default, {default}) and {limit}"));
                 default
             }
             Ok(0) => default,
@@ -64,11 +63,11 @@ impl Violations {
         }
     }
 
-    pub(super) fn page_size(&mut self, size: i32) -> usize {
-        self.size("page_size", size, lodestone_pipeline::PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+    pub(crate) fn page_size(&mut self, size: i32) -> usize {
+        self.size("page_size", size, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.found.is_empty()
     }
 }

@@ -10,7 +10,7 @@ use lodestone_core::{
     text,
 };
 use lodestone_engine::{PageToken, TokenKey};
-use lodestone_index::{CompletionSource, Lexical, Match, Suggester, Suggestible, Synonyms, SynonymsParseError};
+use lodestone_index::{CompletionSource, Lexical, MatchMode, Suggester, CompletionCandidate, Synonyms, SynonymsParseError};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestCaseError, TestRunner},

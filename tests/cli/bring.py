@@ -15,10 +15,10 @@ LODESTONE, BUNDLE, DATA = sys.argv[1:4]
 wrong = []
 
 
-def check(right, what):
-    print(f"  {'ok   ' if right else 'WRONG'} {what}")
+def check(right, claim):
+    print(f"  {'ok   ' if right else 'WRONG'} {claim}")
     if not right:
-        wrong.append(what)
+        wrong.append(claim)
 
 
 def run(*arguments):
@@ -27,7 +27,7 @@ def run(*arguments):
 
 def save(path, nodes, inputs, output, constants):
     value = lambda name, kind, shape: helper.make_tensor_value_info(name, kind, shape)
-    graph = helper.make_graph(nodes, path.stem, [value(*given) for given in inputs], [value(*output)],
+    graph = helper.make_graph(nodes, path.stem, [value(*described) for described in inputs], [value(*output)],
                               [numpy_helper.from_array(array, name) for name, array in constants.items()])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
@@ -49,7 +49,7 @@ def user_encoder(path, reads_padding=False, unit=True):
     node = helper.make_node
     last = "user" if unit else "summed"
     if reads_padding:
-        # Places that are left out are 0, and most others below.
+        # Masked positions are 0, and most others are below.
         read = [node("Mul", ["mask3", "quarter"], ["shift"]), node("Sub", ["items", "shift"], ["kept"]), node("ReduceMax", ["kept", "length_axis"], ["summed"], keepdims=0)]
     else:
         read = [node("Mul", ["items", "mask3"], ["kept"]), node("ReduceSum", ["kept", "length_axis"], ["summed"], keepdims=0)]
@@ -69,8 +69,8 @@ def build(work, out, *models):
     return run("bundle", "build", "--from", BUNDLE, "--out", work / out, *models)
 
 
-def refused(words, ran, what):
-    check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"{what}: names {words} {ran.stderr[-200:]}")
+def refused(words, ran, claim):
+    check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"{claim}: names {words} {ran.stderr[-200:]}")
 
 
 with tempfile.TemporaryDirectory() as directory:
@@ -83,22 +83,22 @@ with tempfile.TemporaryDirectory() as directory:
 
     ran = build(work, "brought", "--ranker", ranker(work / "ranker.onnx", features, heads), "--user-encoder",
                 user_encoder(work / "user.onnx"), "--item-vectors", vectors)
-    check(ran.returncode == 0, f"a ranker and a user encoder come in {ran.stderr[-300:]}")
+    check(ran.returncode == 0, f"a bundle with another ranker and user encoder is built {ran.stderr[-300:]}")
     ran = run("evaluate", "--data", DATA, "--bundle", work / "brought")
-    check(ran.returncode == 0 and "ranked" in ran.stdout, f"and are evaluated {ran.stderr[-300:]}")
+    check(ran.returncode == 0 and "ranked" in ran.stdout, f"and evaluated {ran.stderr[-300:]}")
     ran = run("bundle", "show", "--bundle", work / "brought")
     check(ran.returncode == 0 and "user_encoder.onnx" in ran.stdout, "and shown")
     ran = run("gate", "--data", DATA, "--candidate", work / "brought", "--current", BUNDLE, "--slower-max", 100)
-    check(ran.returncode == 1 and "it is worse" in ran.stdout, f"made-up weights do not pass the gate {ran.stdout}")
+    check(ran.returncode == 1 and "it is worse" in ran.stdout, f"arbitrary weights do not pass the gate {ran.stdout}")
 
     few = ranker(work / "few.onnx", features - 1, heads)
     refused(["few.onnx", "features", str(features)], build(work, "a", "--ranker", few), "too few features")
     more = ranker(work / "more.onnx", features, heads + 1)
-    refused(["more.onnx", f"{heads + 1} heads"], build(work, "b", "--ranker", more), "more heads than are described")
+    refused(["more.onnx", f"{heads + 1} heads"], build(work, "b", "--ranker", more), "more heads than the bundle has")
     nan = ranker(work / "nan.onnx", features, heads, bad=True)
-    refused(["nan.onnx", "finite"], build(work, "c", "--ranker", nan), "a weight that is no number")
+    refused(["nan.onnx", "finite"], build(work, "c", "--ranker", nan), "a weight that is not a number")
     padded = user_encoder(work / "padded.onnx", reads_padding=True)
-    refused(["padded.onnx", "mask"], build(work, "d", "--user-encoder", padded, "--item-vectors", vectors), "padding that is read")
+    refused(["padded.onnx", "mask"], build(work, "d", "--user-encoder", padded, "--item-vectors", vectors), "an encoder that reads padding")
     long = user_encoder(work / "long.onnx", unit=False)
     refused(["long.onnx", "summed", "user"], build(work, "i", "--user-encoder", long, "--item-vectors", vectors), "another output")
     np.save(work / "short.npy", np.load(vectors)[:-1])
@@ -110,7 +110,7 @@ with tempfile.TemporaryDirectory() as directory:
     refused(["item vector of item", "length"], build(work, "f", "--user-encoder", work / "user.onnx", "--item-vectors",
             work / "zero.npy"), "a vector of zeros")
     (work / "broken.onnx").write_bytes(b"no model")
-    refused(["broken.onnx"], build(work, "g", "--ranker", work / "broken.onnx"), "no ONNX at all")
+    refused(["broken.onnx"], build(work, "g", "--ranker", work / "broken.onnx"), "a file that is not ONNX")
     refused(["user.onnx", "features"], build(work, "h", "--ranker", work / "user.onnx"), "another model's file")
     check(not any((work / name).exists() for name in "abcdefghi"), "none of these was written")
 print(f"bring: {len(wrong)} wrong")

@@ -1,4 +1,4 @@
-"""Runs `lodestone retrain` as a cron job would: beside itself, stopped, killed, and beside a server that takes what it publishes.
+"""Runs `lodestone retrain` as a cron job would: concurrently, stopped, killed, and with a server that loads the published bundles.
 
 Usage: retrain.py LODESTONE GRPCURL. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
 """
@@ -20,10 +20,10 @@ SECONDS_MAX = 120
 wrong = []
 
 
-def check(right, what, found=""):
-    print(f"  {'ok   ' if right else 'WRONG'} {what}{'' if right or not found else f': {found}'}")
+def check(right, claim, found=""):
+    print(f"  {'ok   ' if right else 'WRONG'} {claim}{'' if right or not found else f': {found}'}")
     if not right:
-        wrong.append(what)
+        wrong.append(claim)
 
 
 def shop(work):
@@ -68,14 +68,14 @@ def begun(work):
 
 
 def stopped_in_training(work):
-    """Whether a retrain can be stopped while its user encoder learns. When that is differs by machine, so it is looked for."""
+    """Stops a retrain while its user encoder trains. The right time differs between machines, so several are tried."""
     for attempt in range(30):
         running = begun(work)
         time.sleep(0.03 * 1.25 ** attempt)
         running.send_signal(signal.SIGTERM)
         if running.wait(SECONDS_MAX) == 130 and list((work / "data" / "retrain").glob("*.checkpoint")):
             return True
-        # Too early: there was nothing to keep. Or too late.
+        # Too early, before there is a checkpoint, or too late.
         shutil.rmtree(work / "data" / "retrain")
         shutil.rmtree(work / "store", ignore_errors=True)
     return False
@@ -83,21 +83,21 @@ def stopped_in_training(work):
 
 def at_once_stopped_and_killed(work):
     first = begun(work)
-    # It holds still, so that it is there for as long as the other one is.
+    # It is suspended, so that it outlives the second one.
     first.send_signal(signal.SIGSTOP)
-    code, _, told = retrain(work)
-    check(code == 3 and f"process {first.pid}" in told and "nothing was done" in told, "the second of two at once says who is first",
-          (code, told))
+    code, _, stderr = retrain(work)
+    check(code == 2 and f"process {first.pid}" in stderr and "nothing was done" in stderr, "the second of two at once names the first",
+          (code, stderr))
     first.kill()
     first.wait()
     shutil.rmtree(work / "data" / "retrain")
     check(stopped_in_training(work) and current(work) is None, "a stopped one publishes nothing", current(work))
-    code, report, told = retrain(work)
-    check(code == 0 and report["resumed"] and report["trained"]["checkpoint"] == "resumed", "the next one goes on from there",
-          (code, told))
+    code, report, stderr = retrain(work)
+    check(code == 0 and report["resumed"] and report["trained"]["checkpoint"] == "resumed", "the next one resumes its training",
+          (code, stderr))
     published = current(work)
     check(report and published == report["published"], "what it publishes is current", published)
-    check(os.listdir(work / "data" / "retrain") == ["lock"], "it leaves nothing but its lock", os.listdir(work / "data" / "retrain"))
+    check(os.listdir(work / "data" / "retrain") == ["lock"], "only its lock remains", os.listdir(work / "data" / "retrain"))
     killed = begun(work)
     time.sleep(0.1)
     killed.kill()
@@ -114,7 +114,7 @@ def call(address, method, request):
     return json.loads(ran.stdout) if ran.returncode == 0 else None
 
 
-def beside_a_server(work):
+def with_a_server(work):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -128,7 +128,7 @@ def beside_a_server(work):
         while generation() is None and server.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
         begins = generation() == current(work)
-        check(begins, "the server begins with the store's bundle")
+        check(begins, "the server starts with the store's bundle")
         if not begins:
             return
         event = {"type": "EVENT_TYPE_PURCHASE", "viewer": {"user_id": "p1"}, "lines": [{"item_id": "i1-1"}, {"item_id": "new-1"}]}
@@ -137,24 +137,24 @@ def beside_a_server(work):
         call(address, "lodestone.v1.CatalogService/UpsertItems", {"items": [item]})
         call(address, "lodestone.v1.EventService/WriteEvents", {"events": [event, foreign]})
         before = current(work)
-        code, report, told = retrain(work, "--gate", "--newest", "60")
+        code, report, stderr = retrain(work, "--gate", "--newest", "60")
         gathered = report["gathered"] if report else {}
         check((gathered.get("item_count"), gathered.get("logged_event_count"), gathered.get("foreign_event_count")) == (41, 1, 1),
-              "beside a server, the log's items and events are gathered, and foreign tokens left out", (code, told, gathered))
+              "items and events of a running server's log are gathered, without events with foreign tokens", (code, stderr, gathered))
         start = report["trained"]["start"] if report else None
-        check(start == {"bundle": {"name": before, "known_item_count": 40}}, "the encoders begin with the current bundle's", start)
+        check(start == {"bundle": {"name": before, "known_item_count": 40}}, "the encoders start with the weights of the current bundle", start)
         verdict = report["gate"] if report else None
         check(bool(verdict) and verdict["user_count"] > 0 and code == (1 if verdict["refusals"] else 0),
-              "the gate judges the bundle beside the current one", verdict)
+              "the gate compares the bundle with the current one", verdict)
         older = sorted(set(os.listdir(work / "store")) - {"current"})
-        code, report, told = retrain(work, "--newest", "60", "--cold", "--keep", "0")
-        check(bool(report) and report["trained"]["start"] == "random_weights", "with --cold they do not", (code, told))
+        code, report, stderr = retrain(work, "--newest", "60", "--cold", "--keep", "0")
+        check(bool(report) and report["trained"]["start"] == "random_weights", "with --cold they start with random weights", (code, stderr))
         left = set(os.listdir(work / "store")) - {"current"}
-        check(bool(report) and report["pruned"] == older and left == {current(work)}, "older bundles leave the store", (report, left))
+        check(bool(report) and report["pruned"] == older and left == {current(work)}, "older bundles are removed from the store", (report, left))
         until = time.monotonic() + SECONDS_MAX
         while code == 0 and generation() != report["published"] and time.monotonic() < until:
             time.sleep(0.1)
-        check(code == 0 and generation() == report["published"] == current(work), "the server takes what was published", (code, told))
+        check(code == 0 and generation() == report["published"] == current(work), "the server loads the published bundle", (code, stderr))
     finally:
         server.terminate()
         server.wait(SECONDS_MAX)
@@ -177,7 +177,7 @@ with tempfile.TemporaryDirectory() as directory:
     work = pathlib.Path(directory)
     shop(work)
     at_once_stopped_and_killed(work)
-    beside_a_server(work)
+    with_a_server(work)
     refusals(work)
 print(f"retrain: {len(wrong)} wrong")
 sys.exit(1 if wrong else 0)

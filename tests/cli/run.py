@@ -1,9 +1,10 @@
-"""Runs the benchmarks of the command line on small made files, right and wrong.
+"""Runs commands and benchmarks on small synthetic files, valid and invalid, and checks output, flags and exit codes.
 
 Usage: run.py LODESTONE. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
 """
 import gzip
 import json
+import os
 import pathlib
 import signal
 import struct
@@ -13,13 +14,16 @@ import tempfile
 import time
 
 LODESTONE = sys.argv[1]
+BUNDLE, DATA = "target/demo/bundle", "target/demo/data"
+# Exit codes of every command.
+SUCCESS, NO, ERROR, INTERRUPTED = 0, 1, 2, 130
 wrong = []
 
 
-def check(right, what):
-    print(f"  {'ok   ' if right else 'WRONG'} {what}")
+def check(right, claim):
+    print(f"  {'ok   ' if right else 'WRONG'} {claim}")
     if not right:
-        wrong.append(what)
+        wrong.append(claim)
 
 
 def run(*arguments):
@@ -28,16 +32,72 @@ def run(*arguments):
 
 def refused(words, *arguments):
     ran = run(*arguments)
-    check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"{' '.join(map(str, arguments[:2]))} names {words}")
+    check(ran.returncode == ERROR and all(word in ran.stderr for word in words),
+          f"{' '.join(map(str, arguments[:2]))} fails and names {words}")
+
+
+def conventions(work):
+    """`--format`, `--out`, standard streams and exit codes, the same in every command."""
+    ran = run("--help")
+    check(ran.returncode == SUCCESS and all(f"\n  {code:>3}  " in ran.stdout for code in (SUCCESS, NO, ERROR, INTERRUPTED)),
+          "the help lists the exit codes")
+    check("--format table|json" in ran.stdout and "--out FILE" in ran.stdout, "the help describes the output")
+    refused(["--no-such-flag"], "bundle", "show", "--no-such-flag")
+    refused(["none", "No such file"], "bundle", "show", "--bundle", "none")
+    show = ["bundle", "show", "--bundle", BUNDLE]
+    table, out = run(*show), work / "show.json"
+    check(table.returncode == SUCCESS and "feature schema" in table.stdout and table.stderr == "", "a table is the default")
+    shown = json.loads(run(*show, "--format", "json").stdout)
+    check(shown["name"] in table.stdout and shown["item_count"] > 0, "JSON has the same figures")
+    ran = run(*show, "--format", "json", "--out", out)
+    check(ran.returncode == SUCCESS and ran.stdout == "" and json.loads(out.read_text()) == shown, "--out writes the same to a file")
+    run(*show, "--out", out)
+    check(out.read_text() == table.stdout, "--out writes a table, too")
+    refused(["--out", "nowhere does not exist"], *show, "--out", work / "nowhere" / "show.json")
+    refused(["--format", "yaml", "table", "json"], *show, "--format", "yaml")
+    # A pipe whose reader has gone, as in `lodestone ... | head -1`.
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run([LODESTONE, *show], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    check(ran.returncode == SUCCESS and ran.stderr == b"", "a broken pipe is success")
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([LODESTONE, *show], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    check(ran.returncode == ERROR and "standard output" in ran.stderr, "a full disk is an error")
+    store = work / "store"
+    publish = ["bundle", "publish", "--bundle", BUNDLE, "--store", store, "--format", "json"]
+    published, again = json.loads(run(*publish).stdout), json.loads(run(*publish, "--if-empty").stdout)
+    check(published["published"] and not again["published"] and published["current"] == again["current"], "a bundle is published once")
+    pruned = json.loads(run("bundle", "prune", "--store", store, "--keep", 1, "--format", "json").stdout)
+    check(pruned["removed"] == [], "prune returns the removed bundles")
+    ran = run("benchmark", "events", "--events", 2000, "--users", 50, "--items", 20, "--out", work / "filled", "--format", "json")
+    check(ran.returncode == SUCCESS and json.loads(ran.stdout)["events"] == 2000, f"a log is filled {ran.stderr}")
+    ran = run("events", "verify", "--data", work / "filled", "--format", "json", "--out", out)
+    check(ran.returncode == SUCCESS and json.loads(out.read_text())["records"] == 2000, "a whole log is verified")
+    log = next((work / "filled" / "log").glob("*.log"))
+    damaged = bytearray(log.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    log.write_bytes(damaged)
+    ran = run("events", "verify", "--data", work / "filled")
+    check(ran.returncode == NO and "DAMAGED" in ran.stdout, "a damaged log is exit code 1")
+    ran = run("events", "verify", "--data", work / "filled", "--repair", "--format", "json")
+    check(ran.returncode == SUCCESS and json.loads(ran.stdout)["repair"]["lost_records"] > 0, "a repair reports the lost records")
+    (work / "filled" / "answers").mkdir()
+    ran = run("answers", "show", "00000000-0000-7000-8000-000000000000", "--data", work / "filled")
+    check(ran.returncode == NO and "no record" in ran.stdout, "an answer that is not logged is exit code 1")
+    ran = run("benchmark", "encoder-step", "--items", 100, "--batch", 4, "--length", 5, "--width", 8, "--steps", 2, "--threads", 1,
+              "--save", work / "histories.txt")
+    check(ran.returncode == SUCCESS and "ms per step" in ran.stdout and (work / "histories.txt").read_text().count("\n") == 4,
+          f"a training step is measured {ran.stderr}")
 
 
 def nearest_vectors(work):
-    report = json.loads(run("benchmark", "ann", "--synthetic", "3000x16", "--count", 10, "--json").stdout)
-    check(report["runs"][-1]["recall"] >= 0.99 and report["runs"][-1]["queries_per_s"] > 0, "made vectors are found")
+    report = json.loads(run("benchmark", "ann", "--synthetic", "3000x16", "--count", 10, "--format", "json").stdout)
+    check(report["runs"][-1]["recall"] >= 0.99 and report["runs"][-1]["queries_per_s"] > 0, "synthetic vectors are found")
     check(all(filtered["recall"] >= 0.98 for filtered in report["filtered"]), "filters keep recall")
     saved = work / "vectors.npy"
     run("benchmark", "ann", "--synthetic", "3000x16", "--save", saved)
-    again = json.loads(run("benchmark", "ann", "--vectors", saved, "--count", 10, "--json").stdout)
+    again = json.loads(run("benchmark", "ann", "--vectors", saved, "--count", 10, "--format", "json").stdout)
     check((again["vectors"], again["dimensions"]) == (3000, 16), "saved vectors are read")
     refused(["--synthetic", "3000"], "benchmark", "ann", "--synthetic", "3000")
     (work / "short.npy").write_bytes(saved.read_bytes()[:1000])
@@ -59,10 +119,10 @@ def product_search(work):
     with gzip.open(work / "judgments.tsv.gz", "wt") as out:
         out.write("\n".join(rows))
     files = ["--products", work / "products.jsonl", "--judgments", work / "judgments.tsv.gz"]
-    report = json.loads(run("benchmark", "search", *files, "--json").stdout)
+    report = json.loads(run("benchmark", "search", *files, "--format", "json").stdout)
     scores = {method["method"]: method for method in report["methods"]}
     check(set(scores) == {"lexical", "vector", "fused", "ranked"} and report["queries"] == 20, "four methods, every query")
-    check(scores["lexical"]["ndcg_at_10"] == 1.0 and scores["fused"]["recall_at_100"] == 1.0, "what is asked for by name comes first")
+    check(scores["lexical"]["ndcg_at_10"] == 1.0 and scores["fused"]["recall_at_100"] == 1.0, "a product searched by name is first")
     (work / "unknown.tsv").write_text("query\tproduct_id\trating\nmug\tno-such\t3\n")
     refused(["unknown.tsv", "line 2", "no-such"], "benchmark", "search", "--products", work / "products.jsonl", "--judgments",
             work / "unknown.tsv")
@@ -74,7 +134,7 @@ def product_search(work):
     encoder = work / "encoder"
     refused(["encoder/model.onnx", "tokenizer.json"], "benchmark", "search", *files, "--encoder", encoder)
     encoder.mkdir()
-    (encoder / "model.onnx").write_bytes(pathlib.Path("target/demo/bundle/query_encoder.onnx").read_bytes())
+    (encoder / "model.onnx").write_bytes((pathlib.Path(BUNDLE) / "query_encoder.onnx").read_bytes())
     (encoder / "tokenizer.json").write_text("{}")
     refused(["encoder", "tokenizer.json"], "benchmark", "search", *files, "--encoder", encoder)
     (encoder / "tokenizer.json").write_text(json.dumps({
@@ -85,20 +145,21 @@ def product_search(work):
 
 
 def gate():
-    bundle, data = "target/demo/bundle", "target/demo/data"
-    ran = run("gate", "--data", data, "--candidate", bundle, "--current", bundle, "--slower-max", 3, "--format", "json")
+    same = ["gate", "--data", DATA, "--candidate", BUNDLE, "--current", BUNDLE]
+    ran = run(*same, "--slower-max", 3, "--format", "json")
     verdict = json.loads(ran.stdout)
-    check(ran.returncode == 0 and verdict["refusals"] == [] and verdict["ndcg_gain"]["mean"] == 0, "a bundle passes beside itself")
-    ran = run("gate", "--data", data, "--candidate", bundle, "--current", bundle, "--slower-max", 0.01)
-    check(ran.returncode == 1 and "refused: it is slower" in ran.stdout, "a slower one is refused with exit code 1")
+    check(ran.returncode == SUCCESS and verdict["refusals"] == [] and verdict["ndcg_gain"]["mean"] == 0,
+          "a bundle passes compared with itself")
+    ran = run(*same, "--slower-max", 0.01)
+    check(ran.returncode == NO and "refused: it is slower" in ran.stdout, "a slower one is refused with exit code 1")
 
 
 def model_times():
-    report = json.loads(run("benchmark", "models", "--bundle", "target/demo/bundle", "--runs", 50, "--json").stdout)
+    report = json.loads(run("benchmark", "models", "--bundle", BUNDLE, "--runs", 50, "--format", "json").stdout)
     sizes = {(timing["model"], timing["size"]) for timing in report["models"]}
-    check({("user encoder", 50), ("ranker", 200), ("ranker", 1000), ("query encoder", 4)} <= sizes, "every model is timed")
+    check({("user encoder", 50), ("ranker", 200), ("ranker", 1000), ("query encoder", 4)} <= sizes, "every model is measured")
     check(all(0 < timing["p50_ms"] <= timing["p99_ms"] for timing in report["models"]), "its times are in order")
-    refused(["--runs is 3", "10"], "benchmark", "models", "--bundle", "target/demo/bundle", "--runs", 3)
+    refused(["--runs is 3", "10"], "benchmark", "models", "--bundle", BUNDLE, "--runs", 3)
     refused(["none", "No such file"], "benchmark", "models", "--bundle", "none")
 
 
@@ -109,22 +170,23 @@ def next_things(work):
         out.write("".join(f"u{user} {' '.join(map(str, line))}\n" for user, line in enumerate(lines)))
     items.write_text("item\ttitle\n" + "".join(f"{item}\tthing {item % 5}\n" for item in range(30)))
     out = work / "next.json"
-    ran = run("benchmark", "next-item", "--sequences", sequences, "--items", items, "--json", out, "--seeds", 2)
+    to_file = ["--format", "json", "--out", out]
+    ran = run("benchmark", "next-item", "--sequences", sequences, "--items", items, *to_file, "--seeds", 2)
     report = json.loads(out.read_text())
     methods = {method["method"]: method for method in report["methods"]}
-    check(ran.returncode == 0 and {"encoder", "transitions", "text", "popularity", "retrieval", "ranked"} <= set(methods),
-          "each source, the union and the ranking are judged")
-    check(report["seeds"] == [1, 2] and report["hr_at_10"] == methods["ranked"]["hr_at_10"] > 0.9, "a chain is foretold")
+    check(ran.returncode == SUCCESS and {"encoder", "transitions", "text", "popularity", "retrieval", "ranked"} <= set(methods),
+          "each source, the union and the ranking are evaluated")
+    check(report["seeds"] == [1, 2] and report["hr_at_10"] == methods["ranked"]["hr_at_10"] > 0.9, "a chain is predicted")
     check("ndcg_at_10" in methods["ranked"]["spread"] and "hr_at_10" in methods["ranked"]["descending"],
-          "spread and the descending are given")
+          "spread and descending users are reported")
     (work / "train.txt").write_text("".join(" ".join(map(str, line)) + "\n" for line in lines))
     (work / "test.tsv").write_text("3 4\t5\n8\t9\n")
-    ran = run("benchmark", "sessions", "--train", work / "train.txt", "--test", work / "test.tsv", "--json", out)
-    check(ran.returncode == 0 and json.loads(out.read_text())["hr_at_20"] == 1.0, "next clicks are foretold")
+    ran = run("benchmark", "sessions", "--train", work / "train.txt", "--test", work / "test.tsv", *to_file)
+    check(ran.returncode == SUCCESS and json.loads(out.read_text())["hr_at_20"] == 1.0, "next clicks are predicted")
     (work / "history.txt").write_text("".join(f"u{user}\t1 2;{user % 5} 9;1 2\n" for user in range(30)))
     (work / "future.txt").write_text("".join(f"u{user}\t1 2\n" for user in range(30)))
-    ran = run("benchmark", "next-basket", "--history", work / "history.txt", "--future", work / "future.txt", "--json", out)
-    check(ran.returncode == 0 and json.loads(out.read_text())["recall_at_10"] == 1.0, "next baskets are foretold")
+    ran = run("benchmark", "next-basket", "--history", work / "history.txt", "--future", work / "future.txt", *to_file)
+    check(ran.returncode == SUCCESS and json.loads(out.read_text())["recall_at_10"] == 1.0, "next baskets are predicted")
     refused(["none.txt"], "benchmark", "next-item", "--sequences", work / "none.txt", "--items", items)
     refused(["two baskets"], "benchmark", "next-basket", "--history", work / "future.txt", "--future",
             work / "future.txt")
@@ -138,30 +200,32 @@ def other_policies(work):
     with gzip.open(uniform, "wt") as out:
         out.write(header + "".join(f"{item},{position},{click},0.25\n" for item, position, click in rows))
     other.write_text(header + "".join(f"{item // 2},{position},{click},0.5\n" for item, position, click in rows))
-    ran = run("benchmark", "off-policy", "--logged", uniform, "--target", other, "--json")
+    ran = run("benchmark", "off-policy", "--logged", uniform, "--target", other, "--format", "json")
     report = json.loads(ran.stdout)
-    check(ran.returncode == 0 and all(judged["covers"] for judged in report["judged"]) and len(report["judged"]) == 4,
-          "a log tells what another policy earns")
+    check(ran.returncode == SUCCESS and all(judged["covers"] for judged in report["judged"]) and len(report["judged"]) == 4,
+          "a log supports the estimate of another policy")
     other.write_text(header + "".join(f"new,{position},{click},0.5\n" for _, position, click in rows))
     out = work / "refused.json"
-    ran = run("benchmark", "off-policy", "--logged", uniform, "--target", other, "--json", out)
-    check(ran.returncode == 1 and "refused: no support: 100.0 %" in ran.stdout and "100.0 %" in json.loads(out.read_text())["refused"],
-          "a policy that does what the log never did is refused with exit code 1")
+    ran = run("benchmark", "off-policy", "--logged", uniform, "--target", other, "--format", "json", "--out", out)
+    check(ran.returncode == NO and "100.0 %" in json.loads(out.read_text())["refused"],
+          "a policy whose actions the log never has is refused with exit code 1")
+    ran = run("benchmark", "off-policy", "--logged", uniform, "--target", other)
+    check(ran.returncode == NO and "refused: no support: 100.0 %" in ran.stdout, "the table has the reason")
     other.write_text(header + "1,1,0,0\n")
     refused(["other.csv", "line 2", "propensity_score"], "benchmark", "off-policy", "--logged", uniform, "--target", other)
 
 
 def stopped_training(work):
     out = work / "bundle"
-    # Until the query encoder has learned there is nothing to keep; when that is differs by machine.
+    # There is no checkpoint before the query encoder is trained, which takes a different time on each machine.
     for seconds in (2, 4, 8, 16):
-        ran = subprocess.Popen([LODESTONE, "train", "--data", "target/demo/data", "--out", str(out)], stderr=subprocess.PIPE, text=True)
+        ran = subprocess.Popen([LODESTONE, "train", "--data", DATA, "--out", str(out)], stderr=subprocess.PIPE, text=True)
         time.sleep(seconds)
         ran.send_signal(signal.SIGINT)
-        told = ran.communicate(timeout=120)[1]
+        stderr = ran.communicate(timeout=120)[1]
         if (work / "bundle.checkpoint").exists():
             break
-    check(ran.returncode == 130 and "bundle.checkpoint" in told, "Ctrl-C stops a training and names the checkpoint")
+    check(ran.returncode == INTERRUPTED and "bundle.checkpoint" in stderr, "Ctrl-C stops a training and names the checkpoint")
     check((work / "bundle.checkpoint").stat().st_size > 0 and not out.exists(), "it leaves a checkpoint and no bundle")
 
 
@@ -176,14 +240,14 @@ def same_model(work):
     (work / "shop.csv").write_text("\n".join(rows))
     (work / "shop.toml").write_text('[columns]\n' + "".join(f'{name} = "{name}"\n' for name in ("item", "time", "order", "user", "title")))
     ran = run("import", "--mapping", work / "shop.toml", "--in", work / "shop.csv", "--out", work / "shop")
-    check(ran.returncode == 0, f"a small shop is imported {ran.stderr}")
+    check(ran.returncode == SUCCESS, f"a small shop is imported {ran.stderr}")
     sums = []
     for name in ("one", "two"):
         ran = run("train", "--data", work / "shop", "--out", work / name, "--threads", 1, "--seed", 7, "--format", "json")
-        check(ran.returncode == 0 and json.loads(ran.stdout)["heads"], f"it is learned from {ran.stderr}")
+        check(ran.returncode == SUCCESS and json.loads(ran.stdout)["heads"], f"a bundle is trained on it {ran.stderr}")
         sums.append({file: entry["sha256"] for file, entry in json.loads((work / name / "manifest.json").read_text())["files"].items()})
     different = [name for name in sums[0] if sums[0][name] != sums[1].get(name)]
-    check(not different, f"the same seed gives the same files with one thread {different}")
+    check(not different, f"the same seed produces the same files with one thread {different}")
     refused(["--threads"], "train", "--data", work / "shop", "--out", work / "three", "--threads", 0)
 
 
@@ -196,19 +260,20 @@ def experiments(work):
                               for number, (user, arm) in enumerate(users) if number % 20 < (6 if arm == "brave" else 2))
                       + json.dumps({"user": "u:x", "time_ms": 90_000_000, "type": "click"}) + "\n")
     files = ["--answers", answers, "--events", events]
-    ran = run("experiment", "report", *files, "--experiment", "e", "--html", page, "--format", "json")
+    ran = run("experiment", "report", *files, "--experiment", "e", "--report", page, "--format", "json")
     report = json.loads(ran.stdout)
     comparison = report["metrics"][0]["comparisons"][0]
-    check(ran.returncode == 0 and report["control"] == "control" and comparison["decided"] and comparison["interval"]["low"] > 0,
+    check(ran.returncode == SUCCESS and report["control"] == "control" and comparison["decided"] and comparison["interval"]["low"] > 0,
           "a better arm is found")
     check("<svg" in page.read_text() and not report["sample_ratio"]["mismatch"], "the page has a plot")
     ran = run("experiment", "report", *files, "--experiment", "e", "--shares", "control=0.6,brave=0.4")
-    check(ran.returncode == 1 and "SAMPLE RATIO MISMATCH" in ran.stdout, "a wrong split has exit code 1")
+    check(ran.returncode == NO and "SAMPLE RATIO MISMATCH" in ran.stdout, "a wrong split has exit code 1")
     refused(["nobody was in the experiment `f`", "there are: e"], "experiment", "report", *files, "--experiment", "f")
     refused(["events.jsonl", "line 1"], "experiment", "report", "--answers", events, "--events", events, "--experiment", "e")
 
 
 with tempfile.TemporaryDirectory() as directory:
+    conventions(pathlib.Path(directory))
     experiments(pathlib.Path(directory))
     other_policies(pathlib.Path(directory))
     nearest_vectors(pathlib.Path(directory))
@@ -218,6 +283,6 @@ with tempfile.TemporaryDirectory() as directory:
     stopped_training(pathlib.Path(directory))
 gate()
 model_times()
-refused(["no server answers at 127.0.0.1:1"], "load-test", "--address", "127.0.0.1:1", "--data", "target/demo/data")
+refused(["no server answers at 127.0.0.1:1"], "load-test", "--address", "127.0.0.1:1", "--data", DATA)
 print(f"cli: {len(wrong)} wrong")
 sys.exit(1 if wrong else 0)

@@ -1,4 +1,4 @@
-"""Runs a small simulation: three real servers, two nights, and what is written of them.
+"""Runs a small simulation with three real servers and two nights, and checks the result and the plot.
 
 Usage: simulate.py LODESTONE OUT. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
 """
@@ -11,17 +11,17 @@ LODESTONE, OUT = sys.argv[1], pathlib.Path(sys.argv[2])
 wrong = []
 
 
-def check(right, what, found=""):
-    print(f"  {'ok   ' if right else 'WRONG'} {what}{'' if right or not found else f': {found}'}")
+def check(right, claim, found=""):
+    print(f"  {'ok   ' if right else 'WRONG'} {claim}{'' if right or not found else f': {found}'}")
     if not right:
-        wrong.append(what)
+        wrong.append(claim)
 
 
 OUT.mkdir(parents=True, exist_ok=True)
 small = ["--seeds", "1", "--shoppers", "80", "--products", "96", "--days", "3", "--history-days", "20"]
-ran = subprocess.run([LODESTONE, "simulate", *small, "--json", OUT / "simulation.json", "--plot", OUT / "simulation.svg"],
-                     capture_output=True, text=True, timeout=300)
-check(ran.returncode == 0, "a small world is lived through", ran.stderr)
+ran = subprocess.run([LODESTONE, "simulate", *small, "--format", "json", "--out", OUT / "simulation.json", "--plot",
+                      OUT / "simulation.svg"], capture_output=True, text=True, timeout=300)
+check(ran.returncode == 0 and ran.stdout == "", "a small world is simulated", ran.stderr)
 if ran.returncode == 0:
     report = json.loads((OUT / "simulation.json").read_text())
     arms = {arm["arm"]: arm for arm in report["outcomes"]["arms"]}
@@ -31,10 +31,11 @@ if ran.returncode == 0:
     check(len(set(first.values())) == 1 and first["off"] > 0.1, "on the first day the same shoppers come to each", first)
     check(arms["live"]["days"][0] == arms["loop"]["days"][0], "before the first night live and loop are the same server")
     clicks = {arm: outcome["rates"]["clicks"]["mean"] for arm, outcome in arms.items()}
-    check(all(0.1 < mean < 5 for mean in clicks.values()) and clicks["off"] != clicks["live"], "what is written changes answers", clicks)
-    check("loop - off" in ran.stdout, "the differences are printed")
+    check(all(0.1 < mean < 5 for mean in clicks.values()) and clicks["off"] != clicks["live"], "written events change answers", clicks)
+    differences = [(difference["more"], difference["less"]) for difference in report["outcomes"]["differences"]]
+    check(("loop", "off") in differences, "the differences between the arms are reported", differences)
     svg = (OUT / "simulation.svg").read_text()
-    check(svg.count("<polyline") == 9 and "NaN" not in svg, "the picture has three plots of three lines")
+    check(svg.count("<polyline") == 9 and "NaN" not in svg, "the figure has three plots of three lines")
 for words, flags in ((["--days is 1", "2"], ["--days", "1"]), (["--shoppers is 3", "20"], ["--shoppers", "3"]),
                      (["exists"], ["--work", OUT])):
     ran = subprocess.run([LODESTONE, "simulate", *map(str, flags)], capture_output=True, text=True, timeout=60)

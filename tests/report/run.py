@@ -1,9 +1,9 @@
-"""Opens the page of `lodestone evaluate --report` in headless Chromium and looks at what a user would see.
+"""Opens the page of `lodestone evaluate --report` in headless Chromium and checks its appearance.
 
-Usage: run.py LODESTONE CHROMIUM DATA BUNDLE OUT. Needs ORT_DYLIB_PATH. OUT gets report.html, screenshots and what the browser
-measured. Prints each check; exits with 1 if one is wrong.
+Usage: run.py LODESTONE CHROMIUM DATA BUNDLE OUT. Needs ORT_DYLIB_PATH. Writes report.html and screenshots to OUT. Prints each
+check; exits with 1 if one is wrong.
 
-The browser is spoken to over two pipes by its DevTools protocol: JSON messages that end with a zero byte.
+The test controls the browser by its DevTools protocol over two pipes: JSON messages, each followed by a zero byte.
 """
 import base64
 import json
@@ -19,10 +19,10 @@ LODESTONE, CHROMIUM = sys.argv[1:3]
 DATA, BUNDLE, OUT = map(pathlib.Path, sys.argv[3:6])
 WIDTHS = {"desktop": 1000, "phone": 390}
 SECONDS_MAX = 60
-# Without these it asks for updates and looks up hosts, which the test would count.
+# Without these flags the browser requests updates and resolves hosts, which the test would count.
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--hide-scrollbars"]
-# Every section with its plots, and every text that is cut off or lies upon another.
+# Every section with its plots, and every text that is clipped or overlaps another.
 MEASURE = """(() => {
   const sections = [];
   for (const heading of document.querySelectorAll('h2')) {
@@ -48,7 +48,7 @@ MEASURE = """(() => {
     texts.forEach(([one, a], index) => texts.slice(index + 1).forEach(([other, b]) => {
       const width = Math.min(a.right, b.right) - Math.max(a.left, b.left);
       const height = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-      // Boxes of lines of text touch; letters do not before a third of their height does.
+      // The boxes of adjacent lines touch; letters overlap only if a third of their height does.
       if (width > 1 && height > Math.min(a.height, b.height) / 3) overlapping.push(one + ' | ' + other);
     }));
   }
@@ -61,18 +61,18 @@ MEASURE = """(() => {
 wrong = []
 
 
-def check(right, what, found=""):
-    print(f"  {'ok   ' if right else 'WRONG'} {what}{'' if right or not found else f': {found}'}")
+def check(right, claim, found=""):
+    print(f"  {'ok   ' if right else 'WRONG'} {claim}{'' if right or not found else f': {found}'}")
     if not right:
-        wrong.append(what)
+        wrong.append(claim)
 
 
 class Browser:
-    """One page of a browser of its own."""
+    """A page of a separate browser process."""
 
     def __init__(self, profile):
         (self.read, theirs_out), (theirs_in, self.write) = os.pipe(), os.pipe()
-        # The browser reads commands from 3 and writes answers to 4, whatever numbers the pipes have here.
+        # The browser reads commands from descriptor 3 and writes responses to descriptor 4.
         command = ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "browser", CHROMIUM, *FLAGS,
                    f"--user-data-dir={profile}", "about:blank"]
         self.process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL,
@@ -80,12 +80,12 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self.rest, self.events, self.number, self.session = b"", [], 0, None
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
-            self.ask(f"{domain}.enable")
+            self.call(f"{domain}.enable")
 
-    def ask(self, method, **parameters):
+    def call(self, method, **parameters):
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
@@ -111,19 +111,19 @@ class Browser:
         return message
 
     def open(self, url):
-        self.ask("Page.navigate", url=url)
+        self.call("Page.navigate", url=url)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.next()
 
     def value(self, script):
-        answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         if "exceptionDetails" in answer:
-            raise SystemExit(f"the script of the test failed: {answer['exceptionDetails']}")
+            raise SystemExit(f"the test's script failed: {answer['exceptionDetails']}")
         return answer["result"]["value"]
 
     def screenshot(self, path, width, height):
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        taken = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        taken = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(taken["data"]))
 
     def end(self):
@@ -131,33 +131,33 @@ class Browser:
         self.process.wait()
 
 
-def looks_right(page, name, heads):
+def check_layout(page, name, heads):
     for section in page["sections"]:
         title = section["title"]
         check(section["plots"] > 0, f"{name}: `{title}` has a plot")
         check(section["marks"] > 0, f"{name}: `{title}` has {section['marks']} marks")
-        check(section["note"] != "", f"{name}: `{title}` says what it shows")
-    due = {"Quality", "Losses", "Quality by activity of the user", "Quality by activity of the item", "Popularity bias",
+        check(section["note"] != "", f"{name}: `{title}` has a description")
+    expected = {"Quality", "Losses", "Quality by activity of the user", "Quality by activity of the item", "Popularity bias",
            "What each source adds", "What each feature adds", "Calibration of purchase"}
     titles = {section["title"] for section in page["sections"]}
-    # A head of which nothing was observed has no calibration.
-    check(due <= titles <= due | {f"Calibration of {head}" for head in heads}, f"{name}: the sections are those that are due",
-          titles ^ due)
+    # A head without observations has no calibration.
+    check(expected <= titles <= expected | {f"Calibration of {head}" for head in heads}, f"{name}: the page has the expected sections",
+          titles ^ expected)
     for word in ("NaN", "undefined", "null", "inf"):
         check(not re.search(rf"(?<![\w-]){word}(?!\w)", page["html"]), f"{name}: no {word}")
-    check(not page["outside"], f"{name}: no text beyond its plot", page["outside"])
-    check(not page["overlapping"], f"{name}: no text upon another", page["overlapping"])
+    check(not page["outside"], f"{name}: no text is outside its plot", page["outside"])
+    check(not page["overlapping"], f"{name}: no text overlaps another", page["overlapping"])
     check(page["smallest"] >= 9, f"{name}: no text is smaller than 9 pixels", page["smallest"])
     check(page["tables"] == 0 and page["wide"] <= page["window"], f"{name}: nothing is wider than the window",
           (page["wide"], page["window"]))
 
 
-def nothing_went_wrong(events, url):
-    told = [event for event in events if event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown",
+def check_events(events, url):
+    messages = [event for event in events if event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown",
                                                              "Log.entryAdded")]
-    check(not told, "the console is silent", told)
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    check(set(asked) == {url}, "nothing but the page itself is fetched", asked)
+    check(not messages, "the console is silent", messages)
+    requested = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    check(set(requested) == {url}, "only the page itself is fetched", requested)
 
 
 def main():
@@ -176,19 +176,19 @@ def main():
         try:
             pages = {}
             for name, width in WIDTHS.items():
-                browser.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+                browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
                 if not pages:
                     browser.open(url)
                 pages[name] = json.loads(browser.value(MEASURE))
                 browser.screenshot(OUT / f"{name}.png", width, pages[name]["height"])
-            nothing_went_wrong(browser.events, url)
+            check_events(browser.events, url)
         finally:
             browser.end()
     for name, page in pages.items():
-        looks_right(page, name, heads)
+        check_layout(page, name, heads)
     page = pages["desktop"]
     check(manifest["name"] in page["title"] and f"{evaluation['user_count']} users" in page["text"],
-          "the page tells which bundle was judged on how many users")
+          "the page names the bundle and the number of users")
     ranked = evaluation["methods"][-1]["ndcg_at_10"]["mean"]
     check(f"{ranked:.4f}" in page["text"], f"the table has the ranked NDCG@10, {ranked:.4f}")
     print(f"  screenshots: {', '.join(str(OUT / f'{name}.png') for name in WIDTHS)}")

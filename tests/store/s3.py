@@ -1,4 +1,4 @@
-"""Publishes to, serves from and prunes a bucket of moto's S3 server, and takes the store away.
+"""Publishes to, serves from and prunes a bucket of moto's S3 server, and then stops that server.
 
 Usage: s3.py LODESTONE GRPCURL BUNDLE MOTO_SERVER. LODESTONE must have the cargo feature `s3`. Needs ORT_DYLIB_PATH. Prints each
 check; exits with 1 if one is wrong.
@@ -21,10 +21,10 @@ SECONDS_MAX = 120
 wrong = []
 
 
-def check(right, what, found=""):
-    print(f"  {'ok   ' if right else 'WRONG'} {what}{'' if right or not found else f': {found}'}", flush=True)
+def check(right, claim, found=""):
+    print(f"  {'ok   ' if right else 'WRONG'} {claim}{'' if right or not found else f': {found}'}", flush=True)
     if not right:
-        wrong.append(what)
+        wrong.append(claim)
 
 
 def waited_for(condition):
@@ -43,7 +43,7 @@ def free_port():
 
 
 def bucket(url):
-    """Makes the bucket, as soon as the server answers."""
+    """Creates the bucket when the server answers."""
     signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request"
     request = urllib.request.Request(f"{url}/bundles", method="PUT", headers={"Authorization": signed})
     try:
@@ -54,7 +54,7 @@ def bucket(url):
 
 
 def renamed(work, name):
-    """A copy of the bundle under another name, made a second after the one before."""
+    """Copies the bundle under another name, with a creation time one second after the previous one."""
     copy = work / name
     shutil.copytree(BUNDLE, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
@@ -69,8 +69,8 @@ def lodestone(*arguments):
 
 
 def published(work, name):
-    code, told = lodestone("bundle", "publish", "--bundle", renamed(work, name), "--store", STORE)
-    check(code == 0 and name in told, f"{name} is published", told)
+    code, output = lodestone("bundle", "publish", "--bundle", renamed(work, name), "--store", STORE)
+    check(code == 0 and name in output, f"{name} is published", output)
 
 
 def call(address, method, request):
@@ -101,29 +101,29 @@ def main(work):
                    "AWS_REGION": "us-east-1"}
     address, server = f"127.0.0.1:{free_port()}", None
     try:
-        check(waited_for(lambda: bucket(url)), "a bucket is made")
-        code, told = lodestone("serve", "--store", STORE, "--data", work / "empty", "--listen", address)
-        check(code == 2 and "publish one with" in told, "an empty store is told", told)
+        check(waited_for(lambda: bucket(url)), "a bucket is created")
+        code, output = lodestone("serve", "--store", STORE, "--data", work / "empty", "--listen", address)
+        check(code == 2 and "publish one with" in output, "an empty store is an error", output)
         published(work, "shop-0")
-        code, told = lodestone("bundle", "publish", "--if-empty", "--bundle", work / "shop-0", "--store", STORE)
-        check(code == 0 and "stays current" in told, "with --if-empty nothing is done twice", told)
+        code, output = lodestone("bundle", "publish", "--if-empty", "--bundle", work / "shop-0", "--store", STORE)
+        check(code == 0 and "stays current" in output, "with --if-empty a second bundle is not published", output)
         server = serve(work, "data", address)
-        check(waited_for(lambda: generation(address) == "shop-0"), "the server begins with it", generation(address))
+        check(waited_for(lambda: generation(address) == "shop-0"), "the server starts with it", generation(address))
         for number in (1, 2):
             published(work, f"shop-{number}")
-            check(waited_for(lambda: generation(address) == f"shop-{number}"), "the server takes it", generation(address))
-        check(waited_for(lambda: copies(work) == ["shop-1", "shop-2"]), "copies stay of what is in memory", copies(work))
-        code, told = lodestone("bundle", "prune", "--store", STORE, "--keep", "1")
-        check(code == 0 and "shop-0 is gone" in told and "shop-1" not in told, "the oldest is pruned", told)
+            check(waited_for(lambda: generation(address) == f"shop-{number}"), "the server loads it", generation(address))
+        check(waited_for(lambda: copies(work) == ["shop-1", "shop-2"]), "local copies remain of the bundles in memory", copies(work))
+        code, output = lodestone("bundle", "prune", "--store", STORE, "--keep", "1")
+        check(code == 0 and "shop-0 removed" in output and "shop-1" not in output, "the oldest is pruned", output)
         bundles = call(address, "lodestone.v1.ModelService/ListBundles", {}).get("bundles", [])
         states = {bundle["name"]: bundle["state"] for bundle in bundles}
-        check(states == {"shop-1": "BUNDLE_STATE_KEPT", "shop-2": "BUNDLE_STATE_CURRENT"}, "ListBundles tells the rest", states)
+        check(states == {"shop-1": "BUNDLE_STATE_KEPT", "shop-2": "BUNDLE_STATE_CURRENT"}, "ListBundles lists the rest", states)
         moto.terminate()
         moto.wait()
         time.sleep(2)
-        check(generation(address) == "shop-2", "without the store, answers go on")
-        code, told = lodestone("serve", "--store", STORE, "--data", work / "other", "--listen", f"127.0.0.1:{free_port()}")
-        check(code == 2 and STORE in told, "a server that begins ends with the reason", told)
+        check(generation(address) == "shop-2", "the server answers without the store")
+        code, output = lodestone("serve", "--store", STORE, "--data", work / "other", "--listen", f"127.0.0.1:{free_port()}")
+        check(code == 2 and STORE in output, "a server that cannot read the store ends with the reason", output)
     finally:
         for process in (server, moto):
             if process and process.poll() is None:

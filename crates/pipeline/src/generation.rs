@@ -1,10 +1,6 @@
 //! One trained bundle as it answers: its items with those that came since, their indexes, what goes with what.
 use super::models::{Models, TextProjection, embed_items};
-use lodestone_index::CompletionSource;
-use lodestone_core::{bits, ids::{ItemId, ItemKey, Row}};
 use crate::{bundle::{Bundle, Manifest}, ranking::RankingError};
-use lodestone_catalog::{Catalog, Item, ItemVectors};
-use lodestone_index::{InvalidVector, FrozenError, FrozenGraph, KeyedNeighbours, Lexical, LexicalError, Suggester, CompletionCandidate, VectorError, VectorIndex};
 use arc_swap::ArcSwap;
 use lodestone_catalog::{Catalog, Item, ItemVectors};
 use lodestone_core::{
@@ -13,7 +9,7 @@ use lodestone_core::{
 };
 use lodestone_index::CompletionSource;
 use lodestone_index::{
-    BadVector, FrozenError, FrozenGraph, KeyedNeighbours, Lexical, LexicalError, Suggester, Suggestible, VectorError,
+    FrozenError, InvalidVector, FrozenGraph, KeyedNeighbours, Lexical, LexicalError, Suggester, CompletionCandidate, VectorError,
     VectorIndex,
 };
 use lodestone_state::{ItemChange, LiveState};

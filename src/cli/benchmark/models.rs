@@ -1,43 +1,40 @@
-//! benchmark models
-use crate::cli::LibraryArgs;
-use anyhow::{Context, ensure};
+//! `lodestone benchmark models`
+use lodestone_pipeline::{bundle::Bundle, ENCODED_EVENTS_MAX, features::FEATURE_COUNT, ranking::{Device, UserEncoder, UserInput, Ranker, RankingError, TextEncoder}};
 use lodestone_catalog::VECTOR_DIM;
-use lodestone_core::ids::Row;
+use crate::cli::{LibraryArgs, exit::Exit, output::OutputArgs};
 use lodestone_events::EventKind;
-use lodestone_pipeline::{
-    ENCODED_EVENTS_MAX,
-    bundle::Bundle,
-    features::FEATURE_COUNT,
-    ranking::{Device, Ranker, RankingError, Runtime, TextEncoder, UserEncoder, UserInput},
-};
+use lodestone_core::ids::Row;
+use anyhow::ensure;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::PathBuf, time::Instant};
 
 const EVENTS: [usize; 3] = [1, 10, ENCODED_EVENTS_MAX];
 const CANDIDATES: [usize; 3] = [50, 200, 1000];
-/// Words of a title that make a query.
+/// Words per query.
 const QUERY_WORDS: [usize; 2] = [1, 4];
-/// Different inputs of each size, taken in turn.
+/// Different inputs per size, used in rotation.
 const INPUTS: usize = 64;
-/// Runs before the measured ones, as a share of them.
+/// Warm-up runs, as a share of the measured ones.
 const WARM_UP: f64 = 0.1;
 
-/// Times a bundle's models as a worker of the server runs them: one request at a time, on one thread.
+/// Measures the inference time of a bundle's models by the size of their input, on one thread.
 ///
-/// A time holds what the server does for each run: laying out the input, the run, and checking the output. Histories are of
-/// the bundle's own items, queries are words of their titles, features are random numbers.
+/// Models run as in a worker of the server, one request at a time: a time includes building the input tensors, the run,
+/// and checking the output. Histories consist of the bundle's items, queries of words of their titles, features of
+/// random numbers.
 #[derive(clap::Args)]
 pub(crate) struct ModelsArgs {
+    /// The bundle.
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// Measured runs of each size.
+    /// Measured runs per size.
     #[arg(long, value_name = "N", default_value_t = 2000)]
     runs: usize,
+    /// Seed of the inputs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Prints JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     library: LibraryArgs,
 }
@@ -53,7 +50,7 @@ struct Report {
 struct Timing {
     model: &'static str,
     size: usize,
-    /// What `size` counts.
+    /// Unit of `size`.
     unit: &'static str,
     p50_ms: f64,
     p99_ms: f64,
@@ -71,42 +68,38 @@ impl fmt::Display for Report {
     }
 }
 
-pub(super) fn models(args: ModelsArgs) -> anyhow::Result<()> {
+pub(crate) fn models(args: &ModelsArgs) -> anyhow::Result<Exit> {
     ensure!((10..=1_000_000).contains(&args.runs), "--runs is {}; it must be within 10 and 1000000", args.runs);
-    let runtime = Runtime::load(args.library.onnxruntime.as_deref())?;
+    let runtime = args.library.load()?;
     let bundle = Bundle::open(&args.bundle)?;
     ensure!(!bundle.items.is_empty(), "{} has no items", args.bundle.display());
     let mut rng = StdRng::seed_from_u64(args.seed);
     let mut models = Vec::new();
-    let mut note = |model, size, unit, times: Vec<f64>| {
+    let mut add = |model, size, unit, times: Vec<f64>| {
         models.push(Timing { model, size, unit, p50_ms: quantile(&times, 0.5), p99_ms: quantile(&times, 0.99) });
     };
-    let mut user = UserEncoder::open(&runtime, &bundle.user_encoder, Device::Cpu)?;
+    let mut user_encoder = UserEncoder::open(&runtime, &bundle.user_encoder, Device::Cpu)?;
     for events in EVENTS {
         let inputs: Vec<[UserInput; 1]> = (0..INPUTS).map(|_| [history(&bundle, events, &mut rng)]).collect();
-        note("user encoder", events, "events", timed(&inputs, args.runs, |input| user.encode_batch(input))?);
+        add("user encoder", events, "events", timed(&inputs, args.runs, |input| user_encoder.encode_batch(input))?);
     }
     let mut ranker = Ranker::open(&runtime, &bundle.ranker, Device::Cpu)?;
     for candidates in CANDIDATES {
         let inputs: Vec<Vec<f32>> =
             (0..INPUTS).map(|_| (0..candidates * FEATURE_COUNT).map(|_| rng.random()).collect()).collect();
-        note("ranker", candidates, "candidates", timed(&inputs, args.runs, |input| ranker.score(input, candidates))?);
+        add("ranker", candidates, "candidates", timed(&inputs, args.runs, |input| ranker.score(input, candidates))?);
     }
     let (buckets, tokenizer) = (bundle.manifest.term_bucket_count, bundle.tokenizer.as_deref());
     let mut query = TextEncoder::open(&runtime, &bundle.query_encoder, tokenizer, buckets, Device::Cpu)?;
     for words in QUERY_WORDS {
         let inputs: Vec<String> = (0..INPUTS).map(|_| query_of(&bundle, words, &mut rng)).collect();
-        note("query encoder", words, "words", timed(&inputs, args.runs, |input| query.encode(&[input]))?);
+        add("query encoder", words, "words", timed(&inputs, args.runs, |input| query.encode(&[input]))?);
     }
-    let report = Report { bundle: bundle.manifest.name.clone(), runs: args.runs, models };
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report).context("numbers become JSON")?),
-        false => print!("{report}"),
-    }
-    Ok(())
+    args.output.write(&Report { bundle: bundle.manifest.name.clone(), runs: args.runs, models })?;
+    Ok(Exit::Success)
 }
 
-/// A history of random items of the bundle, bought a day after each other.
+/// Builds a history of random items of the bundle, purchased one day apart.
 fn history(bundle: &Bundle, events: usize, rng: &mut StdRng) -> UserInput {
     let mut input = UserInput::default();
     for event in 0..events {
@@ -120,13 +113,13 @@ fn history(bundle: &Bundle, events: usize, rng: &mut StdRng) -> UserInput {
     input
 }
 
-/// The first words of some title.
+/// Builds a query of the first words of a random title.
 fn query_of(bundle: &Bundle, words: usize, rng: &mut StdRng) -> String {
     let title = &bundle.items[rng.random_range(0..bundle.items.len())].title;
     title.split_whitespace().take(words).collect::<Vec<_>>().join(" ")
 }
 
-/// Milliseconds of each run, in ascending order. The inputs are taken in turn.
+/// Measures runs, rotating through the inputs. Returns milliseconds in ascending order.
 fn timed<I, O>(
     inputs: &[I],
     runs: usize,
@@ -135,17 +128,17 @@ fn timed<I, O>(
     let warm_up = (runs as f64 * WARM_UP) as usize;
     let mut times = Vec::with_capacity(runs);
     for (index, input) in inputs.iter().cycle().take(warm_up + runs).enumerate() {
-        let begun = Instant::now();
+        let started = Instant::now();
         std::hint::black_box(run(input)?);
         if index >= warm_up {
-            times.push(begun.elapsed().as_secs_f64() * 1000.0);
+            times.push(started.elapsed().as_secs_f64() * 1000.0);
         }
     }
     times.sort_by(f64::total_cmp);
     Ok(times)
 }
 
-/// Of a sorted list.
+/// Returns a quantile of a sorted list.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0.0)
 }

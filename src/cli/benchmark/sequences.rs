@@ -1,64 +1,66 @@
-//! benchmark next-item, sessions, next-basket, encoder-step
-use crate::cli::offline::Bars;
-use anyhow::{Context, ensure};
-use lodestone_training::{
-    Progress,
-    sequence::{
-        EncoderConfig, Shape, Similarity,
-        benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials},
-        fit::time_steps,
-    },
-};
+//! `lodestone benchmark next-item`, `sessions`, `next-basket`, `encoder-step`
+use crate::cli::{exit::Exit, output::{OutputArgs, new_file, write_file}, progress::StageBars, threads::ThreadsArgs};
+use lodestone_training::{Progress, sequence::{EncoderConfig, Shape, Similarity, benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials}, fit::time_steps}};
+use anyhow::ensure;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{fmt::Display, fs, path::PathBuf};
+use std::{
+    fmt::{self, Display},
+    path::PathBuf,
+};
 
-/// Foretells everyone's last item (leave-one-out) and prints HR and NDCG at 5, 10 and 20 of each source alone, of their union
-/// and of the ranking.
+/// Predicts the last item of each user (leave-one-out): HR and NDCG at 5, 10 and 20 of each source and of the ranking.
 ///
-/// The last item of each line is the test, the one before it the validation. All models are fitted to what comes before both;
-/// the validation items stop the encoder and teach the ranker, which then ranks all items but those of the history. Figures
-/// are given for everyone, and apart for those whose last two items descend in the items' order: where a file keeps the items
-/// of a day in that order (Amazon's do), the ascending ones are easier than they should be. Settings follow from the data's size.
+/// The last item of each line is the test target, the one before it the validation target. Models are fitted to the
+/// items before both; the validation targets control early stopping of the encoder and are the labels of the ranking
+/// model, which ranks all items except those of the history. Metrics are also printed for the users whose last two
+/// items descend in item order: in files that sort the items of a day (Amazon's do), ascending targets are easier than
+/// in reality. Settings follow from the size of the data.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  lodestone benchmark next-item --sequences beauty.txt --items items.tsv --seeds 3")]
 pub(crate) struct NextItemArgs {
-    /// A line for each user: user and items, oldest first, separated by spaces; plain, .gz or .zst.
+    /// A line per user: user and items, oldest first, separated by spaces; plain, .gz or .zst.
     #[arg(long, value_name = "FILE")]
     sequences: PathBuf,
-    /// .tsv with a header: item, and where known asin, title, phrase, keywords, attributes.
+    /// .tsv with a header: item, and optionally asin, title, phrase, keywords, attributes.
     #[arg(long, value_name = "FILE")]
     items: PathBuf,
-    /// .tsv: user, user. Users of one user are drawn together for the intervals.
+    /// .tsv of user and cluster, for a cluster bootstrap: users of one cluster, such as accounts of one household, are
+    /// resampled together for the intervals. Default: every user is a cluster.
     #[arg(long, value_name = "FILE")]
-    users: Option<PathBuf>,
+    clusters: Option<PathBuf>,
     #[command(flatten)]
     trials: TrialArgs,
 }
 
-/// Foretells the next click of later sessions and prints hit rate (P@20 is HR@20) and MRR@20 of each source alone, of their
-/// union and of the ranking.
+/// Predicts the next click of anonymous sessions: P@20 (equal to HR@20) and MRR@20 of each source and of the ranking.
 ///
-/// The latest sessions of the training file stop the encoder and teach the ranker; the test is only asked. All items of both
-/// files are ranked, those of the session too. Settings follow from the data's size.
+/// The latest sessions of the training file control early stopping of the encoder and are the labels of the ranking
+/// model. All items of both files are ranked, including those of the session. Settings follow from the size of the
+/// data.
 #[derive(clap::Args)]
 pub(crate) struct SessionsArgs {
-    /// Sessions in time order, one a line, items separated by spaces; or .tsv with SessionId, ItemId, Time. Plain, .gz or .zst.
+    /// Sessions in order of time, one per line, items separated by spaces; or .tsv with SessionId, ItemId, Time. Plain,
+    /// .gz or .zst.
     #[arg(long, value_name = "FILE")]
     train: PathBuf,
-    /// Lines of the items clicked so far, a tab, and the next item; or .tsv with SessionId, ItemId, Time.
+    /// Lines of the previous items, a tab, and the next item; or .tsv with SessionId, ItemId, Time.
     #[arg(long, value_name = "FILE")]
     test: PathBuf,
     #[command(flatten)]
     trials: TrialArgs,
 }
 
-/// Foretells everyone's next basket and prints recall, NDCG and the share of users with a hit, of the sources' union and of
-/// the ranking.
+/// Predicts the next basket of each user: recall and NDCG at 10 and 20 and the share of users with a hit, of the
+/// candidates and of the ranking.
 ///
-/// Everyone's last known basket teaches the ranker; the baskets to come are only asked. All items are ranked, those bought
-/// before too.
+/// The last known basket of each user is the label of the ranking model. All items are ranked, including those bought
+/// before.
 #[derive(clap::Args)]
 pub(crate) struct NextBasketArgs {
-    /// Lines of a user, a tab, and baskets, oldest first, separated by semicolons; items separated by spaces. Plain, .gz, .zst.
+    /// Lines of a user, a tab, and baskets, oldest first, separated by semicolons; items separated by spaces. Plain,
+    /// .gz, .zst.
     #[arg(long, value_name = "FILE")]
     history: PathBuf,
     /// Lines of a user, a tab, and the items of the next basket.
@@ -68,49 +70,71 @@ pub(crate) struct NextBasketArgs {
     trials: TrialArgs,
 }
 
-/// Times steps of the sequence encoder's training on made histories, and prints JSON: milliseconds, best and median.
+/// Measures a training step of the sequence encoder on synthetic histories.
 ///
-/// A step is forward, softmax, backward and Adam for one batch. `make bench-train` runs it beside PyTorch on the
-/// same histories, which are written with `--save`.
+/// A step is forward pass, softmax, backward pass and Adam for one batch. `make bench-train` compares it with PyTorch
+/// on the same histories, which --save writes.
 #[derive(clap::Args)]
 pub(crate) struct EncoderStepArgs {
+    /// Number of items.
     #[arg(long, value_name = "N", default_value_t = 12_101)]
     items: usize,
-    /// Histories of the batch.
+    /// Histories per batch.
     #[arg(long, value_name = "N", default_value_t = 128)]
     batch: usize,
-    /// Items of each history at most; one more is its last target.
+    /// Greatest number of items per history. One more is its last target.
     #[arg(long, value_name = "N", default_value_t = 50)]
     length: usize,
-    /// Histories are this long in the mean, most of them shorter; default: all of the greatest length.
+    /// Mean of exponentially distributed history lengths. Default: every history has the greatest length.
     #[arg(long, value_name = "N")]
     mean_length: Option<f64>,
+    /// Dimensions of the encoder.
     #[arg(long, value_name = "N", default_value_t = 64)]
     width: usize,
-    /// Softmax over the batch's items and so many drawn ones; default: over all items.
+    /// Sampled softmax over the items of the batch and this many negatives. Default: softmax over all items.
     #[arg(long, value_name = "N")]
     negatives: Option<usize>,
+    /// Measured steps.
     #[arg(long, value_name = "N", default_value_t = 20)]
     steps: usize,
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// Writes the histories, one a line.
-    #[arg(long, value_name = "FILE")]
+    #[command(flatten)]
+    threads: ThreadsArgs,
+    /// Also writes the histories for other programs, one per line.
+    #[arg(long, value_name = "FILE", value_parser = new_file)]
     save: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-pub(super) fn encoder_step(args: EncoderStepArgs) -> anyhow::Result<()> {
+#[derive(serde::Serialize)]
+struct StepReport {
+    targets: usize,
+    threads: usize,
+    milliseconds_best: f64,
+    milliseconds_median: f64,
+}
+
+impl Display for StepReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} targets, {} threads: {:.2} ms per step (median), {:.2} ms (best)",
+            self.targets, self.threads, self.milliseconds_median, self.milliseconds_best
+        )
+    }
+}
+
+pub(crate) fn encoder_step(args: &EncoderStepArgs) -> anyhow::Result<Exit> {
     ensure!((2..=10_000_000).contains(&args.items), "--items is {}; it must be within 2 and 10000000", args.items);
     ensure!((1..=4096).contains(&args.batch), "--batch is {}; it must be within 1 and 4096", args.batch);
     ensure!((1..=1000).contains(&args.length), "--length is {}; it must be within 1 and 1000", args.length);
     ensure!((1..=1000).contains(&args.steps), "--steps is {}; it must be within 1 and 1000", args.steps);
     ensure!((1..=1024).contains(&args.width), "--width is {}; it must be within 1 and 1024", args.width);
-    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("threads")?;
+    let threads = args.threads.start_pool()?;
     let mut rng = StdRng::seed_from_u64(1);
     let histories: Vec<Vec<u32>> = (0..args.batch)
         .map(|_| {
-            // Exponentially distributed, as the lengths of real histories nearly are.
+            // Lengths of real histories are roughly exponentially distributed.
             let drawn = args.mean_length.map(|mean| (-mean * (1.0 - rng.random::<f64>()).ln()).ceil() as usize);
             let length = drawn.unwrap_or(args.length).clamp(1, args.length);
             (0..=length).map(|_| rng.random_range(0..args.items as u32)).collect()
@@ -118,7 +142,7 @@ pub(super) fn encoder_step(args: EncoderStepArgs) -> anyhow::Result<()> {
         .collect();
     if let Some(path) = &args.save {
         let line = |history: &Vec<u32>| history.iter().map(u32::to_string).collect::<Vec<_>>().join(" ") + "\n";
-        fs::write(path, histories.iter().map(line).collect::<String>()).with_context(|| path.display().to_string())?;
+        write_file("--save", path, &histories.iter().map(line).collect::<String>())?;
     }
     let sequences: Vec<&[u32]> = histories.iter().map(Vec::as_slice).collect();
     let mut config = EncoderConfig::for_data(&sequences, args.items, threads, 1);
@@ -128,65 +152,56 @@ pub(super) fn encoder_step(args: EncoderStepArgs) -> anyhow::Result<()> {
     let mut times = time_steps(&sequences, args.items, &config, args.steps);
     times.sort_by(f64::total_cmp);
     let targets: usize = histories.iter().map(|history| history.len() - 1).sum();
-    let report = serde_json::json!({
-        "targets": targets,
-        "threads": threads,
-        "milliseconds_best": times[0],
-        "milliseconds_median": times[times.len() / 2],
-    });
-    println!("{}", serde_json::to_string_pretty(&report)?);
-    Ok(())
+    args.output.write(&StepReport {
+        targets,
+        threads,
+        milliseconds_best: times[0],
+        milliseconds_median: times[times.len() / 2],
+    })?;
+    Ok(Exit::Success)
 }
 
 #[derive(clap::Args)]
 struct TrialArgs {
-    /// Writes the figures as JSON too.
-    #[arg(long, value_name = "OUT")]
-    json: Option<PathBuf>,
-    /// Trains so often, each time with another seed; mean and spread are printed.
+    /// Number of trainings, each with another seed. Mean and spread are printed.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seeds: usize,
-    /// The first seed. The same seed and number of threads give the same figures.
+    /// First seed. The same seed and number of threads produce the same figures.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Default: one for each processor.
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    #[command(flatten)]
+    threads: ThreadsArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 impl TrialArgs {
     fn run<R: serde::Serialize + Display, E: std::error::Error + Send + Sync + 'static>(
         self,
         benchmark: impl FnOnce(Trials, &mut dyn FnMut(Progress)) -> Result<R, E>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Exit> {
         ensure!((1..=100).contains(&self.seeds), "--seeds is {}; it must be within 1 and 100", self.seeds);
-        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        ensure!((1..=256).contains(&threads), "--threads is {threads}; it must be within 1 and 256");
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("threads")?;
-        let mut bars = Bars::default();
+        let threads = self.threads.start_pool()?;
+        let mut bars = StageBars::default();
         let trials = Trials { seed: self.seed, seeds: self.seeds, threads };
         let report = benchmark(trials, &mut |step| bars.show(step))?;
         bars.finish();
-        if let Some(path) = &self.json {
-            let json = serde_json::to_string_pretty(&report)?;
-            fs::write(path, json + "\n").with_context(|| path.display().to_string())?;
-        }
-        print!("{report}");
-        Ok(())
+        self.output.write(&report)?;
+        Ok(Exit::Success)
     }
 }
 
-pub(super) fn next_item(args: NextItemArgs) -> anyhow::Result<()> {
-    let files = NextItemFiles { sequences: args.sequences, items: args.items, users: args.users };
+pub(crate) fn next_item(args: NextItemArgs) -> anyhow::Result<Exit> {
+    let files = NextItemFiles { sequences: args.sequences, items: args.items, users: args.clusters };
     args.trials.run(|trials, progress| benchmark::next_item(&files, trials, progress))
 }
 
-pub(super) fn sessions(args: SessionsArgs) -> anyhow::Result<()> {
+pub(crate) fn sessions(args: SessionsArgs) -> anyhow::Result<Exit> {
     let files = SessionFiles { train: args.train, test: args.test };
     args.trials.run(|trials, progress| benchmark::sessions(&files, trials, progress))
 }
 
-pub(super) fn next_basket(args: NextBasketArgs) -> anyhow::Result<()> {
+pub(crate) fn next_basket(args: NextBasketArgs) -> anyhow::Result<Exit> {
     let files = BasketFiles { history: args.history, future: args.future };
     args.trials.run(|trials, progress| benchmark::next_basket(&files, trials, progress))
 }

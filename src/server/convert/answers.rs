@@ -1,11 +1,11 @@
-//! Answers, from the domain to the wire.
-use crate::server::{proto, violations::Violation};
+//! Converts answers of the engine to response messages.
 use lodestone_catalog::{AttributeValue, Item};
+use lodestone_pipeline::{*, serving::ChosenArm};
 use lodestone_core::ids::ItemId;
-use lodestone_index::{Completion, CompletionSource, SearchStrategy};
-use lodestone_pipeline::{serving::ChosenArm, *};
+use lodestone_index::SearchStrategy;
+use crate::server::{proto, violations::Violation};
 
-/// What the server itself adds to an answer.
+/// Fields of a response that the server adds to the engine's answer.
 pub(crate) struct Envelope {
     pub request_id: String,
     pub notices: Vec<Violation>,
@@ -15,7 +15,7 @@ fn texts(ids: &[ItemId]) -> Vec<String> {
     ids.iter().map(ItemId::to_string).collect()
 }
 
-fn info(tail: &AnswerInfo, envelope: Envelope) -> proto::AnswerInfo {
+fn info(tail: &AnswerTail, envelope: Envelope) -> proto::AnswerInfo {
     let degradation = |degradation: &Degradation| proto::Degradation {
         code: degradation.code as i32,
         subject: degradation.subject.clone(),
@@ -45,10 +45,10 @@ fn debug(debug: &AnswerDebug) -> proto::AnswerDebug {
         stage: (*stage).to_owned(),
         duration: Some(prost_types::Duration { seconds: time.as_secs() as i64, nanos: time.subsec_nanos() as i32 }),
     };
-    let source = |given: &SourceCount| proto::SourceCount {
-        source: given.source.name().to_owned(),
-        candidate_count: given.count as i32,
-        strategy: given.strategy.map_or("", SearchStrategy::name).to_owned(),
+    let source = |count: &SourceCount| proto::SourceCount {
+        source: count.source.to_owned(),
+        candidate_count: count.count as i32,
+        way: count.way.map_or("", SearchStrategy::name).to_owned(),
     };
     proto::AnswerDebug {
         stages: debug.stages.iter().map(stage).collect(),

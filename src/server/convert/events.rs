@@ -1,11 +1,8 @@
-//! Events.
+//! Validates and converts events.
 use super::{TEXT_CHARS_MAX, currency, items, requests::viewer};
-use crate::server::{proto, violations::Violations};
-use lodestone_core::{
-    ids::{EventId, ItemId},
-    units::UnixMillis,
-};
 use lodestone_events::{Attribution, Event, EventKind, EventLine};
+use lodestone_core::{ids::{EventId, ItemId}, units::UnixMillis};
+use crate::server::{proto, violations::Violations};
 use std::{
     fmt::{self, Display},
     time::Duration,
@@ -16,8 +13,9 @@ const QUANTITY_MAX: i32 = 1_000_000;
 /// 1990-01-01.
 const EARLIEST_MS: i64 = 631_152_000_000;
 
-/// Checks one event. None where anything is wrong. The attribution token is taken as sent; whether it is ours is for
-/// the caller to say. `ahead_max`: how far its time may be ahead of `now`; None for an event that is not stored.
+/// Converts an event. Returns None if there are violations. The attribution token is copied; the caller verifies its
+/// signature. `ahead_max`: the greatest time by which the event may be ahead of `now`; None for an event that is not
+/// stored.
 pub(crate) fn event(
     violations: &mut Violations,
     path: impl Display,
@@ -34,9 +32,9 @@ pub(crate) fn event(
     };
     let kind = EventKind::from_number(event.r#type);
     if kind.is_none() {
-        violations.add(field("type"), format!("{} is no EventType", event.r#type));
+        violations.add(field("type"), format!("{} is not an EventType", event.r#type));
     }
-    let user = viewer(violations, field("viewer"), event.viewer.as_ref());
+    let viewer = viewer(violations, field("viewer"), event.viewer.as_ref());
     let at = time(violations, field("occurred_time"), event.occurred_time.as_ref(), now, ahead_max);
     let lines = lines(violations, path, &event.lines);
     if let Some(kind) = kind {
@@ -60,8 +58,8 @@ pub(crate) fn event(
     Some(Event {
         id: id?,
         kind: kind?,
-        user: user.user,
-        session: user.session,
+        user: viewer.user,
+        session: viewer.session,
         at,
         lines,
         query: event.query.clone(),
@@ -106,11 +104,12 @@ fn lines(violations: &mut Violations, path: impl Display, sent: &[proto::EventLi
         let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.lines[{index}].{name}"));
         let item = violations.keep(field("item_id"), ItemId::parse(&line.item_id));
         if !(0..=QUANTITY_MAX).contains(&line.quantity) {
-            let description = format!("is {}; it must be 1 to {QUANTITY_MAX}, or 0 for one piece", line.quantity);
+            let description =
+                format!("is {}; it must be within 1 and {QUANTITY_MAX}, or 0 for one piece", line.quantity);
             violations.add(field("quantity"), description);
         }
         if line.rank < 0 {
-            violations.add(field("rank"), format!("is {}; it must be 1 or above, or 0 if not known", line.rank));
+            violations.add(field("rank"), format!("is {}; it must be at least 1, or 0 if it is not known", line.rank));
         }
         let price = items::price(violations, field("price_micros"), line.price_micros);
         lines.extend(item.map(|item| EventLine {
@@ -123,21 +122,27 @@ fn lines(violations: &mut Violations, path: impl Display, sent: &[proto::EventLi
     lines
 }
 
-/// What a kind needs and forbids.
+/// Validates the fields that an event type requires or forbids.
 fn check_kind(violations: &mut Violations, path: impl Display, kind: EventKind, event: &proto::Event) {
     if kind.needs_items() && event.lines.is_empty() {
-        violations.add(format_args!("{path}.lines"), format!("is empty; `{}` needs at least one item", kind.name()));
+        violations.add(format_args!("{path}.lines"), format!("is empty; `{}` requires at least one item", kind.name()));
     }
     if kind == EventKind::Search && event.query.trim().is_empty() {
-        violations.add(format_args!("{path}.query"), "is empty; `search` needs one");
+        violations.add(format_args!("{path}.query"), "is empty; `search` requires one");
     }
     match kind {
         EventKind::Review if !(1..=5).contains(&event.stars) => {
-            violations.add(format_args!("{path}.stars"), format!("is {}; a review has 1 to 5", event.stars));
+            violations.add(
+                format_args!("{path}.stars"),
+                format!("is {}; it must be within 1 and 5 for a review", event.stars),
+            );
         }
         EventKind::Review => {}
         _ if event.stars != 0 => {
-            violations.add(format_args!("{path}.stars"), format!("is {}; only a review has stars", event.stars));
+            violations.add(
+                format_args!("{path}.stars"),
+                format!("is {}; it must be 0, because only a review has stars", event.stars),
+            );
         }
         _ => {}
     }
@@ -166,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_event_is_taken() {
+    fn a_plain_event_is_valid() {
         assert!(check(sent()).is_empty());
     }
 
@@ -179,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kind_needs_is_checked() {
+    fn required_and_forbidden_fields_of_event_types_are_checked() {
         assert_eq!(check(proto::Event { lines: vec![], ..sent() }), ["events[0].lines"]);
         let search = proto::Event { r#type: EventKind::Search as i32, lines: vec![], ..sent() };
         assert_eq!(check(search), ["events[0].query"]);

@@ -1,11 +1,8 @@
-//! Items.
+//! Validates and converts items.
 use super::{TEXT_CHARS_MAX, currency};
-use crate::server::{proto, violations::Violations};
 use lodestone_catalog::{AttributeValue, Item};
-use lodestone_core::{
-    ids::ItemId,
-    units::{PriceMicros, UnixMillis},
-};
+use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
+use crate::server::{proto, violations::Violations};
 use std::{
     collections::BTreeMap,
     fmt::{self, Display},
@@ -19,7 +16,7 @@ const TAG_CHARS_MAX: usize = 100;
 const ATTRIBUTES_MAX: usize = 100;
 const STOCK_MAX: i64 = 1_000_000_000;
 
-/// Checks one item. None where anything is wrong.
+/// Converts an item. Returns None if there are violations.
 pub(crate) fn item(
     violations: &mut Violations,
     path: impl Display,
@@ -31,7 +28,7 @@ pub(crate) fn item(
     let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.{name}"));
     let id = violations.keep(field("item_id"), ItemId::parse(&item.item_id));
     if item.title.trim().is_empty() {
-        violations.add(field("title"), "is empty; 1 to 1,000 characters are needed");
+        violations.add(field("title"), "is empty; it must have 1 to 1,000 characters");
     }
     violations.characters(field("title"), &item.title, TEXT_CHARS_MAX);
     violations.characters(field("description"), &item.description, DESCRIPTION_CHARS_MAX);
@@ -66,14 +63,14 @@ pub(crate) fn item(
     })
 }
 
-pub(super) fn categories(violations: &mut Violations, field: impl Display, categories: &[String]) {
+pub(crate) fn categories(violations: &mut Violations, field: impl Display, categories: &[String]) {
     violations.count(&field, categories.len(), CATEGORY_LEVELS_MAX);
     for (index, category) in categories.iter().take(CATEGORY_LEVELS_MAX).enumerate() {
         violations.characters(format_args!("{field}[{index}]"), category, NAME_CHARS_MAX);
     }
 }
 
-pub(super) fn price(violations: &mut Violations, field: impl Display, micros: Option<i64>) -> Option<PriceMicros> {
+pub(crate) fn price(violations: &mut Violations, field: impl Display, micros: Option<i64>) -> Option<PriceMicros> {
     let micros = micros?;
     let price = PriceMicros::new(micros);
     if price.is_none() {
@@ -93,7 +90,10 @@ fn attributes(
     for (name, value) in sent.iter().take(ATTRIBUTES_MAX) {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         if !(1..=64).contains(&name.len()) || !name.chars().all(is_name) {
-            violations.add(format_args!("{field}[{}]", super::shortened(name)), "is no name: 1 to 64 of A-Z a-z 0-9 _");
+            violations.add(
+                format_args!("{field}[{}]", super::shortened(name)),
+                "is not a valid name; use 1 to 64 of A-Z a-z 0-9 _",
+            );
         }
         let path = format!("{field}[{}]", super::shortened(name));
         let value = match &value.kind {
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_wrong_with_an_item_is_told() {
+    fn all_violations_of_an_item_are_returned() {
         let number = proto::AttributeValue { kind: Some(proto::attribute_value::Kind::Number(f64::NAN)) };
         let sent = proto::Item {
             price_micros: Some(-1),

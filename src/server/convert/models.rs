@@ -1,23 +1,23 @@
-//! Bundles, from the domain to the wire, and what may be asked of them.
+//! Converts the state of bundles to messages, and validates requests of ModelService.
 use super::{TEXT_CHARS_MAX, shortened};
-use crate::server::{proto, violations::Violations};
+use lodestone_rollout::{BundleState, BundleStatus, ShadowReport, Summary, CanaryReport};
 use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
-use lodestone_rollout::{BundleState, BundleStatus, CanaryReport, HealthSummary, ShadowReport};
+use crate::server::{proto, violations::Violations};
 use std::time::Duration;
 
-/// A bundle that is named.
+/// Validates the name of a bundle.
 pub(crate) fn bundle_name(violations: &mut Violations, name: &str) -> String {
     if name.is_empty() || name.len() > ID_BYTES_MAX {
-        violations.add("bundle", format!("has {} bytes; 1 to {ID_BYTES_MAX} are allowed", name.len()));
+        violations.add("bundle", format!("has {} bytes; it must have 1 to {ID_BYTES_MAX}", name.len()));
     }
     name.to_owned()
 }
 
-/// A bundle with a share; none where no bundle is named.
+/// Validates a bundle and its share of the traffic. Returns None for an empty name, which ends the canary or shadow.
 pub(crate) fn bundle_share(violations: &mut Violations, name: &str, share: f64) -> Option<(String, f64)> {
     if name.is_empty() {
         if share != 0.0 {
-            violations.add("share", format!("is {share} without a bundle"));
+            violations.add("share", format!("is {share}; it must be 0 without a bundle"));
         }
         return None;
     }
@@ -27,15 +27,15 @@ pub(crate) fn bundle_share(violations: &mut Violations, name: &str, share: f64) 
     Some((bundle_name(violations, name), share))
 }
 
-/// The reason of a rollback.
+/// Validates the reason of a rollback.
 pub(crate) fn reason(violations: &mut Violations, reason: &str) -> String {
     let count = reason.chars().count();
     if count > TEXT_CHARS_MAX {
         let text = shortened(reason);
-        violations.add("reason", format!("`{text}` has {count} characters; at most {TEXT_CHARS_MAX} are allowed"));
+        violations.add("reason", format!("`{text}` has {count} characters; the limit is {TEXT_CHARS_MAX}"));
     }
     match reason.trim() {
-        "" => "by hand".to_owned(),
+        "" => "requested without a reason".to_owned(),
         reason => reason.to_owned(),
     }
 }
@@ -64,11 +64,11 @@ pub(crate) fn bundle_to_proto(bundle: &BundleStatus) -> proto::Bundle {
         share: bundle.share,
         window: is_loaded.then(|| window(&bundle.window)),
         shadow: bundle.shadow.as_ref().map(shadow),
-        canary: bundle.evaluation.as_ref().map(canary),
+        canary: bundle.trial.as_ref().map(canary),
     }
 }
 
-fn window(summary: &HealthSummary) -> proto::HealthWindow {
+fn window(summary: &Summary) -> proto::HealthWindow {
     proto::HealthWindow {
         request_count: summary.requests as i64,
         error_count: summary.errors as i64,

@@ -1,12 +1,9 @@
-//! Requests of RankingService.
+//! Validates and converts requests of RankingService.
 use super::{TEXT_CHARS_MAX, events::event, shortened};
-use crate::server::{proto, violations::Violations};
 use lodestone_catalog::Filter;
-use lodestone_core::{
-    ids::{ItemId, UserId},
-    units::UnixMillis,
-};
 use lodestone_pipeline::*;
+use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
+use crate::server::{proto, violations::Violations};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::fmt::Display;
@@ -21,15 +18,15 @@ const PREFIX_CHARS_MAX: usize = 200;
 const SUGGESTIONS_MAX: usize = 20;
 const SERVING_CONFIG_BYTES_MAX: usize = 64;
 
-/// Someone who stands in where the viewer is wrong; the request is refused anyway.
-fn nobody() -> UserId {
-    UserId::visitor("nobody").expect("a fixed id within the limits")
+/// A placeholder for an invalid viewer, whose request is refused.
+fn placeholder() -> UserId {
+    UserId::visitor("placeholder").expect("a fixed id within the limits")
 }
 
-pub(super) fn viewer(violations: &mut Violations, field: impl Display, viewer: Option<&proto::Viewer>) -> Viewer {
+pub(crate) fn viewer(violations: &mut Violations, field: impl Display, viewer: Option<&proto::Viewer>) -> Viewer {
     let Some(viewer) = viewer else {
         violations.add(field, "is missing; set user_id or visitor_id");
-        return Viewer { user: nobody(), session: String::new(), locale: String::new() };
+        return Viewer { user: placeholder(), session: String::new(), locale: String::new() };
     };
     let user = if !viewer.user_id.is_empty() {
         violations.keep(format_args!("{field}.user_id"), UserId::signed_in(&viewer.user_id))
@@ -49,12 +46,16 @@ pub(super) fn viewer(violations: &mut Violations, field: impl Display, viewer: O
         violations.add(format_args!("{field}.locale"), format!("has {} bytes; the limit is 35", viewer.locale.len()));
     }
     if !viewer.region_code.is_empty() && viewer.region_code.len() != 2 {
-        violations.add(format_args!("{field}.region_code"), "is no ISO 3166-1 code of 2 letters");
+        violations.add(format_args!("{field}.region_code"), "is not an ISO 3166-1 code of 2 letters");
     }
     if proto::Platform::try_from(viewer.platform).is_err() {
-        violations.add(format_args!("{field}.platform"), format!("{} is no Platform", viewer.platform));
+        violations.add(format_args!("{field}.platform"), format!("{} is not a Platform", viewer.platform));
     }
-    Viewer { user: user.unwrap_or_else(nobody), session: viewer.session_id.clone(), locale: viewer.locale.clone() }
+    Viewer {
+        user: user.unwrap_or_else(placeholder),
+        session: viewer.session_id.clone(),
+        locale: viewer.locale.clone(),
+    }
 }
 
 fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {
@@ -122,7 +123,7 @@ fn order_by(violations: &mut Violations, text: &str) -> OrderBy {
         "title" => OrderBy::Title,
         other => {
             let description = format!(
-                "`{}` is no order; use empty, `price`, `price desc`, `create_time desc` or `title`",
+                "`{}` is not an order; use `price`, `price desc`, `create_time desc`, `title` or nothing for the score",
                 shortened(other)
             );
             violations.add("options.order_by", description);
@@ -142,7 +143,9 @@ fn boosts(violations: &mut Violations, sent: &[proto::Boost]) -> Vec<Boost> {
         }
         match filter(violations, &field, &boost.filter) {
             Some(filter) => boosts.push(Boost { filter, factor: boost.factor as f32 }),
-            None if boost.filter.trim().is_empty() => violations.add(field, "is empty; say which items are boosted"),
+            None if boost.filter.trim().is_empty() => {
+                violations.add(field, "is empty; it must select the boosted items")
+            }
             None => {}
         }
     }
@@ -171,7 +174,7 @@ fn debug(violations: &mut Violations, level: i32) -> DebugLevel {
         Ok(Wire::Scores) => DebugLevel::Scores,
         Ok(Wire::Features) => DebugLevel::Features,
         Err(_) => {
-            violations.add("options.debug_level", format!("{level} is no DebugLevel"));
+            violations.add("options.debug_level", format!("{level} is not a DebugLevel"));
             DebugLevel::None
         }
     }
@@ -189,10 +192,10 @@ fn query(violations: &mut Violations, text: &str) -> String {
 
 pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequest, now: UnixMillis) -> SearchRequest {
     let token = std::mem::take(&mut request.page_token);
-    let message = fixing(&request, |request| &mut request.options);
-    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&message) };
+    let sent = slate_key(&request, |request| &mut request.options);
+    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&sent) };
     if request.query.trim().is_empty() {
-        violations.add("query", "is empty or all white space; 1 to 1,000 characters are needed");
+        violations.add("query", "is empty or only white space; it must have 1 to 1,000 characters");
     }
     SearchRequest {
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
@@ -201,7 +204,7 @@ pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequ
         filter: filter(violations, "filter", &request.filter),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
-        message,
+        sent,
     }
 }
 
@@ -215,11 +218,14 @@ fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSp
         let Some(field) = FacetField::parse(&sent.field) else {
             let name = shortened(&sent.field);
             let known = "use category, brand, tags, price, in_stock or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)";
-            violations.add(path("field"), format!("`{name}` is no field that can be counted; {known}"));
+            violations.add(path("field"), format!("`{name}` is not a facet field; {known}"));
             continue;
         };
         if specs.iter().any(|spec| spec.field == field) {
-            violations.add(path("field"), format!("`{}` is asked for twice", shortened(&sent.field)));
+            violations.add(
+                path("field"),
+                format!("`{}` occurs twice; each field may have one facet", shortened(&sent.field)),
+            );
         }
         check_bounds(violations, path("bounds"), &field, &sent.bounds);
         specs.push(FacetSpec { field, value_count, bounds: sent.bounds.clone() });
@@ -230,7 +236,7 @@ fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSp
 fn check_bounds(violations: &mut Violations, path: String, field: &FacetField, bounds: &[f64]) {
     violations.count(&path, bounds.len(), FACET_BOUNDS_MAX);
     if !bounds.is_empty() && !field.has_ranges() {
-        violations.add(path, "must be empty but for price and attributes");
+        violations.add(path, "must be empty for fields other than price and attributes");
     } else if let Some(bound) = bounds.iter().find(|bound| !bound.is_finite()) {
         violations.add(path, format!("has {bound}; bounds must be finite"));
     } else if let Some(pair) = bounds.windows(2).find(|pair| pair[0] >= pair[1]) {
@@ -238,14 +244,18 @@ fn check_bounds(violations: &mut Violations, path: String, field: &FacetField, b
     }
 }
 
-/// The message without what may differ from page to page: all that fixes the slate. `read` gives the options of the message.
-fn fixing<M: Message + Clone>(request: &M, read: impl Fn(&mut M) -> &mut Option<proto::RankingOptions>) -> Vec<u8> {
+/// Encodes the fields that determine the slate, without those that may differ between its pages. `options_of` returns
+/// the options of the message.
+fn slate_key<M: Message + Clone>(
+    request: &M,
+    options_of: impl Fn(&mut M) -> &mut Option<proto::RankingOptions>,
+) -> Vec<u8> {
     let mut request = request.clone();
-    let options = read(&mut request);
+    let options = options_of(&mut request);
     if let Some(sent) = options {
         sent.request_id.clear();
         sent.session_version = 0;
-        // No options and empty ones ask for the same.
+        // Missing options and empty ones are equal.
         if *sent == proto::RankingOptions::default() {
             *options = None;
         }
@@ -260,8 +270,8 @@ pub(crate) fn recommend(
 ) -> RecommendRequest {
     use proto::RecommendType as Wire;
     let token = std::mem::take(&mut request.page_token);
-    let message = fixing(&request, |request| &mut request.options);
-    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&message) };
+    let sent = slate_key(&request, |request| &mut request.options);
+    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&sent) };
     let kind = match Wire::try_from(request.r#type) {
         Ok(Wire::ForYou) => RecommendKind::ForYou,
         Ok(Wire::Similar) => RecommendKind::Similar,
@@ -274,13 +284,13 @@ pub(crate) fn recommend(
             RecommendKind::ForYou
         }
         Err(_) => {
-            violations.add("type", format!("{} is no RecommendType", request.r#type));
+            violations.add("type", format!("{} is not a RecommendType", request.r#type));
             RecommendKind::ForYou
         }
     };
     let anchored = matches!(kind, RecommendKind::Similar | RecommendKind::BoughtTogether);
     if !anchored && !request.anchor_item_ids.is_empty() {
-        violations.add("anchor_item_ids", "must be empty but for SIMILAR and BOUGHT_TOGETHER");
+        violations.add("anchor_item_ids", "must be empty for types other than SIMILAR and BOUGHT_TOGETHER");
     }
     RecommendRequest {
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
@@ -290,14 +300,14 @@ pub(crate) fn recommend(
         anchors: ids(violations, "anchor_item_ids", &request.anchor_item_ids, ANCHORS_MAX),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
-        message,
+        sent,
     }
 }
 
 pub(crate) fn rank(violations: &mut Violations, request: proto::RankRequest, now: UnixMillis) -> RankRequest {
     violations.count("candidates", request.candidates.len(), CANDIDATES_MAX);
     if request.candidates.is_empty() {
-        violations.add("candidates", format!("is empty; 1 to {CANDIDATES_MAX} are needed"));
+        violations.add("candidates", format!("is empty; it must have 1 to {CANDIDATES_MAX} entries"));
     }
     let mut candidates = Vec::new();
     for (index, candidate) in request.candidates.iter().take(CANDIDATES_MAX).enumerate() {
@@ -309,7 +319,7 @@ pub(crate) fn rank(violations: &mut Violations, request: proto::RankRequest, now
         candidates,
         query: query(violations, &request.query),
         options: options(violations, request.options.as_ref(), now),
-        message: fixing(&request, |request| &mut request.options),
+        sent: slate_key(&request, |request| &mut request.options),
     }
 }
 
@@ -332,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_with_a_search_is_told_at_once() {
+    fn all_violations_of_a_search_are_returned_at_once() {
         let request = proto::SearchRequest {
             query: "x".repeat(2_000_000),
             page_size: -1,
@@ -367,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_size_above_the_limit_is_coerced_and_said() {
+    fn a_page_size_above_the_limit_is_reduced_with_a_notice() {
         let mut violations = Violations::default();
         assert_eq!(violations.page_size(5000), PAGE_SIZE_MAX);
         assert!(violations.is_empty());

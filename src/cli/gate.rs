@@ -1,0 +1,58 @@
+//! `lodestone gate`, and the verdict that `train` and `retrain` share.
+use super::{LibraryArgs, exit::Exit, output::OutputArgs, progress::StageBars};
+use lodestone_pipeline::ranking::Runtime;
+use lodestone_training::{self, GateOptions, Verdict};
+use std::path::{Path, PathBuf};
+
+/// Decides whether a new bundle may replace the current one. Exit code 1 and the reasons if not.
+///
+/// Both bundles are evaluated on the events after the training of either. A candidate is refused if its ranking is
+/// worse with confidence, if it is slower, or if it recommends fewer different items.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  lodestone gate --data data --candidate new --current bundle --format json")]
+pub(crate) struct GateArgs {
+    /// The data that both bundles were trained on.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The new bundle.
+    #[arg(long, value_name = "DIR")]
+    candidate: PathBuf,
+    /// The bundle that serves.
+    #[arg(long, value_name = "DIR")]
+    current: PathBuf,
+    /// Highest allowed ratio of the candidate's response time to the current bundle's.
+    #[arg(long, value_name = "RATIO", default_value_t = GateOptions::default().slower_max)]
+    slower_max: f64,
+    /// Lowest allowed ratio of different items in the candidate's lists to those in the current bundle's.
+    #[arg(long, value_name = "RATIO", default_value_t = GateOptions::default().coverage_min)]
+    coverage_min: f64,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+pub(crate) fn gate(args: &GateArgs) -> anyhow::Result<Exit> {
+    let runtime = args.library.load()?;
+    let options =
+        GateOptions { slower_max: args.slower_max, coverage_min: args.coverage_min, ..GateOptions::default() };
+    let verdict = decide(&args.data, &args.candidate, &args.current, &runtime, &options)?;
+    args.output.write(&verdict)?;
+    Ok(Exit::answer(verdict.refusals.is_empty()))
+}
+
+/// Runs the gate with progress bars.
+pub(crate) fn decide(
+    data: &Path,
+    candidate: &Path,
+    current: &Path,
+    runtime: &Runtime,
+    options: &GateOptions,
+) -> anyhow::Result<Verdict> {
+    let mut bars = StageBars::default();
+    let verdict = training::gate(data, candidate, current, runtime, options, &mut |step| bars.show(step))?;
+    bars.finish();
+    Ok(verdict)
+}

@@ -1,0 +1,127 @@
+//! `--format` and `--out`, with the same meaning in every command. Results go to standard output or to a file; progress
+//! and logs go to standard error.
+use anyhow::Context;
+use serde::Serialize;
+use std::{
+    fmt::Display,
+    fs,
+    io::{self, ErrorKind, Write},
+    path::{Path, PathBuf},
+};
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Aligned text to read.
+    #[default]
+    Table,
+    /// One JSON document for programs.
+    Json,
+}
+
+/// Flag of commands whose `--out` names a dataset or a bundle: the summary is printed.
+#[derive(clap::Args)]
+pub(crate) struct FormatArgs {
+    /// How the result is written.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Flags of commands whose result is a report.
+#[derive(clap::Args)]
+pub(crate) struct OutputArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+    /// Writes the result to this file instead of standard output.
+    #[arg(long, value_name = "FILE", value_parser = new_file)]
+    out: Option<PathBuf>,
+}
+
+impl FormatArgs {
+    fn render(&self, result: &(impl Serialize + Display)) -> anyhow::Result<String> {
+        let mut text = match self.format {
+            Format::Table => result.to_string(),
+            Format::Json => serde_json::to_string_pretty(result)?,
+        };
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        Ok(text)
+    }
+
+    /// Prints the result to standard output.
+    pub(crate) fn print(&self, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
+        write_to(&mut io::stdout().lock(), &self.render(result)?).context("standard output")
+    }
+}
+
+impl OutputArgs {
+    /// Writes the result to `--out`, or to standard output without it.
+    pub(crate) fn write(&self, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
+        match &self.out {
+            None => self.format.print(result),
+            Some(path) => write_file("--out", path, &self.format.render(result)?),
+        }
+    }
+}
+
+/// A reader that closes its end early, such as `head`, is no failure.
+fn write_to(stream: &mut impl Write, text: &str) -> io::Result<()> {
+    match stream.write_all(text.as_bytes()).and_then(|()| stream.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+/// Writes a file that the user named with `flag`.
+pub(crate) fn write_file(flag: &str, path: &Path, contents: &str) -> anyhow::Result<()> {
+    fs::write(path, contents).with_context(|| format!("{flag} {}", path.display()))
+}
+
+/// Parses the path of a file that is written at the end. A directory that does not exist is reported before the work
+/// begins, because the work may take hours.
+pub(crate) fn new_file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    if path.is_dir() {
+        return Err("is a directory; expected a file".to_owned());
+    }
+    match directory.is_dir() {
+        true => Ok(path),
+        false => Err(format!("the directory {} does not exist", directory.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Failing(ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_broken_pipe_is_success_and_a_full_disk_is_not() {
+        assert!(write_to(&mut Failing(ErrorKind::BrokenPipe), "text").is_ok());
+        assert!(write_to(&mut Failing(ErrorKind::StorageFull), "text").is_err());
+    }
+
+    #[test]
+    fn a_directory_that_does_not_exist_is_reported_early() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = |name: &str| directory.path().join(name).display().to_string();
+        assert!(new_file(&text("new.json")).is_ok() && new_file("new.json").is_ok());
+        assert!(new_file(&text("")).unwrap_err().contains("is a directory"));
+        assert!(new_file(&text("none/new.json")).unwrap_err().contains("none does not exist"));
+    }
+}

@@ -1,0 +1,220 @@
+//! `lodestone train`, and the training flags that `retrain` shares.
+use super::{
+    LibraryArgs, exit::Exit, gate::decide, output::FormatArgs, progress::StageBars, signal::StopSignals,
+    threads::ThreadsArgs, time::bundle_name,
+};
+use lodestone_pipeline::ranking::Runtime;
+use lodestone_training::{self, Found, GateOptions, Progress, Start, TrainError, TrainOptions, TrainReport, Verdict};
+use lodestone_core::units::UnixMillis;
+use anyhow::{Context, ensure};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+/// Trains encoders, neighbour lists and the ranking model on imported data and writes a bundle.
+///
+/// Ctrl-C or SIGTERM ends the training after the current step with exit code 130 and leaves OUT.checkpoint, from which
+/// the same command resumes.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  lodestone train --data data --out bundle
+  lodestone train --data data --out next --from bundle --gate bundle")]
+pub(crate) struct TrainCommandArgs {
+    /// Imported data: items.parquet and events.parquet.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The bundle to write; must not exist.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Initialises the encoders with the weights of this bundle: fewer epochs for about the same quality. Default:
+    /// random weights.
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+    /// The bundle that serves. A new bundle that the gate refuses is not written, with exit code 1 and the reasons; see
+    /// `lodestone gate`.
+    #[arg(long, value_name = "DIR")]
+    gate: Option<PathBuf>,
+    #[command(flatten)]
+    train: TrainArgs,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+/// Training flags of `train` and `retrain`.
+#[derive(clap::Args)]
+pub(crate) struct TrainArgs {
+    /// Seed of the samples and the initial weights.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// A sentence encoder for queries and item texts instead of one trained on the titles: a directory with model.onnx
+    /// and tokenizer.json, as on Hugging Face.
+    #[arg(long, value_name = "DIR")]
+    query_encoder: Option<PathBuf>,
+    /// Greatest number of lists that the ranking model is trained on.
+    #[arg(long, value_name = "N", default_value_t = TrainOptions::default().lists_max)]
+    lists_max: usize,
+    #[command(flatten)]
+    threads: ThreadsArgs,
+    #[command(flatten)]
+    library: LibraryArgs,
+}
+
+impl TrainArgs {
+    /// Starts the thread pool and loads ONNX Runtime.
+    pub(crate) fn start(&self) -> anyhow::Result<Runtime> {
+        self.threads.start_pool()?;
+        self.library.load()
+    }
+
+    /// Options of a training that starts now, is named after the current time, and stops at a signal.
+    fn options(&self) -> anyhow::Result<TrainOptions> {
+        let now = UnixMillis::now();
+        Ok(TrainOptions {
+            seed: self.seed,
+            query_encoder: self.query_encoder.clone(),
+            lists_max: self.lists_max,
+            name: bundle_name(now)?,
+            now,
+            stop: stop_flag()?,
+            ..TrainOptions::default()
+        })
+    }
+
+    /// Trains with progress bars. `adjust` sets the options that differ between the commands. Returns None if a signal
+    /// stopped the training.
+    pub(crate) fn run(
+        &self,
+        data: &Path,
+        out: &Path,
+        runtime: &Runtime,
+        adjust: impl FnOnce(TrainOptions) -> TrainOptions,
+    ) -> anyhow::Result<Option<TrainReport>> {
+        let options = adjust(self.options()?);
+        let mut bars = StageBars::default();
+        let trained = training::train(data, out, runtime, &options, &mut |step: Progress| bars.show(step));
+        bars.finish();
+        match trained {
+            Err(TrainError::Stopped) => Ok(None),
+            trained => Ok(Some(trained?)),
+        }
+    }
+}
+
+/// Returns a flag that the first SIGINT or SIGTERM sets. The second one ends the process.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut signals = runtime.block_on(async { StopSignals::install() })?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            loop {
+                signals.received().await;
+                if flag.swap(true, Ordering::Relaxed) {
+                    std::process::exit(Exit::Interrupted.code());
+                }
+                eprintln!("stopping after this step; a second signal ends the process at once");
+            }
+        });
+    })?;
+    Ok(stop)
+}
+
+/// The result of `lodestone train`.
+#[derive(serde::Serialize)]
+struct Summary {
+    #[serde(flatten)]
+    report: TrainReport,
+    /// None without `--gate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gate: Option<Verdict>,
+    /// Path of the bundle; None if the gate refused it.
+    bundle: Option<PathBuf>,
+    elapsed_seconds: f64,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = &self.report;
+        if report.checkpoint == Found::Ignored {
+            writeln!(
+                f,
+                "the checkpoint of this bundle has other data or settings; the training started from the beginning"
+            )?;
+        }
+        match &report.start {
+            Start::RandomWeights => {}
+            Start::Bundle { name, known_item_count } => {
+                writeln!(f, "initial weights: bundle {name}, which has {known_item_count} of the items")?;
+            }
+            Start::BundleNotUsed { reason } => writeln!(f, "initial weights: random, because {reason}")?,
+        }
+        writeln!(
+            f,
+            "{} items, {} interactions; {} history windows, {} epochs; {} ranking lists; heads: {}",
+            report.item_count,
+            report.choice_count,
+            report.sample_count,
+            report.epoch_count,
+            report.list_count,
+            report.heads.join(", ")
+        )?;
+        let seconds: Vec<String> =
+            report.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1} s")).collect();
+        let memory = report.memory_bytes_max.map_or(String::new(), |bytes| format!("; peak memory {} MB", bytes >> 20));
+        writeln!(f, "{}{memory}", seconds.join(", "))?;
+        for (model, difference) in &report.exports {
+            writeln!(f, "{model:<16} ONNX export differs from the trained model by at most {difference:.1e}")?;
+        }
+        if let Some(verdict) = &self.gate {
+            write!(f, "{verdict}")?;
+        }
+        match &self.bundle {
+            Some(path) => writeln!(f, "bundle {} written in {:.0} s", path.display(), self.elapsed_seconds),
+            None => writeln!(f, "no bundle was written"),
+        }
+    }
+}
+
+pub(crate) fn train(args: TrainCommandArgs) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    // A gated bundle gets its final name after it has passed.
+    let written = match &args.gate {
+        Some(_) => args.out.with_extension("candidate"),
+        None => args.out.clone(),
+    };
+    ensure!(
+        args.gate.is_none() || !args.out.exists(),
+        "--out {} exists; choose another directory or remove it",
+        args.out.display()
+    );
+    let runtime = args.train.start()?;
+    let warm_start = args.from.clone();
+    let adjust = |options| TrainOptions { warm_start, ..options };
+    let Some(report) = args.train.run(&args.data, &written, &runtime, adjust)? else {
+        eprintln!("stopped; the same command resumes from {}.checkpoint", written.display());
+        return Ok(Exit::Interrupted);
+    };
+    let gate = match &args.gate {
+        Some(current) => Some(decide(&args.data, &written, current, &runtime, &GateOptions::default())?),
+        None => None,
+    };
+    let passes = gate.as_ref().is_none_or(|verdict| verdict.refusals.is_empty());
+    if gate.is_some() {
+        match passes {
+            true => std::fs::rename(&written, &args.out),
+            false => std::fs::remove_dir_all(&written),
+        }
+        .with_context(|| written.display().to_string())?;
+    }
+    let bundle = passes.then_some(args.out);
+    args.format.print(&Summary { report, gate, bundle, elapsed_seconds: started.elapsed().as_secs_f64() })?;
+    Ok(Exit::answer(passes))
+}
