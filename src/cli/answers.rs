@@ -4,11 +4,11 @@ use super::{
     output::{FormatArgs, OutputArgs},
     time,
 };
-use lodestone_pipeline::answers::{self, AnswerRecord, Lost, SlotRow};
-use lodestone_engine::ANSWERS;
-use lodestone_core::units::UnixMillis;
 use anyhow::Context;
 use clap::Subcommand;
+use lodestone_core::units::UnixMillis;
+use lodestone_engine::ANSWERS;
+use lodestone_pipeline::answers::{self, AnswerRecord, Damage, SlotRow};
 use std::{
     collections::BTreeMap,
     fmt, fs,
@@ -123,7 +123,7 @@ fn export(args: &ExportArgs) -> anyhow::Result<Exit> {
         return Err(error);
     }
     days.finish()?;
-    let Lost { damaged_blocks, torn_bytes } = lost;
+    let Damage { damaged_blocks, torn_bytes } = lost;
     args.format.print(&Exported {
         answer_count,
         row_count,

@@ -8,11 +8,12 @@ use super::{
     progress::StageBars,
     time::bundle_name,
 };
-use lodestone_pipeline::bundle::{Bundle, Head, Manifest, Store, StoreError};
-use lodestone_catalog::VECTOR_DIM;
-use lodestone_training::{ExternalModels, bring};
-use lodestone_core::units::UnixMillis;
 use anyhow::{Context, ensure};
+use lodestone_catalog::VECTOR_DIM;
+use lodestone_core::units::UnixMillis;
+use lodestone_pipeline::bundle::{Bundle, Head, Manifest};
+use lodestone_rollout::{Store, StoreError};
+use lodestone_training::{ExternalModels, bring};
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -209,7 +210,7 @@ fn publish(args: &PublishArgs) -> anyhow::Result<()> {
         (true, Some(current)) => (current.name, false),
         _ => (store.publish(&args.bundle, args.if_empty.then_some(None))?.name, true),
     };
-    args.output.write(&Published { current, store: store.place().to_string(), published })
+    args.output.write(&Published { current, store: store.location().to_string(), published })
 }
 
 #[derive(serde::Serialize)]
@@ -230,7 +231,7 @@ impl fmt::Display for Pruned {
 fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     let store = args.store.open()?;
     let removed = store.prune(args.keep)?;
-    args.output.write(&Pruned { store: store.place().to_string(), removed })
+    args.output.write(&Pruned { store: store.location().to_string(), removed })
 }
 
 /// The manifest of a bundle and the sizes of its contents.

@@ -5,11 +5,11 @@ use super::{
     output::{OutputArgs, new_file, write_file},
     progress::StageBars,
 };
+use anyhow::ensure;
 use lodestone_experiments as experiments;
 use lodestone_experiments::off_policy::{self, EstimateOptions, JudgedSlots, Reward};
 use lodestone_pipeline::serving::{Serving, ServingConfig};
 use lodestone_training::{self, EvaluateOptions};
-use anyhow::ensure;
 use std::path::{Path, PathBuf};
 
 /// Evaluates a bundle on the part of the data after its training, or a serving policy on logged answers.
@@ -89,9 +89,9 @@ fn evaluate_bundle(data: &Path, bundle: &Path, args: &EvaluateArgs) -> anyhow::R
     let options = EvaluateOptions::default();
     let show = &mut |step| bars.show(step);
     let evaluation = match &args.report {
-        None => training::evaluate(data, bundle, &runtime, &options, show)?,
+        None => lodestone_training::evaluate(data, bundle, &runtime, &options, show)?,
         Some(path) => {
-            let (evaluation, page) = training::report(data, bundle, &runtime, &options, show)?;
+            let (evaluation, page) = lodestone_training::report(data, bundle, &runtime, &options, show)?;
             write_file("--report", path, &page)?;
             evaluation
         }

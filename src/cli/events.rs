@@ -3,10 +3,13 @@ use super::{
     exit::Exit,
     output::{FormatArgs, OutputArgs},
 };
-use lodestone_dataset as dataset;
-use lodestone_events::{checkpoint::Checkpoint, log::{self, Check, DamagedPart, Repair, Retention, TornTail}};
-use lodestone_core::units::UnixMillis;
 use anyhow::Context;
+use lodestone_core::units::UnixMillis;
+use lodestone_dataset as dataset;
+use lodestone_events::{
+    checkpoint::Checkpoint,
+    log::{self, Check, CompactMode, DamagedPart, Repair, Retention, TornTail},
+};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -359,7 +362,8 @@ fn compact(args: &CompactArgs) -> anyhow::Result<Exit> {
     for keep in &args.keep {
         retention.add(keep).context("--keep")?;
     }
-    let compacted = log::compact(&log_directory(&args.data)?, &retention, UnixMillis::now(), args.dry_run)?;
+    let mode = if args.dry_run { CompactMode::DryRun } else { CompactMode::Apply };
+    let compacted = log::compact(&log_directory(&args.data)?, &retention, UnixMillis::now(), mode)?;
     args.output.write(&Compacted {
         is_dry_run: args.dry_run,
         dropped_events: compacted.events.iter().map(|(kind, count)| (kind.name(), *count)).collect(),

@@ -3,8 +3,8 @@ use super::{
     exit::Exit,
     output::{OutputArgs, new_file, write_file},
 };
-use lodestone_experiments::{self, AnalysisOptions};
 use anyhow::{anyhow, ensure};
+use lodestone_experiments::{self, AnalysisOptions};
 use std::path::PathBuf;
 
 #[derive(clap::Subcommand)]
@@ -76,9 +76,9 @@ fn report(args: ReportArgs) -> anyhow::Result<Exit> {
         window_ms: (hours * 3_600_000.0) as i64,
         planned: args.planned as f64,
     };
-    let log = experiments::read_answers(&args.answers)?;
-    let outcomes = experiments::read_outcomes(&args.events)?;
-    let report = experiments::analyse(&args.experiment, &log.exposures, &log.drafts, &outcomes, &options)?;
+    let log = lodestone_experiments::read_answers(&args.answers)?;
+    let outcomes = lodestone_experiments::read_outcomes(&args.events)?;
+    let report = lodestone_experiments::analyse(&args.experiment, &log.exposures, &log.drafts, &outcomes, &options)?;
     if let Some(path) = &args.report {
         write_file("--report", path, &report.page())?;
     }

@@ -52,7 +52,7 @@ pub(crate) fn decide(
     options: &GateOptions,
 ) -> anyhow::Result<Verdict> {
     let mut bars = StageBars::default();
-    let verdict = training::gate(data, candidate, current, runtime, options, &mut |step| bars.show(step))?;
+    let verdict = lodestone_training::gate(data, candidate, current, runtime, options, &mut |step| bars.show(step))?;
     bars.finish();
     Ok(verdict)
 }

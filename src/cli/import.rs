@@ -1,7 +1,7 @@
 //! `lodestone import`
 use super::{exit::Exit, output::FormatArgs, progress::style};
-use lodestone_dataset::import::{self, Mapping};
 use indicatif::ProgressBar;
+use lodestone_dataset::import::{self, Mapping};
 use std::path::PathBuf;
 
 /// Converts CSV, JSONL or Parquet files of a shop to canonical items and events, and reports dropped rows with the

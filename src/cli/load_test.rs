@@ -3,11 +3,14 @@ use super::{
     exit::Exit,
     output::{OutputArgs, new_file},
 };
-use lodestone_dataset as dataset;
-use crate::server::proto::{self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient};
+use crate::server::proto::{
+    self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient,
+    ranking_service_client::RankingServiceClient,
+};
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
+use lodestone_dataset as dataset;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},

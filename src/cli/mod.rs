@@ -26,8 +26,9 @@ mod train;
 
 pub use exit::Exit;
 
-use lodestone_pipeline::{bundle::{Store, StoreError}, ranking::Runtime};
 use clap::{Parser, Subcommand};
+use lodestone_pipeline::ranking::Runtime;
+use lodestone_rollout::{Store, StoreError};
 use std::path::PathBuf;
 
 /// A gRPC ranking engine for online shops.

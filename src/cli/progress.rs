@@ -1,6 +1,6 @@
 //! Progress bars of long commands, on standard error.
-use lodestone_training::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
+use lodestone_training::Progress;
 
 /// `position`: the template's part that shows how much is done, such as `{pos}/{len}`.
 pub(crate) fn style(position: &str) -> ProgressStyle {

@@ -8,10 +8,12 @@ use super::{
     progress::StageBars,
     train::TrainArgs,
 };
+use anyhow::{Context, bail, ensure};
 use lodestone_events as events;
 use lodestone_pipeline::ranking::Runtime;
-use lodestone_training::{self, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainOptions, TrainReport, Verdict};
-use anyhow::{Context, bail, ensure};
+use lodestone_training::{
+    self, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainOptions, TrainReport, Verdict,
+};
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -169,7 +171,8 @@ pub(crate) fn retrain(args: &RetrainArgs) -> anyhow::Result<Exit> {
 fn evaluate(work: &Work, runtime: &Runtime) -> anyhow::Result<Evaluation> {
     let mut bars = StageBars::default();
     let options = EvaluateOptions::default();
-    let evaluation = training::evaluate(&work.data(), &work.bundle(), runtime, &options, &mut |step| bars.show(step))?;
+    let evaluation =
+        lodestone_training::evaluate(&work.data(), &work.bundle(), runtime, &options, &mut |step| bars.show(step))?;
     bars.finish();
     Ok(evaluation)
 }
@@ -223,7 +226,7 @@ impl Work {
     fn gather(&self, from: &Path) -> anyhow::Result<(Gathered, bool)> {
         let source = fs::canonicalize(from).with_context(|| from.display().to_string())?.display().to_string();
         let description = self.path.join(GATHERED);
-        let checkpoint = fs::metadata(training::checkpoint_of(&self.bundle()));
+        let checkpoint = fs::metadata(lodestone_training::checkpoint_of(&self.bundle()));
         let age = checkpoint.and_then(|file| file.modified()).ok().and_then(|at| at.elapsed().ok());
         let resumable = age.is_some_and(|age| age < RESUMABLE) && !self.bundle().exists();
         if let (true, Ok(text)) = (resumable, fs::read(&description))

@@ -1,11 +1,14 @@
 //! `lodestone serve`
 use super::{LibraryArgs, exit::Exit, open_store, signal::StopSignals};
-use lodestone_pipeline::{answers::AnswersConfig, ranking::Device, serving::{Serving, ServingConfig}};
-use lodestone_rollout::{Bounds, RolloutConfig, Source};
-use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
-use crate::server::{self, ServerConfig};
-use lodestone_telemetry as telemetry;
+use crate::server::{self, ServerConfig, metrics_endpoint};
 use anyhow::Context;
+use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
+use lodestone_pipeline::{
+    answers::AnswerLogConfig,
+    ranking::Device,
+    serving::{Serving, ServingConfig},
+};
+use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
@@ -74,11 +77,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "0..1", env = "LODESTONE_ANSWERS_SHARE")]
     answers_share: Option<f64>,
     /// Retention of logged answers in days.
-    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", default_value_t = AnswersConfig::default().days_max)]
+    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", default_value_t = AnswerLogConfig::default().days_max)]
     answers_days: u32,
     /// Greatest size of the answer log in bytes. The oldest files are removed beyond it.
     #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_BYTES",
-          default_value_t = AnswersConfig::default().bytes_max)]
+          default_value_t = AnswerLogConfig::default().bytes_max)]
     answers_bytes: u64,
     /// Synonyms, one rule per line: `sofa, couch` or `tv => television`; see docs/search.md.
     #[arg(long, value_name = "FILE", env = "LODESTONE_SYNONYMS")]
@@ -146,12 +149,12 @@ impl RolloutArgs {
         Ok(RolloutConfig {
             watch: seconds("watch-seconds", self.watch_seconds, 0.05)?,
             kept_max: self.kept_bundles_max,
-            bounds: Bounds {
+            bounds: HealthBounds {
                 requests_min: self.bounds_requests_min.max(1),
                 error_share_max: self.error_share_max,
                 degraded_share_max: self.degraded_share_max,
                 p99_ratio_max: self.p99_ratio_max,
-                choice_ratio_min: self.choice_ratio_min,
+                conversion_ratio_min: self.choice_ratio_min,
                 window: seconds("bounds-window-seconds", self.bounds_window_seconds, 0.1)?,
                 probation: seconds("probation-seconds", self.probation_seconds, 0.0)?,
             },
@@ -200,19 +203,19 @@ fn engine_config(args: &ServeArgs) -> anyhow::Result<EngineConfig> {
         Some(path) => Serving::open(path, &base)?,
         None => Serving::of(base),
     };
-    let share = answers_share.unwrap_or(if serving.varies() { 1.0 } else { AnswersConfig::default().share });
-    let answers = AnswersConfig { share, days_max: args.answers_days, bytes_max: args.answers_bytes };
+    let share = answers_share.unwrap_or(if serving.varies() { 1.0 } else { AnswerLogConfig::default().share });
+    let answers = AnswerLogConfig { share, days_max: args.answers_days, bytes_max: args.answers_bytes };
     Ok(EngineConfig { serving: Arc::new(serving), answers, ..EngineConfig::default() })
 }
 
 fn open_engine(args: &ServeArgs, config: EngineConfig, cores: usize) -> anyhow::Result<Engine> {
     let bundle = match (&args.store, &args.bundle) {
-        (Some(store), _) => Source::Store(open_store(store)?),
-        (None, bundle) => Source::Directory(bundle.clone().context("--bundle or --store is required")?),
+        (Some(store), _) => BundleSource::Store(open_store(store)?),
+        (None, bundle) => BundleSource::Directory(bundle.clone().context("--bundle or --store is required")?),
     };
     Ok(open(OpenOptions {
         bundle,
-        life: args.rollout.config()?,
+        rollout: args.rollout.config()?,
         data: &args.data,
         library: args.library.onnxruntime.as_deref(),
         device: match args.device {
@@ -243,7 +246,7 @@ async fn run_server(args: &ServeArgs, engine: Arc<Engine>) -> anyhow::Result<()>
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("cannot listen for metrics on {address}"))?;
         let engine = engine.clone();
-        tokio::spawn(telemetry::serve(listener, move || engine.metrics_text()));
+        tokio::spawn(metrics_endpoint::serve(listener, move || engine.metrics_text()));
     }
     let mut stop = StopSignals::install()?;
     server::serve(engine.clone(), config, listener, async move { stop.received().await }).await?;

@@ -5,15 +5,24 @@ use super::{
     output::{OutputArgs, new_file, write_file},
     progress::style,
 };
-use lodestone_pipeline::bundle::Store;
-use lodestone_catalog::Item;
-use lodestone_dataset as dataset;
-use lodestone_events::EventKind;
-use crate::server::proto::{self, RecommendType, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient};
-use lodestone_training::{simulation::{Arm, Beginning, Day, Deed, Draws, Lives, Outcomes, Seen, Shop, Shopper, SimulationConfig, Wish, begin, dataset_events, id_of, outcomes, plot, product_of}, EvaluateOptions};
-use lodestone_core::units::UnixMillis;
+use crate::server::proto::{
+    self, RecommendType, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient,
+    ranking_service_client::RankingServiceClient,
+};
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
+use lodestone_catalog::Item;
+use lodestone_core::units::UnixMillis;
+use lodestone_dataset as dataset;
+use lodestone_events::EventKind;
+use lodestone_rollout::Store;
+use lodestone_training::{
+    EvaluateOptions,
+    simulation::{
+        Arm, Beginning, Day, Deed, Draws, Lives, Outcomes, Seen, Shop, Shopper, SimulationConfig, Wish, begin,
+        dataset_events, id_of, outcomes, plot, product_of,
+    },
+};
 use std::{
     fmt, fs,
     net::TcpListener,

@@ -1,6 +1,6 @@
 //! Times on the command line.
-use lodestone_core::units::UnixMillis;
 use anyhow::{Context, bail};
+use lodestone_core::units::UnixMillis;
 
 /// Parses a day, a time, or a span before now.
 pub(crate) fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {

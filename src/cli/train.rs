@@ -3,10 +3,10 @@ use super::{
     LibraryArgs, exit::Exit, gate::decide, output::FormatArgs, progress::StageBars, signal::StopSignals,
     threads::ThreadsArgs, time::bundle_name,
 };
+use anyhow::{Context, ensure};
+use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{self, Found, GateOptions, Progress, Start, TrainError, TrainOptions, TrainReport, Verdict};
-use lodestone_core::units::UnixMillis;
-use anyhow::{Context, ensure};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -98,7 +98,7 @@ impl TrainArgs {
     ) -> anyhow::Result<Option<TrainReport>> {
         let options = adjust(self.options()?);
         let mut bars = StageBars::default();
-        let trained = training::train(data, out, runtime, &options, &mut |step: Progress| bars.show(step));
+        let trained = lodestone_training::train(data, out, runtime, &options, &mut |step: Progress| bars.show(step));
         bars.finish();
         match trained {
             Err(TrainError::Stopped) => Ok(None),

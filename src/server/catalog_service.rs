@@ -7,8 +7,8 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_engine::WriteOutcome;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_engine::WriteOutcome;
 use tonic::{Request, Response, Status};
 
 const ITEMS_MAX: usize = 1000;

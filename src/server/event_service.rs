@@ -7,9 +7,9 @@ use super::{
     status,
     violations::Violations,
 };
+use lodestone_core::units::UnixMillis;
 use lodestone_engine::{EngineError, WriteOutcome};
 use lodestone_events::{Attribution, Event};
-use lodestone_core::units::UnixMillis;
 use std::{collections::VecDeque, fmt::Display};
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
@@ -146,7 +146,7 @@ impl Services {
         let engine = self.engine.clone();
         tokio::spawn(async move {
             let events = std::mem::take(&mut validated.events);
-            let (outcomes, version) = engine.write_events_when_there_is_room(events).await?;
+            let (outcomes, version) = engine.write_events_with_backpressure(events).await?;
             Ok((validated.with_outcomes(outcomes), version))
         })
     }

@@ -5,8 +5,12 @@ use super::{
     services::Services,
     status,
 };
-use lodestone_pipeline::{answers::{AnswerKind, AnswerRecord}, DegradationCode, policy::{Team, joint}};
 use lodestone_engine::{Replay, ReplayedSlot};
+use lodestone_pipeline::{
+    DegradationCode,
+    answers::{AnswerKind, AnswerRecord},
+    policy::{Team, joint},
+};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -31,14 +35,16 @@ fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
     let source = |source: &lodestone_pipeline::answers::SourceRecord| proto::SourceCount {
         source: source.name.clone(),
         candidate_count: source.found_count as i32,
-        way: source.way.clone(),
+        strategy: source.strategy.clone(),
     };
     let degradation = |degradation: &lodestone_pipeline::answers::DegradationRecord| proto::Degradation {
         code: DegradationCode::ALL.iter().find(|code| code.name() == degradation.code).map_or(0, |code| *code as i32),
         subject: degradation.subject.clone(),
     };
-    let model =
-        |model: &lodestone_pipeline::answers::ModelSum| proto::ModelSum { name: model.name.clone(), sha256: model.sha256.clone() };
+    let model = |model: &lodestone_pipeline::answers::ModelSum| proto::ModelSum {
+        name: model.name.clone(),
+        sha256: model.sha256.clone(),
+    };
     let conditionals: Vec<f64> = record.slots.iter().map(|slot| slot.conditional).collect();
     proto::ReplayAnswerResponse {
         identical: difference.is_none(),
@@ -82,15 +88,15 @@ fn request(record: &AnswerRecord) -> Option<replay_answer_response::Request> {
 
 fn slot(record: &AnswerRecord, index: usize, replayed: ReplayedSlot) -> proto::ReplayedSlot {
     let candidate = replayed.placed.candidate;
-    let shown = record.slots.get(index).filter(|slot| slot.item != candidate);
+    let shown = record.slots.get(index).filter(|slot| slot.item != candidate.0);
     let shown = shown.and_then(|slot| record.items.get(slot.item as usize)).cloned();
     let named = |name: &str, score: f32| proto::NamedScore { name: name.to_owned(), score: f64::from(score) };
     let sources = record.sources.iter().filter_map(|source| {
-        let position = source.candidates.iter().position(|number| *number == candidate)?;
+        let position = source.candidates.iter().position(|number| *number == candidate.0)?;
         Some(named(&source.name, *source.scores.get(position)?))
     });
     let heads = record.heads.len();
-    let values = record.head_values.chunks_exact(heads.max(1)).nth(candidate as usize).unwrap_or_default();
+    let values = record.head_values.chunks_exact(heads.max(1)).nth(candidate.index()).unwrap_or_default();
     let team = match replayed.placed.team {
         None => None,
         Some(Team::A) => record.rankings.first(),

@@ -1,8 +1,8 @@
 //! Wraps every RPC: counts and times it, and turns a panic into a status instead of a broken connection.
 use super::status;
+use futures_util::FutureExt;
 use lodestone_engine::EngineError;
 use lodestone_telemetry::Metrics;
-use futures_util::FutureExt;
 use std::{future::Future, panic::AssertUnwindSafe, time::Instant};
 use tonic::{Code, Response, Status};
 

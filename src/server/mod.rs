@@ -5,6 +5,7 @@ mod convert;
 mod event_service;
 mod explain;
 mod guard;
+pub mod metrics_endpoint;
 mod models;
 mod services;
 mod status;

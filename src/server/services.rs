@@ -7,10 +7,10 @@ use super::{
     status,
     violations::{Violation, Violations},
 };
-use lodestone_pipeline::Answer;
-use lodestone_engine::{Engine, EngineError};
-use lodestone_telemetry::Metrics;
 use lodestone_core::units::UnixMillis;
+use lodestone_engine::{Engine, EngineError};
+use lodestone_pipeline::Answer;
+use lodestone_telemetry::Metrics;
 use std::{
     future::Future,
     sync::Arc,
@@ -99,7 +99,7 @@ impl RankingService for Services {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::search(&mut violations, request.into_inner(), UnixMillis::now());
-            let check = self.engine.check_serving_config(&parsed.options.serving_config, &parsed.viewer);
+            let check = self.engine.check_serving_config(&parsed.options.serving_config);
             let pending = self.engine.search(parsed, context.deadline);
             let (answer, envelope) = answer(violations, context, check, pending).await?;
             Ok(Response::new(convert::search_response(answer, envelope)))
@@ -115,7 +115,7 @@ impl RankingService for Services {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::recommend(&mut violations, request.into_inner(), UnixMillis::now());
-            let check = self.engine.check_serving_config(&parsed.options.serving_config, &parsed.viewer);
+            let check = self.engine.check_serving_config(&parsed.options.serving_config);
             let pending = self.engine.recommend(parsed, context.deadline);
             let (answer, envelope) = answer(violations, context, check, pending).await?;
             Ok(Response::new(convert::recommend_response(answer, envelope)))
@@ -128,7 +128,7 @@ impl RankingService for Services {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::rank(&mut violations, request.into_inner(), UnixMillis::now());
-            let check = self.engine.check_serving_config(&parsed.options.serving_config, &parsed.viewer);
+            let check = self.engine.check_serving_config(&parsed.options.serving_config);
             let pending = self.engine.rank(parsed, context.deadline);
             let (answer, envelope) = answer(violations, context, check, pending).await?;
             Ok(Response::new(convert::rank_response(answer, envelope)))

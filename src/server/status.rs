@@ -1,8 +1,8 @@
 //! Builds every status of the server, with its reason as `google.rpc.ErrorInfo`.
 use super::violations::Violation;
 use lodestone_engine::{EngineError, PageTokenError};
-use lodestone_rollout::RolloutError;
 use lodestone_events::LogError;
+use lodestone_rollout::RolloutError;
 use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -180,7 +180,7 @@ pub(crate) fn of_rollout(error: RolloutError) -> Status {
         }
         RolloutError::Refused { .. } => status(Reason::BundleRefused, message, details),
         RolloutError::IsCurrent { .. } => status(Reason::BundleIsCurrent, message, details),
-        RolloutError::NothingKept => status(Reason::NoEarlierBundle, message, details),
+        RolloutError::NoEarlierBundle => status(Reason::NoEarlierBundle, message, details),
         RolloutError::Store(_) => status(Reason::StoreFailed, message, details),
         RolloutError::Busy => {
             details.set_retry_info(Some(Duration::from_secs(1)));

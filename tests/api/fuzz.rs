@@ -10,7 +10,9 @@ use lodestone_core::{
     text,
 };
 use lodestone_engine::{PageToken, TokenKey};
-use lodestone_index::{CompletionSource, Lexical, MatchMode, Suggester, CompletionCandidate, Synonyms, SynonymsParseError};
+use lodestone_index::{
+    CompletionCandidate, CompletionSource, Lexical, MatchMode, Suggester, Synonyms, SynonymsParseError,
+};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestCaseError, TestRunner},
@@ -116,8 +118,12 @@ fn shop() -> &'static (Lexical, Suggester) {
         let rows: Vec<(Row, &Item)> = items.iter().enumerate().map(|(row, item)| (Row(row as u32), item)).collect();
         lexical.upsert(&rows).unwrap();
         let source = CompletionSource::Title;
-        let suggestible =
-            |title: &&str| CompletionCandidate { text: (*title).to_owned(), category: "c".to_owned(), weight: 1.0, source };
+        let suggestible = |title: &&str| CompletionCandidate {
+            text: (*title).to_owned(),
+            category: "c".to_owned(),
+            weight: 1.0,
+            source,
+        };
         (lexical, Suggester::build(titles.iter().map(suggestible)))
     })
 }

@@ -8,7 +8,7 @@ use lodestone_core::{
 use lodestone_dataset as dataset;
 use lodestone_events::{
     Attribution, Change, EventKind, EventLog, LogError, Writer,
-    log::{self, Retention},
+    log::{self, CompactMode, Retention},
 };
 use lodestone_state::users::Users;
 use proptest::prelude::*;
@@ -162,13 +162,13 @@ fn compaction_drops_old_events_of_the_named_types_and_the_state_is_folded_from_t
     retention.add("view=365d").unwrap();
     let after = |days: i64| UnixMillis(START + days * UnixMillis::DAY);
 
-    let planned = log::compact(directory.path(), &retention, after(31), true).unwrap();
+    let planned = log::compact(directory.path(), &retention, after(31), CompactMode::DryRun).unwrap();
     assert_eq!(
         (planned.events[&EventKind::Impression], planned.events[&EventKind::View], planned.item_states),
         (12, 0, 2)
     );
     assert_eq!(stored(directory.path()).len(), 30);
-    let done = log::compact(directory.path(), &retention, after(31), false).unwrap();
+    let done = log::compact(directory.path(), &retention, after(31), CompactMode::Apply).unwrap();
     assert_eq!(done, planned);
     assert_eq!(fs::metadata(segment(directory.path())).unwrap().len(), done.bytes_after);
 

@@ -142,7 +142,7 @@ async fn the_next_answer_after_a_swap_reflects_the_last_click_and_every_item_cha
     .await;
     assert!(copies.join("b").exists());
     let none = engine.rollout().rollback("again".to_owned(), soon()).await;
-    assert!(matches!(none, Err(RolloutError::NothingKept)), "{none:?}");
+    assert!(matches!(none, Err(RolloutError::NoEarlierBundle)), "{none:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -294,7 +294,7 @@ async fn a_canary_with_fewer_conversions_is_rolled_back_and_canaries_and_shadows
         if n == 20 {
             let report = status(&engine, "b").await.unwrap().evaluation.unwrap();
             assert_eq!((report.canary_users + report.current_users, report.canary_users), (21, by_canary));
-            assert!(report.current_choices > 0.0 && report.canary_choices == 0.0, "{report:?}");
+            assert!(report.current_conversions > 0.0 && report.canary_conversions == 0.0, "{report:?}");
         }
     }
     let back = reach(&engine, "b", BundleState::RolledBack).await;

@@ -257,7 +257,7 @@ def explained(work):
     (other / "manifest.json").write_text(json.dumps({**manifest, "name": "another"}))
     server = Server(data, "--answers-share", "0", bundle=other)
     _, error = server.call(replay, {"attribution_token": tokens[-1]})
-    check("FailedPrecondition" in error and "another answers now" in error, "an answer of a bundle that is not loaded: FAILED_PRECONDITION")
+    check("FailedPrecondition" in error and "the current one is another" in error, "an answer of a bundle that is not loaded: FAILED_PRECONDITION")
     answer, _ = server.call("lodestone.v1.RankingService/Search", {"viewer": {"user_id": "x"}, "query": "mug"})
     _, error = server.call(replay, {"attribution_token": answer["attributionToken"]})
     check("NotFound" in error, "with a share of 0 no answer is logged")

@@ -1,4 +1,4 @@
-//! The front door: runs requests on the workers, freezes slates for later pages, writes through the log.
+//! Runs requests on the workers, freezes slates for later pages, and writes through the log.
 use crate::{
     error::{EngineError, PageTokenError, WriteOutcome},
     token::{PageToken, TokenKey},
@@ -12,14 +12,16 @@ use lodestone_core::{
 use lodestone_events::{Attribution, Change, Event, LogError, Outcome, Writer, Written};
 use lodestone_index::check_vector;
 use lodestone_pipeline::{
-    answers::{AnswerId, AnswersConfig, AnswersLog},
+    answers::{AnswerId, AnswerLog, AnswerLogConfig},
     context::StageTimes,
     generation::Space,
     request::*,
     run::{self, AnswerLogging, PipelineAnswer, PlannedRequest, RankingRequest},
     serving::{Serving, ServingConfig},
 };
-use lodestone_rollout::{Embedded, FrozenAnswer, Generations, LoadedGeneration, Rollout, ServedAnswer, SlatesConfig};
+use lodestone_rollout::{
+    Embedded, FrozenAnswer, Generations, LoadedGeneration, Rollout, ServedAnswer, SlateCacheConfig,
+};
 use lodestone_state::checkpoints::Checkpoints;
 use lodestone_telemetry::{Metrics, Sizes};
 use std::{
@@ -29,29 +31,29 @@ use std::{
 };
 use uuid::Uuid;
 
-/// How long an upsert may wait for a worker that embeds its items.
-const EMBED_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time for which an upsert waits for the encoding of its items.
+const ENCODE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Configuration of an engine.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
     /// Named configurations and experiments.
     pub serving: Arc<Serving>,
-    pub answers: AnswersConfig,
-    pub slates: SlatesConfig,
+    pub answers: AnswerLogConfig,
+    pub slates: SlateCacheConfig,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             serving: Arc::new(Serving::of(ServingConfig::default())),
-            answers: AnswersConfig::default(),
-            slates: SlatesConfig::default(),
+            answers: AnswerLogConfig::default(),
+            slates: SlateCacheConfig::default(),
         }
     }
 }
 
-/// Worker threads. A worker knows its number, by which it finds its models in each generation.
+/// Worker threads. The state of a worker is its number, which selects its models in each generation.
 pub(crate) type PipelineWorkers = Workers<usize, PlannedRequest, ServedAnswer>;
 
 pub struct Engine {
@@ -60,9 +62,9 @@ pub struct Engine {
     pub(crate) workers: PipelineWorkers,
     pub(crate) writer: Writer<Embedded>,
     pub(crate) serving: Arc<Serving>,
-    pub(crate) answers: Arc<AnswersLog>,
+    pub(crate) answers: Arc<AnswerLog>,
     pub(crate) tokens: TokenKey,
-    /// None: the state depends on the time of the start, not on the log alone.
+    /// None if the state depends on the time of the startup, not on the log alone.
     pub(crate) checkpoints: Option<Arc<Checkpoints>>,
     pub(crate) metrics: Metrics,
 }
@@ -184,15 +186,16 @@ impl Engine {
         Ok(written)
     }
 
-    /// [`Engine::write_events`], but waits instead of failing if too many writes wait already.
-    pub async fn write_events_when_there_is_room(&self, events: Vec<Event>) -> WriteResult {
+    /// Like [`Engine::write_events`], but waits while the queue of writes is full, instead of failing.
+    pub async fn write_events_with_backpressure(&self, events: Vec<Event>) -> WriteResult {
         let conversions = self.conversions(&events);
         let written = self.finish_write(self.writer.write_with_backpressure(event_changes(events)).await)?;
         self.record_conversions(conversions, &written.0);
         Ok(written)
     }
 
-    /// Embeds and writes items. An item is embedded before the log has it, because an acknowledged item must be in effect.
+    /// Encodes and writes items. An item is encoded before it is logged, because an acknowledged item must be in
+    /// effect.
     pub async fn upsert_items(&self, items: Vec<Item>) -> WriteResult {
         let outcomes: Vec<WriteOutcome> = items
             .iter()
@@ -202,7 +205,7 @@ impl Engine {
             })
             .collect();
         let generations = self.generations.clone();
-        let embed = move |worker: &mut usize| {
+        let encode = move |worker: &mut usize| {
             let vectors = generations.embed(*worker, &items);
             let vectors = vectors.map_err(|error| EngineError::Internal(error.to_string()))?;
             for (item, embedded) in items.iter().zip(&vectors) {
@@ -210,7 +213,7 @@ impl Engine {
             }
             Ok((items, vectors))
         };
-        let (items, vectors) = self.workers.run(Instant::now() + EMBED_TIMEOUT, embed).await?;
+        let (items, vectors) = self.workers.run(Instant::now() + ENCODE_TIMEOUT, encode).await?;
         let changes = items.into_iter().zip(vectors);
         let changes = changes.map(|(item, vectors)| (Change::Upsert(Box::new(item)), Some(vectors))).collect();
         let written = self.writer.write(changes).await.map_err(EngineError::Log)?;
@@ -242,8 +245,8 @@ impl Engine {
         Ok(self.freeze(served, position, page))
     }
 
-    /// Waits until the log is applied up to `version`, at most for half of the remaining time, because an answer from an older
-    /// state, which declares that, is better than none.
+    /// Waits until the log is applied up to `version`, for at most half of the remaining time, because an answer that
+    /// declares a stale state is better than none.
     async fn wait_for_position(&self, version: u64, deadline: Instant) {
         if self.writer.position() < version {
             let timeout = deadline.saturating_duration_since(Instant::now()) / 2;

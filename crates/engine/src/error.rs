@@ -1,12 +1,12 @@
 //! Outcomes of writes, and the errors of the engine.
 use lodestone_events::LogError;
 use lodestone_pipeline::{
-    answers::{AnswersError, ReplayError},
+    answers::{AnswerLogError, ReplayError},
     serving::UnknownConfig,
 };
 use std::time::Duration;
 
-/// What became of a written event or item, in the order of the request.
+/// The outcome of a written event or item, in the order of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteOutcome {
     Accepted,
@@ -14,7 +14,7 @@ pub enum WriteOutcome {
     Created,
     Replaced,
     Deleted,
-    /// There is no such item; nothing changed.
+    /// No such item exists; nothing changed.
     Unknown,
 }
 
@@ -31,7 +31,7 @@ impl WriteOutcome {
     }
 }
 
-/// Why the engine gives no answer.
+/// The reason why a call of the engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The queue of the workers is full.
@@ -40,30 +40,32 @@ pub enum EngineError {
     /// The deadline passed before the answer was ready.
     #[error("the deadline passed before the answer was ready")]
     DeadlineExceeded,
-    /// The page token is not one of ours, or belongs to another request.
+    /// The page token was signed elsewhere, has expired, or belongs to another request.
     #[error("{0}")]
     PageToken(PageTokenError),
-    /// The request names a serving configuration that there is not.
+    /// The request names a serving configuration that does not exist.
     #[error("{0}")]
     ServingConfig(#[from] UnknownConfig),
-    /// The attribution token is not one of ours.
+    /// The attribution token was signed elsewhere.
     #[error("is not an attribution token of this server")]
     AttributionToken,
-    /// The answer was not logged, or its record was removed since.
-    #[error("there is no record of this answer: it was not logged, or is older than records are kept")]
+    /// The answer was not logged, or its record has been removed.
+    #[error(
+        "there is no record of this answer: it was not logged, or it is older than the retention of the answer log"
+    )]
     AnswerNotFound,
-    /// The models that made the answer are not loaded.
-    #[error("the answer is of generation {generation}, and {current} answers now")]
+    /// The generation that produced the answer is not loaded.
+    #[error("generation {generation} of the answer is not loaded; the current one is {current}")]
     GenerationGone { generation: String, current: String },
     #[error("{0}")]
     Replay(#[from] ReplayError),
-    /// The records of answers could not be read.
-    #[error("the log of answers cannot be read")]
-    Answers(#[source] AnswersError),
-    /// The log could not take the write.
-    #[error("the log did not take the write")]
+    /// The answer log could not be read.
+    #[error("the answer log cannot be read")]
+    Answers(#[source] AnswerLogError),
+    /// The write could not be logged.
+    #[error("the write could not be logged")]
     Log(#[source] LogError),
-    /// A bug: logged, never told to a client.
+    /// A bug. Its text is logged and never sent to a client.
     #[error("internal error: {0}")]
     Internal(String),
 }

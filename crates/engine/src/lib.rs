@@ -1,4 +1,5 @@
-//! The front door: opens a server's state, runs requests on worker threads, signs tokens, freezes slates, writes through the log.
+//! The engine: opens a server's state, runs requests on worker threads, signs tokens, freezes slates, writes through
+//! the log.
 #![forbid(unsafe_code)]
 mod engine;
 mod error;

@@ -1,60 +1,67 @@
-//! From files to a running engine: bundle, imported history, log.
-use super::{
-    engine::{Engine, EngineConfig},
+//! Opens an engine from a bundle, the imported history and the event log.
+use crate::{
+    engine::{Engine, EngineConfig, PipelineWorkers},
     token::TokenKey,
     workers::Workers,
 };
+use crossbeam_channel::Sender;
 use lodestone_core::units::UnixMillis;
 use lodestone_events::{Apply, EventLog, LogError, Writer};
 use lodestone_index::{Synonyms, SynonymsError};
 use lodestone_pipeline::{
-    answers::{AnswersError, AnswersLog},
+    answers::{AnswerLog, AnswerLogError},
     bundle::{Bundle, BundleError},
+    generation::GenerationError,
     ranking::{Device, Runtime, RuntimeError},
+    run::PlannedRequest,
     serving::ServingError,
 };
-use lodestone_pipeline::{generation::GenerationError, run::PlannedRequest};
 use lodestone_rollout::{
-    BUNDLE_COPIES, BundleSource, Embedded, Generations, LoadError, LoadThreads, Loader, Parts, Rollout, RolloutConfig,
-    StoreError, first_bundle, start_shadow,
+    BUNDLE_COPIES, BundleSource, Embedded, Generations, LoadError, LoadThreads, Loader, Pointer, Rollout,
+    RolloutConfig, RolloutInput, StoreError, first_bundle, start_shadow,
 };
-use lodestone_state::{RecoveryError, RecoveryOptions, checkpoints::Checkpoints, recover, state_of_items};
+use lodestone_state::{
+    RecoveredState, RecoveryError, RecoveryOptions, checkpoints::Checkpoints, recover, state_with_items,
+};
 use lodestone_telemetry::Metrics;
 use parking_lot::Mutex;
 use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU64},
+    thread,
+    time::Instant,
 };
 
 const TOKEN_KEY: &str = "token.key";
 const LOG: &str = "log";
-/// The log of answers; see `docs/answers.md`.
+/// The answer log in the data directory; see `docs/answers.md`.
 pub const ANSWERS: &str = "answers";
 /// The imported history in the data directory; see `docs/events.md`.
 const EVENTS: &str = "events.parquet";
 
-/// What an engine is opened from.
+/// The inputs and configuration of an engine.
 pub struct OpenOptions<'a> {
     pub bundle: BundleSource,
-    /// The shop's data directory: imported history and the log.
+    /// The shop's data directory: imported history and event log.
     pub data: &'a Path,
-    /// The library of ONNX Runtime; none: it is looked for.
+    /// The library of ONNX Runtime; none: the usual paths are searched.
     pub library: Option<&'a Path>,
     pub device: Device,
     /// A list of synonyms; see `docs/search.md`.
     pub synonyms: Option<&'a Path>,
     pub workers: usize,
     pub queue_requests_max: usize,
-    /// Moves the imported history so that it ends now: for demonstrations with old data. No checkpoints are used then.
+    /// Shifts the imported history so that it ends now, for demonstrations with old data. Checkpoints are not used
+    /// then.
     pub history_ends_now: bool,
-    /// Event ids that are remembered at most.
+    /// Maximum number of event ids that are remembered for deduplication.
     pub dedupe_ids_max: usize,
     pub config: EngineConfig,
     pub rollout: RolloutConfig,
 }
 
-/// Why an engine does not start.
+/// The reason why an engine cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(transparent)]
@@ -73,33 +80,95 @@ pub enum OpenError {
     Log(#[from] LogError),
     #[error(transparent)]
     Serving(#[from] ServingError),
-    #[error("the log of answers: {0}")]
-    Answers(#[from] AnswersError),
+    #[error("answer log: {0}")]
+    Answers(#[from] AnswerLogError),
     #[error("synonyms: {0}")]
     Synonyms(#[from] SynonymsError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
 
-/// Verifies the bundle, opens the models, folds the history and the log, and starts the threads.
-pub fn open(opening: OpenOptions) -> Result<Engine, OpenError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| OpenError::Io { path, source }
+/// Verifies the bundle, opens the models, recovers the state and starts the threads.
+pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
+    let synonyms = options.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
+    fs::create_dir_all(options.data).map_err(io_error(options.data))?;
+    let (bundle, pointer) = open_bundle(&options)?;
+    let runtime = Runtime::load(options.library)?;
+    let (log, recovered) = recover_state(&options, &bundle)?;
+    let RecoveredState { state, recent, origin, checkpoint } = recovered;
+    let deduper = Arc::new(Mutex::new(recent));
+    let checkpoints = (!options.history_ends_now).then(|| {
+        let directory = options.data.join(LOG);
+        Arc::new(Checkpoints::new(state.clone(), deduper.clone(), &directory, origin, checkpoint))
+    });
+    let loader = Loader {
+        runtime,
+        device: options.device,
+        worker_count: options.workers.max(1),
+        synonyms,
+        state,
+        window: options.rollout.bounds.window,
+        slates: options.config.slates,
+        loads: AtomicU64::new(0),
     };
-    let synonyms = opening.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
-    fs::create_dir_all(opening.data).map_err(io(opening.data))?;
-    let (place, seen) = match &opening.bundle {
+    let first = loader.load_opened(bundle, &LoadThreads::exclusive().map_err(io_error(options.data))?)?;
+    let generations = Arc::new(Generations::new(first, start_shadow().map_err(io_error(options.data))?));
+    let tokens = token_key(&options.data.join(TOKEN_KEY)).map_err(io_error(options.data))?;
+    let apply = apply_changes(generations.clone(), checkpoints.clone()).map_err(io_error(options.data))?;
+    let writer = Writer::start(log, deduper, UnixMillis::now, apply)?;
+    let workers = start_workers(&generations, loader.worker_count, options.queue_requests_max);
+    let workers = workers.map_err(io_error(options.data))?;
+    let metrics = Metrics::default();
+    let answers = AnswerLog::open(&options.data.join(ANSWERS), &options.config.answers, metrics.clone())?;
+    metrics.serving(generations.current().name());
+    let rollout = Rollout::start(RolloutInput {
+        generations: generations.clone(),
+        loader,
+        threads: LoadThreads::background().map_err(io_error(options.data))?,
+        source: Arc::new(options.bundle),
+        pointer,
+        data: options.data.to_owned(),
+        config: options.rollout,
+        serving: options.config.serving.clone(),
+        metrics: metrics.clone(),
+        clock: UnixMillis::now,
+    });
+    Ok(Engine {
+        generations,
+        rollout: rollout.map_err(io_error(options.data))?,
+        workers,
+        writer,
+        serving: options.config.serving,
+        answers: Arc::new(answers),
+        tokens,
+        checkpoints,
+        metrics,
+    })
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { path, source }
+}
+
+/// Opens the first bundle and checks that it has the heads that serving configurations name. Returns it with the
+/// store's pointer.
+fn open_bundle(options: &OpenOptions) -> Result<(Bundle, Option<Pointer>), OpenError> {
+    let (path, pointer) = match &options.bundle {
         BundleSource::Directory(directory) => (directory.clone(), None),
         BundleSource::Store(store) => {
-            let (name, pointer) = first_bundle(store, opening.data)?;
-            (store.fetch(&name, &opening.data.join(BUNDLE_COPIES))?, Some(pointer))
+            let (name, pointer) = first_bundle(store, options.data)?;
+            (store.fetch(&name, &options.data.join(BUNDLE_COPIES))?, Some(pointer))
         }
     };
-    let bundle = Bundle::open(&place)?;
-    opening.config.serving.check_heads(bundle.manifest.heads.iter().map(|head| head.name.as_str()))?;
-    let runtime = Runtime::load(opening.library)?;
-    let directory = opening.data.join(LOG);
+    let bundle = Bundle::open(&path)?;
+    options.config.serving.check_heads(bundle.manifest.heads.iter().map(|head| head.name.as_str()))?;
+    Ok((bundle, pointer))
+}
+
+/// Opens the event log and recovers the state, with the bundle's items as the first keys.
+fn recover_state(options: &OpenOptions, bundle: &Bundle) -> Result<(EventLog, RecoveredState), OpenError> {
+    let directory = options.data.join(LOG);
     let log = EventLog::open(&directory)?;
     if let Some(torn) = log.torn_tail() {
         let (path, position) = (torn.path.display(), log.last_position());
@@ -108,100 +177,62 @@ pub fn open(opening: OpenOptions) -> Result<Engine, OpenError> {
     }
     let recovery = RecoveryOptions {
         directory: &directory,
-        history: &opening.data.join(EVENTS),
-        history_end: opening.history_ends_now.then(UnixMillis::now),
-        dedupe_ids_max: opening.dedupe_ids_max,
+        history: &options.data.join(EVENTS),
+        history_end: options.history_ends_now.then(UnixMillis::now),
+        dedupe_ids_max: options.dedupe_ids_max,
     };
-    let folded = recover(&log, &recovery, &|| state_of_items(bundle.items.iter().map(|item| &item.id)))?;
-    let state = folded.state;
-    let recent = Arc::new(Mutex::new(folded.recent));
-    let checkpoints =
-        Arc::new(Checkpoints::new(state.clone(), recent.clone(), &directory, folded.origin, folded.checkpoint));
-    let checkpoints = (!opening.history_ends_now).then_some(checkpoints);
-    let loader = Loader {
-        runtime,
-        device: opening.device,
-        worker_count: opening.workers.max(1),
-        synonyms,
-        state,
-        window: opening.rollout.bounds.window,
-        slates: opening.config.slates,
-        loads: AtomicU64::new(0),
-    };
-    let first = loader.load_opened(bundle, &LoadThreads::alone().map_err(io(opening.data))?)?;
-    let generations = Arc::new(Generations::new(first, start_shadow().map_err(io(opening.data))?));
-    let tokens = token_key(&opening.data.join(TOKEN_KEY)).map_err(io(opening.data))?;
-
-    let apply = apply_changes(generations.clone(), checkpoints.clone()).map_err(io(opening.data))?;
-    let writer = Writer::start(log, recent, UnixMillis::now, apply)?;
-    let shared = generations.clone();
-    let run = move |worker: &mut usize, requests: &[PlannedRequest]| shared.run(*worker, requests, UnixMillis::now());
-    let workers = (0..loader.worker_count).collect();
-    let workers = Workers::start(workers, opening.queue_requests_max, Arc::new(run)).map_err(io(opening.data))?;
-    let metrics = Metrics::default();
-    let answers = AnswersLog::open(&opening.data.join(ANSWERS), &opening.config.answers, metrics.clone())?;
-    metrics.serving(generations.current().name());
-    let rollout = Rollout::start(Parts {
-        generations: generations.clone(),
-        loader,
-        threads: LoadThreads::beside_answers().map_err(io(opening.data))?,
-        source: Arc::new(opening.bundle),
-        seen,
-        data: opening.data.to_owned(),
-        config: opening.rollout,
-        serving: opening.config.serving.clone(),
-        metrics: metrics.clone(),
-        clock: UnixMillis::now,
-    });
-    Ok(Engine {
-        generations,
-        rollout: rollout.map_err(io(opening.data))?,
-        workers,
-        writer,
-        serving: opening.config.serving.clone(),
-        answers: Arc::new(answers),
-        tokens,
-        checkpoints,
-        metrics,
-    })
+    let recovered = recover(&log, &recovery, &|| state_with_items(bundle.items.iter().map(|item| &item.id)))?;
+    Ok((log, recovered))
 }
 
-/// Returns the function that applies committed changes, and starts the threads that merge live items and write checkpoints.
+fn start_workers(
+    generations: &Arc<Generations>,
+    worker_count: usize,
+    queue_requests_max: usize,
+) -> io::Result<PipelineWorkers> {
+    let generations = generations.clone();
+    let run =
+        move |worker: &mut usize, requests: &[PlannedRequest]| generations.run(*worker, requests, UnixMillis::now());
+    Workers::start((0..worker_count).collect(), queue_requests_max, Arc::new(run))
+}
+
+/// Returns the function that applies committed changes, and starts the threads that merge live items and write
+/// checkpoints.
 fn apply_changes(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoints>>) -> io::Result<Apply<Embedded>> {
-    let merging = start_merging(generations.clone())?;
-    let taking = checkpoints.clone().map(start_checkpoints).transpose()?;
+    let merge_thread = start_merging(generations.clone())?;
+    let checkpoint_thread = checkpoints.clone().map(start_checkpoints).transpose()?;
     Ok(Box::new(move |changes| {
         if let Err(error) = generations.apply(changes) {
             tracing::error!(%error, "a committed change could not be indexed");
         }
+        // If a signal is pending already, the thread will check again anyway.
         if generations.current().generation.needs_merge() {
-            // Full: it will look once more anyway.
-            let _ = merging.try_send(());
+            let _ = merge_thread.try_send(());
         }
-        if let (Some(due), Some(taking)) = (&checkpoints, &taking)
-            && due.is_due()
+        if let (Some(checkpoints), Some(thread)) = (&checkpoints, &checkpoint_thread)
+            && checkpoints.is_due()
         {
-            let _ = taking.try_send(());
+            let _ = thread.try_send(());
         }
     }))
 }
 
-/// Starts the thread that merges live items into new frozen graphs, once now and whenever it is told; on half of the cores,
-/// so that answers keep the others. It ends with its sender.
-fn start_merging(generations: Arc<Generations>) -> io::Result<crossbeam_channel::Sender<()>> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+/// Starts the thread that merges live items into new frozen graphs, once now and at each signal. It uses half of the
+/// cores, so that answers keep the others. It ends when the sender is dropped.
+fn start_merging(generations: Arc<Generations>) -> io::Result<Sender<()>> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / 2).max(1)).thread_name(|_| "merge".into());
     let pool = pool.build().map_err(io::Error::other)?;
-    let (sender, told) = crossbeam_channel::bounded(1);
+    let (sender, signals) = crossbeam_channel::bounded(1);
     let _ = sender.try_send(());
-    std::thread::Builder::new().name("merge".into()).spawn(move || {
-        while told.recv().is_ok() {
-            let served = generations.current();
-            let generation = &served.generation;
+    thread::Builder::new().name("merge".into()).spawn(move || {
+        while signals.recv().is_ok() {
+            let current = generations.current();
+            let generation = &current.generation;
             if !generation.needs_merge() {
                 continue;
             }
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             match pool.install(|| generation.merge()) {
                 Ok(()) => {
                     let items = generation.catalog.load().item_count();
@@ -214,11 +245,11 @@ fn start_merging(generations: Arc<Generations>) -> io::Result<crossbeam_channel:
     Ok(sender)
 }
 
-/// Starts the thread that takes the state down when it is told and enough has changed. It ends with its sender.
-fn start_checkpoints(checkpoints: Arc<Checkpoints>) -> io::Result<crossbeam_channel::Sender<()>> {
-    let (sender, told) = crossbeam_channel::bounded(1);
-    std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
-        while told.recv().is_ok() {
+/// Starts the thread that writes a checkpoint at each signal if one is due. It ends when the sender is dropped.
+fn start_checkpoints(checkpoints: Arc<Checkpoints>) -> io::Result<Sender<()>> {
+    let (sender, signals) = crossbeam_channel::bounded(1);
+    thread::Builder::new().name("checkpoint".into()).spawn(move || {
+        while signals.recv().is_ok() {
             if checkpoints.is_due() {
                 checkpoints.write_and_log();
             }
@@ -227,15 +258,20 @@ fn start_checkpoints(checkpoints: Arc<Checkpoints>) -> io::Result<crossbeam_chan
     Ok(sender)
 }
 
-/// Reads the key that signs tokens, or makes one.
+/// Reads the key that signs tokens, or creates one.
 fn token_key(path: &Path) -> io::Result<TokenKey> {
     if let Ok(bytes) = fs::read(path)
         && let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice())
     {
         return Ok(TokenKey::new(key));
     }
-    let key: [u8; 32] = rand::random();
+    let key = random_key();
     fs::write(path, key)?;
     fs::File::open(path)?.sync_all()?;
     Ok(TokenKey::new(key))
+}
+
+#[expect(clippy::disallowed_methods, reason = "a secret key must not repeat")]
+fn random_key() -> [u8; 32] {
+    rand::random()
 }

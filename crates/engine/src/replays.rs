@@ -1,42 +1,42 @@
-//! Answers that are made once more, from their records.
+//! Replays of logged answers from their records.
 use super::engine::Engine;
 use crate::EngineError;
 use lodestone_core::ids::Row;
 use lodestone_pipeline::{
-    answers::{self, AnswerRecord, Generation, Propensity, ReplayError},
+    answers::{self, AnswerRecord, Propensity, ReplayError, ReplayModels},
     policy::Placed,
 };
-use lodestone_pipeline::{generation::Generation as Answering, models::Models, trace};
+use lodestone_pipeline::{generation::Generation, models::Models, trace};
 use lodestone_rollout::LoadedGeneration;
 use std::{sync::Arc, time::Instant};
 
-/// Samples for the probabilities of a replayed page.
-const SAMPLES: usize = 1000;
+/// Number of samples for the propensities of a replayed page.
+const SAMPLE_COUNT: usize = 1000;
 
-/// An answer made once more.
+/// A replayed answer.
 pub struct Replay {
     pub record: AnswerRecord,
-    /// The first page, as it came out now.
+    /// The first page of the replay.
     pub slots: Vec<ReplayedSlot>,
-    /// What differs first from what was shown; none: nothing, to the bit.
+    /// The first difference from the logged answer; none if they are bit-equal.
     pub difference: Option<String>,
 }
 
 pub struct ReplayedSlot {
     pub placed: Placed,
     pub item: String,
-    /// None where the replay shows another item here than the answer did.
+    /// None if the logged answer has another item in this slot.
     pub propensity: Option<Propensity>,
 }
 
-/// A generation as a worker sees it.
-struct Loaded<'a> {
+/// The models of a generation, as one worker owns them.
+struct WorkerModels<'a> {
     models: &'a mut Models,
-    /// The bundle's vectors in the query's space, of the rows that are asked for.
+    /// Vectors of the record's bundle rows in the query space, by row.
     vectors: Vec<(u32, Vec<f32>)>,
 }
 
-impl Generation for Loaded<'_> {
+impl ReplayModels for WorkerModels<'_> {
     fn probabilities(&mut self, features: &[f32]) -> Result<Vec<f32>, ReplayError> {
         self.models.probabilities(features).map_err(|error| ReplayError(error.to_string()))
     }
@@ -48,7 +48,8 @@ impl Generation for Loaded<'_> {
 }
 
 impl Engine {
-    /// Makes the answer of a token once more: from its record, with the models that made it, as long as they are loaded.
+    /// Replays the answer of an attribution token from its record, with the models that produced it. They must still be
+    /// loaded.
     pub async fn replay(&self, token: &str, deadline: Instant) -> Result<Replay, EngineError> {
         let id = self.tokens.parse_attribution(token).ok_or(EngineError::AttributionToken)?;
         let answers = self.answers.clone();
@@ -56,23 +57,23 @@ impl Engine {
         let found = found.map_err(|error| EngineError::Internal(error.to_string()))?.map_err(EngineError::Answers)?;
         let record = found.ok_or(EngineError::AnswerNotFound)?;
         let routes = self.generations.routes();
-        let made_it = |loaded: &&Arc<LoadedGeneration>| {
+        let produced_it = |loaded: &&Arc<LoadedGeneration>| {
             let manifest = &loaded.generation.manifest;
             record.generation == manifest.name && record.models == trace::models(manifest)
         };
-        let Some(loaded) = routes.loaded().find(made_it).cloned() else {
+        let Some(loaded) = routes.loaded().find(produced_it).cloned() else {
             let current = routes.current.name().to_owned();
             return Err(EngineError::GenerationGone { generation: record.generation, current });
         };
-        let make = move |worker: &mut usize| Ok(replay(&loaded.generation, &mut loaded.models_of(*worker), record)?);
-        self.workers.run(deadline, make).await
+        let run = move |worker: &mut usize| Ok(replay(&loaded.generation, &mut loaded.models_of(*worker), record)?);
+        self.workers.run(deadline, run).await
     }
 }
 
-fn replay(generation: &Answering, models: &mut Models, record: AnswerRecord) -> Result<Replay, ReplayError> {
+fn replay(generation: &Generation, models: &mut Models, record: AnswerRecord) -> Result<Replay, ReplayError> {
     let vectors = bundle_vectors(generation, &record);
-    let replayed = answers::replay(&record, &mut Loaded { models, vectors })?;
-    let propensities = record.propensities(SAMPLES)?;
+    let replayed = answers::replay(&record, &mut WorkerModels { models, vectors })?;
+    let propensities = record.propensities(SAMPLE_COUNT)?;
     let slot = |(at, placed): (usize, &Placed)| ReplayedSlot {
         placed: *placed,
         item: record.items.get(placed.candidate.index()).cloned().unwrap_or_default(),
@@ -82,8 +83,9 @@ fn replay(generation: &Answering, models: &mut Models, record: AnswerRecord) -> 
     Ok(Replay { slots, difference: replayed.difference, record })
 }
 
-/// Rows outlive their items, and the bundle's rows are the first ones.
-fn bundle_vectors(generation: &Answering, record: &AnswerRecord) -> Vec<(u32, Vec<f32>)> {
+/// Returns the vectors of the record's bundle rows in the query space. The bundle's rows are the first rows of the
+/// catalogue and remain after a deletion of their items.
+fn bundle_vectors(generation: &Generation, record: &AnswerRecord) -> Vec<(u32, Vec<f32>)> {
     let catalog = generation.catalog.load();
     let mut rows: Vec<u32> = record.vector_rows.iter().filter_map(|row| row.checked_sub(1)).collect();
     rows.retain(|row| (*row as usize) < generation.bundle_row_count);

@@ -1,4 +1,4 @@
-//! Page and attribution tokens: opaque to clients, signed, so that only ours are believed.
+//! Page and attribution tokens: opaque to clients, and signed, so that only tokens of this server are accepted.
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
@@ -6,22 +6,22 @@ use sha2::Sha256;
 const SIGNATURE_BYTES: usize = 12;
 const ID_BYTES: usize = 16;
 
-/// Which token it is; the first byte, so that one cannot be used as the other.
+/// The kind of a token: its first byte, so that one kind cannot be used as the other.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum TokenKind {
     Page = 1,
     Attribution = 2,
 }
 
-/// The key that signs. Kept with the log, so that tokens survive a restart.
+/// The signing key. It is stored with the log, so that tokens survive a restart.
 #[derive(Clone)]
 pub struct TokenKey([u8; 32]);
 
-/// Names a place in a frozen slate.
+/// A position in a frozen slate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageToken {
     pub slate: [u8; ID_BYTES],
-    /// Results before this page.
+    /// Number of results before this page.
     pub offset: u32,
 }
 
@@ -30,29 +30,31 @@ impl TokenKey {
         Self(key)
     }
 
+    /// Signs a page token.
     pub fn page(&self, token: PageToken) -> String {
-        let mut body = vec![Kind::Page as u8];
+        let mut body = vec![TokenKind::Page as u8];
         body.extend_from_slice(&token.slate);
         body.extend_from_slice(&token.offset.to_le_bytes());
-        self.seal(body)
+        self.sign(body)
     }
 
+    /// Verifies a page token; none if it is not a page token of this server.
     pub fn parse_page(&self, text: &str) -> Option<PageToken> {
-        let body = self.unseal(text, Kind::Page)?;
+        let body = self.verify(text, TokenKind::Page)?;
         let (slate, offset) = body.split_at_checked(ID_BYTES)?;
         Some(PageToken { slate: slate.try_into().ok()?, offset: u32::from_le_bytes(offset.try_into().ok()?) })
     }
 
-    /// The token of the answer with this id.
+    /// Signs the attribution token of the answer with this id.
     pub fn attribution(&self, answer: [u8; ID_BYTES]) -> String {
-        let mut body = vec![Kind::Attribution as u8];
+        let mut body = vec![TokenKind::Attribution as u8];
         body.extend_from_slice(&answer);
-        self.seal(body)
+        self.sign(body)
     }
 
-    /// The id of the answer whose token this is; none where it is not one of ours.
+    /// Returns the answer id of an attribution token; none if it is not an attribution token of this server.
     pub fn parse_attribution(&self, text: &str) -> Option<[u8; ID_BYTES]> {
-        self.unseal(text, Kind::Attribution)?.try_into().ok()
+        self.verify(text, TokenKind::Attribution)?.try_into().ok()
     }
 
     fn mac(&self, body: &[u8]) -> Hmac<Sha256> {
@@ -61,13 +63,13 @@ impl TokenKey {
         mac
     }
 
-    fn seal(&self, mut body: Vec<u8>) -> String {
+    fn sign(&self, mut body: Vec<u8>) -> String {
         let signature = self.mac(&body).finalize().into_bytes();
         body.extend_from_slice(&signature[..SIGNATURE_BYTES]);
         URL_SAFE_NO_PAD.encode(body)
     }
 
-    fn unseal(&self, text: &str, kind: Kind) -> Option<Vec<u8>> {
+    fn verify(&self, text: &str, kind: TokenKind) -> Option<Vec<u8>> {
         let mut bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let signature = bytes.split_off(bytes.len().checked_sub(SIGNATURE_BYTES)?);
         self.mac(&bytes).verify_truncated_left(&signature).ok()?;
@@ -80,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_own_tokens_of_the_right_kind_are_believed() {
+    fn only_own_tokens_of_the_right_kind_are_accepted() {
         let key = TokenKey::new([7; 32]);
         let page = PageToken { slate: [3; 16], offset: 48 };
         let text = key.page(page);

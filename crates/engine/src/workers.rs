@@ -1,6 +1,6 @@
-//! Threads that answer, each with models `M` of its own. The queue before them is bounded: what does not fit is refused at
-//! once, and a request whose caller has gone is dropped before it costs anything. A thread that becomes free takes its
-//! share of the questions that wait and answers them together.
+//! Worker threads, each with models `M` of its own. Their queue is bounded: if it is full, a request is refused at
+//! once. A request whose caller has gone is dropped before it runs. An idle worker takes its share of the queued
+//! requests and answers them as one batch.
 use crate::EngineError;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::{
@@ -11,46 +11,46 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// What a caller who is refused is told to wait.
+/// The retry delay that a refused caller receives.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Questions that are answered together, at most: beyond it the models gain little, and all wait for the last.
-const TOGETHER_MAX: usize = 8;
+/// Maximum size of a batch. Larger batches gain little in the models, and all requests of a batch wait for its last.
+const BATCH_MAX: usize = 8;
 
 type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 
 type Work<M> = Box<dyn FnOnce(&mut M) + Send>;
 
-enum Job<M, Q, A> {
-    PlannedRequest { question: Q, deadline: Instant, reply: Reply<A> },
+enum Job<M, Request, Response> {
+    Request { request: Request, deadline: Instant, reply: Reply<Response> },
     Work(Work<M>),
 }
 
-/// Answers some questions, in their order.
-pub(crate) type AnswerMany<M, Q, A> = dyn Fn(&mut M, &[Q]) -> Vec<A> + Send + Sync;
+/// Answers a batch of requests, in their order.
+pub(crate) type AnswerBatch<M, Request, Response> = dyn Fn(&mut M, &[Request]) -> Vec<Response> + Send + Sync;
 
-pub(crate) struct Workers<M, Q, A> {
-    queue: Sender<Job<M, Q, A>>,
+pub(crate) struct Workers<M, Request, Response> {
+    queue: Sender<Job<M, Request, Response>>,
 }
 
-impl<M: Send + 'static, Q: Send + 'static, A: Send + 'static> Workers<M, Q, A> {
-    /// One thread for each set of models. They end when this value is dropped.
+impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Workers<M, Request, Response> {
+    /// Starts one thread for each set of models. The threads end when this value is dropped.
     pub(crate) fn start(
         models: Vec<M>,
         queue_requests_max: usize,
-        answer_many: Arc<AnswerMany<M, Q, A>>,
+        answer_batch: Arc<AnswerBatch<M, Request, Response>>,
     ) -> std::io::Result<Self> {
-        let (queue, jobs) = bounded::<Job<M, Q, A>>(queue_requests_max);
+        let (queue, jobs) = bounded::<Job<M, Request, Response>>(queue_requests_max);
         let worker_count = models.len();
         for (index, mut models) in models.into_iter().enumerate() {
-            let (jobs, answer_many) = (jobs.clone(), answer_many.clone());
+            let (jobs, answer_batch) = (jobs.clone(), answer_batch.clone());
             let body = move || {
                 while let Ok(job) = jobs.recv() {
-                    let (waiting, works) = take_share(job, &jobs, worker_count);
-                    answer(&mut models, waiting, &*answer_many);
+                    let (batch, works) = take_share(job, &jobs, worker_count);
+                    answer(&mut models, batch, &*answer_batch);
                     for work in works {
-                        // A bug in one answer must not take the thread from all others.
-                        guarded("work", || work(&mut models));
+                        // A panic in one job must not end the thread.
+                        catch_panic("work", || work(&mut models));
                     }
                 }
             };
@@ -59,14 +59,14 @@ impl<M: Send + 'static, Q: Send + 'static, A: Send + 'static> Workers<M, Q, A> {
         Ok(Self { queue })
     }
 
-    /// The answer to a question; waits for it, at most until the deadline.
-    pub(crate) async fn answer(&self, deadline: Instant, question: Q) -> Result<A, EngineError> {
+    /// Answers a request. Waits for the answer until the deadline.
+    pub(crate) async fn answer(&self, deadline: Instant, request: Request) -> Result<Response, EngineError> {
         let (reply, answered) = oneshot::channel();
-        self.send(Job::PlannedRequest { question, deadline, reply })?;
+        self.send(Job::Request { request, deadline, reply })?;
         wait(deadline, answered).await
     }
 
-    /// Runs `work` on a worker and waits for it, at most until the deadline.
+    /// Runs `work` on a worker. Waits for its result until the deadline.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         deadline: Instant,
@@ -81,7 +81,7 @@ impl<M: Send + 'static, Q: Send + 'static, A: Send + 'static> Workers<M, Q, A> {
         wait(deadline, answered).await
     }
 
-    fn send(&self, job: Job<M, Q, A>) -> Result<(), EngineError> {
+    fn send(&self, job: Job<M, Request, Response>) -> Result<(), EngineError> {
         self.queue.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => EngineError::Overloaded { retry_after: RETRY_AFTER },
             TrySendError::Disconnected(_) => EngineError::Internal("the workers ended".into()),
@@ -97,7 +97,7 @@ async fn wait<T>(deadline: Instant, answered: oneshot::Receiver<Result<T, Engine
     }
 }
 
-/// The reply, unless its caller has gone or its time is over (which is told).
+/// Returns the reply channel, unless the caller has gone or the deadline has passed, which is reported to the caller.
 fn still_wanted<T>(reply: Reply<T>, deadline: Instant) -> Option<Reply<T>> {
     if reply.is_closed() {
         return None;
@@ -109,50 +109,56 @@ fn still_wanted<T>(reply: Reply<T>, deadline: Instant) -> Option<Reply<T>> {
     Some(reply)
 }
 
-fn guarded<T>(what: &str, body: impl FnOnce() -> T) -> Option<T> {
+/// Runs `body`; logs a panic and returns none.
+fn catch_panic<T>(name: &str, body: impl FnOnce() -> T) -> Option<T> {
     let result = catch_unwind(AssertUnwindSafe(body)).ok();
     if result.is_none() {
-        tracing::error!("{what} panicked");
+        tracing::error!("{name} panicked");
     }
     result
 }
 
-type Waiting<Q, A> = (Vec<Q>, Vec<Reply<A>>);
+/// Requests and the channels of their responses; parallel.
+type Batch<Request, Response> = (Vec<Request>, Vec<Reply<Response>>);
 
-/// The job and this worker's share of those that wait behind it.
-fn take_share<M, Q, A>(
-    first: Job<M, Q, A>,
-    jobs: &Receiver<Job<M, Q, A>>,
+/// Returns the first job and this worker's share of the queue.
+fn take_share<M, Request, Response>(
+    first: Job<M, Request, Response>,
+    jobs: &Receiver<Job<M, Request, Response>>,
     worker_count: usize,
-) -> (Waiting<Q, A>, Vec<Work<M>>) {
-    let share = (1 + jobs.len() / worker_count).min(TOGETHER_MAX);
-    let (mut waiting, mut works) = ((Vec::with_capacity(share), Vec::with_capacity(share)), Vec::new());
+) -> (Batch<Request, Response>, Vec<Work<M>>) {
+    let share = (1 + jobs.len() / worker_count).min(BATCH_MAX);
+    let (mut batch, mut works) = ((Vec::with_capacity(share), Vec::with_capacity(share)), Vec::new());
     for job in std::iter::once(first).chain(jobs.try_iter().take(share - 1)) {
         match job {
-            Job::PlannedRequest { question, deadline, reply } => {
+            Job::Request { request, deadline, reply } => {
                 if let Some(reply) = still_wanted(reply, deadline) {
-                    waiting.0.push(question);
-                    waiting.1.push(reply);
+                    batch.0.push(request);
+                    batch.1.push(reply);
                 }
             }
             Job::Work(work) => works.push(work),
         }
     }
-    (waiting, works)
+    (batch, works)
 }
 
-fn answer<M, Q, A>(models: &mut M, (questions, replies): Waiting<Q, A>, answer_many: &AnswerMany<M, Q, A>) {
-    if questions.is_empty() {
+fn answer<M, Request, Response>(
+    models: &mut M,
+    (requests, replies): Batch<Request, Response>,
+    answer_batch: &AnswerBatch<M, Request, Response>,
+) {
+    if requests.is_empty() {
         return;
     }
-    if let Some(answers) = guarded("an answer", || answer_many(models, &questions)) {
+    if let Some(answers) = catch_panic("an answer", || answer_batch(models, &requests)) {
         for (answer, reply) in answers.into_iter().zip(replies) {
             let _ = reply.send(Ok(answer));
         }
-    } else if questions.len() > 1 {
-        // One of them is to blame; the others get their answers alone.
-        for (question, reply) in questions.into_iter().zip(replies) {
-            answer(models, (vec![question], vec![reply]), answer_many);
+    } else if requests.len() > 1 {
+        // One of the requests causes the panic; the others succeed alone.
+        for (request, reply) in requests.into_iter().zip(replies) {
+            answer(models, (vec![request], vec![reply]), answer_batch);
         }
     }
 }
@@ -160,20 +166,20 @@ fn answer<M, Q, A>(models: &mut M, (questions, replies): Waiting<Q, A>, answer_m
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
-    /// Doubles numbers, notes how many came together, panics at 13.
-    fn doubling(groups: &Arc<Mutex<Vec<usize>>>) -> Arc<AnswerMany<(), u32, u32>> {
-        let groups = groups.clone();
-        Arc::new(move |_, questions| {
-            groups.lock().expect("not poisoned: noted before any panic").push(questions.len());
-            assert!(!questions.contains(&13), "a bug");
-            questions.iter().map(|question| question * 2).collect()
+    /// Doubles numbers, records the sizes of the batches, and panics at 13.
+    fn doubling(sizes: &Arc<Mutex<Vec<usize>>>) -> Arc<AnswerBatch<(), u32, u32>> {
+        let sizes = sizes.clone();
+        Arc::new(move |_, requests| {
+            sizes.lock().push(requests.len());
+            assert!(!requests.contains(&13), "a bug");
+            requests.iter().map(|request| request * 2).collect()
         })
     }
 
-    /// Asks all numbers while the only worker is busy, so that they wait together.
-    async fn ask_behind_work(workers: &Workers<(), u32, u32>, numbers: &[u32]) -> Vec<Result<u32, EngineError>> {
+    /// Sends all numbers while the only worker is busy, so that they queue up.
+    async fn send_while_busy(workers: &Workers<(), u32, u32>, numbers: &[u32]) -> Vec<Result<u32, EngineError>> {
         let deadline = Instant::now() + Duration::from_secs(20);
         let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
         let busy = workers.run(deadline, move |()| {
@@ -181,36 +187,33 @@ mod tests {
             let _ = released.recv();
             Ok(())
         });
-        let asked = async {
+        let sent = async {
             let _ = has_started.await;
             let answers = futures_util::future::join_all(numbers.iter().map(|n| workers.answer(deadline, *n)));
             let release = async move {
-                while workers.queue.len() < numbers.len() {
-                    assert!(Instant::now() < deadline, "the numbers do not wait in the queue");
-                    tokio::task::yield_now().await;
-                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
                 let _ = release.send(());
             };
             tokio::join!(answers, release).0
         };
-        let (_, answers) = tokio::join!(busy, asked);
+        let (_, answers) = tokio::join!(busy, sent);
         answers
     }
 
     #[tokio::test]
-    async fn what_waits_is_answered_together_and_in_order() {
-        let groups = Arc::default();
-        let workers = Workers::start(vec![()], 100, doubling(&groups)).unwrap();
+    async fn queued_requests_are_answered_in_batches_and_in_order() {
+        let sizes = Arc::default();
+        let workers = Workers::start(vec![()], 100, doubling(&sizes)).unwrap();
         let numbers: Vec<u32> = (20..32).collect();
-        let answers = ask_behind_work(&workers, &numbers).await;
+        let answers = send_while_busy(&workers, &numbers).await;
         assert!(answers.iter().zip(&numbers).all(|(answer, number)| *answer.as_ref().unwrap() == number * 2));
-        assert_eq!(*groups.lock().unwrap(), [8, 4]);
+        assert_eq!(*sizes.lock(), [8, 4]);
     }
 
     #[tokio::test]
-    async fn a_bug_in_one_answer_costs_only_that_answer() {
+    async fn a_panic_fails_only_the_request_that_causes_it() {
         let workers = Workers::start(vec![()], 100, doubling(&Arc::default())).unwrap();
-        let answers = ask_behind_work(&workers, &[1, 13, 2]).await;
+        let answers = send_while_busy(&workers, &[1, 13, 2]).await;
         assert!(matches!(&answers[..], [Ok(2), Err(EngineError::Internal(_)), Ok(4)]), "{answers:?}");
     }
 }

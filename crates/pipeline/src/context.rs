@@ -1,6 +1,6 @@
 //! One request on its way through the pipeline, and the stages that several requests share.
 use crate::{
-    features::{self, FEATURE_COUNT, FEATURES, Moment, UserContext},
+    features::{self, FEATURE_COUNT, FEATURES, FeatureContext, UserContext},
     fusion::Candidates,
     generation::Generation,
     models::Models,
@@ -124,7 +124,7 @@ impl<'a> RequestContext<'a> {
     /// Features `[candidates × FEATURE_COUNT]` of the candidates.
     pub fn features(&mut self) -> Vec<f32> {
         let popularity = self.generation.state.popularity.read();
-        let moment = Moment {
+        let moment = FeatureContext {
             catalog: self.catalog,
             popularity: &popularity,
             now: self.now,
@@ -190,8 +190,8 @@ fn end_shared_stage(contexts: &mut [RequestContext], name: &'static str, begun: 
     }
 }
 
-/// Encodes the users of several requests in one run of the model; the requests share a catalogue and a time. If the model
-/// fails, the requests lose the sources that need the vector and declare a degradation.
+/// Encodes the users of several requests in one run of the model; the requests share a catalogue and a time. If the
+/// model fails, the requests lose the sources that need the vector and declare a degradation.
 pub fn encode_users(contexts: &mut [RequestContext], models: &mut Models) {
     let begun = Instant::now();
     let Some(first) = contexts.first() else { return };
@@ -239,8 +239,8 @@ pub fn encode_queries(contexts: &mut [RequestContext], models: &mut Models) {
     end_shared_stage(contexts, "encode_query", begun);
 }
 
-/// The second stage: scores the candidates of several requests in one run of the model, and takes them out of their contexts.
-/// If the model fails, the order of retrieval stays and the requests declare a degradation.
+/// The second stage: scores the candidates of several requests in one run of the model, and takes them out of their
+/// contexts. If the model fails, the order of retrieval stays and the requests declare a degradation.
 pub fn rank(contexts: &mut [RequestContext], models: &mut Models) -> Vec<RankedCandidates> {
     let mut features = Vec::with_capacity(contexts.len());
     for context in contexts.iter_mut() {

@@ -1,31 +1,31 @@
-//! How many items have each value of a field.
+//! Facets: counts of items by the values of a field.
 use ahash::AHashMap;
 use lodestone_catalog::{AttributeValue, Catalog, Item, attribute_name};
 use lodestone_core::ids::Row;
 use std::fmt;
 
-/// Facets of a request.
+/// Maximum number of facets of a request.
 pub const FACETS_MAX: usize = 20;
-/// Values of a facet where the request does not say.
+/// Default number of values of a facet.
 pub const FACET_VALUES_DEFAULT: usize = 20;
-/// Values of a facet at most.
+/// Maximum number of values of a facet.
 pub const FACET_VALUES_MAX: usize = 200;
-/// Bounds of a facet at most.
+/// Maximum number of bounds of a facet.
 pub const FACET_BOUNDS_MAX: usize = 50;
-/// Ranges that are made where the request gives no bounds.
-const RANGES: usize = 5;
+/// Number of ranges that are computed for a request without bounds.
+const RANGE_COUNT: usize = 5;
 
-/// What is counted.
+/// A requested facet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FacetSpec {
     pub field: FacetField,
     /// 1 to [`FACET_VALUES_MAX`].
     pub value_count: usize,
-    /// Ascending and finite; empty: ranges are made.
+    /// Ascending and finite. Empty: computed from the numbers.
     pub bounds: Vec<f64>,
 }
 
-/// A field of an item that has values to count.
+/// A countable field of an item.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum FacetField {
     Category,
@@ -37,7 +37,7 @@ pub enum FacetField {
 }
 
 impl FacetField {
-    /// As in the filter language. None for a field that cannot be counted.
+    /// Parses a field name of the filter language; none for a field that cannot be counted.
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "category" => Self::Category,
@@ -49,7 +49,7 @@ impl FacetField {
         })
     }
 
-    /// Whether its values may be numbers, which are counted by ranges.
+    /// Returns whether values may be numbers, which are counted by ranges.
     pub fn has_ranges(&self) -> bool {
         matches!(self, Self::Price | Self::Attribute(_))
     }
@@ -68,14 +68,15 @@ impl fmt::Display for FacetField {
     }
 }
 
-/// A facet as it was counted, in the order of the request.
+/// A counted facet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facet {
     pub field: FacetField,
-    /// Texts, the most frequent first; then ranges, ascending.
+    /// Texts by descending frequency, then ranges in ascending order.
     pub values: Vec<FacetValue>,
 }
 
+/// A value with its number of items.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FacetValue {
     pub key: FacetKey,
@@ -85,19 +86,19 @@ pub struct FacetValue {
 #[derive(Debug, Clone, PartialEq)]
 pub enum FacetKey {
     Text(String),
-    /// From the first number on, to below the second.
+    /// From the first number, inclusive, to the second, exclusive. None: unbounded.
     Range(Option<f64>, Option<f64>),
 }
 
-/// What was counted for a request.
+/// The counts of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Facets {
     pub facets: Vec<Facet>,
-    /// Items that were counted.
+    /// Number of counted items.
     pub item_count: u64,
 }
 
-/// Counts rows, each once. O(rows × facets).
+/// Counts distinct rows. O(rows × facets).
 pub fn count(catalog: &Catalog, rows: &[Row], specs: &[FacetSpec]) -> Facets {
     if specs.is_empty() {
         return Facets::default();
@@ -111,7 +112,7 @@ fn values(catalog: &Catalog, rows: &[Row], spec: &FacetSpec) -> Vec<FacetValue> 
     let mut texts: AHashMap<&str, u64> = AHashMap::new();
     let mut numbers: Vec<f64> = Vec::new();
     for &row in rows {
-        note(&catalog.get(row).item, &spec.field, &mut texts, &mut numbers);
+        collect(&catalog.get(row).item, &spec.field, &mut texts, &mut numbers);
     }
     let mut values = text_values(texts);
     values.truncate(spec.value_count);
@@ -123,7 +124,7 @@ fn values(catalog: &Catalog, rows: &[Row], spec: &FacetSpec) -> Vec<FacetValue> 
     values
 }
 
-fn note<'a>(item: &'a Item, field: &FacetField, texts: &mut AHashMap<&'a str, u64>, numbers: &mut Vec<f64>) {
+fn collect<'a>(item: &'a Item, field: &FacetField, texts: &mut AHashMap<&'a str, u64>, numbers: &mut Vec<f64>) {
     let mut text = |text: &'a str| {
         if !text.is_empty() {
             *texts.entry(text).or_default() += 1;
@@ -145,13 +146,13 @@ fn note<'a>(item: &'a Item, field: &FacetField, texts: &mut AHashMap<&'a str, u6
     }
 }
 
-/// Labels without those that are there twice, whatever their letter case.
+/// Returns labels without duplicates, ignoring letter case.
 fn distinct(labels: &[String]) -> impl Iterator<Item = &str> {
     let is_first = |at: usize| !labels[..at].iter().any(|before| before.to_lowercase() == labels[at].to_lowercase());
     (0..labels.len()).filter(move |&at| is_first(at)).map(|at| labels[at].as_str())
 }
 
-/// Spellings that differ in letter case only are one value: a filter does not tell them apart either.
+/// Merges spellings that differ only in letter case, because filters ignore letter case too.
 fn text_values(texts: AHashMap<&str, u64>) -> Vec<FacetValue> {
     let mut folded: AHashMap<String, (u64, &str, u64)> = AHashMap::with_capacity(texts.len());
     for (text, count) in texts {
@@ -167,9 +168,10 @@ fn text_values(texts: AHashMap<&str, u64>) -> Vec<FacetValue> {
     values.into_iter().map(value).collect()
 }
 
-/// Bounds that cut sorted numbers in parts of about equal size, rounded to two digits as a shopper reads them.
+/// Returns bounds that split sorted numbers into parts of about equal size, rounded to two digits for display.
 fn bounds_of(numbers: &[f64]) -> Vec<f64> {
-    let mut bounds: Vec<f64> = (1..RANGES).map(|part| rounded(numbers[numbers.len() * part / RANGES])).collect();
+    let mut bounds: Vec<f64> =
+        (1..RANGE_COUNT).map(|part| rounded(numbers[numbers.len() * part / RANGE_COUNT])).collect();
     bounds.retain(|bound| *bound > numbers[0] && *bound <= numbers[numbers.len() - 1]);
     bounds.dedup();
     bounds
@@ -178,13 +180,13 @@ fn bounds_of(numbers: &[f64]) -> Vec<f64> {
 fn rounded(number: f64) -> f64 {
     let unit = 10f64.powf(number.abs().log10().floor() - 1.0);
     let rounded = (number / unit).round() * unit;
-    // Zero has no digits, and the smallest numbers no unit.
+    // The unit of zero and of the smallest numbers is not a number.
     let rounded = if rounded.is_finite() { rounded } else { number };
-    // Away with what binary fractions add: 0.30000000000000004.
+    // Removes binary rounding errors such as 0.30000000000000004.
     format!("{rounded:.6}").parse().unwrap_or(rounded)
 }
 
-/// The ranges between bounds, with the sorted numbers that are in each.
+/// Counts the sorted numbers in the ranges between bounds.
 fn range_values(numbers: &[f64], bounds: &[f64]) -> Vec<FacetValue> {
     let ends = bounds.iter().copied().map(Some).chain([None]);
     let mut start = (None, 0);
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn letter_case_makes_no_value_of_its_own() {
+    fn spellings_that_differ_in_letter_case_are_one_value() {
         let counts = AHashMap::from([("Acme", 2), ("ACME", 3), ("Zeta", 5), ("Beta", 5)]);
         let found: Vec<(String, u64)> = text(&text_values(counts));
         let expected = [("ACME", 5), ("Beta", 5), ("Zeta", 5)].map(|(name, count)| (name.to_owned(), count));
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn made_bounds_are_round() {
+    fn computed_bounds_are_round() {
         let numbers: Vec<f64> = (0..100).map(|n| f64::from(n) * 1.2345).collect();
         assert_eq!(bounds_of(&numbers), [25.0, 49.0, 74.0, 99.0]);
         assert!(bounds_of(&[7.0; 30]).is_empty());

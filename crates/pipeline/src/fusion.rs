@@ -1,5 +1,5 @@
 //! Reciprocal rank fusion of the sources' lists, and the scores of each source for each candidate.
-use crate::features::{Recent, SourceEvidence};
+use crate::features::{RecentItem, SourceEvidence};
 use crate::source::{CandidateSource, ScoredRows};
 use lodestone_catalog::Catalog;
 use lodestone_core::ids::Row;
@@ -123,7 +123,7 @@ impl Fusion {
     pub fn spread(
         &mut self,
         (table, neighbours): (NeighbourTable, &KeyedNeighbours),
-        anchors: &[Recent],
+        anchors: &[RecentItem],
         catalog: &Catalog,
         keep: impl Fn(Row) -> bool,
         spread: Spread,

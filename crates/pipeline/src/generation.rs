@@ -1,6 +1,9 @@
-//! One trained bundle as it answers: its items with those that came since, their indexes, what goes with what.
+//! A generation: a loaded bundle with the catalogue changes since, its indexes and its neighbour tables.
 use super::models::{Models, TextProjection, embed_items};
-use crate::{bundle::{Bundle, Manifest}, ranking::RankingError};
+use crate::{
+    bundle::{Bundle, Manifest},
+    ranking::RankingError,
+};
 use arc_swap::ArcSwap;
 use lodestone_catalog::{Catalog, Item, ItemVectors};
 use lodestone_core::{
@@ -9,8 +12,8 @@ use lodestone_core::{
 };
 use lodestone_index::CompletionSource;
 use lodestone_index::{
-    FrozenError, InvalidVector, FrozenGraph, KeyedNeighbours, Lexical, LexicalError, Suggester, CompletionCandidate, VectorError,
-    VectorIndex,
+    CompletionCandidate, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical, LexicalError, Suggester,
+    VectorError, VectorIndex,
 };
 use lodestone_state::{ItemChange, LiveState};
 use parking_lot::Mutex;
@@ -19,38 +22,38 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// What a bundle says, over what is live. Written by one thread at a time, read by all.
+/// A loaded bundle with the catalogue changes since. One thread at a time writes; all threads read.
 pub struct Generation {
     pub state: Arc<LiveState>,
     pub manifest: Manifest,
-    /// The first rows of the catalogue are the bundle's own items, in its order, with its vectors.
+    /// Number of first rows of the catalogue that are the bundle's own items, in its order, with its vectors.
     pub bundle_row_count: usize,
     pub catalog: ArcSwap<Catalog>,
-    /// Item vectors in the user's space.
+    /// Item vectors in the user space.
     user_index: VectorIndex,
-    /// Title vectors in the query's space.
+    /// Title vectors in the query space.
     query_index: VectorIndex,
     pub lexical: Lexical,
     /// Titles, categories and brands, as completions.
     pub titles: Suggester,
-    /// Items that users interacted with next.
+    /// Items that users choose after an item.
     pub transitions: KeyedNeighbours,
-    /// Items bought in one basket.
+    /// Items that users buy in one basket with an item.
     pub co_purchases: KeyedNeighbours,
     text_projection: TextProjection,
-    /// Held while the catalogue and its indexes change.
-    writing: Mutex<()>,
+    /// Locked while the catalogue and its indexes change.
+    write_lock: Mutex<()>,
     merges: AtomicU64,
-    /// The version of the live catalogue changes that are in effect.
+    /// The version of the catalogue changes that are applied.
     catalogue_version: AtomicU64,
 }
 
-/// Why a bundle or a write could not become state.
+/// The reason why a bundle or a catalogue change could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerationError {
     #[error("vector of item {item}: {source}")]
     Vector { item: ItemId, source: VectorError },
-    #[error("the merge of live items: {0}")]
+    #[error("cannot merge live items: {0}")]
     Merge(#[from] FrozenError),
     #[error(transparent)]
     Lexical(#[from] LexicalError),
@@ -58,12 +61,12 @@ pub enum GenerationError {
     Ranking(#[from] RankingError),
 }
 
-/// A change with the vectors of what is written, in this generation's spaces.
+/// A catalogue change, with the written item's vectors in the spaces of this generation.
 pub type EmbeddedChange = (ItemChange, Option<ItemVectors>);
 
 impl Generation {
-    /// A bundle's items over what is live, with an empty index of words and room for `live_rows` more. Changes of the catalogue
-    /// are not in effect yet.
+    /// Builds a generation of a bundle, without catalogue changes. `lexical` must be empty. The vector indexes have
+    /// room for `live_rows` more items.
     pub fn new(
         bundle: Bundle,
         state: Arc<LiveState>,
@@ -84,7 +87,7 @@ impl Generation {
                 matrix: bundle.text_projection,
                 query_dimension: bundle.title_vectors.dimensions(),
             },
-            writing: Mutex::default(),
+            write_lock: Mutex::default(),
             merges: AtomicU64::new(0),
             catalogue_version: AtomicU64::new(0),
             manifest: bundle.manifest,
@@ -96,16 +99,16 @@ impl Generation {
             ItemVectors::new(&of(&bundle.item_vectors), &of(&bundle.title_vectors))
         };
         let items = bundle.items.into_iter().enumerate().map(|(row, item)| (Arc::new(item), vectors(row)));
-        // The frozen indexes have them already, in the same order.
+        // The frozen indexes contain these items already, in the same order.
         let mut catalog = Catalog::default();
         let rows = catalog.upsert(&generation.state.keys, items.collect());
-        generation.index_words(&catalog, &rows)?;
+        generation.index_text(&catalog, &rows)?;
         generation.catalog.store(Arc::new(catalog));
         Ok(generation)
     }
 
-    /// A bundle of which nothing is known but itself: the items have the keys 0, 1, 2, … in order.
-    pub fn alone(bundle: Bundle, live_rows: usize) -> Result<Self, GenerationError> {
+    /// Builds a generation over an empty state. The items have the keys 0, 1, 2, … in order.
+    pub fn standalone(bundle: Bundle, live_rows: usize) -> Result<Self, GenerationError> {
         Self::new(bundle, Arc::default(), Lexical::new()?, live_rows)
     }
 
@@ -113,33 +116,35 @@ impl Generation {
         &self.manifest.name
     }
 
-    /// Adds or replaces items in every index, then in the catalogue, so that no reader finds a row without content.
+    /// Adds or replaces items in every index, then in the catalogue, so that no reader sees a row without content.
     fn upsert(&self, items: Vec<(Arc<Item>, ItemVectors)>) -> Result<(), GenerationError> {
         if items.is_empty() {
             return Ok(());
         }
-        let _writing = self.writing.lock();
+        let _lock = self.write_lock.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
         let rows = catalog.upsert(&self.state.keys, items);
         for space in Space::BOTH {
             let vectors: Vec<(Row, &[f32])> = rows.iter().map(|row| (*row, space.vector(&catalog, *row))).collect();
             self.vector_index(space).insert_many(&vectors).map_err(|bad| invalid_vector(&catalog, bad))?;
         }
-        self.index_words(&catalog, &rows)?;
-        rows.iter().flat_map(|row| completion_candidates(&catalog.get(*row).item)).for_each(|text| self.titles.add(text));
+        self.index_text(&catalog, &rows)?;
+        rows.iter()
+            .flat_map(|row| completion_candidates(&catalog.get(*row).item))
+            .for_each(|text| self.titles.add(text));
         self.catalog.store(Arc::new(catalog));
         Ok(())
     }
 
     fn delete(&self, id: &ItemId) {
-        let _writing = self.writing.lock();
+        let _lock = self.write_lock.lock();
         let mut catalog = Catalog::clone(&self.catalog.load());
         if catalog.delete(&self.state.keys, id) {
             self.catalog.store(Arc::new(catalog));
         }
     }
 
-    /// Puts changes into effect in their order, and with them the catalogue's version.
+    /// Applies changes in order and sets the catalogue version.
     pub fn apply(&self, changes: Vec<EmbeddedChange>, version: u64) -> Result<(), GenerationError> {
         let mut written = Vec::new();
         for ((id, item), vectors) in changes {
@@ -156,8 +161,8 @@ impl Generation {
         Ok(())
     }
 
-    /// Puts into effect what changed in the catalogue meanwhile; the models are this generation's. Gives the number of
-    /// changes. Others may write what is live, but not this generation.
+    /// Applies the catalogue changes since this generation's version, with its own models, and returns their number.
+    /// Other threads may record changes meanwhile, but must not write to this generation.
     pub fn catch_up(&self, models: &mut Models) -> Result<usize, GenerationError> {
         const PART: usize = 1000;
         let mut count = 0;
@@ -177,12 +182,12 @@ impl Generation {
         }
     }
 
-    /// The version of the live catalogue changes that are in effect.
+    /// Returns the version of the catalogue changes that are applied.
     pub fn catalogue_version(&self) -> u64 {
         self.catalogue_version.load(Ordering::Acquire)
     }
 
-    /// The projection of encoded texts into the user space.
+    /// Returns the projection of encoded texts into the user space.
     pub fn text_projection(&self) -> &TextProjection {
         &self.text_projection
     }
@@ -194,21 +199,21 @@ impl Generation {
         }
     }
 
-    /// Whether so many items came or went that [`Generation::merge`] pays.
+    /// Returns whether enough items were added or deleted for [`Generation::merge`].
     pub fn needs_merge(&self) -> bool {
         let alive = self.catalog.load().item_count();
         Space::BOTH.into_iter().any(|space| self.vector_index(space).needs_merge(alive))
     }
 
-    /// Builds new frozen graphs of all items on the threads of the current rayon pool and puts them in place of the frozen
-    /// and live ones. Answers and writes go on; writes wait while the items that came meanwhile are added.
+    /// Builds new frozen graphs of all items on the current rayon pool and replaces the frozen and live graphs with
+    /// them. Answers and writes continue; writes wait only while the items that were written meanwhile are added.
     pub fn merge(&self) -> Result<(), GenerationError> {
         for space in Space::BOTH {
             let catalog = self.catalog.load_full();
             let rows: Vec<Row> = bits::ones(catalog.alive(), 0).map(|row| Row(row as u32)).collect();
             let frozen =
                 self.vector_index(space).freeze(&rows, catalog.row_count(), |row| space.vector(&catalog, row))?;
-            let _writing = self.writing.lock();
+            let _lock = self.write_lock.lock();
             let now = self.catalog.load_full();
             let later = bits::ones(now.alive(), catalog.row_count() / 64).filter(|row| *row >= catalog.row_count());
             let later: Vec<(Row, &[f32])> =
@@ -219,18 +224,18 @@ impl Generation {
         Ok(())
     }
 
-    /// Merges since the start.
+    /// Returns the number of merges since the generation was loaded.
     pub fn merge_count(&self) -> u64 {
         self.merges.load(Ordering::Relaxed)
     }
 
-    fn index_words(&self, catalog: &Catalog, rows: &[Row]) -> Result<(), LexicalError> {
+    fn index_text(&self, catalog: &Catalog, rows: &[Row]) -> Result<(), LexicalError> {
         let documents: Vec<(Row, &Item)> = rows.iter().map(|row| (*row, &*catalog.get(*row).item)).collect();
         self.lexical.upsert(&documents)
     }
 }
 
-/// In which space an item is compared.
+/// A vector space in which items are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Space {
     User,
@@ -253,7 +258,7 @@ fn invalid_vector(catalog: &Catalog, InvalidVector { row, problem }: InvalidVect
     GenerationError::Vector { item: catalog.get(row).item.id.clone(), source: problem }
 }
 
-/// What completions may offer of an item: its title, its categories, its brand.
+/// Returns the completions of an item: its title, its categories and its brand.
 fn completion_candidates(item: &Item) -> Vec<CompletionCandidate> {
     let category = item.categories.last().cloned().unwrap_or_default();
     let named = |text: &String| CompletionCandidate {
@@ -262,7 +267,8 @@ fn completion_candidates(item: &Item) -> Vec<CompletionCandidate> {
         weight: 1.0,
         source: CompletionSource::Category,
     };
-    let title = CompletionCandidate { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
+    let title =
+        CompletionCandidate { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
     let brand = (!item.brand.is_empty()).then_some(&item.brand);
     std::iter::once(title).chain(item.categories.iter().chain(brand).map(named)).collect()
 }

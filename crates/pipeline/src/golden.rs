@@ -1,4 +1,5 @@
-//! Golden requests: what a bundle answered where it was made, asked again where it is loaded. What is live plays no part.
+//! Golden requests: requests with the answers of the machine that built the bundle. The self-test repeats them after
+//! loading. They do not depend on the live state.
 use super::{
     generation::Generation,
     models::Models,
@@ -6,27 +7,30 @@ use super::{
 };
 use crate::{
     bundle::Bundle,
-    features::{self, FEATURE_COUNT, Moment, UserContext},
+    features::{self, FEATURE_COUNT, FeatureContext, UserContext},
     ranking::{Device, RankingError, Runtime},
 };
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::UnixMillis,
 };
-use lodestone_events::{Attribution, Event, EventKind, EventLine, Popularity};
+use lodestone_events::{Event, EventKind, EventLine, Popularity};
 use lodestone_state::users::History;
 use serde::{Deserialize, Serialize};
 
-/// Requests that are kept.
+/// Number of golden requests.
 const REQUEST_COUNT: usize = 16;
-/// Items of an answer that are kept.
+/// Number of stored items of an answer.
 const TOP: usize = 10;
-/// Items that sources give, and that are ranked.
+/// Number of candidates of each source, and of ranked candidates.
 const CANDIDATES: usize = 50;
-/// Instructions of other machines round otherwise: share of a score by which it may differ, and the least that counts.
+/// Maximum relative difference of a score. Scores differ slightly, because CPUs with other instruction sets round
+/// differently.
 const TOLERANCE: f32 = 0.01;
+/// Maximum absolute difference of a score, in addition to the relative one.
 const TOLERANCE_LEAST: f32 = 1e-6;
-/// Of all kept items, so many must come again: two of the same score may change places at the end of a list.
+/// Minimum share of stored items that must appear again. Below 1, because items with equal scores at the end of a list
+/// may replace each other.
 const FOUND_SHARE_MIN: f64 = 0.9;
 
 /// `golden.json` of a bundle.
@@ -39,47 +43,45 @@ pub struct Golden {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GoldenRequest {
-    /// Empty: items like those of the history.
+    /// Empty: similar items to those of the history.
     pub query: String,
-    /// Items that a user viewed, one a day, the latest last.
+    /// Items that the user viewed, one a day, the latest last.
     pub history: Vec<String>,
-    /// What was answered, best first, with its score.
+    /// The expected items with their scores, best first.
     pub expected: Vec<(String, f32)>,
 }
 
-/// Why a bundle fails its self-test.
+/// The reason why a bundle fails its self-test.
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {
     #[error("golden.json cannot be read: {0}")]
     Read(#[from] serde_json::Error),
-    #[error("golden.json: `{0}` is no id of an item")]
+    #[error("golden.json: `{0}` is not an item id")]
     Item(String),
     #[error(transparent)]
     Generation(#[from] super::GenerationError),
     #[error(transparent)]
     Ranking(#[from] RankingError),
-    #[error("golden request {number}: item {item} has score {found} where {expected} is expected")]
+    #[error("golden request {number}: item {item} has score {found}, expected {expected}")]
     Score { number: usize, item: String, found: f32, expected: f32 },
-    #[error(
-        "golden requests: {found} of {expected} expected items came again; at least {FOUND_SHARE_MIN} of them must"
-    )]
+    #[error("golden requests: {found} of {expected} expected items appear; the minimum share is {FOUND_SHARE_MIN}")]
     Missing { found: usize, expected: usize },
 }
 
-/// The golden requests of a bundle, as JSON: items of its own catalogue, words of their titles, and what it answers.
+/// Builds the golden requests of a bundle as JSON, from items of its catalogue, words of their titles and its answers.
 pub fn golden_requests(bundle: &Bundle, runtime: &Runtime) -> Result<Vec<u8>, GoldenError> {
     let mut models = Models::open(runtime, bundle, Device::Cpu)?;
     let item_count = bundle.items.len();
     let mut requests: Vec<GoldenRequest> = (0..REQUEST_COUNT.min(item_count))
         .map(|n| {
-            let place = |step: usize| (n * item_count / REQUEST_COUNT.min(item_count) + step * 7) % item_count;
-            let history = (0..=n % 4).map(|step| bundle.items[place(step)].id.to_string()).collect();
-            let words = bundle.items[place(1)].title.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+            let index = |step: usize| (n * item_count / REQUEST_COUNT.min(item_count) + step * 7) % item_count;
+            let history = (0..=n % 4).map(|step| bundle.items[index(step)].id.to_string()).collect();
+            let words = bundle.items[index(1)].title.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
             let query = if n % 2 == 0 { words } else { String::new() };
             GoldenRequest { query, history, expected: Vec::new() }
         })
         .collect();
-    let generation = Generation::alone(bundle.clone(), 1)?;
+    let generation = Generation::standalone(bundle.clone(), 1)?;
     for request in &mut requests {
         let mut scored = answer(&generation, &mut models, request)?;
         scored.truncate(TOP);
@@ -88,7 +90,8 @@ pub fn golden_requests(bundle: &Bundle, runtime: &Runtime) -> Result<Vec<u8>, Go
     Ok(serde_json::to_vec_pretty(&Golden { requests })?)
 }
 
-/// Asks a generation, which no change of the catalogue has met yet, its bundle's golden requests.
+/// Repeats a bundle's golden requests on its generation, before the generation applies catalogue changes. Returns the
+/// number of requests.
 pub fn self_test(generation: &Generation, models: &mut Models, golden: &[u8]) -> Result<usize, GoldenError> {
     let golden: Golden = serde_json::from_slice(golden)?;
     let (mut found, mut expected_count) = (0, 0);
@@ -111,7 +114,8 @@ pub fn self_test(generation: &Generation, models: &mut Models, golden: &[u8]) ->
     }
 }
 
-/// Items with scores, best first: stage one without what is popular or was bought, and the ranking model.
+/// Answers a golden request with scored items, best first. Runs retrieval without popular and bought items, then the
+/// ranking model.
 fn answer(
     generation: &Generation,
     models: &mut Models,
@@ -125,7 +129,7 @@ fn answer(
     let query_vector = models.encode_queries(&[query])?.remove(0);
     user.vector = models.encode_users(&[&history], &catalog, now)?.remove(0);
     let eligible = EligibleRows::offered(&catalog);
-    let ask = RetrievalInput {
+    let input = RetrievalInput {
         generation,
         catalog: &catalog,
         user: &user,
@@ -136,11 +140,11 @@ fn answer(
         limits: RetrievalLimits { per_source: CANDIDATES, fused: CANDIDATES },
     };
     let candidates = match query {
-        Some(_) => retrieve::for_query(&ask).map_err(super::GenerationError::from)?,
-        None => retrieve::similar(&ask),
+        Some(_) => retrieve::for_query(&input).map_err(super::GenerationError::from)?,
+        None => retrieve::similar(&input),
     };
     let popularity = Popularity::default();
-    let moment = Moment {
+    let context = FeatureContext {
         catalog: &catalog,
         popularity: &popularity,
         now,
@@ -149,7 +153,7 @@ fn answer(
     };
     let mut rows = Vec::with_capacity(candidates.list.len() * FEATURE_COUNT);
     for candidate in &candidates.list {
-        features::append(&mut rows, &moment, &user, candidate.row, candidate.evidence);
+        features::append(&mut rows, &context, &user, candidate.row, candidate.evidence);
     }
     let mut scores = models.utilities(&rows)?;
     if scores.is_empty() {
@@ -165,21 +169,11 @@ fn views(request: &GoldenRequest, now: UnixMillis) -> Result<Vec<Event>, GoldenE
     let days_ago = (1..=request.history.len() as i64).rev();
     let view = |(item, days): (&String, i64)| {
         let item = ItemId::parse(item).map_err(|_| GoldenError::Item(item.clone()))?;
-        Ok(Event {
-            id: EventId::parse("golden").expect("a fixed id that is allowed"),
-            kind: EventKind::View,
-            user: UserId::visitor("golden request").expect("a fixed id that is allowed"),
-            session: String::new(),
-            at: UnixMillis(now.0 - days * UnixMillis::DAY),
-            lines: vec![EventLine { item, quantity: 1, price: None, rank: 0 }],
-            query: String::new(),
-            order: String::new(),
-            stars: 0,
-            coupon: String::new(),
-            categories: Vec::new(),
-            currency: String::new(),
-            attribution: Attribution::None,
-        })
+        let id = EventId::parse("golden").expect("a valid constant");
+        let user = UserId::visitor("golden request").expect("a valid constant");
+        let at = UnixMillis(now.0 - days * UnixMillis::DAY);
+        let lines = vec![EventLine { item, quantity: 1, price: None, rank: 0 }];
+        Ok(Event { lines, ..Event::new(id, EventKind::View, user, at) })
     };
     request.history.iter().zip(days_ago).map(view).collect()
 }

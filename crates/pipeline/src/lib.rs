@@ -1,7 +1,7 @@
 //! The request pipeline: from a request and a generation to an answer.
 //!
-//! Useful for: everything that decides an answer. Training and evaluation replay events through it. Not useful for: the wire
-//! (`server`), loading and choosing generations (`lodestone-rollout`), the log (`lodestone-events`).
+//! Useful for: everything that decides an answer. Training and evaluation replay events through it. Not useful for: the
+//! wire (`server`), loading and choosing generations (`lodestone-rollout`), the log (`lodestone-events`).
 #![forbid(unsafe_code)]
 pub mod answers;
 pub mod bundle;

@@ -1,4 +1,4 @@
-//! The learned functions, as one worker owns them.
+//! The models of a generation, as one worker owns them.
 use crate::{
     bundle::{Bundle, Head},
     features::FEATURE_COUNT,
@@ -9,10 +9,10 @@ use lodestone_catalog::{Catalog, Item, ItemVectors, VECTOR_DIM};
 use lodestone_core::units::UnixMillis;
 use lodestone_state::users::History;
 
-/// Events of the history that the user encoder reads.
+/// Maximum number of events that the user encoder reads.
 pub const ENCODED_EVENTS_MAX: usize = 50;
 
-/// Sessions are not shared: ONNX Runtime's run takes them exclusively.
+/// The models of one worker. Workers do not share sessions, because a run of ONNX Runtime needs exclusive access.
 pub struct Models {
     pub user: UserEncoder,
     pub query: TextEncoder,
@@ -21,7 +21,7 @@ pub struct Models {
 }
 
 impl Models {
-    /// Opens the three models and checks their inputs and outputs. A bundle in training has no ranker yet.
+    /// Opens the models and checks their inputs and outputs. A bundle in training has no ranker yet.
     pub fn open(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Self, RankingError> {
         Ok(Self {
             user: UserEncoder::open(runtime, &bundle.user_encoder, device)?,
@@ -40,14 +40,14 @@ impl Models {
         })
     }
 
-    /// Vectors of queries; none for one that is not asked or says nothing.
+    /// Encodes queries; none for a missing query or one without terms.
     pub fn encode_queries(&mut self, queries: &[Option<&str>]) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
-        let asked: Vec<&str> = queries.iter().flatten().copied().collect();
-        let mut vectors = self.query.encode(&asked)?.into_iter();
+        let texts: Vec<&str> = queries.iter().flatten().copied().collect();
+        let mut vectors = self.query.encode(&texts)?.into_iter();
         Ok(queries.iter().map(|query| query.and_then(|_| vectors.next().flatten())).collect())
     }
 
-    /// Vectors of users, `[VECTOR_DIM]` each; none where no item of the history is in the catalogue.
+    /// Encodes users, `[VECTOR_DIM]` each; none if no item of the history is in the catalogue.
     pub fn encode_users(
         &mut self,
         histories: &[&History],
@@ -55,17 +55,18 @@ impl Models {
         now: UnixMillis,
     ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
         let inputs = histories.iter().map(|history| user_input(history, catalog, now)).collect();
-        encode_those(inputs, |input: &UserInput| !input.kinds.is_empty(), |inputs| self.user.encode_batch(inputs))
+        encode_some(inputs, |input: &UserInput| !input.kinds.is_empty(), |inputs| self.user.encode_batch(inputs))
     }
 
-    /// Probabilities `[rows × heads]` of features `[rows × FEATURE_COUNT]`. Empty without a ranker or without rows.
+    /// Computes probabilities `[rows × heads]` of features `[rows × FEATURE_COUNT]`. Empty without a ranker or without
+    /// rows.
     pub fn probabilities(&mut self, features: &[f32]) -> Result<Vec<f32>, RankingError> {
         let row_count = features.len() / FEATURE_COUNT;
         let Some(ranker) = self.ranker.as_mut().filter(|_| row_count > 0) else {
             return Ok(Vec::new());
         };
-        // A single row goes through another kernel than several, which adds in another order. Scoring it twice gives each row
-        // the same probabilities whichever rows it is scored with, so that a replay is bit-equal.
+        // The kernel for a single row adds in another order than the kernel for several rows. So a single row is scored
+        // twice, which makes the probabilities of a row independent of the batch, and a replay bit-equal.
         let mut heads = match row_count {
             1 => ranker.score(&[features, features].concat(), 2)?,
             _ => ranker.score(features, row_count)?,
@@ -79,7 +80,7 @@ impl Models {
         Ok(heads)
     }
 
-    /// Utilities of features `[rows × FEATURE_COUNT]` with the bundle's head weights. Empty without a ranker.
+    /// Computes utilities of features `[rows × FEATURE_COUNT]` with the bundle's head weights. Empty without a ranker.
     pub fn utilities(&mut self, features: &[f32]) -> Result<Vec<f32>, RankingError> {
         let heads = self.probabilities(features)?;
         let weights: Vec<f32> = self.heads.iter().map(|head| head.weight).collect();
@@ -87,7 +88,7 @@ impl Models {
     }
 }
 
-/// The ranking model, if it has the heads that the manifest names.
+/// Opens the ranking model and checks that it has as many heads as the manifest.
 fn open_ranker(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Ranker, RankingError> {
     let ranker = Ranker::open(runtime, &bundle.ranker, device)?;
     let (found, named) = (ranker.head_count(), bundle.manifest.heads.len());
@@ -95,24 +96,24 @@ fn open_ranker(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Ran
         true => Ok(ranker),
         false => Err(RankingError::Contract {
             model: "ranker",
-            problem: format!("has {found} heads where the manifest names {named}"),
+            problem: format!("has {found} heads, but the manifest has {named}"),
         }),
     }
 }
 
-/// Encodes those inputs that can be, in one run, and puts each vector at its input's place.
-fn encode_those<T>(
+/// Encodes the inputs that are encodable, in one run. Returns a vector or none for each input, in order.
+fn encode_some<T>(
     inputs: Vec<T>,
-    can: impl Fn(&T) -> bool,
+    is_encodable: impl Fn(&T) -> bool,
     encode: impl FnOnce(&[T]) -> Result<Vec<f32>, RankingError>,
 ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
-    let places: Vec<bool> = inputs.iter().map(&can).collect();
-    let encoded = encode(&inputs.into_iter().filter(can).collect::<Vec<_>>())?;
+    let encodable: Vec<bool> = inputs.iter().map(&is_encodable).collect();
+    let encoded = encode(&inputs.into_iter().filter(is_encodable).collect::<Vec<_>>())?;
     let mut vectors = encoded.chunks_exact(VECTOR_DIM).map(<[f32]>::to_vec);
-    Ok(places.into_iter().map(|encodes| if encodes { vectors.next() } else { None }).collect())
+    Ok(encodable.into_iter().map(|is_encoded| if is_encoded { vectors.next() } else { None }).collect())
 }
 
-/// The latest events whose items are in the catalogue, latest last.
+/// Returns the latest events whose items are in the catalogue, latest last, as the input of the user encoder.
 fn user_input(history: &History, catalog: &Catalog, now: UnixMillis) -> UserInput {
     let mut found: Vec<_> = history
         .events
@@ -133,7 +134,7 @@ fn user_input(history: &History, catalog: &Catalog, now: UnixMillis) -> UserInpu
     input
 }
 
-/// From the query space into the user space.
+/// The linear projection from the query space into the user space.
 #[derive(Debug, Clone)]
 pub struct TextProjection {
     /// `[query_dimension × VECTOR_DIM]`, row-major.
@@ -141,7 +142,7 @@ pub struct TextProjection {
     pub query_dimension: usize,
 }
 
-/// Vectors of items that the bundle does not have: the encoded text, and its projection into the user space.
+/// Computes vectors of items that are not in the bundle: the encoded text, and its projection into the user space.
 pub fn embed_items(
     projection: &TextProjection,
     models: &mut Models,
@@ -153,8 +154,8 @@ pub fn embed_items(
         let texts: Vec<String> = batch.iter().map(|item| models.query.text_of(item)).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         for (encoded, item) in models.query.encode(&texts)?.into_iter().zip(batch) {
-            // A text without any word has no vector; any vector of the space will do.
-            let encoded = encoded.unwrap_or_else(|| first_direction(projection.query_dimension));
+            // A text without words has no vector. The index needs one, so it gets an arbitrary unit vector.
+            let encoded = encoded.unwrap_or_else(|| unit_vector(projection.query_dimension));
             if encoded.len() != projection.query_dimension {
                 let problem = format!("{} numbers for item {}", encoded.len(), item.id);
                 return Err(RankingError::Contract { model: "query_encoder", problem });
@@ -165,11 +166,12 @@ pub fn embed_items(
     Ok(vectors)
 }
 
-fn first_direction(dimensions: usize) -> Vec<f32> {
+/// Returns the unit vector along the first axis.
+fn unit_vector(dimensions: usize) -> Vec<f32> {
     (0..dimensions).map(|at| f32::from(u8::from(at == 0))).collect()
 }
 
-/// `normalize(text × projection)`, `[VECTOR_DIM]`.
+/// Computes `normalize(text × projection)`, `[VECTOR_DIM]`.
 fn project(text: &[f32], projection: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0f32; VECTOR_DIM];
     for (value, weights) in text.iter().zip(projection.chunks_exact(VECTOR_DIM)) {
@@ -179,7 +181,7 @@ fn project(text: &[f32], projection: &[f32]) -> Vec<f32> {
     }
     let norm = out.iter().map(|x| x * x).sum::<f32>().sqrt();
     if norm < 1e-6 {
-        return first_direction(VECTOR_DIM);
+        return unit_vector(VECTOR_DIM);
     }
     out.iter_mut().for_each(|x| *x /= norm);
     out

@@ -1,39 +1,39 @@
-//! What the engine is asked and what it answers, after the server has checked every field.
+//! Requests and answers of the engine. The server has validated every field of a request.
 use super::facets::{FacetSpec, Facets};
-use crate::{serving::ChosenArm, source::CandidateSource};
+use crate::{serving::ExperimentArm, source::CandidateSource};
 use lodestone_catalog::{Filter, Item};
 use lodestone_core::ids::{ItemId, UserId};
 use lodestone_events::Event;
 use lodestone_index::{Completion, SearchStrategy};
 use std::{sync::Arc, time::Duration};
 
-/// Results on a page when the request does not say.
+/// Default number of results on a page.
 pub const PAGE_SIZE_DEFAULT: usize = 24;
-/// Results on a page at most.
+/// Maximum number of results on a page.
 pub const PAGE_SIZE_MAX: usize = 200;
 
-/// Who asks.
+/// The user or visitor of a request.
 #[derive(Debug, Clone)]
 pub struct Viewer {
     pub user: UserId,
-    /// Empty: not known.
+    /// Empty: unknown.
     pub session: String,
-    /// BCP 47, or empty.
+    /// A BCP 47 tag, or empty.
     pub locale: String,
 }
 
-/// Which page of a slate.
+/// A requested page of a slate.
 #[derive(Debug, Clone)]
 pub struct Page {
     /// 1 to [`PAGE_SIZE_MAX`].
     pub size: usize,
-    /// The token of the page before; empty for the first.
+    /// The token from the previous page; empty for the first page.
     pub token: String,
-    /// A hash of everything in the request that fixes the slate. A token is bound to it.
+    /// A hash of all fields that determine the slate. A page token is bound to it.
     pub fingerprint: u64,
 }
 
-/// What every ranking request may ask for.
+/// Options of all ranking requests.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     pub session_version: u64,
@@ -42,12 +42,12 @@ pub struct Options {
     pub order_by: OrderBy,
     pub boosts: Vec<Boost>,
     pub pins: Vec<Pin>,
-    /// 0 to 1. None: the server's setting.
+    /// 0 to 1. None: the serving configuration's.
     pub diversity: Option<f32>,
     pub include_items: bool,
     pub debug: DebugLevel,
     pub request_id: String,
-    /// Empty: the experiment's or the default one.
+    /// Empty: that of an experiment, or the default one.
     pub serving_config: String,
 }
 
@@ -87,14 +87,14 @@ pub enum DebugLevel {
 #[derive(Debug, Clone)]
 pub struct SearchRequest {
     pub viewer: Viewer,
-    /// 1 to 1,000 characters, not all white space.
+    /// 1 to 1,000 characters, at least one of them not white space.
     pub query: String,
     pub page: Page,
     pub filter: Option<Filter>,
     /// At most [`super::FACETS_MAX`], each field once.
     pub facets: Vec<FacetSpec>,
     pub options: Options,
-    /// The message as it is logged: without page token and request id.
+    /// The protobuf message for the answer log, without page token and request id.
     pub message: Vec<u8>,
 }
 
@@ -108,7 +108,7 @@ pub struct RecommendRequest {
     /// At most [`super::FACETS_MAX`], each field once.
     pub facets: Vec<FacetSpec>,
     pub options: Options,
-    /// The message as it is logged: without page token and request id.
+    /// The protobuf message for the answer log, without page token and request id.
     pub message: Vec<u8>,
 }
 
@@ -127,10 +127,10 @@ pub struct RankRequest {
     pub viewer: Viewer,
     /// 1 to 1,000.
     pub candidates: Vec<ItemId>,
-    /// Empty: no search.
+    /// Empty: no query.
     pub query: String,
     pub options: Options,
-    /// The message as it is logged: without page token and request id.
+    /// The protobuf message for the answer log, without page token and request id.
     pub message: Vec<u8>,
 }
 
@@ -145,13 +145,13 @@ pub struct SuggestRequest {
     pub product_count: usize,
 }
 
-/// What the engine answers to search, recommend and rank.
+/// The answer to Search, Recommend and Rank.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
     pub results: Vec<RankedItem>,
     /// Empty: the last page.
     pub next_page_token: String,
-    /// Results on all pages.
+    /// Number of results on all pages.
     pub total_size: usize,
     /// Empty: the query as sent.
     pub corrected_query: String,
@@ -167,7 +167,7 @@ pub struct SuggestAnswer {
     pub info: AnswerInfo,
 }
 
-/// What every answer tells about itself.
+/// Metadata of an answer.
 #[derive(Debug, Clone, Default)]
 pub struct AnswerInfo {
     pub attribution_token: String,
@@ -177,11 +177,11 @@ pub struct AnswerInfo {
     pub user_known: bool,
     pub unknown_items: Vec<ItemId>,
     pub dropped_pins: Vec<ItemId>,
-    /// The configuration that answered; of an interleaved answer the first.
+    /// The serving configuration; in an interleaved answer, the first one.
     pub serving_config: String,
-    /// None: no experiment chose it.
-    pub arm: Option<ChosenArm>,
-    /// Whether the order was drawn.
+    /// None if no experiment selected the configuration.
+    pub arm: Option<ExperimentArm>,
+    /// Whether the order was drawn at random.
     pub explored: bool,
     /// Present from [`DebugLevel::Timings`].
     pub debug: Option<AnswerDebug>,
@@ -196,7 +196,7 @@ pub struct RankedItem {
     pub score: f64,
     /// Strongest first.
     pub reasons: Vec<Reason>,
-    /// Present where the request asked for it.
+    /// Present if the request includes items.
     pub item: Option<Arc<Item>>,
     /// Present from [`DebugLevel::Scores`].
     pub debug: Option<ResultDebug>,
@@ -231,7 +231,7 @@ pub enum ReasonCode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Degradation {
     pub code: DegradationCode,
-    /// The part that it concerns; empty for the whole answer.
+    /// The affected part; empty for the whole answer.
     pub subject: String,
 }
 
@@ -250,7 +250,7 @@ impl DegradationCode {
     pub const ALL: [Self; 5] =
         [Self::EncoderSkipped, Self::SourceFailed, Self::RankerSkipped, Self::StaleState, Self::QueryRelaxed];
 
-    /// As in the proto, without its prefix.
+    /// The name in the proto without its prefix.
     pub fn name(self) -> &'static str {
         match self {
             Self::EncoderSkipped => "ENCODER_SKIPPED",

@@ -1,6 +1,6 @@
 //! The first stage: several sources return candidates, which are fused into one list.
 use crate::{
-    features::{Recent, UserContext},
+    features::{RecentItem, UserContext},
     fusion::{Candidates, Fusion, NeighbourTable, Spread, best_of},
     generation::{Generation, Space},
     source::{CandidateSource, ScoredRows},
@@ -78,7 +78,7 @@ pub struct RetrievalInput<'a> {
     pub user: &'a UserContext,
     pub query: Option<Query<'a>>,
     /// Items to start from: the request's, otherwise the user's recent ones.
-    pub anchors: &'a [Recent],
+    pub anchors: &'a [RecentItem],
     pub eligible: &'a EligibleRows<'a>,
     pub now: UnixMillis,
     pub limits: RetrievalLimits,
@@ -222,9 +222,14 @@ fn popular(input: &RetrievalInput) -> ScoredRows {
 }
 
 /// The recent items that contribute most to a row's score, by a neighbour table or, without one, by similarity.
-pub fn evidence_for(recent: &[Recent], catalog: &Catalog, table: Option<&KeyedNeighbours>, row: Row) -> Vec<ItemKey> {
+pub fn evidence_for(
+    recent: &[RecentItem],
+    catalog: &Catalog,
+    table: Option<&KeyedNeighbours>,
+    row: Row,
+) -> Vec<ItemKey> {
     let target = catalog.get(row);
-    let weight = |recent: &Recent| match table {
+    let weight = |recent: &RecentItem| match table {
         Some(table) => table.weight(recent.key, target.key),
         None => dot(catalog.get(recent.row).vectors.user_space(), target.vectors.user_space()),
     };

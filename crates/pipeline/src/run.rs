@@ -1,10 +1,10 @@
-//! The request path on one page: [`run`] takes planned requests through every stage. Requests that wait at the same time run
-//! together: each model runs once for all of them, so that its weights and its code are fetched once.
+//! The request path on one page: [`run`] takes planned requests through every stage. Requests that wait at the same
+//! time run together: each model runs once for all of them, so that its weights and its code are fetched once.
 use crate::{
     answers::{self, AnswerId, AnswerKind},
     context::{self, RankedCandidates, RankerUse, RequestContext, StageTimes},
     facets::{self, FacetSpec, Facets},
-    features::Recent,
+    features::RecentItem,
     fusion::Candidates,
     generation::Generation,
     models::Models,
@@ -145,8 +145,8 @@ impl RankingRequest {
         }
     }
 
-    /// The order of the slate. Lists that answer a question of their own (similar, together, trending) keep retrieval's order;
-    /// the user's taste would blur it.
+    /// The order of the slate. Lists that answer a question of their own (similar, together, trending) keep retrieval's
+    /// order; the user's taste would blur it.
     fn order(&self) -> Order {
         match self {
             Self::Recommend(request) => match request.kind {
@@ -260,10 +260,10 @@ fn respond(
     };
     let rules = match request {
         RankingRequest::Search(_) | RankingRequest::Recommend(_) => {
-            slate::rules(&context, &ranked, options, &policy, models, &|row| context.eligible.contains(row))
+            slate::policy_rules(&context, &ranked, options, &policy, models, &|row| context.eligible.contains(row))
         }
         RankingRequest::Rank(_) => {
-            slate::rules(&context, &ranked, options, &policy, models, &|row| context.catalog.is_alive(row))
+            slate::policy_rules(&context, &ranked, options, &policy, models, &|row| context.catalog.is_alive(row))
         }
     };
     let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, options, models);
@@ -303,7 +303,8 @@ fn respond(
     PipelineAnswer { slate, corrected_query, facets, info, stage_times, id: planned.answer_id, trace }
 }
 
-/// Counts the facets that the request asks for: of a search over all lexical matches, otherwise over all eligible items.
+/// Counts the facets that the request asks for: of a search over all lexical matches, otherwise over all eligible
+/// items.
 fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facets {
     if request.facets().is_empty() {
         return Facets::default();
@@ -369,7 +370,8 @@ fn named_candidates(input: &RetrievalInput, request: &RankRequest) -> Candidates
     retrieve::ordered_rows(input.catalog, CandidateSource::UserVector, found, request.candidates.len())
 }
 
-/// Completes a prefix and ranks the products that match it. An empty prefix returns the user's recent queries and items.
+/// Completes a prefix and ranks the products that match it. An empty prefix returns the user's recent queries and
+/// items.
 pub fn suggest(
     generation: &Generation,
     models: &mut Models,
@@ -400,7 +402,7 @@ pub fn suggest(
     let ranked = context::rank(contexts, models).remove(0);
     let plan = Plan::default();
     let policy = PolicyContext { plan: &plan, order: Order::Model, query_tiers: QueryTiers::Ignore, seed: 0 };
-    let rules = slate::rules(&context, &ranked, &options, &policy, models, &is_offered);
+    let rules = slate::policy_rules(&context, &ranked, &options, &policy, models, &is_offered);
     let (slate, _) = slate::arrange(&mut context, &ranked, &rules, &options, models);
     let products = slate.results(generation, 0..request.product_count.min(slate.entries.len()));
     let info = context.answer_info(slate.sources, DebugLevel::None);
@@ -419,19 +421,19 @@ fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Comple
     Suggester::complete_from(&sources, &request.prefix, request.completion_count, &affinity)
 }
 
-/// Declares a degradation if the requested version is ahead of the state. Every acknowledged position is applied before it is
-/// acknowledged, so only a position of another server can be ahead.
+/// Declares a degradation if the requested version is ahead of the state. Every acknowledged position is applied before
+/// it is acknowledged, so only a position of another server can be ahead.
 fn check_session_version(context: &mut RequestContext, options: &Options) {
     if options.session_version > context.generation.state.applied_position() {
         context.degrade(DegradationCode::StaleState, "users");
     }
 }
 
-fn anchors(context: &RequestContext, ids: &[ItemId]) -> Vec<Recent> {
+fn anchors(context: &RequestContext, ids: &[ItemId]) -> Vec<RecentItem> {
     let recent = |id: &ItemId| {
         let key = context.generation.state.keys.get(id)?;
         let row = context.catalog.row_of_key(key)?;
-        Some(Recent { row, key, weight: 1.0, kind: EventKind::View, at_s: context.now.seconds_u32() })
+        Some(RecentItem { row, key, weight: 1.0, kind: EventKind::View, at_s: context.now.seconds_u32() })
     };
     ids.iter().filter_map(recent).collect()
 }

@@ -2,11 +2,11 @@
 use crate::{
     bundle::Head,
     context::{RankedCandidates, RequestContext},
-    features::{FEATURE_COUNT, Recent},
+    features::{FEATURE_COUNT, RecentItem},
     fusion::{Candidate, Candidates, NOT_FOUND},
     generation::Generation,
     models::Models,
-    policy::{self, Arranged, Base, CandidateIndex, PinSlot, Placed, PolicyInput, Ranking},
+    policy::{self, Arranged, BaseScores, CandidateIndex, PinSlot, Placed, PolicyInput, Ranking},
     request::*,
     retrieve,
     serving::{Plan, ServingConfig},
@@ -42,8 +42,8 @@ pub enum QueryTiers {
     Ignore,
 }
 
-/// Gathers the input of the policy. `may_pin` tells which rows a pin may show.
-pub fn rules(
+/// Gathers the input of the policy. `may_pin` returns whether a pin may show a row.
+pub fn policy_rules(
     context: &RequestContext,
     ranked: &RankedCandidates,
     options: &Options,
@@ -61,7 +61,7 @@ pub fn rules(
         let weight = |head: &Head| config.head_weights.get(&head.name).copied().unwrap_or(head.weight);
         let uses_model = config.ranker && policy.order == Order::Model && !ranked.heads.is_empty();
         let weights: Vec<f32> = if uses_model { models.heads.iter().map(weight).collect() } else { Vec::new() };
-        let base = Base { heads: &ranked.heads, weights: &weights, fused: &fused, tiers: &tiers };
+        let base = BaseScores { heads: &ranked.heads, weights: &weights, fused: &fused, tiers: &tiers };
         let scores = base.scores(config.candidates.min(candidates.len())).unwrap_or_else(|| fused.clone());
         let diversity = options.diversity.unwrap_or(config.diversity);
         ConfiguredRanking { serving_config: config.name.clone(), weights, diversity, scores }
@@ -213,9 +213,9 @@ fn pin_slots(
     (pins, others)
 }
 
-/// By candidate: 2 if the query names its id or SKU, 1 if it has all words of the query, otherwise 0. The ranking model orders
-/// the candidates of each tier, so that a shopper who types a name in a language that the model did not learn still finds it
-/// first. Utilities are below 1.
+/// By candidate: 2 if the query names its id or SKU, 1 if it has all words of the query, otherwise 0. The ranking model
+/// orders the candidates of each tier, so that a shopper who types a name in a language that the model did not learn
+/// still finds it first. Utilities are below 1.
 fn query_tiers(candidates: &Candidates) -> Vec<u8> {
     let tier = |candidate: &Candidate| {
         let rank = usize::from(candidate.ranks[CandidateSource::Lexical.index()]);
@@ -262,7 +262,7 @@ pub struct Slate {
     /// Parallel to `entries`; empty unless the request asks for it.
     debug: Vec<Option<ResultDebug>>,
     /// The user's recent items, which reasons name as evidence.
-    recent: Vec<Recent>,
+    recent: Vec<RecentItem>,
     /// The reason of every result that is not pinned, for lists whose results share one.
     pub reason: Option<Reason>,
     include_items: bool,
@@ -292,7 +292,8 @@ impl Slate {
         self.entries.iter().take(count).map(|entry| catalog.get(entry.row).key).collect()
     }
 
-    /// The results of a range of entries. Rows outlive their items, so a later page shows the items that the first page froze.
+    /// The results of a range of entries. Rows outlive their items, so a later page shows the items that the first page
+    /// froze.
     pub fn results(&self, generation: &Generation, range: Range<usize>) -> Vec<RankedItem> {
         let catalog = generation.catalog.load();
         range

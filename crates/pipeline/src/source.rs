@@ -1,8 +1,7 @@
-//! The candidate sources of the first stage, and the lists that they return.
-use lodestone_core::ids::Row;
+//! The candidate sources of the first stage.
 
 /// Rows with scores, best first.
-pub type ScoredRows = Vec<(Row, f32)>;
+pub type ScoredRows = Vec<(lodestone_core::ids::Row, f32)>;
 
 /// A source of candidates. The order is that of [`crate::fusion::Candidate::ranks`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,8 +76,8 @@ impl CandidateSource {
         }
     }
 
-    /// The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009). It is small for queries because their first
-    /// ranks are much more relevant than the next ones; the next interaction of a user is less certain.
+    /// The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009). It is small for queries because
+    /// their first ranks are much more relevant than the next ones; the next interaction of a user is less certain.
     pub(crate) fn fusion_constant(self) -> f32 {
         match self {
             Self::QueryVector | Self::Lexical => 10.0,

@@ -1,12 +1,12 @@
-//! What an answer was made from, on its way into the log of answers. Gathering it costs the answer next to nothing: it takes
-//! over what would be dropped, and becomes a record on the log's own thread.
+//! Traces of answers for the answer log. A trace is cheap, because it takes ownership of data that the request would
+//! drop. The thread of the answer log turns it into a record.
 use crate::context::RankedCandidates;
 use crate::{
     answers::{self, AnswerId, AnswerKind, AnswerRecord},
     bundle::Manifest,
     features::FEATURE_COUNT,
-    policy::{Arranged, Exploration, PinSlot},
-    serving::ChosenArm,
+    policy::{Arranged, Exploration, PinSlot, Placed},
+    serving::ExperimentArm,
 };
 use crate::{
     request::{Degradation, OrderBy},
@@ -20,28 +20,28 @@ use lodestone_core::{
 };
 use std::sync::Arc;
 
-/// Everything that decided an answer.
+/// Everything that determined an answer.
 pub struct Trace {
     pub id: AnswerId,
     pub at: UnixMillis,
     pub kind: AnswerKind,
     pub user: UserId,
-    /// The request on the wire.
+    /// The request's protobuf message.
     pub message: Vec<u8>,
-    pub arm: Option<ChosenArm>,
-    /// The log position that the answer knew.
+    pub arm: Option<ExperimentArm>,
+    /// The log position that the answer's state included.
     pub session_version: u64,
     pub degradations: Vec<Degradation>,
     pub corrected_query: String,
     pub catalog: Arc<Catalog>,
-    /// Rows below are the bundle's own, in its order.
+    /// Rows below this number are the bundle's own, in its order.
     pub bundle_row_count: usize,
     pub ranked: RankedCandidates,
     pub rules: PolicyRules,
     pub arranged: Arranged,
 }
 
-/// What the policy was given, by candidate in retrieval's order; as in [`crate::policy::Given`].
+/// The owned input of the policy, by candidate in the order of retrieval; see [`crate::policy::PolicyInput`].
 #[derive(Default)]
 pub struct PolicyRules {
     pub rankings: Vec<ConfiguredRanking>,
@@ -50,45 +50,45 @@ pub struct PolicyRules {
     pub boost_masks: Vec<u32>,
     pub field_ranks: Vec<u32>,
     pub pins: Vec<PinSlot>,
-    /// Pinned rows that are no candidates; their numbers follow those of the candidates.
+    /// Pinned rows that are not candidates; they have the indices after the candidates.
     pub pinned_rows: Vec<Row>,
     pub exploration: Option<Exploration>,
     pub seed: u64,
 }
 
-/// One ranking with the configuration that it comes from.
+/// A ranking of one serving configuration.
 pub struct ConfiguredRanking {
     pub serving_config: String,
-    /// By head; empty: retrieval's order.
+    /// By head. Empty: the order of retrieval.
     pub weights: Vec<f32>,
     pub diversity: f32,
     pub scores: Vec<f32>,
 }
 
 impl PolicyRules {
-    /// Whether vectors decided.
+    /// Returns whether diversity, which depends on vectors, applied.
     fn is_diverse(&self) -> bool {
         self.field_ranks.is_empty() && self.rankings.iter().any(|ranking| ranking.diversity > 0.0)
     }
 }
 
-/// Whether an order is by a field of the item.
+/// Returns whether an item field orders the slate.
 pub fn is_by_field(order: OrderBy) -> bool {
     order != OrderBy::Score
 }
 
 impl Trace {
-    /// The record, with what only the generation knows. `page_size`: slots that were shown.
+    /// Builds the record. `page_size` is the number of shown slots.
     pub fn record(self, manifest: &Manifest, page_size: usize) -> AnswerRecord {
         let rows = self.rows();
         let item = |row: &Row| self.catalog.get(*row).item.id.as_str();
         let names: Vec<&str> = rows.iter().map(item).collect();
-        let place = |place: &crate::policy::Placed| (names[place.candidate.index()], place.score, place.conditional);
-        let slate_sum = answers::slate_sum(self.arranged.placed.iter().map(place));
+        let checked = |placed: &Placed| (names[placed.candidate.index()], placed.score, placed.conditional);
+        let slate_checksum = answers::slate_checksum(self.arranged.placed.iter().map(checked));
         let (vector_rows, live_vectors, vector_dimensions) = self.vectors(&rows);
         let (experiment, arm) =
             self.arm.clone().map_or_else(Default::default, |chosen| (chosen.experiment, chosen.arm));
-        let pinned_slots = self.arranged.placed.iter().enumerate().filter(|(_, place)| place.is_pinned);
+        let pinned_slots = self.arranged.placed.iter().enumerate().filter(|(_, placed)| placed.is_pinned);
         let organic = &self.arranged.organic;
         let record = AnswerRecord {
             id: self.id.to_vec(),
@@ -117,12 +117,12 @@ impl Trace {
             explored: self.arranged.explored,
             slots: self.arranged.placed.iter().take(page_size).map(slot).collect(),
             slate_size: self.arranged.placed.len() as u32,
-            slate_sum,
+            slate_checksum,
             vector_rows,
             live_vectors,
             vector_dimensions,
-            organic_items: organic.iter().map(|place| place.candidate.0).collect(),
-            organic_scores: organic.iter().map(|place| place.score).collect(),
+            organic_items: organic.iter().map(|slot| slot.candidate.0).collect(),
+            organic_scores: organic.iter().map(|slot| slot.score).collect(),
             pinned_slots: pinned_slots.map(|(at, _)| at as u32 + 1).collect(),
             ..AnswerRecord::default()
         };
@@ -137,7 +137,7 @@ impl Trace {
         }
     }
 
-    /// Rows by the numbers that the policy has for them.
+    /// Returns rows by candidate index.
     fn rows(&self) -> Vec<Row> {
         let candidates = self.ranked.candidates.list.iter().map(|candidate| candidate.row);
         candidates.chain(self.rules.pinned_rows.iter().copied()).collect()
@@ -155,17 +155,17 @@ impl Trace {
         self.rules.rankings.iter().enumerate().map(record).collect()
     }
 
-    /// What each source said of the candidates.
+    /// Returns the candidates and scores of each source.
     fn sources(&self) -> Vec<answers::SourceRecord> {
         let list = self.ranked.candidates.list.iter().enumerate();
         let numbers: AHashMap<Row, u32> = list.map(|(at, candidate)| (candidate.row, at as u32)).collect();
-        let source = |(source, found): &(CandidateSource, ScoredRows)| {
-            let kept = found.iter().filter_map(|(row, score)| Some((*numbers.get(row)?, *score)));
+        let source = |(source, results): &(CandidateSource, ScoredRows)| {
+            let kept = results.iter().filter_map(|(row, score)| Some((*numbers.get(row)?, *score)));
             let (candidates, scores) = kept.unzip();
             let strategy = self.ranked.candidates.strategy_of(*source).map_or("", |strategy| strategy.name());
             answers::SourceRecord {
                 name: source.name().to_owned(),
-                found_count: found.len() as u32,
+                found_count: results.len() as u32,
                 strategy: strategy.to_owned(),
                 candidates,
                 scores,
@@ -174,27 +174,28 @@ impl Trace {
         self.ranked.candidates.lists.iter().map(source).collect()
     }
 
-    /// Where the vectors that decided are, and those that no bundle has.
+    /// Returns the bundle rows of the candidates' vectors, the vectors that are not in the bundle, and the dimensions.
+    /// Empty without diversity.
     fn vectors(&self, rows: &[Row]) -> (Vec<u32>, Vec<u8>, u32) {
         if !self.rules.is_diverse() {
             return (Vec::new(), Vec::new(), 0);
         }
         let vector = |row: &Row| self.catalog.get(*row).vectors.query_space();
         let candidates = &rows[..self.ranked.candidates.list.len()];
-        let (mut places, mut live) = (Vec::with_capacity(candidates.len()), Vec::new());
+        let (mut bundle_rows, mut live) = (Vec::with_capacity(candidates.len()), Vec::new());
         for row in candidates {
             let is_of_bundle = row.index() < self.bundle_row_count;
-            places.push(if is_of_bundle { row.0 + 1 } else { 0 });
+            bundle_rows.push(if is_of_bundle { row.0 + 1 } else { 0 });
             if !is_of_bundle {
                 live.extend_from_slice(vector(row));
             }
         }
         let dimensions = candidates.first().map_or(0, |row| vector(row).len());
-        (places, answers::encode_columns(&live, dimensions), dimensions as u32)
+        (bundle_rows, answers::encode_columns(&live, dimensions), dimensions as u32)
     }
 }
 
-/// The models that decide an order, by the sums of their files.
+/// Returns the names and checksums of the model files.
 pub fn models(manifest: &Manifest) -> Vec<answers::ModelSum> {
     let onnx = manifest.files.iter().filter(|(name, _)| name.ends_with(".onnx"));
     onnx.map(|(name, sum)| answers::ModelSum { name: name.clone(), sha256: sum.sha256.clone() }).collect()
@@ -208,12 +209,12 @@ fn pin(pin: &PinSlot) -> answers::PinRecord {
     answers::PinRecord { item: pin.candidate.map(|candidate| candidate.0), rank: pin.rank as u32 }
 }
 
-fn slot(place: &crate::policy::Placed) -> answers::SlotRecord {
+fn slot(placed: &Placed) -> answers::SlotRecord {
     answers::SlotRecord {
-        item: place.candidate.0,
-        score: place.score,
-        conditional: place.conditional,
-        is_pinned: place.is_pinned,
-        team: answers::team_number(place.team),
+        item: placed.candidate.0,
+        score: placed.score,
+        conditional: placed.conditional,
+        is_pinned: placed.is_pinned,
+        team: answers::team_number(placed.team),
     }
 }

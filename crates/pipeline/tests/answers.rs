@@ -3,10 +3,10 @@
 //! a real server.
 use lodestone_pipeline::{
     answers::{
-        AnswerRecord, ExplorationRecord, Generation, PinRecord, RankingRecord, ReplayError, SlotRecord, encode_columns,
-        replay, seed_of, slate_sum, team_number,
+        AnswerRecord, ExplorationRecord, PinRecord, RankingRecord, ReplayError, ReplayModels, SlotRecord,
+        encode_columns, replay, seed_of, slate_checksum, team_number,
     },
-    policy::{Base, CandidateIndex, Exploration, PinSlot, PolicyInput, Ranking, arrange, joint},
+    policy::{BaseScores, CandidateIndex, Exploration, PinSlot, PolicyInput, Ranking, arrange, joint},
 };
 use proptest::prelude::*;
 
@@ -21,7 +21,7 @@ struct StandIn {
     vectors: Vec<Vec<f32>>,
 }
 
-impl Generation for StandIn {
+impl ReplayModels for StandIn {
     fn probabilities(&mut self, features: &[f32]) -> Result<Vec<f32>, ReplayError> {
         let heads = |row: &[f32]| {
             let sum: f32 = row.iter().sum();
@@ -126,7 +126,7 @@ impl Case {
         let rankings = &self.weights[..1 + usize::from(self.is_interleaved)];
         let scores: Vec<Vec<f32>> = (rankings.iter().zip(counts))
             .map(|(weights, count)| {
-                Base { heads: &heads, weights, fused: &fused, tiers: &self.tiers }.scores(count).unwrap()
+                BaseScores { heads: &heads, weights, fused: &fused, tiers: &self.tiers }.scores(count).unwrap()
             })
             .collect();
         let factors: Vec<f32> = self.boosts.iter().map(|boost| boost.0).collect();
@@ -193,7 +193,7 @@ impl Case {
                 })
                 .collect(),
             slate_size: arranged.placed.len() as u32,
-            slate_sum: slate_sum(
+            slate_checksum: slate_checksum(
                 arranged
                     .placed
                     .iter()
@@ -266,7 +266,7 @@ proptest! {
                 let last = record.slots.len() - 1;
                 record.slots.swap(0, last);
             }
-            3 => record.slate_sum ^= 1 << bit,
+            3 => record.slate_checksum ^= 1 << bit,
             4 => record.slate_size += 1,
             5 => record.slots[0].conditional /= 2.0,
             _ => return Ok(()),

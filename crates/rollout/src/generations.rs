@@ -1,5 +1,5 @@
-//! The loaded generations: runs requests on the generation of each user, samples them for warming and shadow traffic, and applies
-//! catalogue changes to every generation that answers.
+//! The loaded generations: runs requests on the generation of each user, samples them for warming and shadow traffic,
+//! and applies catalogue changes to every generation that answers.
 use crate::{
     loaded::{Embedded, LoadedGeneration, changes_for},
     routes::{Canary, Routes},
@@ -27,22 +27,22 @@ use std::{
     },
 };
 
-/// Requests that are kept to warm a generation, one of so many.
+/// Maximum number of sampled requests, which warm a new generation.
 const SAMPLES_MAX: usize = 32;
+/// One of this many requests is sampled.
 const SAMPLE_EVERY: u64 = 16;
 
-/// An answer and the generation that gave it.
+/// An answer and the generation that produced it.
 pub struct ServedAnswer {
     pub loaded: Arc<LoadedGeneration>,
     pub answer: PipelineAnswer,
 }
 
-/// Which generation answers whom. A request loads the pointer once.
+/// The loaded generations behind an atomic pointer to their routes, which a request loads once.
 pub struct Generations {
     pub state: Arc<LiveState>,
     routes: ArcSwap<Routes>,
-    /// Held while changes of the catalogue are put into effect and while routes change, so that no change falls between two
-    /// generations.
+    /// Locked while catalogue changes are applied and while routes change, so that no generation misses a change.
     writing: Mutex<()>,
     samples: Mutex<VecDeque<PlannedRequest>>,
     request_count: AtomicU64,
@@ -52,7 +52,7 @@ pub struct Generations {
 impl Generations {
     pub fn new(first: LoadedGeneration, shadow_work: Sender<ShadowWork>) -> Self {
         let state = first.generation.state.clone();
-        let routes = Routes { current: Arc::new(first), canary: None, shadow: None, kept: Vec::new() };
+        let routes = Routes { current: Arc::new(first), canary: None, shadow: None, previous: Vec::new() };
         Self {
             state,
             routes: ArcSwap::from_pointee(routes),
@@ -67,23 +67,23 @@ impl Generations {
         self.routes.load_full()
     }
 
-    /// The generation that answers most.
+    /// Returns the current generation.
     pub fn current(&self) -> Arc<LoadedGeneration> {
         self.routes.load().current.clone()
     }
 
-    /// The one on trial.
+    /// Returns the canary.
     pub fn canary(&self) -> Option<Canary> {
         self.routes.load().canary.clone()
     }
 
-    /// A loaded generation by the name of its bundle.
+    /// Returns the loaded generation of the bundle of this name.
     pub fn named(&self, name: &str) -> Option<Arc<LoadedGeneration>> {
         self.routes.load().loaded().find(|loaded| loaded.name() == name).cloned()
     }
 
-    /// Changes the routes. Generations that will answer somebody have every change of the catalogue by then; most of it before
-    /// anything waits for it.
+    /// Replaces the routes. Generations that begin to answer users first apply all catalogue changes: most of them
+    /// without the lock, the rest with it.
     pub fn reroute(&self, routes: Routes) -> Result<(), GenerationError> {
         let known = self.routes();
         let is_new = |loaded: &&Arc<LoadedGeneration>| !known.answering().any(|other| other.number == loaded.number);
@@ -98,10 +98,10 @@ impl Generations {
         Ok(())
     }
 
-    /// Gives a generation that answers nobody what changed in the catalogue.
+    /// Applies catalogue changes to the generations that do not answer users.
     pub fn catch_up_others(&self) -> Result<(), GenerationError> {
         let routes = self.routes();
-        let others = routes.shadow.iter().map(|shadow| &shadow.loaded).chain(&routes.kept);
+        let others = routes.shadow.iter().map(|shadow| &shadow.loaded).chain(&routes.previous);
         others.into_iter().try_for_each(|loaded| loaded.generation.catch_up(&mut loaded.spare_models()).map(drop))
     }
 
@@ -144,7 +144,7 @@ impl Generations {
     }
 
     fn send_to_shadow(&self, shadow: &Arc<Shadow>, request: &PlannedRequest, served: &ServedAnswer, now: UnixMillis) {
-        if !rand::random_bool(shadow.share) {
+        if !is_shadowed(shadow.share) {
             return;
         }
         let work = shadow.work(request.discarded(), &served.loaded, &served.answer, now);
@@ -153,7 +153,7 @@ impl Generations {
         }
     }
 
-    /// Vectors of items in the spaces of the generations that answer, with a worker's models.
+    /// Encodes items into the vector spaces of the generations that answer users, with a worker's models.
     pub fn embed(&self, worker: usize, items: &[Item]) -> Result<Vec<Embedded>, RankingError> {
         let items: Vec<&Item> = items.iter().collect();
         let mut embedded: Vec<Embedded> = vec![Vec::new(); items.len()];
@@ -164,7 +164,7 @@ impl Generations {
         Ok(embedded)
     }
 
-    /// The fold of what the log's writer committed, in log order.
+    /// Applies the changes that the log's writer committed, in log order.
     pub fn apply(&self, changes: Vec<(u64, Change, Option<Embedded>)>) -> Result<(), GenerationError> {
         let (mut catalogue, mut last) = (Vec::new(), 0);
         for (position, change, embedded) in changes {
@@ -178,22 +178,28 @@ impl Generations {
             }
         }
         let result = if catalogue.is_empty() { Ok(()) } else { self.apply_catalogue(catalogue) };
-        self.state.note_position(last);
+        self.state.advance_position(last);
         result
     }
 
     fn apply_catalogue(&self, changes: Vec<(ItemChange, Embedded)>) -> Result<(), GenerationError> {
         let _writing = self.writing.lock();
         let version = {
-            let mut noted = self.state.catalogue.lock();
-            changes.iter().for_each(|(change, _)| noted.note(change.clone()));
-            noted.version()
+            let mut recorded = self.state.catalogue.lock();
+            changes.iter().for_each(|(change, _)| recorded.record(change.clone()));
+            recorded.version()
         };
-        // One that cannot take them must not keep them from the others.
+        // The failure of one generation must not keep the changes from the others.
         let routes = self.routes.load();
         let results = routes.answering().map(|loaded| loaded.generation.apply(changes_for(loaded, &changes)?, version));
         results.collect::<Vec<_>>().into_iter().collect()
     }
+}
+
+/// Decides whether a request is part of the shadow's share.
+#[expect(clippy::disallowed_methods, reason = "the sample affects no answer, so it need not repeat")]
+fn is_shadowed(share: f64) -> bool {
+    rand::random_bool(share)
 }
 
 /// Records an error in the health window if the scope ends by a panic.

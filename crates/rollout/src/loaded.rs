@@ -1,8 +1,8 @@
-//! Generations with their models, and how bundles become generations.
+//! Generations with their models, and the loader of bundles.
 use crate::{
-    frozen_slates::{Slates, SlatesConfig},
     health::HealthWindow,
     load_threads::LoadThreads,
+    slate_cache::{SlateCache, SlateCacheConfig},
 };
 use lodestone_catalog::ItemVectors;
 use lodestone_index::{Lexical, Synonyms};
@@ -24,43 +24,44 @@ use std::{
     time::Duration,
 };
 
-/// Rows that the graphs make room for beyond the bundle's items.
+/// Number of rows in the indexes for items that are not in the bundle.
 const SPARE_ROWS: usize = 100_000;
-/// The number of a load of a bundle, from 1. A bundle that is loaded twice has two.
+/// The number of a load of a bundle, from 1. Each load of the same bundle has its own number.
 pub(crate) type LoadNumber = u64;
 
-/// Vectors of one written item in the spaces of several generations.
+/// Vectors of one written item, by the generation of their space.
 pub type Embedded = Vec<(LoadNumber, ItemVectors)>;
 
-/// A generation with the sessions that its models run in: they come and go with it.
+/// A generation with the inference sessions of its models.
 pub struct LoadedGeneration {
     pub number: LoadNumber,
     pub generation: Generation,
-    /// One for each worker, which alone takes it, so that it never waits; the last is for background work.
+    /// One entry for each worker, which only that worker locks, so that it never waits; the last is for background
+    /// work.
     models: Box<[Mutex<Models>]>,
-    /// How its answers go.
+    /// Recent outcomes of its answers.
     pub window: HealthWindow,
-    /// Answers of its that have later pages.
-    pub slates: Slates,
+    /// Its answers that have further pages.
+    pub slates: SlateCache,
 }
 
 impl LoadedGeneration {
-    /// The heads of its ranking model.
+    /// Returns the names of the ranking model's heads.
     pub fn head_names(&self) -> impl Iterator<Item = &str> + Clone {
         self.generation.manifest.heads.iter().map(|head| head.name.as_str())
     }
 
-    /// The models of one worker.
+    /// Locks the models of one worker.
     pub fn models_of(&self, worker: usize) -> MutexGuard<'_, Models> {
         self.models[worker].lock()
     }
 
-    /// The models of every worker, one after the other, and those for background work.
+    /// Locks the models of every worker in turn, and those for background work.
     pub fn all_models(&self) -> impl Iterator<Item = MutexGuard<'_, Models>> {
         self.models.iter().map(Mutex::lock)
     }
 
-    /// The models for background work.
+    /// Locks the models for background work.
     pub fn spare_models(&self) -> MutexGuard<'_, Models> {
         self.models[self.models.len() - 1].lock()
     }
@@ -70,20 +71,20 @@ impl LoadedGeneration {
     }
 }
 
-/// Makes generations of bundles.
+/// Loads bundles as generations.
 pub struct Loader {
     pub runtime: Runtime,
     pub device: Device,
     pub worker_count: usize,
     pub synonyms: Synonyms,
     pub state: Arc<LiveState>,
-    /// How long the course of answers is remembered.
+    /// Length of the health window.
     pub window: Duration,
-    pub slates: SlatesConfig,
+    pub slates: SlateCacheConfig,
     pub loads: AtomicU64,
 }
 
-/// Why a bundle is not loaded.
+/// The reason why a bundle cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(transparent)]
@@ -95,13 +96,13 @@ pub enum LoadError {
 }
 
 impl Loader {
-    /// Verifies a bundle, makes a generation of it on these threads, and asks it the bundle's golden requests. It then has
-    /// the catalogue's changes up to a moment in the past.
+    /// Verifies a bundle, loads it on these threads, and runs the self-test with the bundle's golden requests. The
+    /// generation includes the catalogue changes up to a recent moment.
     pub fn load(&self, bundle: &Path, threads: &LoadThreads) -> Result<LoadedGeneration, LoadError> {
         self.load_opened(threads.install(|| Bundle::open(bundle))?, threads)
     }
 
-    /// The same of a bundle that was verified.
+    /// Loads a bundle that is already verified.
     pub fn load_opened(&self, bundle: Bundle, threads: &LoadThreads) -> Result<LoadedGeneration, LoadError> {
         let models = threads.install(|| {
             let opened =
@@ -113,12 +114,12 @@ impl Loader {
             let mut lexical = Lexical::new()?;
             lexical.set_synonyms(self.synonyms.clone());
             let generation = Generation::new(bundle, self.state.clone(), lexical, SPARE_ROWS)?;
-            // Whoever writes words from now on shall not wait as these threads do.
+            // Later writes create their own indexing threads, which do not inherit the low priority of these threads.
             generation.lexical.end_writing()?;
             Ok::<_, GenerationError>(generation)
         })?;
         let number = 1 + self.loads.fetch_add(1, Ordering::Relaxed);
-        let (window, slates) = (HealthWindow::new(self.window), self.slates.begin());
+        let (window, slates) = (HealthWindow::new(self.window), self.slates.build());
         let loaded = LoadedGeneration { number, generation, models, window, slates };
         threads.install(|| -> Result<(), LoadError> {
             if let Some(golden) = golden {
@@ -131,7 +132,8 @@ impl Loader {
     }
 }
 
-/// The changes with the vectors of one generation; those that were not made beside the write are made now.
+/// Returns the changes with the vectors of one generation. Computes vectors that were not computed with the write,
+/// because the generation began to answer in between.
 pub(crate) fn changes_for(
     loaded: &LoadedGeneration,
     changes: &[(ItemChange, Embedded)],

@@ -1,49 +1,51 @@
-//! Which generation answers whom.
+//! Routing of users to generations.
 use crate::{canary::CanaryEvaluation, loaded::LoadedGeneration, shadow::Shadow};
 use lodestone_core::{ids::UserId, units::UnixMillis};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
-/// Which generation answers whom.
+/// The loaded generations by their role.
 #[derive(Clone)]
 pub struct Routes {
     pub current: Arc<LoadedGeneration>,
-    /// Answers a share of the users.
+    /// The generation that answers a share of the users.
     pub canary: Option<Canary>,
-    /// Is asked what others answer.
+    /// The generation that receives a copy of live requests; its answers are discarded.
     pub shadow: Option<Arc<Shadow>>,
-    /// ServedAnswer before, the latest first; for a way back, for later pages and for replays.
-    pub kept: Vec<Arc<LoadedGeneration>>,
+    /// Earlier current generations, the latest first: for rollback, for later pages of their slates and for replays.
+    pub previous: Vec<Arc<LoadedGeneration>>,
 }
 
+/// A canary generation and its share of users.
 #[derive(Clone)]
 pub struct Canary {
     pub loaded: Arc<LoadedGeneration>,
-    /// Of the users, within 0 and 1.
+    /// Share of users, 0 to 1.
     pub share: f64,
-    /// What shoppers choose from its answers.
+    /// The comparison of its conversions with those of the current generation.
     pub evaluation: Arc<CanaryEvaluation>,
 }
 
 impl Canary {
-    /// A canary that begins now.
+    /// Starts a canary at `now`.
     pub fn new(loaded: Arc<LoadedGeneration>, share: f64, now: UnixMillis) -> Self {
         Self { loaded, share, evaluation: Arc::new(CanaryEvaluation::new(now)) }
     }
 
-    /// Whether a user is answered by it: the same user always is, and stays so when the share grows.
+    /// Returns whether the canary answers this user. The decision is stable: a user of the canary remains one when the
+    /// share grows.
     pub(crate) fn takes(&self, user: &UserId) -> bool {
-        user_share(self.loaded.name(), user) < self.share
+        user_fraction(self.loaded.name(), user) < self.share
     }
 
-    /// Notes that a user chose something from an answer.
+    /// Records a conversion of a user on an answer.
     pub fn record_conversion(&self, user: &UserId, answer: [u8; 16]) {
         self.evaluation.record_conversion(user, answer, self.takes(user));
     }
 }
 
-/// A user's place within 0 and 1 that depends on the bundle, so that not always the same users are the first.
-fn user_share(bundle: &str, user: &UserId) -> f64 {
+/// Hashes a user into [0, 1). The hash includes the bundle, so that each canary starts with other users.
+fn user_fraction(bundle: &str, user: &UserId) -> f64 {
     let mut hash = Sha256::new();
     hash.update(bundle);
     hash.update([0]);
@@ -54,7 +56,7 @@ fn user_share(bundle: &str, user: &UserId) -> f64 {
 }
 
 impl Routes {
-    /// Who answers a user.
+    /// Returns the generation that answers a user.
     pub fn of(&self, user: &UserId) -> &Arc<LoadedGeneration> {
         match &self.canary {
             Some(canary) if canary.takes(user) => &canary.loaded,
@@ -62,14 +64,14 @@ impl Routes {
         }
     }
 
-    /// Those that answer somebody.
+    /// Returns the generations that answer users.
     pub(crate) fn answering(&self) -> impl Iterator<Item = &Arc<LoadedGeneration>> {
         std::iter::once(&self.current).chain(self.canary.iter().map(|canary| &canary.loaded))
     }
 
-    /// Those that are loaded.
+    /// Returns all loaded generations.
     pub fn loaded(&self) -> impl Iterator<Item = &Arc<LoadedGeneration>> {
-        self.answering().chain(self.shadow.iter().map(|shadow| &shadow.loaded)).chain(&self.kept)
+        self.answering().chain(self.shadow.iter().map(|shadow| &shadow.loaded)).chain(&self.previous)
     }
 }
 
@@ -78,15 +80,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_are_shared_out_evenly_and_each_bundle_has_others_first() {
+    fn shares_of_users_hold_and_bundles_split_users_independently() {
         let user = |n: u32| UserId::signed_in(&format!("p{n}")).unwrap();
-        let share = |bundle: &str, share: f64| (0..10_000).filter(|n| user_share(bundle, &user(*n)) < share).count();
-        for asked in [0.0, 0.05, 0.5, 1.0] {
-            let found = share("a", asked) as f64 / 10_000.0;
-            assert!((found - asked).abs() < 0.015, "{asked}: {found}");
+        let share = |bundle: &str, share: f64| (0..10_000).filter(|n| user_fraction(bundle, &user(*n)) < share).count();
+        for expected in [0.0, 0.05, 0.5, 1.0] {
+            let found = share("a", expected) as f64 / 10_000.0;
+            assert!((found - expected).abs() < 0.015, "{expected}: {found}");
         }
-        let both = (0..10_000).filter(|n| user_share("a", &user(*n)) < 0.1 && user_share("b", &user(*n)) < 0.1);
-        assert!(both.count() < 200, "a tenth of a tenth");
-        assert_eq!(user_share("a", &user(1)), user_share("a", &user(1)));
+        let both = (0..10_000).filter(|n| user_fraction("a", &user(*n)) < 0.1 && user_fraction("b", &user(*n)) < 0.1);
+        assert!(both.count() < 200, "two independent shares of 0.1 overlap in 0.01");
+        assert_eq!(user_fraction("a", &user(1)), user_fraction("a", &user(1)));
     }
 }

@@ -1,4 +1,4 @@
-//! Scheduling of threads by the operating system. The only file of this crate with unsafe code.
+//! Thread scheduling by the operating system. The only file of this crate with unsafe code.
 #![allow(unsafe_code)]
 pub(crate) use os::*;
 
@@ -7,9 +7,9 @@ mod os {
     use libc::{SCHED_IDLE, cpu_set_t, pid_t, sched_param};
     use std::{fs, mem};
 
-    pub(crate) fn lower_priority() {
+    pub(crate) fn use_idle_priority() {
         let none = sched_param { sched_priority: 0 };
-        // SAFETY: the call reads one struct that outlives it; 0 is the thread that calls.
+        // SAFETY: the call reads one struct that outlives it; 0 is the calling thread.
         let _ = unsafe { libc::sched_setscheduler(0, SCHED_IDLE, &raw const none) };
     }
 
@@ -27,20 +27,20 @@ mod os {
     }
 
     pub(crate) fn be_nice(value: i32) {
-        // SAFETY: it takes numbers; 0 is the thread that calls.
+        // SAFETY: the call takes numbers; 0 is the calling thread.
         let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) };
     }
 
-    pub(crate) fn threads_of_lower_priority() -> impl Iterator<Item = pid_t> {
+    pub(crate) fn idle_priority_threads() -> impl Iterator<Item = pid_t> {
         let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
         let ids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
-        // SAFETY: it takes a number; of a thread that is gone it gives an error, which is no policy.
+        // SAFETY: the call takes a number; for a thread that has ended it returns an error, which equals no policy.
         ids.filter(|id: &pid_t| unsafe { libc::sched_getscheduler(*id) } == SCHED_IDLE)
     }
 
-    /// The cores that a thread may use; 0: the present one.
+    /// Returns the cores that a thread may use; 0 is the calling thread.
     pub(crate) fn cores_of(thread: pid_t) -> Vec<usize> {
-        // SAFETY: a set of cores is plain numbers, which the call fills within its size.
+        // SAFETY: all-zero bytes are a valid set of cores, and the call fills it within its size.
         unsafe {
             let mut set: cpu_set_t = mem::zeroed();
             libc::sched_getaffinity(thread, size_of::<cpu_set_t>(), &raw mut set);
@@ -48,9 +48,9 @@ mod os {
         }
     }
 
-    pub(crate) fn stay_on(thread: pid_t, cores: &[usize]) {
-        // SAFETY: a set of cores is plain numbers, which the call reads; a thread that is gone or a core that was taken away is an
-        // error that does not matter.
+    pub(crate) fn pin_thread(thread: pid_t, cores: &[usize]) {
+        // SAFETY: all-zero bytes are a valid set of cores, which the call only reads. The errors for a thread that has
+        // ended and for a core that went offline are ignored.
         unsafe {
             let mut set: cpu_set_t = mem::zeroed();
             cores.iter().for_each(|core| libc::CPU_SET(*core, &mut set));
@@ -59,14 +59,14 @@ mod os {
     }
 }
 
-/// On other systems the threads run like all others.
+/// Other systems ignore the priority.
 #[cfg(not(target_os = "linux"))]
 mod os {
-    pub fn lower_priority() {}
+    pub fn use_idle_priority() {}
 
     pub fn be_nice(_value: i32) {}
 
-    pub fn threads_of_lower_priority() -> impl Iterator<Item = i32> {
+    pub fn idle_priority_threads() -> impl Iterator<Item = i32> {
         std::iter::empty()
     }
 
@@ -74,5 +74,5 @@ mod os {
         Vec::new()
     }
 
-    pub fn stay_on(_thread: i32, _cores: &[usize]) {}
+    pub fn pin_thread(_thread: i32, _cores: &[usize]) {}
 }

@@ -1,7 +1,8 @@
-//! Shadow traffic: replays live requests on a candidate generation and discards the answers, to compare orders and latencies.
+//! Shadow traffic: replays live requests on a candidate generation and discards the answers, to compare orders and
+//! latencies.
 use crate::{
     health::{HealthSummary, HealthWindow},
-    load_threads::lower_priority,
+    load_threads::use_idle_priority,
     loaded::LoadedGeneration,
 };
 use ahash::AHashMap;
@@ -16,17 +17,17 @@ use std::{
     time::Duration,
 };
 
-/// Entries of each slate that are compared.
+/// Number of entries of each slate that are compared.
 const COMPARED: usize = 50;
-/// Requests that wait for the shadow at most; the rest is dropped.
-const WAITING_MAX: usize = 64;
-/// Entries whose overlap is reported.
+/// Maximum number of queued requests; further ones are dropped.
+const QUEUED_MAX: usize = 64;
+/// Number of first entries whose overlap is reported.
 const FIRST: usize = 10;
 
 /// A shadow generation and its comparison with the answering ones.
 pub struct Shadow {
     pub loaded: Arc<LoadedGeneration>,
-    /// Of the requests, within 0 and 1.
+    /// Share of requests, 0 to 1.
     pub share: f64,
     counts: Mutex<Counts>,
     own: HealthWindow,
@@ -47,13 +48,13 @@ struct Counts {
 pub struct ShadowReport {
     /// Requests that both ran.
     pub requests: u64,
-    /// Requests that it had no time for.
+    /// Requests that were dropped because the queue was full.
     pub dropped: u64,
-    /// Mean of Spearman's rank correlation over the items that both have among their first 50; -1 to 1.
+    /// Mean of Spearman's rank correlation over the common items of the first 50; -1 to 1.
     pub rank_correlation: f64,
-    /// Mean share of the first ten that both have.
+    /// Mean share of common items among the first ten.
     pub overlap_at_10: f64,
-    /// Time in a thread, of the last minute's requests.
+    /// Health of the shadow, with the time in its thread.
     pub own: HealthSummary,
     pub answering: HealthSummary,
 }
@@ -78,7 +79,7 @@ impl Shadow {
         }
     }
 
-    /// The shadow's part of a request that `by` answered with `answer`.
+    /// Prepares the shadow's run of a request that generation `by` answered with `answer`.
     pub(crate) fn work(
         self: &Arc<Self>,
         request: PlannedRequest,
@@ -95,7 +96,7 @@ impl Shadow {
         }
     }
 
-    /// Records a request that the shadow had no time for.
+    /// Records a request that was dropped because the queue was full.
     pub(crate) fn record_dropped(&self) {
         self.counts.lock().dropped += 1;
     }
@@ -115,7 +116,7 @@ impl Shadow {
 }
 
 impl ShadowWork {
-    /// Runs the request on the shadow, unless it was removed. A panic is recorded and contained.
+    /// Runs the request on the shadow, unless the shadow was removed. A panic is caught and recorded.
     fn run(self) {
         let Some(shadow) = self.shadow.upgrade() else { return };
         let generation = &shadow.loaded.generation;
@@ -140,27 +141,27 @@ impl ShadowWork {
     }
 }
 
-/// The time that an answer took in its thread.
+/// Returns the time that an answer took in its thread.
 pub(crate) fn run_time(answer: &PipelineAnswer) -> Duration {
     answer.stage_times.iter().map(|(_, time)| *time).sum()
 }
 
-/// Spearman's rho over the items that both lists have; none where these are fewer than two.
+/// Spearman's rho over the common items of both lists; none if there are fewer than two.
 fn rank_correlation(a: &[ItemKey], b: &[ItemKey]) -> Option<f64> {
-    let in_b: AHashMap<ItemKey, usize> = b.iter().enumerate().map(|(place, key)| (*key, place)).collect();
-    let places: Vec<usize> = a.iter().filter_map(|key| in_b.get(key).copied()).collect();
-    let count = places.len() as f64;
-    if places.len() < 2 {
+    let in_b: AHashMap<ItemKey, usize> = b.iter().enumerate().map(|(index, key)| (*key, index)).collect();
+    let indices: Vec<usize> = a.iter().filter_map(|key| in_b.get(key).copied()).collect();
+    let count = indices.len() as f64;
+    if indices.len() < 2 {
         return None;
     }
-    let mut sorted = places.clone();
+    let mut sorted = indices.clone();
     sorted.sort_unstable();
-    let rank = |place: &usize| sorted.binary_search(place).expect("it is one of them") as f64;
-    let squares: f64 = places.iter().enumerate().map(|(own, place)| (own as f64 - rank(place)).powi(2)).sum();
+    let rank = |index: &usize| sorted.binary_search(index).expect("it is one of them") as f64;
+    let squares: f64 = indices.iter().enumerate().map(|(own, index)| (own as f64 - rank(index)).powi(2)).sum();
     Some(1.0 - 6.0 * squares / (count * (count * count - 1.0)))
 }
 
-/// The share of the first ten that both have; 1 where neither has any.
+/// Returns the share of common items among the first ten; 1 if both lists are empty.
 fn overlap(a: &[ItemKey], b: &[ItemKey]) -> f64 {
     let (a, b) = (&a[..a.len().min(FIRST)], &b[..b.len().min(FIRST)]);
     let common = a.iter().filter(|key| b.contains(key)).count();
@@ -170,12 +171,12 @@ fn overlap(a: &[ItemKey], b: &[ItemKey]) -> f64 {
     }
 }
 
-/// Starts the thread that asks the shadow. It ends with the last sender.
+/// Starts the thread that runs requests on shadows. It ends when the last sender is dropped.
 pub fn start_shadow() -> io::Result<Sender<ShadowWork>> {
-    let (sender, given) = crossbeam_channel::bounded::<ShadowWork>(WAITING_MAX);
+    let (sender, queue) = crossbeam_channel::bounded::<ShadowWork>(QUEUED_MAX);
     thread::Builder::new().name("shadow".into()).spawn(move || {
-        lower_priority();
-        while let Ok(work) = given.recv() {
+        use_idle_priority();
+        while let Ok(work) = queue.recv() {
             work.run();
         }
     })?;
@@ -195,9 +196,9 @@ mod tests {
         let list = keys(&[4, 8, 1, 9]);
         assert_eq!(rank_correlation(&list, &list), Some(1.0));
         assert_eq!(rank_correlation(&list, &keys(&[9, 1, 8, 4])), Some(-1.0));
-        assert_eq!(rank_correlation(&list, &keys(&[4, 7, 1])), Some(1.0), "items that one lacks do not count");
+        assert_eq!(rank_correlation(&list, &keys(&[4, 7, 1])), Some(1.0), "only common items count");
         assert_eq!(rank_correlation(&list, &keys(&[4, 5])), None);
-        // 1, 2, 3, 4 beside 2, 1, 3, 4: 1 - 6 * 2 / (4 * 15).
+        // Ranks 1, 2, 3, 4 and 2, 1, 3, 4: 1 - 6 * 2 / (4 * 15).
         assert!((rank_correlation(&list, &keys(&[8, 4, 1, 9])).unwrap() - 0.8).abs() < 1e-12);
     }
 

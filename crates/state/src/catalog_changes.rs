@@ -1,14 +1,14 @@
-//! What the shop changed in its catalogue since the bundles were made, for generations that come later.
+//! Catalogue changes since the bundles were trained, for generations that load later.
 use ahash::AHashMap;
 use lodestone_catalog::Item;
 use lodestone_core::ids::ItemId;
 use std::{collections::BTreeMap, sync::Arc};
 
-/// An item's last word: as it was written, or none for a deleted one.
+/// The last change of an item: its new content, or none if it was deleted.
 pub type ItemChange = (ItemId, Option<Arc<Item>>);
 
-/// The last change of each item that was written or deleted, in the order of the changes. A generation that has taken all
-/// changes up to a version asks for those after it.
+/// The last change of each item that was written or deleted, in the order of the changes. A generation that has applied
+/// all changes up to a version fetches those after it.
 #[derive(Default)]
 pub struct CatalogChanges {
     by_version: BTreeMap<u64, ItemChange>,
@@ -17,8 +17,8 @@ pub struct CatalogChanges {
 }
 
 impl CatalogChanges {
-    /// Notes a change, which takes the place of the item's earlier one.
-    pub fn note(&mut self, (id, item): ItemChange) {
+    /// Records a change, which replaces the item's earlier change.
+    pub fn record(&mut self, (id, item): ItemChange) {
         self.version += 1;
         if let Some(before) = self.version_of.insert(id.clone(), self.version) {
             self.by_version.remove(&before);
@@ -26,25 +26,25 @@ impl CatalogChanges {
         self.by_version.insert(self.version, (id, item));
     }
 
-    /// The version of the last change; 0 before any.
+    /// Returns the version of the last change, or 0 if there is none.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// The changes after a version, oldest first, at most `count`, and the version that they lead to.
+    /// Returns the changes after a version, oldest first, at most `count`, and the version after applying them.
     pub fn after(&self, version: u64, count: usize) -> (Vec<ItemChange>, u64) {
-        let found: Vec<(u64, ItemChange)> = self
+        let changes: Vec<(u64, ItemChange)> = self
             .by_version
             .range(version + 1..)
             .take(count)
             .map(|(version, change)| (*version, change.clone()))
             .collect();
-        let reached = match found.len() < count {
-            // Versions of changes that were replaced are gone.
+        let reached = match changes.len() < count {
+            // A replaced change has no entry, so the last version may have none.
             true => self.version,
-            false => found.last().map_or(version, |(version, _)| *version),
+            false => changes.last().map_or(version, |(version, _)| *version),
         };
-        (found.into_iter().map(|(_, change)| change).collect(), reached)
+        (changes.into_iter().map(|(_, change)| change).collect(), reached)
     }
 }
 
@@ -61,11 +61,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_word_of_an_item_is_kept() {
+    fn only_the_last_change_of_an_item_remains() {
         let mut changes = CatalogChanges::default();
-        changes.note(written("a"));
-        changes.note(written("b"));
-        changes.note((id("a"), None));
+        changes.record(written("a"));
+        changes.record(written("b"));
+        changes.record((id("a"), None));
         let (after, reached) = changes.after(0, 10);
         assert_eq!(
             after.iter().map(|(id, item)| (id.to_string(), item.is_some())).collect::<Vec<_>>(),
@@ -76,10 +76,10 @@ mod tests {
     }
 
     #[test]
-    fn changes_can_be_taken_in_parts() {
+    fn changes_are_returned_in_parts() {
         let mut changes = CatalogChanges::default();
         for text in ["a", "b", "c", "a"] {
-            changes.note(written(text));
+            changes.record(written(text));
         }
         let (mut version, mut taken) = (0, Vec::new());
         while version < changes.version() {

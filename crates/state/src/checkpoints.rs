@@ -1,9 +1,9 @@
-//! The state of the log's fold, taken down now and then, so that a start reads only what came after.
+//! Periodic checkpoints of the state folded from the log; startup replays only the tail.
 //!
-//! A checkpoint belongs to one position of the log. What is small (popularity, searches, the remembered event ids, the
-//! written items) is copied while no write is folded. Users are too many for that: they are taken down one by one while
-//! writes go on, each with the position of its own last event, and the replay leaves out what a user has already.
-//! Item keys are written by their order and given anew at the start, so a checkpoint outlives a change of the bundle.
+//! A checkpoint belongs to one log position. The small parts (popularity, searches, deduplication ids, written items)
+//! are copied while no write is folded. There are too many users for that: they are written one by one during writes,
+//! each with the position of its own last event, and the replay skips the events that a history includes. Item keys are
+//! stored by their order and assigned again on startup, so a checkpoint remains valid after a change of the bundle.
 use crate::LiveState;
 use crate::catalog_changes::ItemChange;
 use crate::users;
@@ -23,32 +23,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Changes after which a new checkpoint is worth its writing.
+/// Number of changes after which a new checkpoint is due.
 const CHANGES_MIN: u64 = 500_000;
-/// The same when the server stops.
-const CHANGES_MIN_AT_END: u64 = 20_000;
-/// Between two checkpoints: with many users each is some hundred megabytes.
+/// Number of changes after which a checkpoint is due on shutdown.
+const CHANGES_MIN_ON_SHUTDOWN: u64 = 20_000;
+/// Minimum pause between two checkpoints, because a checkpoint of many users has several hundred megabytes.
 const PAUSE_MIN: Duration = Duration::from_secs(30);
-/// Keys, popular items and ids of a part.
+/// Maximum number of keys, or of popularity records, in one part.
 const PART_COUNT: usize = 8192;
 
 /// Kinds of parts. The numbers are stored.
 mod part {
-    /// What the state began with: see [`super::Origin`].
+    /// See [`super::Origin`].
     pub(super) const ORIGIN: u8 = 1;
-    /// Item ids in the order of their keys, each with a line feed after it.
+    /// Item ids in the order of their keys, each followed by a line feed.
     pub(super) const KEYS: u8 = 2;
     pub(super) const USER: u8 = 3;
     pub(super) const POPULARITY: u8 = 4;
-    /// The weight f32, then the text.
+    /// Weight f32, then the text.
     pub(super) const QUERY: u8 = 5;
     /// A written or deleted item, as in the log.
     pub(super) const ITEM: u8 = 6;
-    /// When the last was stored u32, then hashes u64.
+    /// Time of the last id in seconds u32, then hashes u64.
     pub(super) const EVENT_IDS: u8 = 7;
 }
 
-/// The imported history that was folded before the log. Another one makes another state.
+/// Identifies the imported history that was folded before the log. A checkpoint of another history is not used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Origin {
     pub bytes: u64,
@@ -64,20 +64,20 @@ impl Origin {
     }
 }
 
-/// Takes the state down when enough has changed.
+/// Writes checkpoints when enough has changed.
 pub struct Checkpoints {
     state: Arc<LiveState>,
-    /// The log's writer holds it while it folds.
-    recent: Arc<Mutex<Deduper>>,
+    /// The log's writer locks it while it folds.
+    deduper: Arc<Mutex<Deduper>>,
     directory: PathBuf,
     origin: Origin,
-    /// Of the last one.
+    /// Log position of the last checkpoint.
     position: AtomicU64,
     last: Mutex<Option<Instant>>,
 }
 
-/// What was copied while no write was folded.
-struct Small {
+/// The small parts of the state, copied while no write is folded.
+struct SmallParts {
     position: u64,
     popularity: Vec<u8>,
     queries: Vec<(String, f32)>,
@@ -86,49 +86,49 @@ struct Small {
 }
 
 impl Checkpoints {
-    /// `position`: that of the checkpoint which the state began with, otherwise 0.
+    /// `position` is that of the restored checkpoint, or 0.
     pub fn new(
         state: Arc<LiveState>,
-        recent: Arc<Mutex<Deduper>>,
+        deduper: Arc<Mutex<Deduper>>,
         directory: &Path,
         origin: Origin,
         position: u64,
     ) -> Self {
         let (position, last) = (AtomicU64::new(position), Mutex::default());
-        Self { state, recent, directory: directory.to_owned(), origin, position, last }
+        Self { state, deduper, directory: directory.to_owned(), origin, position, last }
     }
 
-    /// The position of the last checkpoint; 0: there is none.
+    /// Returns the log position of the last checkpoint, or 0 if there is none.
     pub fn position(&self) -> u64 {
         self.position.load(Ordering::Relaxed)
     }
 
-    /// Whether so much has changed that [`Checkpoints::write`] pays.
+    /// Returns whether enough has changed for [`Checkpoints::write`].
     pub fn is_due(&self) -> bool {
         self.state.applied_position() >= self.position() + CHANGES_MIN
-            // Held while one is written: the log's writer, which asks, must not wait for that.
+            // Locked while a checkpoint is written. The log's writer calls this function and must not wait for that.
             && self.last.try_lock().is_some_and(|last| last.is_none_or(|last| last.elapsed() >= PAUSE_MIN))
     }
 
-    /// Takes the state down, if the next start would take long without it.
+    /// Writes a checkpoint if the next startup would take long without it.
     pub fn write_on_shutdown(&self) {
-        if self.state.applied_position() >= self.position() + CHANGES_MIN_AT_END {
+        if self.state.applied_position() >= self.position() + CHANGES_MIN_ON_SHUTDOWN {
             self.write_and_log();
         }
     }
 
-    /// [`Checkpoints::write`]; a failure costs time at the next start and nothing else, so it is only logged.
+    /// Calls [`Checkpoints::write`]. A failure is only logged, because its only effect is a slower startup.
     pub fn write_and_log(&self) {
         let begun = Instant::now();
         match self.write() {
             Ok(position) => {
                 tracing::info!(position, seconds = begun.elapsed().as_secs_f64(), "wrote a checkpoint");
             }
-            Err(error) => tracing::warn!(%error, "a checkpoint could not be written; a start takes longer without it"),
+            Err(error) => tracing::warn!(%error, "cannot write a checkpoint; the next startup takes longer"),
         }
     }
 
-    /// Takes the state down as of now and gives its position. Writes wait while the small parts are copied.
+    /// Writes a checkpoint and returns its log position. Writes to the log wait while the small parts are copied.
     pub fn write(&self) -> io::Result<u64> {
         let mut last = self.last.lock();
         *last = Some(Instant::now());
@@ -140,7 +140,7 @@ impl Checkpoints {
                 file.put(part::USER, &users::encode(&user, &history))?;
             }
         }
-        // After the users, so that it has every key that they have.
+        // After the users, so that it includes every key of their histories.
         put_keys(&mut file, &self.state)?;
         for records in small.popularity.chunks(PART_COUNT * lodestone_events::Popularity::RECORD_BYTES) {
             file.put(part::POPULARITY, records)?;
@@ -162,14 +162,14 @@ impl Checkpoints {
         Ok(small.position)
     }
 
-    fn copy_small(&self) -> Small {
-        let recent = self.recent.lock();
-        Small {
+    fn copy_small(&self) -> SmallParts {
+        let deduper = self.deduper.lock();
+        SmallParts {
             position: self.state.applied_position(),
             popularity: self.state.popularity.read().records(),
             queries: self.state.queries.queries(),
             items: self.state.catalogue.lock().after(0, usize::MAX).0,
-            chunks: recent.chunks(),
+            chunks: deduper.chunks(),
         }
     }
 }
@@ -179,7 +179,7 @@ fn put_keys(file: &mut CheckpointWriter, state: &LiveState) -> io::Result<()> {
     for begin in (0..count).step_by(PART_COUNT) {
         let mut ids = String::new();
         for key in begin..count.min(begin + PART_COUNT) {
-            // An id has no control character.
+            // A line feed separates ids, because an id has no control characters.
             ids.push_str(state.keys.id(ItemKey(key as u32)).as_str());
             ids.push('\n');
         }
@@ -188,32 +188,32 @@ fn put_keys(file: &mut CheckpointWriter, state: &LiveState) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts the newest checkpoint of the log into a state in which nobody is known, and gives its position. None: there is no
-/// checkpoint. After an error the state may hold a part of it.
+/// Restores the newest checkpoint of the log into an empty state. Returns its log position, or none if there is no
+/// checkpoint. After an error the state may contain a part of it.
 pub fn restore(
     directory: &Path,
     origin: Origin,
     last_position: u64,
     state: &LiveState,
-    recent: &mut Deduper,
+    deduper: &mut Deduper,
 ) -> Result<Option<u64>, CheckpointError> {
     let Some(checkpoint) = Checkpoint::newest(directory)? else { return Ok(None) };
     if checkpoint.until > last_position {
         return Err(CheckpointError::Ahead { until: checkpoint.until, last: last_position });
     }
-    // The keys come behind the users.
+    // The keys are stored after the users, which need them.
     let mut keys: Vec<ItemKey> = Vec::new();
     checkpoint.each_part(|kind, content| match kind {
         part::ORIGIN if content != origin.to_bytes() => Err(CheckpointError::OtherHistory),
         part::KEYS => read_keys(content, state, &mut keys),
         _ => Ok(()),
     })?;
-    let key = |written: ItemKey| keys.get(written.0 as usize).copied();
+    let key = |stored: ItemKey| keys.get(stored.0 as usize).copied();
     checkpoint.each_part(|kind, content| {
-        restore_part(kind, content, state, recent, key)
+        restore_part(kind, content, state, deduper, key)
             .map_err(|reason| CheckpointError::Content { kind, reason: reason.to_string() })
     })?;
-    state.note_position(checkpoint.position);
+    state.advance_position(checkpoint.position);
     Ok(Some(checkpoint.position))
 }
 
@@ -229,7 +229,7 @@ fn restore_part(
     kind: u8,
     content: &[u8],
     state: &LiveState,
-    recent: &mut Deduper,
+    deduper: &mut Deduper,
     key: impl Fn(ItemKey) -> Option<ItemKey>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     match kind {
@@ -240,21 +240,21 @@ fn restore_part(
         }
         part::POPULARITY => state.popularity.write().restore(content, key)?,
         part::QUERY => {
-            let (weight, text) = content.split_first_chunk().ok_or("a search is cut off")?;
+            let (weight, text) = content.split_first_chunk().ok_or("a search is truncated")?;
             state.queries.add_query(std::str::from_utf8(text)?, f32::from_le_bytes(*weight));
         }
         part::ITEM => match Change::decode(0, content)? {
-            Change::Upsert(item) => state.catalogue.lock().note((item.id.clone(), Some(Arc::new(*item)))),
-            Change::Delete(id) => state.catalogue.lock().note((id, None)),
-            _ => return Err("an item is none".into()),
+            Change::Upsert(item) => state.catalogue.lock().record((item.id.clone(), Some(Arc::new(*item)))),
+            Change::Delete(id) => state.catalogue.lock().record((id, None)),
+            _ => return Err("an item change is of another kind".into()),
         },
         part::EVENT_IDS => {
-            let (last_s, hashes) = content.split_first_chunk().ok_or("event ids are cut off")?;
+            let (last_s, hashes) = content.split_first_chunk().ok_or("event ids are truncated")?;
             let hash = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
             let hashes = hashes.chunks_exact(8).map(hash).collect();
-            recent.insert_chunk(&Chunk { last_s: u32::from_le_bytes(*last_s), hashes });
+            deduper.insert_chunk(&Chunk { last_s: u32::from_le_bytes(*last_s), hashes });
         }
-        _ => return Err("the kind is not known".into()),
+        _ => return Err("the kind of the part is unknown".into()),
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
-//! The state folded from the log: users, popularity, queries and catalogue changes; its checkpoints and its recovery.
+//! The state folded from the event log: users, popularity, searches and catalogue changes; its checkpoints and
+//! recovery.
 //!
-//! The same fold runs when a change is written and when the log is replayed, so a state is equal after a restart.
+//! The same fold runs on writes and on replays of the log, so that a restart restores the same state.
 #![forbid(unsafe_code)]
 mod catalog_changes;
 pub mod checkpoints;
@@ -9,5 +10,5 @@ mod state;
 pub mod users;
 
 pub use catalog_changes::{CatalogChanges, ItemChange};
-pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, recover, state_of_items};
-pub use state::LiveState;
+pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, recover, state_with_items};
+pub use state::{LiveState, ReplayBase};

@@ -1,6 +1,6 @@
-//! The state at the start: a checkpoint, or else the imported history; then the log.
+//! Recovery on startup: restores a checkpoint, or folds the imported history; then folds the log.
 use crate::{
-    LiveState,
+    LiveState, ReplayBase,
     checkpoints::{self, Origin},
 };
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
@@ -13,29 +13,30 @@ use std::{
     time::Instant,
 };
 
-/// The state with what its next checkpoint must know.
+/// A recovered state, with the inputs of its next checkpoint.
 pub struct RecoveredState {
     pub state: Arc<LiveState>,
+    /// The event ids that are remembered for deduplication.
     pub recent: Deduper,
     pub origin: Origin,
-    /// Of the checkpoint that was used; 0: none was.
+    /// Log position of the restored checkpoint; 0 if there was none.
     pub checkpoint: u64,
 }
 
-/// Where the state is recovered from.
+/// The sources of a recovery.
 pub struct RecoveryOptions<'a> {
-    /// Directory of the log and its checkpoints.
+    /// The directory of the log and its checkpoints.
     pub directory: &'a Path,
-    /// The imported events; the file may be missing.
+    /// The file of imported events; it may be missing.
     pub history: &'a Path,
-    /// Shifts the imported events so that the last one happens at this time: for demonstrations with old data. Checkpoints are
-    /// not used then, because the shifted state depends on the time of the start.
+    /// Shifts the imported events so that the last one happens at this time, for demonstrations with old data.
+    /// Checkpoints are not used then, because the shifted state depends on the time of the startup.
     pub history_end: Option<UnixMillis>,
-    /// Event ids remembered for deduplication at most.
+    /// Maximum number of event ids that are remembered for deduplication.
     pub dedupe_ids_max: usize,
 }
 
-/// Why the state cannot be recovered.
+/// The reason why a state cannot be recovered.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
     #[error(transparent)]
@@ -55,24 +56,24 @@ pub fn recover(
 ) -> Result<RecoveredState, RecoveryError> {
     let begun = Instant::now();
     let origin = origin(options.history)?;
-    let begin = || (new_state(), Deduper::with_capacity(options.dedupe_ids_max));
-    let (mut state, mut recent) = begin();
+    let empty = || (new_state(), Deduper::with_capacity(options.dedupe_ids_max));
+    let (mut state, mut deduper) = empty();
     let restored = match options.history_end {
         Some(_) => Ok(None),
-        None => checkpoints::restore(options.directory, origin, log.last_position(), &state, &mut recent),
+        None => checkpoints::restore(options.directory, origin, log.last_position(), &state, &mut deduper),
     };
     let checkpoint = restored.unwrap_or_else(|error| {
-        tracing::warn!(%error, "the log's checkpoint is not used; its whole log is read");
-        (state, recent) = begin();
+        tracing::warn!(%error, "cannot use the checkpoint; the whole log is replayed");
+        (state, deduper) = empty();
         None
     });
     match checkpoint {
-        Some(position) => tracing::info!(position, users = state.users.len(), "read the checkpoint"),
+        Some(position) => tracing::info!(position, users = state.users.len(), "restored the checkpoint"),
         None => fold_history(&state, options)?,
     }
-    replay(&state, log, &mut recent, checkpoint.unwrap_or(0))?;
-    tracing::info!(position = log.last_position(), seconds = begun.elapsed().as_secs_f64(), "folded what is known");
-    Ok(RecoveredState { state, recent, origin, checkpoint: checkpoint.unwrap_or(0) })
+    replay(&state, log, &mut deduper, checkpoint)?;
+    tracing::info!(position = log.last_position(), seconds = begun.elapsed().as_secs_f64(), "recovered the state");
+    Ok(RecoveredState { state, recent: deduper, origin, checkpoint: checkpoint.unwrap_or(0) })
 }
 
 fn origin(history: &Path) -> Result<Origin, RecoveryError> {
@@ -83,7 +84,7 @@ fn origin(history: &Path) -> Result<Origin, RecoveryError> {
     Ok(Origin { bytes: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) })
 }
 
-/// What was imported is the state before the log's first position.
+/// Folds the imported history as the state before the first log position.
 fn fold_history(state: &LiveState, options: &RecoveryOptions) -> Result<(), RecoveryError> {
     if !options.history.exists() {
         return Ok(());
@@ -99,25 +100,31 @@ fn fold_history(state: &LiveState, options: &RecoveryOptions) -> Result<(), Reco
     Ok(())
 }
 
-/// Folds the log after a position. Users may be ahead of it: they were taken down while writes went on.
-fn replay(state: &LiveState, log: &EventLog, recent: &mut Deduper, after: u64) -> Result<(), RecoveryError> {
+/// Folds the log after the checkpoint's position, or the whole log.
+fn replay(
+    state: &LiveState,
+    log: &EventLog,
+    deduper: &mut Deduper,
+    checkpoint: Option<u64>,
+) -> Result<(), RecoveryError> {
+    let base = if checkpoint.is_some_and(|position| position > 0) { ReplayBase::Checkpoint } else { ReplayBase::Empty };
     let mut catalogue = state.catalogue.lock();
-    log.replay(after + 1, |position, at, change| {
+    log.replay(checkpoint.unwrap_or(0) + 1, |position, at, change| {
         match change {
             Change::Event(event) => {
-                recent.insert(&event.id, at);
-                state.replay_event(position, &event, after > 0);
+                deduper.insert(&event.id, at);
+                state.replay_event(position, &event, base);
             }
-            Change::Upsert(item) => catalogue.note((item.id.clone(), Some(Arc::new(*item)))),
-            Change::Delete(id) => catalogue.note((id, None)),
+            Change::Upsert(item) => catalogue.record((item.id.clone(), Some(Arc::new(*item)))),
+            Change::Delete(id) => catalogue.record((id, None)),
         }
-        state.note_position(position);
+        state.advance_position(position);
     })?;
     Ok(())
 }
 
-/// A state that gives the items of a bundle the keys 0, 1, 2, …, so that the bundle's tables need no other.
-pub fn state_of_items<'a>(items: impl Iterator<Item = &'a lodestone_core::ids::ItemId>) -> Arc<LiveState> {
+/// Returns an empty state in which the items have the keys 0, 1, 2, …, so that keys equal rows of the bundle's tables.
+pub fn state_with_items<'a>(items: impl Iterator<Item = &'a lodestone_core::ids::ItemId>) -> Arc<LiveState> {
     let state = LiveState::default();
     for (index, item) in items.enumerate() {
         let key = state.keys.intern(item);

@@ -1,4 +1,5 @@
-//! What is known whichever generation answers: the fold of the log. Written by one thread (the log's writer), read by all.
+//! The state that all generations share: the fold of the log. One thread (the log's writer) writes it; all threads read
+//! it.
 use crate::catalog_changes::CatalogChanges;
 use crate::users::Users;
 use lodestone_catalog::ItemKeys;
@@ -11,27 +12,35 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// Popular items kept ready.
+/// Number of popular items that are cached.
 const POPULAR_COUNT: usize = 200;
-/// How old the ready list may be.
+/// Maximum age of the cached list.
 const POPULAR_AGE_MS_MAX: i64 = 1000;
 
-/// What shoppers did and what the shop changed, for all generations.
+/// Users, popularity, searches and catalogue changes, for all generations.
 pub struct LiveState {
-    /// Of all items that any generation has or that any event names.
+    /// Keys of all items of any generation and of all items in events.
     pub keys: ItemKeys,
     pub users: Users,
     pub popularity: RwLock<Popularity>,
-    /// What users searched for, as completions.
+    /// Past searches, as completions.
     pub queries: Suggester,
-    /// Items that were written since the bundles were made; every generation has them too.
+    /// Catalogue changes since the bundles were trained. Every generation applies them.
     pub catalogue: Mutex<CatalogChanges>,
-    popular: Mutex<Ready>,
+    popular: Mutex<PopularCache>,
     applied: AtomicU64,
 }
 
+/// The state that a replay of the log starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayBase {
+    Empty,
+    /// Histories of a checkpoint may include events after its position, because it was written during writes.
+    Checkpoint,
+}
+
 #[derive(Default)]
-struct Ready {
+struct PopularCache {
     at: Option<UnixMillis>,
     top: Arc<Vec<(ItemKey, f32)>>,
 }
@@ -51,22 +60,26 @@ impl Default for LiveState {
 }
 
 impl LiveState {
-    /// The fold of one event. The same code runs when it is written and when it is replayed.
+    /// Folds one event of the log.
     pub fn apply_event(&self, position: u64, event: &Event) {
         self.users.apply(position, event, &self.keys);
-        self.note_position(position);
+        self.advance_position(position);
         self.apply_to_all(event);
     }
 
-    /// The fold of one event after a checkpoint's position, which the event's user may have been taken down with.
-    pub fn replay_event(&self, position: u64, event: &Event, may_be_known: bool) {
-        if !(may_be_known && self.users.has(&event.user, position)) {
+    /// Folds one event during recovery.
+    pub fn replay_event(&self, position: u64, event: &Event, base: ReplayBase) {
+        let is_included = match base {
+            ReplayBase::Empty => false,
+            ReplayBase::Checkpoint => self.users.includes(&event.user, position),
+        };
+        if !is_included {
             self.users.apply(position, event, &self.keys);
         }
         self.apply_to_all(event);
     }
 
-    /// The part of the fold that is not the user's.
+    /// Folds the parts of an event that are not per user.
     fn apply_to_all(&self, event: &Event) {
         self.popularity.write().apply(event, &self.keys);
         if event.kind == EventKind::Search {
@@ -74,23 +87,23 @@ impl LiveState {
         }
     }
 
-    /// Notes that the change at this log position is in effect.
-    pub fn note_position(&self, position: u64) {
+    /// Records that all changes up to this log position are in effect.
+    pub fn advance_position(&self, position: u64) {
         self.applied.fetch_max(position, Ordering::Release);
     }
 
-    /// The log position up to which changes are in effect.
+    /// Returns the log position up to which changes are in effect.
     pub fn applied_position(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// The most popular items, at most a second old.
+    /// Returns the most popular items with their scores, at most [`POPULAR_AGE_MS_MAX`] old.
     pub fn popular(&self, now: UnixMillis) -> Arc<Vec<(ItemKey, f32)>> {
-        let mut ready = self.popular.lock();
-        if ready.at.is_none_or(|at| (now.0 - at.0).abs() >= POPULAR_AGE_MS_MAX) {
-            ready.top = Arc::new(self.popularity.read().top(POPULAR_COUNT, now));
-            ready.at = Some(now);
+        let mut cache = self.popular.lock();
+        if cache.at.is_none_or(|at| (now.0 - at.0).abs() >= POPULAR_AGE_MS_MAX) {
+            cache.top = Arc::new(self.popularity.read().top(POPULAR_COUNT, now));
+            cache.at = Some(now);
         }
-        ready.top.clone()
+        cache.top.clone()
     }
 }

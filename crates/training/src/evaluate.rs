@@ -112,7 +112,7 @@ pub(super) fn replay_targets(
     let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
     let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
     let item_count = bundle.items.len();
-    let generation = Generation::alone(bundle, 1024)?;
+    let generation = Generation::standalone(bundle, 1024)?;
     let events = dataset::into_events(dataset::read_history(data)?);
     let mut judged = Judged {
         trained_until,

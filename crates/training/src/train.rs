@@ -375,7 +375,7 @@ fn learn_ranker(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(TrainedRanker, Vec<String>, usize), TrainError> {
     let mut models = Models::open(runtime, bundle, Device::Cpu)?;
-    let generation = Generation::alone(copy_for_replay(bundle), 1024)?;
+    let generation = Generation::standalone(copy_for_replay(bundle), 1024)?;
     let times = shop.labels_from..shop.trained_until;
     let with = (options, &mut StdRng::seed_from_u64(options.seed));
     let lists = ranking_lists(&generation, &mut models, &shop.items, &shop.events, times, with, progress)?;

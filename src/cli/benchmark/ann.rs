@@ -1,10 +1,15 @@
 //! `lodestone benchmark ann`
-use lodestone_core::{bits, ids::Row};
-use lodestone_pipeline::bundle::Bundle;
-use crate::cli::{exit::Exit, matrix::Matrix, output::{OutputArgs, new_file}, threads::ThreadsArgs};
-use lodestone_index::{BuildConfig, FrozenGraph, Precision, SearchStrategy, dot};
+use crate::cli::{
+    exit::Exit,
+    matrix::Matrix,
+    output::{OutputArgs, new_file},
+    threads::ThreadsArgs,
+};
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use lodestone_core::{bits, ids::Row};
+use lodestone_index::{BuildConfig, FrozenGraph, Precision, SearchStrategy, dot};
+use lodestone_pipeline::bundle::Bundle;
 use rayon::prelude::*;
 use std::{fmt, path::PathBuf, time::Instant};
 

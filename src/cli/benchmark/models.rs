@@ -1,10 +1,15 @@
 //! `lodestone benchmark models`
-use lodestone_pipeline::{bundle::Bundle, ENCODED_EVENTS_MAX, features::FEATURE_COUNT, ranking::{Device, UserEncoder, UserInput, Ranker, RankingError, TextEncoder}};
-use lodestone_catalog::VECTOR_DIM;
 use crate::cli::{LibraryArgs, exit::Exit, output::OutputArgs};
-use lodestone_events::EventKind;
-use lodestone_core::ids::Row;
 use anyhow::ensure;
+use lodestone_catalog::VECTOR_DIM;
+use lodestone_core::ids::Row;
+use lodestone_events::EventKind;
+use lodestone_pipeline::{
+    ENCODED_EVENTS_MAX,
+    bundle::Bundle,
+    features::FEATURE_COUNT,
+    ranking::{Device, Ranker, RankingError, TextEncoder, UserEncoder, UserInput},
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::PathBuf, time::Instant};
 

@@ -1,7 +1,7 @@
 //! `lodestone benchmark off-policy`
 use crate::cli::{exit::Exit, output::OutputArgs};
-use lodestone_experiments::off_policy::{self, EstimateOptions, SupportLimits};
 use anyhow::ensure;
+use lodestone_experiments::off_policy::{self, EstimateOptions, SupportLimits};
 use std::path::PathBuf;
 
 /// Estimates the reward per shown item of a target policy from the log of another policy, and compares it with the

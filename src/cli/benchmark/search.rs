@@ -37,7 +37,7 @@ pub(crate) fn search(args: SearchArgs) -> anyhow::Result<Exit> {
     let runtime = library.load()?;
     let mut bars = StageBars::default();
     let options = SearchBenchmarkOptions { products, judgments, encoder, seed };
-    let report = training::search_benchmark(&options, &runtime, &mut |step| bars.show(step))?;
+    let report = lodestone_training::search_benchmark(&options, &runtime, &mut |step| bars.show(step))?;
     bars.finish();
     output.write(&report)?;
     Ok(Exit::Success)

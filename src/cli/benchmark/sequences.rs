@@ -1,7 +1,19 @@
 //! `lodestone benchmark next-item`, `sessions`, `next-basket`, `encoder-step`
-use crate::cli::{exit::Exit, output::{OutputArgs, new_file, write_file}, progress::StageBars, threads::ThreadsArgs};
-use lodestone_training::{Progress, sequence::{EncoderConfig, Shape, Similarity, benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials}, fit::time_steps}};
+use crate::cli::{
+    exit::Exit,
+    output::{OutputArgs, new_file, write_file},
+    progress::StageBars,
+    threads::ThreadsArgs,
+};
 use anyhow::ensure;
+use lodestone_training::{
+    Progress,
+    sequence::{
+        EncoderConfig, Shape, Similarity,
+        benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials},
+        fit::time_steps,
+    },
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     fmt::{self, Display},

@@ -1,9 +1,9 @@
 //! Converts answers of the engine to response messages.
-use lodestone_catalog::{AttributeValue, Item};
-use lodestone_pipeline::{*, serving::ChosenArm};
-use lodestone_core::ids::ItemId;
-use lodestone_index::SearchStrategy;
 use crate::server::{proto, violations::Violation};
+use lodestone_catalog::{AttributeValue, Item};
+use lodestone_core::ids::ItemId;
+use lodestone_index::{Completion, CompletionSource, SearchStrategy};
+use lodestone_pipeline::{serving::ExperimentArm, *};
 
 /// Fields of a response that the server adds to the engine's answer.
 pub(crate) struct Envelope {
@@ -15,28 +15,28 @@ fn texts(ids: &[ItemId]) -> Vec<String> {
     ids.iter().map(ItemId::to_string).collect()
 }
 
-fn info(tail: &AnswerTail, envelope: Envelope) -> proto::AnswerInfo {
+fn info(info: &AnswerInfo, envelope: Envelope) -> proto::AnswerInfo {
     let degradation = |degradation: &Degradation| proto::Degradation {
         code: degradation.code as i32,
         subject: degradation.subject.clone(),
     };
     let notice = |notice: Violation| proto::Notice { field: notice.field, description: notice.description };
     proto::AnswerInfo {
-        generation: tail.generation.to_string(),
-        degradations: tail.degradations.iter().map(degradation).collect(),
+        generation: info.generation.to_string(),
+        degradations: info.degradations.iter().map(degradation).collect(),
         notices: envelope.notices.into_iter().map(notice).collect(),
-        user_known: tail.user_known,
-        unknown_item_ids: texts(&tail.unknown_items),
-        dropped_pin_item_ids: texts(&tail.dropped_pins),
+        user_known: info.user_known,
+        unknown_item_ids: texts(&info.unknown_items),
+        dropped_pin_item_ids: texts(&info.dropped_pins),
         request_id: envelope.request_id,
-        debug: tail.debug.as_ref().map(debug),
-        serving_config: tail.serving_config.clone(),
-        experiment_arms: tail.arm.iter().map(arm).collect(),
-        explored: tail.explored,
+        debug: info.debug.as_ref().map(debug),
+        serving_config: info.serving_config.clone(),
+        experiment_arms: info.arm.iter().map(arm).collect(),
+        explored: info.explored,
     }
 }
 
-fn arm(chosen: &ChosenArm) -> proto::ExperimentArm {
+fn arm(chosen: &ExperimentArm) -> proto::ExperimentArm {
     proto::ExperimentArm { experiment: chosen.experiment.clone(), arm: chosen.arm.clone() }
 }
 
@@ -46,9 +46,9 @@ fn debug(debug: &AnswerDebug) -> proto::AnswerDebug {
         duration: Some(prost_types::Duration { seconds: time.as_secs() as i64, nanos: time.subsec_nanos() as i32 }),
     };
     let source = |count: &SourceCount| proto::SourceCount {
-        source: count.source.to_owned(),
+        source: count.source.name().to_owned(),
         candidate_count: count.count as i32,
-        way: count.way.map_or("", SearchStrategy::name).to_owned(),
+        strategy: count.strategy.map_or("", SearchStrategy::name).to_owned(),
     };
     proto::AnswerDebug {
         stages: debug.stages.iter().map(stage).collect(),

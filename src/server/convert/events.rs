@@ -1,8 +1,11 @@
 //! Validates and converts events.
 use super::{TEXT_CHARS_MAX, currency, items, requests::viewer};
-use lodestone_events::{Attribution, Event, EventKind, EventLine};
-use lodestone_core::{ids::{EventId, ItemId}, units::UnixMillis};
 use crate::server::{proto, violations::Violations};
+use lodestone_core::{
+    ids::{EventId, ItemId},
+    units::UnixMillis,
+};
+use lodestone_events::{Attribution, Event, EventKind, EventLine};
 use std::{
     fmt::{self, Display},
     time::Duration,

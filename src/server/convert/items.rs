@@ -1,8 +1,11 @@
 //! Validates and converts items.
 use super::{TEXT_CHARS_MAX, currency};
-use lodestone_catalog::{AttributeValue, Item};
-use lodestone_core::{ids::ItemId, units::{PriceMicros, UnixMillis}};
 use crate::server::{proto, violations::Violations};
+use lodestone_catalog::{AttributeValue, Item};
+use lodestone_core::{
+    ids::ItemId,
+    units::{PriceMicros, UnixMillis},
+};
 use std::{
     collections::BTreeMap,
     fmt::{self, Display},

@@ -1,8 +1,8 @@
 //! Converts the state of bundles to messages, and validates requests of ModelService.
 use super::{TEXT_CHARS_MAX, shortened};
-use lodestone_rollout::{BundleState, BundleStatus, ShadowReport, Summary, CanaryReport};
-use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
 use crate::server::{proto, violations::Violations};
+use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
+use lodestone_rollout::{BundleState, BundleStatus, CanaryReport, HealthSummary, ShadowReport};
 use std::time::Duration;
 
 /// Validates the name of a bundle.
@@ -64,11 +64,11 @@ pub(crate) fn bundle_to_proto(bundle: &BundleStatus) -> proto::Bundle {
         share: bundle.share,
         window: is_loaded.then(|| window(&bundle.window)),
         shadow: bundle.shadow.as_ref().map(shadow),
-        canary: bundle.trial.as_ref().map(canary),
+        canary: bundle.evaluation.as_ref().map(canary),
     }
 }
 
-fn window(summary: &Summary) -> proto::HealthWindow {
+fn window(summary: &HealthSummary) -> proto::HealthWindow {
     proto::HealthWindow {
         request_count: summary.requests as i64,
         error_count: summary.errors as i64,
@@ -92,9 +92,9 @@ fn shadow(report: &ShadowReport) -> proto::ShadowReport {
 fn canary(report: &CanaryReport) -> proto::CanaryReport {
     proto::CanaryReport {
         user_count: report.canary_users as i64,
-        conversions_per_user: report.canary_choices,
+        conversions_per_user: report.canary_conversions,
         current_user_count: report.current_users as i64,
-        current_conversions_per_user: report.current_choices,
+        current_conversions_per_user: report.current_conversions,
         difference_low: report.difference.map(|(low, _)| low),
         difference_high: report.difference.map(|(_, high)| high),
     }

@@ -1,9 +1,12 @@
 //! Validates and converts requests of RankingService.
 use super::{TEXT_CHARS_MAX, events::event, shortened};
-use lodestone_catalog::Filter;
-use lodestone_pipeline::*;
-use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 use crate::server::{proto, violations::Violations};
+use lodestone_catalog::Filter;
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::UnixMillis,
+};
+use lodestone_pipeline::*;
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::fmt::Display;
@@ -51,11 +54,7 @@ pub(crate) fn viewer(violations: &mut Violations, field: impl Display, viewer: O
     if proto::Platform::try_from(viewer.platform).is_err() {
         violations.add(format_args!("{field}.platform"), format!("{} is not a Platform", viewer.platform));
     }
-    Viewer {
-        user: user.unwrap_or_else(placeholder),
-        session: viewer.session_id.clone(),
-        locale: viewer.locale.clone(),
-    }
+    Viewer { user: user.unwrap_or_else(placeholder), session: viewer.session_id.clone(), locale: viewer.locale.clone() }
 }
 
 fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {
@@ -204,7 +203,7 @@ pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequ
         filter: filter(violations, "filter", &request.filter),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
-        sent,
+        message: sent,
     }
 }
 
@@ -300,7 +299,7 @@ pub(crate) fn recommend(
         anchors: ids(violations, "anchor_item_ids", &request.anchor_item_ids, ANCHORS_MAX),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
-        sent,
+        message: sent,
     }
 }
 
@@ -319,7 +318,7 @@ pub(crate) fn rank(violations: &mut Violations, request: proto::RankRequest, now
         candidates,
         query: query(violations, &request.query),
         options: options(violations, request.options.as_ref(), now),
-        sent: slate_key(&request, |request| &mut request.options),
+        message: slate_key(&request, |request| &mut request.options),
     }
 }
 

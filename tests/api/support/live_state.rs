@@ -5,7 +5,9 @@ use lodestone_core::{
     units::UnixMillis,
 };
 use lodestone_events::{Change, Deduper, EventLog, Writer};
-use lodestone_state::{LiveState, RecoveredState, RecoveryOptions, checkpoints::Checkpoints, recover, state_of_items};
+use lodestone_state::{
+    LiveState, RecoveredState, RecoveryOptions, checkpoints::Checkpoints, recover, state_with_items,
+};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -38,10 +40,10 @@ impl LoggedState {
             for (position, change, _) in changes {
                 match change {
                     Change::Event(event) => folded.apply_event(position, &event),
-                    Change::Upsert(item) => folded.catalogue.lock().note((item.id.clone(), Some(Arc::new(*item)))),
-                    Change::Delete(id) => folded.catalogue.lock().note((id, None)),
+                    Change::Upsert(item) => folded.catalogue.lock().record((item.id.clone(), Some(Arc::new(*item)))),
+                    Change::Delete(id) => folded.catalogue.lock().record((id, None)),
                 }
-                folded.note_position(position);
+                folded.advance_position(position);
             }
         };
         let writer = Writer::start(log, recent.clone(), UnixMillis::now, Box::new(apply)).unwrap();
@@ -52,7 +54,7 @@ impl LoggedState {
 /// Returns the state before the first event: that of the bundle's items.
 pub(crate) fn initial_state() -> Arc<LiveState> {
     let items = BUNDLE_ITEMS.map(|id| ItemId::parse(id).unwrap());
-    state_of_items(items.iter())
+    state_with_items(items.iter())
 }
 
 /// Recovers the state from the newest checkpoint, if there is one, and the log after it.

@@ -5,7 +5,7 @@ use ahash::AHashMap;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset::DatasetSlot;
 use lodestone_pipeline::{
-    answers::{AnswerRecord, AnswersError, for_each_record},
+    answers::{AnswerLogError, AnswerRecord, for_each_record},
     serving::ServingConfig,
 };
 use serde::Serialize;
@@ -70,7 +70,7 @@ const PROPENSITY_SAMPLES: usize = 200;
 
 /// Reads the records of a server (`DATA/answers`) and what a serving configuration would have shown; see
 /// [`AnswerRecord::page_of`]. Damaged blocks of the files count as one answer left out.
-pub fn answers_under(config: &ServingConfig, directory: &Path) -> Result<JudgedSlots, AnswersError> {
+pub fn answers_under(config: &ServingConfig, directory: &Path) -> Result<JudgedSlots, AnswerLogError> {
     let mut judged = JudgedSlots { target: format!("serving configuration {}", config.name), ..JudgedSlots::default() };
     let lost = for_each_record(directory, UnixMillis(0), |record| match slots_under(config, &record) {
         Some((slots, is_same)) => {

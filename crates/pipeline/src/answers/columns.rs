@@ -1,12 +1,12 @@
-//! Feature matrices as bytes that compress well: by column, and of a column that varies all first bytes, then all second
-//! bytes, and so on (the exponents of one feature are much alike). To the bit.
+//! A lossless encoding of feature matrices that compresses well: by column, and within a column by byte plane (all
+//! first bytes, then all second bytes, …), because the exponents of one feature are similar.
 
-/// A column whose rows are all equal: its four bytes follow.
+/// Tag of a column whose rows are all equal: the four bytes of the value follow.
 const SAME: u8 = 0;
-/// A column that varies: four planes of a byte for each row follow.
+/// Tag of any other column: four byte planes follow, each with one byte per row.
 const VARIES: u8 = 1;
 
-/// The bytes of a matrix `[rows × columns]`, row-major.
+/// Encodes a matrix `[rows × columns]`, row-major.
 pub fn encode(matrix: &[f32], column_count: usize) -> Vec<u8> {
     let row_count = matrix.len().checked_div(column_count).unwrap_or(0);
     let mut bytes = Vec::with_capacity(matrix.len() * 4 + column_count);
@@ -28,9 +28,9 @@ pub fn encode(matrix: &[f32], column_count: usize) -> Vec<u8> {
     bytes
 }
 
-/// The matrix of what [`encode`] gave; none where the bytes are not those of such a matrix.
+/// Decodes the output of [`encode`]; none if the bytes do not encode a matrix of this shape.
 pub fn decode(mut bytes: &[u8], row_count: usize, column_count: usize) -> Option<Vec<f32>> {
-    // Every column has at least five bytes, so what is reserved is bounded by what was read.
+    // Every column has at least five bytes, so the allocation is bounded by the size of the input.
     let expected = row_count.checked_mul(column_count)?;
     if row_count == 0 || column_count > bytes.len() {
         return (bytes.is_empty() && expected == 0).then(Vec::new);
@@ -65,16 +65,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_bit_comes_back(rows in 0usize..20, columns in 1usize..6, seeds in prop::collection::vec(any::<u32>(), 120)) {
-            // Few different values, so that some columns do not vary; NaN and infinities among them.
+        fn decoding_restores_every_bit(rows in 0usize..20, columns in 1usize..6, seeds in prop::collection::vec(any::<u32>(), 120)) {
+            // Few distinct values, so that some columns are constant; they include NaN and infinities.
             let matrix: Vec<f32> = (0..rows * columns).map(|at| f32::from_bits(seeds[at % (1 + seeds[0] as usize % 7)])).collect();
-            let back = decode(&encode(&matrix, columns), rows, columns).unwrap();
-            prop_assert_eq!(back.len(), matrix.len());
-            prop_assert!(back.iter().zip(&matrix).all(|(a, b)| a.to_bits() == b.to_bits()));
+            let decoded = decode(&encode(&matrix, columns), rows, columns).unwrap();
+            prop_assert_eq!(decoded.len(), matrix.len());
+            prop_assert!(decoded.iter().zip(&matrix).all(|(a, b)| a.to_bits() == b.to_bits()));
         }
 
         #[test]
-        fn other_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..64), rows in any::<usize>(), columns in any::<usize>()) {
+        fn arbitrary_bytes_are_refused_or_decoded_to_the_shape(bytes in prop::collection::vec(any::<u8>(), 0..64), rows in any::<usize>(), columns in any::<usize>()) {
             if let Some(matrix) = decode(&bytes, rows, columns) {
                 prop_assert_eq!(matrix.len(), rows * columns);
             }

@@ -1,10 +1,10 @@
-//! The log of answers: written by one thread beside the answers, never waited for.
+//! The answer log, written by one background thread; answers never wait for it.
 //!
-//! It has files of its own and is not synced: an answer that is lost with a crash costs one example and no state, and the
-//! event log's fsync, which every acknowledgement waits for, keeps the disk for itself.
+//! It has its own files, which are not synced: a crash costs a few records and no state, and the fsync of the event
+//! log, which every acknowledgement waits for, does not compete for the disk.
 use super::{
     record::{AnswerId, AnswerRecord},
-    segment::{AnswersError, Block, Segment, SegmentReader, compressor, day_of, list},
+    segment::{AnswerLogError, Block, Segment, SegmentReader, compressor, day_of, list},
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use lodestone_core::units::UnixMillis;
@@ -16,39 +16,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Answers that may wait to be written; one more is dropped and counted. Each holds some 50 KB.
-const WAITING_MAX: usize = 512;
-/// A block is written when it has so many bytes, before compression, or is so old.
+/// Maximum number of queued answers; further ones are dropped and counted. Each has about 50 KB.
+const QUEUED_MAX: usize = 512;
+/// Size, before compression, at which a block is written.
 const BLOCK_BYTES: usize = 1 << 20;
+/// Age at which a block is written.
 const BLOCK_AGE_MAX: Duration = Duration::from_secs(1);
-/// A day's answers are in files of at most about this size, so that the oldest can be removed.
+/// Approximate maximum size of a file. A day has several files, so that the oldest can be removed.
 const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 
-/// What is kept.
+/// Sampling and retention.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AnswersConfig {
-    /// Of the answers, 0 to 1.
+pub struct AnswerLogConfig {
+    /// Share of answers that are logged, 0 to 1.
     pub share: f64,
     pub days_max: u32,
     pub bytes_max: u64,
 }
 
-impl Default for AnswersConfig {
+impl Default for AnswerLogConfig {
     fn default() -> Self {
         Self { share: 0.1, days_max: 30, bytes_max: 2 << 30 }
     }
 }
 
-/// Makes a record of what an answer was made from, on the writing thread.
-pub type MakeRecord = Box<dyn FnOnce() -> AnswerRecord + Send>;
+/// Builds the record of an answer, on the writing thread.
+pub type RecordBuilder = Box<dyn FnOnce() -> AnswerRecord + Send>;
 
 enum Job {
-    Log(AnswerId, MakeRecord),
+    Log(AnswerId, RecordBuilder),
     Find(AnswerId, Sender<Option<AnswerRecord>>),
 }
 
-/// The open log. Dropping it writes what waits.
-pub struct AnswersLog {
+/// The open log. Dropping it writes the queued answers.
+pub struct AnswerLog {
     directory: PathBuf,
     share: f64,
     jobs: Option<Sender<Job>>,
@@ -56,14 +57,14 @@ pub struct AnswersLog {
     metrics: Metrics,
 }
 
-impl AnswersLog {
-    /// Makes the directory and starts the thread. Files of earlier runs are only read.
-    pub fn open(directory: &Path, config: &AnswersConfig, metrics: Metrics) -> Result<Self, AnswersError> {
-        let failed = |source| AnswersError::Io { path: directory.to_owned(), source };
+impl AnswerLog {
+    /// Creates the directory and starts the thread. Files of earlier runs are only read.
+    pub fn open(directory: &Path, config: &AnswerLogConfig, metrics: Metrics) -> Result<Self, AnswerLogError> {
+        let failed = |source| AnswerLogError::Io { path: directory.to_owned(), source };
         fs::create_dir_all(directory).map_err(failed)?;
         let compressor = compressor().map_err(failed)?;
-        let (sender, jobs) = bounded(WAITING_MAX);
-        let writer = Writing {
+        let (sender, jobs) = bounded(QUEUED_MAX);
+        let writer = LogWriter {
             directory: directory.to_owned(),
             config: config.clone(),
             metrics: metrics.clone(),
@@ -76,7 +77,7 @@ impl AnswersLog {
         let thread = thread::Builder::new()
             .name("answers".into())
             .spawn(move || writer.run(&jobs))
-            .map_err(AnswersError::Thread)?;
+            .map_err(AnswerLogError::Thread)?;
         Ok(Self {
             directory: directory.to_owned(),
             share: config.share,
@@ -86,24 +87,24 @@ impl AnswersLog {
         })
     }
 
-    /// Whether an answer is one of those that are kept.
+    /// Returns whether an answer is in the sample.
     pub fn samples(&self, id: &AnswerId) -> bool {
         // The last bytes of a UUID of version 7 are random.
         let random = u32::from_le_bytes([id[12], id[13], id[14], id[15]]);
         f64::from(random) < self.share * 4_294_967_296.0
     }
 
-    /// Keeps an answer, unless too many wait. Never waits.
-    pub fn log(&self, id: AnswerId, make: MakeRecord) {
+    /// Queues an answer, or drops it if the queue is full. Never waits.
+    pub fn log(&self, id: AnswerId, build: RecordBuilder) {
         let Some(jobs) = &self.jobs else { return };
-        if jobs.try_send(Job::Log(id, make)).is_err() {
+        if jobs.try_send(Job::Log(id, build)).is_err() {
             self.metrics.answer_logged("queue_full", 1);
         }
     }
 
-    /// The record of an answer, or none if it was not sampled or is older than records are kept. Blocks on file reads: not for
-    /// a thread that answers requests.
-    pub fn find(&self, id: AnswerId) -> Result<Option<AnswerRecord>, AnswersError> {
+    /// Finds the record of an answer; none if the answer was not sampled or its file was removed. Blocks on file reads,
+    /// so it must not be called from a thread that answers requests.
+    pub fn find(&self, id: AnswerId) -> Result<Option<AnswerRecord>, AnswerLogError> {
         let (reply, found) = bounded(1);
         if let Some(jobs) = &self.jobs
             && jobs.try_send(Job::Find(id, reply)).is_ok()
@@ -115,20 +116,21 @@ impl AnswersLog {
     }
 }
 
-impl Drop for AnswersLog {
+impl Drop for AnswerLog {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // What the thread could not do it has logged.
+            // The thread logs its own failures.
             let _ = thread.join();
         }
     }
 }
 
-/// Looks an answer up in the files of its day and of its neighbours: answers that are under way at midnight are written later.
-pub fn find(directory: &Path, id: &AnswerId) -> Result<Option<AnswerRecord>, AnswersError> {
-    let made = UnixMillis(id.iter().take(6).fold(0, |number, byte| number << 8 | i64::from(*byte)));
-    let days = [0, 1, -1].map(|days| day(UnixMillis(made.0 + days * UnixMillis::DAY)));
+/// Finds an answer in the files of its day and of the neighbouring days, because answers around midnight may be in the
+/// file of another day.
+pub fn find(directory: &Path, id: &AnswerId) -> Result<Option<AnswerRecord>, AnswerLogError> {
+    let answered_at = UnixMillis(id.iter().take(6).fold(0, |number, byte| number << 8 | i64::from(*byte)));
+    let days = [0, 1, -1].map(|days| day(UnixMillis(answered_at.0 + days * UnixMillis::DAY)));
     let files = list(directory)?;
     for path in days.iter().flat_map(|day| files.iter().filter(move |path| day_of(path) == day)) {
         if let Some(record) = SegmentReader::open(path)?.find(id)? {
@@ -138,33 +140,33 @@ pub fn find(directory: &Path, id: &AnswerId) -> Result<Option<AnswerRecord>, Ans
     Ok(None)
 }
 
-/// The day of a moment in UTC, as `2026-11-25`.
+/// Formats the UTC day of a time, such as `2026-11-25`.
 pub fn day(at: UnixMillis) -> String {
     jiff::Timestamp::from_millisecond(at.0).map(|at| at.strftime("%Y-%m-%d").to_string()).unwrap_or_default()
 }
 
-/// The state of the thread.
-struct Writing {
+/// The state of the writing thread.
+struct LogWriter {
     directory: PathBuf,
-    config: AnswersConfig,
+    config: AnswerLogConfig,
     metrics: Metrics,
     compressor: zstd::bulk::Compressor<'static>,
     block: Block,
-    /// When the block began.
+    /// The start of the current block.
     begun: Option<Instant>,
-    /// Of the last record.
+    /// The day of the last record.
     day: String,
     segment: Option<Segment>,
 }
 
-impl Writing {
+impl LogWriter {
     fn run(mut self, jobs: &Receiver<Job>) {
         loop {
             let wait = self.begun.map_or(BLOCK_AGE_MAX, |begun| BLOCK_AGE_MAX.saturating_sub(begun.elapsed()));
             match jobs.recv_timeout(wait) {
-                Ok(Job::Log(id, make)) => self.take(id, make),
+                Ok(Job::Log(id, build)) => self.add(id, build),
                 Ok(Job::Find(id, reply)) => {
-                    // The caller may have stopped waiting.
+                    // Fails if the caller has gone.
                     let _ = reply.send(self.block.find(&id));
                 }
                 Err(RecvTimeoutError::Timeout) => self.write(),
@@ -177,8 +179,8 @@ impl Writing {
         self.write();
     }
 
-    fn take(&mut self, id: AnswerId, make: MakeRecord) {
-        let record = make();
+    fn add(&mut self, id: AnswerId, build: RecordBuilder) {
+        let record = build();
         let day = day(UnixMillis(record.at_ms));
         if day != self.day {
             self.write();
@@ -200,20 +202,20 @@ impl Writing {
                 self.metrics.answers_written(bytes);
             }
             Err(error) => {
-                tracing::warn!(%error, count, "answers could not be logged");
+                tracing::warn!(%error, count, "cannot log answers");
                 self.metrics.answer_logged("write_failed", count);
-                // The block may be there in part: go on in a new file.
+                // The file may contain a part of the block, so continue in a new one.
                 self.segment = None;
                 self.block = Block::default();
             }
         }
     }
 
-    fn append(&mut self) -> Result<u64, AnswersError> {
-        let failed = |source| AnswersError::Io { path: self.directory.clone(), source };
+    fn append(&mut self) -> Result<u64, AnswerLogError> {
+        let failed = |source| AnswerLogError::Io { path: self.directory.clone(), source };
         let bytes = self.block.seal(&mut self.compressor).map_err(failed)?;
-        let fits = |segment: &Segment| segment.day() == self.day && segment.bytes() < SEGMENT_BYTES_MAX;
-        if !self.segment.as_ref().is_some_and(fits) {
+        let is_open = |segment: &Segment| segment.day() == self.day && segment.bytes() < SEGMENT_BYTES_MAX;
+        if !self.segment.as_ref().is_some_and(is_open) {
             self.segment = Some(Segment::create(&self.directory, &self.day)?);
             self.remove_old();
         }
@@ -223,24 +225,24 @@ impl Writing {
         Ok(bytes.len() as u64)
     }
 
-    /// Removes files that are too old or too many; a failure is tried again with the next file.
+    /// Removes files beyond the retention. A failure is retried when the next file is created.
     fn remove_old(&self) {
         let removed = remove_old(&self.directory, &self.config, &self.day, self.segment.as_ref().map(Segment::path));
         if let Err(error) = removed {
-            tracing::warn!(%error, "old answers could not be removed");
+            tracing::warn!(%error, "cannot remove old files of the answer log");
         }
     }
 }
 
-/// Removes the files of days that are more than `days_max` before `today`, and then the oldest until all together have at most
-/// `bytes_max`; never the one that is being written.
+/// Removes the files of days more than `days_max` before `today`, and then the oldest files until the total size is at
+/// most `bytes_max`. Never removes `current`.
 fn remove_old(
     directory: &Path,
-    config: &AnswersConfig,
+    config: &AnswerLogConfig,
     today: &str,
     current: Option<&Path>,
-) -> Result<(), AnswersError> {
-    let failed = |path: &Path, source| AnswersError::Io { path: path.to_owned(), source };
+) -> Result<(), AnswerLogError> {
+    let failed = |path: &Path, source| AnswerLogError::Io { path: path.to_owned(), source };
     let oldest = jiff::civil::Date::strptime("%Y-%m-%d", today)
         .ok()
         .and_then(|today| today.checked_sub(jiff::Span::new().days(i64::from(config.days_max))).ok())
@@ -264,8 +266,11 @@ fn remove_old(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use std::io::Write;
+    use super::{
+        super::segment::{Damage, HEADER_BYTES},
+        *,
+    };
+    use std::{fs::File, io::Write};
 
     const MIDDAY: i64 = 1_764_072_000_000;
 
@@ -281,31 +286,31 @@ mod tests {
         AnswerRecord { id: id(number, at).to_vec(), at_ms: at, items, ..AnswerRecord::default() }
     }
 
-    fn config() -> AnswersConfig {
-        AnswersConfig { share: 1.0, days_max: 30, bytes_max: 1 << 30 }
+    fn config() -> AnswerLogConfig {
+        AnswerLogConfig { share: 1.0, days_max: 30, bytes_max: 1 << 30 }
     }
 
-    fn log(log: &AnswersLog, number: u64, at: i64) {
+    fn log(log: &AnswerLog, number: u64, at: i64) {
         log.log(id(number, at), Box::new(move || record(number, at)));
     }
 
-    fn all(directory: &Path) -> (Vec<u64>, super::super::segment::Lost) {
-        let (mut numbers, mut lost) = (Vec::new(), super::super::segment::Lost::default());
+    fn all(directory: &Path) -> (Vec<u64>, Damage) {
+        let (mut numbers, mut damage) = (Vec::new(), Damage::default());
         for path in list(directory).unwrap() {
             let mut reader = SegmentReader::open(&path).unwrap();
             while let Some(records) = reader.next_block().unwrap() {
                 numbers.extend(records.iter().map(|record| u64::from_be_bytes(record.id[8..].try_into().unwrap())));
             }
-            lost.damaged_blocks += reader.lost.damaged_blocks;
-            lost.torn_bytes += reader.lost.torn_bytes;
+            damage.damaged_blocks += reader.damage.damaged_blocks;
+            damage.torn_bytes += reader.damage.torn_bytes;
         }
-        (numbers, lost)
+        (numbers, damage)
     }
 
     #[test]
     fn an_answer_is_found_before_and_after_it_is_written() {
         let directory = tempfile::tempdir().unwrap();
-        let open = AnswersLog::open(directory.path(), &config(), Metrics::default()).unwrap();
+        let open = AnswerLog::open(directory.path(), &config(), Metrics::default()).unwrap();
         log(&open, 1, MIDDAY);
         log(&open, 2, MIDDAY + UnixMillis::DAY);
         for number in [1, 2] {
@@ -339,22 +344,19 @@ mod tests {
         segment.append(&blocks[1]).unwrap();
         segment.append(&blocks[2]).unwrap();
         let length = blocks[3].len();
-        for cut in [1, HEADER, length - 1] {
+        for cut in [1, HEADER_BYTES, length - 1] {
             let mut torn = File::options().append(true).open(segment.path()).unwrap();
             let whole = torn.metadata().unwrap().len();
             torn.write_all(&blocks[3][..cut]).unwrap();
-            let (numbers, lost) = all(directory.path());
-            assert_eq!((numbers, lost.damaged_blocks, lost.torn_bytes), (vec![0, 2], 1, cut as u64));
+            let (numbers, damage) = all(directory.path());
+            assert_eq!((numbers, damage.damaged_blocks, damage.torn_bytes), (vec![0, 2], 1, cut as u64));
             assert_eq!(find(directory.path(), &id(2, MIDDAY)).unwrap(), Some(record(2, MIDDAY)));
             torn.set_len(whole).unwrap();
         }
-        // A restart goes on in a file of its own.
+        // A restart continues in a new file.
         let next = Segment::create(directory.path(), "2025-11-25").unwrap();
         assert!(next.path().ends_with("2025-11-25.00001.answers"));
     }
-
-    const HEADER: usize = 48;
-    use std::fs::File;
 
     #[test]
     fn old_and_surplus_files_are_removed() {
@@ -363,11 +365,11 @@ mod tests {
             fs::write(directory.path().join(format!("{day}.00000.answers")), vec![0; bytes]).unwrap();
         }
         let days = || list(directory.path()).unwrap().iter().map(|path| day_of(path).to_owned()).collect::<Vec<_>>();
-        let kept = AnswersConfig { bytes_max: 1000, ..config() };
-        remove_old(directory.path(), &kept, "2025-11-25", None).unwrap();
+        let retention = AnswerLogConfig { bytes_max: 1000, ..config() };
+        remove_old(directory.path(), &retention, "2025-11-25", None).unwrap();
         assert_eq!(days(), ["2025-11-24", "2025-11-25"]);
         let current = list(directory.path()).unwrap()[0].clone();
-        remove_old(directory.path(), &AnswersConfig { bytes_max: 0, ..config() }, "2025-11-25", Some(&current))
+        remove_old(directory.path(), &AnswerLogConfig { bytes_max: 0, ..config() }, "2025-11-25", Some(&current))
             .unwrap();
         assert_eq!(days(), ["2025-11-24"]);
     }
@@ -376,7 +378,7 @@ mod tests {
     fn a_full_queue_drops_answers_and_counts_them() {
         let directory = tempfile::tempdir().unwrap();
         let metrics = Metrics::default();
-        let open = AnswersLog::open(directory.path(), &config(), metrics.clone()).unwrap();
+        let open = AnswerLog::open(directory.path(), &config(), metrics.clone()).unwrap();
         let (release, released) = std::sync::mpsc::channel::<()>();
         open.log(
             id(0, MIDDAY),
@@ -385,23 +387,23 @@ mod tests {
                 record(0, MIDDAY)
             }),
         );
-        let sent = 2 * WAITING_MAX as u64;
+        let sent = 2 * QUEUED_MAX as u64;
         (1..=sent).for_each(|number| log(&open, number, MIDDAY));
         release.send(()).unwrap();
         drop(open);
         let (numbers, _) = all(directory.path());
         let dropped = sent + 1 - numbers.len() as u64;
-        assert!(dropped >= WAITING_MAX as u64 - 1, "{dropped} dropped");
+        assert!(dropped >= QUEUED_MAX as u64 - 1, "{dropped} dropped");
         let text = metrics.text(lodestone_telemetry::Sizes::default());
         assert!(text.contains(&format!("lodestone_answers_total{{outcome=\"queue_full\"}} {dropped}")), "{text}");
     }
 
     #[test]
-    fn the_share_is_kept() {
+    fn the_sampled_share_is_the_configured_one() {
         let directory = tempfile::tempdir().unwrap();
-        let open =
-            AnswersLog::open(directory.path(), &AnswersConfig { share: 0.25, ..config() }, Metrics::default()).unwrap();
-        let kept = (0..8000).filter(|_| open.samples(&uuid::Uuid::now_v7().into_bytes())).count();
-        assert!((1800..2200).contains(&kept), "{kept} of 8000");
+        let open = AnswerLog::open(directory.path(), &AnswerLogConfig { share: 0.25, ..config() }, Metrics::default())
+            .unwrap();
+        let sampled = (0..8000).filter(|_| open.samples(&uuid::Uuid::now_v7().into_bytes())).count();
+        assert!((1800..2200).contains(&sampled), "{sampled} of 8000");
     }
 }

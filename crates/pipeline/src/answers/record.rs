@@ -1,33 +1,33 @@
-//! What is kept of an answer: everything that decided it. `docs/answers.md` describes it; field numbers are for ever.
+//! The record of an answer: everything that decided it. `docs/answers.md` describes it. Field numbers are stable.
 use prost::Message;
 
 /// The id of an answer: a UUID of version 7, which begins with the time. Attribution tokens carry it.
 pub type AnswerId = [u8; 16];
 
-/// One answer. Candidates are named by their places in `items`, from 0: first those that retrieval found, best first, then
-/// pinned items that are no candidates.
+/// One answer. Candidates are identified by their index in `items`: first the candidates of retrieval, best first, then
+/// pinned items that are not candidates.
 #[derive(Clone, PartialEq, Message)]
 pub struct AnswerRecord {
     #[prost(bytes = "vec", tag = "1")]
     pub id: Vec<u8>,
-    /// The moment for which features were computed, in ms since 1970.
+    /// The time for which the features were computed, in ms since 1970.
     #[prost(int64, tag = "2")]
     pub at_ms: i64,
-    /// With its prefix, as `UserId::as_str`.
+    /// With its prefix, see `UserId::as_str`.
     #[prost(string, tag = "3")]
     pub user: String,
     #[prost(enumeration = "AnswerKind", tag = "4")]
     pub kind: i32,
-    /// The request's message on the wire, without page token and request id.
+    /// The request's protobuf message, without page token and request id.
     #[prost(bytes = "vec", tag = "5")]
     pub request: Vec<u8>,
-    /// Of `request`: the first 8 bytes of its SHA-256.
+    /// The first 8 bytes of the SHA-256 of `request`.
     #[prost(fixed64, tag = "6")]
     pub request_digest: u64,
     /// Empty: the query as sent.
     #[prost(string, tag = "7")]
     pub corrected_query: String,
-    /// Empty: none.
+    /// Empty: no experiment.
     #[prost(string, tag = "8")]
     pub experiment: String,
     #[prost(string, tag = "9")]
@@ -38,50 +38,51 @@ pub struct AnswerRecord {
     pub models: Vec<ModelSum>,
     #[prost(string, tag = "12")]
     pub feature_schema: String,
-    /// The log position that the answer knew.
+    /// The log position that the answer's state included.
     #[prost(uint64, tag = "13")]
     pub session_version: u64,
     #[prost(message, repeated, tag = "14")]
     pub degradations: Vec<DegradationRecord>,
     #[prost(string, repeated, tag = "15")]
     pub items: Vec<String>,
-    /// So many of `items` are candidates.
+    /// Number of candidates at the start of `items`.
     #[prost(uint32, tag = "16")]
     pub candidate_count: u32,
     #[prost(message, repeated, tag = "17")]
     pub sources: Vec<SourceRecord>,
-    /// `[candidates × features]`; see `columns`.
+    /// `[candidates × features]`, encoded by the module `columns`.
     #[prost(bytes = "vec", tag = "18")]
     pub features: Vec<u8>,
     #[prost(uint32, tag = "19")]
     pub feature_count: u32,
     #[prost(string, repeated, tag = "20")]
     pub heads: Vec<String>,
-    /// `[candidates × heads]`, probabilities. Empty: the ranking model was not run.
+    /// `[candidates × heads]`, probabilities. Empty: the ranking model did not run.
     #[prost(float, repeated, tag = "21")]
     pub head_values: Vec<f32>,
-    /// One, or two that were interleaved.
+    /// One ranking, or two interleaved ones.
     #[prost(message, repeated, tag = "22")]
     pub rankings: Vec<RankingRecord>,
-    /// By candidate: what is added to its score, 1 for all words of the query, 2 for a named item. Empty: nothing.
+    /// By candidate: a number added to its score, 1 for a match of all words of the query, 2 for a named item. Empty:
+    /// all 0.
     #[prost(bytes = "vec", tag = "23")]
     pub tiers: Vec<u8>,
-    /// By candidate: the fused score of retrieval. Empty: the feature `retrieval_score` is that.
+    /// By candidate: the fused score of retrieval. Empty: it equals the feature `retrieval_score`.
     #[prost(float, repeated, tag = "24")]
     pub fused: Vec<f32>,
     #[prost(float, repeated, tag = "25")]
     pub boost_factors: Vec<f32>,
-    /// By candidate: bit b is set where boost b matches.
+    /// By candidate: bit b is set if boost b matches.
     #[prost(uint32, repeated, tag = "26")]
     pub boost_masks: Vec<u32>,
-    /// By candidate: its place by the field that the request ordered by. Empty: best score first.
+    /// By candidate: its rank by the request's order-by field. Empty: best score first.
     #[prost(uint32, repeated, tag = "27")]
     pub field_ranks: Vec<u32>,
     #[prost(message, repeated, tag = "28")]
     pub pins: Vec<PinRecord>,
     #[prost(message, optional, tag = "29")]
     pub exploration: Option<ExplorationRecord>,
-    /// Of everything that was drawn; follows from the id.
+    /// Seeds all random draws; derived from the id.
     #[prost(fixed64, tag = "30")]
     pub seed: u64,
     #[prost(bool, tag = "31")]
@@ -89,25 +90,26 @@ pub struct AnswerRecord {
     /// The first page, in its order.
     #[prost(message, repeated, tag = "32")]
     pub slots: Vec<SlotRecord>,
-    /// Places on all pages, and a sum over all of them; see `slate_sum`.
+    /// Number of slots on all pages.
     #[prost(uint32, tag = "33")]
     pub slate_size: u32,
+    /// A checksum of all slots; see `slate_checksum`.
     #[prost(fixed64, tag = "34")]
-    pub slate_sum: u64,
-    /// Where there is diversity, by candidate: 1 + its row in the bundle, or 0 where the item is newer than the bundle.
+    pub slate_checksum: u64,
+    /// With diversity, by candidate: 1 + its row in the bundle, or 0 if the item is newer than the bundle.
     #[prost(uint32, repeated, tag = "35")]
     pub vector_rows: Vec<u32>,
-    /// The vectors of those with 0, as `columns` writes a matrix with a row for each.
+    /// The vectors of the candidates with 0, one row for each, encoded by the module `columns`.
     #[prost(bytes = "vec", tag = "36")]
     pub live_vectors: Vec<u8>,
     #[prost(uint32, tag = "37")]
     pub vector_dimensions: u32,
-    /// Where the policy explores: the list before exploration, by organic place, without pins; and its scores.
+    /// With exploration: the organic list, without pins, and its scores.
     #[prost(uint32, repeated, tag = "38")]
     pub organic_items: Vec<u32>,
     #[prost(float, repeated, tag = "39")]
     pub organic_scores: Vec<f32>,
-    /// The slots, from 1, that pins have on all pages.
+    /// The slots of pins on all pages, from 1.
     #[prost(uint32, repeated, tag = "40")]
     pub pinned_slots: Vec<u32>,
 }
@@ -122,7 +124,7 @@ pub enum AnswerKind {
 }
 
 impl AnswerKind {
-    /// As in exported files.
+    /// The name in exported files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -133,6 +135,7 @@ impl AnswerKind {
     }
 }
 
+/// A model file and its checksum.
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelSum {
     #[prost(string, tag = "1")]
@@ -154,16 +157,16 @@ pub struct DegradationRecord {
 pub struct SourceRecord {
     #[prost(string, tag = "1")]
     pub name: String,
-    /// What it found, candidates or not.
+    /// Number of results, including those that fusion dropped.
     #[prost(uint32, tag = "2")]
     pub found_count: u32,
-    /// How near vectors were found; empty for other sources.
+    /// The strategy of the vector search; empty for other sources.
     #[prost(string, tag = "3")]
     pub strategy: String,
-    /// What it found and fusion kept, best first.
+    /// The results that are candidates, best first.
     #[prost(uint32, repeated, tag = "4")]
     pub candidates: Vec<u32>,
-    /// As `candidates`: the source's own scores.
+    /// The source's own scores; parallel to `candidates`.
     #[prost(float, repeated, tag = "5")]
     pub scores: Vec<f32>,
 }
@@ -175,19 +178,19 @@ pub struct RankingRecord {
     /// By head. Empty: the order is that of retrieval.
     #[prost(float, repeated, tag = "2")]
     pub weights: Vec<f32>,
-    /// It ranks so many of the first candidates.
+    /// Number of first candidates that it ranks.
     #[prost(uint32, tag = "3")]
     pub candidate_count: u32,
     #[prost(float, tag = "4")]
     pub diversity: f32,
-    /// Of an interleaved answer: the candidates in this ranking's order.
+    /// For an interleaved answer: the candidates in this ranking's order.
     #[prost(uint32, repeated, tag = "5")]
     pub order: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub struct PinRecord {
-    /// Its place in `items`; absent: it could not be shown.
+    /// Its index in `items`; absent: it could not be shown.
     #[prost(uint32, optional, tag = "1")]
     pub item: Option<u32>,
     /// From 1.
@@ -195,7 +198,7 @@ pub struct PinRecord {
     pub rank: u32,
 }
 
-/// As `policy::Exploration`.
+/// The fields of `policy::Exploration`.
 #[derive(Clone, PartialEq, Message)]
 pub struct ExplorationRecord {
     #[prost(double, tag = "1")]
@@ -216,17 +219,17 @@ pub struct ExplorationRecord {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct SlotRecord {
-    /// Its place in `items`.
+    /// Index in `items`.
     #[prost(uint32, tag = "1")]
     pub item: u32,
     #[prost(float, tag = "2")]
     pub score: f32,
-    /// The probability of this item here, given those before it.
+    /// The probability of this item in this slot, given the items before it.
     #[prost(double, tag = "3")]
     pub conditional: f64,
     #[prost(bool, tag = "4")]
     pub is_pinned: bool,
-    /// Of interleaved answers: 1 for the first configuration, 2 for the second; 0 for none.
+    /// In interleaved answers: 1 for the first configuration, 2 for the second. Otherwise 0.
     #[prost(uint32, tag = "5")]
     pub team: u32,
 }

@@ -1,4 +1,4 @@
-//! An answer made once more from its record: the ranking model and every rule, on what they were given then.
+//! Replays of logged answers: runs the ranking model and the policy again on the record's inputs.
 use super::{
     columns,
     record::{AnswerRecord, ExplorationRecord, RankingRecord, SlotRecord},
@@ -6,56 +6,57 @@ use super::{
 use crate::{
     features::FEATURES,
     policy::{
-        Arranged, Base, CandidateIndex, Exploration, Marginal, Organic, PinSlot, PolicyInput, Random, Ranking, Team,
-        arrange, place_pins, team_draft,
+        Arranged, BaseScores, CandidateIndex, Exploration, Marginal, OrganicList, PinSlot, PolicyInput, Random,
+        Ranking, Team, arrange, place_pins, team_draft,
     },
 };
 use sha2::{Digest, Sha256};
 
-/// Why a record cannot be made into an answer: it is damaged, or something that it rests on is missing.
+/// The reason why a record cannot be replayed: it is damaged, or a part that it depends on is missing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the record of the answer cannot be replayed: {0}")]
 pub struct ReplayError(pub String);
 
-/// What a replay needs of a generation.
-pub trait Generation {
-    /// Probabilities `[rows × heads]` of features `[rows × feature_count]`.
+/// The models and vectors of a generation that a replay needs.
+pub trait ReplayModels {
+    /// Computes probabilities `[rows × heads]` of features `[rows × feature_count]`.
     fn probabilities(&mut self, features: &[f32]) -> Result<Vec<f32>, ReplayError>;
-    /// The vector of a row of the bundle in the query's space.
+    /// Returns the query-space vector of a bundle row.
     fn vector(&self, bundle_row: u32) -> Option<&[f32]>;
 }
 
-/// An answer made once more.
+/// A replayed answer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Replayed {
+pub struct ReplayedAnswer {
     pub arranged: Arranged,
-    /// What differs first from what was shown; none: nothing, to the bit.
+    /// The first difference from the shown answer; none if they are bit-equal.
     pub difference: Option<String>,
 }
 
-/// Runs the ranking model on the recorded features, arranges, and compares with what was shown: the probabilities of the
-/// heads, every slot of the first page with its score and probability, and the sum over all pages.
-pub fn replay(record: &AnswerRecord, generation: &mut dyn Generation) -> Result<Replayed, ReplayError> {
+/// Runs the ranking model on the recorded features, arranges the answer, and compares it with the shown one: the
+/// probabilities of the heads, every slot of the first page with its score and probability, and the checksum of all
+/// pages.
+pub fn replay(record: &AnswerRecord, models: &mut dyn ReplayModels) -> Result<ReplayedAnswer, ReplayError> {
     let features = record.feature_matrix()?;
     let mut difference = None;
     let heads = match record.head_values.is_empty() {
         true => Vec::new(),
-        false => generation.probabilities(&features)?,
+        false => models.probabilities(&features)?,
     };
     if let Some(at) = first_difference(&heads, &record.head_values) {
         let head_count = record.heads.len().max(1);
         let (candidate, head) = (at / head_count, at % head_count);
         difference = Some(format!(
-            "the ranking model gives `{}` the {} probability {:?} and gave it {:?}",
+            "`{}` has the {} probability {:?} and had {:?}",
             record.items.get(candidate).map_or("", String::as_str),
             record.heads.get(head).map_or("", String::as_str),
             heads.get(at),
             record.head_values.get(at),
         ));
     }
-    let arranged = record.arrange(&heads, &record.fused_scores(&features), generation)?;
+    let arranged = record.arrange(&heads, &record.fused_scores(&features), models)?;
     let difference = difference.or_else(|| record.compare(&arranged));
-    Ok(Replayed { arranged, difference })
+    Ok(ReplayedAnswer { arranged, difference })
 }
 
 fn first_difference(new: &[f32], old: &[f32]) -> Option<usize> {
@@ -64,24 +65,24 @@ fn first_difference(new: &[f32], old: &[f32]) -> Option<usize> {
     (at < new.len().max(old.len())).then_some(at)
 }
 
-/// The seed of everything that an answer draws.
+/// Returns the seed of all random draws of an answer.
 pub fn seed_of(id: &[u8]) -> u64 {
     first_bytes(&Sha256::new().chain_update(b"lodestone answer").chain_update(id).finalize())
 }
 
-/// The first 8 bytes of the SHA-256 of a request.
-pub fn digest(sent: &[u8]) -> u64 {
-    first_bytes(&Sha256::digest(sent))
+/// Returns the first 8 bytes of the SHA-256 of a request.
+pub fn digest(message: &[u8]) -> u64 {
+    first_bytes(&Sha256::digest(message))
 }
 
 fn first_bytes(digest: &[u8]) -> u64 {
     digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// A sum over all places of a slate: items, scores and probabilities, to the bit.
-pub fn slate_sum<'a>(places: impl Iterator<Item = (&'a str, f32, f64)>) -> u64 {
+/// Returns a checksum of all slots of a slate: items, scores and conditional probabilities, bit by bit.
+pub fn slate_checksum<'a>(slots: impl Iterator<Item = (&'a str, f32, f64)>) -> u64 {
     let mut hash = Sha256::new();
-    for (item, score, conditional) in places {
+    for (item, score, conditional) in slots {
         hash.update((item.len() as u64).to_le_bytes());
         hash.update(item);
         hash.update(score.to_bits().to_le_bytes());
@@ -125,20 +126,20 @@ impl AnswerRecord {
 
     pub(super) fn feature_matrix(&self) -> Result<Vec<f32>, ReplayError> {
         columns::decode(&self.features, self.candidate_count(), self.feature_count as usize)
-            .ok_or_else(|| ReplayError("its features cannot be read".to_owned()))
+            .ok_or_else(|| ReplayError("the features cannot be decoded".to_owned()))
     }
 
-    /// Arranges the answer from probabilities of the heads, `[candidates × heads]`.
-    fn arrange(&self, heads: &[f32], fused: &[f32], generation: &dyn Generation) -> Result<Arranged, ReplayError> {
+    /// Arranges the answer from the probabilities of the heads, `[candidates × heads]`.
+    fn arrange(&self, heads: &[f32], fused: &[f32], models: &dyn ReplayModels) -> Result<Arranged, ReplayError> {
         let scores = self.rankings.iter().map(|ranking| self.scores(ranking, heads, fused));
         let scores = scores.collect::<Result<Vec<Vec<f32>>, ReplayError>>()?;
         let of = |(record, scores): (&RankingRecord, _)| Ranking { scores, diversity: record.diversity };
         let rankings: Vec<Ranking> = self.rankings.iter().zip(scores.iter().map(Vec::as_slice)).map(of).collect();
         let is_diverse = self.field_ranks.is_empty() && rankings.iter().any(|ranking| ranking.diversity > 0.0);
-        let vectors = if is_diverse { self.vectors(generation)? } else { Vec::new() };
+        let vectors = if is_diverse { self.vectors(models)? } else { Vec::new() };
         let pins = self.pin_slots();
         let exploration = self.exploration.as_ref().map(ExplorationRecord::policy);
-        let given = PolicyInput {
+        let input = PolicyInput {
             rankings: &rankings,
             boost_factors: &self.boost_factors,
             boost_masks: &self.boost_masks,
@@ -147,7 +148,7 @@ impl AnswerRecord {
             exploration: exploration.as_ref(),
             seed: self.seed,
         };
-        Ok(arrange(&given, |candidate| vectors.get(candidate.index()).map_or(&[][..], Vec::as_slice)))
+        Ok(arrange(&input, |candidate| vectors.get(candidate.index()).map_or(&[][..], Vec::as_slice)))
     }
 
     fn pin_slots(&self) -> Vec<PinSlot> {
@@ -157,7 +158,7 @@ impl AnswerRecord {
             .collect()
     }
 
-    /// The fused scores of retrieval, which are a feature.
+    /// Returns the fused scores of retrieval, which are also a feature.
     pub(super) fn fused_scores(&self, features: &[f32]) -> Vec<f32> {
         let column = FEATURES.iter().position(|name| *name == "retrieval_score").unwrap_or_default();
         match self.fused.is_empty() {
@@ -168,13 +169,13 @@ impl AnswerRecord {
 
     fn scores(&self, ranking: &RankingRecord, heads: &[f32], fused: &[f32]) -> Result<Vec<f32>, ReplayError> {
         let count = (ranking.candidate_count as usize).min(self.candidate_count());
-        let base = Base { heads, weights: &ranking.weights, fused, tiers: &self.tiers };
-        base.scores(count).ok_or_else(|| ReplayError("it lacks scores of some candidates".to_owned()))
+        let base = BaseScores { heads, weights: &ranking.weights, fused, tiers: &self.tiers };
+        base.scores(count).ok_or_else(|| ReplayError("scores of some candidates are missing".to_owned()))
     }
 
-    /// Vectors of the candidates in the query's space.
-    fn vectors(&self, generation: &dyn Generation) -> Result<Vec<Vec<f32>>, ReplayError> {
-        let damaged = || ReplayError("its vectors cannot be read".to_owned());
+    /// Returns the query-space vectors of the candidates.
+    fn vectors(&self, models: &dyn ReplayModels) -> Result<Vec<Vec<f32>>, ReplayError> {
+        let damaged = || ReplayError("the vectors cannot be decoded".to_owned());
         let dimensions = self.vector_dimensions as usize;
         let live_count = self.vector_rows.iter().filter(|row| **row == 0).count();
         let live = columns::decode(&self.live_vectors, live_count, dimensions).ok_or_else(damaged)?;
@@ -182,53 +183,54 @@ impl AnswerRecord {
         let vector = |row: &u32| match row.checked_sub(1) {
             None => live.next().map(<[f32]>::to_vec).ok_or_else(damaged),
             Some(row) => {
-                let vector = generation.vector(row).map(<[f32]>::to_vec);
+                let vector = models.vector(row).map(<[f32]>::to_vec);
                 vector.ok_or_else(|| ReplayError(format!("the bundle has no row {row}")))
             }
         };
         self.vector_rows.iter().map(vector).collect()
     }
 
-    /// What differs first between an arranged answer and what was shown.
+    /// Describes the first difference between an arranged answer and the shown one.
     fn compare(&self, arranged: &Arranged) -> Option<String> {
         let name =
             |item: u32| self.items.get(item as usize).map_or("an item that is not in the record", String::as_str);
         for (at, slot) in self.slots.iter().enumerate() {
-            let Some(place) = arranged.placed.get(at) else {
-                return Some(format!("slot {}: nothing, and `{}` was shown", at + 1, name(slot.item)));
+            let Some(placed) = arranged.placed.get(at) else {
+                return Some(format!("slot {}: no item, but `{}` was shown", at + 1, name(slot.item)));
             };
-            if place.candidate.0 != slot.item {
-                let (new, old) = (name(place.candidate.0), name(slot.item));
-                return Some(format!("slot {}: `{new}`, and `{old}` was shown", at + 1));
+            if placed.candidate.0 != slot.item {
+                let (new, old) = (name(placed.candidate.0), name(slot.item));
+                return Some(format!("slot {}: `{new}`, but `{old}` was shown", at + 1));
             }
-            if place.score.to_bits() != slot.score.to_bits() {
-                return Some(format!("slot {}: the score {:?}, and it was {:?}", at + 1, place.score, slot.score));
+            if placed.score.to_bits() != slot.score.to_bits() {
+                return Some(format!("slot {}: score {:?}, but it was {:?}", at + 1, placed.score, slot.score));
             }
-            if place.conditional.to_bits() != slot.conditional.to_bits() {
-                let (new, old) = (place.conditional, slot.conditional);
-                return Some(format!("slot {}: the probability {new:?}, and it was {old:?}", at + 1));
+            if placed.conditional.to_bits() != slot.conditional.to_bits() {
+                let (new, old) = (placed.conditional, slot.conditional);
+                return Some(format!("slot {}: probability {new:?}, but it was {old:?}", at + 1));
             }
-            if (place.is_pinned, team_number(place.team)) != (slot.is_pinned, slot.team) {
-                return Some(format!("slot {}: another rule placed it", at + 1));
+            if (placed.is_pinned, team_number(placed.team)) != (slot.is_pinned, slot.team) {
+                return Some(format!("slot {}: the pin or team differs", at + 1));
             }
         }
-        let places = arranged.placed.iter().map(|place| (name(place.candidate.0), place.score, place.conditional));
-        if arranged.placed.len() != self.slate_size as usize || slate_sum(places) != self.slate_sum {
-            return Some("a later page".to_owned());
+        let slots = arranged.placed.iter().map(|placed| (name(placed.candidate.0), placed.score, placed.conditional));
+        if arranged.placed.len() != self.slate_size as usize || slate_checksum(slots) != self.slate_checksum {
+            return Some("a later page differs".to_owned());
         }
         None
     }
 
-    /// By slot of the first page: the probability that the policy shows this item in this slot, and the slot that it would
-    /// have without exploration.
+    /// Computes, by slot of the first page, the probability that the policy shows this item in this slot, and the slot
+    /// that the item would have without exploration.
     ///
-    /// Exact where nothing is random and for the first random slot; else of `sample_count` samples, with its standard error.
+    /// The probability is exact for slots that are not random and for the first random slot. Otherwise it is estimated
+    /// from `sample_count` samples and has a standard error.
     pub fn propensities(&self, sample_count: usize) -> Result<Vec<Propensity>, ReplayError> {
         let certain = |at: usize| Propensity {
             marginal: Marginal { probability: 1.0, standard_error: 0.0 },
             organic_slot: at + 1,
         };
-        let found: Option<Vec<Propensity>> = match (&self.rankings[..], &self.exploration) {
+        let propensities: Option<Vec<Propensity>> = match (&self.rankings[..], &self.exploration) {
             ([a, b], _) => return Ok(self.draft_propensities(&a.order, &b.order, sample_count)),
             (_, Some(exploration)) if !self.organic_items.is_empty() => {
                 let mut drawn = self.drawn_propensities(&exploration.policy(), sample_count).into_iter().flatten();
@@ -238,25 +240,26 @@ impl AnswerRecord {
             }
             _ => Some((0..self.slots.len()).map(certain).collect()),
         };
-        found.ok_or_else(|| ReplayError("its slots do not fit the list before exploration".to_owned()))
+        propensities.ok_or_else(|| ReplayError("the slots do not match the organic list".to_owned()))
     }
 
-    /// Of the slots without a pin; none where the record does not fit together.
+    /// Computes the propensities of the slots without a pin; none if the record is inconsistent.
     fn drawn_propensities(&self, policy: &Exploration, sample_count: usize) -> Option<Vec<Propensity>> {
         let is_free = |slot: &usize| !self.pinned_slots.contains(&(*slot as u32));
         let slots: Vec<usize> = (1..).filter(is_free).take(self.organic_items.len()).collect();
-        let organic_place = |slot: &SlotRecord| self.organic_items.iter().position(|item| *item == slot.item);
+        let organic_index = |slot: &SlotRecord| self.organic_items.iter().position(|item| *item == slot.item);
         let shown = self.slots.iter().filter(|slot| !slot.is_pinned);
-        let order: Vec<usize> = shown.map(organic_place).collect::<Option<_>>()?;
-        let organic = Organic { scores: self.organic_scores.get(..slots.len())?, slots: &slots };
-        // Not the seed of the answer itself, whose prefix is the shown one.
+        let order: Vec<usize> = shown.map(organic_index).collect::<Option<_>>()?;
+        let organic = OrganicList { scores: self.organic_scores.get(..slots.len())?, slots: &slots };
+        // Not the seed of the answer itself, which would draw the shown order.
         let marginals = policy.marginals(organic, &order, sample_count, !self.seed);
-        let propensity = |(marginal, place): (Marginal, &usize)| Propensity { marginal, organic_slot: slots[*place] };
+        let propensity = |(marginal, index): (Marginal, &usize)| Propensity { marginal, organic_slot: slots[*index] };
         Some(marginals.into_iter().zip(&order).map(propensity).collect())
     }
 
-    /// Of interleaved answers: how often drafts with other coins show the same item in the same slot; the answer itself is one
-    /// of the samples, so that nothing that was shown has probability 0.
+    /// Estimates the propensities of an interleaved answer: the share of drafts with other coin flips that show the
+    /// same item in the same slot. The answer itself is one of the samples, so that no shown item has probability
+    /// 0.
     fn draft_propensities(&self, a: &[u32], b: &[u32], sample_count: usize) -> Vec<Propensity> {
         let pinned: Vec<u32> = place_pins(&[], &self.pin_slots()).order.iter().map(|(row, _)| row.0).collect();
         let rows = |order: &[u32]| order.iter().copied().map(CandidateIndex).collect::<Vec<CandidateIndex>>();
@@ -280,7 +283,7 @@ impl AnswerRecord {
     }
 }
 
-/// How likely a slot's item was there.
+/// The propensity of a slot's item.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Propensity {
     pub marginal: Marginal,
@@ -288,7 +291,7 @@ pub struct Propensity {
     pub organic_slot: usize,
 }
 
-/// As slots of records say it.
+/// Encodes a team as in [`SlotRecord::team`].
 pub fn team_number(team: Option<Team>) -> u32 {
     match team {
         None => 0,

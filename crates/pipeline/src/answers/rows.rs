@@ -1,9 +1,9 @@
-//! Answers as rows, one for each slot that was shown: as Parquet, and joined with what the shoppers did.
+//! Answers as rows, one for each shown slot: their export as Parquet, and their join with events.
 use super::{
     log::day,
     record::{AnswerId, AnswerKind, AnswerRecord},
     replay::{Propensity, ReplayError},
-    segment::{AnswersError, Lost, SegmentReader, day_of, list},
+    segment::{AnswerLogError, Damage, SegmentReader, day_of, list},
 };
 use crate::policy::Marginal;
 use ahash::AHashMap;
@@ -17,40 +17,41 @@ use std::path::Path;
 pub struct SlotRow {
     pub answer: AnswerId,
     pub at: UnixMillis,
-    /// With its prefix, as [`UserId::as_str`].
+    /// With its prefix, see [`UserId::as_str`].
     pub user: String,
     pub kind: AnswerKind,
-    /// The configuration that made the answer; of an interleaved one, whose pick the slot is.
+    /// The configuration of the answer; in an interleaved answer, the configuration that picked the slot.
     pub serving_config: String,
-    /// Both empty: no experiment.
+    /// Empty: no experiment. The same holds for `arm`.
     pub experiment: String,
     pub arm: String,
     pub generation: String,
-    /// The log position that the answer knew.
+    /// The log position that the answer's state included.
     pub session_version: u64,
     /// From 1.
     pub slot: u32,
     pub item: String,
     pub score: f32,
-    /// Of this item in this slot, whatever is in the others.
+    /// The marginal probability of this item in this slot.
     pub propensity: Marginal,
-    /// Of this item in this slot, given those before it. Their product over the slots is the probability of the page.
+    /// The probability of this item in this slot, given the items before it. The product over the slots is the
+    /// probability of the page.
     pub conditional: f64,
     /// The slot that the item would have had without exploration.
     pub organic_slot: u32,
     pub is_pinned: bool,
-    /// Whether the answer was one that explored.
+    /// Whether the answer explored.
     pub explored: bool,
-    /// Of interleaved answers 1 or 2; 0 for none.
+    /// 1 or 2 in interleaved answers, otherwise 0.
     pub team: u32,
-    /// Slots on the page.
+    /// Number of slots on the page.
     pub slot_count: u32,
-    /// The ranking model's probabilities of this item, by head. Empty where it was not run.
+    /// The ranking model's probabilities of this item, by head. Empty if the model did not run.
     pub heads: Vec<(String, f32)>,
     pub rewards: Rewards,
 }
 
-/// What the shopper did with an item of an answer, as events that carry the answer's token tell.
+/// Counts of events on an item of an answer, from events that carry the answer's attribution token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rewards {
     pub impressions: u32,
@@ -58,37 +59,38 @@ pub struct Rewards {
     pub views: u32,
     pub carts: u32,
     pub favorites: u32,
-    /// Pieces.
+    /// Number of pieces.
     pub purchases: u32,
-    /// Pieces.
-    pub refunds: u32,
-    /// Of the purchases whose price is known, in millionths of the currency's unit.
+    /// Number of pieces.
+    pub returns: u32,
+    /// Revenue of purchases with a known price, in millionths of the currency's unit.
     pub revenue_micros: i64,
 }
 
-/// Gives every record of a directory from `since` on, file by file. What could not be read is told and left out.
+/// Calls `visit` with every record of a directory from `since` on, file by file. Skips unreadable parts and returns
+/// their number.
 pub fn for_each_record(
     directory: &Path,
     since: UnixMillis,
-    mut give: impl FnMut(AnswerRecord),
-) -> Result<Lost, AnswersError> {
-    let mut lost = Lost::default();
+    mut visit: impl FnMut(AnswerRecord),
+) -> Result<Damage, AnswerLogError> {
+    let mut damage = Damage::default();
     let first_day = day(since);
     for path in list(directory)?.iter().filter(|path| day_of(path) >= first_day.as_str()) {
         let mut reader = SegmentReader::open(path)?;
         while let Some(records) = reader.next_block()? {
-            records.into_iter().filter(|record| record.at_ms >= since.0).for_each(&mut give);
+            records.into_iter().filter(|record| record.at_ms >= since.0).for_each(&mut visit);
         }
-        lost.damaged_blocks += reader.lost.damaged_blocks;
-        lost.torn_bytes += reader.lost.torn_bytes;
+        damage.damaged_blocks += reader.damage.damaged_blocks;
+        damage.torn_bytes += reader.damage.torn_bytes;
     }
-    Ok(lost)
+    Ok(damage)
 }
 
 impl AnswerRecord {
-    /// The first page as rows, without rewards. `sample_count`: see [`AnswerRecord::propensities`].
+    /// Returns the first page as rows without rewards. For `sample_count` see [`AnswerRecord::propensities`].
     pub fn rows(&self, sample_count: usize) -> Result<Vec<SlotRow>, ReplayError> {
-        let id = AnswerId::try_from(self.id.as_slice()).map_err(|_| ReplayError("it has no id".to_owned()))?;
+        let id = AnswerId::try_from(self.id.as_slice()).map_err(|_| ReplayError("the id is missing".to_owned()))?;
         let propensities = self.propensities(sample_count)?;
         let head_count = self.heads.len();
         let row = |(at, (slot, propensity)): (usize, (&super::SlotRecord, Propensity))| {
@@ -124,33 +126,34 @@ impl AnswerRecord {
     }
 }
 
-/// All rows of a directory from `since` on, in the order in which they were written, without rewards; and what could not be
-/// read. A record that does not fit together counts as a damaged block.
+/// Reads all rows of a directory from `since` on, in the order of the log, without rewards. Also returns the number of
+/// unreadable parts; an inconsistent record counts as a damaged block.
 pub fn read_rows(
     directory: &Path,
     since: UnixMillis,
     sample_count: usize,
-) -> Result<(Vec<SlotRow>, Lost), AnswersError> {
-    let (mut rows, mut unfit) = (Vec::new(), 0);
-    let mut lost = for_each_record(directory, since, |record| match record.rows(sample_count) {
+) -> Result<(Vec<SlotRow>, Damage), AnswerLogError> {
+    let (mut rows, mut inconsistent) = (Vec::new(), 0);
+    let mut damage = for_each_record(directory, since, |record| match record.rows(sample_count) {
         Ok(more) => rows.extend(more),
-        Err(_) => unfit += 1,
+        Err(_) => inconsistent += 1,
     })?;
-    lost.damaged_blocks += unfit;
-    Ok((rows, lost))
+    damage.damaged_blocks += inconsistent;
+    Ok((rows, damage))
 }
 
-/// Rows that wait for what their shoppers did.
-pub struct Join {
+/// Joins rows with the events that follow from them.
+pub struct RewardJoin {
     rows: Vec<SlotRow>,
-    /// By answer: where its rows begin.
+    /// By answer: the index of its first row.
     answers: AHashMap<AnswerId, usize>,
-    /// Lines of events that carry the token of an answer which is not here, or name an item that its first page did not show.
+    /// Number of event lines whose token belongs to an unknown answer, or whose item is not on the answer's first
+    /// page.
     pub unmatched_lines: usize,
 }
 
-impl Join {
-    /// The rows of an answer follow each other.
+impl RewardJoin {
+    /// The rows of an answer must be contiguous.
     pub fn new(rows: Vec<SlotRow>) -> Self {
         let mut answers = AHashMap::new();
         for (at, row) in rows.iter().enumerate() {
@@ -159,20 +162,20 @@ impl Join {
         Self { rows, answers, unmatched_lines: 0 }
     }
 
-    /// Counts an event for the slots of the answer whose token it carries; `answer_of` reads tokens. Each line counts for the
-    /// slot that shows its item. An event must be given once.
+    /// Counts an event for the slots of the answer whose token it carries; `answer_of` verifies tokens. Each line
+    /// counts for the slot that shows its item. Must be called once for each event.
     pub fn add(&mut self, event: &Event, answer_of: impl Fn(&str) -> Option<AnswerId>) {
         let Attribution::Answer(token) = &event.attribution else { return };
         let first = answer_of(token).and_then(|answer| self.answers.get(&answer)).copied();
         for line in &event.lines {
-            let slots = first.and_then(|first| {
+            let slot = first.and_then(|first| {
                 let answer = self.rows[first].answer;
                 self.rows[first..]
                     .iter_mut()
                     .take_while(|row| row.answer == answer)
                     .find(|row| row.item == line.item.as_str())
             });
-            match slots {
+            match slot {
                 Some(row) => row.rewards.count(event.kind, line.quantity, line.price.map_or(0, |price| price.micros())),
                 None => self.unmatched_lines += 1,
             }
@@ -198,7 +201,7 @@ impl Rewards {
                 let paid = price_micros.saturating_mul(i64::from(quantity));
                 self.revenue_micros = self.revenue_micros.saturating_add(paid);
             }
-            EventKind::Refund => add(&mut self.refunds, quantity),
+            EventKind::Refund => add(&mut self.returns, quantity),
             EventKind::Search
             | EventKind::RemoveFromCart
             | EventKind::Unfavorite
@@ -210,7 +213,7 @@ impl Rewards {
     }
 }
 
-/// Writes rows as Parquet; `docs/answers.md` describes the columns.
+/// Writes rows to a Parquet file; `docs/answers.md` describes the columns.
 pub fn write_rows(path: &Path, rows: &[SlotRow]) -> Result<(), DatasetError> {
     let texts = |of: &dyn Fn(&SlotRow) -> String| Cells::Texts(rows.iter().map(of).collect());
     let integers = |of: &dyn Fn(&SlotRow) -> i64| Cells::Integers(rows.iter().map(of).collect());
@@ -248,8 +251,8 @@ pub fn write_rows(path: &Path, rows: &[SlotRow]) -> Result<(), DatasetError> {
     dataset::write_table(path, columns)
 }
 
-/// The user of a row, for those who join by user.
 impl SlotRow {
+    /// Parses the user of the row.
     pub fn user_id(&self) -> Option<UserId> {
         UserId::from_key(&self.user)
     }
@@ -296,35 +299,21 @@ mod tests {
     }
 
     fn event(kind: EventKind, item: &str, token: &str) -> Event {
+        let item = ItemId::parse(item).unwrap();
         Event {
-            id: EventId::parse("e").unwrap(),
-            kind,
-            user: UserId::signed_in("p").unwrap(),
-            session: String::new(),
-            at: UnixMillis(0),
-            lines: vec![EventLine {
-                item: ItemId::parse(item).unwrap(),
-                quantity: 2,
-                price: PriceMicros::new(5),
-                rank: 0,
-            }],
-            query: String::new(),
-            order: String::new(),
-            stars: 0,
-            coupon: String::new(),
-            categories: Vec::new(),
-            currency: String::new(),
+            lines: vec![EventLine { item, quantity: 2, price: PriceMicros::new(5), rank: 0 }],
             attribution: Attribution::Answer(token.to_owned()),
+            ..Event::new(EventId::parse("e").unwrap(), kind, UserId::signed_in("p").unwrap(), UnixMillis(0))
         }
     }
 
     #[test]
-    fn rows_tell_the_propensities_of_the_policy() {
+    fn rows_have_the_propensities_of_the_policy() {
         let rows = record().rows(2000).unwrap();
-        let told: Vec<(&str, u32, u32)> =
+        let summary: Vec<(&str, u32, u32)> =
             rows.iter().map(|row| (row.item.as_str(), row.slot, row.organic_slot)).collect();
         // Without exploration `a` has slot 1, the pin slot 2, `b` slot 3.
-        assert_eq!(told, [("b", 1, 3), ("pin", 2, 2), ("a", 3, 1)]);
+        assert_eq!(summary, [("b", 1, 3), ("pin", 2, 2), ("a", 3, 1)]);
         assert_eq!(rows[1].propensity, Marginal { probability: 1.0, standard_error: 0.0 });
         assert_eq!(rows[0].propensity.standard_error, 0.0);
         assert!(rows[0].propensity.probability < 0.34 && rows[2].propensity.standard_error > 0.0);
@@ -332,14 +321,14 @@ mod tests {
     }
 
     #[test]
-    fn what_shoppers_did_comes_to_the_slot_that_showed_it() {
-        let mut join = Join::new(record().rows(10).unwrap());
-        let answer_of = |token: &str| (token == "ours").then_some([7; 16]);
+    fn events_count_for_the_slot_that_showed_their_item() {
+        let mut join = RewardJoin::new(record().rows(10).unwrap());
+        let answer_of = |token: &str| (token == "known").then_some([7; 16]);
         for (kind, item, token) in [
-            (EventKind::Impression, "b", "ours"),
-            (EventKind::Click, "b", "ours"),
-            (EventKind::Purchase, "a", "ours"),
-            (EventKind::Click, "nowhere", "ours"),
+            (EventKind::Impression, "b", "known"),
+            (EventKind::Click, "b", "known"),
+            (EventKind::Purchase, "a", "known"),
+            (EventKind::Click, "nowhere", "known"),
             (EventKind::Click, "b", "another"),
         ] {
             join.add(&event(kind, item, token), answer_of);

@@ -1,6 +1,7 @@
-//! What a bundle says of itself: `manifest.json`.
+//! The manifest of a bundle, `manifest.json`.
 use crate::features;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -8,26 +9,26 @@ use std::collections::BTreeMap;
 pub struct Manifest {
     /// The format of the directory; see `docs/bundle.md`.
     pub format: u32,
-    /// The generation's name.
+    /// The bundle version.
     pub name: String,
-    /// When it was trained, in ms since 1970.
+    /// The time of the training, in ms since 1970.
     pub created_ms: i64,
-    /// Events up to here were learned from, in ms since 1970. Evaluation uses those after.
+    /// The end of the training data, in ms since 1970. Evaluation uses later events.
     pub trained_until_ms: i64,
     /// See [`features::schema_hash`].
     pub feature_schema: String,
-    /// Buckets of the query encoder's hashed terms; not read by a sentence encoder.
+    /// Number of buckets of the query encoder's hashed terms; ignored for a sentence encoder.
     pub term_bucket_count: u32,
     /// The ranking model's heads, in the order of its output.
     pub heads: Vec<Head>,
-    /// Figures of the training, for users.
+    /// Metrics of the training, for display.
     pub metrics: BTreeMap<String, f64>,
-    /// Each file with its size and sum.
+    /// Each file with its size and checksum.
     pub files: BTreeMap<String, FileSum>,
 }
 
-/// One head of the ranking model. Its probability is `sigmoid(scale × logit + offset)`; an item's utility is the sum of
-/// weight × probability.
+/// One head of the ranking model. Its probability is `sigmoid(scale × logit + offset)`. An item's utility is the sum of
+/// weight × probability over the heads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
@@ -37,6 +38,7 @@ pub struct Head {
     pub offset: f32,
 }
 
+/// The size and checksum of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileSum {
@@ -45,7 +47,7 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 3;
+    pub const FORMAT: u32 = 4;
 
     pub fn new(name: String, created_ms: i64, trained_until_ms: i64, term_bucket_count: u32) -> Self {
         Self {
@@ -61,9 +63,14 @@ impl Manifest {
         }
     }
 
-    /// Records the size and the SHA-256 of a file.
+    /// Records the size and SHA-256 of a file.
     pub fn add_file(&mut self, name: &str, bytes: &[u8]) {
-        let sum = FileSum { bytes: bytes.len() as u64, sha256: super::sha256(bytes) };
+        let sum = FileSum { bytes: bytes.len() as u64, sha256: sha256(bytes) };
         self.files.insert(name.to_owned(), sum);
     }
+}
+
+/// SHA-256 in lower-case hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

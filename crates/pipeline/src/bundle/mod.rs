@@ -1,16 +1,15 @@
-//! A trained model on disk: one directory whose every byte is accounted for.
+//! Bundles: the output of a training as one directory, verified by SHA-256.
 //!
-//! Useful for: moving a model from training to serving. Not useful for: what changes faster than a training (users,
-//! stock, new items); that is the log's.
+//! Useful for: moving models and indexes from training to serving. Not useful for: data that changes between trainings
+//! (users, stock, new items), which is in the event log.
 mod manifest;
 
-pub use manifest::{FileSum, Head, Manifest};
+pub use manifest::{FileSum, Head, Manifest, sha256};
 
 use crate::features;
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_index::{FileError, FrozenGraph, Neighbours};
-use sha2::{Digest, Sha256};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -32,35 +31,36 @@ const TRAINING: &str = "training.json";
 const RANKER: &str = "ranker.onnx";
 const GOLDEN: &str = "golden.json";
 
-/// Everything that was learned, in memory. Rows are places in `items`.
+/// A bundle in memory. A row is an index in `items`.
 #[derive(Clone)]
 pub struct Bundle {
     pub manifest: Manifest,
     pub items: Vec<Item>,
-    /// The items' vectors, of [`VECTOR_DIM`] and length 1, in the user's space.
+    /// The items' vectors in the user space: [`VECTOR_DIM`] dimensions, length 1.
     pub item_vectors: Arc<FrozenGraph>,
-    /// In the query's space, of the query encoder's dimensions and length 1.
+    /// The titles' vectors in the query space: the query encoder's dimensions, length 1.
     pub title_vectors: Arc<FrozenGraph>,
-    /// `[query dimensions × VECTOR_DIM]`, row-major: a title's vector times it, normalised, is a new item's vector.
+    /// `[query dimensions × VECTOR_DIM]`, row-major. A title's vector times this matrix, normalised, is the vector of
+    /// an item without training data.
     pub text_projection: Vec<f32>,
-    /// What was chosen in the basket after.
+    /// Items that users choose in the next basket.
     pub transitions: Neighbours,
-    /// What was bought in the same basket.
+    /// Items that are bought in the same basket.
     pub co_purchases: Neighbours,
     pub user_encoder: Vec<u8>,
-    /// For a training that begins with them; see `training/warm.rs`.
+    /// The encoders' weights for a warm start of a later training.
     pub encoder_weights: Option<Vec<u8>>,
     pub query_encoder: Vec<u8>,
-    /// Of a sentence encoder: its `tokenizer.json`. Without it the query encoder reads hashed terms.
+    /// The `tokenizer.json` of a sentence encoder. Without it the query encoder reads hashed terms.
     pub tokenizer: Option<Vec<u8>>,
-    /// How the losses went, for `evaluate --report`; JSON.
+    /// Loss curves as JSON, for `evaluate --report`.
     pub training: Option<Vec<u8>>,
     pub ranker: Vec<u8>,
-    /// Requests with what was answered where the bundle was made; JSON. Whoever loads it asks them first.
+    /// Golden requests with their expected answers as JSON, for the self-test after loading.
     pub golden: Option<Vec<u8>>,
 }
 
-/// Why a bundle is refused.
+/// The reason why a bundle cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     #[error("bundle {path}: {source}")]
@@ -69,7 +69,7 @@ pub enum BundleError {
     Manifest { path: PathBuf, source: serde_json::Error },
     #[error("bundle {path}: format {found}, this program reads {expected}")]
     Format { path: PathBuf, found: u32, expected: u32 },
-    #[error("bundle {path}: learned with feature schema {found}, this program computes {expected}; train again")]
+    #[error("bundle {path}: trained with feature schema {found}, this program computes {expected}; train again")]
     Schema { path: PathBuf, found: String, expected: String },
     #[error("bundle file {path} is missing")]
     Missing { path: PathBuf },
@@ -86,7 +86,7 @@ pub enum BundleError {
 }
 
 impl Bundle {
-    /// Reads a bundle and verifies every file against the manifest's sum before its content is used.
+    /// Reads a bundle. Verifies each file against the manifest's checksum before its content is used.
     pub fn open(directory: &Path) -> Result<Self, BundleError> {
         let path = directory.join(MANIFEST);
         let text = fs::read(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
@@ -105,7 +105,7 @@ impl Bundle {
             let path = directory.join(name);
             file(name)?;
             let index = FrozenGraph::open(&path)?;
-            match index.row_count() == items.len() && dimensions.is_none_or(|due| due == index.dimensions()) {
+            match index.row_count() == items.len() && dimensions.is_none_or(|expected| expected == index.dimensions()) {
                 true => Ok(Arc::new(index)),
                 false => Err(BundleError::Content {
                     path,
@@ -151,7 +151,7 @@ impl Bundle {
         })
     }
 
-    /// Writes the bundle beside its place, syncs it and moves it there, so that a reader never sees half of one.
+    /// Writes the bundle to a temporary directory, syncs it and renames it, so that a reader never sees a part of it.
     pub fn write(mut self, directory: &Path) -> Result<Manifest, BundleError> {
         if directory.is_dir() && fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(BundleError::Exists { path: directory.to_owned() });
@@ -161,7 +161,7 @@ impl Bundle {
         let _ = fs::remove_dir_all(&temporary);
         fs::create_dir_all(&temporary).map_err(|source| io(&temporary, source))?;
 
-        // A bundle made from another has that one's manifest, and maybe not all of its files.
+        // The manifest may be that of another bundle, with files that this one lacks.
         self.manifest.files.clear();
         dataset::write_items(&temporary.join(ITEMS), &self.items)?;
         let items = fs::read(temporary.join(ITEMS)).map_err(|source| io(&temporary, source))?;
@@ -228,14 +228,9 @@ fn parse_vectors(bytes: &[u8], expected: usize) -> Result<Vec<f32>, String> {
     }
     let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     match values.iter().position(|value| !value.is_finite()) {
-        Some(place) => Err(format!("number {place} is not finite")),
+        Some(index) => Err(format!("number {index} is not finite")),
         None => Ok(values),
     }
-}
-
-/// SHA-256 in lower-case hexadecimal.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Manifest {

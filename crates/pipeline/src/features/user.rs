@@ -9,13 +9,13 @@ use lodestone_events::EventKind;
 use lodestone_index::{KeyedNeighbours, LANES, LaneVectors};
 use lodestone_state::users::History;
 
-/// Distinct items of the history that similarity and neighbours start from.
+/// Maximum number of recent distinct items, from which similarity and neighbours start.
 const RECENT_MAX: usize = 12;
 const _: () = assert!(RECENT_MAX <= LANES);
-/// The influence of each older item, relative to the one after it.
+/// The weight of each item relative to the next more recent one.
 const RECENT_DECAY: f32 = 0.85;
 
-/// What a user did with one item.
+/// Counts and times of a user's events on one item.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ItemStats {
     pub bought_count: u32,
@@ -28,48 +28,48 @@ pub struct ItemStats {
 }
 
 impl ItemStats {
-    /// `ln(1 + days)`, or -1 for never.
+    /// Returns `ln(1 + days)`, or -1 for never.
     pub fn days_since(&self, at_s: Option<u32>, now: UnixMillis) -> f32 {
         at_s.map_or(-1.0, |at| now.days_since(UnixMillis(i64::from(at) * 1000)).ln_1p())
     }
 }
 
-/// One of the user's latest distinct items.
+/// A recent item of the user.
 #[derive(Debug, Clone, Copy)]
-pub struct Recent {
+pub struct RecentItem {
     pub row: Row,
     pub key: ItemKey,
-    /// 1 for the latest, falling.
+    /// 1 for the latest item, smaller for older ones.
     pub weight: f32,
     pub kind: EventKind,
     pub at_s: u32,
 }
 
-/// A user at the moment of a request.
+/// The prepared history of a request's user.
 #[derive(Debug, Default)]
 pub struct UserContext {
     /// `[VECTOR_DIM]`, from the user encoder.
     pub vector: Option<Vec<f32>>,
-    /// Latest first.
-    pub recent: Vec<Recent>,
-    /// Their vectors in the user's space and in the space of titles.
+    /// Distinct recent items, latest first.
+    pub recent: Vec<RecentItem>,
+    /// The vectors of `recent` in the user space and in the query space.
     pub recent_vectors: [LaneVectors; 2],
     /// ln(1 + events).
     pub log_history_length: f32,
     pub basket_count: u32,
-    /// Mean of ln(1 + price) over bought items; 0 where unknown.
+    /// Mean of ln(1 + price) over bought items; 0 if unknown.
     pub mean_log_price: f32,
     stats: AHashMap<ItemKey, ItemStats>,
     transitions_of_last: AHashMap<ItemKey, f32>,
 }
 
 impl UserContext {
-    /// Reads a history once. O(events).
+    /// Prepares a history. O(events).
     pub fn new(history: &History, catalog: &Catalog, transitions: &KeyedNeighbours) -> Self {
         let mut context = Self { log_history_length: (history.events.len() as f32).ln_1p(), ..Self::default() };
         let (mut price_sum, mut price_count, mut last_basket) = (0.0f32, 0u32, None);
         for event in &history.events {
-            context.note(event.item, event.kind, event.at_s);
+            context.count(event.item, event.kind, event.at_s);
             if event.kind == EventKind::Purchase {
                 if last_basket != Some(event.at_s) {
                     context.basket_count += 1;
@@ -86,7 +86,7 @@ impl UserContext {
             context.mean_log_price = price_sum / price_count as f32;
         }
         context.collect_recent(history, catalog);
-        let vectors = |recent: &Recent| &catalog.get(recent.row).vectors;
+        let vectors = |recent: &RecentItem| &catalog.get(recent.row).vectors;
         let query_dimension = context.recent.first().map_or(0, |recent| vectors(recent).query_space().len());
         context.recent_vectors = [
             LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| vectors(recent).user_space())),
@@ -98,22 +98,22 @@ impl UserContext {
         context
     }
 
-    /// What the user did with an item.
+    /// Returns the stats of an item.
     pub fn stats(&self, key: ItemKey) -> ItemStats {
         self.stats.get(&key).copied().unwrap_or_default()
     }
 
-    /// Items of the history with what was done with them, in no order.
+    /// Returns the items of the history with their stats, in no order.
     pub fn items(&self) -> impl Iterator<Item = (ItemKey, &ItemStats)> {
         self.stats.iter().map(|(key, stats)| (*key, stats))
     }
 
-    /// The weight of an item among the neighbours of the latest item.
+    /// Returns the transition weight from the latest item to this item.
     pub fn transition_weight_of_last(&self, key: ItemKey) -> f32 {
         self.transitions_of_last.get(&key).copied().unwrap_or(0.0)
     }
 
-    fn note(&mut self, key: ItemKey, kind: EventKind, at_s: u32) {
+    fn count(&mut self, key: ItemKey, kind: EventKind, at_s: u32) {
         let stats = self.stats.entry(key).or_default();
         match kind {
             EventKind::Purchase => {
@@ -143,7 +143,7 @@ impl UserContext {
                 continue;
             }
             if let Some(row) = catalog.row_of_key(event.item) {
-                self.recent.push(Recent { row, key: event.item, weight, kind: event.kind, at_s: event.at_s });
+                self.recent.push(RecentItem { row, key: event.item, weight, kind: event.kind, at_s: event.at_s });
                 weight *= RECENT_DECAY;
             }
         }

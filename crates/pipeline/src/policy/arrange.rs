@@ -1,102 +1,103 @@
-//! The order of an answer, from scores to places. The rules apply in this order:
+//! Arranges an answer: from scores to slots. The rules apply in this order:
 //!
-//! 1. **Boosts** multiply the scores of what they match.
-//! 2. The **order**: best score first, or by the field that was asked for, then by score; equals in the order of retrieval.
-//! 3. **Diversity** parts what is alike. Not where a field orders.
-//! 4. **Interleaving**: two rankings become one by team draft.
-//! 5. **Pins** leave the organic list and get their slots, always.
-//! 6. **Exploration** draws the organic list anew; see [`Exploration`]. Not where a field orders, and not where two rankings
-//!    are interleaved.
+//! 1. **Boosts** multiply the scores of matching candidates.
+//! 2. **Order**: best score first, or by the requested field and then by score. Ties keep the order of retrieval.
+//! 3. **Diversity** separates similar items. Skipped if a field orders.
+//! 4. **Interleaving** merges two rankings by team draft.
+//! 5. **Pins** leave the organic list and take their slots, always.
+//! 6. **Exploration** draws the order of the organic list, see [`Exploration`]. Skipped if a field orders or if two
+//!    rankings are interleaved.
 //!
-//! Everything that the rules read is in [`PolicyInput`], so that an answer can be arranged once more from its record, to the bit.
+//! [`PolicyInput`] contains everything that the rules read, so that a record of an answer replays to the same bits.
 use super::CandidateIndex;
-use super::{Exploration, Organic, PinSlot, Team, apply_boosts, diversify, place_pins, team_draft};
+use super::{DraftPick, Exploration, OrganicList, PinSlot, Team, apply_boosts, diversify, place_pins, team_draft};
 use std::cmp::Ordering;
 
-/// How far down diversity looks for a candidate that is less alike.
+/// Number of candidates among which diversity selects the next one.
 const DIVERSITY_LOOK_AHEAD: usize = 50;
 
-/// What an answer is arranged from. Candidates are named by their places in retrieval's list, from 0, here and in the
-/// [`CandidateIndex`]s of this room; higher numbers are pinned items that are no candidates.
+/// The input of the policy.
 #[derive(Debug, Clone, Copy)]
 pub struct PolicyInput<'a> {
-    /// One ranking, or two that are interleaved.
+    /// One ranking, or two to interleave.
     pub rankings: &'a [Ranking<'a>],
     pub boost_factors: &'a [f32],
-    /// By candidate: bit b is set where boost b matches. Empty without boosts.
+    /// By candidate: bit b is set if boost b matches. Empty without boosts.
     pub boost_masks: &'a [u32],
-    /// By candidate: its place by the field that was asked for; equal fields have equal places. Empty: best score first.
+    /// By candidate: its rank by the requested field; equal fields have equal ranks. Empty: best score first.
     pub field_ranks: &'a [u32],
     pub pins: &'a [PinSlot],
     pub exploration: Option<&'a Exploration>,
-    /// Of everything that is drawn.
+    /// Seeds all random draws.
     pub seed: u64,
 }
 
-/// What one ranking says.
+/// The scores and diversity of one ranking.
 #[derive(Debug, Clone, Copy)]
 pub struct Ranking<'a> {
-    /// By candidate; a ranking of fewer candidates has the first ones. Finite.
+    /// By candidate, finite. A ranking of fewer candidates has the first ones.
     pub scores: &'a [f32],
     /// 0 to 1.
     pub diversity: f32,
 }
 
-/// One place of an arranged answer.
+/// One slot of an arranged answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Placed {
     pub candidate: CandidateIndex,
-    /// After boosts, of the ranking whose pick it is; of a pinned item that is no candidate 0.
+    /// The score after boosts, from the ranking that picked it. 0 for a pinned item that is not a candidate.
     pub score: f32,
     pub is_pinned: bool,
-    /// The probability that this stands here, given what stands before it (and the teams before it). 1 where nothing is random.
+    /// The probability of this candidate in this slot, given the candidates (and teams) before it. 1 if nothing is
+    /// random.
     pub conditional: f64,
-    /// Of interleaved answers, but for pins.
+    /// The team in an interleaved answer; none for pins.
     pub team: Option<Team>,
 }
 
+/// An arranged answer.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Arranged {
     pub placed: Vec<Placed>,
-    /// Which of the pins were not placed, as places in the list of pins.
+    /// Indices of the pins that were not placed.
     pub dropped_pins: Vec<usize>,
-    /// Whether this answer was one that explores.
+    /// Whether this answer explores.
     pub explored: bool,
-    /// What exploration started from; empty where nothing explores.
-    pub organic: Vec<OrganicPlace>,
-    /// The two orders that were interleaved; empty where none were.
+    /// The organic list; empty without exploration.
+    pub organic: Vec<OrganicSlot>,
+    /// The two interleaved orders; empty without interleaving.
     pub orders: Vec<Vec<u32>>,
 }
 
-/// One place of the list before exploration.
+/// One slot of the organic list.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct OrganicPlace {
+pub struct OrganicSlot {
     pub candidate: CandidateIndex,
     pub score: f32,
     /// From 1.
     pub slot: usize,
 }
 
-/// Arranges an answer. `vector_of` gives candidates' vectors of length 1, and is asked only where there is diversity.
-pub fn arrange<'v>(given: &PolicyInput, vector_of: impl Fn(CandidateIndex) -> &'v [f32]) -> Arranged {
+/// Arranges an answer. `vector_of` returns a candidate's vector of length 1; it is called only with diversity.
+pub fn arrange<'v>(input: &PolicyInput, vector_of: impl Fn(CandidateIndex) -> &'v [f32]) -> Arranged {
     let ordered: Vec<Vec<(CandidateIndex, f32)>> =
-        given.rankings.iter().map(|ranking| ordered(given, ranking, &vector_of)).collect();
+        input.rankings.iter().map(|ranking| ordered(input, ranking, &vector_of)).collect();
     let list = match &ordered[..] {
         [] => Vec::new(),
         [only] => only.iter().map(|(candidate, score)| Listed::certain(*candidate, *score)).collect(),
-        [a, b, ..] => drafted(a, b, given.seed),
+        [a, b, ..] => draft(a, b, input.seed),
     };
     let candidates: Vec<CandidateIndex> = list.iter().map(|listed| listed.candidate).collect();
-    let placement = place_pins(&candidates, given.pins);
+    let placement = place_pins(&candidates, input.pins);
     let slots: Vec<usize> =
         placement.order.iter().enumerate().filter(|(_, (_, pinned))| !pinned).map(|(at, _)| at + 1).collect();
     let pinned: Vec<CandidateIndex> =
         placement.order.iter().filter(|(_, pinned)| *pinned).map(|(candidate, _)| *candidate).collect();
     let (pinned_list, organic): (Vec<Listed>, Vec<Listed>) =
         list.into_iter().partition(|listed| pinned.contains(&listed.candidate));
-    let places = |listed: Vec<Listed>| {
+    let fill = |listed: Vec<Listed>| {
         let mut shown = listed.into_iter();
-        let place = |&(candidate, is_pinned): &(CandidateIndex, bool)| match is_pinned {
+        let slot = |&(candidate, is_pinned): &(CandidateIndex, bool)| match is_pinned {
             true => {
                 let score =
                     pinned_list.iter().find(|listed| listed.candidate == candidate).map_or(0.0, |listed| listed.score);
@@ -104,34 +105,34 @@ pub fn arrange<'v>(given: &PolicyInput, vector_of: impl Fn(CandidateIndex) -> &'
             }
             false => shown.next().map(Listed::placed),
         };
-        placement.order.iter().filter_map(place).collect()
+        placement.order.iter().filter_map(slot).collect()
     };
     let dropped_pins = placement.dropped.clone();
     let candidates_of = |list: &Vec<(CandidateIndex, f32)>| list.iter().map(|(candidate, _)| candidate.0).collect();
     let orders = if ordered.len() > 1 { ordered.iter().map(candidates_of).collect() } else { Vec::new() };
-    let explores = given.field_ranks.is_empty() && ordered.len() == 1;
-    let Some(policy) = given.exploration.filter(|_| explores) else {
-        return Arranged { placed: places(organic), dropped_pins, explored: false, organic: Vec::new(), orders };
+    let explores = input.field_ranks.is_empty() && ordered.len() == 1;
+    let Some(policy) = input.exploration.filter(|_| explores) else {
+        return Arranged { placed: fill(organic), dropped_pins, explored: false, organic: Vec::new(), orders };
     };
     let scores: Vec<f32> = organic.iter().map(|listed| listed.score).collect();
-    let drawn = policy.draw(Organic { scores: &scores, slots: &slots }, given.seed);
+    let drawn = policy.draw(OrganicList { scores: &scores, slots: &slots }, input.seed);
     let shown = drawn.order.iter().zip(&drawn.conditionals);
-    let shown = shown.map(|(place, conditional)| Listed { conditional: *conditional, ..organic[*place] }).collect();
-    let place = |(listed, slot): (&Listed, &usize)| OrganicPlace {
+    let shown = shown.map(|(index, conditional)| Listed { conditional: *conditional, ..organic[*index] }).collect();
+    let organic_slot = |(listed, slot): (&Listed, &usize)| OrganicSlot {
         candidate: listed.candidate,
         score: listed.score,
         slot: *slot,
     };
     Arranged {
-        placed: places(shown),
+        placed: fill(shown),
         dropped_pins,
         explored: drawn.explored,
-        organic: organic.iter().zip(&slots).map(place).collect(),
+        organic: organic.iter().zip(&slots).map(organic_slot).collect(),
         orders,
     }
 }
 
-/// One place of the list before pins.
+/// One entry of the list before pins.
 #[derive(Debug, Clone, Copy)]
 struct Listed {
     candidate: CandidateIndex,
@@ -156,9 +157,9 @@ impl Listed {
     }
 }
 
-/// Rules 1 to 3.
+/// Applies rules 1 to 3.
 fn ordered<'v>(
-    given: &PolicyInput,
+    input: &PolicyInput,
     ranking: &Ranking,
     vector_of: &impl Fn(CandidateIndex) -> &'v [f32],
 ) -> Vec<(CandidateIndex, f32)> {
@@ -166,25 +167,25 @@ fn ordered<'v>(
     let mut scored: Vec<(CandidateIndex, f32)> =
         scores.map(|(candidate, score)| (CandidateIndex(candidate as u32), *score)).collect();
     let matches = |candidate: CandidateIndex, boost: usize| {
-        given.boost_masks.get(candidate.index()).is_some_and(|mask| mask >> boost & 1 == 1)
+        input.boost_masks.get(candidate.index()).is_some_and(|mask| mask >> boost & 1 == 1)
     };
-    apply_boosts(&mut scored, given.boost_factors, matches);
+    apply_boosts(&mut scored, input.boost_factors, matches);
     let by_field = |a: CandidateIndex, b: CandidateIndex| match (
-        given.field_ranks.get(a.index()),
-        given.field_ranks.get(b.index()),
+        input.field_ranks.get(a.index()),
+        input.field_ranks.get(b.index()),
     ) {
         (Some(a), Some(b)) => a.cmp(b),
         _ => Ordering::Equal,
     };
     scored.sort_unstable_by(|a, b| by_field(a.0, b.0).then(b.1.total_cmp(&a.1)).then(a.0.cmp(&b.0)));
-    match ranking.diversity > 0.0 && given.field_ranks.is_empty() {
-        true => diversify(&scored, ranking.diversity, DIVERSITY_LOOK_AHEAD, &vector_of),
+    match ranking.diversity > 0.0 && input.field_ranks.is_empty() {
+        true => diversify(&scored, ranking.diversity, DIVERSITY_LOOK_AHEAD, vector_of),
         false => scored,
     }
 }
 
-/// Rule 4. Each pick has the score that its own team gives it.
-fn drafted(a: &[(CandidateIndex, f32)], b: &[(CandidateIndex, f32)], seed: u64) -> Vec<Listed> {
+/// Applies rule 4. Each pick has the score of its own team.
+fn draft(a: &[(CandidateIndex, f32)], b: &[(CandidateIndex, f32)], seed: u64) -> Vec<Listed> {
     let candidates =
         |list: &[(CandidateIndex, f32)]| list.iter().map(|(candidate, _)| *candidate).collect::<Vec<CandidateIndex>>();
     let by_candidate = |list: &[(CandidateIndex, f32)]| {
@@ -194,7 +195,7 @@ fn drafted(a: &[(CandidateIndex, f32)], b: &[(CandidateIndex, f32)], seed: u64) 
     };
     let sorted = [by_candidate(a), by_candidate(b)];
     let picks = team_draft(&candidates(a), &candidates(b), seed);
-    let listed = |pick: super::Drafted| {
+    let listed = |pick: DraftPick| {
         let list = &sorted[usize::from(pick.team == Team::B)];
         let score =
             list.binary_search_by_key(&pick.candidate, |(candidate, _)| *candidate).map_or(0.0, |at| list[at].1);
@@ -215,7 +216,7 @@ mod tests {
         &VECTORS[candidate.index() % 4]
     }
 
-    fn given<'a>(rankings: &'a [Ranking<'a>]) -> PolicyInput<'a> {
+    fn input<'a>(rankings: &'a [Ranking<'a>]) -> PolicyInput<'a> {
         PolicyInput {
             rankings,
             boost_factors: &[],
@@ -228,13 +229,13 @@ mod tests {
     }
 
     fn order(arranged: &Arranged) -> Vec<u32> {
-        arranged.placed.iter().map(|place| place.candidate.0).collect()
+        arranged.placed.iter().map(|placed| placed.candidate.0).collect()
     }
 
     #[test]
-    fn a_boost_comes_before_diversity_and_a_pin_after_both() {
+    fn boosts_apply_before_diversity_and_pins_after_both() {
         let ranking = [Ranking { scores: &[0.9, 0.8, 0.7, 0.1], diversity: 0.0 }];
-        let plain = given(&ranking);
+        let plain = input(&ranking);
         assert_eq!(order(&arrange(&plain, vector_of)), [0, 1, 2, 3]);
         let boosted = PolicyInput { boost_factors: &[2.0], boost_masks: &[0, 0, 1, 0], ..plain };
         assert_eq!(order(&arrange(&boosted, vector_of)), [2, 0, 1, 3]);
@@ -251,28 +252,28 @@ mod tests {
     }
 
     #[test]
-    fn a_field_orders_before_the_score_and_stops_diversity_and_exploration() {
+    fn a_field_orders_before_the_score_and_disables_diversity_and_exploration() {
         let ranking = [Ranking { scores: &[0.9, 0.8, 0.7, 0.1], diversity: 1.0 }];
         let exploration = Exploration { temperature: 9.0, first_slot: 1, top: 4, share: 1.0, ..Exploration::default() };
-        let asked = PolicyInput { field_ranks: &[2, 0, 0, 1], exploration: Some(&exploration), ..given(&ranking) };
+        let by_field = PolicyInput { field_ranks: &[2, 0, 0, 1], exploration: Some(&exploration), ..input(&ranking) };
         for seed in 0..20 {
-            let arranged = arrange(&PolicyInput { seed, ..asked }, vector_of);
+            let arranged = arrange(&PolicyInput { seed, ..by_field }, vector_of);
             assert_eq!(order(&arranged), [1, 2, 3, 0]);
-            assert!(!arranged.explored && arranged.placed.iter().all(|place| place.conditional == 1.0));
+            assert!(!arranged.explored && arranged.placed.iter().all(|placed| placed.conditional == 1.0));
         }
     }
 
     #[test]
-    fn each_pick_of_a_draft_has_its_own_teams_score() {
+    fn each_pick_of_a_draft_has_the_score_of_its_team() {
         let rankings = [
             Ranking { scores: &[0.9, 0.5, 0.1], diversity: 0.0 },
             Ranking { scores: &[1.0, 2.0, 3.0], diversity: 0.0 },
         ];
         for seed in 0..20 {
-            let arranged = arrange(&PolicyInput { seed, ..given(&rankings) }, vector_of);
-            for place in &arranged.placed {
-                let team = usize::from(place.team == Some(Team::B));
-                assert_eq!(place.score, rankings[team].scores[place.candidate.index()]);
+            let arranged = arrange(&PolicyInput { seed, ..input(&rankings) }, vector_of);
+            for placed in &arranged.placed {
+                let team = usize::from(placed.team == Some(Team::B));
+                assert_eq!(placed.score, rankings[team].scores[placed.candidate.index()]);
             }
             assert_eq!(arranged.placed[0].conditional, 0.5);
         }
@@ -280,7 +281,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_lost_or_doubled_and_pins_keep_their_slots_whatever_is_drawn(
+        fn each_candidate_appears_once_and_pins_have_their_slots_for_every_seed(
             scores in prop::collection::vec(-10f32..10.0, 0..30), second in any::<bool>(), diversity in 0f32..1.0,
             boosts in prop::collection::vec((0.1f32..5.0, any::<u32>()), 0..3),
             pins in prop::collection::vec((prop::option::of(0u32..40), 1usize..35), 0..6),
@@ -303,7 +304,7 @@ mod tests {
             let first = all(seeds[0]);
             for seed in seeds {
                 let arranged = all(seed);
-                prop_assert_eq!(&arranged, &all(seed), "the same seed gives the same answer");
+                prop_assert_eq!(&arranged, &all(seed), "the same seed produces the same answer");
                 let candidates: BTreeSet<u32> = order(&arranged).into_iter().collect();
                 prop_assert_eq!(candidates.len(), arranged.placed.len());
                 prop_assert!((0..scores.len() as u32).all(|candidate| candidates.contains(&candidate)));
@@ -314,7 +315,7 @@ mod tests {
                         prop_assert_eq!(one.conditional, 1.0);
                     }
                 }
-                prop_assert!(arranged.placed.iter().all(|place| place.conditional > 0.0 && place.score.is_finite()));
+                prop_assert!(arranged.placed.iter().all(|placed| placed.conditional > 0.0 && placed.score.is_finite()));
             }
         }
     }

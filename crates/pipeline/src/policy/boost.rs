@@ -1,8 +1,9 @@
 use super::CandidateIndex;
 
-/// Multiplies the score of each candidate by the factors of all boosts that match it, and sorts best first; equal scores keep
-/// their order. A score below 0 is divided, so that a factor above 1 always lifts. Factors that are not finite and above 0
-/// change nothing; scores stay finite where they were. `matches` is asked with a candidate and a place in `factors`.
+/// Multiplies the score of each candidate by the factors of all matching boosts, and sorts best first; equal scores
+/// keep their order. A negative score is divided, so that a factor above 1 always raises it. Factors that are not
+/// finite and positive have no effect. Finite scores stay finite. `matches` receives a candidate and an index in
+/// `factors`.
 pub fn apply_boosts(
     scored: &mut [(CandidateIndex, f32)],
     factors: &[f32],
@@ -34,14 +35,14 @@ mod tests {
     }
 
     #[test]
-    fn a_boost_lifts_what_matches_and_boosts_multiply() {
+    fn a_boost_raises_matching_candidates_and_boosts_multiply() {
         let mut scored = vec![(CandidateIndex(1), 1.0), (CandidateIndex(0), 0.4), (CandidateIndex(2), 0.3)];
         apply_boosts(&mut scored, &[2.0, 2.0], matches);
         assert_eq!(scored, [(CandidateIndex(2), 1.2), (CandidateIndex(1), 1.0), (CandidateIndex(0), 0.8)]);
     }
 
     #[test]
-    fn a_factor_above_one_lifts_a_score_below_zero() {
+    fn a_factor_above_one_raises_a_negative_score() {
         let mut scored = vec![(CandidateIndex(1), -1.0), (CandidateIndex(0), -1.5)];
         apply_boosts(&mut scored, &[2.0], matches);
         assert_eq!(scored[0].0, CandidateIndex(0));
@@ -49,7 +50,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_lost_or_doubled(scores in prop::collection::vec(-1e30f32..1e30, 3), factor in any::<f32>()) {
+        fn each_candidate_appears_once(scores in prop::collection::vec(-1e30f32..1e30, 3), factor in any::<f32>()) {
             let mut scored: Vec<(CandidateIndex, f32)> = scores.iter().enumerate().map(|(i, &s)| (CandidateIndex(i as u32), s)).collect();
             apply_boosts(&mut scored, &[factor], matches);
             let mut candidates: Vec<u32> = scored.iter().map(|pair| pair.0.0).collect();

@@ -1,13 +1,14 @@
 use super::CandidateIndex;
 use lodestone_index::dot;
 
-/// Reorders `scored`, best first, so that neighbours in the list are less alike: maximal marginal relevance. The next
-/// candidate is the one with the highest `(1 - strength) * relevance - strength * likeness`, where relevance is the score
-/// scaled to 0 to 1 over the list and likeness the highest inner product with a candidate already placed (below 0: 0).
+/// Reorders `scored`, best first, by maximal marginal relevance (Carbonell and Goldstein 1998), which separates similar
+/// items. The next candidate is the one with the highest `(1 - strength) * relevance - strength * similarity`.
+/// Relevance is the score scaled to 0 to 1 over the list. Similarity is the highest inner product with a placed
+/// candidate, at least 0.
 ///
-/// `strength` is 0 (the order stays) to 1. Only the first `look_ahead` candidates that are left (at least 1) are looked at,
-/// so a candidate rises by less than `look_ahead` places. Scores come back as they were. Vectors have length 1; a pair
-/// of different dimensions is not alike.
+/// `strength` is 0 (the order stays) to 1. Each step selects among the first `look_ahead` (at least 1) remaining
+/// candidates, so a candidate rises by less than `look_ahead` ranks. Scores do not change. Vectors have length 1;
+/// vectors of different dimensions have similarity 0.
 pub fn diversify<'v>(
     scored: &[(CandidateIndex, f32)],
     strength: f32,
@@ -24,8 +25,8 @@ pub fn diversify<'v>(
         let window = look_ahead.max(1).min(left.len());
         let mut best = (0, f32::NEG_INFINITY);
         for (i, candidate) in left[..window].iter_mut().enumerate() {
-            candidate.meet(&placed);
-            let value = (1.0 - strength) * candidate.relevance - strength * candidate.likeness;
+            candidate.compare_with(&placed);
+            let value = (1.0 - strength) * candidate.relevance - strength * candidate.similarity;
             if value > best.1 {
                 best = (i, value);
             }
@@ -40,21 +41,21 @@ struct Candidate<'v> {
     score: f32,
     relevance: f32,
     vector: &'v [f32],
-    /// The highest so far over the first `met` placed candidates: each pair is compared once.
-    likeness: f32,
-    met: usize,
+    /// The highest similarity to the first `compared` placed candidates, so that each pair is compared once.
+    similarity: f32,
+    compared: usize,
 }
 
 impl Candidate<'_> {
-    fn meet(&mut self, placed: &[Candidate<'_>]) {
-        for other in &placed[self.met..] {
+    fn compare_with(&mut self, placed: &[Candidate<'_>]) {
+        for other in &placed[self.compared..] {
             if other.vector.len() == self.vector.len() {
-                let likeness = dot(self.vector, other.vector);
-                // A NaN loses every comparison.
-                self.likeness = self.likeness.max(likeness);
+                let similarity = dot(self.vector, other.vector);
+                // `max` ignores a NaN.
+                self.similarity = self.similarity.max(similarity);
             }
         }
-        self.met = placed.len();
+        self.compared = placed.len();
     }
 }
 
@@ -75,8 +76,8 @@ fn candidates<'v>(
             score,
             relevance: relevance(score),
             vector: vector_of(candidate),
-            likeness: 0.0,
-            met: 0,
+            similarity: 0.0,
+            compared: 0,
         })
         .collect()
 }
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn twins_are_parted() {
+    fn equal_items_are_separated() {
         let scored =
             [(CandidateIndex(0), 1.0), (CandidateIndex(1), 0.9), (CandidateIndex(2), 0.8), (CandidateIndex(3), 0.1)];
         assert_eq!(candidates(&diversify(&scored, 0.5, 10, vector_of)), [0, 2, 1, 3]);
@@ -107,16 +108,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_lost_or_doubled_or_rises_beyond_the_look_ahead(
+        fn each_candidate_appears_once_and_rises_by_less_than_the_look_ahead(
             scores in prop::collection::vec(any::<f32>(), 0..40), strength in any::<f32>(), look_ahead in 0usize..50,
         ) {
             let mut scored: Vec<(CandidateIndex, f32)> = scores.iter().enumerate().map(|(i, &s)| (CandidateIndex(i as u32), s)).collect();
             scored.sort_by(|a, b| b.1.total_cmp(&a.1));
             let result = diversify(&scored, strength, look_ahead, vector_of);
             let (mut before, mut after) = (candidates(&scored), candidates(&result));
-            for (place, candidate) in after.iter().enumerate() {
+            for (index, candidate) in after.iter().enumerate() {
                 let old = before.iter().position(|other| other == candidate).unwrap();
-                prop_assert!(old < place + look_ahead.max(1));
+                prop_assert!(old < index + look_ahead.max(1));
             }
             before.sort_unstable();
             after.sort_unstable();

@@ -1,66 +1,68 @@
-//! Answers that vary on purpose, with the probability of everything that was shown.
+//! Exploration: random orders with exact probabilities.
 //!
-//! Places are filled one after the other from the organic list. Three rules say how, and nothing else is random:
+//! Positions are filled in turn from the organic list. Three rules are the only sources of randomness:
 //!
-//! 1. A window of the organic list, `top` places long from the first place whose slot is `first_slot` or later, is drawn by
-//!    Plackett and Luce: the next of those that are left is `i` with probability proportional to `exp(worth(i) / temperature)`.
-//!    The draw adds a Gumbel number to each worth and sorts (Gumbel-top-k; Kool, van Hoof and Welling 2019).
-//! 2. An ε-slot is filled, with probability `epsilon`, uniformly from the first `epsilon_candidates` that are left.
+//! 1. A window of the organic list is drawn from a Plackett-Luce model: the next of the remaining candidates is `i`
+//!    with probability proportional to `exp(utility(i) / temperature)`. The window has `top` candidates, from the first
+//!    position whose slot is at least `first_slot`. The draw adds Gumbel noise to each utility and sorts (Gumbel-top-k;
+//!    Kool, van Hoof and Welling 2019).
+//! 2. An ε-slot is filled, with probability `epsilon`, uniformly from the first `epsilon_candidates` remaining
+//!    candidates.
 //! 3. Only a `share` of all answers explores; the others show the organic list.
 //!
-//! The worth of an organic place is the window's score of that rank, in standard deviations of the window's scores. So a
-//! temperature means the same for every model, and as it falls to 0 the order becomes the organic one, also where diversity
-//! made that differ from the order of scores. Nothing from below the window is lifted by rule 1, and by rule 2 nothing from
-//! further than `epsilon_candidates` down.
+//! The utility of an organic index is the score with this rank in the window, in standard deviations of the window's
+//! scores. So a temperature has the same effect for every model, and as it approaches 0 the order approaches the
+//! organic one, even if diversity reordered the list. Rule 1 raises no candidate from below the window, and rule 2 none
+//! by `epsilon_candidates` or more ranks.
 use super::Random;
 
-/// Places of the organic list that exploration may reach.
+/// Maximum organic rank that exploration may show earlier.
 pub const EXPLORED_MAX: usize = 250;
 
-/// How much answers vary on purpose.
+/// The parameters of the exploration policy.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Exploration {
-    /// In standard deviations of the window's scores; 0: rule 1 is off.
+    /// In standard deviations of the window's scores; 0 disables rule 1.
     pub temperature: f64,
     /// The first slot that rule 1 may change, from 1.
     pub first_slot: usize,
-    /// Places of the window.
+    /// Length of the window.
     pub top: usize,
-    /// From 1, ascending.
+    /// Slots from 1, ascending.
     pub epsilon_slots: Vec<usize>,
     /// 0 to 1.
     pub epsilon: f64,
-    /// At least 1 where there are ε-slots.
+    /// At least 1 if there are ε-slots.
     pub epsilon_candidates: usize,
-    /// Of the answers, 0 to 1.
+    /// Share of answers that explore, 0 to 1.
     pub share: f64,
 }
 
-/// What exploration starts from: the organic list, best first, without what is pinned.
+/// The organic list, best first, without pinned candidates.
 #[derive(Debug, Clone, Copy)]
-pub struct Organic<'a> {
-    /// By organic place.
+pub struct OrganicList<'a> {
+    /// By organic index.
     pub scores: &'a [f32],
-    /// By organic place: the slot of the answer that this place is, from 1, ascending; pins have the others.
+    /// By organic index: the slot of the answer, from 1, ascending. Pins have the other slots.
     pub slots: &'a [usize],
 }
 
-/// An order that was drawn.
+/// A drawn order.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Drawn {
-    /// By place: which organic place is shown there.
+pub struct DrawnOrder {
+    /// By position: the organic index that is shown.
     pub order: Vec<usize>,
-    /// Whether rule 3 let this answer explore.
+    /// Whether this answer explores by rule 3.
     pub explored: bool,
-    /// By place: the probability of what is shown there, given what is shown before it. Exact.
+    /// By position: the exact probability of the shown candidate, given the candidates before it.
     pub conditionals: Vec<f64>,
 }
 
-/// The probability that the policy shows an item at a place, whatever is shown before it.
+/// The marginal probability that the policy shows a candidate at a position.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Marginal {
     pub probability: f64,
-    /// 0: the probability is exact.
+    /// 0 if the probability is exact.
     pub standard_error: f64,
 }
 
@@ -69,8 +71,8 @@ impl Exploration {
         self.share > 0.0 && (self.temperature > 0.0 || self.has_epsilon_slots())
     }
 
-    /// Draws an order. The same seed gives the same order.
-    pub fn draw(&self, organic: Organic, seed: u64) -> Drawn {
+    /// Draws an order. The same seed produces the same order.
+    pub fn draw(&self, organic: OrganicList, seed: u64) -> DrawnOrder {
         let mut random = Random::new(seed);
         let explored = self.is_random() && random.unit() < self.share;
         let order = match explored {
@@ -78,46 +80,47 @@ impl Exploration {
             false => (0..organic.scores.len()).collect(),
         };
         let conditionals = self.conditionals(organic, &order);
-        Drawn { order, explored, conditionals }
+        DrawnOrder { order, explored, conditionals }
     }
 
-    /// By place: the probability of what `order` shows there given what it shows before; of the policy as a whole, rule 3
-    /// included. Exact. The order has each organic place at most once; where it is shorter, only its places are told.
-    pub fn conditionals(&self, organic: Organic, order: &[usize]) -> Vec<f64> {
+    /// Computes, by position, the exact probability of the candidate that `order` shows, given the candidates before
+    /// it, under the whole policy including rule 3. The order contains each organic index at most once and may be a
+    /// prefix.
+    pub fn conditionals(&self, organic: OrganicList, order: &[usize]) -> Vec<f64> {
         if !self.is_random() {
-            return order.iter().enumerate().map(|(place, shown)| f64::from(u8::from(place == *shown))).collect();
+            return order.iter().enumerate().map(|(position, shown)| f64::from(u8::from(position == *shown))).collect();
         }
         let mut walk = Walk::new(self, organic);
-        // The probability that this answer explores, given what was shown so far.
+        // The probability that this answer explores, given the candidates so far.
         let mut exploring = self.share;
         let mut conditionals = Vec::with_capacity(order.len());
         let mut is_organic = true;
-        for (place, &shown) in order.iter().enumerate() {
+        for (position, &shown) in order.iter().enumerate() {
             let of_exploring = walk.probability(shown);
-            let of_organic = f64::from(u8::from(is_organic && place == shown));
+            let of_organic = f64::from(u8::from(is_organic && position == shown));
             let probability = exploring * of_exploring + (1.0 - exploring) * of_organic;
             conditionals.push(probability);
             exploring = if probability > 0.0 { exploring * of_exploring / probability } else { 0.0 };
-            is_organic &= place == shown;
+            is_organic &= position == shown;
             walk.take(shown);
         }
         conditionals
     }
 
-    /// For each place of `order`: the probability that the policy shows that item at that place. Exact where the places before
-    /// are certain, and so for the first place that is drawn; otherwise the mean of `sample_count` samples. `seed` should not
-    /// be the answer's own. What the policy can show never has probability 0.
-    pub fn marginals(&self, organic: Organic, order: &[usize], sample_count: usize, seed: u64) -> Vec<Marginal> {
-        let of_organic = |place: usize, shown: usize| f64::from(u8::from(place == shown));
+    /// Computes, for each position of `order`, the probability that the policy shows that candidate at that position.
+    /// It is exact up to the first drawn position; otherwise it is the mean of `sample_count` samples. `seed`
+    /// should not be the answer's own. A candidate that the policy can show never has probability 0.
+    pub fn marginals(&self, organic: OrganicList, order: &[usize], sample_count: usize, seed: u64) -> Vec<Marginal> {
+        let of_organic = |position: usize, shown: usize| f64::from(u8::from(position == shown));
         let sums = match (self.is_random(), self.has_epsilon_slots()) {
             (false, _) => Vec::new(),
             (true, false) => self.arrivals(organic, order, sample_count.max(2), seed),
             (true, true) => self.prefixes(organic, order, sample_count.max(2), seed),
         };
-        let marginal = |(place, &shown): (usize, &usize)| match sums.get(place) {
-            None => Marginal { probability: of_organic(place, shown), standard_error: 0.0 },
+        let marginal = |(position, &shown): (usize, &usize)| match sums.get(position) {
+            None => Marginal { probability: of_organic(position, shown), standard_error: 0.0 },
             Some(sum) => Marginal {
-                probability: self.share * sum.mean() + (1.0 - self.share) * of_organic(place, shown),
+                probability: self.share * sum.mean() + (1.0 - self.share) * of_organic(position, shown),
                 standard_error: self.share * sum.standard_error(),
             },
         };
@@ -128,10 +131,10 @@ impl Exploration {
         !self.epsilon_slots.is_empty() && self.epsilon > 0.0
     }
 
-    /// Without ε-slots: the draw is a race, in which candidates of the window arrive after exponential times whose rates are
-    /// their weights. PolicyInput when all others arrive, the probability that this one arrives at its place is known: that is one
-    /// sample, and never 0.
-    fn arrivals(&self, organic: Organic, order: &[usize], sample_count: usize, seed: u64) -> Vec<Samples> {
+    /// Samples for policies without ε-slots. The draw is a race, in which the candidates of the window arrive after
+    /// exponential times with their weights as rates. Given the times of all others, the probability that a
+    /// candidate arrives at its position has a closed form: that is one sample, and never 0.
+    fn arrivals(&self, organic: OrganicList, order: &[usize], sample_count: usize, seed: u64) -> Vec<Samples> {
         let walk = Walk::new(self, organic);
         let (begin, end) = (walk.begin, walk.end);
         let mut random = Random::new(seed);
@@ -139,24 +142,24 @@ impl Exploration {
         let mut times: Vec<(f64, usize)> = Vec::with_capacity(end - begin);
         for _ in 0..sample_count {
             times.clear();
-            // Logarithms of the times: rates differ by many powers of ten.
+            // Logarithms of the times, because rates differ by many powers of ten.
             times.extend(walk.logits.iter().enumerate().map(|(at, logit)| (-random.gumbel() - logit, begin + at)));
             times.sort_by(|a, b| a.0.total_cmp(&b.0));
-            for (place, (&shown, sum)) in order.iter().zip(&mut sums).enumerate() {
-                let is_drawn = walk.is_in_window(place) && walk.is_in_window(shown);
+            for (position, (&shown, sum)) in order.iter().zip(&mut sums).enumerate() {
+                let is_drawn = walk.is_in_window(position) && walk.is_in_window(shown);
                 sum.add(match is_drawn {
-                    false => f64::from(u8::from(place == shown)),
-                    true if place == begin => walk.of_window(shown),
-                    true => arrival(&times, shown, place - begin, walk.logits[shown - begin]),
+                    false => f64::from(u8::from(position == shown)),
+                    true if position == begin => walk.of_window(shown),
+                    true => arrival(&times, shown, position - begin, walk.logits[shown - begin]),
                 });
             }
         }
         sums
     }
 
-    /// With ε-slots: the probability of each place given a drawn prefix is one sample. The order itself is the last of the
-    /// prefixes, so that nothing which was shown has probability 0.
-    fn prefixes(&self, organic: Organic, order: &[usize], sample_count: usize, seed: u64) -> Vec<Samples> {
+    /// Samples for policies with ε-slots: the probability of each position given a drawn prefix is one sample. The
+    /// order itself is the last prefix, so that no shown candidate has probability 0.
+    fn prefixes(&self, organic: OrganicList, order: &[usize], sample_count: usize, seed: u64) -> Vec<Samples> {
         let mut random = Random::new(seed);
         let mut sums = vec![Samples::default(); order.len()];
         for sample in 1..=sample_count {
@@ -165,29 +168,30 @@ impl Exploration {
                 false => Walk::new(self, organic).draw(&mut random, order.len()),
             };
             let mut walk = Walk::new(self, organic);
-            for (place, (&shown, sum)) in order.iter().zip(&mut sums).enumerate() {
+            for (position, (&shown, sum)) in order.iter().zip(&mut sums).enumerate() {
                 sum.add(if walk.taken[shown] { 0.0 } else { walk.probability(shown) });
-                walk.take(prefix[place]);
+                walk.take(prefix[position]);
             }
         }
         sums
     }
 }
 
-/// The probability that one with this logit arrives after exactly `before` of the others. `times` ascend.
+/// Returns the probability that a candidate with this logit arrives after exactly `before` of the others. `times`
+/// ascend.
 fn arrival(times: &[(f64, usize)], shown: usize, before: usize, logit: f64) -> f64 {
-    let mut others = times.iter().filter(|(_, place)| *place != shown).map(|(time, _)| (time + logit).exp());
+    let mut others = times.iter().filter(|(_, index)| *index != shown).map(|(time, _)| (time + logit).exp());
     let after = if before == 0 { 0.0 } else { others.nth(before - 1).unwrap_or(f64::INFINITY) };
     let until = others.next().unwrap_or(f64::INFINITY);
     ((-after).exp() * -(after - until).exp_m1()).max(f64::MIN_POSITIVE)
 }
 
-/// The mean of samples, and how sure it is.
+/// Running mean and standard error.
 #[derive(Debug, Clone, Copy, Default)]
 struct Samples {
     count: f64,
     first: f64,
-    /// Of differences to the first sample, so that equal samples have no variance.
+    /// Sum of differences to the first sample, so that equal samples have variance 0.
     sum: f64,
     squares: f64,
 }
@@ -212,41 +216,42 @@ impl Samples {
     }
 }
 
-/// The probability of a whole page, from its conditional probabilities.
+/// Returns the probability of a whole page, the product of its conditional probabilities.
 pub fn joint(conditionals: &[f64]) -> f64 {
     conditionals.iter().product()
 }
 
-/// An exploring answer in the making: what is left, and what may come next.
+/// A partially filled exploring answer.
 struct Walk<'a> {
     policy: &'a Exploration,
-    organic: Organic<'a>,
-    /// The window: organic places `begin..end`.
+    organic: OrganicList<'a>,
+    /// The window: organic indices `begin..end`.
     begin: usize,
     end: usize,
-    /// By place of the window: worth / temperature, at most 0.
+    /// By index in the window: utility / temperature, shifted so that the maximum is 0.
     logits: Vec<f64>,
-    /// Their exponentials.
+    /// The exponentials of `logits`.
     weights: Vec<f64>,
-    /// By organic place.
+    /// By organic index: whether the candidate is placed.
     taken: Vec<bool>,
-    /// The first organic place that is left.
+    /// The first remaining organic index.
     head: usize,
-    place: usize,
+    /// The position that is filled next.
+    position: usize,
 }
 
 impl<'a> Walk<'a> {
-    fn new(policy: &'a Exploration, organic: Organic<'a>) -> Self {
+    fn new(policy: &'a Exploration, organic: OrganicList<'a>) -> Self {
         let count = organic.scores.len().min(organic.slots.len());
         let begin = organic.slots.partition_point(|slot| *slot < policy.first_slot).min(count);
         let length = if policy.temperature > 0.0 { policy.top.min(count - begin) } else { 0 };
         let end = begin + length;
         let logits = logits(&organic.scores[begin..end], policy.temperature);
         let weights = logits.iter().map(|logit| logit.exp()).collect();
-        Self { policy, organic, begin, end, logits, weights, taken: vec![false; count], head: 0, place: 0 }
+        Self { policy, organic, begin, end, logits, weights, taken: vec![false; count], head: 0, position: 0 }
     }
 
-    /// The probability that `shown`, which is left, comes next.
+    /// Returns the probability that the remaining candidate `shown` comes next.
     fn probability(&self, shown: usize) -> f64 {
         let base = match self.is_in_window(self.head) {
             true if self.is_in_window(shown) => self.of_window(shown),
@@ -256,71 +261,73 @@ impl<'a> Walk<'a> {
         if !self.is_epsilon_slot() {
             return base;
         }
-        let (count, is_near) = self.near(shown);
-        let uniform = if is_near { 1.0 / count as f64 } else { 0.0 };
+        let (count, is_member) = self.epsilon_pool(shown);
+        let uniform = if is_member { 1.0 / count as f64 } else { 0.0 };
         (1.0 - self.policy.epsilon) * base + self.policy.epsilon * uniform
     }
 
-    /// What comes before the window is shown before it; so the window is open exactly while the first that is left is in it.
-    fn is_in_window(&self, place: usize) -> bool {
-        (self.begin..self.end).contains(&place)
+    /// Returns whether an organic index is in the window. Candidates before the window are placed before it, so the
+    /// window is drawn exactly while the first remaining candidate is in it.
+    fn is_in_window(&self, index: usize) -> bool {
+        (self.begin..self.end).contains(&index)
     }
 
+    /// Returns the Plackett-Luce probability of a remaining candidate of the window.
     fn of_window(&self, shown: usize) -> f64 {
-        let left = || (self.begin..self.end).filter(|place| !self.taken[*place]).map(|place| place - self.begin);
+        let left = || (self.begin..self.end).filter(|index| !self.taken[*index]).map(|index| index - self.begin);
         let sum: f64 = left().map(|at| self.weights[at]).sum();
         let at = shown - self.begin;
         if sum > f64::MIN_POSITIVE {
             return self.weights[at] / sum;
         }
-        // All that is left is far below what was taken: once more, from the best that is left.
+        // All remaining weights underflow, so normalise by the best remaining candidate.
         let best = left().map(|at| self.logits[at]).fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = left().map(|at| (self.logits[at] - best).exp()).sum();
         (self.logits[at] - best).exp() / sum
     }
 
     fn is_epsilon_slot(&self) -> bool {
-        let slot = self.organic.slots.get(self.place);
+        let slot = self.organic.slots.get(self.position);
         self.policy.epsilon > 0.0 && slot.is_some_and(|slot| self.policy.epsilon_slots.contains(slot))
     }
 
-    /// How many an ε-slot is filled from, and whether `shown` is one of them.
-    fn near(&self, shown: usize) -> (usize, bool) {
-        let (mut count, mut is_near) = (0, false);
-        for place in (self.head..self.taken.len()).filter(|place| !self.taken[*place]) {
+    /// Returns the number of candidates that may fill an ε-slot, and whether `shown` is one of them.
+    fn epsilon_pool(&self, shown: usize) -> (usize, bool) {
+        let (mut count, mut is_member) = (0, false);
+        for index in (self.head..self.taken.len()).filter(|index| !self.taken[*index]) {
             if count == self.policy.epsilon_candidates.max(1) {
                 break;
             }
             count += 1;
-            is_near |= place == shown;
+            is_member |= index == shown;
         }
-        (count.max(1), is_near)
+        (count.max(1), is_member)
     }
 
     fn take(&mut self, shown: usize) {
         self.taken[shown] = true;
-        self.place += 1;
+        self.position += 1;
         while self.taken.get(self.head) == Some(&true) {
             self.head += 1;
         }
     }
 
-    /// The first `place_count` places, drawn. The window is sorted once: what an ε-slot takes out of it is chosen without
-    /// regard to the Gumbel numbers, so the rest keeps its distribution.
-    fn draw(mut self, random: &mut Random, place_count: usize) -> Vec<usize> {
+    /// Draws the first `position_count` positions. The window is sorted only once, because ε-slots select candidates
+    /// independently of the Gumbel noise, so the rest keeps its distribution.
+    fn draw(mut self, random: &mut Random, position_count: usize) -> Vec<usize> {
         let mut window: Vec<(usize, f64)> =
             self.logits.iter().enumerate().map(|(at, logit)| (self.begin + at, logit + random.gumbel())).collect();
         window.sort_by(|a, b| b.1.total_cmp(&a.1));
-        let mut window = window.into_iter().map(|(place, _)| place).peekable();
+        let mut window = window.into_iter().map(|(index, _)| index).peekable();
         let count = self.taken.len();
         let mut order = Vec::with_capacity(count);
-        for _ in 0..place_count.min(count) {
+        for _ in 0..position_count.min(count) {
             let is_random = self.is_epsilon_slot() && random.unit() < self.policy.epsilon;
             let shown = if is_random {
-                let nth = random.below(self.near(count).0);
-                (self.head..count).filter(|place| !self.taken[*place]).nth(nth).unwrap_or(self.head)
+                let nth = random.below(self.epsilon_pool(count).0);
+                (self.head..count).filter(|index| !self.taken[*index]).nth(nth).unwrap_or(self.head)
             } else if self.is_in_window(self.head) {
-                while window.next_if(|place| self.taken[*place]).is_some() {}
+                while window.next_if(|index| self.taken[*index]).is_some() {}
                 window.next().unwrap_or(self.head)
             } else {
                 self.head
@@ -332,16 +339,17 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// By place of the window: its score of that rank, in standard deviations from the best, divided by the temperature.
+/// Returns the logits by index in the window: the score with that rank, in standard deviations from the best, divided
+/// by the temperature.
 fn logits(scores: &[f32], temperature: f64) -> Vec<f64> {
-    let mut worths: Vec<f64> = scores.iter().map(|score| f64::from(*score)).collect();
-    worths.sort_by(|a, b| b.total_cmp(a));
-    let Some(&best) = worths.first() else { return worths };
-    let count = worths.len() as f64;
-    let mean = worths.iter().sum::<f64>() / count;
-    let deviation = (worths.iter().map(|worth| (worth - mean).powi(2)).sum::<f64>() / count).sqrt();
+    let mut utilities: Vec<f64> = scores.iter().map(|score| f64::from(*score)).collect();
+    utilities.sort_by(|a, b| b.total_cmp(a));
+    let Some(&best) = utilities.first() else { return utilities };
+    let count = utilities.len() as f64;
+    let mean = utilities.iter().sum::<f64>() / count;
+    let deviation = (utilities.iter().map(|utility| (utility - mean).powi(2)).sum::<f64>() / count).sqrt();
     let scale = if deviation > 0.0 && deviation.is_finite() { deviation * temperature } else { f64::INFINITY };
-    worths.iter().map(|worth| (worth - best) / scale).collect()
+    utilities.iter().map(|utility| (utility - best) / scale).collect()
 }
 
 #[cfg(test)]
@@ -350,15 +358,15 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
-    fn organic<'a>(scores: &'a [f32], slots: &'a [usize]) -> Organic<'a> {
-        Organic { scores, slots }
+    fn organic<'a>(scores: &'a [f32], slots: &'a [usize]) -> OrganicList<'a> {
+        OrganicList { scores, slots }
     }
 
     fn policy(temperature: f64, first_slot: usize, top: usize) -> Exploration {
         Exploration { temperature, first_slot, top, share: 1.0, ..Exploration::default() }
     }
 
-    /// All orders of `count` places.
+    /// Returns all orders of `count` candidates.
     fn orders(count: usize) -> Vec<Vec<usize>> {
         if count == 0 {
             return vec![Vec::new()];
@@ -375,13 +383,14 @@ mod tests {
             .collect()
     }
 
-    /// The 0.9999 quantile of chi-square, by Wilson and Hilferty: seeds are fixed, so this fails only where the code is wrong.
+    /// The 0.9999 quantile of chi-square by the approximation of Wilson and Hilferty. Seeds are fixed, so a failure is
+    /// a bug.
     fn chi_square_limit(freedom: f64) -> f64 {
         freedom * (1.0 - 2.0 / (9.0 * freedom) + 3.719 * (2.0 / (9.0 * freedom)).sqrt()).powi(3)
     }
 
     /// Draws, counts whole orders, and compares with the stated joint probabilities.
-    fn check_frequencies(policy: &Exploration, organic: Organic, seed: u64) {
+    fn check_frequencies(policy: &Exploration, organic: OrganicList, seed: u64) {
         const DRAWS: usize = 20_000;
         let mut counts: HashMap<Vec<usize>, usize> = HashMap::new();
         let mut seeds = Random::new(seed);
@@ -395,13 +404,13 @@ mod tests {
             let probability = joint(&policy.conditionals(organic, &order));
             let count = counts.get(&order).copied().unwrap_or(0) as f64;
             total += probability;
-            let due = probability * DRAWS as f64;
-            if due < 5.0 {
-                assert!(probability > 0.0 || count == 0.0, "{order:?} is impossible and was drawn");
-                rare = (rare.0 + due, rare.1 + count);
+            let expected = probability * DRAWS as f64;
+            if expected < 5.0 {
+                assert!(probability > 0.0 || count == 0.0, "{order:?} is impossible but was drawn");
+                rare = (rare.0 + expected, rare.1 + count);
                 continue;
             }
-            statistic += (count - due).powi(2) / due;
+            statistic += (count - expected).powi(2) / expected;
             cells += 1.0;
         }
         if rare.0 >= 5.0 {
@@ -415,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn frequencies_are_the_stated_probabilities() {
+    fn frequencies_match_the_stated_probabilities() {
         let scores = [0.9, 0.7, 0.65, 0.2, 0.1];
         let slots = [1, 2, 3, 4, 5];
         let epsilon = |slots: &[usize], epsilon, candidates| Exploration {
@@ -451,12 +460,15 @@ mod tests {
         for (policy, shown) in [(plain, [1, 0, 3, 2, 4]), (later, [0, 3, 1, 2, 4]), (slotted, [1, 0, 3, 2, 4])] {
             let found = policy.marginals(organic, &shown, 4000, 9);
             let drawn = policy.first_slot - 1;
-            assert_eq!(found[drawn].standard_error, 0.0, "the first drawn place needs no sample");
-            for (place, marginal) in found.iter().enumerate() {
-                let with = orders(5).into_iter().filter(|order| order[place] == shown[place]);
+            assert_eq!(found[drawn].standard_error, 0.0, "the first drawn position needs no sample");
+            for (position, marginal) in found.iter().enumerate() {
+                let with = orders(5).into_iter().filter(|order| order[position] == shown[position]);
                 let exact: f64 = with.map(|order| joint(&policy.conditionals(organic, &order))).sum();
                 let error = (marginal.probability - exact).abs();
-                assert!(error <= 4.0 * marginal.standard_error + 1e-9, "place {place}: {marginal:?}, exactly {exact}");
+                assert!(
+                    error <= 4.0 * marginal.standard_error + 1e-9,
+                    "position {position}: {marginal:?}, exactly {exact}"
+                );
                 assert!(marginal.standard_error < 0.01);
             }
         }
@@ -471,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn probabilities_of_what_is_far_apart_are_numbers() {
+    fn probabilities_of_distant_scores_are_finite() {
         let (scores, slots) = ([1e30, 1.0, 0.5, 0.0], [1, 2, 3, 4]);
         let policy = policy(1e-12, 1, 4);
         let conditionals = policy.conditionals(organic(&scores, &slots), &[0, 1, 2, 3]);
@@ -497,7 +509,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_lost_or_doubled_or_rises_beyond_the_window(
+        fn each_candidate_appears_once_and_does_not_rise_beyond_the_window(
             policy in explorations(), scores in prop::collection::vec(-1e3f32..1e3, 0..40),
             gaps in prop::collection::vec(1usize..3, 40), seed in any::<u64>(),
         ) {
@@ -510,10 +522,10 @@ mod tests {
             prop_assert!(drawn.conditionals.iter().all(|p| *p > 0.0 && *p <= 1.0 + 1e-12), "{:?}", drawn.conditionals);
             prop_assert_eq!(&drawn, &policy.draw(organic, seed));
             let reach = policy.top.max(policy.epsilon_candidates);
-            for (place, shown) in drawn.order.iter().enumerate() {
-                prop_assert!(*shown < place + reach.max(1), "place {} shows organic place {}", place, shown);
-                if policy.epsilon_slots.is_empty() && organic.slots[place] < policy.first_slot {
-                    prop_assert_eq!(*shown, place, "before the first slot nothing changes");
+            for (position, shown) in drawn.order.iter().enumerate() {
+                prop_assert!(*shown < position + reach.max(1), "position {} shows organic index {}", position, shown);
+                if policy.epsilon_slots.is_empty() && organic.slots[position] < policy.first_slot {
+                    prop_assert_eq!(*shown, position, "slots before the first one do not change");
                 }
             }
         }
@@ -530,7 +542,7 @@ mod tests {
         }
 
         #[test]
-        fn what_may_come_next_has_probability_one_together(
+        fn the_probabilities_of_the_next_candidate_sum_to_one(
             policy in explorations(), scores in prop::collection::vec(-10f32..10.0, 1..15), seed in any::<u64>(), cut in 0usize..15,
         ) {
             let slots: Vec<usize> = (1..=scores.len()).collect();

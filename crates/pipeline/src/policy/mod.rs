@@ -1,5 +1,5 @@
-//! What the shop wants of the order: boosts, diversity, interleaving, pins, exploration. Pure functions over candidates and
-//! scores; `arrange` applies all of them, in the order in which it says.
+//! The policy: the rules from scores to slots (boosts, diversity, interleaving, pins, exploration). Pure functions over
+//! candidates and scores; [`arrange`] applies all of them.
 mod arrange;
 mod boost;
 mod diversity;
@@ -9,16 +9,17 @@ mod pins;
 mod random;
 mod scores;
 
-pub use arrange::{Arranged, OrganicPlace, Placed, PolicyInput, Ranking, arrange};
+pub use arrange::{Arranged, OrganicSlot, Placed, PolicyInput, Ranking, arrange};
 pub use boost::apply_boosts;
 pub use diversity::diversify;
-pub use draft::{Drafted, Team, team_draft};
-pub use exploration::{Drawn, EXPLORED_MAX, Exploration, Marginal, Organic, joint};
+pub use draft::{DraftPick, Team, team_draft};
+pub use exploration::{DrawnOrder, EXPLORED_MAX, Exploration, Marginal, OrganicList, joint};
 pub use pins::{PinSlot, Placement, place_pins};
 pub use random::Random;
-pub use scores::{Base, utility};
+pub use scores::{BaseScores, utility};
 
-/// The position of a candidate in retrieval's list, from 0. Pinned items that are not candidates have the indices after it.
+/// The index of a candidate in the list of retrieval. Pinned items that are not candidates have the indices after the
+/// list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CandidateIndex(pub u32);
 

@@ -2,27 +2,27 @@ use super::CandidateIndex;
 use ahash::AHashSet;
 use std::collections::BTreeMap;
 
-/// A pin whose item was looked up.
+/// A pin with its resolved candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PinSlot {
-    /// None: the item is unknown, sold out or does not match the filter.
+    /// None if the item is unknown, sold out or does not match the filter.
     pub candidate: Option<CandidateIndex>,
     /// From 1.
     pub rank: usize,
 }
 
-/// An order with pins in it.
+/// An order that includes pins.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Placement {
-    /// Each candidate of the organic order and of the placed pins once; true for a pin.
+    /// Each candidate of the organic order and of the placed pins once, with true for a pin.
     pub order: Vec<(CandidateIndex, bool)>,
-    /// Which of the pins were not placed, as places in the list of pins.
+    /// Indices of the pins that were not placed.
     pub dropped: Vec<usize>,
 }
 
-/// Puts pins at their ranks; the organic candidates keep their order and fill the rest. A pinned candidate leaves its organic
-/// place. A pin beyond the end comes last. Dropped: pins without a candidate or with rank 0, and, of pins with the same candidate or
-/// the same rank, all but the first.
+/// Places pins at their ranks. The organic candidates keep their order and fill the remaining slots. A pinned candidate
+/// leaves its organic slot. A pin beyond the end comes last. Drops pins without a candidate or with rank 0, and all but
+/// the first of pins with the same candidate or the same rank.
 pub fn place_pins(organic: &[CandidateIndex], pins: &[PinSlot]) -> Placement {
     let mut dropped = Vec::new();
     let mut pinned = AHashSet::new();
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn pins_keep_their_slots_and_others_fill_up() {
+    fn pins_have_their_slots_and_candidates_fill_the_rest() {
         let placement = place_pins(&candidates(&[10, 11, 12, 13]), &[pin(13, 1), pin(99, 3)]);
         assert_eq!(order(&placement), [13, 10, 99, 11, 12]);
         assert_eq!(placement.order[2], (CandidateIndex(99), true));
@@ -91,7 +91,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_is_lost_or_doubled_and_every_pin_is_in_its_slot(
+        fn each_candidate_appears_once_and_every_pin_is_in_its_slot(
             organic in prop::collection::btree_set(0u32..60, 0..40),
             pins in prop::collection::vec((prop::option::of(0u32..60), 0usize..70), 0..20),
         ) {

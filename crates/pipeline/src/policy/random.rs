@@ -1,4 +1,5 @@
-//! Random numbers that stay the same for ever: a logged answer is drawn again from its seed, years and versions later.
+//! A random generator whose numbers never change between versions, because replays draw logged answers again from their
+//! seeds.
 
 /// SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
 #[derive(Debug, Clone)]
@@ -9,6 +10,7 @@ impl Random {
         Self(seed)
     }
 
+    /// Draws 64 uniform bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
@@ -17,17 +19,17 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Within 0 and 1, neither of them.
+    /// Draws uniformly from the open interval (0, 1).
     pub fn unit(&mut self) -> f64 {
         ((self.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
-    /// Below `count`, which is at least 1.
+    /// Draws uniformly from 0 to `count` - 1; `count` is at least 1.
     pub fn below(&mut self, count: usize) -> usize {
         ((self.unit() * count as f64) as usize).min(count - 1)
     }
 
-    /// Of the standard Gumbel distribution.
+    /// Draws from the standard Gumbel distribution.
     pub fn gumbel(&mut self) -> f64 {
         -(-self.unit().ln()).ln()
     }

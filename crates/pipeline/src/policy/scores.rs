@@ -1,19 +1,19 @@
-/// What candidates' scores are made of, by candidate in retrieval's order.
+/// The components of the candidates' scores, by candidate in the order of retrieval.
 #[derive(Debug, Clone, Copy)]
-pub struct Base<'a> {
-    /// `[candidates × heads]`, probabilities. Empty: the ranking model was not run.
+pub struct BaseScores<'a> {
+    /// `[candidates × heads]`, probabilities. Empty: the ranking model did not run.
     pub heads: &'a [f32],
-    /// By head. Empty: the order is that of retrieval.
+    /// By head. Empty: the fused scores order.
     pub weights: &'a [f32],
     /// The fused scores of retrieval.
     pub fused: &'a [f32],
-    /// What is added, for candidates that come before others whatever the model says. Empty: nothing.
+    /// Numbers added to the scores, for candidates that precede others regardless of the model. Empty: all 0.
     pub tiers: &'a [u8],
 }
 
-impl Base<'_> {
-    /// The scores of the first `count` candidates: the weighted sum over the heads, or the fused score of retrieval, and the
-    /// tier. None where there are not so many.
+impl BaseScores<'_> {
+    /// Computes the scores of the first `count` candidates: the weighted sum over the heads, or else the fused score,
+    /// plus the tier. None if there are fewer candidates.
     pub fn scores(&self, count: usize) -> Option<Vec<f32>> {
         let mut scores: Vec<f32> = match self.heads.is_empty() || self.weights.is_empty() {
             true => self.fused.get(..count)?.to_vec(),
@@ -31,7 +31,7 @@ impl Base<'_> {
     }
 }
 
-/// The weighted sum over heads.
+/// Computes the weighted sum over heads.
 pub fn utility(weights: &[f32], probabilities: &[f32]) -> f32 {
     weights.iter().zip(probabilities).map(|(weight, probability)| weight * probability).sum()
 }

@@ -1,4 +1,4 @@
-//! Stage two and the encoders: learned functions, run by ONNX Runtime.
+//! Inference of the ranking model and the encoders with ONNX Runtime.
 mod onnx;
 mod sentence;
 mod text_encoder;

@@ -1,5 +1,5 @@
-//! The only file that names ONNX Runtime. Its library is loaded at run time, so that one binary runs with the CPU or the
-//! CUDA build of it.
+//! ONNX Runtime sessions; the only file that uses the crate `ort`. The library is loaded at run time, so that one
+//! binary runs with its CPU build or its CUDA build.
 use crate::features::FEATURE_COUNT;
 use lodestone_catalog::VECTOR_DIM;
 use ort::{
@@ -13,8 +13,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-/// Places where systems keep the library.
-const USUAL_PLACES: [&str; 6] = [
+/// Usual paths of the library.
+const USUAL_PATHS: [&str; 6] = [
     "target/tools/onnxruntime/libonnxruntime.so",
     "/usr/local/lib/libonnxruntime.so",
     "/usr/lib/libonnxruntime.so",
@@ -23,19 +23,19 @@ const USUAL_PLACES: [&str; 6] = [
     "/opt/onnxruntime/lib/libonnxruntime.so",
 ];
 
-/// Why ONNX Runtime is not there.
+/// The reason why ONNX Runtime cannot be loaded.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RuntimeError {
     #[error(
-        "the library of ONNX Runtime was not found (looked at {looked_at}); install it with `make setup`, or unpack \
+        "the library of ONNX Runtime was not found (searched {searched}); install it with `make setup`, or unpack \
          libonnxruntime.so from PyPI's `onnxruntime` wheel, and name it with --onnxruntime FILE or ORT_DYLIB_PATH"
     )]
-    NotFound { looked_at: String },
+    NotFound { searched: String },
     #[error("the library of ONNX Runtime {path} cannot be loaded: {message}; version 1.24 or later is needed")]
     Load { path: PathBuf, message: String },
 }
 
-/// Why a model cannot be used or gave no result.
+/// The reason why a model cannot be opened or run.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RankingError {
     #[error("model {model} cannot be opened: {message}")]
@@ -44,13 +44,13 @@ pub enum RankingError {
     Contract { model: &'static str, problem: String },
     #[error("model {model} failed: {message}")]
     Run { model: &'static str, message: String },
-    #[error("model {model} gave a number that is not finite")]
+    #[error("model {model} returned a number that is not finite")]
     NotFinite { model: &'static str },
     #[error("device cuda: {0}")]
     Cuda(String),
 }
 
-/// Where models run.
+/// The device on which models run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Device {
@@ -60,27 +60,28 @@ pub enum Device {
     Cuda,
 }
 
-/// The loaded library. Loading it again gives the first one.
+/// The loaded library. A process loads it once.
 #[derive(Clone)]
 pub struct Runtime {
     environment: Arc<Environment>,
 }
 
 impl Runtime {
-    /// Loads the library from the given file, or from the first of the usual places that has it.
+    /// Loads the library from the given file, or from the first of the usual paths that exists. Later calls return the
+    /// first library.
     pub fn load(library: Option<&Path>) -> Result<Self, RuntimeError> {
         static LOADED: OnceLock<Result<Runtime, RuntimeError>> = OnceLock::new();
         LOADED.get_or_init(|| Self::load_first(library)).clone()
     }
 
     fn load_first(library: Option<&Path>) -> Result<Self, RuntimeError> {
-        let places: Vec<PathBuf> = match library {
+        let paths: Vec<PathBuf> = match library {
             Some(path) => vec![path.to_owned()],
-            None => USUAL_PLACES.iter().map(PathBuf::from).collect(),
+            None => USUAL_PATHS.iter().map(PathBuf::from).collect(),
         };
-        let Some(path) = places.iter().find(|path| path.is_file()) else {
-            let looked_at = places.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-            return Err(RuntimeError::NotFound { looked_at });
+        let Some(path) = paths.iter().find(|path| path.is_file()) else {
+            let searched = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+            return Err(RuntimeError::NotFound { searched });
         };
         let failed = |message: String| RuntimeError::Load { path: path.clone(), message };
         let environment =
@@ -125,11 +126,11 @@ fn on_device(
     }
 }
 
-/// What a model's input or output must be.
+/// The required name, type and shape of an input or output.
 struct Contract {
     name: &'static str,
     element: TensorElementType,
-    /// -1: any.
+    /// -1: any size.
     shape: &'static [i64],
 }
 
@@ -141,6 +142,7 @@ const fn integers(name: &'static str, shape: &'static [i64]) -> Contract {
     Contract { name, element: TensorElementType::Int64, shape }
 }
 
+/// Checks that a model has exactly the expected inputs or outputs.
 fn check(model: &'static str, side: &str, found: &[Outlet], expected: &[Contract]) -> Result<(), RankingError> {
     let refuse = |problem: String| Err(RankingError::Contract { model, problem });
     let names: Vec<&str> = found.iter().map(Outlet::name).collect();
@@ -151,13 +153,13 @@ fn check(model: &'static str, side: &str, found: &[Outlet], expected: &[Contract
     for contract in expected {
         let Some(outlet) = found.iter().find(|outlet| outlet.name() == contract.name) else { continue };
         let ValueType::Tensor { ty, shape, .. } = outlet.dtype() else {
-            return refuse(format!("{side} `{}` is no tensor", contract.name));
+            return refuse(format!("{side} `{}` is not a tensor", contract.name));
         };
         if *ty != contract.element {
             return refuse(format!("{side} `{}` holds {ty}, expected {}", contract.name, contract.element));
         }
-        let fits = |(found, expected): (&i64, &i64)| *found == -1 || *expected == -1 || found == expected;
-        if shape.len() != contract.shape.len() || !shape.iter().zip(contract.shape).all(fits) {
+        let matches = |(found, expected): (&i64, &i64)| *found == -1 || *expected == -1 || found == expected;
+        if shape.len() != contract.shape.len() || !shape.iter().zip(contract.shape).all(matches) {
             return refuse(format!(
                 "{side} `{}` has the shape {:?}, expected {:?} (-1: any)",
                 contract.name,
@@ -171,6 +173,7 @@ fn check(model: &'static str, side: &str, found: &[Outlet], expected: &[Contract
 
 type Input<'a> = (&'static str, SessionInputValue<'a>);
 
+/// Runs a model and returns its first output, `length` finite numbers.
 fn run(
     model: &'static str,
     session: &mut Session,
@@ -183,7 +186,7 @@ fn run(
     let outputs = session.run(inputs).map_err(failed)?;
     let (_, values) = outputs[0].try_extract_tensor::<f32>().map_err(failed)?;
     if values.len() != length {
-        let problem = format!("gave {} numbers, expected {length}", values.len());
+        let problem = format!("returned {} numbers, expected {length}", values.len());
         return Err(RankingError::Contract { model, problem });
     }
     match values.iter().all(|value| value.is_finite()) {
@@ -201,25 +204,25 @@ where
         .map_err(|error| RankingError::Run { model, message: error.to_string() })
 }
 
-/// A history for the user encoder, latest last; all parallel.
+/// A history as the input of the user encoder, latest event last; all fields are parallel.
 #[derive(Debug, Clone, Default)]
 pub struct UserInput {
-    /// `[events × VECTOR_DIM]`: the items' vectors.
+    /// `[events × VECTOR_DIM]`: the vectors of the items.
     pub items: Vec<f32>,
     /// The numbers of [`lodestone_events::EventKind`].
     pub kinds: Vec<i64>,
-    /// 0 for the latest.
+    /// 0 for the latest event.
     pub positions: Vec<i64>,
     /// ln(1 + days).
     pub ages: Vec<f32>,
 }
 
-/// From a history to a vector in the items' space.
+/// The transformer that maps a history to a vector in the user space.
 pub struct UserEncoder {
     session: Session,
 }
 
-/// Positions that the encoder tells apart; older events share the last.
+/// The largest position that the encoder distinguishes; older events share it.
 pub(super) const POSITION_MAX: i64 = 63;
 
 impl UserEncoder {
@@ -238,7 +241,8 @@ impl UserEncoder {
         Ok(Self { session: runtime.open(Self::NAME, bytes, device, &inputs, &output)? })
     }
 
-    /// Vectors `[users × VECTOR_DIM]`, each of length 1. No history may be empty; shorter ones are padded and masked.
+    /// Encodes histories as vectors `[users × VECTOR_DIM]` of length 1. No history may be empty. Shorter histories are
+    /// padded and masked.
     pub fn encode_batch(&mut self, users: &[UserInput]) -> Result<Vec<f32>, RankingError> {
         let Some(length) = users.iter().map(|user| user.kinds.len()).max() else {
             return Ok(Vec::new());
@@ -248,7 +252,7 @@ impl UserEncoder {
         let (mut kinds, mut positions) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
         let (mut ages, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
         for (index, user) in users.iter().enumerate() {
-            // The model reads the latest event in the last place: what is missing is missing before.
+            // Left-pad, because the model reads the last position.
             let begin = (index + 1) * length - user.kinds.len();
             items.resize(begin * VECTOR_DIM, 0.0);
             kinds.resize(begin, 0);
@@ -273,7 +277,7 @@ impl UserEncoder {
     }
 }
 
-/// From hashed terms to a vector in the titles' space.
+/// The model that maps hashed terms to a vector in the query space.
 pub struct QueryEncoder {
     session: Session,
 }
@@ -288,7 +292,7 @@ impl QueryEncoder {
         Ok(Self { session: runtime.open(Self::NAME, bytes, device, &inputs, &output)? })
     }
 
-    /// Vectors `[texts × VECTOR_DIM]`, each of length 1. No list of terms may be empty.
+    /// Encodes texts as vectors `[texts × VECTOR_DIM]` of length 1. No list of terms may be empty.
     pub fn encode_batch(&mut self, texts: &[Vec<u32>]) -> Result<Vec<f32>, RankingError> {
         if texts.is_empty() {
             return Ok(Vec::new());
@@ -308,7 +312,7 @@ impl QueryEncoder {
     }
 }
 
-/// From features to the logits of the heads.
+/// The ranking model, which maps features to the logits of the heads.
 pub struct Ranker {
     session: Session,
     head_count: usize,
@@ -325,7 +329,7 @@ impl Ranker {
         let head_count = match session.outputs()[0].dtype() {
             ValueType::Tensor { shape, .. } if shape[1] > 0 => shape[1] as usize,
             _ => {
-                let problem = "output `logits` must say how many heads it has".to_owned();
+                let problem = "output `logits` must have a fixed number of heads".to_owned();
                 return Err(RankingError::Contract { model: Self::NAME, problem });
             }
         };
@@ -336,20 +340,21 @@ impl Ranker {
         self.head_count
     }
 
-    /// Logits `[rows × heads]` of features `[rows × FEATURE_COUNT]`.
+    /// Computes logits `[rows × heads]` of features `[rows × FEATURE_COUNT]`.
     pub fn score(&mut self, features: &[f32], row_count: usize) -> Result<Vec<f32>, RankingError> {
         let inputs = vec![("features", tensor(Self::NAME, &[row_count, FEATURE_COUNT], features)?)];
         run(Self::NAME, &mut self.session, inputs, row_count * self.head_count)
     }
 }
 
-/// A model of sentences as Hugging Face exports it: `input_ids`, and where it has them `attention_mask` and
-/// `token_type_ids`, to `[texts × tokens × dimension]` or `[texts × dimension]`.
+/// A sentence model in the format of Hugging Face's ONNX exports. Inputs: `input_ids`, and optionally `attention_mask`
+/// and `token_type_ids`. First output: `[texts × tokens × dimension]` or `[texts × dimension]`.
 pub(super) struct SentenceModel {
     session: Session,
     input_names: Vec<&'static str>,
     dimension: usize,
-    gives_tokens: bool,
+    /// Whether the output has one vector per token.
+    has_token_vectors: bool,
 }
 
 impl SentenceModel {
@@ -370,7 +375,7 @@ impl SentenceModel {
         let Some((ValueType::Tensor { ty: TensorElementType::Float32, shape, .. }, name)) =
             session.outputs().first().map(|output| (output.dtype(), output.name()))
         else {
-            return refuse("the first output is no tensor of float32".to_owned());
+            return refuse("the first output is not a tensor of float32".to_owned());
         };
         let shape = shape.to_vec();
         let dimension = match shape[..] {
@@ -381,14 +386,14 @@ impl SentenceModel {
                 ));
             }
         };
-        Ok(Self { input_names, dimension, gives_tokens: shape.len() == 3, session })
+        Ok(Self { input_names, dimension, has_token_vectors: shape.len() == 3, session })
     }
 
     pub(super) fn dimension(&self) -> usize {
         self.dimension
     }
 
-    /// Vectors `[texts × dimension]` of tokenised texts, each of length 1.
+    /// Encodes tokenised texts as vectors `[texts × dimension]` of length 1.
     pub(super) fn encode(&mut self, texts: &[&[i64]]) -> Result<Vec<f32>, RankingError> {
         let width = texts.iter().map(|text| text.len()).max().unwrap_or(0).max(1);
         let cells = texts.len() * width;
@@ -409,10 +414,10 @@ impl SentenceModel {
         let inputs = inputs
             .map(|name| Ok((*name, tensor(Self::NAME, &shape, values_of(name))?)))
             .collect::<Result<Vec<Input>, RankingError>>()?;
-        let length = if self.gives_tokens { cells } else { texts.len() } * self.dimension;
+        let length = if self.has_token_vectors { cells } else { texts.len() } * self.dimension;
         let values = run(Self::NAME, &mut self.session, inputs, length)?;
-        let mut vectors = match self.gives_tokens {
-            true => sums_of_tokens(&values, texts, width, self.dimension),
+        let mut vectors = match self.has_token_vectors {
+            true => sum_tokens(&values, texts, width, self.dimension),
             false => values,
         };
         for vector in vectors.chunks_exact_mut(self.dimension) {
@@ -423,8 +428,8 @@ impl SentenceModel {
     }
 }
 
-/// Sums, which point where the means do; the caller makes them of length 1.
-fn sums_of_tokens(values: &[f32], texts: &[&[i64]], width: usize, dimension: usize) -> Vec<f32> {
+/// Sums the token vectors of each text. The caller normalises the sums, so means are not needed.
+fn sum_tokens(values: &[f32], texts: &[&[i64]], width: usize, dimension: usize) -> Vec<f32> {
     let mut sums = vec![0.0f32; texts.len() * dimension];
     for ((text, tokens), sum) in
         texts.iter().zip(values.chunks_exact(width * dimension)).zip(sums.chunks_exact_mut(dimension))

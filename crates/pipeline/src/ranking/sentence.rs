@@ -1,4 +1,4 @@
-//! A sentence encoder that a shop brings: `model.onnx` with `tokenizer.json` beside it, as Hugging Face models have them.
+//! External sentence encoders: a directory with `model.onnx` and `tokenizer.json` in the format of Hugging Face.
 use super::onnx::{Device, RankingError, Runtime, SentenceModel};
 use std::{
     path::{Path, PathBuf},
@@ -10,12 +10,12 @@ use std::{
 };
 use tokenizers::{Tokenizer, TruncationParams};
 
-/// Tokens of a text that are read; the rest of a longer one is cut.
+/// Maximum number of tokens of a text; longer texts are truncated.
 const TOKENS_MAX: usize = 128;
-/// Texts of one run of the model.
+/// Number of texts in one run of the model.
 const BATCH: usize = 16;
 
-/// Why a sentence encoder cannot be used.
+/// The reason why a sentence encoder cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SentenceError {
     #[error("{path}: {source}; an encoder is a directory with model.onnx and tokenizer.json")]
@@ -24,15 +24,15 @@ pub enum SentenceError {
     Model { path: PathBuf, source: RankingError },
 }
 
-/// From texts to vectors of length 1: the mean of the tokens' vectors, or the model's own sentence vector.
+/// Maps texts to vectors of length 1: the mean of the token vectors, or the model's own sentence vector.
 pub struct SentenceEncoder {
     tokenizer: Tokenizer,
-    /// One for each thread.
+    /// One model for each thread.
     models: Vec<SentenceModel>,
 }
 
 impl SentenceEncoder {
-    /// Reads `model.onnx` and `tokenizer.json` of a directory.
+    /// Reads `model.onnx` and `tokenizer.json` from a directory.
     pub fn read(directory: &Path) -> Result<[Vec<u8>; 2], SentenceError> {
         let read = |name| {
             let path = directory.join(name);
@@ -41,14 +41,14 @@ impl SentenceEncoder {
         Ok([read("model.onnx")?, read("tokenizer.json")?])
     }
 
-    /// Opens what a directory has, the model once for each thread.
+    /// Opens the encoder in a directory, with one model for each thread.
     pub fn open(runtime: &Runtime, directory: &Path, threads: usize) -> Result<Self, SentenceError> {
         let [model, tokenizer] = Self::read(directory)?;
         Self::from_bytes(runtime, &model, &tokenizer, Device::Cpu, threads)
             .map_err(|source| SentenceError::Model { path: directory.to_owned(), source })
     }
 
-    /// Opens the model once for each thread and checks its inputs and outputs.
+    /// Opens one model for each thread and checks its inputs and outputs.
     pub fn from_bytes(
         runtime: &Runtime,
         model: &[u8],
@@ -69,16 +69,16 @@ impl SentenceEncoder {
         Ok(Self { tokenizer, models })
     }
 
-    /// Numbers of a vector.
+    /// Returns the number of dimensions of a vector.
     pub fn dimension(&self) -> usize {
         self.models[0].dimension()
     }
 
-    /// Vectors `[texts × dimension]`, each of length 1, or 0 where the model says nothing of a text. `progress` gets the
-    /// number of texts that are done.
+    /// Encodes texts as vectors `[texts × dimension]` of length 1, or 0 if the model's output for a text is 0. Calls
+    /// `progress` with the number of encoded texts.
     pub fn encode(&mut self, texts: &[&str], progress: &mut dyn FnMut(usize)) -> Result<Vec<f32>, RankingError> {
         let tokens = texts.iter().map(|text| self.tokens(text)).collect::<Result<Vec<_>, _>>()?;
-        // Texts of about the same length share a batch, so that little is padded.
+        // Sorted by length, so that the texts of a batch need little padding.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|at| tokens[*at].len());
         let batches: Vec<&[usize]> = order.chunks(BATCH).collect();

@@ -1,4 +1,4 @@
-//! From texts to vectors of the query's space, by whichever encoder a bundle has.
+//! The query encoder of a bundle, of either kind.
 use super::{
     onnx::{Device, QueryEncoder, RankingError, Runtime},
     sentence::SentenceEncoder,
@@ -6,16 +6,16 @@ use super::{
 use lodestone_catalog::Item;
 use lodestone_core::text;
 
-/// What makes vectors of queries and of items' texts.
+/// Maps queries and item texts to vectors in the query space.
 pub enum TextEncoder {
-    /// Learned on the shop's own titles, from hashed words and character n-grams.
+    /// Trained on the shop's own titles; reads hashed words and character n-grams.
     Terms { encoder: QueryEncoder, bucket_count: u32 },
-    /// A sentence encoder that the shop brought.
+    /// An external sentence encoder.
     Sentence(Box<SentenceEncoder>),
 }
 
 impl TextEncoder {
-    /// Opens the model and checks its inputs and outputs. With the bytes of a `tokenizer.json` it is a sentence encoder.
+    /// Opens the model and checks its inputs and outputs. It is a sentence encoder if there is a `tokenizer.json`.
     pub fn open(
         runtime: &Runtime,
         model: &[u8],
@@ -35,7 +35,7 @@ impl TextEncoder {
         matches!(self, Self::Sentence(_))
     }
 
-    /// What is encoded of an item.
+    /// Returns the text of an item that is encoded.
     pub fn text_of(&self, item: &Item) -> String {
         match self {
             Self::Terms { .. } => item.search_text(),
@@ -43,25 +43,25 @@ impl TextEncoder {
         }
     }
 
-    /// Vectors of length 1; none for a text that says nothing.
+    /// Encodes texts as vectors of length 1; none for a text without terms.
     pub fn encode(&mut self, texts: &[&str]) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
-        let mut said: Vec<bool> = Vec::with_capacity(texts.len());
+        let mut has_terms: Vec<bool> = Vec::with_capacity(texts.len());
         let vectors = match self {
             Self::Terms { encoder, bucket_count } => {
                 let mut terms: Vec<Vec<u32>> =
                     texts.iter().map(|text| text::hashed_terms(text, *bucket_count)).collect();
-                said.extend(terms.iter().map(|terms| !terms.is_empty()));
+                has_terms.extend(terms.iter().map(|terms| !terms.is_empty()));
                 terms.retain(|terms| !terms.is_empty());
                 encoder.encode_batch(&terms)?
             }
             Self::Sentence(encoder) => {
-                said.extend(texts.iter().map(|text| !text.trim().is_empty()));
+                has_terms.extend(texts.iter().map(|text| !text.trim().is_empty()));
                 let texts: Vec<&str> = texts.iter().copied().filter(|text| !text.trim().is_empty()).collect();
                 encoder.encode(&texts, &mut |_| {})?
             }
         };
-        let count = said.iter().filter(|said| **said).count().max(1);
+        let count = has_terms.iter().filter(|has_terms| **has_terms).count().max(1);
         let mut vectors = vectors.chunks_exact((vectors.len() / count).max(1)).map(<[f32]>::to_vec);
-        Ok(said.into_iter().map(|said| if said { vectors.next() } else { None }).collect())
+        Ok(has_terms.into_iter().map(|has_terms| if has_terms { vectors.next() } else { None }).collect())
     }
 }

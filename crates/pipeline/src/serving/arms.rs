@@ -1,31 +1,33 @@
-//! Who is in which arm.
+//! The layout of arms on the unit interval.
 
-/// The number of the arm that a user at `place` (0 to below 1, from a hash of experiment and user) has, or none for a
-/// user outside of the experiment. `shares` are those of the arms: at least 0, together at most 1.
+/// Returns the number of the arm at `position`, a hash of experiment and user in [0, 1), or none if the user new
+/// outside of the experiment. `shares` are at least 0, and their sum new at most 1.
 ///
-/// Changing shares moves only the users it must: nobody leaves an arm that grows, and nobody comes into one that shrinks.
-/// This holds as long as there are one or two arms, or no share is above one in the number of arms: each arm begins at an end
-/// of its own part of the line and grows inwards. Even arms grow upwards and odd ones downwards, so that two arms grow towards
-/// each other and users outside are between them. An arm that outgrows its part goes on in the free ends of the others; with
-/// three and more arms a later change may then move more users (no assignment without memory can avoid that).
-pub fn arm_at(place: f64, shares: &[f64]) -> Option<usize> {
+/// A change of shares moves the minimum number of users: no user leaves an arm that grows or enters an arm that
+/// shrinks. This holds for one or two arms, and for more arms as long as no share exceeds one divided by the number of
+/// arms. Each arm has its own section of the interval, starts at one end of it and grows inwards. Even arms grow
+/// upwards and odd arms downwards, so that two arms grow towards each other, with the users outside of the experiment
+/// between them. An arm that outgrows its section continues in the free ends of the others. With three or more arms a
+/// later change may then move more users, which no assignment without memory can avoid.
+pub fn arm_at(position: f64, shares: &[f64]) -> Option<usize> {
     let width = 1.0 / shares.len() as f64;
     let own = |arm: usize| shares[arm].clamp(0.0, width);
-    let home = ((place / width) as usize).min(shares.len().checked_sub(1)?);
+    let home = ((position / width) as usize).min(shares.len().checked_sub(1)?);
     let (start, end) = (home as f64 * width, (home + 1) as f64 * width);
     let is_own = |arm: usize| match arm.is_multiple_of(2) {
-        true => place < start + own(arm),
-        false => place >= end - own(arm),
+        true => position < start + own(arm),
+        false => position >= end - own(arm),
     };
     if is_own(home) {
         return Some(home);
     }
-    // How far the place is into the free ends, in the order in which they are given away: to even arms from below.
+    // The offset of the position in the free ends, in the order of their allocation: to even arms from below, to odd
+    // arms from above.
     let free = |arm: usize| width - own(arm);
     let free_before: f64 = (0..home).map(free).sum();
     let into = match home.is_multiple_of(2) {
-        true => place - start - own(home),
-        false => place - start,
+        true => position - start - own(home),
+        false => position - start,
     };
     let from_below = free_before + into;
     let from_above = (0..shares.len()).map(free).sum::<f64>() - from_below;
@@ -45,17 +47,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PLACES: usize = 20_000;
+    const POSITIONS: usize = 20_000;
 
     fn arms(shares: &[f64]) -> Vec<Option<usize>> {
-        (0..PLACES).map(|place| arm_at((place as f64 + 0.5) / PLACES as f64, shares)).collect()
+        (0..POSITIONS).map(|position| arm_at((position as f64 + 0.5) / POSITIONS as f64, shares)).collect()
     }
 
     fn share(arms: &[Option<usize>], arm: Option<usize>) -> f64 {
-        arms.iter().filter(|other| **other == arm).count() as f64 / PLACES as f64
+        arms.iter().filter(|other| **other == arm).count() as f64 / POSITIONS as f64
     }
 
-    /// Shares of `count` arms with a sum of at most 1; each at most `most`.
+    /// Generates shares of `count` arms, each at most `most`, with a sum of at most 1.
     fn shares(count: usize, most: f64) -> impl Strategy<Value = Vec<f64>> {
         prop::collection::vec(0.0..1.0f64, count + 1).prop_map(move |parts| {
             let sum: f64 = parts.iter().sum::<f64>().max(1e-9);
@@ -65,27 +67,32 @@ mod tests {
 
     fn check_shares(shares: &[f64]) -> Result<(), TestCaseError> {
         let found = arms(shares);
-        for (arm, due) in shares.iter().enumerate() {
-            prop_assert!((share(&found, Some(arm)) - due).abs() < 3.0 / PLACES as f64, "arm {arm} of {shares:?}");
+        for (arm, expected) in shares.iter().enumerate() {
+            prop_assert!(
+                (share(&found, Some(arm)) - expected).abs() < 3.0 / POSITIONS as f64,
+                "arm {arm} of {shares:?}"
+            );
         }
         Ok(())
     }
 
-    /// As many come into an arm or leave it as its share changes by: nobody leaves an arm that grows or comes into one that
-    /// shrinks.
+    /// Checks that the share of users who enter or leave an arm equals the change of its share.
     fn check_moves(before: &[f64], after: &[f64]) -> Result<(), TestCaseError> {
-        let (was, is) = (arms(before), arms(after));
+        let (old, new) = (arms(before), arms(after));
         for (arm, (before, after)) in before.iter().zip(after).enumerate() {
-            let moved = was.iter().zip(&is).filter(|(was, is)| (**was == Some(arm)) != (**is == Some(arm))).count();
-            let must = (before - after).abs();
-            let moved = moved as f64 / PLACES as f64;
-            prop_assert!((moved - must).abs() < 4.0 / PLACES as f64, "arm {arm}: {moved} moved and {must} must");
+            let moved = old.iter().zip(&new).filter(|(old, new)| (**old == Some(arm)) != (**new == Some(arm))).count();
+            let minimum = (before - after).abs();
+            let moved = moved as f64 / POSITIONS as f64;
+            prop_assert!(
+                (moved - minimum).abs() < 4.0 / POSITIONS as f64,
+                "arm {arm}: {moved} moved, the minimum is {minimum}"
+            );
         }
         Ok(())
     }
 
     #[test]
-    fn no_arms_have_nobody() {
+    fn without_shares_all_users_are_outside() {
         assert_eq!(arm_at(0.5, &[]), None);
         assert_eq!(arm_at(0.5, &[0.0, 0.0]), None);
         assert_eq!((arm_at(0.0, &[1.0]), arm_at(0.999_999, &[1.0])), (Some(0), Some(0)));
@@ -94,14 +101,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
-        fn every_arm_has_its_share(one in shares(1, 1.0), two in shares(2, 1.0), three in shares(3, 1.0), seven in shares(7, 1.0)) {
+        fn every_arm_receives_its_share(one in shares(1, 1.0), two in shares(2, 1.0), three in shares(3, 1.0), seven in shares(7, 1.0)) {
             for shares in [one, two, three, seven] {
                 check_shares(&shares)?;
             }
         }
 
         #[test]
-        fn a_change_of_shares_moves_only_those_who_must_move(
+        fn a_change_of_shares_moves_the_minimum_number_of_users(
             two in (shares(2, 1.0), shares(2, 1.0)), one in (shares(1, 1.0), shares(1, 1.0)), five in (shares(5, 0.2), shares(5, 0.2)),
         ) {
             check_moves(&one.0, &one.1)?;

@@ -1,4 +1,4 @@
-//! The file of `lodestone serve --serving FILE`; `docs/serving.md` describes it.
+//! Parses the file of `lodestone serve --serving FILE`; `docs/serving.md` describes it.
 use super::{Arm, Arms, Experiment, Serving, ServingConfig, ServingError};
 use crate::policy::{EXPLORED_MAX, Exploration};
 use serde::Deserialize;
@@ -10,9 +10,9 @@ use std::{
     sync::Arc,
 };
 
-/// Candidates of a source, and candidates that are ranked, at most.
+/// Maximum number of candidates of a source, and of ranked candidates.
 const CANDIDATES_MAX: usize = 1000;
-/// The last slot that can be named: that of the largest page.
+/// The last slot of the largest page.
 const SLOT_MAX: usize = 200;
 const EPSILON_SLOTS_MAX: usize = 20;
 const NAME_BYTES_MAX: usize = 64;
@@ -93,13 +93,13 @@ struct ArmTable {
     share: f64,
 }
 
-/// Reads the file and checks every value. `base` is what a configuration has where it says nothing.
+/// Reads the file and checks every value. `base` has the defaults of all configurations.
 pub(super) fn open(path: &Path, base: &ServingConfig) -> Result<Serving, ServingError> {
     let text = fs::read_to_string(path).map_err(|source| ServingError::Io { path: path.to_owned(), source })?;
     parse(&text, base).map_err(|problems| ServingError::Content { path: path.to_owned(), problems })
 }
 
-/// All that is wrong is told at once.
+/// Parses the text. Reports all mistakes at once.
 pub(super) fn parse(text: &str, base: &ServingConfig) -> Result<Serving, Vec<String>> {
     let file: File = toml::from_str(text).map_err(|error| vec![error.to_string().trim_end().to_owned()])?;
     let mut problems = Problems::default();
@@ -125,7 +125,7 @@ pub(super) fn parse(text: &str, base: &ServingConfig) -> Result<Serving, Vec<Str
     }
 }
 
-/// What is wrong with a file, each with its field.
+/// The mistakes of a file, each with its field.
 #[derive(Default)]
 struct Problems(Vec<String>);
 
@@ -145,7 +145,9 @@ impl Problems {
         if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(is_plain) {
             self.add(
                 field,
-                format!("`{name}` is no name of 1 to {NAME_BYTES_MAX} characters of A-Z, a-z, 0-9, `_`, `-` and `.`"),
+                format!(
+                    "`{name}` is not a name of 1 to {NAME_BYTES_MAX} characters of A-Z, a-z, 0-9, `_`, `-` and `.`"
+                ),
             );
         }
     }
@@ -169,7 +171,7 @@ impl Problems {
             self.within(at(&format!("head_weights.{head}")), *weight, -WEIGHT_MAX, WEIGHT_MAX);
         }
         if !config.ranker && !config.head_weights.is_empty() {
-            self.add(at("head_weights"), "has no effect where `ranker` is false");
+            self.add(at("head_weights"), "has no effect if `ranker` is false");
         }
         config
     }
@@ -241,7 +243,7 @@ impl Problems {
         self.within(at("arms (their number)"), tables.len(), 2, ARMS_MAX);
         let sum: f64 = tables.iter().map(|arm| arm.share).sum();
         if sum > 1.0 + 1e-9 {
-            self.add(at("arms"), format!("have shares that sum up to {sum}; at most 1 is possible"));
+            self.add(at("arms"), format!("have shares with the sum {sum}; it must be at most 1"));
         }
         let (mut names, mut arms) = (BTreeSet::new(), Vec::new());
         for (number, table) in tables.into_iter().enumerate() {
@@ -296,7 +298,7 @@ impl Problems {
         let found = configs.get(name).cloned();
         if found.is_none() {
             let known = configs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            self.add(field, format!("there is no configuration `{name}`; there are {known}"));
+            self.add(field, format!("there is no configuration `{name}`; the file has {known}"));
         }
         found
     }

@@ -1,7 +1,7 @@
-//! Serving configurations by name, and the experiments that choose among them.
+//! Named serving configurations, and the experiments that select among them.
 //!
-//! Useful for: everything about an answer that an operator may vary without a new model. Not useful for: what a request
-//! says itself (its options win) and what was learned (the bundle's).
+//! Useful for: options of answers that an operator varies without a new model. Not useful for: options of the request,
+//! which take precedence, and trained parameters, which are in the bundle.
 mod arms;
 mod assign;
 mod file;
@@ -18,22 +18,22 @@ use std::{
     sync::Arc,
 };
 
-/// The name of the configuration that serves where nothing else is said.
+/// The name of the default configuration.
 pub const DEFAULT: &str = "default";
 
-/// How answers are made.
+/// A named set of ranking options.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServingConfig {
     pub name: String,
-    /// Candidates of each source, 1 to 1,000.
+    /// Number of candidates of each source, 1 to 1,000.
     pub source_candidates: usize,
-    /// Candidates that are ranked, 1 to 1,000.
+    /// Number of ranked candidates, 1 to 1,000.
     pub candidates: usize,
-    /// 0 to 1, where a request does not say.
+    /// The default of requests, 0 to 1.
     pub diversity: f32,
-    /// False: the order is that of retrieval.
+    /// Whether the ranking model orders candidates; otherwise the order of retrieval stays.
     pub ranker: bool,
-    /// Instead of the bundle's weights of these heads.
+    /// Weights that override those of the bundle, by head.
     pub head_weights: BTreeMap<String, f32>,
     pub exploration: Option<Exploration>,
 }
@@ -58,7 +58,7 @@ impl ServingConfig {
     }
 }
 
-/// A comparison of configurations on shoppers.
+/// A comparison of configurations on live traffic.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Experiment {
     pub name: String,
@@ -67,9 +67,10 @@ pub struct Experiment {
     pub arms: Arms,
 }
 
+/// The arms of an experiment.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Arms {
-    /// Each user has one of several configurations. Shares sum up to at most 1; the others are not in the experiment.
+    /// Each user has one of several configurations. The sum of the shares is at most 1; other users are outside.
     Split(Vec<Arm>),
     /// The answers of a share of the users are team drafts of two configurations.
     Interleaved { configs: [Arc<ServingConfig>; 2], share: f64 },
@@ -83,33 +84,33 @@ pub struct Arm {
     pub share: f64,
 }
 
-/// The name that an interleaved answer has as its arm.
+/// The arm name of interleaved answers.
 pub const INTERLEAVED: &str = "interleaved";
 
-/// Which configuration answers a request, and why.
+/// The configuration of a request, and the experiment that selected it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// One, or two that are interleaved.
+    /// One configuration, or two to interleave.
     pub configs: Vec<Arc<ServingConfig>>,
-    /// The experiment and its arm that chose; none where the request named a configuration or no experiment has the user.
-    pub arm: Option<ChosenArm>,
+    /// The experiment and arm that selected the configuration. None if the request named a configuration or if the
+    /// user is in no experiment.
+    pub arm: Option<ExperimentArm>,
 }
 
+/// An arm and its experiment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChosenArm {
+pub struct ExperimentArm {
     pub experiment: String,
     pub arm: String,
 }
 
 impl Plan {
-    /// The configuration that speaks for the answer: the first one of an interleaved answer.
+    /// Returns the first configuration, whose name the answer reports.
     pub fn main(&self) -> &ServingConfig {
         &self.configs[0]
     }
-}
 
-impl Plan {
-    /// The highest limits of the plan's configurations.
+    /// Returns the maximum of the limits of all configurations.
     pub fn retrieval_limits(&self) -> RetrievalLimits {
         let highest = |limit: fn(&ServingConfig) -> usize| {
             self.configs.iter().map(|config| limit(config)).max().unwrap_or_default()
@@ -120,7 +121,7 @@ impl Plan {
         }
     }
 
-    /// Whether a configuration of the plan runs the ranking model.
+    /// Returns whether any configuration uses the ranking model.
     pub fn uses_ranker(&self) -> bool {
         self.configs.iter().any(|config| config.ranker)
     }
@@ -140,7 +141,7 @@ pub struct Serving {
     experiments: Vec<Experiment>,
 }
 
-/// Why a serving file is refused.
+/// The reason why a serving file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
     #[error("serving file {path}: {source}")]
@@ -151,27 +152,27 @@ pub enum ServingError {
     Head { config: String, head: String, known: String },
 }
 
-/// A request named a configuration that there is not.
+/// A request named an unknown configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no serving configuration `{name}`; there are {known}")]
+#[error("there is no serving configuration `{name}`; the server has {known}")]
 pub struct UnknownConfig {
     pub name: String,
     pub known: String,
 }
 
 impl Serving {
-    /// Nothing but one configuration, for servers without a file.
+    /// Returns a single configuration without experiments, for servers without a serving file.
     pub fn of(config: ServingConfig) -> Self {
         let default = config.name.clone();
         Self { default, configs: BTreeMap::from([(config.name.clone(), Arc::new(config))]), experiments: Vec::new() }
     }
 
-    /// Reads a file. `base` is the configuration where the file says nothing.
+    /// Reads a serving file. `base` has the defaults of all configurations.
     pub fn open(path: &Path, base: &ServingConfig) -> Result<Self, ServingError> {
         file::open(path, base)
     }
 
-    /// The configuration of this name.
+    /// Returns the configuration of this name.
     pub fn config(&self, name: &str) -> Result<&Arc<ServingConfig>, UnknownConfig> {
         self.configs.get(name).ok_or_else(|| UnknownConfig {
             name: name.to_owned(),
@@ -179,8 +180,8 @@ impl Serving {
         })
     }
 
-    /// What answers a request: the configuration that it names, else that of the first experiment that has the user, else
-    /// the default one.
+    /// Selects the configuration of a request: the one that it names, else that of the first experiment with the user,
+    /// else the default one.
     pub fn plan(&self, named: &str, user: &UserId) -> Result<Plan, UnknownConfig> {
         if !named.is_empty() {
             return Ok(Plan { configs: vec![self.config(named)?.clone()], arm: None });
@@ -191,12 +192,12 @@ impl Serving {
                 Arms::Split(arms) => (vec![arms[number].config.clone()], arms[number].name.clone()),
                 Arms::Interleaved { configs, .. } => (configs.to_vec(), INTERLEAVED.to_owned()),
             };
-            return Ok(Plan { configs, arm: Some(ChosenArm { experiment: experiment.name.clone(), arm }) });
+            return Ok(Plan { configs, arm: Some(ExperimentArm { experiment: experiment.name.clone(), arm }) });
         }
         Ok(Plan { configs: vec![self.configs[&self.default].clone()], arm: None })
     }
 
-    /// Refuses a bundle that lacks a head whose weight a configuration sets.
+    /// Checks that a bundle has all heads for which configurations set weights.
     pub fn check_heads<'a>(&self, heads: impl Iterator<Item = &'a str> + Clone) -> Result<(), ServingError> {
         for config in self.configs.values() {
             if let Some(head) = config.head_weights.keys().find(|head| !heads.clone().any(|known| known == *head)) {
@@ -207,7 +208,7 @@ impl Serving {
         Ok(())
     }
 
-    /// Whether answers differ on purpose: by exploration or by experiments.
+    /// Returns whether exploration or experiments vary answers.
     pub fn varies(&self) -> bool {
         !self.experiments.is_empty() || self.configs.values().any(|config| config.exploration.is_some())
     }
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_names_configurations_that_fall_back_on_the_base() {
+    fn configurations_default_to_the_base() {
         let serving = parse(FILE).unwrap();
         let plan = serving.plan("brave", &user(1)).unwrap();
         let brave = plan.main();
@@ -254,7 +255,7 @@ mod tests {
         assert_eq!((exploration.first_slot, exploration.top, exploration.epsilon), (3, 20, 1.0));
         assert!(plan.arm.is_none() && serving.varies());
         let error = serving.plan("bold", &user(1)).unwrap_err();
-        assert_eq!(error.to_string(), "there is no serving configuration `bold`; there are brave, default, plain");
+        assert_eq!(error.to_string(), "there is no serving configuration `bold`; the server has brave, default, plain");
     }
 
     #[test]
@@ -267,14 +268,14 @@ mod tests {
             *counts.entry(plan.arm.map_or_else(String::new, |arm| arm.arm)).or_default() += 1;
         }
         // Half of the users are in the first experiment, half of the others in the second.
-        for (arm, due) in [("control", 5000), ("treatment", 5000), (INTERLEAVED, 5000), ("", 5000)] {
+        for (arm, expected) in [("control", 5000), ("treatment", 5000), (INTERLEAVED, 5000), ("", 5000)] {
             let found = counts[arm];
-            assert!(found.abs_diff(due) < 250, "{found} users have the arm `{arm}`, {due} should");
+            assert!(found.abs_diff(expected) < 250, "{found} users have the arm `{arm}`, expected {expected}");
         }
     }
 
     #[test]
-    fn everything_that_is_wrong_is_told_with_its_field() {
+    fn all_mistakes_are_reported_with_their_fields() {
         let problems = parse(
             r#"
             [configs."bad name"]
@@ -299,7 +300,7 @@ mod tests {
         .unwrap_err()
         .join("\n");
         for words in [
-            "configs.bad name: `bad name` is no name",
+            "configs.bad name: `bad name` is not a name",
             "configs.bad name.candidates: is 0; it must be within 1 and 1000",
             "configs.bad name.diversity: is 1.5",
             "configs.x.exploration.temperature: is -1",
@@ -308,7 +309,7 @@ mod tests {
             "configs.x.exploration.share: is 0; it must be above 0",
             "configs.x.head_weights: has no effect",
             "configs.y.exploration: explores nothing",
-            "experiments[0].arms: have shares that sum up to 1.6",
+            "experiments[0].arms: have shares with the sum 1.6",
             "experiments[0].arms[1].name: `a` is the name of two arms",
             "experiments[0].arms[1].config: there is no configuration `nowhere`",
             "experiments[1].name: `e` is the name of two experiments",
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_field_and_a_wrong_type_are_told_with_their_line() {
+    fn an_unknown_field_and_a_wrong_type_are_reported_with_their_line() {
         let unknown = parse("[configs.default]\ndiversty = 0.5\n").unwrap_err().join("");
         assert!(unknown.contains("line 2") && unknown.contains("diversty"), "{unknown}");
         assert!(parse("[configs.default]\ncandidates = \"many\"\n").unwrap_err().join("").contains("line 2"));
@@ -329,7 +330,7 @@ mod tests {
     #[test]
     fn a_weight_of_a_head_that_the_bundle_lacks_is_refused() {
         let serving = parse(FILE).unwrap();
-        assert!(serving.check_heads(["purchase", "refund"].into_iter()).is_ok());
+        assert!(serving.check_heads(["purchase", "return"].into_iter()).is_ok());
         let error = serving.check_heads(["click"].into_iter()).unwrap_err();
         assert!(
             error.to_string().contains("configs.brave.head_weights: the bundle has no head `purchase`; it has click")

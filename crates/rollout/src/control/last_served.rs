@@ -1,19 +1,20 @@
-//! What loaded last, in the data directory: a restart goes on with it.
+//! The served bundles, saved in the data directory: a restart continues with them.
 use crate::routes::Routes;
 use crate::store::{Pointer, Store, StoreError};
 use std::{fs, io, path::Path};
 
-/// Which bundles loaded last, in the data directory.
+/// File name in the data directory.
 const SERVING: &str = "serving.json";
 
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(super) struct LastServed {
     bundle: String,
-    /// What the store named then.
+    /// The store's current bundle at that time.
     pointer: String,
-    /// Bundles on trial, with their shares.
+    /// Bundle and share.
     #[serde(default)]
     pub canary: Option<(String, f64)>,
+    /// Bundle and share.
     #[serde(default)]
     pub shadow: Option<(String, f64)>,
 }
@@ -29,22 +30,22 @@ impl LastServed {
     }
 
     pub(super) fn write(&self, data: &Path) -> io::Result<()> {
-        let text = serde_json::to_vec(self).expect("texts and numbers become JSON");
+        let text = serde_json::to_vec(self).expect("strings and numbers serialize to JSON");
         let (path, partial) = (data.join(SERVING), data.join(format!("{SERVING}.partial")));
         fs::write(&partial, text)?;
         fs::rename(&partial, &path)
     }
 
-    /// What loaded last, unless the store names another bundle since.
+    /// Reads the served bundles. None if the store's current bundle has changed since.
     pub(super) fn read(data: &Path, pointer: &Pointer) -> Option<Self> {
         let text = fs::read(data.join(SERVING)).ok()?;
         serde_json::from_slice::<Self>(&text).ok().filter(|last| last.pointer == pointer.name)
     }
 }
 
-/// The bundle to start with: what loaded last, unless the store names another one since.
+/// Returns the bundle to start with: the last served one, unless the store's current bundle has changed since.
 pub fn first_bundle(store: &Store, data: &Path) -> Result<(String, Pointer), StoreError> {
-    let pointer = store.current()?.ok_or_else(|| StoreError::Empty { place: store.place().to_owned() })?;
+    let pointer = store.current()?.ok_or_else(|| StoreError::Empty { location: store.location().to_owned() })?;
     let last = LastServed::read(data, &pointer).filter(|last| store.manifest(&last.bundle).is_ok());
     Ok((last.map_or_else(|| pointer.name.clone(), |last| last.bundle), pointer))
 }

@@ -1,9 +1,9 @@
-//! The life of models: bundles are loaded beside the one that answers, tested, warmed, and swapped in; watched, and taken back
-//! where they break a bound. One thread does all of it, one thing after the other.
+//! Control of the rollout: bundles are loaded alongside the current one, tested, warmed and swapped in, and rolled back
+//! if they violate a health bound. One thread executes all commands in order.
+mod controller;
 mod last_served;
-mod thread;
 
-use super::shadow::ShadowReport;
+use crate::shadow::ShadowReport;
 use crate::store::{Pointer, Store};
 use crate::{
     canary::CanaryReport,
@@ -13,6 +13,7 @@ use crate::{
     loaded::{LoadedGeneration, Loader},
     routes::Routes,
 };
+use controller::Controller;
 use crossbeam_channel::{Sender, TrySendError};
 pub use last_served::first_bundle;
 use lodestone_core::units::UnixMillis;
@@ -27,20 +28,19 @@ use std::{
     thread::Builder,
     time::{Duration, Instant},
 };
-use thread::Thread;
 use tokio::sync::oneshot;
 
-/// Changes that wait at most: one is made at a time.
-const ORDERS_MAX: usize = 16;
-/// Copies of bundles of an object store, in the data directory.
+/// Maximum number of queued commands; one runs at a time.
+const QUEUED_COMMANDS_MAX: usize = 16;
+/// Directory of downloaded bundles in the data directory.
 pub const BUNDLE_COPIES: &str = "bundles";
 
-/// How bundles come and go.
+/// Configuration of the rollout.
 #[derive(Debug, Clone)]
 pub struct RolloutConfig {
-    /// How often the store is asked which bundle is to serve.
+    /// Interval at which the store's pointer to the current bundle is read.
     pub watch: Duration,
-    /// Generations that stay in memory after they answered.
+    /// Maximum number of previous generations in memory.
     pub kept_max: usize,
     pub bounds: HealthBounds,
 }
@@ -51,54 +51,55 @@ impl Default for RolloutConfig {
     }
 }
 
-/// Where bundles come from.
+/// The source of bundles.
 pub enum BundleSource {
-    /// One directory, which is all there is.
+    /// One bundle; no other can be activated.
     Directory(PathBuf),
     Store(Store),
 }
 
-/// What became of a bundle.
+/// The state of a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BundleState {
     /// In the store, not loaded.
     Available,
     Loading,
-    /// Answers.
+    /// Answers all users that no canary takes.
     Current,
-    /// ServedAnswer before and is still in memory.
+    /// An earlier current bundle that is still in memory.
     Kept,
     Canary,
     Shadow,
-    /// Could not be loaded, or failed its self-test.
+    /// Failed to load, or failed its self-test.
     Refused,
-    /// Broke a bound, or was taken back by hand.
+    /// Was rolled back, because it violated a bound or by command.
     RolledBack,
 }
 
-/// A bundle and how it goes.
+/// A bundle with its state and health.
 #[derive(Debug, Clone)]
 pub struct BundleStatus {
     pub name: String,
     pub state: BundleState,
-    /// Why it was refused or taken back.
+    /// The reason for a refusal or rollback.
     pub reason: String,
     pub changed_at: Option<UnixMillis>,
-    /// When it was made, and up to when it learned; none where its manifest was not read.
+    /// The time of the training; none if the bundle is not loaded.
     pub created_at: Option<UnixMillis>,
+    /// The time of the last event that it learned from.
     pub trained_until: Option<UnixMillis>,
     pub item_count: usize,
-    /// From reading its first byte to being ready.
+    /// From the first read to the end of warming.
     pub load_time: Option<Duration>,
-    /// Of a canary or a shadow: its share.
+    /// The share of a canary or shadow, otherwise 0.
     pub share: f64,
-    /// Its answers of late.
+    /// Its recent answers.
     pub window: HealthSummary,
     pub shadow: Option<ShadowReport>,
     pub evaluation: Option<CanaryReport>,
 }
 
-/// Why the life of a model does not change.
+/// The reason why a rollout command failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RolloutError {
     #[error("there is no bundle `{name}`")]
@@ -106,16 +107,16 @@ pub enum RolloutError {
     #[error("bundle `{name}` is refused: {reason}")]
     Refused { name: String, reason: String },
     #[error("no earlier generation is in memory; activate a bundle by its name")]
-    NothingKept,
-    #[error("bundle `{name}` answers everybody already")]
+    NoEarlierBundle,
+    #[error("bundle `{name}` is the current bundle already")]
     IsCurrent { name: String },
     #[error("the store cannot be read: {0}")]
     Store(String),
-    #[error("{ORDERS_MAX} changes of models wait already; ListBundles tells what is loading")]
+    #[error("{QUEUED_COMMANDS_MAX} changes of models wait already; ListBundles shows which bundle is loading")]
     Busy,
-    #[error("the change takes longer than the deadline; ListBundles tells what becomes of it")]
+    #[error("the change takes longer than the deadline; ListBundles shows its outcome")]
     Deadline,
-    #[error("the thread that changes models ended")]
+    #[error("the thread that executes changes of models ended")]
     Ended,
 }
 
@@ -126,88 +127,91 @@ enum Command {
     SetShadow(Option<(String, f64)>),
 }
 
-type Order = (Command, oneshot::Sender<Result<(), RolloutError>>);
+/// A command and the channel of its result.
+type QueuedCommand = (Command, oneshot::Sender<Result<(), RolloutError>>);
 
-/// The door to the thread.
+/// The interface to the control thread.
 pub struct Rollout {
-    orders: Sender<Order>,
-    notes: Arc<Notes>,
+    commands: Sender<QueuedCommand>,
+    records: Arc<BundleRecords>,
     generations: Arc<Generations>,
     source: Arc<BundleSource>,
 }
 
-/// What is told of bundles beside where they are now.
+/// Records of bundles that the routes do not contain.
 #[derive(Default)]
-struct Notes {
-    by_name: Mutex<BTreeMap<String, Note>>,
+struct BundleRecords {
+    by_name: Mutex<BTreeMap<String, BundleRecord>>,
 }
 
 #[derive(Clone, Default)]
-struct Note {
-    /// Loading, refused or taken back.
+struct BundleRecord {
+    /// Loading, refused or rolled back.
     state: Option<BundleState>,
     reason: String,
     changed_at: Option<UnixMillis>,
     load_time: Option<Duration>,
 }
 
-impl Notes {
+impl BundleRecords {
     fn set(&self, name: &str, state: Option<BundleState>, reason: &str) {
-        let mut notes = self.by_name.lock();
-        let note = notes.entry(name.to_owned()).or_default();
-        (note.state, note.reason, note.changed_at) = (state, reason.to_owned(), Some(UnixMillis::now()));
+        let mut records = self.by_name.lock();
+        let record = records.entry(name.to_owned()).or_default();
+        (record.state, record.reason, record.changed_at) = (state, reason.to_owned(), Some(UnixMillis::now()));
     }
 }
 
-/// What the thread works with.
-pub struct Parts {
+/// The parts that the control thread works with.
+pub struct RolloutInput {
     pub generations: Arc<Generations>,
     pub loader: Loader,
     pub threads: LoadThreads,
     pub source: Arc<BundleSource>,
-    /// The pointer that was read at the start.
-    pub seen: Option<Pointer>,
+    /// The store's pointer as it was read on startup.
+    pub pointer: Option<Pointer>,
+    /// The data directory.
     pub data: PathBuf,
     pub config: RolloutConfig,
-    /// Its configurations name heads, which a bundle must have.
+    /// A bundle must have all heads that its configurations name.
     pub serving: Arc<Serving>,
     pub metrics: Metrics,
     pub clock: fn() -> UnixMillis,
 }
 
 impl Rollout {
-    /// Starts the thread. It ends with this value.
-    pub fn start(parts: Parts) -> io::Result<Self> {
-        let (orders, given) = crossbeam_channel::bounded(ORDERS_MAX);
-        let (generations, notes) = (parts.generations.clone(), Arc::<Notes>::default());
-        let source = parts.source.clone();
-        let thread = Thread::new(parts, notes.clone());
-        Builder::new().name("models".into()).spawn(move || thread.run(&given))?;
-        Ok(Self { orders, notes, generations, source })
+    /// Starts the control thread. It ends when this value is dropped.
+    pub fn start(input: RolloutInput) -> io::Result<Self> {
+        let (commands, queue) = crossbeam_channel::bounded(QUEUED_COMMANDS_MAX);
+        let (generations, records) = (input.generations.clone(), Arc::<BundleRecords>::default());
+        let source = input.source.clone();
+        let controller = Controller::new(input, records.clone());
+        Builder::new().name("models".into()).spawn(move || controller.run(&queue))?;
+        Ok(Self { commands, records, generations, source })
     }
 
+    /// Loads a bundle and makes it the current one.
     pub async fn activate(&self, name: String, deadline: Instant) -> Result<(), RolloutError> {
-        self.order(Command::Activate(name), deadline).await
+        self.execute(Command::Activate(name), deadline).await
     }
 
-    /// Back to the generation before.
+    /// Makes the previous generation the current one.
     pub async fn rollback(&self, reason: String, deadline: Instant) -> Result<(), RolloutError> {
-        self.order(Command::Rollback(reason), deadline).await
+        self.execute(Command::Rollback(reason), deadline).await
     }
 
-    /// Gives a share of the users to a bundle; none: all go back to the current one.
+    /// Routes a share of the users to a bundle. None: routes all users to the current bundle.
     pub async fn set_canary(&self, canary: Option<(String, f64)>, deadline: Instant) -> Result<(), RolloutError> {
-        self.order(Command::SetCanary(canary), deadline).await
+        self.execute(Command::SetCanary(canary), deadline).await
     }
 
-    /// Asks a bundle a share of the requests without using its answers; none: no more.
+    /// Copies a share of the requests to a bundle, whose answers are discarded. None: ends the shadow traffic.
     pub async fn set_shadow(&self, shadow: Option<(String, f64)>, deadline: Instant) -> Result<(), RolloutError> {
-        self.order(Command::SetShadow(shadow), deadline).await
+        self.execute(Command::SetShadow(shadow), deadline).await
     }
 
-    async fn order(&self, command: Command, deadline: Instant) -> Result<(), RolloutError> {
+    async fn execute(&self, command: Command, deadline: Instant) -> Result<(), RolloutError> {
         let (reply, answered) = oneshot::channel();
-        self.orders.try_send((command, reply)).map_err(|error| match error {
+        self.commands.try_send((command, reply)).map_err(|error| match error {
             TrySendError::Full(_) => RolloutError::Busy,
             TrySendError::Disconnected(_) => RolloutError::Ended,
         })?;
@@ -217,50 +221,52 @@ impl Rollout {
         }
     }
 
-    /// Every bundle that is loaded or in the store, by name.
+    /// Lists every bundle that is loaded, in the store or recorded, by name.
     pub async fn bundles(&self) -> Result<Vec<BundleStatus>, RolloutError> {
         let source = self.source.clone();
         let listed = tokio::task::spawn_blocking(move || match &*source {
             BundleSource::Directory(_) => Ok(Vec::new()),
             BundleSource::Store(store) => store.names(),
         });
-        let names =
-            listed.await.map_err(|_| RolloutError::Ended)?.map_err(|error| RolloutError::Store(told(&error)))?;
+        let names = listed
+            .await
+            .map_err(|_| RolloutError::Ended)?
+            .map_err(|error| RolloutError::Store(format_error_chain(&error)))?;
         let routes = self.generations.routes();
-        let notes = self.notes.by_name.lock().clone();
+        let records = self.records.by_name.lock().clone();
         let mut all: BTreeMap<String, BundleStatus> = BTreeMap::new();
-        let places = names.iter().map(String::as_str).chain(notes.keys().map(String::as_str));
-        for name in places.chain(routes.loaded().map(|loaded| loaded.name())) {
-            all.entry(name.to_owned()).or_insert_with(|| status(name, &routes, notes.get(name)));
+        let known = names.iter().map(String::as_str).chain(records.keys().map(String::as_str));
+        for name in known.chain(routes.loaded().map(|loaded| loaded.name())) {
+            all.entry(name.to_owned()).or_insert_with(|| status(name, &routes, records.get(name)));
         }
         Ok(all.into_values().collect())
     }
 }
 
-/// Where a bundle is now, with what was noted of it.
-fn status(name: &str, routes: &Routes, note: Option<&Note>) -> BundleStatus {
-    let note = note.cloned().unwrap_or_default();
+/// Returns the state of a bundle from the routes and its record.
+fn status(name: &str, routes: &Routes, record: Option<&BundleRecord>) -> BundleStatus {
+    let record = record.cloned().unwrap_or_default();
     let is_it = |loaded: &Arc<LoadedGeneration>| loaded.name() == name;
     let canary = routes.canary.as_ref().filter(|canary| is_it(&canary.loaded));
     let shadow = routes.shadow.as_ref().filter(|shadow| is_it(&shadow.loaded));
-    let kept = routes.kept.iter().any(is_it);
+    let is_previous = routes.previous.iter().any(is_it);
     let state = match () {
         () if is_it(&routes.current) => BundleState::Current,
         () if canary.is_some() => BundleState::Canary,
         () if shadow.is_some() => BundleState::Shadow,
-        () => note.state.unwrap_or(if kept { BundleState::Kept } else { BundleState::Available }),
+        () => record.state.unwrap_or(if is_previous { BundleState::Kept } else { BundleState::Available }),
     };
     let loaded = routes.loaded().find(|loaded| is_it(loaded));
     let manifest = loaded.map(|loaded| &loaded.generation.manifest);
     BundleStatus {
         name: name.to_owned(),
         state,
-        reason: note.reason,
-        changed_at: note.changed_at,
+        reason: record.reason,
+        changed_at: record.changed_at,
         created_at: manifest.map(|manifest| UnixMillis(manifest.created_ms)),
         trained_until: manifest.map(|manifest| UnixMillis(manifest.trained_until_ms)),
         item_count: loaded.map_or(0, |loaded| loaded.generation.catalog.load().item_count()),
-        load_time: note.load_time,
+        load_time: record.load_time,
         share: canary.map(|canary| canary.share).or(shadow.map(|shadow| shadow.share)).unwrap_or(0.0),
         window: loaded.map(|loaded| loaded.window.summary()).unwrap_or_default(),
         shadow: shadow.map(|shadow| shadow.report()),
@@ -268,8 +274,8 @@ fn status(name: &str, routes: &Routes, note: Option<&Note>) -> BundleStatus {
     }
 }
 
-/// An error with its causes, on one line.
-fn told(error: &dyn std::error::Error) -> String {
+/// Formats an error and its causes on one line, skipping causes that the text already contains.
+fn format_error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

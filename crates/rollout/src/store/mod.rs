@@ -1,11 +1,13 @@
-//! Where bundles are published: a directory, or a place in an object store.
+//! Bundle stores: a directory, or a prefix in an object store.
 //!
-//! A bundle `NAME` is `NAME/manifest.json` and beside it the bundle's other files; it never changes. The file `current` holds
-//! the name of the bundle that is to serve.
+//! A bundle `NAME` is the directory `NAME` with `manifest.json` and the bundle's other files; it never changes. The
+//! file `current` contains the name of the current bundle.
 mod directory;
+mod files;
 mod remote;
 
 use directory::Directory;
+use files::{Condition, Failure, Files};
 use lodestone_pipeline::bundle::{Bundle, BundleError, MANIFEST, Manifest, write_synced};
 use remote::Remote;
 use std::{
@@ -16,99 +18,71 @@ use std::{
 const CURRENT: &str = "current";
 const NAME_BYTES_MAX: usize = 128;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// Why a store cannot be used, or has not what was asked for.
+/// The reason why a store operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("store {place}: {source}")]
-    Access { place: String, source: Failure },
+    #[error("store {location}: {source}")]
+    Access { location: String, source: Failure },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "`{name}` is no name of a bundle: 1 to 128 letters, digits, `.`, `_` and `-`, the first a letter or a digit, not `current`"
+        "`{name}` is not a bundle name: 1 to 128 letters, digits, `.`, `_` and `-`, the first a letter or a digit, not `current`"
     )]
     Name { name: String },
-    #[error("store {place} has no bundle `{name}`")]
-    Unknown { place: String, name: String },
-    #[error("store {place} names no current bundle; publish one with `lodestone bundle publish`")]
-    Empty { place: String },
+    #[error("store {location} has no bundle `{name}`")]
+    Unknown { location: String, name: String },
+    #[error("store {location} names no current bundle; publish one with `lodestone bundle publish`")]
+    Empty { location: String },
     #[error(
-        "store {place} has another bundle `{name}`; a bundle never changes, so train or build it under another name"
+        "store {location} has another bundle `{name}`; a bundle never changes, so train or build it under another name"
     )]
-    Taken { place: String, name: String },
-    #[error("store {place}: another bundle became current meanwhile; judge against it and publish again")]
-    Moved { place: String },
-    #[error("store {place}, bundle `{name}`: the manifest cannot be read: {problem}")]
-    Manifest { place: String, name: String, problem: String },
+    Taken { location: String, name: String },
+    #[error("store {location}: another bundle became current since the gate; compare with it and publish again")]
+    Moved { location: String },
+    #[error("store {location}, bundle `{name}`: the manifest cannot be read: {problem}")]
+    Manifest { location: String, name: String, problem: String },
     #[error(transparent)]
     Bundle(#[from] BundleError),
 }
 
-/// Which bundle is to serve, as it was read.
+/// The store's pointer to the current bundle, with the version of the pointer file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pointer {
     pub name: String,
     version: String,
 }
 
-/// Files by path, `NAME/FILE` or `FILE`. What is put in place appears whole.
-trait Files: Send + Sync {
-    /// A small file.
-    fn get(&self, path: &str) -> Result<Option<Found>, Failure>;
-    /// Puts a small file in place. False: the condition was not met, and nothing changed.
-    fn put(&self, path: &str, bytes: &[u8], when: &When) -> Result<bool, Failure>;
-    /// Puts a file of this machine in place, of any size.
-    fn upload(&self, from: &Path, path: &str) -> Result<(), Failure>;
-    /// Writes a file of any size to this machine. False: it is not there.
-    fn download(&self, path: &str, to: &Path) -> Result<bool, Failure>;
-    fn directories(&self) -> Result<Vec<String>, Failure>;
-    /// Removes a directory with its files, this one first.
-    fn remove(&self, directory: &str, first: &str) -> Result<(), Failure>;
-}
-
-struct Found {
-    bytes: Vec<u8>,
-    version: String,
-}
-
-enum When {
-    Always,
-    Absent,
-    Unchanged(String),
-}
-
 /// An open store. Its methods block, and must not be called from a thread of an asynchronous runtime.
 pub struct Store {
-    place: String,
+    location: String,
     files: Box<dyn Files>,
-    /// Of a store on this machine: its bundles are read where they lie.
+    /// The directory of a local store, whose bundles are read in place.
     directory: Option<PathBuf>,
 }
 
 impl Store {
-    /// Opens a directory, which is made if it is not there, or the place of a URL: `s3://bucket/path`, `gs://…`, `az://…`.
-    /// `options` say how it is accessed, such as `aws_region`.
-    pub fn open(place: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, StoreError> {
-        let directory = match place.split_once("://") {
-            None => PathBuf::from(place),
+    /// Opens a directory, which is created if it does not exist, or a URL: `s3://bucket/path`, `gs://…`, `az://…`.
+    /// `options` configure the access, such as `aws_region`.
+    pub fn open(location: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, StoreError> {
+        let directory = match location.split_once("://") {
+            None => PathBuf::from(location),
             Some(("file", path)) => PathBuf::from(path),
             Some(_) => {
-                let files = Remote::open(place, options);
-                let files = files.map_err(|source| StoreError::Access { place: place.to_owned(), source })?;
-                return Ok(Self { place: place.to_owned(), files: Box::new(files), directory: None });
+                let files = Remote::open(location, options);
+                let files = files.map_err(|source| StoreError::Access { location: location.to_owned(), source })?;
+                return Ok(Self { location: location.to_owned(), files: Box::new(files), directory: None });
             }
         };
         fs::create_dir_all(&directory).map_err(|source| StoreError::Io { path: directory.clone(), source })?;
         let files = Box::new(Directory(directory.clone()));
-        Ok(Self { place: place.to_owned(), files, directory: Some(directory) })
+        Ok(Self { location: location.to_owned(), files, directory: Some(directory) })
     }
 
-    pub fn place(&self) -> &str {
-        &self.place
+    pub fn location(&self) -> &str {
+        &self.location
     }
 
-    /// The bundle that is to serve; none in an empty store.
+    /// Reads the pointer to the current bundle; none in an empty store.
     pub fn current(&self) -> Result<Option<Pointer>, StoreError> {
         let Some(found) = self.files.get(CURRENT).map_err(|source| self.failed(source))? else { return Ok(None) };
         let name = String::from_utf8_lossy(&found.bytes).trim().to_owned();
@@ -116,7 +90,7 @@ impl Store {
         Ok(Some(Pointer { name, version: found.version }))
     }
 
-    /// The names of its bundles, in order: of those whose manifest is there.
+    /// Lists the names of the bundles that have a manifest, in order.
     pub fn names(&self) -> Result<Vec<String>, StoreError> {
         let mut names = Vec::new();
         for name in self.files.directories().map_err(|source| self.failed(source))? {
@@ -128,13 +102,14 @@ impl Store {
         Ok(names)
     }
 
-    /// What a bundle says of itself; nothing else of it is read.
+    /// Reads a bundle's manifest and none of its other files.
     pub fn manifest(&self, name: &str) -> Result<Manifest, StoreError> {
         let text = self.manifest_bytes(name)?.ok_or_else(|| self.unknown(name))?;
         self.parse_manifest(name, &text)
     }
 
-    /// A directory of this machine with the bundle's files: its own, or a copy in `cache`. [`Bundle::open`] verifies them.
+    /// Returns a local directory with the bundle's files: the store's own, or a copy in `cache`. [`Bundle::open`]
+    /// verifies them.
     pub fn fetch(&self, name: &str, cache: &Path) -> Result<PathBuf, StoreError> {
         let text = self.manifest_bytes(name)?.ok_or_else(|| self.unknown(name))?;
         let manifest = self.parse_manifest(name, &text)?;
@@ -160,39 +135,40 @@ impl Store {
         Ok(copy)
     }
 
-    /// Removes the copies in `cache` of bundles that are not to be kept.
-    pub fn drop_copies(&self, cache: &Path, is_kept: impl Fn(&str) -> bool) -> io::Result<()> {
+    /// Removes the copies in `cache` of bundles for which `is_retained` returns false.
+    pub fn drop_copies(&self, cache: &Path, is_retained: impl Fn(&str) -> bool) -> io::Result<()> {
         let entries = match fs::read_dir(cache) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
         };
         for entry in entries {
             let entry = entry?;
-            if !entry.file_name().to_str().is_some_and(&is_kept) {
+            if !entry.file_name().to_str().is_some_and(&is_retained) {
                 fs::remove_dir_all(entry.path())?;
             }
         }
         Ok(())
     }
 
-    /// Verifies a bundle, copies its files into the store, the manifest last, and makes it current. A bundle that is there already
-    /// is only made current. With `seen`, fails with [`StoreError::Moved`] if another bundle became current since that was read.
+    /// Verifies a bundle, copies its files into the store, the manifest last, and makes it current. A bundle that the
+    /// store has already is only made current. With `seen`, fails with [`StoreError::Moved`] if the pointer has
+    /// changed since `seen` was read.
     pub fn publish(&self, bundle: &Path, seen: Option<Option<&Pointer>>) -> Result<Manifest, StoreError> {
         let manifest = Bundle::open(bundle)?.manifest;
         let name = &manifest.name;
         let path = bundle.join(MANIFEST);
         let text = fs::read(&path).map_err(|source| StoreError::Io { path, source })?;
         self.parse_manifest(name, &text)?;
-        let taken = || StoreError::Taken { place: self.place.clone(), name: name.clone() };
+        let taken = || StoreError::Taken { location: self.location.clone(), name: name.clone() };
         match self.manifest_bytes(name)? {
-            Some(there) if there == text => {}
+            Some(stored) if stored == text => {}
             Some(_) => return Err(taken()),
             None => {
                 for file in manifest.files.keys() {
                     let uploaded = self.files.upload(&bundle.join(file), &format!("{name}/{file}"));
                     uploaded.map_err(|source| self.failed(source))?;
                 }
-                if !self.put(&format!("{name}/{MANIFEST}"), &text, &When::Absent)? {
+                if !self.put(&format!("{name}/{MANIFEST}"), &text, &Condition::Absent)? {
                     return Err(taken());
                 }
             }
@@ -201,24 +177,24 @@ impl Store {
         Ok(manifest)
     }
 
-    /// Makes a bundle of the store current; `seen` as in [`Store::publish`].
+    /// Makes a bundle of the store current; `seen` has the meaning of [`Store::publish`].
     pub fn point_to(&self, name: &str, seen: Option<Option<&Pointer>>) -> Result<(), StoreError> {
         self.manifest_bytes(name)?.ok_or_else(|| self.unknown(name))?;
-        let when = match seen {
-            None => When::Always,
-            Some(None) => When::Absent,
-            Some(Some(pointer)) => When::Unchanged(pointer.version.clone()),
+        let condition = match seen {
+            None => Condition::Always,
+            Some(None) => Condition::Absent,
+            Some(Some(pointer)) => Condition::Unchanged(pointer.version.clone()),
         };
-        match self.put(CURRENT, format!("{name}\n").as_bytes(), &when)? {
+        match self.put(CURRENT, format!("{name}\n").as_bytes(), &condition)? {
             true => Ok(()),
-            false => Err(StoreError::Moved { place: self.place.clone() }),
+            false => Err(StoreError::Moved { location: self.location.clone() }),
         }
     }
 
-    /// Removes bundles, the oldest first, except the current one and beside it the `kept` that were made last. Gives the names of
-    /// those that are gone. What is no readable manifest is left alone.
-    pub fn prune(&self, kept: usize) -> Result<Vec<String>, StoreError> {
-        let current = self.current()?.ok_or_else(|| StoreError::Empty { place: self.place.clone() })?;
+    /// Removes bundles, the oldest first, except the current one and the `retained` newest others. Returns the names of
+    /// the removed bundles. Skips bundles without a readable manifest.
+    pub fn prune(&self, retained: usize) -> Result<Vec<String>, StoreError> {
+        let current = self.current()?.ok_or_else(|| StoreError::Empty { location: self.location.clone() })?;
         let mut others = Vec::new();
         for name in self.names()?.into_iter().filter(|name| *name != current.name) {
             match self.manifest(&name) {
@@ -228,16 +204,16 @@ impl Store {
             }
         }
         others.sort_unstable();
-        others.truncate(others.len().saturating_sub(kept));
-        let mut gone = Vec::new();
+        others.truncate(others.len().saturating_sub(retained));
+        let mut removed = Vec::new();
         for (_, name) in others {
-            // It may have become current meanwhile.
+            // It may have become current since the first check.
             if self.current()?.is_none_or(|current| current.name != name) {
                 self.files.remove(&name, MANIFEST).map_err(|source| self.failed(source))?;
-                gone.push(name);
+                removed.push(name);
             }
         }
-        Ok(gone)
+        Ok(removed)
     }
 
     fn manifest_bytes(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -246,35 +222,35 @@ impl Store {
         Ok(found.map(|found| found.bytes))
     }
 
-    /// A manifest, if its names are those of plain files and its own name is the directory's.
+    /// Parses a manifest and checks that it names only plain files and that its name is that of the directory.
     fn parse_manifest(&self, name: &str, text: &[u8]) -> Result<Manifest, StoreError> {
         check_name(name)?;
         let failed =
-            |problem: String| StoreError::Manifest { place: self.place.clone(), name: name.to_owned(), problem };
+            |problem: String| StoreError::Manifest { location: self.location.clone(), name: name.to_owned(), problem };
         let manifest: Manifest = serde_json::from_slice(text).map_err(|error| failed(error.to_string()))?;
         if manifest.name != name {
-            return Err(failed(format!("it is that of `{}`", manifest.name)));
+            return Err(failed(format!("it belongs to bundle `{}`", manifest.name)));
         }
         match manifest.files.keys().find(|file| check_name(file).is_err()) {
-            Some(file) => Err(failed(format!("`{file}` is no name of a file"))),
+            Some(file) => Err(failed(format!("`{file}` is not a plain file name"))),
             None => Ok(manifest),
         }
     }
 
-    fn put(&self, path: &str, bytes: &[u8], when: &When) -> Result<bool, StoreError> {
-        self.files.put(path, bytes, when).map_err(|source| self.failed(source))
+    fn put(&self, path: &str, bytes: &[u8], condition: &Condition) -> Result<bool, StoreError> {
+        self.files.put(path, bytes, condition).map_err(|source| self.failed(source))
     }
 
     fn failed(&self, source: Failure) -> StoreError {
-        StoreError::Access { place: self.place.clone(), source }
+        StoreError::Access { location: self.location.clone(), source }
     }
 
     fn unknown(&self, name: &str) -> StoreError {
-        StoreError::Unknown { place: self.place.clone(), name: name.to_owned() }
+        StoreError::Unknown { location: self.location.clone(), name: name.to_owned() }
     }
 }
 
-/// A name of a bundle or of one of its files.
+/// Checks the name of a bundle or of one of its files.
 fn check_name(name: &str) -> Result<(), StoreError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let starts_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
@@ -288,22 +264,22 @@ fn check_name(name: &str) -> Result<(), StoreError> {
 mod tests {
     use super::*;
 
-    /// What holds for every kind of store.
-    fn conforms(files: &dyn Files) {
+    /// Checks the contract of [`Files`].
+    fn check_contract(files: &dyn Files) {
         assert!(files.get("current").unwrap().is_none() && files.get("a/b").unwrap().is_none());
         assert!(files.directories().unwrap().is_empty());
-        assert!(!files.put("current", b"no", &When::Unchanged("never".to_owned())).unwrap_or(false));
-        assert!(files.put("current", b"one", &When::Absent).unwrap());
-        assert!(!files.put("current", b"two", &When::Absent).unwrap(), "it is there");
+        assert!(!files.put("current", b"no", &Condition::Unchanged("never".to_owned())).unwrap_or(false));
+        assert!(files.put("current", b"one", &Condition::Absent).unwrap());
+        assert!(!files.put("current", b"two", &Condition::Absent).unwrap(), "it exists");
         let one = files.get("current").unwrap().unwrap();
         assert_eq!(one.bytes, b"one");
-        assert!(files.put("current", b"two", &When::Unchanged(one.version.clone())).unwrap());
-        assert!(!files.put("current", b"three", &When::Unchanged(one.version)).unwrap(), "it changed");
-        assert!(files.put("current", b"four", &When::Always).unwrap());
+        assert!(files.put("current", b"two", &Condition::Unchanged(one.version.clone())).unwrap());
+        assert!(!files.put("current", b"three", &Condition::Unchanged(one.version)).unwrap(), "it changed");
+        assert!(files.put("current", b"four", &Condition::Always).unwrap());
         assert_eq!(files.get("current").unwrap().unwrap().bytes, b"four");
         let work = tempfile::tempdir().unwrap();
         let (from, to) = (work.path().join("from"), work.path().join("to"));
-        // More than one part of an object store's.
+        // More than one part of a multipart upload.
         let large: Vec<u8> = (0..12_000_000_u32).map(|n| (n % 251) as u8).collect();
         fs::write(&from, &large).unwrap();
         files.upload(&from, "bundle/large").unwrap();
@@ -311,7 +287,7 @@ mod tests {
         assert!(!files.download("bundle/none", &to).unwrap() && !to.exists());
         assert!(files.download("bundle/large", &to).unwrap());
         assert!(fs::read(&to).unwrap() == large);
-        assert!(files.put("bundle/file", b"five", &When::Always).unwrap());
+        assert!(files.put("bundle/file", b"five", &Condition::Always).unwrap());
         assert_eq!(files.directories().unwrap(), ["bundle"]);
         files.remove("bundle", "file").unwrap();
         assert!(files.directories().unwrap().is_empty() && files.get("bundle/large").unwrap().is_none());
@@ -319,9 +295,9 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_conforms() {
-        let place = tempfile::tempdir().unwrap();
-        conforms(&Directory(place.path().to_owned()));
+    fn a_directory_fulfils_the_contract() {
+        let location = tempfile::tempdir().unwrap();
+        check_contract(&Directory(location.path().to_owned()));
     }
 
     fn in_memory() -> Remote {
@@ -330,21 +306,23 @@ mod tests {
     }
 
     #[test]
-    fn an_object_store_conforms() {
-        conforms(&in_memory());
+    fn an_object_store_fulfils_the_contract() {
+        check_contract(&in_memory());
     }
 
     #[test]
-    fn copies_of_an_object_store_are_whole_and_go_when_they_are_not_kept() {
+    fn copies_of_an_object_store_are_complete_and_removed_unless_retained() {
         let cache = tempfile::tempdir().unwrap();
-        let store = Store { place: "memory".to_owned(), files: Box::new(in_memory()), directory: None };
+        let store = Store { location: "memory".to_owned(), files: Box::new(in_memory()), directory: None };
         for name in ["a", "b"] {
             let mut manifest = Manifest::new(name.to_owned(), 0, 0, 1);
             manifest.add_file("words", b"words");
-            store.put(&format!("{name}/{MANIFEST}"), &serde_json::to_vec(&manifest).unwrap(), &When::Absent).unwrap();
+            store
+                .put(&format!("{name}/{MANIFEST}"), &serde_json::to_vec(&manifest).unwrap(), &Condition::Absent)
+                .unwrap();
             let missing = store.fetch(name, cache.path());
             assert!(matches!(missing, Err(StoreError::Bundle(BundleError::Missing { .. }))), "{missing:?}");
-            store.put(&format!("{name}/words"), b"words", &When::Absent).unwrap();
+            store.put(&format!("{name}/words"), b"words", &Condition::Absent).unwrap();
             let copy = store.fetch(name, cache.path()).unwrap();
             assert_eq!(fs::read(copy.join("words")).unwrap(), b"words");
         }
@@ -355,18 +333,18 @@ mod tests {
     }
 
     #[test]
-    fn the_current_bundle_and_the_newest_are_kept() {
-        let place = tempfile::tempdir().unwrap();
-        let store = Store::open(place.path().to_str().unwrap(), []).unwrap();
+    fn pruning_retains_the_current_and_the_newest_bundles() {
+        let location = tempfile::tempdir().unwrap();
+        let store = Store::open(location.path().to_str().unwrap(), []).unwrap();
         assert!(matches!(store.prune(0), Err(StoreError::Empty { .. })));
         // By time, not by name.
         for (name, created_ms) in [("d", 1), ("a", 2), ("c", 3), ("b", 4)] {
-            fs::create_dir(place.path().join(name)).unwrap();
+            fs::create_dir(location.path().join(name)).unwrap();
             let text = serde_json::to_string(&Manifest::new(name.to_owned(), created_ms, 0, 1)).unwrap();
-            fs::write(place.path().join(name).join(MANIFEST), text).unwrap();
+            fs::write(location.path().join(name).join(MANIFEST), text).unwrap();
         }
-        fs::create_dir(place.path().join("other")).unwrap();
-        fs::write(place.path().join("other").join(MANIFEST), "{").unwrap();
+        fs::create_dir(location.path().join("other")).unwrap();
+        fs::write(location.path().join("other").join(MANIFEST), "{").unwrap();
         store.point_to("a", None).unwrap();
         assert!(store.prune(3).unwrap().is_empty());
         assert_eq!(store.prune(1).unwrap(), ["d", "c"]);
@@ -376,18 +354,18 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
-        let place = tempfile::tempdir().unwrap();
-        let store = Store::open(place.path().to_str().unwrap(), []).unwrap();
+    fn names_that_are_paths_are_refused() {
+        let location = tempfile::tempdir().unwrap();
+        let store = Store::open(location.path().to_str().unwrap(), []).unwrap();
         for name in ["", "..", "../x", "a/b", ".hidden", "current", "a b", &"x".repeat(129)] {
             assert!(matches!(store.manifest(name), Err(StoreError::Name { .. })), "{name}");
         }
         assert!(matches!(store.manifest("unknown"), Err(StoreError::Unknown { .. })));
         assert!(store.current().unwrap().is_none() && store.names().unwrap().is_empty());
-        fs::create_dir(place.path().join("x")).unwrap();
-        assert!(store.names().unwrap().is_empty(), "a directory without a manifest is no bundle");
+        fs::create_dir(location.path().join("x")).unwrap();
+        assert!(store.names().unwrap().is_empty(), "a directory without a manifest is not a bundle");
         let text = serde_json::to_string(&Manifest::new("y".to_owned(), 0, 0, 1)).unwrap();
-        fs::write(place.path().join("x").join(MANIFEST), text).unwrap();
+        fs::write(location.path().join("x").join(MANIFEST), text).unwrap();
         assert!(matches!(store.manifest("x"), Err(StoreError::Manifest { .. })));
     }
 }

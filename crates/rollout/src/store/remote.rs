@@ -1,5 +1,5 @@
-//! A store in an object store. The only file that names object_store.
-use super::{Failure, Files, Found, When};
+//! A bundle store in an object store. The only file that uses the crate object_store.
+use super::files::{Condition, Failure, Files, StoredFile};
 use futures_util::TryStreamExt;
 use object_store::{
     ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion, buffered::BufWriter, parse_url_opts, path::Path,
@@ -10,7 +10,7 @@ use tokio::{
     io::{self, AsyncWriteExt},
 };
 
-/// Its methods block, and must not be called from a thread of an asynchronous runtime.
+/// The methods block and must not be called from a thread of an asynchronous runtime.
 pub(super) struct Remote {
     objects: Arc<dyn ObjectStore>,
     prefix: Path,
@@ -18,8 +18,8 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    pub(super) fn open(place: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, Failure> {
-        let (objects, prefix) = parse_url_opts(&url::Url::parse(place)?, options)?;
+    pub(super) fn open(location: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, Failure> {
+        let (objects, prefix) = parse_url_opts(&url::Url::parse(location)?, options)?;
         Self::new(objects.into(), prefix)
     }
 
@@ -34,7 +34,7 @@ impl Remote {
 }
 
 impl Files for Remote {
-    fn get(&self, path: &str) -> Result<Option<Found>, Failure> {
+    fn get(&self, path: &str) -> Result<Option<StoredFile>, Failure> {
         self.runtime.block_on(async {
             let object = match self.objects.get(&self.path(path)).await {
                 Ok(object) => object,
@@ -42,15 +42,17 @@ impl Files for Remote {
                 Err(error) => return Err(error.into()),
             };
             let version = object.meta.e_tag.clone().unwrap_or_default();
-            Ok(Some(Found { version, bytes: object.bytes().await?.to_vec() }))
+            Ok(Some(StoredFile { version, bytes: object.bytes().await?.to_vec() }))
         })
     }
 
-    fn put(&self, path: &str, bytes: &[u8], when: &When) -> Result<bool, Failure> {
-        let mode = match when {
-            When::Always => PutMode::Overwrite,
-            When::Absent => PutMode::Create,
-            When::Unchanged(version) => PutMode::Update(UpdateVersion { e_tag: Some(version.clone()), version: None }),
+    fn put(&self, path: &str, bytes: &[u8], condition: &Condition) -> Result<bool, Failure> {
+        let mode = match condition {
+            Condition::Always => PutMode::Overwrite,
+            Condition::Absent => PutMode::Create,
+            Condition::Unchanged(version) => {
+                PutMode::Update(UpdateVersion { e_tag: Some(version.clone()), version: None })
+            }
         };
         let (path, options) = (self.path(path), PutOptions::from(mode));
         match self.runtime.block_on(self.objects.put_opts(&path, bytes.to_vec().into(), options)) {
@@ -63,12 +65,12 @@ impl Files for Remote {
     fn upload(&self, from: &path::Path, path: &str) -> Result<(), Failure> {
         self.runtime.block_on(async {
             let mut file = File::open(from).await?;
-            // In parts where it is large; it appears with the last.
+            // Uploads large files in parts. The object becomes visible with the last part.
             let mut object = BufWriter::new(self.objects.clone(), self.path(path));
             match io::copy(&mut file, &mut object).await {
                 Ok(_) => object.shutdown().await?,
                 Err(error) => {
-                    // Parts that stay would be paid for.
+                    // The provider bills parts of unfinished uploads.
                     let _ = object.abort().await;
                     return Err(error.into());
                 }

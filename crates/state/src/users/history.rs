@@ -1,16 +1,17 @@
-//! One user's recent past.
+//! The recent history of one user.
 use ahash::AHashMap;
 use lodestone_catalog::ItemKeys;
 use lodestone_core::ids::{ItemId, ItemKey};
 use lodestone_events::{Event, EventKind};
 
-/// Events with items that are kept of a user, the latest ones.
+/// Maximum number of item events in a history; the latest stay.
 pub const EVENTS_MAX: usize = 200;
-/// Searches that are kept of a user, the latest ones.
+/// Maximum number of searches in a history; the latest stay.
 pub const QUERIES_MAX: usize = 8;
-/// Characters that are kept of a search.
+/// Maximum number of characters of a stored search.
 pub const QUERY_CHARS_MAX: usize = 100;
-/// Places by which a full list of events grows. Small: memory per user counts for more than the copy.
+/// Number of events by which the capacity of a history grows. Small, because memory per user matters more than the
+/// copy.
 const EVENTS_GROWTH: usize = 8;
 
 /// One item of an event. 12 bytes.
@@ -19,10 +20,10 @@ pub struct HistoryEvent {
     pub item: ItemKey,
     /// Seconds since 1970.
     pub at_s: u32,
-    /// The rest of the time in 256ths of a second, for the order of events in the same second.
+    /// Fraction of the second in 256ths, which orders events of the same second.
     pub fraction: u8,
     pub kind: EventKind,
-    /// 255 stands for that many and more.
+    /// Saturates at 255.
     pub quantity: u8,
     /// 1 to 5 for a review, otherwise 0.
     pub stars: u8,
@@ -30,31 +31,31 @@ pub struct HistoryEvent {
 
 const _: () = assert!(size_of::<HistoryEvent>() == 12);
 
-/// A search.
+/// A past search.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PastQuery {
     /// Seconds since 1970.
     pub at_s: u32,
-    /// In 256ths of a second.
+    /// Fraction of the second in 256ths.
     pub fraction: u8,
-    /// At most [`QUERY_CHARS_MAX`] characters of it.
+    /// Truncated to [`QUERY_CHARS_MAX`] characters.
     pub text: Box<str>,
 }
 
-/// What a user did, oldest first. Impressions are not part of it.
+/// The events of a user, oldest first. Impressions are not part of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
-    /// At most [`EVENTS_MAX`], one for each item of an event.
+    /// At most [`EVENTS_MAX`], one for each line of an event.
     pub events: Vec<HistoryEvent>,
     /// At most [`QUERIES_MAX`].
     pub queries: Vec<PastQuery>,
-    /// The log position of the user's last event; 0 if none is stored.
+    /// The log position of the user's last event; 0 if the log has none.
     pub position: u64,
 }
 
 impl History {
-    /// The history as if these events of the same user had happened too. Items without a key are left out, so that
-    /// a request cannot make keys.
+    /// Returns the history with further events of the same user. Items without a key are left out, so that a request
+    /// cannot create keys.
     pub fn with_context(mut self, events: &[Event], keys: &ItemKeys) -> Self {
         for event in events {
             self.add(event, |id| keys.get(id));
@@ -62,16 +63,16 @@ impl History {
         self
     }
 
-    /// What lies in the cart, the latest addition first, with its quantity: added minus removed and bought.
+    /// Returns the items in the cart with their quantities (added minus removed and bought), the latest addition first.
     pub fn cart(&self) -> Vec<(ItemKey, u32)> {
         let mut cart: AHashMap<ItemKey, (u32, usize)> = AHashMap::new();
-        for (place, event) in self.events.iter().enumerate() {
+        for (index, event) in self.events.iter().enumerate() {
             let quantity = u32::from(event.quantity);
             match event.kind {
                 EventKind::AddToCart => {
                     let (held, last) = cart.entry(event.item).or_default();
                     *held += quantity;
-                    *last = place;
+                    *last = index;
                 }
                 EventKind::RemoveFromCart | EventKind::Purchase => {
                     if let Some((held, _)) = cart.get_mut(&event.item) {
@@ -86,7 +87,7 @@ impl History {
         held.into_iter().map(|(item, (quantity, _))| (item, quantity)).collect()
     }
 
-    /// The items whose last word is a favourite, the latest first.
+    /// Returns the items that are marked as favourites, the latest first.
     pub fn favorites(&self) -> Vec<ItemKey> {
         let mut decided = AHashMap::new();
         let mut favorites = Vec::new();
@@ -101,13 +102,13 @@ impl History {
         favorites
     }
 
-    /// Adds an event at its place in time, so that it does not matter how late it comes. Events of the same 256th of a
-    /// second stay in the order in which they came.
+    /// Inserts an event by its time, so that late events end up in the right order. Events of the same 256th of a
+    /// second keep their order of arrival.
     pub(super) fn add(&mut self, event: &Event, key: impl Fn(&ItemId) -> Option<ItemKey>) {
         if event.kind == EventKind::Search {
             self.add_query(event);
         }
-        if !is_kept(event.kind) {
+        if !is_stored(event.kind) {
             return;
         }
         for line in &event.lines {
@@ -125,15 +126,15 @@ impl History {
     }
 
     fn add_event(&mut self, event: HistoryEvent) {
-        let place = place_for(&self.events, (event.at_s, event.fraction), |event| (event.at_s, event.fraction));
+        let index = insertion_index(&self.events, (event.at_s, event.fraction), |event| (event.at_s, event.fraction));
         if self.events.len() >= EVENTS_MAX {
-            insert_and_drop_first(&mut self.events, place, event);
+            insert_and_drop_first(&mut self.events, index, event);
             return;
         }
         if self.events.len() == self.events.capacity() {
             self.events.reserve_exact(EVENTS_GROWTH.min(EVENTS_MAX - self.events.len()));
         }
-        self.events.insert(place, event);
+        self.events.insert(index, event);
     }
 
     fn add_query(&mut self, event: &Event) {
@@ -146,35 +147,36 @@ impl History {
             return;
         }
         let query = PastQuery { at_s, fraction: fraction(event), text: text.into() };
-        let place = place_for(&self.queries, (at_s, query.fraction), |query| (query.at_s, query.fraction));
+        let index = insertion_index(&self.queries, (at_s, query.fraction), |query| (query.at_s, query.fraction));
         if self.queries.len() >= QUERIES_MAX {
-            insert_and_drop_first(&mut self.queries, place, query);
+            insert_and_drop_first(&mut self.queries, index, query);
         } else {
             self.queries.reserve_exact(1);
-            self.queries.insert(place, query);
+            self.queries.insert(index, query);
         }
     }
 }
 
-/// Kinds that say something about the user and an item.
-fn is_kept(kind: EventKind) -> bool {
+/// Returns whether events of this kind relate the user to an item.
+fn is_stored(kind: EventKind) -> bool {
     kind.needs_items() && kind != EventKind::Impression
 }
 
-/// The part of the event's second, in 256ths.
+/// Returns the fraction of the event's second, in 256ths.
 fn fraction(event: &Event) -> u8 {
     (event.at.0.rem_euclid(1000) * 256 / 1000) as u8
 }
 
-/// Where a thing of this time goes in a list that is sorted by time: mostly its end, so it is searched from there.
-fn place_for<T>(list: &[T], at: (u32, u8), time: impl Fn(&T) -> (u32, u8)) -> usize {
+/// Returns the index at which an entry of this time belongs in a list sorted by time. Searches from the end, because
+/// most events arrive in order.
+fn insertion_index<T>(list: &[T], at: (u32, u8), time: impl Fn(&T) -> (u32, u8)) -> usize {
     list.iter().rposition(|other| time(other) <= at).map_or(0, |last| last + 1)
 }
 
-/// Puts `new` before `place` and drops the first, which is `new` itself if it is the oldest.
-fn insert_and_drop_first<T>(list: &mut [T], place: usize, new: T) {
-    if place > 0 {
+/// Inserts `new` before `index` and drops the first entry, which is `new` itself if it is the oldest.
+fn insert_and_drop_first<T>(list: &mut [T], index: usize, new: T) {
+    if index > 0 {
         list[0] = new;
-        list[..place].rotate_left(1);
+        list[..index].rotate_left(1);
     }
 }

@@ -1,4 +1,4 @@
-//! What each user did, bounded: the fold of the events.
+//! Bounded histories of all users: the fold of the events.
 mod history;
 mod record;
 
@@ -10,15 +10,15 @@ use lodestone_catalog::ItemKeys;
 use lodestone_core::ids::UserId;
 use lodestone_events::Event;
 
-/// Every user's history, for reading while one thread applies events.
+/// The histories of all users. Readers may read while one thread applies events.
 #[derive(Default)]
 pub struct Users {
-    /// Boxed, since the map keeps up to twice as many places as it has users.
+    /// Boxed, because the map has up to twice as many slots as users.
     histories: DashMap<UserId, Box<History>, ahash::RandomState>,
 }
 
 impl Users {
-    /// Adds the event, stored at log `position`, to its user's history. Each event must be given once.
+    /// Adds the event at log `position` to its user's history. Must be called once for each event.
     pub fn apply(&self, position: u64, event: &Event, keys: &ItemKeys) {
         let mut history = match self.histories.get_mut(&event.user) {
             Some(history) => history,
@@ -28,27 +28,27 @@ impl Users {
         history.position = history.position.max(position);
     }
 
-    /// A copy of what the user did. None: nothing is known of them.
+    /// Returns a copy of the user's history, or none for an unknown user.
     pub fn history(&self, user: &UserId) -> Option<History> {
         self.histories.get(user).map(|history| (**history).clone())
     }
 
-    /// Whether the event at log `position` is part of the user's history already. Positions of a user rise.
-    pub fn has(&self, user: &UserId, position: u64) -> bool {
+    /// Returns whether the user's history includes the event at log `position`. The positions of a user rise.
+    pub fn includes(&self, user: &UserId, position: u64) -> bool {
         self.histories.get(user).is_some_and(|history| history.position >= position)
     }
 
-    /// Puts a history in the place of what is known of the user.
+    /// Sets or replaces the user's history.
     pub fn insert(&self, user: UserId, history: History) {
         self.histories.insert(user, Box::new(history));
     }
 
-    /// Everybody who has a history now. Each part of the map is held only while its ids are copied.
+    /// Returns the ids of all users with a history. Locks each shard of the map only while it copies the shard's ids.
     pub fn ids(&self) -> Vec<UserId> {
         self.histories.iter().map(|entry| entry.key().clone()).collect()
     }
 
-    /// Users with a history.
+    /// Number of users with a history.
     pub fn len(&self) -> usize {
         self.histories.len()
     }

@@ -1,10 +1,10 @@
-//! A user's history as bytes, for checkpoints.
+//! Encodes histories for checkpoints.
 use super::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
 use lodestone_core::ids::{ItemKey, UserId};
 use lodestone_events::EventKind;
 use prost::Message;
 
-/// Bytes of one event: item key u32, seconds u32, part of the second, kind, quantity, stars.
+/// Bytes of one event: item key u32, seconds u32, fraction of the second u8, kind u8, quantity u8, stars u8.
 const EVENT_BYTES: usize = 12;
 
 #[derive(Clone, PartialEq, Message)]
@@ -29,7 +29,7 @@ struct QueryRecord {
     text: String,
 }
 
-/// The bytes of a user. Item keys are this process's.
+/// Encodes a user's history. Item keys are those of this process.
 pub fn encode(user: &UserId, history: &History) -> Vec<u8> {
     let mut events = Vec::with_capacity(history.events.len() * EVENT_BYTES);
     for event in &history.events {
@@ -46,12 +46,12 @@ pub fn encode(user: &UserId, history: &History) -> Vec<u8> {
     UserRecord { user: user.as_str().to_owned(), position: history.position, events, queries }.encode_to_vec()
 }
 
-/// Takes what [`encode`] gave; `key` gives this process's key for the one that was written.
+/// Decodes the output of [`encode`]; `key` maps a stored item key to the key of this process.
 pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<(UserId, History), &'static str> {
-    let record = UserRecord::decode(bytes).map_err(|_| "a user is no message")?;
-    let user = UserId::from_key(&record.user).ok_or("a user's id is impossible")?;
+    let record = UserRecord::decode(bytes).map_err(|_| "a user record is not a protobuf message")?;
+    let user = UserId::from_key(&record.user).ok_or("a user id is invalid")?;
     if record.events.len() > EVENTS_MAX * EVENT_BYTES || record.queries.len() > QUERIES_MAX {
-        return Err("a user has too many events");
+        return Err("a user has more events or searches than the limit");
     }
     let event = |bytes: &[u8]| -> Result<HistoryEvent, &'static str> {
         let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -67,7 +67,7 @@ pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<
     let query = |query: QueryRecord| -> Result<PastQuery, &'static str> {
         match query.text.chars().nth(QUERY_CHARS_MAX) {
             None => Ok(PastQuery { at_s: query.at_s, fraction: query.fraction as u8, text: query.text.into() }),
-            Some(_) => Err("a search is too long"),
+            Some(_) => Err("a search is longer than the limit"),
         }
     };
     let events = record.events.chunks_exact(EVENT_BYTES).map(event).collect::<Result<_, &'static str>>()?;

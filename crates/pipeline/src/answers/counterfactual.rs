@@ -1,36 +1,37 @@
-//! What another serving configuration would have shown, from the record of an answer.
+//! Counterfactual pages: the page that another serving configuration would have shown, from the record of an answer.
 use super::{AnswerRecord, RankingRecord, ReplayError};
 use crate::{
-    policy::{Base, CandidateIndex, PinSlot, PolicyInput, Ranking, arrange},
+    policy::{BaseScores, CandidateIndex, PinSlot, PolicyInput, Ranking, arrange},
     serving::ServingConfig,
 };
 
 impl AnswerRecord {
-    /// The items of the first page under this configuration, without its exploration: the candidates that were ranked then,
-    /// with its weights of the heads (those of the answer where it says nothing), or in the order of retrieval where it does
-    /// not rank. Boosts, pins and the field that was ordered by stay. An error where that is not known from the record: a
-    /// diverse order needs vectors, more candidates than were ranked have no probabilities, and an interleaved answer has
-    /// no single configuration.
+    /// Returns the items of the first page under this configuration, without its exploration: the same candidates,
+    /// ordered by its head weights (the answer's weights for heads that it does not set), or in the order of
+    /// retrieval if it does not use the ranker. Boosts, pins and the order-by field stay.
+    ///
+    /// Fails if the record does not determine the page: a diverse order needs vectors, candidates that were not ranked
+    /// have no probabilities, and an interleaved answer has no single configuration.
     pub fn page_of(&self, config: &ServingConfig) -> Result<Vec<&str>, ReplayError> {
         let [shown] = &self.rankings[..] else {
-            return Err(ReplayError("it was interleaved".to_owned()));
+            return Err(ReplayError("the answer was interleaved".to_owned()));
         };
         if config.diversity > 0.0 || shown.diversity > 0.0 {
-            return Err(ReplayError("diversity needs the vectors of the bundle".to_owned()));
+            return Err(ReplayError("diversity needs the bundle's vectors, which the record does not have".to_owned()));
         }
         let weights = self.weights_of(config, shown)?;
         let count = (shown.candidate_count as usize).min(self.candidate_count());
         let features = if self.fused.is_empty() { self.feature_matrix()? } else { Vec::new() };
         let fused = self.fused_scores(&features);
-        let base = Base { heads: &self.head_values, weights: &weights, fused: &fused, tiers: &self.tiers };
-        let lacking = || ReplayError("it lacks scores of some candidates".to_owned());
-        let scores = base.scores(count).ok_or_else(lacking)?;
+        let base = BaseScores { heads: &self.head_values, weights: &weights, fused: &fused, tiers: &self.tiers };
+        let incomplete = || ReplayError("scores of some candidates are missing".to_owned());
+        let scores = base.scores(count).ok_or_else(incomplete)?;
         let pins: Vec<PinSlot> = self
             .pins
             .iter()
             .map(|pin| PinSlot { candidate: pin.item.map(CandidateIndex), rank: pin.rank as usize })
             .collect();
-        let given = PolicyInput {
+        let input = PolicyInput {
             rankings: &[Ranking { scores: &scores, diversity: 0.0 }],
             boost_factors: &self.boost_factors,
             boost_masks: &self.boost_masks,
@@ -39,19 +40,19 @@ impl AnswerRecord {
             exploration: None,
             seed: self.seed,
         };
-        let arranged = arrange(&given, |_| &[]);
+        let arranged = arrange(&input, |_| &[]);
         let item = |candidate: u32| self.items.get(candidate as usize).map(String::as_str);
-        let page = arranged.placed.iter().take(self.slots.len()).map(|place| item(place.candidate.0));
-        page.collect::<Option<Vec<&str>>>().ok_or_else(lacking)
+        let page = arranged.placed.iter().take(self.slots.len()).map(|placed| item(placed.candidate.0));
+        page.collect::<Option<Vec<&str>>>().ok_or_else(incomplete)
     }
 
-    /// By head of the record. Empty: the order of retrieval.
+    /// Returns the weights by head of the record. Empty: the order of retrieval.
     fn weights_of(&self, config: &ServingConfig, shown: &RankingRecord) -> Result<Vec<f32>, ReplayError> {
         if !config.ranker {
             return Ok(Vec::new());
         }
         if self.head_values.is_empty() || shown.weights.len() != self.heads.len() {
-            return Err(ReplayError("the ranking model was not run".to_owned()));
+            return Err(ReplayError("the ranking model did not run".to_owned()));
         }
         let weight = |(head, shown): (&String, &f32)| config.head_weights.get(head).copied().unwrap_or(*shown);
         Ok(self.heads.iter().zip(&shown.weights).map(weight).collect())
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn other_weights_give_another_page() {
+    fn other_weights_produce_another_page() {
         let same = ServingConfig::default();
         let weights = BTreeMap::from([("click".to_owned(), 0.0), ("purchase".to_owned(), 1.0)]);
         let purchases = ServingConfig { head_weights: weights, ..ServingConfig::default() };

@@ -1,33 +1,33 @@
-//! Slates as they were answered first, for their later pages.
+//! Frozen slates for later pages.
 use lodestone_pipeline::{facets::Facets, request::AnswerInfo, slate::Slate};
 use moka::sync::Cache;
 use std::{sync::Arc, time::Duration};
 
-/// By the answer's id. Each generation has its own: the rows that they name are its, and they go when it goes.
-pub type Slates = Cache<[u8; 16], Arc<FrozenAnswer>>;
+/// Frozen answers by their ids. Each generation has its own cache, because slates refer to rows of the generation.
+pub type SlateCache = Cache<[u8; 16], Arc<FrozenAnswer>>;
 
-/// How many slates a generation keeps, and how long.
+/// Limits of a generation's slate cache.
 #[derive(Debug, Clone, Copy)]
-pub struct SlatesConfig {
+pub struct SlateCacheConfig {
     pub count_max: u64,
     pub time_to_live: Duration,
 }
 
-impl Default for SlatesConfig {
+impl Default for SlateCacheConfig {
     fn default() -> Self {
         Self { count_max: 100_000, time_to_live: Duration::from_secs(30 * 60) }
     }
 }
 
-impl SlatesConfig {
-    pub fn begin(&self) -> Slates {
+impl SlateCacheConfig {
+    pub fn build(&self) -> SlateCache {
         Cache::builder().max_capacity(self.count_max).time_to_live(self.time_to_live).build()
     }
 }
 
 /// An answer with all of its pages.
 pub struct FrozenAnswer {
-    /// Of the request, which a later page must have too.
+    /// Fingerprint of the request, which requests of later pages must match.
     pub fingerprint: u64,
     pub slate: Slate,
     pub corrected_query: String,

@@ -1,13 +1,13 @@
-//! The thread that changes models, one thing after the other.
+//! The control thread: executes rollout commands in order, follows the store's pointer and enforces health bounds.
 use super::{
-    BUNDLE_COPIES, BundleSource, BundleState, Command, Notes, Order, Parts, RolloutConfig, RolloutError,
-    last_served::LastServed, told,
+    BUNDLE_COPIES, BundleRecords, BundleSource, BundleState, Command, QueuedCommand, RolloutConfig, RolloutError,
+    RolloutInput, format_error_chain, last_served::LastServed,
 };
 use crate::store::{Pointer, StoreError};
 use crate::{
     generations::Generations,
     health::HealthSummary,
-    load_threads::{LoadThreads, keep_moving},
+    load_threads::{LoadThreads, migrate_idle_threads},
     loaded::{LoadedGeneration, Loader},
     routes::{Canary, Routes},
     shadow::Shadow,
@@ -22,86 +22,91 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often bounds are looked at.
+/// Interval at which health bounds are checked.
 const TICK: Duration = Duration::from_millis(500);
 
-pub(super) struct Thread {
+pub(super) struct Controller {
     generations: Arc<Generations>,
     loader: Loader,
     threads: LoadThreads,
     source: Arc<BundleSource>,
-    seen: Option<Pointer>,
+    /// The store's pointer that was last followed.
+    pointer: Option<Pointer>,
     data: PathBuf,
     config: RolloutConfig,
     serving: Arc<Serving>,
     metrics: Metrics,
     clock: fn() -> UnixMillis,
-    notes: Arc<Notes>,
-    /// Until when the current generation is judged, beside what the one before did.
+    records: Arc<BundleRecords>,
+    /// The end of the current generation's probation, and the health of the previous generation before the swap.
     probation: Option<(Instant, HealthSummary)>,
-    /// Answers of theirs may still be under way. They are freed here, so that no answer waits for it.
+    /// Generations without a route, whose last requests may still be in flight. The controller frees them, so that no
+    /// request pays for it.
     retired: Vec<Arc<LoadedGeneration>>,
     watched: Instant,
 }
 
-impl Thread {
-    pub(super) fn new(parts: Parts, notes: Arc<Notes>) -> Self {
-        let Parts { generations, loader, threads, source, seen, data, config, serving, metrics, clock } = parts;
+impl Controller {
+    pub(super) fn new(input: RolloutInput, records: Arc<BundleRecords>) -> Self {
+        let RolloutInput { generations, loader, threads, source, pointer, data, config, serving, metrics, clock } =
+            input;
         Self {
             generations,
             loader,
             threads,
             source,
-            seen,
+            pointer,
             data,
             config,
             serving,
             metrics,
             clock,
-            notes,
+            records,
             probation: None,
             retired: Vec::new(),
             watched: Instant::now(),
         }
     }
 
-    pub(super) fn run(mut self, orders: &Receiver<Order>) {
+    pub(super) fn run(mut self, commands: &Receiver<QueuedCommand>) {
         self.resume_candidates();
         loop {
-            match orders.recv_timeout(TICK.min(self.config.watch)) {
+            match commands.recv_timeout(TICK.min(self.config.watch)) {
                 Ok((command, reply)) => {
-                    let result = self.obey(command);
+                    let result = self.execute(command);
                     if let Err(error) = &result {
-                        tracing::warn!(%error, "models do not change");
+                        tracing::warn!(%error, "a rollout command failed");
                     }
-                    // A caller may have stopped waiting.
+                    // Fails if the caller's deadline has passed.
                     let _ = reply.send(result);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.watch();
-            self.judge();
+            self.enforce_bounds();
             if let Err(error) = self.generations.catch_up_others() {
-                tracing::warn!(%error, "a generation that answers nobody misses changes of the catalogue");
+                tracing::warn!(%error, "cannot apply catalogue changes to a generation that answers no users");
             }
             self.free();
         }
     }
 
-    /// Goes on with the canary and the shadow that were there before a restart.
+    /// Restores the canary and the shadow from before a restart.
     fn resume_candidates(&mut self) {
-        let Some(last) = self.seen.as_ref().and_then(|pointer| LastServed::read(&self.data, pointer)) else { return };
+        let Some(last) = self.pointer.as_ref().and_then(|pointer| LastServed::read(&self.data, pointer)) else {
+            return;
+        };
         let results = [
             last.canary.map(|canary| self.set_canary(Some(canary))),
             last.shadow.map(|shadow| self.set_shadow(Some(shadow))),
         ];
         for error in results.into_iter().flatten().filter_map(Result::err) {
-            tracing::warn!(%error, "a trial does not go on after the restart");
+            tracing::warn!(%error, "cannot restore a canary or shadow after the restart");
         }
     }
 
-    fn obey(&mut self, command: Command) -> Result<(), RolloutError> {
+    fn execute(&mut self, command: Command) -> Result<(), RolloutError> {
         match command {
             Command::Activate(name) => self.activate(&name),
             Command::Rollback(reason) => self.roll_back(&reason),
@@ -117,11 +122,11 @@ impl Thread {
         let loaded = self.loaded(name)?;
         self.swap(loaded)?;
         self.metrics.changed_bundle("activated");
-        tracing::info!(generation = name, "answers come from another generation");
+        tracing::info!(generation = name, "activated a bundle");
         Ok(())
     }
 
-    /// A generation of this bundle: one that is in memory, or it is loaded, tested and warmed.
+    /// Returns the generation of this bundle; loads, tests and warms it unless it is in memory.
     fn loaded(&mut self, name: &str) -> Result<Arc<LoadedGeneration>, RolloutError> {
         if let Some(loaded) = self.generations.named(name) {
             return Ok(loaded);
@@ -130,45 +135,45 @@ impl Thread {
         let BundleSource::Store(store) = &*self.source else { return Err(unknown()) };
         let directory = store.fetch(name, &self.data.join(BUNDLE_COPIES)).map_err(|error| match error {
             StoreError::Unknown { .. } | StoreError::Name { .. } => unknown(),
-            StoreError::Access { .. } => RolloutError::Store(told(&error)),
-            error => self.refused(name, told(&error)),
+            StoreError::Access { .. } => RolloutError::Store(format_error_chain(&error)),
+            error => self.refused(name, format_error_chain(&error)),
         })?;
-        self.notes.set(name, Some(BundleState::Loading), "");
+        self.records.set(name, Some(BundleState::Loading), "");
         let begun = Instant::now();
-        let moving = keep_moving();
+        let migration = migrate_idle_threads();
         let loaded = self.load(&directory).map_err(|reason| self.refused(name, reason))?;
         let warmed = self.threads.install(|| self.generations.warm(&loaded, (self.clock)()));
-        drop(moving);
+        drop(migration);
         let time = begun.elapsed();
         self.metrics.loaded_bundle(time);
-        tracing::info!(generation = name, seconds = time.as_secs_f64(), warmed, "loaded a bundle beside");
-        self.notes.set(name, None, "");
-        if let Some(note) = self.notes.by_name.lock().get_mut(name) {
-            note.load_time = Some(time);
+        tracing::info!(generation = name, seconds = time.as_secs_f64(), warmed, "loaded a bundle");
+        self.records.set(name, None, "");
+        if let Some(record) = self.records.by_name.lock().get_mut(name) {
+            record.load_time = Some(time);
         }
         Ok(Arc::new(loaded))
     }
 
-    /// What panics at a bundle's content refuses the bundle, and does not end the thread.
+    /// Loads a bundle. A panic refuses the bundle and does not end the thread.
     fn load(&self, directory: &Path) -> Result<LoadedGeneration, String> {
         let load = || self.loader.load(directory, &self.threads);
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
             Ok(loaded) => {
-                let loaded = loaded.map_err(|error| told(&error))?;
-                self.serving.check_heads(loaded.head_names()).map_err(|error| told(&error))?;
+                let loaded = loaded.map_err(|error| format_error_chain(&error))?;
+                self.serving.check_heads(loaded.head_names()).map_err(|error| format_error_chain(&error))?;
                 Ok(loaded)
             }
-            Err(_) => Err("it makes the program panic; the log tells where".to_owned()),
+            Err(_) => Err("loading it panicked; the log has the location".to_owned()),
         }
     }
 
     fn refused(&self, name: &str, reason: String) -> RolloutError {
-        self.notes.set(name, Some(BundleState::Refused), &reason);
+        self.records.set(name, Some(BundleState::Refused), &reason);
         self.metrics.changed_bundle("refused");
         RolloutError::Refused { name: name.to_owned(), reason }
     }
 
-    /// Makes a generation the one that answers; the one before is kept.
+    /// Makes a generation the current one, and the old one the previous one.
     fn swap(&mut self, new: Arc<LoadedGeneration>) -> Result<(), RolloutError> {
         let mut routes = Routes::clone(&self.generations.routes());
         let before = routes.current.window.summary();
@@ -176,33 +181,33 @@ impl Thread {
         let is_new = |loaded: &Arc<LoadedGeneration>| loaded.number == new.number;
         routes.canary = routes.canary.filter(|canary| !is_new(&canary.loaded));
         routes.shadow = routes.shadow.filter(|shadow| !is_new(&shadow.loaded));
-        routes.kept.retain(|loaded| !is_new(loaded));
-        routes.kept.insert(0, old);
-        let gone = routes.kept.split_off(self.config.kept_max.min(routes.kept.len()));
+        routes.previous.retain(|loaded| !is_new(loaded));
+        routes.previous.insert(0, old);
+        let dropped = routes.previous.split_off(self.config.kept_max.min(routes.previous.len()));
         self.reroute(new.name(), routes)?;
-        self.retired.extend(gone);
+        self.retired.extend(dropped);
         self.probation = Some((Instant::now() + self.config.bounds.probation, before));
-        self.notes.set(new.name(), None, "");
+        self.records.set(new.name(), None, "");
         self.metrics.serving(new.name());
-        self.remember();
+        self.save_last_served();
         Ok(())
     }
 
     fn reroute(&self, name: &str, routes: Routes) -> Result<(), RolloutError> {
-        self.generations.reroute(routes).map_err(|error| self.refused(name, told(&error)))
+        self.generations.reroute(routes).map_err(|error| self.refused(name, format_error_chain(&error)))
     }
 
     fn roll_back(&mut self, reason: &str) -> Result<(), RolloutError> {
         let routes = self.generations.routes();
-        let before = routes.kept.first().cloned().ok_or(RolloutError::NothingKept)?;
+        let before = routes.previous.first().cloned().ok_or(RolloutError::NoEarlierBundle)?;
         let bad = routes.current.clone();
         self.swap(before.clone())?;
-        // What was taken back is not judged again, and is no way back.
+        // A rollback starts no probation, and the generation that was rolled back is not a target of a later rollback.
         self.probation = None;
         let mut routes = Routes::clone(&self.generations.routes());
-        routes.kept.retain(|loaded| loaded.number != bad.number);
+        routes.previous.retain(|loaded| loaded.number != bad.number);
         self.reroute(before.name(), routes)?;
-        self.notes.set(bad.name(), Some(BundleState::RolledBack), reason);
+        self.records.set(bad.name(), Some(BundleState::RolledBack), reason);
         self.metrics.changed_bundle("rolled_back");
         tracing::warn!(from = bad.name(), to = before.name(), reason, "rolled back");
         self.retired.push(bad);
@@ -217,14 +222,14 @@ impl Thread {
         let mut routes = Routes::clone(&self.generations.routes());
         let old = routes.canary.take();
         if let Some((loaded, share)) = new {
-            routes.kept.retain(|kept| kept.number != loaded.number);
+            routes.previous.retain(|kept| kept.number != loaded.number);
             routes.shadow = routes.shadow.filter(|shadow| shadow.loaded.number != loaded.number);
             routes.canary = Some(Canary::new(loaded, share, (self.clock)()));
         }
         let name = routes.canary.as_ref().map_or_else(String::new, |canary| canary.loaded.name().to_owned());
         self.reroute(&name, routes)?;
         self.retired.extend(old.map(|canary| canary.loaded));
-        self.remember();
+        self.save_last_served();
         Ok(())
     }
 
@@ -236,18 +241,18 @@ impl Thread {
         let mut routes = Routes::clone(&self.generations.routes());
         let old = routes.shadow.take();
         if let Some((loaded, share)) = new {
-            routes.kept.retain(|kept| kept.number != loaded.number);
+            routes.previous.retain(|kept| kept.number != loaded.number);
             routes.canary = routes.canary.filter(|canary| canary.loaded.number != loaded.number);
             routes.shadow = Some(Arc::new(Shadow::new(loaded, share, self.config.bounds.window)));
         }
         let name = routes.shadow.as_ref().map_or_else(String::new, |shadow| shadow.loaded.name().to_owned());
         self.reroute(&name, routes)?;
         self.retired.extend(old.map(|shadow| shadow.loaded.clone()));
-        self.remember();
+        self.save_last_served();
         Ok(())
     }
 
-    /// A generation that is to stand beside the current one.
+    /// Returns the generation of a bundle that is not the current one.
     fn other(&mut self, name: &str) -> Result<Arc<LoadedGeneration>, RolloutError> {
         match self.generations.current().name() == name {
             true => Err(RolloutError::IsCurrent { name: name.to_owned() }),
@@ -255,7 +260,7 @@ impl Thread {
         }
     }
 
-    /// Activates what the store names, once each time that it changes.
+    /// Activates the store's current bundle, once for each change of the pointer.
     fn watch(&mut self) {
         let source = self.source.clone();
         let BundleSource::Store(store) = &*source else { return };
@@ -264,36 +269,37 @@ impl Thread {
         }
         self.watched = Instant::now();
         match store.current() {
-            Ok(pointer) if pointer == self.seen => {}
+            Ok(pointer) if pointer == self.pointer => {}
             Ok(Some(pointer)) => {
                 let result = self.activate(&pointer.name);
                 if let Err(error) = &result {
-                    tracing::error!(%error, bundle = pointer.name, "the store's current bundle does not serve");
+                    tracing::error!(%error, bundle = pointer.name, "cannot activate the store's current bundle");
                 }
-                // A store that cannot be read is tried again.
+                // A failure to read the store is retried at the next interval.
                 if !matches!(result, Err(RolloutError::Store(_))) {
-                    self.seen = Some(pointer);
-                    self.remember();
+                    self.pointer = Some(pointer);
+                    self.save_last_served();
                 }
             }
-            Ok(None) => tracing::warn!("the store names no current bundle any more"),
-            Err(error) => tracing::warn!(error = told(&error), "the store cannot be read"),
+            Ok(None) => tracing::warn!("the store has no current bundle"),
+            Err(error) => tracing::warn!(error = format_error_chain(&error), "cannot read the store"),
         }
     }
 
-    /// Takes back what breaks a bound.
-    fn judge(&mut self) {
+    /// Removes a canary that violates a bound, and rolls back a current generation that violates one during its
+    /// probation.
+    fn enforce_bounds(&mut self) {
         let routes = self.generations.routes();
         let bounds = &self.config.bounds;
         if let Some(canary) = &routes.canary
             && let Some(reason) = bounds
-                .broken(&canary.loaded.window.summary(), &routes.current.window.summary())
-                .or_else(|| canary.evaluation.broken(bounds.choice_ratio_min))
+                .violation(&canary.loaded.window.summary(), &routes.current.window.summary())
+                .or_else(|| canary.evaluation.violation(bounds.conversion_ratio_min))
         {
             let name = canary.loaded.name().to_owned();
             if self.set_canary(None).is_ok() {
-                tracing::warn!(canary = name, reason, "the canary is taken back");
-                self.notes.set(&name, Some(BundleState::RolledBack), &reason);
+                tracing::warn!(canary = name, reason, "removed the canary");
+                self.records.set(&name, Some(BundleState::RolledBack), &reason);
                 self.metrics.changed_bundle("rolled_back");
             }
         }
@@ -302,15 +308,15 @@ impl Thread {
             self.probation = None;
             return;
         }
-        if let Some(reason) = self.config.bounds.broken(&routes.current.window.summary(), before)
-            && !routes.kept.is_empty()
+        if let Some(reason) = self.config.bounds.violation(&routes.current.window.summary(), before)
+            && !routes.previous.is_empty()
             && let Err(error) = self.roll_back(&reason)
         {
             tracing::error!(%error, reason, "cannot roll back");
         }
     }
 
-    /// Frees generations that nobody uses any more, and drops the copies of their bundles.
+    /// Frees unused generations and removes the local copies of their bundles.
     fn free(&mut self) {
         let routes = self.generations.routes();
         let is_used = |loaded: &Arc<LoadedGeneration>| {
@@ -318,7 +324,7 @@ impl Thread {
         };
         let retired_count = self.retired.len();
         for unused in self.retired.extract_if(.., |loaded| !is_used(loaded)) {
-            // It has many small parts; the threads that load have time for them.
+            // On a loading thread, because it has many small allocations.
             self.threads.spawn(move || drop(unused));
         }
         if let BundleSource::Store(store) = &*self.source
@@ -333,11 +339,12 @@ impl Thread {
         self.metrics.generations(routes.loaded().count() + self.retired.len());
     }
 
-    /// Notes what serves, so that a restart goes on with it although the store may name what was taken back.
-    fn remember(&self) {
-        let Some(pointer) = &self.seen else { return };
+    /// Saves the served bundles, so that a restart continues with them even if the store still points to a rolled-back
+    /// bundle.
+    fn save_last_served(&self) {
+        let Some(pointer) = &self.pointer else { return };
         if let Err(error) = LastServed::of(&self.generations.routes(), pointer).write(&self.data) {
-            tracing::warn!(%error, path = %self.data.display(), "cannot note which bundle serves");
+            tracing::warn!(%error, path = %self.data.display(), "cannot save which bundle serves");
         }
     }
 }
