@@ -1,4 +1,4 @@
-//! What a training that was stopped leaves beside the place of its bundle, so that the same command goes on from there.
+//! Checkpoints of an interrupted training, next to the bundle's path. The same command resumes from them.
 use super::{query_side::QuerySide, sequence::TrainerState};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -7,47 +7,49 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Checkpoints of another version are not read.
+/// Version of the format. Checkpoints of other versions are ignored.
 const VERSION: u32 = 2;
 
-/// The query side, and where the user encoder's training is.
+/// The query encoder and the state of the user encoder's training.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Checkpoint {
     #[prost(uint32, tag = "1")]
     version: u32,
-    /// Of the data and the settings.
+    /// SHA-256 of the data and the settings.
     #[prost(bytes = "vec", tag = "2")]
     fingerprint: Vec<u8>,
     #[prost(bytes = "vec", tag = "3")]
     query_model: Vec<u8>,
     #[prost(bytes = "vec", optional, tag = "4")]
     tokenizer: Option<Vec<u8>>,
-    /// Little-endian f32.
+    /// Little-endian f32, `[items × dimension]`.
     #[prost(bytes = "vec", tag = "5")]
     title_vectors: Vec<u8>,
     #[prost(message, optional, tag = "6")]
     pub user_encoder: Option<TrainerState>,
 }
 
-/// What was found where a checkpoint may be.
+/// The use that a training made of its checkpoint file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Found {
+pub enum CheckpointUse {
+    /// There was no checkpoint.
     Nothing,
-    /// The training goes on from it.
+    /// The training resumed from it.
     Resumed,
-    /// It is of other data, other settings or another version, or it is damaged: the training begins anew.
+    /// The training started again, because the checkpoint is corrupt or of other data, other settings or another
+    /// version.
     Ignored,
 }
 
-/// `OUT.checkpoint`.
+/// Returns `OUT.checkpoint`.
 pub fn path_for(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".checkpoint");
     name.into()
 }
 
-/// Of files, by their content, and of settings. Fails with the file that cannot be read.
+/// Hashes the content of `files` and the settings. Fails with the path of a file that cannot be read.
 pub(crate) fn fingerprint(files: &[PathBuf], settings: &str) -> Result<Vec<u8>, (PathBuf, io::Error)> {
     let mut hash = Sha256::new();
     for path in files {
@@ -70,16 +72,16 @@ impl Checkpoint {
         }
     }
 
-    pub(crate) fn read(path: &Path, fingerprint: &[u8]) -> (Option<Self>, Found) {
-        let Ok(bytes) = fs::read(path) else { return (None, Found::Nothing) };
+    pub(crate) fn read(path: &Path, fingerprint: &[u8]) -> (Option<Self>, CheckpointUse) {
+        let Ok(bytes) = fs::read(path) else { return (None, CheckpointUse::Nothing) };
         let checkpoint = Self::decode(bytes.as_slice()).ok();
-        match checkpoint.filter(|found| found.version == VERSION && found.fingerprint == fingerprint) {
-            Some(checkpoint) => (Some(checkpoint), Found::Resumed),
-            None => (None, Found::Ignored),
+        match checkpoint.filter(|read| read.version == VERSION && read.fingerprint == fingerprint) {
+            Some(checkpoint) => (Some(checkpoint), CheckpointUse::Resumed),
+            None => (None, CheckpointUse::Ignored),
         }
     }
 
-    /// Writes beside the place and moves there, so that no half of one is found.
+    /// Writes a temporary file and renames it, so that a crash leaves no partial checkpoint.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");

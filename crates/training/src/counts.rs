@@ -1,39 +1,39 @@
-//! Which items follow which, and which are bought together.
-use super::replay::Choice;
+//! Co-occurrence counts: transitions between interactions of a user, and co-purchases within a basket.
+use super::replay::{BASKET_ITEMS_MAX, Interaction};
 use ahash::AHashMap;
 use lodestone_core::ids::{Row, UserId};
 use lodestone_index::Neighbours;
 
 /// Neighbours kept for an item.
 const NEIGHBOURS_MAX: usize = 50;
-/// Larger baskets say little about pairs and cost their square.
-pub(crate) const BASKET_ITEMS_MAX: usize = 60;
-/// Choices back from which a step to the next is counted, each with half the weight of the one after.
+/// Earlier interactions of a user from which a transition is counted. Each further one has half the weight of the one
+/// before.
 const STEPS_BACK: usize = 3;
 
-/// What the same user chose later, as the share of the popularity-damped count. `items` is the number of items; a choice
-/// holds their places.
-pub(crate) fn next_choice(choices: &[Choice], items: usize) -> Neighbours {
+/// Counts transitions: items of a user's later interactions, for each item of an earlier one. Counts are damped by
+/// popularity. The rows of an interaction are below `items`, the number of items.
+pub(crate) fn transitions(interactions: &[Interaction], items: usize) -> Neighbours {
     let mut counts: AHashMap<(u32, u32), f32> = AHashMap::new();
-    let mut earlier: AHashMap<&UserId, Vec<&Choice>> = AHashMap::new();
-    for choice in choices {
-        let Some(user) = &choice.user else { continue };
-        let before = earlier.entry(user).or_default();
-        for (step, previous) in before.iter().rev().take(STEPS_BACK).enumerate() {
-            let weight = 0.5f32.powi(step as i32) / ((previous.rows.len() * choice.rows.len()) as f32).sqrt().max(1.0);
+    let mut histories: AHashMap<&UserId, Vec<&Interaction>> = AHashMap::new();
+    for interaction in interactions {
+        let Some(user) = &interaction.user else { continue };
+        let history = histories.entry(user).or_default();
+        for (step, previous) in history.iter().rev().take(STEPS_BACK).enumerate() {
+            let pairs = previous.rows.len() * interaction.rows.len();
+            let weight = 0.5f32.powi(step as i32) / (pairs as f32).sqrt().max(1.0);
             for &from in previous.rows.iter().take(BASKET_ITEMS_MAX) {
-                for &to in choice.rows.iter().take(BASKET_ITEMS_MAX) {
+                for &to in interaction.rows.iter().take(BASKET_ITEMS_MAX) {
                     *counts.entry((from, to)).or_insert(0.0) += weight;
                 }
             }
         }
-        before.push(choice);
+        history.push(interaction);
     }
-    damped(counts, choices, items)
+    damped(counts, interactions, items)
 }
 
-/// What was bought in the same basket, anonymous baskets included.
-pub(crate) fn together(baskets: &[Choice], items: usize) -> Neighbours {
+/// Counts pairs of items within a basket. Anonymous baskets count as well.
+pub(crate) fn co_purchases(baskets: &[Interaction], items: usize) -> Neighbours {
     let mut counts: AHashMap<(u32, u32), f32> = AHashMap::new();
     for basket in baskets {
         let rows = &basket.rows[..basket.rows.len().min(BASKET_ITEMS_MAX)];
@@ -49,8 +49,9 @@ pub(crate) fn together(baskets: &[Choice], items: usize) -> Neighbours {
     damped(counts, baskets, items)
 }
 
-/// Divides by the root of both items' frequencies, so that what everybody buys is not everything's neighbour.
-fn damped(counts: AHashMap<(u32, u32), f32>, baskets: &[Choice], items: usize) -> Neighbours {
+/// Divides by the square root of both items' frequencies, because a popular item would otherwise be a neighbour of
+/// every item.
+fn damped(counts: AHashMap<(u32, u32), f32>, baskets: &[Interaction], items: usize) -> Neighbours {
     let mut frequency = vec![0.0f32; items];
     for &row in baskets.iter().flat_map(|basket| &basket.rows) {
         frequency[row as usize] += 1.0;

@@ -1,9 +1,5 @@
-//! How good a bundle is on what came after its training: each user's next basket.
-use super::{
-    Progress,
-    replay::VISIT_MS,
-    train::{TrainError, retrieve_candidates},
-};
+//! Evaluation of a bundle on the events after its training: the metrics of each user's next basket.
+use super::{Progress, error::TrainError, replay::VISIT_MS, retrieval::retrieve_candidates};
 use ahash::{AHashMap, AHashSet};
 use lodestone_core::{
     ids::{Row, UserId},
@@ -20,12 +16,13 @@ use lodestone_pipeline::{
 };
 use std::{fmt, path::Path, time::Instant};
 
-/// Places that count.
+/// Length of the evaluated lists.
 pub(super) const CUTOFF: usize = 10;
 
+/// Options of the bootstrap intervals.
 #[derive(Debug, Clone)]
 pub struct EvaluateOptions {
-    /// Resamples of the users for the intervals.
+    /// Bootstrap resamples of the users.
     pub bootstrap_count: usize,
     pub seed: u64,
 }
@@ -36,37 +33,38 @@ impl Default for EvaluateOptions {
     }
 }
 
-/// One way of making the list.
+/// Metrics of one method of producing the list.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Method {
     pub name: &'static str,
     pub hr_at_10: MeanInterval,
     pub ndcg_at_10: MeanInterval,
     pub mrr_at_10: MeanInterval,
-    /// Share of the catalogue that appears in some user's list.
+    /// Share of the catalogue that appears in any user's list.
     pub coverage_at_10: f64,
 }
 
+/// Result of [`evaluate`].
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Evaluation {
     pub user_count: usize,
     pub item_count: usize,
     pub trained_until_ms: i64,
     pub methods: Vec<Method>,
-    /// NDCG@10 of each method less that of the one before it, over the same users.
+    /// Differences of NDCG@10 between each method and the one before it, paired by user.
     pub ndcg_gains: Vec<(&'static str, MeanInterval)>,
 }
 
-/// What a bundle gave each user, and what it cost.
-pub(super) struct Judged {
+/// Metrics of a bundle's lists by user, and their latency.
+pub(super) struct ReplayScores {
     pub trained_until: UnixMillis,
     pub item_count: usize,
     pub users: Vec<UserId>,
     /// By method: hit, NDCG and reciprocal rank of each user.
     pub scores: [Vec<[f64; 3]>; 3],
-    /// By method: the items that appeared in some list.
-    pub shown: [AHashSet<Row>; 3],
-    /// One user's lists, in the middle of all: what else the machine does makes some of them slow.
+    /// By method: the items that appear in any list.
+    pub covered: [AHashSet<Row>; 3],
+    /// Median time of one user's lists, because other load on the machine slows some of them down.
     pub seconds: f64,
 }
 
@@ -74,65 +72,69 @@ pub(super) const METHODS: [&str; 3] = ["popularity", "retrieval", "ranked"];
 pub(super) const RANKED: usize = 2;
 pub(super) const NDCG: usize = 1;
 
-/// What one user would have been shown before a basket.
-pub(super) struct Shown<'a> {
+/// A user's lists at the start of the visit with the target basket.
+pub(super) struct UserLists<'a> {
     pub user: &'a UserId,
     pub at: UnixMillis,
     pub history_length: usize,
     pub targets: &'a AHashSet<Row>,
-    /// By method: the first places.
+    /// By method: the first [`CUTOFF`] rows.
     pub lists: &'a [Vec<Row>; 3],
     pub ranked: &'a RankedCandidates,
 }
 
-/// [`replay_targets`] without a look at each user.
-pub(super) fn judge_bundle(
+/// Computes a bundle's scores by [`replay_targets`].
+pub(super) fn score_bundle(
     data: &Path,
     bundle: &Path,
     since: UnixMillis,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Judged, TrainError> {
+) -> Result<ReplayScores, TrainError> {
     replay_targets(data, bundle, since, runtime, progress, &mut |_, _| {})
 }
 
-/// Replays the events through the serving code. Users with a history before their first basket that came after the
-/// bundle's training, and not before `since`, take part, each once; that basket is the target, repeats included. Where nothing
-/// was bought since then, it is the first choice of any kind. The lists are those of the moment at which the visit began: what
-/// somebody looks at or puts into the cart tells what they are about to buy, but a shop that shows it to them shows nothing new.
+/// Replays the events through the serving code and computes the metrics of each user's next basket.
+///
+/// A user takes part once, with the first basket that is neither before the end of the bundle's training nor before
+/// `since`, if a history precedes it. The target is that basket, repeat purchases included. If there is no such
+/// purchase at all, the target is the first positive interaction of any kind. The lists are computed at the start of
+/// the visit with the target, because views and cart events of the same visit would reveal the purchase.
+///
+/// `observe` is called with the lists of each user.
 pub(super) fn replay_targets(
     data: &Path,
     bundle: &Path,
     since: UnixMillis,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
-    look: &mut dyn FnMut(&Shown, &mut Models),
-) -> Result<Judged, TrainError> {
+    observe: &mut dyn FnMut(&UserLists, &mut Models),
+) -> Result<ReplayScores, TrainError> {
     let bundle = Bundle::open(bundle)?;
     let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
     let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
     let item_count = bundle.items.len();
     let generation = Generation::standalone(bundle, 1024)?;
     let events = dataset::into_events(dataset::read_history(data)?);
-    let mut judged = Judged {
+    let mut scores = ReplayScores {
         trained_until,
         item_count,
         users: Vec::new(),
         scores: Default::default(),
-        shown: Default::default(),
+        covered: Default::default(),
         seconds: 0.0,
     };
     let mut times: Vec<f64> = Vec::new();
     let is_late = |event: &Event| event.at >= trained_until && event.at >= since;
-    let are_bought = events.iter().any(|event| event.kind == EventKind::Purchase && is_late(event));
+    let has_purchases = events.iter().any(|event| event.kind == EventKind::Purchase && is_late(event));
     let mut done_users: AHashSet<UserId> = AHashSet::new();
-    let is_wanted = |event: &Event| match are_bought {
+    let is_target_kind = |event: &Event| match has_purchases {
         true => event.kind == EventKind::Purchase,
         false => event.kind.is_positive(),
     };
-    let target_of = first_of_visits(&events, |event| is_wanted(event) && is_late(event));
+    let target_of = visit_starts(&events, |event| is_target_kind(event) && is_late(event));
     for (done, event) in events.iter().enumerate() {
-        let target = target_of.get(&done).map(|place| &events[*place]);
+        let target = target_of.get(&done).map(|index| &events[*index]);
         let history = target.and_then(|_| generation.state.users.history(&event.user));
         if let Some((target, history)) = target.zip(history).filter(|_| done_users.insert(event.user.clone())) {
             let targets: AHashSet<Row> = target
@@ -141,12 +143,12 @@ pub(super) fn replay_targets(
                 .filter_map(|line| generation.state.keys.get(&line.item))
                 .map(|key| Row(key.0))
                 .collect();
-            let begun = Instant::now();
+            let started = Instant::now();
             let (lists, ranked) = lists(&generation, &mut models, &event.user, event.at);
-            times.push(begun.elapsed().as_secs_f64());
-            judged.users.push(event.user.clone());
+            times.push(started.elapsed().as_secs_f64());
+            scores.users.push(event.user.clone());
             let history_length = history.events.len();
-            let shown = Shown {
+            let user_lists = UserLists {
                 user: &event.user,
                 at: event.at,
                 history_length,
@@ -154,10 +156,10 @@ pub(super) fn replay_targets(
                 lists: &lists,
                 ranked: &ranked,
             };
-            look(&shown, &mut models);
+            observe(&user_lists, &mut models);
             for (method, list) in lists.into_iter().enumerate() {
-                judged.scores[method].push(judge(&list, &targets));
-                judged.shown[method].extend(list);
+                scores.scores[method].push(list_metrics(&list, &targets));
+                scores.covered[method].extend(list);
             }
         }
         generation.state.apply_event(0, event);
@@ -166,33 +168,34 @@ pub(super) fn replay_targets(
         }
     }
     times.sort_by(f64::total_cmp);
-    judged.seconds = times.get(times.len() / 2).copied().unwrap_or(0.0);
-    match judged.users.is_empty() {
-        true => {
-            Err(TrainError::TooLittle("no user with a history chose anything after the bundle's training".to_owned()))
-        }
-        false => Ok(judged),
+    scores.seconds = times.get(times.len() / 2).copied().unwrap_or(0.0);
+    match scores.users.is_empty() {
+        true => Err(TrainError::TooLittle(
+            "no user with a history has a positive interaction after the bundle's training; evaluate on newer events"
+                .to_owned(),
+        )),
+        false => Ok(scores),
     }
 }
 
-/// The place of each visit's first event with that of the first target in the visit, where there is one.
-fn first_of_visits(events: &[Event], is_target: impl Fn(&Event) -> bool) -> AHashMap<usize, usize> {
+/// Returns, for each visit with a target, the index of the visit's first event and that of its first target.
+fn visit_starts(events: &[Event], is_target: impl Fn(&Event) -> bool) -> AHashMap<usize, usize> {
     let mut visits: AHashMap<&UserId, (usize, UnixMillis)> = AHashMap::new();
     let mut targets = AHashMap::new();
-    for (place, event) in events.iter().enumerate() {
-        let visit = visits.entry(&event.user).or_insert((place, event.at));
+    for (index, event) in events.iter().enumerate() {
+        let visit = visits.entry(&event.user).or_insert((index, event.at));
         if event.at.0 - visit.1.0 > VISIT_MS {
-            visit.0 = place;
+            visit.0 = index;
         }
         visit.1 = event.at;
         if is_target(event) {
-            targets.entry(visit.0).or_insert(place);
+            targets.entry(visit.0).or_insert(index);
         }
     }
     targets
 }
 
-/// Judges a bundle by [`judge_bundle`].
+/// Evaluates a bundle on the events after its training, by [`replay_targets`].
 pub fn evaluate(
     data: &Path,
     bundle: &Path,
@@ -200,37 +203,38 @@ pub fn evaluate(
     options: &EvaluateOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Evaluation, TrainError> {
-    Ok(evaluation(&judge_bundle(data, bundle, UnixMillis(i64::MIN), runtime, progress)?, options))
+    Ok(evaluation(&score_bundle(data, bundle, UnixMillis(i64::MIN), runtime, progress)?, options))
 }
 
-pub(super) fn evaluation(judged: &Judged, options: &EvaluateOptions) -> Evaluation {
-    let resamples = resamples(judged.users.len(), options.bootstrap_count, options.seed);
-    let measured = |method: usize, metric: usize| {
-        bootstrap_mean(&judged.scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
+/// Computes means and intervals. All metrics share the resamples, so that differences are paired.
+pub(super) fn evaluation(scores: &ReplayScores, options: &EvaluateOptions) -> Evaluation {
+    let resamples = resamples(scores.users.len(), options.bootstrap_count, options.seed);
+    let interval = |method: usize, metric: usize| {
+        bootstrap_mean(&scores.scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
     };
     let methods = (0..3)
         .map(|method| Method {
             name: METHODS[method],
-            hr_at_10: measured(method, 0),
-            ndcg_at_10: measured(method, NDCG),
-            mrr_at_10: measured(method, 2),
-            coverage_at_10: judged.shown[method].len() as f64 / judged.item_count as f64,
+            hr_at_10: interval(method, 0),
+            ndcg_at_10: interval(method, NDCG),
+            mrr_at_10: interval(method, 2),
+            coverage_at_10: scores.covered[method].len() as f64 / scores.item_count as f64,
         })
         .collect();
     let gain = |better: usize, worse: usize| {
-        let pairs = judged.scores[better].iter().zip(&judged.scores[worse]);
+        let pairs = scores.scores[better].iter().zip(&scores.scores[worse]);
         bootstrap_mean(&pairs.map(|(b, w)| b[NDCG] - w[NDCG]).collect::<Vec<_>>(), &resamples)
     };
     Evaluation {
-        user_count: judged.users.len(),
-        item_count: judged.item_count,
-        trained_until_ms: judged.trained_until.0,
+        user_count: scores.users.len(),
+        item_count: scores.item_count,
+        trained_until_ms: scores.trained_until.0,
         methods,
         ndcg_gains: vec![("retrieval - popularity", gain(1, 0)), ("ranked - retrieval", gain(RANKED, 1))],
     }
 }
 
-/// The first [`CUTOFF`] rows by popularity, by retrieval alone, and by retrieval and ranking.
+/// Returns the first [`CUTOFF`] rows by popularity, by retrieval alone, and by retrieval and ranking.
 fn lists(
     generation: &Generation,
     models: &mut Models,
@@ -251,18 +255,17 @@ fn lists(
     ([popular, retrieved, best], ranked)
 }
 
-/// Hit, NDCG and reciprocal rank of a list, each within [`CUTOFF`].
-pub(super) fn judge(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
-    let discount = |place: usize| 1.0 / ((place + 2) as f64).log2();
+/// Returns hit, NDCG and reciprocal rank of a list of at most [`CUTOFF`] rows.
+pub(super) fn list_metrics(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
+    let discount = |position: usize| 1.0 / ((position + 2) as f64).log2();
     let hits: Vec<usize> =
-        list.iter().enumerate().filter(|(_, row)| targets.contains(row)).map(|(place, _)| place).collect();
+        list.iter().enumerate().filter(|(_, row)| targets.contains(row)).map(|(position, _)| position).collect();
     let ideal: f64 = (0..targets.len().min(CUTOFF)).map(discount).sum();
-    let gained: f64 = hits.iter().map(|place| discount(*place)).sum();
+    let gained: f64 = hits.iter().map(|position| discount(*position)).sum();
     let ndcg = if ideal > 0.0 { gained / ideal } else { 0.0 };
-    [f64::from(u8::from(!hits.is_empty())), ndcg, hits.first().map_or(0.0, |place| 1.0 / (place + 1) as f64)]
+    [f64::from(u8::from(!hits.is_empty())), ndcg, hits.first().map_or(0.0, |position| 1.0 / (position + 1) as f64)]
 }
 
-/// The same resamples for all metrics, so that differences are paired.
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} users' next baskets, {} items; 95 % bootstrap intervals", self.user_count, self.item_count)?;
@@ -289,24 +292,12 @@ impl fmt::Display for Evaluation {
 mod tests {
     use super::*;
     use lodestone_core::ids::EventId;
-    use lodestone_events::Attribution;
 
     #[test]
-    fn a_target_is_judged_from_the_first_event_of_its_visit() {
-        let event = |user: &str, minute: i64, kind| Event {
-            id: EventId::parse(&format!("{user}{minute}")).unwrap(),
-            kind,
-            user: UserId::signed_in(user).unwrap(),
-            session: String::new(),
-            at: UnixMillis(minute * 60_000),
-            lines: Vec::new(),
-            query: String::new(),
-            order: String::new(),
-            stars: 0,
-            coupon: String::new(),
-            categories: Vec::new(),
-            currency: String::new(),
-            attribution: Attribution::None,
+    fn a_target_belongs_to_the_first_event_of_its_visit() {
+        let event = |user: &str, minute: i64, kind| {
+            let id = EventId::parse(&format!("{user}{minute}")).unwrap();
+            Event::new(id, kind, UserId::signed_in(user).unwrap(), UnixMillis(minute * 60_000))
         };
         let events = [
             event("a", 0, EventKind::View),
@@ -317,16 +308,16 @@ mod tests {
             event("a", 90, EventKind::Click),
             event("a", 100, EventKind::Purchase),
         ];
-        let found = first_of_visits(&events, |event| event.kind == EventKind::Purchase);
-        assert_eq!(found, [(0, 3), (1, 1), (5, 6)].into_iter().collect());
+        let starts = visit_starts(&events, |event| event.kind == EventKind::Purchase);
+        assert_eq!(starts, [(0, 3), (1, 1), (5, 6)].into_iter().collect());
     }
 
     #[test]
     fn a_perfect_list_has_an_ndcg_of_one_and_an_empty_one_of_zero() {
         let targets: AHashSet<Row> = [Row(1), Row(2)].into();
-        assert_eq!(judge(&[Row(2), Row(1), Row(3)], &targets), [1.0, 1.0, 1.0]);
-        assert_eq!(judge(&[], &targets), [0.0, 0.0, 0.0]);
-        let later = judge(&[Row(9), Row(1)], &targets);
+        assert_eq!(list_metrics(&[Row(2), Row(1), Row(3)], &targets), [1.0, 1.0, 1.0]);
+        assert_eq!(list_metrics(&[], &targets), [0.0, 0.0, 0.0]);
+        let later = list_metrics(&[Row(9), Row(1)], &targets);
         assert!(later[1] < 0.5 && later[2] == 0.5);
     }
 }

@@ -1,8 +1,8 @@
-//! Whether a new bundle may replace the one that serves.
+//! The gate: the decision whether a candidate bundle may replace the current one.
 use super::{
     Progress,
-    evaluate::{EvaluateOptions, Judged, NDCG, RANKED, judge_bundle},
-    train::TrainError,
+    error::TrainError,
+    evaluate::{EvaluateOptions, NDCG, RANKED, ReplayScores, score_bundle},
 };
 use ahash::AHashMap;
 use lodestone_core::{
@@ -13,15 +13,15 @@ use lodestone_core::{
 use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
 use std::{fmt, path::Path};
 
-/// So often are both timed again where the candidate seems too slow; the least time of each counts.
-const TIMED_AGAIN_MAX: usize = 2;
+/// Repetitions of both measurements while the candidate seems too slow. The minimum of each counts.
+const TIME_REPETITIONS_MAX: usize = 2;
 
-/// What a candidate may cost.
+/// Limits for a candidate.
 #[derive(Debug, Clone)]
 pub struct GateOptions {
-    /// Time of an answer, as a multiple of the current bundle's.
+    /// Greatest latency, relative to the current bundle's.
     pub slower_max: f64,
-    /// Items that appear in some list, as a share of the current bundle's.
+    /// Fewest distinct items in the lists, relative to the current bundle's.
     pub coverage_min: f64,
     pub evaluate: EvaluateOptions,
 }
@@ -32,23 +32,24 @@ impl Default for GateOptions {
     }
 }
 
-/// What the gate saw, and why the candidate is refused; without a reason it may serve.
+/// Measurements of both bundles and the reasons for refusing the candidate. Without a reason it passes.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Verdict {
     pub user_count: usize,
     pub candidate_ndcg_at_10: f64,
     pub current_ndcg_at_10: f64,
-    /// Over the same users.
+    /// Paired by user.
     pub ndcg_gain: MeanInterval,
     pub time_ratio: f64,
+    /// Distinct items in the lists.
     pub candidate_shown: usize,
     pub current_shown: usize,
     pub refusals: Vec<String>,
 }
 
-/// Judges both bundles on the users' baskets that came after the training of either, by the lists that they would serve.
-/// A candidate is refused when it is worse beyond the 95 % interval of the difference, slower than the bound, or shows
-/// fewer different items than the bound.
+/// Evaluates the ranked lists of both bundles on the users' next baskets after both trainings. A candidate is refused
+/// if its NDCG@10 is lower beyond the 95 % interval of the difference, its latency exceeds the limit, or its lists have
+/// fewer distinct items than the limit.
 pub fn gate(
     data: &Path,
     candidate: &Path,
@@ -61,24 +62,24 @@ pub fn gate(
     for bundle in [candidate, current] {
         since = since.max(UnixMillis(Bundle::open(bundle)?.manifest.trained_until_ms));
     }
-    let mut judge = |bundle: &Path, stage| {
-        judge_bundle(data, bundle, since, runtime, &mut |step| progress(Progress { stage, ..step }))
+    let mut score = |bundle: &Path, stage| {
+        score_bundle(data, bundle, since, runtime, &mut |step| progress(Progress { stage, ..step }))
     };
-    let (mut of_candidate, mut of_current) = (judge(candidate, "candidate")?, judge(current, "current")?);
-    // What else runs on the machine makes one of them slow for a while; what is slow is so again.
-    for _ in 0..TIMED_AGAIN_MAX {
+    let (mut of_candidate, mut of_current) = (score(candidate, "candidate")?, score(current, "current")?);
+    // Other load on the machine may slow one measurement down, so a violation is measured again.
+    for _ in 0..TIME_REPETITIONS_MAX {
         if of_candidate.seconds <= options.slower_max * of_current.seconds {
             break;
         }
-        of_current.seconds = of_current.seconds.min(judge(current, "current")?.seconds);
-        of_candidate.seconds = of_candidate.seconds.min(judge(candidate, "candidate")?.seconds);
+        of_current.seconds = of_current.seconds.min(score(current, "current")?.seconds);
+        of_candidate.seconds = of_candidate.seconds.min(score(candidate, "candidate")?.seconds);
     }
     Ok(verdict(&of_candidate, &of_current, options))
 }
 
-fn verdict(candidate: &Judged, current: &Judged, options: &GateOptions) -> Verdict {
-    let ndcg = |judged: &Judged| -> AHashMap<UserId, f64> {
-        judged.users.iter().cloned().zip(judged.scores[RANKED].iter().map(|score| score[NDCG])).collect()
+fn verdict(candidate: &ReplayScores, current: &ReplayScores, options: &GateOptions) -> Verdict {
+    let ndcg = |scores: &ReplayScores| -> AHashMap<UserId, f64> {
+        scores.users.iter().cloned().zip(scores.scores[RANKED].iter().map(|score| score[NDCG])).collect()
     };
     let of_current = ndcg(current);
     let pairs: Vec<(f64, f64)> = candidate
@@ -98,8 +99,8 @@ fn verdict(candidate: &Judged, current: &Judged, options: &GateOptions) -> Verdi
             &resamples(differences.len(), options.evaluate.bootstrap_count, options.evaluate.seed),
         ),
         time_ratio: candidate.seconds / current.seconds,
-        candidate_shown: candidate.shown[RANKED].len(),
-        current_shown: current.shown[RANKED].len(),
+        candidate_shown: candidate.covered[RANKED].len(),
+        current_shown: current.covered[RANKED].len(),
         refusals: Vec::new(),
     };
     let mut refuse = |reason| verdict.refusals.push(reason);
@@ -108,14 +109,15 @@ fn verdict(candidate: &Judged, current: &Judged, options: &GateOptions) -> Verdi
     }
     if verdict.time_ratio.is_nan() || verdict.time_ratio > options.slower_max {
         refuse(format!(
-            "it is slower: {:.2} of the time, at most {} is allowed",
+            "it is slower: its latency is {:.2} of the current bundle's; the limit is {}",
             verdict.time_ratio, options.slower_max
         ));
     }
-    let least = options.coverage_min * verdict.current_shown as f64;
-    if (verdict.candidate_shown as f64) < least {
+    let fewest = options.coverage_min * verdict.current_shown as f64;
+    if (verdict.candidate_shown as f64) < fewest {
         refuse(format!(
-            "it covers fewer items: {} appear in some list, {} of the current bundle's",
+            "it covers fewer items: its lists have {} distinct items, those of the current bundle {}; the limit is \
+             {fewest:.0}",
             verdict.candidate_shown, verdict.current_shown
         ));
     }
@@ -131,7 +133,7 @@ impl fmt::Display for Verdict {
         )?;
         writeln!(
             f,
-            "{:.2} of the current bundle's time; {} different items in the lists, current {}",
+            "latency {:.2} of the current bundle's; {} distinct items in the lists, current {}",
             self.time_ratio, self.candidate_shown, self.current_shown
         )?;
         match self.refusals.is_empty() {
@@ -146,34 +148,31 @@ mod tests {
     use super::*;
     use lodestone_core::ids::Row;
 
-    fn judged(ndcg: impl Fn(usize) -> f64, shown: u32, seconds: f64) -> Judged {
+    fn scores(ndcg: impl Fn(usize) -> f64, covered: u32, seconds: f64) -> ReplayScores {
         let users = (0..200).map(|n| UserId::signed_in(&format!("p{n}")).unwrap()).collect();
-        let scores: Vec<[f64; 3]> = (0..200).map(|n| [0.0, ndcg(n), 0.0]).collect();
-        let rows = (0..shown).map(Row).collect();
-        Judged {
+        let by_user: Vec<[f64; 3]> = (0..200).map(|n| [0.0, ndcg(n), 0.0]).collect();
+        let rows = (0..covered).map(Row).collect();
+        ReplayScores {
             trained_until: UnixMillis(0),
             item_count: 1000,
             users,
-            scores: [scores.clone(), scores.clone(), scores],
-            shown: [Default::default(), Default::default(), rows],
+            scores: [by_user.clone(), by_user.clone(), by_user],
+            covered: [Default::default(), Default::default(), rows],
             seconds,
         }
     }
 
     #[test]
-    fn each_reason_refuses_and_noise_does_not() {
-        let current = judged(|n| (n % 10) as f64 / 10.0, 500, 1.0);
-        let refusals = |candidate: Judged| verdict(&candidate, &current, &GateOptions::default()).refusals;
-        assert!(refusals(judged(|n| (n % 10) as f64 / 10.0, 500, 1.0)).is_empty());
-        assert!(
-            refusals(judged(|n| ((n + 1) % 10) as f64 / 10.0, 460, 1.2)).is_empty(),
-            "noise, and within the bounds"
-        );
-        let worse = refusals(judged(|n| (n % 10) as f64 / 11.0, 500, 1.0));
+    fn each_violation_refuses_and_noise_passes() {
+        let current = scores(|n| (n % 10) as f64 / 10.0, 500, 1.0);
+        let refusals = |candidate: ReplayScores| verdict(&candidate, &current, &GateOptions::default()).refusals;
+        assert!(refusals(scores(|n| (n % 10) as f64 / 10.0, 500, 1.0)).is_empty());
+        assert!(refusals(scores(|n| ((n + 1) % 10) as f64 / 10.0, 460, 1.2)).is_empty(), "noise within the limits");
+        let worse = refusals(scores(|n| (n % 10) as f64 / 11.0, 500, 1.0));
         assert!(worse.len() == 1 && worse[0].contains("worse"), "{worse:?}");
-        let slower = refusals(judged(|n| (n % 10) as f64 / 10.0, 500, 1.3));
+        let slower = refusals(scores(|n| (n % 10) as f64 / 10.0, 500, 1.3));
         assert!(slower.len() == 1 && slower[0].contains("slower"), "{slower:?}");
-        let fewer = refusals(judged(|n| (n % 10) as f64 / 10.0, 400, 1.0));
+        let fewer = refusals(scores(|n| (n % 10) as f64 / 10.0, 400, 1.0));
         assert!(fewer.len() == 1 && fewer[0].contains("fewer items"), "{fewer:?}");
     }
 }

@@ -1,49 +1,56 @@
-//! From a shop's events to a bundle, and the judgement of a bundle. Training replays the events through the same fold,
-//! retrieval and features that serve requests; nothing that comes after a moment is known at it.
+//! Training of bundles from a shop's events, and their evaluation. Training replays the events through the same state,
+//! retrieval and features as serving, so that features never use later events.
+#![deny(unsafe_code)]
 mod adam;
-mod bring;
 mod checkpoint;
 mod counts;
+mod dataset_builder;
+mod error;
 mod evaluate;
+mod external_models;
 mod gate;
-mod gather;
+#[allow(unsafe_code)]
 mod kernels;
 mod layers;
 mod lists;
 mod losses;
 mod onnx;
+mod options;
 mod query_encoder;
 mod query_side;
 mod ranker;
 mod replay;
 mod report;
+mod retrieval;
 mod search_benchmark;
 pub mod sequence;
 pub mod simulation;
 mod softmax;
 mod train;
 mod user_encoder;
-mod warm;
+mod warm_start;
 
-pub use bring::{ExternalModelError, ExternalModels, bring};
-pub use checkpoint::{Found, path_for as checkpoint_of};
+pub use checkpoint::{CheckpointUse, path_for as checkpoint_path};
+pub use dataset_builder::{DatasetBuilder, DatasetSummary};
+pub use error::TrainError;
 pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
+pub use external_models::{ExternalModelError, ExternalModels, bundle_external_models};
 pub use gate::{GateOptions, Verdict, gate};
-pub use gather::{Gathered, Gathering};
 pub use onnx::ExportCheck;
+pub use options::TrainOptions;
 pub use report::report;
 pub use search_benchmark::{
     SearchBenchmarkError, SearchBenchmarkOptions, SearchQuality, SearchReport, search_benchmark,
 };
-pub use train::{TrainError, TrainOptions, TrainReport, train};
-pub use warm::Start;
+pub use train::{TrainReport, train};
+pub use warm_start::WarmStart;
 
-/// A step of a long work, for a progress bar.
+/// A step of a long operation, for a progress bar.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
     pub stage: &'static str,
     pub done: usize,
     pub total: usize,
-    /// NaN where there is none.
+    /// NaN if the stage has no loss.
     pub loss: f32,
 }

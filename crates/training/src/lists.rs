@@ -1,9 +1,8 @@
-//! What the ranking model learns from: moments of real histories, with what retrieval found then and what came of it.
+//! Training lists of the ranking model: candidates that retrieval returns at moments of the history, with labels by
+//! head.
 use super::{
-    Progress,
-    query_side::query_from_title,
-    ranker::RankingList,
-    train::{TrainError, TrainOptions, retrieve_candidates},
+    Progress, error::TrainError, options::TrainOptions, query_side::query_from_title, ranker::RankingList,
+    retrieval::retrieve_candidates,
 };
 use ahash::AHashMap;
 use lodestone_catalog::Item;
@@ -16,8 +15,9 @@ use lodestone_pipeline::{Generation, Models, Options, RequestContext, Viewer};
 use rand::{Rng, rngs::StdRng};
 use std::ops::Range;
 
-/// What may come of a candidate within a day: that it is looked at, put into the cart, bought; that it is one of these and the
-/// user comes back (a day to 14 days later); that it is bought and given back (within 30 days).
+/// Heads of the ranking model. `click`, `cart` and `purchase`: the user views, adds to the cart or buys the item within
+/// a day. `return_visit`: one of these, and the user visits the shop again 1 to 14 days later. `refund`: the user buys
+/// the item and returns it within 30 days.
 pub(crate) const HEADS: [&str; 5] = ["click", "cart", "purchase", "return_visit", "refund"];
 const CLICK: usize = 0;
 const CART: usize = 1;
@@ -25,7 +25,7 @@ const PURCHASE: usize = 2;
 const RETURN_VISIT: usize = 3;
 const REFUND: usize = 4;
 
-/// What a head's probability counts in an item's utility, where a shop does not say otherwise.
+/// Returns the default weight of a head's probability in the utility.
 pub(crate) fn head_weight(head: &str) -> f32 {
     match head {
         "click" => 0.1,
@@ -36,26 +36,26 @@ pub(crate) fn head_weight(head: &str) -> f32 {
     }
 }
 
-/// By head: 1 or 0, or NaN where the data end before it is known.
+/// By head: 1 or 0, or NaN if the data end before the outcome is known.
 pub(crate) type Labels = [f32; HEADS.len()];
 
-/// What follows from a moment, in days.
-const SOON_DAYS: i64 = 1;
+/// Horizons of the heads after a moment, in days.
+const INTERACTION_DAYS: i64 = 1;
 const RETURN_VISIT_DAYS: i64 = 14;
 const REFUND_DAYS: i64 = 30;
-/// Heads with fewer positive labels are not learned.
+/// Heads with fewer positive labels are not trained.
 const HEAD_POSITIVES_MIN: usize = 50;
 
-/// Everyone's events, to look up what came of a moment.
+/// Events of all users by user, for the labels of a moment.
 pub(crate) struct Outcomes<'a> {
     by_user: AHashMap<&'a UserId, Vec<&'a Event>>,
     row_of: AHashMap<ItemId, Row>,
-    /// Nothing from here on is known.
+    /// End of the data.
     until: UnixMillis,
 }
 
 impl<'a> Outcomes<'a> {
-    /// `events` in time order; those from `until` on are not looked at.
+    /// `events` are in time order. Those at or after `until` are ignored.
     pub(crate) fn new(events: &'a [Event], items: &[Item], until: UnixMillis) -> Self {
         let mut by_user: AHashMap<&UserId, Vec<&Event>> = AHashMap::new();
         for event in events.iter().take_while(|event| event.at < until) {
@@ -69,11 +69,12 @@ impl<'a> Outcomes<'a> {
         self.row_of.get(item).copied()
     }
 
-    /// The labels of what a user chose within a day from `at` on. All others are 0 throughout.
-    pub(crate) fn chosen(&self, user: &UserId, at: UnixMillis) -> AHashMap<Row, Labels> {
-        let mut chosen: AHashMap<Row, Labels> = AHashMap::new();
+    /// Returns the labels of the items with which a user interacts within a day from `at`. The labels of all other
+    /// items are 0.
+    pub(crate) fn positives(&self, user: &UserId, at: UnixMillis) -> AHashMap<Row, Labels> {
+        let mut positives: AHashMap<Row, Labels> = AHashMap::new();
         let days = |count: i64| UnixMillis(at.0.saturating_add(count * UnixMillis::DAY));
-        for event in self.of(user, at..days(SOON_DAYS)) {
+        for event in self.of(user, at..days(INTERACTION_DAYS)) {
             let head = match event.kind {
                 EventKind::View | EventKind::Click | EventKind::Review => CLICK,
                 EventKind::AddToCart | EventKind::Favorite => CART,
@@ -81,42 +82,43 @@ impl<'a> Outcomes<'a> {
                 _ => continue,
             };
             for row in event.lines.iter().filter_map(|line| self.row_of(&line.item)) {
-                chosen.entry(row).or_default()[head] = 1.0;
+                positives.entry(row).or_default()[head] = 1.0;
             }
         }
-        if chosen.is_empty() {
-            return chosen;
+        if positives.is_empty() {
+            return positives;
         }
-        // Also what came is not known before the time is over: to know only what came early would make it look likely.
-        let known = |came: bool, end: UnixMillis| if end <= self.until { f32::from(u8::from(came)) } else { f32::NAN };
-        let came_back = self.of(user, days(SOON_DAYS)..days(RETURN_VISIT_DAYS)).next().is_some();
-        for labels in chosen.values_mut() {
-            labels[RETURN_VISIT] = known(came_back, days(RETURN_VISIT_DAYS));
+        // A label is unknown until its horizon has passed, because early positives alone would bias it upwards.
+        let known =
+            |happened: bool, end: UnixMillis| if end <= self.until { f32::from(u8::from(happened)) } else { f32::NAN };
+        let visited_again = self.of(user, days(INTERACTION_DAYS)..days(RETURN_VISIT_DAYS)).next().is_some();
+        for labels in positives.values_mut() {
+            labels[RETURN_VISIT] = known(visited_again, days(RETURN_VISIT_DAYS));
             if labels[PURCHASE] == 1.0 {
                 labels[REFUND] = known(false, days(REFUND_DAYS));
             }
         }
         let refunds = self.of(user, at..days(REFUND_DAYS)).filter(|event| event.kind == EventKind::Refund);
         for row in refunds.flat_map(|event| &event.lines).filter_map(|line| self.row_of(&line.item)) {
-            if let Some(labels) = chosen.get_mut(&row).filter(|labels| labels[PURCHASE] == 1.0) {
+            if let Some(labels) = positives.get_mut(&row).filter(|labels| labels[PURCHASE] == 1.0) {
                 labels[REFUND] = known(true, days(REFUND_DAYS));
             }
         }
-        chosen
+        positives
     }
 
-    /// The labels of `rows` beside those that were chosen. Where it is not known yet what came of a chosen one, nothing is
-    /// known of that head: with the others' zeros alone it would look rare.
-    pub(crate) fn labels(chosen: &AHashMap<Row, Labels>, rows: impl Iterator<Item = Row>) -> Vec<Labels> {
-        let mut unchosen = Labels::default();
-        for (head, label) in unchosen.iter_mut().enumerate() {
-            if chosen.values().any(|labels| labels[head].is_nan()) {
+    /// Returns the labels of `rows`, given those of the items with interactions. If a head is unknown for one of these,
+    /// it is unknown for all rows, because the zeros of the others alone would bias it downwards.
+    pub(crate) fn labels(positives: &AHashMap<Row, Labels>, rows: impl Iterator<Item = Row>) -> Vec<Labels> {
+        let mut negative = Labels::default();
+        for (head, label) in negative.iter_mut().enumerate() {
+            if positives.values().any(|labels| labels[head].is_nan()) {
                 *label = f32::NAN;
             }
         }
         let of =
-            |labels: &Labels| std::array::from_fn(|head| if unchosen[head].is_nan() { f32::NAN } else { labels[head] });
-        rows.map(|row| chosen.get(&row).map_or(unchosen, of)).collect()
+            |labels: &Labels| std::array::from_fn(|head| if negative[head].is_nan() { f32::NAN } else { labels[head] });
+        rows.map(|row| positives.get(&row).map_or(negative, of)).collect()
     }
 
     fn of(&self, user: &UserId, times: Range<UnixMillis>) -> impl Iterator<Item = &'a Event> {
@@ -126,21 +128,21 @@ impl<'a> Outcomes<'a> {
     }
 }
 
-/// Lists with the names of the heads that enough of them speak of.
+/// Training lists, and the names of the heads with enough positive labels.
 pub(crate) struct Lists {
     pub lists: Vec<RankingList>,
     pub heads: Vec<String>,
 }
 
-/// Share of the moments that is looked at, by whether something was bought.
+/// Sampled share of the moments with a purchase and of the others.
 struct Shares {
     purchase: f64,
     other: f64,
 }
 
 impl Shares {
-    /// Each moment gives two lists, one without a query and one with. Purchases, which are rarer, get half of the lists at
-    /// least.
+    /// Each moment yields two lists, one without a query and one with. Purchases are rarer, so they get at least half
+    /// of the lists.
     fn new(events: &[Event], times: &Range<UnixMillis>, lists_max: usize) -> Self {
         let labelled = events.iter().filter(|event| times.contains(&event.at) && event.kind.is_positive());
         let (mut purchases, mut others) = (0usize, 0usize);
@@ -155,28 +157,36 @@ impl Shares {
     }
 }
 
-/// Replays the events through the serving code and keeps, before choices within `times`, what retrieval found. Nothing from
-/// the end of `times` on is known to features or labels.
+/// The history that [`ranking_lists`] replays.
+pub(crate) struct ListInput<'a> {
+    pub generation: &'a Generation,
+    pub items: &'a [Item],
+    /// In time order.
+    pub events: &'a [Event],
+    /// Times of the moments. Features and labels use no event at or after the end.
+    pub times: Range<UnixMillis>,
+    pub options: &'a TrainOptions,
+}
+
+/// Replays the events through the serving code and keeps the candidates of retrieval before positive interactions.
 pub(crate) fn ranking_lists(
-    generation: &Generation,
+    input: &ListInput,
     models: &mut Models,
-    items: &[Item],
-    events: &[Event],
-    times: Range<UnixMillis>,
-    (options, rng): (&TrainOptions, &mut StdRng),
+    rng: &mut StdRng,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Lists, TrainError> {
+    let ListInput { generation, items, events, times, options } = input;
     let outcomes = Outcomes::new(events, items, times.end);
-    let shares = Shares::new(events, &times, options.lists_max);
+    let shares = Shares::new(events, times, options.lists_max);
     let mut lists = Vec::new();
     for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
         let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
         if event.kind.is_positive() && event.at >= times.start && rng.random_bool(share) {
-            let chosen = outcomes.chosen(&event.user, event.at);
+            let positives = outcomes.positives(&event.user, event.at);
             let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
-            lists.extend(list_for(generation, models, event, None, &chosen));
-            lists.extend(query.and_then(|query| list_for(generation, models, event, Some(&query), &chosen)));
+            lists.extend(list_for(generation, models, event, None, &positives));
+            lists.extend(query.and_then(|query| list_for(generation, models, event, Some(&query), &positives)));
         }
         generation.state.apply_event(0, event);
         if done % 256 == 0 {
@@ -188,41 +198,41 @@ pub(crate) fn ranking_lists(
     }
     if lists.len() < 20 {
         return Err(TrainError::TooLittle(format!(
-            "only {} moments of known users can be learned to rank from; at least 20 are needed",
+            "only {} lists of known users for the ranking model; at least 20 are needed",
             lists.len()
         )));
     }
-    Ok(with_enough(lists))
+    Ok(with_frequent_heads(lists))
 }
 
-/// Candidates and features as serving would have made them, with labels by head. None without anything that was chosen.
+/// Returns candidates and features as in serving, with labels by head; none if no candidate has an interaction.
 fn list_for(
     generation: &Generation,
     models: &mut Models,
     event: &Event,
     query: Option<&str>,
-    chosen: &AHashMap<Row, Labels>,
+    positives: &AHashMap<Row, Labels>,
 ) -> Option<RankingList> {
     let viewer = Viewer { user: event.user.clone(), session: String::new(), locale: String::new() };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, event.at);
     retrieve_candidates(&mut context, models, query);
-    if !context.candidates.list.iter().any(|candidate| chosen.contains_key(&candidate.row)) {
+    if !context.candidates.list.iter().any(|candidate| positives.contains_key(&candidate.row)) {
         return None;
     }
     let features = context.features();
-    let labels = Outcomes::labels(chosen, context.candidates.list.iter().map(|candidate| candidate.row));
+    let labels = Outcomes::labels(positives, context.candidates.list.iter().map(|candidate| candidate.row));
     Some(RankingList { features, labels: labels.concat() })
 }
 
-/// Leaves out the heads that hardly any list speaks of.
-fn with_enough(mut lists: Vec<RankingList>) -> Lists {
+/// Removes the heads with fewer than [`HEAD_POSITIVES_MIN`] positive labels.
+fn with_frequent_heads(mut lists: Vec<RankingList>) -> Lists {
     let mut positives = [0usize; HEADS.len()];
     for labels in lists.iter().flat_map(|list| list.labels.chunks_exact(HEADS.len())) {
         positives.iter_mut().zip(labels).for_each(|(count, label)| *count += usize::from(*label == 1.0));
     }
     let kept: Vec<usize> = match (0..HEADS.len()).filter(|head| positives[*head] >= HEAD_POSITIVES_MIN).collect() {
-        // Little is better learned from than nothing.
+        // Without any, the most frequent head is kept.
         none if Vec::is_empty(&none) => (0..HEADS.len()).max_by_key(|head| positives[*head]).into_iter().collect(),
         some => some,
     };
@@ -237,24 +247,13 @@ fn with_enough(mut lists: Vec<RankingList>) -> Lists {
 mod tests {
     use super::*;
     use lodestone_core::ids::EventId;
-    use lodestone_events::{Attribution, EventLine};
+    use lodestone_events::EventLine;
 
     fn event(kind: EventKind, item: &str, day: f64) -> Event {
-        Event {
-            id: EventId::parse("e").unwrap(),
-            kind,
-            user: UserId::signed_in("p").unwrap(),
-            session: String::new(),
-            at: UnixMillis((day * UnixMillis::DAY as f64) as i64),
-            lines: vec![EventLine { item: ItemId::parse(item).unwrap(), quantity: 1, price: None, rank: 0 }],
-            query: String::new(),
-            order: String::new(),
-            stars: 0,
-            coupon: String::new(),
-            categories: Vec::new(),
-            currency: String::new(),
-            attribution: Attribution::None,
-        }
+        let at = UnixMillis((day * UnixMillis::DAY as f64) as i64);
+        let line = EventLine { item: ItemId::parse(item).unwrap(), quantity: 1, price: None, rank: 0 };
+        let user = UserId::signed_in("p").unwrap();
+        Event { lines: vec![line], ..Event::new(EventId::parse("e").unwrap(), kind, user, at) }
     }
 
     fn labels(events: &[Event], item: &str, day: f64, until: f64) -> Option<Labels> {
@@ -262,11 +261,11 @@ mod tests {
         let time = |day: f64| UnixMillis((day * UnixMillis::DAY as f64) as i64);
         let outcomes = Outcomes::new(events, &items, time(until));
         let row = outcomes.row_of(&ItemId::parse(item).unwrap()).unwrap();
-        outcomes.chosen(&UserId::signed_in("p").unwrap(), time(day)).get(&row).copied()
+        outcomes.positives(&UserId::signed_in("p").unwrap(), time(day)).get(&row).copied()
     }
 
     #[test]
-    fn labels_say_what_came_within_their_times() {
+    fn labels_follow_the_horizons_of_their_heads() {
         let events = [
             event(EventKind::View, "a", 1.0),
             event(EventKind::AddToCart, "a", 1.1),
@@ -275,22 +274,22 @@ mod tests {
             event(EventKind::Refund, "a", 10.0),
         ];
         assert_eq!(labels(&events, "a", 1.0, 100.0), Some([1.0, 1.0, 1.0, 1.0, 1.0]));
-        assert_eq!(labels(&events, "b", 1.0, 100.0), None, "three days later is not soon");
+        assert_eq!(labels(&events, "b", 1.0, 100.0), None, "2.5 days are more than one");
         assert_eq!(labels(&events, "b", 3.0, 100.0), Some([1.0, 0.0, 0.0, 1.0, 0.0]));
-        assert_eq!(labels(&events, "b", 3.5, 3.4), None, "nothing from the end on is known");
+        assert_eq!(labels(&events, "b", 3.5, 3.4), None, "events at or after the end are ignored");
     }
 
     #[test]
-    fn where_what_came_is_not_known_the_others_zeros_are_not_counted() {
-        let chosen =
+    fn a_head_that_is_unknown_for_one_item_is_unknown_for_the_list() {
+        let positives =
             [(Row(3), [1.0, 0.0, 1.0, f32::NAN, 0.0]), (Row(5), [1.0, 0.0, 0.0, 0.0, 0.0])].into_iter().collect();
-        let labels = Outcomes::labels(&chosen, [Row(1), Row(3), Row(5)].into_iter());
+        let labels = Outcomes::labels(&positives, [Row(1), Row(3), Row(5)].into_iter());
         assert!(labels.iter().all(|labels| labels[RETURN_VISIT].is_nan() && labels[REFUND] == 0.0));
         assert_eq!(labels.iter().map(|labels| labels[CLICK]).collect::<Vec<_>>(), [0.0, 1.0, 1.0]);
     }
 
     #[test]
-    fn what_the_data_end_before_is_not_known() {
+    fn a_label_is_unknown_if_the_data_end_before_its_horizon() {
         let events = [event(EventKind::Purchase, "a", 1.0)];
         let [.., purchase, return_visit, refund] = labels(&events, "a", 1.0, 10.0).unwrap();
         assert!(purchase == 1.0 && return_visit.is_nan() && refund.is_nan());

@@ -3,11 +3,12 @@ use super::{
     Progress,
     onnx::ExportCheck,
     query_encoder::{QueryEncoderConfig, QueryEncoderData, train_query_encoder},
-    train::{TrainError, TrainOptions},
+    error::TrainError,
+    options::TrainOptions,
 };
 use lodestone_catalog::Item;
-use lodestone_core::text;
 use lodestone_pipeline::ranking::{Device, Runtime, SentenceEncoder, SentenceError};
+use lodestone_core::text;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::path::Path;
 

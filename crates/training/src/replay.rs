@@ -1,5 +1,4 @@
-//! A shop's events in the order in which they happened.
-use super::counts::BASKET_ITEMS_MAX;
+//! The positive interactions of a shop's history in time order, and the items of one visit or basket.
 use ahash::AHashMap;
 use lodestone_core::{
     ids::{ItemId, UserId},
@@ -8,53 +7,62 @@ use lodestone_core::{
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::EventKind;
 
-/// What was chosen at one time: items of one invoice share their time, so their order means nothing.
+/// Items of a basket that are used. Larger baskets say little about pairs, and the number of pairs grows quadratically.
+pub(crate) const BASKET_ITEMS_MAX: usize = 60;
+/// If there are fewer purchases, visits stand in for baskets.
+const BASKETS_MIN: usize = 20;
+/// A longer pause between two events of a user ends the visit.
+pub(crate) const VISIT_MS: i64 = 30 * 60 * 1000;
+
+/// A positive interaction. Items of one invoice share their time, so their order has no meaning.
 #[derive(Debug, Clone)]
-pub(crate) struct Choice {
-    /// None: nobody known.
+pub(crate) struct Interaction {
+    /// None for an anonymous event.
     pub user: Option<UserId>,
     pub at: UnixMillis,
     pub kind: EventKind,
-    /// Places in the item table, each once.
+    /// Distinct rows of the item table.
     pub rows: Vec<u32>,
 }
 
-/// Choices by event, in time order. Items that the table does not have are left out.
-pub(crate) fn choices(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<Choice> {
+/// Groups the rows of positive events by event, in time order. Items that the table does not contain are skipped.
+pub(crate) fn interactions(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u32>) -> Vec<Interaction> {
     let mut by_event: AHashMap<&str, usize> = AHashMap::new();
-    let mut choices: Vec<Choice> = Vec::new();
+    let mut interactions: Vec<Interaction> = Vec::new();
     for event in events.iter().filter(|event| event.kind.is_positive()) {
         let Some(&row) = event.item.as_ref().and_then(|item| row_of.get(item)) else { continue };
         let index = *by_event.entry(event.event_id.as_str()).or_insert_with(|| {
             let (user, kind) = (event.user.clone(), event.kind);
-            choices.push(Choice { user, at: event.at, kind, rows: Vec::new() });
-            choices.len() - 1
+            interactions.push(Interaction { user, at: event.at, kind, rows: Vec::new() });
+            interactions.len() - 1
         });
-        if !choices[index].rows.contains(&row) {
-            choices[index].rows.push(row);
+        if !interactions[index].rows.contains(&row) {
+            interactions[index].rows.push(row);
         }
     }
-    choices.sort_by_key(|choice| choice.at);
-    choices
+    interactions.sort_by_key(|interaction| interaction.at);
+    interactions
 }
 
-/// What was bought together; in a shop where hardly anything is bought, what one user chose in a visit.
-pub(crate) fn baskets(choices: &[Choice]) -> Vec<Choice> {
-    let bought: Vec<Choice> = choices.iter().filter(|choice| choice.kind == EventKind::Purchase).cloned().collect();
-    if bought.len() >= BASKETS_MIN {
-        return bought;
+/// Returns the purchases; in a shop with fewer than [`BASKETS_MIN`], the items of each visit.
+pub(crate) fn baskets(interactions: &[Interaction]) -> Vec<Interaction> {
+    let is_purchase = |interaction: &&Interaction| interaction.kind == EventKind::Purchase;
+    let purchases: Vec<Interaction> = interactions.iter().filter(is_purchase).cloned().collect();
+    if purchases.len() >= BASKETS_MIN {
+        return purchases;
     }
     let mut open: AHashMap<&UserId, (usize, UnixMillis)> = AHashMap::new();
-    let mut visits: Vec<Choice> = Vec::new();
-    for choice in choices {
-        let Some(user) = &choice.user else { continue };
-        let of_visit = open.get(user).filter(|(_, last)| choice.at.0 - last.0 <= VISIT_MS).map(|(index, _)| *index);
+    let mut visits: Vec<Interaction> = Vec::new();
+    for interaction in interactions {
+        let Some(user) = &interaction.user else { continue };
+        let of_visit =
+            open.get(user).filter(|(_, last)| interaction.at.0 - last.0 <= VISIT_MS).map(|(index, _)| *index);
         let index = of_visit.unwrap_or_else(|| {
-            visits.push(Choice { rows: Vec::new(), ..choice.clone() });
+            visits.push(Interaction { rows: Vec::new(), ..interaction.clone() });
             visits.len() - 1
         });
-        open.insert(user, (index, choice.at));
-        for row in &choice.rows {
+        open.insert(user, (index, interaction.at));
+        for row in &interaction.rows {
             let rows = &mut visits[index].rows;
             if rows.len() < BASKET_ITEMS_MAX && !rows.contains(row) {
                 rows.push(*row);
@@ -64,13 +72,8 @@ pub(crate) fn baskets(choices: &[Choice]) -> Vec<Choice> {
     visits
 }
 
-/// Fewer say nothing of what goes together.
-const BASKETS_MIN: usize = 20;
-/// A pause after which a user's next event belongs to another visit.
-pub(crate) const VISIT_MS: i64 = 30 * 60 * 1000;
-
-/// The time before which `share` of the choices happened.
-pub(crate) fn time_at_share(choices: &[Choice], share: f64) -> UnixMillis {
-    let index = ((choices.len() as f64 * share) as usize).min(choices.len().saturating_sub(1));
-    choices.get(index).map_or(UnixMillis(0), |choice| choice.at)
+/// Returns the time before which `share` of the interactions happened.
+pub(crate) fn time_at_share(interactions: &[Interaction], share: f64) -> UnixMillis {
+    let index = ((interactions.len() as f64 * share) as usize).min(interactions.len().saturating_sub(1));
+    interactions.get(index).map_or(UnixMillis(0), |interaction| interaction.at)
 }

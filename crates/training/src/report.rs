@@ -1,10 +1,12 @@
-//! A page to look at: how a bundle was trained, how good it is, and on what that rests.
+//! The HTML report of an evaluation: training losses, quality by group, ablations, calibration and popularity bias.
 use super::{
     Progress,
-    evaluate::{EvaluateOptions, Evaluation, METHODS, NDCG, RANKED, Shown, evaluation, judge, replay_targets},
+    error::TrainError,
+    evaluate::{
+        CUTOFF, EvaluateOptions, Evaluation, METHODS, NDCG, RANKED, UserLists, evaluation, list_metrics, replay_targets,
+    },
     lists::{HEADS, Outcomes},
     losses::LossCurves,
-    train::TrainError,
 };
 use ahash::AHashMap;
 use lodestone_core::{
@@ -26,32 +28,32 @@ use lodestone_pipeline::{
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{fmt::Write, path::Path};
 
-/// Parts of the range of probabilities whose calibration is looked at.
+/// Bins of a calibration plot.
 const CALIBRATION_BINS: usize = 10;
-/// Purchases in training from which an item belongs to the next group; the first group has none.
+/// Groups of items: the fewest purchases in the training data, and the name.
 const ITEM_GROUPS: [(u32, &str); 5] =
     [(0, "never bought (cold)"), (1, "1 to 9 purchases"), (10, "10 to 49"), (50, "50 to 199"), (200, "200 and more")];
-/// Events of a history from which a user belongs to the next group.
+/// Groups of users: the fewest events in the history, and the name.
 const USER_GROUPS: [(usize, &str); 4] = [(1, "1 to 5 events"), (6, "6 to 20"), (21, "21 to 50"), (51, "51 and more")];
 
-/// What is looked at for each user beside the lists.
+/// Values that the report needs in addition to the evaluation.
 #[derive(Default)]
 struct Observations {
-    /// By user: their group, and NDCG of each method.
+    /// By user: the user's group, and the NDCG of each method.
     activity: Vec<(usize, [f64; 3])>,
-    /// By target: its item's group, and whether each method's list has it.
+    /// By target: the item's group, and whether each method's list contains it.
     targets: Vec<(usize, [bool; 3])>,
-    /// By source: what NDCG the ranked list loses without the rows that it alone found.
+    /// By source and user: the loss of NDCG of the ranked list without the candidates that only this source returned.
     sources: Vec<Vec<f64>>,
-    /// By feature: what NDCG loses when its values are shuffled among a user's candidates.
+    /// By feature and user: the loss of NDCG when the feature's values are shuffled among the user's candidates.
     features: Vec<Vec<f64>>,
-    /// By head: predicted probabilities and what came.
+    /// By head: predicted probabilities and outcomes.
     calibration: Vec<Vec<(f32, bool)>>,
-    /// By group of items: places in the lists of each method, and targets.
-    places: [[u64; 4]; ITEM_GROUPS.len()],
+    /// By group of items: slots in the lists of each method, and targets.
+    slots: [[u64; 4]; ITEM_GROUPS.len()],
 }
 
-/// Judges a bundle as `evaluate` does and gives, with the evaluation, one self-contained HTML page.
+/// Evaluates a bundle as `evaluate` does. Returns the evaluation and one self-contained HTML page.
 pub fn report(
     data: &Path,
     bundle: &Path,
@@ -70,19 +72,19 @@ pub fn report(
         opened.items.iter().map(|item| item_group(purchases.get(&item.id).copied().unwrap_or(0))).collect();
     let ends = events.last().map_or(trained_until, |event| UnixMillis(event.at.0 + 1));
     let outcomes = Outcomes::new(&events, &opened.items, ends);
-    let mut seen = Observations {
+    let mut observations = Observations {
         sources: vec![Vec::new(); CandidateSource::COUNT],
         features: vec![Vec::new(); FEATURE_COUNT],
         calibration: vec![Vec::new(); opened.manifest.heads.len()],
         ..Observations::default()
     };
     let mut rng = StdRng::seed_from_u64(options.seed);
-    let judged = replay_targets(data, bundle, UnixMillis(i64::MIN), runtime, progress, &mut |shown, models| {
-        observe(&mut seen, shown, models, &group_of, &outcomes, &mut rng);
+    let scores = replay_targets(data, bundle, UnixMillis(i64::MIN), runtime, progress, &mut |lists, models| {
+        observe(&mut observations, lists, models, &group_of, &outcomes, &mut rng);
     })?;
-    let evaluation = evaluation(&judged, options);
+    let evaluation = evaluation(&scores, options);
     let curves = opened.training.as_deref().and_then(|text| serde_json::from_slice::<LossCurves>(text).ok());
-    let page = page(&opened, &evaluation, &seen, &curves.unwrap_or_default(), options);
+    let page = page(&opened, &evaluation, &observations, &curves.unwrap_or_default(), options);
     Ok((evaluation, page))
 }
 
@@ -91,29 +93,29 @@ fn item_group(purchases: u32) -> usize {
 }
 
 fn observe(
-    seen: &mut Observations,
-    shown: &Shown,
+    observations: &mut Observations,
+    user: &UserLists,
     models: &mut Models,
     group_of: &[usize],
     outcomes: &Outcomes,
     rng: &mut StdRng,
 ) {
-    let ndcg = |list: &[Row]| judge(list, shown.targets)[NDCG];
-    let of_methods: [f64; 3] = std::array::from_fn(|method| ndcg(&shown.lists[method]));
-    let group = USER_GROUPS.iter().rposition(|(from, _)| shown.history_length >= *from).unwrap_or(0);
-    seen.activity.push((group, of_methods));
+    let ndcg = |list: &[Row]| list_metrics(list, user.targets)[NDCG];
+    let of_methods: [f64; 3] = std::array::from_fn(|method| ndcg(&user.lists[method]));
+    let group = USER_GROUPS.iter().rposition(|(from, _)| user.history_length >= *from).unwrap_or(0);
+    observations.activity.push((group, of_methods));
     let group = |row: &Row| group_of.get(row.index()).copied().unwrap_or(0);
-    for (method, list) in shown.lists.iter().enumerate() {
-        list.iter().for_each(|row| seen.places[group(row)][method] += 1);
+    for (method, list) in user.lists.iter().enumerate() {
+        list.iter().for_each(|row| observations.slots[group(row)][method] += 1);
     }
-    for target in shown.targets {
-        seen.places[group(target)][3] += 1;
-        let found = std::array::from_fn(|method| shown.lists[method].contains(target));
-        seen.targets.push((group(target), found));
+    for target in user.targets {
+        observations.slots[group(target)][3] += 1;
+        let hits = std::array::from_fn(|method| user.lists[method].contains(target));
+        observations.targets.push((group(target), hits));
     }
-    let ranked = shown.ranked;
+    let ranked = user.ranked;
     let rows: Vec<Row> = ranked.candidates.list.iter().map(|candidate| candidate.row).collect();
-    for (source, lost) in seen.sources.iter_mut().enumerate() {
+    for (source, lost) in observations.sources.iter_mut().enumerate() {
         let alone = |index: usize| {
             let ranks = &ranked.candidates.list[index].ranks;
             ranks.iter().enumerate().all(|(other, rank)| (*rank != NOT_FOUND) == (other == source))
@@ -122,7 +124,7 @@ fn observe(
     }
     let mut shuffled = ranked.features.clone();
     let mut order: Vec<usize> = (0..rows.len()).collect();
-    for (feature, lost) in seen.features.iter_mut().enumerate() {
+    for (feature, lost) in observations.features.iter_mut().enumerate() {
         order.shuffle(rng);
         for (to, from) in order.iter().enumerate() {
             shuffled[to * FEATURE_COUNT + feature] = ranked.features[from * FEATURE_COUNT + feature];
@@ -134,11 +136,13 @@ fn observe(
             shuffled[row * FEATURE_COUNT + feature] = ranked.features[row * FEATURE_COUNT + feature];
         }
     }
-    let chosen = outcomes.chosen(shown.user, shown.at);
-    let labels = Outcomes::labels(&chosen, rows.iter().copied());
+    let positives = outcomes.positives(user.user, user.at);
+    let labels = Outcomes::labels(&positives, rows.iter().copied());
     for (labels, probabilities) in labels.iter().zip(ranked.heads.chunks_exact(models.heads.len().max(1))) {
-        for (head, (observed, probability)) in models.heads.iter().zip(seen.calibration.iter_mut().zip(probabilities)) {
-            // A head of a model of the shop's own may mean anything.
+        for (head, (observed, probability)) in
+            models.heads.iter().zip(observations.calibration.iter_mut().zip(probabilities))
+        {
+            // External models may have other heads, whose labels are unknown.
             let label = HEADS.iter().position(|name| *name == head.name).map_or(f32::NAN, |head| labels[head]);
             if !label.is_nan() {
                 observed.push((*probability, label == 1.0));
@@ -147,17 +151,17 @@ fn observe(
     }
 }
 
-/// The first rows by score of those that are kept.
+/// Returns the first [`CUTOFF`] rows by score among those that `kept` selects.
 fn best(rows: &[Row], scores: &[f32], kept: &dyn Fn(usize) -> bool) -> Vec<Row> {
     let mut order: Vec<usize> = (0..rows.len()).filter(|index| kept(*index)).collect();
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
-    order.into_iter().take(super::evaluate::CUTOFF).map(|index| rows[index]).collect()
+    order.into_iter().take(CUTOFF).map(|index| rows[index]).collect()
 }
 
 fn page(
     bundle: &Bundle,
     evaluation: &Evaluation,
-    seen: &Observations,
+    observations: &Observations,
     curves: &LossCurves,
     options: &EvaluateOptions,
 ) -> String {
@@ -166,7 +170,7 @@ fn page(
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
          content=\"width=device-width\"><title>Bundle {0}</title><style>{PAGE_STYLE}{plot_style}</style></head><body><h1>Bundle {0}</h1>\
-         <p>{1} items; trained until {2}; judged on the next baskets of {3} users. Brackets and thin lines are 95 % \
+         <p>{1} items; trained until {2}; evaluated on the next baskets of {3} users. Brackets and thin lines are 95 % \
          bootstrap intervals over users.</p>",
         escape(&manifest.name),
         evaluation.item_count,
@@ -175,9 +179,9 @@ fn page(
         plot_style = plots::STYLE
     );
     quality(&mut html, evaluation);
-    section(&mut html, "Losses", "A plot for each stage; points are means of neighbouring steps.");
+    section(&mut html, "Losses", "One plot per stage. Points are means of adjacent steps.");
     if curves.curves.is_empty() {
-        html.push_str("<p>The bundle does not tell how it was trained.</p>");
+        html.push_str("<p>The bundle contains no training losses.</p>");
     }
     for pair in stages(curves) {
         wide(&mut html, &plots::lines(&pair, "step", "loss", false));
@@ -189,38 +193,43 @@ fn page(
         };
         groups.iter().enumerate().map(group).filter(|group| !group.name.ends_with("(0)")).collect::<Vec<_>>()
     };
-    section(&mut html, "Quality by activity of the user", "NDCG@10; in brackets the users of a group.");
+    section(&mut html, "Quality by activity of the user", "NDCG@10. In brackets: users of the group.");
     let names: Vec<&str> = USER_GROUPS.iter().map(|group| group.1).collect();
     let activity = |group, method: usize| {
-        seen.activity.iter().filter(|seen| seen.0 == group).map(|seen| seen.1[method]).collect::<Vec<f64>>()
+        observations.activity.iter().filter(|user| user.0 == group).map(|user| user.1[method]).collect::<Vec<f64>>()
     };
     wide(&mut html, &plots::bars(&by_group(&names, &activity)));
     section(
         &mut html,
         "Quality by activity of the item",
-        "Share of the bought items that were among the first ten, by how often the item was bought in training; in brackets \
-         the items that were bought. The first group is cold items.",
+        "Share of the bought items that are among the first ten, by purchases of the item in the training data. In \
+         brackets: bought items of the group. The first group is cold items.",
     );
     let names: Vec<&str> = ITEM_GROUPS.iter().map(|group| group.1).collect();
     let targets = |group, method: usize| {
-        let of_group = seen.targets.iter().filter(|seen| seen.0 == group);
-        of_group.map(|seen| f64::from(u8::from(seen.1[method]))).collect::<Vec<f64>>()
+        let of_group = observations.targets.iter().filter(|target| target.0 == group);
+        of_group.map(|target| f64::from(u8::from(target.1[method]))).collect::<Vec<f64>>()
     };
     wide(&mut html, &plots::bars(&by_group(&names, &targets)));
-    popularity(&mut html, seen, &names);
+    popularity(&mut html, observations, &names);
     section(
         &mut html,
-        "What each source adds",
-        "NDCG@10 that the ranked lists lose without the candidates that a source alone found.",
+        "Ablation of sources",
+        "Loss of NDCG@10 of the ranked lists without the candidates that only this source returned.",
     );
-    wide(&mut html, &plots::bars(&ablations(&CandidateSource::ALL.map(CandidateSource::name), &seen.sources, options)));
+    wide(
+        &mut html,
+        &plots::bars(&ablations(&CandidateSource::ALL.map(CandidateSource::name), &observations.sources, options)),
+    );
     section(
         &mut html,
-        "What each feature adds",
-        "NDCG@10 that the ranked lists lose when a feature's values are shuffled among a user's candidates.",
+        "Ablation of features",
+        "Loss of NDCG@10 of the ranked lists when the feature's values are shuffled among a user's candidates.",
     );
-    wide(&mut html, &plots::bars(&ablations(FEATURES, &seen.features, options)));
-    for (head, observed) in manifest.heads.iter().zip(&seen.calibration).filter(|(_, observed)| !observed.is_empty()) {
+    wide(&mut html, &plots::bars(&ablations(FEATURES, &observations.features, options)));
+    for (head, observed) in
+        manifest.heads.iter().zip(&observations.calibration).filter(|(_, observed)| !observed.is_empty())
+    {
         calibration(&mut html, &head.name, observed);
     }
     html.push_str("</body></html>\n");
@@ -228,7 +237,11 @@ fn page(
 }
 
 fn quality(html: &mut String, evaluation: &Evaluation) {
-    section(html, "Quality", "The same users for all; coverage is the share of the catalogue in some user's list.");
+    section(
+        html,
+        "Quality",
+        "The same users for all methods. Coverage is the share of the catalogue in any user's list.",
+    );
     html.push_str("<div class=\"wide\"><table><tr><th></th><th>HR@10</th><th>NDCG@10</th><th>MRR@10</th><th>coverage@10</th></tr>");
     for method in &evaluation.methods {
         let _ = write!(
@@ -261,7 +274,7 @@ fn quality(html: &mut String, evaluation: &Evaluation) {
     wide(html, &plots::bars(&groups));
 }
 
-/// A stage's training loss with its validation loss.
+/// Returns the training loss of each stage, with its validation loss if there is one.
 fn stages(curves: &LossCurves) -> Vec<Vec<Line>> {
     let line = |name: &str, points: &[(usize, f32)]| Line {
         name: name.to_owned(),
@@ -287,36 +300,37 @@ fn bar(name: &str, values: &[f64], options: &EvaluateOptions) -> Bar {
     Bar { name: name.to_owned(), mean, low, high }
 }
 
-/// The greatest loss first.
+/// Returns the bars of an ablation, the greatest loss first.
 fn ablations(names: &[&str], lost: &[Vec<f64>], options: &EvaluateOptions) -> Vec<BarGroup> {
     let mut bars: Vec<Bar> = names.iter().zip(lost).map(|(name, lost)| bar(name, lost, options)).collect();
     bars.sort_by(|a, b| b.mean.total_cmp(&a.mean));
     bars.into_iter().map(|bar| BarGroup { name: bar.name.clone(), bars: vec![bar] }).collect()
 }
 
-fn popularity(html: &mut String, seen: &Observations, names: &[&str]) {
+fn popularity(html: &mut String, observations: &Observations, names: &[&str]) {
     section(
         html,
         "Popularity bias",
-        "Share of the places in the lists by how often the item was bought in training, beside the share of what was bought.",
+        "Share of the slots in the lists, compared with the share of purchases, by purchases of the item in the training \
+         data.",
     );
-    let sum = |column: usize| seen.places.iter().map(|places| places[column]).sum::<u64>().max(1) as f64;
+    let sum = |column: usize| observations.slots.iter().map(|slots| slots[column]).sum::<u64>().max(1) as f64;
     let sums: [f64; 4] = std::array::from_fn(sum);
     let columns = [METHODS[0], METHODS[1], METHODS[2], "bought"];
-    let group = |(name, places): (&&str, &[u64; 4])| BarGroup {
+    let group = |(name, slots): (&&str, &[u64; 4])| BarGroup {
         name: (*name).to_owned(),
         bars: (0..4)
             .map(|column| {
-                let share = places[column] as f64 / sums[column];
+                let share = slots[column] as f64 / sums[column];
                 Bar { name: columns[column].to_owned(), mean: share, low: share, high: share }
             })
             .collect(),
     };
-    wide(html, &plots::bars(&names.iter().zip(&seen.places).map(group).collect::<Vec<_>>()));
+    wide(html, &plots::bars(&names.iter().zip(&observations.slots).map(group).collect::<Vec<_>>()));
 }
 
-/// Bins of about equal count: the mean prediction against the share that came. The error is the mean distance of both,
-/// weighted by count (expected calibration error, Naeini et al. 2015, with bins of equal count).
+/// Adds a calibration plot: mean prediction and observed rate in bins of about equal count. The error is the mean
+/// distance of both, weighted by count (expected calibration error, Naeini et al. 2015, with bins of equal count).
 fn calibration(html: &mut String, head: &str, observed: &[(f32, bool)]) {
     let mut sorted = observed.to_vec();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -326,11 +340,11 @@ fn calibration(html: &mut String, head: &str, observed: &[(f32, bool)]) {
         .map(|bin| {
             let count = bin.len() as f64;
             let predicted = bin.iter().map(|(probability, _)| f64::from(*probability)).sum::<f64>() / count;
-            (predicted, bin.iter().filter(|(_, came)| *came).count() as f64 / count, bin.len())
+            (predicted, bin.iter().filter(|(_, is_positive)| *is_positive).count() as f64 / count, bin.len())
         })
         .collect();
     let error: f64 =
-        points.iter().map(|(predicted, came, count)| (predicted - came).abs() * *count as f64).sum::<f64>()
+        points.iter().map(|(predicted, rate, count)| (predicted - rate).abs() * *count as f64).sum::<f64>()
             / sorted.len().max(1) as f64;
     section(
         html,
@@ -343,5 +357,5 @@ fn calibration(html: &mut String, head: &str, observed: &[(f32, bool)]) {
         ),
     );
     let line = Line { name: head.to_owned(), points: points.iter().map(|point| (point.0, point.1)).collect() };
-    wide(html, &plots::lines(&[line], "predicted", "came", true));
+    wide(html, &plots::lines(&[line], "predicted", "observed", true));
 }

@@ -1,10 +1,11 @@
-//! Product search on a judged catalogue: nDCG@10 and recall@100 of words, vectors, both, and both as the ranking model
-//! orders them.
+//! Benchmark of product search on a catalogue with relevance judgments: nDCG@10 and recall@100 of lexical search,
+//! vector search, their fusion, and the fusion ordered by the ranking model.
 //!
-//! The encoder learns from the catalogue's text alone. The ranking model learns from judgments, but never from those of a
-//! query that it orders (cross-validation over queries).
+//! The encoder is trained on the catalogue's text alone. The ranking model is trained on judgments, and
+//! cross-validation over queries ensures that it never orders a query of its training data.
 use super::{
     Progress,
+    onnx::ModelError,
     query_encoder::{QueryEncoderConfig, QueryEncoderData, train_query_encoder},
     query_side::{BUCKET_COUNT, title_samples},
     ranker::{RankerConfig, RankingData, RankingList, train_ranker},
@@ -32,16 +33,16 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-/// Places that nDCG looks at.
+/// Cut-off rank of nDCG.
 const NDCG_CUTOFF: usize = 10;
-/// Places that recall looks at; so many results are asked for.
+/// Cut-off rank of recall, and length of the result lists.
 const RECALL_CUTOFF: usize = 100;
-/// Candidates of each source, before fusion.
+/// Candidates per source before fusion.
 const SOURCE_COUNT: usize = 200;
-/// Parts that the queries are cut into: the ranking model that orders one has learned from the others.
+/// Folds of the queries in the cross-validation.
 const FOLDS: usize = 5;
 
-/// Why a search cannot be judged.
+/// Errors of [`search_benchmark`].
 #[derive(Debug, thiserror::Error)]
 pub enum SearchBenchmarkError {
     #[error("{path}: {source}")]
@@ -55,34 +56,35 @@ pub enum SearchBenchmarkError {
     #[error(transparent)]
     Index(#[from] FrozenError),
     #[error(transparent)]
-    Model(#[from] super::onnx::ModelError),
+    Model(#[from] ModelError),
     #[error(transparent)]
     Ranking(#[from] RankingError),
     #[error(transparent)]
     Sentence(#[from] SentenceError),
 }
 
-/// How well one way of searching does.
+/// Metrics of one search method.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct SearchQuality {
     pub method: &'static str,
-    /// Mean over the queries with a product of some worth.
+    /// Mean over the queries with a relevant product.
     pub ndcg_at_10: f64,
-    /// Of the good products; mean over the queries that have one.
+    /// Recall of the good products. Mean over the queries with a good product.
     pub recall_at_100: f64,
 }
 
+/// Result of [`search_benchmark`].
 #[derive(Debug, serde::Serialize)]
 pub struct SearchReport {
     pub products: usize,
-    /// With a product of some worth.
+    /// Queries with a relevant product.
     pub queries: usize,
     pub methods: Vec<SearchQuality>,
 }
 
 impl fmt::Display for SearchReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "{} products, {} queries with an answer", self.products, self.queries)?;
+        writeln!(f, "{} products, {} queries with a relevant product", self.products, self.queries)?;
         writeln!(f, "{:<10} {:>8} {:>11}", "", "nDCG@10", "recall@100")?;
         for method in &self.methods {
             writeln!(f, "{:<10} {:>8.4} {:>11.4}", method.method, method.ndcg_at_10, method.recall_at_100)?;
@@ -91,30 +93,31 @@ impl fmt::Display for SearchReport {
     }
 }
 
-/// What is searched, and how.
+/// Options of [`search_benchmark`].
 #[derive(Debug, Clone)]
 pub struct SearchBenchmarkOptions {
-    /// See [`search_benchmark`].
+    /// File of the products; see [`search_benchmark`].
     pub products: PathBuf,
+    /// File of the judgments; see [`search_benchmark`].
     pub judgments: PathBuf,
-    /// A directory with `model.onnx` and `tokenizer.json`; none: an encoder is trained on the titles.
+    /// A directory with `model.onnx` and `tokenizer.json`. If none, an encoder is trained on the titles.
     pub encoder: Option<PathBuf>,
     pub seed: u64,
 }
 
-/// What raters said of the products of a query.
-struct Judged {
+/// The judgments of one query.
+struct JudgedQuery {
     query: String,
-    /// By row: the gain of nDCG, and whether it counts as good.
+    /// By row: the gain in nDCG, and whether the product is good.
     gains: AHashMap<u32, (f64, bool)>,
 }
 
-/// Searches the whole catalogue for every judged query.
+/// Searches the whole catalogue for each judged query and computes the metrics of each method.
 ///
-/// `products`: .jsonl with `id`, `title`, and where known `name`, `supplier` or `brand`, `short_description` or
-/// `description`, `attr_t_…`; or .tsv with `product_uid` or `id`, and `title`. `judgments`: .tsv with `query`, `product_id`
-/// or `product_uid`, and `rating` (0 to 3; gain 2^r - 1, good from 2) or `relevance` (1 to 3; gain 2^(r-1) - 1, good from
-/// 2.33). Both plain, .gz or .zst.
+/// `products`: .jsonl with `id` and `title`, and optionally `name`, `supplier` or `brand`, `short_description` or
+/// `description`, `attr_t_…`; or .tsv with `product_uid` or `id`, and `title`. `judgments`: .tsv with `query`,
+/// `product_id` or `product_uid`, and `rating` (0 to 3; gain 2^r - 1, good from 2) or `relevance` (1 to 3; gain 2^(r-1)
+/// - 1, good from 2.33). Both plain, .gz or .zst.
 pub fn search_benchmark(
     options: &SearchBenchmarkOptions,
     runtime: &Runtime,
@@ -139,28 +142,28 @@ pub fn search_benchmark(
     };
     let index = FrozenGraph::build(&encoded.items, encoded.dimension, BuildConfig::default(), &|_| {})?;
 
-    let mut found: [Vec<Vec<u32>>; 3] = Default::default();
+    let mut results: [Vec<Vec<u32>>; 3] = Default::default();
     let mut lists = Vec::with_capacity(judged.len());
     for (done, (judged, vector)) in judged.iter().zip(&encoded.queries).enumerate() {
         progress(Progress { stage: "search", done: done + 1, total: encoded.queries.len(), loss: f32::NAN });
-        let words = lexical.search_all_then_any(&queries[done], SOURCE_COUNT, &|_| true)?.rows;
-        let near = vector.as_ref().map(|vector| index.search(vector, SOURCE_COUNT, 400)).unwrap_or_default();
+        let matches = lexical.search_all_then_any(&queries[done], SOURCE_COUNT, &|_| true)?.rows;
+        let neighbours = vector.as_ref().map(|vector| index.search(vector, SOURCE_COUNT, 400)).unwrap_or_default();
         let first = |list: &[(Row, f32)]| list.iter().take(RECALL_CUTOFF).map(|(row, _)| row.0).collect();
-        found[0].push(first(&words));
-        found[1].push(first(&near));
+        results[0].push(first(&matches));
+        results[1].push(first(&neighbours));
         let mut fusion = Fusion::new(items.len());
-        fusion.add(CandidateSource::Lexical, words);
-        fusion.add(CandidateSource::QueryVector, near);
+        fusion.add(CandidateSource::Lexical, matches);
+        fusion.add(CandidateSource::QueryVector, neighbours);
         let fused = fusion.finish(2 * SOURCE_COUNT);
-        found[2].push(fused.list.iter().take(RECALL_CUTOFF).map(|candidate| candidate.row.0).collect());
+        results[2].push(fused.list.iter().take(RECALL_CUTOFF).map(|candidate| candidate.row.0).collect());
         lists.push(list_of(&fused, &encoded, vector.as_deref(), judged));
     }
-    let ranked = rank_across(&lists, options.seed, runtime, progress)?;
-    let methods = ["lexical", "vector", "fused"].into_iter().zip(&found).chain([("ranked", &ranked)]);
+    let ranked = rank_by_cross_validation(&lists, options.seed, runtime, progress)?;
+    let methods = ["lexical", "vector", "fused"].into_iter().zip(&results).chain([("ranked", &ranked)]);
     Ok(SearchReport {
         products: items.len(),
         queries: judged.len(),
-        methods: methods.map(|(method, found)| quality(method, &judged, found)).collect(),
+        methods: methods.map(|(method, results)| quality(method, &judged, results)).collect(),
     })
 }
 
@@ -173,7 +176,7 @@ struct Encoded {
     queries: Vec<Option<Vec<f32>>>,
 }
 
-/// By a sentence encoder that was brought.
+/// Encodes with an external sentence encoder.
 fn encode_with(
     directory: &Path,
     items: &[Item],
@@ -195,7 +198,7 @@ fn encode_with(
     Ok(Encoded { dimension, items, queries: queries.chunks_exact(dimension).map(|q| Some(q.to_vec())).collect() })
 }
 
-/// By the subword encoder, trained on the titles.
+/// Encodes with the subword encoder, which it trains on the titles.
 fn encode_with_trained(
     items: &[Item],
     queries: &[String],
@@ -217,15 +220,15 @@ fn encode_with_trained(
     Ok(Encoded { dimension: VECTOR_DIM, items: trained.encode(&texts), queries })
 }
 
-/// The candidates of one query as the ranking model sees them, and their rows.
+/// The candidates of one query as a training list, with their rows.
 struct QueryList {
     rows: Vec<u32>,
     list: RankingList,
 }
 
-/// Those of the product's features that a query without a user has. [`lodestone_pipeline::features::append`] cannot make them: it
-/// reads a catalogue, whose vectors have [`VECTOR_DIM`] numbers.
-fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged: &Judged) -> QueryList {
+/// Computes the features that exist for a query without a user. [`lodestone_pipeline::features::append`] does not
+/// apply, because it reads a catalogue whose vectors have [`VECTOR_DIM`] dimensions.
+fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged: &JudgedQuery) -> QueryList {
     let best_gain = judged.gains.values().map(|(gain, _)| *gain).fold(f64::MIN_POSITIVE, f64::max);
     let names = ["query_similarity", "lexical_score", "lexical_score_relative", "retrieval_score"];
     let columns = names.map(|name| FEATURES.iter().position(|feature| *feature == name));
@@ -248,9 +251,9 @@ fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged
     QueryList { list: RankingList { features, labels: rows.iter().map(label).collect() }, rows }
 }
 
-/// Orders each list by a ranking model that has learned from the lists of other folds. Too few lists to learn from stay in
-/// the order of fusion.
-fn rank_across(
+/// Orders each list by a ranking model that was trained on the other folds. If there are too few lists for a training,
+/// they keep the order of fusion.
+fn rank_by_cross_validation(
     lists: &[QueryList],
     seed: u64,
     runtime: &Runtime,
@@ -262,15 +265,15 @@ fn rank_across(
         return Ok(ranked);
     }
     for fold in 0..FOLDS {
-        let (mut learn, mut validate) = (Vec::new(), Vec::new());
+        let (mut training, mut validation) = (Vec::new(), Vec::new());
         for (at, list) in lists.iter().enumerate().filter(|(at, _)| at % FOLDS != fold) {
             if list.list.labels.iter().any(|label| *label > 0.0) {
-                if (at / FOLDS).is_multiple_of(8) { &mut validate } else { &mut learn }.push(list.list.clone());
+                if (at / FOLDS).is_multiple_of(8) { &mut validation } else { &mut training }.push(list.list.clone());
             }
         }
         let config = RankerConfig { epochs_max: 40, patience: 3, seed, ..Default::default() };
         let heads = ["relevance".to_owned()];
-        let data = RankingData { lists: &learn, validation: &validate, feature_names: FEATURES, heads: &heads };
+        let data = RankingData { lists: &training, validation: &validation, feature_names: FEATURES, heads: &heads };
         let trained = train_ranker(data, &config, &AtomicBool::new(false), runtime, progress)?;
         let mut ranker = Ranker::open(runtime, &trained.onnx, Device::Cpu)?;
         for (at, list) in lists.iter().enumerate().skip(fold).step_by(FOLDS) {
@@ -280,26 +283,28 @@ fn rank_across(
             let scores = ranker.score(&list.list.features, list.rows.len())?;
             let mut order: Vec<usize> = (0..list.rows.len()).collect();
             order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
-            ranked[at] = order.into_iter().take(RECALL_CUTOFF).map(|place| list.rows[place]).collect();
+            ranked[at] = order.into_iter().take(RECALL_CUTOFF).map(|index| list.rows[index]).collect();
         }
     }
     Ok(ranked)
 }
 
-fn quality(method: &'static str, judged: &[Judged], found: &[Vec<u32>]) -> SearchQuality {
-    let discount = |place: usize| 1.0 / ((place + 2) as f64).log2();
+fn quality(method: &'static str, judged: &[JudgedQuery], results: &[Vec<u32>]) -> SearchQuality {
+    let discount = |position: usize| 1.0 / ((position + 2) as f64).log2();
     let (mut ndcg, mut recall, mut with_good) = (0.0, 0.0, 0usize);
-    for (judged, found) in judged.iter().zip(found) {
+    for (judged, result) in judged.iter().zip(results) {
         let gain = |row: &u32| judged.gains.get(row).map_or(0.0, |(gain, _)| *gain);
         let mut ideal: Vec<f64> = judged.gains.values().map(|(gain, _)| *gain).collect();
         ideal.sort_by(|a, b| b.total_cmp(a));
-        let best: f64 = ideal.iter().take(NDCG_CUTOFF).enumerate().map(|(place, gain)| gain * discount(place)).sum();
-        let got: f64 = found.iter().take(NDCG_CUTOFF).enumerate().map(|(place, row)| gain(row) * discount(place)).sum();
-        ndcg += got / best;
+        let best: f64 =
+            ideal.iter().take(NDCG_CUTOFF).enumerate().map(|(position, gain)| gain * discount(position)).sum();
+        let gained: f64 =
+            result.iter().take(NDCG_CUTOFF).enumerate().map(|(position, row)| gain(row) * discount(position)).sum();
+        ndcg += gained / best;
         let good = judged.gains.values().filter(|(_, good)| *good).count();
         if good > 0 {
             with_good += 1;
-            let hits = found.iter().filter(|row| judged.gains.get(row).is_some_and(|(_, good)| *good)).count();
+            let hits = result.iter().filter(|row| judged.gains.get(row).is_some_and(|(_, good)| *good)).count();
             recall += hits as f64 / good as f64;
         }
     }
@@ -310,40 +315,41 @@ fn quality(method: &'static str, judged: &[Judged], found: &[Vec<u32>]) -> Searc
     }
 }
 
-/// The lines of a text file, plain, .gz or .zst, and its name without that ending.
+/// Reads a text file, plain, .gz or .zst. Returns its name without that extension, and its lines.
 fn lines(path: &Path) -> Result<(String, Vec<String>), SearchBenchmarkError> {
     let io = |source| SearchBenchmarkError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io)?;
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
     let (plain, reader) = decompress(&name, file).map_err(io)?;
-    let mut found = Vec::new();
+    let mut lines = Vec::new();
     for (number, line) in BufReader::new(reader).lines().enumerate() {
         let problem = |error: io::Error| error.to_string();
         let path = || path.to_owned();
-        found.push(line.map_err(|e| SearchBenchmarkError::Line {
+        lines.push(line.map_err(|e| SearchBenchmarkError::Line {
             path: path(),
             line: number + 1,
             problem: problem(e),
         })?);
     }
-    Ok((plain.to_owned(), found))
+    Ok((plain.to_owned(), lines))
 }
 
-/// The places of columns in a header of tab-separated names; each may have several names.
+/// Returns the indices of columns in a tab-separated header. A column may have several names.
 fn columns<const N: usize>(
     path: &Path,
     header: &str,
-    wanted: [&[&str]; N],
+    columns: [&[&str]; N],
 ) -> Result<[usize; N], SearchBenchmarkError> {
     let names: Vec<&str> = header.split('\t').collect();
-    let mut places = [0; N];
-    for (place, wanted) in places.iter_mut().zip(wanted) {
-        *place = names.iter().position(|name| wanted.contains(name)).ok_or_else(|| SearchBenchmarkError::File {
-            path: path.to_owned(),
-            problem: format!("column {} is missing; found: {}", wanted.join(" or "), names.join(", ")),
-        })?;
+    let mut indices = [0; N];
+    for (index, alternatives) in indices.iter_mut().zip(columns) {
+        *index =
+            names.iter().position(|name| alternatives.contains(name)).ok_or_else(|| SearchBenchmarkError::File {
+                path: path.to_owned(),
+                problem: format!("column {} is missing; the file has {}", alternatives.join(" or "), names.join(", ")),
+            })?;
     }
-    Ok(places)
+    Ok(indices)
 }
 
 fn read_products(path: &Path) -> Result<Vec<Item>, SearchBenchmarkError> {
@@ -374,11 +380,11 @@ fn read_products(path: &Path) -> Result<Vec<Item>, SearchBenchmarkError> {
         let [id, title] = columns(path, header, [&["product_uid", "product_id", "id"], &["title"]])?;
         for (number, line) in lines.iter().enumerate().skip(1) {
             let fields: Vec<&str> = line.split('\t').collect();
-            let field = |place: usize| fields.get(place).copied().unwrap_or_default();
+            let field = |index: usize| fields.get(index).copied().unwrap_or_default();
             items.push(Item::titled(parse(number + 1, field(id))?, field(title)));
         }
     } else {
-        let problem = "products are .jsonl or .tsv, plain, .gz or .zst".to_owned();
+        let problem = "unknown format; products are .jsonl or .tsv, plain, .gz or .zst".to_owned();
         return Err(SearchBenchmarkError::File { path: path.to_owned(), problem });
     }
     if items.len() < 2 {
@@ -388,34 +394,34 @@ fn read_products(path: &Path) -> Result<Vec<Item>, SearchBenchmarkError> {
     Ok(items)
 }
 
-/// Queries with a product of some worth, in the order of the file.
-fn read_judgments(path: &Path, rows: &AHashMap<&str, u32>) -> Result<Vec<Judged>, SearchBenchmarkError> {
+/// Reads the queries with a relevant product, in the order of the file.
+fn read_judgments(path: &Path, rows: &AHashMap<&str, u32>) -> Result<Vec<JudgedQuery>, SearchBenchmarkError> {
     let (_, lines) = lines(path)?;
     let header = lines.first().map_or("", String::as_str);
     let graded = header.split('\t').any(|name| name == "rating");
     let grade: &[&str] = if graded { &["rating"] } else { &["relevance"] };
     let [query, product, grade] = columns(path, header, [&["query"], &["product_id", "product_uid"], grade])?;
-    let mut judged: Vec<Judged> = Vec::new();
-    let mut places: AHashMap<String, usize> = AHashMap::new();
+    let mut judged: Vec<JudgedQuery> = Vec::new();
+    let mut index_of: AHashMap<String, usize> = AHashMap::new();
     for (number, line) in lines.iter().enumerate().skip(1) {
         let at = |problem: String| SearchBenchmarkError::Line { path: path.to_owned(), line: number + 1, problem };
         let fields: Vec<&str> = line.split('\t').collect();
-        let field = |place: usize| fields.get(place).copied().unwrap_or_default();
-        let row = *rows.get(field(product)).ok_or_else(|| at(format!("there is no product `{}`", field(product))))?;
-        let value: f64 = field(grade).parse().map_err(|_| at(format!("`{}` is no number", field(grade))))?;
+        let field = |index: usize| fields.get(index).copied().unwrap_or_default();
+        let row = *rows.get(field(product)).ok_or_else(|| at(format!("product `{}` is unknown", field(product))))?;
+        let value: f64 = field(grade).parse().map_err(|_| at(format!("`{}` is not a number", field(grade))))?;
         let gain = match graded {
             true => (value.exp2() - 1.0, value >= 2.0),
             false => ((value - 1.0).exp2() - 1.0, value >= 2.33),
         };
-        let place = *places.entry(field(query).to_owned()).or_insert(judged.len());
-        if place == judged.len() {
-            judged.push(Judged { query: field(query).to_owned(), gains: AHashMap::new() });
+        let index = *index_of.entry(field(query).to_owned()).or_insert(judged.len());
+        if index == judged.len() {
+            judged.push(JudgedQuery { query: field(query).to_owned(), gains: AHashMap::new() });
         }
-        judged[place].gains.insert(row, gain);
+        judged[index].gains.insert(row, gain);
     }
     judged.retain(|judged| judged.gains.values().any(|(gain, _)| *gain > 0.0));
     if judged.is_empty() {
-        let problem = "has no query with a product of some worth".to_owned();
+        let problem = "has no query with a relevant product".to_owned();
         return Err(SearchBenchmarkError::File { path: path.to_owned(), problem });
     }
     Ok(judged)

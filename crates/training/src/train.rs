@@ -1,157 +1,69 @@
-//! From a shop's data to a bundle.
+//! Training of a bundle from a shop's data.
 use super::{
     Progress,
-    checkpoint::{self, Checkpoint, Found},
+    checkpoint::{self, Checkpoint, CheckpointUse},
     counts,
-    lists::{head_weight, ranking_lists},
+    error::TrainError,
+    lists::{ListInput, head_weight, ranking_lists},
     losses::LossCurves,
-    onnx::{ExportCheck, ModelError},
+    onnx::ExportCheck,
+    options::TrainOptions,
     query_side::{BUCKET_COUNT, QuerySide, embed_with, learned_query_side},
     ranker::{RankerConfig, RankingData, TrainedRanker, train_ranker},
-    replay::{Choice, baskets, choices, time_at_share},
-    sequence::{ItemText, Pause, SequenceError},
-    user_encoder::{UserSample, train_user_encoder, user_samples},
-    warm::{EncoderWeights, Start, WarmStart},
+    replay::{Interaction, baskets, interactions, time_at_share},
+    sequence::{ItemText, Pause},
+    user_encoder::{UserEncoderData, UserSample, train_user_encoder, user_samples},
+    warm_start::{EarlierBundle, EncoderWeights, WarmStart},
 };
 use ahash::AHashMap;
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
-use lodestone_dataset::{self as dataset, DatasetError};
+use lodestone_dataset as dataset;
 use lodestone_events::Event;
-use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Precision, VectorError, check_vector};
+use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Precision, check_vector};
 use lodestone_pipeline::{
-    Generation, GenerationError, GoldenError, Models, RequestContext,
-    bundle::{Bundle, BundleError, Head, Manifest},
-    context,
+    Generation, Models,
+    bundle::{Bundle, Head, Manifest},
     features::FEATURES,
     golden_requests,
-    ranking::{Device, RankingError, Runtime, SentenceEncoder, SentenceError},
-    retrieve,
+    ranking::{Device, Runtime, SentenceEncoder},
 };
 use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
-};
+use std::{fs, path::Path, sync::Arc, time::Instant};
 
-/// How a bundle is trained.
-#[derive(Debug, Clone)]
-pub struct TrainOptions {
-    pub seed: u64,
-    /// Share of the baskets, by time, that encoders and counts learn from before the ranker's labels begin.
-    pub encoder_share: f64,
-    /// Share after which nothing is learned: what comes later is left for `evaluate`.
-    pub trained_share: f64,
-    /// Ranking lists at most.
-    pub lists_max: usize,
-    /// A directory with `model.onnx` and `tokenizer.json` of a sentence encoder, instead of one learned on the titles.
-    pub query_encoder: Option<PathBuf>,
-    /// A bundle whose encoders the training begins with, where it can.
-    pub warm_start: Option<PathBuf>,
-    pub name: String,
-    pub now: UnixMillis,
-    /// When it becomes true, the training leaves a checkpoint and ends with [`TrainError::Stopped`].
-    pub stop: Arc<AtomicBool>,
-}
-
-impl TrainOptions {
-    pub fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// What decides what is learned, for a checkpoint's fingerprint.
-    fn settings(&self) -> String {
-        format!("{} {} {}", self.seed, self.encoder_share, self.trained_share)
-    }
-}
-
-impl Default for TrainOptions {
-    fn default() -> Self {
-        Self {
-            seed: 1,
-            encoder_share: 0.75,
-            trained_share: 0.9,
-            lists_max: 3000,
-            query_encoder: None,
-            warm_start: None,
-            name: "bundle".to_owned(),
-            now: UnixMillis(0),
-            stop: Arc::default(),
-        }
-    }
-}
-
-/// What a training did.
+/// Result of [`train`].
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct TrainReport {
     pub item_count: usize,
-    /// Events by which somebody chose something.
-    pub choice_count: usize,
-    /// Windows of histories that the user encoder learned from.
+    /// Positive interactions with known items.
+    #[serde(rename = "choice_count")]
+    pub interaction_count: usize,
+    /// Windows of histories in the user encoder's training data.
     pub sample_count: usize,
-    /// Until the user encoder was at its best.
+    /// Epochs up to the user encoder's best one.
     pub epoch_count: usize,
     pub list_count: usize,
     pub heads: Vec<String>,
-    /// Loss on what early stopping watched: user encoder, ranker.
+    /// Validation losses of the user encoder and the ranker.
     pub validation_losses: [f32; 2],
-    /// Model and the greatest difference between its ONNX export and the trained original.
+    /// By model: the greatest difference between its ONNX export and the trained original.
     pub exports: Vec<(String, f32)>,
-    pub checkpoint: Found,
-    pub start: Start,
-    /// By stage.
+    pub checkpoint: CheckpointUse,
+    pub start: WarmStart,
+    /// Duration of each stage.
     pub seconds: Vec<(&'static str, f64)>,
-    /// The most memory that the process had so far; none where the system does not tell.
+    /// Peak resident memory of the process; none if the system does not report it.
     pub memory_bytes_max: Option<u64>,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum TrainError {
-    #[error(transparent)]
-    Dataset(#[from] DatasetError),
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    #[error(transparent)]
-    Generation(#[from] GenerationError),
-    #[error(transparent)]
-    Ranking(#[from] RankingError),
-    #[error(transparent)]
-    Model(#[from] super::onnx::ModelError),
-    #[error(transparent)]
-    Index(#[from] FrozenError),
-    #[error(transparent)]
-    Sentence(#[from] SentenceError),
-    #[error("{space} vector of item {item}: {source}")]
-    Vector { space: &'static str, item: ItemId, source: VectorError },
-    #[error("{0}")]
-    TooLittle(String),
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Golden(#[from] GoldenError),
-    #[error("the training was stopped")]
-    Stopped,
-}
-
-impl TrainError {
-    fn is_stop(&self) -> bool {
-        matches!(self, Self::Stopped | Self::Model(ModelError::Sequence(SequenceError::Stopped) | ModelError::Stopped))
-    }
-}
-
-/// Share of what the encoder may know, the latest, that early stopping watches.
+/// Share of the encoders' interactions, the newest, that early stopping uses.
 const VALIDATION_SHARE: f64 = 0.08;
-/// Fewer choices teach nothing.
-const CHOICES_MIN: usize = 20;
+/// Fewest interactions for a training.
+const INTERACTIONS_MIN: usize = 20;
 
-/// Trains every model on `data` (canonical Parquet) and writes the bundle to `out`. A training that is stopped leaves a
-/// checkpoint beside `out`; the next one with the same data and settings goes on from it.
+/// Trains all models on `data` (canonical Parquet) and writes the bundle to `out`. A stopped training leaves a
+/// checkpoint next to `out`, from which the next one with the same data and settings resumes.
 pub fn train(
     data: &Path,
     out: &Path,
@@ -159,34 +71,33 @@ pub fn train(
     options: &TrainOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainReport, TrainError> {
-    let place = checkpoint::path_for(out);
+    let path = checkpoint::path_for(out);
     let mut files = vec![data.join("items.parquet"), data.join("events.parquet")];
     if let Some(directory) = &options.query_encoder {
         files.extend(["model.onnx", "tokenizer.json"].map(|name| directory.join(name)));
     }
     if let Some(directory) = &options.warm_start {
-        // It has the sums of all other files.
+        // The manifest contains the checksums of all other files.
         files.push(directory.join("manifest.json"));
     }
     let shop = Shop::read(data, options)?;
     let fingerprint = checkpoint::fingerprint(&files, &options.settings())
         .map_err(|(path, source)| TrainError::Io { path, source })?;
-    let (found, resumed) = Checkpoint::read(&place, &fingerprint);
-    let mut learned =
-        Learned { checkpoint: found, query: None, curves: LossCurves::default(), stages: Stages::begin() };
+    let (checkpoint, checkpoint_use) = Checkpoint::read(&path, &fingerprint);
+    let mut training = Training { checkpoint, query: None, curves: LossCurves::default(), stages: StageTimes::start() };
     let mut pause = Pause { wanted: Some(&options.stop), state: None };
-    let result = learned.bundle(&shop, runtime, options, &mut pause, progress);
+    let result = training.bundle(&shop, runtime, options, &mut pause, progress);
     match result {
         Ok((mut bundle, report)) => {
             bundle.golden = Some(golden_requests(&bundle, runtime)?);
             bundle.write(out)?;
-            let _ = fs::remove_file(&place);
-            Ok(TrainReport { checkpoint: resumed, ..report })
+            let _ = fs::remove_file(&path);
+            Ok(TrainReport { checkpoint: checkpoint_use, ..report })
         }
         Err(error) if error.is_stop() => {
-            if let Some(query) = &learned.query {
-                let written = Checkpoint::new(&fingerprint, query, pause.state.take()).write(&place);
-                written.map_err(|source| TrainError::Io { path: place, source })?;
+            if let Some(query) = &training.query {
+                let written = Checkpoint::new(&fingerprint, query, pause.state.take()).write(&path);
+                written.map_err(|source| TrainError::Io { path, source })?;
             }
             Err(TrainError::Stopped)
         }
@@ -194,15 +105,15 @@ pub fn train(
     }
 }
 
-/// A shop's data, and the times that divide them.
+/// A shop's data, and the times that split them.
 struct Shop {
     items: Vec<Item>,
     row_of: AHashMap<ItemId, u32>,
-    choices: Vec<Choice>,
+    interactions: Vec<Interaction>,
     events: Vec<Event>,
-    /// From here on the ranking model's labels begin; the encoders learn from what came before.
+    /// Start of the ranking model's labels. The encoders learn from earlier events.
     labels_from: UnixMillis,
-    /// From here on nothing is known.
+    /// End of the training data.
     trained_until: UnixMillis,
 }
 
@@ -212,30 +123,30 @@ impl Shop {
         let lines = dataset::read_history(data)?;
         let row_of: AHashMap<ItemId, u32> =
             items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
-        let choices = choices(&lines, &row_of);
-        if items.len() < 2 || choices.len() < CHOICES_MIN {
+        let interactions = interactions(&lines, &row_of);
+        if items.len() < 2 || interactions.len() < INTERACTIONS_MIN {
             return Err(TrainError::TooLittle(format!(
-                "{} items, and {} events by which one of them was chosen (viewed, put into a cart, bought …), are too few to \
-                 learn from; at least 2 and {CHOICES_MIN} are needed",
+                "{} items and {} positive interactions with them (views, carts, purchases, …) are too few for a training; \
+                 it needs at least 2 and {INTERACTIONS_MIN}",
                 items.len(),
-                choices.len()
+                interactions.len()
             )));
         }
-        let labels_from = time_at_share(&choices, options.encoder_share);
-        let trained_until = time_at_share(&choices, options.trained_share);
-        Ok(Self { items, row_of, choices, events: dataset::into_events(lines), labels_from, trained_until })
+        let labels_from = time_at_share(&interactions, options.encoder_share);
+        let trained_until = time_at_share(&interactions, options.trained_share);
+        Ok(Self { items, row_of, interactions, events: dataset::into_events(lines), labels_from, trained_until })
     }
 
-    fn choices_before(&self, end: UnixMillis) -> &[Choice] {
-        &self.choices[..self.choices.partition_point(|choice| choice.at < end)]
+    fn interactions_before(&self, end: UnixMillis) -> &[Interaction] {
+        &self.interactions[..self.interactions.partition_point(|interaction| interaction.at < end)]
     }
 
-    /// From here on the encoders' training is stopped by what came; they learn from what came before.
+    /// Returns the start of the encoders' validation data. They learn from earlier events.
     fn validated_from(&self) -> UnixMillis {
-        time_at_share(self.choices_before(self.labels_from), 1.0 - VALIDATION_SHARE)
+        time_at_share(self.interactions_before(self.labels_from), 1.0 - VALIDATION_SHARE)
     }
 
-    /// Windows to learn from, and later ones to stop by.
+    /// Returns windows of histories for training and later ones for validation.
     fn user_samples(&self) -> [Vec<UserSample>; 2] {
         let split = self.validated_from();
         let samples = |times| user_samples(&self.events, &self.row_of, times);
@@ -243,33 +154,33 @@ impl Shop {
     }
 }
 
-/// A training under way.
-struct Learned {
+/// A running training.
+struct Training {
     checkpoint: Option<Checkpoint>,
-    /// Once it is learned.
+    /// None until it is trained.
     query: Option<QuerySide>,
     curves: LossCurves,
-    stages: Stages,
+    stages: StageTimes,
 }
 
-/// How long the stages took.
-struct Stages {
+/// Durations of the stages.
+struct StageTimes {
     seconds: Vec<(&'static str, f64)>,
-    begun: Instant,
+    started: Instant,
 }
 
-impl Stages {
-    fn begin() -> Self {
-        Self { seconds: Vec::new(), begun: Instant::now() }
+impl StageTimes {
+    fn start() -> Self {
+        Self { seconds: Vec::new(), started: Instant::now() }
     }
 
     fn end(&mut self, name: &'static str) {
-        self.seconds.push((name, self.begun.elapsed().as_secs_f64()));
-        self.begun = Instant::now();
+        self.seconds.push((name, self.started.elapsed().as_secs_f64()));
+        self.started = Instant::now();
     }
 }
 
-impl Learned {
+impl Training {
     fn bundle(
         &mut self,
         shop: &Shop,
@@ -290,8 +201,8 @@ impl Learned {
             (Some(checkpoint), _) => checkpoint.query_side(),
             (None, Some(directory)) => embed_with(directory, &shop.items, runtime, progress)?,
             (None, None) => {
-                let start = warm.as_ref().and_then(WarmStart::query_encoder);
-                learned_query_side(&shop.items, options, start, &mut exports, runtime, progress)?
+                let initial = warm.as_ref().and_then(EarlierBundle::query_encoder);
+                learned_query_side(&shop.items, options, initial, &mut exports, runtime, progress)?
             }
         };
         pause.state = checkpoint.take().and_then(|checkpoint| checkpoint.user_encoder);
@@ -308,20 +219,21 @@ impl Learned {
             pause.state = Some(warm.user_encoder(&shop.items, &text, samples.len(), seed)?);
         }
         drop(warm);
-        let user = train_user_encoder(&text, item_count, &samples, &validation, seed, pause, runtime, progress)?;
+        let data = UserEncoderData { text: &text, item_count, samples: &samples, validation: &validation };
+        let user = train_user_encoder(&data, seed, pause, runtime, progress)?;
         exports.push(user.check.clone());
         check_item_vectors("item", &shop.items, &user.item_vectors, VECTOR_DIM)?;
         stages.end("user encoder");
 
-        let early = shop.choices_before(shop.labels_from);
+        let early = shop.interactions_before(shop.labels_from);
         let mut bundle = Bundle {
             manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, BUCKET_COUNT),
             item_vectors: freeze(&user.item_vectors, VECTOR_DIM)?,
             title_vectors: freeze(&side.title_vectors, title_dimension)?,
             encoder_weights: Some(EncoderWeights::of(&user, shop.validated_from()).encode_to_vec()),
             text_projection: user.text_projection,
-            transitions: counts::next_choice(early, item_count),
-            co_purchases: counts::together(&baskets(early), item_count),
+            transitions: counts::transitions(early, item_count),
+            co_purchases: counts::co_purchases(&baskets(early), item_count),
             user_encoder: user.onnx,
             query_encoder: side.model.clone(),
             tokenizer: side.tokenizer.clone(),
@@ -331,16 +243,16 @@ impl Learned {
             items: shop.items.clone(),
         };
         stages.end("indexes and counts");
-        let (ranker, heads, list_count) = learn_ranker(&bundle, shop, runtime, options, stages, progress)?;
+        let (ranker, heads, list_count) = train_on_replay(&bundle, shop, runtime, options, stages, progress)?;
         exports.push(ranker.check.clone());
         curves.add("user encoder, validation", &user.validation_losses);
         curves.add("ranker, validation", &ranker.validation_losses);
-        bundle.training = Some(serde_json::to_vec(&curves.thinned()).expect("numbers become JSON"));
+        bundle.training = Some(serde_json::to_vec(&curves.thinned()).expect("finite numbers serialise to JSON"));
 
-        // The counts cost nothing: they learn up to the end of what may be known.
-        let known = shop.choices_before(shop.trained_until);
-        bundle.transitions = counts::next_choice(known, item_count);
-        bundle.co_purchases = counts::together(&baskets(known), item_count);
+        // Counts need no labels, so the final ones use all training data.
+        let all = shop.interactions_before(shop.trained_until);
+        bundle.transitions = counts::transitions(all, item_count);
+        bundle.co_purchases = counts::co_purchases(&baskets(all), item_count);
         bundle.ranker = ranker.onnx;
         bundle.manifest.heads = heads
             .iter()
@@ -349,14 +261,14 @@ impl Learned {
             .collect();
         let report = TrainReport {
             item_count,
-            choice_count: shop.choices.len(),
+            interaction_count: shop.interactions.len(),
             sample_count: samples.len(),
             epoch_count: user.epochs,
             list_count,
             heads,
             validation_losses: [user.validation_loss, ranker.validation_loss],
             exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
-            checkpoint: Found::Nothing,
+            checkpoint: CheckpointUse::Nothing,
             start,
             seconds: stages.seconds.clone(),
             memory_bytes_max: memory_bytes_max(),
@@ -365,20 +277,26 @@ impl Learned {
     }
 }
 
-/// Replays what the encoders have not seen, and learns from it. Gives the ranking model, its heads, and how many lists it has seen.
-fn learn_ranker(
+/// Trains the ranking model on a replay of the events after the encoders' data. Returns the model, its heads, and the
+/// number of its lists.
+fn train_on_replay(
     bundle: &Bundle,
     shop: &Shop,
     runtime: &Runtime,
     options: &TrainOptions,
-    stages: &mut Stages,
+    stages: &mut StageTimes,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(TrainedRanker, Vec<String>, usize), TrainError> {
     let mut models = Models::open(runtime, bundle, Device::Cpu)?;
     let generation = Generation::standalone(copy_for_replay(bundle), 1024)?;
-    let times = shop.labels_from..shop.trained_until;
-    let with = (options, &mut StdRng::seed_from_u64(options.seed));
-    let lists = ranking_lists(&generation, &mut models, &shop.items, &shop.events, times, with, progress)?;
+    let input = ListInput {
+        generation: &generation,
+        items: &shop.items,
+        events: &shop.events,
+        times: shop.labels_from..shop.trained_until,
+        options,
+    };
+    let lists = ranking_lists(&input, &mut models, &mut StdRng::seed_from_u64(options.seed), progress)?;
     drop((generation, models));
     stages.end("replay");
 
@@ -391,28 +309,28 @@ fn learn_ranker(
     Ok((ranker, lists.heads, list_count))
 }
 
-/// The greatest resident size of this process so far, as Linux tells it.
+/// Returns the peak resident size of this process, from Linux's `/proc/self/status`.
 fn memory_bytes_max() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
-/// The bundle that the training begins with, if one is given and can be used, and what is told of it.
-fn warm_start(shop: &Shop, options: &TrainOptions) -> Result<(Option<WarmStart>, Start), TrainError> {
-    let Some(directory) = &options.warm_start else { return Ok((None, Start::RandomWeights)) };
+/// Opens the bundle of the warm start, if the options name one that can be used. The second value is for the report.
+fn warm_start(shop: &Shop, options: &TrainOptions) -> Result<(Option<EarlierBundle>, WarmStart), TrainError> {
+    let Some(directory) = &options.warm_start else { return Ok((None, WarmStart::RandomWeights)) };
     let sentence = options.query_encoder.as_deref().map(SentenceEncoder::read).transpose()?;
     let sentence = sentence.as_ref().map(|[model, _]| model.as_slice());
-    Ok(match WarmStart::open(directory, sentence, shop.validated_from())? {
-        Ok(warm) => {
-            let start = warm.start(&shop.items);
-            (Some(warm), start)
+    Ok(match EarlierBundle::open(directory, sentence, shop.validated_from())? {
+        Ok(bundle) => {
+            let start = bundle.warm_start(&shop.items);
+            (Some(bundle), start)
         }
-        Err(reason) => (None, Start::BundleNotUsed { reason }),
+        Err(reason) => (None, WarmStart::BundleNotUsed { reason }),
     })
 }
 
-/// Refuses vectors that an index could not take, by the item's name.
+/// Checks that an index accepts the vectors. The error names the item.
 pub(super) fn check_item_vectors(
     space: &'static str,
     items: &[Item],
@@ -429,26 +347,12 @@ pub(super) fn check_item_vectors(
     Ok(())
 }
 
-/// Runs the first stage as serving runs it, with the default limits and without a filter. The context has the candidates
-/// afterwards.
-pub(super) fn retrieve_candidates<'a>(context: &mut RequestContext<'a>, models: &mut Models, query: Option<&'a str>) {
-    context.sent_query = query;
-    let contexts = std::slice::from_mut(context);
-    context::encode_queries(contexts, models);
-    context::encode_users(contexts, models);
-    let input = context.retrieval_input();
-    context.candidates = match query {
-        Some(_) => retrieve::for_query(&input).unwrap_or_default(),
-        None => retrieve::for_user(&input),
-    };
-}
-
 pub(super) fn freeze(vectors: &[f32], dimensions: usize) -> Result<Arc<FrozenGraph>, FrozenError> {
     let config = BuildConfig { precision: Precision::Int12, ..BuildConfig::default() };
     FrozenGraph::build(vectors, dimensions, config, &|_| {}).map(Arc::new)
 }
 
-/// The bundle so far, for a generation that replays.
+/// Copies the parts of a bundle that a replay needs besides the models.
 fn copy_for_replay(bundle: &Bundle) -> Bundle {
     Bundle {
         manifest: bundle.manifest.clone(),

@@ -1,7 +1,9 @@
-//! The user encoder of a bundle: the transformer of `sequence`, learned from what users chose next, written as ONNX.
+//! The user encoder of a bundle: the transformer of `sequence`, trained to predict a user's next interactions, exported
+//! to ONNX.
 //!
-//! It reads a user's latest events: an item's vector, the kind of the event, and the time since the event before. An item's
-//! vector is one of its own plus its text's vector times a learned projection, so that an item without any event has one too.
+//! Its input is a user's latest events: an item's vector, the kind of the event, and the time since the event before.
+//! An item's vector is a vector of its own plus its text's vector times a trained projection, so that an item without
+//! events has one too.
 use super::{
     Progress,
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
@@ -26,25 +28,26 @@ use lodestone_pipeline::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::ops::Range;
 
-/// Kinds of events that the encoder tells apart.
+/// Size of the encoder's table of event kinds.
 const KINDS: usize = 16;
-/// Rows of the exported table of positions; older events share the last.
+/// Rows of the exported position table. Older events share the last row.
 const POSITIONS: usize = 64;
-/// Share of the items whose own vectors are left out of a step.
+/// Share of the items whose own vectors are dropped in a step.
 const RESIDUAL_DROPOUT: f32 = 0.1;
-/// Epochs where nothing is held back to stop by.
-const UNWATCHED_EPOCHS: usize = 10;
-/// A window's first events have little before them; they are asked about in the window before.
+/// Epochs without validation data.
+const UNVALIDATED_EPOCHS: usize = 10;
+/// Fewest events before a target in a window. A window's first events are targets in the window before, because they
+/// have little context here.
 const CONTEXT_MIN: usize = ENCODED_EVENTS_MAX / 2;
 
-/// A window of a user's history, at most [`ENCODED_EVENTS_MAX`] events, and what was chosen after some of them.
+/// A window of a user's history, at most [`ENCODED_EVENTS_MAX`] events, and the targets after some of them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct UserSample {
     pub items: Vec<u32>,
     pub kinds: Vec<u8>,
     /// ln(1 + days) since the event before.
     pub gaps: Vec<f32>,
-    pub asked: Vec<Asked>,
+    pub targets: Vec<Asked>,
 }
 
 impl UserSample {
@@ -53,8 +56,8 @@ impl UserSample {
     }
 }
 
-/// How much a choice of this kind teaches.
-fn share(kind: EventKind) -> f32 {
+/// Returns the loss weight of an interaction of this kind.
+fn loss_weight(kind: EventKind) -> f32 {
     match kind {
         EventKind::Purchase => 1.0,
         EventKind::AddToCart | EventKind::Favorite => 0.7,
@@ -62,8 +65,9 @@ fn share(kind: EventKind) -> f32 {
     }
 }
 
-/// One event of a history with what it is about.
+/// One event of a history.
 struct Step {
+    /// Range in the rows of the history.
     rows: Range<usize>,
     at: UnixMillis,
     kind: EventKind,
@@ -71,52 +75,53 @@ struct Step {
 
 /// A user's events, oldest first.
 #[derive(Default)]
-struct Past {
-    /// Items of all events, one after the other.
+struct History {
+    /// Items of all events in order.
     rows: Vec<u32>,
     kinds: Vec<u8>,
     at: Vec<UnixMillis>,
     steps: Vec<Step>,
 }
 
-/// For each choice within `times` that has a history: what came before it, and its items. Items of one event are chosen
-/// together: their order says nothing. `events` are in time order; none after `times` is looked at.
+/// Builds windows of the users' histories. Each positive interaction within `times` that has a history is a target
+/// once. The items of one event are a set without order. `events` are in time order; those at or after the end of
+/// `times` are ignored.
 pub(crate) fn user_samples(
     events: &[Event],
     row_of: &AHashMap<ItemId, u32>,
     times: Range<UnixMillis>,
 ) -> Vec<UserSample> {
-    let mut pasts: AHashMap<&UserId, Past> = AHashMap::new();
+    let mut histories: AHashMap<&UserId, History> = AHashMap::new();
     let mut order: Vec<&UserId> = Vec::new();
     for event in events.iter().take_while(|event| event.at < times.end) {
         if !event.kind.needs_items() || event.kind == EventKind::Impression {
             continue;
         }
-        let past = pasts.entry(&event.user).or_insert_with(|| {
+        let history = histories.entry(&event.user).or_insert_with(|| {
             order.push(&event.user);
-            Past::default()
+            History::default()
         });
-        let begin = past.rows.len();
+        let begin = history.rows.len();
         for row in event.lines.iter().filter_map(|line| row_of.get(&line.item)) {
-            past.rows.push(*row);
-            past.kinds.push(event.kind as u8);
-            past.at.push(event.at);
+            history.rows.push(*row);
+            history.kinds.push(event.kind as u8);
+            history.at.push(event.at);
         }
-        past.steps.push(Step { rows: begin..past.rows.len(), at: event.at, kind: event.kind });
+        history.steps.push(Step { rows: begin..history.rows.len(), at: event.at, kind: event.kind });
     }
-    order.into_iter().flat_map(|user| pasts[user].windows(times.start)).collect()
+    order.into_iter().flat_map(|user| histories[user].windows(times.start)).collect()
 }
 
-impl Past {
-    /// Windows such that each choice since `from`, of the latest [`HISTORY_MAX`] events, is asked once, with at least
-    /// [`CONTEXT_MIN`] events before it or all.
+impl History {
+    /// Returns windows in which each positive interaction since `from`, among the latest [`HISTORY_MAX`] events, is a
+    /// target once, with at least [`CONTEXT_MIN`] events or the whole history before it.
     fn windows(&self, from: UnixMillis) -> Vec<UserSample> {
         let earliest = self.rows.len().saturating_sub(HISTORY_MAX).max(1);
-        let is_asked = |step: &&Step| {
+        let is_target = |step: &&Step| {
             step.at >= from && step.kind.is_positive() && step.rows.start >= earliest && !step.rows.is_empty()
         };
-        let asked: Vec<&Step> = self.steps.iter().filter(is_asked).collect();
-        let (mut windows, mut rest) = (Vec::new(), &asked[..]);
+        let targets: Vec<&Step> = self.steps.iter().filter(is_target).collect();
+        let (mut windows, mut rest) = (Vec::new(), &targets[..]);
         while let Some(last) = rest.last() {
             let end = last.rows.start;
             let begin = end.saturating_sub(ENCODED_EVENTS_MAX);
@@ -129,27 +134,27 @@ impl Past {
         windows
     }
 
-    fn window(&self, range: Range<usize>, asked: &[&Step]) -> UserSample {
-        let gap = |place: usize| match place == range.start {
+    fn window(&self, range: Range<usize>, targets: &[&Step]) -> UserSample {
+        let gap = |index: usize| match index == range.start {
             true => 0.0,
-            false => self.at[place].days_since(self.at[place - 1]).max(0.0).ln_1p(),
+            false => self.at[index].days_since(self.at[index - 1]).max(0.0).ln_1p(),
         };
         let mut sample = UserSample {
             items: self.rows[range.clone()].to_vec(),
             kinds: self.kinds[range.clone()].to_vec(),
             gaps: range.clone().map(gap).collect(),
-            asked: Vec::with_capacity(asked.len()),
+            targets: Vec::with_capacity(targets.len()),
         };
-        for step in asked {
+        for step in targets {
             let mut rows = self.rows[step.rows.clone()].to_vec();
             rows.sort_unstable();
             rows.dedup();
-            let share = share(step.kind) / rows.len() as f32;
+            let weight = loss_weight(step.kind) / rows.len() as f32;
             let event = (step.rows.start - 1 - range.start) as u32;
-            // Two events between which nothing else was read are one moment.
-            match sample.asked.last_mut().filter(|(last, _)| *last == event) {
-                Some((_, chosen)) => chosen.extend(rows.into_iter().map(|row| (row, share))),
-                None => sample.asked.push((event, rows.into_iter().map(|row| (row, share)).collect())),
+            // Two interactions with the same input are one target.
+            match sample.targets.last_mut().filter(|(last, _)| *last == event) {
+                Some((_, items)) => items.extend(rows.into_iter().map(|row| (row, weight))),
+                None => sample.targets.push((event, rows.into_iter().map(|row| (row, weight)).collect())),
             }
         }
         sample
@@ -161,8 +166,9 @@ pub(crate) struct TrainedUserEncoder {
     pub item_vectors: Vec<f32>,
     /// `[text width × VECTOR_DIM]`.
     pub text_projection: Vec<f32>,
-    /// Of the encoder, flat, and of the items' vectors: for a training that begins with them.
+    /// Weights of the encoder, flat, for a warm start.
     pub weights: Vec<f32>,
+    /// Lengths of the item vectors before normalisation, for a warm start.
     pub item_lengths: Vec<f32>,
     pub onnx: Vec<u8>,
     pub check: ExportCheck,
@@ -172,35 +178,42 @@ pub(crate) struct TrainedUserEncoder {
     pub epochs: usize,
 }
 
-/// Learns the encoder and the item vectors; the loss on `validation` decides when it stops.
-#[allow(clippy::too_many_arguments)]
+/// Training data of the user encoder.
+pub(crate) struct UserEncoderData<'a> {
+    pub text: &'a ItemText,
+    pub item_count: usize,
+    pub samples: &'a [UserSample],
+    /// For early stopping; may be empty.
+    pub validation: &'a [UserSample],
+}
+
+/// Trains the encoder and the item vectors, with early stopping on the validation loss.
 pub(crate) fn train_user_encoder(
-    text: &ItemText,
-    item_count: usize,
-    samples: &[UserSample],
-    validation: &[UserSample],
+    data: &UserEncoderData,
     seed: u64,
     pause: &mut Pause,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedUserEncoder, ModelError> {
+    let UserEncoderData { text, item_count, samples, validation } = *data;
     if samples.is_empty() {
         return Err(ModelError::TooLittle(
-            "nobody chose twice: a user encoder needs users with at least two events at different times".to_owned(),
+            "no user has two positive interactions at different times; the user encoder needs users who have"
+                .to_owned(),
         ));
     }
     let mut config = config(samples, item_count, seed);
-    let asked: Vec<(Tokens, &[(u32, f32)])> = validation.iter().flat_map(moments).collect();
+    let targets: Vec<(Tokens, &[(u32, f32)])> = validation.iter().flat_map(targets).collect();
     let samples: Vec<Sample> =
-        samples.iter().map(|sample| Sample::Choices { tokens: sample.tokens(), asked: &sample.asked }).collect();
-    if asked.is_empty() {
-        config.epochs_max = UNWATCHED_EPOCHS;
+        samples.iter().map(|sample| Sample::Choices { tokens: sample.tokens(), asked: &sample.targets }).collect();
+    if targets.is_empty() {
+        config.epochs_max = UNVALIDATED_EPOCHS;
     }
     let mut epoch = 0.0;
     let mut validate = |encoder: &SequenceEncoder| {
         epoch += 1.0;
-        // With nothing to stop by, the last epoch is the best.
-        if asked.is_empty() { epoch } else { -encoder_loss(encoder, &asked) }
+        // Without validation data, the last epoch is the best.
+        if targets.is_empty() { epoch } else { -encoder_loss(encoder, &targets) }
     };
     let trained = train_encoder(&samples, item_count, text, &config, pause, &mut validate, &mut |step| {
         progress(Progress { stage: "user encoder", ..step });
@@ -224,33 +237,33 @@ pub(crate) fn train_user_encoder(
     })
 }
 
-/// Settings for data of this size.
+/// Returns the settings for data of this size.
 fn config(samples: &[UserSample], item_count: usize, seed: u64) -> EncoderConfig {
     let lengths = samples.iter().map(|sample| sample.items.len()).collect();
-    let targets = samples.iter().map(|sample| sample.asked.len()).sum();
+    let targets = samples.iter().map(|sample| sample.targets.len()).sum();
     let threads = rayon::current_num_threads();
     let mut config = EncoderConfig::for_sizes(lengths, targets, item_count, threads, seed);
     config.shape.kinds = KINDS;
-    // However long the histories of the training are, in serving they get longer.
+    // Histories in serving may be longer than those of the training data.
     config.shape.positions = ENCODED_EVENTS_MAX;
     config.residual_dropout = RESIDUAL_DROPOUT;
     config
 }
 
-/// The moments of a sample: what was read, and what was chosen then.
-fn moments(sample: &UserSample) -> impl Iterator<Item = (Tokens<'_>, &[(u32, f32)])> {
-    sample.asked.iter().map(|(event, chosen)| {
+/// Returns the targets of a sample, each with the events before it.
+fn targets(sample: &UserSample) -> impl Iterator<Item = (Tokens<'_>, &[(u32, f32)])> {
+    sample.targets.iter().map(|(event, items)| {
         let end = *event as usize + 1;
         let tokens = Tokens { items: &sample.items[..end], kinds: &sample.kinds[..end], gaps: &sample.gaps[..end] };
-        (tokens, chosen.as_slice())
+        (tokens, items.as_slice())
     })
 }
 
-/// The encoder as a graph with the inputs of [`UserEncoder`]. All events go through all blocks but the last, of which only
-/// the latest event's output is wanted.
+/// Exports the encoder as an ONNX graph with the inputs of [`UserEncoder`]. The last block computes the latest event's
+/// output only.
 fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
     let (d, weights) = (VECTOR_DIM, encoder.weights());
-    assert!(encoder.width() == d && encoder.shape().heads == 1, "the trainer's shape is that of bundles");
+    assert!(encoder.width() == d && encoder.shape().heads == 1, "the encoder has the shape of bundles");
     let mut graph = GraphWriter::new("user_encoder");
     let (batch, length) = (|| Dim::Any("batch"), || Dim::Any("length"));
     graph.float_input("items", &[batch(), length(), Dim::Is(d)]);
@@ -263,7 +276,7 @@ fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
     }
     graph.weights("one", &[1], &[1.0]);
 
-    // 0 for the latest, which is the last row of the trained table.
+    // Position 0 is the latest event, which is the last row of the trained table.
     let rows = encoder.shape().positions;
     let latest_first: Vec<f32> =
         (0..POSITIONS).flat_map(|at| weights.positions[(rows - 1 - at.min(rows - 1)) * d..][..d].to_vec()).collect();
@@ -276,7 +289,7 @@ fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
     graph.node("Add", &["tokens1", "kind_vectors"], "tokens2", &[]);
     graph.node("Add", &["tokens2", "gap_vectors"], "tokens", &[]);
 
-    // What is missing is not read; of the rest, each event reads itself and those before it, whose positions are greater.
+    // Padding is masked. Each event attends to itself and to earlier events, which have greater positions.
     graph.weights("masked", &[1], &[-MASKED]);
     graph.node("Sub", &["mask", "one"], "mask_less_one", &[]);
     graph.node("Mul", &["mask_less_one", "masked"], "missing2", &[]);
@@ -292,8 +305,11 @@ fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
     let mut x = "tokens".to_owned();
     let last = weights.blocks.len() - 1;
     for (index, block) in weights.blocks.iter().enumerate() {
-        let bias = if index == last { "missing" } else { "missing_or_later" };
-        x = write_block(&mut graph, &format!("block{index}"), block, &x, bias, index == last);
+        let (bias, queries) = match index == last {
+            true => ("missing", Queries::Latest),
+            false => ("missing_or_later", Queries::All),
+        };
+        x = write_block(&mut graph, &format!("block{index}"), block, &x, bias, queries);
     }
     graph.node("Squeeze", &[&x, "axis_1"], "latest", &[]);
     write_norm(&mut graph, "latest", "latest_normed", weights.norm);
@@ -304,7 +320,14 @@ fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
 
 const MASKED: f32 = -1e4;
 
-/// From ages, ln(1 + days), to vectors by ln(1 + days since the event before).
+/// Events for which a block computes outputs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Queries {
+    All,
+    Latest,
+}
+
+/// Computes vectors of ln(1 + days since the event before) from ages, which are ln(1 + days).
 fn gaps(graph: &mut GraphWriter, gap: &[f32]) {
     graph.node("Exp", &["ages"], "days_and_one", &[]);
     graph.node("Slice", &["days_and_one", "axis_0", "axis_1", "axis_1"], "oldest", &[]);
@@ -319,25 +342,25 @@ fn gaps(graph: &mut GraphWriter, gap: &[f32]) {
     graph.node("Mul", &["gaps", "gap_vector"], "gap_vectors", &[]);
 }
 
-/// One block; gives the name of its output: of all events, or of the latest alone.
+/// Writes one block and returns the name of its output.
 fn write_block(
     graph: &mut GraphWriter,
     name: &str,
     block: &BlockWeights,
     x: &str,
     bias: &str,
-    latest_alone: bool,
+    queries: Queries,
 ) -> String {
     let d = VECTOR_DIM;
     let of = |part: &str| format!("{name}.{part}");
     write_norm(graph, x, &of("normed"), block.norm);
     let (mut own, mut own_normed) = (x.to_owned(), of("normed"));
-    if latest_alone {
+    if queries == Queries::Latest {
         (own, own_normed) = (of("latest"), of("latest_normed"));
         graph.node("Slice", &[x, "axis_last", "end", "axis_1"], &own, &[]);
         graph.node("Slice", &[&of("normed"), "axis_last", "end", "axis_1"], &own_normed, &[]);
     }
-    // Queries are scaled here rather than their products.
+    // Scales the weights of the queries instead of the attention scores.
     let scale = 1.0 / (d as f32).sqrt();
     for (part, at, input, scale) in
         [("query", 0, &own_normed, scale), ("key", 1, &of("normed"), 1.0), ("value", 2, &of("normed"), 1.0)]
@@ -377,7 +400,7 @@ fn write_norm(graph: &mut GraphWriter, input: &str, output: &str, gain_and_bias:
     graph.node("LayerNormalization", &[input, &gain, &bias], output, &attributes);
 }
 
-/// Compares ONNX Runtime with the trained encoder on random histories of every length, alone and padded together.
+/// Compares ONNX Runtime with the trained encoder on random histories of each length, alone and in one padded batch.
 fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<ExportCheck, ModelError> {
     let mut session = UserEncoder::open(runtime, onnx, Device::Cpu)?;
     let mut rng = StdRng::seed_from_u64(7);
@@ -392,17 +415,17 @@ fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<Ex
             ages: days.iter().map(|days| days.ln_1p()).collect(),
         };
         let kinds: Vec<u8> = input.kinds.iter().map(|kind| *kind as u8).collect();
-        let gap = |place: usize| if place == 0 { 0.0 } else { (days[place - 1] - days[place]).ln_1p() };
+        let gap = |index: usize| if index == 0 { 0.0 } else { (days[index - 1] - days[index]).ln_1p() };
         let gaps: Vec<f32> = (0..length).map(gap).collect();
         let tokens = Tokens { items: &[], kinds: &kinds, gaps: &gaps };
         let expected = encoder.encode_direction(&input.items, tokens);
         pairs.push((expected, session.encode_batch(std::slice::from_ref(&input))?));
         inputs.push(input);
     }
-    // LoadedGeneration together, each history is padded to the longest.
-    let together = session.encode_batch(&inputs)?;
+    // In one batch, each history is padded to the longest.
+    let batch = session.encode_batch(&inputs)?;
     let alone: Vec<f32> = pairs.iter().flat_map(|(_, alone)| alone.iter().copied()).collect();
-    pairs.push((alone, together));
+    pairs.push((alone, batch));
     compare("user_encoder", &pairs)
 }
 
@@ -410,7 +433,7 @@ fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<Ex
 mod tests {
     use super::*;
     use lodestone_core::ids::EventId;
-    use lodestone_events::{Attribution, EventLine};
+    use lodestone_events::EventLine;
 
     fn event(kind: EventKind, hour: i64, items: &[u32]) -> Event {
         let line = |item: &u32| EventLine {
@@ -419,21 +442,8 @@ mod tests {
             price: None,
             rank: 0,
         };
-        Event {
-            id: EventId::parse("e").unwrap(),
-            kind,
-            user: UserId::signed_in("p").unwrap(),
-            session: String::new(),
-            at: UnixMillis(hour * 3_600_000),
-            lines: items.iter().map(line).collect(),
-            query: String::new(),
-            order: String::new(),
-            stars: 0,
-            coupon: String::new(),
-            categories: Vec::new(),
-            currency: String::new(),
-            attribution: Attribution::None,
-        }
+        let (user, at) = (UserId::signed_in("p").unwrap(), UnixMillis(hour * 3_600_000));
+        Event { lines: items.iter().map(line).collect(), ..Event::new(EventId::parse("e").unwrap(), kind, user, at) }
     }
 
     fn samples(events: &[Event], hours: Range<i64>) -> Vec<UserSample> {
@@ -443,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_basket_is_foretold_as_a_set_by_what_came_before_it() {
+    fn a_basket_is_one_target_set_after_its_history() {
         let events = [
             event(EventKind::Purchase, 0, &[1, 2]),
             event(EventKind::Refund, 24, &[1]),
@@ -454,25 +464,25 @@ mod tests {
         assert_eq!((&sample.items[..], &sample.kinds[..]), (&[1, 2, 1, 4, 3, 4][..], &[10, 10, 11, 10, 10, 10][..]));
         let day = 2.0f32.ln();
         assert!(sample.gaps.iter().zip([0.0, 0.0, day, day, 0.0, 0.0]).all(|(a, b)| (a - b).abs() < 1e-6));
-        let asked = [(2, vec![(3, 0.5), (4, 0.5)]), (5, vec![(5, 0.4)])];
-        assert_eq!(sample.asked, asked);
-        assert!(samples(&events, 0..48).is_empty(), "the basket is not before the end");
-        assert_eq!(samples(&events, 60..100)[0].asked, asked[1..], "what came before is read, not asked");
+        let targets = [(2, vec![(3, 0.5), (4, 0.5)]), (5, vec![(5, 0.4)])];
+        assert_eq!(sample.targets, targets);
+        assert!(samples(&events, 0..48).is_empty(), "the basket is at the end, which is exclusive");
+        assert_eq!(samples(&events, 60..100)[0].targets, targets[1..], "earlier interactions are input only");
     }
 
     #[test]
-    fn windows_ask_each_choice_once_with_enough_before_it() {
+    fn windows_contain_each_interaction_as_target_once_with_enough_context() {
         let events: Vec<Event> = (0..333).map(|hour| event(EventKind::View, hour, &[hour as u32])).collect();
-        let mut asked = Vec::new();
+        let mut targets = Vec::new();
         for sample in samples(&events, 0..1000) {
             assert!(sample.items.len() <= ENCODED_EVENTS_MAX && sample.gaps[0] == 0.0);
-            for (event, chosen) in &sample.asked {
-                let item = chosen[0].0;
-                assert_eq!(sample.items[*event as usize] + 1, item, "it follows the event it is asked at");
+            for (event, items) in &sample.targets {
+                let item = items[0].0;
+                assert_eq!(sample.items[*event as usize] + 1, item, "the target follows its event");
                 assert!(*event as usize + 1 >= CONTEXT_MIN.min(item as usize), "{event} events before {item}");
-                asked.push(item);
+                targets.push(item);
             }
         }
-        assert_eq!(asked, (1..333).collect::<Vec<u32>>());
+        assert_eq!(targets, (1..333).collect::<Vec<u32>>());
     }
 }

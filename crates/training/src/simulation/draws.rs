@@ -1,6 +1,6 @@
-//! Random numbers by name.
+//! Keyed random numbers.
 
-/// What a number decides; the first part of its name.
+/// The decision that a random number is for: the first part of its key.
 #[derive(Debug, Clone, Copy)]
 #[repr(u64)]
 pub enum Purpose {
@@ -17,8 +17,8 @@ pub enum Purpose {
     Shelf,
 }
 
-/// Random numbers that depend on what they are for, not on how many were drawn before. So the same shopper meets the same luck in
-/// every arm of an experiment (common random numbers), and what differs between arms comes from the lists.
+/// Random numbers that depend on their key and the seed only, not on the number of earlier draws. So all arms of an
+/// experiment share common random numbers, and they differ by the lists alone.
 #[derive(Debug, Clone, Copy)]
 pub struct Draws {
     seed: u64,
@@ -29,28 +29,29 @@ impl Draws {
         Self { seed }
     }
 
-    /// In `[0, 1)`.
-    pub fn uniform(self, purpose: Purpose, name: &[u64]) -> f64 {
+    /// Returns a number in `[0, 1)`.
+    pub fn uniform(self, purpose: Purpose, key: &[u64]) -> f64 {
         let mut state = mixed(self.seed ^ mixed(purpose as u64));
-        for part in name {
+        for part in key {
             state = mixed(state ^ part.wrapping_add(0x9E37_79B9_7F4A_7C15));
         }
         (state >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Of mean 0 and variance 1, by Box and Muller's transform.
-    pub fn normal(self, purpose: Purpose, name: &[u64]) -> f64 {
-        let part = |last: u64| self.uniform(purpose, &[name, &[last]].concat());
+    /// Returns a normally distributed number of mean 0 and variance 1, by the Box-Muller transform.
+    pub fn normal(self, purpose: Purpose, key: &[u64]) -> f64 {
+        let part = |last: u64| self.uniform(purpose, &[key, &[last]].concat());
         (-2.0 * (1.0 - part(0)).ln()).sqrt() * (std::f64::consts::TAU * part(1)).cos()
     }
 
-    /// A whole number below `count`, which must be above 0.
-    pub fn below(self, count: usize, purpose: Purpose, name: &[u64]) -> usize {
-        ((self.uniform(purpose, name) * count as f64) as usize).min(count - 1)
+    /// Returns an integer below `count`, which must be positive.
+    pub fn below(self, count: usize, purpose: Purpose, key: &[u64]) -> usize {
+        ((self.uniform(purpose, key) * count as f64) as usize).min(count - 1)
     }
 
-    pub fn happens(self, probability: f64, purpose: Purpose, name: &[u64]) -> bool {
-        self.uniform(purpose, name) < probability
+    /// Returns true with the given probability.
+    pub fn happens(self, probability: f64, purpose: Purpose, key: &[u64]) -> bool {
+        self.uniform(purpose, key) < probability
     }
 }
 
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_spread_evenly_and_differ_by_every_part_of_their_name() {
+    fn numbers_are_uniform_and_depend_on_each_part_of_their_key() {
         let draws = Draws::new(1);
         let numbers: Vec<f64> = (0..10_000).map(|n| draws.uniform(Purpose::Click, &[n, 7])).collect();
         assert!(numbers.iter().all(|number| (0.0..1.0).contains(number)));

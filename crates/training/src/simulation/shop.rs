@@ -1,4 +1,4 @@
-//! A made catalogue whose products have known properties.
+//! A simulated catalogue of products with known properties.
 use super::{
     SimulationConfig,
     draws::{Draws, Purpose},
@@ -9,32 +9,32 @@ use lodestone_core::{
     units::{PriceMicros, UnixMillis},
 };
 
-/// What a product is. Whoever bought one may soon want its companion, the next in the list.
+/// Product kinds. A buyer of one kind may soon need its complement, the next in the list.
 pub(super) const KINDS: [&str; 12] =
     ["mug", "teapot", "tray", "lamp", "candle", "vase", "cushion", "blanket", "rug", "notebook", "pen", "calendar"];
-/// What a product looks like.
+/// Styles of products.
 pub(super) const STYLES: [&str; 8] = ["rustic", "floral", "striped", "retro", "nordic", "velvet", "golden", "woven"];
-/// Words that nobody has a taste for.
+/// Words of titles for which no shopper has a preference.
 const COLOURS: [&str; 6] = ["red", "blue", "green", "grey", "cream", "black"];
 const RANGES: [&str; 10] =
     ["abbey", "bramley", "camden", "dorset", "exmoor", "fenwick", "granby", "harlow", "islay", "jura"];
-/// Share of the products that come into the shop during the watched days.
+/// Share of the products that are launched during the simulated days.
 const LAUNCHED_SHARE: f64 = 0.2;
-/// How much the style of the season gains, and the one before it loses, over the watched days.
+/// Utility that the style in fashion gains, and the one before it loses, over the simulated days.
 const FASHION: f64 = 0.8;
-/// Spread of the quality of products.
+/// Standard deviation of the quality of products.
 const QUALITY: f64 = 0.4;
 
-/// A product with what shoppers see in it.
+/// A product with the properties that shoppers react to.
 #[derive(Debug, Clone)]
 pub struct Product {
-    /// Place in [`KINDS`].
+    /// Index in [`KINDS`].
     pub kind: usize,
-    /// Place in [`STYLES`].
+    /// Index in [`STYLES`].
     pub style: usize,
-    /// What everyone likes about it; 0 in the mean.
+    /// Utility for every shopper; 0 on average.
     pub quality: f64,
-    /// The watched day on whose morning it comes into the shop; none: it was always there.
+    /// The simulated day on which it is launched; none for a product of the first catalogue.
     pub launch_day: Option<usize>,
     pub title: String,
     pub price: PriceMicros,
@@ -44,7 +44,7 @@ pub struct Product {
 #[derive(Debug, Clone)]
 pub struct Shop {
     pub products: Vec<Product>,
-    /// The style of the season and the one that it follows.
+    /// The style that comes into fashion, and the one that goes out of fashion.
     fashion: [usize; 2],
     day_count: usize,
 }
@@ -56,7 +56,7 @@ impl Shop {
             let (kind, style) = (number % KINDS.len(), part(STYLES.len(), 0));
             let title = [STYLES[style], COLOURS[part(COLOURS.len(), 1)], KINDS[kind], RANGES[part(RANGES.len(), 2)]];
             let is_launched = draws.happens(LAUNCHED_SHARE, Purpose::Launch, &[number as u64]);
-            // Not on the first day: the first bundle and its server begin with the same catalogue.
+            // Not on the first day, because the first bundle and its server begin with the same catalogue.
             let launch_day = (is_launched && config.day_count > 1)
                 .then(|| 1 + draws.below(config.day_count - 1, Purpose::Launch, &[number as u64, 1]));
             Product {
@@ -76,7 +76,7 @@ impl Shop {
         }
     }
 
-    /// What the season adds to a style on a day; nothing before the first watched day.
+    /// Returns the utility that fashion adds to a style on a day; 0 before the first simulated day.
     pub fn fashion(&self, style: usize, day: i64) -> f64 {
         let share = (day.max(0) as f64 / self.day_count.max(1) as f64).min(1.0);
         match self.fashion.iter().position(|fashion| *fashion == style) {
@@ -86,16 +86,17 @@ impl Shop {
         }
     }
 
+    /// Whether the product was launched by this day.
     pub fn is_offered(&self, product: usize, day: i64) -> bool {
         self.products[product].launch_day.is_none_or(|launch| launch as i64 <= day)
     }
 
-    /// Products that come into the shop on this morning; none: those that were always there.
+    /// Returns the products that are launched on this day, or for none those of the first catalogue.
     pub fn launched(&self, day: Option<usize>) -> impl Iterator<Item = usize> {
         (0..self.products.len()).filter(move |product| self.products[*product].launch_day == day)
     }
 
-    /// As the shop would describe it. `first_offered`: when it came into the shop.
+    /// Returns the catalogue item of a product. `first_offered` is its launch time.
     pub fn item(&self, product: usize, first_offered: Option<UnixMillis>) -> Item {
         let Product { kind, title, price, .. } = &self.products[product];
         let id = ItemId::parse(&id_of(product)).expect("digits are an id");
@@ -108,17 +109,17 @@ impl Shop {
     }
 }
 
-/// The id of a product.
+/// Returns the item id of a product.
 pub fn id_of(product: usize) -> String {
     format!("p{product:04}")
 }
 
-/// The product with this id.
+/// Returns the product with this item id.
 pub fn product_of(id: &str) -> Option<usize> {
     id.strip_prefix('p')?.parse().ok()
 }
 
-/// The kind that is wanted after this one.
-pub(super) fn companion(kind: usize) -> usize {
+/// Returns the kind that complements this one.
+pub(super) fn complement(kind: usize) -> usize {
     (kind + 1) % KINDS.len()
 }

@@ -1,76 +1,80 @@
-//! A made shopper: known tastes that drift, and what they do with a list.
+//! A simulated shopper: known tastes that drift, and reactions to lists.
 use super::{
     draws::{Draws, Purpose},
-    shop::{KINDS, STYLES, Shop, companion},
+    shop::{KINDS, STYLES, Shop, complement},
 };
 use std::collections::BTreeMap;
 
-const LOVED_KINDS: usize = 3;
-const LOVED_STYLES: usize = 2;
-/// What a loved or other kind, and a loved or other style, are worth.
-const KIND_WORTH: [f64; 2] = [1.5, -1.0];
-const STYLE_WORTH: [f64; 2] = [1.0, -0.6];
-/// A kind that goes with something just bought is worth so much more, for so many days.
-const NEED_WORTH: f64 = 1.5;
+const PREFERRED_KINDS: usize = 3;
+const PREFERRED_STYLES: usize = 2;
+/// Utilities of a preferred and another kind, and of a preferred and another style.
+const KIND_UTILITY: [f64; 2] = [1.5, -1.0];
+const STYLE_UTILITY: [f64; 2] = [1.0, -0.6];
+/// Utility that a needed kind gains, and the days for which a purchase causes a need for its complement.
+const NEED_UTILITY: f64 = 1.5;
 const NEED_DAYS: i64 = 5;
-/// Probability on a day that a loved kind, a loved style gives way to another.
+/// Daily probabilities that another kind, or another style, replaces a preferred one.
 const DRIFT: [f64; 2] = [0.05, 0.03];
-/// What is owned is not wanted again; a third of the kinds is used up after some days.
-const OWNED_WORTH: f64 = -4.0;
+/// Utility that an owned product loses. A third of the kinds is used up after some days.
+const OWNED_UTILITY: f64 = -4.0;
 const USED_UP_DAYS: i64 = 10;
-/// A place is looked at with the probability `rank ^ -EXAMINE_POWER` (the position-based model of clicks).
+/// A rank is examined with the probability `rank ^ -EXAMINE_POWER` (position-based click model).
 const EXAMINE_POWER: f64 = 0.7;
-/// What is looked at is clicked with the probability `σ(SLOPE · (worth − CLICK_FROM))`, and what is clicked is bought likewise.
+/// An examined product is clicked with the probability `σ(SLOPE · (utility − CLICK_FROM))`, a clicked one bought with
+/// `σ(SLOPE · (utility − BUY_FROM))`.
 const SLOPE: f64 = 1.5;
 const CLICK_FROM: f64 = 1.5;
 const BUY_FROM: f64 = 2.5;
+/// Most purchases from one list.
 const BOUGHT_MAX: usize = 3;
-/// A visit on a day has the probability `σ(VISIT_BASE + VISIT_SLOPE · satisfaction)`: 0.15 for nobody's shop, 0.65 at the best.
+/// The probability of a visit on a day is `σ(VISIT_BASE + VISIT_SLOPE · satisfaction)`: 0.15 at satisfaction 0, 0.66 at
+/// 1.
 const VISIT_BASE: f64 = -1.75;
 const VISIT_SLOPE: f64 = 2.4;
-/// How much the last visit weighs in the satisfaction.
+/// Weight of the last visit in the satisfaction.
 const LAST_VISIT: f64 = 0.35;
+/// Probability that a visit includes a search, and that its query names a style.
 const SEARCHES: f64 = 0.3;
 const SEARCH_NAMES_STYLE: f64 = 0.5;
 
-/// Someone whose tastes are known.
+/// A simulated shopper.
 #[derive(Debug, Clone)]
 pub struct Shopper {
     number: u64,
     kinds: Vec<usize>,
     styles: Vec<usize>,
-    /// 0 to 1: how much the last visits gave.
+    /// Running mean over visits, 0 to 1.
     satisfaction: f64,
     /// Products with the day of the last purchase.
     owned: BTreeMap<usize, i64>,
-    /// A kind that goes with something just bought, and until when it is wanted.
+    /// The needed kind and the last day of the need.
     need: Option<(usize, i64)>,
 }
 
-/// What a shopper wants to see.
+/// The list that a shopper requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wish {
+pub enum Intent {
     FirstPage,
     Search(String),
 }
 
-/// A product of a list that was clicked.
+/// A click on a product of a list.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reaction {
     pub product: usize,
     /// From 1.
     pub rank: usize,
     pub is_bought: bool,
-    worth: f64,
+    utility: f64,
 }
 
 impl Shopper {
     pub fn new(number: usize, draws: Draws) -> Self {
         let number = number as u64;
-        let some = |count: usize, of: usize, what: u64| {
+        let sample = |count: usize, of: usize, dimension: u64| {
             let mut all: Vec<usize> = (0..of).collect();
             all.sort_by(|a, b| {
-                let order = |x: &usize| draws.uniform(Purpose::Taste, &[number, what, *x as u64]);
+                let order = |x: &usize| draws.uniform(Purpose::Taste, &[number, dimension, *x as u64]);
                 order(a).total_cmp(&order(b))
             });
             all.truncate(count);
@@ -78,8 +82,8 @@ impl Shopper {
         };
         Self {
             number,
-            kinds: some(LOVED_KINDS, KINDS.len(), 0),
-            styles: some(LOVED_STYLES, STYLES.len(), 1),
+            kinds: sample(PREFERRED_KINDS, KINDS.len(), 0),
+            styles: sample(PREFERRED_STYLES, STYLES.len(), 1),
             satisfaction: 0.4,
             owned: BTreeMap::new(),
             need: None,
@@ -98,106 +102,106 @@ impl Shopper {
         self.satisfaction
     }
 
-    /// A night passes: a taste may give way to another, the same for every arm.
-    pub fn begin_day(&mut self, day: i64, draws: Draws) {
-        let name = |part: u64| [self.number, day as u64, part];
-        for (what, loved, of) in [(0, &mut self.kinds, KINDS.len()), (1, &mut self.styles, STYLES.len())] {
-            if draws.happens(DRIFT[what], Purpose::Drift, &name(what as u64)) {
-                let place = draws.below(loved.len(), Purpose::Drift, &name(2 + what as u64));
-                let from = draws.below(of, Purpose::Drift, &name(4 + what as u64));
-                // The first that is not loved yet.
-                if let Some(new) = (0..of).map(|step| (from + step) % of).find(|new| !loved.contains(new)) {
-                    loved[place] = new;
+    /// Starts a day: tastes may drift, the same in every arm, and needs expire.
+    pub fn start_day(&mut self, day: i64, draws: Draws) {
+        let key = |part: u64| [self.number, day as u64, part];
+        for (dimension, preferred, of) in [(0, &mut self.kinds, KINDS.len()), (1, &mut self.styles, STYLES.len())] {
+            if draws.happens(DRIFT[dimension], Purpose::Drift, &key(dimension as u64)) {
+                let index = draws.below(preferred.len(), Purpose::Drift, &key(2 + dimension as u64));
+                let from = draws.below(of, Purpose::Drift, &key(4 + dimension as u64));
+                // The first from `from` on that is not preferred yet.
+                if let Some(new) = (0..of).map(|step| (from + step) % of).find(|new| !preferred.contains(new)) {
+                    preferred[index] = new;
                 }
             }
         }
         self.need = self.need.filter(|(_, until)| day <= *until);
     }
 
-    /// Whether they come on this day.
-    pub fn comes(&self, day: i64, draws: Draws) -> bool {
+    /// Whether the shopper visits on this day.
+    pub fn visits(&self, day: i64, draws: Draws) -> bool {
         let probability = logistic(VISIT_BASE + VISIT_SLOPE * self.satisfaction);
         draws.happens(probability, Purpose::Visit, &[self.number, day as u64])
     }
 
-    /// When on a day they come, as a share of it.
+    /// Returns the time of a visit, as a share of the day.
     pub fn hour(&self, day: i64, draws: Draws) -> f64 {
         draws.uniform(Purpose::Hour, &[self.number, day as u64])
     }
 
-    /// What they ask the shop for with the list number `list` of a visit: first its first page, then perhaps a search for what they
-    /// need or a kind that they love. None: they leave.
-    pub fn asks(&self, list: usize, day: i64, draws: Draws) -> Option<Wish> {
-        let name = |part: u64| [self.number, day as u64, part];
+    /// Returns the intent of list number `list` of a visit: first the first page, then perhaps a search for a needed or
+    /// preferred kind. None ends the visit.
+    pub fn next_intent(&self, list: usize, day: i64, draws: Draws) -> Option<Intent> {
+        let key = |part: u64| [self.number, day as u64, part];
         match list {
-            0 => return Some(Wish::FirstPage),
-            1 if draws.happens(SEARCHES, Purpose::Search, &name(0)) => {}
+            0 => return Some(Intent::FirstPage),
+            1 if draws.happens(SEARCHES, Purpose::Search, &key(0)) => {}
             _ => return None,
         }
         let kind = match self.need {
             Some((kind, _)) => kind,
-            None => self.kinds[draws.below(self.kinds.len(), Purpose::Search, &name(1))],
+            None => self.kinds[draws.below(self.kinds.len(), Purpose::Search, &key(1))],
         };
-        let style = self.styles[draws.below(self.styles.len(), Purpose::Search, &name(2))];
-        Some(Wish::Search(match draws.happens(SEARCH_NAMES_STYLE, Purpose::Search, &name(3)) {
+        let style = self.styles[draws.below(self.styles.len(), Purpose::Search, &key(2))];
+        Some(Intent::Search(match draws.happens(SEARCH_NAMES_STYLE, Purpose::Search, &key(3)) {
             true => format!("{} {}", STYLES[style], KINDS[kind]),
             false => KINDS[kind].to_owned(),
         }))
     }
 
-    /// What a product is worth to them; 0 leaves them cold.
-    pub fn worth(&self, product: usize, shop: &Shop, day: i64) -> f64 {
+    /// Returns the utility of a product.
+    pub fn utility(&self, product: usize, shop: &Shop, day: i64) -> f64 {
         let of = &shop.products[product];
-        let mut worth = of.quality + shop.fashion(of.style, day);
-        worth += KIND_WORTH[usize::from(!self.kinds.contains(&of.kind))];
-        worth += STYLE_WORTH[usize::from(!self.styles.contains(&of.style))];
+        let mut utility = of.quality + shop.fashion(of.style, day);
+        utility += KIND_UTILITY[usize::from(!self.kinds.contains(&of.kind))];
+        utility += STYLE_UTILITY[usize::from(!self.styles.contains(&of.style))];
         if self.need.is_some_and(|(kind, _)| kind == of.kind) {
-            worth += NEED_WORTH;
+            utility += NEED_UTILITY;
         }
         let is_used_up = |bought: &i64| of.kind.is_multiple_of(3) && day - bought >= USED_UP_DAYS;
         if self.owned.get(&product).is_some_and(|bought| !is_used_up(bought)) {
-            worth += OWNED_WORTH;
+            utility += OWNED_UTILITY;
         }
-        worth
+        utility
     }
 
-    /// Looks at a list from its top. `list`: which list of the visit it is. The same product at the same place of the same list gets
-    /// the same answer in every arm.
-    pub fn look(&self, products: &[usize], list: usize, shop: &Shop, day: i64, draws: Draws) -> Vec<Reaction> {
+    /// Returns the clicks on a list, from its top. `list` is the number of the list within the visit. The same product
+    /// at the same rank of the same list causes the same reaction in every arm.
+    pub fn react(&self, products: &[usize], list: usize, shop: &Shop, day: i64, draws: Draws) -> Vec<Reaction> {
         let mut reactions: Vec<Reaction> = Vec::new();
-        for (place, &product) in products.iter().enumerate() {
-            let rank = place + 1;
-            let name = |last: usize| [self.number, day as u64, list as u64, last as u64];
-            let worth = self.worth(product, shop, day);
-            let clicks = draws.happens((rank as f64).powf(-EXAMINE_POWER), Purpose::Examine, &name(rank))
-                && draws.happens(logistic(SLOPE * (worth - CLICK_FROM)), Purpose::Click, &name(product));
+        for (index, &product) in products.iter().enumerate() {
+            let rank = index + 1;
+            let key = |last: usize| [self.number, day as u64, list as u64, last as u64];
+            let utility = self.utility(product, shop, day);
+            let clicks = draws.happens((rank as f64).powf(-EXAMINE_POWER), Purpose::Examine, &key(rank))
+                && draws.happens(logistic(SLOPE * (utility - CLICK_FROM)), Purpose::Click, &key(product));
             if clicks {
                 let bought = reactions.iter().filter(|reaction| reaction.is_bought).count();
                 let is_bought = bought < BOUGHT_MAX
-                    && draws.happens(logistic(SLOPE * (worth - BUY_FROM)), Purpose::Buy, &name(product));
-                reactions.push(Reaction { product, rank, is_bought, worth });
+                    && draws.happens(logistic(SLOPE * (utility - BUY_FROM)), Purpose::Buy, &key(product));
+                reactions.push(Reaction { product, rank, is_bought, utility });
             }
         }
         reactions
     }
 
-    /// Takes home what was bought in one list.
-    pub fn take_home(&mut self, reactions: &[Reaction], shop: &Shop, day: i64) {
+    /// Records the purchases from one list: owned products, and the need for a complement.
+    pub fn record_purchases(&mut self, reactions: &[Reaction], shop: &Shop, day: i64) {
         for reaction in reactions.iter().filter(|reaction| reaction.is_bought) {
             let kind = shop.products[reaction.product].kind;
             self.owned.insert(reaction.product, day);
             self.need = match self.need {
                 Some((needed, _)) if needed == kind => None,
-                _ => Some((companion(kind), day + NEED_DAYS)),
+                _ => Some((complement(kind), day + NEED_DAYS)),
             };
         }
     }
 
-    /// Remembers what a visit gave: one minus the probability that each of the clicked products was a disappointment. A visit
-    /// without a click gave nothing.
-    pub fn leave(&mut self, reactions: &[Reaction]) {
+    /// Ends a visit: updates the satisfaction by one minus the probability that all of the clicked products were a
+    /// disappointment. A visit without a click counts 0.
+    pub fn end_visit(&mut self, reactions: &[Reaction]) {
         let disappointment: f64 =
-            reactions.iter().map(|reaction| 1.0 - logistic(SLOPE * (reaction.worth - CLICK_FROM))).product();
+            reactions.iter().map(|reaction| 1.0 - logistic(SLOPE * (reaction.utility - CLICK_FROM))).product();
         self.satisfaction += LAST_VISIT * (1.0 - disappointment - self.satisfaction);
     }
 }
@@ -216,75 +220,75 @@ mod tests {
         (Shop::new(&SimulationConfig::default(), draws), draws)
     }
 
-    /// Products by falling worth to the shopper.
-    fn best(shopper: &Shopper, shop: &Shop) -> Vec<usize> {
+    /// Returns all products by decreasing utility.
+    fn by_utility(shopper: &Shopper, shop: &Shop) -> Vec<usize> {
         let mut all: Vec<usize> = (0..shop.products.len()).collect();
-        all.sort_by(|a, b| shopper.worth(*b, shop, 0).total_cmp(&shopper.worth(*a, shop, 0)));
+        all.sort_by(|a, b| shopper.utility(*b, shop, 0).total_cmp(&shopper.utility(*a, shop, 0)));
         all
     }
 
     #[test]
-    fn a_list_of_what_is_wanted_is_clicked_more_and_its_top_most() {
+    fn preferred_products_and_first_ranks_are_clicked_most() {
         let (shop, draws) = shop();
         let (mut of_best, mut of_worst, mut by_rank) = (0, 0, [0usize; 12]);
         for number in 0..300 {
             let shopper = Shopper::new(number, draws);
-            let all = best(&shopper, &shop);
-            for reaction in shopper.look(&all[..12], 0, &shop, 0, draws) {
+            let all = by_utility(&shopper, &shop);
+            for reaction in shopper.react(&all[..12], 0, &shop, 0, draws) {
                 of_best += 1;
                 by_rank[reaction.rank - 1] += 1;
             }
-            of_worst += shopper.look(&all[all.len() - 12..], 0, &shop, 0, draws).len();
+            of_worst += shopper.react(&all[all.len() - 12..], 0, &shop, 0, draws).len();
         }
         assert!(of_best > 300 && of_worst < 30, "{of_best} {of_worst}");
         assert!(by_rank[0] > 2 * by_rank[7], "{by_rank:?}");
     }
 
     #[test]
-    fn whoever_found_something_comes_more_often() {
+    fn satisfied_shoppers_visit_more_often() {
         let (shop, draws) = shop();
-        let (mut pleased, mut bored) = (0, 0);
+        let (mut satisfied, mut dissatisfied) = (0, 0);
         for number in 0..300 {
             let mut shopper = Shopper::new(number, draws);
-            let all = best(&shopper, &shop);
-            let reactions = shopper.look(&all[..12], 0, &shop, 0, draws);
+            let all = by_utility(&shopper, &shop);
+            let reactions = shopper.react(&all[..12], 0, &shop, 0, draws);
             let mut other = shopper.clone();
-            shopper.leave(&reactions);
-            other.leave(&[]);
+            shopper.end_visit(&reactions);
+            other.end_visit(&[]);
             assert!(shopper.satisfaction() >= other.satisfaction());
-            let days = |shopper: &Shopper| (1..20).filter(|day| shopper.comes(*day, draws)).count();
-            pleased += days(&shopper);
-            bored += days(&other);
+            let days = |shopper: &Shopper| (1..20).filter(|day| shopper.visits(*day, draws)).count();
+            satisfied += days(&shopper);
+            dissatisfied += days(&other);
         }
-        assert!(pleased as f64 > 1.2 * bored as f64, "{pleased} {bored}");
+        assert!(satisfied as f64 > 1.2 * dissatisfied as f64, "{satisfied} {dissatisfied}");
     }
 
     #[test]
-    fn what_was_bought_is_not_wanted_again_but_what_goes_with_it_is() {
+    fn a_purchase_lowers_its_own_utility_and_raises_that_of_its_complement() {
         let (shop, draws) = shop();
         let mut shopper = Shopper::new(1, draws);
-        let product = best(&shopper, &shop)[0];
-        let partner =
-            (0..shop.products.len()).find(|other| shop.products[*other].kind == companion(shop.products[product].kind));
-        let worth = |shopper: &Shopper, product| shopper.worth(product, &shop, 0);
-        let before = [worth(&shopper, product), worth(&shopper, partner.unwrap())];
-        shopper.take_home(&[Reaction { product, rank: 1, is_bought: true, worth: before[0] }], &shop, 0);
-        assert!(worth(&shopper, product) < before[0] - 3.0);
-        assert!(worth(&shopper, partner.unwrap()) > before[1] + 1.0);
-        shopper.begin_day(NEED_DAYS + 1, draws);
+        let product = by_utility(&shopper, &shop)[0];
+        let partner = (0..shop.products.len())
+            .find(|other| shop.products[*other].kind == complement(shop.products[product].kind));
+        let utility = |shopper: &Shopper, product| shopper.utility(product, &shop, 0);
+        let before = [utility(&shopper, product), utility(&shopper, partner.unwrap())];
+        shopper.record_purchases(&[Reaction { product, rank: 1, is_bought: true, utility: before[0] }], &shop, 0);
+        assert!(utility(&shopper, product) < before[0] - 3.0);
+        assert!(utility(&shopper, partner.unwrap()) > before[1] + 1.0);
+        shopper.start_day(NEED_DAYS + 1, draws);
         assert!(shopper.need.is_none());
     }
 
     #[test]
-    fn tastes_drift_but_stay_as_many() {
+    fn drift_replaces_tastes_and_keeps_their_number() {
         let draws = Draws::new(3);
         let mut changed = 0;
         for number in 0..100 {
             let mut shopper = Shopper::new(number, draws);
             let before = shopper.clone();
-            (0..10).for_each(|day| shopper.begin_day(day, draws));
+            (0..10).for_each(|day| shopper.start_day(day, draws));
             let distinct: std::collections::BTreeSet<&usize> = shopper.kinds.iter().collect();
-            assert_eq!((distinct.len(), shopper.styles.len()), (LOVED_KINDS, LOVED_STYLES));
+            assert_eq!((distinct.len(), shopper.styles.len()), (PREFERRED_KINDS, PREFERRED_STYLES));
             changed += usize::from(before.kinds != shopper.kinds);
         }
         assert!((20..60).contains(&changed), "{changed} of 100 changed in ten days");

@@ -1,4 +1,4 @@
-//! Training that begins with the encoders of an earlier bundle instead of random weights.
+//! Warm start: training that begins with the encoders of an earlier bundle instead of random weights.
 use super::{
     onnx::ModelError,
     sequence::{ItemText, TrainerState},
@@ -14,22 +14,22 @@ use lodestone_pipeline::bundle::{Bundle, BundleError};
 use prost::Message;
 use std::path::Path;
 
-/// Weights of another version are not read.
+/// Version of the format. Weights of other versions are not used.
 const VERSION: u32 = 1;
 
-/// `user_encoder.weights` of a bundle: what its other files do not tell of the user encoder as it was trained. Numbers are
+/// `user_encoder.weights` of a bundle: the parts of the trained user encoder that no other file contains. Numbers are
 /// little-endian f32.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct EncoderWeights {
     #[prost(uint32, tag = "1")]
     version: u32,
-    /// It learned from no event at or after this.
+    /// All events of the training data are earlier.
     #[prost(int64, tag = "2")]
     learned_until_ms: i64,
-    /// In the order of `SequenceEncoder::flat_weights`.
+    /// Flat, in the order of `SequenceEncoder::flat_weights`.
     #[prost(bytes = "vec", tag = "3")]
     weights: Vec<u8>,
-    /// Lengths of the items' vectors, of which the bundle's index has the directions.
+    /// Lengths of the items' vectors. The bundle's index contains the directions.
     #[prost(bytes = "vec", tag = "4")]
     item_lengths: Vec<u8>,
 }
@@ -45,35 +45,35 @@ impl EncoderWeights {
     }
 }
 
-/// What the encoders' training began with.
+/// Initial weights of the encoders.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Start {
+pub enum WarmStart {
     RandomWeights,
-    /// The weights of this bundle, which has vectors of so many of the items.
+    /// The weights of this bundle, which has vectors of `known_item_count` of the items.
     Bundle {
         name: String,
         known_item_count: usize,
     },
-    /// Random weights, although a bundle was given.
+    /// Random weights, because the bundle cannot be used.
     BundleNotUsed {
         reason: String,
     },
 }
 
-/// A bundle to begin with.
-pub(crate) struct WarmStart {
+/// An earlier bundle whose encoders are the initial weights.
+pub(crate) struct EarlierBundle {
     bundle: Bundle,
     weights: Vec<f32>,
     item_lengths: Vec<f32>,
-    /// Rows in the bundle, by item.
+    /// Rows in the bundle by item.
     row_of: AHashMap<ItemId, u32>,
 }
 
-impl WarmStart {
-    /// Reads a bundle. The second is why it cannot be begun with. It can where it was learned with the same query encoder (`sentence`,
-    /// or none: one that is learned on titles), and from nothing that the training is to be stopped by, which begins at
-    /// `validated_from`.
+impl EarlierBundle {
+    /// Opens a bundle. The inner error is the reason why its encoders cannot be used. They can be used if they were
+    /// trained with the same query encoder (`sentence`, or none for one that is trained on titles) and without
+    /// events of this training's validation data, which begin at `validated_from`.
     pub(crate) fn open(
         directory: &Path,
         sentence: Option<&[u8]>,
@@ -81,7 +81,7 @@ impl WarmStart {
     ) -> Result<Result<Self, String>, BundleError> {
         let bundle = match Bundle::open(directory) {
             Ok(bundle) => bundle,
-            // The place is wrong; with any other error the bundle is.
+            // The path is wrong. With any other error, the bundle is.
             Err(error @ (BundleError::Io { .. } | BundleError::Missing { .. })) => return Err(error),
             Err(error) => return Ok(Err(error.to_string())),
         };
@@ -91,10 +91,12 @@ impl WarmStart {
     fn of(bundle: Bundle, sentence: Option<&[u8]>, validated_from: UnixMillis) -> Result<Self, String> {
         let name = &bundle.manifest.name;
         let Some(bytes) = &bundle.encoder_weights else {
-            return Err(format!("bundle {name} has no user_encoder.weights: another program trained its user encoder"));
+            return Err(format!(
+                "bundle {name} has no user_encoder.weights, because another program trained its user encoder"
+            ));
         };
-        let kept = EncoderWeights::decode(bytes.as_slice()).ok().filter(|kept| kept.version == VERSION);
-        let kept = kept.ok_or_else(|| format!("user_encoder.weights of bundle {name} is of another version"))?;
+        let encoder = EncoderWeights::decode(bytes.as_slice()).ok().filter(|encoder| encoder.version == VERSION);
+        let encoder = encoder.ok_or_else(|| format!("user_encoder.weights of bundle {name} has another version"))?;
         let is_same = match sentence {
             Some(model) => bundle.query_encoder == model,
             None => bundle.tokenizer.is_none(),
@@ -102,30 +104,31 @@ impl WarmStart {
         if !is_same {
             return Err(format!("bundle {name} has another query encoder"));
         }
-        if kept.learned_until_ms > validated_from.0 {
-            return Err(format!("bundle {name} learned from events by which this training is to be stopped"));
+        if encoder.learned_until_ms > validated_from.0 {
+            return Err(format!("bundle {name} was trained on events of this training's validation data"));
         }
         let numbers =
             |bytes: &[u8]| bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let (weights, item_lengths): (Vec<f32>, Vec<f32>) = (numbers(&kept.weights), numbers(&kept.item_lengths));
+        let (weights, item_lengths): (Vec<f32>, Vec<f32>) = (numbers(&encoder.weights), numbers(&encoder.item_lengths));
         if item_lengths.len() != bundle.items.len() || weights.iter().chain(&item_lengths).any(|x| !x.is_finite()) {
-            return Err(format!("user_encoder.weights of bundle {name} is not of its items"));
+            return Err(format!("user_encoder.weights of bundle {name} does not match its items"));
         }
         let row_of = bundle.items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
         Ok(Self { bundle, weights, item_lengths, row_of })
     }
 
-    pub(crate) fn start(&self, items: &[Item]) -> Start {
+    /// Describes this warm start for the report.
+    pub(crate) fn warm_start(&self, items: &[Item]) -> WarmStart {
         let known_item_count = items.iter().filter(|item| self.row_of.contains_key(&item.id)).count();
-        Start::Bundle { name: self.bundle.manifest.name.clone(), known_item_count }
+        WarmStart::Bundle { name: self.bundle.manifest.name.clone(), known_item_count }
     }
 
-    /// The query encoder; none: it is not one that is learned.
+    /// Returns the query encoder; none if it is an external sentence encoder.
     pub(crate) fn query_encoder(&self) -> Option<&[u8]> {
         self.bundle.tokenizer.is_none().then_some(self.bundle.query_encoder.as_slice())
     }
 
-    /// The user encoder before its first step: items that the bundle has get its vectors, the others their text's.
+    /// Returns the state of the user encoder's training before its first step. New items get vectors from their text.
     pub(crate) fn user_encoder(
         &self,
         items: &[Item],

@@ -1,8 +1,9 @@
-//! Models that a shop trained elsewhere, put into a bundle.
+//! Bundles with external models, which another program trained.
 use super::{
     Progress,
+    error::TrainError,
     query_side::embed_with,
-    train::{TrainError, check_item_vectors, freeze},
+    train::{check_item_vectors, freeze},
 };
 use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::{ids::Row, units::UnixMillis};
@@ -18,19 +19,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What replaces parts of a bundle; the rest stays as it is.
+/// Models that replace those of a bundle. None keeps the bundle's own.
 #[derive(Debug, Clone, Default)]
 pub struct ExternalModels {
-    /// `user_encoder.onnx`, and with it the items' vectors in its space: `[items × 64]`, row by row as in the bundle's
-    /// items; they are made of length 1.
+    /// `user_encoder.onnx` and the items' vectors in its space: `[items × 64]`, in the order of the bundle's items.
+    /// The vectors are normalised.
     pub user: Option<(PathBuf, Vec<f32>)>,
     /// A directory with `model.onnx` and `tokenizer.json`.
     pub query_encoder: Option<PathBuf>,
-    /// `ranker.onnx`, with its heads where they are others than the bundle's.
+    /// `ranker.onnx`, and its heads if they differ from the bundle's.
     pub ranker: Option<(PathBuf, Option<Vec<Head>>)>,
 }
 
-/// Why models do not make a bundle.
+/// Errors of [`bundle_external_models`].
 #[derive(Debug, thiserror::Error)]
 pub enum ExternalModelError {
     #[error("{path}: {source}")]
@@ -38,21 +39,22 @@ pub enum ExternalModelError {
     #[error("{path}: {source}")]
     Model { path: PathBuf, source: RankingError },
     #[error("{path}: {problem}")]
-    Answer { path: PathBuf, problem: String },
-    #[error("item vectors: {found} numbers, expected {items} items × {VECTOR_DIM}")]
+    Output { path: PathBuf, problem: String },
+    #[error("item vectors: the file has {found} numbers; the bundle needs {items} items × {VECTOR_DIM}")]
     Shape { found: usize, items: usize },
     #[error(transparent)]
     Train(#[from] TrainError),
 }
 
-/// Length of the longest history that an encoder is tried on.
-const TRIED_LENGTHS: [usize; 5] = [1, 2, 7, 31, 50];
-/// Weight of the ridge by which titles are projected, relative to the mean square of a title's number.
+/// Lengths of the random histories that check a user encoder.
+const CHECKED_LENGTHS: [usize; 5] = [1, 2, 7, 31, 50];
+/// Regularisation of the projection from title vectors to item vectors, relative to the mean diagonal element of FᵀF.
 const RIDGE: f64 = 0.1;
 
-/// Puts models into the bundle `from` and writes the result to `out`. Each model's inputs and outputs are checked, and what
-/// it answers to random inputs; the vectors of new items come from their titles by a ridge regression onto the items' vectors.
-pub fn bring(
+/// Replaces models of the bundle `from` and writes the result to `out`. Checks each model's inputs and outputs, also
+/// its outputs on random inputs. A ridge regression from title vectors to item vectors provides the vectors of new
+/// items.
+pub fn bundle_external_models(
     from: &Path,
     out: &Path,
     models: &ExternalModels,
@@ -65,17 +67,17 @@ pub fn bring(
     let read = |path: &Path| fs::read(path).map_err(|source| ExternalModelError::Io { path: path.to_owned(), source });
     if let Some((path, vectors)) = &models.user {
         let model = read(path)?;
-        try_user_encoder(path, &model, runtime)?;
+        check_user_encoder(path, &model, runtime)?;
         if vectors.len() != bundle.items.len() * VECTOR_DIM {
             return Err(ExternalModelError::Shape { found: vectors.len(), items: bundle.items.len() });
         }
-        let vectors = of_length_one(vectors, VECTOR_DIM);
+        let vectors = normalized(vectors, VECTOR_DIM);
         check_item_vectors("item", &bundle.items, &vectors, VECTOR_DIM)?;
         bundle.item_vectors = freeze(&vectors, VECTOR_DIM).map_err(TrainError::from)?;
         bundle.user_encoder = model;
     }
     if models.user.is_some() || models.query_encoder.is_some() {
-        // They are of the encoders that were.
+        // The weights belong to the replaced encoders.
         bundle.encoder_weights = None;
     }
     if let Some(directory) = &models.query_encoder {
@@ -86,14 +88,14 @@ pub fn bring(
         (bundle.query_encoder, bundle.tokenizer) = (side.model, side.tokenizer);
     }
     if models.user.is_some() || models.query_encoder.is_some() {
-        bundle.text_projection = ridge(&bundle.title_vectors, &bundle.item_vectors);
+        bundle.text_projection = ridge_regression(&bundle.title_vectors, &bundle.item_vectors);
     }
     if let Some((path, heads)) = &models.ranker {
         let model = read(path)?;
         if let Some(heads) = heads {
             bundle.manifest.heads.clone_from(heads);
         }
-        try_ranker(path, &model, bundle.manifest.heads.len(), runtime)?;
+        check_ranker(path, &model, bundle.manifest.heads.len(), runtime)?;
         bundle.ranker = model;
     }
     bundle.manifest.name = name.to_owned();
@@ -103,11 +105,11 @@ pub fn bring(
     Ok(())
 }
 
-fn try_user_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<(), ExternalModelError> {
+fn check_user_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<(), ExternalModelError> {
     let failed = |source| ExternalModelError::Model { path: path.to_owned(), source };
     let mut encoder = UserEncoder::open(runtime, model, Device::Cpu).map_err(failed)?;
     let mut rng = StdRng::seed_from_u64(1);
-    let inputs: Vec<UserInput> = TRIED_LENGTHS
+    let inputs: Vec<UserInput> = CHECKED_LENGTHS
         .iter()
         .map(|&length| UserInput {
             items: (0..length * VECTOR_DIM).map(|_| rng.random_range(-0.3..0.3)).collect(),
@@ -116,32 +118,35 @@ fn try_user_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<(), 
             ages: (0..length).map(|_| rng.random_range(0.0..6.0)).collect(),
         })
         .collect();
-    let together = encoder.encode_batch(&inputs).map_err(failed)?;
-    for (input, vector) in inputs.iter().zip(together.chunks(VECTOR_DIM)) {
+    let batch = encoder.encode_batch(&inputs).map_err(failed)?;
+    for (input, vector) in inputs.iter().zip(batch.chunks(VECTOR_DIM)) {
         let alone = encoder.encode_batch(std::slice::from_ref(input)).map_err(failed)?;
         let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
         let events = input.kinds.len();
         let problem = if length.is_nan() || (length - 1.0).abs() >= 0.01 {
-            format!("the vector of a history of {events} events has length {length}, not 1")
+            format!("the vector of a history of {events} events has length {length}; it must be 1")
         } else if alone.iter().zip(vector).any(|(a, b)| (a - b).abs() > 1e-3) {
             format!(
-                "a history of {events} events gets another vector beside longer ones: what `mask` leaves out (the places \
-                 before it) must not matter"
+                "the vector of a history of {events} events changes in a batch with longer ones; padding, which `mask` \
+                 excludes, must not affect it"
             )
         } else {
             continue;
         };
-        return Err(ExternalModelError::Answer { path: path.to_owned(), problem });
+        return Err(ExternalModelError::Output { path: path.to_owned(), problem });
     }
     Ok(())
 }
 
-fn try_ranker(path: &Path, model: &[u8], heads: usize, runtime: &Runtime) -> Result<(), ExternalModelError> {
+fn check_ranker(path: &Path, model: &[u8], heads: usize, runtime: &Runtime) -> Result<(), ExternalModelError> {
     let failed = |source| ExternalModelError::Model { path: path.to_owned(), source };
-    let refuse = |problem| Err(ExternalModelError::Answer { path: path.to_owned(), problem });
+    let refuse = |problem| Err(ExternalModelError::Output { path: path.to_owned(), problem });
     let mut ranker = Ranker::open(runtime, model, Device::Cpu).map_err(failed)?;
     if ranker.head_count() != heads {
-        return refuse(format!("{} heads, {heads} are described; give theirs", ranker.head_count()));
+        return refuse(format!(
+            "the model has {} heads, but {heads} are described; describe the model's heads",
+            ranker.head_count()
+        ));
     }
     let mut rng = StdRng::seed_from_u64(1);
     for rows in [1, 3, 200] {
@@ -149,17 +154,17 @@ fn try_ranker(path: &Path, model: &[u8], heads: usize, runtime: &Runtime) -> Res
             (0..rows * lodestone_pipeline::features::FEATURE_COUNT).map(|_| rng.random_range(-2.0..2.0)).collect();
         let logits = ranker.score(&features, rows).map_err(failed)?;
         if let Some(at) = logits.iter().position(|logit| !logit.is_finite()) {
-            return refuse(format!("logit {at} of {rows} candidates is no finite number"));
+            return refuse(format!("logit {at} of {rows} candidates is not finite"));
         }
     }
     Ok(())
 }
 
-fn of_length_one(vectors: &[f32], dimensions: usize) -> Vec<f32> {
+fn normalized(vectors: &[f32], dimensions: usize) -> Vec<f32> {
     let mut out = vectors.to_vec();
     for vector in out.chunks_mut(dimensions) {
         let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
-        // A vector of zeros or with a NaN stays as it is and is refused by its item's name.
+        // A zero or NaN vector stays unchanged, so that the check can report its item.
         if length > 0.0 {
             vector.iter_mut().for_each(|x| *x /= length);
         }
@@ -167,9 +172,9 @@ fn of_length_one(vectors: &[f32], dimensions: usize) -> Vec<f32> {
     out
 }
 
-/// `[from dimensions × to dimensions]`, row-major: the P that makes the sum of |from P - to|² + λ|P|² least (ridge
-/// regression): `(FᵀF + λI)⁻¹ FᵀT`, by Cholesky's decomposition in f64.
-fn ridge(from: &FrozenGraph, to: &FrozenGraph) -> Vec<f32> {
+/// Ridge regression: returns the matrix P, `[from dimensions × to dimensions]`, row-major, that minimises the sum of
+/// |from P - to|² + λ|P|². P is `(FᵀF + λI)⁻¹ FᵀT`, computed by Cholesky decomposition in f64.
+fn ridge_regression(from: &FrozenGraph, to: &FrozenGraph) -> Vec<f32> {
     let (n, m) = (from.dimensions(), to.dimensions());
     let (mut gram, mut right) = (vec![0.0f64; n * n], vec![0.0f64; n * m]);
     for row in (0..from.row_count()).map(|row| Row(row as u32)) {
@@ -182,7 +187,7 @@ fn ridge(from: &FrozenGraph, to: &FrozenGraph) -> Vec<f32> {
     }
     let mean = (0..n).map(|i| gram[i * n + i]).sum::<f64>() / n.max(1) as f64;
     (0..n).for_each(|i| gram[i * n + i] += RIDGE * mean + 1e-9);
-    // The lower triangle becomes L, then L and its transpose are solved for each column.
+    // The lower triangle becomes L. Forward and back substitution then solve each column.
     for i in 0..n {
         for j in 0..=i {
             let sum: f64 = (0..j).map(|k| gram[i * n + k] * gram[j * n + k]).sum();
@@ -209,7 +214,7 @@ mod tests {
     use lodestone_index::{BuildConfig, FrozenGraph};
 
     #[test]
-    fn a_ridge_finds_the_projection_that_made_the_vectors() {
+    fn a_ridge_regression_recovers_a_known_projection() {
         let mut rng = StdRng::seed_from_u64(3);
         let from: Vec<f32> = (0..500 * 6).map(|_| rng.random_range(-1.0..1.0)).collect();
         let projection: Vec<f32> = (0..6 * 4).map(|_| rng.random_range(-1.0..1.0)).collect();
@@ -218,10 +223,10 @@ mod tests {
             .flat_map(|f| (0..4).map(|c| (0..6).map(|i| f[i] * projection[i * 4 + c]).sum()).collect::<Vec<f32>>())
             .collect();
         let index = |values: &[f32], d| FrozenGraph::build(values, d, BuildConfig::default(), &|_| {}).unwrap();
-        let found = ridge(&index(&from, 6), &index(&to, 4));
-        // The ridge makes all numbers smaller by its share.
-        for (found, due) in found.iter().zip(&projection) {
-            assert!((found * (1.0 + RIDGE as f32) - due).abs() < 0.05, "{found} for {due}");
+        let estimate = ridge_regression(&index(&from, 6), &index(&to, 4));
+        // Regularisation shrinks all elements by the factor 1 + RIDGE.
+        for (estimate, exact) in estimate.iter().zip(&projection) {
+            assert!((estimate * (1.0 + RIDGE as f32) - exact).abs() < 0.05, "{estimate}, expected {exact}");
         }
     }
 }

@@ -1,0 +1,204 @@
+//! The dataset of the next training: the imported history and the events logged since.
+use super::{error::TrainError, replay::interactions};
+use ahash::{AHashMap, AHashSet};
+use lodestone_catalog::Item;
+use lodestone_core::ids::ItemId;
+use lodestone_dataset::{self as dataset, DatasetEvent};
+use lodestone_events::{Attribution, Change, Event};
+use std::{fs, io, path::Path};
+
+const ITEMS: &str = "items.parquet";
+const EVENTS: &str = "events.parquet";
+/// Directory in the data directory to which `lodestone events export` writes.
+const EXPORTED: &str = "events";
+
+/// Counts of a dataset.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DatasetSummary {
+    pub item_count: usize,
+    /// Events of the imported history and of the exported files.
+    pub imported_event_count: usize,
+    /// Events of the log, without those with a foreign token.
+    pub logged_event_count: usize,
+    /// Events of the log with a foreign attribution token. They stay in the log and are excluded from the dataset.
+    pub foreign_event_count: usize,
+    /// Positive interactions with known items.
+    #[serde(rename = "choice_count")]
+    pub interaction_count: usize,
+}
+
+/// Builds a dataset from imported files and the changes of the log, applied in the log's order.
+#[derive(Default)]
+pub struct DatasetBuilder {
+    /// None for a deleted item.
+    items: Vec<Option<Item>>,
+    /// Indices in `items`.
+    index_of: AHashMap<ItemId, usize>,
+    rows: Vec<DatasetEvent>,
+    /// Ids of exported events, which the log may contain as well.
+    exported: AHashSet<String>,
+    summary: DatasetSummary,
+}
+
+impl DatasetBuilder {
+    /// Reads the imported and the exported files of `data`. All of them are optional.
+    pub fn open(data: &Path) -> Result<Self, TrainError> {
+        let mut builder = Self::default();
+        if data.join(ITEMS).exists() {
+            dataset::read_items(&data.join(ITEMS))?.into_iter().for_each(|item| builder.upsert(item));
+        }
+        if data.join(EVENTS).exists() || data.join(EXPORTED).is_dir() {
+            builder.rows = dataset::read_history(data)?;
+            builder.summary.imported_event_count = event_count(&builder.rows);
+        }
+        if data.join(EXPORTED).is_dir() {
+            // The log contains exported events until its compaction.
+            builder.exported = builder.rows.iter().map(|row| row.event_id.clone()).collect();
+        }
+        Ok(builder)
+    }
+
+    /// Applies the next change of the log.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::Upsert(item) => self.upsert(*item),
+            Change::Delete(id) => {
+                if let Some(index) = self.index_of.remove(&id) {
+                    self.items[index] = None;
+                }
+            }
+            Change::Event(event) if self.exported.contains(event.id.as_str()) => {}
+            Change::Event(event) if matches!(event.attribution, Attribution::Foreign(_)) => {
+                self.summary.foreign_event_count += 1;
+            }
+            Change::Event(event) => {
+                self.summary.logged_event_count += 1;
+                self.rows.extend(rows_of(event));
+            }
+        }
+    }
+
+    /// Writes the dataset to a temporary directory and renames it to `out`, so that `out` is complete or missing.
+    pub fn write(self, out: &Path) -> Result<DatasetSummary, TrainError> {
+        let io = |source: io::Error| TrainError::Io { path: out.to_owned(), source };
+        let items: Vec<Item> = self.items.into_iter().flatten().collect();
+        let row_of = items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
+        let mut rows = self.rows;
+        // The sort is stable, and the rows of one event have the same time, so they stay together.
+        rows.sort_by_key(|row| row.at);
+        let interaction_count = interactions(&rows, &row_of).len();
+        let partial = out.with_extension("partial");
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(io)?;
+        }
+        fs::create_dir_all(&partial).map_err(io)?;
+        dataset::write_items(&partial.join(ITEMS), &items)?;
+        dataset::write_events(&partial.join(EVENTS), &rows)?;
+        fs::rename(&partial, out).map_err(io)?;
+        Ok(DatasetSummary { item_count: items.len(), interaction_count, ..self.summary })
+    }
+
+    /// Adds an item, or replaces it at its index.
+    fn upsert(&mut self, item: Item) {
+        match self.index_of.get(&item.id) {
+            Some(index) => self.items[*index] = Some(item),
+            None => {
+                self.index_of.insert(item.id.clone(), self.items.len());
+                self.items.push(Some(item));
+            }
+        }
+    }
+}
+
+/// Counts events. The rows of one event are adjacent.
+fn event_count(rows: &[DatasetEvent]) -> usize {
+    rows.chunk_by(|one, next| one.event_id == next.event_id).count()
+}
+
+/// Returns one row per item, or one row without an item.
+fn rows_of(event: Event) -> Vec<DatasetEvent> {
+    let row = |item, quantity, price| DatasetEvent {
+        event_id: event.id.to_string(),
+        user: Some(event.user.clone()),
+        session: event.session.clone(),
+        kind: event.kind,
+        at: event.at,
+        item,
+        quantity,
+        price,
+        currency: event.currency.clone(),
+        order: event.order.clone(),
+        query: event.query.clone(),
+    };
+    match event.lines.is_empty() {
+        true => vec![row(None, 0, None)],
+        false => event.lines.iter().map(|line| row(Some(line.item.clone()), line.quantity, line.price)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::{
+        ids::{EventId, UserId},
+        units::UnixMillis,
+    };
+    use lodestone_events::{EventKind, EventLine};
+
+    fn purchase(id: &str, at: i64, items: &[&str], attribution: Attribution) -> Change {
+        let line = |item: &&str| EventLine { item: ItemId::parse(item).unwrap(), quantity: 2, price: None, rank: 1 };
+        let (id, at) = (EventId::parse(id).unwrap(), UnixMillis(at));
+        Change::Event(Event {
+            lines: items.iter().map(line).collect(),
+            order: id.to_string(),
+            attribution,
+            ..Event::new(id, EventKind::Purchase, UserId::signed_in("p").unwrap(), at)
+        })
+    }
+
+    fn item(id: &str, title: &str) -> Item {
+        Item::titled(ItemId::parse(id).unwrap(), title)
+    }
+
+    #[test]
+    fn the_log_continues_the_imported_history() {
+        let directory = tempfile::tempdir().unwrap();
+        let (data, out, again) =
+            (directory.path().join("data"), directory.path().join("out"), directory.path().join("again"));
+        let mut first = DatasetBuilder::open(&data).unwrap();
+        first.apply(Change::Upsert(Box::new(item("a", "one"))));
+        first.apply(Change::Upsert(Box::new(item("b", "two"))));
+        first.apply(purchase("e1", 10, &["a", "b"], Attribution::None));
+        let summary = first.write(&data).unwrap();
+        assert_eq!((summary.item_count, summary.logged_event_count, summary.interaction_count), (2, 1, 1));
+
+        let mut second = DatasetBuilder::open(&data).unwrap();
+        second.apply(Change::Delete(ItemId::parse("a").unwrap()));
+        second.apply(Change::Upsert(Box::new(item("b", "two, better"))));
+        second.apply(Change::Upsert(Box::new(item("c", "three"))));
+        // A late event, earlier than the imported one.
+        second.apply(purchase("e2", 5, &["c"], Attribution::Answer("ours".to_owned())));
+        second.apply(purchase("e3", 20, &["c"], Attribution::Foreign("theirs".to_owned())));
+        let summary = second.write(&out).unwrap();
+        let expected = DatasetSummary {
+            item_count: 2,
+            imported_event_count: 1,
+            logged_event_count: 1,
+            foreign_event_count: 1,
+            interaction_count: 2,
+        };
+        assert_eq!(summary, expected);
+        let titles: Vec<String> =
+            dataset::read_items(&out.join(ITEMS)).unwrap().into_iter().map(|item| item.title).collect();
+        assert_eq!(titles, ["two, better", "three"]);
+        let ids: Vec<String> =
+            dataset::read_events(&out.join(EVENTS)).unwrap().into_iter().map(|row| row.event_id).collect();
+        assert_eq!(ids, ["e2", "e1", "e1"]);
+        // A written dataset is valid input of the next build.
+        let same = DatasetBuilder::open(&out).unwrap().write(&again).unwrap();
+        assert_eq!(
+            (same.item_count, same.imported_event_count, same.interaction_count),
+            (2, 2, summary.interaction_count)
+        );
+    }
+}

@@ -1,0 +1,47 @@
+//! Errors of training, evaluation and the gate.
+use super::{onnx::ModelError, sequence::SequenceError};
+use lodestone_core::ids::ItemId;
+use lodestone_dataset::DatasetError;
+use lodestone_index::{FrozenError, VectorError};
+use lodestone_pipeline::{
+    GenerationError, GoldenError,
+    bundle::BundleError,
+    ranking::{RankingError, SentenceError},
+};
+use std::{io, path::PathBuf};
+
+/// Errors of [`train`](super::train), [`evaluate`](super::evaluate), [`gate`](super::gate) and
+/// [`DatasetBuilder`](super::DatasetBuilder).
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+    #[error(transparent)]
+    Ranking(#[from] RankingError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Index(#[from] FrozenError),
+    #[error(transparent)]
+    Sentence(#[from] SentenceError),
+    #[error("{space} vector of item {item}: {source}")]
+    Vector { space: &'static str, item: ItemId, source: VectorError },
+    #[error("{0}")]
+    TooLittle(String),
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
+    #[error("the training was stopped")]
+    Stopped,
+}
+
+impl TrainError {
+    pub(crate) fn is_stop(&self) -> bool {
+        matches!(self, Self::Stopped | Self::Model(ModelError::Sequence(SequenceError::Stopped) | ModelError::Stopped))
+    }
+}

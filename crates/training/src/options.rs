@@ -1,0 +1,59 @@
+//! Options of a training.
+use lodestone_core::units::UnixMillis;
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Options of [`train`](super::train).
+#[derive(Debug, Clone)]
+pub struct TrainOptions {
+    pub seed: u64,
+    /// Share of the interactions, by time, that the encoders and counts learn from. The ranking model's labels begin
+    /// after it.
+    pub encoder_share: f64,
+    /// Share of the interactions, by time, at which the training data end. Later events are for `evaluate`.
+    pub trained_share: f64,
+    /// Most ranking lists.
+    pub lists_max: usize,
+    /// A directory with `model.onnx` and `tokenizer.json` of a sentence encoder. If none, a query encoder is trained
+    /// on the titles.
+    pub query_encoder: Option<PathBuf>,
+    /// A bundle whose encoders are the initial weights, if they can be used.
+    pub warm_start: Option<PathBuf>,
+    pub name: String,
+    pub now: UnixMillis,
+    /// When it becomes true, the training writes a checkpoint and fails with
+    /// [`TrainError::Stopped`](super::TrainError::Stopped).
+    pub stop: Arc<AtomicBool>,
+}
+
+impl TrainOptions {
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Returns the settings that affect the trained models, for a checkpoint's fingerprint.
+    pub(crate) fn settings(&self) -> String {
+        format!("{} {} {}", self.seed, self.encoder_share, self.trained_share)
+    }
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            encoder_share: 0.75,
+            trained_share: 0.9,
+            lists_max: 3000,
+            query_encoder: None,
+            warm_start: None,
+            name: "bundle".to_owned(),
+            now: UnixMillis(0),
+            stop: Arc::default(),
+        }
+    }
+}
