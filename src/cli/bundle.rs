@@ -13,7 +13,7 @@ use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::bundle::{Bundle, Head, Manifest};
 use lodestone_rollout::{Store, StoreError};
-use lodestone_training::{ExternalModels, bring};
+use lodestone_training::{ExternalModels, bundle_external_models};
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -168,7 +168,7 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
     let now = UnixMillis::now();
     let name = bundle_name(now)?;
     let mut bars = StageBars::default();
-    bring(&args.from, &args.out, &models, &name, now, &runtime, &mut |step| bars.show(step))?;
+    bundle_external_models(&args.from, &args.out, &models, &name, now, &runtime, &mut |step| bars.show(step))?;
     bars.finish();
     args.format.print(&Built { name, bundle: args.out })
 }

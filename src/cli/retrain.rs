@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use lodestone_events as events;
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{
-    self, EvaluateOptions, Evaluation, GateOptions, Gathered, Gathering, TrainOptions, TrainReport, Verdict,
+    self, DatasetBuilder, DatasetSummary, EvaluateOptions, Evaluation, GateOptions, TrainOptions, TrainReport, Verdict,
 };
 use std::{
     fmt, fs,
@@ -86,7 +86,7 @@ pub(crate) struct RetrainArgs {
 /// The result of `lodestone retrain`.
 #[derive(serde::Serialize)]
 struct Report {
-    gathered: Gathered,
+    gathered: DatasetSummary,
     /// Whether a stopped training was resumed, with its data.
     resumed: bool,
     trained: TrainReport,
@@ -102,7 +102,8 @@ struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Gathered { item_count, imported_event_count, logged_event_count, foreign_event_count, .. } = self.gathered;
+        let DatasetSummary { item_count, imported_event_count, logged_event_count, foreign_event_count, .. } =
+            self.gathered;
         writeln!(
             f,
             "{item_count} items, {imported_event_count} imported events, {logged_event_count} logged events; \
@@ -138,7 +139,7 @@ pub(crate) fn retrain(args: &RetrainArgs) -> anyhow::Result<Exit> {
         None => None,
     };
     let warm_start = current.clone().filter(|_| !args.cold);
-    let [encoder_share, trained_share] = shares(gathered.choice_count, args.newest)?;
+    let [encoder_share, trained_share] = shares(gathered.interaction_count, args.newest)?;
     let adjust = |options| TrainOptions { encoder_share, trained_share, warm_start, ..options };
     let Some(trained) = args.train.run(&work.data(), &work.bundle(), &runtime, adjust)? else {
         eprintln!("stopped; the same command resumes the training");
@@ -199,7 +200,7 @@ fn shares(interaction_count: usize, newest: Option<usize>) -> anyhow::Result<[f6
 struct GatheredFrom {
     /// The data directory.
     source: String,
-    gathered: Gathered,
+    gathered: DatasetSummary,
 }
 
 /// The working directory. A retrain that was stopped leaves its data and its checkpoint here.
@@ -223,10 +224,10 @@ impl Work {
 
     /// Gathers the data, or returns those of a stopped training if they are recent enough. The second value is whether
     /// they are of a stopped training.
-    fn gather(&self, from: &Path) -> anyhow::Result<(Gathered, bool)> {
+    fn gather(&self, from: &Path) -> anyhow::Result<(DatasetSummary, bool)> {
         let source = fs::canonicalize(from).with_context(|| from.display().to_string())?.display().to_string();
         let description = self.path.join(GATHERED);
-        let checkpoint = fs::metadata(lodestone_training::checkpoint_of(&self.bundle()));
+        let checkpoint = fs::metadata(lodestone_training::checkpoint_path(&self.bundle()));
         let age = checkpoint.and_then(|file| file.modified()).ok().and_then(|at| at.elapsed().ok());
         let resumable = age.is_some_and(|age| age < RESUMABLE) && !self.bundle().exists();
         if let (true, Ok(text)) = (resumable, fs::read(&description))
@@ -237,12 +238,12 @@ impl Work {
         }
         // Remains of an earlier retrain cannot be resumed.
         self.clear()?;
-        let mut gathering = Gathering::begin(from)?;
+        let mut builder = DatasetBuilder::open(from)?;
         let log = from.join(LOG);
         if log.exists() {
-            events::log::read(&log, 1, |_, _, change| gathering.take(change))?;
+            events::log::read(&log, 1, |_, _, change| builder.apply(change))?;
         }
-        let gathered = gathering.write(&self.data())?;
+        let gathered = builder.write(&self.data())?;
         let text = serde_json::to_vec(&GatheredFrom { source, gathered })?;
         fs::write(&description, text).with_context(|| description.display().to_string())?;
         Ok((gathered, false))

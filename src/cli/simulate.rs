@@ -19,8 +19,8 @@ use lodestone_rollout::Store;
 use lodestone_training::{
     EvaluateOptions,
     simulation::{
-        Arm, Beginning, Day, Deed, Draws, Lives, Outcomes, Seen, Shop, Shopper, SimulationConfig, Wish, begin,
-        dataset_events, id_of, outcomes, plot, product_of,
+        Arm, Day, DisplayedList, Draws, InitialState, Intent, Outcomes, Shop, Shopper, SimulationConfig, Trajectories,
+        UserAction, dataset_events, id_of, initial_state, outcomes, plot, product_of,
     },
 };
 use std::{
@@ -223,9 +223,9 @@ async fn simulate_world(
     path: &Path,
     config: &SimulationConfig,
     bar: &ProgressBar,
-) -> anyhow::Result<([Lives; 3], Vec<Night>)> {
+) -> anyhow::Result<([Trajectories; 3], Vec<Night>)> {
     let draws = Draws::new(program.seed);
-    let Beginning { shop, shoppers, history } = begin(config, draws);
+    let InitialState { shop, shoppers, history } = initial_state(config, draws);
     let start = UnixMillis(UnixMillis::now().0 - MARGIN_MS - config.day_count as i64 * UnixMillis::DAY);
     let first = path.join("first");
     fs::create_dir_all(&first).with_context(|| first.display().to_string())?;
@@ -260,7 +260,7 @@ async fn simulate_world(
         }
         bar.inc(1);
     }
-    let lives: Vec<Lives> = arms.into_iter().map(|arm| arm.lives).collect();
+    let lives: Vec<Trajectories> = arms.into_iter().map(|arm| arm.lives).collect();
     Ok((lives.try_into().map_err(|_| anyhow::anyhow!("there are three arms"))?, nights))
 }
 
@@ -302,7 +302,7 @@ struct ArmRun {
     path: PathBuf,
     server: Server,
     shoppers: Vec<Shopper>,
-    lives: Lives,
+    lives: Trajectories,
 }
 
 impl ArmRun {
@@ -335,12 +335,12 @@ impl ArmRun {
         let launched: Vec<usize> = world.shop.launched(Some(day)).collect();
         self.server.upsert(launched.into_iter().map(|product| world.shop.item(product, Some(morning)))).await?;
         let when = day as i64;
-        self.shoppers.iter_mut().for_each(|shopper| shopper.begin_day(when, world.draws));
+        self.shoppers.iter_mut().for_each(|shopper| shopper.start_day(when, world.draws));
         let mut order: Vec<usize> = (0..self.shoppers.len()).collect();
         let hours: Vec<f64> = self.shoppers.iter().map(|shopper| shopper.hour(when, world.draws)).collect();
         order.sort_by(|a, b| hours[*a].total_cmp(&hours[*b]));
         for number in order {
-            let lived = match self.shoppers[number].comes(when, world.draws) {
+            let lived = match self.shoppers[number].visits(when, world.draws) {
                 true => self.visit(world, number, when).await?,
                 false => Day::default(),
             };
@@ -374,22 +374,22 @@ impl ArmRun {
         let (shop, draws) = (world.shop, world.draws);
         let shopper = &mut self.shoppers[number];
         let (mut reactions, mut list) = (Vec::new(), 0);
-        while let Some(wish) = shopper.asks(list, day, draws) {
-            let (products, token) = self.server.request(&shopper.id(), day, &wish, world.config.page_size).await?;
-            let of_list = shopper.look(&products, list, shop, day, draws);
-            shopper.take_home(&of_list, shop, day);
-            let seen = Seen { wish, products, reactions: of_list };
+        while let Some(intent) = shopper.next_intent(list, day, draws) {
+            let (products, token) = self.server.request(&shopper.id(), day, &intent, world.config.page_size).await?;
+            let of_list = shopper.react(&products, list, shop, day, draws);
+            shopper.record_purchases(&of_list, shop, day);
+            let seen = DisplayedList { intent, products, reactions: of_list };
             if self.arm.writes_events() {
-                let deeds = seen.deeds(list, world.start, day, shopper.hour(day, draws));
+                let actions = seen.actions(list, world.start, day, shopper.hour(day, draws));
                 let shown = ShownList { shopper: &shopper.id(), day, list, token: &token };
-                self.server.write_events(&shown, &deeds, shop).await?;
+                self.server.write_events(&shown, &actions, shop).await?;
             }
             reactions.extend(seen.reactions);
             list += 1;
         }
-        shopper.leave(&reactions);
+        shopper.end_visit(&reactions);
         let purchases = reactions.iter().filter(|reaction| reaction.is_bought).count() as u32;
-        Ok(Day { came: true, clicks: reactions.len() as u32, purchases })
+        Ok(Day { visited: true, clicks: reactions.len() as u32, purchases })
     }
 }
 
@@ -471,19 +471,19 @@ impl Server {
         &self,
         shopper: &str,
         day: i64,
-        wish: &Wish,
+        intent: &Intent,
         page_size: usize,
     ) -> anyhow::Result<(Vec<usize>, String)> {
         let (viewer, page_size) = (viewer(shopper, day), page_size as i32);
         let mut client = RankingServiceClient::new(self.channel.clone());
-        let (results, token) = match wish {
-            Wish::FirstPage => {
+        let (results, token) = match intent {
+            Intent::FirstPage => {
                 let r#type = RecommendType::ForYou.into();
                 let request = proto::RecommendRequest { viewer, r#type, page_size, ..Default::default() };
                 let answer = client.recommend(request).await?.into_inner();
                 (answer.results, answer.attribution_token)
             }
-            Wish::Search(query) => {
+            Intent::Search(query) => {
                 let request = proto::SearchRequest { viewer, query: query.clone(), page_size, ..Default::default() };
                 let answer = client.search(request).await?.into_inner();
                 (answer.results, answer.attribution_token)
@@ -493,8 +493,8 @@ impl Server {
     }
 
     /// Writes the events of a shopper on a list. The next response reflects them.
-    async fn write_events(&self, shown: &ShownList<'_>, deeds: &[Deed], shop: &Shop) -> anyhow::Result<()> {
-        let events = deeds.iter().enumerate().map(|(number, deed)| event_message(deed, number, shown, shop));
+    async fn write_events(&self, shown: &ShownList<'_>, actions: &[UserAction], shop: &Shop) -> anyhow::Result<()> {
+        let events = actions.iter().enumerate().map(|(number, action)| event_message(action, number, shown, shop));
         let request = proto::WriteEventsRequest { events: events.collect() };
         let answer = EventServiceClient::new(self.channel.clone()).write_events(request).await?.into_inner();
         let accepted = proto::EventStatus::Accepted as i32;
@@ -510,11 +510,11 @@ fn viewer(shopper: &str, day: i64) -> Option<proto::Viewer> {
 }
 
 /// `number`: number of the event within the list.
-fn event_message(deed: &Deed, number: usize, shown: &ShownList<'_>, shop: &Shop) -> proto::Event {
+fn event_message(action: &UserAction, number: usize, shown: &ShownList<'_>, shop: &Shop) -> proto::Event {
     let ShownList { shopper, day, list, token } = *shown;
     let id = format!("w{day}-{shopper}-{list}-{number}");
-    let order_id = if deed.kind == EventKind::Purchase { id.clone() } else { String::new() };
-    let lines = deed.lines.iter().map(|(product, rank)| proto::EventLine {
+    let order_id = if action.kind == EventKind::Purchase { id.clone() } else { String::new() };
+    let lines = action.lines.iter().map(|(product, rank)| proto::EventLine {
         item_id: id_of(*product),
         quantity: 1,
         price_micros: Some(shop.products[*product].price.micros()),
@@ -522,12 +522,12 @@ fn event_message(deed: &Deed, number: usize, shown: &ShownList<'_>, shop: &Shop)
     });
     proto::Event {
         event_id: id,
-        r#type: deed.kind as i32,
+        r#type: action.kind as i32,
         viewer: viewer(shopper, day),
-        occurred_time: Some(timestamp(deed.at)),
+        occurred_time: Some(timestamp(action.at)),
         lines: lines.collect(),
         attribution_token: token.to_owned(),
-        query: deed.query.clone(),
+        query: action.query.clone(),
         order_id,
         ..Default::default()
     }

@@ -6,7 +6,9 @@ use super::{
 use anyhow::{Context, ensure};
 use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::ranking::Runtime;
-use lodestone_training::{self, Found, GateOptions, Progress, Start, TrainError, TrainOptions, TrainReport, Verdict};
+use lodestone_training::{
+    self, CheckpointUse, GateOptions, Progress, TrainError, TrainOptions, TrainReport, Verdict, WarmStart,
+};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -143,24 +145,24 @@ struct Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = &self.report;
-        if report.checkpoint == Found::Ignored {
+        if report.checkpoint == CheckpointUse::Ignored {
             writeln!(
                 f,
                 "the checkpoint of this bundle has other data or settings; the training started from the beginning"
             )?;
         }
         match &report.start {
-            Start::RandomWeights => {}
-            Start::Bundle { name, known_item_count } => {
+            WarmStart::RandomWeights => {}
+            WarmStart::Bundle { name, known_item_count } => {
                 writeln!(f, "initial weights: bundle {name}, which has {known_item_count} of the items")?;
             }
-            Start::BundleNotUsed { reason } => writeln!(f, "initial weights: random, because {reason}")?,
+            WarmStart::BundleNotUsed { reason } => writeln!(f, "initial weights: random, because {reason}")?,
         }
         writeln!(
             f,
             "{} items, {} interactions; {} history windows, {} epochs; {} ranking lists; heads: {}",
             report.item_count,
-            report.choice_count,
+            report.interaction_count,
             report.sample_count,
             report.epoch_count,
             report.list_count,

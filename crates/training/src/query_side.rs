@@ -1,14 +1,14 @@
 //! The query encoder of a bundle: learned on titles, or brought.
 use super::{
     Progress,
-    onnx::ExportCheck,
-    query_encoder::{QueryEncoderConfig, QueryEncoderData, train_query_encoder},
     error::TrainError,
+    onnx::ExportCheck,
     options::TrainOptions,
+    query_encoder::{QueryEncoderConfig, QueryEncoderData, train_query_encoder},
 };
 use lodestone_catalog::Item;
-use lodestone_pipeline::ranking::{Device, Runtime, SentenceEncoder, SentenceError};
 use lodestone_core::text;
+use lodestone_pipeline::ranking::{Device, Runtime, SentenceEncoder, SentenceError};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::path::Path;
 

@@ -9,10 +9,6 @@ use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
 };
-use lodestone_core::{
-    ids::{ItemId, UserId},
-    units::UnixMillis,
-};
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::EventKind;
 
