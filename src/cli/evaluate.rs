@@ -7,7 +7,7 @@ use super::{
 };
 use anyhow::ensure;
 use lodestone_experiments as experiments;
-use lodestone_experiments::off_policy::{self, EstimateOptions, JudgedSlots, Reward};
+use lodestone_experiments::off_policy::{self, EstimateOptions, EvaluatedSlots, Reward};
 use lodestone_pipeline::serving::{Serving, ServingConfig};
 use lodestone_training::{self, EvaluateOptions};
 use std::path::{Path, PathBuf};
@@ -112,12 +112,12 @@ fn evaluate_logged(args: &LoggedArgs, output: &OutputArgs) -> anyhow::Result<Exi
             let serving = Serving::open(file, &ServingConfig::default())?;
             off_policy::answers_under(serving.config(name)?, answers)?
         }
-        _ => JudgedSlots::organic(experiments::read_slots(answers)?),
+        _ => EvaluatedSlots::organic(experiments::read_slots(answers)?),
     };
     let is_empty = judged.slots.is_empty() && judged.left_out == 0;
     ensure!(!is_empty, "{} contains no records of answers", answers.display());
     let outcomes = experiments::read_outcomes(events)?;
-    let report = off_policy::judge_answers(&judged, &outcomes, &reward, &EstimateOptions::default());
+    let report = off_policy::evaluate_answers(&judged, &outcomes, &reward, &EstimateOptions::default());
     output.write(&report)?;
     Ok(Exit::answer(report.refused.is_none()))
 }

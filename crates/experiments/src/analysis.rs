@@ -1,32 +1,34 @@
-//! From exposures and outcomes to a report.
-use super::{Draft, Exposure, InterleavingReport, Outcome, SampleRatio, credit, sample_ratio};
+//! Computes the report of an experiment from exposures and outcomes.
+use crate::{
+    interleaving::{ALPHA, InterleavingReport, credit},
+    observations::{Draft, Exposure, Outcome},
+    sample_ratio::{SampleRatio, sample_ratio},
+};
 use ahash::AHashMap;
 use lodestone_core::statistics::{Moments, SequentialInterval, sequential_interval};
 use lodestone_core::units::UnixMillis;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Intervals hold the truth at all times with probability `1 - ALPHA`, for all arms of a metric together.
-pub(crate) const ALPHA: f64 = 0.05;
-/// Before an arm has so many users, and so many users with the outcome, intervals are not given: they
-/// rest on the normal distribution of means.
+/// Fewest users of an arm for which an interval is computed, because it relies on the normal distribution of means.
 const USERS_MIN: u64 = 100;
+/// Fewest users of an arm with the outcome, for the same reason.
 const OUTCOMES_MIN: f64 = 10.0;
-/// Looks that a plot shows.
+/// Number of looks in a comparison's history.
 const LOOKS: usize = 60;
-/// Kinds of outcomes that are reported.
+/// Most kinds of outcomes in a report.
 const KINDS_MAX: usize = 30;
 
 /// How an experiment is analysed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnalysisOptions {
-    /// The arm that the others are compared with. None: `control`, else `default`, else the first by name.
+    /// The arm that the others are compared with. `None`: `control`, otherwise `default`, otherwise the first by name.
     pub control: Option<String>,
-    /// Shares of the users that the arms should have, in any unit. Empty: the same for all.
+    /// Expected shares of the users, in any unit. Empty: equal shares.
     pub shares: Vec<(String, f64)>,
-    /// What a user does counts for so long after the first answer; only users whose time is over are counted.
+    /// Outcomes count from a user's first answer until this much later; only users whose window is over are counted.
     pub window_ms: i64,
-    /// Users in an arm at which intervals are narrowest for their level.
+    /// Number of users in an arm at which the intervals are narrowest for their level.
     pub planned: f64,
 }
 
@@ -36,10 +38,10 @@ impl Default for AnalysisOptions {
     }
 }
 
-/// Why there is no report.
+/// Why an experiment cannot be analysed.
 #[derive(Debug, thiserror::Error)]
 pub enum ExperimentError {
-    #[error("nobody was in the experiment `{experiment}`; there are: {known}")]
+    #[error("the answers do not contain the experiment `{experiment}`; they contain: {known}")]
     Unknown { experiment: String, known: String },
     #[error("there is no arm `{arm}`; the experiment has: {known}")]
     Arm { arm: String, known: String },
@@ -47,22 +49,22 @@ pub enum ExperimentError {
     Share { arm: String, share: f64 },
 }
 
-/// Users of an arm.
+/// The number of users in an arm.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ArmCount {
     pub name: String,
     pub users: u64,
-    /// Those whose window is over: the ones that metrics count.
+    /// Users whose window is over, which the metrics count.
     pub counted: u64,
     pub answers: u64,
-    /// Of the shares' sum, 0 to 1.
+    /// The expected share of the users, 0 to 1.
     pub expected_share: f64,
 }
 
-/// Who is in no arm's figures.
+/// Users that are excluded from the metrics of all arms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct LeftOut {
-    /// Users who met more than one arm.
+    /// Users who received more than one arm.
     pub several_arms: u64,
     /// Users whose window is not over.
     pub open_window: u64,
@@ -76,28 +78,29 @@ pub struct ArmMean {
     pub standard_deviation: f64,
 }
 
-/// What one look would have seen.
+/// The interval at one look during the experiment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Moment {
-    /// Users of all arms so far.
+pub struct Look {
+    /// Counted users of all arms until then.
     pub users: u64,
     #[serde(flatten)]
     pub interval: SequentialInterval,
 }
 
-/// An arm beside the control.
+/// An arm compared with the control.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     pub arm: String,
-    /// Arm less control. None: too few yet.
+    /// Arm minus control. `None`: insufficient data.
     pub interval: Option<SequentialInterval>,
-    /// The difference divided by the control's mean; None where that is 0.
+    /// The difference divided by the control's mean; `None` if that is 0.
     pub relative: Option<f64>,
-    /// The interval does not hold 0.
+    /// The interval excludes 0.
     pub decided: bool,
-    pub history: Vec<Moment>,
+    pub history: Vec<Look>,
 }
 
+/// One metric of all arms.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MetricReport {
     pub name: String,
@@ -105,22 +108,22 @@ pub struct MetricReport {
     pub comparisons: Vec<Comparison>,
 }
 
-/// What an experiment says.
+/// The analysis of an experiment.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ExperimentReport {
     pub experiment: String,
-    /// The first answer, in ms since 1970.
+    /// Time of the first answer, in ms since 1970.
     pub from_ms: i64,
-    /// The last thing that is known: "now" of this report.
+    /// Time of the latest answer or outcome, which is the time of this report.
     pub until_ms: i64,
     pub window_ms: i64,
     pub control: String,
     pub arms: Vec<ArmCount>,
     pub left_out: LeftOut,
-    /// None with a single arm.
+    /// `None` with a single arm.
     pub sample_ratio: Option<SampleRatio>,
     pub metrics: Vec<MetricReport>,
-    /// By kind of outcome; empty where nothing was interleaved.
+    /// One for each kind of outcome; empty without interleaved answers.
     pub interleaving: Vec<InterleavingReport>,
 }
 
@@ -131,7 +134,7 @@ struct User<'a> {
     first: UnixMillis,
 }
 
-/// Analyses one experiment. Exposures and outcomes may be in any order and of other experiments too.
+/// Analyses one experiment. Exposures and outcomes may be in any order, and may include other experiments.
 pub fn analyse(
     experiment: &str,
     exposures: &[Exposure],
@@ -160,12 +163,12 @@ pub fn analyse(
     users.iter().for_each(|user| counts[user.arm].counted += 1);
     let left_out = LeftOut { several_arms, open_window: (before - users.len()) as u64 };
     let kinds: BTreeSet<&str> = outcomes.iter().map(|outcome| outcome.kind.as_str()).collect();
-    let done = by_user(&users, outcomes, options.window_ms);
+    let outcomes_by_user = by_user(&users, outcomes, options.window_ms);
     let metrics = kinds
         .iter()
         .take(KINDS_MAX)
         .flat_map(|kind| Metric::of_kind(kind, outcomes))
-        .map(|metric| metric.report(&users, &done, &arms, control, options.planned))
+        .map(|metric| metric.report(&users, &outcomes_by_user, &arms, control, options.planned))
         .collect();
     let interleaving = match drafts.is_empty() {
         true => Vec::new(),
@@ -185,7 +188,7 @@ pub fn analyse(
     })
 }
 
-/// The arms' shares, with a sum of 1.
+/// Returns the expected shares of the arms, with a sum of 1.
 fn shares(arms: &[&str], options: &AnalysisOptions) -> Result<Vec<f64>, ExperimentError> {
     if options.shares.is_empty() {
         return Ok(vec![1.0 / arms.len().max(1) as f64; arms.len()]);
@@ -203,26 +206,27 @@ fn shares(arms: &[&str], options: &AnalysisOptions) -> Result<Vec<f64>, Experime
     Ok(arms.iter().map(|arm| share(arm) / total).collect())
 }
 
+/// Returns the index of the control arm.
 fn control(arms: &[&str], options: &AnalysisOptions) -> Result<usize, ExperimentError> {
-    let place = |name: &str| arms.iter().position(|arm| *arm == name);
+    let index_of = |name: &str| arms.iter().position(|arm| *arm == name);
     match &options.control {
-        Some(name) => place(name).ok_or_else(|| ExperimentError::Arm { arm: name.clone(), known: arms.join(", ") }),
-        None => Ok(place("control").or_else(|| place("default")).unwrap_or(0)),
+        Some(name) => index_of(name).ok_or_else(|| ExperimentError::Arm { arm: name.clone(), known: arms.join(", ") }),
+        None => Ok(index_of("control").or_else(|| index_of("default")).unwrap_or(0)),
     }
 }
 
-/// Everyone who met a single arm, by first answer, and how many met several.
+/// Returns the users of a single arm in the order of their first answers, and the number of users of several arms.
 fn users<'a>(exposures: &[&'a Exposure], arms: &[&str]) -> (Vec<User<'a>>, u64) {
-    let mut met: AHashMap<&str, (User, bool)> = AHashMap::new();
+    let mut all: AHashMap<&str, (User, bool)> = AHashMap::new();
     for exposure in exposures {
         let arm = arms.binary_search(&exposure.arm.as_str()).unwrap_or(0);
         let new = || (User { id: exposure.user.as_str(), arm, first: exposure.at }, false);
-        let (user, several) = met.entry(exposure.user.as_str()).or_insert_with(new);
+        let (user, several) = all.entry(exposure.user.as_str()).or_insert_with(new);
         *several |= user.arm != arm;
         user.first = user.first.min(exposure.at);
     }
-    let several = met.values().filter(|(_, several)| *several).count() as u64;
-    let mut users: Vec<User> = met.into_values().filter(|(_, several)| !several).map(|(user, _)| user).collect();
+    let several = all.values().filter(|(_, several)| *several).count() as u64;
+    let mut users: Vec<User> = all.into_values().filter(|(_, several)| !several).map(|(user, _)| user).collect();
     users.sort_by(|a, b| (a.first, a.id).cmp(&(b.first, b.id)));
     (users, several)
 }
@@ -238,34 +242,34 @@ fn arm_counts(exposures: &[&Exposure], arms: &[&str], shares: &[f64], users: &[U
     (0..arms.len()).map(count).collect()
 }
 
-/// What each user did within the window: by kind, how often and what it was worth.
-type Done<'a> = Vec<BTreeMap<&'a str, (f64, f64)>>;
+/// The outcomes of each user within the window: count and value by kind.
+type UserOutcomes<'a> = Vec<BTreeMap<&'a str, (f64, f64)>>;
 
-fn by_user<'a>(users: &[User], outcomes: &'a [Outcome], window_ms: i64) -> Done<'a> {
-    let numbers: AHashMap<&str, usize> = users.iter().enumerate().map(|(at, user)| (user.id, at)).collect();
-    let mut done: Done = vec![BTreeMap::new(); users.len()];
+fn by_user<'a>(users: &[User], outcomes: &'a [Outcome], window_ms: i64) -> UserOutcomes<'a> {
+    let numbers: AHashMap<&str, usize> = users.iter().enumerate().map(|(index, user)| (user.id, index)).collect();
+    let mut outcomes_by_user: UserOutcomes = vec![BTreeMap::new(); users.len()];
     for outcome in outcomes {
         let Some(number) = numbers.get(outcome.user.as_str()) else { continue };
         let after = outcome.at.0.saturating_sub(users[*number].first.0);
         if (0..=window_ms).contains(&after) {
-            let (count, value) = done[*number].entry(outcome.kind.as_str()).or_default();
+            let (count, value) = outcomes_by_user[*number].entry(outcome.kind.as_str()).or_default();
             *count += 1.0;
             *value += outcome.value;
         }
     }
-    done
+    outcomes_by_user
 }
 
-/// A number about each user.
+/// A metric, with one value for each user.
 enum Metric<'a> {
-    /// 1 for a user with such an outcome.
+    /// 1 for a user with an outcome of this kind.
     Share(&'a str),
     Count(&'a str),
     Value(&'a str),
 }
 
 impl<'a> Metric<'a> {
-    /// Of a kind of outcome: who had one, and how many, or what they were worth where that is known.
+    /// Returns the metrics of a kind of outcome: the share of users, and the value if known, otherwise the count.
     fn of_kind(kind: &'a str, outcomes: &[Outcome]) -> [Self; 2] {
         match outcomes.iter().any(|outcome| outcome.kind == kind && outcome.value != 0.0) {
             true => [Self::Share(kind), Self::Value(kind)],
@@ -281,8 +285,8 @@ impl<'a> Metric<'a> {
         }
     }
 
-    fn of(&self, done: &BTreeMap<&str, (f64, f64)>) -> f64 {
-        let of = |kind: &str| done.get(kind).copied().unwrap_or((0.0, 0.0));
+    fn of(&self, outcomes: &BTreeMap<&str, (f64, f64)>) -> f64 {
+        let of = |kind: &str| outcomes.get(kind).copied().unwrap_or((0.0, 0.0));
         match self {
             Self::Share(kind) => f64::from(u8::from(of(kind).0 > 0.0)),
             Self::Count(kind) => of(kind).0,
@@ -290,20 +294,27 @@ impl<'a> Metric<'a> {
         }
     }
 
-    fn report(&self, users: &[User], done: &Done, arms: &[&str], control: usize, planned: f64) -> MetricReport {
+    fn report(
+        &self,
+        users: &[User],
+        outcomes_by_user: &UserOutcomes,
+        arms: &[&str],
+        control: usize,
+        planned: f64,
+    ) -> MetricReport {
         let others: Vec<usize> = (0..arms.len()).filter(|arm| *arm != control).collect();
-        // All arms of a metric together keep the level (Bonferroni).
+        // The level holds for all arms of a metric together (Bonferroni correction).
         let alpha = ALPHA / others.len().max(1) as f64;
         let mut tallies = vec![Tally::default(); arms.len()];
         let mut histories = vec![Vec::new(); arms.len()];
         let every = users.len().div_ceil(LOOKS).max(1);
-        for (at, (user, done)) in users.iter().zip(done).enumerate() {
-            tallies[user.arm].add(self.of(done));
-            let seen = at + 1;
+        for (index, (user, outcomes)) in users.iter().zip(outcomes_by_user).enumerate() {
+            tallies[user.arm].add(self.of(outcomes));
+            let seen = index + 1;
             if seen % every == 0 || seen == users.len() {
                 for arm in &others {
                     let interval = Tally::compare(&tallies[control], &tallies[*arm], planned, alpha);
-                    histories[*arm].extend(interval.map(|interval| Moment { users: seen as u64, interval }));
+                    histories[*arm].extend(interval.map(|interval| Look { users: seen as u64, interval }));
                 }
             }
         }
@@ -331,23 +342,23 @@ impl<'a> Metric<'a> {
     }
 }
 
-/// An arm's numbers so far.
+/// The moments of a metric in one arm.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
     moments: Moments,
-    /// Users whose number is not 0.
-    with: f64,
+    /// Users whose value is not 0.
+    nonzero: f64,
 }
 
 impl Tally {
     fn add(&mut self, value: f64) {
         self.moments.add(value);
-        self.with += f64::from(u8::from(value != 0.0));
+        self.nonzero += f64::from(u8::from(value != 0.0));
     }
 
-    /// None while there are too few.
+    /// Returns the interval of arm minus control, or `None` for insufficient data.
     fn compare(control: &Self, arm: &Self, planned: f64, alpha: f64) -> Option<SequentialInterval> {
-        let enough = |tally: &Self| tally.moments.count >= USERS_MIN && tally.with >= OUTCOMES_MIN;
+        let enough = |tally: &Self| tally.moments.count >= USERS_MIN && tally.nonzero >= OUTCOMES_MIN;
         (enough(control) && enough(arm))
             .then(|| sequential_interval(&control.moments, &arm.moments, planned, alpha))
             .flatten()

@@ -1,6 +1,6 @@
-//! Reads exposures and outcomes: one JSON object in a line, or Parquet as `lodestone answers export` and canonical events
-//! have it.
-use super::{Draft, Exposure, Outcome, Team};
+//! Readers of exposures and outcomes: JSON lines, or the Parquet files of `lodestone answers export` and of canonical
+//! events.
+use crate::observations::{Draft, Exposure, Outcome, Team};
 use lodestone_core::{ids::UserId, units::UnixMillis};
 use lodestone_dataset::{self as dataset, DatasetError, DatasetSlot};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use std::{
 
 const ANSWERS: &str = "answers.parquet";
 const EVENTS: &str = "events.parquet";
-/// The longest line that is taken, in bytes.
+/// Longest line, in bytes.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// Why a file cannot be read.
@@ -26,13 +26,13 @@ pub enum ExperimentFileError {
     Empty { path: PathBuf },
     #[error("{path}: is neither .jsonl nor .parquet nor a directory")]
     Format { path: PathBuf },
-    #[error("{path}: has no {name} and no directory of a day with one")]
+    #[error("{path}: contains no {name}, and no directory of a day with one")]
     NoDays { path: PathBuf, name: &'static str },
     #[error(transparent)]
     Dataset(#[from] DatasetError),
 }
 
-/// What was shown in experiments.
+/// The answers of experiments.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ExperimentLog {
     pub exposures: Vec<Exposure>,
@@ -78,13 +78,14 @@ struct OutcomeLine {
     answer: String,
 }
 
-/// What a path stands for.
+/// The format of a path.
 enum Source {
     Lines,
     Parquet(Vec<PathBuf>),
 }
 
-/// A file by its ending; of a directory its own file of this name, or those of its days (`day=…`, `date=…`), in order.
+/// Returns the format of a file by its extension. A directory has a file of this name, or one for each day (`day=…`,
+/// `date=…`), which are returned in order.
 fn source(path: &Path, name: &'static str) -> Result<Source, ExperimentFileError> {
     if !path.is_dir() {
         return match path.extension().and_then(|extension| extension.to_str()) {
@@ -110,7 +111,7 @@ fn source(path: &Path, name: &'static str) -> Result<Source, ExperimentFileError
     }
 }
 
-/// The slots of exported answers: a file, or the directory that `lodestone answers export` wrote.
+/// Reads the slots of exported answers: a file, or the directory that `lodestone answers export` wrote.
 pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, ExperimentFileError> {
     let Source::Parquet(files) = source(path, ANSWERS)? else {
         return Err(ExperimentFileError::Format { path: path.to_owned() });
@@ -122,8 +123,8 @@ pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, ExperimentFileError> 
     Ok(slots)
 }
 
-/// Reads answers. Exported ones ([`read_slots`]), or `.jsonl`, an object in each line: `user`, `time_ms`, `experiment`,
-/// and `arm`, or for interleaved answers `picks` (`item` and `team`, `a` or `b`) and `answer`, its id.
+/// Reads exported answers ([`read_slots`]), or `.jsonl` with an object in each line: `user`, `time_ms`, `experiment`,
+/// and `arm`, or for an interleaved answer `picks` (`item` and `team`, `a` or `b`) and its id `answer`.
 pub fn read_answers(path: &Path) -> Result<ExperimentLog, ExperimentFileError> {
     match source(path, ANSWERS)? {
         Source::Parquet(_) => Ok(experiment_log(&read_slots(path)?)),
@@ -131,7 +132,7 @@ pub fn read_answers(path: &Path) -> Result<ExperimentLog, ExperimentFileError> {
     }
 }
 
-/// Answers of experiments; the rows of an answer follow each other.
+/// Returns the answers that belong to experiments; the slots of an answer are consecutive.
 fn experiment_log(slots: &[DatasetSlot]) -> ExperimentLog {
     let mut log = ExperimentLog::default();
     let in_experiments = slots.chunk_by(|a, b| a.answer == b.answer).filter(|answer| !answer[0].experiment.is_empty());
@@ -147,7 +148,7 @@ fn experiment_log(slots: &[DatasetSlot]) -> ExperimentLog {
             answer.iter().filter_map(|slot| Some((slot.item.clone(), team(slot.team)?))).collect();
         match picks.is_empty() {
             true => log.exposures.push(Exposure { user, at, experiment, arm: first.arm.clone() }),
-            // Which configuration an item came from is known by slot; there is no arm of the whole answer.
+            // An interleaved answer has no arm: each slot has the configuration of its team.
             false => log.drafts.push(Draft { answer: first.answer.clone(), user, at, experiment, picks }),
         }
     }
@@ -158,10 +159,10 @@ fn read_answer_lines(path: &Path) -> Result<ExperimentLog, ExperimentFileError> 
     let mut log = ExperimentLog::default();
     for_each_line(path, |line: AnswerLine| {
         let AnswerLine { user, time_ms, experiment, arm, answer, picks } = line;
-        named(&[("user", &user), ("experiment", &experiment)])?;
+        require(&[("user", &user), ("experiment", &experiment)])?;
         let at = UnixMillis(time_ms);
         if arm.is_empty() && picks.is_empty() {
-            return Err("needs `arm`, or `picks` where rankings were interleaved".to_owned());
+            return Err("needs `arm`, or `picks` if rankings were interleaved".to_owned());
         }
         if !picks.is_empty() {
             let picks = picks.into_iter().map(pick).collect::<Result<_, _>>()?;
@@ -185,16 +186,17 @@ fn pick(line: PickLine) -> Result<(String, Team), String> {
     Ok((line.item, team))
 }
 
-fn named(fields: &[(&str, &str)]) -> Result<(), String> {
+/// Refuses empty fields.
+fn require(fields: &[(&str, &str)]) -> Result<(), String> {
     match fields.iter().find(|(_, value)| value.is_empty()) {
         Some((name, _)) => Err(format!("`{name}` is empty")),
         None => Ok(()),
     }
 }
 
-/// Reads outcomes. `.jsonl`: an object in each line with `user`, `time_ms`, `type`, and where known `value`, `item`,
-/// `answer`. Otherwise canonical events (docs/events.md): `.parquet`, or a directory with `events.parquet` or with one for
-/// each day; the value is quantity times price.
+/// Reads outcomes: `.jsonl` with an object in each line, `user`, `time_ms`, `type`, and optionally `value`, `item` and
+/// `answer`; or canonical events (docs/events.md), `.parquet` or a directory with `events.parquet` or with one for each
+/// day. The value of an event is quantity times price.
 pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
     let mut outcomes = Vec::new();
     match source(path, EVENTS)? {
@@ -205,7 +207,7 @@ pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
         }
         Source::Lines => for_each_line(path, |line: OutcomeLine| {
             let OutcomeLine { user, time_ms, kind, value, item, answer } = line;
-            named(&[("user", &user), ("type", &kind)])?;
+            require(&[("user", &user), ("type", &kind)])?;
             outcomes.push(Outcome { user, at: UnixMillis(time_ms), kind, value, item, answer });
             Ok(())
         })?,
@@ -213,7 +215,7 @@ pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
     Ok(outcomes)
 }
 
-/// None for an event of nobody.
+/// Returns the outcome of an event, or `None` if the event has no user.
 fn outcome(event: dataset::DatasetEvent) -> Option<Outcome> {
     let price = event.price.map_or(0.0, |price| price.units());
     Some(Outcome {
@@ -226,7 +228,7 @@ fn outcome(event: dataset::DatasetEvent) -> Option<Outcome> {
     })
 }
 
-/// Gives each line that is not empty. A file without one is an error.
+/// Parses each line that is not empty and passes it to `take`. A file without such a line is an error.
 fn for_each_line<T: for<'de> Deserialize<'de>>(
     path: &Path,
     mut take: impl FnMut(T) -> Result<(), String>,

@@ -1,38 +1,40 @@
-//! Which of two interleaved rankings users prefer. The lists themselves are drafted where answers are made.
-use super::{Draft, Outcome, Team};
+//! Preference between two interleaved rankings. `lodestone-pipeline` interleaves the lists.
+use crate::observations::{Draft, Outcome, Team};
 use ahash::AHashMap;
 use lodestone_core::statistics::Moments;
 use lodestone_core::statistics::sign_test;
 use serde::Serialize;
 
-/// Users at which the interval of the balance is narrowest: interleaving needs far fewer than an A/B test.
+/// Sequential intervals contain the true value at all times with probability `1 - ALPHA`.
+pub(crate) const ALPHA: f64 = 0.05;
+/// Number of users at which the interval of the balance is narrowest; interleaving needs far fewer than an A/B test.
 const PLANNED: f64 = 1000.0;
 
-/// What users did with the picks of two rankings (Radlinski, Kurup and Joachims 2008; team draft).
+/// Outcomes with the picks of two rankings (team draft: Radlinski, Kurup and Joachims 2008).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct InterleavingReport {
-    /// The kind of outcome that is counted.
+    /// The counted kind of outcome.
     pub kind: String,
     pub answers: usize,
     pub users: usize,
     /// Outcomes with picks of each team.
     pub credits_a: u64,
     pub credits_b: u64,
-    /// Users with more outcomes on picks of A, of B, and as many (above 0) on both.
+    /// Users with more outcomes on picks of A, of B, and with the same number (above 0) on both.
     pub prefer_a: u64,
     pub prefer_b: u64,
     pub ties: u64,
-    /// Of a sign test over users without ties; for one look at the end.
+    /// p-value of a sign test over users without ties; valid for a single look at the end.
     pub p: f64,
-    /// Mean over all users of +1 for B, -1 for A, 0 for no preference: its 95 % interval holds at every look.
+    /// Mean over all users of +1 for B, -1 for A, 0 for no preference. Its 95 % interval is valid at every look.
     pub balance: f64,
     pub balance_low: Option<f64>,
     pub balance_high: Option<f64>,
 }
 
-/// Gives each outcome of `kind` to the team that picked the item and counts each user once: a user's sessions depend
-/// on each other. An outcome belongs to the answer that it names, else to the user's latest answer before it that
-/// shows its item, at most `window_ms` earlier. Outcomes with other items count for nobody.
+/// Credits each outcome of `kind` to the team that picked the item, and counts each user once, because the sessions of
+/// a user are dependent. An outcome belongs to the answer that it names, otherwise to the user's latest earlier answer
+/// that shows its item, at most `window_ms` before. Outcomes with other items are not credited.
 pub fn credit(drafts: &[Draft], outcomes: &[Outcome], kind: &str, window_ms: i64) -> InterleavingReport {
     let mut by_answer: AHashMap<&str, &Draft> = AHashMap::new();
     let mut by_user: AHashMap<&str, Vec<&Draft>> = AHashMap::new();
@@ -95,7 +97,7 @@ fn summary(kind: &str, answers: usize, credits: impl Iterator<Item = (u64, u64)>
     }
     report.p = sign_test(report.prefer_a, report.prefer_b);
     report.balance = balance.mean;
-    if let Some(half) = balance.sequential_half_width(PLANNED, super::analysis::ALPHA) {
+    if let Some(half) = balance.sequential_half_width(PLANNED, ALPHA) {
         (report.balance_low, report.balance_high) = (Some(balance.mean - half), Some(balance.mean + half));
     }
     report
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_click_counts_for_the_team_that_picked_the_item() {
+    fn a_click_is_credited_to_the_team_that_picked_the_item() {
         let drafts = [
             draft("1", "p", 0, &[("x", Team::A), ("y", Team::B)]),
             draft("2", "p", 50, &[("x", Team::B), ("z", Team::A)]),
@@ -137,13 +139,13 @@ mod tests {
         ];
         let outcomes = [
             click("p", 60, "x", "1"),     // names the first answer: A
-            click("p", 60, "x", ""),      // the latest that shows it: B
+            click("p", 60, "x", ""),      // the latest answer with the item: B
             click("p", 40, "x", ""),      // before the second: A
-            click("p", 60, "y", "2"),     // the second does not show it
-            click("p", 60, "x", "other"), // an answer that is not here
+            click("p", 60, "y", "2"),     // the second answer does not show the item
+            click("p", 60, "x", "other"), // an unknown answer
             click("q", 2000, "x", ""),    // too late
             click("q", 100, "x", ""),     // B
-            click("nobody", 10, "x", ""),
+            click("unknown", 10, "x", ""),
             Outcome { kind: "view".to_owned(), ..click("q", 100, "x", "") },
         ];
         let report = credit(&drafts, &outcomes, "click", 1000);
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_better_ranking_is_found() {
+    fn a_better_ranking_wins() {
         let drafts: Vec<Draft> = (0..200)
             .map(|user| draft(&user.to_string(), &format!("p{user}"), 0, &[("good", Team::B), ("bad", Team::A)]))
             .collect();

@@ -1,6 +1,9 @@
-//! A report as a table and as a page.
-use super::{Comparison, ExperimentReport, InterleavingReport, MetricReport};
-use crate::plots::{self, Line, PAGE_STYLE, STYLE, escape, section, short, wide};
+//! Formats a report as text and as an HTML page.
+use crate::{
+    analysis::{Comparison, ExperimentReport, MetricReport},
+    interleaving::InterleavingReport,
+    plots::{self, Line, PAGE_STYLE, STYLE, Scales, escape, section, short, wide},
+};
 use lodestone_core::statistics::SequentialInterval;
 use lodestone_core::units::UnixMillis;
 use std::fmt::{self, Write};
@@ -24,32 +27,35 @@ fn bracketed(interval: &SequentialInterval) -> String {
     format!("{:+.5} [{:+.5}, {:+.5}]", interval.difference, interval.low, interval.high)
 }
 
+/// The verdict before an arm has enough users for an interval.
+const INSUFFICIENT: &str = "insufficient data";
+
 impl Comparison {
-    /// What follows from the interval, in words.
+    /// The conclusion from the interval.
     fn verdict(&self) -> &'static str {
         match &self.interval {
-            None => "too few yet",
+            None => INSUFFICIENT,
             Some(interval) if interval.low > 0.0 => "higher",
             Some(interval) if interval.high < 0.0 => "lower",
             Some(_) => "not decided",
         }
     }
 
-    fn told(&self) -> String {
-        let Some(interval) = &self.interval else { return "too few yet".to_owned() };
+    fn summary(&self) -> String {
+        let Some(interval) = &self.interval else { return INSUFFICIENT.to_owned() };
         let relative = self.relative.map_or_else(String::new, |relative| format!(" ({:+.1} %)", 100.0 * relative));
         format!("{}{relative}, p {}, {}", bracketed(interval), p_value(interval.p), self.verdict())
     }
 }
 
 impl ExperimentReport {
-    /// What is wrong with the experiment itself; empty: nothing that is known.
+    /// Returns known problems of the experiment itself, which make its differences invalid.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(ratio) = self.sample_ratio.as_ref().filter(|ratio| ratio.mismatch) {
             warnings.push(format!(
-                "SAMPLE RATIO MISMATCH: users are not split as asked (chi-square {:.1}, p {}). Something loses or adds \
-                 users in one arm; no difference below can be trusted.",
+                "SAMPLE RATIO MISMATCH: the split of users differs from the expected shares (chi-square {:.1}, p {}). \
+                 Something loses or adds users in one arm; no difference below is valid.",
                 ratio.chi_square,
                 p_value(ratio.p)
             ));
@@ -57,20 +63,20 @@ impl ExperimentReport {
         let users: u64 = self.arms.iter().map(|arm| arm.users).sum();
         if self.left_out.several_arms * 100 > users {
             warnings.push(format!(
-                "{} users met more than one arm and are left out; were shares changed while the experiment ran?",
+                "{} users received more than one arm and are excluded; check whether shares changed while the experiment ran",
                 self.left_out.several_arms
             ));
         }
         warnings
     }
 
-    /// One self-contained HTML page.
+    /// Returns one self-contained HTML page.
     pub fn page(&self) -> String {
         let mut html = format!(
             "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
              content=\"width=device-width\"><title>Experiment {0}</title><style>{PAGE_STYLE}{STYLE}p.warning{{color:#cf222e;font-weight:600}}\
-             </style></head><body><h1>Experiment {0}</h1><p>{1} to {2}. What a user does counts for {3} after the first \
-             answer.</p>",
+             </style></head><body><h1>Experiment {0}</h1><p>{1} to {2}. Outcomes count for {3} after the first answer of a \
+             user.</p>",
             escape(&self.experiment),
             escape(&time(self.from_ms)),
             escape(&time(self.until_ms)),
@@ -111,7 +117,7 @@ impl ExperimentReport {
         }
         let _ = write!(
             html,
-            "</table><p>Left out: {} users in several arms; {} whose time is not over.</p>",
+            "</table><p>Excluded: {} users in several arms; {} whose window is not over.</p>",
             self.left_out.several_arms, self.left_out.open_window
         );
     }
@@ -122,35 +128,35 @@ impl MetricReport {
         section(
             html,
             &self.name,
-            "95 % intervals that hold at every look; an experiment may be stopped when one excludes 0.",
+            "95 % intervals that are valid at every look; an experiment may be stopped when one excludes 0.",
         );
-        html.push_str("<div class=\"wide\"><table><tr><th></th><th>mean</th><th>standard deviation</th><th>less control</th></tr>");
+        html.push_str("<div class=\"wide\"><table><tr><th></th><th>mean</th><th>standard deviation</th><th>minus control</th></tr>");
         for arm in &self.arms {
             let comparison = self.comparisons.iter().find(|comparison| comparison.arm == arm.arm);
-            let told = comparison.map_or_else(|| "control".to_owned(), Comparison::told);
+            let summary = comparison.map_or_else(|| "control".to_owned(), Comparison::summary);
             let _ = write!(
                 html,
                 "<tr><td>{}</td><td>{:.5}</td><td>{:.5}</td><td>{}</td></tr>",
                 escape(&arm.arm),
                 arm.mean,
                 arm.standard_deviation,
-                escape(&told)
+                escape(&summary)
             );
         }
         html.push_str("</table></div>");
         for comparison in self.comparisons.iter().filter(|comparison| comparison.history.len() > 1) {
             let line = |name: &str, of: &dyn Fn(&SequentialInterval) -> f64| Line {
                 name: name.to_owned(),
-                points: comparison.history.iter().map(|seen| (seen.users as f64, of(&seen.interval))).collect(),
+                points: comparison.history.iter().map(|look| (look.users as f64, of(&look.interval))).collect(),
             };
-            let difference = format!("{} less {control}", comparison.arm);
+            let difference = format!("{} minus {control}", comparison.arm);
             let lines = [
                 line(&difference, &|interval| interval.difference),
-                line("lower end", &|interval| interval.low),
-                line("upper end", &|interval| interval.high),
+                line("lower endpoint", &|interval| interval.low),
+                line("upper endpoint", &|interval| interval.high),
                 line("no difference", &|_| 0.0),
             ];
-            wide(html, &plots::lines(&lines, "users", "difference", false));
+            wide(html, &plots::lines(&lines, "users", "difference", Scales::Independent));
         }
     }
 }
@@ -202,19 +208,19 @@ impl fmt::Display for ExperimentReport {
         }
         writeln!(
             f,
-            "left out: {} users in several arms, {} whose time is not over",
+            "excluded: {} users in several arms, {} whose window is not over",
             self.left_out.several_arms, self.left_out.open_window
         )?;
         for metric in &self.metrics {
             writeln!(f, "\n{}", metric.name)?;
             for arm in &metric.arms {
                 let comparison = metric.comparisons.iter().find(|comparison| comparison.arm == arm.arm);
-                let told = comparison.map_or_else(String::new, Comparison::told);
-                writeln!(f, "{}", format!("  {:<22} {:>9.5}  {told}", arm.arm, arm.mean).trim_end())?;
+                let summary = comparison.map_or_else(String::new, Comparison::summary);
+                writeln!(f, "{}", format!("  {:<22} {:>9.5}  {summary}", arm.arm, arm.mean).trim_end())?;
             }
         }
         if !self.metrics.is_empty() && self.arms.len() > 1 {
-            writeln!(f, "\n95 % intervals that hold at every look")?;
+            writeln!(f, "\n95 % intervals that are valid at every look")?;
         }
         for interleaving in &self.interleaving {
             writeln!(f, "\ninterleaving by {}: {interleaving}", interleaving.kind)?;

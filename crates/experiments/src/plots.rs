@@ -1,14 +1,14 @@
-//! Plots as SVG text, and the style of the pages around them, which need nothing else.
+//! Plots as SVG text, and the style sheet of self-contained HTML pages.
 use std::fmt::Write;
 
 const WIDTH: f64 = 720.0;
 const LINES_HEIGHT: f64 = 260.0;
-/// What plots need of a page's style sheet.
+/// The style sheet of the plots.
 pub const STYLE: &str = "svg text{font:11px system-ui,sans-serif;fill:#57606a}svg .axis{fill:#1f2328}polyline{fill:none;\
 stroke-width:1.8}.grid{stroke:#d8dee4}.diagonal{stroke:#8c959f;stroke-dasharray:4}.interval{stroke:#1f2328}.zero{stroke:#8c959f}";
 const COLOURS: [&str; 6] = ["#1f6feb", "#d29922", "#2da44e", "#cf222e", "#8250df", "#57606a"];
 
-/// The style sheet of a page; that of the plots, [`STYLE`], comes after it.
+/// The style sheet of a page, without that of the plots, [`STYLE`].
 pub const PAGE_STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;color:#1f2328;max-width:780px;margin:2em auto;padding:0 1em}\
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d0d7de}\
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2em .8em;text-align:right;\
@@ -35,21 +35,22 @@ pub struct BarGroup {
     pub bars: Vec<Bar>,
 }
 
+/// Escapes text for HTML.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A heading and what is to be known of what follows.
+/// Writes a heading and a note.
 pub fn section(html: &mut String, title: &str, note: &str) {
     let _ = write!(html, "<h2>{}</h2><p class=\"note\">{}</p>", escape(title), escape(note));
 }
 
-/// What may be wider than a small screen is moved within its own frame.
+/// Writes content that may be wider than a small screen, in a frame that scrolls.
 pub fn wide(html: &mut String, content: &str) {
     let _ = write!(html, "<div class=\"wide\">{content}</div>");
 }
 
-/// A number short enough for an axis.
+/// Formats a number for an axis.
 pub fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -62,12 +63,16 @@ pub fn short(value: f64) -> String {
     }
 }
 
-/// A number that can be drawn: axes are made from differences of numbers, which must not overflow.
+/// Returns whether a number can be drawn. Axes compute differences of numbers, which must not overflow.
 fn is_drawable(value: f64) -> bool {
     value.abs() < 1e300
 }
 
-/// A range that begins and ends at a round number, with round steps between.
+fn drawable(point: &&(f64, f64)) -> bool {
+    is_drawable(point.0) && is_drawable(point.1)
+}
+
+/// A range between round numbers, with round steps.
 struct Axis {
     low: f64,
     high: f64,
@@ -77,14 +82,14 @@ struct Axis {
 }
 
 impl Axis {
-    /// Around the values that can be drawn, in about four steps of 1, 2 or 5 of some power of ten.
+    /// Returns an axis around the values that can be drawn, with about four steps of 1, 2 or 5 times a power of ten.
     fn around(values: impl Iterator<Item = f64>) -> Self {
         let range = values.filter(|value| is_drawable(*value)).fold(None, |range, value| match range {
             None => Some((value, value)),
             Some((low, high)) => Some((value.min(low), value.max(high))),
         });
         let (low, high) = range.unwrap_or((0.0, 1.0));
-        // What varies by less than can be told is drawn as a level line.
+        // Differences below the precision of the labels are drawn as a horizontal line.
         let span = if high - low > low.abs().max(high.abs()) * 1e-9 { high - low } else { 1.0_f64.max(high.abs()) };
         let power = 10f64.powf((span / 4.0).log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|size| size * power).find(|step| *step >= span / 4.0);
@@ -93,81 +98,104 @@ impl Axis {
         Self { low: first, high: ((last / step - 1e-9).ceil() * step).max(first + step), step, last }
     }
 
-    /// Ends where the values do, so that lines take all of the width.
+    /// Ends the axis at the greatest value, so that lines use the whole width.
     fn ending_with_values(self) -> Self {
         Self { high: if self.last > self.low { self.last } else { self.high }, ..self }
     }
 
-    /// Where each step is, and what is written there.
+    /// Returns the value and the label of each step.
     fn ticks(&self) -> Vec<(f64, String)> {
         let decimals = (-(self.step.log10() + 1e-9).floor()).clamp(0.0, 12.0) as usize;
         let count = ((self.high - self.low) / self.step + 1e-6).floor() as usize;
         let values = (0..=count).map(|tick| self.low + tick as f64 * self.step);
-        // Rounding errors are no number of their own.
+        // Rounding errors around 0 are not printed.
         let exact = |value: f64| if value.abs() < self.step * 1e-6 { 0.0 } else { value };
-        let told = |value: f64| if decimals > 6 { short(value) } else { format!("{value:.decimals$}") };
-        values.map(exact).map(|value| (value, told(value))).collect()
+        let label = |value: f64| if decimals > 6 { short(value) } else { format!("{value:.decimals$}") };
+        values.map(exact).map(|value| (value, label(value))).collect()
     }
 
-    /// The place of a value, from 0 at the low end to 1 at the high one.
+    /// Returns the relative position of a value: 0 at the low end, 1 at the high end.
     fn share(&self, value: f64) -> f64 {
         (value - self.low) / (self.high - self.low)
     }
 }
 
-/// Lines over common axes; `diagonal` draws where both are equal.
-pub fn lines(lines: &[Line], x_label: &str, y_label: &str, diagonal: bool) -> String {
-    const HEIGHT: f64 = LINES_HEIGHT;
+/// Whether the axes of a line plot are scaled independently, or share one scale from 0 and show the diagonal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scales {
+    Independent,
+    Shared,
+}
+
+/// The drawing area of a line plot.
+struct Frame {
+    x_axis: Axis,
+    y_axis: Axis,
+}
+
+impl Frame {
     const LEFT: f64 = 64.0;
     const BOTTOM: f64 = 40.0;
     const TOP: f64 = 26.0;
     const RIGHT: f64 = 24.0;
-    let drawable = |point: &&(f64, f64)| is_drawable(point.0) && is_drawable(point.1);
-    let points = || lines.iter().flat_map(|line| &line.points).filter(drawable);
-    let (x_axis, y_axis) = match diagonal {
-        // One scale for both.
-        true => {
-            let both = || points().flat_map(|point| [point.0, point.1]).chain([0.0]);
-            (Axis::around(both()), Axis::around(both()))
+
+    fn around(lines: &[Line], scales: Scales) -> Self {
+        let points = || lines.iter().flat_map(|line| &line.points).filter(drawable);
+        match scales {
+            Scales::Shared => {
+                let both = || points().flat_map(|point| [point.0, point.1]).chain([0.0]);
+                Self { x_axis: Axis::around(both()), y_axis: Axis::around(both()) }
+            }
+            Scales::Independent => {
+                let x_axis = Axis::around(points().map(|point| point.0)).ending_with_values();
+                Self { x_axis, y_axis: Axis::around(points().map(|point| point.1)) }
+            }
         }
-        false => {
-            let x_axis = Axis::around(points().map(|point| point.0)).ending_with_values();
-            (x_axis, Axis::around(points().map(|point| point.1)))
+    }
+
+    fn x(&self, value: f64) -> f64 {
+        Self::LEFT + self.x_axis.share(value) * (WIDTH - Self::LEFT - Self::RIGHT)
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        LINES_HEIGHT - Self::BOTTOM - self.y_axis.share(value) * (LINES_HEIGHT - Self::BOTTOM - Self::TOP)
+    }
+
+    fn draw_ticks(&self, svg: &mut String) {
+        for (at, label) in self.y_axis.ticks() {
+            let y = self.y(at);
+            let _ = write!(
+                svg,
+                "<line class=\"grid\" x1=\"{}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
+                Self::LEFT,
+                WIDTH - Self::RIGHT,
+                Self::LEFT - 6.0,
+                y + 4.0
+            );
         }
-    };
-    let x = |value: f64| LEFT + x_axis.share(value) * (WIDTH - LEFT - RIGHT);
-    let y = |value: f64| HEIGHT - BOTTOM - y_axis.share(value) * (HEIGHT - BOTTOM - TOP);
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">");
-    for (at, label) in y_axis.ticks() {
-        let _ = write!(
-            svg,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{:.1}\" y2=\"{:.1}\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-            WIDTH - RIGHT,
-            y(at),
-            y(at),
-            LEFT - 6.0,
-            y(at) + 4.0
-        );
+        for (at, label) in self.x_axis.ticks() {
+            let (x, y) = (self.x(at), LINES_HEIGHT - Self::BOTTOM + 16.0);
+            let _ = write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{label}</text>");
+        }
     }
-    for (at, label) in x_axis.ticks() {
-        let (x, y) = (x(at), HEIGHT - BOTTOM + 16.0);
-        let _ = write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{label}</text>");
-    }
-    if diagonal {
-        let (from, to) = (x_axis.low, x_axis.high);
+
+    fn draw_diagonal(&self, svg: &mut String) {
+        let (from, to) = (self.x_axis.low, self.x_axis.high);
         let _ = write!(
             svg,
             "<line class=\"diagonal\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
-            x(from),
-            y(from),
-            x(to),
-            y(to)
+            self.x(from),
+            self.y(from),
+            self.x(to),
+            self.y(to)
         );
     }
-    for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
-        let path: Vec<String> =
-            line.points.iter().filter(drawable).map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1))).collect();
+
+    /// Draws a line, and its points if they are few.
+    fn draw_line(&self, svg: &mut String, line: &Line, colour: &str) {
+        let position = |point: &(f64, f64)| format!("{:.1},{:.1}", self.x(point.0), self.y(point.1));
+        let path: Vec<String> = line.points.iter().filter(drawable).map(position).collect();
         let _ = write!(svg, "<polyline stroke=\"{colour}\" points=\"{}\"/>", path.join(" "));
         if line.points.len() <= 20 {
             for point in &path {
@@ -176,13 +204,27 @@ pub fn lines(lines: &[Line], x_label: &str, y_label: &str, diagonal: bool) -> St
             }
         }
     }
+}
+
+/// Draws lines over common axes.
+pub fn lines(lines: &[Line], x_label: &str, y_label: &str, scales: Scales) -> String {
+    const HEIGHT: f64 = LINES_HEIGHT;
+    let frame = Frame::around(lines, scales);
+    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">");
+    frame.draw_ticks(&mut svg);
+    if scales == Scales::Shared {
+        frame.draw_diagonal(&mut svg);
+    }
+    for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
+        frame.draw_line(&mut svg, line, colour);
+    }
     let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
-    legend(&mut svg, &names, LEFT);
+    legend(&mut svg, &names, Frame::LEFT);
     let _ = write!(
         svg,
         "<text class=\"axis\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
          <text class=\"axis\" x=\"14\" y=\"{:.1}\" text-anchor=\"middle\" transform=\"rotate(-90 14 {:.1})\">{}</text></svg>",
-        (WIDTH + LEFT) / 2.0,
+        (WIDTH + Frame::LEFT) / 2.0,
         HEIGHT - 6.0,
         escape(x_label),
         HEIGHT / 2.0,
@@ -192,7 +234,7 @@ pub fn lines(lines: &[Line], x_label: &str, y_label: &str, diagonal: bool) -> St
     svg
 }
 
-/// Plots of lines under each other, as one picture that needs no page around it.
+/// Stacks line plots vertically in one standalone SVG image.
 pub fn stacked(lines: &[String]) -> String {
     let height = LINES_HEIGHT * lines.len() as f64;
     let mut svg = format!(
@@ -200,14 +242,15 @@ pub fn stacked(lines: &[String]) -> String {
          <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>"
     );
     for (index, plot) in lines.iter().enumerate() {
-        let place = format!("<svg y=\"{}\" width=\"{WIDTH}\" height=\"{LINES_HEIGHT}\" ", LINES_HEIGHT * index as f64);
-        svg.push_str(&plot.replacen("<svg ", &place, 1));
+        let position =
+            format!("<svg y=\"{}\" width=\"{WIDTH}\" height=\"{LINES_HEIGHT}\" ", LINES_HEIGHT * index as f64);
+        svg.push_str(&plot.replacen("<svg ", &position, 1));
     }
     svg.push_str("</svg>\n");
     svg
 }
 
-/// Horizontal bars with their intervals, in groups.
+/// Draws groups of horizontal bars with their intervals.
 pub fn bars(groups: &[BarGroup]) -> String {
     const LEFT: f64 = 190.0;
     const ROW: f64 = 18.0;
@@ -284,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn axes_hold_all_values_between_round_numbers() {
+    fn axes_contain_all_values_between_round_numbers() {
         for (low, high) in [(0.0, 1.0), (3.2, 3.2), (-7.1, 1333.0), (0.011, 0.0113), (1e-12, 2e-12), (5e8, 6e8)] {
             let axis = Axis::around([high, low, f64::NAN].into_iter());
             assert!(axis.low <= low + 1e-15 && axis.high >= high, "{low} to {high}: {} to {}", axis.low, axis.high);
@@ -298,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn plots_have_no_number_that_is_none_and_no_open_markup() {
+    fn plots_contain_no_nan_and_no_unescaped_markup() {
         let odd = [(0.0, f64::NAN), (1.0, 2.0), (f64::INFINITY, 1.0), (f64::MAX, f64::MIN), (2.0, 2.0)];
         let line = |points: &[(f64, f64)]| Line { name: "a<b".to_owned(), points: points.to_vec() };
         let bar = |mean| Bar { name: "\"x\"".to_owned(), mean, low: mean, high: mean };
@@ -309,9 +352,9 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         for svg in [
-            lines(&[line(&odd), line(&[])], "x", "y", false),
-            lines(&[line(&[(0.2, 0.3)])], "x", "y", true),
-            lines(&[], "x", "y", false),
+            lines(&[line(&odd), line(&[])], "x", "y", Scales::Independent),
+            lines(&[line(&[(0.2, 0.3)])], "x", "y", Scales::Shared),
+            lines(&[], "x", "y", Scales::Independent),
             bars(&groups(&[0.0, 0.0])),
             bars(&groups(&[-1.0, 3.0])),
             bars(&[]),

@@ -1,10 +1,9 @@
-//! Whether users came into the arms as they should.
+//! The sample ratio check: whether the users are split between the arms as expected.
 use lodestone_core::statistics::chi_square_p_value;
 use serde::Serialize;
 
-/// Below this p-value the split is not the one that was asked for. Small, since the check is made at every look and its
-/// false alarms cost an experiment (Fabijan et al. 2019, "Diagnosing sample ratio mismatch in online controlled
-/// experiments").
+/// A p-value below this is a sample ratio mismatch. It is small, because the check runs at every look and a false alarm
+/// costs an experiment (Fabijan et al. 2019, "Diagnosing sample ratio mismatch in online controlled experiments").
 pub(crate) const SAMPLE_RATIO_P: f64 = 0.001;
 
 /// A chi-square test of the counts of users against the shares.
@@ -12,12 +11,12 @@ pub(crate) const SAMPLE_RATIO_P: f64 = 0.001;
 pub struct SampleRatio {
     pub chi_square: f64,
     pub p: f64,
-    /// The split is not the one that was asked for, and differences between the arms cannot be trusted.
+    /// The split differs from the expected shares, so differences between the arms are not valid.
     pub mismatch: bool,
 }
 
-/// Tests counts of users by arm against the arms' shares, which may sum up to anything above 0. None where there is
-/// nothing to test: fewer than two arms with a share, or nobody. A user in an arm whose share is 0 is a mismatch.
+/// Tests the number of users of each arm against the expected shares, which may have any sum above 0. Returns `None` if
+/// fewer than two arms have a share, or if there are no users. A user in an arm with share 0 is a mismatch.
 pub fn sample_ratio(counts: &[u64], shares: &[f64]) -> Option<SampleRatio> {
     let arms: Vec<(f64, f64)> = counts.iter().zip(shares).map(|(count, share)| (*count as f64, *share)).collect();
     let (users, total) = arms.iter().fold((0.0, 0.0), |sum, arm| (sum.0 + arm.0, sum.1 + arm.1));
@@ -27,7 +26,7 @@ pub fn sample_ratio(counts: &[u64], shares: &[f64]) -> Option<SampleRatio> {
     }
     let term = |(count, share): &(f64, f64)| match (*count, share * users / total) {
         (0.0, 0.0) => 0.0,
-        (count, due) => (count - due).powi(2) / due,
+        (count, expected) => (count - expected).powi(2) / expected,
     };
     let chi_square: f64 = arms.iter().map(term).sum();
     let p = if chi_square.is_finite() { chi_square_p_value(chi_square, with_share - 1) } else { 0.0 };
@@ -40,11 +39,11 @@ mod tests {
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
     #[test]
-    fn a_wrong_split_is_found_and_a_right_one_is_not() {
+    fn a_wrong_split_is_a_mismatch_and_a_right_one_is_not() {
         assert!(sample_ratio(&[600, 400], &[0.5, 0.5]).unwrap().mismatch);
         assert!(!sample_ratio(&[505, 495], &[0.5, 0.5]).unwrap().mismatch);
         assert!(!sample_ratio(&[600, 400], &[0.6, 0.4]).unwrap().mismatch);
-        assert!(!sample_ratio(&[100, 205], &[0.1, 0.2]).unwrap().mismatch, "shares need not sum up to 1");
+        assert!(!sample_ratio(&[100, 205], &[0.1, 0.2]).unwrap().mismatch, "shares need not have a sum of 1");
         assert!(sample_ratio(&[500, 500, 1], &[0.5, 0.5, 0.0]).unwrap().mismatch);
         // 60 and 40 of 100: chi-square 4, p 0.0455.
         let few = sample_ratio(&[60, 40], &[0.5, 0.5]).unwrap();
@@ -54,14 +53,14 @@ mod tests {
     }
 
     #[test]
-    fn false_alarms_are_as_rare_as_they_should_be() {
+    fn false_alarms_are_as_rare_as_the_level() {
         let mut rng = StdRng::seed_from_u64(5);
         let mut below = [0; 2];
         for _ in 0..2000 {
             let first = (0..1000).filter(|_| rng.random_bool(0.5)).count() as u64;
-            let found = sample_ratio(&[first, 1000 - first], &[0.5, 0.5]).unwrap();
-            below[0] += i32::from(found.p < 0.05);
-            below[1] += i32::from(found.mismatch);
+            let ratio = sample_ratio(&[first, 1000 - first], &[0.5, 0.5]).unwrap();
+            below[0] += i32::from(ratio.p < 0.05);
+            below[1] += i32::from(ratio.mismatch);
         }
         assert!((60..150).contains(&below[0]) && below[1] < 10, "{below:?} of 2000");
     }

@@ -1,4 +1,4 @@
-//! Reports of experiments whose truth is known, and what is said of files that are none.
+//! Reports of simulated experiments with known effects, and errors for invalid input.
 use lodestone_core::units::UnixMillis;
 use lodestone_experiments::{AnalysisOptions, Exposure, Outcome, analyse, read_answers, read_outcomes};
 use lodestone_pipeline::serving::arm_at;
@@ -7,7 +7,8 @@ use std::fs;
 
 const HOUR: i64 = 3_600_000;
 
-/// Users come over ten days; each arm's share of them clicks, and a third of these buy for about 20.
+/// Simulates users who arrive over ten days. Each arm has its click rate; a third of the users with a click buy for
+/// about 20.
 fn shop(seed: u64, users: usize, arms: &[(&str, f64, f64)]) -> (Vec<Exposure>, Vec<Outcome>) {
     let mut rng = StdRng::seed_from_u64(seed);
     let shares: Vec<f64> = arms.iter().map(|arm| arm.1).collect();
@@ -51,7 +52,7 @@ fn shop(seed: u64, users: usize, arms: &[(&str, f64, f64)]) -> (Vec<Exposure>, V
 }
 
 #[test]
-fn a_better_arm_is_found_and_an_equal_one_is_not() {
+fn a_better_arm_is_significant_and_an_equal_one_is_not() {
     let arms = [("brave", 0.3, 0.16), ("control", 0.4, 0.10), ("same", 0.3, 0.10)];
     let (exposures, outcomes) = shop(1, 12_000, &arms);
     let options = AnalysisOptions {
@@ -62,7 +63,7 @@ fn a_better_arm_is_found_and_an_equal_one_is_not() {
     assert_eq!((report.control.as_str(), report.left_out.several_arms, report.left_out.open_window), ("control", 0, 0));
     assert!(!report.sample_ratio.as_ref().unwrap().mismatch);
     let clicks = report.metrics.iter().find(|metric| metric.name == "users with click").unwrap();
-    // What was done before the first answer, or after the window, is not in the means.
+    // The means exclude outcomes before the first answer and after the window.
     assert!((clicks.arms[1].mean - 0.10).abs() < 0.02, "{:?}", clicks.arms);
     let of = |arm: &str| clicks.comparisons.iter().find(|comparison| comparison.arm == arm).unwrap();
     let (brave, same) = (of("brave").interval.unwrap(), of("same").interval.unwrap());
@@ -74,22 +75,22 @@ fn a_better_arm_is_found_and_an_equal_one_is_not() {
     let views = report.metrics.iter().find(|metric| metric.name == "users with view").unwrap();
     assert!(
         views.comparisons.iter().all(|comparison| comparison.interval.is_none()),
-        "nobody of the experiment viewed"
+        "no user of the experiment has a view"
     );
 
     let printed = report.to_string();
-    for words in ["control (control)", "sample ratio: chi-square", "higher", "not decided", "too few yet"] {
+    for words in ["control (control)", "sample ratio: chi-square", "higher", "not decided", "insufficient data"] {
         assert!(printed.contains(words), "{words} is missing in\n{printed}");
     }
     let page = report.page();
     assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n") && page.contains("<svg "), "{page}");
-    assert!(!page.contains("http") && !page.contains("NaN"), "the page needs nothing else");
+    assert!(!page.contains("http") && !page.contains("NaN"), "the page is self-contained");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["metrics"][0]["comparisons"][0]["arm"], "brave");
 }
 
 #[test]
-fn a_wrong_split_and_users_in_two_arms_are_told() {
+fn a_wrong_split_and_users_in_two_arms_are_reported() {
     let (mut exposures, outcomes) = shop(2, 4000, &[("a", 0.6, 0.1), ("b", 0.4, 0.1)]);
     let report = analyse("e", &exposures, &[], &outcomes, &AnalysisOptions::default()).unwrap();
     assert!(report.sample_ratio.as_ref().unwrap().mismatch && report.to_string().contains("SAMPLE RATIO MISMATCH"));
@@ -97,7 +98,7 @@ fn a_wrong_split_and_users_in_two_arms_are_told() {
     let options = AnalysisOptions { shares: vec![("a".into(), 3.0), ("b".into(), 2.0)], ..AnalysisOptions::default() };
     assert!(!analyse("e", &exposures, &[], &outcomes, &options).unwrap().sample_ratio.unwrap().mismatch);
 
-    // Every tenth user meets the other arm too: they are in nobody's figures.
+    // Every tenth user receives the other arm too, and is excluded.
     let both: Vec<Exposure> = (exposures.iter())
         .filter(|exposure| exposure.user.ends_with('7'))
         .map(|exposure| Exposure { arm: if exposure.arm == "a" { "b" } else { "a" }.to_owned(), ..exposure.clone() })
@@ -106,28 +107,28 @@ fn a_wrong_split_and_users_in_two_arms_are_told() {
     let report = analyse("e", &exposures, &[], &outcomes, &options).unwrap();
     assert_eq!(report.left_out.several_arms, 400);
     assert_eq!(report.arms.iter().map(|arm| arm.users).sum::<u64>(), 3600);
-    assert!(report.to_string().contains("400 users met more than one arm"));
+    assert!(report.to_string().contains("400 users received more than one arm"));
 }
 
 #[test]
-fn users_whose_time_is_not_over_do_not_count_yet() {
+fn users_with_an_open_window_are_not_counted() {
     let (exposures, outcomes) = shop(3, 2000, &[("a", 0.5, 0.1), ("b", 0.5, 0.1)]);
     let options = AnalysisOptions { window_ms: 150 * HOUR, ..AnalysisOptions::default() };
     let report = analyse("e", &exposures, &[], &outcomes, &options).unwrap();
     let counted: u64 = report.arms.iter().map(|arm| arm.counted).sum();
-    // All is known until hour 300, and the first answers are spread over 240 hours.
+    // Outcomes are known until hour 300, and the first answers are spread over 240 hours.
     assert_eq!(counted + report.left_out.open_window, 2000);
     assert!((1000..1500).contains(&counted), "{counted}");
 }
 
 #[test]
-fn names_that_there_are_not_are_told_with_those_that_there_are() {
+fn errors_for_unknown_names_list_the_known_ones() {
     let (exposures, outcomes) = shop(3, 200, &[("a", 0.5, 0.1), ("b", 0.5, 0.1)]);
     let error = |experiment: &str, options: &AnalysisOptions| {
         analyse(experiment, &exposures, &[], &outcomes, options).unwrap_err().to_string()
     };
     let plain = AnalysisOptions::default();
-    assert_eq!(error("f", &plain), "nobody was in the experiment `f`; there are: e");
+    assert_eq!(error("f", &plain), "the answers do not contain the experiment `f`; they contain: e");
     let control = AnalysisOptions { control: Some("c".into()), ..plain.clone() };
     assert_eq!(error("e", &control), "there is no arm `c`; the experiment has: a, b");
     let shares = AnalysisOptions { shares: vec![("a".into(), -1.0)], ..plain.clone() };
@@ -137,7 +138,7 @@ fn names_that_there_are_not_are_told_with_those_that_there_are() {
 }
 
 #[test]
-fn what_is_wrong_in_a_file_is_named_with_its_line() {
+fn errors_in_files_name_the_line() {
     let directory = tempfile::tempdir().unwrap();
     let answers = directory.path().join("answers.jsonl");
     let good = r#"{"user": "u:1", "time_ms": 5, "experiment": "e", "arm": "a"}"#;

@@ -1,32 +1,34 @@
-//! Off-policy estimates on logs whose truth is known, and what is said of files that are no logs.
-use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
-use arrow_schema::{Field, Schema};
+//! Off-policy estimates on simulated logs with known policy values, and errors for invalid files.
+use arrow::{
+    array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray},
+    datatypes::{Field, Schema},
+};
 use lodestone_core::units::UnixMillis;
 use lodestone_experiments::off_policy::{
-    Cell, Choice, EstimateOptions, Estimator, Log, LogRow, OffPolicyReport, Refusal, benchmark, estimate,
+    ActionDistribution, Cell, EstimateOptions, Estimator, Log, LogRow, OffPolicyReport, Refusal, benchmark, estimate,
     gamma_interval,
 };
-use lodestone_experiments::off_policy::{JudgedSlots, Reward, judge_answers};
+use lodestone_experiments::off_policy::{EvaluatedSlots, Reward, evaluate_answers};
 use lodestone_experiments::{Outcome, read_answers, read_slots};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt::Write, fs, io::Write as _, path::Path, sync::Arc};
 
 const ITEMS: usize = 12;
 const POSITIONS: usize = 2;
-const SITUATIONS: usize = 4;
+const CONTEXTS: usize = 4;
 
-/// A shop with known click rates, a logging policy that depends on the situation, and a target policy that does not.
+/// A shop with known click rates, a logging policy that depends on the context, and a target policy that does not.
 struct World {
     /// By position and item.
     rates: Vec<Vec<f64>>,
-    /// By situation, position and item.
+    /// By context, position and item.
     logging: Vec<Vec<Vec<f64>>>,
     /// By position and item.
     target: Vec<Vec<f64>>,
 }
 
-fn distribution(rng: &mut StdRng, unevenness: f64) -> Vec<f64> {
-    let weights: Vec<f64> = (0..ITEMS).map(|_| (unevenness * rng.random_range(-1.0..1.0f64)).exp()).collect();
+fn distribution(rng: &mut StdRng, spread: f64) -> Vec<f64> {
+    let weights: Vec<f64> = (0..ITEMS).map(|_| (spread * rng.random_range(-1.0..1.0f64)).exp()).collect();
     let sum: f64 = weights.iter().sum();
     weights.iter().map(|weight| weight / sum).collect()
 }
@@ -36,7 +38,7 @@ impl World {
         let mut rng = StdRng::seed_from_u64(seed);
         let rates =
             (0..POSITIONS).map(|_| (0..ITEMS).map(|_| rate * rng.random_range(-1.0..1.0f64).exp()).collect()).collect();
-        let logging = (0..SITUATIONS).map(|_| (0..POSITIONS).map(|_| distribution(&mut rng, 2.0)).collect()).collect();
+        let logging = (0..CONTEXTS).map(|_| (0..POSITIONS).map(|_| distribution(&mut rng, 2.0)).collect()).collect();
         let target = (0..POSITIONS).map(|_| distribution(&mut rng, 1.5)).collect();
         Self { rates, logging, target }
     }
@@ -46,17 +48,17 @@ impl World {
         (0..POSITIONS).map(of).sum::<f64>() / POSITIONS as f64
     }
 
-    /// What the logging policy shows and what is clicked: situation, position, item, clicked.
+    /// Draws an impression of a policy: context, position, item, clicked.
     fn shown(&self, rng: &mut StdRng, policy: impl Fn(usize, usize) -> Vec<f64>) -> (usize, usize, usize, bool) {
-        let (situation, position) = (rng.random_range(0..SITUATIONS), rng.random_range(0..POSITIONS));
+        let (context, position) = (rng.random_range(0..CONTEXTS), rng.random_range(0..POSITIONS));
         let mut left: f64 = rng.random();
-        let probabilities = policy(situation, position);
+        let probabilities = policy(context, position);
         let item = probabilities.iter().position(|probability| {
             left -= probability;
             left < 0.0
         });
         let item = item.unwrap_or(ITEMS - 1);
-        (situation, position, item, rng.random_bool(self.rates[position][item]))
+        (context, position, item, rng.random_bool(self.rates[position][item]))
     }
 
     fn log(&self, seed: u64, rows: usize) -> Log {
@@ -65,8 +67,8 @@ impl World {
         let all = || (0..POSITIONS).flat_map(|position| (0..ITEMS).map(move |item| (position, item)));
         Log {
             cells: all().map(|(p, i)| Cell { action: i as u32, position: p as u32 }).collect(),
-            choices: (0..POSITIONS)
-                .map(|p| Choice {
+            distributions: (0..POSITIONS)
+                .map(|p| ActionDistribution {
                     cells: (0..ITEMS).map(|i| cell(p, i)).collect(),
                     probabilities: self.target[p].clone(),
                 })
@@ -77,7 +79,7 @@ impl World {
                     LogRow {
                         user: user as u32,
                         cell: cell(p, i),
-                        choice: p as u32,
+                        distribution: p as u32,
                         reward: f64::from(u8::from(clicked)),
                         propensity: self.logging[s][p][i],
                         target: self.target[p][i],
@@ -94,8 +96,8 @@ fn quick(seed: u64) -> EstimateOptions {
 }
 
 #[test]
-fn estimates_are_unbiased_and_intervals_cover_at_rare_and_at_usual_rates() {
-    // About 10 clicks in a log, about 100, and every third row a click.
+fn estimates_are_unbiased_and_intervals_cover_the_value_at_rare_and_common_rewards() {
+    // About 10 clicks in a log, about 100, and a click in every third row.
     for (rate, rows) in [(0.004, 2500), (0.04, 2500), (0.3, 1500)] {
         const RUNS: u64 = 200;
         let mut sums = [0.0; 4];
@@ -116,10 +118,10 @@ fn estimates_are_unbiased_and_intervals_cover_at_rare_and_at_usual_rates() {
         let error = (squares / RUNS as f64).sqrt();
         for (at, estimator) in Estimator::ALL.iter().enumerate() {
             assert!((sums[at] - 1.0).abs() < 4.0 * error, "{} at {rate}: {} of the truth", estimator.name(), sums[at]);
-            // 95 % of 200 runs less four standard errors of such a count.
+            // 95 % of 200 runs minus four standard errors of this count.
             assert!(
                 covered[at] >= 178,
-                "{} at {rate}: {} of {RUNS} intervals hold the truth",
+                "{} at {rate}: {} of {RUNS} intervals contain the true value",
                 estimator.name(),
                 covered[at]
             );
@@ -128,18 +130,18 @@ fn estimates_are_unbiased_and_intervals_cover_at_rare_and_at_usual_rates() {
 }
 
 #[test]
-fn a_log_of_users_has_wider_intervals_than_its_rows_alone() {
+fn dependent_rows_of_users_widen_the_intervals() {
     let world = World::new(3, 0.05);
     let mut log = world.log(5, 4000);
     let rows = estimate(&log, &quick(1)).unwrap().measures[0];
-    // The same row ten times is one user who always does the same.
+    // Ten equal rows are one user who repeats one action.
     log.rows = log.rows[..400].iter().flat_map(|row| std::iter::repeat_n(*row, 10)).collect();
     let users = estimate(&log, &quick(1)).unwrap().measures[0];
     assert!(users.standard_error > 2.0 * rows.standard_error, "{} {}", users.standard_error, rows.standard_error);
 }
 
 #[test]
-fn the_reward_model_makes_the_estimate_steadier() {
+fn the_reward_model_reduces_the_squared_error() {
     let world = World::new(11, 0.3);
     let truth = world.truth();
     let mut squares = [0.0; 4];
@@ -153,13 +155,13 @@ fn the_reward_model_makes_the_estimate_steadier() {
 }
 
 #[test]
-fn no_reward_at_all_still_has_an_upper_end() {
+fn a_log_without_rewards_has_an_upper_endpoint_above_zero() {
     let world = World::new(3, 0.05);
     let mut log = world.log(5, 3000);
     log.rows.iter_mut().for_each(|row| row.reward = 0.0);
     for measure in estimate(&log, &quick(1)).unwrap().measures {
         assert_eq!((measure.value, measure.low), (0.0, 0.0));
-        // Three of usual weight in 3,000, somewhat more as the weights differ.
+        // About three rewards of typical weight in 3,000 rows, and more because the weights differ.
         assert!(measure.high > 0.001 && measure.high < 0.02, "{measure:?}");
     }
     assert_eq!(gamma_interval(0.0, 0.0, 0.0, 0.95), (0.0, 0.0));
@@ -178,12 +180,12 @@ fn a_log_without_support_is_refused_with_the_reason() {
 
     let mut one_position = log.clone();
     one_position.rows.retain(|row| one_position.cells[row.cell as usize].position == 0);
-    // All situations of the target policy are still asked for.
-    one_position.choices = vec![Choice {
+    // The target policy still includes all positions.
+    one_position.distributions = vec![ActionDistribution {
         cells: (0..one_position.cells.len() as u32).collect(),
         probabilities: world.target.iter().flatten().map(|probability| probability / 2.0).collect(),
     }];
-    one_position.rows.iter_mut().for_each(|row| row.choice = 0);
+    one_position.rows.iter_mut().for_each(|row| row.distribution = 0);
     let refused = estimate(&one_position, &quick(1)).unwrap_err();
     assert!(matches!(refused, Refusal::UnseenCells { share, .. } if share > 40.0), "{refused}");
 
@@ -191,7 +193,7 @@ fn a_log_without_support_is_refused_with_the_reason() {
     few.rows.truncate(60);
     assert!(matches!(estimate(&few, &quick(1)), Err(Refusal::Ess { .. } | Refusal::UnseenCells { .. })));
 
-    // A propensity of one in all items, which others have logged, is not what this policy did.
+    // Propensities that are too high by a factor of three.
     let mut wrong = log.clone();
     wrong.rows.iter_mut().for_each(|row| row.propensity = (row.propensity * 3.0).min(1.0));
     let refused = estimate(&wrong, &quick(1)).unwrap_err();
@@ -225,19 +227,24 @@ fn gzip(path: &Path, text: &str) {
 }
 
 #[test]
-fn one_log_tells_what_the_policy_of_another_earned() {
+fn one_log_estimates_the_value_of_the_policy_of_another() {
     let world = World::new(21, 0.05);
     let report = benchmark_of(&text(&world, 1, 6000, false), &text(&world, 2, 6000, true)).unwrap();
-    assert_eq!((report.logged.rows, report.target.rows, report.judged.len()), (6000, 6000, 4));
-    assert!(report.judged.iter().all(|judged| judged.covers && judged.relative_error.unwrap() < 0.3), "{report}");
-    assert!(report.judged.iter().all(|judged| judged.difference_low < 0.0 && judged.difference_high > 0.0));
+    assert_eq!((report.logged.rows, report.target.rows, report.comparisons.len()), (6000, 6000, 4));
+    assert!(
+        report.comparisons.iter().all(|comparison| comparison.covers && comparison.relative_error.unwrap() < 0.3),
+        "{report}"
+    );
+    assert!(
+        report.comparisons.iter().all(|comparison| comparison.difference_low < 0.0 && comparison.difference_high > 0.0)
+    );
     assert!(
         (report.logged.mean - report.target.mean).abs() > 0.002,
-        "the two policies earn the same: nothing is shown"
+        "the two policies have nearly the same value, so the test shows nothing"
     );
     let printed = report.to_string();
     assert!(printed.contains("doubly robust") && printed.contains("effective of 6000 rows"), "{printed}");
-    // The same seed gives the same report.
+    // The same seed reproduces the report.
     let again = benchmark_of(&text(&world, 1, 6000, false), &text(&world, 2, 6000, true)).unwrap();
     assert_eq!(again.estimates, report.estimates);
 }
@@ -248,12 +255,15 @@ fn a_policy_that_the_log_never_followed_is_refused_in_the_report() {
     let target = text(&world, 2, 2000, true);
     let report =
         benchmark_of(&text(&world, 1, 2000, false), &target.replace(",2019-11-24,3,", ",2019-11-24,new,")).unwrap();
-    let why = report.refused.clone().unwrap();
-    assert!(why.contains("never shows") && report.estimates.is_none() && report.to_string().contains(&why), "{why}");
+    let reason = report.refused.clone().unwrap();
+    assert!(
+        reason.contains("never shows") && report.estimates.is_none() && report.to_string().contains(&reason),
+        "{reason}"
+    );
 }
 
 #[test]
-fn what_is_wrong_in_a_file_is_named_with_line_and_column() {
+fn errors_in_files_name_line_and_column() {
     const HEADER: &str = "item_id,position,click,propensity_score\n";
     let world = World::new(21, 0.05);
     let good = text(&world, 2, 50, true);
@@ -261,7 +271,7 @@ fn what_is_wrong_in_a_file_is_named_with_line_and_column() {
         ("", &["no rows"]),
         (HEADER, &["no rows"]),
         ("item_id,position,click\n1,1,0\n", &["`propensity_score` is missing", "item_id, position, click"]),
-        ("item_id,position,click,click,propensity_score\n1,1,0,0,0.5\n", &["`click` is there twice"]),
+        ("item_id,position,click,click,propensity_score\n1,1,0,0,0.5\n", &["`click` occurs twice"]),
         (&format!("{HEADER}1,1,0,0.5\n1,1,0,0\n"), &["line 3", "`propensity_score`", "not above 0"]),
         (&format!("{HEADER}1,1,0,1.5\n"), &["line 2", "`propensity_score`", "above 1"]),
         (&format!("{HEADER}1,1,0,NaN\n"), &["line 2", "`propensity_score`", "`NaN` is not a finite number"]),
@@ -292,8 +302,8 @@ fn what_is_wrong_in_a_file_is_named_with_line_and_column() {
 const PAGE: usize = 4;
 const RATES: [f64; PAGE] = [0.3, 0.2, 0.1, 0.05];
 
-/// Answers as `lodestone answers export` writes them: the items 0 to 3 in this order, but in 4 of 10 answers shuffled.
-/// Gives clicks: the better an item and the higher its slot, the likelier.
+/// Writes answers in the format of `lodestone answers export`: the items 0 to 3 in this order, shuffled in 4 of 10
+/// answers. Returns clicks, whose rate falls with the item's number and with the slot.
 fn explored(directory: &Path, answers: usize, experiment: &str) -> Vec<Outcome> {
     let mut rng = StdRng::seed_from_u64(3);
     let mut outcomes = Vec::new();
@@ -353,12 +363,12 @@ fn write_slots(path: &Path, rows: &[(usize, usize, usize)], experiment: &str) {
 }
 
 #[test]
-fn explored_answers_tell_what_the_order_without_exploration_earns() {
+fn answers_with_exploration_estimate_the_order_without_exploration() {
     let directory = tempfile::tempdir().unwrap();
     let outcomes = explored(directory.path(), 5000, "");
-    let slots = JudgedSlots::organic(read_slots(directory.path()).unwrap());
+    let slots = EvaluatedSlots::organic(read_slots(directory.path()).unwrap());
     let reward = Reward { kind: "click".to_owned(), is_value: false, window_ms: 900 };
-    let report = judge_answers(&slots, &outcomes, &reward, &quick(1));
+    let report = evaluate_answers(&slots, &outcomes, &reward, &quick(1));
     assert_eq!((report.answers, report.slots, report.users, report.unmatched), (5000, 20_000, 2500, 0));
     assert_eq!(report.matched, outcomes.len());
     let truth: f64 = (0..PAGE).map(|slot| RATES[slot] / (1.0 + slot as f64)).sum::<f64>() / PAGE as f64;
@@ -367,10 +377,15 @@ fn explored_answers_tell_what_the_order_without_exploration_earns() {
         assert!(measure.high - measure.low < 0.03 && measure.low > report.shown_mean, "{measure:?}");
     }
     assert!(report.to_string().contains("without exploration"), "{report}");
-    // Clicks later than the window belong to nothing.
-    let late = judge_answers(&slots, &outcomes, &Reward { window_ms: 100, ..reward.clone() }, &quick(1));
+    // Clicks after the window are unmatched.
+    let late = evaluate_answers(&slots, &outcomes, &Reward { window_ms: 100, ..reward.clone() }, &quick(1));
     assert_eq!((late.matched, late.unmatched, late.shown_mean), (0, outcomes.len(), 0.0));
-    assert!(judge_answers(&JudgedSlots::default(), &outcomes, &reward, &quick(1)).refused.unwrap().contains("no rows"));
+    assert!(
+        evaluate_answers(&EvaluatedSlots::default(), &outcomes, &reward, &quick(1))
+            .refused
+            .unwrap()
+            .contains("no rows")
+    );
 }
 
 #[test]
@@ -384,7 +399,7 @@ fn exported_answers_are_exposures_of_their_experiments() {
     let log = read_answers(directory.path()).unwrap();
     assert_eq!((log.exposures.len(), log.drafts.len(), log.drafts[0].picks.len()), (0, 100, PAGE));
     explored(directory.path(), 10, "");
-    assert!(read_answers(directory.path()).unwrap().exposures.is_empty(), "answers of no experiment");
+    assert!(read_answers(directory.path()).unwrap().exposures.is_empty(), "answers without an experiment");
     let error = read_answers(&directory.path().join("day=2026-01-01/none")).unwrap_err().to_string();
     assert!(error.contains("none") && error.contains("neither"), "{error}");
     let empty = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
-//! The arithmetic of training: matrix products by the `gemm` crate, and loops that are compiled once for each set of vector
-//! instructions and chosen at run time. All unsafe code of training is in this file.
+//! Numeric kernels: matrix products with the `gemm` crate, and loops that are compiled once for each set of vector
+//! instructions and selected at run time. This module contains all unsafe code of the crate.
 use gemm::{Parallelism, gemm};
 
-/// Rows × columns of f32; a transpose is only other strides.
+/// A matrix view of f32; a transpose only swaps the strides.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     values: &'a [f32],
@@ -13,7 +13,7 @@ pub(crate) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Row after row.
+    /// Views `values` in row-major order.
     pub(crate) fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         assert!(values.len() >= rows * columns, "{} numbers for {rows} × {columns}", values.len());
         Self { values, rows, columns, row_stride: columns, column_stride: 1 }
@@ -30,22 +30,22 @@ impl<'a> View<'a> {
     }
 }
 
-/// What a product does with what stands in its destination.
+/// Whether a product overwrites its destination or is added to it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Into {
     Replace,
     Add,
 }
 
-/// `out` (row after row) becomes, or gains, `a · b`. On the calling thread.
+/// Writes `a · b` to `out` (row-major), or adds it. Runs on the calling thread.
 pub(crate) fn matmul(out: &mut [f32], into: Into, a: View, b: View) {
     assert_eq!(a.columns, b.rows, "inner dimensions");
-    assert!(out.len() >= a.rows * b.columns, "room for the product");
+    assert!(out.len() >= a.rows * b.columns, "the output is too small for the product");
     if a.rows == 0 || b.columns == 0 {
         return;
     }
     let (m, n, k) = (a.rows, b.columns, a.columns);
-    // SAFETY: the views hold rows × columns numbers at their strides, `out` holds m × n, and it is borrowed alone.
+    // SAFETY: the views contain rows × columns numbers at their strides, `out` contains m × n, and is borrowed mutably.
     unsafe {
         gemm(
             m,
@@ -71,8 +71,9 @@ pub(crate) fn matmul(out: &mut [f32], into: Into, a: View, b: View) {
     }
 }
 
-/// Compiles a function for AVX-512, for AVX2 and for the least processor, and calls the best that this one has. What the
-/// body calls must be `#[inline(always)]` to be compiled with it.
+/// Compiles a function for AVX-512, for AVX2 and for the baseline, and calls the best version that the processor
+/// supports. Functions that the body calls must be `#[inline(always)]`, so that they are compiled with the same
+/// instructions.
 macro_rules! vectorised {
     ($(#[$about:meta])* $visible:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$about])*
@@ -94,11 +95,11 @@ macro_rules! vectorised {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                 {
-                    // SAFETY: the processor has them.
+                    // SAFETY: the processor supports these instructions.
                     return unsafe { avx512($($argument),*) };
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the processor has them.
+                    // SAFETY: the processor supports these instructions.
                     return unsafe { avx2($($argument),*) };
                 }
             }
@@ -107,14 +108,14 @@ macro_rules! vectorised {
     };
 }
 
-/// Numbers of a vector register, or two.
+/// Numbers in one or two vector registers.
 const LANES: usize = 16;
 
-/// e^x for x ≤ 88, within 2 units in the last place; 0 below -87. Cephes' `expf` without branches.
+/// Returns e^x for x ≤ 88, within 2 units in the last place; 0 below -87. Cephes' `expf` without branches.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
-    // Adding and taking away 1.5 · 2^23 rounds to a whole number.
+    // Adding and subtracting 1.5 · 2^23 rounds to an integer.
     let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
     let whole = shifted - 12_582_912.0;
     let rest = x - whole * 0.693_359_4 + whole * 2.121_944_4e-4;
@@ -166,7 +167,7 @@ fn greatest(values: &[f32]) -> f32 {
 }
 
 vectorised! {
-    /// Turns a row of logits into e^(logit - greatest) in place; gives (greatest, sum).
+    /// Replaces a row of logits by e^(logit - greatest), in place, and returns (greatest, sum).
     pub(crate) fn exponentials(logits: &mut [f32]) -> (f32, f32) {
         let peak = greatest(logits);
         let mut sums = [0.0f32; LANES];
@@ -191,7 +192,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// How many are at least `limit`.
+    /// Returns the number of values that are at least `limit`.
     pub(crate) fn at_least(values: &[f32], limit: f32) -> usize {
         let mut count = 0u32;
         for value in values {
@@ -224,7 +225,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds one row to every row.
+    /// Adds `row` to every row of `out`.
     pub(crate) fn add_row(out: &mut [f32], row: &[f32]) {
         for out in out.chunks_exact_mut(row.len()) {
             add_scaled(out, 1.0, row);
@@ -233,7 +234,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds every row to one.
+    /// Adds every row of `rows` to `out`.
     pub(crate) fn sum_rows(out: &mut [f32], rows: &[f32]) {
         for row in rows.chunks_exact(out.len()) {
             add_scaled(out, 1.0, row);
@@ -245,7 +246,7 @@ vectorised! {
 pub(crate) const GELU_SHARPNESS: f32 = 1.702;
 
 vectorised! {
-    /// x · σ(1.702 x), the sigmoid form of GELU (Hendrycks & Gimpel 2016, §2).
+    /// Computes x · σ(1.702 x), the sigmoid approximation of GELU (Hendrycks & Gimpel 2016, §2).
     pub(crate) fn gelu(out: &mut [f32], x: &[f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = x / (1.0 + exp(-GELU_SHARPNESS * x));
@@ -254,7 +255,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Multiplies the gradient of [`gelu`]'s output into that of its input, in place.
+    /// Replaces the gradient of [`gelu`]'s output by that of its input, in place.
     pub(crate) fn gelu_backward(gradient: &mut [f32], x: &[f32]) {
         for (gradient, x) in gradient.iter_mut().zip(x) {
             let gate = 1.0 / (1.0 + exp(-GELU_SHARPNESS * x));
@@ -284,8 +285,8 @@ vectorised! {
 const VARIANCE_FLOOR: f32 = 1e-6;
 
 vectorised! {
-    /// Layer norm of each row. `normed` keeps the rows before gain and bias, `inverse` 1 / standard deviation, both for the
-    /// way back.
+    /// Computes the layer norm of each row. `normed` receives the rows before gain and bias, `inverse` 1 / standard
+    /// deviation; the backward pass needs both.
     pub(crate) fn layer_norm(out: &mut [f32], normed: &mut [f32], inverse: &mut [f32], x: &[f32], gain: &[f32], bias: &[f32]) {
         let width = gain.len();
         for (row, x) in x.chunks_exact(width).enumerate() {
@@ -310,8 +311,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds to `dx`, and to `dgain_dbias` (the gain's gradient, then the bias's), what `dout` asks of them. `scratch` holds as
-    /// many numbers as `gain`.
+    /// Adds to `dx`, `dgain` and `dbias` the gradients that follow from `dout`. `scratch` has the length of `gain`.
     pub(crate) fn layer_norm_backward(
         dx: &mut [f32],
         dgain_dbias: &mut [f32],
@@ -346,7 +346,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Scales each row to length 1; `inverse` keeps 1 / length.
+    /// Scales each row to length 1; `inverse` receives 1 / length.
     pub(crate) fn normalise_rows(rows: &mut [f32], width: usize, inverse: &mut [f32]) {
         for (row, inverse) in rows.chunks_exact_mut(width).zip(inverse) {
             *inverse = 1.0 / (dot(row, row) + 1e-12).sqrt();
@@ -358,7 +358,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Turns the gradient of rows of length 1 into that of the rows before [`normalise_rows`], in place.
+    /// Replaces the gradient of normalised rows by that of the rows before [`normalise_rows`], in place.
     pub(crate) fn normalise_rows_backward(gradient: &mut [f32], rows: &[f32], width: usize, inverse: &[f32]) {
         for ((gradient, row), inverse) in gradient.chunks_exact_mut(width).zip(rows.chunks_exact(width)).zip(inverse) {
             let along = dot(gradient, row);
@@ -382,8 +382,18 @@ pub(crate) struct AdamStep {
 
 vectorised! {
     /// One step of Adam (Kingma & Ba 2015, algorithm 1) with decoupled weight decay (Loshchilov & Hutter 2019).
-    pub(crate) fn adam(weights: &mut [f32], mean: &mut [f32], square: &mut [f32], gradient: &[f32], step: AdamStep) {
-        let AdamStep { rate, betas: (one, two), epsilon, decay } = step;
+    /// `rate` includes the bias correction.
+    pub(crate) fn adam(
+        weights: &mut [f32],
+        mean: &mut [f32],
+        square: &mut [f32],
+        gradient: &[f32],
+        rate: f32,
+        betas: (f32, f32),
+        floor: f32,
+        decay: f32,
+    ) {
+        let (one, two) = betas;
         for place in 0..weights.len().min(mean.len()).min(square.len()).min(gradient.len()) {
             let g = gradient[place];
             mean[place] = one * mean[place] + (1.0 - one) * g;
@@ -393,7 +403,7 @@ vectorised! {
     }
 }
 
-/// Places of queries, keys and values of one token in a row of three widths.
+/// Layout of the queries, keys and values of one token in a row of three widths.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads {
     pub width: usize,
@@ -401,8 +411,9 @@ pub(crate) struct Heads {
 }
 
 vectorised! {
-    /// Causal attention of one sequence. `qkv` `[length × 3 width]`; `weights` `[heads × length × length]` and `out`
-    /// `[length × width]` are written; `kept` scales each weight (dropout) where it is not empty.
+    /// Computes the causal attention of one sequence. `qkv` is `[length × 3 width]`; `weights`
+    /// `[heads × length × length]` and `out` `[length × width]` are overwritten; `kept` is the dropout mask of the weights,
+    /// or empty.
     pub(crate) fn attend(out: &mut [f32], weights: &mut [f32], qkv: &[f32], kept: &[f32], heads: Heads) {
         let (d, head_d) = (heads.width, heads.width / heads.count);
         let length = qkv.len() / (3 * d);
@@ -435,7 +446,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds to `dqkv` what `dout` asks of it; see [`attend`]. `scratch` holds `length` numbers.
+    /// Adds to `dqkv` the gradient that follows from `dout`; see [`attend`]. `scratch` has at least `length` numbers.
     pub(crate) fn attend_backward(
         dqkv: &mut [f32],
         dout: &[f32],
@@ -475,7 +486,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exponential_is_exact_enough() {
+    fn the_exponential_is_accurate_to_4e_7() {
         for step in -8600..=8800 {
             let x = step as f32 / 100.0;
             let truth = f64::from(x).exp();
@@ -495,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_with_a_transpose_is_what_loops_give() {
+    fn a_product_with_a_transpose_equals_nested_loops() {
         let a: Vec<f32> = (0..6).map(|x| x as f32).collect();
         let b: Vec<f32> = (0..12).map(|x| (x * x) as f32).collect();
         let mut out = vec![1.0; 8];

@@ -184,7 +184,7 @@ fn page(
         html.push_str("<p>The bundle contains no training losses.</p>");
     }
     for pair in stages(curves) {
-        wide(&mut html, &plots::lines(&pair, "step", "loss", false));
+        wide(&mut html, &plots::lines(&pair, "step", "loss", plots::Scales::Independent));
     }
     let by_group = |groups: &[&str], values: &dyn Fn(usize, usize) -> Vec<f64>| {
         let group = |(at, name): (usize, &&str)| BarGroup {
@@ -357,5 +357,5 @@ fn calibration(html: &mut String, head: &str, observed: &[(f32, bool)]) {
         ),
     );
     let line = Line { name: head.to_owned(), points: points.iter().map(|point| (point.0, point.1)).collect() };
-    wide(html, &plots::lines(&[line], "predicted", "observed", true));
+    wide(html, &plots::lines(&[line], "predicted", "observed", plots::Scales::Shared));
 }

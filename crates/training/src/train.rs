@@ -11,7 +11,7 @@ use super::{
     query_side::{BUCKET_COUNT, QuerySide, embed_with, learned_query_side},
     ranker::{RankerConfig, RankingData, TrainedRanker, train_ranker},
     replay::{Interaction, baskets, interactions, time_at_share},
-    sequence::{ItemText, Pause},
+    sequence::{ItemText, Interruption},
     user_encoder::{UserEncoderData, UserSample, train_user_encoder, user_samples},
     warm_start::{EarlierBundle, EncoderWeights, WarmStart},
 };
@@ -85,8 +85,8 @@ pub fn train(
         .map_err(|(path, source)| TrainError::Io { path, source })?;
     let (checkpoint, checkpoint_use) = Checkpoint::read(&path, &fingerprint);
     let mut training = Training { checkpoint, query: None, curves: LossCurves::default(), stages: StageTimes::start() };
-    let mut pause = Pause { wanted: Some(&options.stop), state: None };
-    let result = training.bundle(&shop, runtime, options, &mut pause, progress);
+    let mut interruption = Interruption { requested: Some(&options.stop), state: None };
+    let result = training.bundle(&shop, runtime, options, &mut interruption, progress);
     match result {
         Ok((mut bundle, report)) => {
             bundle.golden = Some(golden_requests(&bundle, runtime)?);
@@ -96,7 +96,7 @@ pub fn train(
         }
         Err(error) if error.is_stop() => {
             if let Some(query) = &training.query {
-                let written = Checkpoint::new(&fingerprint, query, pause.state.take()).write(&path);
+                let written = Checkpoint::new(&fingerprint, query, interruption.state.take()).write(&path);
                 written.map_err(|source| TrainError::Io { path, source })?;
             }
             Err(TrainError::Stopped)
@@ -186,7 +186,7 @@ impl Training {
         shop: &Shop,
         runtime: &Runtime,
         options: &TrainOptions,
-        pause: &mut Pause,
+        interruption: &mut Interruption,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Bundle, TrainReport), TrainError> {
         let mut exports: Vec<ExportCheck> = Vec::new();
@@ -205,7 +205,7 @@ impl Training {
                 learned_query_side(&shop.items, options, initial, &mut exports, runtime, progress)?
             }
         };
-        pause.state = checkpoint.take().and_then(|checkpoint| checkpoint.user_encoder);
+        interruption.state = checkpoint.take().and_then(|checkpoint| checkpoint.user_encoder);
         let side = query.insert(side);
         let title_dimension = side.title_vectors.len() / shop.items.len();
         check_item_vectors("title", &shop.items, &side.title_vectors, title_dimension)?;
@@ -215,12 +215,12 @@ impl Training {
         let text = ItemText { vectors: side.title_vectors.clone(), width: title_dimension };
         let item_count = shop.items.len();
         let seed = options.seed;
-        if let (None, Some(warm)) = (&pause.state, &warm) {
-            pause.state = Some(warm.user_encoder(&shop.items, &text, samples.len(), seed)?);
+        if let (None, Some(warm)) = (&interruption.state, &warm) {
+            interruption.state = Some(warm.user_encoder(&shop.items, &text, samples.len(), seed)?);
         }
         drop(warm);
         let data = UserEncoderData { text: &text, item_count, samples: &samples, validation: &validation };
-        let user = train_user_encoder(&data, seed, pause, runtime, progress)?;
+        let user = train_user_encoder(&data, seed, interruption, runtime, progress)?;
         exports.push(user.check.clone());
         check_item_vectors("item", &shop.items, &user.item_vectors, VECTOR_DIM)?;
         stages.end("user encoder");

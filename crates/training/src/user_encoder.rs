@@ -8,7 +8,7 @@ use super::{
     Progress,
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
     sequence::{
-        Asked, EncoderConfig, HISTORY_MAX, ItemText, Pause, Sample, SequenceEncoder, Tokens, TrainedEncoder,
+        EventTargets, EncoderConfig, HISTORY_MAX, ItemText, Interruption, Sample, SequenceEncoder, Tokens, TrainedEncoder,
         encoder::encoder_loss,
         train_encoder,
         transformer::{BlockWeights, FFN_FACTOR},
@@ -47,7 +47,7 @@ pub(crate) struct UserSample {
     pub kinds: Vec<u8>,
     /// ln(1 + days) since the event before.
     pub gaps: Vec<f32>,
-    pub targets: Vec<Asked>,
+    pub targets: Vec<EventTargets>,
 }
 
 impl UserSample {
@@ -191,7 +191,7 @@ pub(crate) struct UserEncoderData<'a> {
 pub(crate) fn train_user_encoder(
     data: &UserEncoderData,
     seed: u64,
-    pause: &mut Pause,
+    interruption: &mut Interruption,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedUserEncoder, ModelError> {
@@ -205,7 +205,7 @@ pub(crate) fn train_user_encoder(
     let mut config = config(samples, item_count, seed);
     let targets: Vec<(Tokens, &[(u32, f32)])> = validation.iter().flat_map(targets).collect();
     let samples: Vec<Sample> =
-        samples.iter().map(|sample| Sample::Choices { tokens: sample.tokens(), asked: &sample.targets }).collect();
+        samples.iter().map(|sample| Sample::Targets { tokens: sample.tokens(), targets: &sample.targets }).collect();
     if targets.is_empty() {
         config.epochs_max = UNVALIDATED_EPOCHS;
     }
@@ -215,7 +215,7 @@ pub(crate) fn train_user_encoder(
         // Without validation data, the last epoch is the best.
         if targets.is_empty() { epoch } else { -encoder_loss(encoder, &targets) }
     };
-    let trained = train_encoder(&samples, item_count, text, &config, pause, &mut validate, &mut |step| {
+    let trained = train_encoder(&samples, item_count, text, &config, interruption, &mut validate, &mut |step| {
         progress(Progress { stage: "user encoder", ..step });
     })?;
     let TrainedEncoder { encoder, epochs, score, validation } = trained;

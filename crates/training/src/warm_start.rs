@@ -145,6 +145,6 @@ impl EarlierBundle {
         let vectors: Vec<Option<Vec<f32>>> = items.iter().map(vector).collect();
         debug_assert!(vectors.iter().flatten().all(|vector| vector.len() == VECTOR_DIM));
         let projection = &self.bundle.text_projection;
-        Ok(TrainerState::beginning(&self.weights, &vectors, text, projection, sample_count, seed)?)
+        Ok(TrainerState::from_encoder(&self.weights, &vectors, text, projection, sample_count, seed)?)
     }
 }

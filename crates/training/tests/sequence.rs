@@ -1,7 +1,7 @@
-//! The models of what comes next: nothing leaks, bad input is refused with a sentence, and figures are what they say.
+//! Sequence models: no leakage of held-out items, errors for unusable input, correct metrics.
 use lodestone_training::sequence::{
-    Dropout, EncoderConfig, ItemText, Pause, SequenceEncoder, SequenceError, Tokens, TrainerState,
-    benchmark::{self, BasketFiles, HitReport, NextItemFiles, SessionFiles, Trials},
+    Dropout, EncoderConfig, Interruption, ItemText, SequenceEncoder, SequenceError, Tokens, TrainerState,
+    benchmark::{self, BasketFiles, HitReport, NextItemFiles, RunOptions, SessionFiles},
     files::Catalogue,
     metrics::{HitMetrics, basket_quality},
     next_item::{NextItemConfig, NextItemModel, leave_one_out, train_next_item},
@@ -12,7 +12,7 @@ use std::{fs, path::PathBuf};
 
 const ITEMS: u32 = 40;
 
-/// Histories in which the next item is mostly the next number.
+/// Returns histories in which the next item usually has the next number.
 fn histories(count: usize) -> Vec<Vec<u32>> {
     let mut rng = StdRng::seed_from_u64(5);
     let one = |rng: &mut StdRng| {
@@ -47,11 +47,11 @@ fn trained(histories: &[Vec<u32>], epochs: usize) -> NextItemModel {
     train_next_item(&split, &catalogue(true), &config, &mut |_| {}).unwrap()
 }
 
-/// What a model says to some histories: candidates and their scores.
-fn answers(model: &NextItemModel) -> Vec<(Vec<u32>, Vec<f32>)> {
-    let asked: Vec<Vec<u32>> = (0..ITEMS).map(|item| vec![item, (item + 1) % ITEMS]).collect();
-    let asked: Vec<&[u32]> = asked.iter().map(Vec::as_slice).collect();
-    model.sources.ask(&asked, |_, found| (found.candidates.clone(), model.blend.scores(&found.features)))
+/// Returns a model's candidates and scores for some histories.
+fn predictions(model: &NextItemModel) -> Vec<(Vec<u32>, Vec<f32>)> {
+    let queries: Vec<Vec<u32>> = (0..ITEMS).map(|item| vec![item, (item + 1) % ITEMS]).collect();
+    let queries: Vec<&[u32]> = queries.iter().map(Vec::as_slice).collect();
+    model.sources.retrieve(&queries, |_, set| (set.candidates.clone(), model.blend.scores(&set.features)))
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn poisoned_test_items_change_nothing() {
     for history in &mut poisoned {
         *history.last_mut().unwrap() = 7;
     }
-    assert_eq!(answers(&trained(&clean, 3)), answers(&trained(&poisoned, 3)));
+    assert_eq!(predictions(&trained(&clean, 3)), predictions(&trained(&poisoned, 3)));
 }
 
 #[test]
@@ -69,35 +69,35 @@ fn poisoned_validation_items_do_not_reach_the_sources() {
     let clean = histories(150);
     let mut poisoned = clean.clone();
     for history in &mut poisoned {
-        let place = history.len() - 2;
-        history[place] = 7;
+        let validation = history.len() - 2;
+        history[validation] = 7;
     }
-    // One epoch: when an encoder stops is what validation items do decide, as they do the ranker's weights.
+    // One epoch, because validation items do decide when the encoder stops; they also train the ranker.
     let [clean, poisoned] = [clean, poisoned].map(|histories| trained(&histories, 1));
     assert_eq!(clean.sources.encoders[0].item_vectors(), poisoned.sources.encoders[0].item_vectors());
     assert_eq!(clean.sources.popularity, poisoned.sources.popularity);
     let features = |model: &NextItemModel| {
-        let asked: Vec<Vec<u32>> = (0..ITEMS).map(|item| vec![item]).collect();
-        let asked: Vec<&[u32]> = asked.iter().map(Vec::as_slice).collect();
-        model.sources.ask(&asked, |_, found| (found.candidates.clone(), found.features.clone()))
+        let queries: Vec<Vec<u32>> = (0..ITEMS).map(|item| vec![item]).collect();
+        let queries: Vec<&[u32]> = queries.iter().map(Vec::as_slice).collect();
+        model.sources.retrieve(&queries, |_, set| (set.candidates.clone(), set.features.clone()))
     };
     assert_eq!(features(&clean), features(&poisoned));
     assert_ne!(clean.blend, poisoned.blend);
 }
 
 #[test]
-fn the_same_seed_gives_the_same_model_and_another_gives_another() {
+fn the_same_seed_reproduces_the_model_and_another_seed_does_not() {
     let histories = histories(100);
-    assert_eq!(answers(&trained(&histories, 2)), answers(&trained(&histories, 2)));
+    assert_eq!(predictions(&trained(&histories, 2)), predictions(&trained(&histories, 2)));
     let split = leave_one_out(&histories);
     let mut config = NextItemConfig::for_data(&split.train, ITEMS as usize, 1, 2);
     config.encoder.epochs_max = 2;
     let other = train_next_item(&split, &catalogue(true), &config, &mut |_| {}).unwrap();
-    assert_ne!(answers(&trained(&histories, 2)), answers(&other));
+    assert_ne!(predictions(&trained(&histories, 2)), predictions(&other));
 }
 
 #[test]
-fn a_loss_that_diverges_stops_with_step_and_remedy() {
+fn a_diverging_loss_stops_training_and_the_error_names_step_and_remedy() {
     let histories = histories(60);
     let split = leave_one_out(&histories);
     let mut config = NextItemConfig::for_data(&split.train, ITEMS as usize, 1, 1).encoder;
@@ -108,7 +108,7 @@ fn a_loss_that_diverges_stops_with_step_and_remedy() {
         ITEMS as usize,
         &Default::default(),
         &config,
-        &mut Pause::default(),
+        &mut Interruption::default(),
         &mut |_| 0.0,
         &mut |_| {},
     );
@@ -119,7 +119,7 @@ fn a_loss_that_diverges_stops_with_step_and_remedy() {
 }
 
 #[test]
-fn a_training_that_begins_with_an_encoder_begins_where_that_one_ended() {
+fn a_warm_start_reproduces_the_logits_of_the_earlier_encoder() {
     let histories = histories(150);
     let sequences: Vec<&[u32]> = histories.iter().map(Vec::as_slice).collect();
     let samples = next_items(&sequences);
@@ -128,52 +128,53 @@ fn a_training_that_begins_with_an_encoder_begins_where_that_one_ended() {
         let mut rng = StdRng::seed_from_u64(seed);
         ItemText { vectors: (0..ITEMS * 8).map(|_| rng.random_range(-0.4..0.4)).collect(), width: 8 }
     };
-    // What the encoder says of the next item of some histories.
-    let said = |encoder: &SequenceEncoder| {
-        let asked: Vec<Tokens> = sequences.iter().map(|sequence| Tokens::from(*sequence)).collect();
-        let (users, width) = (encoder.encode(&asked), encoder.width());
+    // The logits of all histories with all items.
+    let logits = |encoder: &SequenceEncoder| {
+        let queries: Vec<Tokens> = sequences.iter().map(|sequence| Tokens::from(*sequence)).collect();
+        let (users, width) = (encoder.encode(&queries), encoder.width());
         let dot = |user: &[f32], item: &[f32]| user.iter().zip(item).map(|(a, b)| a * b).sum::<f32>();
         let items = encoder.item_vectors().chunks(width);
         users.chunks(width).flat_map(|user| items.clone().map(|item| dot(user, item))).collect::<Vec<f32>>()
     };
     let train = |config: &EncoderConfig, text: &ItemText, state| {
-        let mut pause = Pause { wanted: None, state };
-        let trained = train_encoder(&samples, ITEMS as usize, text, config, &mut pause, &mut |_| 0.0, &mut |_| {});
+        let mut interruption = Interruption { requested: None, state };
+        let trained =
+            train_encoder(&samples, ITEMS as usize, text, config, &mut interruption, &mut |_| 0.0, &mut |_| {});
         trained.unwrap().encoder
     };
     config.epochs_max = 20;
     let first = train(&config, &text(1), None);
-    // The texts' vectors are other ones now, and one item is new.
+    // The second training has other text vectors and one new item.
     let vector = |item: usize| {
         let direction = &first.item_vectors()[item * first.width()..][..first.width()];
         direction.iter().map(|value| value * first.item_lengths()[item]).collect::<Vec<f32>>()
     };
     let vectors: Vec<Option<Vec<f32>>> = (0..ITEMS as usize).map(|item| (item != 3).then(|| vector(item))).collect();
     let (weights, projection) = (first.flat_weights(), first.text_projection());
-    let begin = TrainerState::beginning(weights, &vectors, &text(2), projection, samples.len(), 1).unwrap();
+    let state = TrainerState::from_encoder(weights, &vectors, &text(2), projection, samples.len(), 1).unwrap();
     config.epochs_max = 0;
-    let begun = train(&config, &text(2), Some(begin));
-    let (before, after) = (said(&first), said(&begun));
-    let reads_new = |place: usize| sequences[place / ITEMS as usize].contains(&3) || place % ITEMS as usize == 3;
-    let known = (0..before.len()).filter(|place| !reads_new(*place));
-    let difference = known.map(|place| (before[place] - after[place]).abs()).fold(0.0, f32::max);
+    let warm = train(&config, &text(2), Some(state));
+    let (before, after) = (logits(&first), logits(&warm));
+    let reads_new = |index: usize| sequences[index / ITEMS as usize].contains(&3) || index % ITEMS as usize == 3;
+    let known = (0..before.len()).filter(|index| !reads_new(*index));
+    let difference = known.map(|index| (before[index] - after[index]).abs()).fold(0.0, f32::max);
     assert!(difference < 1e-3, "{difference}");
 
     let text = text(1);
-    let narrow = TrainerState::beginning(first.flat_weights(), &vectors, &text, &[0.0; 16], samples.len(), 1);
+    let narrow = TrainerState::from_encoder(first.flat_weights(), &vectors, &text, &[0.0; 16], samples.len(), 1);
     assert!(matches!(narrow, Err(SequenceError::Checkpoint(_))));
 }
 
 #[test]
-fn ranks_become_the_figures_of_the_papers() {
-    let figures = HitMetrics::of([Some(1), Some(3), Some(10), Some(11), None]);
-    assert_eq!((figures.hr_at_5, figures.hr_at_10, figures.hr_at_20), (0.4, 0.6, 0.8));
+fn metrics_follow_their_published_definitions() {
+    let metrics = HitMetrics::of([Some(1), Some(3), Some(10), Some(11), None]);
+    assert_eq!((metrics.hr_at_5, metrics.hr_at_10, metrics.hr_at_20), (0.4, 0.6, 0.8));
     let gain = |rank: f64| 1.0 / (rank + 1.0).log2();
-    assert!((figures.ndcg_at_10 - (1.0 + 0.5 + gain(10.0)) / 5.0).abs() < 1e-12);
-    assert!((figures.ndcg_at_20 - (1.0 + 0.5 + gain(10.0) + gain(11.0)) / 5.0).abs() < 1e-12);
-    assert!((figures.mrr_at_20 - (1.0 + 1.0 / 3.0 + 0.1 + 1.0 / 11.0) / 5.0).abs() < 1e-12);
+    assert!((metrics.ndcg_at_10 - (1.0 + 0.5 + gain(10.0)) / 5.0).abs() < 1e-12);
+    assert!((metrics.ndcg_at_20 - (1.0 + 0.5 + gain(10.0) + gain(11.0)) / 5.0).abs() < 1e-12);
+    assert!((metrics.mrr_at_20 - (1.0 + 1.0 / 3.0 + 0.1 + 1.0 / 11.0) / 5.0).abs() < 1e-12);
     assert_eq!(HitMetrics::of([]), HitMetrics::default());
-    // Two of three wanted, in the first and the third place.
+    // Two of three relevant items, at ranks 1 and 3.
     let (recall, ndcg) = basket_quality(&[4, 9, 2, 8], &[2, 4, 6], 10);
     let ideal = 1.0 + gain(2.0) + 0.5;
     assert!((recall - 2.0 / 3.0).abs() < 1e-12 && (ndcg - 1.5 / ideal).abs() < 1e-12);
@@ -181,7 +182,7 @@ fn ranks_become_the_figures_of_the_papers() {
     assert_eq!(basket_quality(&[], &[1], 10), (0.0, 0.0));
 }
 
-/// Files of a test, removed after it.
+/// Temporary files of a test.
 struct Files(tempfile::TempDir);
 
 impl Files {
@@ -196,7 +197,7 @@ impl Files {
     }
 }
 
-const TRIALS: Trials = Trials { seed: 1, seeds: 1, threads: 2 };
+const OPTIONS: RunOptions = RunOptions { seed: 1, seeds: 1, threads: 2 };
 
 fn lines(histories: &[Vec<u32>]) -> String {
     let line = |(user, history): (usize, &Vec<u32>)| {
@@ -206,22 +207,22 @@ fn lines(histories: &[Vec<u32>]) -> String {
     histories.iter().enumerate().map(line).collect()
 }
 
-fn next_item(sequences: &str, items: &str, users: Option<&str>) -> Result<HitReport, SequenceError> {
+fn next_item(sequences: &str, items: &str, clusters: Option<&str>) -> Result<HitReport, SequenceError> {
     let written = Files::new();
     let files = NextItemFiles {
         sequences: written.write("sequences.txt", sequences),
         items: written.write("items.tsv", items),
-        users: users.map(|users| written.write("users.tsv", users)),
+        clusters: clusters.map(|clusters| written.write("clusters.tsv", clusters)),
     };
-    benchmark::next_item(&files, TRIALS, &mut |_| {})
+    benchmark::next_item(&files, OPTIONS, &mut |_| {})
 }
 
-fn is_a_figure(report: &HitReport) -> bool {
+fn has_valid_metrics(report: &HitReport) -> bool {
     let all = report.methods.iter().flat_map(|method| [method.all.mean, method.all.spread]);
-    all.chain([report.ranked]).all(|figures| {
-        [figures.hr_at_5, figures.hr_at_20, figures.ndcg_at_10, figures.mrr_at_20]
+    all.chain([report.ranked]).all(|metrics| {
+        [metrics.hr_at_5, metrics.hr_at_20, metrics.ndcg_at_10, metrics.mrr_at_20]
             .iter()
-            .all(|figure| (0.0..=1.0).contains(figure))
+            .all(|value| (0.0..=1.0).contains(value))
     })
 }
 
@@ -230,19 +231,19 @@ const NO_TEXT: &str = "item\n";
 #[test]
 fn a_chain_of_items_is_learned_without_text() {
     let report = next_item(&lines(&histories(400)), NO_TEXT, None).unwrap();
-    assert!(is_a_figure(&report), "{report}");
+    assert!(has_valid_metrics(&report), "{report}");
     let of = |name: &str| report.methods.iter().find(|method| method.method == name).unwrap().all.mean.ndcg_at_10;
     assert!(of("ranked") > 0.5 && of("ranked") > of("popularity") + 0.2, "{report}");
     assert_eq!(of("ranked"), report.ranked.ndcg_at_10);
     let json = serde_json::to_value(&report).unwrap();
     for key in ["hr_at_5", "hr_at_10", "hr_at_20", "ndcg_at_5", "ndcg_at_10", "ndcg_at_20"] {
         assert!(json[key].is_number() && json["methods"][0][key].is_number(), "{key} is missing");
-        assert!(json["methods"][0]["descending"][key].is_number(), "{key} of the descending is missing");
+        assert!(json["methods"][0]["descending"][key].is_number(), "{key} of the descending queries is missing");
     }
 }
 
 #[test]
-fn histories_that_teach_nothing_are_refused_with_a_sentence() {
+fn histories_without_training_data_are_refused_with_a_reason() {
     for (sequences, words) in [
         ("", "three items"),
         ("u1\nu2\n", "three items"),
@@ -257,42 +258,42 @@ fn histories_that_teach_nothing_are_refused_with_a_sentence() {
 }
 
 #[test]
-fn users_that_are_all_alike_are_learned() {
+fn identical_histories_of_all_users_can_be_learned() {
     let sequences: String = (0..50).map(|user| format!("u{user} a b c d e\n")).collect();
     let report = next_item(&sequences, "item\ttitle\na\tone\nb\ttwo\nq\tnever chosen\n", None).unwrap();
-    assert!(is_a_figure(&report) && report.items == 6, "{report}");
+    assert!(has_valid_metrics(&report) && report.items == 6, "{report}");
 }
 
 #[test]
-fn short_histories_and_unknown_items_stand_beside_others() {
+fn short_histories_and_unknown_items_are_accepted() {
     let sequences = lines(&histories(60)) + "v1\nv2 3\nv3 3 4\nv4 1 2 3 never-seen\n";
     let report = next_item(&sequences, NO_TEXT, None).unwrap();
-    assert!(is_a_figure(&report) && report.asked == 61, "{report}");
+    assert!(has_valid_metrics(&report) && report.queries == 61, "{report}");
 }
 
 #[test]
-fn a_user_of_a_million_events_is_learned_from() {
+fn a_user_with_a_million_events_is_accepted() {
     let mut rng = StdRng::seed_from_u64(2);
     let busy: Vec<u32> = (0..1_000_000).map(|_| rng.random_range(0..500)).collect();
     let mut all = histories(60);
     all.push(busy);
     let report = next_item(&lines(&all), NO_TEXT, None).unwrap();
-    assert!(is_a_figure(&report), "{report}");
+    assert!(has_valid_metrics(&report), "{report}");
 }
 
 #[test]
-fn wrong_files_are_named_with_their_line() {
+fn errors_name_file_and_line() {
     let sequences = lines(&histories(30));
     for (items, words) in [("asin\n1\n", "column item"), ("item\n1\n1\n", "twice")] {
         let error = next_item(&sequences, items, None).unwrap_err().to_string();
         assert!(error.contains("items.tsv") && error.contains("line") && error.contains(words), "{error}");
     }
-    let error = next_item(&sequences, NO_TEXT, Some("user\tuser\nsomeone\tp1\n")).unwrap_err().to_string();
-    assert!(error.contains("users.tsv") && error.contains("`u0`"), "{error}");
+    let error = next_item(&sequences, NO_TEXT, Some("user\tcluster\nsomeone\tc1\n")).unwrap_err().to_string();
+    assert!(error.contains("clusters.tsv") && error.contains("`u0`"), "{error}");
 }
 
 #[test]
-fn sessions_are_foretold_from_either_format() {
+fn both_session_formats_have_the_same_result() {
     let all = histories(400);
     let written = Files::new();
     let words = |history: &[u32]| history.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
@@ -302,8 +303,8 @@ fn sessions_are_foretold_from_either_format() {
     let clicks = |histories: &[Vec<u32>], from: usize| {
         let mut text = "SessionId\tItemId\tTime\n".to_owned();
         for (session, history) in histories.iter().enumerate() {
-            for (place, item) in history.iter().enumerate() {
-                text += &format!("{}\t{item}\t{}\n", session + from, (session + from) * 100 + place);
+            for (index, item) in history.iter().enumerate() {
+                text += &format!("{}\t{item}\t{}\n", session + from, (session + from) * 100 + index);
             }
         }
         text
@@ -313,27 +314,27 @@ fn sessions_are_foretold_from_either_format() {
         train: written.write("train.tsv", &clicks(&all[..350], 0)),
         test: written.write("test-clicks.tsv", &clicks(&all[350..], 350)),
     };
-    let [lines, events] = [lines, events].map(|files| benchmark::sessions(&files, TRIALS, &mut |_| {}).unwrap());
-    assert!(is_a_figure(&lines) && lines.ranked.mrr_at_20 > 0.3, "{lines}");
+    let [lines, events] = [lines, events].map(|files| benchmark::sessions(&files, OPTIONS, &mut |_| {}).unwrap());
+    assert!(has_valid_metrics(&lines) && lines.ranked.mrr_at_20 > 0.3, "{lines}");
     assert_eq!(lines.ranked, events.ranked);
 }
 
 #[test]
-fn sessions_that_teach_nothing_are_refused() {
+fn sessions_without_training_data_are_refused() {
     let written = Files::new();
     let test = written.write("test.tsv", "a b\tc\n");
     for train in ["", "a\nb\n", "a b c\n"] {
         let files = SessionFiles { train: written.write("train.txt", train), test: test.clone() };
-        let error = benchmark::sessions(&files, TRIALS, &mut |_| {}).expect_err(train).to_string();
+        let error = benchmark::sessions(&files, OPTIONS, &mut |_| {}).expect_err(train).to_string();
         assert!(error.contains("two items") || error.contains("at least 2"), "{error}");
     }
     let files = SessionFiles { train: written.write("train.txt", "a b\n"), test: written.write("bad.tsv", "a b c\n") };
-    let error = benchmark::sessions(&files, TRIALS, &mut |_| {}).unwrap_err().to_string();
+    let error = benchmark::sessions(&files, OPTIONS, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("bad.tsv") && error.contains("line 1"), "{error}");
 }
 
 #[test]
-fn next_baskets_are_foretold_and_too_few_are_refused() {
+fn next_baskets_are_predicted_and_too_few_are_refused() {
     let written = Files::new();
     let basket = |user: usize, week: usize| format!("{} {} {}", user % 10, 10 + week % 4, 20 + (user + week) % 7);
     let weeks = |user: usize| (0..6).map(|week| basket(user, week)).collect::<Vec<_>>().join(";");
@@ -343,9 +344,9 @@ fn next_baskets_are_foretold_and_too_few_are_refused() {
         history: written.write("history.txt", &history),
         future: written.write("future.txt", &(future + "new-user\t1 2\n")),
     };
-    let report = benchmark::next_basket(&files, TRIALS, &mut |_| {}).unwrap();
-    assert!(report.asked == 81 && report.ranked.recall_at_10 > 0.6 && report.ranked.ndcg_at_20 <= 1.0, "{report}");
+    let report = benchmark::next_basket(&files, OPTIONS, &mut |_| {}).unwrap();
+    assert!(report.queries == 81 && report.ranked.recall_at_10 > 0.6 && report.ranked.ndcg_at_20 <= 1.0, "{report}");
     let files = BasketFiles { history: written.write("one.txt", "u0\t1 2 3\n"), ..files };
-    let error = benchmark::next_basket(&files, TRIALS, &mut |_| {}).unwrap_err().to_string();
+    let error = benchmark::next_basket(&files, OPTIONS, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("two baskets"), "{error}");
 }

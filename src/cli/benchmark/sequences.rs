@@ -10,7 +10,7 @@ use lodestone_training::{
     Progress,
     sequence::{
         EncoderConfig, Shape, Similarity,
-        benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, Trials},
+        benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, RunOptions},
         fit::time_steps,
     },
 };
@@ -190,13 +190,13 @@ struct TrialArgs {
 impl TrialArgs {
     fn run<R: serde::Serialize + Display, E: std::error::Error + Send + Sync + 'static>(
         self,
-        benchmark: impl FnOnce(Trials, &mut dyn FnMut(Progress)) -> Result<R, E>,
+        benchmark: impl FnOnce(RunOptions, &mut dyn FnMut(Progress)) -> Result<R, E>,
     ) -> anyhow::Result<Exit> {
         ensure!((1..=100).contains(&self.seeds), "--seeds is {}; it must be within 1 and 100", self.seeds);
         let threads = self.threads.start_pool()?;
         let mut bars = StageBars::default();
-        let trials = Trials { seed: self.seed, seeds: self.seeds, threads };
-        let report = benchmark(trials, &mut |step| bars.show(step))?;
+        let options = RunOptions { seed: self.seed, seeds: self.seeds, threads };
+        let report = benchmark(options, &mut |step| bars.show(step))?;
         bars.finish();
         self.output.write(&report)?;
         Ok(Exit::Success)
@@ -204,16 +204,16 @@ impl TrialArgs {
 }
 
 pub(crate) fn next_item(args: NextItemArgs) -> anyhow::Result<Exit> {
-    let files = NextItemFiles { sequences: args.sequences, items: args.items, users: args.clusters };
-    args.trials.run(|trials, progress| benchmark::next_item(&files, trials, progress))
+    let files = NextItemFiles { sequences: args.sequences, items: args.items, clusters: args.clusters };
+    args.trials.run(|options, progress| benchmark::next_item(&files, options, progress))
 }
 
 pub(crate) fn sessions(args: SessionsArgs) -> anyhow::Result<Exit> {
     let files = SessionFiles { train: args.train, test: args.test };
-    args.trials.run(|trials, progress| benchmark::sessions(&files, trials, progress))
+    args.trials.run(|options, progress| benchmark::sessions(&files, options, progress))
 }
 
 pub(crate) fn next_basket(args: NextBasketArgs) -> anyhow::Result<Exit> {
     let files = BasketFiles { history: args.history, future: args.future };
-    args.trials.run(|trials, progress| benchmark::next_basket(&files, trials, progress))
+    args.trials.run(|options, progress| benchmark::next_basket(&files, options, progress))
 }

@@ -1,86 +1,93 @@
-//! What another order would have earned, from answers that explored.
-use super::{Cell, Choice, EstimateOptions, Estimates, Log, LogRow, Refusal, estimate};
-use crate::Outcome;
+//! Off-policy evaluation of another order, from logged answers with exploration.
+use super::{
+    estimate::{EstimateOptions, Estimates, estimate},
+    log::{ActionDistribution, Cell, Log, LogRow},
+    support::Refusal,
+};
+use crate::observations::Outcome;
 use ahash::AHashMap;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset::DatasetSlot;
 use lodestone_pipeline::{
-    answers::{AnswerLogError, AnswerRecord, for_each_record},
+    answers::{AnswerRecord, AnswerLogError, for_each_record},
     serving::ServingConfig,
 };
 use serde::Serialize;
 use std::{fmt, path::Path};
 
-/// What counts as a reward.
+/// The definition of the reward of a slot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reward {
     /// The kind of outcome: `click`, `purchase`, …
     pub kind: String,
-    /// True: what it was worth. False: 1 for a slot with such an outcome.
+    /// True: the sum of the outcomes' values. False: 1 for a slot with such an outcome.
     pub is_value: bool,
-    /// Counts for so long after the answer.
+    /// Outcomes count until this much after the answer.
     pub window_ms: i64,
 }
 
-/// What `lodestone evaluate --off-policy` prints.
+/// The report of `lodestone evaluate --off-policy`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoggedReport {
-    /// The judged order, in words.
+    /// The evaluated order, for the report.
     pub target: String,
     pub answers: usize,
-    /// Answers of which it is not known what the judged order would have shown; they are left out.
+    /// Excluded answers, because their records do not determine the evaluated order.
     pub left_out: usize,
     /// Slots without a pin.
     pub slots: usize,
-    /// Those that showed what the judged order would have shown there.
+    /// Slots that show the same item as the evaluated order.
     pub same_slots: usize,
     pub users: usize,
-    /// Outcomes of the kind that belong to a slot, and those that belong to none.
+    /// Outcomes of the kind that belong to a slot.
     pub matched: usize,
+    /// Outcomes of the kind that belong to no slot.
     pub unmatched: usize,
-    /// Reward per slot of what was shown.
+    /// Reward per slot of the answers as shown.
     pub shown_mean: f64,
-    /// Of the judged order, per slot; nothing where the log was refused.
+    /// Reward per slot of the evaluated order; `None` if the log was refused.
     pub estimates: Option<Estimates>,
     pub refused: Option<String>,
 }
 
-/// The slots of answers and, for each, whether the judged order would have shown the same item there.
+/// The slots of answers with the decisions of the evaluated order.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct JudgedSlots {
-    /// The judged order, in words.
+pub struct EvaluatedSlots {
+    /// The evaluated order, for the report.
     pub target: String,
-    /// The slots of an answer follow each other.
+    /// The slots of an answer are consecutive.
     pub slots: Vec<DatasetSlot>,
+    /// Whether the evaluated order shows the same item in the slot.
     pub is_same: Vec<bool>,
-    /// Answers that are not among the slots, as the judged order of them is not known.
+    /// Answers without slots here, because their records do not determine the evaluated order.
     pub left_out: usize,
 }
 
-impl JudgedSlots {
-    /// The order without exploration.
+impl EvaluatedSlots {
+    /// Evaluates the order without exploration.
     pub fn organic(slots: Vec<DatasetSlot>) -> Self {
         let is_same = slots.iter().map(|slot| slot.organic_slot == slot.slot).collect();
         Self { target: "the order without exploration".to_owned(), slots, is_same, left_out: 0 }
     }
 }
 
-/// Samples for probabilities of slots that are not known exactly.
+/// Samples for propensities that have no closed form.
 const PROPENSITY_SAMPLES: usize = 200;
 
-/// Reads the records of a server (`DATA/answers`) and what a serving configuration would have shown; see
-/// [`AnswerRecord::page_of`]. Damaged blocks of the files count as one answer left out.
-pub fn answers_under(config: &ServingConfig, directory: &Path) -> Result<JudgedSlots, AnswerLogError> {
-    let mut judged = JudgedSlots { target: format!("serving configuration {}", config.name), ..JudgedSlots::default() };
+/// Reads the records of a server (`DATA/answers`) and evaluates the order of a serving configuration; see
+/// [`AnswerRecord::page_of`]. Each damaged block of the files counts as one excluded answer.
+pub fn answers_under(config: &ServingConfig, directory: &Path) -> Result<EvaluatedSlots, AnswerLogError> {
+    let mut evaluated =
+        EvaluatedSlots { target: format!("serving configuration {}", config.name), ..EvaluatedSlots::default() };
     let lost = for_each_record(directory, UnixMillis(0), |record| match slots_under(config, &record) {
         Some((slots, is_same)) => {
-            judged.slots.extend(slots);
-            judged.is_same.extend(is_same);
+            evaluated.slots.extend(slots);
+            evaluated.is_same.extend(is_same);
         }
-        None => judged.left_out += 1,
+        None => evaluated.left_out += 1,
     })?;
-    judged.left_out += lost.damaged_blocks;
-    Ok(judged)
+    evaluated.left_out += lost.damaged_blocks;
+    Ok(evaluated)
 }
 
 fn slots_under(config: &ServingConfig, record: &AnswerRecord) -> Option<(Vec<DatasetSlot>, Vec<bool>)> {
@@ -103,30 +110,31 @@ fn slots_under(config: &ServingConfig, record: &AnswerRecord) -> Option<(Vec<Dat
     Some((slots.collect(), is_same))
 }
 
-/// Estimates what the judged order earns per slot, beside what the answers earned as they were shown. An outcome
-/// belongs to the answer that it names, else to the user's latest answer before it that shows its item. Slots with a pin
-/// are left out: no order moves them.
-pub fn judge_answers(
-    judged: &JudgedSlots,
+/// Estimates the reward per slot of the evaluated order, and computes the reward of the answers as shown. An outcome
+/// belongs to the answer that it names, otherwise to the user's latest earlier answer that shows its item. Pinned slots
+/// are excluded, because no order moves them.
+pub fn evaluate_answers(
+    evaluated: &EvaluatedSlots,
     outcomes: &[Outcome],
     reward: &Reward,
     options: &EstimateOptions,
 ) -> LoggedReport {
-    let slots = &judged.slots;
+    let slots = &evaluated.slots;
     let (rewards, matched, unmatched) = rewards(slots, outcomes, reward);
     let mut users: AHashMap<&str, u32> = AHashMap::new();
     let mut log = Log::default();
-    // The reward model knows slots only: which item would have been there is not in the log where it left the page.
+    // The reward model uses the slot only, because the log lacks items that are not on the page.
     let depth = slots.iter().map(|slot| slot.slot).max().unwrap_or(0);
     log.cells = (0..=depth).map(|slot| Cell { action: 0, position: slot }).collect();
-    log.choices = (0..=depth).map(|slot| Choice { cells: vec![slot], probabilities: vec![1.0] }).collect();
-    let all = slots.iter().zip(&rewards).zip(&judged.is_same);
+    log.distributions =
+        (0..=depth).map(|slot| ActionDistribution { cells: vec![slot], probabilities: vec![1.0] }).collect();
+    let all = slots.iter().zip(&rewards).zip(&evaluated.is_same);
     for ((slot, reward), is_same) in all.filter(|((slot, _), _)| !slot.is_pinned) {
         let next = users.len() as u32;
         log.rows.push(LogRow {
             user: *users.entry(slot.user.as_str()).or_insert(next),
             cell: slot.slot,
-            choice: slot.slot,
+            distribution: slot.slot,
             reward: *reward,
             propensity: slot.propensity,
             target: f64::from(u8::from(*is_same)),
@@ -134,8 +142,8 @@ pub fn judge_answers(
     }
     let estimated = estimate(&log, options);
     LoggedReport {
-        target: judged.target.clone(),
-        left_out: judged.left_out,
+        target: evaluated.target.clone(),
+        left_out: evaluated.left_out,
         answers: slots.chunk_by(|a, b| a.answer == b.answer).count(),
         slots: log.rows.len(),
         same_slots: log.rows.iter().filter(|row| row.target > 0.0).count(),
@@ -148,9 +156,9 @@ pub fn judge_answers(
     }
 }
 
-/// The reward of each slot, and how many outcomes of the kind belong to a slot and to none.
+/// Returns the reward of each slot, and the numbers of matched and unmatched outcomes of the kind.
 fn rewards(slots: &[DatasetSlot], outcomes: &[Outcome], reward: &Reward) -> (Vec<f64>, usize, usize) {
-    // By user and item: when it was shown, and where.
+    // Times and slots of each user and item.
     let mut shown: AHashMap<(&str, &str), Vec<(UnixMillis, usize)>> = AHashMap::new();
     for (number, slot) in slots.iter().enumerate() {
         shown.entry((slot.user.as_str(), slot.item.as_str())).or_default().push((slot.at, number));
@@ -181,7 +189,7 @@ impl fmt::Display for LoggedReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} answers to {} users, {} slots without a pin, {} of them as in {}; {} answers left out",
+            "{} answers to {} users, {} slots without a pin, {} of them as in {}; {} answers excluded",
             self.answers, self.users, self.slots, self.same_slots, self.target, self.left_out
         )?;
         writeln!(f, "outcomes: {} belong to a slot, {} to none", self.matched, self.unmatched)?;
@@ -192,7 +200,7 @@ impl fmt::Display for LoggedReport {
         let support = &estimates.support;
         writeln!(
             f,
-            "{}, {:.0} effective of {} slots, weights' mean {:.3}, greatest {:.1}:",
+            "{}, {:.0} effective of {} slots, mean weight {:.3}, maximum {:.1}:",
             self.target, support.ess, support.rows, support.weight_mean, support.weight_max
         )?;
         for measure in &estimates.measures {

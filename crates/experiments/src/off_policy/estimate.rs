@@ -1,28 +1,29 @@
-//! The estimators, and what they are unsure of.
+//! The estimators, with bootstrap variances and gamma intervals.
 use super::{
-    Log, Refusal, RewardModel, Support, SupportLimits,
     interval::{gamma_interval, poisson, poisson_of_one},
-    reward_model::FOLDS,
+    log::{ActionDistribution, Log, LogRow},
+    reward_model::{FOLDS, RewardModel},
+    support::{Refusal, Support, SupportLimits},
 };
 use rand::{SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// How a policy's value is estimated. With weights `w`, rewards `r` and `n` rows:
+/// An estimator of a policy's value. The formulas use weights `w`, rewards `r` and `n` rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Estimator {
     /// Inverse propensity scoring, `Σ w·r / n` (Horvitz and Thompson 1952). Unbiased.
     Ips,
-    /// Self-normalized, `Σ w·r / Σ w` (Swaminathan and Joachims 2015). A bias that vanishes with `n`; not moved by a
-    /// reward that all rows have in common.
+    /// Self-normalised, `Σ w·r / Σ w` (Swaminathan and Joachims 2015). Its bias vanishes with `n`; a constant added to
+    /// all rewards shifts it by exactly this constant.
     Snips,
-    /// Weights are cut at the root of `n` or as told (Ionides 2008, "Truncated importance sampling"). Too low by what
-    /// was cut; steadier.
+    /// Weights are clipped at the root of `n` or a configured value (Ionides 2008, "Truncated importance sampling").
+    /// Too low by the clipped part, with less variance.
     ClippedIps,
-    /// The reward model's expectation, corrected by the weighted errors of the model on rows that it did not learn from
-    /// (Dudík, Langford and Li 2011; cross-fitting as in Chernozhukov et al. 2018). Unbiased, and with true
-    /// propensities whatever the model says.
+    /// The reward model's expectation, corrected by the weighted errors of the model on rows outside of its training
+    /// data (Dudík, Langford and Li 2011; cross-fitting as in Chernozhukov et al. 2018). Unbiased with true
+    /// propensities for any reward model.
     DoublyRobust,
 }
 
@@ -39,12 +40,13 @@ impl Estimator {
     }
 }
 
+/// Options of [`estimate`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EstimateOptions {
-    /// Resamples of the users. 400 know a standard error to a 28th of itself.
+    /// Bootstrap resamples of the users. 400 determine a standard error to 1/28 of itself.
     pub resamples: usize,
     pub seed: u64,
-    /// Where clipped IPS cuts weights, above 0. None: at the root of the number of rows.
+    /// The greatest weight of clipped IPS, above 0. `None`: the root of the number of rows.
     pub clip: Option<f64>,
     pub limits: SupportLimits,
 }
@@ -55,36 +57,37 @@ impl Default for EstimateOptions {
     }
 }
 
-/// What an estimator says, per row of the log: with clicks, the click rate.
+/// An estimate per row of the log; with clicks, the click rate.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Measure {
     pub estimator: Estimator,
     pub value: f64,
-    /// Of the resamples of users, and of the target policy's sample where it is one.
+    /// Bootstrap standard error, which includes the target policy's sample if its probabilities are shares of one.
     pub standard_error: f64,
     /// The 95 % interval, from [`gamma_interval`].
     pub low: f64,
     pub high: f64,
 }
 
+/// The estimates from one log.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimates {
     pub support: Support,
     /// One for each of [`Estimator::ALL`].
     pub measures: Vec<Measure>,
-    /// What the reward model alone says (the direct method). It is biased by as much as the model is, so it has no
+    /// The expectation of the reward model alone (the direct method). It has the bias of the model, so it has no
     /// interval.
     pub direct: f64,
-    /// Where clipped IPS cut.
+    /// The greatest weight of clipped IPS.
     pub clip: f64,
-    /// Share of the weights' sum that it cut off.
+    /// Share of the sum of weights above this limit.
     pub clipped_share: f64,
 }
 
-/// What the intervals are meant to cover.
+/// Nominal coverage of the intervals.
 pub(super) const LEVEL: f64 = 0.95;
 
-/// Estimates what the target policy would have earned per row, or says why this log cannot tell.
+/// Estimates the target policy's reward per row, or returns why the log does not support an estimate.
 pub fn estimate(log: &Log, options: &EstimateOptions) -> Result<Estimates, Refusal> {
     if log.rows.is_empty() {
         return Err(Refusal::Empty);
@@ -112,25 +115,25 @@ pub fn estimate(log: &Log, options: &EstimateOptions) -> Result<Estimates, Refus
         .iter()
         .zip(values.iter().zip(&variances))
         .map(|(estimator, (value, variance))| {
-            // Self-normalized weights are smaller by their mean.
+            // Self-normalisation divides the weights by their mean.
             let step = if *estimator == Estimator::Snips { step / all.weight_mean() } else { step };
             let (low, high) = gamma_interval(*value, *variance, step, LEVEL);
             Measure { estimator: *estimator, value: *value, standard_error: variance.sqrt(), low, high }
         })
         .collect();
     let cut: f64 = log.rows.iter().map(|row| (row.weight() - clip).max(0.0)).sum();
-    let weights: f64 = log.rows.iter().map(super::LogRow::weight).sum();
+    let weights: f64 = log.rows.iter().map(LogRow::weight).sum();
     Ok(Estimates { support, measures, direct: all.direct / all.count, clip, clipped_share: cut / weights })
 }
 
-/// A log with what the reward model says of it.
+/// A log with the cross-fitted reward models.
 struct Prepared<'a> {
     log: &'a Log,
     clip: f64,
     models: Vec<RewardModel>,
 }
 
-/// A user's part: all of their rows are in it.
+/// Returns the fold of a user, which contains all rows of the user.
 fn fold(user: u32) -> usize {
     user as usize % FOLDS
 }
@@ -141,15 +144,16 @@ impl<'a> Prepared<'a> {
         Self { log, clip, models: (0..FOLDS).into_par_iter().map(learn).collect() }
     }
 
-    /// The sums over the rows, each user's taken so often. `ratios` multiplies the target's probability of each cell.
+    /// Returns the sums over the rows. `times` is the multiplicity of each user; `ratios` multiplies the target's
+    /// probability of each cell.
     fn sums(&self, times: &[u32], ratios: Option<&[f64]>) -> Sums {
         let ratio = |cell: u32| ratios.map_or(1.0, |ratios| ratios[cell as usize]);
-        let expectation = |model: &RewardModel, choice: &super::Choice| -> f64 {
-            let cells = choice.cells.iter().zip(&choice.probabilities);
+        let expectation = |model: &RewardModel, distribution: &ActionDistribution| -> f64 {
+            let cells = distribution.cells.iter().zip(&distribution.probabilities);
             cells.map(|(cell, probability)| probability * ratio(*cell) * model.expected(*cell)).sum()
         };
         let direct: Vec<Vec<f64>> = (self.models.iter())
-            .map(|model| self.log.choices.iter().map(|choice| expectation(model, choice)).collect())
+            .map(|model| self.log.distributions.iter().map(|distribution| expectation(model, distribution)).collect())
             .collect();
         let mut sums = Sums::default();
         for row in &self.log.rows {
@@ -159,7 +163,7 @@ impl<'a> Prepared<'a> {
             }
             let fold = fold(row.user);
             let weight = row.weight() * ratio(row.cell);
-            let direct = direct[fold][row.choice as usize];
+            let direct = direct[fold][row.distribution as usize];
             sums.count += times;
             sums.weights += times * weight;
             sums.weighted += times * weight * row.reward;
@@ -170,25 +174,26 @@ impl<'a> Prepared<'a> {
         sums
     }
 
-    /// What one more reward of usual weight and size would add to IPS. Usual is what weighs most in the variance: the
-    /// mean of the weights by weight, and of the rewards by reward. Where users have several rows, their rewards come
-    /// together, and the step grows by as much as this widens the variance.
+    /// Returns the increase of IPS by one more reward of typical weight and size. Typical are the weight-weighted mean
+    /// of the weights and the reward-weighted mean of the rewards, because they dominate the variance. If users
+    /// have several rows, their rewards are dependent, and the step grows by the same factor as the variance.
     fn step(&self, values: &[f64], variances: &[f64]) -> f64 {
         let rows = self.log.rows.len() as f64;
-        let by_itself = |values: &mut dyn Iterator<Item = f64>| {
+        let self_weighted_mean = |values: &mut dyn Iterator<Item = f64>| {
             let (sum, squares) = values.fold((0.0, 0.0), |(sum, squares), v| (sum + v, squares + v * v));
             if sum > 0.0 { squares / sum } else { 1.0 }
         };
-        let weight = by_itself(&mut self.log.rows.iter().map(super::LogRow::weight));
-        let reward = by_itself(&mut self.log.rows.iter().map(|row| row.reward));
-        let of_rows: f64 = self.log.rows.iter().map(|row| (row.weight() * row.reward - values[0]).powi(2)).sum::<f64>()
-            / (rows * rows);
-        let together = if of_rows > 0.0 { (variances[0] / of_rows).max(1.0) } else { 1.0 };
-        weight * reward * together / rows
+        let weight = self_weighted_mean(&mut self.log.rows.iter().map(LogRow::weight));
+        let reward = self_weighted_mean(&mut self.log.rows.iter().map(|row| row.reward));
+        let independent: f64 =
+            self.log.rows.iter().map(|row| (row.weight() * row.reward - values[0]).powi(2)).sum::<f64>()
+                / (rows * rows);
+        let dependence = if independent > 0.0 { (variances[0] / independent).max(1.0) } else { 1.0 };
+        weight * reward * dependence / rows
     }
 }
 
-/// The target's sample drawn again: how much more often than in the first sample each cell came.
+/// Resamples the target policy's log: returns the new share of each cell, divided by its observed share.
 fn ratios(counts: &[u32], rng: &mut StdRng) -> Vec<f64> {
     let drawn: Vec<u32> = counts.iter().map(|count| poisson(f64::from(*count), rng)).collect();
     let total = |counts: &[u32]| counts.iter().map(|count| f64::from(*count)).sum::<f64>();
@@ -196,6 +201,7 @@ fn ratios(counts: &[u32], rng: &mut StdRng) -> Vec<f64> {
     drawn.iter().zip(counts).map(|(drawn, count)| scale * f64::from(*drawn) / f64::from((*count).max(1))).collect()
 }
 
+/// Sums over the rows of a log.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sums {
     count: f64,
@@ -207,7 +213,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// In the order of [`Estimator::ALL`]; 0 where there is nothing to divide by.
+    /// Returns the estimates in the order of [`Estimator::ALL`]; 0 for a zero denominator.
     fn values(&self) -> [f64; 4] {
         let over = |sum: f64, count: f64| if count > 0.0 { sum / count } else { 0.0 };
         [

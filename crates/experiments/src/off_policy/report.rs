@@ -1,18 +1,19 @@
-//! The benchmark: two logs of two policies; the first tells what the second earned, and the second says whether it did.
+//! The benchmark of the estimators: the log of one policy estimates the value of a second one, whose own log is the
+//! reference.
 use super::{
-    Cell, Choice, EstimateOptions, Estimates, Estimator, Log, LogRow, LoggedFile, Measure, OffPolicyFileError, Refusal,
-    estimate, estimate::LEVEL, gamma_interval, read_file,
+    ActionDistribution, Cell, EstimateOptions, Estimates, Estimator, Log, LogRow, LoggedFile, Measure,
+    OffPolicyFileError, Refusal, estimate, estimate::LEVEL, gamma_interval, read_file,
 };
 use ahash::AHashMap;
 use serde::Serialize;
 use std::{fmt, path::Path};
 
-/// A policy's value from its own log, per row, with its 95 % interval.
+/// A policy's mean reward per row in its own log, with its 95 % interval.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct OwnMean {
+pub struct OnPolicyMean {
     pub file: String,
     pub rows: usize,
-    /// None where the file does not tell users.
+    /// `None` if the file has no users.
     pub users: Option<usize>,
     pub rewarded_rows: usize,
     pub mean: f64,
@@ -20,63 +21,64 @@ pub struct OwnMean {
     pub high: f64,
 }
 
-/// An estimate beside the target policy's own mean.
+/// An estimate compared with the target policy's own mean.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Judged {
+pub struct MeasureComparison {
     #[serde(flatten)]
     pub measure: Measure,
-    /// `|estimate - own mean| / own mean`, as the Open Bandit Pipeline reports it; None where the own mean is 0.
+    /// `|estimate - own mean| / own mean`, as the Open Bandit Pipeline reports it; `None` if the own mean is 0.
     pub relative_error: Option<f64>,
-    /// Whether the interval holds the own mean. Both are uncertain, so even an interval that holds the policy's true
-    /// value in 95 of 100 cases holds the own mean in somewhat fewer.
+    /// Whether the interval contains the own mean. Because the own mean is uncertain too, an interval that contains
+    /// the policy's true value in 95 of 100 cases contains the own mean in fewer.
     pub covers: bool,
-    /// Estimate less own mean, with a 95 % interval that knows of both uncertainties.
+    /// Estimate minus own mean, with a 95 % interval that includes both uncertainties.
     pub difference: f64,
     pub difference_low: f64,
     pub difference_high: f64,
 }
 
-/// What `lodestone benchmark off-policy` prints.
+/// The report of `lodestone benchmark off-policy`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OffPolicyReport {
-    pub logged: OwnMean,
-    pub target: OwnMean,
-    /// The estimates, or nothing where the log was refused.
+    pub logged: OnPolicyMean,
+    pub target: OnPolicyMean,
+    /// `None` if the log was refused.
     pub estimates: Option<Estimates>,
-    pub judged: Vec<Judged>,
+    #[serde(rename = "judged")]
+    pub comparisons: Vec<MeasureComparison>,
     /// The estimator to use: doubly robust.
     pub recommended: Estimator,
-    /// Why there is no estimate.
+    /// The reason for a missing estimate.
     pub refused: Option<String>,
 }
 
-/// Estimates from the log `logged`, with its propensities, what the policy that wrote the log `target` earns per row, and
-/// compares it with that log's own mean. The target policy's probabilities are the shares of its items by position; the
-/// propensities of its log are not looked at.
+/// Estimates, from the log `logged` with its propensities, the reward per row of the policy that wrote the log
+/// `target`, and compares it with the mean of that log. The target policy's probabilities are the shares of its items
+/// by position; the propensities of its log are ignored.
 pub fn benchmark(
     logged: &Path,
     target: &Path,
     options: &EstimateOptions,
 ) -> Result<OffPolicyReport, OffPolicyFileError> {
     let (from, to) = (read_file(logged)?, read_file(target)?);
-    let own = own_mean(target, &to);
+    let own = on_policy_mean(target, &to);
     let estimated = estimate(&log_of(&from, &to), options);
-    let judged: Vec<Judged> = (estimated.iter())
+    let comparisons: Vec<MeasureComparison> = (estimated.iter())
         .flat_map(|estimates| &estimates.measures)
-        .map(|measure| Judged::new(*measure, &own))
+        .map(|measure| MeasureComparison::new(*measure, &own))
         .collect();
     Ok(OffPolicyReport {
-        logged: own_mean(logged, &from),
+        logged: on_policy_mean(logged, &from),
         target: own,
         refused: estimated.as_ref().err().map(Refusal::to_string),
         estimates: estimated.ok(),
-        judged,
+        comparisons,
         recommended: Estimator::DoublyRobust,
     })
 }
 
-/// Puts a log beside a policy of which there is a sample. Both choose a position and an item: the shares of the
-/// positions are part of the probabilities, so that logs with other shares can be compared.
+/// Joins a log with the target policy's sample. Positions are part of the selection, with their shares as
+/// probabilities, so that logs with different shares of positions are comparable.
 fn log_of(from: &LoggedFile, to: &LoggedFile) -> Log {
     let mut log = Log::default();
     let mut actions: AHashMap<&str, u32> = AHashMap::new();
@@ -101,7 +103,7 @@ fn log_of(from: &LoggedFile, to: &LoggedFile) -> Log {
         log.rows.push(LogRow {
             user: row.user.unwrap_or(number as u32),
             cell,
-            choice: 0,
+            distribution: 0,
             reward: row.reward,
             propensity: row.propensity * position_share.get(&row.position).copied().unwrap_or(1.0),
             target: 0.0,
@@ -109,7 +111,7 @@ fn log_of(from: &LoggedFile, to: &LoggedFile) -> Log {
     }
     let probability = |count: &u32| f64::from(*count) / to.rows.len() as f64;
     log.rows.iter_mut().for_each(|row| row.target = probability(&target_counts[row.cell as usize]));
-    log.choices = vec![Choice {
+    log.distributions = vec![ActionDistribution {
         cells: (0..log.cells.len() as u32).collect(),
         probabilities: target_counts.iter().map(probability).collect(),
     }];
@@ -117,7 +119,7 @@ fn log_of(from: &LoggedFile, to: &LoggedFile) -> Log {
     log
 }
 
-/// The share of each value.
+/// Returns the share of each value.
 fn shares(values: impl Iterator<Item = u32>) -> AHashMap<u32, f64> {
     let mut counts: AHashMap<u32, f64> = AHashMap::new();
     values.for_each(|value| *counts.entry(value).or_default() += 1.0);
@@ -126,9 +128,9 @@ fn shares(values: impl Iterator<Item = u32>) -> AHashMap<u32, f64> {
     counts
 }
 
-fn own_mean(path: &Path, file: &LoggedFile) -> OwnMean {
+fn on_policy_mean(path: &Path, file: &LoggedFile) -> OnPolicyMean {
     let (rows, mean) = (file.rows.len() as f64, file.reward_mean());
-    // A user's rewards depend on each other: their deviations are summed before they are squared.
+    // The rewards of a user are dependent, so their deviations are summed before squaring.
     let mut deviations: AHashMap<u32, f64> = AHashMap::new();
     for (number, row) in file.rows.iter().enumerate() {
         *deviations.entry(row.user.unwrap_or(number as u32)).or_default() += row.reward - mean;
@@ -137,7 +139,7 @@ fn own_mean(path: &Path, file: &LoggedFile) -> OwnMean {
     let squares: f64 = file.rows.iter().map(|row| row.reward * row.reward).sum();
     let step = if mean > 0.0 { squares / (mean * rows) } else { 1.0 } / rows;
     let (low, high) = gamma_interval(mean, variance, step, LEVEL);
-    OwnMean {
+    OnPolicyMean {
         file: path.display().to_string(),
         rows: file.rows.len(),
         users: file.users,
@@ -148,10 +150,10 @@ fn own_mean(path: &Path, file: &LoggedFile) -> OwnMean {
     }
 }
 
-impl Judged {
-    /// The interval of the difference is made of both intervals (Zou and Donner 2008, "Construction of confidence limits
-    /// about effect measures"), so it is as lopsided as they are.
-    fn new(measure: Measure, own: &OwnMean) -> Self {
+impl MeasureComparison {
+    /// Combines both intervals to that of the difference (Zou and Donner 2008, "Construction of confidence limits about
+    /// effect measures"), which preserves their asymmetry.
+    fn new(measure: Measure, own: &OnPolicyMean) -> Self {
         let difference = measure.value - own.mean;
         let below = (measure.value - measure.low).hypot(own.high - own.mean);
         let above = (measure.high - measure.value).hypot(own.mean - own.low);
@@ -166,9 +168,9 @@ impl Judged {
     }
 }
 
-impl fmt::Display for OwnMean {
+impl fmt::Display for OnPolicyMean {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let users = self.users.map_or_else(|| "users not known".to_owned(), |count| format!("{count} users"));
+        let users = self.users.map_or_else(|| "users unknown".to_owned(), |count| format!("{count} users"));
         write!(
             f,
             "{}: {} rows, {users}, {} with a reward; mean {:.5} [{:.5}, {:.5}]",
@@ -187,13 +189,13 @@ impl fmt::Display for OffPolicyReport {
         let support = &estimates.support;
         writeln!(
             f,
-            "support {:.0} effective of {} rows; weights: mean {:.3} ({:+.1} standard errors from 1), greatest {:.1}",
+            "support {:.0} effective of {} rows; weights: mean {:.3} ({:+.1} standard errors from 1), maximum {:.1}",
             support.ess, support.rows, support.weight_mean, support.weight_mean_z, support.weight_max
         )?;
         if support.unseen_cells > 0.0 {
             writeln!(
                 f,
-                "        {:.2} % of the target policy's probability is where the log shows nothing, {:.2} % on items it never shows",
+                "        {:.2} % of the target policy's probability is on cells that the log never shows, {:.2} % on items that it never shows",
                 100.0 * support.unseen_cells,
                 100.0 * support.unseen_items
             )?;
@@ -203,11 +205,11 @@ impl fmt::Display for OffPolicyReport {
             "\n{:<14} {:>9}  {:<20}  relative error  covers the target's own mean",
             "", "value", "95 % interval"
         )?;
-        for judged in &self.judged {
-            let Measure { estimator, value, low, high, .. } = judged.measure;
-            let error = judged.relative_error.map_or_else(|| "-".to_owned(), |error| format!("{error:.3}"));
+        for comparison in &self.comparisons {
+            let Measure { estimator, value, low, high, .. } = comparison.measure;
+            let error = comparison.relative_error.map_or_else(|| "-".to_owned(), |error| format!("{error:.3}"));
             let interval = format!("[{low:.5}, {high:.5}]");
-            let covers = if judged.covers { "yes" } else { "no" };
+            let covers = if comparison.covers { "yes" } else { "no" };
             writeln!(f, "{:<14} {value:>9.5}  {interval:<20}  {error:>14}  {covers}", estimator.name())?;
         }
         let error = (self.target.mean > 0.0).then(|| (estimates.direct - self.target.mean).abs() / self.target.mean);
@@ -215,18 +217,20 @@ impl fmt::Display for OffPolicyReport {
         writeln!(f, "{:<14} {:>9.5}  {:<20}  {error:>14}", "reward model", estimates.direct, "none: biased")?;
         writeln!(
             f,
-            "\nClipped IPS cut weights at {:.1}: {:.2} % of their sum.",
+            "\nClipped IPS clips weights at {:.1}: {:.2} % of their sum.",
             estimates.clip,
             100.0 * estimates.clipped_share
         )?;
-        if let Some(judged) = self.judged.iter().find(|judged| judged.measure.estimator == self.recommended) {
+        if let Some(comparison) =
+            self.comparisons.iter().find(|comparison| comparison.measure.estimator == self.recommended)
+        {
             writeln!(
                 f,
-                "{} less own mean: {:+.5} [{:+.5}, {:+.5}], with the uncertainty of both.",
+                "{} minus own mean: {:+.5} [{:+.5}, {:+.5}], with both uncertainties.",
                 self.recommended.name(),
-                judged.difference,
-                judged.difference_low,
-                judged.difference_high
+                comparison.difference,
+                comparison.difference_low,
+                comparison.difference_high
             )?;
         }
         Ok(())

@@ -1,16 +1,16 @@
-//! Whether a log can say anything about a policy at all.
-use super::Log;
+//! Support checks: whether a log contains enough evidence about the target policy.
+use super::log::{ActionDistribution, Log};
 use serde::Serialize;
 
-/// Where a log is refused.
+/// Limits beyond which a log is refused.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SupportLimits {
-    /// The least effective sample size, in rows.
+    /// Smallest effective sample size, in rows.
     pub ess_min: f64,
-    /// The most of the target policy's probability, 0 to 1, that may lie on items which the log shows at no position.
+    /// Greatest share of the target policy's probability, 0 to 1, on items that the log shows at no position.
     pub unseen_items_max: f64,
-    /// The same for items which the log does not show at that position. More is allowed: an item that is shown elsewhere
-    /// can be shown here, only seldom.
+    /// The same for items that the log does not show at that position. The limit is higher, because an item that is
+    /// shown at other positions may be possible but rare at this one.
     pub unseen_cells_max: f64,
 }
 
@@ -20,32 +20,32 @@ impl Default for SupportLimits {
     }
 }
 
-/// How far the log reaches.
+/// The support of the target policy in a log.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Support {
     pub rows: usize,
     /// Rows with a reward above 0.
     pub rewarded_rows: usize,
-    /// Kish's effective sample size: `(Σw)² / Σw²`. So many rows of the target policy itself would know as much.
+    /// Kish's effective sample size, `(Σw)² / Σw²`: the number of rows of the target policy with the same information.
     pub ess: f64,
-    /// 1 for true propensities and full support, but for chance.
+    /// 1 in expectation for true propensities and full support.
     pub weight_mean: f64,
     pub weight_max: f64,
-    /// How far `weight_mean` is from 1, in standard errors.
+    /// Distance of `weight_mean` from 1, in standard errors.
     pub weight_mean_z: f64,
-    /// Probability of the target policy on items that the log shows nowhere.
+    /// The target policy's probability of items that the log shows at no position.
     pub unseen_items: f64,
-    /// Probability of the target policy on items that the log does not show at that position; includes the former.
+    /// The target policy's probability of items that the log does not show at that position; includes `unseen_items`.
     pub unseen_cells: f64,
 }
 
-/// Why there is no estimate.
+/// Why a log does not support an estimate.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
     #[error("the log has no rows")]
     Empty,
     #[error(
-        "no support: {share:.1} % of the target policy's probability is on items that the log never shows (limit {limit:.1} %); nothing in the log says what they would have earned"
+        "no support: {share:.1} % of the target policy's probability is on items that the log never shows (limit {limit:.1} %), so their rewards are unknown"
     )]
     UnseenItems { share: f64, limit: f64 },
     #[error(
@@ -53,28 +53,28 @@ pub enum Refusal {
     )]
     UnseenCells { share: f64, limit: f64 },
     #[error(
-        "too little support: the effective sample size is {ess:.1} rows of {rows} (limit {limit:.0}); the logging policy seldom does what the target policy would"
+        "too little support: the effective sample size is {ess:.1} rows of {rows} (limit {limit:.0}); the logging policy rarely selects the target policy's items"
     )]
     Ess { ess: f64, rows: usize, limit: f64 },
     #[error(
-        "no support, or wrong propensities: the weights' mean is {mean:.3}, {z:.0} standard errors from 1; below 1 the log may never do part of what the judged policy would; and a propensity must be the probability of this item at this position, not of the whole list and not the mean over positions"
+        "no support, or wrong propensities: the mean weight is {mean:.3}, {z:.0} standard errors from 1; a mean below 1 can mean that the log never shows some of the target policy's selections; a propensity must be the probability of this item at this position, not of the whole list and not the mean over positions"
     )]
     Propensities { mean: f64, z: f64 },
 }
 
 impl Support {
-    /// Looks at a log. `weight_error` is the standard error of the weights' mean.
+    /// Measures the support of a log. `weight_error` is the standard error of the mean weight.
     pub(super) fn of(log: &Log, weight_error: f64) -> Self {
         let (mut sum, mut squares, mut greatest) = (0.0, 0.0, 0.0f64);
         let mut seen = vec![false; log.cells.len()];
-        let mut used = vec![0.0; log.choices.len()];
+        let mut used = vec![0.0; log.distributions.len()];
         for row in &log.rows {
             let weight = row.weight();
             sum += weight;
             squares += weight * weight;
             greatest = greatest.max(weight);
             seen[row.cell as usize] = true;
-            used[row.choice as usize] += 1.0 / log.rows.len() as f64;
+            used[row.distribution as usize] += 1.0 / log.rows.len() as f64;
         }
         let actions = log.cells.iter().map(|cell| cell.action as usize + 1).max().unwrap_or(0);
         let mut seen_action = vec![false; actions];
@@ -82,16 +82,16 @@ impl Support {
             seen_action[cell.action as usize] = true;
         }
         let on = |is_counted: &dyn Fn(u32) -> bool| -> f64 {
-            let of_choice = |choice: &super::Choice| -> f64 {
-                choice
+            let of_distribution = |distribution: &ActionDistribution| -> f64 {
+                distribution
                     .cells
                     .iter()
-                    .zip(&choice.probabilities)
+                    .zip(&distribution.probabilities)
                     .filter(|(cell, _)| is_counted(**cell))
                     .map(|(_, p)| p)
                     .sum()
             };
-            log.choices.iter().zip(&used).map(|(choice, used)| used * of_choice(choice)).sum()
+            log.distributions.iter().zip(&used).map(|(distribution, used)| used * of_distribution(distribution)).sum()
         };
         let unseen_items = on(&|cell| !seen_action[log.cells[cell as usize].action as usize]);
         let unseen_cells = on(&|cell| !seen[cell as usize]);
@@ -103,13 +103,13 @@ impl Support {
             weight_mean,
             weight_max: greatest,
             weight_mean_z: if weight_error > 0.0 { (weight_mean - 1.0) / weight_error } else { 0.0 },
-            // An empty sum is -0.
+            // Adding 0 turns the -0 of an empty sum into 0.
             unseen_items: unseen_items + 0.0,
             unseen_cells: unseen_cells + 0.0,
         }
     }
 
-    /// Refuses a log that is too far from the policy.
+    /// Refuses a log with insufficient support.
     pub(super) fn check(&self, limits: &SupportLimits) -> Result<(), Refusal> {
         let percent = |share: f64| 100.0 * share;
         if self.rows == 0 {
@@ -126,7 +126,7 @@ impl Support {
         if self.ess < limits.ess_min {
             return Err(Refusal::Ess { ess: self.ess, rows: self.rows, limit: limits.ess_min });
         }
-        // Heavy tails make the mean's own error unsure, so both a large distance and many errors are asked for.
+        // Heavy tails make the standard error unreliable, so the limits require both a large distance and many errors.
         if self.weight_mean_z.abs() > WEIGHT_MEAN_Z_MAX && (self.weight_mean - 1.0).abs() > WEIGHT_MEAN_DISTANCE_MAX {
             return Err(Refusal::Propensities { mean: self.weight_mean, z: self.weight_mean_z.abs() });
         }

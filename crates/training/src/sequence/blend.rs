@@ -1,5 +1,5 @@
-//! The listwise ranker: a linear model of the sources' scores, with a small hidden layer beside it where there is enough to
-//! learn from. Trained by the softmax cross-entropy over each list (ListNet's top-one: Cao et al. 2007).
+//! The listwise ranker: a linear model of the sources' scores, plus a small hidden layer if there is enough training
+//! data. Trained with the softmax cross-entropy over each list (ListNet's top-one probability: Cao et al. 2007).
 use super::SequenceError;
 use crate::{
     Progress,
@@ -10,16 +10,16 @@ use crate::{
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rayon::prelude::*;
 
-/// Lists of candidates, one after the other.
+/// Concatenated lists of candidates.
 #[derive(Debug, Clone)]
 pub struct Lists {
-    /// Features of a candidate.
+    /// Number of features of a candidate.
     pub width: usize,
     /// `[candidates × width]`.
     pub features: Vec<f32>,
-    /// Share of the list's choice that went to each candidate; a list's sum to 1.
+    /// Target probability of each candidate; the labels of a list sum to 1.
     pub labels: Vec<f32>,
-    /// Candidate at which each list begins, and the end of the last.
+    /// Index of the first candidate of each list, and the end of the last list.
     pub starts: Vec<usize>,
 }
 
@@ -28,7 +28,7 @@ impl Lists {
         Self { width, features: Vec::new(), labels: Vec::new(), starts: vec![0] }
     }
 
-    /// Adds a list; labels are scaled to sum to 1. A list without a choice is left out.
+    /// Adds a list and scales its labels to sum 1. A list without a positive label is skipped.
     pub fn push(&mut self, features: &[f32], labels: &[f32]) {
         let sum: f32 = labels.iter().sum();
         if sum > 0.0 {
@@ -45,10 +45,10 @@ impl Lists {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlendConfig {
-    /// Units of the hidden layer; 0: linear.
+    /// Units of the hidden layer; 0: a linear model.
     pub hidden: usize,
     pub learning_rate: f32,
-    /// Times the learning rate, taken from the weights at each step.
+    /// Decoupled weight decay, in units of the learning rate.
     pub weight_decay: f32,
     pub batch: usize,
     pub epochs_max: usize,
@@ -62,7 +62,7 @@ impl Default for BlendConfig {
     }
 }
 
-/// A trained blend.
+/// A trained ranker.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blend {
     scale: Scale,
@@ -84,15 +84,15 @@ impl Scale {
         let count = lists.labels.len().max(1) as f64;
         let (mut sum, mut square) = (vec![0.0f64; width], vec![0.0f64; width]);
         for row in lists.features.chunks_exact(width) {
-            for (place, value) in row.iter().enumerate() {
-                sum[place] += f64::from(*value);
-                square[place] += f64::from(*value) * f64::from(*value);
+            for (column, value) in row.iter().enumerate() {
+                sum[column] += f64::from(*value);
+                square[column] += f64::from(*value) * f64::from(*value);
             }
         }
         let mean: Vec<f64> = sum.iter().map(|sum| sum / count).collect();
         let inverse = square.iter().zip(&mean).map(|(square, mean)| {
             let variance = square / count - mean * mean;
-            // A feature that is always the same says nothing.
+            // A constant feature has no information.
             if variance < 1e-9 { 0.0 } else { (1.0 / variance.sqrt()) as f32 }
         });
         Self { inverse: inverse.collect(), mean: mean.iter().map(|mean| *mean as f32).collect() }
@@ -101,7 +101,7 @@ impl Scale {
     fn apply(&self, features: &mut [f32]) {
         for row in features.chunks_exact_mut(self.mean.len()) {
             for ((value, mean), inverse) in row.iter_mut().zip(&self.mean).zip(&self.inverse) {
-                // Far outside of what it learned from, a model says anything.
+                // Far outside of its training data a model is unreliable.
                 *value = ((*value - mean) * inverse).clamp(-8.0, 8.0);
             }
         }
@@ -109,7 +109,8 @@ impl Scale {
 }
 
 impl Blend {
-    fn start(scale: &Scale, hidden: usize, rng: &mut StdRng) -> Self {
+    /// Returns an untrained model: random weights of the hidden layer, all others 0.
+    fn untrained(scale: &Scale, hidden: usize, rng: &mut StdRng) -> Self {
         let width = scale.mean.len();
         let mut weights = vec![0.0; width + hidden * (width + 1) + hidden];
         let spread = 1.0 / (width as f32).sqrt();
@@ -119,24 +120,24 @@ impl Blend {
         Self { scale: scale.clone(), hidden, weights }
     }
 
-    /// Units of the hidden layer.
+    /// Returns the number of units of the hidden layer.
     pub fn hidden(&self) -> usize {
         self.hidden
     }
 
-    /// Weights of the standardised features; what the hidden layer adds is not in them.
+    /// Returns the linear weights of the standardised features, without the hidden layer.
     pub fn linear_weights(&self) -> &[f32] {
         &self.weights[..self.scale.mean.len()]
     }
 
-    /// `[candidates]`, higher is better.
+    /// Returns the scores `[candidates]` of `features` `[candidates × width]`; higher is better.
     pub fn scores(&self, features: &[f32]) -> Vec<f32> {
         let mut x = features.to_vec();
         self.scale.apply(&mut x);
         self.forward(&x).0
     }
 
-    /// Scores, hidden units before and after the activation.
+    /// Returns the scores, and the hidden units before and after the activation.
     fn forward(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (width, hidden) = (self.scale.mean.len(), self.hidden);
         let rows = x.len() / width;
@@ -155,7 +156,7 @@ impl Blend {
         (scores, before, after)
     }
 
-    /// Loss over lists (places in `starts`), and its gradient.
+    /// Returns the mean loss of lists with these lengths, and its gradient with respect to the weights.
     fn gradient(&self, x: &[f32], labels: &[f32], lengths: &[usize]) -> (f64, Vec<f32>) {
         let (width, hidden) = (self.scale.mean.len(), self.hidden);
         let (mut slopes, before, after) = self.forward(x);
@@ -192,12 +193,12 @@ impl Blend {
     }
 }
 
-/// Units of the hidden layer that is tried beside none.
+/// Units of the hidden layer that is compared with the linear model.
 const HIDDEN: usize = 32;
-/// Fewer lists teach a linear blend alone.
+/// With fewer lists only the linear model is trained.
 const HIDDEN_LISTS_MIN: usize = 500;
 
-/// The better of a linear blend and one with a hidden layer, by the lists that were held back.
+/// Trains a linear model and one with a hidden layer, and returns the one with the lower loss on held-out lists.
 pub fn train_best_blend(
     mut lists: Lists,
     config: &BlendConfig,
@@ -206,7 +207,7 @@ pub fn train_best_blend(
     let count = lists.count();
     if count < 2 {
         return Err(SequenceError::TooLittle(format!(
-            "{count} lists have the item that was chosen; a ranker needs at least 2"
+            "{count} lists contain the target item; the ranker needs at least 2"
         )));
     }
     let scale = Scale::of(&lists);
@@ -220,13 +221,14 @@ pub fn train_best_blend(
     Ok(if hidden_loss < linear_loss { hidden } else { linear })
 }
 
-/// One of so many lists is held back to stop by.
-const HELD_BACK: usize = 8;
+/// One of this many lists is held out for early stopping.
+const HELD_OUT: usize = 8;
 
-/// Lists of a batch that one thread takes.
+/// Lists of a batch in one parallel task.
 const PART: usize = 32;
 
-/// Learns a blend of scaled lists; every eighth, by a hash of its place, decides when to stop. Gives it with their loss.
+/// Trains a model on scaled lists. Every eighth list, by a hash of its index, is held out for early stopping. Returns
+/// the model with the loss on the held-out lists.
 fn train_blend(
     lists: &Lists,
     scale: &Scale,
@@ -236,11 +238,11 @@ fn train_blend(
     const STAGE: &str = "ranker";
     let count = lists.count();
     let mut rng = StdRng::seed_from_u64(config.seed);
-    let mut blend = Blend::start(scale, config.hidden, &mut rng);
+    let mut blend = Blend::untrained(scale, config.hidden, &mut rng);
     let rank = |index: usize| (index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
     let mut order: Vec<usize> = (0..count).collect();
     order.sort_by_key(|index| rank(*index));
-    let held = order.split_off(count - (count / HELD_BACK).max(1));
+    let held_out = order.split_off(count - (count / HELD_OUT).max(1));
     let BlendConfig { learning_rate, weight_decay, .. } = *config;
     let adam = Adam { learning_rate, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay };
     let mut moments = Moments::new(blend.weights.len());
@@ -254,7 +256,7 @@ fn train_blend(
         }
         blend.gradient(&x, &labels, &lengths)
     };
-    // Parts of the same size on threads of their own, added up in the same order.
+    // Parts of the same size are computed in parallel and summed in a fixed order, so that results are reproducible.
     let of_all = |blend: &Blend, chosen: &[usize]| -> (f64, Vec<f32>) {
         let parts: Vec<(f64, Vec<f32>)> = chosen.par_chunks(PART).map(|chosen| gradient(blend, chosen)).collect();
         let (mut loss, mut sum) = (0.0, vec![0.0; blend.weights.len()]);
@@ -278,7 +280,7 @@ fn train_blend(
             moments.update(&mut blend.weights, &gradient, adam.at(step));
             progress(Progress { stage: STAGE, done: step, total: config.epochs_max * steps, loss: loss as f32 });
         }
-        let (loss, _) = of_all(&blend, &held);
+        let (loss, _) = of_all(&blend, &held_out);
         if loss < best_loss - 1e-5 {
             (best, best_loss, worse) = (blend.clone(), loss, 0);
         } else {
@@ -296,25 +298,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gradient_is_that_of_finite_differences() {
+    fn the_gradient_matches_finite_differences() {
         let mut lists = Lists::new(3);
         let features: Vec<f32> = (0..27).map(|x| (x as f32 * 1.3).sin()).collect();
         lists.push(&features[..12], &[0.0, 1.0, 0.0, 1.0]);
         lists.push(&features[12..], &[1.0, 0.0, 0.0, 0.0, 0.0]);
         let scale = Scale::of(&lists);
         scale.apply(&mut lists.features);
-        let mut blend = Blend::start(&scale, 4, &mut StdRng::seed_from_u64(1));
-        blend.weights.iter_mut().enumerate().for_each(|(place, weight)| *weight += (place as f32).cos());
+        let mut blend = Blend::untrained(&scale, 4, &mut StdRng::seed_from_u64(1));
+        blend.weights.iter_mut().enumerate().for_each(|(index, weight)| *weight += (index as f32).cos());
         let x = lists.features.clone();
         let (_, gradient) = blend.gradient(&x, &lists.labels, &[4, 5]);
-        for (place, analytic) in gradient.iter().enumerate() {
+        for (index, analytic) in gradient.iter().enumerate() {
             let loss = |shift: f32| {
                 let mut moved = blend.clone();
-                moved.weights[place] += shift;
+                moved.weights[index] += shift;
                 moved.gradient(&x, &lists.labels, &[4, 5]).0
             };
             let numeric = (loss(1e-2) - loss(-1e-2)) / 2e-2;
-            assert!((numeric - f64::from(*analytic)).abs() < 2e-3, "{place}: {analytic} {numeric}");
+            assert!((numeric - f64::from(*analytic)).abs() < 2e-3, "{index}: {analytic} {numeric}");
         }
     }
 }

@@ -1,59 +1,64 @@
-//! The sequence encoder in use. A user is the transformer's output at the latest event; the score of an item is its product
-//! with the item's vector.
-use super::transformer::{Bits, Dropout, NamedWeights, Packed, Places, Shape, Tokens};
+//! Inference of the sequence encoder. A user's vector is the transformer's output at the latest event; the score of an
+//! item is its dot product with the item's vector.
+use super::{
+    samples::Repeats,
+    transformer::{Bits, Dropout, NamedWeights, Packed, Shape, Tokens, WeightLayout},
+};
 use crate::{
     kernels::{Into, View, at_least, matmul, normalise_rows},
     softmax::{Softmax, Targets},
 };
 use rayon::prelude::*;
 
-/// How the product of a user and an item becomes a logit.
+/// How the vectors of a user and an item become a logit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Similarity {
     Dot,
-    /// Both of length 1, times this (NISER: Gupta et al. 2019, equation 5). Popular items get no longer vectors.
+    /// The cosine times this scale (NISER: Gupta et al. 2019, equation 5), because otherwise popular items have longer
+    /// vectors.
     Cosine(f32),
 }
 
 /// A trained encoder.
 #[derive(Debug, Clone)]
 pub struct SequenceEncoder {
-    pub(super) places: Places,
+    pub(super) layout: WeightLayout,
     pub(super) shape: Shape,
     pub(super) similarity: Similarity,
     pub(super) weights: Vec<f32>,
-    /// Item vectors of length as the similarity wants them: `[items × width]`.
+    /// Item vectors `[items × width]`, of length 1 for [`Similarity::Cosine`].
     pub(super) items: Vec<f32>,
-    /// What their lengths were before the similarity made them 1; empty where it does not.
+    /// Lengths of the item vectors before normalisation; empty for [`Similarity::Dot`].
     pub(super) lengths: Vec<f32>,
     pub(super) text_projection: Vec<f32>,
 }
 
-/// Tokens that are encoded at a time.
+/// Tokens encoded in one batch.
 const ENCODED_TOKENS: usize = 4096;
 
 impl SequenceEncoder {
-    /// `[items × width]`.
+    /// Returns the item vectors `[items × width]`.
     pub fn item_vectors(&self) -> &[f32] {
         &self.items
     }
 
-    /// `[text width × width]`: a text's vector times it, made of length 1, is the vector of an item without one of its own.
+    /// Returns the projection `[text width × width]`: the vector of an item without a residual vector is its text's
+    /// vector times this matrix, normalised to length 1.
     pub fn text_projection(&self) -> &[f32] {
         &self.text_projection
     }
 
     pub fn weights(&self) -> NamedWeights<'_> {
-        self.places.named(&self.weights)
+        self.layout.named(&self.weights)
     }
 
-    /// All weights but those of items and texts, in an order of the shape's own.
+    /// Returns all weights except the item table and the text projection, in an order that depends on the shape.
     pub fn flat_weights(&self) -> &[f32] {
         &self.weights
     }
 
-    /// `[items]`: the lengths of the learned vectors, of which [`Self::item_vectors`] are the directions. Empty where the
-    /// similarity takes the vectors as they are.
+    /// Returns the lengths `[items]` of the learned vectors, whose directions are [`Self::item_vectors`]. Empty for
+    /// [`Similarity::Dot`].
     pub fn item_lengths(&self) -> &[f32] {
         &self.lengths
     }
@@ -66,8 +71,8 @@ impl SequenceEncoder {
         self.shape.width
     }
 
-    /// The vector of each history, latest item last: `[histories × width]`; zero for an empty one. Its product with an
-    /// item's vector is the logit.
+    /// Returns the vectors `[histories × width]` of histories with the latest item last; zero for an empty history. The
+    /// dot product with an item's vector is the logit.
     pub fn encode(&self, histories: &[Tokens]) -> Vec<f32> {
         let d = self.shape.width;
         let mut out = vec![0.0; histories.len() * d];
@@ -95,23 +100,23 @@ impl SequenceEncoder {
             let latest = history.latest(self.shape.positions);
             batch.push(latest.items.iter().copied(), latest, self.shape);
         }
-        self.read_out(&batch, &self.items, out);
+        self.encode_batch(&batch, &self.items, out);
     }
 
-    /// The vector, made of length 1, of one history whose items have the vectors `[events × width]`; `tokens.items` is not
-    /// read.
+    /// Returns the vector, normalised to length 1, of one history whose items have the vectors `[events × width]`;
+    /// `tokens.items` is ignored.
     pub fn encode_direction(&self, vectors: &[f32], tokens: Tokens) -> Vec<f32> {
         let (d, mut batch) = (self.shape.width, Packed::default());
         batch.push(0..(vectors.len() / d) as u32, tokens, self.shape);
         let mut out = vec![0.0; d];
-        self.read_out(&batch, vectors, &mut out);
+        self.encode_batch(&batch, vectors, &mut out);
         normalise_rows(&mut out, d, &mut [0.0]);
         out
     }
 
-    fn read_out(&self, batch: &Packed, items: &[f32], out: &mut [f32]) {
+    fn encode_batch(&self, batch: &Packed, items: &[f32], out: &mut [f32]) {
         let d = self.shape.width;
-        let trace = self.places.forward(&self.weights, items, batch, Dropout::NONE, &mut Bits(1));
+        let trace = self.layout.forward(&self.weights, items, batch, Dropout::NONE, &mut Bits(1));
         for (tokens, out) in batch.sequences().zip(out.chunks_exact_mut(d)) {
             if !tokens.is_empty() {
                 out.copy_from_slice(&trace.out()[(tokens.end - 1) * d..tokens.end * d]);
@@ -125,24 +130,24 @@ impl SequenceEncoder {
     }
 }
 
-/// `out[i]` gains the logits of `user` with every item; see [`SequenceEncoder::encode`].
+/// Writes the logits of users with all items to `out` `[users × items]`; see [`SequenceEncoder::encode`].
 pub fn logits(out: &mut [f32], users: &[f32], items: &[f32], width: usize) {
     let (rows, columns) = (users.len() / width, items.len() / width);
     matmul(out, Into::Replace, View::new(users, rows, width), View::new(items, columns, width).transposed());
 }
 
-/// Mean of share × -ln p(chosen) over what was chosen after some histories; the softmax is over all items.
-pub fn encoder_loss(encoder: &SequenceEncoder, asked: &[(Tokens, &[(u32, f32)])]) -> f64 {
-    let every = asked.len().div_ceil(ASKED_MAX).max(1);
-    let asked: Vec<_> = asked.iter().step_by(every).collect();
-    let histories: Vec<Tokens> = asked.iter().map(|(tokens, _)| *tokens).collect();
+/// Returns the mean of share × -ln p(target) over the targets after histories; the softmax is over all items.
+pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)])]) -> f64 {
+    let every = queries.len().div_ceil(QUERIES_MAX).max(1);
+    let queries: Vec<_> = queries.iter().step_by(every).collect();
+    let histories: Vec<Tokens> = queries.iter().map(|(tokens, _)| *tokens).collect();
     let (users, d) = (encoder.encode(&histories), encoder.width());
-    let parts: Vec<(f64, f32)> = asked
+    let parts: Vec<(f64, f32)> = queries
         .par_chunks(128)
         .zip(users.par_chunks(128 * d))
-        .map(|(asked, hidden)| {
+        .map(|(part, hidden)| {
             let mut targets = Targets::default();
-            asked.iter().for_each(|(_, chosen)| targets.push(chosen.iter().copied()));
+            part.iter().for_each(|(_, items)| targets.push(items.iter().copied()));
             let softmax = Softmax {
                 hidden,
                 items: &encoder.items,
@@ -158,24 +163,24 @@ pub fn encoder_loss(encoder: &SequenceEncoder, asked: &[(Tokens, &[(u32, f32)])]
     loss / f64::from(weight).max(1e-9)
 }
 
-/// Histories at most that [`encoder_quality`] and [`encoder_loss`] ask.
-const ASKED_MAX: usize = 20_000;
+/// Most queries of [`encoder_quality`] and [`encoder_loss`], spread evenly.
+const QUERIES_MAX: usize = 20_000;
 
-/// NDCG@10 of an encoder alone over all items, without those of the history unless they may repeat.
-pub fn encoder_quality(encoder: &SequenceEncoder, asked: &[(&[u32], u32)], repeats: bool) -> f64 {
-    let every = asked.len().div_ceil(ASKED_MAX).max(1);
-    let asked: Vec<(&[u32], u32)> = asked.iter().step_by(every).copied().collect();
-    let histories: Vec<Tokens> = asked.iter().map(|(history, _)| Tokens::from(*history)).collect();
+/// Returns the NDCG@10 of an encoder alone, ranked among all items, or among those outside of the history.
+pub fn encoder_quality(encoder: &SequenceEncoder, queries: &[(&[u32], u32)], repeats: Repeats) -> f64 {
+    let every = queries.len().div_ceil(QUERIES_MAX).max(1);
+    let queries: Vec<(&[u32], u32)> = queries.iter().step_by(every).copied().collect();
+    let histories: Vec<Tokens> = queries.iter().map(|(history, _)| Tokens::from(*history)).collect();
     let (users, d) = (encoder.encode(&histories), encoder.width());
     let item_count = encoder.items.len() / d;
-    let gains: f64 = asked
+    let gains: f64 = queries
         .par_chunks(32)
         .zip(users.par_chunks(32 * d))
-        .map_init(Vec::new, |block: &mut Vec<f32>, (asked, users)| {
-            block.resize(asked.len() * item_count, 0.0);
+        .map_init(Vec::new, |block: &mut Vec<f32>, (part, users)| {
+            block.resize(part.len() * item_count, 0.0);
             logits(block, users, &encoder.items, d);
-            let gains = asked.iter().zip(block.chunks_exact_mut(item_count)).map(|((history, target), logits)| {
-                if !repeats {
+            let gains = part.iter().zip(block.chunks_exact_mut(item_count)).map(|((history, target), logits)| {
+                if repeats == Repeats::Excluded {
                     history.iter().for_each(|item| logits[*item as usize] = f32::NEG_INFINITY);
                 }
                 let limit = logits[*target as usize];
@@ -187,5 +192,5 @@ pub fn encoder_quality(encoder: &SequenceEncoder, asked: &[(&[u32], u32)], repea
         .collect::<Vec<f64>>()
         .into_iter()
         .sum();
-    gains / asked.len().max(1) as f64
+    gains / queries.len().max(1) as f64
 }

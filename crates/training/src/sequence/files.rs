@@ -1,4 +1,4 @@
-//! Reads the files of the benchmarks: text, plain, .gz or .zst.
+//! Readers of the benchmarks' text files: plain, .gz or .zst.
 use super::SequenceError;
 use ahash::AHashMap;
 use lodestone_dataset::decompress;
@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-/// Numbers of item ids, in the order in which they were first met.
+/// Consecutive numbers of item ids, in the order of first occurrence.
 #[derive(Debug, Clone, Default)]
 pub struct ItemNumbers {
     pub ids: Vec<String>,
@@ -16,6 +16,7 @@ pub struct ItemNumbers {
 }
 
 impl ItemNumbers {
+    /// Returns the number of an id, a new one for a new id.
     pub fn number(&mut self, id: &str) -> u32 {
         if let Some(number) = self.numbers.get(id) {
             return *number;
@@ -31,20 +32,20 @@ impl ItemNumbers {
     }
 }
 
-/// What is written about items, by number.
+/// Text and attributes of items, by item number.
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
     pub items: ItemNumbers,
     /// Words of titles, phrases and keywords.
     pub words: Vec<Vec<String>>,
-    /// Categories, brands and the like.
+    /// Categories, brands and similar values.
     pub attributes: Vec<Vec<String>>,
-    /// What orders items that were chosen on the same day: the column `asin`, or the id.
+    /// The sort key of items with the same day: the column `asin`, or the id.
     pub order: Vec<String>,
 }
 
 impl Catalogue {
-    /// Makes room for items that the file of items did not have.
+    /// Adds empty entries for items that are not in the catalogue file.
     pub fn complete(&mut self) {
         let count = self.items.count();
         self.words.resize(count, Vec::new());
@@ -54,7 +55,7 @@ impl Catalogue {
     }
 }
 
-/// Calls `take` with each line that is not empty and its number, from 1.
+/// Calls `take` with the number, from 1, and the text of each line that is not empty.
 pub fn for_each_line(
     path: &Path,
     mut take: impl FnMut(usize, &str) -> Result<(), String>,
@@ -74,7 +75,7 @@ pub fn for_each_line(
     Ok(())
 }
 
-/// Lines of a user and the items it chose, oldest first, separated by white space.
+/// Reads lines of a user and its items, oldest first, separated by white space.
 pub fn read_sequences(path: &Path, items: &mut ItemNumbers) -> Result<(Vec<String>, Vec<Vec<u32>>), SequenceError> {
     let (mut users, mut histories) = (Vec::new(), Vec::new());
     for_each_line(path, |_, line| {
@@ -86,7 +87,8 @@ pub fn read_sequences(path: &Path, items: &mut ItemNumbers) -> Result<(Vec<Strin
     Ok((users, histories))
 }
 
-/// Tab-separated with a header: `item`, and where there are any `asin`, `title`, `phrase`, `keywords`, `attributes`.
+/// Reads a tab-separated file with a header: `item`, and optionally `asin`, `title`, `phrase`, `keywords` and
+/// `attributes`.
 pub fn read_catalogue(path: &Path) -> Result<Catalogue, SequenceError> {
     let mut catalogue = Catalogue::default();
     let mut names: Vec<String> = Vec::new();
@@ -100,12 +102,12 @@ pub fn read_catalogue(path: &Path) -> Result<Catalogue, SequenceError> {
             };
         }
         let field = |name: &str| {
-            let place = names.iter().position(|other| other == name);
-            place.and_then(|place| fields.get(place)).copied().unwrap_or_default()
+            let column = names.iter().position(|other| other == name);
+            column.and_then(|column| fields.get(column)).copied().unwrap_or_default()
         };
         let number = catalogue.items.number(field("item")) as usize;
         if number < catalogue.words.len() {
-            return Err(format!("item {} is there twice", field("item")));
+            return Err(format!("item {} occurs twice", field("item")));
         }
         let mut words = words_of(field("title"));
         words.extend(words_of(field("phrase")));
@@ -124,20 +126,21 @@ fn words_of(text: &str) -> Vec<String> {
     words.map(str::to_lowercase).collect()
 }
 
-/// Lines of an account, a tab, and the user that it belongs to.
-pub fn read_accounts(path: &Path) -> Result<AHashMap<String, String>, SequenceError> {
-    let mut users = AHashMap::new();
+/// Reads lines of a user, a tab, and the cluster of the user; a first line that begins with `user` is a header. Returns
+/// the cluster of each user.
+pub fn read_clusters(path: &Path) -> Result<AHashMap<String, String>, SequenceError> {
+    let mut clusters = AHashMap::new();
     for_each_line(path, |number, line| {
-        let (account, user) = line.split_once('\t').ok_or("a line must be an account, a tab and a user".to_owned())?;
-        if number > 1 || account != "user" {
-            users.insert(account.to_owned(), user.trim().to_owned());
+        let (user, cluster) = line.split_once('\t').ok_or("expected a user, a tab and a cluster".to_owned())?;
+        if number > 1 || user != "user" {
+            clusters.insert(user.to_owned(), cluster.trim().to_owned());
         }
         Ok(())
     })?;
-    Ok(users)
+    Ok(clusters)
 }
 
-/// Sessions in time order: one a line, items in the order in which they were clicked, separated by spaces; or
+/// Reads sessions in time order: one in each line, items in the order of the clicks, separated by spaces; or
 /// tab-separated clicks with a header that has `SessionId`, `ItemId` and `Time`.
 pub fn read_sessions(path: &Path, items: &mut ItemNumbers) -> Result<Vec<Vec<u32>>, SequenceError> {
     if let Some(clicks) = read_clicks(path, items)? {
@@ -151,8 +154,8 @@ pub fn read_sessions(path: &Path, items: &mut ItemNumbers) -> Result<Vec<Vec<u32
     Ok(sessions)
 }
 
-/// Lines of the clicks of a session so far, a tab, and the next click; or clicks as in [`read_sessions`], of which every
-/// prefix is taken.
+/// Reads lines of the clicks of a session, a tab, and the next click; or clicks as in [`read_sessions`], and returns
+/// every prefix of their sessions.
 pub fn read_prefixes(path: &Path, items: &mut ItemNumbers) -> Result<Vec<(Vec<u32>, u32)>, SequenceError> {
     if let Some(clicks) = read_clicks(path, items)? {
         let prefixes =
@@ -161,10 +164,10 @@ pub fn read_prefixes(path: &Path, items: &mut ItemNumbers) -> Result<Vec<(Vec<u3
     }
     let mut prefixes = Vec::new();
     for_each_line(path, |_, line| {
-        let (clicks, next) = line.split_once('\t').ok_or("a line is items, a tab and the next item".to_owned())?;
+        let (clicks, next) = line.split_once('\t').ok_or("expected items, a tab and the next item".to_owned())?;
         let clicks: Vec<u32> = clicks.split_whitespace().map(|id| items.number(id)).collect();
         if clicks.is_empty() || next.split_whitespace().count() != 1 {
-            return Err("a line is at least one item, a tab and one next item".to_owned());
+            return Err("expected at least one item, a tab and one next item".to_owned());
         }
         prefixes.push((clicks, items.number(next.trim())));
         Ok(())
@@ -172,9 +175,10 @@ pub fn read_prefixes(path: &Path, items: &mut ItemNumbers) -> Result<Vec<(Vec<u3
     Ok(prefixes)
 }
 
-/// Sessions of a file of clicks, by the time of their first one; none if the file has no header of clicks.
+/// Reads the sessions of a file of clicks, in the order of their first clicks; `None` if the header is not that of
+/// clicks.
 fn read_clicks(path: &Path, items: &mut ItemNumbers) -> Result<Option<Vec<Vec<u32>>>, SequenceError> {
-    let mut places: Option<[usize; 3]> = None;
+    let mut columns: Option<[usize; 3]> = None;
     let mut is_clicks = true;
     let mut numbers: AHashMap<String, usize> = AHashMap::new();
     let mut sessions: Vec<Vec<(f64, u32)>> = Vec::new();
@@ -183,14 +187,14 @@ fn read_clicks(path: &Path, items: &mut ItemNumbers) -> Result<Option<Vec<Vec<u3
             return Ok(());
         }
         let fields: Vec<&str> = line.split('\t').collect();
-        let Some([session, item, time]) = places else {
-            let place = |name: &str| fields.iter().position(|field| *field == name);
-            places = (|| Some([place("SessionId")?, place("ItemId")?, place("Time")?]))();
-            is_clicks = places.is_some();
+        let Some([session, item, time]) = columns else {
+            let column = |name: &str| fields.iter().position(|field| *field == name);
+            columns = (|| Some([column("SessionId")?, column("ItemId")?, column("Time")?]))();
+            is_clicks = columns.is_some();
             return Ok(());
         };
-        let field = |place: usize| fields.get(place).copied().ok_or_else(|| "a column is missing".to_owned());
-        let time = field(time)?.parse().map_err(|_| format!("`{}` is no time in seconds", fields[time]))?;
+        let field = |column: usize| fields.get(column).copied().ok_or_else(|| "a column is missing".to_owned());
+        let time = field(time)?.parse().map_err(|_| format!("`{}` is not a time in seconds", fields[time]))?;
         let next = sessions.len();
         let number = *numbers.entry(field(session)?.to_owned()).or_insert(next);
         if number == next {
@@ -199,7 +203,7 @@ fn read_clicks(path: &Path, items: &mut ItemNumbers) -> Result<Option<Vec<Vec<u3
         sessions[number].push((time, items.number(field(item)?)));
         Ok(())
     })?;
-    if !is_clicks || places.is_none() {
+    if !is_clicks || columns.is_none() {
         return Ok(None);
     }
     sessions.iter_mut().for_each(|session| session.sort_by(|a, b| a.0.total_cmp(&b.0)));
@@ -208,14 +212,14 @@ fn read_clicks(path: &Path, items: &mut ItemNumbers) -> Result<Option<Vec<Vec<u3
     Ok(Some(sessions.into_iter().map(items_of).collect()))
 }
 
-/// A user and its baskets, oldest first, each sorted and with an item once.
+/// A user and its baskets, oldest first; each is sorted and has no duplicates.
 pub type UserBaskets = (String, Vec<Vec<u32>>);
 
-/// Lines of a user, a tab, and baskets separated by semicolons; items of a basket are separated by spaces.
+/// Reads lines of a user, a tab, and baskets separated by semicolons; items of a basket are separated by spaces.
 pub fn read_baskets(path: &Path, items: &mut ItemNumbers) -> Result<Vec<UserBaskets>, SequenceError> {
     let mut users = Vec::new();
     for_each_line(path, |_, line| {
-        let (user, baskets) = line.split_once('\t').ok_or("a line is a user, a tab and baskets".to_owned())?;
+        let (user, baskets) = line.split_once('\t').ok_or("expected a user, a tab and baskets".to_owned())?;
         let mut baskets: Vec<Vec<u32>> =
             baskets.split(';').map(|basket| basket.split_whitespace().map(|id| items.number(id)).collect()).collect();
         baskets.iter_mut().for_each(|basket: &mut Vec<u32>| {

@@ -1,195 +1,97 @@
-//! Training of the sequence encoder: epochs until the validation gets no better.
+//! Training of the sequence encoder with early stopping on a validation score.
 use super::{
     SequenceError,
-    encoder::{SequenceEncoder, Similarity},
-    pause::{Pause, TrainerState},
+    encoder::SequenceEncoder,
+    encoder_config::EncoderConfig,
+    interruption::{Interruption, TrainerState},
     samples::{ItemText, Sample, next_items},
     trainer::Trainer,
-    transformer::{Dropout, Shape},
+    training_history::TrainingHistory,
 };
 use crate::Progress;
 use rand::seq::SliceRandom;
 use std::time::Instant;
 
-#[derive(Debug, Clone, PartialEq)]
-pub struct EncoderConfig {
-    pub shape: Shape,
-    pub dropout: Dropout,
-    pub similarity: Similarity,
-    pub learning_rate: f32,
-    /// Share of a weight that a step takes away, in units of the learning rate; the item table alone.
-    pub weight_decay: f32,
-    /// Share of the items whose own vector is left out of a step, so that their texts alone must do: as for new items.
-    pub residual_dropout: f32,
-    /// Samples of a step.
-    pub batch: usize,
-    pub epochs_max: usize,
-    /// Epochs without a better validation before it stops.
-    pub patience: usize,
-    /// Items drawn at random for each step, beside those of the batch; none: the softmax is over all items.
-    pub negatives: Option<usize>,
-    /// Parts that a batch is cut into, each on a thread of its own. The same seed and number give the same model.
-    pub threads: usize,
-    pub seed: u64,
-}
-
-impl EncoderConfig {
-    /// Settings for data of this size. Many events take fewer epochs, and a large catalogue a sampled softmax.
-    pub fn for_data(sequences: &[&[u32]], item_count: usize, threads: usize, seed: u64) -> Self {
-        let targets: usize = sequences.iter().map(|sequence| sequence.len().saturating_sub(1)).sum();
-        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
-        Self::for_sizes(lengths, targets, item_count, threads, seed)
-    }
-
-    /// Settings for samples of these lengths with so many moments at which something is foretold.
-    pub fn for_sizes(mut lengths: Vec<usize>, targets: usize, item_count: usize, threads: usize, seed: u64) -> Self {
-        const WIDTH: usize = 64;
-        let count = lengths.len();
-        lengths.sort_unstable();
-        // Long enough for 99 of 100 histories.
-        let usual = lengths.get(lengths.len() * 99 / 100).copied().unwrap_or(2);
-        let is_large = targets > LARGE_TARGETS;
-        Self {
-            shape: Shape { width: WIDTH, heads: 1, blocks: 2, positions: usual.clamp(5, 50), kinds: 0 },
-            dropout: Dropout { hidden: 0.4, attention: if is_large { 0.2 } else { 0.4 } },
-            similarity: Similarity::Cosine(16.0),
-            learning_rate: 1e-3,
-            weight_decay: 0.0,
-            residual_dropout: 0.0,
-            batch: (count / 20).clamp(1, 256),
-            epochs_max: if is_large { 15 } else { 60 },
-            patience: if is_large { 2 } else { 5 },
-            negatives: (targets as f64 * item_count as f64 > FULL_SOFTMAX_CELLS).then_some(NEGATIVES),
-            threads,
-            seed,
-        }
-    }
-}
-
-/// Targets above which few epochs are enough.
-const LARGE_TARGETS: usize = 400_000;
-/// Logits of an epoch, above which a sample of the items takes the place of all.
-const FULL_SOFTMAX_CELLS: f64 = 6e9;
-/// Items drawn for each step of a sampled softmax.
-const NEGATIVES: usize = 4096;
-
-/// Trains on `samples` (at most `shape.positions` events each). `validate` judges the model after each epoch, higher is
-/// better; the best is given back with its epoch, from 1. Stops when `pause` wants it, with [`SequenceError::Stopped`].
-/// What it needs to go on, or to give the same again, it leaves there if it may be stopped.
+/// Trains on `samples`, each of at most `shape.positions` events. `validate` scores the encoder after each epoch,
+/// higher is better; the encoder of the best epoch is returned.
+///
+/// Stops with [`SequenceError::Stopped`] after `interruption` is requested. An interruptible training writes its state
+/// there, both when it stops and at its end, so that a later call continues from it or returns the same encoder again.
 pub fn train_encoder(
     samples: &[Sample],
     item_count: usize,
     text: &ItemText,
     config: &EncoderConfig,
-    pause: &mut Pause,
+    interruption: &mut Interruption,
     validate: &mut dyn FnMut(&SequenceEncoder) -> f64,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedEncoder, SequenceError> {
     const STAGE: &str = "encoder";
     if samples.is_empty() {
         return Err(SequenceError::TooLittle(
-            "no history has two items: there is no next item to learn from".to_owned(),
+            "no history has two items; the encoder needs at least one next item to learn from".to_owned(),
         ));
     }
     let mut trainer = Trainer::new(samples, item_count, text, config);
     let steps = samples.len().div_ceil(config.batch);
-    let mut course = Course::new(samples.len());
-    if let Some(state) = pause.state.take() {
-        state.restore(&mut trainer, &mut course)?;
+    let mut history = TrainingHistory::new(samples.len());
+    if let Some(state) = interruption.state.take() {
+        state.restore(&mut trainer, &mut history)?;
     }
-    while course.epoch <= config.epochs_max && !course.is_over {
-        let mut stops = pause.is_wanted();
-        if course.done == 0 && !stops {
-            course.order.shuffle(&mut trainer.rng);
+    while history.epoch <= config.epochs_max && !history.is_over {
+        let mut stops = interruption.is_requested();
+        if history.done == 0 && !stops {
+            history.order.shuffle(&mut trainer.rng);
         }
-        while course.epoch > 0 && course.done < steps {
+        while history.epoch > 0 && history.done < steps {
             if stops {
-                pause.state = Some(TrainerState::of(&trainer, &course));
+                interruption.state = Some(TrainerState::of(&trainer, &history));
                 return Err(SequenceError::Stopped);
             }
-            let chosen = course.order.chunks(config.batch).nth(course.done).unwrap_or_default();
-            let chosen: Vec<Sample> = chosen.iter().map(|index| samples[*index as usize]).collect();
-            let value = trainer.step(&chosen) as f32;
-            course.done += 1;
-            let done = (course.epoch - 1) * steps + course.done;
+            let batch = history.order.chunks(config.batch).nth(history.done).unwrap_or_default();
+            let batch: Vec<Sample> = batch.iter().map(|index| samples[*index as usize]).collect();
+            let value = trainer.step(&batch) as f32;
+            history.done += 1;
+            let done = (history.epoch - 1) * steps + history.done;
             if !value.is_finite() {
                 return Err(SequenceError::Diverged { stage: STAGE, step: done });
             }
-            course.loss = if course.loss.is_nan() { value } else { 0.95 * course.loss + 0.05 * value };
-            progress(Progress { stage: STAGE, done, total: config.epochs_max * steps, loss: course.loss });
-            stops = pause.is_wanted();
+            history.loss = if history.loss.is_nan() { value } else { 0.95 * history.loss + 0.05 * value };
+            progress(Progress { stage: STAGE, done, total: config.epochs_max * steps, loss: history.loss });
+            stops = interruption.is_requested();
         }
         let snapshot = trainer.snapshot();
         if snapshot.items.iter().chain(&snapshot.weights).any(|value| !value.is_finite()) {
-            return Err(SequenceError::Diverged { stage: STAGE, step: course.epoch * steps });
+            return Err(SequenceError::Diverged { stage: STAGE, step: history.epoch * steps });
         }
         let score = validate(&snapshot);
-        course.judge(snapshot, score, steps, config.patience);
+        history.end_epoch(snapshot, score, steps, config.patience);
     }
-    if pause.wanted.is_some() {
-        pause.state = Some(TrainerState::of(&trainer, &course));
+    if interruption.requested.is_some() {
+        interruption.state = Some(TrainerState::of(&trainer, &history));
     }
-    let encoder = course.best.unwrap_or_else(|| trainer.snapshot());
-    Ok(TrainedEncoder { encoder, epochs: course.best_epoch, score: course.best_score, validation: course.validation })
+    let encoder = history.best.unwrap_or_else(|| trainer.snapshot());
+    Ok(TrainedEncoder {
+        encoder,
+        epochs: history.best_epoch,
+        score: history.best_score,
+        validation: history.validation,
+    })
 }
 
-/// Where a training is.
-pub(super) struct Course {
-    /// From 1; 0: what a training began with that did not begin with random weights is to be judged.
-    pub(super) epoch: usize,
-    /// Steps of the epoch that were made.
-    pub(super) done: usize,
-    /// Samples in the order of this epoch.
-    pub(super) order: Vec<u32>,
-    /// Smoothed; begins anew with each epoch.
-    pub(super) loss: f32,
-    pub(super) best: Option<SequenceEncoder>,
-    pub(super) best_score: f64,
-    pub(super) best_epoch: usize,
-    /// Steps, and the score after them.
-    pub(super) validation: Vec<(usize, f64)>,
-    pub(super) is_over: bool,
-}
-
-impl Course {
-    fn new(sample_count: usize) -> Self {
-        Self {
-            epoch: 1,
-            done: 0,
-            order: (0..sample_count as u32).collect(),
-            loss: f32::NAN,
-            best: None,
-            best_score: f64::NEG_INFINITY,
-            best_epoch: 0,
-            validation: Vec::new(),
-            is_over: false,
-        }
-    }
-
-    /// Ends an epoch.
-    fn judge(&mut self, snapshot: SequenceEncoder, score: f64, steps: usize, patience: usize) {
-        self.validation.push((self.epoch * steps, score));
-        if score > self.best_score {
-            (self.best, self.best_score, self.best_epoch) = (Some(snapshot), score, self.epoch);
-        }
-        self.is_over = self.epoch - self.best_epoch >= patience;
-        (self.epoch, self.done, self.loss) = (self.epoch + 1, 0, f32::NAN);
-    }
-}
-
-/// What [`train_encoder`] gives.
+/// The result of [`train_encoder`].
 #[derive(Debug, Clone)]
 pub struct TrainedEncoder {
     pub encoder: SequenceEncoder,
-    /// Epochs until the best validation.
+    /// The epoch of the best validation score, from 1.
     pub epochs: usize,
-    /// The best validation.
+    /// The best validation score.
     pub score: f64,
-    /// Steps, and the validation after them.
+    /// Total steps and the validation score after them, for each epoch.
     pub validation: Vec<(usize, f64)>,
 }
 
-/// Milliseconds of each of `steps` steps on `sequences`, all in one batch, after one that is not counted.
+/// Returns the milliseconds of each of `steps` steps on `sequences`, all in one batch, after one step of warm-up.
 pub fn time_steps(sequences: &[&[u32]], item_count: usize, config: &EncoderConfig, steps: usize) -> Vec<f64> {
     let text = ItemText::default();
     let samples = next_items(sequences);

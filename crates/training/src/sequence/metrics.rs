@@ -1,10 +1,10 @@
-//! Figures of ranked lists with one right answer or with several.
+//! Metrics of ranked lists with one or several relevant items.
 use serde::Serialize;
 
-/// Where the lists are cut.
+/// List lengths of the metrics.
 pub const CUTOFFS: [usize; 3] = [5, 10, 20];
 
-/// Means over users with one right item each. HR and recall are then the same.
+/// Means over queries with one relevant item each, for which hit rate and recall are the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct HitMetrics {
     pub hr_at_5: f64,
@@ -13,35 +13,36 @@ pub struct HitMetrics {
     pub ndcg_at_5: f64,
     pub ndcg_at_10: f64,
     pub ndcg_at_20: f64,
-    /// Mean of 1 / rank, 0 beyond rank 20.
+    /// Mean of 1 / rank; 0 beyond rank 20.
     pub mrr_at_20: f64,
 }
 
 impl HitMetrics {
-    /// Combines each figure of several.
+    /// Combines each metric of `all` to one, for example by the mean.
     pub fn combine(all: &[Self], combine: impl Fn(&[f64]) -> f64) -> Self {
-        let each = |figure: fn(&Self) -> f64| combine(&all.iter().map(figure).collect::<Vec<f64>>());
+        let each = |metric: fn(&Self) -> f64| combine(&all.iter().map(metric).collect::<Vec<f64>>());
         Self {
-            hr_at_5: each(|figures| figures.hr_at_5),
-            hr_at_10: each(|figures| figures.hr_at_10),
-            hr_at_20: each(|figures| figures.hr_at_20),
-            ndcg_at_5: each(|figures| figures.ndcg_at_5),
-            ndcg_at_10: each(|figures| figures.ndcg_at_10),
-            ndcg_at_20: each(|figures| figures.ndcg_at_20),
-            mrr_at_20: each(|figures| figures.mrr_at_20),
+            hr_at_5: each(|metrics| metrics.hr_at_5),
+            hr_at_10: each(|metrics| metrics.hr_at_10),
+            hr_at_20: each(|metrics| metrics.hr_at_20),
+            ndcg_at_5: each(|metrics| metrics.ndcg_at_5),
+            ndcg_at_10: each(|metrics| metrics.ndcg_at_10),
+            ndcg_at_20: each(|metrics| metrics.ndcg_at_20),
+            mrr_at_20: each(|metrics| metrics.mrr_at_20),
         }
     }
 
-    /// Of the ranks of the right items, from 1; none: not among what was ranked. All 0 without users.
+    /// Computes the metrics from the ranks of the relevant items, from 1; `None`: not in the list. All are 0 without
+    /// ranks.
     pub fn of(ranks: impl IntoIterator<Item = Option<usize>>) -> Self {
         let (mut count, mut hits, mut gains, mut reciprocal) = (0usize, [0.0; 3], [0.0; 3], 0.0);
         for rank in ranks {
             count += 1;
             let Some(rank) = rank else { continue };
-            for (place, cutoff) in CUTOFFS.into_iter().enumerate().filter(|(_, cutoff)| rank <= *cutoff) {
+            for (index, cutoff) in CUTOFFS.into_iter().enumerate().filter(|(_, cutoff)| rank <= *cutoff) {
                 debug_assert!(rank >= 1 && rank <= cutoff);
-                hits[place] += 1.0;
-                gains[place] += 1.0 / (rank as f64 + 1.0).log2();
+                hits[index] += 1.0;
+                gains[index] += 1.0 / (rank as f64 + 1.0).log2();
             }
             if rank <= CUTOFFS[2] {
                 reciprocal += 1.0 / rank as f64;
@@ -60,24 +61,24 @@ impl HitMetrics {
     }
 }
 
-/// Means over users with several right items each.
+/// Means over users with several relevant items each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct BasketMetrics {
     pub recall_at_10: f64,
     pub recall_at_20: f64,
     pub ndcg_at_10: f64,
     pub ndcg_at_20: f64,
-    /// Share of the users with at least one right item among ten.
+    /// Share of the users with at least one relevant item in the first ten.
     pub phr_at_10: f64,
 }
 
 impl BasketMetrics {
-    /// Of what was ranked and what was wanted (sorted, not empty).
+    /// Computes the metrics from pairs of a ranked list and the relevant items (sorted, not empty).
     pub fn of<'a>(lists: impl Iterator<Item = (&'a [u32], &'a Vec<u32>)>) -> Self {
         let (mut sum, mut count) = (Self::default(), 0usize);
-        for (ranked, wanted) in lists {
+        for (ranked, relevant) in lists {
             let ((recall, ndcg), (recall_20, ndcg_20)) =
-                (basket_quality(ranked, wanted, 10), basket_quality(ranked, wanted, 20));
+                (basket_quality(ranked, relevant, 10), basket_quality(ranked, relevant, 20));
             sum.recall_at_10 += recall;
             sum.ndcg_at_10 += ndcg;
             sum.recall_at_20 += recall_20;
@@ -88,30 +89,30 @@ impl BasketMetrics {
         Self::combine(&[sum], |values| values[0] / count.max(1) as f64)
     }
 
-    /// Combines each figure of several.
+    /// Combines each metric of `all` to one, for example by the mean.
     pub fn combine(all: &[Self], combine: impl Fn(&[f64]) -> f64) -> Self {
-        let each = |figure: fn(&Self) -> f64| combine(&all.iter().map(figure).collect::<Vec<f64>>());
+        let each = |metric: fn(&Self) -> f64| combine(&all.iter().map(metric).collect::<Vec<f64>>());
         Self {
-            recall_at_10: each(|figures| figures.recall_at_10),
-            recall_at_20: each(|figures| figures.recall_at_20),
-            ndcg_at_10: each(|figures| figures.ndcg_at_10),
-            ndcg_at_20: each(|figures| figures.ndcg_at_20),
-            phr_at_10: each(|figures| figures.phr_at_10),
+            recall_at_10: each(|metrics| metrics.recall_at_10),
+            recall_at_20: each(|metrics| metrics.recall_at_20),
+            ndcg_at_10: each(|metrics| metrics.ndcg_at_10),
+            ndcg_at_20: each(|metrics| metrics.ndcg_at_20),
+            phr_at_10: each(|metrics| metrics.phr_at_10),
         }
     }
 }
 
-/// Recall and nDCG of the first `cutoff` of `ranked` where `wanted` (sorted, not empty) is right; nDCG's best list has all of
-/// them first.
-pub fn basket_quality(ranked: &[u32], wanted: &[u32], cutoff: usize) -> (f64, f64) {
-    let gain = |place: usize| 1.0 / (place as f64 + 2.0).log2();
+/// Returns recall and NDCG of the first `cutoff` items of `ranked`. `relevant` is sorted and not empty; the ideal list
+/// of NDCG begins with these items.
+pub fn basket_quality(ranked: &[u32], relevant: &[u32], cutoff: usize) -> (f64, f64) {
+    let gain = |index: usize| 1.0 / (index as f64 + 2.0).log2();
     let (mut hits, mut gained) = (0.0, 0.0);
-    for (place, item) in ranked.iter().take(cutoff).enumerate() {
-        if wanted.binary_search(item).is_ok() {
+    for (index, item) in ranked.iter().take(cutoff).enumerate() {
+        if relevant.binary_search(item).is_ok() {
             hits += 1.0;
-            gained += gain(place);
+            gained += gain(index);
         }
     }
-    let ideal: f64 = (0..wanted.len().min(cutoff)).map(gain).sum();
-    (hits / wanted.len() as f64, gained / ideal)
+    let ideal: f64 = (0..relevant.len().min(cutoff)).map(gain).sum();
+    (hits / relevant.len() as f64, gained / ideal)
 }

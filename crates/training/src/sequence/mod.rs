@@ -1,31 +1,34 @@
-//! Models of what comes next in a sequence: a transformer, counts, texts, and a listwise blend of them; and the public
-//! benchmarks on which they are compared with others.
-pub mod alike;
+//! Sequence models, which predict the next item of a history: a transformer, co-occurrence counts, text similarity, and
+//! a listwise ranker that blends them; and the public benchmarks that compare them with published results.
 pub mod benchmark;
 pub mod blend;
 pub mod encoder;
+mod encoder_config;
 pub mod files;
 pub mod fit;
+mod interruption;
 pub mod metrics;
 pub mod next_basket;
 pub mod next_item;
 pub mod pairs;
-mod pause;
 mod samples;
 pub mod sessions;
+pub mod similar_histories;
 pub mod sources;
 pub mod text;
 mod trainer;
+mod training_history;
 pub(super) mod transformer;
 
 pub use encoder::{SequenceEncoder, Similarity};
-pub use fit::{EncoderConfig, TrainedEncoder, train_encoder};
-pub use pause::{Pause, TrainerState};
-pub use samples::{Asked, ItemText, Sample, next_items};
+pub use encoder_config::EncoderConfig;
+pub use fit::{TrainedEncoder, train_encoder};
+pub use interruption::{Interruption, TrainerState};
+pub use samples::{EventTargets, ItemText, Repeats, Sample, next_items};
 use std::{io, path::PathBuf};
 pub use transformer::{Dropout, Shape, Tokens};
 
-/// Why sequences were not learned or judged.
+/// Why sequence models cannot be trained or evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum SequenceError {
     #[error("{path}: {source}")]
@@ -44,11 +47,11 @@ pub enum SequenceError {
     Stopped,
 }
 
-/// Events of one history that are learned from at most, the latest: one program that clicks all day must not outweigh
-/// everyone else.
+/// Most events of one history that training reads, the latest ones, because one program that clicks all day must not
+/// outweigh all other users.
 pub const HISTORY_MAX: usize = 10_000;
 
-/// The latest [`HISTORY_MAX`] of a history.
+/// Returns the latest [`HISTORY_MAX`] elements of a history.
 fn latest<T>(history: &[T]) -> &[T] {
     &history[history.len().saturating_sub(HISTORY_MAX)..]
 }

@@ -1,12 +1,12 @@
-//! What goes with what: tables from an item to others with weights, counted in histories.
+//! Co-occurrence counts: weighted tables from each item to others, counted in histories.
 use std::cmp::Ordering;
 
-/// From an item, to an item, weight.
+/// An item, another item, and the weight of the pair.
 pub type Triple = (u32, u32, f32);
 
-/// Sorts by pair and adds up the weights of each.
+/// Sorts by pair and sums the weights of equal pairs.
 fn merge(triples: &mut Vec<Triple>) {
-    // Stable: weights of a pair are added in the order in which they were counted.
+    // A stable sort, so that the weights of a pair are summed in insertion order.
     triples.sort_by_key(|(from, to, _)| (*from, *to));
     triples.dedup_by(|next, first| {
         let same = (next.0, next.1) == (first.0, first.1);
@@ -17,13 +17,13 @@ fn merge(triples: &mut Vec<Triple>) {
     });
 }
 
-/// Pairs that are being counted; equal ones are merged now and then, so that memory follows the distinct pairs.
-struct Counted {
+/// Collects pairs and merges equal ones from time to time, so that memory depends on the number of distinct pairs.
+struct PairCounter {
     triples: Vec<Triple>,
     merge_at: usize,
 }
 
-impl Counted {
+impl PairCounter {
     fn new() -> Self {
         Self { triples: Vec::new(), merge_at: 1 << 24 }
     }
@@ -37,7 +37,7 @@ impl Counted {
     }
 }
 
-/// For each item others with a weight, heaviest first.
+/// The weighted pairs of each item, heaviest first, in compressed sparse rows.
 #[derive(Debug, Clone, Default)]
 pub struct ItemPairs {
     starts: Vec<usize>,
@@ -46,7 +46,7 @@ pub struct ItemPairs {
 }
 
 impl ItemPairs {
-    /// Adds up `(from, to, weight)` and keeps the heaviest `keep` of each item.
+    /// Sums the weights of equal pairs and keeps the heaviest `keep` of each item.
     pub fn new(item_count: usize, mut triples: Vec<Triple>, keep: usize) -> Self {
         merge(&mut triples);
         let mut pairs = Self { starts: vec![0], ..Self::default() };
@@ -69,25 +69,15 @@ impl ItemPairs {
         self.items[range.clone()].iter().copied().zip(self.weights[range].iter().copied())
     }
 
-    /// Mean weight; 1 without pairs.
-    pub fn usual_weight(&self) -> f32 {
+    /// Returns the mean weight, or 1 if there are no pairs.
+    pub fn mean_weight(&self) -> f32 {
         let sum: f64 = self.weights.iter().map(|weight| f64::from(*weight)).sum();
         if self.weights.is_empty() { 1.0 } else { (sum / self.weights.len() as f64) as f32 }
     }
-
-    /// Changes each weight by its pair.
-    pub fn map(mut self, mut change: impl FnMut(u32, u32, f32) -> f32) -> Self {
-        for from in 0..self.starts.len() - 1 {
-            for place in self.starts[from]..self.starts[from + 1] {
-                self.weights[place] = change(from as u32, self.items[place], self.weights[place]);
-            }
-        }
-        self
-    }
 }
 
-/// How often items follow each other: a pair `distance` steps apart adds 1 / distance to what comes later, and `reverse` of
-/// it to what came before, within `window` steps. `weight` is that of the history with this index.
+/// Counts transitions: a pair within `window` steps adds 1 / distance from the earlier to the later item, and `reverse`
+/// times that in the opposite direction. `weight` returns the weight of the history with an index.
 pub fn transitions(
     histories: &[&[u32]],
     item_count: usize,
@@ -96,42 +86,49 @@ pub fn transitions(
     keep: usize,
     weight: impl Fn(usize) -> f32,
 ) -> ItemPairs {
-    let mut counted = Counted::new();
+    let mut counter = PairCounter::new();
     for (index, history) in histories.iter().enumerate() {
-        for (place, from) in history.iter().enumerate() {
-            for (step, to) in history[place + 1..].iter().take(window).enumerate() {
+        for (position, from) in history.iter().enumerate() {
+            for (step, to) in history[position + 1..].iter().take(window).enumerate() {
                 let value = weight(index) / (step + 1) as f32;
                 if from != to {
-                    counted.add(*from, *to, value);
+                    counter.add(*from, *to, value);
                     if reverse > 0.0 {
-                        counted.add(*to, *from, reverse * value);
+                        counter.add(*to, *from, reverse * value);
                     }
                 }
             }
         }
     }
-    ItemPairs::new(item_count, counted.triples, keep)
+    ItemPairs::new(item_count, counter.triples, keep)
 }
 
-/// Item-to-item cosine (Sarwar et al. 2001): in how many histories both are, over the root of the histories of each, with
-/// `shrink` histories added to each so that two rare items are not alike by one accident.
+/// Returns the item-to-item cosine (Sarwar et al. 2001): the co-occurrences of two items within `window` steps, divided
+/// by the geometric mean of their counts. `shrink` is added to each count, because one co-occurrence of two rare items
+/// is weak evidence.
 pub fn neighbours(histories: &[&[u32]], item_count: usize, window: usize, shrink: f32, keep: usize) -> ItemPairs {
     let mut counts = vec![0.0f32; item_count];
     histories.iter().flat_map(|history| history.iter()).for_each(|item| counts[*item as usize] += 1.0);
-    let mut counted = Counted::new();
+    let mut counter = PairCounter::new();
     for history in histories {
-        for (place, from) in history.iter().enumerate() {
-            for to in history[place + 1..].iter().take(window).filter(|to| *to != from) {
+        for (position, from) in history.iter().enumerate() {
+            for to in history[position + 1..].iter().take(window).filter(|to| *to != from) {
                 let scale = ((counts[*from as usize] + shrink) * (counts[*to as usize] + shrink)).sqrt();
-                counted.add(*from, *to, 1.0 / scale);
-                counted.add(*to, *from, 1.0 / scale);
+                counter.add(*from, *to, 1.0 / scale);
+                counter.add(*to, *from, 1.0 / scale);
             }
         }
     }
-    ItemPairs::new(item_count, counted.triples, keep)
+    ItemPairs::new(item_count, counter.triples, keep)
 }
 
-/// Two steps of `pairs`, each row made to sum to 1: what goes with what goes with an item.
+/// Pairs each item with itself. Read with a decay, this table scores how often and how recently a history contains an
+/// item.
+pub fn identity_pairs(item_count: usize) -> ItemPairs {
+    ItemPairs::new(item_count, (0..item_count as u32).map(|item| (item, item, 1.0)).collect(), 1)
+}
+
+/// Returns the second-order table: the pairs of each item's pairs, with the rows of `pairs` normalised to sum 1.
 pub fn two_steps(pairs: &ItemPairs, item_count: usize, keep: usize) -> ItemPairs {
     let sums: Vec<f32> = (0..item_count as u32).map(|item| pairs.row(item).map(|(_, weight)| weight).sum()).collect();
     let mut scores = Scores::new(item_count);
@@ -153,7 +150,7 @@ pub fn two_steps(pairs: &ItemPairs, item_count: usize, keep: usize) -> ItemPairs
     out
 }
 
-/// Scores of all items, most of them 0.
+/// A sparse accumulator of scores by item.
 #[derive(Debug, Clone)]
 pub struct Scores {
     values: Vec<f32>,
@@ -182,13 +179,13 @@ impl Scores {
         self.values[item as usize]
     }
 
-    /// Items with a score.
+    /// Returns the items with a score.
     pub fn touched(&self) -> &[u32] {
         &self.touched
     }
 
-    /// Adds the rows of a history's items, the latest with weight 1 and each earlier one `decay` of the next. Items of no
-    /// more than a thousandth are left out.
+    /// Adds the rows of a history's items: the latest with weight 1, each earlier one with `decay` times the weight of
+    /// its successor, until the weight is below 0.001.
     pub fn add_history(&mut self, pairs: &ItemPairs, history: &[u32], decay: f32) {
         let mut share = 1.0;
         for item in history.iter().rev() {
@@ -202,14 +199,14 @@ impl Scores {
         }
     }
 
-    /// The best `count` items that are not skipped, best first.
+    /// Returns the `count` items with the highest scores that are not skipped, best first.
     pub fn best(&self, count: usize, skip: impl Fn(u32) -> bool) -> Vec<(u32, f32)> {
         let scored = self.touched.iter().filter(|item| !skip(**item)).map(|item| (*item, self.get(*item)));
         best(scored.collect(), count)
     }
 }
 
-/// The best `count`, best first; equal scores by item.
+/// Returns the `count` highest scores, best first; ties are in the order of items.
 pub fn best(mut scored: Vec<(u32, f32)>, count: usize) -> Vec<(u32, f32)> {
     let order = |a: &(u32, f32), b: &(u32, f32)| -> Ordering { b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)) };
     if scored.len() > count && count > 0 {

@@ -1,7 +1,7 @@
-//! Parts of histories that the sequence encoder learns from.
+//! Training samples of the sequence encoder.
 use super::transformer::Tokens;
 
-/// Texts as numbers: `vectors` `[items × width]`; all zero for an item without text.
+/// Text vectors of all items: `vectors` `[items × width]`; all zero for an item without text.
 #[derive(Debug, Clone, Default)]
 pub struct ItemText {
     pub vectors: Vec<f32>,
@@ -11,39 +11,47 @@ pub struct ItemText {
 /// A part of a history to learn from.
 #[derive(Debug, Clone, Copy)]
 pub enum Sample<'a> {
-    /// At least two items, oldest first; each but the first is foretold by those before it.
+    /// At least two items, oldest first; each item but the first is a target, predicted from all items before it.
     Next(&'a [u32]),
-    /// Events, and what was chosen after some of them: `(event, [(item, share)])`, ascending.
-    Choices { tokens: Tokens<'a>, asked: &'a [Asked] },
+    /// Events with explicit targets after some of them, in ascending order of the events.
+    Targets { tokens: Tokens<'a>, targets: &'a [EventTargets] },
 }
 
-/// An event of a sample, and what was chosen after it, with shares.
-pub type Asked = (u32, Vec<(u32, f32)>);
+/// The index of an event in its sample, and the items chosen after it with their shares.
+pub type EventTargets = (u32, Vec<(u32, f32)>);
+
+/// Whether the items of a history may be recommended again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeats {
+    Excluded,
+    Allowed,
+}
 
 impl<'a> Sample<'a> {
-    /// What the encoder reads.
+    /// Returns the events that the encoder reads.
     pub(super) fn tokens(&self) -> Tokens<'a> {
         match self {
             Self::Next(items) => Tokens::from(&items[..items.len() - 1]),
-            Self::Choices { tokens, .. } => *tokens,
+            Self::Targets { tokens, .. } => *tokens,
         }
     }
 
     pub(super) fn targets(&self) -> impl Iterator<Item = u32> + 'a {
-        let (next, asked) = match *self {
+        let (next, of_events) = match *self {
             Self::Next(items) => (&items[1..], &[][..]),
-            Self::Choices { asked, .. } => (&[][..], asked),
+            Self::Targets { targets, .. } => (&[][..], targets),
         };
-        next.iter().copied().chain(asked.iter().flat_map(|(_, chosen)| chosen.iter().map(|(item, _)| *item)))
+        next.iter().copied().chain(of_events.iter().flat_map(|(_, items)| items.iter().map(|(item, _)| *item)))
     }
 }
 
-/// Samples in which each item but the first is foretold.
+/// Returns samples in which each item but the first is a target.
 pub fn next_items<'a>(sequences: &[&'a [u32]]) -> Vec<Sample<'a>> {
     sequences.iter().map(|sequence| Sample::Next(sequence)).collect()
 }
 
-/// Cuts histories into sequences of at most `longest` + 1 items, so that each item but a history's first is a target once.
+/// Cuts histories into sequences of at most `longest` + 1 items, such that each item but the first of a history is a
+/// target exactly once.
 pub(super) fn windows<'a>(histories: &[&'a [u32]], longest: usize) -> Vec<&'a [u32]> {
     let mut windows = Vec::new();
     for history in histories {
@@ -62,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_make_each_item_but_the_first_a_target_once() {
+    fn each_item_but_the_first_is_a_target_of_one_window() {
         let history: Vec<u32> = (0..23).collect();
         let mut targets: Vec<u32> = windows(&[&history], 5).iter().flat_map(|window| window[1..].to_vec()).collect();
         targets.sort_unstable();

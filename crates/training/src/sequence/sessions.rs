@@ -1,15 +1,16 @@
-//! Anonymous sessions in time order: the next click. The latest sessions teach the ranker and stop the encoder; then the
-//! counts are made anew from all sessions.
+//! Next-click prediction for anonymous sessions in time order. The latest sessions train the ranker and stop the
+//! encoder; then the counts are rebuilt from all sessions.
 use super::{
-    Pause, SequenceError,
-    alike::{Alike, itself},
+    Interruption, SequenceError,
     blend::{Blend, BlendConfig, train_best_blend},
     encoder::encoder_quality,
-    fit::{EncoderConfig, train_encoder},
+    encoder_config::EncoderConfig,
+    fit::train_encoder,
     latest,
-    pairs::{neighbours, transitions, two_steps},
-    samples::{ItemText, next_items, windows},
-    sources::{Asked, Sources, Table, lists},
+    pairs::{identity_pairs, neighbours, transitions, two_steps},
+    samples::{ItemText, Repeats, next_items, windows},
+    similar_histories::SimilarHistories,
+    sources::{NextItemQuery, Sources, Table, TableRole, lists},
 };
 use crate::Progress;
 
@@ -18,12 +19,12 @@ use crate::Progress;
 pub struct SessionConfig {
     pub encoder: EncoderConfig,
     pub blend: BlendConfig,
-    /// Candidates of each source.
+    /// Most candidates of each source.
     pub per_source: usize,
 }
 
 impl SessionConfig {
-    /// Settings for data of this size.
+    /// Returns settings for these sessions.
     pub fn for_data(sessions: &[&[u32]], item_count: usize, threads: usize, seed: u64) -> Self {
         Self {
             encoder: EncoderConfig::for_data(sessions, item_count, threads, seed),
@@ -33,23 +34,24 @@ impl SessionConfig {
     }
 }
 
-/// What answers the sessions that come after those that it learned from.
+/// A model that predicts the next click of sessions later than those it was trained on.
 #[derive(Debug, Clone)]
 pub struct SessionModel {
     pub sources: Sources,
     pub blend: Blend,
-    /// Epochs until the encoder was at its best.
+    /// Epochs until the encoder's best validation score.
     pub epochs: usize,
 }
 
-/// Share of the sessions, the latest, that is held back to learn the ranker from.
-const HELD_BACK: f64 = 0.04;
-/// Prefixes that the ranker learns from at most.
+/// Share of the sessions, the latest, that is held out to train the ranker.
+const HELD_OUT: f64 = 0.04;
+/// Most prefixes that train the ranker.
 const LISTS_MAX: usize = 15_000;
-/// Half of the weight of a session is gone after this share of all, in what counts the latest the most.
+/// Share of all sessions after which the recency weight of a session halves.
 const HALF_LIFE: f32 = 0.1;
 
-/// Counts of sessions in time order: all sources but the encoder. An item of the session may come again where that happens.
+/// Returns all sources except the encoder, from sessions in time order. Items of the session may be recommended again
+/// if any session repeats an item.
 pub fn session_sources(sessions: &[&[u32]], item_count: usize, per_source: usize) -> Sources {
     let half_life = HALF_LIFE * sessions.len() as f32;
     let weight = |index: usize| (-((sessions.len() - 1 - index) as f32) / half_life).exp2();
@@ -60,31 +62,34 @@ pub fn session_sources(sessions: &[&[u32]], item_count: usize, per_source: usize
             recent[*item as usize] += weight(index);
         }
     }
-    let repeats =
-        sessions.iter().any(|session| (1..session.len()).any(|place| session[..place].contains(&session[place])));
-    let both_ways = transitions(sessions, item_count, 10, 0.5, 500, |_| 1.0);
+    let has_repeats = |session: &&[u32]| (1..session.len()).any(|end| session[..end].contains(&session[end]));
+    let repeats = if sessions.iter().any(has_repeats) { Repeats::Allowed } else { Repeats::Excluded };
+    let both_directions = transitions(sessions, item_count, 10, 0.5, 500, |_| 1.0);
+    let recent_transitions = transitions(sessions, item_count, 10, 0.5, 300, weight);
+    let forward = transitions(sessions, item_count, 2, 0.0, 300, |_| 1.0);
+    let recent_forward = transitions(sessions, item_count, 1, 0.0, 300, weight);
     let mut tables = vec![
-        Table::new("two steps", two_steps(&both_ways, item_count, 200), 0.6, true),
-        Table::new("transitions", both_ways, 0.6, true),
-        Table::new("transitions of late", transitions(sessions, item_count, 10, 0.5, 300, weight), 0.6, true),
-        Table::new("onwards", transitions(sessions, item_count, 2, 0.0, 300, |_| 1.0), 0.3, false),
-        Table::new("onwards of late", transitions(sessions, item_count, 1, 0.0, 300, weight), 0.3, false),
-        Table::new("neighbours", neighbours(sessions, item_count, 30, 5.0, 500), 0.8, true),
+        Table::new("two-step transitions", two_steps(&both_directions, item_count, 200), 0.6, TableRole::Candidates),
+        Table::new("transitions", both_directions, 0.6, TableRole::Candidates),
+        Table::new("recent transitions", recent_transitions, 0.6, TableRole::Candidates),
+        Table::new("forward transitions", forward, 0.3, TableRole::FeatureOnly),
+        Table::new("recent forward transitions", recent_forward, 0.3, TableRole::FeatureOnly),
+        Table::new("neighbours", neighbours(sessions, item_count, 30, 5.0, 500), 0.8, TableRole::Candidates),
     ];
-    if repeats {
-        tables.push(Table::new("repeats", itself(item_count), 0.7, true));
+    if repeats == Repeats::Allowed {
+        tables.push(Table::new("repeats", identity_pairs(item_count), 0.7, TableRole::Candidates));
     }
-    let alike = Some(Alike::new(sessions, item_count, 0.7, 4.0 * half_life));
-    Sources { encoders: Vec::new(), tables, terms: Vec::new(), alike, popularity, recent, repeats, per_source }
+    let histories = Some(SimilarHistories::new(sessions, item_count, 0.7, 4.0 * half_life));
+    Sources { encoders: Vec::new(), tables, terms: Vec::new(), histories, popularity, recent, repeats, per_source }
 }
 
-/// Every prefix of every session, with what came next.
-pub fn prefixes<'a>(sessions: &[&'a [u32]]) -> Vec<Asked<'a>> {
+/// Returns every prefix of every session with its next item.
+pub fn prefixes<'a>(sessions: &[&'a [u32]]) -> Vec<NextItemQuery<'a>> {
     let each = sessions.iter().flat_map(|session| (1..session.len()).map(|end| (&session[..end], session[end])));
     each.collect()
 }
 
-/// Learns from sessions in time order.
+/// Trains a model on sessions in time order.
 pub fn train_sessions(
     sessions: &[&[u32]],
     item_count: usize,
@@ -92,11 +97,11 @@ pub fn train_sessions(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<SessionModel, SequenceError> {
     let sessions: Vec<&[u32]> = sessions.iter().map(|session| latest(session)).collect();
-    let held = ((sessions.len() as f64 * HELD_BACK) as usize).max(1).min(sessions.len());
+    let held = ((sessions.len() as f64 * HELD_OUT) as usize).max(1).min(sessions.len());
     let (early, late) = sessions.split_at(sessions.len() - held);
-    let asked = prefixes(late);
-    let every = asked.len().div_ceil(LISTS_MAX).max(1);
-    let asked: Vec<Asked> = asked.into_iter().step_by(every).collect();
+    let queries = prefixes(late);
+    let every = queries.len().div_ceil(LISTS_MAX).max(1);
+    let queries: Vec<NextItemQuery> = queries.into_iter().step_by(every).collect();
     let longest = config.encoder.shape.positions;
     let text = ItemText::default();
     let trained = train_encoder(
@@ -104,14 +109,14 @@ pub fn train_sessions(
         item_count,
         &text,
         &config.encoder,
-        &mut Pause::default(),
-        &mut |encoder| encoder_quality(encoder, &asked, true),
+        &mut Interruption::default(),
+        &mut |encoder| encoder_quality(encoder, &queries, Repeats::Allowed),
         progress,
     )?;
     let mut sources = session_sources(early, item_count, config.per_source);
     sources.encoders = vec![trained.encoder.clone()];
-    let blend = train_best_blend(lists(&sources, &asked, progress), &config.blend, progress)?;
-    // The same sources as those that the ranker knows, from all sessions.
+    let blend = train_best_blend(lists(&sources, &queries, progress), &config.blend, progress)?;
+    // The ranker's features require the same sources, so the early sessions decide about repeats.
     let repeats = sources.repeats;
     let mut sources = session_sources(&sessions, item_count, config.per_source);
     if sources.repeats != repeats {

@@ -1,13 +1,14 @@
-//! Items by their words: weights by rarity (TF-IDF), likeness by cosine, and short dense vectors of them.
+//! Text similarity of items: TF-IDF vectors, their cosine, and dense vectors by dimensionality reduction.
 use super::pairs::{ItemPairs, Scores};
-use crate::{
-    kernels::{add_scaled, dot},
-    sequence::{samples::ItemText, transformer::Bits},
+use crate::sequence::{
+    samples::ItemText,
+    transformer::Bits,
 };
+use crate::kernels::{add_scaled, dot};
 use ahash::AHashMap;
 use rayon::prelude::*;
 
-/// Rows of (term, weight), each of length 1 or empty.
+/// Sparse rows of (term, weight), each of length 1 or empty.
 #[derive(Debug, Clone, Default)]
 pub struct TermVectors {
     starts: Vec<usize>,
@@ -16,12 +17,12 @@ pub struct TermVectors {
     term_count: usize,
 }
 
-/// Terms in more of the items than this say nothing, and cost the most.
+/// Terms in a greater share of the items are dropped, because they distinguish little and cost the most.
 const COMMON_SHARE: f32 = 0.2;
 
 impl TermVectors {
-    /// Each item's distinct terms, weighted by ln(items / items with the term). A term of one item alone goes: it is like
-    /// nothing else.
+    /// Weights each item's distinct terms by ln(items / items with the term). Terms of a single item are dropped,
+    /// because they make it similar to no other.
     pub fn new(documents: &[Vec<String>]) -> Self {
         let mut numbers: AHashMap<&str, u32> = AHashMap::new();
         let mut frequency: Vec<u32> = Vec::new();
@@ -66,7 +67,8 @@ impl TermVectors {
         self.terms[range.clone()].iter().copied().zip(self.weights[range].iter().copied())
     }
 
-    /// Terms of a history, the latest item's with weight 1 and each earlier one's `decay` of the next.
+    /// Adds the terms of a history to `out`: the latest item's with weight 1, each earlier one's with `decay` times the
+    /// weight of its successor.
     pub fn profile(&self, history: &[u32], decay: f32, out: &mut Scores) {
         let mut share = 1.0;
         for item in history.iter().rev() {
@@ -78,16 +80,17 @@ impl TermVectors {
         }
     }
 
-    /// Room for a [`Self::profile`].
+    /// Returns an empty accumulator for [`Self::profile`].
     pub fn empty_profile(&self) -> Scores {
         Scores::new(self.term_count)
     }
 
+    /// Returns the dot product of a profile and an item.
     pub fn against(&self, profile: &Scores, item: u32) -> f32 {
         self.row(item).map(|(term, weight)| weight * profile.get(term)).sum()
     }
 
-    /// The `keep` items most alike to each by cosine.
+    /// Returns the `keep` most similar items of each item by cosine.
     pub fn neighbours(&self, keep: usize) -> ItemPairs {
         let mut postings: Vec<Vec<(u32, f32)>> = vec![Vec::new(); self.term_count];
         for item in 0..self.item_count() as u32 {
@@ -105,15 +108,15 @@ impl TermVectors {
                     }
                     let best = scores.best(keep, |other| other == item);
                     scores.clear();
-                    best.into_iter().map(|(other, likeness)| (item, other, likeness)).collect()
+                    best.into_iter().map(|(other, similarity)| (item, other, similarity)).collect()
                 },
             )
             .collect();
         ItemPairs::new(self.item_count(), rows.into_iter().flatten().collect(), keep)
     }
 
-    /// Coordinates of each item in the `width` directions that hold the most (subspace iteration: Halko, Martinsson & Tropp
-    /// 2011, algorithm 4.4), each row of length 1, or 0 where there are no terms.
+    /// Returns the coordinates of each item in the `width` leading singular directions (subspace iteration: Halko,
+    /// Martinsson & Tropp 2011, algorithm 4.4). Rows have length 1, or 0 for items without terms.
     pub fn dense(&self, width: usize) -> ItemText {
         let items = self.item_count();
         let width = width.min(items).min(self.term_count).max(1);
@@ -155,16 +158,16 @@ impl TermVectors {
         let (mut terms, mut weights) = (vec![0u32; self.terms.len()], vec![0.0f32; self.terms.len()]);
         for item in 0..self.item_count() as u32 {
             for (term, weight) in self.row(item) {
-                let place = &mut next[term as usize];
-                (terms[*place], weights[*place]) = (item, weight);
-                *place += 1;
+                let position = &mut next[term as usize];
+                (terms[*position], weights[*position]) = (item, weight);
+                *position += 1;
             }
         }
         Self { starts, terms, weights, term_count: self.item_count() }
     }
 }
 
-/// Makes the columns orthonormal (modified Gram-Schmidt); a column that depends on those before it becomes 0.
+/// Orthonormalises the columns in place (modified Gram-Schmidt); a column that depends on earlier ones becomes 0.
 fn orthonormalise(matrix: &mut [f32], width: usize) {
     let rows = matrix.len() / width;
     let mut columns = vec![0.0; matrix.len()];
@@ -174,13 +177,13 @@ fn orthonormalise(matrix: &mut [f32], width: usize) {
     for column in 0..width {
         let (before, rest) = columns.split_at_mut(column * rows);
         let current = &mut rest[..rows];
-        let begun = dot(current, current).sqrt();
+        let initial = dot(current, current).sqrt();
         for earlier in before.chunks_exact(rows) {
             let along = dot(current, earlier);
             add_scaled(current, -along, earlier);
         }
         let length = dot(current, current).sqrt();
-        let scale = if length > 1e-5 * begun { 1.0 / length } else { 0.0 };
+        let scale = if length > 1e-5 * initial { 1.0 / length } else { 0.0 };
         current.iter_mut().for_each(|value| *value *= scale);
     }
     for (row, values) in matrix.chunks_exact_mut(width).enumerate() {

@@ -1,10 +1,10 @@
-//! Steps of the sequence encoder's training. An item's vector is one of its own plus a projection of its text, so that an item
-//! that nobody chose yet has one too.
+//! Optimisation steps of the sequence encoder. An item's vector is a learned residual vector plus a projection of its
+//! text, so that an item without any interaction has a vector too.
 use super::{
     encoder::{SequenceEncoder, Similarity},
-    fit::EncoderConfig,
+    encoder_config::EncoderConfig,
     samples::{ItemText, Sample},
-    transformer::{Bits, Packed, Places},
+    transformer::{Bits, Packed, WeightLayout},
 };
 use crate::{
     adam::{Adam, Moments},
@@ -18,44 +18,45 @@ use rayon::prelude::*;
 
 const BETAS: (f32, f32) = (0.9, 0.98);
 const EPSILON: f32 = 1e-8;
-/// Standard deviation of an item's own vector at the start.
-pub(super) const START: f32 = 0.02;
+/// Standard deviation of the initial residual vectors and text projection.
+pub(super) const INITIAL_DEVIATION: f32 = 0.02;
 
 pub(super) struct Trainer<'a> {
     config: &'a EncoderConfig,
-    places: Places,
+    layout: WeightLayout,
     pub(super) weights: Vec<f32>,
+    /// Residual vectors of the items: `[items × width]`.
     pub(super) table: Vec<f32>,
     /// `[text width × width]`; empty without text.
     pub(super) projection: Vec<f32>,
     text: &'a ItemText,
     item_count: usize,
-    /// -ln of the chance to be among a batch's items and the drawn ones, by item.
+    /// -ln of each item's probability of being in the sampled softmax of a step.
     log_q_correction: Vec<f32>,
-    /// Of the weights, the table and the projection.
+    /// Adam's moments of the weights, the table and the projection.
     pub(super) moments: [Moments; 3],
-    /// Steps that were made.
+    /// Completed steps.
     pub(super) step: usize,
     pub(super) rng: ChaCha12Rng,
 }
 
-/// Samples of a step with the items that it touches: all, or those of the batch and the drawn ones.
+/// The samples of a step, with the items of its softmax: all, or those of the batch and the random negatives.
 struct Step {
-    /// Items by local row; empty: all, in order.
+    /// The item of each local row, ascending; empty: all items.
     rows: Vec<u32>,
     shards: Vec<Shard>,
     /// Sum of all shares.
     weight: f32,
     log_q_correction: Vec<f32>,
-    /// Rows whose own vectors are left out; empty: none.
-    bare: Vec<bool>,
+    /// Rows whose residual vectors are dropped; empty: none.
+    dropped: Vec<bool>,
 }
 
 #[derive(Default)]
 struct Shard {
     batch: Packed,
-    /// Tokens at which something is foretold, one for each of `targets`; empty: all.
-    asked: Vec<u32>,
+    /// Tokens with a prediction, one for each of `targets`; empty: all.
+    predictions: Vec<u32>,
     targets: Targets,
 }
 
@@ -63,23 +64,23 @@ impl<'a> Trainer<'a> {
     pub(super) fn new(samples: &[Sample], item_count: usize, text: &'a ItemText, config: &'a EncoderConfig) -> Self {
         let d = config.shape.width;
         let mut rng = ChaCha12Rng::seed_from_u64(config.seed);
-        let places = Places::new(config.shape);
-        let weights = places.starting_weights(|| normal(&mut rng));
-        let table: Vec<f32> = (0..item_count * d).map(|_| START * normal(&mut rng)).collect();
-        // Texts of length 1 become vectors about as long as the items' own.
-        let projection: Vec<f32> = (0..text.width * d).map(|_| START * normal(&mut rng)).collect();
+        let layout = WeightLayout::new(config.shape);
+        let weights = layout.starting_weights(|| normal(&mut rng));
+        let table: Vec<f32> = (0..item_count * d).map(|_| INITIAL_DEVIATION * normal(&mut rng)).collect();
+        // Texts of length 1 are projected to vectors about as long as the residual vectors.
+        let projection: Vec<f32> = (0..text.width * d).map(|_| INITIAL_DEVIATION * normal(&mut rng)).collect();
         let log_q_correction = match config.negatives {
             Some(negatives) => log_q_correction(samples, item_count, config.batch, negatives),
             None => Vec::new(),
         };
         let moments = [weights.len(), table.len(), projection.len()].map(Moments::new);
-        Self { config, places, weights, table, projection, text, item_count, log_q_correction, moments, step: 0, rng }
+        Self { config, layout, weights, table, projection, text, item_count, log_q_correction, moments, step: 0, rng }
     }
 
     pub(super) fn snapshot(&self) -> SequenceEncoder {
         let (items, inverse) = self.item_vectors(&[], &[]);
         SequenceEncoder {
-            places: self.places.clone(),
+            layout: self.layout.clone(),
             shape: self.config.shape,
             similarity: self.config.similarity,
             weights: self.weights.clone(),
@@ -89,12 +90,12 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The vectors of `rows` (empty: all), and 1 / their length before they were made 1 (empty for [`Similarity::Dot`]). Those
-    /// that are `bare` are their texts' alone.
-    fn item_vectors(&self, rows: &[u32], bare: &[bool]) -> (Vec<f32>, Vec<f32>) {
+    /// Returns the vectors of `rows` (empty: all), and 1 / their length before normalisation (empty for
+    /// [`Similarity::Dot`]). Rows that are `dropped` consist of their projected text alone.
+    fn item_vectors(&self, rows: &[u32], dropped: &[bool]) -> (Vec<f32>, Vec<f32>) {
         let d = self.config.shape.width;
         let mut items = if rows.is_empty() { self.table.clone() } else { gather(&self.table, d, rows) };
-        clear(&mut items, d, bare);
+        clear(&mut items, d, dropped);
         if self.text.width > 0 {
             let gathered = if rows.is_empty() { Vec::new() } else { gather(&self.text.vectors, self.text.width, rows) };
             let texts = if rows.is_empty() { &self.text.vectors } else { &gathered };
@@ -111,14 +112,15 @@ impl<'a> Trainer<'a> {
         (items, inverse)
     }
 
+    /// Performs one step and returns the mean loss of its predictions.
     pub(super) fn step(&mut self, samples: &[Sample]) -> f64 {
         let step = self.lay_out(samples);
-        let (items, inverse) = self.item_vectors(&step.rows, &step.bare);
+        let (items, inverse) = self.item_vectors(&step.rows, &step.dropped);
         let seeds: Vec<u64> = step.shards.iter().map(|_| self.rng.random::<u64>() | 1).collect();
         let parts: Vec<(f64, Vec<f32>, Vec<f32>)> =
             step.shards.par_iter().zip(seeds).map(|(shard, seed)| self.shard(shard, &items, &step, seed)).collect();
         let mut parts = parts.into_iter();
-        // Always in the same order, so that the same seed gives the same model.
+        // Summed in a fixed order, so that the same seed reproduces the model.
         let (mut loss, mut gradient, mut ditems) = parts.next().unwrap_or_default();
         for (part_loss, part_gradient, part_ditems) in parts {
             loss += part_loss;
@@ -132,7 +134,7 @@ impl<'a> Trainer<'a> {
         loss
     }
 
-    /// Cuts a batch into shards of about as many tokens, with rows of the touched items.
+    /// Splits a batch into shards with about the same number of tokens, and numbers the items of the softmax.
     fn lay_out(&mut self, samples: &[Sample]) -> Step {
         let (mut rows, mut log_q_correction) = (Vec::new(), Vec::new());
         if let Some(negatives) = self.config.negatives {
@@ -158,31 +160,32 @@ impl<'a> Trainer<'a> {
                 Sample::Next(items) => {
                     items[1..].iter().for_each(|item| shard.targets.push(std::iter::once((local(*item), 1.0))));
                 }
-                Sample::Choices { asked, .. } => {
-                    for (event, chosen) in *asked {
-                        shard.asked.push(begin + event);
-                        shard.targets.push(chosen.iter().map(|(item, share)| (local(*item), *share)));
+                Sample::Targets { targets, .. } => {
+                    for (event, items) in *targets {
+                        shard.predictions.push(begin + event);
+                        shard.targets.push(items.iter().map(|(item, share)| (local(*item), *share)));
                     }
                 }
             }
         }
         let weight = shards.iter().map(|shard| shard.targets.weight()).sum();
-        let bare = match self.config.residual_dropout > 0.0 && self.text.width > 0 {
+        let dropped = match self.config.residual_dropout > 0.0 && self.text.width > 0 {
             true => {
                 let count = if rows.is_empty() { self.item_count } else { rows.len() };
                 (0..count).map(|_| self.rng.random::<f32>() < self.config.residual_dropout).collect()
             }
             false => Vec::new(),
         };
-        Step { rows, shards, weight, log_q_correction, bare }
+        Step { rows, shards, weight, log_q_correction, dropped }
     }
 
-    /// Loss, gradient of the weights and of the item vectors of one shard.
+    /// Returns the loss of one shard, and the gradients of the weights and of the item vectors.
     fn shard(&self, shard: &Shard, items: &[f32], step: &Step, seed: u64) -> (f64, Vec<f32>, Vec<f32>) {
         let d = self.config.shape.width;
-        let Shard { batch, asked, targets } = shard;
-        let trace = self.places.forward(&self.weights, items, batch, self.config.dropout, &mut Bits(seed));
-        let mut hidden = if asked.is_empty() { trace.out().to_vec() } else { gather(trace.out(), d, asked) };
+        let Shard { batch, predictions, targets } = shard;
+        let trace = self.layout.forward(&self.weights, items, batch, self.config.dropout, &mut Bits(seed));
+        let mut hidden =
+            if predictions.is_empty() { trace.out().to_vec() } else { gather(trace.out(), d, predictions) };
         let (mut inverse, mut scale) = (Vec::new(), 1.0);
         if let Similarity::Cosine(sharpness) = self.config.similarity {
             inverse = vec![0.0; targets.count()];
@@ -197,14 +200,14 @@ impl<'a> Trainer<'a> {
         if !inverse.is_empty() {
             normalise_rows_backward(&mut dhidden, &hidden, d, &inverse);
         }
-        if !asked.is_empty() {
-            let of_asked = std::mem::replace(&mut dhidden, vec![0.0; batch.tokens() * d]);
-            for (token, slope) in asked.iter().zip(of_asked.chunks_exact(d)) {
+        if !predictions.is_empty() {
+            let gathered = std::mem::replace(&mut dhidden, vec![0.0; batch.tokens() * d]);
+            for (token, slope) in predictions.iter().zip(gathered.chunks_exact(d)) {
                 dhidden[*token as usize * d..][..d].copy_from_slice(slope);
             }
         }
         let mut gradient = vec![0.0; self.weights.len()];
-        self.places.backward(&mut gradient, &mut ditems, &dhidden, &self.weights, batch, &trace);
+        self.layout.backward(&mut gradient, &mut ditems, &dhidden, &self.weights, batch, &trace);
         (loss, gradient, ditems)
     }
 
@@ -212,7 +215,7 @@ impl<'a> Trainer<'a> {
         let (d, rows) = (self.config.shape.width, &step.rows);
         self.step += 1;
         let EncoderConfig { learning_rate, weight_decay, .. } = *self.config;
-        // The item vectors alone decay.
+        // Only the item vectors decay.
         let adam_of = |weight_decay| Adam { learning_rate, betas: BETAS, epsilon: EPSILON, weight_decay }.at(self.step);
         let (plain, decaying) = (adam_of(0.0), adam_of(weight_decay));
         let [weights, table, projection] = &mut self.moments;
@@ -226,7 +229,7 @@ impl<'a> Trainer<'a> {
             matmul(&mut dprojection, Into::Replace, texts.transposed(), View::new(ditems, count, d));
             projection.update(&mut self.projection, &dprojection, plain);
         }
-        clear(ditems, d, &step.bare);
+        clear(ditems, d, &step.dropped);
         if rows.is_empty() {
             let chunk = d * 1024;
             self.table
@@ -236,7 +239,7 @@ impl<'a> Trainer<'a> {
                 .zip(ditems.par_chunks(chunk))
                 .for_each(|(((weights, mean), square), gradient)| adam(weights, mean, square, gradient, decaying));
         }
-        // Rows that a step does not touch keep their moments: the cost of a step does not grow with the catalogue.
+        // Only the rows of this step are updated, moments included, so that the cost does not grow with the catalogue.
         for (row, gradient) in rows.iter().zip(ditems.chunks_exact(d)) {
             table.update_from(*row as usize * d, &mut self.table, gradient, decaying);
         }
@@ -251,18 +254,19 @@ fn gather(table: &[f32], width: usize, rows: &[u32]) -> Vec<f32> {
     out
 }
 
-/// Zeroes the rows that are marked.
+/// Sets the marked rows to zero.
 fn clear(values: &mut [f32], width: usize, marked: &[bool]) {
     values.chunks_exact_mut(width).zip(marked).filter(|(_, marked)| **marked).for_each(|(row, _)| row.fill(0.0));
 }
 
-/// -ln of the chance that an item is among those of a step: of its batch, as often as it is in `samples`, or drawn.
+/// Returns -ln of the probability that an item is in the softmax of a step: as an item of the batch, in proportion to
+/// its occurrences in `samples`, or as a random negative.
 fn log_q_correction(samples: &[Sample], item_count: usize, batch: usize, negatives: usize) -> Vec<f32> {
     let mut counts = vec![0.0f64; item_count];
     for sample in samples {
         match sample {
             Sample::Next(items) => items.iter().for_each(|item| counts[*item as usize] += 1.0),
-            Sample::Choices { tokens, .. } => {
+            Sample::Targets { tokens, .. } => {
                 let targets = sample.targets();
                 tokens.items.iter().copied().chain(targets).for_each(|item| counts[item as usize] += 1.0);
             }
@@ -304,18 +308,20 @@ mod tests {
         }
     }
 
-    /// The gradient of weights and item vectors beside central differences of the loss, with the same units dropped.
-    fn compare(similarity: Similarity, negatives: Option<usize>, asks_sets: bool) {
-        let asked = [(1u32, vec![(7u32, 0.25f32), (8, 0.75)]), (3, vec![(0, 0.5)])];
+    /// Compares the gradients of weights and item vectors with central differences of the loss, with the same dropout
+    /// masks.
+    fn compare(similarity: Similarity, negatives: Option<usize>, with_targets: bool) {
+        let targets = [(1u32, vec![(7u32, 0.25f32), (8, 0.75)]), (3, vec![(0, 0.5)])];
         let mut samples = next_items(&[&[0, 1, 2, 3, 4], &[5, 1], &[2, 6, 2], &[7, 8, 9, 10, 11, 0, 1]]);
-        if asks_sets {
+        if with_targets {
             let tokens = Tokens { items: &[3, 4, 5, 6], kinds: &[1, 3, 2, 1], gaps: &[0.0, 0.7, 0.0, 2.0] };
-            samples = vec![Sample::Choices { tokens, asked: &asked }, Sample::Choices { tokens, asked: &asked[..1] }];
+            samples =
+                vec![Sample::Targets { tokens, targets: &targets }, Sample::Targets { tokens, targets: &targets[..1] }];
         }
         let config = config(similarity, negatives);
         let text = ItemText { vectors: (0..12 * 3).map(|x| (x as f32).sin()).collect(), width: 3 };
         let mut trainer = Trainer::new(&samples, 12, &text, &config);
-        // Larger than at the start of a training, so that differences are more than noise; gains stay 1.
+        // Larger than initial weights, so that the differences exceed rounding errors; gains stay 1.
         trainer.weights.iter_mut().filter(|weight| **weight != 1.0).for_each(|weight| *weight *= 8.0);
         trainer.table.iter_mut().for_each(|value| *value *= 20.0);
         let step = trainer.lay_out(&samples);
@@ -324,36 +330,36 @@ mod tests {
         let (_, gradient, ditems) = trainer.shard(shard, &items, &step, 77);
         const STEP: f32 = 3e-3;
         let mut checked = 0;
-        let mut check = |analytic: f32, high: f64, low: f64, what: String| {
+        let mut check = |analytic: f32, high: f64, low: f64, name: String| {
             let numeric = (high - low) / f64::from(2.0 * STEP);
             let close = (numeric - f64::from(analytic)).abs() <= 2e-3 + 0.03 * numeric.abs();
-            assert!(close, "{what}: {analytic} is {numeric} by differences, {similarity:?}");
+            assert!(close, "{name}: {analytic} is {numeric} by differences, {similarity:?}");
             checked += 1;
         };
-        for place in (0..gradient.len()).step_by(gradient.len() / 150) {
+        for index in (0..gradient.len()).step_by(gradient.len() / 150) {
             let mut loss = |shift: f32| {
-                let before = trainer.weights[place];
-                trainer.weights[place] = before + shift;
+                let before = trainer.weights[index];
+                trainer.weights[index] = before + shift;
                 let loss = trainer.shard(shard, &items, &step, 77).0;
-                trainer.weights[place] = before;
+                trainer.weights[index] = before;
                 loss
             };
             let (high, low) = (loss(STEP), loss(-STEP));
-            check(gradient[place], high, low, format!("weight {place}"));
+            check(gradient[index], high, low, format!("weight {index}"));
         }
-        for place in (0..ditems.len()).step_by(5) {
+        for index in (0..ditems.len()).step_by(5) {
             let loss = |shift: f32| {
                 let mut items = items.clone();
-                items[place] += shift;
+                items[index] += shift;
                 trainer.shard(shard, &items, &step, 77).0
             };
-            check(ditems[place], loss(STEP), loss(-STEP), format!("item vector {place}"));
+            check(ditems[index], loss(STEP), loss(-STEP), format!("item vector {index}"));
         }
         assert!(checked > 150);
     }
 
     #[test]
-    fn gradients_are_those_of_finite_differences() {
+    fn gradients_match_finite_differences() {
         compare(Similarity::Dot, None, false);
         compare(Similarity::Cosine(8.0), None, false);
         compare(Similarity::Dot, Some(5), false);
@@ -362,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_length_one_have_the_gradient_of_finite_differences() {
+    fn the_gradient_of_normalised_rows_matches_finite_differences() {
         let x: Vec<f32> = (0..8).map(|x| 1.0 + (x as f32 * 1.7).sin()).collect();
         let weight: Vec<f32> = (0..8).map(|x| (x as f32 * 0.9).cos()).collect();
         let value = |x: &[f32]| {
@@ -373,19 +379,19 @@ mod tests {
         let (_, rows, inverse) = value(&x);
         let mut gradient = weight.clone();
         normalise_rows_backward(&mut gradient, &rows, 4, &inverse);
-        for place in 0..8 {
+        for index in 0..8 {
             let (mut high, mut low) = (x.clone(), x.clone());
-            high[place] += 1e-2;
-            low[place] -= 1e-2;
+            high[index] += 1e-2;
+            low[index] -= 1e-2;
             let numeric = (value(&high).0 - value(&low).0) / 2e-2;
-            assert!((numeric - gradient[place]).abs() < 1e-3, "{place}: {} {numeric}", gradient[place]);
+            assert!((numeric - gradient[index]).abs() < 1e-3, "{index}: {} {numeric}", gradient[index]);
         }
     }
 
     #[test]
-    fn a_sampled_softmax_over_everything_is_the_full_one() {
+    fn a_sampled_softmax_over_all_items_equals_the_full_softmax() {
         let sequences: Vec<&[u32]> = vec![&[0, 1, 2], &[3, 4, 5], &[1, 3, 5]];
-        // Every item is in the batch, so the sample is the catalogue and the corrections are ln 1.
+        // Every item is in the batch, so the sample is the whole catalogue and all corrections are 0.
         let losses = [None, Some(100_000)].map(|negatives| {
             let mut config = config(Similarity::Cosine(8.0), negatives);
             config.dropout = Dropout::NONE;
@@ -398,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sampled_step_touches_no_other_rows() {
+    fn a_sampled_step_changes_no_other_rows() {
         let samples = next_items(&[&[3, 5, 7], &[900, 5]]);
         let config = config(Similarity::Cosine(8.0), Some(4));
         let text = ItemText::default();

@@ -1,5 +1,5 @@
-//! A causal pre-norm transformer over packed sequences (SASRec: Kang & McAuley 2018; the norm before each part: Xiong et al.
-//! 2020), forward and backward by hand. Sequences lie one after the other, so nothing is computed for padding.
+//! A causal pre-norm transformer over packed sequences (SASRec: Kang & McAuley 2018; pre-norm: Xiong et al. 2020), with
+//! hand-written forward and backward passes. Sequences are concatenated, so that nothing is computed for padding.
 use crate::{
     kernels::{
         Heads, add, add_scaled, attend, attend_backward, gelu, gelu_backward, layer_norm, layer_norm_backward, multiply,
@@ -11,22 +11,22 @@ use std::ops::Range;
 /// Sizes of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// Numbers of an item vector; a multiple of `heads`.
+    /// Dimensions of an item vector; a multiple of `heads`.
     pub width: usize,
     pub heads: usize,
     pub blocks: usize,
-    /// Longest sequence.
+    /// Most events of a sequence.
     pub positions: usize,
-    /// Kinds of events that are told apart, and with them the time between events; 0: neither is read.
+    /// Number of kinds of events; 0: the model reads neither kinds nor the time between events.
     pub kinds: usize,
 }
 
-/// Hidden units of a feed-forward part for each number of an item vector.
+/// Width of the feed-forward layers, as a multiple of the width of an item vector.
 pub(crate) const FFN_FACTOR: usize = 4;
 
-/// Where the weights of one block lie. Gains and biases, and matrices and biases, follow each other.
+/// Ranges of the weights of one block. A range contains gain and bias, or matrix and bias, in this order.
 #[derive(Debug, Clone)]
-struct BlockPlaces {
+struct BlockLayout {
     norm: Range<usize>,
     qkv: Range<usize>,
     attended: Range<usize>,
@@ -35,20 +35,20 @@ struct BlockPlaces {
     ffn_out: Range<usize>,
 }
 
-/// Where each weight lies in the flat vector of all weights but the item table.
+/// Ranges of the weights in the flat vector of all weights except the item table.
 #[derive(Debug, Clone)]
-pub(crate) struct Places {
+pub(crate) struct WeightLayout {
     shape: Shape,
     positions: Range<usize>,
-    blocks: Vec<BlockPlaces>,
+    blocks: Vec<BlockLayout>,
     norm: Range<usize>,
     /// `[kinds × width]`.
     kinds: Range<usize>,
-    /// What a token gets for each unit of the time since the event before it.
+    /// `[width]`, multiplied by the gap before a token.
     gap: Range<usize>,
 }
 
-impl Places {
+impl WeightLayout {
     pub(crate) fn new(shape: Shape) -> Self {
         let d = shape.width;
         let mut end = 0;
@@ -57,7 +57,7 @@ impl Places {
             end - count..end
         };
         let positions = take(shape.positions * d);
-        let blocks = (0..shape.blocks).map(|_| BlockPlaces {
+        let blocks = (0..shape.blocks).map(|_| BlockLayout {
             norm: take(2 * d),
             qkv: take(d * 3 * d + 3 * d),
             attended: take(d * d + d),
@@ -75,7 +75,7 @@ impl Places {
         self.gap.end
     }
 
-    /// Gains 1, biases 0, the rest from `normal` times 0.02.
+    /// Returns initial weights: gains 1, biases 0, all others from `normal` with standard deviation 0.02.
     pub(crate) fn starting_weights(&self, mut normal: impl FnMut() -> f32) -> Vec<f32> {
         let d = self.shape.width;
         let mut weights = vec![0.0; self.weight_count()];
@@ -98,10 +98,10 @@ impl Places {
     }
 }
 
-/// The weights of one block. Gains are followed by biases, and matrices (`[inputs × outputs]`) by theirs.
+/// The weights of one block. A gain is followed by its bias, and a matrix (`[inputs × outputs]`) by its bias.
 pub struct BlockWeights<'a> {
     pub norm: &'a [f32],
-    /// Queries, keys and values beside each other.
+    /// The concatenated columns of queries, keys and values.
     pub qkv: &'a [f32],
     pub attended: &'a [f32],
     pub norm_ffn: &'a [f32],
@@ -109,9 +109,9 @@ pub struct BlockWeights<'a> {
     pub ffn_out: &'a [f32],
 }
 
-/// All weights but the item table, by their meaning.
+/// All weights except the item table, by name.
 pub struct NamedWeights<'a> {
-    /// `[positions × width]`, the latest event's last.
+    /// `[positions × width]`; the last row is that of the latest event.
     pub positions: &'a [f32],
     /// `[kinds × width]`
     pub kinds: &'a [f32],
@@ -121,16 +121,16 @@ pub struct NamedWeights<'a> {
     pub norm: &'a [f32],
 }
 
-impl Places {
+impl WeightLayout {
     pub(crate) fn named<'a>(&self, weights: &'a [f32]) -> NamedWeights<'a> {
         let of = |range: &Range<usize>| &weights[range.clone()];
-        let block = |places: &BlockPlaces| BlockWeights {
-            norm: of(&places.norm),
-            qkv: of(&places.qkv),
-            attended: of(&places.attended),
-            norm_ffn: of(&places.norm_ffn),
-            ffn_in: of(&places.ffn_in),
-            ffn_out: of(&places.ffn_out),
+        let block = |layout: &BlockLayout| BlockWeights {
+            norm: of(&layout.norm),
+            qkv: of(&layout.qkv),
+            attended: of(&layout.attended),
+            norm_ffn: of(&layout.norm_ffn),
+            ffn_in: of(&layout.ffn_in),
+            ffn_out: of(&layout.ffn_out),
         };
         NamedWeights {
             positions: of(&self.positions),
@@ -142,28 +142,29 @@ impl Places {
     }
 }
 
-/// Sequences one after the other.
+/// Concatenated sequences.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Packed {
-    /// Where each sequence begins, and the end of the last.
+    /// Index of the first token of each sequence, and the end of the last one.
     pub starts: Vec<usize>,
     /// Rows of the item matrix.
     pub items: Vec<u32>,
-    /// Place from the end of its sequence, counted so that the latest has the greatest: `[tokens]`, below
-    /// [`Shape::positions`].
+    /// Position of each token, aligned at the end: the latest token of a sequence has the greatest,
+    /// [`Shape::positions`]
+    /// - 1.
     pub positions: Vec<u32>,
     /// Below [`Shape::kinds`].
     pub kinds: Vec<u8>,
     pub gaps: Vec<f32>,
 }
 
-/// The events of a history that an encoder reads, oldest first.
+/// The events of a history as input of the encoder, oldest first.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tokens<'a> {
     pub items: &'a [u32],
-    /// Kinds of the events; empty: not known.
+    /// Kinds of the events; empty: unknown.
     pub kinds: &'a [u8],
-    /// ln(1 + days) since the event before, 0 for the first; empty: not known.
+    /// ln(1 + days) since the previous event, 0 for the first; empty: unknown.
     pub gaps: &'a [f32],
 }
 
@@ -174,7 +175,7 @@ impl<'a> From<&'a [u32]> for Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
-    /// The latest `count`. The first of them has no event before it.
+    /// Returns the latest `count` events.
     pub fn latest(self, count: usize) -> Self {
         let cut = self.items.len().saturating_sub(count);
         let rest = |length: usize| cut.min(length);
@@ -187,7 +188,7 @@ impl<'a> Tokens<'a> {
 }
 
 impl Packed {
-    /// Adds a sequence whose items are rows of the item matrix: `items` in place of `tokens.items`.
+    /// Adds a sequence with `items` as rows of the item matrix; `tokens.items` is ignored.
     pub(crate) fn push(&mut self, items: impl ExactSizeIterator<Item = u32>, tokens: Tokens, shape: Shape) {
         if self.starts.is_empty() {
             self.starts.push(0);
@@ -216,15 +217,15 @@ impl Packed {
     }
 }
 
-/// Scales of what dropout keeps: 0 or 1 / (1 - rate). Empty where nothing is dropped.
+/// Dropout masks: factors of 0 or 1 / (1 - rate). Empty for a rate of 0.
 #[derive(Debug, Default)]
-struct Kept {
+struct DropoutMasks {
     input: Vec<f32>,
-    /// By block: attention weights, attention's output, hidden units, feed-forward's output.
+    /// For each block: attention weights, attention output, hidden units, feed-forward output.
     blocks: Vec<[Vec<f32>; 4]>,
 }
 
-/// Shares of units that are left out of a step.
+/// Dropout rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
     pub hidden: f32,
@@ -247,23 +248,35 @@ impl Bits {
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
-    /// `count` scales: 0 with probability `rate`, else 1 / (1 - rate). Empty for a rate of 0.
-    fn kept(&mut self, count: usize, rate: f32) -> Vec<f32> {
+    /// Returns a mask of `count` factors: 0 with probability `rate`, otherwise 1 / (1 - rate). Empty for a rate of 0.
+    fn mask(&mut self, count: usize, rate: f32) -> Vec<f32> {
         if rate == 0.0 {
             return Vec::new();
         }
         let (limit, scale) = ((f64::from(rate) * 65536.0) as u64, 1.0 / (1.0 - rate));
-        let mut kept = Vec::with_capacity(count + 3);
-        while kept.len() < count {
+        let mut mask = Vec::with_capacity(count + 3);
+        while mask.len() < count {
             let bits = self.next();
-            kept.extend((0..4).map(|part| if (bits >> (16 * part)) & 0xffff < limit { 0.0 } else { scale }));
+            mask.extend((0..4).map(|part| if (bits >> (16 * part)) & 0xffff < limit { 0.0 } else { scale }));
         }
-        kept.truncate(count);
-        kept
+        mask.truncate(count);
+        mask
     }
 }
 
-/// A row norm's output, and what its way back needs.
+/// One block with the inputs that its forward and backward passes share.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    layout: &'a BlockLayout,
+    weights: &'a [f32],
+    batch: &'a Packed,
+    /// The range of each sequence in the attention weights.
+    attention_ranges: &'a [Range<usize>],
+    /// Attention weights, attention output, hidden units, feed-forward output.
+    masks: &'a [Vec<f32>; 4],
+}
+
+/// The output of a layer norm, and the values that its backward pass needs.
 #[derive(Debug, Default)]
 struct Normed {
     out: Vec<f32>,
@@ -271,6 +284,7 @@ struct Normed {
     inverse: Vec<f32>,
 }
 
+/// The activations of one block.
 #[derive(Debug, Default)]
 struct BlockTrace {
     norm: Normed,
@@ -282,29 +296,29 @@ struct BlockTrace {
     hidden: Vec<f32>,
 }
 
-/// What the way forward leaves for the way back.
+/// The activations of a forward pass, which the backward pass needs.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
-    kept: Kept,
+    masks: DropoutMasks,
     blocks: Vec<BlockTrace>,
     norm: Normed,
 }
 
 impl Trace {
-    /// The encoder's output at every token: `[tokens × width]`.
+    /// Returns the encoder's output at every token: `[tokens × width]`.
     pub(crate) fn out(&self) -> &[f32] {
         &self.norm.out
     }
 }
 
-/// Numbers of all attention weights: heads × Σ length².
-fn weight_places(batch: &Packed, heads: usize) -> Vec<Range<usize>> {
+/// Returns the range of each sequence in the attention weights, of which there are heads × Σ length².
+fn attention_ranges(batch: &Packed, heads: usize) -> Vec<Range<usize>> {
     let mut end = 0;
-    let places = batch.sequences().map(|tokens| {
+    let ranges = batch.sequences().map(|tokens| {
         end += heads * tokens.len() * tokens.len();
         end - heads * tokens.len() * tokens.len()..end
     });
-    places.collect()
+    ranges.collect()
 }
 
 fn norm_rows(x: &[f32], gain_and_bias: &[f32]) -> Normed {
@@ -320,14 +334,14 @@ fn norm_rows_backward(dx: &mut [f32], gradient: &mut [f32], dout: &[f32], norm: 
     layer_norm_backward(dx, gradient, dout, &norm.normed, &norm.inverse, &gain_and_bias[..d], &mut vec![0.0; d]);
 }
 
-fn drop_out(values: &mut [f32], kept: &[f32]) {
-    if !kept.is_empty() {
-        multiply(values, kept);
+fn drop_out(values: &mut [f32], mask: &[f32]) {
+    if !mask.is_empty() {
+        multiply(values, mask);
     }
 }
 
-impl Places {
-    /// Encodes every prefix of every sequence. `items` `[rows × width]`; `bits` draws what dropout leaves out.
+impl WeightLayout {
+    /// Encodes every prefix of every sequence. `items` is `[rows × width]`; `bits` draws the dropout masks.
     pub(crate) fn forward(
         &self,
         weights: &[f32],
@@ -351,64 +365,59 @@ impl Places {
             }
         }
         let mut trace = Trace::default();
-        trace.kept.input = bits.kept(tokens * d, dropout.hidden);
-        drop_out(&mut x, &trace.kept.input);
-        let weight_places = weight_places(batch, self.shape.heads);
-        let weight_count = weight_places.last().map_or(0, |range| range.end);
-        for places in &self.blocks {
-            let kept = [
-                bits.kept(weight_count, dropout.attention),
-                bits.kept(tokens * d, dropout.hidden),
-                bits.kept(tokens * FFN_FACTOR * d, dropout.hidden),
-                bits.kept(tokens * d, dropout.hidden),
+        trace.masks.input = bits.mask(tokens * d, dropout.hidden);
+        drop_out(&mut x, &trace.masks.input);
+        let attention_ranges = attention_ranges(batch, self.shape.heads);
+        let weight_count = attention_ranges.last().map_or(0, |range| range.end);
+        for layout in &self.blocks {
+            let masks = [
+                bits.mask(weight_count, dropout.attention),
+                bits.mask(tokens * d, dropout.hidden),
+                bits.mask(tokens * FFN_FACTOR * d, dropout.hidden),
+                bits.mask(tokens * d, dropout.hidden),
             ];
-            trace.blocks.push(self.block_forward(weights, places, &mut x, batch, &weight_places, &kept));
-            trace.kept.blocks.push(kept);
+            let block = Block { layout, weights, batch, attention_ranges: &attention_ranges, masks: &masks };
+            trace.blocks.push(self.block_forward(&block, &mut x));
+            trace.masks.blocks.push(masks);
         }
         trace.norm = norm_rows(&x, &weights[self.norm.clone()]);
         trace
     }
 
-    fn block_forward(
-        &self,
-        weights: &[f32],
-        places: &BlockPlaces,
-        x: &mut [f32],
-        batch: &Packed,
-        weight_places: &[Range<usize>],
-        kept: &[Vec<f32>; 4],
-    ) -> BlockTrace {
+    fn block_forward(&self, block: &Block, x: &mut [f32]) -> BlockTrace {
+        let Block { layout, weights, batch, attention_ranges, masks } = *block;
         let d = self.shape.width;
         let heads = Heads { width: d, count: self.shape.heads };
-        let norm = norm_rows(x, &weights[places.norm.clone()]);
-        let qkv = linear(&norm.out, d, &weights[places.qkv.clone()]);
-        let mut attention = vec![0.0; weight_places.last().map_or(0, |range| range.end)];
+        let norm = norm_rows(x, &weights[layout.norm.clone()]);
+        let qkv = linear(&norm.out, d, &weights[layout.qkv.clone()]);
+        let mut attention = vec![0.0; attention_ranges.last().map_or(0, |range| range.end)];
         let mut read = vec![0.0; x.len()];
-        for (tokens, cells) in batch.sequences().zip(weight_places) {
-            let kept = if kept[0].is_empty() { &[][..] } else { &kept[0][cells.clone()] };
+        for (tokens, cells) in batch.sequences().zip(attention_ranges) {
+            let mask = if masks[0].is_empty() { &[][..] } else { &masks[0][cells.clone()] };
             attend(
                 &mut read[tokens.start * d..tokens.end * d],
                 &mut attention[cells.clone()],
                 &qkv[tokens.start * 3 * d..tokens.end * 3 * d],
-                kept,
+                mask,
                 heads,
             );
         }
-        let mut attended = linear(&read, d, &weights[places.attended.clone()]);
-        drop_out(&mut attended, &kept[1]);
+        let mut attended = linear(&read, d, &weights[layout.attended.clone()]);
+        drop_out(&mut attended, &masks[1]);
         add(x, &attended);
-        let norm_ffn = norm_rows(x, &weights[places.norm_ffn.clone()]);
-        let before_gelu = linear(&norm_ffn.out, d, &weights[places.ffn_in.clone()]);
+        let norm_ffn = norm_rows(x, &weights[layout.norm_ffn.clone()]);
+        let before_gelu = linear(&norm_ffn.out, d, &weights[layout.ffn_in.clone()]);
         let mut hidden = vec![0.0; before_gelu.len()];
         gelu(&mut hidden, &before_gelu);
-        drop_out(&mut hidden, &kept[2]);
-        let mut out = linear(&hidden, FFN_FACTOR * d, &weights[places.ffn_out.clone()]);
-        drop_out(&mut out, &kept[3]);
+        drop_out(&mut hidden, &masks[2]);
+        let mut out = linear(&hidden, FFN_FACTOR * d, &weights[layout.ffn_out.clone()]);
+        drop_out(&mut out, &masks[3]);
         add(x, &out);
         BlockTrace { norm, qkv, weights: attention, read, norm_ffn, before_gelu, hidden }
     }
 
-    /// Adds to `gradient` (as `weights`) and `ditems` (as `items`) what `dout` `[tokens × width]` asks of them.
+    /// The backward pass: adds to `gradient` (the shape of `weights`) and `ditems` (the shape of `items`) the gradients
+    /// that follow from the output's gradient `dout` `[tokens × width]`.
     pub(crate) fn backward(
         &self,
         gradient: &mut [f32],
@@ -421,12 +430,13 @@ impl Places {
         let d = self.shape.width;
         let mut dx = vec![0.0; dout.len()];
         norm_rows_backward(&mut dx, &mut gradient[self.norm.clone()], dout, &trace.norm, &weights[self.norm.clone()]);
-        let weight_places = weight_places(batch, self.shape.heads);
-        for (index, places) in self.blocks.iter().enumerate().rev() {
-            let (block, kept) = (&trace.blocks[index], &trace.kept.blocks[index]);
-            self.block_backward(gradient, weights, places, &mut dx, batch, &weight_places, block, kept);
+        let attention_ranges = attention_ranges(batch, self.shape.heads);
+        for (index, layout) in self.blocks.iter().enumerate().rev() {
+            let masks = &trace.masks.blocks[index];
+            let block = Block { layout, weights, batch, attention_ranges: &attention_ranges, masks };
+            self.block_backward(&block, &trace.blocks[index], gradient, &mut dx);
         }
-        drop_out(&mut dx, &trace.kept.input);
+        drop_out(&mut dx, &trace.masks.input);
         let table = &mut gradient[self.positions.clone()];
         for (token, dx) in dx.chunks_exact(d).enumerate() {
             add(&mut ditems[batch.items[token] as usize * d..][..d], dx);
@@ -441,53 +451,44 @@ impl Places {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn block_backward(
-        &self,
-        gradient: &mut [f32],
-        weights: &[f32],
-        places: &BlockPlaces,
-        dx: &mut [f32],
-        batch: &Packed,
-        weight_places: &[Range<usize>],
-        block: &BlockTrace,
-        kept: &[Vec<f32>; 4],
-    ) {
+    /// Replaces `dx`, the gradient of the block's output, by that of its input, and adds to `gradient`.
+    fn block_backward(&self, block: &Block, trace: &BlockTrace, gradient: &mut [f32], dx: &mut [f32]) {
+        let Block { layout, weights, batch, attention_ranges, masks } = *block;
         let d = self.shape.width;
         let heads = Heads { width: d, count: self.shape.heads };
         let mut dout = dx.to_vec();
-        drop_out(&mut dout, &kept[3]);
-        let range = places.ffn_out.clone();
+        drop_out(&mut dout, &masks[3]);
+        let range = layout.ffn_out.clone();
         let mut dhidden =
-            linear_backward(&mut gradient[range.clone()], &dout, &block.hidden, FFN_FACTOR * d, &weights[range]);
-        drop_out(&mut dhidden, &kept[2]);
-        gelu_backward(&mut dhidden, &block.before_gelu);
-        let range = places.ffn_in.clone();
-        let dnorm = linear_backward(&mut gradient[range.clone()], &dhidden, &block.norm_ffn.out, d, &weights[range]);
-        let range = places.norm_ffn.clone();
-        norm_rows_backward(dx, &mut gradient[range.clone()], &dnorm, &block.norm_ffn, &weights[range]);
+            linear_backward(&mut gradient[range.clone()], &dout, &trace.hidden, FFN_FACTOR * d, &weights[range]);
+        drop_out(&mut dhidden, &masks[2]);
+        gelu_backward(&mut dhidden, &trace.before_gelu);
+        let range = layout.ffn_in.clone();
+        let dnorm = linear_backward(&mut gradient[range.clone()], &dhidden, &trace.norm_ffn.out, d, &weights[range]);
+        let range = layout.norm_ffn.clone();
+        norm_rows_backward(dx, &mut gradient[range.clone()], &dnorm, &trace.norm_ffn, &weights[range]);
 
         let mut dattended = dx.to_vec();
-        drop_out(&mut dattended, &kept[1]);
-        let range = places.attended.clone();
-        let dread = linear_backward(&mut gradient[range.clone()], &dattended, &block.read, d, &weights[range]);
-        let mut dqkv = vec![0.0; block.qkv.len()];
+        drop_out(&mut dattended, &masks[1]);
+        let range = layout.attended.clone();
+        let dread = linear_backward(&mut gradient[range.clone()], &dattended, &trace.read, d, &weights[range]);
+        let mut dqkv = vec![0.0; trace.qkv.len()];
         let mut scratch = vec![0.0; self.shape.positions];
-        for (tokens, cells) in batch.sequences().zip(weight_places) {
-            let kept = if kept[0].is_empty() { &[][..] } else { &kept[0][cells.clone()] };
+        for (tokens, cells) in batch.sequences().zip(attention_ranges) {
+            let mask = if masks[0].is_empty() { &[][..] } else { &masks[0][cells.clone()] };
             attend_backward(
                 &mut dqkv[tokens.start * 3 * d..tokens.end * 3 * d],
                 &dread[tokens.start * d..tokens.end * d],
-                &block.weights[cells.clone()],
-                &block.qkv[tokens.start * 3 * d..tokens.end * 3 * d],
-                kept,
+                &trace.weights[cells.clone()],
+                &trace.qkv[tokens.start * 3 * d..tokens.end * 3 * d],
+                mask,
                 heads,
                 &mut scratch,
             );
         }
-        let range = places.qkv.clone();
-        let dnorm = linear_backward(&mut gradient[range.clone()], &dqkv, &block.norm.out, d, &weights[range]);
-        let range = places.norm.clone();
-        norm_rows_backward(dx, &mut gradient[range.clone()], &dnorm, &block.norm, &weights[range]);
+        let range = layout.qkv.clone();
+        let dnorm = linear_backward(&mut gradient[range.clone()], &dqkv, &trace.norm.out, d, &weights[range]);
+        let range = layout.norm.clone();
+        norm_rows_backward(dx, &mut gradient[range.clone()], &dnorm, &trace.norm, &weights[range]);
     }
 }

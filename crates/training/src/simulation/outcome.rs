@@ -161,7 +161,7 @@ pub fn plot(outcomes: &Outcomes) -> String {
             name: outcome.arm.name().to_owned(),
             points: outcome.days.iter().enumerate().map(|(day, rates)| (day as f64 + 1.0, of(rates))).collect(),
         };
-        plots::lines(&outcomes.arms.iter().map(line).collect::<Vec<_>>(), "day", label, false)
+        plots::lines(&outcomes.arms.iter().map(line).collect::<Vec<_>>(), "day", label, plots::Scales::Independent)
     };
     plots::stacked(&[
         panel("clicks per shopper", |day| day.clicks),

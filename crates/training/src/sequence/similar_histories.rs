@@ -1,29 +1,29 @@
-//! Histories that are alike: what did those choose who chose the same items? (V-SKNN and STAN: Ludewig & Jannach 2018, Garg
-//! et al. 2019.)
-use super::pairs::{ItemPairs, Scores};
+//! Nearest-neighbour recommendation: scores the items of past histories that share items with a query history (V-SKNN
+//! and STAN: Ludewig & Jannach 2018, Garg et al. 2019).
+use super::pairs::Scores;
 
-/// Past histories, found by their items.
+/// Past histories with an inverted index by item.
 #[derive(Debug, Clone)]
-pub struct Alike {
+pub struct SimilarHistories {
     histories: Vec<Vec<u32>>,
-    /// By item: the histories with it, latest first.
+    /// The histories with each item, latest first.
     postings: Vec<Vec<u32>>,
-    /// ln(histories / histories with the item).
+    /// Inverse document frequency of each item: ln(histories / histories with the item).
     rarity: Vec<f32>,
-    /// Weight of an item of the asking history in units of the one after it.
+    /// Weight of an item of the query history as a share of its successor's.
     pub decay: f32,
-    /// Half of what a neighbour counts is gone after so many later histories; infinite: they have no order in time.
+    /// Number of later histories after which a neighbour counts half; infinite: all count the same.
     pub half_life: f32,
 }
 
-/// Histories of one item that are looked at.
+/// Most histories read for one item, the latest.
 const POSTINGS_MAX: usize = 800;
-/// Most alike histories that are asked.
+/// Most neighbours, the most similar histories.
 const NEIGHBOURS: usize = 300;
-/// Items of a history at most; the latest.
+/// Most items read of a history, the latest.
 const ITEMS_MAX: usize = 100;
 
-impl Alike {
+impl SimilarHistories {
     pub fn new(histories: &[&[u32]], item_count: usize, decay: f32, half_life: f32) -> Self {
         let mut postings = vec![Vec::new(); item_count];
         let mut kept = Vec::with_capacity(histories.len());
@@ -43,8 +43,8 @@ impl Alike {
         Self { histories: kept, postings, rarity, decay, half_life }
     }
 
-    /// Adds to `scores` what the most alike histories chose, the more the nearer to what they share with `history`.
-    /// `matches` is room for one number of each past history, empty before and after.
+    /// Adds the items of the most similar histories to `scores`, with more weight the closer they are to the latest
+    /// item shared with `history`. `matches` is scratch memory of [`Self::empty_matches`], empty before and after.
     pub fn add_history(&self, history: &[u32], matches: &mut Scores, scores: &mut Scores) {
         let mut share = 1.0;
         for item in history.iter().rev() {
@@ -56,28 +56,23 @@ impl Alike {
                 break;
             }
         }
-        let asking = &history[history.len().saturating_sub(ITEMS_MAX)..];
+        let query = &history[history.len().saturating_sub(ITEMS_MAX)..];
         let count = self.histories.len();
         let best = matches.best(NEIGHBOURS, |_| false);
-        for (index, likeness) in best {
+        for (index, similarity) in best {
             let other = &self.histories[index as usize];
             let age = (count - 1 - index as usize) as f32;
-            let weight = likeness / (other.len() as f32).sqrt() * (-age / self.half_life).exp2();
-            let shared = other.iter().rposition(|item| asking.contains(item)).unwrap_or(0);
-            for (place, item) in other.iter().enumerate() {
-                scores.add(*item, weight / (1.0 + 0.5 * place.abs_diff(shared) as f32));
+            let weight = similarity / (other.len() as f32).sqrt() * (-age / self.half_life).exp2();
+            let shared = other.iter().rposition(|item| query.contains(item)).unwrap_or(0);
+            for (position, item) in other.iter().enumerate() {
+                scores.add(*item, weight / (1.0 + 0.5 * position.abs_diff(shared) as f32));
             }
         }
         matches.clear();
     }
 
-    /// Room for [`Self::add_history`].
+    /// Returns scratch memory for [`Self::add_history`].
     pub fn empty_matches(&self) -> Scores {
         Scores::new(self.histories.len())
     }
-}
-
-/// Every item goes with itself: read with a decay, how often and how lately a history has it.
-pub fn itself(item_count: usize) -> ItemPairs {
-    ItemPairs::new(item_count, (0..item_count as u32).map(|item| (item, item, 1.0)).collect(), 1)
 }
