@@ -1,8 +1,6 @@
 //! Off-policy estimates on simulated logs with known policy values, and errors for invalid files.
-use arrow::{
-    array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray},
-    datatypes::{Field, Schema},
-};
+use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow_schema::{Field, Schema};
 use lodestone_core::units::UnixMillis;
 use lodestone_experiments::off_policy::{
     ActionDistribution, Cell, EstimateOptions, Estimator, Log, LogRow, OffPolicyReport, Refusal, benchmark, estimate,

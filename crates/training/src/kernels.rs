@@ -311,7 +311,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds to `dx`, `dgain` and `dbias` the gradients that follow from `dout`. `scratch` has the length of `gain`.
+    /// Adds the gradients that follow from `dout` to `dx` and to `dgain_dbias` (the gain's gradient, then the bias's).
+    /// `scratch` has the length of `gain`.
     pub(crate) fn layer_norm_backward(
         dx: &mut [f32],
         dgain_dbias: &mut [f32],
@@ -382,18 +383,8 @@ pub(crate) struct AdamStep {
 
 vectorised! {
     /// One step of Adam (Kingma & Ba 2015, algorithm 1) with decoupled weight decay (Loshchilov & Hutter 2019).
-    /// `rate` includes the bias correction.
-    pub(crate) fn adam(
-        weights: &mut [f32],
-        mean: &mut [f32],
-        square: &mut [f32],
-        gradient: &[f32],
-        rate: f32,
-        betas: (f32, f32),
-        floor: f32,
-        decay: f32,
-    ) {
-        let (one, two) = betas;
+    pub(crate) fn adam(weights: &mut [f32], mean: &mut [f32], square: &mut [f32], gradient: &[f32], step: AdamStep) {
+        let AdamStep { rate, betas: (one, two), epsilon, decay } = step;
         for place in 0..weights.len().min(mean.len()).min(square.len()).min(gradient.len()) {
             let g = gradient[place];
             mean[place] = one * mean[place] + (1.0 - one) * g;

@@ -11,7 +11,7 @@ use super::{
     query_side::{BUCKET_COUNT, QuerySide, embed_with, learned_query_side},
     ranker::{RankerConfig, RankingData, TrainedRanker, train_ranker},
     replay::{Interaction, baskets, interactions, time_at_share},
-    sequence::{ItemText, Interruption},
+    sequence::{Interruption, ItemText},
     user_encoder::{UserEncoderData, UserSample, train_user_encoder, user_samples},
     warm_start::{EarlierBundle, EncoderWeights, WarmStart},
 };

@@ -8,7 +8,8 @@ use super::{
     Progress,
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
     sequence::{
-        EventTargets, EncoderConfig, HISTORY_MAX, ItemText, Interruption, Sample, SequenceEncoder, Tokens, TrainedEncoder,
+        EncoderConfig, EventTargets, HISTORY_MAX, Interruption, ItemText, Sample, SequenceEncoder, Tokens,
+        TrainedEncoder,
         encoder::encoder_loss,
         train_encoder,
         transformer::{BlockWeights, FFN_FACTOR},

@@ -10,7 +10,7 @@ use lodestone_training::{
     Progress,
     sequence::{
         EncoderConfig, Shape, Similarity,
-        benchmark::{self, BasketFiles, NextItemFiles, SessionFiles, RunOptions},
+        benchmark::{self, BasketFiles, NextItemFiles, RunOptions, SessionFiles},
         fit::time_steps,
     },
 };

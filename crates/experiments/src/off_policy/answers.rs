@@ -9,7 +9,7 @@ use ahash::AHashMap;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset::DatasetSlot;
 use lodestone_pipeline::{
-    answers::{AnswerRecord, AnswerLogError, for_each_record},
+    answers::{AnswerLogError, AnswerRecord, for_each_record},
     serving::ServingConfig,
 };
 use serde::Serialize;

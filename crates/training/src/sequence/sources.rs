@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     Progress,
+    kernels::{dot, exponentials},
 };
 use rayon::prelude::*;
 
