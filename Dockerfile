@@ -33,6 +33,8 @@ COPY --from=onnxruntime /out/onnxruntime/libonnxruntime.so /opt/onnxruntime/libo
 COPY --from=build /out/lodestone /usr/local/bin/lodestone
 COPY LICENSE /usr/share/doc/lodestone/LICENSE
 ENV ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so
+# Microsoft's builds of the library collect telemetry unless this is set.
+ENV ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 VOLUME /data
 EXPOSE 50051

@@ -14,7 +14,8 @@ SIZES ?= 100000x64 1000000x64 200000x384
 
 # The server loads ONNX Runtime from here. Set it to use another copy.
 export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
-export CARGO_INCREMENTAL ?= 1
+# Microsoft's builds of the library collect telemetry and keep a database of it in the home directory.
+export ORT_DISABLE_TELEMETRY ?= 1
 
 .PHONY: help setup build run demo test fuzz simulate bench bench-retrieval bench-events clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs
@@ -34,7 +35,7 @@ build: ## Build the server and its command line
 tools-run:
 	@scripts/tools.sh onnxruntime grpcurl
 
-# Each is made beside its place and then moved there, so that a stopped run leaves no half of it.
+# Written under another name and then renamed, so that an interrupted run leaves no incomplete directory.
 $(DATA): | build
 	@echo "Importing the example shop, once."
 	@mkdir -p target/demo && rm -rf $@.new
@@ -58,7 +59,7 @@ run: build tools-run $(DATA) $(BUNDLE) ## Serve the example shop on 127.0.0.1:50
 	echo; \
 	exec $(LODESTONE) serve --bundle $(BUNDLE) --data $(DATA) --listen $(LISTEN) --history-ends-now
 
-demo: build tools-run $(DATA) $(BUNDLE) ## Start the server on a free port, ask it everything once, and check the answers
+demo: build tools-run $(DATA) $(BUNDLE) ## Start the server on a free port, call every RPC once, and check the answers
 	@scripts/demo.sh
 
 test: check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server ## Everything that must pass before a change lands
@@ -67,7 +68,7 @@ check-format:
 	cargo fmt --check
 
 check-lints:
-	cargo clippy --release --locked --all-targets -- -D warnings
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 
 check-proto:
 	@scripts/tools.sh buf
@@ -80,9 +81,9 @@ check-docs:
 
 test-rust: tools-run
 	@if cargo nextest --version >/dev/null 2>&1; then \
-		set -x; cargo nextest run --release --locked; \
+		set -x; cargo nextest run --release --locked --workspace; \
 	else \
-		set -x; cargo test --release --locked; \
+		set -x; cargo test --release --locked --workspace; \
 	fi
 
 test-cli: build tools-run $(DATA) $(BUNDLE)
@@ -104,7 +105,7 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
-test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 200 times in the middle of writing; nothing acknowledged may be lost
+test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 200 times while it writes; no acknowledged write may be lost
 	KILLS=200 cargo test --release --locked --test api crash:: -- --nocapture
 	@scripts/tools.sh minilm
 	KILLS=200 CRASH_ONLY=1 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
@@ -113,29 +114,29 @@ SWAPS ?= 1000
 test-swaps: tools-run ## Load and swap in 1,000 bundles under requests and writes; none may fail, and memory may not grow
 	SWAPS=$(SWAPS) cargo test --release --locked --test api models::swaps_under_load -- --nocapture
 
-# Other features compile other crates; in a directory of their own they leave the rest alone.
+# Other features compile other crates; their own target directory keeps the main one fresh.
 test-store: build tools-run $(DATA) $(BUNDLE) ## Publish to, serve from and prune a bucket of moto's S3 server; builds everything once with the feature cloud
 	@scripts/tools.sh moto
 	cargo build --release --locked --features cloud --target-dir target/cloud
 	python3 tests/store/s3.py target/cloud/release/lodestone $(TOOLS)/bin/grpcurl $(BUNDLE) $(TOOLS)/moto/bin/moto_server
 
 FUZZ_SECONDS ?= 60
-fuzz: ## Try queries, filters, synonyms and tokens that nobody would send; FUZZ_SECONDS=60 for each kind
+fuzz: ## Generate malformed queries, filters, synonyms and tokens; FUZZ_SECONDS=60 for each kind
 	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test api fuzz:: -- --test-threads 1 --nocapture
 
-bench: build tools-run $(DATA) $(BUNDLE) ## Measure the server beside the same work in Python; BENCH_SECONDS=5 for each figure
+bench: build tools-run $(DATA) $(BUNDLE) ## Compare the server with the same pipeline in Python; BENCH_SECONDS=5 for each figure
 	@scripts/tools.sh python bench
 	@mkdir -p target/bench/stubs
 	@$(TOOLS)/venv/bin/python -m grpc_tools.protoc --proto_path=proto --python_out=target/bench/stubs \
 		--grpc_python_out=target/bench/stubs proto/lodestone/v1/*.proto
 	@$(TOOLS)/bench/bin/python benches/serving.py
 
-# The item vectors of a trained bundle are a set of their own: VECTORS=file.npy adds one.
-bench-retrieval: build $(BUNDLE) ## Measure the frozen graph beside its peers; SIZES="100000x64 1000000x64 200000x384"
+# VECTORS=file.npy adds a set of vectors to the generated ones and to those of the example bundle.
+bench-retrieval: build $(BUNDLE) ## Compare the frozen graph with other ANN libraries; SIZES="100000x64 1000000x64 200000x384"
 	@scripts/tools.sh peers
 	@$(TOOLS)/peers/bin/python benches/retrieval.py $(SIZES) --bundle $(BUNDLE) $(if $(VECTORS),--vectors $(VECTORS))
 
-bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure how fast events are taken in, folded and started from, and what they and swaps cost; BENCH_EVENTS=10000000
+bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure event ingestion, replay and startup, and their effect on serving latency; BENCH_EVENTS=10000000
 	@python3 benches/events.py
 
 deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml
@@ -145,14 +146,14 @@ deny: ## Check licences, versions and sources of all dependencies by the rules o
 structure: ## Measure the code and draw docs/structure.svg; FIGURES=file.json adds figures measured elsewhere
 	@python3 scripts/structure.py --svg docs/structure.svg $(if $(FIGURES),--figures $(FIGURES))
 
-simulate: build tools-run ## Let made shoppers live with the learning loop on and off; writes docs/simulation.json and docs/simulation.svg
+simulate: build tools-run ## Simulate shoppers with the learning loop on and off; writes docs/simulation.json and docs/simulation.svg
 	$(LODESTONE) simulate --format json --out docs/simulation.json --plot docs/simulation.svg
 
-bench-train: build ## Measure a training step of the sequence encoder beside PyTorch's; fetches PyTorch, some gigabytes
+bench-train: build ## Compare a training step of the sequence encoder with PyTorch; fetches PyTorch, some gigabytes
 	@scripts/tools.sh torch
 	@$(TOOLS)/torch/bin/python benches/training.py
 
-clean-demo: ## Remove the example shop's data and bundle; the next run makes them again
+clean-demo: ## Remove the example shop's data and bundle; the next run creates them again
 	rm -rf target/demo
 
 clean: ## Remove everything that was built or fetched

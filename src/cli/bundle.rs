@@ -80,7 +80,7 @@ pub(crate) struct ShowArgs {
 
 /// Verifies a bundle, copies it to a store and makes it the store's current bundle.
 ///
-/// Servers that watch the store load it; see docs/models.md.
+/// Servers that watch the store load it; see docs/model-rollout.md.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:

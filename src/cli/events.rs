@@ -26,7 +26,7 @@ pub(crate) enum EventsCommand {
 /// Writes logged events as Parquet: a directory per day. The log may be in use.
 ///
 /// A day is the UTC day on which the event happened, and each day is written completely: because events arrive late,
-/// export the last days again. The columns are those of events.parquet and more, see docs/operations-events.md. With
+/// export the last days again. The columns are those of events.parquet and more, see docs/event-log.md. With
 /// `--out DATA/events` the next `lodestone train --data DATA` learns from them.
 #[derive(clap::Args)]
 #[command(after_help = "\

@@ -32,7 +32,7 @@ pub(crate) struct ServeArgs {
     )]
     bundle: Option<PathBuf>,
     /// A store of bundles, a directory or a URL, filled by `lodestone bundle publish`. The server loads the store's
-    /// current bundle, watches the store, and swaps in later bundles without interruption; see docs/models.md.
+    /// current bundle, watches the store, and swaps in later bundles without interruption; see docs/model-rollout.md.
     #[arg(long, value_name = "DIR|URL", env = "LODESTONE_STORE")]
     store: Option<String>,
     /// The data directory: the imported history, if any, and the event log.

@@ -8,6 +8,7 @@ use crate::cli::{
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use lodestone_core::{bits, ids::Row};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use lodestone_index::{BuildConfig, FrozenGraph, Precision, SearchStrategy, dot};
 use lodestone_pipeline::bundle::Bundle;
 use rayon::prelude::*;
@@ -20,6 +21,18 @@ const FILTERED_QUERIES: usize = 200;
 const EF: [usize; 17] = [100, 105, 110, 115, 120, 135, 150, 160, 175, 200, 250, 300, 400, 500, 600, 800, 1200];
 /// Recall at which indexes are compared.
 const RECALL: f64 = 0.99;
+
+/// Parses the name of a precision. The help lists the names with their meanings.
+fn precision_parser() -> impl TypedValueParser<Value = Precision> {
+    let help = |precision| match precision {
+        Precision::F32 => "32-bit floats: 4 bytes per number",
+        Precision::F16 => "16-bit floats: 2 bytes per number; numbers beyond ±65,504 are clipped",
+        Precision::Int12 => "Fixed point of 12 bits: half a byte per number in addition to the code",
+        Precision::Int8 => "The code alone; sufficient for hundreds of dimensions",
+    };
+    let values = Precision::ALL.map(|precision| PossibleValue::new(precision.name()).help(help(precision)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Precision>())
+}
 
 /// Measures vector search: build time, recall against exact search, and queries per second, without and with filters.
 ///
@@ -51,7 +64,7 @@ pub(crate) struct AnnArgs {
     #[arg(long, value_name = "N", default_value_t = 200)]
     ef_construction: usize,
     /// Precision of the stored vectors, from which final scores are computed.
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_parser = precision_parser(), default_value = "f32")]
     precision: Precision,
     #[command(flatten)]
     threads: ThreadsArgs,

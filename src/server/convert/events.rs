@@ -1,5 +1,5 @@
 //! Validates and converts events.
-use super::{TEXT_CHARS_MAX, currency, items, requests::viewer};
+use super::{TEXT_CHARS_MAX, currency, items, viewer::viewer};
 use crate::server::{proto, violations::Violations};
 use lodestone_core::{
     ids::{EventId, ItemId},

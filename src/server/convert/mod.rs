@@ -5,6 +5,7 @@ mod events;
 mod items;
 mod models;
 mod requests;
+mod viewer;
 
 pub(crate) use answers::{
     Envelope, item_to_proto, rank_response, recommend_response, search_response, suggest_response,

@@ -84,8 +84,9 @@ impl Runtime {
             return Err(RuntimeError::NotFound { searched });
         };
         let failed = |message: String| RuntimeError::Load { path: path.clone(), message };
-        let environment =
-            ort::init_from(path).map_err(|e| failed(e.to_string()))?.build().map_err(|e| failed(e.to_string()))?;
+        // Microsoft's builds send telemetry unless it is disabled.
+        let environment = ort::init_from(path).map_err(|e| failed(e.to_string()))?.with_telemetry(false);
+        let environment = environment.build().map_err(|e| failed(e.to_string()))?;
         Ok(Self { environment: Arc::new(environment) })
     }
 
