@@ -1,4 +1,5 @@
-//! Lodestone: a gRPC ranking engine for online shops. This package is the server and the command line; the engine is in `crates/`.
+//! Lodestone: a gRPC ranking engine for online shops. This package is the server and the command line; the engine is in
+//! `crates/`.
 #![forbid(unsafe_code)]
 pub mod cli;
 pub mod server;

@@ -52,8 +52,8 @@ struct LoggedArgs {
     /// Evaluates a policy on logged answers instead of a bundle on data.
     #[arg(long, requires = "answers", requires = "events", conflicts_with_all = ["data", "bundle", "report"])]
     off_policy: bool,
-    /// answers.parquet, or the directory that `lodestone answers export` wrote. With --serving-config: the server's own
-    /// records, DATA/answers.
+    /// answers.parquet, or the directory that `lodestone answers export` wrote. With --serving-config: the server's
+    /// own records, DATA/answers.
     #[arg(long, value_name = "PATH", requires = "off_policy")]
     answers: Option<PathBuf>,
     /// Evaluates this serving configuration instead of the ranking without exploration.

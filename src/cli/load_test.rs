@@ -49,7 +49,8 @@ pub(crate) struct LoadTestArgs {
     /// Address of the server.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
     address: String,
-    /// Directory of `lodestone import`: requests have its users, queries are made of its titles, events have its items.
+    /// Directory of `lodestone import`: requests have its users, queries are made of its titles, events have its
+    /// items.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// The RPC to measure.

@@ -24,9 +24,8 @@ mod threads;
 mod time;
 mod train;
 
-pub use exit::Exit;
-
 use clap::{Parser, Subcommand};
+pub use exit::Exit;
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_rollout::{Store, StoreError};
 use std::path::PathBuf;

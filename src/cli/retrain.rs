@@ -65,16 +65,16 @@ pub(crate) struct RetrainArgs {
     /// Publishes only if the bundle passes the gate against the store's current bundle; see `lodestone gate`.
     #[arg(long)]
     gate: bool,
-    /// Number of newest interactions that the bundle is evaluated on and does not learn from. Default: a tenth, at most
-    /// 10,000.
+    /// Number of newest interactions that the bundle is evaluated on and does not learn from. Default: a tenth, at
+    /// most 10,000.
     #[arg(long, value_name = "N")]
     newest: Option<usize>,
-    /// Initialises the encoders with random weights. Default: with the weights of the store's current bundle, for fewer
-    /// epochs.
+    /// Initialises the encoders with random weights. Default: with the weights of the store's current bundle, for
+    /// fewer epochs.
     #[arg(long)]
     cold: bool,
-    /// After publishing, removes bundles from the store, except for the current one and this many of the newest others.
-    /// Default: removes none.
+    /// After publishing, removes bundles from the store, except for the current one and this many of the newest
+    /// others. Default: removes none.
     #[arg(long, value_name = "N")]
     keep: Option<usize>,
     #[command(flatten)]

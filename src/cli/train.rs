@@ -39,8 +39,8 @@ pub(crate) struct TrainCommandArgs {
     /// random weights.
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// The bundle that serves. A new bundle that the gate refuses is not written, with exit code 1 and the reasons; see
-    /// `lodestone gate`.
+    /// The bundle that serves. A new bundle that the gate refuses is not written, with exit code 1 and the reasons;
+    /// see `lodestone gate`.
     #[arg(long, value_name = "DIR")]
     gate: Option<PathBuf>,
     #[command(flatten)]

@@ -15,7 +15,6 @@ pub use decompress::decompress;
 pub use events::{DatasetEvent, into_events, read_events, read_history, write_events};
 pub use export::{ExportError, Exported, export};
 pub use items::{read_items, write_items};
-
 use std::{io, path::PathBuf};
 
 /// The reason why a canonical file cannot be read or written.

@@ -4,9 +4,11 @@ use crate::EngineError;
 use lodestone_core::ids::Row;
 use lodestone_pipeline::{
     answers::{self, AnswerRecord, Propensity, ReplayError, ReplayModels},
+    generation::Generation,
+    models::Models,
     policy::Placed,
+    trace,
 };
-use lodestone_pipeline::{generation::Generation, models::Models, trace};
 use lodestone_rollout::LoadedGeneration;
 use std::{sync::Arc, time::Instant};
 

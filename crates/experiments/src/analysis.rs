@@ -5,8 +5,10 @@ use crate::{
     sample_ratio::{SampleRatio, sample_ratio},
 };
 use ahash::AHashMap;
-use lodestone_core::statistics::{Moments, SequentialInterval, sequential_interval};
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{
+    statistics::{Moments, SequentialInterval, sequential_interval},
+    units::UnixMillis,
+};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,8 +1,7 @@
 //! Preference between two interleaved rankings. `lodestone-pipeline` interleaves the lists.
 use crate::observations::{Draft, Outcome, Team};
 use ahash::AHashMap;
-use lodestone_core::statistics::Moments;
-use lodestone_core::statistics::sign_test;
+use lodestone_core::statistics::{Moments, sign_test};
 use serde::Serialize;
 
 /// Sequential intervals contain the true value at all times with probability `1 - ALPHA`.

@@ -4,8 +4,7 @@ use crate::{
     interleaving::InterleavingReport,
     plots::{self, Line, PAGE_STYLE, STYLE, Scales, escape, section, short, wide},
 };
-use lodestone_core::statistics::SequentialInterval;
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{statistics::SequentialInterval, units::UnixMillis};
 use std::fmt::{self, Write};
 
 fn time(ms: i64) -> String {

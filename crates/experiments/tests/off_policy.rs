@@ -2,12 +2,14 @@
 use arrow_array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow_schema::{Field, Schema};
 use lodestone_core::units::UnixMillis;
-use lodestone_experiments::off_policy::{
-    ActionDistribution, Cell, EstimateOptions, Estimator, Log, LogRow, OffPolicyReport, Refusal, benchmark, estimate,
-    gamma_interval,
+use lodestone_experiments::{
+    Outcome,
+    off_policy::{
+        ActionDistribution, Cell, EstimateOptions, Estimator, EvaluatedSlots, Log, LogRow, OffPolicyReport, Refusal,
+        Reward, benchmark, estimate, evaluate_answers, gamma_interval,
+    },
+    read_answers, read_slots,
 };
-use lodestone_experiments::off_policy::{EvaluatedSlots, Reward, evaluate_answers};
-use lodestone_experiments::{Outcome, read_answers, read_slots};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt::Write, fs, io::Write as _, path::Path, sync::Arc};
 

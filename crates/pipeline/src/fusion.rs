@@ -1,6 +1,8 @@
 //! Reciprocal rank fusion of the sources' lists, and the scores of each source for each candidate.
-use crate::features::{RecentItem, SourceEvidence};
-use crate::source::{CandidateSource, ScoredRows};
+use crate::{
+    features::{RecentItem, SourceEvidence},
+    source::{CandidateSource, ScoredRows},
+};
 use lodestone_catalog::Catalog;
 use lodestone_core::ids::Row;
 use lodestone_index::{KeyedNeighbours, SearchStrategy, best_first};

@@ -10,10 +10,9 @@ use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row},
 };
-use lodestone_index::CompletionSource;
 use lodestone_index::{
-    CompletionCandidate, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical, LexicalError, Suggester,
-    VectorError, VectorIndex,
+    CompletionCandidate, CompletionSource, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical,
+    LexicalError, Suggester, VectorError, VectorIndex,
 };
 use lodestone_state::{ItemChange, LiveState};
 use parking_lot::Mutex;

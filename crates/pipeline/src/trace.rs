@@ -1,15 +1,13 @@
 //! Traces of answers for the answer log. A trace is cheap, because it takes ownership of data that the request would
 //! drop. The thread of the answer log turns it into a record.
-use crate::context::RankedCandidates;
 use crate::{
     answers::{self, AnswerId, AnswerKind, AnswerRecord},
     bundle::Manifest,
+    context::RankedCandidates,
     features::FEATURE_COUNT,
     policy::{Arranged, Exploration, PinSlot, Placed},
-    serving::ExperimentArm,
-};
-use crate::{
     request::{Degradation, OrderBy},
+    serving::ExperimentArm,
     source::{CandidateSource, ScoredRows},
 };
 use ahash::AHashMap;

@@ -4,9 +4,7 @@
 //! are copied while no write is folded. There are too many users for that: they are written one by one during writes,
 //! each with the position of its own last event, and the replay skips the events that a history includes. Item keys are
 //! stored by their order and assigned again on startup, so a checkpoint remains valid after a change of the bundle.
-use crate::LiveState;
-use crate::catalog_changes::ItemChange;
-use crate::users;
+use crate::{LiveState, catalog_changes::ItemChange, users};
 use lodestone_core::ids::{ItemId, ItemKey};
 use lodestone_events::{
     Change, Chunk, Deduper,

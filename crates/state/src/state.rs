@@ -1,7 +1,6 @@
 //! The state that all generations share: the fold of the log. One thread (the log's writer) writes it; all threads read
 //! it.
-use crate::catalog_changes::CatalogChanges;
-use crate::users::Users;
+use crate::{catalog_changes::CatalogChanges, users::Users};
 use lodestone_catalog::ItemKeys;
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
 use lodestone_events::{Event, EventKind, Popularity};

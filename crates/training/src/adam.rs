@@ -1,5 +1,5 @@
-//! Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019): the optimiser of every model that is trained
-//! here.
+//! Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019): the optimiser of every model that is
+//! trained here.
 use super::kernels::{AdamStep, adam};
 
 /// Settings of the optimiser.

@@ -1,5 +1,5 @@
-//! Fully connected layers, and numbers to start them with. Weights lie in flat vectors: a matrix `[inputs × outputs]`, row after
-//! row, then a bias `[outputs]`.
+//! Fully connected layers, and numbers to start them with. Weights lie in flat vectors: a matrix `[inputs × outputs]`,
+//! row after row, then a bias `[outputs]`.
 use super::kernels::{Into, View, add_row, matmul, sum_rows};
 use rand::Rng;
 use std::ops::Range;

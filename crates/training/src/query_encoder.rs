@@ -1,5 +1,5 @@
-//! A shared tower for queries and titles: the mean of hashed terms' embeddings, one residual layer, length 1. Learned with
-//! softmax over the batch's titles (in-batch negatives) from spans of titles.
+//! A shared tower for queries and titles: the mean of hashed terms' embeddings, one residual layer, length 1. Learned
+//! with softmax over the batch's titles (in-batch negatives) from spans of titles.
 use super::{
     Progress,
     adam::{Adam, Moments},
@@ -175,8 +175,8 @@ struct Batch<'a> {
     titles: Vec<&'a [u32]>,
     /// The title of each query.
     targets: Targets,
-    /// ln of the number of queries that have a title. Added to the logits of all titles but the query's own, it makes the
-    /// softmax that of a batch in which titles repeat, but where none is a negative of itself.
+    /// ln of the number of queries that have a title. Added to the logits of all titles but the query's own, it makes
+    /// the softmax that of a batch in which titles repeat, but where none is a negative of itself.
     log_counts: Vec<f32>,
 }
 
@@ -241,8 +241,8 @@ impl Optimiser {
 
 const STAGE: &str = "query encoder";
 
-/// Learns the tower, beginning with `start`, an exported one, or else with random weights. The same seed returns the same model,
-/// with any number of threads.
+/// Learns the tower, beginning with `start`, an exported one, or else with random weights. The same seed returns the
+/// same model, with any number of threads.
 pub(crate) fn train_query_encoder(
     data: QueryEncoderData,
     config: &QueryEncoderConfig,
@@ -384,7 +384,8 @@ mod tests {
         assert!(gradient.touched.iter().all(|touched| *touched));
     }
 
-    /// The loss over a matrix of queries × queries' titles in which other queries' copies of a query's title are left out.
+    /// The loss over a matrix of queries × queries' titles in which other queries' copies of a query's title are left
+    /// out.
     #[test]
     fn a_title_that_repeats_in_a_batch_is_no_negative_of_itself() {
         let ((texts, samples), tower) = (data(), tower());

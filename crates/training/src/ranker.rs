@@ -1,5 +1,5 @@
-//! The ranking model: features to the logits of the heads. A small network next to a linear path, trained listwise on the
-//! candidates that retrieval returned.
+//! The ranking model: features to the logits of the heads. A small network next to a linear path, trained listwise on
+//! the candidates that retrieval returned.
 use super::{
     Progress,
     adam::{Adam, Moments},
@@ -294,8 +294,9 @@ impl Trainer {
         (loss * f64::from(weight), self.network.backward(&dlogits, &features, &trace))
     }
 
-    /// Softmax cross-entropy over the list for each head, plus a share of the pointwise logistic loss; candidates whose label is
-    /// not known are left out of both. Turns the logits `[candidates × heads]` into the loss's gradient times `weight`.
+    /// Softmax cross-entropy over the list for each head, plus a share of the pointwise logistic loss; candidates whose
+    /// label is not known are left out of both. Turns the logits `[candidates × heads]` into the loss's gradient
+    /// times `weight`.
     fn list_loss(&self, list: &RankingList, logits: &mut [f32], weight: f32) -> f64 {
         let heads = self.network.third.outputs;
         let (mut loss, mut cells, mut powers) = (0.0, Vec::new(), Vec::new());
@@ -330,8 +331,8 @@ impl Trainer {
         self.network.forward(&self.scale.apply(features)).logits
     }
 
-    /// Fits scale and offset of each head by Newton's method on the logistic loss: on the first part of the lists, and for a head
-    /// that has few positive labels there, because its labels come late, on all.
+    /// Fits scale and offset of each head by Newton's method on the logistic loss: on the first part of the lists, and
+    /// for a head that has few positive labels there, because its labels come late, on all.
     fn calibrate(&self, parts: [&[RankingList]; 2]) -> Vec<Calibration> {
         let heads = self.network.third.outputs;
         let mut points: Vec<Vec<(f64, f64)>> = vec![Vec::new(); heads];

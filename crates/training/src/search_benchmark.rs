@@ -116,8 +116,8 @@ struct JudgedQuery {
 ///
 /// `products`: .jsonl with `id` and `title`, and optionally `name`, `supplier` or `brand`, `short_description` or
 /// `description`, `attr_t_…`; or .tsv with `product_uid` or `id`, and `title`. `judgments`: .tsv with `query`,
-/// `product_id` or `product_uid`, and `rating` (0 to 3; gain 2^r - 1, good from 2) or `relevance` (1 to 3; gain 2^(r-1)
-/// - 1, good from 2.33). Both plain, .gz or .zst.
+/// `product_id` or `product_uid`, and `rating` (0 to 3; gain 2^r - 1, good from 2) or `relevance` (1 to 3; gain
+/// 2^(r-1) - 1, good from 2.33). Both plain, .gz or .zst.
 pub fn search_benchmark(
     options: &SearchBenchmarkOptions,
     runtime: &Runtime,

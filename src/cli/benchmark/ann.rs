@@ -6,9 +6,9 @@ use crate::cli::{
     threads::ThreadsArgs,
 };
 use anyhow::{Context, bail, ensure};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use lodestone_core::{bits, ids::Row};
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use lodestone_index::{BuildConfig, FrozenGraph, Precision, SearchStrategy, dot};
 use lodestone_pipeline::bundle::Bundle;
 use rayon::prelude::*;

@@ -53,8 +53,8 @@ pub(crate) struct NextItemArgs {
 /// data.
 #[derive(clap::Args)]
 pub(crate) struct SessionsArgs {
-    /// Sessions in order of time, one per line, items separated by spaces; or .tsv with SessionId, ItemId, Time. Plain,
-    /// .gz or .zst.
+    /// Sessions in order of time, one per line, items separated by spaces; or .tsv with SessionId, ItemId, Time.
+    /// Plain, .gz or .zst.
     #[arg(long, value_name = "FILE")]
     train: PathBuf,
     /// Lines of the previous items, a tab, and the next item; or .tsv with SessionId, ItemId, Time.

@@ -7,6 +7,7 @@ mod models;
 mod requests;
 mod viewer;
 
+use super::violations::Violations;
 pub(crate) use answers::{
     Envelope, item_to_proto, rank_response, recommend_response, search_response, suggest_response,
 };
@@ -14,8 +15,6 @@ pub(crate) use events::event;
 pub(crate) use items::item;
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
 pub(crate) use requests::{rank, recommend, search, suggest};
-
-use super::violations::Violations;
 use std::fmt::Display;
 
 /// Greatest number of characters of a query or another short text.

@@ -2,9 +2,8 @@
 mod columns;
 mod parse;
 
-pub(super) use columns::{BLOCK_ROWS, Columns, Mask};
-
 use super::{AttributeValue, Item};
+pub(super) use columns::{BLOCK_ROWS, Columns, Mask};
 use std::fmt;
 
 /// The length limit of a filter, in characters.

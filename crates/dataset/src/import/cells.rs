@@ -12,8 +12,8 @@ use arrow_schema::{DataType, TimeUnit};
 use jiff::{Timestamp, civil::Date};
 use std::fmt::{Display, Write};
 
-/// Appends the value of a cell: numbers in decimal notation, dates as `2026-11-28`, times as `2026-11-28T09:30:00`, with `Z` if the
-/// column has a time zone. A missing value appends nothing. Nested types and binary data are errors.
+/// Appends the value of a cell: numbers in decimal notation, dates as `2026-11-28`, times as `2026-11-28T09:30:00`,
+/// with `Z` if the column has a time zone. A missing value appends nothing. Nested types and binary data are errors.
 pub(super) fn write_cell(out: &mut String, array: &dyn Array, row: usize) -> Result<(), String> {
     if array.is_null(row) {
         return Ok(());

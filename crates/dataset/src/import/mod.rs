@@ -5,9 +5,6 @@ mod mapping;
 mod report;
 mod rows;
 
-pub use mapping::Mapping;
-pub use report::{Dropped, ImportReport};
-
 use crate::{DatasetError, DatasetEvent};
 use ahash::AHashSet;
 use catalogue::Catalogue;
@@ -16,7 +13,9 @@ use lodestone_core::{
     units::{PriceMicros, UnixMillis},
 };
 use lodestone_events::EventKind;
+pub use mapping::Mapping;
 use report::Reason;
+pub use report::{Dropped, ImportReport};
 use rows::{Row, Rows};
 use std::{
     fs, io,

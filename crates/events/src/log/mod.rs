@@ -8,10 +8,9 @@ mod check;
 mod compact;
 mod segment;
 
+use super::{Change, LogError};
 pub use check::{Check, DamagedPart, Repair, check, repair};
 pub use compact::{CompactMode, Compacted, Retention, RetentionError, compact};
-
-use super::{Change, LogError};
 use lodestone_core::units::UnixMillis;
 use rayon::prelude::*;
 use segment::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX, Segment};

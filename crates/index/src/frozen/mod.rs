@@ -17,20 +17,19 @@ mod storage;
 #[allow(unsafe_code, reason = "calls kernels in functions that are compiled for one CPU")]
 mod values;
 
-pub use build::BuildConfig;
-pub use file::FileError;
-pub use search::SearchStrategy;
-pub use values::{Precision, UnknownPrecision};
-
 use crate::kernels::InstructionSet;
 use ahash::AHashMap;
+pub use build::BuildConfig;
 use build::{Built, UpperLayer};
 use codes::{Clipping, Quantizer, ZERO};
+pub use file::FileError;
 use ids::{Ids, NONE};
 use lodestone_core::ids::Row;
 use rayon::prelude::*;
+pub use search::SearchStrategy;
 use storage::Slice;
 use values::Values;
+pub use values::{Precision, UnknownPrecision};
 
 /// The reason why vectors cannot be indexed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

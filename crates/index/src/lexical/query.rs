@@ -1,6 +1,9 @@
 //! Conversion of a query's words to tantivy queries.
-use super::super::forward::{ForwardIndex, Group};
-use super::{Fields, Lexical, LexicalError, MatchMode, PART_BYTES_MIN, document::ordered};
+use super::{
+    super::forward::{ForwardIndex, Group},
+    Fields, Lexical, LexicalError, MatchMode, PART_BYTES_MIN,
+    document::ordered,
+};
 use ahash::AHashMap;
 use lodestone_core::text::{self, TokenKind};
 use tantivy::{

@@ -4,12 +4,11 @@
 //! (users, stock, new items), which is in the event log.
 mod manifest;
 
-pub use manifest::{FileSum, Head, Manifest, sha256};
-
 use crate::features;
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_index::{FileError, FrozenGraph, Neighbours};
+pub use manifest::{FileSum, Head, Manifest, sha256};
 use std::{
     fs, io,
     path::{Path, PathBuf},

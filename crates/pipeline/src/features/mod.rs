@@ -2,13 +2,12 @@
 //! skew.
 mod user;
 
-pub use user::{ItemStats, RecentItem, UserContext};
-
 use lodestone_catalog::Catalog;
 use lodestone_core::{ids::Row, units::UnixMillis};
 use lodestone_events::Popularity;
 use lodestone_index::dot;
 use sha2::{Digest, Sha256};
+pub use user::{ItemStats, RecentItem, UserContext};
 
 /// The features, in the order of the ranking model's input `features [N, F]`. Logarithms are `ln(1 + x)`.
 pub const FEATURES: &[&str] = &[

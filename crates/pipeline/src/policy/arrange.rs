@@ -9,8 +9,9 @@
 //!    rankings are interleaved.
 //!
 //! [`PolicyInput`] contains everything that the rules read, so that a record of an answer replays to the same bits.
-use super::CandidateIndex;
-use super::{DraftPick, Exploration, OrganicList, PinSlot, Team, apply_boosts, diversify, place_pins, team_draft};
+use super::{
+    CandidateIndex, DraftPick, Exploration, OrganicList, PinSlot, Team, apply_boosts, diversify, place_pins, team_draft,
+};
 use std::cmp::Ordering;
 
 /// Number of candidates among which diversity selects the next one.

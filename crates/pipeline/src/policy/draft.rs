@@ -1,6 +1,5 @@
 //! Team-draft interleaving of two rankings (Radlinski, Kurup and Joachims 2008).
-use super::CandidateIndex;
-use super::Random;
+use super::{CandidateIndex, Random};
 use ahash::AHashSet;
 
 /// The ranking that picked a slot of an interleaved answer.

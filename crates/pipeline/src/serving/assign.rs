@@ -1,6 +1,5 @@
 //! The stable assignment of users to the arms of an experiment.
-use super::arms::arm_at;
-use super::{Arms, Experiment};
+use super::{Arms, Experiment, arms::arm_at};
 use lodestone_core::ids::UserId;
 use sha2::{Digest, Sha256};
 

@@ -6,10 +6,9 @@ mod arms;
 mod assign;
 mod file;
 
+use crate::{policy::Exploration, retrieve::RetrievalLimits};
 pub use arms::arm_at;
 pub use assign::assign;
-
-use crate::{policy::Exploration, retrieve::RetrievalLimits};
 use lodestone_core::ids::UserId;
 use std::{
     collections::BTreeMap,

@@ -3,7 +3,6 @@ use super::{
     BUNDLE_COPIES, BundleRecords, BundleSource, BundleState, Command, QueuedCommand, RolloutConfig, RolloutError,
     RolloutInput, format_error_chain, last_served::LastServed,
 };
-use crate::store::{Pointer, StoreError};
 use crate::{
     generations::Generations,
     health::HealthSummary,
@@ -11,6 +10,7 @@ use crate::{
     loaded::{LoadedGeneration, Loader},
     routes::{Canary, Routes},
     shadow::Shadow,
+    store::{Pointer, StoreError},
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use lodestone_core::units::UnixMillis;

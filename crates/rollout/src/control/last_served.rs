@@ -1,6 +1,8 @@
 //! The served bundles, saved in the data directory: a restart continues with them.
-use crate::routes::Routes;
-use crate::store::{Pointer, Store, StoreError};
+use crate::{
+    routes::Routes,
+    store::{Pointer, Store, StoreError},
+};
 use std::{fs, io, path::Path};
 
 /// File name in the data directory.

@@ -3,8 +3,6 @@
 mod controller;
 mod last_served;
 
-use crate::shadow::ShadowReport;
-use crate::store::{Pointer, Store};
 use crate::{
     canary::CanaryReport,
     generations::Generations,
@@ -12,6 +10,8 @@ use crate::{
     load_threads::LoadThreads,
     loaded::{LoadedGeneration, Loader},
     routes::Routes,
+    shadow::ShadowReport,
+    store::{Pointer, Store},
 };
 use controller::Controller;
 use crossbeam_channel::{Sender, TrySendError};

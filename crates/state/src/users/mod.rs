@@ -2,13 +2,12 @@
 mod history;
 mod record;
 
-pub use history::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
-pub use record::{decode, encode};
-
 use dashmap::DashMap;
+pub use history::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
 use lodestone_catalog::ItemKeys;
 use lodestone_core::ids::UserId;
 use lodestone_events::Event;
+pub use record::{decode, encode};
 
 /// The histories of all users. Readers may read while one thread applies events.
 #[derive(Default)]

@@ -1,7 +1,9 @@
 //! Text similarity of items: TF-IDF vectors, their cosine, and dense vectors by dimensionality reduction.
 use super::pairs::{ItemPairs, Scores};
-use crate::kernels::{add_scaled, dot};
-use crate::sequence::{samples::ItemText, transformer::Bits};
+use crate::{
+    kernels::{add_scaled, dot},
+    sequence::{samples::ItemText, transformer::Bits},
+};
 use ahash::AHashMap;
 use rayon::prelude::*;
 

@@ -1,8 +1,6 @@
 //! The public benchmarks of sequence models: read files, train, evaluate on held-out items.
 mod report;
 
-pub use report::{BasketMethod, BasketReport, HitReport, Method, Summary};
-
 use super::{
     SequenceError,
     blend::Blend,
@@ -18,6 +16,7 @@ use super::{
 };
 use crate::Progress;
 use ahash::AHashMap;
+pub use report::{BasketMethod, BasketReport, HitReport, Method, Summary};
 use report::{QueryGroups, Ranks, Run};
 use std::{
     path::{Path, PathBuf},
