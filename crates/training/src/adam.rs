@@ -1,6 +1,7 @@
 //! Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019): the optimiser of every model that is
 //! trained here.
 use super::kernels::{AdamStep, adam};
+use rayon::prelude::*;
 
 /// Settings of the optimiser.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +29,9 @@ impl Adam {
     }
 }
 
+/// Weights that one thread takes at a time.
+const CHUNK: usize = 65_536;
+
 /// First and second moments of the gradients of some weights, as many as there are weights.
 #[derive(Debug, Clone)]
 pub(crate) struct Moments {
@@ -43,6 +47,15 @@ impl Moments {
     /// Makes one step: changes `weights` by their `gradient`, and the moments.
     pub(crate) fn update(&mut self, weights: &mut [f32], gradient: &[f32], step: AdamStep) {
         adam(weights, &mut self.mean, &mut self.square, gradient, step);
+    }
+
+    /// [`Self::update`] on all threads; the result is the same.
+    pub(crate) fn update_in_parallel(&mut self, weights: &mut [f32], gradient: &[f32], step: AdamStep) {
+        let weights = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+        let moments = self.mean.par_chunks_mut(CHUNK).zip(self.square.par_chunks_mut(CHUNK));
+        weights.zip(moments).for_each(|((weights, gradient), (mean, square))| {
+            adam(weights, mean, square, gradient, step);
+        });
     }
 
     /// [`Self::update`] of the weights from `begin` on.

@@ -524,4 +524,27 @@ mod tests {
             assert!((f64::from(loss) - expected).abs() < 1e-5, "{loss} {expected}");
         }
     }
+
+    #[test]
+    fn the_same_seed_returns_the_same_network_and_the_loss_falls() {
+        let lists: Vec<RankingList> = (0..40).flat_map(|_| lists(5)).collect();
+        let heads = ["a".to_owned(), "b".to_owned()];
+        let data = RankingData {
+            lists: &lists,
+            validation: &lists[..2],
+            feature_names: &["1", "2", "3", "4", "5"],
+            heads: &heads,
+        };
+        let learned = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut trainer = trainer(&lists, 5);
+            let (config, stop) = (RankerConfig::default(), AtomicBool::new(false));
+            let rng = &mut StdRng::seed_from_u64(1);
+            pool.install(|| trainer.learn(data, &config, &stop, rng, &mut |_| {})).unwrap()
+        };
+        let (best, other) = (learned(1), learned(3));
+        assert_eq!(best.network.weights, other.network.weights);
+        let untrained = trainer(&lists, 5).loss(&lists[..2]);
+        assert!(best.loss < 0.8 * untrained, "{} {untrained}", best.loss);
+    }
 }

@@ -6,7 +6,6 @@ use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_pipeline::*;
 use prost::Message;
 use sha2::{Digest, Sha256};
-use std::fmt::Display;
 
 const CONTEXT_EVENTS_MAX: usize = 100;
 const EXCLUDE_MAX: usize = 1000;

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     adam::{Adam, Moments},
-    kernels::{Into, View, adam, add, matmul, normalise_rows, normalise_rows_backward},
+    kernels::{Into, View, add, matmul, normalise_rows, normalise_rows_backward},
     layers::normal,
     softmax::{Softmax, Targets},
 };
@@ -231,13 +231,7 @@ impl<'a> Trainer<'a> {
         }
         clear(ditems, d, &step.dropped);
         if rows.is_empty() {
-            let chunk = d * 1024;
-            self.table
-                .par_chunks_mut(chunk)
-                .zip(table.mean.par_chunks_mut(chunk))
-                .zip(table.square.par_chunks_mut(chunk))
-                .zip(ditems.par_chunks(chunk))
-                .for_each(|(((weights, mean), square), gradient)| adam(weights, mean, square, gradient, decaying));
+            table.update_in_parallel(&mut self.table, ditems, decaying);
         }
         // Only the rows of this step are updated, moments included, so that the cost does not grow with the catalogue.
         for (row, gradient) in rows.iter().zip(ditems.chunks_exact(d)) {
