@@ -50,7 +50,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// A layer whose weights begin at `begin`.
+    /// Returns a layer whose weights start at `begin`.
     pub(crate) fn new(begin: usize, inputs: usize, outputs: usize) -> Self {
         Self { inputs, outputs, range: begin..begin + (inputs + 1) * outputs }
     }

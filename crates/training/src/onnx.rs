@@ -35,7 +35,7 @@ pub enum ModelError {
     Stopped,
 }
 
-/// Compares what ONNX Runtime gave with what the trained model gave.
+/// Compares the outputs of ONNX Runtime with those of the trained model.
 pub(crate) fn compare(model: &'static str, pairs: &[(Vec<f32>, Vec<f32>)]) -> Result<ExportCheck, ModelError> {
     let differences = pairs.iter().flat_map(|(a, b)| a.iter().zip(b).map(|(a, b)| (a - b).abs()));
     let max_difference = differences.fold(0.0, f32::max);

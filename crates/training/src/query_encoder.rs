@@ -117,7 +117,7 @@ impl Tower {
         Trace { mean, activated, out, inverse }
     }
 
-    /// Adds to `gradient` what `dout` `[texts × VECTOR_DIM]`, the gradient of the output, asks of the weights.
+    /// Adds the gradients that follow from `dout` `[texts × VECTOR_DIM]`, the gradient of the output, to `gradient`.
     fn backward(&self, gradient: &mut Gradient, mut dout: Vec<f32>, texts: &[&[u32]], trace: &Trace) {
         normalise_rows_backward(&mut dout, &trace.out, VECTOR_DIM, &trace.inverse);
         let mut dmean = dout.clone();

@@ -16,7 +16,7 @@ pub(super) const BUCKET_COUNT: u32 = 32_768;
 /// Title spans for each item that stand in for queries.
 const SPANS_PER_ITEM: usize = 8;
 
-/// The query encoder and what it says of the items.
+/// The query encoder and the vectors of the items.
 pub(super) struct QuerySide {
     pub model: Vec<u8>,
     pub tokenizer: Option<Vec<u8>>,
