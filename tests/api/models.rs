@@ -298,7 +298,7 @@ async fn a_canary_with_fewer_conversions_is_rolled_back_and_canaries_and_shadows
         }
     }
     let back = reach(&engine, "b", BundleState::RolledBack).await;
-    assert!(back.reason.contains("chose from 0.000 answers each"), "{}", back.reason);
+    assert!(back.reason.contains("converted on 0.000 answers each"), "{}", back.reason);
     drop(engine);
     let engine = shop.reopen(bounds).await;
     assert_eq!(reach(&engine, "c", BundleState::Shadow).await.share, 0.5);

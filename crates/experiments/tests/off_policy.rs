@@ -404,5 +404,5 @@ fn exported_answers_are_exposures_of_their_experiments() {
     assert!(error.contains("none") && error.contains("neither"), "{error}");
     let empty = tempfile::tempdir().unwrap();
     let error = read_answers(empty.path()).unwrap_err().to_string();
-    assert!(error.contains("no answers.parquet and no directory of a day"), "{error}");
+    assert!(error.contains("contains no answers.parquet, and no directory of a day"), "{error}");
 }

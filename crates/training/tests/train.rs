@@ -42,8 +42,10 @@ impl Shop {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "`make test` passes the library through the environment")]
 fn runtime() -> Runtime {
-    Runtime::load(None).expect("ORT_DYLIB_PATH must name the library; `make test` sets it")
+    let library = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+    Runtime::load(library.as_deref()).expect("ORT_DYLIB_PATH must name the library; `make test` sets it")
 }
 
 fn items(title: impl Fn(usize) -> String) -> Vec<Item> {
