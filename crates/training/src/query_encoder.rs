@@ -40,7 +40,7 @@ impl Default for QueryEncoderConfig {
 }
 
 /// Hashed terms of a query, not empty, and the index of its text.
-pub type QuerySample = (Vec<u32>, u32);
+pub(crate) type QuerySample = (Vec<u32>, u32);
 
 /// Texts and queries to learn from.
 #[derive(Clone, Copy)]

@@ -538,7 +538,7 @@ mod tests {
         let learned = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut trainer = trainer(&lists, 5);
-            let (config, stop) = (RankerConfig::default(), AtomicBool::new(false));
+            let (config, stop) = (RankerConfig { learning_rate: 1e-2, ..Default::default() }, AtomicBool::new(false));
             let rng = &mut StdRng::seed_from_u64(1);
             pool.install(|| trainer.learn(data, &config, &stop, rng, &mut |_| {})).unwrap()
         };
