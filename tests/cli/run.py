@@ -268,7 +268,7 @@ def experiments(work):
     check("<svg" in page.read_text() and not report["sample_ratio"]["mismatch"], "the page has a plot")
     ran = run("experiment", "report", *files, "--experiment", "e", "--shares", "control=0.6,brave=0.4")
     check(ran.returncode == NO and "SAMPLE RATIO MISMATCH" in ran.stdout, "a wrong split has exit code 1")
-    refused(["nobody was in the experiment `f`", "there are: e"], "experiment", "report", *files, "--experiment", "f")
+    refused(["do not contain the experiment `f`", "they contain: e"], "experiment", "report", *files, "--experiment", "f")
     refused(["events.jsonl", "line 1"], "experiment", "report", "--answers", events, "--events", events, "--experiment", "e")
 
 
