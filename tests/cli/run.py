@@ -108,7 +108,7 @@ def nearest_vectors(work):
     values[3] = float("nan")
     vector = struct.pack("<i16f", 16, *values)
     (work / "nan.fvecs").write_bytes(vector * 3000)
-    refused(["vector 0", "not a finite number at 3"], "benchmark", "ann", "--vectors", work / "nan.fvecs")
+    refused(["vector 0", "not finite at position 3"], "benchmark", "ann", "--vectors", work / "nan.fvecs")
 
 
 def product_search(work):

@@ -648,7 +648,7 @@ def searches(work):
     """Synonyms, corrections, ids, units, unusual queries, facets."""
     bad, good = work / "bad.txt", work / "synonyms.txt"
     bad.write_text("sofa, couch\nlonely\n")
-    check_refused(BUNDLE, work / "unused", "an invalid line of synonyms", ["bad.txt", "line 2", "nothing to mean the same"],
+    check_refused(BUNDLE, work / "unused", "an invalid line of synonyms", ["bad.txt", "line 2", "has a single term"],
             "--synonyms", str(bad))
     check_refused(BUNDLE, work / "unused", "a missing file of synonyms", ["nowhere.txt"], "--synonyms", str(work / "nowhere.txt"))
     good.write_text("# tests\nzibble, quibbleflax\n灯笼, quibbleflax\nworp => lantern\n")
