@@ -442,6 +442,10 @@ struct Pace {
 }
 
 /// Sends on schedule from a separate thread, because tokio's timers are too coarse for latencies below a millisecond.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a schedule sleeps, its start has nanoseconds, and IN_FLIGHT_MAX bounds the channel"
+)]
 fn open_loop(
     runtime: &tokio::runtime::Runtime,
     calls: &Arc<Calls>,

@@ -110,6 +110,7 @@ impl TrainArgs {
 }
 
 /// Returns a flag that the first SIGINT or SIGTERM sets. The second one ends the process.
+#[expect(clippy::disallowed_methods, reason = "the second signal ends a training that does not stop")]
 fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
