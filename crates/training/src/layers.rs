@@ -1,7 +1,8 @@
 //! Fully connected layers, and numbers to start them with. Weights lie in flat vectors: a matrix `[inputs × outputs]`,
 //! row after row, then a bias `[outputs]`.
 use super::kernels::{Into, View, add_row, matmul, sum_rows};
-use rand::Rng;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha12Rng;
 use std::ops::Range;
 
 /// x · W + b: `x` `[rows × inputs]` to `[rows × outputs]`.
@@ -80,6 +81,21 @@ impl Linear {
     pub(crate) fn backward(&self, gradient: &mut [f32], dout: &[f32], x: &[f32], weights: &[f32]) -> Vec<f32> {
         linear_backward(&mut gradient[self.range.clone()], dout, x, self.inputs, &weights[self.range.clone()])
     }
+}
+
+/// Random streams of one seed, by model. The sequence encoder, whose checkpoints store its position, has stream 0.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stream {
+    QueryEncoder = 1,
+    Ranker = 2,
+}
+
+/// Returns a generator that is independent of the other streams of the seed. If two models drew the same numbers, the
+/// user encoder's initial weights would equal those of the embeddings behind its item texts, and it would learn less.
+pub(crate) fn generator(seed: u64, stream: Stream) -> ChaCha12Rng {
+    let mut rng = ChaCha12Rng::seed_from_u64(seed);
+    rng.set_stream(stream as u64);
+    rng
 }
 
 /// A normally distributed number (Box & Muller 1958).

@@ -4,13 +4,13 @@ use super::{
     Progress,
     adam::{Adam, Moments},
     kernels::{AdamStep, add, add_scaled, normalise_rows, normalise_rows_backward, scale, tanh, tanh_backward},
-    layers::{Linear, normal},
+    layers::{Linear, Stream, generator, normal},
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare, weights_in},
     softmax::{Softmax, Targets},
 };
 use lodestone_catalog::VECTOR_DIM;
 use lodestone_pipeline::ranking::{Device, QueryEncoder, Runtime};
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{Rng, seq::SliceRandom};
 use rayon::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -242,7 +242,7 @@ pub(crate) fn train_query_encoder(
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainedQueryEncoder, ModelError> {
-    let mut rng = StdRng::seed_from_u64(config.seed);
+    let mut rng = generator(config.seed, Stream::QueryEncoder);
     let buckets = config.bucket_count as usize;
     let start = start.and_then(|onnx| Tower::exported(onnx, buckets));
     let mut tower = start.unwrap_or_else(|| Tower::new(buckets, &mut rng));
@@ -256,7 +256,7 @@ fn learn(
     tower: &mut Tower,
     data: QueryEncoderData,
     config: &QueryEncoderConfig,
-    rng: &mut StdRng,
+    rng: &mut impl Rng,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), ModelError> {
     let adam = Adam { learning_rate: config.learning_rate, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay: 0.0 };
@@ -342,7 +342,7 @@ mod tests {
     }
 
     fn tower() -> Tower {
-        let mut tower = Tower::new(BUCKETS, &mut StdRng::seed_from_u64(5));
+        let mut tower = Tower::new(BUCKETS, &mut generator(5, Stream::QueryEncoder));
         // Longer than before a training, so that differences of the loss are more than rounding.
         tower.table.iter_mut().for_each(|value| *value *= 8.0);
         tower
@@ -401,7 +401,7 @@ mod tests {
         let data = QueryEncoderData { texts: &texts, samples: &samples };
         let config = QueryEncoderConfig { bucket_count: BUCKETS as u32, epochs: 100, batch: 5, ..Default::default() };
         let learned = |threads: usize| {
-            let mut rng = StdRng::seed_from_u64(config.seed);
+            let mut rng = generator(config.seed, Stream::QueryEncoder);
             let mut tower = Tower::new(BUCKETS, &mut rng);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| learn(&mut tower, data, &config, &mut rng, &mut |_| {})).unwrap();

@@ -4,7 +4,7 @@ use super::{
     Progress,
     adam::{Adam, Moments},
     kernels::{add, exponentials, gelu, gelu_backward},
-    layers::Linear,
+    layers::{Linear, Stream, generator},
     onnx::{Dim, ExportCheck, GraphWriter, ModelError, compare},
 };
 use lodestone_pipeline::ranking::{Device, Ranker, Runtime};
@@ -181,7 +181,7 @@ pub(crate) fn train_ranker(
         return Err(ModelError::TooLittle("the ranker needs lists to learn from and lists to stop by".to_owned()));
     }
     let scale = Scale::of(data.lists, data.feature_names.len());
-    let mut rng = StdRng::seed_from_u64(config.seed);
+    let mut rng = generator(config.seed, Stream::Ranker);
     let network = Network::new(data.feature_names.len(), data.heads.len(), &mut rng);
     let mut trainer = Trainer { network, scale, pointwise_weight: config.pointwise_weight };
     let best = trainer.learn(data, config, stop, &mut rng, progress)?;
@@ -222,7 +222,7 @@ impl Trainer {
         data: RankingData,
         config: &RankerConfig,
         stop: &AtomicBool,
-        rng: &mut StdRng,
+        rng: &mut impl Rng,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Best, ModelError> {
         let adam = Adam { learning_rate: config.learning_rate, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay: 0.0 };
@@ -469,7 +469,7 @@ mod tests {
     }
 
     fn trainer(lists: &[RankingList], width: usize) -> Trainer {
-        let network = Network::new(width, 2, &mut StdRng::seed_from_u64(3));
+        let network = Network::new(width, 2, &mut generator(3, Stream::Ranker));
         Trainer { network, scale: Scale::of(lists, width), pointwise_weight: 0.1 }
     }
 
@@ -539,7 +539,7 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut trainer = trainer(&lists, 5);
             let (config, stop) = (RankerConfig { learning_rate: 1e-2, ..Default::default() }, AtomicBool::new(false));
-            let rng = &mut StdRng::seed_from_u64(1);
+            let rng = &mut generator(1, Stream::Ranker);
             pool.install(|| trainer.learn(data, &config, &stop, rng, &mut |_| {})).unwrap()
         };
         let (best, other) = (learned(1), learned(3));
