@@ -90,8 +90,8 @@ pub(crate) enum Stream {
     Ranker = 2,
 }
 
-/// Returns a generator that is independent of the other streams of the seed. If two models drew the same numbers, the
-/// user encoder's initial weights would equal those of the embeddings behind its item texts, and it would learn less.
+/// Returns a generator whose numbers are independent of the other streams of the seed, so that no model starts with
+/// another model's weights.
 pub(crate) fn generator(seed: u64, stream: Stream) -> ChaCha12Rng {
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
     rng.set_stream(stream as u64);
