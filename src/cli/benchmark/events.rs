@@ -6,9 +6,7 @@ use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::UnixMillis,
 };
-use lodestone_events::{
-    Attribution, Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log,
-};
+use lodestone_events::{Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log};
 use lodestone_state::{LiveState, RecoveryOptions, checkpoints::Checkpoints, recover, state_with_items};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -250,23 +248,11 @@ impl SyntheticShop {
             EventKind::Search => Vec::new(),
             _ => vec![EventLine { item, quantity: 1, price: None, rank: 0 }],
         };
-        Change::Event(Event {
-            id: EventId::parse(&format!("{:016x}-{number:08}", random.random::<u64>())).expect("a short plain text"),
-            kind,
-            user: self.users[user].clone(),
-            session: String::new(),
-            at,
-            lines,
-            query: match kind {
-                EventKind::Search => format!("query {}", random.random_range(0..5000)),
-                _ => String::new(),
-            },
-            order: String::new(),
-            stars: 0,
-            coupon: String::new(),
-            categories: Vec::new(),
-            currency: String::new(),
-            attribution: Attribution::None,
-        })
+        let id = EventId::parse(&format!("{:016x}-{number:08}", random.random::<u64>())).expect("a short plain text");
+        let query = match kind {
+            EventKind::Search => format!("query {}", random.random_range(0..5000)),
+            _ => String::new(),
+        };
+        Change::Event(Event { lines, query, ..Event::new(id, kind, self.users[user].clone(), at) })
     }
 }
