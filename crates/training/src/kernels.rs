@@ -1,6 +1,7 @@
-//! Numeric kernels: matrix products with the `gemm` crate, and loops that are compiled once for each set of vector
+//! Numeric kernels: matrix products with the `gemm-f32` crate, and loops that are compiled once for each set of vector
 //! instructions and selected at run time. This module contains all unsafe code of the crate.
-use gemm::{Parallelism, gemm};
+use gemm_common::Parallelism;
+use gemm_f32::gemm::f32::get_gemm_fn;
 
 /// A matrix view of f32; a transpose only swaps the strides.
 #[derive(Clone, Copy)]
@@ -44,25 +45,29 @@ pub(crate) fn matmul(out: &mut [f32], into: Into, a: View, b: View) {
     if a.rows == 0 || b.columns == 0 {
         return;
     }
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    // SAFETY: the views contain rows × columns numbers at their strides, `out` contains m × n, and is borrowed mutably.
+    // The kernels write a column at a time, so the row-major product is computed as its transpose, outᵀ = bᵀ · aᵀ. An
+    // output of one column has both orders and stays as it is.
+    let (left, right) = if b.columns > 1 { (b.transposed(), a.transposed()) } else { (a, b) };
+    let (row_stride, column_stride) = if b.columns > 1 { (1, b.columns as isize) } else { (1, 1) };
+    // SAFETY: the views contain rows × columns numbers at their strides; `out` contains `left.rows` × `right.columns` at
+    // these strides, and is borrowed mutably.
     unsafe {
-        gemm(
-            m,
-            n,
-            k,
+        get_gemm_fn()(
+            left.rows,
+            right.columns,
+            left.columns,
             out.as_mut_ptr(),
-            1,
-            n as isize,
+            column_stride,
+            row_stride,
             into == Into::Add,
-            a.values.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.values.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0f32,
-            1.0f32,
+            left.values.as_ptr(),
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.values.as_ptr(),
+            right.column_stride as isize,
+            right.row_stride as isize,
+            1.0,
+            1.0,
             false,
             false,
             false,
