@@ -10,17 +10,40 @@ DATA := target/demo/data
 BUNDLE := target/demo/bundle
 SHOP := data/online-retail
 LISTEN ?= 127.0.0.1:50051
+
+# SHORT=1 gives every benchmark and every long test a form of a few seconds. `make test` runs these forms, so that no
+# published command stops working unnoticed. Their figures mean nothing.
+ifdef SHORT
+SIZES ?= 3000x16
+RETRIEVAL_PEERS ?= usearch,faiss
+KILLS ?= 2
+SWAPS ?= 5
+FUZZ_SECONDS ?= 1
+SIMULATION := target/simulation-short/simulation
+SIMULATION_FLAGS := --seeds 1 --shoppers 80 --products 96 --days 3 --history-days 20
+export BENCH_SECONDS ?= 0.3
+export BENCH_CONNECTIONS ?= 1,8
+export BENCH_EVENTS ?= 20000
+export BENCH_BACKGROUND_SECONDS ?= 9
+export BENCH_RATE ?= 200
+export BENCH_REPEATS ?= 1
+else
 SIZES ?= 100000x64 1000000x64 200000x384
+KILLS ?= 200
+SWAPS ?= 1000
+FUZZ_SECONDS ?= 60
+SIMULATION := docs/simulation
+endif
 
 # The server loads ONNX Runtime from here. Set it to use another copy.
 export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 # Microsoft's builds of the library collect telemetry and keep a database of it in the home directory.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help setup build run demo test fuzz simulate bench bench-retrieval bench-events clean clean-demo
+.PHONY: help setup build run demo test fuzz simulate bench bench-retrieval bench-events bench-train clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs
 .PHONY: deny structure
-.PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store
+.PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store test-short-forms
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -62,7 +85,7 @@ run: build tools-run $(DATA) $(BUNDLE) ## Serve the example shop on 127.0.0.1:50
 demo: build tools-run $(DATA) $(BUNDLE) ## Start the server on a free port, call every RPC once, and check the answers
 	@scripts/demo.sh
 
-test: check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server ## Everything that must pass before a change lands
+test: check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server test-short-forms ## Everything that must pass before a change lands
 
 check-format:
 	cargo fmt --check
@@ -105,22 +128,29 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
-test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 200 times while it writes; no acknowledged write may be lost
-	KILLS=200 cargo test --release --locked --test api crash:: -- --nocapture
-	@scripts/tools.sh minilm
-	KILLS=200 CRASH_ONLY=1 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
+SHORT_FORMS := bench bench-retrieval bench-events bench-train fuzz simulate test-crash test-swaps test-store
+test-short-forms: build tools-run $(DATA) $(BUNDLE) ## Run every benchmark and every long test for a few seconds
+	$(MAKE) SHORT=1 $(SHORT_FORMS)
 
-SWAPS ?= 1000
+test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 200 times while it writes; no acknowledged write may be lost
+	KILLS=$(KILLS) cargo test --release --locked --test api crash:: -- --nocapture
+	@scripts/tools.sh minilm
+	KILLS=$(KILLS) CRASH_ONLY=1 python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
+
 test-swaps: tools-run ## Load and swap in 1,000 bundles under requests and writes; none may fail, and memory may not grow
 	SWAPS=$(SWAPS) cargo test --release --locked --test api models::swaps_under_load -- --nocapture
 
-# Other features compile other crates; their own target directory keeps the main one fresh.
+# The feature `cloud` changes the features of crates that most others depend on, so it compiles nearly everything again, in
+# a target directory of its own. The short form therefore takes the same steps with a directory instead of a bucket.
 test-store: build tools-run $(DATA) $(BUNDLE) ## Publish to, serve from and prune a bucket of moto's S3 server; builds everything once with the feature cloud
+ifdef SHORT
+	python3 tests/store/s3.py $(LODESTONE) $(TOOLS)/bin/grpcurl $(BUNDLE)
+else
 	@scripts/tools.sh moto
 	cargo build --release --locked --features cloud --target-dir target/cloud
 	python3 tests/store/s3.py target/cloud/release/lodestone $(TOOLS)/bin/grpcurl $(BUNDLE) $(TOOLS)/moto/bin/moto_server
+endif
 
-FUZZ_SECONDS ?= 60
 fuzz: ## Generate malformed queries, filters, synonyms and tokens; FUZZ_SECONDS=60 for each kind
 	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test api fuzz:: -- --test-threads 1 --nocapture
 
@@ -131,10 +161,13 @@ bench: build tools-run $(DATA) $(BUNDLE) ## Compare the server with the same pip
 		--grpc_python_out=target/bench/stubs proto/lodestone/v1/*.proto
 	@$(TOOLS)/bench/bin/python benches/serving.py
 
-# VECTORS=file.npy adds a set of vectors to the generated ones and to those of the example bundle.
+# VECTORS=file.npy adds a set of vectors to the generated ones and to those of the example bundle. RETRIEVAL_PEERS=a,b
+# selects libraries; the short form takes those that `make bench` installs.
+RETRIEVAL_VENV := $(if $(SHORT),bench,peers)
 bench-retrieval: build $(BUNDLE) ## Compare the frozen graph with other ANN libraries; SIZES="100000x64 1000000x64 200000x384"
-	@scripts/tools.sh peers
-	@$(TOOLS)/peers/bin/python benches/retrieval.py $(SIZES) --bundle $(BUNDLE) $(if $(VECTORS),--vectors $(VECTORS))
+	@scripts/tools.sh $(RETRIEVAL_VENV)
+	@$(TOOLS)/$(RETRIEVAL_VENV)/bin/python benches/retrieval.py $(SIZES) --bundle $(BUNDLE) \
+		$(if $(VECTORS),--vectors $(VECTORS)) $(if $(RETRIEVAL_PEERS),--peers $(RETRIEVAL_PEERS))
 
 bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure event ingestion, replay and startup, and their effect on serving latency; BENCH_EVENTS=10000000
 	@python3 benches/events.py
@@ -147,11 +180,16 @@ structure: ## Measure the code and draw docs/structure.svg; FIGURES=file.json ad
 	@python3 scripts/structure.py --svg docs/structure.svg $(if $(FIGURES),--figures $(FIGURES))
 
 simulate: build tools-run ## Simulate shoppers with the learning loop on and off; writes docs/simulation.json and docs/simulation.svg
-	$(LODESTONE) simulate --format json --out docs/simulation.json --plot docs/simulation.svg
+	@mkdir -p $(dir $(SIMULATION))
+	$(LODESTONE) simulate $(SIMULATION_FLAGS) --format json --out $(SIMULATION).json --plot $(SIMULATION).svg
 
 bench-train: build ## Compare a training step of the sequence encoder with PyTorch; fetches PyTorch, some gigabytes
+ifdef SHORT
+	@python3 benches/training.py --without-torch --steps 2 --repeats 1
+else
 	@scripts/tools.sh torch
 	@$(TOOLS)/torch/bin/python benches/training.py
+endif
 
 clean-demo: ## Remove the example shop's data and bundle; the next run creates them again
 	rm -rf target/demo

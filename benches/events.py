@@ -4,7 +4,7 @@ Needs only the program, the example shop and `target/tools`. Prints each figure 
 written to target/bench/events.json. Events per second and their acknowledgements are measured over gRPC, with the load
 test on the cores of the server. BENCH_SECONDS=5 is the duration of a load test, BENCH_EVENTS=10000000 the size of the
 folded log, BENCH_BACKGROUND_SECONDS=90 the duration of a measurement with background work, BENCH_RATE the half load in
-requests per second (default: measured).
+requests per second (default: measured), BENCH_REPEATS=3 the number of load tests of which the median counts.
 """
 import json
 import os
@@ -28,6 +28,11 @@ SECONDS = os.environ.get("BENCH_SECONDS", "5")
 EVENTS = os.environ.get("BENCH_EVENTS", "10000000")
 # Duration of a measurement of requests with periods of background work.
 BACKGROUND_SECONDS = int(os.environ.get("BENCH_BACKGROUND_SECONDS", "90"))
+# Duration of each period of writes, and of the pause after it.
+PERIOD_SECONDS = min(5, BACKGROUND_SECONDS / 6)
+# Requests within or outside of background work from which a percentile may be taken; fewer if few are sent.
+COMPARED_MIN = min(1000, 2 * BACKGROUND_SECONDS)
+REPEATS = int(os.environ.get("BENCH_REPEATS", "3"))
 # Requests this close to a time at which the host took a core away are left out, because their latencies measure the
 # host.
 STEAL_DISTANCE_S = 0.25
@@ -90,8 +95,8 @@ class Server:
         return run
 
     def typical(self, figure, *load):
-        """Returns the load test with the median of this figure out of three, because the machine may stall during one."""
-        return sorted((self.load(*load) for _ in range(3)), key=lambda run: run[figure])[1]
+        """Returns the load test with the median of this figure, because the machine may stall during one."""
+        return sorted((self.load(*load) for _ in range(REPEATS)), key=lambda run: run[figure])[REPEATS // 2]
 
     def half_load(self):
         """Returns half of the capacity in recommendations per second; BENCH_RATE, if it is set."""
@@ -142,8 +147,8 @@ class Load:
                 left_out += 1
             else:
                 found[is_within(due, spans)].append(int(latency_us) / 1000)
-        if min(map(len, found.values())) < 1000:
-            sys.exit(f"{left_out} of {len(lines)} requests were left out; fewer than 1,000 remain within or outside")
+        if min(map(len, found.values())) < COMPARED_MIN:
+            sys.exit(f"{left_out} of {len(lines)} requests were left out; fewer than {COMPARED_MIN} remain within or outside")
         without, within = ({"requests": len(ms), "p50_ms": statistics.median(ms), "p99_ms": sorted(ms)[len(ms) * 99 // 100]}
                            for ms in found.values())
         return {"without": without, "within": within, "left_out": left_out / len(lines)}
@@ -161,19 +166,19 @@ def stolen_ticks():
 
 
 def with_events(server, rate):
-    """Measures recommendations with and without writes: periods of 5 s with 10,000 events per second, 5 s apart."""
+    """Measures recommendations with and without writes: periods of 10,000 events per second, as long as the pauses."""
     load, spans, starting = Load(server, rate, BACKGROUND_SECONDS), [], []
     sent = OUT / "events-latencies.csv"
     # The first requests are measured without background work.
     time.sleep(2)
     while load.is_running():
         begin = time.time()
-        server.load("write-events", 2, "--batch", 100, "--rate", 100, "--only-rate", "--latencies", sent, seconds=5)
+        server.load("write-events", 2, "--batch", 100, "--rate", 100, "--only-rate", "--latencies", sent, seconds=PERIOD_SECONDS)
         dues = [int(line.split(",")[0]) / 1e6 for line in sent.read_text().splitlines()[1:]]
         spans.append((min(dues), max(dues)))
         # A load test reads the shop's data before its first request.
         starting.append((begin, min(dues)))
-        time.sleep(5)
+        time.sleep(PERIOD_SECONDS)
     return load.compared(spans, starting) | {"rate_per_s": rate}
 
 
@@ -210,13 +215,13 @@ def publish(work, names):
 
 def logging_cost(data):
     """Returns the capacity in recommendations per second without and with a record of every answer; the median of
-    three each."""
+    each."""
     capacities = {"0": [], "1": []}
-    for _ in range(3):
+    for _ in range(REPEATS):
         for share, found in capacities.items():
             with Server(data, "--history-ends-now", "--answers-share", share) as server:
                 found.append(server.load("recommend", 8)["capacity_per_s"])
-    return [sorted(found)[1] for found in capacities.values()]
+    return [sorted(found)[REPEATS // 2] for found in capacities.values()]
 
 
 def main():

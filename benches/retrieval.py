@@ -304,7 +304,7 @@ def main():
     parser.add_argument("sizes", nargs="*")
     parser.add_argument("--vectors", nargs="*", type=Path, default=[])
     parser.add_argument("--bundle", type=Path, help="adds the item vectors of this bundle")
-    parser.add_argument("--peers", help="measures only these peers, separated by commas")
+    parser.add_argument("--peers", help="measures only these peers, separated by commas; fails if one fails")
     arguments = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(BUILD_THREADS)
@@ -315,9 +315,9 @@ def main():
             subprocess.run([LODESTONE, "benchmark", "ann", "--synthetic", size, "--save", path], check=True)
         sets.append((size, path))
     if arguments.bundle:
-        path = OUT / "vectors-bundle.npy"
-        subprocess.run([LODESTONE, "benchmark", "ann", "--bundle", arguments.bundle, "--save", path], check=True)
-        sets.append((f"item vectors of {arguments.bundle}", path))
+        subprocess.run([LODESTONE, "bundle", "export-vectors", "--bundle", arguments.bundle, "--out", OUT / "vectors"], check=True,
+                       stdout=subprocess.DEVNULL)
+        sets.append((f"item vectors of {arguments.bundle}", OUT / "vectors/item_vectors.npy"))
     everything = {}
     for name, path in sets:
         vectors = np.load(path)
@@ -338,6 +338,9 @@ def main():
         sys.stdout.flush()
         everything[name] = results
         (OUT / "retrieval.json").write_text(json.dumps(everything, indent=2))
+        failed = [f"{result['name']}: {result['error']}" for result in results if "error" in result]
+        if arguments.peers and failed:
+            sys.exit(f"selected peers failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Compares the server's throughput and latency with the same work in Python: `make bench`.
 
 Starts each server on a free port with the example shop, measures them with `lodestone load-test` one after the other,
-and prints figures and ratios. All results are also written to target/bench/serving.json. BENCH_SECONDS=5 is the
-duration of each measurement.
+and prints figures and ratios. Fails if the first pages of both have less than a third of their items in common, because
+the comparison is of the same work. All results are also written to target/bench/serving.json. BENCH_SECONDS=5 is the
+duration of each measurement, BENCH_CONNECTIONS=1,8,32 the numbers of connections.
 """
 import json
 import os
@@ -24,10 +25,10 @@ BUNDLE, DATA = TOP / "target/demo/bundle", TOP / "target/demo/data"
 OUT = TOP / "target/bench"
 STUBS = OUT / "stubs"
 SECONDS = os.environ.get("BENCH_SECONDS", "5")
-CONNECTIONS = "1,8,32"
-# Users and queries whose first pages are compared.
-COMPARED_USERS = 100
-PEER_PROCESSES = 2
+CONNECTIONS = os.environ.get("BENCH_CONNECTIONS", "1,8,32")
+# Users and queries whose first pages are compared, and the least share of common items.
+COMPARED_USERS, AGREEMENT_MIN = 100, 1 / 3
+PEER_PROCESSES = os.cpu_count()
 
 sys.path.insert(0, str(STUBS))
 
@@ -64,10 +65,14 @@ class Server:
         os.killpg(self.process.pid, signal.SIGTERM)  # The peer has child processes.
         self.process.wait(timeout=60)
 
+    def lines(self, text):
+        """Returns the lines of the log that contain `text`."""
+        return [line for line in Path(self.log.name).read_text().splitlines(keepends=True) if text in line]
+
     def wait_for_lines(self, text, count):
         """Waits until `count` lines of the log contain `text`. Ends the program after 120 s."""
         deadline = time.monotonic() + 120
-        while sum(text in line for line in Path(self.log.name).read_text().splitlines()) < count:
+        while len(self.lines(text)) < count:
             if time.monotonic() > deadline:
                 sys.exit(f"{self.log.name} does not have {count} lines with '{text}' after 120 s")
             time.sleep(0.1)
@@ -129,12 +134,17 @@ def main():
                      "--listen", f"127.0.0.1:{port}"], port, OUT / "lodestone.log") as server:
             our_answers = server.answers(users, titles)
             ours = {rpc: server.load(rpc) for rpc in ("recommend", "search", "suggest")}
-            ours["write-events"] = server.load("write-events", "8,32")
+            ours["write-events"] = server.load("write-events", CONNECTIONS)
+        vectors = Path(work) / "vectors"
+        subprocess.run([LODESTONE, "bundle", "export-vectors", "--bundle", BUNDLE, "--out", vectors], check=True,
+                       stdout=subprocess.DEVNULL)
         port = free_port()
-        with Server([sys.executable, TOP / "benches/peer/server.py", "--bundle", BUNDLE, "--data", DATA, "--port",
-                     str(port), "--processes", str(PEER_PROCESSES), "--stubs", STUBS], port,
+        with Server([sys.executable, TOP / "benches/peer/server.py", "--bundle", BUNDLE, "--vectors", vectors, "--data", DATA,
+                     "--port", str(port), "--processes", str(PEER_PROCESSES), "--stubs", STUBS], port,
                     OUT / "peer.log") as server:
             server.wait_for_lines("serving", PEER_PROCESSES)
+            print("\nvector indexes of the peer, one for each space:")
+            print("".join(f"  {line}" for line in server.lines("index ")), end="")
             their_answers = server.answers(users, titles)
             theirs = {rpc: server.load(rpc) for rpc in ("recommend", "search")}
 
@@ -158,6 +168,8 @@ def main():
     counted = re.search(r"bytes per user: \[([\d, ]+)\]", memory.stdout)
     per_user = max(map(int, counted[1].split(",")))
     print(f"memory per user with 100 events: at most {per_user:,} bytes")
+    if min(agreed.values()) < AGREEMENT_MIN:
+        sys.exit(f"the first pages have too few items in common: {agreed}; at least {AGREEMENT_MIN:.0%} are required")
     report = {"lodestone": ours, "python": theirs, "agreement": agreed, "events_per_s": written,
               "bytes_per_user": per_user}
     (OUT / "serving.json").write_text(json.dumps(report, indent=2))

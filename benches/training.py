@@ -5,21 +5,28 @@ optimizer and number of threads. PyTorch receives the histories padded to the lo
 attention needs a rectangle, and computes logits only at positions with a target. Both are timed three times, in turn;
 the table has the best median of each.
 
-    training.py
+    training.py [--without-torch] [--steps N] [--repeats N]
+
+--without-torch measures Lodestone alone.
 """
+import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError:
+    torch = None
 
 TOP = Path(__file__).resolve().parent.parent
 LODESTONE = TOP / "target/release/lodestone"
 OUT = TOP / "target/bench"
-STEPS, WIDTH, BLOCKS, DROPOUT = 20, 64, 2, 0.4
+WIDTH, BLOCKS, DROPOUT = 64, 2, 0.4
 THREADS = os.cpu_count()
 # Name, items, histories, maximum length, mean length (None: all have the maximum length).
 SHAPES = [
@@ -28,7 +35,7 @@ SHAPES = [
 ]
 
 
-class Encoder(torch.nn.Module):
+class Encoder(torch.nn.Module if torch else object):
     """The network of Lodestone's sequence encoder. `forward` returns the mean cross-entropy over all targets (-1:
     none)."""
 
@@ -50,7 +57,7 @@ class Encoder(torch.nn.Module):
         return F.cross_entropy(hidden[valid] @ self.items[:-1].T, targets[valid])
 
 
-def torch_median(path, items, length):
+def torch_median(path, items, length, steps):
     """Returns the median duration of a step in milliseconds. `path` has one history per line, as item numbers."""
     lines = [list(map(int, line.split())) for line in path.read_text().splitlines()]
     longest = max(map(len, lines)) - 1
@@ -61,33 +68,42 @@ def torch_median(path, items, length):
     encoder = Encoder(items, length)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
     times = []
-    for _ in range(STEPS + 1):
+    for _ in range(steps + 1):
         started = time.perf_counter()
         optimizer.zero_grad()
         encoder(histories, targets).backward()
         optimizer.step()
         times.append(1e3 * (time.perf_counter() - started))
-    return sorted(times[1:])[STEPS // 2]
+    return sorted(times[1:])[steps // 2]
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--without-torch", action="store_true")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    with_torch = not arguments.without_torch
+    if with_torch and not torch:
+        sys.exit("PyTorch is not installed; `make bench-train` installs it, and --without-torch measures Lodestone alone")
     OUT.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(THREADS)
-    print(f"PyTorch {torch.__version__}, {THREADS} threads, milliseconds of a step\n")
+    if with_torch:
+        torch.set_num_threads(THREADS)
+    print(f"PyTorch {torch.__version__ if with_torch else 'not measured'}, {THREADS} threads, milliseconds of a step\n")
     print("| histories | targets | Lodestone | PyTorch | |\n|---|---|---|---|---|")
     for name, items, batch, length, mean in SHAPES:
         path = OUT / "histories.txt"
         command = [LODESTONE, "benchmark", "encoder-step", "--items", items, "--batch", batch, "--length", length]
-        command += ["--width", WIDTH, "--steps", STEPS, "--threads", THREADS, "--save", path, "--format", "json"]
+        command += ["--width", WIDTH, "--steps", arguments.steps, "--threads", THREADS, "--save", path, "--format", "json"]
         command += ["--mean-length", mean] if mean else []
         lodestone, pytorch = [], []
-        for _ in range(3):
+        for _ in range(arguments.repeats):
             ran = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
             report = json.loads(ran.stdout)
             lodestone.append(report["milliseconds_median"])
-            pytorch.append(torch_median(path, items, length))
-        lodestone, pytorch = min(lodestone), min(pytorch)
-        print(f"| {name} | {report['targets']:,} | {lodestone:.0f} | {pytorch:.0f} | {pytorch / lodestone:.1f} × |")
+            pytorch += [torch_median(path, items, length, arguments.steps)] if with_torch else []
+        row = f"| {name} | {report['targets']:,} | {min(lodestone):.0f} |"
+        print(f"{row} {min(pytorch):.0f} | {min(pytorch) / min(lodestone):.1f} × |" if pytorch else f"{row} | |")
 
 
 if __name__ == "__main__":

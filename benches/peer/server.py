@@ -1,12 +1,17 @@
-"""The peer of `make bench`: two-stage ranking in Python with grpcio, faiss, tantivy, ONNX Runtime and numpy.
+"""The peer of `make bench`: two-stage ranking in Python with grpcio, faiss, usearch, scipy, tantivy, ONNX Runtime and
+numpy.
 
-Reads a Lodestone bundle and the imported history, and answers Search and Recommend (FOR_YOU) of lodestone.v1 with the
-same ONNX files, sources, limits and features, and a similar fusion. Precomputes the same data as Lodestone, and loops
-over candidates in numpy only. Has no writes, filters, policy, reasons, paging and validation.
+Reads a Lodestone bundle, its vectors (`lodestone bundle export-vectors`) and the imported history, and answers Search
+and Recommend (FOR_YOU) of lodestone.v1 with the same ONNX files, sources, limits and features, and a similar fusion.
 
-    server.py --bundle DIR --data DIR --port N --processes N --stubs DIR
+It has what a team would build for throughput: a process for each core, asyncio, batches of all waiting requests with one
+run of each model, one vector search and one sparse matrix product for a batch, user features that are computed once, and
+the vector index that is the fastest on this machine. Has no writes, filters, policy, reasons, paging and validation.
+
+    server.py --bundle DIR --vectors DIR --data DIR --port N --processes N --stubs DIR
 """
 import argparse
+import asyncio
 import json
 import multiprocessing
 import re
@@ -14,7 +19,7 @@ import sys
 import time
 import unicodedata
 import uuid
-from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faiss
@@ -22,10 +27,13 @@ import grpc
 import numpy as np
 import onnxruntime as ort
 import pyarrow.parquet as pq
+import scipy.sparse
 import tantivy
+from usearch.index import Index as UsearchIndex
 
-DIM = 64
 SOURCE_COUNT, CANDIDATE_COUNT, K = 150, 250, 60.0
+# Greatest number of requests that are answered together.
+BATCH_MAX = 16
 WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "lexical": 3.0, "transitions": 1.0, "co_purchases": 0.7,
            "popular": 0.5, "history": 1.2}
 RECENT_MAX, RECENT_DECAY, EVENTS_MAX, ENCODED_EVENTS_MAX = 12, 0.85, 200, 50
@@ -37,35 +45,81 @@ KINDS = {name: number for number, name in enumerate(
 
 
 def neighbours(path):
-    """Reads a table of neighbours: offsets of rows, neighbours, weights."""
+    """Reads a table of neighbours (docs/bundle.md) as a sparse matrix: row, neighbour, weight."""
     raw = path.read_bytes()
     rows, pairs = np.frombuffer(raw, "<u8", 2, 8)
-    numbers = np.frombuffer(raw, "<u4", int(rows + 1 + pairs), 24)
+    offsets, neighbours = np.split(np.frombuffer(raw, "<u4", int(rows + 1 + pairs), 24), [int(rows) + 1])
     weights = np.frombuffer(raw, "<f4", int(pairs), 24 + 4 * int(rows + 1 + pairs))
-    return numbers[: rows + 1].astype(np.int64), numbers[rows + 1 :].astype(np.int64), weights
+    return scipy.sparse.csr_array((weights, neighbours.astype(np.int32), offsets.astype(np.int32)),
+                                  shape=(int(rows), int(rows)))
 
 
-def index_vectors(path):
-    """Reads the vectors of an index (docs/bundle.md), ordered by item row."""
-    raw = path.read_bytes()
-    dimensions, _, m, points, rows, first_rows, layers, _ = np.frombuffer(raw, "<u8", 8, 8).tolist()
-    at = 8 + 8 * 8 + 8 * layers
+class FlatIndex:
+    """Exact search by a matrix product."""
 
-    def array(kind, count):
-        nonlocal at
-        at = -(-at // 64) * 64
-        values = np.frombuffer(raw, kind, count, at)
-        at += values.nbytes
-        return values
+    def __init__(self, vectors, _):
+        self.index = faiss.IndexFlatIP(vectors.shape[1])
+        self.index.add(vectors)
 
-    array("u1", points * (-(-dimensions // 64) * 64))
-    vectors = array("<f4", points * dimensions).reshape(points, dimensions)
-    array("<u4", points * 2 * m)
-    row_list, first_row = array("<u4", rows), array("<u4", first_rows)
-    counts = np.diff(first_row.astype(np.int64)) if first_rows else np.ones(points, np.int64)
-    ordered = np.empty((rows, dimensions), np.float32)
-    ordered[row_list] = np.repeat(vectors, counts, axis=0)
-    return ordered
+    def search(self, queries, count):
+        return self.index.search(queries, count)[1]
+
+
+class HnswIndex:
+    """The graph of faiss."""
+
+    def __init__(self, vectors, width):
+        self.index = faiss.IndexHNSWFlat(vectors.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
+        self.index.hnsw.efConstruction, self.index.hnsw.efSearch = 200, width
+        self.index.add(vectors)
+
+    def search(self, queries, count):
+        return self.index.search(queries, count)[1]
+
+
+class Usearch:
+    """The graph of usearch with 16-bit floats."""
+
+    def __init__(self, vectors, width):
+        self.index = UsearchIndex(ndim=vectors.shape[1], metric="ip", dtype="f16", connectivity=16, expansion_add=200,
+                                  expansion_search=width)
+        self.index.add(np.arange(len(vectors)), vectors, threads=1)
+
+    def search(self, queries, count):
+        return np.atleast_2d(self.index.search(queries, count, threads=1).keys)
+
+
+INDEXES = {"faiss flat": (FlatIndex, [0]), "faiss HNSW": (HnswIndex, [160, 240, 400]), "usearch f16": (Usearch, [160, 240, 400])}
+# Recall of the candidates that an index must reach to be chosen.
+RECALL = 0.99
+
+
+def fastest_index(vectors):
+    """Measures the indexes on these vectors with batches of 8. Returns name and width of the fastest."""
+    faiss.omp_set_num_threads(1)
+    queries = vectors[:: max(1, len(vectors) // 512)]
+    count = min(SOURCE_COUNT, len(vectors))
+    truth = np.argpartition(-(queries @ vectors.T), count - 1, axis=1)[:, :count]
+    measured = []
+    for name, (kind, widths) in INDEXES.items():
+        for width in widths:
+            index = kind(vectors, width)
+            found = index.search(queries, count)
+            recall = np.mean([len(np.intersect1d(a, b)) / count for a, b in zip(found, truth)])
+            if recall < RECALL:
+                continue
+            seconds = []
+            for _ in range(3):
+                started = time.perf_counter()
+                for at in range(0, len(queries), 8):
+                    index.search(queries[at : at + 8], count)
+                seconds.append(time.perf_counter() - started)
+            measured.append((min(seconds), name, width))
+            break
+    seconds, name, width = min(measured)
+    print(f"index {name}, {len(queries) / seconds:.0f} queries/s; " + ", ".join(
+        f"{other} {len(queries) / time:.0f}" for time, other, _ in measured if other != name), flush=True)
+    return name, width
 
 
 def stable_hash(kind, term):
@@ -110,33 +164,29 @@ def session(path):
 class Shop:
     """A bundle with the state of its shop."""
 
-    def __init__(self, bundle, data):
+    def __init__(self, bundle, vectors, data, indexes):
+        faiss.omp_set_num_threads(1)
         manifest = json.loads((bundle / "manifest.json").read_text())
         self.buckets = manifest["term_bucket_count"]
         heads = manifest["heads"]
         self.scale, self.offset, self.weight = (np.array([h[k] for h in heads], np.float32)
                                                 for k in ("scale", "offset", "weight"))
         items = pq.read_table(bundle / "items.parquet").to_pydict()
-        self.ids = items["item_id"]
+        self.ids = (vectors / "item_ids.txt").read_text().rstrip("\n").split("\n")
+        assert self.ids == items["item_id"], "the vectors are those of another bundle"
         self.row_of = {item: row for row, item in enumerate(self.ids)}
         self.log_price = np.log1p(np.array([(p or 0) / 1e6 for p in items["price_micros"]], np.float32))
         self.created = np.array([c or 0 for c in items["created_ms"]], np.int64)
-        self.user_space = index_vectors(bundle / "item_vectors.index")
-        self.query_space = index_vectors(bundle / "title_vectors.index")
+        self.user_space, self.query_space = (np.load(vectors / f"{name}.npy") for name in ("item_vectors", "title_vectors"))
         self.transitions, self.co_purchases = (
             neighbours(bundle / f"{table}.neighbours") for table in ("transitions", "co_purchases"))
-        self.user_index, self.query_index = self.hnsw(self.user_space), self.hnsw(self.query_space)
+        self.user_index, self.query_index = (
+            INDEXES[name][0](space, width) for space, (name, width) in zip((self.user_space, self.query_space), indexes))
         self.encoder, self.query_encoder, self.ranker = (
             session(bundle / f"{m}.onnx") for m in ("user_encoder", "query_encoder", "ranker"))
         self.read_events(data)
         self.lexical = self.index_titles(items)
-
-    @staticmethod
-    def hnsw(vectors):
-        index = faiss.IndexHNSWFlat(DIM, 16, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 100, 160
-        index.add(vectors)
-        return index
+        self.searcher = self.lexical.searcher()
 
     @staticmethod
     def index_titles(items):
@@ -156,7 +206,7 @@ class Shop:
         return index
 
     def read_events(self, data):
-        """Folds the imported history, moved so that it ends now, into popularity and users' histories."""
+        """Folds the imported history, moved so that it ends now, into popularity and the users' features."""
         table = pq.read_table(data / "events.parquet").to_pydict()
         shift = int(time.time() * 1000) - max(table["time_ms"])
         count = len(self.ids)
@@ -175,14 +225,12 @@ class Shop:
                 self.slow[row] = self.slow[row] * 2 ** (-days / SLOW) + weight
                 self.fast[row] = self.fast[row] * 2 ** (-days / FAST) + weight
                 self.at[row] = at
-        self.users = {user: np.array(events[-EVENTS_MAX:], np.int64) for user, events in users.items()}
+        self.users = {user: self.user(np.array(events[-EVENTS_MAX:], np.int64)) for user, events in users.items()}
+        self.unknown = self.user(np.zeros((0, 3), np.int64))
         self.popular = np.argsort(-self.slow, kind="stable")[: SOURCE_COUNT // 2]
 
-    def user(self, key, now):
-        """Returns the parts of a user's history that features and sources read."""
-        events = self.users.get(key)
-        if events is None:
-            events = np.zeros((0, 3), np.int64)
+    def user(self, events):
+        """Returns the parts of a user's history that features and sources read and that do not depend on the time."""
         rows, kinds, times = events[:, 0], events[:, 1], events[:, 2]
         newest = rows[::-1][kinds[::-1] != REFUND]
         _, first = np.unique(newest, return_index=True)
@@ -194,33 +242,55 @@ class Shop:
         bought_at = np.zeros(count, np.int64)
         np.maximum.at(bought_at, inverse[bought], times[bought])
         prices = self.log_price[rows[bought]]
+        encoded = slice(max(0, len(rows) - ENCODED_EVENTS_MAX), None)
         return {
-            "rows": rows, "kinds": kinds, "times": times, "recent": recent, "touched": touched,
-            "weights": RECENT_DECAY ** np.arange(len(recent), dtype=np.float32),
+            "events": (rows[encoded], kinds[encoded], times[encoded]), "count": len(rows), "recent": recent,
+            "touched": touched, "weights": RECENT_DECAY ** np.arange(len(recent), dtype=np.float32),
             "bought_count": bought_count, "bought_at": bought_at,
             "refunded_count": np.bincount(inverse[refunded], minlength=count),
             "baskets": max(1, len(np.unique(times[bought]))),
             "mean_price": prices.mean() if len(prices) else 0.0,
-            "vector": self.encode_user(rows, kinds, times, now) if len(rows) else None,
         }
 
-    def encode_user(self, rows, kinds, times, now):
-        rows, kinds, times = rows[-ENCODED_EVENTS_MAX:], kinds[-ENCODED_EVENTS_MAX:], times[-ENCODED_EVENTS_MAX:]
-        count = len(rows)
-        return self.encoder.run(None, {
-            "items": self.user_space[rows][None], "kinds": kinds[None],
-            "positions": np.minimum(np.arange(count - 1, -1, -1), 63)[None],
-            "ages": np.log1p(np.maximum(0, now - times) / DAY_MS).astype(np.float32)[None],
-            "mask": np.ones((1, count), np.float32)})[0][0]
+    def encode_users(self, users, now):
+        """Returns a vector for each user in one run of the model; none for users without a history."""
+        known = [at for at, user in enumerate(users) if user["count"]]
+        vectors = [None] * len(users)
+        if not known:
+            return vectors
+        length = max(len(users[at]["events"][0]) for at in known)
+        items = np.zeros((len(known), length, self.user_space.shape[1]), np.float32)
+        kinds, positions = np.zeros((2, len(known), length), np.int64)
+        ages, mask = np.zeros((2, len(known), length), np.float32)
+        for line, at in enumerate(known):
+            rows, event_kinds, times = users[at]["events"]
+            # Padded on the left, because the model reads the last position.
+            to = slice(length - len(rows), length)
+            items[line, to], kinds[line, to], mask[line, to] = self.user_space[rows], event_kinds, 1.0
+            positions[line, to] = np.minimum(np.arange(len(rows) - 1, -1, -1), 63)
+            ages[line, to] = np.log1p(np.maximum(0, now - times) / DAY_MS)
+        inputs = {"items": items, "kinds": kinds, "positions": positions, "ages": ages, "mask": mask}
+        for at, vector in zip(known, self.encoder.run(None, inputs)[0]):
+            vectors[at] = vector
+        return vectors
 
-    def spread(self, table, user):
-        """Returns a score for each item: the weighted sum of its neighbourhood with the user's recent items."""
-        offsets, rows, weights = table
-        scores = np.zeros(len(self.ids), np.float32)
-        for anchor, weight in zip(user["recent"], user["weights"]):
-            span = slice(offsets[anchor], offsets[anchor + 1])
-            scores[rows[span]] += weights[span] * weight
-        return scores
+    def encode_queries(self, queries):
+        """Returns a vector for each query in one run of the model."""
+        terms = [hashed_terms(query, self.buckets) for query in queries]
+        width = max(map(len, terms))
+        ids, mask = np.zeros((len(terms), width), np.int64), np.zeros((len(terms), width), np.float32)
+        for line, found in enumerate(terms):
+            ids[line, : len(found)], mask[line, : len(found)] = found, 1.0
+        return self.query_encoder.run(None, {"term_ids": ids, "mask": mask})[0]
+
+    def spread(self, users):
+        """Returns scores for all users and items by transitions and by co-purchases: the weighted sums of the
+        neighbourhoods of the users' recent items."""
+        starts = np.cumsum([0] + [len(user["recent"]) for user in users])
+        recent = scipy.sparse.csr_array(
+            (np.concatenate([user["weights"] for user in users]), np.concatenate([user["recent"] for user in users]), starts),
+            shape=(len(users), len(self.ids)))
+        return (recent @ self.transitions).toarray(), (recent @ self.co_purchases).toarray()
 
     @staticmethod
     def top(scores, count):
@@ -228,62 +298,33 @@ class Shop:
         best = best[scores[best] > 0]
         return best[np.argsort(-scores[best], kind="stable")]
 
-    def candidates(self, key, query, now):
-        """Returns the rows of the candidates, their features, and whether each matches all words of the query."""
-        user = self.user(key, now)
-        transitions, co_purchases = self.spread(self.transitions, user), self.spread(self.co_purchases, user)
-        lexical, query_vector, complete = np.zeros(len(self.ids), np.float32), None, np.zeros(0, np.int64)
-        if query is None:
-            lists = {"transitions": self.top(transitions, SOURCE_COUNT),
-                     "co_purchases": self.top(co_purchases, SOURCE_COUNT // 2)}
-            if user["vector"] is not None:
-                lists["user_vector"] = self.user_index.search(user["vector"][None], SOURCE_COUNT)[1][0]
-            history = user["bought_count"] / (1.0 + np.log1p(np.maximum(0, now - user["bought_at"]) / DAY_MS))
-            lists["history"] = user["touched"][self.top(history, SOURCE_COUNT)]
-            lists["popular"] = self.popular
-        else:
-            terms = hashed_terms(query, self.buckets)
-            query_vector = self.query_encoder.run(
-                None, {"term_ids": terms[None], "mask": np.ones((1, len(terms)), np.float32)})[0][0]
-            searcher = self.lexical.searcher()
-            plain = re.sub(r"[^\w ]", " ", query)
-            all_words = self.lexical.parse_query(plain, ["title"], conjunction_by_default=True)
-            hits = searcher.search(all_words, SOURCE_COUNT)
-            found = {address.doc: score for score, address in hits.hits}
-            complete_count = len(found)
-            if complete_count < SOURCE_COUNT:
-                some = searcher.search(self.lexical.parse_query(plain, ["title"]), SOURCE_COUNT)
-                for score, address in some.hits:
-                    if len(found) < SOURCE_COUNT:
-                        found.setdefault(address.doc, score)
-            lexical[list(found)] = list(found.values())
-            found = np.fromiter(found, np.int64)
-            complete = found[:complete_count]
-            lists = {"lexical": found,
-                     "query_vector": self.query_index.search(query_vector[None], SOURCE_COUNT)[1][0]}
-        fused = np.zeros(len(self.ids), np.float32)
-        for source, rows in lists.items():
-            fused[rows] += WEIGHTS[source] / (K + 1 + np.arange(len(rows), dtype=np.float32))
-        rows = self.top(fused, CANDIDATE_COUNT)
-        features = self.features(rows, user, query_vector, lexical, transitions, co_purchases, fused, now)
-        return rows, features, np.isin(rows, complete)
+    def find_words(self, query):
+        """Returns the rows and scores of the lexical source, and how many of them match all words."""
+        plain = re.sub(r"[^\w ]", " ", query)
+        all_words = self.lexical.parse_query(plain, ["title"], conjunction_by_default=True)
+        found = {address.doc: score for score, address in self.searcher.search(all_words, SOURCE_COUNT).hits}
+        complete_count = len(found)
+        if complete_count < SOURCE_COUNT:
+            for score, address in self.searcher.search(self.lexical.parse_query(plain, ["title"]), SOURCE_COUNT).hits:
+                if len(found) < SOURCE_COUNT:
+                    found.setdefault(address.doc, score)
+        return np.fromiter(found, np.int64), np.fromiter(found.values(), np.float32), complete_count
 
-    def features(self, rows, user, query_vector, lexical, transitions, co_purchases, fused, now):
-        """Returns the ranking features, [rows × 27]."""
+    def features(self, rows, user, user_vector, query_vector, lexical, transitions, co_purchases, fused, now):
+        """Returns the ranking features of one request, [rows × 27]."""
         out = np.zeros((len(rows), 27), np.float32)
         items, titles, recent = self.user_space[rows], self.query_space[rows], user["recent"]
-        if user["vector"] is not None:
-            out[:, 0], out[:, 1] = items @ user["vector"], 1.0
+        if user_vector is not None:
+            out[:, 0], out[:, 1] = items @ user_vector, 1.0
         if query_vector is not None:
             out[:, 2], out[:, 25] = titles @ query_vector, 1.0
-        out[:, 3] = lexical[rows]
-        out[:, 4] = lexical[rows] / max(lexical[rows].max(initial=0.0), 1e-9)
+            out[:, 3] = lexical[rows]
+            out[:, 4] = lexical[rows] / max(lexical[rows].max(initial=0.0), 1e-9)
         out[:, 5], out[:, 7] = np.log1p(transitions[rows]), np.log1p(co_purchases[rows])
         if len(recent):
-            offsets, neighbour_rows, weights = self.transitions
-            span = slice(offsets[recent[0]], offsets[recent[0] + 1])
+            span = slice(self.transitions.indptr[recent[0]], self.transitions.indptr[recent[0] + 1])
             last = np.zeros(len(self.ids), np.float32)
-            last[neighbour_rows[span]] = weights[span]
+            last[self.transitions.indices[span]] = self.transitions.data[span]
             out[:, 6] = np.log1p(last[rows])
             same = rows[:, None] == recent[None]
             similar = np.where(same, 0.0, items @ self.user_space[recent].T)
@@ -306,61 +347,141 @@ class Shop:
         if user["mean_price"] > 0:
             out[:, 22] = np.where(out[:, 21] > 0, out[:, 21] - user["mean_price"], 0.0)
         out[:, 23] = np.where(self.created[rows] > 0, np.log1p(np.maximum(0, now - self.created[rows]) / DAY_MS), 0.0)
-        out[:, 24], out[:, 26] = fused[rows], np.log1p(len(user["rows"]))
+        out[:, 24], out[:, 26] = fused[rows], np.log1p(user["count"])
         return out
 
-    def answer(self, key, query, size):
-        """Returns the ids and scores of the best items. A query of None requests recommendations."""
-        rows, features, complete = self.candidates(key, query, int(time.time() * 1000))
-        if not len(rows):
-            return []
-        logits = self.ranker.run(None, {"features": features})[0]
+    def answers(self, requests):
+        """Answers requests together: (user, query, number of results); a query of None requests recommendations.
+        Returns the ids and scores of the best items of each."""
+        now = int(time.time() * 1000)
+        users = [self.users.get(key, self.unknown) for key, _, _ in requests]
+        user_vectors = self.encode_users(users, now)
+        transitions, co_purchases = self.spread(users)
+        fused = np.zeros((len(requests), len(self.ids)), np.float32)
+        query_vectors, lexical, complete = ([None] * len(requests) for _ in range(3))
+
+        def fuse(at, source, rows):
+            fused[at, rows] += WEIGHTS[source] / (K + 1 + np.arange(len(rows), dtype=np.float32))
+
+        searches = [at for at, (_, query, _) in enumerate(requests) if query is not None]
+        if searches:
+            vectors = self.encode_queries([requests[at][1] for at in searches])
+            for at, vector, rows in zip(searches, vectors, self.query_index.search(vectors, SOURCE_COUNT)):
+                found, scores, complete_count = self.find_words(requests[at][1])
+                query_vectors[at], complete[at] = vector, found[:complete_count]
+                lexical[at] = np.zeros(len(self.ids), np.float32)
+                lexical[at][found] = scores
+                fuse(at, "lexical", found)
+                fuse(at, "query_vector", rows)
+        recommendations = [at for at, (_, query, _) in enumerate(requests) if query is None]
+        known = [at for at in recommendations if user_vectors[at] is not None]
+        if known:
+            vectors = np.stack([user_vectors[at] for at in known])
+            for at, rows in zip(known, self.user_index.search(vectors, SOURCE_COUNT)):
+                fuse(at, "user_vector", rows)
+        for at in recommendations:
+            user = users[at]
+            fuse(at, "transitions", self.top(transitions[at], SOURCE_COUNT))
+            fuse(at, "co_purchases", self.top(co_purchases[at], SOURCE_COUNT // 2))
+            history = user["bought_count"] / (1.0 + np.log1p(np.maximum(0, now - user["bought_at"]) / DAY_MS))
+            fuse(at, "history", user["touched"][self.top(history, SOURCE_COUNT)])
+            fuse(at, "popular", self.popular)
+
+        candidates = [self.top(scores, CANDIDATE_COUNT) for scores in fused]
+        features = [self.features(*one, now) for one in zip(
+            candidates, users, user_vectors, query_vectors, lexical, transitions, co_purchases, fused)]
+        logits = self.ranker.run(None, {"features": np.concatenate(features)})[0]
         scores = (self.weight / (1.0 + np.exp(-(self.scale * logits + self.offset)))).sum(1)
-        scores = scores + complete
-        best = np.argsort(-scores, kind="stable")[:size]
-        return [(self.ids[rows[at]], float(scores[at])) for at in best]
+        answers = []
+        for rows, own, words, (_, _, size) in zip(
+                candidates, np.split(scores, np.cumsum([len(rows) for rows in candidates])[:-1]), complete, requests):
+            if words is not None:
+                own = own + np.isin(rows, words)
+            best = np.argsort(-own, kind="stable")[:size]
+            answers.append([(self.ids[rows[at]], float(own[at])) for at in best])
+        return answers
 
 
-def serve(arguments, number):
+class Batcher:
+    """Answers all requests that wait together, in one other thread, so that this one receives further requests."""
+
+    def __init__(self, shop):
+        self.shop, self.waiting, self.wake = shop, [], asyncio.Event()
+        self.thread = ThreadPoolExecutor(max_workers=1)
+
+    async def answer(self, key, query, size):
+        answered = asyncio.get_running_loop().create_future()
+        self.waiting.append(((key, query, size), answered))
+        self.wake.set()
+        return await answered
+
+    async def run(self):
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            while self.waiting:
+                batch, self.waiting = self.waiting[:BATCH_MAX], self.waiting[BATCH_MAX:]
+                requests = [request for request, _ in batch]
+                try:
+                    answers = await asyncio.get_running_loop().run_in_executor(self.thread, self.shop.answers, requests)
+                except Exception as error:  # The callers receive it.
+                    answers = [error] * len(batch)
+                for (_, answered), answer in zip(batch, answers):
+                    if answered.cancelled():
+                        continue
+                    if isinstance(answer, Exception):
+                        answered.set_exception(answer)
+                    else:
+                        answered.set_result(answer)
+
+
+async def serve(arguments, number, indexes):
     """Serves in this process until it is terminated. All processes share the port."""
-    sys.path.insert(0, arguments.stubs)
     from lodestone.v1 import answer_pb2, ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
 
-    shop = Shop(arguments.bundle, arguments.data)
+    batcher = Batcher(Shop(arguments.bundle, arguments.vectors, arguments.data, indexes))
 
     class Ranking(services.RankingServiceServicer):
-        def results(self, request, query):
+        async def results(self, request, query):
             viewer = request.viewer
             key = f"u:{viewer.user_id}" if viewer.user_id else f"v:{viewer.visitor_id}"
-            found = shop.answer(key, query, request.page_size or 24)
+            found = await batcher.answer(key, query, request.page_size or 24)
             return [answer_pb2.Result(item_id=item, rank=rank, score=score)
                     for rank, (item, score) in enumerate(found, start=1)]
 
-        def Recommend(self, request, context):
-            return messages.RecommendResponse(results=self.results(request, None), attribution_token=str(uuid.uuid4()))
+        async def Recommend(self, request, context):
+            results = await self.results(request, None)
+            return messages.RecommendResponse(results=results, attribution_token=str(uuid.uuid4()))
 
-        def Search(self, request, context):
-            return messages.SearchResponse(results=self.results(request, request.query),
-                                           attribution_token=str(uuid.uuid4()))
+        async def Search(self, request, context):
+            results = await self.results(request, request.query)
+            return messages.SearchResponse(results=results, attribution_token=str(uuid.uuid4()))
 
-    options = [("grpc.so_reuseport", 1)]
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=options)
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
     services.add_RankingServiceServicer_to_server(Ranking(), server)
     server.add_insecure_port(f"127.0.0.1:{arguments.port}")
-    server.start()
+    await server.start()
     print(f"serving {number}", flush=True)
-    server.wait_for_termination()
+    await batcher.run()
+
+
+def run(arguments, number, indexes):
+    sys.path.insert(0, arguments.stubs)
+    asyncio.run(serve(arguments, number, indexes))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--vectors", type=Path, required=True, help="directory of `lodestone bundle export-vectors`")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--stubs", required=True)
     arguments = parser.parse_args()
-    workers = [multiprocessing.get_context("spawn").Process(target=serve, args=(arguments, n), daemon=True)
+    spaces = [np.load(arguments.vectors / f"{name}.npy") for name in ("item_vectors", "title_vectors")]
+    chosen = [fastest_index(space) for space in spaces]
+    workers = [multiprocessing.get_context("spawn").Process(target=run, args=(arguments, n, chosen), daemon=True)
                for n in range(arguments.processes)]
     for worker in workers:
         worker.start()

@@ -4,13 +4,13 @@ use super::{
     exit::Exit,
     matrix::Matrix,
     open_store,
-    output::{FormatArgs, OutputArgs},
+    output::{FormatArgs, OutputArgs, write_file},
     progress::StageBars,
     time::bundle_name,
 };
 use anyhow::{Context, ensure};
 use lodestone_catalog::VECTOR_DIM;
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{ids::Row, units::UnixMillis};
 use lodestone_pipeline::bundle::{Bundle, Head, Manifest};
 use lodestone_rollout::{Store, StoreError};
 use lodestone_training::{ExternalModels, bundle_external_models};
@@ -23,6 +23,7 @@ use std::{
 pub(crate) enum BundleCommand {
     Build(BuildArgs),
     Show(ShowArgs),
+    ExportVectors(ExportVectorsArgs),
     Publish(PublishArgs),
     Prune(PruneArgs),
 }
@@ -78,6 +79,26 @@ pub(crate) struct ShowArgs {
     output: OutputArgs,
 }
 
+/// Writes the vectors of a bundle's items as .npy, for other programs.
+///
+/// Row r of both matrices belongs to line r of item_ids.txt, and to row r of the bundle's items.parquet. A product with
+/// the output of the bundle's encoders is the score that retrieval uses.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  lodestone bundle export-vectors --bundle bundle --out vectors")]
+pub(crate) struct ExportVectorsArgs {
+    /// The bundle.
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// The directory for item_vectors.npy (user space), title_vectors.npy (query space) and item_ids.txt. Files of
+    /// these names are replaced.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
 /// Verifies a bundle, copies it to a store and makes it the store's current bundle.
 ///
 /// Servers that watch the store load it; see docs/model-rollout.md.
@@ -129,6 +150,7 @@ pub(crate) fn run(command: BundleCommand) -> anyhow::Result<Exit> {
     match command {
         BundleCommand::Build(args) => build(args),
         BundleCommand::Show(args) => show(&args),
+        BundleCommand::ExportVectors(args) => export_vectors(&args),
         BundleCommand::Publish(args) => publish(&args),
         BundleCommand::Prune(args) => prune(&args),
     }?;
@@ -232,6 +254,45 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     let store = args.store.open()?;
     let removed = store.prune(args.keep)?;
     args.output.write(&Pruned { store: store.location().to_string(), removed })
+}
+
+#[derive(serde::Serialize)]
+struct ExportedVectors {
+    bundle: String,
+    out: PathBuf,
+    item_count: usize,
+    item_vector_dimensions: usize,
+    title_vector_dimensions: usize,
+}
+
+impl fmt::Display for ExportedVectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bundle, out, item_count, item_vector_dimensions, title_vector_dimensions } = self;
+        writeln!(f, "vectors of {item_count} items of bundle {bundle} written to {}", out.display())?;
+        writeln!(f, "item vectors {item_vector_dimensions} dimensions, title vectors {title_vector_dimensions}")
+    }
+}
+
+fn export_vectors(args: &ExportVectorsArgs) -> anyhow::Result<()> {
+    let bundle = Bundle::open(&args.bundle)?;
+    fs::create_dir_all(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
+    let item_count = bundle.items.len();
+    for (index, name) in [(&bundle.item_vectors, "item_vectors"), (&bundle.title_vectors, "title_vectors")] {
+        let rows =
+            (0..item_count as u32).map(|row| index.vector(Row(row)).with_context(|| format!("{name}: row {row}")));
+        let values = rows.collect::<anyhow::Result<Vec<_>>>()?.concat();
+        Matrix { values, dimensions: index.dimensions() }.write(&args.out.join(name).with_extension("npy"))?;
+    }
+    // An id has no control characters, so each is one line.
+    let ids: String = bundle.items.iter().map(|item| format!("{}\n", item.id)).collect();
+    write_file("--out", &args.out.join("item_ids.txt"), &ids)?;
+    args.format.print(&ExportedVectors {
+        bundle: bundle.manifest.name.clone(),
+        out: args.out.clone(),
+        item_count,
+        item_vector_dimensions: bundle.item_vectors.dimensions(),
+        title_vector_dimensions: bundle.title_vectors.dimensions(),
+    })
 }
 
 /// The manifest of a bundle and the sizes of its contents.

@@ -119,6 +119,10 @@ fn format_chain(error: &anyhow::Error) -> String {
 /// Runs the program. Usage errors end the process with [`Exit::Error`].
 pub fn run() -> Exit {
     let cli = Cli::parse();
+    if let Err(error) = signal::survive_file_size_limit() {
+        eprintln!("lodestone: signals: {error}");
+        return Exit::Error;
+    }
     let result: anyhow::Result<Exit> = match cli.command {
         Command::Import(args) => import::import(&args),
         Command::Train(args) => train::train(args),

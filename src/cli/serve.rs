@@ -168,12 +168,10 @@ enum DeviceArg {
     Cuda,
 }
 
-/// SIGXFSZ on Linux, x86 and ARM.
-const SIGXFSZ: i32 = 25;
-
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "lodestone=info,warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    lodestone_telemetry::count_panics();
     let config = engine_config(&args)?;
     lodestone_core::text::warm_up();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -233,8 +231,6 @@ fn open_engine(args: &ServeArgs, config: EngineConfig, cores: usize) -> anyhow::
 
 /// Serves until a signal stops the server, then writes a checkpoint.
 async fn run_server(args: &ServeArgs, engine: Arc<Engine>) -> anyhow::Result<()> {
-    // With a handler, a file size limit (`ulimit -f`) fails the write instead of ending the process.
-    let _limit = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(SIGXFSZ))?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     tracing::info!(address = %listener.local_addr()?, generation = %engine.generation(), "serving");
     let config = ServerConfig {

@@ -3,7 +3,7 @@ use super::{
     convert,
     guard::guarded,
     proto::{self, catalog_service_server::CatalogService},
-    services::{Services, list_size, to_proto},
+    services::{BatchViolations, Services, echoed_id, list_size},
     status,
     violations::Violations,
 };
@@ -35,11 +35,11 @@ fn item_results(
     results
 }
 
-fn rejected(id: &str, violations: Violations) -> proto::ItemResult {
+fn rejected(id: &str, violations: Violations, details: &mut BatchViolations) -> proto::ItemResult {
     proto::ItemResult {
         status: proto::ItemStatus::Rejected.into(),
-        item_id: id.to_owned(),
-        violations: to_proto(violations.found),
+        item_id: echoed_id(id),
+        violations: details.of_entry(violations.found),
     }
 }
 
@@ -53,6 +53,7 @@ impl CatalogService for Services {
             let sent = request.into_inner().items;
             list_size("items", sent.len(), ITEMS_MAX)?;
             let (mut results, mut valid, mut indices) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
+            let mut details = BatchViolations::default();
             for (index, item) in sent.iter().enumerate() {
                 let mut violations = Violations::default();
                 let parsed = convert::item(&mut violations, format_args!("items[{index}]"), item, UnixMillis::now());
@@ -60,7 +61,7 @@ impl CatalogService for Services {
                     valid.push(item);
                     indices.push(index);
                 }
-                results.push(rejected(&item.item_id, violations));
+                results.push(rejected(&item.item_id, violations, &mut details));
             }
             self.metrics.wrote("rejected", (results.len() - valid.len()) as u64);
             let (outcomes, session_version) = self.engine.upsert_items(valid).await.map_err(status::of)?;
@@ -78,13 +79,14 @@ impl CatalogService for Services {
             let sent = request.into_inner().item_ids;
             list_size("item_ids", sent.len(), ITEMS_MAX)?;
             let (mut results, mut valid, mut indices) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
+            let mut details = BatchViolations::default();
             for (index, id) in sent.iter().enumerate() {
                 let mut violations = Violations::default();
                 if let Some(id) = violations.keep(format!("item_ids[{index}]"), ItemId::parse(id)) {
                     valid.push(id);
                     indices.push(index);
                 }
-                results.push(rejected(id, violations));
+                results.push(rejected(id, violations, &mut details));
             }
             self.metrics.wrote("rejected", (results.len() - valid.len()) as u64);
             let (outcomes, session_version) = self.engine.delete_items(valid).await.map_err(status::of)?;

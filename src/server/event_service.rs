@@ -3,13 +3,14 @@ use super::{
     convert,
     guard::guarded,
     proto::{self, event_service_server::EventService},
-    services::{Services, list_size, to_proto},
+    services::{BatchViolations, Services, echoed_id, list_size},
     status,
-    violations::Violations,
+    violations::{Violation, Violations},
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_engine::{EngineError, WriteOutcome};
 use lodestone_events::{Attribution, Event};
+use prost::Message;
 use std::{collections::VecDeque, fmt::Display};
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
@@ -22,9 +23,9 @@ const STREAM_EVENTS_MAX: usize = 1000;
 /// Messages of a stream that are stored concurrently. Beyond it no message is read, which is the backpressure to the
 /// client.
 const STREAM_WRITES_MAX: usize = 16;
-/// Results in the response to a stream, and violations per result.
+/// Results in the response to a stream, and the size in bytes at which no further result is added.
 const STREAM_RESULTS_MAX: usize = 1000;
-const STREAM_VIOLATIONS_MAX: usize = 10;
+const STREAM_RESULTS_BYTES_MAX: usize = 2 << 20;
 
 /// The events of a message before they are stored.
 struct ValidatedEvents {
@@ -55,6 +56,7 @@ impl Services {
         let ahead_max = Some(self.config.event_ahead_max);
         let mut validated =
             ValidatedEvents { results: Vec::with_capacity(sent.len()), events: Vec::new(), indices: Vec::new() };
+        let mut details = BatchViolations::default();
         for (index, event) in sent.iter().enumerate() {
             if index > 0 && index.is_multiple_of(VALIDATED_AT_ONCE) {
                 tokio::task::yield_now().await;
@@ -64,15 +66,16 @@ impl Services {
             let parsed = convert::event(&mut violations, path, event, now, ahead_max);
             let mut result = proto::EventResult {
                 status: proto::EventStatus::Rejected.into(),
-                event_id: event.event_id.clone(),
-                violations: to_proto(violations.found),
+                event_id: echoed_id(&event.event_id),
+                violations: details.of_entry(violations.found),
                 warnings: Vec::new(),
             };
             if let Some(mut event) = parsed {
                 if result.event_id.is_empty() {
                     result.event_id = event.id.to_string();
                 }
-                result.warnings.extend(self.check_token(path, &mut event.attribution));
+                let warning = self.check_token(path, &mut event.attribution);
+                result.warnings = details.of_entry(warning.into_iter().collect());
                 validated.events.push(event);
                 validated.indices.push(index);
             }
@@ -83,13 +86,13 @@ impl Services {
     }
 
     /// Marks an attribution token that this shop did not sign as foreign and returns a warning. The event is kept.
-    fn check_token(&self, path: impl Display, attribution: &mut Attribution) -> Option<proto::FieldViolation> {
+    fn check_token(&self, path: impl Display, attribution: &mut Attribution) -> Option<Violation> {
         let Attribution::Answer(token) = attribution else { return None };
         if self.engine.is_attribution_token(token) {
             return None;
         }
         *attribution = Attribution::Foreign(std::mem::take(token));
-        Some(proto::FieldViolation {
+        Some(Violation {
             field: format!("{path}.attribution_token"),
             description: "is not a token of this server; the event is stored and excluded from training".to_owned(),
         })
@@ -121,7 +124,7 @@ impl EventService for Services {
         let response = async {
             let mut stream = request.into_inner();
             let (mut response, mut writes) = (proto::StreamEventsResponse::default(), VecDeque::new());
-            while let Some(message) = stream.message().await? {
+            while let Some(message) = stream.message().await.map_err(|error| status::of_transport(&error, ""))? {
                 list_size("events", message.events.len(), STREAM_EVENTS_MAX)?;
                 writes.push_back(self.spawn_write(self.validate_events(&message.events).await));
                 // Backpressure: the next message is not read before the oldest write has ended.
@@ -161,7 +164,7 @@ async fn await_oldest(
     let stored = oldest.await.unwrap_or_else(|_| Err(EngineError::Internal("storing events panicked".into())));
     let (results, version) = stored.map_err(status::of)?;
     response.session_version = response.session_version.max(version);
-    for mut result in results {
+    for result in results {
         let index = response.event_count;
         response.event_count += 1;
         match result.status() {
@@ -172,8 +175,7 @@ async fn await_oldest(
         if result.status() == proto::EventStatus::Accepted && result.warnings.is_empty() {
             continue;
         }
-        if response.results.len() < STREAM_RESULTS_MAX {
-            result.violations.truncate(STREAM_VIOLATIONS_MAX);
+        if response.results.len() < STREAM_RESULTS_MAX && response.encoded_len() < STREAM_RESULTS_BYTES_MAX {
             response.results.push(proto::StreamEventResult { index, result: Some(result) });
         } else {
             response.omitted_result_count += 1;

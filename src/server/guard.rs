@@ -1,8 +1,10 @@
-//! Wraps every RPC: counts and times it, and turns a panic into a status instead of a broken connection.
-use super::status;
+//! Wraps every RPC: counts and times it, turns a panic into a status instead of a broken connection, and refuses
+//! responses that clients would not accept.
+use super::{RESPONSE_BYTES_MAX, status};
 use futures_util::FutureExt;
 use lodestone_engine::EngineError;
 use lodestone_telemetry::Metrics;
+use prost::Message;
 use std::{future::Future, panic::AssertUnwindSafe, time::Instant};
 use tonic::{Code, Response, Status};
 
@@ -20,17 +22,20 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Runs a request with metrics. A panic becomes INTERNAL.
-pub(crate) async fn guarded<T>(
+/// Runs a request with metrics. A panic becomes INTERNAL; the panic hook counts it. A response above
+/// [`RESPONSE_BYTES_MAX`] becomes RESOURCE_EXHAUSTED.
+pub(crate) async fn guarded<T: Message>(
     metrics: &Metrics,
     rpc: &'static str,
     response: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<Response<T>, Status> {
     metrics.begun(rpc);
     let mut running = Running { metrics, rpc, started: Instant::now(), code: Code::Cancelled };
-    let result = AssertUnwindSafe(response).catch_unwind().await.unwrap_or_else(|_| {
-        metrics.panicked();
-        Err(status::of(EngineError::Internal(format!("{rpc} panicked"))))
+    let panicked = |_| Err(status::of(EngineError::Internal(format!("{rpc} panicked"))));
+    let result = AssertUnwindSafe(response).catch_unwind().await.unwrap_or_else(panicked);
+    let result = result.and_then(|response| match response.get_ref().encoded_len() {
+        ..=RESPONSE_BYTES_MAX => Ok(response),
+        bytes => Err(status::response_too_large(bytes)),
     });
     running.code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
     result
@@ -62,17 +67,35 @@ pub(crate) fn code_name(code: Code) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_telemetry::Sizes;
+    use crate::server::proto::SuggestResponse;
+    use lodestone_telemetry::{Sizes, count_panics};
+    use tonic_types::StatusExt;
+
+    fn reason(status: &Status) -> Option<String> {
+        status.get_error_details().error_info().map(|info| info.reason.clone())
+    }
 
     #[tokio::test]
-    async fn a_panic_becomes_a_status_and_is_counted() {
+    async fn a_panic_becomes_a_status_with_its_reason_and_is_counted() {
+        count_panics();
         let metrics = Metrics::default();
         let panics = async { panic!("a bug") };
         let status = guarded::<()>(&metrics, "Search", panics).await.unwrap_err();
-        assert_eq!(status.code(), Code::Internal);
+        assert_eq!((status.code(), reason(&status).as_deref()), (Code::Internal, Some("INTERNAL")));
         assert!(!status.message().contains("a bug"));
         let text = metrics.text(Sizes::default());
-        assert!(text.contains("lodestone_panics_total 1"), "{text}");
+        assert!(!text.contains("lodestone_panics_total 0"), "{text}");
         assert!(text.contains("lodestone_requests_total{rpc=\"Search\",code=\"INTERNAL\"} 1"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_response_that_clients_do_not_accept_is_refused_with_its_size() {
+        let response = |bytes| async move {
+            let attribution_token = "x".repeat(bytes);
+            Ok(Response::new(SuggestResponse { attribution_token, ..Default::default() }))
+        };
+        assert!(guarded(&Metrics::default(), "Suggest", response(RESPONSE_BYTES_MAX - 10)).await.is_ok());
+        let status = guarded(&Metrics::default(), "Suggest", response(RESPONSE_BYTES_MAX)).await.unwrap_err();
+        assert_eq!((status.code(), reason(&status).as_deref()), (Code::ResourceExhausted, Some("RESPONSE_TOO_LARGE")));
     }
 }

@@ -7,10 +7,11 @@ use super::{
     status,
     violations::{Violation, Violations},
 };
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError};
-use lodestone_pipeline::Answer;
+use lodestone_pipeline::{Answer, RESULTS_BYTES_MAX};
 use lodestone_telemetry::Metrics;
+use prost::Message;
 use std::{
     future::Future,
     sync::Arc,
@@ -63,7 +64,7 @@ pub(crate) fn timeout_of<T>(request: &Request<T>) -> Option<Duration> {
 }
 
 /// Parses `grpc-timeout`: up to 8 digits and a unit.
-fn timeout(text: &str) -> Option<Duration> {
+pub(crate) fn timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let amount: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
     Some(match unit {
@@ -89,7 +90,20 @@ async fn answer(
     }
     check.map_err(status::of)?;
     let answer = if context.validate_only { Answer::default() } else { answer.await.map_err(status::of)? };
-    Ok((answer, Envelope { request_id: context.request_id, notices: violations.notices }))
+    let mut notices = violations.notices;
+    notices.extend(answer.is_cut.then(|| cut_notice(&answer)));
+    Ok((answer, Envelope { request_id: context.request_id, notices }))
+}
+
+/// Describes the part that is left out of an answer because of [`RESULTS_BYTES_MAX`].
+fn cut_notice(answer: &Answer) -> Violation {
+    let limit = format!("results have at most {} MiB", RESULTS_BYTES_MAX >> 20);
+    let with_items = answer.results.iter().take_while(|result| result.item.is_some()).count();
+    let (field, description) = match answer.next_page_token.is_empty() {
+        true => ("options.include_items", format!("{limit}; results after rank {with_items} have no item")),
+        false => ("page_size", format!("{limit}; the page has {}, and others follow", answer.results.len())),
+    };
+    Violation { field: field.to_owned(), description }
 }
 
 #[tonic::async_trait]
@@ -164,17 +178,41 @@ pub(crate) fn list_size(field: &str, count: usize, limit: usize) -> Result<(), S
     Err(status::invalid(vec![Violation { field: field.to_owned(), description }]))
 }
 
-pub(crate) fn to_proto(violations: Vec<Violation>) -> Vec<proto::FieldViolation> {
-    violations
-        .into_iter()
-        .map(|violation| proto::FieldViolation { field: violation.field, description: violation.description })
-        .collect()
+/// Converts the violations of the entries of a batch, within the limits of a response.
+#[derive(Default)]
+pub(crate) struct BatchViolations {
+    bytes: usize,
+}
+
+impl BatchViolations {
+    /// Greatest number of violations of one entry.
+    const PER_ENTRY_MAX: usize = 10;
+    /// Greatest size of the violations of all entries in bytes. With 10,000 ids, a response has less than 4 MiB.
+    const BYTES_MAX: usize = 2 << 20;
+
+    /// Returns the violations of the next entry that fit.
+    pub(crate) fn of_entry(&mut self, violations: Vec<Violation>) -> Vec<proto::FieldViolation> {
+        let converted = violations
+            .into_iter()
+            .take(Self::PER_ENTRY_MAX)
+            .map(|violation| proto::FieldViolation { field: violation.field, description: violation.description });
+        let fits = |violation: &proto::FieldViolation| {
+            self.bytes += violation.encoded_len();
+            self.bytes <= Self::BYTES_MAX
+        };
+        converted.take_while(fits).collect()
+    }
+}
+
+/// Returns the id of an entry for its result, truncated if it is longer than an id may be.
+pub(crate) fn echoed_id(id: &str) -> String {
+    if id.len() <= ID_BYTES_MAX { id.to_owned() } else { convert::shortened(id) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::timeout;
-    use std::time::Duration;
+    use super::*;
+    use crate::server::RESPONSE_BYTES_MAX;
 
     #[test]
     fn grpc_timeouts_are_parsed() {
@@ -183,5 +221,29 @@ mod tests {
         for wrong in ["", "m", "12", "123456789S", "-1S", "5秒"] {
             assert_eq!(timeout(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_results_of_the_largest_batch_fit_into_a_response() {
+        let mut violations = BatchViolations::default();
+        let violation =
+            |n| Violation { field: format!("events[9999].lines[{n}].item_id"), description: "x".repeat(500) };
+        let of_entry = |violations: &mut BatchViolations| proto::EventResult {
+            status: proto::EventStatus::Rejected.into(),
+            event_id: echoed_id(&"e".repeat(ID_BYTES_MAX)),
+            violations: violations.of_entry((0..20).map(violation).collect()),
+            warnings: violations.of_entry((0..20).map(violation).collect()),
+        };
+        let results: Vec<_> = (0..10_000).map(|_| of_entry(&mut violations)).collect();
+        assert_eq!(results[0].violations.len(), BatchViolations::PER_ENTRY_MAX);
+        let response = proto::WriteEventsResponse { results, session_version: u64::MAX };
+        let bytes = response.encoded_len();
+        assert!((2 << 20..RESPONSE_BYTES_MAX).contains(&bytes), "{bytes} bytes");
+    }
+
+    #[test]
+    fn an_id_of_megabytes_is_not_returned() {
+        assert_eq!(echoed_id("a-1"), "a-1");
+        assert!(echoed_id(&"é".repeat(1_000_000)).len() <= ID_BYTES_MAX);
     }
 }

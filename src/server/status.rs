@@ -1,18 +1,34 @@
 //! Builds every status of the server, with its reason as `google.rpc.ErrorInfo`.
-use super::violations::Violation;
+use super::{REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, violations::Violation};
 use lodestone_engine::{EngineError, PageTokenError};
 use lodestone_events::LogError;
 use lodestone_rollout::RolloutError;
 use std::{collections::HashMap, time::Duration};
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
 
 const DOMAIN: &str = "lodestone";
+/// Key of `ErrorInfo.metadata`: the number of violations that are left out of `BadRequest`.
+const OMITTED_VIOLATIONS: &str = "omitted_violations";
+/// Greatest size of the message of a status, percent-encoded, in bytes. A status is sent in headers, of which many
+/// clients accept 8 KiB in all.
+const MESSAGE_BYTES_MAX: usize = 700;
+/// Greatest size of the violations of a status in bytes. They are sent in base64, which adds a third.
+const VIOLATIONS_BYTES_MAX: usize = 2500;
+/// Greatest length of the description of a violation in a status.
+const DESCRIPTION_CHARS_MAX: usize = 500;
 
 /// The `ErrorInfo.reason` of a status. docs/errors.md lists the same reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reason {
     InvalidRequest,
+    MessageMalformed,
+    MessageTooLarge,
+    ResponseTooLarge,
+    CompressionUnsupported,
+    MethodUnknown,
+    ServiceUnknown,
+    ConnectionFailed,
     PageTokenInvalid,
     PageTokenExpired,
     ItemNotFound,
@@ -36,8 +52,15 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 27] = [
         Self::InvalidRequest,
+        Self::MessageMalformed,
+        Self::MessageTooLarge,
+        Self::ResponseTooLarge,
+        Self::CompressionUnsupported,
+        Self::MethodUnknown,
+        Self::ServiceUnknown,
+        Self::ConnectionFailed,
         Self::PageTokenInvalid,
         Self::PageTokenExpired,
         Self::ItemNotFound,
@@ -62,6 +85,13 @@ impl Reason {
     fn name(self) -> &'static str {
         match self {
             Self::InvalidRequest => "INVALID_REQUEST",
+            Self::MessageMalformed => "MESSAGE_MALFORMED",
+            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
+            Self::ResponseTooLarge => "RESPONSE_TOO_LARGE",
+            Self::CompressionUnsupported => "COMPRESSION_UNSUPPORTED",
+            Self::MethodUnknown => "METHOD_UNKNOWN",
+            Self::ServiceUnknown => "SERVICE_UNKNOWN",
+            Self::ConnectionFailed => "CONNECTION_FAILED",
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
             Self::PageTokenExpired => "PAGE_TOKEN_EXPIRED",
             Self::ItemNotFound => "ITEM_NOT_FOUND",
@@ -87,39 +117,122 @@ impl Reason {
     /// The gRPC code of statuses with this reason.
     fn code(self) -> Code {
         match self {
-            Self::InvalidRequest | Self::PageTokenInvalid | Self::AttributionTokenInvalid => Code::InvalidArgument,
-            Self::PageTokenExpired => Code::Aborted,
-            Self::ItemNotFound | Self::ServingConfigNotFound | Self::AnswerNotFound | Self::BundleNotFound => {
-                Code::NotFound
+            Self::InvalidRequest | Self::MessageMalformed | Self::PageTokenInvalid | Self::AttributionTokenInvalid => {
+                Code::InvalidArgument
             }
+            Self::PageTokenExpired => Code::Aborted,
+            Self::ItemNotFound
+            | Self::ServingConfigNotFound
+            | Self::AnswerNotFound
+            | Self::BundleNotFound
+            | Self::ServiceUnknown => Code::NotFound,
+            Self::CompressionUnsupported | Self::MethodUnknown => Code::Unimplemented,
             Self::AnswerDamaged => Code::DataLoss,
             Self::GenerationGone | Self::BundleRefused | Self::BundleIsCurrent | Self::NoEarlierBundle => {
                 Code::FailedPrecondition
             }
-            Self::Overloaded | Self::StorageFull | Self::TooManyChanges => Code::ResourceExhausted,
+            Self::Overloaded
+            | Self::StorageFull
+            | Self::TooManyChanges
+            | Self::MessageTooLarge
+            | Self::ResponseTooLarge => Code::ResourceExhausted,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::StorageFailed | Self::StoreFailed => Code::Unavailable,
+            Self::StorageFailed | Self::StoreFailed | Self::ConnectionFailed => Code::Unavailable,
             Self::Internal => Code::Internal,
         }
     }
 }
 
 fn status(reason: Reason, message: impl Into<String>, mut details: ErrorDetails) -> Status {
-    details.set_error_info(reason.name(), DOMAIN, HashMap::new());
-    Status::with_error_details(reason.code(), message, details)
+    if details.error_info().is_none() {
+        details.set_error_info(reason.name(), DOMAIN, HashMap::new());
+    }
+    Status::with_error_details(reason.code(), bounded_message(message.into()), details)
 }
 
-/// Returns INVALID_ARGUMENT with all violations.
+/// Truncates a message to [`MESSAGE_BYTES_MAX`] in percent-encoding, which takes 3 bytes for each byte that is not
+/// printable ASCII.
+fn bounded_message(mut message: String) -> String {
+    let mut bytes = 0;
+    let encoded = |c: char| if matches!(c, ' '..='~') && c != '%' { 1 } else { 3 * c.len_utf8() };
+    let end = message.char_indices().find(|(_, c)| {
+        bytes += encoded(*c);
+        bytes > MESSAGE_BYTES_MAX
+    });
+    if let Some((end, _)) = end {
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
+/// Returns INVALID_ARGUMENT with all violations, as far as headers may carry them.
 pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
     let message = match &violations[..] {
         [only] => format!("{}: {}", only.field, only.description),
         many => format!("{} fields are invalid", many.len()),
     };
+    let (count, mut bytes) = (violations.len(), 0);
+    let fitting = violations.into_iter().map(|mut violation| {
+        if let Some((end, _)) = violation.description.char_indices().nth(DESCRIPTION_CHARS_MAX) {
+            violation.description.truncate(end);
+            violation.description.push('…');
+        }
+        violation
+    });
+    let fitting = fitting.take_while(|violation| {
+        bytes += violation.field.len() + violation.description.len();
+        bytes <= VIOLATIONS_BYTES_MAX
+    });
     let mut details = ErrorDetails::new();
-    for violation in violations {
+    for violation in fitting {
         details.add_bad_request_violation(violation.field, violation.description);
     }
+    let shown = details.bad_request().map_or(0, |request| request.field_violations.len());
+    let omitted = (shown < count).then(|| (OMITTED_VIOLATIONS.to_owned(), (count - shown).to_string()));
+    details.set_error_info(Reason::InvalidRequest.name(), DOMAIN, omitted.into_iter().collect::<HashMap<_, _>>());
     status(Reason::InvalidRequest, message, details)
+}
+
+/// Returns the status of a request that the gRPC library refused, from its status, which has no reason. `path` is that
+/// of the HTTP request.
+pub(crate) fn of_transport(refused: &Status, path: &str) -> Status {
+    let text = refused.message();
+    let names_encodings = refused.metadata().contains_key("grpc-accept-encoding");
+    let (reason, message) = match refused.code() {
+        Code::OutOfRange | Code::ResourceExhausted => {
+            let limit = format!("a request message may have {REQUEST_BYTES_MAX} bytes after decompression");
+            (Reason::MessageTooLarge, format!("{limit}; send fewer events or items in one message: {text}"))
+        }
+        Code::Internal => (Reason::MessageMalformed, format!("the request is not a valid message: {text}")),
+        Code::Unimplemented if names_encodings => {
+            (Reason::CompressionUnsupported, format!("{text}; use gzip or no compression"))
+        }
+        Code::Unimplemented => (Reason::MethodUnknown, format!("the server has no method {path}")),
+        Code::NotFound => (Reason::ServiceUnknown, text.to_owned()),
+        _ => (Reason::ConnectionFailed, format!("the request did not arrive: {text}")),
+    };
+    with_metadata(status(reason, message, ErrorDetails::new()), refused.metadata())
+}
+
+/// Adds metadata, such as the list of supported compressions.
+fn with_metadata(mut status: Status, metadata: &MetadataMap) -> Status {
+    *status.metadata_mut() = metadata.clone();
+    status
+}
+
+/// Returns the status of a response that is larger than clients accept.
+pub(crate) fn response_too_large(bytes: usize) -> Status {
+    let message = format!(
+        "the response has {bytes} bytes; the limit is {RESPONSE_BYTES_MAX}. Request fewer facets or candidates, or less \
+         debug information"
+    );
+    status(Reason::ResponseTooLarge, message, ErrorDetails::new())
+}
+
+/// Returns the status of a call whose caller's time limit has passed.
+pub(crate) fn deadline_exceeded() -> Status {
+    of(EngineError::DeadlineExceeded)
 }
 
 pub(crate) fn item_not_found(id: &str) -> Status {
@@ -146,7 +259,7 @@ pub(crate) fn of(error: EngineError) -> Status {
         }
         EngineError::ServingConfig(unknown) => {
             let mut details = none();
-            details.set_resource_info("lodestone.v1.ServingConfig", unknown.name, "", &message);
+            details.set_resource_info("lodestone.v1.ServingConfig", unknown.name, "", "there is none of this name");
             status(Reason::ServingConfigNotFound, format!("options.serving_config: {message}"), details)
         }
         EngineError::AttributionToken => {
@@ -234,6 +347,28 @@ mod tests {
         let details = status.get_error_details();
         assert_eq!(details.bad_request().map(|request| request.field_violations.len()), Some(2));
         assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("INVALID_REQUEST"));
+    }
+
+    #[test]
+    fn a_status_fits_into_the_headers_that_clients_accept() {
+        let of_size = |count: usize, description: String| {
+            let violation = |index| Violation { field: format!("field[{index}]"), description: description.clone() };
+            invalid((0..count).map(violation).collect())
+        };
+        for status in
+            [of_size(1000, "is wrong".to_owned()), of_size(3, "é".repeat(100_000)), of_size(1, "é".repeat(9000))]
+        {
+            let headers = status.clone().into_http::<()>().into_parts().0.headers;
+            // HTTP/2 counts 32 bytes for each header in addition to name and value.
+            let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+            assert!(bytes <= 8192, "{bytes} bytes");
+            let details = status.get_error_details();
+            let (info, request) = (details.error_info().unwrap(), details.bad_request().unwrap());
+            assert_eq!(info.reason, "INVALID_REQUEST");
+            assert!(!request.field_violations.is_empty());
+            let omitted = info.metadata.get(OMITTED_VIOLATIONS).map_or(0, |count| count.parse::<usize>().unwrap());
+            assert!([1, 3, 1000].contains(&(request.field_violations.len() + omitted)));
+        }
     }
 
     #[test]

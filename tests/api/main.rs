@@ -9,6 +9,7 @@ mod models;
 mod read_your_events;
 mod state;
 mod support;
+mod transport;
 
 /// The allocator of the program, because `models` measures resident memory.
 #[global_allocator]

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pathlib
+import resource
 import signal
 import struct
 import subprocess
@@ -34,6 +35,49 @@ def refused(words, *arguments):
     ran = run(*arguments)
     check(ran.returncode == ERROR and all(word in ran.stderr for word in words),
           f"{' '.join(map(str, arguments[:2]))} fails and names {words}")
+
+
+def npy(path):
+    """Returns the shape and the values of an .npy file of little-endian f32 in C order."""
+    content = path.read_bytes()
+    length = struct.unpack_from("<H", content, 8)[0]
+    header = content[10:10 + length].decode()
+    assert "'<f4'" in header and "'fortran_order': False" in header, header
+    shape = tuple(int(size) for size in header.split("'shape': (")[1].split(")")[0].split(",") if size.strip())
+    return shape, struct.unpack(f"<{shape[0] * shape[1]}f", content[10 + length:])
+
+
+def exported_vectors(work):
+    """`bundle export-vectors`: both spaces and the ids, in one order."""
+    out = work / "vectors"
+    ran = run("bundle", "export-vectors", "--bundle", BUNDLE, "--out", out, "--format", "json")
+    written = json.loads(ran.stdout)
+    shown = json.loads(run("bundle", "show", "--bundle", BUNDLE, "--format", "json").stdout)
+    ids = (out / "item_ids.txt").read_text().splitlines()
+    check(len(ids) == len(set(ids)) == written["item_count"] == shown["item_count"] and written["bundle"] == shown["name"],
+          f"the vectors of all {len(ids)} items are exported")
+    for name, dimensions in [("item_vectors", shown["item_vector_dimensions"]), ("title_vectors", shown["query_vector_dimensions"])]:
+        shape, values = npy(out / f"{name}.npy")
+        squares = [sum(value * value for value in values[at:at + dimensions]) for at in range(0, len(values), dimensions)]
+        check(shape == (len(ids), dimensions) and all(0.98 < square < 1.02 for square in squares),
+              f"{name}.npy has a unit vector of {dimensions} numbers for each item")
+    ran = run("bundle", "export-vectors", "--bundle", BUNDLE, "--out", out)
+    check(ran.returncode == SUCCESS and f"{len(ids)} items" in ran.stdout, "a second export replaces the files")
+    refused(["none"], "bundle", "export-vectors", "--bundle", "none", "--out", out)
+
+
+def file_size_limit(work):
+    """A limit of file sizes (`ulimit -f`) is an error with the file's name, and not the end of the process by a signal."""
+    def limited(*arguments):
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))
+        return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=300, preexec_fn=limit)
+
+    for arguments in [("serve", "--bundle", BUNDLE, "--data", work / "limited", "--listen", "127.0.0.1:0"),
+                      ("bundle", "export-vectors", "--bundle", BUNDLE, "--out", work / "limited-vectors"),
+                      ("bundle", "show", "--bundle", BUNDLE, "--out", work / "limited.txt")]:
+        ran = limited(*arguments)
+        check(ran.returncode == ERROR and "limited" in ran.stderr and "File too large" in ran.stderr,
+              f"{' '.join(arguments[:2])} beyond the limit of file sizes: exit code 2 {ran.returncode} {ran.stderr[-200:]}")
 
 
 def conventions(work):

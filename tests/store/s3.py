@@ -1,7 +1,8 @@
 """Publishes to, serves from and prunes a bucket of moto's S3 server, and then stops that server.
 
-Usage: s3.py LODESTONE GRPCURL BUNDLE MOTO_SERVER. LODESTONE must have the cargo feature `s3`. Needs ORT_DYLIB_PATH. Prints each
-check; exits with 1 if one is wrong.
+Usage: s3.py LODESTONE GRPCURL BUNDLE [MOTO_SERVER]. LODESTONE must have the cargo feature `cloud`. Without MOTO_SERVER the
+store is a directory, which needs no feature, and is then moved away. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if
+one is wrong.
 """
 import json
 import os
@@ -15,7 +16,8 @@ import time
 import urllib.error
 import urllib.request
 
-LODESTONE, GRPCURL, BUNDLE, MOTO = sys.argv[1:5]
+LODESTONE, GRPCURL, BUNDLE = sys.argv[1:4]
+MOTO = sys.argv[4] if len(sys.argv) > 4 else None
 STORE = "s3://bundles/shop"
 SECONDS_MAX = 120
 wrong = []
@@ -40,6 +42,35 @@ def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+class Bucket:
+    """A bucket of moto's S3 server."""
+
+    def __init__(self, _):
+        url = f"http://127.0.0.1:{free_port()}"
+        self.moto = subprocess.Popen([MOTO, "--port", url.rsplit(":", 1)[1]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.environ |= {"AWS_ENDPOINT": url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+                       "AWS_REGION": "us-east-1"}
+        check(waited_for(lambda: bucket(url)), "a bucket is created")
+
+    def end(self):
+        self.moto.terminate()
+        self.moto.wait(SECONDS_MAX)
+
+
+class Directory:
+    """A directory of bundles, for the short form of the test."""
+
+    def __init__(self, work):
+        global STORE
+        self.path = work / "store"
+        STORE = str(self.path)
+        self.path.mkdir()
+
+    def end(self):
+        if self.path.exists():
+            self.path.rename(self.path.with_name("away"))
 
 
 def bucket(url):
@@ -95,13 +126,9 @@ def copies(work):
 
 
 def main(work):
-    url = f"http://127.0.0.1:{free_port()}"
-    moto = subprocess.Popen([MOTO, "--port", url.rsplit(":", 1)[1]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.environ |= {"AWS_ENDPOINT": url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-                   "AWS_REGION": "us-east-1"}
+    store = Bucket(work) if MOTO else Directory(work)
     address, server = f"127.0.0.1:{free_port()}", None
     try:
-        check(waited_for(lambda: bucket(url)), "a bucket is created")
         code, output = lodestone("serve", "--store", STORE, "--data", work / "empty", "--listen", address)
         check(code == 2 and "publish one with" in output, "an empty store is an error", output)
         published(work, "shop-0")
@@ -112,26 +139,26 @@ def main(work):
         for number in (1, 2):
             published(work, f"shop-{number}")
             check(waited_for(lambda: generation(address) == f"shop-{number}"), "the server loads it", generation(address))
-        check(waited_for(lambda: copies(work) == ["shop-1", "shop-2"]), "local copies remain of the bundles in memory", copies(work))
+        if MOTO:
+            check(waited_for(lambda: copies(work) == ["shop-1", "shop-2"]), "local copies remain of the bundles in memory", copies(work))
         code, output = lodestone("bundle", "prune", "--store", STORE, "--keep", "1")
         check(code == 0 and "shop-0 removed" in output and "shop-1" not in output, "the oldest is pruned", output)
         bundles = call(address, "lodestone.v1.ModelService/ListBundles", {}).get("bundles", [])
         states = {bundle["name"]: bundle["state"] for bundle in bundles}
         check(states == {"shop-1": "BUNDLE_STATE_KEPT", "shop-2": "BUNDLE_STATE_CURRENT"}, "ListBundles lists the rest", states)
-        moto.terminate()
-        moto.wait()
+        store.end()
         time.sleep(2)
         check(generation(address) == "shop-2", "the server answers without the store")
         code, output = lodestone("serve", "--store", STORE, "--data", work / "other", "--listen", f"127.0.0.1:{free_port()}")
         check(code == 2 and STORE in output, "a server that cannot read the store ends with the reason", output)
     finally:
-        for process in (server, moto):
-            if process and process.poll() is None:
-                process.terminate()
-                process.wait(SECONDS_MAX)
+        if server and server.poll() is None:
+            server.terminate()
+            server.wait(SECONDS_MAX)
+        store.end()
 
 
 with tempfile.TemporaryDirectory() as directory:
     main(pathlib.Path(directory))
-print(f"s3: {len(wrong)} wrong")
+print(f"store: {len(wrong)} wrong")
 sys.exit(bool(wrong))

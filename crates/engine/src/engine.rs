@@ -161,6 +161,7 @@ impl Engine {
             answer.results.push(RankedItem { id, rank, score: 0.0, reasons, item: None, debug: None });
         }
         answer.total_size = answer.results.len();
+        answer.is_cut = remove_items_beyond(&mut answer.results, RESULTS_BYTES_MAX);
         Ok(answer)
     }
 
@@ -238,11 +239,16 @@ impl Engine {
     /// Runs a request and returns its first page.
     async fn first_page(&self, request: RankingRequest, page: &Page, deadline: Instant) -> Result<Answer, EngineError> {
         let version = request.options().session_version;
+        let bytes_max = match request {
+            // Not paged: a caller expects all of its candidates.
+            RankingRequest::Rank(_) => usize::MAX,
+            RankingRequest::Search(_) | RankingRequest::Recommend(_) => RESULTS_BYTES_MAX,
+        };
         let planned = self.plan(request)?;
         self.wait_for_position(version, deadline).await;
         let position = self.writer.position();
         let served = self.workers.answer(deadline, planned).await?;
-        Ok(self.freeze(served, position, page))
+        Ok(self.freeze(served, position, page, bytes_max))
     }
 
     /// Waits until the log is applied up to `version`, for at most half of the remaining time, because an answer that
@@ -266,18 +272,26 @@ impl Engine {
     }
 
     /// Logs and signs an answer, returns its first page, and keeps the slate if it has more pages.
-    fn freeze(&self, ServedAnswer { loaded, answer }: ServedAnswer, position: u64, page: &Page) -> Answer {
+    fn freeze(
+        &self,
+        ServedAnswer { loaded, answer }: ServedAnswer,
+        position: u64,
+        page: &Page,
+        bytes_max: usize,
+    ) -> Answer {
         let PipelineAnswer { slate, corrected_query, facets, mut info, stage_times, id, trace } = answer;
         self.record_metrics(&stage_times, &info);
-        if let Some(trace) = trace {
-            let (loaded, page_size) = (loaded.clone(), page.size);
-            self.answers.log(id, Box::new(move || trace.record(&loaded.generation.manifest, page_size)));
-        }
         self.sign(&mut info, &loaded, id, position);
         let facets = Arc::new(facets);
         let frozen = FrozenAnswer { fingerprint: page.fingerprint, slate, corrected_query, facets, info };
-        let answer = self.page(&frozen, &loaded, id, 0, page.size);
-        if frozen.slate.entries.len() > page.size {
+        let answer = self.page(&frozen, &loaded, id, 0, page.size, bytes_max);
+        if let Some(trace) = trace {
+            // The record has the probability of the page that was shown.
+            let page_size = if answer.is_cut { answer.results.len() } else { page.size };
+            let loaded = loaded.clone();
+            self.answers.log(id, Box::new(move || trace.record(&loaded.generation.manifest, page_size)));
+        }
+        if !answer.next_page_token.is_empty() {
             loaded.slates.insert(id, Arc::new(frozen));
         }
         answer
@@ -291,9 +305,10 @@ impl Engine {
         if frozen.fingerprint != page.fingerprint {
             return Err(EngineError::PageToken(PageTokenError::OtherRequest));
         }
-        Ok(self.page(&frozen, loaded, token.slate, token.offset as usize, page.size))
+        Ok(self.page(&frozen, loaded, token.slate, token.offset as usize, page.size, RESULTS_BYTES_MAX))
     }
 
+    /// Returns `size` results from `offset`, or fewer if they have more than `bytes_max` bytes.
     fn page(
         &self,
         frozen: &FrozenAnswer,
@@ -301,20 +316,30 @@ impl Engine {
         slate: AnswerId,
         offset: usize,
         size: usize,
+        bytes_max: usize,
     ) -> Answer {
         let total_size = frozen.slate.entries.len();
-        let end = offset.saturating_add(size).min(total_size);
+        let mut end = offset.saturating_add(size).min(total_size);
+        let mut results = frozen.slate.results(&loaded.generation, offset.min(end)..end);
+        let fitting = fitting_results(&results, bytes_max);
+        let is_cut = fitting < results.len();
+        if is_cut {
+            // A rank is the position in the slate.
+            end = results[fitting].rank - 1;
+            results.truncate(fitting);
+        }
         let next_page_token = match end < total_size {
             true => self.tokens.page(PageToken { slate, offset: end as u32 }),
             false => String::new(),
         };
         Answer {
-            results: frozen.slate.results(&loaded.generation, offset.min(end)..end),
+            results,
             next_page_token,
             total_size,
             corrected_query: frozen.corrected_query.clone(),
             facets: frozen.facets.clone(),
             info: frozen.info.clone(),
+            is_cut,
         }
     }
 

@@ -211,9 +211,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_fails_only_the_request_that_causes_it() {
+    async fn a_panic_fails_only_the_request_that_causes_it_and_is_counted() {
+        lodestone_telemetry::count_panics();
         let workers = Workers::start(vec![()], 100, doubling(&Arc::default())).unwrap();
         let answers = send_while_busy(&workers, &[1, 13, 2]).await;
         assert!(matches!(&answers[..], [Ok(2), Err(EngineError::Internal(_)), Ok(4)]), "{answers:?}");
+        let text = lodestone_telemetry::Metrics::default().text(lodestone_telemetry::Sizes::default());
+        let count = text.lines().find_map(|line| line.strip_prefix("lodestone_panics_total "));
+        // At least those of the batch and of the request alone.
+        assert!(count.unwrap().parse::<u64>().unwrap() >= 2, "{text}");
     }
 }

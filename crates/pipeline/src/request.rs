@@ -1,7 +1,7 @@
 //! Requests and answers of the engine. The server has validated every field of a request.
 use super::facets::{FacetSpec, Facets};
 use crate::{serving::ExperimentArm, source::CandidateSource};
-use lodestone_catalog::{Filter, Item};
+use lodestone_catalog::{AttributeValue, Filter, Item};
 use lodestone_core::ids::{ItemId, UserId};
 use lodestone_events::Event;
 use lodestone_index::{Completion, SearchStrategy};
@@ -11,6 +11,10 @@ use std::{sync::Arc, time::Duration};
 pub const PAGE_SIZE_DEFAULT: usize = 24;
 /// Maximum number of results on a page.
 pub const PAGE_SIZE_MAX: usize = 200;
+
+/// Maximum size of the results of an answer in bytes, because gRPC clients accept responses of 4 MiB by default. The
+/// rest is for facets and metadata.
+pub const RESULTS_BYTES_MAX: usize = 3 << 20;
 
 /// The user or visitor of a request.
 #[derive(Debug, Clone)]
@@ -158,6 +162,8 @@ pub struct Answer {
     /// In the order of the request.
     pub facets: Arc<Facets>,
     pub info: AnswerInfo,
+    /// Whether [`RESULTS_BYTES_MAX`] shortened the page, or left out items of a Rank answer.
+    pub is_cut: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -200,6 +206,69 @@ pub struct RankedItem {
     pub item: Option<Arc<Item>>,
     /// Present from [`DebugLevel::Scores`].
     pub debug: Option<ResultDebug>,
+}
+
+impl RankedItem {
+    /// An upper bound of the encoded size in bytes, without the item.
+    fn bytes_without_item(&self) -> usize {
+        let reasons: usize =
+            self.reasons.iter().flat_map(|reason| &reason.evidence).map(|id| text_bytes(id.as_str())).sum();
+        let debug = self.debug.as_ref().map_or(0, |debug| {
+            let sources: usize = debug.source_scores.iter().map(|(name, _)| text_bytes(name) + 16).sum();
+            let heads: usize = debug.heads.iter().map(|(name, _)| text_bytes(name) + 16).sum();
+            64 + sources + heads + 4 * debug.features.len()
+        });
+        64 + text_bytes(self.id.as_str()) + 16 * self.reasons.len() + reasons + debug
+    }
+
+    /// An upper bound of the encoded size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes_without_item() + self.item.as_deref().map_or(0, item_bytes)
+    }
+}
+
+/// Tag, length and content of a text field.
+fn text_bytes(text: &str) -> usize {
+    6 + text.len()
+}
+
+fn item_bytes(item: &Item) -> usize {
+    let lists = item.categories.iter().chain(&item.tags);
+    let texts = [item.id.as_str(), &item.title, &item.description, &item.brand, &item.currency];
+    let texts: usize = texts.into_iter().chain(lists.map(String::as_str)).map(text_bytes).sum();
+    let value = |value: &AttributeValue| match value {
+        AttributeValue::Text(text) => text_bytes(text),
+        AttributeValue::Number(_) | AttributeValue::Flag(_) => 9,
+    };
+    // A map entry and its value are messages.
+    let attributes: usize = item.attributes.iter().map(|(name, v)| 12 + text_bytes(name) + value(v)).sum();
+    // Price, stock, creation time, and the length of the message.
+    64 + texts + attributes
+}
+
+/// Returns how many results have at most `bytes_max` bytes in all; at least one, because a page without results would
+/// never end.
+pub fn fitting_results(results: &[RankedItem], bytes_max: usize) -> usize {
+    let mut bytes = 0;
+    let fitting = results.iter().take_while(|result| {
+        bytes += result.bytes();
+        bytes <= bytes_max
+    });
+    fitting.count().max(1).min(results.len())
+}
+
+/// Removes the items of the last results until all results have at most `bytes_max` bytes. Returns whether any was
+/// removed.
+pub fn remove_items_beyond(results: &mut [RankedItem], bytes_max: usize) -> bool {
+    let mut bytes: usize = results.iter().map(RankedItem::bytes_without_item).sum();
+    let mut is_removed = false;
+    for result in results {
+        bytes += result.item.as_deref().map_or(0, item_bytes);
+        if is_removed || bytes > bytes_max {
+            is_removed |= result.item.take().is_some();
+        }
+    }
+    is_removed
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

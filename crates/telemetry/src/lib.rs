@@ -8,7 +8,11 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use std::time::Duration;
+use std::{
+    panic,
+    sync::{LazyLock, Once},
+    time::Duration,
+};
 
 /// Histogram buckets of request and stage times in seconds, from a cached answer to a deadline.
 const SECONDS: [f64; 16] =
@@ -55,6 +59,23 @@ struct Build {
     generation: String,
 }
 
+/// Panics of the process, because a panic hook is global too. Without labels, so that the metric is 0 before the first
+/// panic and an increase is visible.
+static PANICS: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Counts every panic of the process from now on, in whatever thread and whether it is caught or not. Panics are still
+/// printed, with the name of their thread. Later calls have no effect.
+pub fn count_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let previous = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            PANICS.inc();
+            previous(info);
+        }));
+    });
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 fn seconds() -> Histogram {
@@ -70,7 +91,6 @@ pub struct Metrics {
     stage_seconds: Histograms<Stage>,
     degradations: Family<Code, Counter>,
     written: Family<Outcome, Counter>,
-    panics: Counter,
     answers: Family<Outcome, Counter>,
     answers_bytes: Counter,
     explored: Counter,
@@ -111,7 +131,6 @@ impl Default for Metrics {
             stage_seconds: Family::new_with_constructor(seconds),
             degradations: Family::default(),
             written: Family::default(),
-            panics: Counter::default(),
             answers: Family::default(),
             answers_bytes: Counter::default(),
             explored: Counter::default(),
@@ -141,7 +160,7 @@ impl Metrics {
         registry.register("stage_seconds", "Time of the stages of a request", self.stage_seconds.clone());
         registry.register("degradations", "Degraded answers by the code of the degradation", self.degradations.clone());
         registry.register("written", "Events and items by outcome", self.written.clone());
-        registry.register("panics", "Requests that hit a bug", self.panics.clone());
+        registry.register("panics", "Panics in any thread; each is a bug", PANICS.clone());
         registry.register("answers", "Answers for the answer log by outcome", self.answers.clone());
         registry.register("answers_bytes", "Bytes written to the answer log", self.answers_bytes.clone());
         registry.register("explored", "Answers that explored", self.explored.clone());
@@ -219,6 +238,11 @@ impl Metrics {
         self.request_seconds.get_or_create(&Rpc { rpc }).observe(time.as_secs_f64());
     }
 
+    /// Counts a request that reached no service.
+    pub fn refused(&self, rpc: &'static str, code: &'static str) {
+        self.requests.get_or_create(&RpcCode { rpc, code }).inc();
+    }
+
     pub fn stage(&self, stage: &'static str, time: Duration) {
         self.stage_seconds.get_or_create(&Stage { stage }).observe(time.as_secs_f64());
     }
@@ -249,16 +273,28 @@ impl Metrics {
         let arm = Arm { experiment: experiment.to_owned(), arm: arm.to_owned() };
         self.experiment_answers.get_or_create(&arm).inc();
     }
-
-    pub fn panicked(&self) {
-        self.panics.inc();
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn every_panic_is_counted_in_whatever_thread() {
+        count_panics();
+        let counted = || {
+            let text = Metrics::default().text(Sizes::default());
+            let count = text.lines().find_map(|line| line.strip_prefix("lodestone_panics_total "));
+            count.expect("the metric exists before the first panic").parse::<u64>().unwrap()
+        };
+        let before = counted();
+        for name in ["merge", "answer-7"] {
+            let panics = std::thread::Builder::new().name(name.to_owned()).spawn(|| panic!("of a test"));
+            assert!(panics.unwrap().join().is_err());
+        }
+        assert_eq!(counted(), before + 2);
+    }
 
     #[test]
     fn the_document_lists_exactly_the_registered_metrics() {

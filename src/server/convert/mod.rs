@@ -28,8 +28,8 @@ fn currency(violations: &mut Violations, field: impl Display, code: &str) -> Str
     code.to_owned()
 }
 
-/// Truncates a value for an error message.
-fn shortened(text: &str) -> String {
+/// Truncates a value for an error message to 40 characters.
+pub(crate) fn shortened(text: &str) -> String {
     const SHOWN: usize = 40;
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -1,0 +1,300 @@
+//! Message sizes, compression and the statuses of the gRPC library, as a client with the default settings of its
+//! library sees them.
+use crate::support::bundles::Shop;
+use lodestone::server::{
+    self, ServerConfig,
+    proto::{
+        self, EventStatus, EventType, ItemStatus, catalog_service_client::CatalogServiceClient,
+        event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient,
+    },
+};
+use lodestone_engine::Engine;
+use lodestone_rollout::HealthBounds;
+use prost::{Message, bytes::BufMut};
+use std::{collections::BTreeSet, sync::Arc};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tonic::{
+    Code, Request, Response, Status,
+    client::Grpc,
+    codec::{Codec, CompressionEncoding::Gzip, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::http::uri::PathAndQuery,
+    transport::{Channel, Endpoint, Error},
+};
+use tonic_types::StatusExt;
+
+/// Items whose answers are larger than a response may be.
+const HEAVY_ITEMS: usize = 210;
+/// Characters of their descriptions, the greatest number that is allowed.
+const DESCRIPTION_CHARS: usize = 20_000;
+const SEARCH: &str = "/lodestone.v1.RankingService/Search";
+
+/// A server in this process, and a channel to it.
+struct Server {
+    engine: Arc<Engine>,
+    channel: Channel,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<Result<(), Error>>,
+    _shop: Shop,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let shop = Shop::new();
+        let engine = Arc::new(shop.open(HealthBounds::default()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async move {
+            let _ = stopped.await;
+        };
+        let serving = tokio::spawn(server::serve(engine.clone(), ServerConfig::default(), listener, shutdown));
+        let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
+        Self { engine, channel, stop, serving, _shop: shop }
+    }
+
+    async fn end(self) {
+        drop(self.channel);
+        self.stop.send(()).unwrap();
+        self.serving.await.unwrap().unwrap();
+    }
+
+    /// Sends bytes as the only message of a call, and returns the status, which must be an error.
+    async fn refusal(&self, path: &'static str, request: Request<Vec<u8>>, is_compressed: bool) -> Status {
+        let mut client = Grpc::new(self.channel.clone());
+        if is_compressed {
+            client = client.send_compressed(Gzip);
+        }
+        client.ready().await.unwrap();
+        let response: Result<Response<()>, Status> =
+            client.unary(request, PathAndQuery::from_static(path), RawCodec).await;
+        response.unwrap_err()
+    }
+}
+
+/// Sends bytes as they are.
+struct RawCodec;
+
+impl Codec for RawCodec {
+    type Encode = Vec<u8>;
+    type Decode = ();
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for RawCodec {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for RawCodec {
+    type Item = ();
+    type Error = Status;
+
+    fn decode(&mut self, _: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
+        Ok(Some(()))
+    }
+}
+
+fn viewer() -> Option<proto::Viewer> {
+    Some(proto::Viewer { visitor_id: "browser".to_owned(), ..Default::default() })
+}
+
+fn search(query: &str, page_token: String) -> proto::SearchRequest {
+    proto::SearchRequest {
+        viewer: viewer(),
+        query: query.to_owned(),
+        page_size: 200,
+        page_token,
+        options: Some(proto::RankingOptions { include_items: true, ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+/// An item with the longest description that is allowed.
+fn heavy_item(number: usize) -> proto::Item {
+    let description = "warm grey felt slipper ".repeat(DESCRIPTION_CHARS / 23);
+    proto::Item {
+        item_id: format!("heavy-{number}"),
+        title: format!("heavy slipper {number}"),
+        description,
+        ..Default::default()
+    }
+}
+
+/// Asserts the code and the reason of a status, and that the message contains all `texts`.
+fn assert_refused(status: &Status, code: Code, reason: &str, texts: &[&str]) {
+    let details = status.get_error_details();
+    let found = details.error_info().map(|info| (info.domain.as_str(), info.reason.as_str()));
+    assert_eq!((status.code(), found), (code, Some(("lodestone", reason))), "{status:?}");
+    assert!(texts.iter().all(|text| status.message().contains(text)), "{texts:?} in {status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_have_stated_sizes_and_every_refusal_has_a_reason() {
+    let server = Server::start().await;
+    refusals_of_the_library(&server).await;
+    large_writes(&server).await;
+    pages_of_large_items(&server).await;
+    compression(&server).await;
+    let metrics = server.engine.metrics_text();
+    for line in ["rpc=\"unknown\",code=\"UNIMPLEMENTED\"} 2", "rpc=\"UpsertItems\",code=\"RESOURCE_EXHAUSTED\"} 2"] {
+        assert!(metrics.contains(line), "{line} is missing in {metrics}");
+    }
+    server.end().await;
+}
+
+async fn refusals_of_the_library(server: &Server) {
+    // Field 2, `query`, with a byte that is not UTF-8; a truncated message.
+    let status = server.refusal(SEARCH, Request::new(vec![0x12, 1, 0xFF]), false).await;
+    assert_refused(&status, Code::InvalidArgument, "MESSAGE_MALFORMED", &["query", "UTF-8"]);
+    let status = server.refusal(SEARCH, Request::new(vec![0x12, 100]), false).await;
+    assert_refused(&status, Code::InvalidArgument, "MESSAGE_MALFORMED", &[]);
+
+    let mut request = Request::new(search("mug", String::new()).encode_to_vec());
+    request.metadata_mut().insert("grpc-encoding", "snappy".parse().unwrap());
+    let status = server.refusal(SEARCH, request, false).await;
+    assert_refused(&status, Code::Unimplemented, "COMPRESSION_UNSUPPORTED", &["snappy", "gzip"]);
+    assert_eq!(status.metadata().get("grpc-accept-encoding").unwrap(), "gzip,identity");
+
+    for path in ["/lodestone.v1.RankingService/Find", "/shop.v1.Finder/Search"] {
+        let status = server.refusal(path, Request::new(Vec::new()), false).await;
+        assert_refused(&status, Code::Unimplemented, "METHOD_UNKNOWN", &[path]);
+    }
+    let health = tonic_health::pb::HealthCheckRequest { service: "nothing".to_owned() };
+    let path = "/grpc.health.v1.Health/Check";
+    let status = server.refusal(path, Request::new(health.encode_to_vec()), true).await;
+    assert_refused(&status, Code::NotFound, "SERVICE_UNKNOWN", &[]);
+
+    // The second message of the stream cannot be decoded.
+    let bad = vec![0x0A, 100];
+    let good = proto::StreamEventsRequest { events: vec![view(0, "stream")] }.encode_to_vec();
+    let mut client = Grpc::new(server.channel.clone());
+    client.ready().await.unwrap();
+    let path = PathAndQuery::from_static("/lodestone.v1.EventService/StreamEvents");
+    let messages = futures_util::stream::iter([good, bad]);
+    let response: Result<Response<()>, Status> = client.client_streaming(Request::new(messages), path, RawCodec).await;
+    assert_refused(&response.unwrap_err(), Code::InvalidArgument, "MESSAGE_MALFORMED", &[]);
+
+    // So many violations that not all of them fit into the headers.
+    let exclude_item_ids = vec!["x".repeat(1000); 1000];
+    let options = Some(proto::RankingOptions { exclude_item_ids, ..Default::default() });
+    let request = proto::SearchRequest { options, ..search("mug", String::new()) };
+    let status = RankingServiceClient::new(server.channel.clone()).search(request).await.unwrap_err();
+    assert_refused(&status, Code::InvalidArgument, "INVALID_REQUEST", &["1000 fields"]);
+    let details = status.get_error_details();
+    let shown = details.bad_request().unwrap().field_violations.len();
+    assert!(shown > 10);
+    assert_eq!(details.error_info().unwrap().metadata["omitted_violations"], (1000 - shown).to_string());
+}
+
+/// A view with the greatest lengths of some fields.
+fn view(number: usize, session: &str) -> proto::Event {
+    proto::Event {
+        event_id: format!("{session}-{number}"),
+        r#type: EventType::View.into(),
+        viewer: viewer(),
+        lines: vec![proto::EventLine { item_id: format!("i{}", number % 40), ..Default::default() }],
+        ..Default::default()
+    }
+}
+
+async fn large_writes(server: &Server) {
+    let mut catalog = CatalogServiceClient::new(server.channel.clone());
+    let items: Vec<_> = (0..HEAVY_ITEMS).map(heavy_item).collect();
+    let request = proto::UpsertItemsRequest { items };
+    assert!(request.encoded_len() > 4 << 20, "more than a default limit of gRPC libraries");
+    let written = catalog.upsert_items(request).await.unwrap().into_inner();
+    assert!(written.results.iter().all(|result| result.status() == ItemStatus::Created));
+
+    // The greatest number of events, of 1.5 KB each.
+    let mut events = EventServiceClient::new(server.channel.clone());
+    let query = "q".repeat(1000);
+    let attribution_token = "t".repeat(400);
+    let event = |number| proto::Event {
+        query: query.clone(),
+        attribution_token: attribution_token.clone(),
+        ..view(number, "large")
+    };
+    let request = proto::WriteEventsRequest { events: (0..10_000).map(event).collect() };
+    assert!(request.encoded_len() > 14_000_000);
+    let written = events.write_events(request).await.unwrap().into_inner();
+    assert!(written.results.iter().all(|result| result.status() == EventStatus::Accepted));
+    assert!(!written.results[0].warnings.is_empty(), "the token is foreign");
+
+    // Every event with 20 violations and an id that is too long.
+    let lines = vec![proto::EventLine { item_id: String::new(), ..Default::default() }; 20];
+    let event = |_| proto::Event { event_id: "e".repeat(2000), lines: lines.clone(), ..view(0, "") };
+    let request = proto::WriteEventsRequest { events: (0..10_000).map(event).collect() };
+    let written = events.write_events(request).await.unwrap().into_inner();
+    assert!(written.results.iter().all(|result| result.status() == EventStatus::Rejected));
+    assert_eq!(written.results[0].violations.len(), 10);
+    assert!(written.results[0].event_id.len() < 200);
+
+    let path = "/lodestone.v1.CatalogService/UpsertItems";
+    let status = server.refusal(path, Request::new(vec![0; (32 << 20) + 1]), false).await;
+    assert_refused(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", &["33554432", "33554433", "fewer"]);
+    assert!(status.get_error_details().retry_info().is_none(), "the same message is always too large");
+    let status = server.refusal(path, Request::new(vec![0; 64 << 20]), true).await;
+    assert_refused(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", &["33554432", "after decompression"]);
+}
+
+async fn pages_of_large_items(server: &Server) {
+    let mut ranking = RankingServiceClient::new(server.channel.clone());
+    let (mut found, mut token, mut pages) = (Vec::new(), String::new(), 0);
+    let total = loop {
+        let page = ranking.search(search("heavy slipper", token)).await.unwrap().into_inner();
+        assert!(page.encoded_len() <= 4 << 20 && page.results.iter().all(|result| result.item.is_some()));
+        found.extend(page.results.iter().map(|result| result.item_id.clone()));
+        (pages, token) = (pages + 1, page.next_page_token);
+        let notices = page.info.unwrap().notices;
+        assert_eq!(
+            notices.iter().any(|notice| notice.field == "page_size"),
+            page.results.len() < 200 && !token.is_empty()
+        );
+        if token.is_empty() {
+            break page.total_size as usize;
+        }
+    };
+    assert!(pages > 1 && total >= HEAVY_ITEMS, "{pages} pages of {total} results");
+    assert_eq!(found.len(), total);
+    assert_eq!(found.iter().collect::<BTreeSet<_>>().len(), total, "no result is repeated");
+
+    let candidates =
+        (0..HEAVY_ITEMS).map(|number| proto::RankCandidate { item_id: format!("heavy-{number}") }).collect();
+    let options = Some(proto::RankingOptions { include_items: true, ..Default::default() });
+    let request = proto::RankRequest { viewer: viewer(), candidates, options, ..Default::default() };
+    let ranked = ranking.rank(request).await.unwrap().into_inner();
+    let with_items = ranked.results.iter().take_while(|result| result.item.is_some()).count();
+    assert_eq!(ranked.results.len(), HEAVY_ITEMS);
+    assert!((100..HEAVY_ITEMS).contains(&with_items), "{with_items} results have their item");
+    let notices = ranked.info.unwrap().notices;
+    assert!(notices[0].field == "options.include_items" && notices[0].description.contains(&with_items.to_string()));
+}
+
+async fn compression(server: &Server) {
+    let encoding = |response: &Response<proto::SearchResponse>| {
+        response.metadata().get("grpc-encoding").map(|encoding| encoding.to_str().unwrap().to_owned())
+    };
+    let client = || RankingServiceClient::new(server.channel.clone());
+    let both =
+        client().send_compressed(Gzip).accept_compressed(Gzip).search(search("mug", String::new())).await.unwrap();
+    assert_eq!(encoding(&both).as_deref(), Some("gzip"));
+    assert!(!both.get_ref().results.is_empty());
+    let accepted = client().accept_compressed(Gzip).search(search("mug", String::new())).await.unwrap();
+    assert_eq!(encoding(&accepted), None, "only callers that compress receive compressed responses");
+    let plain = client().search(search("mug", String::new())).await.unwrap();
+    assert_eq!(encoding(&plain), None);
+}
