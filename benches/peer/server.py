@@ -310,44 +310,51 @@ class Shop:
                     found.setdefault(address.doc, score)
         return np.fromiter(found, np.int64), np.fromiter(found.values(), np.float32), complete_count
 
-    def features(self, rows, user, user_vector, query_vector, lexical, transitions, co_purchases, fused, now):
-        """Returns the ranking features of one request, [rows × 27]."""
+    def features(self, candidates, users, user_vectors, query_vectors, lexical, transitions, co_purchases, fused, now):
+        """Returns the ranking features of the candidates of all requests, [sum of candidates × 27]."""
+        rows, owner = np.concatenate(candidates), np.repeat(np.arange(len(users)), [len(own) for own in candidates])
         out = np.zeros((len(rows), 27), np.float32)
-        items, titles, recent = self.user_space[rows], self.query_space[rows], user["recent"]
-        if user_vector is not None:
-            out[:, 0], out[:, 1] = items @ user_vector, 1.0
-        if query_vector is not None:
-            out[:, 2], out[:, 25] = titles @ query_vector, 1.0
-            out[:, 3] = lexical[rows]
-            out[:, 4] = lexical[rows] / max(lexical[rows].max(initial=0.0), 1e-9)
-        out[:, 5], out[:, 7] = np.log1p(transitions[rows]), np.log1p(co_purchases[rows])
-        if len(recent):
-            span = slice(self.transitions.indptr[recent[0]], self.transitions.indptr[recent[0] + 1])
-            last = np.zeros(len(self.ids), np.float32)
-            last[self.transitions.indices[span]] = self.transitions.data[span]
-            out[:, 6] = np.log1p(last[rows])
-            same = rows[:, None] == recent[None]
-            similar = np.where(same, 0.0, items @ self.user_space[recent].T)
-            out[:, 8], out[:, 9] = similar[:, 0], similar.max(1)
-            out[:, 10] = np.where(same, 0.0, titles @ self.query_space[recent].T).max(1)
+        items, titles = self.user_space[rows], self.query_space[rows]
+        out[:, 5], out[:, 7] = np.log1p(transitions[owner, rows]), np.log1p(co_purchases[owner, rows])
         days = np.maximum(0.0, now - self.at[rows]) / DAY_MS
         slow, fast = self.slow[rows] * 2 ** (-days / SLOW), self.fast[rows] * 2 ** (-days / FAST)
         out[:, 11] = np.log1p(slow)
         out[:, 12] = np.log1p((fast * np.log(2) / FAST + 1) / (slow * np.log(2) / SLOW + 1))
         out[:, 14], out[:, 17] = -1.0, -1.0
-        if len(user["touched"]):
-            at = np.minimum(np.searchsorted(user["touched"], rows), len(user["touched"]) - 1)
-            known = user["touched"][at] == rows
-            bought = np.where(known, user["bought_count"][at], 0)
-            out[:, 13], out[:, 15] = np.log1p(bought), bought / user["baskets"]
-            since = np.log1p(np.maximum(0, now - user["bought_at"][at]) / DAY_MS)
-            out[:, 14] = np.where(bought > 0, since, -1.0)
-            out[:, 20] = np.log1p(np.where(known, user["refunded_count"][at], 0))
         out[:, 21] = self.log_price[rows]
-        if user["mean_price"] > 0:
-            out[:, 22] = np.where(out[:, 21] > 0, out[:, 21] - user["mean_price"], 0.0)
-        out[:, 23] = np.where(self.created[rows] > 0, np.log1p(np.maximum(0, now - self.created[rows]) / DAY_MS), 0.0)
-        out[:, 24], out[:, 26] = fused[rows], np.log1p(user["count"])
+        created = self.created[rows]
+        out[:, 23] = np.where(created > 0, np.log1p(np.maximum(0, now - created) / DAY_MS), 0.0)
+        out[:, 24], out[:, 26] = fused[owner, rows], np.log1p([user["count"] for user in users])[owner]
+        ends = np.cumsum([len(own) for own in candidates])
+        for end, own_rows, user, user_vector, query_vector, words in zip(
+                ends, candidates, users, user_vectors, query_vectors, lexical):
+            span = slice(end - len(own_rows), end)
+            own, recent = out[span], user["recent"]
+            if user_vector is not None:
+                own[:, 0], own[:, 1] = items[span] @ user_vector, 1.0
+            if query_vector is not None:
+                own[:, 2], own[:, 25] = titles[span] @ query_vector, 1.0
+                own[:, 3] = words[own_rows]
+                own[:, 4] = own[:, 3] / max(own[:, 3].max(initial=0.0), 1e-9)
+            if len(recent):
+                pairs = slice(self.transitions.indptr[recent[0]], self.transitions.indptr[recent[0] + 1])
+                last = np.zeros(len(self.ids), np.float32)
+                last[self.transitions.indices[pairs]] = self.transitions.data[pairs]
+                own[:, 6] = np.log1p(last[own_rows])
+                same = own_rows[:, None] == recent[None]
+                similar = np.where(same, 0.0, items[span] @ self.user_space[recent].T)
+                own[:, 8], own[:, 9] = similar[:, 0], similar.max(1)
+                own[:, 10] = np.where(same, 0.0, titles[span] @ self.query_space[recent].T).max(1)
+            if len(user["touched"]):
+                at = np.minimum(np.searchsorted(user["touched"], own_rows), len(user["touched"]) - 1)
+                known = user["touched"][at] == own_rows
+                bought = np.where(known, user["bought_count"][at], 0)
+                own[:, 13], own[:, 15] = np.log1p(bought), bought / user["baskets"]
+                since = np.log1p(np.maximum(0, now - user["bought_at"][at]) / DAY_MS)
+                own[:, 14] = np.where(bought > 0, since, -1.0)
+                own[:, 20] = np.log1p(np.where(known, user["refunded_count"][at], 0))
+            if user["mean_price"] > 0:
+                own[:, 22] = np.where(own[:, 21] > 0, own[:, 21] - user["mean_price"], 0.0)
         return out
 
     def answers(self, requests):
@@ -388,9 +395,9 @@ class Shop:
             fuse(at, "popular", self.popular)
 
         candidates = [self.top(scores, CANDIDATE_COUNT) for scores in fused]
-        features = [self.features(*one, now) for one in zip(
-            candidates, users, user_vectors, query_vectors, lexical, transitions, co_purchases, fused)]
-        logits = self.ranker.run(None, {"features": np.concatenate(features)})[0]
+        features = self.features(
+            candidates, users, user_vectors, query_vectors, lexical, transitions, co_purchases, fused, now)
+        logits = self.ranker.run(None, {"features": features})[0]
         scores = (self.weight / (1.0 + np.exp(-(self.scale * logits + self.offset)))).sum(1)
         answers = []
         for rows, own, words, (_, _, size) in zip(

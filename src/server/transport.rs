@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use lodestone_telemetry::Metrics;
 use prost::Message;
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     convert::Infallible,
     sync::LazyLock,
     task::{Context, Poll},
@@ -21,16 +21,23 @@ const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encodin
 /// The server ends a call this much before the caller's deadline. tonic would end it at the deadline as CANCELLED.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(2);
 
-/// The names of all RPCs, for the labels of metrics.
-static RPCS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+/// The names of all RPCs by path, such as `/lodestone.v1.RankingService/Search`, for the labels of metrics.
+static RPCS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
     let files = prost_types::FileDescriptorSet::decode(DESCRIPTORS).expect("the descriptors were compiled by build.rs");
-    let services = files.file.into_iter().flat_map(|file| file.service);
-    services.flat_map(|service| service.method).map(|method| method.name().to_owned()).collect()
+    let mut rpcs = HashMap::new();
+    for file in files.file {
+        for service in &file.service {
+            let path = |method: &str| format!("/{}.{}/{method}", file.package(), service.name());
+            let named = service.method.iter().map(|method| (path(method.name()), method.name().to_owned()));
+            rpcs.extend(named);
+        }
+    }
+    rpcs
 });
 
-/// Returns the RPC of a path such as `/lodestone.v1.RankingService/Search`; `unknown` if there is none.
+/// Returns the RPC of a path; `unknown` if there is none.
 fn rpc_of(path: &str) -> &'static str {
-    path.rsplit('/').next().and_then(|name| RPCS.get(name)).map_or("unknown", String::as_str)
+    RPCS.get(path).map_or("unknown", String::as_str)
 }
 
 /// The layer around all services.
@@ -167,7 +174,7 @@ mod tests {
     fn rpcs_have_names_of_low_cardinality() {
         assert_eq!(rpc_of("/lodestone.v1.RankingService/Search"), "Search");
         assert_eq!(rpc_of("/lodestone.v1.EventService/StreamEvents"), "StreamEvents");
-        for unknown in ["", "/", "/lodestone.v1.RankingService/Find", "/x/y"] {
+        for unknown in ["", "/", "/lodestone.v1.RankingService/Find", "/shop.v1.Finder/Search"] {
             assert_eq!(rpc_of(unknown), "unknown");
         }
     }

@@ -53,7 +53,7 @@ def exported_vectors(work):
     ran = run("bundle", "export-vectors", "--bundle", BUNDLE, "--out", out, "--format", "json")
     written = json.loads(ran.stdout)
     shown = json.loads(run("bundle", "show", "--bundle", BUNDLE, "--format", "json").stdout)
-    ids = (out / "item_ids.txt").read_text().splitlines()
+    ids = (out / "item_ids.txt").read_text().removesuffix("\n").split("\n")
     check(len(ids) == len(set(ids)) == written["item_count"] == shown["item_count"] and written["bundle"] == shown["name"],
           f"the vectors of all {len(ids)} items are exported")
     for name, dimensions in [("item_vectors", shown["item_vector_dimensions"]), ("title_vectors", shown["query_vector_dimensions"])]:
@@ -318,6 +318,8 @@ def experiments(work):
 
 with tempfile.TemporaryDirectory() as directory:
     conventions(pathlib.Path(directory))
+    exported_vectors(pathlib.Path(directory))
+    file_size_limit(pathlib.Path(directory))
     experiments(pathlib.Path(directory))
     other_policies(pathlib.Path(directory))
     nearest_vectors(pathlib.Path(directory))
