@@ -4,22 +4,28 @@ numpy.
 Reads a Lodestone bundle, its vectors (`lodestone bundle export-vectors`) and the imported history, and answers Search
 and Recommend (FOR_YOU) of lodestone.v1 with the same ONNX files, sources, limits and features, and a similar fusion.
 
-It has what a team would build for throughput: a process for each core, asyncio, batches of all waiting requests with one
-run of each model, one vector search and one sparse matrix product for a batch, user features that are computed once, and
-the vector index that is the fastest on this machine. Has no writes, filters, policy, reasons, paging and validation.
+It has what a team would build for throughput: a process for each core, batches of all waiting requests with one run of
+each model, one vector search and one sparse matrix product for a batch, user features that are computed once, and the
+vector index that is the fastest on this machine. Has no writes, filters, policy, reasons, paging and validation.
 
     server.py --bundle DIR --vectors DIR --data DIR --port N --processes N --stubs DIR
 """
+import os
+
+# A process for each core: threads of the libraries would only compete with each other. Read when they are imported.
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
 import argparse
-import asyncio
 import json
 import multiprocessing
+import queue
 import re
 import sys
+import threading
 import time
 import unicodedata
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import faiss
@@ -96,7 +102,6 @@ RECALL = 0.99
 
 def fastest_index(vectors):
     """Measures the indexes on these vectors with batches of 8. Returns name and width of the fastest."""
-    faiss.omp_set_num_threads(1)
     queries = vectors[:: max(1, len(vectors) // 512)]
     count = min(SOURCE_COUNT, len(vectors))
     truth = np.argpartition(-(queries @ vectors.T), count - 1, axis=1)[:, :count]
@@ -165,7 +170,6 @@ class Shop:
     """A bundle with the state of its shop."""
 
     def __init__(self, bundle, vectors, data, indexes):
-        faiss.omp_set_num_threads(1)
         manifest = json.loads((bundle / "manifest.json").read_text())
         self.buckets = manifest["term_bucket_count"]
         heads = manifest["heads"]
@@ -410,71 +414,61 @@ class Shop:
 
 
 class Batcher:
-    """Answers all requests that wait together, in one other thread, so that this one receives further requests."""
+    """Answers all requests that wait together, in a thread of its own."""
 
     def __init__(self, shop):
-        self.shop, self.waiting, self.wake = shop, [], asyncio.Event()
-        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.shop, self.waiting = shop, queue.SimpleQueue()
+        threading.Thread(target=self.run, daemon=True).start()
 
-    async def answer(self, key, query, size):
-        answered = asyncio.get_running_loop().create_future()
-        self.waiting.append(((key, query, size), answered))
-        self.wake.set()
-        return await answered
+    def answer(self, key, query, size):
+        answered = Future()
+        self.waiting.put(((key, query, size), answered))
+        return answered.result()
 
-    async def run(self):
+    def run(self):
         while True:
-            await self.wake.wait()
-            self.wake.clear()
-            while self.waiting:
-                batch, self.waiting = self.waiting[:BATCH_MAX], self.waiting[BATCH_MAX:]
-                requests = [request for request, _ in batch]
+            batch = [self.waiting.get()]
+            while len(batch) < BATCH_MAX:
                 try:
-                    answers = await asyncio.get_running_loop().run_in_executor(self.thread, self.shop.answers, requests)
-                except Exception as error:  # The callers receive it.
-                    answers = [error] * len(batch)
-                for (_, answered), answer in zip(batch, answers):
-                    if answered.cancelled():
-                        continue
-                    if isinstance(answer, Exception):
-                        answered.set_exception(answer)
-                    else:
-                        answered.set_result(answer)
+                    batch.append(self.waiting.get_nowait())
+                except queue.Empty:
+                    break
+            try:
+                answers = self.shop.answers([request for request, _ in batch])
+            except Exception as error:  # The callers receive it.
+                for _, answered in batch:
+                    answered.set_exception(error)
+                continue
+            for (_, answered), answer in zip(batch, answers):
+                answered.set_result(answer)
 
 
-async def serve(arguments, number, indexes):
+def serve(arguments, number, indexes):
     """Serves in this process until it is terminated. All processes share the port."""
+    sys.path.insert(0, arguments.stubs)
     from lodestone.v1 import answer_pb2, ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
-
     batcher = Batcher(Shop(arguments.bundle, arguments.vectors, arguments.data, indexes))
 
     class Ranking(services.RankingServiceServicer):
-        async def results(self, request, query):
+        def results(self, request, query):
             viewer = request.viewer
             key = f"u:{viewer.user_id}" if viewer.user_id else f"v:{viewer.visitor_id}"
-            found = await batcher.answer(key, query, request.page_size or 24)
+            found = batcher.answer(key, query, request.page_size or 24)
             return [answer_pb2.Result(item_id=item, rank=rank, score=score)
                     for rank, (item, score) in enumerate(found, start=1)]
 
-        async def Recommend(self, request, context):
-            results = await self.results(request, None)
-            return messages.RecommendResponse(results=results, attribution_token=str(uuid.uuid4()))
+        def Recommend(self, request, context):
+            return messages.RecommendResponse(results=self.results(request, None), attribution_token=str(uuid.uuid4()))
 
-        async def Search(self, request, context):
-            results = await self.results(request, request.query)
-            return messages.SearchResponse(results=results, attribution_token=str(uuid.uuid4()))
+        def Search(self, request, context):
+            return messages.SearchResponse(results=self.results(request, request.query), attribution_token=str(uuid.uuid4()))
 
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
+    server = grpc.server(ThreadPoolExecutor(max_workers=32), options=[("grpc.so_reuseport", 1)])
     services.add_RankingServiceServicer_to_server(Ranking(), server)
     server.add_insecure_port(f"127.0.0.1:{arguments.port}")
-    await server.start()
+    server.start()
     print(f"serving {number}", flush=True)
-    await batcher.run()
-
-
-def run(arguments, number, indexes):
-    sys.path.insert(0, arguments.stubs)
-    asyncio.run(serve(arguments, number, indexes))
+    server.wait_for_termination()
 
 
 if __name__ == "__main__":
@@ -488,7 +482,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     spaces = [np.load(arguments.vectors / f"{name}.npy") for name in ("item_vectors", "title_vectors")]
     chosen = [fastest_index(space) for space in spaces]
-    workers = [multiprocessing.get_context("spawn").Process(target=run, args=(arguments, n, chosen), daemon=True)
+    workers = [multiprocessing.get_context("spawn").Process(target=serve, args=(arguments, n, chosen), daemon=True)
                for n in range(arguments.processes)]
     for worker in workers:
         worker.start()
