@@ -200,10 +200,7 @@ pub(crate) fn of_transport(refused: &Status, path: &str) -> Status {
     let text = refused.message();
     let names_encodings = refused.metadata().contains_key("grpc-accept-encoding");
     let (reason, message) = match refused.code() {
-        Code::OutOfRange | Code::ResourceExhausted => {
-            let limit = format!("a request message may have {REQUEST_BYTES_MAX} bytes after decompression");
-            (Reason::MessageTooLarge, format!("{limit}; send fewer events or items in one message: {text}"))
-        }
+        Code::OutOfRange | Code::ResourceExhausted => (Reason::MessageTooLarge, too_large(text)),
         Code::Internal => (Reason::MessageMalformed, format!("the request is not a valid message: {text}")),
         Code::Unimplemented if names_encodings => {
             (Reason::CompressionUnsupported, format!("{text}; use gzip or no compression"))
@@ -213,6 +210,20 @@ pub(crate) fn of_transport(refused: &Status, path: &str) -> Status {
         _ => (Reason::ConnectionFailed, format!("the request did not arrive: {text}")),
     };
     with_metadata(status(reason, message, ErrorDetails::new()), refused.metadata())
+}
+
+/// Describes a request message that is too large. `text` is the library's message, which has its size unless it is
+/// compressed.
+fn too_large(text: &str) -> String {
+    let mut numbers = text.split_whitespace().filter_map(|word| word.parse::<usize>().ok());
+    let size = match numbers.find(|number| *number != REQUEST_BYTES_MAX) {
+        Some(bytes) => format!("{bytes} bytes"),
+        None => "more bytes".to_owned(),
+    };
+    format!(
+        "the request message has {size}; the limit is {REQUEST_BYTES_MAX} after decompression. Send fewer events or items \
+         in one message"
+    )
 }
 
 /// Adds metadata, such as the list of supported compressions.

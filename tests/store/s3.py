@@ -69,8 +69,9 @@ class Directory:
         self.path.mkdir()
 
     def end(self):
-        if self.path.exists():
-            self.path.rename(self.path.with_name("away"))
+        away = self.path.with_name("away")
+        if not away.exists():
+            self.path.rename(away)
 
 
 def bucket(url):
