@@ -1,5 +1,6 @@
 """Checks the documents against the repository, and the language of documents, comments and type names.
 
+- Makefile: every benchmark and test runs in `make test`, at least with SHORT=1
 - Markdown: links, anchors, paths, fenced code, JSON of grpcurl lines, targets of make, values of the chart; the index
   docs/README.md links to every document.
 - References to docs/*.md in code: the file must exist.
@@ -122,6 +123,17 @@ def check_markdown(files):
                 yield file, text.count("\n", 0, position) + 1, mistake
 
 
+def check_short_forms():
+    """Benchmarks and tests of the Makefile that `make test` runs neither completely nor with SHORT=1."""
+    makefile = TOP / "Makefile"
+    text = read(makefile)
+    run = set(re.search(r"^test:([^#\n]*)", text, re.MULTILINE)[1].split())
+    run |= set(re.search(r"^SHORT_FORMS := (.*)", text, re.MULTILINE)[1].split())
+    for match in re.finditer(r"^(bench[a-z-]*|test-[a-z-]+|fuzz|simulate):", text, re.MULTILINE):
+        if match[1] not in run:
+            yield makefile, text.count("\n", 0, match.start()) + 1, f"make test does not run {match[1]}; add it to SHORT_FORMS"
+
+
 def check_references(files):
     """Documents that code, scripts and the chart name."""
     for file in files:
@@ -224,7 +236,7 @@ def main():
     avoided = avoided_type_words()
 
     mistakes = [*check_markdown(documents), *check_index(documents), *check_references(sources),
-                *check_types(types, avoided)]
+                *check_short_forms(), *check_types(types, avoided)]
     for file, line, mistake in mistakes:
         print(f"{file.relative_to(TOP)}:{line}: {mistake}", file=sys.stderr)
 

@@ -179,3 +179,68 @@ pub(crate) fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> pro
         session_version: answer.info.session_version,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::units::{PriceMicros, UnixMillis};
+    use proptest::prelude::*;
+    use prost::Message;
+    use std::sync::Arc;
+
+    fn attribute() -> impl Strategy<Value = AttributeValue> {
+        prop_oneof![
+            ".{0,50}".prop_map(AttributeValue::Text),
+            any::<f64>().prop_map(AttributeValue::Number),
+            any::<bool>().prop_map(AttributeValue::Flag),
+        ]
+    }
+
+    prop_compose! {
+        fn any_item()(
+            texts in (".{0,300}", ".{0,3000}", ".{0,40}"),
+            lists in (prop::collection::vec(".{0,40}", 0..10), prop::collection::vec(".{0,40}", 0..50)),
+            attributes in prop::collection::btree_map("[a-z]{1,64}", attribute(), 0..100),
+            numbers in any::<(Option<u32>, bool)>(),
+        ) -> Item {
+            let ((title, description, brand), (categories, tags)) = (texts, lists);
+            let (stock_quantity, has_time) = numbers;
+            Item {
+                description, brand, categories, tags, attributes, stock_quantity,
+                currency: "EUR".to_owned(),
+                price: PriceMicros::new(PriceMicros::MAX),
+                created_at: has_time.then_some(UnixMillis(i64::MAX)),
+                ..Item::titled(ItemId::parse("an-id").unwrap(), &title)
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_size_of_a_result_is_not_underestimated(
+            item in any_item(),
+            evidence in prop::collection::vec("[a-z]{1,128}", 0..4),
+            features in prop::collection::vec(any::<f32>(), 0..60),
+        ) {
+            let evidence: Vec<_> = evidence.iter().map(|id| ItemId::parse(id).unwrap()).collect();
+            let debug = ResultDebug {
+                source_scores: vec![("user_vector", f64::MAX); 8],
+                retrieval_score: f64::MAX,
+                retrieval_rank: i32::MAX as usize,
+                heads: vec![("return_visit".to_owned(), f64::MAX); 8],
+                features,
+            };
+            let ranked = RankedItem {
+                id: item.id.clone(),
+                rank: i32::MAX as usize,
+                score: f64::MAX,
+                reasons: vec![Reason { code: ReasonCode::Candidate, evidence }; 3],
+                item: Some(Arc::new(item)),
+                debug: Some(debug),
+            };
+            let bound = ranked.bytes();
+            let encoded = result(ranked).encoded_len();
+            prop_assert!(encoded <= bound && bound < 2 * encoded + 2000, "{encoded} bytes, bound {bound}");
+        }
+    }
+}
