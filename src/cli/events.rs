@@ -7,6 +7,7 @@ use anyhow::Context;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset as dataset;
 use lodestone_events::{
+    EventLog,
     checkpoint::Checkpoint,
     log::{self, Check, CompactMode, DamagedPart, Repair, Retention, TornTail},
 };
@@ -15,6 +16,9 @@ use std::{
     fmt,
     path::{Path, PathBuf},
 };
+
+/// The directory of the log in the data directory.
+const LOG: &str = "log";
 
 #[derive(clap::Subcommand)]
 pub(crate) enum EventsCommand {
@@ -52,7 +56,8 @@ pub(crate) struct ExportArgs {
 /// Reads every byte of the log and reports damage. Exit code 1 if the log is damaged.
 ///
 /// --repair removes the damaged parts: the affected files are rewritten without them, and the originals stay with the
-/// suffix `.damaged`. The server must be stopped for a repair.
+/// suffix `.damaged`. If files or the whole log are missing, the log goes on without them. The server must be stopped
+/// for a repair.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -62,7 +67,7 @@ pub(crate) struct VerifyArgs {
     /// The data directory with the log.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Rewrites damaged files without their damaged parts.
+    /// Rewrites damaged files without their damaged parts, and goes on without missing files.
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
@@ -101,7 +106,7 @@ pub(crate) fn run(command: &EventsCommand) -> anyhow::Result<Exit> {
 }
 
 fn log_directory(data: &Path) -> anyhow::Result<PathBuf> {
-    let directory = data.join("log");
+    let directory = data.join(LOG);
     anyhow::ensure!(
         directory.is_dir(),
         "{} has no event log: the directory {} does not exist",
@@ -178,25 +183,36 @@ impl fmt::Display for Verified {
 
 #[derive(serde::Serialize)]
 struct RepairReport {
+    /// None if there was no log.
     #[serde(skip)]
-    before: LogReport,
+    before: Option<LogReport>,
     rewritten: Vec<PathBuf>,
     /// Empty files in place of missing ones.
     made: Vec<PathBuf>,
-    lost_records: u64,
+    /// The checkpoint that may include lost records, under its new name.
+    set_aside: Option<PathBuf>,
+    /// None if the end of the log was missing, because the number is unknown.
+    lost_records: Option<u64>,
 }
 
 impl fmt::Display for RepairReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { before, rewritten, made, lost_records } = self;
-        write!(f, "{before}")?;
-        writeln!(
+        let Self { before, rewritten, made, set_aside, lost_records } = self;
+        before.iter().try_for_each(|before| write!(f, "{before}"))?;
+        write!(
             f,
-            "repaired: {} files rewritten, {} empty files created for missing ones, {lost_records} positions have no \
-             record now",
+            "repaired: {} files rewritten, {} empty files created for missing ones",
             rewritten.len(),
             made.len()
-        )
+        )?;
+        match lost_records {
+            Some(count) => writeln!(f, ", {count} positions have no record now")?,
+            None => writeln!(f, ", the log continues after positions that no lost record can have had")?,
+        }
+        match set_aside {
+            Some(path) => writeln!(f, "the checkpoint, which may include lost records, is now {}", path.display()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -224,7 +240,8 @@ struct Damage {
     bytes: u64,
     reason: String,
     first_position: u64,
-    lost_records: u64,
+    /// None if all records from `first_position` on are lost, because their number is unknown.
+    lost_records: Option<u64>,
 }
 
 impl LogReport {
@@ -236,7 +253,7 @@ impl LogReport {
             bytes: part.bytes,
             reason: part.reason.into_owned(),
             first_position: *part.positions.start(),
-            lost_records: part.positions.count() as u64,
+            lost_records: (*part.positions.end() < u64::MAX).then(|| part.positions.count() as u64),
         };
         Ok(Self {
             directory: directory.to_owned(),
@@ -257,7 +274,8 @@ impl LogReport {
         self.damaged.is_empty()
     }
 
-    fn lost_records(&self) -> u64 {
+    /// Returns the number of lost records; none if it is unknown.
+    fn lost_records(&self) -> Option<u64> {
         self.damaged.iter().map(|part| part.lost_records).sum()
     }
 }
@@ -298,8 +316,12 @@ impl fmt::Display for LogReport {
         writeln!(f, "  checkpoint: {}", self.checkpoint)?;
         for part in &self.damaged {
             let positions = match part.lost_records {
-                0 => "no record is lost".to_owned(),
-                count => format!("positions {} to {} are lost", part.first_position, part.first_position + count - 1),
+                None => format!("the records from position {} on are lost", part.first_position),
+                Some(0) => "no record is lost".to_owned(),
+                Some(1) => format!("position {} is lost", part.first_position),
+                Some(count) => {
+                    format!("positions {} to {} are lost", part.first_position, part.first_position + count - 1)
+                }
             };
             writeln!(
                 f,
@@ -310,26 +332,38 @@ impl fmt::Display for LogReport {
                 part.reason
             )?;
         }
-        match self.damaged.len() {
-            0 => writeln!(f, "the log is whole"),
-            count => writeln!(
-                f,
-                "{count} damaged parts; a repair drops {} records and keeps all others",
-                self.lost_records()
-            ),
+        match (self.damaged.len(), self.lost_records()) {
+            (0, _) => writeln!(f, "the log is whole"),
+            (count, Some(lost)) => {
+                writeln!(f, "{count} damaged parts; a repair drops {lost} records and keeps all others")
+            }
+            (count, None) => {
+                writeln!(
+                    f,
+                    "{count} damaged parts; a repair goes on without the missing end and keeps all other records"
+                )
+            }
         }
     }
 }
 
 fn verify(args: &VerifyArgs) -> anyhow::Result<Exit> {
-    let directory = log_directory(&args.data)?;
-    let mut verified = Verified { log: LogReport::read(&directory)?, repair: None };
-    if args.repair && !verified.log.is_whole() {
-        let Repair { rewritten, made } = log::repair(&directory)?;
-        let before = std::mem::replace(&mut verified.log, LogReport::read(&directory)?);
-        let lost_records = before.lost_records();
-        verified.repair = Some(RepairReport { before, rewritten, made, lost_records });
-    }
+    let directory = args.data.join(LOG);
+    // A repair also replaces a log that does not exist as a whole.
+    let is_missing = args.repair && args.data.is_dir() && !EventLog::exists(&directory);
+    let before = match is_missing {
+        true => None,
+        false => Some(LogReport::read(&log_directory(&args.data)?)?),
+    };
+    let verified = match before {
+        Some(log) if !args.repair || log.is_whole() => Verified { log, repair: None },
+        before => {
+            let Repair { rewritten, made, set_aside } = log::repair(&directory)?;
+            let lost_records = before.as_ref().and_then(LogReport::lost_records);
+            let repair = RepairReport { before, rewritten, made, set_aside, lost_records };
+            Verified { log: LogReport::read(&directory)?, repair: Some(repair) }
+        }
+    };
     args.output.write(&verified)?;
     Ok(Exit::answer(verified.log.is_whole()))
 }

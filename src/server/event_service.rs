@@ -20,8 +20,8 @@ const EVENTS_MAX: usize = 10_000;
 const VALIDATED_AT_ONCE: usize = 16;
 /// Events per message of a stream.
 const STREAM_EVENTS_MAX: usize = 1000;
-/// Messages of a stream that are stored concurrently. Beyond it no message is read, which is the backpressure to the
-/// client.
+/// Messages of a stream that are queued or being stored at the same time. Beyond it no message is read, which is the
+/// backpressure to the client.
 const STREAM_WRITES_MAX: usize = 16;
 /// Results in the response to a stream, and the size in bytes at which no further result is added.
 const STREAM_RESULTS_MAX: usize = 1000;
@@ -126,7 +126,8 @@ impl EventService for Services {
             let (mut response, mut writes) = (proto::StreamEventsResponse::default(), VecDeque::new());
             while let Some(message) = stream.message().await.map_err(|error| status::of_transport(&error, ""))? {
                 list_size("events", message.events.len(), STREAM_EVENTS_MAX)?;
-                writes.push_back(self.spawn_write(self.validate_events(&message.events).await));
+                let validated = self.validate_events(&message.events).await;
+                writes.push_back(self.queue_write(validated).await.map_err(status::of)?);
                 // Backpressure: the next message is not read before the oldest write has ended.
                 if writes.len() >= STREAM_WRITES_MAX {
                     await_oldest(&mut response, &mut writes).await?;
@@ -144,14 +145,15 @@ impl EventService for Services {
 type PendingWrite = JoinHandle<Result<(Vec<proto::EventResult>, u64), EngineError>>;
 
 impl Services {
-    /// Starts to store events. Waits for space in the write queue instead of failing.
-    fn spawn_write(&self, mut validated: ValidatedEvents) -> PendingWrite {
+    /// Queues events, in the order of the stream's messages, and waits for space in the queue instead of failing.
+    async fn queue_write(&self, mut validated: ValidatedEvents) -> Result<PendingWrite, EngineError> {
+        let queued = self.engine.queue_events(std::mem::take(&mut validated.events)).await?;
         let engine = self.engine.clone();
-        tokio::spawn(async move {
-            let events = std::mem::take(&mut validated.events);
-            let (outcomes, version) = engine.write_events_with_backpressure(events).await?;
+        // A task, so that outcomes are counted even if the client ends the stream.
+        Ok(tokio::spawn(async move {
+            let (outcomes, version) = engine.finish_events(queued).await?;
             Ok((validated.with_outcomes(outcomes), version))
-        })
+        }))
     }
 }
 

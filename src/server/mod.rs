@@ -22,6 +22,7 @@ pub mod proto {
 }
 
 use lodestone_engine::Engine;
+use lodestone_events::LogError;
 use proto::{
     catalog_service_server::CatalogServiceServer, event_service_server::EventServiceServer,
     explain_service_server::ExplainServiceServer, model_service_server::ModelServiceServer,
@@ -29,11 +30,15 @@ use proto::{
 };
 use services::Services;
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
 use tonic::{
     codec::CompressionEncoding,
     transport::{Server, server::TcpIncoming},
 };
+use tonic_health::server::HealthReporter;
 use transport::Transport;
 
 /// Greatest size of a request message in bytes, after decompression.
@@ -90,7 +95,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     let metrics = engine.metrics().clone();
-    let services = Services::new(engine, config.clone());
+    let services = Services::new(engine.clone(), config.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in ["", "liveness"] {
         health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
@@ -100,6 +105,7 @@ pub async fn serve(
     health.set_serving::<CatalogServiceServer<Services>>().await;
     health.set_serving::<ExplainServiceServer<Services>>().await;
     health.set_serving::<ModelServiceServer<Services>>().await;
+    let follows_log = tokio::spawn(report_displaced_log(engine.log_displaced(), health.clone()));
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -130,6 +136,7 @@ pub async fn serve(
         result = &mut server => return result,
         () = shutdown => {}
     }
+    follows_log.abort();
     health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     health.set_not_serving::<RankingServiceServer<Services>>().await;
     health.set_not_serving::<EventServiceServer<Services>>().await;
@@ -151,6 +158,26 @@ async fn shut_down<E>(
     }
     let _ = stop.send(());
     tokio::time::timeout(drain, server).await.unwrap_or(Ok(()))
+}
+
+/// Reports NOT_SERVING for the services that write while the files of the event log are not in place. Ranking
+/// continues, because it needs no file.
+async fn report_displaced_log(mut displaced: watch::Receiver<Option<LogError>>, health: HealthReporter) {
+    while displaced.changed().await.is_ok() {
+        let error = displaced.borrow_and_update().clone();
+        match error {
+            Some(error) => {
+                tracing::error!(%error, "writes are refused");
+                health.set_not_serving::<EventServiceServer<Services>>().await;
+                health.set_not_serving::<CatalogServiceServer<Services>>().await;
+            }
+            None => {
+                tracing::info!("the files of the event log are back; writes continue");
+                health.set_serving::<EventServiceServer<Services>>().await;
+                health.set_serving::<CatalogServiceServer<Services>>().await;
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ enum Reason {
     DeadlineExceeded,
     StorageFull,
     StorageFailed,
+    LogDisplaced,
     BundleNotFound,
     BundleRefused,
     BundleIsCurrent,
@@ -52,7 +53,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 27] = [
+    const ALL: [Self; 28] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -73,6 +74,7 @@ impl Reason {
         Self::DeadlineExceeded,
         Self::StorageFull,
         Self::StorageFailed,
+        Self::LogDisplaced,
         Self::BundleNotFound,
         Self::BundleRefused,
         Self::BundleIsCurrent,
@@ -104,6 +106,7 @@ impl Reason {
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::StorageFull => "STORAGE_FULL",
             Self::StorageFailed => "STORAGE_FAILED",
+            Self::LogDisplaced => "LOG_DISPLACED",
             Self::BundleNotFound => "BUNDLE_NOT_FOUND",
             Self::BundleRefused => "BUNDLE_REFUSED",
             Self::BundleIsCurrent => "BUNDLE_IS_CURRENT",
@@ -137,7 +140,7 @@ impl Reason {
             | Self::MessageTooLarge
             | Self::ResponseTooLarge => Code::ResourceExhausted,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::StorageFailed | Self::StoreFailed | Self::ConnectionFailed => Code::Unavailable,
+            Self::StorageFailed | Self::LogDisplaced | Self::StoreFailed | Self::ConnectionFailed => Code::Unavailable,
             Self::Internal => Code::Internal,
         }
     }
@@ -322,6 +325,12 @@ fn of_log(error: &LogError) -> Status {
             status(Reason::Overloaded, error.to_string(), details)
         }
         LogError::Full => status(Reason::StorageFull, "the disk is full; nothing was stored", ErrorDetails::new()),
+        LogError::Displaced { .. } => status(
+            Reason::LogDisplaced,
+            "the files of the event log are no longer in its directory; nothing was stored, and the server takes no \
+             writes until they are back",
+            ErrorDetails::new(),
+        ),
         error => {
             tracing::error!(%error, "the event log failed");
             status(Reason::StorageFailed, "the event log failed; nothing was stored", ErrorDetails::new())

@@ -6,6 +6,7 @@ mod crash;
 mod fuzz;
 mod log;
 mod models;
+mod power_loss;
 mod read_your_events;
 mod state;
 mod support;

@@ -267,7 +267,7 @@ fn a_write_that_waits_for_space_in_the_queue_is_not_refused() {
         .map(|number| {
             let writer = Arc::clone(&writer);
             let events = [event(&format!("e{number}"), EventKind::View, "p0", "i", START)];
-            runtime().spawn(async move { writer.write_with_backpressure(changes(&events)).await.unwrap() })
+            runtime().spawn(async move { writer.queue(changes(&events)).await.unwrap().written().await.unwrap() })
         })
         .collect();
     for task in tasks {

@@ -417,6 +417,24 @@ WRITE, STREAM = "lodestone.v1.EventService/WriteEvents", "lodestone.v1.EventServ
 RECOMMEND = "lodestone.v1.RankingService/Recommend"
 
 
+def check_stream_order(data):
+    """The messages of a stream are stored in their order."""
+    data.mkdir()
+    shutil.copy(DATA / "events.parquet", data)
+    server = Server(data)
+    answer, _ = server.call(RECOMMEND, {"viewer": {"user_id": "order"}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 100})
+    items = [result["itemId"] for result in answer["results"]]
+    # At one time, so that the order of the user's history is that of the log.
+    messages = [{"events": [{**view(f"order-{n}", item, "order"), "occurred_time": "2026-01-01T00:00:00Z"}]}
+                for n, item in enumerate(items)]
+    subprocess.run([GRPCURL, "-plaintext", "-d", "@", server.address, STREAM], capture_output=True, text=True,
+                   input="".join(map(json.dumps, messages)), timeout=60)
+    answer, _ = server.call(RECOMMEND, {"viewer": {"user_id": "order"}, "type": "RECOMMEND_TYPE_RECENTLY_VIEWED", "page_size": 100})
+    viewed = [result["itemId"] for result in answer["results"]]
+    check(len(items) > 50 and viewed == items[::-1], f"the {len(items)} messages of a stream are stored in their order")
+    server.end(signal.SIGTERM)
+
+
 def event_ingestion(work):
     """Events of a stream, with forged tokens, from wrong clocks; session versions in the future; export."""
     data = work / "events"
@@ -451,11 +469,12 @@ def event_ingestion(work):
     exported = json.loads(ran.stdout)
     check(exported["events"] == 1999 and exported["foreign"] == 1, "the export has all events and marks the forged token")
     damaged_log(data, exported["events"])
+    check_stream_order(work / "ordered")
 
 
 def damaged_log(data, count):
-    """A torn tail is cut; a server refuses damage in the middle and names the byte; a repair reports the records
-    that it drops."""
+    """A torn tail is cut; a server refuses damage in the middle and in the last record, and names the byte; a repair
+    reports the records that it drops."""
     def verify(*flags):
         ran = subprocess.run([LODESTONE, "events", "verify", "--data", str(data), *flags], capture_output=True, text=True)
         return ran.returncode, ran.stdout
@@ -463,6 +482,11 @@ def damaged_log(data, count):
     log = sorted((data / "log").glob("*.log"))[0]
     whole = log.read_bytes()
     check(verify()[0] == 0, "verify: exit code 0 for an intact log")
+    last_flipped = bytearray(whole)
+    last_flipped[-10] ^= 1
+    log.write_bytes(last_flipped)
+    check_refused(BUNDLE, data, "a flipped bit in the last acknowledged record", [log.name, "byte", f"position {count}:", "events verify"])
+    check(verify()[0] == 1 and log.read_bytes() == last_flipped, "verify: exit code 1 for the last record, which stays in the file")
     log.write_bytes(whole[:-5])
     code, report = verify()
     check(code == 0 and "interrupted write" in report, "verify reports a torn tail")
@@ -483,6 +507,58 @@ def damaged_log(data, count):
     server = Server(data)
     check(int(server.metrics()["lodestone_log_position"]) == count, "the log continues at its position")
     server.end(signal.SIGTERM)
+
+
+def lost_log(work):
+    """A server whose log is removed or moved takes no writes, keeps answering, and does not start with a new log."""
+    def health(service):
+        answer, error = server.call("grpc.health.v1.Health/Check", {"service": service})
+        return answer["status"] if answer else error
+
+    def is_reported(status):
+        return wait_for(lambda: all(health(f"lodestone.v1.{name}") == status for name in ["EventService", "CatalogService"]), 5)
+
+    def refused(request, method=WRITE):
+        answer, error = server.call(method, request)
+        return answer is None and "Unavailable" in error and "LOG_DISPLACED" in error
+
+    data, moved = work / "lost", work / "lost-log"
+    data.mkdir()
+    shutil.copy(DATA / "events.parquet", data)
+    server = Server(data)
+    server.call(WRITE, {"events": [view("before")]})
+    (data / "log").rename(moved)
+    # The first write after the move, without a wait.
+    check(refused({"events": [view("moved")]}), "the first write after the log was moved is refused as LOG_DISPLACED")
+    check(refused({"events": [view("before")]}), "a duplicate is not acknowledged either")
+    check(refused({"items": [{"item_id": "moved", "title": "moved"}]}, "lodestone.v1.CatalogService/UpsertItems"), "an item is refused")
+    check(is_reported("NOT_SERVING") and health("") == "SERVING", "health: events and catalogue are NOT_SERVING, the server is SERVING")
+    answer, error = server.call(RECOMMEND, {"viewer": {"user_id": "kill"}, "type": "RECOMMEND_TYPE_FOR_YOU"})
+    check(answer and answer["results"], f"requests are still answered {error}")
+    check_refused(BUNDLE, data, "a second server on the directory without its log", ["event log", str(data / "log"), "does not exist", "events verify --repair"])
+    moved.rename(data / "log")
+    check(is_reported("SERVING"), "health: SERVING when the log is back")
+    answer, error = server.call(WRITE, {"events": [view("after"), view("before")]})
+    check(answer and [result["status"] for result in answer["results"]] == ["EVENT_STATUS_ACCEPTED", "EVENT_STATUS_DUPLICATE"],
+          f"writes continue when the log is back {error}")
+    shutil.rmtree(data / "log")
+    check(is_reported("NOT_SERVING"), "health: NOT_SERVING after the log was removed, without a write")
+    check(refused({"events": [view("removed")]}), "a write after the log was removed is refused")
+    check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
+    check_refused(BUNDLE, data, "a removed log", ["event log", "does not exist", "events verify --repair"])
+    ran = subprocess.run([LODESTONE, "events", "verify", "--data", str(data), "--repair"], capture_output=True, text=True)
+    check(ran.returncode == 0 and "repaired" in ran.stdout, f"verify --repair goes on without the log {ran.stderr}")
+    server = Server(data)
+    answer, _ = server.call(WRITE, {"events": [view("new")]})
+    check(int(answer["sessionVersion"]) > 2**32, "no position is issued twice")
+    server.end(signal.SIGTERM)
+    key = data / "token.key"
+    check(key.stat().st_mode & 0o777 == 0o600, "only the owner can read token.key")
+    whole = key.read_bytes()
+    for damaged in [whole[:-1], bytes([whole[0] ^ 1]) + whole[1:], b""]:
+        key.write_bytes(damaged)
+        check_refused(BUNDLE, data, f"a token.key with {len(damaged)} bytes", ["token.key is damaged", "restore it from a backup"])
+        check(key.read_bytes() == damaged, "the damaged key stays as it is")
 
 
 def full_disk(work):
@@ -733,6 +809,7 @@ with tempfile.TemporaryDirectory() as directory:
         print(f"server: {len(failures)} failed")
         sys.exit(1 if failures else 0)
     event_ingestion(pathlib.Path(directory))
+    lost_log(pathlib.Path(directory))
     full_disk(pathlib.Path(directory))
     serving_files(pathlib.Path(directory))
     explained(pathlib.Path(directory))

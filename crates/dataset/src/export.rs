@@ -6,7 +6,7 @@ use arrow_array::{
 };
 use arrow_schema::{Field, Schema};
 use lodestone_core::units::UnixMillis;
-use lodestone_events::{Attribution, Change, Event, EventLine, LogError, log};
+use lodestone_events::{Attribution, Change, Event, EventLine, LogError, log, storage};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -121,7 +121,7 @@ impl DayFile {
     fn finish(mut self) -> Result<PathBuf, DatasetError> {
         self.write()?;
         self.rows.finish()?;
-        fs::rename(self.path.with_extension("new"), &self.path)
+        storage::rename(&self.path.with_extension("new"), &self.path)
             .map_err(|source| DatasetError::Io { path: self.path.clone(), source })?;
         Ok(self.path)
     }

@@ -9,7 +9,7 @@ use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
 };
-use lodestone_events::{Attribution, Change, Event, LogError, Outcome, Writer, Written};
+use lodestone_events::{Attribution, Change, Event, LogError, Outcome, QueuedWrite, Writer, Written};
 use lodestone_index::check_vector;
 use lodestone_pipeline::{
     answers::{AnswerId, AnswerLog, AnswerLogConfig},
@@ -29,6 +29,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::sync::watch;
 use uuid::Uuid;
 
 /// Maximum time for which an upsert waits for the encoding of its items.
@@ -78,6 +79,12 @@ struct Conversion {
     index: usize,
     user: UserId,
     answer: AnswerId,
+}
+
+/// Events in the queue of writes.
+pub struct QueuedEvents {
+    write: QueuedWrite,
+    conversions: Vec<Conversion>,
 }
 
 impl Engine {
@@ -187,12 +194,25 @@ impl Engine {
         Ok(written)
     }
 
-    /// Like [`Engine::write_events`], but waits while the queue of writes is full, instead of failing.
-    pub async fn write_events_with_backpressure(&self, events: Vec<Event>) -> WriteResult {
+    /// Queues events, and waits while the queue of writes is full, instead of failing. Events that are queued one after
+    /// the other are stored in that order. [`Engine::finish_events`] returns their outcomes.
+    pub async fn queue_events(&self, events: Vec<Event>) -> Result<QueuedEvents, EngineError> {
         let conversions = self.conversions(&events);
-        let written = self.finish_write(self.writer.write_with_backpressure(event_changes(events)).await)?;
-        self.record_conversions(conversions, &written.0);
+        let write = self.writer.queue(event_changes(events)).await.map_err(EngineError::Log)?;
+        Ok(QueuedEvents { write, conversions })
+    }
+
+    /// Waits until queued events are stored and applied.
+    pub async fn finish_events(&self, queued: QueuedEvents) -> WriteResult {
+        let written = self.finish_write(queued.write.written().await)?;
+        self.record_conversions(queued.conversions, &written.0);
         Ok(written)
+    }
+
+    /// Returns a receiver of the reason why no write can be stored, because the files of the event log were removed,
+    /// moved or replaced; none while they are in place.
+    pub fn log_displaced(&self) -> watch::Receiver<Option<LogError>> {
+        self.writer.displaced()
     }
 
     /// Encodes and writes items. An item is encoded before it is logged, because an acknowledged item must be in

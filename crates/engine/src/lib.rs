@@ -8,8 +8,8 @@ mod replays;
 mod token;
 mod workers;
 
-pub use engine::{Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig, QueuedEvents};
 pub use error::{EngineError, PageTokenError, WriteOutcome};
 pub use open::{ANSWERS, OpenError, OpenOptions, open};
 pub use replays::{Replay, ReplayedSlot};
-pub use token::{PageToken, TokenKey};
+pub use token::{PageToken, TokenKey, TokenKeyError};

@@ -1,12 +1,12 @@
 //! Opens an engine from a bundle, the imported history and the event log.
 use crate::{
     engine::{Engine, EngineConfig, PipelineWorkers},
-    token::TokenKey,
+    token::{TokenKey, TokenKeyError},
     workers::Workers,
 };
 use crossbeam_channel::Sender;
 use lodestone_core::units::UnixMillis;
-use lodestone_events::{Apply, EventLog, LogError, Writer};
+use lodestone_events::{Apply, EventLog, LogError, Writer, storage::create_directory};
 use lodestone_index::{Synonyms, SynonymsError};
 use lodestone_pipeline::{
     answers::{AnswerLog, AnswerLogError},
@@ -26,14 +26,13 @@ use lodestone_state::{
 use lodestone_telemetry::Metrics;
 use parking_lot::Mutex;
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU64},
     thread,
     time::Instant,
 };
 
-const TOKEN_KEY: &str = "token.key";
 const LOG: &str = "log";
 /// The answer log in the data directory; see `docs/answers.md`.
 pub const ANSWERS: &str = "answers";
@@ -80,6 +79,13 @@ pub enum OpenError {
     Log(#[from] LogError),
     #[error(transparent)]
     Serving(#[from] ServingError),
+    #[error(
+        "the data directory was in use, but its event log {path} does not exist; put it back, or go on without its \
+         events by `lodestone events verify --repair`"
+    )]
+    LogMissing { path: PathBuf },
+    #[error(transparent)]
+    TokenKey(#[from] TokenKeyError),
     #[error("answer log: {0}")]
     Answers(#[from] AnswerLogError),
     #[error("synonyms: {0}")]
@@ -91,16 +97,14 @@ pub enum OpenError {
 /// Verifies the bundle, opens the models, recovers the state and starts the threads.
 pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
     let synonyms = options.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
-    fs::create_dir_all(options.data).map_err(io_error(options.data))?;
+    create_directory(options.data).map_err(io_error(options.data))?;
     let (bundle, pointer) = open_bundle(&options)?;
     let runtime = Runtime::load(options.library)?;
     let (log, recovered) = recover_state(&options, &bundle)?;
     let RecoveredState { state, recent, origin, checkpoint } = recovered;
     let deduper = Arc::new(Mutex::new(recent));
-    let checkpoints = (!options.history_ends_now).then(|| {
-        let directory = options.data.join(LOG);
-        Arc::new(Checkpoints::new(state.clone(), deduper.clone(), &directory, origin, checkpoint))
-    });
+    let checkpoints = (!options.history_ends_now)
+        .then(|| Arc::new(Checkpoints::new(state.clone(), deduper.clone(), log.directory(), origin, checkpoint)));
     let loader = Loader {
         runtime,
         device: options.device,
@@ -113,7 +117,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
     };
     let first = loader.load_opened(bundle, &LoadThreads::exclusive().map_err(io_error(options.data))?)?;
     let generations = Arc::new(Generations::new(first, start_shadow().map_err(io_error(options.data))?));
-    let tokens = token_key(&options.data.join(TOKEN_KEY)).map_err(io_error(options.data))?;
+    let tokens = TokenKey::open(options.data)?;
     let apply = apply_changes(generations.clone(), checkpoints.clone()).map_err(io_error(options.data))?;
     let writer = Writer::start(log, deduper, UnixMillis::now, apply)?;
     let workers = start_workers(&generations, loader.worker_count, options.queue_requests_max);
@@ -169,6 +173,10 @@ fn open_bundle(options: &OpenOptions) -> Result<(Bundle, Option<Pointer>), OpenE
 /// Opens the event log and recovers the state, with the bundle's items as the first keys.
 fn recover_state(options: &OpenOptions, bundle: &Bundle) -> Result<(EventLog, RecoveredState), OpenError> {
     let directory = options.data.join(LOG);
+    // The key is created after the log.
+    if TokenKey::exists(options.data) && !EventLog::exists(&directory) {
+        return Err(OpenError::LogMissing { path: directory });
+    }
     let log = EventLog::open(&directory)?;
     if let Some(torn) = log.torn_tail() {
         let (path, position) = (torn.path.display(), log.last_position());
@@ -256,22 +264,4 @@ fn start_checkpoints(checkpoints: Arc<Checkpoints>) -> io::Result<Sender<()>> {
         }
     })?;
     Ok(sender)
-}
-
-/// Reads the key that signs tokens, or creates one.
-fn token_key(path: &Path) -> io::Result<TokenKey> {
-    if let Ok(bytes) = fs::read(path)
-        && let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice())
-    {
-        return Ok(TokenKey::new(key));
-    }
-    let key = random_key();
-    fs::write(path, key)?;
-    fs::File::open(path)?.sync_all()?;
-    Ok(TokenKey::new(key))
-}
-
-#[expect(clippy::disallowed_methods, reason = "a secret key must not repeat")]
-fn random_key() -> [u8; 32] {
-    rand::random()
 }

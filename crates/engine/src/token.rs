@@ -1,7 +1,19 @@
 //! Page and attribution tokens: opaque to clients, and signed, so that only tokens of this server are accepted.
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
-use sha2::Sha256;
+use lodestone_events::storage;
+use sha2::{Digest, Sha256};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// The file of the key in the data directory: the key, and the first bytes of its SHA-256.
+const FILE: &str = "token.key";
+const KEY_BYTES: usize = 32;
+const SUM_BYTES: usize = 4;
+/// Only the owner reads and writes the file.
+const MODE: u32 = 0o600;
 
 const SIGNATURE_BYTES: usize = 12;
 const ID_BYTES: usize = 16;
@@ -15,7 +27,19 @@ enum TokenKind {
 
 /// The signing key. It is stored with the log, so that tokens survive a restart.
 #[derive(Clone)]
-pub struct TokenKey([u8; 32]);
+pub struct TokenKey([u8; KEY_BYTES]);
+
+/// The reason why the key cannot be read or created.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenKeyError {
+    #[error(
+        "{path} is damaged: {reason}; restore it from a backup, or remove it to create a new key, which makes all \
+         page tokens and attribution tokens so far invalid"
+    )]
+    Damaged { path: PathBuf, reason: &'static str },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
 
 /// A position in a frozen slate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +50,40 @@ pub struct PageToken {
 }
 
 impl TokenKey {
-    pub fn new(key: [u8; 32]) -> Self {
+    pub fn new(key: [u8; KEY_BYTES]) -> Self {
         Self(key)
+    }
+
+    /// Reads the key of a data directory, or creates it if there is none. A key that exists is never replaced. Only the
+    /// process that has the log open may call this.
+    pub(crate) fn open(data: &Path) -> Result<Self, TokenKeyError> {
+        let path = data.join(FILE);
+        match fs::read(&path) {
+            Ok(bytes) => Self::parse(&bytes).map_err(|reason| TokenKeyError::Damaged { path, reason }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let key = random_key();
+                let bytes = [&key[..], &Sha256::digest(key)[..SUM_BYTES]].concat();
+                storage::replace(&path, &bytes, MODE).map_err(|source| TokenKeyError::Io { path, source })?;
+                Ok(Self(key))
+            }
+            Err(source) => Err(TokenKeyError::Io { path, source }),
+        }
+    }
+
+    /// Returns true if a data directory has a key, damaged or not.
+    pub(crate) fn exists(data: &Path) -> bool {
+        fs::symlink_metadata(data.join(FILE)).is_ok()
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
+        let (key, sum) = bytes.split_first_chunk::<KEY_BYTES>().ok_or("it is shorter than a key")?;
+        if sum.len() != SUM_BYTES {
+            return Err("its length is not that of a key");
+        }
+        match sum == &Sha256::digest(key)[..SUM_BYTES] {
+            true => Ok(Self(*key)),
+            false => Err("its checksum does not match"),
+        }
     }
 
     /// Signs a page token.
@@ -77,9 +133,46 @@ impl TokenKey {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a secret key must not repeat")]
+fn random_key() -> [u8; KEY_BYTES] {
+    rand::random()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_key_is_created_once_and_only_its_owner_can_read_it() {
+        let data = tempfile::tempdir().unwrap();
+        assert!(!TokenKey::exists(data.path()));
+        let token = TokenKey::open(data.path()).unwrap().attribution([1; 16]);
+        let path = data.path().join(FILE);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(TokenKey::open(data.path()).unwrap().parse_attribution(&token), Some([1; 16]));
+        assert_eq!(fs::read_dir(data.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_key_is_an_error_and_stays_as_it_is() {
+        let data = tempfile::tempdir().unwrap();
+        TokenKey::open(data.path()).unwrap();
+        let path = data.path().join(FILE);
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[7] ^= 1;
+        let longer = [&whole[..], b"\n"].concat();
+        for damaged in [&flipped[..], &whole[..20], &whole[..34], &longer, &[], &[0; KEY_BYTES + SUM_BYTES]] {
+            fs::write(&path, damaged).unwrap();
+            let error = TokenKey::open(data.path()).err().unwrap().to_string();
+            assert!(error.contains("token.key is damaged") && error.contains("restore it from a backup"), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), damaged);
+        }
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(matches!(TokenKey::open(data.path()), Err(TokenKeyError::Io { .. })));
+    }
 
     #[test]
     fn only_own_tokens_of_the_right_kind_are_accepted() {

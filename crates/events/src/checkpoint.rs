@@ -10,10 +10,10 @@
 //! length of the content u32, CRC-32C of length, kind and content u32, kind u8, content
 //! the last part: kind 0, the number of the other parts u64, the largest position of an event that they include u64
 //! ```
-use super::LogError;
+use super::{LogDirectory, LogError, log::position_of, storage::StorageFile};
 use std::{
-    fs::{self, File},
-    io::{self, BufReader, BufWriter, Read, Write},
+    fs::File,
+    io::{self, BufReader, Read},
     path::{Path, PathBuf},
 };
 
@@ -23,7 +23,7 @@ const END: u8 = 0;
 const PART_BYTES_MAX: usize = 64 << 20;
 const BUFFER_BYTES: usize = 1 << 20;
 /// The number of bytes after which a checkpoint in progress is synced to the disk.
-const SYNC_BYTES: usize = 4 << 20;
+const SYNC_BYTES: u64 = 4 << 20;
 
 /// The reason why a checkpoint cannot be used. A replay of the whole log yields the same state, but takes longer.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +32,9 @@ pub enum CheckpointError {
     Version,
     #[error("the file is damaged at byte {offset}: {reason}")]
     Damaged { offset: u64, reason: &'static str },
-    #[error("the state includes events up to position {until}, but the log ends at {last}")]
-    Ahead { until: u64, last: u64 },
+    /// The log lacks changes; see [`LogError::EndMissing`].
+    #[error("{path} includes events up to position {until}, but the log ends at {last}")]
+    Ahead { path: PathBuf, until: u64, last: u64 },
     #[error("the state is based on another imported history")]
     OtherHistory,
     #[error("a part of kind {kind} cannot be read: {reason}")]
@@ -44,34 +45,50 @@ pub enum CheckpointError {
 
 /// Writes a checkpoint. Dropping the writer before [`CheckpointWriter::finish`] removes the incomplete file.
 pub struct CheckpointWriter {
-    file: BufWriter<File>,
+    directory: LogDirectory,
+    file: Box<dyn StorageFile>,
     path: PathBuf,
+    /// The content after `written` bytes of the file.
+    buffer: Vec<u8>,
+    written: u64,
+    synced: u64,
     parts: u64,
-    unsynced_bytes: usize,
     is_finished: bool,
 }
 
 impl CheckpointWriter {
-    /// Creates the file for the state at `position` of the log.
-    pub fn create(directory: &Path, position: u64) -> io::Result<Self> {
-        let path = directory.join(format!("{position:020}.{EXTENSION}"));
-        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::create(path.with_extension("new"))?);
-        file.write_all(MAGIC)?;
-        file.write_all(&position.to_le_bytes())?;
-        Ok(Self { file, path, parts: 0, unsynced_bytes: 0, is_finished: false })
+    /// Creates the file for the state at `position` of the log. Fails if this process has locked the directory and its
+    /// lock file was moved or replaced, because another process may own the log then.
+    pub fn create(directory: impl Into<LogDirectory>, position: u64) -> io::Result<Self> {
+        let directory = directory.into();
+        directory.check_lock().map_err(io::Error::other)?;
+        let path = directory.path().join(format!("{position:020}.{EXTENSION}"));
+        let file = directory.storage().create(&path.with_extension("new"))?;
+        let mut buffer = Vec::with_capacity(2 * BUFFER_BYTES);
+        buffer.extend_from_slice(MAGIC);
+        buffer.extend_from_slice(&position.to_le_bytes());
+        Ok(Self { directory, file, path, buffer, written: 0, synced: 0, parts: 0, is_finished: false })
     }
 
     /// Appends a part. `kind` must be above 0.
     pub fn put(&mut self, kind: u8, content: &[u8]) -> io::Result<()> {
         self.parts += 1;
-        put(&mut self.file, kind, content)?;
-        self.unsynced_bytes += content.len();
-        if self.unsynced_bytes >= SYNC_BYTES {
-            // A sync of the log waits for all data written before it, so syncing small amounts keeps commits fast.
-            self.file.flush()?;
-            self.file.get_ref().sync_data()?;
-            self.unsynced_bytes = 0;
+        put(&mut self.buffer, kind, content)?;
+        if self.buffer.len() >= BUFFER_BYTES {
+            self.flush()?;
         }
+        if self.written - self.synced >= SYNC_BYTES {
+            // A sync of the log waits for all data written before it, so syncing small amounts keeps commits fast.
+            self.file.sync()?;
+            self.synced = self.written;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_at(&self.buffer, self.written)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
         Ok(())
     }
 
@@ -80,15 +97,17 @@ impl CheckpointWriter {
     pub fn finish(mut self, until: u64) -> io::Result<()> {
         let mut end = self.parts.to_le_bytes().to_vec();
         end.extend_from_slice(&until.to_le_bytes());
-        put(&mut self.file, END, &end)?;
-        self.file.flush()?;
-        self.file.get_ref().sync_all()?;
-        fs::rename(self.path.with_extension("new"), &self.path)?;
+        put(&mut self.buffer, END, &end)?;
+        self.flush()?;
+        self.file.sync()?;
+        self.directory.check_lock().map_err(io::Error::other)?;
+        self.directory.storage().rename(&self.path.with_extension("new"), &self.path)?;
         self.is_finished = true;
-        let directory = self.path.parent().unwrap_or(Path::new("."));
-        File::open(directory)?.sync_all()?;
-        for older in checkpoints(directory)?.into_iter().filter(|(_, path)| *path != self.path) {
-            fs::remove_file(older.1)?;
+        self.directory.sync()?;
+        for (_, path) in checkpoints(self.directory.path())? {
+            if path != self.path {
+                self.directory.storage().remove(&path)?;
+            }
         }
         Ok(())
     }
@@ -97,18 +116,18 @@ impl CheckpointWriter {
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
         if !self.is_finished {
-            let _ = fs::remove_file(self.path.with_extension("new"));
+            let _ = self.directory.storage().remove(&self.path.with_extension("new"));
         }
     }
 }
 
-fn put(file: &mut impl Write, kind: u8, content: &[u8]) -> io::Result<()> {
+fn put(buffer: &mut Vec<u8>, kind: u8, content: &[u8]) -> io::Result<()> {
     let length = u32::try_from(content.len()).ok().filter(|length| *length as usize <= PART_BYTES_MAX);
     let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a part is too large"))?;
     let length = length.to_le_bytes();
     let sum = sum(length, kind, content);
     for part in [&length[..], &sum.to_le_bytes(), &[kind], content] {
-        file.write_all(part)?;
+        buffer.extend_from_slice(part);
     }
     Ok(())
 }
@@ -148,6 +167,10 @@ impl Checkpoint {
             return Err(CheckpointError::Damaged { offset: bytes, reason: "parts are missing" });
         }
         Ok(Some(Self { path, position, until: number(8), bytes }))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Calls `visit` with the kind and content of each part in file order.
@@ -201,31 +224,51 @@ fn each_part(path: &Path, visit: &mut VisitPart) -> Result<(u64, u64), Checkpoin
 }
 
 /// Removes all checkpoints of a log, so that the next startup replays the log from its first position.
-pub fn remove(directory: &Path) -> Result<(), LogError> {
-    for (_, path) in checkpoints(directory)? {
-        fs::remove_file(path)?;
+pub fn remove(directory: impl Into<LogDirectory>) -> Result<(), LogError> {
+    let directory = directory.into();
+    for (_, path) in checkpoints(directory.path())? {
+        directory.storage().remove(&path)?;
     }
-    File::open(directory)?.sync_all()?;
-    Ok(())
+    Ok(directory.sync()?)
+}
+
+/// Renames all checkpoints of a log, so that they are not used and not lost. Returns the new path of the newest one.
+pub(crate) fn set_aside(directory: &LogDirectory) -> io::Result<Option<PathBuf>> {
+    let mut newest = None;
+    for (_, path) in checkpoints(directory.path())? {
+        let aside = path.with_extension(format!("{EXTENSION}.damaged"));
+        directory.storage().rename(&path, &aside)?;
+        newest = Some(aside);
+    }
+    directory.sync()?;
+    Ok(newest)
+}
+
+/// Returns the position in the name of the newest checkpoint, and its path. The content is not read.
+pub(crate) fn newest_position(directory: &Path) -> io::Result<Option<(u64, PathBuf)>> {
+    Ok(checkpoints(directory)?.pop())
+}
+
+/// Returns the last position that the newest checkpoint includes, and its path. If the content cannot be read, it is
+/// the position in the name.
+pub(crate) fn newest_until(directory: &Path) -> io::Result<Option<(u64, PathBuf)>> {
+    let named = newest_position(directory)?;
+    Ok(match Checkpoint::newest(directory) {
+        Ok(Some(checkpoint)) => Some((checkpoint.until, checkpoint.path)),
+        _ => named,
+    })
 }
 
 /// Returns the positions and paths of all checkpoints, the newest last.
 fn checkpoints(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        let position = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-        if let (Some(position), true) = (position, path.extension().is_some_and(|extension| extension == EXTENSION)) {
-            found.push((position, path));
-        }
-    }
-    found.sort();
-    Ok(found)
+    let paths = LogDirectory::from(directory).files(EXTENSION)?;
+    Ok(paths.into_iter().filter_map(|path| Some((position_of(&path)?, path))).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn write(directory: &Path, position: u64, parts: &[(u8, &[u8])]) {
         let mut writer = CheckpointWriter::create(directory, position).unwrap();

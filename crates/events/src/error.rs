@@ -15,6 +15,20 @@ pub enum LogError {
          lists the records that a repair would drop"
     )]
     Damaged { path: PathBuf, offset: u64, position: u64, reason: Cow<'static, str> },
+    /// A checkpoint includes changes that the log does not have. The server does not start with such a log before it is
+    /// repaired.
+    #[error(
+        "the event log {log} ends at position {last}, but {checkpoint} includes changes up to position {until}: a file \
+         of the log is missing, or older than the checkpoint; put it back, or go on without those changes by \
+         `lodestone events verify --repair`"
+    )]
+    EndMissing { log: PathBuf, checkpoint: PathBuf, until: u64, last: u64 },
+    /// A file of the open log is no longer the one in its directory. Nothing of the write was stored.
+    #[error(
+        "{path} is no longer the file that this process has open: it was removed, moved or replaced; put it back, or \
+         stop the server"
+    )]
+    Displaced { path: PathBuf },
     /// The bytes are as they were written, but this program cannot decode them.
     #[error("the event log is corrupt at position {position}: {reason}")]
     Corrupt { position: u64, reason: Cow<'static, str> },

@@ -7,12 +7,13 @@ mod event;
 pub mod log;
 mod popularity;
 mod record;
+pub mod storage;
 mod writer;
 
 pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper};
 pub use error::LogError;
 pub use event::{Attribution, Event, EventKind, EventLine};
-pub use log::{EventLog, TornTail};
+pub use log::{EventLog, LogDirectory, TornTail};
 pub use popularity::Popularity;
 pub use record::Change;
-pub use writer::{Apply, Outcome, Writer, Written};
+pub use writer::{Apply, Outcome, QueuedWrite, Writer, Written};

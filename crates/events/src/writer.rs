@@ -1,6 +1,6 @@
 //! The writer thread of the log. Group commit: writes that wait at the same time share one fsync.
 use super::{Change, Deduper, EventLog, LogError};
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use lodestone_core::{ids::EventId, units::UnixMillis};
 use parking_lot::Mutex;
 use std::{
@@ -19,6 +19,9 @@ const CHANGES_PER_COMMIT: usize = 16_384;
 
 /// The longest sleep of a write that waits for queue capacity before it retries.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The interval in which the writer thread checks the log's files while no write arrives.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The outcome of one change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,7 @@ pub struct Written {
 pub struct Writer<P> {
     batches: Option<Sender<Batch<P>>>,
     applied: watch::Receiver<u64>,
+    displaced: watch::Receiver<Option<LogError>>,
     deduper: Arc<Mutex<Deduper>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -76,12 +80,20 @@ impl<P: Send + 'static> Writer<P> {
     ) -> Result<Self, LogError> {
         let (sender, receiver) = crossbeam_channel::bounded(QUEUE_MAX);
         let (applied_sender, applied) = watch::channel(log.last_position());
-        let state = Thread { log, deduper: deduper.clone(), clock, apply, applied: applied_sender };
+        let (displaced_sender, displaced) = watch::channel(None);
+        let state = Thread {
+            log,
+            deduper: deduper.clone(),
+            clock,
+            apply,
+            applied: applied_sender,
+            displaced: displaced_sender,
+        };
         let thread = thread::Builder::new()
             .name("event-log".into())
             .spawn(move || state.run(&receiver))
             .map_err(|error| LogError::Io(Arc::new(error)))?;
-        Ok(Self { batches: Some(sender), applied, deduper, thread: Some(thread) })
+        Ok(Self { batches: Some(sender), applied, displaced, deduper, thread: Some(thread) })
     }
 
     /// Stores the changes, all or none, and applies them. On `Ok` they are durable and applied.
@@ -97,13 +109,14 @@ impl<P: Send + 'static> Writer<P> {
         }
     }
 
-    /// Like [`Writer::write`], but waits while the queue is full.
-    pub async fn write_with_backpressure(&self, changes: Vec<(Change, Option<P>)>) -> Result<Written, LogError> {
+    /// Queues a write, and waits while the queue is full. Writes that are queued one after the other are stored in that
+    /// order.
+    pub async fn queue(&self, changes: Vec<(Change, Option<P>)>) -> Result<QueuedWrite, LogError> {
         let (mut batch, answer) = batch(changes);
         let mut applied = self.positions();
         loop {
             match self.sender()?.try_send(batch) {
-                Ok(()) => return answer.await.unwrap_or(Err(LogError::Closed)),
+                Ok(()) => return Ok(QueuedWrite(answer)),
                 Err(TrySendError::Full(unsent)) => batch = unsent,
                 Err(TrySendError::Disconnected(_)) => return Err(LogError::Closed),
             }
@@ -118,6 +131,16 @@ impl<P: Send + 'static> Writer<P> {
     }
 }
 
+/// A write in the queue. Dropping it does not cancel the write.
+pub struct QueuedWrite(oneshot::Receiver<Result<Written, LogError>>);
+
+impl QueuedWrite {
+    /// Waits until the changes are stored and applied; see [`Writer::write`].
+    pub async fn written(self) -> Result<Written, LogError> {
+        self.0.await.unwrap_or(Err(LogError::Closed))
+    }
+}
+
 /// Encodes the changes on the caller's thread, because the writer thread is the bottleneck.
 fn batch<P>(changes: Vec<(Change, Option<P>)>) -> (Batch<P>, oneshot::Receiver<Result<Written, LogError>>) {
     let entry = |(change, payload): (Change, Option<P>)| Entry { record: change.encode(), change, payload };
@@ -129,6 +152,12 @@ impl<P> Writer<P> {
     /// Returns the position up to which the log is applied.
     pub fn position(&self) -> u64 {
         *self.applied.borrow()
+    }
+
+    /// Returns a receiver of the error [`LogError::Displaced`] while the log refuses all writes because its files are
+    /// no longer in their directory. The files are checked at each write, and every 0.5 s without one.
+    pub fn displaced(&self) -> watch::Receiver<Option<LogError>> {
+        self.displaced.clone()
     }
 
     /// Returns the number of event ids in the deduplication window.
@@ -159,11 +188,21 @@ struct Thread<P> {
     clock: fn() -> UnixMillis,
     apply: Apply<P>,
     applied: watch::Sender<u64>,
+    displaced: watch::Sender<Option<LogError>>,
 }
 
 impl<P> Thread<P> {
     fn run(mut self, queue: &Receiver<Batch<P>>) {
-        while let Ok(first) = queue.recv() {
+        loop {
+            let first = match queue.recv_timeout(CHECK_INTERVAL) {
+                Ok(first) => first,
+                Err(RecvTimeoutError::Timeout) => {
+                    let checked = self.log.check_files();
+                    self.note_displaced(checked.err());
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             let mut size = first.entries.len();
             let mut group = vec![first];
             while size < CHANGES_PER_COMMIT
@@ -179,7 +218,9 @@ impl<P> Thread<P> {
     fn write(&mut self, group: Vec<Batch<P>>) {
         let outcomes = self.outcomes(&group);
         let now = (self.clock)();
-        match self.commit(now, &group, &outcomes) {
+        let committed = self.commit(now, &group, &outcomes);
+        self.note_displaced(committed.as_ref().err().cloned());
+        match committed {
             Ok(()) => self.apply_and_reply(now, group, outcomes),
             Err(error) => {
                 for batch in group {
@@ -188,6 +229,15 @@ impl<P> Thread<P> {
                 }
             }
         }
+    }
+
+    fn note_displaced(&self, error: Option<LogError>) {
+        let displaced = error.filter(|error| matches!(error, LogError::Displaced { .. }));
+        self.displaced.send_if_modified(|current| {
+            let is_changed = current.is_some() != displaced.is_some();
+            *current = displaced;
+            is_changed
+        });
     }
 
     /// Predicts the outcome of each change if the commit succeeds. Does not record event ids yet, because the commit
@@ -214,10 +264,11 @@ impl<P> Thread<P> {
         let entries = iter::zip(group, outcomes).flat_map(|(batch, outcomes)| iter::zip(&batch.entries, outcomes));
         let accepted = entries.filter(|(_, outcome)| **outcome == Outcome::Accepted);
         let mut records = accepted.map(|(entry, _)| entry.record.as_slice()).peekable();
-        if records.peek().is_some() {
-            self.log.append(now, records)?;
+        match records.peek().is_some() {
+            true => self.log.append(now, records).map(drop),
+            // A duplicate is acknowledged as stored, too.
+            false => self.log.check_files(),
         }
-        Ok(())
     }
 
     fn apply_and_reply(&mut self, now: UnixMillis, group: Vec<Batch<P>>, outcomes: Vec<Vec<Outcome>>) {

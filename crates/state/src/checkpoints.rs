@@ -7,13 +7,13 @@
 use crate::{LiveState, catalog_changes::ItemChange, users};
 use lodestone_core::ids::{ItemId, ItemKey};
 use lodestone_events::{
-    Change, Chunk, Deduper,
+    Change, Chunk, Deduper, LogDirectory,
     checkpoint::{Checkpoint, CheckpointError, CheckpointWriter},
 };
 use parking_lot::Mutex;
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -67,7 +67,7 @@ pub struct Checkpoints {
     state: Arc<LiveState>,
     /// The log's writer locks it while it folds.
     deduper: Arc<Mutex<Deduper>>,
-    directory: PathBuf,
+    directory: LogDirectory,
     origin: Origin,
     /// Log position of the last checkpoint.
     position: AtomicU64,
@@ -84,16 +84,17 @@ struct SmallParts {
 }
 
 impl Checkpoints {
-    /// `position` is that of the restored checkpoint, or 0.
+    /// `directory` is that of the open log, and stays locked as long as this value. `position` is that of the restored
+    /// checkpoint, or 0.
     pub fn new(
         state: Arc<LiveState>,
         deduper: Arc<Mutex<Deduper>>,
-        directory: &Path,
+        directory: &LogDirectory,
         origin: Origin,
         position: u64,
     ) -> Self {
         let (position, last) = (AtomicU64::new(position), Mutex::default());
-        Self { state, deduper, directory: directory.to_owned(), origin, position, last }
+        Self { state, deduper, directory: directory.clone(), origin, position, last }
     }
 
     /// Returns the log position of the last checkpoint, or 0 if there is none.
@@ -197,7 +198,8 @@ pub fn restore(
 ) -> Result<Option<u64>, CheckpointError> {
     let Some(checkpoint) = Checkpoint::newest(directory)? else { return Ok(None) };
     if checkpoint.until > last_position {
-        return Err(CheckpointError::Ahead { until: checkpoint.until, last: last_position });
+        let path = checkpoint.path().to_owned();
+        return Err(CheckpointError::Ahead { path, until: checkpoint.until, last: last_position });
     }
     // The keys are stored after the users, which need them.
     let mut keys: Vec<ItemKey> = Vec::new();

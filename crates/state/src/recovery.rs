@@ -5,7 +5,7 @@ use crate::{
 };
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
 use lodestone_dataset::{self as dataset, DatasetError};
-use lodestone_events::{Change, Deduper, EventLog, LogError};
+use lodestone_events::{Change, Deduper, EventLog, LogError, checkpoint::CheckpointError};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -62,11 +62,19 @@ pub fn recover(
         Some(_) => Ok(None),
         None => checkpoints::restore(options.directory, origin, log.last_position(), &state, &mut deduper),
     };
-    let checkpoint = restored.unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot use the checkpoint; the whole log is replayed");
-        (state, deduper) = empty();
-        None
-    });
+    let checkpoint = match restored {
+        Ok(checkpoint) => checkpoint,
+        // The checkpoint is the only evidence of the changes that the log lacks.
+        Err(CheckpointError::Ahead { path, until, last }) => {
+            let log = options.directory.to_owned();
+            return Err(LogError::EndMissing { log, checkpoint: path, until, last }.into());
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot use the checkpoint; the whole log is replayed");
+            (state, deduper) = empty();
+            None
+        }
+    };
     match checkpoint {
         Some(position) => tracing::info!(position, users = state.users.len(), "restored the checkpoint"),
         None => fold_history(&state, options)?,

@@ -1,5 +1,6 @@
 //! Checkpoints of an interrupted training, next to the bundle's path. The same command resumes from them.
 use super::{query_side::QuerySide, sequence::TrainerState};
+use lodestone_events::storage;
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::{
@@ -81,13 +82,9 @@ impl Checkpoint {
         }
     }
 
-    /// Writes a temporary file and renames it, so that a crash leaves no partial checkpoint.
+    /// Replaces the file atomically, so that a crash leaves no partial checkpoint.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        fs::write(&partial, self.encode_to_vec())?;
-        fs::File::open(&partial)?.sync_all()?;
-        fs::rename(&partial, path)
+        storage::replace(path, &self.encode_to_vec(), 0o644)
     }
 
     pub(super) fn query_side(&self) -> QuerySide {

@@ -4,7 +4,7 @@ use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::Item;
 use lodestone_core::ids::ItemId;
 use lodestone_dataset::{self as dataset, DatasetEvent};
-use lodestone_events::{Attribution, Change, Event};
+use lodestone_events::{Attribution, Change, Event, storage};
 use std::{fs, io, path::Path};
 
 const ITEMS: &str = "items.parquet";
@@ -94,7 +94,7 @@ impl DatasetBuilder {
         fs::create_dir_all(&partial).map_err(io)?;
         dataset::write_items(&partial.join(ITEMS), &items)?;
         dataset::write_events(&partial.join(EVENTS), &rows)?;
-        fs::rename(&partial, out).map_err(io)?;
+        storage::rename(&partial, out).map_err(io)?;
         Ok(DatasetSummary { item_count: items.len(), interaction_count, ..self.summary })
     }
 

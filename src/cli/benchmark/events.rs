@@ -144,7 +144,7 @@ fn fill(args: &EventsArgs, shop: &SyntheticShop, directory: &Path) -> anyhow::Re
     let log = EventLog::open(directory)?;
     let live = Arc::new(LiveState::default());
     let recent: Arc<Mutex<Deduper>> = Arc::default();
-    let checkpoints = Checkpoints::new(live.clone(), recent.clone(), directory, Default::default(), 0);
+    let checkpoints = Checkpoints::new(live.clone(), recent.clone(), log.directory(), Default::default(), 0);
     let apply = move |changes: Vec<(u64, Change, Option<()>)>| {
         for (position, change, _) in changes {
             if let Change::Event(event) = change {

@@ -31,10 +31,15 @@ pub(crate) struct LoggedState {
 impl LoggedState {
     /// Recovers the state of a directory and starts a writer that applies each change to it.
     pub(crate) fn open(directory: &Path) -> Self {
-        let log = EventLog::open(directory).unwrap();
-        let RecoveredState { state, recent, origin, checkpoint } = recovered(&log, directory);
+        Self::of(EventLog::open(directory).unwrap())
+    }
+
+    /// Recovers the state of an open log and starts a writer that applies each change to it.
+    pub(crate) fn of(log: EventLog) -> Self {
+        let RecoveredState { state, recent, origin, checkpoint } = recovered(&log, log.directory().path());
         let recent = Arc::new(Mutex::new(recent));
-        let checkpoints = Arc::new(Checkpoints::new(state.clone(), recent.clone(), directory, origin, checkpoint));
+        let checkpoints =
+            Arc::new(Checkpoints::new(state.clone(), recent.clone(), log.directory(), origin, checkpoint));
         let folded = state.clone();
         let apply = move |changes: Vec<(u64, Change, Option<()>)>| {
             for (position, change, _) in changes {

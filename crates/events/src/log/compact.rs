@@ -1,13 +1,14 @@
 //! Compaction: removes events beyond their retention and replaced item states from a log that no process has open.
 use super::{
-    damaged, header_error, lock, replace,
+    EventLog, LogDirectory,
+    check::put_open_segment,
+    check_end, damaged, header_error,
     segment::{self, Header, Segment},
-    segments,
 };
 use crate::{Change, DEDUPE_DAYS, EventKind, LogError, checkpoint};
 use ahash::AHashMap;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 /// Retention periods by event type. Events of other types are kept forever.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,21 +75,24 @@ pub struct Compacted {
 /// Rewrites the log's files without the events that `retention` drops and without replaced item states. Positions do
 /// not change. Checkpoints are removed because they include dropped events; the next startup folds the rest of the log.
 pub fn compact(
-    directory: &Path,
+    directory: impl Into<LogDirectory>,
     retention: &Retention,
     now: UnixMillis,
     mode: CompactMode,
 ) -> Result<Compacted, LogError> {
-    let _lock = lock(directory)?;
-    // Fails for a damaged log before anything is dropped.
-    let last_states = last_states(directory)?;
+    // Fails for a damaged log before anything is dropped, and truncates a torn write.
+    let log = EventLog::open(directory)?;
+    let directory = log.directory();
+    let last_states = last_states(&log)?;
     if mode == CompactMode::Apply {
+        // The checkpoint can be the only evidence that the end of the log is missing.
+        check_end(directory.path(), checkpoint::newest_until(directory.path())?, log.last_position())?;
         checkpoint::remove(directory)?;
     }
     let mut compacted = Compacted::default();
-    let paths = segments(directory)?;
+    let paths = directory.segments()?;
     for path in &paths {
-        let first = super::first_position(path).unwrap_or(1);
+        let first = super::position_of(path).unwrap_or(1);
         let segment = Segment::read(path).map_err(|error| header_error(path, first, error))?;
         let (mut frames, mut kept, mut dropped) = (segment.frames(), Vec::new(), 0u64);
         for frame in frames.by_ref() {
@@ -108,11 +112,15 @@ pub fn compact(
             continue;
         }
         let end = segment.header.end.unwrap_or(frames.next_position());
-        let mut bytes = Header { first: segment.header.first, end: Some(end) }.bytes().to_vec();
+        let mut bytes = Header { first: segment.header.first, end: Some(end), is_sparse: true }.bytes().to_vec();
         bytes.append(&mut kept);
         compacted.bytes_after += bytes.len() as u64;
         if mode == CompactMode::Apply {
-            replace(path, &bytes)?;
+            // A compacted file takes no more writes, and states that a next one exists.
+            if segment.header.end.is_none() {
+                put_open_segment(directory, end)?;
+            }
+            directory.replace(path, &bytes)?;
         }
     }
     Ok(compacted)
@@ -141,9 +149,9 @@ impl Compacted {
 }
 
 /// Returns the position of each item's last state.
-fn last_states(directory: &Path) -> Result<AHashMap<ItemId, u64>, LogError> {
+fn last_states(log: &EventLog) -> Result<AHashMap<ItemId, u64>, LogError> {
     let mut last = AHashMap::new();
-    super::read(directory, 1, |position, _, change| {
+    log.replay(1, |position, _, change| {
         if let Some(id) = change.item_id() {
             last.insert(id.clone(), position);
         }

@@ -2,29 +2,31 @@
 //! about 64 MiB.
 //!
 //! A change is durable when its append returns. A crash during an append leaves a torn tail, which the next open
-//! truncates. Any other damage is an error with file, byte and position. `check` finds and repairs damage; `compact`
-//! removes events beyond their retention and replaced item states.
+//! truncates. Any other damage is an error with file, byte and position, and so is a missing file. `check` finds and
+//! repairs damage; `compact` removes events beyond their retention and replaced item states.
 mod check;
 mod compact;
+mod directory;
 mod segment;
 
-use super::{Change, LogError};
+use super::{Change, LogError, checkpoint};
+use crate::storage::{FileId, StorageFile};
 pub use check::{Check, DamagedPart, Repair, check, repair};
 pub use compact::{CompactMode, Compacted, Retention, RetentionError, compact};
+pub use directory::LogDirectory;
+use directory::check_file;
+pub(crate) use directory::position_of;
 use lodestone_core::units::UnixMillis;
 use rayon::prelude::*;
 use segment::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX, Segment};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    borrow::Cow,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
 
-/// The size after which a segment takes no more writes.
-const SEGMENT_BYTES: u64 = 64 << 20;
-const LOCK: &str = "lock";
 /// The number of changes that a replay passes between threads at once, and the number of such batches that may wait.
 const DECODED_COUNT: usize = 2048;
 const DECODED_AHEAD: usize = 8;
@@ -41,20 +43,21 @@ pub struct TornTail {
 
 /// An open log. A lock file ensures that only one process has it open.
 pub struct EventLog {
-    directory: PathBuf,
-    /// The last segment; `None` if the next append creates a segment.
-    tail: Option<Tail>,
+    directory: LogDirectory,
+    /// The last segment.
+    tail: Tail,
     last: u64,
     /// The ingestion time of the last change. It never decreases, even if the clock does.
     at_s: u32,
     torn: Option<TornTail>,
     frames: Vec<u8>,
-    _lock: File,
 }
 
 struct Tail {
     path: PathBuf,
-    file: File,
+    file: Box<dyn StorageFile>,
+    id: FileId,
+    first: u64,
     /// The number of durable bytes. Any bytes after them are left from a failed append.
     length: u64,
     has_failed: bool,
@@ -62,70 +65,76 @@ struct Tail {
 
 impl EventLog {
     /// Opens the log in `directory`, creates the directory if it does not exist, truncates a torn tail and verifies all
-    /// checksums. Fails with [`LogError::Damaged`] at the first corrupt record.
-    pub fn open(directory: &Path) -> Result<Self, LogError> {
-        let failed = |source: io::Error| LogError::Open { path: directory.to_owned(), source: Arc::new(source) };
-        fs::create_dir_all(directory).map_err(failed)?;
-        let lock = lock(directory)?;
-        let mut log = Self {
-            directory: directory.to_owned(),
-            tail: None,
-            last: 0,
-            at_s: 0,
-            torn: None,
-            frames: Vec::new(),
-            _lock: lock,
+    /// checksums. Fails with [`LogError::Damaged`] at the first corrupt record or missing file, and with
+    /// [`LogError::EndMissing`] if a checkpoint includes later changes than the log.
+    pub fn open(directory: impl Into<LogDirectory>) -> Result<Self, LogError> {
+        let directory = directory.into().locked()?;
+        let failed = |source: io::Error| LogError::Open { path: directory.path().to_owned(), source: Arc::new(source) };
+        let mut paths = directory.segments().map_err(failed)?;
+        let interrupted = remove_interrupted(&directory, &mut paths)?;
+        let Some((last, sealed)) = paths.split_last() else {
+            if directory.is_marked() {
+                return Err(no_segments(&directory));
+            }
+            let tail = Tail::create(&directory, 1)?;
+            directory.mark().map_err(failed)?;
+            return Self::new(directory, tail, interrupted).checked();
         };
-        let paths = segments(directory).map_err(failed)?;
-        if let Some((last, sealed)) = paths.split_last() {
-            let end = check_sealed(sealed)?;
-            log.open_tail(last, end)?;
+        let first = check_sealed(sealed)?;
+        if let Some(previous) = sealed.last() {
+            seal(&directory, previous, first)?;
         }
-        Ok(log)
+        directory.mark().map_err(failed)?;
+        let mut log = Self::new(directory.clone(), Tail::open(&directory, last, first)?, interrupted);
+        log.read_tail()?;
+        log.checked()
     }
 
-    /// Opens the last segment, whose first position must be `first`.
-    fn open_tail(&mut self, path: &Path, first: u64) -> Result<(), LogError> {
-        let segment = match Segment::read(path) {
-            Ok(segment) => segment,
-            Err(Ok(_)) if fs::metadata(path)?.len() <= HEADER_BYTES as u64 => {
-                // The process crashed while it created the file, which has no record.
-                let bytes = fs::metadata(path)?.len();
-                fs::remove_file(path)?;
-                self.torn = Some(TornTail { path: path.to_owned(), offset: 0, bytes });
-                self.last = first - 1;
-                return Ok(());
-            }
-            Err(error) => return Err(header_error(path, first, error)),
-        };
-        check_first(path, first, segment.header)?;
-        let mut frames = segment.frames();
-        let mut length = HEADER_BYTES;
-        for frame in frames.by_ref() {
+    fn new(directory: LogDirectory, tail: Tail, torn: Option<TornTail>) -> Self {
+        Self { directory, last: tail.first - 1, tail, at_s: 0, torn, frames: Vec::new() }
+    }
+
+    /// Reads the last segment up to its last whole record, and truncates a torn write after it.
+    fn read_tail(&mut self) -> Result<(), LogError> {
+        let (path, first) = (self.tail.path.clone(), self.tail.first);
+        let segment = Segment::read(&path).map_err(|error| header_error(&path, first, error))?;
+        check_first(&path, first, segment.header)?;
+        if let Some(end) = segment.header.end {
+            return Err(missing_next(&path, end));
+        }
+        for frame in segment.frames() {
             match frame {
-                Ok(frame) => (length, self.at_s) = (frame.end, frame.at_s),
-                Err(damage) if damage.is_torn_tail() => {
-                    let bytes = segment.bytes_from(damage.offset) as u64;
-                    self.torn = Some(TornTail { path: path.to_owned(), offset: damage.offset as u64, bytes });
-                    self.last = damage.position - 1;
-                    let file = OpenOptions::new().write(true).open(path)?;
-                    file.set_len(damage.offset as u64)?;
-                    file.sync_all()?;
-                    return self.append_to(path, segment.header, damage.offset as u64);
+                Ok(frame) => {
+                    (self.tail.length, self.at_s, self.last) = (frame.end as u64, frame.at_s, frame.position);
                 }
-                Err(damage) => return Err(damaged(path, &damage)),
+                Err(damage) if damage.is_torn_write() => {
+                    let (offset, bytes) = (damage.offset as u64, segment.bytes_from(damage.offset) as u64);
+                    self.torn = Some(TornTail { path, offset, bytes });
+                    self.tail.file.set_len(offset)?;
+                    self.tail.file.sync()?;
+                    break;
+                }
+                Err(damage) => return Err(damaged(&path, &damage)),
             }
-        }
-        self.last = segment.header.end.unwrap_or(frames.next_position()) - 1;
-        self.append_to(path, segment.header, length as u64)
-    }
-
-    fn append_to(&mut self, path: &Path, header: Header, length: u64) -> Result<(), LogError> {
-        if header.end.is_none() {
-            let file = OpenOptions::new().append(true).open(path)?;
-            self.tail = Some(Tail { path: path.to_owned(), file, length, has_failed: false });
         }
         Ok(())
+    }
+
+    /// Checks that no checkpoint includes later changes than the log.
+    fn checked(self) -> Result<Self, LogError> {
+        check_end(self.directory.path(), checkpoint::newest_position(self.directory.path())?, self.last)?;
+        Ok(self)
+    }
+
+    /// Returns true if a directory has a log, or had one whose segments are missing.
+    pub fn exists(directory: &Path) -> bool {
+        let directory = LogDirectory::from(directory);
+        directory.is_marked() || directory.segments().is_ok_and(|paths| !paths.is_empty())
+    }
+
+    /// Returns the directory, locked by this process as long as the log or a clone of the directory exists.
+    pub fn directory(&self) -> &LogDirectory {
+        &self.directory
     }
 
     /// Returns the position of the last change; 0 for an empty log.
@@ -141,7 +150,7 @@ impl EventLog {
     /// Calls `visit` with each change from position `from` on, in order, with its position and ingestion time in whole
     /// seconds. Returns the last position of the log (0 if it is empty).
     pub fn replay(&self, from: u64, visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
-        replay(&segments(&self.directory)?, from, self.last, visit)?;
+        replay(self.directory.segments()?, from, self.last, visit)?;
         Ok(self.last)
     }
 
@@ -164,7 +173,7 @@ impl EventLog {
             last += 1;
             segment::put_frame(&mut frames, last, self.at_s, last == self.last + 1, record);
         }
-        let stored = self.tail().and_then(|tail| tail.append(&frames));
+        let stored = self.store(&frames);
         frames.shrink_to(4 << 20);
         self.frames = frames;
         stored?;
@@ -172,38 +181,49 @@ impl EventLog {
         Ok(last)
     }
 
-    /// Returns the segment for the next write.
-    fn tail(&mut self) -> Result<&mut Tail, LogError> {
-        let is_full = self.tail.as_ref().is_some_and(|tail| tail.length >= SEGMENT_BYTES);
-        if let (true, Some(tail)) = (is_full, &mut self.tail) {
-            tail.truncate_failed_append()?;
-            self.tail = None;
+    fn store(&mut self, frames: &[u8]) -> Result<(), LogError> {
+        if self.tail.length >= self.directory.segment_bytes {
+            self.begin_segment()?;
         }
-        match &mut self.tail {
-            Some(tail) => Ok(tail),
-            none => Ok(none.insert(Tail::create(&self.directory, self.last + 1)?)),
-        }
+        self.tail.append(&self.directory, frames)
+    }
+
+    /// Creates the next segment, and then records in the full one that a next one exists.
+    fn begin_segment(&mut self) -> Result<(), LogError> {
+        self.tail.truncate_failed_append(&self.directory)?;
+        self.check_files()?;
+        let next = Tail::create(&self.directory, self.last + 1)?;
+        // After an error, the next append creates the segment again, which has no frames.
+        seal(&self.directory, &self.tail.path, next.first)?;
+        self.tail = next;
+        Ok(())
+    }
+
+    /// Checks that the lock file and the last segment in the directory are those that this process has open. Otherwise
+    /// another process may own the log, or the changes would be written to a deleted file.
+    pub(super) fn check_files(&self) -> Result<(), LogError> {
+        self.tail.check(&self.directory)
     }
 }
 
 impl Tail {
-    fn create(directory: &Path, first: u64) -> Result<Self, LogError> {
-        let path = directory.join(segment_name(first));
-        let created = write_and_sync(&path, &Header { first, end: None }.bytes());
-        if let Err(error) = created {
-            let _ = fs::remove_file(&path);
-            return Err(error.into());
-        }
-        // The directory entry must be durable too before the first acknowledgement.
-        sync_directory(directory)?;
-        let file = OpenOptions::new().append(true).open(&path)?;
-        Ok(Self { path, file, length: HEADER_BYTES as u64, has_failed: false })
+    fn create(directory: &LogDirectory, first: u64) -> Result<Self, LogError> {
+        let path = directory.segment(first);
+        create_segment(directory, &path, Header { first, end: None, is_sparse: false })?;
+        Self::open(directory, &path, first)
     }
 
-    fn append(&mut self, frames: &[u8]) -> Result<(), LogError> {
-        self.truncate_failed_append()?;
-        let stored = self.file.write_all(frames).and_then(|()| self.file.sync_data());
-        match stored {
+    fn open(directory: &LogDirectory, path: &Path, first: u64) -> Result<Self, LogError> {
+        let file = directory.storage().open(path)?;
+        let id = file.id()?;
+        Ok(Self { path: path.to_owned(), file, id, first, length: HEADER_BYTES as u64, has_failed: false })
+    }
+
+    fn append(&mut self, directory: &LogDirectory, frames: &[u8]) -> Result<(), LogError> {
+        self.truncate_failed_append(directory)?;
+        let stored = self.file.write_at(frames, self.length).and_then(|()| self.file.sync());
+        // Checked after the sync, so that no change is acknowledged that is in a deleted or moved file.
+        match stored.map_err(LogError::from).and_then(|()| self.check(directory)) {
             Ok(()) => {
                 self.length += frames.len() as u64;
                 Ok(())
@@ -212,34 +232,102 @@ impl Tail {
                 // It is unknown whether the frames reached the disk. Truncating now prevents that a restart reads them.
                 // If this fails too, the next append tries again.
                 self.has_failed = true;
-                let _ = self.truncate_failed_append();
-                Err(error.into())
+                let _ = self.truncate_failed_append(directory);
+                Err(error)
             }
         }
     }
 
-    fn truncate_failed_append(&mut self) -> Result<(), LogError> {
+    fn check(&self, directory: &LogDirectory) -> Result<(), LogError> {
+        directory.check_lock()?;
+        check_file(&self.path, self.id)
+    }
+
+    fn truncate_failed_append(&mut self, directory: &LogDirectory) -> Result<(), LogError> {
         if self.has_failed {
-            // Reopens the file, because the kernel may not report a second write error on the same descriptor.
-            self.file = OpenOptions::new().append(true).open(&self.path)?;
-            self.file.set_len(self.length)?;
-            self.file.sync_all()?;
+            // Opens the file again, because the kernel may not report a second write error on the same descriptor.
+            let mut file = directory.storage().open(&self.path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => LogError::Displaced { path: self.path.clone() },
+                _ => error.into(),
+            })?;
+            // Another process may have put its own file there.
+            if file.id()? != self.id {
+                return Err(LogError::Displaced { path: self.path.clone() });
+            }
+            file.set_len(self.length)?;
+            file.sync()?;
+            self.file = file;
             self.has_failed = false;
         }
         Ok(())
     }
 }
 
+/// Removes the last segment if a crash interrupted its creation: its header is incomplete, and the segment before it
+/// does not state that a next one exists.
+fn remove_interrupted(directory: &LogDirectory, paths: &mut Vec<PathBuf>) -> Result<Option<TornTail>, LogError> {
+    let Some((last, sealed)) = paths.split_last() else { return Ok(None) };
+    if !is_interrupted_creation(directory, last, sealed.last())? {
+        return Ok(None);
+    }
+    let torn = TornTail { path: last.clone(), offset: 0, bytes: fs::metadata(last)?.len() };
+    directory.storage().remove(last)?;
+    directory.sync()?;
+    paths.pop();
+    Ok(Some(torn))
+}
+
+fn is_interrupted_creation(directory: &LogDirectory, last: &Path, previous: Option<&PathBuf>) -> io::Result<bool> {
+    if fs::metadata(last)?.len() > HEADER_BYTES as u64 || !matches!(Header::read(last), Err(Ok(_))) {
+        return Ok(false);
+    }
+    Ok(match previous {
+        Some(previous) => !Header::read(previous).is_ok_and(|header| header.end.is_some()),
+        None => !directory.is_marked(),
+    })
+}
+
+/// Creates a segment without frames, durably.
+fn create_segment(directory: &LogDirectory, path: &Path, header: Header) -> io::Result<()> {
+    let created = directory.storage().create(path).and_then(|mut file| {
+        file.write_at(&header.bytes(), 0)?;
+        file.sync()
+    });
+    // The directory entry must be durable too before the first acknowledgement.
+    let created = created.and_then(|()| directory.sync());
+    if created.is_err() {
+        let _ = directory.storage().remove(path);
+    }
+    created
+}
+
+/// Records in a segment that the next one, with the first position `end`, exists. The header is within one sector, so a
+/// crash leaves the old header or the new one.
+fn seal(directory: &LogDirectory, path: &Path, end: u64) -> Result<(), LogError> {
+    let header = Header::read(path).map_err(|error| header_error(path, 1, error))?;
+    if header.end.is_none() {
+        let mut file = directory.storage().open(path)?;
+        file.write_at(&Header { end: Some(end), ..header }.bytes(), 0)?;
+        file.sync()?;
+    }
+    Ok(())
+}
+
 /// Reads a log that another process may be writing. Calls `visit` with each change from position `from` on that is
 /// complete now, and returns the last position.
 pub fn read(directory: &Path, from: u64, visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
     let failed = |source: io::Error| LogError::Open { path: directory.to_owned(), source: Arc::new(source) };
-    replay(&segments(directory).map_err(failed)?, from, u64::MAX, visit)
+    // Listed before the log is read, because a checkpoint never includes changes that the log has not.
+    let checkpoint = checkpoint::newest_position(directory).map_err(failed)?;
+    let paths = LogDirectory::from(directory).segments().map_err(failed)?;
+    let last = replay(paths, from, u64::MAX, visit)?;
+    check_end(directory, checkpoint, last)?;
+    Ok(last)
 }
 
 /// Visits the changes from `from` to `until`. A second thread reads and decodes them while `visit` runs.
 fn replay(
-    paths: &[PathBuf],
+    paths: Vec<PathBuf>,
     from: u64,
     until: u64,
     mut visit: impl FnMut(u64, UnixMillis, Change),
@@ -270,17 +358,17 @@ type Stamped = (u64, UnixMillis, Change);
 
 /// Decodes the changes in order and returns the last position. The tail of the last segment may be torn or still being
 /// written.
-fn decode(paths: &[PathBuf], from: u64, until: u64, visit: &mut dyn FnMut(Stamped)) -> Result<u64, LogError> {
-    let begin = paths.partition_point(|path| first_position(path).is_some_and(|first| first <= from));
-    let mut next = None;
-    for (index, path) in paths.iter().enumerate().skip(begin.saturating_sub(1)) {
-        let first = next.unwrap_or(if index == 0 { 1 } else { first_position(path).unwrap_or(1) });
+fn decode(mut paths: Vec<PathBuf>, from: u64, until: u64, visit: &mut dyn FnMut(Stamped)) -> Result<u64, LogError> {
+    let begin = paths.partition_point(|path| position_of(path).is_some_and(|first| first <= from)).saturating_sub(1);
+    let (mut index, mut next) = (begin, None);
+    while let Some(path) = paths.get(index).cloned() {
+        let first = next.unwrap_or(if index == 0 { 1 } else { position_of(&path).unwrap_or(1) });
         let is_last = index + 1 == paths.len();
-        let segment = match Segment::read(path) {
-            Err(Ok(_)) if is_last => break,
-            read => read.map_err(|error| header_error(path, first, error))?,
+        let segment = match Segment::read(&path) {
+            Err(Ok(_)) if is_last => return Ok(first - 1),
+            read => read.map_err(|error| header_error(&path, first, error))?,
         };
-        check_first(path, first, segment.header)?;
+        check_first(&path, first, segment.header)?;
         let mut frames = segment.frames();
         for frame in frames.by_ref() {
             match frame {
@@ -289,11 +377,22 @@ fn decode(paths: &[PathBuf], from: u64, until: u64, visit: &mut dyn FnMut(Stampe
                     visit((frame.position, at, Change::decode(frame.position, frame.payload)?));
                 }
                 Ok(_) => {}
-                Err(damage) if is_last && damage.is_torn_tail() => return Ok(damage.position - 1),
-                Err(damage) => return Err(damaged(path, &damage)),
+                Err(damage) if segment.header.end.is_none() && is_last && damage.is_torn_write() => {
+                    return Ok(damage.position - 1);
+                }
+                Err(damage) => return Err(damaged(&path, &damage)),
             }
         }
+        if let (Some(end), true) = (segment.header.end, is_last) {
+            // The writer may have begun a segment after the files were listed.
+            let following = path.with_file_name(format!("{end:020}.log"));
+            if !following.exists() {
+                return Err(missing_next(&path, end));
+            }
+            paths.push(following);
+        }
         next = Some(segment.header.end.unwrap_or(frames.next_position()));
+        index += 1;
     }
     Ok(next.map_or(0, |next| next - 1))
 }
@@ -310,7 +409,7 @@ fn check_sealed(paths: &[PathBuf]) -> Result<u64, LogError> {
 }
 
 fn check_one(path: &Path) -> Result<(Header, u64), LogError> {
-    let first = first_position(path).unwrap_or(1);
+    let first = position_of(path).unwrap_or(1);
     let segment = Segment::read(path).map_err(|error| header_error(path, first, error))?;
     let mut frames = segment.frames();
     if let Some(damage) = frames.find_map(Result::err) {
@@ -327,7 +426,29 @@ fn check_first(path: &Path, first: u64, header: Header) -> Result<(), LogError> 
         true => format!("positions {first} to {} are missing: a file of the log does not exist", header.first - 1),
         false => format!("the file starts with position {}, which an earlier file already has", header.first),
     };
-    Err(LogError::Damaged { path: path.to_owned(), offset: 0, position: first, reason: reason.into() })
+    Err(damage(path, first, reason))
+}
+
+/// Checks that the newest checkpoint, with its position, does not include later changes than the log.
+fn check_end(directory: &Path, checkpoint: Option<(u64, PathBuf)>, last: u64) -> Result<(), LogError> {
+    match checkpoint {
+        Some((until, path)) if until > last => {
+            Err(LogError::EndMissing { log: directory.to_owned(), checkpoint: path, until, last })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn missing_next(path: &Path, end: u64) -> LogError {
+    damage(path, end, format!("the file that continues the log from position {end} does not exist"))
+}
+
+fn no_segments(directory: &LogDirectory) -> LogError {
+    damage(directory.path(), 1, "the log had files, and none of them exists")
+}
+
+fn damage(path: &Path, position: u64, reason: impl Into<Cow<'static, str>>) -> LogError {
+    LogError::Damaged { path: path.to_owned(), offset: 0, position, reason: reason.into() }
 }
 
 fn damaged(path: &Path, damage: &segment::Damage) -> LogError {
@@ -337,61 +458,9 @@ fn damaged(path: &Path, damage: &segment::Damage) -> LogError {
 
 fn header_error(path: &Path, position: u64, error: Result<&'static str, io::Error>) -> LogError {
     match error {
-        Ok(reason) => LogError::Damaged { path: path.to_owned(), offset: 0, position, reason: reason.into() },
+        Ok(reason) => damage(path, position, reason),
         Err(source) => LogError::Open { path: path.to_owned(), source: Arc::new(source) },
     }
-}
-
-/// Takes the lock that a process holds while it has the log open.
-fn lock(directory: &Path) -> Result<File, LogError> {
-    let path = directory.join(LOCK);
-    let failed = |source: io::Error| LogError::Open { path: path.clone(), source: Arc::new(source) };
-    let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(LogError::InUse { path: directory.to_owned() }),
-        Err(fs::TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-fn segment_name(first: u64) -> String {
-    format!("{first:020}.log")
-}
-
-/// Returns the first position according to the segment's file name.
-fn first_position(path: &Path) -> Option<u64> {
-    path.file_stem()?.to_str()?.parse().ok()
-}
-
-/// Returns the paths of the segments in the order of their positions.
-fn segments(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "log") && first_position(&path).is_some() {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-fn write_and_sync(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-/// Replaces the content of a file atomically: after a crash, the file has either the old or the new content.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    write_and_sync(&new, bytes)?;
-    fs::rename(&new, path)?;
-    path.parent().map_or(Ok(()), sync_directory)
 }
 
 #[cfg(test)]
@@ -422,7 +491,7 @@ mod tests {
 
     /// Returns the path of the log's only segment.
     fn file(directory: &Path) -> PathBuf {
-        segments(directory).unwrap().pop().unwrap()
+        LogDirectory::from(directory).segments().unwrap().pop().unwrap()
     }
 
     #[test]
@@ -458,9 +527,8 @@ mod tests {
         // Simulates an append that failed although its frames reached the disk.
         let mut frames = Vec::new();
         segment::put_frame(&mut frames, 3, 0, true, &delete("c").encode());
-        let tail = log.tail.as_mut().unwrap();
-        tail.file.write_all(&frames).unwrap();
-        tail.has_failed = true;
+        log.tail.file.write_at(&frames, log.tail.length).unwrap();
+        log.tail.has_failed = true;
         assert_eq!(append(&mut log, &[delete("d")]), 3);
         let mut changes = Vec::new();
         log.replay(1, |_, _, change| changes.push(change)).unwrap();
@@ -517,12 +585,11 @@ mod tests {
         let mut log = EventLog::open(directory.path()).unwrap();
         for name in ["a", "b", "c"] {
             append(&mut log, &[delete(name), delete(name)]);
-            // The next write creates a file.
-            log.tail = None;
+            log.begin_segment().unwrap();
         }
         drop(log);
-        let paths = segments(directory.path()).unwrap();
-        assert_eq!(paths.len(), 3);
+        let paths = LogDirectory::from(directory.path()).segments().unwrap();
+        assert_eq!(paths.len(), 4);
         assert_eq!(EventLog::open(directory.path()).unwrap().last_position(), 6);
         fs::remove_file(&paths[1]).unwrap();
         let error = EventLog::open(directory.path()).err().unwrap();
@@ -535,9 +602,117 @@ mod tests {
         let mut log = EventLog::open(directory.path()).unwrap();
         append(&mut log, &[delete("a")]);
         drop(log);
-        fs::write(directory.path().join(segment_name(2)), b"LDS").unwrap();
+        fs::write(LogDirectory::from(directory.path()).segment(2), b"LDS").unwrap();
         let mut log = EventLog::open(directory.path()).unwrap();
         assert_eq!((log.last_position(), append(&mut log, &[delete("b")])), (1, 2));
         assert_eq!(positions(&log, 1), [1, 2]);
+    }
+
+    /// Returns a log of two segments with two changes each, and its files.
+    fn two_segments(directory: &Path) -> Vec<PathBuf> {
+        let mut log = EventLog::open(directory).unwrap();
+        append(&mut log, &[delete("a"), delete("b")]);
+        log.begin_segment().unwrap();
+        append(&mut log, &[delete("c"), delete("d")]);
+        log.directory.segments().unwrap()
+    }
+
+    #[test]
+    fn a_missing_last_file_is_noticed_without_a_checkpoint_and_its_positions_are_not_used_again() {
+        for remains in [None, Some(&b""[..]), Some(&b"LDSTLOG2"[..]), Some(&[0; HEADER_BYTES][..])] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = two_segments(directory.path()).pop().unwrap();
+            match remains {
+                None => fs::remove_file(&path).unwrap(),
+                Some(bytes) => fs::write(&path, bytes).unwrap(),
+            }
+            let error = EventLog::open(directory.path()).err().unwrap().to_string();
+            assert!(error.contains("position 3"), "{error}");
+            assert_eq!(read(directory.path(), 1, |_, _, _| ()).is_err(), remains.is_none());
+            let check = check(directory.path()).unwrap();
+            assert_eq!((check.damaged.len(), check.damaged[0].positions.clone()), (1, 3..=u64::MAX), "{check:?}");
+            repair(directory.path()).unwrap();
+            let mut log = EventLog::open(directory.path()).unwrap();
+            assert!(append(&mut log, &[delete("e")]) > 1 << 32);
+            assert_eq!(positions(&log, 1).len(), 3);
+        }
+    }
+
+    #[test]
+    fn a_log_without_any_of_its_files_is_not_a_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        for path in two_segments(directory.path()) {
+            fs::remove_file(path).unwrap();
+        }
+        let error = EventLog::open(directory.path()).err().unwrap().to_string();
+        assert!(error.contains("the log had files, and none of them exists"), "{error}");
+        assert_eq!(check(directory.path()).unwrap().damaged[0].positions, 1..=u64::MAX);
+        repair(directory.path()).unwrap();
+        assert!(check(directory.path()).unwrap().damaged.is_empty());
+        assert_eq!(EventLog::open(directory.path()).unwrap().last_position(), 1 << 32);
+        // The creation of the first file can be interrupted.
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(LogDirectory::from(directory.path()).segment(1), b"LDS").unwrap();
+        assert_eq!(EventLog::open(directory.path()).unwrap().last_position(), 0);
+    }
+
+    #[test]
+    fn a_checkpoint_ahead_of_the_log_refuses_it_and_is_kept_by_compaction_and_repair() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = two_segments(directory.path());
+        let writer = checkpoint::CheckpointWriter::create(directory.path(), 4).unwrap();
+        writer.finish(4).unwrap();
+        // An older copy of the file, as of a backup.
+        let last = &paths[1];
+        let bytes = fs::read(last).unwrap();
+        fs::write(last, &bytes[..HEADER_BYTES + (bytes.len() - HEADER_BYTES) / 2]).unwrap();
+        let opened = EventLog::open(directory.path()).err();
+        assert!(matches!(opened, Some(LogError::EndMissing { until: 4, last: 3, .. })), "{opened:?}");
+        let compacted = compact(directory.path(), &Retention::default(), NOW, CompactMode::Apply).err();
+        assert!(matches!(compacted, Some(LogError::EndMissing { .. })), "{compacted:?}");
+        assert!(matches!(read(directory.path(), 1, |_, _, _| ()), Err(LogError::EndMissing { .. })));
+        let check = check(directory.path()).unwrap();
+        assert_eq!((check.damaged.len(), check.damaged[0].positions.clone()), (1, 4..=u64::MAX), "{check:?}");
+        let aside = repair(directory.path()).unwrap().set_aside.unwrap();
+        assert_eq!(aside.extension().unwrap(), "damaged");
+        let log = EventLog::open(directory.path()).unwrap();
+        assert!(log.last_position() > 4 && positions(&log, 1) == [1, 2, 3]);
+        drop(log);
+        // Its state can still be used: the log continues after all positions that it includes.
+        fs::rename(&aside, aside.with_extension("")).unwrap();
+        assert!(EventLog::open(directory.path()).is_ok());
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_last_acknowledged_record_is_damage_and_not_a_torn_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = EventLog::open(directory.path()).unwrap();
+        append(&mut log, &[delete("a")]);
+        append(&mut log, &[delete("b")]);
+        drop(log);
+        let path = file(directory.path());
+        let whole = fs::read(&path).unwrap();
+        let begin = HEADER_BYTES + (whole.len() - HEADER_BYTES) / 2;
+        for at in begin..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(&path, &bytes).unwrap();
+            let error = EventLog::open(directory.path()).err();
+            assert!(matches!(error, Some(LogError::Damaged { position: 2, .. })), "byte {at}: {error:?}");
+            assert_eq!(check(directory.path()).unwrap().damaged[0].positions, 2..=2, "byte {at}");
+            assert_eq!(fs::read(&path).unwrap(), bytes, "byte {at}: the file was changed");
+        }
+        repair(directory.path()).unwrap();
+        let mut log = EventLog::open(directory.path()).unwrap();
+        assert_eq!((append(&mut log, &[delete("c")]), positions(&log, 1)), (3, vec![1, 3]));
+    }
+
+    #[test]
+    fn files_that_a_crash_left_incomplete_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(EventLog::open(directory.path()).unwrap());
+        fs::write(directory.path().join("00000000000000000007.new"), b"part of a checkpoint").unwrap();
+        drop(EventLog::open(directory.path()).unwrap());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
     }
 }

@@ -204,8 +204,6 @@ impl LogWriter {
             Err(error) => {
                 tracing::warn!(%error, count, "cannot log answers");
                 self.metrics.answer_logged("write_failed", count);
-                // The file may contain a part of the block, so continue in a new one.
-                self.segment = None;
                 self.block = Block::default();
             }
         }
@@ -214,7 +212,9 @@ impl LogWriter {
     fn append(&mut self) -> Result<u64, AnswerLogError> {
         let failed = |source| AnswerLogError::Io { path: self.directory.clone(), source };
         let bytes = self.block.seal(&mut self.compressor).map_err(failed)?;
-        let is_open = |segment: &Segment| segment.day() == self.day && segment.bytes() < SEGMENT_BYTES_MAX;
+        let is_open = |segment: &Segment| {
+            segment.day() == self.day && segment.bytes() < SEGMENT_BYTES_MAX && segment.is_in_place()
+        };
         if !self.segment.as_ref().is_some_and(is_open) {
             self.segment = Some(Segment::create(&self.directory, &self.day)?);
             self.remove_old();
@@ -356,6 +356,76 @@ mod tests {
         // A restart continues in a new file.
         let next = Segment::create(directory.path(), "2025-11-25").unwrap();
         assert!(next.path().ends_with("2025-11-25.00001.answers"));
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_costs_only_its_block() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut segment = Segment::create(directory.path(), "2025-11-25").unwrap();
+        let mut compressor = compressor().unwrap();
+        let mut length = 0;
+        for number in 0..3 {
+            let mut block = Block::default();
+            block.push(id(number, MIDDAY), &record(number, MIDDAY));
+            let bytes = block.seal(&mut compressor).unwrap();
+            length = bytes.len();
+            segment.append(&bytes).unwrap();
+        }
+        let whole = fs::read(segment.path()).unwrap();
+        let begin = whole.len() - 2 * length;
+        for at in begin..begin + length {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(segment.path(), bytes).unwrap();
+            let (numbers, damage) = all(directory.path());
+            assert_eq!((numbers, damage), (vec![0, 2], Damage { damaged_blocks: 1, torn_bytes: 0 }), "byte {at}");
+            assert_eq!(find(directory.path(), &id(2, MIDDAY)).unwrap(), Some(record(2, MIDDAY)), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn answers_are_logged_again_after_the_files_were_removed() {
+        for removed in ["", "2025-11-25.00000.answers"] {
+            let directory = tempfile::tempdir().unwrap();
+            let answers = directory.path().join("answers");
+            let open = AnswerLog::open(&answers, &config(), Metrics::default()).unwrap();
+            log(&open, 1, MIDDAY);
+            wait_until_written(&answers, 1);
+            match removed {
+                "" => fs::remove_dir_all(&answers).unwrap(),
+                name => fs::remove_file(answers.join(name)).unwrap(),
+            }
+            log(&open, 2, MIDDAY);
+            drop(open);
+            assert_eq!(all(&answers).0, [2], "{removed}");
+        }
+    }
+
+    #[test]
+    fn a_failed_write_leaves_no_file_and_no_part_of_a_block() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut segment = Segment::create(directory.path(), "2025-11-25").unwrap();
+        let mut block = Block::default();
+        block.push(id(1, MIDDAY), &record(1, MIDDAY));
+        let bytes = block.seal(&mut compressor().unwrap()).unwrap();
+        // Part of a block that a full disk interrupted, and whose removal failed too.
+        let mut file = File::options().append(true).open(segment.path()).unwrap();
+        file.write_all(&bytes[..20]).unwrap();
+        segment.append(&bytes).unwrap();
+        assert_eq!(all(directory.path()), (vec![1], Damage::default()));
+        // No file can be created at a path that has a file as a directory.
+        let at_file = segment.path().join("answers");
+        assert!(Segment::create(&at_file, "2025-11-25").is_err());
+    }
+
+    /// Waits until a number of records is in the files.
+    #[expect(clippy::disallowed_methods, reason = "the interval between two tests of a condition that has a deadline")]
+    fn wait_until_written(directory: &Path, count: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while all(directory).0.len() < count {
+            assert!(Instant::now() < deadline, "the answers are not written");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     #[test]

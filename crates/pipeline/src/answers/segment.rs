@@ -1,20 +1,25 @@
 //! Segment files of the answer log: append-only sequences of blocks. A file starts with [`MAGIC`]. A block is a header
-//! of 48 bytes and zstd-compressed records; a record is its length (4 bytes, little-endian) and a protobuf message.
+//! of 56 bytes and zstd-compressed records; a record is its length (4 bytes, little-endian) and a protobuf message.
 //!
 //! A torn block at the end of a file is an interrupted write. Readers skip and count damaged blocks, because no state
-//! depends on the answer log.
+//! depends on the answer log. The header has a checksum of its own, so that a damaged length costs one block: the
+//! reader searches for the next header.
 use super::record::{AnswerId, AnswerRecord};
 use prost::Message;
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 /// The first bytes of every file: the format and its version.
-const MAGIC: &[u8; 8] = b"LDANSW\0\x01";
-/// Payload length, checksum, raw length, record count (4 bytes each), the smallest and the largest id of the block.
-pub(super) const HEADER_BYTES: usize = 48;
+const MAGIC: &[u8; 8] = b"LDANSW\0\x02";
+/// The first bytes of every header.
+const BLOCK_MAGIC: &[u8; 4] = b"BLK\xA7";
+/// [`BLOCK_MAGIC`], payload length, checksum of the payload, raw length, record count (4 bytes each), the smallest and
+/// the largest id of the block, checksum of the header (4 bytes).
+pub(super) const HEADER_BYTES: usize = 56;
 /// Maximum length of a payload; a greater length in a header is damage.
 const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// The compression level. Levels below 0 are the fast ones. They suffice, because half of a record is the low bits of
@@ -74,13 +79,15 @@ impl Block {
     pub(super) fn seal(&mut self, compressor: &mut zstd::bulk::Compressor) -> io::Result<Vec<u8>> {
         let payload = compressor.compress(&self.raw)?;
         let mut header = [0u8; HEADER_BYTES];
-        header[0..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-        header[8..12].copy_from_slice(&(self.raw.len() as u32).to_le_bytes());
-        header[12..16].copy_from_slice(&self.count.to_le_bytes());
-        header[16..32].copy_from_slice(&self.first);
-        header[32..48].copy_from_slice(&self.last);
-        let checksum = checksum(&header, &payload);
-        header[4..8].copy_from_slice(&checksum.to_le_bytes());
+        header[0..4].copy_from_slice(BLOCK_MAGIC);
+        header[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        header[8..12].copy_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
+        header[12..16].copy_from_slice(&(self.raw.len() as u32).to_le_bytes());
+        header[16..20].copy_from_slice(&self.count.to_le_bytes());
+        header[20..36].copy_from_slice(&self.first);
+        header[36..52].copy_from_slice(&self.last);
+        let checksum = crc32c::crc32c(&header[..52]);
+        header[52..].copy_from_slice(&checksum.to_le_bytes());
         let mut bytes = header.to_vec();
         bytes.extend_from_slice(&payload);
         self.raw.clear();
@@ -92,12 +99,6 @@ impl Block {
 /// Creates a compressor for [`Block::seal`].
 pub(super) fn compressor() -> io::Result<zstd::bulk::Compressor<'static>> {
     zstd::bulk::Compressor::new(LEVEL)
-}
-
-/// CRC32C of a block without the checksum itself.
-fn checksum(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
-    let first = crc32c::crc32c(&header[0..4]);
-    crc32c::crc32c_append(crc32c::crc32c_append(first, &header[8..]), payload)
 }
 
 /// Iterates over the records in a block's raw bytes. Ends at an undecodable record.
@@ -119,8 +120,9 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Creates the next file of a day, such as `2026-11-25`.
+    /// Creates the next file of a day, such as `2026-11-25`, and the directory if it does not exist.
     pub(super) fn create(directory: &Path, day: &str) -> Result<Self, AnswerLogError> {
+        fs::create_dir_all(directory).map_err(|source| AnswerLogError::Io { path: directory.to_owned(), source })?;
         let number = list(directory)?
             .iter()
             .filter_map(|path| path.file_stem()?.to_str()?.strip_prefix(day)?.strip_prefix('.')?.parse::<u32>().ok())
@@ -129,15 +131,33 @@ impl Segment {
         let path = directory.join(format!("{day}.{number:05}.{EXTENSION}"));
         let failed = |source| AnswerLogError::Io { path: path.clone(), source };
         let mut file = File::options().write(true).create_new(true).open(&path).map_err(failed)?;
-        file.write_all(MAGIC).map_err(failed)?;
+        if let Err(source) = file.write_all(MAGIC) {
+            // Otherwise a full disk would collect empty files.
+            let _ = fs::remove_file(&path);
+            return Err(failed(source));
+        }
         Ok(Self { file, path, bytes: MAGIC.len() as u64 })
     }
 
+    /// Appends a block, or nothing of it after an error: the next block overwrites the part that was written.
     pub(super) fn append(&mut self, block: &[u8]) -> Result<(), AnswerLogError> {
         let failed = |source| AnswerLogError::Io { path: self.path.clone(), source };
-        self.file.write_all(block).map_err(failed)?;
+        if let Err(source) = self.file.write_all_at(block, self.bytes) {
+            // Frees the space. If this fails, readers skip the part.
+            let _ = self.file.set_len(self.bytes);
+            return Err(failed(source));
+        }
         self.bytes += block.len() as u64;
         Ok(())
+    }
+
+    /// Returns false if the file was removed, moved or replaced, so that blocks would be lost.
+    pub(super) fn is_in_place(&self) -> bool {
+        let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        match (fs::metadata(&self.path).map(id), self.file.metadata().map(id)) {
+            (Ok(named), Ok(open)) => named == open,
+            _ => false,
+        }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -188,15 +208,37 @@ pub struct Damage {
 pub(super) struct SegmentReader {
     file: BufReader<File>,
     path: PathBuf,
+    /// The length of the file when it was opened, and the bytes of it that are not read.
+    length: u64,
     left: u64,
     pub damage: Damage,
 }
 
-/// A block's header. Its checksum is verified when the payload is read.
+/// A block's header, whose checksum matches.
 struct Header {
-    bytes: [u8; HEADER_BYTES],
     payload_len: usize,
+    payload_sum: u32,
     raw_len: usize,
+    first: AnswerId,
+    last: AnswerId,
+}
+
+impl Header {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let (payload_len, raw_len) = (number(4) as usize, number(12) as usize);
+        let is_valid = bytes.len() == HEADER_BYTES
+            && &bytes[..4] == BLOCK_MAGIC
+            && number(52) == crc32c::crc32c(&bytes[..52])
+            && payload_len.max(raw_len) <= PAYLOAD_BYTES_MAX;
+        is_valid.then(|| Self {
+            payload_len,
+            payload_sum: number(8),
+            raw_len,
+            first: bytes[20..36].try_into().expect("an id has 16 bytes"),
+            last: bytes[36..52].try_into().expect("an id has 16 bytes"),
+        })
+    }
 }
 
 impl SegmentReader {
@@ -205,7 +247,7 @@ impl SegmentReader {
         let file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut reader =
-            Self { file: BufReader::new(file), path: path.to_owned(), left: length, damage: Damage::default() };
+            Self { file: BufReader::new(file), path: path.to_owned(), length, left: length, damage: Damage::default() };
         let mut magic = [0; MAGIC.len()];
         if length < MAGIC.len() as u64 {
             // The process died while it created the file.
@@ -229,16 +271,53 @@ impl SegmentReader {
             self.left = 0;
             return Ok(None);
         }
-        self.file.read_exact(&mut bytes).map_err(|source| AnswerLogError::Io { path: self.path.clone(), source })?;
-        self.left -= HEADER_BYTES as u64;
-        let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;
-        let (payload_len, raw_len) = (number(0), number(8));
-        if payload_len as u64 > self.left || payload_len.max(raw_len) > PAYLOAD_BYTES_MAX {
-            self.damage.torn_bytes += self.left + HEADER_BYTES as u64;
-            self.left = 0;
-            return Ok(None);
+        let begin = self.length - self.left;
+        self.read(&mut bytes)?;
+        match Header::parse(&bytes) {
+            Some(header) if header.payload_len as u64 <= self.left => Ok(Some(header)),
+            // The block is cut off.
+            Some(_) => {
+                self.damage.torn_bytes += self.length - begin;
+                self.left = 0;
+                Ok(None)
+            }
+            None => self.header_after(begin),
         }
-        Ok(Some(Header { bytes, payload_len, raw_len }))
+    }
+
+    /// Searches for the next header after a damaged one at the byte `begin`.
+    fn header_after(&mut self, begin: u64) -> Result<Option<Header>, AnswerLogError> {
+        let mut rest = vec![0; (self.length - begin) as usize];
+        self.seek(begin)?;
+        self.read(&mut rest)?;
+        let next = (1..rest.len().saturating_sub(HEADER_BYTES - 1))
+            .find(|at| Header::parse(&rest[*at..*at + HEADER_BYTES]).is_some());
+        match next {
+            Some(offset) => {
+                self.damage.damaged_blocks += 1;
+                self.seek(begin + offset as u64)?;
+                self.header()
+            }
+            None => {
+                self.damage.torn_bytes += rest.len() as u64;
+                self.left = 0;
+                Ok(None)
+            }
+        }
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<(), AnswerLogError> {
+        self.file.read_exact(bytes).map_err(|source| AnswerLogError::Io { path: self.path.clone(), source })?;
+        self.left -= bytes.len() as u64;
+        Ok(())
+    }
+
+    fn seek(&mut self, offset: u64) -> Result<(), AnswerLogError> {
+        self.file
+            .seek(SeekFrom::Start(offset))
+            .map_err(|source| AnswerLogError::Io { path: self.path.clone(), source })?;
+        self.left = self.length - offset;
+        Ok(())
     }
 
     /// Reads the records of the next block; none at the end of the file.
@@ -254,10 +333,8 @@ impl SegmentReader {
     /// Reads and decompresses the payload of a block; none if the block is damaged.
     fn raw(&mut self, header: &Header) -> Result<Option<Vec<u8>>, AnswerLogError> {
         let mut payload = vec![0; header.payload_len];
-        self.file.read_exact(&mut payload).map_err(|source| AnswerLogError::Io { path: self.path.clone(), source })?;
-        self.left -= header.payload_len as u64;
-        let stored = u32::from_le_bytes([header.bytes[4], header.bytes[5], header.bytes[6], header.bytes[7]]);
-        let raw = (stored == checksum(&header.bytes, &payload))
+        self.read(&mut payload)?;
+        let raw = (header.payload_sum == crc32c::crc32c(&payload))
             .then(|| zstd::bulk::decompress(&payload, header.raw_len).ok())
             .flatten();
         self.damage.damaged_blocks += usize::from(raw.is_none());
@@ -267,18 +344,14 @@ impl SegmentReader {
     /// Finds the record with an id. Skips blocks whose range of ids excludes it.
     pub(super) fn find(&mut self, id: &AnswerId) -> Result<Option<AnswerRecord>, AnswerLogError> {
         while let Some(header) = self.header()? {
-            let bound = |at: usize| &header.bytes[at..at + 16];
-            if bound(16) <= id.as_slice() && id.as_slice() <= bound(32) {
+            if (header.first..=header.last).contains(id) {
                 let Some(raw) = self.raw(&header)? else { continue };
                 if let Some(record) = records(&raw).find(|record| record.id == id) {
                     return Ok(Some(record));
                 }
                 continue;
             }
-            self.file
-                .seek(SeekFrom::Current(header.payload_len as i64))
-                .map_err(|source| AnswerLogError::Io { path: self.path.clone(), source })?;
-            self.left -= header.payload_len as u64;
+            self.seek(self.length - self.left + header.payload_len as u64)?;
         }
         Ok(None)
     }

@@ -7,6 +7,7 @@ mod manifest;
 use crate::features;
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self as dataset, DatasetError};
+use lodestone_events::storage;
 use lodestone_index::{FileError, FrozenGraph, Neighbours};
 pub use manifest::{FileSum, Head, Manifest, sha256};
 use std::{
@@ -193,7 +194,7 @@ impl Bundle {
             .map_err(|source| BundleError::Manifest { path: temporary.clone(), source })?;
         write_synced(&temporary.join(MANIFEST), &text).map_err(|source| io(&temporary, source))?;
         let _ = fs::remove_dir(directory);
-        fs::rename(&temporary, directory).map_err(|source| io(directory, source))?;
+        storage::rename(&temporary, directory).map_err(|source| io(directory, source))?;
         Ok(self.manifest)
     }
 }

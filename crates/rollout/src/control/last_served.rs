@@ -3,10 +3,12 @@ use crate::{
     routes::Routes,
     store::{Pointer, Store, StoreError},
 };
+use lodestone_events::storage;
 use std::{fs, io, path::Path};
 
 /// File name in the data directory.
 const SERVING: &str = "serving.json";
+const MODE: u32 = 0o644;
 
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(super) struct LastServed {
@@ -33,9 +35,7 @@ impl LastServed {
 
     pub(super) fn write(&self, data: &Path) -> io::Result<()> {
         let text = serde_json::to_vec(self).expect("strings and numbers serialize to JSON");
-        let (path, partial) = (data.join(SERVING), data.join(format!("{SERVING}.partial")));
-        fs::write(&partial, text)?;
-        fs::rename(&partial, &path)
+        storage::replace(&data.join(SERVING), &text, MODE)
     }
 
     /// Reads the served bundles. None if the store's current bundle has changed since.

@@ -8,6 +8,7 @@ mod remote;
 
 use directory::Directory;
 use files::{Condition, Failure, Files};
+use lodestone_events::storage;
 use lodestone_pipeline::bundle::{Bundle, BundleError, MANIFEST, Manifest, write_synced};
 use remote::Remote;
 use std::{
@@ -131,7 +132,7 @@ impl Store {
         }
         write_synced(&partial.join(MANIFEST), &text).map_err(io(partial.join(MANIFEST)))?;
         let _ = fs::remove_dir_all(&copy);
-        fs::rename(&partial, &copy).map_err(io(copy.clone()))?;
+        storage::rename(&partial, &copy).map_err(io(copy.clone()))?;
         Ok(copy)
     }
 
