@@ -43,6 +43,16 @@ struct Disk {
     durable_entries: BTreeMap<PathBuf, usize>,
     /// Changes of entries since the last sync of the directory.
     unsynced: Vec<EntryChange>,
+    syncs: Syncs,
+}
+
+/// The syncs that have an effect, to test that the test notices the others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Syncs {
+    #[default]
+    All,
+    OnlyFiles,
+    OnlyDirectories,
 }
 
 /// The content of a file at its last sync, and now.
@@ -62,8 +72,8 @@ enum EntryChange {
 
 impl Disk {
     /// Returns a disk with the files of a directory, which are durable.
-    fn of(directory: &Path, left: usize) -> Self {
-        let mut disk = Self { left, ..Self::default() };
+    fn of(directory: &Path, left: usize, syncs: Syncs) -> Self {
+        let mut disk = Self { left, syncs, ..Self::default() };
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.file_name().is_some_and(|name| name != "lock") {
@@ -203,8 +213,10 @@ impl Storage for PowerLoss {
     fn sync_directory(&self, _: &Path) -> io::Result<()> {
         let mut disk = self.0.lock();
         disk.step()?;
-        disk.durable_entries = disk.entries.clone();
-        disk.unsynced.clear();
+        if disk.syncs != Syncs::OnlyFiles {
+            disk.durable_entries = disk.entries.clone();
+            disk.unsynced.clear();
+        }
         Ok(())
     }
 }
@@ -242,9 +254,11 @@ impl StorageFile for DiskFile {
     fn sync(&mut self) -> io::Result<()> {
         let mut disk = self.disk.0.lock();
         disk.step()?;
-        let content = &mut disk.files[self.id];
-        content.durable = content.now.clone();
-        content.unsynced.clear();
+        if disk.syncs != Syncs::OnlyDirectories {
+            let content = &mut disk.files[self.id];
+            content.durable = content.now.clone();
+            content.unsynced.clear();
+        }
         Ok(())
     }
 
@@ -380,7 +394,23 @@ fn damage(directory: &Path, disk: &PowerLoss, acknowledged: &mut Acknowledged, r
 
 #[test]
 fn acknowledged_changes_survive_power_losses() {
-    let losses = number_setting("POWER_LOSSES", 150);
+    lose_power(number_setting("POWER_LOSSES", 150), Syncs::All);
+}
+
+#[test]
+#[should_panic(expected = "seed ")]
+fn without_syncs_of_files_changes_are_lost() {
+    lose_power(150, Syncs::OnlyDirectories);
+}
+
+#[test]
+#[should_panic(expected = "seed ")]
+fn without_syncs_of_directories_changes_are_lost() {
+    lose_power(150, Syncs::OnlyFiles);
+}
+
+/// Loses power in a number of runs, each after a random number of operations, and checks the log after each restart.
+fn lose_power(losses: usize, syncs: Syncs) {
     let mut kinds = (0, 0, 0, 0);
     for seed in 0..losses.div_ceil(3) {
         let mut random = StdRng::seed_from_u64(seed as u64);
@@ -388,7 +418,7 @@ fn acknowledged_changes_survive_power_losses() {
         let mut acknowledged = Acknowledged::default();
         for loss in 0..3 {
             let name = format!("seed {seed}, loss {loss}");
-            let disk = PowerLoss(Arc::new(Mutex::new(Disk::of(directory.path(), random.random_range(1..250)))));
+            let disk = PowerLoss(Arc::new(Mutex::new(Disk::of(directory.path(), random.random_range(1..250), syncs))));
             let storage = Arc::new(disk.clone());
             let log_directory = LogDirectory::with_storage(directory.path(), storage, SEGMENT_BYTES);
             let error = run(&log_directory, &disk, &mut acknowledged, &mut random).unwrap_err().to_string();

@@ -126,6 +126,17 @@ def conventions(work):
     check(ran.returncode == NO and "DAMAGED" in ran.stdout, "a damaged log is exit code 1")
     ran = run("events", "verify", "--data", work / "filled", "--repair", "--format", "json")
     check(ran.returncode == SUCCESS and json.loads(ran.stdout)["repair"]["lost_records"] > 0, "a repair reports the lost records")
+    log.with_name("00000000000000009000.checkpoint").touch()
+    ran = run("events", "verify", "--data", work / "filled")
+    check(ran.returncode == NO and "changes up to position 9000" in ran.stdout and "from position 2001 on are lost" in ran.stdout,
+          f"a checkpoint ahead of the log is exit code 1 {ran.stdout}")
+    for command in [["compact"], ["export", "--since", "2020-01-01", "--out", work / "exported"]]:
+        ran = run("events", *command, "--data", work / "filled")
+        check(ran.returncode == ERROR and "ends at position 2000" in ran.stderr, f"{command[0]} refuses a log without its end {ran.stderr}")
+    ran = run("events", "verify", "--data", work / "filled", "--repair", "--format", "json")
+    repair = json.loads(ran.stdout)["repair"]
+    check(ran.returncode == SUCCESS and repair["lost_records"] is None and repair["set_aside"].endswith("9000.checkpoint.damaged"),
+          "a repair goes on without the end and keeps the checkpoint")
     (work / "filled" / "answers").mkdir()
     ran = run("answers", "show", "00000000-0000-7000-8000-000000000000", "--data", work / "filled")
     check(ran.returncode == NO and "no record" in ran.stdout, "an answer that is not logged is exit code 1")

@@ -81,6 +81,8 @@ impl LogDirectory {
             Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
         let id = FileId::of_file(&file).map_err(failed)?;
+        // Fails if the file was removed before it was locked.
+        check_file(&path, id)?;
         for path in self.files(NEW).map_err(failed)? {
             self.storage.remove(&path).map_err(failed)?;
         }

@@ -166,7 +166,13 @@ impl Segment {
     }
 
     pub(super) fn frames(&self) -> Frames<'_> {
-        Frames { bytes: &self.bytes, offset: HEADER_BYTES, expected: self.header.first, header: self.header }
+        Frames {
+            bytes: &self.bytes,
+            offset: HEADER_BYTES,
+            expected: self.header.first,
+            header: self.header,
+            is_search: false,
+        }
     }
 
     /// Returns the number of bytes from `offset` to the end of the file.
@@ -183,6 +189,8 @@ pub(super) struct Frames<'a> {
     offset: usize,
     expected: u64,
     header: Header,
+    /// Only searches for the next write, and need not know whether one follows a corrupt range.
+    is_search: bool,
 }
 
 /// The first part of a frame, whose checksum matches.
@@ -259,7 +267,10 @@ impl<'a> Frames<'a> {
             is_followed_by_a_write: false,
         };
         self.expected = damage.next_position.unwrap_or(position + damage.positions_max());
-        damage.is_followed_by_a_write = self.clone().flatten().any(|frame| frame.is_first_of_write);
+        if !self.is_search {
+            let mut rest = Frames { is_search: true, ..self.clone() }.flatten();
+            damage.is_followed_by_a_write = rest.any(|frame| frame.is_first_of_write);
+        }
         damage
     }
 
@@ -414,6 +425,23 @@ mod tests {
             let segment = Segment { header: Header { first: 1, end: None, is_sparse: false }, bytes };
             segment.frames().for_each(drop);
         }
+    }
+
+    /// The time to read a write is not exponential in the number of its missing sectors.
+    #[test]
+    fn a_large_write_without_many_of_its_sectors_is_torn() {
+        let header = Header { first: 1, end: None, is_sparse: false };
+        let mut bytes = header.bytes().to_vec();
+        for position in 1..=20_000 {
+            put_frame(&mut bytes, position, 0, position == 1, &[7; 100]);
+        }
+        for sector in bytes.chunks_mut(SECTOR_BYTES).skip(1).step_by(2) {
+            sector.fill(0);
+        }
+        let segment = Segment { header, bytes };
+        let found: Vec<_> = segment.frames().take(20).collect();
+        assert!(found.iter().filter_map(|frame| frame.as_ref().err()).all(Damage::is_torn_write));
+        assert!(found.iter().filter(|frame| frame.is_err()).count() > 3);
     }
 
     #[test]
