@@ -2,7 +2,7 @@
 
 usage: check.py CASE FILE
 
-CASE is default, changed, claim or retrain; FILE holds the output of `helm template`. Fails with the first violated
+CASE is default, changed, claim, retrain or texts; FILE holds the output of `helm template`. Fails with the first violated
 assertion.
 """
 import sys
@@ -10,6 +10,19 @@ import tomllib
 
 import kubernetes_validate
 import yaml
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that occurs twice in a mapping, which YAML's own loader and Helm accept."""
+
+
+def unique_mapping(loader, node, deep=False):
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    assert len(keys) == len(set(keys)), f"{node.start_mark}: a key occurs twice in {sorted(map(str, keys))}"
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, unique_mapping)
 
 KUBERNETES_VERSIONS = ("1.32", "1.37")
 
@@ -151,6 +164,19 @@ def check_cron_job(cron_job, stateful_set):
     assert term["labelSelector"]["matchLabels"] == selector and term["topologyKey"] == "kubernetes.io/hostname"
 
 
+def check_texts(spec, service):
+    pod, metadata = spec["template"]["spec"], spec["template"]["metadata"]
+    assert pod["containers"][0]["image"] == "lodestone:20260101"
+    assert pod["initContainers"][0]["image"] == "lodestone-bundle:1"
+    assert pod["containers"][0]["args"][-2:] == ["--workers", "4"]
+    assert pod["containers"][0]["env"] == [{"name": "LEVEL", "value": "3"}]
+    assert metadata["labels"]["release"] == "3" and pod["nodeSelector"] == {"zone": "2"}
+    annotations = metadata["annotations"]
+    assert annotations["injected"] == "true" and annotations["prometheus.io/scrape"] == "false"
+    assert service["metadata"]["annotations"] == {"weight": "5"} and pod["priorityClassName"] == "8"
+    assert spec["volumeClaimTemplates"][0]["spec"]["storageClassName"] == "7"
+
+
 def check_claim(spec, _service):
     pod = spec["template"]["spec"]
     assert "initContainers" not in pod
@@ -161,7 +187,7 @@ def check_claim(spec, _service):
 def main():
     case, path = sys.argv[1:]
     with open(path, encoding="utf-8") as file:
-        documents = [document for document in yaml.safe_load_all(file) if document]
+        documents = [document for document in yaml.load_all(file, UniqueKeys) if document]
     for document in documents:
         for version in KUBERNETES_VERSIONS:
             kubernetes_validate.validate(document, version, strict=True)
@@ -173,7 +199,9 @@ def main():
     check_probes(pod["containers"][0], port)
     service = next(document for document in documents if document["kind"] == "Service"
                    and document["spec"].get("clusterIP") != "None")
-    {"default": check_default, "changed": check_changed, "claim": check_claim, "retrain": check_retrain}[case](spec, service)
+    checks = {"default": check_default, "changed": check_changed, "claim": check_claim, "retrain": check_retrain,
+              "texts": check_texts}
+    checks[case](spec, service)
     if case == "changed":
         served = objects["ConfigMap", "shop-ranking-serving"]["data"]["serving.toml"]
         assert tomllib.loads(served)["configs"]["explore"]["exploration"] == {"temperature": 0.7, "share": 0.2}

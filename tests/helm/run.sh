@@ -66,6 +66,43 @@ refuses "a schedule with three fields is refused" "schedule" --set retrain.enabl
 refuses "a relative store is refused" "store" --set-string retrain.store=bundles
 refuses "a relative bundle path is refused" "path" --set bundle.path=bundle
 
+refuses "a label that selects the pod is refused" "podLabels: the chart sets app.kubernetes.io/name" \
+    --set-string 'podLabels.app\.kubernetes\.io/name=other'
+refuses "an annotation that restarts the pod is refused" "podAnnotations: the chart sets checksum/serving" \
+    --set-string 'podAnnotations.checksum/serving=0,serving=x'
+refuses "an argument that the chart sets is refused" "extraArgs\[1\]: the chart sets --listen itself; see service.port" \
+    --set 'extraArgs={--cuda,--listen=[::]:1}'
+refuses "two equal ports are refused" "metrics.port: 50051 is service.port" --set metrics.port=50051
+refuses "a number in a file is refused, because YAML changes numbers" "bundle.image.tag: 1000 is a number; write it in quotes" \
+    --values <(printf 'bundle: {image: {tag: 1e3}}')
+renders "numbers and flags of --set are texts" texts --set bundle.image.tag=1 --set image.tag=20260101 \
+    --set podLabels.release=3 --set podAnnotations.injected=true --set nodeSelector.zone=2 \
+    --set-string 'podAnnotations.prometheus\.io/scrape=false' --set 'service.annotations.weight=5' \
+    --set 'extraArgs={--workers,4}' --set 'extraEnv[0].name=LEVEL,extraEnv[0].value=3' \
+    --set persistence.storageClass=7 --set priorityClassName=8
+
+# A shop's own chart has this chart as a dependency, with a condition.
+mkdir -p "$out/parent/charts" "$out/parent/templates"
+echo "A shop." >"$out/parent/templates/NOTES.txt"
+cp -R "$chart" "$out/parent/charts/lodestone"
+cat >"$out/parent/Chart.yaml" <<'YAML'
+apiVersion: v2
+name: parent
+version: 0.1.0
+dependencies:
+  - name: lodestone
+    version: ">=0.0.0"
+    condition: lodestone.enabled
+YAML
+printf 'global: {domain: shop.example}\nlodestone: {enabled: false}\n' >"$out/parent/values.yaml"
+"$helm" lint --strict "$out/parent" >"$out/lint" 2>&1 || { cat "$out/lint" >&2; fail "a parent chart lints"; }
+"$helm" template shop "$out/parent" >"$out/off.yaml" || fail "a parent chart without the dependency renders"
+! grep -q "^kind:" "$out/off.yaml" || fail "a disabled dependency has no objects"
+"$helm" template shop "$out/parent" --namespace shop --kube-version 1.37.0 --set lodestone.enabled=true >"$out/on.yaml" ||
+    fail "an enabled dependency renders"
+"$python" tests/helm/check.py default "$out/on.yaml" || fail "an enabled dependency has the objects of the chart"
+pass "the chart is a dependency with a condition"
+
 # The notes after an installation have a command line that can be pasted.
 "$helm" install shop "$chart" --dry-run=client --namespace shop >"$out/install" 2>"$out/install.err" ||
     { cat "$out/install.err" >&2; fail "helm install --dry-run failed"; }
