@@ -8,6 +8,7 @@ pub mod log;
 mod popularity;
 mod record;
 pub mod storage;
+mod refunds;
 mod writer;
 
 pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper};
@@ -17,3 +18,4 @@ pub use log::{EventLog, LogDirectory, TornTail};
 pub use popularity::Popularity;
 pub use record::Change;
 pub use writer::{Apply, Outcome, QueuedWrite, Writer, Written};
+pub use refunds::{RefundLine, Refunds};

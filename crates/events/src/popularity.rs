@@ -10,6 +10,9 @@ const FAST_HALF_LIFE: f64 = 7.0;
 /// A weight per day that is added to both rates of [`Popularity::trend`], so that a few events are not a trend.
 const TREND_DAMPING: f64 = 1.0;
 
+/// Smaller counts are 0 after a purchase was removed.
+const REMAINDER_MIN: f64 = 1e-6;
+
 /// Exponentially decayed counts per item. The weight of an event depends on its kind and halves after each half-life.
 ///
 /// Apart from the rounding of floats, the result does not depend on the order of the events: the counts of an item
@@ -41,6 +44,20 @@ impl Popularity {
                 self.counts.resize(index + 1, Counts::default());
             }
             self.counts[index].add(event.at, weight);
+        }
+    }
+
+    /// Takes back the count of a purchase that was refunded in full.
+    pub fn remove_purchase(&mut self, key: ItemKey, at: UnixMillis) {
+        if let Some(counts) = self.counts.get_mut(key.0 as usize) {
+            counts.remove(at, weight(EventKind::Purchase));
+        }
+    }
+
+    /// Counts a purchase again whose count [`Popularity::remove_purchase`] took back.
+    pub fn restore_purchase(&mut self, key: ItemKey, at: UnixMillis) {
+        if let Some(counts) = self.counts.get_mut(key.0 as usize) {
+            counts.add(at, weight(EventKind::Purchase));
         }
     }
 
@@ -138,6 +155,16 @@ impl Counts {
             self.slow += weight * decay(-days, SLOW_HALF_LIFE);
             self.fast += weight * decay(-days, FAST_HALF_LIFE);
         }
+    }
+
+    /// The inverse of [`Counts::add`]. What remains of rounding is 0.
+    fn remove(&mut self, at: UnixMillis, weight: f64) {
+        let days = days_between(at, self.at);
+        let rest = |count: f64, half_life: f64| {
+            let rest = count - weight * decay(days, half_life);
+            if rest > REMAINDER_MIN { rest } else { 0.0 }
+        };
+        (self.slow, self.fast) = (rest(self.slow, SLOW_HALF_LIFE), rest(self.fast, FAST_HALF_LIFE));
     }
 
     fn slow_at(&self, now: UnixMillis) -> f64 {
@@ -241,6 +268,24 @@ mod tests {
         assert!((popularity.trend(steady, now) - 1.0).abs() < 0.15, "{}", popularity.trend(steady, now));
         assert!(popularity.trend(steady, day(230.0)) < 1.0);
         assert_eq!(popularity.top(5, now).len(), 2);
+    }
+
+    #[test]
+    fn a_removed_purchase_leaves_what_the_other_events_count() {
+        let keys = ItemKeys::default();
+        let (view, purchase) = (event(EventKind::View, "a", day(0.0)), event(EventKind::Purchase, "a", day(1.5)));
+        let later = event(EventKind::View, "a", day(9.0));
+        let mut popularity = fold(&[view.clone(), purchase.clone(), later.clone()], &keys);
+        let expected = fold(&[view, later], &keys);
+        popularity.remove_purchase(ItemKey(0), purchase.at);
+        let now = day(20.0);
+        assert!(close(popularity.score(ItemKey(0), now), expected.score(ItemKey(0), now)));
+        assert!(close(popularity.trend(ItemKey(0), now), expected.trend(ItemKey(0), now)));
+        let mut only = fold(std::slice::from_ref(&purchase), &keys);
+        only.remove_purchase(ItemKey(0), purchase.at);
+        assert!(only.top(9, now).is_empty());
+        only.restore_purchase(ItemKey(0), purchase.at);
+        assert_eq!(only.top(9, now), fold(&[purchase], &keys).top(9, now));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Periodic checkpoints of the state folded from the log; startup replays only the tail.
 //!
-//! A checkpoint belongs to one log position. The small parts (popularity, searches, deduplication ids, written items)
-//! are copied while no write is folded. There are too many users for that: they are written one by one during writes,
-//! each with the position of its own last event, and the replay skips the events that a history includes. Item keys are
-//! stored by their order and assigned again on startup, so a checkpoint remains valid after a change of the bundle.
+//! A checkpoint belongs to one log position. The small parts (searches, deduplication ids, written items) are copied
+//! while no write is folded. There are too many users for that: they are written one by one during writes, each with
+//! the position of its own last event, and the replay skips the events that a history includes. The popularity follows
+//! the users with a position of its own, because a refund changes it by the user's history at that moment. Item keys
+//! are stored by their order and assigned again on startup, so a checkpoint remains valid after a change of the bundle.
 use crate::{LiveState, catalog_changes::ItemChange, users};
 use lodestone_core::ids::{ItemId, ItemKey};
 use lodestone_events::{
@@ -37,6 +38,8 @@ mod part {
     /// Item ids in the order of their keys, each followed by a line feed.
     pub(super) const KEYS: u8 = 2;
     pub(super) const USER: u8 = 3;
+    /// Log position u64 up to which the popularity counts events; precedes its records.
+    pub(super) const POPULARITY_POSITION: u8 = 9;
     pub(super) const POPULARITY: u8 = 4;
     /// Weight f32, then the text.
     pub(super) const QUERY: u8 = 5;
@@ -77,7 +80,6 @@ pub struct Checkpoints {
 /// The small parts of the state, copied while no write is folded.
 struct SmallParts {
     position: u64,
-    popularity: Vec<u8>,
     queries: Vec<(String, f32)>,
     items: Vec<ItemChange>,
     chunks: Vec<Arc<Chunk>>,
@@ -139,9 +141,12 @@ impl Checkpoints {
                 file.put(part::USER, &users::encode(&user, &history))?;
             }
         }
-        // After the users, so that it includes every key of their histories.
+        // After the users, so that no history has an event that it does not count.
+        let (position, popularity) = self.copy_popularity();
+        // After both, so that it includes all of their keys.
         put_keys(&mut file, &self.state)?;
-        for records in small.popularity.chunks(PART_COUNT * lodestone_events::Popularity::RECORD_BYTES) {
+        file.put(part::POPULARITY_POSITION, &position.to_le_bytes())?;
+        for records in popularity.chunks(PART_COUNT * lodestone_events::Popularity::RECORD_BYTES) {
             file.put(part::POPULARITY, records)?;
         }
         for (text, weight) in &small.queries {
@@ -161,11 +166,16 @@ impl Checkpoints {
         Ok(small.position)
     }
 
+    /// Copies the popularity while no write is folded, with its log position.
+    fn copy_popularity(&self) -> (u64, Vec<u8>) {
+        let _deduper = self.deduper.lock();
+        (self.state.applied_position(), self.state.popularity.read().records())
+    }
+
     fn copy_small(&self) -> SmallParts {
         let deduper = self.deduper.lock();
         SmallParts {
             position: self.state.applied_position(),
-            popularity: self.state.popularity.read().records(),
             queries: self.state.queries.queries(),
             items: self.state.catalogue.lock().after(0, usize::MAX).0,
             chunks: deduper.chunks(),
@@ -237,6 +247,10 @@ fn restore_part(
         part::USER => {
             let (user, history) = users::decode(content, key)?;
             state.users.insert(user, history);
+        }
+        part::POPULARITY_POSITION => {
+            let position = content.try_into().map_err(|_| "the position of the popularity has not eight bytes")?;
+            state.set_popularity_position(u64::from_le_bytes(position));
         }
         part::POPULARITY => state.popularity.write().restore(content, key)?,
         part::QUERY => {

@@ -1,6 +1,9 @@
 //! The state that all generations share: the fold of the log. One thread (the log's writer) writes it; all threads read
 //! it.
-use crate::{catalog_changes::CatalogChanges, users::Users};
+use crate::{
+    catalog_changes::CatalogChanges,
+    users::{PurchaseChange, Users},
+};
 use lodestone_catalog::ItemKeys;
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
 use lodestone_events::{Event, EventKind, Popularity};
@@ -28,6 +31,8 @@ pub struct LiveState {
     pub catalogue: Mutex<CatalogChanges>,
     popular: Mutex<PopularCache>,
     applied: AtomicU64,
+    /// Log position up to which a restored checkpoint's popularity counts events.
+    popularity_restored: AtomicU64,
 }
 
 /// The state that a replay of the log starts from.
@@ -54,6 +59,7 @@ impl Default for LiveState {
             catalogue: Mutex::default(),
             popular: Mutex::default(),
             applied: AtomicU64::new(0),
+            popularity_restored: AtomicU64::new(0),
         }
     }
 }
@@ -61,9 +67,10 @@ impl Default for LiveState {
 impl LiveState {
     /// Folds one event of the log.
     pub fn apply_event(&self, position: u64, event: &Event) {
-        self.users.apply(position, event, &self.keys);
+        let changes = self.users.apply(position, event, &self.keys);
         self.advance_position(position);
-        self.apply_to_all(event);
+        self.count(event, &changes);
+        self.add_search(event);
     }
 
     /// Folds one event during recovery.
@@ -72,15 +79,31 @@ impl LiveState {
             ReplayBase::Empty => false,
             ReplayBase::Checkpoint => self.users.includes(&event.user, position),
         };
-        if !is_included {
-            self.users.apply(position, event, &self.keys);
+        let changes = if is_included { Vec::new() } else { self.users.apply(position, event, &self.keys) };
+        if base == ReplayBase::Empty || position > self.popularity_restored.load(Ordering::Relaxed) {
+            self.count(event, &changes);
         }
-        self.apply_to_all(event);
+        self.add_search(event);
     }
 
-    /// Folds the parts of an event that are not per user.
-    fn apply_to_all(&self, event: &Event) {
-        self.popularity.write().apply(event, &self.keys);
+    /// Declares that the popularity was restored and counts the events up to this log position.
+    pub(crate) fn set_popularity_position(&self, position: u64) {
+        self.popularity_restored.store(position, Ordering::Relaxed);
+    }
+
+    /// Counts an event for the popularity of its items, without the purchases that were refunded in full.
+    fn count(&self, event: &Event, changes: &[PurchaseChange]) {
+        let mut popularity = self.popularity.write();
+        popularity.apply(event, &self.keys);
+        for change in changes {
+            match change.counts {
+                true => popularity.restore_purchase(change.item, change.at),
+                false => popularity.remove_purchase(change.item, change.at),
+            }
+        }
+    }
+
+    fn add_search(&self, event: &Event) {
         if event.kind == EventKind::Search {
             self.queries.add_query(&event.query, 1.0);
         }

@@ -1,5 +1,10 @@
 //! Evaluation of a bundle on the events after its training: the metrics of each user's next basket.
-use super::{Progress, error::TrainError, replay::VISIT_MS, retrieval::retrieve_candidates};
+use super::{
+    Progress,
+    error::TrainError,
+    replay::{VISIT_MS, remove_refunded},
+    retrieval::retrieve_candidates,
+};
 use ahash::{AHashMap, AHashSet};
 use lodestone_core::{
     ids::{Row, UserId},
@@ -97,7 +102,8 @@ pub(super) fn score_bundle(
 /// Replays the events through the serving code and computes the metrics of each user's next basket.
 ///
 /// A user takes part once, with the first basket that is neither before the end of the bundle's training nor before
-/// `since`, if a history precedes it. The target is that basket, repeat purchases included. If there is no such
+/// `since`, if a history precedes it. The target is that basket, repeat purchases included, without the items that the
+/// user gave back. If there is no such
 /// purchase at all, the target is the first positive interaction of any kind. The lists are computed at the start of
 /// the visit with the target, because views and cart events of the same visit would reveal the purchase.
 ///
@@ -125,16 +131,18 @@ pub(super) fn replay_targets(
         seconds: 0.0,
     };
     let mut times: Vec<f64> = Vec::new();
-    let is_late = |event: &Event| event.at >= trained_until && event.at >= since;
-    let has_purchases = events.iter().any(|event| event.kind == EventKind::Purchase && is_late(event));
+    let mut outcomes = events.clone();
+    remove_refunded(&mut outcomes);
+    let is_late = |event: &Event| event.at >= trained_until && event.at >= since && !event.lines.is_empty();
+    let has_purchases = outcomes.iter().any(|event| event.kind == EventKind::Purchase && is_late(event));
     let mut done_users: AHashSet<UserId> = AHashSet::new();
     let is_target_kind = |event: &Event| match has_purchases {
         true => event.kind == EventKind::Purchase,
         false => event.kind.is_positive(),
     };
-    let target_of = visit_starts(&events, |event| is_target_kind(event) && is_late(event));
+    let target_of = visit_starts(&outcomes, |event| is_target_kind(event) && is_late(event));
     for (done, event) in events.iter().enumerate() {
-        let target = target_of.get(&done).map(|index| &events[*index]);
+        let target = target_of.get(&done).map(|index| &outcomes[*index]);
         let history = target.and_then(|_| generation.state.users.history(&event.user));
         if let Some((target, history)) = target.zip(history).filter(|_| done_users.insert(event.user.clone())) {
             let targets: AHashSet<Row> = target

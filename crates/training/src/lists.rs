@@ -4,20 +4,20 @@ use super::{
     Progress, error::TrainError, options::TrainOptions, query_side::query_from_title, ranker::RankingList,
     retrieval::retrieve_candidates,
 };
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::Item;
 use lodestone_core::{
     ids::{ItemId, Row, UserId},
     units::UnixMillis,
 };
-use lodestone_events::{Event, EventKind};
+use lodestone_events::{Event, EventKind, RefundLine, Refunds};
 use lodestone_pipeline::{Generation, Models, Options, RequestContext, Viewer};
 use rand::{Rng, rngs::StdRng};
 use std::ops::Range;
 
 /// Heads of the ranking model. `click`, `cart` and `purchase`: the user views, adds to the cart or buys the item within
 /// a day. `return_visit`: one of these, and the user visits the shop again 1 to 14 days later. `refund`: the user buys
-/// the item and returns it within 30 days.
+/// the item and returns all of it within 30 days.
 pub(crate) const HEADS: [&str; 5] = ["click", "cart", "purchase", "return_visit", "refund"];
 const CLICK: usize = 0;
 const CART: usize = 1;
@@ -31,7 +31,8 @@ pub(crate) fn head_weight(head: &str) -> f32 {
         "click" => 0.1,
         "cart" => 0.3,
         "return_visit" => 0.2,
-        "refund" => -0.5,
+        // A purchase that was refunded in full is worth nothing.
+        "refund" => -1.0,
         _ => 1.0,
     }
 }
@@ -98,13 +99,31 @@ impl<'a> Outcomes<'a> {
                 labels[REFUND] = known(false, days(REFUND_DAYS));
             }
         }
-        let refunds = self.of(user, at..days(REFUND_DAYS)).filter(|event| event.kind == EventKind::Refund);
-        for row in refunds.flat_map(|event| &event.lines).filter_map(|line| self.row_of(&line.item)) {
+        for row in self.refunded(user, at..days(REFUND_DAYS), days(INTERACTION_DAYS)) {
             if let Some(labels) = positives.get_mut(&row).filter(|labels| labels[PURCHASE] == 1.0) {
                 labels[REFUND] = known(true, days(REFUND_DAYS));
             }
         }
         positives
+    }
+
+    /// Returns the items of which a user returned within `times` everything that was bought before `bought_until`.
+    fn refunded(&self, user: &UserId, times: Range<UnixMillis>, bought_until: UnixMillis) -> Vec<Row> {
+        let events: Vec<&Event> = self.of(user, times).collect();
+        let lines: Vec<(RefundLine<Row>, UnixMillis)> = (events.iter())
+            .flat_map(|event| event.lines.iter().map(move |line| (event, line)))
+            .filter_map(|(event, line)| {
+                let item = self.row_of(&line.item)?;
+                Some((RefundLine { item, kind: event.kind, quantity: line.quantity }, event.at))
+            })
+            .collect();
+        let refunds = Refunds::of(&lines.iter().map(|(line, _)| *line).collect::<Vec<_>>());
+        let is_bought =
+            |(line, at): &(RefundLine<Row>, UnixMillis)| line.kind == EventKind::Purchase && *at < bought_until;
+        let bought = || lines.iter().enumerate().filter(|(_, line)| is_bought(line));
+        let kept: AHashSet<Row> =
+            bought().filter(|(index, _)| !refunds.is_refunded(*index)).map(|(_, (line, _))| line.item).collect();
+        bought().map(|(_, (line, _))| line.item).filter(|row| !kept.contains(row)).collect()
     }
 
     /// Returns the labels of `rows`, given those of the items with interactions. If a head is unknown for one of these,
@@ -264,6 +283,11 @@ mod tests {
         outcomes.positives(&UserId::signed_in("p").unwrap(), time(day)).get(&row).copied()
     }
 
+    fn sorted(mut events: Vec<Event>) -> Vec<Event> {
+        events.sort_by_key(|event| event.at);
+        events
+    }
+
     #[test]
     fn labels_follow_the_horizons_of_their_heads() {
         let events = [
@@ -274,6 +298,9 @@ mod tests {
             event(EventKind::Refund, "a", 10.0),
         ];
         assert_eq!(labels(&events, "a", 1.0, 100.0), Some([1.0, 1.0, 1.0, 1.0, 1.0]));
+        let again = [&events[..], &[event(EventKind::Purchase, "a", 1.3)]].concat();
+        let again = sorted(again);
+        assert_eq!(labels(&again, "a", 1.0, 100.0), Some([1.0, 1.0, 1.0, 1.0, 0.0]), "one of two came back");
         assert_eq!(labels(&events, "b", 1.0, 100.0), None, "2.5 days are more than one");
         assert_eq!(labels(&events, "b", 3.0, 100.0), Some([1.0, 0.0, 0.0, 1.0, 0.0]));
         assert_eq!(labels(&events, "b", 3.5, 3.4), None, "events at or after the end are ignored");

@@ -5,7 +5,7 @@ use lodestone_core::{
     units::UnixMillis,
 };
 use lodestone_dataset::DatasetEvent;
-use lodestone_events::EventKind;
+use lodestone_events::{Event, EventKind, RefundLine, Refunds};
 
 /// Items of a basket that are used. Larger baskets say little about pairs, and the number of pairs grows quadratically.
 pub(crate) const BASKET_ITEMS_MAX: usize = 60;
@@ -23,6 +23,51 @@ pub(crate) struct Interaction {
     pub kind: EventKind,
     /// Distinct rows of the item table.
     pub rows: Vec<u32>,
+}
+
+/// Returns the rows of events before `end`, without those that the refunds before `end` withdraw. Anonymous refunds
+/// take nothing, because their purchases are not known.
+pub(crate) fn without_refunded(events: &[DatasetEvent], end: UnixMillis) -> Vec<DatasetEvent> {
+    let mut by_user: AHashMap<&UserId, Vec<usize>> = AHashMap::new();
+    for (index, event) in events.iter().enumerate().filter(|(_, event)| event.at < end && event.item.is_some()) {
+        if let Some(user) = &event.user {
+            by_user.entry(user).or_default().push(index);
+        }
+    }
+    let mut is_withdrawn = vec![false; events.len()];
+    for indices in by_user.values_mut() {
+        indices.sort_by_key(|index| events[*index].at);
+        let line = |index: &usize| {
+            let DatasetEvent { item, kind, quantity, .. } = &events[*index];
+            item.as_ref().map(|item| RefundLine { item, kind: *kind, quantity: *quantity })
+        };
+        let refunds = Refunds::of(&indices.iter().filter_map(line).collect::<Vec<_>>());
+        indices.iter().enumerate().for_each(|(at, index)| is_withdrawn[*index] = refunds.is_withdrawn(at));
+    }
+    let kept = events.iter().zip(is_withdrawn).filter(|(event, is_withdrawn)| event.at < end && !is_withdrawn);
+    kept.map(|(event, _)| event.clone()).collect()
+}
+
+/// Removes the lines of purchases that were refunded in full. `events` are in time order.
+pub(crate) fn remove_refunded(events: &mut [Event]) {
+    let mut by_user: AHashMap<UserId, Vec<(usize, usize)>> = AHashMap::new();
+    for (index, event) in events.iter().enumerate() {
+        by_user.entry(event.user.clone()).or_default().extend((0..event.lines.len()).map(|line| (index, line)));
+    }
+    let mut refunded: Vec<(usize, usize)> = Vec::new();
+    for lines in by_user.values() {
+        let line = |(event, line): &(usize, usize)| {
+            let (event, line) = (&events[*event], &events[*event].lines[*line]);
+            RefundLine { item: &line.item, kind: event.kind, quantity: line.quantity }
+        };
+        let refunds = Refunds::of(&lines.iter().map(line).collect::<Vec<_>>());
+        refunded.extend(lines.iter().enumerate().filter(|(at, _)| refunds.is_refunded(*at)).map(|(_, line)| *line));
+    }
+    // From the last line, so that the indices before it stay valid.
+    refunded.sort_unstable_by(|a, b| b.cmp(a));
+    for (event, line) in refunded {
+        events[event].lines.remove(line);
+    }
 }
 
 /// Groups the rows of positive events by event, in time order. Items that the table does not contain are skipped.
@@ -76,4 +121,49 @@ pub(crate) fn baskets(interactions: &[Interaction]) -> Vec<Interaction> {
 pub(crate) fn time_at_share(interactions: &[Interaction], share: f64) -> UnixMillis {
     let index = ((interactions.len() as f64 * share) as usize).min(interactions.len().saturating_sub(1));
     interactions.get(index).map_or(UnixMillis(0), |interaction| interaction.at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::units::UnixMillis;
+
+    fn row(event_id: &str, user: Option<&str>, kind: EventKind, at: i64, item: &str) -> DatasetEvent {
+        DatasetEvent {
+            event_id: event_id.into(),
+            user: user.map(|user| UserId::signed_in(user).unwrap()),
+            session: String::new(),
+            kind,
+            at: UnixMillis(at),
+            item: Some(ItemId::parse(item).unwrap()),
+            quantity: 1,
+            price: None,
+            currency: String::new(),
+            order: String::new(),
+            query: String::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_refunded_before_the_end_is_no_interaction() {
+        let rows = [
+            row("1", Some("p"), EventKind::View, 1, "a"),
+            row("2", Some("p"), EventKind::Purchase, 2, "a"),
+            row("2", Some("p"), EventKind::Purchase, 2, "b"),
+            row("3", Some("q"), EventKind::Purchase, 2, "a"),
+            row("4", None, EventKind::Purchase, 3, "a"),
+            row("5", Some("p"), EventKind::Refund, 5, "a"),
+            row("6", None, EventKind::Refund, 6, "a"),
+        ];
+        let ids = |end: i64| -> Vec<(String, String)> {
+            let name = |row: &DatasetEvent| (row.event_id.clone(), row.item.clone().unwrap().to_string());
+            let kept = without_refunded(&rows, UnixMillis(end));
+            kept.iter().filter(|row| row.kind.is_positive()).map(name).collect()
+        };
+        let named = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(id, item)| ((*id).to_owned(), (*item).to_owned())).collect()
+        };
+        assert_eq!(ids(5), named(&[("1", "a"), ("2", "a"), ("2", "b"), ("3", "a"), ("4", "a")]));
+        assert_eq!(ids(9), named(&[("2", "b"), ("3", "a"), ("4", "a")]));
+    }
 }

@@ -7,6 +7,7 @@ use super::{
     },
     lists::{HEADS, Outcomes},
     losses::LossCurves,
+    replay::remove_refunded,
 };
 use ahash::AHashMap;
 use lodestone_core::{
@@ -64,8 +65,10 @@ pub fn report(
     let opened = Bundle::open(bundle)?;
     let trained_until = UnixMillis(opened.manifest.trained_until_ms);
     let events = dataset::into_events(dataset::read_history(data)?);
+    let mut kept = events.clone();
+    remove_refunded(&mut kept);
     let mut purchases: AHashMap<ItemId, u32> = AHashMap::new();
-    for event in events.iter().filter(|event| event.kind == EventKind::Purchase && event.at < trained_until) {
+    for event in kept.iter().filter(|event| event.kind == EventKind::Purchase && event.at < trained_until) {
         event.lines.iter().for_each(|line| *purchases.entry(line.item.clone()).or_default() += 1);
     }
     let group_of: Vec<usize> =

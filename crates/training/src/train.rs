@@ -10,7 +10,7 @@ use super::{
     options::TrainOptions,
     query_side::{BUCKET_COUNT, QuerySide, embed_with, learned_query_side},
     ranker::{RankerConfig, RankingData, TrainedRanker, train_ranker},
-    replay::{Interaction, baskets, interactions, time_at_share},
+    replay::{Interaction, baskets, interactions, time_at_share, without_refunded},
     sequence::{Interruption, ItemText},
     user_encoder::{UserEncoderData, UserSample, train_user_encoder, user_samples},
     warm_start::{EarlierBundle, EncoderWeights, WarmStart},
@@ -110,6 +110,8 @@ struct Shop {
     items: Vec<Item>,
     row_of: AHashMap<ItemId, u32>,
     interactions: Vec<Interaction>,
+    /// Interactions before `labels_from` and before `trained_until`, without what was refunded by then.
+    kept: [Vec<Interaction>; 2],
     events: Vec<Event>,
     /// Start of the ranking model's labels. The encoders learn from earlier events.
     labels_from: UnixMillis,
@@ -134,7 +136,10 @@ impl Shop {
         }
         let labels_from = time_at_share(&interactions, options.encoder_share);
         let trained_until = time_at_share(&interactions, options.trained_share);
-        Ok(Self { items, row_of, interactions, events: dataset::into_events(lines), labels_from, trained_until })
+        let kept = [labels_from, trained_until]
+            .map(|end| super::replay::interactions(&without_refunded(&lines, end), &row_of));
+        let events = dataset::into_events(lines);
+        Ok(Self { items, row_of, interactions, kept, events, labels_from, trained_until })
     }
 
     fn interactions_before(&self, end: UnixMillis) -> &[Interaction] {
@@ -225,7 +230,7 @@ impl Training {
         check_item_vectors("item", &shop.items, &user.item_vectors, VECTOR_DIM)?;
         stages.end("user encoder");
 
-        let early = shop.interactions_before(shop.labels_from);
+        let [early, all] = &shop.kept;
         let mut bundle = Bundle {
             manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, BUCKET_COUNT),
             item_vectors: freeze(&user.item_vectors, VECTOR_DIM)?,
@@ -250,7 +255,6 @@ impl Training {
         bundle.training = Some(serde_json::to_vec(&curves.thinned()).expect("finite numbers serialise to JSON"));
 
         // Counts need no labels, so the final ones use all training data.
-        let all = shop.interactions_before(shop.trained_until);
         bundle.transitions = counts::transitions(all, item_count);
         bundle.co_purchases = counts::co_purchases(&baskets(all), item_count);
         bundle.ranker = ranker.onnx;

@@ -21,7 +21,7 @@ use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
 };
-use lodestone_events::{Event, EventKind};
+use lodestone_events::{Event, EventKind, RefundLine, Refunds};
 use lodestone_pipeline::{
     ENCODED_EVENTS_MAX,
     ranking::{Device, Runtime, UserEncoder, UserInput},
@@ -81,12 +81,13 @@ struct History {
     rows: Vec<u32>,
     kinds: Vec<u8>,
     at: Vec<UnixMillis>,
+    quantities: Vec<u32>,
     steps: Vec<Step>,
 }
 
 /// Builds windows of the users' histories. Each positive interaction within `times` that has a history is a target
 /// once. The items of one event are a set without order. `events` are in time order; those at or after the end of
-/// `times` are ignored.
+/// `times` are ignored. Refunds and what they withdraw are left out, as in serving.
 pub(crate) fn user_samples(
     events: &[Event],
     row_of: &AHashMap<ItemId, u32>,
@@ -103,17 +104,40 @@ pub(crate) fn user_samples(
             History::default()
         });
         let begin = history.rows.len();
-        for row in event.lines.iter().filter_map(|line| row_of.get(&line.item)) {
+        for (row, line) in event.lines.iter().filter_map(|line| Some((row_of.get(&line.item)?, line))) {
             history.rows.push(*row);
             history.kinds.push(event.kind as u8);
             history.at.push(event.at);
+            history.quantities.push(line.quantity);
         }
         history.steps.push(Step { rows: begin..history.rows.len(), at: event.at, kind: event.kind });
     }
+    histories.values_mut().for_each(History::apply_refunds);
     order.into_iter().flat_map(|user| histories[user].windows(times.start)).collect()
 }
 
 impl History {
+    /// Removes the rows that refunds withdraw.
+    fn apply_refunds(&mut self) {
+        let kinds = self.steps.iter().flat_map(|step| step.rows.clone().map(|_| step.kind));
+        let lines = kinds.zip(&self.rows).zip(&self.quantities);
+        let line =
+            |((kind, row), quantity): ((EventKind, &u32), &u32)| RefundLine { item: *row, kind, quantity: *quantity };
+        let refunds = Refunds::of(&lines.map(line).collect::<Vec<_>>());
+        let kept: Vec<usize> = (0..self.rows.len()).filter(|index| !refunds.is_withdrawn(*index)).collect();
+        if kept.len() == self.rows.len() {
+            return;
+        }
+        for step in &mut self.steps {
+            let index = |row: usize| kept.partition_point(|kept| *kept < row);
+            step.rows = index(step.rows.start)..index(step.rows.end);
+        }
+        self.rows = kept.iter().map(|index| self.rows[*index]).collect();
+        self.kinds = kept.iter().map(|index| self.kinds[*index]).collect();
+        self.at = kept.iter().map(|index| self.at[*index]).collect();
+        self.quantities = kept.iter().map(|index| self.quantities[*index]).collect();
+    }
+
     /// Returns windows in which each positive interaction since `from`, among the latest [`HISTORY_MAX`] events, is a
     /// target once, with at least [`CONTEXT_MIN`] events or the whole history before it.
     fn windows(&self, from: UnixMillis) -> Vec<UserSample> {
@@ -457,18 +481,35 @@ mod tests {
     fn a_basket_is_one_target_set_after_its_history() {
         let events = [
             event(EventKind::Purchase, 0, &[1, 2]),
-            event(EventKind::Refund, 24, &[1]),
+            event(EventKind::RemoveFromCart, 24, &[1]),
             event(EventKind::Purchase, 48, &[4, 3, 4]),
             event(EventKind::View, 72, &[5]),
         ];
         let [sample] = &samples(&events, 0..100)[..] else { panic!("one window") };
-        assert_eq!((&sample.items[..], &sample.kinds[..]), (&[1, 2, 1, 4, 3, 4][..], &[10, 10, 11, 10, 10, 10][..]));
+        assert_eq!((&sample.items[..], &sample.kinds[..]), (&[1, 2, 1, 4, 3, 4][..], &[10, 10, 6, 10, 10, 10][..]));
         let day = 2.0f32.ln();
         assert!(sample.gaps.iter().zip([0.0, 0.0, day, day, 0.0, 0.0]).all(|(a, b)| (a - b).abs() < 1e-6));
         let targets = [(2, vec![(3, 0.5), (4, 0.5)]), (5, vec![(5, 0.4)])];
         assert_eq!(sample.targets, targets);
         assert!(samples(&events, 0..48).is_empty(), "the basket is at the end, which is exclusive");
         assert_eq!(samples(&events, 60..100)[0].targets, targets[1..], "earlier interactions are input only");
+    }
+
+    #[test]
+    fn a_purchase_that_was_refunded_in_full_is_neither_input_nor_target() {
+        let events = [
+            event(EventKind::View, 0, &[7]),
+            event(EventKind::Purchase, 24, &[1, 2]),
+            event(EventKind::Purchase, 48, &[3]),
+            event(EventKind::Refund, 72, &[1]),
+            event(EventKind::Refund, 73, &[3]),
+            event(EventKind::View, 96, &[5]),
+        ];
+        let [sample] = &samples(&events, 0..100)[..] else { panic!("one window") };
+        assert_eq!((&sample.items[..], &sample.kinds[..]), (&[7, 2][..], &[3, 10][..]));
+        assert_eq!(sample.targets, [(0, vec![(2, 1.0)]), (1, vec![(5, 0.4)])]);
+        let [early] = &samples(&events, 0..60)[..] else { panic!("one window") };
+        assert_eq!(early.items, [7, 1, 2], "a refund at or after the end is not known");
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub const FEATURE_COUNT: usize = FEATURES.len();
 /// Identifies the feature definitions. A bundle that was trained with other ones is refused. Raise the version if the
 /// meaning of a feature changes under the same name.
 pub fn schema_hash() -> String {
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     let mut hash = Sha256::new();
     hash.update(VERSION.to_le_bytes());
     hash.update(FEATURES.join(","));

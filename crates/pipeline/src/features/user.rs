@@ -5,7 +5,7 @@ use lodestone_core::{
     ids::{ItemKey, Row},
     units::UnixMillis,
 };
-use lodestone_events::EventKind;
+use lodestone_events::{EventKind, Refunds};
 use lodestone_index::{KeyedNeighbours, LANES, LaneVectors};
 use lodestone_state::users::History;
 
@@ -68,7 +68,12 @@ impl UserContext {
     pub fn new(history: &History, catalog: &Catalog, transitions: &KeyedNeighbours) -> Self {
         let mut context = Self { log_history_length: (history.events.len() as f32).ln_1p(), ..Self::default() };
         let (mut price_sum, mut price_count, mut last_basket) = (0.0f32, 0u32, None);
-        for event in &history.events {
+        let refunds = history.refunds();
+        for (index, event) in history.events.iter().enumerate() {
+            if refunds.is_refunded(index) {
+                context.stats.entry(event.item).or_default().is_in_cart = false;
+                continue;
+            }
             context.count(event.item, event.kind, event.at_s);
             if event.kind == EventKind::Purchase {
                 if last_basket != Some(event.at_s) {
@@ -85,7 +90,7 @@ impl UserContext {
         if price_count > 0 {
             context.mean_log_price = price_sum / price_count as f32;
         }
-        context.collect_recent(history, catalog);
+        context.collect_recent(history, &refunds, catalog);
         let vectors = |recent: &RecentItem| &catalog.get(recent.row).vectors;
         let query_dimension = context.recent.first().map_or(0, |recent| vectors(recent).query_space().len());
         context.recent_vectors = [
@@ -133,13 +138,13 @@ impl UserContext {
         }
     }
 
-    fn collect_recent(&mut self, history: &History, catalog: &Catalog) {
+    fn collect_recent(&mut self, history: &History, refunds: &Refunds, catalog: &Catalog) {
         let mut weight = 1.0;
-        for event in history.events.iter().rev() {
+        for (index, event) in history.events.iter().enumerate().rev() {
             if self.recent.len() == RECENT_MAX {
                 break;
             }
-            if event.kind == EventKind::Refund || self.recent.iter().any(|recent| recent.key == event.item) {
+            if refunds.is_withdrawn(index) || self.recent.iter().any(|recent| recent.key == event.item) {
                 continue;
             }
             if let Some(row) = catalog.row_of_key(event.item) {

@@ -1,8 +1,11 @@
 //! The recent history of one user.
 use ahash::AHashMap;
 use lodestone_catalog::ItemKeys;
-use lodestone_core::ids::{ItemId, ItemKey};
-use lodestone_events::{Event, EventKind};
+use lodestone_core::{
+    ids::{ItemId, ItemKey},
+    units::UnixMillis,
+};
+use lodestone_events::{Event, EventKind, RefundLine, Refunds};
 
 /// Maximum number of item events in a history; the latest stay.
 pub const EVENTS_MAX: usize = 200;
@@ -23,10 +26,25 @@ pub struct HistoryEvent {
     /// Fraction of the second in 256ths, which orders events of the same second.
     pub fraction: u8,
     pub kind: EventKind,
-    /// Saturates at 255.
-    pub quantity: u8,
-    /// 1 to 5 for a review, otherwise 0.
-    pub stars: u8,
+    /// Pieces; saturates at 65,535.
+    pub quantity: u16,
+}
+
+impl HistoryEvent {
+    /// The time of the event, to the 256th of a second.
+    fn at(&self) -> UnixMillis {
+        UnixMillis(i64::from(self.at_s) * 1000 + i64::from(self.fraction) * 1000 / 256)
+    }
+}
+
+/// A purchase that counts no longer, or again, since the last event of its user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PurchaseChange {
+    pub item: ItemKey,
+    /// The time of the purchase.
+    pub at: UnixMillis,
+    /// False: it was refunded in full.
+    pub counts: bool,
 }
 
 const _: () = assert!(size_of::<HistoryEvent>() == 12);
@@ -61,6 +79,34 @@ impl History {
             self.add(event, |id| keys.get(id));
         }
         self
+    }
+
+    /// Returns the events that refunds take back, by their index in `events`.
+    pub fn refunds(&self) -> Refunds {
+        Refunds::of(&self.events.iter().map(refund_line).collect::<Vec<_>>())
+    }
+
+    /// Returns the purchases that count no longer, or again, because of an event that was added. A refund changes that,
+    /// and a late purchase of an item that was refunded.
+    pub(super) fn purchase_changes(&self, event: &Event) -> Vec<PurchaseChange> {
+        let is_late = || self.events.iter().any(|other| other.kind == EventKind::Refund);
+        if event.kind != EventKind::Refund && !(event.kind == EventKind::Purchase && is_late()) {
+            return Vec::new();
+        }
+        let time = (event.at.seconds_u32(), fraction(event));
+        let end = insertion_index(&self.events, time, |event| (event.at_s, event.fraction));
+        let added = end.saturating_sub(event.lines.len())..end;
+        let without: Vec<usize> = (0..self.events.len()).filter(|index| !added.contains(index)).collect();
+        let lines: Vec<RefundLine<ItemKey>> = without.iter().map(|index| refund_line(&self.events[*index])).collect();
+        let (before, after) = (Refunds::of(&lines), self.refunds());
+        let mut was_refunded = vec![false; self.events.len()];
+        without.iter().enumerate().for_each(|(line, index)| was_refunded[*index] = before.is_refunded(line));
+        let change = |index: usize| {
+            let (event, is_refunded) = (&self.events[index], after.is_refunded(index));
+            let change = PurchaseChange { item: event.item, at: event.at(), counts: !is_refunded };
+            (is_refunded != was_refunded[index]).then_some(change)
+        };
+        (0..self.events.len()).filter_map(change).collect()
     }
 
     /// Returns the items in the cart with their quantities (added minus removed and bought), the latest addition first.
@@ -118,8 +164,7 @@ impl History {
                     at_s: event.at.seconds_u32(),
                     fraction: fraction(event),
                     kind: event.kind,
-                    quantity: u8::try_from(line.quantity).unwrap_or(u8::MAX),
-                    stars: event.stars,
+                    quantity: u16::try_from(line.quantity).unwrap_or(u16::MAX),
                 });
             }
         }
@@ -155,6 +200,10 @@ impl History {
             self.queries.insert(index, query);
         }
     }
+}
+
+fn refund_line(event: &HistoryEvent) -> RefundLine<ItemKey> {
+    RefundLine { item: event.item, kind: event.kind, quantity: event.quantity.into() }
 }
 
 /// Returns whether events of this kind relate the user to an item.

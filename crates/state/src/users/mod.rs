@@ -3,7 +3,7 @@ mod history;
 mod record;
 
 use dashmap::DashMap;
-pub use history::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
+pub use history::{EVENTS_MAX, History, HistoryEvent, PastQuery, PurchaseChange, QUERIES_MAX, QUERY_CHARS_MAX};
 use lodestone_catalog::ItemKeys;
 use lodestone_core::ids::UserId;
 use lodestone_events::Event;
@@ -17,14 +17,16 @@ pub struct Users {
 }
 
 impl Users {
-    /// Adds the event at log `position` to its user's history. Must be called once for each event.
-    pub fn apply(&self, position: u64, event: &Event, keys: &ItemKeys) {
+    /// Adds the event at log `position` to its user's history. Must be called once for each event. Returns the
+    /// purchases that count no longer, or again.
+    pub fn apply(&self, position: u64, event: &Event, keys: &ItemKeys) -> Vec<PurchaseChange> {
         let mut history = match self.histories.get_mut(&event.user) {
             Some(history) => history,
             None => self.histories.entry(event.user.clone()).or_default(),
         };
         history.add(event, |id| Some(keys.intern(id)));
         history.position = history.position.max(position);
+        history.purchase_changes(event)
     }
 
     /// Returns a copy of the user's history, or none for an unknown user.

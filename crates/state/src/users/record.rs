@@ -4,7 +4,7 @@ use lodestone_core::ids::{ItemKey, UserId};
 use lodestone_events::EventKind;
 use prost::Message;
 
-/// Bytes of one event: item key u32, seconds u32, fraction of the second u8, kind u8, quantity u8, stars u8.
+/// Bytes of one event: item key u32, seconds u32, fraction of the second u8, kind u8, quantity u16.
 const EVENT_BYTES: usize = 12;
 
 #[derive(Clone, PartialEq, Message)]
@@ -35,7 +35,8 @@ pub fn encode(user: &UserId, history: &History) -> Vec<u8> {
     for event in &history.events {
         events.extend_from_slice(&event.item.0.to_le_bytes());
         events.extend_from_slice(&event.at_s.to_le_bytes());
-        events.extend_from_slice(&[event.fraction, event.kind as u8, event.quantity, event.stars]);
+        events.extend_from_slice(&[event.fraction, event.kind as u8]);
+        events.extend_from_slice(&event.quantity.to_le_bytes());
     }
     let query = |query: &PastQuery| QueryRecord {
         at_s: query.at_s,
@@ -60,8 +61,7 @@ pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<
             at_s: number(4),
             fraction: bytes[8],
             kind: EventKind::from_number(bytes[9].into()).ok_or("an event's type is unknown")?,
-            quantity: bytes[10],
-            stars: bytes[11],
+            quantity: u16::from_le_bytes([bytes[10], bytes[11]]),
         })
     };
     let query = |query: QueryRecord| -> Result<PastQuery, &'static str> {
