@@ -7,7 +7,7 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_core::ids::ItemId;
 use lodestone_engine::WriteOutcome;
 use tonic::{Request, Response, Status};
 
@@ -56,7 +56,7 @@ impl CatalogService for Services {
             let mut details = BatchViolations::default();
             for (index, item) in sent.iter().enumerate() {
                 let mut violations = Violations::default();
-                let parsed = convert::item(&mut violations, format_args!("items[{index}]"), item, UnixMillis::now());
+                let parsed = convert::item(&mut violations, format_args!("items[{index}]"), item);
                 if let Some(item) = parsed {
                     valid.push(item);
                     indices.push(index);

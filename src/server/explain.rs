@@ -1,5 +1,6 @@
 //! ExplainService: replays logged answers.
 use super::{
+    convert,
     guard::guarded,
     proto::{self, explain_service_server::ExplainService, replay_answer_response},
     services::Services,
@@ -102,6 +103,7 @@ fn slot(record: &AnswerRecord, index: usize, replayed: ReplayedSlot) -> proto::R
         Some(Team::A) => record.rankings.first(),
         Some(Team::B) => record.rankings.get(1),
     };
+    let weights = team.or(record.rankings.first()).map_or(&[][..], |ranking| &ranking.weights);
     let propensity = replayed.propensity;
     proto::ReplayedSlot {
         rank: index as i32 + 1,
@@ -116,5 +118,7 @@ fn slot(record: &AnswerRecord, index: usize, replayed: ReplayedSlot) -> proto::R
         team_serving_config: team.map(|ranking| ranking.serving_config.clone()).unwrap_or_default(),
         source_scores: sources.collect(),
         heads: record.heads.iter().zip(values).map(|(name, value)| named(name, *value)).collect(),
+        score_parts: record.score_parts(&replayed.placed).as_ref().map(convert::score_parts),
+        head_weights: record.heads.iter().zip(weights).map(|(name, weight)| named(name, *weight)).collect(),
     }
 }

@@ -1,6 +1,8 @@
 //! The gRPC server: validates requests, calls the engine, maps its errors to statuses. No other module uses tonic or
 //! the generated types, except for clients in the command line.
 mod catalog_service;
+#[cfg(test)]
+mod codes;
 mod convert;
 mod event_service;
 mod explain;

@@ -7,6 +7,7 @@ mod fuzz;
 mod log;
 mod models;
 mod power_loss;
+mod pages;
 mod read_your_events;
 mod state;
 mod support;

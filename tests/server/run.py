@@ -125,10 +125,10 @@ def any_request(random, items):
     def some(count):
         return random.sample(items, count)
 
+    ranks, pinned = random.sample(range(1, 13), 3), random.sample([*some(2), "no-such"], 3)
     options = {"boosts": [{"filter": random.choice(["price > 3", 'title HAS "heart"', "in_stock"]),
                            "factor": random.choice([0.3, 1.7, 4])} for _ in range(random.choice([0, 0, 1, 2]))],
-               "pins": [{"item_id": random.choice([*some(1), "no-such"]), "rank": random.randint(1, 12)}
-                        for _ in range(random.choice([0, 0, 1, 3]))],
+               "pins": [{"item_id": pinned[n], "rank": ranks[n]} for n in range(random.choice([0, 0, 1, 3]))],
                "exclude_item_ids": some(random.choice([0, 3])),
                "serving_config": random.choice(["", "", "default", "explore", "explore", "diverse", "plain"])}
     if random.random() < 0.3:

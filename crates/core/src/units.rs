@@ -21,7 +21,7 @@ impl UnixMillis {
 
     /// Returns the days from `earlier` to `self`; 0 if `earlier` is later.
     pub fn days_since(self, earlier: UnixMillis) -> f32 {
-        ((self.0 - earlier.0).max(0) as f64 / Self::DAY as f64) as f32
+        (self.0.saturating_sub(earlier.0).max(0) as f64 / Self::DAY as f64) as f32
     }
 }
 

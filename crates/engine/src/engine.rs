@@ -4,7 +4,7 @@ use crate::{
     token::{PageToken, TokenKey},
     workers::Workers,
 };
-use lodestone_catalog::Item;
+use lodestone_catalog::{Catalog, Item};
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
@@ -165,7 +165,8 @@ impl Engine {
         for id in answer.info.unknown_items.iter().filter(|id| !excluded.contains(id)).cloned() {
             let rank = answer.results.len() + 1;
             let reasons = vec![Reason { code: ReasonCode::Candidate, evidence: Vec::new() }];
-            answer.results.push(RankedItem { id, rank, score: 0.0, reasons, item: None, debug: None });
+            let unknown = RankedItem { id, rank, score: 0.0, reasons, query_match: None, item: None, debug: None };
+            answer.results.push(unknown);
         }
         answer.total_size = answer.results.len();
         answer.is_cut = remove_items_beyond(&mut answer.results, RESULTS_BYTES_MAX);
@@ -216,8 +217,12 @@ impl Engine {
     }
 
     /// Encodes and writes items. An item is encoded before it is logged, because an acknowledged item must be in
-    /// effect.
-    pub async fn upsert_items(&self, items: Vec<Item>) -> WriteResult {
+    /// effect. An item without a creation time has that of its first write.
+    pub async fn upsert_items(&self, mut items: Vec<Item>) -> WriteResult {
+        let now = UnixMillis::now();
+        for item in items.iter_mut().filter(|item| item.created_at.is_none()) {
+            item.created_at = self.get_item(&item.id).map_or(Some(now), |known| known.created_at);
+        }
         let outcomes: Vec<WriteOutcome> = items
             .iter()
             .map(|item| match self.get_item(&item.id) {
@@ -299,12 +304,13 @@ impl Engine {
         page: &Page,
         bytes_max: usize,
     ) -> Answer {
-        let PipelineAnswer { slate, corrected_query, facets, mut info, stage_times, id, trace } = answer;
+        let PipelineAnswer { slate, total_size, corrected_query, facets, mut info, stage_times, id, trace } = answer;
         self.record_metrics(&stage_times, &info);
         self.sign(&mut info, &loaded, id, position);
         let facets = Arc::new(facets);
-        let frozen = FrozenAnswer { fingerprint: page.fingerprint, slate, corrected_query, facets, info };
-        let answer = self.page(&frozen, &loaded, id, 0, page.size, bytes_max);
+        let frozen = FrozenAnswer { fingerprint: page.fingerprint, slate, total_size, corrected_query, facets, info };
+        let catalog = self.generations.routes().catalog_for(&loaded);
+        let answer = self.page(&frozen, (&loaded, &catalog), id, 0, page.size, bytes_max);
         if let Some(trace) = trace {
             // The record has the probability of the page that was shown.
             let page_size = if answer.is_cut { answer.results.len() } else { page.size };
@@ -325,37 +331,35 @@ impl Engine {
         if frozen.fingerprint != page.fingerprint {
             return Err(EngineError::PageToken(PageTokenError::OtherRequest));
         }
-        Ok(self.page(&frozen, loaded, token.slate, token.offset as usize, page.size, RESULTS_BYTES_MAX))
+        let catalog = routes.catalog_for(loaded);
+        let offset = token.offset as usize;
+        Ok(self.page(&frozen, (loaded, &catalog), token.slate, offset, page.size, RESULTS_BYTES_MAX))
     }
 
-    /// Returns `size` results from `offset`, or fewer if they have more than `bytes_max` bytes.
+    /// Returns `size` results from `offset`, or fewer if they have more than `bytes_max` bytes. `loaded` made the
+    /// answer; the catalogue is that of now.
     fn page(
         &self,
         frozen: &FrozenAnswer,
-        loaded: &LoadedGeneration,
+        (loaded, catalog): (&LoadedGeneration, &Catalog),
         slate: AnswerId,
         offset: usize,
         size: usize,
         bytes_max: usize,
     ) -> Answer {
-        let total_size = frozen.slate.entries.len();
-        let mut end = offset.saturating_add(size).min(total_size);
-        let mut results = frozen.slate.results(&loaded.generation, offset.min(end)..end);
-        let fitting = fitting_results(&results, bytes_max);
-        let is_cut = fitting < results.len();
+        let mut page = frozen.slate.page(&loaded.generation, catalog, offset, size);
+        let fitting = fitting_results(&page.results, bytes_max);
+        let is_cut = fitting < page.results.len();
         if is_cut {
             // A rank is the position in the slate.
-            end = results[fitting].rank - 1;
-            results.truncate(fitting);
+            page.next = Some(page.results[fitting].rank - 1);
+            page.results.truncate(fitting);
         }
-        let next_page_token = match end < total_size {
-            true => self.tokens.page(PageToken { slate, offset: end as u32 }),
-            false => String::new(),
-        };
+        let token = |next: usize| self.tokens.page(PageToken { slate, offset: next as u32 });
         Answer {
-            results,
-            next_page_token,
-            total_size,
+            results: page.results,
+            next_page_token: page.next.map(token).unwrap_or_default(),
+            total_size: frozen.total_size,
             corrected_query: frozen.corrected_query.clone(),
             facets: frozen.facets.clone(),
             info: frozen.info.clone(),

@@ -174,6 +174,7 @@ impl<'a> RequestContext<'a> {
             debug: (level >= DebugLevel::Timings).then(|| AnswerDebug {
                 stages: self.stage_times.clone(),
                 sources,
+                head_weights: Vec::new(),
                 feature_names: if level >= DebugLevel::Features { FEATURES } else { &[] },
             }),
             ..AnswerInfo::default()

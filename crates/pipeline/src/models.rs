@@ -113,12 +113,17 @@ fn encode_some<T>(
     Ok(encodable.into_iter().map(|is_encoded| if is_encoded { vectors.next() } else { None }).collect())
 }
 
-/// Returns the latest events whose items are in the catalogue, latest last, as the input of the user encoder.
+/// Returns the latest events whose items are in the catalogue, latest last, as the input of the user encoder. Refunds
+/// and what they withdraw are left out.
 fn user_input(history: &History, catalog: &Catalog, now: UnixMillis) -> UserInput {
+    let refunds = history.refunds();
     let mut found: Vec<_> = history
         .events
         .iter()
+        .enumerate()
         .rev()
+        .filter(|(index, _)| !refunds.is_withdrawn(*index))
+        .map(|(_, event)| event)
         .filter_map(|event| Some((catalog.row_of_key(event.item)?, event)))
         .take(ENCODED_EVENTS_MAX)
         .collect();

@@ -1,6 +1,6 @@
 //! Requests and answers of the engine. The server has validated every field of a request.
 use super::facets::{FacetSpec, Facets};
-use crate::{serving::ExperimentArm, source::CandidateSource};
+use crate::{policy::ScoreParts, serving::ExperimentArm, source::CandidateSource};
 use lodestone_catalog::{AttributeValue, Filter, Item};
 use lodestone_core::ids::{ItemId, UserId};
 use lodestone_events::Event;
@@ -155,7 +155,7 @@ pub struct Answer {
     pub results: Vec<RankedItem>,
     /// Empty: the last page.
     pub next_page_token: String,
-    /// Number of results on all pages.
+    /// Of a search: the number of matches, which the facets count. Otherwise the number of results on all pages.
     pub total_size: usize,
     /// Empty: the query as sent.
     pub corrected_query: String,
@@ -202,6 +202,8 @@ pub struct RankedItem {
     pub score: f64,
     /// Strongest first.
     pub reasons: Vec<Reason>,
+    /// None without a query, and for a pin that the search did not find.
+    pub query_match: Option<QueryMatch>,
     /// Present if the request includes items.
     pub item: Option<Arc<Item>>,
     /// Present from [`DebugLevel::Scores`].
@@ -216,7 +218,7 @@ impl RankedItem {
         let debug = self.debug.as_ref().map_or(0, |debug| {
             let sources: usize = debug.source_scores.iter().map(|(name, _)| text_bytes(name) + 16).sum();
             let heads: usize = debug.heads.iter().map(|(name, _)| text_bytes(name) + 16).sum();
-            64 + sources + heads + 4 * debug.features.len()
+            96 + sources + heads + 4 * debug.features.len()
         });
         64 + text_bytes(self.id.as_str()) + 16 * self.reasons.len() + reasons + debug
     }
@@ -297,6 +299,69 @@ pub enum ReasonCode {
     Candidate = 13,
 }
 
+impl ReasonCode {
+    pub const ALL: [Self; 13] = [
+        Self::MatchesWords,
+        Self::MatchesMeaning,
+        Self::FitsHistory,
+        Self::OftenNext,
+        Self::BoughtTogether,
+        Self::Similar,
+        Self::BoughtBefore,
+        Self::RecentlyViewed,
+        Self::Popular,
+        Self::Trending,
+        Self::New,
+        Self::Pinned,
+        Self::Candidate,
+    ];
+
+    /// The name in the proto without its prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MatchesWords => "MATCHES_WORDS",
+            Self::MatchesMeaning => "MATCHES_MEANING",
+            Self::FitsHistory => "FITS_HISTORY",
+            Self::OftenNext => "OFTEN_NEXT",
+            Self::BoughtTogether => "BOUGHT_TOGETHER",
+            Self::Similar => "SIMILAR",
+            Self::BoughtBefore => "BOUGHT_BEFORE",
+            Self::RecentlyViewed => "RECENTLY_VIEWED",
+            Self::Popular => "POPULAR",
+            Self::Trending => "TRENDING",
+            Self::New => "NEW",
+            Self::Pinned => "PINNED",
+            Self::Candidate => "CANDIDATE",
+        }
+    }
+}
+
+/// How a result matches the query. The numbers are those of `lodestone.v1.QueryMatch`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum QueryMatch {
+    /// The item's id or SKU is the query.
+    Identifier = 1,
+    AllWords = 2,
+    SomeWords = 3,
+    /// Only the vector search found the item.
+    Meaning = 4,
+}
+
+impl QueryMatch {
+    pub const ALL: [Self; 4] = [Self::Identifier, Self::AllWords, Self::SomeWords, Self::Meaning];
+
+    /// The name in the proto without its prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identifier => "IDENTIFIER",
+            Self::AllWords => "ALL_WORDS",
+            Self::SomeWords => "SOME_WORDS",
+            Self::Meaning => "MEANING",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Degradation {
     pub code: DegradationCode,
@@ -335,6 +400,9 @@ impl DegradationCode {
 pub struct AnswerDebug {
     pub stages: Vec<(&'static str, Duration)>,
     pub sources: Vec<SourceCount>,
+    /// The weights of the ranking model's heads in the score; of an interleaved answer those of the first ranking.
+    /// Empty below [`DebugLevel::Scores`], and if the order is that of retrieval.
+    pub head_weights: Vec<(String, f64)>,
     /// Empty below [`DebugLevel::Features`].
     pub feature_names: &'static [&'static str],
 }
@@ -348,13 +416,14 @@ pub struct SourceCount {
     pub strategy: Option<SearchStrategy>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ResultDebug {
     pub source_scores: Vec<(&'static str, f64)>,
     pub retrieval_score: f64,
     /// From 1.
     pub retrieval_rank: usize,
     pub heads: Vec<(String, f64)>,
+    pub score_parts: ScoreParts,
     /// Empty below [`DebugLevel::Features`].
     pub features: Vec<f32>,
 }

@@ -221,21 +221,24 @@ fn popular(input: &RetrievalInput) -> ScoredRows {
     eligible.take(input.limits.per_source / 2).collect()
 }
 
-/// The recent items that contribute most to a row's score, by a neighbour table or, without one, by similarity.
+/// The recent items that contribute most to an item's score, by a neighbour table or, without one, by similarity.
+/// Deleted items are not evidence.
 pub fn evidence_for(
     recent: &[RecentItem],
     catalog: &Catalog,
     table: Option<&KeyedNeighbours>,
-    row: Row,
+    target: ItemKey,
 ) -> Vec<ItemKey> {
-    let target = catalog.get(row);
-    let weight = |recent: &RecentItem| match table {
-        Some(table) => table.weight(recent.key, target.key),
-        None => dot(catalog.get(recent.row).vectors.user_space(), target.vectors.user_space()),
+    let vector = |key: ItemKey| catalog.row_of_key(key).map(|row| catalog.get(row).vectors.user_space());
+    let weight = |key: ItemKey| match table {
+        Some(table) => catalog.row_of_key(key).map(|_| table.weight(key, target)),
+        None => Some(dot(vector(key)?, vector(target)?)),
     };
-    let others = recent.iter().filter(|recent| recent.row != row);
-    let mut scored: Vec<(ItemKey, f32)> =
-        others.map(|recent| (recent.key, weight(recent) * recent.weight)).filter(|(_, score)| *score > 0.0).collect();
+    let others = recent.iter().filter(|recent| recent.key != target);
+    let mut scored: Vec<(ItemKey, f32)> = others
+        .filter_map(|recent| Some((recent.key, weight(recent.key)? * recent.weight)))
+        .filter(|(_, score)| *score > 0.0)
+        .collect();
     scored.sort_unstable_by(|a, b| b.1.total_cmp(&a.1));
     scored.truncate(2);
     scored.into_iter().map(|(key, _)| key).collect()

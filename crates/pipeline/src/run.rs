@@ -11,10 +11,11 @@ use crate::{
     request::*,
     retrieve::{self, EligibleRows, RetrievalInput},
     serving::Plan,
-    slate::{self, Order, PolicyContext, QueryTiers, Slate},
+    slate::{self, MatchedBy, Order, PolicyContext, QueryTiers, SearchMatches, Shown, Slate},
     source::CandidateSource,
     trace::Trace,
 };
+use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row},
@@ -171,6 +172,8 @@ impl RankingRequest {
 /// An answer before the engine adds tokens and pages.
 pub struct PipelineAnswer {
     pub slate: Slate,
+    /// Of a search: the number of matches. Otherwise that of the slate's entries.
+    pub total_size: usize,
     /// Empty: the sent query was used.
     pub corrected_query: String,
     pub facets: Facets,
@@ -250,12 +253,14 @@ fn respond(
     models: &Models,
 ) -> PipelineAnswer {
     let (request, options) = (&planned.request, planned.request.options());
-    let facets = count_facets(&mut context, request);
+    let matches = search_matches(&mut context, &ranked, request);
+    let facets = count_facets(&mut context, matches.as_ref(), request);
     context.start_stage();
     let policy = PolicyContext {
         plan: &planned.plan,
         order: request.order(),
         query_tiers: request.query_tiers(),
+        matches: matches.as_ref(),
         seed: answers::seed_of(&planned.answer_id),
     };
     let rules = match request {
@@ -263,10 +268,16 @@ fn respond(
             slate::policy_rules(&context, &ranked, options, &policy, models, &|row| context.eligible.contains(row))
         }
         RankingRequest::Rank(_) => {
-            slate::policy_rules(&context, &ranked, options, &policy, models, &|row| context.catalog.is_alive(row))
+            let is_excluded = |row: Row| options.exclude.contains(&context.catalog.get(row).item.id);
+            let may_pin = |row| context.catalog.is_alive(row) && !is_excluded(row);
+            slate::policy_rules(&context, &ranked, options, &policy, models, &may_pin)
         }
     };
-    let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, options, models);
+    let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, matches.as_ref(), options, models);
+    slate.shown = match request {
+        RankingRequest::Search(_) | RankingRequest::Recommend(_) => Shown::Offered(request.filter().cloned()),
+        RankingRequest::Rank(_) => Shown::All,
+    };
     slate.reason = match request {
         RankingRequest::Search(_) => None,
         RankingRequest::Recommend(request) => reason_of_list(&context, request),
@@ -281,6 +292,13 @@ fn respond(
         explored: arranged.explored,
         ..context.answer_info(std::mem::take(&mut slate.sources), options.debug)
     };
+    let mut info = info;
+    if let (Some(debug), Some(ranking)) = (&mut info.debug, rules.rankings.first())
+        && options.debug >= DebugLevel::Scores
+    {
+        let weights = models.heads.iter().zip(&ranking.weights);
+        debug.head_weights = weights.map(|(head, weight)| (head.name.clone(), f64::from(*weight))).collect();
+    }
     let trace = (planned.logging == AnswerLogging::Recorded).then(|| {
         Box::new(Trace {
             id: planned.answer_id,
@@ -300,27 +318,47 @@ fn respond(
         })
     });
     let stage_times = context.stage_times;
-    PipelineAnswer { slate, corrected_query, facets, info, stage_times, id: planned.answer_id, trace }
+    let total_size = matches.map_or(slate.entries.len(), |matches| matches.rows.len());
+    PipelineAnswer { slate, total_size, corrected_query, facets, info, stage_times, id: planned.answer_id, trace }
 }
 
-/// Counts the facets that the request asks for: of a search over all lexical matches, otherwise over all eligible
-/// items.
-fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facets {
+/// The matches of a search. None for other requests.
+fn search_matches(
+    context: &mut RequestContext,
+    ranked: &RankedCandidates,
+    request: &RankingRequest,
+) -> Option<SearchMatches> {
+    let RankingRequest::Search(sent) = request else { return None };
+    context.start_stage();
+    let query = context.query().unwrap_or(&sent.query);
+    let matching = context.generation.lexical.matching(query, &|row| context.eligible.contains(row));
+    let mut rows = matching.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the lexical source failed");
+        Vec::new()
+    });
+    let by = match (rows.is_empty(), ranked.candidates.full_match_count) {
+        (true, _) => MatchedBy::Meaning,
+        (false, 0) => MatchedBy::SomeWords,
+        (false, _) => MatchedBy::AllWords,
+    };
+    if by == MatchedBy::Meaning {
+        rows = ranked.candidates.list.iter().map(|candidate| candidate.row).collect();
+        rows.sort_unstable();
+    }
+    context.end_stage("match");
+    Some(SearchMatches { rows, by })
+}
+
+/// Counts the facets that the request asks for: of a search over its matches, otherwise over all eligible items.
+fn count_facets(context: &mut RequestContext, matches: Option<&SearchMatches>, request: &RankingRequest) -> Facets {
     if request.facets().is_empty() {
         return Facets::default();
     }
     context.start_stage();
-    let rows = match context.query() {
-        Some(query) => {
-            let matching = context.generation.lexical.matching(query, &|row| context.eligible.contains(row));
-            matching.unwrap_or_else(|error| {
-                tracing::warn!(%error, "the lexical source failed");
-                Vec::new()
-            })
-        }
-        None => context.eligible.rows().collect(),
+    let counted = match matches {
+        Some(matches) => facets::count(context.catalog, &matches.rows, request.facets()),
+        None => facets::count(context.catalog, &context.eligible.rows().collect::<Vec<Row>>(), request.facets()),
     };
-    let counted = facets::count(context.catalog, &rows, request.facets());
     context.end_stage("facets");
     counted
 }
@@ -401,10 +439,11 @@ pub fn suggest(
     context::encode_users(contexts, models);
     let ranked = context::rank(contexts, models).remove(0);
     let plan = Plan::default();
-    let policy = PolicyContext { plan: &plan, order: Order::Model, query_tiers: QueryTiers::Ignore, seed: 0 };
+    let policy =
+        PolicyContext { plan: &plan, order: Order::Model, query_tiers: QueryTiers::Ignore, matches: None, seed: 0 };
     let rules = slate::policy_rules(&context, &ranked, &options, &policy, models, &is_offered);
-    let (slate, _) = slate::arrange(&mut context, &ranked, &rules, &options, models);
-    let products = slate.results(generation, 0..request.product_count.min(slate.entries.len()));
+    let (slate, _) = slate::arrange(&mut context, &ranked, &rules, None, &options, models);
+    let products = slate.page(generation, &catalog, 0, request.product_count).results;
     let info = context.answer_info(slate.sources, DebugLevel::None);
     (SuggestAnswer { completions, products, info }, context.stage_times)
 }
@@ -488,5 +527,6 @@ fn eligible_rows<'a>(context: &RequestContext<'a>, options: &Options, filter: Op
 
 fn unknown_items(context: &RequestContext, ids: &[ItemId]) -> Vec<ItemId> {
     let keys = &context.generation.state.keys;
-    ids.iter().filter(|id| context.catalog.row_of(keys, id).is_none()).cloned().collect()
+    let mut seen = AHashSet::new();
+    ids.iter().filter(|id| context.catalog.row_of(keys, id).is_none() && seen.insert(*id)).cloned().collect()
 }

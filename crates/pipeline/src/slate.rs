@@ -6,25 +6,69 @@ use crate::{
     fusion::{Candidate, Candidates, NOT_FOUND},
     generation::Generation,
     models::Models,
-    policy::{self, Arranged, BaseScores, CandidateIndex, PinSlot, Placed, PolicyInput, Ranking},
+    policy::{self, Arranged, BaseScores, CandidateIndex, PinSlot, Placed, PolicyInput, Ranking, ScoreParts, Team},
     request::*,
     retrieve,
     serving::{Plan, ServingConfig},
     source::{CandidateSource, ScoredRows},
     trace::{ConfiguredRanking, PolicyRules, is_by_field},
 };
-use lodestone_catalog::Catalog;
-use lodestone_core::ids::{ItemId, ItemKey, Row};
+use lodestone_catalog::{Catalog, Filter, Item};
+use lodestone_core::{
+    ids::{ItemId, ItemKey, Row},
+    units::UnixMillis,
+};
 use lodestone_index::KeyedNeighbours;
-use std::{cmp::Ordering, ops::Range, sync::Arc};
+use std::{cmp::Ordering, sync::Arc};
+
+/// Number of days after its creation in which an item is new.
+pub const NEW_ITEM_DAYS: i64 = 30;
 
 /// The parts of the policy that do not come from the request's options.
 pub struct PolicyContext<'a> {
     pub plan: &'a Plan,
     pub order: Order,
     pub query_tiers: QueryTiers,
+    /// The matches of a search, which precede its other results.
+    pub matches: Option<&'a SearchMatches>,
     /// Seeds everything that is drawn.
     pub seed: u64,
+}
+
+/// The items that match a search. Facets and the total size count them.
+pub struct SearchMatches {
+    /// Ascending.
+    pub rows: Vec<Row>,
+    pub by: MatchedBy,
+}
+
+/// How the items of [`SearchMatches`] match. The first way by which an item matches applies to all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatchedBy {
+    /// They have every word of the query, or their id or SKU is the query.
+    AllWords,
+    /// No item has every word.
+    SomeWords,
+    /// No item has any word. The matches are the results of the vector search.
+    Meaning,
+}
+
+impl SearchMatches {
+    fn contains(&self, row: Row) -> bool {
+        self.rows.binary_search(&row).is_ok()
+    }
+
+    /// How a candidate matches the query.
+    fn query_match(&self, candidates: &Candidates, candidate: &Candidate) -> QueryMatch {
+        let rank = usize::from(candidate.ranks[CandidateSource::Lexical.index()]);
+        let has_words = rank != usize::from(NOT_FOUND) || self.by != MatchedBy::Meaning && self.contains(candidate.row);
+        match has_words {
+            true if rank < candidates.exact_match_count => QueryMatch::Identifier,
+            true if self.by == MatchedBy::AllWords && self.contains(candidate.row) => QueryMatch::AllWords,
+            true => QueryMatch::SomeWords,
+            false => QueryMatch::Meaning,
+        }
+    }
 }
 
 /// Which score orders the slate.
@@ -72,7 +116,7 @@ pub fn policy_rules(
         rankings: policy.plan.configs.iter().map(ranking).collect(),
         boost_factors: options.boosts.iter().map(|boost| boost.factor).collect(),
         boost_masks: boost_masks(context, candidates, &options.boosts),
-        field_ranks: field_ranks(context, candidates, options.order_by),
+        field_ranks: field_ranks(context, candidates, options.order_by, policy.matches),
         pins,
         pinned_rows,
         exploration: policy.plan.main().exploration.clone().filter(|_| !is_interleaved),
@@ -86,6 +130,7 @@ pub fn arrange(
     context: &mut RequestContext,
     ranked: &RankedCandidates,
     rules: &PolicyRules,
+    matches: Option<&SearchMatches>,
     options: &Options,
     models: &Models,
 ) -> (Slate, Arranged) {
@@ -105,21 +150,26 @@ pub fn arrange(
     let catalog: &Catalog = context.catalog;
     let vector = |candidate: CandidateIndex| catalog.get(candidates[candidate.index()].row).vectors.query_space();
     let arranged = policy::arrange(&input, vector);
-    let entry = |placed: &Placed| match candidates.get(placed.candidate.index()) {
-        Some(candidate) => {
-            let origin = Origin::Sources(candidate.best_sources());
-            SlateEntry { row: candidate.row, score: placed.score, origin }
-        }
-        None => {
-            let row = rules.pinned_rows[placed.candidate.index() - candidates.len()];
-            SlateEntry { row, score: placed.score, origin: Origin::Pinned }
+    let entry = |placed: &Placed| {
+        let candidate = candidates.get(placed.candidate.index());
+        let row = candidate
+            .map_or_else(|| rules.pinned_rows[placed.candidate.index() - candidates.len()], |candidate| candidate.row);
+        SlateEntry {
+            key: catalog.get(row).key,
+            score: placed.score,
+            is_pinned: placed.is_pinned,
+            sources: candidate.map_or([None; 2], Candidate::best_sources),
+            query_match: candidate
+                .zip(matches)
+                .map(|(candidate, matches)| matches.query_match(&ranked.candidates, candidate)),
         }
     };
     let entries = arranged.placed.iter().map(entry).collect();
     let debug = match options.debug >= DebugLevel::Scores {
         true => (arranged.placed.iter())
-            .map(|placed| placed.candidate.index())
-            .map(|at| (at < candidates.len()).then(|| result_debug(at, ranked, models, options.debug)))
+            .map(|placed| {
+                Some(result_debug(score_parts(ranked, rules, placed)?, placed, ranked, models, options.debug))
+            })
             .collect(),
         false => Vec::new(),
     };
@@ -133,6 +183,8 @@ pub fn arrange(
         entries,
         debug,
         recent: context.user.recent.clone(),
+        now: context.now,
+        shown: Shown::Offered(None),
         reason: None,
         include_items: options.include_items,
         dropped_pins: arranged.dropped_pins.iter().map(|at| options.pins[*at].item.clone()).collect(),
@@ -154,14 +206,22 @@ fn boost_masks(context: &RequestContext, candidates: &[Candidate], boosts: &[Boo
     candidates.iter().map(mask).collect()
 }
 
-/// By candidate: its rank by the field; equal fields have equal ranks. Empty if no field orders.
-fn field_ranks(context: &RequestContext, candidates: &[Candidate], order: OrderBy) -> Vec<u32> {
+/// By candidate: its rank by the field; equal fields have equal ranks. Empty if no field orders. The matches of a
+/// search precede its other candidates, because the cheapest item of all that resemble the query is seldom what was
+/// sought.
+fn field_ranks(
+    context: &RequestContext,
+    candidates: &[Candidate],
+    order: OrderBy,
+    matches: Option<&SearchMatches>,
+) -> Vec<u32> {
     if !is_by_field(order) {
         return Vec::new();
     }
     let by_field = |a: u32, b: u32| {
         let row = |candidate: u32| candidates[candidate as usize].row;
-        compare_fields(context.catalog, order, row(a), row(b))
+        let is_match = |candidate: u32| matches.is_some_and(|matches| matches.contains(row(candidate)));
+        is_match(b).cmp(&is_match(a)).then_with(|| compare_fields(context.catalog, order, row(a), row(b)))
     };
     let mut sorted: Vec<u32> = (0..candidates.len() as u32).collect();
     sorted.sort_by(|a, b| by_field(*a, *b));
@@ -224,7 +284,26 @@ fn query_tiers(candidates: &Candidates) -> Vec<u8> {
     candidates.list.iter().map(tier).collect()
 }
 
-fn result_debug(at: usize, ranked: &RankedCandidates, models: &Models, level: DebugLevel) -> ResultDebug {
+/// None for a pin that is no candidate.
+fn score_parts(ranked: &RankedCandidates, rules: &PolicyRules, placed: &Placed) -> Option<ScoreParts> {
+    let at = placed.candidate.index();
+    let fused = [ranked.candidates.list.get(at)?.evidence.fused];
+    let ranking = rules.rankings.get(usize::from(placed.team == Some(Team::B)))?;
+    let width = ranking.weights.len();
+    let heads = ranked.heads.get(at * width..(at + 1) * width).unwrap_or_default();
+    let tiers = rules.tiers.get(at..=at).unwrap_or_default();
+    let parts = BaseScores { heads, weights: &ranking.weights, fused: &fused, tiers }.parts(0)?;
+    Some(parts.with_boosts(&rules.boost_factors, rules.boost_masks.get(at).copied().unwrap_or(0)))
+}
+
+fn result_debug(
+    score_parts: ScoreParts,
+    placed: &Placed,
+    ranked: &RankedCandidates,
+    models: &Models,
+    level: DebugLevel,
+) -> ResultDebug {
+    let at = placed.candidate.index();
     let candidate = &ranked.candidates.list[at];
     let heads = models.heads.len();
     // A source may have several lists; the one with the best rank of the candidate has its score.
@@ -239,6 +318,7 @@ fn result_debug(at: usize, ranked: &RankedCandidates, models: &Models, level: De
             .collect(),
         retrieval_score: f64::from(candidate.evidence.fused),
         retrieval_rank: at + 1,
+        score_parts,
         heads: match ranked.heads.is_empty() {
             true => Vec::new(),
             false => models
@@ -256,6 +336,9 @@ fn result_debug(at: usize, ranked: &RankedCandidates, models: &Models, level: De
 }
 
 /// A whole ordered answer. Results are materialised page by page, because most pages are never requested.
+///
+/// The order is frozen. Whether an item is shown, and its fields, are those of the moment at which its page is
+/// requested. Entries have keys and not rows, because a row belongs to one version of an item.
 #[derive(Default)]
 pub struct Slate {
     pub entries: Vec<SlateEntry>,
@@ -263,6 +346,9 @@ pub struct Slate {
     debug: Vec<Option<ResultDebug>>,
     /// The user's recent items, which reasons name as evidence.
     recent: Vec<RecentItem>,
+    /// The time of the answer.
+    now: UnixMillis,
+    pub shown: Shown,
     /// The reason of every result that is not pinned, for lists whose results share one.
     pub reason: Option<Reason>,
     include_items: bool,
@@ -273,68 +359,120 @@ pub struct Slate {
 /// One entry of a slate.
 #[derive(Debug, Clone, Copy)]
 pub struct SlateEntry {
-    row: Row,
+    key: ItemKey,
     score: f32,
-    origin: Origin,
+    is_pinned: bool,
+    /// See [`Candidate::best_sources`]. None for a pin that no source found.
+    sources: [Option<CandidateSource>; 2],
+    /// None without a query.
+    query_match: Option<QueryMatch>,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Origin {
-    Pinned,
-    /// See [`Candidate::best_sources`].
-    Sources([Option<CandidateSource>; 2]),
+/// The entries of a slate that a page may show.
+#[derive(Debug, Clone)]
+pub enum Shown {
+    /// Items in stock that match the filter.
+    Offered(Option<Filter>),
+    /// All: the caller named them.
+    All,
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self::Offered(None)
+    }
+}
+
+/// A page of a slate.
+#[derive(Debug)]
+pub struct SlatePage {
+    pub results: Vec<RankedItem>,
+    /// Index of the entry with which the next page starts. None: this is the last page.
+    pub next: Option<usize>,
 }
 
 impl Slate {
     /// The items of the first `count` entries, best first.
-    pub fn keys(&self, generation: &Generation, count: usize) -> Vec<ItemKey> {
-        let catalog = generation.catalog.load();
-        self.entries.iter().take(count).map(|entry| catalog.get(entry.row).key).collect()
+    pub fn keys(&self, count: usize) -> Vec<ItemKey> {
+        self.entries.iter().take(count).map(|entry| entry.key).collect()
     }
 
-    /// The results of a range of entries. Rows outlive their items, so a later page shows the items that the first page
-    /// froze.
-    pub fn results(&self, generation: &Generation, range: Range<usize>) -> Vec<RankedItem> {
-        let catalog = generation.catalog.load();
-        range
-            .map(|at| {
-                let entry = &self.entries[at];
-                let item = &catalog.get(entry.row).item;
-                RankedItem {
-                    id: item.id.clone(),
-                    rank: at + 1,
-                    score: f64::from(entry.score),
-                    reasons: self.reasons(entry, generation, &catalog),
-                    item: self.include_items.then(|| item.clone()),
-                    debug: self.debug.get(at).cloned().flatten(),
-                }
-            })
-            .collect()
-    }
-
-    fn reasons(&self, entry: &SlateEntry, generation: &Generation, catalog: &Catalog) -> Vec<Reason> {
-        let Origin::Sources(sources) = entry.origin else {
-            return vec![Reason { code: ReasonCode::Pinned, evidence: Vec::new() }];
-        };
-        if let Some(reason) = &self.reason {
-            return vec![reason.clone()];
-        }
-        let evidence =
-            |table: Option<&KeyedNeighbours>| retrieve::evidence_for(&self.recent, catalog, table, entry.row);
-        let reason = |source: CandidateSource| {
-            let (code, evidence) = match source {
-                CandidateSource::UserVector => (ReasonCode::FitsHistory, evidence(None)),
-                CandidateSource::QueryVector => (ReasonCode::MatchesMeaning, Vec::new()),
-                CandidateSource::Lexical => (ReasonCode::MatchesWords, Vec::new()),
-                CandidateSource::Transitions => (ReasonCode::OftenNext, evidence(Some(&generation.transitions))),
-                CandidateSource::CoPurchases => (ReasonCode::BoughtTogether, evidence(Some(&generation.co_purchases))),
-                CandidateSource::Similar => (ReasonCode::Similar, Vec::new()),
-                CandidateSource::Popular => (ReasonCode::Popular, Vec::new()),
-                CandidateSource::History => (ReasonCode::BoughtBefore, vec![catalog.get(entry.row).key]),
+    /// The next `size` results from the entry with index `offset`. `generation` made the slate, `catalog` has the items
+    /// of now. An item that was deleted, sold out or no longer matches the filter is left out, and the page is filled
+    /// with the items after it; ranks are those of the frozen order.
+    pub fn page(&self, generation: &Generation, catalog: &Catalog, offset: usize, size: usize) -> SlatePage {
+        let mut shown = (offset..self.entries.len()).filter_map(|at| {
+            let item = catalog.row_of_key(self.entries[at].key).map(|row| (row, &catalog.get(row).item));
+            let is_shown = match &self.shown {
+                Shown::Offered(filter) => item.is_some_and(|(row, item)| {
+                    catalog.is_offered(row) && filter.as_ref().is_none_or(|filter| filter.matches(item))
+                }),
+                Shown::All => true,
             };
-            let ids = |keys: Vec<ItemKey>| keys.into_iter().map(|key| generation.state.keys.id(key)).collect();
-            Reason { code, evidence: ids(evidence) }
+            is_shown.then_some((at, item.map(|(_, item)| item)))
+        });
+        let own_catalog = generation.catalog.load();
+        let result = |(at, item): (usize, Option<&Arc<Item>>)| {
+            let entry = &self.entries[at];
+            RankedItem {
+                id: generation.state.keys.id(entry.key),
+                rank: at + 1,
+                score: f64::from(entry.score),
+                reasons: self.reasons(entry, generation, &own_catalog, item.map(Arc::as_ref)),
+                query_match: entry.query_match,
+                item: item.filter(|_| self.include_items).cloned(),
+                debug: self.debug.get(at).cloned().flatten(),
+            }
         };
-        sources.into_iter().flatten().map(reason).collect()
+        let results = shown.by_ref().take(size).map(result).collect();
+        SlatePage { results, next: shown.next().map(|(at, _)| at) }
     }
+
+    /// The reasons of an entry: a pin, then the list's reason or those of the sources, then that the item is new.
+    fn reasons(
+        &self,
+        entry: &SlateEntry,
+        generation: &Generation,
+        catalog: &Catalog,
+        item: Option<&Item>,
+    ) -> Vec<Reason> {
+        let plain = |code| Reason { code, evidence: Vec::new() };
+        let of_source = |source| match &self.reason {
+            Some(reason) => reason.clone(),
+            None => self.reason_of(source, entry, generation, catalog),
+        };
+        let of_sources = entry.sources.into_iter().flatten().map(of_source);
+        let count = if self.reason.is_some() { 1 } else { entry.sources.len() };
+        let pinned = entry.is_pinned.then(|| plain(ReasonCode::Pinned));
+        let is_new = item.is_some_and(|item| is_new(item, self.now));
+        let new = is_new.then(|| plain(ReasonCode::New));
+        pinned.into_iter().chain(of_sources.take(count)).chain(new).collect()
+    }
+
+    fn reason_of(
+        &self,
+        source: CandidateSource,
+        entry: &SlateEntry,
+        generation: &Generation,
+        catalog: &Catalog,
+    ) -> Reason {
+        let evidence =
+            |table: Option<&KeyedNeighbours>| retrieve::evidence_for(&self.recent, catalog, table, entry.key);
+        let (code, evidence) = match source {
+            CandidateSource::UserVector => (ReasonCode::FitsHistory, evidence(None)),
+            CandidateSource::QueryVector => (ReasonCode::MatchesMeaning, Vec::new()),
+            CandidateSource::Lexical => (ReasonCode::MatchesWords, Vec::new()),
+            CandidateSource::Transitions => (ReasonCode::OftenNext, evidence(Some(&generation.transitions))),
+            CandidateSource::CoPurchases => (ReasonCode::BoughtTogether, evidence(Some(&generation.co_purchases))),
+            CandidateSource::Similar => (ReasonCode::Similar, Vec::new()),
+            CandidateSource::Popular => (ReasonCode::Popular, Vec::new()),
+            CandidateSource::History => (ReasonCode::BoughtBefore, vec![entry.key]),
+        };
+        Reason { code, evidence: evidence.into_iter().map(|key| generation.state.keys.id(key)).collect() }
+    }
+}
+
+/// Whether an item was created less than [`NEW_ITEM_DAYS`] days before `now`.
+fn is_new(item: &Item, now: UnixMillis) -> bool {
+    item.created_at.is_some_and(|at| at.0.saturating_add(NEW_ITEM_DAYS * UnixMillis::DAY) > now.0)
 }

@@ -147,7 +147,7 @@ impl Generations {
         if !is_shadowed(shadow.share) {
             return;
         }
-        let work = shadow.work(request.discarded(), &served.loaded, &served.answer, now);
+        let work = shadow.work(request.discarded(), &served.answer, now);
         if let Err(TrySendError::Full(_)) = self.shadow_work.try_send(work) {
             shadow.record_dropped();
         }

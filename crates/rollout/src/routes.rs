@@ -1,5 +1,6 @@
 //! Routing of users to generations.
 use crate::{canary::CanaryEvaluation, loaded::LoadedGeneration, shadow::Shadow};
+use lodestone_catalog::Catalog;
 use lodestone_core::{ids::UserId, units::UnixMillis};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -67,6 +68,14 @@ impl Routes {
     /// Returns the generations that answer users.
     pub(crate) fn answering(&self) -> impl Iterator<Item = &Arc<LoadedGeneration>> {
         std::iter::once(&self.current).chain(self.canary.iter().map(|canary| &canary.loaded))
+    }
+
+    /// Returns the catalogue of now for a slate of the generation: its own, if it answers users. Otherwise the current
+    /// generation's, because catalogue changes reach the others late.
+    pub fn catalog_for(&self, loaded: &Arc<LoadedGeneration>) -> Arc<Catalog> {
+        let answers = self.answering().any(|answering| answering.number == loaded.number);
+        let up_to_date = if answers { loaded } else { &self.current };
+        up_to_date.generation.catalog.load_full()
     }
 
     /// Returns all loaded generations.

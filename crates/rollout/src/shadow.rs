@@ -83,14 +83,13 @@ impl Shadow {
     pub(crate) fn work(
         self: &Arc<Self>,
         request: PlannedRequest,
-        by: &LoadedGeneration,
         answer: &PipelineAnswer,
         now: UnixMillis,
     ) -> ShadowWork {
         ShadowWork {
             request,
             shadow: Arc::downgrade(self),
-            order: answer.slate.keys(&by.generation, COMPARED),
+            order: answer.slate.keys(COMPARED),
             latency: run_time(answer),
             now,
         }
@@ -130,7 +129,7 @@ impl ShadowWork {
         };
         shadow.own.record(run_time(&answer), answer.is_degraded());
         shadow.answering.record(self.latency, false);
-        let order = answer.slate.keys(generation, COMPARED);
+        let order = answer.slate.keys(COMPARED);
         let mut counts = shadow.counts.lock();
         counts.requests += 1;
         counts.overlap_sum += overlap(&self.order, &order);

@@ -3,7 +3,7 @@ use lodestone_pipeline::{facets::Facets, request::AnswerInfo, slate::Slate};
 use moka::sync::Cache;
 use std::{sync::Arc, time::Duration};
 
-/// Frozen answers by their ids. Each generation has its own cache, because slates refer to rows of the generation.
+/// Frozen answers by their ids. Each generation has its own cache, because reasons come from its tables and vectors.
 pub type SlateCache = Cache<[u8; 16], Arc<FrozenAnswer>>;
 
 /// Limits of a generation's slate cache.
@@ -30,6 +30,8 @@ pub struct FrozenAnswer {
     /// Fingerprint of the request, which requests of later pages must match.
     pub fingerprint: u64,
     pub slate: Slate,
+    /// See [`lodestone_pipeline::Answer::total_size`].
+    pub total_size: usize,
     pub corrected_query: String,
     pub facets: Arc<Facets>,
     pub info: AnswerInfo,

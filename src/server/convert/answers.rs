@@ -3,7 +3,7 @@ use crate::server::{proto, violations::Violation};
 use lodestone_catalog::{AttributeValue, Item};
 use lodestone_core::ids::ItemId;
 use lodestone_index::{Completion, CompletionSource, SearchStrategy};
-use lodestone_pipeline::{serving::ExperimentArm, *};
+use lodestone_pipeline::{policy::ScoreParts, serving::ExperimentArm, *};
 
 /// Fields of a response that the server adds to the engine's answer.
 pub(crate) struct Envelope {
@@ -53,6 +53,9 @@ fn debug(debug: &AnswerDebug) -> proto::AnswerDebug {
     proto::AnswerDebug {
         stages: debug.stages.iter().map(stage).collect(),
         sources: debug.sources.iter().map(source).collect(),
+        head_weights: (debug.head_weights.iter())
+            .map(|(name, weight)| proto::NamedScore { name: name.clone(), score: *weight })
+            .collect(),
         feature_names: debug.feature_names.iter().map(|name| (*name).to_owned()).collect(),
     }
 }
@@ -65,6 +68,7 @@ fn result(result: RankedItem) -> proto::Result {
         rank: result.rank as i32,
         score: result.score,
         reasons: result.reasons.iter().map(reason).collect(),
+        query_match: result.query_match.map_or(0, |query_match| query_match as i32),
         item: result.item.as_deref().map(item_to_proto),
         debug: result.debug.map(result_debug),
     }
@@ -78,6 +82,15 @@ fn result_debug(debug: ResultDebug) -> proto::ResultDebug {
         retrieval_rank: debug.retrieval_rank as i32,
         heads: debug.heads.into_iter().map(|(name, score)| named(name, score)).collect(),
         features: debug.features,
+        score_parts: Some(score_parts(&debug.score_parts)),
+    }
+}
+
+pub(crate) fn score_parts(parts: &ScoreParts) -> proto::ScoreParts {
+    proto::ScoreParts {
+        base: parts.base.into(),
+        match_bonus: parts.match_bonus.into(),
+        boost_factor: parts.boost_factor.into(),
     }
 }
 
@@ -228,13 +241,15 @@ mod tests {
                 retrieval_score: f64::MAX,
                 retrieval_rank: i32::MAX as usize,
                 heads: vec![("return_visit".to_owned(), f64::MAX); 8],
+                score_parts: ScoreParts { base: f32::MAX, match_bonus: 2.0, boost_factor: f32::MAX },
                 features,
             };
             let ranked = RankedItem {
                 id: item.id.clone(),
                 rank: i32::MAX as usize,
                 score: f64::MAX,
-                reasons: vec![Reason { code: ReasonCode::Candidate, evidence }; 3],
+                reasons: vec![Reason { code: ReasonCode::Candidate, evidence }; 4],
+                query_match: Some(QueryMatch::Meaning),
                 item: Some(Arc::new(item)),
                 debug: Some(debug),
             };

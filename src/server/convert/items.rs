@@ -9,6 +9,7 @@ use lodestone_core::{
 use std::{
     collections::BTreeMap,
     fmt::{self, Display},
+    ops::RangeInclusive,
 };
 
 const DESCRIPTION_CHARS_MAX: usize = 20_000;
@@ -19,13 +20,11 @@ const TAG_CHARS_MAX: usize = 100;
 const ATTRIBUTES_MAX: usize = 100;
 const STOCK_MAX: i64 = 1_000_000_000;
 
+/// The range of `create_time`: the years 1 to 9999, as `google.protobuf.Timestamp` defines it, in seconds since 1970.
+const CREATE_TIME_S: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
 /// Converts an item. Returns None if there are violations.
-pub(crate) fn item(
-    violations: &mut Violations,
-    path: impl Display,
-    item: &proto::Item,
-    now: UnixMillis,
-) -> Option<Item> {
+pub(crate) fn item(violations: &mut Violations, path: impl Display, item: &proto::Item) -> Option<Item> {
     let before = violations.found.len();
     let path = &path;
     let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.{name}"));
@@ -47,10 +46,13 @@ pub(crate) fn item(
         violations.characters(format_args!("{path}.tags[{index}]"), tag, TAG_CHARS_MAX);
     }
     let attributes = attributes(violations, field("attributes"), &item.attributes);
+    if let Some(time) = item.create_time.as_ref().filter(|time| !CREATE_TIME_S.contains(&time.seconds)) {
+        let description = format!("is {} s since 1970; it must be within the years 1 and 9999", time.seconds);
+        violations.add(field("create_time"), description);
+    }
     if violations.found.len() > before {
         return None;
     }
-    let created = item.create_time.as_ref().map(|time| UnixMillis(time.seconds.saturating_mul(1000)));
     Some(Item {
         title: item.title.clone(),
         description: item.description.clone(),
@@ -61,7 +63,7 @@ pub(crate) fn item(
         stock_quantity: item.stock_quantity.map(|stock| stock as u32),
         tags: item.tags.clone(),
         attributes,
-        created_at: Some(created.unwrap_or(now)),
+        created_at: item.create_time.as_ref().map(|time| UnixMillis(time.seconds.saturating_mul(1000))),
         ..Item::titled(id?, "")
     })
 }
@@ -133,10 +135,11 @@ mod tests {
             stock_quantity: Some(-1),
             currency_code: "pounds".into(),
             attributes: [("weight".to_owned(), number)].into(),
+            create_time: Some(prost_types::Timestamp { seconds: i64::MIN, nanos: 0 }),
             ..Default::default()
         };
         let mut violations = Violations::default();
-        assert!(item(&mut violations, "items[0]", &sent, UnixMillis(0)).is_none());
-        assert_eq!(violations.found.len(), 6, "{violations:?}");
+        assert!(item(&mut violations, "items[0]", &sent).is_none());
+        assert_eq!(violations.found.len(), 7, "{violations:?}");
     }
 }

@@ -9,7 +9,7 @@ mod viewer;
 
 use super::violations::Violations;
 pub(crate) use answers::{
-    Envelope, item_to_proto, rank_response, recommend_response, search_response, suggest_response,
+    Envelope, item_to_proto, rank_response, recommend_response, score_parts, search_response, suggest_response,
 };
 pub(crate) use events::event;
 pub(crate) use items::item;

@@ -115,6 +115,15 @@ fn pins(violations: &mut Violations, sent: &[proto::Pin]) -> Vec<Pin> {
     violations.count("options.pins", sent.len(), PINS_MAX);
     let mut pins = Vec::new();
     for (index, pin) in sent.iter().take(PINS_MAX).enumerate() {
+        if let Some(first) = sent[..index].iter().position(|other| other.rank == pin.rank) {
+            let description = format!("is {}, the rank of pins[{first}]; a rank takes one pin", pin.rank);
+            violations.add(format!("options.pins[{index}].rank"), description);
+        }
+        if let Some(first) = sent[..index].iter().position(|other| other.item_id == pin.item_id) {
+            let id = shortened(&pin.item_id);
+            let description = format!("is `{id}`, the item of pins[{first}]; an item takes one pin");
+            violations.add(format!("options.pins[{index}].item_id"), description);
+        }
         if !(1..=PAGE_SIZE_MAX as i32).contains(&pin.rank) {
             let description = format!("is {}; it must be within 1 and {PAGE_SIZE_MAX}", pin.rank);
             violations.add(format!("options.pins[{index}].rank"), description);

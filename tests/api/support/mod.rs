@@ -1,6 +1,7 @@
 //! Parts that several suites share: events, state over a log, a trained shop, waiting, settings.
 pub(crate) mod bundles;
 pub(crate) mod events;
+pub(crate) mod grpc;
 pub(crate) mod live_state;
 pub(crate) mod wait;
 

@@ -6,8 +6,8 @@ use super::{
 use crate::{
     features::FEATURES,
     policy::{
-        Arranged, BaseScores, CandidateIndex, Exploration, Marginal, OrganicList, PinSlot, PolicyInput, Random,
-        Ranking, Team, arrange, place_pins, team_draft,
+        Arranged, BaseScores, CandidateIndex, Exploration, Marginal, OrganicList, PinSlot, Placed, PolicyInput, Random,
+        Ranking, ScoreParts, Team, arrange, place_pins, team_draft,
     },
 };
 use sha2::{Digest, Sha256};
@@ -165,6 +165,20 @@ impl AnswerRecord {
             true => features.iter().copied().skip(column).step_by((self.feature_count as usize).max(1)).collect(),
             false => self.fused.clone(),
         }
+    }
+
+    /// Returns the parts of a slot's score. None for a pin that is no candidate, and for a damaged record.
+    pub fn score_parts(&self, placed: &Placed) -> Option<ScoreParts> {
+        let at = placed.candidate.index();
+        let ranking = self.rankings.get(usize::from(placed.team == Some(Team::B)))?;
+        let fused = match ranking.weights.is_empty() {
+            true => self.fused_scores(&self.feature_matrix().ok()?),
+            false => Vec::new(),
+        };
+        let base =
+            BaseScores { heads: &self.head_values, weights: &ranking.weights, fused: &fused, tiers: &self.tiers };
+        let parts = base.parts(at)?;
+        Some(parts.with_boosts(&self.boost_factors, self.boost_masks.get(at).copied().unwrap_or(0)))
     }
 
     fn scores(&self, ranking: &RankingRecord, heads: &[f32], fused: &[f32]) -> Result<Vec<f32>, ReplayError> {

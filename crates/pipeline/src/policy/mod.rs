@@ -16,7 +16,7 @@ pub use draft::{DraftPick, Team, team_draft};
 pub use exploration::{DrawnOrder, EXPLORED_MAX, Exploration, Marginal, OrganicList, joint};
 pub use pins::{PinSlot, Placement, place_pins};
 pub use random::Random;
-pub use scores::{BaseScores, utility};
+pub use scores::{BaseScores, ScoreParts, utility};
 
 /// The index of a candidate in the list of retrieval. Pinned items that are not candidates have the indices after the
 /// list.

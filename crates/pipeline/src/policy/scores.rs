@@ -11,7 +11,37 @@ pub struct BaseScores<'a> {
     pub tiers: &'a [u8],
 }
 
+/// The parts of a candidate's score, which is `(base + match_bonus) × boost_factor`; a negative sum is divided by the
+/// factor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoreParts {
+    /// The weighted sum over the heads; without weights the fused score of retrieval.
+    pub base: f32,
+    /// The tier.
+    pub match_bonus: f32,
+    /// The product of the factors of all matching boosts.
+    pub boost_factor: f32,
+}
+
+impl ScoreParts {
+    /// `boost_mask`: bit b is set if boost b matches.
+    pub fn with_boosts(self, factors: &[f32], boost_mask: u32) -> Self {
+        let matching = factors.iter().enumerate().filter(|(boost, _)| boost_mask >> boost & 1 == 1);
+        Self { boost_factor: matching.map(|(_, factor)| factor).product(), ..self }
+    }
+}
+
 impl BaseScores<'_> {
+    /// Returns the parts of a candidate's score, without boosts. None if the candidate does not exist.
+    pub fn parts(&self, candidate: usize) -> Option<ScoreParts> {
+        let base = match self.heads.is_empty() || self.weights.is_empty() {
+            true => *self.fused.get(candidate)?,
+            false => utility(self.weights, self.heads.chunks_exact(self.weights.len()).nth(candidate)?),
+        };
+        let match_bonus = self.tiers.get(candidate).map_or(0.0, |tier| f32::from(*tier));
+        Some(ScoreParts { base, match_bonus, boost_factor: 1.0 })
+    }
+
     /// Computes the scores of the first `count` candidates: the weighted sum over the heads, or else the fused score,
     /// plus the tier. None if there are fewer candidates.
     pub fn scores(&self, count: usize) -> Option<Vec<f32>> {

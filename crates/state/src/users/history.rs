@@ -83,14 +83,25 @@ impl History {
 
     /// Returns the events that refunds take back, by their index in `events`.
     pub fn refunds(&self) -> Refunds {
+        if !self.has_refunds() {
+            return Refunds::default();
+        }
         Refunds::of(&self.events.iter().map(refund_line).collect::<Vec<_>>())
+    }
+
+    fn has_refunds(&self) -> bool {
+        self.events.iter().any(|event| event.kind == EventKind::Refund)
     }
 
     /// Returns the purchases that count no longer, or again, because of an event that was added. A refund changes that,
     /// and a late purchase of an item that was refunded.
     pub(super) fn purchase_changes(&self, event: &Event) -> Vec<PurchaseChange> {
-        let is_late = || self.events.iter().any(|other| other.kind == EventKind::Refund);
-        if event.kind != EventKind::Refund && !(event.kind == EventKind::Purchase && is_late()) {
+        let may_change = match event.kind {
+            EventKind::Refund => true,
+            EventKind::Purchase => self.has_refunds(),
+            _ => false,
+        };
+        if !may_change {
             return Vec::new();
         }
         let time = (event.at.seconds_u32(), fraction(event));

@@ -1,0 +1,349 @@
+//! Answers over gRPC while the shop changes: pages of a frozen order, what counts as a match, pins, new items, and
+//! purchases that are given back.
+use crate::support::{bundles::Shop, grpc::GrpcServer};
+use lodestone::server::proto::{
+    self, EventType, QueryMatch, ReasonCode, RecommendType, catalog_service_client::CatalogServiceClient,
+    event_service_client::EventServiceClient, explain_service_client::ExplainServiceClient,
+    model_service_client::ModelServiceClient, ranking_service_client::RankingServiceClient,
+};
+use lodestone_core::units::UnixMillis;
+use lodestone_rollout::HealthBounds;
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt;
+
+const DAY_S: i64 = 86_400;
+
+fn viewer(user: &str) -> Option<proto::Viewer> {
+    Some(proto::Viewer { user_id: user.to_owned(), ..Default::default() })
+}
+
+/// Returns an item of brand Acme that costs 10 and was created 100 days ago.
+fn desk(number: usize) -> proto::Item {
+    proto::Item {
+        item_id: format!("desk-{number}"),
+        title: format!("walnut desk {}", ["oak", "pine", "teak", "ash"][number % 4]),
+        brand: "Acme".to_owned(),
+        price_micros: Some(10_000_000 + number as i64),
+        create_time: Some(prost_types::Timestamp { seconds: now_s() - 100 * DAY_S, nanos: 0 }),
+        ..Default::default()
+    }
+}
+
+fn now_s() -> i64 {
+    UnixMillis::now().0 / 1000
+}
+
+async fn upsert(channel: &Channel, items: Vec<proto::Item>) {
+    let request = proto::UpsertItemsRequest { items };
+    let written = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner();
+    assert!(written.results.iter().all(|result| result.violations.is_empty()), "{:?}", written.results);
+}
+
+async fn delete(channel: &Channel, item: &str) {
+    let request = proto::DeleteItemsRequest { item_ids: vec![item.to_owned()] };
+    CatalogServiceClient::new(channel.clone()).delete_items(request).await.unwrap();
+}
+
+async fn search(channel: &Channel, request: proto::SearchRequest) -> Result<proto::SearchResponse, Status> {
+    let request = proto::SearchRequest { viewer: viewer("searcher"), ..request };
+    Ok(RankingServiceClient::new(channel.clone()).search(request).await?.into_inner())
+}
+
+fn query(text: &str) -> proto::SearchRequest {
+    proto::SearchRequest { query: text.to_owned(), page_size: 200, ..Default::default() }
+}
+
+fn ids(results: &[proto::Result]) -> Vec<&str> {
+    results.iter().map(|result| result.item_id.as_str()).collect()
+}
+
+fn reasons(result: &proto::Result) -> Vec<ReasonCode> {
+    result.reasons.iter().map(proto::Reason::code).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn later_pages_keep_the_order_and_show_the_items_of_now() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    upsert(channel, (0..12).map(desk).collect()).await;
+    let request = proto::SearchRequest {
+        filter: "price < 100".to_owned(),
+        page_size: 3,
+        options: Some(proto::RankingOptions { include_items: true, ..Default::default() }),
+        ..query("walnut desk")
+    };
+    let order = search(channel, proto::SearchRequest { page_size: 200, ..request.clone() }).await.unwrap();
+    let order: Vec<String> = order.results.into_iter().map(|result| result.item_id).collect();
+    assert_eq!(order.len(), 12, "{order:?}");
+    let first = search(channel, request.clone()).await.unwrap();
+    assert_eq!(ids(&first.results), order[..3]);
+
+    let changed = |at: usize, change: &dyn Fn(&mut proto::Item)| {
+        let number = order[at].strip_prefix("desk-").unwrap().parse().unwrap();
+        let mut item = desk(number);
+        change(&mut item);
+        item
+    };
+    delete(channel, &order[1]).await;
+    delete(channel, &order[4]).await;
+    let changes = vec![
+        changed(5, &|item| item.stock_quantity = Some(0)),
+        changed(6, &|item| item.price_micros = Some(20_000_000)),
+        changed(7, &|item| item.price_micros = Some(200_000_000)),
+    ];
+    upsert(channel, changes).await;
+    let next = |token: &str| proto::SearchRequest { page_token: token.to_owned(), ..request.clone() };
+    let second = search(channel, next(&first.next_page_token)).await.unwrap();
+    assert_eq!(ids(&second.results), [&order[3], &order[6], &order[8]], "the page is filled with the items after it");
+    assert_eq!(second.results.iter().map(|result| result.rank).collect::<Vec<_>>(), [4, 7, 9]);
+    assert_eq!(second.results[1].item.as_ref().unwrap().price_micros, Some(20_000_000));
+    assert_eq!((second.total_size, &second.facets), (first.total_size, &first.facets));
+
+    // The slate belongs to a bundle that no longer answers, and whose catalogue changes late.
+    let activate = proto::ActivateBundleRequest { bundle: "c".to_owned(), ..Default::default() };
+    ModelServiceClient::new(channel.clone()).activate_bundle(activate).await.unwrap();
+    delete(channel, &order[9]).await;
+    let third = search(channel, next(&second.next_page_token)).await.unwrap();
+    assert_eq!(ids(&third.results), order[10..]);
+    assert_eq!(third.next_page_token, "");
+    let again = search(channel, next(&first.next_page_token)).await.unwrap();
+    assert_eq!(ids(&again.results), ids(&second.results), "a page is the same when it is requested again");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_total_size_is_what_the_facets_count_and_matches_come_first() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let other = |number: usize| proto::Item {
+        item_id: format!("chair-{number}"),
+        title: format!("walnut chair {number}"),
+        brand: "Acme".to_owned(),
+        price_micros: Some(1_000_000),
+        ..Default::default()
+    };
+    let of_other_brand = proto::Item { brand: "Zeta".to_owned(), ..desk(30) };
+    upsert(channel, (0..8).map(desk).chain((0..5).map(other)).chain([of_other_brand]).collect()).await;
+    let brands = vec![proto::FacetSpec { field: "brand".to_owned(), ..Default::default() }];
+    for (text, filter, expected) in [
+        ("walnut desk", "", Some(9)),
+        ("walnut desk", "brand = \"Acme\"", Some(8)),
+        ("walnut desk", "brand = \"Zeta\"", Some(1)),
+        ("desk-3", "", None),
+        ("walnut zzqxv", "", Some(14)),
+        ("zzqxv blorp", "", None),
+    ] {
+        let plain = proto::SearchRequest { filter: filter.to_owned(), ..query(text) };
+        let counted = proto::SearchRequest { facet_specs: brands.clone(), ..plain.clone() };
+        let (plain, counted) = (search(channel, plain).await.unwrap(), search(channel, counted).await.unwrap());
+        assert_eq!(i64::from(counted.total_size), counted.facet_item_count, "{text} {filter}");
+        assert_eq!(plain.total_size, counted.total_size, "{text} {filter}");
+        if let Some(expected) = expected {
+            assert_eq!(counted.total_size, expected, "{text} {filter}");
+        }
+    }
+    let counted = search(channel, proto::SearchRequest { facet_specs: brands, ..query("walnut desk") }).await.unwrap();
+    let of_facet: Vec<(&str, i64)> =
+        counted.facets[0].values.iter().map(|value| (value.value.as_str(), value.item_count)).collect();
+    assert_eq!(of_facet, [("Acme", 8), ("Zeta", 1)], "each is the total size below that filter");
+
+    for order_by in ["", "price"] {
+        let options = Some(proto::RankingOptions { order_by: order_by.to_owned(), ..Default::default() });
+        let filter = "brand = \"Acme\"".to_owned();
+        let found = search(channel, proto::SearchRequest { filter, options, ..query("walnut desk") }).await.unwrap();
+        let matches: Vec<QueryMatch> = found.results.iter().map(proto::Result::query_match).collect();
+        let (matching, others) = matches.split_at(found.total_size as usize);
+        assert!(matching.iter().all(|by| *by == QueryMatch::AllWords), "{order_by} {matches:?}");
+        assert!(!others.is_empty() && others.iter().all(|by| *by == QueryMatch::SomeWords), "{order_by} {matches:?}");
+    }
+    let found = search(channel, query("desk-3")).await.unwrap();
+    assert_eq!(found.results[0].query_match(), QueryMatch::Identifier);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pin_has_its_reason_and_its_own_rank() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let pinned = |pins: &[(&str, i32)]| {
+        let pins = pins.iter().map(|(item, rank)| proto::Pin { item_id: (*item).to_owned(), rank: *rank }).collect();
+        Some(proto::RankingOptions { pins, ..Default::default() })
+    };
+    let options = pinned(&[("i1", 1), ("i0", 2)]);
+    let found = search(channel, proto::SearchRequest { options, ..query("lamp number 1") }).await.unwrap();
+    assert_eq!(ids(&found.results)[..2], ["i1", "i0"]);
+    assert_eq!(reasons(&found.results[0])[0], ReasonCode::Pinned);
+    assert!(reasons(&found.results[0]).contains(&ReasonCode::MatchesWords), "{:?}", found.results[0].reasons);
+    assert_eq!(reasons(&found.results[1])[0], ReasonCode::Pinned);
+    let fields = async |pins: &[(&str, i32)]| {
+        let request = proto::SearchRequest { options: pinned(pins), ..query("lamp") };
+        let status = search(channel, request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let details = status.get_details_bad_request().unwrap();
+        details.field_violations.into_iter().map(|found| (found.field, found.description)).collect::<Vec<_>>()
+    };
+    let rank = "is 2, the rank of pins[0]; a rank takes one pin";
+    assert_eq!(fields(&[("i1", 2), ("i2", 2)]).await, [("options.pins[1].rank".to_owned(), rank.to_owned())]);
+    let item = "is `i1`, the item of pins[1]; an item takes one pin";
+    let found = fields(&[("i0", 3), ("i1", 1), ("i1", 2)]).await;
+    assert_eq!(found, [("options.pins[2].item_id".to_owned(), item.to_owned())]);
+
+    // An excluded item is not shown, neither as a candidate nor as a pin.
+    let candidates = ["i3", "i4"].map(|id| proto::RankCandidate { item_id: id.to_owned() }).to_vec();
+    let options = pinned(&[("i3", 1)])
+        .map(|options| proto::RankingOptions { exclude_item_ids: vec!["i3".to_owned()], ..options });
+    let request = proto::RankRequest { viewer: viewer("p"), candidates, options, ..Default::default() };
+    let ranked = RankingServiceClient::new(channel.clone()).rank(request).await.unwrap().into_inner();
+    assert_eq!(ids(&ranked.results), ["i4"]);
+    assert_eq!(ranked.info.unwrap().dropped_pin_item_ids, ["i3"]);
+    server.end().await;
+}
+
+/// Asserts that the parts explain the score of each entry: the weights and probabilities the base, and the parts the
+/// score. Each entry is a score, its parts and the probabilities of its heads.
+fn assert_explained(weights: &[proto::NamedScore], entries: &[(f64, proto::ScoreParts, &[proto::NamedScore])]) {
+    assert!(!weights.is_empty() && !entries.is_empty());
+    for (score, parts, heads) in entries {
+        let names = |scores: &[proto::NamedScore]| scores.iter().map(|named| named.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(weights), names(heads));
+        let base: f64 = weights.iter().zip(*heads).map(|(weight, head)| weight.score * head.score).sum();
+        assert!((base - parts.base).abs() < 1e-5, "{base} {parts:?}");
+        let sum = parts.base + parts.match_bonus;
+        let expected = if sum < 0.0 { sum / parts.boost_factor } else { sum * parts.boost_factor };
+        assert!((expected - score).abs() < 1e-5, "{score} {parts:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_parts_explain_the_score_of_an_answer_and_of_its_replay() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let boost = |filter: &str, factor| proto::Boost { filter: filter.to_owned(), factor };
+    let options = Some(proto::RankingOptions {
+        boosts: vec![boost("title HAS \"red\"", 3.0), boost("item_id = \"i0\"", 0.5)],
+        debug_level: proto::DebugLevel::Scores.into(),
+        ..Default::default()
+    });
+    let found = search(channel, proto::SearchRequest { options, ..query("mug number 0") }).await.unwrap();
+    let debug: Vec<&proto::ResultDebug> = found.results.iter().filter_map(|result| result.debug.as_ref()).collect();
+    let entries: Vec<_> = (found.results.iter().zip(&debug))
+        .map(|(result, debug)| (result.score, debug.score_parts.unwrap(), &debug.heads[..]))
+        .collect();
+    let weights = found.info.unwrap().debug.unwrap().head_weights;
+    assert_explained(&weights, &entries);
+    let factors = |id: &str| {
+        let at = found.results.iter().position(|result| result.item_id == id).unwrap();
+        (entries[at].1.match_bonus, entries[at].1.boost_factor)
+    };
+    assert_eq!((factors("i0"), factors("i1").1), ((1.0, 1.5), 1.0));
+
+    let mut client = ExplainServiceClient::new(channel.clone());
+    let request = proto::ReplayAnswerRequest { attribution_token: found.attribution_token };
+    let replayed = client.replay_answer(request).await.unwrap().into_inner();
+    assert!(replayed.identical, "{}", replayed.first_difference);
+    let slots: Vec<_> =
+        replayed.slots.iter().map(|slot| (slot.score, slot.score_parts.unwrap(), &slot.heads[..])).collect();
+    assert_eq!(slots, entries);
+    assert_eq!(replayed.slots[0].head_weights, weights);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_is_new_for_thirty_days_after_its_creation() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let created = |days: i64| Some(prost_types::Timestamp { seconds: now_s() - days * DAY_S, nanos: 0 });
+    let item = |id: &str, create_time| proto::Item {
+        item_id: id.to_owned(),
+        title: "brass sundial".to_owned(),
+        create_time,
+        ..Default::default()
+    };
+    upsert(channel, vec![item("today", None), item("recent", created(29)), item("old", created(31))]).await;
+    let is_new = async || {
+        let found = search(channel, query("brass sundial")).await.unwrap();
+        let codes = |id: &str| reasons(found.results.iter().find(|result| result.item_id == id).unwrap());
+        ["today", "recent", "old"].map(|id| codes(id).last() == Some(&ReasonCode::New))
+    };
+    assert_eq!(is_new().await, [true, true, false]);
+    // Another write of a known item does not make it new.
+    let renamed = proto::Item { brand: "Acme".to_owned(), ..item("old", None) };
+    upsert(channel, vec![renamed]).await;
+    assert_eq!(is_new().await, [true, true, false]);
+    let found = search(channel, query("red mug number 0")).await.unwrap();
+    let old = found.results.iter().find(|result| result.item_id == "i0").unwrap();
+    assert!(!reasons(old).contains(&ReasonCode::New), "the creation of the bundle's item is not known");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_given_back_in_full_is_not_bought() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let start = now_s() - 10 * DAY_S;
+    let event = |number: i64, kind: EventType, user: &str, lines: &[(&str, i32)]| proto::Event {
+        event_id: format!("{user}-{number}"),
+        r#type: kind.into(),
+        viewer: viewer(user),
+        occurred_time: Some(prost_types::Timestamp { seconds: start + number * 3600, nanos: 0 }),
+        lines: lines
+            .iter()
+            .map(|(item, quantity)| proto::EventLine {
+                item_id: (*item).to_owned(),
+                quantity: *quantity,
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
+    };
+    let events = vec![
+        event(0, EventType::View, "p", &[("i5", 1)]),
+        event(1, EventType::Purchase, "p", &[("i5", 2), ("i6", 3)]),
+        event(2, EventType::Purchase, "p", &[("i7", 1)]),
+        event(3, EventType::Refund, "p", &[("i5", 2), ("i6", 1)]),
+        // The purchase of this refund arrives later.
+        event(5, EventType::Refund, "q", &[("i8", 1)]),
+        event(4, EventType::Purchase, "q", &[("i8", 1)]),
+    ];
+    EventServiceClient::new(server.channel.clone()).write_events(proto::WriteEventsRequest { events }).await.unwrap();
+    let mut popular = Vec::new();
+    let mut server = Some(server);
+    for round in ["live", "replayed"] {
+        let running = match server.take() {
+            Some(server) => server,
+            None => GrpcServer::start(shop.reopen(HealthBounds::default()).await).await,
+        };
+        let recommend = async |user: &str, kind: RecommendType| {
+            let request = proto::RecommendRequest {
+                viewer: viewer(user),
+                r#type: kind.into(),
+                page_size: 200,
+                ..Default::default()
+            };
+            RankingServiceClient::new(running.channel.clone()).recommend(request).await.unwrap().into_inner().results
+        };
+        let mut again = recommend("p", RecommendType::BuyAgain).await;
+        again.sort_by(|a, b| a.item_id.cmp(&b.item_id));
+        assert_eq!(ids(&again), ["i6", "i7"], "{round}");
+        assert!(recommend("q", RecommendType::BuyAgain).await.is_empty(), "{round}");
+        let for_you = recommend("p", RecommendType::ForYou).await;
+        let bought = |result: &&proto::Result| reasons(result).contains(&ReasonCode::BoughtBefore);
+        let mut bought: Vec<&str> = for_you.iter().filter(bought).map(|result| result.item_id.as_str()).collect();
+        bought.sort_unstable();
+        assert_eq!(bought, ["i6", "i7"], "{round}");
+        let evidence: Vec<&String> =
+            for_you.iter().flat_map(|result| &result.reasons).flat_map(|reason| &reason.evidence_item_ids).collect();
+        assert!(!evidence.is_empty() && evidence.iter().all(|id| *id != "i5"), "{round} {evidence:?}");
+        let strangers = recommend("nobody", RecommendType::ForYou).await;
+        popular.push(strangers.into_iter().map(|result| result.item_id).collect::<Vec<_>>());
+        running.end().await;
+    }
+    assert_eq!(popular[0], popular[1], "the popularity is the same after the replay");
+    let count = |item: &str| popular[0].iter().filter(|id| *id == item).count();
+    assert_eq!((count("i5"), count("i6"), count("i8")), (1, 1, 0), "a view of i5 remains: {popular:?}");
+}

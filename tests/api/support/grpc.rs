@@ -1,0 +1,37 @@
+//! An engine behind its gRPC services, in the process of the test.
+use lodestone::server::{ServerConfig, serve};
+use lodestone_engine::Engine;
+use std::{sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tonic::transport::{Channel, Endpoint};
+
+/// A server on a free port.
+pub(crate) struct GrpcServer {
+    pub(crate) channel: Channel,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl GrpcServer {
+    pub(crate) async fn start(engine: Engine) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        // A test on a busy machine has longer deadlines than a shop.
+        let limit = Duration::from_secs(60);
+        let config = ServerConfig { deadline_default: limit, deadline_max: limit, ..ServerConfig::default() };
+        let task = tokio::spawn(async move {
+            let stopped = async { stopped.await.unwrap_or_default() };
+            serve(Arc::new(engine), config, listener, stopped).await.unwrap();
+        });
+        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+        Self { channel, stop, task }
+    }
+
+    /// Ends the server and drops its engine.
+    pub(crate) async fn end(self) {
+        drop(self.channel);
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap();
+    }
+}
