@@ -129,10 +129,10 @@ def conventions(work):
     log.with_name("00000000000000009000.checkpoint").touch()
     ran = run("events", "verify", "--data", work / "filled")
     check(ran.returncode == NO and "changes up to position 9000" in ran.stdout and "from position 2001 on are lost" in ran.stdout,
-          f"a checkpoint ahead of the log is exit code 1 {ran.stdout}")
+          "a checkpoint ahead of the log is exit code 1")
     for command in [["compact"], ["export", "--since", "2020-01-01", "--out", work / "exported"]]:
         ran = run("events", *command, "--data", work / "filled")
-        check(ran.returncode == ERROR and "ends at position 2000" in ran.stderr, f"{command[0]} refuses a log without its end {ran.stderr}")
+        check(ran.returncode == ERROR and "ends at position 2000" in ran.stderr, f"events {command[0]} refuses a log without its end")
     ran = run("events", "verify", "--data", work / "filled", "--repair", "--format", "json")
     repair = json.loads(ran.stdout)["repair"]
     check(ran.returncode == SUCCESS and repair["lost_records"] is None and repair["set_aside"].endswith("9000.checkpoint.damaged"),
