@@ -516,7 +516,7 @@ fn event_message(action: &UserAction, number: usize, shown: &ShownList<'_>, shop
     let order_id = if action.kind == EventKind::Purchase { id.clone() } else { String::new() };
     let lines = action.lines.iter().map(|(product, rank)| proto::EventLine {
         item_id: id_of(*product),
-        quantity: 1,
+        quantity: 1.0,
         price_micros: Some(shop.products[*product].price.micros()),
         rank: *rank as i32,
     });

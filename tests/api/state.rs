@@ -331,7 +331,7 @@ fn a_cart_holds_items_that_were_added_and_neither_removed_nor_bought() {
     add(EventKind::Favorite, "c");
     add(EventKind::Unfavorite, "a");
     let history = users.history(&id(0)).unwrap();
-    assert_eq!(history.cart(), [(ItemKey(0), 1), (ItemKey(2), 1)]);
+    assert_eq!(history.cart(), [(ItemKey(0), 1.0), (ItemKey(2), 1.0)]);
     assert_eq!(history.favorites(), [ItemKey(2)]);
     assert_eq!((history.events.len(), history.position), (9, 10));
 }
@@ -342,7 +342,7 @@ fn context_events_are_not_stored_and_intern_no_item_keys() {
     users.apply(1, &event("a", EventKind::View, "p0", "known", START), &keys);
     let context = ["known", "unknown"].map(|item| event(item, EventKind::AddToCart, "p0", item, START + 5000));
     let history = users.history(&id(0)).unwrap().with_context(&context, &keys);
-    assert_eq!(history.cart(), [(ItemKey(0), 1)]);
+    assert_eq!(history.cart(), [(ItemKey(0), 1.0)]);
     assert_eq!(users.history(&id(0)).unwrap().events.len(), 1);
     assert_eq!(keys.len(), 1);
 }

@@ -9,6 +9,8 @@ pub const ID_BYTES_MAX: usize = 128;
 pub enum IdError {
     #[error("must not be empty")]
     Empty,
+    #[error("must not be white space only")]
+    Blank,
     #[error("has {bytes} bytes; the limit is {ID_BYTES_MAX}")]
     TooLong { bytes: usize },
     #[error("has a control character at byte {position}")]
@@ -18,6 +20,9 @@ pub enum IdError {
 fn check(text: &str) -> Result<(), IdError> {
     if text.is_empty() {
         return Err(IdError::Empty);
+    }
+    if text.trim().is_empty() {
+        return Err(IdError::Blank);
     }
     if text.len() > ID_BYTES_MAX {
         return Err(IdError::TooLong { bytes: text.len() });
@@ -35,7 +40,7 @@ macro_rules! text_id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Accepts 1 to [`ID_BYTES_MAX`] bytes without control characters.
+            /// Accepts 1 to [`ID_BYTES_MAX`] bytes without control characters that are not all white space.
             pub fn parse(text: &str) -> Result<Self, IdError> {
                 check(text)?;
                 Ok(Self(Arc::from(text)))

@@ -1,4 +1,4 @@
-//! Quantities with units: times and prices.
+//! Values with units: times, prices and quantities.
 
 /// A time in milliseconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -44,5 +44,51 @@ impl PriceMicros {
     /// Returns the price in the currency's unit: 2,950,000 micros are 2.95.
     pub fn units(self) -> f64 {
         self.0 as f64 / 1e6
+    }
+}
+
+/// An amount of an item in thousandths of its unit: pieces, or the unit of its price, such as kilograms. From 0.001 to
+/// [`Quantity::UNITS_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Quantity(u32);
+
+impl Quantity {
+    pub const ONE: Self = Self(1000);
+    pub const UNITS_MAX: u32 = 1_000_000;
+
+    /// Rounds to thousandths. Returns `None` if the result is not within 0.001 and [`Quantity::UNITS_MAX`].
+    pub fn from_units(units: f64) -> Option<Self> {
+        // The conversion saturates, and NaN becomes 0.
+        Self::from_thousandths((units * 1000.0).round() as u32)
+    }
+
+    /// Returns `None` for 0 and for more than [`Quantity::UNITS_MAX`].
+    pub fn from_thousandths(thousandths: u32) -> Option<Self> {
+        (1..=Self::UNITS_MAX * 1000).contains(&thousandths).then_some(Self(thousandths))
+    }
+
+    pub fn thousandths(self) -> u32 {
+        self.0
+    }
+
+    /// Returns the amount in units: 345 thousandths are 0.345.
+    pub fn units(self) -> f64 {
+        f64::from(self.0) / 1000.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_keep_thousandths_and_their_range() {
+        assert_eq!(Quantity::from_units(0.345).map(Quantity::thousandths), Some(345));
+        assert_eq!(Quantity::from_units(1.9).map(Quantity::units), Some(1.9));
+        assert_eq!(Quantity::from_units(1.0), Some(Quantity::ONE));
+        assert!(Quantity::from_units(1e6).is_some() && Quantity::from_units(0.001).is_some());
+        for outside in [0.0, 0.0004, -1.0, 1_000_000.1, 1e30, f64::NAN, f64::INFINITY] {
+            assert_eq!(Quantity::from_units(outside), None, "{outside}");
+        }
     }
 }

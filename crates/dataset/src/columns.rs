@@ -56,6 +56,14 @@ impl Columns<'_> {
         self.typed(name, "64-bit numbers")
     }
 
+    /// Returns the numbers of a column of 64-bit numbers or integers; `None` for a null.
+    pub(crate) fn amounts(&self, name: &'static str) -> Result<Vec<Option<f64>>, DatasetError> {
+        if let Some(integers) = self.column(name)?.as_any().downcast_ref::<Int64Array>() {
+            return Ok(integers.iter().map(|value| value.map(|value| value as f64)).collect());
+        }
+        Ok(self.numbers(name)?.iter().collect())
+    }
+
     pub(crate) fn flags(&self, name: &'static str) -> Result<&BooleanArray, DatasetError> {
         self.typed(name, "flags")
     }

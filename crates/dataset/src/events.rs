@@ -3,11 +3,11 @@ use super::{
     DatasetError,
     columns::{self, Columns, optional},
 };
-use arrow_array::{Array, ArrayRef, Int64Array, StringArray};
+use arrow_array::{Array, ArrayRef, Float64Array, Int64Array, StringArray};
 use arrow_schema::{Field, Schema};
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
-    units::{PriceMicros, UnixMillis},
+    units::{PriceMicros, Quantity, UnixMillis},
 };
 use lodestone_events::{Event, EventKind, EventLine};
 use std::{fs, path::Path, sync::Arc};
@@ -22,7 +22,8 @@ pub struct DatasetEvent {
     pub kind: EventKind,
     pub at: UnixMillis,
     pub item: Option<ItemId>,
-    pub quantity: u32,
+    /// `None` for an event without an item.
+    pub quantity: Option<Quantity>,
     pub price: Option<PriceMicros>,
     pub currency: String,
     pub order: String,
@@ -37,6 +38,7 @@ pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetE
     let integers = |of: &dyn Fn(&DatasetEvent) -> Option<i64>| -> ArrayRef {
         Arc::new(events.iter().map(of).collect::<Int64Array>())
     };
+    let quantities: Float64Array = events.iter().map(|event| event.quantity.map(Quantity::units)).collect();
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("event_id", texts(events, |event| Some(&event.event_id))),
         ("user", texts(events, |event| event.user.as_ref().map(UserId::as_str))),
@@ -44,7 +46,7 @@ pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetE
         ("type", texts(events, |event| Some(event.kind.name()))),
         ("time_ms", integers(&|event| Some(event.at.0))),
         ("item_id", texts(events, |event| event.item.as_ref().map(ItemId::as_str))),
-        ("quantity", integers(&|event| Some(i64::from(event.quantity)))),
+        ("quantity", Arc::new(quantities)),
         ("price_micros", integers(&|event| event.price.map(PriceMicros::micros))),
         ("currency", texts(events, |event| Some(&event.currency))),
         ("order_id", texts(events, |event| Some(&event.order))),
@@ -90,11 +92,14 @@ pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
 fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), DatasetError> {
     let (event_ids, users, sessions) = (columns.texts("event_id")?, columns.texts("user")?, columns.texts("session")?);
     let (kinds, times, items) = (columns.texts("type")?, columns.integers("time_ms")?, columns.texts("item_id")?);
-    let (quantities, prices) = (columns.integers("quantity")?, columns.integers("price_micros")?);
+    let (quantities, prices) = (columns.amounts("quantity")?, columns.integers("price_micros")?);
     let (currencies, orders, queries) =
         (columns.texts("currency")?, columns.texts("order_id")?, columns.texts("query")?);
     let text = |texts: &StringArray, row| optional(texts, row).unwrap_or_default().to_owned();
     for row in 0..columns.len() {
+        if times.is_null(row) {
+            return Err(columns.bad(row, "time_ms", "there is no time".to_owned()));
+        }
         let kind = text(kinds, row);
         let user = match optional(users, row) {
             None => None,
@@ -114,10 +119,20 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
             kind: EventKind::from_name(&kind)
                 .ok_or_else(|| columns.bad(row, "type", format!("`{kind}` is not an event type")))?,
             at: UnixMillis(times.value(row)),
+            quantity: match quantities[row].filter(|quantity| *quantity != 0.0) {
+                None => item.is_some().then_some(Quantity::ONE),
+                Some(units) => Some(Quantity::from_units(units).ok_or_else(|| {
+                    let max = Quantity::UNITS_MAX;
+                    columns.bad(row, "quantity", format!("{units} is not within 0.001 and {max}"))
+                })?),
+            },
             item,
-            quantity: u32::try_from(quantities.value(row))
-                .map_err(|_| columns.bad(row, "quantity", format!("{} is out of range", quantities.value(row))))?,
-            price: price.and_then(PriceMicros::new),
+            price: match price {
+                None => None,
+                Some(micros) => Some(PriceMicros::new(micros).ok_or_else(|| {
+                    columns.bad(row, "price_micros", format!("{micros} is not within 0 and {}", PriceMicros::MAX))
+                })?),
+            },
             currency: text(currencies, row),
             order: text(orders, row),
             query: text(queries, row),
@@ -131,7 +146,12 @@ pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     for row in rows {
         let Some(user) = row.user else { continue };
-        let line = row.item.map(|item| EventLine { item, quantity: row.quantity, price: row.price, rank: 0 });
+        let line = row.item.map(|item| EventLine {
+            item,
+            quantity: row.quantity.unwrap_or(Quantity::ONE),
+            price: row.price,
+            rank: 0,
+        });
         match events.last_mut() {
             Some(event) if event.id.as_str() == row.event_id => event.lines.extend(line),
             _ => {
@@ -163,7 +183,7 @@ mod tests {
             kind: EventKind::Purchase,
             at: UnixMillis(at),
             item: Some(ItemId::parse(item).unwrap()),
-            quantity: 2,
+            quantity: Quantity::from_units(0.345),
             price: PriceMicros::new(100),
             currency: "GBP".into(),
             order: event_id.into(),

@@ -1,7 +1,7 @@
 //! Export of the log's events to Parquet files, one directory for each day.
 use super::{DatasetError, columns::ParquetRows};
 use arrow_array::{
-    ArrayRef, Int64Array, StringArray,
+    ArrayRef, Float64Array, Int64Array, StringArray,
     builder::{ListBuilder, StringBuilder},
 };
 use arrow_schema::{Field, Schema};
@@ -150,6 +150,7 @@ fn columns(events: &[Event]) -> Vec<(&'static str, ArrayRef)> {
         Arc::new(rows.iter().map(|(event, line)| of(event, *line)).collect::<Int64Array>())
     };
     let items: StringArray = rows.iter().map(|(_, line)| line.map(|line| line.item.as_str())).collect();
+    let quantities: Float64Array = rows.iter().map(|(_, line)| line.map(|line| line.quantity.units())).collect();
     let mut categories = ListBuilder::new(StringBuilder::new());
     for (event, _) in &rows {
         event.categories.iter().for_each(|category| categories.values().append_value(category));
@@ -162,7 +163,7 @@ fn columns(events: &[Event]) -> Vec<(&'static str, ArrayRef)> {
         ("type", texts(&|event| Some(event.kind.name().to_owned()))),
         ("time_ms", numbers(&|event, _| Some(event.at.0))),
         ("item_id", Arc::new(items)),
-        ("quantity", numbers(&|_, line| Some(line.map_or(0, |line| line.quantity.into())))),
+        ("quantity", Arc::new(quantities)),
         ("price_micros", numbers(&|_, line| line.and_then(|line| line.price).map(|price| price.micros()))),
         ("currency", texts(&|event| Some(event.currency.clone()))),
         ("order_id", texts(&|event| Some(event.order.clone()))),

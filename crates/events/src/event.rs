@@ -1,7 +1,7 @@
 //! User events.
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
-    units::{PriceMicros, UnixMillis},
+    units::{PriceMicros, Quantity, UnixMillis},
 };
 
 /// A validated event. Its fields correspond to those of `lodestone.v1.Event`.
@@ -51,8 +51,7 @@ impl Event {
 #[derive(Debug, Clone, PartialEq)]
 pub struct EventLine {
     pub item: ItemId,
-    /// 1 to 1,000,000.
-    pub quantity: u32,
+    pub quantity: Quantity,
     pub price: Option<PriceMicros>,
     /// The rank in the list that the user saw, counted from 1; 0 if unknown.
     pub rank: u32,

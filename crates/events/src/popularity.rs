@@ -212,7 +212,10 @@ fn decay(days: f64, half_life: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::EventLine;
-    use lodestone_core::ids::{EventId, ItemId, UserId};
+    use lodestone_core::{
+        ids::{EventId, ItemId, UserId},
+        units::Quantity,
+    };
     use proptest::prelude::*;
 
     const START: i64 = 1_700_000_000_000;
@@ -224,7 +227,7 @@ mod tests {
     fn event(kind: EventKind, item: &str, at: UnixMillis) -> Event {
         let item = ItemId::parse(item).unwrap();
         Event {
-            lines: vec![EventLine { item, quantity: 1, price: None, rank: 0 }],
+            lines: vec![EventLine { item, quantity: Quantity::ONE, price: None, rank: 0 }],
             ..Event::new(EventId::parse("e").unwrap(), kind, UserId::signed_in("p").unwrap(), at)
         }
     }

@@ -3,13 +3,13 @@ use super::{Attribution, Event, EventKind, EventLine, LogError};
 use lodestone_catalog::{AttributeValue, Item};
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
-    units::{PriceMicros, UnixMillis},
+    units::{PriceMicros, Quantity, UnixMillis},
 };
 use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
 /// The version of written records. Readers reject unknown versions.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// A change that a record of the log stores.
 #[derive(Debug, Clone, PartialEq)]
@@ -143,7 +143,7 @@ struct LineRecord {
     #[prost(string, tag = "1")]
     item: String,
     #[prost(uint32, tag = "2")]
-    quantity: u32,
+    quantity_thousandths: u32,
     #[prost(int64, optional, tag = "3")]
     price_micros: Option<i64>,
     #[prost(uint32, tag = "4")]
@@ -245,7 +245,7 @@ impl From<&EventLine> for LineRecord {
     fn from(line: &EventLine) -> Self {
         Self {
             item: line.item.as_str().to_owned(),
-            quantity: line.quantity,
+            quantity_thousandths: line.quantity.thousandths(),
             price_micros: line.price.map(PriceMicros::micros),
             rank: line.rank,
         }
@@ -256,7 +256,7 @@ impl LineRecord {
     fn read(self) -> Result<EventLine, Reason> {
         Ok(EventLine {
             item: read_item_id(&self.item)?,
-            quantity: self.quantity,
+            quantity: Quantity::from_thousandths(self.quantity_thousandths).ok_or("the quantity is out of range")?,
             price: read_price(self.price_micros)?,
             rank: self.rank,
         })
@@ -318,14 +318,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn event() -> impl Strategy<Value = Event> {
-        let line = ("[a-z0-9]{1,9}", 1u32..1_000_000, proptest::option::of(0..=PriceMicros::MAX), 0u32..99).prop_map(
-            |(item, quantity, price, rank)| EventLine {
+        let line = ("[a-z0-9]{1,9}", 1u32..=1_000_000_000, proptest::option::of(0..=PriceMicros::MAX), 0u32..99)
+            .prop_map(|(item, quantity, price, rank)| EventLine {
                 item: ItemId::parse(&item).unwrap(),
-                quantity,
+                quantity: Quantity::from_thousandths(quantity).unwrap(),
                 price: price.map(|micros| PriceMicros::new(micros).unwrap()),
                 rank,
-            },
-        );
+            });
         let texts = ("\\PC{0,12}", "\\PC{0,12}", "\\PC{0,12}", "\\PC{0,12}", "\\PC{0,12}");
         let attribution = prop_oneof![
             Just(Attribution::None),
@@ -333,7 +332,7 @@ mod tests {
             "\\PC{0,12}".prop_map(Attribution::Foreign),
         ];
         let lists = (proptest::collection::vec(line, 0..4), proptest::collection::vec("\\PC{0,5}", 0..4));
-        (0usize..14, "\\PC{1,20}", any::<bool>(), any::<i64>(), 0u8..=5, texts, lists, attribution).prop_map(
+        (0usize..14, "\\PC{0,19}[a-z]", any::<bool>(), any::<i64>(), 0u8..=5, texts, lists, attribution).prop_map(
             |(
                 kind,
                 id,

@@ -8,14 +8,13 @@ use std::hash::Hash;
 pub struct RefundLine<K> {
     pub item: K,
     pub kind: EventKind,
-    /// Pieces.
-    pub quantity: u32,
+    pub thousandths: u64,
 }
 
 /// The lines of a user's events that refunds take back.
 ///
-/// A refund takes its pieces from the latest purchases of the item before it, because files and shops seldom name the
-/// order that is given back. A purchase without remaining pieces no longer counts as a purchase. If no purchase of the
+/// A refund takes its quantity from the latest purchases of the item before it, because files and shops seldom name the
+/// order that is given back. A purchase of which nothing remains no longer counts as a purchase. If no purchase of the
 /// item remains, the earlier views, carts and other events of the item are no evidence of interest either.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refunds {
@@ -31,11 +30,11 @@ impl Refunds {
             return Self::default();
         }
         let mut refunds = Self { refunded: vec![false; lines.len()], withdrawn: vec![false; lines.len()] };
-        // By item: the purchases with remaining pieces, as index and pieces.
-        let mut open: AHashMap<K, Vec<(usize, u32)>> = AHashMap::new();
+        // By item: the purchases of which a part remains, as index and thousandths.
+        let mut open: AHashMap<K, Vec<(usize, u64)>> = AHashMap::new();
         for (index, line) in lines.iter().enumerate() {
             match line.kind {
-                EventKind::Purchase => open.entry(line.item).or_default().push((index, line.quantity.max(1))),
+                EventKind::Purchase => open.entry(line.item).or_default().push((index, line.thousandths)),
                 EventKind::Refund => refunds.refund(lines, index, open.entry(line.item).or_default()),
                 _ => {}
             }
@@ -43,13 +42,13 @@ impl Refunds {
         refunds
     }
 
-    fn refund<K: Copy + Eq>(&mut self, lines: &[RefundLine<K>], refund: usize, open: &mut Vec<(usize, u32)>) {
+    fn refund<K: Copy + Eq>(&mut self, lines: &[RefundLine<K>], refund: usize, open: &mut Vec<(usize, u64)>) {
         self.withdrawn[refund] = true;
-        let mut left = lines[refund].quantity.max(1);
-        while let Some((purchase, pieces)) = open.last_mut().filter(|_| left > 0) {
-            let taken = left.min(*pieces);
-            (left, *pieces) = (left - taken, *pieces - taken);
-            if *pieces == 0 {
+        let mut left = lines[refund].thousandths;
+        while let Some((purchase, remaining)) = open.last_mut().filter(|_| left > 0) {
+            let taken = left.min(*remaining);
+            (left, *remaining) = (left - taken, *remaining - taken);
+            if *remaining == 0 {
                 self.refunded[*purchase] = true;
                 self.withdrawn[*purchase] = true;
                 open.pop();
@@ -80,7 +79,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn refunds(lines: &[(EventKind, u32, u32)]) -> (Vec<usize>, Vec<usize>) {
-        let of = |&(kind, item, quantity): &(EventKind, u32, u32)| RefundLine { item, kind, quantity };
+        let of = |&(kind, item, pieces): &(EventKind, u32, u32)| {
+            RefundLine { item, kind, thousandths: u64::from(pieces) * 1000 }
+        };
         let lines: Vec<RefundLine<u32>> = lines.iter().map(of).collect();
         let refunds = Refunds::of(&lines);
         let all = 0..lines.len();

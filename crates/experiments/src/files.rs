@@ -1,7 +1,10 @@
 //! Readers of exposures and outcomes: JSON lines, or the Parquet files of `lodestone answers export` and of canonical
 //! events.
 use crate::observations::{Draft, Exposure, Outcome, Team};
-use lodestone_core::{ids::UserId, units::UnixMillis};
+use lodestone_core::{
+    ids::UserId,
+    units::{Quantity, UnixMillis},
+};
 use lodestone_dataset::{self as dataset, DatasetError, DatasetSlot};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -222,7 +225,7 @@ fn outcome(event: dataset::DatasetEvent) -> Option<Outcome> {
         user: event.user.as_ref().map(UserId::as_str)?.to_owned(),
         at: event.at,
         kind: event.kind.name().to_owned(),
-        value: price * f64::from(event.quantity),
+        value: price * event.quantity.map_or(1.0, Quantity::units),
         item: event.item.map_or_else(String::new, |item| item.as_str().to_owned()),
         answer: String::new(),
     })

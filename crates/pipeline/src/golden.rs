@@ -12,7 +12,7 @@ use crate::{
 };
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_events::{Event, EventKind, EventLine, Popularity};
 use lodestone_state::users::History;
@@ -172,7 +172,7 @@ fn views(request: &GoldenRequest, now: UnixMillis) -> Result<Vec<Event>, GoldenE
         let id = EventId::parse("golden").expect("a valid constant");
         let user = UserId::visitor("golden request").expect("a valid constant");
         let at = UnixMillis(now.0 - days * UnixMillis::DAY);
-        let lines = vec![EventLine { item, quantity: 1, price: None, rank: 0 }];
+        let lines = vec![EventLine { item, quantity: Quantity::ONE, price: None, rank: 0 }];
         Ok(Event { lines, ..Event::new(id, EventKind::View, user, at) })
     };
     request.history.iter().zip(days_ago).map(view).collect()

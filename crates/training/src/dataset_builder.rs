@@ -131,8 +131,8 @@ fn rows_of(event: Event) -> Vec<DatasetEvent> {
         query: event.query.clone(),
     };
     match event.lines.is_empty() {
-        true => vec![row(None, 0, None)],
-        false => event.lines.iter().map(|line| row(Some(line.item.clone()), line.quantity, line.price)).collect(),
+        true => vec![row(None, None, None)],
+        false => event.lines.iter().map(|line| row(Some(line.item.clone()), Some(line.quantity), line.price)).collect(),
     }
 }
 
@@ -141,12 +141,17 @@ mod tests {
     use super::*;
     use lodestone_core::{
         ids::{EventId, UserId},
-        units::UnixMillis,
+        units::{Quantity, UnixMillis},
     };
     use lodestone_events::{EventKind, EventLine};
 
     fn purchase(id: &str, at: i64, items: &[&str], attribution: Attribution) -> Change {
-        let line = |item: &&str| EventLine { item: ItemId::parse(item).unwrap(), quantity: 2, price: None, rank: 1 };
+        let line = |item: &&str| EventLine {
+            item: ItemId::parse(item).unwrap(),
+            quantity: Quantity::ONE,
+            price: None,
+            rank: 1,
+        };
         let (id, at) = (EventId::parse(id).unwrap(), UnixMillis(at));
         Change::Event(Event {
             lines: items.iter().map(line).collect(),

@@ -114,7 +114,7 @@ impl<'a> Outcomes<'a> {
             .flat_map(|event| event.lines.iter().map(move |line| (event, line)))
             .filter_map(|(event, line)| {
                 let item = self.row_of(&line.item)?;
-                Some((RefundLine { item, kind: event.kind, quantity: line.quantity }, event.at))
+                Some((RefundLine { item, kind: event.kind, thousandths: line.quantity.thousandths().into() }, event.at))
             })
             .collect();
         let refunds = Refunds::of(&lines.iter().map(|(line, _)| *line).collect::<Vec<_>>());
@@ -265,12 +265,12 @@ fn with_frequent_heads(mut lists: Vec<RankingList>) -> Lists {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_core::ids::EventId;
+    use lodestone_core::{ids::EventId, units::Quantity};
     use lodestone_events::EventLine;
 
     fn event(kind: EventKind, item: &str, day: f64) -> Event {
         let at = UnixMillis((day * UnixMillis::DAY as f64) as i64);
-        let line = EventLine { item: ItemId::parse(item).unwrap(), quantity: 1, price: None, rank: 0 };
+        let line = EventLine { item: ItemId::parse(item).unwrap(), quantity: Quantity::ONE, price: None, rank: 0 };
         let user = UserId::signed_in("p").unwrap();
         Event { lines: vec![line], ..Event::new(EventId::parse("e").unwrap(), kind, user, at) }
     }

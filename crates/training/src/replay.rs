@@ -2,7 +2,7 @@
 use ahash::AHashMap;
 use lodestone_core::{
     ids::{ItemId, UserId},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::{Event, EventKind, RefundLine, Refunds};
@@ -39,7 +39,7 @@ pub(crate) fn without_refunded(events: &[DatasetEvent], end: UnixMillis) -> Vec<
         indices.sort_by_key(|index| events[*index].at);
         let line = |index: &usize| {
             let DatasetEvent { item, kind, quantity, .. } = &events[*index];
-            item.as_ref().map(|item| RefundLine { item, kind: *kind, quantity: *quantity })
+            item.as_ref().map(|item| RefundLine { item, kind: *kind, thousandths: quantity.unwrap_or(Quantity::ONE).thousandths().into() })
         };
         let refunds = Refunds::of(&indices.iter().filter_map(line).collect::<Vec<_>>());
         indices.iter().enumerate().for_each(|(at, index)| is_withdrawn[*index] = refunds.is_withdrawn(at));
@@ -58,7 +58,7 @@ pub(crate) fn remove_refunded(events: &mut [Event]) {
     for lines in by_user.values() {
         let line = |(event, line): &(usize, usize)| {
             let (event, line) = (&events[*event], &events[*event].lines[*line]);
-            RefundLine { item: &line.item, kind: event.kind, quantity: line.quantity }
+            RefundLine { item: &line.item, kind: event.kind, thousandths: line.quantity.thousandths().into() }
         };
         let refunds = Refunds::of(&lines.iter().map(line).collect::<Vec<_>>());
         refunded.extend(lines.iter().enumerate().filter(|(at, _)| refunds.is_refunded(*at)).map(|(_, line)| *line));

@@ -19,7 +19,7 @@ use ahash::AHashMap;
 use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::{
     ids::{ItemId, UserId},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_events::{Event, EventKind, RefundLine, Refunds};
 use lodestone_pipeline::{
@@ -81,7 +81,7 @@ struct History {
     rows: Vec<u32>,
     kinds: Vec<u8>,
     at: Vec<UnixMillis>,
-    quantities: Vec<u32>,
+    quantities: Vec<Quantity>,
     steps: Vec<Step>,
 }
 
@@ -122,7 +122,11 @@ impl History {
         let kinds = self.steps.iter().flat_map(|step| step.rows.clone().map(|_| step.kind));
         let lines = kinds.zip(&self.rows).zip(&self.quantities);
         let line =
-            |((kind, row), quantity): ((EventKind, &u32), &u32)| RefundLine { item: *row, kind, quantity: *quantity };
+            |((kind, row), quantity): ((EventKind, &u32), &Quantity)| RefundLine {
+                item: *row,
+                kind,
+                thousandths: quantity.thousandths().into(),
+            };
         let refunds = Refunds::of(&lines.map(line).collect::<Vec<_>>());
         let kept: Vec<usize> = (0..self.rows.len()).filter(|index| !refunds.is_withdrawn(*index)).collect();
         if kept.len() == self.rows.len() {
@@ -457,13 +461,13 @@ fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<Ex
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_core::ids::EventId;
+    use lodestone_core::{ids::EventId, units::Quantity};
     use lodestone_events::EventLine;
 
     fn event(kind: EventKind, hour: i64, items: &[u32]) -> Event {
         let line = |item: &u32| EventLine {
             item: ItemId::parse(&item.to_string()).unwrap(),
-            quantity: 1,
+            quantity: Quantity::ONE,
             price: None,
             rank: 0,
         };

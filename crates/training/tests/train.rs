@@ -3,7 +3,7 @@
 use lodestone_catalog::Item;
 use lodestone_core::{
     ids::{ItemId, Row, UserId},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_events::EventKind;
@@ -68,7 +68,7 @@ fn row(user: usize, kind: EventKind, hour: i64, item: usize) -> DatasetEvent {
         kind,
         at: UnixMillis(1_700_000_000_000 + hour * HOUR),
         item: Some(item_id(item)),
-        quantity: 1,
+        quantity: Some(Quantity::ONE),
         price: None,
         currency: String::new(),
         order: String::new(),

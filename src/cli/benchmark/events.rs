@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_events::{Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log};
 use lodestone_state::{LiveState, RecoveryOptions, checkpoints::Checkpoints, recover, state_with_items};
@@ -246,7 +246,7 @@ impl SyntheticShop {
         let item = self.items[item].clone();
         let lines = match kind {
             EventKind::Search => Vec::new(),
-            _ => vec![EventLine { item, quantity: 1, price: None, rank: 0 }],
+            _ => vec![EventLine { item, quantity: Quantity::ONE, price: None, rank: 0 }],
         };
         let id = EventId::parse(&format!("{:016x}-{number:08}", random.random::<u64>())).expect("a short plain text");
         let query = match kind {

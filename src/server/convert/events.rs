@@ -3,7 +3,7 @@ use super::{TEXT_CHARS_MAX, currency, items, viewer::viewer};
 use crate::server::{proto, violations::Violations};
 use lodestone_core::{
     ids::{EventId, ItemId},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_events::{Attribution, Event, EventKind, EventLine};
 use std::{
@@ -12,7 +12,6 @@ use std::{
 };
 
 const LINES_MAX: usize = 1000;
-const QUANTITY_MAX: i32 = 1_000_000;
 /// 1990-01-01.
 const EARLIEST_MS: i64 = 631_152_000_000;
 
@@ -106,9 +105,10 @@ fn lines(violations: &mut Violations, path: impl Display, sent: &[proto::EventLi
     for (index, line) in sent.iter().take(LINES_MAX).enumerate() {
         let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.lines[{index}].{name}"));
         let item = violations.keep(field("item_id"), ItemId::parse(&line.item_id));
-        if !(0..=QUANTITY_MAX).contains(&line.quantity) {
-            let description =
-                format!("is {}; it must be within 1 and {QUANTITY_MAX}, or 0 for one piece", line.quantity);
+        let quantity = if line.quantity == 0.0 { Some(Quantity::ONE) } else { Quantity::from_units(line.quantity) };
+        if quantity.is_none() {
+            let max = Quantity::UNITS_MAX;
+            let description = format!("is {}; it must be within 0.001 and {max}, or 0 for one piece", line.quantity);
             violations.add(field("quantity"), description);
         }
         if line.rank < 0 {
@@ -117,7 +117,7 @@ fn lines(violations: &mut Violations, path: impl Display, sent: &[proto::EventLi
         let price = items::price(violations, field("price_micros"), line.price_micros);
         lines.extend(item.map(|item| EventLine {
             item,
-            quantity: line.quantity.max(1) as u32,
+            quantity: quantity.unwrap_or(Quantity::ONE),
             price,
             rank: line.rank.max(0) as u32,
         }));
@@ -181,9 +181,33 @@ mod tests {
     #[test]
     fn next_year_and_negative_quantities_are_refused_by_field() {
         let next_year = prost_types::Timestamp { seconds: 1_700_000_000 + 365 * 86_400, nanos: 0 };
-        let lines = vec![proto::EventLine { item_id: "a".into(), quantity: -2, ..Default::default() }];
+        let lines = vec![proto::EventLine { item_id: "a".into(), quantity: -2.0, ..Default::default() }];
         let fields = check(proto::Event { occurred_time: Some(next_year), lines, ..sent() });
         assert_eq!(fields, ["events[0].occurred_time", "events[0].lines[0].quantity"]);
+    }
+
+    #[test]
+    fn quantities_of_weights_are_kept_and_impossible_ones_refused() {
+        let parsed = |quantity: f64| {
+            let lines = vec![proto::EventLine { item_id: "a".into(), quantity, ..Default::default() }];
+            let mut violations = Violations::default();
+            let event = proto::Event { lines, ..sent() };
+            let event = super::event(&mut violations, "events[0]", &event, UnixMillis(1_700_000_000_000), None);
+            event.map(|event| event.lines[0].quantity.units()).ok_or(violations.found.len())
+        };
+        for (quantity, kept) in [(0.345, 0.345), (1.9, 1.9), (0.0, 1.0), (1e6, 1e6)] {
+            assert_eq!(parsed(quantity), Ok(kept));
+        }
+        for impossible in [-1.0, 0.0001, 1_000_001.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(parsed(impossible), Err(1), "{impossible}");
+        }
+    }
+
+    #[test]
+    fn ids_of_white_space_are_refused() {
+        let lines = vec![proto::EventLine { item_id: "  ".into(), ..Default::default() }];
+        let viewer = Some(proto::Viewer { user_id: "\u{a0}".into(), ..Default::default() });
+        assert_eq!(check(proto::Event { lines, viewer, ..sent() }).len(), 2);
     }
 
     #[test]

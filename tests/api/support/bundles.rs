@@ -3,7 +3,7 @@ use super::wait::wait_until;
 use lodestone_catalog::Item;
 use lodestone_core::{
     ids::{ItemId, Row, UserId},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_engine::{Engine, EngineConfig, EngineError, OpenError, OpenOptions, open};
@@ -160,7 +160,7 @@ fn purchases() -> Vec<DatasetEvent> {
                     kind: EventKind::Purchase,
                     at: UnixMillis(1_700_000_000_000 + ((visit * 240 + user * 3 + hour) as i64) * 3_600_000),
                     item: Some(item_id(item)),
-                    quantity: 1,
+                    quantity: Some(Quantity::ONE),
                     price: None,
                     currency: String::new(),
                     order: String::new(),

@@ -1,7 +1,7 @@
 //! Events of signed-in users.
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_events::{Event, EventKind, EventLine};
 
@@ -12,7 +12,7 @@ pub(crate) const START: i64 = 1_750_000_000_000;
 pub(crate) fn event(id: &str, kind: EventKind, user: &str, item: &str, at_ms: i64) -> Event {
     let user = UserId::signed_in(user).unwrap();
     Event {
-        lines: vec![EventLine { item: ItemId::parse(item).unwrap(), quantity: 1, price: None, rank: 0 }],
+        lines: vec![EventLine { item: ItemId::parse(item).unwrap(), quantity: Quantity::ONE, price: None, rank: 0 }],
         query: if kind == EventKind::Search { format!("query {item}") } else { String::new() },
         ..Event::new(EventId::parse(id).unwrap(), kind, user, UnixMillis(at_ms))
     }

@@ -7,7 +7,10 @@ use super::{
 };
 use crate::policy::Marginal;
 use ahash::AHashMap;
-use lodestone_core::{ids::UserId, units::UnixMillis};
+use lodestone_core::{
+    ids::UserId,
+    units::{PriceMicros, Quantity, UnixMillis},
+};
 use lodestone_dataset::{self as dataset, Cells, DatasetError};
 use lodestone_events::{Attribution, Event, EventKind};
 use std::path::Path;
@@ -52,17 +55,17 @@ pub struct SlotRow {
 }
 
 /// Counts of events on an item of an answer, from events that carry the answer's attribution token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Rewards {
     pub impressions: u32,
     pub clicks: u32,
     pub views: u32,
     pub carts: u32,
     pub favorites: u32,
-    /// Number of pieces.
-    pub purchases: u32,
-    /// Number of pieces.
-    pub returns: u32,
+    /// Sum of the quantities.
+    pub purchases: f64,
+    /// Sum of the quantities.
+    pub returns: f64,
     /// Revenue of purchases with a known price, in millionths of the currency's unit.
     pub revenue_micros: i64,
 }
@@ -176,7 +179,7 @@ impl RewardJoin {
                     .find(|row| row.item == line.item.as_str())
             });
             match slot {
-                Some(row) => row.rewards.count(event.kind, line.quantity, line.price.map_or(0, |price| price.micros())),
+                Some(row) => row.rewards.count(event.kind, line.quantity, line.price),
                 None => self.unmatched_lines += 1,
             }
         }
@@ -188,7 +191,7 @@ impl RewardJoin {
 }
 
 impl Rewards {
-    fn count(&mut self, kind: EventKind, quantity: u32, price_micros: i64) {
+    fn count(&mut self, kind: EventKind, quantity: Quantity, price: Option<PriceMicros>) {
         let add = |count: &mut u32, more: u32| *count = count.saturating_add(more);
         match kind {
             EventKind::Impression => add(&mut self.impressions, 1),
@@ -197,11 +200,13 @@ impl Rewards {
             EventKind::AddToCart => add(&mut self.carts, 1),
             EventKind::Favorite => add(&mut self.favorites, 1),
             EventKind::Purchase => {
-                add(&mut self.purchases, quantity);
-                let paid = price_micros.saturating_mul(i64::from(quantity));
+                self.purchases += quantity.units();
+                let micros = price.map_or(0, PriceMicros::micros);
+                // A price has at most 10^15 micros and a quantity at most 10^9 thousandths.
+                let paid = (i128::from(micros) * i128::from(quantity.thousandths()) / 1000) as i64;
                 self.revenue_micros = self.revenue_micros.saturating_add(paid);
             }
-            EventKind::Refund => add(&mut self.returns, quantity),
+            EventKind::Refund => self.returns += quantity.units(),
             EventKind::Search
             | EventKind::RemoveFromCart
             | EventKind::Unfavorite
@@ -265,10 +270,7 @@ mod tests {
         answers::{ExplorationRecord, RankingRecord, SlotRecord, seed_of},
         policy::Exploration,
     };
-    use lodestone_core::{
-        ids::{EventId, ItemId},
-        units::PriceMicros,
-    };
+    use lodestone_core::ids::{EventId, ItemId};
     use lodestone_events::EventLine;
 
     fn record() -> AnswerRecord {
@@ -301,7 +303,12 @@ mod tests {
     fn event(kind: EventKind, item: &str, token: &str) -> Event {
         let item = ItemId::parse(item).unwrap();
         Event {
-            lines: vec![EventLine { item, quantity: 2, price: PriceMicros::new(5), rank: 0 }],
+            lines: vec![EventLine {
+                item,
+                quantity: Quantity::from_units(2.5).unwrap(),
+                price: PriceMicros::new(4),
+                rank: 0,
+            }],
             attribution: Attribution::Answer(token.to_owned()),
             ..Event::new(EventId::parse("e").unwrap(), kind, UserId::signed_in("p").unwrap(), UnixMillis(0))
         }
@@ -336,7 +343,7 @@ mod tests {
         assert_eq!(join.unmatched_lines, 2);
         let rows = join.rows();
         assert_eq!(rows[0].rewards, Rewards { impressions: 1, clicks: 1, ..Rewards::default() });
-        assert_eq!(rows[2].rewards, Rewards { purchases: 2, revenue_micros: 10, ..Rewards::default() });
+        assert_eq!(rows[2].rewards, Rewards { purchases: 2.5, revenue_micros: 10, ..Rewards::default() });
     }
 
     #[test]

@@ -3,7 +3,7 @@ use ahash::AHashMap;
 use lodestone_catalog::ItemKeys;
 use lodestone_core::{
     ids::{ItemId, ItemKey},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_events::{Event, EventKind, RefundLine, Refunds};
 
@@ -26,8 +26,7 @@ pub struct HistoryEvent {
     /// Fraction of the second in 256ths, which orders events of the same second.
     pub fraction: u8,
     pub kind: EventKind,
-    /// Pieces; saturates at 65,535.
-    pub quantity: u16,
+    pub quantity: HistoryQuantity,
 }
 
 impl HistoryEvent {
@@ -48,6 +47,33 @@ pub struct PurchaseChange {
 }
 
 const _: () = assert!(size_of::<HistoryEvent>() == 12);
+
+/// A quantity in 2 bytes: exact to thousandths below 32.768, above that in whole units, rounded up, which saturate at
+/// 32,767.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryQuantity(pub(super) u16);
+
+impl HistoryQuantity {
+    /// Set in a number of whole units.
+    const WHOLE: u16 = 1 << 15;
+
+    pub fn thousandths(self) -> u64 {
+        match self.0 & Self::WHOLE {
+            0 => self.0.into(),
+            _ => u64::from(self.0 & !Self::WHOLE) * 1000,
+        }
+    }
+}
+
+impl From<Quantity> for HistoryQuantity {
+    fn from(quantity: Quantity) -> Self {
+        let thousandths = quantity.thousandths();
+        match u16::try_from(thousandths) {
+            Ok(exact) if exact < Self::WHOLE => Self(exact),
+            _ => Self(Self::WHOLE | thousandths.div_ceil(1000).min((Self::WHOLE - 1).into()) as u16),
+        }
+    }
+}
 
 /// A past search.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,10 +147,10 @@ impl History {
     }
 
     /// Returns the items in the cart with their quantities (added minus removed and bought), the latest addition first.
-    pub fn cart(&self) -> Vec<(ItemKey, u32)> {
-        let mut cart: AHashMap<ItemKey, (u32, usize)> = AHashMap::new();
+    pub fn cart(&self) -> Vec<(ItemKey, f64)> {
+        let mut cart: AHashMap<ItemKey, (u64, usize)> = AHashMap::new();
         for (index, event) in self.events.iter().enumerate() {
-            let quantity = u32::from(event.quantity);
+            let quantity = event.quantity.thousandths();
             match event.kind {
                 EventKind::AddToCart => {
                     let (held, last) = cart.entry(event.item).or_default();
@@ -141,7 +167,7 @@ impl History {
         }
         let mut held: Vec<_> = cart.into_iter().filter(|(_, (quantity, _))| *quantity > 0).collect();
         held.sort_unstable_by_key(|(_, (_, last))| std::cmp::Reverse(*last));
-        held.into_iter().map(|(item, (quantity, _))| (item, quantity)).collect()
+        held.into_iter().map(|(item, (thousandths, _))| (item, thousandths as f64 / 1000.0)).collect()
     }
 
     /// Returns the items that are marked as favourites, the latest first.
@@ -175,7 +201,7 @@ impl History {
                     at_s: event.at.seconds_u32(),
                     fraction: fraction(event),
                     kind: event.kind,
-                    quantity: u16::try_from(line.quantity).unwrap_or(u16::MAX),
+                    quantity: line.quantity.into(),
                 });
             }
         }
@@ -214,7 +240,7 @@ impl History {
 }
 
 fn refund_line(event: &HistoryEvent) -> RefundLine<ItemKey> {
-    RefundLine { item: event.item, kind: event.kind, quantity: event.quantity.into() }
+    RefundLine { item: event.item, kind: event.kind, thousandths: event.quantity.thousandths() }
 }
 
 /// Returns whether events of this kind relate the user to an item.
@@ -238,5 +264,21 @@ fn insert_and_drop_first<T>(list: &mut [T], index: usize, new: T) {
     if index > 0 {
         list[0] = new;
         list[..index].rotate_left(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_of_weights_are_exact_and_large_ones_are_whole() {
+        let stored = |units: f64| HistoryQuantity::from(Quantity::from_units(units).unwrap()).thousandths();
+        for (units, thousandths) in [(0.001, 1), (0.345, 345), (32.767, 32_767)] {
+            assert_eq!(stored(units), thousandths);
+        }
+        assert_eq!(stored(32.768), 33_000);
+        assert_eq!(stored(255.0), 255_000);
+        assert_eq!(stored(1e6), 32_767_000);
     }
 }

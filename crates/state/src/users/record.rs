@@ -1,5 +1,5 @@
 //! Encodes histories for checkpoints.
-use super::{EVENTS_MAX, History, HistoryEvent, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
+use super::{EVENTS_MAX, History, HistoryEvent, HistoryQuantity, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
 use lodestone_core::ids::{ItemKey, UserId};
 use lodestone_events::EventKind;
 use prost::Message;
@@ -36,7 +36,7 @@ pub fn encode(user: &UserId, history: &History) -> Vec<u8> {
         events.extend_from_slice(&event.item.0.to_le_bytes());
         events.extend_from_slice(&event.at_s.to_le_bytes());
         events.extend_from_slice(&[event.fraction, event.kind as u8]);
-        events.extend_from_slice(&event.quantity.to_le_bytes());
+        events.extend_from_slice(&event.quantity.0.to_le_bytes());
     }
     let query = |query: &PastQuery| QueryRecord {
         at_s: query.at_s,
@@ -61,7 +61,7 @@ pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<
             at_s: number(4),
             fraction: bytes[8],
             kind: EventKind::from_number(bytes[9].into()).ok_or("an event's type is unknown")?,
-            quantity: u16::from_le_bytes([bytes[10], bytes[11]]),
+            quantity: HistoryQuantity(u16::from_le_bytes([bytes[10], bytes[11]])),
         })
     };
     let query = |query: QueryRecord| -> Result<PastQuery, &'static str> {

@@ -7,7 +7,7 @@ use super::{
 };
 use lodestone_core::{
     ids::{ItemId, UserId},
-    units::UnixMillis,
+    units::{Quantity, UnixMillis},
 };
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::EventKind;
@@ -167,7 +167,7 @@ pub fn dataset_events(visits: &[Visit], shop: &Shop, start: UnixMillis) -> Vec<D
                 kind: action.kind,
                 at: action.at,
                 item: product.and_then(|product| ItemId::parse(&id_of(product)).ok()),
-                quantity: 1,
+                quantity: Some(Quantity::ONE),
                 price: product.map(|product| shop.products[product].price),
                 currency: String::new(),
                 order: if action.kind == EventKind::Purchase {
