@@ -26,6 +26,21 @@ pub struct Item {
     pub created_at: Option<UnixMillis>,
 }
 
+/// The greatest sizes of an item's fields.
+pub mod limits {
+    pub const TITLE_CHARS: usize = 1000;
+    pub const DESCRIPTION_CHARS: usize = 20_000;
+    pub const CATEGORY_LEVELS: usize = 10;
+    /// Characters of a brand or a category.
+    pub const NAME_CHARS: usize = 200;
+    pub const TAGS: usize = 50;
+    pub const TAG_CHARS: usize = 100;
+    pub const ATTRIBUTES: usize = 100;
+    /// Characters of an attribute's text.
+    pub const TEXT_CHARS: usize = 1000;
+    pub const STOCK: u32 = 1_000_000_000;
+}
+
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(untagged)]
 pub enum AttributeValue {

@@ -6,6 +6,6 @@ mod keys;
 mod snapshot;
 
 pub use filter::{Filter, FilterError, attribute_name};
-pub use item::{AttributeValue, Item};
+pub use item::{AttributeValue, Item, limits};
 pub use keys::ItemKeys;
 pub use snapshot::{Catalog, ItemVectors, VECTOR_DIM};

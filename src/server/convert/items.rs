@@ -1,7 +1,7 @@
 //! Validates and converts items.
-use super::{TEXT_CHARS_MAX, currency};
+use super::currency;
 use crate::server::{proto, violations::Violations};
-use lodestone_catalog::{AttributeValue, Item};
+use lodestone_catalog::{AttributeValue, Item, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -11,14 +11,6 @@ use std::{
     fmt::{self, Display},
     ops::RangeInclusive,
 };
-
-const DESCRIPTION_CHARS_MAX: usize = 20_000;
-const CATEGORY_LEVELS_MAX: usize = 10;
-const NAME_CHARS_MAX: usize = 200;
-const TAGS_MAX: usize = 50;
-const TAG_CHARS_MAX: usize = 100;
-const ATTRIBUTES_MAX: usize = 100;
-const STOCK_MAX: i64 = 1_000_000_000;
 
 /// The range of `create_time`: the years 1 to 9999, as `google.protobuf.Timestamp` defines it, in seconds since 1970.
 const CREATE_TIME_S: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
@@ -32,18 +24,19 @@ pub(crate) fn item(violations: &mut Violations, path: impl Display, item: &proto
     if item.title.trim().is_empty() {
         violations.add(field("title"), "is empty; it must have 1 to 1,000 characters");
     }
-    violations.characters(field("title"), &item.title, TEXT_CHARS_MAX);
-    violations.characters(field("description"), &item.description, DESCRIPTION_CHARS_MAX);
+    violations.characters(field("title"), &item.title, limits::TITLE_CHARS);
+    violations.characters(field("description"), &item.description, limits::DESCRIPTION_CHARS);
     categories(violations, field("categories"), &item.categories);
-    violations.characters(field("brand"), &item.brand, NAME_CHARS_MAX);
+    violations.characters(field("brand"), &item.brand, limits::NAME_CHARS);
     let price = price(violations, field("price_micros"), item.price_micros);
     let currency = currency(violations, field("currency_code"), &item.currency_code);
-    if let Some(stock) = item.stock_quantity.filter(|stock| !(0..=STOCK_MAX).contains(stock)) {
-        violations.add(field("stock_quantity"), format!("is {stock}; it must be within 0 and {STOCK_MAX}"));
+    let stock_max = limits::STOCK;
+    if let Some(stock) = item.stock_quantity.filter(|stock| !(0..=stock_max.into()).contains(stock)) {
+        violations.add(field("stock_quantity"), format!("is {stock}; it must be within 0 and {stock_max}"));
     }
-    violations.count(field("tags"), item.tags.len(), TAGS_MAX);
-    for (index, tag) in item.tags.iter().take(TAGS_MAX).enumerate() {
-        violations.characters(format_args!("{path}.tags[{index}]"), tag, TAG_CHARS_MAX);
+    violations.count(field("tags"), item.tags.len(), limits::TAGS);
+    for (index, tag) in item.tags.iter().take(limits::TAGS).enumerate() {
+        violations.characters(format_args!("{path}.tags[{index}]"), tag, limits::TAG_CHARS);
     }
     let attributes = attributes(violations, field("attributes"), &item.attributes);
     if let Some(time) = item.create_time.as_ref().filter(|time| !CREATE_TIME_S.contains(&time.seconds)) {
@@ -69,9 +62,9 @@ pub(crate) fn item(violations: &mut Violations, path: impl Display, item: &proto
 }
 
 pub(crate) fn categories(violations: &mut Violations, field: impl Display, categories: &[String]) {
-    violations.count(&field, categories.len(), CATEGORY_LEVELS_MAX);
-    for (index, category) in categories.iter().take(CATEGORY_LEVELS_MAX).enumerate() {
-        violations.characters(format_args!("{field}[{index}]"), category, NAME_CHARS_MAX);
+    violations.count(&field, categories.len(), limits::CATEGORY_LEVELS);
+    for (index, category) in categories.iter().take(limits::CATEGORY_LEVELS).enumerate() {
+        violations.characters(format_args!("{field}[{index}]"), category, limits::NAME_CHARS);
     }
 }
 
@@ -90,9 +83,9 @@ fn attributes(
     sent: &std::collections::HashMap<String, proto::AttributeValue>,
 ) -> BTreeMap<String, AttributeValue> {
     use proto::attribute_value::Kind;
-    violations.count(&field, sent.len(), ATTRIBUTES_MAX);
+    violations.count(&field, sent.len(), limits::ATTRIBUTES);
     let mut attributes = BTreeMap::new();
-    for (name, value) in sent.iter().take(ATTRIBUTES_MAX) {
+    for (name, value) in sent.iter().take(limits::ATTRIBUTES) {
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         if !(1..=64).contains(&name.len()) || !name.chars().all(is_name) {
             violations.add(
@@ -107,7 +100,7 @@ fn attributes(
                 continue;
             }
             Some(Kind::Text(text)) => {
-                violations.characters(&path, text, TEXT_CHARS_MAX);
+                violations.characters(&path, text, limits::TEXT_CHARS);
                 AttributeValue::Text(text.clone())
             }
             Some(Kind::Number(number)) => {

@@ -1,6 +1,7 @@
-//! Derives items from imported events: the most frequent title, the median price and the first time.
+//! The items of an import: those of the file of products, and those that only events name, with their most frequent
+//! title. Events also provide the median price and the first time of an item without them.
 use ahash::AHashMap;
-use lodestone_catalog::Item;
+use lodestone_catalog::{Item, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -40,22 +41,32 @@ impl Catalogue {
         occurrences.first = Some(occurrences.first.map_or(at, |first| first.min(at)));
     }
 
-    /// Returns the items in the order of their ids. An item without a title gets its id as the title.
-    pub(super) fn items(self, currency: &str) -> Vec<Item> {
-        self.items
-            .into_iter()
-            .map(|(id, mut occurrences)| {
-                let most_frequent = occurrences.titles.iter().max_by(|a, b| a.1.cmp(b.1).then_with(|| b.0.cmp(a.0)));
-                let title =
-                    most_frequent.map_or_else(|| id.to_string(), |(title, _)| title.chars().take(1000).collect());
-                occurrences.prices.sort_unstable();
-                Item {
-                    price: occurrences.prices.get(occurrences.prices.len() / 2).copied().and_then(PriceMicros::new),
-                    currency: currency.to_owned(),
-                    created_at: occurrences.first,
-                    ..Item::titled(id, &title)
-                }
-            })
-            .collect()
+    /// Returns the products and the items that only events name, in the order of their ids. An item without a title
+    /// gets its id as the title.
+    pub(super) fn items(self, products: Vec<Item>, currency: &str) -> Vec<Item> {
+        let mut items: BTreeMap<ItemId, Item> = products.into_iter().map(|item| (item.id.clone(), item)).collect();
+        for (id, mut occurrences) in self.items {
+            let title = occurrences.title();
+            let item = items.entry(id).or_insert_with_key(|id| {
+                let title = title.unwrap_or_else(|| id.to_string());
+                Item { currency: currency.to_owned(), ..Item::titled(id.clone(), &title) }
+            });
+            item.price = item.price.or_else(|| occurrences.median_price());
+            item.created_at = item.created_at.or(occurrences.first);
+        }
+        items.into_values().collect()
+    }
+}
+
+impl Occurrences {
+    /// Returns the most frequent title.
+    fn title(&self) -> Option<String> {
+        let most_frequent = self.titles.iter().max_by(|a, b| a.1.cmp(b.1).then_with(|| b.0.cmp(a.0)));
+        most_frequent.map(|(title, _)| title.chars().take(limits::TITLE_CHARS).collect())
+    }
+
+    fn median_price(&mut self) -> Option<PriceMicros> {
+        self.prices.sort_unstable();
+        self.prices.get(self.prices.len() / 2).copied().and_then(PriceMicros::new)
     }
 }

@@ -1,19 +1,27 @@
 //! Cells of a shop's Parquet file as text, as if the file were CSV.
+use super::rows::LIST_SEPARATOR;
 use arrow_array::{
     Array, ArrowPrimitiveType,
     cast::AsArray,
     types::{
-        ArrowDictionaryKeyType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
-        Int64Type, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
-        UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+        ArrowDictionaryKeyType, Date32Type, Date64Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type,
+        Int32Type, Int64Type, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+        TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
     },
 };
 use arrow_schema::{DataType, TimeUnit};
 use jiff::{Timestamp, civil::Date};
 use std::fmt::{Display, Write};
 
+/// Returns whether the type is one of dates or times.
+pub(super) fn is_time(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Timestamp(..) | DataType::Date32 | DataType::Date64)
+}
+
 /// Appends the value of a cell: numbers in decimal notation, dates as `2026-11-28`, times as `2026-11-28T09:30:00`,
-/// with `Z` if the column has a time zone. A missing value appends nothing. Nested types and binary data are errors.
+/// with `Z` if the column has a time zone, lists of text with [`LIST_SEPARATOR`]. A missing value appends nothing.
+/// Binary data must be UTF-8, because some programs write texts without marking them as such. Other nested types are
+/// errors.
 pub(super) fn write_cell(out: &mut String, array: &dyn Array, row: usize) -> Result<(), String> {
     if array.is_null(row) {
         return Ok(());
@@ -22,6 +30,9 @@ pub(super) fn write_cell(out: &mut String, array: &dyn Array, row: usize) -> Res
         DataType::Utf8 => out.push_str(array.as_string::<i32>().value(row)),
         DataType::LargeUtf8 => out.push_str(array.as_string::<i64>().value(row)),
         DataType::Utf8View => out.push_str(array.as_string_view().value(row)),
+        DataType::Binary => write_bytes(out, array.as_binary::<i32>().value(row))?,
+        DataType::LargeBinary => write_bytes(out, array.as_binary::<i64>().value(row))?,
+        DataType::BinaryView => write_bytes(out, array.as_binary_view().value(row))?,
         DataType::Boolean => write_value(out, array.as_boolean().value(row)),
         DataType::Int8 => write_number::<Int8Type>(out, array, row),
         DataType::Int16 => write_number::<Int16Type>(out, array, row),
@@ -31,11 +42,17 @@ pub(super) fn write_cell(out: &mut String, array: &dyn Array, row: usize) -> Res
         DataType::UInt16 => write_number::<UInt16Type>(out, array, row),
         DataType::UInt32 => write_number::<UInt32Type>(out, array, row),
         DataType::UInt64 => write_number::<UInt64Type>(out, array, row),
-        DataType::Float32 => write_float(out, array.as_primitive::<Float32Type>().value(row)),
-        DataType::Float64 => write_float(out, array.as_primitive::<Float64Type>().value(row)),
+        DataType::Float32 => write_number::<Float32Type>(out, array, row),
+        DataType::Float64 => write_number::<Float64Type>(out, array, row),
         DataType::Decimal128(_, _) => out.push_str(&array.as_primitive::<Decimal128Type>().value_as_string(row)),
         DataType::Date32 => write_date(out, array.as_primitive::<Date32Type>().value(row))?,
+        DataType::Date64 => {
+            let ms = array.as_primitive::<Date64Type>().value(row);
+            write_time(out, i128::from(ms) * 1_000_000, false)?;
+        }
         DataType::Timestamp(unit, zone) => write_time(out, nanoseconds(array, *unit, row), zone.is_some())?,
+        DataType::List(_) => write_list(out, array.as_list::<i32>().value(row).as_ref())?,
+        DataType::LargeList(_) => write_list(out, array.as_list::<i64>().value(row).as_ref())?,
         DataType::Dictionary(key, _) => return write_dictionary(out, array, key, row),
         other => return Err(format!("a column of type {other} cannot be imported")),
     }
@@ -53,9 +70,20 @@ where
     write_value(out, array.as_primitive::<T>().value(row));
 }
 
-/// With a decimal point also for whole numbers.
-fn write_float(out: &mut String, value: impl std::fmt::Debug) {
-    write!(out, "{value:?}").expect("a String accepts every text");
+fn write_bytes(out: &mut String, bytes: &[u8]) -> Result<(), String> {
+    let text = str::from_utf8(bytes).map_err(|_| "the binary data are not UTF-8 text")?;
+    out.push_str(text);
+    Ok(())
+}
+
+fn write_list(out: &mut String, entries: &dyn Array) -> Result<(), String> {
+    for entry in 0..entries.len() {
+        if entry > 0 {
+            out.push(LIST_SEPARATOR);
+        }
+        write_cell(out, entries, entry)?;
+    }
+    Ok(())
 }
 
 fn write_date(out: &mut String, days: i32) -> Result<(), String> {
@@ -110,8 +138,8 @@ fn write_entry<K: ArrowDictionaryKeyType>(out: &mut String, array: &dyn Array, r
 mod tests {
     use super::*;
     use arrow_array::{
-        BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Float64Array, Int64Array, StringArray,
-        TimestampMillisecondArray, UInt8Array,
+        BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray, Float64Array, Int64Array,
+        StringArray, TimestampMillisecondArray, UInt8Array,
     };
 
     fn text(array: &dyn Array, row: usize) -> String {
@@ -126,7 +154,8 @@ mod tests {
         assert_eq!(text(&StringArray::from(vec![Some("a"), None]), 1), "", "a missing value is empty");
         assert_eq!(text(&Int64Array::from(vec![-12]), 0), "-12");
         assert_eq!(text(&UInt8Array::from(vec![255]), 0), "255");
-        assert_eq!(text(&Float64Array::from(vec![2.5, 2.0]), 1), "2.0");
+        assert_eq!(text(&Float64Array::from(vec![2.5, 17850.0]), 1), "17850", "an id that became a float");
+        assert_eq!(text(&BinaryArray::from(vec!["杯".as_bytes()]), 0), "杯");
         assert_eq!(text(&BooleanArray::from(vec![true]), 0), "true");
         let decimal = Decimal128Array::from(vec![-1250]).with_precision_and_scale(10, 2).unwrap();
         assert_eq!(text(&decimal, 0), "-12.50");
@@ -140,7 +169,10 @@ mod tests {
 
     #[test]
     fn an_unsupported_type_is_named() {
-        let error = write_cell(&mut String::new(), &arrow_array::BinaryArray::from(vec![&b"x"[..]]), 0).unwrap_err();
-        assert!(error.contains("Binary"), "{error}");
+        let array = arrow_array::Time32SecondArray::from(vec![5]);
+        let error = write_cell(&mut String::new(), &array, 0).unwrap_err();
+        assert!(error.contains("Time32"), "{error}");
+        let error = write_cell(&mut String::new(), &BinaryArray::from(vec![&b"\xff\xfe"[..]]), 0).unwrap_err();
+        assert!(error.contains("UTF-8"), "{error}");
     }
 }

@@ -1,7 +1,13 @@
-//! Reads the rows of a shop's file in any supported format.
-use super::{ImportError, Mapping};
-use crate::{decompress, import::cells::write_cell};
+//! The rows of a shop's file.
+use super::{
+    ImportError,
+    cells::{is_time, write_cell},
+    mapping::Column,
+};
+use crate::decompress;
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::{
+    fmt,
     fs::File,
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
@@ -11,38 +17,31 @@ use std::{
     },
 };
 
-/// The mapped columns of one row; empty for columns that the file does not have.
+/// Separates the entries of a JSON or Parquet list in its text.
+pub(super) const LIST_SEPARATOR: char = '\u{1f}';
+
+/// The mapped columns of one row.
 pub(super) struct Row<'a> {
     /// The line in the file, counted from 1 with the header, or the row of a Parquet file.
     pub line: u64,
-    pub item: &'a str,
-    pub time: &'a str,
-    pub order: &'a str,
-    pub user: &'a str,
-    pub title: &'a str,
-    pub quantity: &'a str,
-    pub price: &'a str,
-    /// `None` if the file has no column for it.
-    pub kind: Option<&'a str>,
-    pub values: &'a [String; COLUMNS],
+    /// The columns in the order of the mapping, without white space around them; empty for columns that the file does
+    /// not have.
+    pub values: &'a [String],
 }
-
-const COLUMNS: usize = 8;
 
 /// Reads a file row by row.
 pub(super) struct Rows {
     path: PathBuf,
     source: Source,
-    values: [String; COLUMNS],
-    has_kind: bool,
+    values: Vec<String>,
     line: u64,
     read: Arc<AtomicU64>,
     bytes: u64,
 }
 
 enum Source {
-    Csv { reader: Box<csv::Reader<Box<dyn Read>>>, record: csv::StringRecord, indices: [Option<usize>; COLUMNS] },
-    JsonLines { reader: BufReader<Box<dyn Read>>, names: [String; COLUMNS], text: String },
+    Csv { reader: Box<csv::Reader<Box<dyn Read>>>, record: csv::StringRecord, indices: Vec<Option<usize>> },
+    JsonLines(JsonLines),
     Parquet(Box<ParquetRows>),
 }
 
@@ -61,7 +60,7 @@ impl<R: Read> Read for Counted<R> {
 }
 
 impl Rows {
-    pub(super) fn open(path: &Path, mapping: &Mapping) -> Result<Self, ImportError> {
+    pub(super) fn open(path: &Path, columns: &[Column<'_>]) -> Result<Self, ImportError> {
         let io = |source| ImportError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
@@ -70,26 +69,14 @@ impl Rows {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
         let (name, reader) = decompress(&name, counted).map_err(io)?;
         let source = match name.rsplit('.').next().unwrap_or_default() {
-            "csv" => csv_source(path, reader, mapping)?,
-            "jsonl" | "ndjson" => Source::JsonLines {
-                reader: BufReader::with_capacity(1 << 16, reader),
-                names: mapping.columns.all().map(|(_, name)| name.to_owned()),
-                text: String::new(),
-            },
-            "parquet" => Source::Parquet(Box::new(ParquetRows::open(path, mapping)?)),
+            "csv" => csv_source(path, reader, columns)?,
+            "jsonl" | "ndjson" => Source::JsonLines(JsonLines::new(reader, columns)),
+            "parquet" => Source::Parquet(Box::new(ParquetRows::open(path, columns)?)),
             extension => {
                 return Err(ImportError::Format { path: path.to_owned(), extension: extension.to_owned() });
             }
         };
-        Ok(Self {
-            path: path.to_owned(),
-            source,
-            values: Default::default(),
-            has_kind: !mapping.columns.event_type.is_empty(),
-            line: 0,
-            read,
-            bytes,
-        })
+        Ok(Self { path: path.to_owned(), source, values: vec![String::new(); columns.len()], line: 0, read, bytes })
     }
 
     /// Returns the number of bytes read and the total number of bytes.
@@ -97,129 +84,243 @@ impl Rows {
         (self.read.load(Ordering::Relaxed), self.bytes)
     }
 
+    /// Returns whether a column has Parquet's type of times. Their text is in ISO 8601.
+    pub(super) fn is_time(&self, column: usize) -> bool {
+        matches!(&self.source, Source::Parquet(rows) if rows.times[column])
+    }
+
     pub(super) fn next(&mut self) -> Result<Option<Row<'_>>, ImportError> {
         let broken = |line: u64, message: String| ImportError::Broken { path: self.path.clone(), line, message };
         let has_row = match &mut self.source {
             Source::Csv { reader, record, indices } => {
                 let has_row = reader.read_record(record).map_err(|error| {
-                    broken(error.position().map_or(self.line + 1, csv::Position::line), error.to_string())
+                    broken(error.position().map_or(self.line + 1, csv::Position::line), csv_message(&error))
                 })?;
                 self.line = record.position().map_or(self.line + 1, csv::Position::line);
                 for (value, index) in self.values.iter_mut().zip(indices) {
-                    value.clear();
-                    value.push_str(index.and_then(|index| record.get(index)).unwrap_or_default());
+                    set(value, index.and_then(|index| record.get(index)).unwrap_or_default());
                 }
                 has_row
             }
-            Source::JsonLines { reader, names, text } => {
-                text.clear();
-                self.line += 1;
-                let read = reader.read_line(text).map_err(|error| broken(self.line, error.to_string()))?;
-                if read > 0 {
-                    read_json(&self.path, self.line, text, names, &mut self.values)?;
-                }
-                read > 0
-            }
+            Source::JsonLines(lines) => lines.next(&self.path, &mut self.line, &mut self.values)?,
             Source::Parquet(rows) => {
                 self.line += 1;
                 rows.next(&mut self.values)?
             }
         };
-        Ok(has_row.then(|| self.row()))
-    }
-
-    fn row(&self) -> Row<'_> {
-        let [item, time, order, user, title, quantity, price, kind] = &self.values;
-        let kind = self.has_kind.then_some(kind.as_str());
-        Row { line: self.line, item, time, order, user, title, quantity, price, kind, values: &self.values }
+        Ok(has_row.then(|| Row { line: self.line, values: &self.values }))
     }
 }
 
-fn csv_source(path: &Path, reader: Box<dyn Read>, mapping: &Mapping) -> Result<Source, ImportError> {
+/// Sets a value without the white space around it.
+fn set(value: &mut String, text: &str) {
+    value.clear();
+    value.push_str(text.trim());
+}
+
+fn csv_source(path: &Path, reader: Box<dyn Read>, columns: &[Column<'_>]) -> Result<Source, ImportError> {
     let mut reader = csv::ReaderBuilder::new().from_reader(reader);
     let header = reader.headers().map_err(|error| ImportError::Broken {
         path: path.to_owned(),
         line: 1,
-        message: error.to_string(),
+        message: csv_message(&error),
     })?;
     if header.is_empty() {
         return Err(ImportError::Empty { path: path.to_owned() });
     }
-    let names: Vec<String> = header.iter().map(|name| name.trim_start_matches('\u{feff}').to_owned()).collect();
-    let indices = column_indices(path, &names, mapping)?;
+    let names: Vec<String> = header.iter().map(|name| name.trim_start_matches(BOM).trim().to_owned()).collect();
+    let indices = column_indices(path, &names, columns)?;
     Ok(Source::Csv { reader: Box::new(reader), record: csv::StringRecord::new(), indices })
 }
 
-/// Returns the index of each mapped column in the file; `None` for a column that is not mapped.
-fn column_indices(path: &Path, names: &[String], mapping: &Mapping) -> Result<[Option<usize>; COLUMNS], ImportError> {
-    let mut indices = [None; COLUMNS];
-    for (index, (key, column)) in indices.iter_mut().zip(mapping.columns.all()) {
-        if column.is_empty() {
-            continue;
-        }
-        *index = names.iter().position(|name| name == column);
-        if index.is_none() {
-            return Err(ImportError::MissingColumn {
-                path: path.to_owned(),
-                column: column.to_owned(),
-                key,
-                found: names.join(", "),
-            });
-        }
+fn csv_message(error: &csv::Error) -> String {
+    match error.kind() {
+        csv::ErrorKind::Utf8 { .. } => format!("{error}; convert the file to UTF-8"),
+        _ => error.to_string(),
     }
-    Ok(indices)
 }
 
-fn read_json(
-    path: &Path,
-    line: u64,
-    text: &str,
-    names: &[String; COLUMNS],
-    values: &mut [String; COLUMNS],
-) -> Result<(), ImportError> {
-    let broken = |message: String| ImportError::Broken { path: path.to_owned(), line, message };
-    let object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(text).map_err(|error| broken(error.to_string()))?;
-    for (index, (value, name)) in values.iter_mut().zip(names).enumerate() {
-        value.clear();
-        match object.get(name) {
-            Some(serde_json::Value::String(text)) => value.push_str(text),
-            Some(serde_json::Value::Null) => {}
-            Some(other @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_))) => {
-                value.push_str(&other.to_string());
-            }
-            Some(_) => return Err(broken(format!("`{name}` is not a text, a number or a flag"))),
-            // Item and time are the first two columns; all rows need them.
-            None if index < 2 => return Err(broken(format!("`{name}` is missing"))),
-            None => {}
+/// The byte order mark, with which some programs begin files in UTF-8.
+const BOM: char = '\u{feff}';
+
+/// Returns the index of each mapped column in the file; `None` for a column that is not mapped.
+fn column_indices(path: &Path, names: &[String], columns: &[Column<'_>]) -> Result<Vec<Option<usize>>, ImportError> {
+    let index = |(key, column): &Column<'_>| {
+        if column.is_empty() {
+            return Ok(None);
+        }
+        let mut found = names.iter().enumerate().filter(|(_, name)| name == column).map(|(index, _)| index);
+        let first = found.next().ok_or_else(|| missing(path, key, column, names))?;
+        match found.next() {
+            None => Ok(Some(first)),
+            Some(second) => Err(ImportError::TwoColumns {
+                path: path.to_owned(),
+                column: (*column).to_owned(),
+                key,
+                first: first + 1,
+                second: second + 1,
+            }),
+        }
+    };
+    columns.iter().map(index).collect()
+}
+
+fn missing(path: &Path, key: &'static str, column: &str, names: &[String]) -> ImportError {
+    let found = names.join(", ");
+    ImportError::MissingColumn { path: path.to_owned(), column: column.to_owned(), key, found }
+}
+
+/// A file with a JSON object in each line.
+struct JsonLines {
+    reader: BufReader<Box<dyn Read>>,
+    columns: Vec<(&'static str, String)>,
+    /// Whether any line so far has the column.
+    found: Vec<bool>,
+    /// The names in the first line, for the error of a missing column.
+    first_names: Option<Vec<String>>,
+    text: String,
+}
+
+impl JsonLines {
+    fn new(reader: Box<dyn Read>, columns: &[Column<'_>]) -> Self {
+        Self {
+            reader: BufReader::with_capacity(1 << 16, reader),
+            columns: columns.iter().map(|(key, name)| (*key, (*name).to_owned())).collect(),
+            found: columns.iter().map(|(_, name)| name.is_empty()).collect(),
+            first_names: None,
+            text: String::new(),
         }
     }
-    Ok(())
+
+    /// Reads the next line that is not blank. A line need not have each column, but some line must: a name that no line
+    /// has is a mistake in the mapping.
+    fn next(&mut self, path: &Path, line: &mut u64, values: &mut [String]) -> Result<bool, ImportError> {
+        loop {
+            *line += 1;
+            self.text.clear();
+            let broken = |message: String| ImportError::Broken { path: path.to_owned(), line: *line, message };
+            if self.reader.read_line(&mut self.text).map_err(|error| broken(error.to_string()))? == 0 {
+                self.check_columns(path)?;
+                return Ok(false);
+            }
+            let text = if *line == 1 { self.text.trim_start_matches(BOM) } else { &self.text };
+            if text.trim().is_empty() {
+                continue;
+            }
+            if self.first_names.is_none() {
+                let object: serde_json::Map<String, serde_json::Value> =
+                    serde_json::from_str(text).map_err(|error| broken(error.to_string()))?;
+                self.first_names = Some(object.keys().cloned().collect());
+            }
+            values.iter_mut().for_each(String::clear);
+            let object = JsonObject { columns: &self.columns, found: &mut self.found, values };
+            let mut deserializer = serde_json::Deserializer::from_str(text);
+            object.deserialize(&mut deserializer).map_err(|error| broken(error.to_string()))?;
+            deserializer.end().map_err(|error| broken(error.to_string()))?;
+            return Ok(true);
+        }
+    }
+
+    fn check_columns(&self, path: &Path) -> Result<(), ImportError> {
+        let Some(first_names) = &self.first_names else { return Ok(()) };
+        match self.columns.iter().zip(&self.found).find(|(_, found)| !**found) {
+            None => Ok(()),
+            Some(((key, name), _)) => Err(missing(path, key, name, first_names)),
+        }
+    }
+}
+
+/// Takes the mapped columns from a JSON object.
+struct JsonObject<'a> {
+    columns: &'a [(&'static str, String)],
+    found: &'a mut [bool],
+    values: &'a mut [String],
+}
+
+impl<'de> DeserializeSeed<'de> for JsonObject<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for JsonObject<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut taken: Vec<String> = Vec::with_capacity(self.columns.len());
+        while let Some(name) = map.next_key::<String>()? {
+            if !self.columns.iter().any(|(_, column)| *column == name) {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            if taken.contains(&name) {
+                return Err(A::Error::custom(format!("`{name}` occurs twice")));
+            }
+            let text = json_text(&name, map.next_value()?).map_err(A::Error::custom)?;
+            for (index, _) in self.columns.iter().enumerate().filter(|(_, (_, column))| *column == name) {
+                set(&mut self.values[index], &text);
+                self.found[index] = true;
+            }
+            taken.push(name);
+        }
+        Ok(())
+    }
+}
+
+fn json_text(name: &str, value: serde_json::Value) -> Result<String, String> {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Null => Ok(String::new()),
+        Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
+        Value::Array(entries) if entries.iter().all(Value::is_string) => {
+            let texts: Vec<&str> = entries.iter().filter_map(Value::as_str).collect();
+            Ok(texts.join(&LIST_SEPARATOR.to_string()))
+        }
+        Value::Array(_) | Value::Object(_) => {
+            Err(format!("`{name}` is not a text, a number, a flag or a list of texts"))
+        }
+    }
 }
 
 struct ParquetRows {
     path: PathBuf,
     reader: parquet::arrow::arrow_reader::ParquetRecordBatchReader,
-    indices: [Option<usize>; COLUMNS],
+    /// Indices in the batches, which have the mapped columns only.
+    indices: Vec<Option<usize>>,
+    times: Vec<bool>,
     batch: Option<arrow_array::RecordBatch>,
     row: usize,
     read: u64,
 }
 
 impl ParquetRows {
-    fn open(path: &Path, mapping: &Mapping) -> Result<Self, ImportError> {
-        use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    fn open(path: &Path, columns: &[Column<'_>]) -> Result<Self, ImportError> {
+        use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
         let io = |source| ImportError::Io { path: path.to_owned(), source };
         let broken = |message: String| ImportError::Broken { path: path.to_owned(), line: 0, message };
         let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path).map_err(io)?)
             .map_err(|error| broken(error.to_string()))?;
         let names: Vec<String> = builder.schema().fields().iter().map(|field| field.name().clone()).collect();
-        let indices = column_indices(path, &names, mapping)?;
-        let reader = builder.build().map_err(|error| broken(error.to_string()))?;
-        Ok(Self { path: path.to_owned(), reader, indices, batch: None, row: 0, read: 0 })
+        let in_file = column_indices(path, &names, columns)?;
+        let types = builder.schema().fields();
+        let times = in_file.iter().map(|index| index.is_some_and(|index| is_time(types[index].data_type()))).collect();
+        let mut read: Vec<usize> = in_file.iter().copied().flatten().collect();
+        read.sort_unstable();
+        read.dedup();
+        let indices = in_file.iter().map(|index| index.and_then(|index| read.binary_search(&index).ok())).collect();
+        let mask = ProjectionMask::roots(builder.parquet_schema(), read);
+        let reader = builder.with_projection(mask).build().map_err(|error| broken(error.to_string()))?;
+        Ok(Self { path: path.to_owned(), reader, indices, times, batch: None, row: 0, read: 0 })
     }
 
-    fn next(&mut self, values: &mut [String; COLUMNS]) -> Result<bool, ImportError> {
+    fn next(&mut self, values: &mut [String]) -> Result<bool, ImportError> {
         let broken = |line: u64, message: String| ImportError::Broken { path: self.path.clone(), line, message };
         while self.batch.as_ref().is_none_or(|batch| self.row == batch.num_rows()) {
             self.row = 0;
@@ -229,11 +330,15 @@ impl ParquetRows {
             };
         }
         let Some(batch) = &self.batch else { return Ok(false) };
-        for (value, index) in values.iter_mut().zip(self.indices) {
-            value.clear();
-            if let Some(index) = index {
-                write_cell(value, batch.column(index), self.row).map_err(|problem| broken(self.read + 1, problem))?;
+        let mut text = String::new();
+        for (value, index) in values.iter_mut().zip(&self.indices) {
+            text.clear();
+            if let Some(index) = *index {
+                let name = batch.schema_ref().field(index).name();
+                write_cell(&mut text, batch.column(index), self.row)
+                    .map_err(|problem| broken(self.read + 1, format!("column `{name}`: {problem}")))?;
             }
+            set(value, &text);
         }
         self.row += 1;
         self.read += 1;

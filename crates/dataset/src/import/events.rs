@@ -1,0 +1,284 @@
+//! Cleans the rows of a file of events.
+use super::{
+    ImportError, ValueError,
+    catalogue::Catalogue,
+    mapping::{EventColumns, MappedType, Mapping},
+    report::{ImportReport, Reason},
+    rows::{Row, Rows},
+    times::{TimeError, Times},
+};
+use crate::DatasetEvent;
+use ahash::{AHashMap, AHashSet};
+use lodestone_catalog::limits;
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::{PriceMicros, Quantity, UnixMillis},
+};
+use lodestone_events::EventKind;
+use std::path::Path;
+
+/// The columns in the order of [`EventColumns::all`].
+#[derive(Debug, Clone, Copy)]
+enum Field {
+    Item,
+    Time,
+    Order,
+    User,
+    Visitor,
+    Session,
+    Title,
+    Quantity,
+    Price,
+    EventType,
+    Query,
+}
+
+/// Times outside this range are no times of a shop's events: placeholders, or a wrong unit.
+const EARLIEST: UnixMillis = UnixMillis(631_152_000_000);
+const AHEAD_MAX: i64 = UnixMillis::DAY;
+
+/// The identity of an event: rows that agree in it are one basket.
+type EventKey = (EventKind, String, Option<UserId>, UnixMillis);
+
+/// Either a kept value or the reason for dropping the row.
+type Cleaned<T> = Result<T, Reason>;
+
+pub(super) struct EventCleaning<'a> {
+    mapping: &'a Mapping,
+    columns: &'a EventColumns,
+    times: Times,
+    /// Whether the file has Parquet times.
+    has_typed_times: bool,
+    now: UnixMillis,
+    /// The event types by their names so far; `None` for an unknown one.
+    types: AHashMap<String, Option<MappedType>>,
+    seen: AHashSet<u64>,
+    hasher: ahash::RandomState,
+    /// The first line of each event with an order.
+    first_lines: AHashMap<EventKey, u64>,
+    /// With the first line of the event.
+    events: Vec<(u64, DatasetEvent)>,
+}
+
+impl<'a> EventCleaning<'a> {
+    pub(super) fn new(mapping: &'a Mapping, columns: &'a EventColumns, times: Times, now: UnixMillis) -> Self {
+        Self {
+            mapping,
+            columns,
+            times,
+            has_typed_times: false,
+            now,
+            types: AHashMap::new(),
+            seen: AHashSet::new(),
+            hasher: ahash::RandomState::with_seeds(1, 2, 3, 4),
+            first_lines: AHashMap::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Reads and cleans the file. Returns the events in the order of their times; events of the same time stay in the
+    /// order of the file.
+    pub(super) fn read(
+        mut self,
+        path: &Path,
+        catalogue: &mut Catalogue,
+        report: &mut ImportReport,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Vec<DatasetEvent>, ImportError> {
+        let mut rows = Rows::open(path, &self.columns.all())?;
+        self.has_typed_times = rows.is_time(Field::Time as usize);
+        while let Some(row) = rows.next()? {
+            report.row_count += 1;
+            let line = row.line;
+            if let Err(reason) = self.take(&row, catalogue, report).map_err(|error| error.at(path, line))? {
+                report.drop(reason, line, &row.values.join(" | "));
+            }
+            if line % 4096 == 0 {
+                let (done, total) = rows.position();
+                progress(done, total);
+            }
+        }
+        if report.row_count == 0 {
+            return Err(ImportError::Empty { path: path.to_owned() });
+        }
+        self.events.sort_by_key(|(line, event)| (event.at, *line));
+        Ok(self.events.into_iter().map(|(_, event)| event).collect())
+    }
+
+    /// Keeps a row or returns the reason for dropping it. A value that cannot be parsed is an error.
+    fn take(
+        &mut self,
+        row: &Row,
+        catalogue: &mut Catalogue,
+        report: &mut ImportReport,
+    ) -> Result<Cleaned<()>, ValueError> {
+        if self.mapping.clean.drop_duplicates && !self.seen.insert(self.hasher.hash_one(row.values)) {
+            return Ok(Err(Reason::Duplicate));
+        }
+        let order = self.id(row, Field::Order);
+        let (kind, named_refund) = match self.kind(row, order, report) {
+            Ok(kind) => kind,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        if [Field::Item, Field::Order, Field::User, Field::Visitor]
+            .iter()
+            .any(|field| is_rounded(self.text(row, *field)))
+        {
+            return Ok(Err(Reason::RoundedId));
+        }
+        let item = match self.item(row, kind) {
+            Ok(item) => item,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let at = match self.time(row)? {
+            Ok(at) => at,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let price = match self.price(row)? {
+            Ok(price) => price,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let quantity = match self.quantity(row, kind, named_refund)? {
+            Ok(quantity) => quantity,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let user = self.user(row)?;
+        let line = match order {
+            "" => row.line,
+            _ => *self.first_lines.entry((kind, order.to_owned(), user.clone(), at)).or_insert(row.line),
+        };
+        if let Some(item) = &item {
+            catalogue.add(item, self.text(row, Field::Title), price, at, kind);
+        }
+        let event = DatasetEvent {
+            event_id: format!("import-{line}"),
+            user,
+            session: self.id(row, Field::Session).to_owned(),
+            kind,
+            at,
+            quantity: item.is_some().then_some(quantity),
+            price: price.filter(|_| item.is_some()),
+            item,
+            currency: self.mapping.constants.currency.clone(),
+            order: order.to_owned(),
+            query: self.text(row, Field::Query).to_owned(),
+        };
+        self.events.push((line, event));
+        Ok(Ok(()))
+    }
+
+    fn text<'r>(&self, row: &Row<'r>, field: Field) -> &'r str {
+        &row.values[field as usize]
+    }
+
+    /// The text of an id, without the fraction that a spreadsheet or data frame added.
+    fn id<'r>(&self, row: &Row<'r>, field: Field) -> &'r str {
+        super::id_text(self.text(row, field), &self.mapping.clean)
+    }
+
+    /// Returns the event type, and whether the column of the types named it a refund.
+    fn kind(&mut self, row: &Row, order: &str, report: &mut ImportReport) -> Cleaned<(EventKind, bool)> {
+        let prefix = &self.mapping.clean.refund_order_prefix;
+        let kind = if self.columns.event_type.is_empty() {
+            self.mapping.constants.event_kind.unwrap_or(EventKind::Purchase)
+        } else {
+            let name = self.text(row, Field::EventType);
+            let mapped = match self.types.get(name) {
+                Some(mapped) => *mapped,
+                None => *self.types.entry(name.to_owned()).or_insert(self.mapping.type_of(name)),
+            };
+            match mapped {
+                Some(MappedType::Kind(kind)) => kind,
+                Some(MappedType::Ignored) => return Err(Reason::IgnoredType),
+                None => {
+                    report.unknown_type(name);
+                    return Err(Reason::UnknownType);
+                }
+            }
+        };
+        let named_refund = kind == EventKind::Refund;
+        let is_refund = named_refund || (!prefix.is_empty() && order.starts_with(prefix.as_str()));
+        Ok((if is_refund { EventKind::Refund } else { kind }, named_refund))
+    }
+
+    /// Only a search needs no item, but it needs its query.
+    fn item(&self, row: &Row, kind: EventKind) -> Cleaned<Option<ItemId>> {
+        let text = self.id(row, Field::Item);
+        if kind == EventKind::Search {
+            let has_query = (1..=limits::TEXT_CHARS).contains(&self.text(row, Field::Query).chars().count());
+            return if has_query { Ok(ItemId::parse(text).ok()) } else { Err(Reason::NoQuery) };
+        }
+        let item = ItemId::parse(text).map_err(|_| Reason::NoItem)?;
+        match text.chars().take_while(char::is_ascii_digit).count() < self.mapping.clean.item_digits_min {
+            true => Err(Reason::NotAProduct),
+            false => Ok(Some(item)),
+        }
+    }
+
+    fn time(&self, row: &Row) -> Result<Cleaned<UnixMillis>, ValueError> {
+        let text = self.text(row, Field::Time);
+        let parsed = if self.has_typed_times { self.times.parse_iso(text) } else { self.times.parse(text) };
+        match parsed {
+            Ok(at) if at >= EARLIEST && at.0 <= self.now.0.saturating_add(AHEAD_MAX) => Ok(Ok(at)),
+            Ok(_) | Err(TimeError::Range) => Ok(Err(Reason::Time)),
+            Err(TimeError::Format(problem)) => Err(ValueError::new(&self.columns.time, text, &problem)),
+        }
+    }
+
+    fn price(&self, row: &Row) -> Result<Cleaned<Option<PriceMicros>>, ValueError> {
+        let Some(price) = super::number(&self.columns.price, self.text(row, Field::Price))? else {
+            return Ok(Ok(None));
+        };
+        if price < self.mapping.clean.price_min {
+            return Ok(Err(Reason::Price));
+        }
+        // The conversion saturates above the range of prices.
+        Ok(PriceMicros::new((price * 1e6).round() as i64).map(Some).ok_or(Reason::Price))
+    }
+
+    /// A refund that the column of the types names may have either sign; one that only its order's prefix names has a
+    /// quantity below 0.
+    fn quantity(&self, row: &Row, kind: EventKind, named_refund: bool) -> Result<Cleaned<Quantity>, ValueError> {
+        let sent = super::number(&self.columns.quantity, self.text(row, Field::Quantity))?;
+        let Some(quantity) = sent else {
+            return Ok(if kind == EventKind::Refund && !named_refund {
+                Err(Reason::Quantity)
+            } else {
+                Ok(Quantity::ONE)
+            });
+        };
+        let amount = match kind {
+            EventKind::Refund if named_refund => quantity.abs(),
+            EventKind::Refund => -quantity,
+            _ => quantity,
+        };
+        Ok(Quantity::from_units(amount).ok_or(Reason::Quantity))
+    }
+
+    /// The key of the user, or else of the visitor. An id with the prefix of a key, as exported files have it, is that
+    /// key.
+    fn user(&self, row: &Row) -> Result<Option<UserId>, ValueError> {
+        let parse = |field: Field, column: &str| {
+            let text = self.id(row, field);
+            let parsed = match text.split_at_checked(2) {
+                _ if text.is_empty() => return Ok(None),
+                Some(("u:", id)) => UserId::signed_in(super::id_text(id.trim(), &self.mapping.clean)),
+                Some(("v:", id)) => UserId::visitor(super::id_text(id.trim(), &self.mapping.clean)),
+                _ if matches!(field, Field::Visitor) => UserId::visitor(text),
+                _ => UserId::signed_in(text),
+            };
+            parsed.map(Some).map_err(|error| ValueError::new(column, text, &error.to_string()))
+        };
+        match parse(Field::User, &self.columns.user)? {
+            Some(user) => Ok(Some(user)),
+            None => parse(Field::Visitor, &self.columns.visitor),
+        }
+    }
+}
+
+/// Returns whether a spreadsheet wrote a long number in scientific notation, which loses its last digits: `5.01E+12`.
+fn is_rounded(id: &str) -> bool {
+    let Some((mantissa, exponent)) = id.split_once("E+") else { return false };
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    mantissa.split_once('.').is_some_and(|(whole, fraction)| digits(whole) && digits(fraction)) && digits(exponent)
+}

@@ -1,0 +1,216 @@
+//! Times in a shop's file.
+use super::mapping::Clean;
+use jiff::{
+    Timestamp,
+    civil::{DateTime, Time},
+    fmt::{strtime::BrokenDownTime, temporal::Pieces},
+    tz::{Offset, TimeZone},
+};
+use lodestone_core::units::UnixMillis;
+
+/// The format of a file's times.
+pub(super) struct Times {
+    format: Format,
+    name: String,
+    zone: TimeZone,
+}
+
+enum Format {
+    Iso8601,
+    /// A number since 1970, in this many units per second.
+    Unix(i64),
+    /// A strftime format, and the same format with other spellings of its offset. A spelling with a literal `Z` has
+    /// the offset 0.
+    Strftime(Vec<(String, Option<Offset>)>),
+}
+
+/// The reason why a time cannot be used.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum TimeError {
+    /// Not in the format; the text describes the format.
+    Format(String),
+    /// No moment that the calendar has.
+    Range,
+}
+
+impl Times {
+    pub(super) const ISO_8601: &str = "iso8601";
+    const UNIX: [(&str, i64); 3] = [("unix_s", 1), ("unix_ms", 1000), ("unix_us", 1_000_000)];
+
+    /// Checks format and time zone of a mapping.
+    pub(super) fn new(clean: &Clean) -> Result<Self, String> {
+        let zone = TimeZone::get(&clean.time_zone)
+            .map_err(|_| format!("clean.time_zone `{}` is not an IANA time zone", clean.time_zone))?;
+        let name = clean.time_format.clone();
+        let unix = Self::UNIX.iter().find(|(unix, _)| *unix == name);
+        let format = match unix {
+            Some((_, per_second)) => Format::Unix(*per_second),
+            None if name == Self::ISO_8601 => Format::Iso8601,
+            None if name.contains('%') => Format::Strftime(spellings(&name)),
+            None => {
+                return Err(format!(
+                    "clean.time_format `{name}` is not known; use `iso8601`, `unix_s`, `unix_ms`, `unix_us`, or a \
+                     strftime format such as `%d/%m/%Y %H:%M`"
+                ));
+            }
+        };
+        Ok(Self { format, name, zone })
+    }
+
+    /// Parses a time. An offset in the text applies; a time without one is local in the mapping's time zone.
+    pub(super) fn parse(&self, text: &str) -> Result<UnixMillis, TimeError> {
+        let parsed = match &self.format {
+            Format::Iso8601 => return self.parse_iso(text),
+            Format::Unix(per_second) => unix(text, *per_second),
+            Format::Strftime(spellings) => {
+                spellings.iter().find_map(|(format, offset)| self.strptime(format, *offset, text))
+            }
+        };
+        parsed.unwrap_or_else(|| Err(TimeError::Format(format!("not a time in the format `{}`", self.name))))
+    }
+
+    /// Parses an ISO 8601 time, whatever the mapping's format; Parquet's own times are written like this.
+    pub(super) fn parse_iso(&self, text: &str) -> Result<UnixMillis, TimeError> {
+        let text = joined_offset(text);
+        let Ok(pieces) = Pieces::parse(text.as_bytes()) else {
+            let problem =
+                "not a time in the format `iso8601`, such as 2026-11-28T09:30:00+01:00; set clean.time_format";
+            return Err(TimeError::Format(problem.to_owned()));
+        };
+        let local = pieces.date().to_datetime(pieces.time().unwrap_or(Time::midnight()));
+        self.moment(local, pieces.to_numeric_offset())
+    }
+
+    fn strptime(&self, format: &str, offset: Option<Offset>, text: &str) -> Option<Result<UnixMillis, TimeError>> {
+        let parsed = BrokenDownTime::parse(format, text).ok()?;
+        if let Some(at) = parsed.timestamp() {
+            return Some(Ok(UnixMillis(at.as_millisecond())));
+        }
+        if parsed.iana_time_zone().is_some() {
+            let zoned = parsed.to_zoned().map_err(|_| TimeError::Range);
+            return Some(zoned.map(|zoned| UnixMillis(zoned.timestamp().as_millisecond())));
+        }
+        let local = parsed.to_datetime().ok()?;
+        Some(self.moment(local, offset.or(parsed.offset())))
+    }
+
+    fn moment(&self, local: DateTime, offset: Option<Offset>) -> Result<UnixMillis, TimeError> {
+        let at: Result<Timestamp, _> = match offset {
+            Some(offset) => offset.to_timestamp(local),
+            None => self.zone.to_timestamp(local),
+        };
+        at.map(|at| UnixMillis(at.as_millisecond())).map_err(|_| TimeError::Range)
+    }
+}
+
+/// Returns the format and its other spellings: `Z`, an offset with a colon and one without may alternate in one file.
+fn spellings(format: &str) -> Vec<(String, Option<Offset>)> {
+    let mut spellings = vec![(format.to_owned(), None)];
+    if let Some(directive) = ["%:z", "%z"].into_iter().find(|directive| format.contains(directive)) {
+        let with = |offset: &str| format.replace(directive, offset);
+        spellings.push((with(if directive == "%z" { "%:z" } else { "%z" }), None));
+        spellings.push((with("Z"), Some(Offset::UTC)));
+    }
+    spellings
+}
+
+/// Returns the time of a number; none if the text is not a number.
+fn unix(text: &str, per_second: i64) -> Option<Result<UnixMillis, TimeError>> {
+    let ms = match text.parse::<i64>() {
+        Ok(number) => (i128::from(number) * 1000).div_euclid(per_second.into()),
+        Err(_) => {
+            let number = text.parse::<f64>().ok().filter(|number| number.is_finite())?;
+            // Saturates, and then is out of range.
+            (number * 1000.0 / per_second as f64) as i128
+        }
+    };
+    Some(i64::try_from(ms).map(UnixMillis).map_err(|_| TimeError::Range))
+}
+
+/// Joins an offset that follows a space to its time: databases write `2026-11-28 09:30:00 +0100` and `… UTC`.
+fn joined_offset(text: &str) -> String {
+    match text.rsplit_once(' ') {
+        Some((time, "UTC" | "GMT" | "Z")) => format!("{time}Z"),
+        Some((time, offset)) if offset.starts_with(['+', '-']) => format!("{time}{offset}"),
+        _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(format: &str, zone: &str) -> Times {
+        let clean = Clean { time_format: format.to_owned(), time_zone: zone.to_owned(), ..Clean::default() };
+        Times::new(&clean).unwrap()
+    }
+
+    fn text(at: UnixMillis) -> String {
+        Timestamp::from_millisecond(at.0).unwrap().to_string()
+    }
+
+    #[test]
+    fn an_offset_in_the_text_applies() {
+        let moment = "2024-07-16T02:30:00Z";
+        for (format, sent) in [
+            ("%Y-%m-%d %H:%M:%S %z", "2024-07-15 22:30:00 -0400"),
+            ("%Y-%m-%d %H:%M:%S %z", "2024-07-15 22:30:00 -04:00"),
+            ("%Y-%m-%dT%H:%M:%S%:z", "2024-07-16T02:30:00Z"),
+            ("%Y-%m-%dT%H:%M:%S%z", "2024-07-16T02:30:00Z"),
+            ("%Y-%m-%d %H:%M:%S %Q", "2024-07-15 22:30:00 America/New_York"),
+            ("iso8601", "2024-07-15T22:30:00-04:00"),
+            ("iso8601", "2024-07-15 22:30:00-0400"),
+            ("iso8601", "2024-07-15 22:30:00 -0400"),
+            ("iso8601", "2024-07-16 02:30:00 UTC"),
+            ("iso8601", "2024-07-16T02:30Z"),
+            ("iso8601", "2024-07-16T02:30:00.000000Z"),
+            ("unix_s", "1721097000"),
+            ("unix_s", "1721097000.0"),
+            ("unix_ms", "1721097000000"),
+            ("unix_us", "1721097000000000"),
+            ("%s", "1721097000"),
+        ] {
+            let at = times(format, "Europe/London").parse(sent);
+            assert_eq!(at.map(text).as_deref(), Ok(moment), "{sent} as {format}");
+        }
+    }
+
+    #[test]
+    fn a_time_without_an_offset_is_local() {
+        for (format, sent) in [
+            ("iso8601", "2024-07-15 22:30:00"),
+            ("iso8601", "2024-07-15T22:30"),
+            ("%d/%m/%Y %H:%M", "15/07/2024 22:30"),
+        ] {
+            let at = times(format, "Europe/London").parse(sent);
+            assert_eq!(at.map(text).as_deref(), Ok("2024-07-15T21:30:00Z"), "{sent}");
+        }
+        assert_eq!(times("iso8601", "UTC").parse("2024-07-15").map(text).as_deref(), Ok("2024-07-15T00:00:00Z"));
+        assert_eq!(times("%d.%m.%Y", "UTC").parse("15.07.2024").map(text).as_deref(), Ok("2024-07-15T00:00:00Z"));
+    }
+
+    #[test]
+    fn a_moment_outside_the_calendar_is_not_called_unparsable() {
+        for (format, sent) in [
+            ("iso8601", "9999-12-31 23:59:59"),
+            ("%Y-%m-%d %H:%M:%S", "9999-12-31 23:59:59"),
+            ("unix_s", "99999999999999999999"),
+            ("unix_s", "9e30"),
+        ] {
+            assert_eq!(times(format, "UTC").parse(sent), Err(TimeError::Range), "{sent}");
+        }
+        for (format, sent) in [("iso8601", "yesterday"), ("unix_ms", "2024-07-15"), ("unix_s", ""), ("%Y", "x")] {
+            assert!(matches!(times(format, "UTC").parse(sent), Err(TimeError::Format(_))), "{sent}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_format_or_zone_is_refused() {
+        let refused = |format: &str, zone: &str| {
+            let clean = Clean { time_format: format.to_owned(), time_zone: zone.to_owned(), ..Clean::default() };
+            Times::new(&clean).err().unwrap()
+        };
+        assert!(refused("ISO", "UTC").contains("unix_ms"));
+        assert!(refused("iso8601", "Mars/Base").contains("Mars/Base"));
+    }
+}
