@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Decides whether a new bundle may replace the current one. Exit code 1 and the reasons if not.
 ///
-/// Both bundles are evaluated on the events after the training of either. A candidate is refused if its ranking is
-/// worse with confidence, if it is slower, or if it recommends fewer different items.
+/// Both bundles are evaluated on the events after the training of either. A candidate is refused if there are too few
+/// users to tell, if its ranking is worse with confidence, if it is slower, or if it recommends fewer different items.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
@@ -22,6 +22,8 @@ pub(crate) struct GateArgs {
     /// The bundle that serves.
     #[arg(long, value_name = "DIR")]
     current: PathBuf,
+    #[command(flatten)]
+    users: UsersMinArg,
     /// Highest allowed ratio of the candidate's response time to the current bundle's.
     #[arg(long, value_name = "RATIO", default_value_t = GateOptions::default().slower_max)]
     slower_max: f64,
@@ -34,10 +36,23 @@ pub(crate) struct GateArgs {
     library: LibraryArgs,
 }
 
+/// The limit that `gate`, `train` and `retrain` share.
+#[derive(clap::Args)]
+pub(crate) struct UsersMinArg {
+    /// Fewest users with a basket after both trainings on which the gate decides; with fewer it refuses. 0: any
+    /// number.
+    #[arg(long, value_name = "N", default_value_t = GateOptions::default().users_min)]
+    pub(crate) users_min: usize,
+}
+
 pub(crate) fn gate(args: &GateArgs) -> anyhow::Result<Exit> {
     let runtime = args.library.load()?;
-    let options =
-        GateOptions { slower_max: args.slower_max, coverage_min: args.coverage_min, ..GateOptions::default() };
+    let options = GateOptions {
+        users_min: args.users.users_min,
+        slower_max: args.slower_max,
+        coverage_min: args.coverage_min,
+        ..GateOptions::default()
+    };
     let verdict = decide(&args.data, &args.candidate, &args.current, &runtime, &options)?;
     args.output.write(&verdict)?;
     Ok(Exit::answer(verdict.refusals.is_empty()))

@@ -2,7 +2,7 @@
 use super::{
     bundle::StoreArgs,
     exit::Exit,
-    gate::decide,
+    gate::{UsersMinArg, decide},
     lock::{Attempt, Lock},
     output::OutputArgs,
     progress::StageBars,
@@ -65,6 +65,8 @@ pub(crate) struct RetrainArgs {
     /// Publishes only if the bundle passes the gate against the store's current bundle; see `lodestone gate`.
     #[arg(long)]
     gate: bool,
+    #[command(flatten)]
+    users: UsersMinArg,
     /// Number of newest interactions that the bundle is evaluated on and does not learn from. Default: a tenth, at
     /// most 10,000.
     #[arg(long, value_name = "N")]
@@ -147,7 +149,10 @@ pub(crate) fn retrain(args: &RetrainArgs) -> anyhow::Result<Exit> {
     };
     let evaluation = evaluate(&work, &runtime)?;
     let gate = match current.as_ref().filter(|_| args.gate) {
-        Some(current) => Some(decide(&work.data(), &work.bundle(), current, &runtime, &GateOptions::default())?),
+        Some(current) => {
+            let options = GateOptions { users_min: args.users.users_min, ..GateOptions::default() };
+            Some(decide(&work.data(), &work.bundle(), current, &runtime, &options)?)
+        }
         None => None,
     };
     let passes = gate.as_ref().is_none_or(|verdict| verdict.refusals.is_empty());

@@ -1,7 +1,13 @@
 //! `lodestone train`, and the training flags that `retrain` shares.
 use super::{
-    LibraryArgs, exit::Exit, gate::decide, output::FormatArgs, progress::StageBars, signal::StopSignals,
-    threads::ThreadsArgs, time::bundle_name,
+    LibraryArgs,
+    exit::Exit,
+    gate::{UsersMinArg, decide},
+    output::FormatArgs,
+    progress::StageBars,
+    signal::StopSignals,
+    threads::ThreadsArgs,
+    time::bundle_name,
 };
 use anyhow::{Context, ensure};
 use lodestone_core::units::UnixMillis;
@@ -43,6 +49,8 @@ pub(crate) struct TrainCommandArgs {
     /// see `lodestone gate`.
     #[arg(long, value_name = "DIR")]
     gate: Option<PathBuf>,
+    #[command(flatten)]
+    users: UsersMinArg,
     #[command(flatten)]
     train: TrainArgs,
     #[command(flatten)]
@@ -206,7 +214,10 @@ pub(crate) fn train(args: TrainCommandArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Interrupted);
     };
     let gate = match &args.gate {
-        Some(current) => Some(decide(&args.data, &written, current, &runtime, &GateOptions::default())?),
+        Some(current) => {
+            let options = GateOptions { users_min: args.users.users_min, ..GateOptions::default() };
+            Some(decide(&args.data, &written, current, &runtime, &options)?)
+        }
         None => None,
     };
     let passes = gate.as_ref().is_none_or(|verdict| verdict.refusals.is_empty());

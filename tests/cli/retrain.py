@@ -137,15 +137,19 @@ def with_a_server(work):
         call(address, "lodestone.v1.CatalogService/UpsertItems", {"items": [item]})
         call(address, "lodestone.v1.EventService/WriteEvents", {"events": [event, foreign]})
         before = current(work)
-        code, report, stderr = retrain(work, "--gate", "--newest", "60")
+        code, report, stderr = retrain(work, "--gate", "--newest", "40")
         gathered = report["gathered"] if report else {}
         check((gathered.get("item_count"), gathered.get("logged_event_count"), gathered.get("foreign_event_count")) == (41, 1, 1),
               "items and events of a running server's log are gathered, without events with foreign tokens", (code, stderr, gathered))
         start = report["trained"]["start"] if report else None
         check(start == {"bundle": {"name": before, "known_item_count": 40}}, "the encoders start with the weights of the current bundle", start)
         verdict = report["gate"] if report else None
-        check(bool(verdict) and verdict["user_count"] > 0 and code == (1 if verdict["refusals"] else 0),
-              "the gate compares the bundle with the current one", verdict)
+        check(bool(verdict) and 0 < verdict["user_count"] < 50 and code == 1 and "too few users" in verdict["refusals"][0],
+              "the gate compares the bundle with the current one and refuses to decide on few users", verdict)
+        code, report, stderr = retrain(work, "--gate", "--newest", "40", "--users-min", "5")
+        verdict = report["gate"] if report else None
+        check(bool(verdict) and code == (1 if verdict["refusals"] else 0) and "too few" not in str(verdict["refusals"]),
+              "with a declared number of users it decides", verdict)
         older = sorted(set(os.listdir(work / "store")) - {"current"})
         code, report, stderr = retrain(work, "--newest", "60", "--cold", "--keep", "0")
         check(bool(report) and report["trained"]["start"] == "random_weights", "with --cold they start with random weights", (code, stderr))

@@ -19,6 +19,9 @@ const TIME_REPETITIONS_MAX: usize = 2;
 /// Limits for a candidate.
 #[derive(Debug, Clone)]
 pub struct GateOptions {
+    /// Fewest users whose next baskets both bundles are compared on. The verdict on fewer says nothing: the interval
+    /// of the difference is wide, and its bootstrap is too narrow. 0: any number.
+    pub users_min: usize,
     /// Greatest latency, relative to the current bundle's.
     pub slower_max: f64,
     /// Fewest distinct items in the lists, relative to the current bundle's.
@@ -28,7 +31,7 @@ pub struct GateOptions {
 
 impl Default for GateOptions {
     fn default() -> Self {
-        Self { slower_max: 1.25, coverage_min: 0.9, evaluate: EvaluateOptions::default() }
+        Self { users_min: 50, slower_max: 1.25, coverage_min: 0.9, evaluate: EvaluateOptions::default() }
     }
 }
 
@@ -48,8 +51,8 @@ pub struct Verdict {
 }
 
 /// Evaluates the ranked lists of both bundles on the users' next baskets after both trainings. A candidate is refused
-/// if its NDCG@10 is lower beyond the 95 % interval of the difference, its latency exceeds the limit, or its lists have
-/// fewer distinct items than the limit.
+/// if there are fewer users than the limit, its NDCG@10 is lower beyond the 95 % interval of the difference, its
+/// latency exceeds the limit, or its lists have fewer distinct items than the limit.
 pub fn gate(
     data: &Path,
     candidate: &Path,
@@ -104,6 +107,14 @@ fn verdict(candidate: &ReplayScores, current: &ReplayScores, options: &GateOptio
         refusals: Vec::new(),
     };
     let mut refuse = |reason| verdict.refusals.push(reason);
+    if pairs.len() < options.users_min {
+        refuse(format!(
+            "too few users to tell: {} have a basket after both trainings; the limit is {} (--users-min; 0 accepts any \
+             number)",
+            pairs.len(),
+            options.users_min
+        ));
+    }
     if verdict.ndcg_gain.high < 0.0 {
         refuse(format!("it is worse: NDCG@10 changes by {}", verdict.ndcg_gain));
     }
@@ -149,8 +160,12 @@ mod tests {
     use lodestone_core::ids::Row;
 
     fn scores(ndcg: impl Fn(usize) -> f64, covered: u32, seconds: f64) -> ReplayScores {
-        let users = (0..200).map(|n| UserId::signed_in(&format!("p{n}")).unwrap()).collect();
-        let by_user: Vec<[f64; 3]> = (0..200).map(|n| [0.0, ndcg(n), 0.0]).collect();
+        scores_of(200, ndcg, covered, seconds)
+    }
+
+    fn scores_of(count: usize, ndcg: impl Fn(usize) -> f64, covered: u32, seconds: f64) -> ReplayScores {
+        let users = (0..count).map(|n| UserId::signed_in(&format!("p{n}")).unwrap()).collect();
+        let by_user: Vec<[f64; 3]> = (0..count).map(|n| [0.0, ndcg(n), 0.0]).collect();
         let rows = (0..covered).map(Row).collect();
         ReplayScores {
             trained_until: UnixMillis(0),
@@ -174,5 +189,16 @@ mod tests {
         assert!(slower.len() == 1 && slower[0].contains("slower"), "{slower:?}");
         let fewer = refusals(scores(|n| (n % 10) as f64 / 10.0, 400, 1.0));
         assert!(fewer.len() == 1 && fewer[0].contains("fewer items"), "{fewer:?}");
+    }
+    #[test]
+    fn too_few_users_to_tell_are_a_refusal_unless_declared() {
+        let few = |worse: f64| scores_of(5, |n| if n == 0 { 0.9 - worse } else { 0.1 }, 500, 1.0);
+        let refusals = |users_min| {
+            let options = GateOptions { users_min, ..GateOptions::default() };
+            verdict(&few(0.5), &few(0.0), &options).refusals
+        };
+        let default = refusals(GateOptions::default().users_min);
+        assert!(default.len() == 1 && default[0].contains("too few users to tell: 5"), "{default:?}");
+        assert!(refusals(5).is_empty() && refusals(0).is_empty(), "declared to be enough");
     }
 }
