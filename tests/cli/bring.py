@@ -65,6 +65,10 @@ def user_encoder(path, reads_padding=False, unit=True):
                 {"last": np.array([-1]), "length_axis": np.array([1]), "quarter": np.array(0.25, dtype=np.float32)})
 
 
+def own_weights(path):
+    return numpy_helper.to_array(onnx.load(path).graph.initializer[0]).tobytes()
+
+
 def build(work, out, *models):
     return run("bundle", "build", "--from", BUNDLE, "--out", work / out, *models)
 
@@ -91,6 +95,19 @@ with tempfile.TemporaryDirectory() as directory:
     ran = run("gate", "--data", DATA, "--candidate", work / "brought", "--current", BUNDLE, "--slower-max", 100)
     check(ran.returncode == 1 and "it is worse" in ran.stdout, f"arbitrary weights do not pass the gate {ran.stdout}")
 
+    # Weights in a file of their own, as PyTorch writes them.
+    apart = work / "apart"
+    apart.mkdir()
+    onnx.save_model(onnx.load(work / "ranker.onnx"), apart / "ranker.onnx", save_as_external_data=True, location="ranker.onnx.data",
+                    size_threshold=0)
+    ran = build(work, "whole", "--ranker", apart / "ranker.onnx")
+    inside = onnx.load(work / "whole" / "ranker.onnx", load_external_data=False) if ran.returncode == 0 else None
+    check(inside is not None and inside.graph.initializer[0].raw_data == own_weights(work / "ranker.onnx"),
+          f"weights in another file become part of the bundle's model {ran.stderr[-300:]}")
+    (apart / "ranker.onnx.data").unlink()
+    refused(["apart/ranker.onnx", "`weights`", "ranker.onnx.data", "one file"], build(work, "j", "--ranker", apart / "ranker.onnx"),
+            "a missing file of weights")
+
     few = ranker(work / "few.onnx", features - 1, heads)
     refused(["few.onnx", "features", str(features)], build(work, "a", "--ranker", few), "too few features")
     more = ranker(work / "more.onnx", features, heads + 1)
@@ -112,6 +129,6 @@ with tempfile.TemporaryDirectory() as directory:
     (work / "broken.onnx").write_bytes(b"no model")
     refused(["broken.onnx"], build(work, "g", "--ranker", work / "broken.onnx"), "a file that is not ONNX")
     refused(["user.onnx", "features"], build(work, "h", "--ranker", work / "user.onnx"), "another model's file")
-    check(not any((work / name).exists() for name in "abcdefghi"), "none of these was written")
+    check(not any((work / name).exists() for name in "abcdefghij"), "none of these was written")
 print(f"bring: {len(wrong)} wrong")
 sys.exit(1 if wrong else 0)

@@ -11,13 +11,10 @@ use lodestone_index::FrozenGraph;
 use lodestone_pipeline::{
     bundle::{Bundle, Head},
     golden_requests,
-    ranking::{Device, Ranker, RankingError, Runtime, UserEncoder, UserInput},
+    ranking::{Device, ModelFileError, Ranker, RankingError, Runtime, UserEncoder, UserInput, read_model},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 /// Models that replace those of a bundle. None keeps the bundle's own.
 #[derive(Debug, Clone, Default)]
@@ -34,8 +31,8 @@ pub struct ExternalModels {
 /// Errors of [`bundle_external_models`].
 #[derive(Debug, thiserror::Error)]
 pub enum ExternalModelError {
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(#[from] ModelFileError),
     #[error("{path}: {source}")]
     Model { path: PathBuf, source: RankingError },
     #[error("{path}: {problem}")]
@@ -64,9 +61,8 @@ pub fn bundle_external_models(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), ExternalModelError> {
     let mut bundle = Bundle::open(from).map_err(TrainError::from)?;
-    let read = |path: &Path| fs::read(path).map_err(|source| ExternalModelError::Io { path: path.to_owned(), source });
     if let Some((path, vectors)) = &models.user {
-        let model = read(path)?;
+        let model = read_model(path)?;
         check_user_encoder(path, &model, runtime)?;
         if vectors.len() != bundle.items.len() * VECTOR_DIM {
             return Err(ExternalModelError::Shape { found: vectors.len(), items: bundle.items.len() });
@@ -91,7 +87,7 @@ pub fn bundle_external_models(
         bundle.text_projection = ridge_regression(&bundle.title_vectors, &bundle.item_vectors);
     }
     if let Some((path, heads)) = &models.ranker {
-        let model = read(path)?;
+        let model = read_model(path)?;
         if let Some(heads) = heads {
             bundle.manifest.heads.clone_from(heads);
         }

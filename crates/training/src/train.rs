@@ -26,7 +26,7 @@ use lodestone_pipeline::{
     bundle::{Bundle, Head, Manifest},
     features::FEATURES,
     golden_requests,
-    ranking::{Device, Runtime, SentenceEncoder},
+    ranking::{Device, Runtime, SentenceEncoder, model_files},
 };
 use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
@@ -74,7 +74,8 @@ pub fn train(
     let path = checkpoint::path_for(out);
     let mut files = vec![data.join("items.parquet"), data.join("events.parquet")];
     if let Some(directory) = &options.query_encoder {
-        files.extend(["model.onnx", "tokenizer.json"].map(|name| directory.join(name)));
+        files.extend(model_files(&directory.join("model.onnx")));
+        files.push(directory.join("tokenizer.json"));
     }
     if let Some(directory) = &options.warm_start {
         // The manifest contains the checksums of all other files.

@@ -1,5 +1,6 @@
 //! ONNX Runtime sessions; the only file that uses the crate `ort`. The library is loaded at run time, so that one
 //! binary runs with its CPU build or its CUDA build.
+use super::external_data::external_files;
 use crate::features::FEATURE_COUNT;
 use lodestone_catalog::VECTOR_DIM;
 use ort::{
@@ -106,6 +107,14 @@ impl Runtime {
 
     fn session(&self, model: &'static str, bytes: &[u8], device: Device) -> Result<Session, RankingError> {
         let failed = |message: String| RankingError::Open { model, message };
+        let external = external_files(bytes);
+        if !external.is_empty() {
+            let problem = format!(
+                "its weights are in other files ({}); `lodestone bundle build` reads them from the model's directory",
+                external.join(", ")
+            );
+            return Err(RankingError::Contract { model, problem });
+        }
         let builder = Session::builder(&self.environment).map_err(|e| failed(e.to_string()))?;
         let builder = builder.with_intra_threads(1).map_err(|e| failed(e.to_string()))?;
         let builder =

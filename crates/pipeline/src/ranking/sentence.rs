@@ -1,5 +1,8 @@
 //! External sentence encoders: a directory with `model.onnx` and `tokenizer.json` in the format of Hugging Face.
-use super::onnx::{Device, RankingError, Runtime, SentenceModel};
+use super::{
+    external_data::{ModelFileError, read_model},
+    onnx::{Device, RankingError, Runtime, SentenceModel},
+};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -20,6 +23,8 @@ const BATCH: usize = 16;
 pub enum SentenceError {
     #[error("{path}: {source}; an encoder is a directory with model.onnx and tokenizer.json")]
     Io { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(ModelFileError),
     #[error("{path}: {source}")]
     Model { path: PathBuf, source: RankingError },
 }
@@ -34,11 +39,13 @@ pub struct SentenceEncoder {
 impl SentenceEncoder {
     /// Reads `model.onnx` and `tokenizer.json` from a directory.
     pub fn read(directory: &Path) -> Result<[Vec<u8>; 2], SentenceError> {
-        let read = |name| {
-            let path = directory.join(name);
-            std::fs::read(&path).map_err(|source| SentenceError::Io { path, source })
-        };
-        Ok([read("model.onnx")?, read("tokenizer.json")?])
+        let model = read_model(&directory.join("model.onnx")).map_err(|error| match error {
+            ModelFileError::Io { path, source } => SentenceError::Io { path, source },
+            other => SentenceError::File(other),
+        })?;
+        let path = directory.join("tokenizer.json");
+        let tokenizer = std::fs::read(&path).map_err(|source| SentenceError::Io { path, source })?;
+        Ok([model, tokenizer])
     }
 
     /// Opens the encoder in a directory, with one model for each thread.
