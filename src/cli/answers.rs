@@ -4,11 +4,15 @@ use super::{
     output::{FormatArgs, OutputArgs},
     time,
 };
+use crate::server::{
+    explain::{LoggedRequest, logged_request},
+    proto,
+};
 use anyhow::Context;
 use clap::Subcommand;
 use lodestone_core::units::UnixMillis;
 use lodestone_engine::ANSWERS;
-use lodestone_pipeline::answers::{self, AnswerRecord, Damage, SlotRow};
+use lodestone_pipeline::answers::{self, AnswerRecord, Damage, ScoreParts, SlotRecord, SlotRow};
 use std::{
     collections::BTreeMap,
     fmt, fs,
@@ -46,7 +50,8 @@ pub(crate) struct ExportArgs {
     format: FormatArgs,
 }
 
-/// Prints one answer: request, candidate sources, slots, and probabilities. Exit code 1 if it is not logged.
+/// Prints one answer: its request, and for each slot the reasons, the parts of the score, and the probability. Exit
+/// code 1 if it is not logged.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
@@ -212,9 +217,11 @@ impl serde::Serialize for Shown<'_> {
 impl Shown<'_> {
     fn json(&self) -> serde_json::Value {
         let record = self.record;
-        let slots = self.rows.iter().map(|row| {
+        let slots = self.rows.iter().zip(&record.slots).map(|(row, slot)| {
             serde_json::json!({
                 "slot": row.slot,
+                "reasons": reasons(slot),
+                "score_parts": record.score_parts(slot),
                 "item_id": row.item,
                 "score": row.score,
                 "serving_config": row.serving_config,
@@ -240,6 +247,7 @@ impl Shown<'_> {
             "generation": record.generation,
             "models": record.models.iter().map(|model| (&model.name, &model.sha256)).collect::<BTreeMap<_, _>>(),
             "feature_schema": record.feature_schema,
+            "request": request_parts(record).into_iter().collect::<BTreeMap<_, _>>(),
             "session_version": record.session_version,
             "corrected_query": record.corrected_query,
             "explored": record.explored,
@@ -263,6 +271,12 @@ impl fmt::Display for Shown<'_> {
         if !record.experiment.is_empty() {
             writeln!(f, "  experiment {}, arm {}", record.experiment, record.arm)?;
         }
+        for (name, value) in request_parts(record) {
+            writeln!(f, "  {name}: {value}")?;
+        }
+        if !record.corrected_query.is_empty() {
+            writeln!(f, "  corrected query: {}", record.corrected_query)?;
+        }
         for source in &record.sources {
             let candidates = source.candidates.len();
             writeln!(f, "  {:<14} found {:>4}, {candidates:>4} of them candidates", source.name, source.found_count)?;
@@ -277,7 +291,7 @@ impl fmt::Display for Shown<'_> {
             "{:>5}  {:<24} {:>12} {:>11} {:>8}  {:>8}",
             "slot", "item", "score", "propensity", "± 1 SE", "organic"
         )?;
-        for row in self.rows {
+        for (row, slot) in self.rows.iter().zip(&record.slots) {
             let (probability, error) = (row.propensity.probability, row.propensity.standard_error);
             let pinned = if row.is_pinned { " pinned" } else { "" };
             writeln!(
@@ -285,7 +299,69 @@ impl fmt::Display for Shown<'_> {
                 "{:>5}  {:<24} {:>12.6} {probability:>11.6} {error:>8.6}  {:>8}{pinned}",
                 row.slot, row.item, row.score, row.organic_slot
             )?;
+            write!(f, "       {}", reasons(slot).join(", "))?;
+            match record.score_parts(slot) {
+                None => writeln!(f)?,
+                Some(parts) => write_parts(f, &parts)?,
+            }
         }
         Ok(())
     }
+}
+
+/// The names of the result's reason codes without their prefix.
+fn reasons(slot: &SlotRecord) -> Vec<&'static str> {
+    let name = |number: &i32| proto::ReasonCode::try_from(*number).unwrap_or_default().as_str_name();
+    slot.reasons.iter().map(name).map(|name| name.trim_start_matches("REASON_CODE_")).collect()
+}
+
+/// Writes the sum that makes the score, and the sources that found the item.
+fn write_parts(f: &mut fmt::Formatter<'_>, parts: &ScoreParts) -> fmt::Result {
+    let mut sum: Vec<String> =
+        parts.heads.iter().map(|head| format!("{} {:.4} × {}", head.name, head.probability, head.weight)).collect();
+    sum.extend(parts.retrieval.map(|score| format!("retrieval {score:.4}")));
+    if parts.tier > 0 {
+        sum.push(format!("query tier {}", parts.tier));
+    }
+    let boosts: String = parts.boosts.iter().map(|factor| format!(" × boost {factor}")).collect();
+    match boosts.is_empty() {
+        true => writeln!(f, "; score = {}", sum.join(" + "))?,
+        false => writeln!(f, "; score = ({}){boosts}", sum.join(" + "))?,
+    }
+    let sources = parts.sources.iter().map(|source| format!("{} {} ({:.4})", source.name, source.rank, source.score));
+    writeln!(f, "       found by {}", sources.collect::<Vec<_>>().join(", "))
+}
+
+/// The parts of the request that say what was asked for, with their names; absent ones are left out.
+fn request_parts(record: &AnswerRecord) -> Vec<(&'static str, String)> {
+    let (mut parts, options) = match logged_request(record) {
+        None => return vec![("request", "the record has no readable request".to_owned())],
+        Some(LoggedRequest::Search(request)) => {
+            (vec![("query", request.query), ("filter", request.filter)], request.options)
+        }
+        Some(LoggedRequest::Recommend(request)) => {
+            let kind = request.r#type().as_str_name().trim_start_matches("RECOMMEND_TYPE_").to_owned();
+            let anchors = request.anchor_item_ids.join(", ");
+            (vec![("type", kind), ("anchors", anchors), ("filter", request.filter)], request.options)
+        }
+        Some(LoggedRequest::Rank(request)) => {
+            let ids: Vec<&str> = request.candidates.iter().map(|candidate| candidate.item_id.as_str()).collect();
+            (vec![("query", request.query), ("candidates", ids.join(", "))], request.options)
+        }
+    };
+    if let Some(options) = options {
+        let boosts = options.boosts.iter().map(|boost| format!("{} × {}", boost.filter, boost.factor));
+        let pins = options.pins.iter().map(|pin| format!("{} at {}", pin.item_id, pin.rank));
+        let context = options.context_events.iter().flat_map(|event| &event.lines).map(|line| line.item_id.clone());
+        parts.extend([
+            ("order by", options.order_by),
+            ("boosts", boosts.collect::<Vec<_>>().join(", ")),
+            ("pins", pins.collect::<Vec<_>>().join(", ")),
+            ("context events on", context.collect::<Vec<_>>().join(", ")),
+            ("excluded", options.exclude_item_ids.join(", ")),
+            ("diversity", options.diversity.map_or_else(String::new, |diversity| diversity.to_string())),
+        ]);
+    }
+    parts.retain(|(_, value)| !value.is_empty());
+    parts
 }

@@ -2,7 +2,7 @@
 use super::{
     convert,
     guard::guarded,
-    proto::{self, explain_service_server::ExplainService, replay_answer_response},
+    proto::{self, explain_service_server::ExplainService},
     services::Services,
     status,
 };
@@ -13,6 +13,7 @@ use lodestone_pipeline::{
     policy::{Team, joint},
 };
 use prost::Message;
+pub(crate) use proto::replay_answer_response::Request as LoggedRequest;
 use tonic::{Request, Response, Status};
 
 #[tonic::async_trait]
@@ -56,7 +57,7 @@ fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
             seconds: record.at_ms.div_euclid(1000),
             nanos: (record.at_ms.rem_euclid(1000) * 1_000_000) as i32,
         }),
-        request: request(&record),
+        request: logged_request(&record),
         corrected_query: record.corrected_query.clone(),
         serving_configs: record.rankings.iter().map(|ranking| ranking.serving_config.clone()).collect(),
         experiment_arm: (!record.experiment.is_empty())
@@ -76,8 +77,8 @@ fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
 }
 
 /// Decodes the request message. Returns None if it cannot be decoded.
-fn request(record: &AnswerRecord) -> Option<replay_answer_response::Request> {
-    use replay_answer_response::Request as Sent;
+pub(crate) fn logged_request(record: &AnswerRecord) -> Option<LoggedRequest> {
+    use LoggedRequest as Sent;
     let bytes = record.request.as_slice();
     match record.kind() {
         AnswerKind::Search => proto::SearchRequest::decode(bytes).ok().map(Sent::Search),

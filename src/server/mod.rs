@@ -5,7 +5,7 @@ mod catalog_service;
 mod codes;
 mod convert;
 mod event_service;
-mod explain;
+pub(crate) mod explain;
 mod guard;
 pub mod metrics_endpoint;
 mod models;

@@ -312,10 +312,11 @@ impl Engine {
         let catalog = self.generations.routes().catalog_for(&loaded);
         let answer = self.page(&frozen, (&loaded, &catalog), id, 0, page.size, bytes_max);
         if let Some(trace) = trace {
-            // The record has the probability of the page that was shown.
-            let page_size = if answer.is_cut { answer.results.len() } else { page.size };
+            // The record has the probability of the page that was shown, which the limit of bytes may have cut.
+            let codes = |item: &RankedItem| item.reasons.iter().map(|reason| reason.code as i32).collect();
+            let reasons: Vec<Vec<i32>> = answer.results.iter().map(codes).collect();
             let loaded = loaded.clone();
-            self.answers.log(id, Box::new(move || trace.record(&loaded.generation.manifest, page_size)));
+            self.answers.log(id, Box::new(move || trace.record(&loaded.generation.manifest, reasons)));
         }
         if !answer.next_page_token.is_empty() {
             loaded.slates.insert(id, Arc::new(frozen));

@@ -76,8 +76,8 @@ pub fn is_by_field(order: OrderBy) -> bool {
 }
 
 impl Trace {
-    /// Builds the record. `page_size` is the number of shown slots.
-    pub fn record(self, manifest: &Manifest, page_size: usize) -> AnswerRecord {
+    /// Builds the record. `reasons` has the reason codes of each shown slot.
+    pub fn record(self, manifest: &Manifest, reasons: Vec<Vec<i32>>) -> AnswerRecord {
         let rows = self.rows();
         let item = |row: &Row| self.catalog.get(*row).item.id.as_str();
         let names: Vec<&str> = rows.iter().map(item).collect();
@@ -113,7 +113,7 @@ impl Trace {
             exploration: self.rules.exploration.as_ref().map(Into::into),
             seed: self.rules.seed,
             explored: self.arranged.explored,
-            slots: self.arranged.placed.iter().take(page_size).map(slot).collect(),
+            slots: self.arranged.placed.iter().zip(reasons).map(slot).collect(),
             slate_size: self.arranged.placed.len() as u32,
             slate_checksum,
             vector_rows,
@@ -207,12 +207,13 @@ fn pin(pin: &PinSlot) -> answers::PinRecord {
     answers::PinRecord { item: pin.candidate.map(|candidate| candidate.0), rank: pin.rank as u32 }
 }
 
-fn slot(placed: &Placed) -> answers::SlotRecord {
+fn slot((placed, reasons): (&Placed, Vec<i32>)) -> answers::SlotRecord {
     answers::SlotRecord {
         item: placed.candidate.0,
         score: placed.score,
         conditional: placed.conditional,
         is_pinned: placed.is_pinned,
         team: answers::team_number(placed.team),
+        reasons,
     }
 }

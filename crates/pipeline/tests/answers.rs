@@ -190,6 +190,7 @@ impl Case {
                     conditional: slot.conditional,
                     is_pinned: slot.is_pinned,
                     team: team_number(slot.team),
+                    reasons: Vec::new(),
                 })
                 .collect(),
             slate_size: arranged.placed.len() as u32,

@@ -9,6 +9,7 @@ mod log;
 mod record;
 mod replay;
 mod rows;
+mod scores;
 mod segment;
 
 pub use columns::{decode as decode_columns, encode as encode_columns};
@@ -18,4 +19,5 @@ pub use replay::{
     Propensity, ReplayError, ReplayModels, ReplayedAnswer, digest, replay, seed_of, slate_checksum, team_number,
 };
 pub use rows::{RewardJoin, Rewards, SlotRow, for_each_record, read_rows, write_rows};
+pub use scores::{HeadPart, ScoreParts, SourcePart};
 pub use segment::{AnswerLogError, Damage};

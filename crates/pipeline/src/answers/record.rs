@@ -232,4 +232,7 @@ pub struct SlotRecord {
     /// In interleaved answers: 1 for the first configuration, 2 for the second. Otherwise 0.
     #[prost(uint32, tag = "5")]
     pub team: u32,
+    /// The numbers of the result's `ReasonCode`s, in their order.
+    #[prost(int32, repeated, tag = "6")]
+    pub reasons: Vec<i32>,
 }

@@ -1,0 +1,129 @@
+//! The parts of a shown score, from the record of an answer.
+use super::{AnswerRecord, SlotRecord};
+
+/// How a slot's score came about: the sum over the heads (or else the score of retrieval) plus the tier, times the
+/// factors of the matching boosts.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct ScoreParts {
+    pub heads: Vec<HeadPart>,
+    /// The fused score of retrieval, if the ranking model did not order the answer.
+    pub retrieval: Option<f32>,
+    /// See [`AnswerRecord::tiers`].
+    pub tier: u8,
+    pub boosts: Vec<f32>,
+    /// The sources that found the item, in the order of the record.
+    pub sources: Vec<SourcePart>,
+}
+
+/// The contribution of one head: weight times probability.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct HeadPart {
+    pub name: String,
+    pub weight: f32,
+    pub probability: f32,
+}
+
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct SourcePart {
+    pub name: String,
+    /// Among the source's hits that are candidates, from 1.
+    pub rank: usize,
+    /// The source's own score.
+    pub score: f32,
+}
+
+impl AnswerRecord {
+    /// Returns the parts of a slot's score; none for a pinned item that is not a candidate, or if the record is
+    /// inconsistent.
+    pub fn score_parts(&self, slot: &SlotRecord) -> Option<ScoreParts> {
+        let candidate = slot.item as usize;
+        let ranking = self.rankings.get((slot.team as usize).saturating_sub(1))?;
+        if candidate >= self.candidate_count() {
+            return None;
+        }
+        let head_count = self.heads.len();
+        let probabilities = self.head_values.get(candidate * head_count..(candidate + 1) * head_count);
+        let heads: Vec<HeadPart> = match probabilities.filter(|_| ranking.weights.len() == head_count) {
+            None => Vec::new(),
+            Some(probabilities) => (self.heads.iter().zip(&ranking.weights).zip(probabilities))
+                .map(|((name, weight), probability)| HeadPart {
+                    name: name.clone(),
+                    weight: *weight,
+                    probability: *probability,
+                })
+                .collect(),
+        };
+        let retrieval = match heads.is_empty() {
+            false => None,
+            true => {
+                let features = if self.fused.is_empty() { self.feature_matrix().ok()? } else { Vec::new() };
+                Some(*self.fused_scores(&features).get(candidate)?)
+            }
+        };
+        let mask = self.boost_masks.get(candidate).copied().unwrap_or(0);
+        let boosts = self.boost_factors.iter().enumerate().filter(|(boost, _)| mask >> boost & 1 == 1);
+        let source = |source: &super::SourceRecord| {
+            let position = source.candidates.iter().position(|found| *found as usize == candidate)?;
+            Some(SourcePart { name: source.name.clone(), rank: position + 1, score: *source.scores.get(position)? })
+        };
+        Some(ScoreParts {
+            heads,
+            retrieval,
+            tier: self.tiers.get(candidate).copied().unwrap_or(0),
+            boosts: boosts.map(|(_, factor)| *factor).collect(),
+            sources: self.sources.iter().filter_map(source).collect(),
+        })
+    }
+}
+
+impl ScoreParts {
+    /// Returns the score that the parts make. Equal to the slot's score up to rounding.
+    pub fn total(&self) -> f32 {
+        let sum: f32 = self.heads.iter().map(|head| head.weight * head.probability).sum();
+        let base = self.retrieval.unwrap_or(sum) + f32::from(self.tier);
+        let boost = |score: f32, factor: &f32| if score >= 0.0 { score * factor } else { score / factor };
+        self.boosts.iter().filter(|factor| factor.is_finite() && **factor > 0.0).fold(base, boost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answers::{RankingRecord, SourceRecord};
+
+    #[test]
+    fn the_parts_of_a_score_make_the_score() {
+        let slot = |item, score| SlotRecord { item, score, ..SlotRecord::default() };
+        let found = SourceRecord {
+            name: "lexical".into(),
+            candidates: vec![1, 0],
+            scores: vec![7.5, 3.0],
+            ..Default::default()
+        };
+        let record = AnswerRecord {
+            items: ["a", "b", "pin"].map(str::to_owned).to_vec(),
+            candidate_count: 2,
+            heads: vec!["click".to_owned(), "purchase".to_owned()],
+            head_values: vec![0.5, 0.1, 0.2, 0.3],
+            rankings: vec![RankingRecord { weights: vec![1.0, 2.0], candidate_count: 2, ..RankingRecord::default() }],
+            tiers: vec![0, 1],
+            boost_factors: vec![2.0, 0.5],
+            boost_masks: vec![2, 1],
+            fused: vec![0.02, 0.01],
+            sources: vec![found],
+            ..AnswerRecord::default()
+        };
+        // (0.2 + 2 × 0.3 + tier 1) × 2 and (0.5 + 2 × 0.1) × 0.5
+        for (item, score) in [(1, 3.6), (0, 0.35)] {
+            let parts = record.score_parts(&slot(item, score)).unwrap();
+            assert!((parts.total() - score).abs() < 1e-6, "{parts:?}");
+        }
+        let parts = record.score_parts(&slot(0, 0.35)).unwrap();
+        assert_eq!(parts.sources, [SourcePart { name: "lexical".into(), rank: 2, score: 3.0 }]);
+        assert_eq!((parts.heads[1].weight, parts.boosts), (2.0, vec![0.5]));
+        let unranked = AnswerRecord { head_values: Vec::new(), ..record.clone() };
+        assert!((unranked.score_parts(&slot(1, 2.02)).unwrap().total() - 2.02).abs() < 1e-6);
+        assert!(record.score_parts(&slot(2, 0.0)).is_none(), "a pin that is no candidate has no score");
+        assert!(record.score_parts(&slot(9, 0.0)).is_none());
+    }
+}
