@@ -9,7 +9,7 @@ use lodestone_pipeline::{
     serving::{Serving, ServingConfig},
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
 /// Serves ranking, events and the catalogue over gRPC.
@@ -170,7 +170,9 @@ enum DeviceArg {
 
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "lodestone=info,warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Escape sequences in a file or a collector's log break its searches.
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
     lodestone_telemetry::count_panics();
     let config = engine_config(&args)?;
     lodestone_core::text::warm_up();

@@ -194,6 +194,10 @@ def explained(work):
     check(0 < replayed["pageProbability"] < 1, f"the page had probability {replayed['pageProbability']}")
     check(replayed["recommend"]["viewer"]["userId"] == "12347" and replayed["servingConfigs"] == ["explore"],
           "the replay returns the request and its configuration")
+    searched, _ = server.call("lodestone.v1.RankingService/Search", {
+        "viewer": {"user_id": "12347"}, "query": "heart", "page_size": 5, "options": {"serving_config": "default"}})
+    searched_reasons = [[reason["code"].removeprefix("REASON_CODE_") for reason in result.get("reasons", [])] for result in searched["results"]]
+    searched_id = server.call(replay, {"attribution_token": searched["attributionToken"]})[0]["answerId"]
     for token in ["", "Zm9yZ2Vk", tokens[0][:-2] + ("AA" if tokens[0][-2:] != "AA" else "BB")]:
         _, error = server.call(replay, {"attribution_token": token})
         check("InvalidArgument" in error and "ATTRIBUTION_TOKEN_INVALID" in error, f"a forged token is refused {error[:80]}")
@@ -211,6 +215,9 @@ def explained(work):
     server.call("lodestone.v1.EventService/WriteEvents", {"events": [
         {**view("seen", items[0], "12347"), "attribution_token": answer["attributionToken"]}]})
     check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
+    server.log.seek(0)
+    log = server.log.read()
+    check(b"serving" in log and b"\x1b" not in log, "a log that is not a terminal's has no escape sequences")
 
     out = work / "exported"
     command = [LODESTONE, "answers", "export", "--data", str(data), "--since", "1d", "--out", str(out), "--format", "json"]
@@ -221,6 +228,18 @@ def explained(work):
     check(all((out / f"day={day}" / "answers.parquet").is_file() for day in exported["days"]), "the export has a file for each day")
     ran = subprocess.run([LODESTONE, "answers", "show", replayed["answerId"], "--data", str(data)], capture_output=True, text=True, timeout=60)
     check(ran.returncode == 0 and "pinned" in ran.stdout and "serving configuration explore" in ran.stdout, "a record is shown")
+    check("type: FOR_YOU" in ran.stdout and f"pins: {items[0]} at 3" in ran.stdout and "PINNED" in ran.stdout,
+          f"with its request and the reasons of its results {ran.stdout[:400]}")
+    show = [LODESTONE, "answers", "show", searched_id, "--data", str(data)]
+    ran = subprocess.run([*show, "--format", "json"], capture_output=True, text=True, timeout=60)
+    shown = json.loads(ran.stdout)
+    sums = [(slot["score"], sum(head["weight"] * head["probability"] for head in slot["score_parts"]["heads"]) + slot["score_parts"]["tier"])
+            for slot in shown["slots"] if slot["score_parts"]]
+    check(shown["request"]["query"] == "heart" and sums and all(abs(score - total) < 1e-3 for score, total in sums),
+          f"the parts of a search's scores make the scores {sums[:3]}")
+    check([slot["reasons"] for slot in shown["slots"]] == searched_reasons, "the reasons are those of the answer")
+    ran = subprocess.run(show, capture_output=True, text=True, timeout=60)
+    check("query: heart" in ran.stdout and "score = " in ran.stdout and "found by lexical" in ran.stdout, "a search is explained")
     ran = subprocess.run([LODESTONE, "answers", "show", "00000000-0000-7000-8000-000000000000", "--data", str(data)],
                          capture_output=True, text=True, timeout=60)
     check(ran.returncode == 1 and "no record" in ran.stdout, "an unknown record: exit code 1")
@@ -281,8 +300,9 @@ class Server:
         models = ["--store", str(store)] if store else ["--bundle", str(bundle)]
         command = [LODESTONE, "serve", *models, "--data", str(data), "--listen", self.address,
                    "--metrics-listen", self.metrics_address, *flags]
+        self.log = tempfile.TemporaryFile()
         limit = file_bytes_max and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes_max, file_bytes_max)))
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=limit)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self.log, preexec_fn=limit)
         atexit.register(self.process.kill)
 
         def is_healthy_or_ended():
