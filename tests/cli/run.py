@@ -199,12 +199,42 @@ def product_search(work):
     refused(["sentence_encoder", "term_ids", "input_ids"], "benchmark", "search", *files, "--encoder", encoder)
 
 
+def imports(work):
+    """Files as other programs write them."""
+    def imported(mapping, content, name="shop.csv"):
+        (work / "mapping.toml").write_text(mapping)
+        (work / name).write_text(content)
+        return run("import", "--mapping", work / "mapping.toml", "--in", work / name, "--out", work / "imported", "--format", "json")
+
+    retailrocket = '[columns]\nitem = "itemid"\ntime = "timestamp"\nvisitor = "visitorid"\nevent_type = "event"\norder = "transactionid"\n' \
+                   '[event_types]\ntransaction = "purchase"\n[clean]\ntime_format = "unix_ms"\n'
+    rows = ["timestamp,visitorid,event,itemid,transactionid", "1433221332117,257597,view,355908,", "1433221999827,257597,addtocart,355908,",
+            "1433222276276,257597,transaction,355908,4000", "1433222276276,1,rate,355908,"]
+    ran = imported(retailrocket, "\n".join(rows))
+    report = json.loads(ran.stdout)
+    check(report["kept_by_type"] == {"add_to_cart": 1, "purchase": 1, "view": 1} and report["unknown_event_types"] == {"rate": 1},
+          f"events of another program are imported {ran.stderr}")
+    ran = imported('[columns]\nitem = "sku"\ntitle = "name"\n', "sku,name\n1,mug\n")
+    check(ran.returncode == ERROR and "columns.time is missing" in ran.stderr and "--products" in ran.stderr,
+          "a file of products as a file of events names --products")
+    ran = imported('[columns]\nitem = "sku"\ntime = "since"\n', "sku,since\n1,2025-01-01\n")
+    check(ran.returncode == ERROR and "constants.event_type" in ran.stderr, "rows without a declared event type are not purchases")
+    (work / "products.toml").write_text('[products]\nid = "sku"\ntitle = "name"\n')
+    (work / "products.csv").write_text("sku,name\n" + "".join(f"{number},mug {number}\n" for number in range(700)))
+    ran = run("import", "--mapping", work / "products.toml", "--products", work / "products.csv", "--out", work / "catalogue")
+    check(ran.returncode == SUCCESS and "700 items" in ran.stdout and sorted(os.listdir(work / "catalogue")) == ["items.parquet"],
+          f"a file of products becomes items and no events {ran.stderr}")
+    refused(["--in", "--products"], "import", "--mapping", work / "products.toml", "--out", work / "catalogue")
+
+
 def gate():
     same = ["gate", "--data", DATA, "--candidate", BUNDLE, "--current", BUNDLE]
     ran = run(*same, "--slower-max", 3, "--format", "json")
     verdict = json.loads(ran.stdout)
     check(ran.returncode == SUCCESS and verdict["refusals"] == [] and verdict["ndcg_gain"]["mean"] == 0,
           "a bundle passes compared with itself")
+    ran = run(*same, "--slower-max", 3, "--users-min", 1_000_000)
+    check(ran.returncode == NO and "refused: too few users to tell" in ran.stdout, "too few users to tell are a refusal")
     ran = run(*same, "--slower-max", 0.01)
     check(ran.returncode == NO and "refused: it is slower" in ran.stdout, "a slower one is refused with exit code 1")
 
@@ -332,6 +362,7 @@ with tempfile.TemporaryDirectory() as directory:
     exported_vectors(pathlib.Path(directory))
     file_size_limit(pathlib.Path(directory))
     experiments(pathlib.Path(directory))
+    imports(pathlib.Path(directory))
     other_policies(pathlib.Path(directory))
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))
