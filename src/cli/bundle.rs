@@ -1,6 +1,7 @@
 //! `lodestone bundle`
 use super::{
     LibraryArgs,
+    encoder::EncoderArgs,
     exit::Exit,
     matrix::Matrix,
     open_store,
@@ -11,7 +12,10 @@ use super::{
 use anyhow::{Context, ensure};
 use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::{ids::Row, units::UnixMillis};
-use lodestone_pipeline::bundle::{Bundle, Head, Manifest};
+use lodestone_pipeline::{
+    bundle::{Bundle, Head, Manifest},
+    ranking::{QueryEncoderKind, SentenceConfig},
+};
 use lodestone_rollout::{Store, StoreError};
 use lodestone_training::{ExternalModels, bundle_external_models};
 use std::{
@@ -53,9 +57,8 @@ pub(crate) struct BuildArgs {
     /// items.parquet.
     #[arg(long, value_name = "FILE", requires = "user_encoder")]
     item_vectors: Option<PathBuf>,
-    /// Query encoder, from texts to vectors: a directory with model.onnx and tokenizer.json.
-    #[arg(long, value_name = "DIR")]
-    query_encoder: Option<PathBuf>,
+    #[command(flatten)]
+    encoder: EncoderArgs,
     /// Ranking model, from features to the logits of the heads, as ONNX.
     #[arg(long, value_name = "FILE")]
     ranker: Option<PathBuf>,
@@ -185,8 +188,8 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
         None => None,
     };
     let heads = args.heads.as_deref().map(read_heads).transpose()?;
-    let models =
-        ExternalModels { user, query_encoder: args.query_encoder, ranker: args.ranker.map(|model| (model, heads)) };
+    let query_encoder = args.encoder.source();
+    let models = ExternalModels { user, query_encoder, ranker: args.ranker.map(|model| (model, heads)) };
     let now = UnixMillis::now();
     let name = bundle_name(now)?;
     let mut bars = StageBars::default();
@@ -303,7 +306,7 @@ struct Contents<'a> {
     item_count: usize,
     item_vector_dimensions: usize,
     item_vector_precision: String,
-    query_encoder: &'static str,
+    query_encoder_kind: &'static str,
     query_vector_dimensions: usize,
 }
 
@@ -316,7 +319,18 @@ impl fmt::Display for Contents<'_> {
         writeln!(f, "trained until   {}", time(manifest.trained_until_ms))?;
         writeln!(f, "items           {}", self.item_count)?;
         writeln!(f, "item vectors    {} dimensions, {}", self.item_vector_dimensions, self.item_vector_precision)?;
-        writeln!(f, "query encoder   {}, {} dimensions", self.query_encoder, self.query_vector_dimensions)?;
+        writeln!(f, "query encoder   {}, {} dimensions", self.query_encoder_kind, self.query_vector_dimensions)?;
+        if let QueryEncoderKind::Sentence(config) = &manifest.query_encoder {
+            let SentenceConfig { output, query_prefix, passage_prefix, tokens_max, .. } = config;
+            writeln!(f, "                output {output}, {:?} pooling, at most {tokens_max} tokens", config.pooling)?;
+            writeln!(f, "                prefixes {query_prefix:?} (query) and {passage_prefix:?} (item)")?;
+        }
+        let floor = manifest.relevance;
+        writeln!(
+            f,
+            "relevance       cosine of at least {:.3}: precision {:.3}, recall {:.3}",
+            floor.cosine_min, floor.precision, floor.recall
+        )?;
         writeln!(f, "feature schema  {}", manifest.feature_schema)?;
         for head in &manifest.heads {
             let Head { name, weight, scale, offset } = head;
@@ -333,7 +347,10 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
         item_count: bundle.items.len(),
         item_vector_dimensions: bundle.item_vectors.dimensions(),
         item_vector_precision: format!("{:?}", bundle.item_vectors.precision()),
-        query_encoder: if bundle.tokenizer.is_some() { "sentence encoder" } else { "hashed terms" },
+        query_encoder_kind: match &bundle.manifest.query_encoder {
+            QueryEncoderKind::HashedTerms { .. } => "hashed terms",
+            QueryEncoderKind::Sentence(_) => "sentence encoder",
+        },
         query_vector_dimensions: bundle.title_vectors.dimensions(),
     })
 }

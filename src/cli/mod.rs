@@ -5,6 +5,7 @@
 mod answers;
 mod benchmark;
 mod bundle;
+mod encoder;
 mod evaluate;
 mod events;
 mod exit;

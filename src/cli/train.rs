@@ -1,6 +1,7 @@
 //! `lodestone train`, and the training flags that `retrain` shares.
 use super::{
     LibraryArgs,
+    encoder::EncoderArgs,
     exit::Exit,
     gate::{UsersMinArg, decide},
     output::FormatArgs,
@@ -63,10 +64,8 @@ pub(crate) struct TrainArgs {
     /// Seed of the samples and the initial weights.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// A sentence encoder for queries and item texts instead of one trained on the titles: a directory with model.onnx
-    /// and tokenizer.json, as on Hugging Face.
-    #[arg(long, value_name = "DIR")]
-    query_encoder: Option<PathBuf>,
+    #[command(flatten)]
+    encoder: EncoderArgs,
     /// Greatest number of lists that the ranking model is trained on.
     #[arg(long, value_name = "N", default_value_t = TrainOptions::default().lists_max)]
     lists_max: usize,
@@ -88,7 +87,7 @@ impl TrainArgs {
         let now = UnixMillis::now();
         Ok(TrainOptions {
             seed: self.seed,
-            query_encoder: self.query_encoder.clone(),
+            query_encoder: self.encoder.source(),
             lists_max: self.lists_max,
             name: bundle_name(now)?,
             now,

@@ -187,16 +187,16 @@ def product_search(work):
     (work / "broken.jsonl").write_text('{"id": "a", "title": "b"}\n{"id": ')
     refused(["broken.jsonl", "line 2"], "benchmark", "search", "--products", work / "broken.jsonl", *files[2:])
     encoder = work / "encoder"
-    refused(["encoder/model.onnx", "tokenizer.json"], "benchmark", "search", *files, "--encoder", encoder)
+    refused(["encoder/model.onnx", "tokenizer.json"], "benchmark", "search", *files, "--query-encoder", encoder)
     encoder.mkdir()
     (encoder / "model.onnx").write_bytes((pathlib.Path(BUNDLE) / "query_encoder.onnx").read_bytes())
     (encoder / "tokenizer.json").write_text("{}")
-    refused(["encoder", "tokenizer.json"], "benchmark", "search", *files, "--encoder", encoder)
+    refused(["encoder", "tokenizer.json"], "benchmark", "search", *files, "--query-encoder", encoder)
     (encoder / "tokenizer.json").write_text(json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
         "model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}}))
-    refused(["sentence_encoder", "term_ids", "input_ids"], "benchmark", "search", *files, "--encoder", encoder)
+    refused(["sentence_encoder", "term_ids", "input_ids"], "benchmark", "search", *files, "--query-encoder", encoder)
 
 
 def imports(work):

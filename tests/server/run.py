@@ -640,12 +640,14 @@ def merges(work):
 def sentence_encoder(work):
     """A bundle that is trained with an external sentence encoder."""
     bundle = work / "sentence-bundle"
-    ran = subprocess.run([LODESTONE, "train", "--data", str(DATA), "--out", str(bundle), "--query-encoder", str(ENCODER)],
+    ran = subprocess.run([LODESTONE, "train", "--data", str(DATA), "--out", str(bundle), "--query-encoder", str(ENCODER), "--query-prefix", "", "--passage-prefix", ""],
                          capture_output=True, text=True, timeout=900)
     check(ran.returncode == 0, f"training with a sentence encoder {ran.stderr[-300:] if ran.returncode else ''}")
     server = Server(work / "sentence", bundle=bundle)
-    found = first_titles(server, "precipitation protection")
-    check(any(word in title.upper() for title in found for word in ("UMBRELLA", "RAIN")), f"a search finds items without any word of the query: {found}")
+    found = first_titles(server, "timepiece")
+    check(any("CLOCK" in title.upper() for title in found), f"a search finds items without any word of the query: {found}")
+    for query in ["zzqxv blorp", "prime minister election results"]:
+        check(first_titles(server, query) == [], f"a search without a relevant item is empty: {query}")
     server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [{"item_id": "new", "title": "Bicycle pump"}]})
     found = first_titles(server, "cyclist tyre inflator")
     check("Bicycle pump" in found, f"a search finds an item that was written after the training: {found}")
@@ -748,7 +750,9 @@ def searches(work):
             "--synonyms", str(bad))
     check_refused(BUNDLE, work / "unused", "a missing file of synonyms", ["nowhere.txt"], "--synonyms", str(work / "nowhere.txt"))
     good.write_text("# tests\nzibble, quibbleflax\n灯笼, quibbleflax\nworp => lantern\n")
-    server = Server(work / "words", "--synonyms", str(good))
+    serving = work / "relevance.toml"
+    serving.write_text("[configs.everything]\nquery_cosine_min = -1.0\n")
+    server = Server(work / "words", "--synonyms", str(good), "--serving", str(serving))
     search = "lodestone.v1.RankingService/Search"
 
     def answer(query, **fields):
@@ -772,7 +776,7 @@ def searches(work):
     check(answer("quibbleflaxlantern").get("correctedQuery") == "quibbleflax lantern", "a missing space is inserted")
     check("correctedQuery" not in answer("quibbleflax lantern") and "correctedQuery" not in answer("QX-999"),
           "known words and codes are not corrected")
-    check(ids("qx-200")[0] == "QX-200" and ids(" zb 77/1 ")[0] == "QX-100", "an id and a SKU return their item first")
+    check(ids("qx-200") == ["QX-200"] and ids(" zb 77/1 ") == ["QX-100"], "an id and a SKU return their item alone")
     check("QX-300" not in ids("qx-300"), "a sold-out item is not shown, not even for its id")
     for query in ["zibble lantern", "灯笼 lantern", "quibbleflax worp"]:
         check(ids(query)[:2] in (["QX-100", "QX-200"], ["QX-200", "QX-100"]), f"synonyms match: {query}")
@@ -784,7 +788,35 @@ def searches(work):
         check("InvalidArgument" in found.get("error", "") and '"query"' in found["error"].replace(" ", ""),
               f"an error that names query for {query[:8]!r}, {len(query)} characters")
     facets(server, answer)
+    relevance(answer, ids)
     check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
+
+
+def relevance(answer, ids):
+    """What only the vectors find must be similar enough; a search without a relevant item is empty and says so."""
+    code = ids("heart t-light holder")[0]
+    found = answer(code, recommendation_count=5)
+    check([result["itemId"] for result in found["results"]] == [code] and found["totalSize"] == 1 and "emptyReason" not in found
+          and "recommendations" not in found, f"a stock code returns its item alone: {code}")
+    for query in ["zzqxv blorp", "今天股票行情"]:
+        found = answer(query)
+        check("results" not in found and found.get("emptyReason") == "EMPTY_REASON_NOTHING_RELEVANT" and not found["info"].get("degradations"),
+              f"a query without a relevant item has no result and a reason: {query} {str(found)[:300]}")
+        check("recommendations" not in found, "no recommendations without a request for them")
+        check(len(ids(query, options={"serving_config": "everything"})) > 0, "a serving configuration overrides the floor")
+    found = answer("zzqxv blorp", recommendation_count=5, filter="price > 1", options={"include_items": True, "order_by": "price"})
+    recommended = found.get("recommendations", {})
+    check(len(recommended.get("results", [])) == 5 and "results" not in found, f"recommendations are a separate list {str(found)[:300]}")
+    check(all(int(result["item"]["priceMicros"]) > 1_000_000 for result in recommended["results"]), "recommendations match the filter")
+    check(recommended["attributionToken"] != found["attributionToken"], "recommendations have a token of their own")
+    found = answer("quibbleflax", filter="price > 1000")
+    check("results" not in found and found.get("emptyReason") == "EMPTY_REASON_NOTHING_ELIGIBLE", "the filter excludes all matches")
+    found = answer("hart tligt holdr", page_size=3)
+    check(len(found.get("results", [])) == 3, f"misspelled words are found {found.get('correctedQuery')}")
+    error = answer("zzqxv blorp", recommendation_count=-1).get("error", "")
+    check("InvalidArgument" in error and "recommendation_count" in error, "a negative number of recommendations is refused")
+    found = answer("zzqxv blorp", recommendation_count=1000)
+    check(found["info"]["notices"][0]["field"] == "recommendation_count", "a number of recommendations above the limit: a notice")
 
 
 def facets(server, answer):

@@ -141,12 +141,17 @@ impl Engine {
         }
     }
 
-    pub async fn search(&self, request: SearchRequest, deadline: Instant) -> Result<Answer, EngineError> {
+    /// Searches. If nothing is found, also answers the request's fallback.
+    pub async fn search(&self, mut request: SearchRequest, deadline: Instant) -> Result<Answer, EngineError> {
         if !request.page.token.is_empty() {
             return self.next_page(&request.page);
         }
-        let page = request.page.clone();
-        self.first_page(RankingRequest::Search(request), &page, deadline).await
+        let (page, fallback) = (request.page.clone(), request.fallback.take());
+        let mut answer = self.first_page(RankingRequest::Search(request), &page, deadline).await?;
+        if let Some(fallback) = fallback.filter(|_| answer.results.is_empty()) {
+            answer.recommendations = Some(Box::new(self.recommend(*fallback, deadline).await?));
+        }
+        Ok(answer)
     }
 
     pub async fn recommend(&self, request: RecommendRequest, deadline: Instant) -> Result<Answer, EngineError> {
@@ -363,6 +368,7 @@ impl Engine {
             total_size: frozen.total_size,
             corrected_query: frozen.corrected_query.clone(),
             facets: frozen.facets.clone(),
+            recommendations: None,
             info: frozen.info.clone(),
             is_cut,
         }

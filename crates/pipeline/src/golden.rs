@@ -137,7 +137,7 @@ fn answer(
         anchors: &user.recent,
         eligible: &eligible,
         now,
-        limits: RetrievalLimits { per_source: CANDIDATES, fused: CANDIDATES },
+        limits: RetrievalLimits { per_source: CANDIDATES, fused: CANDIDATES, query_cosine_min: None },
     };
     let candidates = match query {
         Some(_) => retrieve::for_query(&input).map_err(super::GenerationError::from)?,

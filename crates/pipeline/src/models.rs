@@ -3,7 +3,7 @@ use crate::{
     bundle::{Bundle, Head},
     features::FEATURE_COUNT,
     policy,
-    ranking::{Device, Ranker, RankingError, Runtime, TextEncoder, UserEncoder, UserInput},
+    ranking::{Device, Ranker, RankingError, Runtime, TextEncoder, TextRole, UserEncoder, UserInput},
 };
 use lodestone_catalog::{Catalog, Item, ItemVectors, VECTOR_DIM};
 use lodestone_core::units::UnixMillis;
@@ -25,13 +25,7 @@ impl Models {
     pub fn open(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Self, RankingError> {
         Ok(Self {
             user: UserEncoder::open(runtime, &bundle.user_encoder, device)?,
-            query: TextEncoder::open(
-                runtime,
-                &bundle.query_encoder,
-                bundle.tokenizer.as_deref(),
-                bundle.manifest.term_bucket_count,
-                device,
-            )?,
+            query: TextEncoder::open(runtime, bundle.query_encoder_files(), device)?,
             ranker: match bundle.ranker.is_empty() {
                 true => None,
                 false => Some(open_ranker(runtime, bundle, device)?),
@@ -43,7 +37,7 @@ impl Models {
     /// Encodes queries; none for a missing query or one without terms.
     pub fn encode_queries(&mut self, queries: &[Option<&str>]) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
         let texts: Vec<&str> = queries.iter().flatten().copied().collect();
-        let mut vectors = self.query.encode(&texts)?.into_iter();
+        let mut vectors = self.query.encode(&texts, TextRole::Query)?.into_iter();
         Ok(queries.iter().map(|query| query.and_then(|_| vectors.next().flatten())).collect())
     }
 
@@ -158,7 +152,7 @@ pub fn embed_items(
     for batch in items.chunks(BATCH) {
         let texts: Vec<String> = batch.iter().map(|item| models.query.text_of(item)).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        for (encoded, item) in models.query.encode(&texts)?.into_iter().zip(batch) {
+        for (encoded, item) in models.query.encode(&texts, TextRole::Passage)?.into_iter().zip(batch) {
             // A text without words has no vector. The index needs one, so it gets an arbitrary unit vector.
             let encoded = encoded.unwrap_or_else(|| unit_vector(projection.query_dimension));
             if encoded.len() != projection.query_dimension {

@@ -98,6 +98,8 @@ pub struct SearchRequest {
     /// At most [`super::FACETS_MAX`], each field once.
     pub facets: Vec<FacetSpec>,
     pub options: Options,
+    /// Recommendations for an answer without results.
+    pub fallback: Option<Box<RecommendRequest>>,
     /// The protobuf message for the answer log, without page token and request id.
     pub message: Vec<u8>,
 }
@@ -161,6 +163,8 @@ pub struct Answer {
     pub corrected_query: String,
     /// In the order of the request.
     pub facets: Arc<Facets>,
+    /// Of a search without results, if its request asks for them.
+    pub recommendations: Option<Box<Answer>>,
     pub info: AnswerInfo,
     /// Whether [`RESULTS_BYTES_MAX`] shortened the page, or left out items of a Rank answer.
     pub is_cut: bool,
@@ -183,6 +187,8 @@ pub struct AnswerInfo {
     pub user_known: bool,
     pub unknown_items: Vec<ItemId>,
     pub dropped_pins: Vec<ItemId>,
+    /// Why a search has no result. None: it has, or the request is no search.
+    pub empty_reason: Option<EmptyReason>,
     /// The serving configuration; in an interleaved answer, the first one.
     pub serving_config: String,
     /// None if no experiment selected the configuration.
@@ -394,6 +400,16 @@ impl DegradationCode {
             Self::QueryRelaxed => "QUERY_RELAXED",
         }
     }
+}
+
+/// Why a search has no result. The numbers are those of `lodestone.v1.EmptyReason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum EmptyReason {
+    /// No item has a word of the query or is close to it in meaning.
+    NothingRelevant = 1,
+    /// Items match, but none of them is eligible.
+    NothingEligible = 2,
 }
 
 #[derive(Debug, Clone, Default)]

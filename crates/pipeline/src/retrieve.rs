@@ -5,6 +5,7 @@ use crate::{
     generation::{Generation, Space},
     source::{CandidateSource, ScoredRows},
 };
+use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter};
 use lodestone_core::{
     bits,
@@ -23,6 +24,11 @@ pub struct EligibleRows<'a> {
 }
 
 impl<'a> EligibleRows<'a> {
+    /// Items that exist, in stock or not.
+    pub fn alive(catalog: &'a Catalog) -> Self {
+        Self { bits: Cow::Borrowed(catalog.alive()) }
+    }
+
     /// Items that exist and are in stock.
     pub fn offered(catalog: &'a Catalog) -> Self {
         Self { bits: Cow::Borrowed(catalog.offered()) }
@@ -55,12 +61,14 @@ impl<'a> EligibleRows<'a> {
 }
 
 /// How many candidates the first stage returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetrievalLimits {
     /// Of each source.
     pub per_source: usize,
     /// After fusion.
     pub fused: usize,
+    /// Minimum cosine of an item that only the vector search finds for a query. None: the bundle's.
+    pub query_cosine_min: Option<f32>,
 }
 
 /// A query's text and, if the encoder has one for it, its vector.
@@ -133,18 +141,30 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
     fusion.finish(input.limits.fused)
 }
 
-/// Candidates for a query.
+/// Candidates for a query: items with its words, and items whose vectors are close to its vector. If the query is an
+/// item's identifier, only that item.
 pub fn for_query(input: &RetrievalInput) -> Result<Candidates, LexicalError> {
     let (text, vector) = input.query.map_or(("", None), |query| (query.text, query.vector));
     let eligible = |row| input.eligible.contains(row);
     let matches = input.generation.lexical.search_all_then_any(text, input.limits.per_source, &eligible)?;
+    let is_identifier = matches.is_identifier();
+    let with_words: AHashSet<Row> = matches.rows.iter().map(|(row, _)| *row).collect();
     let mut fusion = input.fusion();
     fusion.add(CandidateSource::Lexical, matches.rows);
-    if let Some(vector) = vector {
-        let found = search_vectors(input, &mut fusion, vector, Space::Query);
+    if let Some(vector) = vector.filter(|_| !is_identifier) {
+        let cosine_min = input.limits.query_cosine_min.unwrap_or(input.generation.manifest.relevance.cosine_min);
+        let mut found = search_vectors(input, &mut fusion, vector, Space::Query);
+        found.retain(|(row, cosine)| *cosine >= cosine_min || with_words.contains(row));
         fusion.add(CandidateSource::QueryVector, found);
     }
     Ok(Candidates { exact_match_count: matches.exact, full_match_count: matches.complete, ..input.finish(fusion) })
+}
+
+/// Returns whether an item that exists would be a candidate for the query if every item were eligible.
+pub fn has_match(input: &RetrievalInput) -> bool {
+    let eligible = EligibleRows::alive(input.catalog);
+    let limits = RetrievalLimits { per_source: 1, fused: 1, ..input.limits };
+    for_query(&RetrievalInput { eligible: &eligible, limits, ..*input }).is_ok_and(|found| !found.list.is_empty())
 }
 
 /// Items similar to the anchors, in both spaces.

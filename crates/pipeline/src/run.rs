@@ -283,8 +283,13 @@ fn respond(
         RankingRequest::Recommend(request) => reason_of_list(&context, request),
         RankingRequest::Rank(_) => Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() }),
     };
+    let empty_reason = match request {
+        RankingRequest::Search(_) if slate.entries.is_empty() => Some(empty_reason(&context)),
+        _ => None,
+    };
     let corrected_query = context.corrected_query.take().unwrap_or_default();
-    let info = AnswerInfo {
+    let mut info = AnswerInfo {
+        empty_reason,
         unknown_items: unknown_items(&context, request.named_items()),
         dropped_pins: std::mem::take(&mut slate.dropped_pins),
         serving_config: planned.plan.main().name.clone(),
@@ -292,7 +297,6 @@ fn respond(
         explored: arranged.explored,
         ..context.answer_info(std::mem::take(&mut slate.sources), options.debug)
     };
-    let mut info = info;
     if let (Some(debug), Some(ranking)) = (&mut info.debug, rules.rankings.first())
         && options.debug >= DebugLevel::Scores
     {
@@ -320,6 +324,14 @@ fn respond(
     let stage_times = context.stage_times;
     let total_size = matches.map_or(slate.entries.len(), |matches| matches.rows.len());
     PipelineAnswer { slate, total_size, corrected_query, facets, info, stage_times, id: planned.answer_id, trace }
+}
+
+/// Returns why a search has no result.
+fn empty_reason(context: &RequestContext) -> EmptyReason {
+    match retrieve::has_match(&context.retrieval_input()) {
+        true => EmptyReason::NothingEligible,
+        false => EmptyReason::NothingRelevant,
+    }
 }
 
 /// The matches of a search. None for other requests.
@@ -366,7 +378,9 @@ fn count_facets(context: &mut RequestContext, matches: Option<&SearchMatches>, r
 fn search(input: &RetrievalInput) -> (Candidates, Option<Degradation>) {
     let degradation = |code, subject: &str| Some(Degradation { code, subject: subject.to_owned() });
     match retrieve::for_query(input) {
-        Ok(found) if found.full_match_count == 0 => (found, degradation(DegradationCode::QueryRelaxed, "")),
+        Ok(found) if found.full_match_count == 0 && !found.list.is_empty() => {
+            (found, degradation(DegradationCode::QueryRelaxed, ""))
+        }
         Ok(found) => (found, None),
         Err(error) => {
             tracing::warn!(%error, "the lexical source failed");

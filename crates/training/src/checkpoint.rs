@@ -1,6 +1,7 @@
 //! Checkpoints of an interrupted training, next to the bundle's path. The same command resumes from them.
 use super::{query_side::QuerySide, sequence::TrainerState};
 use lodestone_events::storage;
+use lodestone_pipeline::ranking::QueryEncoderKind;
 use prost::Message;
 use sha2::{Digest, Sha256};
 use std::{
@@ -9,7 +10,7 @@ use std::{
 };
 
 /// Version of the format. Checkpoints of other versions are ignored.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// The query encoder and the state of the user encoder's training.
 #[derive(Clone, PartialEq, Message)]
@@ -28,6 +29,9 @@ pub(crate) struct Checkpoint {
     title_vectors: Vec<u8>,
     #[prost(message, optional, tag = "6")]
     pub user_encoder: Option<TrainerState>,
+    /// The kind of the query encoder, as JSON.
+    #[prost(string, tag = "7")]
+    query_kind: String,
 }
 
 /// The use that a training made of its checkpoint file.
@@ -51,13 +55,16 @@ pub fn path_for(out: &Path) -> PathBuf {
 }
 
 /// Hashes the content of `files` and the settings. Fails with the path of a file that cannot be read.
-pub(crate) fn fingerprint(files: &[PathBuf], settings: &str) -> Result<Vec<u8>, (PathBuf, io::Error)> {
+pub(crate) fn fingerprint(files: &[PathBuf], settings: &[&[u8]]) -> Result<Vec<u8>, (PathBuf, io::Error)> {
     let mut hash = Sha256::new();
     for path in files {
         let copied = fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash));
         copied.map_err(|error| (path.clone(), error))?;
     }
-    hash.update(settings);
+    for setting in settings {
+        hash.update(setting.len().to_le_bytes());
+        hash.update(setting);
+    }
     Ok(hash.finalize().to_vec())
 }
 
@@ -70,6 +77,7 @@ impl Checkpoint {
             tokenizer: query.tokenizer.clone(),
             title_vectors: bytemuck::cast_slice(&query.title_vectors).to_vec(),
             user_encoder,
+            query_kind: serde_json::to_string(&query.kind).expect("texts and numbers serialise to JSON"),
         }
     }
 
@@ -87,12 +95,15 @@ impl Checkpoint {
         storage::replace(path, &self.encode_to_vec(), 0o644)
     }
 
-    pub(super) fn query_side(&self) -> QuerySide {
+    /// Returns the query encoder; none if the checkpoint has another program's content.
+    pub(super) fn query_side(&self) -> Option<QuerySide> {
+        let kind: QueryEncoderKind = serde_json::from_str(&self.query_kind).ok()?;
         let numbers = self.title_vectors.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        QuerySide {
+        Some(QuerySide {
+            kind,
             model: self.query_model.clone(),
             tokenizer: self.tokenizer.clone(),
             title_vectors: numbers.collect(),
-        }
+        })
     }
 }

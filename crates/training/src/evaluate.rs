@@ -2,6 +2,7 @@
 use super::{
     Progress,
     error::TrainError,
+    relevance::{self, RelevanceCut},
     replay::{VISIT_MS, remove_refunded},
     retrieval::retrieve_candidates,
 };
@@ -58,12 +59,14 @@ pub struct Evaluation {
     pub methods: Vec<Method>,
     /// Differences of NDCG@10 between each method and the one before it, paired by user.
     pub ndcg_gains: Vec<(&'static str, MeanInterval)>,
+    pub relevance: RelevanceCut,
 }
 
 /// Metrics of a bundle's lists by user, and their latency.
 pub(super) struct ReplayScores {
     pub trained_until: UnixMillis,
     pub item_count: usize,
+    pub relevance: RelevanceCut,
     pub users: Vec<UserId>,
     /// By method: hit, NDCG and reciprocal rank of each user.
     pub scores: [Vec<[f64; 3]>; 3],
@@ -120,11 +123,13 @@ pub(super) fn replay_targets(
     let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
     let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
     let item_count = bundle.items.len();
+    let relevance = relevance::measure(&bundle, &mut models.query, progress)?;
     let generation = Generation::standalone(bundle, 1024)?;
     let events = dataset::into_events(dataset::read_history(data)?);
     let mut scores = ReplayScores {
         trained_until,
         item_count,
+        relevance,
         users: Vec::new(),
         scores: Default::default(),
         covered: Default::default(),
@@ -239,6 +244,7 @@ pub(super) fn evaluation(scores: &ReplayScores, options: &EvaluateOptions) -> Ev
         trained_until_ms: scores.trained_until.0,
         methods,
         ndcg_gains: vec![("retrieval - popularity", gain(1, 0)), ("ranked - retrieval", gain(RANKED, 1))],
+        relevance: scores.relevance.clone(),
     }
 }
 
@@ -292,7 +298,7 @@ impl fmt::Display for Evaluation {
         for (name, gain) in &self.ndcg_gains {
             writeln!(f, "NDCG@10 {name}: {gain}")?;
         }
-        Ok(())
+        writeln!(f, "{}", self.relevance)
     }
 }
 

@@ -3,6 +3,7 @@ use super::{
     Progress,
     error::TrainError,
     query_side::embed_with,
+    relevance,
     train::{check_item_vectors, freeze},
 };
 use lodestone_catalog::VECTOR_DIM;
@@ -11,7 +12,10 @@ use lodestone_index::FrozenGraph;
 use lodestone_pipeline::{
     bundle::{Bundle, Head},
     golden_requests,
-    ranking::{Device, ModelFileError, Ranker, RankingError, Runtime, UserEncoder, UserInput, read_model},
+    ranking::{
+        Device, EncoderSource, ModelFileError, Ranker, RankingError, Runtime, SentenceFiles, UserEncoder, UserInput,
+        read_model,
+    },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::path::{Path, PathBuf};
@@ -22,8 +26,7 @@ pub struct ExternalModels {
     /// `user_encoder.onnx` and the items' vectors in its space: `[items × 64]`, in the order of the bundle's items.
     /// The vectors are normalised.
     pub user: Option<(PathBuf, Vec<f32>)>,
-    /// A directory with `model.onnx` and `tokenizer.json`.
-    pub query_encoder: Option<PathBuf>,
+    pub query_encoder: Option<EncoderSource>,
     /// `ranker.onnx`, and its heads if they differ from the bundle's.
     pub ranker: Option<(PathBuf, Option<Vec<Head>>)>,
 }
@@ -76,12 +79,15 @@ pub fn bundle_external_models(
         // The weights belong to the replaced encoders.
         bundle.encoder_weights = None;
     }
-    if let Some(directory) = &models.query_encoder {
-        let side = embed_with(directory, &bundle.items, runtime, progress)?;
+    if let Some(source) = &models.query_encoder {
+        let files = SentenceFiles::read(runtime, source).map_err(TrainError::from)?;
+        let side = embed_with(&files, &bundle.items, runtime, progress)?;
         let dimension = side.title_vectors.len() / bundle.items.len().max(1);
         check_item_vectors("title", &bundle.items, &side.title_vectors, dimension)?;
         bundle.title_vectors = freeze(&side.title_vectors, dimension).map_err(TrainError::from)?;
         (bundle.query_encoder, bundle.tokenizer) = (side.model, side.tokenizer);
+        bundle.manifest.query_encoder = side.kind;
+        relevance::calibrate(&mut bundle, runtime, progress)?;
     }
     if models.user.is_some() || models.query_encoder.is_some() {
         bundle.text_projection = ridge_regression(&bundle.title_vectors, &bundle.item_vectors);

@@ -19,6 +19,7 @@ mod options;
 mod query_encoder;
 mod query_side;
 mod ranker;
+mod relevance;
 mod replay;
 mod report;
 mod retrieval;
@@ -38,6 +39,7 @@ pub use external_models::{ExternalModelError, ExternalModels, bundle_external_mo
 pub use gate::{GateOptions, Verdict, gate};
 pub use onnx::ExportCheck;
 pub use options::TrainOptions;
+pub use relevance::RelevanceCut;
 pub use report::report;
 pub use search_benchmark::{
     SearchBenchmarkError, SearchBenchmarkOptions, SearchQuality, SearchReport, search_benchmark,

@@ -1,5 +1,6 @@
 //! Options of a training.
 use lodestone_core::units::UnixMillis;
+use lodestone_pipeline::ranking::EncoderSource;
 use std::{
     path::PathBuf,
     sync::{
@@ -19,9 +20,8 @@ pub struct TrainOptions {
     pub trained_share: f64,
     /// Most ranking lists.
     pub lists_max: usize,
-    /// A directory with `model.onnx` and `tokenizer.json` of a sentence encoder. If none, a query encoder is trained
-    /// on the titles.
-    pub query_encoder: Option<PathBuf>,
+    /// A sentence encoder. If none, a query encoder is trained on the titles.
+    pub query_encoder: Option<EncoderSource>,
     /// A bundle whose encoders are the initial weights, if they can be used.
     pub warm_start: Option<PathBuf>,
     pub name: String,

@@ -1,4 +1,4 @@
-//! The query encoder of a bundle: learned on titles, or brought.
+//! The query encoder of a bundle: trained on titles, or external.
 use super::{
     Progress,
     error::TrainError,
@@ -8,9 +8,8 @@ use super::{
 };
 use lodestone_catalog::Item;
 use lodestone_core::text;
-use lodestone_pipeline::ranking::{Device, Runtime, SentenceEncoder, SentenceError};
+use lodestone_pipeline::ranking::{Device, QueryEncoderKind, Runtime, SentenceEncoder, SentenceFiles, TextRole};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
-use std::path::Path;
 
 pub(super) const BUCKET_COUNT: u32 = 32_768;
 /// Title spans for each item that stand in for queries.
@@ -18,6 +17,7 @@ const SPANS_PER_ITEM: usize = 8;
 
 /// The query encoder and the vectors of the items.
 pub(super) struct QuerySide {
+    pub kind: QueryEncoderKind,
     pub model: Vec<u8>,
     pub tokenizer: Option<Vec<u8>>,
     /// `[items × dimension]`, of length 1.
@@ -42,25 +42,33 @@ pub(super) fn learned_query_side(
     let data = QueryEncoderData { texts: &texts, samples: &spans };
     let trained = train_query_encoder(data, &config, start, runtime, progress)?;
     exports.push(trained.check.clone());
-    Ok(QuerySide { title_vectors: trained.encode(&texts), model: trained.onnx, tokenizer: None })
+    let kind = QueryEncoderKind::HashedTerms { bucket_count: BUCKET_COUNT };
+    Ok(QuerySide { kind, title_vectors: trained.encode(&texts), model: trained.onnx, tokenizer: None })
 }
 
+/// Encodes the items with an external sentence encoder.
 pub(super) fn embed_with(
-    directory: &Path,
+    files: &SentenceFiles,
     items: &[Item],
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<QuerySide, TrainError> {
-    let [model, tokenizer] = SentenceEncoder::read(directory)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let opened = SentenceEncoder::from_bytes(runtime, &model, &tokenizer, Device::Cpu, threads);
-    let mut encoder = opened.map_err(|source| SentenceError::Model { path: directory.to_owned(), source })?;
+    let mut encoder = SentenceEncoder::open(runtime, files, Device::Cpu, threads)?;
     let texts: Vec<String> = items.iter().map(Item::sentence).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let title_vectors = encoder.encode(&texts, &mut |done| {
+    let mut title_vectors = encoder.encode(&texts, TextRole::Passage, &mut |done| {
         progress(Progress { stage: "item texts", done, total: texts.len(), loss: f32::NAN });
     })?;
-    Ok(QuerySide { model, tokenizer: Some(tokenizer), title_vectors })
+    // The model may know no token of a text. The index needs a vector, so the item gets an arbitrary unit vector, as
+    // one that is written while a server runs.
+    for vector in title_vectors.chunks_exact_mut(encoder.dimension()) {
+        if vector.iter().all(|value| *value == 0.0) {
+            vector[0] = 1.0;
+        }
+    }
+    let (model, tokenizer) = (files.model.clone(), Some(files.tokenizer.clone()));
+    Ok(QuerySide { kind: QueryEncoderKind::Sentence(files.config.clone()), model, tokenizer, title_vectors })
 }
 
 /// Hashed terms of a text.

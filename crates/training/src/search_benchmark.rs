@@ -21,7 +21,10 @@ use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalErr
 use lodestone_pipeline::{
     Candidates, Fusion,
     features::{FEATURE_COUNT, FEATURES},
-    ranking::{Device, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError},
+    ranking::{
+        Device, EncoderSource, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError,
+        SentenceFiles, TextRole,
+    },
     source::CandidateSource,
 };
 use rand::{SeedableRng, rngs::StdRng};
@@ -100,8 +103,8 @@ pub struct SearchBenchmarkOptions {
     pub products: PathBuf,
     /// File of the judgments; see [`search_benchmark`].
     pub judgments: PathBuf,
-    /// A directory with `model.onnx` and `tokenizer.json`. If none, an encoder is trained on the titles.
-    pub encoder: Option<PathBuf>,
+    /// If none, an encoder is trained on the titles.
+    pub encoder: Option<EncoderSource>,
     pub seed: u64,
 }
 
@@ -137,7 +140,7 @@ pub fn search_benchmark(
     });
     let queries: Vec<String> = queries.collect::<Result<_, LexicalError>>()?;
     let encoded = match &options.encoder {
-        Some(directory) => encode_with(directory, &items, &queries, runtime, progress)?,
+        Some(source) => encode_with(source, &items, &queries, runtime, progress)?,
         None => encode_with_trained(&items, &queries, runtime, options.seed, progress)?,
     };
     let index = FrozenGraph::build(&encoded.items, encoded.dimension, BuildConfig::default(), &|_| {})?;
@@ -178,22 +181,23 @@ struct Encoded {
 
 /// Encodes with an external sentence encoder.
 fn encode_with(
-    directory: &Path,
+    source: &EncoderSource,
     items: &[Item],
     queries: &[String],
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Encoded, SearchBenchmarkError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut encoder = SentenceEncoder::open(runtime, directory, threads)?;
+    let files = SentenceFiles::read(runtime, source)?;
+    let mut encoder = SentenceEncoder::open(runtime, &files, Device::Cpu, threads)?;
     let texts: Vec<String> = items.iter().map(Item::sentence).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let total = texts.len();
-    let items = encoder.encode(&texts, &mut |done| {
+    let items = encoder.encode(&texts, TextRole::Passage, &mut |done| {
         progress(Progress { stage: "embed products", done, total, loss: f32::NAN });
     })?;
     let queries: Vec<&str> = queries.iter().map(String::as_str).collect();
-    let queries = encoder.encode(&queries, &mut |_| {})?;
+    let queries = encoder.encode(&queries, TextRole::Query, &mut |_| {})?;
     let dimension = encoder.dimension();
     Ok(Encoded { dimension, items, queries: queries.chunks_exact(dimension).map(|q| Some(q.to_vec())).collect() })
 }

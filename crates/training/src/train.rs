@@ -8,8 +8,9 @@ use super::{
     losses::LossCurves,
     onnx::ExportCheck,
     options::TrainOptions,
-    query_side::{BUCKET_COUNT, QuerySide, embed_with, learned_query_side},
+    query_side::{QuerySide, embed_with, learned_query_side},
     ranker::{RankerConfig, RankingData, TrainedRanker, train_ranker},
+    relevance,
     replay::{Interaction, baskets, interactions, time_at_share, without_refunded},
     sequence::{Interruption, ItemText},
     user_encoder::{UserEncoderData, UserSample, train_user_encoder, user_samples},
@@ -26,11 +27,16 @@ use lodestone_pipeline::{
     bundle::{Bundle, Head, Manifest},
     features::FEATURES,
     golden_requests,
-    ranking::{Device, Runtime, SentenceEncoder, model_files},
+    ranking::{Device, Runtime, SentenceFiles},
 };
 use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
-use std::{fs, path::Path, sync::Arc, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 /// Result of [`train`].
 #[derive(Debug, Clone, serde::Serialize)]
@@ -73,19 +79,16 @@ pub fn train(
 ) -> Result<TrainReport, TrainError> {
     let path = checkpoint::path_for(out);
     let mut files = vec![data.join("items.parquet"), data.join("events.parquet")];
-    if let Some(directory) = &options.query_encoder {
-        files.extend(model_files(&directory.join("model.onnx")));
-        files.push(directory.join("tokenizer.json"));
-    }
     if let Some(directory) = &options.warm_start {
         // The manifest contains the checksums of all other files.
         files.push(directory.join("manifest.json"));
     }
     let shop = Shop::read(data, options)?;
-    let fingerprint = checkpoint::fingerprint(&files, &options.settings())
-        .map_err(|(path, source)| TrainError::Io { path, source })?;
+    let sentence = options.query_encoder.as_ref().map(|source| SentenceFiles::read(runtime, source)).transpose()?;
+    let fingerprint = fingerprint(&files, options, sentence.as_ref())?;
     let (checkpoint, checkpoint_use) = Checkpoint::read(&path, &fingerprint);
-    let mut training = Training { checkpoint, query: None, curves: LossCurves::default(), stages: StageTimes::start() };
+    let mut training =
+        Training { sentence, checkpoint, query: None, curves: LossCurves::default(), stages: StageTimes::start() };
     let mut interruption = Interruption { requested: Some(&options.stop), state: None };
     let result = training.bundle(&shop, runtime, options, &mut interruption, progress);
     match result {
@@ -104,6 +107,21 @@ pub fn train(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Hashes everything that the trained models depend on.
+fn fingerprint(
+    files: &[PathBuf],
+    options: &TrainOptions,
+    sentence: Option<&SentenceFiles>,
+) -> Result<Vec<u8>, TrainError> {
+    let settings = options.settings();
+    let config = sentence.map(|files| format!("{:?}", files.config));
+    let mut parts: Vec<&[u8]> = vec![settings.as_bytes()];
+    if let (Some(files), Some(config)) = (sentence, &config) {
+        parts.extend([&files.model[..], &files.tokenizer, config.as_bytes()]);
+    }
+    checkpoint::fingerprint(files, &parts).map_err(|(path, source)| TrainError::Io { path, source })
 }
 
 /// A shop's data, and the times that split them.
@@ -162,6 +180,8 @@ impl Shop {
 
 /// A running training.
 struct Training {
+    /// The external query encoder.
+    sentence: Option<SentenceFiles>,
     checkpoint: Option<Checkpoint>,
     /// None until it is trained.
     query: Option<QuerySide>,
@@ -196,16 +216,16 @@ impl Training {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Bundle, TrainReport), TrainError> {
         let mut exports: Vec<ExportCheck> = Vec::new();
-        let Self { checkpoint, query, curves, stages } = self;
+        let Self { sentence, checkpoint, query, curves, stages } = self;
         let progress = &mut |step: Progress| {
             curves.note(step);
             progress(step);
         };
 
-        let (warm, start) = warm_start(shop, options)?;
-        let side = match (&*checkpoint, &options.query_encoder) {
-            (Some(checkpoint), _) => checkpoint.query_side(),
-            (None, Some(directory)) => embed_with(directory, &shop.items, runtime, progress)?,
+        let (warm, start) = warm_start(shop, options, sentence.as_ref())?;
+        let side = match (checkpoint.as_ref().and_then(Checkpoint::query_side), sentence) {
+            (Some(side), _) => side,
+            (None, Some(files)) => embed_with(files, &shop.items, runtime, progress)?,
             (None, None) => {
                 let initial = warm.as_ref().and_then(EarlierBundle::query_encoder);
                 learned_query_side(&shop.items, options, initial, &mut exports, runtime, progress)?
@@ -233,7 +253,7 @@ impl Training {
 
         let [early, all] = &shop.kept;
         let mut bundle = Bundle {
-            manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, BUCKET_COUNT),
+            manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, side.kind.clone()),
             item_vectors: freeze(&user.item_vectors, VECTOR_DIM)?,
             title_vectors: freeze(&side.title_vectors, title_dimension)?,
             encoder_weights: Some(EncoderWeights::of(&user, shop.validated_from()).encode_to_vec()),
@@ -243,12 +263,16 @@ impl Training {
             user_encoder: user.onnx,
             query_encoder: side.model.clone(),
             tokenizer: side.tokenizer.clone(),
+            known_answer: None,
             training: None,
             golden: None,
             ranker: Vec::new(),
             items: shop.items.clone(),
         };
         stages.end("indexes and counts");
+        // The replay retrieves with it, as a server will.
+        relevance::calibrate(&mut bundle, runtime, progress)?;
+        stages.end("relevance");
         let (ranker, heads, list_count) = train_on_replay(&bundle, shop, runtime, options, stages, progress)?;
         exports.push(ranker.check.clone());
         curves.add("user encoder, validation", &user.validation_losses);
@@ -322,10 +346,12 @@ fn memory_bytes_max() -> Option<u64> {
 }
 
 /// Opens the bundle of the warm start, if the options name one that can be used. The second value is for the report.
-fn warm_start(shop: &Shop, options: &TrainOptions) -> Result<(Option<EarlierBundle>, WarmStart), TrainError> {
+fn warm_start(
+    shop: &Shop,
+    options: &TrainOptions,
+    sentence: Option<&SentenceFiles>,
+) -> Result<(Option<EarlierBundle>, WarmStart), TrainError> {
     let Some(directory) = &options.warm_start else { return Ok((None, WarmStart::RandomWeights)) };
-    let sentence = options.query_encoder.as_deref().map(SentenceEncoder::read).transpose()?;
-    let sentence = sentence.as_ref().map(|[model, _]| model.as_slice());
     Ok(match EarlierBundle::open(directory, sentence, shop.validated_from())? {
         Ok(bundle) => {
             let start = bundle.warm_start(&shop.items);
@@ -371,6 +397,7 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         encoder_weights: None,
         query_encoder: Vec::new(),
         tokenizer: None,
+        known_answer: None,
         training: None,
         ranker: Vec::new(),
         golden: None,

@@ -10,7 +10,10 @@ use lodestone_core::{
     ids::{ItemId, Row},
     units::UnixMillis,
 };
-use lodestone_pipeline::bundle::{Bundle, BundleError};
+use lodestone_pipeline::{
+    bundle::{Bundle, BundleError},
+    ranking::{QueryEncoderKind, SentenceFiles},
+};
 use prost::Message;
 use std::path::Path;
 
@@ -76,7 +79,7 @@ impl EarlierBundle {
     /// events of this training's validation data, which begin at `validated_from`.
     pub(crate) fn open(
         directory: &Path,
-        sentence: Option<&[u8]>,
+        sentence: Option<&SentenceFiles>,
         validated_from: UnixMillis,
     ) -> Result<Result<Self, String>, BundleError> {
         let bundle = match Bundle::open(directory) {
@@ -88,7 +91,7 @@ impl EarlierBundle {
         Ok(Self::of(bundle, sentence, validated_from))
     }
 
-    fn of(bundle: Bundle, sentence: Option<&[u8]>, validated_from: UnixMillis) -> Result<Self, String> {
+    fn of(bundle: Bundle, sentence: Option<&SentenceFiles>, validated_from: UnixMillis) -> Result<Self, String> {
         let name = &bundle.manifest.name;
         let Some(bytes) = &bundle.encoder_weights else {
             return Err(format!(
@@ -97,9 +100,12 @@ impl EarlierBundle {
         };
         let encoder = EncoderWeights::decode(bytes.as_slice()).ok().filter(|encoder| encoder.version == VERSION);
         let encoder = encoder.ok_or_else(|| format!("user_encoder.weights of bundle {name} has another version"))?;
-        let is_same = match sentence {
-            Some(model) => bundle.query_encoder == model,
-            None => bundle.tokenizer.is_none(),
+        let is_same = match (sentence, &bundle.manifest.query_encoder) {
+            (Some(files), QueryEncoderKind::Sentence(config)) => {
+                *config == files.config && bundle.query_encoder == files.model
+            }
+            (None, QueryEncoderKind::HashedTerms { .. }) => true,
+            _ => false,
         };
         if !is_same {
             return Err(format!("bundle {name} has another query encoder"));
@@ -125,7 +131,8 @@ impl EarlierBundle {
 
     /// Returns the query encoder; none if it is an external sentence encoder.
     pub(crate) fn query_encoder(&self) -> Option<&[u8]> {
-        self.bundle.tokenizer.is_none().then_some(self.bundle.query_encoder.as_slice())
+        let is_trained = matches!(self.bundle.manifest.query_encoder, QueryEncoderKind::HashedTerms { .. });
+        is_trained.then_some(self.bundle.query_encoder.as_slice())
     }
 
     /// Returns the state of the user encoder's training before its first step. New items get vectors from their text.

@@ -118,6 +118,10 @@ fn a_shop_with_views_only_is_trained_and_evaluated() {
     let evaluation = evaluate(shop.directory.path(), &shop.out("bundle"), &runtime(), &options, &mut |_| {}).unwrap();
     let ndcg = |method: usize| evaluation.methods[method].ndcg_at_10.mean;
     assert!(ndcg(2) > ndcg(0) + 0.1, "ranked {}, popularity {}", ndcg(2), ndcg(0));
+    let cut = &evaluation.relevance;
+    assert!(bundle.known_answer.is_some() && cut.cosine_min == bundle.manifest.relevance.cosine_min);
+    assert!(cut.matching_query_count == ITEMS && cut.other_query_count > 500, "{cut}");
+    assert!(cut.precision > 0.7 && cut.recall > 0.3, "{cut}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use lodestone_pipeline::{
     ENCODED_EVENTS_MAX,
     bundle::Bundle,
     features::FEATURE_COUNT,
-    ranking::{Device, Ranker, RankingError, TextEncoder, UserEncoder, UserInput},
+    ranking::{Device, Ranker, RankingError, TextEncoder, TextRole, UserEncoder, UserInput},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::PathBuf, time::Instant};
@@ -94,11 +94,15 @@ pub(crate) fn models(args: &ModelsArgs) -> anyhow::Result<Exit> {
             (0..INPUTS).map(|_| (0..candidates * FEATURE_COUNT).map(|_| rng.random()).collect()).collect();
         add("ranker", candidates, "candidates", timed(&inputs, args.runs, |input| ranker.score(input, candidates))?);
     }
-    let (buckets, tokenizer) = (bundle.manifest.term_bucket_count, bundle.tokenizer.as_deref());
-    let mut query = TextEncoder::open(&runtime, &bundle.query_encoder, tokenizer, buckets, Device::Cpu)?;
+    let mut query = TextEncoder::open(&runtime, bundle.query_encoder_files(), Device::Cpu)?;
     for words in QUERY_WORDS {
         let inputs: Vec<String> = (0..INPUTS).map(|_| query_of(&bundle, words, &mut rng)).collect();
-        add("query encoder", words, "words", timed(&inputs, args.runs, |input| query.encode(&[input]))?);
+        add(
+            "query encoder",
+            words,
+            "words",
+            timed(&inputs, args.runs, |input| query.encode(&[input], TextRole::Query))?,
+        );
     }
     args.output.write(&Report { bundle: bundle.manifest.name.clone(), runs: args.runs, models })?;
     Ok(Exit::Success)

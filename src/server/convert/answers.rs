@@ -139,6 +139,7 @@ fn facets(counted: &Facets) -> Vec<proto::Facet> {
 }
 
 pub(crate) fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchResponse {
+    let request_id = envelope.request_id.clone();
     proto::SearchResponse {
         info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
@@ -149,6 +150,17 @@ pub(crate) fn search_response(answer: Answer, envelope: Envelope) -> proto::Sear
         corrected_query: answer.corrected_query,
         facets: facets(&answer.facets),
         facet_item_count: answer.facets.item_count as i64,
+        empty_reason: answer.info.empty_reason.map_or(0, |reason| reason as i32),
+        recommendations: answer.recommendations.map(|answer| recommendations(*answer, &request_id)),
+    }
+}
+
+fn recommendations(answer: Answer, request_id: &str) -> proto::SearchRecommendations {
+    let envelope = Envelope { request_id: request_id.to_owned(), notices: Vec::new() };
+    proto::SearchRecommendations {
+        info: Some(info(&answer.info, envelope)),
+        results: answer.results.into_iter().map(result).collect(),
+        attribution_token: answer.info.attribution_token,
     }
 }
 

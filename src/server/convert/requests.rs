@@ -165,14 +165,36 @@ pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequ
     if request.query.trim().is_empty() {
         violations.add("query", "is empty or only white space; it must have 1 to 1,000 characters");
     }
-    SearchRequest {
+    let count = violations.size("recommendation_count".to_owned(), request.recommendation_count, 0, PAGE_SIZE_MAX);
+    let mut parsed = SearchRequest {
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
         query: query(violations, &request.query),
         page,
         filter: filter(violations, "filter", &request.filter),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
+        fallback: None,
         message: sent,
+    };
+    // All fields of the fallback are fields of the search, whose violations are reported already.
+    if count > 0 && violations.is_empty() {
+        parsed.fallback = Some(Box::new(recommend(violations, recommendations(request, count), now)));
+    }
+    parsed
+}
+
+/// Returns the request for the recommendations of a search without results. Its order and pins are those of the search
+/// page.
+fn recommendations(search: proto::SearchRequest, count: usize) -> proto::RecommendRequest {
+    let options =
+        search.options.map(|options| proto::RankingOptions { order_by: String::new(), pins: Vec::new(), ..options });
+    proto::RecommendRequest {
+        viewer: search.viewer,
+        r#type: proto::RecommendType::ForYou.into(),
+        page_size: count as i32,
+        filter: search.filter,
+        options,
+        ..Default::default()
     }
 }
 

@@ -235,6 +235,7 @@ pub(crate) async fn search_by(
         filter: None,
         facets: Vec::new(),
         options: Options::default(),
+        fallback: None,
         message: Vec::new(),
     };
     engine.search(request, soon()).await

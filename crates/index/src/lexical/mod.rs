@@ -60,6 +60,13 @@ pub struct Matches {
     pub complete: usize,
 }
 
+impl Matches {
+    /// Returns whether the query is an identifier and nothing else: all rows are exact matches.
+    pub fn is_identifier(&self) -> bool {
+        self.exact > 0 && self.exact == self.rows.len()
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Fields {
     row: Field,
@@ -194,7 +201,7 @@ impl Lexical {
     }
 
     /// Returns exact matches and the rows with every word. If these are fewer than `count`, appends rows with some
-    /// words.
+    /// words. An identifier matches alone: exact matches of a query with a digit, or whose words no other row has.
     pub fn search_all_then_any(
         &self,
         query: &str,
@@ -205,21 +212,29 @@ impl Lexical {
         let parsed = self.parse(text::normalize(query));
         let exact = self.exact_matches(&searcher, &parsed.normal, count, keep)?;
         let exact_count = exact.len();
+        if exact_count > 0 && has_digit(&parsed.normal) {
+            return Ok(Matches { rows: exact, exact: exact_count, complete: exact_count });
+        }
         let mut rows = append_distinct(exact, self.scored(&searcher, &parsed, MatchMode::All, count, keep)?, count);
         let complete = rows.len();
-        if complete < count {
+        if complete < count && !(exact_count > 0 && complete == exact_count) {
             rows = append_distinct(rows, self.scored(&searcher, &parsed, MatchMode::Any, count, keep)?, count);
         }
         Ok(Matches { rows, exact: exact_count, complete })
     }
 
     /// Returns all rows that pass `keep` and are exact matches or have every word; if there are none, all rows with
-    /// some words. Rows are distinct and ascending.
+    /// some words. An identifier matches alone, as in [`Lexical::search_all_then_any`]. Rows are distinct and
+    /// ascending.
     pub fn matching(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Vec<Row>, LexicalError> {
         let searcher = self.reader.searcher();
         let parsed = self.parse(text::normalize(query));
-        let mut rows = all_of(&searcher, &*self.query(&parsed, MatchMode::All), keep)?;
-        rows.extend(all_of(&searcher, &*self.term(self.fields.id, &parsed.normal), keep)?);
+        let exact = all_of(&searcher, &*self.term(self.fields.id, &parsed.normal), keep)?;
+        let is_alone = !exact.is_empty() && has_digit(&parsed.normal);
+        let mut rows = exact;
+        if !is_alone {
+            rows.extend(all_of(&searcher, &*self.query(&parsed, MatchMode::All), keep)?);
+        }
         if rows.is_empty() {
             rows = all_of(&searcher, &*self.query(&parsed, MatchMode::Any), keep)?;
         }
@@ -270,6 +285,11 @@ fn append_distinct(mut first: Vec<(Row, f32)>, second: Vec<(Row, f32)>, count: u
     first.extend(second.into_iter().filter(|(row, _)| !known.contains(row)));
     first.truncate(count);
     first
+}
+
+/// Returns whether a text has a digit. An identifier without one (`post`) may be a word of other items.
+fn has_digit(text: &str) -> bool {
+    text.bytes().any(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -343,6 +363,23 @@ mod tests {
     fn an_item_whose_id_is_the_query_comes_first() {
         let lexical = index(&["sku 1 holder sku-1", "Blue mug"]);
         assert_eq!(rows(&lexical, "sku-1", MatchMode::All)[0], 1);
+    }
+
+    #[test]
+    fn an_identifier_matches_alone_unless_it_is_a_word_of_other_items() {
+        let lexical = index(&["Red lamp", "Spare part for SKU-0", "Blue lamp"]);
+        let all = |query: &str| lexical.search_all_then_any(query, 10, &|_| true).unwrap();
+        let matches = all("sku-0");
+        assert_eq!(matches.rows.iter().map(|(row, _)| row.0).collect::<Vec<_>>(), [0]);
+        assert!(matches.is_identifier() && !all("lamp").is_identifier());
+        assert_eq!(lexical.matching("SKU-0", &|_| true).unwrap(), [Row(0)]);
+        // The identifier of one item is a word of another one.
+        let mut post = Item::titled(ItemId::parse("post").unwrap(), "Carriage");
+        post.description = "charge for carriage".to_owned();
+        lexical.upsert(&[(Row(3), &post), (Row(4), &Item::titled(ItemId::parse("b").unwrap(), "Post box"))]).unwrap();
+        let matches = all("post");
+        assert_eq!(matches.rows.iter().map(|(row, _)| row.0).collect::<Vec<_>>(), [3, 4]);
+        assert!(!matches.is_identifier());
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The manifest of a bundle, `manifest.json`.
-use crate::features;
+use crate::{features, ranking::QueryEncoderKind};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -17,14 +17,32 @@ pub struct Manifest {
     pub trained_until_ms: i64,
     /// See [`features::schema_hash`].
     pub feature_schema: String,
-    /// Number of buckets of the query encoder's hashed terms; ignored for a sentence encoder.
-    pub term_bucket_count: u32,
+    pub query_encoder: QueryEncoderKind,
+    pub relevance: RelevanceFloor,
     /// The ranking model's heads, in the order of its output.
     pub heads: Vec<Head>,
     /// Metrics of the training, for display.
     pub metrics: BTreeMap<String, f64>,
     /// Each file with its size and checksum.
     pub files: BTreeMap<String, FileSum>,
+}
+
+/// The minimum similarity of an item that only the vector search finds for a query, learned from queries that match an
+/// item of the catalogue and queries that match none.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelevanceFloor {
+    /// Cosine of the vectors of query and item, -1 to 1.
+    pub cosine_min: f32,
+    /// Share of matching queries among the training's queries with a result above the minimum.
+    pub precision: f32,
+    /// Share of the training's matching queries whose item is above the minimum.
+    pub recall: f32,
+}
+
+impl RelevanceFloor {
+    /// Keeps every item.
+    pub const NONE: Self = Self { cosine_min: -1.0, precision: 0.0, recall: 1.0 };
 }
 
 /// One head of the ranking model. Its probability is `sigmoid(scale × logit + offset)`. An item's utility is the sum of
@@ -47,16 +65,17 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 4;
+    pub const FORMAT: u32 = 5;
 
-    pub fn new(name: String, created_ms: i64, trained_until_ms: i64, term_bucket_count: u32) -> Self {
+    pub fn new(name: String, created_ms: i64, trained_until_ms: i64, query_encoder: QueryEncoderKind) -> Self {
         Self {
             format: Self::FORMAT,
             name,
             created_ms,
             trained_until_ms,
             feature_schema: features::schema_hash(),
-            term_bucket_count,
+            query_encoder,
+            relevance: RelevanceFloor::NONE,
             heads: Vec::new(),
             metrics: BTreeMap::new(),
             files: BTreeMap::new(),

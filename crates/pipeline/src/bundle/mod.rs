@@ -4,12 +4,15 @@
 //! (users, stock, new items), which is in the event log.
 mod manifest;
 
-use crate::features;
+use crate::{
+    features,
+    ranking::{KnownAnswer, QueryEncoderFiles, QueryEncoderKind},
+};
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::storage;
 use lodestone_index::{FileError, FrozenGraph, Neighbours};
-pub use manifest::{FileSum, Head, Manifest, sha256};
+pub use manifest::{FileSum, Head, Manifest, RelevanceFloor, sha256};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -27,6 +30,7 @@ const USER_ENCODER: &str = "user_encoder.onnx";
 const ENCODER_WEIGHTS: &str = "user_encoder.weights";
 const QUERY_ENCODER: &str = "query_encoder.onnx";
 const TOKENIZER: &str = "tokenizer.json";
+const KNOWN_ANSWER: &str = "known_answer.json";
 const TRAINING: &str = "training.json";
 const RANKER: &str = "ranker.onnx";
 const GOLDEN: &str = "golden.json";
@@ -51,8 +55,10 @@ pub struct Bundle {
     /// The encoders' weights for a warm start of a later training.
     pub encoder_weights: Option<Vec<u8>>,
     pub query_encoder: Vec<u8>,
-    /// The `tokenizer.json` of a sentence encoder. Without it the query encoder reads hashed terms.
+    /// The `tokenizer.json` of a sentence encoder.
     pub tokenizer: Option<Vec<u8>>,
+    /// A query with its vector, which the query encoder must return after loading. None during training.
+    pub known_answer: Option<KnownAnswer>,
     /// Loss curves as JSON, for `evaluate --report`.
     pub training: Option<Vec<u8>>,
     pub ranker: Vec<u8>,
@@ -132,12 +138,21 @@ impl Bundle {
             }
         };
         let optional = |name: &str| manifest.files.contains_key(name).then(|| file(name)).transpose();
+        let tokenizer = optional(TOKENIZER)?;
+        if tokenizer.is_some() != matches!(manifest.query_encoder, QueryEncoderKind::Sentence(_)) {
+            let problem = format!("only a sentence encoder has a {TOKENIZER}, and it needs one");
+            return Err(BundleError::Content { path, problem });
+        }
+        let known_answer = optional(KNOWN_ANSWER)?.map(|json| serde_json::from_slice(&json)).transpose();
+        let known_answer = known_answer
+            .map_err(|error| BundleError::Content { path: directory.join(KNOWN_ANSWER), problem: error.to_string() })?;
         let title_vectors = index(TITLE_VECTORS, None)?;
         Ok(Self {
             item_vectors: index(ITEM_VECTORS, Some(VECTOR_DIM))?,
             text_projection: vectors(TEXT_PROJECTION, title_vectors.dimensions())?,
             title_vectors,
-            tokenizer: optional(TOKENIZER)?,
+            tokenizer,
+            known_answer,
             encoder_weights: optional(ENCODER_WEIGHTS)?,
             training: optional(TRAINING)?,
             golden: optional(GOLDEN)?,
@@ -149,6 +164,15 @@ impl Bundle {
             items,
             manifest,
         })
+    }
+
+    pub fn query_encoder_files(&self) -> QueryEncoderFiles<'_> {
+        QueryEncoderFiles {
+            kind: &self.manifest.query_encoder,
+            model: &self.query_encoder,
+            tokenizer: self.tokenizer.as_deref(),
+            known_answer: self.known_answer.as_ref(),
+        }
     }
 
     /// Writes the bundle to a temporary directory, syncs it and renames it, so that a reader never sees a part of it.
@@ -179,8 +203,11 @@ impl Bundle {
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),
         ];
+        let known_answer = self.known_answer.as_ref().map(serde_json::to_vec).transpose();
+        let known_answer = known_answer.expect("a text and numbers serialise to JSON");
         let optional = [
             (TOKENIZER, self.tokenizer),
+            (KNOWN_ANSWER, known_answer),
             (ENCODER_WEIGHTS, self.encoder_weights),
             (TRAINING, self.training),
             (GOLDEN, self.golden),

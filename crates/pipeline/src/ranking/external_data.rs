@@ -36,12 +36,6 @@ pub fn read_model(path: &Path) -> Result<Vec<u8>, ModelFileError> {
     Ok(inlined.unwrap_or(model))
 }
 
-/// Returns the files that a model consists of: itself, and those with its weights.
-pub fn model_files(path: &Path) -> Vec<PathBuf> {
-    let locations = fs::read(path).map(|model| external_files(&model)).unwrap_or_default();
-    std::iter::once(path.to_owned()).chain(locations.iter().map(|location| path.with_file_name(location))).collect()
-}
-
 /// Returns the files with the weights that the model does not contain, each once.
 pub(super) fn external_files(model: &[u8]) -> Vec<String> {
     let mut locations = Vec::new();

@@ -1,6 +1,6 @@
 //! ONNX Runtime sessions; the only file that uses the crate `ort`. The library is loaded at run time, so that one
 //! binary runs with its CPU build or its CUDA build.
-use super::external_data::external_files;
+use super::{external_data::external_files, sentence_config::ModelOutput};
 use crate::features::FEATURE_COUNT;
 use lodestone_catalog::VECTOR_DIM;
 use ort::{
@@ -190,15 +190,28 @@ fn run(
     inputs: Vec<Input>,
     length: usize,
 ) -> Result<Vec<f32>, RankingError> {
+    let values = run_output(model, session, inputs, 0)?;
+    match values.len() == length {
+        true => Ok(values),
+        false => {
+            let problem = format!("returned {} numbers, expected {length}", values.len());
+            Err(RankingError::Contract { model, problem })
+        }
+    }
+}
+
+/// Runs a model and returns one of its outputs, finite numbers.
+fn run_output(
+    model: &'static str,
+    session: &mut Session,
+    inputs: Vec<Input>,
+    output: usize,
+) -> Result<Vec<f32>, RankingError> {
     let failed = |error: ort::Error| RankingError::Run { model, message: error.to_string() };
     let inputs: Vec<(Cow<str>, SessionInputValue)> =
         inputs.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect();
     let outputs = session.run(inputs).map_err(failed)?;
-    let (_, values) = outputs[0].try_extract_tensor::<f32>().map_err(failed)?;
-    if values.len() != length {
-        let problem = format!("returned {} numbers, expected {length}", values.len());
-        return Err(RankingError::Contract { model, problem });
-    }
+    let (_, values) = outputs[output].try_extract_tensor::<f32>().map_err(failed)?;
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(values.to_vec()),
         false => Err(RankingError::NotFinite { model }),
@@ -357,96 +370,133 @@ impl Ranker {
     }
 }
 
-/// A sentence model in the format of Hugging Face's ONNX exports. Inputs: `input_ids`, and optionally `attention_mask`
-/// and `token_type_ids`. First output: `[texts × tokens × dimension]` or `[texts × dimension]`.
+/// A session of a sentence model in the format of Hugging Face's ONNX exports, before an output is selected. Inputs:
+/// `input_ids`, and optionally `attention_mask`, `token_type_ids` and `position_ids`.
+pub(super) struct SentenceSession {
+    session: Session,
+    input_names: Vec<&'static str>,
+}
+
+/// A sentence model with its selected output: `[texts × tokens × width]` or `[texts × width]`.
 pub(super) struct SentenceModel {
     session: Session,
     input_names: Vec<&'static str>,
-    dimension: usize,
+    /// The output's position among the model's outputs.
+    output: usize,
     /// Whether the output has one vector per token.
-    has_token_vectors: bool,
+    has_tokens: bool,
+    width: usize,
 }
 
-impl SentenceModel {
+impl SentenceSession {
     const NAME: &str = "sentence_encoder";
 
-    /// Opens the model and checks its inputs and its first output.
+    /// Opens the model and checks its inputs.
     pub(super) fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
-        const INPUTS: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
-        let refuse = |problem: String| Err(RankingError::Contract { model: Self::NAME, problem });
+        const INPUTS: [&str; 4] = ["input_ids", "attention_mask", "token_type_ids", "position_ids"];
         let session = runtime.session(Self::NAME, bytes, device)?;
         let found: Vec<&str> = session.inputs().iter().map(Outlet::name).collect();
         let input_names: Vec<&'static str> = INPUTS.into_iter().filter(|name| found.contains(name)).collect();
         if input_names.len() != found.len() || !found.contains(&INPUTS[0]) {
-            return refuse(format!("inputs are {found:?}, expected input_ids and at most {:?}", &INPUTS[1..]));
+            let problem = format!(
+                "inputs are {found:?}, expected input_ids and at most {:?}; export the model for feature extraction, \
+                 without a cache",
+                &INPUTS[1..]
+            );
+            return Err(RankingError::Contract { model: Self::NAME, problem });
         }
         let contracts: Vec<Contract> = input_names.iter().map(|name| integers(name, &[-1, -1])).collect();
         check(Self::NAME, "input", session.inputs(), &contracts)?;
-        let Some((ValueType::Tensor { ty: TensorElementType::Float32, shape, .. }, name)) =
-            session.outputs().first().map(|output| (output.dtype(), output.name()))
-        else {
-            return refuse("the first output is not a tensor of float32".to_owned());
-        };
-        let shape = shape.to_vec();
-        let dimension = match shape[..] {
-            [_, _, dimension] | [_, dimension] if dimension > 0 => dimension as usize,
-            _ => {
-                return refuse(format!(
-                    "output `{name}` has the shape {shape:?}, expected [texts, tokens, dimension] or [texts, dimension]"
-                ));
+        Ok(Self { session, input_names })
+    }
+
+    /// Returns the outputs that may be vectors of tokens or texts.
+    pub(super) fn outputs(&self) -> Vec<ModelOutput> {
+        let output = |outlet: &Outlet| match outlet.dtype() {
+            ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } if matches!(shape.len(), 2 | 3) => {
+                Some(ModelOutput { name: outlet.name().to_owned(), has_tokens: shape.len() == 3 })
             }
+            _ => None,
         };
-        Ok(Self { input_names, dimension, has_token_vectors: shape.len() == 3, session })
+        self.session.outputs().iter().filter_map(output).collect()
     }
 
-    pub(super) fn dimension(&self) -> usize {
-        self.dimension
+    /// Selects an output and runs the model once for its width, which need not be declared.
+    pub(super) fn select(self, name: &str) -> Result<SentenceModel, RankingError> {
+        let selected = self.outputs().into_iter().find(|output| output.name == name);
+        let position = self.session.outputs().iter().position(|outlet| outlet.name() == name);
+        let Some((selected, output)) = selected.zip(position) else {
+            let names: Vec<&str> = self.session.outputs().iter().map(Outlet::name).collect();
+            let problem = format!("outputs are {names:?}; `{name}`, of float32 vectors, is missing");
+            return Err(RankingError::Contract { model: Self::NAME, problem });
+        };
+        let Self { session, input_names } = self;
+        let has_tokens = selected.has_tokens;
+        let mut model = SentenceModel { session, input_names, output, has_tokens, width: 0 };
+        model.width = model.run(&[&[0]])?.len();
+        match model.width {
+            0 => Err(RankingError::Contract { model: Self::NAME, problem: format!("output `{name}` is empty") }),
+            _ => Ok(model),
+        }
+    }
+}
+
+impl SentenceModel {
+    /// Returns the number of dimensions of a vector of the output.
+    pub(super) fn width(&self) -> usize {
+        self.width
     }
 
-    /// Encodes tokenised texts as vectors `[texts × dimension]` of length 1.
+    /// Returns whether the output has one vector per token.
+    pub(super) fn has_tokens(&self) -> bool {
+        self.has_tokens
+    }
+
+    /// Runs the model on tokenised texts. Returns the output: `[texts × width]`, or with token vectors `[texts ×
+    /// longest text × width]`, where the vectors after a text's last token are meaningless.
     pub(super) fn encode(&mut self, texts: &[&[i64]]) -> Result<Vec<f32>, RankingError> {
-        let width = texts.iter().map(|text| text.len()).max().unwrap_or(0).max(1);
-        let cells = texts.len() * width;
-        let (mut ids, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
+        let rows = if self.has_tokens { texts.len() * padded_length(texts) } else { texts.len() };
+        let (values, expected) = (self.run(texts)?, rows * self.width);
+        match values.len() == expected {
+            true => Ok(values),
+            false => {
+                let problem = format!("returned {} numbers, expected {expected}", values.len());
+                Err(RankingError::Contract { model: SentenceSession::NAME, problem })
+            }
+        }
+    }
+
+    fn run(&mut self, texts: &[&[i64]]) -> Result<Vec<f32>, RankingError> {
+        const NAME: &str = SentenceSession::NAME;
+        let length = padded_length(texts);
+        let cells = texts.len() * length;
+        let (mut ids, mut mask, mut positions) =
+            (Vec::with_capacity(cells), Vec::with_capacity(cells), Vec::with_capacity(cells));
         for (index, text) in texts.iter().enumerate() {
+            let end = (index + 1) * length;
             ids.extend_from_slice(text);
             mask.resize(ids.len(), 1i64);
-            ids.resize((index + 1) * width, 0);
-            mask.resize((index + 1) * width, 0);
+            positions.extend(0..text.len() as i64);
+            ids.resize(end, 0);
+            mask.resize(end, 0);
+            positions.resize(end, 0);
         }
-        let (types, shape) = (vec![0i64; cells], [texts.len(), width]);
+        let (types, shape) = (vec![0i64; cells], [texts.len(), length]);
         let values_of = |name: &str| match name {
             "input_ids" => &ids,
             "attention_mask" => &mask,
+            "position_ids" => &positions,
             _ => &types,
         };
         let inputs = self.input_names.iter();
         let inputs = inputs
-            .map(|name| Ok((*name, tensor(Self::NAME, &shape, values_of(name))?)))
+            .map(|name| Ok((*name, tensor(NAME, &shape, values_of(name))?)))
             .collect::<Result<Vec<Input>, RankingError>>()?;
-        let length = if self.has_token_vectors { cells } else { texts.len() } * self.dimension;
-        let values = run(Self::NAME, &mut self.session, inputs, length)?;
-        let mut vectors = match self.has_token_vectors {
-            true => sum_tokens(&values, texts, width, self.dimension),
-            false => values,
-        };
-        for vector in vectors.chunks_exact_mut(self.dimension) {
-            let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
-            vector.iter_mut().for_each(|x| *x /= norm);
-        }
-        Ok(vectors)
+        run_output(NAME, &mut self.session, inputs, self.output)
     }
 }
 
-/// Sums the token vectors of each text. The caller normalises the sums, so means are not needed.
-fn sum_tokens(values: &[f32], texts: &[&[i64]], width: usize, dimension: usize) -> Vec<f32> {
-    let mut sums = vec![0.0f32; texts.len() * dimension];
-    for ((text, tokens), sum) in
-        texts.iter().zip(values.chunks_exact(width * dimension)).zip(sums.chunks_exact_mut(dimension))
-    {
-        for token in tokens.chunks_exact(dimension).take(text.len()) {
-            sum.iter_mut().zip(token).for_each(|(sum, x)| *sum += x);
-        }
-    }
-    sums
+/// Returns the number of tokens of the longest text, at least 1.
+pub(super) fn padded_length(texts: &[&[i64]]) -> usize {
+    texts.iter().map(|text| text.len()).max().unwrap_or(0).max(1)
 }

@@ -37,6 +37,7 @@ struct File {
 struct ConfigTable {
     source_candidates: Option<usize>,
     candidates: Option<usize>,
+    query_cosine_min: Option<f32>,
     diversity: Option<f32>,
     ranker: Option<bool>,
     #[serde(default)]
@@ -159,6 +160,7 @@ impl Problems {
             name: name.to_owned(),
             source_candidates: table.source_candidates.unwrap_or(base.source_candidates),
             candidates: table.candidates.unwrap_or(base.candidates),
+            query_cosine_min: table.query_cosine_min.or(base.query_cosine_min),
             diversity: table.diversity.unwrap_or(base.diversity),
             ranker: table.ranker.unwrap_or(base.ranker),
             head_weights: table.head_weights,
@@ -166,6 +168,9 @@ impl Problems {
         };
         self.within(at("source_candidates"), config.source_candidates, 1, CANDIDATES_MAX);
         self.within(at("candidates"), config.candidates, 1, CANDIDATES_MAX);
+        if let Some(cosine_min) = config.query_cosine_min {
+            self.within(at("query_cosine_min"), cosine_min, -1.0, 1.0);
+        }
         self.within(at("diversity"), config.diversity, 0.0, 1.0);
         for (head, weight) in &config.head_weights {
             self.within(at(&format!("head_weights.{head}")), *weight, -WEIGHT_MAX, WEIGHT_MAX);
@@ -286,6 +291,10 @@ impl Problems {
             Some(config)
         };
         let configs = [config(a)?, config(b)?];
+        if configs[0].query_cosine_min != configs[1].query_cosine_min {
+            let problem = format!("`{a}` and `{b}` differ in `query_cosine_min`; one retrieval serves both");
+            self.add(at("interleave"), problem);
+        }
         Some(Arms::Interleaved { configs, share })
     }
 

@@ -28,6 +28,8 @@ pub struct ServingConfig {
     pub source_candidates: usize,
     /// Number of ranked candidates, 1 to 1,000.
     pub candidates: usize,
+    /// Minimum cosine of an item that only the vector search finds for a query, -1 to 1. None: the bundle's.
+    pub query_cosine_min: Option<f32>,
     /// The default of requests, 0 to 1.
     pub diversity: f32,
     /// Whether the ranking model orders candidates; otherwise the order of retrieval stays.
@@ -43,6 +45,7 @@ impl Default for ServingConfig {
             name: DEFAULT.to_owned(),
             source_candidates: 150,
             candidates: 250,
+            query_cosine_min: None,
             diversity: 0.0,
             ranker: true,
             head_weights: BTreeMap::new(),
@@ -53,7 +56,8 @@ impl Default for ServingConfig {
 
 impl ServingConfig {
     pub fn retrieval_limits(&self) -> RetrievalLimits {
-        RetrievalLimits { per_source: self.source_candidates, fused: self.candidates }
+        let Self { source_candidates, candidates, query_cosine_min, .. } = *self;
+        RetrievalLimits { per_source: source_candidates, fused: candidates, query_cosine_min }
     }
 }
 
@@ -109,7 +113,7 @@ impl Plan {
         &self.configs[0]
     }
 
-    /// Returns the maximum of the limits of all configurations.
+    /// Returns the maximum of the limits of all configurations, which have the same minimum cosine.
     pub fn retrieval_limits(&self) -> RetrievalLimits {
         let highest = |limit: fn(&ServingConfig) -> usize| {
             self.configs.iter().map(|config| limit(config)).max().unwrap_or_default()
@@ -117,6 +121,7 @@ impl Plan {
         RetrievalLimits {
             per_source: highest(|config| config.source_candidates),
             fused: highest(|config| config.candidates),
+            query_cosine_min: self.main().query_cosine_min,
         }
     }
 
@@ -222,6 +227,7 @@ mod tests {
         diversity = 0.2
         [configs.brave]
         candidates = 400
+        query_cosine_min = 0.3
         head_weights = { purchase = 2.0 }
         exploration = { temperature = 0.5, first_slot = 3, epsilon_slots = [8, 16], share = 0.1 }
         [configs.plain]
@@ -250,6 +256,7 @@ mod tests {
         let plan = serving.plan("brave", &user(1)).unwrap();
         let brave = plan.main();
         assert_eq!((brave.candidates, brave.source_candidates, brave.diversity), (400, 77, 0.0));
+        assert_eq!(plan.retrieval_limits().query_cosine_min, Some(0.3));
         let exploration = brave.exploration.as_ref().unwrap();
         assert_eq!((exploration.first_slot, exploration.top, exploration.epsilon), (3, 20, 1.0));
         assert!(plan.arm.is_none() && serving.varies());
@@ -282,6 +289,7 @@ mod tests {
             diversity = 1.5
             [configs.x]
             ranker = false
+            query_cosine_min = -2.0
             head_weights = { purchase = 1.0 }
             exploration = { temperature = -1.0, first_slot = 0, epsilon_slots = [3, 3], share = 0.0 }
             [configs.y]
@@ -302,6 +310,7 @@ mod tests {
             "configs.bad name: `bad name` is not a name",
             "configs.bad name.candidates: is 0; it must be within 1 and 1000",
             "configs.bad name.diversity: is 1.5",
+            "configs.x.query_cosine_min: is -2; it must be within -1 and 1",
             "configs.x.exploration.temperature: is -1",
             "configs.x.exploration.first_slot: is 0",
             "configs.x.exploration.epsilon_slots: must ascend",
@@ -313,6 +322,7 @@ mod tests {
             "experiments[0].arms[1].config: there is no configuration `nowhere`",
             "experiments[1].name: `e` is the name of two experiments",
             "experiments[1].interleave: `x` explores",
+            "experiments[1].interleave: `default` and `x` differ in `query_cosine_min`",
             "experiments[2]: needs either `arms` or `interleave`",
         ] {
             assert!(problems.contains(words), "{words} is missing in\n{problems}");
