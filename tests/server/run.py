@@ -788,11 +788,11 @@ def searches(work):
         check("InvalidArgument" in found.get("error", "") and '"query"' in found["error"].replace(" ", ""),
               f"an error that names query for {query[:8]!r}, {len(query)} characters")
     facets(server, answer)
-    relevance(answer, ids)
+    relevance(server, answer, ids)
     check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
 
 
-def relevance(answer, ids):
+def relevance(server, answer, ids):
     """What only the vectors find must be similar enough; a search without a relevant item is empty and says so."""
     code = ids("heart t-light holder")[0]
     found = answer(code, recommendation_count=5)
@@ -804,6 +804,7 @@ def relevance(answer, ids):
               f"a query without a relevant item has no result and a reason: {query} {str(found)[:300]}")
         check("recommendations" not in found, "no recommendations without a request for them")
         check(len(ids(query, options={"serving_config": "everything"})) > 0, "a serving configuration overrides the floor")
+    server.call(WRITE, {"events": [view("relevance", code, "words")]})
     found = answer("zzqxv blorp", recommendation_count=5, filter="price > 1", options={"include_items": True, "order_by": "price"})
     recommended = found.get("recommendations", {})
     check(len(recommended.get("results", [])) == 5 and "results" not in found, f"recommendations are a separate list {str(found)[:300]}")

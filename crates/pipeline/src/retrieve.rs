@@ -148,16 +148,22 @@ pub fn for_query(input: &RetrievalInput) -> Result<Candidates, LexicalError> {
     let eligible = |row| input.eligible.contains(row);
     let matches = input.generation.lexical.search_all_then_any(text, input.limits.per_source, &eligible)?;
     let is_identifier = matches.is_identifier();
-    let with_words: AHashSet<Row> = matches.rows.iter().map(|(row, _)| *row).collect();
     let mut fusion = input.fusion();
-    fusion.add(CandidateSource::Lexical, matches.rows);
     if let Some(vector) = vector.filter(|_| !is_identifier) {
         let cosine_min = input.limits.query_cosine_min.unwrap_or(input.generation.manifest.relevance.cosine_min);
         let mut found = search_vectors(input, &mut fusion, vector, Space::Query);
-        found.retain(|(row, cosine)| *cosine >= cosine_min || with_words.contains(row));
+        remove_irrelevant(&mut found, &matches.rows, cosine_min);
         fusion.add(CandidateSource::QueryVector, found);
     }
+    fusion.add(CandidateSource::Lexical, matches.rows);
     Ok(Candidates { exact_match_count: matches.exact, full_match_count: matches.complete, ..input.finish(fusion) })
+}
+
+/// Removes the rows with a lower cosine than the minimum from those of a vector search, except those that the lexical
+/// search found too.
+pub fn remove_irrelevant(found: &mut ScoredRows, lexical: &ScoredRows, cosine_min: f32) {
+    let lexical: AHashSet<Row> = lexical.iter().map(|(row, _)| *row).collect();
+    found.retain(|(row, cosine)| *cosine >= cosine_min || lexical.contains(row));
 }
 
 /// Returns whether an item that exists would be a candidate for the query if every item were eligible.

@@ -7,10 +7,10 @@ use lodestone_core::{
     ids::Row,
     text::{self, TokenKind},
 };
-use lodestone_index::dot;
+use lodestone_index::{FrozenGraph, dot};
 use lodestone_pipeline::{
     bundle::{Bundle, RelevanceFloor},
-    ranking::{Device, Runtime, TextEncoder, TextRole},
+    ranking::{Device, RankingError, Runtime, TextEncoder, TextRole},
 };
 use rand::{
     Rng, SeedableRng,
@@ -72,9 +72,18 @@ pub(super) fn calibrate(
             break;
         }
     }
-    let scores = Scores::of(bundle, &mut encoder, LEARNED_SEED, progress)?;
-    bundle.manifest.relevance = scores.best_floor();
+    bundle.manifest.relevance = learn(&bundle.items, &bundle.title_vectors, &mut encoder, progress)?;
     Ok(())
+}
+
+/// Learns the relevance floor of an encoder, whose vectors of the items are `title_vectors`.
+pub(super) fn learn(
+    items: &[Item],
+    title_vectors: &FrozenGraph,
+    encoder: &mut TextEncoder,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<RelevanceFloor, RankingError> {
+    Ok(Scores::of(items, title_vectors, encoder, LEARNED_SEED, progress)?.best_floor())
 }
 
 /// Measures the bundle's relevance floor.
@@ -83,7 +92,7 @@ pub(super) fn measure(
     encoder: &mut TextEncoder,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RelevanceCut, TrainError> {
-    let scores = Scores::of(bundle, encoder, MEASURED_SEED, progress)?;
+    let scores = Scores::of(&bundle.items, &bundle.title_vectors, encoder, MEASURED_SEED, progress)?;
     let RelevanceFloor { cosine_min, precision, recall } = scores.at(bundle.manifest.relevance.cosine_min);
     Ok(RelevanceCut {
         cosine_min,
@@ -104,12 +113,13 @@ struct Scores {
 
 impl Scores {
     fn of(
-        bundle: &Bundle,
+        items: &[Item],
+        title_vectors: &FrozenGraph,
         encoder: &mut TextEncoder,
         seed: u64,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Self, TrainError> {
-        let samples = samples(&bundle.items, &mut StdRng::seed_from_u64(seed));
+    ) -> Result<Self, RankingError> {
+        let samples = samples(items, &mut StdRng::seed_from_u64(seed));
         let (mut scores, mut done) = (Self { matching: Vec::new(), others: Vec::new() }, 0);
         for batch in samples.chunks(BATCH) {
             let queries: Vec<&str> = batch.iter().map(|sample| sample.query.as_str()).collect();
@@ -117,12 +127,8 @@ impl Scores {
                 // A query without a vector is answered without one.
                 let Some(vector) = vector else { continue };
                 match sample.item {
-                    Some(row) => {
-                        scores.matching.extend(bundle.title_vectors.vector(row).map(|item| dot(&item, &vector)))
-                    }
-                    None => {
-                        scores.others.extend(bundle.title_vectors.search(&vector, 1, WIDTH).iter().map(|hit| hit.1))
-                    }
+                    Some(row) => scores.matching.extend(title_vectors.vector(row).map(|item| dot(&item, &vector))),
+                    None => scores.others.extend(title_vectors.search(&vector, 1, WIDTH).iter().map(|hit| hit.1)),
                 }
             }
             done += batch.len();

@@ -9,6 +9,7 @@ use super::{
     query_encoder::{QueryEncoderConfig, QueryEncoderData, train_query_encoder},
     query_side::{BUCKET_COUNT, title_samples},
     ranker::{RankerConfig, RankingData, RankingList, train_ranker},
+    relevance,
 };
 use ahash::AHashMap;
 use lodestone_catalog::{Item, VECTOR_DIM};
@@ -20,11 +21,13 @@ use lodestone_dataset::decompress;
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError, dot};
 use lodestone_pipeline::{
     Candidates, Fusion,
+    bundle::RelevanceFloor,
     features::{FEATURE_COUNT, FEATURES},
     ranking::{
         Device, EncoderSource, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError,
-        SentenceFiles, TextRole,
+        SentenceFiles, TextEncoder, TextRole,
     },
+    retrieve,
     source::CandidateSource,
 };
 use rand::{SeedableRng, rngs::StdRng};
@@ -82,6 +85,8 @@ pub struct SearchReport {
     pub products: usize,
     /// Queries with a relevant product.
     pub queries: usize,
+    /// The vectors' results are fused if they reach this floor.
+    pub relevance: RelevanceFloor,
     pub methods: Vec<SearchQuality>,
 }
 
@@ -92,7 +97,7 @@ impl fmt::Display for SearchReport {
         for method in &self.methods {
             writeln!(f, "{:<10} {:>8.4} {:>11.4}", method.method, method.ndcg_at_10, method.recall_at_100)?;
         }
-        Ok(())
+        writeln!(f, "fused: vector results with a cosine of at least {:.3}", self.relevance.cosine_min)
     }
 }
 
@@ -139,21 +144,27 @@ pub fn search_benchmark(
         Ok(corrected.unwrap_or_else(|| judged.query.clone()))
     });
     let queries: Vec<String> = queries.collect::<Result<_, LexicalError>>()?;
-    let encoded = match &options.encoder {
-        Some(source) => encode_with(source, &items, &queries, runtime, progress)?,
-        None => encode_with_trained(&items, &queries, runtime, options.seed, progress)?,
+    let mut encoded = match &options.encoder {
+        Some(source) => encode_with(source, &items, runtime, progress)?,
+        None => encode_with_trained(&items, runtime, options.seed, progress)?,
     };
+    let query_vectors = queries.iter().map(|query| encoded.encoder.encode(&[query], TextRole::Query));
+    let query_vectors =
+        query_vectors.map(|vectors| Ok(vectors?.remove(0))).collect::<Result<Vec<_>, RankingError>>()?;
     let index = FrozenGraph::build(&encoded.items, encoded.dimension, BuildConfig::default(), &|_| {})?;
+
+    let relevance = relevance::learn(&items, &index, &mut encoded.encoder, progress)?;
 
     let mut results: [Vec<Vec<u32>>; 3] = Default::default();
     let mut lists = Vec::with_capacity(judged.len());
-    for (done, (judged, vector)) in judged.iter().zip(&encoded.queries).enumerate() {
-        progress(Progress { stage: "search", done: done + 1, total: encoded.queries.len(), loss: f32::NAN });
+    for (done, (judged, vector)) in judged.iter().zip(&query_vectors).enumerate() {
+        progress(Progress { stage: "search", done: done + 1, total: judged.len(), loss: f32::NAN });
         let matches = lexical.search_all_then_any(&queries[done], SOURCE_COUNT, &|_| true)?.rows;
-        let neighbours = vector.as_ref().map(|vector| index.search(vector, SOURCE_COUNT, 400)).unwrap_or_default();
+        let mut neighbours = vector.as_ref().map(|vector| index.search(vector, SOURCE_COUNT, 400)).unwrap_or_default();
         let first = |list: &[(Row, f32)]| list.iter().take(RECALL_CUTOFF).map(|(row, _)| row.0).collect();
         results[0].push(first(&matches));
         results[1].push(first(&neighbours));
+        retrieve::remove_irrelevant(&mut neighbours, &matches, relevance.cosine_min);
         let mut fusion = Fusion::new(items.len());
         fusion.add(CandidateSource::Lexical, matches);
         fusion.add(CandidateSource::QueryVector, neighbours);
@@ -166,24 +177,23 @@ pub fn search_benchmark(
     Ok(SearchReport {
         products: items.len(),
         queries: judged.len(),
+        relevance,
         methods: methods.map(|(method, results)| quality(method, &judged, results)).collect(),
     })
 }
 
-/// Vectors of products and queries in one space.
+/// An encoder with its vectors of the products.
 struct Encoded {
+    encoder: TextEncoder,
     dimension: usize,
     /// `[products × dimension]`.
     items: Vec<f32>,
-    /// None for a query without terms.
-    queries: Vec<Option<Vec<f32>>>,
 }
 
 /// Encodes with an external sentence encoder.
 fn encode_with(
     source: &EncoderSource,
     items: &[Item],
-    queries: &[String],
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Encoded, SearchBenchmarkError> {
@@ -196,16 +206,13 @@ fn encode_with(
     let items = encoder.encode(&texts, TextRole::Passage, &mut |done| {
         progress(Progress { stage: "embed products", done, total, loss: f32::NAN });
     })?;
-    let queries: Vec<&str> = queries.iter().map(String::as_str).collect();
-    let queries = encoder.encode(&queries, TextRole::Query, &mut |_| {})?;
     let dimension = encoder.dimension();
-    Ok(Encoded { dimension, items, queries: queries.chunks_exact(dimension).map(|q| Some(q.to_vec())).collect() })
+    Ok(Encoded { encoder: TextEncoder::Sentence(Box::new(encoder)), dimension, items })
 }
 
 /// Encodes with the subword encoder, which it trains on the titles.
 fn encode_with_trained(
     items: &[Item],
-    queries: &[String],
     runtime: &Runtime,
     seed: u64,
     progress: &mut dyn FnMut(Progress),
@@ -215,13 +222,9 @@ fn encode_with_trained(
     let config = QueryEncoderConfig { bucket_count: BUCKET_COUNT, seed, steps_max: 3000, ..Default::default() };
     let data = QueryEncoderData { texts: &texts, samples: &spans };
     let trained = train_query_encoder(data, &config, None, runtime, progress)?;
-    let mut encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
-    let queries = queries.iter().map(|query| {
-        let terms = text::hashed_terms(query, BUCKET_COUNT);
-        if terms.is_empty() { Ok(None) } else { encoder.encode_batch(&[terms]).map(Some) }
-    });
-    let queries = queries.collect::<Result<_, _>>()?;
-    Ok(Encoded { dimension: VECTOR_DIM, items: trained.encode(&texts), queries })
+    let encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
+    let encoder = TextEncoder::Terms { encoder, bucket_count: BUCKET_COUNT };
+    Ok(Encoded { encoder, dimension: VECTOR_DIM, items: trained.encode(&texts) })
 }
 
 /// The candidates of one query as a training list, with their rows.

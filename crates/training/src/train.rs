@@ -270,9 +270,6 @@ impl Training {
             items: shop.items.clone(),
         };
         stages.end("indexes and counts");
-        // The replay retrieves with it, as a server will.
-        relevance::calibrate(&mut bundle, runtime, progress)?;
-        stages.end("relevance");
         let (ranker, heads, list_count) = train_on_replay(&bundle, shop, runtime, options, stages, progress)?;
         exports.push(ranker.check.clone());
         curves.add("user encoder, validation", &user.validation_losses);
@@ -283,6 +280,9 @@ impl Training {
         bundle.transitions = counts::transitions(all, item_count);
         bundle.co_purchases = counts::co_purchases(&baskets(all), item_count);
         bundle.ranker = ranker.onnx;
+        // After the replay: the floor only removes candidates, and lists whose item is below it teach the ranker too.
+        relevance::calibrate(&mut bundle, runtime, progress)?;
+        stages.end("relevance");
         bundle.manifest.heads = heads
             .iter()
             .zip(&ranker.calibration)
