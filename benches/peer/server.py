@@ -171,7 +171,8 @@ class Shop:
 
     def __init__(self, bundle, vectors, data, indexes):
         manifest = json.loads((bundle / "manifest.json").read_text())
-        self.buckets = manifest["term_bucket_count"]
+        self.buckets = manifest["query_encoder"]["hashed_terms"]["bucket_count"]
+        self.cosine_min = manifest["relevance"]["cosine_min"]
         heads = manifest["heads"]
         self.scale, self.offset, self.weight = (np.array([h[k] for h in heads], np.float32)
                                                 for k in ("scale", "offset", "weight"))
@@ -383,7 +384,8 @@ class Shop:
                 lexical[at] = np.zeros(len(self.ids), np.float32)
                 lexical[at][found] = scores
                 fuse(at, "lexical", found)
-                fuse(at, "query_vector", rows)
+                relevant = self.query_space[rows] @ vector >= self.cosine_min
+                fuse(at, "query_vector", rows[relevant | np.isin(rows, found)])
         recommendations = [at for at, (_, query, _) in enumerate(requests) if query is None]
         known = [at for at in recommendations if user_vectors[at] is not None]
         if known:
@@ -401,6 +403,8 @@ class Shop:
         candidates = [self.top(scores, CANDIDATE_COUNT) for scores in fused]
         features = self.features(
             candidates, users, user_vectors, query_vectors, lexical, transitions, co_purchases, fused, now)
+        if not len(features):
+            return [[] for _ in requests]
         logits = self.ranker.run(None, {"features": features})[0]
         scores = (self.weight / (1.0 + np.exp(-(self.scale * logits + self.offset)))).sum(1)
         answers = []
