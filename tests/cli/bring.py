@@ -93,16 +93,20 @@ def tokenizer(directory):
         "model": {"type": "WordLevel", "vocab": {word: number for number, word in enumerate(WORDS)}, "unk_token": "[UNK]"}}))
 
 
-def sentence_model(path, outputs=("last_hidden_state",), inputs=("input_ids", "attention_mask")):
-    """Token vectors are rows of TABLE. `sentence_embedding` is the vector of the first token times 2."""
+def sentence_model(path, outputs=("last_hidden_state",), inputs=("input_ids", "attention_mask"), positions=None):
+    """Token vectors are rows of TABLE. `sentence_embedding` is the vector of the first token times 2. With `positions`
+    the model reads at most that many tokens."""
     value, node, shape = helper.make_tensor_value_info, helper.make_node, ["batch", "length"]
     nodes = [node("Gather", ["table", "input_ids"], ["last_hidden_state"])]
+    if positions:
+        nodes = [node("Gather", ["table", "input_ids"], ["words"]), node("Gather", ["positions", "position_ids"], ["places"]),
+                 node("Add", ["words", "places"], ["last_hidden_state"])]
     described = {"last_hidden_state": [*shape, WIDTH], "sentence_embedding": ["batch", WIDTH], "other": [*shape, WIDTH]}
     if "sentence_embedding" in outputs:
         nodes += [node("Gather", ["last_hidden_state", "zero"], ["first"], axis=1), node("Add", ["first", "first"], ["sentence_embedding"])]
     if "other" in outputs:
         nodes.append(node("Neg", ["last_hidden_state"], ["other"]))
-    constants = {"table": TABLE, "zero": np.array(0)}
+    constants = {"table": TABLE, "zero": np.array(0), "positions": np.zeros((positions or 1, WIDTH), np.float32)}
     graph = helper.make_graph(nodes, "sentence", [value(name, TensorProto.INT64, shape) for name in inputs],
                               [value(name, TensorProto.FLOAT, described[name]) for name in outputs],
                               [numpy_helper.from_array(array, name) for name, array in constants.items()])
@@ -179,6 +183,7 @@ def sentence_encoders(work):
         ("vectors compared by inner product", {PROMPTS: {"prompts": {}, "similarity_fn_name": "dot"}}, {}, [], ["dot", "cosine"]),
         ("more dimensions than the model has", {}, {}, ["--encoder-dimensions", "9"], ["9 dimensions", "has 8"]),
         ("dimensions without training", {"config.json": {"matryoshka_dimensions": [2, 4]}}, {}, ["--encoder-dimensions", "3"], ["3 dimensions", "[2, 4]"]),
+        ("more tokens than the model has positions", {}, {"inputs": ("input_ids", "position_ids"), "positions": 24}, [], ["32 tokens", "--encoder-tokens-max"]),
         ("an input of another kind", {}, {"inputs": ("input_ids", "past_key_values.0.key")}, [], ["past_key_values", "cache"]),
         ("a pooling of a pooled output", {}, {"outputs": ("sentence_embedding",)}, ["--encoder-pooling", "mean"], ["sentence_embedding", "--encoder-pooling"]),
     ]

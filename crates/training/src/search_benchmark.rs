@@ -13,10 +13,7 @@ use super::{
 };
 use ahash::AHashMap;
 use lodestone_catalog::{Item, VECTOR_DIM};
-use lodestone_core::{
-    ids::{ItemId, Row},
-    text,
-};
+use lodestone_core::ids::{ItemId, Row};
 use lodestone_dataset::decompress;
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError, dot};
 use lodestone_pipeline::{
@@ -158,7 +155,7 @@ pub fn search_benchmark(
     let mut results: [Vec<Vec<u32>>; 3] = Default::default();
     let mut lists = Vec::with_capacity(judged.len());
     for (done, (judged, vector)) in judged.iter().zip(&query_vectors).enumerate() {
-        progress(Progress { stage: "search", done: done + 1, total: judged.len(), loss: f32::NAN });
+        progress(Progress { stage: "search", done: done + 1, total: query_vectors.len(), loss: f32::NAN });
         let matches = lexical.search_all_then_any(&queries[done], SOURCE_COUNT, &|_| true)?.rows;
         let mut neighbours = vector.as_ref().map(|vector| index.search(vector, SOURCE_COUNT, 400)).unwrap_or_default();
         let first = |list: &[(Row, f32)]| list.iter().take(RECALL_CUTOFF).map(|(row, _)| row.0).collect();

@@ -271,6 +271,9 @@ impl Training {
         };
         stages.end("indexes and counts");
         let (ranker, heads, list_count) = train_on_replay(&bundle, shop, runtime, options, stages, progress)?;
+        // After the replay: the floor only removes candidates, and lists whose item is below it teach the ranker too.
+        relevance::calibrate(&mut bundle, runtime, progress)?;
+        stages.end("relevance");
         exports.push(ranker.check.clone());
         curves.add("user encoder, validation", &user.validation_losses);
         curves.add("ranker, validation", &ranker.validation_losses);
@@ -280,9 +283,6 @@ impl Training {
         bundle.transitions = counts::transitions(all, item_count);
         bundle.co_purchases = counts::co_purchases(&baskets(all), item_count);
         bundle.ranker = ranker.onnx;
-        // After the replay: the floor only removes candidates, and lists whose item is below it teach the ranker too.
-        relevance::calibrate(&mut bundle, runtime, progress)?;
-        stages.end("relevance");
         bundle.manifest.heads = heads
             .iter()
             .zip(&ranker.calibration)

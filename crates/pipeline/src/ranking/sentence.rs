@@ -18,6 +18,8 @@ use std::{
 
 /// Number of texts in one run of the model.
 const BATCH: usize = 16;
+/// Most tokens of the text that checks the maximum length, because the memory of a run is quadratic in it.
+const CHECKED_TOKENS_MAX: usize = 2048;
 /// A query with its vector by another program, which may be in a model directory.
 const KNOWN_ANSWER: &str = "known_answer.json";
 
@@ -70,8 +72,10 @@ impl SentenceFiles {
         let declared = DeclaredConfig::read(source)?;
         let outputs = session.outputs();
         let output = declared.select_output(directory, &outputs)?;
-        let width = session.select(&output.name).map_err(failed)?.width();
-        let files = Self { model, tokenizer, config: declared.complete(directory, output, width)? };
+        let mut selected = session.select(&output.name).map_err(failed)?;
+        let config = declared.complete(directory, output, selected.width())?;
+        check_length(&mut selected, config.tokens_max).map_err(failed)?;
+        let files = Self { model, tokenizer, config };
         files.check_known_answer(runtime, directory)?;
         Ok(files)
     }
@@ -87,6 +91,19 @@ impl SentenceFiles {
         let mut encoder = SentenceEncoder::open(runtime, self, Device::Cpu, 1).map_err(failed)?;
         let found = encoder.encode(&[known.query.as_str()], TextRole::Query, &mut |_| {}).map_err(failed)?;
         known.check(&found).map_err(failed)
+    }
+}
+
+/// Runs the model on a text of the maximum length. A model has as many positions as its training, and would otherwise
+/// fail for the first long text.
+fn check_length(model: &mut SentenceModel, tokens_max: usize) -> Result<(), RankingError> {
+    let text = vec![0; tokens_max.min(CHECKED_TOKENS_MAX)];
+    match model.encode(&[&text]) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let problem = format!("a text of {} tokens fails ({error}); lower --encoder-tokens-max", text.len());
+            Err(RankingError::Contract { model: "sentence_encoder", problem })
+        }
     }
 }
 
