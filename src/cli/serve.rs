@@ -3,6 +3,7 @@ use super::{LibraryArgs, exit::Exit, open_store, signal::StopSignals};
 use crate::server::{self, ServerConfig, metrics_endpoint};
 use anyhow::Context;
 use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
+use lodestone_index::Languages;
 use lodestone_pipeline::{
     answers::AnswerLogConfig,
     ranking::Device,
@@ -86,6 +87,14 @@ pub(crate) struct ServeArgs {
     /// Synonyms, one rule per line: `sofa, couch` or `tv => television`; see docs/search.md.
     #[arg(long, value_name = "FILE", env = "LODESTONE_SYNONYMS")]
     synonyms: Option<PathBuf>,
+    /// Languages of the items' texts, for inflected forms: any of ar, da, de, el, en, es, fi, fr, hu, it, nl, no, pl,
+    /// pt, ro, ru, sv, tr, separated by commas; see docs/search.md.
+    #[arg(long, value_name = "LIST", env = "LODESTONE_LANGUAGES", default_value = "en")]
+    languages: Languages,
+    /// Number of different users that must have searched for a text before others see it as a completion, 1 to 100.
+    #[arg(long, value_name = "N", env = "LODESTONE_COMPLETION_USERS_MIN",
+          default_value_t = lodestone_state::COMPLETION_USERS_MIN)]
+    completion_users_min: usize,
     /// Deadline of requests that set none.
     #[arg(long, value_name = "MS", env = "LODESTONE_DEADLINE_MS_DEFAULT", default_value_t = 1000)]
     deadline_ms_default: u64,
@@ -198,6 +207,11 @@ fn engine_config(args: &ServeArgs) -> anyhow::Result<EngineConfig> {
         "--answers-days is {}; it must be within 1 and 3650",
         args.answers_days
     );
+    let (users, users_max) = (args.completion_users_min, lodestone_state::COMPLETION_USERS_MIN_MAX);
+    anyhow::ensure!(
+        (1..=users_max).contains(&users),
+        "--completion-users-min is {users}; it must be within 1 and {users_max}"
+    );
     let base = ServingConfig { diversity, ..ServingConfig::default() };
     let serving = match &args.serving {
         Some(path) => Serving::open(path, &base)?,
@@ -223,6 +237,8 @@ fn open_engine(args: &ServeArgs, config: EngineConfig, cores: usize) -> anyhow::
             DeviceArg::Cuda => Device::Cuda,
         },
         synonyms: args.synonyms.as_deref(),
+        languages: args.languages.clone(),
+        completion_users_min: args.completion_users_min,
         workers: args.workers.unwrap_or(cores),
         queue_requests_max: args.queue_requests_max,
         history_ends_now: args.history_ends_now,

@@ -789,6 +789,65 @@ def searches(work):
               f"an error that names query for {query[:8]!r}, {len(query)} characters")
     facets(server, answer)
     relevance(server, answer, ids)
+    same_texts(server, ids, answer)
+    check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
+
+
+def same_texts(server, ids, answer):
+    """Spellings of one text, forms of words, and the order of items that have only some of the words."""
+    server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [
+        item("T-1", "Blokko™ Wi-Fi kettle", brand="Zimt & Söhne", categories=["Straßenküche"]),
+        item("T-2", "BLOKKO wifi kettle", brand="Zimt and Sohne", categories=["STRASSENKUCHE"]),
+        item("T-3", "Zylbrqx shelf"), item("T-4", "Zylbrqx shelves"), item("T-5", "陶瓷臺燈"),
+        item("T-6", "Zylbrqx C++ book"), item("T-7", "Zylbrqx C# book"), item("T-8", "แก้วกาแฟเซรามิก")]})
+    for query, found in [("blokko", "12"), ("BLOKKO® wi-fi", "12"), ("blokko wi fi", "12"), ("zylbrqx shelves", "34"),
+                         ("台灯", "5"), ("zylbrqx c++", "6"), ("c# zylbrqx", "7"), ("กาแฟ", "8")]:
+        full = {f"T-{number}" for number in found}
+        check(set(ids(query)[:len(full)]) == full, f"{query} finds {full}: {ids(query)[:3]}")
+        check("correctedQuery" not in answer(query), f"{query} is not corrected")
+    brand = {"filter": 'brand = "ZIMT &amp; SOHNE" AND category = "strassenkuche"'}
+    check(set(ids("blokko", **brand)) == {"T-1", "T-2"}, "filters compare the same form")
+    facet = answer("blokko", facet_specs=[{"field": "brand"}, {"field": "category"}], **brand)["facets"]
+    check([[value["itemCount"] for value in counted["values"]] for counted in facet] == [["2"], ["2"]],
+          f"spellings are one value of a facet: {facet}")
+    relaxed = answer("zylbrqx bicyclette quux")
+    check("DEGRADATION_CODE_QUERY_RELAXED" in str(relaxed["info"]), "no item has all words: declared")
+    check(set(ids("zylbrqx bicyclette quux")[:4]) == {"T-3", "T-4", "T-6", "T-7"}, "items with some of the words come first")
+
+
+def completions(work):
+    """Which searches are completions for whom."""
+    check_refused(BUNDLE, work / "unused", "completions of nobody", ["--completion-users-min is 0", "1 and 100"],
+                  "--completion-users-min", "0")
+    check_refused(BUNDLE, work / "unused", "an unknown language", ["xx", "ar, da, de"], "--languages", "en,xx")
+    private, shared = "zzjane.roe@shop.test 0155 0199", "Zibbled lantern"
+
+    def search(number, query, user):
+        return {"event_id": f"s{number}", "type": "EVENT_TYPE_SEARCH", "viewer": {"visitor_id": user}, "query": query}
+
+    def texts(server, prefix, user="other"):
+        found, _ = server.call("lodestone.v1.RankingService/Suggest",
+                               {"viewer": {"visitor_id": user}, "prefix": prefix, "product_count": 5})
+        return [completion["text"] for completion in found.get("completions", [])], found.get("products", [])
+
+    server = Server(work / "completions", "--completion-users-min", "3")
+    server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [item("Z-1", "Lantern, zibbled"), item("Z-2", "Vrakzel shirt")]})
+    server.call("lodestone.v1.EventService/WriteEvents", {"events":
+        [search(f"p{n}", private, f"v{n}") for n in range(9)] + [search(f"n{n}", "zzno such thing", f"v{n}") for n in range(9)]
+        + [search(f"m{n}", shared, "v0") for n in range(9)] + [search("o", shared, "v1")]})
+    check(texts(server, "zzjane")[0] == [] and texts(server, "zzjane", "v3")[0] == [private],
+          "an address and a number are a completion only for those who typed them")
+    check(texts(server, "zzno")[0] == [], "a search that finds nothing is no completion")
+    check(shared not in texts(server, "zibbled")[0] and texts(server, "zibbled", "v1")[0][0] == shared,
+          "a search of two users is a completion only for them")
+    server.call("lodestone.v1.EventService/WriteEvents", {"events": [search("q", "zibbled  LANTERN", "v2")]})
+    check(shared in texts(server, "zibbled")[0], "a search of three users is a completion for all")
+    found, products = texts(server, "vrakzle")
+    check(found == ["Vrakzel shirt"] and [product["itemId"] for product in products] == ["Z-2"],
+          f"a mistyped prefix has completions and products: {found} {products}")
+    check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
+    server = Server(work / "completions", "--completion-users-min", "3")
+    check(shared in texts(server, "zibbled")[0] and texts(server, "zzjane")[0] == [], "a restart keeps the completions")
     check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
 
 
@@ -867,6 +926,7 @@ with tempfile.TemporaryDirectory() as directory:
     serving_files(pathlib.Path(directory))
     explained(pathlib.Path(directory))
     searches(pathlib.Path(directory))
+    completions(pathlib.Path(directory))
     rollout(pathlib.Path(directory))
     damaged_bundles(pathlib.Path(directory))
     merges(pathlib.Path(directory))

@@ -7,7 +7,7 @@ use crate::{
 use crossbeam_channel::Sender;
 use lodestone_core::units::UnixMillis;
 use lodestone_events::{Apply, EventLog, LogError, Writer, storage::create_directory};
-use lodestone_index::{Synonyms, SynonymsError};
+use lodestone_index::{Languages, Synonyms, SynonymsError};
 use lodestone_pipeline::{
     answers::{AnswerLog, AnswerLogError},
     bundle::{Bundle, BundleError},
@@ -21,7 +21,7 @@ use lodestone_rollout::{
     RolloutConfig, RolloutInput, StoreError, first_bundle, start_shadow,
 };
 use lodestone_state::{
-    RecoveredState, RecoveryError, RecoveryOptions, checkpoints::Checkpoints, recover, state_with_items,
+    RecoveredState, RecoveryError, RecoveryOptions, Searches, checkpoints::Checkpoints, recover, state_with_items,
 };
 use lodestone_telemetry::Metrics;
 use parking_lot::Mutex;
@@ -49,6 +49,10 @@ pub struct OpenOptions<'a> {
     pub device: Device,
     /// A list of synonyms; see `docs/search.md`.
     pub synonyms: Option<&'a Path>,
+    /// The languages of the items' texts.
+    pub languages: Languages,
+    /// Number of different users that must have searched for a text before it is a completion for others.
+    pub completion_users_min: usize,
     pub workers: usize,
     pub queue_requests_max: usize,
     /// Shifts the imported history so that it ends now, for demonstrations with old data. Checkpoints are not used
@@ -110,6 +114,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         device: options.device,
         worker_count: options.workers.max(1),
         synonyms,
+        languages: options.languages,
         state,
         window: options.rollout.bounds.window,
         slates: options.config.slates,
@@ -189,7 +194,9 @@ fn recover_state(options: &OpenOptions, bundle: &Bundle) -> Result<(EventLog, Re
         history_end: options.history_ends_now.then(UnixMillis::now),
         dedupe_ids_max: options.dedupe_ids_max,
     };
-    let recovered = recover(&log, &recovery, &|| state_with_items(bundle.items.iter().map(|item| &item.id)))?;
+    let ids = || bundle.items.iter().map(|item| &item.id);
+    let empty = || state_with_items(ids(), Searches::new(options.completion_users_min));
+    let recovered = recover(&log, &recovery, &empty)?;
     Ok((log, recovered))
 }
 

@@ -11,7 +11,7 @@ pub mod storage;
 mod refunds;
 mod writer;
 
-pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper};
+pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper, stable_hash};
 pub use error::LogError;
 pub use event::{Attribution, Event, EventKind, EventLine};
 pub use log::{EventLog, LogDirectory, TornTail};

@@ -10,10 +10,29 @@ const COVERAGE_WEIGHT: f32 = 2.0;
 /// Bonus of two words that are adjacent in the query and in the row, in units of BM25 with the boost of titles.
 const PAIR_WEIGHT: f32 = 6.0;
 
+/// Weight of a form of a query's word, or of the word of which it may be a misspelling.
+const FORM_WEIGHT: f32 = 0.6;
+
 /// One position of a query with its alternatives, each a list of words. Most groups have one alternative of one word.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Group {
     pub alternatives: Vec<Vec<String>>,
+    /// The number of first alternatives that mean the same as the query; the others are forms of its word.
+    pub equal_count: usize,
+    /// A row without any alternative still has all words of the query.
+    pub is_optional: bool,
+}
+
+impl Group {
+    /// A group of equivalent alternatives.
+    pub(crate) fn of(alternatives: Vec<Vec<String>>) -> Self {
+        Self { equal_count: alternatives.len(), alternatives, is_optional: false }
+    }
+
+    /// Returns the weight of the alternative at an index.
+    pub(crate) fn alternative_weight(&self, at: usize) -> f32 {
+        if at < self.equal_count { 1.0 } else { FORM_WEIGHT }
+    }
 }
 
 /// Words of the title and labels of each row, in their order. Takes 4 bytes for each word.
@@ -95,16 +114,19 @@ impl ForwardIndex {
     /// Adds bonuses for coverage and order of the query's words to the scores, because BM25 considers neither.
     pub(crate) fn rescore(&self, groups: &[Group], hits: &mut [(Row, f32)]) {
         let groups: Vec<WeightedGroup> = groups.iter().map(|group| self.weighted(group)).collect();
-        let whole: f32 = groups.iter().map(|group| group.weight).sum();
-        if whole <= 0.0 {
-            return;
-        }
         for (row, score) in hits {
             let words = self.of(*row);
-            let covered: f32 = groups.iter().map(|group| group.weight * group.share_in(words)).sum();
             let pairs = words.windows(2).filter(|pair| is_adjacent(&groups, pair[0], pair[1])).count();
-            *score = *score * (1.0 + COVERAGE_WEIGHT * covered / whole) + PAIR_WEIGHT * pairs.min(groups.len()) as f32;
+            *score = *score * (1.0 + COVERAGE_WEIGHT * coverage(&groups, words))
+                + PAIR_WEIGHT * pairs.min(groups.len()) as f32;
         }
+    }
+
+    /// Returns the share of the query's words, weighted by inverse document frequency, that each row has in its title
+    /// or labels, 0 to 1.
+    pub(crate) fn coverage(&self, groups: &[Group], rows: impl Iterator<Item = Row>) -> Vec<f32> {
+        let groups: Vec<WeightedGroup> = groups.iter().map(|group| self.weighted(group)).collect();
+        rows.map(|row| coverage(&groups, self.of(row))).collect()
     }
 
     fn weighted(&self, group: &Group) -> WeightedGroup {
@@ -120,7 +142,8 @@ impl ForwardIndex {
             .collect();
         let weight = |words: &Vec<(u32, f32)>| words.iter().map(|(_, weight)| weight).sum::<f32>();
         let lightest = alternatives.iter().map(weight).fold(f32::INFINITY, f32::min);
-        WeightedGroup { weight: if lightest.is_finite() { lightest } else { 0.0 }, alternatives }
+        let factors = (0..alternatives.len()).map(|at| group.alternative_weight(at)).collect();
+        WeightedGroup { weight: if lightest.is_finite() { lightest } else { 0.0 }, alternatives, factors }
     }
 }
 
@@ -130,6 +153,15 @@ struct WeightedGroup {
     weight: f32,
     /// Word ids with their inverse document frequencies.
     alternatives: Vec<Vec<(u32, f32)>>,
+    /// By alternative.
+    factors: Vec<f32>,
+}
+
+/// Returns the weighted share of the groups that a row has, 0 to 1.
+fn coverage(groups: &[WeightedGroup], row: &[u32]) -> f32 {
+    let whole: f32 = groups.iter().map(|group| group.weight).sum();
+    let covered: f32 = groups.iter().map(|group| group.weight * group.share_in(row)).sum();
+    if whole > 0.0 { covered / whole } else { 0.0 }
 }
 
 impl WeightedGroup {
@@ -145,7 +177,8 @@ impl WeightedGroup {
             }
             present / whole
         };
-        self.alternatives.iter().map(share).fold(0.0, f32::max)
+        let shares = self.alternatives.iter().zip(&self.factors).map(|(words, factor)| factor * share(words));
+        shares.fold(0.0, f32::max)
     }
 }
 
@@ -168,7 +201,7 @@ mod tests {
     use super::*;
 
     fn group(words: &str) -> Group {
-        Group { alternatives: words.split('|').map(|words| words.split(' ').map(str::to_owned).collect()).collect() }
+        Group::of(words.split('|').map(|words| words.split(' ').map(str::to_owned).collect()).collect())
     }
 
     fn order(titles: &[&str], query: &[&str]) -> Vec<u32> {

@@ -14,8 +14,9 @@
 //!   accepts inserts during searches.
 //! - [`VectorIndex`]: both graphs as one index. A merge ([`VectorIndex::freeze`], then [`VectorIndex::replace`])
 //!   rebuilds the frozen graph with the live rows and without the dead ones while searches continue.
-//! - [`Lexical`]: BM25 over titles, brands, categories, tags and descriptions, with [`Synonyms`], prefix search and
-//!   spelling correction. The first results are rescored by coverage and order of the query's words.
+//! - [`Lexical`]: BM25 over titles, brands, categories, tags and descriptions, with [`Synonyms`], inflected forms in
+//!   the shop's [`Languages`], prefix search and spelling correction. The first results are rescored by coverage and
+//!   order of the query's words.
 //! - [`Suggester`]: completions of a typed prefix from titles, categories, brands and queries of users.
 //! - [`Neighbours`] and [`KeyedNeighbours`]: a sparse matrix of item-to-item weights, such as transitions and
 //!   co-purchases.
@@ -37,6 +38,7 @@
 //!   catalogue.
 #![deny(unsafe_code)]
 
+mod forms;
 mod forward;
 mod frozen;
 mod hnsw;
@@ -49,11 +51,12 @@ mod spelling;
 mod suggest;
 mod synonyms;
 
+pub use forms::{Languages, UnknownLanguage};
 pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy, UnknownPrecision};
 pub use hnsw::{InvalidVector, LiveGraph, LiveGraphConfig, VectorError, best_first, check_vector, exact_search};
 pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
 pub use lexical::{Lexical, LexicalError, MatchMode, Matches};
 pub use neighbours::{KeyedNeighbours, Neighbours, NeighboursError};
-pub use suggest::{Completion, CompletionCandidate, CompletionSource, Suggester};
+pub use suggest::{Completion, CompletionCandidate, CompletionSource, Suggester, has_prefix};
 pub use synonyms::{ParseError as SynonymsParseError, Synonyms, SynonymsError, SynonymsProblem};

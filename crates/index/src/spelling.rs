@@ -8,13 +8,19 @@ const CHARS_MIN: usize = 4;
 const TWO_ERRORS_CHARS_MIN: usize = 6;
 /// Minimum characters of a correction.
 const TARGET_CHARS_MIN: usize = 3;
+/// Maximum items with a word that may be a misspelling of the catalogue.
+const RARE_MAX: u32 = 2;
+/// Minimum characters of such a word, because many short words are one error apart.
+const NEIGHBOUR_CHARS_MIN: usize = 5;
+/// Minimum ratio of the frequencies of the correct word and its misspelling.
+const NEIGHBOUR_RATIO_MIN: u32 = 5;
 /// Cost of an error, in units of the logarithm of the word's frequency.
 const ERROR_COST: f32 = 4.0;
 /// Additional cost of another first letter, because the first letter is rarely wrong.
 const FIRST_LETTER_COST: f32 = 2.0;
 
-/// Words with their frequencies. Excludes numbers, codes (words with a digit) and CJK, because the closest code is
-/// another product, and a CJK word with one other character is another word.
+/// Words with their frequencies. Excludes numbers, codes (words with a digit) and scripts without spaces, because the
+/// closest code is another product, and a CJK word with one other character is another word.
 #[derive(Default)]
 pub(crate) struct Vocabulary {
     words: Vec<Word>,
@@ -30,33 +36,64 @@ struct Word {
 }
 
 impl Vocabulary {
-    /// Counts each distinct word of a text once.
-    pub(crate) fn add(&mut self, mut words: Vec<String>) {
+    /// Counts each distinct word of a text once. Returns the words that were unknown.
+    pub(crate) fn add(&mut self, mut words: Vec<String>) -> Vec<String> {
         words.sort_unstable();
         words.dedup();
-        for word in words.into_iter().filter(|word| is_plain(word)) {
+        words.retain(|word| is_plain(word));
+        words.retain(|word| {
             match self.by_text.get(word.as_str()) {
                 Some(&at) => self.words[at as usize].frequency += 1,
                 None => {
-                    let text: Box<str> = word.into();
+                    let text: Box<str> = word.as_str().into();
                     self.by_text.insert(text.clone(), self.words.len() as u32);
                     let char_count = text.chars().count() as u8;
                     self.words.push(Word { letters: letters(&text), char_count, frequency: 1, text });
+                    return true;
                 }
             }
-        }
+            false
+        });
+        words
     }
 
     /// Returns the most likely correction of an unknown word, by the logarithm of the frequency minus a cost for each
     /// error (Damerau-Levenshtein: a letter changed, added or left out, or two neighbours exchanged) and for
-    /// another first letter. None for short words, codes and CJK, and if no word is close. O(vocabulary), but
-    /// comparing two numbers rejects most words.
+    /// another first letter. None for short words, codes and scripts without spaces, and if no word is close.
     pub(crate) fn correction(&self, word: &str) -> Option<&str> {
-        let chars: Vec<char> = word.chars().collect();
-        if chars.len() < CHARS_MIN || !is_plain(word) {
+        let char_count = word.chars().count();
+        if char_count < CHARS_MIN {
             return None;
         }
-        let errors_max = if chars.len() >= TWO_ERRORS_CHARS_MIN { 2 } else { 1 };
+        let errors_max = if char_count >= TWO_ERRORS_CHARS_MIN { 2 } else { 1 };
+        self.closest(word, errors_max, |_| true)
+    }
+
+    /// Returns a frequent word that is one error away from a word of few items, which may be a misspelling in the
+    /// catalogue itself; none if the word is frequent or has no such neighbour.
+    pub(crate) fn frequent_neighbour(&self, word: &str) -> Option<&str> {
+        let frequency = self.frequency(word);
+        if !(1..=RARE_MAX).contains(&frequency) || word.chars().count() < NEIGHBOUR_CHARS_MIN {
+            return None;
+        }
+        let is_frequent = |other: &Word| {
+            other.frequency >= NEIGHBOUR_RATIO_MIN * frequency && other.text.chars().next() == word.chars().next()
+        };
+        self.closest(word, 1, is_frequent)
+    }
+
+    /// Returns the number of texts that have a word.
+    pub(crate) fn frequency(&self, word: &str) -> u32 {
+        self.by_text.get(word).map_or(0, |at| self.words[*at as usize].frequency)
+    }
+
+    /// Returns the word with the best score among those within `errors_max` errors that `accept` accepts.
+    /// O(vocabulary), but comparing two numbers rejects most words.
+    fn closest(&self, word: &str, errors_max: usize, accept: impl Fn(&Word) -> bool) -> Option<&str> {
+        if !is_plain(word) {
+            return None;
+        }
+        let chars: Vec<char> = word.chars().collect();
         let letters = letters(word);
         let mut best: Option<(f32, &Word)> = None;
         for other in &self.words {
@@ -72,7 +109,7 @@ impl Vocabulary {
                 - if same_first { 0.0 } else { FIRST_LETTER_COST };
             let is_better = best
                 .is_none_or(|(best_score, best)| score > best_score || score == best_score && other.text < best.text);
-            if count >= TARGET_CHARS_MIN && is_better {
+            if count >= TARGET_CHARS_MIN && is_better && accept(other) {
                 best = Some((score, other));
             }
         }
@@ -80,9 +117,9 @@ impl Vocabulary {
     }
 }
 
-/// Returns true if a word has only letters, none of them CJK.
+/// Returns true if a word has only letters with their marks, of a script with spaces.
 fn is_plain(word: &str) -> bool {
-    word.chars().all(|c| c.is_alphabetic() && !text::is_cjk(c))
+    word.chars().all(|c| (c.is_alphabetic() || text::is_combining_mark(c)) && !text::is_unspaced(c)) && !word.is_empty()
 }
 
 fn letters(word: &str) -> u32 {
@@ -146,6 +183,17 @@ mod tests {
         let known = vocabulary(&["DCD780 drill", "cat box", "蓝色马克杯"]);
         for typed in ["dcd781", "cst", "马可杯", "1234", "", "🦆"] {
             assert_eq!(known.correction(typed), None, "{typed}");
+        }
+    }
+
+    #[test]
+    fn a_rare_word_has_a_frequent_neighbour() {
+        let mut texts = vec!["Silk flowers"; 10];
+        texts.extend(["Easter flowrs", "Easter basket", "slik box", "rare bluers", "rare bluerz"]);
+        let known = vocabulary(&texts);
+        assert_eq!(known.frequent_neighbour("flowrs"), Some("flowers"));
+        for word in ["flowers", "unknown", "slik", "bluers", "easter"] {
+            assert_eq!(known.frequent_neighbour(word), None, "{word}");
         }
     }
 

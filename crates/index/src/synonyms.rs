@@ -1,6 +1,6 @@
 //! Synonyms of a shop; `docs/search.md` describes the file format.
 use ahash::AHashMap;
-use lodestone_core::text::{self, TokenKind};
+use lodestone_core::text;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -145,12 +145,13 @@ fn term(text: &str) -> Result<Vec<String>, SynonymsProblem> {
     if text.is_empty() {
         return Err(SynonymsProblem::EmptyTerm);
     }
-    let is_word = |kind| matches!(kind, TokenKind::Word | TokenKind::CjkWord);
-    let words: Vec<String> =
-        text::tokens(text).into_iter().filter(|token| is_word(token.kind)).map(|token| token.text).collect();
-    match words.len() {
-        0 => Err(SynonymsProblem::NoWord(text.chars().take(40).collect())),
-        1..=TERM_WORDS_MAX => Ok(words),
+    let tokens = text::tokens(text).into_iter().filter(|token| token.kind.is_sequential());
+    let words: Vec<String> = tokens.map(|token| token.text).collect();
+    // A word of Thai and other scripts that have pairs of letters instead of words may have many pairs.
+    let is_pair = |word: &&String| word.starts_with(|c| text::is_unspaced(c) && !text::is_cjk(c));
+    match words.iter().filter(|word| !is_pair(word)).count() {
+        0 if words.is_empty() => Err(SynonymsProblem::NoWord(text.chars().take(40).collect())),
+        0..=TERM_WORDS_MAX => Ok(words),
         words => Err(SynonymsProblem::TermTooLong { term: text.chars().take(40).collect(), words }),
     }
 }
@@ -198,6 +199,25 @@ mod tests {
             let (count, meanings) = longest_at(&synonyms, words).unwrap();
             assert_eq!(count, words.len());
             assert!(meanings.contains(&"mug".to_owned()));
+        }
+    }
+
+    #[test]
+    fn terms_are_compared_in_normal_form() {
+        let synonyms =
+            Synonyms::parse("STRAẞE & Weg, caf&eacute;\n檯燈 => lamp\nรองเท้าผ้าใบ, sneakers\nc++, cpp\n").unwrap();
+        for (query, count, meaning) in [
+            ("strasse and weg", 3, "cafe"),
+            ("Café", 1, "strasse and weg"),
+            ("台灯", 1, "lamp"),
+            ("รองเท้าผ้าใบ", 9, "sneaker"),
+            ("C++", 1, "cpp"),
+        ] {
+            let tokens = text::tokens(query).into_iter().filter(|token| token.kind.is_sequential());
+            let words: Vec<String> = tokens.map(|token| token.text).collect();
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let (found, meanings) = longest_at(&synonyms, &words).unwrap_or_else(|| panic!("{query}: {words:?}"));
+            assert_eq!((found, meanings.contains(&meaning.to_owned())), (count, true), "{query}: {meanings:?}");
         }
     }
 

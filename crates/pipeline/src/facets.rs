@@ -1,7 +1,7 @@
 //! Facets: counts of items by the values of a field.
 use ahash::AHashMap;
 use lodestone_catalog::{AttributeValue, Catalog, Item, attribute_name};
-use lodestone_core::ids::Row;
+use lodestone_core::{ids::Row, text::normalize};
 use std::fmt;
 
 /// Maximum number of facets of a request.
@@ -146,17 +146,20 @@ fn collect<'a>(item: &'a Item, field: &FacetField, texts: &mut AHashMap<&'a str,
     }
 }
 
-/// Returns labels without duplicates, ignoring letter case.
+/// Returns labels without those of the same normal form as one before.
 fn distinct(labels: &[String]) -> impl Iterator<Item = &str> {
-    let is_first = |at: usize| !labels[..at].iter().any(|before| before.to_lowercase() == labels[at].to_lowercase());
+    let is_first = |at: usize| {
+        let is_equal = |before: &String| *before == labels[at] || normalize(before) == normalize(&labels[at]);
+        !labels[..at].iter().any(is_equal)
+    };
     (0..labels.len()).filter(move |&at| is_first(at)).map(|at| labels[at].as_str())
 }
 
-/// Merges spellings that differ only in letter case, because filters ignore letter case too.
+/// Merges spellings with the same normal form, because filters compare normal forms too.
 fn text_values(texts: AHashMap<&str, u64>) -> Vec<FacetValue> {
     let mut folded: AHashMap<String, (u64, &str, u64)> = AHashMap::with_capacity(texts.len());
     for (text, count) in texts {
-        let (sum, spelling, most) = folded.entry(text.to_lowercase()).or_insert((0, text, 0));
+        let (sum, spelling, most) = folded.entry(normalize(text)).or_insert((0, text, 0));
         *sum += count;
         if count > *most || count == *most && text < *spelling {
             (*spelling, *most) = (text, count);
@@ -213,13 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn spellings_that_differ_in_letter_case_are_one_value() {
-        let counts = AHashMap::from([("Acme", 2), ("ACME", 3), ("Zeta", 5), ("Beta", 5)]);
+    fn spellings_with_one_normal_form_are_one_value() {
+        let counts = AHashMap::from([("Acme", 2), ("ACME", 2), ("Acmé™", 1), ("Zeta", 5), ("Beta", 5)]);
         let found: Vec<(String, u64)> = text(&text_values(counts));
         let expected = [("ACME", 5), ("Beta", 5), ("Zeta", 5)].map(|(name, count)| (name.to_owned(), count));
         assert_eq!(found, expected);
-        let labels = ["Mugs", "mugs", "Home"].map(str::to_owned);
-        assert_eq!(distinct(&labels).collect::<Vec<_>>(), ["Mugs", "Home"]);
+        let labels = ["Bath & Body", "bath and body", "Home"].map(str::to_owned);
+        assert_eq!(distinct(&labels).collect::<Vec<_>>(), ["Bath & Body", "Home"]);
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct Candidates {
     pub exact_match_count: usize,
     /// The number of leading rows of the lexical list that the query names or that have all of its words.
     pub full_match_count: usize,
+    /// If no row has all words of the query: by row of the lexical list, its share of the words, 0 to 1. Otherwise
+    /// empty.
+    pub coverage: Vec<f32>,
 }
 
 impl Candidates {
@@ -178,6 +181,7 @@ impl Fusion {
             vector_search_time: self.vector_search_time,
             exact_match_count: 0,
             full_match_count: 0,
+            coverage: Vec::new(),
         }
     }
 }

@@ -155,8 +155,14 @@ pub fn for_query(input: &RetrievalInput) -> Result<Candidates, LexicalError> {
         remove_irrelevant(&mut found, &matches.rows, cosine_min);
         fusion.add(CandidateSource::QueryVector, found);
     }
+    let coverage = matches.coverage;
     fusion.add(CandidateSource::Lexical, matches.rows);
-    Ok(Candidates { exact_match_count: matches.exact, full_match_count: matches.complete, ..input.finish(fusion) })
+    Ok(Candidates {
+        exact_match_count: matches.exact,
+        full_match_count: matches.complete,
+        coverage,
+        ..input.finish(fusion)
+    })
 }
 
 /// Removes the rows with a lower cosine than the minimum from those of a vector search, except those that the lexical

@@ -19,14 +19,20 @@ use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row},
+    text,
     units::UnixMillis,
 };
 use lodestone_events::EventKind;
-use lodestone_index::{Completion, CompletionSource, MatchMode, Suggester};
+use lodestone_index::{Completion, CompletionSource, LexicalError, MatchMode, Suggester, has_prefix};
+use lodestone_state::users::PastQuery;
 use std::{collections::HashMap, sync::Arc};
 
 /// Items that a suggestion ranks.
 const SUGGEST_CANDIDATES: usize = 50;
+/// Completions that are found for each that is returned, because some of them lead to no product.
+const COMPLETIONS_FACTOR: usize = 2;
+/// Own searches among the completions of a prefix.
+const OWN_COMPLETIONS_MAX: usize = 3;
 /// Items named as the evidence of a list's reason.
 const EVIDENCE_MAX: usize = 3;
 
@@ -440,7 +446,7 @@ pub fn suggest(
         let recent = context.user.recent.iter().filter(|recent| is_offered(recent.row));
         recent.map(|recent| (recent.row, recent.weight)).collect()
     } else {
-        let found = generation.lexical.search(&request.prefix, MatchMode::Prefix, SUGGEST_CANDIDATES, &is_offered);
+        let found = prefix_matches(generation, request, &completions, &is_offered);
         found.unwrap_or_else(|error| {
             tracing::warn!(%error, "the lexical source failed");
             context.degrade(DegradationCode::SourceFailed, CandidateSource::Lexical.name());
@@ -462,16 +468,51 @@ pub fn suggest(
     (SuggestAnswer { completions, products, info }, context.stage_times)
 }
 
+/// The products that match the typed prefix or, if there are none, the part of the best completion that corrects it.
+fn prefix_matches(
+    generation: &Generation,
+    request: &SuggestRequest,
+    completions: &[Completion],
+    is_offered: &dyn Fn(Row) -> bool,
+) -> Result<Vec<(Row, f32)>, LexicalError> {
+    let search = |prefix: &str| generation.lexical.search(prefix, MatchMode::Prefix, SUGGEST_CANDIDATES, is_offered);
+    let found = search(&request.prefix)?;
+    match completions.iter().find(|completion| !completion.prefix.is_empty()) {
+        Some(best) if found.is_empty() => search(&best.prefix),
+        _ => Ok(found),
+    }
+}
+
+/// Completions of the prefix: first the user's own searches, then texts that every user may see. Searches of others are
+/// shown only if an item that is offered has all their words.
 fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Completion> {
+    let own = |query: &PastQuery| Completion {
+        text: query.text.to_string(),
+        source: CompletionSource::Query,
+        prefix: String::new(),
+    };
+    let count = request.completion_count;
     if request.prefix.trim().is_empty() {
-        let recent = context.history.queries.iter().rev().take(request.completion_count);
-        let completion = |text: &str| Completion { text: text.to_owned(), source: CompletionSource::Query };
-        return recent.map(|query| completion(&query.text)).collect();
+        return context.history.queries.iter().rev().take(count).map(own).collect();
     }
     let affinity = category_affinity(context);
     let affinity = |category: &str| affinity.get(category).copied().unwrap_or(0.0);
-    let sources = [&context.generation.titles, &context.generation.state.queries];
-    Suggester::complete_from(&sources, &request.prefix, request.completion_count, &affinity)
+    let generation = context.generation;
+    let sources = [&generation.titles, generation.state.searches.shared()];
+    let mut shared = Suggester::complete_from(&sources, &request.prefix, count * COMPLETIONS_FACTOR, &affinity);
+    let is_useful = |completion: &Completion| {
+        let finds = || generation.lexical.has_match(&completion.text, &|row| context.catalog.is_offered(row));
+        completion.source != CompletionSource::Query || finds().unwrap_or(false)
+    };
+    let mut completions: Vec<Completion> = Vec::with_capacity(count);
+    let own = context.history.queries.iter().rev().filter(|query| has_prefix(&query.text, &request.prefix)).map(own);
+    for completion in own.take(OWN_COMPLETIONS_MAX).chain(shared.drain(..).filter(is_useful)) {
+        let normal = text::normalize(&completion.text);
+        if completions.len() < count && !completions.iter().any(|other| text::normalize(&other.text) == normal) {
+            completions.push(completion);
+        }
+    }
+    completions
 }
 
 /// Declares a degradation if the requested version is ahead of the state. Every acknowledged position is applied before

@@ -16,6 +16,7 @@ use crate::{
 use lodestone_catalog::{Catalog, Filter, Item};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row},
+    text,
     units::UnixMillis,
 };
 use lodestone_index::KeyedNeighbours;
@@ -23,6 +24,10 @@ use std::{cmp::Ordering, sync::Arc};
 
 /// Number of days after its creation in which an item is new.
 pub const NEW_ITEM_DAYS: i64 = 30;
+
+/// Number of tiers of items with some words of a query. Items with less than a quarter of the best share have only
+/// words that hardly matter, such as "of", and the model places them among the items without any.
+const COVERAGE_TIERS: f32 = 4.0;
 
 /// The parts of the policy that do not come from the request's options.
 pub struct PolicyContext<'a> {
@@ -244,7 +249,7 @@ fn compare_fields(catalog: &Catalog, order: OrderBy, a: Row, b: Row) -> Ordering
         OrderBy::Price => price(a).unwrap_or(i64::MAX).cmp(&price(b).unwrap_or(i64::MAX)),
         OrderBy::PriceDescending => price(b).cmp(&price(a)),
         OrderBy::CreateTimeDescending => item(b).created_at.cmp(&item(a).created_at),
-        OrderBy::Title => item(a).title.cmp(&item(b).title),
+        OrderBy::Title => text::normalize(&item(a).title).cmp(&text::normalize(&item(b).title)),
     }
 }
 
@@ -276,10 +281,19 @@ fn pin_slots(
 /// By candidate: 2 if the query names its id or SKU, 1 if it has all words of the query, otherwise 0. The ranking model
 /// orders the candidates of each tier, so that a shopper who types a name in a language that the model did not learn
 /// still finds it first. Utilities are below 1.
+///
+/// If no item has all words, those with some of them precede the others, in [`COVERAGE_TIERS`] by their share of the
+/// words.
 fn query_tiers(candidates: &Candidates) -> Vec<u8> {
+    let coverage_best = candidates.coverage.iter().copied().fold(0.0, f32::max);
     let tier = |candidate: &Candidate| {
         let rank = usize::from(candidate.ranks[CandidateSource::Lexical.index()]);
-        u8::from(rank < candidates.full_match_count) + u8::from(rank < candidates.exact_match_count)
+        match candidates.coverage.get(rank) {
+            Some(coverage) if coverage_best > 0.0 => (COVERAGE_TIERS * coverage / coverage_best) as u8,
+            // All matches are in descriptions.
+            Some(_) => 1,
+            None => u8::from(rank < candidates.full_match_count) + u8::from(rank < candidates.exact_match_count),
+        }
     };
     candidates.list.iter().map(tier).collect()
 }
@@ -475,4 +489,36 @@ impl Slate {
 /// Whether an item was created less than [`NEW_ITEM_DAYS`] days before `now`.
 fn is_new(item: &Item, now: UnixMillis) -> bool {
     item.created_at.is_some_and(|at| at.0.saturating_add(NEW_ITEM_DAYS * UnixMillis::DAY) > now.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fusion::Fusion;
+
+    fn tiers(lexical: &[u32], vector: &[u32], with: impl Fn(Candidates) -> Candidates) -> Vec<(u32, u8)> {
+        let list = |rows: &[u32]| rows.iter().map(|row| (Row(*row), 1.0)).collect();
+        let mut fusion = Fusion::new(10);
+        fusion.add(CandidateSource::Lexical, list(lexical));
+        fusion.add(CandidateSource::QueryVector, list(vector));
+        let candidates = with(fusion.finish(10));
+        let rows = candidates.list.iter().map(|candidate| candidate.row.0);
+        let mut tiers: Vec<(u32, u8)> = rows.zip(query_tiers(&candidates)).collect();
+        tiers.sort_unstable();
+        tiers
+    }
+
+    #[test]
+    fn exact_matches_precede_full_matches_and_these_the_others() {
+        let found = tiers(&[0, 1, 2], &[3], |found| Candidates { exact_match_count: 1, full_match_count: 2, ..found });
+        assert_eq!(found, [(0, 2), (1, 1), (2, 0), (3, 0)]);
+    }
+
+    #[test]
+    fn without_a_full_match_items_with_more_of_the_words_precede_the_others() {
+        let found = tiers(&[0, 1, 2], &[3, 1], |found| Candidates { coverage: vec![0.6, 0.35, 0.1], ..found });
+        assert_eq!(found, [(0, 4), (1, 2), (2, 0), (3, 0)]);
+        let in_descriptions = tiers(&[0, 1], &[3], |found| Candidates { coverage: vec![0.0, 0.0], ..found });
+        assert_eq!(in_descriptions, [(0, 1), (1, 1), (3, 0)]);
+    }
 }

@@ -5,7 +5,7 @@ use crate::{
     slate_cache::{SlateCache, SlateCacheConfig},
 };
 use lodestone_catalog::ItemVectors;
-use lodestone_index::{Lexical, Synonyms};
+use lodestone_index::{Languages, Lexical, Synonyms};
 use lodestone_pipeline::{
     bundle::{Bundle, BundleError},
     generation::{EmbeddedChange, Generation, GenerationError},
@@ -77,6 +77,7 @@ pub struct Loader {
     pub device: Device,
     pub worker_count: usize,
     pub synonyms: Synonyms,
+    pub languages: Languages,
     pub state: Arc<LiveState>,
     /// Length of the health window.
     pub window: Duration,
@@ -113,6 +114,7 @@ impl Loader {
         let generation = threads.install(|| {
             let mut lexical = Lexical::new()?;
             lexical.set_synonyms(self.synonyms.clone());
+            lexical.set_languages(self.languages.clone());
             let generation = Generation::new(bundle, self.state.clone(), lexical, SPARE_ROWS)?;
             // Later writes create their own indexing threads, which do not inherit the low priority of these threads.
             generation.lexical.end_writing()?;

@@ -5,7 +5,7 @@
 //! the position of its own last event, and the replay skips the events that a history includes. The popularity follows
 //! the users with a position of its own, because a refund changes it by the user's history at that moment. Item keys
 //! are stored by their order and assigned again on startup, so a checkpoint remains valid after a change of the bundle.
-use crate::{LiveState, catalog_changes::ItemChange, users};
+use crate::{LiveState, Search, catalog_changes::ItemChange, users};
 use lodestone_core::ids::{ItemId, ItemKey};
 use lodestone_events::{
     Change, Chunk, Deduper, LogDirectory,
@@ -41,12 +41,12 @@ mod part {
     /// Log position u64 up to which the popularity counts events; precedes its records.
     pub(super) const POPULARITY_POSITION: u8 = 9;
     pub(super) const POPULARITY: u8 = 4;
-    /// Weight f32, then the text.
-    pub(super) const QUERY: u8 = 5;
     /// A written or deleted item, as in the log.
     pub(super) const ITEM: u8 = 6;
     /// Time of the last id in seconds u32, then hashes u64.
     pub(super) const EVENT_IDS: u8 = 7;
+    /// Count f32, number of users u8, hash of each user u64, then the text.
+    pub(super) const SEARCH: u8 = 8;
 }
 
 /// Identifies the imported history that was folded before the log. A checkpoint of another history is not used.
@@ -80,7 +80,7 @@ pub struct Checkpoints {
 /// The small parts of the state, copied while no write is folded.
 struct SmallParts {
     position: u64,
-    queries: Vec<(String, f32)>,
+    searches: Vec<Search>,
     items: Vec<ItemChange>,
     chunks: Vec<Arc<Chunk>>,
 }
@@ -149,8 +149,8 @@ impl Checkpoints {
         for records in popularity.chunks(PART_COUNT * lodestone_events::Popularity::RECORD_BYTES) {
             file.put(part::POPULARITY, records)?;
         }
-        for (text, weight) in &small.queries {
-            file.put(part::QUERY, &[&weight.to_le_bytes(), text.as_bytes()].concat())?;
+        for search in &small.searches {
+            file.put(part::SEARCH, &encode_search(search))?;
         }
         for (id, item) in small.items {
             let change = item.map_or(Change::Delete(id), |item| Change::Upsert(Box::new((*item).clone())));
@@ -176,7 +176,7 @@ impl Checkpoints {
         let deduper = self.deduper.lock();
         SmallParts {
             position: self.state.applied_position(),
-            queries: self.state.queries.queries(),
+            searches: self.state.searches.all(),
             items: self.state.catalogue.lock().after(0, usize::MAX).0,
             chunks: deduper.chunks(),
         }
@@ -227,6 +227,27 @@ pub fn restore(
     Ok(Some(checkpoint.position))
 }
 
+fn encode_search(search: &Search) -> Vec<u8> {
+    let mut bytes = search.count.to_le_bytes().to_vec();
+    bytes.push(search.users.len() as u8);
+    bytes.extend(search.users.iter().flat_map(|user| user.to_le_bytes()));
+    bytes.extend(search.text.as_bytes());
+    bytes
+}
+
+fn decode_search(content: &[u8]) -> Result<Search, Box<dyn std::error::Error>> {
+    const TRUNCATED: &str = "a search is truncated";
+    let (count, rest) = content.split_first_chunk().ok_or(TRUNCATED)?;
+    let (users, rest) = rest.split_first().ok_or(TRUNCATED)?;
+    let (users, text) = rest.split_at_checked(usize::from(*users) * 8).ok_or(TRUNCATED)?;
+    let user = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+    Ok(Search {
+        text: std::str::from_utf8(text)?.to_owned(),
+        count: f32::from_le_bytes(*count),
+        users: users.chunks_exact(8).map(user).collect(),
+    })
+}
+
 fn read_keys(content: &[u8], state: &LiveState, keys: &mut Vec<ItemKey>) -> Result<(), CheckpointError> {
     let bad = |reason: String| CheckpointError::Content { kind: part::KEYS, reason };
     for id in std::str::from_utf8(content).map_err(|error| bad(error.to_string()))?.lines() {
@@ -253,10 +274,7 @@ fn restore_part(
             state.set_popularity_position(u64::from_le_bytes(position));
         }
         part::POPULARITY => state.popularity.write().restore(content, key)?,
-        part::QUERY => {
-            let (weight, text) = content.split_first_chunk().ok_or("a search is truncated")?;
-            state.queries.add_query(std::str::from_utf8(text)?, f32::from_le_bytes(*weight));
-        }
+        part::SEARCH => state.searches.restore(decode_search(content)?),
         part::ITEM => match Change::decode(0, content)? {
             Change::Upsert(item) => state.catalogue.lock().record((item.id.clone(), Some(Arc::new(*item)))),
             Change::Delete(id) => state.catalogue.lock().record((id, None)),

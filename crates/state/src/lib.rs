@@ -6,9 +6,11 @@
 mod catalog_changes;
 pub mod checkpoints;
 mod recovery;
+mod searches;
 mod state;
 pub mod users;
 
 pub use catalog_changes::{CatalogChanges, ItemChange};
 pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, recover, state_with_items};
+pub use searches::{COMPLETION_USERS_MIN, COMPLETION_USERS_MIN_MAX, Search, Searches};
 pub use state::{LiveState, ReplayBase};

@@ -1,6 +1,6 @@
 //! Recovery on startup: restores a checkpoint, or folds the imported history; then folds the log.
 use crate::{
-    LiveState, ReplayBase,
+    LiveState, ReplayBase, Searches,
     checkpoints::{self, Origin},
 };
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
@@ -132,8 +132,12 @@ fn replay(
 }
 
 /// Returns an empty state in which the items have the keys 0, 1, 2, …, so that keys equal rows of the bundle's tables.
-pub fn state_with_items<'a>(items: impl Iterator<Item = &'a lodestone_core::ids::ItemId>) -> Arc<LiveState> {
-    let state = LiveState::default();
+/// `searches` decides which searches become completions.
+pub fn state_with_items<'a>(
+    items: impl Iterator<Item = &'a lodestone_core::ids::ItemId>,
+    searches: Searches,
+) -> Arc<LiveState> {
+    let state = LiveState::new(searches);
     for (index, item) in items.enumerate() {
         let key = state.keys.intern(item);
         debug_assert_eq!(key, ItemKey(index as u32));

@@ -2,12 +2,12 @@
 //! it.
 use crate::{
     catalog_changes::CatalogChanges,
+    searches::Searches,
     users::{PurchaseChange, Users},
 };
 use lodestone_catalog::ItemKeys;
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
 use lodestone_events::{Event, EventKind, Popularity};
-use lodestone_index::Suggester;
 use parking_lot::{Mutex, RwLock};
 use std::sync::{
     Arc,
@@ -25,8 +25,8 @@ pub struct LiveState {
     pub keys: ItemKeys,
     pub users: Users,
     pub popularity: RwLock<Popularity>,
-    /// Past searches, as completions.
-    pub queries: Suggester,
+    /// Past searches, some of which are completions.
+    pub searches: Searches,
     /// Catalogue changes since the bundles were trained. Every generation applies them.
     pub catalogue: Mutex<CatalogChanges>,
     popular: Mutex<PopularCache>,
@@ -51,20 +51,25 @@ struct PopularCache {
 
 impl Default for LiveState {
     fn default() -> Self {
+        Self::new(Searches::default())
+    }
+}
+
+impl LiveState {
+    /// Creates an empty state. `searches` decides which searches become completions.
+    pub fn new(searches: Searches) -> Self {
         Self {
             keys: ItemKeys::default(),
             users: Users::default(),
             popularity: RwLock::default(),
-            queries: Suggester::build([]),
+            searches,
             catalogue: Mutex::default(),
             popular: Mutex::default(),
             applied: AtomicU64::new(0),
             popularity_restored: AtomicU64::new(0),
         }
     }
-}
 
-impl LiveState {
     /// Folds one event of the log.
     pub fn apply_event(&self, position: u64, event: &Event) {
         let changes = self.users.apply(position, event, &self.keys);
@@ -105,7 +110,7 @@ impl LiveState {
 
     fn add_search(&self, event: &Event) {
         if event.kind == EventKind::Search {
-            self.queries.add_query(&event.query, 1.0);
+            self.searches.add(&event.query, &event.user);
         }
     }
 

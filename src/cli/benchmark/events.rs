@@ -7,7 +7,7 @@ use lodestone_core::{
     units::{Quantity, UnixMillis},
 };
 use lodestone_events::{Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log};
-use lodestone_state::{LiveState, RecoveryOptions, checkpoints::Checkpoints, recover, state_with_items};
+use lodestone_state::{LiveState, RecoveryOptions, Searches, checkpoints::Checkpoints, recover, state_with_items};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -89,7 +89,7 @@ pub(crate) fn events(args: &EventsArgs) -> anyhow::Result<Exit> {
             history_end: ignores_checkpoint.then(UnixMillis::now),
             dedupe_ids_max: DEDUPE_IDS_MAX,
         };
-        let recovered = recover(&log, &options, &|| state_with_items(std::iter::empty()))?;
+        let recovered = recover(&log, &options, &|| state_with_items(std::iter::empty(), Searches::default()))?;
         Ok((started.elapsed().as_secs_f64(), recovered.state.users.len()))
     };
     let ((start_s, users), (start_without_checkpoint_s, replayed_users)) = (start(false)?, start(true)?);

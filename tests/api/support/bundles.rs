@@ -8,7 +8,7 @@ use lodestone_core::{
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_engine::{Engine, EngineConfig, EngineError, OpenError, OpenOptions, open};
 use lodestone_events::{EventKind, LogError};
-use lodestone_index::{BuildConfig, FrozenGraph, Precision};
+use lodestone_index::{BuildConfig, FrozenGraph, Languages, Precision};
 use lodestone_pipeline::{
     Answer, Options, Page, RecommendKind, RecommendRequest, SearchRequest, Viewer,
     bundle::Bundle,
@@ -16,6 +16,7 @@ use lodestone_pipeline::{
     ranking::{Device, Runtime},
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, Store};
+use lodestone_state::COMPLETION_USERS_MIN;
 use lodestone_training::{TrainOptions, train};
 use std::{
     path::{Path, PathBuf},
@@ -135,6 +136,8 @@ impl Shop {
             data: &self.data_path(),
             library: None,
             device: Device::Cpu,
+            languages: Languages::default(),
+            completion_users_min: COMPLETION_USERS_MIN,
             synonyms: None,
             workers: 2,
             queue_requests_max: 1000,

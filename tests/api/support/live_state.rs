@@ -6,7 +6,7 @@ use lodestone_core::{
 };
 use lodestone_events::{Change, Deduper, EventLog, Writer};
 use lodestone_state::{
-    LiveState, RecoveredState, RecoveryOptions, checkpoints::Checkpoints, recover, state_with_items,
+    LiveState, RecoveredState, RecoveryOptions, Searches, checkpoints::Checkpoints, recover, state_with_items,
 };
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -59,7 +59,7 @@ impl LoggedState {
 /// Returns the state before the first event: that of the bundle's items.
 pub(crate) fn initial_state() -> Arc<LiveState> {
     let items = BUNDLE_ITEMS.map(|id| ItemId::parse(id).unwrap());
-    state_with_items(items.iter())
+    state_with_items(items.iter(), Searches::default())
 }
 
 /// Recovers the state from the newest checkpoint, if there is one, and the log after it.
@@ -89,8 +89,7 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     let top: BTreeMap<_, _> = (state.popularity.read().top(1000, now).into_iter())
         .map(|(key, score)| (state.keys.id(key), format!("{score:.4}")))
         .collect();
-    let mut queries: Vec<_> =
-        state.queries.queries().into_iter().map(|(text, weight)| format!("{text} {weight}")).collect();
+    let mut queries: Vec<_> = state.searches.all().iter().map(|search| format!("{search:?}")).collect();
     queries.sort();
     let items: Vec<_> = state.catalogue.lock().after(0, usize::MAX).0;
     let known = (0..ids).filter(|id| recent.contains(&EventId::parse(&format!("e{id}")).unwrap())).count();

@@ -1,7 +1,8 @@
 //! Columns of the field values of a block of items, so that a filter is evaluated for many items at once.
-use super::{Field, Filter, Literal, Node, Operator, Predicate, lower};
+use super::{Field, Filter, Literal, Node, Operator, Predicate};
 use crate::{AttributeValue, Item};
 use ahash::AHashMap;
+use lodestone_core::text::normalize;
 
 /// The number of items of a block.
 pub(crate) const BLOCK_ROWS: usize = 1024;
@@ -29,7 +30,7 @@ pub struct Columns {
 /// The values of one field in a block. An attribute may be a text in one item and a number in another.
 #[derive(Debug, Clone, Default)]
 struct Column {
-    /// The indices of the items with each text in lower case, ascending.
+    /// The indices of the items with each text in normal form, ascending.
     labels: AHashMap<Box<str>, Vec<u16>>,
     numbers: Option<Numbers>,
     /// The items with the value true, and the items with any value.
@@ -55,7 +56,7 @@ struct Numbers {
 
 impl Column {
     fn label(&mut self, at: usize, label: &str) {
-        let items = self.labels.entry(lower(label).into()).or_default();
+        let items = self.labels.entry(normalize(label).into()).or_default();
         if items.last() != Some(&(at as u16)) {
             items.push(at as u16);
         }
@@ -92,7 +93,7 @@ impl Column {
     /// Returns the items whose values satisfy the predicate.
     fn matching(&self, predicate: &Predicate, values: Values) -> Mask {
         let equals = |literal: &Literal| match literal {
-            Literal::Text(text) => self.with_label(&text.lower),
+            Literal::Text(text) => self.with_label(&text.normal),
             Literal::Number(number) => self.compare(Operator::Equal, *number),
             Literal::Flag(flag) => self.with_flag(*flag),
             Literal::Time(at, _) => self.compare(Operator::Equal, *at as f64),
@@ -100,7 +101,7 @@ impl Column {
         match predicate {
             Predicate::Compare(Operator::Equal, literal) => equals(literal),
             Predicate::Compare(Operator::Unequal, Literal::Text(text)) if values == Values::Many => {
-                and_not([u64::MAX; BLOCK_ROWS / 64], &self.with_label(&text.lower))
+                and_not([u64::MAX; BLOCK_ROWS / 64], &self.with_label(&text.normal))
             }
             Predicate::Compare(Operator::Unequal, Literal::Text(text)) => {
                 // `!=` compares texts only: an item whose value is a number does not match.
@@ -108,14 +109,14 @@ impl Column {
                     set(&mut mask, *at as usize);
                     mask
                 });
-                and_not(texts, &self.with_label(&text.lower))
+                and_not(texts, &self.with_label(&text.normal))
             }
             Predicate::Compare(Operator::Unequal, Literal::Flag(flag)) => self.with_flag(!flag),
             Predicate::Compare(operator, Literal::Number(number)) => self.compare(*operator, *number),
             Predicate::Compare(operator, Literal::Time(at, _)) => self.compare(*operator, *at as f64),
             Predicate::Compare(..) => NONE,
             Predicate::In(literals) => literals.iter().fold(NONE, |mask, literal| or(mask, &equals(literal))),
-            Predicate::Has(text) if values == Values::Many => self.with_label(&text.lower),
+            Predicate::Has(text) if values == Values::Many => self.with_label(&text.normal),
             Predicate::Has(text) => {
                 let labels = self.labels.keys().filter(|label| text.is_within(label));
                 labels.fold(NONE, |mask, label| or(mask, &self.with_label(label)))

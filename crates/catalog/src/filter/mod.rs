@@ -4,6 +4,7 @@ mod parse;
 
 use super::{AttributeValue, Item};
 pub(super) use columns::{BLOCK_ROWS, Columns, Mask};
+use lodestone_core::text::{self, normalize};
 use std::fmt;
 
 /// The length limit of a filter, in characters.
@@ -76,27 +77,23 @@ enum Literal {
     Time(i64, String),
 }
 
-/// A text as written and in lower case, because comparisons ignore case.
+/// A text as written and in normal form, by which texts are compared.
 #[derive(Debug, Clone, PartialEq)]
 struct Text {
     written: String,
-    lower: String,
+    normal: String,
 }
 
 impl Text {
     fn new(written: String) -> Self {
-        Self { lower: lower(&written), written }
+        Self { normal: normalize(&written), written }
     }
 
-    fn equals(&self, text: &str) -> bool {
-        text.chars().flat_map(char::to_lowercase).eq(self.lower.chars())
-    }
-
-    /// Returns true if `text` contains this text as whole words. Every CJK character has word boundaries on both sides.
+    /// Returns true if a text in normal form contains this text as whole words. Every letter of a script without spaces
+    /// has word boundaries on both sides.
     fn is_within(&self, text: &str) -> bool {
-        let text = lower(text);
-        !self.lower.is_empty()
-            && text.match_indices(&self.lower).any(|(at, found)| {
+        !self.normal.is_empty()
+            && text.match_indices(&self.normal).any(|(at, found)| {
                 let (before, after) = (&text[..at], &text[at + found.len()..]);
                 is_word_boundary(before.chars().next_back(), found.chars().next())
                     && is_word_boundary(found.chars().next_back(), after.chars().next())
@@ -111,16 +108,13 @@ pub fn attribute_name(field: &str) -> Option<&str> {
     field.strip_prefix("attributes.").filter(is_name)
 }
 
-/// Lowers each character on its own, because the context rules of `str::to_lowercase` would make a word depend on its
-/// surroundings.
-fn lower(text: &str) -> String {
-    text.chars().flat_map(char::to_lowercase).collect()
-}
-
 /// Returns true for a word boundary between two characters.
 fn is_word_boundary(before: Option<char>, after: Option<char>) -> bool {
-    let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() && !lodestone_core::text::is_cjk(c));
-    !(is_word(before) && is_word(after))
+    // A mark belongs to the letter before it.
+    let is_mark = after.is_some_and(text::is_combining_mark);
+    let is_letter = |c: char| c.is_alphanumeric() || text::is_combining_mark(c);
+    let is_word = |c: Option<char>| c.is_some_and(|c| is_letter(c) && !text::is_unspaced(c));
+    !(is_mark || is_word(before) && is_word(after))
 }
 
 impl Filter {
@@ -220,21 +214,23 @@ impl Predicate {
     }
 
     fn matches_text(&self, text: &str) -> bool {
+        let text = normalize(text);
         match self {
-            Self::Compare(Operator::Equal, Literal::Text(literal)) => literal.equals(text),
-            Self::Compare(Operator::Unequal, Literal::Text(literal)) => !literal.equals(text),
+            Self::Compare(Operator::Equal, literal) => literal.equals(&text),
+            Self::Compare(Operator::Unequal, Literal::Text(literal)) => literal.normal != text,
             Self::Compare(..) => false,
-            Self::In(literals) => literals.iter().any(|literal| literal.equals(text)),
-            Self::Has(literal) => literal.is_within(text),
+            Self::In(literals) => literals.iter().any(|literal| literal.equals(&text)),
+            Self::Has(literal) => literal.is_within(&text),
         }
     }
 
     fn matches_labels(&self, labels: &[String]) -> bool {
+        let labels: Vec<String> = labels.iter().map(|label| normalize(label)).collect();
         let has = |literal: &Literal| labels.iter().any(|label| literal.equals(label));
         match self {
             Self::Compare(operator, literal) => has(literal) == (*operator == Operator::Equal),
             Self::In(literals) => literals.iter().any(has),
-            Self::Has(literal) => labels.iter().any(|label| literal.equals(label)),
+            Self::Has(literal) => labels.contains(&literal.normal),
         }
     }
 
@@ -265,8 +261,9 @@ impl Predicate {
 }
 
 impl Literal {
-    fn equals(&self, text: &str) -> bool {
-        matches!(self, Self::Text(literal) if literal.equals(text))
+    /// Returns true for the text of a normal form.
+    fn equals(&self, normal: &str) -> bool {
+        matches!(self, Self::Text(literal) if literal.normal == normal)
     }
 }
 
@@ -421,6 +418,29 @@ mod tests {
         for filter in [r#"title HAS "mu""#, r#"title = "red""#, r#"item_id = "MUG-1""#, "price > 2.95", "NOT in_stock"]
         {
             assert!(!holds(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn texts_are_compared_in_normal_form() {
+        let mut item = Item::titled(ItemId::parse("a").unwrap(), "Kaffee\u{ad}becher für Zuhause, แก้วกาแฟ");
+        item.brand = "Black & Decker™".to_owned();
+        item.categories = vec!["Straßenschuhe".to_owned(), "檯燈".to_owned()];
+        item.attributes.insert("material".to_owned(), AttributeValue::Text("Porcelán".to_owned()));
+        for filter in [
+            r#"brand = "black and decker" AND brand IN ("x", "BLACK &amp; DECKER") AND NOT brand != "Black&Decker""#,
+            r#"category = "STRASSENSCHUHE" AND category HAS "台灯" AND category IN ("strassenschuhe")"#,
+            r#"title HAS "kaffeebecher" AND title HAS "FUR" AND title HAS "กาแฟ" AND NOT title HAS "แก""#,
+            r#"attributes.material = "porcelan" AND attributes.material HAS "PORCELÁN""#,
+        ] {
+            let filter = Filter::parse(filter).unwrap();
+            assert!(filter.matches(&item), "{filter}");
+            let mask = filter.mask(Some(&Columns::of([&item].into_iter())), &|_| &item, {
+                let mut first: Mask = [0; 16];
+                first[0] = 1;
+                first
+            });
+            assert_eq!(mask[0], 1, "{filter}");
         }
     }
 

@@ -5,20 +5,40 @@ use super::{Token, TokenKind, stem};
 /// "18" and "volt", "4x8ft" becomes "4", "x", "8" and "ft"). Other spellings of a unit are replaced only after a
 /// number, because "foot" alone is not a measure.
 pub(super) fn push_word(word: &str, tokens: &mut Vec<Token>) {
-    let after_number = tokens.last().is_some_and(|token| is_quantity(&token.text));
+    let after_number = last(tokens).is_some_and(|token| is_quantity(&token.text));
     match unit(word) {
         Some(unit) if after_number || is_power(unit) => push(unit, tokens),
-        Some("x") if tokens.last().is_some_and(|token| unit(&token.text).is_some()) => push("x", tokens),
+        Some("x") if last(tokens).is_some_and(|token| unit(&token.text).is_some()) => push("x", tokens),
         _ => match split(word) {
             Some(parts) => parts.into_iter().for_each(|part| push(part, tokens)),
-            None => push(&stem(word), tokens),
+            None => push_plain(word, tokens),
         },
     }
 }
 
+/// Pushes a word that is no measure. A word with symbols ("c++") stays as it is, followed by the word alone.
+fn push_plain(word: &str, tokens: &mut Vec<Token>) {
+    let bare = word.trim_end_matches(['+', '#']);
+    if bare.len() == word.len() {
+        return push(&stem(word), tokens);
+    }
+    push(word, tokens);
+    tokens.push(Token { text: stem(bare), kind: TokenKind::Bare });
+}
+
+/// Returns true for a number with a unit written as one word, such as "10ft".
+pub(super) fn is_measure(word: &str) -> bool {
+    split(word).is_some()
+}
+
+/// Returns true for a spelling of a unit, such as "ounces" or "x" between two lengths.
+pub fn is_unit(word: &str) -> bool {
+    unit(word).is_some()
+}
+
 /// Returns the canonical spelling of a Chinese unit if the last token is a number.
 pub(super) fn cjk_unit(word: &str, tokens: &[Token]) -> Option<&'static str> {
-    tokens.last().filter(|token| is_quantity(&token.text))?;
+    last(tokens).filter(|token| is_quantity(&token.text))?;
     Some(match word {
         "毫升" => "ml",
         "毫米" => "mm",
@@ -31,6 +51,11 @@ pub(super) fn cjk_unit(word: &str, tokens: &[Token]) -> Option<&'static str> {
         "伏" => "volt",
         _ => return None,
     })
+}
+
+/// Returns the last token that is not a joined form.
+fn last(tokens: &[Token]) -> Option<&Token> {
+    tokens.iter().rfind(|token| token.kind != TokenKind::Joined)
 }
 
 fn push(text: &str, tokens: &mut Vec<Token>) {

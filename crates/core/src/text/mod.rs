@@ -1,10 +1,17 @@
 //! Text analysis: normalisation, tokenisation and feature hashing. Training and serving share this code, because a term
 //! must have the same representation in both.
 mod measures;
+mod normal;
+mod personal;
+mod stem;
 
 use jieba_rs::Jieba;
+pub use measures::is_unit;
+pub use normal::normalize;
+pub use personal::has_personal_data;
 use std::{collections::HashSet, sync::OnceLock};
-use unicode_normalization::{UnicodeNormalization, char::decompose_canonical};
+use stem::stem;
+pub use unicode_normalization::char::is_combining_mark;
 
 /// The largest number of terms that [`hashed_terms`] returns.
 pub const TERMS_MAX: usize = 128;
@@ -12,18 +19,32 @@ pub const TERMS_MAX: usize = 128;
 pub const WORD_CHARS_MAX: usize = 64;
 /// The number of characters of a text that [`hashed_terms`] and [`tokens`] read. The API's limits are lower.
 const TEXT_CHARS_MAX: usize = 20_000;
+/// Maximum words with hyphens that are joined to one.
+const HYPHENATED_MAX: usize = 4;
 
 /// The kind of a token, which decides how it must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TokenKind {
     /// A stemmed word, delimited by white space or punctuation.
     Word,
-    /// A Chinese, Japanese or Korean word from the segmenter.
-    CjkWord,
+    /// A part of a text without spaces: a Chinese, Japanese or Korean word from the segmenter, or two adjacent
+    /// letters (with their marks) of Thai, Lao, Khmer or Burmese.
+    Segment,
     /// Two adjacent CJK characters that are not already a word.
     Bigram,
-    /// One CJK character that is not already a word.
+    /// One letter of a script without spaces that is not already a segment.
     Character,
+    /// The preceding words as one: words with a hyphen ("t-shirt", "tshirt"), letters and digits ("ps 5", "ps5").
+    Joined,
+    /// The preceding word without its symbols: "c" of "c++".
+    Bare,
+}
+
+impl TokenKind {
+    /// Returns true for the tokens that make up the text; the others repeat parts of them.
+    pub fn is_sequential(self) -> bool {
+        matches!(self, Self::Word | Self::Segment)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -32,41 +53,35 @@ pub struct Token {
     pub kind: TokenKind,
 }
 
-/// Returns the normal form: NFKC, lower case, white space and control characters collapsed to single spaces, trimmed.
-pub fn normalize(text: &str) -> String {
-    let mut normal = String::with_capacity(text.len());
-    let mut space_due = false;
-    for c in text.nfkc().flat_map(char::to_lowercase) {
-        if c.is_whitespace() || c.is_control() {
-            space_due = !normal.is_empty();
-            continue;
-        }
-        if space_due {
-            normal.push(' ');
-            space_due = false;
-        }
-        normal.push(c);
-    }
-    normal
-}
-
 /// Returns the search tokens of a text in text order, with repetitions. Scripts with spaces yield stemmed words with
-/// numbers and units in canonical spelling. CJK text yields the words of the segmenter, then the bigrams and single
-/// characters that are not words.
+/// numbers and units in canonical spelling, and joined words after their parts. CJK text yields the words of the
+/// segmenter, then the bigrams and single characters that are not words.
 pub fn tokens(text: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
-    for piece in pieces(&normalize(text), Reading::Searched) {
-        match piece {
-            Piece::Word(word) => measures::push_word(&word, &mut tokens),
-            Piece::Cjk(run) => push_cjk(&run, &mut tokens),
+    let pieces = pieces(&normalize(text), Reading::Searched);
+    for (at, piece) in pieces.iter().enumerate() {
+        match piece.script {
+            Script::Spaced => {
+                measures::push_word(&piece.text, &mut tokens);
+                push_joined(&pieces[..=at], &mut tokens);
+            }
+            Script::Cjk => push_cjk(&piece.text, &mut tokens),
+            Script::SoutheastAsian => push_letters(&piece.text, &mut tokens),
         }
     }
     tokens
 }
 
-/// Returns the unstemmed words of scripts with spaces, in lower case and without accents.
+/// Returns the unstemmed words of scripts with spaces, in normal form.
 pub fn written_words(text: &str) -> Vec<String> {
-    pieces(&normalize(text), Reading::Searched).into_iter().filter_map(Piece::into_word).collect()
+    let pieces = pieces(&normalize(text), Reading::Searched).into_iter();
+    pieces.filter(|piece| piece.script == Script::Spaced).map(|piece| piece.text).collect()
+}
+
+/// Returns words that are written with a hyphen as one: "tshirt" of "T-Shirt".
+pub fn written_compounds(text: &str) -> Vec<String> {
+    let pieces = pieces(&normalize(text), Reading::Searched);
+    (0..pieces.len()).flat_map(|at| hyphenated(&pieces[..=at])).collect()
 }
 
 /// Hashes a text's words, the character 3- to 5-grams of its words (with word boundaries), and its CJK characters and
@@ -80,17 +95,18 @@ pub fn hashed_terms(text: &str, bucket_count: u32) -> Vec<u32> {
     let pieces = pieces(&normalize(text), Reading::Hashed);
     let mut terms = Terms { buckets: bucket_count.max(1), seen: HashSet::new(), ids: Vec::with_capacity(TERMS_MAX) };
     for piece in &pieces {
-        match piece {
-            Piece::Word(word) => terms.push('w', &stem(word)),
-            Piece::Cjk(run) => run.chars().for_each(|c| terms.push('c', c.encode_utf8(&mut [0; 4]))),
+        match piece.script {
+            Script::Spaced => terms.push('w', &stem(&piece.text)),
+            Script::Cjk | Script::SoutheastAsian => {
+                piece.text.chars().for_each(|c| terms.push('c', c.encode_utf8(&mut [0; 4])));
+            }
         }
     }
-    for piece in &pieces {
-        if let Piece::Cjk(run) = piece {
-            grams(run, 2).for_each(|gram| terms.push('b', gram));
-        }
+    for piece in pieces.iter().filter(|piece| piece.script != Script::Spaced) {
+        grams(&piece.text, 2).for_each(|gram| terms.push('b', gram));
     }
-    let bounded: Vec<String> = pieces.iter().filter_map(Piece::word).map(|word| format!("^{word}$")).collect();
+    let words = pieces.iter().filter(|piece| piece.script == Script::Spaced);
+    let bounded: Vec<String> = words.map(|piece| format!("^{}$", piece.text)).collect();
     for length in 3..=5 {
         for word in &bounded {
             grams(word, length).for_each(|gram| terms.push('g', gram));
@@ -130,9 +146,57 @@ fn stable_hash(kind: char, term: &str) -> u64 {
     hash ^ (hash >> 33)
 }
 
-enum Piece {
-    Word(String),
-    Cjk(String),
+/// A word, or a run of characters of a script without spaces.
+#[derive(Debug, Default)]
+struct Piece {
+    text: String,
+    script: Script,
+    gap: Gap,
+}
+
+/// What separates a piece from the one before.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Gap {
+    /// Punctuation, or nothing.
+    #[default]
+    Other,
+    Space,
+    Hyphen,
+}
+
+impl Gap {
+    /// Returns the gap that the character at an index forms between two letters or digits.
+    fn at(chars: &[char], i: usize) -> Self {
+        let is_inside = |c: Option<&char>| c.is_some_and(|c| c.is_alphanumeric() || is_combining_mark(*c));
+        if !is_inside(i.checked_sub(1).map(|i| &chars[i])) || !is_inside(chars.get(i + 1)) {
+            return Self::Other;
+        }
+        match chars[i] {
+            ' ' => Self::Space,
+            '-' => Self::Hyphen,
+            _ => Self::Other,
+        }
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Script {
+    #[default]
+    Spaced,
+    Cjk,
+    SoutheastAsian,
+}
+
+impl Script {
+    fn of(c: char) -> Self {
+        if is_cjk(c) {
+            Self::Cjk
+        } else if is_southeast_asian(c) && (c.is_alphabetic() || is_combining_mark(c)) {
+            Self::SoutheastAsian
+        } else {
+            Self::Spaced
+        }
+    }
 }
 
 /// The treatment of punctuation between digits.
@@ -140,80 +204,78 @@ enum Piece {
 enum Reading {
     /// All punctuation but the decimal point separates words. Trained bundles depend on it.
     Hashed,
-    /// A slash between digits is part of a fraction ("3/4"); quotes after a number mean feet and inches.
+    /// A slash between digits is part of a fraction ("3/4"); quotes after a number mean feet and inches; symbols
+    /// after a letter are part of the word ("c++").
     Searched,
 }
 
-impl Piece {
-    fn into_word(self) -> Option<String> {
-        match self {
-            Self::Word(word) => Some(word),
-            Self::Cjk(_) => None,
-        }
-    }
-
-    fn word(&self) -> Option<&str> {
-        match self {
-            Self::Word(word) => Some(word),
-            Self::Cjk(_) => None,
-        }
-    }
-}
-
-/// Splits normalised text into words without accents and runs of CJK characters.
+/// Splits normalised text into words and runs of scripts without spaces.
 fn pieces(normal: &str, reading: Reading) -> Vec<Piece> {
     let chars: Vec<char> = normal.chars().take(TEXT_CHARS_MAX).collect();
-    let (mut pieces, mut word, mut run) = (Vec::new(), String::new(), String::new());
+    let (mut pieces, mut piece) = (Vec::new(), Piece::default());
     let mut word_chars = 0;
     for (i, &c) in chars.iter().enumerate() {
-        if is_cjk(c) {
-            flush(&mut word, Piece::Word, &mut pieces);
-            run.push(c);
+        let script = Script::of(c);
+        if script != piece.script {
+            flush(&mut piece, &mut pieces);
+            piece.script = script;
+        }
+        if script != Script::Spaced {
+            piece.text.push(c);
             continue;
         }
-        flush(&mut run, Piece::Cjk, &mut pieces);
-        if word.is_empty() {
+        if piece.text.is_empty() {
             word_chars = 0;
         }
-        if c.is_alphanumeric() {
-            if word_chars < WORD_CHARS_MAX {
-                word.push(without_accent(c));
+        let has_room = word_chars < WORD_CHARS_MAX;
+        let is_inside = c.is_alphanumeric()
+            || is_combining_mark(c) && !piece.text.is_empty()
+            || c == '.' && is_joiner(&chars, i)
+            || reading == Reading::Searched && (is_fraction(&chars, i) || is_symbol(&chars, i, &piece.text));
+        if is_inside {
+            if has_room {
+                piece.text.push(c);
                 word_chars += 1;
             }
-        } else if reading == Reading::Searched && is_fraction(&chars, i) && word_chars < WORD_CHARS_MAX {
-            word.push('/');
-            word_chars += 1;
-        } else if !(is_joiner(&chars, i) || is_combining(c)) {
-            flush(&mut word, Piece::Word, &mut pieces);
+        } else if !is_joiner(&chars, i) {
+            flush(&mut piece, &mut pieces);
             if reading == Reading::Searched
                 && let Some(unit) = quoted_unit(&chars, i)
             {
-                pieces.push(Piece::Word(unit.to_owned()));
+                pieces.push(Piece { text: unit.to_owned(), ..Piece::default() });
             }
-        } else if c == '.' && word_chars < WORD_CHARS_MAX {
-            word.push(c);
-            word_chars += 1;
+            piece.gap = Gap::at(&chars, i);
         }
     }
-    flush(&mut word, Piece::Word, &mut pieces);
-    flush(&mut run, Piece::Cjk, &mut pieces);
+    flush(&mut piece, &mut pieces);
     pieces
 }
 
-fn flush(text: &mut String, wrap: impl Fn(String) -> Piece, pieces: &mut Vec<Piece>) {
-    if !text.is_empty() {
-        pieces.push(wrap(std::mem::take(text)));
+fn flush(piece: &mut Piece, pieces: &mut Vec<Piece>) {
+    let piece = std::mem::take(piece);
+    if !piece.text.is_empty() {
+        pieces.push(piece);
     }
 }
 
-/// Returns true for an apostrophe inside a word ("women's") or a decimal point inside a number ("1.5l").
+/// Returns true for symbols at the end of a word that distinguish products: "c++", "c#".
+fn is_symbol(chars: &[char], i: usize, word: &str) -> bool {
+    let is_symbol = |c: &char| matches!(c, '+' | '#');
+    let after = chars[i..].iter().find(|c| !is_symbol(c));
+    is_symbol(&chars[i])
+        && word.ends_with(|c: char| c.is_alphabetic() || is_symbol(&c))
+        && after.is_none_or(|c| !c.is_alphanumeric())
+}
+
+/// Returns true for an apostrophe inside a word ("women's", which becomes "womens") or a decimal point inside a number
+/// ("1.5l").
 fn is_joiner(chars: &[char], i: usize) -> bool {
     let before = i.checked_sub(1).map(|i| chars[i]);
     let (Some(before), Some(&after)) = (before, chars.get(i + 1)) else {
         return false;
     };
     match chars[i] {
-        '\'' | '\u{2019}' => before.is_alphabetic() && after.is_alphabetic() && !is_cjk(before) && !is_cjk(after),
+        '\'' => [before, after].iter().all(|c| c.is_alphabetic() && !is_unspaced(*c)),
         '.' => before.is_ascii_digit() && after.is_ascii_digit(),
         _ => false,
     }
@@ -222,39 +284,19 @@ fn is_joiner(chars: &[char], i: usize) -> bool {
 /// Returns true for a slash between two digits.
 fn is_fraction(chars: &[char], i: usize) -> bool {
     let is_digit = |c: Option<&char>| c.is_some_and(char::is_ascii_digit);
-    matches!(chars[i], '/' | '\u{2044}') && is_digit(i.checked_sub(1).map(|i| &chars[i])) && is_digit(chars.get(i + 1))
+    chars[i] == '/' && is_digit(i.checked_sub(1).map(|i| &chars[i])) && is_digit(chars.get(i + 1))
 }
 
-/// Returns the unit that quotes after a number mean: 6' is feet, 6" is inches. Two single primes also mean inches,
-/// because NFKC decomposes a double prime into two.
+/// Returns the unit that quotes after a number mean: 6' is feet, 6" is inches. Two single quotes also mean inches,
+/// because the normal form of a double prime is two.
 fn quoted_unit(chars: &[char], i: usize) -> Option<&'static str> {
-    const SINGLE: [char; 3] = ['\'', '\u{2019}', '\u{2032}'];
     i.checked_sub(1).filter(|before| chars[*before].is_ascii_digit())?;
-    match chars[i] {
-        '"' | '\u{201d}' => Some("in"),
-        c if SINGLE.contains(&c) => match chars.get(i + 1) {
-            Some(next) if SINGLE.contains(next) => Some("in"),
-            Some(next) if next.is_alphanumeric() => None,
-            _ => Some("ft"),
-        },
+    match (chars[i], chars.get(i + 1)) {
+        ('"', _) | ('\'', Some('\'')) => Some("in"),
+        ('\'', Some(next)) if next.is_alphanumeric() => None,
+        ('\'', _) => Some("ft"),
         _ => None,
     }
-}
-
-fn is_combining(c: char) -> bool {
-    matches!(c, '\u{300}'..='\u{36f}')
-}
-
-/// Returns the base letter of an accented Latin letter, and any other character unchanged.
-fn without_accent(c: char) -> char {
-    if !matches!(c, '\u{c0}'..='\u{24f}' | '\u{1e00}'..='\u{1eff}') {
-        return c;
-    }
-    let mut base = None;
-    decompose_canonical(c, |part| {
-        base.get_or_insert(part);
-    });
-    base.unwrap_or(c)
 }
 
 /// Returns true for Han, kana and hangul: scripts that do not separate words reliably.
@@ -264,26 +306,67 @@ pub fn is_cjk(c: char) -> bool {
         | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3134f}' | '\u{3005}' | '\u{3007}')
 }
 
-/// Removes the plural ending of an English word. The stemmer is light on purpose, because a wrong stem hides products.
-fn stem(word: &str) -> String {
-    let length = word.len();
-    if length <= 3 || !word.bytes().all(|b| b.is_ascii_lowercase()) {
-        return word.to_owned();
+/// Returns true for Thai, Lao, Burmese and Khmer, which are written without spaces between words.
+fn is_southeast_asian(c: char) -> bool {
+    matches!(c,
+        '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}' | '\u{19e0}'..='\u{19ff}'
+        | '\u{a9e0}'..='\u{a9ff}' | '\u{aa60}'..='\u{aa7f}')
+}
+
+/// Returns true for scripts that do not separate words reliably: a word may begin at any letter.
+pub fn is_unspaced(c: char) -> bool {
+    is_cjk(c) || is_southeast_asian(c)
+}
+
+/// Pushes the joined forms that end with the last piece.
+fn push_joined(pieces: &[Piece], tokens: &mut Vec<Token>) {
+    let joined = hyphenated(pieces).into_iter().chain(spaced(pieces));
+    let joined = joined.filter(|word| !measures::is_measure(word));
+    tokens.extend(joined.map(|word| Token { text: stem(&word), kind: TokenKind::Joined }));
+}
+
+/// Returns the last piece with the one before, and with all before that hyphens connect, as one word.
+fn hyphenated(pieces: &[Piece]) -> Vec<String> {
+    let connected = 1 + pieces.iter().rev().take_while(|piece| piece.gap == Gap::Hyphen).count();
+    let is_word = |piece: &Piece| piece.script == Script::Spaced;
+    let mut counts = vec![2, connected];
+    counts.dedup();
+    counts.retain(|count| (2..=connected.min(HYPHENATED_MAX)).contains(count));
+    let lasts = counts.into_iter().map(|count| &pieces[pieces.len() - count..]);
+    lasts
+        .filter(|last| last.iter().all(is_word))
+        .map(|last| last.iter().map(|piece| piece.text.as_str()).collect())
+        .collect()
+}
+
+/// Returns two pieces that a space separates and that are often written as one word: letters and a short number
+/// ("ps 5", "3 d"), a letter and a word ("t shirt").
+fn spaced(pieces: &[Piece]) -> Option<String> {
+    let [.., before, last] = pieces else { return None };
+    let is_number = |text: &str| text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_word = |text: &str| text.chars().all(char::is_alphabetic) && !is_unit(text);
+    let (a, b) = (before.text.as_str(), last.text.as_str());
+    // "a" is an article, and "s" is left of an apostrophe.
+    let is_letter =
+        |text: &str| text.len() == 1 && text.bytes().all(|b| b.is_ascii_lowercase() && b != b'a' && b != b's');
+    let is_joined = is_word(a) && is_number(b)
+        || is_number(a) && is_word(b) && b.chars().count() <= 2
+        || is_letter(a) && is_word(b) && b.chars().count() >= 3;
+    (is_joined && last.gap == Gap::Space).then(|| [a, b].concat())
+}
+
+/// Pushes the letters of a script without spaces in pairs, and each letter. Marks belong to the letter before them.
+fn push_letters(run: &str, tokens: &mut Vec<Token>) {
+    let starts = run.char_indices().filter(|(at, c)| *at == 0 || !is_combining_mark(*c)).map(|(at, _)| at);
+    let bounds: Vec<usize> = starts.chain([run.len()]).collect();
+    let part = |count: usize, kind| {
+        let parts = bounds.windows(count + 1).map(|bounds| run[bounds[0]..bounds[count]].to_owned());
+        parts.map(move |text| Token { text, kind }).collect::<Vec<Token>>()
+    };
+    match bounds.len() {
+        2 => tokens.extend(part(1, TokenKind::Segment)),
+        _ => tokens.extend(part(2, TokenKind::Segment).into_iter().chain(part(1, TokenKind::Character))),
     }
-    if length > 4
-        && let Some(base) = word.strip_suffix("ies").or_else(|| word.strip_suffix("ie"))
-    {
-        return format!("{base}y");
-    }
-    for ending in ["sses", "shes", "ches", "xes", "zzes"] {
-        if word.ends_with(ending) {
-            return word[..length - 2].to_owned();
-        }
-    }
-    if ["ss", "us", "is"].iter().any(|ending| word.ends_with(ending)) {
-        return word.to_owned();
-    }
-    word.strip_suffix('s').unwrap_or(word).to_owned()
 }
 
 fn jieba() -> &'static Jieba {
@@ -300,7 +383,7 @@ fn push_cjk(run: &str, tokens: &mut Vec<Token>) {
     let first = tokens.len();
     for token in jieba().cut(run, false) {
         let text = measures::cjk_unit(token.word, tokens).unwrap_or(token.word).to_owned();
-        tokens.push(Token { text, kind: TokenKind::CjkWord });
+        tokens.push(Token { text, kind: TokenKind::Segment });
     }
     let known: HashSet<String> = tokens[first..].iter().map(|token| token.text.clone()).collect();
     for (length, kind) in [(2, TokenKind::Bigram), (1, TokenKind::Character)] {
@@ -322,30 +405,51 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Returns all tokens but single characters, which only the lexical index uses.
+    /// Returns the tokens that are words, segments or bigrams.
     fn words(text: &str) -> Vec<String> {
-        let keep = |token: &Token| token.kind != TokenKind::Character;
+        let keep = |token: &Token| token.kind.is_sequential() || token.kind == TokenKind::Bigram;
         tokens(text).into_iter().filter(keep).map(|token| token.text).collect()
     }
 
-    #[test]
-    fn wide_letters_capitals_and_spaces_have_one_normal_form() {
-        assert_eq!(normalize("  Ｒｅｄ\t\n MUG "), "red mug");
-        assert_eq!(normalize(" \u{3000} "), "");
-    }
-
-    #[test]
-    fn singular_and_plural_have_the_same_stem() {
-        let pairs = [("mugs", "mug"), ("boxes", "box"), ("glasses", "glass"), ("berries", "berry"), ("shoes", "shoe")];
-        for (plural, singular) in pairs.into_iter().chain([("cookies", "cookie"), ("watches", "watch")]) {
-            assert_eq!(words(plural), words(singular));
-        }
-        assert_eq!(words("bus gas dress"), ["bus", "gas", "dress"]);
+    fn of_kind(text: &str, kind: TokenKind) -> Vec<String> {
+        tokens(text).into_iter().filter(|token| token.kind == kind).map(|token| token.text).collect()
     }
 
     #[test]
     fn accents_apostrophes_and_decimals_stay_inside_words() {
-        assert_eq!(words("Café Women's 1.5L t-shirt."), ["cafe", "women", "1.5", "liter", "t", "shirt"]);
+        assert_eq!(words("Café Women's 1.5L t-shirt."), ["cafe", "woman", "1.5", "liter", "t", "shirt"]);
+    }
+
+    #[test]
+    fn words_written_with_a_hyphen_or_a_number_are_also_one_word() {
+        assert_eq!(of_kind("T-Shirts, Wi-Fi – PS 5, t shirt", TokenKind::Joined), ["tshirt", "wifi", "ps5", "tshirt"]);
+        assert_eq!(of_kind("iPhone-15 3 D, ABC-123-X", TokenKind::Joined), ["iphone15", "3d", "abc123", "abc123x"]);
+        assert_eq!(of_kind("10-ft 4 x 8, 8 ounces, salt - pepper, 蓝-色", TokenKind::Joined), [""; 0]);
+        assert_eq!(written_compounds("Blue T-Shirt"), ["tshirt"]);
+    }
+
+    #[test]
+    fn symbols_that_distinguish_products_are_part_of_the_word() {
+        assert_eq!(words("C++ for C# (and F#)"), ["c++", "for", "c#", "and", "f#"]);
+        assert_eq!(of_kind("C++ C#", TokenKind::Bare), ["c", "c"]);
+        assert_eq!(words("#1 18+ e+b c#5"), ["1", "18", "e", "b", "c", "5"]);
+    }
+
+    #[test]
+    fn marks_are_part_of_the_word() {
+        assert_eq!(words("क्रिकेट बैट"), ["क्रिकेट", "बैट"]);
+    }
+
+    #[test]
+    fn texts_of_southeast_asia_yield_pairs_of_letters() {
+        assert_eq!(words("แก้วกาแฟ 2"), ["แก้", "ก้ว", "วก", "กา", "าแ", "แฟ", "2"]);
+        for (text, part) in [("แก้วกาแฟ", "กาแฟ"), ("ຈອກກາເຟ", "ກາເຟ"), ("ពែងកាហ្វេ", "ពែង"), ("ကော်ဖီခွက်", "ခွက်")]
+        {
+            let (whole, part) = (words(text), words(part));
+            assert!(!part.is_empty() && part.iter().all(|pair| whole.contains(pair)), "{text}");
+        }
+        assert_eq!(of_kind("แก้ว", TokenKind::Character), ["แ", "ก้", "ว"]);
+        assert_eq!(words("ก"), ["ก"]);
     }
 
     #[test]

@@ -91,3 +91,20 @@ pub(super) fn all_of(
     }
     Ok(hits)
 }
+
+/// Returns whether a row of a query passes `keep`.
+pub(super) fn any_of(searcher: &Searcher, query: &dyn Query, keep: &dyn Fn(Row) -> bool) -> Result<bool, LexicalError> {
+    let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;
+    for segment in searcher.segment_readers() {
+        let rows = segment.fast_fields().u64("row")?;
+        let mut scorer = weight.scorer(segment, 1.0)?;
+        let mut document = scorer.doc();
+        while document != TERMINATED {
+            if row_of(&rows, document).is_some_and(keep) {
+                return Ok(true);
+            }
+            document = scorer.advance();
+        }
+    }
+    Ok(false)
+}

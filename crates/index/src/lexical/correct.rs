@@ -14,30 +14,38 @@ const PAIR_ROWS_MIN: usize = 2;
 const PAIR_ROWS_READ_MAX: usize = 1000;
 
 impl Lexical {
-    /// Returns the normalized query with its unknown words replaced: by two words if one was written without the space
+    /// Returns the query with its unknown words replaced: by two words if one was written without the space
     /// between them, or by the closest word of titles, brands, categories and tags. None if nothing is replaced, if
     /// the query is an item's id, or if no row that passes `keep` has all words of the corrected query.
     ///
-    /// Does not change codes (words with a digit), CJK words, short words and words of the synonyms.
+    /// Does not change codes (words with a digit), units, scripts without spaces, short words, forms of known words and
+    /// words of the synonyms.
     pub fn correct(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Option<String>, LexicalError> {
         let searcher = self.reader.searcher();
         let normal = text::normalize(query);
         if self.doc_freq(&searcher, self.fields.id, &normal)? > 0 {
             return Ok(None);
         }
-        let mut corrected = String::with_capacity(normal.len());
+        // Words that stay are returned as they were sent, with their capitals and accents.
+        let sent: Vec<&str> = query.split_whitespace().collect();
+        let as_sent = sent.iter().map(|word| text::normalize(word)).eq(normal.split(' '));
+        let mut corrected: Vec<String> = Vec::new();
         let mut corrections = 0;
-        for piece in normal.split_inclusive(' ') {
-            let is_code = piece.bytes().any(|byte| byte.is_ascii_digit());
-            for run in runs(piece) {
+        for (at, word) in normal.split(' ').enumerate() {
+            let before = corrections;
+            let is_code = word.bytes().any(|byte| byte.is_ascii_digit());
+            let mut replaced = String::with_capacity(word.len());
+            for run in runs(word) {
                 let replacement = match is_code || corrections == CORRECTIONS_MAX {
                     true => None,
-                    false => self.replacement(&searcher, run)?,
+                    false => self.replacement(&searcher, run)?.filter(|replacement| replacement != run),
                 };
                 corrections += usize::from(replacement.is_some());
-                corrected.push_str(replacement.as_deref().unwrap_or(run));
+                replaced.push_str(replacement.as_deref().unwrap_or(run));
             }
+            corrected.push(if as_sent && corrections == before { sent[at].to_owned() } else { replaced });
         }
+        let corrected = corrected.join(" ");
         if corrections == 0 || self.search(&corrected, MatchMode::All, 1, keep)?.is_empty() {
             return Ok(None);
         }
@@ -54,7 +62,11 @@ impl Lexical {
                 return Ok(None);
             }
         }
-        if self.synonyms.longest_at(&[&token.text]).is_some() {
+        let has_forms = || {
+            let words = self.words.read();
+            !words.forms.of(word, &token.text, false, |form| words.forward.frequency(form)).is_empty()
+        };
+        if text::is_unit(word) || self.synonyms.longest_at(&[&token.text]).is_some() || has_forms() {
             return Ok(None);
         }
         if let Some(parts) = self.parts(searcher, word)? {
@@ -87,9 +99,10 @@ impl Lexical {
     }
 }
 
-/// Splits a text into alternating runs: word characters (letters, digits, apostrophes; no CJK) and other characters.
+/// Splits a text into alternating runs: word characters (letters with marks, digits, apostrophes; no scripts without
+/// spaces) and other characters.
 fn runs(text: &str) -> impl Iterator<Item = &str> {
-    let is_inside = |c: char| c.is_alphanumeric() && !text::is_cjk(c) || matches!(c, '\'' | '\u{2019}');
+    let is_inside = |c: char| (c.is_alphanumeric() || text::is_combining_mark(c)) && !text::is_unspaced(c) || c == '\'';
     let mut rest = text;
     std::iter::from_fn(move || {
         let inside = is_inside(rest.chars().next()?);

@@ -45,6 +45,7 @@ impl ItemTexts {
         }
         let mut written = text::written_words(&item.title);
         written.extend(text::written_words(&labels));
+        written.extend(text::written_compounds(&item.title));
         Self {
             title: text::tokens(&item.title),
             labels: text::tokens(&labels),
@@ -70,10 +71,14 @@ fn identifiers(item: &Item) -> Vec<String> {
     identifiers
 }
 
-/// Returns the words of a text in their order, without the bigrams and characters of CJK words.
+/// Returns the words of a text in their order, without the tokens that repeat parts of them.
 pub(super) fn ordered(tokens: &[text::Token]) -> impl Iterator<Item = &str> {
-    let is_word = |token: &&text::Token| matches!(token.kind, TokenKind::Word | TokenKind::CjkWord);
-    tokens.iter().filter(is_word).map(|token| token.text.as_str())
+    tokens.iter().filter(|token| token.kind.is_sequential()).map(|token| token.text.as_str())
+}
+
+/// Returns the joined forms of words.
+pub(super) fn joined(tokens: &[text::Token]) -> impl Iterator<Item = &str> {
+    tokens.iter().filter(|token| token.kind == TokenKind::Joined).map(|token| token.text.as_str())
 }
 
 fn indexed(tokens: &[text::Token]) -> PreTokenizedString {

@@ -4,10 +4,16 @@ mod correct;
 mod document;
 mod query;
 
-use super::{forward::ForwardIndex, hnsw::best_first, spelling::Vocabulary, synonyms::Synonyms};
+use super::{
+    forms::{Forms, Languages},
+    forward::ForwardIndex,
+    hnsw::best_first,
+    spelling::Vocabulary,
+    synonyms::Synonyms,
+};
 use ahash::AHashSet;
-use collect::{all_of, best_of, best_of_some};
-use document::{ItemTexts, ordered};
+use collect::{all_of, any_of, best_of, best_of_some};
+use document::{ItemTexts, joined, ordered};
 use lodestone_catalog::Item;
 use lodestone_core::{ids::Row, text};
 use parking_lot::{Mutex, RwLock};
@@ -58,6 +64,9 @@ pub struct Matches {
     pub exact: usize,
     /// Length of the first two parts: exact matches and rows with every word.
     pub complete: usize,
+    /// If no row has every word: by row, the share of the query's words that its title and labels have, 0 to 1,
+    /// weighted by rarity. Otherwise empty.
+    pub coverage: Vec<f32>,
 }
 
 impl Matches {
@@ -81,6 +90,7 @@ struct Fields {
 struct Words {
     forward: ForwardIndex,
     vocabulary: Vocabulary,
+    forms: Forms,
 }
 
 /// A lexical index of items, in memory. Writes and searches may run concurrently.
@@ -147,6 +157,11 @@ impl Lexical {
         self.synonyms = synonyms;
     }
 
+    /// Sets the languages of the items' texts. The index must be empty.
+    pub fn set_languages(&mut self, languages: Languages) {
+        self.words.get_mut().forms.languages = languages;
+    }
+
     /// Adds rows. Searches that start after the return see them. Each row may be added once.
     pub fn upsert(&self, rows: &[(Row, &Item)]) -> Result<(), LexicalError> {
         let texts: Vec<ItemTexts> = rows.par_iter().map(|(_, item)| ItemTexts::of(item)).collect();
@@ -165,8 +180,11 @@ impl Lexical {
         {
             let mut words = self.words.write();
             for ((row, _), texts) in rows.iter().zip(texts) {
-                words.forward.add(*row, ordered(&texts.title), ordered(&texts.labels));
-                words.vocabulary.add(texts.written);
+                let labels = ordered(&texts.labels).chain(joined(&texts.title)).chain(joined(&texts.labels));
+                words.forward.add(*row, ordered(&texts.title), labels);
+                for word in words.vocabulary.add(texts.written) {
+                    words.forms.add(&word);
+                }
             }
         }
         self.reader.reload()?;
@@ -220,7 +238,11 @@ impl Lexical {
         if complete < count && !(exact_count > 0 && complete == exact_count) {
             rows = append_distinct(rows, self.scored(&searcher, &parsed, MatchMode::Any, count, keep)?, count);
         }
-        Ok(Matches { rows, exact: exact_count, complete })
+        let coverage = match complete {
+            0 => self.words.read().forward.coverage(&parsed.groups, rows.iter().map(|(row, _)| *row)),
+            _ => Vec::new(),
+        };
+        Ok(Matches { rows, exact: exact_count, complete, coverage })
     }
 
     /// Returns all rows that pass `keep` and are exact matches or have every word; if there are none, all rows with
@@ -241,6 +263,14 @@ impl Lexical {
         rows.sort_unstable();
         rows.dedup();
         Ok(rows)
+    }
+
+    /// Returns whether a row that passes `keep` is an exact match or has every word of the query.
+    pub fn has_match(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<bool, LexicalError> {
+        let searcher = self.reader.searcher();
+        let parsed = self.parse(text::normalize(query));
+        Ok(any_of(&searcher, &*self.query(&parsed, MatchMode::All), keep)?
+            || any_of(&searcher, &*self.term(self.fields.id, &parsed.normal), keep)?)
     }
 
     /// Returns rows whose id or SKU is the query.
@@ -393,6 +423,148 @@ mod tests {
         let odd = lexical.search("mug", MatchMode::Any, 100, &|row| row.0 % 2 == 1).unwrap();
         assert_eq!(odd.len(), 15);
         assert_eq!(lexical.row_count(), 30);
+    }
+
+    /// Returns the titles that have every word of a query, sorted.
+    fn titles_of<'t>(lexical: &Lexical, titles: &[&'t str], query: &str) -> Vec<&'t str> {
+        let mut rows = rows(lexical, query, MatchMode::All);
+        rows.sort_unstable();
+        rows.into_iter().map(|row| titles[row as usize]).collect()
+    }
+
+    #[test]
+    fn texts_that_a_shopper_takes_for_the_same_find_the_same_items() {
+        let titles = [
+            "Blokko™ building set",
+            "Ёлка искусственная",
+            "ΚΟΥΠΑ καφέ",
+            "Straßenschuhe",
+            "Smørbrød plate",
+            "Kaffee\u{ad}becher",
+            "caf&eacute; cr&egrave;me",
+            "PS5 console",
+            "PS 5 controller",
+            "iPhone15 Pro",
+            "iPhone 15 Pro case",
+            "T-Shirt blue",
+            "tshirt red",
+            "T shirt green",
+            "Wi-Fi router",
+            "Black & Decker drill",
+            "Learning C++ fast",
+            "Learning C# fast",
+            "แก้วกาแฟเซรามิก",
+            "陶瓷檯燈",
+        ];
+        let lexical = index(&titles);
+        for (queries, found) in [
+            (&["blokko", "BLOKKO®", "blokko set"][..], &["Blokko™ building set"][..]),
+            (&["елка", "ЁЛКА"], &["Ёлка искусственная"]),
+            (&["κούπα", "κουπα", "Κούπα"], &["ΚΟΥΠΑ καφέ"]),
+            (&["strassenschuhe", "STRAẞENSCHUHE"], &["Straßenschuhe"]),
+            (&["smorbrod", "smørbrød"], &["Smørbrød plate"]),
+            (&["kaffeebecher"], &["Kaffee\u{ad}becher"]),
+            (&["café", "cafe creme", "cafe\u{301}"], &["caf&eacute; cr&egrave;me"]),
+            (&["ps5", "PS 5", "ps-5"], &["PS5 console", "PS 5 controller"]),
+            (&["iphone15 pro", "iPhone 15 Pro", "iphone-15 pro"], &["iPhone15 Pro", "iPhone 15 Pro case"]),
+            (&["tshirt", "T-Shirt", "t shirts", "t–shirt"], &["T-Shirt blue", "tshirt red", "T shirt green"]),
+            (&["wifi", "wi-fi", "WI FI router"], &["Wi-Fi router"]),
+            (&["black and decker", "black & decker", "black decker", "black&amp;decker"], &["Black & Decker drill"]),
+            (&["c++"], &["Learning C++ fast"]),
+            (&["c#", "C# learning"], &["Learning C# fast"]),
+            (&["learning c"], &["Learning C++ fast", "Learning C# fast"]),
+            (&["กาแฟ", "แก้ว", "เซรามิก แก้ว"], &["แก้วกาแฟเซรามิก"]),
+            (&["กาแฝ"], &[]),
+            (&["台灯", "臺燈", "檯燈"], &["陶瓷檯燈"]),
+        ] {
+            for query in queries {
+                assert_eq!(titles_of(&lexical, &titles, query), found, "{query}");
+                assert_eq!(lexical.correct(query, &|_| true).unwrap(), None, "{query}");
+            }
+        }
+    }
+
+    #[test]
+    fn forms_of_known_words_are_found_and_not_corrected() {
+        let titles = [
+            "Wool scarf",
+            "Silk scarf",
+            "Fish scales",
+            "Camera lens",
+            "Gel pens",
+            "Bread knife",
+            "Oak shelf",
+            "Three shelves",
+            "Sweet potatoes",
+            "Rotator cuff",
+            "Steam cleaner",
+            "Padded envelopes",
+        ];
+        let lexical = index(&titles);
+        for (query, found) in [
+            ("scarves", &["Wool scarf", "Silk scarf"][..]),
+            ("lens", &["Camera lens"]),
+            ("lenses", &["Camera lens"]),
+            ("knives", &["Bread knife"]),
+            ("shelves", &["Oak shelf", "Three shelves"]),
+            ("potato", &["Sweet potatoes"]),
+            ("steaming", &["Steam cleaner"]),
+            ("padding", &["Padded envelopes"]),
+        ] {
+            assert_eq!(lexical.correct(query, &|_| true).unwrap(), None, "{query}");
+            assert_eq!(titles_of(&lexical, &titles, query), found, "{query}");
+        }
+        assert_eq!(lexical.correct("Scarvs", &|_| true).unwrap().as_deref(), Some("scarf"));
+    }
+
+    #[test]
+    fn forms_of_other_languages_are_found_if_the_language_is_set() {
+        let titles = ["Blaue Tasse", "Sechs Tassen", "Rote Teller"];
+        let items: Vec<Item> = titles.iter().map(|title| Item::titled(ItemId::parse("x").unwrap(), title)).collect();
+        for (languages, found) in [("en", &["Blaue Tasse"][..]), ("de,en", &["Blaue Tasse", "Sechs Tassen"])] {
+            let mut lexical = Lexical::new().unwrap();
+            lexical.set_languages(languages.parse().unwrap());
+            let rows: Vec<(Row, &Item)> = items.iter().enumerate().map(|(i, item)| (Row(i as u32), item)).collect();
+            lexical.upsert(&rows).unwrap();
+            assert_eq!(titles_of(&lexical, &titles, "tasse"), found, "{languages}");
+        }
+    }
+
+    #[test]
+    fn a_frequent_neighbour_of_a_rare_word_is_found_after_it() {
+        let mut titles = vec!["Silk flowers"; 12];
+        titles.extend(["Easter flowrs", "Easter flowers"]);
+        let lexical = index(&titles);
+        let found = rows(&lexical, "easter flowrs", MatchMode::All);
+        assert_eq!(found, [12, 13]);
+        assert_eq!(rows(&lexical, "flowrs", MatchMode::All)[0], 12);
+        assert_eq!(lexical.correct("flowrs", &|_| true).unwrap(), None);
+    }
+
+    #[test]
+    fn corrections_keep_units_and_the_other_words_as_they_were_sent() {
+        let mut titles = vec!["Bounces castle"; 5];
+        titles.extend(["Cup 8 oz", "Café Straße chocolate"]);
+        let lexical = index(&titles);
+        for query in ["8 ounces", "8 ounce cup", "cafe strasse", "CAFÉ"] {
+            assert_eq!(lexical.correct(query, &|_| true).unwrap(), None, "{query}");
+        }
+        assert_eq!(lexical.correct(" Straße  choclate", &|_| true).unwrap().as_deref(), Some("Straße chocolate"));
+    }
+
+    #[test]
+    fn coverage_is_returned_if_no_row_has_every_word() {
+        let lexical = index(&["Easter basket of straw", "Bag of marbles", "Bag of pegs", "Bag of tricks"]);
+        let relaxed = lexical.search_all_then_any("easter bicycle of doom", 10, &|_| true).unwrap();
+        assert_eq!((relaxed.complete, relaxed.rows[0].0, relaxed.rows.len()), (0, Row(0), 4));
+        assert_eq!(relaxed.coverage.len(), 4);
+        assert!(relaxed.coverage[0] > 4.0 * relaxed.coverage[1] && relaxed.coverage[1] > 0.0, "{relaxed:?}");
+        assert!(lexical.search_all_then_any("bag", 10, &|_| true).unwrap().coverage.is_empty());
+        assert!(lexical.has_match("bag of pegs", &|_| true).unwrap());
+        assert!(!lexical.has_match("bag of pegs", &|row| row.0 != 2).unwrap());
+        assert!(
+            lexical.has_match("sku-1", &|_| true).unwrap() && !lexical.has_match("bag bicycle", &|_| true).unwrap()
+        );
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! Conversion of a query's words to tantivy queries.
 use super::{
     super::forward::{ForwardIndex, Group},
-    Fields, Lexical, LexicalError, MatchMode, PART_BYTES_MIN,
+    Fields, Lexical, LexicalError, MatchMode, Words,
     document::ordered,
 };
 use ahash::AHashMap;
@@ -34,20 +34,26 @@ impl Lexical {
     }
 
     fn parse_tokens(&self, normal: String, tokens: &[text::Token]) -> ParsedQuery {
-        let words: Vec<&str> = ordered(tokens).collect();
-        let forward = &self.words.read().forward;
-        let mut groups: Vec<Group> = Vec::with_capacity(words.len());
+        let sequence: Vec<&str> = ordered(tokens).collect();
+        let written = written_by_token(&normal);
+        let words = &self.words.read();
+        let mut groups: Vec<Group> = Vec::with_capacity(sequence.len());
         let mut at = 0;
-        while at < words.len() {
-            let (count, alternatives) = match self.synonyms.longest_at(&words[at..]) {
-                Some((count, meanings)) => (count, meanings.to_vec()),
-                None => match joined(forward, &words[at..]) {
-                    Some(joined) => (2, vec![vec![words[at].to_owned(), words[at + 1].to_owned()], vec![joined]]),
-                    None => (1, vec![vec![words[at].to_owned()]]),
+        while at < sequence.len() {
+            let (count, group) = match self.synonyms.longest_at(&sequence[at..]) {
+                Some((count, meanings)) => (count, Group::of(meanings.to_vec())),
+                None => match joined(&words.forward, &sequence[at..]) {
+                    Some(joined) => {
+                        let apart = sequence[at..at + 2].iter().map(|word| (*word).to_owned()).collect();
+                        (2, Group::of(vec![apart, vec![joined]]))
+                    }
+                    None => (1, words.group(sequence[at], written.get(sequence[at]).map(String::as_str))),
                 },
             };
+            // "and" between other words is optional, because titles leave it out.
+            let is_optional = at > 0 && at + count < sequence.len() && sequence[at..at + count] == ["and"];
             at += count;
-            let group = Group { alternatives };
+            let group = Group { is_optional, ..group };
             if !groups.contains(&group) {
                 groups.push(group);
             }
@@ -73,13 +79,17 @@ impl Lexical {
 
     fn clauses(&self, parsed: &ParsedQuery, occur: Occur) -> Vec<(Occur, Box<dyn Query>)> {
         let groups = parsed.groups.iter().map(|group| {
+            let alternative = |(at, words): (usize, &Vec<String>)| match group.alternative_weight(at) {
+                1.0 => self.words_query(words, occur),
+                weight => boosted(self.words_query(words, occur), weight),
+            };
             let mut alternatives: Vec<Box<dyn Query>> =
-                group.alternatives.iter().map(|words| self.words_query(words, occur)).collect();
+                group.alternatives.iter().enumerate().map(alternative).collect();
             let query = match alternatives.len() {
                 1 => alternatives.remove(0),
                 _ => Box::new(DisjunctionMaxQuery::new(alternatives)),
             };
-            (occur, query)
+            (if group.is_optional { Occur::Should } else { occur }, query)
         });
         let bigrams = parsed.bigrams.iter().map(|bigram| (Occur::Should, self.word(bigram)));
         groups.chain(bigrams).collect()
@@ -98,7 +108,7 @@ impl Lexical {
         let mut tokens = text::tokens(normal);
         tokens.truncate(QUERY_TOKENS_MAX);
         let unfinished = take_last_word(normal, &mut tokens);
-        let mut clauses = self.clauses(&self.parse_tokens(String::new(), &tokens), Occur::Must);
+        let mut clauses = self.clauses(&self.parse_tokens(normal.to_owned(), &tokens), Occur::Must);
         if let Some((typed, stemmed)) = unfinished {
             clauses.push((Occur::Must, self.prefix(searcher, &typed, &stemmed)?));
         }
@@ -155,11 +165,48 @@ impl Lexical {
     }
 }
 
-/// Joins the first two words to a compound ("dish washer" to "dishwasher") if items have it.
+impl Words {
+    /// Returns a query's word with the words that may stand for it: its forms, or a frequent word of which it may be a
+    /// misspelling. `written` is the word before stemming.
+    fn group(&self, token: &str, written: Option<&str>) -> Group {
+        let frequency = |token: &str| self.forward.frequency(token);
+        let is_known = frequency(token) > 0;
+        let bare = token.trim_end_matches(['+', '#']);
+        if !is_known && bare.len() < token.len() {
+            return Group::of(vec![vec![bare.to_owned()]]);
+        }
+        let mut group = Group::of(vec![vec![token.to_owned()]]);
+        if let Some(written) = written {
+            let forms = self.forms.of(written, token, is_known, frequency);
+            group.alternatives.extend(forms.into_iter().map(|form| vec![form]));
+            let neighbour = self.vocabulary.frequent_neighbour(written).map(text::tokens).unwrap_or_default();
+            if let [neighbour] = &neighbour[..]
+                && neighbour.text != token
+            {
+                group.alternatives.push(vec![neighbour.text.clone()]);
+            }
+        }
+        group
+    }
+}
+
+/// Maps the tokens of a normalized query to its words before stemming.
+fn written_by_token(normal: &str) -> AHashMap<String, String> {
+    let written = text::written_words(normal).into_iter().filter_map(|word| match &text::tokens(&word)[..] {
+        [token] => Some((token.text.clone(), word)),
+        _ => None,
+    });
+    written.collect()
+}
+
+/// Joins the first two words to one ("dish washer" to "dishwasher", "ps 5" to "ps5") if items have it.
 fn joined(forward: &ForwardIndex, words: &[&str]) -> Option<String> {
     let [first, second, ..] = words else { return None };
-    let is_part = |word: &str| word.len() >= PART_BYTES_MIN && word.bytes().all(|byte| byte.is_ascii_alphabetic());
-    let joined = Some([*first, *second].concat()).filter(|_| is_part(first) && is_part(second))?;
+    let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
+    let is_part = |word: &str| word.chars().all(|c| c.is_alphanumeric() && !text::is_unspaced(c));
+    // "a" is an article, and two numbers are two measures.
+    let is_separate = *first == "a" || is_number(first) && is_number(second);
+    let joined = Some([*first, *second].concat()).filter(|_| !is_separate && is_part(first) && is_part(second))?;
     (forward.frequency(&joined) > 0).then_some(joined)
 }
 
@@ -202,15 +249,16 @@ fn expansions(searcher: &Searcher, field: Field, prefix: &str) -> Result<Vec<Str
 }
 
 /// Removes the unfinished last word from the tokens and returns it as typed and as stemmed. None if the last character
-/// of the query is CJK, because CJK bigrams match inside words anyway, or is not part of a word.
+/// of the query is of a script without spaces, because parts of words match there anyway, or is not part of a word.
 fn take_last_word(normal: &str, tokens: &mut Vec<text::Token>) -> Option<(String, String)> {
     let last = normal.chars().next_back()?;
-    if !last.is_alphanumeric() || text::is_cjk(last) {
+    let is_inside = |c: char| (c.is_alphanumeric() || text::is_combining_mark(c)) && !text::is_unspaced(c);
+    if !is_inside(last) {
         return None;
     }
+    while tokens.pop_if(|token| token.kind == TokenKind::Joined).is_some() {}
     let token = tokens.pop_if(|token| token.kind == TokenKind::Word)?;
-    let typed = normal.rsplit(|c: char| !c.is_alphanumeric() || text::is_cjk(c)).next().unwrap_or_default();
-    // Indexed words have no accents, so a typed form with accents is not a prefix of them.
-    let typed = if typed.is_ascii() && typed.len() >= token.text.len() { typed } else { &token.text };
+    let typed = normal.rsplit(|c: char| !is_inside(c)).next().unwrap_or_default();
+    let typed = if typed.len() >= token.text.len() { typed } else { &token.text };
     Some((typed.to_owned(), token.text.clone()))
 }

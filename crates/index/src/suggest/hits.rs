@@ -5,6 +5,7 @@ use super::{
     match_kind::STARTS_MAX,
 };
 use ahash::AHashSet;
+use lodestone_core::text;
 use std::cell::RefCell;
 
 /// The factors of the categories of a list for one user. Calls `affinity` at most once for each category.
@@ -33,7 +34,8 @@ pub(super) fn category_factor(affinity: f32) -> f32 {
 /// Entries that match a prefix, with their scores. A text may occur several times.
 #[derive(Default)]
 pub(super) struct Hits<'s> {
-    scored: Vec<(f32, &'s Entry)>,
+    /// Scores, and the bytes at which the prefix matches.
+    scored: Vec<(f32, u32, &'s Entry)>,
 }
 
 impl<'s> Hits<'s> {
@@ -41,15 +43,15 @@ impl<'s> Hits<'s> {
         self.scored.is_empty()
     }
 
-    pub(super) fn push(&mut self, entry: &'s Entry, score: f32) {
-        self.scored.push((score, entry));
+    pub(super) fn push(&mut self, entry: &'s Entry, byte: u32, score: f32) {
+        self.scored.push((score, byte, entry));
     }
 
-    /// Returns the `count` best completions with distinct normal forms, best first.
-    pub(super) fn into_best(self, count: usize) -> Vec<Completion> {
+    /// Returns the `count` best completions of a typed prefix with distinct normal forms, best first.
+    pub(super) fn into_best(self, count: usize, typed: &str) -> Vec<Completion> {
         let mut all = self.scored;
         // Of two equally good texts the shorter is closer to the prefix.
-        let order = |(a_score, a): &(f32, &Entry), (b_score, b): &(f32, &Entry)| {
+        let order = |(a_score, _, a): &(f32, u32, &Entry), (b_score, _, b): &(f32, u32, &Entry)| {
             let by_text = a.normal.len().cmp(&b.normal.len()).then(a.normal.cmp(&b.normal));
             b_score.total_cmp(a_score).then(by_text).then((a.source as u8).cmp(&(b.source as u8)))
         };
@@ -62,9 +64,22 @@ impl<'s> Hits<'s> {
         all.sort_unstable_by(order);
         let mut seen = AHashSet::new();
         (all.into_iter())
-            .filter(|(_, entry)| seen.insert(entry.normal.as_str()))
+            .filter(|(_, _, entry)| seen.insert(entry.normal.as_str()))
             .take(count)
-            .map(|(_, entry)| Completion { text: entry.text.clone(), source: entry.source })
+            .map(|(_, byte, entry)| Completion {
+                text: entry.text.clone(),
+                source: entry.source,
+                prefix: words_of(&entry.normal[byte as usize..], typed).to_owned(),
+            })
             .collect()
     }
+}
+
+/// Returns as many words from the start of `tail` as `typed` has; of a script without spaces, as many characters.
+fn words_of<'t>(tail: &'t str, typed: &str) -> &'t str {
+    let end = match typed.chars().any(text::is_unspaced) {
+        true => tail.char_indices().nth(typed.chars().count()).map(|(end, _)| end),
+        false => tail.match_indices(' ').nth(typed.matches(' ').count()).map(|(end, _)| end),
+    };
+    &tail[..end.unwrap_or(tail.len())]
 }

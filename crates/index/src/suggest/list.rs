@@ -228,8 +228,9 @@ impl List {
             {
                 search(&within, text([before, &[*second, *first], rest]));
             }
-            // Every CJK character starts a word, so the search without the first character covers a wrong one.
-            if at == 0 && text::is_cjk(chars[0]) {
+            // Every letter of a script without spaces starts a word, so the search without the first letter covers a
+            // wrong one.
+            if at == 0 && text::is_unspaced(chars[0]) {
                 continue;
             }
             let offset = before.iter().map(|c| c.len_utf8()).sum();

@@ -61,14 +61,20 @@ pub(super) fn may_have_error(typed: &[char]) -> bool {
     typed.len() >= if has_cjk { TYPO_CJK_CHARS_MIN } else { TYPO_CHARS_MIN }
 }
 
-/// Returns the bytes at which words start, at most [`STARTS_MAX`]. Each CJK character starts a word.
+/// Returns the bytes at which words start, at most [`STARTS_MAX`]. Each letter of a script without spaces starts a
+/// word.
 pub(super) fn word_starts(normal: &str) -> Vec<usize> {
     let mut starts = Vec::new();
     let mut before = None;
     for (at, c) in normal.char_indices() {
-        let inside = |c: char| c.is_alphanumeric() && !text::is_cjk(c);
-        if c.is_alphanumeric() && !(inside(c) && before.is_some_and(|c| inside(c) || c == '\'')) || at == 0 {
+        let inside = |c: char| c.is_alphanumeric() && !text::is_unspaced(c);
+        let is_mark = text::is_combining_mark(c);
+        if c.is_alphanumeric() && !is_mark && !(inside(c) && before.is_some_and(|c| inside(c) || c == '\'')) || at == 0
+        {
             starts.push(at);
+        }
+        if is_mark {
+            continue;
         }
         before = Some(c);
     }

@@ -22,6 +22,15 @@ const FRESH_MAX: usize = 1024;
 pub struct Completion {
     pub text: String,
     pub source: CompletionSource,
+    /// The words of the text that the typed prefix stands for, in normal form. Differs from the prefix if that has an
+    /// error.
+    pub prefix: String,
+}
+
+/// Returns whether a prefix matches at the start of a text or of one of its words.
+pub fn has_prefix(text: &str, prefix: &str) -> bool {
+    let typed = normal(prefix);
+    !typed.is_empty() && MatchKind::Prefix.of(&normal(text), &typed).is_some()
 }
 
 /// The origin of a suggested text.
@@ -95,14 +104,6 @@ impl Suggester {
         }
     }
 
-    /// Returns the live queries with their weights, for [`Suggester::add_query`] of another generation.
-    pub fn queries(&self) -> Vec<(String, f32)> {
-        let live = self.live.read();
-        let listed = live.lists.iter().flat_map(|list| &list.entries);
-        let queries = listed.chain(&live.fresh).filter(|entry| entry.source == CompletionSource::Query);
-        queries.map(|entry| (entry.text.clone(), entry.weight)).collect()
-    }
-
     /// Returns the `count` best completions of `prefix`, best first, with distinct normal forms. `affinity` returns the
     /// user's affinity to a category, 0 (neutral) or more.
     ///
@@ -135,19 +136,20 @@ impl Suggester {
                 list.search(kind, &typed, &mut |start, factor| {
                     let entry = &list.entries[start.entry as usize];
                     let category = categories.of(list.category_of[start.entry as usize]);
-                    hits.push(entry, entry.strength_at(start.byte) * factor * category);
+                    hits.push(entry, start.byte, entry.strength_at(start.byte) * factor * category);
                 });
             }
             for entry in live.iter().flat_map(|live| &live.fresh) {
                 if let Some((byte, factor)) = kind.of(&entry.normal, &typed) {
-                    hits.push(entry, entry.strength_at(byte) * factor * category_factor(affinity(&entry.category)));
+                    let category = category_factor(affinity(&entry.category));
+                    hits.push(entry, byte, entry.strength_at(byte) * factor * category);
                 }
             }
             if !hits.is_empty() {
                 break;
             }
         }
-        hits.into_best(count)
+        hits.into_best(count, &typed)
     }
 }
 
@@ -229,6 +231,16 @@ mod tests {
     }
 
     #[test]
+    fn a_completion_has_the_words_that_the_prefix_stands_for() {
+        let shop = shop();
+        for (typed, prefix) in
+            [("mug", "mugs"), ("retrospto m", "retrospot mug"), ("chcolate b", "chocolate box"), ("lmap", "lamp")]
+        {
+            assert_eq!(shop.complete(typed, 1, &|_| 0.0)[0].prefix, prefix, "{typed}");
+        }
+    }
+
+    #[test]
     fn one_typing_error_is_corrected_if_nothing_matches() {
         let shop = shop();
         for typed in ["choclate", "chocolatte", "chocolste", "chcoolate", "hocolate", "xhocolate", "chocolate bx"] {
@@ -259,7 +271,9 @@ mod tests {
         shop.add_query("Mug  tree", 100.0);
         shop.add_query("blue mug", 1000.0);
         let completions = shop.complete("mug", 10, &|_| 0.0);
-        assert!(completions.contains(&Completion { text: "Mug tree".to_owned(), source: CompletionSource::Query }));
+        let added = |completion: &&Completion| completion.source == CompletionSource::Query;
+        let added: Vec<&str> = completions.iter().filter(added).map(|completion| completion.text.as_str()).collect();
+        assert!(added.contains(&"Mug tree"));
         assert_eq!(completions.iter().filter(|completion| completion.text.eq_ignore_ascii_case("blue mug")).count(), 1);
     }
 
