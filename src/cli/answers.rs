@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use lodestone_core::units::UnixMillis;
 use lodestone_engine::ANSWERS;
-use lodestone_pipeline::answers::{self, AnswerRecord, Damage, ScoreParts, SlotRecord, SlotRow};
+use lodestone_pipeline::answers::{self, AnswerRecord, Damage, SlotExplanation, SlotRecord, SlotRow};
 use std::{
     collections::BTreeMap,
     fmt, fs,
@@ -221,7 +221,7 @@ impl Shown<'_> {
             serde_json::json!({
                 "slot": row.slot,
                 "reasons": reasons(slot),
-                "score_parts": record.score_parts(slot),
+                "score_parts": record.explain_slot(slot),
                 "item_id": row.item,
                 "score": row.score,
                 "serving_config": row.serving_config,
@@ -300,7 +300,7 @@ impl fmt::Display for Shown<'_> {
                 row.slot, row.item, row.score, row.organic_slot
             )?;
             write!(f, "       {}", reasons(slot).join(", "))?;
-            match record.score_parts(slot) {
+            match record.explain_slot(slot) {
                 None => writeln!(f)?,
                 Some(parts) => write_parts(f, &parts)?,
             }
@@ -316,7 +316,7 @@ fn reasons(slot: &SlotRecord) -> Vec<&'static str> {
 }
 
 /// Writes the sum that makes the score, and the sources that found the item.
-fn write_parts(f: &mut fmt::Formatter<'_>, parts: &ScoreParts) -> fmt::Result {
+fn write_parts(f: &mut fmt::Formatter<'_>, parts: &SlotExplanation) -> fmt::Result {
     let mut sum: Vec<String> =
         parts.heads.iter().map(|head| format!("{} {:.4} × {}", head.name, head.probability, head.weight)).collect();
     sum.extend(parts.retrieval.map(|score| format!("retrieval {score:.4}")));

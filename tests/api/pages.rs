@@ -295,7 +295,7 @@ async fn what_was_given_back_in_full_is_not_bought() {
             .iter()
             .map(|(item, quantity)| proto::EventLine {
                 item_id: (*item).to_owned(),
-                quantity: *quantity,
+                quantity: f64::from(*quantity),
                 ..Default::default()
             })
             .collect(),

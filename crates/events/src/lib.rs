@@ -7,8 +7,8 @@ mod event;
 pub mod log;
 mod popularity;
 mod record;
-pub mod storage;
 mod refunds;
+pub mod storage;
 mod writer;
 
 pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper, stable_hash};
@@ -17,5 +17,5 @@ pub use event::{Attribution, Event, EventKind, EventLine};
 pub use log::{EventLog, LogDirectory, TornTail};
 pub use popularity::Popularity;
 pub use record::Change;
-pub use writer::{Apply, Outcome, QueuedWrite, Writer, Written};
 pub use refunds::{RefundLine, Refunds};
+pub use writer::{Apply, Outcome, QueuedWrite, Writer, Written};

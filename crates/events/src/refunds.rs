@@ -79,8 +79,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn refunds(lines: &[(EventKind, u32, u32)]) -> (Vec<usize>, Vec<usize>) {
-        let of = |&(kind, item, pieces): &(EventKind, u32, u32)| {
-            RefundLine { item, kind, thousandths: u64::from(pieces) * 1000 }
+        let of = |&(kind, item, pieces): &(EventKind, u32, u32)| RefundLine {
+            item,
+            kind,
+            thousandths: u64::from(pieces) * 1000,
         };
         let lines: Vec<RefundLine<u32>> = lines.iter().map(of).collect();
         let refunds = Refunds::of(&lines);

@@ -49,8 +49,8 @@ pub(crate) fn matmul(out: &mut [f32], into: Into, a: View, b: View) {
     // output of one column has both orders and stays as it is.
     let (left, right) = if b.columns > 1 { (b.transposed(), a.transposed()) } else { (a, b) };
     let (row_stride, column_stride) = if b.columns > 1 { (1, b.columns as isize) } else { (1, 1) };
-    // SAFETY: the views contain rows × columns numbers at their strides; `out` contains `left.rows` × `right.columns` at
-    // these strides, and is borrowed mutably.
+    // SAFETY: the views contain rows × columns numbers at their strides; `out` contains `left.rows` × `right.columns`
+    // at these strides, and is borrowed mutably.
     unsafe {
         get_gemm_fn()(
             left.rows,

@@ -266,7 +266,7 @@ fn beginning(word: &str) -> String {
 
 fn tokens(text: &str) -> impl Iterator<Item = String> {
     let tokens = text::tokens(text).into_iter();
-    tokens.filter(|token| matches!(token.kind, TokenKind::Word | TokenKind::CjkWord)).map(|token| token.text)
+    tokens.filter(|token| matches!(token.kind, TokenKind::Word | TokenKind::Segment)).map(|token| token.text)
 }
 
 #[cfg(test)]

@@ -39,7 +39,11 @@ pub(crate) fn without_refunded(events: &[DatasetEvent], end: UnixMillis) -> Vec<
         indices.sort_by_key(|index| events[*index].at);
         let line = |index: &usize| {
             let DatasetEvent { item, kind, quantity, .. } = &events[*index];
-            item.as_ref().map(|item| RefundLine { item, kind: *kind, thousandths: quantity.unwrap_or(Quantity::ONE).thousandths().into() })
+            item.as_ref().map(|item| RefundLine {
+                item,
+                kind: *kind,
+                thousandths: quantity.unwrap_or(Quantity::ONE).thousandths().into(),
+            })
         };
         let refunds = Refunds::of(&indices.iter().filter_map(line).collect::<Vec<_>>());
         indices.iter().enumerate().for_each(|(at, index)| is_withdrawn[*index] = refunds.is_withdrawn(at));
@@ -136,7 +140,7 @@ mod tests {
             kind,
             at: UnixMillis(at),
             item: Some(ItemId::parse(item).unwrap()),
-            quantity: 1,
+            quantity: Some(Quantity::ONE),
             price: None,
             currency: String::new(),
             order: String::new(),

@@ -121,12 +121,11 @@ impl History {
     fn apply_refunds(&mut self) {
         let kinds = self.steps.iter().flat_map(|step| step.rows.clone().map(|_| step.kind));
         let lines = kinds.zip(&self.rows).zip(&self.quantities);
-        let line =
-            |((kind, row), quantity): ((EventKind, &u32), &Quantity)| RefundLine {
-                item: *row,
-                kind,
-                thousandths: quantity.thousandths().into(),
-            };
+        let line = |((kind, row), quantity): ((EventKind, &u32), &Quantity)| RefundLine {
+            item: *row,
+            kind,
+            thousandths: quantity.thousandths().into(),
+        };
         let refunds = Refunds::of(&lines.map(line).collect::<Vec<_>>());
         let kept: Vec<usize> = (0..self.rows.len()).filter(|index| !refunds.is_withdrawn(*index)).collect();
         if kept.len() == self.rows.len() {

@@ -231,7 +231,7 @@ impl Lexical {
         let exact = self.exact_matches(&searcher, &parsed.normal, count, keep)?;
         let exact_count = exact.len();
         if exact_count > 0 && has_digit(&parsed.normal) {
-            return Ok(Matches { rows: exact, exact: exact_count, complete: exact_count });
+            return Ok(Matches { rows: exact, exact: exact_count, complete: exact_count, coverage: Vec::new() });
         }
         let mut rows = append_distinct(exact, self.scored(&searcher, &parsed, MatchMode::All, count, keep)?, count);
         let complete = rows.len();

@@ -19,5 +19,5 @@ pub use replay::{
     Propensity, ReplayError, ReplayModels, ReplayedAnswer, digest, replay, seed_of, slate_checksum, team_number,
 };
 pub use rows::{RewardJoin, Rewards, SlotRow, for_each_record, read_rows, write_rows};
-pub use scores::{HeadPart, ScoreParts, SourcePart};
+pub use scores::{HeadPart, SlotExplanation, SourcePart};
 pub use segment::{AnswerLogError, Damage};

@@ -4,7 +4,7 @@ use super::{AnswerRecord, SlotRecord};
 /// How a slot's score came about: the sum over the heads (or else the score of retrieval) plus the tier, times the
 /// factors of the matching boosts.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct ScoreParts {
+pub struct SlotExplanation {
     pub heads: Vec<HeadPart>,
     /// The fused score of retrieval, if the ranking model did not order the answer.
     pub retrieval: Option<f32>,
@@ -35,7 +35,7 @@ pub struct SourcePart {
 impl AnswerRecord {
     /// Returns the parts of a slot's score; none for a pinned item that is not a candidate, or if the record is
     /// inconsistent.
-    pub fn score_parts(&self, slot: &SlotRecord) -> Option<ScoreParts> {
+    pub fn explain_slot(&self, slot: &SlotRecord) -> Option<SlotExplanation> {
         let candidate = slot.item as usize;
         let ranking = self.rankings.get((slot.team as usize).saturating_sub(1))?;
         if candidate >= self.candidate_count() {
@@ -66,7 +66,7 @@ impl AnswerRecord {
             let position = source.candidates.iter().position(|found| *found as usize == candidate)?;
             Some(SourcePart { name: source.name.clone(), rank: position + 1, score: *source.scores.get(position)? })
         };
-        Some(ScoreParts {
+        Some(SlotExplanation {
             heads,
             retrieval,
             tier: self.tiers.get(candidate).copied().unwrap_or(0),
@@ -76,7 +76,7 @@ impl AnswerRecord {
     }
 }
 
-impl ScoreParts {
+impl SlotExplanation {
     /// Returns the score that the parts make. Equal to the slot's score up to rounding.
     pub fn total(&self) -> f32 {
         let sum: f32 = self.heads.iter().map(|head| head.weight * head.probability).sum();
@@ -115,15 +115,15 @@ mod tests {
         };
         // (0.2 + 2 × 0.3 + tier 1) × 2 and (0.5 + 2 × 0.1) × 0.5
         for (item, score) in [(1, 3.6), (0, 0.35)] {
-            let parts = record.score_parts(&slot(item, score)).unwrap();
+            let parts = record.explain_slot(&slot(item, score)).unwrap();
             assert!((parts.total() - score).abs() < 1e-6, "{parts:?}");
         }
-        let parts = record.score_parts(&slot(0, 0.35)).unwrap();
+        let parts = record.explain_slot(&slot(0, 0.35)).unwrap();
         assert_eq!(parts.sources, [SourcePart { name: "lexical".into(), rank: 2, score: 3.0 }]);
         assert_eq!((parts.heads[1].weight, parts.boosts), (2.0, vec![0.5]));
         let unranked = AnswerRecord { head_values: Vec::new(), ..record.clone() };
-        assert!((unranked.score_parts(&slot(1, 2.02)).unwrap().total() - 2.02).abs() < 1e-6);
-        assert!(record.score_parts(&slot(2, 0.0)).is_none(), "a pin that is no candidate has no score");
-        assert!(record.score_parts(&slot(9, 0.0)).is_none());
+        assert!((unranked.explain_slot(&slot(1, 2.02)).unwrap().total() - 2.02).abs() < 1e-6);
+        assert!(record.explain_slot(&slot(2, 0.0)).is_none(), "a pin that is no candidate has no score");
+        assert!(record.explain_slot(&slot(9, 0.0)).is_none());
     }
 }

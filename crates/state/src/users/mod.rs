@@ -3,7 +3,9 @@ mod history;
 mod record;
 
 use dashmap::DashMap;
-pub use history::{EVENTS_MAX, History, HistoryEvent, HistoryQuantity, PastQuery, PurchaseChange, QUERIES_MAX, QUERY_CHARS_MAX};
+pub use history::{
+    EVENTS_MAX, History, HistoryEvent, HistoryQuantity, PastQuery, PurchaseChange, QUERIES_MAX, QUERY_CHARS_MAX,
+};
 use lodestone_catalog::ItemKeys;
 use lodestone_core::ids::UserId;
 use lodestone_events::Event;
