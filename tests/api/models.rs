@@ -9,19 +9,24 @@ use crate::support::{
 use lodestone_catalog::Item;
 use lodestone_core::ids::ItemId;
 use lodestone_engine::{Engine, EngineError, PageTokenError};
-use lodestone_events::{Attribution, EventKind};
+use lodestone_events::{Attribution, Change, EventKind};
+use lodestone_index::Synonyms;
 use lodestone_pipeline::{
     RecommendKind,
     bundle::Bundle,
     features::FEATURE_COUNT,
     ranking::{Device, Ranker, RankingError},
 };
-use lodestone_rollout::{BundleState, BundleStatus, HealthBounds, RolloutError, StoreError};
+use lodestone_rollout::{
+    BundleState, BundleStatus, Generations, HealthBounds, LoadThreads, Loader, RolloutError, Routes, SlateCacheConfig,
+    StoreError, start_shadow,
+};
 use std::{
     collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
@@ -400,4 +405,44 @@ async fn swaps_under_load_fail_no_request_and_leak_no_memory() {
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// A thread of low priority that stalls with the models of background work, as the shadow's may on a busy machine,
+/// delays neither writes nor swaps.
+#[test]
+fn a_stalled_shadow_delays_neither_writes_nor_swaps() {
+    let shop = Shop::new();
+    let loader = Loader {
+        runtime: runtime(),
+        device: Device::Cpu,
+        worker_count: 1,
+        synonyms: Synonyms::default(),
+        state: Arc::default(),
+        window: Duration::from_secs(60),
+        slates: SlateCacheConfig::default(),
+        loads: AtomicU64::new(0),
+    };
+    let threads = LoadThreads::exclusive().unwrap();
+    let load = |name: &str| loader.load(&shop.store_path().join(name), &threads).unwrap();
+    let generations = Arc::new(Generations::new(load("a"), start_shadow().unwrap()));
+    let (current, next) = (generations.current(), Arc::new(load("c")));
+    let stalled = [current.spare_models(), next.spare_models()];
+    let (done, is_done) = mpsc::channel();
+    let writing = std::thread::Builder::new().spawn({
+        let (generations, next) = (generations.clone(), next.clone());
+        move || {
+            // The write has no vectors of this generation, so they are computed when it is applied.
+            let item = Change::Upsert(Box::new(titled("new", "zebra stool")));
+            generations.apply(vec![(1, item, None)]).unwrap();
+            let routes = Routes { current: next, ..Routes::clone(&generations.routes()) };
+            generations.reroute(routes).unwrap();
+            done.send(()).unwrap();
+        }
+    });
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(60)), Ok(()), "a write waits for the stalled thread");
+    drop(stalled);
+    writing.unwrap().join().unwrap();
+    let generation = &generations.current().generation;
+    assert_eq!(generation.name(), "c");
+    assert!(generation.catalog.load().row_of(&generation.state.keys, &ItemId::parse("new").unwrap()).is_some());
 }

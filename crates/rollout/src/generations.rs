@@ -89,7 +89,7 @@ impl Generations {
         let is_new = |loaded: &&Arc<LoadedGeneration>| !known.answering().any(|other| other.number == loaded.number);
         let catch_up = || -> Result<(), GenerationError> {
             let mut new = routes.answering().filter(is_new);
-            new.try_for_each(|loaded| loaded.generation.catch_up(&mut loaded.spare_models()).map(drop))
+            new.try_for_each(|loaded| loaded.generation.catch_up(&mut loaded.writer_models()).map(drop))
         };
         catch_up()?;
         let _writing = self.writing.lock();

@@ -36,8 +36,8 @@ pub type Embedded = Vec<(LoadNumber, ItemVectors)>;
 pub struct LoadedGeneration {
     pub number: LoadNumber,
     pub generation: Generation,
-    /// One entry for each worker, which only that worker locks, so that it never waits; the last is for background
-    /// work.
+    /// One entry for each worker, which writes lock only if the worker is idle or all workers are busy; the last is
+    /// for background work.
     models: Box<[Mutex<Models>]>,
     /// Recent outcomes of its answers.
     pub window: HealthWindow,
@@ -61,7 +61,15 @@ impl LoadedGeneration {
         self.models.iter().map(Mutex::lock)
     }
 
-    /// Locks the models for background work.
+    /// Locks a worker's models for a write. A write must not wait for the models of background work, because threads of
+    /// low priority hold those during a run of the models.
+    pub fn writer_models(&self) -> MutexGuard<'_, Models> {
+        let workers = &self.models[..self.models.len() - 1];
+        workers.iter().find_map(Mutex::try_lock).unwrap_or_else(|| workers[0].lock())
+    }
+
+    /// Locks the models for background work: shadow traffic and loading. Only threads that no write waits for may hold
+    /// them.
     pub fn spare_models(&self) -> MutexGuard<'_, Models> {
         self.models[self.models.len() - 1].lock()
     }
@@ -148,7 +156,7 @@ pub(crate) fn changes_for(
         .map(|(change, embedded)| {
             let vectors = match (&change.1, of_this(embedded)) {
                 (Some(item), None) => {
-                    embed_items(loaded.generation.text_projection(), &mut loaded.spare_models(), &[item])?.pop()
+                    embed_items(loaded.generation.text_projection(), &mut loaded.writer_models(), &[item])?.pop()
                 }
                 (_, vectors) => vectors,
             };
