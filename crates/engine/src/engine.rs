@@ -275,20 +275,23 @@ impl Engine {
             RankingRequest::Search(_) | RankingRequest::Recommend(_) => RESULTS_BYTES_MAX,
         };
         let planned = self.plan(request)?;
-        self.wait_for_position(version, deadline).await;
+        self.wait_for_position(version, deadline).await?;
         let position = self.writer.position();
         let served = self.workers.answer(deadline, planned).await?;
         Ok(self.freeze(served, position, page, bytes_max))
     }
 
     /// Waits until the log is applied up to `version`, for at most half of the remaining time, because an answer that
-    /// declares a stale state is better than none.
-    async fn wait_for_position(&self, version: u64, deadline: Instant) {
+    /// declares a stale state is better than none. Only as many requests may wait as the queue of the workers has
+    /// places.
+    async fn wait_for_position(&self, version: u64, deadline: Instant) -> Result<(), EngineError> {
         if self.writer.position() < version {
             let timeout = deadline.saturating_duration_since(Instant::now()) / 2;
             let mut positions = self.writer.positions();
-            let _ = tokio::time::timeout(timeout, positions.wait_for(|position| *position >= version)).await;
+            let reached = positions.wait_for(|position| *position >= version);
+            let _ = self.workers.wait_for(tokio::time::timeout(timeout, reached)).await?;
         }
+        Ok(())
     }
 
     fn plan(&self, request: RankingRequest) -> Result<PlannedRequest, EngineError> {

@@ -9,7 +9,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 /// The retry delay that a refused caller receives.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -31,6 +31,8 @@ pub(crate) type AnswerBatch<M, Request, Response> = dyn Fn(&mut M, &[Request]) -
 
 pub(crate) struct Workers<M, Request, Response> {
     queue: Sender<Job<M, Request, Response>>,
+    /// One permit for each request that may wait before it enters the queue; as many as the queue is long.
+    waiting: Semaphore,
 }
 
 impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Workers<M, Request, Response> {
@@ -56,7 +58,14 @@ impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Worke
             };
             thread::Builder::new().name(format!("answer-{index}")).spawn(body)?;
         }
-        Ok(Self { queue })
+        Ok(Self { queue, waiting: Semaphore::new(queue_requests_max) })
+    }
+
+    /// Waits for the condition of a request that cannot enter the queue yet. If as many requests wait as the queue may
+    /// have, refuses at once.
+    pub(crate) async fn wait_for<T>(&self, condition: impl Future<Output = T>) -> Result<T, EngineError> {
+        let _permit = self.waiting.try_acquire().map_err(|_| EngineError::Overloaded { retry_after: RETRY_AFTER })?;
+        Ok(condition.await)
     }
 
     /// Answers a request. Waits for the answer until the deadline.
@@ -208,6 +217,28 @@ mod tests {
         let answers = send_while_busy(&workers, &numbers).await;
         assert!(answers.iter().zip(&numbers).all(|(answer, number)| *answer.as_ref().unwrap() == number * 2));
         assert_eq!(*sizes.lock(), [8, 4]);
+    }
+
+    #[tokio::test]
+    async fn requests_that_wait_for_a_condition_are_bounded() {
+        let workers = Workers::start(vec![()], 3, doubling(&Arc::default())).unwrap();
+        let (met, condition) = tokio::sync::watch::channel(false);
+        let wait = || {
+            let mut condition = condition.clone();
+            workers.wait_for(async move { condition.wait_for(|met| *met).await.is_ok() })
+        };
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(wait())).collect();
+        for wait in &mut waiting {
+            assert!(tokio::time::timeout(Duration::ZERO, wait).await.is_err(), "it waits");
+        }
+        assert!(matches!(wait().await, Err(EngineError::Overloaded { .. })));
+        // A caller that has gone leaves its permit.
+        waiting.pop();
+        waiting.push(Box::pin(wait()));
+        assert!(tokio::time::timeout(Duration::ZERO, &mut waiting[2]).await.is_err(), "it waits");
+        met.send(true).unwrap();
+        let results = futures_util::future::join_all(waiting).await;
+        assert!(results.iter().all(|result| matches!(result, Ok(true))), "{results:?}");
     }
 
     #[tokio::test]
