@@ -7,6 +7,7 @@ mod fuzz;
 mod log;
 mod models;
 mod pages;
+mod popularity;
 mod power_loss;
 mod read_your_events;
 mod state;

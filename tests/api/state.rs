@@ -43,8 +43,9 @@ impl State {
     fn view(&self) -> String {
         let now = UnixMillis(START + 90 * UnixMillis::DAY);
         let histories: Vec<_> = (0..5).map(|user| self.users.history(&id(user))).collect();
-        let top = self.popularity.top(99, now);
-        format!("{:?} {histories:?} {top:?} {:?}", self.positions, self.popularity.top_trending(99, now))
+        let popularity: Vec<_> =
+            self.popularity.counts().iter().map(|(key, counts)| (key, counts.score_and_trend(now))).collect();
+        format!("{:?} {histories:?} {popularity:?}", self.positions)
     }
 }
 
@@ -174,7 +175,7 @@ proptest! {
         }
         let now = UnixMillis(START + 10 * UnixMillis::DAY);
         for item in 0..keys.len() {
-            let (a, b) = (arrived.score(ItemKey(item as u32), now), ordered.score(ItemKey(item as u32), now));
+            let [a, b] = [&arrived, &ordered].map(|popularity| popularity.counts().get(ItemKey(item as u32)).score(now));
             prop_assert!((a - b).abs() <= 1e-5 * a.max(1.0));
         }
     }
@@ -201,7 +202,7 @@ fn a_duplicate_within_one_write_counts_once() {
     let (writer, state) = open(directory.path());
     let purchase = event("e", EventKind::Purchase, "p0", "i", START);
     assert_eq!(write(&writer, &[purchase.clone(), purchase]), [Outcome::Accepted, Outcome::Duplicate]);
-    assert_eq!(state.lock().popularity.score(ItemKey(0), UnixMillis(START)), 4.0);
+    assert_eq!(state.lock().popularity.counts().get(ItemKey(0)).score(UnixMillis(START)), 4.0);
     assert_eq!(writer.position(), 1);
 }
 

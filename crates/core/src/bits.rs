@@ -15,6 +15,16 @@ pub fn ones(bits: &[u64], first_word: usize) -> impl Iterator<Item = usize> + '_
     })
 }
 
+/// Returns the indices of the set bits in descending order.
+pub fn ones_descending(bits: &[u64]) -> impl Iterator<Item = usize> + '_ {
+    bits.iter().enumerate().rev().flat_map(|(index, &word)| {
+        let highest = |word: u64| 63 - word.leading_zeros();
+        let without_highest = move |word: &u64| Some(word & !(1 << highest(*word))).filter(|rest| *rest != 0);
+        std::iter::successors((word != 0).then_some(word), without_highest)
+            .map(move |word| index * 64 + highest(word) as usize)
+    })
+}
+
 /// Counts the set bits among the first `length` bits.
 pub fn count(bits: &[u64], length: usize) -> usize {
     let (whole, part) = (length / 64, length % 64);
@@ -33,6 +43,7 @@ mod tests {
             let set: Vec<usize> = (0..400).filter(|index| has(&bits, *index)).collect();
             prop_assert_eq!(ones(&bits, 0).collect::<Vec<_>>(), set.clone());
             prop_assert_eq!(count(&bits, length), set.iter().filter(|index| **index < length).count());
+            prop_assert!(ones_descending(&bits).eq(set.iter().rev().copied()));
             prop_assert!(ones(&bits, 2).eq(set.into_iter().filter(|index| *index >= 128)));
         }
     }

@@ -68,6 +68,9 @@ text_id! {
     EventId
 }
 
+/// The prefix of the keys of anonymous users.
+const ANONYMOUS: &str = "a:";
+
 /// The key of a user's state. A signed-in user and an anonymous visitor never share a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserId(Arc<str>);
@@ -81,6 +84,16 @@ impl UserId {
     pub fn visitor(id: &str) -> Result<Self, IdError> {
         check(id)?;
         Ok(Self(Arc::from(format!("v:{id}"))))
+    }
+
+    /// Returns the key of an imported event without a user. Each such event has a user of its own, who has no history.
+    pub fn anonymous(event: &EventId) -> Self {
+        Self(Arc::from(format!("{ANONYMOUS}{event}")))
+    }
+
+    /// Returns whether [`UserId::anonymous`] returned the key.
+    pub fn is_anonymous(&self) -> bool {
+        self.0.starts_with(ANONYMOUS)
     }
 
     /// Parses a key that [`UserId::as_str`] returned, for records read from the log.

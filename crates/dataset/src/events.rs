@@ -141,11 +141,11 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
     Ok(())
 }
 
-/// Joins the rows of known users to events in time order. Skips rows without a user or with an invalid event id.
+/// Joins rows to events in time order. An event without a user has one of its own, see [`UserId::anonymous`]. Skips
+/// rows with an invalid event id.
 pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     for row in rows {
-        let Some(user) = row.user else { continue };
         let line = row.item.map(|item| EventLine {
             item,
             quantity: row.quantity.unwrap_or(Quantity::ONE),
@@ -156,6 +156,7 @@ pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
             Some(event) if event.id.as_str() == row.event_id => event.lines.extend(line),
             _ => {
                 let Ok(id) = EventId::parse(&row.event_id) else { continue };
+                let user = row.user.unwrap_or_else(|| UserId::anonymous(&id));
                 events.push(Event {
                     session: row.session,
                     lines: line.into_iter().collect(),
@@ -205,7 +206,8 @@ mod tests {
         let read = read_events(&path).unwrap();
         assert_eq!(read, rows);
         let events = into_events(read);
-        assert_eq!(events.iter().map(|event| event.id.as_str()).collect::<Vec<_>>(), ["1", "2"]);
-        assert_eq!(events[1].lines.len(), 2);
+        assert_eq!(events.iter().map(|event| event.id.as_str()).collect::<Vec<_>>(), ["3", "1", "2"]);
+        assert_eq!(events.iter().map(|event| event.user.is_anonymous()).collect::<Vec<_>>(), [true, false, false]);
+        assert_eq!(events[2].lines.len(), 2);
     }
 }

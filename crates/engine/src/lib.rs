@@ -4,6 +4,7 @@
 mod engine;
 mod error;
 mod open;
+mod popularity;
 mod replays;
 mod token;
 mod workers;

@@ -1,6 +1,7 @@
 //! Opens an engine from a bundle, the imported history and the event log.
 use crate::{
     engine::{Engine, EngineConfig, PipelineWorkers},
+    popularity,
     token::{TokenKey, TokenKeyError},
     workers::Workers,
 };
@@ -106,6 +107,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
     let runtime = Runtime::load(options.library)?;
     let (log, recovered) = recover_state(&options, &bundle)?;
     let RecoveredState { state, recent, origin, checkpoint } = recovered;
+    state.publish_popularity(UnixMillis::now());
     let deduper = Arc::new(Mutex::new(recent));
     let checkpoints = (!options.history_ends_now)
         .then(|| Arc::new(Checkpoints::new(state.clone(), deduper.clone(), log.directory(), origin, checkpoint)));
@@ -211,16 +213,18 @@ fn start_workers(
     Workers::start((0..worker_count).collect(), queue_requests_max, Arc::new(run))
 }
 
-/// Returns the function that applies committed changes, and starts the threads that merge live items and write
-/// checkpoints.
+/// Returns the function that applies committed changes, and starts the threads that merge live items, write checkpoints
+/// and publish popularity.
 fn apply_changes(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoints>>) -> io::Result<Apply<Embedded>> {
     let merge_thread = start_merging(generations.clone())?;
     let checkpoint_thread = checkpoints.clone().map(start_checkpoints).transpose()?;
+    let popularity_thread = popularity::start_publishing(generations.state.clone())?;
     Ok(Box::new(move |changes| {
         if let Err(error) = generations.apply(changes) {
             tracing::error!(%error, "a committed change could not be indexed");
         }
-        // If a signal is pending already, the thread will check again anyway.
+        // If a signal is pending already, the threads will check again anyway.
+        let _ = popularity_thread.try_send(());
         if generations.current().generation.needs_merge() {
             let _ = merge_thread.try_send(());
         }

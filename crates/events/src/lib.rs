@@ -15,7 +15,7 @@ pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper, stable_hash};
 pub use error::LogError;
 pub use event::{Attribution, Event, EventKind, EventLine};
 pub use log::{EventLog, LogDirectory, TornTail};
-pub use popularity::Popularity;
+pub use popularity::{Counts, ItemCounts, Popularity, PopularitySnapshot, Rank};
 pub use record::Change;
 pub use refunds::{RefundLine, Refunds};
 pub use writer::{Apply, Outcome, QueuedWrite, Writer, Written};

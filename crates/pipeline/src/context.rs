@@ -5,6 +5,7 @@ use crate::{
     generation::Generation,
     models::Models,
     policy,
+    popularity::PopularityView,
     request::*,
     retrieve::{EligibleRows, Query, RetrievalInput, RetrievalLimits},
     serving::ServingConfig,
@@ -17,6 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Age of the events of a visitor that count for the user who has signed in, in milliseconds: a day. Older ones may be
+/// those of another user of the device.
+const VISITOR_EVENTS_MS: i64 = UnixMillis::DAY;
+
 /// Names and durations of the stages of a request.
 pub type StageTimes = Vec<(&'static str, Duration)>;
 
@@ -28,6 +33,10 @@ pub struct RequestContext<'a> {
     pub history: History,
     pub user: UserContext,
     pub user_known: bool,
+    /// Whether the history includes events of the visitor before the user signed in.
+    pub visitor_history_used: bool,
+    /// The popularity of one moment for all stages.
+    pub popularity: PopularityView,
     /// The log position that the user's history includes.
     pub position: u64,
     /// As the request has it.
@@ -63,7 +72,8 @@ pub struct RankedCandidates {
 }
 
 impl<'a> RequestContext<'a> {
-    /// Takes one snapshot of the user, including the request's context events. Every offered item is eligible.
+    /// Takes one snapshot of the user, including recent events of the visitor if the user has signed in, and the
+    /// request's context events. Every offered item is eligible.
     pub fn new(
         generation: &'a Generation,
         catalog: &'a Arc<Catalog>,
@@ -76,6 +86,8 @@ impl<'a> RequestContext<'a> {
         let known = generation.state.users.history(&viewer.user);
         let user_known = known.is_some();
         let mut history = known.unwrap_or_default();
+        let visitor = viewer.visitor.as_ref().and_then(|visitor| generation.state.users.history(visitor));
+        let visitor_history_used = visitor.is_some_and(|visitor| history.add_recent(&visitor, now, VISITOR_EVENTS_MS));
         if !options.context_events.is_empty() {
             history = history.with_context(&options.context_events, &generation.state.keys);
         }
@@ -86,6 +98,8 @@ impl<'a> RequestContext<'a> {
             now,
             history,
             user_known,
+            visitor_history_used,
+            popularity: generation.popularity(),
             position,
             sent_query: None,
             corrected_query: None,
@@ -113,6 +127,7 @@ impl<'a> RequestContext<'a> {
             generation: self.generation,
             catalog: self.catalog,
             user: &self.user,
+            popularity: &self.popularity,
             query: self.query().map(|text| Query { text, vector: self.query_vector.as_deref() }),
             anchors: &self.user.recent,
             eligible: &self.eligible,
@@ -123,10 +138,9 @@ impl<'a> RequestContext<'a> {
 
     /// Features `[candidates × FEATURE_COUNT]` of the candidates.
     pub fn features(&mut self) -> Vec<f32> {
-        let popularity = self.generation.state.popularity.read();
         let moment = FeatureContext {
             catalog: self.catalog,
-            popularity: &popularity,
+            popularity: &self.popularity,
             now: self.now,
             query_vector: self.query_vector.as_deref(),
             lexical_best: self.candidates.lexical_best,
@@ -135,7 +149,6 @@ impl<'a> RequestContext<'a> {
         for candidate in &self.candidates.list {
             features::append(&mut out, &moment, &self.user, candidate.row, candidate.evidence);
         }
-        drop(popularity);
         self.end_stage("features");
         out
     }
@@ -171,6 +184,7 @@ impl<'a> RequestContext<'a> {
         AnswerInfo {
             degradations: self.degradations.clone(),
             user_known: self.user_known,
+            visitor_history_used: self.visitor_history_used,
             debug: (level >= DebugLevel::Timings).then(|| AnswerDebug {
                 stages: self.stage_times.clone(),
                 sources,

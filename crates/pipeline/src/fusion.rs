@@ -105,10 +105,31 @@ impl Fusion {
 
     /// Adds a source's list, best first, each row once.
     pub fn add(&mut self, source: CandidateSource, found: ScoredRows) {
+        self.add_from_rank(0, source, found);
+    }
+
+    /// Adds the first `count` rows of an ordered list that no list has yet, with ranks after all rows of the other
+    /// lists, so that they follow rows of the same weight.
+    pub fn append(&mut self, source: CandidateSource, rows: impl Iterator<Item = (Row, f32)>, count: usize) {
+        let first = self.found_count();
+        let is_new = |(row, _): &(Row, f32)| {
+            let slot = self.slots[row.index()];
+            slot == NO_SLOT || !self.candidates[slot as usize].is_found()
+        };
+        let rows = rows.filter(is_new).take(count).collect();
+        self.add_from_rank(first, source, rows);
+    }
+
+    /// Number of rows in the lists.
+    pub fn found_count(&self) -> usize {
+        self.candidates.iter().filter(|candidate| candidate.is_found()).count()
+    }
+
+    fn add_from_rank(&mut self, first: usize, source: CandidateSource, found: ScoredRows) {
         let (weight, constant) = (source.fusion_weight(), source.fusion_constant());
         for (rank, &(row, score)) in found.iter().enumerate() {
             let candidate = self.candidate(row);
-            candidate.evidence.fused += weight / (constant + 1.0 + rank as f32);
+            candidate.evidence.fused += weight / (constant + 1.0 + (first + rank) as f32);
             let best = &mut candidate.ranks[source.index()];
             *best = (*best).min(rank.min(NOT_FOUND as usize - 1) as u16);
             if source == CandidateSource::Lexical {
@@ -165,7 +186,7 @@ impl Fusion {
         }
         SLOTS.set(std::mem::take(&mut self.slots));
         let mut list = self.candidates;
-        list.retain(|candidate| candidate.ranks.iter().any(|rank| *rank != NOT_FOUND));
+        list.retain(Candidate::is_found);
         let best_first =
             |a: &Candidate, b: &Candidate| best_first(&(a.row, a.evidence.fused), &(b.row, b.evidence.fused));
         if list.len() > count {
@@ -197,6 +218,11 @@ pub fn best_of(mut found: ScoredRows, count: usize) -> ScoredRows {
 }
 
 impl Candidate {
+    /// Whether any list has it.
+    fn is_found(&self) -> bool {
+        self.ranks.iter().any(|rank| *rank != NOT_FOUND)
+    }
+
     /// The two sources that ranked it best, best first.
     pub fn best_sources(&self) -> [Option<CandidateSource>; 2] {
         let mut best = [(NOT_FOUND, None); 2];
@@ -248,7 +274,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_row_is_lost_or_doubled_and_nothing_stays_from_the_request_before(
-            lists in prop::collection::vec((0usize..8, prop::collection::btree_set(0u32..50, 0..40)), 0..5),
+            lists in prop::collection::vec((0usize..CandidateSource::COUNT, prop::collection::btree_set(0u32..50, 0..40)), 0..5),
             count in 0usize..60,
         ) {
             let lists: Vec<_> =

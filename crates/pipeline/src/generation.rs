@@ -2,6 +2,7 @@
 use super::models::{Models, TextProjection, embed_items};
 use crate::{
     bundle::{Bundle, Manifest},
+    popularity::PopularityView,
     ranking::RankingError,
 };
 use arc_swap::ArcSwap;
@@ -9,7 +10,9 @@ use lodestone_catalog::{Catalog, Item, ItemVectors};
 use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row},
+    units::UnixMillis,
 };
+use lodestone_events::PopularitySnapshot;
 use lodestone_index::{
     CompletionCandidate, CompletionSource, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical,
     LexicalError, Suggester, VectorError, VectorIndex,
@@ -39,6 +42,8 @@ pub struct Generation {
     pub transitions: KeyedNeighbours,
     /// Items that users buy in one basket with an item.
     pub co_purchases: KeyedNeighbours,
+    /// Popularity at the training.
+    trained_popularity: Arc<PopularitySnapshot>,
     text_projection: TextProjection,
     /// Locked while the catalogue and its indexes change.
     write_lock: Mutex<()>,
@@ -82,6 +87,11 @@ impl Generation {
             titles: Suggester::build(bundle.items.iter().flat_map(completion_candidates)),
             transitions: bundle.transitions.by_key(&keys),
             co_purchases: bundle.co_purchases.by_key(&keys),
+            trained_popularity: Arc::new(PopularitySnapshot::new(
+                bundle.popularity.renumbered(&keys),
+                &PopularitySnapshot::default(),
+                UnixMillis(bundle.manifest.trained_until_ms),
+            )),
             text_projection: TextProjection {
                 matrix: bundle.text_projection,
                 query_dimension: bundle.title_vectors.dimensions(),
@@ -184,6 +194,11 @@ impl Generation {
     /// Returns the version of the catalogue changes that are applied.
     pub fn catalogue_version(&self) -> u64 {
         self.catalogue_version.load(Ordering::Acquire)
+    }
+
+    /// Returns the popularity of this moment.
+    pub fn popularity(&self) -> PopularityView {
+        PopularityView::new(self.state.popularity(), self.trained_popularity.clone())
     }
 
     /// Returns the projection of encoded texts into the user space.

@@ -8,13 +8,14 @@ use super::{
 use crate::{
     bundle::Bundle,
     features::{self, FEATURE_COUNT, FeatureContext, UserContext},
+    popularity::PopularityView,
     ranking::{Device, RankingError, Runtime},
 };
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{Quantity, UnixMillis},
 };
-use lodestone_events::{Event, EventKind, EventLine, Popularity};
+use lodestone_events::{Event, EventKind, EventLine};
 use lodestone_state::users::History;
 use serde::{Deserialize, Serialize};
 
@@ -129,10 +130,12 @@ fn answer(
     let query_vector = models.encode_queries(&[query])?.remove(0);
     user.vector = models.encode_users(&[&history], &catalog, now)?.remove(0);
     let eligible = EligibleRows::offered(&catalog);
+    let popularity = PopularityView::default();
     let input = RetrievalInput {
         generation,
         catalog: &catalog,
         user: &user,
+        popularity: &popularity,
         query: query.map(|text| Query { text, vector: query_vector.as_deref() }),
         anchors: &user.recent,
         eligible: &eligible,
@@ -143,7 +146,6 @@ fn answer(
         Some(_) => retrieve::for_query(&input).map_err(super::GenerationError::from)?,
         None => retrieve::similar(&input),
     };
-    let popularity = Popularity::default();
     let context = FeatureContext {
         catalog: &catalog,
         popularity: &popularity,

@@ -13,6 +13,7 @@ pub mod generation;
 pub mod golden;
 pub mod models;
 pub mod policy;
+pub mod popularity;
 pub mod ranking;
 pub mod request;
 pub mod retrieve;

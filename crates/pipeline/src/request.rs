@@ -19,7 +19,10 @@ pub const RESULTS_BYTES_MAX: usize = 3 << 20;
 /// The user or visitor of a request.
 #[derive(Debug, Clone)]
 pub struct Viewer {
+    /// The signed-in user, otherwise the visitor.
     pub user: UserId,
+    /// The browser or device of a signed-in user; none if it is not known.
+    pub visitor: Option<UserId>,
     /// Empty: unknown.
     pub session: String,
     /// A BCP 47 tag, or empty.
@@ -185,6 +188,8 @@ pub struct AnswerInfo {
     pub generation: Arc<str>,
     pub degradations: Vec<Degradation>,
     pub user_known: bool,
+    /// Whether recent events of the visitor were used, because the request names the user and the visitor.
+    pub visitor_history_used: bool,
     pub unknown_items: Vec<ItemId>,
     pub dropped_pins: Vec<ItemId>,
     /// Why a search has no result. None: it has, or the request is no search.

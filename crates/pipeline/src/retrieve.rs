@@ -3,6 +3,7 @@ use crate::{
     features::{RecentItem, UserContext},
     fusion::{Candidates, Fusion, NeighbourTable, Spread, best_of},
     generation::{Generation, Space},
+    popularity::PopularityView,
     source::{CandidateSource, ScoredRows},
 };
 use ahash::AHashSet;
@@ -12,6 +13,7 @@ use lodestone_core::{
     ids::{ItemKey, Row},
     units::UnixMillis,
 };
+use lodestone_events::Rank;
 use lodestone_index::{KeyedNeighbours, LexicalError, dot};
 use std::{borrow::Cow, time::Instant};
 
@@ -54,6 +56,15 @@ impl<'a> EligibleRows<'a> {
         bits::ones(&self.bits, 0).map(|row| Row(row as u32))
     }
 
+    /// In descending order, so that items that were written last come first.
+    fn latest_rows(&self) -> impl Iterator<Item = Row> {
+        bits::ones_descending(&self.bits).map(|row| Row(row as u32))
+    }
+
+    fn count(&self) -> usize {
+        bits::count(&self.bits, self.bits.len() * 64)
+    }
+
     #[inline]
     pub fn contains(&self, row: Row) -> bool {
         bits::has(&self.bits, row.index())
@@ -84,6 +95,7 @@ pub struct RetrievalInput<'a> {
     pub generation: &'a Generation,
     pub catalog: &'a Catalog,
     pub user: &'a UserContext,
+    pub popularity: &'a PopularityView,
     pub query: Option<Query<'a>>,
     /// Items to start from: the request's, otherwise the user's recent ones.
     pub anchors: &'a [RecentItem],
@@ -137,8 +149,25 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
     fusion.add(CandidateSource::Transitions, transitions);
     fusion.add(CandidateSource::CoPurchases, co_purchases);
     fusion.add(CandidateSource::History, history(input));
-    fusion.add(CandidateSource::Popular, popular(input));
+    // The other sources know little about a new user, or find little behind a filter.
+    let missing = input.limits.fused.saturating_sub(fusion.found_count());
+    fusion.add(CandidateSource::Popular, popular(input, missing.max(per_source / 2)));
+    fill_from_catalogue(input, &mut fusion);
     fusion.finish(input.limits.fused)
+}
+
+/// Items that sell more than usual, then popular ones.
+pub fn trending(input: &RetrievalInput) -> Candidates {
+    let count = input.limits.fused;
+    let mut fusion = input.fusion();
+    let row = |key: &ItemKey| {
+        let row = input.eligible_row(*key)?;
+        Some((row, input.popularity.counts(*key).sales_trend(input.now).unwrap_or_default()))
+    };
+    fusion.append(CandidateSource::Trending, input.popularity.trending().iter().filter_map(row), count);
+    fusion.append(CandidateSource::Popular, popular(input, count).into_iter(), count);
+    fill_from_catalogue(input, &mut fusion);
+    fusion.finish(count)
 }
 
 /// Candidates for a query: items with its words, and items whose vectors are close to its vector. If the query is an
@@ -246,11 +275,33 @@ fn history(input: &RetrievalInput) -> ScoredRows {
     best_of(bought.collect(), input.limits.per_source)
 }
 
-/// The most popular items.
-fn popular(input: &RetrievalInput) -> ScoredRows {
-    let top = input.generation.state.popular(input.now);
-    let eligible = top.iter().filter_map(|(key, score)| Some((input.eligible_row(*key)?, *score)));
-    eligible.take(input.limits.per_source / 2).collect()
+/// The `count` most popular eligible items. Reads the items in the order of popularity or, if that takes longer, all
+/// eligible ones.
+pub fn popular(input: &RetrievalInput, count: usize) -> ScoredRows {
+    let score = |key: ItemKey| input.popularity.counts(key).score(input.now);
+    let eligible_count = input.eligible.count();
+    let share = eligible_count as f64 / input.catalog.row_count().max(1) as f64;
+    if (eligible_count as f64) < (count as f64 / share).min(input.popularity.item_count_max() as f64) {
+        let ranked = input.eligible.rows().map(|row| (row, input.catalog.get(row).key));
+        let mut ranked: Vec<(Rank, Row, ItemKey)> =
+            ranked.map(|(row, key)| (input.popularity.counts(key).rank(), row, key)).collect();
+        ranked.retain(|(rank, ..)| *rank != Rank::NONE);
+        ranked.sort_unstable_by(|a, b| a.0.cmp_popular_first(&b.0).then(a.2.cmp(&b.2)));
+        ranked.truncate(count);
+        return ranked.into_iter().map(|(_, row, key)| (row, score(key))).collect();
+    }
+    let eligible = input.popularity.popular().filter_map(|key| Some((input.eligible_row(key)?, score(key))));
+    eligible.take(count).collect()
+}
+
+/// Appends eligible items that no list has, if the lists have fewer rows than the limit. So an answer is not empty
+/// while an eligible item exists.
+fn fill_from_catalogue(input: &RetrievalInput, fusion: &mut Fusion) {
+    let missing = input.limits.fused.saturating_sub(fusion.found_count());
+    if missing > 0 {
+        let rows = input.eligible.latest_rows().map(|row| (row, 0.0));
+        fusion.append(CandidateSource::Catalogue, rows, missing);
+    }
 }
 
 /// The recent items that contribute most to an item's score, by a neighbour table or, without one, by similarity.

@@ -404,11 +404,7 @@ fn recommend(input: &RetrievalInput, context: &RequestContext, request: &Recomme
         RecommendKind::Similar => retrieve::similar(&input),
         RecommendKind::BoughtTogether => retrieve::bought_together(&input),
         RecommendKind::BuyAgain => retrieve::bought_before(&input),
-        RecommendKind::Trending => {
-            let popularity = input.generation.state.popularity.read();
-            let trending = popularity.top_trending(input.limits.fused, input.now);
-            retrieve::ordered_keys(&input, CandidateSource::Popular, trending)
-        }
+        RecommendKind::Trending => retrieve::trending(&input),
         RecommendKind::RecentlyViewed => {
             retrieve::ordered_keys(&input, CandidateSource::History, recently_viewed(context))
         }
@@ -558,9 +554,8 @@ fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Optio
     let code = match request.kind {
         RecommendKind::Similar => ReasonCode::Similar,
         RecommendKind::BoughtTogether => ReasonCode::BoughtTogether,
-        RecommendKind::Trending => ReasonCode::Trending,
         RecommendKind::RecentlyViewed => ReasonCode::RecentlyViewed,
-        RecommendKind::ForYou | RecommendKind::BuyAgain => return None,
+        RecommendKind::ForYou | RecommendKind::BuyAgain | RecommendKind::Trending => return None,
     };
     let anchors = anchors(context, &request.anchors);
     let keys = &context.generation.state.keys;

@@ -452,10 +452,10 @@ impl Slate {
     ) -> Vec<Reason> {
         let plain = |code| Reason { code, evidence: Vec::new() };
         let of_source = |source| match &self.reason {
-            Some(reason) => reason.clone(),
+            Some(reason) => Some(reason.clone()),
             None => self.reason_of(source, entry, generation, catalog),
         };
-        let of_sources = entry.sources.into_iter().flatten().map(of_source);
+        let of_sources = entry.sources.into_iter().flatten().filter_map(of_source);
         let count = if self.reason.is_some() { 1 } else { entry.sources.len() };
         let pinned = entry.is_pinned.then(|| plain(ReasonCode::Pinned));
         let is_new = item.is_some_and(|item| is_new(item, self.now));
@@ -469,7 +469,7 @@ impl Slate {
         entry: &SlateEntry,
         generation: &Generation,
         catalog: &Catalog,
-    ) -> Reason {
+    ) -> Option<Reason> {
         let evidence =
             |table: Option<&KeyedNeighbours>| retrieve::evidence_for(&self.recent, catalog, table, entry.key);
         let (code, evidence) = match source {
@@ -481,8 +481,11 @@ impl Slate {
             CandidateSource::Similar => (ReasonCode::Similar, Vec::new()),
             CandidateSource::Popular => (ReasonCode::Popular, Vec::new()),
             CandidateSource::History => (ReasonCode::BoughtBefore, vec![entry.key]),
+            CandidateSource::Trending => (ReasonCode::Trending, Vec::new()),
+            // It fills the list; nothing speaks for the item.
+            CandidateSource::Catalogue => return None,
         };
-        Reason { code, evidence: evidence.into_iter().map(|key| generation.state.keys.id(key)).collect() }
+        Some(Reason { code, evidence: evidence.into_iter().map(|key| generation.state.keys.id(key)).collect() })
     }
 }
 

@@ -23,10 +23,14 @@ pub enum CandidateSource {
     Popular,
     /// Items of the user's history.
     History,
+    /// Items that sell more than usual.
+    Trending,
+    /// Items of the catalogue in no other list, the latest first, if the other sources do not fill the list.
+    Catalogue,
 }
 
 impl CandidateSource {
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 10;
     pub const ALL: [Self; Self::COUNT] = [
         Self::UserVector,
         Self::QueryVector,
@@ -36,6 +40,8 @@ impl CandidateSource {
         Self::Similar,
         Self::Popular,
         Self::History,
+        Self::Trending,
+        Self::Catalogue,
     ];
 
     /// The name in responses, metrics and records of answers.
@@ -49,6 +55,8 @@ impl CandidateSource {
             Self::Similar => "similar",
             Self::Popular => "popular",
             Self::History => "history",
+            Self::Trending => "trending",
+            Self::Catalogue => "catalogue",
         }
     }
 
@@ -61,7 +69,13 @@ impl CandidateSource {
     pub fn is_vector_search(self) -> bool {
         match self {
             Self::UserVector | Self::QueryVector | Self::Similar => true,
-            Self::Lexical | Self::Transitions | Self::CoPurchases | Self::Popular | Self::History => false,
+            Self::Lexical
+            | Self::Transitions
+            | Self::CoPurchases
+            | Self::Popular
+            | Self::History
+            | Self::Trending
+            | Self::Catalogue => false,
         }
     }
 
@@ -71,7 +85,7 @@ impl CandidateSource {
             Self::UserVector | Self::QueryVector | Self::Transitions => 1.0,
             Self::Lexical => 2.0,
             Self::CoPurchases => 0.7,
-            Self::Similar | Self::Popular => 0.5,
+            Self::Similar | Self::Popular | Self::Trending | Self::Catalogue => 0.5,
             Self::History => 1.2,
         }
     }
@@ -86,7 +100,9 @@ impl CandidateSource {
             | Self::CoPurchases
             | Self::Similar
             | Self::Popular
-            | Self::History => 60.0,
+            | Self::History
+            | Self::Trending
+            | Self::Catalogue => 60.0,
         }
     }
 }

@@ -28,7 +28,7 @@ const CHANGES_MIN: u64 = 500_000;
 const CHANGES_MIN_ON_SHUTDOWN: u64 = 20_000;
 /// Minimum pause between two checkpoints, because a checkpoint of many users has several hundred megabytes.
 const PAUSE_MIN: Duration = Duration::from_secs(30);
-/// Maximum number of keys, or of popularity records, in one part.
+/// Maximum number of keys in one part.
 const PART_COUNT: usize = 8192;
 
 /// Kinds of parts. The numbers are stored.
@@ -47,6 +47,8 @@ mod part {
     pub(super) const EVENT_IDS: u8 = 7;
     /// Count f32, number of users u8, hash of each user u64, then the text.
     pub(super) const SEARCH: u8 = 8;
+    /// How many events of each user counted for popularity within the hour.
+    pub(super) const USER_RATES: u8 = 10;
 }
 
 /// Identifies the imported history that was folded before the log. A checkpoint of another history is not used.
@@ -146,9 +148,10 @@ impl Checkpoints {
         // After both, so that it includes all of their keys.
         put_keys(&mut file, &self.state)?;
         file.put(part::POPULARITY_POSITION, &position.to_le_bytes())?;
-        for records in popularity.chunks(PART_COUNT * lodestone_events::Popularity::RECORD_BYTES) {
-            file.put(part::POPULARITY, records)?;
+        for record in &popularity.0 {
+            file.put(part::POPULARITY, record)?;
         }
+        file.put(part::USER_RATES, &popularity.1)?;
         for search in &small.searches {
             file.put(part::SEARCH, &encode_search(search))?;
         }
@@ -166,10 +169,11 @@ impl Checkpoints {
         Ok(small.position)
     }
 
-    /// Copies the popularity while no write is folded, with its log position.
-    fn copy_popularity(&self) -> (u64, Vec<u8>) {
+    /// Copies the popularity and the users' rates while no write is folded, with their log position.
+    fn copy_popularity(&self) -> (u64, (Vec<Vec<u8>>, Vec<u8>)) {
         let _deduper = self.deduper.lock();
-        (self.state.applied_position(), self.state.popularity.read().records())
+        let popularity = self.state.popularity.lock();
+        (self.state.applied_position(), (popularity.records(), popularity.rates_record()))
     }
 
     fn copy_small(&self) -> SmallParts {
@@ -273,7 +277,8 @@ fn restore_part(
             let position = content.try_into().map_err(|_| "the position of the popularity has not eight bytes")?;
             state.set_popularity_position(u64::from_le_bytes(position));
         }
-        part::POPULARITY => state.popularity.write().restore(content, key)?,
+        part::POPULARITY => state.popularity.lock().restore(content, key)?,
+        part::USER_RATES => state.popularity.lock().restore_rates(content)?,
         part::SEARCH => state.searches.restore(decode_search(content)?),
         part::ITEM => match Change::decode(0, content)? {
             Change::Upsert(item) => state.catalogue.lock().record((item.id.clone(), Some(Arc::new(*item)))),

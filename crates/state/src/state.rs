@@ -5,31 +5,29 @@ use crate::{
     searches::Searches,
     users::{PurchaseChange, Users},
 };
+use arc_swap::ArcSwap;
 use lodestone_catalog::ItemKeys;
-use lodestone_core::{ids::ItemKey, units::UnixMillis};
-use lodestone_events::{Event, EventKind, Popularity};
-use parking_lot::{Mutex, RwLock};
+use lodestone_core::units::UnixMillis;
+use lodestone_events::{Event, EventKind, Popularity, PopularitySnapshot};
+use parking_lot::Mutex;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
-
-/// Number of popular items that are cached.
-const POPULAR_COUNT: usize = 200;
-/// Maximum age of the cached list.
-const POPULAR_AGE_MS_MAX: i64 = 1000;
 
 /// Users, popularity, searches and catalogue changes, for all generations.
 pub struct LiveState {
     /// Keys of all items of any generation and of all items in events.
     pub keys: ItemKeys,
     pub users: Users,
-    pub popularity: RwLock<Popularity>,
+    /// The fold. Locked for one event or one copy at a time, never while a reader computes.
+    pub(crate) popularity: Mutex<Popularity>,
+    /// The popularity that readers see.
+    published: ArcSwap<PopularitySnapshot>,
     /// Past searches, some of which are completions.
     pub searches: Searches,
     /// Catalogue changes since the bundles were trained. Every generation applies them.
     pub catalogue: Mutex<CatalogChanges>,
-    popular: Mutex<PopularCache>,
     applied: AtomicU64,
     /// Log position up to which a restored checkpoint's popularity counts events.
     popularity_restored: AtomicU64,
@@ -41,12 +39,6 @@ pub enum ReplayBase {
     Empty,
     /// Histories of a checkpoint may include events after its position, because it was written during writes.
     Checkpoint,
-}
-
-#[derive(Default)]
-struct PopularCache {
-    at: Option<UnixMillis>,
-    top: Arc<Vec<(ItemKey, f32)>>,
 }
 
 impl Default for LiveState {
@@ -61,10 +53,10 @@ impl LiveState {
         Self {
             keys: ItemKeys::default(),
             users: Users::default(),
-            popularity: RwLock::default(),
+            popularity: Mutex::default(),
+            published: ArcSwap::default(),
             searches,
             catalogue: Mutex::default(),
-            popular: Mutex::default(),
             applied: AtomicU64::new(0),
             popularity_restored: AtomicU64::new(0),
         }
@@ -72,7 +64,7 @@ impl LiveState {
 
     /// Folds one event of the log.
     pub fn apply_event(&self, position: u64, event: &Event) {
-        let changes = self.users.apply(position, event, &self.keys);
+        let changes = self.apply_to_user(position, event);
         self.advance_position(position);
         self.count(event, &changes);
         self.add_search(event);
@@ -84,11 +76,19 @@ impl LiveState {
             ReplayBase::Empty => false,
             ReplayBase::Checkpoint => self.users.includes(&event.user, position),
         };
-        let changes = if is_included { Vec::new() } else { self.users.apply(position, event, &self.keys) };
+        let changes = if is_included { Vec::new() } else { self.apply_to_user(position, event) };
         if base == ReplayBase::Empty || position > self.popularity_restored.load(Ordering::Relaxed) {
             self.count(event, &changes);
         }
         self.add_search(event);
+    }
+
+    /// Adds an event to its user's history. Anonymous events have none.
+    fn apply_to_user(&self, position: u64, event: &Event) -> Vec<PurchaseChange> {
+        match event.user.is_anonymous() {
+            true => Vec::new(),
+            false => self.users.apply(position, event, &self.keys),
+        }
     }
 
     /// Declares that the popularity was restored and counts the events up to this log position.
@@ -98,18 +98,16 @@ impl LiveState {
 
     /// Counts an event for the popularity of its items, without the purchases that were refunded in full.
     fn count(&self, event: &Event, changes: &[PurchaseChange]) {
-        let mut popularity = self.popularity.write();
+        let mut popularity = self.popularity.lock();
         popularity.apply(event, &self.keys);
         for change in changes {
-            match change.counts {
-                true => popularity.restore_purchase(change.item, change.at),
-                false => popularity.remove_purchase(change.item, change.at),
-            }
+            popularity.change_purchase(&event.user, change.item, change.at, change.counts);
         }
     }
 
     fn add_search(&self, event: &Event) {
-        if event.kind == EventKind::Search {
+        // Anonymous searches do not show whether several users searched for a text.
+        if event.kind == EventKind::Search && !event.user.is_anonymous() {
             self.searches.add(&event.query, &event.user);
         }
     }
@@ -124,13 +122,78 @@ impl LiveState {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// Returns the most popular items with their scores, at most [`POPULAR_AGE_MS_MAX`] old.
-    pub fn popular(&self, now: UnixMillis) -> Arc<Vec<(ItemKey, f32)>> {
-        let mut cache = self.popular.lock();
-        if cache.at.is_none_or(|at| (now.0 - at.0).abs() >= POPULAR_AGE_MS_MAX) {
-            cache.top = Arc::new(self.popularity.read().top(POPULAR_COUNT, now));
-            cache.at = Some(now);
-        }
-        cache.top.clone()
+    /// Returns the popularity as of the last [`LiveState::publish_popularity`].
+    pub fn popularity(&self) -> Arc<PopularitySnapshot> {
+        self.published.load_full()
+    }
+
+    /// Makes the folded popularity visible to readers. O(items), so it is not called for a request. Folds continue
+    /// meanwhile, and so do readers.
+    pub fn publish_popularity(&self, now: UnixMillis) {
+        let counts = self.popularity.lock().counts().clone();
+        let snapshot = PopularitySnapshot::new(counts, &self.published.load(), now);
+        self.published.store(Arc::new(snapshot));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::{
+        ids::{EventId, ItemId, ItemKey, UserId},
+        units::Quantity,
+    };
+    use lodestone_events::EventLine;
+    use std::{sync::mpsc, thread, time::Duration};
+
+    fn view(user: &str, item: &str) -> Event {
+        let (id, at) = (EventId::parse("e").unwrap(), UnixMillis(1_700_000_000_000));
+        let line = EventLine { item: ItemId::parse(item).unwrap(), quantity: Quantity::ONE, price: None, rank: 0 };
+        Event { lines: vec![line], ..Event::new(id, EventKind::View, UserId::signed_in(user).unwrap(), at) }
+    }
+
+    /// A thread that stalls while it reads popularity, as a thread of low priority does on a busy machine, holds up
+    /// neither the fold nor the next snapshot nor other readers.
+    #[test]
+    fn a_stalled_reader_delays_neither_writes_nor_other_readers() {
+        let state = Arc::new(LiveState::default());
+        state.apply_event(1, &view("p", "a"));
+        let now = UnixMillis(1_700_000_000_000);
+        state.publish_popularity(now);
+        let (stalled, has_stalled) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let reading = thread::Builder::new().spawn({
+            let state = state.clone();
+            move || {
+                let popularity = state.popularity();
+                stalled.send(()).unwrap();
+                released.recv().unwrap();
+                popularity.popular().len()
+            }
+        });
+        has_stalled.recv().unwrap();
+        let (done, is_done) = mpsc::channel();
+        let writing = thread::Builder::new().spawn({
+            let state = state.clone();
+            move || {
+                state.apply_event(2, &view("q", "b"));
+                state.publish_popularity(now);
+                done.send(state.popularity().counts(ItemKey(1)).score(now)).unwrap();
+            }
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(30)), Ok(1.0), "the writer waits for the reader");
+        release.send(()).unwrap();
+        assert_eq!(reading.unwrap().join().unwrap(), 1, "its snapshot did not change");
+        writing.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn an_anonymous_event_counts_for_popularity_and_has_no_history() {
+        let state = LiveState::default();
+        let event = Event { user: UserId::anonymous(&EventId::parse("order 1").unwrap()), ..view("p", "a") };
+        state.apply_event(1, &event);
+        state.publish_popularity(event.at);
+        assert!(state.users.is_empty());
+        assert_eq!(state.popularity().popular(), [ItemKey(0)]);
     }
 }

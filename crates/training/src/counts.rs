@@ -1,4 +1,7 @@
 //! Co-occurrence counts: transitions between interactions of a user, and co-purchases within a basket.
+//!
+//! A user adds a limited amount to a pair and to an item, however often, so that one user or one program does not
+//! decide what is recommended after an item.
 use super::replay::{BASKET_ITEMS_MAX, Interaction};
 use ahash::AHashMap;
 use lodestone_core::ids::{Row, UserId};
@@ -9,56 +12,123 @@ const NEIGHBOURS_MAX: usize = 50;
 /// Earlier interactions of a user from which a transition is counted. Each further one has half the weight of the one
 /// before.
 const STEPS_BACK: usize = 3;
+/// The most that one user adds to a pair.
+const USER_WEIGHT_MAX: f32 = 1.0;
+/// The most interactions of one user that count for the frequency of an item.
+const USER_INTERACTIONS_MAX: f32 = 5.0;
+
+/// Counts of pairs of rows.
+#[derive(Default)]
+struct Pairs(AHashMap<(u32, u32), f32>);
+
+impl Pairs {
+    fn add(&mut self, from: u32, to: u32, weight: f32) {
+        *self.0.entry((from, to)).or_insert(0.0) += weight;
+    }
+
+    /// Adds the pairs of one user, each at most [`USER_WEIGHT_MAX`].
+    fn add_user(&mut self, user: Self) {
+        user.0.into_iter().for_each(|((from, to), weight)| self.add(from, to, weight.min(USER_WEIGHT_MAX)));
+    }
+}
 
 /// Counts transitions: items of a user's later interactions, for each item of an earlier one. Counts are damped by
 /// popularity. The rows of an interaction are below `items`, the number of items.
 pub(crate) fn transitions(interactions: &[Interaction], items: usize) -> Neighbours {
-    let mut counts: AHashMap<(u32, u32), f32> = AHashMap::new();
-    let mut histories: AHashMap<&UserId, Vec<&Interaction>> = AHashMap::new();
-    for interaction in interactions {
-        let Some(user) = &interaction.user else { continue };
-        let history = histories.entry(user).or_default();
-        for (step, previous) in history.iter().rev().take(STEPS_BACK).enumerate() {
-            let pairs = previous.rows.len() * interaction.rows.len();
-            let weight = 0.5f32.powi(step as i32) / (pairs as f32).sqrt().max(1.0);
-            for &from in previous.rows.iter().take(BASKET_ITEMS_MAX) {
-                for &to in interaction.rows.iter().take(BASKET_ITEMS_MAX) {
-                    *counts.entry((from, to)).or_insert(0.0) += weight;
+    let mut counts = Pairs::default();
+    for history in by_user(interactions).into_iter().filter(|history| history.len() > 1) {
+        let mut user = Pairs::default();
+        for (index, interaction) in history.iter().enumerate() {
+            for (step, previous) in history[..index].iter().rev().take(STEPS_BACK).enumerate() {
+                let pairs = previous.rows.len() * interaction.rows.len();
+                let weight = 0.5f32.powi(step as i32) / (pairs as f32).sqrt().max(1.0);
+                for &from in previous.rows.iter().take(BASKET_ITEMS_MAX) {
+                    interaction.rows.iter().take(BASKET_ITEMS_MAX).for_each(|&to| user.add(from, to, weight));
                 }
             }
         }
-        history.push(interaction);
+        counts.add_user(user);
     }
     damped(counts, interactions, items)
 }
 
-/// Counts pairs of items within a basket. Anonymous baskets count as well.
+/// Counts pairs of items within a basket. Anonymous baskets count as well, each as a user of its own.
 pub(crate) fn co_purchases(baskets: &[Interaction], items: usize) -> Neighbours {
-    let mut counts: AHashMap<(u32, u32), f32> = AHashMap::new();
-    for basket in baskets {
-        let rows = &basket.rows[..basket.rows.len().min(BASKET_ITEMS_MAX)];
-        let weight = 1.0 / (rows.len() as f32).ln_1p();
-        for &from in rows {
-            for &to in rows {
-                if from != to {
-                    *counts.entry((from, to)).or_insert(0.0) += weight;
-                }
+    let mut counts = Pairs::default();
+    for of_user in by_user(baskets) {
+        let mut user = Pairs::default();
+        for basket in of_user {
+            let rows = &basket.rows[..basket.rows.len().min(BASKET_ITEMS_MAX)];
+            let weight = 1.0 / (rows.len() as f32).ln_1p();
+            for &from in rows {
+                rows.iter().filter(|to| **to != from).for_each(|&to| user.add(from, to, weight));
             }
         }
+        counts.add_user(user);
     }
     damped(counts, baskets, items)
 }
 
+/// Groups interactions by user, in the order of each user's first one. An anonymous one is a group of its own.
+fn by_user(interactions: &[Interaction]) -> Vec<Vec<&Interaction>> {
+    let mut index_of: AHashMap<&UserId, usize> = AHashMap::new();
+    let mut groups: Vec<Vec<&Interaction>> = Vec::new();
+    for interaction in interactions {
+        let known = interaction.user.as_ref().map(|user| *index_of.entry(user).or_insert(groups.len()));
+        match known.filter(|index| *index < groups.len()) {
+            Some(index) => groups[index].push(interaction),
+            None => groups.push(vec![interaction]),
+        }
+    }
+    groups
+}
+
 /// Divides by the square root of both items' frequencies, because a popular item would otherwise be a neighbour of
 /// every item.
-fn damped(counts: AHashMap<(u32, u32), f32>, baskets: &[Interaction], items: usize) -> Neighbours {
+fn damped(counts: Pairs, interactions: &[Interaction], items: usize) -> Neighbours {
     let mut frequency = vec![0.0f32; items];
-    for &row in baskets.iter().flat_map(|basket| &basket.rows) {
-        frequency[row as usize] += 1.0;
+    for of_user in by_user(interactions) {
+        let mut user: AHashMap<u32, f32> = AHashMap::new();
+        of_user.into_iter().flat_map(|of| &of.rows).for_each(|row| *user.entry(*row).or_default() += 1.0);
+        user.into_iter().for_each(|(row, count)| frequency[row as usize] += count.min(USER_INTERACTIONS_MAX));
     }
-    let pairs = counts.into_iter().map(|((from, to), count)| {
+    let pairs = counts.0.into_iter().map(|((from, to), count)| {
         let scale = ((frequency[from as usize] + 5.0) * (frequency[to as usize] + 5.0)).sqrt();
         (Row(from), Row(to), 10.0 * count / scale)
     });
     Neighbours::from_counts(items, pairs, NEIGHBOURS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::units::UnixMillis;
+    use lodestone_events::EventKind;
+
+    fn basket(user: Option<&str>, at: i64, rows: &[u32]) -> Interaction {
+        let user = user.map(|user| UserId::signed_in(user).unwrap());
+        Interaction { user, at: UnixMillis(at), kind: EventKind::Purchase, rows: rows.to_vec() }
+    }
+
+    /// Rows that follow row 0, best first.
+    fn after_first(neighbours: &Neighbours) -> &[u32] {
+        neighbours.of(Row(0)).0
+    }
+
+    #[test]
+    fn three_users_outweigh_a_hundred_repetitions_of_one() {
+        let mut interactions: Vec<Interaction> =
+            (0..200).map(|at| basket(Some("bot"), at, &[(at % 2) as u32])).collect();
+        for user in ["p", "q", "r"] {
+            interactions.extend([basket(Some(user), 300, &[0]), basket(Some(user), 301, &[2])]);
+        }
+        assert_eq!(after_first(&transitions(&interactions, 3))[0], 2);
+
+        let mut baskets: Vec<Interaction> = (0..100).map(|at| basket(Some("bot"), at, &[0, 1])).collect();
+        baskets.extend(["p", "q", "r"].map(|user| basket(Some(user), 300, &[0, 2])));
+        assert_eq!(after_first(&co_purchases(&baskets, 3)), [2, 1]);
+        // Anonymous baskets are baskets of different users.
+        baskets.extend((0..9).map(|at| basket(None, at, &[0, 1])));
+        assert_eq!(after_first(&co_purchases(&baskets, 3)), [1, 2]);
+    }
 }

@@ -19,6 +19,7 @@ use lodestone_pipeline::{
     bundle::Bundle,
     context,
     ranking::{Device, Runtime},
+    retrieve,
 };
 use std::{fmt, path::Path, time::Instant};
 
@@ -138,7 +139,9 @@ pub(super) fn replay_targets(
     let mut times: Vec<f64> = Vec::new();
     let mut outcomes = events.clone();
     remove_refunded(&mut outcomes);
-    let is_late = |event: &Event| event.at >= trained_until && event.at >= since && !event.lines.is_empty();
+    let is_late = |event: &Event| {
+        event.at >= trained_until && event.at >= since && !event.lines.is_empty() && !event.user.is_anonymous()
+    };
     let has_purchases = outcomes.iter().any(|event| event.kind == EventKind::Purchase && is_late(event));
     let mut done_users: AHashSet<UserId> = AHashSet::new();
     let is_target_kind = |event: &Event| match has_purchases {
@@ -255,11 +258,11 @@ fn lists(
     user: &UserId,
     now: UnixMillis,
 ) -> ([Vec<Row>; 3], RankedCandidates) {
-    let viewer = Viewer { user: user.clone(), session: String::new(), locale: String::new() };
+    let viewer = Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new() };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
+    generation.state.publish_popularity(now);
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, now);
-    let popular = generation.state.popular(now);
-    let popular = popular.iter().filter_map(|(key, _)| catalog.row_of_key(*key)).take(CUTOFF).collect();
+    let popular = retrieve::popular(&context.retrieval_input(), CUTOFF).into_iter().map(|(row, _)| row).collect();
     retrieve_candidates(&mut context, models, None);
     let retrieved = context.candidates.list.iter().map(|candidate| candidate.row).take(CUTOFF).collect();
     let ranked = context::rank(std::slice::from_mut(&mut context), models).remove(0);

@@ -162,10 +162,9 @@ struct Shares {
 impl Shares {
     /// Each moment yields two lists, one without a query and one with. Purchases are rarer, so they get at least half
     /// of the lists.
-    fn new(events: &[Event], times: &Range<UnixMillis>, lists_max: usize) -> Self {
-        let labelled = events.iter().filter(|event| times.contains(&event.at) && event.kind.is_positive());
+    fn new<'a>(moments: impl Iterator<Item = &'a Event>, lists_max: usize) -> Self {
         let (mut purchases, mut others) = (0usize, 0usize);
-        for event in labelled {
+        for event in moments {
             *(if event.kind == EventKind::Purchase { &mut purchases } else { &mut others }) += 1;
         }
         let moments_max = lists_max as f64 / 2.0;
@@ -187,7 +186,8 @@ pub(crate) struct ListInput<'a> {
     pub options: &'a TrainOptions,
 }
 
-/// Replays the events through the serving code and keeps the candidates of retrieval before positive interactions.
+/// Replays the events through the serving code and keeps the candidates of retrieval before positive interactions. May
+/// return few lists, or none.
 pub(crate) fn ranking_lists(
     input: &ListInput,
     models: &mut Models,
@@ -196,12 +196,18 @@ pub(crate) fn ranking_lists(
 ) -> Result<Lists, TrainError> {
     let ListInput { generation, items, events, times, options } = input;
     let outcomes = Outcomes::new(events, items, times.end);
-    let shares = Shares::new(events, times, options.lists_max);
+    // Anonymous events say nothing about users with a history, so they are moments only in a shop of guests.
+    let has_users = events.iter().any(|event| !event.user.is_anonymous());
+    let is_moment = |event: &Event| {
+        event.kind.is_positive() && times.contains(&event.at) && !(has_users && event.user.is_anonymous())
+    };
+    let shares = Shares::new(events.iter().filter(|event| is_moment(event)), options.lists_max);
     let mut lists = Vec::new();
     for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
         let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
-        if event.kind.is_positive() && event.at >= times.start && rng.random_bool(share) {
+        if is_moment(event) && rng.random_bool(share) {
             let positives = outcomes.positives(&event.user, event.at);
+            generation.state.publish_popularity(event.at);
             let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
             lists.extend(list_for(generation, models, event, None, &positives));
@@ -215,12 +221,6 @@ pub(crate) fn ranking_lists(
             progress(Progress { stage: "replay", done, total: events.len(), loss: f32::NAN });
         }
     }
-    if lists.len() < 20 {
-        return Err(TrainError::TooLittle(format!(
-            "only {} lists of known users for the ranking model; at least 20 are needed",
-            lists.len()
-        )));
-    }
     Ok(with_frequent_heads(lists))
 }
 
@@ -232,7 +232,7 @@ fn list_for(
     query: Option<&str>,
     positives: &AHashMap<Row, Labels>,
 ) -> Option<RankingList> {
-    let viewer = Viewer { user: event.user.clone(), session: String::new(), locale: String::new() };
+    let viewer = Viewer { user: event.user.clone(), visitor: None, session: String::new(), locale: String::new() };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, event.at);
     retrieve_candidates(&mut context, models, query);

@@ -93,7 +93,8 @@ pub(crate) fn interactions(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u3
     interactions
 }
 
-/// Returns the purchases; in a shop with fewer than [`BASKETS_MIN`], the items of each visit.
+/// Returns the purchases; in a shop with fewer than [`BASKETS_MIN`], the items of each visit. An anonymous interaction
+/// is a visit of its own.
 pub(crate) fn baskets(interactions: &[Interaction]) -> Vec<Interaction> {
     let is_purchase = |interaction: &&Interaction| interaction.kind == EventKind::Purchase;
     let purchases: Vec<Interaction> = interactions.iter().filter(is_purchase).cloned().collect();
@@ -103,7 +104,10 @@ pub(crate) fn baskets(interactions: &[Interaction]) -> Vec<Interaction> {
     let mut open: AHashMap<&UserId, (usize, UnixMillis)> = AHashMap::new();
     let mut visits: Vec<Interaction> = Vec::new();
     for interaction in interactions {
-        let Some(user) = &interaction.user else { continue };
+        let Some(user) = &interaction.user else {
+            visits.push(interaction.clone());
+            continue;
+        };
         let of_visit =
             open.get(user).filter(|(_, last)| interaction.at.0 - last.0 <= VISIT_MS).map(|(index, _)| *index);
         let index = of_visit.unwrap_or_else(|| {

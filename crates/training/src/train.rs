@@ -9,18 +9,21 @@ use super::{
     onnx::ExportCheck,
     options::TrainOptions,
     query_side::{QuerySide, embed_with, learned_query_side},
-    ranker::{RankerConfig, RankingData, TrainedRanker, train_ranker},
+    ranker::{Calibration, RankerConfig, RankingData, TrainedRanker, train_ranker},
     relevance,
-    replay::{Interaction, baskets, interactions, time_at_share, without_refunded},
+    replay::{Interaction, baskets, interactions, remove_refunded, time_at_share, without_refunded},
     sequence::{Interruption, ItemText},
-    user_encoder::{UserEncoderData, UserSample, train_user_encoder, user_samples},
+    user_encoder::{TARGETS_MIN, UserEncoderData, UserSample, basket_samples, train_user_encoder, user_samples},
     warm_start::{EarlierBundle, EncoderWeights, WarmStart},
 };
 use ahash::AHashMap;
-use lodestone_catalog::{Item, VECTOR_DIM};
-use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_catalog::{Item, ItemKeys, VECTOR_DIM};
+use lodestone_core::{
+    ids::{ItemId, ItemKey},
+    units::UnixMillis,
+};
 use lodestone_dataset as dataset;
-use lodestone_events::Event;
+use lodestone_events::{Event, ItemCounts, Popularity};
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Precision, check_vector};
 use lodestone_pipeline::{
     Generation, Models,
@@ -51,8 +54,10 @@ pub struct TrainReport {
     pub epoch_count: usize,
     pub list_count: usize,
     pub heads: Vec<String>,
-    /// Validation losses of the user encoder and the ranker.
-    pub validation_losses: [f32; 2],
+    /// Validation loss of the user encoder.
+    pub user_encoder_loss: f32,
+    /// Validation loss of the ranking model; none if there were too few lists for one.
+    pub ranker_loss: Option<f32>,
     /// By model: the greatest difference between its ONNX export and the trained original.
     pub exports: Vec<(String, f32)>,
     pub checkpoint: CheckpointUse,
@@ -65,6 +70,8 @@ pub struct TrainReport {
 
 /// Share of the encoders' interactions, the newest, that early stopping uses.
 const VALIDATION_SHARE: f64 = 0.08;
+/// Fewest lists for a ranking model.
+const LISTS_MIN: usize = 20;
 /// Fewest interactions for a training.
 const INTERACTIONS_MIN: usize = 20;
 
@@ -170,11 +177,31 @@ impl Shop {
         time_at_share(self.interactions_before(self.labels_from), 1.0 - VALIDATION_SHARE)
     }
 
-    /// Returns windows of histories for training and later ones for validation.
+    /// Returns windows of histories for training and later ones for validation. If users with a history have few
+    /// interactions, as in a shop of guests, baskets stand in for histories.
     fn user_samples(&self) -> [Vec<UserSample>; 2] {
         let split = self.validated_from();
         let samples = |times| user_samples(&self.events, &self.row_of, times);
-        [samples(UnixMillis(i64::MIN)..split), samples(split..self.labels_from)]
+        let mut both = [samples(UnixMillis(i64::MIN)..split), samples(split..self.labels_from)];
+        if both[0].iter().map(|sample| sample.targets.len()).sum::<usize>() < TARGETS_MIN {
+            let early = &self.kept[0];
+            let (train, validation) = early.split_at(early.partition_point(|interaction| interaction.at < split));
+            both[0].extend(basket_samples(&baskets(train)));
+            both[1].extend(basket_samples(&baskets(validation)));
+        }
+        both
+    }
+
+    /// Returns the popularity at the end of the training data, by row.
+    fn popularity(&self) -> ItemCounts {
+        let (keys, mut popularity) = (ItemKeys::default(), Popularity::default());
+        let rows: Vec<ItemKey> = self.items.iter().map(|item| keys.intern(&item.id)).collect();
+        let events = self.events.iter().take_while(|event| event.at < self.trained_until);
+        let mut events: Vec<Event> = events.cloned().collect();
+        remove_refunded(&mut events);
+        events.iter().for_each(|event| popularity.apply(event, &keys));
+        // The first keys are the rows; items that the table does not contain have later ones.
+        popularity.counts().renumbered(&rows)
     }
 }
 
@@ -260,6 +287,8 @@ impl Training {
             text_projection: user.text_projection,
             transitions: counts::transitions(early, item_count),
             co_purchases: counts::co_purchases(&baskets(early), item_count),
+            // The replay for the ranking model must not know later events.
+            popularity: ItemCounts::default(),
             user_encoder: user.onnx,
             query_encoder: side.model.clone(),
             tokenizer: side.tokenizer.clone(),
@@ -274,20 +303,28 @@ impl Training {
         // After the replay: the floor only removes candidates, and lists whose item is below it teach the ranker too.
         relevance::calibrate(&mut bundle, runtime, progress)?;
         stages.end("relevance");
-        exports.push(ranker.check.clone());
         curves.add("user encoder, validation", &user.validation_losses);
-        curves.add("ranker, validation", &ranker.validation_losses);
+        if let Some(ranker) = &ranker {
+            exports.push(ranker.check.clone());
+            curves.add("ranker, validation", &ranker.validation_losses);
+        }
         bundle.training = Some(serde_json::to_vec(&curves.thinned()).expect("finite numbers serialise to JSON"));
 
         // Counts need no labels, so the final ones use all training data.
         bundle.transitions = counts::transitions(all, item_count);
         bundle.co_purchases = counts::co_purchases(&baskets(all), item_count);
-        bundle.ranker = ranker.onnx;
-        bundle.manifest.heads = heads
-            .iter()
-            .zip(&ranker.calibration)
-            .map(|(name, c)| Head { name: name.clone(), weight: head_weight(name), scale: c.scale, offset: c.offset })
-            .collect();
+        bundle.popularity = shop.popularity();
+        let ranker_loss = ranker.as_ref().map(|ranker| ranker.validation_loss);
+        if let Some(ranker) = ranker {
+            bundle.ranker = ranker.onnx;
+            let head = |(name, c): (&String, &Calibration)| Head {
+                name: name.clone(),
+                weight: head_weight(name),
+                scale: c.scale,
+                offset: c.offset,
+            };
+            bundle.manifest.heads = heads.iter().zip(&ranker.calibration).map(head).collect();
+        }
         let report = TrainReport {
             item_count,
             interaction_count: shop.interactions.len(),
@@ -295,7 +332,8 @@ impl Training {
             epoch_count: user.epochs,
             list_count,
             heads,
-            validation_losses: [user.validation_loss, ranker.validation_loss],
+            user_encoder_loss: user.validation_loss,
+            ranker_loss,
             exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
             checkpoint: CheckpointUse::Nothing,
             start,
@@ -307,7 +345,7 @@ impl Training {
 }
 
 /// Trains the ranking model on a replay of the events after the encoders' data. Returns the model, its heads, and the
-/// number of its lists.
+/// number of its lists. With too few lists there is no model, and answers keep the order of retrieval.
 fn train_on_replay(
     bundle: &Bundle,
     shop: &Shop,
@@ -315,7 +353,7 @@ fn train_on_replay(
     options: &TrainOptions,
     stages: &mut StageTimes,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(TrainedRanker, Vec<String>, usize), TrainError> {
+) -> Result<(Option<TrainedRanker>, Vec<String>, usize), TrainError> {
     let mut models = Models::open(runtime, bundle, Device::Cpu)?;
     let generation = Generation::standalone(copy_for_replay(bundle), 1024)?;
     let input = ListInput {
@@ -330,12 +368,15 @@ fn train_on_replay(
     stages.end("replay");
 
     let list_count = lists.lists.len();
+    if list_count < LISTS_MIN {
+        return Ok((None, Vec::new(), list_count));
+    }
     let (fit_lists, validation) = lists.lists.split_at(list_count - list_count / 6);
     let data = RankingData { lists: fit_lists, validation, feature_names: FEATURES, heads: &lists.heads };
     let config = RankerConfig { seed: options.seed, ..Default::default() };
     let ranker = train_ranker(data, &config, &options.stop, runtime, progress)?;
     stages.end("ranker");
-    Ok((ranker, lists.heads, list_count))
+    Ok((Some(ranker), lists.heads, list_count))
 }
 
 /// Returns the peak resident size of this process, from Linux's `/proc/self/status`.
@@ -393,6 +434,7 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         text_projection: bundle.text_projection.clone(),
         transitions: bundle.transitions.clone(),
         co_purchases: bundle.co_purchases.clone(),
+        popularity: bundle.popularity.clone(),
         user_encoder: Vec::new(),
         encoder_weights: None,
         query_encoder: Vec::new(),

@@ -7,6 +7,7 @@
 use super::{
     Progress,
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
+    replay::{BASKET_ITEMS_MAX, Interaction},
     sequence::{
         EncoderConfig, EventTargets, HISTORY_MAX, Interruption, ItemText, Sample, SequenceEncoder, Tokens,
         TrainedEncoder,
@@ -55,6 +56,29 @@ impl UserSample {
     pub(crate) fn tokens(&self) -> Tokens<'_> {
         Tokens { items: &self.items, kinds: &self.kinds, gaps: &self.gaps }
     }
+}
+
+/// With fewer targets in the histories, baskets stand in for histories.
+pub(crate) const TARGETS_MIN: usize = 100;
+/// Items of a basket that stand in for a history.
+const BASKET_STARTS_MAX: usize = 8;
+
+/// Returns windows that stand in for histories: after one item of a basket, the others are the targets. An item that
+/// was bought alone is its own target, so that its vector follows from its text.
+pub(crate) fn basket_samples(baskets: &[Interaction]) -> Vec<UserSample> {
+    let sample = |basket: &Interaction, from: u32| {
+        let others = basket.rows.iter().copied().filter(|row| *row != from).take(BASKET_ITEMS_MAX);
+        let targets: Vec<u32> = if basket.rows.len() > 1 { others.collect() } else { vec![from] };
+        let weight = loss_weight(basket.kind) / targets.len() as f32;
+        UserSample {
+            items: vec![from],
+            kinds: vec![basket.kind as u8],
+            gaps: vec![0.0],
+            targets: vec![(0, targets.into_iter().map(|row| (row, weight)).collect())],
+        }
+    };
+    let starts = |basket: &Interaction| basket.rows.iter().copied().take(BASKET_STARTS_MAX).collect::<Vec<_>>();
+    baskets.iter().flat_map(|basket| starts(basket).into_iter().map(|from| sample(basket, from))).collect()
 }
 
 /// Returns the loss weight of an interaction of this kind.
@@ -226,8 +250,7 @@ pub(crate) fn train_user_encoder(
     let UserEncoderData { text, item_count, samples, validation } = *data;
     if samples.is_empty() {
         return Err(ModelError::TooLittle(
-            "no user has two positive interactions at different times; the user encoder needs users who have"
-                .to_owned(),
+            "the user encoder needs positive interactions before those of its validation".to_owned(),
         ));
     }
     let mut config = config(samples, item_count, seed);

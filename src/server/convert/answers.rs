@@ -33,6 +33,7 @@ fn info(info: &AnswerInfo, envelope: Envelope) -> proto::AnswerInfo {
         serving_config: info.serving_config.clone(),
         experiment_arms: info.arm.iter().map(arm).collect(),
         explored: info.explored,
+        visitor_history_used: info.visitor_history_used,
     }
 }
 

@@ -2,7 +2,7 @@
 use super::wait::wait_until;
 use lodestone_catalog::Item;
 use lodestone_core::{
-    ids::{ItemId, Row, UserId},
+    ids::{ItemId, ItemKey, Row, UserId},
     units::{Quantity, UnixMillis},
 };
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
@@ -191,11 +191,12 @@ fn reverse_items(bundle: &mut Bundle) {
     let numbers: Vec<u32> = (0..count as u32).rev().collect();
     bundle.transitions = std::mem::take(&mut bundle.transitions).renumbered(&numbers);
     bundle.co_purchases = std::mem::take(&mut bundle.co_purchases).renumbered(&numbers);
+    bundle.popularity = bundle.popularity.renumbered(&numbers.into_iter().map(ItemKey).collect::<Vec<_>>());
 }
 
 /// Returns a signed-in viewer without a session and a locale.
 pub(crate) fn viewer(user: &str) -> Viewer {
-    Viewer { user: UserId::signed_in(user).unwrap(), session: String::new(), locale: String::new() }
+    Viewer { user: UserId::signed_in(user).unwrap(), visitor: None, session: String::new(), locale: String::new() }
 }
 
 /// Returns a deadline for one call: 120 s from now.

@@ -86,8 +86,10 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
             format!("{events:?} {:?} {}", history.queries, history.position)
         })
         .collect();
-    let top: BTreeMap<_, _> = (state.popularity.read().top(1000, now).into_iter())
-        .map(|(key, score)| (state.keys.id(key), format!("{score:.4}")))
+    state.publish_popularity(now);
+    let popularity = state.popularity();
+    let top: BTreeMap<_, _> = (popularity.popular().iter())
+        .map(|key| (state.keys.id(*key), format!("{:.4?}", popularity.counts(*key).score_and_trend(now))))
         .collect();
     let mut queries: Vec<_> = state.searches.all().iter().map(|search| format!("{search:?}")).collect();
     queries.sort();

@@ -10,7 +10,7 @@ use crate::{
 };
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self as dataset, DatasetError};
-use lodestone_events::storage;
+use lodestone_events::{Counts, ItemCounts, storage};
 use lodestone_index::{FileError, FrozenGraph, Neighbours};
 pub use manifest::{FileSum, Head, Manifest, RelevanceFloor, sha256};
 use std::{
@@ -26,6 +26,7 @@ const TITLE_VECTORS: &str = "title_vectors.index";
 const TEXT_PROJECTION: &str = "text_projection.f32";
 const TRANSITIONS: &str = "transitions.neighbours";
 const CO_PURCHASES: &str = "co_purchases.neighbours";
+const POPULARITY: &str = "popularity.counts";
 const USER_ENCODER: &str = "user_encoder.onnx";
 const ENCODER_WEIGHTS: &str = "user_encoder.weights";
 const QUERY_ENCODER: &str = "query_encoder.onnx";
@@ -51,6 +52,8 @@ pub struct Bundle {
     pub transitions: Neighbours,
     /// Items that are bought in the same basket.
     pub co_purchases: Neighbours,
+    /// Popularity at the end of the training data, by row.
+    pub popularity: ItemCounts,
     pub user_encoder: Vec<u8>,
     /// The encoders' weights for a warm start of a later training.
     pub encoder_weights: Option<Vec<u8>>,
@@ -137,6 +140,15 @@ impl Bundle {
                 }),
             }
         };
+        let popularity = || {
+            let path = directory.join(POPULARITY);
+            let bytes = file(POPULARITY)?;
+            let problem = |problem: String| BundleError::Content { path, problem };
+            match bytes.len() == items.len() * Counts::BYTES {
+                true => ItemCounts::from_bytes(&bytes).map_err(|error| problem(error.to_owned())),
+                false => Err(problem(format!("{} bytes for {} items of {}", bytes.len(), items.len(), Counts::BYTES))),
+            }
+        };
         let optional = |name: &str| manifest.files.contains_key(name).then(|| file(name)).transpose();
         let tokenizer = optional(TOKENIZER)?;
         if tokenizer.is_some() != matches!(manifest.query_encoder, QueryEncoderKind::Sentence(_)) {
@@ -158,6 +170,7 @@ impl Bundle {
             golden: optional(GOLDEN)?,
             transitions: neighbours(TRANSITIONS)?,
             co_purchases: neighbours(CO_PURCHASES)?,
+            popularity: popularity()?,
             user_encoder: file(USER_ENCODER)?,
             query_encoder: file(QUERY_ENCODER)?,
             ranker: file(RANKER)?,
@@ -195,10 +208,11 @@ impl Bundle {
             index.write(&path)?;
             self.manifest.add_file(name, &fs::read(&path).map_err(|source| io(&path, source))?);
         }
-        let files: [(&str, Vec<u8>); 6] = [
+        let files: [(&str, Vec<u8>); 7] = [
             (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
             (TRANSITIONS, self.transitions.to_bytes()),
             (CO_PURCHASES, self.co_purchases.to_bytes()),
+            (POPULARITY, self.popularity.to_bytes(self.items.len())),
             (USER_ENCODER, self.user_encoder),
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),

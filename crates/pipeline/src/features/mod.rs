@@ -2,9 +2,9 @@
 //! skew.
 mod user;
 
+use crate::popularity::PopularityView;
 use lodestone_catalog::Catalog;
 use lodestone_core::{ids::Row, units::UnixMillis};
-use lodestone_events::Popularity;
 use lodestone_index::dot;
 use sha2::{Digest, Sha256};
 pub use user::{ItemStats, RecentItem, UserContext};
@@ -46,7 +46,7 @@ pub const FEATURE_COUNT: usize = FEATURES.len();
 /// Identifies the feature definitions. A bundle that was trained with other ones is refused. Raise the version if the
 /// meaning of a feature changes under the same name.
 pub fn schema_hash() -> String {
-    const VERSION: u32 = 4;
+    const VERSION: u32 = 5;
     let mut hash = Sha256::new();
     hash.update(VERSION.to_le_bytes());
     hash.update(FEATURES.join(","));
@@ -69,7 +69,7 @@ pub struct SourceEvidence {
 /// The inputs of features that all candidates of a request share.
 pub struct FeatureContext<'a> {
     pub catalog: &'a Catalog,
-    pub popularity: &'a Popularity,
+    pub popularity: &'a PopularityView,
     pub now: UnixMillis,
     /// The vector of the query; none without a query.
     pub query_vector: Option<&'a [f32]>,
@@ -83,7 +83,7 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
     let stats = user.stats(entry.key);
     let (similar_last, similar_max, title_similar_max) = similarity_to_recent(context, user, row);
     let price = entry.log_price;
-    let (popularity, trend) = context.popularity.score_and_trend(entry.key, context.now);
+    let (popularity, trend) = context.popularity.counts(entry.key).score_and_trend(context.now);
     let user_dot = user.vector.as_deref().map_or(0.0, |vector| dot(vector, entry.vectors.user_space()));
     let query_dot = context.query_vector.map_or(0.0, |vector| dot(vector, entry.vectors.query_space()));
     let age_days = entry.created_at.map_or(0.0, |at| context.now.days_since(at));

@@ -146,6 +146,18 @@ impl History {
         (0..self.events.len()).filter_map(change).collect()
     }
 
+    /// Adds the events of another history that are at most `age_ms` old, such as those of the visitor before the user
+    /// signed in. Returns whether there are any.
+    pub fn add_recent(&mut self, other: &Self, now: UnixMillis, age_ms: i64) -> bool {
+        let since_s = UnixMillis(now.0.saturating_sub(age_ms)).seconds_u32();
+        let events = other.events.iter().filter(|event| event.at_s >= since_s);
+        let queries = other.queries.iter().filter(|query| query.at_s >= since_s);
+        let has_any = events.clone().next().is_some() || queries.clone().next().is_some();
+        events.for_each(|event| self.add_event(*event));
+        queries.for_each(|query| self.insert_query(query.clone()));
+        has_any
+    }
+
     /// Returns the items in the cart with their quantities (added minus removed and bought), the latest addition first.
     pub fn cart(&self) -> Vec<(ItemKey, f64)> {
         let mut cart: AHashMap<ItemKey, (u64, usize)> = AHashMap::new();
@@ -228,8 +240,11 @@ impl History {
         if text.is_empty() {
             return;
         }
-        let query = PastQuery { at_s, fraction: fraction(event), text: text.into() };
-        let index = insertion_index(&self.queries, (at_s, query.fraction), |query| (query.at_s, query.fraction));
+        self.insert_query(PastQuery { at_s, fraction: fraction(event), text: text.into() });
+    }
+
+    fn insert_query(&mut self, query: PastQuery) {
+        let index = insertion_index(&self.queries, (query.at_s, query.fraction), |query| (query.at_s, query.fraction));
         if self.queries.len() >= QUERIES_MAX {
             insert_and_drop_first(&mut self.queries, index, query);
         } else {
