@@ -1,6 +1,6 @@
 //! Answers over gRPC while the shop changes: pages of a frozen order, what counts as a match, pins, new items, and
 //! purchases that are given back.
-use crate::support::{bundles::Shop, grpc::GrpcServer};
+use crate::support::{bundles::Shop, grpc::GrpcServer, wait::wait_until};
 use lodestone::server::proto::{
     self, EventType, QueryMatch, ReasonCode, RecommendType, catalog_service_client::CatalogServiceClient,
     event_service_client::EventServiceClient, explain_service_client::ExplainServiceClient,
@@ -8,10 +8,13 @@ use lodestone::server::proto::{
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_rollout::HealthBounds;
+use std::time::Duration;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
 const DAY_S: i64 = 86_400;
+/// The longest time until an answer is in the log of answers.
+const LOG_TIME_MAX: Duration = Duration::from_secs(60);
 
 fn viewer(user: &str) -> Option<proto::Viewer> {
     Some(proto::Viewer { user_id: user.to_owned(), ..Default::default() })
@@ -241,9 +244,15 @@ async fn the_parts_explain_the_score_of_an_answer_and_of_its_replay() {
     };
     assert_eq!((factors("i0"), factors("i1").1), ((1.0, 1.5), 1.0));
 
-    let mut client = ExplainServiceClient::new(channel.clone());
+    // The log of answers has a thread of its own.
     let request = proto::ReplayAnswerRequest { attribution_token: found.attribution_token };
-    let replayed = client.replay_answer(request).await.unwrap().into_inner();
+    let mut replayed = Err(Status::not_found(""));
+    wait_until("the answer is logged", LOG_TIME_MAX, async || {
+        replayed = ExplainServiceClient::new(channel.clone()).replay_answer(request.clone()).await;
+        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
+    })
+    .await;
+    let replayed = replayed.unwrap().into_inner();
     assert!(replayed.identical, "{}", replayed.first_difference);
     let slots: Vec<_> =
         replayed.slots.iter().map(|slot| (slot.score, slot.score_parts.unwrap(), &slot.heads[..])).collect();
