@@ -10,7 +10,7 @@ use lodestone_catalog::Item;
 use lodestone_core::ids::ItemId;
 use lodestone_engine::{Engine, EngineError, PageTokenError};
 use lodestone_events::{Attribution, Change, EventKind};
-use lodestone_index::Synonyms;
+use lodestone_index::{Languages, Synonyms};
 use lodestone_pipeline::{
     RecommendKind,
     bundle::Bundle,
@@ -417,6 +417,7 @@ fn a_stalled_shadow_delays_neither_writes_nor_swaps() {
         device: Device::Cpu,
         worker_count: 1,
         synonyms: Synonyms::default(),
+        languages: Languages::default(),
         state: Arc::default(),
         window: Duration::from_secs(60),
         slates: SlateCacheConfig::default(),

@@ -13,6 +13,7 @@ use lodestone_core::{
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_engine::{Engine, EngineConfig, EngineError, OpenOptions, open};
 use lodestone_events::{Counts, Event, EventKind};
+use lodestone_index::Languages;
 use lodestone_pipeline::{
     Answer, Options, Page, ReasonCode, RecommendKind, RecommendRequest, Viewer, bundle::Bundle, ranking::Device,
 };
@@ -199,6 +200,8 @@ async fn a_shop_of_guests_is_served() {
         library: None,
         device: Device::Cpu,
         synonyms: None,
+        languages: Languages::default(),
+        completion_users_min: 5,
         workers: 1,
         queue_requests_max: 100,
         history_ends_now: false,
