@@ -10,6 +10,7 @@ use lodestone_pipeline::{
     serving::{Serving, ServingConfig},
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
+use lodestone_state::StateLimits;
 use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
@@ -62,6 +63,15 @@ pub(crate) struct ServeArgs {
     /// earlier, the oldest first, when there are more than this.
     #[arg(long, value_name = "N", env = "LODESTONE_DEDUPE_IDS_MAX", default_value_t = lodestone_events::DEDUPE_IDS_MAX)]
     dedupe_ids_max: usize,
+    /// Greatest number of users and visitors with a history. Beyond it, those with the earliest last events are
+    /// forgotten, an eighth of the limit at once.
+    #[arg(long, value_name = "N", env = "LODESTONE_USERS_MAX", default_value_t = StateLimits::default().users_max)]
+    users_max: usize,
+    /// Greatest number of items that events name. Beyond it, the events of those with the earliest last events are
+    /// forgotten, an eighth of the limit at once.
+    #[arg(long, value_name = "N", env = "LODESTONE_EVENT_ITEMS_MAX",
+          default_value_t = StateLimits::default().event_items_max)]
+    event_items_max: usize,
     /// Seconds that an event's time may be ahead of the server's clock. Events further ahead are rejected with both
     /// times.
     #[arg(long, value_name = "S", env = "LODESTONE_EVENT_AHEAD_S_MAX", default_value_t = 300)]
@@ -243,6 +253,7 @@ fn open_engine(args: &ServeArgs, config: EngineConfig, cores: usize) -> anyhow::
         queue_requests_max: args.queue_requests_max,
         history_ends_now: args.history_ends_now,
         dedupe_ids_max: args.dedupe_ids_max,
+        limits: StateLimits { users_max: args.users_max, event_items_max: args.event_items_max },
         config,
     })?)
 }

@@ -64,8 +64,9 @@ impl CatalogService for Services {
                 results.push(rejected(&item.item_id, violations, &mut details));
             }
             self.metrics.wrote("rejected", (results.len() - valid.len()) as u64);
-            let (outcomes, session_version) = self.engine.upsert_items(valid).await.map_err(status::of)?;
-            let results = item_results(results, indices, outcomes);
+            let report = self.engine.upsert_items(valid).await.map_err(status::of)?;
+            let session_version = report.session_version;
+            let results = item_results(results, indices, report.outcomes);
             Ok(Response::new(proto::UpsertItemsResponse { results, session_version }))
         };
         guarded(&self.metrics, "UpsertItems", response).await
@@ -89,8 +90,9 @@ impl CatalogService for Services {
                 results.push(rejected(id, violations, &mut details));
             }
             self.metrics.wrote("rejected", (results.len() - valid.len()) as u64);
-            let (outcomes, session_version) = self.engine.delete_items(valid).await.map_err(status::of)?;
-            let results = item_results(results, indices, outcomes);
+            let report = self.engine.delete_items(valid).await.map_err(status::of)?;
+            let session_version = report.session_version;
+            let results = item_results(results, indices, report.outcomes);
             Ok(Response::new(proto::DeleteItemsResponse { results, session_version }))
         };
         guarded(&self.metrics, "DeleteItems", response).await

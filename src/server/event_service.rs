@@ -8,8 +8,8 @@ use super::{
     violations::{Violation, Violations},
 };
 use lodestone_core::units::UnixMillis;
-use lodestone_engine::{EngineError, WriteOutcome};
-use lodestone_events::{Attribution, Event};
+use lodestone_engine::{EngineError, WriteOutcome, WriteReport};
+use lodestone_events::{Attribution, Event, RepeatedLine};
 use prost::Message;
 use std::{collections::VecDeque, fmt::Display};
 use tokio::task::JoinHandle;
@@ -35,11 +35,22 @@ struct ValidatedEvents {
     events: Vec<Event>,
     /// Indices of the results of `events`.
     indices: Vec<usize>,
+    details: BatchViolations,
 }
 
 impl ValidatedEvents {
-    fn with_outcomes(mut self, outcomes: Vec<WriteOutcome>) -> Vec<proto::EventResult> {
-        for (index, outcome) in self.indices.into_iter().zip(outcomes) {
+    fn with_report(mut self, report: WriteReport) -> Vec<proto::EventResult> {
+        for lines in report.repeated_lines.chunk_by(|a, b| a.change == b.change) {
+            let index = self.indices[lines[0].change];
+            let warning = |repeated: &RepeatedLine| Violation {
+                field: format!("events[{index}].lines[{}]", repeated.line),
+                description: "an earlier event of this user and order has the item; the line is not counted again"
+                    .to_owned(),
+            };
+            let warnings = self.details.of_entry(lines.iter().map(warning).collect());
+            self.results[index].warnings.extend(warnings);
+        }
+        for (index, outcome) in self.indices.into_iter().zip(report.outcomes) {
             self.results[index].status = match outcome {
                 WriteOutcome::Duplicate => proto::EventStatus::Duplicate,
                 _ => proto::EventStatus::Accepted,
@@ -54,9 +65,12 @@ impl Services {
     async fn validate_events(&self, sent: &[proto::Event]) -> ValidatedEvents {
         let now = UnixMillis::now();
         let ahead_max = Some(self.config.event_ahead_max);
-        let mut validated =
-            ValidatedEvents { results: Vec::with_capacity(sent.len()), events: Vec::new(), indices: Vec::new() };
-        let mut details = BatchViolations::default();
+        let mut validated = ValidatedEvents {
+            results: Vec::with_capacity(sent.len()),
+            events: Vec::new(),
+            indices: Vec::new(),
+            details: BatchViolations::default(),
+        };
         for (index, event) in sent.iter().enumerate() {
             if index > 0 && index.is_multiple_of(VALIDATED_AT_ONCE) {
                 tokio::task::yield_now().await;
@@ -67,7 +81,7 @@ impl Services {
             let mut result = proto::EventResult {
                 status: proto::EventStatus::Rejected.into(),
                 event_id: echoed_id(&event.event_id),
-                violations: details.of_entry(violations.found),
+                violations: validated.details.of_entry(violations.found),
                 warnings: Vec::new(),
             };
             if let Some(mut event) = parsed {
@@ -75,7 +89,7 @@ impl Services {
                     result.event_id = event.id.to_string();
                 }
                 let warning = self.check_token(path, &mut event.attribution);
-                result.warnings = details.of_entry(warning.into_iter().collect());
+                result.warnings = validated.details.of_entry(warning.into_iter().collect());
                 validated.events.push(event);
                 validated.indices.push(index);
             }
@@ -110,8 +124,9 @@ impl EventService for Services {
             list_size("events", sent.len(), EVENTS_MAX)?;
             let mut validated = self.validate_events(&sent).await;
             let events = std::mem::take(&mut validated.events);
-            let (outcomes, session_version) = self.engine.write_events(events).await.map_err(status::of)?;
-            let results = validated.with_outcomes(outcomes);
+            let report = self.engine.write_events(events).await.map_err(status::of)?;
+            let session_version = report.session_version;
+            let results = validated.with_report(report);
             Ok(Response::new(proto::WriteEventsResponse { results, session_version }))
         };
         guarded(&self.metrics, "WriteEvents", response).await
@@ -151,8 +166,9 @@ impl Services {
         let engine = self.engine.clone();
         // A task, so that outcomes are counted even if the client ends the stream.
         Ok(tokio::spawn(async move {
-            let (outcomes, version) = engine.finish_events(queued).await?;
-            Ok((validated.with_outcomes(outcomes), version))
+            let report = engine.finish_events(queued).await?;
+            let version = report.session_version;
+            Ok((validated.with_report(report), version))
         }))
     }
 }

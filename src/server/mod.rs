@@ -134,8 +134,15 @@ pub async fn serve(
             let _ = stopped.await;
         });
     let mut server = std::pin::pin!(server);
+    let report_stopped_writes = async {
+        engine.writes_stopped().await;
+        health.set_not_serving::<EventServiceServer<Services>>().await;
+        health.set_not_serving::<CatalogServiceServer<Services>>().await;
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         result = &mut server => return result,
+        () = report_stopped_writes => {}
         () = shutdown => {}
     }
     follows_log.abort();

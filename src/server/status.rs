@@ -42,6 +42,8 @@ enum Reason {
     StorageFull,
     StorageFailed,
     LogDisplaced,
+    ChangeQuarantined,
+    WritesStopped,
     BundleNotFound,
     BundleRefused,
     BundleIsCurrent,
@@ -53,7 +55,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 28] = [
+    const ALL: [Self; 30] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -75,6 +77,8 @@ impl Reason {
         Self::StorageFull,
         Self::StorageFailed,
         Self::LogDisplaced,
+        Self::ChangeQuarantined,
+        Self::WritesStopped,
         Self::BundleNotFound,
         Self::BundleRefused,
         Self::BundleIsCurrent,
@@ -107,6 +111,8 @@ impl Reason {
             Self::StorageFull => "STORAGE_FULL",
             Self::StorageFailed => "STORAGE_FAILED",
             Self::LogDisplaced => "LOG_DISPLACED",
+            Self::ChangeQuarantined => "CHANGE_QUARANTINED",
+            Self::WritesStopped => "WRITES_STOPPED",
             Self::BundleNotFound => "BUNDLE_NOT_FOUND",
             Self::BundleRefused => "BUNDLE_REFUSED",
             Self::BundleIsCurrent => "BUNDLE_IS_CURRENT",
@@ -140,8 +146,12 @@ impl Reason {
             | Self::MessageTooLarge
             | Self::ResponseTooLarge => Code::ResourceExhausted,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
-            Self::StorageFailed | Self::LogDisplaced | Self::StoreFailed | Self::ConnectionFailed => Code::Unavailable,
-            Self::Internal => Code::Internal,
+            Self::StorageFailed
+            | Self::LogDisplaced
+            | Self::WritesStopped
+            | Self::StoreFailed
+            | Self::ConnectionFailed => Code::Unavailable,
+            Self::ChangeQuarantined | Self::Internal => Code::Internal,
         }
     }
 }
@@ -323,6 +333,11 @@ fn of_log(error: &LogError) -> Status {
         LogError::Overloaded => {
             let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(100)));
             status(Reason::Overloaded, error.to_string(), details)
+        }
+        LogError::Quarantined { .. } => status(Reason::ChangeQuarantined, error.to_string(), ErrorDetails::new()),
+        LogError::Stopped | LogError::Stopping { .. } => {
+            let message = "the server takes no more writes after a failure; see its log, and restart it";
+            status(Reason::WritesStopped, message, ErrorDetails::new())
         }
         LogError::Full => status(Reason::StorageFull, "the disk is full; nothing was stored", ErrorDetails::new()),
         LogError::Displaced { .. } => status(

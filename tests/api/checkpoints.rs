@@ -3,13 +3,13 @@
 //! across restarts.
 use crate::support::{
     events::{START, event},
-    live_state::{LoggedState, USERS, recovered, user_id, view},
+    live_state::{LoggedState, NO_EVICTION, USERS, recovered, recovered_with, user_id, view},
 };
 use lodestone_catalog::Item;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_events::{Change, Deduper, EventKind, EventLog, Outcome, checkpoint};
 use lodestone_state::{
-    LiveState,
+    LiveState, StateLimits,
     checkpoints::{Origin, restore},
 };
 use parking_lot::Mutex;
@@ -44,12 +44,22 @@ fn random_change(number: usize, random: &mut StdRng) -> Change {
 
 #[test]
 fn a_checkpoint_and_the_rest_of_the_log_recover_the_state_of_the_whole_log() {
+    check_recovery(NO_EVICTION);
+}
+
+/// Users and items come and go all the time, also while checkpoints are written.
+#[test]
+fn evictions_are_the_same_after_a_replay_and_from_any_checkpoint() {
+    check_recovery(StateLimits { users_max: 15, event_items_max: 30 });
+}
+
+fn check_recovery(limits: StateLimits) {
     const CHANGES: usize = 6000;
     let (directory, runtime) = (tempfile::tempdir().unwrap(), runtime());
     let mut random = StdRng::seed_from_u64(7);
     let mut next = 0;
     for round in 0..4 {
-        let shop = LoggedState::open(directory.path());
+        let shop = LoggedState::open_with(directory.path(), limits);
         let until = CHANGES * (round + 1) / 4;
         let is_writing = AtomicBool::new(true);
         std::thread::scope(|scope| {
@@ -72,21 +82,42 @@ fn a_checkpoint_and_the_rest_of_the_log_recover_the_state_of_the_whole_log() {
             assert!(checkpointing.join().unwrap() > 0 || round == 3);
         });
         let state = view(&shop.state, &shop.recent.lock(), CHANGES);
+        assert!(shop.state.users.len() <= limits.users_max);
+        assert!(shop.state.event_items.lock().len() <= limits.event_items_max);
+        let evictions = (shop.state.users.evicted_count(), shop.state.event_items.lock().evicted_count());
+        assert_eq!(evictions.0 > 100 && evictions.1 > 100, limits != NO_EVICTION, "{evictions:?}");
+        // Released keys are reused: the items of events, those that wait for reuse, and the two of the bundle.
+        assert!(shop.state.keys.key_count() <= 40 + 40 + 2, "{}", shop.state.keys.key_count());
         let last = shop.writer.position();
         assert!((shop.opened_at > 0) == (round > 0), "round {round} was opened at {}", shop.opened_at);
         assert_eq!(last as usize, until);
         drop(shop);
         let log = EventLog::open(directory.path()).unwrap();
-        let quick = recovered(&log, directory.path());
+        let quick = recovered_with(&log, directory.path(), limits);
         assert!(quick.checkpoint > 0);
         assert_eq!(view(&quick.state, &quick.recent, CHANGES), state, "with the checkpoint, round {round}");
         if round == 3 {
             checkpoint::remove(directory.path()).unwrap();
-            let whole = recovered(&log, directory.path());
+            let whole = recovered_with(&log, directory.path(), limits);
             assert_eq!(whole.checkpoint, 0);
             assert_eq!(view(&whole.state, &whole.recent, CHANGES), state, "without the checkpoint");
         }
     }
+}
+
+#[test]
+fn a_state_that_lacks_changes_is_not_written() {
+    let (directory, runtime) = (tempfile::tempdir().unwrap(), runtime());
+    let shop = LoggedState::open(directory.path());
+    let mut random = StdRng::seed_from_u64(9);
+    let changes = (0..100).map(|number| (random_change(number, &mut random), None)).collect();
+    runtime.block_on(shop.writer.write(changes)).unwrap();
+    shop.checkpoints.end();
+    assert!(shop.checkpoints.write().is_err());
+    shop.checkpoints.write_on_shutdown();
+    drop(shop);
+    let log = EventLog::open(directory.path()).unwrap();
+    assert_eq!(recovered(&log, directory.path()).checkpoint, 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! before. `KILLS=200 cargo test --test api crash::` is the long form (`make test-crash`); the default is 6 kills.
 use crate::support::{
     events::{START, event},
-    live_state::{LoggedState, USERS, initial_state, recovered, view},
+    live_state::{LoggedState, NO_EVICTION, USERS, initial_state, recovered, view},
     number_setting, setting,
 };
 use lodestone_events::{Change, Deduper, EventKind, EventLog, checkpoint, log};
@@ -40,7 +40,7 @@ fn hash(view: &str) -> u64 {
 
 /// Returns the hash of the state that the events up to a log position fold to, without checkpoints and recovery.
 fn state_at(directory: &Path, position: u64) -> u64 {
-    let state = initial_state();
+    let state = initial_state(NO_EVICTION);
     log::read(directory, 1, |at, _, change| {
         if let (Change::Event(event), true) = (change, at <= position) {
             state.apply_event(at, &event);

@@ -7,7 +7,7 @@ use lodestone_core::{
 };
 use lodestone_dataset as dataset;
 use lodestone_events::{
-    Attribution, Change, EventKind, EventLog, LogError, Writer,
+    Applied, Attribution, Change, EventKind, EventLog, LogError, Quarantined, Writer,
     checkpoint::CheckpointWriter,
     log::{self, CompactMode, Retention},
 };
@@ -23,7 +23,8 @@ use std::{
 /// Writes each group of changes in one write. The ingestion time of all is `START`.
 fn write(directory: &Path, groups: &[Vec<Change>]) {
     let log = EventLog::open(directory).unwrap();
-    let writer: Writer<()> = Writer::start(log, Arc::default(), || UnixMillis(START), Box::new(|_| ())).unwrap();
+    let writer: Writer<()> =
+        Writer::start(log, Arc::default(), || UnixMillis(START), Box::new(|_| Applied::default())).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for group in groups {
         runtime.block_on(writer.write(group.iter().map(|change| (change.clone(), None)).collect())).unwrap();
@@ -204,6 +205,37 @@ fn compaction_drops_old_events_of_the_named_types_and_the_state_is_folded_from_t
 }
 
 #[test]
+fn readers_and_compaction_skip_quarantined_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let hat = |title: &str| Change::Upsert(Box::new(Item::titled(ItemId::parse("hat").unwrap(), title)));
+    write(directory.path(), &[vec![hat("Good"), hat("Better"), view(3), view(4), hat("Poison")]]);
+    let quarantined = |position, kind: &str, id: &str| Quarantined {
+        position,
+        kind: kind.to_owned(),
+        id: id.to_owned(),
+        reason: "a panic:\tof\ntwo lines".to_owned(),
+    };
+    let changes = [quarantined(5, "upsert_item", "hat"), quarantined(3, "view", "e3")];
+    for change in &changes {
+        EventLog::open(directory.path()).unwrap().quarantine(std::slice::from_ref(change)).unwrap();
+    }
+    let named = lodestone_events::quarantined(directory.path()).unwrap();
+    assert_eq!(named.iter().map(|change| change.position).collect::<Vec<_>>(), [3, 5]);
+    assert_eq!(named[0].reason, "a panic: of two lines");
+    let read = |directory: &Path| {
+        let mut positions = Vec::new();
+        log::read(directory, 1, |position, _, _| positions.push(position)).unwrap();
+        positions
+    };
+    assert_eq!(read(directory.path()), [1, 2, 4]);
+    // The poisoned state does not replace the last good one.
+    log::compact(directory.path(), &Retention::default(), UnixMillis(START), CompactMode::Apply).unwrap();
+    assert_eq!(read(directory.path()), [2, 4]);
+    fs::write(directory.path().join("quarantine"), "damaged").unwrap();
+    assert!(matches!(log::read(directory.path(), 1, |_, _, _| ()), Err(LogError::Damaged { .. })));
+}
+
+#[test]
 fn an_export_has_a_directory_for_each_day_and_marks_foreign_tokens() {
     let (directory, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let day = START / UnixMillis::DAY;
@@ -234,7 +266,7 @@ fn an_export_has_a_directory_for_each_day_and_marks_foreign_tokens() {
 /// Starts a writer that applies nothing.
 fn writer(directory: &Path) -> Writer<()> {
     let log = EventLog::open(directory).unwrap();
-    Writer::start(log, Arc::default(), || UnixMillis(START), Box::new(|_| ())).unwrap()
+    Writer::start(log, Arc::default(), || UnixMillis(START), Box::new(|_| Applied::default())).unwrap()
 }
 
 /// A write with one event.

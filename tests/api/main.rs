@@ -13,6 +13,7 @@ mod read_your_events;
 mod state;
 mod support;
 mod transport;
+mod writes;
 
 /// The allocator of the program, because `models` measures resident memory.
 #[global_allocator]

@@ -8,7 +8,7 @@ use lodestone_core::{
     ids::{ItemKey, UserId},
     units::UnixMillis,
 };
-use lodestone_events::{Change, Deduper, Event, EventKind, EventLog, LogError, Outcome, Popularity, Writer};
+use lodestone_events::{Applied, Change, Deduper, Event, EventKind, EventLog, LogError, Outcome, Popularity, Writer};
 use lodestone_state::users::{EVENTS_MAX, QUERIES_MAX, Users};
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -69,6 +69,7 @@ fn open(directory: &Path) -> (Writer<()>, Arc<Mutex<State>>) {
     let apply = Box::new(move |changes: Vec<(u64, Change, Option<()>)>| {
         let mut state = shared.lock();
         changes.iter().for_each(|(position, change, _)| state.apply(*position, change));
+        Applied::default()
     });
     (Writer::start(log, Arc::new(Mutex::new(recent)), UnixMillis::now, apply).unwrap(), state)
 }
@@ -234,7 +235,10 @@ fn a_full_queue_refuses_a_write_instead_of_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let (open_gate, gate) = crossbeam_channel::bounded::<()>(0);
     let log = EventLog::open(directory.path()).unwrap();
-    let apply = Box::new(move |_: Vec<(u64, Change, Option<()>)>| _ = gate.recv());
+    let apply = Box::new(move |_: Vec<(u64, Change, Option<()>)>| {
+        let _ = gate.recv();
+        Applied::default()
+    });
     let writer = Arc::new(Writer::start(log, Arc::default(), UnixMillis::now, apply).unwrap());
     let (refused, stored) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let tasks: Vec<_> = (0..3000)
@@ -259,10 +263,27 @@ fn a_full_queue_refuses_a_write_instead_of_waiting() {
 }
 
 #[test]
+fn a_panic_of_the_whole_apply_stops_the_writer_and_a_restart_applies_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = EventLog::open(directory.path()).unwrap();
+    let apply = Box::new(|_: Vec<(u64, Change, Option<()>)>| panic!("a bug"));
+    let writer = Writer::start(log, Arc::default(), UnixMillis::now, apply).unwrap();
+    let write = |id: &str| runtime().block_on(writer.write(changes(&[event(id, EventKind::View, "p0", "i", START)])));
+    assert!(matches!(write("e1"), Err(LogError::Stopping { .. })));
+    assert!(matches!(write("e2"), Err(LogError::Stopped)));
+    assert!(*writer.is_stopped().borrow());
+    assert_eq!(writer.position(), 0);
+    drop(writer);
+    let (_writer, state) = open(directory.path());
+    assert_eq!(state.lock().positions, [1]);
+}
+
+#[test]
 fn a_write_that_waits_for_space_in_the_queue_is_not_refused() {
     let directory = tempfile::tempdir().unwrap();
     let log = EventLog::open(directory.path()).unwrap();
-    let writer: Writer<()> = Writer::start(log, Arc::default(), UnixMillis::now, Box::new(|_| ())).unwrap();
+    let writer: Writer<()> =
+        Writer::start(log, Arc::default(), UnixMillis::now, Box::new(|_| Applied::default())).unwrap();
     let writer = Arc::new(writer);
     let tasks: Vec<_> = (0..3000)
         .map(|number| {
@@ -293,7 +314,8 @@ fn an_id_is_a_duplicate_for_seven_days_of_ingestion_time_across_restarts() {
         })
         .unwrap();
         let clock = || UnixMillis(CLOCK_MS.load(Ordering::Relaxed));
-        let writer: Writer<()> = Writer::start(log, Arc::new(Mutex::new(recent)), clock, Box::new(|_| ())).unwrap();
+        let writer: Writer<()> =
+            Writer::start(log, Arc::new(Mutex::new(recent)), clock, Box::new(|_| Applied::default())).unwrap();
         writer
     };
     // Deduplication goes by ingestion time, so that event times in the past do not matter.

@@ -16,36 +16,51 @@ pub const VECTOR_DIM: usize = 64;
 
 /// The learned vectors of one item, each of norm 1, in one allocation.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ItemVectors(Arc<[f32]>);
+pub struct ItemVectors {
+    values: Arc<[f32]>,
+    is_of_bundle: bool,
+}
 
 impl ItemVectors {
     /// Concatenates the vectors. `user_space` has [`VECTOR_DIM`] dimensions, `query_space` those of the query encoder.
     pub fn new(user_space: &[f32], query_space: &[f32]) -> Self {
         assert_eq!(user_space.len(), VECTOR_DIM, "the user space has {VECTOR_DIM} dimensions");
-        Self(user_space.iter().chain(query_space).copied().collect())
+        Self { values: user_space.iter().chain(query_space).copied().collect(), is_of_bundle: false }
+    }
+
+    /// Marks the vectors as those of the item's row in the bundle.
+    pub fn of_bundle(self) -> Self {
+        Self { is_of_bundle: true, ..self }
+    }
+
+    /// Returns true if the bundle contains these vectors at the item's row.
+    pub fn is_of_bundle(&self) -> bool {
+        self.is_of_bundle
     }
 
     /// Returns the vector that is compared with user vectors: `[VECTOR_DIM]`.
     pub fn user_space(&self) -> &[f32] {
-        &self.0[..VECTOR_DIM]
+        &self.values[..VECTOR_DIM]
     }
 
     /// Returns the vector that is compared with query vectors: the encoded title.
     pub fn query_space(&self) -> &[f32] {
-        &self.0[VECTOR_DIM..]
+        &self.values[VECTOR_DIM..]
     }
 }
 
 const NO_ROW: u32 = u32::MAX;
 
-/// Items by row. A write creates a snapshot that shares all unchanged chunks with the previous one. The row of a
-/// replaced or deleted item stays, marked dead, so that the rows in the ANN graphs stay valid.
+/// Items by row. A write creates a snapshot that shares all unchanged chunks with the previous one. An item keeps its
+/// row when it is replaced, and also when it is deleted and written again, so that the rows of the indexes and of
+/// frozen slates stay valid and repeated writes take no memory.
 #[derive(Clone, Default)]
 pub struct Catalog {
     chunks: Vec<Arc<Chunk>>,
     alive: Vec<u64>,
     /// Rows that are alive and in stock.
     offered: Vec<u64>,
+    /// The row of each key, also of a deleted item.
     row_of_key: Arc<Vec<u32>>,
     row_count: usize,
     alive_count: usize,
@@ -55,7 +70,7 @@ pub struct Catalog {
 struct Chunk {
     /// [`BLOCK_ROWS`] rows; fewer in the last chunk.
     rows: Vec<CatalogRow>,
-    /// Set when the chunk is full. Its rows no longer change then, because rows are only appended.
+    /// Set when the chunk is full.
     columns: Option<Columns>,
 }
 
@@ -76,7 +91,7 @@ impl Catalog {
         self.row_count
     }
 
-    /// Returns the number of items that are not deleted or replaced.
+    /// Returns the number of items that are not deleted.
     pub fn item_count(&self) -> usize {
         self.alive_count
     }
@@ -86,7 +101,7 @@ impl Catalog {
         &self.chunks[row.index() / BLOCK_ROWS].rows[row.index() % BLOCK_ROWS]
     }
 
-    /// Returns true for a row of this snapshot whose item was neither replaced nor deleted.
+    /// Returns true for a row of this snapshot whose item is not deleted.
     pub fn is_alive(&self, row: Row) -> bool {
         bits::has(&self.alive, row.index())
     }
@@ -119,84 +134,104 @@ impl Catalog {
     }
 
     pub fn row_of_key(&self, key: ItemKey) -> Option<Row> {
-        match self.row_of_key.get(key.0 as usize) {
-            Some(&row) if row != NO_ROW => Some(Row(row)),
-            _ => None,
-        }
+        self.last_row_of_key(key).filter(|row| self.is_alive(*row))
     }
 
     pub fn row_of(&self, keys: &ItemKeys, id: &ItemId) -> Option<Row> {
         self.row_of_key(keys.get(id)?)
     }
 
-    /// Adds items and replaces those with the same id. Returns the new rows in the order of `items`.
-    pub fn upsert(&mut self, keys: &ItemKeys, items: Vec<(Arc<Item>, ItemVectors)>) -> Vec<Row> {
-        let mut rows = Vec::with_capacity(items.len());
-        for (item, vectors) in items {
-            let key = keys.intern(&item.id);
-            self.mark_dead(key);
-            let log_price = item.price.map_or(0.0, |price| (price.units() as f32).ln_1p());
-            let created_at = item.created_at;
-            let row = self.push(CatalogRow { item, key, vectors, log_price, created_at });
-            let row_of_key = Arc::make_mut(&mut self.row_of_key);
-            if row_of_key.len() <= key.0 as usize {
-                row_of_key.resize(key.0 as usize + 1, NO_ROW);
-            }
-            row_of_key[key.0 as usize] = row.0;
-            rows.push(row);
-        }
-        rows
+    /// Returns the row of an item, also of a deleted one.
+    pub fn last_row_of(&self, keys: &ItemKeys, id: &ItemId) -> Option<Row> {
+        self.last_row_of_key(keys.get(id)?)
     }
 
-    /// Deletes an item. Returns false if the item does not exist.
-    pub fn delete(&mut self, keys: &ItemKeys, id: &ItemId) -> bool {
-        keys.get(id).is_some_and(|key| self.mark_dead(key))
+    fn last_row_of_key(&self, key: ItemKey) -> Option<Row> {
+        self.row_of_key.get(key.0 as usize).filter(|row| **row != NO_ROW).map(|row| Row(*row))
+    }
+
+    /// Adds an item, or replaces the one with the same id. Returns its row.
+    pub fn upsert(&mut self, keys: &ItemKeys, item: Arc<Item>, vectors: ItemVectors) -> Row {
+        let key = keys.intern(&item.id);
+        let log_price = item.price.map_or(0.0, |price| (price.units() as f32).ln_1p());
+        let (created_at, in_stock) = (item.created_at, item.is_in_stock());
+        let content = CatalogRow { item, key, vectors, log_price, created_at };
+        let row = match self.last_row_of_key(key) {
+            Some(row) => {
+                self.replace(row, content);
+                row
+            }
+            None => self.push(content),
+        };
+        set_bit(&mut self.offered, row, in_stock);
+        self.alive_count += usize::from(!self.is_alive(row));
+        set_bit(&mut self.alive, row, true);
+        row
+    }
+
+    /// Deletes an item. Returns its row, or none if the item does not exist.
+    pub fn delete(&mut self, keys: &ItemKeys, id: &ItemId) -> Option<Row> {
+        let row = self.row_of(keys, id)?;
+        set_bit(&mut self.offered, row, false);
+        set_bit(&mut self.alive, row, false);
+        self.alive_count -= 1;
+        Some(row)
+    }
+
+    fn replace(&mut self, row: Row, content: CatalogRow) {
+        let chunk = Arc::make_mut(&mut self.chunks[row.index() / BLOCK_ROWS]);
+        let at = row.index() % BLOCK_ROWS;
+        if let Some(columns) = &mut chunk.columns {
+            columns.replace(at, &chunk.rows[at].item, &content.item);
+        }
+        chunk.rows[at] = content;
     }
 
     fn push(&mut self, content: CatalogRow) -> Row {
         if self.row_count.is_multiple_of(BLOCK_ROWS) {
             self.chunks.push(Arc::default());
         }
-        let in_stock = content.item.is_in_stock();
+        let row = Row(self.row_count as u32);
+        let row_of_key = Arc::make_mut(&mut self.row_of_key);
+        let key = content.key.0 as usize;
+        if row_of_key.len() <= key {
+            row_of_key.resize(key + 1, NO_ROW);
+        }
+        row_of_key[key] = row.0;
         let last = self.chunks.last_mut().expect("a chunk was pushed above");
         let chunk = Arc::make_mut(last);
         chunk.rows.push(content);
         if chunk.rows.len() == BLOCK_ROWS {
             chunk.columns = Some(Columns::of(chunk.rows.iter().map(|row| &*row.item)));
         }
-        let row = self.row_count;
         self.row_count += 1;
-        self.alive_count += 1;
-        if self.alive.len() * 64 <= row {
+        if self.alive.len() * 64 <= row.index() {
             self.alive.push(0);
             self.offered.push(0);
         }
-        self.alive[row / 64] |= 1 << (row % 64);
-        if in_stock {
-            self.offered[row / 64] |= 1 << (row % 64);
-        }
-        Row(row as u32)
+        row
     }
+}
 
-    fn mark_dead(&mut self, key: ItemKey) -> bool {
-        let Some(row) = self.row_of_key(key) else {
-            return false;
-        };
-        Arc::make_mut(&mut self.row_of_key)[key.0 as usize] = NO_ROW;
-        self.offered[row.index() / 64] &= !(1 << (row.index() % 64));
-        self.alive[row.index() / 64] &= !(1 << (row.index() % 64));
-        self.alive_count -= 1;
-        true
-    }
+fn set_bit(bits: &mut [u64], row: Row, value: bool) {
+    let bit = 1 << (row.index() % 64);
+    let word = &mut bits[row.index() / 64];
+    *word = if value { *word | bit } else { *word & !bit };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::AttributeValue;
+    use lodestone_core::units::PriceMicros;
+    use rand::{Rng, SeedableRng, rngs::StdRng};
 
-    fn item(id: &str, title: &str) -> (Arc<Item>, ItemVectors) {
-        let vectors = ItemVectors::new(&[0.0; VECTOR_DIM], &[0.0; VECTOR_DIM]);
-        (Arc::new(Item::titled(ItemId::parse(id).unwrap(), title)), vectors)
+    fn item(id: &str, title: &str) -> Arc<Item> {
+        Arc::new(Item::titled(ItemId::parse(id).unwrap(), title))
+    }
+
+    fn vectors() -> ItemVectors {
+        ItemVectors::new(&[0.0; VECTOR_DIM], &[0.0; VECTOR_DIM])
     }
 
     fn alive(catalog: &Catalog) -> usize {
@@ -204,42 +239,113 @@ mod tests {
     }
 
     #[test]
-    fn replacing_an_item_adds_a_row_and_leaves_older_snapshots_unchanged() {
+    fn a_replaced_item_keeps_its_row_and_older_snapshots_are_unchanged() {
         let keys = ItemKeys::default();
         let mut catalog = Catalog::default();
         let id = ItemId::parse("a").unwrap();
-        let before_rows = catalog.upsert(&keys, vec![item("a", "old"), item("b", "other")]);
+        let row = catalog.upsert(&keys, item("a", "old"), vectors());
+        catalog.upsert(&keys, item("b", "other"), vectors());
         let before = catalog.clone();
-        let after_rows = catalog.upsert(&keys, vec![item("a", "new")]);
+        assert_eq!(catalog.upsert(&keys, item("a", "new"), vectors()), row);
+        let added = catalog.upsert(&keys, item("c", "added"), vectors());
 
-        assert!(!catalog.is_alive(before_rows[0]));
-        assert_eq!(catalog.row_of(&keys, &id), Some(after_rows[0]));
-        assert_eq!(catalog.item_count(), 2);
-        assert_eq!(before.get(before.row_of(&keys, &id).unwrap()).item.title, "old");
-        assert!(!before.is_alive(after_rows[0]), "an older snapshot does not contain newer rows");
+        assert_eq!(catalog.row_of(&keys, &id), Some(row));
+        assert_eq!((catalog.item_count(), catalog.row_count()), (3, 3));
+        assert_eq!(catalog.get(row).item.title, "new");
+        assert_eq!(before.get(row).item.title, "old");
+        assert!(!before.is_alive(added), "an older snapshot does not contain newer rows");
     }
 
     #[test]
-    fn a_deleted_item_can_be_added_again() {
+    fn a_deleted_item_can_be_added_again_and_gets_its_row_back() {
         let keys = ItemKeys::default();
         let mut catalog = Catalog::default();
         let id = ItemId::parse("a").unwrap();
-        catalog.upsert(&keys, vec![item("a", "one")]);
-        assert!(catalog.delete(&keys, &id));
-        assert!(!catalog.delete(&keys, &id));
-        assert_eq!(alive(&catalog), 0);
-        catalog.upsert(&keys, vec![item("a", "again")]);
-        assert_eq!(alive(&catalog), 1);
+        let row = catalog.upsert(&keys, item("a", "one"), vectors());
+        assert_eq!(catalog.delete(&keys, &id), Some(row));
+        assert_eq!(catalog.delete(&keys, &id), None);
+        assert_eq!((alive(&catalog), catalog.item_count(), catalog.row_of(&keys, &id)), (0, 0, None));
+        assert_eq!(catalog.upsert(&keys, item("a", "again"), vectors()), row);
+        assert_eq!((alive(&catalog), catalog.item_count(), catalog.row_of(&keys, &id)), (1, 1, Some(row)));
     }
 
     #[test]
     fn rows_beyond_the_first_chunk_are_addressable() {
         let keys = ItemKeys::default();
         let mut catalog = Catalog::default();
-        let items = (0..3000).map(|n| item(&format!("i{n}"), &format!("title {n}"))).collect();
-        let rows = catalog.upsert(&keys, items);
-        for (n, row) in rows.into_iter().enumerate() {
-            assert_eq!(catalog.get(row).item.title, format!("title {n}"));
+        for n in 0..3000 {
+            let row = catalog.upsert(&keys, item(&format!("i{n}"), &format!("title {n}")), vectors());
+            assert_eq!((row.index(), &*catalog.get(row).item.title), (n, &*format!("title {n}")));
+        }
+    }
+
+    fn random_item(random: &mut StdRng, id: usize) -> Item {
+        let mut item = Item::titled(ItemId::parse(&format!("i{id}")).unwrap(), "title");
+        item.brand = ["Acme", "acme", "Öko", ""][random.random_range(0..4)].to_owned();
+        item.categories = (0..random.random_range(0..3)).map(|n| format!("C{}", n + id % 2)).collect();
+        item.tags = (0..random.random_range(0..3)).map(|_| format!("t{}", random.random_range(0..3))).collect();
+        item.price = random.random_bool(0.8).then(|| PriceMicros::new(random.random_range(0..9) * 1_000_000).unwrap());
+        item.stock_quantity = [None, Some(0), Some(3)][random.random_range(0..3)];
+        item.created_at = random.random_bool(0.5).then(|| UnixMillis(random.random_range(0..5) * UnixMillis::DAY));
+        let values =
+            [AttributeValue::Flag(random.random()), AttributeValue::Number(1.0), AttributeValue::Text("red".into())];
+        if random.random_bool(0.7) {
+            item.attributes.insert("a".to_owned(), values[random.random_range(0..3)].clone());
+        }
+        item
+    }
+
+    /// Thousands of random writes lead to the same matches as one load of the remaining items.
+    #[test]
+    fn filters_match_after_many_writes_as_after_a_fresh_load() {
+        const ITEMS: usize = 2500;
+        let (mut random, keys) = (StdRng::seed_from_u64(1), ItemKeys::default());
+        let (mut catalog, mut items) = (Catalog::default(), vec![None; ITEMS]);
+        for write in 0..4 * ITEMS {
+            let id = if write < ITEMS { write } else { random.random_range(0..ITEMS) };
+            let item = random_item(&mut random, id);
+            if random.random_bool(0.1) {
+                catalog.delete(&keys, &item.id);
+                items[id] = None;
+            } else {
+                catalog.upsert(&keys, Arc::new(item.clone()), vectors());
+                items[id] = Some(item);
+            }
+        }
+        let mut fresh = Catalog::default();
+        for item in items.into_iter().flatten() {
+            fresh.upsert(&keys, Arc::new(item), vectors());
+        }
+        assert!(catalog.row_count() <= ITEMS);
+        assert_eq!(catalog.item_count(), fresh.item_count());
+        let ids = |catalog: &Catalog, rows: &[u64]| {
+            let mut ids: Vec<String> =
+                bits::ones(rows, 0).map(|row| catalog.get(Row(row as u32)).item.id.to_string()).collect();
+            ids.sort();
+            ids
+        };
+        assert_eq!(ids(&catalog, catalog.offered()), ids(&fresh, fresh.offered()));
+        for text in [
+            "brand = \"acme\"",
+            "brand != \"acme\"",
+            "category = \"c1\"",
+            "tags HAS \"t1\"",
+            "NOT tags = \"t1\"",
+            "price < 3",
+            "price >= 8",
+            "price != 4",
+            "stock_quantity > 0",
+            "in_stock = true",
+            "attributes.a = true",
+            "attributes.a = 1",
+            "attributes.a = \"red\"",
+            "create_time < \"1970-01-03T00:00:00Z\"",
+        ] {
+            let filter = Filter::parse(text).unwrap();
+            let (found, expected) =
+                (catalog.matching(&filter, catalog.alive()), fresh.matching(&filter, fresh.alive()));
+            let (found, expected) = (ids(&catalog, &found), ids(&fresh, &expected));
+            assert_eq!(found, expected, "{text}");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Types and pure functions that all crates share: ids, units, bit sets, text, statistics. Apart from
-//! [`units::UnixMillis::now`], nothing here does I/O or reads the clock or the environment.
+//! Types and pure functions that all crates share: ids, units, bit sets, text, statistics, and the faults that tests
+//! inject. Apart from [`units::UnixMillis::now`], nothing here does I/O or reads the clock or the environment.
 #![forbid(unsafe_code)]
 pub mod bits;
+pub mod faults;
 pub mod ids;
 pub mod statistics;
 pub mod text;

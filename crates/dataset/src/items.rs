@@ -86,9 +86,11 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
             currency: optional(currencies, row).unwrap_or_default().to_owned(),
             stock_quantity: match stock {
                 None => None,
-                Some(pieces) => Some(u32::try_from(pieces).map_err(|_| {
-                    columns.bad(row, "stock_quantity", format!("{pieces} is not between 0 and {}", u32::MAX))
-                })?),
+                // A shop that sells more than it has counts below 0.
+                Some(pieces) => Some(
+                    u32::try_from(pieces.max(0))
+                        .map_err(|_| columns.bad(row, "stock_quantity", format!("{pieces} is above {}", u32::MAX)))?,
+                ),
             },
             tags: list_texts(tags, row),
             attributes: serde_json::from_str(optional(attributes, row).unwrap_or("{}"))

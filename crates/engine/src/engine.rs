@@ -1,6 +1,6 @@
 //! Runs requests on the workers, freezes slates for later pages, and writes through the log.
 use crate::{
-    error::{EngineError, PageTokenError, WriteOutcome},
+    error::{EngineError, PageTokenError, WriteOutcome, WriteReport},
     token::{PageToken, TokenKey},
     workers::Workers,
 };
@@ -9,7 +9,7 @@ use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
 };
-use lodestone_events::{Attribution, Change, Event, LogError, Outcome, QueuedWrite, Writer, Written};
+use lodestone_events::{Attribution, Change, Event, LogError, QueuedWrite, Writer, Written};
 use lodestone_index::check_vector;
 use lodestone_pipeline::{
     answers::{AnswerId, AnswerLog, AnswerLogConfig},
@@ -70,8 +70,7 @@ pub struct Engine {
     pub(crate) metrics: Metrics,
 }
 
-/// Results of writes in the order of the request, and the log position that includes them.
-pub(crate) type WriteResult = Result<(Vec<WriteOutcome>, u64), EngineError>;
+pub(crate) type WriteResult = Result<WriteReport, EngineError>;
 
 /// A positive interaction with an answer's result.
 struct Conversion {
@@ -104,6 +103,10 @@ impl Engine {
             log_position: self.writer.position(),
             dedupe_ids: self.writer.dedupe_id_count(),
             checkpoint_position: self.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.position()),
+            quarantined: self.writer.quarantined_count(),
+            evicted_users: self.generations.state.users.evicted_count(),
+            evicted_items: self.generations.state.event_items.lock().evicted_count(),
+            item_keys: self.generations.state.keys.len(),
         })
     }
 
@@ -196,7 +199,7 @@ impl Engine {
     pub async fn write_events(&self, events: Vec<Event>) -> WriteResult {
         let conversions = self.conversions(&events);
         let written = self.finish_write(self.writer.write(event_changes(events)).await)?;
-        self.record_conversions(conversions, &written.0);
+        self.record_conversions(conversions, &written.outcomes);
         Ok(written)
     }
 
@@ -211,7 +214,7 @@ impl Engine {
     /// Waits until queued events are stored and applied.
     pub async fn finish_events(&self, queued: QueuedEvents) -> WriteResult {
         let written = self.finish_write(queued.write.written().await)?;
-        self.record_conversions(queued.conversions, &written.0);
+        self.record_conversions(queued.conversions, &written.outcomes);
         Ok(written)
     }
 
@@ -221,6 +224,12 @@ impl Engine {
         self.writer.displaced()
     }
 
+    /// Waits until the server takes no more writes, because a change failed in a way that only a restart repairs.
+    pub async fn writes_stopped(&self) {
+        // The sender is dropped when the writer ends.
+        let _ = self.writer.is_stopped().wait_for(|is_stopped| *is_stopped).await;
+    }
+
     /// Encodes and writes items. An item is encoded before it is logged, because an acknowledged item must be in
     /// effect. An item without a creation time has that of its first write.
     pub async fn upsert_items(&self, mut items: Vec<Item>) -> WriteResult {
@@ -228,13 +237,6 @@ impl Engine {
         for item in items.iter_mut().filter(|item| item.created_at.is_none()) {
             item.created_at = self.get_item(&item.id).map_or(Some(now), |known| known.created_at);
         }
-        let outcomes: Vec<WriteOutcome> = items
-            .iter()
-            .map(|item| match self.get_item(&item.id) {
-                Some(_) => WriteOutcome::Replaced,
-                None => WriteOutcome::Created,
-            })
-            .collect();
         let generations = self.generations.clone();
         let encode = move |worker: &mut usize| {
             let vectors = generations.embed(*worker, &items);
@@ -247,23 +249,12 @@ impl Engine {
         let (items, vectors) = self.workers.run(Instant::now() + ENCODE_TIMEOUT, encode).await?;
         let changes = items.into_iter().zip(vectors);
         let changes = changes.map(|(item, vectors)| (Change::Upsert(Box::new(item)), Some(vectors))).collect();
-        let written = self.writer.write(changes).await.map_err(EngineError::Log)?;
-        self.count_outcomes(&outcomes);
-        Ok((outcomes, written.session_version))
+        self.finish_write(self.writer.write(changes).await)
     }
 
     pub async fn delete_items(&self, ids: Vec<ItemId>) -> WriteResult {
-        let outcomes: Vec<WriteOutcome> = ids
-            .iter()
-            .map(|id| match self.get_item(id) {
-                Some(_) => WriteOutcome::Deleted,
-                None => WriteOutcome::Unknown,
-            })
-            .collect();
         let changes = ids.into_iter().map(|id| (Change::Delete(id), None)).collect();
-        let written = self.writer.write(changes).await.map_err(EngineError::Log)?;
-        self.count_outcomes(&outcomes);
-        Ok((outcomes, written.session_version))
+        self.finish_write(self.writer.write(changes).await)
     }
 
     /// Runs a request and returns its first page.
@@ -408,14 +399,10 @@ impl Engine {
     }
 
     fn finish_write(&self, written: Result<Written, LogError>) -> WriteResult {
-        let written = written.map_err(EngineError::Log)?;
-        let outcomes = written.outcomes.into_iter().map(|outcome| match outcome {
-            Outcome::Accepted => WriteOutcome::Accepted,
-            Outcome::Duplicate => WriteOutcome::Duplicate,
-        });
-        let outcomes: Vec<WriteOutcome> = outcomes.collect();
-        self.count_outcomes(&outcomes);
-        Ok((outcomes, written.session_version))
+        let report = WriteReport::from(written.map_err(EngineError::Log)?);
+        self.count_outcomes(&report.outcomes);
+        self.metrics.repeated_order_lines(report.repeated_lines.len() as u64);
+        Ok(report)
     }
 
     fn record_metrics(&self, stage_times: &StageTimes, info: &AnswerInfo) {

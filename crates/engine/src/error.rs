@@ -1,5 +1,5 @@
 //! Outcomes of writes, and the errors of the engine.
-use lodestone_events::LogError;
+use lodestone_events::{LogError, Outcome, RepeatedLine, Written};
 use lodestone_pipeline::{
     answers::{AnswerLogError, ReplayError},
     serving::UnknownConfig,
@@ -18,6 +18,25 @@ pub enum WriteOutcome {
     Unknown,
 }
 
+impl From<Outcome> for WriteOutcome {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Accepted => Self::Accepted,
+            Outcome::Duplicate => Self::Duplicate,
+            Outcome::Created => Self::Created,
+            Outcome::Replaced => Self::Replaced,
+            Outcome::Deleted => Self::Deleted,
+            Outcome::Unknown => Self::Unknown,
+        }
+    }
+}
+
+impl From<Written> for WriteReport {
+    fn from(Written { outcomes, repeated_lines, session_version }: Written) -> Self {
+        Self { outcomes: outcomes.into_iter().map(WriteOutcome::from).collect(), repeated_lines, session_version }
+    }
+}
+
 impl WriteOutcome {
     pub fn name(self) -> &'static str {
         match self {
@@ -29,6 +48,17 @@ impl WriteOutcome {
             Self::Unknown => "unknown",
         }
     }
+}
+
+/// The outcome of a write.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WriteReport {
+    /// In the order of the request.
+    pub outcomes: Vec<WriteOutcome>,
+    /// Lines of purchases that an earlier event of the same user and order counted. They are not stored.
+    pub repeated_lines: Vec<RepeatedLine>,
+    /// The log position that includes all changes.
+    pub session_version: u64,
 }
 
 /// The reason why a call of the engine failed.

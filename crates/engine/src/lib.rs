@@ -10,7 +10,7 @@ mod token;
 mod workers;
 
 pub use engine::{Engine, EngineConfig, QueuedEvents};
-pub use error::{EngineError, PageTokenError, WriteOutcome};
+pub use error::{EngineError, PageTokenError, WriteOutcome, WriteReport};
 pub use open::{ANSWERS, OpenError, OpenOptions, open};
 pub use replays::{Replay, ReplayedSlot};
 pub use token::{PageToken, TokenKey, TokenKeyError};

@@ -7,27 +7,29 @@ use crate::{
 };
 use crossbeam_channel::Sender;
 use lodestone_core::units::UnixMillis;
-use lodestone_events::{Apply, EventLog, LogError, Writer, storage::create_directory};
+use lodestone_events::{Applied, Apply, EventLog, LogError, Writer, panic_message, storage::create_directory};
 use lodestone_index::{Languages, Synonyms, SynonymsError};
 use lodestone_pipeline::{
     answers::{AnswerLog, AnswerLogError},
     bundle::{Bundle, BundleError},
-    generation::GenerationError,
+    generation::{GenerationError, catch_panic},
     ranking::{Device, Runtime, RuntimeError},
     run::PlannedRequest,
     serving::ServingError,
 };
 use lodestone_rollout::{
-    BUNDLE_COPIES, BundleSource, Embedded, Generations, LoadError, LoadThreads, Loader, Pointer, Rollout,
-    RolloutConfig, RolloutInput, StoreError, first_bundle, start_shadow,
+    BUNDLE_COPIES, BundleSource, Embedded, Generations, LoadError, LoadThreads, LoadedGeneration, Loader, Pointer,
+    Rollout, RolloutConfig, RolloutInput, StoreError, first_bundle, start_shadow,
 };
 use lodestone_state::{
-    RecoveredState, RecoveryError, RecoveryOptions, Searches, checkpoints::Checkpoints, recover, state_with_items,
+    RecoveredState, RecoveryError, RecoveryOptions, Searches, StateLimits, checkpoints::Checkpoints, recover,
+    state_with_items,
 };
 use lodestone_telemetry::Metrics;
 use parking_lot::Mutex;
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU64},
     thread,
@@ -61,6 +63,7 @@ pub struct OpenOptions<'a> {
     pub history_ends_now: bool,
     /// Maximum number of event ids that are remembered for deduplication.
     pub dedupe_ids_max: usize,
+    pub limits: StateLimits,
     pub config: EngineConfig,
     pub rollout: RolloutConfig,
 }
@@ -197,7 +200,7 @@ fn recover_state(options: &OpenOptions, bundle: &Bundle) -> Result<(EventLog, Re
         dedupe_ids_max: options.dedupe_ids_max,
     };
     let ids = || bundle.items.iter().map(|item| &item.id);
-    let empty = || state_with_items(ids(), Searches::new(options.completion_users_min));
+    let empty = || state_with_items(ids(), Searches::new(options.completion_users_min), options.limits);
     let recovered = recover(&log, &recovery, &empty)?;
     Ok((log, recovered))
 }
@@ -220,12 +223,21 @@ fn apply_changes(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoi
     let checkpoint_thread = checkpoints.clone().map(start_checkpoints).transpose()?;
     let popularity_thread = popularity::start_publishing(generations.state.clone())?;
     Ok(Box::new(move |changes| {
-        if let Err(error) = generations.apply(changes) {
-            tracing::error!(%error, "a committed change could not be indexed");
+        let applied = catch_unwind(AssertUnwindSafe(|| generations.apply(changes)))
+            .unwrap_or_else(|panic| Applied { stop: Some(panic_message(&*panic)), ..Applied::default() });
+        for change in &applied.failures {
+            let (position, kind, id, reason) = (change.position, &change.kind, &change.id, &change.reason);
+            tracing::error!(position, kind, id, reason, "a change could not be applied; it is quarantined");
+        }
+        if let Some(reason) = &applied.stop {
+            tracing::error!(reason, "the server takes no more writes; a restart applies the log again");
+            if let Some(checkpoints) = &checkpoints {
+                checkpoints.end();
+            }
         }
         // If a signal is pending already, the threads will check again anyway.
         let _ = popularity_thread.try_send(());
-        if generations.current().generation.needs_merge() {
+        if answering(&generations).any(|loaded| loaded.generation.needs_merge()) {
             let _ = merge_thread.try_send(());
         }
         if let (Some(checkpoints), Some(thread)) = (&checkpoints, &checkpoint_thread)
@@ -233,7 +245,13 @@ fn apply_changes(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoi
         {
             let _ = thread.try_send(());
         }
+        applied
     }))
+}
+
+/// Returns the generations that answer users, which receive every write.
+fn answering(generations: &Generations) -> impl Iterator<Item = Arc<LoadedGeneration>> {
+    std::iter::once(generations.current()).chain(generations.canary().map(|canary| canary.loaded))
 }
 
 /// Starts the thread that merges live items into new frozen graphs, once now and at each signal. It uses half of the
@@ -246,18 +264,16 @@ fn start_merging(generations: Arc<Generations>) -> io::Result<Sender<()>> {
     let _ = sender.try_send(());
     thread::Builder::new().name("merge".into()).spawn(move || {
         while signals.recv().is_ok() {
-            let current = generations.current();
-            let generation = &current.generation;
-            if !generation.needs_merge() {
-                continue;
-            }
-            let begun = Instant::now();
-            match pool.install(|| generation.merge()) {
-                Ok(()) => {
-                    let items = generation.catalog.load().item_count();
-                    tracing::info!(items, seconds = begun.elapsed().as_secs_f64(), "merged the live items");
+            for loaded in answering(&generations).filter(|loaded| loaded.generation.needs_merge()) {
+                let begun = Instant::now();
+                // A panic must not end the thread, because later merges may succeed.
+                match catch_panic(|| pool.install(|| loaded.generation.merge())) {
+                    Ok(()) => {
+                        let items = loaded.generation.catalog.load().item_count();
+                        tracing::info!(items, seconds = begun.elapsed().as_secs_f64(), "merged the live items");
+                    }
+                    Err(error) => tracing::error!(%error, "the live items could not be merged; they stay live"),
                 }
-                Err(error) => tracing::error!(%error, "the live items could not be merged; they stay live"),
             }
         }
     })?;
@@ -269,8 +285,10 @@ fn start_checkpoints(checkpoints: Arc<Checkpoints>) -> io::Result<Sender<()>> {
     let (sender, signals) = crossbeam_channel::bounded(1);
     thread::Builder::new().name("checkpoint".into()).spawn(move || {
         while signals.recv().is_ok() {
-            if checkpoints.is_due() {
-                checkpoints.write_and_log();
+            // A panic must not end the thread, because later checkpoints may succeed.
+            let write = AssertUnwindSafe(|| checkpoints.is_due().then(|| checkpoints.write_and_log()));
+            if let Err(panic) = catch_unwind(write) {
+                tracing::error!(reason = panic_message(&*panic), "cannot write a checkpoint");
             }
         }
     })?;

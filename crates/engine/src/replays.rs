@@ -85,13 +85,11 @@ fn replay(generation: &Generation, models: &mut Models, record: AnswerRecord) ->
     Ok(Replay { slots, difference: replayed.difference, record })
 }
 
-/// Returns the vectors of the record's bundle rows in the query space. The bundle's rows are the first rows of the
-/// catalogue and remain after a deletion of their items.
+/// Returns the vectors of the record's bundle rows in the query space, as the bundle has them.
 fn bundle_vectors(generation: &Generation, record: &AnswerRecord) -> Vec<(u32, Vec<f32>)> {
-    let catalog = generation.catalog.load();
     let mut rows: Vec<u32> = record.vector_rows.iter().filter_map(|row| row.checked_sub(1)).collect();
-    rows.retain(|row| (*row as usize) < generation.bundle_row_count);
     rows.sort_unstable();
     rows.dedup();
-    rows.into_iter().map(|row| (row, catalog.get(Row(row)).vectors.query_space().to_vec())).collect()
+    let vector = |row: u32| Some((row, generation.bundle_vectors(Row(row))?.query_space().to_vec()));
+    rows.into_iter().filter_map(vector).collect()
 }

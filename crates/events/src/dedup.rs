@@ -1,4 +1,5 @@
-//! Deduplication of events by their ids.
+//! Deduplication of events by their ids, and of purchases by user, order and item.
+use super::{Event, EventKind};
 use lodestone_core::{ids::EventId, units::UnixMillis};
 use std::{
     collections::{HashSet, VecDeque},
@@ -15,8 +16,8 @@ const CHUNK_IDS: usize = 16_384;
 /// The number of hash tables. Many small tables shorten the pause of a write when one of them grows.
 const TABLES: usize = 256;
 
-/// The set of event ids of the last seven days of ingestion time, stored as 64-bit hashes. With 20,000,000 ids, the
-/// probability that a new event counts as a duplicate is 10^-12. An id takes 17 to 29 bytes.
+/// The set of event ids and order lines of the last seven days of ingestion time, stored as 64-bit hashes. With
+/// 20,000,000 ids, the probability that a new event counts as a duplicate is 10^-12. An id takes 17 to 29 bytes.
 ///
 /// Ids expire by ingestion time, not by event time, because a purchase of last month that is written today must be
 /// recognised when the write is retried a second later. If the number of ids exceeds the limit, the oldest expire
@@ -52,16 +53,51 @@ impl Deduper {
     }
 
     pub fn contains(&self, id: &EventId) -> bool {
-        let hash = stable_hash(id.as_str().as_bytes());
-        self.tables[table_of(hash)].contains(&hash)
+        self.contains_hash(Self::hash_of(id))
     }
 
     /// Inserts the id of an event with the ingestion time `at`. Returns false if the set already contained it.
     pub fn insert(&mut self, id: &EventId, at: UnixMillis) -> bool {
-        self.insert_hash(stable_hash(id.as_str().as_bytes()), at.seconds_u32())
+        self.insert_hash(Self::hash_of(id), at)
     }
 
-    fn insert_hash(&mut self, hash: u64, at_s: u32) -> bool {
+    /// Inserts the id and the order lines of an event with the ingestion time `at`.
+    pub fn insert_event(&mut self, event: &Event, at: UnixMillis) {
+        Self::hashes_of(event).for_each(|hash| _ = self.insert_hash(hash, at));
+    }
+
+    /// Inserts the order lines of an event with the ingestion time `at`.
+    pub fn insert_order_lines(&mut self, event: &Event, at: UnixMillis) {
+        Self::order_line_hashes(event).for_each(|hash| _ = self.insert_hash(hash, at));
+    }
+
+    pub(super) fn hash_of(id: &EventId) -> u64 {
+        stable_hash(id.as_str().as_bytes())
+    }
+
+    /// Returns the hashes of the event's id and of its order lines.
+    pub(super) fn hashes_of(event: &Event) -> impl Iterator<Item = u64> + '_ {
+        std::iter::once(Self::hash_of(&event.id)).chain(Self::order_line_hashes(event))
+    }
+
+    /// Returns a hash of user, order and item for each line of a purchase with an order id. They share the set with the
+    /// event ids, because an id has no control characters and a line's text has.
+    pub(super) fn order_line_hashes(event: &Event) -> impl Iterator<Item = u64> + '_ {
+        let is_order = event.kind == EventKind::Purchase && !event.order.is_empty();
+        let lines = if is_order { &event.lines[..] } else { &[] };
+        let text = |item: &str| format!("{}\0{}\0{item}", event.user.as_str(), event.order);
+        lines.iter().map(move |line| stable_hash(text(line.item.as_str()).as_bytes()))
+    }
+
+    pub(super) fn contains_hash(&self, hash: u64) -> bool {
+        self.tables[table_of(hash)].contains(&hash)
+    }
+
+    pub(super) fn insert_hash(&mut self, hash: u64, at: UnixMillis) -> bool {
+        self.insert_hash_of_second(hash, at.seconds_u32())
+    }
+
+    fn insert_hash_of_second(&mut self, hash: u64, at_s: u32) -> bool {
         if !self.tables[table_of(hash)].insert(hash) {
             return false;
         }
@@ -101,7 +137,7 @@ impl Deduper {
     /// Inserts a chunk of another deduper. Chunks must be inserted in their order.
     pub fn insert_chunk(&mut self, chunk: &Chunk) {
         for hash in &chunk.hashes {
-            self.insert_hash(*hash, chunk.last_s);
+            self.insert_hash_of_second(*hash, chunk.last_s);
         }
     }
 

@@ -1,4 +1,5 @@
 //! Errors of the event log.
+use super::Quarantined;
 use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 
 /// The reason why the log cannot be read or written. Cheap to clone, because one failure fails all waiting writes.
@@ -38,9 +39,18 @@ pub enum LogError {
     /// The queue of writes is full. Nothing of the write was stored.
     #[error("too many writes wait for the event log; retry later")]
     Overloaded,
-    /// The writer has stopped.
+    /// The writer has ended.
     #[error("the event log is closed")]
     Closed,
+    /// Some changes of the write are stored, but could not be applied. The other changes are in effect.
+    #[error("{} and quarantined; the other changes of the write are in effect", join(changes))]
+    Quarantined { changes: Arc<[Quarantined]> },
+    /// It is unknown which changes of the write are in effect; a restart applies them.
+    #[error("changes could not be applied, and the server takes no more writes before a restart: {reason}")]
+    Stopping { reason: Arc<str> },
+    /// An earlier write stopped the writer.
+    #[error("the server takes no more writes after an earlier failure; restart it")]
+    Stopped,
     #[error("a record of {bytes} bytes exceeds the event log's limit of {limit} bytes")]
     TooLarge { bytes: usize, limit: usize },
     #[error("the event log failed: {0}")]
@@ -54,5 +64,15 @@ impl From<io::Error> for LogError {
             StorageFull | QuotaExceeded | FileTooLarge => Self::Full,
             _ => Self::Io(Arc::new(error)),
         }
+    }
+}
+
+fn join(changes: &[Quarantined]) -> String {
+    let named: Vec<String> = changes.iter().take(10).map(ToString::to_string).collect();
+    match changes.len() > named.len() {
+        true => {
+            format!("{} changes could not be applied, among them {}, which are logged", changes.len(), named.join(", "))
+        }
+        false => format!("could not be applied: {}, which is logged", named.join(", ")),
     }
 }

@@ -24,16 +24,25 @@ pub enum Change {
 impl Change {
     /// Encodes the change as a record.
     pub fn encode(&self) -> Vec<u8> {
-        let content = match self {
-            Self::Event(event) => Content::Event(EventRecord::from(event)),
-            Self::Upsert(item) => Content::Upsert(ItemRecord::from(item.as_ref())),
-            Self::Delete(id) => Content::Delete(id.as_str().to_owned()),
-        };
-        let record = ChangeRecord { content: Some(content) };
-        let mut bytes = Vec::with_capacity(1 + record.encoded_len());
-        bytes.push(VERSION);
-        record.encode_raw(&mut bytes);
-        bytes
+        match self {
+            Self::Event(event) => Self::encode_event(event),
+            Self::Upsert(item) => encode(Content::Upsert(ItemRecord::from(item.as_ref()))),
+            Self::Delete(id) => encode(Content::Delete(id.as_str().to_owned())),
+        }
+    }
+
+    /// Encodes an event as a record.
+    pub(super) fn encode_event(event: &Event) -> Vec<u8> {
+        encode(Content::Event(EventRecord::from(event)))
+    }
+
+    /// Returns the id of the event or of the item.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Event(event) => event.id.as_str(),
+            Self::Upsert(item) => item.id.as_str(),
+            Self::Delete(id) => id.as_str(),
+        }
     }
 
     /// Returns the item that the change writes or deletes; `None` for an event.
@@ -58,6 +67,14 @@ impl Change {
     pub fn decode(position: u64, bytes: &[u8]) -> Result<Self, LogError> {
         read_change(bytes).map_err(|reason| LogError::Corrupt { position, reason })
     }
+}
+
+fn encode(content: Content) -> Vec<u8> {
+    let record = ChangeRecord { content: Some(content) };
+    let mut bytes = Vec::with_capacity(1 + record.encoded_len());
+    bytes.push(VERSION);
+    record.encode_raw(&mut bytes);
+    bytes
 }
 
 type Reason = Cow<'static, str>;

@@ -1,12 +1,19 @@
 //! The writer thread of the log. Group commit: writes that wait at the same time share one fsync.
-use super::{Change, Deduper, EventLog, LogError};
+//!
+//! A change that cannot be applied is quarantined: its write fails, and a replay skips it. The writer continues with
+//! the next write. It stops only if it does not know which changes are in effect.
+use super::{Change, Deduper, EventLog, LogError, Quarantined, panic_message};
+use ahash::{AHashMap, AHashSet};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use lodestone_core::{ids::EventId, units::UnixMillis};
+use lodestone_core::units::UnixMillis;
 use parking_lot::Mutex;
 use std::{
-    collections::HashSet,
     iter, mem,
-    sync::Arc,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -28,17 +35,45 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 pub enum Outcome {
     /// Stored and applied.
     Accepted,
-    /// An event with this id was already stored; nothing changed.
+    /// An event with this id, or all lines of its order, were already stored; nothing changed.
     Duplicate,
+    /// The item is new.
+    Created,
+    Replaced,
+    Deleted,
+    /// The item to delete does not exist.
+    Unknown,
 }
 
 /// The outcome of one write.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
     /// One outcome for each change, in the same order.
     pub outcomes: Vec<Outcome>,
+    /// Order lines that an earlier event counted. They are not stored.
+    pub repeated_lines: Vec<RepeatedLine>,
     /// A log position at which all changes of the write, including duplicates, are stored and applied.
     pub session_version: u64,
+}
+
+/// A line of a purchase whose user, order and item an earlier event counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RepeatedLine {
+    /// Index of the event in the write.
+    pub change: usize,
+    /// Index of the line in the event.
+    pub line: usize,
+}
+
+/// The effects of applied changes.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// The outcomes by position; a change without one is [`Outcome::Accepted`].
+    pub outcomes: AHashMap<u64, Outcome>,
+    /// The changes that could not be applied. Nothing of them is in effect.
+    pub failures: Vec<Quarantined>,
+    /// The reason why no further change can be applied, such as an index that could not be restored.
+    pub stop: Option<String>,
 }
 
 /// The handle of the log's writer thread. `P` is a payload that accompanies a change to `apply` and is not logged.
@@ -47,12 +82,16 @@ pub struct Writer<P> {
     batches: Option<Sender<Batch<P>>>,
     applied: watch::Receiver<u64>,
     displaced: watch::Receiver<Option<LogError>>,
+    is_stopped: watch::Receiver<bool>,
+    /// Number of quarantined changes of the log.
+    quarantined: Arc<AtomicUsize>,
     deduper: Arc<Mutex<Deduper>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Applies the changes of one commit to the state, in ascending order of positions.
-pub type Apply<P> = Box<dyn FnMut(Vec<(u64, Change, Option<P>)>) + Send>;
+/// Applies the changes of one commit to the state, in ascending order of positions. A panic stops the writer, because
+/// it leaves open which changes are in effect.
+pub type Apply<P> = Box<dyn FnMut(Vec<(u64, Change, Option<P>)>) -> Applied + Send>;
 
 struct Batch<P> {
     entries: Vec<Entry<P>>,
@@ -81,6 +120,8 @@ impl<P: Send + 'static> Writer<P> {
         let (sender, receiver) = crossbeam_channel::bounded(QUEUE_MAX);
         let (applied_sender, applied) = watch::channel(log.last_position());
         let (displaced_sender, displaced) = watch::channel(None);
+        let (stopped_sender, is_stopped) = watch::channel(false);
+        let quarantined = Arc::new(AtomicUsize::new(log.quarantined_count()?));
         let state = Thread {
             log,
             deduper: deduper.clone(),
@@ -88,15 +129,18 @@ impl<P: Send + 'static> Writer<P> {
             apply,
             applied: applied_sender,
             displaced: displaced_sender,
+            is_stopped: stopped_sender,
+            quarantined: quarantined.clone(),
         };
         let thread = thread::Builder::new()
             .name("event-log".into())
             .spawn(move || state.run(&receiver))
             .map_err(|error| LogError::Io(Arc::new(error)))?;
-        Ok(Self { batches: Some(sender), applied, displaced, deduper, thread: Some(thread) })
+        Ok(Self { batches: Some(sender), applied, displaced, is_stopped, quarantined, deduper, thread: Some(thread) })
     }
 
-    /// Stores the changes, all or none, and applies them. On `Ok` they are durable and applied.
+    /// Stores the changes, all or none, and applies them. On `Ok` they are durable and applied. On
+    /// [`LogError::Quarantined`] all are durable, and all but the quarantined ones are applied.
     ///
     /// Dropping the future does not cancel the write. Fails immediately with [`LogError::Overloaded`] if the queue is
     /// full.
@@ -165,10 +209,20 @@ impl<P> Writer<P> {
         self.deduper.lock().len()
     }
 
+    /// Returns the number of changes of the log that could not be applied and are skipped.
+    pub fn quarantined_count(&self) -> usize {
+        self.quarantined.load(Ordering::Relaxed)
+    }
+
     /// Returns a receiver of the applied position, to wait for a position by
     /// `wait_for(|position| *position >= wanted)`.
     pub fn positions(&self) -> watch::Receiver<u64> {
         self.applied.clone()
+    }
+
+    /// Returns a receiver that becomes true when the writer takes no more writes, or whose sender is dropped then.
+    pub fn is_stopped(&self) -> watch::Receiver<bool> {
+        self.is_stopped.clone()
     }
 }
 
@@ -176,7 +230,7 @@ impl<P> Drop for Writer<P> {
     fn drop(&mut self) {
         self.batches = None;
         if let Some(thread) = self.thread.take() {
-            // After a panic of `apply`, the waiting writes have already failed with `Closed`.
+            // After a panic of the thread, the waiting writes have already failed with `Closed`.
             let _ = thread.join();
         }
     }
@@ -189,6 +243,17 @@ struct Thread<P> {
     apply: Apply<P>,
     applied: watch::Sender<u64>,
     displaced: watch::Sender<Option<LogError>>,
+    is_stopped: watch::Sender<bool>,
+    quarantined: Arc<AtomicUsize>,
+}
+
+/// The outcomes of a group of writes if its commit succeeds.
+#[derive(Default)]
+struct Predicted {
+    /// By batch and change.
+    outcomes: Vec<Vec<Outcome>>,
+    /// By batch.
+    repeated_lines: Vec<Vec<RepeatedLine>>,
 }
 
 impl<P> Thread<P> {
@@ -211,23 +276,22 @@ impl<P> Thread<P> {
                 size += batch.entries.len();
                 group.push(batch);
             }
-            self.write(group);
+            let is_stopped = *self.is_stopped.borrow();
+            match is_stopped {
+                true => refuse(group, &LogError::Stopped),
+                false => self.write(group),
+            }
         }
     }
 
-    fn write(&mut self, group: Vec<Batch<P>>) {
-        let outcomes = self.outcomes(&group);
+    fn write(&mut self, mut group: Vec<Batch<P>>) {
+        let predicted = self.predict(&mut group);
         let now = (self.clock)();
-        let committed = self.commit(now, &group, &outcomes);
+        let committed = self.commit(now, &group, &predicted.outcomes);
         self.note_displaced(committed.as_ref().err().cloned());
         match committed {
-            Ok(()) => self.apply_and_reply(now, group, outcomes),
-            Err(error) => {
-                for batch in group {
-                    // A caller may have stopped waiting.
-                    let _ = batch.reply.send(Err(error.clone()));
-                }
-            }
+            Ok(()) => self.apply_and_reply(now, group, predicted),
+            Err(error) => refuse(group, &error),
         }
     }
 
@@ -240,24 +304,46 @@ impl<P> Thread<P> {
         });
     }
 
-    /// Predicts the outcome of each change if the commit succeeds. Does not record event ids yet, because the commit
-    /// may fail.
-    fn outcomes(&self, group: &[Batch<P>]) -> Vec<Vec<Outcome>> {
+    /// Predicts the outcome of each change if the commit succeeds, and removes repeated order lines from the changes.
+    /// Does not record ids yet, because the commit may fail.
+    fn predict(&self, group: &mut [Batch<P>]) -> Predicted {
         let deduper = self.deduper.lock();
-        let mut in_group: HashSet<&EventId, ahash::RandomState> = HashSet::default();
-        let mut outcomes = Vec::with_capacity(group.len());
+        let mut in_group: AHashSet<u64> = AHashSet::new();
+        let mut predicted = Predicted::default();
         for batch in group {
-            let mut of_batch = Vec::with_capacity(batch.entries.len());
-            for entry in &batch.entries {
-                let is_new = match &entry.change {
-                    Change::Event(event) => !deduper.contains(&event.id) && in_group.insert(&event.id),
-                    Change::Upsert(_) | Change::Delete(_) => true,
+            let (mut outcomes, mut repeated_lines) = (Vec::with_capacity(batch.entries.len()), Vec::new());
+            for (change, entry) in batch.entries.iter_mut().enumerate() {
+                let is_known = |hash: u64| deduper.contains_hash(hash) || in_group.contains(&hash);
+                let Change::Event(event) = &mut entry.change else {
+                    outcomes.push(Outcome::Accepted);
+                    continue;
                 };
-                of_batch.push(if is_new { Outcome::Accepted } else { Outcome::Duplicate });
+                if is_known(Deduper::hash_of(&event.id)) {
+                    outcomes.push(Outcome::Duplicate);
+                    continue;
+                }
+                let repeated: Vec<usize> = Deduper::order_line_hashes(event)
+                    .enumerate()
+                    .filter(|(_, hash)| is_known(*hash))
+                    .map(|(line, _)| line)
+                    .collect();
+                repeated_lines.extend(repeated.iter().map(|line| RepeatedLine { change, line: *line }));
+                if !repeated.is_empty() && repeated.len() == event.lines.len() {
+                    outcomes.push(Outcome::Duplicate);
+                    continue;
+                }
+                if !repeated.is_empty() {
+                    let mut line = 0..;
+                    event.lines.retain(|_| line.next().is_some_and(|line| !repeated.contains(&line)));
+                    entry.record = Change::encode_event(event);
+                }
+                in_group.extend(Deduper::hashes_of(event));
+                outcomes.push(Outcome::Accepted);
             }
-            outcomes.push(of_batch);
+            predicted.outcomes.push(outcomes);
+            predicted.repeated_lines.push(repeated_lines);
         }
-        outcomes
+        predicted
     }
 
     fn commit(&mut self, now: UnixMillis, group: &[Batch<P>], outcomes: &[Vec<Outcome>]) -> Result<(), LogError> {
@@ -271,33 +357,90 @@ impl<P> Thread<P> {
         }
     }
 
-    fn apply_and_reply(&mut self, now: UnixMillis, group: Vec<Batch<P>>, outcomes: Vec<Vec<Outcome>>) {
-        let mut position = *self.applied.borrow();
-        let mut replies = Vec::with_capacity(group.len());
-        let mut stored = Vec::new();
-        let mut deduper = self.deduper.lock();
-        for (mut batch, outcomes) in iter::zip(group, outcomes) {
-            for (entry, outcome) in iter::zip(mem::take(&mut batch.entries), &outcomes) {
+    fn apply_and_reply(&mut self, now: UnixMillis, mut group: Vec<Batch<P>>, predicted: Predicted) {
+        let first = *self.applied.borrow() + 1;
+        let (mut stored, mut hashes) = (Vec::new(), Vec::new());
+        for (batch, outcomes) in iter::zip(&mut group, &predicted.outcomes) {
+            for (entry, outcome) in iter::zip(mem::take(&mut batch.entries), outcomes) {
                 if *outcome == Outcome::Duplicate {
                     continue;
                 }
-                position += 1;
+                let position = first + stored.len() as u64;
                 if let Change::Event(event) = &entry.change {
-                    deduper.insert(&event.id, now);
+                    hashes.extend(Deduper::hashes_of(event).map(|hash| (position, hash)));
                 }
                 stored.push((position, entry.change, entry.payload));
             }
-            replies.push((batch.reply, Written { outcomes, session_version: position }));
         }
-        debug_assert_eq!(position, self.log.last_position());
-        if !stored.is_empty() {
-            (self.apply)(stored);
+        let last = first - 1 + stored.len() as u64;
+        debug_assert_eq!(last, self.log.last_position());
+        let applied = match stored.is_empty() {
+            true => Applied::default(),
+            false => match self.apply_stored(now, stored, &hashes) {
+                Ok(applied) => applied,
+                Err(error) => {
+                    self.is_stopped.send_replace(true);
+                    return refuse(group, &error);
+                }
+            },
+        };
+        self.applied.send_replace(last);
+        reply(group, predicted, &applied, first);
+    }
+
+    /// Applies the changes, records the ids of the applied events, and quarantines the changes that failed. After an
+    /// error it is unknown which changes are in effect.
+    fn apply_stored(
+        &mut self,
+        now: UnixMillis,
+        stored: Vec<(u64, Change, Option<P>)>,
+        hashes: &[(u64, u64)],
+    ) -> Result<Applied, LogError> {
+        let mut deduper = self.deduper.lock();
+        let applied = catch_unwind(AssertUnwindSafe(|| (self.apply)(stored)))
+            .unwrap_or_else(|panic| Applied { stop: Some(panic_message(&*panic)), ..Applied::default() });
+        // A quarantined event is not remembered, so that it can be sent again to a program that can apply it.
+        let failed: AHashSet<u64> = applied.failures.iter().map(|failure| failure.position).collect();
+        for (position, hash) in hashes {
+            if !failed.contains(position) {
+                deduper.insert_hash(*hash, now);
+            }
         }
         drop(deduper);
-        self.applied.send_replace(position);
-        for (reply, written) in replies {
-            // A caller may have stopped waiting.
-            let _ = reply.send(Ok(written));
+        self.log.quarantine(&applied.failures)?;
+        self.quarantined.fetch_add(applied.failures.len(), Ordering::Relaxed);
+        match applied.stop {
+            Some(reason) => Err(LogError::Stopping { reason: reason.into() }),
+            None => Ok(applied),
         }
+    }
+}
+
+/// Fails the writes of a group.
+fn refuse<P>(group: Vec<Batch<P>>, error: &LogError) {
+    for batch in group {
+        // A caller may have stopped waiting.
+        let _ = batch.reply.send(Err(error.clone()));
+    }
+}
+
+/// Replies to the writes of a group whose first stored change has the position `first`.
+fn reply<P>(group: Vec<Batch<P>>, predicted: Predicted, applied: &Applied, first: u64) {
+    let mut position = first - 1;
+    let results = iter::zip(predicted.outcomes, predicted.repeated_lines);
+    for (batch, (mut outcomes, repeated_lines)) in iter::zip(group, results) {
+        let begin = position;
+        for outcome in outcomes.iter_mut().filter(|outcome| **outcome != Outcome::Duplicate) {
+            position += 1;
+            *outcome = applied.outcomes.get(&position).copied().unwrap_or(Outcome::Accepted);
+        }
+        let is_of_batch = |failure: &&Quarantined| failure.position > begin && failure.position <= position;
+        let failures: Vec<Quarantined> = applied.failures.iter().filter(is_of_batch).cloned().collect();
+        let result = match failures.is_empty() {
+            true => Ok(Written { outcomes, repeated_lines, session_version: position }),
+            false => Err(LogError::Quarantined { changes: failures.into() }),
+        };
+        // A caller may have stopped waiting.
+        let _ = batch.reply.send(result);
     }
 }

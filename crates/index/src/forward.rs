@@ -46,10 +46,15 @@ pub(crate) struct ForwardIndex {
     /// By row: start and end of its words in `words`.
     spans: Vec<(u32, u32)>,
     row_count: usize,
+    /// Number of words in `words` that belong to no row.
+    dead_count: usize,
 }
 
+/// Minimum number of dead words for a compaction.
+const DEAD_WORDS_MIN: usize = 4096;
+
 impl ForwardIndex {
-    /// Adds a row. Each row may be added once.
+    /// Adds a row that the index does not have.
     pub(crate) fn add<'a>(
         &mut self,
         row: Row,
@@ -66,10 +71,7 @@ impl ForwardIndex {
             let id = self.intern(word);
             self.words.push(id);
         }
-        let mut distinct: Vec<u32> = self.words[start..].iter().copied().filter(|word| *word != BREAK).collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        for word in distinct {
+        for word in distinct(&self.words[start..]) {
             self.row_counts[word as usize] += 1;
         }
         if self.spans.len() <= row.index() {
@@ -77,6 +79,42 @@ impl ForwardIndex {
         }
         self.spans[row.index()] = (start as u32, self.words.len() as u32);
         self.row_count += 1;
+    }
+
+    /// Removes a row that the index has.
+    pub(crate) fn remove(&mut self, row: Row) {
+        for word in distinct(self.of(row)) {
+            self.row_counts[word as usize] -= 1;
+        }
+        self.dead_count += self.of(row).len();
+        self.spans[row.index()] = (0, 0);
+        self.row_count -= 1;
+        if self.dead_count >= DEAD_WORDS_MIN && self.dead_count > self.words.len() / 2 {
+            self.compact();
+        }
+    }
+
+    /// Drops the words that belong to no row.
+    fn compact(&mut self) {
+        let mut texts: Vec<Box<str>> = vec![Box::default(); self.row_counts.len()];
+        self.ids.drain().for_each(|(text, id)| texts[id as usize] = text);
+        let old_counts = std::mem::take(&mut self.row_counts);
+        let mut new_ids = vec![BREAK; old_counts.len()];
+        for (id, text) in texts.into_iter().enumerate().filter(|(id, _)| old_counts[*id] > 0) {
+            new_ids[id] = self.row_counts.len() as u32;
+            self.ids.insert(text, new_ids[id]);
+            self.row_counts.push(old_counts[id]);
+        }
+        self.ids.shrink_to_fit();
+        let mut words = Vec::with_capacity(self.words.len() - self.dead_count);
+        for (start, end) in &mut self.spans {
+            let begin = words.len() as u32;
+            let of_row = &self.words[*start as usize..*end as usize];
+            words.extend(of_row.iter().map(|word| if *word == BREAK { BREAK } else { new_ids[*word as usize] }));
+            (*start, *end) = (begin, words.len() as u32);
+        }
+        self.words = words;
+        self.dead_count = 0;
     }
 
     fn intern(&mut self, word: &str) -> u32 {
@@ -145,6 +183,14 @@ impl ForwardIndex {
         let factors = (0..alternatives.len()).map(|at| group.alternative_weight(at)).collect();
         WeightedGroup { weight: if lightest.is_finite() { lightest } else { 0.0 }, alternatives, factors }
     }
+}
+
+/// Returns the distinct words of a row.
+fn distinct(words: &[u32]) -> Vec<u32> {
+    let mut distinct: Vec<u32> = words.iter().copied().filter(|word| *word != BREAK).collect();
+    distinct.sort_unstable();
+    distinct.dedup();
+    distinct
 }
 
 /// A group with word ids and inverse document frequencies.
@@ -220,6 +266,26 @@ mod tests {
         assert_eq!(order(&["red box", "mug red", "red mug"], &["red", "mug"]), [2, 1, 0]);
         assert_eq!(order(&["kettle", "doorbell", "door bell"], &["door bell|doorbell"])[2], 0);
         assert_eq!(order(&["a", "b"], &["unknown"]), [0, 1]);
+    }
+
+    #[test]
+    fn replaced_rows_leave_no_counts_and_little_memory() {
+        let mut index = ForwardIndex::default();
+        let add = |index: &mut ForwardIndex, row: usize, round: usize| {
+            let title = format!("red mug word{round}x{row}");
+            index.add(Row(row as u32), title.split(' '), "acme".split(' '));
+        };
+        (0..100).for_each(|row| add(&mut index, row, 0));
+        for round in 1..200 {
+            for row in 0..100 {
+                index.remove(Row(row as u32));
+                add(&mut index, row, round);
+            }
+        }
+        assert_eq!((index.frequency("red"), index.frequency("word0x7"), index.frequency("word199x7")), (100, 0, 1));
+        assert!(index.has_pair(Row(7), "mug", "word199x7"));
+        let limit = 2 * DEAD_WORDS_MIN + 1000;
+        assert!(index.words.len() < limit && index.ids.len() < limit, "{} {}", index.words.len(), index.ids.len());
     }
 
     #[test]

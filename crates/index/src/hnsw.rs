@@ -64,12 +64,13 @@ pub struct LiveGraph {
 }
 
 /// Rows with equal vectors share a point, because more than `2 * m` equal points would link only to each other, and a
-/// search that reaches them could not leave.
+/// search that reaches them could not leave. The graph has no deletion: the point of a replaced vector stays without
+/// rows.
 #[derive(Default)]
 struct Points {
     of_vector: AHashMap<[u64; 2], usize>,
+    of_row: AHashMap<Row, usize>,
     rows: Vec<Vec<Row>>,
-    row_count: usize,
 }
 
 /// 1 minus the inner product of unit vectors, clamped to at least 0 because `hnsw_rs` asserts that no distance is
@@ -93,49 +94,60 @@ impl LiveGraph {
         Self { dimensions, hnsw, points: RwLock::default(), hashers }
     }
 
-    /// Returns the number of rows that were added.
-    pub fn len(&self) -> usize {
-        self.points.read().row_count
+    /// Returns the number of distinct vectors that were added, including replaced ones.
+    pub fn point_count(&self) -> usize {
+        self.points.read().rows.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// Returns the number of rows that have a vector.
+    pub fn row_count(&self) -> usize {
+        self.points.read().of_row.len()
     }
 
-    /// Adds a row with its unit vector. Insert each row once, because a row with two vectors matches both.
-    pub fn insert(&self, row: Row, vector: &[f32]) -> Result<(), InvalidVector> {
-        self.insert_many(&[(row, vector)])
+    /// Sets the unit vector of a row.
+    pub fn set(&self, row: Row, vector: &[f32]) -> Result<(), InvalidVector> {
+        self.set_many(&[(row, vector)])
     }
 
-    /// Adds rows on all threads of the current rayon pool. Checks all vectors first; on an error no row is added.
-    pub fn insert_many(&self, rows: &[(Row, &[f32])]) -> Result<(), InvalidVector> {
+    /// Sets the vectors of distinct rows on all threads of the current rayon pool. Checks all vectors first; on an
+    /// error nothing changes.
+    pub fn set_many(&self, rows: &[(Row, &[f32])]) -> Result<(), InvalidVector> {
         for &(row, vector) in rows {
             check_vector(vector, self.dimensions).map_err(|problem| InvalidVector { row, problem })?;
         }
-        let points = self.new_points(rows);
+        let mut new = self.new_points(rows);
+        let points = &new.points;
         let first = FIRST_ROWS.saturating_sub(self.hnsw.get_nb_point()).min(points.len());
-        points[..first].iter().for_each(|&point| self.hnsw.insert(point));
-        points[first..].par_iter().for_each(|&point| self.hnsw.insert(point));
+        points[..first].iter().for_each(|&(vector, point, _)| self.hnsw.insert((vector, point)));
+        points[first..].par_iter().for_each(|&(vector, point, _)| self.hnsw.insert((vector, point)));
+        new.is_inserted = true;
         Ok(())
     }
 
+    fn hash(&self, vector: &[f32]) -> [u64; 2] {
+        let bytes: &[u8] = bytemuck::cast_slice(vector);
+        [self.hashers[0].hash_one(bytes), self.hashers[1].hash_one(bytes)]
+    }
+
     /// Registers the rows and returns the vectors that are new to the graph, with the ids of their points.
-    fn new_points<'v>(&self, rows: &[(Row, &'v [f32])]) -> Vec<(&'v [f32], usize)> {
+    fn new_points<'g, 'v>(&'g self, rows: &[(Row, &'v [f32])]) -> NewPoints<'g, 'v> {
         let mut points = self.points.write();
         let mut new = Vec::with_capacity(rows.len());
         for &(row, vector) in rows {
-            let bytes: &[u8] = bytemuck::cast_slice(vector);
-            let hash = [self.hashers[0].hash_one(bytes), self.hashers[1].hash_one(bytes)];
-            let next = points.rows.len();
+            let (hash, next) = (self.hash(vector), points.rows.len());
             let point = *points.of_vector.entry(hash).or_insert(next);
             if point == next {
                 points.rows.push(Vec::with_capacity(1));
-                new.push((vector, point));
+                new.push((vector, point, hash));
+            }
+            match points.of_row.insert(row, point) {
+                Some(old) if old == point => continue,
+                Some(old) => points.rows[old].retain(|other| *other != row),
+                None => {}
             }
             points.rows[point].push(row);
         }
-        points.row_count += rows.len();
-        new
+        NewPoints { graph: self, points: new, is_inserted: false }
     }
 
     /// Returns the `count` distinct rows that pass `keep` and whose vectors have the greatest inner products with
@@ -169,6 +181,24 @@ impl LiveGraph {
         let rows = self.points.read();
         let rows_of = |(point, score): (usize, f32)| rows.rows[point].iter().map(move |&row| (row, score));
         points.flat_map(rows_of).filter(|&(row, _)| keep(row)).collect()
+    }
+}
+
+/// Points that are registered and not yet in the graph. If an insert panics, their vectors are forgotten, so that a
+/// later row with such a vector gets a point that the graph has.
+struct NewPoints<'g, 'v> {
+    graph: &'g LiveGraph,
+    /// Vector, point and hash.
+    points: Vec<(&'v [f32], usize, [u64; 2])>,
+    is_inserted: bool,
+}
+
+impl Drop for NewPoints<'_, '_> {
+    fn drop(&mut self) {
+        if !self.is_inserted {
+            let mut points = self.graph.points.write();
+            self.points.iter().for_each(|(_, _, hash)| _ = points.of_vector.remove(hash));
+        }
     }
 }
 
@@ -303,7 +333,7 @@ mod tests {
             LiveGraph::new(VECTOR_DIM, LiveGraphConfig { m: 16, ef_construction: 100, capacity: vectors.len() });
         let rows: Vec<(Row, &[f32])> =
             vectors.iter().enumerate().map(|(i, vector)| (Row(i as u32), vector.as_slice())).collect();
-        graph.insert_many(&rows).unwrap();
+        graph.set_many(&rows).unwrap();
         graph
     }
 
@@ -347,19 +377,19 @@ mod tests {
         let mut bad = good.clone();
         bad[3] = f32::NAN;
         assert_eq!(
-            graph.insert(Row(0), &bad),
+            graph.set(Row(0), &bad),
             Err(InvalidVector { row: Row(0), problem: VectorError::NotFinite { position: 3 } })
         );
         assert_eq!(
-            graph.insert(Row(0), &good[1..]),
+            graph.set(Row(0), &good[1..]),
             Err(InvalidVector { row: Row(0), problem: VectorError::Dimension { found: 63, expected: VECTOR_DIM } })
         );
         assert!(matches!(
-            graph.insert(Row(0), &[0.0; VECTOR_DIM]),
+            graph.set(Row(0), &[0.0; VECTOR_DIM]),
             Err(InvalidVector { problem: VectorError::NotUnit { .. }, .. })
         ));
         assert!(graph.search(&good, 5, 10, &|_| true).is_empty());
-        graph.insert(Row(7), &good).unwrap();
+        graph.set(Row(7), &good).unwrap();
         assert_eq!(graph.search(&good, 5, 10, &|_| true)[0].0, Row(7));
         assert!(graph.search(&bad, 5, 10, &|_| true).is_empty());
     }
@@ -371,7 +401,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for (i, vector) in vectors.iter().enumerate().skip(500) {
-                    graph.insert(Row(i as u32), vector).unwrap();
+                    graph.set(Row(i as u32), vector).unwrap();
                 }
             });
             for vector in vectors.iter().take(300) {
@@ -379,6 +409,23 @@ mod tests {
             }
         });
         assert_eq!(graph.search(&vectors[1400], 1, 64, &|_| true)[0].0, Row(1400));
+    }
+
+    #[test]
+    fn a_row_whose_vector_is_replaced_is_found_only_by_the_new_one() {
+        let vectors = clustered(600, 5);
+        let graph = graph_of(&vectors[..300]);
+        for round in [300, 0, 300] {
+            let rows: Vec<(Row, &[f32])> = (0..300).map(|row| (Row(row as u32), &vectors[round + row][..])).collect();
+            graph.set_many(&rows).unwrap();
+            assert!(graph.point_count() <= 600, "a vector that returns uses its old point");
+            for row in 0..300 {
+                let nearest = graph.search(&vectors[round + row], 1, 64, &|_| true);
+                assert_eq!(nearest[0].0, Row(row as u32));
+                let all = graph.search(&vectors[row], 300, 600, &|_| true);
+                assert_eq!(all.len(), 300);
+            }
+        }
     }
 
     #[test]

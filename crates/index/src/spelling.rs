@@ -57,6 +57,32 @@ impl Vocabulary {
         words
     }
 
+    /// Removes a text that was added. A word of no other text is forgotten.
+    pub(crate) fn remove(&mut self, mut words: Vec<String>) {
+        words.sort_unstable();
+        words.dedup();
+        for word in words.into_iter().filter(|word| is_plain(word)) {
+            let Some(&at) = self.by_text.get(word.as_str()) else { continue };
+            let known = &mut self.words[at as usize];
+            known.frequency -= 1;
+            if known.frequency == 0 {
+                self.by_text.remove(word.as_str());
+                self.words.swap_remove(at as usize);
+                if let Some(moved) = self.words.get(at as usize) {
+                    self.by_text.insert(moved.text.clone(), at);
+                }
+            }
+        }
+    }
+
+    /// Returns the words with their frequencies, sorted.
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> Vec<(&str, u32)> {
+        let mut counts: Vec<_> = self.words.iter().map(|word| (&*word.text, word.frequency)).collect();
+        counts.sort_unstable();
+        counts
+    }
+
     /// Returns the most likely correction of an unknown word, by the logarithm of the frequency minus a cost for each
     /// error (Damerau-Levenshtein: a letter changed, added or left out, or two neighbours exchanged) and for
     /// another first letter. None for short words, codes and scripts without spaces, and if no word is close.

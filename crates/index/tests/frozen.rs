@@ -162,7 +162,7 @@ fn recall_does_not_degrade_when_half_of_the_items_are_replaced() {
     let index = VectorIndex::new(Arc::new(built(&values[..ROWS * DIMENSIONS], DIMENSIONS)), 10_000);
     assert!(!index.needs_merge(ROWS));
     let new: Vec<(Row, &[f32])> = (ROWS..ROWS + ROWS / 2).map(|row| (Row(row as u32), of(Row(row as u32)))).collect();
-    index.insert_many(&new).unwrap();
+    index.set_many(&new).unwrap();
     let measured = |index: &VectorIndex| {
         let recalls = queries.chunks_exact(DIMENSIONS).map(|query| {
             let (found, _) = index.search(query, 100, &bits, of);

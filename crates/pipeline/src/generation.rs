@@ -5,31 +5,42 @@ use crate::{
     popularity::PopularityView,
     ranking::RankingError,
 };
+use ahash::{AHashSet, RandomState};
 use arc_swap::ArcSwap;
 use lodestone_catalog::{Catalog, Item, ItemVectors};
 use lodestone_core::{
     bits,
+    faults::{self, InjectedFault},
     ids::{ItemId, ItemKey, Row},
     units::UnixMillis,
 };
-use lodestone_events::PopularitySnapshot;
+use lodestone_events::{PopularitySnapshot, panic_message};
 use lodestone_index::{
     CompletionCandidate, CompletionSource, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical,
-    LexicalError, Suggester, VectorError, VectorIndex,
+    LexicalError, RowChange, Suggester, VectorError, VectorIndex,
 };
 use lodestone_state::{ItemChange, LiveState};
 use parking_lot::Mutex;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    iter,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// A loaded bundle with the catalogue changes since. One thread at a time writes; all threads read.
+///
+/// A change is applied to every index first and published with the catalogue last. If a step fails, the indexes are set
+/// back to the content of the published catalogue, so that a change is in effect everywhere or nowhere.
 pub struct Generation {
     pub state: Arc<LiveState>,
     pub manifest: Manifest,
-    /// Number of first rows of the catalogue that are the bundle's own items, in its order, with its vectors.
-    pub bundle_row_count: usize,
+    /// Hashes of the texts of the bundle's own items, which have the first rows of the catalogue, in their order.
+    bundle_texts: Vec<u64>,
+    /// The vectors of the bundle's items in the two spaces.
+    bundle_vectors: [Arc<FrozenGraph>; 2],
     pub catalog: ArcSwap<Catalog>,
     /// Item vectors in the user space.
     user_index: VectorIndex,
@@ -63,6 +74,43 @@ pub enum GenerationError {
     Lexical(#[from] LexicalError),
     #[error(transparent)]
     Ranking(#[from] RankingError),
+    #[error("{0}")]
+    Panic(String),
+    #[error(transparent)]
+    Injected(#[from] InjectedFault),
+    /// A change failed and could not be undone, so that the indexes contradict the catalogue.
+    #[error("{change}; and the indexes could not be restored: {restore}")]
+    NotRestored { change: Box<GenerationError>, restore: Box<GenerationError> },
+    /// More items than a few cannot be applied, so that the fault is not one of the items.
+    #[error("{count} of the written items cannot be applied, such as {item}: {source}")]
+    ManyItems { count: usize, item: ItemId, source: Box<GenerationError> },
+}
+
+/// Maximum number of written items that a generation leaves out while it catches up.
+const SKIPPED_MAX: usize = 100;
+
+/// Runs `body` and turns a panic into an error.
+pub fn catch_panic<T>(body: impl FnOnce() -> Result<T, GenerationError>) -> Result<T, GenerationError> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(GenerationError::Panic(panic_message(&*panic))))
+}
+
+/// The catalogue before and after a change of some rows.
+pub struct Undo {
+    before: Arc<Catalog>,
+    after: Arc<Catalog>,
+    /// Distinct.
+    rows: Vec<Row>,
+    /// The catalogue version before the change.
+    version: u64,
+}
+
+/// The indexes that a change has reached.
+#[derive(Default)]
+struct Indexed {
+    /// Set before the first vector of the space is set.
+    spaces: [bool; 2],
+    /// Set when all texts are indexed.
+    lexical: bool,
 }
 
 /// A catalogue change, with the written item's vectors in the spaces of this generation.
@@ -79,7 +127,8 @@ impl Generation {
     ) -> Result<Self, GenerationError> {
         let keys: Vec<ItemKey> = bundle.items.iter().map(|item| state.keys.intern(&item.id)).collect();
         let generation = Self {
-            bundle_row_count: bundle.items.len(),
+            bundle_texts: bundle.items.iter().map(text_hash).collect(),
+            bundle_vectors: [bundle.item_vectors.clone(), bundle.title_vectors.clone()],
             catalog: ArcSwap::from_pointee(Catalog::default()),
             user_index: VectorIndex::new(bundle.item_vectors.clone(), live_rows),
             query_index: VectorIndex::new(bundle.title_vectors.clone(), live_rows),
@@ -102,16 +151,16 @@ impl Generation {
             manifest: bundle.manifest,
             state,
         };
-        let vectors = |row: usize| {
-            let of =
-                |index: &FrozenGraph| index.vector(Row(row as u32)).expect("a bundle has vectors of all its items");
-            ItemVectors::new(&of(&bundle.item_vectors), &of(&bundle.title_vectors))
-        };
-        let items = bundle.items.into_iter().enumerate().map(|(row, item)| (Arc::new(item), vectors(row)));
         // The frozen indexes contain these items already, in the same order.
         let mut catalog = Catalog::default();
-        let rows = catalog.upsert(&generation.state.keys, items.collect());
-        generation.index_text(&catalog, &rows)?;
+        for item in bundle.items {
+            let row = Row(catalog.row_count() as u32);
+            let vectors = generation.bundle_vectors(row).expect("a bundle has vectors of all its items");
+            catalog.upsert(&generation.state.keys, Arc::new(item), vectors);
+        }
+        let documents: Vec<(Row, &Item)> =
+            (0..catalog.row_count() as u32).map(|row| (Row(row), &*catalog.get(Row(row)).item)).collect();
+        generation.lexical.upsert(&documents)?;
         generation.catalog.store(Arc::new(catalog));
         Ok(generation)
     }
@@ -125,70 +174,165 @@ impl Generation {
         &self.manifest.name
     }
 
-    /// Adds or replaces items in every index, then in the catalogue, so that no reader sees a row without content.
-    fn upsert(&self, items: Vec<(Arc<Item>, ItemVectors)>) -> Result<(), GenerationError> {
-        if items.is_empty() {
-            return Ok(());
-        }
-        let _lock = self.write_lock.lock();
-        let mut catalog = Catalog::clone(&self.catalog.load());
-        let rows = catalog.upsert(&self.state.keys, items);
-        for space in Space::BOTH {
-            let vectors: Vec<(Row, &[f32])> = rows.iter().map(|row| (*row, space.vector(&catalog, *row))).collect();
-            self.vector_index(space).insert_many(&vectors).map_err(|bad| invalid_vector(&catalog, bad))?;
-        }
-        self.index_text(&catalog, &rows)?;
-        rows.iter()
-            .flat_map(|row| completion_candidates(&catalog.get(*row).item))
-            .for_each(|text| self.titles.add(text));
-        self.catalog.store(Arc::new(catalog));
-        Ok(())
+    /// Returns the vectors of a row of the bundle; none for a row of another item.
+    pub fn bundle_vectors(&self, row: Row) -> Option<ItemVectors> {
+        let [user_space, query_space] = &self.bundle_vectors;
+        Some(ItemVectors::new(&user_space.vector(row)?, &query_space.vector(row)?).of_bundle())
     }
 
-    fn delete(&self, id: &ItemId) {
-        let _lock = self.write_lock.lock();
-        let mut catalog = Catalog::clone(&self.catalog.load());
-        if catalog.delete(&self.state.keys, id) {
-            self.catalog.store(Arc::new(catalog));
+    /// Returns the vectors of an item whose texts are those of the bundle or of the current catalogue. So a change of a
+    /// price needs no encoder, and keeps the vectors that the training learned.
+    pub fn known_vectors(&self, item: &Item) -> Option<ItemVectors> {
+        let catalog = self.catalog.load();
+        let row = catalog.last_row_of(&self.state.keys, &item.id)?;
+        let hash = text_hash(item);
+        if self.bundle_texts.get(row.index()) == Some(&hash) {
+            return self.bundle_vectors(row);
         }
+        let known = catalog.get(row);
+        (catalog.is_alive(row) && text_hash(&known.item) == hash).then(|| known.vectors.clone())
     }
 
-    /// Applies changes in order and sets the catalogue version.
-    pub fn apply(&self, changes: Vec<EmbeddedChange>, version: u64) -> Result<(), GenerationError> {
-        let mut written = Vec::new();
-        for ((id, item), vectors) in changes {
-            match item.zip(vectors) {
-                Some(item) => written.push(item),
-                None => {
-                    self.upsert(std::mem::take(&mut written))?;
-                    self.delete(&id);
-                }
+    /// Applies changes in order, all or none, and sets the catalogue version. Only after
+    /// [`GenerationError::NotRestored`] it is unknown which of them are in effect.
+    pub fn apply(&self, changes: Vec<EmbeddedChange>, version: u64) -> Result<Undo, GenerationError> {
+        let _lock = self.write_lock.lock();
+        let before = self.catalog.load_full();
+        let (mut catalog, mut rows) = (Catalog::clone(&before), Vec::with_capacity(changes.len()));
+        let ids: Vec<ItemId> = changes.iter().map(|((id, _), _)| id.clone()).collect();
+        let fault = |step: &str| faults::check(step, ids.iter().map(ItemId::as_str));
+        catch_panic(|| {
+            fault("catalog")?;
+            for ((id, item), vectors) in changes {
+                rows.extend(match item.zip(vectors) {
+                    Some((item, vectors)) => Some(catalog.upsert(&self.state.keys, item, vectors)),
+                    None => catalog.delete(&self.state.keys, &id),
+                });
             }
+            Ok(())
+        })?;
+        let mut known = AHashSet::new();
+        rows.retain(|row| known.insert(*row));
+        let undo = Undo { before, after: Arc::new(catalog), rows, version: self.catalogue_version() };
+        let mut indexed = Indexed::default();
+        if let Err(change) = catch_panic(|| self.index(&undo, &mut indexed, &fault)) {
+            let restored = catch_panic(|| {
+                fault("restore")?;
+                self.restore(&undo, &indexed)
+            });
+            return Err(match restored {
+                Ok(()) => change,
+                Err(restore) => GenerationError::NotRestored { change: Box::new(change), restore: Box::new(restore) },
+            });
         }
-        self.upsert(written)?;
+        self.catalog.store(undo.after.clone());
         self.catalogue_version.store(version, Ordering::Release);
+        Ok(undo)
+    }
+
+    /// Undoes the last [`Generation::apply`]. After an error the indexes contradict the catalogue.
+    pub fn revert(&self, undo: &Undo) -> Result<(), GenerationError> {
+        let _lock = self.write_lock.lock();
+        catch_panic(|| self.restore(undo, &Indexed { spaces: [true; 2], lexical: true }))?;
+        self.catalog.store(undo.before.clone());
+        self.catalogue_version.store(undo.version, Ordering::Release);
         Ok(())
+    }
+
+    /// Brings the indexes from the catalogue before the change to the one after it.
+    fn index(
+        &self,
+        undo: &Undo,
+        indexed: &mut Indexed,
+        fault: &dyn Fn(&str) -> Result<(), InjectedFault>,
+    ) -> Result<(), GenerationError> {
+        for (at, step) in ["user vectors", "query vectors"].into_iter().enumerate() {
+            fault(step)?;
+            indexed.spaces[at] = true;
+            self.set_vectors(Space::BOTH[at], &undo.before, &undo.after, &undo.rows)?;
+        }
+        fault("lexical")?;
+        self.lexical.apply(&row_changes(&undo.before, &undo.after, &undo.rows))?;
+        indexed.lexical = true;
+        self.lexical.refresh()?;
+        fault("completions")?;
+        let written = undo.rows.iter().filter_map(|row| item_of(&undo.after, *row));
+        written.flat_map(completion_candidates).for_each(|text| self.titles.add(text));
+        Ok(fault("publish")?)
+    }
+
+    /// Brings the indexes back to the catalogue before the change. Completions of it stay.
+    fn restore(&self, undo: &Undo, indexed: &Indexed) -> Result<(), GenerationError> {
+        for (space, _) in iter::zip(Space::BOTH, indexed.spaces).filter(|(_, is_indexed)| *is_indexed) {
+            self.set_vectors(space, &undo.after, &undo.before, &undo.rows)?;
+        }
+        if indexed.lexical {
+            self.lexical.apply(&row_changes(&undo.after, &undo.before, &undo.rows))?;
+            self.lexical.refresh()?;
+        }
+        Ok(())
+    }
+
+    /// Sets the vectors of the rows whose vectors differ between two catalogues to those of `to`.
+    fn set_vectors(&self, space: Space, from: &Catalog, to: &Catalog, rows: &[Row]) -> Result<(), GenerationError> {
+        let differs = |row: Row| row.index() >= from.row_count() || space.vector(from, row) != space.vector(to, row);
+        let changed = rows.iter().filter(|row| to.is_alive(**row) && differs(**row));
+        let vectors: Vec<(Row, &[f32])> = changed.map(|row| (*row, space.vector(to, *row))).collect();
+        self.vector_index(space).set_many(&vectors).map_err(|bad| invalid_vector(to, bad))
     }
 
     /// Applies the catalogue changes since this generation's version, with its own models, and returns their number.
-    /// Other threads may record changes meanwhile, but must not write to this generation.
+    /// Leaves out items that cannot be applied, and logs them. Other threads may record changes meanwhile, but must not
+    /// write to this generation.
     pub fn catch_up(&self, models: &mut Models) -> Result<usize, GenerationError> {
         const PART: usize = 1000;
-        let mut count = 0;
+        let (mut count, mut skipped) = (0, 0);
         loop {
             let (changes, version) = self.state.catalogue.lock().after(self.catalogue_version(), PART);
             if changes.is_empty() {
                 return Ok(count);
             }
             count += changes.len();
-            let items: Vec<&Item> = changes.iter().filter_map(|(_, item)| item.as_deref()).collect();
-            let mut vectors = embed_items(&self.text_projection, models, &items)?.into_iter();
-            let embedded = changes.into_iter().map(|(id, item)| {
-                let vectors = item.as_ref().and_then(|_| vectors.next());
-                ((id, item), vectors)
-            });
-            self.apply(embedded.collect(), version)?;
+            if let Err(error) = self.embed_and_apply(models, changes.clone(), version) {
+                if matches!(error, GenerationError::NotRestored { .. }) {
+                    return Err(error);
+                }
+                for change in changes {
+                    let id = change.0.clone();
+                    let Err(source) = self.embed_and_apply(models, vec![change], version) else { continue };
+                    skipped += 1;
+                    tracing::error!(item = %id, error = %source, "a written item cannot be applied; it is left out");
+                    if skipped > SKIPPED_MAX || matches!(source, GenerationError::NotRestored { .. }) {
+                        return Err(GenerationError::ManyItems { count: skipped, item: id, source: Box::new(source) });
+                    }
+                }
+                self.catalogue_version.store(version, Ordering::Release);
+            }
         }
+    }
+
+    fn embed_and_apply(
+        &self,
+        models: &mut Models,
+        changes: Vec<ItemChange>,
+        version: u64,
+    ) -> Result<(), GenerationError> {
+        let items: Vec<&Item> = changes.iter().filter_map(|(_, item)| item.as_deref()).collect();
+        let mut vectors = catch_panic(|| Ok(self.embed(models, &items)?))?.into_iter();
+        let embedded = changes.iter().map(|(id, item)| {
+            let vectors = item.as_ref().and_then(|_| vectors.next());
+            ((id.clone(), item.clone()), vectors)
+        });
+        self.apply(embedded.collect(), version).map(drop)
+    }
+
+    /// Returns the vectors of items: those of equal texts that are known, otherwise encoded with the models.
+    pub fn embed(&self, models: &mut Models, items: &[&Item]) -> Result<Vec<ItemVectors>, RankingError> {
+        let known: Vec<Option<ItemVectors>> = items.iter().map(|item| self.known_vectors(item)).collect();
+        let unknown: Vec<&Item> =
+            iter::zip(items, &known).filter(|(_, known)| known.is_none()).map(|(item, _)| *item).collect();
+        let mut encoded = embed_items(&self.text_projection, models, &unknown)?.into_iter();
+        Ok(known.into_iter().filter_map(|known| known.or_else(|| encoded.next())).collect())
     }
 
     /// Returns the version of the catalogue changes that are applied.
@@ -229,9 +373,9 @@ impl Generation {
                 self.vector_index(space).freeze(&rows, catalog.row_count(), |row| space.vector(&catalog, row))?;
             let _lock = self.write_lock.lock();
             let now = self.catalog.load_full();
-            let later = bits::ones(now.alive(), catalog.row_count() / 64).filter(|row| *row >= catalog.row_count());
-            let later: Vec<(Row, &[f32])> =
-                later.map(|row| Row(row as u32)).map(|row| (row, space.vector(&now, row))).collect();
+            let is_frozen = |row: Row| catalog.is_alive(row) && space.vector(&catalog, row) == space.vector(&now, row);
+            let later = bits::ones(now.alive(), 0).map(|row| Row(row as u32)).filter(|row| !is_frozen(*row));
+            let later: Vec<(Row, &[f32])> = later.map(|row| (row, space.vector(&now, row))).collect();
             self.vector_index(space).replace(frozen, &later).map_err(|bad| invalid_vector(&now, bad))?;
         }
         self.merges.fetch_add(1, Ordering::Relaxed);
@@ -242,11 +386,26 @@ impl Generation {
     pub fn merge_count(&self) -> u64 {
         self.merges.load(Ordering::Relaxed)
     }
+}
 
-    fn index_text(&self, catalog: &Catalog, rows: &[Row]) -> Result<(), LexicalError> {
-        let documents: Vec<(Row, &Item)> = rows.iter().map(|row| (*row, &*catalog.get(*row).item)).collect();
-        self.lexical.upsert(&documents)
-    }
+/// Returns the item of a row; none if it is deleted or of a later catalogue.
+fn item_of(catalog: &Catalog, row: Row) -> Option<&Item> {
+    catalog.is_alive(row).then(|| &*catalog.get(row).item)
+}
+
+fn row_changes<'c>(from: &'c Catalog, to: &'c Catalog, rows: &[Row]) -> Vec<RowChange<'c>> {
+    rows.iter().map(|row| RowChange { row: *row, old: item_of(from, *row), new: item_of(to, *row) }).collect()
+}
+
+/// Returns a hash of the texts that an encoder may read.
+fn text_hash(item: &Item) -> u64 {
+    RandomState::with_seeds(1, 2, 3, 4).hash_one((
+        &item.title,
+        &item.description,
+        &item.brand,
+        &item.categories,
+        &item.tags,
+    ))
 }
 
 /// A vector space in which items are compared.

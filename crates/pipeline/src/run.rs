@@ -321,7 +321,6 @@ fn respond(
             degradations: context.degradations.clone(),
             corrected_query: corrected_query.clone(),
             catalog: context.catalog.clone(),
-            bundle_row_count: context.generation.bundle_row_count,
             ranked,
             rules,
             arranged,
@@ -559,7 +558,7 @@ fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Optio
     };
     let anchors = anchors(context, &request.anchors);
     let keys = &context.generation.state.keys;
-    let evidence = anchors.iter().take(EVIDENCE_MAX).map(|anchor| keys.id(anchor.key)).collect();
+    let evidence = anchors.iter().take(EVIDENCE_MAX).filter_map(|anchor| keys.id(anchor.key)).collect();
     Some(Reason { code, evidence })
 }
 

@@ -428,17 +428,19 @@ impl Slate {
         let own_catalog = generation.catalog.load();
         let result = |(at, item): (usize, Option<&Arc<Item>>)| {
             let entry = &self.entries[at];
-            RankedItem {
-                id: generation.state.keys.id(entry.key),
+            // The key of an item of a catalogue is never released.
+            let id = generation.state.keys.id(entry.key)?;
+            Some(RankedItem {
+                id,
                 rank: at + 1,
                 score: f64::from(entry.score),
                 reasons: self.reasons(entry, generation, &own_catalog, item.map(Arc::as_ref)),
                 query_match: entry.query_match,
                 item: item.filter(|_| self.include_items).cloned(),
                 debug: self.debug.get(at).cloned().flatten(),
-            }
+            })
         };
-        let results = shown.by_ref().take(size).map(result).collect();
+        let results = shown.by_ref().take(size).filter_map(result).collect();
         SlatePage { results, next: shown.next().map(|(at, _)| at) }
     }
 
@@ -485,7 +487,7 @@ impl Slate {
             // It fills the list; nothing speaks for the item.
             CandidateSource::Catalogue => return None,
         };
-        Some(Reason { code, evidence: evidence.into_iter().map(|key| generation.state.keys.id(key)).collect() })
+        Some(Reason { code, evidence: evidence.into_iter().filter_map(|key| generation.state.keys.id(key)).collect() })
     }
 }
 

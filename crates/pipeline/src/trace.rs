@@ -32,8 +32,6 @@ pub struct Trace {
     pub degradations: Vec<Degradation>,
     pub corrected_query: String,
     pub catalog: Arc<Catalog>,
-    /// Rows below this number are the bundle's own, in its order.
-    pub bundle_row_count: usize,
     pub ranked: RankedCandidates,
     pub rules: PolicyRules,
     pub arranged: Arranged,
@@ -182,7 +180,7 @@ impl Trace {
         let candidates = &rows[..self.ranked.candidates.list.len()];
         let (mut bundle_rows, mut live) = (Vec::with_capacity(candidates.len()), Vec::new());
         for row in candidates {
-            let is_of_bundle = row.index() < self.bundle_row_count;
+            let is_of_bundle = self.catalog.get(*row).vectors.is_of_bundle();
             bundle_rows.push(if is_of_bundle { row.0 + 1 } else { 0 });
             if !is_of_bundle {
                 live.extend_from_slice(vector(row));

@@ -1,22 +1,22 @@
 //! The loaded generations: runs requests on the generation of each user, samples them for warming and shadow traffic,
 //! and applies catalogue changes to every generation that answers.
 use crate::{
-    loaded::{Embedded, LoadedGeneration, changes_for},
+    loaded::{CatalogueChange, Embedded, LoadedGeneration, changes_for},
     routes::{Canary, Routes},
     shadow::{Shadow, ShadowWork, run_time},
 };
+use ahash::AHashMap;
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Sender, TrySendError};
 use lodestone_catalog::Item;
-use lodestone_core::units::UnixMillis;
-use lodestone_events::Change;
+use lodestone_core::{faults, ids::ItemId, units::UnixMillis};
+use lodestone_events::{Applied, Change, Outcome, Quarantined};
 use lodestone_pipeline::{
-    generation::GenerationError,
-    models::embed_items,
+    generation::{GenerationError, catch_panic},
     ranking::RankingError,
     run::{self, PipelineAnswer, PlannedRequest},
 };
-use lodestone_state::{ItemChange, LiveState};
+use lodestone_state::LiveState;
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -153,46 +153,121 @@ impl Generations {
         }
     }
 
-    /// Encodes items into the vector spaces of the generations that answer users, with a worker's models.
+    /// Returns the vectors of items in the spaces of the generations that answer users, with a worker's models.
     pub fn embed(&self, worker: usize, items: &[Item]) -> Result<Vec<Embedded>, RankingError> {
         let items: Vec<&Item> = items.iter().collect();
         let mut embedded: Vec<Embedded> = vec![Vec::new(); items.len()];
         for loaded in self.routes.load().answering() {
-            let vectors = embed_items(loaded.generation.text_projection(), &mut loaded.models_of(worker), &items)?;
+            let vectors = loaded.generation.embed(&mut loaded.models_of(worker), &items)?;
             embedded.iter_mut().zip(vectors).for_each(|(of, vectors)| of.push((loaded.number, vectors)));
         }
         Ok(embedded)
     }
 
-    /// Applies the changes that the log's writer committed, in log order.
-    pub fn apply(&self, changes: Vec<(u64, Change, Option<Embedded>)>) -> Result<(), GenerationError> {
-        let (mut catalogue, mut last) = (Vec::new(), 0);
+    /// Applies the changes that the log's writer committed, in log order. A change that fails or panics is in effect
+    /// nowhere, and the others are applied.
+    pub fn apply(&self, changes: Vec<(u64, Change, Option<Embedded>)>) -> Applied {
+        let (mut catalogue, mut applied, mut last) = (Vec::new(), Applied::default(), 0);
         for (position, change, embedded) in changes {
             last = position;
-            match change {
-                Change::Event(event) => self.state.apply_event(position, &event),
-                Change::Upsert(item) => {
-                    catalogue.push(((item.id.clone(), Some(Arc::new(*item))), embedded.unwrap_or_default()));
+            let (change, embedded) = match change {
+                Change::Event(event) => {
+                    let fold = || {
+                        faults::check("event", [event.id.as_str()])?;
+                        self.state.apply_event(position, &event);
+                        Ok(())
+                    };
+                    if let Err(error) = catch_panic(fold) {
+                        applied.failures.push(Quarantined {
+                            position,
+                            kind: event.kind.name().to_owned(),
+                            id: event.id.to_string(),
+                            reason: error.to_string(),
+                        });
+                    }
+                    continue;
                 }
-                Change::Delete(id) => catalogue.push(((id, None), Vec::new())),
-            }
+                Change::Upsert(item) => ((item.id.clone(), Some(Arc::new(*item))), embedded.unwrap_or_default()),
+                Change::Delete(id) => ((id, None), Vec::new()),
+            };
+            catalogue.push(CatalogueChange { position, change, embedded });
         }
-        let result = if catalogue.is_empty() { Ok(()) } else { self.apply_catalogue(catalogue) };
-        self.state.advance_position(last);
-        result
+        if !catalogue.is_empty() {
+            self.apply_catalogue(&catalogue, &mut applied);
+        }
+        if applied.stop.is_none() {
+            self.state.advance_position(last);
+        }
+        applied
     }
 
-    fn apply_catalogue(&self, changes: Vec<(ItemChange, Embedded)>) -> Result<(), GenerationError> {
+    /// Applies changes together; if that fails, each alone.
+    fn apply_catalogue(&self, changes: &[CatalogueChange], applied: &mut Applied) {
         let _writing = self.writing.lock();
-        let version = {
-            let mut recorded = self.state.catalogue.lock();
-            changes.iter().for_each(|(change, _)| recorded.record(change.clone()));
-            recorded.version()
-        };
-        // The failure of one generation must not keep the changes from the others.
         let routes = self.routes.load();
-        let results = routes.answering().map(|loaded| loaded.generation.apply(changes_for(loaded, &changes)?, version));
-        results.collect::<Vec<_>>().into_iter().collect()
+        let mut parts = vec![changes];
+        while let Some(part) = parts.pop().filter(|_| applied.stop.is_none()) {
+            let outcomes = self.outcomes(&routes, part);
+            match self.apply_part(&routes, part) {
+                Ok(()) => applied.outcomes.extend(outcomes),
+                Err(error @ GenerationError::NotRestored { .. }) => applied.stop = Some(error.to_string()),
+                Err(error) if part.len() == 1 => applied.failures.push(Quarantined {
+                    position: part[0].position,
+                    kind: part[0].kind_name().to_owned(),
+                    id: part[0].change.0.to_string(),
+                    reason: error.to_string(),
+                }),
+                Err(_) => parts.extend(part.chunks(1).rev()),
+            }
+        }
+    }
+
+    /// Applies changes to every generation that answers, and records them for the others; all or none.
+    fn apply_part(&self, routes: &Routes, changes: &[CatalogueChange]) -> Result<(), GenerationError> {
+        let version = self.state.catalogue.lock().version() + changes.len() as u64;
+        let mut undos = Vec::new();
+        for loaded in routes.answering() {
+            let result = catch_panic(|| {
+                // A test can make one of the generations fail.
+                faults::check(loaded.name(), changes.iter().map(|change| change.change.0.as_str()))?;
+                Ok(changes_for(loaded, changes)?)
+            })
+            .and_then(|embedded| loaded.generation.apply(embedded, version));
+            match result {
+                Ok(undo) => undos.push((loaded, undo)),
+                Err(change) => {
+                    let reverted = undos.iter().try_for_each(|(loaded, undo)| loaded.generation.revert(undo));
+                    return Err(match reverted {
+                        Ok(()) => change,
+                        Err(restore) => {
+                            GenerationError::NotRestored { change: Box::new(change), restore: Box::new(restore) }
+                        }
+                    });
+                }
+            }
+        }
+        let mut recorded = self.state.catalogue.lock();
+        changes.iter().for_each(|CatalogueChange { change, .. }| recorded.record(change.clone()));
+        Ok(())
+    }
+
+    /// Returns the outcomes of changes by position, if they are applied in order.
+    fn outcomes(&self, routes: &Routes, changes: &[CatalogueChange]) -> Vec<(u64, Outcome)> {
+        let catalog = routes.current.generation.catalog.load();
+        let mut exists: AHashMap<&ItemId, bool> = AHashMap::new();
+        let mut outcomes = Vec::with_capacity(changes.len());
+        for CatalogueChange { position, change: (id, item), .. } in changes {
+            let known = || catalog.row_of(&self.state.keys, id).is_some();
+            let existed = std::mem::replace(exists.entry(id).or_insert_with(known), item.is_some());
+            let outcome = match (item.is_some(), existed) {
+                (true, true) => Outcome::Replaced,
+                (true, false) => Outcome::Created,
+                (false, true) => Outcome::Deleted,
+                (false, false) => Outcome::Unknown,
+            };
+            outcomes.push((*position, outcome));
+        }
+        outcomes
     }
 }
 

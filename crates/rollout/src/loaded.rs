@@ -10,7 +10,7 @@ use lodestone_pipeline::{
     bundle::{Bundle, BundleError},
     generation::{EmbeddedChange, Generation, GenerationError},
     golden::{self, GoldenError},
-    models::{Models, embed_items},
+    models::Models,
     ranking::{Device, RankingError, Runtime},
 };
 use lodestone_state::{ItemChange, LiveState};
@@ -146,14 +146,14 @@ impl Loader {
 /// because the generation began to answer in between.
 pub(crate) fn changes_for(
     loaded: &LoadedGeneration,
-    changes: &[(ItemChange, Embedded)],
+    changes: &[CatalogueChange],
 ) -> Result<Vec<EmbeddedChange>, RankingError> {
     let of_this = |embedded: &Embedded| {
         embedded.iter().find(|(number, _)| *number == loaded.number).map(|(_, vectors)| vectors.clone())
     };
     changes
         .iter()
-        .map(|(change, embedded)| {
+        .map(|CatalogueChange { change, embedded, .. }| {
             let vectors = match (&change.1, of_this(embedded)) {
                 (Some(item), None) => {
                     embed_items(loaded.generation.text_projection(), &mut loaded.writer_models(), &[item])?.pop()
@@ -163,4 +163,18 @@ pub(crate) fn changes_for(
             Ok((change.clone(), vectors))
         })
         .collect()
+}
+
+/// A committed change of the catalogue.
+pub(crate) struct CatalogueChange {
+    /// Its position in the log.
+    pub(crate) position: u64,
+    pub(crate) change: ItemChange,
+    pub(crate) embedded: Embedded,
+}
+
+impl CatalogueChange {
+    pub(crate) fn kind_name(&self) -> &'static str {
+        if self.change.1.is_some() { "upsert_item" } else { "delete_item" }
+    }
 }

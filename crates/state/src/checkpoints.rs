@@ -5,8 +5,17 @@
 //! the position of its own last event, and the replay skips the events that a history includes. The popularity follows
 //! the users with a position of its own, because a refund changes it by the user's history at that moment. Item keys
 //! are stored by their order and assigned again on startup, so a checkpoint remains valid after a change of the bundle.
-use crate::{LiveState, Search, catalog_changes::ItemChange, users};
-use lodestone_core::ids::{ItemId, ItemKey};
+//!
+//! Evictions follow from the users and items at each position, so that a replay from a checkpoint must start with
+//! exactly those of its position: users that were created later are left out, and those that were evicted while the
+//! checkpoint was written are included.
+use crate::{
+    LiveState, Search,
+    catalog_changes::ItemChange,
+    event_items::EventItems,
+    users::{self, History},
+};
+use lodestone_core::ids::{ItemId, ItemKey, UserId};
 use lodestone_events::{
     Change, Chunk, Deduper, LogDirectory,
     checkpoint::{Checkpoint, CheckpointError, CheckpointWriter},
@@ -17,7 +26,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -35,7 +44,7 @@ const PART_COUNT: usize = 8192;
 mod part {
     /// See [`super::Origin`].
     pub(super) const ORIGIN: u8 = 1;
-    /// Item ids in the order of their keys, each followed by a line feed.
+    /// Item ids in the order of their keys, each followed by a line feed. An empty line is a key without an item.
     pub(super) const KEYS: u8 = 2;
     pub(super) const USER: u8 = 3;
     /// Log position u64 up to which the popularity counts events; precedes its records.
@@ -49,6 +58,8 @@ mod part {
     pub(super) const SEARCH: u8 = 8;
     /// How many events of each user counted for popularity within the hour.
     pub(super) const USER_RATES: u8 = 10;
+    /// Keys u32 of the items that events name, each with the time of its last event in seconds u32.
+    pub(super) const EVENT_ITEMS: u8 = 11;
 }
 
 /// Identifies the imported history that was folded before the log. A checkpoint of another history is not used.
@@ -77,11 +88,14 @@ pub struct Checkpoints {
     /// Log position of the last checkpoint.
     position: AtomicU64,
     last: Mutex<Option<Instant>>,
+    /// The state lacks changes of the log.
+    is_state_incomplete: AtomicBool,
 }
 
 /// The small parts of the state, copied while no write is folded.
 struct SmallParts {
     position: u64,
+    event_items: Vec<u8>,
     searches: Vec<Search>,
     items: Vec<ItemChange>,
     chunks: Vec<Arc<Chunk>>,
@@ -98,7 +112,8 @@ impl Checkpoints {
         position: u64,
     ) -> Self {
         let (position, last) = (AtomicU64::new(position), Mutex::default());
-        Self { state, deduper, directory: directory.clone(), origin, position, last }
+        let is_state_incomplete = AtomicBool::new(false);
+        Self { state, deduper, directory: directory.clone(), origin, position, last, is_state_incomplete }
     }
 
     /// Returns the log position of the last checkpoint, or 0 if there is none.
@@ -113,9 +128,17 @@ impl Checkpoints {
             && self.last.try_lock().is_some_and(|last| last.is_none_or(|last| last.elapsed() >= PAUSE_MIN))
     }
 
+    /// Writes no more checkpoints, because the state lacks changes of the log up to its position. Must be called by the
+    /// log's writer.
+    pub fn end(&self) {
+        self.is_state_incomplete.store(true, Ordering::Release);
+    }
+
     /// Writes a checkpoint if the next startup would take long without it.
     pub fn write_on_shutdown(&self) {
-        if self.state.applied_position() >= self.position() + CHANGES_MIN_ON_SHUTDOWN {
+        if !self.is_state_incomplete.load(Ordering::Acquire)
+            && self.state.applied_position() >= self.position() + CHANGES_MIN_ON_SHUTDOWN
+        {
             self.write_and_log();
         }
     }
@@ -135,16 +158,28 @@ impl Checkpoints {
     pub fn write(&self) -> io::Result<u64> {
         let mut last = self.last.lock();
         *last = Some(Instant::now());
-        let small = self.copy_small();
+        let small = self.copy_small()?;
+        let keeping = KeepEvicted(&self.state);
         let mut file = CheckpointWriter::create(&self.directory, small.position)?;
         file.put(part::ORIGIN, &self.origin.to_bytes())?;
+        let mut until = small.position;
+        let mut put_user = |file: &mut CheckpointWriter, user: &UserId, history: &History| {
+            if history.created > small.position {
+                return Ok(());
+            }
+            until = until.max(history.position);
+            file.put(part::USER, &users::encode(user, history))
+        };
         for user in self.state.users.ids() {
             if let Some(history) = self.state.users.history(&user) {
-                file.put(part::USER, &users::encode(&user, &history))?;
+                put_user(&mut file, &user, &history)?;
             }
         }
+        for (user, history) in self.state.users.evicted_since_checkpoint() {
+            put_user(&mut file, &user, &history)?;
+        }
         // After the users, so that no history has an event that it does not count.
-        let (position, popularity) = self.copy_popularity();
+        let (position, popularity) = self.copy_popularity()?;
         // After both, so that it includes all of their keys.
         put_keys(&mut file, &self.state)?;
         file.put(part::POPULARITY_POSITION, &position.to_le_bytes())?;
@@ -152,6 +187,10 @@ impl Checkpoints {
             file.put(part::POPULARITY, record)?;
         }
         file.put(part::USER_RATES, &popularity.1)?;
+        for records in small.event_items.chunks(PART_COUNT * EventItems::RECORD_BYTES) {
+            file.put(part::EVENT_ITEMS, records)?;
+        }
+        drop(keeping);
         for search in &small.searches {
             file.put(part::SEARCH, &encode_search(search))?;
         }
@@ -163,37 +202,59 @@ impl Checkpoints {
             let hashes: Vec<u8> = chunk.hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
             file.put(part::EVENT_IDS, &[&chunk.last_s.to_le_bytes()[..], &hashes].concat())?;
         }
-        file.finish(self.state.applied_position())?;
+        file.finish(until.max(position))?;
         self.position.store(small.position, Ordering::Relaxed);
         *last = Some(Instant::now());
         Ok(small.position)
     }
 
     /// Copies the popularity and the users' rates while no write is folded, with their log position.
-    fn copy_popularity(&self) -> (u64, (Vec<Vec<u8>>, Vec<u8>)) {
+    fn copy_popularity(&self) -> io::Result<(u64, (Vec<Vec<u8>>, Vec<u8>))> {
         let _deduper = self.deduper.lock();
+        self.check_state()?;
         let popularity = self.state.popularity.lock();
-        (self.state.applied_position(), (popularity.records(), popularity.rates_record()))
+        Ok((self.state.applied_position(), (popularity.records(), popularity.rates_record())))
     }
 
-    fn copy_small(&self) -> SmallParts {
+    fn check_state(&self) -> io::Result<()> {
+        match self.is_state_incomplete.load(Ordering::Acquire) {
+            true => Err(io::Error::other("the state lacks changes that could not be applied")),
+            false => Ok(()),
+        }
+    }
+
+    fn copy_small(&self) -> io::Result<SmallParts> {
         let deduper = self.deduper.lock();
-        SmallParts {
+        self.check_state()?;
+        self.state.users.begin_checkpoint();
+        Ok(SmallParts {
             position: self.state.applied_position(),
+            event_items: self.state.event_items.lock().records(),
             searches: self.state.searches.all(),
             items: self.state.catalogue.lock().after(0, usize::MAX).0,
             chunks: deduper.chunks(),
-        }
+        })
+    }
+}
+
+/// Ends the keeping of evicted histories when it is dropped, also after an error.
+struct KeepEvicted<'a>(&'a LiveState);
+
+impl Drop for KeepEvicted<'_> {
+    fn drop(&mut self) {
+        self.0.users.end_checkpoint();
     }
 }
 
 fn put_keys(file: &mut CheckpointWriter, state: &LiveState) -> io::Result<()> {
-    let count = state.keys.len();
+    let count = state.keys.key_count();
     for begin in (0..count).step_by(PART_COUNT) {
         let mut ids = String::new();
         for key in begin..count.min(begin + PART_COUNT) {
             // A line feed separates ids, because an id has no control characters.
-            ids.push_str(state.keys.id(ItemKey(key as u32)).as_str());
+            if let Some(id) = state.keys.id(ItemKey(key as u32)) {
+                ids.push_str(id.as_str());
+            }
             ids.push('\n');
         }
         file.put(part::KEYS, ids.as_bytes())?;
@@ -216,13 +277,13 @@ pub fn restore(
         return Err(CheckpointError::Ahead { path, until: checkpoint.until, last: last_position });
     }
     // The keys are stored after the users, which need them.
-    let mut keys: Vec<ItemKey> = Vec::new();
+    let mut keys: Vec<Option<ItemKey>> = Vec::new();
     checkpoint.each_part(|kind, content| match kind {
         part::ORIGIN if content != origin.to_bytes() => Err(CheckpointError::OtherHistory),
         part::KEYS => read_keys(content, state, &mut keys),
         _ => Ok(()),
     })?;
-    let key = |stored: ItemKey| keys.get(stored.0 as usize).copied();
+    let key = |stored: ItemKey| keys.get(stored.0 as usize).copied().flatten();
     checkpoint.each_part(|kind, content| {
         restore_part(kind, content, state, deduper, key)
             .map_err(|reason| CheckpointError::Content { kind, reason: reason.to_string() })
@@ -252,10 +313,17 @@ fn decode_search(content: &[u8]) -> Result<Search, Box<dyn std::error::Error>> {
     })
 }
 
-fn read_keys(content: &[u8], state: &LiveState, keys: &mut Vec<ItemKey>) -> Result<(), CheckpointError> {
+fn read_keys(content: &[u8], state: &LiveState, keys: &mut Vec<Option<ItemKey>>) -> Result<(), CheckpointError> {
     let bad = |reason: String| CheckpointError::Content { kind: part::KEYS, reason };
-    for id in std::str::from_utf8(content).map_err(|error| bad(error.to_string()))?.lines() {
-        keys.push(state.keys.intern(&ItemId::parse(id).map_err(|error| bad(error.to_string()))?));
+    let text = std::str::from_utf8(content).map_err(|error| bad(error.to_string()))?;
+    for id in text.split_terminator('\n') {
+        keys.push(match id {
+            "" => None,
+            id => {
+                let id = ItemId::parse(id).map_err(|error| bad(error.to_string()))?;
+                Some(state.keys.intern_for_event(&id))
+            }
+        });
     }
     Ok(())
 }
@@ -273,6 +341,7 @@ fn restore_part(
             let (user, history) = users::decode(content, key)?;
             state.users.insert(user, history);
         }
+        part::EVENT_ITEMS => state.event_items.lock().restore(content, key)?,
         part::POPULARITY_POSITION => {
             let position = content.try_into().map_err(|_| "the position of the popularity has not eight bytes")?;
             state.set_popularity_position(u64::from_le_bytes(position));

@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 mod catalog_changes;
 pub mod checkpoints;
+mod event_items;
 mod recovery;
 mod searches;
 mod state;
 pub mod users;
 
 pub use catalog_changes::{CatalogChanges, ItemChange};
+pub use event_items::{EVENT_ITEMS_MAX, EventItems};
 pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, recover, state_with_items};
 pub use searches::{COMPLETION_USERS_MIN, COMPLETION_USERS_MIN_MAX, Search, Searches};
-pub use state::{LiveState, ReplayBase};
+pub use state::{LiveState, ReplayBase, StateLimits};

@@ -1,13 +1,21 @@
 //! Recovery on startup: restores a checkpoint, or folds the imported history; then folds the log.
 use crate::{
-    LiveState, ReplayBase, Searches,
+    LiveState, ReplayBase, Searches, StateLimits,
     checkpoints::{self, Origin},
 };
-use lodestone_core::{ids::ItemKey, units::UnixMillis};
+use lodestone_core::{
+    faults,
+    ids::{ItemId, ItemKey},
+    units::UnixMillis,
+};
 use lodestone_dataset::{self as dataset, DatasetError};
-use lodestone_events::{Change, Deduper, EventLog, LogError, checkpoint::CheckpointError};
+use lodestone_events::{
+    Change, DEDUPE_DAYS, Deduper, Event, EventLog, LogError, Quarantined, checkpoint::CheckpointError, panic_message,
+    quarantined,
+};
 use std::{
     fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -77,9 +85,14 @@ pub fn recover(
     };
     match checkpoint {
         Some(position) => tracing::info!(position, users = state.users.len(), "restored the checkpoint"),
-        None => fold_history(&state, options)?,
+        None => fold_history(&state, &mut deduper, options)?,
     }
-    replay(&state, log, &mut deduper, checkpoint)?;
+    let new = replay(&state, log, &mut deduper, checkpoint)?;
+    log.quarantine(&new)?;
+    for change in quarantined(options.directory)? {
+        let (position, kind, id, reason) = (change.position, change.kind, change.id, change.reason);
+        tracing::warn!(position, kind, id, reason, "skipped a quarantined change");
+    }
     tracing::info!(position = log.last_position(), seconds = begun.elapsed().as_secs_f64(), "recovered the state");
     Ok(RecoveredState { state, recent: deduper, origin, checkpoint: checkpoint.unwrap_or(0) })
 }
@@ -93,7 +106,7 @@ fn origin(history: &Path) -> Result<Origin, RecoveryError> {
 }
 
 /// Folds the imported history as the state before the first log position.
-fn fold_history(state: &LiveState, options: &RecoveryOptions) -> Result<(), RecoveryError> {
+fn fold_history(state: &LiveState, deduper: &mut Deduper, options: &RecoveryOptions) -> Result<(), RecoveryError> {
     if !options.history.exists() {
         return Ok(());
     }
@@ -103,41 +116,64 @@ fn fold_history(state: &LiveState, options: &RecoveryOptions) -> Result<(), Reco
     for event in &mut events {
         event.at.0 += shift;
         state.apply_event(0, event);
+        // An order that was imported counts once if the shop's server also writes it.
+        if event.at.0 >= last + shift - i64::from(DEDUPE_DAYS) * UnixMillis::DAY {
+            deduper.insert_order_lines(event, event.at);
+        }
     }
     tracing::info!(events = events.len(), "folded the imported history");
     Ok(())
 }
 
-/// Folds the log after the checkpoint's position, or the whole log.
+/// Folds the log after the checkpoint's position, or the whole log. Returns the changes that could not be folded.
 fn replay(
     state: &LiveState,
     log: &EventLog,
     deduper: &mut Deduper,
     checkpoint: Option<u64>,
-) -> Result<(), RecoveryError> {
+) -> Result<Vec<Quarantined>, RecoveryError> {
     let base = if checkpoint.is_some_and(|position| position > 0) { ReplayBase::Checkpoint } else { ReplayBase::Empty };
     let mut catalogue = state.catalogue.lock();
+    let mut failures = Vec::new();
     log.replay(checkpoint.unwrap_or(0) + 1, |position, at, change| {
         match change {
-            Change::Event(event) => {
-                deduper.insert(&event.id, at);
-                state.replay_event(position, &event, base);
-            }
+            Change::Event(event) => match replay_event(state, position, &event, base) {
+                Ok(()) => deduper.insert_event(&event, at),
+                Err(reason) => failures.push(Quarantined {
+                    position,
+                    kind: event.kind.name().to_owned(),
+                    id: event.id.to_string(),
+                    reason,
+                }),
+            },
             Change::Upsert(item) => catalogue.record((item.id.clone(), Some(Arc::new(*item)))),
             Change::Delete(id) => catalogue.record((id, None)),
         }
         state.advance_position(position);
     })?;
-    Ok(())
+    // The last changes may be quarantined.
+    state.advance_position(log.last_position());
+    Ok(failures)
+}
+
+/// Folds an event; returns the message of a panic.
+fn replay_event(state: &LiveState, position: u64, event: &Event, base: ReplayBase) -> Result<(), String> {
+    let fold = AssertUnwindSafe(|| {
+        faults::check("replay", [event.id.as_str()]).map_err(|fault| fault.to_string())?;
+        state.replay_event(position, event, base);
+        Ok(())
+    });
+    catch_unwind(fold).unwrap_or_else(|panic| Err(panic_message(&*panic)))
 }
 
 /// Returns an empty state in which the items have the keys 0, 1, 2, …, so that keys equal rows of the bundle's tables.
 /// `searches` decides which searches become completions.
 pub fn state_with_items<'a>(
-    items: impl Iterator<Item = &'a lodestone_core::ids::ItemId>,
+    items: impl Iterator<Item = &'a ItemId>,
     searches: Searches,
+    limits: StateLimits,
 ) -> Arc<LiveState> {
-    let state = LiveState::new(searches);
+    let state = LiveState::new(searches, limits);
     for (index, item) in items.enumerate() {
         let key = state.keys.intern(item);
         debug_assert_eq!(key, ItemKey(index as u32));

@@ -2,8 +2,9 @@
 //! it.
 use crate::{
     catalog_changes::CatalogChanges,
+    event_items::{EVENT_ITEMS_MAX, EventItems},
     searches::Searches,
-    users::{PurchaseChange, Users},
+    users::{PurchaseChange, USERS_MAX, Users, is_stored},
 };
 use arc_swap::ArcSwap;
 use lodestone_catalog::ItemKeys;
@@ -20,6 +21,7 @@ pub struct LiveState {
     /// Keys of all items of any generation and of all items in events.
     pub keys: ItemKeys,
     pub users: Users,
+    pub event_items: Mutex<EventItems>,
     /// The fold. Locked for one event or one copy at a time, never while a reader computes.
     pub(crate) popularity: Mutex<Popularity>,
     /// The popularity that readers see.
@@ -41,18 +43,33 @@ pub enum ReplayBase {
     Checkpoint,
 }
 
+/// Limits of the state. Beyond them, users and items without recent events are forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateLimits {
+    pub users_max: usize,
+    /// Maximum number of items that events name.
+    pub event_items_max: usize,
+}
+
+impl Default for StateLimits {
+    fn default() -> Self {
+        Self { users_max: USERS_MAX, event_items_max: EVENT_ITEMS_MAX }
+    }
+}
+
 impl Default for LiveState {
     fn default() -> Self {
-        Self::new(Searches::default())
+        Self::new(Searches::default(), StateLimits::default())
     }
 }
 
 impl LiveState {
     /// Creates an empty state. `searches` decides which searches become completions.
-    pub fn new(searches: Searches) -> Self {
+    pub fn new(searches: Searches, limits: StateLimits) -> Self {
         Self {
             keys: ItemKeys::default(),
-            users: Users::default(),
+            users: Users::with_limit(limits.users_max),
+            event_items: Mutex::new(EventItems::with_limit(limits.event_items_max)),
             popularity: Mutex::default(),
             published: ArcSwap::default(),
             searches,
@@ -64,10 +81,13 @@ impl LiveState {
 
     /// Folds one event of the log.
     pub fn apply_event(&self, position: u64, event: &Event) {
-        let changes = self.apply_to_user(position, event);
-        self.advance_position(position);
-        self.count(event, &changes);
+        // First, because it normalises the text, which is the only part of the fold that depends on what a user typed:
+        // if it panics, nothing of the event is folded.
         self.add_search(event);
+        let changes = self.apply_to_user(position, event);
+        self.count(event, &changes);
+        self.record_items(position, event, true);
+        self.advance_position(position);
     }
 
     /// Folds one event during recovery.
@@ -76,11 +96,13 @@ impl LiveState {
             ReplayBase::Empty => false,
             ReplayBase::Checkpoint => self.users.includes(&event.user, position),
         };
+        self.add_search(event);
         let changes = if is_included { Vec::new() } else { self.apply_to_user(position, event) };
-        if base == ReplayBase::Empty || position > self.popularity_restored.load(Ordering::Relaxed) {
+        let is_counted = base == ReplayBase::Empty || position > self.popularity_restored.load(Ordering::Relaxed);
+        if is_counted {
             self.count(event, &changes);
         }
-        self.add_search(event);
+        self.record_items(position, event, is_counted);
     }
 
     /// Adds an event to its user's history. Anonymous events have none.
@@ -110,6 +132,36 @@ impl LiveState {
         if event.kind == EventKind::Search && !event.user.is_anonymous() {
             self.searches.add(&event.query, &event.user);
         }
+    }
+
+    /// Records the items of an event, and forgets items if there are too many. `is_counted`: the popularity counts
+    /// events up to this one, and not later ones.
+    fn record_items(&self, position: u64, event: &Event, is_counted: bool) {
+        if !is_stored(event.kind) {
+            return;
+        }
+        let mut items = self.event_items.lock();
+        for line in &event.lines {
+            items.record(self.keys.intern_for_event(&line.item), event.at.seconds_u32());
+        }
+        let evicted = items.evict(&self.keys);
+        if evicted.is_empty() {
+            return;
+        }
+        self.users.forget_items(&evicted, position);
+        if !is_counted {
+            // The restored popularity and histories were copied later. The items were evicted from them already, and
+            // may have come back with the same keys.
+            return;
+        }
+        let mut popularity = self.popularity.lock();
+        evicted.iter().for_each(|key| popularity.forget(*key));
+        drop(popularity);
+        // A checkpoint in progress maps keys to ids when it ends.
+        if !self.users.is_in_checkpoint() {
+            self.keys.reuse_released();
+        }
+        evicted.into_iter().for_each(|key| self.keys.release(key));
     }
 
     /// Records that all changes up to this log position are in effect.

@@ -103,6 +103,11 @@ pub struct Metrics {
     log_position: Gauge,
     dedupe_ids: Gauge,
     checkpoint_position: Gauge,
+    quarantined: Gauge,
+    repeated_order_lines: Counter,
+    evicted_users: Gauge,
+    evicted_items: Gauge,
+    item_keys: Gauge,
     build: Family<Build, Gauge>,
     bundle_changes: Family<Outcome, Counter>,
     bundle_load_seconds: Histogram,
@@ -120,6 +125,10 @@ pub struct Sizes {
     pub log_position: u64,
     pub dedupe_ids: usize,
     pub checkpoint_position: u64,
+    pub quarantined: usize,
+    pub evicted_users: u64,
+    pub evicted_items: u64,
+    pub item_keys: usize,
 }
 
 impl Default for Metrics {
@@ -143,6 +152,11 @@ impl Default for Metrics {
             log_position: Gauge::default(),
             dedupe_ids: Gauge::default(),
             checkpoint_position: Gauge::default(),
+            quarantined: Gauge::default(),
+            repeated_order_lines: Counter::default(),
+            evicted_users: Gauge::default(),
+            evicted_items: Gauge::default(),
+            item_keys: Gauge::default(),
             build: Family::default(),
             bundle_changes: Family::default(),
             bundle_load_seconds: Histogram::new(LOAD_SECONDS),
@@ -181,6 +195,21 @@ impl Metrics {
             "Position of the last checkpoint; startup reads the log from there",
             self.checkpoint_position.clone(),
         );
+        registry.register(
+            "quarantined",
+            "Changes of the log that could not be applied and are skipped",
+            self.quarantined.clone(),
+        );
+        registry.register(
+            "repeated_order_lines",
+            "Lines of purchases that an earlier event of the same user and order counted",
+            self.repeated_order_lines.clone(),
+        );
+        let help = "Users whose history was evicted since startup, including its replay";
+        registry.register("evicted_users", help, self.evicted_users.clone());
+        let help = "Items whose events were evicted since startup, including its replay";
+        registry.register("evicted_items", help, self.evicted_items.clone());
+        registry.register("item_keys", "Item ids in memory, of the catalogue and of events", self.item_keys.clone());
         registry.register("build", "1, with the program's version and the current bundle version", self.build.clone());
         registry.register("bundle_changes", "Bundles by outcome", self.bundle_changes.clone());
         let help = "Time to load, self-test and warm a bundle while the current one serves";
@@ -199,6 +228,10 @@ impl Metrics {
         self.log_position.set(sizes.log_position as i64);
         self.dedupe_ids.set(sizes.dedupe_ids as i64);
         self.checkpoint_position.set(sizes.checkpoint_position as i64);
+        self.quarantined.set(sizes.quarantined as i64);
+        self.evicted_users.set(sizes.evicted_users as i64);
+        self.evicted_items.set(sizes.evicted_items as i64);
+        self.item_keys.set(sizes.item_keys as i64);
         let mut text = String::new();
         encode(&mut text, &self.registry()).expect("writing to a string does not fail");
         text
@@ -253,6 +286,11 @@ impl Metrics {
 
     pub fn wrote(&self, outcome: &'static str, count: u64) {
         self.written.get_or_create(&Outcome { outcome }).inc_by(count);
+    }
+
+    /// Counts order lines that were not stored, because an earlier event counted them.
+    pub fn repeated_order_lines(&self, count: u64) {
+        self.repeated_order_lines.inc_by(count);
     }
 
     /// Counts answers for the answer log by outcome: `logged`, `queue_full` or `write_failed`.

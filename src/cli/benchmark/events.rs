@@ -6,8 +6,10 @@ use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{Quantity, UnixMillis},
 };
-use lodestone_events::{Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log};
-use lodestone_state::{LiveState, RecoveryOptions, Searches, checkpoints::Checkpoints, recover, state_with_items};
+use lodestone_events::{Applied, Change, DEDUPE_IDS_MAX, Deduper, Event, EventKind, EventLine, EventLog, Writer, log};
+use lodestone_state::{
+    LiveState, RecoveryOptions, Searches, StateLimits, checkpoints::Checkpoints, recover, state_with_items,
+};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -89,7 +91,8 @@ pub(crate) fn events(args: &EventsArgs) -> anyhow::Result<Exit> {
             history_end: ignores_checkpoint.then(UnixMillis::now),
             dedupe_ids_max: DEDUPE_IDS_MAX,
         };
-        let recovered = recover(&log, &options, &|| state_with_items(std::iter::empty(), Searches::default()))?;
+        let empty = || state_with_items(std::iter::empty(), Searches::default(), StateLimits::default());
+        let recovered = recover(&log, &options, &empty)?;
         Ok((started.elapsed().as_secs_f64(), recovered.state.users.len()))
     };
     let ((start_s, users), (start_without_checkpoint_s, replayed_users)) = (start(false)?, start(true)?);
@@ -151,6 +154,7 @@ fn fill(args: &EventsArgs, shop: &SyntheticShop, directory: &Path) -> anyhow::Re
                 live.apply_event(position, &event);
             }
         }
+        Applied::default()
     };
     let writer = Writer::start(log, recent, UnixMillis::now, Box::new(apply))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;

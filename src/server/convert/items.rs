@@ -15,7 +15,7 @@ use std::{
 /// The range of `create_time`: the years 1 to 9999, as `google.protobuf.Timestamp` defines it, in seconds since 1970.
 const CREATE_TIME_S: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
-/// Converts an item. Returns None if there are violations.
+/// Converts an item. Returns None if there are violations. `created_at` is none if the request does not set it.
 pub(crate) fn item(violations: &mut Violations, path: impl Display, item: &proto::Item) -> Option<Item> {
     let before = violations.found.len();
     let path = &path;
@@ -30,9 +30,11 @@ pub(crate) fn item(violations: &mut Violations, path: impl Display, item: &proto
     violations.characters(field("brand"), &item.brand, limits::NAME_CHARS);
     let price = price(violations, field("price_micros"), item.price_micros);
     let currency = currency(violations, field("currency_code"), &item.currency_code);
+    // A shop that sells more than it has counts below 0.
+    let stock = item.stock_quantity.map(|stock| stock.max(0));
     let stock_max = limits::STOCK;
-    if let Some(stock) = item.stock_quantity.filter(|stock| !(0..=stock_max.into()).contains(stock)) {
-        violations.add(field("stock_quantity"), format!("is {stock}; it must be within 0 and {stock_max}"));
+    if let Some(stock) = stock.filter(|stock| *stock > stock_max.into()) {
+        violations.add(field("stock_quantity"), format!("is {stock}; it must be at most {stock_max}"));
     }
     violations.count(field("tags"), item.tags.len(), limits::TAGS);
     for (index, tag) in item.tags.iter().take(limits::TAGS).enumerate() {
@@ -53,7 +55,7 @@ pub(crate) fn item(violations: &mut Violations, path: impl Display, item: &proto
         brand: item.brand.clone(),
         price,
         currency,
-        stock_quantity: item.stock_quantity.map(|stock| stock as u32),
+        stock_quantity: stock.map(|stock| stock as u32),
         tags: item.tags.clone(),
         attributes,
         created_at: item.create_time.as_ref().map(|time| UnixMillis(time.seconds.saturating_mul(1000))),
@@ -125,7 +127,7 @@ mod tests {
         let number = proto::AttributeValue { kind: Some(proto::attribute_value::Kind::Number(f64::NAN)) };
         let sent = proto::Item {
             price_micros: Some(-1),
-            stock_quantity: Some(-1),
+            stock_quantity: Some(i64::from(limits::STOCK) + 1),
             currency_code: "pounds".into(),
             attributes: [("weight".to_owned(), number)].into(),
             create_time: Some(prost_types::Timestamp { seconds: i64::MIN, nanos: 0 }),
@@ -134,5 +136,14 @@ mod tests {
         let mut violations = Violations::default();
         assert!(item(&mut violations, "items[0]", &sent).is_none());
         assert_eq!(violations.found.len(), 7, "{violations:?}");
+    }
+
+    #[test]
+    fn a_negative_stock_is_sold_out() {
+        let sent =
+            proto::Item { item_id: "a".into(), title: "A".into(), stock_quantity: Some(-3), ..Default::default() };
+        let mut violations = Violations::default();
+        let item = item(&mut violations, "items[0]", &sent).unwrap();
+        assert_eq!((item.stock_quantity, item.is_in_stock()), (Some(0), false));
     }
 }

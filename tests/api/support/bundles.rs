@@ -16,7 +16,7 @@ use lodestone_pipeline::{
     ranking::{Device, Runtime},
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, Store};
-use lodestone_state::COMPLETION_USERS_MIN;
+use lodestone_state::{COMPLETION_USERS_MIN, StateLimits};
 use lodestone_training::{TrainOptions, train};
 use std::{
     path::{Path, PathBuf},
@@ -143,6 +143,7 @@ impl Shop {
             queue_requests_max: 1000,
             history_ends_now: false,
             dedupe_ids_max: 1_000_000,
+            limits: StateLimits::default(),
             config: EngineConfig::default(),
             rollout: RolloutConfig { watch: WATCH, kept_max: 1, bounds },
         })

@@ -4,15 +4,19 @@ use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::UnixMillis,
 };
-use lodestone_events::{Change, Deduper, EventLog, Writer};
+use lodestone_events::{Applied, Change, Deduper, EventLog, Writer};
 use lodestone_state::{
-    LiveState, RecoveredState, RecoveryOptions, Searches, checkpoints::Checkpoints, recover, state_with_items,
+    LiveState, RecoveredState, RecoveryOptions, Searches, StateLimits, checkpoints::Checkpoints, recover,
+    state_with_items,
 };
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 /// Users of the tests: `p0` to `p19`.
 pub(crate) const USERS: usize = 20;
+
+/// No user or item of the tests is evicted.
+pub(crate) const NO_EVICTION: StateLimits = StateLimits { users_max: 1000, event_items_max: 100_000 };
 
 /// Items of the bundle that the state starts from.
 const BUNDLE_ITEMS: [&str; 2] = ["b0", "b1"];
@@ -31,12 +35,21 @@ pub(crate) struct LoggedState {
 impl LoggedState {
     /// Recovers the state of a directory and starts a writer that applies each change to it.
     pub(crate) fn open(directory: &Path) -> Self {
-        Self::of(EventLog::open(directory).unwrap())
+        Self::open_with(directory, NO_EVICTION)
+    }
+
+    /// [`LoggedState::open`] with limits.
+    pub(crate) fn open_with(directory: &Path, limits: StateLimits) -> Self {
+        Self::of_with(EventLog::open(directory).unwrap(), limits)
     }
 
     /// Recovers the state of an open log and starts a writer that applies each change to it.
     pub(crate) fn of(log: EventLog) -> Self {
-        let RecoveredState { state, recent, origin, checkpoint } = recovered(&log, log.directory().path());
+        Self::of_with(log, NO_EVICTION)
+    }
+
+    fn of_with(log: EventLog, limits: StateLimits) -> Self {
+        let RecoveredState { state, recent, origin, checkpoint } = recovered_with(&log, log.directory().path(), limits);
         let recent = Arc::new(Mutex::new(recent));
         let checkpoints =
             Arc::new(Checkpoints::new(state.clone(), recent.clone(), log.directory(), origin, checkpoint));
@@ -50,6 +63,7 @@ impl LoggedState {
                 }
                 folded.advance_position(position);
             }
+            Applied::default()
         };
         let writer = Writer::start(log, recent.clone(), UnixMillis::now, Box::new(apply)).unwrap();
         Self { state, recent, checkpoints, writer, opened_at: checkpoint }
@@ -57,20 +71,25 @@ impl LoggedState {
 }
 
 /// Returns the state before the first event: that of the bundle's items.
-pub(crate) fn initial_state() -> Arc<LiveState> {
+pub(crate) fn initial_state(limits: StateLimits) -> Arc<LiveState> {
     let items = BUNDLE_ITEMS.map(|id| ItemId::parse(id).unwrap());
-    state_with_items(items.iter(), Searches::default())
+    state_with_items(items.iter(), Searches::default(), limits)
 }
 
 /// Recovers the state from the newest checkpoint, if there is one, and the log after it.
 pub(crate) fn recovered(log: &EventLog, directory: &Path) -> RecoveredState {
+    recovered_with(log, directory, NO_EVICTION)
+}
+
+/// [`recovered`] with limits.
+pub(crate) fn recovered_with(log: &EventLog, directory: &Path, limits: StateLimits) -> RecoveredState {
     let options = RecoveryOptions {
         directory,
         history: &directory.join("no-history.parquet"),
         history_end: None,
         dedupe_ids_max: DEDUPE_IDS_MAX,
     };
-    recover(log, &options, &initial_state).unwrap()
+    recover(log, &options, &|| initial_state(limits)).unwrap()
 }
 
 /// Formats a state so that equal states of two processes are equal texts: item ids replace the process's item keys.

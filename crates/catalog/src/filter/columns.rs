@@ -3,6 +3,7 @@ use super::{Field, Filter, Literal, Node, Operator, Predicate};
 use crate::{AttributeValue, Item};
 use ahash::AHashMap;
 use lodestone_core::text::normalize;
+use std::sync::Arc;
 
 /// The number of items of a block.
 pub(crate) const BLOCK_ROWS: usize = 1024;
@@ -13,18 +14,19 @@ pub(crate) type Mask = [u64; BLOCK_ROWS / 64];
 const NONE: Mask = [0; BLOCK_ROWS / 64];
 
 /// The columns of one block. Titles, descriptions and ids have no column, because almost every item has a different
-/// value. They are read from the items that the other conditions leave.
+/// value. They are read from the items that the other conditions leave. Snapshots of the catalogue share the columns
+/// that did not change.
 #[derive(Debug, Clone, Default)]
 pub struct Columns {
-    category: Column,
-    brand: Column,
-    price: Column,
-    currency: Column,
-    stock_quantity: Column,
-    in_stock: Column,
-    tags: Column,
-    create_time: Column,
-    attributes: AHashMap<Box<str>, Column>,
+    category: Arc<Column>,
+    brand: Arc<Column>,
+    price: Arc<Column>,
+    currency: Arc<Column>,
+    stock_quantity: Arc<Column>,
+    in_stock: Arc<Column>,
+    tags: Arc<Column>,
+    create_time: Arc<Column>,
+    attributes: AHashMap<Box<str>, Arc<Column>>,
 }
 
 /// The values of one field in a block. An attribute may be a text in one item and a number in another.
@@ -57,8 +59,32 @@ struct Numbers {
 impl Column {
     fn label(&mut self, at: usize, label: &str) {
         let items = self.labels.entry(normalize(label).into()).or_default();
-        if items.last() != Some(&(at as u16)) {
-            items.push(at as u16);
+        if let Err(index) = items.binary_search(&(at as u16)) {
+            items.insert(index, at as u16);
+        }
+    }
+
+    fn remove_label(&mut self, at: usize, label: &str) {
+        let label = &*normalize(label);
+        let Some(items) = self.labels.get_mut(label) else { return };
+        if let Ok(index) = items.binary_search(&(at as u16)) {
+            items.remove(index);
+        }
+        if items.is_empty() {
+            self.labels.remove(label);
+        }
+    }
+
+    /// Removes a number. The range of the column stays, because it only has to contain all values.
+    fn remove_number(&mut self, at: usize) {
+        if let Some(numbers) = &mut self.numbers {
+            numbers.values[at] = f64::NAN;
+        }
+    }
+
+    fn remove_flag(&mut self, at: usize) {
+        for mask in self.flags.iter_mut().flatten() {
+            clear(mask, at);
         }
     }
 
@@ -74,6 +100,7 @@ impl Column {
 
     fn flag(&mut self, at: usize, flag: bool) {
         let [is_true, present] = self.flags.get_or_insert([NONE; 2]);
+        clear(is_true, at);
         set(present, at);
         if flag {
             set(is_true, at);
@@ -155,22 +182,57 @@ impl Columns {
     pub fn of<'i>(items: impl Iterator<Item = &'i Item>) -> Self {
         let mut columns = Self::default();
         for (at, item) in items.take(BLOCK_ROWS).enumerate() {
-            item.categories.iter().for_each(|label| columns.category.label(at, label));
-            item.tags.iter().for_each(|label| columns.tags.label(at, label));
-            columns.brand.label(at, &item.brand);
-            columns.currency.label(at, &item.currency);
-            columns.in_stock.flag(at, item.is_in_stock());
-            if let Some(price) = item.price {
-                columns.price.number(at, price.units());
+            columns.change(at, None, item);
+        }
+        columns
+    }
+
+    /// Replaces the values of one item. Columns in which both have the same values are not copied.
+    pub fn replace(&mut self, at: usize, old: &Item, new: &Item) {
+        self.change(at, Some(old), new);
+    }
+
+    fn change(&mut self, at: usize, old: Option<&Item>, new: &Item) {
+        change_labels(&mut self.category, at, old.map(|old| &old.categories[..]), &new.categories);
+        change_labels(&mut self.tags, at, old.map(|old| &old.tags[..]), &new.tags);
+        let one = std::slice::from_ref::<String>;
+        change_labels(&mut self.brand, at, old.map(|old| one(&old.brand)), one(&new.brand));
+        change_labels(&mut self.currency, at, old.map(|old| one(&old.currency)), one(&new.currency));
+        if old.is_none_or(|old| old.is_in_stock() != new.is_in_stock()) {
+            Arc::make_mut(&mut self.in_stock).flag(at, new.is_in_stock());
+        }
+        let number = |column: &mut Arc<Column>, value: &dyn Fn(&Item) -> Option<f64>| {
+            let (before, after) = (old.and_then(value), value(new));
+            if before != after {
+                let column = Arc::make_mut(column);
+                match after {
+                    Some(after) => column.number(at, after),
+                    None => column.remove_number(at),
+                }
             }
-            if let Some(stock) = item.stock_quantity {
-                columns.stock_quantity.number(at, f64::from(stock));
+        };
+        number(&mut self.price, &|item| item.price.map(|price| price.units()));
+        number(&mut self.stock_quantity, &|item| item.stock_quantity.map(f64::from));
+        number(&mut self.create_time, &|item| item.created_at.map(|time| time.0 as f64));
+        self.change_attributes(at, old, new);
+    }
+
+    fn change_attributes(&mut self, at: usize, old: Option<&Item>, new: &Item) {
+        for (name, value) in old.into_iter().flat_map(|old| &old.attributes) {
+            if new.attributes.get(name) != Some(value)
+                && let Some(column) = self.attributes.get_mut(name.as_str())
+            {
+                let column = Arc::make_mut(column);
+                match value {
+                    AttributeValue::Text(text) => column.remove_label(at, text),
+                    AttributeValue::Number(_) => column.remove_number(at),
+                    AttributeValue::Flag(_) => column.remove_flag(at),
+                }
             }
-            if let Some(time) = item.created_at {
-                columns.create_time.number(at, time.0 as f64);
-            }
-            for (name, value) in &item.attributes {
-                let column = columns.attributes.entry(name.as_str().into()).or_default();
+        }
+        for (name, value) in &new.attributes {
+            if old.and_then(|old| old.attributes.get(name)) != Some(value) {
+                let column = Arc::make_mut(self.attributes.entry(name.as_str().into()).or_default());
                 match value {
                     AttributeValue::Text(text) => column.label(at, text),
                     AttributeValue::Number(number) => column.number(at, *number),
@@ -178,7 +240,6 @@ impl Columns {
                 }
             }
         }
-        columns
     }
 
     /// Returns the items that satisfy the predicate, or `None` for a field without a column.
@@ -262,8 +323,22 @@ fn mask_of(values: &[f64; BLOCK_ROWS], meets: impl Fn(f64) -> bool) -> Mask {
     mask
 }
 
+/// Replaces the labels of one item.
+fn change_labels(column: &mut Arc<Column>, at: usize, old: Option<&[String]>, new: &[String]) {
+    if old == Some(new) {
+        return;
+    }
+    let column = Arc::make_mut(column);
+    old.into_iter().flatten().for_each(|label| column.remove_label(at, label));
+    new.iter().for_each(|label| column.label(at, label));
+}
+
 fn set(mask: &mut Mask, at: usize) {
     mask[at / 64] |= 1 << (at % 64);
+}
+
+fn clear(mask: &mut Mask, at: usize) {
+    mask[at / 64] &= !(1 << (at % 64));
 }
 
 fn and(a: Mask, b: &Mask) -> Mask {

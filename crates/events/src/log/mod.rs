@@ -9,8 +9,9 @@ mod compact;
 mod directory;
 mod segment;
 
-use super::{Change, LogError, checkpoint};
+use super::{Change, LogError, Quarantined, checkpoint, quarantine};
 use crate::storage::{FileId, StorageFile};
+use ahash::AHashSet;
 pub use check::{Check, DamagedPart, Repair, check, repair};
 pub use compact::{CompactMode, Compacted, Retention, RetentionError, compact};
 pub use directory::LogDirectory;
@@ -148,10 +149,25 @@ impl EventLog {
     }
 
     /// Calls `visit` with each change from position `from` on, in order, with its position and ingestion time in whole
-    /// seconds. Returns the last position of the log (0 if it is empty).
+    /// seconds. Skips quarantined changes. Returns the last position of the log (0 if it is empty).
     pub fn replay(&self, from: u64, visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
-        replay(self.directory.segments()?, from, self.last, visit)?;
+        let skipped = quarantine::positions(self.directory.path())?;
+        replay(self.directory.segments()?, from, self.last, visit_applied(skipped, visit))?;
         Ok(self.last)
+    }
+
+    /// Records changes that could not be applied, so that every later replay skips them. They are durable on return.
+    pub fn quarantine(&self, changes: &[Quarantined]) -> Result<(), LogError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let (path, text) = quarantine::with(self.directory.path(), changes)?;
+        Ok(self.directory.replace(&path, text.as_bytes())?)
+    }
+
+    /// Returns the number of quarantined changes.
+    pub(super) fn quarantined_count(&self) -> Result<usize, LogError> {
+        Ok(quarantine::positions(self.directory.path())?.len())
     }
 
     /// Appends encoded changes, all or none, with the ingestion time `now`. Returns the new last position; the changes
@@ -314,15 +330,27 @@ fn seal(directory: &LogDirectory, path: &Path, end: u64) -> Result<(), LogError>
 }
 
 /// Reads a log that another process may be writing. Calls `visit` with each change from position `from` on that is
-/// complete now, and returns the last position.
+/// complete now and not quarantined, and returns the last position.
 pub fn read(directory: &Path, from: u64, visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
     let failed = |source: io::Error| LogError::Open { path: directory.to_owned(), source: Arc::new(source) };
     // Listed before the log is read, because a checkpoint never includes changes that the log has not.
     let checkpoint = checkpoint::newest_position(directory).map_err(failed)?;
     let paths = LogDirectory::from(directory).segments().map_err(failed)?;
-    let last = replay(paths, from, u64::MAX, visit)?;
+    let last = replay(paths, from, u64::MAX, visit_applied(quarantine::positions(directory)?, visit))?;
     check_end(directory, checkpoint, last)?;
     Ok(last)
+}
+
+/// Returns a visitor that skips quarantined changes.
+fn visit_applied(
+    skipped: AHashSet<u64>,
+    mut visit: impl FnMut(u64, UnixMillis, Change),
+) -> impl FnMut(u64, UnixMillis, Change) {
+    move |position, at, change| {
+        if !skipped.contains(&position) {
+            visit(position, at, change);
+        }
+    }
 }
 
 /// Visits the changes from `from` to `until`. A second thread reads and decodes them while `visit` runs.

@@ -44,7 +44,7 @@ impl Popularity {
         let at_s = event.at.seconds_u32().max(1);
         for line in &event.lines {
             if self.rates.allows(user, at_s) {
-                self.count(keys.intern(&line.item), user, level, at_s);
+                self.count(keys.intern_for_event(&line.item), user, level, at_s);
             }
         }
     }
@@ -84,6 +84,14 @@ impl Popularity {
             false => users[slot].without_purchase(at_s),
         };
         replace(self.counts.entry(key), users, slot, after);
+    }
+
+    /// Forgets the events of an item.
+    pub fn forget(&mut self, key: ItemKey) {
+        if let Some(users) = self.users.get_mut(key.0 as usize) {
+            *users = Vec::new();
+            *self.counts.entry(key) = Counts::default();
+        }
     }
 
     /// Returns the counts of all items.

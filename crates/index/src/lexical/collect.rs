@@ -2,7 +2,7 @@
 use super::{super::hnsw::TopRows, LexicalError};
 use lodestone_core::ids::Row;
 use tantivy::{
-    DocId, DocSet, Searcher, TERMINATED,
+    DocId, DocSet, Searcher, SegmentReader, TERMINATED,
     columnar::Column,
     query::{EnableScoring, Query},
 };
@@ -24,11 +24,11 @@ pub(super) fn best_of(
     let weight = query.weight(EnableScoring::enabled_from_searcher(searcher))?;
     let mut best = TopRows::new(count);
     for segment in searcher.segment_readers() {
-        let rows = segment.fast_fields().u64("row")?;
+        let rows = LiveRows::of(segment)?;
         let threshold = best.threshold().unwrap_or(f32::MIN);
         weight.for_each_pruning(threshold, segment, &mut |document, score| {
             if let Some(row) =
-                row_of(&rows, document).filter(|&row| score.is_finite() && best.accepts(row, score) && keep(row))
+                rows.of_document(document).filter(|&row| score.is_finite() && best.accepts(row, score) && keep(row))
             {
                 best.push(row, score);
             }
@@ -53,7 +53,7 @@ pub(super) fn best_of_some(
     let all = searcher.num_docs().max(1) as usize;
     let mut best = TopRows::new(count);
     for segment in searcher.segment_readers() {
-        let rows = segment.fast_fields().u64("row")?;
+        let rows = LiveRows::of(segment)?;
         let mut left = (PREFIX_ROWS_MAX * segment.num_docs() as usize).div_ceil(all);
         let mut scorer = weight.scorer(segment, 1.0)?;
         let mut document = scorer.doc();
@@ -61,7 +61,7 @@ pub(super) fn best_of_some(
             left -= 1;
             let score = scorer.score();
             if let Some(row) =
-                row_of(&rows, document).filter(|&row| score.is_finite() && best.accepts(row, score) && keep(row))
+                rows.of_document(document).filter(|&row| score.is_finite() && best.accepts(row, score) && keep(row))
             {
                 best.push(row, score);
             }
@@ -71,8 +71,22 @@ pub(super) fn best_of_some(
     Ok(best.into_sorted())
 }
 
-fn row_of(rows: &Column<u64>, document: DocId) -> Option<Row> {
-    rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row)
+/// The rows of a segment's documents.
+struct LiveRows<'s> {
+    rows: Column<u64>,
+    segment: &'s SegmentReader,
+}
+
+impl<'s> LiveRows<'s> {
+    fn of(segment: &'s SegmentReader) -> Result<Self, LexicalError> {
+        Ok(Self { rows: segment.fast_fields().u64("row")?, segment })
+    }
+
+    /// Returns the row of a document; none if it is replaced or deleted.
+    fn of_document(&self, document: DocId) -> Option<Row> {
+        let row = self.rows.first(document).and_then(|row| u32::try_from(row).ok()).map(Row)?;
+        (!self.segment.is_deleted(document)).then_some(row)
+    }
 }
 
 /// Returns all rows of a query that pass `keep`, in no order.
@@ -84,9 +98,9 @@ pub(super) fn all_of(
     let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;
     let mut hits = Vec::new();
     for segment in searcher.segment_readers() {
-        let rows = segment.fast_fields().u64("row")?;
+        let rows = LiveRows::of(segment)?;
         weight.for_each_no_score(segment, &mut |documents| {
-            hits.extend(documents.iter().filter_map(|document| row_of(&rows, *document)).filter(|row| keep(*row)));
+            hits.extend(documents.iter().filter_map(|document| rows.of_document(*document)).filter(|row| keep(*row)));
         })?;
     }
     Ok(hits)
@@ -96,11 +110,11 @@ pub(super) fn all_of(
 pub(super) fn any_of(searcher: &Searcher, query: &dyn Query, keep: &dyn Fn(Row) -> bool) -> Result<bool, LexicalError> {
     let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;
     for segment in searcher.segment_readers() {
-        let rows = segment.fast_fields().u64("row")?;
+        let rows = LiveRows::of(segment)?;
         let mut scorer = weight.scorer(segment, 1.0)?;
         let mut document = scorer.doc();
         while document != TERMINATED {
-            if row_of(&rows, document).is_some_and(keep) {
+            if rows.of_document(document).is_some_and(keep) {
                 return Ok(true);
             }
             document = scorer.advance();

@@ -55,6 +55,13 @@ impl ItemTexts {
     }
 }
 
+/// Returns true if the documents of two items have the same texts.
+pub(super) fn has_equal_texts(a: &Item, b: &Item) -> bool {
+    (&a.title, &a.description, &a.brand) == (&b.title, &b.description, &b.brand)
+        && (&a.categories, &a.tags) == (&b.categories, &b.tags)
+        && identifiers(a) == identifiers(b)
+}
+
 /// Returns the normalized identifiers of an item: its id, and attributes such as its SKU.
 fn identifiers(item: &Item) -> Vec<String> {
     let is_identifier = |name: &str| IDENTIFIERS.iter().any(|known| name.eq_ignore_ascii_case(known));

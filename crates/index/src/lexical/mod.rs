@@ -13,7 +13,7 @@ use super::{
 };
 use ahash::AHashSet;
 use collect::{all_of, any_of, best_of, best_of_some};
-use document::{ItemTexts, joined, ordered};
+use document::{ItemTexts, has_equal_texts, joined, ordered};
 use lodestone_catalog::Item;
 use lodestone_core::{ids::Row, text};
 use parking_lot::{Mutex, RwLock};
@@ -22,7 +22,7 @@ use rayon::prelude::*;
 use tantivy::{
     Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
     indexer::{IndexWriterOptions, LogMergePolicy},
-    schema::{FAST, Field, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
+    schema::{FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
 };
 
 /// Memory budget of the writer before it flushes a segment, in bytes. Only touched pages take memory.
@@ -30,6 +30,9 @@ const ARENA_BYTES: usize = 64 << 20;
 /// Rows that are rescored, as a multiple of the requested count, so that rows that BM25 ranks slightly too low can
 /// rise.
 const RESCORED_FACTOR: usize = 2;
+/// Share of replaced or deleted documents at which a segment is rewritten without them. Until then they count in the
+/// document frequencies of BM25.
+const DEAD_SHARE_MAX: f32 = 0.1;
 /// Minimum bytes of each part of a compound that is split or joined.
 const PART_BYTES_MIN: usize = 2;
 
@@ -93,10 +96,27 @@ struct Words {
     forms: Forms,
 }
 
+/// A change of the item of a row.
+#[derive(Debug, Clone, Copy)]
+pub struct RowChange<'i> {
+    pub row: Row,
+    /// The item that the index has for the row; none if it has none.
+    pub old: Option<&'i Item>,
+    /// The row's new item; none removes the row.
+    pub new: Option<&'i Item>,
+}
+
+impl RowChange<'_> {
+    /// Returns true if the indexed texts differ.
+    fn changes_texts(&self) -> bool {
+        match (self.old, self.new) {
+            (Some(old), Some(new)) => !has_equal_texts(old, new),
+            (old, new) => old.is_some() || new.is_some(),
+        }
+    }
+}
+
 /// A lexical index of items, in memory. Writes and searches may run concurrently.
-///
-/// Rows are never removed: the row of a replaced or deleted item stays until the index is rebuilt, so the `keep` of a
-/// search must reject dead rows.
 pub struct Lexical {
     fields: Fields,
     index: Index,
@@ -117,14 +137,15 @@ impl Lexical {
             .set_fieldnorms(true);
         let words = TextOptions::default().set_indexing_options(indexing);
         let fields = Fields {
-            row: schema.add_u64_field("row", FAST),
+            row: schema.add_u64_field("row", FAST | INDEXED),
             id: schema.add_text_field("id", words.clone()),
             title: schema.add_text_field("title", words.clone()),
             labels: schema.add_text_field("labels", words.clone()),
             description: schema.add_text_field("description", words),
         };
         let index = Index::create_in_ram(schema.build());
-        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+        // Also a background merge, which removes dead documents, becomes visible.
+        let reader = index.reader_builder().reload_policy(ReloadPolicy::OnCommitWithDelay).try_into()?;
         let (writer, words, synonyms) = (Mutex::default(), RwLock::default(), Synonyms::default());
         Ok(Self { fields, index, reader, writer, words, synonyms })
     }
@@ -140,6 +161,7 @@ impl Lexical {
         let mut merging = LogMergePolicy::default();
         // Each write creates a segment, and each segment adds to the cost of every search.
         merging.set_min_num_segments(4);
+        merging.set_del_docs_ratio_before_merge(DEAD_SHARE_MAX);
         writer.set_merge_policy(Box::new(merging));
         Ok(writer)
     }
@@ -162,38 +184,61 @@ impl Lexical {
         self.words.get_mut().forms.languages = languages;
     }
 
-    /// Adds rows. Searches that start after the return see them. Each row may be added once.
+    /// Adds rows that the index does not have. Searches that start after the return see them.
     pub fn upsert(&self, rows: &[(Row, &Item)]) -> Result<(), LexicalError> {
-        let texts: Vec<ItemTexts> = rows.par_iter().map(|(_, item)| ItemTexts::of(item)).collect();
-        let documents: Vec<TantivyDocument> =
-            rows.par_iter().zip(&texts).map(|((row, item), texts)| self.document(*row, item, texts)).collect();
+        let changes: Vec<RowChange> =
+            rows.iter().map(|(row, item)| RowChange { row: *row, old: None, new: Some(item) }).collect();
+        self.apply(&changes)?;
+        self.refresh()
+    }
+
+    /// Makes all applied changes visible to searches that start after the return.
+    pub fn refresh(&self) -> Result<(), LexicalError> {
+        Ok(self.reader.reload()?)
+    }
+
+    /// Adds, replaces and removes rows, all or none. Searches see the changes after [`Lexical::refresh`]. Changes that
+    /// leave the indexed texts as they are cost nothing.
+    pub fn apply(&self, changes: &[RowChange]) -> Result<(), LexicalError> {
+        let changes: Vec<&RowChange> = changes.iter().filter(|change| change.changes_texts()).collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let texts: Vec<[Option<ItemTexts>; 2]> =
+            changes.par_iter().map(|change| [change.old, change.new].map(|item| item.map(ItemTexts::of))).collect();
+        let document = |(change, texts): (&&RowChange, &[Option<ItemTexts>; 2])| {
+            Some(self.document(change.row, change.new?, texts[1].as_ref()?))
+        };
+        let documents: Vec<Option<TantivyDocument>> = changes.par_iter().zip(&texts).map(document).collect();
         let mut writing = self.writer.lock();
+        // Taken, because an error or a panic must drop the writer and with it the changes that are not committed.
         let mut writer = match writing.take() {
             Some(writer) => writer,
             None => self.start_writing()?,
         };
-        for document in documents {
-            writer.add_document(document)?;
+        for (change, document) in changes.iter().zip(documents) {
+            if change.old.is_some() {
+                writer.delete_term(Term::from_field_u64(self.fields.row, u64::from(change.row.0)));
+            }
+            if let Some(document) = document {
+                writer.add_document(document)?;
+            }
         }
         writer.commit()?;
         *writing = Some(writer);
-        {
-            let mut words = self.words.write();
-            for ((row, _), texts) in rows.iter().zip(texts) {
-                let labels = ordered(&texts.labels).chain(joined(&texts.title)).chain(joined(&texts.labels));
-                words.forward.add(*row, ordered(&texts.title), labels);
-                for word in words.vocabulary.add(texts.written) {
-                    words.forms.add(&word);
-                }
-            }
-        }
-        self.reader.reload()?;
+        self.words.write().apply(&changes, texts);
         Ok(())
     }
 
-    /// Returns the number of rows that were added, including dead ones.
+    /// Returns the number of rows.
     pub fn row_count(&self) -> usize {
         self.reader.searcher().num_docs() as usize
+    }
+
+    /// Returns the number of documents in the segments, including replaced and deleted ones, which still count in the
+    /// document frequencies.
+    pub fn document_count(&self) -> usize {
+        self.reader.searcher().segment_readers().iter().map(|segment| segment.max_doc() as usize).sum()
     }
 
     /// Returns the `count` best rows that match the query and pass `keep`, best first, with positive scores. The score
@@ -306,6 +351,24 @@ impl Lexical {
 
     fn doc_freq(&self, searcher: &Searcher, field: Field, word: &str) -> Result<u64, LexicalError> {
         Ok(searcher.doc_freq(&Term::from_field_text(field, word))?)
+    }
+}
+
+impl Words {
+    fn apply(&mut self, changes: &[&RowChange], texts: Vec<[Option<ItemTexts>; 2]>) {
+        for (change, [old, new]) in changes.iter().zip(texts) {
+            if let Some(old) = old {
+                self.forward.remove(change.row);
+                self.vocabulary.remove(old.written);
+            }
+            if let Some(new) = new {
+                let labels = ordered(&new.labels).chain(joined(&new.title)).chain(joined(&new.labels));
+                self.forward.add(change.row, ordered(&new.title), labels);
+                for word in self.vocabulary.add(new.written) {
+                    self.forms.add(&word);
+                }
+            }
+        }
     }
 }
 
@@ -565,6 +628,55 @@ mod tests {
         assert!(
             lexical.has_match("sku-1", &|_| true).unwrap() && !lexical.has_match("bag bicycle", &|_| true).unwrap()
         );
+    }
+
+    /// Returns the scores of a query by row.
+    fn scores(lexical: &Lexical, query: &str) -> Vec<(Row, f32)> {
+        let mut hits = lexical.search(query, MatchMode::Any, 100, &|_| true).unwrap();
+        hits.sort_by_key(|(row, _)| *row);
+        hits
+    }
+
+    #[test]
+    fn many_replacements_of_the_same_rows_leave_the_index_as_a_fresh_one() {
+        let titles = |round: usize| -> Vec<Item> {
+            let title =
+                |n: usize| format!("{} mug round{round} {}", ["red", "blue"][n % 2], ["chocolate", "tea"][n % 3 / 2]);
+            (0..30).map(|n| Item::titled(ItemId::parse(&format!("i{n}")).unwrap(), &title(n))).collect()
+        };
+        let (first, mut before) = (index_of(&titles(0)), titles(0));
+        for round in 1..=60 {
+            let after = titles(round % 7);
+            let change = |n: usize| RowChange { row: Row(n as u32), old: Some(&before[n]), new: Some(&after[n]) };
+            first.apply(&(0..30).map(change).collect::<Vec<_>>()).unwrap();
+            first.refresh().unwrap();
+            before = after;
+        }
+        let fresh = index_of(&before);
+        assert_eq!((first.row_count(), fresh.row_count()), (30, 30));
+        for query in ["red mug", "tea", "chocolate blue mug"] {
+            assert_eq!(scores(&first, query), scores(&fresh, query), "{query}");
+        }
+        assert!(scores(&first, "round1").is_empty(), "a replaced title is not found");
+        let corrected = |lexical: &Lexical| lexical.correct("chocolatte mug", &|_| true).unwrap();
+        assert_eq!(corrected(&first), corrected(&fresh));
+        let words = (first.words.read(), fresh.words.read());
+        assert_eq!(words.0.vocabulary.counts(), words.1.vocabulary.counts());
+    }
+
+    #[test]
+    fn a_removed_row_is_not_found_and_its_words_are_no_corrections() {
+        let items = ["chocolate box", "blue mug"].map(|title| Item::titled(ItemId::parse(title).unwrap(), title));
+        let lexical = index_of(&items);
+        assert_eq!(lexical.correct("choclate", &|_| true).unwrap().as_deref(), Some("chocolate"));
+        lexical.apply(&[RowChange { row: Row(0), old: Some(&items[0]), new: None }]).unwrap();
+        lexical.refresh().unwrap();
+        assert_eq!(lexical.correct("choclate", &|_| true).unwrap(), None);
+        assert_eq!(lexical.row_count(), 1);
+        for matching in [MatchMode::All, MatchMode::Any, MatchMode::Prefix] {
+            assert!(rows(&lexical, "chocolate", matching).is_empty());
+        }
+        assert!(lexical.matching("chocolate", &|_| true).unwrap().is_empty());
     }
 
     proptest! {

@@ -95,6 +95,10 @@ pub struct History {
     pub queries: Vec<PastQuery>,
     /// The log position of the user's last event; 0 if the log has none.
     pub position: u64,
+    /// The log position of the first event since the history was created; 0 if the history precedes the log.
+    pub created: u64,
+    /// The time of the user's latest event of any type, in seconds since 1970.
+    pub last_s: u32,
 }
 
 impl History {
@@ -259,7 +263,7 @@ fn refund_line(event: &HistoryEvent) -> RefundLine<ItemKey> {
 }
 
 /// Returns whether events of this kind relate the user to an item.
-fn is_stored(kind: EventKind) -> bool {
+pub(crate) fn is_stored(kind: EventKind) -> bool {
     kind.needs_items() && kind != EventKind::Impression
 }
 

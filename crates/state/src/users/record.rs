@@ -17,6 +17,10 @@ struct UserRecord {
     events: Vec<u8>,
     #[prost(message, repeated, tag = "4")]
     queries: Vec<QueryRecord>,
+    #[prost(uint64, tag = "5")]
+    created: u64,
+    #[prost(uint32, tag = "6")]
+    last_s: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -44,12 +48,13 @@ pub fn encode(user: &UserId, history: &History) -> Vec<u8> {
         text: query.text.to_string(),
     };
     let queries = history.queries.iter().map(query).collect();
-    UserRecord { user: user.as_str().to_owned(), position: history.position, events, queries }.encode_to_vec()
+    let &History { position, created, last_s, .. } = history;
+    UserRecord { user: user.as_str().to_owned(), position, events, queries, created, last_s }.encode_to_vec()
 }
 
 /// Decodes the output of [`encode`]; `key` maps a stored item key to the key of this process.
 pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<(UserId, History), &'static str> {
-    let record = UserRecord::decode(bytes).map_err(|_| "a user record is not a protobuf message")?;
+    let mut record = UserRecord::decode(bytes).map_err(|_| "a user record is not a protobuf message")?;
     let user = UserId::from_key(&record.user).ok_or("a user id is invalid")?;
     if record.events.len() > EVENTS_MAX * EVENT_BYTES || record.queries.len() > QUERIES_MAX {
         return Err("a user has more events or searches than the limit");
@@ -71,6 +76,7 @@ pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<
         }
     };
     let events = record.events.chunks_exact(EVENT_BYTES).map(event).collect::<Result<_, &'static str>>()?;
-    let queries = record.queries.into_iter().map(query).collect::<Result<_, &'static str>>()?;
-    Ok((user, History { events, queries, position: record.position }))
+    let queries = std::mem::take(&mut record.queries).into_iter().map(query).collect::<Result<_, &'static str>>()?;
+    let UserRecord { position, created, last_s, .. } = record;
+    Ok((user, History { events, queries, position, created, last_s }))
 }
