@@ -136,6 +136,8 @@ pub async fn serve(
     let mut server = std::pin::pin!(server);
     let report_stopped_writes = async {
         engine.writes_stopped().await;
+        // Otherwise the services would be SERVING again when the files of the log are back.
+        follows_log.abort();
         health.set_not_serving::<EventServiceServer<Services>>().await;
         health.set_not_serving::<CatalogServiceServer<Services>>().await;
         std::future::pending::<()>().await;

@@ -434,7 +434,8 @@ fn a_stalled_shadow_delays_neither_writes_nor_swaps() {
         move || {
             // The write has no vectors of this generation, so they are computed when it is applied.
             let item = Change::Upsert(Box::new(titled("new", "zebra stool")));
-            generations.apply(vec![(1, item, None)]).unwrap();
+            let applied = generations.apply(vec![(1, item, None)]);
+            assert!(applied.failures.is_empty() && applied.stop.is_none());
             let routes = Routes { current: next, ..Routes::clone(&generations.routes()) };
             generations.reroute(routes).unwrap();
             done.send(()).unwrap();

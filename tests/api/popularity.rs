@@ -18,6 +18,7 @@ use lodestone_pipeline::{
     Answer, Options, Page, ReasonCode, RecommendKind, RecommendRequest, Viewer, bundle::Bundle, ranking::Device,
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
+use lodestone_state::StateLimits;
 use lodestone_training::{TrainOptions, train};
 use std::{
     sync::Arc,
@@ -202,6 +203,7 @@ async fn a_shop_of_guests_is_served() {
         synonyms: None,
         languages: Languages::default(),
         completion_users_min: 5,
+        limits: StateLimits::default(),
         workers: 1,
         queue_requests_max: 100,
         history_ends_now: false,

@@ -155,9 +155,7 @@ pub(crate) fn changes_for(
         .iter()
         .map(|CatalogueChange { change, embedded, .. }| {
             let vectors = match (&change.1, of_this(embedded)) {
-                (Some(item), None) => {
-                    embed_items(loaded.generation.text_projection(), &mut loaded.writer_models(), &[item])?.pop()
-                }
+                (Some(item), None) => loaded.generation.embed(&mut loaded.writer_models(), &[item])?.pop(),
                 (_, vectors) => vectors,
             };
             Ok((change.clone(), vectors))

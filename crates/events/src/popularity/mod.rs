@@ -215,7 +215,7 @@ mod tests {
         let now = day(200.0);
         let snapshot = snapshot(&popularity, now);
         let ids = |keys_in_order: &[ItemKey]| -> Vec<String> {
-            keys_in_order.iter().map(|key| keys.id(*key).to_string()).collect()
+            keys_in_order.iter().map(|key| keys.id(*key).unwrap().to_string()).collect()
         };
         assert_eq!(ids(snapshot.popular()), ["steady", "rising", "viewed", "bought by one"]);
         assert_eq!(ids(snapshot.trending())[0], "rising");
