@@ -2,7 +2,7 @@
 use ahash::AHashMap;
 use frostem::{Algorithm, Stemmer};
 use lodestone_core::text::{self, Token};
-use std::{fmt, str::FromStr};
+use std::{collections::hash_map::Entry, fmt, str::FromStr};
 
 /// Maximum forms of a word that are searched.
 const FORMS_MAX: usize = 8;
@@ -78,6 +78,24 @@ impl Forms {
         }
     }
 
+    /// Removes a word that no item has any more.
+    pub(crate) fn remove(&mut self, word: &str) {
+        for stem in self.languages.stems(word) {
+            if let Entry::Occupied(mut entry) = self.by_stem.entry(stem) {
+                entry.get_mut().retain(|known| **known != *word);
+                if entry.get().is_empty() {
+                    entry.remove();
+                }
+            }
+        }
+    }
+
+    /// Returns the number of stems and words, each word once for each of its stems.
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.by_stem.len(), self.by_stem.values().map(Vec::len).sum())
+    }
+
     /// Returns the tokens of a word's forms other than its own, the most frequent first: of a known word only in
     /// languages whose inflections the tokens do not merge. `frequency` returns the number of items with a token.
     pub(crate) fn of(&self, word: &str, token: &str, is_known: bool, frequency: impl Fn(&str) -> u32) -> Vec<String> {
@@ -114,6 +132,20 @@ mod tests {
         assert_eq!(german.of("painting", "painting", false, |_| 1), ["painted"]);
         assert!(german.of("painting", "painting", true, |_| 1).is_empty(), "a known English word");
         assert!(german.of("tasse", "tasse", true, |_| 0).is_empty(), "no item has the form any more");
+    }
+
+    #[test]
+    fn words_that_come_and_go_leave_nothing() {
+        let mut changed = forms("en,de", &["tasse", "teller"]);
+        for _ in 0..10 {
+            changed.add("tassen");
+            changed.remove("tassen");
+            changed.remove("unknown");
+        }
+        assert_eq!(changed.counts(), forms("en,de", &["tasse", "teller"]).counts());
+        changed.remove("tasse");
+        changed.remove("teller");
+        assert_eq!(changed.counts(), (0, 0));
     }
 
     #[test]

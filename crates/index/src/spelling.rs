@@ -57,22 +57,25 @@ impl Vocabulary {
         words
     }
 
-    /// Removes a text that was added. A word of no other text is forgotten.
-    pub(crate) fn remove(&mut self, mut words: Vec<String>) {
+    /// Removes a text that was added. A word of no other text is forgotten. Returns the forgotten words.
+    pub(crate) fn remove(&mut self, mut words: Vec<String>) -> Vec<String> {
         words.sort_unstable();
         words.dedup();
-        for word in words.into_iter().filter(|word| is_plain(word)) {
-            let Some(&at) = self.by_text.get(word.as_str()) else { continue };
+        words.retain(|word| {
+            let Some(&at) = self.by_text.get(word.as_str()) else { return false };
             let known = &mut self.words[at as usize];
             known.frequency -= 1;
-            if known.frequency == 0 {
-                self.by_text.remove(word.as_str());
-                self.words.swap_remove(at as usize);
-                if let Some(moved) = self.words.get(at as usize) {
-                    self.by_text.insert(moved.text.clone(), at);
-                }
+            if known.frequency > 0 {
+                return false;
             }
-        }
+            self.by_text.remove(word.as_str());
+            self.words.swap_remove(at as usize);
+            if let Some(moved) = self.words.get(at as usize) {
+                self.by_text.insert(moved.text.clone(), at);
+            }
+            true
+        });
+        words
     }
 
     /// Returns the words with their frequencies, sorted.

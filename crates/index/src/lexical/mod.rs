@@ -359,7 +359,9 @@ impl Words {
         for (change, [old, new]) in changes.iter().zip(texts) {
             if let Some(old) = old {
                 self.forward.remove(change.row);
-                self.vocabulary.remove(old.written);
+                for word in self.vocabulary.remove(old.written) {
+                    self.forms.remove(&word);
+                }
             }
             if let Some(new) = new {
                 let labels = ordered(&new.labels).chain(joined(&new.title)).chain(joined(&new.labels));
@@ -662,6 +664,7 @@ mod tests {
         assert_eq!(corrected(&first), corrected(&fresh));
         let words = (first.words.read(), fresh.words.read());
         assert_eq!(words.0.vocabulary.counts(), words.1.vocabulary.counts());
+        assert_eq!(words.0.forms.counts(), words.1.forms.counts());
     }
 
     #[test]
