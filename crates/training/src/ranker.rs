@@ -418,11 +418,16 @@ fn check(trainer: &Trainer, onnx: &[u8], lists: &[RankingList], runtime: &Runtim
     let mut rng = StdRng::seed_from_u64(7);
     let mut pairs = Vec::new();
     for rows in [1usize, 3, 50, 250] {
-        // Real rows and rows around them.
+        // Real rows, and rows within half a standard deviation of them.
         let real = &lists[0].features;
-        let features: Vec<f32> = (0..rows * width)
-            .map(|index| real[index % real.len()] + rng.random_range(-0.5..0.5) * f32::from(u8::from(rows > 1)))
-            .collect();
+        let deviation = |column: usize| match trainer.scale.inverse[column] {
+            0.0 => 1.0,
+            inverse => 1.0 / inverse,
+        };
+        let noise =
+            |rng: &mut StdRng, column| rng.random_range(-0.5..0.5) * f32::from(u8::from(rows > 1)) * deviation(column);
+        let features: Vec<f32> =
+            (0..rows * width).map(|index| real[index % real.len()] + noise(&mut rng, index % width)).collect();
         pairs.push((trainer.logits(&features), ranker.score(&features, rows)?));
     }
     compare("ranker", &pairs)

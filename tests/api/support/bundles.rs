@@ -11,6 +11,7 @@ use lodestone_events::{EventKind, LogError};
 use lodestone_index::{BuildConfig, FrozenGraph, Languages, Precision};
 use lodestone_pipeline::{
     Answer, Options, Page, RecommendKind, RecommendRequest, SearchRequest, Viewer,
+    answers::AnswerLogConfig,
     bundle::Bundle,
     golden_requests,
     ranking::{Device, Runtime},
@@ -144,7 +145,11 @@ impl Shop {
             history_ends_now: false,
             dedupe_ids_max: 1_000_000,
             limits: StateLimits::default(),
-            config: EngineConfig::default(),
+            // All answers are logged, so that tests can replay any of them.
+            config: EngineConfig {
+                answers: AnswerLogConfig { share: 1.0, ..AnswerLogConfig::default() },
+                ..EngineConfig::default()
+            },
             rollout: RolloutConfig { watch: WATCH, kept_max: 1, bounds },
         })
     }
