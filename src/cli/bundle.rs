@@ -25,7 +25,7 @@ use std::{
 
 #[derive(clap::Subcommand)]
 pub(crate) enum BundleCommand {
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     Show(ShowArgs),
     ExportVectors(ExportVectorsArgs),
     Publish(PublishArgs),
@@ -151,7 +151,7 @@ impl StoreArgs {
 
 pub(crate) fn run(command: BundleCommand) -> anyhow::Result<Exit> {
     match command {
-        BundleCommand::Build(args) => build(args),
+        BundleCommand::Build(args) => build(*args),
         BundleCommand::Show(args) => show(&args),
         BundleCommand::ExportVectors(args) => export_vectors(&args),
         BundleCommand::Publish(args) => publish(&args),

@@ -1,5 +1,6 @@
 //! `lodestone import`
 use super::{exit::Exit, output::FormatArgs, progress::style};
+use clap::ArgGroup;
 use indicatif::ProgressBar;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset::import::{self, Mapping, ShopFiles};
@@ -13,13 +14,14 @@ use std::path::PathBuf;
 #[command(after_help = "\
 Example:
   lodestone import --mapping mapping.toml --in transactions.csv.zst --products products.csv --out data")]
+#[command(group(ArgGroup::new("files").required(true).multiple(true).args(["input", "products"])))]
 pub(crate) struct ImportArgs {
     /// TOML file that maps columns to fields and sets the cleaning rules; see docs/events.md.
     #[arg(long, value_name = "FILE")]
     mapping: PathBuf,
     /// The shop's events, such as its orders: .csv, .jsonl (also .gz, .zst) or .parquet. One row for each item of an
     /// event.
-    #[arg(long = "in", value_name = "FILE", required_unless_present = "products")]
+    #[arg(long = "in", value_name = "FILE")]
     input: Option<PathBuf>,
     /// The shop's products, in the same formats. One row for each product.
     #[arg(long, value_name = "FILE")]

@@ -189,9 +189,13 @@ enum DeviceArg {
 
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "lodestone=info,warn".into());
-    // Escape sequences in a file or a collector's log break its searches.
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    // Without colours if NO_COLOR is set.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match std::io::stderr().is_terminal() {
+        true => log.init(),
+        // Escape sequences in a file or a collector's log break its searches.
+        false => log.with_ansi(false).init(),
+    }
     lodestone_telemetry::count_panics();
     let config = engine_config(&args)?;
     lodestone_core::text::warm_up();

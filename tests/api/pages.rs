@@ -104,7 +104,7 @@ async fn later_pages_keep_the_order_and_show_the_items_of_now() {
     assert_eq!((second.total_size, &second.facets), (first.total_size, &first.facets));
 
     // The slate belongs to a bundle that no longer answers, and whose catalogue changes late.
-    let activate = proto::ActivateBundleRequest { bundle: "c".to_owned(), ..Default::default() };
+    let activate = proto::ActivateBundleRequest { bundle: "c".to_owned() };
     ModelServiceClient::new(channel.clone()).activate_bundle(activate).await.unwrap();
     delete(channel, &order[9]).await;
     let third = search(channel, next(&second.next_page_token)).await.unwrap();

@@ -96,7 +96,7 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
     let (currencies, orders, queries) =
         (columns.texts("currency")?, columns.texts("order_id")?, columns.texts("query")?);
     let text = |texts: &StringArray, row| optional(texts, row).unwrap_or_default().to_owned();
-    for row in 0..columns.len() {
+    for (row, quantity) in quantities.into_iter().enumerate() {
         if times.is_null(row) {
             return Err(columns.bad(row, "time_ms", "there is no time".to_owned()));
         }
@@ -119,7 +119,7 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
             kind: EventKind::from_name(&kind)
                 .ok_or_else(|| columns.bad(row, "type", format!("`{kind}` is not an event type")))?,
             at: UnixMillis(times.value(row)),
-            quantity: match quantities[row].filter(|quantity| *quantity != 0.0) {
+            quantity: match quantity.filter(|quantity| *quantity != 0.0) {
                 None => item.is_some().then_some(Quantity::ONE),
                 Some(units) => Some(Quantity::from_units(units).ok_or_else(|| {
                     let max = Quantity::UNITS_MAX;

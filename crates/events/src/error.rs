@@ -34,7 +34,7 @@ pub enum LogError {
     #[error("the event log is corrupt at position {position}: {reason}")]
     Corrupt { position: u64, reason: Cow<'static, str> },
     /// Nothing of the write was stored. The caller can retry when the disk has space.
-    #[error("the disk of the event log is full")]
+    #[error("the disk of the event log is full, or a limit of file sizes is reached")]
     Full,
     /// The queue of writes is full. Nothing of the write was stored.
     #[error("too many writes wait for the event log; retry later")]

@@ -92,6 +92,13 @@ pub struct Checkpoints {
     is_state_incomplete: AtomicBool,
 }
 
+/// The popularity with its log position.
+struct PopularityParts {
+    position: u64,
+    records: Vec<Vec<u8>>,
+    user_rates: Vec<u8>,
+}
+
 /// The small parts of the state, copied while no write is folded.
 struct SmallParts {
     position: u64,
@@ -179,14 +186,14 @@ impl Checkpoints {
             put_user(&mut file, &user, &history)?;
         }
         // After the users, so that no history has an event that it does not count.
-        let (position, popularity) = self.copy_popularity()?;
+        let popularity = self.copy_popularity()?;
         // After both, so that it includes all of their keys.
         put_keys(&mut file, &self.state)?;
-        file.put(part::POPULARITY_POSITION, &position.to_le_bytes())?;
-        for record in &popularity.0 {
+        file.put(part::POPULARITY_POSITION, &popularity.position.to_le_bytes())?;
+        for record in &popularity.records {
             file.put(part::POPULARITY, record)?;
         }
-        file.put(part::USER_RATES, &popularity.1)?;
+        file.put(part::USER_RATES, &popularity.user_rates)?;
         for records in small.event_items.chunks(PART_COUNT * EventItems::RECORD_BYTES) {
             file.put(part::EVENT_ITEMS, records)?;
         }
@@ -202,18 +209,22 @@ impl Checkpoints {
             let hashes: Vec<u8> = chunk.hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
             file.put(part::EVENT_IDS, &[&chunk.last_s.to_le_bytes()[..], &hashes].concat())?;
         }
-        file.finish(until.max(position))?;
+        file.finish(until.max(popularity.position))?;
         self.position.store(small.position, Ordering::Relaxed);
         *last = Some(Instant::now());
         Ok(small.position)
     }
 
     /// Copies the popularity and the users' rates while no write is folded, with their log position.
-    fn copy_popularity(&self) -> io::Result<(u64, (Vec<Vec<u8>>, Vec<u8>))> {
+    fn copy_popularity(&self) -> io::Result<PopularityParts> {
         let _deduper = self.deduper.lock();
         self.check_state()?;
         let popularity = self.state.popularity.lock();
-        Ok((self.state.applied_position(), (popularity.records(), popularity.rates_record())))
+        Ok(PopularityParts {
+            position: self.state.applied_position(),
+            records: popularity.records(),
+            user_rates: popularity.rates_record(),
+        })
     }
 
     fn check_state(&self) -> io::Result<()> {

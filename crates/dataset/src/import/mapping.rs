@@ -217,7 +217,8 @@ impl Mapping {
             }
         }
         let currency = &self.constants.currency;
-        if !currency.is_empty() && !(currency.len() == 3 && currency.bytes().all(|byte| byte.is_ascii_alphabetic())) {
+        let is_code = currency.len() == 3 && currency.bytes().all(|byte| byte.is_ascii_alphabetic());
+        if !currency.is_empty() && !is_code {
             return Err(format!("constants.currency `{currency}` is not an ISO 4217 code, such as EUR"));
         }
         Times::new(&self.clean).map(|_| ())

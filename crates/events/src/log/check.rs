@@ -271,7 +271,7 @@ fn examine(path: &Path, following: Option<u64>) -> Result<Option<Examined>, LogE
         parts.push(part(0, HEADER_BYTES.min(segment.len()), 1..=0, reason.into()));
     }
     let mut frames = segment.frames();
-    while let Some(frame) = frames.next() {
+    for frame in frames.by_ref() {
         match frame {
             Ok(frame) => match Change::decode(frame.position, frame.payload) {
                 Ok(change) => {

@@ -80,7 +80,7 @@ impl<'de> Deserialize<'de> for Splitter {
 }
 
 impl Splitter {
-    fn new(parsed: PreTokenizerWrapper) -> Result<Self, fancy_regex::Error> {
+    fn new(parsed: PreTokenizerWrapper) -> Result<Self, Box<fancy_regex::Error>> {
         Ok(match parsed {
             PreTokenizerWrapper::Sequence(sequence) => {
                 Self::Sequence(sequence.into_iter().map(Self::new).collect::<Result<_, _>>()?)

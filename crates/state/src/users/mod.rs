@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The default limit on the number of users.
 pub const USERS_MAX: usize = 5_000_000;
 
+type EvictedUser = (UserId, Box<History>);
+
 /// The histories of all users. Readers may read while one thread applies events.
 ///
 /// If there are more users than the limit, those with the earliest last events are evicted until an eighth of the limit
@@ -28,7 +30,7 @@ pub struct Users {
     users_max: usize,
     evicted: AtomicU64,
     /// Histories that were evicted since a checkpoint in progress began.
-    evicted_during_checkpoint: Mutex<Option<Vec<(UserId, Box<History>)>>>,
+    evicted_during_checkpoint: Mutex<Option<Vec<EvictedUser>>>,
 }
 
 impl Default for Users {
