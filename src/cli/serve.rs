@@ -47,10 +47,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
     /// Worker threads, each with its own models. Default: one per core.
-    #[arg(long, value_name = "N", env = "LODESTONE_WORKERS")]
+    #[arg(long, value_name = "N", env = "LODESTONE_WORKERS", value_parser = at_least_one)]
     workers: Option<usize>,
     /// Length of the request queue. Further requests are refused with RESOURCE_EXHAUSTED.
-    #[arg(long, value_name = "N", env = "LODESTONE_QUEUE_REQUESTS_MAX", default_value_t = 1024)]
+    #[arg(long, value_name = "N", env = "LODESTONE_QUEUE_REQUESTS_MAX", value_parser = at_least_one, default_value_t = 1024)]
     queue_requests_max: usize,
     /// Device of the models. `cuda` requires a build with the cargo feature `cuda` and the CUDA build of ONNX Runtime.
     #[arg(long, value_enum, env = "LODESTONE_DEVICE", default_value = "cpu")]
@@ -61,15 +61,15 @@ pub(crate) struct ServeArgs {
     history_ends_now: bool,
     /// Greatest number of event ids remembered for deduplication, 17 to 29 bytes each. Ids expire after seven days, or
     /// earlier, the oldest first, when there are more than this.
-    #[arg(long, value_name = "N", env = "LODESTONE_DEDUPE_IDS_MAX", default_value_t = lodestone_events::DEDUPE_IDS_MAX)]
+    #[arg(long, value_name = "N", env = "LODESTONE_DEDUPE_IDS_MAX", value_parser = at_least_one, default_value_t = lodestone_events::DEDUPE_IDS_MAX)]
     dedupe_ids_max: usize,
     /// Greatest number of users and visitors with a history. Beyond it, those with the earliest last events are
     /// forgotten, an eighth of the limit at once.
-    #[arg(long, value_name = "N", env = "LODESTONE_USERS_MAX", default_value_t = StateLimits::default().users_max)]
+    #[arg(long, value_name = "N", env = "LODESTONE_USERS_MAX", value_parser = at_least_one, default_value_t = StateLimits::default().users_max)]
     users_max: usize,
     /// Greatest number of items that events name. Beyond it, the events of those with the earliest last events are
     /// forgotten, an eighth of the limit at once.
-    #[arg(long, value_name = "N", env = "LODESTONE_EVENT_ITEMS_MAX",
+    #[arg(long, value_name = "N", env = "LODESTONE_EVENT_ITEMS_MAX", value_parser = at_least_one,
           default_value_t = StateLimits::default().event_items_max)]
     event_items_max: usize,
     /// Seconds that an event's time may be ahead of the server's clock. Events further ahead are rejected with both
@@ -91,7 +91,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", default_value_t = AnswerLogConfig::default().days_max)]
     answers_days: u32,
     /// Greatest size of the answer log in bytes. The oldest files are removed beyond it.
-    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_BYTES",
+    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_BYTES", value_parser = clap::value_parser!(u64).range(1..),
           default_value_t = AnswerLogConfig::default().bytes_max)]
     answers_bytes: u64,
     /// Synonyms, one rule per line: `sofa, couch` or `tv => television`; see docs/search.md.
@@ -106,7 +106,7 @@ pub(crate) struct ServeArgs {
           default_value_t = lodestone_state::COMPLETION_USERS_MIN)]
     completion_users_min: usize,
     /// Deadline of requests that set none.
-    #[arg(long, value_name = "MS", env = "LODESTONE_DEADLINE_MS_DEFAULT", default_value_t = 1000)]
+    #[arg(long, value_name = "MS", env = "LODESTONE_DEADLINE_MS_DEFAULT", value_parser = clap::value_parser!(u64).range(1..), default_value_t = 1000)]
     deadline_ms_default: u64,
     #[command(flatten)]
     library: LibraryArgs,
@@ -185,6 +185,15 @@ impl RolloutArgs {
 enum DeviceArg {
     Cpu,
     Cuda,
+}
+
+/// Parses a number that is at least 1.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {

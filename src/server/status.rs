@@ -339,7 +339,9 @@ fn of_log(error: &LogError) -> Status {
             let message = "the server takes no more writes after a failure; see its log, and restart it";
             status(Reason::WritesStopped, message, ErrorDetails::new())
         }
-        LogError::Full => status(Reason::StorageFull, "the disk is full; nothing was stored", ErrorDetails::new()),
+        LogError::Full => {
+            status(Reason::StorageFull, format!("{}; nothing was stored", LogError::Full), ErrorDetails::new())
+        }
         LogError::Displaced { .. } => status(
             Reason::LogDisplaced,
             "the files of the event log are no longer in its directory; nothing was stored, and the server takes no \

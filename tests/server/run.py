@@ -100,6 +100,8 @@ def serving_files(work):
         check_refused(BUNDLE, data, "an invalid serving file", texts, "--serving", str(bad))
     check_refused(BUNDLE, data, "a missing serving file", ["nowhere.toml"], "--serving", str(work / "nowhere.toml"))
     check_refused(BUNDLE, data, "a share above 1", ["--answers-share is 2"], "--answers-share", "2")
+    for flag in ["workers", "queue-requests-max", "dedupe-ids-max", "users-max", "event-items-max", "deadline-ms-default", "answers-bytes"]:
+        check_refused(BUNDLE, data, f"--{flag} of 0", [f"--{flag}", "0"], f"--{flag}", "0")
 
 
 SERVING = """
