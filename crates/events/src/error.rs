@@ -1,6 +1,5 @@
 //! Errors of the event log.
-use super::Quarantined;
-use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
+use std::{borrow::Cow, fmt, io, path::PathBuf, sync::Arc};
 
 /// The reason why the log cannot be read or written. Cheap to clone, because one failure fails all waiting writes.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -74,5 +73,22 @@ fn join(changes: &[Quarantined]) -> String {
             format!("{} changes could not be applied, among them {}, which are logged", changes.len(), named.join(", "))
         }
         false => format!("could not be applied: {}, which is logged", named.join(", ")),
+    }
+}
+
+/// A change of the log that could not be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    pub position: u64,
+    /// The name of the event type, `upsert_item` or `delete_item`.
+    pub kind: String,
+    /// The id of the event or of the item.
+    pub id: String,
+    pub reason: String,
+}
+
+impl fmt::Display for Quarantined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}` at position {}", self.kind, self.id, self.position)
     }
 }

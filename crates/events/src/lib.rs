@@ -13,11 +13,11 @@ pub mod storage;
 mod writer;
 
 pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper, stable_hash};
-pub use error::LogError;
+pub use error::{LogError, Quarantined};
 pub use event::{Attribution, Event, EventKind, EventLine};
 pub use log::{EventLog, LogDirectory, TornTail};
 pub use popularity::{Counts, ItemCounts, Popularity, PopularitySnapshot, Rank};
-pub use quarantine::{Quarantined, panic_message, quarantined};
+pub use quarantine::{panic_message, quarantined};
 pub use record::Change;
 pub use refunds::{RefundLine, Refunds};
 pub use writer::{Applied, Apply, Outcome, QueuedWrite, RepeatedLine, Writer, Written};

@@ -2,32 +2,15 @@
 //!
 //! The file has one line for each change: position, kind of the change, id of the event or item, and the reason,
 //! separated by tabs. Without the file, a replay tries the changes again.
-use super::LogError;
+use super::{LogError, Quarantined};
 use ahash::AHashSet;
 use std::{
     any::Any,
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 const FILE: &str = "quarantine";
-
-/// A change of the log that could not be applied.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Quarantined {
-    pub position: u64,
-    /// The name of the event type, `upsert_item` or `delete_item`.
-    pub kind: String,
-    /// The id of the event or of the item.
-    pub id: String,
-    pub reason: String,
-}
-
-impl fmt::Display for Quarantined {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} `{}` at position {}", self.kind, self.id, self.position)
-    }
-}
 
 /// Returns the quarantined changes of the log in `directory`, in the order of their positions. Fails with
 /// [`LogError::Damaged`] if the file is not one that this program wrote.

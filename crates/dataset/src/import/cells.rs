@@ -1,5 +1,4 @@
 //! Cells of a shop's Parquet file as text, as if the file were CSV.
-use super::rows::LIST_SEPARATOR;
 use arrow_array::{
     Array, ArrowPrimitiveType,
     cast::AsArray,
@@ -12,6 +11,9 @@ use arrow_array::{
 use arrow_schema::{DataType, TimeUnit};
 use jiff::{Timestamp, civil::Date};
 use std::fmt::{Display, Write};
+
+/// Separates the entries of a JSON or Parquet list in its text.
+pub(super) const LIST_SEPARATOR: char = '\u{1f}';
 
 /// Returns whether the type is one of dates or times.
 pub(super) fn is_time(data_type: &DataType) -> bool {

@@ -1,9 +1,10 @@
 //! Reads a file of products.
 use super::{
     ImportError, ValueError,
+    cells::LIST_SEPARATOR,
     mapping::{Mapping, ProductColumns},
     report::{ImportReport, Reason},
-    rows::{LIST_SEPARATOR, Row, Rows},
+    rows::{Row, Rows},
     times::{TimeError, Times},
 };
 use ahash::AHashSet;

@@ -1,7 +1,7 @@
 //! The rows of a shop's file.
 use super::{
     ImportError,
-    cells::{is_time, write_cell},
+    cells::{LIST_SEPARATOR, is_time, write_cell},
     mapping::Column,
 };
 use crate::decompress;
@@ -16,9 +16,6 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-
-/// Separates the entries of a JSON or Parquet list in its text.
-pub(super) const LIST_SEPARATOR: char = '\u{1f}';
 
 /// The mapped columns of one row.
 pub(super) struct Row<'a> {

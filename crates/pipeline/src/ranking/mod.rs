@@ -10,6 +10,6 @@ mod tokenizer;
 pub use external_data::{ModelFileError, read_model};
 pub use known_answer::KnownAnswer;
 pub use onnx::{Device, QueryEncoder, Ranker, RankingError, Runtime, RuntimeError, UserEncoder, UserInput};
-pub use sentence::{SentenceEncoder, SentenceError, SentenceFiles, TextRole};
-pub use sentence_config::{EncoderProperties, EncoderSource, Pooling, SentenceConfig};
+pub use sentence::{SentenceEncoder, SentenceFiles, TextRole};
+pub use sentence_config::{EncoderProperties, EncoderSource, Pooling, SentenceConfig, SentenceError};
 pub use text_encoder::{QueryEncoderFiles, QueryEncoderKind, TextEncoder};

@@ -1,6 +1,6 @@
 //! ONNX Runtime sessions; the only file that uses the crate `ort`. The library is loaded at run time, so that one
 //! binary runs with its CPU build or its CUDA build.
-use super::{external_data::external_files, sentence_config::ModelOutput};
+use super::external_data::external_files;
 use crate::features::FEATURE_COUNT;
 use lodestone_catalog::VECTOR_DIM;
 use ort::{
@@ -386,6 +386,13 @@ pub(super) struct SentenceModel {
     /// Whether the output has one vector per token.
     has_tokens: bool,
     width: usize,
+}
+
+/// An output of the model.
+pub(super) struct ModelOutput {
+    pub name: String,
+    /// Whether it has a vector for each token, `[texts, tokens, dimensions]`, or for each text, `[texts, dimensions]`.
+    pub has_tokens: bool,
 }
 
 impl SentenceSession {

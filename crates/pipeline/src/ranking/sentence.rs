@@ -3,12 +3,12 @@ use super::{
     external_data::{ModelFileError, read_model},
     known_answer::KnownAnswer,
     onnx::{Device, RankingError, Runtime, SentenceModel, SentenceSession, padded_length},
-    sentence_config::{DeclaredConfig, EncoderSource, Pooling, SentenceConfig},
+    sentence_config::{DeclaredConfig, EncoderSource, Pooling, SentenceConfig, SentenceError},
     tokenizer::TextTokenizer,
 };
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
     sync::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
@@ -22,19 +22,6 @@ const BATCH: usize = 16;
 const CHECKED_TOKENS_MAX: usize = 2048;
 /// A query with its vector by another program, which may be in a model directory.
 const KNOWN_ANSWER: &str = "known_answer.json";
-
-/// The reason why a sentence encoder cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum SentenceError {
-    #[error("{path}: {source}; an encoder is a directory with model.onnx or onnx/model.onnx, and tokenizer.json")]
-    Io { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    File(ModelFileError),
-    #[error("{path}: {problem}")]
-    Config { path: PathBuf, problem: String },
-    #[error("{path}: {source}")]
-    Model { path: PathBuf, source: RankingError },
-}
 
 /// Whether a text is a query or a passage, which models read with different prefixes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,9 @@
 //! How a sentence encoder reads texts: its properties, from the files of a model directory in the layout of
 //! sentence-transformers or from the caller.
-use super::sentence::SentenceError;
+use super::{
+    external_data::ModelFileError,
+    onnx::{ModelOutput, RankingError},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeMap,
@@ -16,6 +19,19 @@ const LENGTH_UNLIMITED: f64 = 1e6;
 /// Names of the prompts of queries and passages, in the order of sentence-transformers.
 const QUERY_PROMPTS: [&str; 1] = ["query"];
 const PASSAGE_PROMPTS: [&str; 3] = ["document", "passage", "corpus"];
+
+/// The reason why a sentence encoder cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SentenceError {
+    #[error("{path}: {source}; an encoder is a directory with model.onnx or onnx/model.onnx, and tokenizer.json")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    File(ModelFileError),
+    #[error("{path}: {problem}")]
+    Config { path: PathBuf, problem: String },
+    #[error("{path}: {source}")]
+    Model { path: PathBuf, source: RankingError },
+}
 
 /// How token vectors become the vector of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,13 +103,6 @@ pub(super) struct DeclaredConfig {
     width: Option<usize>,
     /// A module after the pooling, which only an output of the model can contain.
     further_module: Option<String>,
-}
-
-/// An output of the model.
-pub(super) struct ModelOutput {
-    pub name: String,
-    /// Whether it has a vector for each token, `[texts, tokens, dimensions]`, or for each text, `[texts, dimensions]`.
-    pub has_tokens: bool,
 }
 
 #[derive(Deserialize)]
