@@ -119,7 +119,10 @@ fn slot(record: &AnswerRecord, index: usize, replayed: ReplayedSlot) -> proto::R
         team_serving_config: team.map(|ranking| ranking.serving_config.clone()).unwrap_or_default(),
         source_scores: sources.collect(),
         heads: record.heads.iter().zip(values).map(|(name, value)| named(name, *value)).collect(),
-        score_parts: record.score_parts(&replayed.placed).as_ref().map(convert::score_parts),
+        score_parts: record
+            .score_parts(replayed.placed.candidate, replayed.placed.team)
+            .as_ref()
+            .map(convert::score_parts),
         head_weights: record.heads.iter().zip(weights).map(|(name, weight)| named(name, *weight)).collect(),
     }
 }

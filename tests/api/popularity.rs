@@ -8,7 +8,7 @@ use crate::support::{
 use lodestone_catalog::{Filter, Item};
 use lodestone_core::{
     ids::{ItemId, ItemKey, UserId},
-    units::{PriceMicros, Quantity, UnixMillis},
+    units::{PriceMicros, UnixMillis},
 };
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_engine::{Engine, EngineConfig, EngineError, OpenOptions, open};
@@ -175,18 +175,9 @@ async fn a_shop_of_guests_is_served() {
     let items: Vec<Item> = (0..ITEMS).map(|item| Item::titled(item_id(item), &format!("mug number {item}"))).collect();
     write_items(&work.join("items.parquet"), &items).unwrap();
     // Few orders, so that there is no ranking model either.
-    let row = |order: usize, item: usize| DatasetEvent {
-        event_id: format!("order-{order}"),
-        user: None,
-        session: String::new(),
-        kind: EventKind::Purchase,
-        at: UnixMillis(1_700_000_000_000 + order as i64 * 3_600_000),
-        item: Some(item_id(item)),
-        quantity: Some(Quantity::ONE),
-        price: None,
-        currency: String::new(),
-        order: String::new(),
-        query: String::new(),
+    let row = |order: usize, item: usize| {
+        let at = UnixMillis(1_700_000_000_000 + order as i64 * 3_600_000);
+        DatasetEvent::of_item(format!("order-{order}"), EventKind::Purchase, None, at, item_id(item))
     };
     let rows: Vec<DatasetEvent> =
         (0..24).flat_map(|order| [row(order, order % 4), row(order, order % 4 + 10)]).collect();

@@ -30,6 +30,25 @@ pub struct DatasetEvent {
     pub query: String,
 }
 
+impl DatasetEvent {
+    /// A row with one piece of an item, and nothing else.
+    pub fn of_item(event_id: String, kind: EventKind, user: Option<UserId>, at: UnixMillis, item: ItemId) -> Self {
+        Self {
+            event_id,
+            user,
+            session: String::new(),
+            kind,
+            at,
+            item: Some(item),
+            quantity: Some(Quantity::ONE),
+            price: None,
+            currency: String::new(),
+            order: String::new(),
+            query: String::new(),
+        }
+    }
+}
+
 /// Writes the events in their order.
 pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetError> {
     fn texts<'a>(events: &'a [DatasetEvent], of: impl Fn(&'a DatasetEvent) -> Option<&'a str>) -> ArrayRef {
@@ -177,18 +196,14 @@ mod tests {
     use super::*;
 
     fn row(event_id: &str, user: Option<&str>, at: i64, item: &str) -> DatasetEvent {
+        let user = user.map(|id| UserId::signed_in(id).unwrap());
+        let item = ItemId::parse(item).unwrap();
         DatasetEvent {
-            event_id: event_id.into(),
-            user: user.map(|id| UserId::signed_in(id).unwrap()),
-            session: String::new(),
-            kind: EventKind::Purchase,
-            at: UnixMillis(at),
-            item: Some(ItemId::parse(item).unwrap()),
             quantity: Quantity::from_units(0.345),
             price: PriceMicros::new(100),
             currency: "GBP".into(),
             order: event_id.into(),
-            query: String::new(),
+            ..DatasetEvent::of_item(event_id.into(), EventKind::Purchase, user, UnixMillis(at), item)
         }
     }
 

@@ -137,19 +137,8 @@ mod tests {
     use lodestone_core::units::UnixMillis;
 
     fn row(event_id: &str, user: Option<&str>, kind: EventKind, at: i64, item: &str) -> DatasetEvent {
-        DatasetEvent {
-            event_id: event_id.into(),
-            user: user.map(|user| UserId::signed_in(user).unwrap()),
-            session: String::new(),
-            kind,
-            at: UnixMillis(at),
-            item: Some(ItemId::parse(item).unwrap()),
-            quantity: Some(Quantity::ONE),
-            price: None,
-            currency: String::new(),
-            order: String::new(),
-            query: String::new(),
-        }
+        let user = user.map(|user| UserId::signed_in(user).unwrap());
+        DatasetEvent::of_item(event_id.into(), kind, user, UnixMillis(at), ItemId::parse(item).unwrap())
     }
 
     #[test]

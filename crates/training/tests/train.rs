@@ -3,7 +3,7 @@
 use lodestone_catalog::Item;
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row, UserId},
-    units::{Quantity, UnixMillis},
+    units::UnixMillis,
 };
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_events::EventKind;
@@ -61,19 +61,9 @@ fn item_id(item: usize) -> ItemId {
 }
 
 fn row(user: usize, kind: EventKind, hour: i64, item: usize) -> DatasetEvent {
-    DatasetEvent {
-        event_id: format!("{user}-{}-{hour}-{item}", kind.name()),
-        user: Some(UserId::signed_in(&format!("p{user}")).unwrap()),
-        session: String::new(),
-        kind,
-        at: UnixMillis(1_700_000_000_000 + hour * HOUR),
-        item: Some(item_id(item)),
-        quantity: Some(Quantity::ONE),
-        price: None,
-        currency: String::new(),
-        order: String::new(),
-        query: String::new(),
-    }
+    let id = format!("{user}-{}-{hour}-{item}", kind.name());
+    let user = UserId::signed_in(&format!("p{user}")).unwrap();
+    DatasetEvent::of_item(id, kind, Some(user), UnixMillis(1_700_000_000_000 + hour * HOUR), item_id(item))
 }
 
 /// Users who mostly move from an item to the next by number, in visits of four hours, over half a year.

@@ -3,7 +3,7 @@ use super::wait::wait_until;
 use lodestone_catalog::Item;
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row, UserId},
-    units::{Quantity, UnixMillis},
+    units::UnixMillis,
 };
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_engine::{Engine, EngineConfig, EngineError, OpenError, OpenOptions, open};
@@ -162,19 +162,10 @@ fn purchases() -> Vec<DatasetEvent> {
         for visit in 0..20usize {
             let item = (user * 7 + visit * 3 + visit * visit * user % 5) % ITEMS;
             for (hour, item) in [(0, item), (1, (item + 1) % ITEMS)] {
-                rows.push(DatasetEvent {
-                    event_id: format!("{user}-{visit}-{hour}"),
-                    user: Some(UserId::signed_in(&format!("p{user}")).unwrap()),
-                    session: String::new(),
-                    kind: EventKind::Purchase,
-                    at: UnixMillis(1_700_000_000_000 + ((visit * 240 + user * 3 + hour) as i64) * 3_600_000),
-                    item: Some(item_id(item)),
-                    quantity: Some(Quantity::ONE),
-                    price: None,
-                    currency: String::new(),
-                    order: String::new(),
-                    query: String::new(),
-                });
+                let id = format!("{user}-{visit}-{hour}");
+                let user_id = UserId::signed_in(&format!("p{user}")).unwrap();
+                let at = UnixMillis(1_700_000_000_000 + ((visit * 240 + user * 3 + hour) as i64) * 3_600_000);
+                rows.push(DatasetEvent::of_item(id, EventKind::Purchase, Some(user_id), at, item_id(item)));
             }
         }
     }

@@ -6,7 +6,7 @@ use super::{
 use crate::{
     features::FEATURES,
     policy::{
-        Arranged, BaseScores, CandidateIndex, Exploration, Marginal, OrganicList, PinSlot, Placed, PolicyInput, Random,
+        Arranged, BaseScores, CandidateIndex, Exploration, Marginal, OrganicList, PinSlot, PolicyInput, Random,
         Ranking, ScoreParts, Team, arrange, place_pins, team_draft,
     },
 };
@@ -167,13 +167,18 @@ impl AnswerRecord {
         }
     }
 
-    /// Returns the parts of a slot's score. None for a pin that is no candidate, and for a damaged record.
-    pub fn score_parts(&self, placed: &Placed) -> Option<ScoreParts> {
-        let at = placed.candidate.index();
-        let ranking = self.rankings.get(usize::from(placed.team == Some(Team::B)))?;
-        let fused = match ranking.weights.is_empty() {
-            true => self.fused_scores(&self.feature_matrix().ok()?),
+    /// Returns the parts of a slot's score, whose candidate was picked by the ranking of `team`. None for a pin that is
+    /// no candidate, and for a damaged record.
+    pub fn score_parts(&self, candidate: CandidateIndex, team: Option<Team>) -> Option<ScoreParts> {
+        let at = candidate.index();
+        let ranking = self.rankings.get(usize::from(team == Some(Team::B)))?;
+        if at >= self.candidate_count() {
+            return None;
+        }
+        let fused = match self.head_values.is_empty() || ranking.weights.is_empty() {
             false => Vec::new(),
+            true if self.fused.is_empty() => self.fused_scores(&self.feature_matrix().ok()?),
+            true => self.fused.clone(),
         };
         let base =
             BaseScores { heads: &self.head_values, weights: &ranking.weights, fused: &fused, tiers: &self.tiers };

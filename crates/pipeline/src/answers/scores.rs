@@ -1,5 +1,6 @@
 //! The parts of a shown score, from the record of an answer.
-use super::{AnswerRecord, SlotRecord};
+use super::{AnswerRecord, SlotRecord, SourceRecord, team_number};
+use crate::policy::{CandidateIndex, Team};
 
 /// How a slot's score came about: the sum over the heads (or else the score of retrieval) plus the tier, times the
 /// factors of the matching boosts.
@@ -33,42 +34,31 @@ pub struct SourcePart {
 }
 
 impl AnswerRecord {
-    /// Returns the parts of a slot's score; none for a pinned item that is not a candidate, or if the record is
-    /// inconsistent.
+    /// Explains a slot's score; none for a pinned item that is not a candidate, or if the record is inconsistent.
     pub fn explain_slot(&self, slot: &SlotRecord) -> Option<SlotExplanation> {
         let candidate = slot.item as usize;
-        let ranking = self.rankings.get((slot.team as usize).saturating_sub(1))?;
-        if candidate >= self.candidate_count() {
-            return None;
-        }
-        let head_count = self.heads.len();
-        let probabilities = self.head_values.get(candidate * head_count..(candidate + 1) * head_count);
-        let heads: Vec<HeadPart> = match probabilities.filter(|_| ranking.weights.len() == head_count) {
-            None => Vec::new(),
-            Some(probabilities) => (self.heads.iter().zip(&ranking.weights).zip(probabilities))
-                .map(|((name, weight), probability)| HeadPart {
-                    name: name.clone(),
-                    weight: *weight,
-                    probability: *probability,
-                })
-                .collect(),
+        let team = (slot.team == team_number(Some(Team::B))).then_some(Team::B);
+        let parts = self.score_parts(CandidateIndex(slot.item), team)?;
+        let ranking = self.rankings.get(usize::from(team.is_some()))?;
+        let probabilities = match ranking.weights.is_empty() {
+            true => None,
+            false => self.head_values.chunks_exact(ranking.weights.len()).nth(candidate),
         };
-        let retrieval = match heads.is_empty() {
-            false => None,
-            true => {
-                let features = if self.fused.is_empty() { self.feature_matrix().ok()? } else { Vec::new() };
-                Some(*self.fused_scores(&features).get(candidate)?)
-            }
+        let head = |((name, weight), probability): ((&String, &f32), &f32)| HeadPart {
+            name: name.clone(),
+            weight: *weight,
+            probability: *probability,
         };
+        let heads = self.heads.iter().zip(&ranking.weights).zip(probabilities.unwrap_or_default()).map(head);
         let mask = self.boost_masks.get(candidate).copied().unwrap_or(0);
         let boosts = self.boost_factors.iter().enumerate().filter(|(boost, _)| mask >> boost & 1 == 1);
-        let source = |source: &super::SourceRecord| {
-            let position = source.candidates.iter().position(|found| *found as usize == candidate)?;
+        let source = |source: &SourceRecord| {
+            let position = source.candidates.iter().position(|found| *found == slot.item)?;
             Some(SourcePart { name: source.name.clone(), rank: position + 1, score: *source.scores.get(position)? })
         };
         Some(SlotExplanation {
-            heads,
-            retrieval,
+            heads: heads.collect(),
+            retrieval: probabilities.is_none().then_some(parts.base),
             tier: self.tiers.get(candidate).copied().unwrap_or(0),
             boosts: boosts.map(|(_, factor)| *factor).collect(),
             sources: self.sources.iter().filter_map(source).collect(),
@@ -76,24 +66,18 @@ impl AnswerRecord {
     }
 }
 
-impl SlotExplanation {
-    /// Returns the score that the parts make. Equal to the slot's score up to rounding.
-    pub fn total(&self) -> f32 {
-        let sum: f32 = self.heads.iter().map(|head| head.weight * head.probability).sum();
-        let base = self.retrieval.unwrap_or(sum) + f32::from(self.tier);
-        let boost = |score: f32, factor: &f32| if score >= 0.0 { score * factor } else { score / factor };
-        self.boosts.iter().filter(|factor| factor.is_finite() && **factor > 0.0).fold(base, boost)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answers::{RankingRecord, SourceRecord};
+    use crate::answers::RankingRecord;
 
     #[test]
     fn the_parts_of_a_score_make_the_score() {
         let slot = |item, score| SlotRecord { item, score, ..SlotRecord::default() };
+        let total = |record: &AnswerRecord, item| {
+            let parts = record.score_parts(CandidateIndex(item), None).unwrap();
+            (parts.base + parts.match_bonus) * parts.boost_factor
+        };
         let found = SourceRecord {
             name: "lexical".into(),
             candidates: vec![1, 0],
@@ -115,14 +99,14 @@ mod tests {
         };
         // (0.2 + 2 × 0.3 + tier 1) × 2 and (0.5 + 2 × 0.1) × 0.5
         for (item, score) in [(1, 3.6), (0, 0.35)] {
-            let parts = record.explain_slot(&slot(item, score)).unwrap();
-            assert!((parts.total() - score).abs() < 1e-6, "{parts:?}");
+            assert!((total(&record, item) - score).abs() < 1e-6, "{:?}", record.explain_slot(&slot(item, score)));
         }
         let parts = record.explain_slot(&slot(0, 0.35)).unwrap();
         assert_eq!(parts.sources, [SourcePart { name: "lexical".into(), rank: 2, score: 3.0 }]);
         assert_eq!((parts.heads[1].weight, parts.boosts), (2.0, vec![0.5]));
         let unranked = AnswerRecord { head_values: Vec::new(), ..record.clone() };
-        assert!((unranked.explain_slot(&slot(1, 2.02)).unwrap().total() - 2.02).abs() < 1e-6);
+        assert!((total(&unranked, 1) - 2.02).abs() < 1e-6);
+        assert_eq!(unranked.explain_slot(&slot(1, 2.02)).unwrap().retrieval, Some(0.01));
         assert!(record.explain_slot(&slot(2, 0.0)).is_none(), "a pin that is no candidate has no score");
         assert!(record.explain_slot(&slot(9, 0.0)).is_none());
     }
