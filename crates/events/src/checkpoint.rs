@@ -10,7 +10,11 @@
 //! length of the content u32, CRC-32C of length, kind and content u32, kind u8, content
 //! the last part: kind 0, the number of the other parts u64, the largest position of an event that they include u64
 //! ```
-use super::{LogDirectory, LogError, log::position_of, storage::StorageFile};
+use super::{
+    LogError,
+    directory::{LogDirectory, position_of},
+    storage::StorageFile,
+};
 use std::{
     fs::File,
     io::{self, BufReader, Read},

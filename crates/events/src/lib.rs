@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 pub mod checkpoint;
 mod dedup;
+mod directory;
 mod error;
 mod event;
 pub mod log;
@@ -13,9 +14,10 @@ pub mod storage;
 mod writer;
 
 pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper, stable_hash};
+pub use directory::LogDirectory;
 pub use error::{LogError, Quarantined};
 pub use event::{Attribution, Event, EventKind, EventLine};
-pub use log::{EventLog, LogDirectory, TornTail};
+pub use log::{EventLog, TornTail};
 pub use popularity::{Counts, ItemCounts, Popularity, PopularitySnapshot, Rank};
 pub use quarantine::{panic_message, quarantined};
 pub use record::Change;

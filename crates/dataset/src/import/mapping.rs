@@ -221,7 +221,7 @@ impl Mapping {
         if !currency.is_empty() && !is_code {
             return Err(format!("constants.currency `{currency}` is not an ISO 4217 code, such as EUR"));
         }
-        Times::new(&self.clean).map(|_| ())
+        Times::new(&self.clean.time_format, &self.clean.time_zone).map(|_| ())
     }
 
     fn check_events(&self, columns: &EventColumns) -> Result<(), String> {

@@ -89,7 +89,7 @@ pub fn import(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<ImportReport, ImportError> {
     let times = || {
-        Times::new(&mapping.clean)
+        Times::new(&mapping.clean.time_format, &mapping.clean.time_zone)
             .map_err(|message| ImportError::Mapping { path: PathBuf::from("mapping.toml"), message })
     };
     let (mut report, mut catalogue) = (ImportReport::default(), Catalogue::default());

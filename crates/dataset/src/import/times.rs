@@ -1,5 +1,4 @@
 //! Times in a shop's file.
-use super::mapping::Clean;
 use jiff::{
     Timestamp,
     civil::{DateTime, Time},
@@ -38,10 +37,10 @@ impl Times {
     const UNIX: [(&str, i64); 3] = [("unix_s", 1), ("unix_ms", 1000), ("unix_us", 1_000_000)];
 
     /// Checks format and time zone of a mapping.
-    pub(super) fn new(clean: &Clean) -> Result<Self, String> {
-        let zone = TimeZone::get(&clean.time_zone)
-            .map_err(|_| format!("clean.time_zone `{}` is not an IANA time zone", clean.time_zone))?;
-        let name = clean.time_format.clone();
+    pub(super) fn new(time_format: &str, time_zone: &str) -> Result<Self, String> {
+        let zone = TimeZone::get(time_zone)
+            .map_err(|_| format!("clean.time_zone `{}` is not an IANA time zone", time_zone))?;
+        let name = time_format.to_owned();
         let unix = Self::UNIX.iter().find(|(unix, _)| *unix == name);
         let format = match unix {
             Some((_, per_second)) => Format::Unix(*per_second),
@@ -141,8 +140,7 @@ mod tests {
     use super::*;
 
     fn times(format: &str, zone: &str) -> Times {
-        let clean = Clean { time_format: format.to_owned(), time_zone: zone.to_owned(), ..Clean::default() };
-        Times::new(&clean).unwrap()
+        Times::new(format, zone).unwrap()
     }
 
     fn text(at: UnixMillis) -> String {
@@ -206,10 +204,7 @@ mod tests {
 
     #[test]
     fn an_unknown_format_or_zone_is_refused() {
-        let refused = |format: &str, zone: &str| {
-            let clean = Clean { time_format: format.to_owned(), time_zone: zone.to_owned(), ..Clean::default() };
-            Times::new(&clean).err().unwrap()
-        };
+        let refused = |format: &str, zone: &str| Times::new(format, zone).err().unwrap();
         assert!(refused("ISO", "UTC").contains("unix_ms"));
         assert!(refused("iso8601", "Mars/Base").contains("Mars/Base"));
     }

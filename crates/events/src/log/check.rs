@@ -1,9 +1,12 @@
 //! Verification of a log, and a repair that keeps all complete records.
 use super::{
-    LogDirectory, TornTail, check_first, create_segment, header_error, position_of,
+    TornTail, check_first, create_segment, header_error,
     segment::{self, Frame, HEADER_BYTES, Header, Segment},
 };
-use crate::{Change, LogError, checkpoint};
+use crate::{
+    Change, LogError, checkpoint,
+    directory::{LogDirectory, position_of},
+};
 use ahash::AHashSet;
 use std::{
     borrow::Cow,

@@ -1,11 +1,14 @@
 //! Compaction: removes events beyond their retention and replaced item states from a log that no process has open.
 use super::{
-    EventLog, LogDirectory,
+    EventLog,
     check::put_open_segment,
     check_end, damaged, header_error,
     segment::{self, Header, Segment},
 };
-use crate::{Change, DEDUPE_DAYS, EventKind, LogError, checkpoint};
+use crate::{
+    Change, DEDUPE_DAYS, EventKind, LogError, checkpoint,
+    directory::{LogDirectory, position_of},
+};
 use ahash::AHashMap;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use std::collections::BTreeMap;
@@ -92,7 +95,7 @@ pub fn compact(
     let mut compacted = Compacted::default();
     let paths = directory.segments()?;
     for path in &paths {
-        let first = super::position_of(path).unwrap_or(1);
+        let first = position_of(path).unwrap_or(1);
         let segment = Segment::read(path).map_err(|error| header_error(path, first, error))?;
         let (mut frames, mut kept, mut dropped) = (segment.frames(), Vec::new(), 0u64);
         for frame in frames.by_ref() {

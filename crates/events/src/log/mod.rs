@@ -6,17 +6,16 @@
 //! repairs damage; `compact` removes events beyond their retention and replaced item states.
 mod check;
 mod compact;
-mod directory;
 mod segment;
 
 use super::{Change, LogError, Quarantined, checkpoint, quarantine};
-use crate::storage::{FileId, StorageFile};
+use crate::{
+    directory::{LogDirectory, check_file, position_of},
+    storage::{FileId, StorageFile},
+};
 use ahash::AHashSet;
 pub use check::{Check, DamagedPart, Repair, check, repair};
 pub use compact::{CompactMode, Compacted, Retention, RetentionError, compact};
-pub use directory::LogDirectory;
-use directory::check_file;
-pub(crate) use directory::position_of;
 use lodestone_core::units::UnixMillis;
 use rayon::prelude::*;
 use segment::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX, Segment};

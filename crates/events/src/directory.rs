@@ -24,7 +24,7 @@ const NEW: &str = "new";
 pub struct LogDirectory {
     path: PathBuf,
     storage: Arc<dyn Storage>,
-    pub(super) segment_bytes: u64,
+    pub(crate) segment_bytes: u64,
     /// Present while this process has the log open. Released with the last clone.
     lock: Option<Arc<Lock>>,
 }
@@ -70,7 +70,7 @@ impl LogDirectory {
 
     /// Creates the directory if it does not exist, and takes the lock, which only one process can hold. Removes files
     /// that a crash left incomplete.
-    pub(super) fn locked(mut self) -> Result<Self, LogError> {
+    pub(crate) fn locked(mut self) -> Result<Self, LogError> {
         let path = self.path.join(LOCK);
         let failed = |source: io::Error| LogError::Open { path: path.clone(), source: Arc::new(source) };
         storage::create_directory(&self.path).map_err(failed)?;
@@ -96,12 +96,12 @@ impl LogDirectory {
     }
 
     /// Returns true if the lock file states that the log has segments.
-    pub(super) fn is_marked(&self) -> bool {
+    pub(crate) fn is_marked(&self) -> bool {
         fs::metadata(self.path.join(LOCK)).is_ok_and(|lock| lock.len() > 0)
     }
 
     /// States in the lock file that the log has segments. They must be durable.
-    pub(super) fn mark(&self) -> io::Result<()> {
+    pub(crate) fn mark(&self) -> io::Result<()> {
         let Some(lock) = &self.lock else { return Ok(()) };
         if lock.file.metadata()?.len() == 0 {
             (&lock.file).write_all(HAS_SEGMENTS)?;
@@ -111,14 +111,14 @@ impl LogDirectory {
     }
 
     /// Returns the paths of the segments in the order of their positions.
-    pub(super) fn segments(&self) -> io::Result<Vec<PathBuf>> {
+    pub(crate) fn segments(&self) -> io::Result<Vec<PathBuf>> {
         let mut paths = self.files("log")?;
         paths.retain(|path| position_of(path).is_some());
         Ok(paths)
     }
 
     /// Returns the path of the segment with this first position.
-    pub(super) fn segment(&self, first: u64) -> PathBuf {
+    pub(crate) fn segment(&self, first: u64) -> PathBuf {
         self.path.join(format!("{first:020}.log"))
     }
 
@@ -140,7 +140,7 @@ impl LogDirectory {
     }
 
     /// Creates a file, or replaces its content, atomically and durably.
-    pub(super) fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let new = path.with_extension(NEW);
         let mut file = self.storage.create(&new)?;
         file.write_at(bytes, 0)?;
@@ -151,7 +151,7 @@ impl LogDirectory {
 }
 
 /// Checks that a path names the file with this id.
-pub(super) fn check_file(path: &Path, id: FileId) -> Result<(), LogError> {
+pub(crate) fn check_file(path: &Path, id: FileId) -> Result<(), LogError> {
     match FileId::of_path(path) {
         Ok(found) if found == id => Ok(()),
         Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
