@@ -2,7 +2,8 @@
 numpy.
 
 Reads a Lodestone bundle, its vectors (`lodestone bundle export-vectors`) and the imported history, and answers Search
-and Recommend (FOR_YOU) of lodestone.v1 with the same ONNX files, sources, limits and features, and a similar fusion.
+and Recommend (FOR_YOU) of lodestone.v1 with the same ONNX files and limits, and similar sources, features and fusion: popularity counts events and not users,
+refunds withdraw nothing, and texts are normalised by letter case and compatibility only.
 
 It has what a team would build for throughput: a process for each core, batches of all waiting requests with one run of
 each model, one vector search and one sparse matrix product for a batch, user features that are computed once, and the
@@ -149,7 +150,7 @@ def stem(word):
 
 
 def hashed_terms(text, buckets):
-    """Returns hashed words and character n-grams as `text::hashed_terms` does, for Latin texts."""
+    """Returns hashed words and character n-grams as `text::hashed_terms` does, for Latin texts without accents."""
     words = re.findall(r"\w+(?:\.\w+)*", unicodedata.normalize("NFKC", text).lower())
     terms = [("w", stem(word)) for word in words]
     for length in (3, 4, 5):

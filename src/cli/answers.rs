@@ -221,7 +221,7 @@ impl Shown<'_> {
             serde_json::json!({
                 "slot": row.slot,
                 "reasons": reasons(slot),
-                "score_parts": record.explain_slot(slot),
+                "explanation": record.explain_slot(slot),
                 "item_id": row.item,
                 "score": row.score,
                 "serving_config": row.serving_config,
@@ -323,7 +323,11 @@ fn write_parts(f: &mut fmt::Formatter<'_>, parts: &SlotExplanation) -> fmt::Resu
     if parts.tier > 0 {
         sum.push(format!("query tier {}", parts.tier));
     }
-    let boosts: String = parts.boosts.iter().map(|factor| format!(" × boost {factor}")).collect();
+    // Boosts divide a score below 0.
+    let weighted: f32 = parts.heads.iter().map(|head| head.weight * head.probability).sum();
+    let is_negative = weighted + parts.retrieval.unwrap_or(0.0) + f32::from(parts.tier) < 0.0;
+    let sign = if is_negative { '÷' } else { '×' };
+    let boosts: String = parts.boosts.iter().map(|factor| format!(" {sign} boost {factor}")).collect();
     match boosts.is_empty() {
         true => writeln!(f, "; score = {}", sum.join(" + "))?,
         false => writeln!(f, "; score = ({}){boosts}", sum.join(" + "))?,

@@ -182,6 +182,7 @@ async fn await_oldest(
     let stored = oldest.await.unwrap_or_else(|_| Err(EngineError::Internal("storing events panicked".into())));
     let (results, version) = stored.map_err(status::of)?;
     response.session_version = response.session_version.max(version);
+    let mut bytes = response.encoded_len();
     for result in results {
         let index = response.event_count;
         response.event_count += 1;
@@ -193,7 +194,8 @@ async fn await_oldest(
         if result.status() == proto::EventStatus::Accepted && result.warnings.is_empty() {
             continue;
         }
-        if response.results.len() < STREAM_RESULTS_MAX && response.encoded_len() < STREAM_RESULTS_BYTES_MAX {
+        if response.results.len() < STREAM_RESULTS_MAX && bytes < STREAM_RESULTS_BYTES_MAX {
+            bytes += result.encoded_len();
             response.results.push(proto::StreamEventResult { index, result: Some(result) });
         } else {
             response.omitted_result_count += 1;

@@ -235,8 +235,8 @@ def explained(work):
     show = [LODESTONE, "answers", "show", searched_id, "--data", str(data)]
     ran = subprocess.run([*show, "--format", "json"], capture_output=True, text=True, timeout=60)
     shown = json.loads(ran.stdout)
-    sums = [(slot["score"], sum(head["weight"] * head["probability"] for head in slot["score_parts"]["heads"]) + slot["score_parts"]["tier"])
-            for slot in shown["slots"] if slot["score_parts"]]
+    sums = [(slot["score"], sum(head["weight"] * head["probability"] for head in slot["explanation"]["heads"]) + slot["explanation"]["tier"])
+            for slot in shown["slots"] if slot["explanation"]]
     check(shown["request"]["query"] == "heart" and sums and all(abs(score - total) < 1e-3 for score, total in sums),
           f"the parts of a search's scores make the scores {sums[:3]}")
     check([slot["reasons"] for slot in shown["slots"]] == searched_reasons, "the reasons are those of the answer")

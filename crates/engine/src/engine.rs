@@ -115,9 +115,11 @@ impl Engine {
         Arc::from(self.generations.current().name())
     }
 
-    /// Writes a checkpoint on shutdown, so that the next startup replays little of the log.
+    /// Writes a checkpoint on shutdown, so that the next startup replays little of the log. None if the writer stopped,
+    /// because the state then lacks changes of the log.
     pub fn checkpoint_on_shutdown(&self) {
-        if let Some(checkpoints) = &self.checkpoints {
+        let is_stopped = *self.writer.is_stopped().borrow();
+        if let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| !is_stopped) {
             checkpoints.write_on_shutdown();
         }
     }
@@ -303,12 +305,13 @@ impl Engine {
         page: &Page,
         bytes_max: usize,
     ) -> Answer {
-        let PipelineAnswer { slate, total_size, corrected_query, facets, mut info, stage_times, id, trace } = answer;
+        let PipelineAnswer { slate, total_size, corrected_query, facets, mut info, stage_times, id, catalog, trace } =
+            answer;
         self.record_metrics(&stage_times, &info);
         self.sign(&mut info, &loaded, id, position);
         let facets = Arc::new(facets);
         let frozen = FrozenAnswer { fingerprint: page.fingerprint, slate, total_size, corrected_query, facets, info };
-        let catalog = self.generations.routes().catalog_for(&loaded);
+        // The record of the answer has the first slots in their order, so no item may leave between ranking and page.
         let answer = self.page(&frozen, (&loaded, &catalog), id, 0, page.size, bytes_max);
         if let Some(trace) = trace {
             // The record has the probability of the page that was shown, which the limit of bytes may have cut.

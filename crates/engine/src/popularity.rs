@@ -1,9 +1,11 @@
 //! The thread that publishes popularity, so that no request computes it.
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use lodestone_core::units::UnixMillis;
+use lodestone_events::panic_message;
 use lodestone_state::LiveState;
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -23,7 +25,11 @@ pub(crate) fn start_publishing(state: Arc<LiveState>) -> io::Result<Sender<()>> 
     thread::Builder::new().name("popularity".into()).spawn(move || {
         while signals.recv_timeout(AGE_MAX) != Err(RecvTimeoutError::Disconnected) {
             let begun = Instant::now();
-            state.publish_popularity(UnixMillis::now());
+            // A panic must not end the thread, because later snapshots may succeed.
+            let publish = AssertUnwindSafe(|| state.publish_popularity(UnixMillis::now()));
+            if let Err(panic) = catch_unwind(publish) {
+                tracing::error!(reason = panic_message(&*panic), "cannot publish popularity");
+            }
             let pause = PAUSE_MIN.max(begun.elapsed() * PAUSE_FACTOR);
             let _ = crossbeam_channel::never::<()>().recv_timeout(pause);
         }

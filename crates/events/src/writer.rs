@@ -407,7 +407,8 @@ impl<P> Thread<P> {
             }
         }
         drop(deduper);
-        self.log.quarantine(&applied.failures)?;
+        let recorded = self.log.quarantine(&applied.failures);
+        recorded.map_err(|error| LogError::Stopping { reason: error.to_string().into() })?;
         self.quarantined.fetch_add(applied.failures.len(), Ordering::Relaxed);
         match applied.stop {
             Some(reason) => Err(LogError::Stopping { reason: reason.into() }),

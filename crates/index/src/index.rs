@@ -157,7 +157,8 @@ impl Parts {
         vector_of: impl Fn(Row) -> &'v [f32],
     ) -> Vec<(Row, f32)> {
         let first = live_rows.iter().position(|word| *word != 0).unwrap_or(live_rows.len());
-        let is_eligible = |row: Row| bits::has(eligible, row.index());
+        // A write may have added a row to the graph that `live_rows` does not have yet; the frozen graph returns it.
+        let is_eligible = |row: Row| bits::has(live_rows, row.index()) && bits::has(eligible, row.index());
         let rows = || bits::ones(live_rows, first).map(|row| Row(row as u32)).filter(|row| is_eligible(*row));
         if rows().nth(EXACT_ROWS_MAX).is_some() {
             let hits = self.live.search(query, count, width, &is_eligible);

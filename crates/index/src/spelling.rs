@@ -128,7 +128,9 @@ impl Vocabulary {
         for other in &self.words {
             let count = usize::from(other.char_count);
             let far = |a: u32, b: u32| (a & !b).count_ones() as usize > errors_max;
-            if count.abs_diff(chars.len()) > errors_max || far(letters, other.letters) || far(other.letters, letters) {
+            let is_far =
+                count.abs_diff(chars.len()) > errors_max || far(letters, other.letters) || far(other.letters, letters);
+            if is_far || count < TARGET_CHARS_MIN || !accept(other) {
                 continue;
             }
             let Some(errors) = errors_within(&chars, &other.text, errors_max) else { continue };
@@ -138,7 +140,7 @@ impl Vocabulary {
                 - if same_first { 0.0 } else { FIRST_LETTER_COST };
             let is_better = best
                 .is_none_or(|(best_score, best)| score > best_score || score == best_score && other.text < best.text);
-            if count >= TARGET_CHARS_MIN && is_better && accept(other) {
+            if is_better {
                 best = Some((score, other));
             }
         }

@@ -1,5 +1,5 @@
 //! Facets: counts of items by the values of a field.
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::{AttributeValue, Catalog, Item, attribute_name};
 use lodestone_core::{ids::Row, text::normalize};
 use std::fmt;
@@ -148,11 +148,8 @@ fn collect<'a>(item: &'a Item, field: &FacetField, texts: &mut AHashMap<&'a str,
 
 /// Returns labels without those of the same normal form as one before.
 fn distinct(labels: &[String]) -> impl Iterator<Item = &str> {
-    let is_first = |at: usize| {
-        let is_equal = |before: &String| *before == labels[at] || normalize(before) == normalize(&labels[at]);
-        !labels[..at].iter().any(is_equal)
-    };
-    (0..labels.len()).filter(move |&at| is_first(at)).map(|at| labels[at].as_str())
+    let mut seen: AHashSet<String> = AHashSet::new();
+    labels.iter().map(String::as_str).filter(move |label| labels.len() == 1 || seen.insert(normalize(label)))
 }
 
 /// Merges spellings with the same normal form, because filters compare normal forms too.

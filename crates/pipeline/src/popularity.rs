@@ -34,13 +34,19 @@ impl PopularityView {
             let [live, trained] = [self.live.counts(live), self.trained.counts(trained)].map(|counts| counts.rank());
             live.cmp_popular_first(&trained) != Ordering::Greater
         };
-        let is_live = move |key: &ItemKey| precedes(*key, *key);
-        let mut live = self.live.popular().iter().copied().filter(is_live).peekable();
-        let mut trained = self.trained.popular().iter().copied().filter(move |key| !is_live(key)).peekable();
-        std::iter::from_fn(move || match (live.peek(), trained.peek()) {
-            (Some(a), Some(b)) if precedes(*a, *b) => live.next(),
-            (Some(_), None) => live.next(),
-            (_, _) => trained.next(),
+        let (mut live, mut trained) =
+            (self.live.popular().iter().copied().peekable(), self.trained.popular().iter().copied().peekable());
+        std::iter::from_fn(move || {
+            loop {
+                let is_from_live = match (live.peek(), trained.peek()) {
+                    (Some(a), Some(b)) => precedes(*a, *b),
+                    (live, _) => live.is_some(),
+                };
+                let key = if is_from_live { live.next()? } else { trained.next()? };
+                if precedes(key, key) == is_from_live {
+                    return Some(key);
+                }
+            }
         })
     }
 

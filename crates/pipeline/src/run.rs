@@ -186,6 +186,8 @@ pub struct PipelineAnswer {
     pub info: AnswerInfo,
     pub stage_times: StageTimes,
     pub id: AnswerId,
+    /// The catalogue that the answer was computed from.
+    pub catalog: Arc<Catalog>,
     /// For the log of answers, if it samples this request.
     pub trace: Option<Box<Trace>>,
 }
@@ -328,7 +330,17 @@ fn respond(
     });
     let stage_times = context.stage_times;
     let total_size = matches.map_or(slate.entries.len(), |matches| matches.rows.len());
-    PipelineAnswer { slate, total_size, corrected_query, facets, info, stage_times, id: planned.answer_id, trace }
+    PipelineAnswer {
+        slate,
+        total_size,
+        corrected_query,
+        facets,
+        info,
+        stage_times,
+        id: planned.answer_id,
+        catalog: context.catalog.clone(),
+        trace,
+    }
 }
 
 /// Returns why a search has no result.
@@ -494,17 +506,23 @@ fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Comple
     let affinity = |category: &str| affinity.get(category).copied().unwrap_or(0.0);
     let generation = context.generation;
     let sources = [&generation.titles, generation.state.searches.shared()];
-    let mut shared = Suggester::complete_from(&sources, &request.prefix, count * COMPLETIONS_FACTOR, &affinity);
+    let shared = Suggester::complete_from(&sources, &request.prefix, count * COMPLETIONS_FACTOR, &affinity);
     let is_useful = |completion: &Completion| {
         let finds = || generation.lexical.has_match(&completion.text, &|row| context.catalog.is_offered(row));
         completion.source != CompletionSource::Query || finds().unwrap_or(false)
     };
     let mut completions: Vec<Completion> = Vec::with_capacity(count);
     let own = context.history.queries.iter().rev().filter(|query| has_prefix(&query.text, &request.prefix)).map(own);
-    for completion in own.take(OWN_COMPLETIONS_MAX).chain(shared.drain(..).filter(is_useful)) {
+    let mut normals: Vec<String> = Vec::with_capacity(count);
+    let own = own.take(OWN_COMPLETIONS_MAX).map(|completion| (completion, true));
+    for (completion, is_own) in own.chain(shared.into_iter().map(|completion| (completion, false))) {
+        if completions.len() == count {
+            break;
+        }
         let normal = text::normalize(&completion.text);
-        if completions.len() < count && !completions.iter().any(|other| text::normalize(&other.text) == normal) {
+        if !normals.contains(&normal) && (is_own || is_useful(&completion)) {
             completions.push(completion);
+            normals.push(normal);
         }
     }
     completions

@@ -223,10 +223,17 @@ fn field_ranks(
     if !is_by_field(order) {
         return Vec::new();
     }
+    let is_match: Vec<bool> =
+        candidates.iter().map(|candidate| matches.is_some_and(|matches| matches.contains(candidate.row))).collect();
+    let title = |candidate: &Candidate| text::normalize(&context.catalog.get(candidate.row).item.title);
+    let titles: Vec<String> = match order {
+        OrderBy::Title => candidates.iter().map(title).collect(),
+        _ => Vec::new(),
+    };
     let by_field = |a: u32, b: u32| {
-        let row = |candidate: u32| candidates[candidate as usize].row;
-        let is_match = |candidate: u32| matches.is_some_and(|matches| matches.contains(row(candidate)));
-        is_match(b).cmp(&is_match(a)).then_with(|| compare_fields(context.catalog, order, row(a), row(b)))
+        let (a, b) = (a as usize, b as usize);
+        let fields = || compare_fields(context.catalog, order, candidates[a].row, candidates[b].row);
+        is_match[b].cmp(&is_match[a]).then_with(fields).then_with(|| titles.get(a).cmp(&titles.get(b)))
     };
     let mut sorted: Vec<u32> = (0..candidates.len() as u32).collect();
     sorted.sort_by(|a, b| by_field(*a, *b));
@@ -244,12 +251,12 @@ fn compare_fields(catalog: &Catalog, order: OrderBy, a: Row, b: Row) -> Ordering
     let item = |row: Row| &catalog.get(row).item;
     let price = |row: Row| item(row).price.map(|price| price.micros());
     match order {
-        OrderBy::Score => Ordering::Equal,
+        // Titles are normalised once and not for each comparison.
+        OrderBy::Score | OrderBy::Title => Ordering::Equal,
         // Items without a price come last in both directions.
         OrderBy::Price => price(a).unwrap_or(i64::MAX).cmp(&price(b).unwrap_or(i64::MAX)),
         OrderBy::PriceDescending => price(b).cmp(&price(a)),
         OrderBy::CreateTimeDescending => item(b).created_at.cmp(&item(a).created_at),
-        OrderBy::Title => text::normalize(&item(a).title).cmp(&text::normalize(&item(b).title)),
     }
 }
 
@@ -352,7 +359,8 @@ fn result_debug(
 /// A whole ordered answer. Results are materialised page by page, because most pages are never requested.
 ///
 /// The order is frozen. Whether an item is shown, and its fields, are those of the moment at which its page is
-/// requested. Entries have keys and not rows, because a row belongs to one version of an item.
+/// requested. Entries have keys and not rows, because a later page may read the
+/// catalogue of another bundle, whose rows differ.
 #[derive(Default)]
 pub struct Slate {
     pub entries: Vec<SlateEntry>,

@@ -28,6 +28,10 @@ impl EventItems {
         Self { last_s: AHashMap::new(), items_max: items_max.max(1), evicted: 0 }
     }
 
+    pub(crate) fn contains(&self, key: ItemKey) -> bool {
+        self.last_s.contains_key(&key)
+    }
+
     /// Records an event of an item.
     pub(crate) fn record(&mut self, key: ItemKey, at_s: u32) {
         let last = self.last_s.entry(key).or_default();
@@ -61,7 +65,12 @@ impl EventItems {
 
     /// Returns the state for checkpoints: for each item its key and the time of its last event.
     pub(crate) fn records(&self) -> Vec<u8> {
-        self.last_s.iter().flat_map(|(key, last_s)| [key.0.to_le_bytes(), last_s.to_le_bytes()].concat()).collect()
+        let mut bytes = Vec::with_capacity(self.last_s.len() * Self::RECORD_BYTES);
+        for (key, last_s) in &self.last_s {
+            bytes.extend_from_slice(&key.0.to_le_bytes());
+            bytes.extend_from_slice(&last_s.to_le_bytes());
+        }
+        bytes
     }
 
     /// Restores the records that [`EventItems::records`] returned. `key` maps a key of the writing process to one of

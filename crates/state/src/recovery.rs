@@ -89,6 +89,9 @@ pub fn recover(
     }
     let new = replay(&state, log, &mut deduper, checkpoint)?;
     log.quarantine(&new)?;
+    if checkpoint.is_some() {
+        state.release_unused_keys();
+    }
     for change in quarantined(options.directory)? {
         let (position, kind, id, reason) = (change.position, change.kind, change.id, change.reason);
         tracing::warn!(position, kind, id, reason, "skipped a quarantined change");

@@ -8,7 +8,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use lodestone_catalog::ItemKeys;
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{ids::ItemKey, units::UnixMillis};
 use lodestone_events::{Event, EventKind, Popularity, PopularitySnapshot};
 use parking_lot::Mutex;
 use std::sync::{
@@ -162,6 +162,15 @@ impl LiveState {
             self.keys.reuse_released();
         }
         evicted.into_iter().for_each(|key| self.keys.release(key));
+    }
+
+    /// Releases the keys of a checkpoint that neither an event nor a catalogue needs any more. Only during recovery,
+    /// while nothing holds copies of keys.
+    pub(crate) fn release_unused_keys(&self) {
+        let items = self.event_items.lock();
+        let keys = (0..self.keys.key_count() as u32).map(ItemKey);
+        keys.filter(|key| !items.contains(*key)).for_each(|key| self.keys.release(key));
+        self.keys.reuse_released();
     }
 
     /// Records that all changes up to this log position are in effect.

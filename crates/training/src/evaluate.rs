@@ -159,6 +159,7 @@ pub(super) fn replay_targets(
                 .filter_map(|line| generation.state.keys.get(&line.item))
                 .map(|key| Row(key.0))
                 .collect();
+            generation.state.publish_popularity(event.at);
             let started = Instant::now();
             let (lists, ranked) = lists(&generation, &mut models, &event.user, event.at);
             times.push(started.elapsed().as_secs_f64());
@@ -260,7 +261,6 @@ fn lists(
 ) -> ([Vec<Row>; 3], RankedCandidates) {
     let viewer = Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new() };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
-    generation.state.publish_popularity(now);
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, now);
     let popular = retrieve::popular(&context.retrieval_input(), CUTOFF).into_iter().map(|(row, _)| row).collect();
     retrieve_candidates(&mut context, models, None);

@@ -17,7 +17,7 @@ use rand::{
     rngs::StdRng,
     seq::{IndexedRandom, SliceRandom},
 };
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 /// Most matching queries, and most queries that match nothing.
 const QUERIES: usize = 1000;
@@ -208,8 +208,8 @@ fn random_letters(rng: &mut StdRng) -> String {
 struct CatalogueWords {
     tokens: AHashSet<String>,
     beginnings: AHashSet<String>,
-    /// By two neighbouring letters: the letters that follow, with repetitions. 0 is before and after a word.
-    following: AHashMap<[char; 2], Vec<char>>,
+    /// By two neighbouring letters: how often each letter follows, in their order. 0 is before and after a word.
+    following: AHashMap<[char; 2], BTreeMap<char, u32>>,
 }
 
 impl CatalogueWords {
@@ -221,7 +221,7 @@ impl CatalogueWords {
                 words.beginnings.insert(beginning(&word));
                 let mut letters = ['\0'; 2];
                 for next in word.chars().chain(['\0']) {
-                    words.following.entry(letters).or_default().push(next);
+                    *words.following.entry(letters).or_default().entry(next).or_default() += 1;
                     letters = [letters[1], next];
                 }
             }
@@ -248,9 +248,11 @@ impl CatalogueWords {
     fn imitated_word(&self, rng: &mut StdRng) -> String {
         let (mut word, mut letters) = (String::new(), ['\0'; 2]);
         for _ in 0..text::WORD_CHARS_MAX {
-            match self.following.get(&letters).and_then(|following| following.choose(rng)) {
-                None | Some('\0') => break,
-                Some(next) => {
+            let counts = self.following.get(&letters).into_iter().flatten();
+            let following: Vec<(char, u32)> = counts.map(|(next, count)| (*next, *count)).collect();
+            match following.choose_weighted(rng, |(_, count)| *count) {
+                Err(_) | Ok(('\0', _)) => break,
+                Ok((next, _)) => {
                     word.push(*next);
                     letters = [letters[1], *next];
                 }

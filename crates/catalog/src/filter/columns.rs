@@ -57,6 +57,12 @@ struct Numbers {
 }
 
 impl Column {
+    fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+            && self.numbers.as_ref().is_none_or(|numbers| numbers.values.iter().all(|value| value.is_nan()))
+            && self.flags.is_none_or(|[_, present]| present == NONE)
+    }
+
     fn label(&mut self, at: usize, label: &str) {
         let items = self.labels.entry(normalize(label).into()).or_default();
         if let Err(index) = items.binary_search(&(at as u16)) {
@@ -227,6 +233,9 @@ impl Columns {
                     AttributeValue::Text(text) => column.remove_label(at, text),
                     AttributeValue::Number(_) => column.remove_number(at),
                     AttributeValue::Flag(_) => column.remove_flag(at),
+                }
+                if !new.attributes.contains_key(name) && column.is_empty() {
+                    self.attributes.remove(name.as_str());
                 }
             }
         }

@@ -261,10 +261,13 @@ fn flush(piece: &mut Piece, pieces: &mut Vec<Piece>) {
 /// Returns true for symbols at the end of a word that distinguish products: "c++", "c#".
 fn is_symbol(chars: &[char], i: usize, word: &str) -> bool {
     let is_symbol = |c: &char| matches!(c, '+' | '#');
-    let after = chars[i..].iter().find(|c| !is_symbol(c));
-    is_symbol(&chars[i])
-        && word.ends_with(|c: char| c.is_alphabetic() || is_symbol(&c))
-        && after.is_none_or(|c| !c.is_alphanumeric())
+    if word.is_empty() || !is_symbol(&chars[i]) {
+        return false;
+    }
+    // The first symbol of a run decides for the others, so that a run is read once.
+    word.ends_with(|c| is_symbol(&c))
+        || word.ends_with(char::is_alphabetic)
+            && chars[i..].iter().find(|c| !is_symbol(c)).is_none_or(|c| !c.is_alphanumeric())
 }
 
 /// Returns true for an apostrophe inside a word ("women's", which becomes "womens") or a decimal point inside a number
@@ -327,7 +330,9 @@ fn push_joined(pieces: &[Piece], tokens: &mut Vec<Token>) {
 
 /// Returns the last piece with the one before, and with all before that hyphens connect, as one word.
 fn hyphenated(pieces: &[Piece]) -> Vec<String> {
-    let connected = 1 + pieces.iter().rev().take_while(|piece| piece.gap == Gap::Hyphen).count();
+    // More pieces are not joined, so further ones need not be counted.
+    let last = pieces.iter().rev().take(HYPHENATED_MAX);
+    let connected = 1 + last.take_while(|piece| piece.gap == Gap::Hyphen).count();
     let is_word = |piece: &Piece| piece.script == Script::Spaced;
     let mut counts = vec![2, connected];
     counts.dedup();

@@ -66,7 +66,7 @@ pub struct ProductColumns {
 pub(super) type Column<'a> = (&'static str, &'a str);
 
 impl EventColumns {
-    /// Returns the columns in the order of [`super::EventField`].
+    /// Returns the columns in the order of `Field` in `events.rs`.
     pub(super) fn all(&self) -> Vec<Column<'_>> {
         vec![
             ("columns.item", &self.item),
@@ -85,7 +85,7 @@ impl EventColumns {
 }
 
 impl ProductColumns {
-    /// Returns the columns in the order of [`super::products::ProductField`], and then the attributes.
+    /// Returns the columns in the order of `Field` in `products.rs`, and then the attributes.
     pub(super) fn all(&self) -> Vec<Column<'_>> {
         let mut columns: Vec<Column<'_>> = vec![
             ("products.id", &self.id),

@@ -80,7 +80,7 @@ impl ProductReader<'_> {
         let Ok(id) = ItemId::parse(super::id_text(text(Field::Id), &self.mapping.clean)) else {
             return Ok(Err(Reason::NoItem));
         };
-        if !self.seen.insert(id.clone()) {
+        if self.seen.contains(&id) {
             return Ok(Err(Reason::SameProduct));
         }
         let columns = self.columns;
@@ -95,6 +95,7 @@ impl ProductReader<'_> {
         if title.is_empty() {
             return Ok(Err(Reason::NoTitle));
         }
+        self.seen.insert(id.clone());
         limited(&columns.description, text(Field::Description), limits::DESCRIPTION_CHARS)?;
         let list = |column: &str, field: Field, separator: &str, default: &str, count_max, chars_max| {
             let separator = if separator.is_empty() { default } else { separator };

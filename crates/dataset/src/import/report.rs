@@ -71,7 +71,7 @@ impl Reason {
             Self::Time => {
                 ("bad time", "before 1990 or more than a day ahead; for numbers see clean.time_format, such as unix_ms")
             }
-            Self::Price => ("bad price", "the price is below clean.price_min"),
+            Self::Price => ("bad price", "below clean.price_min, or above 10^9"),
             Self::Quantity => ("bad quantity", "0, above 1,000,000, below 0 in a purchase, or above 0 in a refund"),
             Self::SameProduct => ("same product", "an earlier row has the same id"),
             Self::NoTitle => ("no title", "the title is empty"),

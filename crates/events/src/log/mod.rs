@@ -334,7 +334,11 @@ pub fn read(directory: &Path, from: u64, visit: impl FnMut(u64, UnixMillis, Chan
     let failed = |source: io::Error| LogError::Open { path: directory.to_owned(), source: Arc::new(source) };
     // Listed before the log is read, because a checkpoint never includes changes that the log has not.
     let checkpoint = checkpoint::newest_position(directory).map_err(failed)?;
-    let paths = LogDirectory::from(directory).segments().map_err(failed)?;
+    let log = LogDirectory::from(directory);
+    let paths = log.segments().map_err(failed)?;
+    if paths.is_empty() && log.is_marked() {
+        return Err(no_segments(&log));
+    }
     let last = replay(paths, from, u64::MAX, visit_applied(quarantine::positions(directory)?, visit))?;
     check_end(directory, checkpoint, last)?;
     Ok(last)
@@ -392,7 +396,7 @@ fn decode(mut paths: Vec<PathBuf>, from: u64, until: u64, visit: &mut dyn FnMut(
         let first = next.unwrap_or(if index == 0 { 1 } else { position_of(&path).unwrap_or(1) });
         let is_last = index + 1 == paths.len();
         let segment = match Segment::read(&path) {
-            Err(Ok(_)) if is_last => return Ok(first - 1),
+            Err(Ok(_)) if is_last && fs::metadata(&path)?.len() <= HEADER_BYTES as u64 => return Ok(first - 1),
             read => read.map_err(|error| header_error(&path, first, error))?,
         };
         check_first(&path, first, segment.header)?;

@@ -285,7 +285,7 @@ impl UserTimes {
         levels.map(|(latest_s, weight)| rank(weight, latest_s)).fold(f64::NEG_INFINITY, f64::max)
     }
 
-    fn latest(&self) -> u32 {
+    pub(super) fn latest(&self) -> u32 {
         self.latest_s.into_iter().max().unwrap_or(0)
     }
 

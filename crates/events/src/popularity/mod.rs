@@ -63,9 +63,8 @@ impl Popularity {
                 users.push(new);
                 return users.len() - 1;
             }
-            // The user with the least weight is forgotten, because counting that one again changes the least.
-            let strength = |slot: &usize| users[*slot].strength();
-            let least = (0..users.len()).min_by(|a, b| strength(a).total_cmp(&strength(b))).unwrap_or(0);
+            // The user who came least recently is forgotten, and so counts again only after USERS_MAX others.
+            let least = (0..users.len()).min_by_key(|slot| users[*slot].latest()).unwrap_or(0);
             users[least] = new;
             least
         });
@@ -74,7 +73,7 @@ impl Popularity {
     }
 
     /// Withdraws the count of a purchase that was refunded in full, or counts it again. Without effect for a user whom
-    /// the item does not remember. A user's views and carts still count.
+    /// the item does not remember, because [`USERS_MAX`] others came since. A user's views and carts still count.
     pub fn change_purchase(&mut self, user: &UserId, key: ItemKey, at: UnixMillis, counts: bool) {
         let (user, at_s) = (checksum(user), at.seconds_u32().max(1));
         let Some(users) = self.users.get_mut(key.0 as usize) else { return };
@@ -188,6 +187,19 @@ mod tests {
         }
         let score = fold(&events, &keys).counts().get(ItemKey(0)).score(day(0.9));
         assert!(score > 890.0 && score < 1030.0, "{score}");
+    }
+
+    #[test]
+    fn viewers_of_an_item_with_many_buyers_count_once() {
+        let keys = ItemKeys::default();
+        let buyers = (0..USERS_MAX).map(|buyer| event(EventKind::Purchase, &format!("buyer {buyer}"), "a", day(0.0)));
+        let viewers = (0..500).map(|visit| {
+            let viewer = if visit % 2 == 0 { "one" } else { "other" };
+            event(EventKind::View, viewer, "a", day(0.001 + f64::from(visit) / 10_000.0))
+        });
+        let score = fold(&buyers.chain(viewers).collect::<Vec<_>>(), &keys).counts().get(ItemKey(0)).score(day(0.1));
+        let bought = 4.0 * USERS_MAX as f32;
+        assert!(score > bought && score < bought + 2.1, "{score}");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Spelling correction of query words that no item has.
-use super::{Fields, Lexical, LexicalError, MatchMode, PART_BYTES_MIN, collect::best_of};
+use super::{
+    Lexical, LexicalError, MatchMode, PART_BYTES_MIN,
+    collect::{any_of, best_of},
+};
 use lodestone_core::{ids::Row, text};
 use tantivy::{
     Searcher,
@@ -23,7 +26,7 @@ impl Lexical {
     pub fn correct(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Option<String>, LexicalError> {
         let searcher = self.reader.searcher();
         let normal = text::normalize(query);
-        if self.doc_freq(&searcher, self.fields.id, &normal)? > 0 {
+        if any_of(&searcher, &*self.term(self.fields.id, &normal), &|_| true)? {
             return Ok(None);
         }
         // Words that stay are returned as they were sent, with their capitals and accents.
@@ -56,11 +59,9 @@ impl Lexical {
     fn replacement(&self, searcher: &Searcher, written: &str) -> Result<Option<String>, LexicalError> {
         let [word] = &text::written_words(written)[..] else { return Ok(None) };
         let [token] = &text::tokens(word)[..] else { return Ok(None) };
-        let Fields { title, labels, description, .. } = self.fields;
-        for field in [title, labels, description] {
-            if self.doc_freq(searcher, field, &token.text)? > 0 {
-                return Ok(None);
-            }
+        // Document frequencies also count documents that were replaced or deleted.
+        if any_of(searcher, &*self.word(&token.text), &|_| true)? {
+            return Ok(None);
         }
         let has_forms = || {
             let words = self.words.read();

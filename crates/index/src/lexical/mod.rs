@@ -19,8 +19,10 @@ use lodestone_core::{ids::Row, text};
 use parking_lot::{Mutex, RwLock};
 use query::ParsedQuery;
 use rayon::prelude::*;
+use std::sync::Arc;
 use tantivy::{
-    Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
+    Directory, Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
+    directory::{WatchCallback, WatchHandle},
     indexer::{IndexWriterOptions, LogMergePolicy},
     schema::{FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
 };
@@ -121,6 +123,10 @@ pub struct Lexical {
     fields: Fields,
     index: Index,
     reader: IndexReader,
+    /// Held while the reader reloads, so that an earlier state never replaces a later one.
+    reloading: Arc<Mutex<()>>,
+    /// Reloads the reader after merges, as long as it exists.
+    _merges: WatchHandle,
     /// None until the first write and after [`Lexical::end_writing`].
     writer: Mutex<Option<IndexWriter>>,
     words: RwLock<Words>,
@@ -144,10 +150,16 @@ impl Lexical {
             description: schema.add_text_field("description", words),
         };
         let index = Index::create_in_ram(schema.build());
-        // Also a background merge, which removes dead documents, becomes visible.
-        let reader = index.reader_builder().reload_policy(ReloadPolicy::OnCommitWithDelay).try_into()?;
+        let reader: IndexReader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+        let reloading = Arc::new(Mutex::new(()));
+        let (merged, lock) = (reader.clone(), reloading.clone());
+        // Also a background merge, which removes dead documents, becomes visible. An error is that of the next refresh.
+        let merges = index.directory().watch(WatchCallback::new(move || {
+            let _lock = lock.lock();
+            let _ = merged.reload();
+        }))?;
         let (writer, words, synonyms) = (Mutex::default(), RwLock::default(), Synonyms::default());
-        Ok(Self { fields, index, reader, writer, words, synonyms })
+        Ok(Self { fields, index, reader, reloading, _merges: merges, writer, words, synonyms })
     }
 
     /// Starts the threads of the writer. They inherit the priority of the calling thread.
@@ -194,6 +206,7 @@ impl Lexical {
 
     /// Makes all applied changes visible to searches that start after the return.
     pub fn refresh(&self) -> Result<(), LexicalError> {
+        let _lock = self.reloading.lock();
         Ok(self.reader.reload()?)
     }
 

@@ -127,7 +127,7 @@ impl Lexical {
     }
 
     /// Matches a word in any text field, with a boost for each field.
-    fn word(&self, word: &str) -> Box<dyn Query> {
+    pub(super) fn word(&self, word: &str) -> Box<dyn Query> {
         let Fields { title, labels, description, .. } = self.fields;
         Box::new(BooleanQuery::union(vec![
             Box::new(BoostQuery::new(self.term(title, word), 3.0)),

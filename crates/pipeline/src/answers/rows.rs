@@ -202,9 +202,8 @@ impl Rewards {
             EventKind::Purchase => {
                 self.purchases += quantity.units();
                 let micros = price.map_or(0, PriceMicros::micros);
-                // A price has at most 10^15 micros and a quantity at most 10^9 thousandths.
-                let paid = (i128::from(micros) * i128::from(quantity.thousandths()) / 1000) as i64;
-                self.revenue_micros = self.revenue_micros.saturating_add(paid);
+                let paid = i128::from(micros) * i128::from(quantity.thousandths()) / 1000;
+                self.revenue_micros = self.revenue_micros.saturating_add(i64::try_from(paid).unwrap_or(i64::MAX));
             }
             EventKind::Refund => self.returns += quantity.units(),
             EventKind::Search

@@ -3,7 +3,7 @@ use super::{AnswerRecord, SlotRecord, SourceRecord, team_number};
 use crate::policy::{CandidateIndex, Team};
 
 /// How a slot's score came about: the sum over the heads (or else the score of retrieval) plus the tier, times the
-/// factors of the matching boosts.
+/// factors of the matching boosts, or divided by them if the sum is negative.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct SlotExplanation {
     pub heads: Vec<HeadPart>,

@@ -1,5 +1,6 @@
 //! A store in a directory of a local or shared file system.
 use super::files::{Condition, Failure, Files, StoredFile};
+use lodestone_events::storage;
 use lodestone_pipeline::bundle::sha256;
 use std::{
     fs,
@@ -74,18 +75,17 @@ impl Directory {
     fn write_atomically(&self, path: &str, write: impl FnOnce(&mut fs::File) -> io::Result<()>) -> io::Result<()> {
         let target = self.0.join(path);
         let parent = target.parent().unwrap_or(&self.0);
-        fs::create_dir_all(parent)?;
+        storage::create_directory(parent)?;
         let partial = parent.join(format!(".{}.partial", uuid::Uuid::now_v7()));
         let written = fs::File::create(&partial).and_then(|mut file| {
             write(&mut file)?;
             file.sync_all()?;
-            fs::rename(&partial, &target)
+            storage::rename(&partial, &target)
         });
         if written.is_err() {
             let _ = fs::remove_file(&partial);
         }
-        written?;
-        fs::File::open(parent)?.sync_all()
+        written
     }
 }
 
