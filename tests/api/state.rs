@@ -44,7 +44,7 @@ impl State {
         let now = UnixMillis(START + 90 * UnixMillis::DAY);
         let histories: Vec<_> = (0..5).map(|user| self.users.history(&id(user))).collect();
         let popularity: Vec<_> =
-            self.popularity.counts().iter().map(|(key, counts)| (key, counts.score_and_trend(now))).collect();
+            self.popularity.counts().iter().map(|(key, counts)| (key, counts.at_time(now))).collect();
         format!("{:?} {histories:?} {popularity:?}", self.positions)
     }
 }

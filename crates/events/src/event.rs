@@ -111,6 +111,16 @@ impl EventKind {
         Self::ALL.into_iter().find(|kind| *kind as i32 == number)
     }
 
+    /// Returns the strength of the user's interest in the item, 0 to 1; 0 if the event is not positive.
+    pub fn interest(self) -> f32 {
+        match self {
+            Self::Purchase => 1.0,
+            Self::AddToCart | Self::Favorite => 0.7,
+            _ if self.is_positive() => 0.4,
+            _ => 0.0,
+        }
+    }
+
     /// Returns true if the event is evidence that the user wants the item.
     pub fn is_positive(self) -> bool {
         match self {

@@ -18,7 +18,7 @@ pub use directory::LogDirectory;
 pub use error::{LogError, Quarantined};
 pub use event::{Attribution, Event, EventKind, EventLine};
 pub use log::{EventLog, TornTail};
-pub use popularity::{Counts, ItemCounts, Popularity, PopularitySnapshot, Rank};
+pub use popularity::{Counts, CountsAt, ItemCounts, Popularity, PopularitySnapshot, Rank};
 pub use quarantine::{panic_message, quarantined};
 pub use record::Change;
 pub use refunds::{RefundLine, Refunds};

@@ -92,7 +92,7 @@ impl<'a> RequestContext<'a> {
             history = history.with_context(&options.context_events, &generation.state.keys);
         }
         let mut context = Self {
-            user: UserContext::new(&history, catalog, &generation.transitions),
+            user: UserContext::new(&history, catalog, &generation.transitions, now),
             generation,
             catalog,
             now,

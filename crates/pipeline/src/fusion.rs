@@ -1,10 +1,10 @@
 //! Reciprocal rank fusion of the sources' lists, and the scores of each source for each candidate.
 use crate::{
-    features::{RecentItem, SourceEvidence},
+    features::SourceEvidence,
     source::{CandidateSource, ScoredRows},
 };
 use lodestone_catalog::Catalog;
-use lodestone_core::ids::Row;
+use lodestone_core::ids::{ItemKey, Row};
 use lodestone_index::{KeyedNeighbours, SearchStrategy, best_first};
 use std::{cell::RefCell, time::Duration};
 
@@ -54,6 +54,7 @@ impl Candidates {
 pub enum NeighbourTable {
     Transitions,
     CoPurchases,
+    ItemToItem,
 }
 
 /// Which neighbours of the anchors [`Fusion::spread`] adds.
@@ -149,21 +150,22 @@ impl Fusion {
     pub fn spread(
         &mut self,
         (table, neighbours): (NeighbourTable, &KeyedNeighbours),
-        anchors: &[RecentItem],
+        anchors: impl Iterator<Item = (ItemKey, f32)>,
         catalog: &Catalog,
         keep: impl Fn(Row) -> bool,
         spread: Spread,
     ) {
-        for anchor in anchors {
-            for (key, weight) in neighbours.of(anchor.key) {
+        for (anchor, anchor_weight) in anchors {
+            for (key, weight) in neighbours.of(anchor) {
                 let Some(row) = catalog.row_of_key(key) else { continue };
                 if self.slots[row.index()] == NO_SLOT && (spread == Spread::CandidatesOnly || !keep(row)) {
                     continue;
                 }
                 let evidence = &mut self.candidate(row).evidence;
                 match table {
-                    NeighbourTable::Transitions => evidence.transitions += weight * anchor.weight,
-                    NeighbourTable::CoPurchases => evidence.co_purchases += weight * anchor.weight,
+                    NeighbourTable::Transitions => evidence.transitions += weight * anchor_weight,
+                    NeighbourTable::CoPurchases => evidence.co_purchases += weight * anchor_weight,
+                    NeighbourTable::ItemToItem => evidence.item_to_item += weight * anchor_weight,
                 }
             }
         }
@@ -174,6 +176,7 @@ impl Fusion {
         let score = |candidate: &Candidate| match table {
             NeighbourTable::Transitions => candidate.evidence.transitions,
             NeighbourTable::CoPurchases => candidate.evidence.co_purchases,
+            NeighbourTable::ItemToItem => candidate.evidence.item_to_item,
         };
         let with_score = self.candidates.iter().map(|candidate| (candidate.row, score(candidate)));
         best_of(with_score.filter(|(_, score)| *score > 0.0).collect(), count)

@@ -53,6 +53,8 @@ pub struct Generation {
     pub transitions: KeyedNeighbours,
     /// Items that users buy in one basket with an item.
     pub co_purchases: KeyedNeighbours,
+    /// Items that users with the same items choose.
+    pub item_to_item: KeyedNeighbours,
     /// Popularity at the training.
     trained_popularity: Arc<PopularitySnapshot>,
     text_projection: TextProjection,
@@ -136,6 +138,7 @@ impl Generation {
             titles: Suggester::build(bundle.items.iter().flat_map(completion_candidates)),
             transitions: bundle.transitions.by_key(&keys),
             co_purchases: bundle.co_purchases.by_key(&keys),
+            item_to_item: bundle.item_to_item.by_key(&keys),
             trained_popularity: Arc::new(PopularitySnapshot::new(
                 bundle.popularity.renumbered(&keys),
                 &PopularitySnapshot::default(),

@@ -125,7 +125,7 @@ fn answer(
     let now = UnixMillis(generation.manifest.trained_until_ms);
     let catalog = generation.catalog.load_full();
     let history = History::default().with_context(&views(request, now)?, &generation.state.keys);
-    let mut user = UserContext::new(&history, &catalog, &generation.transitions);
+    let mut user = UserContext::new(&history, &catalog, &generation.transitions, now);
     let query = Some(request.query.as_str()).filter(|query| !query.is_empty());
     let query_vector = models.encode_queries(&[query])?.remove(0);
     user.vector = models.encode_users(&[&history], &catalog, now)?.remove(0);

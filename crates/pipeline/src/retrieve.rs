@@ -110,12 +110,20 @@ impl RetrievalInput<'_> {
     }
 
     fn spread(&self, fusion: &mut Fusion, table: NeighbourTable, spread: Spread) {
-        let neighbours = match table {
-            NeighbourTable::Transitions => &self.generation.transitions,
-            NeighbourTable::CoPurchases => &self.generation.co_purchases,
-        };
         let eligible = |row| self.eligible.contains(row);
-        fusion.spread((table, neighbours), self.anchors, self.catalog, eligible, spread);
+        let recent = self.anchors.iter().map(|anchor| (anchor.key, anchor.weight));
+        match table {
+            NeighbourTable::Transitions => {
+                fusion.spread((table, &self.generation.transitions), recent, self.catalog, eligible, spread);
+            }
+            NeighbourTable::CoPurchases => {
+                fusion.spread((table, &self.generation.co_purchases), recent, self.catalog, eligible, spread);
+            }
+            NeighbourTable::ItemToItem => {
+                let chosen = self.user.chosen.iter().copied();
+                fusion.spread((table, &self.generation.item_to_item), chosen, self.catalog, eligible, spread);
+            }
+        }
     }
 
     fn is_anchor(&self, row: Row) -> bool {
@@ -126,10 +134,11 @@ impl RetrievalInput<'_> {
         self.catalog.row_of_key(key).filter(|row| self.eligible.contains(*row))
     }
 
-    /// Fuses the lists. The candidates also get their weights in both neighbour tables.
+    /// Fuses the lists. The candidates also get their weights in the neighbour tables.
     fn finish(&self, mut fusion: Fusion) -> Candidates {
         self.spread(&mut fusion, NeighbourTable::Transitions, Spread::CandidatesOnly);
         self.spread(&mut fusion, NeighbourTable::CoPurchases, Spread::CandidatesOnly);
+        self.spread(&mut fusion, NeighbourTable::ItemToItem, Spread::CandidatesOnly);
         fusion.finish(self.limits.fused)
     }
 }
@@ -140,14 +149,17 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
     let mut fusion = input.fusion();
     input.spread(&mut fusion, NeighbourTable::Transitions, Spread::All);
     input.spread(&mut fusion, NeighbourTable::CoPurchases, Spread::All);
+    input.spread(&mut fusion, NeighbourTable::ItemToItem, Spread::All);
     let transitions = fusion.best_spread(NeighbourTable::Transitions, per_source);
     let co_purchases = fusion.best_spread(NeighbourTable::CoPurchases, per_source / 2);
+    let item_to_item = fusion.best_spread(NeighbourTable::ItemToItem, per_source);
     if let Some(vector) = &input.user.vector {
         let found = search_vectors(input, &mut fusion, vector, Space::User);
         fusion.add(CandidateSource::UserVector, found);
     }
     fusion.add(CandidateSource::Transitions, transitions);
     fusion.add(CandidateSource::CoPurchases, co_purchases);
+    fusion.add(CandidateSource::ItemToItem, item_to_item);
     fusion.add(CandidateSource::History, history(input));
     // The other sources know little about a new user, or find little behind a filter.
     let missing = input.limits.fused.saturating_sub(fusion.found_count());
@@ -239,8 +251,7 @@ pub fn bought_together(input: &RetrievalInput) -> Candidates {
 pub fn bought_before(input: &RetrievalInput) -> Candidates {
     let mut fusion = input.fusion();
     fusion.add(CandidateSource::History, history(input));
-    input.spread(&mut fusion, NeighbourTable::Transitions, Spread::CandidatesOnly);
-    fusion.finish(input.limits.fused)
+    input.finish(fusion)
 }
 
 /// The eligible items of an ordered list of keys.

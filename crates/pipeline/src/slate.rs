@@ -488,6 +488,7 @@ impl Slate {
             CandidateSource::Lexical => (ReasonCode::MatchesWords, Vec::new()),
             CandidateSource::Transitions => (ReasonCode::OftenNext, evidence(Some(&generation.transitions))),
             CandidateSource::CoPurchases => (ReasonCode::BoughtTogether, evidence(Some(&generation.co_purchases))),
+            CandidateSource::ItemToItem => (ReasonCode::FitsHistory, evidence(Some(&generation.item_to_item))),
             CandidateSource::Similar => (ReasonCode::Similar, Vec::new()),
             CandidateSource::Popular => (ReasonCode::Popular, Vec::new()),
             CandidateSource::History => (ReasonCode::BoughtBefore, vec![entry.key]),

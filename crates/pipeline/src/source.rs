@@ -17,6 +17,8 @@ pub enum CandidateSource {
     Transitions,
     /// Items bought in one basket.
     CoPurchases,
+    /// Items that users with the same items chose, by the item-to-item model.
+    ItemToItem,
     /// Vector search by the vectors of anchor items.
     Similar,
     /// Popular items.
@@ -30,13 +32,14 @@ pub enum CandidateSource {
 }
 
 impl CandidateSource {
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
     pub const ALL: [Self; Self::COUNT] = [
         Self::UserVector,
         Self::QueryVector,
         Self::Lexical,
         Self::Transitions,
         Self::CoPurchases,
+        Self::ItemToItem,
         Self::Similar,
         Self::Popular,
         Self::History,
@@ -52,6 +55,7 @@ impl CandidateSource {
             Self::Lexical => "lexical",
             Self::Transitions => "transitions",
             Self::CoPurchases => "co_purchases",
+            Self::ItemToItem => "item_to_item",
             Self::Similar => "similar",
             Self::Popular => "popular",
             Self::History => "history",
@@ -72,6 +76,7 @@ impl CandidateSource {
             Self::Lexical
             | Self::Transitions
             | Self::CoPurchases
+            | Self::ItemToItem
             | Self::Popular
             | Self::History
             | Self::Trending
@@ -82,7 +87,7 @@ impl CandidateSource {
     /// The weight of a list of this source in the fused score.
     pub(crate) fn fusion_weight(self) -> f32 {
         match self {
-            Self::UserVector | Self::QueryVector | Self::Transitions => 1.0,
+            Self::UserVector | Self::QueryVector | Self::Transitions | Self::ItemToItem => 1.0,
             Self::Lexical => 2.0,
             Self::CoPurchases => 0.7,
             Self::Similar | Self::Popular | Self::Trending | Self::Catalogue => 0.5,
@@ -98,6 +103,7 @@ impl CandidateSource {
             Self::UserVector
             | Self::Transitions
             | Self::CoPurchases
+            | Self::ItemToItem
             | Self::Similar
             | Self::Popular
             | Self::History

@@ -2,9 +2,9 @@
 //!
 //! A user adds a limited amount to a pair and to an item, however often, so that one user or one program does not
 //! decide what is recommended after an item.
-use super::replay::{BASKET_ITEMS_MAX, Interaction};
+use super::replay::{BASKET_ITEMS_MAX, Interaction, by_user};
 use ahash::AHashMap;
-use lodestone_core::ids::{Row, UserId};
+use lodestone_core::ids::Row;
 use lodestone_index::Neighbours;
 
 /// Neighbours kept for an item.
@@ -69,20 +69,6 @@ pub(crate) fn co_purchases(baskets: &[Interaction], items: usize) -> Neighbours 
     damped(counts, baskets, items)
 }
 
-/// Groups interactions by user, in the order of each user's first one. An anonymous one is a group of its own.
-fn by_user(interactions: &[Interaction]) -> Vec<Vec<&Interaction>> {
-    let mut index_of: AHashMap<&UserId, usize> = AHashMap::new();
-    let mut groups: Vec<Vec<&Interaction>> = Vec::new();
-    for interaction in interactions {
-        let known = interaction.user.as_ref().map(|user| *index_of.entry(user).or_insert(groups.len()));
-        match known.filter(|index| *index < groups.len()) {
-            Some(index) => groups[index].push(interaction),
-            None => groups.push(vec![interaction]),
-        }
-    }
-    groups
-}
-
 /// Divides by the square root of both items' frequencies, because a popular item would otherwise be a neighbour of
 /// every item.
 fn damped(counts: Pairs, interactions: &[Interaction], items: usize) -> Neighbours {
@@ -102,7 +88,7 @@ fn damped(counts: Pairs, interactions: &[Interaction], items: usize) -> Neighbou
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_core::units::UnixMillis;
+    use lodestone_core::{ids::UserId, units::UnixMillis};
     use lodestone_events::EventKind;
 
     fn basket(user: Option<&str>, at: i64, rows: &[u32]) -> Interaction {

@@ -9,9 +9,11 @@ mod error;
 mod evaluate;
 mod external_models;
 mod gate;
+mod item_to_item;
 #[allow(unsafe_code)]
 mod kernels;
 mod layers;
+mod linear;
 mod lists;
 mod losses;
 mod onnx;

@@ -125,6 +125,20 @@ pub(crate) fn baskets(interactions: &[Interaction]) -> Vec<Interaction> {
     visits
 }
 
+/// Groups interactions by user, in the order of each user's first one. An anonymous one is a group of its own.
+pub(crate) fn by_user(interactions: &[Interaction]) -> Vec<Vec<&Interaction>> {
+    let mut index_of: AHashMap<&UserId, usize> = AHashMap::new();
+    let mut groups: Vec<Vec<&Interaction>> = Vec::new();
+    for interaction in interactions {
+        let known = interaction.user.as_ref().map(|user| *index_of.entry(user).or_insert(groups.len()));
+        match known.filter(|index| *index < groups.len()) {
+            Some(index) => groups[index].push(interaction),
+            None => groups.push(vec![interaction]),
+        }
+    }
+    groups
+}
+
 /// Returns the time before which `share` of the interactions happened.
 pub(crate) fn time_at_share(interactions: &[Interaction], share: f64) -> UnixMillis {
     let index = ((interactions.len() as f64 * share) as usize).min(interactions.len().saturating_sub(1));

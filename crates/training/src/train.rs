@@ -4,6 +4,7 @@ use super::{
     checkpoint::{self, Checkpoint, CheckpointUse},
     counts,
     error::TrainError,
+    item_to_item::item_to_item,
     lists::{ListInput, head_weight, ranking_lists},
     losses::LossCurves,
     onnx::ExportCheck,
@@ -287,6 +288,7 @@ impl Training {
             text_projection: user.text_projection,
             transitions: counts::transitions(early, item_count),
             co_purchases: counts::co_purchases(&baskets(early), item_count),
+            item_to_item: item_to_item(early, item_count),
             // The replay for the ranking model must not know later events.
             popularity: ItemCounts::default(),
             user_encoder: user.onnx,
@@ -313,6 +315,7 @@ impl Training {
         // Counts need no labels, so the final ones use all training data.
         bundle.transitions = counts::transitions(all, item_count);
         bundle.co_purchases = counts::co_purchases(&baskets(all), item_count);
+        bundle.item_to_item = item_to_item(all, item_count);
         bundle.popularity = shop.popularity();
         let ranker_loss = ranker.as_ref().map(|ranker| ranker.validation_loss);
         if let Some(ranker) = ranker {
@@ -434,6 +437,7 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         text_projection: bundle.text_projection.clone(),
         transitions: bundle.transitions.clone(),
         co_purchases: bundle.co_purchases.clone(),
+        item_to_item: bundle.item_to_item.clone(),
         popularity: bundle.popularity.clone(),
         user_encoder: Vec::new(),
         encoder_weights: None,

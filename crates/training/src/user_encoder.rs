@@ -69,7 +69,7 @@ pub(crate) fn basket_samples(baskets: &[Interaction]) -> Vec<UserSample> {
     let sample = |basket: &Interaction, from: u32| {
         let others = basket.rows.iter().copied().filter(|row| *row != from).take(BASKET_ITEMS_MAX);
         let targets: Vec<u32> = if basket.rows.len() > 1 { others.collect() } else { vec![from] };
-        let weight = loss_weight(basket.kind) / targets.len() as f32;
+        let weight = basket.kind.interest() / targets.len() as f32;
         UserSample {
             items: vec![from],
             kinds: vec![basket.kind as u8],
@@ -79,15 +79,6 @@ pub(crate) fn basket_samples(baskets: &[Interaction]) -> Vec<UserSample> {
     };
     let starts = |basket: &Interaction| basket.rows.iter().copied().take(BASKET_STARTS_MAX).collect::<Vec<_>>();
     baskets.iter().flat_map(|basket| starts(basket).into_iter().map(|from| sample(basket, from))).collect()
-}
-
-/// Returns the loss weight of an interaction of this kind.
-fn loss_weight(kind: EventKind) -> f32 {
-    match kind {
-        EventKind::Purchase => 1.0,
-        EventKind::AddToCart | EventKind::Favorite => 0.7,
-        _ => 0.4,
-    }
 }
 
 /// One event of a history.
@@ -201,7 +192,7 @@ impl History {
             let mut rows = self.rows[step.rows.clone()].to_vec();
             rows.sort_unstable();
             rows.dedup();
-            let weight = loss_weight(step.kind) / rows.len() as f32;
+            let weight = step.kind.interest() / rows.len() as f32;
             let event = (step.rows.start - 1 - range.start) as u32;
             // Two interactions with the same input are one target.
             match sample.targets.last_mut().filter(|(last, _)| *last == event) {

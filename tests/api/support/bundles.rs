@@ -188,6 +188,7 @@ fn reverse_items(bundle: &mut Bundle) {
     let numbers: Vec<u32> = (0..count as u32).rev().collect();
     bundle.transitions = std::mem::take(&mut bundle.transitions).renumbered(&numbers);
     bundle.co_purchases = std::mem::take(&mut bundle.co_purchases).renumbered(&numbers);
+    bundle.item_to_item = std::mem::take(&mut bundle.item_to_item).renumbered(&numbers);
     bundle.popularity = bundle.popularity.renumbered(&numbers.into_iter().map(ItemKey).collect::<Vec<_>>());
 }
 

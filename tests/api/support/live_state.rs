@@ -108,7 +108,7 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     state.publish_popularity(now);
     let popularity = state.popularity();
     let top: BTreeMap<_, _> = (popularity.popular().iter())
-        .map(|key| (state.keys.id(*key), format!("{:.4?}", popularity.counts(*key).score_and_trend(now))))
+        .map(|key| (state.keys.id(*key), format!("{:.4?}", popularity.counts(*key).at_time(now))))
         .collect();
     let mut queries: Vec<_> = state.searches.all().iter().map(|search| format!("{search:?}")).collect();
     queries.sort();

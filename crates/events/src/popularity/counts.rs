@@ -151,6 +151,21 @@ fn rank(slow: f64, at_s: u32) -> f64 {
     slow.log2() + f64::from(at_s) / DAY_S / SLOW_HALF_LIFE
 }
 
+/// [`Counts`] at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CountsAt {
+    /// [`Counts::score`].
+    pub score: f32,
+    /// [`Counts::trend`].
+    pub trend: f32,
+    /// Decayed number of buyers with a half-life of 7 days.
+    pub buyers_fast: f32,
+    /// Decayed number of buyers with a half-life of 60 days.
+    pub buyers_slow: f32,
+    /// Days since the latest event; none without events.
+    pub days_since_event: Option<f32>,
+}
+
 impl Counts {
     pub fn is_zero(&self) -> bool {
         self.users.slow == 0.0
@@ -159,22 +174,29 @@ impl Counts {
     /// Returns the decayed number of users, each with the weight of the strongest interest: 4 for a purchase, 2 for a
     /// cart or a favourite, 1 for a view. The half-life is 60 days.
     pub fn score(&self, now: UnixMillis) -> f32 {
-        self.score_and_trend(now).0
+        self.at_time(now).score
     }
 
     /// Returns the ratio of the users per day of the last days to those of the last months: above 1 is rising, below 1
     /// falling, 1 steady or unknown. Damping keeps the ratio near 1 for items with few users.
     pub fn trend(&self, now: UnixMillis) -> f32 {
-        self.score_and_trend(now).1
+        self.at_time(now).trend
     }
 
-    /// Returns [`Counts::score`] and [`Counts::trend`].
-    pub fn score_and_trend(&self, now: UnixMillis) -> (f32, f32) {
+    pub fn at_time(&self, now: UnixMillis) -> CountsAt {
         if self.is_zero() {
-            return (0.0, 1.0);
+            return CountsAt { score: 0.0, trend: 1.0, buyers_fast: 0.0, buyers_slow: 0.0, days_since_event: None };
         }
-        let users = self.users.after(self.days_until(now));
-        (users.slow as f32, users.trend(TREND_DAMPING) as f32)
+        let days = self.days_until(now).max(0.0);
+        let (slow, fast) = (decay(days, SLOW_HALF_LIFE), decay(days, FAST_HALF_LIFE));
+        let users = Decayed { slow: self.users.slow * slow, fast: self.users.fast * fast };
+        CountsAt {
+            score: users.slow as f32,
+            trend: users.trend(TREND_DAMPING) as f32,
+            buyers_fast: (self.buyers.fast * fast) as f32,
+            buyers_slow: (self.buyers.slow * slow) as f32,
+            days_since_event: Some(days as f32),
+        }
     }
 
     /// Returns how much more the item sells than usual: the ratio of the buyers per day of the last days to those of

@@ -8,7 +8,7 @@ mod records;
 mod snapshot;
 
 use super::Event;
-pub use counts::{Counts, Rank};
+pub use counts::{Counts, CountsAt, Rank};
 use counts::{Level, UserTimes};
 use lodestone_catalog::ItemKeys;
 use lodestone_core::{
@@ -157,7 +157,7 @@ mod tests {
         assert!(close(counts.score(day(0.0)), 4.0));
         assert!(close(counts.score(day(60.0)), 2.0));
         let unknown = popularity.counts().get(ItemKey(9999));
-        assert_eq!(unknown.score_and_trend(day(0.0)), (0.0, 1.0));
+        assert_eq!((unknown.score(day(0.0)), unknown.trend(day(0.0))), (0.0, 1.0));
     }
 
     #[test]

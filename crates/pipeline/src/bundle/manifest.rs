@@ -65,7 +65,7 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 6;
+    pub const FORMAT: u32 = 7;
 
     pub fn new(name: String, created_ms: i64, trained_until_ms: i64, query_encoder: QueryEncoderKind) -> Self {
         Self {

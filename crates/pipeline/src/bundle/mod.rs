@@ -26,6 +26,7 @@ const TITLE_VECTORS: &str = "title_vectors.index";
 const TEXT_PROJECTION: &str = "text_projection.f32";
 const TRANSITIONS: &str = "transitions.neighbours";
 const CO_PURCHASES: &str = "co_purchases.neighbours";
+const ITEM_TO_ITEM: &str = "item_to_item.neighbours";
 const POPULARITY: &str = "popularity.counts";
 const USER_ENCODER: &str = "user_encoder.onnx";
 const ENCODER_WEIGHTS: &str = "user_encoder.weights";
@@ -52,6 +53,8 @@ pub struct Bundle {
     pub transitions: Neighbours,
     /// Items that are bought in the same basket.
     pub co_purchases: Neighbours,
+    /// Items that users with the same items choose, by the item-to-item model EASE.
+    pub item_to_item: Neighbours,
     /// Popularity at the end of the training data, by row.
     pub popularity: ItemCounts,
     pub user_encoder: Vec<u8>,
@@ -170,6 +173,7 @@ impl Bundle {
             golden: optional(GOLDEN)?,
             transitions: neighbours(TRANSITIONS)?,
             co_purchases: neighbours(CO_PURCHASES)?,
+            item_to_item: neighbours(ITEM_TO_ITEM)?,
             popularity: popularity()?,
             user_encoder: file(USER_ENCODER)?,
             query_encoder: file(QUERY_ENCODER)?,
@@ -208,10 +212,11 @@ impl Bundle {
             index.write(&path)?;
             self.manifest.add_file(name, &fs::read(&path).map_err(|source| io(&path, source))?);
         }
-        let files: [(&str, Vec<u8>); 7] = [
+        let files: [(&str, Vec<u8>); 8] = [
             (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
             (TRANSITIONS, self.transitions.to_bytes()),
             (CO_PURCHASES, self.co_purchases.to_bytes()),
+            (ITEM_TO_ITEM, self.item_to_item.to_bytes()),
             (POPULARITY, self.popularity.to_bytes(self.items.len())),
             (USER_ENCODER, self.user_encoder),
             (QUERY_ENCODER, self.query_encoder),

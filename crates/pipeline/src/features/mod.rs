@@ -19,14 +19,23 @@ pub const FEATURES: &[&str] = &[
     "transition_weight",
     "transition_weight_last",
     "co_purchase_weight",
+    "item_to_item_weight",
     "similar_last",
     "similar_max",
     "title_similar_max",
     "popularity",
     "trend",
+    "buyers_week",
+    "buyers_months",
+    "event_days_since",
     "bought_count",
     "bought_days_since",
     "bought_share",
+    "bought_decayed_14",
+    "bought_decayed_60",
+    "bought_decayed_180",
+    "bought_interval",
+    "bought_due",
     "seen_count",
     "seen_days_since",
     "is_in_cart",
@@ -38,6 +47,8 @@ pub const FEATURES: &[&str] = &[
     "retrieval_score",
     "has_query",
     "history_length",
+    "basket_count",
+    "basket_days_since",
 ];
 
 /// Columns of the feature matrix.
@@ -46,7 +57,7 @@ pub const FEATURE_COUNT: usize = FEATURES.len();
 /// Identifies the feature definitions. A bundle that was trained with other ones is refused. Raise the version if the
 /// meaning of a feature changes under the same name.
 pub fn schema_hash() -> String {
-    const VERSION: u32 = 5;
+    const VERSION: u32 = 6;
     let mut hash = Sha256::new();
     hash.update(VERSION.to_le_bytes());
     hash.update(FEATURES.join(","));
@@ -62,6 +73,8 @@ pub struct SourceEvidence {
     pub transitions: f32,
     /// Sum of decay × co-purchase weight over the recent items.
     pub co_purchases: f32,
+    /// Sum of interest × item-to-item weight over all items of the user.
+    pub item_to_item: f32,
     /// The fused score of retrieval.
     pub fused: f32,
 }
@@ -83,7 +96,8 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
     let stats = user.stats(entry.key);
     let (similar_last, similar_max, title_similar_max) = similarity_to_recent(context, user, row);
     let price = entry.log_price;
-    let (popularity, trend) = context.popularity.counts(entry.key).score_and_trend(context.now);
+    let sales = context.popularity.counts(entry.key).at_time(context.now);
+    let interval = stats.bought_interval();
     let user_dot = user.vector.as_deref().map_or(0.0, |vector| dot(vector, entry.vectors.user_space()));
     let query_dot = context.query_vector.map_or(0.0, |vector| dot(vector, entry.vectors.query_space()));
     let age_days = entry.created_at.map_or(0.0, |at| context.now.days_since(at));
@@ -96,14 +110,23 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
         log(evidence.transitions),
         log(user.transition_weight_of_last(entry.key)),
         log(evidence.co_purchases),
+        (evidence.item_to_item + ITEM_TO_ITEM_FLOOR).ln(),
         similar_last,
         similar_max,
         title_similar_max,
-        log(popularity),
-        log(trend),
+        log(sales.score),
+        log(sales.trend),
+        log(sales.buyers_fast),
+        log(sales.buyers_slow),
+        sales.days_since_event.map_or(-1.0, log),
         log(stats.bought_count as f32),
         stats.days_since(stats.bought_at, context.now),
         stats.bought_count as f32 / user.basket_count.max(1) as f32,
+        log(stats.bought_decayed[0]),
+        log(stats.bought_decayed[1]),
+        log(stats.bought_decayed[2]),
+        interval.map_or(-1.0, f32::ln_1p),
+        stats.due(context.now),
         log(stats.seen_count as f32),
         stats.days_since(stats.seen_at, context.now),
         flag(stats.is_in_cart),
@@ -115,6 +138,8 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
         evidence.fused,
         flag(context.query_vector.is_some()),
         user.log_history_length,
+        log(user.basket_count as f32),
+        user.days_since_basket(context.now),
     ]);
 }
 
@@ -138,6 +163,9 @@ fn similarity_to_recent(context: &FeatureContext, user: &UserContext, row: Row) 
     }
     (last, best, best_title)
 }
+
+/// Added to the item-to-item weight before its logarithm: a tenth of a weight that speaks for an item.
+const ITEM_TO_ITEM_FLOOR: f32 = 0.01;
 
 /// Computes ln(1 + x), with a shortcut for 0, because most counts are 0.
 fn log(x: f32) -> f32 {

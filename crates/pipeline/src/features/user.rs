@@ -15,11 +15,18 @@ const _: () = assert!(RECENT_MAX <= LANES);
 /// The weight of each item relative to the next more recent one.
 const RECENT_DECAY: f32 = 0.85;
 
+/// Half-lives of [`ItemStats::bought_decayed`], in days: the last visits, the season, the year.
+const BOUGHT_HALF_LIVES: [f32; 3] = [14.0, 60.0, 180.0];
+
 /// Counts and times of a user's events on one item.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ItemStats {
     pub bought_count: u32,
+    /// The first and the last purchase.
+    pub bought_first_at: Option<u32>,
     pub bought_at: Option<u32>,
+    /// Purchases, each with half the weight after a half-life: 14, 60 and 180 days.
+    pub bought_decayed: [f32; 3],
     pub seen_count: u32,
     pub seen_at: Option<u32>,
     pub refunded_count: u32,
@@ -30,8 +37,35 @@ pub struct ItemStats {
 impl ItemStats {
     /// Returns `ln(1 + days)`, or -1 for never.
     pub fn days_since(&self, at_s: Option<u32>, now: UnixMillis) -> f32 {
-        at_s.map_or(-1.0, |at| now.days_since(UnixMillis(i64::from(at) * 1000)).ln_1p())
+        at_s.map_or(-1.0, |at| days_between(at, now).ln_1p())
     }
+
+    /// Returns how near the next purchase is, if the user buys the item at equal intervals: 1 when the time since the
+    /// last purchase equals the interval, less before and after; 0 if the interval is unknown.
+    pub fn due(&self, now: UnixMillis) -> f32 {
+        let (Some(interval), Some(last)) = (self.bought_interval(), self.bought_at) else { return 0.0 };
+        let ratio = days_between(last, now) / interval;
+        ratio.min(1.0 / ratio.max(f32::MIN_POSITIVE))
+    }
+
+    /// Returns the mean days between purchases; none with fewer than two, or if all are at the same time.
+    pub fn bought_interval(&self) -> Option<f32> {
+        let (first, last) = (self.bought_first_at?, self.bought_at?);
+        let days = (last - first) as f32 / DAY_S;
+        (days > 0.0).then(|| days / (self.bought_count - 1) as f32)
+    }
+}
+
+const DAY_S: f32 = 86_400.0;
+
+/// Returns the days from a time in seconds since 1970 until `now`; 0 if it is later.
+fn days_between(at_s: u32, now: UnixMillis) -> f32 {
+    now.days_since(UnixMillis(i64::from(at_s) * 1000)).max(0.0)
+}
+
+/// Returns the weight of an event some days ago.
+fn decay(days: f32, half_life: f32) -> f32 {
+    (-days / half_life).exp2()
 }
 
 /// A recent item of the user.
@@ -56,7 +90,12 @@ pub struct UserContext {
     pub recent_vectors: [LaneVectors; 2],
     /// ln(1 + events).
     pub log_history_length: f32,
+    /// All items that the user showed interest in, each once, with the strongest interest, 0 to 1. The item-to-item
+    /// model starts from them, as in its training: older choices say as much about new ones.
+    pub chosen: Vec<(ItemKey, f32)>,
     pub basket_count: u32,
+    /// The time of the latest purchase in seconds since 1970.
+    pub basket_at: Option<u32>,
     /// Mean of ln(1 + price) over bought items; 0 if unknown.
     pub mean_log_price: f32,
     stats: AHashMap<ItemKey, ItemStats>,
@@ -65,7 +104,7 @@ pub struct UserContext {
 
 impl UserContext {
     /// Prepares a history. O(events).
-    pub fn new(history: &History, catalog: &Catalog, transitions: &KeyedNeighbours) -> Self {
+    pub fn new(history: &History, catalog: &Catalog, transitions: &KeyedNeighbours, now: UnixMillis) -> Self {
         let mut context = Self { log_history_length: (history.events.len() as f32).ln_1p(), ..Self::default() };
         let (mut price_sum, mut price_count, mut last_basket) = (0.0f32, 0u32, None);
         let refunds = history.refunds();
@@ -74,10 +113,11 @@ impl UserContext {
                 context.stats.entry(event.item).or_default().is_in_cart = false;
                 continue;
             }
-            context.count(event.item, event.kind, event.at_s);
+            context.count(event.item, event.kind, event.at_s, now);
             if event.kind == EventKind::Purchase {
                 if last_basket != Some(event.at_s) {
                     context.basket_count += 1;
+                    context.basket_at = Some(event.at_s);
                     last_basket = Some(event.at_s);
                 }
                 let row = catalog.row_of_key(event.item).map(|row| catalog.get(row));
@@ -91,6 +131,7 @@ impl UserContext {
             context.mean_log_price = price_sum / price_count as f32;
         }
         context.collect_recent(history, &refunds, catalog);
+        context.collect_chosen(history, &refunds);
         let vectors = |recent: &RecentItem| &catalog.get(recent.row).vectors;
         let query_dimension = context.recent.first().map_or(0, |recent| vectors(recent).query_space().len());
         context.recent_vectors = [
@@ -101,6 +142,11 @@ impl UserContext {
             context.transitions_of_last = transitions.of(last.key).collect();
         }
         context
+    }
+
+    /// Returns `ln(1 + days)` since the latest purchase of any item, or -1 for never.
+    pub fn days_since_basket(&self, now: UnixMillis) -> f32 {
+        self.basket_at.map_or(-1.0, |at| days_between(at, now).ln_1p())
     }
 
     /// Returns the stats of an item.
@@ -118,11 +164,16 @@ impl UserContext {
         self.transitions_of_last.get(&key).copied().unwrap_or(0.0)
     }
 
-    fn count(&mut self, key: ItemKey, kind: EventKind, at_s: u32) {
+    fn count(&mut self, key: ItemKey, kind: EventKind, at_s: u32, now: UnixMillis) {
         let stats = self.stats.entry(key).or_default();
         match kind {
             EventKind::Purchase => {
                 stats.bought_count += 1;
+                stats.bought_first_at.get_or_insert(at_s);
+                let days = days_between(at_s, now);
+                for (sum, half_life) in stats.bought_decayed.iter_mut().zip(BOUGHT_HALF_LIVES) {
+                    *sum += decay(days, half_life);
+                }
                 stats.bought_at = stats.bought_at.max(Some(at_s));
                 stats.is_in_cart = false;
             }
@@ -135,6 +186,21 @@ impl UserContext {
                 stats.seen_count += 1;
                 stats.seen_at = stats.seen_at.max(Some(at_s));
             }
+        }
+    }
+
+    fn collect_chosen(&mut self, history: &History, refunds: &Refunds) {
+        let mut index_of: AHashMap<ItemKey, usize> = AHashMap::new();
+        for (index, event) in history.events.iter().enumerate() {
+            let interest = event.kind.interest();
+            if interest == 0.0 || refunds.is_withdrawn(index) {
+                continue;
+            }
+            let at = *index_of.entry(event.item).or_insert_with(|| {
+                self.chosen.push((event.item, 0.0));
+                self.chosen.len() - 1
+            });
+            self.chosen[at].1 = self.chosen[at].1.max(interest);
         }
     }
 
