@@ -2,6 +2,7 @@
 //! retrieval and features as serving, so that features never use later events.
 #![deny(unsafe_code)]
 mod adam;
+mod baselines;
 mod checkpoint;
 mod counts;
 mod dataset_builder;
@@ -33,10 +34,11 @@ mod train;
 mod user_encoder;
 mod warm_start;
 
+pub use baselines::{StateUntil, Task};
 pub use checkpoint::{CheckpointUse, path_for as checkpoint_path};
 pub use dataset_builder::{DatasetBuilder, DatasetSummary};
 pub use error::TrainError;
-pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
+pub use evaluate::{BaselineScore, Comparison, EvaluateOptions, Evaluation, evaluate};
 pub use external_models::{ExternalModelError, ExternalModels, bundle_external_models};
 pub use gate::{GateOptions, Verdict, gate};
 pub use onnx::ExportCheck;

@@ -1,9 +1,11 @@
 //! The HTML report of an evaluation: training losses, quality by group, ablations, calibration and popularity bias.
 use super::{
     Progress,
+    baselines::StateUntil,
     error::TrainError,
     evaluate::{
-        CUTOFF, EvaluateOptions, Evaluation, METHODS, NDCG, RANKED, UserLists, evaluation, list_metrics, replay_targets,
+        CUTOFF, Cases, Comparison, EvaluateOptions, Evaluation, METHODS, NDCG, RANKED, UserLists,
+        compare_with_baselines, evaluation, list_metrics, replay_targets,
     },
     lists::{HEADS, Outcomes},
     losses::LossCurves,
@@ -82,10 +84,14 @@ pub fn report(
         ..Observations::default()
     };
     let mut rng = StdRng::seed_from_u64(options.seed);
-    let scores = replay_targets(data, bundle, UnixMillis(i64::MIN), runtime, progress, &mut |lists, models| {
+    let mut cases = Cases::default();
+    let since = UnixMillis(i64::MIN);
+    let scores = replay_targets(data, bundle, since, StateUntil::Request, runtime, progress, &mut |lists, models| {
+        cases.add(lists);
         observe(&mut observations, lists, models, &group_of, &outcomes, &mut rng);
     })?;
-    let evaluation = evaluation(&scores, options);
+    let comparisons = compare_with_baselines(data, bundle, runtime, cases, options, progress)?;
+    let evaluation = evaluation(&scores, comparisons, options);
     let curves = opened.training.as_deref().and_then(|text| serde_json::from_slice::<LossCurves>(text).ok());
     let page = page(&opened, &evaluation, &observations, &curves.unwrap_or_default(), options);
     Ok((evaluation, page))
@@ -275,6 +281,32 @@ fn quality(html: &mut String, evaluation: &Evaluation) {
         })
         .collect();
     wide(html, &plots::bars(&groups));
+    section(
+        html,
+        "Baselines",
+        "NDCG@10 of the ranked lists and of baselines that need no training beyond counting, or one matrix inverse, on the \
+         same users. Each baseline is tuned on the last part of the training data. Repeat: items that the user bought \
+         before; discovery: all others.",
+    );
+    wide(html, &plots::bars(&evaluation.comparisons.iter().map(comparison).collect::<Vec<_>>()));
+}
+
+fn comparison(comparison: &Comparison) -> BarGroup {
+    let state = match comparison.state_until {
+        StateUntil::Request => "live",
+        StateUntil::Training => "state of the end of the training",
+    };
+    let bar = |name: &str, value: MeanInterval| Bar {
+        name: name.to_owned(),
+        mean: value.mean,
+        low: value.low,
+        high: value.high,
+    };
+    let baselines = comparison.baselines.iter().map(|baseline| bar(baseline.name, baseline.ndcg_at_10));
+    BarGroup {
+        name: format!("{}, {state} ({} users)", comparison.task.name(), comparison.user_count),
+        bars: baselines.chain([bar("ranked", comparison.ranked_ndcg_at_10)]).collect(),
+    }
 }
 
 /// Returns the training loss of each stage, with its validation loss if there is one.
