@@ -237,6 +237,7 @@ impl Generation {
     pub fn revert(&self, undo: &Undo) -> Result<(), GenerationError> {
         let _lock = self.write_lock.lock();
         catch_panic(|| self.restore(undo, &Indexed { spaces: [true; 2], lexical: true }))?;
+        self.set_completions(&undo.after, &undo.before, &undo.rows);
         self.catalog.store(undo.before.clone());
         self.catalogue_version.store(undo.version, Ordering::Release);
         Ok(())
@@ -259,12 +260,26 @@ impl Generation {
         indexed.lexical = true;
         self.lexical.refresh()?;
         fault("completions")?;
-        let written = undo.rows.iter().filter_map(|row| item_of(&undo.after, *row));
-        written.flat_map(completion_candidates).for_each(|text| self.titles.add(text));
-        Ok(fault("publish")?)
+        fault("publish")?;
+        // Last, because `restore` does not reach the completions.
+        self.set_completions(&undo.before, &undo.after, &undo.rows);
+        Ok(())
     }
 
-    /// Brings the indexes back to the catalogue before the change. Completions of it stay.
+    /// Replaces the completions of the rows' items in one catalogue by those in another one.
+    fn set_completions(&self, from: &Catalog, to: &Catalog, rows: &[Row]) {
+        for row in rows {
+            let [old, new] =
+                [from, to].map(|catalog| item_of(catalog, *row).map(completion_candidates).unwrap_or_default());
+            if old != new {
+                // Added first, so that a text of both is suggested all the time.
+                new.into_iter().for_each(|text| self.titles.add(text));
+                old.into_iter().for_each(|text| self.titles.remove(text));
+            }
+        }
+    }
+
+    /// Brings the vector and lexical indexes back to the catalogue before the change.
     fn restore(&self, undo: &Undo, indexed: &Indexed) -> Result<(), GenerationError> {
         for (space, _) in iter::zip(Space::BOTH, indexed.spaces).filter(|(_, is_indexed)| *is_indexed) {
             self.set_vectors(space, &undo.after, &undo.before, &undo.rows)?;

@@ -5,7 +5,10 @@ use super::{
 };
 use ahash::AHashMap;
 use lodestone_core::text;
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 /// Characters of a text that are indexed.
 const TEXT_CHARS_MAX: usize = 200;
@@ -27,6 +30,31 @@ pub(super) struct Entry {
     pub category: String,
     pub weight: f32,
     pub source: CompletionSource,
+    /// The items that have the text. A query has no items and is not removed.
+    pub items: ItemCount,
+}
+
+/// The number of items that have a text. Changed by one thread at a time, also in lists that are searched meanwhile.
+pub(super) struct ItemCount(AtomicU32);
+
+impl ItemCount {
+    pub(super) fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self, count: u32) {
+        self.0.store(self.get().saturating_add(count), Ordering::Relaxed);
+    }
+
+    pub(super) fn remove_one(&self) {
+        self.0.store(self.get().saturating_sub(1), Ordering::Relaxed);
+    }
+}
+
+impl Clone for ItemCount {
+    fn clone(&self) -> Self {
+        Self(AtomicU32::new(self.get()))
+    }
 }
 
 impl Entry {
@@ -35,7 +63,13 @@ impl Entry {
         let CompletionCandidate { text, category, weight, source } = candidate;
         let normal = normal(&text);
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        (!normal.is_empty()).then(|| Self { text, normal, category, weight: finite(weight), source })
+        let (weight, items) = (finite(weight), ItemCount(AtomicU32::new(1)));
+        (!normal.is_empty()).then_some(Self { text, normal, category, weight, source, items })
+    }
+
+    /// Returns false if no item has the text any more.
+    pub(super) fn is_suggested(&self) -> bool {
+        self.items.get() > 0
     }
 
     /// Returns the score without personalization for a prefix that matches at `byte`.
@@ -65,14 +99,17 @@ pub(super) struct List {
 }
 
 impl List {
-    /// Sums the weights of entries with the same normal form and source, and keeps the first of them.
+    /// Sums the weights and items of entries with the same normal form and source, and keeps the first of them.
     pub(super) fn build(all: impl Iterator<Item = Entry>) -> Self {
         let mut entries: Vec<Entry> = Vec::new();
         let mut known: AHashMap<(String, CompletionSource), usize> = AHashMap::new();
         for entry in all {
             let at = *known.entry((entry.normal.clone(), entry.source)).or_insert(entries.len());
             match entries.get_mut(at) {
-                Some(first) => first.weight += entry.weight,
+                Some(first) => {
+                    first.weight += entry.weight;
+                    first.items.add(entry.items.get());
+                }
                 None => entries.push(entry),
             }
         }
@@ -163,17 +200,23 @@ impl List {
         }
     }
 
-    /// Returns true if there is an entry with the same normal form and source.
-    pub(super) fn has(&self, entry: &Entry) -> bool {
+    /// Returns the entry with the same normal form and source.
+    pub(super) fn find(&self, entry: &Entry) -> Option<&Entry> {
         let from = self.starts.partition_point(|&start| self.tail(start) < entry.normal.as_str());
-        let mut equal = self.starts[from..].iter().take_while(|&&start| self.tail(start) == entry.normal);
-        equal.any(|start| start.byte == 0 && self.entries[start.entry as usize].source == entry.source)
+        let equal = self.starts[from..].iter().take_while(|&&start| self.tail(start) == entry.normal);
+        let mut whole = equal.filter(|start| start.byte == 0).map(|start| &self.entries[start.entry as usize]);
+        whole.find(|known| known.source == entry.source)
     }
 
-    /// Calls `hit` with each start that matches `typed` and the factor of its strength. A start may occur several
-    /// times.
+    /// Calls `hit` with each start that matches `typed` and the factor of its strength, except those of removed texts.
+    /// A start may occur several times.
     pub(super) fn search(&self, kind: MatchKind, typed: &str, hit: &mut dyn FnMut(Start, f32)) {
         let char_count = typed.chars().count();
+        let hit = &mut |start: Start, factor: f32| {
+            if self.entries[start.entry as usize].is_suggested() {
+                hit(start, factor);
+            }
+        };
         match kind {
             MatchKind::Prefix => self.search_prefix(typed, hit),
             MatchKind::AllWords => self.search_all_words(typed, hit),

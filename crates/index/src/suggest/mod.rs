@@ -74,8 +74,8 @@ struct Live {
 }
 
 impl Suggester {
-    /// Builds the index of texts in any order. Merges texts with the same normal form and source: the sum of their
-    /// weights, the spelling and category of the first.
+    /// Builds the index of texts in any order, each of one item. Merges texts with the same normal form and source: the
+    /// sum of their weights, the spelling and category of the first.
     pub fn build(candidates: impl IntoIterator<Item = CompletionCandidate>) -> Self {
         let built = List::build(candidates.into_iter().filter_map(Entry::of));
         Self { built, live: RwLock::default(), adding: Mutex::default() }
@@ -87,13 +87,15 @@ impl Suggester {
         self.add(CompletionCandidate { text: query.to_owned(), category: String::new(), weight, source });
     }
 
-    /// Adds a text. If a query is known, adds its weight; if another text is known, does nothing.
+    /// Adds a query, or a text of an item. If a query is known, adds its weight; another known text has one more item.
     pub fn add(&self, candidate: CompletionCandidate) {
         let Some(entry) = Entry::of(candidate) else { return };
         let _guard = self.adding.lock();
         // A title does not become more popular when its item is written again.
-        let is_counted = entry.source == CompletionSource::Query;
-        if !is_counted && (self.built.has(&entry) || self.live.read().lists.iter().any(|list| list.has(&entry))) {
+        if entry.source != CompletionSource::Query
+            && let Some(known) = self.find(&self.live.read(), &entry)
+        {
+            known.items.add(1);
             return;
         }
         let fresh = self.live.write().add(entry);
@@ -102,6 +104,21 @@ impl Suggester {
             let lists = self.live.read().merged();
             *self.live.write() = Live { lists, ..Live::default() };
         }
+    }
+
+    /// Removes a text of an item. It is a completion as long as another item has it. A text that was dropped because
+    /// there are too many, and was added again, has only the items since.
+    pub fn remove(&self, candidate: CompletionCandidate) {
+        let Some(entry) = Entry::of(candidate) else { return };
+        let _guard = self.adding.lock();
+        if let Some(known) = self.find(&self.live.read(), &entry) {
+            known.items.remove_one();
+        }
+    }
+
+    /// Returns the known entry with the same normal form and source.
+    fn find<'s>(&'s self, live: &'s Live, entry: &Entry) -> Option<&'s Entry> {
+        self.built.find(entry).or_else(|| live.find(entry))
     }
 
     /// Returns the `count` best completions of `prefix`, best first, with distinct normal forms. `affinity` returns the
@@ -139,7 +156,7 @@ impl Suggester {
                     hits.push(entry, start.byte, entry.strength_at(start.byte) * factor * category);
                 });
             }
-            for entry in live.iter().flat_map(|live| &live.fresh) {
+            for entry in live.iter().flat_map(|live| &live.fresh).filter(|entry| entry.is_suggested()) {
                 if let Some((byte, factor)) = kind.of(&entry.normal, &typed) {
                     let category = category_factor(affinity(&entry.category));
                     hits.push(entry, byte, entry.strength_at(byte) * factor * category);
@@ -154,16 +171,21 @@ impl Suggester {
 }
 
 impl Live {
-    /// Adds a text and returns the number of fresh texts.
+    /// Adds a query, or another text that is not known, and returns the number of fresh texts.
     fn add(&mut self, entry: Entry) -> usize {
         let next = self.fresh.len() as u32;
         let at = *self.by_normal.entry((entry.normal.clone(), entry.source)).or_insert(next);
         match at == next {
             true => self.fresh.push(entry),
-            false if entry.source == CompletionSource::Query => self.fresh[at as usize].weight += entry.weight,
-            false => {}
+            false => self.fresh[at as usize].weight += entry.weight,
         }
         self.fresh.len()
+    }
+
+    /// Returns the entry with the same normal form and source. The counts of a query's entries are separate.
+    fn find(&self, entry: &Entry) -> Option<&Entry> {
+        let fresh = || self.by_normal.get(&(entry.normal.clone(), entry.source)).map(|at| &self.fresh[*at as usize]);
+        self.lists.iter().find_map(|list| list.find(entry)).or_else(fresh)
     }
 
     /// Returns the lists with the fresh texts merged into them. The weights of a query in several merged lists are
@@ -173,6 +195,7 @@ impl Live {
         while let Some(list) = lists.pop_if(|list| list.entries.len() < 2 * last.len()) {
             last = list.entries.iter().cloned().chain(last).collect();
         }
+        last.retain(Entry::is_suggested);
         lists.push(Arc::new(List::build(within_limits(last).into_iter())));
         lists
     }
@@ -290,6 +313,48 @@ mod tests {
             assert!(!texts(&shop, typed).is_empty(), "{typed}");
         }
         assert_eq!(texts(&shop, "live kettle 3071"), ["Live kettle 3071"]);
+    }
+
+    #[test]
+    fn a_text_is_suggested_as_long_as_an_item_has_it() {
+        use CompletionSource::{Category, Title};
+        let mug = || candidate("blue MUG", "Mugs", 1.0, Title);
+        let shop = shop();
+        // Two items of the bundle have the title, and one more is written.
+        shop.add(mug());
+        for _ in 0..2 {
+            shop.remove(mug());
+            assert_eq!(texts(&shop, "blue m"), ["Blue Mug"]);
+        }
+        shop.remove(mug());
+        assert!(texts(&shop, "blue m").is_empty());
+        // One removal too many, as after a text was dropped.
+        shop.remove(mug());
+        shop.add(mug());
+        assert_eq!(texts(&shop, "blue m"), ["Blue Mug"]);
+        shop.remove(candidate("mugs", "", 1.0, Category));
+        assert_eq!(texts(&shop, "mugs"), ["Red Retrospot Mug", "Blue Mug"], "one letter away");
+        // A query with the words of a removed title stays.
+        shop.add_query("retro lamp", 1.0);
+        shop.remove(candidate("Retro Lamp", "Lamps", 1.0, Title));
+        assert_eq!(shop.complete("retro l", 9, &|_| 0.0)[0].source, CompletionSource::Query);
+    }
+
+    #[test]
+    fn live_texts_that_are_removed_leave_the_lists() {
+        let live = |n: usize| candidate(&format!("Live kettle {n}"), "Kettles", 1.0, CompletionSource::Title);
+        let shop = Suggester::build([]);
+        for n in 0..2 * FRESH_MAX {
+            shop.add(live(n));
+            if n > 0 {
+                shop.remove(live(n - 1));
+            }
+        }
+        assert_eq!(texts(&shop, "live"), [format!("Live kettle {}", 2 * FRESH_MAX - 1)]);
+        let lists: usize = shop.live.read().lists.iter().map(|list| list.entries.len()).sum();
+        assert!(lists <= 2, "{lists}");
+        shop.remove(live(2 * FRESH_MAX - 1));
+        assert!(texts(&shop, "live").is_empty());
     }
 
     #[test]
