@@ -25,6 +25,9 @@ const FIRST_LETTER_COST: f32 = 2.0;
 pub(crate) struct Vocabulary {
     words: Vec<Word>,
     by_text: AHashMap<Box<str>, u32>,
+    /// Number of scans so far.
+    #[cfg(test)]
+    pub scans: std::sync::atomic::AtomicUsize,
 }
 
 struct Word {
@@ -101,14 +104,19 @@ impl Vocabulary {
     /// Returns a frequent word that is one error away from a word of few items, which may be a misspelling in the
     /// catalogue itself; none if the word is frequent or has no such neighbour.
     pub(crate) fn frequent_neighbour(&self, word: &str) -> Option<&str> {
-        let frequency = self.frequency(word);
-        if !(1..=RARE_MAX).contains(&frequency) || word.chars().count() < NEIGHBOUR_CHARS_MIN {
+        if !self.is_rare(word) {
             return None;
         }
+        let frequency = self.frequency(word);
         let is_frequent = |other: &Word| {
             other.frequency >= NEIGHBOUR_RATIO_MIN * frequency && other.text.chars().next() == word.chars().next()
         };
         self.closest(word, 1, is_frequent)
+    }
+
+    /// Returns whether a word has few items, and so may be a misspelling in the catalogue.
+    pub(crate) fn is_rare(&self, word: &str) -> bool {
+        (1..=RARE_MAX).contains(&self.frequency(word)) && word.chars().count() >= NEIGHBOUR_CHARS_MIN
     }
 
     /// Returns the number of texts that have a word.
@@ -122,6 +130,8 @@ impl Vocabulary {
         if !is_plain(word) {
             return None;
         }
+        #[cfg(test)]
+        self.scans.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let chars: Vec<char> = word.chars().collect();
         let letters = letters(word);
         let mut best: Option<(f32, &Word)> = None;

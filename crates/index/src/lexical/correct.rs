@@ -1,6 +1,6 @@
 //! Spelling correction of query words that no item has.
 use super::{
-    Lexical, LexicalError, MatchMode, PART_BYTES_MIN,
+    Lexical, LexicalError, MatchMode, PART_BYTES_MIN, SCANNED_WORDS_MAX,
     collect::{any_of, best_of},
 };
 use lodestone_core::{ids::Row, text};
@@ -9,8 +9,6 @@ use tantivy::{
     query::{BooleanQuery, Occur},
 };
 
-/// Maximum corrections of a query, because each scans the whole vocabulary.
-const CORRECTIONS_MAX: usize = 8;
 /// Minimum items with two adjacent words for which a joined word is split into the two.
 const PAIR_ROWS_MIN: usize = 2;
 /// Maximum items that are checked for the two adjacent words.
@@ -33,16 +31,17 @@ impl Lexical {
         let sent: Vec<&str> = query.split_whitespace().collect();
         let as_sent = sent.iter().map(|word| text::normalize(word)).eq(normal.split(' '));
         let mut corrected: Vec<String> = Vec::new();
-        let mut corrections = 0;
+        let (mut corrections, mut scans_left) = (0, SCANNED_WORDS_MAX);
         for (at, word) in normal.split(' ').enumerate() {
             let before = corrections;
             let is_code = word.bytes().any(|byte| byte.is_ascii_digit());
             let mut replaced = String::with_capacity(word.len());
             for run in runs(word) {
-                let replacement = match is_code || corrections == CORRECTIONS_MAX {
+                let replacement = match is_code || scans_left == 0 {
                     true => None,
-                    false => self.replacement(&searcher, run)?.filter(|replacement| replacement != run),
+                    false => self.replacement(&searcher, run, &mut scans_left)?,
                 };
+                let replacement = replacement.filter(|replacement| replacement != run);
                 corrections += usize::from(replacement.is_some());
                 replaced.push_str(replacement.as_deref().unwrap_or(run));
             }
@@ -55,8 +54,14 @@ impl Lexical {
         Ok(Some(corrected))
     }
 
-    /// Returns the replacement of a query word; none if the word is known or no word is close.
-    fn replacement(&self, searcher: &Searcher, written: &str) -> Result<Option<String>, LexicalError> {
+    /// Returns the replacement of a query word; none if the word is known or no word is close. Subtracts 1 from
+    /// `scans_left`, which must not be 0, unless the word is known.
+    fn replacement(
+        &self,
+        searcher: &Searcher,
+        written: &str,
+        scans_left: &mut usize,
+    ) -> Result<Option<String>, LexicalError> {
         let [word] = &text::written_words(written)[..] else { return Ok(None) };
         let [token] = &text::tokens(word)[..] else { return Ok(None) };
         // Document frequencies also count documents that were replaced or deleted.
@@ -70,6 +75,7 @@ impl Lexical {
         if text::is_unit(word) || self.synonyms.longest_at(&[&token.text]).is_some() || has_forms() {
             return Ok(None);
         }
+        *scans_left -= 1;
         if let Some(parts) = self.parts(searcher, word)? {
             return Ok(Some(parts));
         }

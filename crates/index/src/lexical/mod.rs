@@ -35,6 +35,9 @@ const RESCORED_FACTOR: usize = 2;
 /// Share of replaced or deleted documents at which a segment is rewritten without them. Until then they count in the
 /// document frequencies of BM25.
 const DEAD_SHARE_MAX: f32 = 0.1;
+/// Maximum words of a query for which the whole vocabulary is scanned: for corrections, and for neighbours of rare
+/// words.
+const SCANNED_WORDS_MAX: usize = 8;
 /// Minimum bytes of each part of a compound that is split or joined.
 const PART_BYTES_MIN: usize = 2;
 
@@ -617,6 +620,33 @@ mod tests {
         assert_eq!(found, [12, 13]);
         assert_eq!(rows(&lexical, "flowrs", MatchMode::All)[0], 12);
         assert_eq!(lexical.correct("flowrs", &|_| true).unwrap(), None);
+    }
+
+    #[test]
+    fn a_query_of_many_rare_or_unknown_words_scans_the_vocabulary_a_limited_number_of_times() {
+        let letter = |n: usize| char::from(b'a' + n as u8);
+        let rare: Vec<String> = (0..20).map(|n| format!("zibbl{}wump", letter(n))).collect();
+        let lexical = index(&[&rare.join(" "), "Blue mug"]);
+        let scans = || std::mem::take(lexical.words.write().vocabulary.scans.get_mut());
+        rows(&lexical, &rare.join(" "), MatchMode::All);
+        assert_eq!(scans(), SCANNED_WORDS_MAX);
+        let unknown: Vec<String> = (0..20).map(|n| format!("krzt{}{}vnq", letter(n), letter(n))).collect();
+        assert_eq!(lexical.correct(&unknown.join(" "), &|_| true).unwrap(), None);
+        assert_eq!(scans(), SCANNED_WORDS_MAX);
+    }
+
+    #[test]
+    fn the_words_of_removed_rows_do_not_hide_other_words_from_a_prefix() {
+        // So many rows that the segment is not rewritten, and keeps the term "glassed".
+        let titles = ["Glassed lamp", "Glass lamp"].into_iter().chain(std::iter::repeat_n("Oak shelf", 40));
+        let items: Vec<Item> =
+            titles.map(|title| Item::titled(ItemId::parse(&title.replace(' ', "-")).unwrap(), title)).collect();
+        let lexical = index_of(&items);
+        assert_eq!(rows(&lexical, "glasse", MatchMode::Prefix), [0]);
+        lexical.apply(&[RowChange { row: Row(0), old: Some(&items[0]), new: None }]).unwrap();
+        lexical.refresh().unwrap();
+        assert_eq!(lexical.document_count(), 42);
+        assert_eq!(rows(&lexical, "glasse", MatchMode::Prefix), [1]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Conversion of a query's words to tantivy queries.
 use super::{
     super::forward::{ForwardIndex, Group},
-    Fields, Lexical, LexicalError, MatchMode, Words,
+    Fields, Lexical, LexicalError, MatchMode, SCANNED_WORDS_MAX, Words,
     document::ordered,
 };
 use ahash::AHashMap;
@@ -37,6 +37,7 @@ impl Lexical {
         let sequence: Vec<&str> = ordered(tokens).collect();
         let written = written_by_token(&normal);
         let words = &self.words.read();
+        let mut scans_left = SCANNED_WORDS_MAX;
         let mut groups: Vec<Group> = Vec::with_capacity(sequence.len());
         let mut at = 0;
         while at < sequence.len() {
@@ -47,7 +48,10 @@ impl Lexical {
                         let apart = sequence[at..at + 2].iter().map(|word| (*word).to_owned()).collect();
                         (2, Group::of(vec![apart, vec![joined]]))
                     }
-                    None => (1, words.group(sequence[at], written.get(sequence[at]).map(String::as_str))),
+                    None => {
+                        let written = written.get(sequence[at]).map(String::as_str);
+                        (1, words.group(sequence[at], written, &mut scans_left))
+                    }
                 },
             };
             // "and" between other words is optional, because titles leave it out.
@@ -144,9 +148,12 @@ impl Lexical {
     /// stemmed.
     fn prefix(&self, searcher: &Searcher, typed: &str, stemmed: &str) -> Result<Box<dyn Query>, LexicalError> {
         let mut clauses: Vec<Box<dyn Query>> = Vec::new();
+        let words = self.words.read();
+        // The terms of a segment include those of replaced and deleted documents.
+        let is_known = |word: &str| words.forward.frequency(word) > 0;
         for (field, boost) in [(self.fields.title, 3.0), (self.fields.labels, 1.5)] {
-            let mut words = expansions(searcher, field, typed)?;
-            let stem_is_word = searcher.doc_freq(&Term::from_field_text(field, stemmed))? > 0;
+            let mut words = expansions(searcher, field, typed, &is_known)?;
+            let stem_is_word = searcher.doc_freq(&Term::from_field_text(field, stemmed))? > 0 && is_known(stemmed);
             if stem_is_word && !words.iter().any(|word| word == stemmed) {
                 words.push(stemmed.to_owned());
             }
@@ -154,7 +161,7 @@ impl Lexical {
             let mut start = typed;
             while words.is_empty() && typed.len() - start.len() < 2 && start.len() > 3 && start.is_ascii() {
                 start = &start[..start.len() - 1];
-                words = expansions(searcher, field, start)?;
+                words = expansions(searcher, field, start, &is_known)?;
             }
             clauses.extend(words.iter().map(|word| boosted(self.term(field, word), boost)));
         }
@@ -167,8 +174,8 @@ impl Lexical {
 
 impl Words {
     /// Returns a query's word with the words that may stand for it: its forms, or a frequent word of which it may be a
-    /// misspelling. `written` is the word before stemming.
-    fn group(&self, token: &str, written: Option<&str>) -> Group {
+    /// misspelling. `written` is the word before stemming. Looks for misspellings as long as `scans_left` is not 0.
+    fn group(&self, token: &str, written: Option<&str>, scans_left: &mut usize) -> Group {
         let frequency = |token: &str| self.forward.frequency(token);
         let is_known = frequency(token) > 0;
         let bare = token.trim_end_matches(['+', '#']);
@@ -179,7 +186,10 @@ impl Words {
         if let Some(written) = written {
             let forms = self.forms.of(written, token, is_known, frequency);
             group.alternatives.extend(forms.into_iter().map(|form| vec![form]));
-            let neighbour = self.vocabulary.frequent_neighbour(written).map(text::tokens).unwrap_or_default();
+            let is_scanned = *scans_left > 0 && self.vocabulary.is_rare(written);
+            *scans_left -= usize::from(is_scanned);
+            let neighbour = if is_scanned { self.vocabulary.frequent_neighbour(written) } else { None };
+            let neighbour = neighbour.map(text::tokens).unwrap_or_default();
             if let [neighbour] = &neighbour[..]
                 && neighbour.text != token
             {
@@ -214,9 +224,14 @@ fn boosted(query: Box<dyn Query>, boost: f32) -> Box<dyn Query> {
     Box::new(BoostQuery::new(query, boost))
 }
 
-/// Returns the words of a field that start with `prefix`, at most [`EXPANSIONS_MAX`]: the exact word, then the most
-/// frequent.
-fn expansions(searcher: &Searcher, field: Field, prefix: &str) -> Result<Vec<String>, LexicalError> {
+/// Returns the words of a field that start with `prefix` and pass `keep`, at most [`EXPANSIONS_MAX`]: the exact word,
+/// then the most frequent.
+fn expansions(
+    searcher: &Searcher,
+    field: Field,
+    prefix: &str,
+    keep: &dyn Fn(&str) -> bool,
+) -> Result<Vec<String>, LexicalError> {
     let mut frequencies: AHashMap<String, u32> = AHashMap::new();
     for segment in searcher.segment_readers() {
         let inverted = segment.inverted_index(field)?;
@@ -230,7 +245,9 @@ fn expansions(searcher: &Searcher, field: Field, prefix: &str) -> Result<Vec<Str
             if is_full && !is_exact && frequent.last().is_some_and(|(least, _)| frequency <= *least) {
                 continue;
             }
-            if let Ok(word) = std::str::from_utf8(stream.key()) {
+            if let Ok(word) = std::str::from_utf8(stream.key())
+                && keep(word)
+            {
                 let frequency = if is_exact { u32::MAX } else { frequency };
                 let at = frequent.partition_point(|(other, _)| *other >= frequency);
                 frequent.insert(at, (frequency, word.to_owned()));
