@@ -7,10 +7,12 @@ use crate::support::{
 };
 use lodestone_catalog::Item;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
-use lodestone_events::{Change, Deduper, EventKind, EventLog, Outcome, checkpoint};
+use lodestone_events::{
+    Applied, Change, Deduper, EventKind, EventLog, Fold, LogError, Outcome, Quarantined, Writer, checkpoint,
+};
 use lodestone_state::{
-    LiveState, StateLimits,
-    checkpoints::{Origin, restore},
+    LiveState, RecoveredState, StateLimits,
+    checkpoints::{Checkpoints, Origin, restore},
 };
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -18,7 +20,9 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
     },
+    thread,
     time::Duration,
 };
 
@@ -118,6 +122,51 @@ fn a_state_that_lacks_changes_is_not_written() {
     drop(shop);
     let log = EventLog::open(directory.path()).unwrap();
     assert_eq!(recovered(&log, directory.path()).checkpoint, 0);
+}
+
+/// A fold that fails for every event, and begins a checkpoint during each commit.
+struct Failing {
+    checkpoints: Arc<Checkpoints>,
+    written: mpsc::Sender<thread::JoinHandle<std::io::Result<u64>>>,
+}
+
+impl Fold<()> for Failing {
+    fn apply(&mut self, changes: Vec<(u64, Change, Option<()>)>) -> Applied {
+        let checkpoints = self.checkpoints.clone();
+        self.written.send(thread::Builder::new().spawn(move || checkpoints.write()).unwrap()).unwrap();
+        let failure = |(position, change, _): (u64, Change, Option<()>)| Quarantined {
+            position,
+            kind: "view".to_owned(),
+            id: change.id().to_owned(),
+            reason: "a bug".to_owned(),
+        };
+        Applied { failures: changes.into_iter().map(failure).collect(), ..Applied::default() }
+    }
+
+    fn stop(&mut self, _: &str) {
+        self.checkpoints.end();
+    }
+}
+
+#[test]
+fn a_checkpoint_that_begins_in_a_commit_whose_quarantine_fails_is_not_written() {
+    let (directory, runtime) = (tempfile::tempdir().unwrap(), runtime());
+    let log = EventLog::open(directory.path()).unwrap();
+    let RecoveredState { state, recent, origin, .. } = recovered(&log, directory.path());
+    let recent = Arc::new(Mutex::new(recent));
+    let checkpoints = Arc::new(Checkpoints::new(state, recent.clone(), log.directory(), origin, 0));
+    let (written, started) = mpsc::channel();
+    let fold = Failing { checkpoints, written };
+    let writer = Writer::start(log, recent, UnixMillis::now, Box::new(fold)).unwrap();
+    let view = |id: &str| vec![(Change::Event(event(id, EventKind::View, "p0", "i", START)), None)];
+    // A failure that is quarantined: the checkpoint has the state without it.
+    assert!(matches!(runtime.block_on(writer.write(view("e0"))), Err(LogError::Quarantined { .. })));
+    assert!(started.recv().unwrap().join().unwrap().is_ok());
+    // The file of the quarantine cannot be written.
+    std::fs::create_dir(directory.path().join("quarantine.new")).unwrap();
+    assert!(matches!(runtime.block_on(writer.write(view("e1"))), Err(LogError::Stopping { .. })));
+    assert!(started.recv().unwrap().join().unwrap().is_err());
+    assert!(*writer.is_stopped().borrow());
 }
 
 #[test]

@@ -128,8 +128,8 @@ proptest! {
 #[test]
 fn a_repair_continues_after_a_missing_segment() {
     let directory = tempfile::tempdir().unwrap();
-    let hat = || Change::Upsert(Box::new(Item::titled(ItemId::parse("hat").unwrap(), "Hat")));
-    write(directory.path(), &[vec![hat(), hat(), view(3)]]);
+    let hat = |title: &str| Change::Upsert(Box::new(Item::titled(ItemId::parse("hat").unwrap(), title)));
+    write(directory.path(), &[vec![hat("Hat"), hat("Red hat"), view(3)]]);
     // Compacted files take no more writes, so the next one begins another.
     log::compact(directory.path(), &Retention::default(), UnixMillis(START), CompactMode::Apply).unwrap();
     let first = segment(directory.path());

@@ -335,6 +335,48 @@ async fn items_of_one_batch_are_applied_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_changes_nothing_is_not_stored() {
+    use ItemStatus::{Created, Deleted, Replaced, Unknown};
+    let shop = Shop::new();
+    let served = Served::start(&shop).await;
+    let position = |served: &Served| served.metric("log_position");
+    assert_eq!(served.delete(&["none", "nowhere", "none"]).await, [Unknown; 3]);
+    assert_eq!(position(&served), 0);
+    let lamp = || proto::Item { stock_quantity: Some(3), ..item("lamp", "Walnut lamp") };
+    assert_eq!(
+        served.upsert(vec![lamp(), lamp(), item("tray", "Walnut tray")]).await.unwrap(),
+        [Created, Replaced, Created]
+    );
+    assert_eq!(position(&served), 2);
+    for _ in 0..3 {
+        assert_eq!(served.upsert(vec![lamp()]).await.unwrap(), [Replaced]);
+    }
+    assert_eq!(position(&served), 2, "the same content again");
+    // Within one write, the last change counts.
+    let other = || proto::Item { stock_quantity: Some(4), ..lamp() };
+    assert_eq!(served.upsert(vec![lamp(), other(), other(), lamp()]).await.unwrap(), [Replaced; 4]);
+    assert_eq!((position(&served), served.item("lamp").await.stock_quantity), (4, Some(3)));
+    assert_eq!(served.delete(&["lamp", "lamp", "none"]).await, [Deleted, Unknown, Unknown]);
+    assert_eq!(served.delete(&["lamp"]).await, [Unknown]);
+    assert_eq!(position(&served), 5);
+    // An item of the bundle that no write has named: its content is stored once, because other bundles have another
+    // one.
+    let known = served.item("i1").await;
+    for _ in 0..2 {
+        assert_eq!(served.upsert(vec![known.clone()]).await.unwrap(), [Replaced]);
+    }
+    assert_eq!(served.delete(&["i2", "i2"]).await, [Deleted, Unknown]);
+    assert_eq!(position(&served), 7);
+    served.stop().await;
+    let served = Served::start(&shop).await;
+    assert_eq!(served.delete(&["lamp", "i2", "none"]).await, [Unknown; 3]);
+    assert_eq!(served.upsert(vec![known, item("tray", "Walnut tray")]).await.unwrap(), [Replaced; 2]);
+    assert_eq!(position(&served), 7, "after a restart");
+    assert_eq!(served.upsert(vec![lamp()]).await.unwrap(), [Created]);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_line_counts_once_whatever_the_event_id() {
     let shop = Shop::new();
     let served = Served::start(&shop).await;

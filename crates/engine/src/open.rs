@@ -7,7 +7,9 @@ use crate::{
 };
 use crossbeam_channel::Sender;
 use lodestone_core::units::UnixMillis;
-use lodestone_events::{Applied, Apply, EventLog, LogError, Writer, panic_message, storage::create_directory};
+use lodestone_events::{
+    Applied, Change, EventLog, Fold, LogError, Outcome, Writer, panic_message, storage::create_directory,
+};
 use lodestone_index::{Languages, Synonyms, SynonymsError};
 use lodestone_pipeline::{
     answers::{AnswerLog, AnswerLogError},
@@ -128,8 +130,8 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
     let first = loader.load_opened(bundle, &LoadThreads::exclusive().map_err(io_error(options.data))?)?;
     let generations = Arc::new(Generations::new(first, start_shadow().map_err(io_error(options.data))?));
     let tokens = TokenKey::open(options.data)?;
-    let apply = apply_changes(generations.clone(), checkpoints.clone()).map_err(io_error(options.data))?;
-    let writer = Writer::start(log, deduper, UnixMillis::now, apply)?;
+    let fold = ServerFold::start(generations.clone(), checkpoints.clone()).map_err(io_error(options.data))?;
+    let writer = Writer::start(log, deduper, UnixMillis::now, Box::new(fold))?;
     let workers = start_workers(&generations, loader.worker_count, options.queue_requests_max);
     let workers = workers.map_err(io_error(options.data))?;
     let metrics = Metrics::default();
@@ -216,37 +218,59 @@ fn start_workers(
     Workers::start((0..worker_count).collect(), queue_requests_max, Arc::new(run))
 }
 
-/// Returns the function that applies committed changes, and starts the threads that merge live items, write checkpoints
-/// and publish popularity.
-fn apply_changes(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoints>>) -> io::Result<Apply<Embedded>> {
-    let merge_thread = start_merging(generations.clone())?;
-    let checkpoint_thread = checkpoints.clone().map(start_checkpoints).transpose()?;
-    let popularity_thread = popularity::start_publishing(generations.state.clone())?;
-    Ok(Box::new(move |changes| {
-        let applied = catch_unwind(AssertUnwindSafe(|| generations.apply(changes)))
-            .unwrap_or_else(|panic| Applied { stop: Some(panic_message(&*panic)), ..Applied::default() });
+/// Applies committed changes to the generations, and signals the threads that merge live items, write checkpoints and
+/// publish popularity.
+struct ServerFold {
+    generations: Arc<Generations>,
+    checkpoints: Option<Arc<Checkpoints>>,
+    merge_thread: Sender<()>,
+    checkpoint_thread: Option<Sender<()>>,
+    popularity_thread: Sender<()>,
+}
+
+impl ServerFold {
+    /// Starts the threads.
+    fn start(generations: Arc<Generations>, checkpoints: Option<Arc<Checkpoints>>) -> io::Result<Self> {
+        Ok(Self {
+            merge_thread: start_merging(generations.clone())?,
+            checkpoint_thread: checkpoints.clone().map(start_checkpoints).transpose()?,
+            popularity_thread: popularity::start_publishing(generations.state.clone())?,
+            generations,
+            checkpoints,
+        })
+    }
+}
+
+impl Fold<Embedded> for ServerFold {
+    fn apply(&mut self, changes: Vec<(u64, Change, Option<Embedded>)>) -> Applied {
+        let applied = self.generations.apply(changes);
         for change in &applied.failures {
             let (position, kind, id, reason) = (change.position, &change.kind, &change.id, &change.reason);
             tracing::error!(position, kind, id, reason, "a change could not be applied; it is quarantined");
         }
-        if let Some(reason) = &applied.stop {
-            tracing::error!(reason, "the server takes no more writes; a restart applies the log again");
-            if let Some(checkpoints) = &checkpoints {
-                checkpoints.end();
-            }
-        }
         // If a signal is pending already, the threads will check again anyway.
-        let _ = popularity_thread.try_send(());
-        if answering(&generations).any(|loaded| loaded.generation.needs_merge()) {
-            let _ = merge_thread.try_send(());
+        let _ = self.popularity_thread.try_send(());
+        if answering(&self.generations).any(|loaded| loaded.generation.needs_merge()) {
+            let _ = self.merge_thread.try_send(());
         }
-        if let (Some(checkpoints), Some(thread)) = (&checkpoints, &checkpoint_thread)
+        if let (Some(checkpoints), Some(thread)) = (&self.checkpoints, &self.checkpoint_thread)
             && checkpoints.is_due()
         {
             let _ = thread.try_send(());
         }
         applied
-    }))
+    }
+
+    fn outcome_without_effect(&self, change: &Change) -> Option<Outcome> {
+        self.generations.outcome_without_effect(change)
+    }
+
+    fn stop(&mut self, reason: &str) {
+        tracing::error!(reason, "the server takes no more writes; a restart applies the log again");
+        if let Some(checkpoints) = &self.checkpoints {
+            checkpoints.end();
+        }
+    }
 }
 
 /// Returns the generations that answer users, which receive every write.

@@ -5,7 +5,7 @@
 use super::{Change, Deduper, EventLog, LogError, Quarantined, panic_message};
 use ahash::{AHashMap, AHashSet};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{ids::ItemId, units::UnixMillis};
 use parking_lot::Mutex;
 use std::{
     iter, mem,
@@ -39,9 +39,10 @@ pub enum Outcome {
     Duplicate,
     /// The item is new.
     Created,
+    /// Replaced; not stored again if the content is the same.
     Replaced,
     Deleted,
-    /// The item to delete does not exist.
+    /// The item to delete does not exist; nothing is stored.
     Unknown,
 }
 
@@ -89,9 +90,30 @@ pub struct Writer<P> {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Applies the changes of one commit to the state, in ascending order of positions. A panic stops the writer, because
-/// it leaves open which changes are in effect.
-pub type Apply<P> = Box<dyn FnMut(Vec<(u64, Change, Option<P>)>) -> Applied + Send>;
+/// The state that is folded from the log. A closure is a fold that knows no items: of their changes, only repetitions
+/// within one write are not stored.
+///
+/// The writer holds the lock of its deduper during [`Fold::apply`] and until [`Fold::stop`] has returned.
+pub trait Fold<P>: Send {
+    /// Applies the changes of one commit, in ascending order of positions. A panic stops the writer, because it leaves
+    /// open which changes are in effect.
+    fn apply(&mut self, changes: Vec<(u64, Change, Option<P>)>) -> Applied;
+
+    /// Returns the outcome of an item's change if it would change nothing. Such a change is not stored.
+    fn outcome_without_effect(&self, _change: &Change) -> Option<Outcome> {
+        None
+    }
+
+    /// Called when the writer stops because the state lacks stored changes, or because those that could not be applied
+    /// could not be quarantined.
+    fn stop(&mut self, _reason: &str) {}
+}
+
+impl<P, F: FnMut(Vec<(u64, Change, Option<P>)>) -> Applied + Send> Fold<P> for F {
+    fn apply(&mut self, changes: Vec<(u64, Change, Option<P>)>) -> Applied {
+        self(changes)
+    }
+}
 
 struct Batch<P> {
     entries: Vec<Entry<P>>,
@@ -106,16 +128,16 @@ struct Entry<P> {
 
 impl<P: Send + 'static> Writer<P> {
     /// Starts the thread. The log must have been replayed: `deduper` contains the ids of the replayed events, and
-    /// `apply` continues at the log's last position. `apply` receives each stored change once, in log order, one
+    /// `fold` continues at the log's last position. `fold` receives each stored change once, in log order, one
     /// commit at a time, before the write returns. `clock` provides the ingestion times.
     ///
-    /// The thread holds the lock of `deduper` while it applies a commit, so a caller that holds the lock sees the state
-    /// at one position.
+    /// The thread holds the lock of `deduper` while it applies a commit and quarantines its failures, so a caller that
+    /// holds the lock sees the state at one position.
     pub fn start(
         log: EventLog,
         deduper: Arc<Mutex<Deduper>>,
         clock: fn() -> UnixMillis,
-        apply: Apply<P>,
+        fold: Box<dyn Fold<P>>,
     ) -> Result<Self, LogError> {
         let (sender, receiver) = crossbeam_channel::bounded(QUEUE_MAX);
         let (applied_sender, applied) = watch::channel(log.last_position());
@@ -126,7 +148,7 @@ impl<P: Send + 'static> Writer<P> {
             log,
             deduper: deduper.clone(),
             clock,
-            apply,
+            fold,
             applied: applied_sender,
             displaced: displaced_sender,
             is_stopped: stopped_sender,
@@ -240,7 +262,7 @@ struct Thread<P> {
     log: EventLog,
     deduper: Arc<Mutex<Deduper>>,
     clock: fn() -> UnixMillis,
-    apply: Apply<P>,
+    fold: Box<dyn Fold<P>>,
     applied: watch::Sender<u64>,
     displaced: watch::Sender<Option<LogError>>,
     is_stopped: watch::Sender<bool>,
@@ -254,6 +276,40 @@ struct Predicted {
     outcomes: Vec<Vec<Outcome>>,
     /// By batch.
     repeated_lines: Vec<Vec<RepeatedLine>>,
+}
+
+/// The items that the changes of a group are about.
+#[derive(Default)]
+struct ChangedItems {
+    of_earlier_batches: AHashSet<ItemId>,
+    /// The index of the last stored change of each item of the batch.
+    of_batch: AHashMap<ItemId, usize>,
+}
+
+impl ChangedItems {
+    fn begin_batch(&mut self) {
+        self.of_earlier_batches.extend(self.of_batch.drain().map(|(id, _)| id));
+    }
+
+    /// Predicts the outcome of an item's change: [`Outcome::Accepted`] if it is to be stored. After a change of the
+    /// same item in an earlier batch it is stored in any case, because that change may fail without this one.
+    fn predict<P>(&mut self, batch: &[Entry<P>], index: usize, fold: &dyn Fold<P>) -> Outcome {
+        let change = &batch[index].change;
+        let (id, repeated) = match change {
+            Change::Upsert(item) => (&item.id, Outcome::Replaced),
+            Change::Delete(id) => (id, Outcome::Unknown),
+            Change::Event(_) => return Outcome::Accepted,
+        };
+        let without_effect = match self.of_batch.get(id) {
+            Some(earlier) => (batch[*earlier].change == *change).then_some(repeated),
+            None if self.of_earlier_batches.contains(id) => None,
+            None => fold.outcome_without_effect(change),
+        };
+        without_effect.unwrap_or_else(|| {
+            self.of_batch.insert(id.clone(), index);
+            Outcome::Accepted
+        })
+    }
 }
 
 impl<P> Thread<P> {
@@ -309,15 +365,19 @@ impl<P> Thread<P> {
     fn predict(&self, group: &mut [Batch<P>]) -> Predicted {
         let deduper = self.deduper.lock();
         let mut in_group: AHashSet<u64> = AHashSet::new();
+        let mut changed_items = ChangedItems::default();
         let mut predicted = Predicted::default();
         for batch in group {
             let (mut outcomes, mut repeated_lines) = (Vec::with_capacity(batch.entries.len()), Vec::new());
-            for (change, entry) in batch.entries.iter_mut().enumerate() {
+            changed_items.begin_batch();
+            for change in 0..batch.entries.len() {
                 let is_known = |hash: u64| deduper.contains_hash(hash) || in_group.contains(&hash);
-                let Change::Event(event) = &mut entry.change else {
-                    outcomes.push(Outcome::Accepted);
+                if !matches!(batch.entries[change].change, Change::Event(_)) {
+                    outcomes.push(changed_items.predict(&batch.entries, change, &*self.fold));
                     continue;
-                };
+                }
+                let entry = &mut batch.entries[change];
+                let Change::Event(event) = &mut entry.change else { continue };
                 if is_known(Deduper::hash_of(&event.id)) {
                     outcomes.push(Outcome::Duplicate);
                     continue;
@@ -362,7 +422,7 @@ impl<P> Thread<P> {
         let (mut stored, mut hashes) = (Vec::new(), Vec::new());
         for (batch, outcomes) in iter::zip(&mut group, &predicted.outcomes) {
             for (entry, outcome) in iter::zip(mem::take(&mut batch.entries), outcomes) {
-                if *outcome == Outcome::Duplicate {
+                if *outcome != Outcome::Accepted {
                     continue;
                 }
                 let position = first + stored.len() as u64;
@@ -396,8 +456,9 @@ impl<P> Thread<P> {
         stored: Vec<(u64, Change, Option<P>)>,
         hashes: &[(u64, u64)],
     ) -> Result<Applied, LogError> {
+        // Held to the end, so that no checkpoint is taken before the failures are quarantined or the fold is stopped.
         let mut deduper = self.deduper.lock();
-        let applied = catch_unwind(AssertUnwindSafe(|| (self.apply)(stored)))
+        let applied = catch_unwind(AssertUnwindSafe(|| self.fold.apply(stored)))
             .unwrap_or_else(|panic| Applied { stop: Some(panic_message(&*panic)), ..Applied::default() });
         // A quarantined event is not remembered, so that it can be sent again to a program that can apply it.
         let failed: AHashSet<u64> = applied.failures.iter().map(|failure| failure.position).collect();
@@ -406,12 +467,18 @@ impl<P> Thread<P> {
                 deduper.insert_hash(*hash, now);
             }
         }
-        drop(deduper);
-        let recorded = self.log.quarantine(&applied.failures);
-        recorded.map_err(|error| LogError::Stopping { reason: error.to_string().into() })?;
-        self.quarantined.fetch_add(applied.failures.len(), Ordering::Relaxed);
-        match applied.stop {
-            Some(reason) => Err(LogError::Stopping { reason: reason.into() }),
+        let not_recorded = match self.log.quarantine(&applied.failures) {
+            Ok(()) => None,
+            Err(error) => Some(format!("changes could not be quarantined: {error}")),
+        };
+        if not_recorded.is_none() {
+            self.quarantined.fetch_add(applied.failures.len(), Ordering::Relaxed);
+        }
+        match applied.stop.clone().or(not_recorded) {
+            Some(reason) => {
+                self.fold.stop(&reason);
+                Err(LogError::Stopping { reason: reason.into() })
+            }
             None => Ok(applied),
         }
     }
@@ -431,7 +498,7 @@ fn reply<P>(group: Vec<Batch<P>>, predicted: Predicted, applied: &Applied, first
     let results = iter::zip(predicted.outcomes, predicted.repeated_lines);
     for (batch, (mut outcomes, repeated_lines)) in iter::zip(group, results) {
         let begin = position;
-        for outcome in outcomes.iter_mut().filter(|outcome| **outcome != Outcome::Duplicate) {
+        for outcome in outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Accepted) {
             position += 1;
             *outcome = applied.outcomes.get(&position).copied().unwrap_or(Outcome::Accepted);
         }

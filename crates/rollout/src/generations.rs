@@ -201,6 +201,41 @@ impl Generations {
         applied
     }
 
+    /// Returns the outcome of an item's change that would change nothing, neither in a loaded generation nor in one
+    /// that loads later: the item's last change was the same, or an item that no loaded generation has is deleted.
+    /// None for any other change.
+    pub fn outcome_without_effect(&self, change: &Change) -> Option<Outcome> {
+        let routes = self.routes.load();
+        let recorded = self.state.catalogue.lock();
+        match change {
+            Change::Event(_) => None,
+            Change::Upsert(item) => {
+                let is_last = recorded.last(&item.id) == Some(Some(&**item));
+                let is_in_effect = || {
+                    routes
+                        .answering()
+                        .all(|loaded| self.item_in(loaded, &item.id).is_some_and(|known| *known == **item))
+                };
+                (is_last && is_in_effect()).then_some(Outcome::Replaced)
+            }
+            Change::Delete(id) => {
+                let lacks = |loaded: &Arc<LoadedGeneration>| self.item_in(loaded, id).is_none();
+                let is_without_effect = match recorded.last(id) {
+                    Some(Some(_)) => false,
+                    Some(None) => routes.answering().all(lacks),
+                    None => routes.loaded().all(lacks),
+                };
+                is_without_effect.then_some(Outcome::Unknown)
+            }
+        }
+    }
+
+    /// Returns an item of a generation's catalogue.
+    fn item_in(&self, loaded: &LoadedGeneration, id: &ItemId) -> Option<Arc<Item>> {
+        let catalog = loaded.generation.catalog.load();
+        catalog.row_of(&self.state.keys, id).map(|row| catalog.get(row).item.clone())
+    }
+
     /// Applies changes together; if that fails, each alone.
     fn apply_catalogue(&self, changes: &[CatalogueChange], applied: &mut Applied) {
         let _writing = self.writing.lock();

@@ -26,6 +26,12 @@ impl CatalogChanges {
         self.by_version.insert(self.version, (id, item));
     }
 
+    /// Returns the last change of an item: its content, or none if it was deleted. None without a change.
+    pub fn last(&self, id: &ItemId) -> Option<Option<&Item>> {
+        let (_, item) = self.by_version.get(self.version_of.get(id)?)?;
+        Some(item.as_deref())
+    }
+
     /// Returns the version of the last change, or 0 if there is none.
     pub fn version(&self) -> u64 {
         self.version
@@ -72,6 +78,8 @@ mod tests {
             [("b".to_owned(), true), ("a".to_owned(), false)]
         );
         assert_eq!(reached, 3);
+        assert_eq!(changes.last(&id("b")).map(|item| item.map(|item| item.title.as_str())), Some(Some("b")));
+        assert_eq!((changes.last(&id("a")), changes.last(&id("c"))), (Some(None), None));
         assert_eq!(changes.after(3, 10).0.len(), 0);
     }
 

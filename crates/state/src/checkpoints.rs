@@ -135,8 +135,8 @@ impl Checkpoints {
             && self.last.try_lock().is_some_and(|last| last.is_none_or(|last| last.elapsed() >= PAUSE_MIN))
     }
 
-    /// Writes no more checkpoints, because the state lacks changes of the log up to its position. Must be called by the
-    /// log's writer.
+    /// Writes no more checkpoints, because the state lacks changes of the log up to its position. Must be called while
+    /// the log's writer holds the lock of the deduper.
     pub fn end(&self) {
         self.is_state_incomplete.store(true, Ordering::Release);
     }
