@@ -59,7 +59,7 @@ fn open(directory: &Path) -> (Writer<()>, Arc<Mutex<State>>) {
     let (mut state, mut recent) = (State::default(), Deduper::default());
     log.replay(0, |position, at, change| {
         if let Change::Event(event) = &change {
-            recent.insert(&event.id, at);
+            recent.insert_event(event, at);
         }
         state.apply(position, &change);
     })
@@ -309,7 +309,7 @@ fn an_id_is_a_duplicate_for_seven_days_of_ingestion_time_across_restarts() {
         let mut recent = Deduper::with_capacity(64);
         log.replay(0, |_, at, change| {
             if let Change::Event(event) = &change {
-                recent.insert(&event.id, at);
+                recent.insert_event(event, at);
             }
         })
         .unwrap();

@@ -156,7 +156,8 @@ fn rank(slow: f64, at_s: u32) -> f64 {
 pub struct CountsAt {
     /// [`Counts::score`].
     pub score: f32,
-    /// [`Counts::trend`].
+    /// The ratio of the users per day of the last days to those of the last months: above 1 is rising, below 1 falling,
+    /// 1 steady or unknown. Damping keeps the ratio near 1 for items with few users.
     pub trend: f32,
     /// Decayed number of buyers with a half-life of 7 days.
     pub buyers_fast: f32,
@@ -175,12 +176,6 @@ impl Counts {
     /// cart or a favourite, 1 for a view. The half-life is 60 days.
     pub fn score(&self, now: UnixMillis) -> f32 {
         self.at_time(now).score
-    }
-
-    /// Returns the ratio of the users per day of the last days to those of the last months: above 1 is rising, below 1
-    /// falling, 1 steady or unknown. Damping keeps the ratio near 1 for items with few users.
-    pub fn trend(&self, now: UnixMillis) -> f32 {
-        self.at_time(now).trend
     }
 
     pub fn at_time(&self, now: UnixMillis) -> CountsAt {

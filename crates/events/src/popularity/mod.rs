@@ -157,7 +157,7 @@ mod tests {
         assert!(close(counts.score(day(0.0)), 4.0));
         assert!(close(counts.score(day(60.0)), 2.0));
         let unknown = popularity.counts().get(ItemKey(9999));
-        assert_eq!((unknown.score(day(0.0)), unknown.trend(day(0.0))), (0.0, 1.0));
+        assert_eq!((unknown.score(day(0.0)), unknown.at_time(day(0.0)).trend), (0.0, 1.0));
     }
 
     #[test]
@@ -234,8 +234,9 @@ mod tests {
         assert!(!ids(snapshot.trending()).contains(&"viewed".to_owned()), "views are no sales");
         assert!(!ids(snapshot.trending()).contains(&"bought by one".to_owned()), "one buyer is no trend");
         let steady = popularity.counts().get(ItemKey(0));
-        assert!((steady.trend(now) - 1.0).abs() < 0.15, "{}", steady.trend(now));
-        assert!(steady.trend(day(230.0)) < 1.0);
+        let trend = |now| steady.at_time(now).trend;
+        assert!((trend(now) - 1.0).abs() < 0.15, "{}", trend(now));
+        assert!(trend(day(230.0)) < 1.0);
     }
 
     #[test]
@@ -296,7 +297,8 @@ mod tests {
         let (whole, expected) = (popularity.counts().get(ItemKey(0)), fold(&[view, other], &keys));
         popularity.change_purchase(&purchase.user, ItemKey(0), purchase.at, false);
         let [found, expected] = [&popularity, &expected].map(|popularity| popularity.counts().get(ItemKey(0)));
-        assert!(close(found.score(now), expected.score(now)) && close(found.trend(now), expected.trend(now)));
+        let (found_now, expected_now) = (found.at_time(now), expected.at_time(now));
+        assert!(close(found_now.0, expected_now.0) && close(found_now.1, expected_now.1));
         assert!((found.rank().others() - expected.rank().others()).abs() < 1e-6);
         popularity.change_purchase(&purchase.user, ItemKey(0), purchase.at, true);
         assert!(close(popularity.counts().get(ItemKey(0)).score(now), whole.score(now)));
@@ -348,7 +350,7 @@ mod tests {
                 let now = day(400.0);
                 let [a, b] = [&shuffled, &sorted].map(|popularity| popularity.counts().get(key));
                 prop_assert!(close(a.score(now), b.score(now)), "{a:?} {b:?}");
-                prop_assert!(close(a.trend(now), b.trend(now)));
+                prop_assert!(close(a.at_time(now).trend, b.at_time(now).trend));
                 prop_assert_eq!(a.is_zero(), b.is_zero());
                 let ranks = [a, b].map(|counts| counts.rank().others());
                 prop_assert!(ranks[0] == ranks[1] || (ranks[0] - ranks[1]).abs() < 1e-6, "{a:?} {b:?}");
@@ -367,7 +369,7 @@ mod tests {
             let events: Vec<Event> = times.iter().map(purchase).collect();
             let counts = fold(&events, &keys).counts().get(ItemKey(0));
             prop_assert!(counts.score(UnixMillis(now)).is_finite());
-            prop_assert!(counts.trend(UnixMillis(now)).is_finite());
+            prop_assert!(counts.at_time(UnixMillis(now)).trend.is_finite());
             prop_assert!(counts.sales_trend(UnixMillis(now)).is_none_or(f32::is_finite));
             prop_assert_ne!(counts.rank(), Rank::NONE);
         }
