@@ -124,7 +124,8 @@ impl History {
     }
 
     /// Returns the purchases that count no longer, or again, because of an event that was added. A refund changes that,
-    /// and a late purchase of an item that was refunded.
+    /// and a late purchase of an item that was refunded. After a purchase that counts no longer, the latest one of the
+    /// item that still does is returned, because the popularity remembers only the latest.
     pub(super) fn purchase_changes(&self, event: &Event) -> Vec<PurchaseChange> {
         let may_change = match event.kind {
             EventKind::Refund => true,
@@ -142,12 +143,25 @@ impl History {
         let (before, after) = (Refunds::of(&lines), self.refunds());
         let mut was_refunded = vec![false; self.events.len()];
         without.iter().enumerate().for_each(|(line, index)| was_refunded[*index] = before.is_refunded(line));
-        let change = |index: usize| {
-            let (event, is_refunded) = (&self.events[index], after.is_refunded(index));
-            let change = PurchaseChange { item: event.item, at: event.at(), counts: !is_refunded };
-            (is_refunded != was_refunded[index]).then_some(change)
+        let of = |index: usize, counts: bool| {
+            let event = &self.events[index];
+            PurchaseChange { item: event.item, at: event.at(), counts }
         };
-        (0..self.events.len()).filter_map(change).collect()
+        let standing = |item: ItemKey| {
+            let is_standing = |index: &usize| {
+                let event = &self.events[*index];
+                event.item == item && event.kind == EventKind::Purchase && !after.is_refunded(*index)
+            };
+            (0..self.events.len()).rev().find(is_standing).map(|index| of(index, true))
+        };
+        let changed = (0..self.events.len()).filter(|index| after.is_refunded(*index) != was_refunded[*index]);
+        let mut changes: Vec<PurchaseChange> = changed.map(|index| of(index, !after.is_refunded(index))).collect();
+        let mut refunded: Vec<ItemKey> =
+            changes.iter().filter(|change| !change.counts).map(|change| change.item).collect();
+        refunded.sort_unstable();
+        refunded.dedup();
+        changes.extend(refunded.into_iter().filter_map(standing));
+        changes
     }
 
     /// Adds the events of another history that are at most `age_ms` old, such as those of the visitor before the user
