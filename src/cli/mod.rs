@@ -12,6 +12,7 @@ mod exit;
 mod experiment;
 mod gate;
 mod import;
+mod listen;
 mod load_test;
 mod lock;
 mod matrix;

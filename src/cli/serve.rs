@@ -1,5 +1,5 @@
 //! `lodestone serve`
-use super::{LibraryArgs, exit::Exit, open_store, signal::StopSignals};
+use super::{LibraryArgs, exit::Exit, listen::ListenAddresses, open_store, signal::StopSignals};
 use crate::server::{self, ServerConfig, metrics_endpoint};
 use anyhow::Context;
 use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
@@ -11,8 +11,7 @@ use lodestone_pipeline::{
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
 use lodestone_state::StateLimits;
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-use tokio::net::TcpListener;
+use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Duration};
 
 /// Serves ranking, events and the catalogue over gRPC.
 ///
@@ -40,12 +39,13 @@ pub(crate) struct ServeArgs {
     /// The data directory: the imported history, if any, and the event log.
     #[arg(long, value_name = "DIR", env = "LODESTONE_DATA")]
     data: PathBuf,
-    /// Address of the gRPC server.
+    /// Address of the gRPC server. The host is a name or an IP address; of a name with several addresses, the first
+    /// that can be bound, IPv4 before IPv6.
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_LISTEN", default_value = "127.0.0.1:50051")]
-    listen: SocketAddr,
+    listen: String,
     /// Address of GET /metrics for Prometheus; see docs/metrics.md. Default: no metrics endpoint.
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_METRICS_LISTEN")]
-    metrics_listen: Option<SocketAddr>,
+    metrics_listen: Option<String>,
     /// Worker threads, each with its own models. Default: one per core.
     #[arg(long, value_name = "N", env = "LODESTONE_WORKERS", value_parser = at_least_one)]
     workers: Option<usize>,
@@ -206,6 +206,7 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
         false => log.with_ansi(false).init(),
     }
     lodestone_telemetry::count_panics();
+    let addresses = Addresses::resolve(&args)?;
     let config = engine_config(&args)?;
     lodestone_core::text::warm_up();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -213,8 +214,24 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     // Network I/O takes a third of the time of ranking; more threads would only compete for the cores.
     let io_threads = (cores / 2).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
-    runtime.block_on(run_server(&args, Arc::new(engine)))?;
+    runtime.block_on(run_server(&args, &addresses, Arc::new(engine)))?;
     Ok(Exit::Success)
+}
+
+/// The addresses of the server, which are resolved before anything is loaded or bound.
+struct Addresses {
+    grpc: ListenAddresses,
+    metrics: Option<ListenAddresses>,
+}
+
+impl Addresses {
+    fn resolve(args: &ServeArgs) -> anyhow::Result<Self> {
+        let metrics = args.metrics_listen.as_deref();
+        Ok(Self {
+            grpc: ListenAddresses::resolve("--listen", &args.listen)?,
+            metrics: metrics.map(|text| ListenAddresses::resolve("--metrics-listen", text)).transpose()?,
+        })
+    }
 }
 
 fn engine_config(args: &ServeArgs) -> anyhow::Result<EngineConfig> {
@@ -272,17 +289,16 @@ fn open_engine(args: &ServeArgs, config: EngineConfig, cores: usize) -> anyhow::
 }
 
 /// Serves until a signal stops the server, then writes a checkpoint.
-async fn run_server(args: &ServeArgs, engine: Arc<Engine>) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+async fn run_server(args: &ServeArgs, addresses: &Addresses, engine: Arc<Engine>) -> anyhow::Result<()> {
+    let listener = addresses.grpc.bind().await?;
     tracing::info!(address = %listener.local_addr()?, generation = %engine.generation(), "serving");
     let config = ServerConfig {
         deadline_default: Duration::from_millis(args.deadline_ms_default),
         event_ahead_max: Duration::from_secs(args.event_ahead_s_max.into()),
         ..ServerConfig::default()
     };
-    if let Some(address) = args.metrics_listen {
-        let listener =
-            TcpListener::bind(address).await.with_context(|| format!("cannot listen for metrics on {address}"))?;
+    if let Some(addresses) = &addresses.metrics {
+        let listener = addresses.bind().await?;
         let engine = engine.clone();
         tokio::spawn(metrics_endpoint::serve(listener, move || engine.metrics_text()));
     }
