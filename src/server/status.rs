@@ -342,12 +342,9 @@ fn of_log(error: &LogError) -> Status {
         LogError::Full => {
             status(Reason::StorageFull, format!("{}; nothing was stored", LogError::Full), ErrorDetails::new())
         }
-        LogError::Displaced { .. } => status(
-            Reason::LogDisplaced,
-            "the files of the event log are no longer in its directory; nothing was stored, and the server takes no \
-             writes until they are back",
-            ErrorDetails::new(),
-        ),
+        LogError::Displaced { .. } => {
+            status(Reason::LogDisplaced, format!("nothing was stored: {error}"), ErrorDetails::new())
+        }
         error => {
             tracing::error!(%error, "the event log failed");
             status(Reason::StorageFailed, "the event log failed; nothing was stored", ErrorDetails::new())

@@ -25,8 +25,9 @@ pub enum LogError {
     EndMissing { log: PathBuf, checkpoint: PathBuf, until: u64, last: u64 },
     /// A file of the open log is no longer the one in its directory. Nothing of the write was stored.
     #[error(
-        "{path} is no longer the file that this process has open: it was removed, moved or replaced; put it back, or \
-         stop the server"
+        "{path} is no longer the file of the event log that this process has open: it was removed, moved or replaced. \
+         If it was moved, move it back, and writes continue. If it was deleted, restart the server: put a backup of \
+         the directory in its place, or go on without the lost records by `lodestone events verify --repair`"
     )]
     Displaced { path: PathBuf },
     /// The bytes are as they were written, but this program cannot decode them.
