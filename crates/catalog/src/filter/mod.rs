@@ -55,6 +55,7 @@ enum Field {
 enum Predicate {
     Compare(Operator, Literal),
     In(Vec<Literal>),
+    /// The text's normal form is not empty.
     Has(Text),
 }
 
@@ -92,12 +93,11 @@ impl Text {
     /// Returns true if a text in normal form contains this text as whole words. Every letter of a script without spaces
     /// has word boundaries on both sides.
     fn is_within(&self, text: &str) -> bool {
-        !self.normal.is_empty()
-            && text.match_indices(&self.normal).any(|(at, found)| {
-                let (before, after) = (&text[..at], &text[at + found.len()..]);
-                is_word_boundary(before.chars().next_back(), found.chars().next())
-                    && is_word_boundary(found.chars().next_back(), after.chars().next())
-            })
+        text.match_indices(&self.normal).any(|(at, found)| {
+            let (before, after) = (&text[..at], &text[at + found.len()..]);
+            is_word_boundary(before.chars().next_back(), found.chars().next())
+                && is_word_boundary(found.chars().next_back(), after.chars().next())
+        })
     }
 }
 
@@ -474,6 +474,8 @@ mod tests {
             ("in_stock in_stock", 9, "expected AND"),
             ("", 0, "found the end"),
             ("price HAS \"5\"", 6, "HAS"),
+            ("in_stock AND title HAS \"\"", 23, "HAS needs a text"),
+            ("tags HAS \" \t\"", 9, "HAS needs a text"),
             ("price = 1e5", 8, "not a number"),
             ("create_time > \"soon\"", 14, "time"),
             ("brand", 5, "expected a comparison"),
@@ -521,14 +523,15 @@ mod tests {
     fn any_filter() -> impl Strategy<Value = String> {
         let text = "\"([abA马 ]{0,2}|([a-zA-Z马 ]|\\\\\"|\\\\\\\\){0,6})\"";
         let number = prop_oneof![-1000.0f64..1000.0, (0i32..4).prop_map(f64::from)];
+        let field = "(brand|title|category|tags|item_id|attributes\\.a_1)";
         let test = prop_oneof![
-            ("(brand|title|category|tags|item_id|attributes\\.a_1)", "(=|!=|HAS)", text)
-                .prop_map(|(field, operator, text)| format!("{field} {operator} {text}")),
-            ("(price|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", number)
+            2 => (field, "(=|!=)", text).prop_map(|(field, operator, text)| format!("{field} {operator} {text}")),
+            1 => (field, "[abA马][abA马 ]?").prop_map(|(field, text)| format!("{field} HAS \"{text}\"")),
+            2 => ("(price|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", number)
                 .prop_map(|(field, operator, number)| format!("{field} {operator} {number}")),
-            prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
-            Just("in_stock".to_owned()),
-            Just("create_time < \"2026-05-01\"".to_owned()),
+            1 => prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
+            1 => Just("in_stock".to_owned()),
+            1 => Just("create_time < \"2026-05-01\"".to_owned()),
         ];
         test.prop_recursive(4, 24, 3, |inner| {
             prop_oneof![

@@ -228,7 +228,13 @@ impl Parser {
                 }
                 let at = self.position();
                 match self.next("a text")? {
-                    Token::Text(text) => Ok(Node::Predicate(field, Predicate::Has(Text::new(text)))),
+                    Token::Text(text) => match Text::new(text) {
+                        text if text.normal.is_empty() => error(
+                            at,
+                            format!("HAS needs a text with a word; to find items without {name}, compare by ="),
+                        ),
+                        text => Ok(Node::Predicate(field, Predicate::Has(text))),
+                    },
                     token => error(at, format!("expected a text in double quotes, found {token}")),
                 }
             }

@@ -74,8 +74,12 @@ impl Controller {
             match commands.recv_timeout(TICK.min(self.config.watch)) {
                 Ok((command, reply)) => {
                     let result = self.execute(command);
-                    if let Err(error) = &result {
-                        tracing::warn!(%error, "a rollout command failed");
+                    match &result {
+                        Err(error) if error.is_mistake_of_caller() => {
+                            tracing::info!(%error, "refused a rollout command");
+                        }
+                        Err(error) => tracing::warn!(%error, "a rollout command failed"),
+                        Ok(()) => {}
                     }
                     // Fails if the caller's deadline has passed.
                     let _ = reply.send(result);

@@ -120,6 +120,16 @@ pub enum RolloutError {
     Ended,
 }
 
+impl RolloutError {
+    /// Whether the command cannot be executed as it is. Otherwise the bundle, the store or the server is at fault.
+    fn is_mistake_of_caller(&self) -> bool {
+        match self {
+            Self::Unknown { .. } | Self::NoEarlierBundle | Self::IsCurrent { .. } => true,
+            Self::Refused { .. } | Self::Store(_) | Self::Busy | Self::Deadline | Self::Ended => false,
+        }
+    }
+}
+
 enum Command {
     Activate(String),
     Rollback(String),
