@@ -273,17 +273,29 @@ async fn an_item_is_new_for_thirty_days_after_its_creation() {
         create_time,
         ..Default::default()
     };
-    upsert(channel, vec![item("today", None), item("recent", created(29)), item("old", created(31))]).await;
+    let ids = ["today", "recent", "old", "announced"];
+    let created = [None, created(29), created(31), created(-20)];
+    upsert(channel, ids.iter().zip(created).map(|(id, created)| item(id, created)).collect()).await;
     let is_new = async || {
         let found = search(channel, query("brass sundial")).await.unwrap();
         let codes = |id: &str| reasons(found.results.iter().find(|result| result.item_id == id).unwrap());
-        ["today", "recent", "old"].map(|id| codes(id).last() == Some(&ReasonCode::New))
+        ids.map(|id| codes(id).last() == Some(&ReasonCode::New))
     };
-    assert_eq!(is_new().await, [true, true, false]);
+    assert_eq!(is_new().await, [true, true, false, false], "an item that is announced is not new yet");
     // Another write of a known item does not make it new.
     let renamed = proto::Item { brand: "Acme".to_owned(), ..item("old", None) };
     upsert(channel, vec![renamed]).await;
-    assert_eq!(is_new().await, [true, true, false]);
+    assert_eq!(is_new().await, [true, true, false, false]);
+    // Neither does the ranking model see a newer item than one of today.
+    let options = Some(proto::RankingOptions { debug_level: proto::DebugLevel::Features.into(), ..Default::default() });
+    let found = search(channel, proto::SearchRequest { options, ..query("brass sundial") }).await.unwrap();
+    let names = &found.info.as_ref().unwrap().debug.as_ref().unwrap().feature_names;
+    let age = names.iter().position(|name| name == "item_age_days").unwrap();
+    let age_of = |id: &str| {
+        let result = found.results.iter().find(|result| result.item_id == id).unwrap();
+        result.debug.as_ref().unwrap().features[age]
+    };
+    assert!(age_of("announced") == 0.0 && age_of("today") < 0.01, "{} {}", age_of("announced"), age_of("today"));
     let found = search(channel, query("red mug number 0")).await.unwrap();
     let old = found.results.iter().find(|result| result.item_id == "i0").unwrap();
     assert!(!reasons(old).contains(&ReasonCode::New), "the creation of the bundle's item is not known");
@@ -353,4 +365,196 @@ async fn what_was_given_back_in_full_is_not_bought() {
         running.end().await;
     }
     assert_eq!(popular[0], popular[1], "the popularity is the same after the replay");
+}
+
+fn view(user: &str, item: &str, at_s: i64) -> proto::Event {
+    proto::Event {
+        event_id: format!("{user}-{item}"),
+        r#type: EventType::View.into(),
+        viewer: viewer(user),
+        occurred_time: Some(prost_types::Timestamp { seconds: at_s, nanos: 0 }),
+        lines: vec![proto::EventLine { item_id: item.to_owned(), ..Default::default() }],
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_whose_anchors_are_unknown_declares_from_what_it_starts() {
+    use RecommendType::{BoughtTogether, Similar};
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let events = vec![view("p", "i3", now_s() - 60), view("p", "i8", now_s() - 30)];
+    EventServiceClient::new(channel.clone()).write_events(proto::WriteEventsRequest { events }).await.unwrap();
+    let recommend = async |user: &str, kind: RecommendType, anchors: &[&str]| {
+        let request = proto::RecommendRequest {
+            viewer: viewer(user),
+            r#type: kind.into(),
+            page_size: 5,
+            anchor_item_ids: anchors.iter().map(|id| (*id).to_owned()).collect(),
+            ..Default::default()
+        };
+        RankingServiceClient::new(channel.clone()).recommend(request).await.unwrap().into_inner()
+    };
+    for (kind, anchors, evidence, unknown, is_declared) in [
+        (Similar, &["none", "nowhere"][..], &["i8", "i3"][..], &["none", "nowhere"][..], true),
+        (BoughtTogether, &["none"], &["i8", "i3"], &["none"], true),
+        (Similar, &["none", "i5"], &["i5"], &["none"], false),
+        (BoughtTogether, &["i5", "none"], &["i5"], &["none"], false),
+        (Similar, &[], &["i8", "i3"], &[], false),
+        (BoughtTogether, &[], &["i8", "i3"], &[], false),
+    ] {
+        let answer = recommend("p", kind, anchors).await;
+        let info = answer.info.unwrap();
+        let codes: Vec<_> = info.degradations.iter().map(proto::Degradation::code).collect();
+        let expected = [proto::DegradationCode::AnchorsUnknown];
+        assert_eq!(codes, expected[..usize::from(is_declared)], "{kind:?} {anchors:?}");
+        assert_eq!(info.unknown_item_ids, unknown, "{kind:?} {anchors:?}");
+        // No basket of the shop has two items.
+        assert_eq!(answer.results.is_empty(), kind == BoughtTogether, "{kind:?} {anchors:?}");
+        for result in &answer.results {
+            assert_eq!(result.reasons[0].evidence_item_ids, evidence, "{kind:?} {anchors:?}");
+        }
+    }
+    // Without a history there is nothing to start from.
+    let answer = recommend("nobody", Similar, &["none"]).await;
+    assert!(answer.results.is_empty());
+    assert_eq!(answer.info.unwrap().degradations.len(), 1);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_is_named_twice_counts_once_with_a_notice() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let notices = |info: Option<proto::AnswerInfo>| -> Vec<(String, String)> {
+        info.unwrap().notices.into_iter().map(|notice| (notice.field, notice.description)).collect()
+    };
+    let rank = async |ids: &[&str]| {
+        let candidates = ids.iter().map(|id| proto::RankCandidate { item_id: (*id).to_owned() }).collect();
+        let request = proto::RankRequest { viewer: viewer("p"), candidates, ..Default::default() };
+        RankingServiceClient::new(channel.clone()).rank(request).await.unwrap().into_inner()
+    };
+    let ranked = rank(&["i1", "i2", "none", "i1", "none", "i1"]).await;
+    let mut found = ids(&ranked.results);
+    found.sort_unstable();
+    assert_eq!(found, ["i1", "i2", "none"]);
+    let description = "3 of 6 entries name an item of an earlier entry, the first of them candidates[3].item_id `i1`; \
+                       each item counts once";
+    assert_eq!(notices(ranked.info), [("candidates".to_owned(), description.to_owned())]);
+    assert_eq!(notices(rank(&["i1", "i2"]).await.info), []);
+
+    let recommend = async |anchors: &[&str]| {
+        let request = proto::RecommendRequest {
+            viewer: viewer("p"),
+            r#type: RecommendType::BoughtTogether.into(),
+            anchor_item_ids: anchors.iter().map(|id| (*id).to_owned()).collect(),
+            ..Default::default()
+        };
+        RankingServiceClient::new(channel.clone()).recommend(request).await.unwrap().into_inner()
+    };
+    let (once, twice) = (recommend(&["i1", "i5"]).await, recommend(&["i1", "i5", "i1"]).await);
+    assert_eq!(twice.results, once.results);
+    let named: Vec<String> = notices(twice.info).into_iter().map(|(field, _)| field).collect();
+    assert_eq!(named, ["anchor_item_ids"]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_texts_of_deleted_items_are_no_completions() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let chair = |id: &str, title: &str| proto::Item {
+        item_id: id.to_owned(),
+        title: title.to_owned(),
+        brand: "Vrakzel".to_owned(),
+        categories: vec!["Quibbles".to_owned()],
+        ..Default::default()
+    };
+    let completions = async |channel: &Channel, prefix: &str| -> Vec<String> {
+        let request = proto::SuggestRequest { viewer: viewer("p"), prefix: prefix.to_owned(), ..Default::default() };
+        let found = RankingServiceClient::new(channel.clone()).suggest(request).await.unwrap().into_inner();
+        found.completions.into_iter().map(|completion| completion.text).collect()
+    };
+    let channel = &server.channel;
+    let title_of_7 = "blue lamp number 7";
+    assert_eq!(completions(channel, title_of_7).await, [title_of_7]);
+    upsert(channel, vec![chair("a", "Zibbled chair"), chair("b", "zibbled  CHAIR"), chair("c", "Zibbled stool")]).await;
+    delete(channel, "a").await;
+    assert_eq!(completions(channel, "zibbled ch").await, ["Zibbled chair"], "another item has the title");
+    // A title that is replaced goes, too.
+    upsert(channel, vec![chair("b", "Walnut chair")]).await;
+    assert_eq!(completions(channel, "zibbled ch").await, [""; 0]);
+    assert_eq!(completions(channel, "vrak").await, ["Vrakzel"]);
+    for item in ["b", "c", "i7"] {
+        delete(channel, item).await;
+    }
+    let are_gone = async |channel: &Channel| {
+        for prefix in ["zibbled", "vrak", "quibb"] {
+            assert_eq!(completions(channel, prefix).await, [""; 0], "{prefix}");
+        }
+        // Titles that are one typing error away may remain.
+        assert!(!completions(channel, title_of_7).await.iter().any(|text| text == title_of_7));
+    };
+    are_gone(channel).await;
+    server.end().await;
+    let server = GrpcServer::start(shop.reopen(HealthBounds::default()).await).await;
+    are_gone(&server.channel).await;
+    upsert(&server.channel, vec![chair("c", "Zibbled stool")]).await;
+    assert_eq!(completions(&server.channel, "zibbled").await, ["Zibbled stool"]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_refund_an_earlier_purchase_still_counts_for_popularity() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let items: Vec<proto::Item> = ["given-back", "kept", "viewed"].iter().map(|id| untitled(id)).collect();
+    upsert(channel, items).await;
+    let event = |item: &str, number: i64, kind: EventType, user: &str| proto::Event {
+        event_id: format!("{user}-{item}-{number}"),
+        r#type: kind.into(),
+        ..view(user, item, now_s() - 3600 + number)
+    };
+    let mut events = Vec::new();
+    for user in ["p", "q", "r"] {
+        events.push(event("given-back", 0, EventType::Purchase, user));
+        events.push(event("given-back", 1, EventType::Purchase, user));
+        events.push(event("given-back", 2, EventType::Refund, user));
+        events.push(event("viewed", 3, EventType::View, user));
+    }
+    events.extend(["p", "q"].map(|user| event("kept", 3, EventType::Purchase, user)));
+    EventServiceClient::new(channel.clone()).write_events(proto::WriteEventsRequest { events }).await.unwrap();
+    let order = async || {
+        let request = proto::RecommendRequest {
+            viewer: viewer("stranger"),
+            r#type: RecommendType::ForYou.into(),
+            page_size: 200,
+            filter: "item_id IN (\"given-back\", \"kept\", \"viewed\")".to_owned(),
+            options: Some(proto::RankingOptions {
+                debug_level: proto::DebugLevel::Scores.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let found = RankingServiceClient::new(channel.clone()).recommend(request).await.unwrap().into_inner();
+        let popular = |result: &proto::Result| {
+            let scores = &result.debug.as_ref().unwrap().source_scores;
+            scores.iter().find(|named| named.name == "popular").map_or(0.0, |named| named.score)
+        };
+        let mut scores: Vec<(String, f64)> =
+            found.results.iter().map(|result| (result.item_id.clone(), popular(result))).collect();
+        scores.sort_by(|a, b| b.1.total_cmp(&a.1));
+        scores.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
+    };
+    // Three users bought the first item once, two the second one; the popularity is published by a thread of its own.
+    wait_until("purchases that stand count", LOG_TIME_MAX, async || order().await == ["given-back", "kept", "viewed"])
+        .await;
+    server.end().await;
+}
+
+fn untitled(id: &str) -> proto::Item {
+    proto::Item { item_id: id.to_owned(), title: format!("gadget {id}"), ..Default::default() }
 }

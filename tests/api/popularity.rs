@@ -15,7 +15,8 @@ use lodestone_engine::{Engine, EngineConfig, EngineError, OpenOptions, open};
 use lodestone_events::{Counts, Event, EventKind};
 use lodestone_index::Languages;
 use lodestone_pipeline::{
-    Answer, Options, Page, ReasonCode, RecommendKind, RecommendRequest, Viewer, bundle::Bundle, ranking::Device,
+    Answer, DegradationCode, Options, Page, ReasonCode, RecommendKind, RecommendRequest, Viewer, bundle::Bundle,
+    ranking::Device,
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
 use lodestone_state::StateLimits;
@@ -208,8 +209,17 @@ async fn a_shop_of_guests_is_served() {
         anchors: vec![item_id(1)],
         ..request(viewer("stranger"), RecommendKind::BoughtTogether, "")
     };
-    let together = engine.recommend(anchored, soon()).await.unwrap();
+    let together = engine.recommend(anchored.clone(), soon()).await.unwrap();
     assert_eq!(ids(&together), ["i11"]);
+    let evidence = |answer: &Answer| answer.results[0].reasons[0].evidence.clone();
+    assert_eq!((evidence(&together), together.info.degradations.len()), (vec![item_id(1)], 0));
+    // With unknown anchors, the list starts from the user's recent items.
+    engine.write_events(events(EventKind::View, "guest", "i2", 1)).await.unwrap();
+    let unknown = RecommendRequest { viewer: viewer("guest"), anchors: vec![item_id(ITEMS)], ..anchored };
+    let together = engine.recommend(unknown, soon()).await.unwrap();
+    assert_eq!((ids(&together), evidence(&together)), (vec!["i12".to_owned()], vec![item_id(2)]));
+    let codes: Vec<_> = together.info.degradations.iter().map(|degradation| degradation.code).collect();
+    assert_eq!(codes, [DegradationCode::AnchorsUnknown]);
     let similar =
         RecommendRequest { anchors: vec![item_id(1)], ..request(viewer("stranger"), RecommendKind::Similar, "") };
     assert_eq!(engine.recommend(similar, soon()).await.unwrap().total_size, ITEMS - 1);

@@ -113,6 +113,7 @@ pub struct RecommendRequest {
     pub kind: RecommendKind,
     pub page: Page,
     pub filter: Option<Filter>,
+    /// Each once.
     pub anchors: Vec<ItemId>,
     /// At most [`super::FACETS_MAX`], each field once.
     pub facets: Vec<FacetSpec>,
@@ -134,7 +135,7 @@ pub enum RecommendKind {
 #[derive(Debug, Clone)]
 pub struct RankRequest {
     pub viewer: Viewer,
-    /// 1 to 1,000.
+    /// 1 to 1,000, each once.
     pub candidates: Vec<ItemId>,
     /// Empty: no query.
     pub query: String,
@@ -389,11 +390,18 @@ pub enum DegradationCode {
     RankerSkipped = 3,
     StaleState = 4,
     QueryRelaxed = 5,
+    AnchorsUnknown = 6,
 }
 
 impl DegradationCode {
-    pub const ALL: [Self; 5] =
-        [Self::EncoderSkipped, Self::SourceFailed, Self::RankerSkipped, Self::StaleState, Self::QueryRelaxed];
+    pub const ALL: [Self; 6] = [
+        Self::EncoderSkipped,
+        Self::SourceFailed,
+        Self::RankerSkipped,
+        Self::StaleState,
+        Self::QueryRelaxed,
+        Self::AnchorsUnknown,
+    ];
 
     /// The name in the proto without its prefix.
     pub fn name(self) -> &'static str {
@@ -403,6 +411,7 @@ impl DegradationCode {
             Self::RankerSkipped => "RANKER_SKIPPED",
             Self::StaleState => "STALE_STATE",
             Self::QueryRelaxed => "QUERY_RELAXED",
+            Self::AnchorsUnknown => "ANCHORS_UNKNOWN",
         }
     }
 }

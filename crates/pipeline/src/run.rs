@@ -245,7 +245,7 @@ fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
     let input = context.retrieval_input();
     let (candidates, degradation) = match request {
         RankingRequest::Search(_) => search(&input),
-        RankingRequest::Recommend(request) => (recommend(&input, context, request), None),
+        RankingRequest::Recommend(request) => recommend(&input, context, request),
         RankingRequest::Rank(request) => (named_candidates(&input, request), None),
     };
     context.candidates = candidates;
@@ -407,10 +407,16 @@ fn search(input: &RetrievalInput) -> (Candidates, Option<Degradation>) {
     }
 }
 
-fn recommend(input: &RetrievalInput, context: &RequestContext, request: &RecommendRequest) -> Candidates {
-    let anchors = anchors(context, &request.anchors);
-    let input = RetrievalInput { anchors: if anchors.is_empty() { input.anchors } else { &anchors }, ..*input };
-    match request.kind {
+fn recommend(
+    input: &RetrievalInput,
+    context: &RequestContext,
+    request: &RecommendRequest,
+) -> (Candidates, Option<Degradation>) {
+    let known = known_anchors(context, &request.anchors);
+    let is_unknown = known.is_empty() && !request.anchors.is_empty();
+    let degradation = is_unknown.then(|| Degradation { code: DegradationCode::AnchorsUnknown, subject: String::new() });
+    let input = RetrievalInput { anchors: if known.is_empty() { input.anchors } else { &known }, ..*input };
+    let candidates = match request.kind {
         RecommendKind::ForYou => retrieve::for_user(&input),
         RecommendKind::Similar => retrieve::similar(&input),
         RecommendKind::BoughtTogether => retrieve::bought_together(&input),
@@ -419,19 +425,14 @@ fn recommend(input: &RetrievalInput, context: &RequestContext, request: &Recomme
         RecommendKind::RecentlyViewed => {
             retrieve::ordered_keys(&input, CandidateSource::History, recently_viewed(context))
         }
-    }
+    };
+    (candidates, degradation)
 }
 
-/// The request's candidates that the catalogue has, each once.
+/// The request's candidates that the catalogue has.
 fn named_candidates(input: &RetrievalInput, request: &RankRequest) -> Candidates {
-    let mut found: Vec<(Row, f32)> = Vec::new();
-    for id in request.candidates.iter().filter(|id| !request.options.exclude.contains(id)) {
-        if let Some(row) = input.catalog.row_of(&input.generation.state.keys, id)
-            && !found.iter().any(|(known, _)| *known == row)
-        {
-            found.push((row, 0.0));
-        }
-    }
+    let named = request.candidates.iter().filter(|id| !request.options.exclude.contains(id));
+    let found = named.filter_map(|id| Some((input.catalog.row_of(&input.generation.state.keys, id)?, 0.0))).collect();
     retrieve::ordered_rows(input.catalog, CandidateSource::UserVector, found, request.candidates.len())
 }
 
@@ -536,7 +537,8 @@ fn check_session_version(context: &mut RequestContext, options: &Options) {
     }
 }
 
-fn anchors(context: &RequestContext, ids: &[ItemId]) -> Vec<RecentItem> {
+/// The anchors that the catalogue has.
+fn known_anchors(context: &RequestContext, ids: &[ItemId]) -> Vec<RecentItem> {
     let recent = |id: &ItemId| {
         let key = context.generation.state.keys.get(id)?;
         let row = context.catalog.row_of_key(key)?;
@@ -566,15 +568,19 @@ fn category_affinity(context: &RequestContext) -> HashMap<String, f32> {
     affinity
 }
 
-/// The reason that all results of a list share, with the anchors as evidence. None: each result has its own.
+/// The reason that all results of a list share, with the items from which it starts as evidence. None: each result has
+/// its own.
 fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Option<Reason> {
     let code = match request.kind {
         RecommendKind::Similar => ReasonCode::Similar,
         RecommendKind::BoughtTogether => ReasonCode::BoughtTogether,
-        RecommendKind::RecentlyViewed => ReasonCode::RecentlyViewed,
+        RecommendKind::RecentlyViewed => {
+            return Some(Reason { code: ReasonCode::RecentlyViewed, evidence: Vec::new() });
+        }
         RecommendKind::ForYou | RecommendKind::BuyAgain | RecommendKind::Trending => return None,
     };
-    let anchors = anchors(context, &request.anchors);
+    let known = known_anchors(context, &request.anchors);
+    let anchors = if known.is_empty() { &context.user.recent } else { &known };
     let keys = &context.generation.state.keys;
     let evidence = anchors.iter().take(EVIDENCE_MAX).filter_map(|anchor| keys.id(anchor.key)).collect();
     Some(Reason { code, evidence })

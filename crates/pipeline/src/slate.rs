@@ -500,9 +500,10 @@ impl Slate {
     }
 }
 
-/// Whether an item was created less than [`NEW_ITEM_DAYS`] days before `now`.
+/// Whether an item was created less than [`NEW_ITEM_DAYS`] days before `now`. An item with a later creation is not new
+/// yet.
 fn is_new(item: &Item, now: UnixMillis) -> bool {
-    item.created_at.is_some_and(|at| at.0.saturating_add(NEW_ITEM_DAYS * UnixMillis::DAY) > now.0)
+    item.created_at.is_some_and(|at| at <= now && at.0.saturating_add(NEW_ITEM_DAYS * UnixMillis::DAY) > now.0)
 }
 
 #[cfg(test)]

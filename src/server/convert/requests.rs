@@ -1,11 +1,15 @@
 //! Validates and converts requests of RankingService.
 use super::{TEXT_CHARS_MAX, events::event, shortened, viewer::viewer};
-use crate::server::{proto, violations::Violations};
+use crate::server::{
+    proto,
+    violations::{Violation, Violations},
+};
 use lodestone_catalog::Filter;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_pipeline::*;
 use prost::Message;
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 
 const CONTEXT_EVENTS_MAX: usize = 100;
 const EXCLUDE_MAX: usize = 1000;
@@ -30,6 +34,42 @@ fn ids(violations: &mut Violations, field: &str, texts: &[String], limit: usize)
     violations.count(field, texts.len(), limit);
     let parsed = texts.iter().take(limit).enumerate();
     parsed.filter_map(|(i, id)| violations.keep(format!("{field}[{i}]"), ItemId::parse(id))).collect()
+}
+
+/// Returns each item of a list once. Adds a notice if an item occurs twice. `path` returns the path of the id with an
+/// index.
+fn once(
+    violations: &mut Violations,
+    field: &str,
+    ids: Vec<(usize, ItemId)>,
+    path: impl Fn(usize) -> String,
+) -> Vec<ItemId> {
+    let count = ids.len();
+    let mut repeated: Option<(usize, ItemId)> = None;
+    let (mut known, mut distinct) = (HashSet::with_capacity(count), Vec::with_capacity(count));
+    for (index, id) in ids {
+        match known.insert(id.clone()) {
+            true => distinct.push(id),
+            false => _ = repeated.get_or_insert((index, id)),
+        }
+    }
+    if let Some((index, id)) = repeated {
+        let description = format!(
+            "{} of {count} entries name an item of an earlier entry, the first of them {} `{}`; each item counts once",
+            count - distinct.len(),
+            path(index),
+            shortened(id.as_str())
+        );
+        violations.notices.push(Violation { field: field.to_owned(), description });
+    }
+    distinct
+}
+
+fn anchors(violations: &mut Violations, texts: &[String]) -> Vec<ItemId> {
+    let anchors = ids(violations, "anchor_item_ids", texts, ANCHORS_MAX);
+    once(violations, "anchor_item_ids", anchors.into_iter().enumerate().collect(), |index| {
+        format!("anchor_item_ids[{index}]")
+    })
 }
 
 fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>, now: UnixMillis) -> Options {
@@ -287,7 +327,7 @@ pub(crate) fn recommend(
         kind,
         page,
         filter: filter(violations, "filter", &request.filter),
-        anchors: ids(violations, "anchor_item_ids", &request.anchor_item_ids, ANCHORS_MAX),
+        anchors: anchors(violations, &request.anchor_item_ids),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),
         message: sent,
@@ -299,14 +339,15 @@ pub(crate) fn rank(violations: &mut Violations, request: proto::RankRequest, now
     if request.candidates.is_empty() {
         violations.add("candidates", format!("is empty; it must have 1 to {CANDIDATES_MAX} entries"));
     }
+    let path = |index: usize| format!("candidates[{index}].item_id");
     let mut candidates = Vec::new();
     for (index, candidate) in request.candidates.iter().take(CANDIDATES_MAX).enumerate() {
-        let field = format!("candidates[{index}].item_id");
-        candidates.extend(violations.keep(field, ItemId::parse(&candidate.item_id)));
+        let id = violations.keep(path(index), ItemId::parse(&candidate.item_id));
+        candidates.extend(id.map(|id| (index, id)));
     }
     RankRequest {
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
-        candidates,
+        candidates: once(violations, "candidates", candidates, path),
         query: query(violations, &request.query),
         options: options(violations, request.options.as_ref(), now),
         message: slate_key(&request, |request| &mut request.options),
