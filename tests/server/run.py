@@ -47,10 +47,10 @@ def wait_for(condition, seconds_max, interval=0.05):
     return True
 
 
-def check_refused(bundle, data, name, texts, *flags, models=None, **environment):
+def check_refused(bundle, data, name, texts, *flags, models=None, listen="127.0.0.1:0", **environment):
     """Checks that a server does not start: it exits with 2, and its message contains all `texts`."""
     models = ["--bundle", str(bundle)] if models is None else models
-    command = [LODESTONE, "serve", *models, "--data", str(data), "--listen", "127.0.0.1:0", *flags]
+    command = [LODESTONE, "serve", *models, "--data", str(data), "--listen", listen, *flags]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, **environment})
     check(ran.returncode == 2 and all(text in ran.stderr for text in texts), f"{name}: exit code 2, the message has {texts}")
 
@@ -99,6 +99,12 @@ def serving_files(work):
         bad.write_text(text)
         check_refused(BUNDLE, data, "an invalid serving file", texts, "--serving", str(bad))
     check_refused(BUNDLE, data, "a missing serving file", ["nowhere.toml"], "--serving", str(work / "nowhere.toml"))
+    # No server is asked for a name with more than 63 characters before a dot.
+    nowhere = "x" * 64 + ":50051"
+    check_refused(BUNDLE, data, "an unknown host", ["--listen: cannot resolve the host", nowhere], listen=nowhere)
+    check_refused(BUNDLE, data, "an unknown host of metrics", ["--metrics-listen: cannot resolve", nowhere], "--metrics-listen", nowhere)
+    check_refused(BUNDLE, data, "an address without a port", ["--listen is `localhost`", "HOST:PORT"], listen="localhost")
+    check(not data.exists(), "nothing is created before the addresses are known")
     check_refused(BUNDLE, data, "a share above 1", ["--answers-share is 2"], "--answers-share", "2")
     for flag in ["workers", "queue-requests-max", "dedupe-ids-max", "users-max", "event-items-max", "deadline-ms-default", "answers-bytes"]:
         check_refused(BUNDLE, data, f"--{flag} of 0", [f"--{flag}", "0"], f"--{flag}", "0")
@@ -285,20 +291,21 @@ def explained(work):
     check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
 
 
-def free_address():
+def free_address(host="127.0.0.1"):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+        return f"{host}:{free.getsockname()[1]}"
 
 
 class Server:
     """A server process on free ports, ready when the constructor returns. It is killed when the tests end.
 
-    `file_bytes_max` limits the size of files that it writes.
+    `file_bytes_max` limits the size of files that it writes. `host` is the name or address of this machine that it
+    listens on.
     """
 
-    def __init__(self, data, *flags, bundle=BUNDLE, store=None, file_bytes_max=None):
-        self.address, self.metrics_address = free_address(), free_address()
+    def __init__(self, data, *flags, bundle=BUNDLE, store=None, file_bytes_max=None, host="127.0.0.1"):
+        self.address, self.metrics_address = free_address(host), free_address(host)
         models = ["--store", str(store)] if store else ["--bundle", str(bundle)]
         command = [LODESTONE, "serve", *models, "--data", str(data), "--listen", self.address,
                    "--metrics-listen", self.metrics_address, *flags]
@@ -324,6 +331,14 @@ class Server:
         with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+    def logged(self):
+        """Returns what the server has logged so far."""
+        position = self.log.tell()
+        self.log.seek(0)
+        text = self.log.read().decode()
+        self.log.seek(position)
+        return text
 
     def end(self, signal_number):
         """Sends a signal and returns the exit code."""
@@ -402,6 +417,8 @@ def bad_requests(server):
     violations(search, {"viewer": {"user_id": "u"}, "query": "mug", "page_token": "foreign"}, ["page_token"])
     violations(search, {"viewer": {"user_id": "u"}, "query": "mug", "options": {"diversity": "NaN"}},
                ["options.diversity"])
+    violations(search, {"viewer": {"user_id": "u", "locale": "!!!", "region_code": "1!"}, "query": "mug", "filter": 'title HAS ""'},
+               ["viewer.locale", "viewer.region_code", "filter"])
     violations(recommend, {"viewer": {"user_id": "u"}, "type": 77}, ["type"])
     violations("lodestone.v1.EventService/WriteEvents", {"events": [view(str(n)) for n in range(10_001)]}, ["events"])
     answer, _ = server.call(search, {"viewer": {"user_id": "unknown-user"}, "query": "mug", "page_size": 5000})
@@ -414,7 +431,9 @@ def bad_requests(server):
     violations(search, {**again, "query": "cup"}, ["page_token"])
     answer, _ = server.call(recommend, {"viewer": {"user_id": "unknown-user"}, "type": "RECOMMEND_TYPE_SIMILAR",
                                         "anchor_item_ids": ["no-such-item"]})
-    check(answer and answer["info"]["unknownItemIds"] == ["no-such-item"], "unknown items are listed and not refused")
+    check(answer and answer["info"]["unknownItemIds"] == ["no-such-item"]
+          and [entry["code"] for entry in answer["info"]["degradations"]] == ["DEGRADATION_CODE_ANCHORS_UNKNOWN"],
+          "unknown items are listed and not refused; that no anchor is known is declared")
     request = {"viewer": {"user_id": "unknown-user"}, "query": "mug", "options": {"debug_level": "DEBUG_LEVEL_TIMINGS"}}
     answer, _ = server.call(search, request)
     strategies = {source["source"]: source.get("strategy", "") for source in answer["info"]["debug"]["sources"]}
@@ -542,7 +561,8 @@ def lost_log(work):
 
     def refused(request, method=WRITE):
         answer, error = server.call(method, request)
-        return answer is None and "Unavailable" in error and "LOG_DISPLACED" in error
+        names_file = str(data / "log") in error and "move it back" in error and "events verify --repair" in error
+        return answer is None and "Unavailable" in error and "LOG_DISPLACED" in error and names_file
 
     data, moved = work / "lost", work / "lost-log"
     data.mkdir()
@@ -733,6 +753,12 @@ def rollout(work):
     check(answer and answer["bundle"]["state"] == "BUNDLE_STATE_CURRENT" and generation() == first, f"a bundle is activated by name {error}")
     answer, error = server.call(f"{service}/RollbackBundle", {"reason": "the tests say so"})
     check(answer and generation() == "second" and states()[first]["reason"] == "the tests say so", f"a bundle is rolled back {error}")
+    for method, request, reason in [("RollbackBundle", {}, "NO_EARLIER_BUNDLE"), ("ActivateBundle", {"bundle": "nowhere"}, "BUNDLE_NOT_FOUND"),
+                                    ("SetCanary", {"bundle": "second", "share": 0.5}, "BUNDLE_IS_CURRENT")]:
+        answer, error = server.call(f"{service}/{method}", request)
+        check(answer is None and reason in error, f"{method} that cannot be executed: {reason} {error}")
+    warnings = [line for line in server.logged().splitlines() if " WARN " in line and "command" in line]
+    check(len(warnings) == 1 and "bundle `third` is refused" in warnings[0], f"mistakes of a caller are no warnings {warnings}")
     metrics = server.metrics()
     check(int(metrics['lodestone_bundle_changes_total{outcome="rolled_back"}']) == 1
           and int(metrics['lodestone_bundle_changes_total{outcome="refused"}']) == 1
@@ -832,7 +858,7 @@ def completions(work):
                                {"viewer": {"visitor_id": user}, "prefix": prefix, "product_count": 5})
         return [completion["text"] for completion in found.get("completions", [])], found.get("products", [])
 
-    server = Server(work / "completions", "--completion-users-min", "3")
+    server = Server(work / "completions", "--completion-users-min", "3", host="localhost")
     server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [item("Z-1", "Lantern, zibbled"), item("Z-2", "Vrakzel shirt")]})
     server.call("lodestone.v1.EventService/WriteEvents", {"events":
         [search(f"p{n}", private, f"v{n}") for n in range(9)] + [search(f"n{n}", "zzno such thing", f"v{n}") for n in range(9)]
