@@ -100,11 +100,11 @@ def serving_files(work):
         check_refused(BUNDLE, data, "an invalid serving file", texts, "--serving", str(bad))
     check_refused(BUNDLE, data, "a missing serving file", ["nowhere.toml"], "--serving", str(work / "nowhere.toml"))
     # No server is asked for a name with more than 63 characters before a dot.
-    nowhere = "x" * 64 + ":50051"
-    check_refused(BUNDLE, data, "an unknown host", ["--listen: cannot resolve the host", nowhere], listen=nowhere)
-    check_refused(BUNDLE, data, "an unknown host of metrics", ["--metrics-listen: cannot resolve", nowhere], "--metrics-listen", nowhere)
-    check_refused(BUNDLE, data, "an address without a port", ["--listen is `localhost`", "HOST:PORT"], listen="localhost")
-    check(not data.exists(), "nothing is created before the addresses are known")
+    nowhere, new = "x" * 64 + ":50051", work / "unresolved"
+    check_refused(BUNDLE, new, "an unknown host", ["--listen: cannot resolve the host", nowhere], listen=nowhere)
+    check_refused(BUNDLE, new, "an unknown host of metrics", ["--metrics-listen: cannot resolve", nowhere], "--metrics-listen", nowhere)
+    check_refused(BUNDLE, new, "an address without a port", ["--listen is `localhost`", "HOST:PORT"], listen="localhost")
+    check(not new.exists(), "nothing is created before the addresses are known")
     check_refused(BUNDLE, data, "a share above 1", ["--answers-share is 2"], "--answers-share", "2")
     for flag in ["workers", "queue-requests-max", "dedupe-ids-max", "users-max", "event-items-max", "deadline-ms-default", "answers-bytes"]:
         check_refused(BUNDLE, data, f"--{flag} of 0", [f"--{flag}", "0"], f"--{flag}", "0")
