@@ -298,7 +298,7 @@ mod tests {
         popularity.change_purchase(&purchase.user, ItemKey(0), purchase.at, false);
         let [found, expected] = [&popularity, &expected].map(|popularity| popularity.counts().get(ItemKey(0)));
         let (found_now, expected_now) = (found.at_time(now), expected.at_time(now));
-        assert!(close(found_now.0, expected_now.0) && close(found_now.1, expected_now.1));
+        assert!(close(found_now.score, expected_now.score) && close(found_now.trend, expected_now.trend));
         assert!((found.rank().others() - expected.rank().others()).abs() < 1e-6);
         popularity.change_purchase(&purchase.user, ItemKey(0), purchase.at, true);
         assert!(close(popularity.counts().get(ItemKey(0)).score(now), whole.score(now)));
