@@ -5,14 +5,15 @@ use super::{
     exit::Exit,
     gate::{UsersMinArg, decide},
     output::FormatArgs,
+    paths::{check_new_directory, existing_directory, new_directory},
     progress::StageBars,
     signal::StopSignals,
     threads::ThreadsArgs,
     time::bundle_name,
 };
-use anyhow::{Context, ensure};
-use lodestone_core::units::UnixMillis;
-use lodestone_pipeline::ranking::Runtime;
+use anyhow::{Context, anyhow};
+use lodestone_core::{format::OtherVersion, units::UnixMillis};
+use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
 use lodestone_training::{
     self, CheckpointUse, GateOptions, Progress, TrainError, TrainOptions, TrainReport, Verdict, WarmStart,
 };
@@ -37,10 +38,10 @@ Examples:
   lodestone train --data data --out next --from bundle --gate bundle")]
 pub(crate) struct TrainCommandArgs {
     /// Imported data: items.parquet and events.parquet.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// The bundle to write; must not exist.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = new_directory)]
     out: PathBuf,
     /// Initialises the encoders with the weights of this bundle: fewer epochs for about the same quality. Default:
     /// random weights.
@@ -153,11 +154,15 @@ struct Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = &self.report;
-        if report.checkpoint == CheckpointUse::Ignored {
-            writeln!(
-                f,
-                "the checkpoint of this bundle has other data or settings; the training started from the beginning"
-            )?;
+        let from_the_beginning = "the training started from the beginning";
+        match report.checkpoint {
+            CheckpointUse::Nothing | CheckpointUse::Resumed => {}
+            CheckpointUse::Ignored => {
+                writeln!(f, "the checkpoint of this bundle has other data or settings; {from_the_beginning}")?;
+            }
+            CheckpointUse::OtherVersion { found, expected } => {
+                writeln!(f, "the checkpoint {}; {from_the_beginning}", OtherVersion { found, expected })?;
+            }
         }
         match &report.start {
             WarmStart::RandomWeights => {}
@@ -193,6 +198,16 @@ impl fmt::Display for Summary {
     }
 }
 
+/// Checks what would fail after the training, and creates the parents of `--out`, which a checkpoint needs.
+fn prepare(args: &TrainCommandArgs, written: &Path) -> anyhow::Result<()> {
+    check_new_directory(written).map_err(|problem| anyhow!("{} {problem}", written.display()))?;
+    if let Some(current) = &args.gate {
+        Bundle::open(current).context("--gate")?;
+    }
+    let parent = written.parent().unwrap_or(Path::new(""));
+    std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())
+}
+
 pub(crate) fn train(args: TrainCommandArgs) -> anyhow::Result<Exit> {
     let started = Instant::now();
     // A gated bundle gets its final name after it has passed.
@@ -200,11 +215,7 @@ pub(crate) fn train(args: TrainCommandArgs) -> anyhow::Result<Exit> {
         Some(_) => args.out.with_extension("candidate"),
         None => args.out.clone(),
     };
-    ensure!(
-        args.gate.is_none() || !args.out.exists(),
-        "--out {} exists; choose another directory or remove it",
-        args.out.display()
-    );
+    prepare(&args, &written)?;
     let runtime = args.train.start()?;
     let warm_start = args.from.clone();
     let adjust = |options| TrainOptions { warm_start, ..options };

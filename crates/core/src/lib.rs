@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 pub mod bits;
 pub mod faults;
+pub mod format;
 pub mod ids;
 pub mod statistics;
 pub mod text;

@@ -15,6 +15,7 @@ use super::{
     directory::{LogDirectory, position_of},
     storage::StorageFile,
 };
+use lodestone_core::format::OtherVersion;
 use std::{
     fs::File,
     io::{self, BufReader, Read},
@@ -32,8 +33,8 @@ const SYNC_BYTES: u64 = 4 << 20;
 /// The reason why a checkpoint cannot be used. A replay of the whole log yields the same state, but takes longer.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    #[error("the format is that of another version of this program")]
-    Version,
+    #[error("the file {0}; the next checkpoint replaces it")]
+    Version(OtherVersion),
     #[error("the file is damaged at byte {offset}: {reason}")]
     Damaged { offset: u64, reason: &'static str },
     /// The log lacks changes; see [`LogError::EndMissing`].
@@ -200,8 +201,11 @@ fn each_part(path: &Path, visit: &mut VisitPart) -> Result<(u64, u64), Checkpoin
         return Err(damaged(bytes, "the file is truncated"));
     }
     file.read_exact(&mut head)?;
+    if let Some(version) = OtherVersion::of(MAGIC, &head) {
+        return Err(CheckpointError::Version(version));
+    }
     if &head[..8] != MAGIC {
-        return Err(CheckpointError::Version);
+        return Err(damaged(0, "the file is not a checkpoint"));
     }
     let position = u64::from_le_bytes(head[8..].try_into().expect("eight bytes"));
     let (mut offset, mut content) = (16u64, Vec::new());

@@ -1,4 +1,5 @@
 //! Errors of the event log.
+use lodestone_core::format::OtherVersion;
 use std::{borrow::Cow, fmt, io, path::PathBuf, sync::Arc};
 
 /// The reason why the log cannot be read or written. Cheap to clone, because one failure fails all waiting writes.
@@ -8,6 +9,11 @@ pub enum LogError {
     Open { path: PathBuf, source: Arc<io::Error> },
     #[error("another process has the event log {path} open")]
     InUse { path: PathBuf },
+    #[error(
+        "the event log file {path} {version}; export its events with the version of lodestone that wrote it \
+         (`lodestone events export`), and start with a new data directory"
+    )]
+    Version { path: PathBuf, version: OtherVersion },
     /// The file contains bytes that were not written so. The server does not start with such a log before it is
     /// repaired.
     #[error(

@@ -2,6 +2,7 @@
 use super::{Attribution, Event, EventKind, EventLine, LogError};
 use lodestone_catalog::{AttributeValue, Item};
 use lodestone_core::{
+    format::OtherVersion,
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, Quantity, UnixMillis},
 };
@@ -82,7 +83,8 @@ type Reason = Cow<'static, str>;
 fn read_change(bytes: &[u8]) -> Result<Change, Reason> {
     let (version, message) = bytes.split_first().ok_or("the record is empty")?;
     if *version != VERSION {
-        return Err(format!("version {version} is unknown to this program").into());
+        let version = OtherVersion { found: (*version).into(), expected: VERSION.into() };
+        return Err(format!("it {version}; read it with the version of lodestone that wrote it").into());
     }
     let record = ChangeRecord::decode(message).map_err(|error| error.to_string())?;
     match record.content.ok_or("the change is missing")? {
@@ -430,6 +432,7 @@ mod tests {
         bytes[0] = 9;
         let error = Change::decode(77, &bytes).unwrap_err();
         assert!(matches!(error, LogError::Corrupt { position: 77, .. }));
-        assert!(error.to_string().contains("77") && error.to_string().contains('9'), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("position 77") && text.contains("version 9") && text.contains("version 2"), "{text}");
     }
 }

@@ -1,5 +1,8 @@
 //! Sparse item-to-item weights: transitions, co-purchases and other co-occurrence counts.
-use lodestone_core::ids::{ItemKey, Row};
+use lodestone_core::{
+    format::OtherVersion,
+    ids::{ItemKey, Row},
+};
 use std::collections::BTreeMap;
 
 const MAGIC: &[u8; 8] = b"LSNEIGH1";
@@ -9,6 +12,8 @@ const MAGIC: &[u8; 8] = b"LSNEIGH1";
 pub enum NeighboursError {
     #[error("does not begin with LSNEIGH1, so it is not a table of neighbours")]
     Magic,
+    #[error("{0}")]
+    Version(OtherVersion),
     #[error("has {found} bytes; its header requires {expected}")]
     Length { expected: u64, found: u64 },
     #[error("the offset of row {row} is out of order or out of range")]
@@ -121,7 +126,10 @@ impl Neighbours {
 
     /// Parses the output of [`Neighbours::to_bytes`]. Checks every offset, row and weight.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NeighboursError> {
-        let body = bytes.strip_prefix(MAGIC).ok_or(NeighboursError::Magic)?;
+        let body = bytes.strip_prefix(MAGIC).ok_or_else(|| match OtherVersion::of(MAGIC, bytes) {
+            Some(version) => NeighboursError::Version(version),
+            None => NeighboursError::Magic,
+        })?;
         let (Some(row_count), Some(pair_count)) = (u64_at(body, 0), u64_at(body, 8)) else {
             return Err(NeighboursError::Length { expected: 24, found: bytes.len() as u64 });
         };

@@ -42,9 +42,10 @@ pub enum CheckpointUse {
     Nothing,
     /// The training resumed from it.
     Resumed,
-    /// The training started again, because the checkpoint is corrupt or of other data, other settings or another
-    /// version.
+    /// The training started again, because the checkpoint is corrupt or of other data or other settings.
     Ignored,
+    /// The training started again, because another version of this program wrote the checkpoint.
+    OtherVersion { found: u32, expected: u32 },
 }
 
 /// Returns `OUT.checkpoint`.
@@ -83,10 +84,12 @@ impl Checkpoint {
 
     pub(crate) fn read(path: &Path, fingerprint: &[u8]) -> (Option<Self>, CheckpointUse) {
         let Ok(bytes) = fs::read(path) else { return (None, CheckpointUse::Nothing) };
-        let checkpoint = Self::decode(bytes.as_slice()).ok();
-        match checkpoint.filter(|read| read.version == VERSION && read.fingerprint == fingerprint) {
-            Some(checkpoint) => (Some(checkpoint), CheckpointUse::Resumed),
-            None => (None, CheckpointUse::Ignored),
+        match Self::decode(bytes.as_slice()) {
+            Ok(read) if read.version != VERSION => {
+                (None, CheckpointUse::OtherVersion { found: read.version, expected: VERSION })
+            }
+            Ok(read) if read.fingerprint == fingerprint => (Some(read), CheckpointUse::Resumed),
+            _ => (None, CheckpointUse::Ignored),
         }
     }
 

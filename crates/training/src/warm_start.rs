@@ -7,6 +7,7 @@ use super::{
 use ahash::AHashMap;
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_core::{
+    format::OtherVersion,
     ids::{ItemId, Row},
     units::UnixMillis,
 };
@@ -98,8 +99,12 @@ impl EarlierBundle {
                 "bundle {name} has no user_encoder.weights, because another program trained its user encoder"
             ));
         };
-        let encoder = EncoderWeights::decode(bytes.as_slice()).ok().filter(|encoder| encoder.version == VERSION);
-        let encoder = encoder.ok_or_else(|| format!("user_encoder.weights of bundle {name} has another version"))?;
+        let encoder = EncoderWeights::decode(bytes.as_slice())
+            .map_err(|error| format!("user_encoder.weights of bundle {name} cannot be read: {error}"))?;
+        if encoder.version != VERSION {
+            let version = OtherVersion { found: encoder.version, expected: VERSION };
+            return Err(format!("user_encoder.weights of bundle {name} {version}"));
+        }
         let is_same = match (sentence, &bundle.manifest.query_encoder) {
             (Some(files), QueryEncoderKind::Sentence(config)) => {
                 *config == files.config && bundle.query_encoder == files.model

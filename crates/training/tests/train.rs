@@ -267,4 +267,7 @@ fn a_stopped_training_resumes_to_the_same_model() {
 
     std::fs::write(shop.out("other.checkpoint"), b"of something else").unwrap();
     assert_eq!(shop.train("other").unwrap().checkpoint, CheckpointUse::Ignored);
+    // A message whose first field, the version, is 2.
+    std::fs::write(shop.out("earlier.checkpoint"), [8, 2]).unwrap();
+    assert_eq!(shop.train("earlier").unwrap().checkpoint, CheckpointUse::OtherVersion { found: 2, expected: 3 });
 }

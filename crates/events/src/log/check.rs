@@ -1,7 +1,7 @@
 //! Verification of a log, and a repair that keeps all complete records.
 use super::{
     TornTail, check_first, create_segment, header_error,
-    segment::{self, Frame, HEADER_BYTES, Header, Segment},
+    segment::{self, Frame, HEADER_BYTES, Header, HeaderError, Segment},
 };
 use crate::{
     Change, LogError, checkpoint,
@@ -257,8 +257,10 @@ fn examine(path: &Path, following: Option<u64>) -> Result<Option<Examined>, LogE
     let first = position_of(path).unwrap_or(1);
     let (segment, header_problem) = match Segment::read(path) {
         Ok(segment) => (segment, None),
-        Err(Ok(_)) if following.is_none() && fs::metadata(path)?.len() <= HEADER_BYTES as u64 => return Ok(None),
-        Err(Ok(reason)) => (Segment::salvage(path, first)?, Some(reason)),
+        Err(HeaderError::Damaged(_)) if following.is_none() && fs::metadata(path)?.len() <= HEADER_BYTES as u64 => {
+            return Ok(None);
+        }
+        Err(HeaderError::Damaged(reason)) => (Segment::salvage(path, first)?, Some(reason)),
         Err(error) => return Err(header_error(path, first, error)),
     };
     let part = |offset: usize, end: usize, positions, reason: Cow<'static, str>| DamagedPart {

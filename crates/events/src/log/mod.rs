@@ -18,7 +18,7 @@ pub use check::{Check, DamagedPart, Repair, check, repair};
 pub use compact::{CompactMode, Compacted, Retention, RetentionError, compact};
 use lodestone_core::units::UnixMillis;
 use rayon::prelude::*;
-use segment::{HEADER_BYTES, Header, PAYLOAD_BYTES_MAX, Segment};
+use segment::{HEADER_BYTES, Header, HeaderError, PAYLOAD_BYTES_MAX, Segment};
 use std::{
     borrow::Cow,
     fs, io,
@@ -293,7 +293,7 @@ fn remove_interrupted(directory: &LogDirectory, paths: &mut Vec<PathBuf>) -> Res
 }
 
 fn is_interrupted_creation(directory: &LogDirectory, last: &Path, previous: Option<&PathBuf>) -> io::Result<bool> {
-    if fs::metadata(last)?.len() > HEADER_BYTES as u64 || !matches!(Header::read(last), Err(Ok(_))) {
+    if fs::metadata(last)?.len() > HEADER_BYTES as u64 || !matches!(Header::read(last), Err(HeaderError::Damaged(_))) {
         return Ok(false);
     }
     Ok(match previous {
@@ -396,7 +396,9 @@ fn decode(mut paths: Vec<PathBuf>, from: u64, until: u64, visit: &mut dyn FnMut(
         let first = next.unwrap_or(if index == 0 { 1 } else { position_of(&path).unwrap_or(1) });
         let is_last = index + 1 == paths.len();
         let segment = match Segment::read(&path) {
-            Err(Ok(_)) if is_last && fs::metadata(&path)?.len() <= HEADER_BYTES as u64 => return Ok(first - 1),
+            Err(HeaderError::Damaged(_)) if is_last && fs::metadata(&path)?.len() <= HEADER_BYTES as u64 => {
+                return Ok(first - 1);
+            }
             read => read.map_err(|error| header_error(&path, first, error))?,
         };
         check_first(&path, first, segment.header)?;
@@ -487,10 +489,11 @@ fn damaged(path: &Path, damage: &segment::Damage) -> LogError {
     LogError::Damaged { path: path.to_owned(), offset: damage.offset as u64, position: damage.position, reason }
 }
 
-fn header_error(path: &Path, position: u64, error: Result<&'static str, io::Error>) -> LogError {
+fn header_error(path: &Path, position: u64, error: HeaderError) -> LogError {
     match error {
-        Ok(reason) => damage(path, position, reason),
-        Err(source) => LogError::Open { path: path.to_owned(), source: Arc::new(source) },
+        HeaderError::Version(version) => LogError::Version { path: path.to_owned(), version },
+        HeaderError::Damaged(reason) => damage(path, position, reason),
+        HeaderError::Io(source) => LogError::Open { path: path.to_owned(), source: Arc::new(source) },
     }
 }
 
@@ -667,6 +670,43 @@ mod tests {
             assert!(append(&mut log, &[delete("e")]) > 1 << 32);
             assert_eq!(positions(&log, 1).len(), 3);
         }
+    }
+
+    #[test]
+    fn a_log_of_another_version_is_refused_with_both_versions_and_no_repair_touches_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = two_segments(directory.path()).pop().unwrap();
+        // Version 1 had a shorter header, so its checksum is at another place.
+        let mut earlier = fs::read(&path).unwrap();
+        earlier[7] = b'1';
+        let sum = crc32c::crc32c(&earlier[..24]);
+        earlier[24..28].copy_from_slice(&sum.to_le_bytes());
+        for bytes in [&earlier[..], &earlier[..HEADER_BYTES]] {
+            fs::write(&path, bytes).unwrap();
+            let errors = [
+                EventLog::open(directory.path()).err(),
+                read(directory.path(), 1, |_, _, _| ()).err(),
+                check(directory.path()).err(),
+                repair(directory.path()).err(),
+            ];
+            for error in errors {
+                let text = error.unwrap().to_string();
+                assert!(text.contains("has version 1") && text.contains("reads version 2"), "{text}");
+                assert!(text.contains("events export"), "{text}");
+            }
+            assert_eq!(fs::read(&path).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn a_damaged_version_is_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = two_segments(directory.path()).pop().unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[7] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert!(matches!(EventLog::open(directory.path()), Err(LogError::Damaged { .. })));
+        assert_eq!(check(directory.path()).unwrap().damaged.len(), 1);
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //!
 //! A frame begins and ends with a byte that is not 0. So a part of a write that a crash kept from the disk, which reads
 //! as zeros or is not there at all, differs from a part that was damaged later.
+use lodestone_core::format::OtherVersion;
 use std::{
     fs,
     io::{self, Read},
@@ -58,28 +59,54 @@ impl Header {
         bytes
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
-        let header = bytes.get(..HEADER_BYTES).ok_or("the header is truncated")?;
+    fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
+        let header = bytes.get(..HEADER_BYTES).ok_or(HeaderError::Damaged("the header is truncated"))?;
+        if let Some(version) = other_version(header) {
+            return Err(HeaderError::Version(version));
+        }
         if &header[..8] != MAGIC {
-            return Err("the file is not a segment of an event log of this version");
+            return Err(HeaderError::Damaged("the file is not a segment of an event log"));
         }
         if u32_at(header, 28) != crc32c::crc32c(&header[..28]) {
-            return Err("the checksum of the header does not match");
+            return Err(HeaderError::Damaged("the checksum of the header does not match"));
         }
         let (first, end) = (u64_at(header, 8), u64_at(header, 16));
         if first == 0 || (end != 0 && end < first) {
-            return Err("the positions in the header are out of range");
+            return Err(HeaderError::Damaged("the positions in the header are out of range"));
         }
         Ok(Self { first, end: (end != 0).then_some(end), is_sparse: header[24] != 0 })
     }
 
-    /// Reads the header of a file. Returns `Err(Ok(reason))` if it is damaged.
-    pub(super) fn read(path: &Path) -> Result<Self, Result<&'static str, io::Error>> {
+    /// Reads the header of a file.
+    pub(super) fn read(path: &Path) -> Result<Self, HeaderError> {
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
-        let file = fs::File::open(path).map_err(Err)?;
-        file.take(HEADER_BYTES as u64).read_to_end(&mut bytes).map_err(Err)?;
-        Self::parse(&bytes).map_err(Ok)
+        let file = fs::File::open(path)?;
+        file.take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
+        Self::parse(&bytes)
     }
+}
+
+/// The reason why a header cannot be read.
+#[derive(Debug)]
+pub(super) enum HeaderError {
+    /// The segment may be complete, but this program cannot read it.
+    Version(OtherVersion),
+    Damaged(&'static str),
+    Io(io::Error),
+}
+
+impl From<io::Error> for HeaderError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Returns the version of a header that another version of this program wrote. A damaged byte of this version's header
+/// is no other version: with the right byte, its checksum matches.
+fn other_version(header: &[u8]) -> Option<OtherVersion> {
+    let version = OtherVersion::of(MAGIC, header)?;
+    let restored = crc32c::crc32c_append(crc32c::crc32c(MAGIC), &header[8..28]);
+    (restored != u32_at(header, 28)).then_some(version)
 }
 
 /// A complete frame and its location in the file.
@@ -149,10 +176,10 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// Reads a file. Returns `Err(Ok(reason))` if the header is damaged.
-    pub(super) fn read(path: &Path) -> Result<Self, Result<&'static str, io::Error>> {
-        let bytes = fs::read(path).map_err(Err)?;
-        let header = Header::parse(&bytes).map_err(Ok)?;
+    /// Reads a file.
+    pub(super) fn read(path: &Path) -> Result<Self, HeaderError> {
+        let bytes = fs::read(path)?;
+        let header = Header::parse(&bytes)?;
         Ok(Self { header, bytes })
     }
 
@@ -357,7 +384,7 @@ mod tests {
             let segment = segment(&payloads);
             let read: Vec<Vec<u8>> = segment.frames().map(|frame| frame.unwrap().payload.to_vec()).collect();
             prop_assert_eq!(read, payloads);
-            prop_assert_eq!(Header::parse(&segment.bytes), Ok(segment.header));
+            prop_assert_eq!(Header::parse(&segment.bytes).ok(), Some(segment.header));
         }
 
         /// Also in the last frame of the last write, which no other write follows.

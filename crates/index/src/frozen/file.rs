@@ -12,6 +12,7 @@ use super::{
     values::{Precision, Values},
 };
 use crate::kernels::InstructionSet;
+use lodestone_core::format::OtherVersion;
 use memmap2::Mmap;
 use std::{
     fs::File,
@@ -31,7 +32,7 @@ const HEADER_NUMBERS: usize = 8;
 pub enum FileError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path}: is not a valid vector index of this version: {problem}")]
+    #[error("{path}: is not a valid vector index: {problem}")]
     Format { path: PathBuf, problem: String },
 }
 
@@ -178,7 +179,11 @@ struct Header {
 
 impl Header {
     fn read(reader: &mut Reader) -> Result<Self, String> {
-        if reader.bytes(8)? != MAGIC {
+        let magic = reader.bytes(8)?;
+        if let Some(version) = OtherVersion::of(MAGIC, magic) {
+            return Err(format!("it {version}"));
+        }
+        if magic != MAGIC {
             return Err("it does not begin with LODEIDX2".to_owned());
         }
         let header: Vec<u64> = (0..HEADER_NUMBERS).map(|_| reader.number()).collect::<Result<_, _>>()?;

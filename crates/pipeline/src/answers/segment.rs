@@ -5,6 +5,7 @@
 //! depends on the answer log. The header has a checksum of its own, so that a damaged length costs one block: the
 //! reader searches for the next header.
 use super::record::{AnswerId, AnswerRecord};
+use lodestone_core::format::OtherVersion;
 use prost::Message;
 use std::{
     fs::{self, File},
@@ -32,8 +33,10 @@ const EXTENSION: &str = "answers";
 pub enum AnswerLogError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path}: not an answer log file of this version")]
+    #[error("{path}: not an answer log file")]
     Format { path: PathBuf },
+    #[error("{path} {version}; read it with the version of lodestone that wrote it, or move it to another directory")]
+    Version { path: PathBuf, version: OtherVersion },
     #[error("cannot start the thread that writes answers: {0}")]
     Thread(io::Error),
 }
@@ -257,9 +260,10 @@ impl SegmentReader {
         }
         reader.file.read_exact(&mut magic).map_err(failed)?;
         reader.left -= MAGIC.len() as u64;
-        match &magic == MAGIC {
-            true => Ok(reader),
-            false => Err(AnswerLogError::Format { path: path.to_owned() }),
+        match OtherVersion::of(MAGIC, &magic) {
+            Some(version) => Err(AnswerLogError::Version { path: path.to_owned(), version }),
+            None if &magic == MAGIC => Ok(reader),
+            None => Err(AnswerLogError::Format { path: path.to_owned() }),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The manifest of a bundle, `manifest.json`.
 use crate::{features, ranking::QueryEncoderKind};
+use lodestone_core::format::OtherVersion;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -25,6 +26,21 @@ pub struct Manifest {
     pub metrics: BTreeMap<String, f64>,
     /// Each file with its size and checksum.
     pub files: BTreeMap<String, FileSum>,
+}
+
+/// The reason why a manifest cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("the manifest {0}; train again with this version of lodestone")]
+    Version(OtherVersion),
+    #[error("the manifest cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The part of a manifest that all versions have.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
 }
 
 /// The minimum similarity of an item that only the vector search finds for a query, learned from queries that match an
@@ -79,6 +95,15 @@ impl Manifest {
             heads: Vec::new(),
             metrics: BTreeMap::new(),
             files: BTreeMap::new(),
+        }
+    }
+
+    /// Parses a manifest. Reads the format first, because other versions have other fields.
+    pub fn parse(text: &[u8]) -> Result<Self, ManifestError> {
+        let Format { format } = serde_json::from_slice(text)?;
+        match format == Self::FORMAT {
+            true => Ok(serde_json::from_slice(text)?),
+            false => Err(ManifestError::Version(OtherVersion { found: format, expected: Self::FORMAT })),
         }
     }
 

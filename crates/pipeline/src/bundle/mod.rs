@@ -12,7 +12,7 @@ use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::{Counts, ItemCounts, storage};
 use lodestone_index::{FileError, FrozenGraph, Neighbours};
-pub use manifest::{FileSum, Head, Manifest, RelevanceFloor, sha256};
+pub use manifest::{FileSum, Head, Manifest, ManifestError, RelevanceFloor, sha256};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -77,10 +77,8 @@ pub struct Bundle {
 pub enum BundleError {
     #[error("bundle {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("bundle {path}: the manifest cannot be read: {source}")]
-    Manifest { path: PathBuf, source: serde_json::Error },
-    #[error("bundle {path}: format {found}, this program reads {expected}")]
-    Format { path: PathBuf, found: u32, expected: u32 },
+    #[error("bundle {path}: {source}")]
+    Manifest { path: PathBuf, source: ManifestError },
     #[error("bundle {path}: trained with feature schema {found}, this program computes {expected}; train again")]
     Schema { path: PathBuf, found: String, expected: String },
     #[error("bundle file {path} is missing")]
@@ -102,8 +100,7 @@ impl Bundle {
     pub fn open(directory: &Path) -> Result<Self, BundleError> {
         let path = directory.join(MANIFEST);
         let text = fs::read(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
-        let manifest: Manifest =
-            serde_json::from_slice(&text).map_err(|source| BundleError::Manifest { path: path.clone(), source })?;
+        let manifest = Manifest::parse(&text).map_err(|source| BundleError::Manifest { path: path.clone(), source })?;
         manifest.check(directory)?;
         let file = |name: &str| read_verified(directory, name, &manifest);
         file(ITEMS)?;
@@ -237,7 +234,7 @@ impl Bundle {
             write_synced(&temporary.join(name), &bytes).map_err(|source| io(&temporary.join(name), source))?;
         }
         let text = serde_json::to_vec_pretty(&self.manifest)
-            .map_err(|source| BundleError::Manifest { path: temporary.clone(), source })?;
+            .map_err(|source| BundleError::Manifest { path: temporary.clone(), source: source.into() })?;
         write_synced(&temporary.join(MANIFEST), &text).map_err(|source| io(&temporary, source))?;
         let _ = fs::remove_dir(directory);
         storage::rename(&temporary, directory).map_err(|source| io(directory, source))?;
@@ -281,13 +278,10 @@ fn parse_vectors(bytes: &[u8], expected: usize) -> Result<Vec<f32>, String> {
 
 impl Manifest {
     fn check(&self, directory: &Path) -> Result<(), BundleError> {
-        let path = directory.to_owned();
-        if self.format != Manifest::FORMAT {
-            return Err(BundleError::Format { path, found: self.format, expected: Manifest::FORMAT });
-        }
         let expected = features::schema_hash();
         if self.feature_schema != expected {
-            return Err(BundleError::Schema { path, found: self.feature_schema.clone(), expected });
+            let (path, found) = (directory.to_owned(), self.feature_schema.clone());
+            return Err(BundleError::Schema { path, found, expected });
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ pub enum StoreError {
     Name { name: String },
     #[error("store {location} has no bundle `{name}`")]
     Unknown { location: String, name: String },
-    #[error("store {location} names no current bundle; publish one with `lodestone bundle publish`")]
+    #[error("store {location} does not exist or names no current bundle; publish one with `lodestone bundle publish`")]
     Empty { location: String },
     #[error(
         "store {location} has another bundle `{name}`; a bundle never changes, so train or build it under another name"
@@ -40,7 +40,7 @@ pub enum StoreError {
     Taken { location: String, name: String },
     #[error("store {location}: another bundle became current since the gate; compare with it and publish again")]
     Moved { location: String },
-    #[error("store {location}, bundle `{name}`: the manifest cannot be read: {problem}")]
+    #[error("store {location}, bundle `{name}`: {problem}")]
     Manifest { location: String, name: String, problem: String },
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -228,12 +228,12 @@ impl Store {
         check_name(name)?;
         let failed =
             |problem: String| StoreError::Manifest { location: self.location.clone(), name: name.to_owned(), problem };
-        let manifest: Manifest = serde_json::from_slice(text).map_err(|error| failed(error.to_string()))?;
+        let manifest = Manifest::parse(text).map_err(|error| failed(error.to_string()))?;
         if manifest.name != name {
-            return Err(failed(format!("it belongs to bundle `{}`", manifest.name)));
+            return Err(failed(format!("the manifest belongs to bundle `{}`", manifest.name)));
         }
         match manifest.files.keys().find(|file| check_name(file).is_err()) {
-            Some(file) => Err(failed(format!("`{file}` is not a plain file name"))),
+            Some(file) => Err(failed(format!("the manifest has `{file}`, which is not a plain file name"))),
             None => Ok(manifest),
         }
     }
@@ -371,5 +371,8 @@ mod tests {
         let text = serde_json::to_string(&Manifest::new("y".to_owned(), 0, 0, KIND)).unwrap();
         fs::write(location.path().join("x").join(MANIFEST), text).unwrap();
         assert!(matches!(store.manifest("x"), Err(StoreError::Manifest { .. })));
+        fs::write(location.path().join("x").join(MANIFEST), r#"{"format": 5, "person_encoder": "x"}"#).unwrap();
+        let text = store.manifest("x").unwrap_err().to_string();
+        assert!(text.contains("has version 5") && text.contains("train again"), "{text}");
     }
 }
