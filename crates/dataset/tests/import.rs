@@ -137,15 +137,113 @@ fn two_columns_of_one_name_are_an_error_that_names_both() {
 
 #[test]
 fn the_error_of_a_wrong_type_has_line_and_column() {
-    let wrong_pieces = format!("{HEADER}{ROW}a2,2010-01-01 10:00:00,c1,blue mug,two,1.50\n");
-    assert_contains(&import_error("shop.csv", wrong_pieces.as_bytes()), &["line 3", "`pieces`", "`two`"]);
     let wrong_time = format!("{HEADER}{ROW}a2,yesterday,c1,blue mug,2,1.50\n");
-    assert_contains(&import_error("shop.csv", wrong_time.as_bytes()), &["line 3", "`when`", "`yesterday`"]);
+    let text = import_error("shop.csv", wrong_time.as_bytes());
+    assert_contains(&text, &["line 3", "`when`", "`yesterday`", "1 earlier rows", "clean.time_format"]);
+    let other_format = format!("{HEADER}a2,28/11/2010 10:00,c1,blue mug,2,1.50\n");
+    let text = import_error("shop.csv", other_format.as_bytes());
+    assert_contains(&text, &["line 2", "set clean.time_format", "`iso8601`", "`%d/%m/%Y %H:%M`"]);
     let jsonl =
         br#"{"sku": "a1", "when": "2010-01-01 10:00:00", "customer": "c1", "name": "mug", "pieces": [1], "price": 1}"#;
     assert_contains(&import_error("shop.jsonl", jsonl), &["line 1", "`pieces`"]);
     let latin1 = [HEADER.as_bytes(), b"a1,2010-01-01,c1,caf\xe9,1,1\n"].concat();
     assert_contains(&import_error("shop.csv", &latin1), &["line 2", "UTF-8"]);
+}
+
+#[test]
+fn rows_of_bad_values_are_dropped_and_the_report_names_value_and_limit() {
+    let rows = "a2,2010-01-01,c1,mug,two,1.50\na3,2010-01-01,c1,mug,2,free\na4,2010-01-01,c1,mug,2,-1\n\
+                a5,2010-01-01,c1,mug,2,2000000000\na6,2010-01-01,c1,mug,2000000,1\na7,,c1,mug,1,1\na8,1980-01-01,c1,mug,1,1\n";
+    let long_user = format!("a9,2010-01-01,{},mug,1,1\n", "u".repeat(2000));
+    let (events, report) = imported(MAPPING, "shop.csv", format!("{HEADER}{ROW}{rows}{long_user}").as_bytes());
+    assert_eq!(items(&events), [Some("a1")]);
+    let classes = [
+        ("bad quantity", 1),
+        ("bad time", 1),
+        ("bad user", 1),
+        ("no time", 1),
+        ("not a number", 2),
+        ("price too high", 1),
+        ("price too low", 1),
+    ];
+    assert_eq!(dropped(&report), classes);
+    let text = report.to_string();
+    for part in [
+        "line 3, column `pieces`: `two` is not a number",
+        "line 5, column `price`: `-1` is below clean.price_min, 0",
+        "line 6, column `price`: `2000000000` is above 1000000000, the highest price",
+        "line 7, column `pieces`: `2000000` is above 1000000",
+        "line 9, column `when`: `1980-01-01` is before 1990",
+    ] {
+        assert_contains(&text, &[part]);
+    }
+    // Nothing is left if the mapping names the wrong column.
+    let wrong = import_error_with(
+        &MAPPING.replace("price = \"price\"", "price = \"name\""),
+        "shop.csv",
+        format!("{HEADER}{ROW}").as_bytes(),
+    );
+    assert_contains(&wrong, &["dropped all 1 rows", "line 2, column `name`: `red mug` is not a number"]);
+}
+
+#[test]
+fn prices_of_other_notations_need_a_declaration() {
+    let prices = |separator: &str, prices: &[&str]| {
+        let mapping = format!("{MAPPING}[clean]\ndecimal_separator = \"{separator}\"\n");
+        let rows: String = prices
+            .iter()
+            .enumerate()
+            .map(|(at, price)| format!("a{at};2010-01-0{};c1;mug;1;{price}\n", at + 1))
+            .collect();
+        let shop = Shop::new();
+        let report = shop.import(&mapping, "shop.csv", format!("{}{rows}", HEADER.replace(',', ";")).as_bytes())?;
+        let micros =
+            shop.events().iter().map(|event| event.price.map_or(0, |price| price.micros())).collect::<Vec<_>>();
+        Ok::<_, ImportError>((
+            micros,
+            dropped(&report).iter().map(|(name, count)| (name.to_string(), *count)).collect::<Vec<_>>(),
+        ))
+    };
+    assert_eq!(prices("", &["1,299.00", "12.5"]).unwrap().0, [1_299_000_000, 12_500_000]);
+    assert_eq!(prices(",", &["1.299,00", "12,50", "1.299"]).unwrap().0, [1_299_000_000, 12_500_000, 1_299_000_000]);
+    assert_eq!(prices(".", &["1.299", "1,299"]).unwrap().0, [1_299_000, 1_299_000_000]);
+    let (micros, dropped) = prices(".", &["12,50", "7"]).unwrap();
+    assert_eq!((micros, dropped), (vec![7_000_000], vec![("not a number".to_owned(), 1)]));
+    for ambiguous in [&["12,50"][..], &["1.299,00"], &["1,299"], &["899", "1.299"]] {
+        let text = prices("", ambiguous).unwrap_err().to_string();
+        assert_contains(&text, &["`price`", ambiguous[ambiguous.len() - 1], "clean.decimal_separator"]);
+    }
+    let text = prices(";", &["1"]).unwrap_err().to_string();
+    assert_contains(&text, &["clean.decimal_separator", "`;`"]);
+}
+
+#[test]
+fn a_number_of_json_has_a_decimal_point_whatever_the_mapping_says() {
+    let row = |price: &str| {
+        format!(
+            "{{\"sku\": \"a1\", \"when\": \"2010-01-01\", \"customer\": \"c\", \"name\": \"m\", \"pieces\": 1, \"price\": {price}}}\n"
+        )
+    };
+    let mapping = format!("{MAPPING}[clean]\ndecimal_separator = \",\"\n");
+    let (events, _) = imported(&mapping, "shop.jsonl", (row("1.299") + &row("\"1.299\"")).as_bytes());
+    let prices: Vec<_> = events.iter().map(|event| event.price.map(|price| price.micros())).collect();
+    assert_eq!(prices, [Some(1_299_000), Some(1_299_000_000)]);
+    imported(MAPPING, "shop.jsonl", row("1.299").as_bytes());
+}
+
+#[test]
+fn semicolons_and_tabs_are_recognised_by_the_header() {
+    for separator in [";", "\t"] {
+        let content = format!("\u{feff}{HEADER}{ROW}").replace(',', separator).replace("red mug", "\"red, mug\"");
+        for name in ["shop.csv", "shop.tsv"] {
+            assert_eq!(items(&imported(MAPPING, name, content.as_bytes()).0), [Some("a1")], "{separator} in {name}");
+        }
+        let text = import_error("shop.csv", content.replace("customer", "client").as_bytes());
+        assert_contains(&text, &["`customer`", "sku, when, client, name"]);
+    }
+    // The columns decide, not the number of separators.
+    let content = format!("a;b;c;d;e;f;g;h,{HEADER}x,{ROW}");
+    assert_eq!(items(&imported(MAPPING, "shop.csv", content.as_bytes()).0), [Some("a1")]);
 }
 
 #[test]
@@ -372,16 +470,19 @@ fn a_file_of_mixed_events_keeps_its_searches() {
 
 #[test]
 fn event_names_of_other_programs_are_mapped() {
+    let without_type =
+        "{\"event\": null, \"product_id\": 1, \"ts\": \"2024-05-01\", \"visitor\": \"v\", \"q\": null}\n";
     let names =
         ["view", "View", "view_item", "Add to Cart", "addtocart", "transaction", "scroll", "page_ping", "page_ping"];
     let rows: String = (names.iter().enumerate())
         .map(|(at, name)| format!("{{\"event\": \"{name}\", \"product_id\": {at}, \"ts\": \"2024-05-01\", \"visitor\": \"v\", \"q\": null}}\n"))
         .collect();
-    let (events, report) = imported(MIXED, "events.jsonl", rows.as_bytes());
+    let (events, report) = imported(MIXED, "events.jsonl", (rows + without_type).as_bytes());
     let kinds: Vec<&str> = events.iter().map(|event| event.kind.name()).collect();
     assert_eq!(kinds, ["view", "view", "view", "add_to_cart", "add_to_cart", "purchase"]);
-    assert_eq!(dropped(&report), [("ignored event type", 1), ("unknown event type", 2)]);
+    assert_eq!(dropped(&report), [("ignored event type", 1), ("no event type", 1), ("unknown event type", 2)]);
     assert_eq!(report.unknown_event_types["page_ping"], 2);
+    assert!(!report.unknown_event_types.contains_key(""));
     let text = report.to_string();
     assert_contains(&text, &["3 view lines", "1 purchase lines", "event_types", "`page_ping` 2"]);
     let wrong = Shop::new().mapping(&MIXED.replace("\"ignore\"", "\"skip\"")).unwrap_err().to_string();
@@ -464,6 +565,40 @@ fn products_keep_their_fields_and_events_add_the_others() {
     assert_eq!((items[0].title.as_str(), &items[0].categories[..]), ("Mug", &["Home", "A > B"].map(str::to_owned)[..]));
     assert_eq!(items[0].price.map(|price| price.micros()), Some(5_000_000), "the median price of its purchases");
     assert_eq!(items[1].title, "old", "an item that only events name");
+}
+
+#[test]
+fn a_product_of_a_bad_value_is_dropped_and_the_others_are_imported() {
+    let header = "id,name,text,path,labels,price,stock,since,Size (EU),vegan,code\n";
+    let rows =
+        "m1,Mug,,,,free,,,,,\nm2,Mug,,,,-3,,,,,\nm3,Mug,,,,1e10,,,,,\nm4,Mug,,,,4.95,many,,,,\nm1,Mug,,,,5.25,,,,,\n";
+    let shop = Shop::new();
+    let report = shop.import_products(PRODUCTS, "products.csv", format!("{header}{rows}").as_bytes()).unwrap();
+    let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
+    assert_eq!((items.len(), items[0].price.map(|price| price.micros())), (1, Some(5_250_000)), "the second row of m1");
+    let text = report.to_string();
+    for part in [
+        "2 dropped, not a number",
+        "line 2, column `price`: `free` is not a number",
+        "line 3, column `price`: `-3` is below clean.price_min, 0",
+        "line 4, column `price`: `1e10` is above 1000000000, the highest price",
+    ] {
+        assert_contains(&text, &[part]);
+    }
+}
+
+#[test]
+fn attributes_follow_the_decimal_separator() {
+    let header = "id;name;text;path;labels;price;stock;since;Size (EU);vegan;code\n";
+    let mapping = format!("{PRODUCTS}[clean]\ndecimal_separator = \",\"\n");
+    let shop = Shop::new();
+    let rows = format!("{header}m1;Mug;;;;12,50;;;39,5;;0,5\nm2;Mug;;;;1.299;;;1.500;;0,25\n");
+    shop.import_products(&mapping, "products.csv", rows.as_bytes()).unwrap();
+    let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
+    let sizes: Vec<_> = items.iter().map(|item| item.attributes["size"].clone()).collect();
+    assert_eq!(sizes, [AttributeValue::Number(39.5), AttributeValue::Number(1500.0)]);
+    assert_eq!(items[1].attributes["code"], AttributeValue::Number(0.25));
+    assert_eq!(items[1].price.map(|price| price.micros()), Some(1_299_000_000));
 }
 
 #[test]

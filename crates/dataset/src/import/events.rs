@@ -1,11 +1,11 @@
 //! Cleans the rows of a file of events.
 use super::{
-    ImportError, ValueError,
+    Formats, ImportError,
     catalogue::Catalogue,
     mapping::{EventColumns, MappedType, Mapping},
-    report::{ImportReport, Reason},
+    numbers::{self, Cell},
+    report::{ImportReport, Reason, RowError},
     rows::{Row, Rows},
-    times::{TimeError, Times},
 };
 use crate::DatasetEvent;
 use ahash::{AHashMap, AHashSet};
@@ -40,13 +40,10 @@ const AHEAD_MAX: i64 = UnixMillis::DAY;
 /// The identity of an event: rows that agree in it are one basket.
 type EventKey = (EventKind, String, Option<UserId>, UnixMillis);
 
-/// Either a kept value or the reason for dropping the row.
-type Cleaned<T> = Result<T, Reason>;
-
 pub(super) struct EventCleaning<'a> {
     mapping: &'a Mapping,
     columns: &'a EventColumns,
-    times: Times,
+    formats: Formats,
     /// Whether the file has Parquet times.
     has_typed_times: bool,
     now: UnixMillis,
@@ -61,11 +58,11 @@ pub(super) struct EventCleaning<'a> {
 }
 
 impl<'a> EventCleaning<'a> {
-    pub(super) fn new(mapping: &'a Mapping, columns: &'a EventColumns, times: Times, now: UnixMillis) -> Self {
-        Self {
+    pub(super) fn new(mapping: &'a Mapping, columns: &'a EventColumns, now: UnixMillis) -> Result<Self, ImportError> {
+        Ok(Self {
             mapping,
             columns,
-            times,
+            formats: Formats::new(mapping)?,
             has_typed_times: false,
             now,
             types: AHashMap::new(),
@@ -73,7 +70,7 @@ impl<'a> EventCleaning<'a> {
             hasher: ahash::RandomState::with_seeds(1, 2, 3, 4),
             first_lines: AHashMap::new(),
             events: Vec::new(),
-        }
+        })
     }
 
     /// Reads and cleans the file. Returns the events in the order of their times; events of the same time stay in the
@@ -90,8 +87,8 @@ impl<'a> EventCleaning<'a> {
         while let Some(row) = rows.next()? {
             report.row_count += 1;
             let line = row.line;
-            if let Err(reason) = self.take(&row, catalogue, report).map_err(|error| error.at(path, line))? {
-                report.drop(reason, line, &row.values.join(" | "));
+            if let Err(error) = self.take(&row, catalogue, report) {
+                report.drop(error, &row).map_err(|value| value.at(path, line))?;
             }
             if line % 4096 == 0 {
                 let (done, total) = rows.position();
@@ -101,47 +98,28 @@ impl<'a> EventCleaning<'a> {
         if report.row_count == 0 {
             return Err(ImportError::Empty { path: path.to_owned() });
         }
+        self.formats.finish(path)?;
         self.events.sort_by_key(|(line, event)| (event.at, *line));
         Ok(self.events.into_iter().map(|(_, event)| event).collect())
     }
 
-    /// Keeps a row or returns the reason for dropping it. A value that cannot be parsed is an error.
-    fn take(
-        &mut self,
-        row: &Row,
-        catalogue: &mut Catalogue,
-        report: &mut ImportReport,
-    ) -> Result<Cleaned<()>, ValueError> {
+    /// Keeps a row or returns the reason for not importing it.
+    fn take(&mut self, row: &Row, catalogue: &mut Catalogue, report: &mut ImportReport) -> Result<(), RowError> {
         if self.mapping.clean.drop_duplicates && !self.seen.insert(self.hasher.hash_one(row.values)) {
-            return Ok(Err(Reason::Duplicate));
+            return Err(Reason::Duplicate.into());
         }
         let order = self.id(row, Field::Order);
-        let (kind, named_refund) = match self.kind(row, order, report) {
-            Ok(kind) => kind,
-            Err(reason) => return Ok(Err(reason)),
-        };
+        let (kind, named_refund) = self.kind(row, order, report)?;
         if [Field::Item, Field::Order, Field::User, Field::Visitor]
             .iter()
             .any(|field| is_rounded(self.text(row, *field)))
         {
-            return Ok(Err(Reason::RoundedId));
+            return Err(Reason::RoundedId.into());
         }
-        let item = match self.item(row, kind) {
-            Ok(item) => item,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        let at = match self.time(row)? {
-            Ok(at) => at,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        let price = match self.price(row)? {
-            Ok(price) => price,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        let quantity = match self.quantity(row, kind, named_refund)? {
-            Ok(quantity) => quantity,
-            Err(reason) => return Ok(Err(reason)),
-        };
+        let item = self.item(row, kind)?;
+        let at = self.time(row)?;
+        let price = self.price(row)?;
+        let quantity = self.quantity(row, kind, named_refund)?;
         let user = self.user(row)?;
         let line = match order {
             "" => row.line,
@@ -164,7 +142,7 @@ impl<'a> EventCleaning<'a> {
             query: self.text(row, Field::Query).to_owned(),
         };
         self.events.push((line, event));
-        Ok(Ok(()))
+        Ok(())
     }
 
     fn text<'r>(&self, row: &Row<'r>, field: Field) -> &'r str {
@@ -177,7 +155,7 @@ impl<'a> EventCleaning<'a> {
     }
 
     /// Returns the event type, and whether the column of the types named it a refund.
-    fn kind(&mut self, row: &Row, order: &str, report: &mut ImportReport) -> Cleaned<(EventKind, bool)> {
+    fn kind(&mut self, row: &Row, order: &str, report: &mut ImportReport) -> Result<(EventKind, bool), Reason> {
         let prefix = &self.mapping.clean.refund_order_prefix;
         let kind = if self.columns.event_type.is_empty() {
             self.mapping.constants.event_kind.unwrap_or(EventKind::Purchase)
@@ -190,6 +168,7 @@ impl<'a> EventCleaning<'a> {
             match mapped {
                 Some(MappedType::Kind(kind)) => kind,
                 Some(MappedType::Ignored) => return Err(Reason::IgnoredType),
+                None if name.is_empty() => return Err(Reason::NoType),
                 None => {
                     report.unknown_type(name);
                     return Err(Reason::UnknownType);
@@ -202,7 +181,7 @@ impl<'a> EventCleaning<'a> {
     }
 
     /// Only a search needs no item, but it needs its query.
-    fn item(&self, row: &Row, kind: EventKind) -> Cleaned<Option<ItemId>> {
+    fn item(&self, row: &Row, kind: EventKind) -> Result<Option<ItemId>, Reason> {
         let text = self.id(row, Field::Item);
         if kind == EventKind::Search {
             let has_query = (1..=limits::TEXT_CHARS).contains(&self.text(row, Field::Query).chars().count());
@@ -215,49 +194,58 @@ impl<'a> EventCleaning<'a> {
         }
     }
 
-    fn time(&self, row: &Row) -> Result<Cleaned<UnixMillis>, ValueError> {
-        let text = self.text(row, Field::Time);
-        let parsed = if self.has_typed_times { self.times.parse_iso(text) } else { self.times.parse(text) };
-        match parsed {
-            Ok(at) if at >= EARLIEST && at.0 <= self.now.0.saturating_add(AHEAD_MAX) => Ok(Ok(at)),
-            Ok(_) | Err(TimeError::Range) => Ok(Err(Reason::Time)),
-            Err(TimeError::Format(problem)) => Err(ValueError::new(&self.columns.time, text, &problem)),
+    fn time(&mut self, row: &Row) -> Result<UnixMillis, RowError> {
+        let (column, text) = (&self.columns.time, self.text(row, Field::Time));
+        if text.is_empty() {
+            return Err(Reason::NoTime.into());
+        }
+        let at = self.formats.times.read(column, text, self.has_typed_times)?;
+        match at {
+            _ if at < EARLIEST => Err(RowError::dropped(Reason::Time, column, text, "before 1990")),
+            _ if at.0 > self.now.0.saturating_add(AHEAD_MAX) => {
+                Err(RowError::dropped(Reason::Time, column, text, "more than a day ahead"))
+            }
+            _ => Ok(at),
         }
     }
 
-    fn price(&self, row: &Row) -> Result<Cleaned<Option<PriceMicros>>, ValueError> {
-        let Some(price) = super::number(&self.columns.price, self.text(row, Field::Price))? else {
-            return Ok(Ok(None));
-        };
-        if price < self.mapping.clean.price_min {
-            return Ok(Err(Reason::Price));
-        }
-        // The conversion saturates above the range of prices.
-        Ok(PriceMicros::new((price * 1e6).round() as i64).map(Some).ok_or(Reason::Price))
+    fn number(&mut self, row: &Row, field: Field, column: &str) -> Result<Option<f64>, RowError> {
+        let (text, is_number) = (self.text(row, field), row.numbers[field as usize]);
+        self.formats.numbers.parse(Cell { column, text, line: row.line, is_number })
+    }
+
+    fn price(&mut self, row: &Row) -> Result<Option<PriceMicros>, RowError> {
+        let column = &self.columns.price;
+        let Some(price) = self.number(row, Field::Price, column)? else { return Ok(None) };
+        numbers::price(price, column, self.text(row, Field::Price), &self.mapping.clean).map(Some)
     }
 
     /// A refund that the column of the types names may have either sign; one that only its order's prefix names has a
     /// quantity below 0.
-    fn quantity(&self, row: &Row, kind: EventKind, named_refund: bool) -> Result<Cleaned<Quantity>, ValueError> {
-        let sent = super::number(&self.columns.quantity, self.text(row, Field::Quantity))?;
-        let Some(quantity) = sent else {
-            return Ok(if kind == EventKind::Refund && !named_refund {
-                Err(Reason::Quantity)
-            } else {
-                Ok(Quantity::ONE)
-            });
+    fn quantity(&mut self, row: &Row, kind: EventKind, named_refund: bool) -> Result<Quantity, RowError> {
+        let (column, text) = (&self.columns.quantity, self.text(row, Field::Quantity));
+        let is_prefixed_refund = kind == EventKind::Refund && !named_refund;
+        let Some(quantity) = self.number(row, Field::Quantity, column)? else {
+            return if is_prefixed_refund { Err(Reason::Quantity.into()) } else { Ok(Quantity::ONE) };
         };
         let amount = match kind {
             EventKind::Refund if named_refund => quantity.abs(),
             EventKind::Refund => -quantity,
             _ => quantity,
         };
-        Ok(Quantity::from_units(amount).ok_or(Reason::Quantity))
+        Quantity::from_units(amount).ok_or_else(|| {
+            let problem = match amount {
+                _ if amount > f64::from(Quantity::UNITS_MAX) => format!("above {}", Quantity::UNITS_MAX),
+                _ if is_prefixed_refund => "not below 0, as in a refund of clean.refund_order_prefix".to_owned(),
+                _ => "below 0.001".to_owned(),
+            };
+            RowError::dropped(Reason::Quantity, column, text, &problem)
+        })
     }
 
     /// The key of the user, or else of the visitor. An id with the prefix of a key, as exported files have it, is that
     /// key.
-    fn user(&self, row: &Row) -> Result<Option<UserId>, ValueError> {
+    fn user(&self, row: &Row) -> Result<Option<UserId>, RowError> {
         let parse = |field: Field, column: &str| {
             let text = self.id(row, field);
             let parsed = match text.split_at_checked(2) {
@@ -267,7 +255,7 @@ impl<'a> EventCleaning<'a> {
                 _ if matches!(field, Field::Visitor) => UserId::visitor(text),
                 _ => UserId::signed_in(text),
             };
-            parsed.map(Some).map_err(|error| ValueError::new(column, text, &error.to_string()))
+            parsed.map(Some).map_err(|error| RowError::dropped(Reason::User, column, text, &error.to_string()))
         };
         match parse(Field::User, &self.columns.user)? {
             Some(user) => Ok(Some(user)),

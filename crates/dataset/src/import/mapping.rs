@@ -1,5 +1,5 @@
 //! The mapping of a shop's columns, `mapping.toml`.
-use super::{ImportError, times::Times};
+use super::{ImportError, numbers::Numbers, times::Times};
 use lodestone_catalog::{attribute_name, limits};
 use lodestone_events::EventKind;
 use serde::{Deserialize, Deserializer, de::Error};
@@ -161,6 +161,8 @@ pub struct Clean {
     pub item_digits_min: usize,
     /// Rows with a lower price are dropped.
     pub price_min: f64,
+    /// `.` or `,`; the other one may separate thousands. Empty: the point, as long as no number has two meanings.
+    pub decimal_separator: String,
     /// Drop rows that are equal to an earlier row in all mapped columns.
     pub drop_duplicates: bool,
     /// Reads an id such as `17850.0`, which a spreadsheet or data frame made of `17850`, as `17850`.
@@ -175,6 +177,7 @@ impl Default for Clean {
             refund_order_prefix: String::new(),
             item_digits_min: 0,
             price_min: 0.0,
+            decimal_separator: String::new(),
             drop_duplicates: true,
             whole_number_ids: true,
         }
@@ -221,7 +224,8 @@ impl Mapping {
         if !currency.is_empty() && !is_code {
             return Err(format!("constants.currency `{currency}` is not an ISO 4217 code, such as EUR"));
         }
-        Times::new(&self.clean.time_format, &self.clean.time_zone).map(|_| ())
+        Numbers::new(&self.clean)?;
+        Times::new(&self.clean).map(|_| ())
     }
 
     fn check_events(&self, columns: &EventColumns) -> Result<(), String> {

@@ -3,6 +3,7 @@ mod catalogue;
 mod cells;
 mod events;
 mod mapping;
+mod numbers;
 mod products;
 mod report;
 mod rows;
@@ -13,6 +14,7 @@ use catalogue::Catalogue;
 use events::EventCleaning;
 use lodestone_core::units::UnixMillis;
 pub use mapping::Mapping;
+use numbers::Numbers;
 pub use report::{Dropped, ImportReport};
 use std::{
     fs, io,
@@ -40,8 +42,8 @@ pub enum ImportError {
          is not meant"
     )]
     TwoColumns { path: PathBuf, column: String, key: &'static str, first: usize, second: usize },
-    #[error("{path}: line {line}, column `{column}`: `{value}` is {problem}")]
-    Value { path: PathBuf, line: u64, column: String, value: String, problem: String },
+    #[error("{path}: line {line}, {value}")]
+    Value { path: PathBuf, line: u64, value: ValueError },
     #[error("{path}: the file has no rows")]
     Empty { path: PathBuf },
     #[error("{path}: cleaning dropped all {rows} rows:\n{report}")]
@@ -50,8 +52,10 @@ pub enum ImportError {
     Dataset(#[from] DatasetError),
 }
 
-/// A value that cannot be used, without its line.
-struct ValueError {
+/// A value that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("column `{column}`: `{value}` is {problem}")]
+pub struct ValueError {
     column: String,
     value: String,
     problem: String,
@@ -63,8 +67,7 @@ impl ValueError {
     }
 
     fn at(self, path: &Path, line: u64) -> ImportError {
-        let Self { column, value, problem } = self;
-        ImportError::Value { path: path.to_owned(), line, column, value, problem }
+        ImportError::Value { path: path.to_owned(), line, value: self }
     }
 }
 
@@ -88,20 +91,16 @@ pub fn import(
     now: UnixMillis,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<ImportReport, ImportError> {
-    let times = || {
-        Times::new(&mapping.clean.time_format, &mapping.clean.time_zone)
-            .map_err(|message| ImportError::Mapping { path: PathBuf::from("mapping.toml"), message })
-    };
     let (mut report, mut catalogue) = (ImportReport::default(), Catalogue::default());
     let mut products = Vec::new();
     if let Some(path) = files.products {
         let columns = mapping.products.as_ref().ok_or_else(|| missing_table(path, "products"))?;
-        products = products::read(mapping, columns, &times()?, path, &mut report, &mut progress)?;
+        products = products::read(mapping, columns, path, &mut report, &mut progress)?;
     }
     let mut events = Vec::new();
     if let Some(path) = files.events {
         let columns = mapping.columns.as_ref().ok_or_else(|| missing_table(path, "columns"))?;
-        let cleaning = EventCleaning::new(mapping, columns, times()?, now);
+        let cleaning = EventCleaning::new(mapping, columns, now)?;
         events = cleaning.read(path, &mut catalogue, &mut report, &mut progress)?;
         if events.is_empty() {
             let rows = report.row_count;
@@ -140,14 +139,25 @@ fn replace(
     fs::rename(&new, path).map_err(|source| ImportError::Io { path: path.to_owned(), source })
 }
 
-/// Parses a number; `None` if the text is empty.
-fn number(column: &str, text: &str) -> Result<Option<f64>, ValueError> {
-    if text.is_empty() {
-        return Ok(None);
+/// The formats of the numbers and times in a file.
+struct Formats {
+    numbers: Numbers,
+    times: Times,
+}
+
+impl Formats {
+    fn new(mapping: &Mapping) -> Result<Self, ImportError> {
+        let bad = |message| ImportError::Mapping { path: PathBuf::from("mapping.toml"), message };
+        let numbers = Numbers::new(&mapping.clean).map_err(bad)?;
+        Ok(Self { numbers, times: Times::new(&mapping.clean).map_err(bad)? })
     }
-    match text.parse::<f64>() {
-        Ok(number) if number.is_finite() => Ok(Some(number)),
-        _ => Err(ValueError::new(column, text, "not a number")),
+
+    /// Checks, after all rows, that the numbers have one meaning.
+    fn finish(self, path: &Path) -> Result<(), ImportError> {
+        match self.numbers.ambiguous() {
+            Some((line, error)) => Err(error.at(path, line)),
+            None => Ok(()),
+        }
     }
 }
 

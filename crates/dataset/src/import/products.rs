@@ -1,11 +1,11 @@
 //! Reads a file of products.
 use super::{
-    ImportError, ValueError,
+    Formats, ImportError,
     cells::LIST_SEPARATOR,
     mapping::{Mapping, ProductColumns},
-    report::{ImportReport, Reason},
+    numbers::{self, Cell},
+    report::{ImportReport, Reason, RowError},
     rows::{Row, Rows},
-    times::{TimeError, Times},
 };
 use ahash::AHashSet;
 use lodestone_catalog::{AttributeValue, Item, limits};
@@ -30,34 +30,40 @@ enum Field {
     FirstAttribute,
 }
 
-/// Reads the products, with the texts of their attributes.
+/// Reads the products, with the cells of their attributes.
 struct ProductReader<'a> {
     mapping: &'a Mapping,
     columns: &'a ProductColumns,
-    times: &'a Times,
+    formats: Formats,
     has_typed_times: bool,
     seen: AHashSet<ItemId>,
-    products: Vec<(Item, Vec<String>)>,
+    products: Vec<(Item, Vec<AttributeCell>)>,
+}
+
+/// The value of an attribute whose type is not known yet.
+struct AttributeCell {
+    text: String,
+    number: Option<f64>,
 }
 
 /// Reads the file. Returns the products in the order of the file.
 pub(super) fn read(
     mapping: &Mapping,
     columns: &ProductColumns,
-    times: &Times,
     path: &Path,
     report: &mut ImportReport,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<Item>, ImportError> {
     let mut rows = Rows::open(path, &columns.all())?;
     let has_typed_times = rows.is_time(Field::Created as usize);
+    let formats = Formats::new(mapping)?;
     let mut reader =
-        ProductReader { mapping, columns, times, has_typed_times, seen: AHashSet::new(), products: Vec::new() };
+        ProductReader { mapping, columns, formats, has_typed_times, seen: AHashSet::new(), products: Vec::new() };
     while let Some(row) = rows.next()? {
         report.product_row_count += 1;
         let line = row.line;
-        if let Err(reason) = reader.take(&row).map_err(|error| error.at(path, line))? {
-            report.drop_product(reason, line, &row.values.join(" | "));
+        if let Err(error) = reader.take(&row) {
+            report.drop_product(error, &row).map_err(|value| value.at(path, line))?;
         }
         if line % 4096 == 0 {
             let (done, total) = rows.position();
@@ -71,31 +77,31 @@ pub(super) fn read(
         let rows = report.product_row_count;
         return Err(ImportError::NothingLeft { path: path.to_owned(), rows, report: Box::new(report.clone()) });
     }
+    reader.formats.finish(path)?;
     Ok(with_attributes(columns, reader.products))
 }
 
 impl ProductReader<'_> {
-    fn take(&mut self, row: &Row) -> Result<Result<(), Reason>, ValueError> {
+    fn take(&mut self, row: &Row) -> Result<(), RowError> {
         let text = |field: Field| row.values[field as usize].as_str();
         let Ok(id) = ItemId::parse(super::id_text(text(Field::Id), &self.mapping.clean)) else {
-            return Ok(Err(Reason::NoItem));
+            return Err(Reason::NoItem.into());
         };
         if self.seen.contains(&id) {
-            return Ok(Err(Reason::SameProduct));
+            return Err(Reason::SameProduct.into());
         }
         let columns = self.columns;
         let limited = |column: &str, text: &str, max: usize| match text.chars().count() {
             count if count > max => {
                 let problem = format!("too long: it has {count} characters; the limit is {max}");
-                Err(ValueError::new(column, text, &problem))
+                Err(RowError::dropped(Reason::TooLong, column, text, &problem))
             }
             _ => Ok(text.split_whitespace().collect::<Vec<_>>().join(" ")),
         };
         let title = limited(&columns.title, text(Field::Title), limits::TITLE_CHARS)?;
         if title.is_empty() {
-            return Ok(Err(Reason::NoTitle));
+            return Err(Reason::NoTitle.into());
         }
-        self.seen.insert(id.clone());
         limited(&columns.description, text(Field::Description), limits::DESCRIPTION_CHARS)?;
         let list = |column: &str, field: Field, separator: &str, default: &str, count_max, chars_max| {
             let separator = if separator.is_empty() { default } else { separator };
@@ -108,7 +114,7 @@ impl ProductReader<'_> {
                 entries.map(|entry| limited(column, entry, chars_max)).collect::<Result<_, _>>()?;
             if entries.len() > count_max {
                 let problem = format!("too long: it has {} entries; the limit is {count_max}", entries.len());
-                return Err(ValueError::new(column, text(field), &problem));
+                return Err(RowError::dropped(Reason::TooLong, column, text(field), &problem));
             }
             Ok(entries)
         };
@@ -124,41 +130,42 @@ impl ProductReader<'_> {
                 limits::NAME_CHARS,
             )?,
             tags: list(&columns.tags, Field::Tags, &columns.tag_separator, ",", limits::TAGS, limits::TAG_CHARS)?,
-            price: price(&columns.price, text(Field::Price))?,
+            price: self.price(row)?,
             currency: self.mapping.constants.currency.clone(),
-            stock_quantity: super::number(&columns.stock, text(Field::Stock))?.map(pieces),
+            stock_quantity: self.number(row, Field::Stock, &columns.stock)?.map(pieces),
             created_at: self.created(text(Field::Created))?,
             ..Item::titled(id, &title)
         };
-        let attributes = &row.values[Field::FirstAttribute as usize..];
-        for ((_, column), value) in columns.attributes.iter().zip(attributes) {
-            limited(column, value, limits::TEXT_CHARS)?;
+        let first = Field::FirstAttribute as usize;
+        let mut attributes = Vec::with_capacity(columns.attributes.len());
+        for ((column, text), is_number) in
+            columns.attributes.values().zip(&row.values[first..]).zip(&row.numbers[first..])
+        {
+            limited(column, text, limits::TEXT_CHARS)?;
+            let number = self.formats.numbers.attribute(text, *is_number);
+            attributes.push(AttributeCell { text: text.clone(), number });
         }
-        self.products.push((item, attributes.to_vec()));
-        Ok(Ok(()))
+        self.seen.insert(item.id.clone());
+        self.products.push((item, attributes));
+        Ok(())
     }
 
-    fn created(&self, text: &str) -> Result<Option<UnixMillis>, ValueError> {
-        if text.is_empty() {
-            return Ok(None);
-        }
-        let parsed = if self.has_typed_times { self.times.parse_iso(text) } else { self.times.parse(text) };
-        parsed.map(Some).map_err(|error| {
-            let problem = match &error {
-                TimeError::Format(problem) => problem,
-                TimeError::Range => "outside the range of the calendar",
-            };
-            ValueError::new(&self.columns.created, text, problem)
-        })
+    fn number(&mut self, row: &Row, field: Field, column: &str) -> Result<Option<f64>, RowError> {
+        let (text, is_number) = (row.values[field as usize].as_str(), row.numbers[field as usize]);
+        self.formats.numbers.parse(Cell { column, text, line: row.line, is_number })
     }
-}
 
-fn price(column: &str, text: &str) -> Result<Option<PriceMicros>, ValueError> {
-    let Some(price) = super::number(column, text)? else { return Ok(None) };
-    // The conversion saturates outside the range of prices.
-    match PriceMicros::new((price * 1e6).round() as i64) {
-        Some(price) => Ok(Some(price)),
-        None => Err(ValueError::new(column, text, "not a price from 0 to 10^9")),
+    fn price(&mut self, row: &Row) -> Result<Option<PriceMicros>, RowError> {
+        let column = &self.columns.price;
+        let Some(price) = self.number(row, Field::Price, column)? else { return Ok(None) };
+        numbers::price(price, column, &row.values[Field::Price as usize], &self.mapping.clean).map(Some)
+    }
+
+    fn created(&mut self, text: &str) -> Result<Option<UnixMillis>, RowError> {
+        match text.is_empty() {
+            true => Ok(None),
+            false => self.formats.times.read(&self.columns.created, text, self.has_typed_times).map(Some),
+        }
     }
 }
 
@@ -168,26 +175,27 @@ fn pieces(stock: f64) -> u32 {
 }
 
 /// Sets the attributes. All values of one attribute have the same type: numbers or flags if all its texts are such.
-fn with_attributes(columns: &ProductColumns, products: Vec<(Item, Vec<String>)>) -> Vec<Item> {
+fn with_attributes(columns: &ProductColumns, products: Vec<(Item, Vec<AttributeCell>)>) -> Vec<Item> {
+    type Parse = fn(&AttributeCell) -> Option<AttributeValue>;
     let names: Vec<&String> = columns.attributes.keys().collect();
-    let parsers: Vec<fn(&str) -> Option<AttributeValue>> = (0..names.len())
+    let parsers: Vec<Parse> = (0..names.len())
         .map(|index| {
-            let texts = || products.iter().map(|(_, texts)| texts[index].as_str()).filter(|text| !text.is_empty());
-            let all = |parse: fn(&str) -> Option<AttributeValue>| texts().all(|text| parse(text).is_some());
-            [flag as fn(&str) -> Option<AttributeValue>, number].into_iter().find(|parse| all(*parse)).unwrap_or(words)
+            let cells = || products.iter().map(|(_, cells)| &cells[index]).filter(|cell| !cell.text.is_empty());
+            let all = |parse: Parse| cells().all(|cell| parse(cell).is_some());
+            [flag as Parse, number].into_iter().find(|parse| all(*parse)).unwrap_or(words)
         })
         .collect();
-    let finish = |(mut item, texts): (Item, Vec<String>)| {
-        for ((name, parse), text) in names.iter().zip(&parsers).zip(&texts).filter(|(_, text)| !text.is_empty()) {
-            item.attributes.extend(parse(text).map(|value| ((*name).clone(), value)));
+    let finish = |(mut item, cells): (Item, Vec<AttributeCell>)| {
+        for ((name, parse), cell) in names.iter().zip(&parsers).zip(&cells).filter(|(_, cell)| !cell.text.is_empty()) {
+            item.attributes.extend(parse(cell).map(|value| ((*name).clone(), value)));
         }
         item
     };
     products.into_iter().map(finish).collect()
 }
 
-fn flag(text: &str) -> Option<AttributeValue> {
-    match text.to_ascii_lowercase().as_str() {
+fn flag(cell: &AttributeCell) -> Option<AttributeValue> {
+    match cell.text.to_ascii_lowercase().as_str() {
         "true" => Some(AttributeValue::Flag(true)),
         "false" => Some(AttributeValue::Flag(false)),
         _ => None,
@@ -195,13 +203,12 @@ fn flag(text: &str) -> Option<AttributeValue> {
 }
 
 /// A number without leading zeros, which codes have.
-fn number(text: &str) -> Option<AttributeValue> {
-    let digits = text.trim_start_matches('-');
-    let is_code = digits.len() > 1 && digits.starts_with('0') && !digits.starts_with("0.");
-    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && !is_code)?;
-    Some(AttributeValue::Number(number))
+fn number(cell: &AttributeCell) -> Option<AttributeValue> {
+    let digits = cell.text.trim_start_matches('-');
+    let is_code = digits.strip_prefix('0').is_some_and(|rest| rest.starts_with(|c: char| c != '.' && c != ','));
+    cell.number.filter(|_| !is_code).map(AttributeValue::Number)
 }
 
-fn words(text: &str) -> Option<AttributeValue> {
-    Some(AttributeValue::Text(text.replace(LIST_SEPARATOR, ", ")))
+fn words(cell: &AttributeCell) -> Option<AttributeValue> {
+    Some(AttributeValue::Text(cell.text.replace(LIST_SEPARATOR, ", ")))
 }

@@ -1,4 +1,5 @@
 //! The report of an import.
+use super::{ValueError, rows::Row};
 use crate::DatasetEvent;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
@@ -33,22 +34,52 @@ pub struct Dropped {
     /// The line of the first dropped row of the class.
     pub example_line: u64,
     pub example: String,
+    /// Its column, value and limit; empty if no single value is the reason.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub example_problem: String,
+}
+
+/// The reason why a row is not imported.
+#[derive(Debug)]
+pub(super) enum RowError {
+    /// The row is dropped and counted. One value may be the reason.
+    Dropped { reason: Reason, value: Option<ValueError> },
+    /// The mapping does not describe the file, so the import ends.
+    Mapping(ValueError),
+}
+
+impl RowError {
+    pub(super) fn dropped(reason: Reason, column: &str, value: &str, problem: &str) -> Self {
+        Self::Dropped { reason, value: Some(ValueError::new(column, value, problem)) }
+    }
+}
+
+impl From<Reason> for RowError {
+    fn from(reason: Reason) -> Self {
+        Self::Dropped { reason, value: None }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Reason {
     Duplicate,
+    NoType,
     UnknownType,
     IgnoredType,
     RoundedId,
     NoItem,
     NoQuery,
     NotAProduct,
+    NoTime,
     Time,
-    Price,
+    NotANumber,
+    PriceTooLow,
+    PriceTooHigh,
     Quantity,
+    User,
     SameProduct,
     NoTitle,
+    TooLong,
 }
 
 impl Reason {
@@ -56,6 +87,7 @@ impl Reason {
     fn description(self) -> (&'static str, &'static str) {
         match self {
             Self::Duplicate => ("duplicate row", "equal to an earlier row in every mapped column"),
+            Self::NoType => ("no event type", "the column of columns.event_type is empty in these rows"),
             Self::UnknownType => {
                 ("unknown event type", "map it in the table event_types to one of docs/events.md, or to \"ignore\"")
             }
@@ -68,34 +100,48 @@ impl Reason {
                 ("no query", "a search without its text (columns.query), or with more than 1,000 characters")
             }
             Self::NotAProduct => ("not a product", "the item's id has too few digits: postage, fees, corrections"),
+            Self::NoTime => ("no time", "the column of times is empty in these rows"),
             Self::Time => {
                 ("bad time", "before 1990 or more than a day ahead; for numbers see clean.time_format, such as unix_ms")
             }
-            Self::Price => ("bad price", "below clean.price_min, or above 10^9"),
+            Self::NotANumber => ("not a number", "a price, quantity or stock is not a number"),
+            Self::PriceTooLow => ("price too low", "below clean.price_min"),
+            Self::PriceTooHigh => ("price too high", "above 1,000,000,000"),
             Self::Quantity => ("bad quantity", "0, above 1,000,000, below 0 in a purchase, or above 0 in a refund"),
+            Self::User => ("bad user", "the id of a user or visitor is not valid"),
             Self::SameProduct => ("same product", "an earlier row has the same id"),
             Self::NoTitle => ("no title", "the title is empty"),
+            Self::TooLong => ("too long", "a text or a list exceeds its limit"),
         }
     }
 }
 
-fn count(classes: &mut BTreeMap<&'static str, Dropped>, reason: Reason, line: u64, example: &str) {
+/// Counts a dropped row, or returns the value for which the import ends.
+fn count(classes: &mut BTreeMap<&'static str, Dropped>, error: RowError, row: &Row) -> Result<(), ValueError> {
+    let (reason, value) = match error {
+        RowError::Dropped { reason, value } => (reason, value),
+        RowError::Mapping(value) => return Err(value),
+    };
     let (name, why) = reason.description();
     let class = classes.entry(name).or_default();
     if class.row_count == 0 {
-        (class.why, class.example_line) = (why, line);
-        class.example = example.chars().take(100).collect();
+        (class.why, class.example_line) = (why, row.line);
+        class.example = row.values.join(" | ").chars().take(100).collect();
+        class.example_problem = value.map_or_else(String::new, |value| value.to_string());
     }
     class.row_count += 1;
+    Ok(())
 }
 
 impl ImportReport {
-    pub(super) fn drop(&mut self, reason: Reason, line: u64, example: &str) {
-        count(&mut self.dropped, reason, line, example);
+    /// Counts a dropped row of events, or returns the value for which the import ends.
+    pub(super) fn drop(&mut self, error: RowError, row: &Row) -> Result<(), ValueError> {
+        count(&mut self.dropped, error, row)
     }
 
-    pub(super) fn drop_product(&mut self, reason: Reason, line: u64, example: &str) {
-        count(&mut self.dropped_products, reason, line, example);
+    /// The same for a row of products.
+    pub(super) fn drop_product(&mut self, error: RowError, row: &Row) -> Result<(), ValueError> {
+        count(&mut self.dropped_products, error, row)
     }
 
     pub(super) fn unknown_type(&mut self, name: &str) {
@@ -151,7 +197,14 @@ impl fmt::Display for ImportReport {
 fn write_dropped(f: &mut fmt::Formatter<'_>, classes: &BTreeMap<&'static str, Dropped>) -> fmt::Result {
     for (name, class) in classes {
         writeln!(f, "{:>10} dropped, {name}: {}", class.row_count, class.why)?;
-        writeln!(f, "{:>10} first at line {}: {}", "", class.example_line, class.example)?;
+        match class.example_problem.is_empty() {
+            true => writeln!(f, "{:>10} first at line {}: {}", "", class.example_line, class.example)?,
+            false => writeln!(
+                f,
+                "{:>10} first at line {}, {}; the row: {}",
+                "", class.example_line, class.example_problem, class.example
+            )?,
+        }
     }
     Ok(())
 }

@@ -5,11 +5,12 @@ use super::{
     mapping::Column,
 };
 use crate::decompress;
+use arrow_schema::DataType;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use std::{
     fmt,
     fs::File,
-    io::{BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -24,6 +25,8 @@ pub(super) struct Row<'a> {
     /// The columns in the order of the mapping, without white space around them; empty for columns that the file does
     /// not have.
     pub values: &'a [String],
+    /// Whether the file's format has the value as a number, with a decimal point, and not as a text.
+    pub numbers: &'a [bool],
 }
 
 /// Reads a file row by row.
@@ -31,6 +34,7 @@ pub(super) struct Rows {
     path: PathBuf,
     source: Source,
     values: Vec<String>,
+    numbers: Vec<bool>,
     line: u64,
     read: Arc<AtomicU64>,
     bytes: u64,
@@ -66,14 +70,15 @@ impl Rows {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
         let (name, reader) = decompress(&name, counted).map_err(io)?;
         let source = match name.rsplit('.').next().unwrap_or_default() {
-            "csv" => csv_source(path, reader, columns)?,
+            "csv" | "tsv" => csv_source(path, reader, columns)?,
             "jsonl" | "ndjson" => Source::JsonLines(JsonLines::new(reader, columns)),
             "parquet" => Source::Parquet(Box::new(ParquetRows::open(path, columns)?)),
             extension => {
                 return Err(ImportError::Format { path: path.to_owned(), extension: extension.to_owned() });
             }
         };
-        Ok(Self { path: path.to_owned(), source, values: vec![String::new(); columns.len()], line: 0, read, bytes })
+        let (values, numbers) = (vec![String::new(); columns.len()], vec![false; columns.len()]);
+        Ok(Self { path: path.to_owned(), source, values, numbers, line: 0, read, bytes })
     }
 
     /// Returns the number of bytes read and the total number of bytes.
@@ -99,13 +104,14 @@ impl Rows {
                 }
                 has_row
             }
-            Source::JsonLines(lines) => lines.next(&self.path, &mut self.line, &mut self.values)?,
+            Source::JsonLines(lines) => lines.next(&self.path, &mut self.line, &mut self.values, &mut self.numbers)?,
             Source::Parquet(rows) => {
                 self.line += 1;
+                self.numbers.copy_from_slice(&rows.numbers);
                 rows.next(&mut self.values)?
             }
         };
-        Ok(has_row.then(|| Row { line: self.line, values: &self.values }))
+        Ok(has_row.then(|| Row { line: self.line, values: &self.values, numbers: &self.numbers }))
     }
 }
 
@@ -115,8 +121,22 @@ fn set(value: &mut String, text: &str) {
     value.push_str(text.trim());
 }
 
+/// The separators of columns that are recognised by the header.
+const SEPARATORS: [u8; 3] = [b',', b';', b'\t'];
+/// Greatest length of a header, in bytes, whose separator is recognised.
+const HEADER_BYTES_MAX: u64 = 1 << 20;
+
 fn csv_source(path: &Path, reader: Box<dyn Read>, columns: &[Column<'_>]) -> Result<Source, ImportError> {
-    let mut reader = csv::ReaderBuilder::new().from_reader(reader);
+    let mut reader = BufReader::new(reader);
+    let mut first_line = Vec::new();
+    reader.by_ref().take(HEADER_BYTES_MAX).read_until(b'\n', &mut first_line).map_err(|error| ImportError::Broken {
+        path: path.to_owned(),
+        line: 1,
+        message: error.to_string(),
+    })?;
+    let separator = separator(&first_line, columns);
+    let reader: Box<dyn Read> = Box::new(io::Cursor::new(first_line).chain(reader));
+    let mut reader = csv::ReaderBuilder::new().delimiter(separator).from_reader(reader);
     let header = reader.headers().map_err(|error| ImportError::Broken {
         path: path.to_owned(),
         line: 1,
@@ -128,6 +148,19 @@ fn csv_source(path: &Path, reader: Box<dyn Read>, columns: &[Column<'_>]) -> Res
     let names: Vec<String> = header.iter().map(|name| name.trim_start_matches(BOM).trim().to_owned()).collect();
     let indices = column_indices(path, &names, columns)?;
     Ok(Source::Csv { reader: Box::new(reader), record: csv::StringRecord::new(), indices })
+}
+
+/// Returns the separator with which the header has the most of the mapped columns, and the most columns.
+fn separator(first_line: &[u8], columns: &[Column<'_>]) -> u8 {
+    let found = |separator: u8| {
+        let mut reader = csv::ReaderBuilder::new().delimiter(separator).from_reader(first_line);
+        let Ok(header) = reader.headers() else { return (0, 0) };
+        let names: Vec<&str> = header.iter().map(|name| name.trim_start_matches(BOM).trim()).collect();
+        let mapped = columns.iter().filter(|(_, column)| !column.is_empty() && names.contains(column)).count();
+        (mapped, names.len())
+    };
+    // The first of equal ones.
+    SEPARATORS.into_iter().rev().max_by_key(|separator| found(*separator)).unwrap_or(b',')
 }
 
 fn csv_message(error: &csv::Error) -> String {
@@ -191,7 +224,13 @@ impl JsonLines {
 
     /// Reads the next line that is not blank. A line need not have each column, but some line must: a name that no line
     /// has is a mistake in the mapping.
-    fn next(&mut self, path: &Path, line: &mut u64, values: &mut [String]) -> Result<bool, ImportError> {
+    fn next(
+        &mut self,
+        path: &Path,
+        line: &mut u64,
+        values: &mut [String],
+        numbers: &mut [bool],
+    ) -> Result<bool, ImportError> {
         loop {
             *line += 1;
             self.text.clear();
@@ -210,7 +249,8 @@ impl JsonLines {
                 self.first_names = Some(object.keys().cloned().collect());
             }
             values.iter_mut().for_each(String::clear);
-            let object = JsonObject { columns: &self.columns, found: &mut self.found, values };
+            numbers.fill(false);
+            let object = JsonObject { columns: &self.columns, found: &mut self.found, values, numbers };
             let mut deserializer = serde_json::Deserializer::from_str(text);
             object.deserialize(&mut deserializer).map_err(|error| broken(error.to_string()))?;
             deserializer.end().map_err(|error| broken(error.to_string()))?;
@@ -232,6 +272,7 @@ struct JsonObject<'a> {
     columns: &'a [(&'static str, String)],
     found: &'a mut [bool],
     values: &'a mut [String],
+    numbers: &'a mut [bool],
 }
 
 impl<'de> DeserializeSeed<'de> for JsonObject<'_> {
@@ -259,10 +300,13 @@ impl<'de> Visitor<'de> for JsonObject<'_> {
             if taken.contains(&name) {
                 return Err(A::Error::custom(format!("`{name}` occurs twice")));
             }
-            let text = json_text(&name, map.next_value()?).map_err(A::Error::custom)?;
+            let value: serde_json::Value = map.next_value()?;
+            let is_number = value.is_number();
+            let text = json_text(&name, value).map_err(A::Error::custom)?;
             for (index, _) in self.columns.iter().enumerate().filter(|(_, (_, column))| *column == name) {
                 set(&mut self.values[index], &text);
                 self.found[index] = true;
+                self.numbers[index] = is_number;
             }
             taken.push(name);
         }
@@ -292,6 +336,7 @@ struct ParquetRows {
     /// Indices in the batches, which have the mapped columns only.
     indices: Vec<Option<usize>>,
     times: Vec<bool>,
+    numbers: Vec<bool>,
     batch: Option<arrow_array::RecordBatch>,
     row: usize,
     read: u64,
@@ -307,14 +352,17 @@ impl ParquetRows {
         let names: Vec<String> = builder.schema().fields().iter().map(|field| field.name().clone()).collect();
         let in_file = column_indices(path, &names, columns)?;
         let types = builder.schema().fields();
-        let times = in_file.iter().map(|index| index.is_some_and(|index| is_time(types[index].data_type()))).collect();
+        let are = |is: fn(&DataType) -> bool| -> Vec<bool> {
+            in_file.iter().map(|index| index.is_some_and(|index| is(types[index].data_type()))).collect()
+        };
+        let (times, numbers) = (are(is_time), are(DataType::is_numeric));
         let mut read: Vec<usize> = in_file.iter().copied().flatten().collect();
         read.sort_unstable();
         read.dedup();
         let indices = in_file.iter().map(|index| index.and_then(|index| read.binary_search(&index).ok())).collect();
         let mask = ProjectionMask::roots(builder.parquet_schema(), read);
         let reader = builder.with_projection(mask).build().map_err(|error| broken(error.to_string()))?;
-        Ok(Self { path: path.to_owned(), reader, indices, times, batch: None, row: 0, read: 0 })
+        Ok(Self { path: path.to_owned(), reader, indices, times, numbers, batch: None, row: 0, read: 0 })
     }
 
     fn next(&mut self, values: &mut [String]) -> Result<bool, ImportError> {

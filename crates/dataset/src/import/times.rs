@@ -1,4 +1,9 @@
 //! Times in a shop's file.
+use super::{
+    ValueError,
+    mapping::Clean,
+    report::{Reason, RowError},
+};
 use jiff::{
     Timestamp,
     civil::{DateTime, Time},
@@ -12,6 +17,8 @@ pub(super) struct Times {
     format: Format,
     name: String,
     zone: TimeZone,
+    /// Number of rows whose time is in the format.
+    read_count: u64,
 }
 
 enum Format {
@@ -25,9 +32,9 @@ enum Format {
 
 /// The reason why a time cannot be used.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum TimeError {
-    /// Not in the format; the text describes the format.
-    Format(String),
+enum TimeError {
+    /// Not in the format.
+    Format,
     /// No moment that the calendar has.
     Range,
 }
@@ -37,10 +44,10 @@ impl Times {
     const UNIX: [(&str, i64); 3] = [("unix_s", 1), ("unix_ms", 1000), ("unix_us", 1_000_000)];
 
     /// Checks format and time zone of a mapping.
-    pub(super) fn new(time_format: &str, time_zone: &str) -> Result<Self, String> {
-        let zone = TimeZone::get(time_zone)
-            .map_err(|_| format!("clean.time_zone `{}` is not an IANA time zone", time_zone))?;
-        let name = time_format.to_owned();
+    pub(super) fn new(clean: &Clean) -> Result<Self, String> {
+        let zone = TimeZone::get(&clean.time_zone)
+            .map_err(|_| format!("clean.time_zone `{}` is not an IANA time zone", clean.time_zone))?;
+        let name = clean.time_format.clone();
         let unix = Self::UNIX.iter().find(|(unix, _)| *unix == name);
         let format = match unix {
             Some((_, per_second)) => Format::Unix(*per_second),
@@ -53,11 +60,42 @@ impl Times {
                 ));
             }
         };
-        Ok(Self { format, name, zone })
+        Ok(Self { format, name, zone, read_count: 0 })
+    }
+
+    /// Parses the time of a row. `is_typed`: the file's format has times. A time in another format ends the import: to
+    /// drop the row would keep the others of a file whose days and months are mixed up.
+    pub(super) fn read(&mut self, column: &str, text: &str, is_typed: bool) -> Result<UnixMillis, RowError> {
+        match if is_typed { self.parse_iso(text) } else { self.parse(text) } {
+            Ok(at) => {
+                self.read_count += 1;
+                Ok(at)
+            }
+            Err(TimeError::Range) => {
+                Err(RowError::dropped(Reason::Time, column, text, "outside the range of the calendar"))
+            }
+            Err(TimeError::Format) => Err(RowError::Mapping(ValueError::new(column, text, &self.mismatch()))),
+        }
+    }
+
+    /// Describes a time that is not in the format.
+    fn mismatch(&self) -> String {
+        let name = &self.name;
+        match self.read_count {
+            0 => format!(
+                "not a time in the format `{name}`, and neither is an earlier one; set clean.time_format in the mapping \
+                 to the format of the file: `iso8601` (2026-11-28T09:30:00+01:00), `unix_s`, `unix_ms`, `unix_us`, or a \
+                 strftime format such as `%d/%m/%Y %H:%M`"
+            ),
+            count => format!(
+                "not a time in the format `{name}` (clean.time_format), as those of {count} earlier rows are; correct \
+                 the row, or the format if it mixes up days and months"
+            ),
+        }
     }
 
     /// Parses a time. An offset in the text applies; a time without one is local in the mapping's time zone.
-    pub(super) fn parse(&self, text: &str) -> Result<UnixMillis, TimeError> {
+    fn parse(&self, text: &str) -> Result<UnixMillis, TimeError> {
         let parsed = match &self.format {
             Format::Iso8601 => return self.parse_iso(text),
             Format::Unix(per_second) => unix(text, *per_second),
@@ -65,17 +103,13 @@ impl Times {
                 spellings.iter().find_map(|(format, offset)| self.strptime(format, *offset, text))
             }
         };
-        parsed.unwrap_or_else(|| Err(TimeError::Format(format!("not a time in the format `{}`", self.name))))
+        parsed.unwrap_or(Err(TimeError::Format))
     }
 
     /// Parses an ISO 8601 time, whatever the mapping's format; Parquet's own times are written like this.
-    pub(super) fn parse_iso(&self, text: &str) -> Result<UnixMillis, TimeError> {
+    fn parse_iso(&self, text: &str) -> Result<UnixMillis, TimeError> {
         let text = joined_offset(text);
-        let Ok(pieces) = Pieces::parse(text.as_bytes()) else {
-            let problem =
-                "not a time in the format `iso8601`, such as 2026-11-28T09:30:00+01:00; set clean.time_format";
-            return Err(TimeError::Format(problem.to_owned()));
-        };
+        let pieces = Pieces::parse(text.as_bytes()).map_err(|_| TimeError::Format)?;
         let local = pieces.date().to_datetime(pieces.time().unwrap_or(Time::midnight()));
         self.moment(local, pieces.to_numeric_offset())
     }
@@ -139,8 +173,12 @@ fn joined_offset(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn clean(format: &str, zone: &str) -> Clean {
+        Clean { time_format: format.to_owned(), time_zone: zone.to_owned(), ..Clean::default() }
+    }
+
     fn times(format: &str, zone: &str) -> Times {
-        Times::new(format, zone).unwrap()
+        Times::new(&clean(format, zone)).unwrap()
     }
 
     fn text(at: UnixMillis) -> String {
@@ -198,13 +236,13 @@ mod tests {
             assert_eq!(times(format, "UTC").parse(sent), Err(TimeError::Range), "{sent}");
         }
         for (format, sent) in [("iso8601", "yesterday"), ("unix_ms", "2024-07-15"), ("unix_s", ""), ("%Y", "x")] {
-            assert!(matches!(times(format, "UTC").parse(sent), Err(TimeError::Format(_))), "{sent}");
+            assert!(matches!(times(format, "UTC").parse(sent), Err(TimeError::Format)), "{sent}");
         }
     }
 
     #[test]
     fn an_unknown_format_or_zone_is_refused() {
-        let refused = |format: &str, zone: &str| Times::new(format, zone).err().unwrap();
+        let refused = |format: &str, zone: &str| Times::new(&clean(format, zone)).err().unwrap();
         assert!(refused("ISO", "UTC").contains("unix_ms"));
         assert!(refused("iso8601", "Mars/Base").contains("Mars/Base"));
     }
