@@ -2,15 +2,23 @@
 use super::{
     LibraryArgs,
     exit::Exit,
-    output::{OutputArgs, new_file, write_file},
+    output::{OutputArgs, write_file},
+    paths::{existing_directory, new_file},
     progress::StageBars,
 };
 use anyhow::ensure;
+use lodestone_events::EventKind;
 use lodestone_experiments as experiments;
-use lodestone_experiments::off_policy::{self, EstimateOptions, EvaluatedSlots, Reward};
+use lodestone_experiments::{
+    Outcome,
+    off_policy::{self, EstimateOptions, EvaluatedSlots, Reward},
+};
 use lodestone_pipeline::serving::{Serving, ServingConfig};
 use lodestone_training::{self, EvaluateOptions};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 /// Evaluates a bundle on the part of the data after its training, or a serving policy on logged answers.
 ///
@@ -27,7 +35,7 @@ Examples:
   lodestone evaluate --off-policy --answers answers --events events --reward purchase --value")]
 pub(crate) struct EvaluateArgs {
     /// The data that the bundle was trained on; training left its later part out.
-    #[arg(long, value_name = "DIR", required_unless_present = "off_policy")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory, required_unless_present = "off_policy")]
     data: Option<PathBuf>,
     /// The bundle.
     #[arg(long, value_name = "DIR", required_unless_present = "off_policy")]
@@ -65,7 +73,7 @@ struct LoggedArgs {
     /// events.parquet, a directory that contains it, or .jsonl; see docs/experiments.md.
     #[arg(long, value_name = "PATH", requires = "off_policy")]
     events: Option<PathBuf>,
-    /// Event type that counts as reward: 1 for a slot with at least one such event.
+    /// Event type that counts as reward, such as click or purchase: 1 for a slot with at least one such event.
     #[arg(long, value_name = "TYPE", default_value = "click")]
     reward: String,
     /// The reward is the value of the events, quantity times price.
@@ -101,6 +109,21 @@ fn evaluate_bundle(data: &Path, bundle: &Path, args: &EvaluateArgs) -> anyhow::R
     Ok(Exit::Success)
 }
 
+/// Refuses a reward that is neither an event type nor a type in the file, which may have types of its own.
+fn check_reward(reward: &str, outcomes: &[Outcome], events: &Path) -> anyhow::Result<()> {
+    const NAMES_MAX: usize = 20;
+    let in_file: BTreeSet<&str> = outcomes.iter().map(|outcome| outcome.kind.as_str()).collect();
+    let types = EventKind::ALL.map(EventKind::name);
+    ensure!(
+        types.contains(&reward) || in_file.contains(reward),
+        "--reward is `{reward}`, which is not an event type; the event types are {}; {} has {}",
+        types.join(", "),
+        events.display(),
+        in_file.into_iter().take(NAMES_MAX).collect::<Vec<_>>().join(", ")
+    );
+    Ok(())
+}
+
 fn evaluate_logged(args: &LoggedArgs, output: &OutputArgs) -> anyhow::Result<Exit> {
     let (Some(answers), Some(events)) = (&args.answers, &args.events) else {
         anyhow::bail!("--off-policy needs --answers and --events");
@@ -117,6 +140,7 @@ fn evaluate_logged(args: &LoggedArgs, output: &OutputArgs) -> anyhow::Result<Exi
     let is_empty = judged.slots.is_empty() && judged.left_out == 0;
     ensure!(!is_empty, "{} contains no records of answers", answers.display());
     let outcomes = experiments::read_outcomes(events)?;
+    check_reward(&args.reward, &outcomes, events)?;
     let report = off_policy::evaluate_answers(&judged, &outcomes, &reward, &EstimateOptions::default());
     output.write(&report)?;
     Ok(Exit::answer(report.refused.is_none()))

@@ -90,7 +90,8 @@ enum Source {
 /// Returns the format of a file by its extension. A directory has a file of this name, or one for each day (`day=…`,
 /// `date=…`), which are returned in order.
 fn source(path: &Path, name: &'static str) -> Result<Source, ExperimentFileError> {
-    if !path.is_dir() {
+    let io = |source| ExperimentFileError::Io { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(io)?.is_dir() {
         return match path.extension().and_then(|extension| extension.to_str()) {
             Some("parquet") => Ok(Source::Parquet(vec![path.to_owned()])),
             Some("jsonl") => Ok(Source::Lines),
@@ -100,7 +101,6 @@ fn source(path: &Path, name: &'static str) -> Result<Source, ExperimentFileError
     if path.join(name).is_file() {
         return Ok(Source::Parquet(vec![path.join(name)]));
     }
-    let io = |source| ExperimentFileError::Io { path: path.to_owned(), source };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).map_err(io)? {
         let file = entry.map_err(io)?.path().join(name);

@@ -192,6 +192,10 @@ fn a_log_without_support_is_refused_with_the_reason() {
     let mut few = log.clone();
     few.rows.truncate(60);
     assert!(matches!(estimate(&few, &quick(1)), Err(Refusal::Ess { .. } | Refusal::UnseenCells { .. })));
+    few.rows.truncate(30);
+    let refusal = estimate(&few, &quick(1)).unwrap_err();
+    assert!(matches!(refusal, Refusal::Rows { rows: 30, limit: 50.0 }), "{refusal}");
+    assert!(refusal.to_string().contains("the log has 30") && refusal.to_string().contains("at least 50"), "{refusal}");
 
     // Propensities that are too high by a factor of three.
     let mut wrong = log.clone();

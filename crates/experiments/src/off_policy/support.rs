@@ -44,6 +44,8 @@ pub struct Support {
 pub enum Refusal {
     #[error("the log has no rows")]
     Empty,
+    #[error("too few rows: the log has {rows}; an estimate needs an effective sample size of at least {limit:.0} rows")]
+    Rows { rows: usize, limit: f64 },
     #[error(
         "no support: {share:.1} % of the target policy's probability is on items that the log never shows (limit {limit:.1} %), so their rewards are unknown"
     )]
@@ -114,6 +116,9 @@ impl Support {
         let percent = |share: f64| 100.0 * share;
         if self.rows == 0 {
             return Err(Refusal::Empty);
+        }
+        if (self.rows as f64) < limits.ess_min {
+            return Err(Refusal::Rows { rows: self.rows, limit: limits.ess_min });
         }
         if self.unseen_items > limits.unseen_items_max {
             let (share, limit) = (percent(self.unseen_items), percent(limits.unseen_items_max));
