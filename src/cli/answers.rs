@@ -1,7 +1,9 @@
 //! `lodestone answers`: reads the answer log.
 use super::{
     exit::Exit,
+    numbers::within,
     output::{FormatArgs, OutputArgs},
+    paths::{existing_directory, output_directory},
     time,
 };
 use crate::server::{
@@ -19,6 +21,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Greatest number of Monte Carlo samples.
+const SAMPLES_MAX: u64 = 1_000_000;
+
 #[derive(Subcommand)]
 pub(crate) enum AnswersCommand {
     Export(ExportArgs),
@@ -35,16 +40,16 @@ Example:
   lodestone answers export --data data --since 7d --out answers")]
 pub(crate) struct ExportArgs {
     /// The data directory of the server, which may be running.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// Start of the export: a day (2026-11-25), a time (2026-11-25T08:00:00Z), or a span before now (7d, 12h).
     #[arg(long, value_name = "TIME", default_value = "1970-01-01")]
     since: String,
     /// Directory for the files OUT/day=2026-11-25/answers.parquet. Existing files of exported days are replaced.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = output_directory)]
     out: PathBuf,
     /// Monte Carlo samples for probabilities without a closed form. The rows have their standard errors.
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", value_parser = within(1..=SAMPLES_MAX), default_value_t = 200)]
     samples: usize,
     #[command(flatten)]
     format: FormatArgs,
@@ -61,10 +66,10 @@ pub(crate) struct ShowArgs {
     #[arg(value_name = "ID")]
     id: uuid::Uuid,
     /// The data directory of the server, which may be running.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// Monte Carlo samples for probabilities without a closed form.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", value_parser = within(1..=SAMPLES_MAX), default_value_t = 1000)]
     samples: usize,
     #[command(flatten)]
     output: OutputArgs,
@@ -103,15 +108,21 @@ impl fmt::Display for Exported {
     }
 }
 
-fn export(args: &ExportArgs) -> anyhow::Result<Exit> {
+/// Returns the directory of the answer log in the data directory of a server.
+fn answer_log(data: &Path) -> anyhow::Result<PathBuf> {
+    let directory = data.join(ANSWERS);
     anyhow::ensure!(
-        (1..=1_000_000).contains(&args.samples),
-        "--samples is {}; it must be within 1 and 1,000,000",
-        args.samples
+        directory.is_dir(),
+        "{} does not exist: no server has logged answers in this data directory; check --data, and --answers-share of \
+         `lodestone serve`",
+        directory.display()
     );
+    Ok(directory)
+}
+
+fn export(args: &ExportArgs) -> anyhow::Result<Exit> {
     let since = time::since(&args.since, UnixMillis::now()).context("--since")?;
-    let directory = args.data.join(ANSWERS);
-    anyhow::ensure!(directory.is_dir(), "{} does not exist: no answer was logged", directory.display());
+    let directory = answer_log(&args.data)?;
     let mut days = DayFiles { out: &args.out, open: BTreeMap::new(), written: Vec::new() };
     let (mut answer_count, mut row_count, mut invalid, mut failure) = (0, 0, 0, None);
     let lost = answers::for_each_record(&directory, since, |record| match record.rows(args.samples) {
@@ -177,7 +188,7 @@ impl DayFiles<'_> {
 }
 
 fn show(args: &ShowArgs) -> anyhow::Result<Exit> {
-    let record = answers::find(&args.data.join(ANSWERS), args.id.as_bytes())?;
+    let record = answers::find(&answer_log(&args.data)?, args.id.as_bytes())?;
     let Some(record) = record else {
         args.output.write(&Missing { answer_id: args.id.to_string(), is_logged: false })?;
         return Ok(Exit::No);

@@ -6,6 +6,7 @@ use super::{
     matrix::Matrix,
     open_store,
     output::{FormatArgs, OutputArgs, write_file},
+    paths::{new_directory, output_directory},
     progress::StageBars,
     time::bundle_name,
 };
@@ -48,7 +49,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "DIR")]
     from: PathBuf,
     /// The bundle to write; must not exist.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = new_directory)]
     out: PathBuf,
     /// User encoder, from a history to a vector, as ONNX.
     #[arg(long, value_name = "FILE", requires = "item_vectors")]
@@ -96,7 +97,7 @@ pub(crate) struct ExportVectorsArgs {
     bundle: PathBuf,
     /// The directory for item_vectors.npy (user space), title_vectors.npy (query space) and item_ids.txt. Files of
     /// these names are replaced.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = output_directory)]
     out: PathBuf,
     #[command(flatten)]
     format: FormatArgs,

@@ -2,12 +2,13 @@
 use super::{
     exit::Exit,
     output::{FormatArgs, OutputArgs},
+    paths::{existing_directory, output_directory},
 };
 use anyhow::Context;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset as dataset;
+use lodestone_engine::{LogMissing, event_log};
 use lodestone_events::{
-    EventLog,
     checkpoint::Checkpoint,
     log::{self, Check, CompactMode, DamagedPart, Repair, Retention, TornTail},
 };
@@ -16,9 +17,6 @@ use std::{
     fmt,
     path::{Path, PathBuf},
 };
-
-/// The directory of the log in the data directory.
-const LOG: &str = "log";
 
 #[derive(clap::Subcommand)]
 pub(crate) enum EventsCommand {
@@ -38,7 +36,7 @@ Example:
   lodestone events export --data data --since 2026-03-01 --until 2026-03-31 --out data/events")]
 pub(crate) struct ExportArgs {
     /// The data directory with the log.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// First day: YYYY-MM-DD, or a time on that day such as 2026-03-01T12:00:00Z.
     #[arg(long, value_name = "DAY")]
@@ -47,7 +45,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_name = "DAY")]
     until: Option<String>,
     /// Directory for the files OUT/date=YYYY-MM-DD/events.parquet.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = output_directory)]
     out: PathBuf,
     #[command(flatten)]
     format: FormatArgs,
@@ -65,7 +63,7 @@ Examples:
   lodestone events verify --data data --repair")]
 pub(crate) struct VerifyArgs {
     /// The data directory with the log.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// Rewrites damaged files without their damaged parts, and goes on without missing files.
     #[arg(long)]
@@ -85,7 +83,7 @@ Example:
   lodestone events compact --data data --keep impression=30d --keep view=365d --dry-run")]
 pub(crate) struct CompactArgs {
     /// The data directory with the log.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// Retention of an event type, at least 7d: impression=30d. May be repeated.
     #[arg(long, value_name = "TYPE=DAYSd")]
@@ -103,17 +101,6 @@ pub(crate) fn run(command: &EventsCommand) -> anyhow::Result<Exit> {
         EventsCommand::Verify(args) => verify(args),
         EventsCommand::Compact(args) => compact(args),
     }
-}
-
-fn log_directory(data: &Path) -> anyhow::Result<PathBuf> {
-    let directory = data.join(LOG);
-    anyhow::ensure!(
-        directory.is_dir(),
-        "{} has no event log: the directory {} does not exist",
-        data.display(),
-        directory.display()
-    );
-    Ok(directory)
 }
 
 /// Parses a day into days since 1970.
@@ -157,7 +144,7 @@ fn export(args: &ExportArgs) -> anyhow::Result<Exit> {
     anyhow::ensure!(until.is_none_or(|until| until >= since), "--until is before --since");
     let days = since..until.map_or(i64::MAX, |until| until + 1);
     let dataset::Exported { events, foreign, files, position } =
-        dataset::export(&log_directory(&args.data)?, days, &args.out)?;
+        dataset::export(&event_log(&args.data)?, days, &args.out)?;
     args.format.print(&Exported { events, foreign, position, files, out: args.out.clone() })?;
     Ok(Exit::Success)
 }
@@ -348,12 +335,14 @@ impl fmt::Display for LogReport {
 }
 
 fn verify(args: &VerifyArgs) -> anyhow::Result<Exit> {
-    let directory = args.data.join(LOG);
-    // A repair also replaces a log that does not exist as a whole.
-    let is_missing = args.repair && args.data.is_dir() && !EventLog::exists(&directory);
-    let before = match is_missing {
-        true => None,
-        false => Some(LogReport::read(&log_directory(&args.data)?)?),
+    let (directory, before) = match event_log(&args.data) {
+        // A repair also replaces a log that was lost as a whole.
+        Err(LogMissing::Lost { log, .. }) if args.repair => (log, None),
+        found => {
+            let log = found?;
+            let report = LogReport::read(&log)?;
+            (log, Some(report))
+        }
     };
     let verified = match before {
         Some(log) if !args.repair || log.is_whole() => Verified { log, repair: None },
@@ -397,7 +386,7 @@ fn compact(args: &CompactArgs) -> anyhow::Result<Exit> {
         retention.add(keep).context("--keep")?;
     }
     let mode = if args.dry_run { CompactMode::DryRun } else { CompactMode::Apply };
-    let compacted = log::compact(&log_directory(&args.data)?, &retention, UnixMillis::now(), mode)?;
+    let compacted = log::compact(&event_log(&args.data)?, &retention, UnixMillis::now(), mode)?;
     args.output.write(&Compacted {
         is_dry_run: args.dry_run,
         dropped_events: compacted.events.iter().map(|(kind, count)| (kind.name(), *count)).collect(),

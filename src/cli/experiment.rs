@@ -1,7 +1,8 @@
 //! `lodestone experiment`
 use super::{
     exit::Exit,
-    output::{OutputArgs, new_file, write_file},
+    output::{OutputArgs, write_file},
+    paths::new_file,
 };
 use anyhow::{anyhow, ensure};
 use lodestone_experiments::{self, AnalysisOptions};

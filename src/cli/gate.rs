@@ -1,5 +1,5 @@
 //! `lodestone gate`, and the verdict that `train` and `retrain` share.
-use super::{LibraryArgs, exit::Exit, output::OutputArgs, progress::StageBars};
+use super::{LibraryArgs, exit::Exit, output::OutputArgs, paths::existing_directory, progress::StageBars};
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{self, GateOptions, Verdict};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ Example:
   lodestone gate --data data --candidate new --current bundle --format json")]
 pub(crate) struct GateArgs {
     /// The data that both bundles were trained on.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// The new bundle.
     #[arg(long, value_name = "DIR")]

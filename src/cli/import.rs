@@ -1,5 +1,5 @@
 //! `lodestone import`
-use super::{exit::Exit, output::FormatArgs, progress::style};
+use super::{exit::Exit, output::FormatArgs, paths::output_directory, progress::style};
 use clap::ArgGroup;
 use indicatif::ProgressBar;
 use lodestone_core::units::UnixMillis;
@@ -27,7 +27,7 @@ pub(crate) struct ImportArgs {
     #[arg(long, value_name = "FILE")]
     products: Option<PathBuf>,
     /// Directory for items.parquet and events.parquet.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = output_directory)]
     out: PathBuf,
     #[command(flatten)]
     format: FormatArgs,

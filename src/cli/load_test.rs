@@ -1,7 +1,9 @@
 //! `lodestone load-test`: throughput and latency of a server, measured by a client.
 use super::{
     exit::Exit,
-    output::{OutputArgs, new_file},
+    numbers::within,
+    output::OutputArgs,
+    paths::{existing_directory, new_file},
 };
 use crate::server::proto::{
     self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient,
@@ -51,13 +53,13 @@ pub(crate) struct LoadTestArgs {
     address: String,
     /// Directory of `lodestone import`: requests have its users, queries are made of its titles, events have its
     /// items.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// The RPC to measure.
     #[arg(long, value_enum, default_value = "recommend")]
     rpc: RpcArg,
     /// Numbers of connections to measure, 1 to 1024 each.
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', default_value = "1,8,32")]
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = within(1..=1024), default_value = "1,8,32")]
     connections: Vec<usize>,
     /// Length of each measurement in seconds. There are two per number of connections.
     #[arg(long, value_name = "S", default_value_t = 5.0)]
@@ -69,10 +71,10 @@ pub(crate) struct LoadTestArgs {
     #[arg(long, requires = "rate")]
     only_rate: bool,
     /// Results per page.
-    #[arg(long, value_name = "N", default_value_t = 24)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..), default_value_t = 24)]
     page_size: i32,
     /// Events per request of `write-events`, or per message of `stream-events` (at most 1,000).
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", value_parser = within(1..=10_000), default_value_t = 100)]
     batch: usize,
     /// Seed of the choice of users and queries.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -178,11 +180,6 @@ impl fmt::Display for Report {
 
 pub(crate) fn load_test(args: &LoadTestArgs) -> anyhow::Result<Exit> {
     ensure!(args.seconds > 0.0 && args.seconds <= 3600.0, "--seconds is {}; above 0, at most 3600", args.seconds);
-    ensure!(
-        args.connections.iter().all(|count| (1..=1024).contains(count)),
-        "--connections must be within 1 and 1024 each"
-    );
-    ensure!((1..=10_000).contains(&args.batch), "--batch is {}; it must be within 1 and 10,000", args.batch);
     ensure!(args.rate.is_none_or(|rate| rate > 0.0 && rate <= 1e6), "--rate must be above 0 and at most 1,000,000");
     let calls = Arc::new(Calls::of(args)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

@@ -5,6 +5,7 @@ use super::{
     gate::{UsersMinArg, decide},
     lock::{Attempt, Lock},
     output::OutputArgs,
+    paths::existing_directory,
     progress::StageBars,
     train::TrainArgs,
 };
@@ -54,7 +55,7 @@ Example, in a crontab:
   0 3 * * *  lodestone retrain --gate --data /data --store /store --keep 7 2>>/var/log/retrain.log")]
 pub(crate) struct RetrainArgs {
     /// The data directory of `lodestone serve`: imported history and event log. Both are only read.
-    #[arg(long, value_name = "DIR", env = "LODESTONE_DATA")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory, env = "LODESTONE_DATA")]
     data: PathBuf,
     #[command(flatten)]
     store: StoreArgs,
@@ -124,7 +125,6 @@ impl fmt::Display for Report {
 }
 
 pub(crate) fn retrain(args: &RetrainArgs) -> anyhow::Result<Exit> {
-    ensure!(args.data.is_dir(), "--data {} is not a directory", args.data.display());
     let work = Work::open(args.work.clone().unwrap_or_else(|| args.data.join(WORK)))?;
     let _lock = match Lock::attempt(&work.path.join(LOCK))? {
         Attempt::Taken(lock) => lock,

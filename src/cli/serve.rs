@@ -18,19 +18,17 @@ use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Duration};
 /// Every flag can also be set by its environment variable. SIGTERM and Ctrl-C finish the running requests and end the
 /// server with exit code 0.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["bundle", "store"]))]
+#[command(override_usage = "\
+lodestone serve --bundle <DIR> --data <DIR> [OPTIONS]     (one bundle)
+       lodestone serve --store <DIR|URL> --data <DIR> [OPTIONS]  (the current bundle of a store)")]
 #[command(after_help = "\
 Examples:
   lodestone serve --bundle bundle --data data
   lodestone serve --store s3://bucket/shop --data data --metrics-listen 127.0.0.1:9464")]
 pub(crate) struct ServeArgs {
     /// The bundle of `lodestone train`. It serves until the server ends.
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "LODESTONE_BUNDLE",
-        required_unless_present = "store",
-        conflicts_with = "store"
-    )]
+    #[arg(long, value_name = "DIR", env = "LODESTONE_BUNDLE")]
     bundle: Option<PathBuf>,
     /// A store of bundles, a directory or a URL, filled by `lodestone bundle publish`. The server loads the store's
     /// current bundle, watches the store, and swaps in later bundles without interruption; see docs/model-rollout.md.

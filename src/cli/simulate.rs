@@ -2,7 +2,9 @@
 use super::{
     LibraryArgs,
     exit::Exit,
-    output::{OutputArgs, new_file, write_file},
+    numbers::within,
+    output::{OutputArgs, write_file},
+    paths::{new_directory, new_file},
     progress::style,
 };
 use crate::server::proto::{
@@ -55,29 +57,29 @@ Examples:
   lodestone simulate --format json --out simulation.json --plot simulation.svg")]
 pub(crate) struct SimulateArgs {
     /// Number of simulated worlds, each with its own shop and shoppers.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100), default_value_t = 3)]
     seeds: u64,
     /// Seed of the first world. The others follow it.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Shoppers per world.
-    #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().shopper_count)]
+    #[arg(long, value_name = "N", value_parser = within(20..=100_000), default_value_t = SimulationConfig::default().shopper_count)]
     shoppers: usize,
     /// Products per world. A fifth of them are launched during the measured days.
-    #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().product_count)]
+    #[arg(long, value_name = "N", value_parser = within(50..=9999), default_value_t = SimulationConfig::default().product_count)]
     products: usize,
     /// Measured days, with a night after each; the last one ends now.
-    #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().day_count)]
+    #[arg(long, value_name = "N", value_parser = within(2..=365), default_value_t = SimulationConfig::default().day_count)]
     days: usize,
     /// Days before them, on which the first bundle is trained.
-    #[arg(long, value_name = "N", default_value_t = SimulationConfig::default().history_days)]
+    #[arg(long, value_name = "N", value_parser = within(5..=3650), default_value_t = SimulationConfig::default().history_days)]
     history_days: usize,
     /// Also writes a plot of the days as SVG.
     #[arg(long, value_name = "FILE", value_parser = new_file)]
     plot: Option<PathBuf>,
     /// Directory for data, bundles and logs of the servers; must not exist. Default: a temporary directory, removed at
     /// the end.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = new_directory)]
     work: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
@@ -119,15 +121,6 @@ enum Night {
 }
 
 pub(crate) fn simulate(args: SimulateArgs) -> anyhow::Result<Exit> {
-    let within = |name: &str, value: usize, low: usize, high: usize| {
-        ensure!((low..=high).contains(&value), "--{name} is {value}; it must be within {low} and {high}");
-        Ok(())
-    };
-    within("seeds", args.seeds as usize, 1, 100)?;
-    within("shoppers", args.shoppers, 20, 100_000)?;
-    within("products", args.products, 50, 9999)?;
-    within("days", args.days, 2, 365)?;
-    within("history-days", args.history_days, 5, 3650)?;
     let config = SimulationConfig {
         product_count: args.products,
         shopper_count: args.shoppers,
@@ -173,7 +166,6 @@ impl WorkDirectory {
         let path = chosen.unwrap_or_else(|| {
             std::env::temp_dir().join(format!("lodestone-simulate-{}-{}", std::process::id(), UnixMillis::now().0))
         });
-        ensure!(!path.exists(), "--work {} exists; choose another directory or remove it", path.display());
         fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
         Ok(Self { path, is_temporary })
     }

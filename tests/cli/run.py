@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -146,6 +147,77 @@ def conventions(work):
           f"a training step is measured {ran.stderr}")
 
 
+def mistakes(work):
+    """Wrong paths, numbers and versions are refused before the work begins, with what to do."""
+    nowhere, file, empty = work / "no-such-directory", work / "a-file", work / "an-empty-directory"
+    file.touch()
+    empty.mkdir()
+    existing = [("train", "--data", DATA), ("bundle", "build", "--from", BUNDLE, "--ranker", f"{BUNDLE}/ranker.onnx"), ("benchmark", "events")]
+    for command in existing:
+        refused(["--out", "exists"], *command, "--out", empty)
+        refused(["--out", "a-file is not a directory"], *command, "--out", file / "out")
+        # Even root creates nothing there.
+        refused(["--out", "/proc cannot be written"], *command, "--out", "/proc/out")
+    for command in [("import", "--mapping", "m.toml", "--in", "e.csv"), ("answers", "export", "--data", DATA),
+                    ("events", "export", "--data", DATA, "--since", "2026-01-01"), ("bundle", "export-vectors", "--bundle", BUNDLE)]:
+        refused(["--out", "is a file"], *command, "--out", file)
+        refused(["--out", "/proc cannot be written"], *command, "--out", "/proc/out")
+    refused(["--out", "/proc cannot be written"], "bundle", "show", "--bundle", BUNDLE, "--out", "/proc/out")
+    refused(["--gate", "no-such-directory"], "train", "--data", DATA, "--out", work / "new", "--gate", nowhere)
+    check(not (work / "new").exists() and list(empty.iterdir()) == [], "a refused command leaves nothing behind")
+
+    answer = "00000000-0000-7000-8000-000000000000"
+    for command in [("answers", "show", answer), ("answers", "export", "--out", work / "x"), ("events", "verify"), ("events", "verify", "--repair"),
+                    ("events", "compact"), ("events", "export", "--since", "2026-01-01", "--out", work / "x"), ("train", "--out", work / "x"),
+                    ("evaluate", "--bundle", BUNDLE), ("gate", "--candidate", BUNDLE, "--current", BUNDLE), ("retrain", "--store", work / "x"),
+                    ("load-test",)]:
+        refused(["--data", "no-such-directory", "cannot be read"], *command, "--data", nowhere)
+    for command in [("bundle", "show"), ("bundle", "publish", "--store", work / "x"), ("benchmark", "models"), ("benchmark", "ann"),
+                    ("evaluate", "--data", DATA), ("bundle", "export-vectors", "--out", work / "x")]:
+        refused(["no-such-directory", "No such file"], *command, "--bundle", nowhere)
+    refused(["no-such-directory", "No such file"], "experiment", "report", "--answers", nowhere, "--events", nowhere, "--experiment", "e")
+    refused(["no-such-directory does not exist"], "bundle", "prune", "--keep", 1, "--store", nowhere)
+    check(not nowhere.exists(), "none of these creates the directory")
+    refused(["an-empty-directory/answers does not exist", "--answers-share"], "answers", "show", answer, "--data", empty)
+    for repair in [(), ("--repair",)]:
+        refused(["an-empty-directory/log has no event log", "no server has used"], "events", "verify", "--data", empty, *repair)
+    (empty / "token.key").touch()
+    lost = ["an-empty-directory/log has no event log", "moved or removed", f"events verify --data {empty} --repair"]
+    refused(lost, "events", "verify", "--data", empty)
+    refused(lost, "serve", "--bundle", BUNDLE, "--data", empty)
+
+    refused(["--bundle <DIR>|--store <DIR|URL>", "lodestone serve --bundle <DIR> --data <DIR>", "lodestone serve --store"], "serve")
+    refused(["--samples", "0 is not in 1"], "answers", "show", answer, "--data", DATA, "--samples", 0)
+    refused(["--samples", "0 is not in 1"], "answers", "export", "--data", DATA, "--out", work / "x", "--samples", 0)
+    for flag in ["connections", "page-size", "batch"]:
+        refused([f"--{flag}", "0 is not in 1"], "load-test", "--data", DATA, f"--{flag}", 0)
+    for flag in ["events", "users", "items"]:
+        refused([f"--{flag}", "0 is not in 1"], "benchmark", "events", "--out", work / "x", f"--{flag}", 0)
+    for flag in ["count", "m", "ef-construction"]:
+        refused([f"--{flag}", "0 is not in"], "benchmark", "ann", "--synthetic", "3000x16", f"--{flag}", 0)
+    for flag in ["items", "batch", "length", "width", "negatives", "steps"]:
+        refused([f"--{flag}", "0 is not in"], "benchmark", "encoder-step", f"--{flag}", 0)
+    refused(["--mean-length is 0"], "benchmark", "encoder-step", "--mean-length", 0)
+    for flag in ["seeds", "shoppers", "products", "days", "history-days"]:
+        refused([f"--{flag}", "0 is not in"], "simulate", f"--{flag}", 0)
+    refused(["--window-hours", "0 is not in 1"], "evaluate", "--off-policy", "--answers", "a", "--events", "e", "--window-hours", 0)
+
+    earlier = work / "earlier-bundle"
+    shutil.copytree(BUNDLE, earlier)
+    manifest = json.loads((earlier / "manifest.json").read_text())
+    (earlier / "manifest.json").write_text(json.dumps({**manifest, "format": 5, "person_encoder": "a field of format 5"}))
+    versions = ["has version 5", "reads version 6", "train again"]
+    refused(versions, "bundle", "show", "--bundle", earlier)
+    refused(versions, "serve", "--bundle", earlier, "--data", work / "x")
+    store = work / "store-of-earlier"
+    shutil.copytree(earlier, store / "earlier")
+    (store / "current").write_text("earlier\n")
+    refused(versions, "serve", "--store", store, "--data", work / "x")
+    (work / "of-answers" / "answers").mkdir(parents=True)
+    (work / "of-answers" / "answers" / f"{1:020}.answers").write_bytes(b"LDANSW\0\x01 and more")
+    refused(["has version 1", "reads version 2", "that wrote it"], "answers", "export", "--data", work / "of-answers", "--out", work / "x")
+
+
 def nearest_vectors(work):
     report = json.loads(run("benchmark", "ann", "--synthetic", "3000x16", "--count", 10, "--format", "json").stdout)
     check(report["runs"][-1]["recall"] >= 0.99 and report["runs"][-1]["queries_per_s"] > 0, "synthetic vectors are found")
@@ -225,6 +297,15 @@ def imports(work):
     check(ran.returncode == SUCCESS and "700 items" in ran.stdout and sorted(os.listdir(work / "catalogue")) == ["items.parquet"],
           f"a file of products becomes items and no events {ran.stderr}")
     refused(["--in", "--products"], "import", "--mapping", work / "products.toml", "--out", work / "catalogue")
+    (work / "european.toml").write_text('[products]\nid = "sku"\ntitle = "name"\nprice = "price"\n')
+    (work / "european.csv").write_text("sku;name;price\n1;mug;12,50\n2;jug;1.299,00\n3;cup;free\n")
+    european = ["import", "--mapping", work / "european.toml", "--products", work / "european.csv", "--out", work / "european"]
+    refused(["line 2", "`price`", "`12,50`", "clean.decimal_separator"], *european)
+    with open(work / "european.toml", "a") as mapping:
+        mapping.write('[clean]\ndecimal_separator = ","\n')
+    ran = run(*european)
+    check(ran.returncode == SUCCESS and "2 items" in ran.stdout and "line 4, column `price`: `free` is not a number" in ran.stdout,
+          f"prices with a decimal comma are imported, and a bad one costs its row {ran.stdout} {ran.stderr}")
 
 
 def gate():
@@ -244,7 +325,7 @@ def model_times():
     sizes = {(timing["model"], timing["size"]) for timing in report["models"]}
     check({("user encoder", 50), ("ranker", 200), ("ranker", 1000), ("query encoder", 4)} <= sizes, "every model is measured")
     check(all(0 < timing["p50_ms"] <= timing["p99_ms"] for timing in report["models"]), "its times are in order")
-    refused(["--runs is 3", "10"], "benchmark", "models", "--bundle", BUNDLE, "--runs", 3)
+    refused(["--runs", "3 is not in 10"], "benchmark", "models", "--bundle", BUNDLE, "--runs", 3)
     refused(["none", "No such file"], "benchmark", "models", "--bundle", "none")
 
 
@@ -301,17 +382,18 @@ def other_policies(work):
 
 
 def stopped_training(work):
-    out = work / "bundle"
+    # The parents of `--out` are created before the training, because the checkpoint is there.
+    out = work / "stopped" / "bundle"
     # There is no checkpoint before the query encoder is trained, which takes a different time on each machine.
     for seconds in (2, 4, 8, 16):
         ran = subprocess.Popen([LODESTONE, "train", "--data", DATA, "--out", str(out)], stderr=subprocess.PIPE, text=True)
         time.sleep(seconds)
         ran.send_signal(signal.SIGINT)
         stderr = ran.communicate(timeout=120)[1]
-        if (work / "bundle.checkpoint").exists():
+        if (work / "stopped" / "bundle.checkpoint").exists():
             break
     check(ran.returncode == INTERRUPTED and "bundle.checkpoint" in stderr, "Ctrl-C stops a training and names the checkpoint")
-    check((work / "bundle.checkpoint").stat().st_size > 0 and not out.exists(), "it leaves a checkpoint and no bundle")
+    check((work / "stopped" / "bundle.checkpoint").stat().st_size > 0 and not out.exists(), "it leaves a checkpoint and no bundle")
 
 
 def same_model(work):
@@ -359,6 +441,7 @@ def experiments(work):
 
 with tempfile.TemporaryDirectory() as directory:
     conventions(pathlib.Path(directory))
+    mistakes(pathlib.Path(directory))
     exported_vectors(pathlib.Path(directory))
     file_size_limit(pathlib.Path(directory))
     experiments(pathlib.Path(directory))

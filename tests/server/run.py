@@ -259,14 +259,17 @@ def explained(work):
         ran = subprocess.run([LODESTONE, "experiment", "report", "--answers", str(out), "--events", str(outcomes), "--experiment", experiment],
                              capture_output=True, text=True, timeout=60)
         check(ran.returncode == 0 and text in ran.stdout, f"the experiment {experiment} is reported {ran.stderr}")
-    evaluate = [LODESTONE, "evaluate", "--off-policy", "--events", str(outcomes), "--reward", "view", "--format", "json", "--answers"]
-    ran = subprocess.run([*evaluate, str(out)], capture_output=True, text=True, timeout=60)
+    evaluate = [LODESTONE, "evaluate", "--off-policy", "--events", str(outcomes), "--format", "json", "--answers"]
+    ran = subprocess.run([*evaluate, str(out), "--reward", "view"], capture_output=True, text=True, timeout=60)
     estimate = json.loads(ran.stdout or "{}")
     check(ran.returncode in (0, 1) and estimate["answers"] >= answered and estimate["same_slots"] > 0,
           f"the value of the order without exploration is estimated {ran.stderr}")
-    ran = subprocess.run([*evaluate, str(data / "answers"), "--serving", str(serving), "--serving-config", "plain"], capture_output=True, text=True,
+    ran = subprocess.run([*evaluate, str(data / "answers"), "--reward", "view", "--serving", str(serving), "--serving-config", "plain"], capture_output=True, text=True,
                          timeout=60)
     estimate = json.loads(ran.stdout or "{}")
+    ran_wrong = subprocess.run([*evaluate, str(out), "--reward", "zz"], capture_output=True, text=True, timeout=60)
+    check(ran_wrong.returncode == 2 and all(word in ran_wrong.stderr for word in ["--reward is `zz`", "click, add_to_cart", "outcomes.jsonl has view"]),
+          f"an unknown reward is refused with the known ones {ran_wrong.stderr}")
     check(estimate["answers"] > 5 and estimate["left_out"] > 0 and estimate["answers"] + estimate["left_out"] >= answered,
           f"the value of another configuration is estimated from the records that allow it {estimate} {ran.stderr}")
 
@@ -577,7 +580,9 @@ def lost_log(work):
     check(is_reported("NOT_SERVING") and health("") == "SERVING", "health: events and catalogue are NOT_SERVING, the server is SERVING")
     answer, error = server.call(RECOMMEND, {"viewer": {"user_id": "kill"}, "type": "RECOMMEND_TYPE_FOR_YOU"})
     check(answer and answer["results"], f"requests are still answered {error}")
-    check_refused(BUNDLE, data, "a second server on the directory without its log", ["event log", str(data / "log"), "does not exist", "events verify --repair"])
+    check_refused(BUNDLE, data, "a second server on the directory without its log", [str(data / "log"), "has no event log", "moved or removed", "events verify --data", "--repair"])
+    ran = subprocess.run([LODESTONE, "events", "verify", "--data", str(data)], capture_output=True, text=True, timeout=60)
+    check(ran.returncode == 2 and "has no event log, but a server has used the data directory" in ran.stderr, f"verify says the same {ran.stderr}")
     moved.rename(data / "log")
     check(is_reported("SERVING"), "health: SERVING when the log is back")
     answer, error = server.call(WRITE, {"events": [view("after"), view("before")]})
@@ -587,7 +592,7 @@ def lost_log(work):
     check(is_reported("NOT_SERVING"), "health: NOT_SERVING after the log was removed, without a write")
     check(refused({"events": [view("removed")]}), "a write after the log was removed is refused")
     check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
-    check_refused(BUNDLE, data, "a removed log", ["event log", "does not exist", "events verify --repair"])
+    check_refused(BUNDLE, data, "a removed log", ["has no event log", "moved or removed", "events verify --data", "--repair"])
     ran = subprocess.run([LODESTONE, "events", "verify", "--data", str(data), "--repair"], capture_output=True, text=True)
     check(ran.returncode == 0 and "repaired" in ran.stdout, f"verify --repair goes on without the log {ran.stderr}")
     server = Server(data)

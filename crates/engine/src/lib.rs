@@ -11,6 +11,6 @@ mod workers;
 
 pub use engine::{Engine, EngineConfig, QueuedEvents};
 pub use error::{EngineError, PageTokenError, WriteOutcome, WriteReport};
-pub use open::{ANSWERS, OpenError, OpenOptions, open};
+pub use open::{ANSWERS, LogMissing, OpenError, OpenOptions, event_log, open};
 pub use replays::{Replay, ReplayedSlot};
 pub use token::{PageToken, TokenKey, TokenKeyError};

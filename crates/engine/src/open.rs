@@ -89,11 +89,8 @@ pub enum OpenError {
     Log(#[from] LogError),
     #[error(transparent)]
     Serving(#[from] ServingError),
-    #[error(
-        "the data directory was in use, but its event log {path} does not exist; put it back, or go on without its \
-         events by `lodestone events verify --repair`"
-    )]
-    LogMissing { path: PathBuf },
+    #[error(transparent)]
+    LogMissing(#[from] LogMissing),
     #[error(transparent)]
     TokenKey(#[from] TokenKeyError),
     #[error("answer log: {0}")]
@@ -102,6 +99,33 @@ pub enum OpenError {
     Synonyms(#[from] SynonymsError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
+}
+
+/// The reason why a data directory has no event log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogMissing {
+    #[error("{log} has no event log, because no server has used the data directory {data} yet; check --data")]
+    Unused { log: PathBuf, data: PathBuf },
+    #[error(
+        "{log} has no event log, but a server has used the data directory {data}: the log was moved or removed, or its \
+         volume is not mounted; put it back, or go on without its events by \
+         `lodestone events verify --data {data} --repair`"
+    )]
+    Lost { log: PathBuf, data: PathBuf },
+}
+
+/// Returns the directory of the event log in a data directory.
+pub fn event_log(data: &Path) -> Result<PathBuf, LogMissing> {
+    let log = data.join(LOG);
+    if EventLog::exists(&log) {
+        return Ok(log);
+    }
+    let data = data.to_owned();
+    // The key is created after the log.
+    match TokenKey::exists(&data) {
+        true => Err(LogMissing::Lost { log, data }),
+        false => Err(LogMissing::Unused { log, data }),
+    }
 }
 
 /// Verifies the bundle, opens the models, recovers the state and starts the threads.
@@ -184,11 +208,10 @@ fn open_bundle(options: &OpenOptions) -> Result<(Bundle, Option<Pointer>), OpenE
 
 /// Opens the event log and recovers the state, with the bundle's items as the first keys.
 fn recover_state(options: &OpenOptions, bundle: &Bundle) -> Result<(EventLog, RecoveredState), OpenError> {
-    let directory = options.data.join(LOG);
-    // The key is created after the log.
-    if TokenKey::exists(options.data) && !EventLog::exists(&directory) {
-        return Err(OpenError::LogMissing { path: directory });
-    }
+    let directory = match event_log(options.data) {
+        Ok(log) | Err(LogMissing::Unused { log, .. }) => log,
+        Err(lost) => return Err(lost.into()),
+    };
     let log = EventLog::open(&directory)?;
     if let Some(torn) = log.torn_tail() {
         let (path, position) = (torn.path.display(), log.last_position());

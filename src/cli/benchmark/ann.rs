@@ -1,9 +1,6 @@
 //! `lodestone benchmark ann`
 use crate::cli::{
-    exit::Exit,
-    matrix::Matrix,
-    output::{OutputArgs, new_file},
-    threads::ThreadsArgs,
+    exit::Exit, matrix::Matrix, numbers::within, output::OutputArgs, paths::new_file, threads::ThreadsArgs,
 };
 use anyhow::{Context, bail, ensure};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -55,13 +52,13 @@ pub(crate) struct AnnArgs {
     #[arg(long, value_name = "N×D")]
     synthetic: Option<String>,
     /// Results per query.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", value_parser = within(1..=1000), default_value_t = 100)]
     count: usize,
     /// Neighbours per point (HNSW's M); twice as many in the lowest layer.
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", value_parser = within(2..=64), default_value_t = 16)]
     m: usize,
     /// Beam width of the construction.
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", value_parser = within(1..=10_000), default_value_t = 200)]
     ef_construction: usize,
     /// Precision of the stored vectors, from which final scores are computed.
     #[arg(long, value_parser = precision_parser(), default_value = "f32")]
@@ -175,7 +172,6 @@ pub(crate) fn ann(args: &AnnArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     ensure!(matrix.rows() > 2 * QUERIES, "there are {} vectors; more than {} are needed", matrix.rows(), 2 * QUERIES);
-    ensure!((1..=1000).contains(&args.count), "--count is {}; it must be within 1 and 1000", args.count);
     let threads = args.threads.count();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let (base, queries) = matrix.split_last(QUERIES);

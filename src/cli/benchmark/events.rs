@@ -1,5 +1,5 @@
 //! `lodestone benchmark events`
-use crate::cli::{exit::Exit, output::FormatArgs};
+use crate::cli::{exit::Exit, numbers::within, output::FormatArgs, paths::new_directory};
 use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use lodestone_core::{
@@ -38,16 +38,16 @@ Example:
   lodestone benchmark events --events 1000000 --out filled")]
 pub(crate) struct EventsArgs {
     /// Number of events.
-    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    #[arg(long, value_name = "N", value_parser = within(1000..), default_value_t = 10_000_000)]
     events: usize,
     /// Number of users.
-    #[arg(long, value_name = "N", default_value_t = 200_000)]
+    #[arg(long, value_name = "N", value_parser = within(1..), default_value_t = 200_000)]
     users: usize,
     /// Number of items.
-    #[arg(long, value_name = "N", default_value_t = 50_000)]
+    #[arg(long, value_name = "N", value_parser = within(1..), default_value_t = 50_000)]
     items: usize,
     /// The data directory to create; its log takes about 120 bytes per event.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = new_directory)]
     out: PathBuf,
     /// Seed of the events.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -74,9 +74,6 @@ struct Report {
 }
 
 pub(crate) fn events(args: &EventsArgs) -> anyhow::Result<Exit> {
-    ensure!(args.events >= 1000, "--events is {}; it must be at least 1,000", args.events);
-    ensure!(args.users >= 1 && args.items >= 1, "--users and --items must be at least 1");
-    ensure!(!args.out.exists(), "--out {} exists; choose another directory or remove it", args.out.display());
     let directory = args.out.join("log");
     let shop = SyntheticShop::of(args)?;
     let filled = fill(args, &shop, &directory)?;

@@ -1,5 +1,5 @@
 //! `lodestone benchmark models`
-use crate::cli::{LibraryArgs, exit::Exit, output::OutputArgs};
+use crate::cli::{LibraryArgs, exit::Exit, numbers::within, output::OutputArgs};
 use anyhow::ensure;
 use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::ids::Row;
@@ -33,7 +33,7 @@ pub(crate) struct ModelsArgs {
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
     /// Measured runs per size.
-    #[arg(long, value_name = "N", default_value_t = 2000)]
+    #[arg(long, value_name = "N", value_parser = within(10..=1_000_000), default_value_t = 2000)]
     runs: usize,
     /// Seed of the inputs.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -74,7 +74,6 @@ impl fmt::Display for Report {
 }
 
 pub(crate) fn models(args: &ModelsArgs) -> anyhow::Result<Exit> {
-    ensure!((10..=1_000_000).contains(&args.runs), "--runs is {}; it must be within 10 and 1000000", args.runs);
     let runtime = args.library.load()?;
     let bundle = Bundle::open(&args.bundle)?;
     ensure!(!bundle.items.is_empty(), "{} has no items", args.bundle.display());

@@ -1,7 +1,9 @@
 //! `lodestone benchmark next-item`, `sessions`, `next-basket`, `encoder-step`
 use crate::cli::{
     exit::Exit,
-    output::{OutputArgs, new_file, write_file},
+    numbers::within,
+    output::{OutputArgs, write_file},
+    paths::new_file,
     progress::StageBars,
     threads::ThreadsArgs,
 };
@@ -89,25 +91,25 @@ pub(crate) struct NextBasketArgs {
 #[derive(clap::Args)]
 pub(crate) struct EncoderStepArgs {
     /// Number of items.
-    #[arg(long, value_name = "N", default_value_t = 12_101)]
+    #[arg(long, value_name = "N", value_parser = within(2..=10_000_000), default_value_t = 12_101)]
     items: usize,
     /// Histories per batch.
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", value_parser = within(1..=4096), default_value_t = 128)]
     batch: usize,
     /// Greatest number of items per history. One more is its last target.
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", value_parser = within(1..=1000), default_value_t = 50)]
     length: usize,
     /// Mean of exponentially distributed history lengths. Default: every history has the greatest length.
     #[arg(long, value_name = "N")]
     mean_length: Option<f64>,
     /// Dimensions of the encoder.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", value_parser = within(1..=1024), default_value_t = 64)]
     width: usize,
     /// Sampled softmax over the items of the batch and this many negatives. Default: softmax over all items.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within(1..=100_000))]
     negatives: Option<usize>,
     /// Measured steps.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", value_parser = within(1..=1000), default_value_t = 20)]
     steps: usize,
     #[command(flatten)]
     threads: ThreadsArgs,
@@ -137,11 +139,11 @@ impl Display for StepReport {
 }
 
 pub(crate) fn encoder_step(args: &EncoderStepArgs) -> anyhow::Result<Exit> {
-    ensure!((2..=10_000_000).contains(&args.items), "--items is {}; it must be within 2 and 10000000", args.items);
-    ensure!((1..=4096).contains(&args.batch), "--batch is {}; it must be within 1 and 4096", args.batch);
-    ensure!((1..=1000).contains(&args.length), "--length is {}; it must be within 1 and 1000", args.length);
-    ensure!((1..=1000).contains(&args.steps), "--steps is {}; it must be within 1 and 1000", args.steps);
-    ensure!((1..=1024).contains(&args.width), "--width is {}; it must be within 1 and 1024", args.width);
+    ensure!(
+        args.mean_length.is_none_or(|mean| mean.is_finite() && mean > 0.0),
+        "--mean-length is {}; it must be above 0",
+        args.mean_length.unwrap_or_default()
+    );
     let threads = args.threads.start_pool()?;
     let mut rng = StdRng::seed_from_u64(1);
     let histories: Vec<Vec<u32>> = (0..args.batch)
@@ -176,7 +178,7 @@ pub(crate) fn encoder_step(args: &EncoderStepArgs) -> anyhow::Result<Exit> {
 #[derive(clap::Args)]
 struct TrialArgs {
     /// Number of trainings, each with another seed. Mean and spread are printed.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", value_parser = within(1..=100), default_value_t = 1)]
     seeds: usize,
     /// First seed. The same seed and number of threads produce the same figures.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -192,7 +194,6 @@ impl TrialArgs {
         self,
         benchmark: impl FnOnce(RunOptions, &mut dyn FnMut(Progress)) -> Result<R, E>,
     ) -> anyhow::Result<Exit> {
-        ensure!((1..=100).contains(&self.seeds), "--seeds is {}; it must be within 1 and 100", self.seeds);
         let threads = self.threads.start_pool()?;
         let mut bars = StageBars::default();
         let options = RunOptions { seed: self.seed, seeds: self.seeds, threads };
