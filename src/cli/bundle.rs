@@ -4,10 +4,10 @@ use super::{
     encoder::EncoderArgs,
     exit::Exit,
     matrix::Matrix,
-    open_store,
     output::{FormatArgs, OutputArgs, write_file},
     paths::{new_directory, output_directory},
     progress::StageBars,
+    store_options,
     time::bundle_name,
 };
 use anyhow::{Context, ensure};
@@ -145,8 +145,9 @@ pub(crate) struct StoreArgs {
 }
 
 impl StoreArgs {
+    /// Opens the store to publish to it. A directory is created if it does not exist.
     pub(crate) fn open(&self) -> Result<Store, StoreError> {
-        open_store(&self.store)
+        Store::open(&self.store, store_options())
     }
 }
 
@@ -255,7 +256,7 @@ impl fmt::Display for Pruned {
 }
 
 fn prune(args: &PruneArgs) -> anyhow::Result<()> {
-    let store = args.store.open()?;
+    let store = Store::open_existing(&args.store.store, store_options())?;
     let removed = store.prune(args.keep)?;
     args.output.write(&Pruned { store: store.location().to_string(), removed })
 }

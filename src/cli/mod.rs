@@ -31,7 +31,6 @@ mod train;
 use clap::{Parser, Subcommand};
 pub use exit::Exit;
 use lodestone_pipeline::ranking::Runtime;
-use lodestone_rollout::{Store, StoreError};
 use std::path::PathBuf;
 
 /// A gRPC ranking engine for online shops.
@@ -101,12 +100,12 @@ impl LibraryArgs {
     }
 }
 
-/// Opens a store with the credentials in the environment.
+/// Returns the options of a store: the credentials in the environment.
 #[expect(clippy::disallowed_methods, reason = "the SDKs of object stores define these variables")]
-fn open_store(location: &str) -> Result<Store, StoreError> {
+fn store_options() -> impl Iterator<Item = (String, String)> {
     let is_credential =
         |(name, _): &(String, String)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
-    Store::open(location, std::env::vars().filter(is_credential).map(|(name, value)| (name.to_lowercase(), value)))
+    std::env::vars().filter(is_credential).map(|(name, value)| (name.to_lowercase(), value))
 }
 
 /// Formats an error chain, skipping causes that an earlier message already contains.

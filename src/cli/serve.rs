@@ -1,5 +1,5 @@
 //! `lodestone serve`
-use super::{LibraryArgs, exit::Exit, listen::ListenAddresses, open_store, signal::StopSignals};
+use super::{LibraryArgs, exit::Exit, listen::ListenAddresses, signal::StopSignals, store_options};
 use crate::server::{self, ServerConfig, metrics_endpoint};
 use anyhow::Context;
 use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
@@ -9,7 +9,7 @@ use lodestone_pipeline::{
     ranking::Device,
     serving::{Serving, ServingConfig},
 };
-use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig};
+use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, Store};
 use lodestone_state::StateLimits;
 use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Duration};
 
@@ -262,7 +262,7 @@ fn engine_config(args: &ServeArgs) -> anyhow::Result<EngineConfig> {
 
 fn open_engine(args: &ServeArgs, config: EngineConfig, cores: usize) -> anyhow::Result<Engine> {
     let bundle = match (&args.store, &args.bundle) {
-        (Some(store), _) => BundleSource::Store(open_store(store)?),
+        (Some(store), _) => BundleSource::Store(Store::open_existing(store, store_options())?),
         (None, bundle) => BundleSource::Directory(bundle.clone().context("--bundle or --store is required")?),
     };
     Ok(open(OpenOptions {

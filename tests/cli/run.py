@@ -177,6 +177,7 @@ def mistakes(work):
         refused(["no-such-directory", "No such file"], *command, "--bundle", nowhere)
     refused(["no-such-directory", "No such file"], "experiment", "report", "--answers", nowhere, "--events", nowhere, "--experiment", "e")
     refused(["no-such-directory does not exist"], "bundle", "prune", "--keep", 1, "--store", nowhere)
+    refused(["no-such-directory does not exist"], "serve", "--data", work / "x", "--store", nowhere)
     check(not nowhere.exists(), "none of these creates the directory")
     refused(["an-empty-directory/answers does not exist", "--answers-share"], "answers", "show", answer, "--data", empty)
     for repair in [(), ("--repair",)]:
@@ -192,7 +193,7 @@ def mistakes(work):
     for flag in ["connections", "page-size", "batch"]:
         refused([f"--{flag}", "0 is not in 1"], "load-test", "--data", DATA, f"--{flag}", 0)
     for flag in ["events", "users", "items"]:
-        refused([f"--{flag}", "0 is not in 1"], "benchmark", "events", "--out", work / "x", f"--{flag}", 0)
+        refused([f"--{flag}", "0 is not in 1"], "benchmark", "events", "--out", work / "new", f"--{flag}", 0)
     for flag in ["count", "m", "ef-construction"]:
         refused([f"--{flag}", "0 is not in"], "benchmark", "ann", "--synthetic", "3000x16", f"--{flag}", 0)
     for flag in ["items", "batch", "length", "width", "negatives", "steps"]:
@@ -214,7 +215,7 @@ def mistakes(work):
     (store / "current").write_text("earlier\n")
     refused(versions, "serve", "--store", store, "--data", work / "x")
     (work / "of-answers" / "answers").mkdir(parents=True)
-    (work / "of-answers" / "answers" / f"{1:020}.answers").write_bytes(b"LDANSW\0\x01 and more")
+    (work / "of-answers" / "answers" / "2026-11-28.00001.answers").write_bytes(b"LDANSW\0\x01 and more")
     refused(["has version 1", "reads version 2", "that wrote it"], "answers", "export", "--data", work / "of-answers", "--out", work / "x")
 
 

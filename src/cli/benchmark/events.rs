@@ -38,13 +38,13 @@ Example:
   lodestone benchmark events --events 1000000 --out filled")]
 pub(crate) struct EventsArgs {
     /// Number of events.
-    #[arg(long, value_name = "N", value_parser = within(1000..), default_value_t = 10_000_000)]
+    #[arg(long, value_name = "N", value_parser = within(1000..=10_000_000_000), default_value_t = 10_000_000)]
     events: usize,
     /// Number of users.
-    #[arg(long, value_name = "N", value_parser = within(1..), default_value_t = 200_000)]
+    #[arg(long, value_name = "N", value_parser = within(1..=100_000_000), default_value_t = 200_000)]
     users: usize,
     /// Number of items.
-    #[arg(long, value_name = "N", value_parser = within(1..), default_value_t = 50_000)]
+    #[arg(long, value_name = "N", value_parser = within(1..=100_000_000), default_value_t = 50_000)]
     items: usize,
     /// The data directory to create; its log takes about 120 bytes per event.
     #[arg(long, value_name = "DIR", value_parser = new_directory)]

@@ -88,8 +88,8 @@ impl Numbers {
     }
 }
 
-const UNDECLARED: &str = "a different number with a decimal comma than with a decimal point; set \
-                          clean.decimal_separator = \",\" (1.299,00) or \".\" (1,299.00) in the mapping";
+const UNDECLARED: &str = "a number with an unclear decimal separator; set clean.decimal_separator = \",\" (as in \
+                          1.299,00) or \".\" (as in 1,299.00) in the mapping";
 
 /// Parses a number without separators of thousands and with a decimal point.
 fn plain(text: &str) -> Option<f64> {

@@ -65,18 +65,25 @@ impl Store {
     /// Opens a directory, which is created if it does not exist, or a URL: `s3://bucket/path`, `gs://…`, `az://…`.
     /// `options` configure the access, such as `aws_region`.
     pub fn open(location: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, StoreError> {
-        let directory = match location.split_once("://") {
-            None => PathBuf::from(location),
-            Some(("file", path)) => PathBuf::from(path),
-            Some(_) => {
-                let files = Remote::open(location, options);
-                let files = files.map_err(|source| StoreError::Access { location: location.to_owned(), source })?;
-                return Ok(Self { location: location.to_owned(), files: Box::new(files), directory: None });
-            }
+        let Some(directory) = local_directory(location) else {
+            let files = Remote::open(location, options);
+            let files = files.map_err(|source| StoreError::Access { location: location.to_owned(), source })?;
+            return Ok(Self { location: location.to_owned(), files: Box::new(files), directory: None });
         };
         fs::create_dir_all(&directory).map_err(|source| StoreError::Io { path: directory.clone(), source })?;
         let files = Box::new(Directory(directory.clone()));
         Ok(Self { location: location.to_owned(), files, directory: Some(directory) })
+    }
+
+    /// Opens a store that has bundles, so that a directory must exist.
+    pub fn open_existing(
+        location: &str,
+        options: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, StoreError> {
+        match local_directory(location) {
+            Some(directory) if !directory.is_dir() => Err(StoreError::Empty { location: location.to_owned() }),
+            _ => Self::open(location, options),
+        }
     }
 
     pub fn location(&self) -> &str {
@@ -258,6 +265,15 @@ fn check_name(name: &str) -> Result<(), StoreError> {
     match starts_well && name.len() <= NAME_BYTES_MAX && name.bytes().all(is_plain) && name != CURRENT {
         true => Ok(()),
         false => Err(StoreError::Name { name: name.chars().take(NAME_BYTES_MAX).collect() }),
+    }
+}
+
+/// Returns the directory of a local store; `None` for a URL of a remote one.
+fn local_directory(location: &str) -> Option<PathBuf> {
+    match location.split_once("://") {
+        None => Some(PathBuf::from(location)),
+        Some(("file", path)) => Some(PathBuf::from(path)),
+        Some(_) => None,
     }
 }
 
