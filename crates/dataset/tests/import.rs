@@ -225,7 +225,7 @@ fn a_number_of_json_has_a_decimal_point_whatever_the_mapping_says() {
         )
     };
     let mapping = format!("{MAPPING}[clean]\ndecimal_separator = \",\"\n");
-    let (events, _) = imported(&mapping, "shop.jsonl", (row("1.299") + &row("\"1.299\"")).as_bytes());
+    let (events, _) = imported(&mapping, "shop.jsonl", (row("1.299") + &row("\"1.299,00\"")).as_bytes());
     let prices: Vec<_> = events.iter().map(|event| event.price.map(|price| price.micros())).collect();
     assert_eq!(prices, [Some(1_299_000), Some(1_299_000_000)]);
     imported(MAPPING, "shop.jsonl", row("1.299").as_bytes());

@@ -164,8 +164,11 @@ fn errors_in_files_name_the_line() {
     fs::write(&events, "{\"user\": \"u:1\", \"time_ms\": 5}\n").unwrap();
     let error = read_outcomes(&events).unwrap_err().to_string();
     assert!(error.contains("line 1") && error.contains("type"), "{error}");
+    fs::write(directory.path().join("events.csv"), "user,time_ms\n").unwrap();
     let error = read_outcomes(&directory.path().join("events.csv")).unwrap_err().to_string();
     assert!(error.contains("neither .jsonl nor .parquet nor a directory"), "{error}");
     let error = read_outcomes(&directory.path().join("gone.parquet")).unwrap_err().to_string();
     assert!(error.contains("gone.parquet"), "{error}");
+    let error = read_outcomes(&directory.path().join("gone")).unwrap_err().to_string();
+    assert!(error.contains("gone: No such file"), "{error}");
 }
