@@ -140,6 +140,23 @@ impl<'a> Outcomes<'a> {
         rows.map(|row| positives.get(&row).map_or(negative, of)).collect()
     }
 
+    /// Returns the users with a purchase within `times`, each with the labels of the first basket, in the order of
+    /// their ids. Heads other than the purchase are unknown.
+    pub(crate) fn next_baskets(&self, times: &Range<UnixMillis>) -> Vec<(&'a UserId, AHashMap<Row, Labels>)> {
+        let mut baskets: Vec<(&UserId, AHashMap<Row, Labels>)> = Vec::new();
+        for user in self.by_user.keys().filter(|user| !user.is_anonymous()) {
+            let mut purchases = self.of(user, times.clone()).filter(|event| event.kind == EventKind::Purchase);
+            let rows =
+                |event: &Event| event.lines.iter().filter_map(|line| self.row_of(&line.item)).collect::<Vec<_>>();
+            let Some(rows) = purchases.next().map(rows).filter(|rows| !rows.is_empty()) else { continue };
+            let mut labels = [f32::NAN; HEADS.len()];
+            labels[PURCHASE] = 1.0;
+            baskets.push((user, rows.into_iter().map(|row| (row, labels)).collect()));
+        }
+        baskets.sort_unstable_by_key(|(user, _)| *user);
+        baskets
+    }
+
     fn of(&self, user: &UserId, times: Range<UnixMillis>) -> impl Iterator<Item = &'a Event> {
         let events = self.by_user.get(user).map_or(&[][..], Vec::as_slice);
         let begin = events.partition_point(|event| event.at < times.start);
@@ -175,6 +192,17 @@ impl Shares {
     }
 }
 
+/// Moments at which all users with a purchase soon are ranked.
+const SNAPSHOTS: i64 = 8;
+/// A purchase this many days after a snapshot is its outcome.
+const SNAPSHOT_DAYS: i64 = 30;
+
+/// Returns moments at equal intervals from the start of `times`.
+fn snapshots(times: &Range<UnixMillis>) -> Vec<UnixMillis> {
+    let step = ((times.end.0 - times.start.0) / (SNAPSHOTS + 1)).max(1);
+    (0..SNAPSHOTS).map(|index| UnixMillis(times.start.0 + index * step)).collect()
+}
+
 /// The history that [`ranking_lists`] replays.
 pub(crate) struct ListInput<'a> {
     pub generation: &'a Generation,
@@ -203,15 +231,26 @@ pub(crate) fn ranking_lists(
     };
     let shares = Shares::new(events.iter().filter(|event| is_moment(event)), options.lists_max);
     let mut lists = Vec::new();
+    let mut snapshots = snapshots(times).into_iter().peekable();
     for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
+        while let Some(at) = snapshots.next_if(|at| *at <= event.at) {
+            generation.state.publish_popularity(at);
+            let end = UnixMillis((at.0 + SNAPSHOT_DAYS * UnixMillis::DAY).min(times.end.0));
+            for (user, positives) in outcomes.next_baskets(&(at..end)) {
+                if generation.state.users.history(user).is_some() {
+                    lists.extend(list_for(generation, models, user, at, None, &positives));
+                }
+            }
+        }
         let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
         if is_moment(event) && rng.random_bool(share) {
             let positives = outcomes.positives(&event.user, event.at);
             generation.state.publish_popularity(event.at);
             let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
-            lists.extend(list_for(generation, models, event, None, &positives));
-            lists.extend(query.and_then(|query| list_for(generation, models, event, Some(&query), &positives)));
+            for query in [None, query.as_deref()].into_iter().take(1 + usize::from(query.is_some())) {
+                lists.extend(list_for(generation, models, &event.user, event.at, query, &positives));
+            }
         }
         generation.state.apply_event(0, event);
         if done % 256 == 0 {
@@ -228,13 +267,14 @@ pub(crate) fn ranking_lists(
 fn list_for(
     generation: &Generation,
     models: &mut Models,
-    event: &Event,
+    user: &UserId,
+    at: UnixMillis,
     query: Option<&str>,
     positives: &AHashMap<Row, Labels>,
 ) -> Option<RankingList> {
-    let viewer = Viewer { user: event.user.clone(), visitor: None, session: String::new(), locale: String::new() };
+    let viewer = Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new() };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
-    let mut context = RequestContext::new(generation, &catalog, &viewer, &options, event.at);
+    let mut context = RequestContext::new(generation, &catalog, &viewer, &options, at);
     retrieve_candidates(&mut context, models, query);
     if !context.candidates.list.iter().any(|candidate| positives.contains_key(&candidate.row)) {
         return None;

@@ -47,7 +47,7 @@ pub(crate) struct RankerConfig {
 
 impl Default for RankerConfig {
     fn default() -> Self {
-        Self { epochs_max: 10, patience: 2, batch: 16, learning_rate: 1e-3, pointwise_weight: 0.1, seed: 1 }
+        Self { epochs_max: 5, patience: 2, batch: 16, learning_rate: 1e-3, pointwise_weight: 0.1, seed: 1 }
     }
 }
 
@@ -167,6 +167,9 @@ impl Scale {
 }
 
 const STAGE: &str = "ranker";
+/// The learning rate falls linearly to this share of its first value.
+const LEARNING_RATE_LAST: f32 = 0.05;
+const WEIGHT_DECAY: f32 = 1e-4;
 
 /// Trains on the lists, stops when the validation loss no longer falls, and calibrates each head. Returns
 /// [`ModelError::Stopped`] when `stop` becomes true. The same seed returns the same model, with any number of threads.
@@ -225,11 +228,15 @@ impl Trainer {
         rng: &mut impl Rng,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Best, ModelError> {
-        let adam = Adam { learning_rate: config.learning_rate, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay: 0.0 };
-        let mut moments = Moments::new(self.network.weights.len());
         let mut order: Vec<usize> = (0..data.lists.len()).collect();
         let steps = order.len().div_ceil(config.batch);
         let total = config.epochs_max * steps;
+        let adam = |step: usize| {
+            let left = 1.0 - step as f32 / total as f32;
+            let learning_rate = config.learning_rate * (LEARNING_RATE_LAST + (1.0 - LEARNING_RATE_LAST) * left);
+            Adam { learning_rate, betas: (0.9, 0.999), epsilon: 1e-8, weight_decay: WEIGHT_DECAY }
+        };
+        let mut moments = Moments::new(self.network.weights.len());
         let mut best = Best { network: self.network.clone(), loss: f32::INFINITY, validation_losses: Vec::new() };
         let (mut done, mut worse) = (0, 0);
         for _ in 0..config.epochs_max {
@@ -244,7 +251,7 @@ impl Trainer {
                     return Err(ModelError::Diverged { stage: STAGE, step: done });
                 }
                 done += 1;
-                moments.update(&mut self.network.weights, &gradient, adam.at(done));
+                moments.update(&mut self.network.weights, &gradient, adam(done).at(done));
                 progress(Progress { stage: STAGE, done, total, loss });
             }
             let loss = self.loss(data.validation);

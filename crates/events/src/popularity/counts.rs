@@ -3,10 +3,15 @@ use super::super::EventKind;
 use lodestone_core::units::UnixMillis;
 use std::cmp::Ordering;
 
-/// Half-life of the counts behind [`Counts::score`], in days.
+/// Half-lives of the counts in days. The first one is behind [`Counts::score`], the first two are behind trends; the
+/// last counts do not decay.
+const HALF_LIVES: [f64; BUYER_COUNTS] = [SLOW_HALF_LIFE, FAST_HALF_LIFE, 2.0, 20.0, f64::INFINITY];
 const SLOW_HALF_LIFE: f64 = 60.0;
-/// Half-life of the counts of the last days, in days.
 const FAST_HALF_LIFE: f64 = 7.0;
+/// Counts of an item's users, with the first of the half-lives.
+pub(super) const USER_COUNTS: usize = 2;
+/// Counts of an item's buyers, one for each half-life.
+pub(super) const BUYER_COUNTS: usize = 5;
 /// Users per day that are added to both rates of a trend, so that a few users are not a trend.
 const TREND_DAMPING: f64 = 1.0;
 /// Buyers per day that are added to both rates of [`Counts::sales_trend`].
@@ -50,34 +55,44 @@ impl Level {
     }
 }
 
-/// A count with a slow and a fast decay.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Decayed {
-    pub slow: f64,
-    pub fast: f64,
+/// A count with several decays, in the order of [`HALF_LIVES`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Decayed<const N: usize>(pub [f64; N]);
+
+impl<const N: usize> Default for Decayed<N> {
+    fn default() -> Self {
+        Self([0.0; N])
+    }
 }
 
-impl Decayed {
+impl<const N: usize> Decayed<N> {
     /// Returns the count after a further time.
     fn after(self, days: f64) -> Self {
-        Self { slow: self.slow * decay(days, SLOW_HALF_LIFE), fast: self.fast * decay(days, FAST_HALF_LIFE) }
+        Self(std::array::from_fn(|index| self.0[index] * decay(days, HALF_LIVES[index])))
     }
 
     fn max(self, other: Self) -> Self {
-        Self { slow: self.slow.max(other.slow), fast: self.fast.max(other.fast) }
+        Self(std::array::from_fn(|index| self.0[index].max(other.0[index])))
     }
 
     /// Replaces one contribution by another.
     fn replace(&mut self, before: Self, after: Self) {
-        self.slow = replaced(self.slow, before.slow, after.slow);
-        self.fast = replaced(self.fast, before.fast, after.fast);
+        *self = Self(std::array::from_fn(|index| replaced(self.0[index], before.0[index], after.0[index])));
+    }
+
+    pub(super) fn slow(self) -> f64 {
+        self.0[0]
+    }
+
+    fn fast(self) -> f64 {
+        self.0[1]
     }
 
     /// Returns the ratio of the rate of the last days to that of the last months, both with `damping` per day.
     fn trend(self, damping: f64) -> f64 {
         // A steady rate per day converges to a count of that rate times half-life / ln 2.
         let per_day = |count: f64, half_life: f64| count * std::f64::consts::LN_2 / half_life;
-        (per_day(self.fast, FAST_HALF_LIFE) + damping) / (per_day(self.slow, SLOW_HALF_LIFE) + damping)
+        (per_day(self.fast(), FAST_HALF_LIFE) + damping) / (per_day(self.slow(), SLOW_HALF_LIFE) + damping)
     }
 }
 
@@ -87,8 +102,8 @@ pub struct Counts {
     /// The time of the item's latest event in seconds since 1970, to which the counts refer; 0 without events.
     pub(super) at_s: u32,
     /// Users, by the weight of their strongest interest.
-    pub(super) users: Decayed,
-    pub(super) buyers: Decayed,
+    pub(super) users: Decayed<USER_COUNTS>,
+    pub(super) buyers: Decayed<BUYER_COUNTS>,
     /// The slow count of all users but the one with the strongest interest.
     pub(super) others: Others,
 }
@@ -156,20 +171,18 @@ fn rank(slow: f64, at_s: u32) -> f64 {
 pub struct CountsAt {
     /// [`Counts::score`].
     pub score: f32,
-    /// The ratio of the users per day of the last days to those of the last months: above 1 is rising, below 1 falling,
-    /// 1 steady or unknown. Damping keeps the ratio near 1 for items with few users.
+    /// The ratio of the users per day of the last days to those of the last months: above 1 is rising, below 1
+    /// falling, 1 steady or unknown. Damping keeps the ratio near 1 for items with few users.
     pub trend: f32,
-    /// Decayed number of buyers with a half-life of 7 days.
-    pub buyers_fast: f32,
-    /// Decayed number of buyers with a half-life of 60 days.
-    pub buyers_slow: f32,
+    /// Decayed numbers of buyers with half-lives of 60, 7, 2 and 20 days, and without decay.
+    pub buyers: [f32; BUYER_COUNTS],
     /// Days since the latest event; none without events.
     pub days_since_event: Option<f32>,
 }
 
 impl Counts {
     pub fn is_zero(&self) -> bool {
-        self.users.slow == 0.0
+        self.users.slow() == 0.0
     }
 
     /// Returns the decayed number of users, each with the weight of the strongest interest: 4 for a purchase, 2 for a
@@ -180,16 +193,14 @@ impl Counts {
 
     pub fn at_time(&self, now: UnixMillis) -> CountsAt {
         if self.is_zero() {
-            return CountsAt { score: 0.0, trend: 1.0, buyers_fast: 0.0, buyers_slow: 0.0, days_since_event: None };
+            return CountsAt { score: 0.0, trend: 1.0, buyers: [0.0; BUYER_COUNTS], days_since_event: None };
         }
         let days = self.days_until(now).max(0.0);
-        let (slow, fast) = (decay(days, SLOW_HALF_LIFE), decay(days, FAST_HALF_LIFE));
-        let users = Decayed { slow: self.users.slow * slow, fast: self.users.fast * fast };
+        let users = self.users.after(days);
         CountsAt {
-            score: users.slow as f32,
+            score: users.slow() as f32,
             trend: users.trend(TREND_DAMPING) as f32,
-            buyers_fast: (self.buyers.fast * fast) as f32,
-            buyers_slow: (self.buyers.slow * slow) as f32,
+            buyers: self.buyers.after(days).0.map(|count| count as f32),
             days_since_event: Some(days as f32),
         }
     }
@@ -197,16 +208,16 @@ impl Counts {
     /// Returns how much more the item sells than usual: the ratio of the buyers per day of the last days to those of
     /// the last months. None if it sells no more than usual, or if it was not bought by several users recently.
     pub fn sales_trend(&self, now: UnixMillis) -> Option<f32> {
-        if self.buyers.fast <= RECENT_BUYERS_MIN {
+        if self.buyers.fast() <= RECENT_BUYERS_MIN {
             return None;
         }
         let buyers = self.buyers.after(self.days_until(now));
         let trend = buyers.trend(SALES_DAMPING);
-        (buyers.fast > RECENT_BUYERS_MIN && trend > 1.0).then_some(trend as f32)
+        (buyers.fast() > RECENT_BUYERS_MIN && trend > 1.0).then_some(trend as f32)
     }
 
     pub fn rank(&self) -> Rank {
-        Rank { others: self.others.rank(), all: rank(self.users.slow, self.at_s) }
+        Rank { others: self.others.rank(), all: rank(self.users.slow(), self.at_s) }
     }
 
     /// Returns the greater of both counts, which include the same events or parts of them.
@@ -246,9 +257,8 @@ impl Counts {
 
     /// Returns whether all counts are finite and at least 0.
     pub(super) fn is_valid(&self) -> bool {
-        [self.users.slow, self.users.fast, self.buyers.slow, self.buyers.fast, self.others.slow]
-            .into_iter()
-            .all(|count| count.is_finite() && count >= 0.0)
+        let counts = self.users.0.into_iter().chain(self.buyers.0).chain([self.others.slow]);
+        counts.into_iter().all(|count| count.is_finite() && count >= 0.0)
     }
 }
 
@@ -271,11 +281,11 @@ impl UserTimes {
         let mut counts = Counts { at_s, ..Counts::default() };
         for (latest_s, weight) in self.latest_s.into_iter().zip(Level::WEIGHTS).filter(|(latest_s, _)| *latest_s > 0) {
             let days = f64::from(at_s - latest_s) / DAY_S;
-            counts.users = counts.users.max(Decayed { slow: weight, fast: weight }.after(days));
+            counts.users = counts.users.max(Decayed([weight; USER_COUNTS]).after(days));
         }
         let bought_s = self.latest_s[Level::Purchase as usize];
         if bought_s > 0 {
-            counts.buyers = Decayed { slow: 1.0, fast: 1.0 }.after(f64::from(at_s - bought_s) / DAY_S);
+            counts.buyers = Decayed([1.0; BUYER_COUNTS]).after(f64::from(at_s - bought_s) / DAY_S);
         }
         counts
     }
@@ -308,7 +318,7 @@ impl UserTimes {
 
     /// Returns the weight of the strongest interest with the slow decay, at a time that is not before the events.
     fn weight(&self, at_s: u32) -> f64 {
-        self.contribution(at_s).users.slow
+        self.contribution(at_s).users.slow()
     }
 }
 

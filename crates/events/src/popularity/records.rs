@@ -1,13 +1,13 @@
 //! Popularity as bytes: in checkpoints with the remembered users, in bundles without.
 use super::{
     Counts, ItemCounts, Popularity, USERS_MAX, UserTimes,
-    counts::{Decayed, Others},
+    counts::{BUYER_COUNTS, Decayed, Others, USER_COUNTS},
 };
 use lodestone_core::ids::ItemKey;
 
-/// Bytes of counts: time u32, slow and fast counts of users and of buyers, f64 each; time u32 and slow count f64 of the
-/// users but the strongest.
-const COUNTS_BYTES: usize = 48;
+/// Bytes of counts: time u32, time u32 of the users but the strongest, the counts of users and of buyers and the slow
+/// count of the users but the strongest, f64 each.
+const COUNTS_BYTES: usize = 16 + 8 * (USER_COUNTS + BUYER_COUNTS);
 /// Bytes of a remembered user: checksum u32, three times u32.
 const USER_BYTES: usize = 16;
 /// Items in one record.
@@ -106,24 +106,20 @@ impl Counts {
     fn to_bytes(self) -> [u8; COUNTS_BYTES] {
         let mut bytes = [0; COUNTS_BYTES];
         bytes[..4].copy_from_slice(&self.at_s.to_le_bytes());
-        let numbers = [self.users.slow, self.users.fast, self.buyers.slow, self.buyers.fast];
-        for (bytes, number) in bytes[4..36].chunks_exact_mut(8).zip(numbers) {
+        let (times, counts) = bytes.split_at_mut(8);
+        times[4..].copy_from_slice(&self.others.at_s.to_le_bytes());
+        let numbers = self.users.0.into_iter().chain(self.buyers.0).chain([self.others.slow]);
+        for (bytes, number) in counts.chunks_exact_mut(8).zip(numbers) {
             bytes.copy_from_slice(&number.to_le_bytes());
         }
-        bytes[36..40].copy_from_slice(&self.others.at_s.to_le_bytes());
-        bytes[40..].copy_from_slice(&self.others.slow.to_le_bytes());
         bytes
     }
 
     fn from_bytes(bytes: &[u8; COUNTS_BYTES]) -> Result<Self, &'static str> {
         let mut rest: &[u8] = bytes;
-        let at_s = read_u32(&mut rest)?;
-        let mut decayed = || -> Result<Decayed, &'static str> {
-            let [slow, fast] = [take::<8>(&mut rest)?, take::<8>(&mut rest)?];
-            Ok(Decayed { slow: f64::from_le_bytes(*slow), fast: f64::from_le_bytes(*fast) })
-        };
-        let (users, buyers) = (decayed()?, decayed()?);
-        let others = Others { at_s: read_u32(&mut rest)?, slow: f64::from_le_bytes(*take::<8>(&mut rest)?) };
+        let (at_s, others_at_s) = (read_u32(&mut rest)?, read_u32(&mut rest)?);
+        let (users, buyers) = (decayed(&mut rest)?, decayed(&mut rest)?);
+        let others = Others { at_s: others_at_s, slow: read_f64(&mut rest)? };
         let counts = Self { at_s, users, buyers, others };
         match counts.is_valid() {
             true => Ok(counts),
@@ -134,6 +130,19 @@ impl Counts {
 
 fn read_u32(rest: &mut &[u8]) -> Result<u32, &'static str> {
     take::<4>(rest).map(|bytes| u32::from_le_bytes(*bytes))
+}
+
+fn read_f64(rest: &mut &[u8]) -> Result<f64, &'static str> {
+    take::<8>(rest).map(|bytes| f64::from_le_bytes(*bytes))
+}
+
+fn decayed<const N: usize>(rest: &mut &[u8]) -> Result<Decayed<N>, &'static str> {
+    let mut counts = Decayed::default();
+    counts.0.iter_mut().try_for_each(|count| {
+        *count = read_f64(rest)?;
+        Ok(())
+    })?;
+    Ok(counts)
 }
 
 /// Splits bytes off.
