@@ -140,7 +140,7 @@ fn decayed<const N: usize>(rest: &mut &[u8]) -> Result<Decayed<N>, &'static str>
     let mut counts = Decayed::default();
     counts.0.iter_mut().try_for_each(|count| {
         *count = read_f64(rest)?;
-        Ok(())
+        Ok::<(), &'static str>(())
     })?;
     Ok(counts)
 }
