@@ -2,12 +2,14 @@
 numpy.
 
 Reads a Lodestone bundle, its vectors (`lodestone bundle export-vectors`) and the imported history, and answers Search
-and Recommend (FOR_YOU) of lodestone.v1 with the same ONNX files and limits, and similar sources, features and fusion: popularity counts events and not users,
-refunds withdraw nothing, and texts are normalised by letter case and compatibility only.
+and Recommend (FOR_YOU) of lodestone.v1 with the same ONNX files and limits, the same features, and similar sources and
+fusion: popularity counts events and not users, refunds withdraw nothing, and texts are normalised by letter case and
+compatibility only.
 
 It has what a team would build for throughput: a process for each core, batches of all waiting requests with one run of
-each model, one vector search and one sparse matrix product for a batch, user features that are computed once, and the
-vector index that is the fastest on this machine. Has no writes, filters, policy, reasons, paging and validation.
+each model, one vector search and one sparse matrix product per table for a batch, histories that are aggregated once,
+features of items that are computed once a second, and the vector index that is the fastest on this machine. Has no
+writes, filters, policy, reasons, paging and validation.
 
     server.py --bundle DIR --vectors DIR --data DIR --port N --processes N --stubs DIR
 """
@@ -42,13 +44,47 @@ SOURCE_COUNT, CANDIDATE_COUNT, K = 150, 250, 60.0
 # Greatest number of requests that are answered together.
 BATCH_MAX = 16
 WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "lexical": 3.0, "transitions": 1.0, "co_purchases": 0.7,
-           "popular": 0.5, "history": 1.2}
+           "item_to_item": 1.0, "popular": 0.5, "history": 1.2}
 RECENT_MAX, RECENT_DECAY, EVENTS_MAX, ENCODED_EVENTS_MAX = 12, 0.85, 200, 50
-DAY_MS, SLOW, FAST = 86_400_000, 60.0, 7.0
-PURCHASE, REFUND = 10, 11
+DAY_MS = 86_400_000
+# Half-lives in days: of popularity, of the numbers of buyers, and of a user's purchases of an item.
+SLOW, FAST = 60.0, 7.0
+BUYERS = np.array([60.0, 7.0, 2.0, 20.0, np.inf])
+BOUGHT = np.array([14.0, 60.0, 180.0])
+ITEM_TO_ITEM_FLOOR = 0.01
 KINDS = {name: number for number, name in enumerate(
     ["search", "impression", "view", "click", "add_to_cart", "remove_from_cart", "favorite", "unfavorite", "review",
      "purchase", "refund", "category_view", "incentive_shown", "incentive_redeemed"], start=1)}
+IMPRESSION, VIEW, CLICK, ADD_TO_CART, REMOVE_FROM_CART = 2, 3, 4, 5, 6
+FAVORITE, UNFAVORITE, REVIEW, PURCHASE, REFUND = 7, 8, 9, 10, 11
+# By kind: the weight in popularity, and the interest from which the item-to-item model starts.
+POPULARITY, INTEREST = np.zeros((2, len(KINDS) + 1), np.float32)
+POPULARITY[[VIEW, CLICK, REVIEW]], POPULARITY[[ADD_TO_CART, FAVORITE]], POPULARITY[PURCHASE] = 1.0, 2.0, 4.0
+INTEREST[[VIEW, CLICK, REVIEW]], INTEREST[[ADD_TO_CART, FAVORITE]], INTEREST[PURCHASE] = 0.4, 0.7, 1.0
+# The columns of the ranking model's input, in the order of crates/pipeline/src/features/mod.rs.
+FEATURES = [
+    "user_similarity", "user_known", "query_similarity", "lexical_score", "lexical_score_relative", "transition_weight",
+    "transition_weight_last", "co_purchase_weight", "item_to_item_weight", "similar_last", "similar_max",
+    "title_similar_max", "popularity", "trend", "buyers_60", "buyers_7", "buyers_2", "buyers_20", "buyers_ever",
+    "event_days_since", "bought_count", "bought_days_since", "bought_share", "bought_decayed_14", "bought_decayed_60",
+    "bought_decayed_180", "bought_interval", "bought_due", "seen_count", "seen_days_since", "is_in_cart", "is_favorite",
+    "refunded_count", "price", "price_to_user", "item_age_days", "retrieval_score", "has_query", "history_length",
+    "basket_count", "basket_days_since"]
+COLUMN = {name: column for column, name in enumerate(FEATURES)}
+
+
+def columns(first, last):
+    """Returns the columns from one feature to another."""
+    return slice(COLUMN[first], COLUMN[last] + 1)
+
+
+# The features of an item alone, and of a user's events on an item.
+ITEM_COLUMNS = columns("popularity", "event_days_since")
+STATS_COLUMNS = columns("bought_count", "refunded_count")
+# The statistics of an item without events of the user.
+NO_STATS = np.zeros(len(FEATURES), np.float32)
+NO_STATS[[COLUMN[name] for name in ("bought_days_since", "bought_interval", "seen_days_since")]] = -1.0
+NO_STATS = NO_STATS[STATS_COLUMNS]
 
 
 def neighbours(path):
@@ -59,6 +95,11 @@ def neighbours(path):
     weights = np.frombuffer(raw, "<f4", int(pairs), 24 + 4 * int(rows + 1 + pairs))
     return scipy.sparse.csr_array((weights, neighbours.astype(np.int32), offsets.astype(np.int32)),
                                   shape=(int(rows), int(rows)))
+
+
+def since(days):
+    """Returns ln(1 + days), or -1 for never."""
+    return np.where(np.isfinite(days), np.log1p(days), -1.0)
 
 
 class FlatIndex:
@@ -183,13 +224,16 @@ class Shop:
         self.row_of = {item: row for row, item in enumerate(self.ids)}
         self.log_price = np.log1p(np.array([(p or 0) / 1e6 for p in items["price_micros"]], np.float32))
         self.created = np.array([c or 0 for c in items["created_ms"]], np.int64)
-        self.user_space, self.query_space = (np.load(vectors / f"{name}.npy") for name in ("item_vectors", "title_vectors"))
-        self.transitions, self.co_purchases = (
-            neighbours(bundle / f"{table}.neighbours") for table in ("transitions", "co_purchases"))
+        self.user_space, self.query_space = (
+            np.load(vectors / f"{name}.npy") for name in ("item_vectors", "title_vectors"))
+        self.transitions, self.co_purchases, self.item_to_item = (
+            neighbours(bundle / f"{table}.neighbours") for table in ("transitions", "co_purchases", "item_to_item"))
         self.user_index, self.query_index = (
             INDEXES[name][0](space, width) for space, (name, width) in zip((self.user_space, self.query_space), indexes))
         self.encoder, self.query_encoder, self.ranker = (
             session(bundle / f"{m}.onnx") for m in ("user_encoder", "query_encoder", "ranker"))
+        width = self.ranker.get_inputs()[0].shape[1]
+        assert width == len(FEATURES), f"the ranking model reads {width} features, and this program has {len(FEATURES)}"
         self.read_events(data)
         self.lexical = self.index_titles(items)
         self.searcher = self.lexical.searcher()
@@ -213,54 +257,90 @@ class Shop:
 
     def read_events(self, data):
         """Folds the imported history, moved so that it ends now, into popularity and the users' features."""
-        table = pq.read_table(data / "events.parquet").to_pydict()
-        shift = int(time.time() * 1000) - max(table["time_ms"])
-        count = len(self.ids)
-        self.slow, self.fast, self.at = np.zeros(count), np.zeros(count), np.zeros(count)
-        weights = {10: 4.0, 5: 2.0, 7: 2.0, 3: 1.0, 4: 1.0, 9: 1.0}
-        users = {}
-        for user, kind, at, item in zip(table["user"], table["type"], table["time_ms"], table["item_id"]):
-            row, number = self.row_of.get(item), KINDS[kind]
-            if row is None:
-                continue
-            at += shift
-            if user is not None:
-                users.setdefault(user, []).append((row, number, at))
-            if weight := weights.get(number):
-                days = max(0.0, (at - self.at[row]) / DAY_MS)
-                self.slow[row] = self.slow[row] * 2 ** (-days / SLOW) + weight
-                self.fast[row] = self.fast[row] * 2 ** (-days / FAST) + weight
-                self.at[row] = at
-        self.users = {user: self.user(np.array(events[-EVENTS_MAX:], np.int64)) for user, events in users.items()}
-        self.unknown = self.user(np.zeros((0, 3), np.int64))
-        self.popular = np.argsort(-self.slow, kind="stable")[: SOURCE_COUNT // 2]
+        table = pq.read_table(data / "events.parquet", columns=["user", "type", "time_ms", "item_id"])
+        rows = table["item_id"].combine_chunks().dictionary_encode()
+        rows = np.array([self.row_of.get(item, -1) for item in rows.dictionary.to_pylist()])[rows.indices.to_numpy()]
+        kinds = table["type"].combine_chunks().dictionary_encode()
+        kinds = np.array([KINDS[kind] for kind in kinds.dictionary.to_pylist()])[kinds.indices.to_numpy()]
+        times = table["time_ms"].to_numpy()
+        # The time to which all counts and ages refer.
+        self.started = int(time.time() * 1000)
+        times = times + (self.started - times.max())
+        self.count_popularity(rows, kinds, (self.started - times) / DAY_MS)
 
-    def user(self, events):
+        users = table["user"].combine_chunks().dictionary_encode()
+        owners = users.indices.fill_null(-1).to_numpy()
+        known = np.flatnonzero((rows >= 0) & (owners >= 0) & (kinds != IMPRESSION))
+        known = known[np.argsort(owners[known], kind="stable")]
+        ends = np.searchsorted(owners[known], np.arange(len(users.dictionary)), side="right")
+        self.users = {
+            key: self.user(rows[own], kinds[own], times[own])
+            for key, own in zip(users.dictionary.to_pylist(), (own[-EVENTS_MAX:] for own in np.split(known, ends[:-1])))}
+        self.unknown = self.user(*np.zeros((3, 0), np.int64))
+
+    def count_popularity(self, rows, kinds, days):
+        """Counts events and purchases of each item with the decay since the events; `days` are their ages."""
+        counted = (rows >= 0) & (POPULARITY[kinds] > 0)
+        rows, kinds, days, count = rows[counted], kinds[counted], days[counted], len(self.ids)
+        weights, bought = POPULARITY[kinds], kinds == PURCHASE
+        self.slow, self.fast = (np.bincount(rows, weights * np.exp2(-days / life), count) for life in (SLOW, FAST))
+        self.buyers = np.stack(
+            [np.bincount(rows[bought], np.exp2(-days[bought] / life), count) for life in BUYERS], axis=1)
+        self.event_days = np.full(count, np.inf)
+        np.minimum.at(self.event_days, rows, days)
+        self.popular = np.argsort(-self.slow, kind="stable")[: SOURCE_COUNT // 2]
+        self.sales_at = 0
+
+    def user(self, rows, kinds, times):
         """Returns the parts of a user's history that features and sources read and that do not depend on the time."""
-        rows, kinds, times = events[:, 0], events[:, 1], events[:, 2]
         newest = rows[::-1][kinds[::-1] != REFUND]
         _, first = np.unique(newest, return_index=True)
         recent = newest[np.sort(first)[:RECENT_MAX]]
         touched, inverse = np.unique(rows, return_inverse=True)
+        days, count = (self.started - times) / DAY_MS, len(touched)
         bought, refunded = kinds == PURCHASE, kinds == REFUND
-        count = len(touched)
-        bought_count = np.bincount(inverse[bought], minlength=count)
-        bought_at = np.zeros(count, np.int64)
-        np.maximum.at(bought_at, inverse[bought], times[bought])
-        prices = self.log_price[rows[bought]]
-        encoded = slice(max(0, len(rows) - ENCODED_EVENTS_MAX), None)
+        in_cart = np.isin(kinds, [ADD_TO_CART, REMOVE_FROM_CART, PURCHASE])
+        in_favorites = np.isin(kinds, [FAVORITE, UNFAVORITE])
+        seen = ~(refunded | in_cart | in_favorites)
+
+        def number(which, weights=None):
+            return np.bincount(inverse[which], weights if weights is None else weights[which], count)
+
+        def latest(which, values, none):
+            """Returns the value of the latest of these events on each item; the events are in the order of time."""
+            found = np.full(count, none, np.float64)
+            found[inverse[which]] = values[which]
+            return found
+
+        interest = np.zeros(count, np.float32)
+        np.maximum.at(interest, inverse, INTEREST[kinds])
+        bought_count, bought_days, oldest = number(bought), latest(bought, days, np.inf), np.zeros(count)
+        np.maximum.at(oldest, inverse[bought], days[bought])
+        interval = np.zeros(count)
+        np.divide(oldest - bought_days, bought_count - 1, out=interval, where=bought_count > 1)
+        baskets, prices = len(np.unique(times[bought])), self.log_price[rows[bought]]
+        decayed = [number(bought, np.exp2(-days / life)) for life in BOUGHT]
+        # In the order of STATS_COLUMNS. Columns that depend on the time are filled by `stats`.
+        later = np.zeros(count)
+        stats = np.stack([
+            np.log1p(bought_count), later, bought_count / max(1, baskets), later, later, later,
+            np.where(interval > 0, np.log1p(interval), -1.0), later, np.log1p(number(seen)), later,
+            latest(in_cart, kinds, 0) == ADD_TO_CART, latest(in_favorites, kinds, 0) == FAVORITE,
+            np.log1p(number(refunded))], axis=1, dtype=np.float32)
+        encoded = slice(-ENCODED_EVENTS_MAX, None)
         return {
-            "events": (rows[encoded], kinds[encoded], times[encoded]), "count": len(rows), "recent": recent,
-            "touched": touched, "weights": RECENT_DECAY ** np.arange(len(recent), dtype=np.float32),
-            "bought_count": bought_count, "bought_at": bought_at,
-            "refunded_count": np.bincount(inverse[refunded], minlength=count),
-            "baskets": max(1, len(np.unique(times[bought]))),
+            "events": (rows[encoded], kinds[encoded], times[encoded]), "recent": recent,
+            "recent_weights": RECENT_DECAY ** np.arange(len(recent), dtype=np.float32),
+            "chosen": touched[interest > 0], "chosen_weights": interest[interest > 0], "touched": touched, "stats": stats,
+            "bought_count": bought_count, "bought_days": bought_days, "seen_days": latest(seen, days, np.inf),
+            "decayed": np.stack(decayed, axis=1), "interval": interval, "log_count": np.log1p(len(rows)),
+            "log_baskets": np.log1p(baskets), "basket_days": bought_days.min(initial=np.inf),
             "mean_price": prices.mean() if len(prices) else 0.0,
         }
 
     def encode_users(self, users, now):
         """Returns a vector for each user in one run of the model; none for users without a history."""
-        known = [at for at, user in enumerate(users) if user["count"]]
+        known = [at for at, user in enumerate(users) if len(user["touched"])]
         vectors = [None] * len(users)
         if not known:
             return vectors
@@ -290,13 +370,17 @@ class Shop:
         return self.query_encoder.run(None, {"term_ids": ids, "mask": mask})[0]
 
     def spread(self, users):
-        """Returns scores for all users and items by transitions and by co-purchases: the weighted sums of the
-        neighbourhoods of the users' recent items."""
-        starts = np.cumsum([0] + [len(user["recent"]) for user in users])
-        recent = scipy.sparse.csr_array(
-            (np.concatenate([user["weights"] for user in users]), np.concatenate([user["recent"] for user in users]), starts),
-            shape=(len(users), len(self.ids)))
-        return (recent @ self.transitions).toarray(), (recent @ self.co_purchases).toarray()
+        """Returns scores for all users and items by transitions, co-purchases and the item-to-item model: the weighted
+        sums of the neighbourhoods of the users' recent items, and for the model of all items that they chose."""
+
+        def anchors(kind):
+            starts = np.cumsum([0] + [len(user[kind]) for user in users])
+            items, weights = (np.concatenate([user[part] for user in users]) for part in (kind, f"{kind}_weights"))
+            return scipy.sparse.csr_array((weights, items, starts), shape=(len(users), len(self.ids)))
+
+        recent, chosen = anchors("recent"), anchors("chosen")
+        products = recent @ self.transitions, recent @ self.co_purchases, chosen @ self.item_to_item
+        return [product.toarray() for product in products]
 
     @staticmethod
     def top(scores, count):
@@ -316,51 +400,88 @@ class Shop:
                     found.setdefault(address.doc, score)
         return np.fromiter(found, np.int64), np.fromiter(found.values(), np.float32), complete_count
 
-    def features(self, candidates, users, user_vectors, query_vectors, lexical, transitions, co_purchases, fused, now):
-        """Returns the ranking features of the candidates of all requests, [sum of candidates × 27]."""
+    def sales(self, now):
+        """Returns ITEM_COLUMNS of all items, computed at most once a second."""
+        if now - self.sales_at >= 1000:
+            elapsed = (now - self.started) / DAY_MS
+            slow, fast = self.slow * 2 ** (-elapsed / SLOW), self.fast * 2 ** (-elapsed / FAST)
+            trend = (fast * np.log(2) / FAST + 1) / (slow * np.log(2) / SLOW + 1)
+            buyers = self.buyers * np.exp2(-elapsed / BUYERS)
+            self.sales_of_items = np.column_stack(
+                [np.log1p(slow), np.log1p(trend), np.log1p(buyers), since(self.event_days + elapsed)]).astype(np.float32)
+            self.sales_at = now
+        return self.sales_of_items
+
+    def stats(self, users, now):
+        """Returns STATS_COLUMNS of all items of the users' histories, and their keys in ascending order: the user's
+        number × items + row. The last line is that of all other items."""
+        elapsed = (now - self.started) / DAY_MS
+
+        def of_all(part):
+            return np.concatenate([user[part] for user in users])
+
+        owners = np.repeat(np.arange(len(users)), [len(user["touched"]) for user in users])
+        keys = owners * len(self.ids) + of_all("touched")
+        out = np.vstack([of_all("stats"), NO_STATS])
+        days, interval = of_all("bought_days") + elapsed, of_all("interval")
+        ratio = np.divide(days, interval, out=np.zeros(len(days)), where=interval > 0)
+        first = STATS_COLUMNS.start
+        out[:-1, COLUMN["bought_days_since"] - first] = since(days)
+        decayed = columns("bought_decayed_14", "bought_decayed_180")
+        out[:-1, decayed.start - first : decayed.stop - first] = np.log1p(of_all("decayed") * np.exp2(-elapsed / BOUGHT))
+        out[:-1, COLUMN["bought_due"] - first] = np.minimum(ratio, 1 / np.maximum(ratio, 1e-30))
+        out[:-1, COLUMN["seen_days_since"] - first] = since(of_all("seen_days") + elapsed)
+        return np.append(keys, np.iinfo(np.int64).max), out
+
+    def features(self, candidates, users, user_vectors, query_vectors, lexical, spread, fused, now):
+        """Returns the ranking features of the candidates of all requests, [sum of candidates × FEATURES]."""
         rows, owner = np.concatenate(candidates), np.repeat(np.arange(len(users)), [len(own) for own in candidates])
-        out = np.zeros((len(rows), 27), np.float32)
+        out = np.zeros((len(rows), len(FEATURES)), np.float32)
+
+        def of_user(part):
+            return np.array([user[part] for user in users])[owner]
+
+        transitions, co_purchases, item_to_item = (scores[owner, rows] for scores in spread)
+        out[:, COLUMN["transition_weight"]] = np.log1p(transitions)
+        out[:, COLUMN["co_purchase_weight"]] = np.log1p(co_purchases)
+        out[:, COLUMN["item_to_item_weight"]] = np.log(item_to_item + ITEM_TO_ITEM_FLOOR)
+        out[:, ITEM_COLUMNS] = self.sales(now)[rows]
+        keys, stats = self.stats(users, now)
+        wanted = owner * len(self.ids) + rows
+        at = np.searchsorted(keys, wanted)
+        out[:, STATS_COLUMNS] = stats[np.where(keys[at] == wanted, at, -1)]
+        price, mean_price, created = self.log_price[rows], of_user("mean_price"), self.created[rows]
+        out[:, COLUMN["price"]] = price
+        out[:, COLUMN["price_to_user"]] = np.where((price > 0) & (mean_price > 0), price - mean_price, 0.0)
+        out[:, COLUMN["item_age_days"]] = np.where(created > 0, np.log1p(np.maximum(0, now - created) / DAY_MS), 0.0)
+        out[:, COLUMN["retrieval_score"]] = fused[owner, rows]
+        out[:, COLUMN["history_length"]] = of_user("log_count")
+        out[:, COLUMN["basket_count"]] = of_user("log_baskets")
+        out[:, COLUMN["basket_days_since"]] = since(of_user("basket_days") + (now - self.started) / DAY_MS)
+
         items, titles = self.user_space[rows], self.query_space[rows]
-        out[:, 5], out[:, 7] = np.log1p(transitions[owner, rows]), np.log1p(co_purchases[owner, rows])
-        days = np.maximum(0.0, now - self.at[rows]) / DAY_MS
-        slow, fast = self.slow[rows] * 2 ** (-days / SLOW), self.fast[rows] * 2 ** (-days / FAST)
-        out[:, 11] = np.log1p(slow)
-        out[:, 12] = np.log1p((fast * np.log(2) / FAST + 1) / (slow * np.log(2) / SLOW + 1))
-        out[:, 14], out[:, 17] = -1.0, -1.0
-        out[:, 21] = self.log_price[rows]
-        created = self.created[rows]
-        out[:, 23] = np.where(created > 0, np.log1p(np.maximum(0, now - created) / DAY_MS), 0.0)
-        out[:, 24], out[:, 26] = fused[owner, rows], np.log1p([user["count"] for user in users])[owner]
         ends = np.cumsum([len(own) for own in candidates])
         for end, own_rows, user, user_vector, query_vector, words in zip(
                 ends, candidates, users, user_vectors, query_vectors, lexical):
             span = slice(end - len(own_rows), end)
             own, recent = out[span], user["recent"]
             if user_vector is not None:
-                own[:, 0], own[:, 1] = items[span] @ user_vector, 1.0
+                own[:, COLUMN["user_similarity"]], own[:, COLUMN["user_known"]] = items[span] @ user_vector, 1.0
             if query_vector is not None:
-                own[:, 2], own[:, 25] = titles[span] @ query_vector, 1.0
-                own[:, 3] = words[own_rows]
-                own[:, 4] = own[:, 3] / max(own[:, 3].max(initial=0.0), 1e-9)
+                own[:, COLUMN["query_similarity"]], own[:, COLUMN["has_query"]] = titles[span] @ query_vector, 1.0
+                score = words[own_rows]
+                own[:, COLUMN["lexical_score"]] = score
+                own[:, COLUMN["lexical_score_relative"]] = score / max(score.max(initial=0.0), 1e-9)
             if len(recent):
                 pairs = slice(self.transitions.indptr[recent[0]], self.transitions.indptr[recent[0] + 1])
                 last = np.zeros(len(self.ids), np.float32)
                 last[self.transitions.indices[pairs]] = self.transitions.data[pairs]
-                own[:, 6] = np.log1p(last[own_rows])
+                own[:, COLUMN["transition_weight_last"]] = np.log1p(last[own_rows])
                 same = own_rows[:, None] == recent[None]
                 similar = np.where(same, 0.0, items[span] @ self.user_space[recent].T)
-                own[:, 8], own[:, 9] = similar[:, 0], similar.max(1)
-                own[:, 10] = np.where(same, 0.0, titles[span] @ self.query_space[recent].T).max(1)
-            if len(user["touched"]):
-                at = np.minimum(np.searchsorted(user["touched"], own_rows), len(user["touched"]) - 1)
-                known = user["touched"][at] == own_rows
-                bought = np.where(known, user["bought_count"][at], 0)
-                own[:, 13], own[:, 15] = np.log1p(bought), bought / user["baskets"]
-                since = np.log1p(np.maximum(0, now - user["bought_at"][at]) / DAY_MS)
-                own[:, 14] = np.where(bought > 0, since, -1.0)
-                own[:, 20] = np.log1p(np.where(known, user["refunded_count"][at], 0))
-            if user["mean_price"] > 0:
-                own[:, 22] = np.where(own[:, 21] > 0, own[:, 21] - user["mean_price"], 0.0)
+                own[:, COLUMN["similar_last"]], own[:, COLUMN["similar_max"]] = similar[:, 0], similar.max(1)
+                title_similar = np.where(same, 0.0, titles[span] @ self.query_space[recent].T)
+                own[:, COLUMN["title_similar_max"]] = title_similar.max(1)
         return out
 
     def answers(self, requests):
@@ -369,7 +490,7 @@ class Shop:
         now = int(time.time() * 1000)
         users = [self.users.get(key, self.unknown) for key, _, _ in requests]
         user_vectors = self.encode_users(users, now)
-        transitions, co_purchases = self.spread(users)
+        spread = transitions, co_purchases, item_to_item = self.spread(users)
         fused = np.zeros((len(requests), len(self.ids)), np.float32)
         query_vectors, lexical, complete = ([None] * len(requests) for _ in range(3))
 
@@ -397,13 +518,15 @@ class Shop:
             user = users[at]
             fuse(at, "transitions", self.top(transitions[at], SOURCE_COUNT))
             fuse(at, "co_purchases", self.top(co_purchases[at], SOURCE_COUNT // 2))
-            history = user["bought_count"] / (1.0 + np.log1p(np.maximum(0, now - user["bought_at"]) / DAY_MS))
+            fuse(at, "item_to_item", self.top(item_to_item[at], SOURCE_COUNT))
+            days = user["bought_days"] + (now - self.started) / DAY_MS
+            history = user["bought_count"] / (1.0 + np.log1p(days))
             fuse(at, "history", user["touched"][self.top(history, SOURCE_COUNT)])
             fuse(at, "popular", self.popular)
 
         candidates = [self.top(scores, CANDIDATE_COUNT) for scores in fused]
         features = self.features(
-            candidates, users, user_vectors, query_vectors, lexical, transitions, co_purchases, fused, now)
+            candidates, users, user_vectors, query_vectors, lexical, spread, fused, now)
         if not len(features):
             return [[] for _ in requests]
         logits = self.ranker.run(None, {"features": features})[0]
