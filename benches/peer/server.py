@@ -374,9 +374,11 @@ class Shop:
         sums of the neighbourhoods of the users' recent items, and for the model of all items that they chose."""
 
         def anchors(kind):
-            starts = np.cumsum([0] + [len(user[kind]) for user in users])
+            # scipy copies the tables if the indices are of another type than theirs.
+            starts = np.cumsum([0] + [len(user[kind]) for user in users], dtype=np.int32)
             items, weights = (np.concatenate([user[part] for user in users]) for part in (kind, f"{kind}_weights"))
-            return scipy.sparse.csr_array((weights, items, starts), shape=(len(users), len(self.ids)))
+            shape = len(users), len(self.ids)
+            return scipy.sparse.csr_array((weights, items.astype(np.int32), starts), shape)
 
         recent, chosen = anchors("recent"), anchors("chosen")
         products = recent @ self.transitions, recent @ self.co_purchases, chosen @ self.item_to_item
