@@ -1,10 +1,11 @@
 //! Evaluation of a bundle on the events after its training: the metrics of each user's next basket.
 use super::{
     Progress,
-    baselines::{Case, Shop, StateUntil, Task, TaskScores, own_items, task_scores, tuned_baselines},
+    baselines::StateUntil,
+    comparison::{Cases, Comparison, comparisons},
     error::TrainError,
     relevance::{self, RelevanceCut},
-    replay::{Interaction, VISIT_MS, interactions, remove_refunded},
+    replay::{VISIT_MS, remove_refunded},
     retrieval::retrieve_candidates,
 };
 use ahash::{AHashMap, AHashSet};
@@ -64,30 +65,6 @@ pub struct Evaluation {
     pub relevance: RelevanceCut,
     /// The ranked lists and the baselines, by state and task. Tasks without a target are left out.
     pub comparisons: Vec<Comparison>,
-}
-
-/// The ranked lists of one task, compared with all baselines on the same users.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Comparison {
-    pub state_until: StateUntil,
-    pub task: Task,
-    pub user_count: usize,
-    pub ranked_ndcg_at_10: MeanInterval,
-    pub baselines: Vec<BaselineScore>,
-    /// The baseline with the greatest mean.
-    pub best_baseline: &'static str,
-    /// Mean of the ranked lists relative to that of the best baseline.
-    pub ratio: f64,
-    /// NDCG@10 of the ranked lists minus that of the best baseline, paired by user.
-    pub gain: MeanInterval,
-}
-
-/// A baseline with the settings that were best on the last part of the training data.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct BaselineScore {
-    pub name: &'static str,
-    pub settings: String,
-    pub ndcg_at_10: MeanInterval,
 }
 
 /// Metrics of a bundle's lists by user, and their latency.
@@ -254,98 +231,8 @@ pub fn evaluate(
     let since = UnixMillis(i64::MIN);
     let observe = &mut |lists: &UserLists, _: &mut Models| cases.add(lists);
     let scores = replay_targets(data, bundle, since, StateUntil::Request, runtime, progress, observe)?;
-    let comparisons = compare_with_baselines(data, bundle, runtime, cases, options, progress)?;
+    let comparisons = comparisons(data, bundle, runtime, cases, options, progress)?;
     Ok(evaluation(&scores, comparisons, options))
-}
-
-/// Users' next baskets with the bundle's rankings.
-#[derive(Default)]
-pub(super) struct Cases {
-    cases: Vec<Case>,
-    /// By case: all candidates, the best first.
-    rankings: Vec<Vec<Row>>,
-}
-
-impl Cases {
-    pub(super) fn add(&mut self, lists: &UserLists) {
-        self.cases.push(Case { user: lists.user.clone(), at: lists.at, targets: lists.targets.clone() });
-        self.rankings.push(best_first(lists.ranked));
-    }
-}
-
-/// Compares the rankings of `live`, whose state includes what happened up to each request, and those with the state of
-/// the end of the training, with the baselines on the same users.
-pub(super) fn compare_with_baselines(
-    data: &Path,
-    bundle: &Path,
-    runtime: &Runtime,
-    live: Cases,
-    options: &EvaluateOptions,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Vec<Comparison>, TrainError> {
-    let opened = Bundle::open(bundle)?;
-    let trained_until = UnixMillis(opened.manifest.trained_until_ms);
-    let row_of = opened.items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
-    let interactions = purchases(interactions(&dataset::read_history(data)?, &row_of), trained_until);
-    let shop = Shop::new(&interactions, opened.items.len());
-    let mut frozen = Cases::default();
-    let since = UnixMillis(i64::MIN);
-    let observe = &mut |lists: &UserLists, _: &mut Models| frozen.add(lists);
-    // Users without a history before the end of the training take part with the live state only.
-    match replay_targets(data, bundle, since, StateUntil::Training, runtime, progress, observe) {
-        Ok(_) | Err(TrainError::TooLittle(_)) => {}
-        Err(error) => return Err(error),
-    }
-    let mut comparisons = Vec::new();
-    for (state_until, cases) in [(StateUntil::Request, live), (StateUntil::Training, frozen)] {
-        let ranked = cases
-            .cases
-            .iter()
-            .zip(&cases.rankings)
-            .map(|(case, ranking)| task_scores(ranking.iter().copied(), &case.targets, &own_items(&shop, case)));
-        let ranked: Vec<TaskScores> = ranked.collect();
-        let tuned = tuned_baselines(&shop, trained_until, &cases.cases, state_until, progress);
-        for (index, (task, baselines)) in Task::ALL.into_iter().zip(tuned).enumerate() {
-            let ranked: Vec<f64> = ranked.iter().filter_map(|scores| scores[index]).collect();
-            if ranked.is_empty() {
-                continue;
-            }
-            let resamples = resamples(ranked.len(), options.bootstrap_count, options.seed);
-            let scores: Vec<Vec<f64>> =
-                baselines.iter().map(|baseline| baseline.ndcg.iter().flatten().copied().collect()).collect();
-            let intervals: Vec<MeanInterval> = scores.iter().map(|scores| bootstrap_mean(scores, &resamples)).collect();
-            let by_mean = |a: &usize, b: &usize| intervals[*a].mean.total_cmp(&intervals[*b].mean);
-            let best = (0..scores.len()).max_by(by_mean).expect("there are baselines");
-            let differences: Vec<f64> = ranked.iter().zip(&scores[best]).map(|(ours, theirs)| ours - theirs).collect();
-            let ranked_ndcg_at_10 = bootstrap_mean(&ranked, &resamples);
-            comparisons.push(Comparison {
-                state_until,
-                task,
-                user_count: ranked.len(),
-                ranked_ndcg_at_10,
-                best_baseline: baselines[best].name,
-                ratio: ranked_ndcg_at_10.mean / intervals[best].mean,
-                gain: bootstrap_mean(&differences, &resamples),
-                baselines: (baselines.into_iter().zip(intervals))
-                    .map(|(baseline, ndcg_at_10)| BaselineScore {
-                        name: baseline.name,
-                        settings: baseline.settings,
-                        ndcg_at_10,
-                    })
-                    .collect(),
-            });
-        }
-    }
-    Ok(comparisons)
-}
-
-/// Keeps the purchases, if there are any after the end of the training; then the targets are purchases, too.
-fn purchases(mut interactions: Vec<Interaction>, trained_until: UnixMillis) -> Vec<Interaction> {
-    let is_purchase = |interaction: &Interaction| interaction.kind == EventKind::Purchase;
-    if interactions.iter().any(|interaction| is_purchase(interaction) && interaction.at >= trained_until) {
-        interactions.retain(is_purchase);
-    }
-    interactions
 }
 
 /// Computes means and intervals. All metrics share the resamples, so that differences are paired.
@@ -398,7 +285,7 @@ fn lists(
 }
 
 /// Returns all candidates by descending score; equal scores keep the order of retrieval.
-fn best_first(ranked: &RankedCandidates) -> Vec<Row> {
+pub(super) fn best_first(ranked: &RankedCandidates) -> Vec<Row> {
     let mut order: Vec<usize> = (0..ranked.scores.len()).collect();
     order.sort_by(|a, b| ranked.scores[*b].total_cmp(&ranked.scores[*a]).then(a.cmp(b)));
     order.into_iter().map(|index| ranked.candidates.list[index].row).collect()
@@ -406,13 +293,18 @@ fn best_first(ranked: &RankedCandidates) -> Vec<Row> {
 
 /// Returns hit, NDCG and reciprocal rank of a list of at most [`CUTOFF`] rows.
 pub(super) fn list_metrics(list: &[Row], targets: &AHashSet<Row>) -> [f64; 3] {
-    let discount = |position: usize| 1.0 / ((position + 2) as f64).log2();
     let hits: Vec<usize> =
         list.iter().enumerate().filter(|(_, row)| targets.contains(row)).map(|(position, _)| position).collect();
-    let ideal: f64 = (0..targets.len().min(CUTOFF)).map(discount).sum();
-    let gained: f64 = hits.iter().map(|position| discount(*position)).sum();
-    let ndcg = if ideal > 0.0 { gained / ideal } else { 0.0 };
+    let ndcg = ndcg(hits.iter().copied(), targets.len());
     [f64::from(u8::from(!hits.is_empty())), ndcg, hits.first().map_or(0.0, |position| 1.0 / (position + 1) as f64)]
+}
+
+/// Returns NDCG of a list of at most [`CUTOFF`] rows from the positions of its targets, from 0.
+pub(super) fn ndcg(hits: impl Iterator<Item = usize>, target_count: usize) -> f64 {
+    let discount = |position: usize| 1.0 / ((position + 2) as f64).log2();
+    let ideal: f64 = (0..target_count.min(CUTOFF)).map(discount).sum();
+    let gained = hits.map(discount).fold(0.0, |sum, gain| sum + gain);
+    if ideal > 0.0 { gained / ideal } else { 0.0 }
 }
 
 impl fmt::Display for Evaluation {
@@ -435,28 +327,6 @@ impl fmt::Display for Evaluation {
         }
         writeln!(f, "{}", self.relevance)?;
         self.comparisons.iter().try_for_each(|comparison| write!(f, "\n{comparison}"))
-    }
-}
-
-impl fmt::Display for Comparison {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state_until {
-            StateUntil::Request => "state up to each request",
-            StateUntil::Training => "state of the end of the training",
-        };
-        writeln!(f, "NDCG@10 {}, {state}, {} users", self.task.name(), self.user_count)?;
-        for baseline in &self.baselines {
-            writeln!(f, "  {:<18}{:<26}{}", baseline.name, baseline.ndcg_at_10.to_string(), baseline.settings)?;
-        }
-        writeln!(
-            f,
-            "  {:<18}{:<26}{:.3} × {}, difference {}",
-            "ranked",
-            self.ranked_ndcg_at_10.to_string(),
-            self.ratio,
-            self.best_baseline,
-            self.gain
-        )
     }
 }
 

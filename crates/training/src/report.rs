@@ -2,10 +2,10 @@
 use super::{
     Progress,
     baselines::StateUntil,
+    comparison::{Cases, Comparison, comparisons},
     error::TrainError,
     evaluate::{
-        CUTOFF, Cases, Comparison, EvaluateOptions, Evaluation, METHODS, NDCG, RANKED, UserLists,
-        compare_with_baselines, evaluation, list_metrics, replay_targets,
+        CUTOFF, EvaluateOptions, Evaluation, METHODS, NDCG, RANKED, UserLists, evaluation, list_metrics, replay_targets,
     },
     lists::{HEADS, Outcomes},
     losses::LossCurves,
@@ -90,7 +90,7 @@ pub fn report(
         cases.add(lists);
         observe(&mut observations, lists, models, &group_of, &outcomes, &mut rng);
     })?;
-    let comparisons = compare_with_baselines(data, bundle, runtime, cases, options, progress)?;
+    let comparisons = comparisons(data, bundle, runtime, cases, options, progress)?;
     let evaluation = evaluation(&scores, comparisons, options);
     let curves = opened.training.as_deref().and_then(|text| serde_json::from_slice::<LossCurves>(text).ok());
     let page = page(&opened, &evaluation, &observations, &curves.unwrap_or_default(), options);

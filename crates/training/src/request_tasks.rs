@@ -1,0 +1,528 @@
+//! Each type of request on a task of its own, through the serving pipeline, compared with counts.
+use super::{
+    Progress,
+    baselines::{
+        Case, HalfLife, ItemWeights, Sales, Shop, StateUntil, decayed, sampled, validation_begins, validation_cases,
+    },
+    comparison::{Comparison, Scored, Settings, Task},
+    counts::transitions,
+    error::TrainError,
+    evaluate::{CUTOFF, EvaluateOptions, NDCG, list_metrics},
+    replay::{Interaction, VISIT_MS, baskets},
+};
+use ahash::{AHashMap, AHashSet};
+use lodestone_catalog::Item;
+use lodestone_core::{
+    ids::{ItemId, Row, UserId},
+    units::UnixMillis,
+};
+use lodestone_dataset as dataset;
+use lodestone_index::Neighbours;
+use lodestone_pipeline::{
+    Generation, Models, Options, Page, RecommendKind, RecommendRequest, SearchRequest, Viewer,
+    bundle::Bundle,
+    ranking::{Device, Runtime},
+    run::{AnswerLogging, PlannedRequest, RankingRequest, run},
+    serving::Plan,
+};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::index};
+use std::{fmt, ops::Range, path::Path};
+
+/// Most requests of a task.
+const REQUESTS_MAX: usize = 1000;
+/// Fewest pairs of views from which on the items viewed next are the targets of SIMILAR. With fewer, the items of the
+/// next basket are.
+const VIEW_PAIRS_MIN: usize = 50;
+/// Rows of the lexical search, as many as a source of the pipeline returns.
+const LEXICAL_ROWS: usize = 150;
+
+const TASKS: [Task; 4] = [Task::BoughtTogether, Task::Similar, Task::BuyAgain, Task::Search];
+
+/// A request, and what the user chose after it.
+#[derive(Debug, Clone)]
+struct Probe {
+    case: Case,
+    anchor: Option<u32>,
+    query: String,
+}
+
+impl Probe {
+    fn with_anchor(user: Option<&UserId>, at: UnixMillis, anchor: u32, others: impl Iterator<Item = u32>) -> Self {
+        let guest = || UserId::visitor("evaluation").expect("a valid constant");
+        let case = Case { user: user.cloned().unwrap_or_else(guest), at, targets: others.map(Row).collect() };
+        Self { case, anchor: Some(anchor), query: String::new() }
+    }
+}
+
+/// The interactions of a shop from which requests and counts are made.
+pub(super) struct History<'a> {
+    pub shop: &'a Shop<'a>,
+    /// Purchases, or other interactions if there are none.
+    pub interactions: &'a [Interaction],
+    pub views: &'a [Interaction],
+    pub trained_until: UnixMillis,
+}
+
+impl History<'_> {
+    /// Returns the requests of each task of [`TASKS`] within a range of time. `cases` are users' next baskets in it.
+    fn probes(&self, times: &Range<UnixMillis>, cases: &[Case], items: &[Item], seed: u64) -> [Vec<Probe>; 4] {
+        let probes = [
+            self.together(times, seed),
+            self.similar(times, seed),
+            cases.iter().filter_map(|case| self.buy_again(case)).collect(),
+            searches(cases, items, seed),
+        ];
+        probes.map(|probes| sampled(probes, REQUESTS_MAX))
+    }
+
+    fn within(&self, times: &Range<UnixMillis>) -> impl Iterator<Item = &Interaction> {
+        self.interactions.iter().filter(|interaction| times.contains(&interaction.at))
+    }
+
+    /// The rest of a basket from one of its items.
+    fn together(&self, times: &Range<UnixMillis>, seed: u64) -> Vec<Probe> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let baskets = self.within(times).filter(|basket| basket.rows.len() > 1);
+        let probe = |basket: &Interaction| {
+            let anchor = basket.rows[rng.random_range(0..basket.rows.len())];
+            let others = basket.rows.iter().copied().filter(|row| *row != anchor);
+            Probe::with_anchor(basket.user.as_ref(), basket.at, anchor, others)
+        };
+        baskets.map(probe).collect()
+    }
+
+    /// The different item that the user views next in the same visit. In a shop without views, the other items of the
+    /// user's next basket, from an item of this one.
+    fn similar(&self, times: &Range<UnixMillis>, seed: u64) -> Vec<Probe> {
+        if self.has_views() {
+            return view_pairs(self.views, times);
+        }
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut last: AHashMap<&UserId, &Interaction> = AHashMap::new();
+        let mut probes = Vec::new();
+        for basket in self.within(times) {
+            let Some(user) = &basket.user else { continue };
+            if let Some(before) = last.insert(user, basket) {
+                let anchor = before.rows[rng.random_range(0..before.rows.len())];
+                let others = basket.rows.iter().copied().filter(|row| *row != anchor);
+                probes.push(Probe::with_anchor(Some(user), before.at, anchor, others));
+            }
+        }
+        probes.retain(|probe| !probe.case.targets.is_empty());
+        probes
+    }
+
+    fn has_views(&self) -> bool {
+        view_pairs(self.views, &(self.trained_until..UnixMillis(i64::MAX))).len() >= VIEW_PAIRS_MIN
+    }
+
+    /// The own items in the next basket.
+    fn buy_again(&self, case: &Case) -> Option<Probe> {
+        let own: AHashSet<Row> =
+            self.shop.bought_before(&case.user, case.at).iter().map(|bought| Row(bought.row)).collect();
+        let targets: AHashSet<Row> = case.targets.intersection(&own).copied().collect();
+        let case = Case { targets, ..case.clone() };
+        (!case.targets.is_empty()).then(|| Probe { case, anchor: None, query: String::new() })
+    }
+}
+
+/// A view, and the different item that the user views next within the same visit.
+fn view_pairs(views: &[Interaction], times: &Range<UnixMillis>) -> Vec<Probe> {
+    let mut last: AHashMap<&UserId, (UnixMillis, u32)> = AHashMap::new();
+    let mut probes = Vec::new();
+    for view in views.iter().filter(|view| times.contains(&view.at)) {
+        let (Some(user), Some(&row)) = (&view.user, view.rows.first()) else { continue };
+        let before = last.insert(user, (view.at, row));
+        if let Some((at, anchor)) = before.filter(|(at, anchor)| view.at.0 - at.0 <= VISIT_MS && *anchor != row) {
+            probes.push(Probe::with_anchor(Some(user), at, anchor, [row].into_iter()));
+        }
+    }
+    probes
+}
+
+/// Two or three words of the title of an item of the basket; the target is this item.
+fn searches(cases: &[Case], items: &[Item], seed: u64) -> Vec<Probe> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut probes = Vec::new();
+    for case in cases {
+        let mut targets: Vec<Row> = case.targets.iter().copied().collect();
+        targets.sort_unstable();
+        if targets.is_empty() {
+            continue;
+        }
+        let target = targets[rng.random_range(0..targets.len())];
+        let title = &items[target.index()].title;
+        let words: Vec<&str> = title.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).collect();
+        if words.len() < 2 {
+            continue;
+        }
+        let length = rng.random_range(2..=words.len().min(3));
+        let mut chosen = index::sample(&mut rng, words.len(), length).into_vec();
+        chosen.sort_unstable();
+        let query = chosen.into_iter().map(|index| words[index]).collect::<Vec<_>>().join(" ");
+        let case = Case { targets: [target].into(), ..case.clone() };
+        probes.push(Probe { case, anchor: None, query });
+    }
+    probes
+}
+
+/// An order by counts, with its settings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Order {
+    /// Items in the same baskets, each basket with the weight 1 / (size - 1).
+    CoOccurrence,
+    /// Items in the same visits, with the same weight.
+    CoViews,
+    /// Items viewed after the anchor.
+    NextViews,
+    /// Cosine of the items' users.
+    ItemKnn,
+    Popularity {
+        days: f32,
+    },
+    /// Own items by decayed purchases.
+    Own {
+        half_life_days: f32,
+    },
+    /// Own items, the last purchase first.
+    OwnLast,
+    /// The lexical order. With a weight, that times the logarithm of the purchases is added to the score.
+    Lexical,
+    LexicalOwn {
+        weight: f32,
+    },
+    LexicalPopularity {
+        weight: f32,
+        days: f32,
+    },
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CoOccurrence | Self::CoViews => f.write_str("weight 1 / (size - 1)"),
+            Self::NextViews => f.write_str("transitions"),
+            Self::ItemKnn => f.write_str("cosine"),
+            Self::Popularity { days } => write!(f, "{days} days"),
+            Self::Own { half_life_days } => write!(f, "{}", HalfLife(*half_life_days)),
+            Self::OwnLast => f.write_str("the latest first"),
+            Self::Lexical => f.write_str("the lexical order"),
+            Self::LexicalOwn { weight } => write!(f, "weight {weight}"),
+            Self::LexicalPopularity { weight, days } => write!(f, "weight {weight}, {days} days"),
+        }
+    }
+}
+
+const NEVER: f32 = f32::INFINITY;
+const WINDOWS: [f32; 3] = [7.0, 14.0, 60.0];
+/// Weights of purchases, relative to the best lexical score.
+const LEXICAL_WEIGHTS: [f32; 5] = [0.02, 0.1, 0.3, 1.0, 3.0];
+
+/// Returns the baselines of a task, each with its possible settings.
+fn families(task: Task, has_views: bool) -> Vec<(&'static str, Vec<Order>)> {
+    let popularity = || ("popularity", WINDOWS.map(|days| Order::Popularity { days }).to_vec());
+    let own = |half_lives: &[f32]| half_lives.iter().map(|days| Order::Own { half_life_days: *days }).collect();
+    match task {
+        Task::BoughtTogether => {
+            vec![popularity(), ("ItemKNN", vec![Order::ItemKnn]), ("co-occurrence", vec![Order::CoOccurrence])]
+        }
+        Task::Similar if has_views => vec![
+            ("ItemKNN", vec![Order::ItemKnn]),
+            ("co-views", vec![Order::CoViews]),
+            ("next views", vec![Order::NextViews]),
+        ],
+        Task::Similar => vec![("ItemKNN", vec![Order::ItemKnn]), ("co-occurrence", vec![Order::CoOccurrence])],
+        Task::BuyAgain => vec![
+            ("frequency", own(&[NEVER])),
+            ("last purchase", vec![Order::OwnLast]),
+            ("own purchases", own(&[14.0, 30.0, 90.0, 180.0])),
+        ],
+        Task::Search => {
+            let with_popularity = |weight| WINDOWS.map(|days| Order::LexicalPopularity { weight, days });
+            vec![
+                ("lexical", vec![Order::Lexical]),
+                ("lexical + own", LEXICAL_WEIGHTS.map(|weight| Order::LexicalOwn { weight }).to_vec()),
+                ("lexical + popularity", LEXICAL_WEIGHTS.into_iter().flat_map(with_popularity).collect()),
+            ]
+        }
+        Task::All | Task::Repeat | Task::Discovery => Vec::new(),
+    }
+}
+
+/// Neighbours of an item that are kept.
+const NEIGHBOURS_MAX: usize = 500;
+/// Items of a basket that are counted, because the number of pairs grows quadratically.
+const COUNTED_ITEMS_MAX: usize = 200;
+
+/// Counts of what happened before a time.
+struct Counts {
+    together: Neighbours,
+    viewed_together: Neighbours,
+    next_views: Neighbours,
+    cosines: ItemWeights,
+}
+
+impl Counts {
+    fn new(history: &History, until: UnixMillis) -> Self {
+        let item_count = history.shop.item_count;
+        let before = |of: &[Interaction]| of[..of.partition_point(|interaction| interaction.at < until)].to_vec();
+        let (interactions, views) = (before(history.interactions), before(history.views));
+        Self {
+            together: co_occurrence(&interactions, item_count),
+            viewed_together: co_occurrence(&baskets(&views), item_count),
+            next_views: transitions(&views, item_count),
+            cosines: ItemWeights::counts(history.shop, until).cosines(),
+        }
+    }
+}
+
+/// Counts the pairs of items in a basket, with the weight 1 / (size - 1), so that each basket adds 1 to an item.
+fn co_occurrence(baskets: &[Interaction], item_count: usize) -> Neighbours {
+    let pairs = baskets.iter().flat_map(|basket| {
+        let rows = &basket.rows[..basket.rows.len().min(COUNTED_ITEMS_MAX)];
+        let weight = 1.0 / (rows.len() as f32 - 1.0);
+        rows.iter().flat_map(move |from| rows.iter().map(move |to| (Row(*from), Row(*to), weight)))
+    });
+    Neighbours::from_counts(item_count, pairs, NEIGHBOURS_MAX)
+}
+
+/// Computes the orders by counts for probes at advancing times.
+struct Orders<'a> {
+    history: &'a History<'a>,
+    counts: &'a Counts,
+    generation: &'a Generation,
+    sales: Vec<(f32, Sales)>,
+}
+
+impl<'a> Orders<'a> {
+    fn new(history: &'a History<'a>, counts: &'a Counts, generation: &'a Generation) -> Self {
+        let sales = WINDOWS.map(|days| (days, Sales::new(history.shop.item_count, days)));
+        Self { history, counts, generation, sales: sales.to_vec() }
+    }
+
+    /// Returns NDCG@10 of each order.
+    fn ndcg(&mut self, orders: &[Order], probe: &Probe) -> Vec<f64> {
+        self.sales.iter_mut().for_each(|(_, sales)| sales.advance(self.history.shop, probe.case.at));
+        let matches = lexical_matches(self.generation, &probe.query);
+        let score = |order: &Order| list_metrics(&self.list(*order, probe, &matches), &probe.case.targets)[NDCG];
+        orders.iter().map(score).collect()
+    }
+
+    fn sales(&self, days: f32) -> &[f32] {
+        self.sales.iter().find(|(of, _)| *of == days).map_or(&[], |(_, sales)| sales.counts())
+    }
+
+    fn list(&self, order: Order, probe: &Probe, matches: &LexicalMatches) -> Vec<Row> {
+        let Case { user, at, .. } = &probe.case;
+        let own = |half_life_days| {
+            let mut scores: AHashMap<u32, f32> = AHashMap::new();
+            for bought in self.history.shop.bought_before(user, *at) {
+                *scores.entry(bought.row).or_default() += decayed(bought.at, *at, half_life_days);
+            }
+            scores
+        };
+        let neighbours = |table: &Neighbours| match probe.anchor {
+            Some(anchor) => table.of(Row(anchor)).0.iter().take(CUTOFF).map(|row| Row(*row)).collect(),
+            None => Vec::new(),
+        };
+        let best = |scores: &[f32]| {
+            let scored = scores.iter().enumerate().map(|(row, score)| (row as u32, *score));
+            first_rows(scored.filter(|(row, _)| Some(*row) != probe.anchor))
+        };
+        match order {
+            Order::CoOccurrence => neighbours(&self.counts.together),
+            Order::CoViews => neighbours(&self.counts.viewed_together),
+            Order::NextViews => neighbours(&self.counts.next_views),
+            Order::ItemKnn => probe.anchor.map_or_else(Vec::new, |anchor| best(&self.counts.cosines.of_item(anchor))),
+            Order::Popularity { days } => best(self.sales(days)),
+            Order::Own { half_life_days } => first_rows(own(half_life_days).into_iter()),
+            Order::OwnLast => {
+                let mut rows: Vec<Row> = Vec::new();
+                for bought in self.history.shop.bought_before(user, *at).iter().rev() {
+                    if rows.len() < CUTOFF && !rows.contains(&Row(bought.row)) {
+                        rows.push(Row(bought.row));
+                    }
+                }
+                rows
+            }
+            Order::Lexical => matches.best_by(|_| 0.0),
+            Order::LexicalOwn { weight } => {
+                let own = own(NEVER);
+                matches.best_by(|row| weight * own.get(&row.0).copied().unwrap_or(0.0).ln_1p())
+            }
+            Order::LexicalPopularity { weight, days } => {
+                let sales = self.sales(days);
+                matches.best_by(|row| weight * sales[row.index()].ln_1p())
+            }
+        }
+    }
+}
+
+/// Returns the first [`CUTOFF`] rows with a score above 0.
+fn first_rows(scored: impl Iterator<Item = (u32, f32)>) -> Vec<Row> {
+    let mut scored: Vec<(u32, f32)> = scored.filter(|(_, score)| *score > 0.0).collect();
+    scored.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    scored.into_iter().take(CUTOFF).map(|(row, _)| Row(row)).collect()
+}
+
+/// The rows of a lexical search: those with every word come first. Scores are relative to the best one.
+struct LexicalMatches {
+    /// Whether the row has every word, and its score.
+    rows: Vec<(Row, bool, f32)>,
+}
+
+fn lexical_matches(generation: &Generation, query: &str) -> LexicalMatches {
+    let found = generation.lexical.search_all_then_any(query, LEXICAL_ROWS, &|_| true).unwrap_or_default();
+    let best = found.rows.iter().map(|(_, score)| *score).fold(f32::MIN_POSITIVE, f32::max);
+    let rows = found.rows.iter().enumerate();
+    LexicalMatches { rows: rows.map(|(index, (row, score))| (*row, index < found.complete, score / best)).collect() }
+}
+
+impl LexicalMatches {
+    /// Returns the first rows by the sum of the score and `added`, those with every word before the others.
+    fn best_by(&self, added: impl Fn(Row) -> f32) -> Vec<Row> {
+        let mut rows: Vec<(Row, bool, f32)> =
+            self.rows.iter().map(|(row, is_complete, score)| (*row, *is_complete, score + added(*row))).collect();
+        rows.sort_by(|a, b| b.1.cmp(&a.1).then(b.2.total_cmp(&a.2)));
+        rows.into_iter().take(CUTOFF).map(|(row, ..)| row).collect()
+    }
+}
+
+/// Compares the answers to requests of each task after the training with the baselines. `cases` are the users' next
+/// baskets, with the state up to each request.
+pub(super) fn compare_requests(
+    data: &Path,
+    bundle: &Path,
+    runtime: &Runtime,
+    history: &History,
+    cases: &[Case],
+    options: &EvaluateOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Comparison>, TrainError> {
+    let bundle = Bundle::open(bundle)?;
+    let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
+    let items = bundle.items.clone();
+    let generation = Generation::standalone(bundle, 1024)?;
+    let until = history.trained_until;
+    let probes = history.probes(&(until..UnixMillis(i64::MAX)), cases, &items, options.seed);
+    let answers = served(data, &generation, &mut models, &items, &probes, progress)?;
+    let begins = validation_begins(history.shop, until);
+    let validation = validation_cases(history.shop, begins, until, StateUntil::Request);
+    let validation = history.probes(&(begins..until), &validation, &items, options.seed);
+    let (early, late) = (Counts::new(history, begins), Counts::new(history, until));
+    let mut comparisons = Vec::new();
+    for (index, task) in TASKS.into_iter().enumerate() {
+        let families = families(task, history.has_views());
+        let orders: Vec<Order> = families.iter().flat_map(|(_, orders)| orders.clone()).collect();
+        let ndcg = |counts: &Counts, probes: &[Probe]| -> Vec<Vec<f64>> {
+            let mut state = Orders::new(history, counts, &generation);
+            in_time_order(probes, |probe| state.ndcg(&orders, probe))
+        };
+        let chosen = best_orders(&families, &ndcg(&early, &validation[index]));
+        let late = ndcg(&late, &probes[index]);
+        let scored = Scored {
+            ranked: answers[index].clone(),
+            baselines: chosen.iter().map(|order| late.iter().map(|scores| scores[*order]).collect()).collect(),
+        };
+        let settings = families
+            .iter()
+            .zip(&chosen)
+            .map(|((name, _), order)| Settings { name, settings: orders[*order].to_string() });
+        let settings: Vec<Settings> = settings.collect();
+        comparisons.extend(Comparison::new(StateUntil::Request, task, &scored, &settings, Vec::new(), options));
+    }
+    Ok(comparisons)
+}
+
+/// Returns for each family the index of the order with the greatest mean, the first of equals.
+fn best_orders(families: &[(&'static str, Vec<Order>)], scores: &[Vec<f64>]) -> Vec<usize> {
+    let mean = |order: &usize| scores.iter().map(|scores| scores[*order]).sum::<f64>();
+    let mut first = 0;
+    let best = families.iter().map(|(_, orders)| {
+        let of_family = first..first + orders.len();
+        first = of_family.end;
+        of_family.clone().rev().max_by(|a, b| mean(a).total_cmp(&mean(b))).unwrap_or(of_family.start)
+    });
+    best.collect()
+}
+
+/// Computes a value of each probe in the order of their times. Returns the values in the order of the probes.
+fn in_time_order<T>(probes: &[Probe], mut value: impl FnMut(&Probe) -> T) -> Vec<T> {
+    let mut order: Vec<usize> = (0..probes.len()).collect();
+    order.sort_by_key(|index| probes[*index].case.at);
+    let mut values: Vec<(usize, T)> = order.into_iter().map(|index| (index, value(&probes[index]))).collect();
+    values.sort_by_key(|(index, _)| *index);
+    values.into_iter().map(|(_, value)| value).collect()
+}
+
+/// Answers the requests of each task through the serving pipeline, with the state up to each. Returns NDCG@10.
+fn served(
+    data: &Path,
+    generation: &Generation,
+    models: &mut Models,
+    items: &[Item],
+    probes: &[Vec<Probe>; 4],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<[Vec<f64>; 4], TrainError> {
+    let events = dataset::into_events(dataset::read_history(data)?);
+    let mut order: Vec<(usize, usize)> = Vec::new();
+    for (task, probes) in probes.iter().enumerate() {
+        order.extend((0..probes.len()).map(|probe| (task, probe)));
+    }
+    order.sort_by_key(|(task, probe)| probes[*task][*probe].case.at);
+    let mut scores: [Vec<f64>; 4] = std::array::from_fn(|task| vec![0.0; probes[task].len()]);
+    let mut applied = 0;
+    for (done, (task, index)) in order.iter().enumerate() {
+        let probe = &probes[*task][*index];
+        let next = applied + events[applied..].partition_point(|event| event.at < probe.case.at);
+        events[applied..next].iter().for_each(|event| generation.state.apply_event(0, event));
+        applied = next;
+        generation.state.publish_popularity(probe.case.at);
+        let list = answer(generation, models, items, TASKS[*task], probe);
+        scores[*task][*index] = list_metrics(&list, &probe.case.targets)[NDCG];
+        if done % 64 == 0 {
+            progress(Progress { stage: "requests", done, total: order.len(), loss: f32::NAN });
+        }
+    }
+    Ok(scores)
+}
+
+/// Returns the first page of the answer to a probe.
+fn answer(generation: &Generation, models: &mut Models, items: &[Item], task: Task, probe: &Probe) -> Vec<Row> {
+    let viewer = Viewer { user: probe.case.user.clone(), visitor: None, session: String::new(), locale: String::new() };
+    let page = Page { size: CUTOFF, token: String::new(), fingerprint: 0 };
+    let recommend = |kind| {
+        RankingRequest::Recommend(RecommendRequest {
+            viewer: viewer.clone(),
+            kind,
+            page: page.clone(),
+            filter: None,
+            anchors: probe.anchor.iter().map(|row| items[*row as usize].id.clone()).collect(),
+            facets: Vec::new(),
+            options: Options::default(),
+            message: Vec::new(),
+        })
+    };
+    let request = match task {
+        Task::BoughtTogether => recommend(RecommendKind::BoughtTogether),
+        Task::Similar => recommend(RecommendKind::Similar),
+        Task::BuyAgain => recommend(RecommendKind::BuyAgain),
+        Task::Search => RankingRequest::Search(SearchRequest {
+            viewer: viewer.clone(),
+            query: probe.query.clone(),
+            page,
+            filter: None,
+            facets: Vec::new(),
+            options: Options::default(),
+            fallback: None,
+            message: Vec::new(),
+        }),
+        Task::All | Task::Repeat | Task::Discovery => recommend(RecommendKind::ForYou),
+    };
+    let planned =
+        PlannedRequest { request, answer_id: [0; 16], plan: Plan::default(), logging: AnswerLogging::Skipped };
+    let answer = run(generation, models, &[planned], probe.case.at).remove(0);
+    let page = answer.slate.page(generation, &answer.catalog, 0, CUTOFF);
+    let row = |id: &ItemId| generation.state.keys.get(id).map(|key| Row(key.0));
+    page.results.iter().filter_map(|result| row(&result.id)).collect()
+}
