@@ -23,7 +23,8 @@ use std::{
 /// Evaluates a bundle on the part of the data after its training, or a serving policy on logged answers.
 ///
 /// Prints HR@10, NDCG@10, MRR@10 and coverage with bootstrap intervals, for the ranking, for retrieval alone and for
-/// popularity.
+/// popularity. Compares NDCG@10 with baselines that need no training, each tuned on the last part of the training data,
+/// by task; see docs/evaluation.md.
 ///
 /// With --off-policy, estimates the reward per slot of the ranking without exploration, or of another serving
 /// configuration, from logged answers that explored, using their propensities: IPS, SNIPS, clipped IPS and doubly

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 /// Decides whether a new bundle may replace the current one. Exit code 1 and the reasons if not.
 ///
 /// Both bundles are evaluated on the events after the training of either. A candidate is refused if there are too few
-/// users to tell, if its ranking is worse with confidence, if it is slower, or if it recommends fewer different items.
+/// users to tell, if its ranking is worse with confidence than the current bundle's or than the best of the baselines
+/// that `lodestone evaluate` prints, if it is slower, or if it recommends fewer different items.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:

@@ -27,7 +27,7 @@ def check(right, claim):
 
 
 def run(*arguments):
-    return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=900)
 
 
 def save(path, nodes, inputs, output, constants):
@@ -229,6 +229,7 @@ with tempfile.TemporaryDirectory() as directory:
     check(ran.returncode == 0 and "user_encoder.onnx" in ran.stdout, "and shown")
     ran = run("gate", "--data", DATA, "--candidate", work / "brought", "--current", BUNDLE, "--slower-max", 100)
     check(ran.returncode == 1 and "it is worse" in ran.stdout, f"arbitrary weights do not pass the gate {ran.stdout}")
+    check("below a baseline that needs no training: NDCG@10 is" in ran.stdout, f"and are below a baseline {ran.stdout}")
 
     # Weights in a file of their own, as PyTorch writes them.
     apart = work / "apart"

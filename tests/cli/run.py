@@ -29,7 +29,7 @@ def check(right, claim):
 
 
 def run(*arguments):
-    return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=900)
 
 
 def refused(words, *arguments):
@@ -313,12 +313,70 @@ def gate():
     same = ["gate", "--data", DATA, "--candidate", BUNDLE, "--current", BUNDLE]
     ran = run(*same, "--slower-max", 3, "--format", "json")
     verdict = json.loads(ran.stdout)
-    check(ran.returncode == SUCCESS and verdict["refusals"] == [] and verdict["ndcg_gain"]["mean"] == 0,
-          "a bundle passes compared with itself")
+    baseline = verdict["baseline"]
+    is_below = baseline["ndcg_gain"]["high"] < 0
+    check(verdict["ndcg_gain"]["mean"] == 0 and len(verdict["refusals"]) == is_below and ran.returncode == (NO if is_below else SUCCESS)
+          and ("below a baseline" in str(verdict["refusals"])) == is_below,
+          f"a bundle passes compared with itself, unless it is below a baseline {verdict['refusals']}")
+    check(baseline["ndcg_at_10"] > 0.1 and abs(baseline["candidate_ndcg_at_10"] - verdict["candidate_ndcg_at_10"]) < 1e-9,
+          f"and is compared with the best baseline, {baseline['name']}")
     ran = run(*same, "--slower-max", 3, "--users-min", 1_000_000)
     check(ran.returncode == NO and "refused: too few users to tell" in ran.stdout, "too few users to tell are a refusal")
     ran = run(*same, "--slower-max", 0.01)
     check(ran.returncode == NO and "refused: it is slower" in ran.stdout, "a slower one is refused with exit code 1")
+
+
+BASELINES = ["popularity", "own purchases", "ItemKNN", "UserKNN", "TIFU-KNN", "EASE", "transitions", "own + popularity",
+             "combination"]
+
+
+def baselines():
+    ran = run("evaluate", "--data", DATA, "--bundle", BUNDLE, "--format", "json")
+    evaluation = json.loads(ran.stdout)
+    comparisons = {(one["state_until"], one["task"]): one for one in evaluation["comparisons"]}
+    states = [(state, task) for state in ("request", "training") for task in ("all", "repeat", "discovery")]
+    check(all([of["name"] for of in comparisons[key]["baselines"]] == BASELINES for key in states),
+          "evaluate compares with every baseline, by state and task")
+    requests = {task for state, task in comparisons if (state, task) not in states}
+    check(requests == {"bought_together", "similar", "buy_again", "search"}, f"and each type of request {requests}")
+    for key, one in comparisons.items():
+        best = max(one["baselines"], key=lambda of: of["ndcg_at_10"]["mean"])
+        served = one["served_ndcg_at_10"]["mean"]
+        check(best["name"] == one["best_baseline"] and abs(served / best["ndcg_at_10"]["mean"] - one["ratio"]) < 1e-9
+              and abs(served - best["ndcg_at_10"]["mean"] - one["gain"]["mean"]) < 1e-9,
+              f"{key}: ratio and difference are those to the best baseline")
+    live = comparisons["request", "all"]
+    ranked = next(method for method in evaluation["methods"] if method["name"] == "ranked")
+    check(live["case_count"] == evaluation["user_count"] and abs(live["served_ndcg_at_10"]["mean"] - ranked["ndcg_at_10"]["mean"]) < 1e-9,
+          "the users and lists are those of the table above")
+    check(sum(group["case_count"] for group in live["groups"]) == live["case_count"], "groups by activity have all users")
+
+
+def no_repeats(work):
+    """Shops whose users have no basket of a task: the task is left out."""
+    def shop(name, rows):
+        (work / f"{name}.csv").write_text("\n".join(["order,user,item,title,time"] + rows))
+        (work / f"{name}.toml").write_text('[columns]\n' + "".join(f'{column} = "{column}"\n' for column in ("item", "time", "order", "user", "title")))
+        ran = run("import", "--mapping", work / f"{name}.toml", "--in", work / f"{name}.csv", "--out", work / name)
+        check(ran.returncode == SUCCESS, f"{name} is imported {ran.stderr}")
+        ran = run("train", "--data", work / name, "--out", work / f"{name}-bundle")
+        check(ran.returncode == SUCCESS, f"{name} is trained {ran.stderr[-300:]}")
+        return run("evaluate", "--data", work / name, "--bundle", work / f"{name}-bundle", "--format", "json")
+
+    def row(order, user, item, day):
+        return f"{order},{user},i{item},blue thing {item},2025-{1 + day // 28:02}-{1 + day % 28:02} 10:00:00"
+
+    ran = shop("once", [row(f"{user}-{day}", f"p{user}", (user + day) % 40, day) for user in range(20) for day in range(user, user + 30)])
+    tasks = {one["task"] for one in json.loads(ran.stdout)["comparisons"]} if ran.returncode == SUCCESS else ran.stderr
+    check({"all", "discovery"} <= set(tasks) and not {"repeat", "buy_again"} & set(tasks), f"without repeats there is no such task {tasks}")
+    ran = shop("again", [row(f"{user}-{day}", f"p{user}", user, day) for user in range(20) for day in range(30)])
+    tasks = {one["task"] for one in json.loads(ran.stdout)["comparisons"]} if ran.returncode == SUCCESS else ran.stderr
+    check({"all", "repeat", "buy_again"} <= set(tasks) and "discovery" not in tasks, f"and with nothing but repeats no discovery {tasks}")
+    ran = shop("guests", [f"{day}-{guest},,i{(guest + step) % 40},blue thing {(guest + step) % 40},2025-{1 + day // 28:02}-{1 + day % 28:02} 10:00:00"
+                          for day in range(60) for guest in range(5) for step in range(2)])
+    check(ran.returncode == ERROR and "no user with a history" in ran.stderr, f"a shop of guests has no next basket {ran.stderr[-300:]}")
+    ran = shop("single", [row(user, f"p{user}", user % 40, user % 80) for user in range(300)])
+    check(ran.returncode == ERROR and "no user with a history" in ran.stderr, f"nor has one with an event a user {ran.stderr[-300:]}")
 
 
 def model_times():
@@ -451,9 +509,11 @@ with tempfile.TemporaryDirectory() as directory:
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))
     next_things(pathlib.Path(directory))
+    no_repeats(pathlib.Path(directory))
     same_model(pathlib.Path(directory))
     stopped_training(pathlib.Path(directory))
 gate()
+baselines()
 model_times()
 refused(["no server answers at 127.0.0.1:1"], "load-test", "--address", "127.0.0.1:1", "--data", DATA)
 print(f"cli: {len(wrong)} wrong")

@@ -137,7 +137,7 @@ def check_layout(page, name, heads):
         check(section["plots"] > 0, f"{name}: `{title}` has a plot")
         check(section["marks"] > 0, f"{name}: `{title}` has {section['marks']} marks")
         check(section["note"] != "", f"{name}: `{title}` has a description")
-    expected = {"Quality", "Losses", "Quality by activity of the user", "Quality by activity of the item", "Popularity bias",
+    expected = {"Quality", "Baselines", "Losses", "Quality by activity of the user", "Quality by activity of the item", "Popularity bias",
            "Ablation of sources", "Ablation of features", "Calibration of purchase"}
     titles = {section["title"] for section in page["sections"]}
     # A head without observations has no calibration.
@@ -165,7 +165,7 @@ def main():
     report = OUT / "report.html"
     begun = time.monotonic()
     ran = subprocess.run([LODESTONE, "evaluate", "--data", DATA, "--bundle", BUNDLE, "--report", report, "--format", "json"],
-                         capture_output=True, text=True, timeout=300)
+                         capture_output=True, text=True, timeout=900)
     check(ran.returncode == 0, f"the report is written in {time.monotonic() - begun:.0f} s", ran.stderr)
     evaluation = json.loads(ran.stdout)
     manifest = json.loads((BUNDLE / "manifest.json").read_text())
@@ -191,6 +191,9 @@ def main():
           "the page names the bundle and the number of users")
     ranked = evaluation["methods"][-1]["ndcg_at_10"]["mean"]
     check(f"{ranked:.4f}" in page["text"], f"the table has the ranked NDCG@10, {ranked:.4f}")
+    live = evaluation["comparisons"][0]
+    check(live["task"] == "all" and f"{live['ratio']:.3f}" in page["text"] and live["best_baseline"] in page["text"],
+          f"the page names the best baseline, {live['best_baseline']}, and the ratio")
     print(f"  screenshots: {', '.join(str(OUT / f'{name}.png') for name in WIDTHS)}")
     sys.exit(1 if wrong else 0)
 

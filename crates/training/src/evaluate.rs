@@ -96,17 +96,6 @@ pub(super) struct UserLists<'a> {
     pub ranked: &'a RankedCandidates,
 }
 
-/// Computes a bundle's scores by [`replay_targets`].
-pub(super) fn score_bundle(
-    data: &Path,
-    bundle: &Path,
-    since: UnixMillis,
-    runtime: &Runtime,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<ReplayScores, TrainError> {
-    replay_targets(data, bundle, since, StateUntil::Request, runtime, progress, &mut |_, _| {})
-}
-
 /// Replays the events through the serving code and computes the metrics of each user's next basket.
 ///
 /// A user takes part once, with the first basket that is neither before the end of the bundle's training nor before

@@ -1,8 +1,10 @@
 //! The gate: the decision whether a candidate bundle may replace the current one.
 use super::{
     Progress,
+    baselines::StateUntil,
+    comparison::{Cases, ComparedData, Comparison, Task},
     error::TrainError,
-    evaluate::{EvaluateOptions, NDCG, RANKED, ReplayScores, score_bundle},
+    evaluate::{EvaluateOptions, NDCG, RANKED, ReplayScores, replay_targets},
 };
 use ahash::AHashMap;
 use lodestone_core::{
@@ -15,6 +17,9 @@ use std::{fmt, path::Path};
 
 /// Repetitions of both measurements while the candidate seems too slow. The minimum of each counts.
 const TIME_REPETITIONS_MAX: usize = 2;
+/// Fewest users for a comparison with the baselines, even if [`GateOptions::users_min`] is lower: a bundle is refused
+/// for good reasons only, and the bootstrap interval of few users is too narrow.
+const BASELINE_USERS_MIN: usize = 50;
 
 /// Limits for a candidate.
 #[derive(Debug, Clone)]
@@ -47,12 +52,40 @@ pub struct Verdict {
     /// Distinct items in the lists.
     pub candidate_shown: usize,
     pub current_shown: usize,
+    /// None with too few users.
+    pub baseline: Option<BaselineVerdict>,
     pub refusals: Vec<String>,
 }
 
+/// The candidate compared with the best baseline on the users' whole next baskets, with the state up to each request.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct BaselineVerdict {
+    pub name: &'static str,
+    pub settings: String,
+    pub ndcg_at_10: f64,
+    /// Of the candidate on the same users.
+    pub candidate_ndcg_at_10: f64,
+    /// Paired by user.
+    pub ndcg_gain: MeanInterval,
+}
+
+impl BaselineVerdict {
+    fn new(comparison: &Comparison) -> Self {
+        let best = comparison.best();
+        Self {
+            name: best.name,
+            settings: best.settings.clone(),
+            ndcg_at_10: best.ndcg_at_10.mean,
+            candidate_ndcg_at_10: comparison.served_ndcg_at_10.mean,
+            ndcg_gain: comparison.gain,
+        }
+    }
+}
+
 /// Evaluates the ranked lists of both bundles on the users' next baskets after both trainings. A candidate is refused
-/// if there are fewer users than the limit, its NDCG@10 is lower beyond the 95 % interval of the difference, its
-/// latency exceeds the limit, or its lists have fewer distinct items than the limit.
+/// if there are fewer users than the limit, its NDCG@10 is lower beyond the 95 % interval of the difference, than that
+/// of the current bundle or of the best baseline, its latency exceeds the limit, or its lists have fewer distinct items
+/// than the limit.
 pub fn gate(
     data: &Path,
     candidate: &Path,
@@ -65,22 +98,38 @@ pub fn gate(
     for bundle in [candidate, current] {
         since = since.max(UnixMillis(Bundle::open(bundle)?.manifest.trained_until_ms));
     }
-    let mut score = |bundle: &Path, stage| {
-        score_bundle(data, bundle, since, runtime, &mut |step| progress(Progress { stage, ..step }))
+    let mut cases = Cases::default();
+    let mut score = |bundle: &Path, stage, cases: &mut Cases| {
+        let progress = &mut |step| progress(Progress { stage, ..step });
+        replay_targets(data, bundle, since, StateUntil::Request, runtime, progress, &mut |lists, _| cases.add(lists))
     };
-    let (mut of_candidate, mut of_current) = (score(candidate, "candidate")?, score(current, "current")?);
+    let mut of_candidate = score(candidate, "candidate", &mut cases)?;
+    let mut of_current = score(current, "current", &mut Cases::default())?;
     // Other load on the machine may slow one measurement down, so a violation is measured again.
     for _ in 0..TIME_REPETITIONS_MAX {
         if of_candidate.seconds <= options.slower_max * of_current.seconds {
             break;
         }
-        of_current.seconds = of_current.seconds.min(score(current, "current")?.seconds);
-        of_candidate.seconds = of_candidate.seconds.min(score(candidate, "candidate")?.seconds);
+        of_current.seconds = of_current.seconds.min(score(current, "current", &mut Cases::default())?.seconds);
+        of_candidate.seconds = of_candidate.seconds.min(score(candidate, "candidate", &mut Cases::default())?.seconds);
     }
-    Ok(verdict(&of_candidate, &of_current, options))
+    let comparisons = match of_candidate.users.len() >= options.users_min.max(BASELINE_USERS_MIN) {
+        true => {
+            let states = [(StateUntil::Request, cases)];
+            ComparedData::read(data, candidate)?.compare(&states, &options.evaluate, progress)
+        }
+        false => Vec::new(),
+    };
+    let all = comparisons.iter().find(|comparison| comparison.task == Task::All);
+    Ok(verdict(&of_candidate, &of_current, all.map(BaselineVerdict::new), options))
 }
 
-fn verdict(candidate: &ReplayScores, current: &ReplayScores, options: &GateOptions) -> Verdict {
+fn verdict(
+    candidate: &ReplayScores,
+    current: &ReplayScores,
+    baseline: Option<BaselineVerdict>,
+    options: &GateOptions,
+) -> Verdict {
     let ndcg = |scores: &ReplayScores| -> AHashMap<UserId, f64> {
         scores.users.iter().cloned().zip(scores.scores[RANKED].iter().map(|score| score[NDCG])).collect()
     };
@@ -104,6 +153,7 @@ fn verdict(candidate: &ReplayScores, current: &ReplayScores, options: &GateOptio
         time_ratio: candidate.seconds / current.seconds,
         candidate_shown: candidate.covered[RANKED].len(),
         current_shown: current.covered[RANKED].len(),
+        baseline,
         refusals: Vec::new(),
     };
     let mut refuse = |reason| verdict.refusals.push(reason);
@@ -117,6 +167,12 @@ fn verdict(candidate: &ReplayScores, current: &ReplayScores, options: &GateOptio
     }
     if verdict.ndcg_gain.high < 0.0 {
         refuse(format!("it is worse: NDCG@10 changes by {}", verdict.ndcg_gain));
+    }
+    if let Some(baseline) = verdict.baseline.as_ref().filter(|baseline| baseline.ndcg_gain.high < 0.0) {
+        refuse(format!(
+            "it is below a baseline that needs no training: NDCG@10 is {:.4}, that of {} is {:.4} ({}), difference {}",
+            baseline.candidate_ndcg_at_10, baseline.name, baseline.ndcg_at_10, baseline.settings, baseline.ndcg_gain
+        ));
     }
     if verdict.time_ratio.is_nan() || verdict.time_ratio > options.slower_max {
         refuse(format!(
@@ -147,6 +203,13 @@ impl fmt::Display for Verdict {
             "latency {:.2} of the current bundle's; {} distinct items in the lists, current {}",
             self.time_ratio, self.candidate_shown, self.current_shown
         )?;
+        if let Some(baseline) = &self.baseline {
+            writeln!(
+                f,
+                "best baseline, {}: NDCG@10 {:.4}, difference {}",
+                baseline.name, baseline.ndcg_at_10, baseline.ndcg_gain
+            )?;
+        }
         match self.refusals.is_empty() {
             true => writeln!(f, "passes"),
             false => self.refusals.iter().try_for_each(|reason| writeln!(f, "refused: {reason}")),
@@ -188,7 +251,7 @@ mod tests {
     #[test]
     fn each_violation_refuses_and_noise_passes() {
         let current = scores(|n| (n % 10) as f64 / 10.0, 500, 1.0);
-        let refusals = |candidate: ReplayScores| verdict(&candidate, &current, &GateOptions::default()).refusals;
+        let refusals = |candidate: ReplayScores| verdict(&candidate, &current, None, &GateOptions::default()).refusals;
         assert!(refusals(scores(|n| (n % 10) as f64 / 10.0, 500, 1.0)).is_empty());
         assert!(refusals(scores(|n| ((n + 1) % 10) as f64 / 10.0, 460, 1.2)).is_empty(), "noise within the limits");
         let worse = refusals(scores(|n| (n % 10) as f64 / 11.0, 500, 1.0));
@@ -198,12 +261,36 @@ mod tests {
         let fewer = refusals(scores(|n| (n % 10) as f64 / 10.0, 400, 1.0));
         assert!(fewer.len() == 1 && fewer[0].contains("fewer items"), "{fewer:?}");
     }
+
+    #[test]
+    fn a_bundle_below_a_baseline_is_refused_with_both_figures() {
+        let refusals = |high: f64| {
+            let baseline = BaselineVerdict {
+                name: "own + popularity",
+                settings: "1 × own purchases".to_owned(),
+                ndcg_at_10: 0.5,
+                candidate_ndcg_at_10: 0.45,
+                ndcg_gain: MeanInterval { mean: -0.05, low: -0.09, high },
+            };
+            let same = scores(|n| (n % 10) as f64 / 10.0, 500, 1.0);
+            verdict(&same, &same, Some(baseline), &GateOptions::default()).refusals
+        };
+        assert!(refusals(0.0).is_empty(), "the difference may be chance");
+        assert_eq!(
+            refusals(-0.01),
+            [
+                "it is below a baseline that needs no training: NDCG@10 is 0.4500, that of own + popularity is 0.5000 (1 × own \
+              purchases), difference -0.0500 [-0.0900, -0.0100]"
+            ]
+        );
+    }
+
     #[test]
     fn too_few_users_to_tell_are_a_refusal_unless_declared() {
         let few = |worse: f64| scores_of(5, |n| if n == 0 { 0.9 - worse } else { 0.1 }, 500, 1.0);
         let refusals = |users_min| {
             let options = GateOptions { users_min, ..GateOptions::default() };
-            verdict(&few(0.5), &few(0.0), &options).refusals
+            verdict(&few(0.5), &few(0.0), None, &options).refusals
         };
         let default = refusals(GateOptions::default().users_min);
         assert!(default.len() == 1 && default[0].contains("too few users to tell: 5"), "{default:?}");

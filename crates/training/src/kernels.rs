@@ -222,6 +222,13 @@ vectorised! {
 }
 
 vectorised! {
+    /// Adds `by` × `values` to `out`.
+    pub(crate) fn add_multiple(out: &mut [f32], by: f32, values: &[f32]) {
+        add_scaled(out, by, values);
+    }
+}
+
+vectorised! {
     pub(crate) fn multiply(out: &mut [f32], values: &[f32]) {
         for (out, value) in out.iter_mut().zip(values) {
             *out *= value;

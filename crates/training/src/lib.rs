@@ -43,7 +43,7 @@ pub use dataset_builder::{DatasetBuilder, DatasetSummary};
 pub use error::TrainError;
 pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
 pub use external_models::{ExternalModelError, ExternalModels, bundle_external_models};
-pub use gate::{GateOptions, Verdict, gate};
+pub use gate::{BaselineVerdict, GateOptions, Verdict, gate};
 pub use onnx::ExportCheck;
 pub use options::TrainOptions;
 pub use relevance::RelevanceCut;

@@ -188,6 +188,7 @@ fn page(
         plot_style = plots::STYLE
     );
     quality(&mut html, evaluation);
+    baselines(&mut html, &evaluation.comparisons);
     section(&mut html, "Losses", "One plot per stage. Points are means of adjacent steps.");
     if curves.curves.is_empty() {
         html.push_str("<p>The bundle contains no training losses.</p>");
@@ -281,31 +282,51 @@ fn quality(html: &mut String, evaluation: &Evaluation) {
         })
         .collect();
     wide(html, &plots::bars(&groups));
+}
+
+/// Adds the comparison with the best baseline by task, as a table and as bars.
+fn baselines(html: &mut String, comparisons: &[Comparison]) {
     section(
         html,
         "Baselines",
-        "NDCG@10 of the ranked lists and of baselines that need no training beyond counting, or one matrix inverse, on the \
-         same users. Each baseline is tuned on the last part of the training data. Repeat: items that the user bought \
-         before; discovery: all others.",
+        "NDCG@10 of the served lists and of the best of the baselines, which need no training beyond counting or one \
+         matrix inverse, for the same users. Each is tuned on the last part of the training data. Repeat: items that the \
+         user bought before; discovery: all others. Live: with the state up to each request; static: with that of the \
+         end of the training.",
     );
-    wide(html, &plots::bars(&evaluation.comparisons.iter().map(comparison).collect::<Vec<_>>()));
+    html.push_str(
+        "<div class=\"wide\"><table><tr><th></th><th>served</th><th>best baseline</th><th></th><th>ratio</th>\
+         <th>difference</th></tr>",
+    );
+    let mut groups = Vec::new();
+    for comparison in comparisons {
+        let best = comparison.best();
+        let ratio = comparison.ratio.map_or_else(String::new, |ratio| format!("{ratio:.3}"));
+        let name = format!("{} ({})", comparison_name(comparison), comparison.case_count);
+        let _ = write!(
+            html,
+            "<tr><td>{name}</td><td>{}</td><td>{}</td><td>{}</td><td>{ratio}</td><td>{}</td></tr>",
+            comparison.served_ndcg_at_10, best.ndcg_at_10, best.name, comparison.gain
+        );
+        let bar = |name: &str, value: MeanInterval| Bar {
+            name: name.to_owned(),
+            mean: value.mean,
+            low: value.low,
+            high: value.high,
+        };
+        let bars = vec![bar("best baseline", best.ndcg_at_10), bar("served", comparison.served_ndcg_at_10)];
+        groups.push(BarGroup { name, bars });
+    }
+    html.push_str("</table></div>");
+    wide(html, &plots::bars(&groups));
 }
 
-fn comparison(comparison: &Comparison) -> BarGroup {
-    let state = match comparison.state_until {
-        StateUntil::Request => "live",
-        StateUntil::Training => "state of the end of the training",
-    };
-    let bar = |name: &str, value: MeanInterval| Bar {
-        name: name.to_owned(),
-        mean: value.mean,
-        low: value.low,
-        high: value.high,
-    };
-    let baselines = comparison.baselines.iter().map(|baseline| bar(baseline.name, baseline.ndcg_at_10));
-    BarGroup {
-        name: format!("{}, {state} ({} users)", comparison.task.name(), comparison.user_count),
-        bars: baselines.chain([bar("ranked", comparison.ranked_ndcg_at_10)]).collect(),
+fn comparison_name(comparison: &Comparison) -> String {
+    let name = comparison.task.name();
+    match comparison.state_until {
+        _ if comparison.task.is_request() => name.to_owned(),
+        StateUntil::Request => format!("{name}, live"),
+        StateUntil::Training => format!("{name}, static"),
     }
 }
 

@@ -2,7 +2,7 @@
 use super::{
     Progress,
     baselines::{
-        Case, HalfLife, ItemWeights, Sales, Shop, StateUntil, decayed, sampled, validation_begins, validation_cases,
+        Case, Decay, ItemWeights, Sales, Shop, StateUntil, decayed, sampled, validation_begins, validation_cases,
     },
     comparison::{Comparison, Scored, Settings, Task},
     counts::transitions,
@@ -56,14 +56,25 @@ impl Probe {
 
 /// The interactions of a shop from which requests and counts are made.
 pub(super) struct History<'a> {
-    pub shop: &'a Shop<'a>,
+    shop: &'a Shop<'a>,
     /// Purchases, or other interactions if there are none.
-    pub interactions: &'a [Interaction],
-    pub views: &'a [Interaction],
-    pub trained_until: UnixMillis,
+    interactions: &'a [Interaction],
+    views: &'a [Interaction],
+    has_views: bool,
+    trained_until: UnixMillis,
 }
 
-impl History<'_> {
+impl<'a> History<'a> {
+    pub(super) fn new(
+        shop: &'a Shop<'a>,
+        interactions: &'a [Interaction],
+        views: &'a [Interaction],
+        trained_until: UnixMillis,
+    ) -> Self {
+        let pairs = view_pairs(views, &(trained_until..UnixMillis(i64::MAX)));
+        Self { shop, interactions, views, has_views: pairs.len() >= VIEW_PAIRS_MIN, trained_until }
+    }
+
     /// Returns the requests of each task of [`TASKS`] within a range of time. `cases` are users' next baskets in it.
     fn probes(&self, times: &Range<UnixMillis>, cases: &[Case], items: &[Item], seed: u64) -> [Vec<Probe>; 4] {
         let probes = [
@@ -94,7 +105,7 @@ impl History<'_> {
     /// The different item that the user views next in the same visit. In a shop without views, the other items of the
     /// user's next basket, from an item of this one.
     fn similar(&self, times: &Range<UnixMillis>, seed: u64) -> Vec<Probe> {
-        if self.has_views() {
+        if self.has_views {
             return view_pairs(self.views, times);
         }
         let mut rng = StdRng::seed_from_u64(seed);
@@ -110,10 +121,6 @@ impl History<'_> {
         }
         probes.retain(|probe| !probe.case.targets.is_empty());
         probes
-    }
-
-    fn has_views(&self) -> bool {
-        view_pairs(self.views, &(self.trained_until..UnixMillis(i64::MAX))).len() >= VIEW_PAIRS_MIN
     }
 
     /// The own items in the next basket.
@@ -204,7 +211,7 @@ impl fmt::Display for Order {
             Self::NextViews => f.write_str("transitions"),
             Self::ItemKnn => f.write_str("cosine"),
             Self::Popularity { days } => write!(f, "{days} days"),
-            Self::Own { half_life_days } => write!(f, "{}", HalfLife(*half_life_days)),
+            Self::Own { half_life_days } => write!(f, "{}", Decay(*half_life_days)),
             Self::OwnLast => f.write_str("the latest first"),
             Self::Lexical => f.write_str("the lexical order"),
             Self::LexicalOwn { weight } => write!(f, "weight {weight}"),
@@ -265,15 +272,19 @@ struct Counts {
 impl Counts {
     fn new(history: &History, until: UnixMillis) -> Self {
         let item_count = history.shop.item_count;
-        let before = |of: &[Interaction]| of[..of.partition_point(|interaction| interaction.at < until)].to_vec();
-        let (interactions, views) = (before(history.interactions), before(history.views));
+        let interactions = before(history.interactions, until);
+        let views = before(history.views, until);
         Self {
-            together: co_occurrence(&interactions, item_count),
-            viewed_together: co_occurrence(&baskets(&views), item_count),
-            next_views: transitions(&views, item_count),
+            together: co_occurrence(interactions, item_count),
+            viewed_together: co_occurrence(&baskets(views), item_count),
+            next_views: transitions(views, item_count),
             cosines: ItemWeights::counts(history.shop, until).cosines(),
         }
     }
+}
+
+fn before(interactions: &[Interaction], until: UnixMillis) -> &[Interaction] {
+    &interactions[..interactions.partition_point(|interaction| interaction.at < until)]
 }
 
 /// Counts the pairs of items in a basket, with the weight 1 / (size - 1), so that each basket adds 1 to an item.
@@ -412,7 +423,7 @@ pub(super) fn compare_requests(
     let (early, late) = (Counts::new(history, begins), Counts::new(history, until));
     let mut comparisons = Vec::new();
     for (index, task) in TASKS.into_iter().enumerate() {
-        let families = families(task, history.has_views());
+        let families = families(task, history.has_views);
         let orders: Vec<Order> = families.iter().flat_map(|(_, orders)| orders.clone()).collect();
         let ndcg = |counts: &Counts, probes: &[Probe]| -> Vec<Vec<f64>> {
             let mut state = Orders::new(history, counts, &generation);
@@ -421,7 +432,7 @@ pub(super) fn compare_requests(
         let chosen = best_orders(&families, &ndcg(&early, &validation[index]));
         let late = ndcg(&late, &probes[index]);
         let scored = Scored {
-            ranked: answers[index].clone(),
+            served: answers[index].clone(),
             baselines: chosen.iter().map(|order| late.iter().map(|scores| scores[*order]).collect()).collect(),
         };
         let settings = families
@@ -525,4 +536,139 @@ fn answer(generation: &Generation, models: &mut Models, items: &[Item], task: Ta
     let page = answer.slate.page(generation, &answer.catalog, 0, CUTOFF);
     let row = |id: &ItemId| generation.state.keys.get(id).map(|key| Row(key.0));
     page.results.iter().filter_map(|result| row(&result.id)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_events::EventKind;
+
+    fn user(name: &str) -> UserId {
+        UserId::signed_in(name).unwrap()
+    }
+
+    fn interaction(name: &str, minute: i64, kind: EventKind, rows: &[u32]) -> Interaction {
+        let user = (!name.is_empty()).then(|| user(name));
+        Interaction { user, at: UnixMillis(minute * 60_000), kind, rows: rows.to_vec() }
+    }
+
+    fn purchase(name: &str, minute: i64, rows: &[u32]) -> Interaction {
+        interaction(name, minute, EventKind::Purchase, rows)
+    }
+
+    fn rows(probe: &Probe) -> Vec<u32> {
+        let mut rows: Vec<u32> = probe.case.targets.iter().map(|row| row.0).collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    fn with_history(interactions: &[Interaction], views: &[Interaction], check: impl Fn(&History)) {
+        let shop = Shop::new(interactions, vec![None; 5]);
+        check(&History::new(&shop, interactions, views, UnixMillis(0)));
+    }
+
+    #[test]
+    fn each_basket_adds_one_to_an_item() {
+        let baskets = [purchase("a", 0, &[0, 1, 2]), purchase("b", 1, &[0, 1]), purchase("c", 2, &[3])];
+        let table = co_occurrence(&baskets, 4);
+        assert_eq!(table.of(Row(0)), (&[1, 2][..], &[1.5, 0.5][..]));
+        assert!(table.of(Row(3)).0.is_empty());
+    }
+
+    #[test]
+    fn together_asks_for_the_rest_of_the_basket_of_guests_too() {
+        let interactions = [purchase("", 5, &[0, 1, 2]), purchase("a", 6, &[3]), purchase("a", 99, &[3, 4])];
+        with_history(&interactions, &[], |history| {
+            let probes = history.together(&(UnixMillis(0)..UnixMillis(50 * 60_000)), 1);
+            assert_eq!(probes.len(), 1);
+            let mut whole = rows(&probes[0]);
+            whole.extend(probes[0].anchor);
+            whole.sort_unstable();
+            assert_eq!(whole, [0, 1, 2]);
+        });
+    }
+
+    #[test]
+    fn similar_asks_for_the_next_basket_without_views() {
+        let interactions = [
+            purchase("a", 0, &[0]),
+            purchase("b", 1, &[0]),
+            purchase("a", 2, &[0, 1]),
+            purchase("b", 3, &[0]),
+            purchase("a", 4, &[2]),
+        ];
+        with_history(&interactions, &[], |history| {
+            let probes = history.similar(&(UnixMillis(0)..UnixMillis(i64::MAX)), 1);
+            let found: Vec<(Option<u32>, Vec<u32>)> = probes.iter().map(|probe| (probe.anchor, rows(probe))).collect();
+            assert_eq!(found.len(), 2, "a basket with the anchor alone is no target: {found:?}");
+            assert_eq!(found[0], (Some(0), vec![1]));
+            assert_eq!(found[1].1, [2]);
+        });
+    }
+
+    #[test]
+    fn similar_asks_for_the_item_viewed_next_in_the_same_visit() {
+        let view = |name, minute, row| interaction(name, minute, EventKind::View, &[row]);
+        let views = [view("a", 0, 0), view("b", 1, 4), view("a", 5, 0), view("a", 10, 1), view("a", 90, 2)];
+        let pairs = view_pairs(&views, &(UnixMillis(0)..UnixMillis(i64::MAX)));
+        assert_eq!(pairs.len(), 1);
+        assert_eq!((pairs[0].anchor, rows(&pairs[0]), pairs[0].case.at), (Some(0), vec![1], views[2].at));
+    }
+
+    #[test]
+    fn buy_again_asks_for_own_items() {
+        let interactions = [purchase("a", 0, &[0, 1])];
+        let case = |targets: &[u32]| Case {
+            user: user("a"),
+            at: UnixMillis(60_000),
+            targets: targets.iter().map(|row| Row(*row)).collect(),
+        };
+        with_history(&interactions, &[], |history| {
+            assert_eq!(rows(&history.buy_again(&case(&[1, 2])).unwrap()), [1]);
+            assert!(history.buy_again(&case(&[2])).is_none());
+        });
+    }
+
+    #[test]
+    fn queries_have_two_or_three_words_of_the_title_in_order() {
+        let item = |title: &str| Item::titled(ItemId::parse(title).unwrap(), title);
+        let items = [item("one two three four"), item("alone"), item("left & right")];
+        let case = |targets: &[u32]| Case {
+            user: user("a"),
+            at: UnixMillis(0),
+            targets: targets.iter().map(|row| Row(*row)).collect(),
+        };
+        let cases: Vec<Case> = (0..50).map(|_| case(&[0])).chain([case(&[1]), case(&[2]), case(&[])]).collect();
+        let probes = searches(&cases, &items, 1);
+        assert_eq!(probes.len(), 51, "a title of one word is no query");
+        for probe in &probes[..50] {
+            let words: Vec<&str> = probe.query.split(' ').collect();
+            let places: Vec<usize> =
+                words.iter().map(|word| items[0].title.find(word).expect("a word of the title")).collect();
+            assert!((2..=3).contains(&words.len()) && places.is_sorted(), "{words:?}");
+        }
+        assert_eq!(probes[50].query, "left right");
+        assert!(probes[..50].iter().any(|probe| probe.query != probes[0].query));
+        let again = searches(&cases, &items, 1);
+        assert!(again.iter().zip(&probes).all(|(a, b)| a.query == b.query), "the seed determines them");
+    }
+
+    #[test]
+    fn the_best_settings_of_each_family_are_chosen() {
+        let families = [
+            ("popularity", vec![Order::Popularity { days: 7.0 }, Order::Popularity { days: 14.0 }]),
+            ("frequency", vec![Order::Own { half_life_days: NEVER }]),
+        ];
+        assert_eq!(best_orders(&families, &[vec![0.1, 0.5, 0.0], vec![0.2, 0.0, 0.0]]), [1, 2]);
+        assert_eq!(best_orders(&families, &[]), [0, 2], "the first without a case");
+    }
+
+    #[test]
+    fn added_purchases_change_the_order_within_the_rows_with_every_word() {
+        let matches = LexicalMatches { rows: vec![(Row(0), true, 1.0), (Row(1), true, 0.8), (Row(2), false, 0.7)] };
+        let added = |row: Row| row.0 as f32;
+        assert_eq!(matches.best_by(|_| 0.0), [0, 1, 2].map(Row));
+        assert_eq!(matches.best_by(|row| 0.1 * added(row)), [0, 1, 2].map(Row));
+        assert_eq!(matches.best_by(added), [1, 0, 2].map(Row));
+    }
 }

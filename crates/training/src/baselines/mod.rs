@@ -7,9 +7,9 @@ mod scores;
 mod shop;
 mod tuning;
 
-pub(crate) use cases::{Case, Question, QuestionScores, ranking_scores};
+pub(crate) use cases::{Case, Subtask, SubtaskScores, ranking_scores};
 pub(crate) use items::ItemWeights;
-pub(crate) use scores::HalfLife;
+pub(crate) use scores::Decay;
 pub(crate) use shop::{Sales, Shop, decayed};
 pub use tuning::StateUntil;
 pub(crate) use tuning::{TUNED, TunedBaseline, sampled, tuned_baselines, validation_begins, validation_cases};

@@ -3,10 +3,19 @@ use super::shop::{Bought, Shop, decayed};
 use lodestone_core::units::UnixMillis;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Sparse vectors of all users over the items.
+/// An item of a user's vector.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    row: u32,
+    /// The user's index in the item's list of users.
+    index: u32,
+    weight: f32,
+}
+
+/// Sparse vectors of all users over the items, by user and by item, because both are read often.
 struct UserVectors {
-    /// By user: items, each with the user's index in the item's list of `users_with`.
-    of_user: Vec<BTreeMap<u32, u32>>,
+    /// By user, in the order of the items.
+    of_user: Vec<Vec<Entry>>,
     /// By item: users with their weights.
     users_with: Vec<Vec<(u32, f32)>>,
     norms_squared: Vec<f32>,
@@ -15,37 +24,40 @@ struct UserVectors {
 impl UserVectors {
     fn new(shop: &Shop) -> Self {
         Self {
-            of_user: vec![BTreeMap::new(); shop.user_count()],
+            of_user: vec![Vec::new(); shop.user_count()],
             users_with: vec![Vec::new(); shop.item_count],
             norms_squared: vec![0.0; shop.user_count()],
         }
     }
 
-    fn weight_mut(&mut self, user: u32, row: u32) -> &mut f32 {
-        let users = &mut self.users_with[row as usize];
-        let index = *self.of_user[user as usize].entry(row).or_insert_with(|| {
+    /// Replaces an item's weight by `changed`, a function of it; 0 if the user does not have the item yet.
+    fn change(&mut self, user: u32, row: u32, changed: impl Fn(f32) -> f32) {
+        let (entries, users) = (&mut self.of_user[user as usize], &mut self.users_with[row as usize]);
+        let position = entries.binary_search_by_key(&row, |entry| entry.row).unwrap_or_else(|position| {
+            entries.insert(position, Entry { row, index: users.len() as u32, weight: 0.0 });
             users.push((user, 0.0));
-            users.len() as u32 - 1
+            position
         });
-        &mut users[index as usize].1
+        let entry = &mut entries[position];
+        let weight = changed(entry.weight);
+        self.norms_squared[user as usize] += (weight - entry.weight) * (weight + entry.weight);
+        entry.weight = weight;
+        users[entry.index as usize].1 = weight;
     }
 
     fn add(&mut self, user: u32, row: u32, added: f32) {
-        let weight = self.weight_mut(user, row);
-        let change = (2.0 * *weight + added) * added;
-        *weight += added;
-        self.norms_squared[user as usize] += change;
+        self.change(user, row, |weight| weight + added);
     }
 
     /// Replaces a user's vector by one with at least the same items.
     fn replace(&mut self, user: u32, vector: &BTreeMap<u32, f32>) {
-        vector.iter().for_each(|(row, weight)| *self.weight_mut(user, *row) = *weight);
+        vector.iter().for_each(|(row, weight)| self.change(user, *row, |_| *weight));
+        // Without the rounding errors of the changes.
         self.norms_squared[user as usize] = vector.values().map(|weight| weight * weight).sum();
     }
 
     fn vector(&self, user: u32) -> impl Iterator<Item = (u32, f32)> + '_ {
-        let of_user = self.of_user[user as usize].iter();
-        of_user.map(|(row, index)| (*row, self.users_with[*row as usize][*index as usize].1))
+        self.of_user[user as usize].iter().map(|entry| (entry.row, entry.weight))
     }
 
     /// Returns the product with the vector of each user.
@@ -155,23 +167,28 @@ impl FrequencyVectors {
     }
 
     /// Returns the users with the least Euclidean distances, the nearest first.
-    pub(super) fn nearest(&self, user: u32, count: usize) -> Vec<u32> {
+    fn nearest(&self, user: u32, count: usize) -> Vec<u32> {
         let mut nearness = self.vectors.products(user);
-        nearness
-            .iter_mut()
-            .zip(&self.vectors.norms_squared)
-            .for_each(|(product, norm)| *product = 2.0 * *product - norm);
+        let norms = &self.vectors.norms_squared;
+        nearness.iter_mut().zip(norms).for_each(|(product, norm)| *product = 2.0 * *product - norm);
         self.vectors.best(user, nearness, count).into_iter().map(|(other, _)| other).collect()
     }
 
-    /// Returns a score of each item: `own_share` × the user's vector + the rest × the mean of the nearest ones.
-    pub(super) fn scores(&self, user: u32, nearest: &[u32], own_share: f32) -> Vec<f32> {
-        let mut scores = vec![0.0; self.vectors.users_with.len()];
-        let share = (1.0 - own_share) / nearest.len().max(1) as f32;
-        let vectors = nearest.iter().map(|other| (*other, share)).chain([(user, own_share)]);
-        for (other, share) in vectors {
-            self.vectors.vector(other).for_each(|(row, weight)| scores[row as usize] += share * weight);
+    /// Returns the mean of the vectors of the nearest users.
+    pub(super) fn mean_of_nearest(&self, user: u32, count: usize) -> Vec<f32> {
+        let mut mean = vec![0.0; self.vectors.users_with.len()];
+        let nearest = self.nearest(user, count);
+        let share = 1.0 / nearest.len().max(1) as f32;
+        for other in nearest {
+            self.vectors.vector(other).for_each(|(row, weight)| mean[row as usize] += share * weight);
         }
+        mean
+    }
+
+    /// Returns a score of each item: `own_share` × the user's vector + the rest × the mean of the nearest ones.
+    pub(super) fn scores(&self, user: u32, mean_of_nearest: &[f32], own_share: f32) -> Vec<f32> {
+        let mut scores: Vec<f32> = mean_of_nearest.iter().map(|mean| (1.0 - own_share) * mean).collect();
+        self.vectors.vector(user).for_each(|(row, weight)| scores[row as usize] += own_share * weight);
         scores
     }
 }
@@ -256,7 +273,8 @@ mod tests {
             frequency_vector(shop.of_user_before(0, day(99.0)), groups).into_iter().collect::<Vec<(u32, f32)>>()
         };
         // One group of two baskets: item 0 in both, (0.9 + 1) / 2; item 1 in the first, 0.9 / 2.
-        assert_eq!(vector(&[&[0, 1], &[0]], 1), [(0, 0.95), (1, 0.45)]);
+        let found = vector(&[&[0, 1], &[0]], 1);
+        assert_near(&found.iter().map(|(_, weight)| *weight).collect::<Vec<_>>(), &[0.95, 0.45]);
         // Two groups of two baskets: ((0.9 + 0) / 2 · 0.7 + (0.9 + 1) / 2) / 2 for item 0.
         let found = vector(&[&[0], &[1], &[0], &[0, 2]], 2);
         let expected = [(0.45 * 0.7 + 0.95) / 2.0, 0.5 * 0.7 / 2.0, 0.5 / 2.0];
@@ -264,7 +282,7 @@ mod tests {
         // Fewer baskets than groups: each is a group of its own.
         let found = vector(&[&[0], &[1]], 7);
         assert_near(&found.iter().map(|(_, weight)| *weight).collect::<Vec<_>>(), &[0.35, 0.5]);
-        assert_eq!(vector(&[], 3), []);
+        assert!(vector(&[], 3).is_empty());
     }
 
     #[test]
@@ -275,8 +293,8 @@ mod tests {
         users.advance(&shop, day(1.0));
         // Squared distances: 1 and 4.
         assert_eq!(users.nearest(0, 9), [1, 2]);
-        assert_near(&users.scores(0, &[1, 2], 0.6), &[0.6 + 0.2, 0.4, 0.2, 0.2]);
-        assert_near(&users.scores(0, &users.nearest(0, 1), 0.6), &[1.0, 0.4, 0.0, 0.0]);
+        assert_near(&users.scores(0, &users.mean_of_nearest(0, 9), 0.6), &[0.6 + 0.2, 0.4, 0.2, 0.2]);
+        assert_near(&users.scores(0, &users.mean_of_nearest(0, 1), 0.6), &[1.0, 0.4, 0.0, 0.0]);
     }
 
     #[test]
@@ -285,9 +303,9 @@ mod tests {
         let shop = Shop::new(&interactions, vec![None; 2]);
         let mut users = FrequencyVectors::new(&shop, 2);
         users.advance(&shop, day(1.0));
-        assert_near(&users.scores(0, &[], 1.0), &[1.0, 0.0]);
+        assert_near(&users.scores(0, &[0.0, 0.0], 1.0), &[1.0, 0.0]);
         users.advance(&shop, day(9.0));
-        assert_near(&users.scores(0, &[], 1.0), &[0.35, 0.5]);
+        assert_near(&users.scores(0, &[0.0, 0.0], 1.0), &[0.35, 0.5]);
         assert!(users.nearest(0, 5).is_empty(), "a guest is no neighbour");
     }
 }

@@ -36,14 +36,14 @@ impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Popularity { days } => write!(f, "popularity of {}", Days(*days)),
-            Self::Own { half_life_days } => write!(f, "own purchases, {}", HalfLife(*half_life_days)),
-            Self::ItemKnn { half_life_days } => write!(f, "ItemKNN, {}", HalfLife(*half_life_days)),
+            Self::Own { half_life_days } => write!(f, "own purchases, {}", Decay(*half_life_days)),
+            Self::ItemKnn { half_life_days } => write!(f, "ItemKNN, {}", Decay(*half_life_days)),
             Self::UserKnn { half_life_days, neighbours } => {
-                write!(f, "UserKNN of {neighbours}, {}", HalfLife(*half_life_days))
+                write!(f, "UserKNN of {neighbours}, {}", Decay(*half_life_days))
             }
             Self::TifuKnn { groups, own_share } => write!(f, "TIFU-KNN, {groups} groups, own share {own_share}"),
             Self::Ease { regularisation, half_life_days } => {
-                write!(f, "EASE, λ {regularisation}, {}", HalfLife(*half_life_days))
+                write!(f, "EASE, λ {regularisation}, {}", Decay(*half_life_days))
             }
             Self::Transitions => f.write_str("transitions"),
         }
@@ -63,9 +63,9 @@ impl fmt::Display for Days {
 }
 
 /// The half-life of purchases, in days.
-pub(crate) struct HalfLife(pub f32);
+pub(crate) struct Decay(pub f32);
 
-impl fmt::Display for HalfLife {
+impl fmt::Display for Decay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.is_finite() {
             true => write!(f, "half-life {} days", self.0),
@@ -158,8 +158,8 @@ impl<'a> ScoringState<'a> {
         let similar: Vec<Vec<(u32, f32)>> = (self.similar.iter())
             .map(|(_, count, users)| user.map_or_else(Vec::new, |user| users.similar(user, *count)))
             .collect();
-        let nearest: Vec<Vec<u32>> = (self.frequency.iter())
-            .map(|(_, users)| user.map_or_else(Vec::new, |user| users.nearest(user, TIFU_NEIGHBOURS)))
+        let nearest: Vec<Vec<f32>> = (self.frequency.iter())
+            .map(|(_, users)| user.map_or_else(Vec::new, |user| users.mean_of_nearest(user, TIFU_NEIGHBOURS)))
             .collect();
         self.scores.iter().map(|score| self.score(*score, case, user, &similar, &nearest)).collect()
     }
@@ -170,7 +170,7 @@ impl<'a> ScoringState<'a> {
         case: &Case,
         user: Option<u32>,
         similar: &[Vec<(u32, f32)>],
-        nearest: &[Vec<u32>],
+        nearest: &[Vec<f32>],
     ) -> Vec<f32> {
         let none = || vec![0.0; self.shop.item_count];
         let bought = self.shop.bought_before(&case.user, case.at);
@@ -213,5 +213,44 @@ impl<'a> ScoringState<'a> {
                 scores
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::shop::tests::{bought, day, user},
+        *,
+    };
+    use ahash::AHashSet;
+
+    #[test]
+    fn scores_are_those_of_the_time_of_the_case() {
+        let interactions = [
+            bought("me", 0.0, &[0]),
+            bought("you", 0.0, &[0, 1]),
+            bought("me", 10.0, &[0, 2]),
+            bought("you", 15.0, &[2]),
+            bought("me", 30.0, &[1]),
+        ];
+        let shop = Shop::new(&interactions, vec![None; 3]);
+        let scores = [
+            Score::Own { half_life_days: 10.0 },
+            Score::Popularity { days: 12.0 },
+            Score::Transitions,
+            Score::UserKnn { half_life_days: f32::INFINITY, neighbours: 5 },
+        ];
+        let fitted = Fitted::new(&shop, day(16.0), &scores, &mut |_| {});
+        let mut state = ScoringState::new(&shop, &fitted, &scores, day(20.0));
+        let case = |name: &str| Case { user: user(name), at: day(20.0), targets: AHashSet::new() };
+        state.advance(day(20.0));
+        let [own, popularity, transitions, users] = state.scores(&case("me")).try_into().unwrap();
+        assert_eq!(own, [0.25 + 0.5, 0.0, 0.5]);
+        assert_eq!(popularity, [1.0f32.ln_1p(), 0.0, 2.0f32.ln_1p()]);
+        assert!(transitions[2] > 0.0 && transitions[1] == 0.0, "{transitions:?}: item 2 followed item 0");
+        assert!(users[1] > 0.0 && users[0] == users[1], "{users:?}: the other user has each item once");
+        let unknown = state.scores(&case("stranger"));
+        assert!(unknown[0].iter().chain(&unknown[2]).chain(&unknown[3]).all(|score| *score == 0.0));
+        assert_eq!(unknown[1], popularity);
     }
 }

@@ -1,6 +1,6 @@
 //! The choice of the baselines' settings, on the last part of the training data.
 use super::{
-    cases::{Case, CaseTable, Question, QuestionScores, for_each_case},
+    cases::{Case, CaseTable, Subtask, SubtaskScores, for_each_case},
     scores::{Fitted, Score},
     shop::Shop,
 };
@@ -28,13 +28,15 @@ pub enum StateUntil {
     Request,
 }
 
-/// The questions for which the settings are chosen.
-pub(crate) const TUNED: [Question; 3] = [Question::All, Question::Repeat, Question::Discovery];
+/// The subtasks for which the settings are chosen.
+pub(crate) const TUNED: [Subtask; 3] = [Subtask::All, Subtask::Repeat, Subtask::Discovery];
 
 /// A weighted sum of scores.
 type WeightedScores = Vec<(usize, f32)>;
+/// The chosen baselines of each subtask of [`TUNED`].
+type Chosen = [Vec<(&'static str, WeightedScores)>; 3];
 
-/// Scores of one kind, from which the best by question is chosen.
+/// Scores of one kind, from which the best by subtask is chosen.
 struct Family {
     name: &'static str,
     scores: Vec<Score>,
@@ -44,7 +46,7 @@ const NEVER: f32 = f32::INFINITY;
 const OWN: &str = "own purchases";
 const POPULARITY: &str = "popularity";
 /// Weights of popularity when it is added to the user's own purchases.
-const POPULARITY_WEIGHTS: [f32; 7] = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+const POPULARITY_WEIGHTS: [f32; 9] = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0];
 /// Weights of the combination, and how often each of them is chosen again.
 const WEIGHTS: [f32; 7] = [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0];
 const ROUNDS: usize = 3;
@@ -72,11 +74,11 @@ pub(crate) struct TunedBaseline {
     pub name: &'static str,
     pub settings: String,
     /// By case of the evaluation.
-    pub scores: Vec<QuestionScores>,
+    pub scores: Vec<SubtaskScores>,
 }
 
-/// Chooses the settings of all baselines by state and question on the last part of the data before `until`, and
-/// evaluates them on the cases of the state. Returns the baselines by state, and by question of [`TUNED`].
+/// Chooses the settings of all baselines by state and subtask on the last part of the data before `until`, and
+/// evaluates them on the cases of the state. Returns the baselines by state, and by subtask of [`TUNED`].
 pub(crate) fn tuned_baselines(
     shop: &Shop,
     until: UnixMillis,
@@ -86,12 +88,12 @@ pub(crate) fn tuned_baselines(
     let families = families();
     let scores: Vec<Score> = families.iter().flat_map(|family| family.scores.clone()).collect();
     let begins = validation_begins(shop, until);
-    let mut chosen: Vec<[Vec<(&'static str, WeightedScores)>; 3]> = Vec::new();
+    let mut chosen: Vec<Chosen> = Vec::new();
     let fitted = Fitted::new(shop, begins, &scores, progress);
     for (state, _) in cases {
         let validation = validation_cases(shop, begins, until, *state);
         let tables = for_each_case(shop, &fitted, &scores, &validation, progress, |_, table| table);
-        chosen.push(TUNED.map(|question| choose(&families, &tables, question)));
+        chosen.push(TUNED.map(|subtask| choose(&families, &tables, subtask)));
     }
     drop(fitted);
     let used: Vec<usize> = {
@@ -103,16 +105,16 @@ pub(crate) fn tuned_baselines(
     };
     let used_scores: Vec<Score> = used.iter().map(|score| scores[*score]).collect();
     let fitted = Fitted::new(shop, until, &used_scores, progress);
-    let of_state = |((_, cases), chosen): (&(StateUntil, Vec<Case>), [Vec<(&'static str, WeightedScores)>; 3])| {
+    let of_state = |((_, cases), chosen): (&(StateUntil, Vec<Case>), Chosen)| {
         let renumbered = chosen.map(|baselines| {
             let index = |score: usize| used.binary_search(&score).expect("collected above");
             let renumber =
                 |weights: WeightedScores| weights.into_iter().map(|(s, weight)| (index(s), weight)).collect();
             baselines.into_iter().map(|(name, weights)| (name, renumber(weights))).collect::<Vec<(_, WeightedScores)>>()
         });
-        let of_case = |_: &Case, table: CaseTable| -> Vec<QuestionScores> {
+        let of_case = |_: &Case, table: CaseTable| -> Vec<SubtaskScores> {
             let baselines = renumbered.iter().flatten();
-            baselines.map(|(_, weights)| Question::ALL.map(|question| table.ndcg(weights, question))).collect()
+            baselines.map(|(_, weights)| Subtask::ALL.map(|subtask| table.ndcg(weights, subtask))).collect()
         };
         let by_case = for_each_case(shop, &fitted, &used_scores, cases, progress, of_case);
         let mut next = 0;
@@ -166,16 +168,17 @@ pub(crate) fn validation_cases(shop: &Shop, begins: UnixMillis, ends: UnixMillis
     sampled(cases, count)
 }
 
-/// Returns at most `count` values at equal distances.
+/// Returns at most `count` values at about equal distances.
 pub(crate) fn sampled<T>(values: Vec<T>, count: usize) -> Vec<T> {
-    let step = values.len().div_ceil(count.max(1)).max(1);
-    values.into_iter().step_by(step).collect()
+    let (length, count) = (values.len(), count.min(values.len()));
+    let is_kept = |index: usize| (index + 1) * count / length > index * count / length;
+    values.into_iter().enumerate().filter(|(index, _)| is_kept(*index)).map(|(_, value)| value).collect()
 }
 
-/// Chooses the settings of each family, and of the sums, for one question.
-fn choose(families: &[Family], tables: &[CaseTable], question: Question) -> Vec<(&'static str, WeightedScores)> {
+/// Chooses the settings of each family, and of the sums, for one subtask.
+fn choose(families: &[Family], tables: &[CaseTable], subtask: Subtask) -> Vec<(&'static str, WeightedScores)> {
     let score = |weights: &WeightedScores| {
-        let of_cases: Vec<f64> = tables.par_iter().filter_map(|table| table.ndcg(weights, question)).collect();
+        let of_cases: Vec<f64> = tables.par_iter().filter_map(|table| table.ndcg(weights, subtask)).collect();
         of_cases.iter().sum::<f64>() / of_cases.len().max(1) as f64
     };
     let mut chosen: Vec<(&'static str, WeightedScores)> = Vec::new();
@@ -236,4 +239,98 @@ fn combination(baselines: &[(&'static str, WeightedScores)], score: &dyn Fn(&Wei
     }
     weights.retain(|(_, weight)| *weight > 0.0);
     weights
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::shop::tests::{bought, day, user},
+        *,
+    };
+    use crate::replay::Interaction;
+
+    fn mean(baseline: &TunedBaseline, subtask: Subtask) -> f64 {
+        let scores: Vec<f64> = baseline.scores.iter().filter_map(|scores| scores[subtask as usize]).collect();
+        scores.iter().sum::<f64>() / scores.len() as f64
+    }
+
+    /// Each user buys an own item each time. 40 users buy each day from `days`.
+    fn loyal_users(days: std::ops::Range<u32>) -> Vec<Interaction> {
+        let day = |day: u32| (0..40u32).map(move |of| bought(&format!("p{of}"), f64::from(day), &[of]));
+        days.flat_map(day).collect()
+    }
+
+    #[test]
+    fn own_purchases_are_found_and_their_combination_is_no_worse() {
+        let interactions = loyal_users(0..12);
+        let shop = Shop::new(&interactions, vec![None; 40]);
+        let cases: Vec<Case> = (0..40)
+            .map(|of| Case { user: user(&format!("p{of}")), at: day(10.0), targets: [Row(of)].into() })
+            .collect();
+        let states = [(StateUntil::Request, cases)];
+        let [all, repeat, discovery] = tuned_baselines(&shop, day(10.0), &states, &mut |_| {}).remove(0);
+        for tuned in [&all, &repeat] {
+            let of = |name| tuned.iter().find(|baseline| baseline.name == name).unwrap();
+            for name in [OWN, "TIFU-KNN", "own + popularity", "combination"] {
+                assert_eq!(mean(of(name), Subtask::Repeat), 1.0, "{name}");
+            }
+        }
+        let popularity = &all.iter().find(|baseline| baseline.name == POPULARITY).unwrap();
+        assert!(mean(popularity, Subtask::All) < 0.3);
+        assert!(discovery.iter().all(|baseline| baseline.scores.iter().all(|scores| scores[2].is_none())));
+    }
+
+    #[test]
+    fn the_window_of_popularity_is_the_one_that_predicts() {
+        // Item 1 sold for a year; item 0 sells since a few days, and everyone buys it next.
+        let mut interactions: Vec<Interaction> =
+            (0..300).map(|at| bought(&format!("p{}", at % 50), f64::from(at), &[1])).collect();
+        interactions.extend((0..30).map(|at| bought("", 300.0 + f64::from(at) / 10.0, &[0])));
+        interactions.extend((0..40).map(|of| bought(&format!("p{of}"), 304.0 + f64::from(of) / 100.0, &[0])));
+        let shop = Shop::new(&interactions, vec![None; 2]);
+        let cases = vec![Case { user: user("p45"), at: day(305.0), targets: [Row(0)].into() }];
+        let states = [(StateUntil::Training, cases)];
+        let tuned = tuned_baselines(&shop, day(305.0), &states, &mut |_| {}).remove(0);
+        let popularity = tuned[0].iter().find(|baseline| baseline.name == POPULARITY).unwrap();
+        assert_eq!(popularity.settings, "popularity of 3 days");
+        assert_eq!(mean(popularity, Subtask::All), 1.0);
+    }
+
+    #[test]
+    fn validation_has_the_first_basket_of_users_with_a_history() {
+        let interactions = [
+            bought("a", 0.0, &[0]),
+            bought("b", 5.0, &[1]),
+            bought("a", 6.0, &[1, 2]),
+            bought("b", 7.0, &[0]),
+            bought("a", 8.0, &[3]),
+            bought("", 8.0, &[3]),
+            bought("b", 20.0, &[2]),
+        ];
+        let shop = Shop::new(&interactions, vec![None; 4]);
+        let cases = |state| -> Vec<(UserId, UnixMillis, usize)> {
+            let cases = validation_cases(&shop, day(5.0), day(9.0), state);
+            cases.into_iter().map(|case| (case.user, case.at, case.targets.len())).collect()
+        };
+        // Static: b has no history before the validation data begin.
+        assert_eq!(cases(StateUntil::Training), [(user("a"), day(5.0), 2)]);
+        assert_eq!(cases(StateUntil::Request), [(user("a"), day(6.0), 2), (user("b"), day(7.0), 1)]);
+    }
+
+    #[test]
+    fn a_shop_without_users_has_no_cases_and_no_panic() {
+        let interactions = [bought("", 0.0, &[0, 1]), bought("", 5.0, &[1])];
+        let shop = Shop::new(&interactions, vec![None; 2]);
+        let states = [(StateUntil::Request, Vec::new()), (StateUntil::Training, Vec::new())];
+        for tuned in tuned_baselines(&shop, day(9.0), &states, &mut |_| {}) {
+            assert!(tuned.iter().flatten().all(|baseline| baseline.scores.is_empty()));
+        }
+    }
+
+    #[test]
+    fn samples_are_spread_and_as_many_as_allowed() {
+        assert_eq!(sampled((0..10).collect(), 4), [2, 4, 7, 9]);
+        assert_eq!(sampled((0..3).collect(), 4), [0, 1, 2]);
+        assert!(sampled(Vec::<u8>::new(), 4).is_empty());
+    }
 }
