@@ -282,7 +282,7 @@ mod tests {
         // Fewer baskets than groups: each is a group of its own.
         let found = vector(&[&[0], &[1]], 7);
         assert_near(&found.iter().map(|(_, weight)| *weight).collect::<Vec<_>>(), &[0.35, 0.5]);
-        assert!(vector(&[], 3).is_empty());
+        assert!(frequency_vector(&[], 3).is_empty());
     }
 
     #[test]
