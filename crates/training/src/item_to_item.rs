@@ -91,3 +91,43 @@ fn gram(users: &[Vec<(u32, f32)>], kept: &[u32], item_count: usize) -> Vec<f32> 
     }
     gram
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::{ids::UserId, units::UnixMillis};
+    use lodestone_events::EventKind;
+
+    fn bought(user: &str, rows: &[u32]) -> Interaction {
+        let user = UserId::signed_in(user).ok();
+        Interaction { user, at: UnixMillis(0), kind: EventKind::Purchase, rows: rows.to_vec() }
+    }
+
+    #[test]
+    fn weights_are_those_of_the_closed_form() {
+        // XᵀX = [[3, 2], [2, 2]], so P = [[502, -2], [-2, 503]] / det and B₀₁ = 2 / 503, B₁₀ = 2 / 502.
+        let interactions = [bought("p", &[0, 1]), bought("q", &[0]), bought("q", &[1, 0]), bought("r", &[0])];
+        let table = item_to_item(&interactions, 3);
+        for (from, to, expected) in [(0, 1, 2.0 / 503.0), (1, 0, 2.0 / 502.0)] {
+            let (rows, weights) = table.of(Row(from));
+            assert_eq!(rows, [to]);
+            assert!((weights[0] - expected).abs() < 1e-6, "{from}: {} instead of {expected}", weights[0]);
+        }
+        assert!(table.of(Row(2)).0.is_empty(), "nobody chose it");
+    }
+
+    #[test]
+    fn an_interaction_counts_by_the_strongest_interest() {
+        let view = Interaction { kind: EventKind::View, ..bought("p", &[0, 1]) };
+        let weight = |interactions: &[Interaction]| item_to_item(interactions, 2).of(Row(0)).1[0];
+        let viewed = weight(std::slice::from_ref(&view));
+        assert!((viewed - 0.16 / 500.16).abs() < 1e-6, "{viewed}");
+        let both = weight(&[view, bought("p", &[0, 1])]);
+        assert!((both - 1.0 / 501.0).abs() < 1e-6, "{both}");
+    }
+
+    #[test]
+    fn without_interactions_the_table_is_empty() {
+        assert!(item_to_item(&[], 2).of(Row(0)).0.is_empty());
+    }
+}

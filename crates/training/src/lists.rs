@@ -347,6 +347,29 @@ mod tests {
     }
 
     #[test]
+    fn the_outcome_of_a_snapshot_is_the_first_basket_after_it() {
+        let events = [
+            event(EventKind::Purchase, "b", 1.0),
+            event(EventKind::View, "b", 4.0),
+            event(EventKind::Purchase, "a", 5.0),
+            event(EventKind::Purchase, "b", 6.0),
+        ];
+        let items: Vec<Item> = ["a", "b"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
+        let time = |day: f64| UnixMillis((day * UnixMillis::DAY as f64) as i64);
+        let outcomes = Outcomes::new(&events, &items, time(9.0));
+        let rows = |from: f64, until: f64| -> Vec<Row> {
+            let baskets = outcomes.next_baskets(&(time(from)..time(until)));
+            baskets.iter().flat_map(|(_, positives)| positives.keys().copied()).collect()
+        };
+        assert_eq!(rows(2.0, 9.0), [Row(0)]);
+        assert_eq!(rows(5.5, 9.0), [Row(1)]);
+        assert!(rows(2.0, 5.0).is_empty(), "a view is no purchase");
+        let (_, positives) = &outcomes.next_baskets(&(time(2.0)..time(9.0)))[0];
+        let labels = positives[&Row(0)];
+        assert!(labels[PURCHASE] == 1.0 && labels[CLICK].is_nan() && labels[RETURN_VISIT].is_nan());
+    }
+
+    #[test]
     fn a_head_that_is_unknown_for_one_item_is_unknown_for_the_list() {
         let positives =
             [(Row(3), [1.0, 0.0, 1.0, f32::NAN, 0.0]), (Row(5), [1.0, 0.0, 0.0, 0.0, 0.0])].into_iter().collect();

@@ -220,3 +220,23 @@ impl UserContext {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u32 = 86_400;
+
+    #[test]
+    fn a_purchase_is_due_when_the_interval_has_passed() {
+        let at = |day: u32| UnixMillis(i64::from(day * DAY) * 1000);
+        let regular =
+            ItemStats { bought_count: 3, bought_first_at: Some(0), bought_at: Some(20 * DAY), ..ItemStats::default() };
+        assert_eq!(regular.bought_interval(), Some(10.0));
+        assert_eq!([25, 30, 40].map(|day| regular.due(at(day))), [0.5, 1.0, 0.5]);
+        let once = ItemStats { bought_count: 1, bought_first_at: Some(0), bought_at: Some(0), ..ItemStats::default() };
+        assert_eq!((once.bought_interval(), once.due(at(9))), (None, 0.0));
+        let twice_at_once = ItemStats { bought_count: 2, ..once };
+        assert_eq!(twice_at_once.bought_interval(), None);
+    }
+}
