@@ -39,7 +39,8 @@ if ran.returncode == 0:
     check(("loop", "off") in differences, "the differences between the arms are reported", differences)
     svg = (OUT / "simulation.svg").read_text()
     check(svg.count("<polyline") == 9 and "NaN" not in svg, "the figure has three plots of three lines")
-for words, flags in ((["--days is 1", "2"], ["--days", "1"]), (["--shoppers is 3", "20"], ["--shoppers", "3"]),
+for words, flags in ((["--days <N>", "1 is not in 2..=365"], ["--days", "1"]),
+                     (["--shoppers <N>", "3 is not in 20..=100000"], ["--shoppers", "3"]),
                      (["exists"], ["--work", OUT])):
     ran = subprocess.run([LODESTONE, "simulate", *map(str, flags)], capture_output=True, text=True, timeout=60)
     check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"it names {words}", ran.stderr)
