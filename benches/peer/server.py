@@ -19,6 +19,7 @@ import os
 os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import queue
@@ -61,7 +62,8 @@ FAVORITE, UNFAVORITE, REVIEW, PURCHASE, REFUND = 7, 8, 9, 10, 11
 POPULARITY, INTEREST = np.zeros((2, len(KINDS) + 1), np.float32)
 POPULARITY[[VIEW, CLICK, REVIEW]], POPULARITY[[ADD_TO_CART, FAVORITE]], POPULARITY[PURCHASE] = 1.0, 2.0, 4.0
 INTEREST[[VIEW, CLICK, REVIEW]], INTEREST[[ADD_TO_CART, FAVORITE]], INTEREST[PURCHASE] = 0.4, 0.7, 1.0
-# The columns of the ranking model's input, in the order of crates/pipeline/src/features/mod.rs.
+# The columns of the ranking model's input and their version, as in crates/pipeline/src/features/mod.rs.
+FEATURES_VERSION = 6
 FEATURES = [
     "user_similarity", "user_known", "query_similarity", "lexical_score", "lexical_score_relative", "transition_weight",
     "transition_weight_last", "co_purchase_weight", "item_to_item_weight", "similar_last", "similar_max",
@@ -232,8 +234,8 @@ class Shop:
             INDEXES[name][0](space, width) for space, (name, width) in zip((self.user_space, self.query_space), indexes))
         self.encoder, self.query_encoder, self.ranker = (
             session(bundle / f"{m}.onnx") for m in ("user_encoder", "query_encoder", "ranker"))
-        width = self.ranker.get_inputs()[0].shape[1]
-        assert width == len(FEATURES), f"the ranking model reads {width} features, and this program has {len(FEATURES)}"
+        schema = hashlib.sha256(FEATURES_VERSION.to_bytes(4, "little") + ",".join(FEATURES).encode()).hexdigest()[:16]
+        assert schema == manifest["feature_schema"], "this program computes other features than the bundle's"
         self.read_events(data)
         self.lexical = self.index_titles(items)
         self.searcher = self.lexical.searcher()

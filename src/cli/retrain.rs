@@ -10,6 +10,7 @@ use super::{
     train::TrainArgs,
 };
 use anyhow::{Context, bail, ensure};
+use lodestone_engine::{LogMissing, event_log};
 use lodestone_events as events;
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{
@@ -31,8 +32,6 @@ const BUNDLE: &str = "bundle";
 const GATHERED: &str = "gathered.json";
 /// Copies of bundles of a remote store.
 const CACHE: &str = "cache";
-/// The event log, within the data directory.
-const LOG: &str = "log";
 /// A stopped training resumes with its data if they are not older.
 const RESUMABLE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Share and greatest number of the newest interactions that are held out for the evaluation. They are few, because the
@@ -244,9 +243,10 @@ impl Work {
         // Remains of an earlier retrain cannot be resumed.
         self.clear()?;
         let mut builder = DatasetBuilder::open(from)?;
-        let log = from.join(LOG);
-        if log.exists() {
-            events::log::read(&log, 1, |_, _, change| builder.apply(change))?;
+        match event_log(from) {
+            Ok(log) => _ = events::log::read(&log, 1, |_, _, change| builder.apply(change))?,
+            Err(LogMissing::Unused { .. }) => {}
+            Err(lost @ LogMissing::Lost { .. }) => return Err(lost.into()),
         }
         let gathered = builder.write(&self.data())?;
         let text = serde_json::to_vec(&GatheredFrom { source, gathered })?;

@@ -1,5 +1,5 @@
 //! `lodestone serve`
-use super::{LibraryArgs, exit::Exit, listen::ListenAddresses, signal::StopSignals, store_options};
+use super::{LibraryArgs, exit::Exit, listen::ListenAddresses, numbers::within, signal::StopSignals, store_options};
 use crate::server::{self, ServerConfig, metrics_endpoint};
 use anyhow::Context;
 use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
@@ -45,10 +45,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_METRICS_LISTEN")]
     metrics_listen: Option<String>,
     /// Worker threads, each with its own models. Default: one per core.
-    #[arg(long, value_name = "N", env = "LODESTONE_WORKERS", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", env = "LODESTONE_WORKERS", value_parser = within(1..))]
     workers: Option<usize>,
     /// Length of the request queue. Further requests are refused with RESOURCE_EXHAUSTED.
-    #[arg(long, value_name = "N", env = "LODESTONE_QUEUE_REQUESTS_MAX", value_parser = at_least_one, default_value_t = 1024)]
+    #[arg(long, value_name = "N", env = "LODESTONE_QUEUE_REQUESTS_MAX", value_parser = within(1..),
+          default_value_t = 1024)]
     queue_requests_max: usize,
     /// Device of the models. `cuda` requires a build with the cargo feature `cuda` and the CUDA build of ONNX Runtime.
     #[arg(long, value_enum, env = "LODESTONE_DEVICE", default_value = "cpu")]
@@ -59,15 +60,17 @@ pub(crate) struct ServeArgs {
     history_ends_now: bool,
     /// Greatest number of event ids remembered for deduplication, 17 to 29 bytes each. Ids expire after seven days, or
     /// earlier, the oldest first, when there are more than this.
-    #[arg(long, value_name = "N", env = "LODESTONE_DEDUPE_IDS_MAX", value_parser = at_least_one, default_value_t = lodestone_events::DEDUPE_IDS_MAX)]
+    #[arg(long, value_name = "N", env = "LODESTONE_DEDUPE_IDS_MAX", value_parser = within(1..),
+          default_value_t = lodestone_events::DEDUPE_IDS_MAX)]
     dedupe_ids_max: usize,
     /// Greatest number of users and visitors with a history. Beyond it, those with the earliest last events are
     /// forgotten, an eighth of the limit at once.
-    #[arg(long, value_name = "N", env = "LODESTONE_USERS_MAX", value_parser = at_least_one, default_value_t = StateLimits::default().users_max)]
+    #[arg(long, value_name = "N", env = "LODESTONE_USERS_MAX", value_parser = within(1..),
+          default_value_t = StateLimits::default().users_max)]
     users_max: usize,
     /// Greatest number of items that events name. Beyond it, the events of those with the earliest last events are
     /// forgotten, an eighth of the limit at once.
-    #[arg(long, value_name = "N", env = "LODESTONE_EVENT_ITEMS_MAX", value_parser = at_least_one,
+    #[arg(long, value_name = "N", env = "LODESTONE_EVENT_ITEMS_MAX", value_parser = within(1..),
           default_value_t = StateLimits::default().event_items_max)]
     event_items_max: usize,
     /// Seconds that an event's time may be ahead of the server's clock. Events further ahead are rejected with both
@@ -183,15 +186,6 @@ impl RolloutArgs {
 enum DeviceArg {
     Cpu,
     Cuda,
-}
-
-/// Parses a number that is at least 1.
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1".to_owned()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {

@@ -67,7 +67,8 @@ pub(crate) struct TrainArgs {
     seed: u64,
     #[command(flatten)]
     encoder: EncoderArgs,
-    /// Greatest number of lists that the ranking model is trained on.
+    /// Greatest number of lists before interactions that the ranking model is trained on. Lists of snapshots, in which
+    /// all users with a purchase soon are ranked, are at most three times as many.
     #[arg(long, value_name = "N", default_value_t = TrainOptions::default().lists_max)]
     lists_max: usize,
     #[command(flatten)]

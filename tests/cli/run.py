@@ -186,6 +186,7 @@ def mistakes(work):
     lost = ["an-empty-directory/log has no event log", "moved or removed", f"events verify --data {empty} --repair"]
     refused(lost, "events", "verify", "--data", empty)
     refused(lost, "serve", "--bundle", BUNDLE, "--data", empty)
+    refused(lost, "retrain", "--data", empty, "--store", work / "a-store")
 
     refused(["--bundle <DIR>|--store <DIR|URL>", "lodestone serve --bundle <DIR> --data <DIR>", "lodestone serve --store"], "serve")
     refused(["--samples", "0 is not in 1"], "answers", "show", answer, "--data", DATA, "--samples", 0)

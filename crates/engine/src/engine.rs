@@ -115,11 +115,10 @@ impl Engine {
         Arc::from(self.generations.current().name())
     }
 
-    /// Writes a checkpoint on shutdown, so that the next startup replays little of the log. None if the writer stopped,
-    /// because the state then lacks changes of the log.
+    /// Writes a checkpoint on shutdown, so that the next startup replays little of the log. None after
+    /// [`Checkpoints::end`](lodestone_state::Checkpoints::end), when the state lacks changes of the log.
     pub fn checkpoint_on_shutdown(&self) {
-        let is_stopped = *self.writer.is_stopped().borrow();
-        if let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| !is_stopped) {
+        if let Some(checkpoints) = &self.checkpoints {
             checkpoints.write_on_shutdown();
         }
     }

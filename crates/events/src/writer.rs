@@ -372,12 +372,12 @@ impl<P> Thread<P> {
             changed_items.begin_batch();
             for change in 0..batch.entries.len() {
                 let is_known = |hash: u64| deduper.contains_hash(hash) || in_group.contains(&hash);
-                if !matches!(batch.entries[change].change, Change::Event(_)) {
-                    outcomes.push(changed_items.predict(&batch.entries, change, &*self.fold));
-                    continue;
-                }
+                let item_outcome = changed_items.predict(&batch.entries, change, &*self.fold);
                 let entry = &mut batch.entries[change];
-                let Change::Event(event) = &mut entry.change else { continue };
+                let Change::Event(event) = &mut entry.change else {
+                    outcomes.push(item_outcome);
+                    continue;
+                };
                 if is_known(Deduper::hash_of(&event.id)) {
                     outcomes.push(Outcome::Duplicate);
                     continue;
@@ -467,10 +467,8 @@ impl<P> Thread<P> {
                 deduper.insert_hash(*hash, now);
             }
         }
-        let not_recorded = match self.log.quarantine(&applied.failures) {
-            Ok(()) => None,
-            Err(error) => Some(format!("changes could not be quarantined: {error}")),
-        };
+        let quarantined = self.log.quarantine(&applied.failures);
+        let not_recorded = quarantined.err().map(|error| format!("changes could not be quarantined: {error}"));
         if not_recorded.is_none() {
             self.quarantined.fetch_add(applied.failures.len(), Ordering::Relaxed);
         }

@@ -182,6 +182,11 @@ impl Neighbours {
 pub struct KeyedNeighbours(Neighbours);
 
 impl KeyedNeighbours {
+    /// Returns a number above all keys of the table.
+    pub fn key_count(&self) -> usize {
+        self.0.row_count()
+    }
+
     /// Returns the neighbours of an item by descending weight. Empty for an unknown item.
     pub fn of(&self, key: ItemKey) -> impl Iterator<Item = (ItemKey, f32)> {
         let (keys, weights) = self.0.of(Row(key.0));

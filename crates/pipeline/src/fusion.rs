@@ -3,7 +3,6 @@ use crate::{
     features::SourceEvidence,
     source::{CandidateSource, ScoredRows},
 };
-use lodestone_catalog::Catalog;
 use lodestone_core::ids::{ItemKey, Row};
 use lodestone_index::{KeyedNeighbours, SearchStrategy, best_first};
 use std::{cell::RefCell, time::Duration};
@@ -57,25 +56,60 @@ pub enum NeighbourTable {
     ItemToItem,
 }
 
-/// Which neighbours of the anchors [`Fusion::spread`] adds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spread {
-    /// All of them.
-    All,
-    /// Those that are candidates already.
-    CandidatesOnly,
+impl NeighbourTable {
+    const COUNT: usize = 3;
+}
+
+/// Sums of anchor weight × neighbour weight. They are an array over all items, because a long history has many more
+/// neighbours than there are candidates.
+#[derive(Default)]
+struct ItemScores {
+    /// By [`ItemKey`]; 0 for items that are not in `keys`.
+    scores: Vec<f32>,
+    /// Items with a score, each once.
+    keys: Vec<ItemKey>,
+}
+
+impl ItemScores {
+    /// Adds a score; one that is not positive is ignored.
+    fn add(&mut self, key: ItemKey, score: f32) {
+        let sum = &mut self.scores[key.0 as usize];
+        if score > 0.0 {
+            if *sum == 0.0 {
+                self.keys.push(key);
+            }
+            *sum += score;
+        }
+    }
+
+    fn get(&self, key: ItemKey) -> f32 {
+        self.scores.get(key.0 as usize).copied().unwrap_or(0.0)
+    }
+
+    fn clear(&mut self) {
+        self.keys.drain(..).for_each(|key| self.scores[key.0 as usize] = 0.0);
+    }
+}
+
+/// Arrays over the whole catalogue, kept for the next request of the thread.
+#[derive(Default)]
+struct Arrays {
+    /// By row: the position among the candidates, or [`NO_SLOT`].
+    slots: Vec<u32>,
+    /// By [`NeighbourTable`].
+    tables: [ItemScores; NeighbourTable::COUNT],
 }
 
 thread_local! {
-    /// By row: the position among the candidates, or [`NO_SLOT`]. Kept for the next request of the thread.
-    static SLOTS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// Without a slot and without a score.
+    static ARRAYS: RefCell<Arrays> = RefCell::default();
 }
 
 /// Candidates under construction. A row's score is the sum over the lists of `weight / (k + rank)`, rank from 1, with
 /// the weight and the constant of the list's source.
 pub struct Fusion {
     candidates: Vec<Candidate>,
-    slots: Vec<u32>,
+    arrays: Arrays,
     lists: Vec<(CandidateSource, ScoredRows)>,
     strategy: Option<SearchStrategy>,
     vector_search_time: Duration,
@@ -83,11 +117,11 @@ pub struct Fusion {
 
 impl Fusion {
     pub fn new(row_count: usize) -> Self {
-        let mut slots = SLOTS.take();
-        slots.resize(slots.len().max(row_count), NO_SLOT);
+        let mut arrays = ARRAYS.take();
+        arrays.slots.resize(arrays.slots.len().max(row_count), NO_SLOT);
         Self {
             candidates: Vec::with_capacity(1024),
-            slots,
+            arrays,
             lists: Vec::with_capacity(CandidateSource::COUNT),
             strategy: None,
             vector_search_time: Duration::ZERO,
@@ -95,7 +129,7 @@ impl Fusion {
     }
 
     fn candidate(&mut self, row: Row) -> &mut Candidate {
-        let slot = &mut self.slots[row.index()];
+        let slot = &mut self.arrays.slots[row.index()];
         if *slot == NO_SLOT {
             *slot = self.candidates.len() as u32;
             let ranks = [NOT_FOUND; CandidateSource::COUNT];
@@ -113,17 +147,14 @@ impl Fusion {
     /// lists, so that they follow rows of the same weight.
     pub fn append(&mut self, source: CandidateSource, rows: impl Iterator<Item = (Row, f32)>, count: usize) {
         let first = self.found_count();
-        let is_new = |(row, _): &(Row, f32)| {
-            let slot = self.slots[row.index()];
-            slot == NO_SLOT || !self.candidates[slot as usize].is_found()
-        };
+        let is_new = |(row, _): &(Row, f32)| self.arrays.slots[row.index()] == NO_SLOT;
         let rows = rows.filter(is_new).take(count).collect();
         self.add_from_rank(first, source, rows);
     }
 
     /// Number of rows in the lists.
     pub fn found_count(&self) -> usize {
-        self.candidates.iter().filter(|candidate| candidate.is_found()).count()
+        self.candidates.len()
     }
 
     fn add_from_rank(&mut self, first: usize, source: CandidateSource, found: ScoredRows) {
@@ -146,50 +177,38 @@ impl Fusion {
         self.vector_search_time += time;
     }
 
-    /// Adds anchor weight × neighbour weight to the neighbours of the anchors that `keep` accepts.
+    /// Adds anchor weight × neighbour weight to the scores of the anchors' neighbours. The candidates get these scores
+    /// at the end.
     pub fn spread(
         &mut self,
-        (table, neighbours): (NeighbourTable, &KeyedNeighbours),
+        table: NeighbourTable,
+        neighbours: &KeyedNeighbours,
         anchors: impl Iterator<Item = (ItemKey, f32)>,
-        catalog: &Catalog,
-        keep: impl Fn(Row) -> bool,
-        spread: Spread,
     ) {
+        let scores = &mut self.arrays.tables[table as usize];
+        scores.scores.resize(scores.scores.len().max(neighbours.key_count()), 0.0);
         for (anchor, anchor_weight) in anchors {
-            for (key, weight) in neighbours.of(anchor) {
-                let Some(row) = catalog.row_of_key(key) else { continue };
-                if self.slots[row.index()] == NO_SLOT && (spread == Spread::CandidatesOnly || !keep(row)) {
-                    continue;
-                }
-                let evidence = &mut self.candidate(row).evidence;
-                match table {
-                    NeighbourTable::Transitions => evidence.transitions += weight * anchor_weight,
-                    NeighbourTable::CoPurchases => evidence.co_purchases += weight * anchor_weight,
-                    NeighbourTable::ItemToItem => evidence.item_to_item += weight * anchor_weight,
-                }
-            }
+            neighbours.of(anchor).for_each(|(key, weight)| scores.add(key, weight * anchor_weight));
         }
     }
 
-    /// The `count` candidates with the highest sums of [`Fusion::spread`].
-    pub fn best_spread(&self, table: NeighbourTable, count: usize) -> ScoredRows {
-        let score = |candidate: &Candidate| match table {
-            NeighbourTable::Transitions => candidate.evidence.transitions,
-            NeighbourTable::CoPurchases => candidate.evidence.co_purchases,
-            NeighbourTable::ItemToItem => candidate.evidence.item_to_item,
-        };
-        let with_score = self.candidates.iter().map(|candidate| (candidate.row, score(candidate)));
-        best_of(with_score.filter(|(_, score)| *score > 0.0).collect(), count)
+    /// The `count` rows with the highest scores of [`Fusion::spread`], among the items for which `row_of` has a row.
+    pub fn best_spread(
+        &self,
+        table: NeighbourTable,
+        count: usize,
+        row_of: impl Fn(ItemKey) -> Option<Row>,
+    ) -> ScoredRows {
+        let found = &self.arrays.tables[table as usize];
+        best_of(found.keys.iter().filter_map(|key| Some((row_of(*key)?, found.get(*key)))).collect(), count)
     }
 
-    /// The `count` candidates with the best fused scores. Rows that only [`Fusion::spread`] reached are left out.
-    pub fn finish(mut self, count: usize) -> Candidates {
+    /// The `count` candidates with the best fused scores.
+    pub fn finish(mut self, count: usize, key_of: impl Fn(Row) -> ItemKey) -> Candidates {
         for candidate in &self.candidates {
-            self.slots[candidate.row.index()] = NO_SLOT;
+            self.arrays.slots[candidate.row.index()] = NO_SLOT;
         }
-        SLOTS.set(std::mem::take(&mut self.slots));
         let mut list = self.candidates;
-        list.retain(Candidate::is_found);
         let best_first =
             |a: &Candidate, b: &Candidate| best_first(&(a.row, a.evidence.fused), &(b.row, b.evidence.fused));
         if list.len() > count {
@@ -197,6 +216,15 @@ impl Fusion {
             list.truncate(count);
         }
         list.sort_unstable_by(best_first);
+        for Candidate { row, evidence, .. } in &mut list {
+            let key = key_of(*row);
+            let score = |table: NeighbourTable| self.arrays.tables[table as usize].get(key);
+            evidence.transitions = score(NeighbourTable::Transitions);
+            evidence.co_purchases = score(NeighbourTable::CoPurchases);
+            evidence.item_to_item = score(NeighbourTable::ItemToItem);
+        }
+        self.arrays.tables.iter_mut().for_each(ItemScores::clear);
+        ARRAYS.set(self.arrays);
         Candidates {
             lexical_best: list.iter().map(|candidate| candidate.evidence.lexical).fold(0.0, f32::max),
             list,
@@ -221,11 +249,6 @@ pub fn best_of(mut found: ScoredRows, count: usize) -> ScoredRows {
 }
 
 impl Candidate {
-    /// Whether any list has it.
-    fn is_found(&self) -> bool {
-        self.ranks.iter().any(|rank| *rank != NOT_FOUND)
-    }
-
     /// The two sources that ranked it best, best first.
     pub fn best_sources(&self) -> [Option<CandidateSource>; 2] {
         let mut best = [(NOT_FOUND, None); 2];
@@ -258,7 +281,7 @@ mod tests {
         for (source, rows) in lists {
             fusion.add(*source, list(rows.iter().copied()));
         }
-        fusion.finish(count)
+        fusion.finish(count, |row| ItemKey(row.0))
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The first stage: several sources return candidates, which are fused into one list.
 use crate::{
     features::{RecentItem, UserContext},
-    fusion::{Candidates, Fusion, NeighbourTable, Spread, best_of},
+    fusion::{Candidates, Fusion, NeighbourTable, best_of},
     generation::{Generation, Space},
     popularity::PopularityView,
     source::{CandidateSource, ScoredRows},
@@ -109,21 +109,22 @@ impl RetrievalInput<'_> {
         Fusion::new(self.catalog.row_count())
     }
 
-    fn spread(&self, fusion: &mut Fusion, table: NeighbourTable, spread: Spread) {
-        let eligible = |row| self.eligible.contains(row);
-        let recent = self.anchors.iter().map(|anchor| (anchor.key, anchor.weight));
+    /// Starts from the anchors or, in the item-to-item model, from all items of the user.
+    fn spread(&self, fusion: &mut Fusion, table: NeighbourTable) {
+        let anchors = self.anchors.iter().map(|anchor| (anchor.key, anchor.weight));
         match table {
-            NeighbourTable::Transitions => {
-                fusion.spread((table, &self.generation.transitions), recent, self.catalog, eligible, spread);
-            }
-            NeighbourTable::CoPurchases => {
-                fusion.spread((table, &self.generation.co_purchases), recent, self.catalog, eligible, spread);
-            }
+            NeighbourTable::Transitions => fusion.spread(table, &self.generation.transitions, anchors),
+            NeighbourTable::CoPurchases => fusion.spread(table, &self.generation.co_purchases, anchors),
             NeighbourTable::ItemToItem => {
-                let chosen = self.user.chosen.iter().copied();
-                fusion.spread((table, &self.generation.item_to_item), chosen, self.catalog, eligible, spread);
+                fusion.spread(table, &self.generation.item_to_item, self.user.chosen.iter().copied());
             }
         }
+    }
+
+    /// The eligible rows with the highest scores by a table.
+    fn best_spread(&self, fusion: &mut Fusion, table: NeighbourTable, count: usize) -> ScoredRows {
+        self.spread(fusion, table);
+        fusion.best_spread(table, count, |key| self.eligible_row(key))
     }
 
     fn is_anchor(&self, row: Row) -> bool {
@@ -136,10 +137,14 @@ impl RetrievalInput<'_> {
 
     /// Fuses the lists. The candidates also get their weights in the neighbour tables.
     fn finish(&self, mut fusion: Fusion) -> Candidates {
-        self.spread(&mut fusion, NeighbourTable::Transitions, Spread::CandidatesOnly);
-        self.spread(&mut fusion, NeighbourTable::CoPurchases, Spread::CandidatesOnly);
-        self.spread(&mut fusion, NeighbourTable::ItemToItem, Spread::CandidatesOnly);
-        fusion.finish(self.limits.fused)
+        self.spread(&mut fusion, NeighbourTable::Transitions);
+        self.spread(&mut fusion, NeighbourTable::CoPurchases);
+        self.spread(&mut fusion, NeighbourTable::ItemToItem);
+        self.fused(fusion)
+    }
+
+    fn fused(&self, fusion: Fusion) -> Candidates {
+        fusion.finish(self.limits.fused, |row| self.catalog.get(row).key)
     }
 }
 
@@ -147,12 +152,9 @@ impl RetrievalInput<'_> {
 pub fn for_user(input: &RetrievalInput) -> Candidates {
     let per_source = input.limits.per_source;
     let mut fusion = input.fusion();
-    input.spread(&mut fusion, NeighbourTable::Transitions, Spread::All);
-    input.spread(&mut fusion, NeighbourTable::CoPurchases, Spread::All);
-    input.spread(&mut fusion, NeighbourTable::ItemToItem, Spread::All);
-    let transitions = fusion.best_spread(NeighbourTable::Transitions, per_source);
-    let co_purchases = fusion.best_spread(NeighbourTable::CoPurchases, per_source / 2);
-    let item_to_item = fusion.best_spread(NeighbourTable::ItemToItem, per_source);
+    let transitions = input.best_spread(&mut fusion, NeighbourTable::Transitions, per_source);
+    let co_purchases = input.best_spread(&mut fusion, NeighbourTable::CoPurchases, per_source / 2);
+    let item_to_item = input.best_spread(&mut fusion, NeighbourTable::ItemToItem, per_source);
     if let Some(vector) = &input.user.vector {
         let found = search_vectors(input, &mut fusion, vector, Space::User);
         fusion.add(CandidateSource::UserVector, found);
@@ -165,7 +167,7 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
     let missing = input.limits.fused.saturating_sub(fusion.found_count());
     fusion.add(CandidateSource::Popular, popular(input, missing.max(per_source / 2)));
     fill_from_catalogue(input, &mut fusion);
-    fusion.finish(input.limits.fused)
+    input.fused(fusion)
 }
 
 /// Items that sell more than usual, then popular ones.
@@ -179,7 +181,7 @@ pub fn trending(input: &RetrievalInput) -> Candidates {
     fusion.append(CandidateSource::Trending, input.popularity.trending().iter().filter_map(row), count);
     fusion.append(CandidateSource::Popular, popular(input, count).into_iter(), count);
     fill_from_catalogue(input, &mut fusion);
-    fusion.finish(count)
+    input.fused(fusion)
 }
 
 /// Candidates for a query: items with its words, and items whose vectors are close to its vector. If the query is an
@@ -238,13 +240,12 @@ pub fn similar(input: &RetrievalInput) -> Candidates {
 pub fn bought_together(input: &RetrievalInput) -> Candidates {
     let per_source = input.limits.per_source;
     let mut fusion = input.fusion();
-    input.spread(&mut fusion, NeighbourTable::CoPurchases, Spread::All);
-    let mut found = fusion.best_spread(NeighbourTable::CoPurchases, per_source + input.anchors.len());
+    let mut found = input.best_spread(&mut fusion, NeighbourTable::CoPurchases, per_source + input.anchors.len());
     found.retain(|(row, _)| !input.is_anchor(*row));
     found.truncate(per_source);
     fusion.add(CandidateSource::CoPurchases, found);
-    input.spread(&mut fusion, NeighbourTable::Transitions, Spread::CandidatesOnly);
-    fusion.finish(input.limits.fused)
+    input.spread(&mut fusion, NeighbourTable::Transitions);
+    input.fused(fusion)
 }
 
 /// Items that the user bought before.
@@ -264,7 +265,7 @@ pub fn ordered_keys(input: &RetrievalInput, source: CandidateSource, list: Vec<(
 pub fn ordered_rows(catalog: &Catalog, source: CandidateSource, found: ScoredRows, count: usize) -> Candidates {
     let mut fusion = Fusion::new(catalog.row_count());
     fusion.add(source, found);
-    fusion.finish(count)
+    fusion.finish(count, |row| catalog.get(row).key)
 }
 
 /// The nearest rows of a vector. The fusion records the strategy and the duration.

@@ -516,7 +516,7 @@ mod tests {
         let mut fusion = Fusion::new(10);
         fusion.add(CandidateSource::Lexical, list(lexical));
         fusion.add(CandidateSource::QueryVector, list(vector));
-        let candidates = with(fusion.finish(10));
+        let candidates = with(fusion.finish(10, |row| ItemKey(row.0)));
         let rows = candidates.list.iter().map(|candidate| candidate.row.0);
         let mut tiers: Vec<(u32, u8)> = rows.zip(query_tiers(&candidates)).collect();
         tiers.sort_unstable();

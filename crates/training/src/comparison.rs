@@ -2,11 +2,11 @@
 use super::{
     Progress,
     baselines::{
-        Case, Shop, StateUntil, Subtask, SubtaskScores, TUNED, TunedBaseline, ranking_scores, sampled, tuned_baselines,
+        Case, Shop, StateUntil, Subtask, SubtaskScores, TUNED, TunedBaseline, ranking_scores, tuned_baselines,
     },
     error::TrainError,
     evaluate::{EvaluateOptions, UserLists, best_first, replay_targets},
-    replay::{Interaction, interactions, without_refunded},
+    replay::{Interaction, interactions, sampled, without_refunded},
     request_tasks::{History, compare_requests},
 };
 use lodestone_core::{

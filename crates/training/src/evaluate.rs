@@ -71,7 +71,6 @@ pub struct Evaluation {
 pub(super) struct ReplayScores {
     pub trained_until: UnixMillis,
     pub item_count: usize,
-    pub relevance: RelevanceCut,
     pub users: Vec<UserId>,
     /// By method: hit, NDCG and reciprocal rank of each user.
     pub scores: [Vec<[f64; 3]>; 3],
@@ -100,9 +99,9 @@ pub(super) struct UserLists<'a> {
 ///
 /// A user takes part once, with the first basket that is neither before the end of the bundle's training nor before
 /// `since`, if a history precedes it. The target is that basket, repeat purchases included, without the items that the
-/// user gave back. If there is no such
-/// purchase at all, the target is the first positive interaction of any kind. The lists are computed at the start of
-/// the visit with the target, because views and cart events of the same visit would reveal the purchase.
+/// user gave back. If there is no such purchase at all, the target is the first positive interaction of any kind. The
+/// lists are computed at the start of the visit with the target, because views and cart events of the same visit would
+/// reveal the purchase.
 ///
 /// With [`StateUntil::Training`], events after the training change no list, and all lists are computed as of its end.
 ///
@@ -120,13 +119,11 @@ pub(super) fn replay_targets(
     let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
     let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
     let item_count = bundle.items.len();
-    let relevance = relevance::measure(&bundle, &mut models.query, progress)?;
     let generation = Generation::standalone(bundle, 1024)?;
     let events = dataset::into_events(dataset::read_history(data)?);
     let mut scores = ReplayScores {
         trained_until,
         item_count,
-        relevance,
         users: Vec::new(),
         scores: Default::default(),
         covered: Default::default(),
@@ -221,11 +218,17 @@ pub fn evaluate(
     let observe = &mut |lists: &UserLists, _: &mut Models| cases.add(lists);
     let scores = replay_targets(data, bundle, since, StateUntil::Request, runtime, progress, observe)?;
     let comparisons = comparisons(data, bundle, runtime, cases, options, progress)?;
-    Ok(evaluation(&scores, comparisons, options))
+    let relevance = relevance::of_bundle(bundle, runtime, progress)?;
+    Ok(evaluation(&scores, relevance, comparisons, options))
 }
 
 /// Computes means and intervals. All metrics share the resamples, so that differences are paired.
-pub(super) fn evaluation(scores: &ReplayScores, comparisons: Vec<Comparison>, options: &EvaluateOptions) -> Evaluation {
+pub(super) fn evaluation(
+    scores: &ReplayScores,
+    relevance: RelevanceCut,
+    comparisons: Vec<Comparison>,
+    options: &EvaluateOptions,
+) -> Evaluation {
     let resamples = resamples(scores.users.len(), options.bootstrap_count, options.seed);
     let interval = |method: usize, metric: usize| {
         bootstrap_mean(&scores.scores[method].iter().map(|score| score[metric]).collect::<Vec<_>>(), &resamples)
@@ -249,7 +252,7 @@ pub(super) fn evaluation(scores: &ReplayScores, comparisons: Vec<Comparison>, op
         trained_until_ms: scores.trained_until.0,
         methods,
         ndcg_gains: vec![("retrieval - popularity", gain(1, 0)), ("ranked - retrieval", gain(RANKED, 1))],
-        relevance: scores.relevance.clone(),
+        relevance,
         comparisons,
     }
 }

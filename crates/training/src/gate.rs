@@ -220,7 +220,6 @@ impl fmt::Display for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relevance::RelevanceCut;
     use lodestone_core::ids::Row;
 
     fn scores(ndcg: impl Fn(usize) -> f64, covered: u32, seconds: f64) -> ReplayScores {
@@ -233,13 +232,6 @@ mod tests {
         let rows = (0..covered).map(Row).collect();
         ReplayScores {
             trained_until: UnixMillis(0),
-            relevance: RelevanceCut {
-                cosine_min: 0.5,
-                matching_query_count: 0,
-                other_query_count: 0,
-                precision: 1.0,
-                recall: 1.0,
-            },
             item_count: 1000,
             users,
             scores: [by_user.clone(), by_user.clone(), by_user],

@@ -21,24 +21,17 @@ const NEIGHBOURS_MAX: usize = 200;
 const WEIGHT_MIN: f32 = 1e-5;
 
 /// Learns the weights from the users' positive interactions; an anonymous one is a user of its own. Row `i` of the
-/// table has the items that item `i` speaks for. Items without interactions have no neighbours. The rows of an
+/// table has the items that item `i` predicts. Items without interactions have no neighbours. The rows of an
 /// interaction are below `item_count`.
 pub(crate) fn item_to_item(interactions: &[Interaction], item_count: usize) -> Neighbours {
     let users: Vec<Vec<(u32, f32)>> = by_user(interactions).iter().map(|of_user| user_items(of_user)).collect();
     let kept = most_chosen(&users, item_count);
     let n = kept.len();
     let mut matrix = gram(&users, &kept, item_count);
-    (0..n).for_each(|diagonal| matrix[diagonal * n + diagonal] += REGULARISATION);
-    // λ makes the matrix positive definite.
-    if !invert(&mut matrix, n) {
-        return Neighbours::from_counts(item_count, [], NEIGHBOURS_MAX);
-    }
-    // B = I - P · diag(1 / P), P = (XᵀX + λI)⁻¹, with a diagonal of 0 (equation 8).
-    let scales: Vec<f32> = (0..n).map(|diagonal| -1.0 / matrix[diagonal * n + diagonal]).collect();
+    ease(&mut matrix, n, REGULARISATION);
     let strongest = |from: usize| -> Vec<(Row, Row, f32)> {
-        let weights = matrix[from * n..][..n].iter().zip(&scales).map(|(inverse, scale)| inverse * scale).enumerate();
-        let mut positive: Vec<(usize, f32)> =
-            weights.filter(|(to, weight)| *to != from && *weight > WEIGHT_MIN).collect();
+        let weights = matrix[from * n..][..n].iter().copied().enumerate();
+        let mut positive: Vec<(usize, f32)> = weights.filter(|(_, weight)| *weight > WEIGHT_MIN).collect();
         if positive.len() > NEIGHBOURS_MAX {
             positive.select_nth_unstable_by(NEIGHBOURS_MAX, |a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             positive.truncate(NEIGHBOURS_MAX);
@@ -47,6 +40,22 @@ pub(crate) fn item_to_item(interactions: &[Interaction], item_count: usize) -> N
     };
     let pairs: Vec<Vec<(Row, Row, f32)>> = (0..n).into_par_iter().map(strongest).collect();
     Neighbours::from_counts(item_count, pairs.into_iter().flatten(), NEIGHBOURS_MAX)
+}
+
+/// Turns XᵀX `[n × n]` into the weights B of EASE: B = I - P · diag(1 / P), P = (XᵀX + λI)⁻¹ (equation 8). Row `i` has
+/// the weights of the items for a user with item `i`; the diagonal is 0.
+pub(crate) fn ease(gram: &mut [f32], n: usize, regularisation: f32) {
+    (0..n).for_each(|diagonal| gram[diagonal * n + diagonal] += regularisation);
+    // A positive λ makes the matrix positive definite.
+    if !invert(gram, n) {
+        gram.fill(0.0);
+        return;
+    }
+    let scales: Vec<f32> = (0..n).map(|diagonal| -1.0 / gram[diagonal * n + diagonal]).collect();
+    gram.par_chunks_mut(n.max(1)).enumerate().for_each(|(row, weights)| {
+        weights.iter_mut().zip(&scales).for_each(|(weight, scale)| *weight *= scale);
+        weights[row] = 0.0;
+    });
 }
 
 /// Returns the latest distinct items of a user, each with the weight of the strongest interaction.

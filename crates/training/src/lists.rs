@@ -2,7 +2,7 @@
 //! head.
 use super::{
     Progress, error::TrainError, options::TrainOptions, query_side::query_from_title, ranker::RankingList,
-    retrieval::retrieve_candidates,
+    replay::sampled, retrieval::retrieve_candidates,
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::Item;
@@ -193,14 +193,16 @@ impl Shares {
 }
 
 /// Moments at which all users with a purchase soon are ranked.
-const SNAPSHOTS: i64 = 8;
+const SNAPSHOTS: usize = 8;
+/// Most lists of all snapshots, as a multiple of the most lists before interactions.
+const SNAPSHOT_LISTS: usize = 3;
 /// A purchase this many days after a snapshot is its outcome.
 const SNAPSHOT_DAYS: i64 = 30;
 
 /// Returns moments at equal intervals from the start of `times`.
 fn snapshots(times: &Range<UnixMillis>) -> Vec<UnixMillis> {
-    let step = ((times.end.0 - times.start.0) / (SNAPSHOTS + 1)).max(1);
-    (0..SNAPSHOTS).map(|index| UnixMillis(times.start.0 + index * step)).collect()
+    let step = ((times.end.0 - times.start.0) / (SNAPSHOTS as i64 + 1)).max(1);
+    (0..SNAPSHOTS as i64).map(|index| UnixMillis(times.start.0 + index * step)).collect()
 }
 
 /// The history that [`ranking_lists`] replays.
@@ -231,12 +233,16 @@ pub(crate) fn ranking_lists(
     };
     let shares = Shares::new(events.iter().filter(|event| is_moment(event)), options.lists_max);
     let mut lists = Vec::new();
+    let lists_per_snapshot = (SNAPSHOT_LISTS * options.lists_max / SNAPSHOTS).max(1);
     let mut snapshots = snapshots(times).into_iter().peekable();
     for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
         while let Some(at) = snapshots.next_if(|at| *at <= event.at) {
             generation.state.publish_popularity(at);
             let end = UnixMillis((at.0 + SNAPSHOT_DAYS * UnixMillis::DAY).min(times.end.0));
-            for (user, positives) in outcomes.next_baskets(&(at..end)) {
+            for (user, positives) in sampled(outcomes.next_baskets(&(at..end)), lists_per_snapshot) {
+                if options.is_stopped() {
+                    return Err(TrainError::Stopped);
+                }
                 if generation.state.users.history(user).is_some() {
                     lists.extend(list_for(generation, models, user, at, None, &positives));
                 }
@@ -248,7 +254,7 @@ pub(crate) fn ranking_lists(
             generation.state.publish_popularity(event.at);
             let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
-            for query in [None, query.as_deref()].into_iter().take(1 + usize::from(query.is_some())) {
+            for query in std::iter::once(None).chain(query.as_deref().map(Some)) {
                 lists.extend(list_for(generation, models, &event.user, event.at, query, &positives));
             }
         }

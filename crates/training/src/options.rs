@@ -18,7 +18,7 @@ pub struct TrainOptions {
     pub encoder_share: f64,
     /// Share of the interactions, by time, at which the training data end. Later events are for `evaluate`.
     pub trained_share: f64,
-    /// Most ranking lists.
+    /// Most ranking lists before interactions. There are at most three times as many of snapshots.
     pub lists_max: usize,
     /// A sentence encoder. If none, a query encoder is trained on the titles.
     pub query_encoder: Option<EncoderSource>,

@@ -169,6 +169,7 @@ impl Scale {
 const STAGE: &str = "ranker";
 /// The learning rate falls linearly to this share of its first value.
 const LEARNING_RATE_LAST: f32 = 0.05;
+/// Times the learning rate, the share of the weights that a step subtracts.
 const WEIGHT_DECAY: f32 = 1e-4;
 
 /// Trains on the lists, stops when the validation loss no longer falls, and calibrates each head. Returns

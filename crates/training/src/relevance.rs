@@ -17,7 +17,7 @@ use rand::{
     rngs::StdRng,
     seq::{IndexedRandom, SliceRandom},
 };
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 /// Most matching queries, and most queries that match nothing.
 const QUERIES: usize = 1000;
@@ -86,13 +86,15 @@ pub(super) fn learn(
     Ok(Scores::of(items, title_vectors, encoder, LEARNED_SEED, progress)?.best_floor())
 }
 
-/// Measures the bundle's relevance floor.
-pub(super) fn measure(
-    bundle: &Bundle,
-    encoder: &mut TextEncoder,
+/// Measures the relevance floor of the bundle in a directory.
+pub(super) fn of_bundle(
+    bundle: &Path,
+    runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RelevanceCut, TrainError> {
-    let scores = Scores::of(&bundle.items, &bundle.title_vectors, encoder, MEASURED_SEED, progress)?;
+    let bundle = Bundle::open(bundle)?;
+    let mut encoder = TextEncoder::open(runtime, bundle.query_encoder_files(), Device::Cpu)?;
+    let scores = Scores::of(&bundle.items, &bundle.title_vectors, &mut encoder, MEASURED_SEED, progress)?;
     let RelevanceFloor { cosine_min, precision, recall } = scores.at(bundle.manifest.relevance.cosine_min);
     Ok(RelevanceCut {
         cosine_min,

@@ -139,6 +139,13 @@ pub(crate) fn by_user(interactions: &[Interaction]) -> Vec<Vec<&Interaction>> {
     groups
 }
 
+/// Returns at most `count` values at about equal distances.
+pub(crate) fn sampled<T>(values: Vec<T>, count: usize) -> Vec<T> {
+    let (length, count) = (values.len(), count.min(values.len()));
+    let is_kept = |index: usize| (index + 1) * count / length > index * count / length;
+    values.into_iter().enumerate().filter(|(index, _)| is_kept(*index)).map(|(_, value)| value).collect()
+}
+
 /// Returns the time before which `share` of the interactions happened.
 pub(crate) fn time_at_share(interactions: &[Interaction], share: f64) -> UnixMillis {
     let index = ((interactions.len() as f64 * share) as usize).min(interactions.len().saturating_sub(1));

@@ -9,6 +9,7 @@ use super::{
     },
     lists::{HEADS, Outcomes},
     losses::LossCurves,
+    relevance,
     replay::remove_refunded,
 };
 use ahash::AHashMap;
@@ -91,7 +92,8 @@ pub fn report(
         observe(&mut observations, lists, models, &group_of, &outcomes, &mut rng);
     })?;
     let comparisons = comparisons(data, bundle, runtime, cases, options, progress)?;
-    let evaluation = evaluation(&scores, comparisons, options);
+    let relevance = relevance::of_bundle(bundle, runtime, progress)?;
+    let evaluation = evaluation(&scores, relevance, comparisons, options);
     let curves = opened.training.as_deref().and_then(|text| serde_json::from_slice::<LossCurves>(text).ok());
     let page = page(&opened, &evaluation, &observations, &curves.unwrap_or_default(), options);
     Ok((evaluation, page))

@@ -1,14 +1,12 @@
-//! Each type of request on a task of its own, through the serving pipeline, compared with counts.
+//! Evaluates each type of request through the serving pipeline against baselines of counts.
 use super::{
     Progress,
-    baselines::{
-        Case, Decay, ItemWeights, Sales, Shop, StateUntil, decayed, sampled, validation_begins, validation_cases,
-    },
+    baselines::{Case, Decay, ItemWeights, Sales, Shop, StateUntil, decayed, validation_begins, validation_cases},
     comparison::{Comparison, Scored, Settings, Task},
     counts::transitions,
     error::TrainError,
     evaluate::{CUTOFF, EvaluateOptions, NDCG, list_metrics},
-    replay::{Interaction, VISIT_MS, baskets},
+    replay::{Interaction, VISIT_MS, baskets, sampled},
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::Item;
@@ -40,13 +38,13 @@ const TASKS: [Task; 4] = [Task::BoughtTogether, Task::Similar, Task::BuyAgain, T
 
 /// A request, and what the user chose after it.
 #[derive(Debug, Clone)]
-struct Probe {
+struct EvaluatedRequest {
     case: Case,
     anchor: Option<u32>,
     query: String,
 }
 
-impl Probe {
+impl EvaluatedRequest {
     fn with_anchor(user: Option<&UserId>, at: UnixMillis, anchor: u32, others: impl Iterator<Item = u32>) -> Self {
         let guest = || UserId::visitor("evaluation").expect("a valid constant");
         let case = Case { user: user.cloned().unwrap_or_else(guest), at, targets: others.map(Row).collect() };
@@ -76,14 +74,20 @@ impl<'a> History<'a> {
     }
 
     /// Returns the requests of each task of [`TASKS`] within a range of time. `cases` are users' next baskets in it.
-    fn probes(&self, times: &Range<UnixMillis>, cases: &[Case], items: &[Item], seed: u64) -> [Vec<Probe>; 4] {
-        let probes = [
+    fn requests(
+        &self,
+        times: &Range<UnixMillis>,
+        cases: &[Case],
+        items: &[Item],
+        seed: u64,
+    ) -> [Vec<EvaluatedRequest>; 4] {
+        let requests = [
             self.together(times, seed),
             self.similar(times, seed),
             cases.iter().filter_map(|case| self.buy_again(case)).collect(),
             searches(cases, items, seed),
         ];
-        probes.map(|probes| sampled(probes, REQUESTS_MAX))
+        requests.map(|requests| sampled(requests, REQUESTS_MAX))
     }
 
     fn within(&self, times: &Range<UnixMillis>) -> impl Iterator<Item = &Interaction> {
@@ -91,66 +95,66 @@ impl<'a> History<'a> {
     }
 
     /// The rest of a basket from one of its items.
-    fn together(&self, times: &Range<UnixMillis>, seed: u64) -> Vec<Probe> {
+    fn together(&self, times: &Range<UnixMillis>, seed: u64) -> Vec<EvaluatedRequest> {
         let mut rng = StdRng::seed_from_u64(seed);
         let baskets = self.within(times).filter(|basket| basket.rows.len() > 1);
-        let probe = |basket: &Interaction| {
+        let request = |basket: &Interaction| {
             let anchor = basket.rows[rng.random_range(0..basket.rows.len())];
             let others = basket.rows.iter().copied().filter(|row| *row != anchor);
-            Probe::with_anchor(basket.user.as_ref(), basket.at, anchor, others)
+            EvaluatedRequest::with_anchor(basket.user.as_ref(), basket.at, anchor, others)
         };
-        baskets.map(probe).collect()
+        baskets.map(request).collect()
     }
 
     /// The different item that the user views next in the same visit. In a shop without views, the other items of the
     /// user's next basket, from an item of this one.
-    fn similar(&self, times: &Range<UnixMillis>, seed: u64) -> Vec<Probe> {
+    fn similar(&self, times: &Range<UnixMillis>, seed: u64) -> Vec<EvaluatedRequest> {
         if self.has_views {
             return view_pairs(self.views, times);
         }
         let mut rng = StdRng::seed_from_u64(seed);
         let mut last: AHashMap<&UserId, &Interaction> = AHashMap::new();
-        let mut probes = Vec::new();
+        let mut requests = Vec::new();
         for basket in self.within(times) {
             let Some(user) = &basket.user else { continue };
             if let Some(before) = last.insert(user, basket) {
                 let anchor = before.rows[rng.random_range(0..before.rows.len())];
                 let others = basket.rows.iter().copied().filter(|row| *row != anchor);
-                probes.push(Probe::with_anchor(Some(user), before.at, anchor, others));
+                requests.push(EvaluatedRequest::with_anchor(Some(user), before.at, anchor, others));
             }
         }
-        probes.retain(|probe| !probe.case.targets.is_empty());
-        probes
+        requests.retain(|request| !request.case.targets.is_empty());
+        requests
     }
 
     /// The own items in the next basket.
-    fn buy_again(&self, case: &Case) -> Option<Probe> {
+    fn buy_again(&self, case: &Case) -> Option<EvaluatedRequest> {
         let own: AHashSet<Row> =
             self.shop.bought_before(&case.user, case.at).iter().map(|bought| Row(bought.row)).collect();
         let targets: AHashSet<Row> = case.targets.intersection(&own).copied().collect();
         let case = Case { targets, ..case.clone() };
-        (!case.targets.is_empty()).then(|| Probe { case, anchor: None, query: String::new() })
+        (!case.targets.is_empty()).then(|| EvaluatedRequest { case, anchor: None, query: String::new() })
     }
 }
 
 /// A view, and the different item that the user views next within the same visit.
-fn view_pairs(views: &[Interaction], times: &Range<UnixMillis>) -> Vec<Probe> {
+fn view_pairs(views: &[Interaction], times: &Range<UnixMillis>) -> Vec<EvaluatedRequest> {
     let mut last: AHashMap<&UserId, (UnixMillis, u32)> = AHashMap::new();
-    let mut probes = Vec::new();
+    let mut requests = Vec::new();
     for view in views.iter().filter(|view| times.contains(&view.at)) {
         let (Some(user), Some(&row)) = (&view.user, view.rows.first()) else { continue };
         let before = last.insert(user, (view.at, row));
         if let Some((at, anchor)) = before.filter(|(at, anchor)| view.at.0 - at.0 <= VISIT_MS && *anchor != row) {
-            probes.push(Probe::with_anchor(Some(user), at, anchor, [row].into_iter()));
+            requests.push(EvaluatedRequest::with_anchor(Some(user), at, anchor, [row].into_iter()));
         }
     }
-    probes
+    requests
 }
 
 /// Two or three words of the title of an item of the basket; the target is this item.
-fn searches(cases: &[Case], items: &[Item], seed: u64) -> Vec<Probe> {
+fn searches(cases: &[Case], items: &[Item], seed: u64) -> Vec<EvaluatedRequest> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut probes = Vec::new();
+    let mut requests = Vec::new();
     for case in cases {
         let mut targets: Vec<Row> = case.targets.iter().copied().collect();
         targets.sort_unstable();
@@ -168,14 +172,14 @@ fn searches(cases: &[Case], items: &[Item], seed: u64) -> Vec<Probe> {
         chosen.sort_unstable();
         let query = chosen.into_iter().map(|index| words[index]).collect::<Vec<_>>().join(" ");
         let case = Case { targets: [target].into(), ..case.clone() };
-        probes.push(Probe { case, anchor: None, query });
+        requests.push(EvaluatedRequest { case, anchor: None, query });
     }
-    probes
+    requests
 }
 
 /// An order by counts, with its settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Order {
+enum CountBaseline {
     /// Items in the same baskets, each basket with the weight 1 / (size - 1).
     CoOccurrence,
     /// Items in the same visits, with the same weight.
@@ -191,6 +195,12 @@ enum Order {
     Own {
         half_life_days: f32,
     },
+    /// Own items by decayed purchases plus the weighted logarithm of the sales of all users.
+    OwnPopularity {
+        half_life_days: f32,
+        weight: f32,
+        days: f32,
+    },
     /// Own items, the last purchase first.
     OwnLast,
     /// The lexical order. With a weight, that times the logarithm of the purchases is added to the score.
@@ -204,7 +214,7 @@ enum Order {
     },
 }
 
-impl fmt::Display for Order {
+impl fmt::Display for CountBaseline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CoOccurrence | Self::CoViews => f.write_str("weight 1 / (size - 1)"),
@@ -212,6 +222,9 @@ impl fmt::Display for Order {
             Self::ItemKnn => f.write_str("cosine"),
             Self::Popularity { days } => write!(f, "{days} days"),
             Self::Own { half_life_days } => write!(f, "{}", Decay(*half_life_days)),
+            Self::OwnPopularity { half_life_days, weight, days } => {
+                write!(f, "{}, weight {weight}, {days} days", Decay(*half_life_days))
+            }
             Self::OwnLast => f.write_str("the latest first"),
             Self::Lexical => f.write_str("the lexical order"),
             Self::LexicalOwn { weight } => write!(f, "weight {weight}"),
@@ -222,42 +235,56 @@ impl fmt::Display for Order {
 
 const NEVER: f32 = f32::INFINITY;
 const WINDOWS: [f32; 3] = [7.0, 14.0, 60.0];
-/// Weights of purchases, relative to the best lexical score.
-const LEXICAL_WEIGHTS: [f32; 5] = [0.02, 0.1, 0.3, 1.0, 3.0];
+/// Weights of the logarithm of purchases, relative to the best lexical score or to a purchase of the user.
+const PURCHASE_WEIGHTS: [f32; 5] = [0.02, 0.1, 0.3, 1.0, 3.0];
 
 /// Returns the baselines of a task, each with its possible settings.
-fn families(task: Task, has_views: bool) -> Vec<(&'static str, Vec<Order>)> {
-    let popularity = || ("popularity", WINDOWS.map(|days| Order::Popularity { days }).to_vec());
-    let own = |half_lives: &[f32]| half_lives.iter().map(|days| Order::Own { half_life_days: *days }).collect();
+fn families(task: Task, has_views: bool) -> Vec<(&'static str, Vec<CountBaseline>)> {
+    let popularity = || ("popularity", WINDOWS.map(|days| CountBaseline::Popularity { days }).to_vec());
+    let own = |half_lives: &[f32]| half_lives.iter().map(|days| CountBaseline::Own { half_life_days: *days }).collect();
+    let own_with_popularity = || {
+        let mut orders = Vec::new();
+        for half_life_days in [30.0, 90.0, 180.0] {
+            for weight in PURCHASE_WEIGHTS {
+                orders.extend(WINDOWS.map(|days| CountBaseline::OwnPopularity { half_life_days, weight, days }));
+            }
+        }
+        orders
+    };
     match task {
         Task::BoughtTogether => {
-            vec![popularity(), ("ItemKNN", vec![Order::ItemKnn]), ("co-occurrence", vec![Order::CoOccurrence])]
+            vec![
+                popularity(),
+                ("ItemKNN", vec![CountBaseline::ItemKnn]),
+                ("co-occurrence", vec![CountBaseline::CoOccurrence]),
+            ]
         }
         Task::Similar if has_views => vec![
-            ("ItemKNN", vec![Order::ItemKnn]),
-            ("co-views", vec![Order::CoViews]),
-            ("next views", vec![Order::NextViews]),
+            ("ItemKNN", vec![CountBaseline::ItemKnn]),
+            ("co-views", vec![CountBaseline::CoViews]),
+            ("next views", vec![CountBaseline::NextViews]),
         ],
-        Task::Similar => vec![("ItemKNN", vec![Order::ItemKnn]), ("co-occurrence", vec![Order::CoOccurrence])],
+        Task::Similar => {
+            vec![("ItemKNN", vec![CountBaseline::ItemKnn]), ("co-occurrence", vec![CountBaseline::CoOccurrence])]
+        }
         Task::BuyAgain => vec![
             ("frequency", own(&[NEVER])),
-            ("last purchase", vec![Order::OwnLast]),
+            ("last purchase", vec![CountBaseline::OwnLast]),
             ("own purchases", own(&[14.0, 30.0, 90.0, 180.0])),
+            ("own + popularity", own_with_popularity()),
         ],
         Task::Search => {
-            let with_popularity = |weight| WINDOWS.map(|days| Order::LexicalPopularity { weight, days });
+            let with_popularity = |weight| WINDOWS.map(|days| CountBaseline::LexicalPopularity { weight, days });
             vec![
-                ("lexical", vec![Order::Lexical]),
-                ("lexical + own", LEXICAL_WEIGHTS.map(|weight| Order::LexicalOwn { weight }).to_vec()),
-                ("lexical + popularity", LEXICAL_WEIGHTS.into_iter().flat_map(with_popularity).collect()),
+                ("lexical", vec![CountBaseline::Lexical]),
+                ("lexical + own", PURCHASE_WEIGHTS.map(|weight| CountBaseline::LexicalOwn { weight }).to_vec()),
+                ("lexical + popularity", PURCHASE_WEIGHTS.into_iter().flat_map(with_popularity).collect()),
             ]
         }
         Task::All | Task::Repeat | Task::Discovery => Vec::new(),
     }
 }
 
-/// Neighbours of an item that are kept.
-const NEIGHBOURS_MAX: usize = 500;
 /// Items of a basket that are counted, because the number of pairs grows quadratically.
 const COUNTED_ITEMS_MAX: usize = 200;
 
@@ -294,28 +321,30 @@ fn co_occurrence(baskets: &[Interaction], item_count: usize) -> Neighbours {
         let weight = 1.0 / (rows.len() as f32 - 1.0);
         rows.iter().flat_map(move |from| rows.iter().map(move |to| (Row(*from), Row(*to), weight)))
     });
-    Neighbours::from_counts(item_count, pairs, NEIGHBOURS_MAX)
+    // More than a list shows are not read.
+    Neighbours::from_counts(item_count, pairs, CUTOFF)
 }
 
-/// Computes the orders by counts for probes at advancing times.
-struct Orders<'a> {
+/// Computes the orders by counts for requests at advancing times.
+struct CountBaselines<'a> {
     history: &'a History<'a>,
     counts: &'a Counts,
     generation: &'a Generation,
     sales: Vec<(f32, Sales)>,
 }
 
-impl<'a> Orders<'a> {
+impl<'a> CountBaselines<'a> {
     fn new(history: &'a History<'a>, counts: &'a Counts, generation: &'a Generation) -> Self {
         let sales = WINDOWS.map(|days| (days, Sales::new(history.shop.item_count, days)));
         Self { history, counts, generation, sales: sales.to_vec() }
     }
 
     /// Returns NDCG@10 of each order.
-    fn ndcg(&mut self, orders: &[Order], probe: &Probe) -> Vec<f64> {
-        self.sales.iter_mut().for_each(|(_, sales)| sales.advance(self.history.shop, probe.case.at));
-        let matches = lexical_matches(self.generation, &probe.query);
-        let score = |order: &Order| list_metrics(&self.list(*order, probe, &matches), &probe.case.targets)[NDCG];
+    fn ndcg(&mut self, orders: &[CountBaseline], request: &EvaluatedRequest) -> Vec<f64> {
+        self.sales.iter_mut().for_each(|(_, sales)| sales.advance(self.history.shop, request.case.at));
+        let matches = lexical_matches(self.generation, &request.query);
+        let score =
+            |order: &CountBaseline| list_metrics(&self.list(*order, request, &matches), &request.case.targets)[NDCG];
         orders.iter().map(score).collect()
     }
 
@@ -323,8 +352,8 @@ impl<'a> Orders<'a> {
         self.sales.iter().find(|(of, _)| *of == days).map_or(&[], |(_, sales)| sales.counts())
     }
 
-    fn list(&self, order: Order, probe: &Probe, matches: &LexicalMatches) -> Vec<Row> {
-        let Case { user, at, .. } = &probe.case;
+    fn list(&self, order: CountBaseline, request: &EvaluatedRequest, matches: &LexicalMatches) -> Vec<Row> {
+        let Case { user, at, .. } = &request.case;
         let own = |half_life_days| {
             let mut scores: AHashMap<u32, f32> = AHashMap::new();
             for bought in self.history.shop.bought_before(user, *at) {
@@ -332,22 +361,29 @@ impl<'a> Orders<'a> {
             }
             scores
         };
-        let neighbours = |table: &Neighbours| match probe.anchor {
+        let neighbours = |table: &Neighbours| match request.anchor {
             Some(anchor) => table.of(Row(anchor)).0.iter().take(CUTOFF).map(|row| Row(*row)).collect(),
             None => Vec::new(),
         };
         let best = |scores: &[f32]| {
             let scored = scores.iter().enumerate().map(|(row, score)| (row as u32, *score));
-            first_rows(scored.filter(|(row, _)| Some(*row) != probe.anchor))
+            first_rows(scored.filter(|(row, _)| Some(*row) != request.anchor))
         };
         match order {
-            Order::CoOccurrence => neighbours(&self.counts.together),
-            Order::CoViews => neighbours(&self.counts.viewed_together),
-            Order::NextViews => neighbours(&self.counts.next_views),
-            Order::ItemKnn => probe.anchor.map_or_else(Vec::new, |anchor| best(&self.counts.cosines.of_item(anchor))),
-            Order::Popularity { days } => best(self.sales(days)),
-            Order::Own { half_life_days } => first_rows(own(half_life_days).into_iter()),
-            Order::OwnLast => {
+            CountBaseline::CoOccurrence => neighbours(&self.counts.together),
+            CountBaseline::CoViews => neighbours(&self.counts.viewed_together),
+            CountBaseline::NextViews => neighbours(&self.counts.next_views),
+            CountBaseline::ItemKnn => {
+                request.anchor.map_or_else(Vec::new, |anchor| best(&self.counts.cosines.of_item(anchor)))
+            }
+            CountBaseline::Popularity { days } => best(self.sales(days)),
+            CountBaseline::Own { half_life_days } => first_rows(own(half_life_days).into_iter()),
+            CountBaseline::OwnPopularity { half_life_days, weight, days } => {
+                let sales = self.sales(days);
+                let own = own(half_life_days).into_iter();
+                first_rows(own.map(|(row, score)| (row, score + weight * sales[row as usize].ln_1p())))
+            }
+            CountBaseline::OwnLast => {
                 let mut rows: Vec<Row> = Vec::new();
                 for bought in self.history.shop.bought_before(user, *at).iter().rev() {
                     if rows.len() < CUTOFF && !rows.contains(&Row(bought.row)) {
@@ -356,12 +392,12 @@ impl<'a> Orders<'a> {
                 }
                 rows
             }
-            Order::Lexical => matches.best_by(|_| 0.0),
-            Order::LexicalOwn { weight } => {
+            CountBaseline::Lexical => matches.best_by(|_| 0.0),
+            CountBaseline::LexicalOwn { weight } => {
                 let own = own(NEVER);
                 matches.best_by(|row| weight * own.get(&row.0).copied().unwrap_or(0.0).ln_1p())
             }
-            Order::LexicalPopularity { weight, days } => {
+            CountBaseline::LexicalPopularity { weight, days } => {
                 let sales = self.sales(days);
                 matches.best_by(|row| weight * sales[row.index()].ln_1p())
             }
@@ -415,22 +451,22 @@ pub(super) fn compare_requests(
     let items = bundle.items.clone();
     let generation = Generation::standalone(bundle, 1024)?;
     let until = history.trained_until;
-    let probes = history.probes(&(until..UnixMillis(i64::MAX)), cases, &items, options.seed);
-    let answers = served(data, &generation, &mut models, &items, &probes, progress)?;
+    let requests = history.requests(&(until..UnixMillis(i64::MAX)), cases, &items, options.seed);
+    let answers = served(data, &generation, &mut models, &items, &requests, progress)?;
     let begins = validation_begins(history.shop, until);
     let validation = validation_cases(history.shop, begins, until, StateUntil::Request);
-    let validation = history.probes(&(begins..until), &validation, &items, options.seed);
+    let validation = history.requests(&(begins..until), &validation, &items, options.seed);
     let (early, late) = (Counts::new(history, begins), Counts::new(history, until));
     let mut comparisons = Vec::new();
     for (index, task) in TASKS.into_iter().enumerate() {
         let families = families(task, history.has_views);
-        let orders: Vec<Order> = families.iter().flat_map(|(_, orders)| orders.clone()).collect();
-        let ndcg = |counts: &Counts, probes: &[Probe]| -> Vec<Vec<f64>> {
-            let mut state = Orders::new(history, counts, &generation);
-            in_time_order(probes, |probe| state.ndcg(&orders, probe))
+        let orders: Vec<CountBaseline> = families.iter().flat_map(|(_, orders)| orders.clone()).collect();
+        let ndcg = |counts: &Counts, requests: &[EvaluatedRequest]| -> Vec<Vec<f64>> {
+            let mut state = CountBaselines::new(history, counts, &generation);
+            in_time_order(requests, |request| state.ndcg(&orders, request))
         };
         let chosen = best_orders(&families, &ndcg(&early, &validation[index]));
-        let late = ndcg(&late, &probes[index]);
+        let late = ndcg(&late, &requests[index]);
         let scored = Scored {
             served: answers[index].clone(),
             baselines: chosen.iter().map(|order| late.iter().map(|scores| scores[*order]).collect()).collect(),
@@ -446,7 +482,7 @@ pub(super) fn compare_requests(
 }
 
 /// Returns for each family the index of the order with the greatest mean, the first of equals.
-fn best_orders(families: &[(&'static str, Vec<Order>)], scores: &[Vec<f64>]) -> Vec<usize> {
+fn best_orders(families: &[(&'static str, Vec<CountBaseline>)], scores: &[Vec<f64>]) -> Vec<usize> {
     let mean = |order: &usize| scores.iter().map(|scores| scores[*order]).sum::<f64>();
     let mut first = 0;
     let best = families.iter().map(|(_, orders)| {
@@ -457,11 +493,11 @@ fn best_orders(families: &[(&'static str, Vec<Order>)], scores: &[Vec<f64>]) -> 
     best.collect()
 }
 
-/// Computes a value of each probe in the order of their times. Returns the values in the order of the probes.
-fn in_time_order<T>(probes: &[Probe], mut value: impl FnMut(&Probe) -> T) -> Vec<T> {
-    let mut order: Vec<usize> = (0..probes.len()).collect();
-    order.sort_by_key(|index| probes[*index].case.at);
-    let mut values: Vec<(usize, T)> = order.into_iter().map(|index| (index, value(&probes[index]))).collect();
+/// Computes a value of each request in the order of their times. Returns the values in the order of the requests.
+fn in_time_order<T>(requests: &[EvaluatedRequest], mut value: impl FnMut(&EvaluatedRequest) -> T) -> Vec<T> {
+    let mut order: Vec<usize> = (0..requests.len()).collect();
+    order.sort_by_key(|index| requests[*index].case.at);
+    let mut values: Vec<(usize, T)> = order.into_iter().map(|index| (index, value(&requests[index]))).collect();
     values.sort_by_key(|(index, _)| *index);
     values.into_iter().map(|(_, value)| value).collect()
 }
@@ -472,25 +508,25 @@ fn served(
     generation: &Generation,
     models: &mut Models,
     items: &[Item],
-    probes: &[Vec<Probe>; 4],
+    requests: &[Vec<EvaluatedRequest>; 4],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<[Vec<f64>; 4], TrainError> {
     let events = dataset::into_events(dataset::read_history(data)?);
     let mut order: Vec<(usize, usize)> = Vec::new();
-    for (task, probes) in probes.iter().enumerate() {
-        order.extend((0..probes.len()).map(|probe| (task, probe)));
+    for (task, requests) in requests.iter().enumerate() {
+        order.extend((0..requests.len()).map(|index| (task, index)));
     }
-    order.sort_by_key(|(task, probe)| probes[*task][*probe].case.at);
-    let mut scores: [Vec<f64>; 4] = std::array::from_fn(|task| vec![0.0; probes[task].len()]);
+    order.sort_by_key(|(task, index)| requests[*task][*index].case.at);
+    let mut scores: [Vec<f64>; 4] = std::array::from_fn(|task| vec![0.0; requests[task].len()]);
     let mut applied = 0;
     for (done, (task, index)) in order.iter().enumerate() {
-        let probe = &probes[*task][*index];
-        let next = applied + events[applied..].partition_point(|event| event.at < probe.case.at);
+        let request = &requests[*task][*index];
+        let next = applied + events[applied..].partition_point(|event| event.at < request.case.at);
         events[applied..next].iter().for_each(|event| generation.state.apply_event(0, event));
         applied = next;
-        generation.state.publish_popularity(probe.case.at);
-        let list = answer(generation, models, items, TASKS[*task], probe);
-        scores[*task][*index] = list_metrics(&list, &probe.case.targets)[NDCG];
+        generation.state.publish_popularity(request.case.at);
+        let list = answer(generation, models, items, TASKS[*task], request);
+        scores[*task][*index] = list_metrics(&list, &request.case.targets)[NDCG];
         if done % 64 == 0 {
             progress(Progress { stage: "requests", done, total: order.len(), loss: f32::NAN });
         }
@@ -498,9 +534,16 @@ fn served(
     Ok(scores)
 }
 
-/// Returns the first page of the answer to a probe.
-fn answer(generation: &Generation, models: &mut Models, items: &[Item], task: Task, probe: &Probe) -> Vec<Row> {
-    let viewer = Viewer { user: probe.case.user.clone(), visitor: None, session: String::new(), locale: String::new() };
+/// Returns the first page of the answer to a request.
+fn answer(
+    generation: &Generation,
+    models: &mut Models,
+    items: &[Item],
+    task: Task,
+    request: &EvaluatedRequest,
+) -> Vec<Row> {
+    let viewer =
+        Viewer { user: request.case.user.clone(), visitor: None, session: String::new(), locale: String::new() };
     let page = Page { size: CUTOFF, token: String::new(), fingerprint: 0 };
     let recommend = |kind| {
         RankingRequest::Recommend(RecommendRequest {
@@ -508,19 +551,19 @@ fn answer(generation: &Generation, models: &mut Models, items: &[Item], task: Ta
             kind,
             page: page.clone(),
             filter: None,
-            anchors: probe.anchor.iter().map(|row| items[*row as usize].id.clone()).collect(),
+            anchors: request.anchor.iter().map(|row| items[*row as usize].id.clone()).collect(),
             facets: Vec::new(),
             options: Options::default(),
             message: Vec::new(),
         })
     };
-    let request = match task {
+    let ranking = match task {
         Task::BoughtTogether => recommend(RecommendKind::BoughtTogether),
         Task::Similar => recommend(RecommendKind::Similar),
         Task::BuyAgain => recommend(RecommendKind::BuyAgain),
         Task::Search => RankingRequest::Search(SearchRequest {
             viewer: viewer.clone(),
-            query: probe.query.clone(),
+            query: request.query.clone(),
             page,
             filter: None,
             facets: Vec::new(),
@@ -531,8 +574,8 @@ fn answer(generation: &Generation, models: &mut Models, items: &[Item], task: Ta
         Task::All | Task::Repeat | Task::Discovery => recommend(RecommendKind::ForYou),
     };
     let planned =
-        PlannedRequest { request, answer_id: [0; 16], plan: Plan::default(), logging: AnswerLogging::Skipped };
-    let answer = run(generation, models, &[planned], probe.case.at).remove(0);
+        PlannedRequest { request: ranking, answer_id: [0; 16], plan: Plan::default(), logging: AnswerLogging::Skipped };
+    let answer = run(generation, models, &[planned], request.case.at).remove(0);
     let page = answer.slate.page(generation, &answer.catalog, 0, CUTOFF);
     let row = |id: &ItemId| generation.state.keys.get(id).map(|key| Row(key.0));
     page.results.iter().filter_map(|result| row(&result.id)).collect()
@@ -556,8 +599,8 @@ mod tests {
         interaction(name, minute, EventKind::Purchase, rows)
     }
 
-    fn rows(probe: &Probe) -> Vec<u32> {
-        let mut rows: Vec<u32> = probe.case.targets.iter().map(|row| row.0).collect();
+    fn rows(request: &EvaluatedRequest) -> Vec<u32> {
+        let mut rows: Vec<u32> = request.case.targets.iter().map(|row| row.0).collect();
         rows.sort_unstable();
         rows
     }
@@ -579,10 +622,10 @@ mod tests {
     fn together_asks_for_the_rest_of_the_basket_of_guests_too() {
         let interactions = [purchase("", 5, &[0, 1, 2]), purchase("a", 6, &[3]), purchase("a", 99, &[3, 4])];
         with_history(&interactions, &[], |history| {
-            let probes = history.together(&(UnixMillis(0)..UnixMillis(50 * 60_000)), 1);
-            assert_eq!(probes.len(), 1);
-            let mut whole = rows(&probes[0]);
-            whole.extend(probes[0].anchor);
+            let requests = history.together(&(UnixMillis(0)..UnixMillis(50 * 60_000)), 1);
+            assert_eq!(requests.len(), 1);
+            let mut whole = rows(&requests[0]);
+            whole.extend(requests[0].anchor);
             whole.sort_unstable();
             assert_eq!(whole, [0, 1, 2]);
         });
@@ -598,8 +641,9 @@ mod tests {
             purchase("a", 4, &[2]),
         ];
         with_history(&interactions, &[], |history| {
-            let probes = history.similar(&(UnixMillis(0)..UnixMillis(i64::MAX)), 1);
-            let found: Vec<(Option<u32>, Vec<u32>)> = probes.iter().map(|probe| (probe.anchor, rows(probe))).collect();
+            let requests = history.similar(&(UnixMillis(0)..UnixMillis(i64::MAX)), 1);
+            let found: Vec<(Option<u32>, Vec<u32>)> =
+                requests.iter().map(|request| (request.anchor, rows(request))).collect();
             assert_eq!(found.len(), 2, "a basket with the anchor alone is no target: {found:?}");
             assert_eq!(found[0], (Some(0), vec![1]));
             assert_eq!(found[1].1, [2]);
@@ -639,25 +683,25 @@ mod tests {
             targets: targets.iter().map(|row| Row(*row)).collect(),
         };
         let cases: Vec<Case> = (0..50).map(|_| case(&[0])).chain([case(&[1]), case(&[2]), case(&[])]).collect();
-        let probes = searches(&cases, &items, 1);
-        assert_eq!(probes.len(), 51, "a title of one word is no query");
-        for probe in &probes[..50] {
-            let words: Vec<&str> = probe.query.split(' ').collect();
+        let requests = searches(&cases, &items, 1);
+        assert_eq!(requests.len(), 51, "a title of one word is no query");
+        for request in &requests[..50] {
+            let words: Vec<&str> = request.query.split(' ').collect();
             let places: Vec<usize> =
                 words.iter().map(|word| items[0].title.find(word).expect("a word of the title")).collect();
             assert!((2..=3).contains(&words.len()) && places.is_sorted(), "{words:?}");
         }
-        assert_eq!(probes[50].query, "left right");
-        assert!(probes[..50].iter().any(|probe| probe.query != probes[0].query));
+        assert_eq!(requests[50].query, "left right");
+        assert!(requests[..50].iter().any(|request| request.query != requests[0].query));
         let again = searches(&cases, &items, 1);
-        assert!(again.iter().zip(&probes).all(|(a, b)| a.query == b.query), "the seed determines them");
+        assert!(again.iter().zip(&requests).all(|(a, b)| a.query == b.query), "the seed determines them");
     }
 
     #[test]
     fn the_best_settings_of_each_family_are_chosen() {
         let families = [
-            ("popularity", vec![Order::Popularity { days: 7.0 }, Order::Popularity { days: 14.0 }]),
-            ("frequency", vec![Order::Own { half_life_days: NEVER }]),
+            ("popularity", vec![CountBaseline::Popularity { days: 7.0 }, CountBaseline::Popularity { days: 14.0 }]),
+            ("frequency", vec![CountBaseline::Own { half_life_days: NEVER }]),
         ];
         assert_eq!(best_orders(&families, &[vec![0.1, 0.5, 0.0], vec![0.2, 0.0, 0.0]]), [1, 2]);
         assert_eq!(best_orders(&families, &[]), [0, 2], "the first without a case");

@@ -13,7 +13,7 @@ use super::{
 };
 use ahash::AHashMap;
 use lodestone_catalog::{Item, VECTOR_DIM};
-use lodestone_core::ids::{ItemId, Row};
+use lodestone_core::ids::{ItemId, ItemKey, Row};
 use lodestone_dataset::decompress;
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError, dot};
 use lodestone_pipeline::{
@@ -165,7 +165,7 @@ pub fn search_benchmark(
         let mut fusion = Fusion::new(items.len());
         fusion.add(CandidateSource::Lexical, matches);
         fusion.add(CandidateSource::QueryVector, neighbours);
-        let fused = fusion.finish(2 * SOURCE_COUNT);
+        let fused = fusion.finish(2 * SOURCE_COUNT, |row| ItemKey(row.0));
         results[2].push(fused.list.iter().take(RECALL_CUTOFF).map(|candidate| candidate.row.0).collect());
         lists.push(list_of(&fused, &encoded, vector.as_deref(), judged));
     }

@@ -188,7 +188,7 @@ impl Counts {
     /// Returns the decayed number of users, each with the weight of the strongest interest: 4 for a purchase, 2 for a
     /// cart or a favourite, 1 for a view. The half-life is 60 days.
     pub fn score(&self, now: UnixMillis) -> f32 {
-        self.at_time(now).score
+        (self.users.slow() * decay(self.days_until(now), SLOW_HALF_LIFE)) as f32
     }
 
     pub fn at_time(&self, now: UnixMillis) -> CountsAt {

@@ -1,7 +1,7 @@
 //! Item-to-item models, learned from the users' items before the end of the training: EASE (Steck 2019) and ItemKNN
 //! (Sarwar et al. 2001).
 use super::shop::{Bought, Shop, decayed};
-use crate::{kernels::add_multiple, linear::invert};
+use crate::{item_to_item::ease, kernels::add_multiple};
 use lodestone_core::units::UnixMillis;
 use rayon::prelude::*;
 
@@ -47,20 +47,9 @@ impl ItemWeights {
         Self { weights, kept, index_of }
     }
 
-    /// Turns counts into the weights of EASE: B = I - P · diag(1 / P), P = (XᵀX + λI)⁻¹ (Steck 2019, equation 8).
+    /// Turns counts into the weights of EASE.
     pub(crate) fn ease(mut self, regularisation: f32) -> Self {
-        let n = self.kept.len();
-        (0..n).for_each(|diagonal| self.weights[diagonal * n + diagonal] += regularisation);
-        // A positive λ makes the matrix positive definite.
-        if !invert(&mut self.weights, n) {
-            self.weights.fill(0.0);
-            return self;
-        }
-        let scales: Vec<f32> = (0..n).map(|diagonal| -1.0 / self.weights[diagonal * n + diagonal]).collect();
-        self.weights.par_chunks_mut(n.max(1)).enumerate().for_each(|(row, weights)| {
-            weights.iter_mut().zip(&scales).for_each(|(weight, scale)| *weight *= scale);
-            weights[row] = 0.0;
-        });
+        ease(&mut self.weights, self.kept.len(), regularisation);
         self
     }
 

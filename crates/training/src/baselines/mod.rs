@@ -12,4 +12,4 @@ pub(crate) use items::ItemWeights;
 pub(crate) use scores::Decay;
 pub(crate) use shop::{Sales, Shop, decayed};
 pub use tuning::StateUntil;
-pub(crate) use tuning::{TUNED, TunedBaseline, sampled, tuned_baselines, validation_begins, validation_cases};
+pub(crate) use tuning::{TUNED, TunedBaseline, tuned_baselines, validation_begins, validation_cases};

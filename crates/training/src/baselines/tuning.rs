@@ -4,7 +4,7 @@ use super::{
     scores::{Fitted, Score},
     shop::Shop,
 };
-use crate::Progress;
+use crate::{Progress, replay::sampled};
 use ahash::AHashSet;
 use lodestone_core::{
     ids::{Row, UserId},
@@ -166,13 +166,6 @@ pub(crate) fn validation_cases(shop: &Shop, begins: UnixMillis, ends: UnixMillis
     }
     let count = (CASE_ITEMS_MAX / shop.item_count.max(1)).clamp(VALIDATION_CASES_MIN, VALIDATION_CASES_MAX);
     sampled(cases, count)
-}
-
-/// Returns at most `count` values at about equal distances.
-pub(crate) fn sampled<T>(values: Vec<T>, count: usize) -> Vec<T> {
-    let (length, count) = (values.len(), count.min(values.len()));
-    let is_kept = |index: usize| (index + 1) * count / length > index * count / length;
-    values.into_iter().enumerate().filter(|(index, _)| is_kept(*index)).map(|(_, value)| value).collect()
 }
 
 /// Chooses the settings of each family, and of the sums, for one subtask.
