@@ -41,11 +41,13 @@ import scipy.sparse
 import tantivy
 from usearch.index import Index as UsearchIndex
 
-SOURCE_COUNT, CANDIDATE_COUNT, K = 150, 250, 60.0
+SOURCE_COUNT, CANDIDATE_COUNT = 150, 250
 # Greatest number of requests that are answered together.
 BATCH_MAX = 16
-WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "lexical": 3.0, "transitions": 1.0, "co_purchases": 0.7,
+WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "lexical": 2.0, "transitions": 1.0, "co_purchases": 0.7,
            "item_to_item": 1.0, "popular": 0.5, "history": 1.2}
+# The constants of reciprocal rank fusion: small for queries, 60 for other sources.
+CONSTANTS = {"query_vector": 10.0, "lexical": 10.0}
 RECENT_MAX, RECENT_DECAY, EVENTS_MAX, ENCODED_EVENTS_MAX = 12, 0.85, 200, 50
 DAY_MS = 86_400_000
 # Half-lives in days: of popularity, of the numbers of buyers, and of a user's purchases of an item.
@@ -53,6 +55,7 @@ SLOW, FAST = 60.0, 7.0
 BUYERS = np.array([60.0, 7.0, 2.0, 20.0, np.inf])
 BOUGHT = np.array([14.0, 60.0, 180.0])
 ITEM_TO_ITEM_FLOOR = 0.01
+CO_PURCHASE_FLOOR = 0.001
 KINDS = {name: number for number, name in enumerate(
     ["search", "impression", "view", "click", "add_to_cart", "remove_from_cart", "favorite", "unfavorite", "review",
      "purchase", "refund", "category_view", "incentive_shown", "incentive_redeemed"], start=1)}
@@ -63,7 +66,7 @@ POPULARITY, INTEREST = np.zeros((2, len(KINDS) + 1), np.float32)
 POPULARITY[[VIEW, CLICK, REVIEW]], POPULARITY[[ADD_TO_CART, FAVORITE]], POPULARITY[PURCHASE] = 1.0, 2.0, 4.0
 INTEREST[[VIEW, CLICK, REVIEW]], INTEREST[[ADD_TO_CART, FAVORITE]], INTEREST[PURCHASE] = 0.4, 0.7, 1.0
 # The columns of the ranking model's input and their version, as in crates/pipeline/src/features/mod.rs.
-FEATURES_VERSION = 6
+FEATURES_VERSION = 7
 FEATURES = [
     "user_similarity", "user_known", "query_similarity", "lexical_score", "lexical_score_relative", "transition_weight",
     "transition_weight_last", "co_purchase_weight", "item_to_item_weight", "similar_last", "similar_max",
@@ -71,7 +74,8 @@ FEATURES = [
     "event_days_since", "bought_count", "bought_days_since", "bought_share", "bought_decayed_14", "bought_decayed_60",
     "bought_decayed_180", "bought_interval", "bought_due", "seen_count", "seen_days_since", "is_in_cart", "is_favorite",
     "refunded_count", "price", "price_to_user", "item_age_days", "retrieval_score", "has_query", "history_length",
-    "basket_count", "basket_days_since"]
+    "basket_count", "basket_days_since", "is_similar_list", "is_together_list", "anchor_similar", "anchor_title_similar",
+    "anchor_transition_weight", "anchor_co_purchase_weight", "anchor_item_to_item_weight"]
 COLUMN = {name: column for column, name in enumerate(FEATURES)}
 
 
@@ -447,7 +451,7 @@ class Shop:
 
         transitions, co_purchases, item_to_item = (scores[owner, rows] for scores in spread)
         out[:, COLUMN["transition_weight"]] = np.log1p(transitions)
-        out[:, COLUMN["co_purchase_weight"]] = np.log1p(co_purchases)
+        out[:, COLUMN["co_purchase_weight"]] = np.log(co_purchases + CO_PURCHASE_FLOOR)
         out[:, COLUMN["item_to_item_weight"]] = np.log(item_to_item + ITEM_TO_ITEM_FLOOR)
         out[:, ITEM_COLUMNS] = self.sales(now)[rows]
         keys, stats = self.stats(users, now)
@@ -499,7 +503,7 @@ class Shop:
         query_vectors, lexical, complete = ([None] * len(requests) for _ in range(3))
 
         def fuse(at, source, rows):
-            fused[at, rows] += WEIGHTS[source] / (K + 1 + np.arange(len(rows), dtype=np.float32))
+            fused[at, rows] += WEIGHTS[source] / (CONSTANTS.get(source, 60.0) + 1 + np.arange(len(rows), dtype=np.float32))
 
         searches = [at for at, (_, query, _) in enumerate(requests) if query is not None]
         if searches:

@@ -1,6 +1,6 @@
 //! One request on its way through the pipeline, and the stages that several requests share.
 use crate::{
-    features::{self, FEATURE_COUNT, FEATURES, FeatureContext, UserContext},
+    features::{self, Anchors, FEATURE_COUNT, FEATURES, FeatureContext, UserContext},
     fusion::Candidates,
     generation::Generation,
     models::Models,
@@ -32,6 +32,8 @@ pub struct RequestContext<'a> {
     pub now: UnixMillis,
     pub history: History,
     pub user: UserContext,
+    /// None for a list that starts from no items.
+    pub anchors: Option<Anchors>,
     pub user_known: bool,
     /// Whether the history includes events of the visitor before the user signed in.
     pub visitor_history_used: bool,
@@ -93,6 +95,7 @@ impl<'a> RequestContext<'a> {
         }
         let mut context = Self {
             user: UserContext::new(&history, catalog, &generation.transitions, now),
+            anchors: None,
             generation,
             catalog,
             now,
@@ -121,7 +124,7 @@ impl<'a> RequestContext<'a> {
         self.corrected_query.as_deref().or(self.sent_query)
     }
 
-    /// The input of the first stage, with the user's recent items as anchors.
+    /// The input of the first stage.
     pub fn retrieval_input(&self) -> RetrievalInput<'_> {
         RetrievalInput {
             generation: self.generation,
@@ -129,7 +132,7 @@ impl<'a> RequestContext<'a> {
             user: &self.user,
             popularity: &self.popularity,
             query: self.query().map(|text| Query { text, vector: self.query_vector.as_deref() }),
-            anchors: &self.user.recent,
+            anchors: self.anchors.as_ref().map_or(&[], |anchors| &anchors.items),
             eligible: &self.eligible,
             now: self.now,
             limits: self.limits,
@@ -144,6 +147,7 @@ impl<'a> RequestContext<'a> {
             now: self.now,
             query_vector: self.query_vector.as_deref(),
             lexical_best: self.candidates.lexical_best,
+            anchors: self.anchors.as_ref(),
         };
         let mut out = Vec::with_capacity(self.candidates.list.len() * FEATURE_COUNT);
         for candidate in &self.candidates.list {

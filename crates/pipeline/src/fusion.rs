@@ -1,6 +1,6 @@
 //! Reciprocal rank fusion of the sources' lists, and the scores of each source for each candidate.
 use crate::{
-    features::SourceEvidence,
+    features::{SourceEvidence, TableScores},
     source::{CandidateSource, ScoredRows},
 };
 use lodestone_core::ids::{ItemKey, Row};
@@ -58,9 +58,23 @@ pub enum NeighbourTable {
 
 impl NeighbourTable {
     const COUNT: usize = 3;
+    pub const ALL: [Self; Self::COUNT] = [Self::Transitions, Self::CoPurchases, Self::ItemToItem];
 }
 
-/// Sums of anchor weight × neighbour weight. They are an array over all items, because a long history has many more
+/// The items from which a table is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The user's.
+    User,
+    /// Those that the request names.
+    Anchors,
+}
+
+impl Origin {
+    const COUNT: usize = 2;
+}
+
+/// Sums of item weight × neighbour weight. They are an array over all items, because a long history has many more
 /// neighbours than there are candidates.
 #[derive(Default)]
 struct ItemScores {
@@ -96,8 +110,8 @@ impl ItemScores {
 struct Arrays {
     /// By row: the position among the candidates, or [`NO_SLOT`].
     slots: Vec<u32>,
-    /// By [`NeighbourTable`].
-    tables: [ItemScores; NeighbourTable::COUNT],
+    /// By [`NeighbourTable`] and [`Origin`].
+    tables: [[ItemScores; Origin::COUNT]; NeighbourTable::COUNT],
 }
 
 thread_local! {
@@ -177,18 +191,19 @@ impl Fusion {
         self.vector_search_time += time;
     }
 
-    /// Adds anchor weight × neighbour weight to the scores of the anchors' neighbours. The candidates get these scores
-    /// at the end.
+    /// Adds item weight × neighbour weight to the scores of the items' neighbours. The candidates get these scores at
+    /// the end.
     pub fn spread(
         &mut self,
         table: NeighbourTable,
+        origin: Origin,
         neighbours: &KeyedNeighbours,
-        anchors: impl Iterator<Item = (ItemKey, f32)>,
+        items: impl Iterator<Item = (ItemKey, f32)>,
     ) {
-        let scores = &mut self.arrays.tables[table as usize];
+        let scores = &mut self.arrays.tables[table as usize][origin as usize];
         scores.scores.resize(scores.scores.len().max(neighbours.key_count()), 0.0);
-        for (anchor, anchor_weight) in anchors {
-            neighbours.of(anchor).for_each(|(key, weight)| scores.add(key, weight * anchor_weight));
+        for (item, item_weight) in items {
+            neighbours.of(item).for_each(|(key, weight)| scores.add(key, weight * item_weight));
         }
     }
 
@@ -196,10 +211,11 @@ impl Fusion {
     pub fn best_spread(
         &self,
         table: NeighbourTable,
+        origin: Origin,
         count: usize,
         row_of: impl Fn(ItemKey) -> Option<Row>,
     ) -> ScoredRows {
-        let found = &self.arrays.tables[table as usize];
+        let found = &self.arrays.tables[table as usize][origin as usize];
         best_of(found.keys.iter().filter_map(|key| Some((row_of(*key)?, found.get(*key)))).collect(), count)
     }
 
@@ -218,12 +234,18 @@ impl Fusion {
         list.sort_unstable_by(best_first);
         for Candidate { row, evidence, .. } in &mut list {
             let key = key_of(*row);
-            let score = |table: NeighbourTable| self.arrays.tables[table as usize].get(key);
-            evidence.transitions = score(NeighbourTable::Transitions);
-            evidence.co_purchases = score(NeighbourTable::CoPurchases);
-            evidence.item_to_item = score(NeighbourTable::ItemToItem);
+            let scores = |origin: Origin| {
+                let score = |table: NeighbourTable| self.arrays.tables[table as usize][origin as usize].get(key);
+                TableScores {
+                    transitions: score(NeighbourTable::Transitions),
+                    co_purchases: score(NeighbourTable::CoPurchases),
+                    item_to_item: score(NeighbourTable::ItemToItem),
+                }
+            };
+            evidence.of_user = scores(Origin::User);
+            evidence.of_anchors = scores(Origin::Anchors);
         }
-        self.arrays.tables.iter_mut().for_each(ItemScores::clear);
+        self.arrays.tables.iter_mut().flatten().for_each(ItemScores::clear);
         ARRAYS.set(self.arrays);
         Candidates {
             lexical_best: list.iter().map(|candidate| candidate.evidence.lexical).fold(0.0, f32::max),

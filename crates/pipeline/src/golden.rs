@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     bundle::Bundle,
-    features::{self, FEATURE_COUNT, FeatureContext, UserContext},
+    features::{self, AnchoredList, Anchors, FEATURE_COUNT, FeatureContext, UserContext},
     popularity::PopularityView,
     ranking::{Device, RankingError, Runtime},
 };
@@ -131,13 +131,14 @@ fn answer(
     user.vector = models.encode_users(&[&history], &catalog, now)?.remove(0);
     let eligible = EligibleRows::offered(&catalog);
     let popularity = PopularityView::default();
+    let anchors = query.is_none().then(|| Anchors::new(AnchoredList::Similar, user.recent.clone(), &catalog));
     let input = RetrievalInput {
         generation,
         catalog: &catalog,
         user: &user,
         popularity: &popularity,
         query: query.map(|text| Query { text, vector: query_vector.as_deref() }),
-        anchors: &user.recent,
+        anchors: anchors.as_ref().map_or(&[], |anchors| &anchors.items),
         eligible: &eligible,
         now,
         limits: RetrievalLimits { per_source: CANDIDATES, fused: CANDIDATES, query_cosine_min: None },
@@ -152,6 +153,7 @@ fn answer(
         now,
         query_vector: query_vector.as_deref(),
         lexical_best: candidates.lexical_best,
+        anchors: anchors.as_ref(),
     };
     let mut rows = Vec::with_capacity(candidates.list.len() * FEATURE_COUNT);
     for candidate in &candidates.list {

@@ -1,7 +1,7 @@
 //! The first stage: several sources return candidates, which are fused into one list.
 use crate::{
     features::{RecentItem, UserContext},
-    fusion::{Candidates, Fusion, NeighbourTable, best_of},
+    fusion::{Candidates, Fusion, NeighbourTable, Origin, best_of},
     generation::{Generation, Space},
     popularity::PopularityView,
     source::{CandidateSource, ScoredRows},
@@ -97,7 +97,7 @@ pub struct RetrievalInput<'a> {
     pub user: &'a UserContext,
     pub popularity: &'a PopularityView,
     pub query: Option<Query<'a>>,
-    /// Items to start from: the request's, otherwise the user's recent ones.
+    /// Items from which a list of similar items or of items bought together starts.
     pub anchors: &'a [RecentItem],
     pub eligible: &'a EligibleRows<'a>,
     pub now: UnixMillis,
@@ -109,22 +109,27 @@ impl RetrievalInput<'_> {
         Fusion::new(self.catalog.row_count())
     }
 
-    /// Starts from the anchors or, in the item-to-item model, from all items of the user.
-    fn spread(&self, fusion: &mut Fusion, table: NeighbourTable) {
-        let anchors = self.anchors.iter().map(|anchor| (anchor.key, anchor.weight));
-        match table {
-            NeighbourTable::Transitions => fusion.spread(table, &self.generation.transitions, anchors),
-            NeighbourTable::CoPurchases => fusion.spread(table, &self.generation.co_purchases, anchors),
-            NeighbourTable::ItemToItem => {
-                fusion.spread(table, &self.generation.item_to_item, self.user.chosen.iter().copied());
+    /// Starts from the anchors or from the items of the user: from the recent ones or, in the item-to-item model, from
+    /// all.
+    fn spread(&self, fusion: &mut Fusion, table: NeighbourTable, origin: Origin) {
+        let neighbours = match table {
+            NeighbourTable::Transitions => &self.generation.transitions,
+            NeighbourTable::CoPurchases => &self.generation.co_purchases,
+            NeighbourTable::ItemToItem => &self.generation.item_to_item,
+        };
+        match (origin, table) {
+            (Origin::Anchors, _) => fusion.spread(table, origin, neighbours, weighted(self.anchors)),
+            (Origin::User, NeighbourTable::ItemToItem) => {
+                fusion.spread(table, origin, neighbours, self.user.chosen.iter().copied());
             }
+            (Origin::User, _) => fusion.spread(table, origin, neighbours, weighted(&self.user.recent)),
         }
     }
 
     /// The eligible rows with the highest scores by a table.
-    fn best_spread(&self, fusion: &mut Fusion, table: NeighbourTable, count: usize) -> ScoredRows {
-        self.spread(fusion, table);
-        fusion.best_spread(table, count, |key| self.eligible_row(key))
+    fn best_spread(&self, fusion: &mut Fusion, table: NeighbourTable, origin: Origin, count: usize) -> ScoredRows {
+        self.spread(fusion, table, origin);
+        fusion.best_spread(table, origin, count, |key| self.eligible_row(key))
     }
 
     fn is_anchor(&self, row: Row) -> bool {
@@ -137,9 +142,7 @@ impl RetrievalInput<'_> {
 
     /// Fuses the lists. The candidates also get their weights in the neighbour tables.
     fn finish(&self, mut fusion: Fusion) -> Candidates {
-        self.spread(&mut fusion, NeighbourTable::Transitions);
-        self.spread(&mut fusion, NeighbourTable::CoPurchases);
-        self.spread(&mut fusion, NeighbourTable::ItemToItem);
+        NeighbourTable::ALL.into_iter().for_each(|table| self.spread(&mut fusion, table, Origin::User));
         self.fused(fusion)
     }
 
@@ -148,13 +151,17 @@ impl RetrievalInput<'_> {
     }
 }
 
+fn weighted(items: &[RecentItem]) -> impl Iterator<Item = (ItemKey, f32)> {
+    items.iter().map(|item| (item.key, item.weight))
+}
+
 /// Candidates for the user's next interaction.
 pub fn for_user(input: &RetrievalInput) -> Candidates {
     let per_source = input.limits.per_source;
     let mut fusion = input.fusion();
-    let transitions = input.best_spread(&mut fusion, NeighbourTable::Transitions, per_source);
-    let co_purchases = input.best_spread(&mut fusion, NeighbourTable::CoPurchases, per_source / 2);
-    let item_to_item = input.best_spread(&mut fusion, NeighbourTable::ItemToItem, per_source);
+    let transitions = input.best_spread(&mut fusion, NeighbourTable::Transitions, Origin::User, per_source);
+    let co_purchases = input.best_spread(&mut fusion, NeighbourTable::CoPurchases, Origin::User, per_source / 2);
+    let item_to_item = input.best_spread(&mut fusion, NeighbourTable::ItemToItem, Origin::User, per_source);
     if let Some(vector) = &input.user.vector {
         let found = search_vectors(input, &mut fusion, vector, Space::User);
         fusion.add(CandidateSource::UserVector, found);
@@ -222,9 +229,10 @@ pub fn has_match(input: &RetrievalInput) -> bool {
     for_query(&RetrievalInput { eligible: &eligible, limits, ..*input }).is_ok_and(|found| !found.list.is_empty())
 }
 
-/// Items similar to the anchors, in both spaces.
+/// Items similar to the anchors in both spaces, and those that users chose after them.
 pub fn similar(input: &RetrievalInput) -> Candidates {
     let mut fusion = input.fusion();
+    anchored_list(input, &mut fusion, NeighbourTable::Transitions, CandidateSource::Transitions);
     for anchor in input.anchors.iter().take(SIMILAR_ANCHORS_MAX) {
         let vectors = &input.catalog.get(anchor.row).vectors;
         for (space, vector) in [(Space::User, vectors.user_space()), (Space::Query, vectors.query_space())] {
@@ -233,19 +241,29 @@ pub fn similar(input: &RetrievalInput) -> Candidates {
             fusion.add(CandidateSource::Similar, found);
         }
     }
+    [NeighbourTable::CoPurchases, NeighbourTable::ItemToItem]
+        .into_iter()
+        .for_each(|table| input.spread(&mut fusion, table, Origin::Anchors));
     input.finish(fusion)
 }
 
 /// Items bought together with the anchors.
 pub fn bought_together(input: &RetrievalInput) -> Candidates {
-    let per_source = input.limits.per_source;
     let mut fusion = input.fusion();
-    let mut found = input.best_spread(&mut fusion, NeighbourTable::CoPurchases, per_source + input.anchors.len());
+    anchored_list(input, &mut fusion, NeighbourTable::CoPurchases, CandidateSource::CoPurchases);
+    [NeighbourTable::Transitions, NeighbourTable::ItemToItem]
+        .into_iter()
+        .for_each(|table| input.spread(&mut fusion, table, Origin::Anchors));
+    input.finish(fusion)
+}
+
+/// Adds the neighbours of the anchors by a table, without the anchors.
+fn anchored_list(input: &RetrievalInput, fusion: &mut Fusion, table: NeighbourTable, source: CandidateSource) {
+    let per_source = input.limits.per_source;
+    let mut found = input.best_spread(fusion, table, Origin::Anchors, per_source + input.anchors.len());
     found.retain(|(row, _)| !input.is_anchor(*row));
     found.truncate(per_source);
-    fusion.add(CandidateSource::CoPurchases, found);
-    input.spread(&mut fusion, NeighbourTable::Transitions);
-    input.fused(fusion)
+    fusion.add(source, found);
 }
 
 /// Items that the user bought before.

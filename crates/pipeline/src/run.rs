@@ -4,7 +4,7 @@ use crate::{
     answers::{self, AnswerId, AnswerKind},
     context::{self, RankedCandidates, RankerUse, RequestContext, StageTimes},
     facets::{self, FacetSpec, Facets},
-    features::RecentItem,
+    features::{AnchoredList, Anchors, RecentItem},
     fusion::Candidates,
     generation::Generation,
     models::Models,
@@ -152,16 +152,16 @@ impl RankingRequest {
         }
     }
 
-    /// The order of the slate. Lists that answer a question of their own (similar, together, trending) keep retrieval's
+    /// The order of the slate. Lists that answer a question of their own (trending, recently viewed) keep retrieval's
     /// order; the user's taste would blur it.
     fn order(&self) -> Order {
         match self {
             Self::Recommend(request) => match request.kind {
-                RecommendKind::ForYou | RecommendKind::BuyAgain => Order::Model,
-                RecommendKind::Similar
-                | RecommendKind::BoughtTogether
-                | RecommendKind::Trending
-                | RecommendKind::RecentlyViewed => Order::Retrieval,
+                RecommendKind::ForYou
+                | RecommendKind::BuyAgain
+                | RecommendKind::Similar
+                | RecommendKind::BoughtTogether => Order::Model,
+                RecommendKind::Trending | RecommendKind::RecentlyViewed => Order::Retrieval,
             },
             Self::Search(_) | Self::Rank(_) => Order::Model,
         }
@@ -242,10 +242,13 @@ fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
     context.start_stage();
     check_session_version(context, request.options());
     context.eligible = eligible_rows(context, request.options(), request.filter());
+    if let RankingRequest::Recommend(request) = request {
+        start_from_anchors(context, request);
+    }
     let input = context.retrieval_input();
     let (candidates, degradation) = match request {
         RankingRequest::Search(_) => search(&input),
-        RankingRequest::Recommend(request) => recommend(&input, context, request),
+        RankingRequest::Recommend(request) => (recommend(&input, context, request.kind), None),
         RankingRequest::Rank(request) => (named_candidates(&input, request), None),
     };
     context.candidates = candidates;
@@ -407,26 +410,37 @@ fn search(input: &RetrievalInput) -> (Candidates, Option<Degradation>) {
     }
 }
 
-fn recommend(
-    input: &RetrievalInput,
-    context: &RequestContext,
-    request: &RecommendRequest,
-) -> (Candidates, Option<Degradation>) {
-    let known = known_anchors(context, &request.anchors);
-    let is_unknown = known.is_empty() && !request.anchors.is_empty();
-    let degradation = is_unknown.then(|| Degradation { code: DegradationCode::AnchorsUnknown, subject: String::new() });
-    let input = RetrievalInput { anchors: if known.is_empty() { input.anchors } else { &known }, ..*input };
-    let candidates = match request.kind {
-        RecommendKind::ForYou => retrieve::for_user(&input),
-        RecommendKind::Similar => retrieve::similar(&input),
-        RecommendKind::BoughtTogether => retrieve::bought_together(&input),
-        RecommendKind::BuyAgain => retrieve::bought_before(&input),
-        RecommendKind::Trending => retrieve::trending(&input),
-        RecommendKind::RecentlyViewed => {
-            retrieve::ordered_keys(&input, CandidateSource::History, recently_viewed(context))
+/// Stores the anchors of a list that starts from items: those of the request that the catalogue has, otherwise the
+/// user's recent items.
+fn start_from_anchors(context: &mut RequestContext, request: &RecommendRequest) {
+    let list = match request.kind {
+        RecommendKind::Similar => AnchoredList::Similar,
+        RecommendKind::BoughtTogether => AnchoredList::BoughtTogether,
+        RecommendKind::ForYou | RecommendKind::BuyAgain | RecommendKind::Trending | RecommendKind::RecentlyViewed => {
+            return;
         }
     };
-    (candidates, degradation)
+    let mut anchors = known_anchors(context, &request.anchors);
+    if anchors.is_empty() {
+        if !request.anchors.is_empty() {
+            context.degrade(DegradationCode::AnchorsUnknown, "");
+        }
+        anchors = context.user.recent.clone();
+    }
+    context.anchors = Some(Anchors::new(list, anchors, context.catalog));
+}
+
+fn recommend(input: &RetrievalInput, context: &RequestContext, kind: RecommendKind) -> Candidates {
+    match kind {
+        RecommendKind::ForYou => retrieve::for_user(input),
+        RecommendKind::Similar => retrieve::similar(input),
+        RecommendKind::BoughtTogether => retrieve::bought_together(input),
+        RecommendKind::BuyAgain => retrieve::bought_before(input),
+        RecommendKind::Trending => retrieve::trending(input),
+        RecommendKind::RecentlyViewed => {
+            retrieve::ordered_keys(input, CandidateSource::History, recently_viewed(context))
+        }
+    }
 }
 
 /// The request's candidates that the catalogue has.
@@ -579,8 +593,7 @@ fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Optio
         }
         RecommendKind::ForYou | RecommendKind::BuyAgain | RecommendKind::Trending => return None,
     };
-    let known = known_anchors(context, &request.anchors);
-    let anchors = if known.is_empty() { &context.user.recent } else { &known };
+    let anchors = context.anchors.as_ref().map_or(&[][..], |anchors| &anchors.items);
     let keys = &context.generation.state.keys;
     let evidence = anchors.iter().take(EVIDENCE_MAX).filter_map(|anchor| keys.id(anchor.key)).collect();
     Some(Reason { code, evidence })

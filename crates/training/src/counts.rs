@@ -9,6 +9,8 @@ use lodestone_index::Neighbours;
 
 /// Neighbours kept for an item.
 const NEIGHBOURS_MAX: usize = 50;
+/// The same in the table of co-purchases, whose first neighbours are popular items.
+const CO_PURCHASES_MAX: usize = 150;
 /// Earlier interactions of a user from which a transition is counted. Each further one has half the weight of the one
 /// before.
 const STEPS_BACK: usize = 3;
@@ -52,37 +54,48 @@ pub(crate) fn transitions(interactions: &[Interaction], items: usize) -> Neighbo
     damped(counts, interactions, items)
 }
 
-/// Counts pairs of items within a basket. Anonymous baskets count as well, each as a user of its own.
+/// Counts pairs of items within a basket. Each basket adds 1 in all to an item's pairs, so that a large basket does not
+/// outweigh many small ones. The counts are divided by the item's own, and so are about the share of its baskets.
+/// Anonymous baskets count as well, each as a user of its own.
 pub(crate) fn co_purchases(baskets: &[Interaction], items: usize) -> Neighbours {
     let mut counts = Pairs::default();
     for of_user in by_user(baskets) {
         let mut user = Pairs::default();
-        for basket in of_user {
+        for basket in of_user.into_iter().filter(|basket| basket.rows.len() > 1) {
             let rows = &basket.rows[..basket.rows.len().min(BASKET_ITEMS_MAX)];
-            let weight = 1.0 / (rows.len() as f32).ln_1p();
+            let weight = 1.0 / (rows.len() as f32 - 1.0);
             for &from in rows {
                 rows.iter().filter(|to| **to != from).for_each(|&to| user.add(from, to, weight));
             }
         }
         counts.add_user(user);
     }
-    damped(counts, baskets, items)
+    let frequency = frequencies(baskets, items);
+    let share =
+        |((from, to), count): ((u32, u32), f32)| (Row(from), Row(to), count / frequency[from as usize].max(1.0));
+    Neighbours::from_counts(items, counts.0.into_iter().map(share), CO_PURCHASES_MAX)
 }
 
 /// Divides by the square root of both items' frequencies, because a popular item would otherwise be a neighbour of
 /// every item.
 fn damped(counts: Pairs, interactions: &[Interaction], items: usize) -> Neighbours {
+    let frequency = frequencies(interactions, items);
+    let pairs = counts.0.into_iter().map(|((from, to), count)| {
+        let scale = ((frequency[from as usize] + 5.0) * (frequency[to as usize] + 5.0)).sqrt();
+        (Row(from), Row(to), 10.0 * count / scale)
+    });
+    Neighbours::from_counts(items, pairs, NEIGHBOURS_MAX)
+}
+
+/// Returns by item the number of its interactions, of one user at most [`USER_INTERACTIONS_MAX`].
+fn frequencies(interactions: &[Interaction], items: usize) -> Vec<f32> {
     let mut frequency = vec![0.0f32; items];
     for of_user in by_user(interactions) {
         let mut user: AHashMap<u32, f32> = AHashMap::new();
         of_user.into_iter().flat_map(|of| &of.rows).for_each(|row| *user.entry(*row).or_default() += 1.0);
         user.into_iter().for_each(|(row, count)| frequency[row as usize] += count.min(USER_INTERACTIONS_MAX));
     }
-    let pairs = counts.0.into_iter().map(|((from, to), count)| {
-        let scale = ((frequency[from as usize] + 5.0) * (frequency[to as usize] + 5.0)).sqrt();
-        (Row(from), Row(to), 10.0 * count / scale)
-    });
-    Neighbours::from_counts(items, pairs, NEIGHBOURS_MAX)
+    frequency
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::{
     error::TrainError,
     relevance::{self, RelevanceCut},
     replay::{VISIT_MS, remove_refunded},
-    retrieval::retrieve_candidates,
+    retrieval::{ListRequest, retrieve_candidates},
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_core::{
@@ -268,7 +268,7 @@ fn lists(
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, now);
     let popular = retrieve::popular(&context.retrieval_input(), CUTOFF).into_iter().map(|(row, _)| row).collect();
-    retrieve_candidates(&mut context, models, None);
+    retrieve_candidates(&mut context, models, &ListRequest::ForYou);
     let retrieved = context.candidates.list.iter().map(|candidate| candidate.row).take(CUTOFF).collect();
     let ranked = context::rank(std::slice::from_mut(&mut context), models).remove(0);
     let mut best = best_first(&ranked);

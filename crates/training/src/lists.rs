@@ -1,8 +1,14 @@
 //! Training lists of the ranking model: candidates that retrieval returns at moments of the history, with labels by
 //! head.
 use super::{
-    Progress, error::TrainError, options::TrainOptions, query_side::query_from_title, ranker::RankingList,
-    replay::sampled, retrieval::retrieve_candidates,
+    Progress,
+    error::TrainError,
+    options::TrainOptions,
+    query_side::query_from_title,
+    ranker::RankingList,
+    replay::{VISIT_MS, sampled},
+    request_tasks::VIEW_PAIRS_MIN,
+    retrieval::{ListRequest, retrieve_candidates},
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::Item;
@@ -11,8 +17,11 @@ use lodestone_core::{
     units::UnixMillis,
 };
 use lodestone_events::{Event, EventKind, RefundLine, Refunds};
-use lodestone_pipeline::{Generation, Models, Options, RequestContext, Viewer};
-use rand::{Rng, rngs::StdRng};
+use lodestone_pipeline::{
+    Generation, Models, Options, RequestContext, Viewer,
+    features::{AnchoredList, RecentItem},
+};
+use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use std::ops::Range;
 
 /// Heads of the ranking model. `click`, `cart` and `purchase`: the user views, adds to the cart or buys the item within
@@ -145,16 +154,32 @@ impl<'a> Outcomes<'a> {
     pub(crate) fn next_baskets(&self, times: &Range<UnixMillis>) -> Vec<(&'a UserId, AHashMap<Row, Labels>)> {
         let mut baskets: Vec<(&UserId, AHashMap<Row, Labels>)> = Vec::new();
         for user in self.by_user.keys().filter(|user| !user.is_anonymous()) {
-            let mut purchases = self.of(user, times.clone()).filter(|event| event.kind == EventKind::Purchase);
-            let rows =
-                |event: &Event| event.lines.iter().filter_map(|line| self.row_of(&line.item)).collect::<Vec<_>>();
-            let Some(rows) = purchases.next().map(rows).filter(|rows| !rows.is_empty()) else { continue };
-            let mut labels = [f32::NAN; HEADS.len()];
-            labels[PURCHASE] = 1.0;
-            baskets.push((user, rows.into_iter().map(|row| (row, labels)).collect()));
+            baskets.extend(self.next_basket(user, times.clone()).map(|basket| (*user, basket)));
         }
         baskets.sort_unstable_by_key(|(user, _)| *user);
         baskets
+    }
+
+    /// Returns the labels of the first basket of a user within `times`. None if there is none, or if it has no item of
+    /// the table.
+    fn next_basket(&self, user: &UserId, times: Range<UnixMillis>) -> Option<AHashMap<Row, Labels>> {
+        let mut purchases = self.of(user, times).filter(|event| event.kind == EventKind::Purchase);
+        Some(self.basket(purchases.next()?)).filter(|basket| !basket.is_empty())
+    }
+
+    /// Returns the labels of a basket. Heads other than the purchase are unknown.
+    fn basket(&self, purchase: &Event) -> AHashMap<Row, Labels> {
+        let mut labels = [f32::NAN; HEADS.len()];
+        labels[PURCHASE] = 1.0;
+        self.rows(purchase).into_iter().map(|row| (row, labels)).collect()
+    }
+
+    /// Returns the rows of an event's items that the table contains, each once.
+    fn rows(&self, event: &Event) -> Vec<Row> {
+        let mut rows: Vec<Row> = event.lines.iter().filter_map(|line| self.row_of(&line.item)).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        rows
     }
 
     fn of(&self, user: &UserId, times: Range<UnixMillis>) -> impl Iterator<Item = &'a Event> {
@@ -198,11 +223,80 @@ const SNAPSHOTS: usize = 8;
 const SNAPSHOT_LISTS: usize = 3;
 /// A purchase this many days after a snapshot is its outcome.
 const SNAPSHOT_DAYS: i64 = 30;
+/// There is one list of similar items, and one of items bought together, for this many lists before interactions.
+const ANCHORED_SHARE: usize = 2;
 
 /// Returns moments at equal intervals from the start of `times`.
 fn snapshots(times: &Range<UnixMillis>) -> Vec<UnixMillis> {
     let step = ((times.end.0 - times.start.0) / (SNAPSHOTS as i64 + 1)).max(1);
     (0..SNAPSHOTS as i64).map(|index| UnixMillis(times.start.0 + index * step)).collect()
+}
+
+/// A moment at which a list starts from an item.
+struct AnchoredMoment {
+    /// Index of the event. The list is computed before it.
+    event: usize,
+    list: AnchoredList,
+    anchor: Row,
+}
+
+impl AnchoredMoment {
+    /// Returns the labels of the items other than the anchor. Bought together: those of the event's user on that day.
+    /// Similar: the same from a view, otherwise the user's next basket.
+    fn positives(&self, event: &Event, outcomes: &Outcomes) -> AHashMap<Row, Labels> {
+        let mut positives = match self.list {
+            AnchoredList::BoughtTogether if event.user.is_anonymous() => outcomes.basket(event),
+            AnchoredList::Similar if event.kind == EventKind::Purchase => {
+                let times = UnixMillis(event.at.0.saturating_add(1))..outcomes.until;
+                outcomes.next_basket(&event.user, times).unwrap_or_default()
+            }
+            AnchoredList::BoughtTogether | AnchoredList::Similar => outcomes.positives(&event.user, event.at),
+        };
+        positives.remove(&self.anchor);
+        positives
+    }
+}
+
+/// Returns the moments of anchored lists in time order: of items bought together, baskets of several items; of similar
+/// items, views that another view follows in the same visit or, in a shop without views, the baskets of known users.
+/// There are at most `lists_max` of each kind.
+fn anchored_moments(
+    events: &[Event],
+    times: &Range<UnixMillis>,
+    outcomes: &Outcomes,
+    lists_max: usize,
+    rng: &mut StdRng,
+) -> Vec<AnchoredMoment> {
+    let within = || events.iter().enumerate().filter(|(_, event)| times.contains(&event.at));
+    let mut together = Vec::new();
+    let mut baskets = Vec::new();
+    for (event, purchase) in within().filter(|(_, event)| event.kind == EventKind::Purchase) {
+        let rows = outcomes.rows(purchase);
+        let Some(anchor) = rows.choose(rng).copied() else { continue };
+        if rows.len() > 1 {
+            together.push(AnchoredMoment { event, list: AnchoredList::BoughtTogether, anchor });
+        }
+        if !purchase.user.is_anonymous() {
+            baskets.push(AnchoredMoment { event, list: AnchoredList::Similar, anchor });
+        }
+    }
+    let mut views = Vec::new();
+    let mut last: AHashMap<&UserId, (usize, UnixMillis, Row)> = AHashMap::new();
+    for (event, view) in within().filter(|(_, event)| event.kind == EventKind::View && !event.user.is_anonymous()) {
+        let Some(row) = outcomes.rows(view).first().copied() else { continue };
+        let before = last.insert(&view.user, (event, view.at, row));
+        if let Some((event, at, anchor)) = before
+            && anchor != row
+            && view.at.0 - at.0 <= VISIT_MS
+        {
+            views.push(AnchoredMoment { event, list: AnchoredList::Similar, anchor });
+        }
+    }
+    let similar = if views.len() >= VIEW_PAIRS_MIN { views } else { baskets };
+    let mut moments = sampled(together, lists_max);
+    moments.extend(sampled(similar, lists_max));
+    moments.sort_by_key(|moment| moment.event);
+    moments
 }
 
 /// The history that [`ranking_lists`] replays.
@@ -235,6 +329,8 @@ pub(crate) fn ranking_lists(
     let mut lists = Vec::new();
     let lists_per_snapshot = (SNAPSHOT_LISTS * options.lists_max / SNAPSHOTS).max(1);
     let mut snapshots = snapshots(times).into_iter().peekable();
+    let anchored_max = options.lists_max / ANCHORED_SHARE;
+    let mut anchored = anchored_moments(events, times, &outcomes, anchored_max, rng).into_iter().peekable();
     for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
         while let Some(at) = snapshots.next_if(|at| *at <= event.at) {
             generation.state.publish_popularity(at);
@@ -244,9 +340,18 @@ pub(crate) fn ranking_lists(
                     return Err(TrainError::Stopped);
                 }
                 if generation.state.users.history(user).is_some() {
-                    lists.extend(list_for(generation, models, user, at, None, &positives));
+                    lists.extend(list_for(generation, models, user, at, &ListRequest::ForYou, &positives));
                 }
             }
+        }
+        while let Some(moment) = anchored.next_if(|moment| moment.event == done) {
+            generation.state.publish_popularity(event.at);
+            let positives = moment.positives(event, &outcomes);
+            let key = generation.catalog.load().get(moment.anchor).key;
+            let at_s = event.at.seconds_u32();
+            let anchor = RecentItem { row: moment.anchor, key, weight: 1.0, kind: EventKind::View, at_s };
+            let request = ListRequest::Anchored(moment.list, anchor);
+            lists.extend(list_for(generation, models, &event.user, event.at, &request, &positives));
         }
         let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
         if is_moment(event) && rng.random_bool(share) {
@@ -254,8 +359,8 @@ pub(crate) fn ranking_lists(
             generation.state.publish_popularity(event.at);
             let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
-            for query in std::iter::once(None).chain(query.as_deref().map(Some)) {
-                lists.extend(list_for(generation, models, &event.user, event.at, query, &positives));
+            for request in std::iter::once(ListRequest::ForYou).chain(query.as_deref().map(ListRequest::Search)) {
+                lists.extend(list_for(generation, models, &event.user, event.at, &request, &positives));
             }
         }
         generation.state.apply_event(0, event);
@@ -275,13 +380,13 @@ fn list_for(
     models: &mut Models,
     user: &UserId,
     at: UnixMillis,
-    query: Option<&str>,
+    request: &ListRequest,
     positives: &AHashMap<Row, Labels>,
 ) -> Option<RankingList> {
     let viewer = Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new() };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, at);
-    retrieve_candidates(&mut context, models, query);
+    retrieve_candidates(&mut context, models, request);
     if !context.candidates.list.iter().any(|candidate| positives.contains_key(&candidate.row)) {
         return None;
     }
@@ -313,6 +418,7 @@ mod tests {
     use super::*;
     use lodestone_core::{ids::EventId, units::Quantity};
     use lodestone_events::EventLine;
+    use rand::SeedableRng;
 
     fn event(kind: EventKind, item: &str, day: f64) -> Event {
         let at = UnixMillis((day * UnixMillis::DAY as f64) as i64);
@@ -373,6 +479,48 @@ mod tests {
         let (_, positives) = &outcomes.next_baskets(&(time(2.0)..time(9.0)))[0];
         let labels = positives[&Row(0)];
         assert!(labels[PURCHASE] == 1.0 && labels[CLICK].is_nan() && labels[RETURN_VISIT].is_nan());
+    }
+
+    #[test]
+    fn an_anchored_list_has_the_rest_of_the_basket_or_the_next_one_as_outcome() {
+        let mut basket = event(EventKind::Purchase, "a", 1.0);
+        basket.lines.extend(event(EventKind::Purchase, "b", 1.0).lines);
+        let guest = Event { user: UserId::anonymous(&basket.id), ..basket.clone() };
+        let events = [basket, guest, event(EventKind::Purchase, "c", 5.0)];
+        let items: Vec<Item> = ["a", "b", "c"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
+        let times = UnixMillis(0)..UnixMillis(9 * UnixMillis::DAY);
+        let outcomes = Outcomes::new(&events, &items, times.end);
+        let moments = anchored_moments(&events, &times, &outcomes, 10, &mut StdRng::seed_from_u64(1));
+        let of = |list: AnchoredList| -> Vec<(usize, Row, Vec<Row>)> {
+            let of_list = moments.iter().filter(|moment| moment.list == list);
+            let positives = |moment: &AnchoredMoment| {
+                moment.positives(&events[moment.event], &outcomes).into_keys().collect::<Vec<Row>>()
+            };
+            of_list.map(|moment| (moment.event, moment.anchor, positives(moment))).collect()
+        };
+        let together = of(AnchoredList::BoughtTogether);
+        assert_eq!(together.iter().map(|(event, ..)| *event).collect::<Vec<_>>(), [0, 1]);
+        assert!(together.iter().all(|(_, anchor, rest)| *rest == [Row(1 - anchor.0)]), "{together:?}");
+        let similar = of(AnchoredList::Similar);
+        assert_eq!(similar.iter().map(|(event, ..)| *event).collect::<Vec<_>>(), [0, 2], "a guest has no next basket");
+        assert_eq!((&similar[0].2[..], &similar[1].2[..]), (&[Row(2)][..], &[][..]));
+    }
+
+    #[test]
+    fn similar_items_start_from_a_view_that_another_one_follows() {
+        let view = |item: &str, minute: f64| event(EventKind::View, item, minute / 1440.0);
+        let events: Vec<Event> = (0..VIEW_PAIRS_MIN + 1)
+            .map(|index| view(if index % 2 == 0 { "a" } else { "b" }, index as f64))
+            .chain([view("a", 500.0)])
+            .collect();
+        let items: Vec<Item> = ["a", "b"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
+        let times = UnixMillis(0)..UnixMillis(UnixMillis::DAY);
+        let outcomes = Outcomes::new(&events, &items, times.end);
+        let moments = anchored_moments(&events, &times, &outcomes, 1000, &mut StdRng::seed_from_u64(1));
+        assert_eq!(moments.len(), VIEW_PAIRS_MIN, "the last view is of another visit");
+        assert!(moments.iter().enumerate().all(|(index, moment)| moment.anchor == Row(index as u32 % 2)));
+        let positives = moments[0].positives(&events[0], &outcomes);
+        assert!(positives.contains_key(&Row(1)) && !positives.contains_key(&Row(0)), "{positives:?}");
     }
 
     #[test]

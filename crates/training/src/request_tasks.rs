@@ -30,7 +30,7 @@ use std::{fmt, ops::Range, path::Path};
 const REQUESTS_MAX: usize = 1000;
 /// Fewest pairs of views from which on the items viewed next are the targets of SIMILAR. With fewer, the items of the
 /// next basket are.
-const VIEW_PAIRS_MIN: usize = 50;
+pub(super) const VIEW_PAIRS_MIN: usize = 50;
 /// Rows of the lexical search, as many as a source of the pipeline returns.
 const LEXICAL_ROWS: usize = 150;
 

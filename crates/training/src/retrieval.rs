@@ -1,16 +1,41 @@
 //! The retrieval stage of the serving pipeline, for replays.
-use lodestone_pipeline::{Models, RequestContext, context, retrieve};
+use lodestone_pipeline::{
+    Models, RequestContext, context,
+    features::{AnchoredList, Anchors, RecentItem},
+    retrieve,
+};
+
+/// What a replayed request asks for.
+#[derive(Debug, Clone)]
+pub(super) enum ListRequest<'a> {
+    ForYou,
+    Search(&'a str),
+    /// A list that starts from an item.
+    Anchored(AnchoredList, RecentItem),
+}
 
 /// Runs retrieval as serving does, with the default limits and without a filter, and stores the candidates in the
 /// context.
-pub(super) fn retrieve_candidates<'a>(context: &mut RequestContext<'a>, models: &mut Models, query: Option<&'a str>) {
-    context.sent_query = query;
+pub(super) fn retrieve_candidates<'a>(
+    context: &mut RequestContext<'a>,
+    models: &mut Models,
+    request: &ListRequest<'a>,
+) {
+    match request {
+        ListRequest::ForYou => {}
+        ListRequest::Search(query) => context.sent_query = Some(query),
+        ListRequest::Anchored(list, anchor) => {
+            context.anchors = Some(Anchors::new(*list, vec![*anchor], context.catalog));
+        }
+    }
     let contexts = std::slice::from_mut(context);
     context::encode_queries(contexts, models);
     context::encode_users(contexts, models);
     let input = context.retrieval_input();
-    context.candidates = match query {
-        Some(_) => retrieve::for_query(&input).unwrap_or_default(),
-        None => retrieve::for_user(&input),
+    context.candidates = match request {
+        ListRequest::ForYou => retrieve::for_user(&input),
+        ListRequest::Search(_) => retrieve::for_query(&input).unwrap_or_default(),
+        ListRequest::Anchored(AnchoredList::Similar, _) => retrieve::similar(&input),
+        ListRequest::Anchored(AnchoredList::BoughtTogether, _) => retrieve::bought_together(&input),
     };
 }

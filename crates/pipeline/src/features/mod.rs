@@ -1,9 +1,11 @@
 //! Features of (user, item, query, time). Training and serving run the same code, so that there is no training-serving
 //! skew.
+mod anchors;
 mod user;
 
 use crate::popularity::PopularityView;
-use lodestone_catalog::Catalog;
+pub use anchors::{AnchoredList, Anchors};
+use lodestone_catalog::{Catalog, ItemVectors};
 use lodestone_core::{ids::Row, units::UnixMillis};
 use lodestone_index::dot;
 use sha2::{Digest, Sha256};
@@ -52,6 +54,13 @@ pub const FEATURES: &[&str] = &[
     "history_length",
     "basket_count",
     "basket_days_since",
+    "is_similar_list",
+    "is_together_list",
+    "anchor_similar",
+    "anchor_title_similar",
+    "anchor_transition_weight",
+    "anchor_co_purchase_weight",
+    "anchor_item_to_item_weight",
 ];
 
 /// Columns of the feature matrix.
@@ -60,7 +69,7 @@ pub const FEATURE_COUNT: usize = FEATURES.len();
 /// Identifies the feature definitions. A bundle that was trained with other ones is refused. Raise the version if the
 /// meaning of a feature changes under the same name.
 pub fn schema_hash() -> String {
-    const VERSION: u32 = 6;
+    const VERSION: u32 = 7;
     let mut hash = Sha256::new();
     hash.update(VERSION.to_le_bytes());
     hash.update(FEATURES.join(","));
@@ -72,14 +81,21 @@ pub fn schema_hash() -> String {
 pub struct SourceEvidence {
     /// BM25 with a bonus for query words in the title and for their order.
     pub lexical: f32,
-    /// Sum of decay × transition weight over the recent items.
-    pub transitions: f32,
-    /// Sum of decay × co-purchase weight over the recent items.
-    pub co_purchases: f32,
-    /// Sum of interest × item-to-item weight over all items of the user.
-    pub item_to_item: f32,
+    /// From the user's items: from the recent ones with a decay or, in the item-to-item model, from all with the
+    /// interest.
+    pub of_user: TableScores,
+    /// From the request's anchors.
+    pub of_anchors: TableScores,
     /// The fused score of retrieval.
     pub fused: f32,
+}
+
+/// Sums of item weight × neighbour weight of one candidate, by table.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct TableScores {
+    pub transitions: f32,
+    pub co_purchases: f32,
+    pub item_to_item: f32,
 }
 
 /// The inputs of features that all candidates of a request share.
@@ -91,6 +107,8 @@ pub struct FeatureContext<'a> {
     pub query_vector: Option<&'a [f32]>,
     /// The best BM25 score among the candidates.
     pub lexical_best: f32,
+    /// None for a list that starts from no items.
+    pub anchors: Option<&'a Anchors>,
 }
 
 /// Appends the features of one candidate: [`FEATURE_COUNT`] finite numbers. O(recent items × dimensions).
@@ -110,10 +128,10 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
         query_dot,
         evidence.lexical,
         if context.lexical_best > 0.0 { evidence.lexical / context.lexical_best } else { 0.0 },
-        log(evidence.transitions),
+        log(evidence.of_user.transitions),
         log(user.transition_weight_of_last(entry.key)),
-        log(evidence.co_purchases),
-        (evidence.item_to_item + ITEM_TO_ITEM_FLOOR).ln(),
+        (evidence.of_user.co_purchases + CO_PURCHASE_FLOOR).ln(),
+        (evidence.of_user.item_to_item + ITEM_TO_ITEM_FLOOR).ln(),
         similar_last,
         similar_max,
         title_similar_max,
@@ -147,6 +165,25 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
         log(user.basket_count as f32),
         user.days_since_basket(context.now),
     ]);
+    append_anchored(out, context.anchors, &entry.vectors, &evidence.of_anchors);
+}
+
+/// Appends the features that only lists with anchors have.
+fn append_anchored(out: &mut Vec<f32>, anchors: Option<&Anchors>, vectors: &ItemVectors, scores: &TableScores) {
+    let Some(anchors) = anchors else {
+        out.extend_from_slice(&[0.0; 7]);
+        return;
+    };
+    let [similar, title_similar] = anchors.similarity(vectors);
+    out.extend_from_slice(&[
+        flag(anchors.list == AnchoredList::Similar),
+        flag(anchors.list == AnchoredList::BoughtTogether),
+        similar,
+        title_similar,
+        log(scores.transitions),
+        (scores.co_purchases + CO_PURCHASE_FLOOR).ln(),
+        (scores.item_to_item + ITEM_TO_ITEM_FLOOR).ln(),
+    ]);
 }
 
 /// Returns the cosine to the last item and the greatest cosine to any recent item in the user space, and the greatest
@@ -172,6 +209,8 @@ fn similarity_to_recent(context: &FeatureContext, user: &UserContext, row: Row) 
 
 /// Added to the item-to-item weight before its logarithm: a tenth of a weight that speaks for an item.
 const ITEM_TO_ITEM_FLOOR: f32 = 0.01;
+/// The same for the co-purchase weight.
+const CO_PURCHASE_FLOOR: f32 = 0.001;
 
 /// Computes ln(1 + x), with a shortcut for 0, because most counts are 0.
 fn log(x: f32) -> f32 {
