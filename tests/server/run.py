@@ -117,6 +117,11 @@ exploration = { temperature = 0.7, first_slot = 2, top = 30, epsilon_slots = [6]
 [configs.diverse]
 diversity = 0.4
 candidates = 120
+repeat_fraction = 0.3
+[configs.halves]
+repeat_fraction = 0.5
+[configs.unbought]
+repeat_fraction = 0
 [configs.plain]
 ranker = false
 [[experiments]]
@@ -169,6 +174,13 @@ def explained(work):
     items = [result["itemId"] for result in listed["results"]]
     # An item that is not in the bundle, so that a replay takes its vectors from the record.
     server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [item("new-heart", "heart holder of red tin", priceMicros="3000000")]})
+    for config, expected in [("halves", 10), ("unbought", 0)]:
+        answer, _ = server.call("lodestone.v1.RankingService/Recommend", {
+            "viewer": {"user_id": "12748"}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 20,
+            "options": {"serving_config": config, "debug": "DEBUG_LEVEL_FEATURES"}})
+        column = answer["info"]["debug"]["featureNames"].index("bought_count")
+        repeats = sum(result["debug"]["features"][column] > 0 for result in answer["results"])
+        check(repeats == expected, f"{repeats} of 20 recommendations by the configuration {config} were bought before")
     answered, same, explored, arms, tokens = 0, 0, 0, set(), []
     for _ in range(60):
         method, request = any_request(random, [*items, "new-heart"])

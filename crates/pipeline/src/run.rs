@@ -167,6 +167,10 @@ impl RankingRequest {
         }
     }
 
+    fn is_for_you(&self) -> bool {
+        matches!(self, Self::Recommend(request) if request.kind == RecommendKind::ForYou)
+    }
+
     fn query_tiers(&self) -> QueryTiers {
         match self {
             Self::Search(_) => QueryTiers::Apply,
@@ -271,6 +275,7 @@ fn respond(
         plan: &planned.plan,
         order: request.order(),
         query_tiers: request.query_tiers(),
+        mixes_repeats: request.is_for_you(),
         matches: matches.as_ref(),
         seed: answers::seed_of(&planned.answer_id),
     };
@@ -481,8 +486,14 @@ pub fn suggest(
     context::encode_users(contexts, models);
     let ranked = context::rank(contexts, models).remove(0);
     let plan = Plan::default();
-    let policy =
-        PolicyContext { plan: &plan, order: Order::Model, query_tiers: QueryTiers::Ignore, matches: None, seed: 0 };
+    let policy = PolicyContext {
+        plan: &plan,
+        order: Order::Model,
+        query_tiers: QueryTiers::Ignore,
+        mixes_repeats: false,
+        matches: None,
+        seed: 0,
+    };
     let rules = slate::policy_rules(&context, &ranked, &options, &policy, models, &is_offered);
     let (slate, _) = slate::arrange(&mut context, &ranked, &rules, None, &options, models);
     let products = slate.page(generation, &catalog, 0, request.product_count).results;

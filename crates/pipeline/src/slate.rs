@@ -34,6 +34,8 @@ pub struct PolicyContext<'a> {
     pub plan: &'a Plan,
     pub order: Order,
     pub query_tiers: QueryTiers,
+    /// Whether the repeat fraction of a serving configuration applies.
+    pub mixes_repeats: bool,
     /// The matches of a search, which precede its other results.
     pub matches: Option<&'a SearchMatches>,
     /// Seeds everything that is drawn.
@@ -112,16 +114,28 @@ pub fn policy_rules(
         let weights: Vec<f32> = if uses_model { models.heads.iter().map(weight).collect() } else { Vec::new() };
         let base = BaseScores { heads: &ranked.heads, weights: &weights, fused: &fused, tiers: &tiers };
         let scores = base.scores(config.candidates.min(candidates.len())).unwrap_or_else(|| fused.clone());
-        let diversity = options.diversity.unwrap_or(config.diversity);
-        ConfiguredRanking { serving_config: config.name.clone(), weights, diversity, scores }
+        ConfiguredRanking {
+            serving_config: config.name.clone(),
+            weights,
+            diversity: options.diversity.unwrap_or(config.diversity),
+            repeat_fraction: config.repeat_fraction.filter(|_| policy.mixes_repeats),
+            scores,
+        }
+    };
+    let rankings: Vec<ConfiguredRanking> = policy.plan.configs.iter().map(ranking).collect();
+    let is_repeat = |candidate: &Candidate| context.user.stats(context.catalog.get(candidate.row).key).bought_count > 0;
+    let repeats = match rankings.iter().any(|ranking| ranking.repeat_fraction.is_some()) {
+        true => candidates.iter().map(is_repeat).collect(),
+        false => Vec::new(),
     };
     let (pins, pinned_rows) = pin_slots(context, candidates, options, may_pin);
     let is_interleaved = policy.plan.configs.len() > 1;
     PolicyRules {
-        rankings: policy.plan.configs.iter().map(ranking).collect(),
+        rankings,
         boost_factors: options.boosts.iter().map(|boost| boost.factor).collect(),
         boost_masks: boost_masks(context, candidates, &options.boosts),
         field_ranks: field_ranks(context, candidates, options.order_by, policy.matches),
+        repeats,
         pins,
         pinned_rows,
         exploration: policy.plan.main().exploration.clone().filter(|_| !is_interleaved),
@@ -141,13 +155,19 @@ pub fn arrange(
 ) -> (Slate, Arranged) {
     let candidates = &ranked.candidates.list;
     let rankings = rules.rankings.iter();
-    let rankings: Vec<Ranking> =
-        rankings.map(|ranking| Ranking { scores: &ranking.scores, diversity: ranking.diversity }).collect();
+    let rankings: Vec<Ranking> = rankings
+        .map(|ranking| Ranking {
+            scores: &ranking.scores,
+            diversity: ranking.diversity,
+            repeat_fraction: ranking.repeat_fraction,
+        })
+        .collect();
     let input = PolicyInput {
         rankings: &rankings,
         boost_factors: &rules.boost_factors,
         boost_masks: &rules.boost_masks,
         field_ranks: &rules.field_ranks,
+        repeats: &rules.repeats,
         pins: &rules.pins,
         exploration: rules.exploration.as_ref(),
         seed: rules.seed,

@@ -45,6 +45,7 @@ pub struct PolicyRules {
     pub boost_factors: Vec<f32>,
     pub boost_masks: Vec<u32>,
     pub field_ranks: Vec<u32>,
+    pub repeats: Vec<bool>,
     pub pins: Vec<PinSlot>,
     /// Pinned rows that are not candidates; they have the indices after the candidates.
     pub pinned_rows: Vec<Row>,
@@ -58,6 +59,7 @@ pub struct ConfiguredRanking {
     /// By head. Empty: the order of retrieval.
     pub weights: Vec<f32>,
     pub diversity: f32,
+    pub repeat_fraction: Option<f32>,
     pub scores: Vec<f32>,
 }
 
@@ -129,6 +131,7 @@ impl Trace {
             boost_factors: self.rules.boost_factors,
             boost_masks: self.rules.boost_masks,
             field_ranks: self.rules.field_ranks,
+            repeats: self.rules.repeats,
             ..record
         }
     }
@@ -146,6 +149,7 @@ impl Trace {
             weights: ranking.weights.clone(),
             candidate_count: ranking.scores.len() as u32,
             diversity: ranking.diversity,
+            repeat_fraction: ranking.repeat_fraction,
             order: order(at),
         };
         self.rules.rankings.iter().enumerate().map(record).collect()

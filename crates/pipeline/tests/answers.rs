@@ -44,6 +44,7 @@ struct Case {
     is_interleaved: bool,
     uses_model: bool,
     diversity: f32,
+    repeat_fraction: Option<f32>,
     tiers: Vec<u8>,
     boosts: Vec<(f32, u32)>,
     fields: Option<Vec<u32>>,
@@ -72,7 +73,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 prop::array::uniform2(prop::array::uniform2(-1f32..2.0)),
                 any::<bool>(),
                 any::<bool>(),
-                prop::sample::select(vec![0.0f32, 0.3, 0.9]),
+                (prop::sample::select(vec![0.0f32, 0.3, 0.9]), prop::option::weighted(0.3, 0f32..=1.0)),
             ),
             (
                 prop::sample::select(vec![true, false])
@@ -87,7 +88,7 @@ fn cases() -> impl Strategy<Value = Case> {
         )
             .prop_map(
                 |(
-                    (features, vectors, weights, is_interleaved, uses_model, diversity),
+                    (features, vectors, weights, is_interleaved, uses_model, (diversity, repeat_fraction)),
                     (tiers, boosts, fields, pins, exploration, page_size, id),
                 )| Case {
                     features,
@@ -96,6 +97,7 @@ fn cases() -> impl Strategy<Value = Case> {
                     is_interleaved,
                     uses_model,
                     diversity,
+                    repeat_fraction,
                     tiers,
                     boosts,
                     fields,
@@ -139,13 +141,19 @@ impl Case {
             .map(|(row, rank)| PinSlot { candidate: row.map(|row| CandidateIndex(row as u32)), rank: *rank })
             .collect();
         let exploration = self.exploration.clone().filter(|_| !self.is_interleaved);
-        let ranked: Vec<Ranking> = scores.iter().map(|scores| Ranking { scores, diversity: self.diversity }).collect();
+        let (diversity, repeat_fraction) = (self.diversity, self.repeat_fraction);
+        let ranked: Vec<Ranking> = scores.iter().map(|scores| Ranking { scores, diversity, repeat_fraction }).collect();
+        let repeats: Vec<bool> = match repeat_fraction {
+            Some(_) => self.features.chunks_exact(FEATURES).map(|row| row[0] > 0.0).collect(),
+            None => Vec::new(),
+        };
         let seed = seed_of(&self.id);
         let input = PolicyInput {
             rankings: &ranked,
             boost_factors: &factors,
             boost_masks: &masks,
             field_ranks: &fields,
+            repeats: &repeats,
             pins: &pins,
             exploration: exploration.as_ref(),
             seed,
@@ -168,6 +176,7 @@ impl Case {
                     weights: weights.to_vec(),
                     candidate_count: count as u32,
                     diversity: self.diversity,
+                    repeat_fraction: self.repeat_fraction,
                     order: arranged.orders.get(at).cloned().unwrap_or_default(),
                 })
                 .collect(),
@@ -176,6 +185,7 @@ impl Case {
             boost_factors: factors,
             boost_masks: masks,
             field_ranks: fields,
+            repeats,
             pins: pins
                 .iter()
                 .map(|pin| PinRecord { item: pin.candidate.map(|candidate| candidate.0), rank: pin.rank as u32 })

@@ -19,6 +19,10 @@ impl AnswerRecord {
         if config.diversity > 0.0 || shown.diversity > 0.0 {
             return Err(ReplayError("diversity needs the bundle's vectors, which the record does not have".to_owned()));
         }
+        // Without one in the answer, the record does not have what the user bought before.
+        if config.repeat_fraction.is_some() && self.repeats.is_empty() {
+            return Err(ReplayError("a repeat fraction needs an answer that has one".to_owned()));
+        }
         let weights = self.weights_of(config, shown)?;
         let count = (shown.candidate_count as usize).min(self.candidate_count());
         let features = if self.fused.is_empty() { self.feature_matrix()? } else { Vec::new() };
@@ -32,10 +36,11 @@ impl AnswerRecord {
             .map(|pin| PinSlot { candidate: pin.item.map(CandidateIndex), rank: pin.rank as usize })
             .collect();
         let input = PolicyInput {
-            rankings: &[Ranking { scores: &scores, diversity: 0.0 }],
+            rankings: &[Ranking { scores: &scores, diversity: 0.0, repeat_fraction: config.repeat_fraction }],
             boost_factors: &self.boost_factors,
             boost_masks: &self.boost_masks,
             field_ranks: &self.field_ranks,
+            repeats: &self.repeats,
             pins: &pins,
             exploration: None,
             seed: self.seed,

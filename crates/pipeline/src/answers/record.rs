@@ -112,6 +112,9 @@ pub struct AnswerRecord {
     /// The slots of pins on all pages, from 1.
     #[prost(uint32, repeated, tag = "40")]
     pub pinned_slots: Vec<u32>,
+    /// By candidate: whether the user bought it before. Empty unless a ranking has a repeat fraction.
+    #[prost(bool, repeated, tag = "41")]
+    pub repeats: Vec<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
@@ -186,6 +189,9 @@ pub struct RankingRecord {
     /// For an interleaved answer: the candidates in this ranking's order.
     #[prost(uint32, repeated, tag = "5")]
     pub order: Vec<u32>,
+    /// Absent: as the scores have it.
+    #[prost(float, optional, tag = "6")]
+    pub repeat_fraction: Option<f32>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -133,7 +133,11 @@ impl AnswerRecord {
     fn arrange(&self, heads: &[f32], fused: &[f32], models: &dyn ReplayModels) -> Result<Arranged, ReplayError> {
         let scores = self.rankings.iter().map(|ranking| self.scores(ranking, heads, fused));
         let scores = scores.collect::<Result<Vec<Vec<f32>>, ReplayError>>()?;
-        let of = |(record, scores): (&RankingRecord, _)| Ranking { scores, diversity: record.diversity };
+        let of = |(record, scores): (&RankingRecord, _)| Ranking {
+            scores,
+            diversity: record.diversity,
+            repeat_fraction: record.repeat_fraction,
+        };
         let rankings: Vec<Ranking> = self.rankings.iter().zip(scores.iter().map(Vec::as_slice)).map(of).collect();
         let is_diverse = self.field_ranks.is_empty() && rankings.iter().any(|ranking| ranking.diversity > 0.0);
         let vectors = if is_diverse { self.vectors(models)? } else { Vec::new() };
@@ -144,6 +148,7 @@ impl AnswerRecord {
             boost_factors: &self.boost_factors,
             boost_masks: &self.boost_masks,
             field_ranks: &self.field_ranks,
+            repeats: &self.repeats,
             pins: &pins,
             exploration: exploration.as_ref(),
             seed: self.seed,

@@ -3,14 +3,16 @@
 //! 1. **Boosts** multiply the scores of matching candidates.
 //! 2. **Order**: best score first, or by the requested field and then by score. Ties keep the order of retrieval.
 //! 3. **Diversity** separates similar items. Skipped if a field orders.
-//! 4. **Interleaving** merges two rankings by team draft.
-//! 5. **Pins** leave the organic list and take their slots, always.
-//! 6. **Exploration** draws the order of the organic list, see [`Exploration`]. Skipped if a field orders or if two
+//! 4. **Repeats**: the items that the user bought before get their share of the list. Skipped if a field orders.
+//! 5. **Interleaving** merges two rankings by team draft.
+//! 6. **Pins** leave the organic list and take their slots, always.
+//! 7. **Exploration** draws the order of the organic list, see [`Exploration`]. Skipped if a field orders or if two
 //!    rankings are interleaved.
 //!
 //! [`PolicyInput`] contains everything that the rules read, so that a record of an answer replays to the same bits.
 use super::{
-    CandidateIndex, DraftPick, Exploration, OrganicList, PinSlot, Team, apply_boosts, diversify, place_pins, team_draft,
+    CandidateIndex, DraftPick, Exploration, OrganicList, PinSlot, Team, apply_boosts, diversify, mix_repeats,
+    place_pins, team_draft,
 };
 use std::cmp::Ordering;
 
@@ -27,19 +29,23 @@ pub struct PolicyInput<'a> {
     pub boost_masks: &'a [u32],
     /// By candidate: its rank by the requested field; equal fields have equal ranks. Empty: best score first.
     pub field_ranks: &'a [u32],
+    /// By candidate: whether the user bought it before. Empty if no ranking has a [`Ranking::repeat_fraction`].
+    pub repeats: &'a [bool],
     pub pins: &'a [PinSlot],
     pub exploration: Option<&'a Exploration>,
     /// Seeds all random draws.
     pub seed: u64,
 }
 
-/// The scores and diversity of one ranking.
+/// The scores of one ranking, and what reorders them.
 #[derive(Debug, Clone, Copy)]
 pub struct Ranking<'a> {
     /// By candidate, finite. A ranking of fewer candidates has the first ones.
     pub scores: &'a [f32],
     /// 0 to 1.
     pub diversity: f32,
+    /// Share of the items that the user bought before, 0 to 1. None: as the scores have it.
+    pub repeat_fraction: Option<f32>,
 }
 
 /// One slot of an arranged answer.
@@ -158,7 +164,7 @@ impl Listed {
     }
 }
 
-/// Applies rules 1 to 3.
+/// Applies rules 1 to 4.
 fn ordered<'v>(
     input: &PolicyInput,
     ranking: &Ranking,
@@ -179,13 +185,19 @@ fn ordered<'v>(
         _ => Ordering::Equal,
     };
     scored.sort_unstable_by(|a, b| by_field(a.0, b.0).then(b.1.total_cmp(&a.1)).then(a.0.cmp(&b.0)));
-    match ranking.diversity > 0.0 && input.field_ranks.is_empty() {
-        true => diversify(&scored, ranking.diversity, DIVERSITY_LOOK_AHEAD, vector_of),
-        false => scored,
+    if !input.field_ranks.is_empty() {
+        return scored;
+    }
+    if ranking.diversity > 0.0 {
+        scored = diversify(&scored, ranking.diversity, DIVERSITY_LOOK_AHEAD, vector_of);
+    }
+    match ranking.repeat_fraction {
+        Some(fraction) => mix_repeats(&scored, input.repeats, fraction),
+        None => scored,
     }
 }
 
-/// Applies rule 4. Each pick has the score of its own team.
+/// Applies rule 5. Each pick has the score of its own team.
 fn draft(a: &[(CandidateIndex, f32)], b: &[(CandidateIndex, f32)], seed: u64) -> Vec<Listed> {
     let candidates =
         |list: &[(CandidateIndex, f32)]| list.iter().map(|(candidate, _)| *candidate).collect::<Vec<CandidateIndex>>();
@@ -223,6 +235,7 @@ mod tests {
             boost_factors: &[],
             boost_masks: &[],
             field_ranks: &[],
+            repeats: &[],
             pins: &[],
             exploration: None,
             seed: 1,
@@ -235,7 +248,7 @@ mod tests {
 
     #[test]
     fn boosts_apply_before_diversity_and_pins_after_both() {
-        let ranking = [Ranking { scores: &[0.9, 0.8, 0.7, 0.1], diversity: 0.0 }];
+        let ranking = [Ranking { scores: &[0.9, 0.8, 0.7, 0.1], diversity: 0.0, repeat_fraction: None }];
         let plain = input(&ranking);
         assert_eq!(order(&arrange(&plain, vector_of)), [0, 1, 2, 3]);
         let boosted = PolicyInput { boost_factors: &[2.0], boost_masks: &[0, 0, 1, 0], ..plain };
@@ -254,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_field_orders_before_the_score_and_disables_diversity_and_exploration() {
-        let ranking = [Ranking { scores: &[0.9, 0.8, 0.7, 0.1], diversity: 1.0 }];
+        let ranking = [Ranking { scores: &[0.9, 0.8, 0.7, 0.1], diversity: 1.0, repeat_fraction: None }];
         let exploration = Exploration { temperature: 9.0, first_slot: 1, top: 4, share: 1.0, ..Exploration::default() };
         let by_field = PolicyInput { field_ranks: &[2, 0, 0, 1], exploration: Some(&exploration), ..input(&ranking) };
         for seed in 0..20 {
@@ -267,8 +280,8 @@ mod tests {
     #[test]
     fn each_pick_of_a_draft_has_the_score_of_its_team() {
         let rankings = [
-            Ranking { scores: &[0.9, 0.5, 0.1], diversity: 0.0 },
-            Ranking { scores: &[1.0, 2.0, 3.0], diversity: 0.0 },
+            Ranking { scores: &[0.9, 0.5, 0.1], diversity: 0.0, repeat_fraction: None },
+            Ranking { scores: &[1.0, 2.0, 3.0], diversity: 0.0, repeat_fraction: None },
         ];
         for seed in 0..20 {
             let arranged = arrange(&PolicyInput { seed, ..input(&rankings) }, vector_of);
@@ -289,7 +302,7 @@ mod tests {
             temperature in 0f64..3.0, first_slot in 1usize..6, slots in prop::collection::btree_set(1usize..20, 0..3),
             seeds in prop::collection::vec(any::<u64>(), 3),
         ) {
-            let rankings = [Ranking { scores: &scores, diversity }, Ranking { scores: &scores[..scores.len() / 2], diversity: 0.0 }];
+            let rankings = [Ranking { scores: &scores, diversity, repeat_fraction: None }, Ranking { scores: &scores[..scores.len() / 2], diversity: 0.0, repeat_fraction: None }];
             let factors: Vec<f32> = boosts.iter().map(|boost| boost.0).collect();
             let masks: Vec<u32> = (0..scores.len())
                 .map(|at| boosts.iter().enumerate().map(|(b, boost)| (boost.1 >> (at % 32) & 1) << b).sum()).collect();
@@ -299,7 +312,7 @@ mod tests {
             };
             let base = PolicyInput {
                 rankings: &rankings[..1 + usize::from(second)], boost_factors: &factors, boost_masks: &masks, field_ranks: &[],
-                pins: &pins, exploration: Some(&exploration), seed: 0,
+                pins: &pins, exploration: Some(&exploration), repeats: &[], seed: 0,
             };
             let all = |seed| arrange(&PolicyInput { seed, ..base }, vector_of);
             let first = all(seeds[0]);

@@ -1,5 +1,5 @@
-//! The policy: the rules from scores to slots (boosts, diversity, interleaving, pins, exploration). Pure functions over
-//! candidates and scores; [`arrange`] applies all of them.
+//! The policy: the rules from scores to slots (boosts, diversity, repeats, interleaving, pins, exploration). Pure
+//! functions over candidates and scores; [`arrange`] applies all of them.
 mod arrange;
 mod boost;
 mod diversity;
@@ -7,6 +7,7 @@ mod draft;
 mod exploration;
 mod pins;
 mod random;
+mod repeats;
 mod scores;
 
 pub use arrange::{Arranged, OrganicSlot, Placed, PolicyInput, Ranking, arrange};
@@ -16,6 +17,7 @@ pub use draft::{DraftPick, Team, team_draft};
 pub use exploration::{DrawnOrder, EXPLORED_MAX, Exploration, Marginal, OrganicList, joint};
 pub use pins::{PinSlot, Placement, place_pins};
 pub use random::Random;
+pub use repeats::mix_repeats;
 pub use scores::{BaseScores, ScoreParts, utility};
 
 /// The index of a candidate in the list of retrieval. Pinned items that are not candidates have the indices after the

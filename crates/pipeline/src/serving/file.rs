@@ -39,6 +39,7 @@ struct ConfigTable {
     candidates: Option<usize>,
     query_cosine_min: Option<f32>,
     diversity: Option<f32>,
+    repeat_fraction: Option<f32>,
     ranker: Option<bool>,
     #[serde(default)]
     head_weights: BTreeMap<String, f32>,
@@ -162,6 +163,7 @@ impl Problems {
             candidates: table.candidates.unwrap_or(base.candidates),
             query_cosine_min: table.query_cosine_min.or(base.query_cosine_min),
             diversity: table.diversity.unwrap_or(base.diversity),
+            repeat_fraction: table.repeat_fraction.or(base.repeat_fraction),
             ranker: table.ranker.unwrap_or(base.ranker),
             head_weights: table.head_weights,
             exploration: table.exploration.map(|table| self.exploration(&at("exploration"), table)),
@@ -172,6 +174,9 @@ impl Problems {
             self.within(at("query_cosine_min"), cosine_min, -1.0, 1.0);
         }
         self.within(at("diversity"), config.diversity, 0.0, 1.0);
+        if let Some(fraction) = config.repeat_fraction {
+            self.within(at("repeat_fraction"), fraction, 0.0, 1.0);
+        }
         for (head, weight) in &config.head_weights {
             self.within(at(&format!("head_weights.{head}")), *weight, -WEIGHT_MAX, WEIGHT_MAX);
         }

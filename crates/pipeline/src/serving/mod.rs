@@ -32,6 +32,8 @@ pub struct ServingConfig {
     pub query_cosine_min: Option<f32>,
     /// The default of requests, 0 to 1.
     pub diversity: f32,
+    /// Share of the items that the user bought before in FOR_YOU, 0 to 1. None: as the ranking model has it.
+    pub repeat_fraction: Option<f32>,
     /// Whether the ranking model orders candidates; otherwise the order of retrieval stays.
     pub ranker: bool,
     /// Weights that override those of the bundle, by head.
@@ -47,6 +49,7 @@ impl Default for ServingConfig {
             candidates: 250,
             query_cosine_min: None,
             diversity: 0.0,
+            repeat_fraction: None,
             ranker: true,
             head_weights: BTreeMap::new(),
             exploration: None,
@@ -287,6 +290,7 @@ mod tests {
             [configs."bad name"]
             candidates = 0
             diversity = 1.5
+            repeat_fraction = -0.1
             [configs.x]
             ranker = false
             query_cosine_min = -2.0
@@ -310,6 +314,7 @@ mod tests {
             "configs.bad name: `bad name` is not a name",
             "configs.bad name.candidates: is 0; it must be within 1 and 1000",
             "configs.bad name.diversity: is 1.5",
+            "configs.bad name.repeat_fraction: is -0.1; it must be within 0 and 1",
             "configs.x.query_cosine_min: is -2; it must be within -1 and 1",
             "configs.x.exploration.temperature: is -1",
             "configs.x.exploration.first_slot: is 0",
