@@ -334,6 +334,9 @@ impl fmt::Display for Contents<'_> {
             floor.cosine_min, floor.precision, floor.recall
         )?;
         writeln!(f, "feature schema  {}", manifest.feature_schema)?;
+        for feature in manifest.features.declared() {
+            writeln!(f, "feature         {}", feature.name())?;
+        }
         for head in &manifest.heads {
             let Head { name, weight, scale, offset } = head;
             writeln!(f, "head            {name}: weight {weight}, scale {scale:.3}, offset {offset:.3}")?;

@@ -13,7 +13,7 @@ use super::{
 };
 use anyhow::{Context, anyhow};
 use lodestone_core::{format::OtherVersion, units::UnixMillis};
-use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
+use lodestone_pipeline::{bundle::Bundle, features::FeatureSchema, ranking::Runtime};
 use lodestone_training::{
     self, CheckpointUse, GateOptions, Progress, TrainError, TrainOptions, TrainReport, Verdict, WarmStart,
 };
@@ -71,6 +71,9 @@ pub(crate) struct TrainArgs {
     /// all users with a purchase soon are ranked, are at most three times as many.
     #[arg(long, value_name = "N", default_value_t = TrainOptions::default().lists_max)]
     lists_max: usize,
+    /// Features of the ranking model in addition to the built-in ones, as a TOML file; see docs/training.md.
+    #[arg(long, value_name = "FILE", value_parser = |path: &str| FeatureSchema::read(Path::new(path)))]
+    features: Option<FeatureSchema>,
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
@@ -91,6 +94,7 @@ impl TrainArgs {
             seed: self.seed,
             query_encoder: self.encoder.source(),
             lists_max: self.lists_max,
+            features: self.features.clone().unwrap_or_default(),
             name: bundle_name(now)?,
             now,
             stop: stop_flag()?,
@@ -182,6 +186,13 @@ impl fmt::Display for Summary {
             report.list_count,
             report.heads.join(", ")
         )?;
+        for feature in &report.features {
+            let items = feature
+                .item_share
+                .map_or(String::new(), |share| format!("; {:.1} % of the items have a value", 100.0 * share));
+            let effect = if feature.is_constant { "; constant in all ranking lists, so it has no effect" } else { "" };
+            writeln!(f, "feature {}{items}{effect}", feature.name)?;
+        }
         let seconds: Vec<String> =
             report.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1} s")).collect();
         let memory = report.memory_bytes_max.map_or(String::new(), |bytes| format!("; peak memory {} MB", bytes >> 20));

@@ -14,7 +14,7 @@ use lodestone_index::{Languages, Synonyms};
 use lodestone_pipeline::{
     RecommendKind,
     bundle::Bundle,
-    features::FEATURE_COUNT,
+    features::FEATURES,
     ranking::{Device, Ranker, RankingError},
 };
 use lodestone_rollout::{
@@ -319,8 +319,8 @@ fn with_nan(model: &[u8]) -> Vec<u8> {
     for at in (0..model.len() - 4).rev() {
         let mut bytes = model.to_vec();
         bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-        if let Ok(mut ranker) = Ranker::open(&runtime(), &bytes, Device::Cpu)
-            && matches!(ranker.score(&[0.5; FEATURE_COUNT], 1), Err(RankingError::NotFinite { .. }))
+        if let Ok(mut ranker) = Ranker::open(&runtime(), &bytes, FEATURES, Device::Cpu)
+            && matches!(ranker.score(&[0.5; FEATURES.len()], 1), Err(RankingError::NotFinite { .. }))
         {
             return bytes;
         }

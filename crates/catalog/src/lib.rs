@@ -3,9 +3,11 @@
 mod filter;
 mod item;
 mod keys;
+mod prepared;
 mod snapshot;
 
-pub use filter::{Filter, FilterError, attribute_name};
+pub use filter::{Field, Filter, FilterError, attribute_name};
 pub use item::{AttributeValue, Item, limits};
 pub use keys::ItemKeys;
+pub use prepared::{PreparedField, PreparedValue};
 pub use snapshot::{Catalog, ItemVectors, VECTOR_DIM};

@@ -1,6 +1,6 @@
 //! Copy-on-write snapshots of the catalogue. A request reads one snapshot.
 use super::{
-    Filter, Item, ItemKeys,
+    Filter, Item, ItemKeys, PreparedField, PreparedValue,
     filter::{BLOCK_ROWS, Columns, Mask},
 };
 use lodestone_core::{
@@ -64,6 +64,7 @@ pub struct Catalog {
     row_of_key: Arc<Vec<u32>>,
     row_count: usize,
     alive_count: usize,
+    prepared: Arc<[PreparedField]>,
 }
 
 #[derive(Clone, Default)]
@@ -84,9 +85,16 @@ pub struct CatalogRow {
     pub log_price: f32,
     /// Copied for the same reason.
     pub created_at: Option<UnixMillis>,
+    /// The values of the catalogue's prepared fields, in their order.
+    pub prepared: Arc<[PreparedValue]>,
 }
 
 impl Catalog {
+    /// Returns an empty catalogue that computes these values for each item.
+    pub fn preparing(prepared: impl IntoIterator<Item = PreparedField>) -> Self {
+        Self { prepared: prepared.into_iter().collect(), ..Self::default() }
+    }
+
     pub fn row_count(&self) -> usize {
         self.row_count
     }
@@ -155,7 +163,8 @@ impl Catalog {
         let key = keys.intern(&item.id);
         let log_price = item.price.map_or(0.0, |price| (price.units() as f32).ln_1p());
         let (created_at, in_stock) = (item.created_at, item.is_in_stock());
-        let content = CatalogRow { item, key, vectors, log_price, created_at };
+        let prepared = self.prepared.iter().map(|field| field.of(&item)).collect();
+        let content = CatalogRow { item, key, vectors, log_price, created_at, prepared };
         let row = match self.last_row_of_key(key) {
             Some(row) => {
                 self.replace(row, content);
@@ -222,7 +231,7 @@ fn set_bit(bits: &mut [u64], row: Row, value: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::AttributeValue;
+    use crate::{AttributeValue, Field};
     use lodestone_core::units::PriceMicros;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -276,6 +285,20 @@ mod tests {
         for n in 0..3000 {
             let row = catalog.upsert(&keys, item(&format!("i{n}"), &format!("title {n}")), vectors());
             assert_eq!((row.index(), &*catalog.get(row).item.title), (n, &*format!("title {n}")));
+        }
+    }
+
+    #[test]
+    fn a_written_item_has_prepared_values_of_its_new_content() {
+        let keys = ItemKeys::default();
+        let mut catalog = Catalog::preparing([PreparedField::Number(Field::Price)]);
+        let priced = |price: i64| {
+            let item = Item::titled(ItemId::parse("a").unwrap(), "a");
+            Arc::new(Item { price: PriceMicros::new(price * 1_000_000), ..item })
+        };
+        for price in [2, 5] {
+            let row = catalog.upsert(&keys, priced(price), vectors());
+            assert_eq!(*catalog.get(row).prepared, [PreparedValue::Number(Some(price as f32))]);
         }
     }
 

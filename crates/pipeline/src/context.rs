@@ -1,6 +1,6 @@
 //! One request on its way through the pipeline, and the stages that several requests share.
 use crate::{
-    features::{self, Anchors, FEATURE_COUNT, FEATURES, FeatureContext, UserContext},
+    features::{self, Anchors, FeatureContext, FeatureSchema, UserContext},
     fusion::Candidates,
     generation::Generation,
     models::Models,
@@ -66,11 +66,19 @@ pub enum RankerUse {
 /// Candidates with their scores; all parallel, in the order of retrieval.
 pub struct RankedCandidates {
     pub candidates: Candidates,
-    /// `[candidates × FEATURE_COUNT]`.
+    /// `[candidates × columns of the schema]`.
     pub features: Vec<f32>,
     /// `[candidates × heads]`, probabilities. Empty if the ranking model did not run.
     pub heads: Vec<f32>,
     pub scores: Vec<f32>,
+}
+
+impl RankedCandidates {
+    /// Returns the features of the candidate at an index.
+    pub fn features_of(&self, index: usize) -> &[f32] {
+        let columns = self.features.len() / self.candidates.list.len();
+        &self.features[index * columns..(index + 1) * columns]
+    }
 }
 
 impl<'a> RequestContext<'a> {
@@ -94,7 +102,7 @@ impl<'a> RequestContext<'a> {
             history = history.with_context(&options.context_events, &generation.state.keys);
         }
         let mut context = Self {
-            user: UserContext::new(&history, catalog, &generation.transitions, now),
+            user: UserContext::new(&history, generation.schema(), catalog, &generation.transitions, now),
             anchors: None,
             generation,
             catalog,
@@ -139,9 +147,15 @@ impl<'a> RequestContext<'a> {
         }
     }
 
-    /// Features `[candidates × FEATURE_COUNT]` of the candidates.
+    /// The generation's feature schema.
+    pub fn schema(&self) -> &'a FeatureSchema {
+        self.generation.schema()
+    }
+
+    /// Features `[candidates × columns of the schema]` of the candidates.
     pub fn features(&mut self) -> Vec<f32> {
         let moment = FeatureContext {
+            schema: self.schema(),
             catalog: self.catalog,
             popularity: &self.popularity,
             now: self.now,
@@ -149,7 +163,7 @@ impl<'a> RequestContext<'a> {
             lexical_best: self.candidates.lexical_best,
             anchors: self.anchors.as_ref(),
         };
-        let mut out = Vec::with_capacity(self.candidates.list.len() * FEATURE_COUNT);
+        let mut out = Vec::with_capacity(self.candidates.list.len() * self.schema().column_count());
         for candidate in &self.candidates.list {
             features::append(&mut out, &moment, &self.user, candidate.row, candidate.evidence);
         }
@@ -193,7 +207,10 @@ impl<'a> RequestContext<'a> {
                 stages: self.stage_times.clone(),
                 sources,
                 head_weights: Vec::new(),
-                feature_names: if level >= DebugLevel::Features { FEATURES } else { &[] },
+                feature_names: match level >= DebugLevel::Features {
+                    true => self.schema().names().to_vec(),
+                    false => Vec::new(),
+                },
             }),
             ..AnswerInfo::default()
         }

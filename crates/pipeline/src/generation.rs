@@ -2,6 +2,7 @@
 use super::models::{Models, TextProjection, embed_items};
 use crate::{
     bundle::{Bundle, Manifest},
+    features::FeatureSchema,
     popularity::PopularityView,
     ranking::RankingError,
 };
@@ -155,7 +156,7 @@ impl Generation {
             state,
         };
         // The frozen indexes contain these items already, in the same order.
-        let mut catalog = Catalog::default();
+        let mut catalog = Catalog::preparing(generation.schema().prepared());
         for item in bundle.items {
             let row = Row(catalog.row_count() as u32);
             let vectors = generation.bundle_vectors(row).expect("a bundle has vectors of all its items");
@@ -175,6 +176,10 @@ impl Generation {
 
     pub fn name(&self) -> &str {
         &self.manifest.name
+    }
+
+    pub fn schema(&self) -> &FeatureSchema {
+        &self.manifest.features
     }
 
     /// Returns the vectors of a row of the bundle; none for a row of another item.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     bundle::Bundle,
-    features::{self, AnchoredList, Anchors, FEATURE_COUNT, FeatureContext, UserContext},
+    features::{self, AnchoredList, Anchors, FeatureContext, UserContext},
     popularity::PopularityView,
     ranking::{Device, RankingError, Runtime},
 };
@@ -125,7 +125,7 @@ fn answer(
     let now = UnixMillis(generation.manifest.trained_until_ms);
     let catalog = generation.catalog.load_full();
     let history = History::default().with_context(&views(request, now)?, &generation.state.keys);
-    let mut user = UserContext::new(&history, &catalog, &generation.transitions, now);
+    let mut user = UserContext::new(&history, generation.schema(), &catalog, &generation.transitions, now);
     let query = Some(request.query.as_str()).filter(|query| !query.is_empty());
     let query_vector = models.encode_queries(&[query])?.remove(0);
     user.vector = models.encode_users(&[&history], &catalog, now)?.remove(0);
@@ -148,6 +148,7 @@ fn answer(
         None => retrieve::similar(&input),
     };
     let context = FeatureContext {
+        schema: generation.schema(),
         catalog: &catalog,
         popularity: &popularity,
         now,
@@ -155,7 +156,7 @@ fn answer(
         lexical_best: candidates.lexical_best,
         anchors: anchors.as_ref(),
     };
-    let mut rows = Vec::with_capacity(candidates.list.len() * FEATURE_COUNT);
+    let mut rows = Vec::with_capacity(candidates.list.len() * generation.schema().column_count());
     for candidate in &candidates.list {
         features::append(&mut rows, &context, &user, candidate.row, candidate.evidence);
     }

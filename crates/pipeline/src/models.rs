@@ -1,7 +1,6 @@
 //! The models of a generation, as one worker owns them.
 use crate::{
     bundle::{Bundle, Head},
-    features::FEATURE_COUNT,
     policy,
     ranking::{Device, Ranker, RankingError, Runtime, TextEncoder, TextRole, UserEncoder, UserInput},
 };
@@ -52,13 +51,13 @@ impl Models {
         encode_some(inputs, |input: &UserInput| !input.kinds.is_empty(), |inputs| self.user.encode_batch(inputs))
     }
 
-    /// Computes probabilities `[rows × heads]` of features `[rows × FEATURE_COUNT]`. Empty without a ranker or without
-    /// rows.
+    /// Computes probabilities `[rows × heads]` of features `[rows × columns of the schema]`. Empty without a ranker or
+    /// without rows.
     pub fn probabilities(&mut self, features: &[f32]) -> Result<Vec<f32>, RankingError> {
-        let row_count = features.len() / FEATURE_COUNT;
-        let Some(ranker) = self.ranker.as_mut().filter(|_| row_count > 0) else {
+        let Some(ranker) = self.ranker.as_mut().filter(|_| !features.is_empty()) else {
             return Ok(Vec::new());
         };
+        let row_count = features.len() / ranker.column_count();
         // The kernel for a single row adds in another order than the kernel for several rows. So a single row is scored
         // twice, which makes the probabilities of a row independent of the batch, and a replay bit-equal.
         let mut heads = match row_count {
@@ -74,7 +73,8 @@ impl Models {
         Ok(heads)
     }
 
-    /// Computes utilities of features `[rows × FEATURE_COUNT]` with the bundle's head weights. Empty without a ranker.
+    /// Computes utilities of features `[rows × columns of the schema]` with the bundle's head weights. Empty without a
+    /// ranker.
     pub fn utilities(&mut self, features: &[f32]) -> Result<Vec<f32>, RankingError> {
         let heads = self.probabilities(features)?;
         let weights: Vec<f32> = self.heads.iter().map(|head| head.weight).collect();
@@ -84,7 +84,7 @@ impl Models {
 
 /// Opens the ranking model and checks that it has as many heads as the manifest.
 fn open_ranker(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Ranker, RankingError> {
-    let ranker = Ranker::open(runtime, &bundle.ranker, device)?;
+    let ranker = Ranker::open(runtime, &bundle.ranker, bundle.manifest.features.names(), device)?;
     let (found, named) = (ranker.head_count(), bundle.manifest.heads.len());
     match found == named {
         true => Ok(ranker),

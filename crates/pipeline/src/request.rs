@@ -434,7 +434,7 @@ pub struct AnswerDebug {
     /// Empty below [`DebugLevel::Scores`], and if the order is that of retrieval.
     pub head_weights: Vec<(String, f64)>,
     /// Empty below [`DebugLevel::Features`].
-    pub feature_names: &'static [&'static str],
+    pub feature_names: Vec<String>,
 }
 
 /// The number of candidates of a source.

@@ -2,7 +2,7 @@
 use crate::{
     bundle::Head,
     context::{RankedCandidates, RequestContext},
-    features::{FEATURE_COUNT, RecentItem},
+    features::RecentItem,
     fusion::{Candidate, Candidates, NOT_FOUND},
     generation::Generation,
     models::Models,
@@ -370,7 +370,7 @@ fn result_debug(
                 .collect(),
         },
         features: match level >= DebugLevel::Features {
-            true => ranked.features[at * FEATURE_COUNT..(at + 1) * FEATURE_COUNT].to_vec(),
+            true => ranked.features_of(at).to_vec(),
             false => Vec::new(),
         },
     }

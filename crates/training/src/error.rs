@@ -6,6 +6,7 @@ use lodestone_index::{FrozenError, VectorError};
 use lodestone_pipeline::{
     GenerationError, GoldenError,
     bundle::BundleError,
+    features::FeatureError,
     ranking::{RankingError, SentenceError},
 };
 use std::{io, path::PathBuf};
@@ -32,6 +33,8 @@ pub enum TrainError {
     Vector { space: &'static str, item: ItemId, source: VectorError },
     #[error("{0}")]
     TooLittle(String),
+    #[error(transparent)]
+    Feature(#[from] FeatureError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]

@@ -10,7 +10,7 @@ use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::{ids::Row, units::UnixMillis};
 use lodestone_index::FrozenGraph;
 use lodestone_pipeline::{
-    bundle::{Bundle, Head},
+    bundle::{Bundle, Head, Manifest},
     golden_requests,
     ranking::{
         Device, EncoderSource, ModelFileError, Ranker, RankingError, Runtime, SentenceFiles, UserEncoder, UserInput,
@@ -97,7 +97,7 @@ pub fn bundle_external_models(
         if let Some(heads) = heads {
             bundle.manifest.heads.clone_from(heads);
         }
-        check_ranker(path, &model, bundle.manifest.heads.len(), runtime)?;
+        check_ranker(path, &model, &bundle.manifest, runtime)?;
         bundle.ranker = model;
     }
     bundle.manifest.name = name.to_owned();
@@ -140,10 +140,11 @@ fn check_user_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<()
     Ok(())
 }
 
-fn check_ranker(path: &Path, model: &[u8], heads: usize, runtime: &Runtime) -> Result<(), ExternalModelError> {
+fn check_ranker(path: &Path, model: &[u8], manifest: &Manifest, runtime: &Runtime) -> Result<(), ExternalModelError> {
+    let (heads, features) = (manifest.heads.len(), manifest.features.names());
     let failed = |source| ExternalModelError::Model { path: path.to_owned(), source };
     let refuse = |problem| Err(ExternalModelError::Output { path: path.to_owned(), problem });
-    let mut ranker = Ranker::open(runtime, model, Device::Cpu).map_err(failed)?;
+    let mut ranker = Ranker::open(runtime, model, features, Device::Cpu).map_err(failed)?;
     if ranker.head_count() != heads {
         return refuse(format!(
             "the model has {} heads, but {heads} are described; describe the model's heads",
@@ -152,8 +153,7 @@ fn check_ranker(path: &Path, model: &[u8], heads: usize, runtime: &Runtime) -> R
     }
     let mut rng = StdRng::seed_from_u64(1);
     for rows in [1, 3, 200] {
-        let features: Vec<f32> =
-            (0..rows * lodestone_pipeline::features::FEATURE_COUNT).map(|_| rng.random_range(-2.0..2.0)).collect();
+        let features: Vec<f32> = (0..rows * ranker.column_count()).map(|_| rng.random_range(-2.0..2.0)).collect();
         let logits = ranker.score(&features, rows).map_err(failed)?;
         if let Some(at) = logits.iter().position(|logit| !logit.is_finite()) {
             return refuse(format!("logit {at} of {rows} candidates is not finite"));

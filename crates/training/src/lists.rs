@@ -416,9 +416,22 @@ fn with_frequent_heads(mut lists: Vec<RankingList>) -> Lists {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_core::{ids::EventId, units::Quantity};
+    use lodestone_core::{
+        ids::EventId,
+        units::{PriceMicros, Quantity},
+    };
+    use lodestone_dataset::{DatasetEvent, write_events, write_items};
     use lodestone_events::EventLine;
+    use lodestone_pipeline::{
+        Page, RecommendKind, RecommendRequest, answers,
+        bundle::Bundle,
+        features::FEATURES,
+        ranking::{Device, Runtime},
+        run::{self, AnswerLogging, PlannedRequest, RankingRequest},
+        serving::{Plan, ServingConfig},
+    };
     use rand::SeedableRng;
+    use std::sync::Arc;
 
     fn event(kind: EventKind, item: &str, day: f64) -> Event {
         let at = UnixMillis((day * UnixMillis::DAY as f64) as i64);
@@ -438,6 +451,107 @@ mod tests {
     fn sorted(mut events: Vec<Event>) -> Vec<Event> {
         events.sort_by_key(|event| event.at);
         events
+    }
+
+    /// A shop of three brands whose users buy one item a week.
+    fn branded_shop() -> (Vec<Item>, Vec<Event>) {
+        let id = |item: usize| ItemId::parse(&format!("i{item}")).unwrap();
+        let item = |index: usize| {
+            let mut item = Item::titled(id(index), &format!("mug number {index}"));
+            item.brand = format!("Brand {}", index % 3);
+            item.categories = vec!["Kitchen".to_owned(), format!("Mugs {}", index % 2)];
+            item.price = PriceMicros::new(1_000_000 * index as i64);
+            item
+        };
+        let purchase = |number: usize| {
+            let user = UserId::signed_in(&format!("p{}", number % 20)).unwrap();
+            let event_id = EventId::parse(&format!("e{number}")).unwrap();
+            let at = UnixMillis(1_700_000_000_000 + number as i64 * UnixMillis::DAY / 3);
+            let line = EventLine { item: id(number * 7 % 30), quantity: Quantity::ONE, price: None, rank: 0 };
+            Event { lines: vec![line], ..Event::new(event_id, EventKind::Purchase, user, at) }
+        };
+        ((0..30).map(item).collect(), (0..400).map(purchase).collect())
+    }
+
+    /// Trains a bundle of the shop with features of all kinds and opens it.
+    fn branded_bundle(items: &[Item], events: &[Event]) -> (Generation, Models) {
+        let directory = tempfile::tempdir().unwrap();
+        write_items(&directory.path().join("items.parquet"), items).unwrap();
+        let row = |event: &Event| {
+            let item = event.lines[0].item.clone();
+            DatasetEvent::of_item(event.id.to_string(), event.kind, Some(event.user.clone()), event.at, item)
+        };
+        write_events(&directory.path().join("events.parquet"), &events.iter().map(row).collect::<Vec<_>>()).unwrap();
+        let features = serde_json::from_str(
+            r#"[{"kind": "affinity", "name": "brand_affinity", "field": "brand"},
+                {"kind": "number", "name": "cost", "field": "price", "log": true},
+                {"kind": "context", "name": "hour", "field": "hour"},
+                {"kind": "affinity", "name": "category_affinity", "field": "category", "half_life_days": 20.0},
+                {"kind": "match", "name": "is_dear", "filter": "price > 12"}]"#,
+        );
+        let options = TrainOptions { features: features.unwrap(), ..TrainOptions::default() };
+        let out = directory.path().join("bundle");
+        let runtime = test_runtime();
+        crate::train(directory.path(), &out, &runtime, &options, &mut |_| {}).unwrap();
+        let bundle = Bundle::open(&out).unwrap();
+        let models = Models::open(&runtime, &bundle, Device::Cpu).unwrap();
+        (Generation::standalone(bundle, 16).unwrap(), models)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "`make test` passes the library through the environment")]
+    fn test_runtime() -> Runtime {
+        let library = std::env::var_os("ORT_DYLIB_PATH").map(std::path::PathBuf::from);
+        Runtime::load(library.as_deref()).expect("ORT_DYLIB_PATH must name the library; `make test` sets it")
+    }
+
+    /// The features that the log of answers keeps are those of a training list at the same moment, bit for bit.
+    #[test]
+    fn logged_features_are_those_of_training() {
+        let (items, events) = branded_shop();
+        let (generation, mut models) = branded_bundle(&items, &events);
+        events.iter().for_each(|event| generation.state.apply_event(0, event));
+        let at = UnixMillis(events.last().unwrap().at.0 + 5 * UnixMillis::DAY / 24);
+        generation.state.publish_popularity(at);
+        let columns = generation.schema().column_count();
+        let positives: AHashMap<Row, Labels> = (0..30).map(|row| (Row(row), Labels::default())).collect();
+        let mut varied = vec![false; columns];
+        for user in (0..20).map(|user| UserId::signed_in(&format!("p{user}")).unwrap()) {
+            let trained = list_for(&generation, &mut models, &user, at, &ListRequest::ForYou, &positives).unwrap();
+            let served = served_features(&generation, &mut models, user, at);
+            assert_eq!(trained.features.len(), served.len());
+            for (index, (trained, served)) in trained.features.iter().zip(&served).enumerate() {
+                let name = &generation.schema().names()[index % columns];
+                assert_eq!(trained.to_bits(), served.to_bits(), "{name} of candidate {}", index / columns);
+                varied[index % columns] |= *trained != 0.0 && *trained != 1.0;
+            }
+        }
+        let [affinity, cost, hour, category, _] = &varied[FEATURES.len()..] else { panic!("five are declared") };
+        assert!(*affinity && *cost && *hour && *category, "{varied:?}");
+    }
+
+    /// Recommends as a server does, and returns the features of the answer's record.
+    fn served_features(generation: &Generation, models: &mut Models, user: UserId, at: UnixMillis) -> Vec<f32> {
+        let viewer = Viewer { user, visitor: None, session: String::new(), locale: String::new() };
+        let request = RecommendRequest {
+            viewer,
+            kind: RecommendKind::ForYou,
+            page: Page { size: 10, token: String::new(), fingerprint: 0 },
+            filter: None,
+            anchors: Vec::new(),
+            facets: Vec::new(),
+            options: Options::default(),
+            message: Vec::new(),
+        };
+        let planned = PlannedRequest {
+            request: RankingRequest::Recommend(request),
+            answer_id: [7; 16],
+            plan: Plan { configs: vec![Arc::new(ServingConfig::default())], arm: None },
+            logging: AnswerLogging::Recorded,
+        };
+        let answer = run::run(generation, models, &[planned], at).remove(0);
+        let record = answer.trace.unwrap().record(&generation.manifest, Vec::new());
+        let columns = record.feature_count as usize;
+        answers::decode_columns(&record.features, record.candidate_count as usize, columns).unwrap()
     }
 
     #[test]

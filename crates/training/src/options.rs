@@ -1,6 +1,6 @@
 //! Options of a training.
 use lodestone_core::units::UnixMillis;
-use lodestone_pipeline::ranking::EncoderSource;
+use lodestone_pipeline::{features::FeatureSchema, ranking::EncoderSource};
 use std::{
     path::PathBuf,
     sync::{
@@ -24,6 +24,8 @@ pub struct TrainOptions {
     pub query_encoder: Option<EncoderSource>,
     /// A bundle whose encoders are the initial weights, if they can be used.
     pub warm_start: Option<PathBuf>,
+    /// The built-in features and those that the shop declares.
+    pub features: FeatureSchema,
     pub name: String,
     pub now: UnixMillis,
     /// When it becomes true, the training writes a checkpoint and fails with
@@ -51,6 +53,7 @@ impl Default for TrainOptions {
             lists_max: 3000,
             query_encoder: None,
             warm_start: None,
+            features: FeatureSchema::default(),
             name: "bundle".to_owned(),
             now: UnixMillis(0),
             stop: Arc::default(),

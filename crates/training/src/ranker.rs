@@ -28,7 +28,7 @@ pub(crate) struct RankingData<'a> {
     /// Lists that decide when to stop, and on which the heads are calibrated.
     pub validation: &'a [RankingList],
     /// In the order of the lists' features.
-    pub feature_names: &'a [&'a str],
+    pub feature_names: &'a [String],
     /// In the order of the lists' labels.
     pub heads: &'a [String],
 }
@@ -191,7 +191,7 @@ pub(crate) fn train_ranker(
     let best = trainer.learn(data, config, stop, &mut rng, progress)?;
     trainer.network = best.network;
     let onnx = export(&trainer)?;
-    let check = check(&trainer, &onnx, data.validation, runtime)?;
+    let check = check(&trainer, &onnx, data, runtime)?;
     let calibration = trainer.calibrate([data.validation, data.lists]);
     Ok(TrainedRanker {
         onnx,
@@ -420,14 +420,14 @@ fn export(trainer: &Trainer) -> Result<Vec<u8>, ModelError> {
     graph.finish()
 }
 
-fn check(trainer: &Trainer, onnx: &[u8], lists: &[RankingList], runtime: &Runtime) -> Result<ExportCheck, ModelError> {
-    let mut ranker = Ranker::open(runtime, onnx, Device::Cpu)?;
+fn check(trainer: &Trainer, onnx: &[u8], data: RankingData, runtime: &Runtime) -> Result<ExportCheck, ModelError> {
+    let mut ranker = Ranker::open(runtime, onnx, data.feature_names, Device::Cpu)?;
     let width = trainer.scale.mean.len();
     let mut rng = StdRng::seed_from_u64(7);
     let mut pairs = Vec::new();
     for rows in [1usize, 3, 50, 250] {
         // Real rows, and rows within half a standard deviation of them.
-        let real = &lists[0].features;
+        let real = &data.validation[0].features;
         let deviation = |column: usize| match trainer.scale.inverse[column] {
             0.0 => 1.0,
             inverse => 1.0 / inverse,
@@ -545,7 +545,7 @@ mod tests {
         let data = RankingData {
             lists: &lists,
             validation: &lists[..2],
-            feature_names: &["1", "2", "3", "4", "5"],
+            feature_names: &["1", "2", "3", "4", "5"].map(str::to_owned),
             heads: &heads,
         };
         let learned = |threads: usize| {

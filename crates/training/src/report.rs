@@ -21,14 +21,7 @@ use lodestone_core::{
 use lodestone_dataset as dataset;
 use lodestone_events::EventKind;
 use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide};
-use lodestone_pipeline::{
-    Models,
-    bundle::Bundle,
-    features::{FEATURE_COUNT, FEATURES},
-    fusion::NOT_FOUND,
-    ranking::Runtime,
-    source::CandidateSource,
-};
+use lodestone_pipeline::{Models, bundle::Bundle, fusion::NOT_FOUND, ranking::Runtime, source::CandidateSource};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{fmt::Write, path::Path};
 
@@ -80,7 +73,7 @@ pub fn report(
     let outcomes = Outcomes::new(&events, &opened.items, ends);
     let mut observations = Observations {
         sources: vec![Vec::new(); CandidateSource::COUNT],
-        features: vec![Vec::new(); FEATURE_COUNT],
+        features: vec![Vec::new(); opened.manifest.features.column_count()],
         calibration: vec![Vec::new(); opened.manifest.heads.len()],
         ..Observations::default()
     };
@@ -135,16 +128,17 @@ fn observe(
     }
     let mut shuffled = ranked.features.clone();
     let mut order: Vec<usize> = (0..rows.len()).collect();
+    let columns = observations.features.len();
     for (feature, lost) in observations.features.iter_mut().enumerate() {
         order.shuffle(rng);
         for (to, from) in order.iter().enumerate() {
-            shuffled[to * FEATURE_COUNT + feature] = ranked.features[from * FEATURE_COUNT + feature];
+            shuffled[to * columns + feature] = ranked.features[from * columns + feature];
         }
         if let Ok(scores) = models.utilities(&shuffled) {
             lost.push(of_methods[RANKED] - ndcg(&best(&rows, &scores, &|_| true)));
         }
         for row in 0..rows.len() {
-            shuffled[row * FEATURE_COUNT + feature] = ranked.features[row * FEATURE_COUNT + feature];
+            shuffled[row * columns + feature] = ranked.features[row * columns + feature];
         }
     }
     let positives = outcomes.positives(user.user, user.at);
@@ -238,7 +232,7 @@ fn page(
         "Ablation of features",
         "Loss of NDCG@10 of the ranked lists when the feature's values are shuffled among a user's candidates.",
     );
-    wide(&mut html, &plots::bars(&ablations(FEATURES, &observations.features, options)));
+    wide(&mut html, &plots::bars(&ablations(manifest.features.names(), &observations.features, options)));
     for (head, observed) in
         manifest.heads.iter().zip(&observations.calibration).filter(|(_, observed)| !observed.is_empty())
     {
@@ -359,8 +353,8 @@ fn bar(name: &str, values: &[f64], options: &EvaluateOptions) -> Bar {
 }
 
 /// Returns the bars of an ablation, the greatest loss first.
-fn ablations(names: &[&str], lost: &[Vec<f64>], options: &EvaluateOptions) -> Vec<BarGroup> {
-    let mut bars: Vec<Bar> = names.iter().zip(lost).map(|(name, lost)| bar(name, lost, options)).collect();
+fn ablations(names: &[impl AsRef<str>], lost: &[Vec<f64>], options: &EvaluateOptions) -> Vec<BarGroup> {
+    let mut bars: Vec<Bar> = names.iter().zip(lost).map(|(name, lost)| bar(name.as_ref(), lost, options)).collect();
     bars.sort_by(|a, b| b.mean.total_cmp(&a.mean));
     bars.into_iter().map(|bar| BarGroup { name: bar.name.clone(), bars: vec![bar] }).collect()
 }

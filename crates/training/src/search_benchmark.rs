@@ -19,7 +19,7 @@ use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalErr
 use lodestone_pipeline::{
     Candidates, Fusion,
     bundle::RelevanceFloor,
-    features::{FEATURE_COUNT, FEATURES},
+    features::{FEATURES, FeatureSchema},
     ranking::{
         Device, EncoderSource, QueryEncoder, Ranker, RankingError, Runtime, SentenceEncoder, SentenceError,
         SentenceFiles, TextEncoder, TextRole,
@@ -236,8 +236,8 @@ fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged
     let best_gain = judged.gains.values().map(|(gain, _)| *gain).fold(f64::MIN_POSITIVE, f64::max);
     let names = ["query_similarity", "lexical_score", "lexical_score_relative", "retrieval_score"];
     let columns = names.map(|name| FEATURES.iter().position(|feature| *feature == name));
-    let mut features = vec![0.0; fused.list.len() * FEATURE_COUNT];
-    for (candidate, features) in fused.list.iter().zip(features.chunks_exact_mut(FEATURE_COUNT)) {
+    let mut features = vec![0.0; fused.list.len() * FEATURES.len()];
+    for (candidate, features) in fused.list.iter().zip(features.chunks_exact_mut(FEATURES.len())) {
         let item = &encoded.items[candidate.row.index() * encoded.dimension..][..encoded.dimension];
         let lexical = candidate.evidence.lexical;
         let values = [
@@ -276,10 +276,11 @@ fn rank_by_cross_validation(
             }
         }
         let config = RankerConfig { epochs_max: 40, patience: 3, seed, ..Default::default() };
-        let heads = ["relevance".to_owned()];
-        let data = RankingData { lists: &training, validation: &validation, feature_names: FEATURES, heads: &heads };
+        let (heads, schema) = (["relevance".to_owned()], FeatureSchema::default());
+        let data =
+            RankingData { lists: &training, validation: &validation, feature_names: schema.names(), heads: &heads };
         let trained = train_ranker(data, &config, &AtomicBool::new(false), runtime, progress)?;
-        let mut ranker = Ranker::open(runtime, &trained.onnx, Device::Cpu)?;
+        let mut ranker = Ranker::open(runtime, &trained.onnx, schema.names(), Device::Cpu)?;
         for (at, list) in lists.iter().enumerate().skip(fold).step_by(FOLDS) {
             if list.rows.is_empty() {
                 continue;

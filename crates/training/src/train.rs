@@ -3,9 +3,10 @@ use super::{
     Progress,
     checkpoint::{self, Checkpoint, CheckpointUse},
     counts,
+    declared_features::{self, FeatureReport, note_constant},
     error::TrainError,
     item_to_item::item_to_item,
-    lists::{ListInput, head_weight, ranking_lists},
+    lists::{ListInput, Lists, head_weight, ranking_lists},
     losses::LossCurves,
     onnx::ExportCheck,
     options::TrainOptions,
@@ -29,7 +30,6 @@ use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Precision, check_ve
 use lodestone_pipeline::{
     Generation, Models,
     bundle::{Bundle, Head, Manifest},
-    features::FEATURES,
     golden_requests,
     ranking::{Device, Runtime, SentenceFiles},
 };
@@ -37,6 +37,7 @@ use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -55,6 +56,8 @@ pub struct TrainReport {
     pub epoch_count: usize,
     pub list_count: usize,
     pub heads: Vec<String>,
+    /// The declared features, in their order.
+    pub features: Vec<FeatureReport>,
     /// Validation loss of the user encoder.
     pub user_encoder_loss: f32,
     /// Validation loss of the ranking model; none if there were too few lists for one.
@@ -92,11 +95,18 @@ pub fn train(
         files.push(directory.join("manifest.json"));
     }
     let shop = Shop::read(data, options)?;
+    let features = declared_features::check(&options.features, &shop.items, &shop.events, shop.label_times())?;
     let sentence = options.query_encoder.as_ref().map(|source| SentenceFiles::read(runtime, source)).transpose()?;
     let fingerprint = fingerprint(&files, options, sentence.as_ref())?;
     let (checkpoint, checkpoint_use) = Checkpoint::read(&path, &fingerprint);
-    let mut training =
-        Training { sentence, checkpoint, query: None, curves: LossCurves::default(), stages: StageTimes::start() };
+    let mut training = Training {
+        sentence,
+        checkpoint,
+        features,
+        query: None,
+        curves: LossCurves::default(),
+        stages: StageTimes::start(),
+    };
     let mut interruption = Interruption { requested: Some(&options.stop), state: None };
     let result = training.bundle(&shop, runtime, options, &mut interruption, progress);
     match result {
@@ -169,6 +179,11 @@ impl Shop {
         Ok(Self { items, row_of, interactions, kept, events, labels_from, trained_until })
     }
 
+    /// Returns the times of the ranking model's labels.
+    fn label_times(&self) -> Range<UnixMillis> {
+        self.labels_from..self.trained_until
+    }
+
     fn interactions_before(&self, end: UnixMillis) -> &[Interaction] {
         &self.interactions[..self.interactions.partition_point(|interaction| interaction.at < end)]
     }
@@ -208,6 +223,8 @@ impl Shop {
 
 /// A running training.
 struct Training {
+    /// The declared features.
+    features: Vec<FeatureReport>,
     /// The external query encoder.
     sentence: Option<SentenceFiles>,
     checkpoint: Option<Checkpoint>,
@@ -244,7 +261,7 @@ impl Training {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Bundle, TrainReport), TrainError> {
         let mut exports: Vec<ExportCheck> = Vec::new();
-        let Self { sentence, checkpoint, query, curves, stages } = self;
+        let Self { sentence, checkpoint, features, query, curves, stages } = self;
         let progress = &mut |step: Progress| {
             curves.note(step);
             progress(step);
@@ -281,7 +298,8 @@ impl Training {
 
         let [early, all] = &shop.kept;
         let mut bundle = Bundle {
-            manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, side.kind.clone()),
+            manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, side.kind.clone())
+                .with_features(options.features.clone()),
             item_vectors: freeze(&user.item_vectors, VECTOR_DIM)?,
             title_vectors: freeze(&side.title_vectors, title_dimension)?,
             encoder_weights: Some(EncoderWeights::of(&user, shop.validated_from()).encode_to_vec()),
@@ -301,7 +319,13 @@ impl Training {
             items: shop.items.clone(),
         };
         stages.end("indexes and counts");
-        let (ranker, heads, list_count) = train_on_replay(&bundle, shop, runtime, options, stages, progress)?;
+        let lists = replayed_lists(&bundle, shop, runtime, options, progress)?;
+        stages.end("replay");
+        note_constant(features, &lists);
+        let list_count = lists.lists.len();
+        let ranker = train_on_lists(&lists, runtime, options, progress)?;
+        let heads = if ranker.is_some() { lists.heads } else { Vec::new() };
+        stages.end("ranker");
         // After the replay: the floor only removes candidates, and lists whose item is below it teach the ranker too.
         relevance::calibrate(&mut bundle, runtime, progress)?;
         stages.end("relevance");
@@ -335,6 +359,7 @@ impl Training {
             epoch_count: user.epochs,
             list_count,
             heads,
+            features: features.clone(),
             user_encoder_loss: user.validation_loss,
             ranker_loss,
             exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
@@ -347,39 +372,42 @@ impl Training {
     }
 }
 
-/// Trains the ranking model on a replay of the events after the encoders' data. Returns the model, its heads, and the
-/// number of its lists. With too few lists there is no model, and answers keep the order of retrieval.
-fn train_on_replay(
+/// Replays the events after the encoders' data.
+fn replayed_lists(
     bundle: &Bundle,
     shop: &Shop,
     runtime: &Runtime,
     options: &TrainOptions,
-    stages: &mut StageTimes,
     progress: &mut dyn FnMut(Progress),
-) -> Result<(Option<TrainedRanker>, Vec<String>, usize), TrainError> {
+) -> Result<Lists, TrainError> {
     let mut models = Models::open(runtime, bundle, Device::Cpu)?;
     let generation = Generation::standalone(copy_for_replay(bundle), 1024)?;
     let input = ListInput {
         generation: &generation,
         items: &shop.items,
         events: &shop.events,
-        times: shop.labels_from..shop.trained_until,
+        times: shop.label_times(),
         options,
     };
-    let lists = ranking_lists(&input, &mut models, &mut StdRng::seed_from_u64(options.seed), progress)?;
-    drop((generation, models));
-    stages.end("replay");
+    ranking_lists(&input, &mut models, &mut StdRng::seed_from_u64(options.seed), progress)
+}
 
+/// Trains the ranking model. With too few lists there is no model, and answers keep the order of retrieval.
+fn train_on_lists(
+    lists: &Lists,
+    runtime: &Runtime,
+    options: &TrainOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Option<TrainedRanker>, TrainError> {
     let list_count = lists.lists.len();
     if list_count < LISTS_MIN {
-        return Ok((None, Vec::new(), list_count));
+        return Ok(None);
     }
     let (fit_lists, validation) = lists.lists.split_at(list_count - list_count / 6);
-    let data = RankingData { lists: fit_lists, validation, feature_names: FEATURES, heads: &lists.heads };
+    let data =
+        RankingData { lists: fit_lists, validation, feature_names: options.features.names(), heads: &lists.heads };
     let config = RankerConfig { seed: options.seed, ..Default::default() };
-    let ranker = train_ranker(data, &config, &options.stop, runtime, progress)?;
-    stages.end("ranker");
-    Ok((Some(ranker), lists.heads, list_count))
+    Ok(Some(train_ranker(data, &config, &options.stop, runtime, progress)?))
 }
 
 /// Returns the peak resident size of this process, from Linux's `/proc/self/status`.

@@ -1,15 +1,20 @@
 //! `train` on shops of many kinds: it produces a bundle of finite numbers or returns an error, and resumes after a
 //! stop.
-use lodestone_catalog::Item;
+use lodestone_catalog::{AttributeValue, Item};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row, UserId},
     units::UnixMillis,
 };
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_events::EventKind;
-use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
+use lodestone_pipeline::{
+    bundle::{Bundle, BundleError},
+    features::{DeclaredFeature, FEATURES, FeatureSchema},
+    ranking::Runtime,
+};
 use lodestone_training::{
-    CheckpointUse, EvaluateOptions, TrainError, TrainOptions, TrainReport, WarmStart, evaluate, train,
+    CheckpointUse, EvaluateOptions, ExternalModels, TrainError, TrainOptions, TrainReport, WarmStart,
+    bundle_external_models, evaluate, report, train,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -38,7 +43,12 @@ impl Shop {
     }
 
     fn train(&self, name: &str) -> Result<TrainReport, TrainError> {
-        train(self.directory.path(), &self.out(name), &runtime(), &TrainOptions::default(), &mut |_| {})
+        self.train_with(name, FeatureSchema::default())
+    }
+
+    fn train_with(&self, name: &str, features: FeatureSchema) -> Result<TrainReport, TrainError> {
+        let options = TrainOptions { features, ..TrainOptions::default() };
+        train(self.directory.path(), &self.out(name), &runtime(), &options, &mut |_| {})
     }
 }
 
@@ -270,4 +280,120 @@ fn a_stopped_training_resumes_to_the_same_model() {
     // A message whose first field, the version, is 2.
     std::fs::write(shop.out("earlier.checkpoint"), [8, 2]).unwrap();
     assert_eq!(shop.train("earlier").unwrap().checkpoint, CheckpointUse::OtherVersion { found: 2, expected: 3 });
+}
+
+/// 120 items of six brands. Every tenth item has a rating.
+fn branded() -> Vec<Item> {
+    let item = |index: usize| {
+        let mut item = Item::titled(item_id(index), &format!("{} number {index}", ["mug", "lamp", "plate"][index % 3]));
+        item.brand = format!("Brand {}", index % 6);
+        item.attributes.insert("fragile".to_owned(), AttributeValue::Flag(true));
+        if index.is_multiple_of(10) {
+            item.attributes.insert("rating".to_owned(), AttributeValue::Number((index / 10 % 5) as f64));
+        }
+        item
+    };
+    (0..120).map(item).collect()
+}
+
+/// Users who mostly buy items of one brand, each item about once, over half a year.
+fn loyal_purchases() -> Vec<DatasetEvent> {
+    let mut rng = StdRng::seed_from_u64(2);
+    let mut rows = Vec::new();
+    for user in 0..150 {
+        for visit in 0..12 {
+            let brand = if rng.random_bool(0.9) { user % 6 } else { rng.random_range(0..6) };
+            let item = 6 * rng.random_range(0..20) + brand;
+            rows.push(row(user, EventKind::Purchase, visit * 15 * 24 + rng.random_range(0..15 * 24), item));
+        }
+    }
+    rows.sort_by_key(|row| row.at);
+    rows
+}
+
+fn declared(json: &str) -> FeatureSchema {
+    serde_json::from_str(json).unwrap()
+}
+
+const RATING: &str = r#"{"kind": "number", "name": "rating", "field": "attributes.rating", "missing": 2.0}"#;
+
+#[test]
+fn declared_features_are_trained_and_reported_by_name() {
+    let shop = Shop::new(&branded(), &loyal_purchases());
+    let schema = declared(&format!(
+        r#"[{RATING}, {{"kind": "affinity", "name": "brand_affinity", "field": "brand"}},
+            {{"kind": "number", "name": "fragile", "field": "attributes.fragile"}},
+            {{"kind": "context", "name": "hour", "field": "hour"}}]"#
+    ));
+    let trained = shop.train_with("bundle", schema.clone()).unwrap();
+    let of = |name: &str| trained.features.iter().find(|feature| feature.name == name).unwrap();
+    assert_eq!((of("rating").item_share, of("rating").is_constant), (Some(0.1), false));
+    assert_eq!((of("fragile").item_share, of("fragile").is_constant), (Some(1.0), true));
+    assert_eq!((of("hour").item_share, of("brand_affinity").is_constant), (None, false));
+    let bundle = check_bundle(&shop.out("bundle"));
+    assert_eq!(bundle.manifest.features, schema);
+
+    let options = EvaluateOptions { bootstrap_count: 50, ..EvaluateOptions::default() };
+    let data = shop.directory.path();
+    let (_, page) = report(data, &shop.out("bundle"), &runtime(), &options, &mut |_| {}).unwrap();
+    assert!(schema.declared().iter().all(|feature| page.contains(feature.name())));
+
+    // Without declared features the ranking model has other columns.
+    shop.train("plain").unwrap();
+    let path = shop.out("plain").join("ranker.onnx");
+    let models = ExternalModels { ranker: Some((path, None)), ..ExternalModels::default() };
+    let (from, out) = (shop.out("bundle"), shop.out("external"));
+    let error = bundle_external_models(&from, &out, &models, "x", UnixMillis(0), &runtime(), &mut |_| {}).unwrap_err();
+    let (columns, message) = (FEATURES.len(), error.to_string());
+    let parts = [format!("{columns} columns"), format!("{} features", columns + 4), "brand_affinity".to_owned()];
+    assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+}
+
+#[test]
+fn a_bundle_whose_features_were_changed_is_refused() {
+    let shop = Shop::new(&branded(), &loyal_purchases());
+    shop.train_with("bundle", declared(&format!("[{RATING}]"))).unwrap();
+    let path = shop.out("bundle").join("manifest.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("attributes.rating", "attributes.weight")).unwrap();
+    let error = Bundle::open(&shop.out("bundle")).err().unwrap();
+    assert!(matches!(error, BundleError::Schema { .. }), "{error}");
+    std::fs::write(&path, text.replace("attributes.rating", "weight")).unwrap();
+    let error = Bundle::open(&shop.out("bundle")).err().unwrap().to_string();
+    assert!(error.contains("unknown field weight"), "{error}");
+}
+
+#[test]
+fn a_feature_without_values_or_with_the_label_is_refused_by_name() {
+    let events = loyal_purchases();
+    let sold_since = |share: usize, item: &Item| {
+        let late = &events[events.len() * share / 100..];
+        late.iter().filter(|row| row.item.as_ref() == Some(&item.id)).count()
+    };
+    let mut items = branded();
+    for (index, item) in items.clone().iter().enumerate() {
+        for (name, share) in [("sold_later", 75), ("sold_last", 90)] {
+            items[index].attributes.insert(name.to_owned(), AttributeValue::Number(sold_since(share, item) as f64));
+        }
+    }
+    let shop = Shop::new(&items, &events);
+    let number = |field: &str, more: &str| {
+        format!(r#"[{{"kind": "number", "name": "x", "field": "attributes.{field}"{more}}}]"#)
+    };
+    for (schema, reason) in [
+        (number("colour", ""), "no item has a number in attributes.colour"),
+        (r#"[{"kind": "affinity", "name": "x", "field": "tags"}]"#.to_owned(), "no item has a value in tags"),
+        (r#"[{"kind": "match", "name": "x", "filter": "brand = \"Acme\""}]"#.to_owned(), "no item matches"),
+        (number("sold_later", ""), "it contains the label"),
+        (number("sold_last", ""), "it contains the label"),
+    ] {
+        let error = shop.train_with("bundle", declared(&schema)).expect_err(reason).to_string();
+        assert!(error.contains("`x`") && error.contains(reason), "{error}");
+        assert!(!shop.out("bundle").exists());
+    }
+    shop.train_with("bundle", declared(&number("sold_later", r#", "known_before": true"#))).unwrap();
+    assert!(matches!(
+        &check_bundle(&shop.out("bundle")).manifest.features.declared()[0],
+        DeclaredFeature::Number { known_before: true, .. }
+    ));
 }

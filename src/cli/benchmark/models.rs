@@ -7,7 +7,6 @@ use lodestone_events::EventKind;
 use lodestone_pipeline::{
     ENCODED_EVENTS_MAX,
     bundle::Bundle,
-    features::FEATURE_COUNT,
     ranking::{Device, Ranker, RankingError, TextEncoder, TextRole, UserEncoder, UserInput},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -87,10 +86,10 @@ pub(crate) fn models(args: &ModelsArgs) -> anyhow::Result<Exit> {
         let inputs: Vec<[UserInput; 1]> = (0..INPUTS).map(|_| [history(&bundle, events, &mut rng)]).collect();
         add("user encoder", events, "events", timed(&inputs, args.runs, |input| user_encoder.encode_batch(input))?);
     }
-    let mut ranker = Ranker::open(&runtime, &bundle.ranker, Device::Cpu)?;
+    let mut ranker = Ranker::open(&runtime, &bundle.ranker, bundle.manifest.features.names(), Device::Cpu)?;
     for candidates in CANDIDATES {
         let inputs: Vec<Vec<f32>> =
-            (0..INPUTS).map(|_| (0..candidates * FEATURE_COUNT).map(|_| rng.random()).collect()).collect();
+            (0..INPUTS).map(|_| (0..candidates * ranker.column_count()).map(|_| rng.random()).collect()).collect();
         add("ranker", candidates, "candidates", timed(&inputs, args.runs, |input| ranker.score(input, candidates))?);
     }
     let mut query = TextEncoder::open(&runtime, bundle.query_encoder_files(), Device::Cpu)?;

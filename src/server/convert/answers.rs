@@ -57,7 +57,7 @@ fn debug(debug: &AnswerDebug) -> proto::AnswerDebug {
         head_weights: (debug.head_weights.iter())
             .map(|(name, weight)| proto::NamedScore { name: name.clone(), score: *weight })
             .collect(),
-        feature_names: debug.feature_names.iter().map(|name| (*name).to_owned()).collect(),
+        feature_names: debug.feature_names.clone(),
     }
 }
 

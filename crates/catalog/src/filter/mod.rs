@@ -5,6 +5,7 @@ mod parse;
 use super::{AttributeValue, Item};
 pub(super) use columns::{BLOCK_ROWS, Columns, Mask};
 use lodestone_core::text::{self, normalize};
+use parse::FIELDS;
 use std::fmt;
 
 /// The length limit of a filter, in characters.
@@ -22,8 +23,23 @@ pub struct FilterError {
 }
 
 /// A parsed condition on items.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Filter(Node);
+
+impl TryFrom<String> for Filter {
+    type Error = FilterError;
+
+    fn try_from(text: String) -> Result<Self, FilterError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<Filter> for String {
+    fn from(filter: Filter) -> Self {
+        filter.to_string()
+    }
+}
 
 #[derive(Debug, Clone, PartialEq)]
 enum Node {
@@ -35,8 +51,10 @@ enum Node {
     Predicate(Field, Predicate),
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Field {
+/// A field of an item, by its name in filters.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Field {
     ItemId,
     Title,
     Description,
@@ -163,7 +181,8 @@ impl Field {
         }
     }
 
-    fn parse(name: &str) -> Option<Self> {
+    /// Parses a name such as `price` or `attributes.size`.
+    pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "item_id" => Self::ItemId,
             "title" => Self::Title,
@@ -190,6 +209,20 @@ impl Field {
             Self::ItemId | Self::Title | Self::Description | Self::Category | Self::Brand => ValueType::Text,
             Self::Currency | Self::Tags => ValueType::Text,
         }
+    }
+}
+
+impl TryFrom<String> for Field {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        Self::parse(&name).ok_or_else(|| format!("unknown field {name}; the fields are {FIELDS}"))
+    }
+}
+
+impl From<Field> for String {
+    fn from(field: Field) -> Self {
+        field.to_string()
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
 };
 use std::{fmt, iter::Peekable, vec::IntoIter};
 
-const FIELDS: &str = "item_id, title, description, category, brand, price, currency, stock_quantity, in_stock, tags, \
+pub(super) const FIELDS: &str = "item_id, title, description, category, brand, price, currency, stock_quantity, in_stock, tags, \
                       create_time, attributes.NAME";
 
 /// Parses a filter of at most [`FILTER_CHARS_MAX`] characters.

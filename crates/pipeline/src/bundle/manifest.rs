@@ -1,5 +1,5 @@
 //! The manifest of a bundle, `manifest.json`.
-use crate::{features, ranking::QueryEncoderKind};
+use crate::{features::FeatureSchema, ranking::QueryEncoderKind};
 use lodestone_core::format::OtherVersion;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -16,8 +16,11 @@ pub struct Manifest {
     pub created_ms: i64,
     /// The end of the training data, in ms since 1970. Evaluation uses later events.
     pub trained_until_ms: i64,
-    /// See [`features::schema_hash`].
+    /// See [`FeatureSchema::hash`].
     pub feature_schema: String,
+    /// The columns of the ranking model's input.
+    #[serde(rename = "declared_features")]
+    pub features: FeatureSchema,
     pub query_encoder: QueryEncoderKind,
     pub relevance: RelevanceFloor,
     /// The ranking model's heads, in the order of its output.
@@ -81,7 +84,7 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 7;
+    pub const FORMAT: u32 = 8;
 
     pub fn new(name: String, created_ms: i64, trained_until_ms: i64, query_encoder: QueryEncoderKind) -> Self {
         Self {
@@ -89,13 +92,19 @@ impl Manifest {
             name,
             created_ms,
             trained_until_ms,
-            feature_schema: features::schema_hash(),
+            feature_schema: FeatureSchema::default().hash(),
+            features: FeatureSchema::default(),
             query_encoder,
             relevance: RelevanceFloor::NONE,
             heads: Vec::new(),
             metrics: BTreeMap::new(),
             files: BTreeMap::new(),
         }
+    }
+
+    /// Returns the manifest of a bundle with these features.
+    pub fn with_features(self, features: FeatureSchema) -> Self {
+        Self { feature_schema: features.hash(), features, ..self }
     }
 
     /// Parses a manifest. Reads the format first, because other versions have other fields.

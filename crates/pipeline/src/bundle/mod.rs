@@ -4,10 +4,7 @@
 //! (users, stock, new items), which is in the event log.
 mod manifest;
 
-use crate::{
-    features,
-    ranking::{KnownAnswer, QueryEncoderFiles, QueryEncoderKind},
-};
+use crate::ranking::{KnownAnswer, QueryEncoderFiles, QueryEncoderKind};
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::{Counts, ItemCounts, storage};
@@ -278,7 +275,7 @@ fn parse_vectors(bytes: &[u8], expected: usize) -> Result<Vec<f32>, String> {
 
 impl Manifest {
     fn check(&self, directory: &Path) -> Result<(), BundleError> {
-        let expected = features::schema_hash();
+        let expected = self.features.hash();
         if self.feature_schema != expected {
             let (path, found) = (directory.to_owned(), self.feature_schema.clone());
             return Err(BundleError::Schema { path, found, expected });

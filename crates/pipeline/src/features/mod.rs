@@ -1,6 +1,8 @@
 //! Features of (user, item, query, time). Training and serving run the same code, so that there is no training-serving
 //! skew.
+mod affinity;
 mod anchors;
+mod schema;
 mod user;
 
 use crate::popularity::PopularityView;
@@ -8,10 +10,11 @@ pub use anchors::{AnchoredList, Anchors};
 use lodestone_catalog::{Catalog, ItemVectors};
 use lodestone_core::{ids::Row, units::UnixMillis};
 use lodestone_index::dot;
-use sha2::{Digest, Sha256};
+pub use schema::{ContextField, DeclaredFeature, FeatureError, FeatureFileError, FeatureSchema};
 pub use user::{ItemStats, RecentItem, UserContext};
 
-/// The features, in the order of the ranking model's input `features [N, F]`. Logarithms are `ln(1 + x)`.
+/// The built-in features, in the order of the ranking model's input `features [N, F]`. Those that the shop declares
+/// follow ([`FeatureSchema`]). Logarithms are `ln(1 + x)`.
 pub const FEATURES: &[&str] = &[
     "user_similarity",
     "user_known",
@@ -63,18 +66,8 @@ pub const FEATURES: &[&str] = &[
     "anchor_item_to_item_weight",
 ];
 
-/// Columns of the feature matrix.
-pub const FEATURE_COUNT: usize = FEATURES.len();
-
-/// Identifies the feature definitions. A bundle that was trained with other ones is refused. Raise the version if the
-/// meaning of a feature changes under the same name.
-pub fn schema_hash() -> String {
-    const VERSION: u32 = 7;
-    let mut hash = Sha256::new();
-    hash.update(VERSION.to_le_bytes());
-    hash.update(FEATURES.join(","));
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-}
+/// The version of the built-in features. Raise it if the meaning of one changes under the same name.
+const VERSION: u32 = 7;
 
 /// The scores of one candidate by source; 0 from sources that did not return it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -100,6 +93,8 @@ pub struct TableScores {
 
 /// The inputs of features that all candidates of a request share.
 pub struct FeatureContext<'a> {
+    /// The generation's; the catalogue has its prepared fields.
+    pub schema: &'a FeatureSchema,
     pub catalog: &'a Catalog,
     pub popularity: &'a PopularityView,
     pub now: UnixMillis,
@@ -111,7 +106,7 @@ pub struct FeatureContext<'a> {
     pub anchors: Option<&'a Anchors>,
 }
 
-/// Appends the features of one candidate: [`FEATURE_COUNT`] finite numbers. O(recent items × dimensions).
+/// Appends the features of one candidate: [`FeatureSchema::column_count`] finite numbers. O(recent items × dimensions).
 pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, row: Row, evidence: SourceEvidence) {
     let entry = context.catalog.get(row);
     let stats = user.stats(entry.key);
@@ -166,6 +161,7 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
         user.days_since_basket(context.now),
     ]);
     append_anchored(out, context.anchors, &entry.vectors, &evidence.of_anchors);
+    context.schema.append_declared(out, &entry.prepared, &user.affinities, context.now);
 }
 
 /// Appends the features that only lists with anchors have.

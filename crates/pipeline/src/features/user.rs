@@ -1,4 +1,5 @@
 //! A user's history, prepared once for all candidates of a request.
+use super::{FeatureSchema, affinity::Affinity};
 use ahash::AHashMap;
 use lodestone_catalog::{Catalog, VECTOR_DIM};
 use lodestone_core::{
@@ -59,12 +60,12 @@ impl ItemStats {
 const DAY_S: f32 = 86_400.0;
 
 /// Returns the days from a time in seconds since 1970 until `now`; 0 if it is later.
-fn days_between(at_s: u32, now: UnixMillis) -> f32 {
+pub(super) fn days_between(at_s: u32, now: UnixMillis) -> f32 {
     now.days_since(UnixMillis(i64::from(at_s) * 1000)).max(0.0)
 }
 
 /// Returns the weight of an event some days ago.
-fn decay(days: f32, half_life: f32) -> f32 {
+pub(super) fn decay(days: f32, half_life: f32) -> f32 {
     (-days / half_life).exp2()
 }
 
@@ -98,13 +99,21 @@ pub struct UserContext {
     pub basket_at: Option<u32>,
     /// Mean of ln(1 + price) over bought items; 0 if unknown.
     pub mean_log_price: f32,
+    /// Of the declared affinities, in the order of the schema.
+    pub(super) affinities: Vec<Affinity>,
     stats: AHashMap<ItemKey, ItemStats>,
     transitions_of_last: AHashMap<ItemKey, f32>,
 }
 
 impl UserContext {
     /// Prepares a history. O(events).
-    pub fn new(history: &History, catalog: &Catalog, transitions: &KeyedNeighbours, now: UnixMillis) -> Self {
+    pub fn new(
+        history: &History,
+        schema: &FeatureSchema,
+        catalog: &Catalog,
+        transitions: &KeyedNeighbours,
+        now: UnixMillis,
+    ) -> Self {
         let mut context = Self { log_history_length: (history.events.len() as f32).ln_1p(), ..Self::default() };
         let (mut price_sum, mut price_count, mut last_basket) = (0.0f32, 0u32, None);
         let refunds = history.refunds();
@@ -132,6 +141,7 @@ impl UserContext {
         }
         context.collect_recent(history, &refunds, catalog);
         context.collect_chosen(history, &refunds);
+        context.affinities = schema.affinities(history, &refunds, catalog, now);
         let vectors = |recent: &RecentItem| &catalog.get(recent.row).vectors;
         let query_dimension = context.recent.first().map_or(0, |recent| vectors(recent).query_space().len());
         context.recent_vectors = [

@@ -1,7 +1,6 @@
 //! ONNX Runtime sessions; the only file that uses the crate `ort`. The library is loaded at run time, so that one
 //! binary runs with its CPU build or its CUDA build.
 use super::external_data::external_files;
-use crate::features::FEATURE_COUNT;
 use lodestone_catalog::VECTOR_DIM;
 use ort::{
     environment::Environment,
@@ -338,17 +337,23 @@ impl QueryEncoder {
 /// The ranking model, which maps features to the logits of the heads.
 pub struct Ranker {
     session: Session,
+    column_count: usize,
     head_count: usize,
 }
 
 impl Ranker {
     const NAME: &str = "ranker";
 
-    /// Opens the model and checks its inputs and outputs.
-    pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
-        let inputs = [floats("features", &[-1, FEATURE_COUNT as i64])];
+    /// Opens the model and checks its inputs and outputs. It must have one column for each of the features.
+    pub fn open(
+        runtime: &Runtime,
+        bytes: &[u8],
+        features: &[impl AsRef<str>],
+        device: Device,
+    ) -> Result<Self, RankingError> {
         let output = floats("logits", &[-1, -1]);
-        let session = runtime.open(Self::NAME, bytes, device, &inputs, &output)?;
+        let session = runtime.open(Self::NAME, bytes, device, &[floats("features", &[-1, -1])], &output)?;
+        check_columns(&session, features)?;
         let head_count = match session.outputs()[0].dtype() {
             ValueType::Tensor { shape, .. } if shape[1] > 0 => shape[1] as usize,
             _ => {
@@ -356,18 +361,40 @@ impl Ranker {
                 return Err(RankingError::Contract { model: Self::NAME, problem });
             }
         };
-        Ok(Self { session, head_count })
+        Ok(Self { session, column_count: features.len(), head_count })
+    }
+
+    pub fn column_count(&self) -> usize {
+        self.column_count
     }
 
     pub fn head_count(&self) -> usize {
         self.head_count
     }
 
-    /// Computes logits `[rows × heads]` of features `[rows × FEATURE_COUNT]`.
+    /// Computes logits `[rows × heads]` of features `[rows × columns]`.
     pub fn score(&mut self, features: &[f32], row_count: usize) -> Result<Vec<f32>, RankingError> {
-        let inputs = vec![("features", tensor(Self::NAME, &[row_count, FEATURE_COUNT], features)?)];
+        let inputs = vec![("features", tensor(Self::NAME, &[row_count, self.column_count], features)?)];
         run(Self::NAME, &mut self.session, inputs, row_count * self.head_count)
     }
+}
+
+/// Checks that the ranking model has one column for each feature, or any number of columns.
+fn check_columns(session: &Session, features: &[impl AsRef<str>]) -> Result<(), RankingError> {
+    let found = match session.inputs()[0].dtype() {
+        ValueType::Tensor { shape, .. } => shape[1],
+        _ => -1,
+    };
+    if found == -1 || found == features.len() as i64 {
+        return Ok(());
+    }
+    let names: Vec<&str> = features.iter().map(AsRef::as_ref).collect();
+    let problem = format!(
+        "input `features` has {found} columns, but the bundle has {} features: {}",
+        features.len(),
+        names.join(", ")
+    );
+    Err(RankingError::Contract { model: Ranker::NAME, problem })
 }
 
 /// A session of a sentence model in the format of Hugging Face's ONNX exports, before an output is selected. Inputs:

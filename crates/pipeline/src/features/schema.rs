@@ -1,0 +1,385 @@
+//! The feature schema of a bundle: the built-in features and those that the shop declares.
+use super::{FEATURES, VERSION, affinity::Affinity};
+use lodestone_catalog::{Catalog, Field, Filter, PreparedField, PreparedValue};
+use lodestone_core::units::UnixMillis;
+use lodestone_events::Refunds;
+use lodestone_state::users::History;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Maximum number of declared features.
+const DECLARED_MAX: usize = 64;
+const NAME_CHARS_MAX: usize = 64;
+/// Greatest absolute value of a declared number, so that one wrong item cannot exceed the range of f32 in the model.
+const NUMBER_MAX: f32 = 1e6;
+/// Bounds of a half-life in days.
+const HALF_LIFE_DAYS: (f32, f32) = (0.1, 10_000.0);
+const UTC_OFFSET_HOURS: (f32, f32) = (-14.0, 14.0);
+
+/// A feature that a shop declares. `docs/training.md` describes the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum DeclaredFeature {
+    /// A number of the item; a flag counts as 1 or 0.
+    Number {
+        name: String,
+        field: Field,
+        /// The value of items without a number.
+        #[serde(default)]
+        missing: f32,
+        /// Replaces x by sign(x) × ln(1 + |x|).
+        #[serde(default)]
+        log: bool,
+        /// Skips the training's check for leaks.
+        #[serde(default)]
+        known_before: bool,
+    },
+    /// 1 if the item matches a filter, otherwise 0.
+    Match {
+        name: String,
+        filter: Filter,
+        #[serde(default)]
+        known_before: bool,
+    },
+    /// The share of the user's interest in items with the same value of a field.
+    Affinity {
+        name: String,
+        field: Field,
+        #[serde(default = "half_life_days")]
+        half_life_days: f32,
+    },
+    /// A value of the request, the same for all candidates.
+    Context {
+        name: String,
+        field: ContextField,
+        /// Added to UTC.
+        #[serde(default)]
+        utc_offset_hours: f32,
+    },
+}
+
+/// A field of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContextField {
+    /// 0 to 23.
+    Hour,
+    /// 0 (Monday) to 6.
+    Weekday,
+}
+
+fn half_life_days() -> f32 {
+    60.0
+}
+
+/// The reason why a schema is invalid.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum FeatureError {
+    #[error("{0} features are declared; the limit is {DECLARED_MAX}")]
+    TooMany(usize),
+    #[error("feature `{name}`: {problem}")]
+    Feature { name: String, problem: String },
+}
+
+/// The reason why a file of declared features cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FeatureFileError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: {problem}")]
+    Content { path: PathBuf, problem: String },
+}
+
+impl DeclaredFeature {
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Number { name, .. } | Self::Match { name, .. } => name,
+            Self::Affinity { name, .. } | Self::Context { name, .. } => name,
+        }
+    }
+
+    /// Returns the value that the catalogue computes for each item; none for a feature of the request.
+    pub fn prepared(&self) -> Option<PreparedField> {
+        match self {
+            Self::Number { field, .. } => Some(PreparedField::Number(field.clone())),
+            Self::Match { filter, .. } => Some(PreparedField::Match(filter.clone())),
+            Self::Affinity { field, .. } => Some(PreparedField::Labels(field.clone())),
+            Self::Context { .. } => None,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let name = self.name();
+        let is_word = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
+        if name.is_empty() || name.len() > NAME_CHARS_MAX || !name.bytes().all(is_word) {
+            return Err(format!("a name is 1 to {NAME_CHARS_MAX} of the characters a to z, 0 to 9 and _"));
+        }
+        if FEATURES.contains(&name) {
+            return Err("this is the name of a built-in feature; choose another one".to_owned());
+        }
+        let within = |what: &str, value: f32, (least, most): (f32, f32)| match (least..=most).contains(&value) {
+            true => Ok(()),
+            false => Err(format!("{what} is {value}; it must be {least} to {most}")),
+        };
+        match self {
+            Self::Number { field, missing, .. } => {
+                use Field::{Attribute, InStock, Price, StockQuantity};
+                if !matches!(field, Attribute(_) | InStock | Price | StockQuantity) {
+                    return Err(format!(
+                        "{field} is no number; the fields of kind number are price, stock_quantity, in_stock and \
+                         attributes.NAME"
+                    ));
+                }
+                within("missing", *missing, (-NUMBER_MAX, NUMBER_MAX))
+            }
+            Self::Match { .. } => Ok(()),
+            Self::Affinity { field, half_life_days, .. } => {
+                if matches!(field, Field::ItemId | Field::Title | Field::Description | Field::CreateTime) {
+                    return Err(format!(
+                        "almost every item has another {field}; the fields of kind affinity are category, brand, tags, \
+                         price, currency, stock_quantity, in_stock and attributes.NAME"
+                    ));
+                }
+                within("half_life_days", *half_life_days, HALF_LIFE_DAYS)
+            }
+            Self::Context { utc_offset_hours, .. } => within("utc_offset_hours", *utc_offset_hours, UTC_OFFSET_HOURS),
+        }
+    }
+}
+
+/// The columns of the feature matrix: the built-in features ([`FEATURES`]), then the declared ones in their order. In
+/// files it is the list of the declared ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<DeclaredFeature>", into = "Vec<DeclaredFeature>")]
+pub struct FeatureSchema {
+    declared: Vec<DeclaredFeature>,
+    names: Vec<String>,
+}
+
+impl Default for FeatureSchema {
+    /// The built-in features alone.
+    fn default() -> Self {
+        Self { declared: Vec::new(), names: FEATURES.iter().map(|name| (*name).to_owned()).collect() }
+    }
+}
+
+impl TryFrom<Vec<DeclaredFeature>> for FeatureSchema {
+    type Error = FeatureError;
+
+    fn try_from(declared: Vec<DeclaredFeature>) -> Result<Self, FeatureError> {
+        if declared.len() > DECLARED_MAX {
+            return Err(FeatureError::TooMany(declared.len()));
+        }
+        let mut schema = Self::default();
+        for feature in &declared {
+            let name = feature.name().to_owned();
+            let checked = match schema.names[FEATURES.len()..].contains(&name) {
+                true => Err("two features have this name".to_owned()),
+                false => feature.check(),
+            };
+            checked.map_err(|problem| FeatureError::Feature { name: name.clone(), problem })?;
+            schema.names.push(name);
+        }
+        Ok(Self { declared, ..schema })
+    }
+}
+
+impl From<FeatureSchema> for Vec<DeclaredFeature> {
+    fn from(schema: FeatureSchema) -> Self {
+        schema.declared
+    }
+}
+
+/// A file of declared features.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    feature: Vec<DeclaredFeature>,
+}
+
+impl FeatureSchema {
+    /// Reads the file of `lodestone train --features FILE`.
+    pub fn read(path: &Path) -> Result<Self, FeatureFileError> {
+        let text = fs::read_to_string(path).map_err(|source| FeatureFileError::Io { path: path.to_owned(), source })?;
+        let content = |problem: String| FeatureFileError::Content { path: path.to_owned(), problem };
+        let file: File = toml::from_str(&text).map_err(|error| content(error.to_string().trim_end().to_owned()))?;
+        Self::try_from(file.feature).map_err(|error| content(error.to_string()))
+    }
+
+    /// In the order of the columns.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    pub fn column_count(&self) -> usize {
+        self.names.len()
+    }
+
+    pub fn declared(&self) -> &[DeclaredFeature] {
+        &self.declared
+    }
+
+    /// Returns the values that the catalogue computes for each item.
+    pub fn prepared(&self) -> impl Iterator<Item = PreparedField> {
+        self.declared.iter().filter_map(DeclaredFeature::prepared)
+    }
+
+    /// Identifies the definitions of all features. A bundle that was trained with other ones is refused.
+    pub fn hash(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(VERSION.to_le_bytes());
+        hash.update(FEATURES.join(","));
+        if !self.declared.is_empty() {
+            hash.update(serde_json::to_vec(&self.declared).expect("texts and finite numbers serialise to JSON"));
+        }
+        hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Returns the user's affinities, in the order of the schema.
+    pub(super) fn affinities(
+        &self,
+        history: &History,
+        refunds: &Refunds,
+        catalog: &Catalog,
+        now: UnixMillis,
+    ) -> Vec<Affinity> {
+        let is_prepared = |feature: &&DeclaredFeature| !matches!(feature, DeclaredFeature::Context { .. });
+        let prepared = self.declared.iter().filter(is_prepared).enumerate();
+        let of = |(prepared, feature): (usize, &DeclaredFeature)| match feature {
+            DeclaredFeature::Affinity { half_life_days, .. } => {
+                Some(Affinity::new(history, refunds, catalog, (prepared, *half_life_days), now))
+            }
+            _ => None,
+        };
+        prepared.filter_map(of).collect()
+    }
+
+    /// Appends the declared features of one candidate. `prepared` are the values of [`Self::prepared`].
+    pub(super) fn append_declared(
+        &self,
+        out: &mut Vec<f32>,
+        prepared: &[PreparedValue],
+        affinities: &[Affinity],
+        now: UnixMillis,
+    ) {
+        let (mut prepared, mut affinities) = (prepared.iter(), affinities.iter());
+        let number = |value: Option<&PreparedValue>| match value {
+            Some(PreparedValue::Number(number)) => *number,
+            _ => None,
+        };
+        for feature in &self.declared {
+            out.push(match feature {
+                DeclaredFeature::Number { missing, log, .. } => {
+                    let value = number(prepared.next()).unwrap_or(*missing).clamp(-NUMBER_MAX, NUMBER_MAX);
+                    if *log { value.abs().ln_1p().copysign(value) } else { value }
+                }
+                DeclaredFeature::Match { .. } => number(prepared.next()).unwrap_or(0.0),
+                DeclaredFeature::Affinity { .. } => {
+                    let value = prepared.next();
+                    affinities.next().map_or(0.0, |affinity| affinity.share(value))
+                }
+                DeclaredFeature::Context { field, utc_offset_hours, .. } => field.at(now, *utc_offset_hours),
+            });
+        }
+    }
+}
+
+impl ContextField {
+    fn at(self, now: UnixMillis, utc_offset_hours: f32) -> f32 {
+        const HOUR: i64 = UnixMillis::DAY / 24;
+        let local = now.0.saturating_add((f64::from(utc_offset_hours) * HOUR as f64) as i64);
+        match self {
+            Self::Hour => (local.rem_euclid(UnixMillis::DAY) / HOUR) as f32,
+            // 1970 began on a Thursday.
+            Self::Weekday => (local.div_euclid(UnixMillis::DAY) + 3).rem_euclid(7) as f32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<FeatureSchema, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("features.toml");
+        fs::write(&path, text).unwrap();
+        FeatureSchema::read(&path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_file_declares_features_that_follow_the_built_in_ones() {
+        let schema = parse(
+            r#"
+            [[feature]]
+            name = "rating"
+            kind = "number"
+            field = "attributes.rating"
+            missing = 3.5
+
+            [[feature]]
+            name = "is_acme"
+            kind = "match"
+            filter = 'brand = "Acme" AND price < 10'
+
+            [[feature]]
+            name = "brand_affinity"
+            kind = "affinity"
+            field = "brand"
+
+            [[feature]]
+            name = "hour"
+            kind = "context"
+            field = "hour"
+            utc_offset_hours = 5.5
+            "#,
+        )
+        .unwrap();
+        assert_eq!(schema.names()[FEATURES.len()..], ["rating", "is_acme", "brand_affinity", "hour"]);
+        assert_eq!((schema.column_count(), schema.prepared().count()), (FEATURES.len() + 4, 3));
+        let json = serde_json::to_string(&schema).unwrap();
+        let again: FeatureSchema = serde_json::from_str(&json).unwrap();
+        assert_eq!((&again, again.hash()), (&schema, schema.hash()));
+        assert_ne!(schema.hash(), FeatureSchema::default().hash());
+    }
+
+    #[test]
+    fn a_wrong_declaration_is_refused_with_its_name_and_the_reason() {
+        let feature = |lines: &str| parse(&format!("[[feature]]\n{lines}")).unwrap_err();
+        for (lines, reasons) in [
+            ("name = \"price\"\nkind = \"number\"\nfield = \"price\"", ["`price`", "built-in"]),
+            ("name = \"A b\"\nkind = \"number\"\nfield = \"price\"", ["`A b`", "a to z"]),
+            ("name = \"x\"\nkind = \"number\"\nfield = \"brand\"", ["`x`", "brand is no number"]),
+            ("name = \"x\"\nkind = \"number\"\nfield = \"colour\"", ["colour", "attributes.NAME"]),
+            ("name = \"x\"\nkind = \"affinity\"\nfield = \"title\"", ["`x`", "title"]),
+            (
+                "name = \"x\"\nkind = \"affinity\"\nfield = \"brand\"\nhalf_life_days = 0",
+                ["`x`", "half_life_days is 0"],
+            ),
+            ("name = \"x\"\nkind = \"match\"\nfilter = \"price <\"", ["filter", "at character"]),
+            ("name = \"x\"\nkind = \"context\"\nfield = \"region\"", ["region", "weekday"]),
+            ("name = \"x\"\nkind = \"magic\"", ["magic", "affinity"]),
+            ("name = \"x\"\nkind = \"number\"\nfield = \"price\"\nlogarithm = true", ["logarithm", "log"]),
+            ("name = \"x\"\nkind = \"number\"\nfield = \"price\"\nmissing = nan", ["`x`", "missing is NaN"]),
+        ] {
+            let error = feature(lines);
+            assert!(reasons.iter().all(|reason| error.contains(reason)), "{lines}: {error}");
+        }
+        let twice = "[[feature]]\nname = \"x\"\nkind = \"number\"\nfield = \"price\"\n".repeat(2);
+        assert!(parse(&twice).unwrap_err().contains("two features have this name"));
+    }
+
+    #[test]
+    fn hours_and_weekdays_are_those_of_the_declared_offset() {
+        // Sunday, 2026-11-29 23:30 UTC.
+        let at = UnixMillis(1_795_995_000_000);
+        let value = |field: ContextField, offset| field.at(at, offset);
+        assert_eq!([0.0, 1.0, -0.5].map(|offset| value(ContextField::Hour, offset)), [23.0, 0.0, 23.0]);
+        assert_eq!([0.0, 1.0].map(|offset| value(ContextField::Weekday, offset)), [6.0, 0.0]);
+    }
+}
