@@ -204,11 +204,19 @@ def mistakes(work):
         refused([f"--{flag}", "0 is not in"], "simulate", f"--{flag}", 0)
     refused(["--window-hours", "0 is not in 1"], "evaluate", "--off-policy", "--answers", "a", "--events", "e", "--window-hours", 0)
 
+    features = work / "features.toml"
+    for text, reasons in [('kind = "number"\nfield = "brand"', ["feature `x`: brand is no number"]),
+                          ('kind = "affinity"\nfield = "brand"\nhalf_life = 3', ["unknown field `half_life`"]),
+                          ('kind = "affinity"\nfield = "brand"', ["feature `x`: no item has a value in brand"])]:
+        features.write_text(f'[[feature]]\nname = "x"\n{text}\n')
+        refused(reasons, "train", "--data", DATA, "--out", work / "new", "--features", features)
+    refused(["--features", "no-such-file"], "retrain", "--data", work, "--store", work / "s", "--features", work / "no-such-file")
+
     earlier = work / "earlier-bundle"
     shutil.copytree(BUNDLE, earlier)
     manifest = json.loads((earlier / "manifest.json").read_text())
     (earlier / "manifest.json").write_text(json.dumps({**manifest, "format": 5, "person_encoder": "a field of format 5"}))
-    versions = ["has version 5", "reads version 7", "train again"]
+    versions = ["has version 5", "reads version 8", "train again"]
     refused(versions, "bundle", "show", "--bundle", earlier)
     refused(versions, "serve", "--bundle", earlier, "--data", work / "x")
     store = work / "store-of-earlier"
