@@ -324,6 +324,7 @@ impl Training {
         note_constant(features, &lists);
         let list_count = lists.lists.len();
         let ranker = train_on_lists(&lists, runtime, options, progress)?;
+        drop(lists.lists);
         let heads = if ranker.is_some() { lists.heads } else { Vec::new() };
         stages.end("ranker");
         // After the replay: the floor only removes candidates, and lists whose item is below it teach the ranker too.
