@@ -114,6 +114,7 @@ test-cli: build tools-run $(DATA) $(BUNDLE)
 	@scripts/tools.sh python
 	$(TOOLS)/venv/bin/python tests/cli/bring.py $(LODESTONE) $(BUNDLE) $(DATA)
 	python3 tests/cli/retrain.py $(LODESTONE) $(TOOLS)/bin/grpcurl
+	python3 tests/cli/answers.py $(LODESTONE) $(TOOLS)/bin/grpcurl
 	python3 tests/cli/simulate.py $(LODESTONE) target/simulation
 
 test-report: build tools-run $(DATA) $(BUNDLE) ## Open the report of an evaluation in headless Chromium; screenshots go to target/report

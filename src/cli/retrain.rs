@@ -7,10 +7,10 @@ use super::{
     output::OutputArgs,
     paths::existing_directory,
     progress::StageBars,
-    train::TrainArgs,
+    train::{TrainArgs, answer_source},
 };
 use anyhow::{Context, bail, ensure};
-use lodestone_engine::{LogMissing, event_log};
+use lodestone_engine::{ANSWERS, LogMissing, event_log};
 use lodestone_events as events;
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{
@@ -75,6 +75,11 @@ pub(crate) struct RetrainArgs {
     /// fewer epochs.
     #[arg(long)]
     cold: bool,
+    /// The ranking model also learns from the answer log in the data directory: lists that were really shown. Starts
+    /// when exploration gave enough evidence of the position bias; until then the result says how much is missing. See
+    /// docs/training.md.
+    #[arg(long)]
+    answers: bool,
     /// After publishing, removes bundles from the store, except for the current one and this many of the newest
     /// others. Default: removes none.
     #[arg(long, value_name = "N")]
@@ -111,6 +116,9 @@ impl fmt::Display for Report {
             "{item_count} items, {imported_event_count} imported events, {logged_event_count} logged events; \
              {foreign_event_count} logged events with a foreign attribution token were left out"
         )?;
+        if let Some(answers) = &self.trained.answers {
+            write!(f, "{answers}")?;
+        }
         write!(f, "{}", self.evaluation)?;
         if let Some(verdict) = &self.gate {
             write!(f, "{verdict}")?;
@@ -141,7 +149,8 @@ pub(crate) fn retrain(args: &RetrainArgs) -> anyhow::Result<Exit> {
     };
     let warm_start = current.clone().filter(|_| !args.cold);
     let [encoder_share, trained_share] = shares(gathered.interaction_count, args.newest)?;
-    let adjust = |options| TrainOptions { encoder_share, trained_share, warm_start, ..options };
+    let answers = args.answers.then(|| answer_source(args.data.join(ANSWERS)));
+    let adjust = |options| TrainOptions { encoder_share, trained_share, warm_start, answers, ..options };
     let Some(trained) = args.train.run(&work.data(), &work.bundle(), &runtime, adjust)? else {
         eprintln!("stopped; the same command resumes the training");
         return Ok(Exit::Interrupted);

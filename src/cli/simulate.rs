@@ -40,6 +40,10 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 const NEWEST_MAX: usize = 500;
 const LISTS_MAX: &str = "1000";
 const RETRAIN_LOG: &str = "retrain.log";
+/// The result of the last retrain that learns from answers.
+const RETRAINED: &str = "retrained.json";
+/// The serving file of the arms that explore.
+const SERVING: &str = "[configs.default]\nexploration = { temperature = 0.5, top = 20 }\n";
 /// Time between the end of the last simulated day and now.
 const MARGIN_MS: i64 = 15 * 60 * 1000;
 
@@ -48,8 +52,9 @@ const MARGIN_MS: i64 = 15 * 60 * 1000;
 /// Three servers start with the same bundle, trained on the same simulated history, and meet the same shoppers. `off`
 /// receives no events, `live` receives every event, and for `loop` a bundle is also trained, evaluated and published
 /// every night (`lodestone retrain --gate`). Shoppers return the more often, the better their visits were. The result
-/// has clicks, purchases and return rate of each arm with bootstrap intervals. docs/simulation.md states the
-/// assumptions.
+/// has clicks, purchases and return rate of each arm with bootstrap intervals. With --answers, two further servers
+/// explore: for `explore` the trainings are those of `loop`, for `answers` they also learn from the answer log
+/// (`lodestone retrain --answers`). docs/simulation.md states the assumptions.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -74,6 +79,9 @@ pub(crate) struct SimulateArgs {
     /// Days before them, on which the first bundle is trained.
     #[arg(long, value_name = "N", value_parser = within(5..=3650), default_value_t = SimulationConfig::default().history_days)]
     history_days: usize,
+    /// Also simulates the arms `explore` and `answers`.
+    #[arg(long)]
+    answers: bool,
     /// Also writes a plot of the days as SVG.
     #[arg(long, value_name = "FILE", value_parser = new_file)]
     plot: Option<PathBuf>,
@@ -95,6 +103,8 @@ struct Report {
     seconds: f64,
     /// The bundle of each night, by seed.
     nights: Vec<Vec<Night>>,
+    /// The same of the further arms that retrain; empty without --answers.
+    answer_nights: Vec<Vec<AnswerNight>>,
     outcomes: Outcomes,
 }
 
@@ -107,6 +117,19 @@ impl fmt::Display for Report {
             "{} nights: {published} bundles published, the others refused by the gate; {:.0} s",
             self.nights.iter().flatten().count(),
             self.seconds
+        )?;
+        let nights = || self.answer_nights.iter().flatten();
+        if self.answer_nights.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            f,
+            "published with exploration: {}, with the answer log {}, of which {} learned from answers, on average from {:.0} lists",
+            nights().filter(|night| night.explore == Night::Published).count(),
+            nights().filter(|night| night.answers == Night::Published).count(),
+            nights().filter(|night| night.answers == Night::Published && night.list_count > 0).count(),
+            nights().map(|night| night.list_count as f64).sum::<f64>()
+                / nights().filter(|night| night.list_count > 0).count().max(1) as f64,
         )
     }
 }
@@ -118,6 +141,15 @@ enum Night {
     Published,
     /// The gate refused it, and the previous bundle stays current.
     Refused,
+}
+
+/// What happened to the bundles of a night in the arms that explore.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+struct AnswerNight {
+    explore: Night,
+    answers: Night,
+    /// Lists of the answer log that the training of `answers` learned from.
+    list_count: usize,
 }
 
 pub(crate) fn simulate(args: SimulateArgs) -> anyhow::Result<Exit> {
@@ -133,22 +165,25 @@ pub(crate) fn simulate(args: SimulateArgs) -> anyhow::Result<Exit> {
     let seeds: Vec<u64> = (0..args.seeds).map(|seed| args.seed.wrapping_add(seed)).collect();
     let bar = ProgressBar::new(args.seeds * (args.days as u64 + 1)).with_style(style("{pos}/{len}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut lives, mut nights) = (Vec::new(), Vec::new());
+    let arms = Arm::of(args.answers);
+    let (mut lives, mut nights, mut answer_nights) = (Vec::new(), Vec::new(), Vec::new());
     for seed in &seeds {
         let program = Program { library: args.library.onnxruntime.clone(), seed: *seed };
         let path = work.path.join(format!("seed-{seed}"));
-        let (world_lives, world_nights) = runtime
-            .block_on(simulate_world(&program, &path, &config, &bar))
+        let world = runtime
+            .block_on(simulate_world(&program, &path, (&config, arms), &bar))
             .with_context(|| format!("seed {seed}, see {}", path.display()))?;
-        lives.push(world_lives);
-        nights.push(world_nights);
+        lives.push(world.lives);
+        nights.push(world.nights);
+        answer_nights.extend(args.answers.then_some(world.answer_nights));
     }
     bar.finish_and_clear();
-    let outcomes = outcomes(&lives, &EvaluateOptions::default());
+    let outcomes = outcomes(&lives, arms, &EvaluateOptions::default());
     if let Some(path) = &args.plot {
         write_file("--plot", path, &plot(&outcomes))?;
     }
-    args.output.write(&Report { config, seeds, seconds: started.elapsed().as_secs_f64(), nights, outcomes })?;
+    let seconds = started.elapsed().as_secs_f64();
+    args.output.write(&Report { config, seeds, seconds, nights, answer_nights, outcomes })?;
     work.end();
     Ok(Exit::Success)
 }
@@ -209,13 +244,22 @@ fn open_log(path: &Path) -> anyhow::Result<fs::File> {
     fs::OpenOptions::new().create(true).append(true).open(path).with_context(|| path.display().to_string())
 }
 
-/// Simulates one seed. Returns the days of the shoppers in each arm and what happened to the bundle of each night.
+/// The outcome of one seed.
+struct SimulatedWorld {
+    /// The days of the shoppers in each arm.
+    lives: Vec<Trajectories>,
+    /// What happened to the bundles.
+    nights: Vec<Night>,
+    answer_nights: Vec<AnswerNight>,
+}
+
+/// Simulates one seed.
 async fn simulate_world(
     program: &Program,
     path: &Path,
-    config: &SimulationConfig,
+    (config, arms): (&SimulationConfig, &[Arm]),
     bar: &ProgressBar,
-) -> anyhow::Result<([Trajectories; 3], Vec<Night>)> {
+) -> anyhow::Result<SimulatedWorld> {
     let draws = Draws::new(program.seed);
     let InitialState { shop, shoppers, history } = initial_state(config, draws);
     let start = UnixMillis(UnixMillis::now().0 - MARGIN_MS - config.day_count as i64 * UnixMillis::DAY);
@@ -230,30 +274,39 @@ async fn simulate_world(
     let newest = (history.len() / 10).clamp(20, NEWEST_MAX).to_string();
     let world = World { program, shop: &shop, draws, config, start, newest, store: path.join("store") };
     ensure!(
-        world.retrain(&first, path).await? == Exit::Success.code(),
+        world.retrain(&first, path, &world.store, &[]).await? == Exit::Success.code(),
         "the first training failed; see {}",
         path.display()
     );
-    let bundle = world.current().await?;
+    let bundle = current(&world.store).await?;
     bar.inc(1);
 
-    let mut arms = Vec::new();
-    for arm in Arm::ALL {
-        arms.push(ArmRun::begin(&world, arm, path.join(arm.name()), [&first, &bundle], shoppers.clone()).await?);
+    let mut runs = Vec::new();
+    for arm in arms {
+        runs.push(ArmRun::begin(&world, *arm, path.join(arm.name()), [&first, &bundle], shoppers.clone()).await?);
     }
-    let mut nights = Vec::new();
+    let (mut nights, mut answer_nights) = (Vec::new(), Vec::new());
     for day in 0..config.day_count {
         bar.set_message(format!("seed {}: day {}", program.seed, day + 1));
-        let [off, live, looped] = arms.as_mut_slice() else { bail!("there are three arms") };
-        tokio::try_join!(off.day(&world, day), live.day(&world, day), looped.day(&world, day))?;
+        futures_util::future::try_join_all(runs.iter_mut().map(|run| run.day(&world, day))).await?;
         if day + 1 < config.day_count {
             bar.set_message(format!("seed {}: night {}", program.seed, day + 1));
-            nights.push(looped.night(&world).await?);
+            let mut of_arms = Vec::new();
+            for run in runs.iter_mut().filter(|run| run.arm.retrains()) {
+                of_arms.push(run.night(&world).await?);
+            }
+            match of_arms[..] {
+                [(night, _)] => nights.push(night),
+                [(night, _), (explore, _), (answers, list_count)] => {
+                    nights.push(night);
+                    answer_nights.push(AnswerNight { explore, answers, list_count });
+                }
+                _ => bail!("one or three arms retrain"),
+            }
         }
         bar.inc(1);
     }
-    let lives: Vec<Trajectories> = arms.into_iter().map(|arm| arm.lives).collect();
-    Ok((lives.try_into().map_err(|_| anyhow::anyhow!("there are three arms"))?, nights))
+    Ok(SimulatedWorld { lives: runs.into_iter().map(|run| run.lives).collect(), nights, answer_nights })
 }
 
 /// State that all arms of a seed share.
@@ -266,26 +319,26 @@ struct World<'a> {
     start: UnixMillis,
     /// Interactions that a bundle is evaluated on.
     newest: String,
-    /// The store with the first bundle and those of the loop.
+    /// The store with the first bundle. Each arm that retrains has a copy.
     store: PathBuf,
 }
 
 impl World<'_> {
     /// Runs `lodestone retrain` and returns its exit code.
-    async fn retrain(&self, data: &Path, path: &Path) -> anyhow::Result<i32> {
-        let arguments = ["retrain", "--gate", "--newest", &self.newest, "--lists-max", LISTS_MAX];
-        self.program.run(&arguments, &[("--data", data), ("--store", &self.store)], &path.join(RETRAIN_LOG)).await
+    async fn retrain(&self, data: &Path, path: &Path, store: &Path, more: &[&str]) -> anyhow::Result<i32> {
+        let arguments = [&["retrain", "--gate", "--newest", &self.newest, "--lists-max", LISTS_MAX], more].concat();
+        self.program.run(&arguments, &[("--data", data), ("--store", store)], &path.join(RETRAIN_LOG)).await
     }
+}
 
-    /// Returns the directory of the store's current bundle.
-    async fn current(&self) -> anyhow::Result<PathBuf> {
-        let location = self.store.clone();
-        let current = tokio::task::spawn_blocking(move || {
-            Store::open(&location.display().to_string(), std::iter::empty()).and_then(|store| store.current())
-        });
-        let current = current.await?.context("the store")?.context("the store has no current bundle")?;
-        Ok(self.store.join(current.name))
-    }
+/// Returns the directory of a store's current bundle.
+async fn current(store: &Path) -> anyhow::Result<PathBuf> {
+    let location = store.to_owned();
+    let current = tokio::task::spawn_blocking(move || {
+        Store::open(&location.display().to_string(), std::iter::empty()).and_then(|store| store.current())
+    });
+    let current = current.await?.context("the store")?.context("the store has no current bundle")?;
+    Ok(store.join(current.name))
 }
 
 /// One arm: its server, its copies of the shoppers, and their days.
@@ -310,13 +363,21 @@ impl ArmRun {
         for name in ["items.parquet", "events.parquet"] {
             fs::copy(first.join(name), data.join(name)).with_context(|| first.join(name).display().to_string())?;
         }
-        // Polls the store often and has no probation, because the traffic is much less than that of a real shop.
-        let (store, bundle) = (world.store.display().to_string(), bundle.display().to_string());
-        let source: &[&str] = match arm {
-            Arm::Loop => &["--store", &store, "--watch-seconds", "0.2", "--probation-seconds", "0"],
-            Arm::Off | Arm::Live => &["--bundle", &bundle],
-        };
-        let server = Server::start(world.program, source, &data, &path.join("server.log")).await?;
+        let (store, serving) = (path.join("store"), path.join("serving.toml"));
+        let [bundle_flag, store_flag, serving_flag] = [bundle, &store, &serving].map(|path| path.display().to_string());
+        let mut source = vec!["--bundle", &bundle_flag];
+        if arm.retrains() {
+            let paths = [("--bundle", bundle), ("--store", &store)];
+            let code = world.program.run(&["bundle", "publish"], &paths, &path.join(RETRAIN_LOG)).await?;
+            ensure!(code == Exit::Success.code(), "the first bundle was not published; see {}", path.display());
+            // Polls the store often and has no probation, because the traffic is much less than that of a real shop.
+            source = vec!["--store", &store_flag, "--watch-seconds", "0.2", "--probation-seconds", "0"];
+        }
+        if arm.explores() {
+            fs::write(&serving, SERVING).with_context(|| serving_flag.clone())?;
+            source.extend(["--serving", &serving_flag]);
+        }
+        let server = Server::start(world.program, &source, &data, &path.join("server.log")).await?;
         let lives = vec![Vec::new(); shoppers.len()];
         Ok(Self { arm, path, server, shoppers, lives })
     }
@@ -342,13 +403,26 @@ impl ArmRun {
     }
 
     /// Simulates a night of the loop: retrains while the server runs, and waits until the server has loaded the bundle.
-    async fn night(&mut self, world: &World<'_>) -> anyhow::Result<Night> {
-        match world.retrain(&self.path.join("data"), &self.path).await? {
+    /// The second value is the number of lists of the answer log that the training learned from.
+    async fn night(&mut self, world: &World<'_>) -> anyhow::Result<(Night, usize)> {
+        let (data, store, result) = (self.path.join("data"), self.path.join("store"), self.path.join(RETRAINED));
+        let result_flag = result.display().to_string();
+        let learns_from_answers = self.arm == Arm::Answers;
+        let more: &[&str] = match learns_from_answers {
+            true => &["--answers", "--format", "json", "--out", &result_flag],
+            false => &[],
+        };
+        let code = world.retrain(&data, &self.path, &store, more).await?;
+        let list_count = match learns_from_answers && [Exit::Success.code(), Exit::No.code()].contains(&code) {
+            true => answer_lists(&result)?,
+            false => 0,
+        };
+        match code {
             code if code == Exit::Success.code() => {}
-            code if code == Exit::No.code() => return Ok(Night::Refused),
+            code if code == Exit::No.code() => return Ok((Night::Refused, list_count)),
             code => bail!("the retrain ended with exit code {code}; see {}", self.path.join(RETRAIN_LOG).display()),
         }
-        let published = world.current().await?;
+        let published = current(&store).await?;
         let name = published.file_name().unwrap_or_default().to_string_lossy();
         let started = Instant::now();
         while self.server.generation().await? != name {
@@ -359,7 +433,7 @@ impl ArmRun {
             );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        Ok(Night::Published)
+        Ok((Night::Published, list_count))
     }
 
     async fn visit(&mut self, world: &World<'_>, number: usize, day: i64) -> anyhow::Result<Day> {
@@ -383,6 +457,14 @@ impl ArmRun {
         let purchases = reactions.iter().filter(|reaction| reaction.is_bought).count() as u32;
         Ok(Day { visited: true, clicks: reactions.len() as u32, purchases })
     }
+}
+
+/// Reads from the result of a retrain how many lists of the answer log it learned from.
+fn answer_lists(result: &Path) -> anyhow::Result<usize> {
+    let text = fs::read(result).with_context(|| result.display().to_string())?;
+    let report: serde_json::Value = serde_json::from_slice(&text).with_context(|| result.display().to_string())?;
+    let count = report["trained"]["answers"]["list_count"].as_u64();
+    count.map(|count| count as usize).with_context(|| format!("{} has no answers", result.display()))
 }
 
 /// A list that a shopper saw.

@@ -15,7 +15,7 @@ use anyhow::{Context, anyhow};
 use lodestone_core::{format::OtherVersion, units::UnixMillis};
 use lodestone_pipeline::{bundle::Bundle, features::FeatureSchema, ranking::Runtime};
 use lodestone_training::{
-    self, CheckpointUse, GateOptions, Progress, TrainError, TrainOptions, TrainReport, Verdict, WarmStart,
+    self, AnswerSource, CheckpointUse, GateOptions, Progress, TrainError, TrainOptions, TrainReport, Verdict, WarmStart,
 };
 use std::{
     fmt,
@@ -35,7 +35,8 @@ use std::{
 #[command(after_help = "\
 Examples:
   lodestone train --data data --out bundle
-  lodestone train --data data --out next --from bundle --gate bundle")]
+  lodestone train --data data --out next --from bundle --gate bundle
+  lodestone train --data data --answers data/answers --out next")]
 pub(crate) struct TrainCommandArgs {
     /// Imported data: items.parquet and events.parquet.
     #[arg(long, value_name = "DIR", value_parser = existing_directory)]
@@ -47,6 +48,11 @@ pub(crate) struct TrainCommandArgs {
     /// random weights.
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
+    /// The answer log of a server, DATA/answers: the ranking model also learns from lists that were really shown, with
+    /// the interactions that followed. Starts when exploration gave enough evidence of the position bias; until then
+    /// the summary says how much is missing. See docs/training.md.
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
+    answers: Option<PathBuf>,
     /// The bundle that serves. A new bundle that the gate refuses is not written, with exit code 1 and the reasons;
     /// see `lodestone gate`.
     #[arg(long, value_name = "DIR")]
@@ -122,6 +128,11 @@ impl TrainArgs {
     }
 }
 
+/// Returns the answer log in a directory as an input of the training.
+pub(crate) fn answer_source(directory: PathBuf) -> AnswerSource {
+    AnswerSource { directory, answer_of: lodestone_engine::answer_of_token }
+}
+
 /// Returns a flag that the first SIGINT or SIGTERM sets. The second one ends the process.
 #[expect(clippy::disallowed_methods, reason = "the second signal ends a training that does not stop")]
 fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
@@ -193,6 +204,9 @@ impl fmt::Display for Summary {
             let effect = if feature.is_constant { "; constant in all ranking lists, so it has no effect" } else { "" };
             writeln!(f, "feature {}{items}{effect}", feature.name)?;
         }
+        if let Some(answers) = &report.answers {
+            write!(f, "{answers}")?;
+        }
         let seconds: Vec<String> =
             report.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1} s")).collect();
         let memory = report.memory_bytes_max.map_or(String::new(), |bytes| format!("; peak memory {} MB", bytes >> 20));
@@ -230,7 +244,8 @@ pub(crate) fn train(args: TrainCommandArgs) -> anyhow::Result<Exit> {
     prepare(&args, &written)?;
     let runtime = args.train.start()?;
     let warm_start = args.from.clone();
-    let adjust = |options| TrainOptions { warm_start, ..options };
+    let answers = args.answers.clone().map(answer_source);
+    let adjust = |options| TrainOptions { warm_start, answers, ..options };
     let Some(report) = args.train.run(&args.data, &written, &runtime, adjust)? else {
         eprintln!("stopped; the same command resumes from {}.checkpoint", written.display());
         return Ok(Exit::Interrupted);

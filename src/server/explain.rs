@@ -126,3 +126,24 @@ fn slot(record: &AnswerRecord, index: usize, replayed: ReplayedSlot) -> proto::R
         head_weights: record.heads.iter().zip(weights).map(|(name, weight)| named(name, *weight)).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_pipeline::answers::RequestedList;
+
+    #[test]
+    fn a_record_names_the_list_that_its_request_asked_for() {
+        let record =
+            |kind: AnswerKind, request: Vec<u8>| AnswerRecord { kind: kind as i32, request, ..Default::default() };
+        let search = proto::SearchRequest { query: "mug".into(), page_size: 7, ..Default::default() }.encode_to_vec();
+        let recommend = |kind: proto::RecommendType| {
+            let request = proto::RecommendRequest { r#type: kind as i32, page_size: 7, ..Default::default() };
+            record(AnswerKind::Recommend, request.encode_to_vec()).requested_list()
+        };
+        assert_eq!(record(AnswerKind::Search, search).requested_list(), RequestedList::Query("mug".into()));
+        assert_eq!(recommend(proto::RecommendType::ForYou), RequestedList::ForYou);
+        assert_eq!(recommend(proto::RecommendType::Similar), RequestedList::Other);
+        assert_eq!(record(AnswerKind::Rank, Vec::new()).requested_list(), RequestedList::Other);
+    }
+}

@@ -39,6 +39,15 @@ if ran.returncode == 0:
     check(("loop", "off") in differences, "the differences between the arms are reported", differences)
     svg = (OUT / "simulation.svg").read_text()
     check(svg.count("<polyline") == 9 and "NaN" not in svg, "the figure has three plots of three lines")
+ran = subprocess.run([LODESTONE, "simulate", *small[:2], "--shoppers", "30", "--products", "60", "--days", "2", "--history-days", "20",
+                      "--answers", "--format", "json", "--out", OUT / "answers.json"], capture_output=True, text=True, timeout=300)
+check(ran.returncode == 0, "a small world with the arms of the answer log is simulated", ran.stderr)
+if ran.returncode == 0:
+    report = json.loads((OUT / "answers.json").read_text())
+    check([arm["arm"] for arm in report["outcomes"]["arms"]] == ["off", "live", "loop", "explore", "answers"], "there are five arms")
+    differences = [(difference["more"], difference["less"]) for difference in report["outcomes"]["differences"]]
+    check(("answers", "explore") in differences and len(differences) == 6, "learning from answers is compared with its control", differences)
+    check([night["list_count"] for night in report["answer_nights"][0]] == [0], "a day has too few answers to learn from")
 for words, flags in ((["--days <N>", "1 is not in 2..=365"], ["--days", "1"]),
                      (["--shoppers <N>", "3 is not in 20..=100000"], ["--shoppers", "3"]),
                      (["exists"], ["--work", OUT])):

@@ -44,6 +44,10 @@ impl Columns<'_> {
         })
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.batch.column_by_name(name).is_some()
+    }
+
     pub(crate) fn texts(&self, name: &'static str) -> Result<&StringArray, DatasetError> {
         self.typed(name, "text")
     }

@@ -3,6 +3,7 @@ use super::{
     DatasetError,
     columns::{self, Columns, optional},
 };
+use ahash::AHashMap;
 use arrow_array::{Array, ArrayRef, Float64Array, Int64Array, StringArray};
 use arrow_schema::{Field, Schema};
 use lodestone_core::{
@@ -10,7 +11,11 @@ use lodestone_core::{
     units::{PriceMicros, Quantity, UnixMillis},
 };
 use lodestone_events::{Event, EventKind, EventLine};
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// One item of an event. Consecutive rows with the same `event_id` belong to one event.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,8 +54,43 @@ impl DatasetEvent {
     }
 }
 
+/// The attribution tokens that a server signed, by the id of the event that sent the token.
+pub type AnswerTokens = AHashMap<String, String>;
+
+/// The value of the column `attribution` of an event whose token a server of this shop signed.
+pub(super) const SIGNED: &str = "answer";
+
 /// Writes the events in their order.
 pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetError> {
+    write_columns(path, event_columns(events))
+}
+
+/// Writes the events in their order, with the columns of their attribution.
+pub fn write_attributed_events(
+    path: &Path,
+    events: &[DatasetEvent],
+    tokens: &AnswerTokens,
+) -> Result<(), DatasetError> {
+    let of_event = |event: &DatasetEvent| tokens.get(&event.event_id).map(String::as_str);
+    let kinds: StringArray = events.iter().map(|event| of_event(event).map(|_| SIGNED)).collect();
+    let texts: StringArray = events.iter().map(of_event).collect();
+    let mut columns = event_columns(events);
+    columns.push((ATTRIBUTION, Arc::new(kinds)));
+    columns.push((ATTRIBUTION_TOKEN, Arc::new(texts)));
+    write_columns(path, columns)
+}
+
+/// The columns of an event's attribution; only exported events and those of `lodestone retrain` have them.
+const ATTRIBUTION: &str = "attribution";
+const ATTRIBUTION_TOKEN: &str = "attribution_token";
+
+fn write_columns(path: &Path, columns: Vec<(&'static str, ArrayRef)>) -> Result<(), DatasetError> {
+    let fields: Vec<Field> =
+        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
+    columns::write(path, Schema::new(fields), columns.into_iter().map(|(_, array)| array).collect())
+}
+
+fn event_columns(events: &[DatasetEvent]) -> Vec<(&'static str, ArrayRef)> {
     fn texts<'a>(events: &'a [DatasetEvent], of: impl Fn(&'a DatasetEvent) -> Option<&'a str>) -> ArrayRef {
         Arc::new(events.iter().map(of).collect::<StringArray>())
     }
@@ -58,7 +98,7 @@ pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetE
         Arc::new(events.iter().map(of).collect::<Int64Array>())
     };
     let quantities: Float64Array = events.iter().map(|event| event.quantity.map(Quantity::units)).collect();
-    let columns: Vec<(&str, ArrayRef)> = vec![
+    vec![
         ("event_id", texts(events, |event| Some(&event.event_id))),
         ("user", texts(events, |event| event.user.as_ref().map(UserId::as_str))),
         ("session", texts(events, |event| Some(&event.session))),
@@ -70,10 +110,29 @@ pub fn write_events(path: &Path, events: &[DatasetEvent]) -> Result<(), DatasetE
         ("currency", texts(events, |event| Some(&event.currency))),
         ("order_id", texts(events, |event| Some(&event.order))),
         ("query", texts(events, |event| Some(&event.query))),
-    ];
-    let fields: Vec<Field> =
-        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), true)).collect();
-    columns::write(path, Schema::new(fields), columns.into_iter().map(|(_, array)| array).collect())
+    ]
+}
+
+/// Reads the signed attribution tokens of the history of a data directory, see [`read_history`]. Files without them
+/// have none.
+pub fn read_answer_tokens(data: &Path) -> Result<AnswerTokens, DatasetError> {
+    let mut tokens = AnswerTokens::new();
+    for path in history_files(data)? {
+        columns::read(&path, |columns| {
+            if !columns.has(ATTRIBUTION) || !columns.has(ATTRIBUTION_TOKEN) {
+                return Ok(());
+            }
+            let (ids, kinds) = (columns.texts("event_id")?, columns.texts(ATTRIBUTION)?);
+            let texts = columns.texts(ATTRIBUTION_TOKEN)?;
+            for row in (0..columns.len()).filter(|row| optional(kinds, *row) == Some(SIGNED)) {
+                if let (Some(id), Some(token)) = (optional(ids, row), optional(texts, row)) {
+                    tokens.insert(id.to_owned(), token.to_owned());
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(tokens)
 }
 
 /// Reads the events in file order.
@@ -86,6 +145,14 @@ pub fn read_events(path: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
 /// Reads the history of a data directory: the imported `events.parquet`, then the files that `lodestone events export`
 /// wrote to `events/`, by day. At least one of them must exist.
 pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
+    let mut events = Vec::new();
+    for path in history_files(data)? {
+        events.extend(read_events(&path)?);
+    }
+    Ok(events)
+}
+
+fn history_files(data: &Path) -> Result<Vec<PathBuf>, DatasetError> {
     let (imported, exported) = (data.join("events.parquet"), data.join("events"));
     let mut days = Vec::new();
     if exported.is_dir() {
@@ -98,14 +165,10 @@ pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
         }
         days.sort();
     }
-    let mut events = Vec::new();
     if imported.exists() || days.is_empty() {
-        events = read_events(&imported)?;
+        days.insert(0, imported);
     }
-    for day in days {
-        events.extend(read_events(&day)?);
-    }
-    Ok(events)
+    Ok(days)
 }
 
 fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), DatasetError> {

@@ -1,5 +1,5 @@
 //! Export of the log's events to Parquet files, one directory for each day.
-use super::{DatasetError, columns::ParquetRows};
+use super::{DatasetError, columns::ParquetRows, events};
 use arrow_array::{
     ArrayRef, Float64Array, Int64Array, StringArray,
     builder::{ListBuilder, StringBuilder},
@@ -176,7 +176,7 @@ fn columns(events: &[Event]) -> Vec<(&'static str, ArrayRef)> {
             "attribution",
             texts(&|event| match event.attribution {
                 Attribution::None => None,
-                Attribution::Answer(_) => Some("answer".to_owned()),
+                Attribution::Answer(_) => Some(events::SIGNED.to_owned()),
                 Attribution::Foreign(_) => Some("foreign".to_owned()),
             }),
         ),

@@ -12,7 +12,10 @@ mod items;
 pub use answers::{DatasetSlot, read_slots};
 pub use columns::{Cells, write_table};
 pub use decompress::decompress;
-pub use events::{DatasetEvent, into_events, read_events, read_history, write_events};
+pub use events::{
+    AnswerTokens, DatasetEvent, into_events, read_answer_tokens, read_events, read_history, write_attributed_events,
+    write_events,
+};
 pub use export::{ExportError, Exported, export};
 pub use items::{read_items, write_items};
 use std::{io, path::PathBuf};

@@ -133,6 +133,15 @@ impl TokenKey {
     }
 }
 
+/// Returns the answer id of a stored attribution token without a check of its signature, which was checked when the
+/// event was written. None if it is not an attribution token.
+pub fn answer_of_token(text: &str) -> Option<[u8; ID_BYTES]> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    let (kind, rest) = bytes.split_first()?;
+    let (id, signature) = rest.split_first_chunk::<ID_BYTES>()?;
+    (*kind == TokenKind::Attribution as u8 && signature.len() == SIGNATURE_BYTES).then_some(*id)
+}
+
 #[expect(clippy::disallowed_methods, reason = "a secret key must not repeat")]
 fn random_key() -> [u8; KEY_BYTES] {
     rand::random()
@@ -182,6 +191,8 @@ mod tests {
         assert_eq!(key.parse_page(&text), Some(page));
         assert_eq!(key.parse_attribution(&text), None);
         assert_eq!(key.parse_attribution(&key.attribution([1; 16])), Some([1; 16]));
+        assert_eq!(answer_of_token(&key.attribution([1; 16])), Some([1; 16]));
+        assert_eq!((answer_of_token(&text), answer_of_token("no token")), (None, None));
         assert_eq!(TokenKey::new([8; 32]).parse_page(&text), None);
         for garbage in ["", "a", "////", "AAAA", &text[1..]] {
             assert_eq!(key.parse_page(garbage), None);

@@ -3,7 +3,7 @@ use super::{error::TrainError, replay::interactions};
 use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::Item;
 use lodestone_core::ids::ItemId;
-use lodestone_dataset::{self as dataset, DatasetEvent};
+use lodestone_dataset::{self as dataset, AnswerTokens, DatasetEvent};
 use lodestone_events::{Attribution, Change, Event, storage};
 use std::{fs, io, path::Path};
 
@@ -35,6 +35,8 @@ pub struct DatasetBuilder {
     /// Indices in `items`.
     index_of: AHashMap<ItemId, usize>,
     rows: Vec<DatasetEvent>,
+    /// Of exported and logged events.
+    tokens: AnswerTokens,
     /// Ids of exported events, which the log may contain as well.
     exported: AHashSet<String>,
     summary: DatasetSummary,
@@ -50,6 +52,7 @@ impl DatasetBuilder {
         if data.join(EVENTS).exists() || data.join(EXPORTED).is_dir() {
             builder.rows = dataset::read_history(data)?;
             builder.summary.imported_event_count = event_count(&builder.rows);
+            builder.tokens = dataset::read_answer_tokens(data)?;
         }
         if data.join(EXPORTED).is_dir() {
             // The log contains exported events until its compaction.
@@ -73,6 +76,9 @@ impl DatasetBuilder {
             }
             Change::Event(event) => {
                 self.summary.logged_event_count += 1;
+                if let Attribution::Answer(token) = &event.attribution {
+                    self.tokens.insert(event.id.to_string(), token.clone());
+                }
                 self.rows.extend(rows_of(event));
             }
         }
@@ -93,7 +99,7 @@ impl DatasetBuilder {
         }
         fs::create_dir_all(&partial).map_err(io)?;
         dataset::write_items(&partial.join(ITEMS), &items)?;
-        dataset::write_events(&partial.join(EVENTS), &rows)?;
+        dataset::write_attributed_events(&partial.join(EVENTS), &rows, &self.tokens)?;
         storage::rename(&partial, out).map_err(io)?;
         Ok(DatasetSummary { item_count: items.len(), interaction_count, ..self.summary })
     }
@@ -199,6 +205,8 @@ mod tests {
         let ids: Vec<String> =
             dataset::read_events(&out.join(EVENTS)).unwrap().into_iter().map(|row| row.event_id).collect();
         assert_eq!(ids, ["e2", "e1", "e1"]);
+        let tokens: Vec<(String, String)> = dataset::read_answer_tokens(&out).unwrap().into_iter().collect();
+        assert_eq!(tokens, [("e2".to_owned(), "ours".to_owned())], "foreign tokens are left out");
         // A written dataset is valid input of the next build.
         let same = DatasetBuilder::open(&out).unwrap().write(&again).unwrap();
         assert_eq!(

@@ -68,7 +68,8 @@ const ZERO: PreparedValue = PreparedValue::Number(Some(0.0));
 /// Notes which declared features are the same in all lists.
 pub(crate) fn note_constant(features: &mut [FeatureReport], lists: &Lists) {
     let columns = FEATURES.len() + features.len();
-    let rows = || lists.lists.iter().flat_map(|list: &RankingList| list.features.chunks_exact(columns));
+    let rows =
+        || lists.lists.iter().chain(&lists.shown).flat_map(|list: &RankingList| list.features.chunks_exact(columns));
     let Some(first) = rows().next() else { return };
     for (feature, column) in features.iter_mut().zip(FEATURES.len()..) {
         feature.is_constant = rows().all(|row| row[column] == first[column]);

@@ -5,6 +5,7 @@ use lodestone_dataset::DatasetError;
 use lodestone_index::{FrozenError, VectorError};
 use lodestone_pipeline::{
     GenerationError, GoldenError,
+    answers::AnswerLogError,
     bundle::BundleError,
     features::FeatureError,
     ranking::{RankingError, SentenceError},
@@ -39,6 +40,13 @@ pub enum TrainError {
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Golden(#[from] GoldenError),
+    #[error(transparent)]
+    AnswerLog(#[from] AnswerLogError),
+    #[error(
+        "{directory}: none of the {answer_count} answers shows an item of the catalogue, which has {item_count}; it is the \
+         answer log of another shop"
+    )]
+    OtherCatalogue { directory: PathBuf, answer_count: usize, item_count: usize },
     #[error("the training was stopped")]
     Stopped,
 }

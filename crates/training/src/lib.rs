@@ -2,6 +2,7 @@
 //! retrieval and features as serving, so that features never use later events.
 #![deny(unsafe_code)]
 mod adam;
+mod answers;
 mod baselines;
 mod checkpoint;
 mod comparison;
@@ -37,6 +38,7 @@ mod train;
 mod user_encoder;
 mod warm_start;
 
+pub use answers::{AnswerSource, AnswersReport, LeftOut, MissingEvidence, PositionBias};
 pub use baselines::StateUntil;
 pub use checkpoint::{CheckpointUse, path_for as checkpoint_path};
 pub use comparison::{BaselineScore, Comparison, GroupScore, Task};

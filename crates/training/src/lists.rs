@@ -2,6 +2,7 @@
 //! head.
 use super::{
     Progress,
+    answers::{LoggedAnswers, shown_list, with_mean_weight_one},
     error::TrainError,
     options::TrainOptions,
     query_side::query_from_title,
@@ -28,11 +29,11 @@ use std::ops::Range;
 /// a day. `return_visit`: one of these, and the user visits the shop again 1 to 14 days later. `refund`: the user buys
 /// the item and returns all of it within 30 days.
 pub(crate) const HEADS: [&str; 5] = ["click", "cart", "purchase", "return_visit", "refund"];
-const CLICK: usize = 0;
-const CART: usize = 1;
-const PURCHASE: usize = 2;
-const RETURN_VISIT: usize = 3;
-const REFUND: usize = 4;
+pub(crate) const CLICK: usize = 0;
+pub(crate) const CART: usize = 1;
+pub(crate) const PURCHASE: usize = 2;
+pub(crate) const RETURN_VISIT: usize = 3;
+pub(crate) const REFUND: usize = 4;
 
 /// Returns the default weight of a head's probability in the utility.
 pub(crate) fn head_weight(head: &str) -> f32 {
@@ -192,6 +193,8 @@ impl<'a> Outcomes<'a> {
 /// Training lists, and the names of the heads with enough positive labels.
 pub(crate) struct Lists {
     pub lists: Vec<RankingList>,
+    /// Lists of logged answers.
+    pub shown: Vec<RankingList>,
     pub heads: Vec<String>,
 }
 
@@ -307,6 +310,7 @@ pub(crate) struct ListInput<'a> {
     pub events: &'a [Event],
     /// Times of the moments. Features and labels use no event at or after the end.
     pub times: Range<UnixMillis>,
+    pub answers: Option<&'a LoggedAnswers>,
     pub options: &'a TrainOptions,
 }
 
@@ -318,7 +322,7 @@ pub(crate) fn ranking_lists(
     rng: &mut StdRng,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Lists, TrainError> {
-    let ListInput { generation, items, events, times, options } = input;
+    let ListInput { generation, items, events, times, answers, options } = input;
     let outcomes = Outcomes::new(events, items, times.end);
     // Anonymous events say nothing about users with a history, so they are moments only in a shop of guests.
     let has_users = events.iter().any(|event| !event.user.is_anonymous());
@@ -331,6 +335,12 @@ pub(crate) fn ranking_lists(
     let mut snapshots = snapshots(times).into_iter().peekable();
     let anchored_max = options.lists_max / ANCHORED_SHARE;
     let mut anchored = anchored_moments(events, times, &outcomes, anchored_max, rng).into_iter().peekable();
+    let (bias, answers) = match answers {
+        Some(logged) => (logged.report.position_bias.as_ref(), &logged.answers[..]),
+        None => (None, &[][..]),
+    };
+    let mut answers = answers.iter().filter(|answer| times.contains(&answer.at)).peekable();
+    let mut shown = Vec::new();
     for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
         while let Some(at) = snapshots.next_if(|at| *at <= event.at) {
             generation.state.publish_popularity(at);
@@ -353,6 +363,15 @@ pub(crate) fn ranking_lists(
             let request = ListRequest::Anchored(moment.list, anchor);
             lists.extend(list_for(generation, models, &event.user, event.at, &request, &positives));
         }
+        while let Some(answer) = answers.next_if(|answer| answer.at <= event.at) {
+            if options.is_stopped() {
+                return Err(TrainError::Stopped);
+            }
+            if answer.has_interaction() {
+                generation.state.publish_popularity(answer.at);
+            }
+            shown.extend(bias.and_then(|bias| shown_list(generation, models, answer, &outcomes, bias)));
+        }
         let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
         if is_moment(event) && rng.random_bool(share) {
             let positives = outcomes.positives(&event.user, event.at);
@@ -371,7 +390,8 @@ pub(crate) fn ranking_lists(
             progress(Progress { stage: "replay", done, total: events.len(), loss: f32::NAN });
         }
     }
-    Ok(with_frequent_heads(lists))
+    with_mean_weight_one(&mut shown);
+    Ok(with_frequent_heads(lists, shown))
 }
 
 /// Returns candidates and features as in serving, with labels by head; none if no candidate has an interaction.
@@ -392,11 +412,11 @@ fn list_for(
     }
     let features = context.features();
     let labels = Outcomes::labels(positives, context.candidates.list.iter().map(|candidate| candidate.row));
-    Some(RankingList { features, labels: labels.concat() })
+    Some(RankingList { features, labels: labels.concat(), is_weighted: false })
 }
 
 /// Removes the heads with fewer than [`HEAD_POSITIVES_MIN`] positive labels.
-fn with_frequent_heads(mut lists: Vec<RankingList>) -> Lists {
+fn with_frequent_heads(mut lists: Vec<RankingList>, mut shown: Vec<RankingList>) -> Lists {
     let mut positives = [0usize; HEADS.len()];
     for labels in lists.iter().flat_map(|list| list.labels.chunks_exact(HEADS.len())) {
         positives.iter_mut().zip(labels).for_each(|(count, label)| *count += usize::from(*label == 1.0));
@@ -406,11 +426,11 @@ fn with_frequent_heads(mut lists: Vec<RankingList>) -> Lists {
         none if Vec::is_empty(&none) => (0..HEADS.len()).max_by_key(|head| positives[*head]).into_iter().collect(),
         some => some,
     };
-    for list in &mut lists {
+    for list in lists.iter_mut().chain(&mut shown) {
         let rows = list.labels.chunks_exact(HEADS.len());
         list.labels = rows.flat_map(|labels| kept.iter().map(|head| labels[*head])).collect();
     }
-    Lists { lists, heads: kept.into_iter().map(|head| HEADS[head].to_owned()).collect() }
+    Lists { lists, shown, heads: kept.into_iter().map(|head| HEADS[head].to_owned()).collect() }
 }
 
 #[cfg(test)]

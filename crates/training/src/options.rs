@@ -1,4 +1,5 @@
 //! Options of a training.
+use super::answers::AnswerSource;
 use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::{features::FeatureSchema, ranking::EncoderSource};
 use std::{
@@ -26,6 +27,8 @@ pub struct TrainOptions {
     pub warm_start: Option<PathBuf>,
     /// The built-in features and those that the shop declares.
     pub features: FeatureSchema,
+    /// An answer log from which the ranking model learns too.
+    pub answers: Option<AnswerSource>,
     pub name: String,
     pub now: UnixMillis,
     /// When it becomes true, the training writes a checkpoint and fails with
@@ -54,6 +57,7 @@ impl Default for TrainOptions {
             query_encoder: None,
             warm_start: None,
             features: FeatureSchema::default(),
+            answers: None,
             name: "bundle".to_owned(),
             now: UnixMillis(0),
             stop: Arc::default(),

@@ -17,8 +17,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) struct RankingList {
     /// `[candidates × features]`.
     pub features: Vec<f32>,
-    /// `[candidates × heads]`: 0 to 1, or NaN where it is not known.
+    /// `[candidates × heads]`: 0 to 1, or NaN where it is not known. In a weighted list, weights of 0 and more.
     pub labels: Vec<f32>,
+    /// Whether each label counts by its own weight. Otherwise the positive labels of a head have the weight 1
+    /// together. A weighted list does not calibrate the heads.
+    pub is_weighted: bool,
 }
 
 /// Lists to learn a ranking model from.
@@ -307,6 +310,7 @@ impl Trainer {
     /// times `weight`.
     fn list_loss(&self, list: &RankingList, logits: &mut [f32], weight: f32) -> f64 {
         let heads = self.network.third.outputs;
+        let pointwise_weight = if list.is_weighted { 0.0 } else { self.pointwise_weight };
         let (mut loss, mut cells, mut powers) = (0.0, Vec::new(), Vec::new());
         for head in 0..heads {
             cells.clear();
@@ -314,7 +318,7 @@ impl Trainer {
             powers.clear();
             powers.extend(cells.iter().map(|cell| logits[*cell]));
             let positives: f32 = cells.iter().map(|cell| list.labels[*cell]).sum();
-            let share_of = |label: f32| label / positives.max(1.0);
+            let share_of = |label: f32| if list.is_weighted { label } else { label / positives.max(1.0) };
             let (peak, sum) = exponentials(&mut powers);
             let shares = share_of(positives);
             if !cells.is_empty() {
@@ -324,9 +328,9 @@ impl Trainer {
                 let (logit, label) = (logits[*cell], list.labels[*cell]);
                 // ln(1 + e^logit) - label × logit, without overflow.
                 let pointwise = logit.max(0.0) + (-logit.abs()).exp().ln_1p() - label * logit;
-                loss += f64::from(self.pointwise_weight * pointwise - share_of(label) * logit);
+                loss += f64::from(pointwise_weight * pointwise - share_of(label) * logit);
                 let slope = 1.0 / (1.0 + (-logit).exp()) - label;
-                logits[*cell] = weight * (shares * power / sum - share_of(label) + self.pointwise_weight * slope);
+                logits[*cell] = weight * (shares * power / sum - share_of(label) + pointwise_weight * slope);
             }
             let unknown = (head..logits.len()).step_by(heads).filter(|cell| list.labels[*cell].is_nan());
             unknown.for_each(|cell| logits[cell] = 0.0);
@@ -351,7 +355,7 @@ impl Trainer {
             if !is_wanting.contains(&true) {
                 break;
             }
-            for list in lists {
+            for list in lists.iter().filter(|list| !list.is_weighted) {
                 let logits = self.logits(&list.features);
                 for (index, (logit, label)) in logits.iter().zip(&list.labels).enumerate() {
                     if is_wanting[index % heads] && !label.is_nan() {
@@ -441,6 +445,20 @@ fn check(trainer: &Trainer, onnx: &[u8], data: RankingData, runtime: &Runtime) -
     compare("ranker", &pairs)
 }
 
+/// Returns the logits of `features` after a training on the lists, without an export.
+#[cfg(test)]
+pub(crate) fn learned_logits(lists: &[RankingList], width: usize, features: &[f32]) -> Vec<f32> {
+    let heads = ["click".to_owned()];
+    let names = vec![String::new(); width];
+    let data = RankingData { lists, validation: lists, feature_names: &names, heads: &heads };
+    let network = Network::new(width, 1, &mut generator(1, Stream::Ranker));
+    let config = RankerConfig { learning_rate: 1e-2, ..RankerConfig::default() };
+    let mut trainer = Trainer { network, scale: Scale::of(lists, width), pointwise_weight: config.pointwise_weight };
+    let rng = &mut generator(1, Stream::Ranker);
+    trainer.network = trainer.learn(data, &config, &AtomicBool::new(false), rng, &mut |_| {}).unwrap().network;
+    trainer.logits(features)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -465,7 +483,7 @@ mod tests {
         assert!(fitted.scale.is_finite() && fitted.offset.is_finite());
     }
 
-    /// Two lists of 2 heads; some labels are not known, and one list has no positive label of the second head.
+    /// Three lists of 2 heads; some labels are not known, and one list has no positive label of the second head.
     fn lists(width: usize) -> Vec<RankingList> {
         let number = |index: usize| (index as f32 * 1.3).sin();
         let unknown = f32::NAN;
@@ -473,10 +491,17 @@ mod tests {
             RankingList {
                 features: (0..4 * width).map(number).collect(),
                 labels: vec![1.0, 0.0, 0.0, unknown, 0.0, 0.0, 0.5, 0.0],
+                is_weighted: false,
             },
             RankingList {
                 features: (100..100 + 3 * width).map(number).collect(),
                 labels: vec![0.0, unknown, 1.0, unknown, 0.0, unknown],
+                is_weighted: false,
+            },
+            RankingList {
+                features: (200..200 + 2 * width).map(number).collect(),
+                labels: vec![0.0, 0.4, 2.5, unknown],
+                is_weighted: true,
             },
         ]
     }
@@ -525,10 +550,11 @@ mod tests {
                     .collect();
                 let sum: f64 = known.iter().map(|(logit, _)| logit.exp()).sum();
                 let positives = known.iter().map(|(_, label)| label).sum::<f64>().max(1.0);
+                let (positives, pointwise_weight) = if list.is_weighted { (1.0, 0.0) } else { (positives, 0.1) };
                 for (logit, label) in known {
                     let p = 1.0 / (1.0 + (-logit).exp());
                     let pointwise = label * p.ln() + (1.0 - label) * (1.0 - p).ln();
-                    expected -= (label / positives * (logit.exp() / sum).ln() + 0.1 * pointwise) / 2.0;
+                    expected -= (label / positives * (logit.exp() / sum).ln() + pointwise_weight * pointwise) / 3.0;
                 }
             }
         }

@@ -252,7 +252,7 @@ fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged
     }
     let rows: Vec<u32> = fused.list.iter().map(|candidate| candidate.row.0).collect();
     let label = |row| judged.gains.get(row).map_or(0.0, |(gain, _)| (gain / best_gain) as f32);
-    QueryList { list: RankingList { features, labels: rows.iter().map(label).collect() }, rows }
+    QueryList { list: RankingList { features, labels: rows.iter().map(label).collect(), is_weighted: false }, rows }
 }
 
 /// Orders each list by a ranking model that was trained on the other folds. If there are too few lists for a training,

@@ -1,6 +1,7 @@
 //! Training of a bundle from a shop's data.
 use super::{
     Progress,
+    answers::{AnswersReport, JoinInput, LoggedAnswers},
     checkpoint::{self, Checkpoint, CheckpointUse},
     counts,
     declared_features::{self, FeatureReport, note_constant},
@@ -55,6 +56,8 @@ pub struct TrainReport {
     /// Epochs up to the user encoder's best one.
     pub epoch_count: usize,
     pub list_count: usize,
+    /// None without an answer log.
+    pub answers: Option<AnswersReport>,
     pub heads: Vec<String>,
     /// The declared features, in their order.
     pub features: Vec<FeatureReport>,
@@ -154,6 +157,7 @@ struct Shop {
     labels_from: UnixMillis,
     /// End of the training data.
     trained_until: UnixMillis,
+    answers: Option<LoggedAnswers>,
 }
 
 impl Shop {
@@ -176,7 +180,15 @@ impl Shop {
         let kept = [labels_from, trained_until]
             .map(|end| super::replay::interactions(&without_refunded(&lines, end), &row_of));
         let events = dataset::into_events(lines);
-        Ok(Self { items, row_of, interactions, kept, events, labels_from, trained_until })
+        let answers = match &options.answers {
+            Some(source) => {
+                let tokens = &dataset::read_answer_tokens(data)?;
+                let input = JoinInput { events: &events, until: trained_until, tokens, row_of: &row_of };
+                Some(LoggedAnswers::read(source, &input)?)
+            }
+            None => None,
+        };
+        Ok(Self { items, row_of, interactions, kept, events, labels_from, trained_until, answers })
     }
 
     /// Returns the times of the ranking model's labels.
@@ -322,10 +334,10 @@ impl Training {
         let lists = replayed_lists(&bundle, shop, runtime, options, progress)?;
         stages.end("replay");
         note_constant(features, &lists);
-        let list_count = lists.lists.len();
-        let ranker = train_on_lists(&lists, runtime, options, progress)?;
-        drop(lists.lists);
-        let heads = if ranker.is_some() { lists.heads } else { Vec::new() };
+        let (list_count, shown_count) = (lists.lists.len(), lists.shown.len());
+        let heads = lists.heads.clone();
+        let ranker = train_on_lists(lists, runtime, options, progress)?;
+        let heads = if ranker.is_some() { heads } else { Vec::new() };
         stages.end("ranker");
         // After the replay: the floor only removes candidates, and lists whose item is below it teach the ranker too.
         relevance::calibrate(&mut bundle, runtime, progress)?;
@@ -359,6 +371,10 @@ impl Training {
             sample_count: samples.len(),
             epoch_count: user.epochs,
             list_count,
+            answers: shop
+                .answers
+                .as_ref()
+                .map(|logged| AnswersReport { list_count: shown_count, ..logged.report.clone() }),
             heads,
             features: features.clone(),
             user_encoder_loss: user.validation_loss,
@@ -373,7 +389,7 @@ impl Training {
     }
 }
 
-/// Replays the events after the encoders' data.
+/// Replays the events after the encoders' data, and the logged answers of that time.
 fn replayed_lists(
     bundle: &Bundle,
     shop: &Shop,
@@ -388,6 +404,7 @@ fn replayed_lists(
         items: &shop.items,
         events: &shop.events,
         times: shop.label_times(),
+        answers: shop.answers.as_ref(),
         options,
     };
     ranking_lists(&input, &mut models, &mut StdRng::seed_from_u64(options.seed), progress)
@@ -395,7 +412,7 @@ fn replayed_lists(
 
 /// Trains the ranking model. With too few lists there is no model, and answers keep the order of retrieval.
 fn train_on_lists(
-    lists: &Lists,
+    mut lists: Lists,
     runtime: &Runtime,
     options: &TrainOptions,
     progress: &mut dyn FnMut(Progress),
@@ -404,9 +421,15 @@ fn train_on_lists(
     if list_count < LISTS_MIN {
         return Ok(None);
     }
-    let (fit_lists, validation) = lists.lists.split_at(list_count - list_count / 6);
-    let data =
-        RankingData { lists: fit_lists, validation, feature_names: options.features.names(), heads: &lists.heads };
+    let validation = lists.lists.split_off(list_count - list_count / 6);
+    let mut fit_lists = lists.lists;
+    fit_lists.append(&mut lists.shown);
+    let data = RankingData {
+        lists: &fit_lists,
+        validation: &validation,
+        feature_names: options.features.names(),
+        heads: &lists.heads,
+    };
     let config = RankerConfig { seed: options.seed, ..Default::default() };
     Ok(Some(train_ranker(data, &config, &options.stop, runtime, progress)?))
 }

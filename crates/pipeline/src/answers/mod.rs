@@ -18,6 +18,6 @@ pub use record::*;
 pub use replay::{
     Propensity, ReplayError, ReplayModels, ReplayedAnswer, digest, replay, seed_of, slate_checksum, team_number,
 };
-pub use rows::{RewardJoin, Rewards, SlotRow, for_each_record, read_rows, write_rows};
+pub use rows::{RewardJoin, Rewards, SlotRow, for_each_record, read_file, read_rows, write_rows};
 pub use scores::{HeadPart, SlotExplanation, SourcePart};
-pub use segment::{AnswerLogError, Damage};
+pub use segment::{AnswerLogError, Damage, list as list_files};

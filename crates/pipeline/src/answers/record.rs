@@ -138,6 +138,54 @@ impl AnswerKind {
     }
 }
 
+/// The part of a request message that selects the candidates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestedList {
+    /// A search, with its query as corrected.
+    Query(String),
+    /// A recommendation `FOR_YOU`.
+    ForYou,
+    /// Another request, such as one that starts from anchor items.
+    Other,
+}
+
+/// The fields of `SearchRequest` that [`AnswerRecord::requested_list`] reads; prost skips the others.
+#[derive(Clone, PartialEq, Message)]
+struct SearchFields {
+    #[prost(string, tag = "2")]
+    query: String,
+}
+
+/// The fields of `RecommendRequest` that [`AnswerRecord::requested_list`] reads.
+#[derive(Clone, PartialEq, Message)]
+struct RecommendFields {
+    #[prost(int32, tag = "2")]
+    r#type: i32,
+}
+
+/// `RECOMMEND_TYPE_FOR_YOU`.
+const FOR_YOU: i32 = 1;
+
+impl AnswerRecord {
+    /// Decodes the part of the request that selects the candidates.
+    pub fn requested_list(&self) -> RequestedList {
+        match self.kind() {
+            AnswerKind::Search if !self.corrected_query.is_empty() => {
+                RequestedList::Query(self.corrected_query.clone())
+            }
+            AnswerKind::Search => match SearchFields::decode(self.request.as_slice()) {
+                Ok(SearchFields { query }) if !query.is_empty() => RequestedList::Query(query),
+                _ => RequestedList::Other,
+            },
+            AnswerKind::Recommend => match RecommendFields::decode(self.request.as_slice()) {
+                Ok(RecommendFields { r#type: FOR_YOU }) => RequestedList::ForYou,
+                _ => RequestedList::Other,
+            },
+            AnswerKind::Rank | AnswerKind::Unknown => RequestedList::Other,
+        }
+    }
+}
+
 /// A model file and its checksum.
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelSum {

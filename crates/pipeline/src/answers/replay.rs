@@ -267,13 +267,45 @@ impl AnswerRecord {
         propensities.ok_or_else(|| ReplayError("the slots do not match the organic list".to_owned()))
     }
 
-    /// Computes the propensities of the slots without a pin; none if the record is inconsistent.
-    fn drawn_propensities(&self, policy: &Exploration, sample_count: usize) -> Option<Vec<Propensity>> {
+    /// Estimates, by slot of the first page, the probabilities with which the policy shows its item in each slot of the
+    /// page: the element `k` is that of slot `k + 1`. They are empty for pinned slots, and for all slots if the
+    /// configuration does not explore or the answer was interleaved. See [`Exploration::page_probabilities`].
+    pub fn slot_probabilities(&self, sample_count: usize) -> Result<Vec<Vec<f32>>, ReplayError> {
+        let mut by_slot = vec![Vec::new(); self.slots.len()];
+        let Some(exploration) = self.exploration.as_ref().filter(|_| !self.organic_items.is_empty()) else {
+            return Ok(by_slot);
+        };
+        let inconsistent = || ReplayError("the slots do not match the organic list".to_owned());
+        let (order, slots) = self.drawn_order().ok_or_else(inconsistent)?;
+        let scores = self.organic_scores.get(..slots.len()).ok_or_else(inconsistent)?;
+        let organic = OrganicList { scores, slots: &slots };
+        let policy = exploration.policy();
+        let mut drawn = policy.page_probabilities(organic, &order, sample_count, !self.seed).into_iter();
+        for (_, probabilities) in self.slots.iter().zip(&mut by_slot).filter(|(slot, _)| !slot.is_pinned) {
+            let of_positions = drawn.next().ok_or_else(inconsistent)?;
+            *probabilities = vec![0.0; self.slots.len()];
+            for (position, probability) in of_positions.into_iter().enumerate() {
+                if let Some(of_slot) = slots.get(position).and_then(|slot| probabilities.get_mut(slot - 1)) {
+                    *of_slot = probability;
+                }
+            }
+        }
+        Ok(by_slot)
+    }
+
+    /// Returns the organic index of each slot without a pin, and the slot of each organic index; none if the record is
+    /// inconsistent.
+    fn drawn_order(&self) -> Option<(Vec<usize>, Vec<usize>)> {
         let is_free = |slot: &usize| !self.pinned_slots.contains(&(*slot as u32));
         let slots: Vec<usize> = (1..).filter(is_free).take(self.organic_items.len()).collect();
         let organic_index = |slot: &SlotRecord| self.organic_items.iter().position(|item| *item == slot.item);
         let shown = self.slots.iter().filter(|slot| !slot.is_pinned);
-        let order: Vec<usize> = shown.map(organic_index).collect::<Option<_>>()?;
+        Some((shown.map(organic_index).collect::<Option<_>>()?, slots))
+    }
+
+    /// Computes the propensities of the slots without a pin; none if the record is inconsistent.
+    fn drawn_propensities(&self, policy: &Exploration, sample_count: usize) -> Option<Vec<Propensity>> {
+        let (order, slots) = self.drawn_order()?;
         let organic = OrganicList { scores: self.organic_scores.get(..slots.len())?, slots: &slots };
         // Not the seed of the answer itself, which would draw the shown order.
         let marginals = policy.marginals(organic, &order, sample_count, !self.seed);

@@ -80,14 +80,24 @@ pub fn for_each_record(
     let mut damage = Damage::default();
     let first_day = day(since);
     for path in list(directory)?.iter().filter(|path| day_of(path) >= first_day.as_str()) {
-        let mut reader = SegmentReader::open(path)?;
-        while let Some(records) = reader.next_block()? {
-            records.into_iter().filter(|record| record.at_ms >= since.0).for_each(&mut visit);
-        }
-        damage.damaged_blocks += reader.damage.damaged_blocks;
-        damage.torn_bytes += reader.damage.torn_bytes;
+        let of_file = read_file(path, |record| {
+            if record.at_ms >= since.0 {
+                visit(record);
+            }
+        })?;
+        damage.damaged_blocks += of_file.damaged_blocks;
+        damage.torn_bytes += of_file.torn_bytes;
     }
     Ok(damage)
+}
+
+/// Calls `visit` with every record of a file. Skips unreadable parts and returns their number.
+pub fn read_file(path: &Path, mut visit: impl FnMut(AnswerRecord)) -> Result<Damage, AnswerLogError> {
+    let mut reader = SegmentReader::open(path)?;
+    while let Some(records) = reader.next_block()? {
+        records.into_iter().for_each(&mut visit);
+    }
+    Ok(reader.damage)
 }
 
 impl AnswerRecord {
@@ -324,6 +334,20 @@ mod tests {
         assert_eq!(rows[0].propensity.standard_error, 0.0);
         assert!(rows[0].propensity.probability < 0.34 && rows[2].propensity.standard_error > 0.0);
         assert_eq!(rows[0].heads, [("purchase".to_owned(), 0.2)]);
+    }
+
+    #[test]
+    fn slot_probabilities_include_the_propensities() {
+        let record = record();
+        let probabilities = record.slot_probabilities(20_000).unwrap();
+        assert!(probabilities[1].is_empty(), "the slot of a pin is certain");
+        for (slot, row) in record.rows(20_000).unwrap().iter().enumerate().filter(|(_, row)| !row.is_pinned) {
+            let of_slot = f64::from(probabilities[slot][slot]);
+            assert!((of_slot - row.propensity.probability).abs() < 0.02, "{slot}: {probabilities:?}, {row:?}");
+            assert_eq!(probabilities[slot][1], 0.0, "nothing but the pin has slot 2");
+        }
+        let certain = AnswerRecord { exploration: None, ..record };
+        assert_eq!(certain.slot_probabilities(10).unwrap(), vec![Vec::<f32>::new(); 3]);
     }
 
     #[test]

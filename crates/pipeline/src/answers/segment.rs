@@ -184,7 +184,7 @@ pub(super) fn day_of(path: &Path) -> &str {
 }
 
 /// Lists the files of a directory, oldest first. A missing directory has no files.
-pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, AnswerLogError> {
+pub fn list(directory: &Path) -> Result<Vec<PathBuf>, AnswerLogError> {
     let failed = |source| AnswerLogError::Io { path: directory.to_owned(), source };
     let entries = match directory.read_dir() {
         Ok(entries) => entries,

@@ -127,6 +127,41 @@ impl Exploration {
         order.iter().enumerate().map(marginal).collect()
     }
 
+    /// Estimates the probabilities of each candidate of a page at each position of the page: `[candidate][position]`,
+    /// in the order of `order`. They are the shares of `sample_count` draws, of which the page itself is one, so that
+    /// no candidate has probability 0 at its own position. A candidate that the policy may leave out of the page
+    /// has a sum below 1.
+    pub fn page_probabilities(
+        &self,
+        organic: OrganicList,
+        order: &[usize],
+        sample_count: usize,
+        seed: u64,
+    ) -> Vec<Vec<f32>> {
+        let mut index_of = vec![usize::MAX; organic.scores.len()];
+        order.iter().enumerate().for_each(|(index, shown)| index_of[*shown] = index);
+        let mut probabilities = vec![vec![0f32; order.len()]; order.len()];
+        let mut add = |order: &[usize], weight: f64| {
+            for (position, shown) in order.iter().enumerate() {
+                if let Some(of_candidate) = probabilities.get_mut(index_of[*shown]) {
+                    of_candidate[position] += weight as f32;
+                }
+            }
+        };
+        let sample_count = sample_count.max(2);
+        let exploring = if self.is_random() { self.share } else { 0.0 };
+        let of_sample = exploring / sample_count as f64;
+        if exploring < 1.0 {
+            add(&(0..order.len()).collect::<Vec<usize>>(), 1.0 - exploring);
+        }
+        if exploring > 0.0 {
+            let mut random = Random::new(seed);
+            add(order, of_sample);
+            (1..sample_count).for_each(|_| add(&Walk::new(self, organic).draw(&mut random, order.len()), of_sample));
+        }
+        probabilities
+    }
+
     fn has_epsilon_slots(&self) -> bool {
         !self.epsilon_slots.is_empty() && self.epsilon > 0.0
     }
@@ -470,6 +505,26 @@ mod tests {
                     "position {position}: {marginal:?}, exactly {exact}"
                 );
                 assert!(marginal.standard_error < 0.01);
+            }
+        }
+    }
+
+    #[test]
+    fn page_probabilities_agree_with_the_sum_over_all_orders() {
+        let scores = [0.9, 0.7, 0.65, 0.2, 0.1];
+        let slots = [1, 2, 3, 4, 5];
+        let plain = Exploration { share: 0.7, ..policy(0.8, 1, 5) };
+        let slotted = Exploration { epsilon_slots: vec![3], epsilon: 0.5, epsilon_candidates: 2, ..plain.clone() };
+        let organic = organic(&scores, &slots);
+        for policy in [plain, slotted, Exploration::default()] {
+            let page = if policy.is_random() { [1, 0, 3] } else { [0, 1, 2] };
+            let found = policy.page_probabilities(organic, &page, 4000, 9);
+            for (candidate, probabilities) in page.iter().zip(&found) {
+                for (position, probability) in probabilities.iter().enumerate() {
+                    let with = orders(5).into_iter().filter(|order| order[position] == *candidate);
+                    let exact: f64 = with.map(|order| joint(&policy.conditionals(organic, &order))).sum();
+                    assert!((f64::from(*probability) - exact).abs() < 0.03, "{candidate} at {position}: {probability}");
+                }
             }
         }
     }

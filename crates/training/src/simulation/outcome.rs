@@ -14,16 +14,35 @@ pub enum Arm {
     Live,
     /// Every event is written, and each night a bundle is trained, evaluated and activated.
     Loop,
+    /// Like `Loop`, and the server explores.
+    Explore,
+    /// Like `Explore`, and the trainings learn from the answer log.
+    Answers,
 }
 
 impl Arm {
-    pub const ALL: [Arm; 3] = [Arm::Off, Arm::Live, Arm::Loop];
+    /// The arms of the loop, and further ones that learn from the answer log or serve as their control.
+    pub fn of(with_answers: bool) -> &'static [Arm] {
+        const ALL: [Arm; 5] = [Arm::Off, Arm::Live, Arm::Loop, Arm::Explore, Arm::Answers];
+        if with_answers { &ALL } else { &ALL[..3] }
+    }
+
+    /// Whether a bundle is trained every night.
+    pub fn retrains(self) -> bool {
+        matches!(self, Self::Loop | Self::Explore | Self::Answers)
+    }
+
+    pub fn explores(self) -> bool {
+        matches!(self, Self::Explore | Self::Answers)
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
             Self::Live => "live",
             Self::Loop => "loop",
+            Self::Explore => "explore",
+            Self::Answers => "answers",
         }
     }
 
@@ -91,9 +110,12 @@ pub struct Outcomes {
     pub differences: Vec<Difference>,
 }
 
-/// Compares the arms. `seeds` has for each seed the trajectories of each arm, in the order of [`Arm::ALL`]. All arms of
+/// The compared arms, by their numbers.
+const COMPARED: [[usize; 2]; 6] = [[2, 0], [1, 0], [2, 1], [4, 3], [3, 2], [4, 2]];
+
+/// Compares the arms. `seeds` has for each seed the trajectories of each arm, in the order of [`Arm::of`]. All arms of
 /// a seed have the same shoppers.
-pub fn outcomes(seeds: &[[Trajectories; 3]], options: &EvaluateOptions) -> Outcomes {
+pub fn outcomes(seeds: &[Vec<Trajectories>], arms: &[Arm], options: &EvaluateOptions) -> Outcomes {
     let of_arm = |arm: usize| seeds.iter().flat_map(move |arms| &arms[arm]);
     let shopper_count = of_arm(0).count();
     let resamples = resamples(shopper_count, options.bootstrap_count, options.seed);
@@ -102,13 +124,13 @@ pub fn outcomes(seeds: &[[Trajectories; 3]], options: &EvaluateOptions) -> Outco
         purchases: bootstrap_mean(&values(1), &resamples),
         return_rate: bootstrap_mean(&values(2), &resamples),
     };
-    let arms = Arm::ALL.into_iter().enumerate().map(|(index, arm)| ArmOutcome {
-        arm,
+    let outcome_of = |(index, arm): (usize, &Arm)| ArmOutcome {
+        arm: *arm,
         rates: rates(&|metric| of_arm(index).map(|days| metrics(days)[metric]).collect()),
         days: days(&of_arm(index).collect::<Vec<_>>()),
-    });
-    let difference = |more: usize, less: usize| {
-        let pairs = |seed: &[Trajectories; 3], metric: usize| -> Vec<f64> {
+    };
+    let difference = |[more, less]: [usize; 2]| {
+        let pairs = |seed: &[Trajectories], metric: usize| -> Vec<f64> {
             seed[more]
                 .iter()
                 .zip(&seed[less])
@@ -117,16 +139,16 @@ pub fn outcomes(seeds: &[[Trajectories; 3]], options: &EvaluateOptions) -> Outco
         };
         let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
         Difference {
-            more: Arm::ALL[more],
-            less: Arm::ALL[less],
+            more: arms[more],
+            less: arms[less],
             rates: rates(&|metric| seeds.iter().flat_map(|seed| pairs(seed, metric)).collect()),
             by_seed: seeds.iter().map(|seed| std::array::from_fn(|metric| mean(pairs(seed, metric)))).collect(),
         }
     };
     Outcomes {
         shopper_count,
-        arms: arms.collect(),
-        differences: vec![difference(2, 0), difference(1, 0), difference(2, 1)],
+        arms: arms.iter().enumerate().map(outcome_of).collect(),
+        differences: COMPARED.into_iter().filter(|pair| pair[0].max(pair[1]) < arms.len()).map(difference).collect(),
     }
 }
 
@@ -154,7 +176,7 @@ fn days(trajectories: &[&Vec<Day>]) -> Vec<DayRates> {
         .collect()
 }
 
-/// Plots clicks, purchases and visits of the three arms by day, as one SVG.
+/// Plots clicks, purchases and visits of the arms by day, as one SVG.
 pub fn plot(outcomes: &Outcomes) -> String {
     let panel = |label: &str, of: fn(&DayRates) -> f64| {
         let line = |outcome: &ArmOutcome| plots::Line {
@@ -177,10 +199,10 @@ impl fmt::Display for Outcomes {
             "{} shoppers; per shopper and day, with 95 % bootstrap intervals over shoppers",
             self.shopper_count
         )?;
-        writeln!(f, "{:<12}{:<28}{:<28}return rate", "", "clicks", "purchases")?;
+        writeln!(f, "{:<19}{:<28}{:<28}return rate", "", "clicks", "purchases")?;
         let mut row = |name: String, rates: &Rates| {
             let [clicks, purchases] = [rates.clicks.to_string(), rates.purchases.to_string()];
-            writeln!(f, "{name:<12}{clicks:<28}{purchases:<28}{}", rates.return_rate)
+            writeln!(f, "{name:<19}{clicks:<28}{purchases:<28}{}", rates.return_rate)
         };
         self.arms.iter().try_for_each(|arm| row(arm.arm.name().to_owned(), &arm.rates))?;
         self.differences
@@ -198,8 +220,16 @@ mod tests {
         let days = |clicks: u32, visited: bool| vec![Day { visited, clicks, purchases: 1 }; 4];
         let arm =
             |clicks: u32, visited: bool| -> Trajectories { (0..50).map(|n| days(clicks + n % 3, visited)).collect() };
-        let seeds = [[arm(1, false), arm(2, true), arm(4, true)], [arm(1, false), arm(2, true), arm(5, true)]];
-        let outcomes = outcomes(&seeds, &EvaluateOptions::default());
+        let seeds =
+            [[arm(1, false), arm(2, true), arm(4, true)], [arm(1, false), arm(2, true), arm(5, true)]].map(Vec::from);
+        let more: Vec<Vec<Trajectories>> =
+            seeds.iter().map(|seed| [&seed[..], &[arm(3, true), arm(9, true)]].concat()).collect();
+        let more = outcomes(&more, Arm::of(true), &EvaluateOptions::default());
+        let of_answers = &more.differences[3];
+        assert_eq!((of_answers.more, of_answers.less, of_answers.rates.clicks.mean), (Arm::Answers, Arm::Explore, 6.0));
+        seeds.iter().for_each(|seed| assert_eq!(seed.len(), Arm::of(false).len()));
+        let outcomes = outcomes(&seeds, Arm::of(false), &EvaluateOptions::default());
+        assert_eq!(outcomes.differences.len(), 3);
         assert_eq!(outcomes.shopper_count, 100);
         let difference = &outcomes.differences[0];
         assert_eq!((difference.more, difference.less), (Arm::Loop, Arm::Off));
