@@ -198,8 +198,9 @@ impl From<FeatureSchema> for Vec<DeclaredFeature> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    /// Parsed one by one, so that an error names the feature.
     #[serde(default)]
-    feature: Vec<DeclaredFeature>,
+    feature: Vec<toml::Table>,
 }
 
 impl FeatureSchema {
@@ -208,7 +209,15 @@ impl FeatureSchema {
         let text = fs::read_to_string(path).map_err(|source| FeatureFileError::Io { path: path.to_owned(), source })?;
         let content = |problem: String| FeatureFileError::Content { path: path.to_owned(), problem };
         let file: File = toml::from_str(&text).map_err(|error| content(error.to_string().trim_end().to_owned()))?;
-        Self::try_from(file.feature).map_err(|error| content(error.to_string()))
+        let declared = file.feature.into_iter().map(|table| {
+            let name = table.get("name").and_then(toml::Value::as_str).unwrap_or_default().to_owned();
+            table.try_into().map_err(|error: toml::de::Error| {
+                let problem = error.message().to_owned();
+                FeatureError::Feature { name, problem }
+            })
+        });
+        let declared: Result<Vec<DeclaredFeature>, FeatureError> = declared.collect();
+        declared.and_then(Self::try_from).map_err(|error| content(error.to_string()))
     }
 
     /// In the order of the columns.
@@ -355,16 +364,16 @@ mod tests {
             ("name = \"price\"\nkind = \"number\"\nfield = \"price\"", ["`price`", "built-in"]),
             ("name = \"A b\"\nkind = \"number\"\nfield = \"price\"", ["`A b`", "a to z"]),
             ("name = \"x\"\nkind = \"number\"\nfield = \"brand\"", ["`x`", "brand is no number"]),
-            ("name = \"x\"\nkind = \"number\"\nfield = \"colour\"", ["colour", "attributes.NAME"]),
+            ("name = \"x\"\nkind = \"number\"\nfield = \"colour\"", ["`x`: unknown field colour", "attributes.NAME"]),
             ("name = \"x\"\nkind = \"affinity\"\nfield = \"title\"", ["`x`", "title"]),
             (
                 "name = \"x\"\nkind = \"affinity\"\nfield = \"brand\"\nhalf_life_days = 0",
                 ["`x`", "half_life_days is 0"],
             ),
-            ("name = \"x\"\nkind = \"match\"\nfilter = \"price <\"", ["filter", "at character"]),
-            ("name = \"x\"\nkind = \"context\"\nfield = \"region\"", ["region", "weekday"]),
-            ("name = \"x\"\nkind = \"magic\"", ["magic", "affinity"]),
-            ("name = \"x\"\nkind = \"number\"\nfield = \"price\"\nlogarithm = true", ["logarithm", "log"]),
+            ("name = \"x\"\nkind = \"match\"\nfilter = \"price <\"", ["`x`", "at character 7"]),
+            ("name = \"x\"\nkind = \"context\"\nfield = \"region\"", ["`x`", "weekday"]),
+            ("name = \"x\"\nkind = \"magic\"", ["`x`", "affinity"]),
+            ("name = \"x\"\nkind = \"number\"\nfield = \"price\"\nlogarithm = true", ["`x`", "logarithm"]),
             ("name = \"x\"\nkind = \"number\"\nfield = \"price\"\nmissing = nan", ["`x`", "missing is NaN"]),
         ] {
             let error = feature(lines);
