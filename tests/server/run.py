@@ -177,7 +177,7 @@ def explained(work):
     for config, expected in [("halves", 10), ("unbought", 0)]:
         answer, _ = server.call("lodestone.v1.RankingService/Recommend", {
             "viewer": {"user_id": "12748"}, "type": "RECOMMEND_TYPE_FOR_YOU", "page_size": 20,
-            "options": {"serving_config": config, "debug": "DEBUG_LEVEL_FEATURES"}})
+            "options": {"serving_config": config, "debug_level": "DEBUG_LEVEL_FEATURES"}})
         column = answer["info"]["debug"]["featureNames"].index("bought_count")
         repeats = sum(result["debug"]["features"][column] > 0 for result in answer["results"])
         check(repeats == expected, f"{repeats} of 20 recommendations by the configuration {config} were bought before")
