@@ -227,7 +227,7 @@ def explained(work):
     for validate in [False, True]:
         _, error = server.call("lodestone.v1.RankingService/Search", {
             "viewer": {"user_id": "x"}, "query": "mug", "options": {"serving_config": "bold", "validate_only": validate}})
-        check("NotFound" in error and "SERVING_CONFIG_NOT_FOUND" in error and "diverse, explore, plain" in error,
+        check("NotFound" in error and "SERVING_CONFIG_NOT_FOUND" in error and "diverse, explore, halves, plain, unbought" in error,
               "an unknown serving configuration: NOT_FOUND, with the names of the known ones")
     metrics = server.metrics()
     check(int(metrics["lodestone_explored_total"]) > 3 and 'lodestone_experiment_answers_total{experiment="rankers",arm="interleaved"}' in metrics,
