@@ -4,6 +4,7 @@
 mod adam;
 mod answers;
 mod baselines;
+pub mod benchmark;
 mod checkpoint;
 mod comparison;
 mod counts;
@@ -32,6 +33,7 @@ mod request_tasks;
 mod retrieval;
 mod search_benchmark;
 pub mod sequence;
+mod similar_texts;
 pub mod simulation;
 mod softmax;
 mod train;
@@ -49,7 +51,7 @@ pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
 pub use external_models::{ExternalModelError, ExternalModels, bundle_external_models};
 pub use gate::{BaselineVerdict, GateOptions, Verdict, gate};
 pub use onnx::ExportCheck;
-pub use options::TrainOptions;
+pub use options::{Outcome, TrainOptions, TrainTimes};
 pub use relevance::RelevanceCut;
 pub use report::report;
 pub use search_benchmark::{

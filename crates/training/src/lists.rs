@@ -4,7 +4,7 @@ use super::{
     Progress,
     answers::{LoggedAnswers, shown_list, with_mean_weight_one},
     error::TrainError,
-    options::TrainOptions,
+    options::{Outcome, TrainOptions},
     query_side::query_from_title,
     ranker::RankingList,
     replay::{VISIT_MS, sampled},
@@ -63,25 +63,26 @@ pub(crate) struct Outcomes<'a> {
     row_of: AHashMap<ItemId, Row>,
     /// End of the data.
     until: UnixMillis,
+    outcome: Outcome,
 }
 
 impl<'a> Outcomes<'a> {
     /// `events` are in time order. Those at or after `until` are ignored.
-    pub(crate) fn new(events: &'a [Event], items: &[Item], until: UnixMillis) -> Self {
+    pub(crate) fn new(events: &'a [Event], items: &[Item], until: UnixMillis, outcome: Outcome) -> Self {
         let mut by_user: AHashMap<&UserId, Vec<&Event>> = AHashMap::new();
         for event in events.iter().take_while(|event| event.at < until) {
             by_user.entry(&event.user).or_default().push(event);
         }
         let row_of = items.iter().enumerate().map(|(row, item)| (item.id.clone(), Row(row as u32))).collect();
-        Self { by_user, row_of, until }
+        Self { by_user, row_of, until, outcome }
     }
 
     pub(crate) fn row_of(&self, item: &ItemId) -> Option<Row> {
         self.row_of.get(item).copied()
     }
 
-    /// Returns the labels of the items with which a user interacts within a day from `at`. The labels of all other
-    /// items are 0.
+    /// Returns the labels of the items with which a user interacts within a day from `at` or, with
+    /// [`Outcome::NextEvent`], in the next interaction. The labels of all other items are 0.
     pub(crate) fn positives(&self, user: &UserId, at: UnixMillis) -> AHashMap<Row, Labels> {
         let mut positives: AHashMap<Row, Labels> = AHashMap::new();
         let days = |count: i64| UnixMillis(at.0.saturating_add(count * UnixMillis::DAY));
@@ -94,6 +95,9 @@ impl<'a> Outcomes<'a> {
             };
             for row in event.lines.iter().filter_map(|line| self.row_of(&line.item)) {
                 positives.entry(row).or_default()[head] = 1.0;
+            }
+            if self.outcome == Outcome::NextEvent {
+                break;
             }
         }
         if positives.is_empty() {
@@ -205,14 +209,13 @@ struct Shares {
 }
 
 impl Shares {
-    /// Each moment yields two lists, one without a query and one with. Purchases are rarer, so they get at least half
-    /// of the lists.
-    fn new<'a>(moments: impl Iterator<Item = &'a Event>, lists_max: usize) -> Self {
+    /// Purchases are rarer than other moments, so they get at least half of them.
+    fn new<'a>(moments: impl Iterator<Item = &'a Event>, moments_max: usize) -> Self {
         let (mut purchases, mut others) = (0usize, 0usize);
         for event in moments {
             *(if event.kind == EventKind::Purchase { &mut purchases } else { &mut others }) += 1;
         }
-        let moments_max = lists_max as f64 / 2.0;
+        let moments_max = moments_max as f64;
         let of_purchases = if others == 0 { moments_max } else { moments_max / 2.0 };
         let purchase = (of_purchases / purchases.max(1) as f64).min(1.0);
         let rest = moments_max - purchase * purchases as f64;
@@ -323,13 +326,15 @@ pub(crate) fn ranking_lists(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Lists, TrainError> {
     let ListInput { generation, items, events, times, answers, options } = input;
-    let outcomes = Outcomes::new(events, items, times.end);
+    let outcomes = Outcomes::new(events, items, times.end, options.outcome);
     // Anonymous events say nothing about users with a history, so they are moments only in a shop of guests.
     let has_users = events.iter().any(|event| !event.user.is_anonymous());
     let is_moment = |event: &Event| {
         event.kind.is_positive() && times.contains(&event.at) && !(has_users && event.user.is_anonymous())
     };
-    let shares = Shares::new(events.iter().filter(|event| is_moment(event)), options.lists_max);
+    // Each moment yields a list without a query and, with queries, a second one.
+    let moments_max = options.lists_max / if options.with_queries { 2 } else { 1 };
+    let shares = Shares::new(events.iter().filter(|event| is_moment(event)), moments_max);
     let mut lists = Vec::new();
     let lists_per_snapshot = (SNAPSHOT_LISTS * options.lists_max / SNAPSHOTS).max(1);
     let mut snapshots = snapshots(times).into_iter().peekable();
@@ -376,7 +381,8 @@ pub(crate) fn ranking_lists(
         if is_moment(event) && rng.random_bool(share) {
             let positives = outcomes.positives(&event.user, event.at);
             generation.state.publish_popularity(event.at);
-            let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
+            let item = event.lines.first().filter(|_| options.with_queries);
+            let item = item.and_then(|line| outcomes.row_of(&line.item));
             let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
             for request in std::iter::once(ListRequest::ForYou).chain(query.as_deref().map(ListRequest::Search)) {
                 lists.extend(list_for(generation, models, &event.user, event.at, &request, &positives));
@@ -463,7 +469,7 @@ mod tests {
     fn labels(events: &[Event], item: &str, day: f64, until: f64) -> Option<Labels> {
         let items: Vec<Item> = ["a", "b"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
         let time = |day: f64| UnixMillis((day * UnixMillis::DAY as f64) as i64);
-        let outcomes = Outcomes::new(events, &items, time(until));
+        let outcomes = Outcomes::new(events, &items, time(until), Outcome::Day);
         let row = outcomes.row_of(&ItemId::parse(item).unwrap()).unwrap();
         outcomes.positives(&UserId::signed_in("p").unwrap(), time(day)).get(&row).copied()
     }
@@ -602,7 +608,7 @@ mod tests {
         ];
         let items: Vec<Item> = ["a", "b"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
         let time = |day: f64| UnixMillis((day * UnixMillis::DAY as f64) as i64);
-        let outcomes = Outcomes::new(&events, &items, time(9.0));
+        let outcomes = Outcomes::new(&events, &items, time(9.0), Outcome::Day);
         let rows = |from: f64, until: f64| -> Vec<Row> {
             let baskets = outcomes.next_baskets(&(time(from)..time(until)));
             baskets.iter().flat_map(|(_, positives)| positives.keys().copied()).collect()

@@ -11,7 +11,7 @@ use super::{
     sequence::{
         EncoderConfig, EventTargets, HISTORY_MAX, Interruption, ItemText, Sample, SequenceEncoder, Tokens,
         TrainedEncoder,
-        encoder::encoder_loss,
+        encoder::{encoder_loss, encoder_quality},
         train_encoder,
         transformer::{BlockWeights, FFN_FACTOR},
     },
@@ -215,6 +215,7 @@ pub(crate) struct TrainedUserEncoder {
     pub item_lengths: Vec<f32>,
     pub onnx: Vec<u8>,
     pub check: ExportCheck,
+    /// NaN without validation data.
     pub validation_loss: f32,
     /// By step.
     pub validation_losses: Vec<(usize, f32)>,
@@ -230,7 +231,8 @@ pub(crate) struct UserEncoderData<'a> {
     pub validation: &'a [UserSample],
 }
 
-/// Trains the encoder and the item vectors, with early stopping on the validation loss.
+/// Trains the encoder and the item vectors, with early stopping on the ranks of the validation targets. The loss grows
+/// earlier than the ranks get worse, because the model becomes too sure of them.
 pub(crate) fn train_user_encoder(
     data: &UserEncoderData,
     seed: u64,
@@ -251,16 +253,22 @@ pub(crate) fn train_user_encoder(
     if targets.is_empty() {
         config.epochs_max = UNVALIDATED_EPOCHS;
     }
-    let mut epoch = 0.0;
+    let (mut epoch, mut losses) = (0.0, Vec::new());
     let mut validate = |encoder: &SequenceEncoder| {
         epoch += 1.0;
         // Without validation data, the last epoch is the best.
-        if targets.is_empty() { epoch } else { -encoder_loss(encoder, &targets) }
+        if targets.is_empty() {
+            return epoch;
+        }
+        losses.push(encoder_loss(encoder, &targets) as f32);
+        encoder_quality(encoder, &targets)
     };
     let trained = train_encoder(&samples, item_count, text, &config, interruption, &mut validate, &mut |step| {
         progress(Progress { stage: "user encoder", ..step });
     })?;
-    let TrainedEncoder { encoder, epochs, score, validation } = trained;
+    let TrainedEncoder { encoder, epochs, validation, .. } = trained;
+    // After a resumption the losses are those of the later epochs.
+    let steps = validation[validation.len().saturating_sub(losses.len())..].iter().map(|(step, _)| *step);
     let onnx = export(&encoder)?;
     let check = check(&encoder, &onnx, runtime)?;
     if encoder.item_vectors().iter().any(|value| !value.is_finite()) {
@@ -273,8 +281,8 @@ pub(crate) fn train_user_encoder(
         item_lengths: encoder.item_lengths().to_vec(),
         onnx,
         check,
-        validation_loss: -score as f32,
-        validation_losses: validation.into_iter().map(|(step, score)| (step, -score as f32)).collect(),
+        validation_loss: if targets.is_empty() { f32::NAN } else { encoder_loss(&encoder, &targets) as f32 },
+        validation_losses: steps.zip(losses).collect(),
         epochs,
     })
 }

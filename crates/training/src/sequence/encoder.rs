@@ -1,9 +1,6 @@
 //! Inference of the sequence encoder. A user's vector is the transformer's output at the latest event; the score of an
 //! item is its dot product with the item's vector.
-use super::{
-    samples::Repeats,
-    transformer::{Bits, Dropout, NamedWeights, Packed, Shape, Tokens, WeightLayout},
-};
+use super::transformer::{Bits, Dropout, NamedWeights, Packed, Shape, Tokens, WeightLayout};
 use crate::{
     kernels::{Into, View, at_least, matmul, normalise_rows},
     softmax::{Softmax, Targets},
@@ -130,12 +127,6 @@ impl SequenceEncoder {
     }
 }
 
-/// Writes the logits of users with all items to `out` `[users × items]`; see [`SequenceEncoder::encode`].
-pub fn logits(out: &mut [f32], users: &[f32], items: &[f32], width: usize) {
-    let (rows, columns) = (users.len() / width, items.len() / width);
-    matmul(out, Into::Replace, View::new(users, rows, width), View::new(items, columns, width).transposed());
-}
-
 /// Returns the mean of share × -ln p(target) over the targets after histories; the softmax is over all items.
 pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)])]) -> f64 {
     let every = queries.len().div_ceil(QUERIES_MAX).max(1);
@@ -163,34 +154,37 @@ pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)]
     loss / f64::from(weight).max(1e-9)
 }
 
-/// Most queries of [`encoder_quality`] and [`encoder_loss`], spread evenly.
+/// Most queries of [`encoder_loss`], spread evenly.
 const QUERIES_MAX: usize = 20_000;
 
-/// Returns the NDCG@10 of an encoder alone, ranked among all items, or among those outside of the history.
-pub fn encoder_quality(encoder: &SequenceEncoder, queries: &[(&[u32], u32)], repeats: Repeats) -> f64 {
+/// Ranks that [`encoder_quality`] counts.
+const QUALITY_CUTOFF: usize = 100;
+
+/// Returns the mean of share / log₂(1 + rank) over the targets after histories, ranked among all items: NDCG@100 for
+/// single targets.
+pub fn encoder_quality(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)])]) -> f64 {
     let every = queries.len().div_ceil(QUERIES_MAX).max(1);
-    let queries: Vec<(&[u32], u32)> = queries.iter().step_by(every).copied().collect();
-    let histories: Vec<Tokens> = queries.iter().map(|(history, _)| Tokens::from(*history)).collect();
+    let queries: Vec<_> = queries.iter().step_by(every).collect();
+    let histories: Vec<Tokens> = queries.iter().map(|(tokens, _)| *tokens).collect();
     let (users, d) = (encoder.encode(&histories), encoder.width());
     let item_count = encoder.items.len() / d;
-    let gains: f64 = queries
+    let gain = |logits: &[f32], (target, share): &(u32, f32)| {
+        let rank = at_least(logits, logits[*target as usize]);
+        let gain = if rank <= QUALITY_CUTOFF { 1.0 / (rank as f64 + 1.0).log2() } else { 0.0 };
+        (f64::from(*share) * gain, f64::from(*share))
+    };
+    let parts: Vec<(f64, f64)> = queries
         .par_chunks(32)
         .zip(users.par_chunks(32 * d))
-        .map_init(Vec::new, |block: &mut Vec<f32>, (part, users)| {
-            block.resize(part.len() * item_count, 0.0);
-            logits(block, users, &encoder.items, d);
-            let gains = part.iter().zip(block.chunks_exact_mut(item_count)).map(|((history, target), logits)| {
-                if repeats == Repeats::Excluded {
-                    history.iter().for_each(|item| logits[*item as usize] = f32::NEG_INFINITY);
-                }
-                let limit = logits[*target as usize];
-                let rank = at_least(logits, limit);
-                if rank <= 10 && limit.is_finite() { 1.0 / (rank as f64 + 1.0).log2() } else { 0.0 }
-            });
-            gains.sum::<f64>()
+        .map_init(Vec::new, |logits: &mut Vec<f32>, (part, users)| {
+            logits.resize(part.len() * item_count, 0.0);
+            let items = View::new(&encoder.items, item_count, d).transposed();
+            matmul(logits, Into::Replace, View::new(users, part.len(), d), items);
+            let rows = part.iter().zip(logits.chunks_exact(item_count));
+            let gains = rows.flat_map(|((_, targets), logits)| targets.iter().map(|target| gain(logits, target)));
+            gains.fold((0.0, 0.0), |sum, of| (sum.0 + of.0, sum.1 + of.1))
         })
-        .collect::<Vec<f64>>()
-        .into_iter()
-        .sum();
-    gains / queries.len().max(1) as f64
+        .collect();
+    let (gains, shares) = parts.into_iter().fold((0.0, 0.0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
+    gains / shares.max(1e-9)
 }
