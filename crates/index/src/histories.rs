@@ -111,6 +111,15 @@ impl Histories {
         }
     }
 
+    /// Renumbers the rows: row `r` becomes `numbers[r]`, below the number of rows.
+    ///
+    /// # Panics
+    /// If `numbers` has fewer numbers than there are rows.
+    pub fn renumbered(mut self, numbers: &[u32]) -> Self {
+        self.rows.iter_mut().for_each(|row| *row = numbers[Row(*row).index()]);
+        self
+    }
+
     /// Builds the index. `keys` has the key of each row.
     ///
     /// # Panics

@@ -50,7 +50,7 @@ pub(crate) fn transitions(interactions: &[Interaction], items: usize) -> Neighbo
     for history in by_user(interactions).into_iter().filter(|history| history.len() > 1) {
         let mut user = Pairs::default();
         for (index, interaction) in history.iter().enumerate() {
-            for (step, previous) in history[..index].iter().rev().take(STEPS_BACK).enumerate() {
+            for (step, previous) in earlier(&history[..index], interaction).take(STEPS_BACK).enumerate() {
                 let pairs = previous.rows.len() * interaction.rows.len();
                 let weight = 0.5f32.powi(step as i32) / (pairs as f32).sqrt().max(1.0);
                 for &from in previous.rows.iter().take(BASKET_ITEMS_MAX) {
@@ -61,6 +61,12 @@ pub(crate) fn transitions(interactions: &[Interaction], items: usize) -> Neighbo
         counts.add_user(user);
     }
     damped(counts, interactions, items)
+}
+
+/// Returns the interactions before the time of another one, the latest first. Those at the same time have no order.
+fn earlier<'a>(history: &'a [&'a Interaction], interaction: &Interaction) -> impl Iterator<Item = &'a Interaction> {
+    let at = interaction.at;
+    history.iter().rev().copied().filter(move |previous| previous.at < at)
 }
 
 /// Counts pairs of items within a basket. Each basket adds 1 in all to an item's pairs, so that a large basket does not
@@ -93,7 +99,7 @@ pub(crate) fn co_interactions(interactions: &[Interaction], items: usize) -> Nei
     for history in by_user(interactions).into_iter().filter(|history| history.len() > 1) {
         let mut user = Pairs::default();
         for (index, interaction) in history.iter().enumerate() {
-            for (step, previous) in history[..index].iter().rev().take(CO_INTERACTION_STEPS).enumerate() {
+            for (step, previous) in earlier(&history[..index], interaction).take(CO_INTERACTION_STEPS).enumerate() {
                 let pairs = previous.rows.len() * interaction.rows.len();
                 let weight = 1.0 / (step as f32 + 1.0) / (pairs as f32).sqrt().max(1.0);
                 for &from in previous.rows.iter().take(BASKET_ITEMS_MAX) {
@@ -206,5 +212,36 @@ mod tests {
         // Anonymous baskets are baskets of different users.
         baskets.extend((0..9).map(|at| basket(None, at, &[0, 1])));
         assert_eq!(after_first(&co_purchases(&baskets, 3)), [1, 2]);
+    }
+
+    #[test]
+    fn co_interactions_count_less_with_distance_and_against_the_order() {
+        let interactions = [basket(Some("p"), 1, &[0]), basket(Some("p"), 2, &[1]), basket(Some("p"), 3, &[2])];
+        let table = co_interactions(&interactions, 4);
+        // The mean of 1, 1, three times 1/2, and 1/4.
+        let mean = 3.75 / 6.0;
+        for (from, expected) in [(0, [(1, 1.0), (2, 0.5)]), (1, [(2, 1.0), (0, 0.5)]), (2, [(1, 0.5), (0, 0.25)])] {
+            let (rows, weights) = table.of(Row(from));
+            for (index, (row, weight)) in expected.into_iter().enumerate() {
+                assert_eq!(rows[index], row, "neighbours of {from}");
+                assert!((weights[index] - weight / mean).abs() < 1e-6, "{from}, {row}: {}", weights[index]);
+            }
+        }
+        assert_eq!(two_steps(&table).of(Row(0)).0, [2, 1], "over item 1, and over the weaker item 2");
+        let at_once = [basket(Some("p"), 1, &[0, 1]), basket(Some("p"), 1, &[2])];
+        let tables = [co_interactions(&at_once, 3), transitions(&at_once, 3)];
+        assert!(tables.iter().all(|table| table.of(Row(0)).0.is_empty()), "items at one time have no order");
+    }
+
+    #[test]
+    fn histories_are_in_the_order_of_their_last_interactions() {
+        let interactions = [
+            basket(Some("late"), 1, &[0]),
+            basket(Some("early"), 2, &[1, 2]),
+            basket(None, 3, &[2, 3]),
+            basket(Some("once"), 4, &[3]),
+            basket(Some("late"), 5, &[1]),
+        ];
+        assert_eq!(histories(&interactions, 4), Histories::new(4, &[vec![1, 2], vec![2, 3], vec![0, 1]]));
     }
 }

@@ -346,8 +346,12 @@ pub(crate) fn ranking_lists(
     };
     let mut answers = answers.iter().filter(|answer| times.contains(&answer.at)).peekable();
     let mut shown = Vec::new();
-    for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
-        while let Some(at) = snapshots.next_if(|at| *at <= event.at) {
+    let known = &events[..events.partition_point(|event| event.at < times.end)];
+    let mut done = 0;
+    // Events at one time have no order, so that none of them is known before another one.
+    for at_once in known.chunk_by(|one, next| one.at == next.at) {
+        let now = at_once[0].at;
+        while let Some(at) = snapshots.next_if(|at| *at <= now) {
             generation.state.publish_popularity(at);
             let end = UnixMillis((at.0 + SNAPSHOT_DAYS * UnixMillis::DAY).min(times.end.0));
             for (user, positives) in sampled(outcomes.next_baskets(&(at..end)), lists_per_snapshot) {
@@ -359,16 +363,7 @@ pub(crate) fn ranking_lists(
                 }
             }
         }
-        while let Some(moment) = anchored.next_if(|moment| moment.event == done) {
-            generation.state.publish_popularity(event.at);
-            let positives = moment.positives(event, &outcomes);
-            let key = generation.catalog.load().get(moment.anchor).key;
-            let at_s = event.at.seconds_u32();
-            let anchor = RecentItem { row: moment.anchor, key, weight: 1.0, kind: EventKind::View, at_s };
-            let request = ListRequest::Anchored(moment.list, anchor);
-            lists.extend(list_for(generation, models, &event.user, event.at, &request, &positives));
-        }
-        while let Some(answer) = answers.next_if(|answer| answer.at <= event.at) {
+        while let Some(answer) = answers.next_if(|answer| answer.at <= now) {
             if options.is_stopped() {
                 return Err(TrainError::Stopped);
             }
@@ -377,24 +372,42 @@ pub(crate) fn ranking_lists(
             }
             shown.extend(bias.and_then(|bias| shown_list(generation, models, answer, &outcomes, bias)));
         }
-        let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
-        if is_moment(event) && rng.random_bool(share) {
-            let positives = outcomes.positives(&event.user, event.at);
-            generation.state.publish_popularity(event.at);
-            let item = event.lines.first().filter(|_| options.with_queries);
-            let item = item.and_then(|line| outcomes.row_of(&line.item));
-            let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
-            for request in std::iter::once(ListRequest::ForYou).chain(query.as_deref().map(ListRequest::Search)) {
-                lists.extend(list_for(generation, models, &event.user, event.at, &request, &positives));
+        let mut is_published = false;
+        let mut publish = || {
+            if !std::mem::replace(&mut is_published, true) {
+                generation.state.publish_popularity(now);
+            }
+        };
+        for event in at_once {
+            while let Some(moment) = anchored.next_if(|moment| moment.event == done) {
+                publish();
+                let positives = moment.positives(event, &outcomes);
+                let key = generation.catalog.load().get(moment.anchor).key;
+                let at_s = now.seconds_u32();
+                let anchor = RecentItem { row: moment.anchor, key, weight: 1.0, kind: EventKind::View, at_s };
+                let request = ListRequest::Anchored(moment.list, anchor);
+                lists.extend(list_for(generation, models, &event.user, now, &request, &positives));
+            }
+            let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
+            if is_moment(event) && rng.random_bool(share) {
+                publish();
+                let positives = outcomes.positives(&event.user, now);
+                let item = event.lines.first().filter(|_| options.with_queries);
+                let item = item.and_then(|line| outcomes.row_of(&line.item));
+                let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
+                for request in std::iter::once(ListRequest::ForYou).chain(query.as_deref().map(ListRequest::Search)) {
+                    lists.extend(list_for(generation, models, &event.user, now, &request, &positives));
+                }
+            }
+            done += 1;
+            if done % 256 == 0 {
+                if options.is_stopped() {
+                    return Err(TrainError::Stopped);
+                }
+                progress(Progress { stage: "replay", done, total: events.len(), loss: f32::NAN });
             }
         }
-        generation.state.apply_event(0, event);
-        if done % 256 == 0 {
-            if options.is_stopped() {
-                return Err(TrainError::Stopped);
-            }
-            progress(Progress { stage: "replay", done, total: events.len(), loss: f32::NAN });
-        }
+        at_once.iter().for_each(|event| generation.state.apply_event(0, event));
     }
     with_mean_weight_one(&mut shown);
     Ok(with_frequent_heads(lists, shown))

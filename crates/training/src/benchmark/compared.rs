@@ -30,6 +30,8 @@ pub(super) fn compare(
     let row_of = protocol.items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
     let mut known = with_step_times(interactions(&protocol.events, &row_of), protocol);
     let queries: Vec<_> = sampled(protocol.queries.iter().zip(&served.of_queries).collect(), CASES_MAX);
+    // After the events of the requests.
+    let at = if protocol.step.is_some() { UnixMillis(protocol.at.0 + STEP) } else { protocol.at };
     let mut cases = Vec::with_capacity(queries.len());
     for (number, (query, _)) in queries.iter().enumerate() {
         // Requests of one visitor are cases of different users, whose events the state does not know.
@@ -45,7 +47,7 @@ pub(super) fn compare(
                 rows: vec![*row],
             }));
         }
-        cases.push(Case { user, at: protocol.at, targets: query.targets.iter().map(|row| Row(*row)).collect() });
+        cases.push(Case { user, at, targets: query.targets.iter().map(|row| Row(*row)).collect() });
     }
     known.sort_by_key(|interaction| interaction.at);
     let shop = Shop::new(&known, vec![None; protocol.items.len()]);

@@ -124,7 +124,9 @@ pub(super) fn leave_one_out(files: &NextItemFiles) -> Result<(Protocol, QueryGro
     };
     let descending = queries.iter().map(|query| is_descending(query, &catalogue)).collect();
     let held_out = before(1, HOUR)..NOW;
-    let times = TrainTimes { counted_until: held_out.start, validation: held_out.clone(), labels: held_out };
+    // The state of the test is that of the labels, so that all counts are as old as in the training.
+    let at = held_out.start;
+    let times = TrainTimes { counted_until: at, validation: held_out.clone(), labels: held_out };
     let protocol = Protocol {
         items: catalogue.described,
         events,
@@ -132,7 +134,7 @@ pub(super) fn leave_one_out(files: &NextItemFiles) -> Result<(Protocol, QueryGro
         outcome: Outcome::Day,
         kind: EventKind::Purchase,
         queries,
-        at: NOW,
+        at,
         steps: Steps::OfUsers,
         step: Some(HOUR),
     };

@@ -22,7 +22,7 @@ use lodestone_pipeline::{
 use rayon::prelude::*;
 
 /// Most training lists of the ranking model.
-const RANKING_LISTS_MAX: usize = 12_000;
+const RANKING_LISTS_MAX: usize = 20_000;
 /// Items of a list that the metrics read.
 const LIST_MAX: usize = 20;
 /// Requests that run together, as in a server under load.
