@@ -22,6 +22,7 @@ mod linear;
 mod lists;
 mod losses;
 mod onnx;
+mod optional_sources;
 mod options;
 mod query_encoder;
 mod query_side;

@@ -4,6 +4,7 @@ use super::{
     Progress,
     answers::{LoggedAnswers, shown_list, with_mean_weight_one},
     error::TrainError,
+    optional_sources::Found,
     options::{Outcome, TrainOptions},
     query_side::query_from_title,
     ranker::RankingList,
@@ -19,8 +20,9 @@ use lodestone_core::{
 };
 use lodestone_events::{Event, EventKind, RefundLine, Refunds};
 use lodestone_pipeline::{
-    Generation, Models, Options, RequestContext, Viewer,
+    Candidate, Generation, Models, Options, RequestContext, Viewer,
     features::{AnchoredList, RecentItem},
+    fusion::NOT_FOUND,
 };
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use std::ops::Range;
@@ -200,6 +202,7 @@ pub(crate) struct Lists {
     /// Lists of logged answers.
     pub shown: Vec<RankingList>,
     pub heads: Vec<String>,
+    pub found: Found,
 }
 
 /// Sampled share of the moments with a purchase and of the others.
@@ -335,7 +338,7 @@ pub(crate) fn ranking_lists(
     // Each moment yields a list without a query and, with queries, a second one.
     let moments_max = options.lists_max / if options.with_queries { 2 } else { 1 };
     let shares = Shares::new(events.iter().filter(|event| is_moment(event)), moments_max);
-    let mut lists = Vec::new();
+    let mut lists = ReplayedLists::default();
     let lists_per_snapshot = (SNAPSHOT_LISTS * options.lists_max / SNAPSHOTS).max(1);
     let mut snapshots = snapshots(times).into_iter().peekable();
     let anchored_max = options.lists_max / ANCHORED_SHARE;
@@ -410,10 +413,28 @@ pub(crate) fn ranking_lists(
         at_once.iter().for_each(|event| generation.state.apply_event(0, event));
     }
     with_mean_weight_one(&mut shown);
-    Ok(with_frequent_heads(lists, shown))
+    let ReplayedLists { lists, found } = lists;
+    Ok(with_frequent_heads(lists, shown, found))
 }
 
-/// Returns candidates and features as in serving, with labels by head; none if no candidate has an interaction.
+/// Lists, and which sources found their chosen items.
+#[derive(Default)]
+struct ReplayedLists {
+    lists: Vec<RankingList>,
+    found: Found,
+}
+
+impl Extend<(RankingList, Found)> for ReplayedLists {
+    fn extend<T: IntoIterator<Item = (RankingList, Found)>>(&mut self, lists: T) {
+        for (list, found) in lists {
+            self.lists.push(list);
+            self.found.extend(found);
+        }
+    }
+}
+
+/// Returns candidates and features as in serving, with labels by head, and of a recommendation the sources that found
+/// the chosen items; none if no candidate has an interaction.
 fn list_for(
     generation: &Generation,
     models: &mut Models,
@@ -421,7 +442,7 @@ fn list_for(
     at: UnixMillis,
     request: &ListRequest,
     positives: &AHashMap<Row, Labels>,
-) -> Option<RankingList> {
+) -> Option<(RankingList, Found)> {
     let viewer = Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new() };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, at);
@@ -431,11 +452,20 @@ fn list_for(
     }
     let features = context.features();
     let labels = Outcomes::labels(positives, context.candidates.list.iter().map(|candidate| candidate.row));
-    Some(RankingList { features, labels: labels.concat(), is_weighted: false })
+    let mut found = Found::new();
+    if matches!(request, ListRequest::ForYou) {
+        let chosen = context.candidates.list.iter().filter(|candidate| positives.contains_key(&candidate.row));
+        let sources = |candidate: &Candidate| {
+            let ranks = candidate.ranks.iter().enumerate().filter(|(_, rank)| **rank != NOT_FOUND);
+            ranks.fold(0, |sources, (source, _)| sources | 1 << source)
+        };
+        found = chosen.map(sources).collect();
+    }
+    Some((RankingList { features, labels: labels.concat(), is_weighted: false }, found))
 }
 
 /// Removes the heads with fewer than [`HEAD_POSITIVES_MIN`] positive labels.
-fn with_frequent_heads(mut lists: Vec<RankingList>, mut shown: Vec<RankingList>) -> Lists {
+fn with_frequent_heads(mut lists: Vec<RankingList>, mut shown: Vec<RankingList>, found: Found) -> Lists {
     let mut positives = [0usize; HEADS.len()];
     for labels in lists.iter().flat_map(|list| list.labels.chunks_exact(HEADS.len())) {
         positives.iter_mut().zip(labels).for_each(|(count, label)| *count += usize::from(*label == 1.0));
@@ -449,7 +479,7 @@ fn with_frequent_heads(mut lists: Vec<RankingList>, mut shown: Vec<RankingList>)
         let rows = list.labels.chunks_exact(HEADS.len());
         list.labels = rows.flat_map(|labels| kept.iter().map(|head| labels[*head])).collect();
     }
-    Lists { lists, shown, heads: kept.into_iter().map(|head| HEADS[head].to_owned()).collect() }
+    Lists { lists, shown, found, heads: kept.into_iter().map(|head| HEADS[head].to_owned()).collect() }
 }
 
 #[cfg(test)]
@@ -557,8 +587,8 @@ mod tests {
         for user in (0..20).map(|user| UserId::signed_in(&format!("p{user}")).unwrap()) {
             let trained = list_for(&generation, &mut models, &user, at, &ListRequest::ForYou, &positives).unwrap();
             let served = served_features(&generation, &mut models, user, at);
-            assert_eq!(trained.features.len(), served.len());
-            for (index, (trained, served)) in trained.features.iter().zip(&served).enumerate() {
+            assert_eq!(trained.0.features.len(), served.len());
+            for (index, (trained, served)) in trained.0.features.iter().zip(&served).enumerate() {
                 let name = &generation.schema().names()[index % columns];
                 assert_eq!(trained.to_bits(), served.to_bits(), "{name} of candidate {}", index / columns);
                 varied[index % columns] |= *trained != 0.0 && *trained != 1.0;
@@ -642,7 +672,7 @@ mod tests {
         let events = [basket, guest, event(EventKind::Purchase, "c", 5.0)];
         let items: Vec<Item> = ["a", "b", "c"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
         let times = UnixMillis(0)..UnixMillis(9 * UnixMillis::DAY);
-        let outcomes = Outcomes::new(&events, &items, times.end);
+        let outcomes = Outcomes::new(&events, &items, times.end, Outcome::Day);
         let moments = anchored_moments(&events, &times, &outcomes, 10, &mut StdRng::seed_from_u64(1));
         let of = |list: AnchoredList| -> Vec<(usize, Row, Vec<Row>)> {
             let of_list = moments.iter().filter(|moment| moment.list == list);
@@ -668,7 +698,7 @@ mod tests {
             .collect();
         let items: Vec<Item> = ["a", "b"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
         let times = UnixMillis(0)..UnixMillis(UnixMillis::DAY);
-        let outcomes = Outcomes::new(&events, &items, times.end);
+        let outcomes = Outcomes::new(&events, &items, times.end, Outcome::Day);
         let moments = anchored_moments(&events, &times, &outcomes, 1000, &mut StdRng::seed_from_u64(1));
         assert_eq!(moments.len(), VIEW_PAIRS_MIN, "the last view is of another visit");
         assert!(moments.iter().enumerate().all(|(index, moment)| moment.anchor == Row(index as u32 % 2)));

@@ -10,6 +10,7 @@ use super::{
     lists::{ListInput, Lists, head_weight, ranking_lists},
     losses::LossCurves,
     onnx::ExportCheck,
+    optional_sources,
     options::{TrainOptions, TrainTimes},
     query_side::{QuerySide, embed_with, learned_query_side},
     ranker::{Calibration, RankerConfig, RankingData, TrainedRanker, train_ranker},
@@ -28,18 +29,18 @@ use lodestone_core::{
 };
 use lodestone_dataset::{self as dataset, DatasetEvent};
 use lodestone_events::{Event, ItemCounts, Popularity};
-use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Precision, check_vector};
+use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Neighbours, Precision, check_vector};
 use lodestone_pipeline::{
     Generation, Models,
     bundle::{Bundle, Head, Manifest},
     golden_requests,
     ranking::{Device, Runtime, SentenceFiles},
+    source::CandidateSource,
 };
 use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
     fs,
-    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -57,6 +58,8 @@ pub struct TrainReport {
     /// Epochs up to the user encoder's best one.
     pub epoch_count: usize,
     pub list_count: usize,
+    /// Candidate sources that the bundle does without, because they find hardly a chosen item that no other one finds.
+    pub left_out_sources: Vec<&'static str>,
     /// None without an answer log.
     pub answers: Option<AnswersReport>,
     pub heads: Vec<String>,
@@ -346,7 +349,11 @@ impl Training {
             items: shop.items.clone(),
         };
         stages.end("indexes and counts");
-        let lists = replayed_lists(&bundle, shop, runtime, options, progress)?;
+        let mut lists = replayed_lists(&bundle, shop, runtime, options, progress)?;
+        let left_out = optional_sources::without_effect(&lists.found);
+        for source in &left_out {
+            optional_sources::clear_features(&mut lists, options.features.column_count(), *source);
+        }
         stages.end("replay");
         note_constant(features, &lists);
         let (list_count, shown_count) = (lists.lists.len(), lists.shown.len());
@@ -371,6 +378,15 @@ impl Training {
         bundle.co_interactions = counts::co_interactions(all, item_count);
         bundle.two_steps = counts::two_steps(&bundle.co_interactions);
         bundle.histories = counts::histories(all, item_count);
+        for source in &left_out {
+            let nothing = Neighbours::from_counts(item_count, [], 0);
+            match source {
+                CandidateSource::CoInteractions => bundle.co_interactions = nothing,
+                CandidateSource::TwoSteps => bundle.two_steps = nothing,
+                CandidateSource::SimilarTexts => bundle.similar_texts = nothing,
+                _ => bundle.histories = counts::histories(&[], item_count),
+            }
+        }
         bundle.popularity = shop.popularity();
         let ranker_loss = ranker.as_ref().map(|ranker| ranker.validation_loss);
         if let Some(ranker) = ranker {
@@ -389,6 +405,7 @@ impl Training {
             sample_count: samples.len(),
             epoch_count: user.epochs,
             list_count,
+            left_out_sources: left_out.iter().map(|source| source.name()).collect(),
             answers: shop
                 .answers
                 .as_ref()
