@@ -112,28 +112,17 @@ impl RetrievalInput<'_> {
     /// Starts from the anchors or from the items of the user: from the recent ones or, in the item-to-item model, from
     /// all.
     fn spread(&self, fusion: &mut Fusion, table: NeighbourTable, origin: Origin) {
-        use NeighbourTable::*;
-        let items = match origin {
-            Origin::User => &self.user.recent,
-            Origin::Anchors => self.anchors,
-        };
-        let count = if matches!(table, CoInteractionsOfLast | SimilarTextsOfLast) { 1 } else { items.len() };
-        let weighted = items.iter().take(count).map(|item| (item.key, item.weight));
-        let generation = self.generation;
         let neighbours = match table {
-            Transitions => &generation.transitions,
-            CoPurchases => &generation.co_purchases,
-            ItemToItem => &generation.item_to_item,
-            CoInteractions | CoInteractionsOfLast => &generation.co_interactions,
-            TwoSteps => &generation.two_steps,
-            SimilarTexts | SimilarTextsOfLast => &generation.similar_texts,
-            SimilarHistories => return fusion.spread_histories(&generation.histories, weighted),
+            NeighbourTable::Transitions => &self.generation.transitions,
+            NeighbourTable::CoPurchases => &self.generation.co_purchases,
+            NeighbourTable::ItemToItem => &self.generation.item_to_item,
         };
-        match (table, origin) {
-            (ItemToItem, Origin::User) => {
+        match (origin, table) {
+            (Origin::Anchors, _) => fusion.spread(table, origin, neighbours, weighted(self.anchors)),
+            (Origin::User, NeighbourTable::ItemToItem) => {
                 fusion.spread(table, origin, neighbours, self.user.chosen.iter().copied());
             }
-            _ => fusion.spread(table, origin, neighbours, weighted),
+            (Origin::User, _) => fusion.spread(table, origin, neighbours, weighted(&self.user.recent)),
         }
     }
 
@@ -153,24 +142,17 @@ impl RetrievalInput<'_> {
 
     /// Fuses the lists. The candidates also get their weights in the neighbour tables.
     fn finish(&self, mut fusion: Fusion) -> Candidates {
-        self.spread_sequences(&mut fusion);
-        for table in [NeighbourTable::Transitions, NeighbourTable::CoPurchases, NeighbourTable::ItemToItem] {
-            self.spread(&mut fusion, table, Origin::User);
-        }
+        NeighbourTable::ALL.into_iter().for_each(|table| self.spread(&mut fusion, table, Origin::User));
         self.fused(fusion)
-    }
-
-    /// Scores the neighbours of the anchors by the tables of sequences and texts.
-    fn spread_sequences(&self, fusion: &mut Fusion) {
-        use NeighbourTable::*;
-        let tables =
-            [CoInteractions, CoInteractionsOfLast, TwoSteps, SimilarTexts, SimilarTextsOfLast, SimilarHistories];
-        tables.into_iter().for_each(|table| self.spread(fusion, table, Origin::User));
     }
 
     fn fused(&self, fusion: Fusion) -> Candidates {
         fusion.finish(self.limits.fused, |row| self.catalog.get(row).key)
     }
+}
+
+fn weighted(items: &[RecentItem]) -> impl Iterator<Item = (ItemKey, f32)> {
+    items.iter().map(|item| (item.key, item.weight))
 }
 
 /// Candidates for the user's next interaction.
@@ -180,14 +162,6 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
     let transitions = input.best_spread(&mut fusion, NeighbourTable::Transitions, Origin::User, per_source);
     let co_purchases = input.best_spread(&mut fusion, NeighbourTable::CoPurchases, Origin::User, per_source / 2);
     let item_to_item = input.best_spread(&mut fusion, NeighbourTable::ItemToItem, Origin::User, per_source);
-    input.spread_sequences(&mut fusion);
-    let best = |table| fusion.best_spread(table, Origin::User, per_source, |key| input.eligible_row(key));
-    let of_sequences = [
-        (CandidateSource::CoInteractions, best(NeighbourTable::CoInteractions)),
-        (CandidateSource::TwoSteps, best(NeighbourTable::TwoSteps)),
-        (CandidateSource::SimilarTexts, best(NeighbourTable::SimilarTexts)),
-        (CandidateSource::SimilarHistories, best(NeighbourTable::SimilarHistories)),
-    ];
     if let Some(vector) = &input.user.vector {
         let found = search_vectors(input, &mut fusion, vector, Space::User);
         fusion.add(CandidateSource::UserVector, found);
@@ -195,7 +169,6 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
     fusion.add(CandidateSource::Transitions, transitions);
     fusion.add(CandidateSource::CoPurchases, co_purchases);
     fusion.add(CandidateSource::ItemToItem, item_to_item);
-    of_sequences.into_iter().for_each(|(source, found)| fusion.add(source, found));
     fusion.add(CandidateSource::History, history(input));
     // The other sources know little about a new user, or find little behind a filter.
     let missing = input.limits.fused.saturating_sub(fusion.found_count());
