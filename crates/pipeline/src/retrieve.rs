@@ -126,10 +126,10 @@ impl RetrievalInput<'_> {
         }
     }
 
-    /// The eligible rows with the highest scores by a table.
-    fn best_spread(&self, fusion: &mut Fusion, table: NeighbourTable, origin: Origin, count: usize) -> ScoredRows {
-        self.spread(fusion, table, origin);
-        fusion.best_spread(table, origin, count, |key| self.eligible_row(key))
+    /// The eligible rows with the highest scores by a table, from the items of the user.
+    fn best_for_user(&self, fusion: &mut Fusion, table: NeighbourTable, count: usize) -> ScoredRows {
+        self.spread(fusion, table, Origin::User);
+        fusion.best_spread(table, Origin::User, count, |key| self.eligible_row(key))
     }
 
     fn is_anchor(&self, row: Row) -> bool {
@@ -159,9 +159,9 @@ fn weighted(items: &[RecentItem]) -> impl Iterator<Item = (ItemKey, f32)> {
 pub fn for_user(input: &RetrievalInput) -> Candidates {
     let per_source = input.limits.per_source;
     let mut fusion = input.fusion();
-    let transitions = input.best_spread(&mut fusion, NeighbourTable::Transitions, Origin::User, per_source);
-    let co_purchases = input.best_spread(&mut fusion, NeighbourTable::CoPurchases, Origin::User, per_source / 2);
-    let item_to_item = input.best_spread(&mut fusion, NeighbourTable::ItemToItem, Origin::User, per_source);
+    let transitions = input.best_for_user(&mut fusion, NeighbourTable::Transitions, per_source);
+    let co_purchases = input.best_for_user(&mut fusion, NeighbourTable::CoPurchases, per_source / 2);
+    let item_to_item = input.best_for_user(&mut fusion, NeighbourTable::ItemToItem, per_source);
     if let Some(vector) = &input.user.vector {
         let found = search_vectors(input, &mut fusion, vector, Space::User);
         fusion.add(CandidateSource::UserVector, found);
@@ -241,9 +241,6 @@ pub fn similar(input: &RetrievalInput) -> Candidates {
             fusion.add(CandidateSource::Similar, found);
         }
     }
-    [NeighbourTable::CoPurchases, NeighbourTable::ItemToItem]
-        .into_iter()
-        .for_each(|table| input.spread(&mut fusion, table, Origin::Anchors));
     input.finish(fusion)
 }
 
@@ -251,16 +248,16 @@ pub fn similar(input: &RetrievalInput) -> Candidates {
 pub fn bought_together(input: &RetrievalInput) -> Candidates {
     let mut fusion = input.fusion();
     anchored_list(input, &mut fusion, NeighbourTable::CoPurchases, CandidateSource::CoPurchases);
-    [NeighbourTable::Transitions, NeighbourTable::ItemToItem]
-        .into_iter()
-        .for_each(|table| input.spread(&mut fusion, table, Origin::Anchors));
     input.finish(fusion)
 }
 
-/// Adds the neighbours of the anchors by a table, without the anchors.
+/// Adds the neighbours of the anchors by a table, without the anchors. The candidates also get their weights in the
+/// other tables.
 fn anchored_list(input: &RetrievalInput, fusion: &mut Fusion, table: NeighbourTable, source: CandidateSource) {
+    NeighbourTable::ALL.into_iter().for_each(|table| input.spread(fusion, table, Origin::Anchors));
     let per_source = input.limits.per_source;
-    let mut found = input.best_spread(fusion, table, Origin::Anchors, per_source + input.anchors.len());
+    let count = per_source + input.anchors.len();
+    let mut found = fusion.best_spread(table, Origin::Anchors, count, |key| input.eligible_row(key));
     found.retain(|(row, _)| !input.is_anchor(*row));
     found.truncate(per_source);
     fusion.add(source, found);

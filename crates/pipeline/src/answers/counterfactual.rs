@@ -1,5 +1,5 @@
 //! Counterfactual pages: the page that another serving configuration would have shown, from the record of an answer.
-use super::{AnswerRecord, RankingRecord, ReplayError};
+use super::{AnswerRecord, RankingRecord, ReplayError, RequestedList};
 use crate::{
     policy::{BaseScores, CandidateIndex, PinSlot, PolicyInput, Ranking, arrange},
     serving::ServingConfig,
@@ -19,8 +19,10 @@ impl AnswerRecord {
         if config.diversity > 0.0 || shown.diversity > 0.0 {
             return Err(ReplayError("diversity needs the bundle's vectors, which the record does not have".to_owned()));
         }
+        // Other lists have no repeat fraction.
+        let repeat_fraction = config.repeat_fraction.filter(|_| self.requested_list() == RequestedList::ForYou);
         // Without one in the answer, the record does not have what the user bought before.
-        if config.repeat_fraction.is_some() && self.repeats.is_empty() {
+        if repeat_fraction.is_some() && shown.repeat_fraction.is_none() {
             return Err(ReplayError("a repeat fraction needs an answer that has one".to_owned()));
         }
         let weights = self.weights_of(config, shown)?;
@@ -36,7 +38,7 @@ impl AnswerRecord {
             .map(|pin| PinSlot { candidate: pin.item.map(CandidateIndex), rank: pin.rank as usize })
             .collect();
         let input = PolicyInput {
-            rankings: &[Ranking { scores: &scores, diversity: 0.0, repeat_fraction: config.repeat_fraction }],
+            rankings: &[Ranking { scores: &scores, diversity: 0.0, repeat_fraction }],
             boost_factors: &self.boost_factors,
             boost_masks: &self.boost_masks,
             field_ranks: &self.field_ranks,
@@ -67,7 +69,7 @@ impl AnswerRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answers::SlotRecord;
+    use crate::answers::{AnswerKind, SlotRecord};
     use std::collections::BTreeMap;
 
     fn record() -> AnswerRecord {
@@ -81,6 +83,19 @@ mod tests {
             slots: vec![SlotRecord::default(); 2],
             ..AnswerRecord::default()
         }
+    }
+
+    #[test]
+    fn a_repeat_fraction_applies_to_the_lists_that_have_one() {
+        let unbought = ServingConfig { repeat_fraction: Some(0.0), ..ServingConfig::default() };
+        assert_eq!(record().page_of(&unbought).unwrap(), ["a", "b"], "not a list for the user");
+        // Field 2, the type, is 1: FOR_YOU.
+        let for_you = AnswerRecord { kind: AnswerKind::Recommend as i32, request: vec![0x10, 1], ..record() };
+        assert!(for_you.page_of(&unbought).is_err(), "what the user bought before is not recorded");
+        let rankings = vec![RankingRecord { repeat_fraction: Some(0.5), ..for_you.rankings[0].clone() }];
+        let mixed = AnswerRecord { rankings, repeats: vec![true, false, false], ..for_you };
+        assert_eq!(mixed.page_of(&unbought).unwrap(), ["b", "c"]);
+        assert_eq!(mixed.page_of(&ServingConfig::default()).unwrap(), ["a", "b"]);
     }
 
     #[test]
