@@ -40,7 +40,7 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 # Microsoft's builds of the library collect telemetry and keep a database of it in the home directory.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help setup build run demo test fuzz simulate bench bench-retrieval bench-events bench-train clean clean-demo
+.PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-train clean clean-demo
 .PHONY: tools-run check-format check-lints check-proto check-docs
 .PHONY: deny structure
 .PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store test-short-forms
@@ -129,7 +129,7 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
-SHORT_FORMS := bench bench-retrieval bench-events bench-train fuzz simulate test-crash test-swaps test-store
+SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-train fuzz simulate test-crash test-swaps test-store
 test-short-forms: build tools-run $(DATA) $(BUNDLE) ## Run every benchmark and every long test for a few seconds
 	$(MAKE) SHORT=1 $(SHORT_FORMS)
 
@@ -161,6 +161,14 @@ bench: build tools-run $(DATA) $(BUNDLE) ## Compare the server with the same pip
 	@$(TOOLS)/venv/bin/python -m grpc_tools.protoc --proto_path=proto --python_out=target/bench/stubs \
 		--grpc_python_out=target/bench/stubs proto/lodestone/v1/*.proto
 	@$(TOOLS)/bench/bin/python benches/serving.py
+
+# MODELS_DATA=DIR adds public sets, one in each subdirectory; benches/models.py describes their files.
+bench-models: build tools-run $(DATA) $(BUNDLE) ## Compare the served models with the best tuned baselines; MODELS_DATA=DIR adds sets
+ifdef SHORT
+	@python3 benches/models.py $(LODESTONE) --short
+else
+	@python3 benches/models.py $(LODESTONE) --data $(DATA) --bundle $(BUNDLE) $(if $(MODELS_DATA),--sets $(MODELS_DATA))
+endif
 
 # VECTORS=file.npy adds a set of vectors to the generated ones and to those of the example bundle. RETRIEVAL_PEERS=a,b
 # selects libraries; the short form takes those that `make bench` installs.

@@ -45,7 +45,8 @@ SOURCE_COUNT, CANDIDATE_COUNT = 150, 250
 # Greatest number of requests that are answered together.
 BATCH_MAX = 16
 WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "lexical": 2.0, "transitions": 1.0, "co_purchases": 0.7,
-           "item_to_item": 1.0, "popular": 0.5, "history": 1.2}
+           "item_to_item": 1.0, "co_interactions": 1.0, "two_steps": 1.0, "similar_texts": 1.0, "similar_histories": 1.0,
+           "popular": 0.5, "history": 1.2}
 # The constants of reciprocal rank fusion: small for queries, 60 for other sources.
 CONSTANTS = {"query_vector": 10.0, "lexical": 10.0}
 RECENT_MAX, RECENT_DECAY, EVENTS_MAX, ENCODED_EVENTS_MAX = 12, 0.85, 200, 50
@@ -54,8 +55,9 @@ DAY_MS = 86_400_000
 SLOW, FAST = 60.0, 7.0
 BUYERS = np.array([60.0, 7.0, 2.0, 20.0, np.inf])
 BOUGHT = np.array([14.0, 60.0, 180.0])
-ITEM_TO_ITEM_FLOOR = 0.01
-CO_PURCHASE_FLOOR = 0.001
+ITEM_TO_ITEM_FLOOR, CO_PURCHASE_FLOOR, WEIGHT_FLOOR = 0.01, 0.001, 0.1
+# Histories that are read for one item, and those whose items are scored.
+POSTINGS_MAX, SIMILAR_HISTORIES_MAX = 300, 100
 KINDS = {name: number for number, name in enumerate(
     ["search", "impression", "view", "click", "add_to_cart", "remove_from_cart", "favorite", "unfavorite", "review",
      "purchase", "refund", "category_view", "incentive_shown", "incentive_redeemed"], start=1)}
@@ -66,7 +68,7 @@ POPULARITY, INTEREST = np.zeros((2, len(KINDS) + 1), np.float32)
 POPULARITY[[VIEW, CLICK, REVIEW]], POPULARITY[[ADD_TO_CART, FAVORITE]], POPULARITY[PURCHASE] = 1.0, 2.0, 4.0
 INTEREST[[VIEW, CLICK, REVIEW]], INTEREST[[ADD_TO_CART, FAVORITE]], INTEREST[PURCHASE] = 0.4, 0.7, 1.0
 # The columns of the ranking model's input and their version, as in crates/pipeline/src/features/mod.rs.
-FEATURES_VERSION = 7
+FEATURES_VERSION = 8
 FEATURES = [
     "user_similarity", "user_known", "query_similarity", "lexical_score", "lexical_score_relative", "transition_weight",
     "transition_weight_last", "co_purchase_weight", "item_to_item_weight", "similar_last", "similar_max",
@@ -74,8 +76,9 @@ FEATURES = [
     "event_days_since", "bought_count", "bought_days_since", "bought_share", "bought_decayed_14", "bought_decayed_60",
     "bought_decayed_180", "bought_interval", "bought_due", "seen_count", "seen_days_since", "is_in_cart", "is_favorite",
     "refunded_count", "price", "price_to_user", "item_age_days", "retrieval_score", "has_query", "history_length",
-    "basket_count", "basket_days_since", "is_similar_list", "is_together_list", "anchor_similar", "anchor_title_similar",
-    "anchor_transition_weight", "anchor_co_purchase_weight", "anchor_item_to_item_weight"]
+    "basket_count", "basket_days_since", "co_interaction_weight", "co_interaction_weight_last", "two_step_weight",
+    "text_weight", "text_weight_last", "similar_history_weight", "is_similar_list", "is_together_list", "anchor_similar",
+    "anchor_title_similar", "anchor_transition_weight", "anchor_co_purchase_weight", "anchor_item_to_item_weight"]
 COLUMN = {name: column for column, name in enumerate(FEATURES)}
 
 
@@ -101,6 +104,50 @@ def neighbours(path):
     weights = np.frombuffer(raw, "<f4", int(pairs), 24 + 4 * int(rows + 1 + pairs))
     return scipy.sparse.csr_array((weights, neighbours.astype(np.int32), offsets.astype(np.int32)),
                                   shape=(int(rows), int(rows)))
+
+
+class Histories:
+    """Earlier histories (docs/bundle.md), scored as in crates/index/src/histories.rs."""
+
+    def __init__(self, path):
+        raw = path.read_bytes()
+        self.row_count, histories, items = (int(count) for count in np.frombuffer(raw, "<u8", 3, 8))
+        self.offsets = np.frombuffer(raw, "<u4", histories + 1, 32).astype(np.int64)
+        self.items = np.frombuffer(raw, "<u4", items, 32 + 4 * (histories + 1)).astype(np.int64)
+        owner = np.repeat(np.arange(histories), np.diff(self.offsets))
+        # By item, the latest history first, each once.
+        pairs = np.unique(self.items * histories + (histories - 1 - owner))
+        item, history = pairs // max(histories, 1), histories - 1 - pairs % max(histories, 1)
+        counts = np.bincount(item, minlength=self.row_count)
+        rarity = np.maximum(np.log(histories / np.maximum(counts, 1)), 0.1).astype(np.float32)
+        is_kept = np.arange(len(item)) - (np.cumsum(counts) - counts)[item] < POSTINGS_MAX
+        item, history = item[is_kept], history[is_kept]
+        shape = self.row_count, histories
+        self.postings = scipy.sparse.csr_array(
+            (rarity[item], (item.astype(np.int32), history.astype(np.int32))), shape)
+
+    def scores(self, recent):
+        """Returns the scores of all items for users with the recent items [users × items]."""
+        similarity = (recent @ self.postings).tocsr()
+        out = np.zeros((recent.shape[0], self.row_count), np.float32)
+        for at, scores in enumerate(out):
+            span = slice(similarity.indptr[at], similarity.indptr[at + 1])
+            found, similar = similarity.indices[span], similarity.data[span]
+            best = np.lexsort((-found, -similar))[:SIMILAR_HISTORIES_MAX]
+            if not len(best):
+                continue
+            found, similar = found[best], similar[best]
+            lengths = self.offsets[found + 1] - self.offsets[found]
+            starts = np.cumsum(lengths) - lengths
+            position = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+            items = self.items[np.repeat(self.offsets[found], lengths) + position]
+            is_known = np.zeros(self.row_count, bool)
+            is_known[recent.indices[recent.indptr[at] : recent.indptr[at + 1]]] = True
+            # The latest item that the user has too.
+            shared = np.maximum.reduceat(np.where(is_known[items], position, 0), starts)
+            distance = np.abs(position - np.repeat(shared, lengths))
+            np.add.at(scores, items, np.repeat(similar / np.sqrt(lengths), lengths) / (1.0 + 0.5 * distance))
+        return out
 
 
 def since(days):
@@ -232,8 +279,10 @@ class Shop:
         self.created = np.array([c or 0 for c in items["created_ms"]], np.int64)
         self.user_space, self.query_space = (
             np.load(vectors / f"{name}.npy") for name in ("item_vectors", "title_vectors"))
-        self.transitions, self.co_purchases, self.item_to_item = (
-            neighbours(bundle / f"{table}.neighbours") for table in ("transitions", "co_purchases", "item_to_item"))
+        (self.transitions, self.co_purchases, self.item_to_item, self.co_interactions, self.two_steps,
+         self.similar_texts) = (neighbours(bundle / f"{table}.neighbours") for table in (
+             "transitions", "co_purchases", "item_to_item", "co_interactions", "two_steps", "similar_texts"))
+        self.histories = Histories(bundle / "histories.index")
         self.user_index, self.query_index = (
             INDEXES[name][0](space, width) for space, (name, width) in zip((self.user_space, self.query_space), indexes))
         self.encoder, self.query_encoder, self.ranker = (
@@ -376,8 +425,8 @@ class Shop:
         return self.query_encoder.run(None, {"term_ids": ids, "mask": mask})[0]
 
     def spread(self, users):
-        """Returns scores for all users and items by transitions, co-purchases and the item-to-item model: the weighted
-        sums of the neighbourhoods of the users' recent items, and for the model of all items that they chose."""
+        """Returns scores for all users and items by each table: the weighted sums of the neighbourhoods of the users'
+        recent items, and for the item-to-item model of all items that they chose; and by similar histories."""
 
         def anchors(kind):
             # scipy copies the tables if the indices are of another type than theirs.
@@ -387,8 +436,18 @@ class Shop:
             return scipy.sparse.csr_array((weights, items.astype(np.int32), starts), shape)
 
         recent, chosen = anchors("recent"), anchors("chosen")
-        products = recent @ self.transitions, recent @ self.co_purchases, chosen @ self.item_to_item
-        return [product.toarray() for product in products]
+        last = scipy.sparse.vstack(
+            [recent[[at]] if not len(user["recent"]) else self.unit(user["recent"][0]) for at, user in enumerate(users)],
+            format="csr")
+        products = (recent @ self.transitions, recent @ self.co_purchases, chosen @ self.item_to_item,
+                    recent @ self.co_interactions, last @ self.co_interactions, recent @ self.two_steps,
+                    recent @ self.similar_texts, last @ self.similar_texts)
+        return [product.toarray() for product in products] + [self.histories.scores(recent)]
+
+    def unit(self, row):
+        """Returns a line with the weight 1 of an item."""
+        return scipy.sparse.csr_array(
+            (np.ones(1, np.float32), np.array([row], np.int32), np.array([0, 1], np.int32)), (1, len(self.ids)))
 
     @staticmethod
     def top(scores, count):
@@ -449,7 +508,9 @@ class Shop:
         def of_user(part):
             return np.array([user[part] for user in users])[owner]
 
-        transitions, co_purchases, item_to_item = (scores[owner, rows] for scores in spread)
+        transitions, co_purchases, item_to_item, *sequences = (scores[owner, rows] for scores in spread)
+        out[:, columns("co_interaction_weight", "similar_history_weight")] = np.log(
+            np.column_stack(sequences) + WEIGHT_FLOOR)
         out[:, COLUMN["transition_weight"]] = np.log1p(transitions)
         out[:, COLUMN["co_purchase_weight"]] = np.log(co_purchases + CO_PURCHASE_FLOOR)
         out[:, COLUMN["item_to_item_weight"]] = np.log(item_to_item + ITEM_TO_ITEM_FLOOR)
@@ -498,7 +559,8 @@ class Shop:
         now = int(time.time() * 1000)
         users = [self.users.get(key, self.unknown) for key, _, _ in requests]
         user_vectors = self.encode_users(users, now)
-        spread = transitions, co_purchases, item_to_item = self.spread(users)
+        spread = self.spread(users)
+        transitions, co_purchases, item_to_item, co_interactions, _, two_steps, similar_texts, _, histories = spread
         fused = np.zeros((len(requests), len(self.ids)), np.float32)
         query_vectors, lexical, complete = ([None] * len(requests) for _ in range(3))
 
@@ -527,6 +589,10 @@ class Shop:
             fuse(at, "transitions", self.top(transitions[at], SOURCE_COUNT))
             fuse(at, "co_purchases", self.top(co_purchases[at], SOURCE_COUNT // 2))
             fuse(at, "item_to_item", self.top(item_to_item[at], SOURCE_COUNT))
+            fuse(at, "co_interactions", self.top(co_interactions[at], SOURCE_COUNT))
+            fuse(at, "two_steps", self.top(two_steps[at], SOURCE_COUNT))
+            fuse(at, "similar_texts", self.top(similar_texts[at], SOURCE_COUNT))
+            fuse(at, "similar_histories", self.top(histories[at], SOURCE_COUNT))
             days = user["bought_days"] + (now - self.started) / DAY_MS
             history = user["bought_count"] / (1.0 + np.log1p(days))
             fuse(at, "history", user["touched"][self.top(history, SOURCE_COUNT)])

@@ -197,6 +197,9 @@ impl fmt::Display for Summary {
             report.list_count,
             report.heads.join(", ")
         )?;
+        if !report.left_out_sources.is_empty() {
+            writeln!(f, "sources that find hardly an item alone are left out: {}", report.left_out_sources.join(", "))?;
+        }
         for feature in &report.features {
             let items = feature
                 .item_share

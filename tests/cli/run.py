@@ -406,7 +406,7 @@ def next_things(work):
     ran = run("benchmark", "next-item", "--sequences", sequences, "--items", items, *to_file, "--seeds", 2)
     report = json.loads(out.read_text())
     methods = {method["method"]: method for method in report["methods"]}
-    check(ran.returncode == SUCCESS and {"encoder", "transitions", "text", "popularity", "retrieval", "ranked"} <= set(methods),
+    check(ran.returncode == SUCCESS and {"user_vector", "transitions", "similar_texts", "popular", "retrieval", "ranked"} <= set(methods),
           "each source, the union and the ranking are evaluated")
     check(report["seeds"] == [1, 2] and report["hr_at_10"] == methods["ranked"]["hr_at_10"] > 0.9, "a chain is predicted")
     check("ndcg_at_10" in methods["ranked"]["spread"] and "hr_at_10" in methods["ranked"]["descending"],

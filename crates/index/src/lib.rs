@@ -41,6 +41,7 @@
 mod forms;
 mod forward;
 mod frozen;
+mod histories;
 mod hnsw;
 mod index;
 #[allow(unsafe_code, reason = "SIMD intrinsics, and loops without bounds checks")]
@@ -53,6 +54,7 @@ mod synonyms;
 
 pub use forms::{Languages, UnknownLanguage};
 pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy, UnknownPrecision};
+pub use histories::{Histories, HistoriesError, SimilarHistories};
 pub use hnsw::{InvalidVector, LiveGraph, LiveGraphConfig, VectorError, best_first, check_vector, exact_search};
 pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};

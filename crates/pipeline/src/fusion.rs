@@ -4,7 +4,7 @@ use crate::{
     source::{CandidateSource, ScoredRows},
 };
 use lodestone_core::ids::{ItemKey, Row};
-use lodestone_index::{KeyedNeighbours, SearchStrategy, best_first};
+use lodestone_index::{KeyedNeighbours, SearchStrategy, SimilarHistories, best_first};
 use std::{cell::RefCell, time::Duration};
 
 /// The rank of a candidate that a source did not find.
@@ -54,11 +54,32 @@ pub enum NeighbourTable {
     Transitions,
     CoPurchases,
     ItemToItem,
+    CoInteractions,
+    /// The co-interactions of the latest item.
+    CoInteractionsOfLast,
+    TwoSteps,
+    SimilarTexts,
+    /// The similar texts of the latest item.
+    SimilarTextsOfLast,
+    /// Scores of [`Fusion::spread_histories`].
+    SimilarHistories,
 }
 
 impl NeighbourTable {
-    const COUNT: usize = 3;
-    pub const ALL: [Self; Self::COUNT] = [Self::Transitions, Self::CoPurchases, Self::ItemToItem];
+    pub const ALL: [Self; 9] = [
+        Self::Transitions,
+        Self::CoPurchases,
+        Self::ItemToItem,
+        Self::CoInteractions,
+        Self::CoInteractionsOfLast,
+        Self::TwoSteps,
+        Self::SimilarTexts,
+        Self::SimilarTextsOfLast,
+        Self::SimilarHistories,
+    ];
+    /// Those that are read from the items of a request too.
+    pub const OF_ANCHORS: [Self; 3] = [Self::Transitions, Self::CoPurchases, Self::ItemToItem];
+    const COUNT: usize = Self::ALL.len();
 }
 
 /// The items from which a table is read.
@@ -207,6 +228,17 @@ impl Fusion {
         }
     }
 
+    /// Adds the scores of the items in the histories that are similar to one with these items, the latest first.
+    pub fn spread_histories(
+        &mut self,
+        histories: &SimilarHistories,
+        items: impl Iterator<Item = (ItemKey, f32)> + Clone,
+    ) {
+        let scores = &mut self.arrays.tables[NeighbourTable::SimilarHistories as usize][Origin::User as usize];
+        scores.scores.resize(scores.scores.len().max(histories.key_count()), 0.0);
+        histories.score(items, |key, score| scores.add(key, score));
+    }
+
     /// The `count` rows with the highest scores of [`Fusion::spread`], among the items for which `row_of` has a row.
     pub fn best_spread(
         &self,
@@ -244,6 +276,13 @@ impl Fusion {
             };
             evidence.of_user = scores(Origin::User);
             evidence.of_anchors = scores(Origin::Anchors);
+            let score = |table: NeighbourTable| self.arrays.tables[table as usize][Origin::User as usize].get(key);
+            evidence.co_interactions = score(NeighbourTable::CoInteractions);
+            evidence.co_interactions_of_last = score(NeighbourTable::CoInteractionsOfLast);
+            evidence.two_steps = score(NeighbourTable::TwoSteps);
+            evidence.similar_texts = score(NeighbourTable::SimilarTexts);
+            evidence.similar_texts_of_last = score(NeighbourTable::SimilarTextsOfLast);
+            evidence.similar_histories = score(NeighbourTable::SimilarHistories);
         }
         self.arrays.tables.iter_mut().flatten().for_each(ItemScores::clear);
         ARRAYS.set(self.arrays);

@@ -18,7 +18,7 @@ use lodestone_core::{
 use lodestone_events::{PopularitySnapshot, panic_message};
 use lodestone_index::{
     CompletionCandidate, CompletionSource, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical,
-    LexicalError, RowChange, Suggester, VectorError, VectorIndex,
+    LexicalError, RowChange, SimilarHistories, Suggester, VectorError, VectorIndex,
 };
 use lodestone_state::{ItemChange, LiveState};
 use parking_lot::Mutex;
@@ -56,6 +56,14 @@ pub struct Generation {
     pub co_purchases: KeyedNeighbours,
     /// Items that users with the same items choose.
     pub item_to_item: KeyedNeighbours,
+    /// Items that users choose within a few steps of an item.
+    pub co_interactions: KeyedNeighbours,
+    /// The co-interactions of an item's co-interactions.
+    pub two_steps: KeyedNeighbours,
+    /// Items with similar texts.
+    pub similar_texts: KeyedNeighbours,
+    /// Earlier histories of users.
+    pub histories: SimilarHistories,
     /// Popularity at the training.
     trained_popularity: Arc<PopularitySnapshot>,
     text_projection: TextProjection,
@@ -140,6 +148,10 @@ impl Generation {
             transitions: bundle.transitions.by_key(&keys),
             co_purchases: bundle.co_purchases.by_key(&keys),
             item_to_item: bundle.item_to_item.by_key(&keys),
+            co_interactions: bundle.co_interactions.by_key(&keys),
+            two_steps: bundle.two_steps.by_key(&keys),
+            similar_texts: bundle.similar_texts.by_key(&keys),
+            histories: bundle.histories.by_key(&keys),
             trained_popularity: Arc::new(PopularitySnapshot::new(
                 bundle.popularity.renumbered(&keys),
                 &PopularitySnapshot::default(),

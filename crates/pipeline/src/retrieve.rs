@@ -112,24 +112,29 @@ impl RetrievalInput<'_> {
     /// Starts from the anchors or from the items of the user: from the recent ones or, in the item-to-item model, from
     /// all.
     fn spread(&self, fusion: &mut Fusion, table: NeighbourTable, origin: Origin) {
-        let neighbours = match table {
-            NeighbourTable::Transitions => &self.generation.transitions,
-            NeighbourTable::CoPurchases => &self.generation.co_purchases,
-            NeighbourTable::ItemToItem => &self.generation.item_to_item,
+        use NeighbourTable::*;
+        let items = match origin {
+            Origin::User => &self.user.recent,
+            Origin::Anchors => self.anchors,
         };
-        match (origin, table) {
-            (Origin::Anchors, _) => fusion.spread(table, origin, neighbours, weighted(self.anchors)),
-            (Origin::User, NeighbourTable::ItemToItem) => {
+        let count = if matches!(table, CoInteractionsOfLast | SimilarTextsOfLast) { 1 } else { items.len() };
+        let weighted = items.iter().take(count).map(|item| (item.key, item.weight));
+        let generation = self.generation;
+        let neighbours = match table {
+            Transitions => &generation.transitions,
+            CoPurchases => &generation.co_purchases,
+            ItemToItem => &generation.item_to_item,
+            CoInteractions | CoInteractionsOfLast => &generation.co_interactions,
+            TwoSteps => &generation.two_steps,
+            SimilarTexts | SimilarTextsOfLast => &generation.similar_texts,
+            SimilarHistories => return fusion.spread_histories(&generation.histories, weighted),
+        };
+        match (table, origin) {
+            (ItemToItem, Origin::User) => {
                 fusion.spread(table, origin, neighbours, self.user.chosen.iter().copied());
             }
-            (Origin::User, _) => fusion.spread(table, origin, neighbours, weighted(&self.user.recent)),
+            _ => fusion.spread(table, origin, neighbours, weighted),
         }
-    }
-
-    /// The eligible rows with the highest scores by a table, from the items of the user.
-    fn best_for_user(&self, fusion: &mut Fusion, table: NeighbourTable, count: usize) -> ScoredRows {
-        self.spread(fusion, table, Origin::User);
-        fusion.best_spread(table, Origin::User, count, |key| self.eligible_row(key))
     }
 
     fn is_anchor(&self, row: Row) -> bool {
@@ -151,24 +156,30 @@ impl RetrievalInput<'_> {
     }
 }
 
-fn weighted(items: &[RecentItem]) -> impl Iterator<Item = (ItemKey, f32)> {
-    items.iter().map(|item| (item.key, item.weight))
-}
-
 /// Candidates for the user's next interaction.
 pub fn for_user(input: &RetrievalInput) -> Candidates {
     let per_source = input.limits.per_source;
     let mut fusion = input.fusion();
-    let transitions = input.best_for_user(&mut fusion, NeighbourTable::Transitions, per_source);
-    let co_purchases = input.best_for_user(&mut fusion, NeighbourTable::CoPurchases, per_source / 2);
-    let item_to_item = input.best_for_user(&mut fusion, NeighbourTable::ItemToItem, per_source);
     if let Some(vector) = &input.user.vector {
         let found = search_vectors(input, &mut fusion, vector, Space::User);
         fusion.add(CandidateSource::UserVector, found);
     }
-    fusion.add(CandidateSource::Transitions, transitions);
-    fusion.add(CandidateSource::CoPurchases, co_purchases);
-    fusion.add(CandidateSource::ItemToItem, item_to_item);
+    for (source, table, count) in [
+        (CandidateSource::Transitions, NeighbourTable::Transitions, per_source),
+        (CandidateSource::CoPurchases, NeighbourTable::CoPurchases, per_source / 2),
+        (CandidateSource::ItemToItem, NeighbourTable::ItemToItem, per_source),
+        (CandidateSource::CoInteractions, NeighbourTable::CoInteractions, per_source),
+        (CandidateSource::TwoSteps, NeighbourTable::TwoSteps, per_source),
+        (CandidateSource::SimilarTexts, NeighbourTable::SimilarTexts, per_source),
+        (CandidateSource::SimilarHistories, NeighbourTable::SimilarHistories, per_source),
+    ] {
+        input.spread(&mut fusion, table, Origin::User);
+        let found = fusion.best_spread(table, Origin::User, count, |key| input.eligible_row(key));
+        fusion.add(source, found);
+    }
+    for table in [NeighbourTable::CoInteractionsOfLast, NeighbourTable::SimilarTextsOfLast] {
+        input.spread(&mut fusion, table, Origin::User);
+    }
     fusion.add(CandidateSource::History, history(input));
     // The other sources know little about a new user, or find little behind a filter.
     let missing = input.limits.fused.saturating_sub(fusion.found_count());
@@ -254,7 +265,7 @@ pub fn bought_together(input: &RetrievalInput) -> Candidates {
 /// Adds the neighbours of the anchors by a table, without the anchors. The candidates also get their weights in the
 /// other tables.
 fn anchored_list(input: &RetrievalInput, fusion: &mut Fusion, table: NeighbourTable, source: CandidateSource) {
-    NeighbourTable::ALL.into_iter().for_each(|table| input.spread(fusion, table, Origin::Anchors));
+    NeighbourTable::OF_ANCHORS.into_iter().for_each(|table| input.spread(fusion, table, Origin::Anchors));
     let per_source = input.limits.per_source;
     let count = per_source + input.anchors.len();
     let mut found = fusion.best_spread(table, Origin::Anchors, count, |key| input.eligible_row(key));

@@ -19,6 +19,14 @@ pub enum CandidateSource {
     CoPurchases,
     /// Items that users with the same items chose, by the item-to-item model.
     ItemToItem,
+    /// Items that users chose within a few steps of the recent items.
+    CoInteractions,
+    /// Items two such steps away.
+    TwoSteps,
+    /// Items whose texts are similar to those of the recent items.
+    SimilarTexts,
+    /// Items of earlier histories that share items with the user's.
+    SimilarHistories,
     /// Vector search by the vectors of anchor items.
     Similar,
     /// Popular items.
@@ -32,7 +40,7 @@ pub enum CandidateSource {
 }
 
 impl CandidateSource {
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 15;
     pub const ALL: [Self; Self::COUNT] = [
         Self::UserVector,
         Self::QueryVector,
@@ -40,6 +48,10 @@ impl CandidateSource {
         Self::Transitions,
         Self::CoPurchases,
         Self::ItemToItem,
+        Self::CoInteractions,
+        Self::TwoSteps,
+        Self::SimilarTexts,
+        Self::SimilarHistories,
         Self::Similar,
         Self::Popular,
         Self::History,
@@ -56,6 +68,10 @@ impl CandidateSource {
             Self::Transitions => "transitions",
             Self::CoPurchases => "co_purchases",
             Self::ItemToItem => "item_to_item",
+            Self::CoInteractions => "co_interactions",
+            Self::TwoSteps => "two_steps",
+            Self::SimilarTexts => "similar_texts",
+            Self::SimilarHistories => "similar_histories",
             Self::Similar => "similar",
             Self::Popular => "popular",
             Self::History => "history",
@@ -77,6 +93,10 @@ impl CandidateSource {
             | Self::Transitions
             | Self::CoPurchases
             | Self::ItemToItem
+            | Self::CoInteractions
+            | Self::TwoSteps
+            | Self::SimilarTexts
+            | Self::SimilarHistories
             | Self::Popular
             | Self::History
             | Self::Trending
@@ -87,7 +107,14 @@ impl CandidateSource {
     /// The weight of a list of this source in the fused score.
     pub(crate) fn fusion_weight(self) -> f32 {
         match self {
-            Self::UserVector | Self::QueryVector | Self::Transitions | Self::ItemToItem => 1.0,
+            Self::UserVector
+            | Self::QueryVector
+            | Self::Transitions
+            | Self::ItemToItem
+            | Self::CoInteractions
+            | Self::TwoSteps
+            | Self::SimilarTexts
+            | Self::SimilarHistories => 1.0,
             Self::Lexical => 2.0,
             Self::CoPurchases => 0.7,
             Self::Similar | Self::Popular | Self::Trending | Self::Catalogue => 0.5,
@@ -104,6 +131,10 @@ impl CandidateSource {
             | Self::Transitions
             | Self::CoPurchases
             | Self::ItemToItem
+            | Self::CoInteractions
+            | Self::TwoSteps
+            | Self::SimilarTexts
+            | Self::SimilarHistories
             | Self::Similar
             | Self::Popular
             | Self::History

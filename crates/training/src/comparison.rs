@@ -125,7 +125,7 @@ pub(super) struct Settings {
 
 impl Scored {
     /// Takes the users who have a target, among those that `kept` selects.
-    fn new(
+    pub(super) fn new(
         subtask: Subtask,
         served: &[SubtaskScores],
         baselines: &[TunedBaseline],

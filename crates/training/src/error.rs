@@ -32,6 +32,8 @@ pub enum TrainError {
     Sentence(#[from] SentenceError),
     #[error("{space} vector of item {item}: {source}")]
     Vector { space: &'static str, item: ItemId, source: VectorError },
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
     #[error("{0}")]
     TooLittle(String),
     #[error(transparent)]

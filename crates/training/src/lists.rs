@@ -4,7 +4,8 @@ use super::{
     Progress,
     answers::{LoggedAnswers, shown_list, with_mean_weight_one},
     error::TrainError,
-    options::TrainOptions,
+    optional_sources::Found,
+    options::{Outcome, TrainOptions},
     query_side::query_from_title,
     ranker::RankingList,
     replay::{VISIT_MS, sampled},
@@ -19,8 +20,9 @@ use lodestone_core::{
 };
 use lodestone_events::{Event, EventKind, RefundLine, Refunds};
 use lodestone_pipeline::{
-    Generation, Models, Options, RequestContext, Viewer,
+    Candidate, Generation, Models, Options, RequestContext, Viewer,
     features::{AnchoredList, RecentItem},
+    fusion::NOT_FOUND,
 };
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use std::ops::Range;
@@ -63,25 +65,26 @@ pub(crate) struct Outcomes<'a> {
     row_of: AHashMap<ItemId, Row>,
     /// End of the data.
     until: UnixMillis,
+    outcome: Outcome,
 }
 
 impl<'a> Outcomes<'a> {
     /// `events` are in time order. Those at or after `until` are ignored.
-    pub(crate) fn new(events: &'a [Event], items: &[Item], until: UnixMillis) -> Self {
+    pub(crate) fn new(events: &'a [Event], items: &[Item], until: UnixMillis, outcome: Outcome) -> Self {
         let mut by_user: AHashMap<&UserId, Vec<&Event>> = AHashMap::new();
         for event in events.iter().take_while(|event| event.at < until) {
             by_user.entry(&event.user).or_default().push(event);
         }
         let row_of = items.iter().enumerate().map(|(row, item)| (item.id.clone(), Row(row as u32))).collect();
-        Self { by_user, row_of, until }
+        Self { by_user, row_of, until, outcome }
     }
 
     pub(crate) fn row_of(&self, item: &ItemId) -> Option<Row> {
         self.row_of.get(item).copied()
     }
 
-    /// Returns the labels of the items with which a user interacts within a day from `at`. The labels of all other
-    /// items are 0.
+    /// Returns the labels of the items with which a user interacts within a day from `at` or, with
+    /// [`Outcome::NextEvent`], in the next interaction. The labels of all other items are 0.
     pub(crate) fn positives(&self, user: &UserId, at: UnixMillis) -> AHashMap<Row, Labels> {
         let mut positives: AHashMap<Row, Labels> = AHashMap::new();
         let days = |count: i64| UnixMillis(at.0.saturating_add(count * UnixMillis::DAY));
@@ -94,6 +97,9 @@ impl<'a> Outcomes<'a> {
             };
             for row in event.lines.iter().filter_map(|line| self.row_of(&line.item)) {
                 positives.entry(row).or_default()[head] = 1.0;
+            }
+            if self.outcome == Outcome::NextEvent {
+                break;
             }
         }
         if positives.is_empty() {
@@ -196,6 +202,7 @@ pub(crate) struct Lists {
     /// Lists of logged answers.
     pub shown: Vec<RankingList>,
     pub heads: Vec<String>,
+    pub found: Found,
 }
 
 /// Sampled share of the moments with a purchase and of the others.
@@ -205,14 +212,13 @@ struct Shares {
 }
 
 impl Shares {
-    /// Each moment yields two lists, one without a query and one with. Purchases are rarer, so they get at least half
-    /// of the lists.
-    fn new<'a>(moments: impl Iterator<Item = &'a Event>, lists_max: usize) -> Self {
+    /// Purchases are rarer than other moments, so they get at least half of them.
+    fn new<'a>(moments: impl Iterator<Item = &'a Event>, moments_max: usize) -> Self {
         let (mut purchases, mut others) = (0usize, 0usize);
         for event in moments {
             *(if event.kind == EventKind::Purchase { &mut purchases } else { &mut others }) += 1;
         }
-        let moments_max = lists_max as f64 / 2.0;
+        let moments_max = moments_max as f64;
         let of_purchases = if others == 0 { moments_max } else { moments_max / 2.0 };
         let purchase = (of_purchases / purchases.max(1) as f64).min(1.0);
         let rest = moments_max - purchase * purchases as f64;
@@ -323,14 +329,16 @@ pub(crate) fn ranking_lists(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Lists, TrainError> {
     let ListInput { generation, items, events, times, answers, options } = input;
-    let outcomes = Outcomes::new(events, items, times.end);
+    let outcomes = Outcomes::new(events, items, times.end, options.outcome);
     // Anonymous events say nothing about users with a history, so they are moments only in a shop of guests.
     let has_users = events.iter().any(|event| !event.user.is_anonymous());
     let is_moment = |event: &Event| {
         event.kind.is_positive() && times.contains(&event.at) && !(has_users && event.user.is_anonymous())
     };
-    let shares = Shares::new(events.iter().filter(|event| is_moment(event)), options.lists_max);
-    let mut lists = Vec::new();
+    // Each moment yields a list without a query and, with queries, a second one.
+    let moments_max = options.lists_max / if options.with_queries { 2 } else { 1 };
+    let shares = Shares::new(events.iter().filter(|event| is_moment(event)), moments_max);
+    let mut lists = ReplayedLists::default();
     let lists_per_snapshot = (SNAPSHOT_LISTS * options.lists_max / SNAPSHOTS).max(1);
     let mut snapshots = snapshots(times).into_iter().peekable();
     let anchored_max = options.lists_max / ANCHORED_SHARE;
@@ -341,8 +349,12 @@ pub(crate) fn ranking_lists(
     };
     let mut answers = answers.iter().filter(|answer| times.contains(&answer.at)).peekable();
     let mut shown = Vec::new();
-    for (done, event) in events.iter().take_while(|event| event.at < times.end).enumerate() {
-        while let Some(at) = snapshots.next_if(|at| *at <= event.at) {
+    let known = &events[..events.partition_point(|event| event.at < times.end)];
+    let mut done = 0;
+    // Events at one time have no order, so that none of them is known before another one.
+    for at_once in known.chunk_by(|one, next| one.at == next.at) {
+        let now = at_once[0].at;
+        while let Some(at) = snapshots.next_if(|at| *at <= now) {
             generation.state.publish_popularity(at);
             let end = UnixMillis((at.0 + SNAPSHOT_DAYS * UnixMillis::DAY).min(times.end.0));
             for (user, positives) in sampled(outcomes.next_baskets(&(at..end)), lists_per_snapshot) {
@@ -354,16 +366,7 @@ pub(crate) fn ranking_lists(
                 }
             }
         }
-        while let Some(moment) = anchored.next_if(|moment| moment.event == done) {
-            generation.state.publish_popularity(event.at);
-            let positives = moment.positives(event, &outcomes);
-            let key = generation.catalog.load().get(moment.anchor).key;
-            let at_s = event.at.seconds_u32();
-            let anchor = RecentItem { row: moment.anchor, key, weight: 1.0, kind: EventKind::View, at_s };
-            let request = ListRequest::Anchored(moment.list, anchor);
-            lists.extend(list_for(generation, models, &event.user, event.at, &request, &positives));
-        }
-        while let Some(answer) = answers.next_if(|answer| answer.at <= event.at) {
+        while let Some(answer) = answers.next_if(|answer| answer.at <= now) {
             if options.is_stopped() {
                 return Err(TrainError::Stopped);
             }
@@ -372,29 +375,66 @@ pub(crate) fn ranking_lists(
             }
             shown.extend(bias.and_then(|bias| shown_list(generation, models, answer, &outcomes, bias)));
         }
-        let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
-        if is_moment(event) && rng.random_bool(share) {
-            let positives = outcomes.positives(&event.user, event.at);
-            generation.state.publish_popularity(event.at);
-            let item = event.lines.first().and_then(|line| outcomes.row_of(&line.item));
-            let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
-            for request in std::iter::once(ListRequest::ForYou).chain(query.as_deref().map(ListRequest::Search)) {
-                lists.extend(list_for(generation, models, &event.user, event.at, &request, &positives));
+        let mut is_published = false;
+        let mut publish = || {
+            if !std::mem::replace(&mut is_published, true) {
+                generation.state.publish_popularity(now);
+            }
+        };
+        for event in at_once {
+            while let Some(moment) = anchored.next_if(|moment| moment.event == done) {
+                publish();
+                let positives = moment.positives(event, &outcomes);
+                let key = generation.catalog.load().get(moment.anchor).key;
+                let at_s = now.seconds_u32();
+                let anchor = RecentItem { row: moment.anchor, key, weight: 1.0, kind: EventKind::View, at_s };
+                let request = ListRequest::Anchored(moment.list, anchor);
+                lists.extend(list_for(generation, models, &event.user, now, &request, &positives));
+            }
+            let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
+            if is_moment(event) && rng.random_bool(share) {
+                publish();
+                let positives = outcomes.positives(&event.user, now);
+                let item = event.lines.first().filter(|_| options.with_queries);
+                let item = item.and_then(|line| outcomes.row_of(&line.item));
+                let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
+                for request in std::iter::once(ListRequest::ForYou).chain(query.as_deref().map(ListRequest::Search)) {
+                    lists.extend(list_for(generation, models, &event.user, now, &request, &positives));
+                }
+            }
+            done += 1;
+            if done % 256 == 0 {
+                if options.is_stopped() {
+                    return Err(TrainError::Stopped);
+                }
+                progress(Progress { stage: "replay", done, total: events.len(), loss: f32::NAN });
             }
         }
-        generation.state.apply_event(0, event);
-        if done % 256 == 0 {
-            if options.is_stopped() {
-                return Err(TrainError::Stopped);
-            }
-            progress(Progress { stage: "replay", done, total: events.len(), loss: f32::NAN });
-        }
+        at_once.iter().for_each(|event| generation.state.apply_event(0, event));
     }
     with_mean_weight_one(&mut shown);
-    Ok(with_frequent_heads(lists, shown))
+    let ReplayedLists { lists, found } = lists;
+    Ok(with_frequent_heads(lists, shown, found))
 }
 
-/// Returns candidates and features as in serving, with labels by head; none if no candidate has an interaction.
+/// Lists, and which sources found their chosen items.
+#[derive(Default)]
+struct ReplayedLists {
+    lists: Vec<RankingList>,
+    found: Found,
+}
+
+impl Extend<(RankingList, Found)> for ReplayedLists {
+    fn extend<T: IntoIterator<Item = (RankingList, Found)>>(&mut self, lists: T) {
+        for (list, found) in lists {
+            self.lists.push(list);
+            self.found.extend(found);
+        }
+    }
+}
+
+/// Returns candidates and features as in serving, with labels by head, and of a recommendation the sources that found
+/// the chosen items; none if no candidate has an interaction.
 fn list_for(
     generation: &Generation,
     models: &mut Models,
@@ -402,7 +442,7 @@ fn list_for(
     at: UnixMillis,
     request: &ListRequest,
     positives: &AHashMap<Row, Labels>,
-) -> Option<RankingList> {
+) -> Option<(RankingList, Found)> {
     let viewer = Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new() };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, at);
@@ -412,11 +452,20 @@ fn list_for(
     }
     let features = context.features();
     let labels = Outcomes::labels(positives, context.candidates.list.iter().map(|candidate| candidate.row));
-    Some(RankingList { features, labels: labels.concat(), is_weighted: false })
+    let mut found = Found::new();
+    if matches!(request, ListRequest::ForYou) {
+        let chosen = context.candidates.list.iter().filter(|candidate| positives.contains_key(&candidate.row));
+        let sources = |candidate: &Candidate| {
+            let ranks = candidate.ranks.iter().enumerate().filter(|(_, rank)| **rank != NOT_FOUND);
+            ranks.fold(0, |sources, (source, _)| sources | 1 << source)
+        };
+        found = chosen.map(sources).collect();
+    }
+    Some((RankingList { features, labels: labels.concat(), is_weighted: false }, found))
 }
 
 /// Removes the heads with fewer than [`HEAD_POSITIVES_MIN`] positive labels.
-fn with_frequent_heads(mut lists: Vec<RankingList>, mut shown: Vec<RankingList>) -> Lists {
+fn with_frequent_heads(mut lists: Vec<RankingList>, mut shown: Vec<RankingList>, found: Found) -> Lists {
     let mut positives = [0usize; HEADS.len()];
     for labels in lists.iter().flat_map(|list| list.labels.chunks_exact(HEADS.len())) {
         positives.iter_mut().zip(labels).for_each(|(count, label)| *count += usize::from(*label == 1.0));
@@ -430,7 +479,7 @@ fn with_frequent_heads(mut lists: Vec<RankingList>, mut shown: Vec<RankingList>)
         let rows = list.labels.chunks_exact(HEADS.len());
         list.labels = rows.flat_map(|labels| kept.iter().map(|head| labels[*head])).collect();
     }
-    Lists { lists, shown, heads: kept.into_iter().map(|head| HEADS[head].to_owned()).collect() }
+    Lists { lists, shown, found, heads: kept.into_iter().map(|head| HEADS[head].to_owned()).collect() }
 }
 
 #[cfg(test)]
@@ -463,7 +512,7 @@ mod tests {
     fn labels(events: &[Event], item: &str, day: f64, until: f64) -> Option<Labels> {
         let items: Vec<Item> = ["a", "b"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
         let time = |day: f64| UnixMillis((day * UnixMillis::DAY as f64) as i64);
-        let outcomes = Outcomes::new(events, &items, time(until));
+        let outcomes = Outcomes::new(events, &items, time(until), Outcome::Day);
         let row = outcomes.row_of(&ItemId::parse(item).unwrap()).unwrap();
         outcomes.positives(&UserId::signed_in("p").unwrap(), time(day)).get(&row).copied()
     }
@@ -538,8 +587,8 @@ mod tests {
         for user in (0..20).map(|user| UserId::signed_in(&format!("p{user}")).unwrap()) {
             let trained = list_for(&generation, &mut models, &user, at, &ListRequest::ForYou, &positives).unwrap();
             let served = served_features(&generation, &mut models, user, at);
-            assert_eq!(trained.features.len(), served.len());
-            for (index, (trained, served)) in trained.features.iter().zip(&served).enumerate() {
+            assert_eq!(trained.0.features.len(), served.len());
+            for (index, (trained, served)) in trained.0.features.iter().zip(&served).enumerate() {
                 let name = &generation.schema().names()[index % columns];
                 assert_eq!(trained.to_bits(), served.to_bits(), "{name} of candidate {}", index / columns);
                 varied[index % columns] |= *trained != 0.0 && *trained != 1.0;
@@ -602,7 +651,7 @@ mod tests {
         ];
         let items: Vec<Item> = ["a", "b"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
         let time = |day: f64| UnixMillis((day * UnixMillis::DAY as f64) as i64);
-        let outcomes = Outcomes::new(&events, &items, time(9.0));
+        let outcomes = Outcomes::new(&events, &items, time(9.0), Outcome::Day);
         let rows = |from: f64, until: f64| -> Vec<Row> {
             let baskets = outcomes.next_baskets(&(time(from)..time(until)));
             baskets.iter().flat_map(|(_, positives)| positives.keys().copied()).collect()
@@ -623,7 +672,7 @@ mod tests {
         let events = [basket, guest, event(EventKind::Purchase, "c", 5.0)];
         let items: Vec<Item> = ["a", "b", "c"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
         let times = UnixMillis(0)..UnixMillis(9 * UnixMillis::DAY);
-        let outcomes = Outcomes::new(&events, &items, times.end);
+        let outcomes = Outcomes::new(&events, &items, times.end, Outcome::Day);
         let moments = anchored_moments(&events, &times, &outcomes, 10, &mut StdRng::seed_from_u64(1));
         let of = |list: AnchoredList| -> Vec<(usize, Row, Vec<Row>)> {
             let of_list = moments.iter().filter(|moment| moment.list == list);
@@ -649,7 +698,7 @@ mod tests {
             .collect();
         let items: Vec<Item> = ["a", "b"].map(|id| Item::titled(ItemId::parse(id).unwrap(), id)).into();
         let times = UnixMillis(0)..UnixMillis(UnixMillis::DAY);
-        let outcomes = Outcomes::new(&events, &items, times.end);
+        let outcomes = Outcomes::new(&events, &items, times.end, Outcome::Day);
         let moments = anchored_moments(&events, &times, &outcomes, 1000, &mut StdRng::seed_from_u64(1));
         assert_eq!(moments.len(), VIEW_PAIRS_MIN, "the last view is of another visit");
         assert!(moments.iter().enumerate().all(|(index, moment)| moment.anchor == Row(index as u32 % 2)));

@@ -3,6 +3,7 @@ use super::answers::AnswerSource;
 use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::{features::FeatureSchema, ranking::EncoderSource};
 use std::{
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc,
@@ -19,6 +20,11 @@ pub struct TrainOptions {
     pub encoder_share: f64,
     /// Share of the interactions, by time, at which the training data end. Later events are for `evaluate`.
     pub trained_share: f64,
+    /// Times that replace both shares.
+    pub times: Option<TrainTimes>,
+    pub outcome: Outcome,
+    /// Whether the ranking model learns from searches for the title of the next item, too.
+    pub with_queries: bool,
     /// Most ranking lists before interactions. There are at most three times as many of snapshots.
     pub lists_max: usize,
     /// A sentence encoder. If none, a query encoder is trained on the titles.
@@ -36,6 +42,27 @@ pub struct TrainOptions {
     pub stop: Arc<AtomicBool>,
 }
 
+/// The times of a protocol that prescribes which events are known, such as leave-one-out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrainTimes {
+    /// The encoder stops by the interactions within these times and learns from earlier ones.
+    pub validation: Range<UnixMillis>,
+    /// Labels of the ranking model. The training data end with them.
+    pub labels: Range<UnixMillis>,
+    /// End of the events in the final counts and in the popularity.
+    pub counted_until: UnixMillis,
+}
+
+/// The interactions after a moment that are its positive labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Outcome {
+    /// All within a day.
+    #[default]
+    Day,
+    /// The next one, within a day.
+    NextEvent,
+}
+
 impl TrainOptions {
     pub fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
@@ -43,7 +70,7 @@ impl TrainOptions {
 
     /// Returns the settings that affect the trained models, for a checkpoint's fingerprint.
     pub(crate) fn settings(&self) -> String {
-        format!("{} {} {}", self.seed, self.encoder_share, self.trained_share)
+        format!("{} {} {} {:?}", self.seed, self.encoder_share, self.trained_share, self.times)
     }
 }
 
@@ -53,6 +80,9 @@ impl Default for TrainOptions {
             seed: 1,
             encoder_share: 0.75,
             trained_share: 0.9,
+            times: None,
+            outcome: Outcome::Day,
+            with_queries: true,
             lists_max: 3000,
             query_encoder: None,
             warm_start: None,

@@ -9,6 +9,7 @@ use super::{
     },
     lists::{HEADS, Outcomes},
     losses::LossCurves,
+    options::Outcome,
     relevance,
     replay::remove_refunded,
 };
@@ -70,7 +71,7 @@ pub fn report(
     let group_of: Vec<usize> =
         opened.items.iter().map(|item| item_group(purchases.get(&item.id).copied().unwrap_or(0))).collect();
     let ends = events.last().map_or(trained_until, |event| UnixMillis(event.at.0 + 1));
-    let outcomes = Outcomes::new(&events, &opened.items, ends);
+    let outcomes = Outcomes::new(&events, &opened.items, ends, Outcome::Day);
     let mut observations = Observations {
         sources: vec![Vec::new(); CandidateSource::COUNT],
         features: vec![Vec::new(); opened.manifest.features.column_count()],

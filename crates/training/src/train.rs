@@ -10,12 +10,14 @@ use super::{
     lists::{ListInput, Lists, head_weight, ranking_lists},
     losses::LossCurves,
     onnx::ExportCheck,
-    options::TrainOptions,
+    optional_sources,
+    options::{TrainOptions, TrainTimes},
     query_side::{QuerySide, embed_with, learned_query_side},
     ranker::{Calibration, RankerConfig, RankingData, TrainedRanker, train_ranker},
     relevance,
     replay::{Interaction, baskets, interactions, remove_refunded, time_at_share, without_refunded},
     sequence::{Interruption, ItemText},
+    similar_texts::similar_texts,
     user_encoder::{TARGETS_MIN, UserEncoderData, UserSample, basket_samples, train_user_encoder, user_samples},
     warm_start::{EarlierBundle, EncoderWeights, WarmStart},
 };
@@ -25,20 +27,20 @@ use lodestone_core::{
     ids::{ItemId, ItemKey},
     units::UnixMillis,
 };
-use lodestone_dataset as dataset;
+use lodestone_dataset::{self as dataset, DatasetEvent};
 use lodestone_events::{Event, ItemCounts, Popularity};
-use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Precision, check_vector};
+use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Neighbours, Precision, check_vector};
 use lodestone_pipeline::{
     Generation, Models,
     bundle::{Bundle, Head, Manifest},
     golden_requests,
     ranking::{Device, Runtime, SentenceFiles},
+    source::CandidateSource,
 };
 use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
     fs,
-    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -56,6 +58,8 @@ pub struct TrainReport {
     /// Epochs up to the user encoder's best one.
     pub epoch_count: usize,
     pub list_count: usize,
+    /// Candidate sources that the bundle does without, because they find hardly a chosen item that no other one finds.
+    pub left_out_sources: Vec<&'static str>,
     /// None without an answer log.
     pub answers: Option<AnswersReport>,
     pub heads: Vec<String>,
@@ -98,18 +102,11 @@ pub fn train(
         files.push(directory.join("manifest.json"));
     }
     let shop = Shop::read(data, options)?;
-    let features = declared_features::check(&options.features, &shop.items, &shop.events, shop.label_times())?;
+    let features = declared_features::check(&options.features, &shop.items, &shop.events, shop.times.labels.clone())?;
     let sentence = options.query_encoder.as_ref().map(|source| SentenceFiles::read(runtime, source)).transpose()?;
     let fingerprint = fingerprint(&files, options, sentence.as_ref())?;
     let (checkpoint, checkpoint_use) = Checkpoint::read(&path, &fingerprint);
-    let mut training = Training {
-        sentence,
-        checkpoint,
-        features,
-        query: None,
-        curves: LossCurves::default(),
-        stages: StageTimes::start(),
-    };
+    let mut training = Training::new(sentence, checkpoint, features);
     let mut interruption = Interruption { requested: Some(&options.stop), state: None };
     let result = training.bundle(&shop, runtime, options, &mut interruption, progress);
     match result {
@@ -150,20 +147,29 @@ struct Shop {
     items: Vec<Item>,
     row_of: AHashMap<ItemId, u32>,
     interactions: Vec<Interaction>,
-    /// Interactions before `labels_from` and before `trained_until`, without what was refunded by then.
+    /// Interactions before the labels and before `times.counted_until`, without what was refunded by then.
     kept: [Vec<Interaction>; 2],
     events: Vec<Event>,
-    /// Start of the ranking model's labels. The encoders learn from earlier events.
-    labels_from: UnixMillis,
-    /// End of the training data.
-    trained_until: UnixMillis,
+    times: TrainTimes,
     answers: Option<LoggedAnswers>,
 }
 
 impl Shop {
     fn read(data: &Path, options: &TrainOptions) -> Result<Self, TrainError> {
         let items = dataset::read_items(&data.join("items.parquet"))?;
-        let lines = dataset::read_history(data)?;
+        let shop = Self::new(items, dataset::read_history(data)?, options)?;
+        let answers = match &options.answers {
+            Some(source) => {
+                let (tokens, until) = (&dataset::read_answer_tokens(data)?, shop.times.labels.end);
+                let input = JoinInput { events: &shop.events, until, tokens, row_of: &shop.row_of };
+                Some(LoggedAnswers::read(source, &input)?)
+            }
+            None => None,
+        };
+        Ok(Self { answers, ..shop })
+    }
+
+    fn new(items: Vec<Item>, lines: Vec<DatasetEvent>, options: &TrainOptions) -> Result<Self, TrainError> {
         let row_of: AHashMap<ItemId, u32> =
             items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
         let interactions = interactions(&lines, &row_of);
@@ -175,42 +181,20 @@ impl Shop {
                 interactions.len()
             )));
         }
-        let labels_from = time_at_share(&interactions, options.encoder_share);
-        let trained_until = time_at_share(&interactions, options.trained_share);
-        let kept = [labels_from, trained_until]
+        let times = options.times.clone().unwrap_or_else(|| times_by_shares(&interactions, options));
+        let kept = [times.labels.start, times.counted_until]
             .map(|end| super::replay::interactions(&without_refunded(&lines, end), &row_of));
         let events = dataset::into_events(lines);
-        let answers = match &options.answers {
-            Some(source) => {
-                let tokens = &dataset::read_answer_tokens(data)?;
-                let input = JoinInput { events: &events, until: trained_until, tokens, row_of: &row_of };
-                Some(LoggedAnswers::read(source, &input)?)
-            }
-            None => None,
-        };
-        Ok(Self { items, row_of, interactions, kept, events, labels_from, trained_until, answers })
-    }
-
-    /// Returns the times of the ranking model's labels.
-    fn label_times(&self) -> Range<UnixMillis> {
-        self.labels_from..self.trained_until
-    }
-
-    fn interactions_before(&self, end: UnixMillis) -> &[Interaction] {
-        &self.interactions[..self.interactions.partition_point(|interaction| interaction.at < end)]
-    }
-
-    /// Returns the start of the encoders' validation data. They learn from earlier events.
-    fn validated_from(&self) -> UnixMillis {
-        time_at_share(self.interactions_before(self.labels_from), 1.0 - VALIDATION_SHARE)
+        Ok(Self { items, row_of, interactions, kept, events, times, answers: None })
     }
 
     /// Returns windows of histories for training and later ones for validation. If users with a history have few
     /// interactions, as in a shop of guests, baskets stand in for histories.
     fn user_samples(&self) -> [Vec<UserSample>; 2] {
-        let split = self.validated_from();
+        let validation = self.times.validation.clone();
+        let split = validation.start;
         let samples = |times| user_samples(&self.events, &self.row_of, times);
-        let mut both = [samples(UnixMillis(i64::MIN)..split), samples(split..self.labels_from)];
+        let mut both = [samples(UnixMillis(i64::MIN)..split), samples(validation)];
         if both[0].iter().map(|sample| sample.targets.len()).sum::<usize>() < TARGETS_MIN {
             let early = &self.kept[0];
             let (train, validation) = early.split_at(early.partition_point(|interaction| interaction.at < split));
@@ -224,13 +208,37 @@ impl Shop {
     fn popularity(&self) -> ItemCounts {
         let (keys, mut popularity) = (ItemKeys::default(), Popularity::default());
         let rows: Vec<ItemKey> = self.items.iter().map(|item| keys.intern(&item.id)).collect();
-        let events = self.events.iter().take_while(|event| event.at < self.trained_until);
+        let events = self.events.iter().take_while(|event| event.at < self.times.counted_until);
         let mut events: Vec<Event> = events.cloned().collect();
         remove_refunded(&mut events);
         events.iter().for_each(|event| popularity.apply(event, &keys));
         // The first keys are the rows; items that the table does not contain have later ones.
         popularity.counts().renumbered(&rows)
     }
+}
+
+/// Returns the times by the shares of the interactions. The encoders validate on the newest events before the labels.
+fn times_by_shares(interactions: &[Interaction], options: &TrainOptions) -> TrainTimes {
+    let labels_from = time_at_share(interactions, options.encoder_share);
+    let trained_until = time_at_share(interactions, options.trained_share);
+    let before = &interactions[..interactions.partition_point(|interaction| interaction.at < labels_from)];
+    TrainTimes {
+        validation: time_at_share(before, 1.0 - VALIDATION_SHARE)..labels_from,
+        labels: labels_from..trained_until,
+        counted_until: trained_until,
+    }
+}
+
+/// Trains all models on items and events in memory, without a checkpoint.
+pub(crate) fn train_in_memory(
+    items: Vec<Item>,
+    events: Vec<DatasetEvent>,
+    runtime: &Runtime,
+    options: &TrainOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Bundle, TrainReport), TrainError> {
+    let shop = Shop::new(items, events, options)?;
+    Training::new(None, None, Vec::new()).bundle(&shop, runtime, options, &mut Interruption::default(), progress)
 }
 
 /// A running training.
@@ -264,6 +272,11 @@ impl StageTimes {
 }
 
 impl Training {
+    fn new(sentence: Option<SentenceFiles>, checkpoint: Option<Checkpoint>, features: Vec<FeatureReport>) -> Self {
+        let (curves, stages) = (LossCurves::default(), StageTimes::start());
+        Self { sentence, checkpoint, features, query: None, curves, stages }
+    }
+
     fn bundle(
         &mut self,
         shop: &Shop,
@@ -309,16 +322,21 @@ impl Training {
         stages.end("user encoder");
 
         let [early, all] = &shop.kept;
+        let co_interactions = counts::co_interactions(early, item_count);
         let mut bundle = Bundle {
-            manifest: Manifest::new(options.name.clone(), options.now.0, shop.trained_until.0, side.kind.clone())
+            manifest: Manifest::new(options.name.clone(), options.now.0, shop.times.labels.end.0, side.kind.clone())
                 .with_features(options.features.clone()),
             item_vectors: freeze(&user.item_vectors, VECTOR_DIM)?,
             title_vectors: freeze(&side.title_vectors, title_dimension)?,
-            encoder_weights: Some(EncoderWeights::of(&user, shop.validated_from()).encode_to_vec()),
+            encoder_weights: Some(EncoderWeights::of(&user, shop.times.validation.start).encode_to_vec()),
             text_projection: user.text_projection,
             transitions: counts::transitions(early, item_count),
             co_purchases: counts::co_purchases(&baskets(early), item_count),
             item_to_item: item_to_item(early, item_count),
+            two_steps: counts::two_steps(&co_interactions),
+            co_interactions,
+            similar_texts: similar_texts(&shop.items),
+            histories: counts::histories(early, item_count),
             // The replay for the ranking model must not know later events.
             popularity: ItemCounts::default(),
             user_encoder: user.onnx,
@@ -331,7 +349,11 @@ impl Training {
             items: shop.items.clone(),
         };
         stages.end("indexes and counts");
-        let lists = replayed_lists(&bundle, shop, runtime, options, progress)?;
+        let mut lists = replayed_lists(&bundle, shop, runtime, options, progress)?;
+        let left_out = optional_sources::without_effect(&lists.found);
+        for source in &left_out {
+            optional_sources::clear_features(&mut lists, options.features.column_count(), *source);
+        }
         stages.end("replay");
         note_constant(features, &lists);
         let (list_count, shown_count) = (lists.lists.len(), lists.shown.len());
@@ -353,6 +375,18 @@ impl Training {
         bundle.transitions = counts::transitions(all, item_count);
         bundle.co_purchases = counts::co_purchases(&baskets(all), item_count);
         bundle.item_to_item = item_to_item(all, item_count);
+        bundle.co_interactions = counts::co_interactions(all, item_count);
+        bundle.two_steps = counts::two_steps(&bundle.co_interactions);
+        bundle.histories = counts::histories(all, item_count);
+        for source in &left_out {
+            let nothing = Neighbours::from_counts(item_count, [], 0);
+            match source {
+                CandidateSource::CoInteractions => bundle.co_interactions = nothing,
+                CandidateSource::TwoSteps => bundle.two_steps = nothing,
+                CandidateSource::SimilarTexts => bundle.similar_texts = nothing,
+                _ => bundle.histories = counts::histories(&[], item_count),
+            }
+        }
         bundle.popularity = shop.popularity();
         let ranker_loss = ranker.as_ref().map(|ranker| ranker.validation_loss);
         if let Some(ranker) = ranker {
@@ -371,6 +405,7 @@ impl Training {
             sample_count: samples.len(),
             epoch_count: user.epochs,
             list_count,
+            left_out_sources: left_out.iter().map(|source| source.name()).collect(),
             answers: shop
                 .answers
                 .as_ref()
@@ -398,12 +433,12 @@ fn replayed_lists(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Lists, TrainError> {
     let mut models = Models::open(runtime, bundle, Device::Cpu)?;
-    let generation = Generation::standalone(copy_for_replay(bundle), 1024)?;
+    let generation = Generation::standalone(without_models(bundle), 1024)?;
     let input = ListInput {
         generation: &generation,
         items: &shop.items,
         events: &shop.events,
-        times: shop.label_times(),
+        times: shop.times.labels.clone(),
         answers: shop.answers.as_ref(),
         options,
     };
@@ -448,7 +483,7 @@ fn warm_start(
     sentence: Option<&SentenceFiles>,
 ) -> Result<(Option<EarlierBundle>, WarmStart), TrainError> {
     let Some(directory) = &options.warm_start else { return Ok((None, WarmStart::RandomWeights)) };
-    Ok(match EarlierBundle::open(directory, sentence, shop.validated_from())? {
+    Ok(match EarlierBundle::open(directory, sentence, shop.times.validation.start)? {
         Ok(bundle) => {
             let start = bundle.warm_start(&shop.items);
             (Some(bundle), start)
@@ -479,8 +514,8 @@ pub(super) fn freeze(vectors: &[f32], dimensions: usize) -> Result<Arc<FrozenGra
     FrozenGraph::build(vectors, dimensions, config, &|_| {}).map(Arc::new)
 }
 
-/// Copies the parts of a bundle that a replay needs besides the models.
-fn copy_for_replay(bundle: &Bundle) -> Bundle {
+/// Copies the parts of a bundle that a generation needs besides the models.
+pub(crate) fn without_models(bundle: &Bundle) -> Bundle {
     Bundle {
         manifest: bundle.manifest.clone(),
         items: bundle.items.clone(),
@@ -490,6 +525,10 @@ fn copy_for_replay(bundle: &Bundle) -> Bundle {
         transitions: bundle.transitions.clone(),
         co_purchases: bundle.co_purchases.clone(),
         item_to_item: bundle.item_to_item.clone(),
+        co_interactions: bundle.co_interactions.clone(),
+        two_steps: bundle.two_steps.clone(),
+        similar_texts: bundle.similar_texts.clone(),
+        histories: bundle.histories.clone(),
         popularity: bundle.popularity.clone(),
         user_encoder: Vec::new(),
         encoder_weights: None,

@@ -36,6 +36,8 @@ const KINDS: usize = 16;
 const POSITIONS: usize = 64;
 /// Share of the items whose own vectors are dropped in a step.
 const RESIDUAL_DROPOUT: f32 = 0.1;
+/// Inverse temperatures at which the validation loss is computed.
+const SHARPNESSES: [f32; 4] = [1.0, 0.8, 0.65, 0.5];
 /// Epochs without validation data.
 const UNVALIDATED_EPOCHS: usize = 10;
 /// Fewest events before a target in a window. A window's first events are targets in the window before, because they
@@ -85,6 +87,9 @@ pub(crate) fn basket_samples(baskets: &[Interaction]) -> Vec<UserSample> {
 struct Step {
     /// Range in the rows of the history.
     rows: Range<usize>,
+    /// The rows before the time of the event. Events at the same time have no order, so none of them is known before
+    /// another one.
+    known: usize,
     at: UnixMillis,
     kind: EventKind,
 }
@@ -125,7 +130,9 @@ pub(crate) fn user_samples(
             history.at.push(event.at);
             history.quantities.push(line.quantity);
         }
-        history.steps.push(Step { rows: begin..history.rows.len(), at: event.at, kind: event.kind });
+        let same_time = history.steps.last().filter(|step| step.at == event.at);
+        let known = same_time.map_or(begin, |step| step.known);
+        history.steps.push(Step { rows: begin..history.rows.len(), known, at: event.at, kind: event.kind });
     }
     histories.values_mut().for_each(History::apply_refunds);
     order.into_iter().flat_map(|user| histories[user].windows(times.start)).collect()
@@ -149,6 +156,7 @@ impl History {
         for step in &mut self.steps {
             let index = |row: usize| kept.partition_point(|kept| *kept < row);
             step.rows = index(step.rows.start)..index(step.rows.end);
+            step.known = index(step.known);
         }
         self.rows = kept.iter().map(|index| self.rows[*index]).collect();
         self.kinds = kept.iter().map(|index| self.kinds[*index]).collect();
@@ -161,15 +169,15 @@ impl History {
     fn windows(&self, from: UnixMillis) -> Vec<UserSample> {
         let earliest = self.rows.len().saturating_sub(HISTORY_MAX).max(1);
         let is_target = |step: &&Step| {
-            step.at >= from && step.kind.is_positive() && step.rows.start >= earliest && !step.rows.is_empty()
+            step.at >= from && step.kind.is_positive() && step.known >= earliest && !step.rows.is_empty()
         };
         let targets: Vec<&Step> = self.steps.iter().filter(is_target).collect();
         let (mut windows, mut rest) = (Vec::new(), &targets[..]);
         while let Some(last) = rest.last() {
-            let end = last.rows.start;
+            let end = last.known;
             let begin = end.saturating_sub(ENCODED_EVENTS_MAX);
             let first = if begin == 0 { 0 } else { begin + CONTEXT_MIN };
-            let of_window = rest.partition_point(|step| step.rows.start < first.max(1));
+            let of_window = rest.partition_point(|step| step.known < first.max(1));
             windows.push(self.window(begin..end, &rest[of_window..]));
             rest = &rest[..of_window];
         }
@@ -193,8 +201,8 @@ impl History {
             rows.sort_unstable();
             rows.dedup();
             let weight = step.kind.interest() / rows.len() as f32;
-            let event = (step.rows.start - 1 - range.start) as u32;
-            // Two interactions with the same input are one target.
+            let event = (step.known - 1 - range.start) as u32;
+            // Interactions with the same input, such as those at one time, are one target.
             match sample.targets.last_mut().filter(|(last, _)| *last == event) {
                 Some((_, items)) => items.extend(rows.into_iter().map(|row| (row, weight))),
                 None => sample.targets.push((event, rows.into_iter().map(|row| (row, weight)).collect())),
@@ -215,6 +223,7 @@ pub(crate) struct TrainedUserEncoder {
     pub item_lengths: Vec<f32>,
     pub onnx: Vec<u8>,
     pub check: ExportCheck,
+    /// NaN without validation data.
     pub validation_loss: f32,
     /// By step.
     pub validation_losses: Vec<(usize, f32)>,
@@ -230,7 +239,9 @@ pub(crate) struct UserEncoderData<'a> {
     pub validation: &'a [UserSample],
 }
 
-/// Trains the encoder and the item vectors, with early stopping on the validation loss.
+/// Trains the encoder and the item vectors, with early stopping on the validation loss at the best of several
+/// temperatures (Guo et al. 2017). The loss alone grows before the ranks of the targets get worse, because the model
+/// becomes too sure of them.
 pub(crate) fn train_user_encoder(
     data: &UserEncoderData,
     seed: u64,
@@ -251,16 +262,23 @@ pub(crate) fn train_user_encoder(
     if targets.is_empty() {
         config.epochs_max = UNVALIDATED_EPOCHS;
     }
-    let mut epoch = 0.0;
+    let (mut epoch, mut losses) = (0.0, Vec::new());
     let mut validate = |encoder: &SequenceEncoder| {
         epoch += 1.0;
         // Without validation data, the last epoch is the best.
-        if targets.is_empty() { epoch } else { -encoder_loss(encoder, &targets) }
+        if targets.is_empty() {
+            return epoch;
+        }
+        let at_sharpness = SHARPNESSES.map(|sharpness| encoder_loss(encoder, &targets, sharpness));
+        losses.push(at_sharpness[0] as f32);
+        -at_sharpness.into_iter().fold(f64::INFINITY, f64::min)
     };
     let trained = train_encoder(&samples, item_count, text, &config, interruption, &mut validate, &mut |step| {
         progress(Progress { stage: "user encoder", ..step });
     })?;
-    let TrainedEncoder { encoder, epochs, score, validation } = trained;
+    let TrainedEncoder { encoder, epochs, validation, .. } = trained;
+    // After a resumption the losses are those of the later epochs.
+    let steps = validation[validation.len().saturating_sub(losses.len())..].iter().map(|(step, _)| *step);
     let onnx = export(&encoder)?;
     let check = check(&encoder, &onnx, runtime)?;
     if encoder.item_vectors().iter().any(|value| !value.is_finite()) {
@@ -273,8 +291,8 @@ pub(crate) fn train_user_encoder(
         item_lengths: encoder.item_lengths().to_vec(),
         onnx,
         check,
-        validation_loss: -score as f32,
-        validation_losses: validation.into_iter().map(|(step, score)| (step, -score as f32)).collect(),
+        validation_loss: if targets.is_empty() { f32::NAN } else { encoder_loss(&encoder, &targets, 1.0) as f32 },
+        validation_losses: steps.zip(losses).collect(),
         epochs,
     })
 }
@@ -510,6 +528,21 @@ mod tests {
         assert_eq!(sample.targets, targets);
         assert!(samples(&events, 0..48).is_empty(), "the basket is at the end, which is exclusive");
         assert_eq!(samples(&events, 60..100)[0].targets, targets[1..], "earlier interactions are input only");
+    }
+
+    #[test]
+    fn events_at_one_time_are_one_target_set() {
+        use EventKind::{Purchase, View};
+        let events =
+            [event(View, 1, &[0]), event(Purchase, 2, &[1]), event(Purchase, 2, &[2]), event(Purchase, 3, &[3])];
+        let [sample] = &samples(&events, 0..100)[..] else { panic!("one window") };
+        assert_eq!(sample.items, [0, 1, 2]);
+        let targets: Vec<(u32, Vec<u32>)> = sample
+            .targets
+            .iter()
+            .map(|(event, items)| (*event, items.iter().map(|(item, _)| *item).collect()))
+            .collect();
+        assert_eq!(targets, [(0, vec![1, 2]), (2, vec![3])]);
     }
 
     #[test]

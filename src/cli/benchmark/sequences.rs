@@ -1,5 +1,6 @@
 //! `lodestone benchmark next-item`, `sessions`, `next-basket`, `encoder-step`
 use crate::cli::{
+    LibraryArgs,
     exit::Exit,
     numbers::within,
     output::{OutputArgs, write_file},
@@ -8,13 +9,11 @@ use crate::cli::{
     threads::ThreadsArgs,
 };
 use anyhow::ensure;
+use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{
-    Progress,
-    sequence::{
-        EncoderConfig, Shape, Similarity,
-        benchmark::{self, BasketFiles, NextItemFiles, RunOptions, SessionFiles},
-        fit::time_steps,
-    },
+    Progress, TrainError,
+    benchmark::{self, BasketFiles, NextItemFiles, RunOptions, SessionFiles},
+    sequence::{EncoderConfig, Shape, Similarity, fit::time_steps},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -24,11 +23,12 @@ use std::{
 
 /// Predicts the last item of each user (leave-one-out): HR and NDCG at 5, 10 and 20 of each source and of the ranking.
 ///
-/// The last item of each line is the test target, the one before it the validation target. Models are fitted to the
-/// items before both; the validation targets control early stopping of the encoder and are the labels of the ranking
-/// model, which ranks all items except those of the history. Metrics are also printed for the users whose last two
-/// items descend in item order: in files that sort the items of a day (Amazon's do), ascending targets are easier than
-/// in reality. Settings follow from the size of the data.
+/// The lines become the events of a shop, the code of `train` makes a bundle of them, and the pipeline of requests
+/// answers a Recommend FOR_YOU for each user, without the items of the history. The last item of each line is the test
+/// target, the one before it the validation target. Models learn from the items before both; the validation targets
+/// control early stopping of the encoder and are the labels of the ranking model. Metrics are also printed for the
+/// users whose last two items descend in item order: in files that sort the items of a day (Amazon's do), ascending
+/// targets are easier than in reality. Settings follow from the size of the data.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
@@ -50,9 +50,9 @@ pub(crate) struct NextItemArgs {
 
 /// Predicts the next click of anonymous sessions: P@20 (equal to HR@20) and MRR@20 of each source and of the ranking.
 ///
-/// The latest sessions of the training file control early stopping of the encoder and are the labels of the ranking
-/// model. All items of both files are ranked, including those of the session. Settings follow from the size of the
-/// data.
+/// Sessions become the visitors of a shop, as with `next-item`; a Recommend FOR_YOU contains the clicks before the
+/// target. The latest sessions of the training file control early stopping of the encoder and are the labels of the
+/// ranking model. Items of the session may repeat. Settings follow from the size of the data.
 #[derive(clap::Args)]
 pub(crate) struct SessionsArgs {
     /// Sessions in order of time, one per line, items separated by spaces; or .tsv with SessionId, ItemId, Time.
@@ -66,11 +66,11 @@ pub(crate) struct SessionsArgs {
     trials: TrialArgs,
 }
 
-/// Predicts the next basket of each user: recall and NDCG at 10 and 20 and the share of users with a hit, of the
-/// candidates and of the ranking.
+/// Predicts the next basket of each user: recall and NDCG at 10 and 20 and the share of users with a hit, of each
+/// source and of the ranking.
 ///
-/// The last known basket of each user is the label of the ranking model. All items are ranked, including those bought
-/// before.
+/// Baskets become the purchases of a shop, as with `next-item`. The last known basket of each user controls early
+/// stopping of the encoder and is the label of the ranking model. Items bought before may be recommended again.
 #[derive(clap::Args)]
 pub(crate) struct NextBasketArgs {
     /// Lines of a user, a tab, and baskets, oldest first, separated by semicolons; items separated by spaces. Plain,
@@ -183,21 +183,28 @@ struct TrialArgs {
     /// First seed. The same seed and number of threads produce the same figures.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Also compares the answers of the last seed with the baselines of `evaluate`, each tuned on the last part of the
+    /// training data: NDCG@10 of at most 2,000 queries, ratio and interval.
+    #[arg(long)]
+    baselines: bool,
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    library: LibraryArgs,
 }
 
 impl TrialArgs {
-    fn run<R: serde::Serialize + Display, E: std::error::Error + Send + Sync + 'static>(
+    fn run<R: serde::Serialize + Display>(
         self,
-        benchmark: impl FnOnce(RunOptions, &mut dyn FnMut(Progress)) -> Result<R, E>,
+        benchmark: impl FnOnce(&Runtime, RunOptions, &mut dyn FnMut(Progress)) -> Result<R, TrainError>,
     ) -> anyhow::Result<Exit> {
-        let threads = self.threads.start_pool()?;
+        let runtime = self.library.load()?;
+        self.threads.start_pool()?;
         let mut bars = StageBars::default();
-        let options = RunOptions { seed: self.seed, seeds: self.seeds, threads };
-        let report = benchmark(options, &mut |step| bars.show(step))?;
+        let options = RunOptions { seed: self.seed, seeds: self.seeds, with_baselines: self.baselines };
+        let report = benchmark(&runtime, options, &mut |step| bars.show(step))?;
         bars.finish();
         self.output.write(&report)?;
         Ok(Exit::Success)
@@ -206,15 +213,15 @@ impl TrialArgs {
 
 pub(crate) fn next_item(args: NextItemArgs) -> anyhow::Result<Exit> {
     let files = NextItemFiles { sequences: args.sequences, items: args.items, clusters: args.clusters };
-    args.trials.run(|options, progress| benchmark::next_item(&files, options, progress))
+    args.trials.run(|runtime, options, progress| benchmark::next_item(&files, runtime, options, progress))
 }
 
 pub(crate) fn sessions(args: SessionsArgs) -> anyhow::Result<Exit> {
     let files = SessionFiles { train: args.train, test: args.test };
-    args.trials.run(|options, progress| benchmark::sessions(&files, options, progress))
+    args.trials.run(|runtime, options, progress| benchmark::sessions(&files, runtime, options, progress))
 }
 
 pub(crate) fn next_basket(args: NextBasketArgs) -> anyhow::Result<Exit> {
     let files = BasketFiles { history: args.history, future: args.future };
-    args.trials.run(|options, progress| benchmark::next_basket(&files, options, progress))
+    args.trials.run(|runtime, options, progress| benchmark::next_basket(&files, runtime, options, progress))
 }

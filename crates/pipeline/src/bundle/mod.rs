@@ -8,7 +8,7 @@ use crate::ranking::{KnownAnswer, QueryEncoderFiles, QueryEncoderKind};
 use lodestone_catalog::{Item, VECTOR_DIM};
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::{Counts, ItemCounts, storage};
-use lodestone_index::{FileError, FrozenGraph, Neighbours};
+use lodestone_index::{FileError, FrozenGraph, Histories, Neighbours};
 pub use manifest::{FileSum, Head, Manifest, ManifestError, RelevanceFloor, sha256};
 use std::{
     fs, io,
@@ -24,6 +24,10 @@ const TEXT_PROJECTION: &str = "text_projection.f32";
 const TRANSITIONS: &str = "transitions.neighbours";
 const CO_PURCHASES: &str = "co_purchases.neighbours";
 const ITEM_TO_ITEM: &str = "item_to_item.neighbours";
+const CO_INTERACTIONS: &str = "co_interactions.neighbours";
+const TWO_STEPS: &str = "two_steps.neighbours";
+const SIMILAR_TEXTS: &str = "similar_texts.neighbours";
+const HISTORIES: &str = "histories.index";
 const POPULARITY: &str = "popularity.counts";
 const USER_ENCODER: &str = "user_encoder.onnx";
 const ENCODER_WEIGHTS: &str = "user_encoder.weights";
@@ -52,6 +56,14 @@ pub struct Bundle {
     pub co_purchases: Neighbours,
     /// Items that users with the same items choose, by the item-to-item model EASE.
     pub item_to_item: Neighbours,
+    /// Items that users choose within a few steps of an item.
+    pub co_interactions: Neighbours,
+    /// The co-interactions of an item's co-interactions.
+    pub two_steps: Neighbours,
+    /// Items with similar texts.
+    pub similar_texts: Neighbours,
+    /// Earlier histories of users, without their ids.
+    pub histories: Histories,
     /// Popularity at the end of the training data, by row.
     pub popularity: ItemCounts,
     pub user_encoder: Vec<u8>,
@@ -137,6 +149,18 @@ impl Bundle {
                 }),
             }
         };
+        let histories = || {
+            let path = directory.join(HISTORIES);
+            let histories = Histories::from_bytes(&file(HISTORIES)?)
+                .map_err(|error| BundleError::Content { path: path.clone(), problem: error.to_string() })?;
+            match histories.row_count() == items.len() {
+                true => Ok(histories),
+                false => Err(BundleError::Content {
+                    path,
+                    problem: format!("items of {} rows for {} items", histories.row_count(), items.len()),
+                }),
+            }
+        };
         let popularity = || {
             let path = directory.join(POPULARITY);
             let bytes = file(POPULARITY)?;
@@ -168,6 +192,10 @@ impl Bundle {
             transitions: neighbours(TRANSITIONS)?,
             co_purchases: neighbours(CO_PURCHASES)?,
             item_to_item: neighbours(ITEM_TO_ITEM)?,
+            co_interactions: neighbours(CO_INTERACTIONS)?,
+            two_steps: neighbours(TWO_STEPS)?,
+            similar_texts: neighbours(SIMILAR_TEXTS)?,
+            histories: histories()?,
             popularity: popularity()?,
             user_encoder: file(USER_ENCODER)?,
             query_encoder: file(QUERY_ENCODER)?,
@@ -206,11 +234,15 @@ impl Bundle {
             index.write(&path)?;
             self.manifest.add_file(name, &fs::read(&path).map_err(|source| io(&path, source))?);
         }
-        let files: [(&str, Vec<u8>); 8] = [
+        let files: [(&str, Vec<u8>); 12] = [
             (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
             (TRANSITIONS, self.transitions.to_bytes()),
             (CO_PURCHASES, self.co_purchases.to_bytes()),
             (ITEM_TO_ITEM, self.item_to_item.to_bytes()),
+            (CO_INTERACTIONS, self.co_interactions.to_bytes()),
+            (TWO_STEPS, self.two_steps.to_bytes()),
+            (SIMILAR_TEXTS, self.similar_texts.to_bytes()),
+            (HISTORIES, self.histories.to_bytes()),
             (POPULARITY, self.popularity.to_bytes(self.items.len())),
             (USER_ENCODER, self.user_encoder),
             (QUERY_ENCODER, self.query_encoder),

@@ -57,6 +57,12 @@ pub const FEATURES: &[&str] = &[
     "history_length",
     "basket_count",
     "basket_days_since",
+    "co_interaction_weight",
+    "co_interaction_weight_last",
+    "two_step_weight",
+    "text_weight",
+    "text_weight_last",
+    "similar_history_weight",
     "is_similar_list",
     "is_together_list",
     "anchor_similar",
@@ -67,7 +73,7 @@ pub const FEATURES: &[&str] = &[
 ];
 
 /// The version of the built-in features. Raise it if the meaning of one changes under the same name.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 
 /// The scores of one candidate by source; 0 from sources that did not return it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -79,6 +85,16 @@ pub struct SourceEvidence {
     pub of_user: TableScores,
     /// From the request's anchors.
     pub of_anchors: TableScores,
+    /// Sum of decay × co-interaction weight over the recent items, and the weight of the latest one.
+    pub co_interactions: f32,
+    pub co_interactions_of_last: f32,
+    /// Sum of decay × weight over the recent items.
+    pub two_steps: f32,
+    /// Sum of decay × similarity of texts over the recent items, and that of the latest one.
+    pub similar_texts: f32,
+    pub similar_texts_of_last: f32,
+    /// The score by the earlier histories that share items with the user's.
+    pub similar_histories: f32,
     /// The fused score of retrieval.
     pub fused: f32,
 }
@@ -159,6 +175,12 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
         user.log_history_length,
         log(user.basket_count as f32),
         user.days_since_basket(context.now),
+        log_of_weight(evidence.co_interactions),
+        log_of_weight(evidence.co_interactions_of_last),
+        log_of_weight(evidence.two_steps),
+        log_of_weight(evidence.similar_texts),
+        log_of_weight(evidence.similar_texts_of_last),
+        log_of_weight(evidence.similar_histories),
     ]);
     append_anchored(out, context.anchors, &entry.vectors, &evidence.of_anchors);
     context.schema.append_declared(out, &entry.prepared, &user.affinities, context.now);
@@ -207,6 +229,13 @@ fn similarity_to_recent(context: &FeatureContext, user: &UserContext, row: Row) 
 const ITEM_TO_ITEM_FLOOR: f32 = 0.01;
 /// The same for the co-purchase weight.
 const CO_PURCHASE_FLOOR: f32 = 0.001;
+
+/// Logarithm of a weight whose mean over the pairs of a table is 1. A tenth of that is added, so that no evidence is
+/// distinct from weak evidence.
+fn log_of_weight(weight: f32) -> f32 {
+    const FLOOR: f32 = 0.1;
+    (weight + FLOOR).ln()
+}
 
 /// Computes ln(1 + x), with a shortcut for 0, because most counts are 0.
 fn log(x: f32) -> f32 {

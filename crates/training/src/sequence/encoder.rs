@@ -1,11 +1,8 @@
 //! Inference of the sequence encoder. A user's vector is the transformer's output at the latest event; the score of an
 //! item is its dot product with the item's vector.
-use super::{
-    samples::Repeats,
-    transformer::{Bits, Dropout, NamedWeights, Packed, Shape, Tokens, WeightLayout},
-};
+use super::transformer::{Bits, Dropout, NamedWeights, Packed, Shape, Tokens, WeightLayout};
 use crate::{
-    kernels::{Into, View, at_least, matmul, normalise_rows},
+    kernels::normalise_rows,
     softmax::{Softmax, Targets},
 };
 use rayon::prelude::*;
@@ -130,14 +127,9 @@ impl SequenceEncoder {
     }
 }
 
-/// Writes the logits of users with all items to `out` `[users × items]`; see [`SequenceEncoder::encode`].
-pub fn logits(out: &mut [f32], users: &[f32], items: &[f32], width: usize) {
-    let (rows, columns) = (users.len() / width, items.len() / width);
-    matmul(out, Into::Replace, View::new(users, rows, width), View::new(items, columns, width).transposed());
-}
-
-/// Returns the mean of share × -ln p(target) over the targets after histories; the softmax is over all items.
-pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)])]) -> f64 {
+/// Returns the mean of share × -ln p(target) over the targets after histories; the softmax of all items' logits times
+/// `sharpness`.
+pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)])], sharpness: f32) -> f64 {
     let every = queries.len().div_ceil(QUERIES_MAX).max(1);
     let queries: Vec<_> = queries.iter().step_by(every).collect();
     let histories: Vec<Tokens> = queries.iter().map(|(tokens, _)| *tokens).collect();
@@ -152,7 +144,7 @@ pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)]
                 hidden,
                 items: &encoder.items,
                 width: d,
-                scale: 1.0,
+                scale: sharpness,
                 targets: &targets,
                 log_q_correction: &[],
             };
@@ -163,34 +155,5 @@ pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)]
     loss / f64::from(weight).max(1e-9)
 }
 
-/// Most queries of [`encoder_quality`] and [`encoder_loss`], spread evenly.
+/// Most queries of [`encoder_loss`], spread evenly.
 const QUERIES_MAX: usize = 20_000;
-
-/// Returns the NDCG@10 of an encoder alone, ranked among all items, or among those outside of the history.
-pub fn encoder_quality(encoder: &SequenceEncoder, queries: &[(&[u32], u32)], repeats: Repeats) -> f64 {
-    let every = queries.len().div_ceil(QUERIES_MAX).max(1);
-    let queries: Vec<(&[u32], u32)> = queries.iter().step_by(every).copied().collect();
-    let histories: Vec<Tokens> = queries.iter().map(|(history, _)| Tokens::from(*history)).collect();
-    let (users, d) = (encoder.encode(&histories), encoder.width());
-    let item_count = encoder.items.len() / d;
-    let gains: f64 = queries
-        .par_chunks(32)
-        .zip(users.par_chunks(32 * d))
-        .map_init(Vec::new, |block: &mut Vec<f32>, (part, users)| {
-            block.resize(part.len() * item_count, 0.0);
-            logits(block, users, &encoder.items, d);
-            let gains = part.iter().zip(block.chunks_exact_mut(item_count)).map(|((history, target), logits)| {
-                if repeats == Repeats::Excluded {
-                    history.iter().for_each(|item| logits[*item as usize] = f32::NEG_INFINITY);
-                }
-                let limit = logits[*target as usize];
-                let rank = at_least(logits, limit);
-                if rank <= 10 && limit.is_finite() { 1.0 / (rank as f64 + 1.0).log2() } else { 0.0 }
-            });
-            gains.sum::<f64>()
-        })
-        .collect::<Vec<f64>>()
-        .into_iter()
-        .sum();
-    gains / queries.len().max(1) as f64
-}

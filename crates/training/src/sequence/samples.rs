@@ -20,13 +20,6 @@ pub enum Sample<'a> {
 /// The index of an event in its sample, and the items chosen after it with their shares.
 pub type EventTargets = (u32, Vec<(u32, f32)>);
 
-/// Whether the items of a history may be recommended again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Repeats {
-    Excluded,
-    Allowed,
-}
-
 impl<'a> Sample<'a> {
     /// Returns the events that the encoder reads.
     pub(super) fn tokens(&self) -> Tokens<'a> {
@@ -48,33 +41,4 @@ impl<'a> Sample<'a> {
 /// Returns samples in which each item but the first is a target.
 pub fn next_items<'a>(sequences: &[&'a [u32]]) -> Vec<Sample<'a>> {
     sequences.iter().map(|sequence| Sample::Next(sequence)).collect()
-}
-
-/// Cuts histories into sequences of at most `longest` + 1 items, such that each item but the first of a history is a
-/// target exactly once.
-pub(super) fn windows<'a>(histories: &[&'a [u32]], longest: usize) -> Vec<&'a [u32]> {
-    let mut windows = Vec::new();
-    for history in histories {
-        let mut end = history.len();
-        while end >= 2 {
-            let begin = end.saturating_sub(longest + 1);
-            windows.push(&history[begin..end]);
-            end = begin + usize::from(begin > 0);
-        }
-    }
-    windows
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_item_but_the_first_is_a_target_of_one_window() {
-        let history: Vec<u32> = (0..23).collect();
-        let mut targets: Vec<u32> = windows(&[&history], 5).iter().flat_map(|window| window[1..].to_vec()).collect();
-        targets.sort_unstable();
-        assert_eq!(targets, (1..23).collect::<Vec<u32>>());
-        assert!(windows(&[&[1], &[]], 5).is_empty());
-    }
 }

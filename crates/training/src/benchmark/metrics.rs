@@ -2,7 +2,7 @@
 use serde::Serialize;
 
 /// List lengths of the metrics.
-pub const CUTOFFS: [usize; 3] = [5, 10, 20];
+const CUTOFFS: [usize; 3] = [5, 10, 20];
 
 /// Means over queries with one relevant item each, for which hit rate and recall are the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]

@@ -1,6 +1,8 @@
 //! Readers of the benchmarks' text files: plain, .gz or .zst.
-use super::SequenceError;
+use crate::sequence::SequenceError;
 use ahash::AHashMap;
+use lodestone_catalog::Item;
+use lodestone_core::ids::ItemId;
 use lodestone_dataset::decompress;
 use std::{
     fs::File,
@@ -10,14 +12,14 @@ use std::{
 
 /// Consecutive numbers of item ids, in the order of first occurrence.
 #[derive(Debug, Clone, Default)]
-pub struct ItemNumbers {
-    pub ids: Vec<String>,
+pub(super) struct ItemNumbers {
+    pub(super) ids: Vec<String>,
     numbers: AHashMap<String, u32>,
 }
 
 impl ItemNumbers {
     /// Returns the number of an id, a new one for a new id.
-    pub fn number(&mut self, id: &str) -> u32 {
+    pub(super) fn number(&mut self, id: &str) -> u32 {
         if let Some(number) = self.numbers.get(id) {
             return *number;
         }
@@ -26,37 +28,32 @@ impl ItemNumbers {
         self.numbers.insert(id.to_owned(), number);
         number
     }
-
-    pub fn count(&self) -> usize {
-        self.ids.len()
-    }
 }
 
-/// Text and attributes of items, by item number.
+/// Items by their number.
 #[derive(Debug, Clone, Default)]
-pub struct Catalogue {
-    pub items: ItemNumbers,
-    /// Words of titles, phrases and keywords.
-    pub words: Vec<Vec<String>>,
-    /// Categories, brands and similar values.
-    pub attributes: Vec<Vec<String>>,
+pub(super) struct Catalogue {
+    pub(super) items: ItemNumbers,
+    pub(super) described: Vec<Item>,
     /// The sort key of items with the same day: the column `asin`, or the id.
-    pub order: Vec<String>,
+    pub(super) order: Vec<String>,
 }
 
 impl Catalogue {
-    /// Adds empty entries for items that are not in the catalogue file.
-    pub fn complete(&mut self) {
-        let count = self.items.count();
-        self.words.resize(count, Vec::new());
-        self.attributes.resize(count, Vec::new());
-        let known = self.order.len();
-        self.order.extend(self.items.ids[known..].iter().cloned());
+    /// Adds items that are not in the catalogue file. Their ids are their titles.
+    pub(super) fn complete(&mut self) -> Result<(), SequenceError> {
+        for id in &self.items.ids[self.described.len()..] {
+            let parsed =
+                ItemId::parse(id).map_err(|error| SequenceError::TooLittle(format!("item `{id}`: {error}")))?;
+            self.described.push(Item::titled(parsed, id));
+            self.order.push(id.clone());
+        }
+        Ok(())
     }
 }
 
 /// Calls `take` with the number, from 1, and the text of each line that is not empty.
-pub fn for_each_line(
+pub(super) fn for_each_line(
     path: &Path,
     mut take: impl FnMut(usize, &str) -> Result<(), String>,
 ) -> Result<(), SequenceError> {
@@ -76,7 +73,10 @@ pub fn for_each_line(
 }
 
 /// Reads lines of a user and its items, oldest first, separated by white space.
-pub fn read_sequences(path: &Path, items: &mut ItemNumbers) -> Result<(Vec<String>, Vec<Vec<u32>>), SequenceError> {
+pub(super) fn read_sequences(
+    path: &Path,
+    items: &mut ItemNumbers,
+) -> Result<(Vec<String>, Vec<Vec<u32>>), SequenceError> {
     let (mut users, mut histories) = (Vec::new(), Vec::new());
     for_each_line(path, |_, line| {
         let mut fields = line.split_whitespace();
@@ -89,7 +89,7 @@ pub fn read_sequences(path: &Path, items: &mut ItemNumbers) -> Result<(Vec<Strin
 
 /// Reads a tab-separated file with a header: `item`, and optionally `asin`, `title`, `phrase`, `keywords` and
 /// `attributes`.
-pub fn read_catalogue(path: &Path) -> Result<Catalogue, SequenceError> {
+pub(super) fn read_catalogue(path: &Path) -> Result<Catalogue, SequenceError> {
     let mut catalogue = Catalogue::default();
     let mut names: Vec<String> = Vec::new();
     for_each_line(path, |_, line| {
@@ -106,29 +106,34 @@ pub fn read_catalogue(path: &Path) -> Result<Catalogue, SequenceError> {
             column.and_then(|column| fields.get(column)).copied().unwrap_or_default()
         };
         let number = catalogue.items.number(field("item")) as usize;
-        if number < catalogue.words.len() {
+        if number < catalogue.described.len() {
             return Err(format!("item {} occurs twice", field("item")));
         }
-        let mut words = words_of(field("title"));
-        words.extend(words_of(field("phrase")));
-        let pieces = field("keywords").split([' ', '+']).filter(|piece| !piece.is_empty());
-        words.extend(pieces.map(|piece| format!("+{piece}")));
-        catalogue.words.push(words);
-        catalogue.attributes.push(field("attributes").split_whitespace().map(str::to_owned).collect());
+        catalogue.described.push(item(&field)?);
         catalogue.order.push(if field("asin").is_empty() { field("item") } else { field("asin") }.to_owned());
         Ok(())
     })?;
     Ok(catalogue)
 }
 
-fn words_of(text: &str) -> Vec<String> {
-    let words = text.split(|character: char| !character.is_alphanumeric()).filter(|word| !word.is_empty());
-    words.map(str::to_lowercase).collect()
+/// Builds an item of the fields of a line. A phrase is the title of an item without one.
+fn item<'a>(field: &impl Fn(&str) -> &'a str) -> Result<Item, String> {
+    let id = ItemId::parse(field("item")).map_err(|error| format!("item `{}`: {error}", field("item")))?;
+    let mut texts = ["title", "phrase", "item"].into_iter().map(field).filter(|text| !text.trim().is_empty());
+    let title = texts.next().unwrap_or_default();
+    let mut tags: Vec<String> = Vec::new();
+    if field("phrase") != title {
+        tags.extend(Some(field("phrase").to_owned()).filter(|phrase| !phrase.is_empty()));
+    }
+    let pieces = field("keywords").split([' ', '+']).filter(|piece| !piece.is_empty());
+    tags.extend(pieces.map(str::to_owned));
+    tags.extend(field("attributes").split_whitespace().map(|attribute| format!("attribute{attribute}")));
+    Ok(Item { tags, ..Item::titled(id, title) })
 }
 
 /// Reads lines of a user, a tab, and the cluster of the user; a first line that begins with `user` is a header. Returns
 /// the cluster of each user.
-pub fn read_clusters(path: &Path) -> Result<AHashMap<String, String>, SequenceError> {
+pub(super) fn read_clusters(path: &Path) -> Result<AHashMap<String, String>, SequenceError> {
     let mut clusters = AHashMap::new();
     for_each_line(path, |number, line| {
         let (user, cluster) = line.split_once('\t').ok_or("expected a user, a tab and a cluster".to_owned())?;
@@ -142,7 +147,7 @@ pub fn read_clusters(path: &Path) -> Result<AHashMap<String, String>, SequenceEr
 
 /// Reads sessions in time order: one in each line, items in the order of the clicks, separated by spaces; or
 /// tab-separated clicks with a header that has `SessionId`, `ItemId` and `Time`.
-pub fn read_sessions(path: &Path, items: &mut ItemNumbers) -> Result<Vec<Vec<u32>>, SequenceError> {
+pub(super) fn read_sessions(path: &Path, items: &mut ItemNumbers) -> Result<Vec<Vec<u32>>, SequenceError> {
     if let Some(clicks) = read_clicks(path, items)? {
         return Ok(clicks);
     }
@@ -156,7 +161,7 @@ pub fn read_sessions(path: &Path, items: &mut ItemNumbers) -> Result<Vec<Vec<u32
 
 /// Reads lines of the clicks of a session, a tab, and the next click; or clicks as in [`read_sessions`], and returns
 /// every prefix of their sessions.
-pub fn read_prefixes(path: &Path, items: &mut ItemNumbers) -> Result<Vec<(Vec<u32>, u32)>, SequenceError> {
+pub(super) fn read_prefixes(path: &Path, items: &mut ItemNumbers) -> Result<Vec<(Vec<u32>, u32)>, SequenceError> {
     if let Some(clicks) = read_clicks(path, items)? {
         let prefixes =
             clicks.iter().flat_map(|session| (1..session.len()).map(|end| (session[..end].to_vec(), session[end])));
@@ -213,10 +218,10 @@ fn read_clicks(path: &Path, items: &mut ItemNumbers) -> Result<Option<Vec<Vec<u3
 }
 
 /// A user and its baskets, oldest first; each is sorted and has no duplicates.
-pub type UserBaskets = (String, Vec<Vec<u32>>);
+pub(super) type UserBaskets = (String, Vec<Vec<u32>>);
 
 /// Reads lines of a user, a tab, and baskets separated by semicolons; items of a basket are separated by spaces.
-pub fn read_baskets(path: &Path, items: &mut ItemNumbers) -> Result<Vec<UserBaskets>, SequenceError> {
+pub(super) fn read_baskets(path: &Path, items: &mut ItemNumbers) -> Result<Vec<UserBaskets>, SequenceError> {
     let mut users = Vec::new();
     for_each_line(path, |_, line| {
         let (user, baskets) = line.split_once('\t').ok_or("expected a user, a tab and baskets".to_owned())?;

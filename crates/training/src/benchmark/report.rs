@@ -1,5 +1,10 @@
 //! Results of the public benchmarks, and their text form.
-use crate::sequence::metrics::{BasketMetrics, HitMetrics};
+use super::{
+    metrics::{BasketMetrics, HitMetrics},
+    protocol::Protocol,
+    served::{QueryLists, ServedLists},
+};
+use crate::comparison::Comparison;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 use std::fmt;
@@ -30,7 +35,7 @@ impl Summary {
     }
 }
 
-/// Metrics of one source, of the union of all (`retrieval`), or of the union in the ranker's order (`ranked`).
+/// Metrics of one source, of the candidates in the order of fusion (`retrieval`), or of the answer (`ranked`).
 #[derive(Debug, Clone, Serialize)]
 pub struct Method {
     pub method: String,
@@ -55,45 +60,57 @@ pub struct HitReport {
     /// Mean time of one seed: training and evaluation.
     pub seconds: f64,
     pub encoder_epochs: Vec<usize>,
-    /// Units of the ranker's hidden layer; 0: a linear model.
-    pub ranker_hidden: Vec<usize>,
-    /// Share of the targets that are in the union, and the mean number of items in the union.
-    pub union_recall: f64,
-    pub union_items: f64,
-    /// The metrics of the complete system, the last of `methods`.
+    /// Share of the targets that are among the candidates, and the mean number of candidates.
+    pub candidate_recall: f64,
+    pub candidates: f64,
+    /// The metrics of the answers, the last of `methods`.
     #[serde(flatten)]
     pub ranked: HitMetrics,
-    /// 95 % bootstrap intervals over user clusters of the complete system, for the first seed.
+    /// 95 % bootstrap intervals over user clusters of the answers, for the first seed.
     pub hr_at_10_interval: [f64; 2],
     pub ndcg_at_10_interval: [f64; 2],
     pub methods: Vec<Method>,
-}
-
-/// The rank of each target by each method.
-pub(super) struct Ranks {
-    /// The sources, then `retrieval` and `ranked`.
-    pub(super) methods: Vec<String>,
-    /// `[queries][methods]`, from 1; `None`: not in the list.
-    pub(super) ranks: Vec<Vec<Option<usize>>>,
-    /// Mean number of items in the union.
-    pub(super) union_items: f64,
-}
-
-impl Ranks {
-    /// Returns the share of the targets that the union contains.
-    fn union_recall(&self) -> f64 {
-        let union = self.methods.len() - 2;
-        let hits = self.ranks.iter().filter(|ranks| ranks[union].is_some()).count();
-        hits as f64 / self.ranks.len().max(1) as f64
-    }
+    /// The answers and the baselines on a sample of the queries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baselines: Option<Comparison>,
 }
 
 /// The result of one seed.
 pub(super) struct Run {
-    pub(super) ranks: Ranks,
-    pub(super) epochs: usize,
-    pub(super) hidden: usize,
-    pub(super) seconds: f64,
+    /// The sources, then `retrieval` and `ranked`.
+    methods: Vec<String>,
+    /// `[queries][methods]`: the rank of the target, from 1; `None`: not in the first items of the list.
+    ranks: Vec<Vec<Option<usize>>>,
+    candidate_recall: f64,
+    candidates: f64,
+    epochs: usize,
+    seconds: f64,
+}
+
+impl Run {
+    /// Each query has one target.
+    pub(super) fn new(protocol: &Protocol, served: &ServedLists, seconds: f64) -> Self {
+        let count = served.of_queries.len().max(1) as f64;
+        let sum = |value: &dyn Fn(&QueryLists) -> usize| served.of_queries.iter().map(value).sum::<usize>();
+        let (found, candidates) = (sum(&|lists| lists.found_count), sum(&|lists| lists.candidate_count));
+        let rank = |list: &Vec<u32>, target: u32| list.iter().position(|row| *row == target).map(|index| index + 1);
+        let of_queries = protocol.queries.iter().zip(&served.of_queries);
+        let ranks = of_queries.map(|(query, of)| of.lists.iter().map(|list| rank(list, query.targets[0])).collect());
+        Self {
+            ranks: ranks.collect(),
+            candidate_recall: found as f64 / count,
+            candidates: candidates as f64 / count,
+            methods: served.methods.clone(),
+            epochs: served.epochs,
+            seconds,
+        }
+    }
+
+    /// Returns the ranks of the targets by a method; none of them if no query has candidates of it.
+    fn ranks_of<'a>(&'a self, method: &str) -> impl Iterator<Item = Option<usize>> + use<'a> {
+        let index = self.methods.iter().position(|name| name == method);
+        self.ranks.iter().map(move |ranks| index.and_then(|index| ranks[index]))
+    }
 }
 
 /// Groups of queries that a report distinguishes.
@@ -107,24 +124,23 @@ pub(super) struct QueryGroups {
 impl HitReport {
     /// Summarises the runs of `seeds`; `runs` is not empty.
     pub(super) fn new(items: usize, seeds: Vec<u64>, runs: &[Run], groups: &QueryGroups) -> Self {
-        let first = &runs[0].ranks;
+        let first = &runs[0];
         let descending = groups.descending.as_ref();
-        let summary = |method: usize, is_counted: &dyn Fn(usize) -> bool| -> Summary {
+        let summary = |method: &str, is_counted: &dyn Fn(usize) -> bool| -> Summary {
             let metrics = runs.iter().map(|run| {
-                let counted = run.ranks.ranks.iter().enumerate().filter(|(index, _)| is_counted(*index));
-                HitMetrics::of(counted.map(|(_, ranks)| ranks[method]))
+                let counted = run.ranks_of(method).enumerate().filter(|(index, _)| is_counted(*index));
+                HitMetrics::of(counted.map(|(_, rank)| rank))
             });
             Summary::of(&metrics.collect::<Vec<_>>())
         };
-        let methods: Vec<Method> = (0..first.methods.len())
-            .map(|method| Method {
-                method: first.methods[method].clone(),
-                all: summary(method, &|_| true),
-                descending: descending.map(|descending| summary(method, &|index| descending[index])),
-            })
-            .collect();
+        let methods = first.methods.iter().map(|method| Method {
+            method: method.clone(),
+            all: summary(method, &|_| true),
+            descending: descending.map(|descending| summary(method, &|index| descending[index])),
+        });
+        let methods: Vec<Method> = methods.collect();
         let mean = |value: &dyn Fn(&Run) -> f64| runs.iter().map(value).sum::<f64>() / runs.len() as f64;
-        let last: Vec<Option<usize>> = first.ranks.iter().map(|ranks| ranks[first.methods.len() - 1]).collect();
+        let last: Vec<Option<usize>> = first.ranks_of(RANKED).collect();
         let [hr_at_10_interval, ndcg_at_10_interval] = intervals(&last, &groups.clusters);
         Self {
             items,
@@ -133,16 +149,19 @@ impl HitReport {
             seeds,
             seconds: mean(&|run| run.seconds),
             encoder_epochs: runs.iter().map(|run| run.epochs).collect(),
-            ranker_hidden: runs.iter().map(|run| run.hidden).collect(),
-            union_recall: mean(&|run| run.ranks.union_recall()),
-            union_items: mean(&|run| run.ranks.union_items),
+            candidate_recall: mean(&|run| run.candidate_recall),
+            candidates: mean(&|run| run.candidates),
             ranked: methods.last().map(|method| method.all.mean).unwrap_or_default(),
             hr_at_10_interval,
             ndcg_at_10_interval,
             methods,
+            baselines: None,
         }
     }
 }
+
+/// The method of the answers.
+const RANKED: &str = "ranked";
 
 /// Resamples of the bootstrap.
 const RESAMPLES: usize = 1000;
@@ -209,15 +228,15 @@ impl fmt::Display for HitReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(
             f,
-            "{} items, {} queries, {} seed(s), {:.0} s each; best epoch of the encoder {:?}; the union of {:.0} items \
-             contains {:.1} % of the targets",
+            "{} items, {} queries, {} seed(s), {:.0} s each; best epoch of the encoder {:?}; {:.0} candidates contain \
+             {:.1} % of the targets",
             self.items,
             self.queries,
             self.seeds.len(),
             self.seconds,
             self.encoder_epochs,
-            self.union_items,
-            100.0 * self.union_recall
+            self.candidates,
+            100.0 * self.candidate_recall
         )?;
         write_hit_header(f, "all")?;
         self.methods.iter().try_for_each(|method| write_hit_row(f, &method.method, &method.all))?;
@@ -229,23 +248,24 @@ impl fmt::Display for HitReport {
         }
         let [low, high] = self.hr_at_10_interval;
         let [low_gain, high_gain] = self.ndcg_at_10_interval;
-        writeln!(f, "ranked, 95 %: HR@10 {low:.4} to {high:.4}, NDCG@10 {low_gain:.4} to {high_gain:.4}")
+        writeln!(f, "ranked, 95 %: HR@10 {low:.4} to {high:.4}, NDCG@10 {low_gain:.4} to {high_gain:.4}")?;
+        self.baselines.iter().try_for_each(|comparison| write!(f, "\n{comparison}"))
     }
 }
 
-/// Metrics of the union (`retrieval`) or of the union in the ranker's order (`ranked`).
+/// Metrics of one source, of the candidates in the order of fusion (`retrieval`), or of the answer (`ranked`).
 #[derive(Debug, Clone, Serialize)]
 pub struct BasketMethod {
-    pub method: &'static str,
+    pub method: String,
     #[serde(flatten)]
     pub mean: BasketMetrics,
     pub spread: BasketMetrics,
 }
 
 impl BasketMethod {
-    pub(super) fn new(method: &'static str, runs: &[BasketMetrics]) -> Self {
+    fn new(method: &str, runs: &[BasketMetrics]) -> Self {
         let spread = BasketMetrics::combine(runs, standard_deviation);
-        Self { method, mean: BasketMetrics::combine(runs, mean), spread }
+        Self { method: method.to_owned(), mean: BasketMetrics::combine(runs, mean), spread }
     }
 }
 
@@ -259,23 +279,63 @@ pub struct BasketReport {
     pub seeds: Vec<u64>,
     /// Mean time of one seed.
     pub seconds: f64,
-    /// Units of the ranker's hidden layer; 0: a linear model.
-    pub ranker_hidden: Vec<usize>,
-    /// The metrics of the complete system, the last of `methods`.
+    pub encoder_epochs: Vec<usize>,
+    /// Mean share of the targets that are among the candidates.
+    pub candidate_recall: f64,
+    /// The metrics of the answers, the last of `methods`.
     #[serde(flatten)]
     pub ranked: BasketMetrics,
     pub methods: Vec<BasketMethod>,
+    /// The answers and the baselines on a sample of the users.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baselines: Option<Comparison>,
+}
+
+impl BasketReport {
+    /// Summarises the runs of `seeds`; `runs` is not empty.
+    pub(super) fn new(protocol: &Protocol, seeds: Vec<u64>, runs: &[ServedLists], seconds: f64) -> Self {
+        let metrics = |run: &ServedLists, method: &str| {
+            let index = run.methods.iter().position(|name| name == method);
+            let list = |lists: &[Vec<u32>]| index.map_or_else(Vec::new, |index| lists[index].clone());
+            let lists: Vec<Vec<u32>> = run.of_queries.iter().map(|of| list(&of.lists)).collect();
+            let targets = protocol.queries.iter().map(|query| &query.targets);
+            BasketMetrics::of(lists.iter().map(Vec::as_slice).zip(targets))
+        };
+        let method = |name: &String| {
+            BasketMethod::new(name, &runs.iter().map(|run| metrics(run, name)).collect::<Vec<BasketMetrics>>())
+        };
+        let methods: Vec<BasketMethod> = runs[0].methods.iter().map(method).collect();
+        let recall = |run: &ServedLists| {
+            let shares = run.of_queries.iter().zip(&protocol.queries);
+            let shares = shares.map(|(of, query)| of.found_count as f64 / query.targets.len() as f64);
+            mean(&shares.collect::<Vec<f64>>())
+        };
+        Self {
+            items: protocol.items.len(),
+            queries: protocol.queries.len(),
+            seeds,
+            seconds,
+            encoder_epochs: runs.iter().map(|run| run.epochs).collect(),
+            candidate_recall: mean(&runs.iter().map(recall).collect::<Vec<f64>>()),
+            ranked: methods.last().map(|method| method.mean).unwrap_or_default(),
+            methods,
+            baselines: None,
+        }
+    }
 }
 
 impl fmt::Display for BasketReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(
             f,
-            "{} items, {} users with a next basket, {} seed(s), {:.0} s each",
+            "{} items, {} users with a next basket, {} seed(s), {:.0} s each; best epoch of the encoder {:?}; the candidates \
+             contain {:.1} % of the targets",
             self.items,
             self.queries,
             self.seeds.len(),
-            self.seconds
+            self.seconds,
+            self.encoder_epochs,
+            100.0 * self.candidate_recall
         )?;
         writeln!(
             f,
@@ -295,6 +355,6 @@ impl fmt::Display for BasketReport {
                 m.ndcg_at_20
             )?;
         }
-        Ok(())
+        self.baselines.iter().try_for_each(|comparison| write!(f, "\n{comparison}"))
     }
 }
