@@ -49,7 +49,7 @@ WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "lexical": 2.0, "transitions
            "popular": 0.5, "history": 1.2}
 # The constants of reciprocal rank fusion: small for queries, 60 for other sources.
 CONSTANTS = {"query_vector": 10.0, "lexical": 10.0}
-RECENT_MAX, RECENT_DECAY, EVENTS_MAX, ENCODED_EVENTS_MAX = 12, 0.85, 200, 50
+RECENT_MAX, RECENT_DECAY, EVENTS_MAX = 12, 0.85, 200
 DAY_MS = 86_400_000
 # Half-lives in days: of popularity, of the numbers of buyers, and of a user's purchases of an item.
 SLOW, FAST = 60.0, 7.0
@@ -268,6 +268,7 @@ class Shop:
         manifest = json.loads((bundle / "manifest.json").read_text())
         self.buckets = manifest["query_encoder"]["hashed_terms"]["bucket_count"]
         self.cosine_min = manifest["relevance"]["cosine_min"]
+        self.encoder_events = manifest["encoder_events"]
         heads = manifest["heads"]
         self.scale, self.offset, self.weight = (np.array([h[k] for h in heads], np.float32)
                                                 for k in ("scale", "offset", "weight"))
@@ -382,7 +383,7 @@ class Shop:
             np.where(interval > 0, np.log1p(interval), -1.0), later, np.log1p(number(seen)), later,
             latest(in_cart, kinds, 0) == ADD_TO_CART, latest(in_favorites, kinds, 0) == FAVORITE,
             np.log1p(number(refunded))], axis=1, dtype=np.float32)
-        encoded = slice(-ENCODED_EVENTS_MAX, None)
+        encoded = slice(-self.encoder_events, None)
         return {
             "events": (rows[encoded], kinds[encoded], times[encoded]), "recent": recent,
             "recent_weights": RECENT_DECAY ** np.arange(len(recent), dtype=np.float32),
@@ -408,7 +409,7 @@ class Shop:
             # Padded on the left, because the model reads the last position.
             to = slice(length - len(rows), length)
             items[line, to], kinds[line, to], mask[line, to] = self.user_space[rows], event_kinds, 1.0
-            positions[line, to] = np.minimum(np.arange(len(rows) - 1, -1, -1), 63)
+            positions[line, to] = np.arange(len(rows) - 1, -1, -1)
             ages[line, to] = np.log1p(np.maximum(0, now - times) / DAY_MS)
         inputs = {"items": items, "kinds": kinds, "positions": positions, "ages": ages, "mask": mask}
         for at, vector in zip(known, self.encoder.run(None, inputs)[0]):

@@ -11,14 +11,13 @@ use super::{
     time::bundle_name,
 };
 use anyhow::{Context, ensure};
-use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::{ids::Row, units::UnixMillis};
 use lodestone_pipeline::{
     bundle::{Bundle, Head, Manifest},
     ranking::{QueryEncoderKind, SentenceConfig},
 };
 use lodestone_rollout::{Store, StoreError};
-use lodestone_training::{ExternalModels, bundle_external_models};
+use lodestone_training::{ExternalModels, ExternalUserEncoder, bundle_external_models};
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
@@ -54,8 +53,8 @@ pub(crate) struct BuildArgs {
     /// User encoder, from a history to a vector, as ONNX.
     #[arg(long, value_name = "FILE", requires = "item_vectors")]
     user_encoder: Option<PathBuf>,
-    /// Item vectors in the space of the user encoder: .npy or .fvecs, 64 values per item, in the order of the bundle's
-    /// items.parquet.
+    /// Item vectors in the space of the user encoder: .npy or .fvecs, one row per item, in the order of the bundle's
+    /// items.parquet. The user encoder must have as many dimensions.
     #[arg(long, value_name = "FILE", requires = "user_encoder")]
     item_vectors: Option<PathBuf>,
     #[command(flatten)]
@@ -178,14 +177,8 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
     let runtime = args.library.load()?;
     let user = match args.user_encoder.zip(args.item_vectors) {
         Some((model, vectors)) => {
-            let matrix = Matrix::read(&vectors)?;
-            ensure!(
-                matrix.dimensions == VECTOR_DIM,
-                "{}: the vectors have {} dimensions; expected {VECTOR_DIM}",
-                vectors.display(),
-                matrix.dimensions
-            );
-            Some((model, matrix.values))
+            let Matrix { values, dimensions } = Matrix::read(&vectors)?;
+            Some(ExternalUserEncoder { model, item_vectors: values, width: dimensions })
         }
         None => None,
     };
@@ -321,6 +314,7 @@ impl fmt::Display for Contents<'_> {
         writeln!(f, "trained until   {}", time(manifest.trained_until_ms))?;
         writeln!(f, "items           {}", self.item_count)?;
         writeln!(f, "item vectors    {} dimensions, {}", self.item_vector_dimensions, self.item_vector_precision)?;
+        writeln!(f, "user encoder    the latest {} events of a user", manifest.encoder_events)?;
         writeln!(f, "query encoder   {}, {} dimensions", self.query_encoder_kind, self.query_vector_dimensions)?;
         if let QueryEncoderKind::Sentence(config) = &manifest.query_encoder {
             let SentenceConfig { output, query_prefix, passage_prefix, tokens_max, .. } = config;

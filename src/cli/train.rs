@@ -4,6 +4,7 @@ use super::{
     encoder::EncoderArgs,
     exit::Exit,
     gate::{UsersMinArg, decide},
+    numbers::within,
     output::FormatArgs,
     paths::{check_new_directory, existing_directory, new_directory},
     progress::StageBars,
@@ -12,10 +13,12 @@ use super::{
     time::bundle_name,
 };
 use anyhow::{Context, anyhow};
+use clap::builder::TypedValueParser;
 use lodestone_core::{format::OtherVersion, units::UnixMillis};
 use lodestone_pipeline::{bundle::Bundle, features::FeatureSchema, ranking::Runtime};
 use lodestone_training::{
-    self, AnswerSource, CheckpointUse, GateOptions, Progress, TrainError, TrainOptions, TrainReport, Verdict, WarmStart,
+    self, AnswerSource, CheckpointUse, EncoderSettings, GateOptions, Progress, TrainError, TrainOptions, TrainReport,
+    Verdict, WarmStart,
 };
 use std::{
     fmt,
@@ -73,6 +76,8 @@ pub(crate) struct TrainArgs {
     seed: u64,
     #[command(flatten)]
     encoder: EncoderArgs,
+    #[command(flatten)]
+    user_encoder: UserEncoderArgs,
     /// Greatest number of lists before interactions that the ranking model is trained on. Lists of snapshots, in which
     /// all users with a purchase soon are ranked, are at most three times as many.
     #[arg(long, value_name = "N", default_value_t = TrainOptions::default().lists_max)]
@@ -84,6 +89,35 @@ pub(crate) struct TrainArgs {
     threads: ThreadsArgs,
     #[command(flatten)]
     library: LibraryArgs,
+}
+
+/// Size of the user encoder.
+#[derive(clap::Args)]
+struct UserEncoderArgs {
+    /// Width of the user encoder: the dimensions of the vectors of users and items, 16 to 512, a multiple of 8. More
+    /// cost memory, and time in every request; see docs/training.md.
+    #[arg(long, value_name = "N", value_parser = width(), default_value_t = EncoderSettings::default().width)]
+    encoder_width: usize,
+    /// Transformer blocks of the user encoder, 1 to 8.
+    #[arg(long, value_name = "N", value_parser = within(1..=8), default_value_t = EncoderSettings::default().blocks)]
+    encoder_blocks: usize,
+    /// Maximum number of events that the user encoder reads, 8 to 200: the latest ones of a user.
+    #[arg(long, value_name = "N", value_parser = within(8..=200), default_value_t = EncoderSettings::default().events)]
+    encoder_events: usize,
+}
+
+/// Parses the width of the user encoder.
+fn width() -> impl TypedValueParser<Value = usize> {
+    within(16..=512).try_map(|width| match width.is_multiple_of(8) {
+        true => Ok(width),
+        false => Err(format!("{width} is not a multiple of 8 in 16..=512")),
+    })
+}
+
+impl UserEncoderArgs {
+    fn settings(&self) -> EncoderSettings {
+        EncoderSettings { width: self.encoder_width, blocks: self.encoder_blocks, events: self.encoder_events }
+    }
 }
 
 impl TrainArgs {
@@ -99,6 +133,7 @@ impl TrainArgs {
         Ok(TrainOptions {
             seed: self.seed,
             query_encoder: self.encoder.source(),
+            encoder: self.user_encoder.settings(),
             lists_max: self.lists_max,
             features: self.features.clone().unwrap_or_default(),
             name: bundle_name(now)?,

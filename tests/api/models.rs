@@ -21,8 +21,9 @@ use lodestone_rollout::{
     BundleState, BundleStatus, Generations, HealthBounds, LoadThreads, Loader, RolloutError, Routes, SlateCacheConfig,
     StoreError, start_shadow,
 };
+use lodestone_training::EncoderSettings;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -148,6 +149,42 @@ async fn the_next_answer_after_a_swap_reflects_the_last_click_and_every_item_cha
     assert!(copies.join("b").exists());
     let none = engine.rollout().rollback("again".to_owned(), soon()).await;
     assert!(matches!(none, Err(RolloutError::NoEarlierBundle)), "{none:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bundles_with_user_encoders_of_different_sizes_answer_and_replace_each_other() {
+    let shop = Shop::new();
+    shop.publish_trained("small", EncoderSettings { width: 32, blocks: 1, events: 16 });
+    shop.store().point_to("a", None).unwrap();
+    let engine = shop.open(HealthBounds::default());
+    engine.upsert_items(vec![titled("before", "zebra stool")]).await.unwrap();
+    engine.rollout().set_canary(Some(("small".to_owned(), 0.5)), soon()).await.unwrap();
+    engine.upsert_items(vec![titled("both", "gnu stool")]).await.unwrap();
+
+    // Each user has a history with items of the bundles and with items that were written through the API.
+    let answered = async || {
+        let mut answered = BTreeSet::new();
+        for n in 0..20 {
+            let user = format!("user-{n}");
+            let viewed = ["i3", "before", "both"];
+            let clicks = viewed.map(|item| event(&format!("{user}-{item}"), EventKind::Click, &user, item, START + n));
+            engine.write_events(clicks.to_vec()).await.unwrap();
+            for (query, item) in [("zebra", "before"), ("gnu", "both")] {
+                assert_eq!(ids(&search_by(&engine, &user, query, "", 1).await.unwrap()), [item]);
+            }
+            let answer = recommend(&engine, &user, RecommendKind::ForYou).await.unwrap();
+            let info = &answer.info;
+            assert!(info.user_known && info.degradations.is_empty() && !answer.results.is_empty(), "{info:?}");
+            answered.insert(info.generation.to_string());
+        }
+        answered.into_iter().collect::<Vec<String>>()
+    };
+    assert_eq!(answered().await, ["a", "small"]);
+    engine.rollout().set_canary(None, soon()).await.unwrap();
+    engine.rollout().activate("small".to_owned(), soon()).await.unwrap();
+    assert_eq!(answered().await, ["small"]);
+    engine.rollout().rollback("a test".to_owned(), soon()).await.unwrap();
+    assert_eq!(answered().await, ["a"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

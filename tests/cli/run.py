@@ -204,6 +204,11 @@ def mistakes(work):
         refused([f"--{flag}", "0 is not in"], "simulate", f"--{flag}", 0)
     refused(["--window-hours", "0 is not in 1"], "evaluate", "--off-policy", "--answers", "a", "--events", "e", "--window-hours", 0)
 
+    for flag, wrong, limits in [("width", 8, "16..=512"), ("width", 520, "16..=512"), ("width", 20, "multiple of 8 in 16..=512"),
+                                ("blocks", 0, "1..=8"), ("blocks", 9, "1..=8"), ("events", 7, "8..=200"), ("events", 201, "8..=200")]:
+        refused([f"--encoder-{flag}", f"{wrong} is not", limits], "train", "--data", DATA, "--out", work / "new", f"--encoder-{flag}", wrong)
+        refused([f"--encoder-{flag}", f"{wrong} is not", limits], "retrain", "--data", DATA, "--store", work / "s", f"--encoder-{flag}", wrong)
+
     features = work / "features.toml"
     for text, reasons in [('kind = "number"\nfield = "brand"', ["feature `x`: brand is no number"]),
                           ('kind = "affinity"\nfield = "brand"\nhalf_life = 3', ["unknown field `half_life`"]),
@@ -216,7 +221,7 @@ def mistakes(work):
     shutil.copytree(BUNDLE, earlier)
     manifest = json.loads((earlier / "manifest.json").read_text())
     (earlier / "manifest.json").write_text(json.dumps({**manifest, "format": 5, "person_encoder": "a field of format 5"}))
-    versions = ["has version 5", "reads version 8", "train again"]
+    versions = ["has version 5", "reads version 9", "train again"]
     refused(versions, "bundle", "show", "--bundle", earlier)
     refused(versions, "serve", "--bundle", earlier, "--data", work / "x")
     store = work / "store-of-earlier"

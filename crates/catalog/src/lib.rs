@@ -10,4 +10,4 @@ pub use filter::{Field, Filter, FilterError, attribute_name};
 pub use item::{AttributeValue, Item, limits};
 pub use keys::ItemKeys;
 pub use prepared::{PreparedField, PreparedValue};
-pub use snapshot::{Catalog, ItemVectors, VECTOR_DIM};
+pub use snapshot::{Catalog, ItemVectors};

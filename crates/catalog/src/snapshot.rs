@@ -10,22 +10,24 @@ use lodestone_core::{
 };
 use std::sync::Arc;
 
-/// The dimensions of the user space, in which users and items are compared. The dimensions of the query space depend on
-/// the query encoder.
-pub const VECTOR_DIM: usize = 64;
-
 /// The learned vectors of one item, each of norm 1, in one allocation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ItemVectors {
+    /// The vector in the user space, then the one in the query space.
     values: Arc<[f32]>,
+    user_dimensions: u32,
     is_of_bundle: bool,
 }
 
 impl ItemVectors {
-    /// Concatenates the vectors. `user_space` has [`VECTOR_DIM`] dimensions, `query_space` those of the query encoder.
+    /// Concatenates the vectors. `user_space` has the dimensions of the user encoder, `query_space` those of the query
+    /// encoder.
     pub fn new(user_space: &[f32], query_space: &[f32]) -> Self {
-        assert_eq!(user_space.len(), VECTOR_DIM, "the user space has {VECTOR_DIM} dimensions");
-        Self { values: user_space.iter().chain(query_space).copied().collect(), is_of_bundle: false }
+        Self {
+            values: user_space.iter().chain(query_space).copied().collect(),
+            user_dimensions: user_space.len() as u32,
+            is_of_bundle: false,
+        }
     }
 
     /// Marks the vectors as those of the item's row in the bundle.
@@ -38,14 +40,14 @@ impl ItemVectors {
         self.is_of_bundle
     }
 
-    /// Returns the vector that is compared with user vectors: `[VECTOR_DIM]`.
+    /// Returns the vector that is compared with user vectors.
     pub fn user_space(&self) -> &[f32] {
-        &self.values[..VECTOR_DIM]
+        &self.values[..self.user_dimensions as usize]
     }
 
     /// Returns the vector that is compared with query vectors: the encoded title.
     pub fn query_space(&self) -> &[f32] {
-        &self.values[VECTOR_DIM..]
+        &self.values[self.user_dimensions as usize..]
     }
 }
 
@@ -240,11 +242,17 @@ mod tests {
     }
 
     fn vectors() -> ItemVectors {
-        ItemVectors::new(&[0.0; VECTOR_DIM], &[0.0; VECTOR_DIM])
+        ItemVectors::new(&[0.0; 3], &[0.0; 2])
     }
 
     fn alive(catalog: &Catalog) -> usize {
         (0..catalog.row_count() as u32).filter(|row| catalog.is_alive(Row(*row))).count()
+    }
+
+    #[test]
+    fn the_spaces_of_an_item_may_have_different_dimensions() {
+        let vectors = ItemVectors::new(&[1.0, 2.0, 3.0], &[4.0, 5.0]);
+        assert_eq!((vectors.user_space(), vectors.query_space()), (&[1.0, 2.0, 3.0][..], &[4.0, 5.0][..]));
     }
 
     #[test]

@@ -307,8 +307,9 @@ impl Eq for Scored {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_catalog::VECTOR_DIM;
     use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    const DIMENSIONS: usize = 64;
 
     fn unit(mut vector: Vec<f32>) -> Vec<f32> {
         let length = dot(&vector, &vector).sqrt();
@@ -320,7 +321,7 @@ mod tests {
     fn clustered(count: usize, seed: u64) -> Vec<Vec<f32>> {
         let mut random = StdRng::seed_from_u64(seed);
         let mut draw = |scale: f32| -> Vec<f32> {
-            (0..VECTOR_DIM).map(|_| (random.random::<f32>() + random.random::<f32>() - 1.0) * scale).collect()
+            (0..DIMENSIONS).map(|_| (random.random::<f32>() + random.random::<f32>() - 1.0) * scale).collect()
         };
         let centres: Vec<Vec<f32>> = (0..60).map(|_| draw(1.0)).collect();
         (0..count)
@@ -330,7 +331,7 @@ mod tests {
 
     fn graph_of(vectors: &[Vec<f32>]) -> LiveGraph {
         let graph =
-            LiveGraph::new(VECTOR_DIM, LiveGraphConfig { m: 16, ef_construction: 100, capacity: vectors.len() });
+            LiveGraph::new(DIMENSIONS, LiveGraphConfig { m: 16, ef_construction: 100, capacity: vectors.len() });
         let rows: Vec<(Row, &[f32])> =
             vectors.iter().enumerate().map(|(i, vector)| (Row(i as u32), vector.as_slice())).collect();
         graph.set_many(&rows).unwrap();
@@ -372,8 +373,8 @@ mod tests {
 
     #[test]
     fn invalid_vectors_are_rejected() {
-        let graph = LiveGraph::new(VECTOR_DIM, LiveGraphConfig::default());
-        let good = unit(vec![1.0; VECTOR_DIM]);
+        let graph = LiveGraph::new(DIMENSIONS, LiveGraphConfig::default());
+        let good = unit(vec![1.0; DIMENSIONS]);
         let mut bad = good.clone();
         bad[3] = f32::NAN;
         assert_eq!(
@@ -382,10 +383,10 @@ mod tests {
         );
         assert_eq!(
             graph.set(Row(0), &good[1..]),
-            Err(InvalidVector { row: Row(0), problem: VectorError::Dimension { found: 63, expected: VECTOR_DIM } })
+            Err(InvalidVector { row: Row(0), problem: VectorError::Dimension { found: 63, expected: DIMENSIONS } })
         );
         assert!(matches!(
-            graph.set(Row(0), &[0.0; VECTOR_DIM]),
+            graph.set(Row(0), &[0.0; DIMENSIONS]),
             Err(InvalidVector { problem: VectorError::NotUnit { .. }, .. })
         ));
         assert!(graph.search(&good, 5, 10, &|_| true).is_empty());
@@ -430,7 +431,7 @@ mod tests {
 
     #[test]
     fn many_equal_vectors_do_not_make_others_unreachable() {
-        let mut vectors = vec![unit(vec![1.0; VECTOR_DIM]); 60];
+        let mut vectors = vec![unit(vec![1.0; DIMENSIONS]); 60];
         vectors.extend(clustered(1000, 4));
         let graph = graph_of(&vectors);
         let equal = graph.search(&vectors[0], 60, 128, &|row| row.0 < 60).len();

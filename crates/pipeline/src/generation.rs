@@ -160,6 +160,7 @@ impl Generation {
             text_projection: TextProjection {
                 matrix: bundle.text_projection,
                 query_dimension: bundle.title_vectors.dimensions(),
+                user_dimension: bundle.item_vectors.dimensions(),
             },
             write_lock: Mutex::default(),
             merges: AtomicU64::new(0),

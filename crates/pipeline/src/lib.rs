@@ -28,5 +28,5 @@ pub use facets::*;
 pub use fusion::{Candidate, Candidates, Fusion};
 pub use generation::{Generation, GenerationError};
 pub use golden::{GoldenError, golden_requests};
-pub use models::{ENCODED_EVENTS_MAX, Models};
+pub use models::Models;
 pub use request::*;

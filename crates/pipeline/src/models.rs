@@ -4,12 +4,9 @@ use crate::{
     policy,
     ranking::{Device, Ranker, RankingError, Runtime, TextEncoder, TextRole, UserEncoder, UserInput},
 };
-use lodestone_catalog::{Catalog, Item, ItemVectors, VECTOR_DIM};
+use lodestone_catalog::{Catalog, Item, ItemVectors};
 use lodestone_core::units::UnixMillis;
 use lodestone_state::users::History;
-
-/// Maximum number of events that the user encoder reads.
-pub const ENCODED_EVENTS_MAX: usize = 50;
 
 /// The models of one worker. Workers do not share sessions, because a run of ONNX Runtime needs exclusive access.
 pub struct Models {
@@ -17,19 +14,23 @@ pub struct Models {
     pub query: TextEncoder,
     pub ranker: Option<Ranker>,
     pub heads: Vec<Head>,
+    /// Maximum number of events that the user encoder reads.
+    pub encoder_events: usize,
 }
 
 impl Models {
-    /// Opens the models and checks their inputs and outputs. A bundle in training has no ranker yet.
+    /// Opens the models and checks their inputs and outputs. The user encoder must have the width of the items'
+    /// vectors. A bundle in training has no ranker yet.
     pub fn open(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Self, RankingError> {
         Ok(Self {
-            user: UserEncoder::open(runtime, &bundle.user_encoder, device)?,
+            user: UserEncoder::open(runtime, &bundle.user_encoder, bundle.item_vectors.dimensions(), device)?,
             query: TextEncoder::open(runtime, bundle.query_encoder_files(), device)?,
             ranker: match bundle.ranker.is_empty() {
                 true => None,
                 false => Some(open_ranker(runtime, bundle, device)?),
             },
             heads: bundle.manifest.heads.clone(),
+            encoder_events: bundle.manifest.encoder_events,
         })
     }
 
@@ -40,15 +41,20 @@ impl Models {
         Ok(queries.iter().map(|query| query.and_then(|_| vectors.next().flatten())).collect())
     }
 
-    /// Encodes users, `[VECTOR_DIM]` each; none if no item of the history is in the catalogue.
+    /// Encodes users, each as a vector in the user space; none if no item of the history is in the catalogue.
     pub fn encode_users(
         &mut self,
         histories: &[&History],
         catalog: &Catalog,
         now: UnixMillis,
     ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
-        let inputs = histories.iter().map(|history| user_input(history, catalog, now)).collect();
-        encode_some(inputs, |input: &UserInput| !input.kinds.is_empty(), |inputs| self.user.encode_batch(inputs))
+        let input = |history: &&History| user_input(history, catalog, now, self.encoder_events);
+        let inputs: Vec<UserInput> = histories.iter().map(input).collect();
+        let is_encodable: Vec<bool> = inputs.iter().map(|input| !input.kinds.is_empty()).collect();
+        let encodable: Vec<UserInput> = inputs.into_iter().filter(|input| !input.kinds.is_empty()).collect();
+        let encoded = self.user.encode_batch(&encodable)?;
+        let mut vectors = encoded.chunks_exact(self.user.width()).map(<[f32]>::to_vec);
+        Ok(is_encodable.into_iter().map(|is_encoded| if is_encoded { vectors.next() } else { None }).collect())
     }
 
     /// Computes probabilities `[rows × heads]` of features `[rows × columns of the schema]`. Empty without a ranker or
@@ -95,21 +101,9 @@ fn open_ranker(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Ran
     }
 }
 
-/// Encodes the inputs that are encodable, in one run. Returns a vector or none for each input, in order.
-fn encode_some<T>(
-    inputs: Vec<T>,
-    is_encodable: impl Fn(&T) -> bool,
-    encode: impl FnOnce(&[T]) -> Result<Vec<f32>, RankingError>,
-) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
-    let encodable: Vec<bool> = inputs.iter().map(&is_encodable).collect();
-    let encoded = encode(&inputs.into_iter().filter(is_encodable).collect::<Vec<_>>())?;
-    let mut vectors = encoded.chunks_exact(VECTOR_DIM).map(<[f32]>::to_vec);
-    Ok(encodable.into_iter().map(|is_encoded| if is_encoded { vectors.next() } else { None }).collect())
-}
-
-/// Returns the latest events whose items are in the catalogue, latest last, as the input of the user encoder. Refunds
-/// and what they withdraw are left out.
-fn user_input(history: &History, catalog: &Catalog, now: UnixMillis) -> UserInput {
+/// Returns the latest events whose items are in the catalogue, at most `events_max`, latest last, as the input of the
+/// user encoder. Refunds and what they withdraw are left out.
+fn user_input(history: &History, catalog: &Catalog, now: UnixMillis, events_max: usize) -> UserInput {
     let refunds = history.refunds();
     let mut found: Vec<_> = history
         .events
@@ -119,7 +113,7 @@ fn user_input(history: &History, catalog: &Catalog, now: UnixMillis) -> UserInpu
         .filter(|(index, _)| !refunds.is_withdrawn(*index))
         .map(|(_, event)| event)
         .filter_map(|event| Some((catalog.row_of_key(event.item)?, event)))
-        .take(ENCODED_EVENTS_MAX)
+        .take(events_max)
         .collect();
     found.reverse();
     let mut input = UserInput::default();
@@ -136,9 +130,10 @@ fn user_input(history: &History, catalog: &Catalog, now: UnixMillis) -> UserInpu
 /// The linear projection from the query space into the user space.
 #[derive(Debug, Clone)]
 pub struct TextProjection {
-    /// `[query_dimension × VECTOR_DIM]`, row-major.
+    /// `[query_dimension × user_dimension]`, row-major.
     pub matrix: Vec<f32>,
     pub query_dimension: usize,
+    pub user_dimension: usize,
 }
 
 /// Computes vectors of items that are not in the bundle: the encoded text, and its projection into the user space.
@@ -159,7 +154,7 @@ pub fn embed_items(
                 let problem = format!("{} numbers for item {}", encoded.len(), item.id);
                 return Err(RankingError::Contract { model: "query_encoder", problem });
             }
-            vectors.push(ItemVectors::new(&project(&encoded, &projection.matrix), &encoded));
+            vectors.push(ItemVectors::new(&project(&encoded, projection), &encoded));
         }
     }
     Ok(vectors)
@@ -170,18 +165,65 @@ fn unit_vector(dimensions: usize) -> Vec<f32> {
     (0..dimensions).map(|at| f32::from(u8::from(at == 0))).collect()
 }
 
-/// Computes `normalize(text × projection)`, `[VECTOR_DIM]`.
-fn project(text: &[f32], projection: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0f32; VECTOR_DIM];
-    for (value, weights) in text.iter().zip(projection.chunks_exact(VECTOR_DIM)) {
+/// Computes `normalize(text × projection)`, `[user_dimension]`.
+fn project(text: &[f32], projection: &TextProjection) -> Vec<f32> {
+    let mut out = vec![0.0f32; projection.user_dimension];
+    for (value, weights) in text.iter().zip(projection.matrix.chunks_exact(projection.user_dimension)) {
         for (out, weight) in out.iter_mut().zip(weights) {
             *out += value * weight;
         }
     }
     let norm = out.iter().map(|x| x * x).sum::<f32>().sqrt();
     if norm < 1e-6 {
-        return unit_vector(VECTOR_DIM);
+        return unit_vector(projection.user_dimension);
     }
     out.iter_mut().for_each(|x| *x /= norm);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_catalog::ItemKeys;
+    use lodestone_core::{
+        ids::{EventId, ItemId, UserId},
+        units::Quantity,
+    };
+    use lodestone_events::{Event, EventKind, EventLine};
+    use std::sync::Arc;
+
+    #[test]
+    fn the_user_encoder_reads_the_latest_known_events_in_the_width_of_the_items() {
+        const DIMENSIONS: usize = 3;
+        let (keys, mut catalog) = (ItemKeys::default(), Catalog::default());
+        let id = |item: usize| ItemId::parse(&format!("i{item}")).unwrap();
+        for item in 0..5 {
+            let vectors = ItemVectors::new(&[item as f32; DIMENSIONS], &[0.0; 2]);
+            catalog.upsert(&keys, Arc::new(Item::titled(id(item), "title")), vectors);
+        }
+        catalog.delete(&keys, &id(3));
+        let view = |item: usize| {
+            let line = EventLine { item: id(item), quantity: Quantity::ONE, price: None, rank: 0 };
+            let (event, user) = (EventId::parse("e").unwrap(), UserId::visitor("v").unwrap());
+            Event { lines: vec![line], ..Event::new(event, EventKind::View, user, UnixMillis(1000 * item as i64)) }
+        };
+        let history = History::default().with_context(&(0..5).map(view).collect::<Vec<_>>(), &keys);
+        for (events_max, items) in
+            [(1, &[4.0][..]), (2, &[2.0, 4.0]), (4, &[0.0, 1.0, 2.0, 4.0]), (9, &[0.0, 1.0, 2.0, 4.0])]
+        {
+            let input = user_input(&history, &catalog, UnixMillis(5000), events_max);
+            let expected: Vec<f32> = items.iter().flat_map(|item| [*item; DIMENSIONS]).collect();
+            assert_eq!(input.items, expected, "at most {events_max} events");
+            assert_eq!(input.positions, (0..items.len() as i64).rev().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_text_is_projected_to_a_unit_vector_of_the_user_space() {
+        let projection =
+            TextProjection { matrix: vec![3.0, 0.0, 4.0, 0.0, 1.0, 0.0], query_dimension: 2, user_dimension: 3 };
+        assert_eq!(project(&[1.0, 0.0], &projection), [0.6, 0.0, 0.8]);
+        assert_eq!(project(&[0.0, 2.0], &projection), [0.0, 1.0, 0.0]);
+        assert_eq!(project(&[0.0, 0.0], &projection), [1.0, 0.0, 0.0], "an arbitrary one for a text without words");
+    }
 }

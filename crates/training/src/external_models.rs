@@ -6,7 +6,6 @@ use super::{
     relevance,
     train::{check_item_vectors, freeze},
 };
-use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::{ids::Row, units::UnixMillis};
 use lodestone_index::FrozenGraph;
 use lodestone_pipeline::{
@@ -20,12 +19,21 @@ use lodestone_pipeline::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::path::{Path, PathBuf};
 
+/// A user encoder, and the items' vectors in its space.
+#[derive(Debug, Clone)]
+pub struct ExternalUserEncoder {
+    /// `user_encoder.onnx`.
+    pub model: PathBuf,
+    /// `[items × width]`, in the order of the bundle's items. The vectors are normalised.
+    pub item_vectors: Vec<f32>,
+    /// Dimensions of a vector.
+    pub width: usize,
+}
+
 /// Models that replace those of a bundle. None keeps the bundle's own.
 #[derive(Debug, Clone, Default)]
 pub struct ExternalModels {
-    /// `user_encoder.onnx` and the items' vectors in its space: `[items × 64]`, in the order of the bundle's items.
-    /// The vectors are normalised.
-    pub user: Option<(PathBuf, Vec<f32>)>,
+    pub user: Option<ExternalUserEncoder>,
     pub query_encoder: Option<EncoderSource>,
     /// `ranker.onnx`, and its heads if they differ from the bundle's.
     pub ranker: Option<(PathBuf, Option<Vec<Head>>)>,
@@ -40,14 +48,14 @@ pub enum ExternalModelError {
     Model { path: PathBuf, source: RankingError },
     #[error("{path}: {problem}")]
     Output { path: PathBuf, problem: String },
-    #[error("item vectors: the file has {found} numbers; the bundle needs {items} items × {VECTOR_DIM}")]
-    Shape { found: usize, items: usize },
+    #[error("item vectors: the file has {found} numbers; the bundle needs {items} items × {width}")]
+    Shape { found: usize, items: usize, width: usize },
     #[error(transparent)]
     Train(#[from] TrainError),
 }
 
-/// Lengths of the random histories that check a user encoder.
-const CHECKED_LENGTHS: [usize; 5] = [1, 2, 7, 31, 50];
+/// Lengths of the random histories that check a user encoder, in addition to the longest that the bundle allows.
+const CHECKED_LENGTHS: [usize; 4] = [1, 2, 7, 31];
 /// Regularisation of the projection from title vectors to item vectors, relative to the mean diagonal element of FᵀF.
 const RIDGE: f64 = 0.1;
 
@@ -64,15 +72,16 @@ pub fn bundle_external_models(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), ExternalModelError> {
     let mut bundle = Bundle::open(from).map_err(TrainError::from)?;
-    if let Some((path, vectors)) = &models.user {
-        let model = read_model(path)?;
-        check_user_encoder(path, &model, runtime)?;
-        if vectors.len() != bundle.items.len() * VECTOR_DIM {
-            return Err(ExternalModelError::Shape { found: vectors.len(), items: bundle.items.len() });
+    if let Some(user @ ExternalUserEncoder { item_vectors, width, .. }) = &models.user {
+        let model = read_model(&user.model)?;
+        check_user_encoder(user, &model, bundle.manifest.encoder_events, runtime)?;
+        if item_vectors.len() != bundle.items.len() * width {
+            let (found, items) = (item_vectors.len(), bundle.items.len());
+            return Err(ExternalModelError::Shape { found, items, width: *width });
         }
-        let vectors = normalized(vectors, VECTOR_DIM);
-        check_item_vectors("item", &bundle.items, &vectors, VECTOR_DIM)?;
-        bundle.item_vectors = freeze(&vectors, VECTOR_DIM).map_err(TrainError::from)?;
+        let vectors = normalized(item_vectors, *width);
+        check_item_vectors("item", &bundle.items, &vectors, *width)?;
+        bundle.item_vectors = freeze(&vectors, *width).map_err(TrainError::from)?;
         bundle.user_encoder = model;
     }
     if models.user.is_some() || models.query_encoder.is_some() {
@@ -107,21 +116,30 @@ pub fn bundle_external_models(
     Ok(())
 }
 
-fn check_user_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<(), ExternalModelError> {
-    let failed = |source| ExternalModelError::Model { path: path.to_owned(), source };
-    let mut encoder = UserEncoder::open(runtime, model, Device::Cpu).map_err(failed)?;
+/// Checks a user encoder on histories of at most `events` events.
+fn check_user_encoder(
+    user: &ExternalUserEncoder,
+    model: &[u8],
+    events: usize,
+    runtime: &Runtime,
+) -> Result<(), ExternalModelError> {
+    let (path, width) = (&user.model, user.width);
+    let failed = |source| ExternalModelError::Model { path: path.clone(), source };
+    let mut encoder = UserEncoder::open(runtime, model, width, Device::Cpu).map_err(failed)?;
     let mut rng = StdRng::seed_from_u64(1);
     let inputs: Vec<UserInput> = CHECKED_LENGTHS
-        .iter()
-        .map(|&length| UserInput {
-            items: (0..length * VECTOR_DIM).map(|_| rng.random_range(-0.3..0.3)).collect(),
+        .into_iter()
+        .filter(|length| *length < events)
+        .chain([events])
+        .map(|length| UserInput {
+            items: (0..length * width).map(|_| rng.random_range(-0.3..0.3)).collect(),
             kinds: (0..length).map(|_| rng.random_range(1..8)).collect(),
             positions: (0..length as i64).rev().collect(),
             ages: (0..length).map(|_| rng.random_range(0.0..6.0)).collect(),
         })
         .collect();
     let batch = encoder.encode_batch(&inputs).map_err(failed)?;
-    for (input, vector) in inputs.iter().zip(batch.chunks(VECTOR_DIM)) {
+    for (input, vector) in inputs.iter().zip(batch.chunks(width)) {
         let alone = encoder.encode_batch(std::slice::from_ref(input)).map_err(failed)?;
         let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
         let events = input.kinds.len();
@@ -135,7 +153,7 @@ fn check_user_encoder(path: &Path, model: &[u8], runtime: &Runtime) -> Result<()
         } else {
             continue;
         };
-        return Err(ExternalModelError::Output { path: path.to_owned(), problem });
+        return Err(ExternalModelError::Output { path: path.clone(), problem });
     }
     Ok(())
 }

@@ -49,10 +49,10 @@ pub use dataset_builder::{DatasetBuilder, DatasetSummary};
 pub use declared_features::FeatureReport;
 pub use error::TrainError;
 pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
-pub use external_models::{ExternalModelError, ExternalModels, bundle_external_models};
+pub use external_models::{ExternalModelError, ExternalModels, ExternalUserEncoder, bundle_external_models};
 pub use gate::{BaselineVerdict, GateOptions, Verdict, gate};
 pub use onnx::ExportCheck;
-pub use options::{Outcome, TrainOptions, TrainTimes};
+pub use options::{EncoderSettings, Outcome, TrainOptions, TrainTimes};
 pub use relevance::RelevanceCut;
 pub use report::report;
 pub use search_benchmark::{

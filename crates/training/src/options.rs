@@ -3,6 +3,7 @@ use super::answers::AnswerSource;
 use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::{features::FeatureSchema, ranking::EncoderSource};
 use std::{
+    fmt,
     ops::Range,
     path::PathBuf,
     sync::{
@@ -10,6 +11,31 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+
+/// Size of the user encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncoderSettings {
+    /// Dimensions of the user space, in which users and items are compared.
+    pub width: usize,
+    /// Transformer blocks, at least 1.
+    pub blocks: usize,
+    /// Maximum number of events that the encoder reads: the latest ones of a user, at most 200, as many as a server
+    /// keeps of a user.
+    pub events: usize,
+}
+
+impl Default for EncoderSettings {
+    fn default() -> Self {
+        Self { width: 64, blocks: 2, events: 50 }
+    }
+}
+
+impl fmt::Display for EncoderSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { width, blocks, events } = self;
+        write!(f, "width {width}, {blocks} block{}, {events} events", if *blocks == 1 { "" } else { "s" })
+    }
+}
 
 /// Options of [`train`](super::train).
 #[derive(Debug, Clone)]
@@ -27,6 +53,8 @@ pub struct TrainOptions {
     pub with_queries: bool,
     /// Most ranking lists before interactions. There are at most three times as many of snapshots.
     pub lists_max: usize,
+    /// Size of the user encoder.
+    pub encoder: EncoderSettings,
     /// A sentence encoder. If none, a query encoder is trained on the titles.
     pub query_encoder: Option<EncoderSource>,
     /// A bundle whose encoders are the initial weights, if they can be used.
@@ -70,7 +98,8 @@ impl TrainOptions {
 
     /// Returns the settings that affect the trained models, for a checkpoint's fingerprint.
     pub(crate) fn settings(&self) -> String {
-        format!("{} {} {} {:?}", self.seed, self.encoder_share, self.trained_share, self.times)
+        let Self { seed, encoder_share, trained_share, times, encoder, .. } = self;
+        format!("{seed} {encoder_share} {trained_share} {times:?} {encoder:?}")
     }
 }
 
@@ -84,6 +113,7 @@ impl Default for TrainOptions {
             outcome: Outcome::Day,
             with_queries: true,
             lists_max: 3000,
+            encoder: EncoderSettings::default(),
             query_encoder: None,
             warm_start: None,
             features: FeatureSchema::default(),

@@ -8,10 +8,13 @@ use super::{
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare, weights_in},
     softmax::{Softmax, Targets},
 };
-use lodestone_catalog::VECTOR_DIM;
 use lodestone_pipeline::ranking::{Device, QueryEncoder, Runtime};
 use rand::{Rng, seq::SliceRandom};
 use rayon::prelude::*;
+
+/// Dimensions of the query space: the codes of 64 dimensions fill one cache line of the index. The user encoder's width
+/// does not affect them, because titles are projected into the user space.
+pub(crate) const WIDTH: usize = 64;
 
 #[derive(Debug, Clone)]
 pub(crate) struct QueryEncoderConfig {
@@ -58,7 +61,7 @@ pub(crate) struct TrainedQueryEncoder {
 
 #[derive(Debug, Clone)]
 struct Tower {
-    /// `[buckets × VECTOR_DIM]`
+    /// `[buckets × WIDTH]`
     table: Vec<f32>,
     /// Weights of [`layer`].
     layer: Vec<f32>,
@@ -66,13 +69,13 @@ struct Tower {
 
 /// The residual layer.
 fn layer() -> Linear {
-    Linear::new(0, VECTOR_DIM, VECTOR_DIM)
+    Linear::new(0, WIDTH, WIDTH)
 }
 
 /// Standard deviation of the embeddings before the first step.
 const TABLE_DEVIATION: f32 = 0.1;
 
-/// Outputs and intermediate values of the forward pass, which the backward pass reads: `[texts × VECTOR_DIM]` each.
+/// Outputs and intermediate values of the forward pass, which the backward pass reads: `[texts × WIDTH]` each.
 struct Trace {
     /// Means of the terms' embeddings.
     mean: Vec<f32>,
@@ -85,7 +88,7 @@ struct Trace {
 
 impl Tower {
     fn new(buckets: usize, rng: &mut impl Rng) -> Self {
-        let table = (0..buckets * VECTOR_DIM).map(|_| TABLE_DEVIATION * normal(rng)).collect();
+        let table = (0..buckets * WIDTH).map(|_| TABLE_DEVIATION * normal(rng)).collect();
         let mut weights = vec![0.0; layer().range.end];
         layer().initialise(&mut weights, rng);
         Self { table, layer: weights }
@@ -94,15 +97,15 @@ impl Tower {
     /// The tower of an exported model; none if its shape is another.
     fn exported(onnx: &[u8], buckets: usize) -> Option<Self> {
         let weights = |name: &str, count: usize| weights_in(onnx, name).filter(|values| values.len() == count);
-        let table = weights("table", buckets * VECTOR_DIM)?;
-        let matrix = weights("layer.weight", VECTOR_DIM * VECTOR_DIM)?;
-        let bias = weights("layer.bias", VECTOR_DIM)?;
+        let table = weights("table", buckets * WIDTH)?;
+        let matrix = weights("layer.weight", WIDTH * WIDTH)?;
+        let bias = weights("layer.bias", WIDTH)?;
         Some(Self { table, layer: [matrix, bias].concat() })
     }
 
     fn forward(&self, texts: &[&[u32]]) -> Trace {
-        let mut mean = vec![0.0; texts.len() * VECTOR_DIM];
-        for (terms, mean) in texts.iter().zip(mean.chunks_exact_mut(VECTOR_DIM)) {
+        let mut mean = vec![0.0; texts.len() * WIDTH];
+        for (terms, mean) in texts.iter().zip(mean.chunks_exact_mut(WIDTH)) {
             for term in *terms {
                 add(mean, row(&self.table, *term));
             }
@@ -113,25 +116,25 @@ impl Tower {
         let mut out = mean.clone();
         add(&mut out, &activated);
         let mut inverse = vec![0.0; texts.len()];
-        normalise_rows(&mut out, VECTOR_DIM, &mut inverse);
+        normalise_rows(&mut out, WIDTH, &mut inverse);
         Trace { mean, activated, out, inverse }
     }
 
-    /// Adds the gradients that follow from `dout` `[texts × VECTOR_DIM]`, the gradient of the output, to `gradient`.
+    /// Adds the gradients that follow from `dout` `[texts × WIDTH]`, the gradient of the output, to `gradient`.
     fn backward(&self, gradient: &mut Gradient, mut dout: Vec<f32>, texts: &[&[u32]], trace: &Trace) {
-        normalise_rows_backward(&mut dout, &trace.out, VECTOR_DIM, &trace.inverse);
+        normalise_rows_backward(&mut dout, &trace.out, WIDTH, &trace.inverse);
         let mut dmean = dout.clone();
         tanh_backward(&mut dout, &trace.activated);
         add(&mut dmean, &layer().backward(&mut gradient.layer, &dout, &trace.mean, &self.layer));
-        for (terms, dmean) in texts.iter().zip(dmean.chunks_exact(VECTOR_DIM)) {
+        for (terms, dmean) in texts.iter().zip(dmean.chunks_exact(WIDTH)) {
             for term in *terms {
-                let begin = *term as usize * VECTOR_DIM;
-                add_scaled(&mut gradient.table[begin..begin + VECTOR_DIM], 1.0 / terms.len() as f32, dmean);
+                let begin = *term as usize * WIDTH;
+                add_scaled(&mut gradient.table[begin..begin + WIDTH], 1.0 / terms.len() as f32, dmean);
             }
         }
     }
 
-    /// Vectors `[texts × VECTOR_DIM]` of length 1.
+    /// Vectors `[texts × WIDTH]` of length 1.
     fn encode(&self, texts: &[Vec<u32>]) -> Vec<f32> {
         let chunks: Vec<Vec<f32>> = texts.par_chunks(256).map(|texts| self.forward(&slices(texts)).out).collect();
         chunks.concat()
@@ -139,7 +142,7 @@ impl Tower {
 }
 
 fn row(table: &[f32], term: u32) -> &[f32] {
-    &table[term as usize * VECTOR_DIM..][..VECTOR_DIM]
+    &table[term as usize * WIDTH..][..WIDTH]
 }
 
 fn slices(texts: &[Vec<u32>]) -> Vec<&[u32]> {
@@ -200,7 +203,7 @@ impl<'a> Batch<'a> {
         let softmax = Softmax {
             hidden: &queries.out,
             items: &titles.out,
-            width: VECTOR_DIM,
+            width: WIDTH,
             scale: 1.0 / temperature,
             targets: &self.targets,
             log_q_correction: &self.log_counts,
@@ -287,7 +290,7 @@ fn learn(
 }
 
 impl TrainedQueryEncoder {
-    /// Vectors `[texts × VECTOR_DIM]` of length 1.
+    /// Vectors `[texts × WIDTH]` of length 1.
     pub(crate) fn encode(&self, texts: &[Vec<u32>]) -> Vec<f32> {
         self.tower.encode(texts)
     }
@@ -297,7 +300,7 @@ fn export(tower: &Tower) -> Result<Vec<u8>, ModelError> {
     let mut graph = GraphWriter::new("query_encoder");
     graph.int_input("term_ids", &[Dim::Any("texts"), Dim::Any("terms")]);
     graph.float_input("mask", &[Dim::Any("texts"), Dim::Any("terms")]);
-    graph.weights("table", &[tower.table.len() / VECTOR_DIM, VECTOR_DIM], &tower.table);
+    graph.weights("table", &[tower.table.len() / WIDTH, WIDTH], &tower.table);
     graph.integers("terms_axis", &[1]);
     graph.integers("last_axis", &[-1]);
     graph.node("Gather", &["table", "term_ids"], "embedded", &[]);
@@ -307,11 +310,11 @@ fn export(tower: &Tower) -> Result<Vec<u8>, ModelError> {
     graph.node("ReduceSum", &["mask", "terms_axis"], "count", &[("keepdims", Attribute::Int(1))]);
     graph.node("Div", &["sum", "count"], "mean", &[]);
     let (matrix, bias) = layer().matrix_and_bias(&tower.layer);
-    graph.linear("mean", "layer", [VECTOR_DIM, VECTOR_DIM], matrix, bias);
+    graph.linear("mean", "layer", [WIDTH, WIDTH], matrix, bias);
     graph.node("Tanh", &["layer"], "activated", &[]);
     graph.node("Add", &["mean", "activated"], "residual", &[]);
     graph.normalize("residual", "query");
-    graph.output("query", &[Dim::Any("texts"), Dim::Is(VECTOR_DIM)]);
+    graph.output("query", &[Dim::Any("texts"), Dim::Is(WIDTH)]);
     graph.finish()
 }
 
@@ -412,7 +415,7 @@ mod tests {
         let titles = tower.encode(&texts);
         for (query, title) in &samples {
             let query = tower.forward(&[query]).out;
-            let scores: Vec<f32> = titles.chunks_exact(VECTOR_DIM).map(|title| dot(&query, title)).collect();
+            let scores: Vec<f32> = titles.chunks_exact(WIDTH).map(|title| dot(&query, title)).collect();
             let best = (0..scores.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b]));
             assert_eq!(best, Some(*title as usize), "{scores:?}");
         }

@@ -6,13 +6,13 @@
 use super::{
     Progress,
     onnx::ModelError,
-    query_encoder::{QueryEncoderConfig, QueryEncoderData, train_query_encoder},
+    query_encoder::{QueryEncoderConfig, QueryEncoderData, WIDTH, train_query_encoder},
     query_side::{BUCKET_COUNT, title_samples},
     ranker::{RankerConfig, RankingData, RankingList, train_ranker},
     relevance,
 };
 use ahash::AHashMap;
-use lodestone_catalog::{Item, VECTOR_DIM};
+use lodestone_catalog::Item;
 use lodestone_core::ids::{ItemId, ItemKey, Row};
 use lodestone_dataset::decompress;
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Lexical, LexicalError, dot};
@@ -221,7 +221,7 @@ fn encode_with_trained(
     let trained = train_query_encoder(data, &config, None, runtime, progress)?;
     let encoder = QueryEncoder::open(runtime, &trained.onnx, Device::Cpu)?;
     let encoder = TextEncoder::Terms { encoder, bucket_count: BUCKET_COUNT };
-    Ok(Encoded { encoder, dimension: VECTOR_DIM, items: trained.encode(&texts) })
+    Ok(Encoded { encoder, dimension: WIDTH, items: trained.encode(&texts) })
 }
 
 /// The candidates of one query as a training list, with their rows.
@@ -231,7 +231,7 @@ struct QueryList {
 }
 
 /// Computes the features that exist for a query without a user. [`lodestone_pipeline::features::append`] does not
-/// apply, because it reads a catalogue whose vectors have [`VECTOR_DIM`] dimensions.
+/// apply, because it reads a user and a catalogue with vectors in the user space.
 fn list_of(fused: &Candidates, encoded: &Encoded, vector: Option<&[f32]>, judged: &JudgedQuery) -> QueryList {
     let best_gain = judged.gains.values().map(|(gain, _)| *gain).fold(f64::MIN_POSITIVE, f64::max);
     let names = ["query_similarity", "lexical_score", "lexical_score_relative", "retrieval_score"];

@@ -11,7 +11,7 @@ use super::{
     losses::LossCurves,
     onnx::ExportCheck,
     optional_sources,
-    options::{TrainOptions, TrainTimes},
+    options::{EncoderSettings, TrainOptions, TrainTimes},
     query_side::{QuerySide, embed_with, learned_query_side},
     ranker::{Calibration, RankerConfig, RankingData, TrainedRanker, train_ranker},
     relevance,
@@ -22,7 +22,7 @@ use super::{
     warm_start::{EarlierBundle, EncoderWeights, WarmStart},
 };
 use ahash::AHashMap;
-use lodestone_catalog::{Item, ItemKeys, VECTOR_DIM};
+use lodestone_catalog::{Item, ItemKeys};
 use lodestone_core::{
     ids::{ItemId, ItemKey},
     units::UnixMillis,
@@ -188,12 +188,12 @@ impl Shop {
         Ok(Self { items, row_of, interactions, kept, events, times, answers: None })
     }
 
-    /// Returns windows of histories for training and later ones for validation. If users with a history have few
-    /// interactions, as in a shop of guests, baskets stand in for histories.
-    fn user_samples(&self) -> [Vec<UserSample>; 2] {
+    /// Returns windows of histories of at most `events_max` events for training, and later ones for validation. If
+    /// users with a history have few interactions, as in a shop of guests, baskets stand in for histories.
+    fn user_samples(&self, events_max: usize) -> [Vec<UserSample>; 2] {
         let validation = self.times.validation.clone();
         let split = validation.start;
-        let samples = |times| user_samples(&self.events, &self.row_of, times);
+        let samples = |times| user_samples(&self.events, &self.row_of, times, events_max);
         let mut both = [samples(UnixMillis(i64::MIN)..split), samples(validation)];
         if both[0].iter().map(|sample| sample.targets.len()).sum::<usize>() < TARGETS_MIN {
             let early = &self.kept[0];
@@ -307,7 +307,7 @@ impl Training {
         check_item_vectors("title", &shop.items, &side.title_vectors, title_dimension)?;
         stages.end("query encoder");
 
-        let [samples, validation] = shop.user_samples();
+        let [samples, validation] = shop.user_samples(options.encoder.events);
         let text = ItemText { vectors: side.title_vectors.clone(), width: title_dimension };
         let item_count = shop.items.len();
         let seed = options.seed;
@@ -315,20 +315,24 @@ impl Training {
             interruption.state = Some(warm.user_encoder(&shop.items, &text, samples.len(), seed)?);
         }
         drop(warm);
+        let EncoderSettings { width, events, .. } = options.encoder;
         let data = UserEncoderData { text: &text, item_count, samples: &samples, validation: &validation };
-        let user = train_user_encoder(&data, seed, interruption, runtime, progress)?;
+        let user = train_user_encoder(&data, options.encoder, seed, interruption, runtime, progress)?;
         exports.push(user.check.clone());
-        check_item_vectors("item", &shop.items, &user.item_vectors, VECTOR_DIM)?;
+        check_item_vectors("item", &shop.items, &user.item_vectors, width)?;
         stages.end("user encoder");
 
         let [early, all] = &shop.kept;
         let co_interactions = counts::co_interactions(early, item_count);
+        let trained_until = shop.times.labels.end;
         let mut bundle = Bundle {
-            manifest: Manifest::new(options.name.clone(), options.now.0, shop.times.labels.end.0, side.kind.clone())
+            manifest: Manifest::new(options.name.clone(), options.now.0, trained_until.0, events, side.kind.clone())
                 .with_features(options.features.clone()),
-            item_vectors: freeze(&user.item_vectors, VECTOR_DIM)?,
+            item_vectors: freeze(&user.item_vectors, width)?,
             title_vectors: freeze(&side.title_vectors, title_dimension)?,
-            encoder_weights: Some(EncoderWeights::of(&user, shop.times.validation.start).encode_to_vec()),
+            encoder_weights: Some(
+                EncoderWeights::of(&user, options.encoder, shop.times.validation.start).encode_to_vec(),
+            ),
             text_projection: user.text_projection,
             transitions: counts::transitions(early, item_count),
             co_purchases: counts::co_purchases(&baskets(early), item_count),
@@ -483,7 +487,7 @@ fn warm_start(
     sentence: Option<&SentenceFiles>,
 ) -> Result<(Option<EarlierBundle>, WarmStart), TrainError> {
     let Some(directory) = &options.warm_start else { return Ok((None, WarmStart::RandomWeights)) };
-    Ok(match EarlierBundle::open(directory, sentence, shop.times.validation.start)? {
+    Ok(match EarlierBundle::open(directory, options.encoder, sentence, shop.times.validation.start)? {
         Ok(bundle) => {
             let start = bundle.warm_start(&shop.items);
             (Some(bundle), start)
@@ -540,5 +544,3 @@ pub(crate) fn without_models(bundle: &Bundle) -> Bundle {
         golden: None,
     }
 }
-
-const _: () = assert!(VECTOR_DIM == 64, "the encoders are trained for 64 dimensions");

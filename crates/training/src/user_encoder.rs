@@ -7,9 +7,10 @@
 use super::{
     Progress,
     onnx::{Attribute, Dim, ExportCheck, GraphWriter, ModelError, compare},
+    options::EncoderSettings,
     replay::{BASKET_ITEMS_MAX, Interaction},
     sequence::{
-        EncoderConfig, EventTargets, HISTORY_MAX, Interruption, ItemText, Sample, SequenceEncoder, Tokens,
+        EncoderConfig, EventTargets, HISTORY_MAX, Interruption, ItemText, Sample, SequenceEncoder, Shape, Tokens,
         TrainedEncoder,
         encoder::encoder_loss,
         train_encoder,
@@ -17,34 +18,27 @@ use super::{
     },
 };
 use ahash::AHashMap;
-use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::{Quantity, UnixMillis},
 };
 use lodestone_events::{Event, EventKind, RefundLine, Refunds};
-use lodestone_pipeline::{
-    ENCODED_EVENTS_MAX,
-    ranking::{Device, Runtime, UserEncoder, UserInput},
-};
+use lodestone_pipeline::ranking::{Device, Runtime, UserEncoder, UserInput};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::ops::Range;
 
 /// Size of the encoder's table of event kinds.
 const KINDS: usize = 16;
-/// Rows of the exported position table. Older events share the last row.
-const POSITIONS: usize = 64;
 /// Share of the items whose own vectors are dropped in a step.
 const RESIDUAL_DROPOUT: f32 = 0.1;
 /// Inverse temperatures at which the validation loss is computed.
 const SHARPNESSES: [f32; 4] = [1.0, 0.8, 0.65, 0.5];
 /// Epochs without validation data.
 const UNVALIDATED_EPOCHS: usize = 10;
-/// Fewest events before a target in a window. A window's first events are targets in the window before, because they
-/// have little context here.
-const CONTEXT_MIN: usize = ENCODED_EVENTS_MAX / 2;
+/// An export is checked on histories of about so many lengths, up to the longest.
+const CHECKED_LENGTHS: usize = 50;
 
-/// A window of a user's history, at most [`ENCODED_EVENTS_MAX`] events, and the targets after some of them.
+/// A window of a user's history, at most [`EncoderSettings::events`], and the targets after some of them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct UserSample {
     pub items: Vec<u32>,
@@ -105,13 +99,14 @@ struct History {
     steps: Vec<Step>,
 }
 
-/// Builds windows of the users' histories. Each positive interaction within `times` that has a history is a target
-/// once. The items of one event are a set without order. `events` are in time order; those at or after the end of
-/// `times` are ignored. Refunds and what they withdraw are left out, as in serving.
+/// Builds windows of at most `events_max` events of the users' histories. Each positive interaction within `times` that
+/// has a history is a target once. The items of one event are a set without order. `events` are in time order; those at
+/// or after the end of `times` are ignored. Refunds and what they withdraw are left out, as in serving.
 pub(crate) fn user_samples(
     events: &[Event],
     row_of: &AHashMap<ItemId, u32>,
     times: Range<UnixMillis>,
+    events_max: usize,
 ) -> Vec<UserSample> {
     let mut histories: AHashMap<&UserId, History> = AHashMap::new();
     let mut order: Vec<&UserId> = Vec::new();
@@ -135,7 +130,7 @@ pub(crate) fn user_samples(
         history.steps.push(Step { rows: begin..history.rows.len(), known, at: event.at, kind: event.kind });
     }
     histories.values_mut().for_each(History::apply_refunds);
-    order.into_iter().flat_map(|user| histories[user].windows(times.start)).collect()
+    order.into_iter().flat_map(|user| histories[user].windows(times.start, events_max)).collect()
 }
 
 impl History {
@@ -165,8 +160,9 @@ impl History {
     }
 
     /// Returns windows in which each positive interaction since `from`, among the latest [`HISTORY_MAX`] events, is a
-    /// target once, with at least [`CONTEXT_MIN`] events or the whole history before it.
-    fn windows(&self, from: UnixMillis) -> Vec<UserSample> {
+    /// target once. A window's first events are targets in the window before, because they have little context here: a
+    /// target has at least half of `events_max` events or the whole history before it.
+    fn windows(&self, from: UnixMillis, events_max: usize) -> Vec<UserSample> {
         let earliest = self.rows.len().saturating_sub(HISTORY_MAX).max(1);
         let is_target = |step: &&Step| {
             step.at >= from && step.kind.is_positive() && step.known >= earliest && !step.rows.is_empty()
@@ -175,8 +171,8 @@ impl History {
         let (mut windows, mut rest) = (Vec::new(), &targets[..]);
         while let Some(last) = rest.last() {
             let end = last.known;
-            let begin = end.saturating_sub(ENCODED_EVENTS_MAX);
-            let first = if begin == 0 { 0 } else { begin + CONTEXT_MIN };
+            let begin = end.saturating_sub(events_max);
+            let first = if begin == 0 { 0 } else { begin + events_max / 2 };
             let of_window = rest.partition_point(|step| step.known < first.max(1));
             windows.push(self.window(begin..end, &rest[of_window..]));
             rest = &rest[..of_window];
@@ -213,9 +209,9 @@ impl History {
 }
 
 pub(crate) struct TrainedUserEncoder {
-    /// `[items × VECTOR_DIM]`, length 1.
+    /// `[items × width]`, length 1.
     pub item_vectors: Vec<f32>,
-    /// `[text width × VECTOR_DIM]`.
+    /// `[text width × width]`.
     pub text_projection: Vec<f32>,
     /// Weights of the encoder, flat, for a warm start.
     pub weights: Vec<f32>,
@@ -244,6 +240,7 @@ pub(crate) struct UserEncoderData<'a> {
 /// becomes too sure of them.
 pub(crate) fn train_user_encoder(
     data: &UserEncoderData,
+    settings: EncoderSettings,
     seed: u64,
     interruption: &mut Interruption,
     runtime: &Runtime,
@@ -255,7 +252,7 @@ pub(crate) fn train_user_encoder(
             "the user encoder needs positive interactions before those of its validation".to_owned(),
         ));
     }
-    let mut config = config(samples, item_count, seed);
+    let mut config = config(samples, item_count, settings, seed);
     let targets: Vec<(Tokens, &[(u32, f32)])> = validation.iter().flat_map(targets).collect();
     let samples: Vec<Sample> =
         samples.iter().map(|sample| Sample::Targets { tokens: sample.tokens(), targets: &sample.targets }).collect();
@@ -297,15 +294,15 @@ pub(crate) fn train_user_encoder(
     })
 }
 
-/// Returns the settings for data of this size.
-fn config(samples: &[UserSample], item_count: usize, seed: u64) -> EncoderConfig {
+/// Returns the hyperparameters of an encoder with these settings for data of this size.
+fn config(samples: &[UserSample], item_count: usize, settings: EncoderSettings, seed: u64) -> EncoderConfig {
     let lengths = samples.iter().map(|sample| sample.items.len()).collect();
     let targets = samples.iter().map(|sample| sample.targets.len()).sum();
     let threads = rayon::current_num_threads();
     let mut config = EncoderConfig::for_sizes(lengths, targets, item_count, threads, seed);
-    config.shape.kinds = KINDS;
+    let EncoderSettings { width, blocks, events } = settings;
     // Histories in serving may be longer than those of the training data.
-    config.shape.positions = ENCODED_EVENTS_MAX;
+    config.shape = Shape { width, heads: 1, blocks, positions: events, kinds: KINDS };
     config.residual_dropout = RESIDUAL_DROPOUT;
     config
 }
@@ -322,8 +319,8 @@ fn targets(sample: &UserSample) -> impl Iterator<Item = (Tokens<'_>, &[(u32, f32
 /// Exports the encoder as an ONNX graph with the inputs of [`UserEncoder`]. The last block computes the latest event's
 /// output only.
 fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
-    let (d, weights) = (VECTOR_DIM, encoder.weights());
-    assert!(encoder.width() == d && encoder.shape().heads == 1, "the encoder has the shape of bundles");
+    let (d, weights) = (encoder.width(), encoder.weights());
+    assert_eq!(encoder.shape().heads, 1, "the export writes attention with one head");
     let mut graph = GraphWriter::new("user_encoder");
     let (batch, length) = (|| Dim::Any("batch"), || Dim::Any("length"));
     graph.float_input("items", &[batch(), length(), Dim::Is(d)]);
@@ -337,11 +334,9 @@ fn export(encoder: &SequenceEncoder) -> Result<Vec<u8>, ModelError> {
     graph.weights("one", &[1], &[1.0]);
 
     // Position 0 is the latest event, which is the last row of the trained table.
-    let rows = encoder.shape().positions;
-    let latest_first: Vec<f32> =
-        (0..POSITIONS).flat_map(|at| weights.positions[(rows - 1 - at.min(rows - 1)) * d..][..d].to_vec()).collect();
-    for (name, table, rows) in [("position", &latest_first[..], POSITIONS), ("kind", weights.kinds, KINDS)] {
-        graph.weights(&format!("{name}_table"), &[rows, d], table);
+    let latest_first: Vec<f32> = weights.positions.chunks_exact(d).rev().flatten().copied().collect();
+    for (name, table) in [("position", &latest_first[..]), ("kind", weights.kinds)] {
+        graph.weights(&format!("{name}_table"), &[table.len() / d, d], table);
         graph.node("Gather", &[&format!("{name}_table"), &format!("{name}s")], &format!("{name}_vectors"), &[]);
     }
     gaps(&mut graph, weights.gap);
@@ -411,7 +406,7 @@ fn write_block(
     bias: &str,
     queries: Queries,
 ) -> String {
-    let d = VECTOR_DIM;
+    let d = block.norm.len() / 2;
     let of = |part: &str| format!("{name}.{part}");
     write_norm(graph, x, &of("normed"), block.norm);
     let (mut own, mut own_normed) = (x.to_owned(), of("normed"));
@@ -460,16 +455,18 @@ fn write_norm(graph: &mut GraphWriter, input: &str, output: &str, gain_and_bias:
     graph.node("LayerNormalization", &[input, &gain, &bias], output, &attributes);
 }
 
-/// Compares ONNX Runtime with the trained encoder on random histories of each length, alone and in one padded batch.
+/// Compares ONNX Runtime with the trained encoder on random histories of different lengths, alone and in one padded
+/// batch.
 fn check(encoder: &SequenceEncoder, onnx: &[u8], runtime: &Runtime) -> Result<ExportCheck, ModelError> {
-    let mut session = UserEncoder::open(runtime, onnx, Device::Cpu)?;
+    let (width, events) = (encoder.width(), encoder.shape().positions);
+    let mut session = UserEncoder::open(runtime, onnx, width, Device::Cpu)?;
     let mut rng = StdRng::seed_from_u64(7);
     let (mut pairs, mut inputs) = (Vec::new(), Vec::new());
-    for length in 1..=ENCODED_EVENTS_MAX {
+    for length in (1..events).step_by(events.div_ceil(CHECKED_LENGTHS)).chain([events]) {
         let mut days: Vec<f32> = (0..length).map(|_| rng.random_range(0.0..60.0)).collect();
         days.sort_unstable_by(|a, b| b.total_cmp(a));
         let input = UserInput {
-            items: (0..length * VECTOR_DIM).map(|_| rng.random_range(-0.3..0.3)).collect(),
+            items: (0..length * width).map(|_| rng.random_range(-0.3..0.3)).collect(),
             kinds: (0..length).map(|_| rng.random_range(1..15)).collect(),
             positions: (0..length as i64).rev().collect(),
             ages: days.iter().map(|days| days.ln_1p()).collect(),
@@ -507,9 +504,13 @@ mod tests {
     }
 
     fn samples(events: &[Event], hours: Range<i64>) -> Vec<UserSample> {
+        samples_of(events, hours, EncoderSettings::default().events)
+    }
+
+    fn samples_of(events: &[Event], hours: Range<i64>, events_max: usize) -> Vec<UserSample> {
         let row_of = (0..1000).map(|item| (ItemId::parse(&item.to_string()).unwrap(), item)).collect();
         let time = |hour: i64| UnixMillis(hour * 3_600_000);
-        user_samples(events, &row_of, time(hours.start)..time(hours.end))
+        user_samples(events, &row_of, time(hours.start)..time(hours.end), events_max)
     }
 
     #[test]
@@ -565,16 +566,18 @@ mod tests {
     #[test]
     fn windows_contain_each_interaction_as_target_once_with_enough_context() {
         let events: Vec<Event> = (0..333).map(|hour| event(EventKind::View, hour, &[hour as u32])).collect();
-        let mut targets = Vec::new();
-        for sample in samples(&events, 0..1000) {
-            assert!(sample.items.len() <= ENCODED_EVENTS_MAX && sample.gaps[0] == 0.0);
-            for (event, items) in &sample.targets {
-                let item = items[0].0;
-                assert_eq!(sample.items[*event as usize] + 1, item, "the target follows its event");
-                assert!(*event as usize + 1 >= CONTEXT_MIN.min(item as usize), "{event} events before {item}");
-                targets.push(item);
+        for events_max in [8, 50, 200] {
+            let mut targets = Vec::new();
+            for sample in samples_of(&events, 0..1000, events_max) {
+                assert!(sample.items.len() <= events_max && sample.gaps[0] == 0.0);
+                for (event, items) in &sample.targets {
+                    let item = items[0].0;
+                    assert_eq!(sample.items[*event as usize] + 1, item, "the target follows its event");
+                    assert!(*event as usize + 1 >= (events_max / 2).min(item as usize), "{event} events before {item}");
+                    targets.push(item);
+                }
             }
+            assert_eq!(targets, (1..333).collect::<Vec<u32>>(), "windows of {events_max} events");
         }
-        assert_eq!(targets, (1..333).collect::<Vec<u32>>());
     }
 }

@@ -1,11 +1,12 @@
 //! Warm start: training that begins with the encoders of an earlier bundle instead of random weights.
 use super::{
     onnx::ModelError,
+    options::EncoderSettings,
     sequence::{ItemText, TrainerState},
     user_encoder::TrainedUserEncoder,
 };
 use ahash::AHashMap;
-use lodestone_catalog::{Item, VECTOR_DIM};
+use lodestone_catalog::Item;
 use lodestone_core::{
     format::OtherVersion,
     ids::{ItemId, Row},
@@ -19,7 +20,7 @@ use prost::Message;
 use std::path::Path;
 
 /// Version of the format. Weights of other versions are not used.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// `user_encoder.weights` of a bundle: the parts of the trained user encoder that no other file contains. Numbers are
 /// little-endian f32.
@@ -36,15 +37,19 @@ pub(crate) struct EncoderWeights {
     /// Lengths of the items' vectors. The bundle's index contains the directions.
     #[prost(bytes = "vec", tag = "4")]
     item_lengths: Vec<u8>,
+    /// Transformer blocks. The index has the encoder's width, and the manifest the number of its events.
+    #[prost(uint32, tag = "5")]
+    blocks: u32,
 }
 
 impl EncoderWeights {
-    pub(super) fn of(trained: &TrainedUserEncoder, learned_until: UnixMillis) -> Self {
+    pub(super) fn of(trained: &TrainedUserEncoder, settings: EncoderSettings, learned_until: UnixMillis) -> Self {
         Self {
             version: VERSION,
             learned_until_ms: learned_until.0,
             weights: bytemuck::cast_slice(&trained.weights).to_vec(),
             item_lengths: bytemuck::cast_slice(&trained.item_lengths).to_vec(),
+            blocks: settings.blocks as u32,
         }
     }
 }
@@ -76,10 +81,11 @@ pub(crate) struct EarlierBundle {
 
 impl EarlierBundle {
     /// Opens a bundle. The inner error is the reason why its encoders cannot be used. They can be used if they were
-    /// trained with the same query encoder (`sentence`, or none for one that is trained on titles) and without
-    /// events of this training's validation data, which begin at `validated_from`.
+    /// trained with the same settings and the same query encoder (`sentence`, or none for one that is trained on
+    /// titles), and without events of this training's validation data, which begin at `validated_from`.
     pub(crate) fn open(
         directory: &Path,
+        settings: EncoderSettings,
         sentence: Option<&SentenceFiles>,
         validated_from: UnixMillis,
     ) -> Result<Result<Self, String>, BundleError> {
@@ -89,10 +95,15 @@ impl EarlierBundle {
             Err(error @ (BundleError::Io { .. } | BundleError::Missing { .. })) => return Err(error),
             Err(error) => return Ok(Err(error.to_string())),
         };
-        Ok(Self::of(bundle, sentence, validated_from))
+        Ok(Self::of(bundle, settings, sentence, validated_from))
     }
 
-    fn of(bundle: Bundle, sentence: Option<&SentenceFiles>, validated_from: UnixMillis) -> Result<Self, String> {
+    fn of(
+        bundle: Bundle,
+        settings: EncoderSettings,
+        sentence: Option<&SentenceFiles>,
+        validated_from: UnixMillis,
+    ) -> Result<Self, String> {
         let name = &bundle.manifest.name;
         let Some(bytes) = &bundle.encoder_weights else {
             return Err(format!(
@@ -104,6 +115,14 @@ impl EarlierBundle {
         if encoder.version != VERSION {
             let version = OtherVersion { found: encoder.version, expected: VERSION };
             return Err(format!("user_encoder.weights of bundle {name} {version}"));
+        }
+        let found = EncoderSettings {
+            width: bundle.item_vectors.dimensions(),
+            blocks: encoder.blocks as usize,
+            events: bundle.manifest.encoder_events,
+        };
+        if found != settings {
+            return Err(format!("bundle {name} has a user encoder of {found}; this training's has {settings}"));
         }
         let is_same = match (sentence, &bundle.manifest.query_encoder) {
             (Some(files), QueryEncoderKind::Sentence(config)) => {
@@ -155,7 +174,6 @@ impl EarlierBundle {
             Some(vector)
         };
         let vectors: Vec<Option<Vec<f32>>> = items.iter().map(vector).collect();
-        debug_assert!(vectors.iter().flatten().all(|vector| vector.len() == VECTOR_DIM));
         let projection = &self.bundle.text_projection;
         Ok(TrainerState::from_encoder(&self.weights, &vectors, text, projection, sample_count, seed)?)
     }

@@ -8,13 +8,15 @@ use lodestone_core::{
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_events::EventKind;
 use lodestone_pipeline::{
+    Generation, Models,
     bundle::{Bundle, BundleError},
     features::{DeclaredFeature, FEATURES, FeatureSchema},
-    ranking::Runtime,
+    golden,
+    ranking::{Device, Runtime},
 };
 use lodestone_training::{
-    CheckpointUse, EvaluateOptions, ExternalModels, TrainError, TrainOptions, TrainReport, WarmStart,
-    bundle_external_models, evaluate, report, train,
+    CheckpointUse, EncoderSettings, EvaluateOptions, ExternalModels, ExternalUserEncoder, TrainError, TrainOptions,
+    TrainReport, WarmStart, bundle_external_models, evaluate, report, train,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -47,8 +49,11 @@ impl Shop {
     }
 
     fn train_with(&self, name: &str, features: FeatureSchema) -> Result<TrainReport, TrainError> {
-        let options = TrainOptions { features, ..TrainOptions::default() };
-        train(self.directory.path(), &self.out(name), &runtime(), &options, &mut |_| {})
+        self.train_as(name, &TrainOptions { features, ..TrainOptions::default() })
+    }
+
+    fn train_as(&self, name: &str, options: &TrainOptions) -> Result<TrainReport, TrainError> {
+        train(self.directory.path(), &self.out(name), &runtime(), options, &mut |_| {})
     }
 }
 
@@ -204,6 +209,99 @@ fn a_warm_start_uses_a_bundle_if_it_can() {
         train("without-weights", TrainOptions { warm_start: from("external"), ..TrainOptions::default() }).unwrap();
     assert!(matches!(&report.start, WarmStart::BundleNotUsed { reason } if reason.contains("user_encoder.weights")));
     assert_eq!(report.user_encoder_loss, cold.user_encoder_loss, "it equals the training with random weights");
+}
+
+const SMALL: EncoderSettings = EncoderSettings { width: 32, blocks: 1, events: 16 };
+
+#[test]
+fn a_user_encoder_of_another_size_is_trained_served_and_read_again() {
+    let shop = Shop::new(&titled(), &visits(30, &[EventKind::Purchase]));
+    let options = TrainOptions { encoder: SMALL, ..TrainOptions::default() };
+    shop.train_as("small", &options).unwrap();
+    let bundle = check_bundle(&shop.out("small"));
+    assert_eq!((bundle.item_vectors.dimensions(), bundle.title_vectors.dimensions()), (32, 64));
+    assert_eq!((bundle.text_projection.len(), bundle.manifest.encoder_events), (64 * 32, 16));
+
+    let generation = Generation::standalone(bundle.clone(), 16).unwrap();
+    let mut models = Models::open(&runtime(), &bundle, Device::Cpu).unwrap();
+    let answered = golden::self_test(&generation, &mut models, bundle.golden.as_ref().unwrap()).unwrap();
+    assert!(answered > 0, "the bundle has golden requests");
+    let new = Item::titled(ItemId::parse("new").unwrap(), "red mug");
+    let vectors = generation.embed(&mut models, &[&new]).unwrap().remove(0);
+    assert_eq!((vectors.user_space().len(), vectors.query_space().len()), (32, 64));
+
+    bundle.write(&shop.out("again")).unwrap();
+    let [first, again] = ["small", "again"].map(|name| Bundle::open(&shop.out(name)).unwrap().manifest);
+    assert_eq!(first.files, again.files, "the bundle is equal after it was read and written");
+    assert_eq!(first.encoder_events, again.encoder_events);
+}
+
+#[test]
+fn exports_of_long_and_deep_user_encoders_equal_the_trained_ones() {
+    let shop = Shop::new(&titled(), &visits(10, &[EventKind::Purchase]));
+    let encoder = EncoderSettings { width: 24, blocks: 3, events: 120 };
+    let report = shop.train_as("long", &TrainOptions { encoder, ..TrainOptions::default() }).unwrap();
+    let export = report.exports.iter().find(|(model, _)| model == "user_encoder");
+    assert!(export.is_some_and(|(_, difference)| *difference < 1e-4), "{:?}", report.exports);
+    assert_eq!(check_bundle(&shop.out("long")).item_vectors.dimensions(), 24);
+}
+
+#[test]
+fn parts_of_bundles_with_other_encoder_settings_are_refused() {
+    let shop = Shop::new(&titled(), &visits(20, &[EventKind::Purchase]));
+    shop.train_as("small", &TrainOptions { encoder: SMALL, ..TrainOptions::default() }).unwrap();
+    let warm = TrainOptions { warm_start: Some(shop.out("small")), ..TrainOptions::default() };
+    let report = shop.train_as("usual", &warm).unwrap();
+    let WarmStart::BundleNotUsed { reason } = &report.start else { panic!("{:?}", report.start) };
+    let settings = ["width 32, 1 block, 16 events", "width 64, 2 blocks, 50 events"];
+    assert!(settings.iter().all(|part| reason.contains(part)), "{reason}");
+    let warm = TrainOptions { warm_start: Some(shop.out("small")), encoder: SMALL, ..TrainOptions::default() };
+    assert!(matches!(shop.train_as("warm", &warm).unwrap().start, WarmStart::Bundle { .. }));
+
+    let [small, usual] = ["small", "usual"].map(|name| Bundle::open(&shop.out(name)).unwrap());
+    let refused = |name: &str, parts: &[&str], change: &dyn Fn(&mut Bundle)| {
+        let mut bundle = small.clone();
+        change(&mut bundle);
+        bundle.write(&shop.out(name)).unwrap();
+        let opened = Bundle::open(&shop.out(name));
+        let error = match opened {
+            Ok(bundle) => Models::open(&runtime(), &bundle, Device::Cpu).err().unwrap().to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(parts.iter().all(|part| error.contains(part)), "{name}: {error}");
+    };
+    let projection = ["text_projection.f32", "64 dimensions of title_vectors.index"];
+    refused("projection", &[&projection[..], &["32 dimensions of item_vectors.index"]].concat(), &|bundle| {
+        bundle.text_projection.clone_from(&usual.text_projection);
+    });
+    refused("vectors", &[&projection[..], &["64 dimensions of item_vectors.index"]].concat(), &|bundle| {
+        bundle.item_vectors = usual.item_vectors.clone();
+    });
+    refused("encoder", &["user_encoder", "[-1, -1, 64]", "[-1, -1, 32]"], &|bundle| {
+        bundle.user_encoder.clone_from(&usual.user_encoder);
+    });
+    for events in [0, 201] {
+        let found = format!("encoder_events is {events}");
+        refused(&format!("events-{events}"), &["manifest.json", &found, "within 1 and 200"], &|bundle| {
+            bundle.manifest.encoder_events = events;
+        });
+    }
+
+    // An external user encoder and its item vectors determine the width, and must agree.
+    let vectors = |of: &Bundle| -> Vec<f32> {
+        (0..ITEMS as u32).flat_map(|row| of.item_vectors.vector(Row(row)).unwrap()).collect()
+    };
+    let build = |out: &str, item_vectors: Vec<f32>, width: usize| {
+        let model = shop.out("small").join("user_encoder.onnx");
+        let user = Some(ExternalUserEncoder { model, item_vectors, width });
+        let (models, out) = (ExternalModels { user, ..ExternalModels::default() }, shop.out(out));
+        bundle_external_models(&shop.out("usual"), &out, &models, "x", UnixMillis(0), &runtime(), &mut |_| {})
+    };
+    // The encoder of 16 events has no positions for the 50 events of the bundle.
+    let error = build("long", vectors(&small), 32).unwrap_err().to_string();
+    assert!(error.contains("user_encoder"), "{error}");
+    let error = build("other", vectors(&usual), 64).unwrap_err().to_string();
+    assert!(error.contains("[-1, -1, 32]") && error.contains("[-1, -1, 64]"), "{error}");
 }
 
 #[test]

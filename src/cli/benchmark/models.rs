@@ -1,18 +1,17 @@
 //! `lodestone benchmark models`
 use crate::cli::{LibraryArgs, exit::Exit, numbers::within, output::OutputArgs};
 use anyhow::ensure;
-use lodestone_catalog::VECTOR_DIM;
 use lodestone_core::ids::Row;
 use lodestone_events::EventKind;
 use lodestone_pipeline::{
-    ENCODED_EVENTS_MAX,
     bundle::Bundle,
     ranking::{Device, Ranker, RankingError, TextEncoder, TextRole, UserEncoder, UserInput},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fmt, path::PathBuf, time::Instant};
 
-const EVENTS: [usize; 3] = [1, 10, ENCODED_EVENTS_MAX];
+/// Events per history, in addition to the most that the user encoder reads.
+const EVENTS: [usize; 2] = [1, 10];
 const CANDIDATES: [usize; 3] = [50, 200, 1000];
 /// Words per query.
 const QUERY_WORDS: [usize; 2] = [1, 4];
@@ -81,8 +80,9 @@ pub(crate) fn models(args: &ModelsArgs) -> anyhow::Result<Exit> {
     let mut add = |model, size, unit, times: Vec<f64>| {
         models.push(Timing { model, size, unit, p50_ms: quantile(&times, 0.5), p99_ms: quantile(&times, 0.99) });
     };
-    let mut user_encoder = UserEncoder::open(&runtime, &bundle.user_encoder, Device::Cpu)?;
-    for events in EVENTS {
+    let (width, events_max) = (bundle.item_vectors.dimensions(), bundle.manifest.encoder_events);
+    let mut user_encoder = UserEncoder::open(&runtime, &bundle.user_encoder, width, Device::Cpu)?;
+    for events in EVENTS.into_iter().filter(|events| *events < events_max).chain([events_max]) {
         let inputs: Vec<[UserInput; 1]> = (0..INPUTS).map(|_| [history(&bundle, events, &mut rng)]).collect();
         add("user encoder", events, "events", timed(&inputs, args.runs, |input| user_encoder.encode_batch(input))?);
     }
@@ -111,7 +111,7 @@ fn history(bundle: &Bundle, events: usize, rng: &mut StdRng) -> UserInput {
     let mut input = UserInput::default();
     for event in 0..events {
         let row = Row(rng.random_range(0..bundle.items.len() as u32));
-        let vector = bundle.item_vectors.vector(row).unwrap_or_else(|| vec![0.0; VECTOR_DIM]);
+        let vector = bundle.item_vectors.vector(row).unwrap_or_else(|| vec![0.0; bundle.item_vectors.dimensions()]);
         input.items.extend_from_slice(&vector);
         input.kinds.push(EventKind::Purchase as i64);
         input.positions.push((events - 1 - event) as i64);

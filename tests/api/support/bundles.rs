@@ -18,7 +18,7 @@ use lodestone_pipeline::{
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, Store};
 use lodestone_state::{COMPLETION_USERS_MIN, StateLimits};
-use lodestone_training::{TrainOptions, train};
+use lodestone_training::{EncoderSettings, TrainOptions, train};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -63,9 +63,7 @@ impl Shop {
         std::fs::create_dir(&work).unwrap();
         write_items(&work.join("items.parquet"), &items).unwrap();
         write_events(&work.join("events.parquet"), &purchases()).unwrap();
-        let options = TrainOptions { name: "a".to_owned(), ..TrainOptions::default() };
-        train(&work, &work.join("a"), &runtime(), &options, &mut |_| {}).unwrap();
-        shop.publish(&work.join("a"));
+        shop.publish_trained("a", EncoderSettings::default());
         shop.publish_changed("b", reverse_items);
         shop.publish_changed("c", |_| {});
         shop.publish_changed("d", |_| {});
@@ -91,6 +89,14 @@ impl Shop {
     /// Publishes a bundle and makes it current.
     pub(crate) fn publish(&self, bundle: &Path) {
         self.store().publish(bundle, None).unwrap();
+    }
+
+    /// Trains a bundle with a user encoder of this size, publishes it and makes it current.
+    pub(crate) fn publish_trained(&self, name: &str, encoder: EncoderSettings) {
+        let work = self.directory.path().join("work");
+        let options = TrainOptions { name: name.to_owned(), encoder, ..TrainOptions::default() };
+        train(&work, &work.join(name), &runtime(), &options, &mut |_| {}).unwrap();
+        self.publish(&work.join(name));
     }
 
     /// Publishes `a` with a change, under another name, and makes it current. Its golden requests are those that

@@ -21,6 +21,9 @@ pub struct Manifest {
     /// The columns of the ranking model's input.
     #[serde(rename = "declared_features")]
     pub features: FeatureSchema,
+    /// Maximum number of events that the user encoder reads: the latest ones of a user. The index of the items'
+    /// vectors has the encoder's width.
+    pub encoder_events: usize,
     pub query_encoder: QueryEncoderKind,
     pub relevance: RelevanceFloor,
     /// The ranking model's heads, in the order of its output.
@@ -84,9 +87,15 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 8;
+    pub const FORMAT: u32 = 9;
 
-    pub fn new(name: String, created_ms: i64, trained_until_ms: i64, query_encoder: QueryEncoderKind) -> Self {
+    pub fn new(
+        name: String,
+        created_ms: i64,
+        trained_until_ms: i64,
+        encoder_events: usize,
+        query_encoder: QueryEncoderKind,
+    ) -> Self {
         Self {
             format: Self::FORMAT,
             name,
@@ -94,6 +103,7 @@ impl Manifest {
             trained_until_ms,
             feature_schema: FeatureSchema::default().hash(),
             features: FeatureSchema::default(),
+            encoder_events,
             query_encoder,
             relevance: RelevanceFloor::NONE,
             heads: Vec::new(),

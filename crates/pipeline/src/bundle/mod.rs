@@ -5,10 +5,11 @@
 mod manifest;
 
 use crate::ranking::{KnownAnswer, QueryEncoderFiles, QueryEncoderKind};
-use lodestone_catalog::{Item, VECTOR_DIM};
+use lodestone_catalog::Item;
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::{Counts, ItemCounts, storage};
 use lodestone_index::{FileError, FrozenGraph, Histories, Neighbours};
+use lodestone_state::users::EVENTS_MAX;
 pub use manifest::{FileSum, Head, Manifest, ManifestError, RelevanceFloor, sha256};
 use std::{
     fs, io,
@@ -43,12 +44,12 @@ const GOLDEN: &str = "golden.json";
 pub struct Bundle {
     pub manifest: Manifest,
     pub items: Vec<Item>,
-    /// The items' vectors in the user space: [`VECTOR_DIM`] dimensions, length 1.
+    /// The items' vectors in the user space: the user encoder's dimensions, length 1.
     pub item_vectors: Arc<FrozenGraph>,
     /// The titles' vectors in the query space: the query encoder's dimensions, length 1.
     pub title_vectors: Arc<FrozenGraph>,
-    /// `[query dimensions × VECTOR_DIM]`, row-major. A title's vector times this matrix, normalised, is the vector of
-    /// an item without training data.
+    /// `[query dimensions × user dimensions]`, row-major. A title's vector times this matrix, normalised, is the
+    /// vector of an item without training data.
     pub text_projection: Vec<f32>,
     /// Items that users choose in the next basket.
     pub transitions: Neighbours,
@@ -114,26 +115,20 @@ impl Bundle {
         let file = |name: &str| read_verified(directory, name, &manifest);
         file(ITEMS)?;
         let items = dataset::read_items(&directory.join(ITEMS))?;
-        let vectors = |name: &str, rows: usize| {
-            let bytes = file(name)?;
-            parse_vectors(&bytes, rows * VECTOR_DIM)
-                .map_err(|problem| BundleError::Content { path: directory.join(name), problem })
+        let projection = |from: usize, to: usize| {
+            let bytes = file(TEXT_PROJECTION)?;
+            parse_projection(&bytes, from, to)
+                .map_err(|problem| BundleError::Content { path: directory.join(TEXT_PROJECTION), problem })
         };
-        let index = |name: &str, dimensions: Option<usize>| {
+        let index = |name: &str| {
             let path = directory.join(name);
             file(name)?;
             let index = FrozenGraph::open(&path)?;
-            match index.row_count() == items.len() && dimensions.is_none_or(|expected| expected == index.dimensions()) {
+            match index.row_count() == items.len() {
                 true => Ok(Arc::new(index)),
                 false => Err(BundleError::Content {
                     path,
-                    problem: format!(
-                        "{} × {} vectors for {} items of {} dimensions",
-                        index.row_count(),
-                        index.dimensions(),
-                        items.len(),
-                        dimensions.unwrap_or(index.dimensions())
-                    ),
+                    problem: format!("{} vectors for {} items", index.row_count(), items.len()),
                 }),
             }
         };
@@ -179,10 +174,10 @@ impl Bundle {
         let known_answer = optional(KNOWN_ANSWER)?.map(|json| serde_json::from_slice(&json)).transpose();
         let known_answer = known_answer
             .map_err(|error| BundleError::Content { path: directory.join(KNOWN_ANSWER), problem: error.to_string() })?;
-        let title_vectors = index(TITLE_VECTORS, None)?;
+        let (item_vectors, title_vectors) = (index(ITEM_VECTORS)?, index(TITLE_VECTORS)?);
         Ok(Self {
-            item_vectors: index(ITEM_VECTORS, Some(VECTOR_DIM))?,
-            text_projection: vectors(TEXT_PROJECTION, title_vectors.dimensions())?,
+            text_projection: projection(title_vectors.dimensions(), item_vectors.dimensions())?,
+            item_vectors,
             title_vectors,
             tokenizer,
             known_answer,
@@ -294,9 +289,14 @@ fn read_verified(directory: &Path, name: &str, manifest: &Manifest) -> Result<Ve
     Ok(bytes)
 }
 
-fn parse_vectors(bytes: &[u8], expected: usize) -> Result<Vec<f32>, String> {
-    if bytes.len() != expected * 4 {
-        return Err(format!("{} bytes, expected {}", bytes.len(), expected * 4));
+/// Parses the projection from the query space to the user space, which have these dimensions.
+fn parse_projection(bytes: &[u8], from: usize, to: usize) -> Result<Vec<f32>, String> {
+    if bytes.len() != from * to * 4 {
+        return Err(format!(
+            "has {} bytes, expected {}: {from} dimensions of {TITLE_VECTORS} × {to} dimensions of {ITEM_VECTORS} × 4",
+            bytes.len(),
+            from * to * 4
+        ));
     }
     let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     match values.iter().position(|value| !value.is_finite()) {
@@ -311,6 +311,10 @@ impl Manifest {
         if self.feature_schema != expected {
             let (path, found) = (directory.to_owned(), self.feature_schema.clone());
             return Err(BundleError::Schema { path, found, expected });
+        }
+        if !(1..=EVENTS_MAX).contains(&self.encoder_events) {
+            let problem = format!("encoder_events is {}; it must be within 1 and {EVENTS_MAX}", self.encoder_events);
+            return Err(BundleError::Content { path: directory.join(MANIFEST), problem });
         }
         Ok(())
     }

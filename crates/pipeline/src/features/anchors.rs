@@ -1,6 +1,6 @@
 //! The items that a request starts from, prepared once for all candidates.
-use super::RecentItem;
-use lodestone_catalog::{Catalog, ItemVectors, VECTOR_DIM};
+use super::{RecentItem, user::lane_vectors};
+use lodestone_catalog::{Catalog, ItemVectors};
 use lodestone_index::LaneVectors;
 
 /// A list that starts from items.
@@ -21,14 +21,8 @@ pub struct Anchors {
 
 impl Anchors {
     pub fn new(list: AnchoredList, items: Vec<RecentItem>, catalog: &Catalog) -> Self {
-        let vectors = |item: &RecentItem| &catalog.get(item.row).vectors;
-        let query_dimension = items.first().map_or(0, |item| vectors(item).query_space().len());
-        Self {
-            list,
-            user_space: LaneVectors::new(VECTOR_DIM, items.iter().map(|item| vectors(item).user_space())),
-            query_space: LaneVectors::new(query_dimension, items.iter().map(|item| vectors(item).query_space())),
-            items,
-        }
+        let [user_space, query_space] = lane_vectors(&items, catalog);
+        Self { list, user_space, query_space, items }
     }
 
     /// Returns the greatest cosine to an anchor in the user space and in the query space; 0 if all are negative.

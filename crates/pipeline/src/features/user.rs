@@ -1,7 +1,7 @@
 //! A user's history, prepared once for all candidates of a request.
 use super::{FeatureSchema, affinity::Affinity};
 use ahash::AHashMap;
-use lodestone_catalog::{Catalog, VECTOR_DIM};
+use lodestone_catalog::{Catalog, ItemVectors};
 use lodestone_core::{
     ids::{ItemKey, Row},
     units::UnixMillis,
@@ -80,10 +80,18 @@ pub struct RecentItem {
     pub at_s: u32,
 }
 
+/// Returns the vectors of items in the user space and in the query space.
+pub(super) fn lane_vectors(items: &[RecentItem], catalog: &Catalog) -> [LaneVectors; 2] {
+    let vectors = |item: &RecentItem| &catalog.get(item.row).vectors;
+    let dimensions = |space: fn(&ItemVectors) -> &[f32]| items.first().map_or(0, |item| space(vectors(item)).len());
+    [ItemVectors::user_space, ItemVectors::query_space]
+        .map(|space| LaneVectors::new(dimensions(space), items.iter().map(|item| space(vectors(item)))))
+}
+
 /// The prepared history of a request's user.
 #[derive(Debug, Default)]
 pub struct UserContext {
-    /// `[VECTOR_DIM]`, from the user encoder.
+    /// The output of the user encoder.
     pub vector: Option<Vec<f32>>,
     /// Distinct recent items, latest first.
     pub recent: Vec<RecentItem>,
@@ -142,12 +150,7 @@ impl UserContext {
         context.collect_recent(history, &refunds, catalog);
         context.collect_chosen(history, &refunds);
         context.affinities = schema.affinities(history, &refunds, catalog, now);
-        let vectors = |recent: &RecentItem| &catalog.get(recent.row).vectors;
-        let query_dimension = context.recent.first().map_or(0, |recent| vectors(recent).query_space().len());
-        context.recent_vectors = [
-            LaneVectors::new(VECTOR_DIM, context.recent.iter().map(|recent| vectors(recent).user_space())),
-            LaneVectors::new(query_dimension, context.recent.iter().map(|recent| vectors(recent).query_space())),
-        ];
+        context.recent_vectors = lane_vectors(&context.recent, catalog);
         if let Some(last) = context.recent.first() {
             context.transitions_of_last = transitions.of(last.key).collect();
         }

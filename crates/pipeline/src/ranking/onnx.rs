@@ -1,7 +1,6 @@
 //! ONNX Runtime sessions; the only file that uses the crate `ort`. The library is loaded at run time, so that one
 //! binary runs with its CPU build or its CUDA build.
 use super::external_data::external_files;
-use lodestone_catalog::VECTOR_DIM;
 use ort::{
     environment::Environment,
     session::{Session, SessionInputValue, builder::GraphOptimizationLevel},
@@ -136,18 +135,18 @@ fn on_device(
 }
 
 /// The required name, type and shape of an input or output.
-struct Contract {
+struct Contract<'a> {
     name: &'static str,
     element: TensorElementType,
     /// -1: any size.
-    shape: &'static [i64],
+    shape: &'a [i64],
 }
 
-const fn floats(name: &'static str, shape: &'static [i64]) -> Contract {
+const fn floats<'a>(name: &'static str, shape: &'a [i64]) -> Contract<'a> {
     Contract { name, element: TensorElementType::Float32, shape }
 }
 
-const fn integers(name: &'static str, shape: &'static [i64]) -> Contract {
+const fn integers<'a>(name: &'static str, shape: &'a [i64]) -> Contract<'a> {
     Contract { name, element: TensorElementType::Int64, shape }
 }
 
@@ -178,6 +177,19 @@ fn check(model: &'static str, side: &str, found: &[Outlet], expected: &[Contract
         }
     }
     Ok(())
+}
+
+/// Returns the size of the last dimension of a model's output, of which there are `what`. The model must fix it.
+fn output_width(model: &'static str, session: &Session, what: &str) -> Result<usize, RankingError> {
+    let output = &session.outputs()[0];
+    let width = match output.dtype() {
+        ValueType::Tensor { shape, .. } => shape.last().copied().filter(|width| *width > 0),
+        _ => None,
+    };
+    width.map(|width| width as usize).ok_or_else(|| {
+        let problem = format!("output `{}` must have a fixed number of {what}", output.name());
+        RankingError::Contract { model, problem }
+    })
 }
 
 type Input<'a> = (&'static str, SessionInputValue<'a>);
@@ -229,7 +241,7 @@ where
 /// A history as the input of the user encoder, latest event last; all fields are parallel.
 #[derive(Debug, Clone, Default)]
 pub struct UserInput {
-    /// `[events × VECTOR_DIM]`: the vectors of the items.
+    /// `[events × width]`: the vectors of the items.
     pub items: Vec<f32>,
     /// The numbers of [`lodestone_events::EventKind`].
     pub kinds: Vec<i64>,
@@ -242,66 +254,71 @@ pub struct UserInput {
 /// The transformer that maps a history to a vector in the user space.
 pub struct UserEncoder {
     session: Session,
+    width: usize,
 }
-
-/// The largest position that the encoder distinguishes; older events share it.
-pub(super) const POSITION_MAX: i64 = 63;
 
 impl UserEncoder {
     const NAME: &str = "user_encoder";
 
-    /// Opens the model and checks its inputs and outputs.
-    pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
+    /// Opens the model and checks its inputs and outputs. `width` is the number of dimensions of the user space.
+    pub fn open(runtime: &Runtime, bytes: &[u8], width: usize, device: Device) -> Result<Self, RankingError> {
+        let (items, user) = ([-1, -1, width as i64], [-1, width as i64]);
         let inputs = [
-            floats("items", &[-1, -1, VECTOR_DIM as i64]),
+            floats("items", &items),
             integers("kinds", &[-1, -1]),
             integers("positions", &[-1, -1]),
             floats("ages", &[-1, -1]),
             floats("mask", &[-1, -1]),
         ];
-        let output = floats("user", &[-1, VECTOR_DIM as i64]);
-        Ok(Self { session: runtime.open(Self::NAME, bytes, device, &inputs, &output)? })
+        let output = floats("user", &user);
+        Ok(Self { session: runtime.open(Self::NAME, bytes, device, &inputs, &output)?, width })
     }
 
-    /// Encodes histories as vectors `[users × VECTOR_DIM]` of length 1. No history may be empty. Shorter histories are
+    /// Returns the number of dimensions of a user's vector.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Encodes histories as vectors `[users × width]` of length 1. No history may be empty. Shorter histories are
     /// padded and masked.
     pub fn encode_batch(&mut self, users: &[UserInput]) -> Result<Vec<f32>, RankingError> {
         let Some(length) = users.iter().map(|user| user.kinds.len()).max() else {
             return Ok(Vec::new());
         };
         let cells = users.len() * length;
-        let mut items = Vec::with_capacity(cells * VECTOR_DIM);
+        let mut items = Vec::with_capacity(cells * self.width);
         let (mut kinds, mut positions) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
         let (mut ages, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
         for (index, user) in users.iter().enumerate() {
             // Left-pad, because the model reads the last position.
             let begin = (index + 1) * length - user.kinds.len();
-            items.resize(begin * VECTOR_DIM, 0.0);
+            items.resize(begin * self.width, 0.0);
             kinds.resize(begin, 0);
             positions.resize(begin, 0);
             ages.resize(begin, 0.0);
             mask.resize(begin, 0.0f32);
             items.extend_from_slice(&user.items);
             kinds.extend_from_slice(&user.kinds);
-            positions.extend(user.positions.iter().map(|position| (*position).min(POSITION_MAX)));
+            positions.extend_from_slice(&user.positions);
             ages.extend_from_slice(&user.ages);
             mask.resize((index + 1) * length, 1.0);
         }
         let shape = [users.len(), length];
         let inputs = vec![
-            ("items", tensor(Self::NAME, &[users.len(), length, VECTOR_DIM], &items)?),
+            ("items", tensor(Self::NAME, &[users.len(), length, self.width], &items)?),
             ("kinds", tensor(Self::NAME, &shape, &kinds)?),
             ("positions", tensor(Self::NAME, &shape, &positions)?),
             ("ages", tensor(Self::NAME, &shape, &ages)?),
             ("mask", tensor(Self::NAME, &shape, &mask)?),
         ];
-        run(Self::NAME, &mut self.session, inputs, users.len() * VECTOR_DIM)
+        run(Self::NAME, &mut self.session, inputs, users.len() * self.width)
     }
 }
 
 /// The model that maps hashed terms to a vector in the query space.
 pub struct QueryEncoder {
     session: Session,
+    width: usize,
 }
 
 impl QueryEncoder {
@@ -310,27 +327,28 @@ impl QueryEncoder {
     /// Opens the model and checks its inputs and outputs.
     pub fn open(runtime: &Runtime, bytes: &[u8], device: Device) -> Result<Self, RankingError> {
         let inputs = [integers("term_ids", &[-1, -1]), floats("mask", &[-1, -1])];
-        let output = floats("query", &[-1, VECTOR_DIM as i64]);
-        Ok(Self { session: runtime.open(Self::NAME, bytes, device, &inputs, &output)? })
+        let session = runtime.open(Self::NAME, bytes, device, &inputs, &floats("query", &[-1, -1]))?;
+        let width = output_width(Self::NAME, &session, "dimensions")?;
+        Ok(Self { session, width })
     }
 
-    /// Encodes texts as vectors `[texts × VECTOR_DIM]` of length 1. No list of terms may be empty.
+    /// Encodes texts as vectors `[texts × width]` of length 1. No list of terms may be empty.
     pub fn encode_batch(&mut self, texts: &[Vec<u32>]) -> Result<Vec<f32>, RankingError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        let width = texts.iter().map(Vec::len).max().unwrap_or(1).max(1);
-        let (mut ids, mut mask) = (vec![0i64; texts.len() * width], vec![0f32; texts.len() * width]);
+        let length = texts.iter().map(Vec::len).max().unwrap_or(1).max(1);
+        let (mut ids, mut mask) = (vec![0i64; texts.len() * length], vec![0f32; texts.len() * length]);
         for (row, terms) in texts.iter().enumerate() {
             for (column, term) in terms.iter().enumerate() {
-                ids[row * width + column] = i64::from(*term);
-                mask[row * width + column] = 1.0;
+                ids[row * length + column] = i64::from(*term);
+                mask[row * length + column] = 1.0;
             }
         }
-        let shape = [texts.len(), width];
+        let shape = [texts.len(), length];
         let inputs =
             vec![("term_ids", tensor(Self::NAME, &shape, &ids)?), ("mask", tensor(Self::NAME, &shape, &mask)?)];
-        run(Self::NAME, &mut self.session, inputs, texts.len() * VECTOR_DIM)
+        run(Self::NAME, &mut self.session, inputs, texts.len() * self.width)
     }
 }
 
@@ -354,13 +372,7 @@ impl Ranker {
         let output = floats("logits", &[-1, -1]);
         let session = runtime.open(Self::NAME, bytes, device, &[floats("features", &[-1, -1])], &output)?;
         check_columns(&session, features)?;
-        let head_count = match session.outputs()[0].dtype() {
-            ValueType::Tensor { shape, .. } if shape[1] > 0 => shape[1] as usize,
-            _ => {
-                let problem = "output `logits` must have a fixed number of heads".to_owned();
-                return Err(RankingError::Contract { model: Self::NAME, problem });
-            }
-        };
+        let head_count = output_width(Self::NAME, &session, "heads")?;
         Ok(Self { session, column_count: features.len(), head_count })
     }
 

@@ -335,7 +335,7 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let store = Store { location: "memory".to_owned(), files: Box::new(in_memory()), directory: None };
         for name in ["a", "b"] {
-            let mut manifest = Manifest::new(name.to_owned(), 0, 0, KIND);
+            let mut manifest = Manifest::new(name.to_owned(), 0, 0, 50, KIND);
             manifest.add_file("words", b"words");
             store
                 .put(&format!("{name}/{MANIFEST}"), &serde_json::to_vec(&manifest).unwrap(), &Condition::Absent)
@@ -360,7 +360,7 @@ mod tests {
         // By time, not by name.
         for (name, created_ms) in [("d", 1), ("a", 2), ("c", 3), ("b", 4)] {
             fs::create_dir(location.path().join(name)).unwrap();
-            let text = serde_json::to_string(&Manifest::new(name.to_owned(), created_ms, 0, KIND)).unwrap();
+            let text = serde_json::to_string(&Manifest::new(name.to_owned(), created_ms, 0, 50, KIND)).unwrap();
             fs::write(location.path().join(name).join(MANIFEST), text).unwrap();
         }
         fs::create_dir(location.path().join("other")).unwrap();
@@ -384,7 +384,7 @@ mod tests {
         assert!(store.current().unwrap().is_none() && store.names().unwrap().is_empty());
         fs::create_dir(location.path().join("x")).unwrap();
         assert!(store.names().unwrap().is_empty(), "a directory without a manifest is not a bundle");
-        let text = serde_json::to_string(&Manifest::new("y".to_owned(), 0, 0, KIND)).unwrap();
+        let text = serde_json::to_string(&Manifest::new("y".to_owned(), 0, 0, 50, KIND)).unwrap();
         fs::write(location.path().join("x").join(MANIFEST), text).unwrap();
         assert!(matches!(store.manifest("x"), Err(StoreError::Manifest { .. })));
         fs::write(location.path().join("x").join(MANIFEST), r#"{"format": 5, "person_encoder": "x"}"#).unwrap();
