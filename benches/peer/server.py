@@ -45,8 +45,8 @@ SOURCE_COUNT, CANDIDATE_COUNT = 150, 250
 # Greatest number of requests that are answered together.
 BATCH_MAX = 16
 WEIGHTS = {"user_vector": 1.0, "query_vector": 1.0, "lexical": 2.0, "transitions": 1.0, "co_purchases": 0.7,
-           "item_to_item": 1.0, "co_interactions": 1.0, "two_steps": 1.0, "similar_texts": 1.0, "similar_histories": 1.0,
-           "popular": 0.5, "history": 1.2}
+           "item_to_item": 1.0, "similar_texts": 1.0, "similar_histories": 1.0, "popular": 0.5,
+           "history": 1.2}
 # The constants of reciprocal rank fusion: small for queries, 60 for other sources.
 CONSTANTS = {"query_vector": 10.0, "lexical": 10.0}
 RECENT_MAX, RECENT_DECAY, EVENTS_MAX = 12, 0.85, 200
@@ -76,9 +76,9 @@ FEATURES = [
     "event_days_since", "bought_count", "bought_days_since", "bought_share", "bought_decayed_14", "bought_decayed_60",
     "bought_decayed_180", "bought_interval", "bought_due", "seen_count", "seen_days_since", "is_in_cart", "is_favorite",
     "refunded_count", "price", "price_to_user", "item_age_days", "retrieval_score", "has_query", "history_length",
-    "basket_count", "basket_days_since", "co_interaction_weight", "co_interaction_weight_last", "two_step_weight",
-    "text_weight", "text_weight_last", "similar_history_weight", "is_similar_list", "is_together_list", "anchor_similar",
-    "anchor_title_similar", "anchor_transition_weight", "anchor_co_purchase_weight", "anchor_item_to_item_weight"]
+    "basket_count", "basket_days_since", "text_weight", "text_weight_last", "similar_history_weight", "is_similar_list",
+    "is_together_list", "anchor_similar", "anchor_title_similar", "anchor_transition_weight",
+    "anchor_co_purchase_weight", "anchor_item_to_item_weight"]
 COLUMN = {name: column for column, name in enumerate(FEATURES)}
 
 
@@ -280,9 +280,9 @@ class Shop:
         self.created = np.array([c or 0 for c in items["created_ms"]], np.int64)
         self.user_space, self.query_space = (
             np.load(vectors / f"{name}.npy") for name in ("item_vectors", "title_vectors"))
-        (self.transitions, self.co_purchases, self.item_to_item, self.co_interactions, self.two_steps,
-         self.similar_texts) = (neighbours(bundle / f"{table}.neighbours") for table in (
-             "transitions", "co_purchases", "item_to_item", "co_interactions", "two_steps", "similar_texts"))
+        self.transitions, self.co_purchases, self.item_to_item, self.similar_texts = (
+            neighbours(bundle / f"{table}.neighbours")
+            for table in ("transitions", "co_purchases", "item_to_item", "similar_texts"))
         self.histories = Histories(bundle / "histories.index")
         self.user_index, self.query_index = (
             INDEXES[name][0](space, width) for space, (name, width) in zip((self.user_space, self.query_space), indexes))
@@ -441,7 +441,6 @@ class Shop:
             [recent[[at]] if not len(user["recent"]) else self.unit(user["recent"][0]) for at, user in enumerate(users)],
             format="csr")
         products = (recent @ self.transitions, recent @ self.co_purchases, chosen @ self.item_to_item,
-                    recent @ self.co_interactions, last @ self.co_interactions, recent @ self.two_steps,
                     recent @ self.similar_texts, last @ self.similar_texts)
         return [product.toarray() for product in products] + [self.histories.scores(recent)]
 
@@ -510,7 +509,7 @@ class Shop:
             return np.array([user[part] for user in users])[owner]
 
         transitions, co_purchases, item_to_item, *sequences = (scores[owner, rows] for scores in spread)
-        out[:, columns("co_interaction_weight", "similar_history_weight")] = np.log(
+        out[:, columns("text_weight", "similar_history_weight")] = np.log(
             np.column_stack(sequences) + WEIGHT_FLOOR)
         out[:, COLUMN["transition_weight"]] = np.log1p(transitions)
         out[:, COLUMN["co_purchase_weight"]] = np.log(co_purchases + CO_PURCHASE_FLOOR)
@@ -561,7 +560,7 @@ class Shop:
         users = [self.users.get(key, self.unknown) for key, _, _ in requests]
         user_vectors = self.encode_users(users, now)
         spread = self.spread(users)
-        transitions, co_purchases, item_to_item, co_interactions, _, two_steps, similar_texts, _, histories = spread
+        transitions, co_purchases, item_to_item, similar_texts, _, histories = spread
         fused = np.zeros((len(requests), len(self.ids)), np.float32)
         query_vectors, lexical, complete = ([None] * len(requests) for _ in range(3))
 
@@ -590,8 +589,6 @@ class Shop:
             fuse(at, "transitions", self.top(transitions[at], SOURCE_COUNT))
             fuse(at, "co_purchases", self.top(co_purchases[at], SOURCE_COUNT // 2))
             fuse(at, "item_to_item", self.top(item_to_item[at], SOURCE_COUNT))
-            fuse(at, "co_interactions", self.top(co_interactions[at], SOURCE_COUNT))
-            fuse(at, "two_steps", self.top(two_steps[at], SOURCE_COUNT))
             fuse(at, "similar_texts", self.top(similar_texts[at], SOURCE_COUNT))
             fuse(at, "similar_histories", self.top(histories[at], SOURCE_COUNT))
             days = user["bought_days"] + (now - self.started) / DAY_MS

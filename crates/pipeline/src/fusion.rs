@@ -54,10 +54,6 @@ pub enum NeighbourTable {
     Transitions,
     CoPurchases,
     ItemToItem,
-    CoInteractions,
-    /// The co-interactions of the latest item.
-    CoInteractionsOfLast,
-    TwoSteps,
     SimilarTexts,
     /// The similar texts of the latest item.
     SimilarTextsOfLast,
@@ -66,13 +62,10 @@ pub enum NeighbourTable {
 }
 
 impl NeighbourTable {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 6] = [
         Self::Transitions,
         Self::CoPurchases,
         Self::ItemToItem,
-        Self::CoInteractions,
-        Self::CoInteractionsOfLast,
-        Self::TwoSteps,
         Self::SimilarTexts,
         Self::SimilarTextsOfLast,
         Self::SimilarHistories,
@@ -277,9 +270,6 @@ impl Fusion {
             evidence.of_user = scores(Origin::User);
             evidence.of_anchors = scores(Origin::Anchors);
             let score = |table: NeighbourTable| self.arrays.tables[table as usize][Origin::User as usize].get(key);
-            evidence.co_interactions = score(NeighbourTable::CoInteractions);
-            evidence.co_interactions_of_last = score(NeighbourTable::CoInteractionsOfLast);
-            evidence.two_steps = score(NeighbourTable::TwoSteps);
             evidence.similar_texts = score(NeighbourTable::SimilarTexts);
             evidence.similar_texts_of_last = score(NeighbourTable::SimilarTextsOfLast);
             evidence.similar_histories = score(NeighbourTable::SimilarHistories);

@@ -57,9 +57,6 @@ pub struct Generation {
     /// Items that users with the same items choose.
     pub item_to_item: KeyedNeighbours,
     /// Items that users choose within a few steps of an item.
-    pub co_interactions: KeyedNeighbours,
-    /// The co-interactions of an item's co-interactions.
-    pub two_steps: KeyedNeighbours,
     /// Items with similar texts.
     pub similar_texts: KeyedNeighbours,
     /// Earlier histories of users.
@@ -148,8 +145,6 @@ impl Generation {
             transitions: bundle.transitions.by_key(&keys),
             co_purchases: bundle.co_purchases.by_key(&keys),
             item_to_item: bundle.item_to_item.by_key(&keys),
-            co_interactions: bundle.co_interactions.by_key(&keys),
-            two_steps: bundle.two_steps.by_key(&keys),
             similar_texts: bundle.similar_texts.by_key(&keys),
             histories: bundle.histories.by_key(&keys),
             trained_popularity: Arc::new(PopularitySnapshot::new(

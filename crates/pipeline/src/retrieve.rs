@@ -117,15 +117,13 @@ impl RetrievalInput<'_> {
             Origin::User => &self.user.recent,
             Origin::Anchors => self.anchors,
         };
-        let count = if matches!(table, CoInteractionsOfLast | SimilarTextsOfLast) { 1 } else { items.len() };
+        let count = if table == SimilarTextsOfLast { 1 } else { items.len() };
         let weighted = items.iter().take(count).map(|item| (item.key, item.weight));
         let generation = self.generation;
         let neighbours = match table {
             Transitions => &generation.transitions,
             CoPurchases => &generation.co_purchases,
             ItemToItem => &generation.item_to_item,
-            CoInteractions | CoInteractionsOfLast => &generation.co_interactions,
-            TwoSteps => &generation.two_steps,
             SimilarTexts | SimilarTextsOfLast => &generation.similar_texts,
             SimilarHistories => return fusion.spread_histories(&generation.histories, weighted),
         };
@@ -168,8 +166,6 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
         (CandidateSource::Transitions, NeighbourTable::Transitions, per_source),
         (CandidateSource::CoPurchases, NeighbourTable::CoPurchases, per_source / 2),
         (CandidateSource::ItemToItem, NeighbourTable::ItemToItem, per_source),
-        (CandidateSource::CoInteractions, NeighbourTable::CoInteractions, per_source),
-        (CandidateSource::TwoSteps, NeighbourTable::TwoSteps, per_source),
         (CandidateSource::SimilarTexts, NeighbourTable::SimilarTexts, per_source),
         (CandidateSource::SimilarHistories, NeighbourTable::SimilarHistories, per_source),
     ] {
@@ -177,9 +173,7 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
         let found = fusion.best_spread(table, Origin::User, count, |key| input.eligible_row(key));
         fusion.add(source, found);
     }
-    for table in [NeighbourTable::CoInteractionsOfLast, NeighbourTable::SimilarTextsOfLast] {
-        input.spread(&mut fusion, table, Origin::User);
-    }
+    input.spread(&mut fusion, NeighbourTable::SimilarTextsOfLast, Origin::User);
     fusion.add(CandidateSource::History, history(input));
     // The other sources know little about a new user, or find little behind a filter.
     let missing = input.limits.fused.saturating_sub(fusion.found_count());

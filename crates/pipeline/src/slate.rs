@@ -509,8 +509,6 @@ impl Slate {
             CandidateSource::Transitions => (ReasonCode::OftenNext, evidence(Some(&generation.transitions))),
             CandidateSource::CoPurchases => (ReasonCode::BoughtTogether, evidence(Some(&generation.co_purchases))),
             CandidateSource::ItemToItem => (ReasonCode::FitsHistory, evidence(Some(&generation.item_to_item))),
-            CandidateSource::CoInteractions => (ReasonCode::FitsHistory, evidence(Some(&generation.co_interactions))),
-            CandidateSource::TwoSteps => (ReasonCode::FitsHistory, evidence(Some(&generation.two_steps))),
             CandidateSource::SimilarTexts => (ReasonCode::Similar, evidence(Some(&generation.similar_texts))),
             CandidateSource::SimilarHistories => (ReasonCode::FitsHistory, evidence(None)),
             CandidateSource::Similar => (ReasonCode::Similar, Vec::new()),

@@ -19,10 +19,6 @@ pub enum CandidateSource {
     CoPurchases,
     /// Items that users with the same items chose, by the item-to-item model.
     ItemToItem,
-    /// Items that users chose within a few steps of the recent items.
-    CoInteractions,
-    /// Items two such steps away.
-    TwoSteps,
     /// Items whose texts are similar to those of the recent items.
     SimilarTexts,
     /// Items of earlier histories that share items with the user's.
@@ -40,7 +36,7 @@ pub enum CandidateSource {
 }
 
 impl CandidateSource {
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 13;
     pub const ALL: [Self; Self::COUNT] = [
         Self::UserVector,
         Self::QueryVector,
@@ -48,8 +44,6 @@ impl CandidateSource {
         Self::Transitions,
         Self::CoPurchases,
         Self::ItemToItem,
-        Self::CoInteractions,
-        Self::TwoSteps,
         Self::SimilarTexts,
         Self::SimilarHistories,
         Self::Similar,
@@ -68,8 +62,6 @@ impl CandidateSource {
             Self::Transitions => "transitions",
             Self::CoPurchases => "co_purchases",
             Self::ItemToItem => "item_to_item",
-            Self::CoInteractions => "co_interactions",
-            Self::TwoSteps => "two_steps",
             Self::SimilarTexts => "similar_texts",
             Self::SimilarHistories => "similar_histories",
             Self::Similar => "similar",
@@ -93,8 +85,6 @@ impl CandidateSource {
             | Self::Transitions
             | Self::CoPurchases
             | Self::ItemToItem
-            | Self::CoInteractions
-            | Self::TwoSteps
             | Self::SimilarTexts
             | Self::SimilarHistories
             | Self::Popular
@@ -111,8 +101,6 @@ impl CandidateSource {
             | Self::QueryVector
             | Self::Transitions
             | Self::ItemToItem
-            | Self::CoInteractions
-            | Self::TwoSteps
             | Self::SimilarTexts
             | Self::SimilarHistories => 1.0,
             Self::Lexical => 2.0,
@@ -131,8 +119,6 @@ impl CandidateSource {
             | Self::Transitions
             | Self::CoPurchases
             | Self::ItemToItem
-            | Self::CoInteractions
-            | Self::TwoSteps
             | Self::SimilarTexts
             | Self::SimilarHistories
             | Self::Similar

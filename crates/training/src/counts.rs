@@ -6,7 +6,6 @@ use super::replay::{BASKET_ITEMS_MAX, Interaction, by_user};
 use ahash::AHashMap;
 use lodestone_core::ids::Row;
 use lodestone_index::{Histories, Neighbours};
-use rayon::prelude::*;
 
 /// Neighbours kept for an item.
 const NEIGHBOURS_MAX: usize = 50;
@@ -15,14 +14,6 @@ const CO_PURCHASES_MAX: usize = 150;
 /// Earlier interactions of a user from which a transition is counted. Each further one has half the weight of the one
 /// before.
 const STEPS_BACK: usize = 3;
-/// Interactions of a user between which co-interactions are counted, and the weight of the earlier item of a pair for
-/// the later one, as a share of the weight in the order of time.
-const CO_INTERACTION_STEPS: usize = 5;
-const BACKWARDS: f32 = 0.5;
-/// Co-interactions and two-step neighbours kept for an item.
-const SEQUENCE_NEIGHBOURS_MAX: usize = 100;
-/// The neighbours of an item, and of each of these, from which two-step neighbours are counted.
-const TWO_STEP_NEIGHBOURS: usize = 50;
 /// The most that one user adds to a pair.
 const USER_WEIGHT_MAX: f32 = 1.0;
 /// The most interactions of one user that count for the frequency of an item.
@@ -91,66 +82,6 @@ pub(crate) fn co_purchases(baskets: &[Interaction], items: usize) -> Neighbours 
     Neighbours::from_counts(items, counts.0.into_iter().map(share), CO_PURCHASES_MAX)
 }
 
-/// Counts pairs of items within a few interactions of a user, the more the closer they are, mostly in the order of
-/// time. Items of one interaction have no order and are no pair. Popular items are not damped: the weight says how
-/// often one item comes close to the other. The mean weight is 1.
-pub(crate) fn co_interactions(interactions: &[Interaction], items: usize) -> Neighbours {
-    let mut counts = Pairs::default();
-    for history in by_user(interactions).into_iter().filter(|history| history.len() > 1) {
-        let mut user = Pairs::default();
-        for (index, interaction) in history.iter().enumerate() {
-            for (step, previous) in earlier(&history[..index], interaction).take(CO_INTERACTION_STEPS).enumerate() {
-                let pairs = previous.rows.len() * interaction.rows.len();
-                let weight = 1.0 / (step as f32 + 1.0) / (pairs as f32).sqrt().max(1.0);
-                for &from in previous.rows.iter().take(BASKET_ITEMS_MAX) {
-                    for &to in interaction.rows.iter().take(BASKET_ITEMS_MAX).filter(|to| **to != from) {
-                        user.add(from, to, weight);
-                        user.add(to, from, BACKWARDS * weight);
-                    }
-                }
-            }
-        }
-        counts.add_user(user);
-    }
-    with_mean_1(items, counts.0.into_iter().map(|((from, to), count)| (Row(from), Row(to), count)).collect())
-}
-
-/// Follows the table twice: from an item to the neighbours of its neighbours, each row as shares. The mean weight is 1.
-pub(crate) fn two_steps(table: &Neighbours) -> Neighbours {
-    let items = table.row_count();
-    let sums: Vec<f32> = (0..items as u32).map(|row| table.of(Row(row)).1.iter().sum()).collect();
-    // The strongest neighbours of a row with their shares of it.
-    let strongest = |row: u32| -> Vec<(u32, f32)> {
-        let (rows, weights) = table.of(Row(row));
-        let shares = weights.iter().map(|weight| weight / sums[row as usize]);
-        rows.iter().copied().zip(shares).take(TWO_STEP_NEIGHBOURS).collect()
-    };
-    let of_row = |from: u32| {
-        let mut scores: AHashMap<u32, f32> = AHashMap::new();
-        for (middle, first) in strongest(from) {
-            for (to, second) in strongest(middle).into_iter().filter(|(to, _)| *to != from) {
-                *scores.entry(to).or_insert(0.0) += first * second;
-            }
-        }
-        let mut scores: Vec<(u32, f32)> = scores.into_iter().collect();
-        scores.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        scores.truncate(SEQUENCE_NEIGHBOURS_MAX);
-        scores.into_iter().map(|(to, score)| (Row(from), Row(to), score)).collect::<Vec<_>>()
-    };
-    let pairs: Vec<Vec<(Row, Row, f32)>> = (0..items as u32).into_par_iter().map(of_row).collect();
-    with_mean_1(items, pairs.into_iter().flatten().collect())
-}
-
-/// Builds a table whose weights have the mean 1.
-pub(crate) fn with_mean_1(items: usize, mut pairs: Vec<(Row, Row, f32)>) -> Neighbours {
-    // In a fixed order, so that the mean is the same in each training.
-    pairs.sort_unstable_by_key(|(from, to, _)| (*from, *to));
-    let mean = pairs.iter().map(|(.., weight)| f64::from(*weight)).sum::<f64>() / pairs.len().max(1) as f64;
-    let scale = if mean > 0.0 { (1.0 / mean) as f32 } else { 1.0 };
-    let scaled = pairs.into_iter().map(|(from, to, weight)| (from, to, scale * weight));
-    Neighbours::from_counts(items, scaled, SEQUENCE_NEIGHBOURS_MAX)
-}
-
 /// Collects the users' histories in the order of their last interactions. An anonymous interaction is a history.
 pub(crate) fn histories(interactions: &[Interaction], items: usize) -> Histories {
     let mut of_users = by_user(interactions);
@@ -215,22 +146,10 @@ mod tests {
     }
 
     #[test]
-    fn co_interactions_count_less_with_distance_and_against_the_order() {
-        let interactions = [basket(Some("p"), 1, &[0]), basket(Some("p"), 2, &[1]), basket(Some("p"), 3, &[2])];
-        let table = co_interactions(&interactions, 4);
-        // The mean of 1, 1, three times 1/2, and 1/4.
-        let mean = 3.75 / 6.0;
-        for (from, expected) in [(0, [(1, 1.0), (2, 0.5)]), (1, [(2, 1.0), (0, 0.5)]), (2, [(1, 0.5), (0, 0.25)])] {
-            let (rows, weights) = table.of(Row(from));
-            for (index, (row, weight)) in expected.into_iter().enumerate() {
-                assert_eq!(rows[index], row, "neighbours of {from}");
-                assert!((weights[index] - weight / mean).abs() < 1e-6, "{from}, {row}: {}", weights[index]);
-            }
-        }
-        assert_eq!(two_steps(&table).of(Row(0)).0, [2, 1], "over item 1, and over the weaker item 2");
-        let at_once = [basket(Some("p"), 1, &[0, 1]), basket(Some("p"), 1, &[2])];
-        let tables = [co_interactions(&at_once, 3), transitions(&at_once, 3)];
-        assert!(tables.iter().all(|table| table.of(Row(0)).0.is_empty()), "items at one time have no order");
+    fn items_at_one_time_have_no_order() {
+        let at_once = [basket(Some("p"), 1, &[0, 1]), basket(Some("p"), 1, &[2]), basket(Some("p"), 2, &[3])];
+        let table = transitions(&at_once, 4);
+        assert!((0..3).all(|row| table.of(Row(row)).0 == [3]));
     }
 
     #[test]

@@ -197,6 +197,17 @@ vectorised! {
 }
 
 vectorised! {
+    /// Returns the number of values that are at least `limit`.
+    pub(crate) fn at_least(values: &[f32], limit: f32) -> usize {
+        let mut count = 0u32;
+        for value in values {
+            count += u32::from(*value >= limit);
+        }
+        count as usize
+    }
+}
+
+vectorised! {
     pub(crate) fn scale(values: &mut [f32], by: f32) {
         for value in values {
             *value *= by;

@@ -4,7 +4,6 @@ use super::{
     Progress,
     answers::{LoggedAnswers, shown_list, with_mean_weight_one},
     error::TrainError,
-    optional_sources::Found,
     options::{Outcome, TrainOptions},
     query_side::query_from_title,
     ranker::RankingList,
@@ -202,7 +201,8 @@ pub(crate) struct Lists {
     /// Lists of logged answers.
     pub shown: Vec<RankingList>,
     pub heads: Vec<String>,
-    pub found: Found,
+    /// For each chosen item among the candidates of recommendations: bit s is set if source s found it.
+    pub found: Vec<u16>,
 }
 
 /// Sampled share of the moments with a purchase and of the others.
@@ -421,11 +421,11 @@ pub(crate) fn ranking_lists(
 #[derive(Default)]
 struct ReplayedLists {
     lists: Vec<RankingList>,
-    found: Found,
+    found: Vec<u16>,
 }
 
-impl Extend<(RankingList, Found)> for ReplayedLists {
-    fn extend<T: IntoIterator<Item = (RankingList, Found)>>(&mut self, lists: T) {
+impl Extend<(RankingList, Vec<u16>)> for ReplayedLists {
+    fn extend<T: IntoIterator<Item = (RankingList, Vec<u16>)>>(&mut self, lists: T) {
         for (list, found) in lists {
             self.lists.push(list);
             self.found.extend(found);
@@ -442,7 +442,7 @@ fn list_for(
     at: UnixMillis,
     request: &ListRequest,
     positives: &AHashMap<Row, Labels>,
-) -> Option<(RankingList, Found)> {
+) -> Option<(RankingList, Vec<u16>)> {
     let viewer = Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new() };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, at);
@@ -452,7 +452,7 @@ fn list_for(
     }
     let features = context.features();
     let labels = Outcomes::labels(positives, context.candidates.list.iter().map(|candidate| candidate.row));
-    let mut found = Found::new();
+    let mut found = Vec::<u16>::new();
     if matches!(request, ListRequest::ForYou) {
         let chosen = context.candidates.list.iter().filter(|candidate| positives.contains_key(&candidate.row));
         let sources = |candidate: &Candidate| {
@@ -465,7 +465,7 @@ fn list_for(
 }
 
 /// Removes the heads with fewer than [`HEAD_POSITIVES_MIN`] positive labels.
-fn with_frequent_heads(mut lists: Vec<RankingList>, mut shown: Vec<RankingList>, found: Found) -> Lists {
+fn with_frequent_heads(mut lists: Vec<RankingList>, mut shown: Vec<RankingList>, found: Vec<u16>) -> Lists {
     let mut positives = [0usize; HEADS.len()];
     for labels in lists.iter().flat_map(|list| list.labels.chunks_exact(HEADS.len())) {
         positives.iter_mut().zip(labels).for_each(|(count, label)| *count += usize::from(*label == 1.0));

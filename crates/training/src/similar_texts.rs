@@ -1,6 +1,5 @@
 //! Items with similar texts: the cosine of their words, weighted by inverse document frequency (TF-IDF: Salton &
 //! Buckley 1988).
-use super::counts::with_mean_1;
 use ahash::AHashMap;
 use lodestone_catalog::Item;
 use lodestone_core::{ids::Row, text};
@@ -46,6 +45,16 @@ pub(crate) fn similar_texts(items: &[Item]) -> Neighbours {
     let scores = || vec![0.0; items.len()];
     let pairs: Vec<Vec<_>> = (0..items.len()).into_par_iter().map_init(scores, neighbours).collect();
     with_mean_1(items.len(), pairs.into_iter().flatten().collect())
+}
+
+/// Builds a table whose weights have the mean 1.
+fn with_mean_1(items: usize, mut pairs: Vec<(Row, Row, f32)>) -> Neighbours {
+    // In a fixed order, so that the mean is the same in each training.
+    pairs.sort_unstable_by_key(|(from, to, _)| (*from, *to));
+    let mean = pairs.iter().map(|(.., weight)| f64::from(*weight)).sum::<f64>() / pairs.len().max(1) as f64;
+    let scale = if mean > 0.0 { (1.0 / mean) as f32 } else { 1.0 };
+    let scaled = pairs.into_iter().map(|(from, to, weight)| (from, to, scale * weight));
+    Neighbours::from_counts(items, scaled, NEIGHBOURS_MAX)
 }
 
 /// Returns the weighted terms of each item, a vector of length 1. Terms of a single item are dropped, because they make

@@ -10,7 +10,7 @@ use super::{
     lists::{ListInput, Lists, head_weight, ranking_lists},
     losses::LossCurves,
     onnx::ExportCheck,
-    optional_sources,
+    optional_sources::{self, OptionalSource},
     options::{EncoderSettings, TrainOptions, TrainTimes},
     query_side::{QuerySide, embed_with, learned_query_side},
     ranker::{Calibration, RankerConfig, RankingData, TrainedRanker, train_ranker},
@@ -35,7 +35,6 @@ use lodestone_pipeline::{
     bundle::{Bundle, Head, Manifest},
     golden_requests,
     ranking::{Device, Runtime, SentenceFiles},
-    source::CandidateSource,
 };
 use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
@@ -323,7 +322,6 @@ impl Training {
         stages.end("user encoder");
 
         let [early, all] = &shop.kept;
-        let co_interactions = counts::co_interactions(early, item_count);
         let trained_until = shop.times.labels.end;
         let mut bundle = Bundle {
             manifest: Manifest::new(options.name.clone(), options.now.0, trained_until.0, events, side.kind.clone())
@@ -337,8 +335,6 @@ impl Training {
             transitions: counts::transitions(early, item_count),
             co_purchases: counts::co_purchases(&baskets(early), item_count),
             item_to_item: item_to_item(early, item_count),
-            two_steps: counts::two_steps(&co_interactions),
-            co_interactions,
             similar_texts: similar_texts(&shop.items),
             histories: counts::histories(early, item_count),
             // The replay for the ranking model must not know later events.
@@ -379,16 +375,11 @@ impl Training {
         bundle.transitions = counts::transitions(all, item_count);
         bundle.co_purchases = counts::co_purchases(&baskets(all), item_count);
         bundle.item_to_item = item_to_item(all, item_count);
-        bundle.co_interactions = counts::co_interactions(all, item_count);
-        bundle.two_steps = counts::two_steps(&bundle.co_interactions);
         bundle.histories = counts::histories(all, item_count);
         for source in &left_out {
-            let nothing = Neighbours::from_counts(item_count, [], 0);
             match source {
-                CandidateSource::CoInteractions => bundle.co_interactions = nothing,
-                CandidateSource::TwoSteps => bundle.two_steps = nothing,
-                CandidateSource::SimilarTexts => bundle.similar_texts = nothing,
-                _ => bundle.histories = counts::histories(&[], item_count),
+                OptionalSource::SimilarTexts => bundle.similar_texts = Neighbours::from_counts(item_count, [], 0),
+                OptionalSource::SimilarHistories => bundle.histories = counts::histories(&[], item_count),
             }
         }
         bundle.popularity = shop.popularity();
@@ -409,7 +400,7 @@ impl Training {
             sample_count: samples.len(),
             epoch_count: user.epochs,
             list_count,
-            left_out_sources: left_out.iter().map(|source| source.name()).collect(),
+            left_out_sources: left_out.iter().map(|of| of.source().name()).collect(),
             answers: shop
                 .answers
                 .as_ref()
@@ -529,8 +520,6 @@ pub(crate) fn without_models(bundle: &Bundle) -> Bundle {
         transitions: bundle.transitions.clone(),
         co_purchases: bundle.co_purchases.clone(),
         item_to_item: bundle.item_to_item.clone(),
-        co_interactions: bundle.co_interactions.clone(),
-        two_steps: bundle.two_steps.clone(),
         similar_texts: bundle.similar_texts.clone(),
         histories: bundle.histories.clone(),
         popularity: bundle.popularity.clone(),

@@ -12,7 +12,7 @@ use super::{
     sequence::{
         EncoderConfig, EventTargets, HISTORY_MAX, Interruption, ItemText, Sample, SequenceEncoder, Shape, Tokens,
         TrainedEncoder,
-        encoder::encoder_loss,
+        encoder::{encoder_loss, encoder_quality},
         train_encoder,
         transformer::{BlockWeights, FFN_FACTOR},
     },
@@ -31,8 +31,6 @@ use std::ops::Range;
 const KINDS: usize = 16;
 /// Share of the items whose own vectors are dropped in a step.
 const RESIDUAL_DROPOUT: f32 = 0.1;
-/// Inverse temperatures at which the validation loss is computed.
-const SHARPNESSES: [f32; 4] = [1.0, 0.8, 0.65, 0.5];
 /// Epochs without validation data.
 const UNVALIDATED_EPOCHS: usize = 10;
 /// An export is checked on histories of about so many lengths, up to the longest.
@@ -235,9 +233,8 @@ pub(crate) struct UserEncoderData<'a> {
     pub validation: &'a [UserSample],
 }
 
-/// Trains the encoder and the item vectors, with early stopping on the validation loss at the best of several
-/// temperatures (Guo et al. 2017). The loss alone grows before the ranks of the targets get worse, because the model
-/// becomes too sure of them.
+/// Trains the encoder and the item vectors, with early stopping on the ranks of the validation targets. The loss grows
+/// earlier than the ranks get worse, because the model becomes too sure of them.
 pub(crate) fn train_user_encoder(
     data: &UserEncoderData,
     settings: EncoderSettings,
@@ -266,9 +263,8 @@ pub(crate) fn train_user_encoder(
         if targets.is_empty() {
             return epoch;
         }
-        let at_sharpness = SHARPNESSES.map(|sharpness| encoder_loss(encoder, &targets, sharpness));
-        losses.push(at_sharpness[0] as f32);
-        -at_sharpness.into_iter().fold(f64::INFINITY, f64::min)
+        losses.push(encoder_loss(encoder, &targets) as f32);
+        encoder_quality(encoder, &targets)
     };
     let trained = train_encoder(&samples, item_count, text, &config, interruption, &mut validate, &mut |step| {
         progress(Progress { stage: "user encoder", ..step });
@@ -288,7 +284,7 @@ pub(crate) fn train_user_encoder(
         item_lengths: encoder.item_lengths().to_vec(),
         onnx,
         check,
-        validation_loss: if targets.is_empty() { f32::NAN } else { encoder_loss(&encoder, &targets, 1.0) as f32 },
+        validation_loss: if targets.is_empty() { f32::NAN } else { encoder_loss(&encoder, &targets) as f32 },
         validation_losses: steps.zip(losses).collect(),
         epochs,
     })

@@ -195,8 +195,6 @@ fn reverse_items(bundle: &mut Bundle) {
     bundle.transitions = std::mem::take(&mut bundle.transitions).renumbered(&numbers);
     bundle.co_purchases = std::mem::take(&mut bundle.co_purchases).renumbered(&numbers);
     bundle.item_to_item = std::mem::take(&mut bundle.item_to_item).renumbered(&numbers);
-    bundle.co_interactions = std::mem::take(&mut bundle.co_interactions).renumbered(&numbers);
-    bundle.two_steps = std::mem::take(&mut bundle.two_steps).renumbered(&numbers);
     bundle.similar_texts = std::mem::take(&mut bundle.similar_texts).renumbered(&numbers);
     bundle.histories = bundle.histories.clone().renumbered(&numbers);
     bundle.popularity = bundle.popularity.renumbered(&numbers.into_iter().map(ItemKey).collect::<Vec<_>>());

@@ -25,8 +25,6 @@ const TEXT_PROJECTION: &str = "text_projection.f32";
 const TRANSITIONS: &str = "transitions.neighbours";
 const CO_PURCHASES: &str = "co_purchases.neighbours";
 const ITEM_TO_ITEM: &str = "item_to_item.neighbours";
-const CO_INTERACTIONS: &str = "co_interactions.neighbours";
-const TWO_STEPS: &str = "two_steps.neighbours";
 const SIMILAR_TEXTS: &str = "similar_texts.neighbours";
 const HISTORIES: &str = "histories.index";
 const POPULARITY: &str = "popularity.counts";
@@ -58,9 +56,6 @@ pub struct Bundle {
     /// Items that users with the same items choose, by the item-to-item model EASE.
     pub item_to_item: Neighbours,
     /// Items that users choose within a few steps of an item.
-    pub co_interactions: Neighbours,
-    /// The co-interactions of an item's co-interactions.
-    pub two_steps: Neighbours,
     /// Items with similar texts.
     pub similar_texts: Neighbours,
     /// Earlier histories of users, without their ids.
@@ -187,8 +182,6 @@ impl Bundle {
             transitions: neighbours(TRANSITIONS)?,
             co_purchases: neighbours(CO_PURCHASES)?,
             item_to_item: neighbours(ITEM_TO_ITEM)?,
-            co_interactions: neighbours(CO_INTERACTIONS)?,
-            two_steps: neighbours(TWO_STEPS)?,
             similar_texts: neighbours(SIMILAR_TEXTS)?,
             histories: histories()?,
             popularity: popularity()?,
@@ -229,13 +222,11 @@ impl Bundle {
             index.write(&path)?;
             self.manifest.add_file(name, &fs::read(&path).map_err(|source| io(&path, source))?);
         }
-        let files: [(&str, Vec<u8>); 12] = [
+        let files: [(&str, Vec<u8>); 10] = [
             (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
             (TRANSITIONS, self.transitions.to_bytes()),
             (CO_PURCHASES, self.co_purchases.to_bytes()),
             (ITEM_TO_ITEM, self.item_to_item.to_bytes()),
-            (CO_INTERACTIONS, self.co_interactions.to_bytes()),
-            (TWO_STEPS, self.two_steps.to_bytes()),
             (SIMILAR_TEXTS, self.similar_texts.to_bytes()),
             (HISTORIES, self.histories.to_bytes()),
             (POPULARITY, self.popularity.to_bytes(self.items.len())),

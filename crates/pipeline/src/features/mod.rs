@@ -57,9 +57,6 @@ pub const FEATURES: &[&str] = &[
     "history_length",
     "basket_count",
     "basket_days_since",
-    "co_interaction_weight",
-    "co_interaction_weight_last",
-    "two_step_weight",
     "text_weight",
     "text_weight_last",
     "similar_history_weight",
@@ -85,11 +82,6 @@ pub struct SourceEvidence {
     pub of_user: TableScores,
     /// From the request's anchors.
     pub of_anchors: TableScores,
-    /// Sum of decay × co-interaction weight over the recent items, and the weight of the latest one.
-    pub co_interactions: f32,
-    pub co_interactions_of_last: f32,
-    /// Sum of decay × weight over the recent items.
-    pub two_steps: f32,
     /// Sum of decay × similarity of texts over the recent items, and that of the latest one.
     pub similar_texts: f32,
     pub similar_texts_of_last: f32,
@@ -175,9 +167,6 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
         user.log_history_length,
         log(user.basket_count as f32),
         user.days_since_basket(context.now),
-        log_of_weight(evidence.co_interactions),
-        log_of_weight(evidence.co_interactions_of_last),
-        log_of_weight(evidence.two_steps),
         log_of_weight(evidence.similar_texts),
         log_of_weight(evidence.similar_texts_of_last),
         log_of_weight(evidence.similar_histories),

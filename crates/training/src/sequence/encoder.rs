@@ -2,7 +2,7 @@
 //! item is its dot product with the item's vector.
 use super::transformer::{Bits, Dropout, NamedWeights, Packed, Shape, Tokens, WeightLayout};
 use crate::{
-    kernels::normalise_rows,
+    kernels::{Into, View, at_least, matmul, normalise_rows},
     softmax::{Softmax, Targets},
 };
 use rayon::prelude::*;
@@ -127,9 +127,8 @@ impl SequenceEncoder {
     }
 }
 
-/// Returns the mean of share × -ln p(target) over the targets after histories; the softmax of all items' logits times
-/// `sharpness`.
-pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)])], sharpness: f32) -> f64 {
+/// Returns the mean of share × -ln p(target) over the targets after histories; the softmax is over all items.
+pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)])]) -> f64 {
     let every = queries.len().div_ceil(QUERIES_MAX).max(1);
     let queries: Vec<_> = queries.iter().step_by(every).collect();
     let histories: Vec<Tokens> = queries.iter().map(|(tokens, _)| *tokens).collect();
@@ -144,7 +143,7 @@ pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)]
                 hidden,
                 items: &encoder.items,
                 width: d,
-                scale: sharpness,
+                scale: 1.0,
                 targets: &targets,
                 log_q_correction: &[],
             };
@@ -157,3 +156,35 @@ pub fn encoder_loss(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)]
 
 /// Most queries of [`encoder_loss`], spread evenly.
 const QUERIES_MAX: usize = 20_000;
+
+/// Ranks that [`encoder_quality`] counts.
+const QUALITY_CUTOFF: usize = 100;
+
+/// Returns the mean of share / log₂(1 + rank) over the targets after histories, ranked among all items: NDCG@100 for
+/// single targets.
+pub fn encoder_quality(encoder: &SequenceEncoder, queries: &[(Tokens, &[(u32, f32)])]) -> f64 {
+    let every = queries.len().div_ceil(QUERIES_MAX).max(1);
+    let queries: Vec<_> = queries.iter().step_by(every).collect();
+    let histories: Vec<Tokens> = queries.iter().map(|(tokens, _)| *tokens).collect();
+    let (users, d) = (encoder.encode(&histories), encoder.width());
+    let item_count = encoder.items.len() / d;
+    let gain = |logits: &[f32], (target, share): &(u32, f32)| {
+        let rank = at_least(logits, logits[*target as usize]);
+        let gain = if rank <= QUALITY_CUTOFF { 1.0 / (rank as f64 + 1.0).log2() } else { 0.0 };
+        (f64::from(*share) * gain, f64::from(*share))
+    };
+    let parts: Vec<(f64, f64)> = queries
+        .par_chunks(32)
+        .zip(users.par_chunks(32 * d))
+        .map_init(Vec::new, |logits: &mut Vec<f32>, (part, users)| {
+            logits.resize(part.len() * item_count, 0.0);
+            let items = View::new(&encoder.items, item_count, d).transposed();
+            matmul(logits, Into::Replace, View::new(users, part.len(), d), items);
+            let rows = part.iter().zip(logits.chunks_exact(item_count));
+            let gains = rows.flat_map(|((_, targets), logits)| targets.iter().map(|target| gain(logits, target)));
+            gains.fold((0.0, 0.0), |sum, of| (sum.0 + of.0, sum.1 + of.1))
+        })
+        .collect();
+    let (gains, shares) = parts.into_iter().fold((0.0, 0.0), |sum, of| (sum.0 + of.0, sum.1 + of.1));
+    gains / shares.max(1e-9)
+}
