@@ -405,9 +405,12 @@ impl Generation {
             let _lock = self.write_lock.lock();
             let now = self.catalog.load_full();
             let is_frozen = |row: Row| {
-                let (before, after) = (space.vector(&catalog, row), space.vector(&now, row));
-                // An unchanged row shares its vector, whose content need not be read under the lock.
-                catalog.is_alive(row) && (std::ptr::eq(before, after) || before == after)
+                // A row that was added meanwhile is beyond the catalogue of the graph.
+                catalog.is_alive(row) && {
+                    let (before, after) = (space.vector(&catalog, row), space.vector(&now, row));
+                    // An unchanged row shares its vector, whose content need not be read under the lock.
+                    std::ptr::eq(before, after) || before == after
+                }
             };
             let later = bits::ones(now.alive(), 0).map(|row| Row(row as u32)).filter(|row| !is_frozen(*row));
             let later: Vec<(Row, &[f32])> = later.map(|row| (row, space.vector(&now, row))).collect();
