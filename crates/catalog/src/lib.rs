@@ -3,11 +3,13 @@
 mod filter;
 mod item;
 mod keys;
+mod order;
 mod prepared;
 mod snapshot;
 
 pub use filter::{Field, Filter, FilterError, attribute_name};
 pub use item::{AttributeValue, Item, limits};
 pub use keys::ItemKeys;
+pub use order::{ORDER_KEYS_MAX, OrderBy, OrderByError, Position, Selected, SortEntry, SortValue, StoredValue, select};
 pub use prepared::{PreparedField, PreparedValue};
 pub use snapshot::{Catalog, ItemVectors};

@@ -6,6 +6,7 @@ use super::{
 use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row},
+    text::normalize,
     units::UnixMillis,
 };
 use std::sync::Arc;
@@ -87,6 +88,8 @@ pub struct CatalogRow {
     pub log_price: f32,
     /// Copied for the same reason.
     pub created_at: Option<UnixMillis>,
+    /// The title in normal form, by which items are sorted.
+    pub title_normal: Arc<str>,
     /// The values of the catalogue's prepared fields, in their order.
     pub prepared: Arc<[PreparedValue]>,
 }
@@ -109,6 +112,17 @@ impl Catalog {
     /// Returns the content of a row, also of a dead one.
     pub fn get(&self, row: Row) -> &CatalogRow {
         &self.chunks[row.index() / BLOCK_ROWS].rows[row.index() % BLOCK_ROWS]
+    }
+
+    /// Returns the rows of a block, and their columns if the block is full.
+    pub(crate) fn block(&self, block: usize) -> (&[CatalogRow], Option<&Columns>) {
+        let chunk = &self.chunks[block];
+        (&chunk.rows, chunk.columns.as_ref())
+    }
+
+    /// Returns the number of blocks.
+    pub(crate) fn block_count(&self) -> usize {
+        self.chunks.len()
     }
 
     /// Returns true for a row of this snapshot whose item is not deleted.
@@ -166,7 +180,8 @@ impl Catalog {
         let log_price = item.price.map_or(0.0, |price| (price.units() as f32).ln_1p());
         let (created_at, in_stock) = (item.created_at, item.is_in_stock());
         let prepared = self.prepared.iter().map(|field| field.of(&item)).collect();
-        let content = CatalogRow { item, key, vectors, log_price, created_at, prepared };
+        let title_normal = normalize(&item.title).into();
+        let content = CatalogRow { item, key, vectors, log_price, created_at, title_normal, prepared };
         let row = match self.last_row_of_key(key) {
             Some(row) => {
                 self.replace(row, content);

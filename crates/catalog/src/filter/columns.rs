@@ -1,6 +1,6 @@
 //! Columns of the field values of a block of items, so that a filter is evaluated for many items at once.
 use super::{Field, Filter, Literal, Node, Operator, Predicate};
-use crate::{AttributeValue, Item};
+use crate::{AttributeValue, Item, order::SortValue};
 use ahash::AHashMap;
 use lodestone_core::text::normalize;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub struct Columns {
 
 /// The values of one field in a block. An attribute may be a text in one item and a number in another.
 #[derive(Debug, Clone, Default)]
-struct Column {
+pub(crate) struct Column {
     /// The indices of the items with each text in normal form, ascending.
     labels: AHashMap<Box<str>, Vec<u16>>,
     numbers: Option<Numbers>,
@@ -48,6 +48,36 @@ enum Values {
     Many,
 }
 
+/// The values of one field in a block, by the position of the item. An item has one value at most.
+#[derive(Debug, Default)]
+pub(crate) struct BlockValues<'c> {
+    /// In normal form; empty for items without a text. Empty if no item has a text.
+    texts: Vec<&'c str>,
+    /// NaN for items without a number.
+    numbers: Option<&'c [f64; BLOCK_ROWS]>,
+    /// The items with the value true, and the items with any value.
+    flags: Option<&'c [Mask; 2]>,
+}
+
+impl<'c> BlockValues<'c> {
+    /// Returns the value of the item at a position. A text without letters and digits is no value.
+    pub(crate) fn get(&self, at: usize) -> SortValue<'c> {
+        let text = self.texts.get(at).filter(|text| !text.is_empty());
+        let number = || self.numbers.map(|numbers| numbers[at]).filter(|number| !number.is_nan());
+        let flag = || {
+            let has = |mask: &Mask| mask[at / 64] >> (at % 64) & 1 == 1;
+            self.flags.filter(|[_, present]| has(present)).map(|[is_true, _]| has(is_true))
+        };
+        match text {
+            Some(text) => SortValue::Text(text),
+            None => number()
+                .map(|number| SortValue::Number(number + 0.0))
+                .or_else(|| flag().map(SortValue::Flag))
+                .unwrap_or(SortValue::Missing),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Numbers {
     /// One value for each item; NaN, which matches no comparison, for items without a value.
@@ -57,6 +87,47 @@ struct Numbers {
 }
 
 impl Column {
+    /// Builds the column of a field with one value for each item, from at most [`BLOCK_ROWS`] items.
+    pub(crate) fn of<'i>(field: &Field, items: impl Iterator<Item = &'i Item>) -> Self {
+        let mut column = Self::default();
+        for (at, item) in items.take(BLOCK_ROWS).enumerate() {
+            let number = match field {
+                Field::Price => item.price.map(|price| price.units()),
+                Field::StockQuantity => item.stock_quantity.map(f64::from),
+                Field::CreateTime => item.created_at.map(|time| time.0 as f64),
+                _ => None,
+            };
+            match field {
+                Field::Brand => column.label(at, &item.brand),
+                Field::Currency => column.label(at, &item.currency),
+                Field::InStock => column.flag(at, item.is_in_stock()),
+                Field::Price | Field::StockQuantity | Field::CreateTime => {
+                    number.into_iter().for_each(|number| column.number(at, number));
+                }
+                Field::Attribute(name) => match item.attributes.get(name) {
+                    Some(AttributeValue::Text(text)) => column.label(at, text),
+                    Some(AttributeValue::Number(number)) => column.number(at, *number),
+                    Some(AttributeValue::Flag(flag)) => column.flag(at, *flag),
+                    None => {}
+                },
+                Field::ItemId | Field::Title | Field::Description | Field::Category | Field::Tags => {}
+            }
+        }
+        column
+    }
+
+    pub(crate) fn values(&self) -> BlockValues<'_> {
+        let mut texts = Vec::new();
+        if !self.labels.is_empty() {
+            texts.resize(BLOCK_ROWS, "");
+            for (label, items) in &self.labels {
+                items.iter().for_each(|at| texts[usize::from(*at)] = &**label);
+            }
+        }
+        let numbers = self.numbers.as_ref().map(|numbers| &*numbers.values);
+        BlockValues { texts, numbers, flags: self.flags.as_ref() }
+    }
+
     fn is_empty(&self) -> bool {
         self.labels.is_empty()
             && self.numbers.as_ref().is_none_or(|numbers| numbers.values.iter().all(|value| value.is_nan()))
@@ -249,6 +320,22 @@ impl Columns {
                 }
             }
         }
+    }
+
+    /// Returns the values of a field with one value for each item; none for a field without such a column.
+    pub(crate) fn values(&self, field: &Field) -> Option<BlockValues<'_>> {
+        Some(match field {
+            Field::ItemId | Field::Title | Field::Description | Field::Category | Field::Tags => return None,
+            Field::Brand => self.brand.values(),
+            Field::Currency => self.currency.values(),
+            Field::Price => self.price.values(),
+            Field::StockQuantity => self.stock_quantity.values(),
+            Field::InStock => self.in_stock.values(),
+            Field::CreateTime => self.create_time.values(),
+            Field::Attribute(name) => {
+                self.attributes.get(name.as_str()).map(|column| column.values()).unwrap_or_default()
+            }
+        })
     }
 
     /// Returns the items that satisfy the predicate, or `None` for a field without a column.

@@ -155,6 +155,11 @@ impl Rank {
         self.others
     }
 
+    /// The numbers that determine the order, the first one first; the greater is the more popular.
+    pub fn parts(&self) -> [f64; 2] {
+        [self.others, self.all]
+    }
+
     /// Compares so that the most popular item comes first.
     pub fn cmp_popular_first(&self, other: &Self) -> Ordering {
         other.others.total_cmp(&self.others).then(other.all.total_cmp(&self.all))

@@ -1,0 +1,576 @@
+//! Orders of items by their fields: the language of `order_by`, and the selection of a page from many rows.
+use super::{
+    Catalog, Field,
+    filter::{BLOCK_ROWS, BlockValues, Column},
+    snapshot::CatalogRow,
+};
+use lodestone_core::ids::{ItemKey, Row};
+use std::cmp::Ordering;
+
+/// Maximum number of keys of an order.
+pub const ORDER_KEYS_MAX: usize = 4;
+/// Characters of a name in an error.
+const SHOWN_CHARS: usize = 40;
+/// Minimum number of entries that are collected before the best of them are selected.
+const BUFFER_MIN: usize = 1024;
+
+/// The fields that sort items, the first one first. Without keys, no field sorts.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct OrderBy(Vec<SortKey>);
+
+#[derive(Debug, Clone, PartialEq)]
+struct SortKey {
+    field: Field,
+    is_descending: bool,
+}
+
+/// A problem of an order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OrderByError {
+    #[error("has {0} keys; the limit is {ORDER_KEYS_MAX}")]
+    TooManyKeys(usize),
+    #[error("key {0} is empty; a key is a field, then `asc`, `desc` or nothing")]
+    EmptyKey(usize),
+    #[error(
+        "`{0}` is not a field; use item_id, title, brand, price, currency, stock_quantity, in_stock, create_time or \
+         attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)"
+    )]
+    UnknownField(String),
+    #[error("`{0}` does not sort, because an item may have several values; sort by a field with one value")]
+    ListField(String),
+    #[error("`{0}` does not sort; use title, brand or a text of attributes.NAME")]
+    LongText(String),
+    #[error("`{0}` is not a direction; use `asc`, `desc` or nothing, which is `asc`")]
+    UnknownDirection(String),
+    #[error("`{0}` occurs twice; a field may occur once")]
+    RepeatedField(String),
+}
+
+impl OrderBy {
+    /// Parses a text such as `price desc, attributes.weight asc, title`: 1 to [`ORDER_KEYS_MAX`] fields, each with a
+    /// direction or ascending. White space only is the order without keys. Returns all problems.
+    pub fn parse(text: &str) -> Result<Self, Vec<OrderByError>> {
+        let (mut keys, mut problems): (Vec<SortKey>, Vec<OrderByError>) = (Vec::new(), Vec::new());
+        if text.trim().is_empty() {
+            return Ok(Self(keys));
+        }
+        let count = text.split(',').count();
+        if count > ORDER_KEYS_MAX {
+            problems.push(OrderByError::TooManyKeys(count));
+        }
+        for (index, key) in text.split(',').take(ORDER_KEYS_MAX).enumerate() {
+            match parse_key(index, key) {
+                Ok(key) if keys.iter().any(|known| known.field == key.field) => {
+                    problems.push(OrderByError::RepeatedField(key.field.to_string()));
+                }
+                Ok(key) => keys.push(key),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if problems.is_empty() { Ok(Self(keys)) } else { Err(problems) }
+    }
+
+    /// Returns whether no field sorts.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn directions<const N: usize>(&self) -> [bool; N] {
+        std::array::from_fn(|at| self.0[at].is_descending)
+    }
+}
+
+fn parse_key(index: usize, text: &str) -> Result<SortKey, OrderByError> {
+    let mut words = text.split_whitespace();
+    let Some(name) = words.next() else { return Err(OrderByError::EmptyKey(index + 1)) };
+    let field = match Field::parse(name) {
+        None => return Err(OrderByError::UnknownField(shown(name))),
+        Some(Field::Category | Field::Tags) => return Err(OrderByError::ListField(shown(name))),
+        Some(Field::Description) => return Err(OrderByError::LongText(shown(name))),
+        Some(field) => field,
+    };
+    let direction = words.collect::<Vec<&str>>().join(" ");
+    match direction.as_str() {
+        "" | "asc" => Ok(SortKey { field, is_descending: false }),
+        "desc" => Ok(SortKey { field, is_descending: true }),
+        other => Err(OrderByError::UnknownDirection(shown(other))),
+    }
+}
+
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// A value by which items are sorted. Flags precede numbers, and numbers precede texts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SortValue<'a> {
+    Flag(bool),
+    Number(f64),
+    /// In normal form, except ids.
+    Text(&'a str),
+    /// Last in both directions.
+    Missing,
+}
+
+impl SortValue<'_> {
+    /// Compares in one direction.
+    fn compare(self, other: Self, is_descending: bool) -> Ordering {
+        let ascending = match (self, other) {
+            (Self::Missing, Self::Missing) => return Ordering::Equal,
+            (Self::Missing, _) => return Ordering::Greater,
+            (_, Self::Missing) => return Ordering::Less,
+            (Self::Flag(a), Self::Flag(b)) => a.cmp(&b),
+            (Self::Number(a), Self::Number(b)) => a.total_cmp(&b),
+            (Self::Text(a), Self::Text(b)) => a.cmp(b),
+            (a, b) => a.type_rank().cmp(&b.type_rank()),
+        };
+        if is_descending { ascending.reverse() } else { ascending }
+    }
+
+    fn type_rank(self) -> u8 {
+        match self {
+            Self::Flag(_) => 0,
+            Self::Number(_) => 1,
+            Self::Text(_) => 2,
+            Self::Missing => 3,
+        }
+    }
+}
+
+/// An owned [`SortValue`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum StoredValue {
+    Flag(bool),
+    Number(f64),
+    Text(Box<str>),
+    Missing,
+}
+
+impl From<SortValue<'_>> for StoredValue {
+    fn from(value: SortValue) -> Self {
+        match value {
+            SortValue::Flag(flag) => Self::Flag(flag),
+            SortValue::Number(number) => Self::Number(number),
+            SortValue::Text(text) => Self::Text(text.into()),
+            SortValue::Missing => Self::Missing,
+        }
+    }
+}
+
+impl StoredValue {
+    fn as_value(&self) -> SortValue<'_> {
+        match self {
+            Self::Flag(flag) => SortValue::Flag(*flag),
+            Self::Number(number) => SortValue::Number(*number),
+            Self::Text(text) => SortValue::Text(text),
+            Self::Missing => SortValue::Missing,
+        }
+    }
+}
+
+/// The position of an item in an order: its values at the time when it was shown, and its key, which breaks ties.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Position {
+    /// At most [`ORDER_KEYS_MAX`].
+    pub values: Vec<StoredValue>,
+    pub key: ItemKey,
+}
+
+/// The first byte of an encoded value.
+mod tag {
+    pub(super) const MISSING: u8 = 0;
+    pub(super) const FALSE: u8 = 1;
+    pub(super) const TRUE: u8 = 2;
+    pub(super) const NUMBER: u8 = 3;
+    pub(super) const TEXT: u8 = 4;
+}
+
+impl Position {
+    /// Appends the position as bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.key.0.to_le_bytes());
+        for value in &self.values {
+            match value {
+                StoredValue::Missing => out.push(tag::MISSING),
+                StoredValue::Flag(false) => out.push(tag::FALSE),
+                StoredValue::Flag(true) => out.push(tag::TRUE),
+                StoredValue::Number(number) => {
+                    out.push(tag::NUMBER);
+                    out.extend_from_slice(&number.to_bits().to_le_bytes());
+                }
+                StoredValue::Text(text) => {
+                    out.push(tag::TEXT);
+                    out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+                    out.extend_from_slice(text.as_bytes());
+                }
+            }
+        }
+    }
+
+    /// Decodes the bytes of [`Position::encode`]; none for other bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (key, mut rest) = bytes.split_first_chunk::<4>()?;
+        let mut values = Vec::new();
+        while let Some((kind, after)) = rest.split_first() {
+            rest = after;
+            values.push(match *kind {
+                tag::MISSING => StoredValue::Missing,
+                tag::FALSE => StoredValue::Flag(false),
+                tag::TRUE => StoredValue::Flag(true),
+                tag::NUMBER => {
+                    let (bits, after) = rest.split_first_chunk::<8>()?;
+                    rest = after;
+                    StoredValue::Number(f64::from_bits(u64::from_le_bytes(*bits)))
+                }
+                tag::TEXT => {
+                    let (length, after) = rest.split_first_chunk::<4>()?;
+                    let (text, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+                    rest = after;
+                    StoredValue::Text(std::str::from_utf8(text).ok()?.into())
+                }
+                _ => return None,
+            });
+        }
+        (values.len() <= ORDER_KEYS_MAX).then_some(Self { values, key: ItemKey(u32::from_le_bytes(*key)) })
+    }
+}
+
+/// A row with the values that sort it.
+#[derive(Debug, Clone, Copy)]
+pub struct SortEntry<'a, const N: usize> {
+    pub values: [SortValue<'a>; N],
+    pub key: ItemKey,
+    pub row: Row,
+}
+
+/// Rows in order.
+#[derive(Debug, Default, PartialEq)]
+pub struct Selected {
+    pub rows: Vec<(Row, Position)>,
+    /// Whether other rows follow.
+    pub has_more: bool,
+}
+
+/// Returns the `count` first entries behind a position, after `skip` others. `is_descending` has the direction of each
+/// value; ties are in the order of the keys. One pass over the entries, and memory for `skip + count` of them.
+pub fn select<'a, const N: usize>(
+    entries: impl Iterator<Item = SortEntry<'a, N>>,
+    is_descending: [bool; N],
+    after: Option<&Position>,
+    skip: usize,
+    count: usize,
+) -> Selected {
+    let values = |a: &[SortValue; N], b: &[SortValue; N]| {
+        let directions = is_descending.iter();
+        let mut compared = a.iter().zip(b).zip(directions).map(|((a, b), is_descending)| a.compare(*b, *is_descending));
+        compared.find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
+    };
+    let compare = |a: &SortEntry<'a, N>, b: &SortEntry<'a, N>| values(&a.values, &b.values).then(a.key.cmp(&b.key));
+    let after: Option<([SortValue; N], ItemKey)> = after.map(|position| {
+        let value = |at: usize| position.values.get(at).map_or(SortValue::Missing, StoredValue::as_value);
+        (std::array::from_fn(value), position.key)
+    });
+    // One more, to know whether others follow.
+    let wanted = skip.saturating_add(count).saturating_add(1);
+    let capacity = wanted.saturating_mul(2).max(BUFFER_MIN);
+    let mut best: Vec<SortEntry<'a, N>> = Vec::new();
+    let mut worst: Option<SortEntry<'a, N>> = None;
+    for entry in entries {
+        let is_before = |(position, key): &([SortValue; N], ItemKey)| {
+            values(&entry.values, position).then(entry.key.cmp(key)) != Ordering::Greater
+        };
+        if worst.as_ref().is_some_and(|worst| compare(&entry, worst).is_gt()) || after.as_ref().is_some_and(is_before) {
+            continue;
+        }
+        best.push(entry);
+        if best.len() == capacity {
+            best.select_nth_unstable_by(wanted - 1, compare);
+            best.truncate(wanted);
+            worst = best.last().copied();
+        }
+    }
+    if best.len() > wanted {
+        best.select_nth_unstable_by(wanted - 1, compare);
+        best.truncate(wanted);
+    }
+    if skip >= best.len() {
+        return Selected::default();
+    }
+    if skip > 0 {
+        best.select_nth_unstable_by(skip, compare);
+        best.drain(..skip);
+    }
+    best.sort_unstable_by(compare);
+    let has_more = best.len() > count;
+    best.truncate(count);
+    let position = |entry: &SortEntry<N>| {
+        let values = entry.values.iter().map(|value| StoredValue::from(*value)).collect();
+        (entry.row, Position { values, key: entry.key })
+    };
+    Selected { rows: best.iter().map(position).collect(), has_more }
+}
+
+/// The values of one field in one block.
+enum FieldValues<'c> {
+    Column(BlockValues<'c>),
+    Titles(&'c [CatalogRow]),
+    Ids(&'c [CatalogRow]),
+}
+
+impl<'c> FieldValues<'c> {
+    fn get(&self, at: usize) -> SortValue<'c> {
+        match self {
+            Self::Column(values) => values.get(at),
+            Self::Titles(rows) if rows[at].title_normal.is_empty() => SortValue::Missing,
+            Self::Titles(rows) => SortValue::Text(&rows[at].title_normal),
+            Self::Ids(rows) => SortValue::Text(rows[at].item.id.as_str()),
+        }
+    }
+}
+
+impl Catalog {
+    /// Returns the `count` first of the rows in this order behind a position, after `skip` others. The rows are
+    /// ascending. The order has a key.
+    pub fn select_by(
+        &self,
+        order: &OrderBy,
+        rows: impl Iterator<Item = Row>,
+        after: Option<&Position>,
+        skip: usize,
+        count: usize,
+    ) -> Selected {
+        match order.0.len() {
+            0 => Selected::default(),
+            1 => self.select_by_keys::<1>(order, rows, after, skip, count),
+            2 => self.select_by_keys::<2>(order, rows, after, skip, count),
+            3 => self.select_by_keys::<3>(order, rows, after, skip, count),
+            _ => self.select_by_keys::<ORDER_KEYS_MAX>(order, rows, after, skip, count),
+        }
+    }
+
+    fn select_by_keys<const N: usize>(
+        &self,
+        order: &OrderBy,
+        rows: impl Iterator<Item = Row>,
+        after: Option<&Position>,
+        skip: usize,
+        count: usize,
+    ) -> Selected {
+        let partial = self.columns_of_partial_block(order);
+        select(self.entries(order, &partial, rows), order.directions::<N>(), after, skip, count)
+    }
+
+    /// Returns the rank of each row in this order; rows with equal values have equal ranks.
+    pub fn ranks_by(&self, order: &OrderBy, rows: &[Row]) -> Vec<u32> {
+        let mut distinct = rows.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let all = distinct.len();
+        let sorted = self.select_by(order, distinct.into_iter(), None, 0, all).rows;
+        let (mut ranks, mut rank) = (Vec::with_capacity(all), 0);
+        for (at, (row, position)) in sorted.iter().enumerate() {
+            if at > 0 && sorted[at - 1].1.values != position.values {
+                rank += 1;
+            }
+            ranks.push((*row, rank));
+        }
+        ranks.sort_unstable();
+        let rank = |row: &Row| ranks.binary_search_by_key(row, |(row, _)| *row).map_or(u32::MAX, |at| ranks[at].1);
+        rows.iter().map(rank).collect()
+    }
+
+    /// Returns the columns by key of the last block, which has none until it is full. Empty if it is full.
+    fn columns_of_partial_block(&self, order: &OrderBy) -> Vec<Column> {
+        match self.block_count().checked_sub(1).map(|last| self.block(last)) {
+            Some((rows, None)) => {
+                let column = |key: &SortKey| Column::of(&key.field, rows.iter().map(|row| &*row.item));
+                order.0.iter().map(column).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Returns the entries of ascending rows.
+    fn entries<'c, const N: usize>(
+        &'c self,
+        order: &'c OrderBy,
+        partial: &'c [Column],
+        rows: impl Iterator<Item = Row>,
+    ) -> impl Iterator<Item = SortEntry<'c, N>> {
+        let of_block = move |block: usize| -> [FieldValues<'c>; N] {
+            let (rows, columns) = self.block(block);
+            std::array::from_fn(|at| match &order.0[at].field {
+                Field::Title => FieldValues::Titles(rows),
+                Field::ItemId => FieldValues::Ids(rows),
+                field => FieldValues::Column(match columns {
+                    Some(columns) => columns.values(field).unwrap_or_default(),
+                    None => partial[at].values(),
+                }),
+            })
+        };
+        let mut current: Option<(usize, [FieldValues<'c>; N])> = None;
+        rows.map(move |row| {
+            let (block, at) = (row.index() / BLOCK_ROWS, row.index() % BLOCK_ROWS);
+            let (_, values) = match current.take() {
+                Some(known) if known.0 == block => current.insert(known),
+                _ => current.insert((block, of_block(block))),
+            };
+            SortEntry { values: std::array::from_fn(|key| values[key].get(at)), key: self.get(row).key, row }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AttributeValue, Item, ItemKeys, ItemVectors};
+    use lodestone_core::{
+        ids::ItemId,
+        text::normalize,
+        units::{PriceMicros, UnixMillis},
+    };
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    fn catalog(items: &[Item]) -> Catalog {
+        let keys = ItemKeys::default();
+        let mut catalog = Catalog::default();
+        for item in items {
+            catalog.upsert(&keys, Arc::new(item.clone()), ItemVectors::new(&[0.0], &[0.0]));
+        }
+        catalog
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        OrderBy::parse(text).unwrap_err().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_problem_of_an_order_is_returned() {
+        assert!(OrderBy::parse(" \t").unwrap().is_empty());
+        let order = OrderBy::parse("price desc,attributes.weight asc , title").unwrap();
+        assert_eq!(order.directions::<3>(), [true, false, false]);
+        let found = problems("colour, price down, tags, price, price, title");
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(found[0], "has 6 keys; the limit is 4");
+        assert!(found[1].starts_with("`colour` is not a field; use item_id, title"), "{found:?}");
+        assert!(found[2].starts_with("`down` is not a direction"), "{found:?}");
+        assert!(found[3].starts_with("`tags` does not sort"), "{found:?}");
+        assert_eq!(problems("price, price desc"), ["`price` occurs twice; a field may occur once"]);
+        assert!(problems("price,")[0].starts_with("key 2 is empty"));
+        assert!(problems(&"x".repeat(100_000))[0].chars().count() < 200);
+        assert!(problems("description")[0].starts_with("`description` does not sort"));
+        assert!(OrderBy::parse("attributes.a b c").is_err() && OrderBy::parse("category").is_err());
+    }
+
+    prop_compose! {
+        fn any_item()(
+            number in 0..3u8, price in prop::option::of(0..4i64), brand in "[ABab]{0,2}", title in "[a-cÄ ]{1,4}",
+            stock in prop::option::of(0..3u32), created in prop::option::of(0..3i64), weight in 0..8u8,
+        ) -> Item {
+            let mut item = Item::titled(ItemId::parse(&format!("i{number}")).unwrap(), &title);
+            (item.price, item.brand) = (price.and_then(|price| PriceMicros::new(price * 1_000_000)), brand);
+            (item.stock_quantity, item.created_at) = (stock, created.map(UnixMillis));
+            let weight = match weight {
+                0 => Some(AttributeValue::Text("Heavy".to_owned())),
+                1 => Some(AttributeValue::Text("light".to_owned())),
+                2 => Some(AttributeValue::Flag(true)),
+                3 => None,
+                weight => Some(AttributeValue::Number(f64::from(weight) - 5.0)),
+            };
+            item.attributes.extend(weight.map(|weight| ("weight".to_owned(), weight)));
+            item
+        }
+    }
+
+    /// The values of an item by which the reference sorts: the type, a number and a text. None: no value.
+    fn reference(item: &Item, field: &str) -> Option<(u8, f64, String)> {
+        let number = |number: f64| (1, number, String::new());
+        let text = |text: &str| Some((2, 0.0, normalize(text))).filter(|(_, _, text)| !text.is_empty());
+        match field {
+            "price" => item.price.map(|price| number(price.units())),
+            "stock_quantity" => item.stock_quantity.map(|stock| number(f64::from(stock))),
+            "create_time" => item.created_at.map(|at| number(at.0 as f64)),
+            "brand" => text(&item.brand),
+            "title" => text(&item.title),
+            "item_id" => Some((2, 0.0, item.id.to_string())),
+            "in_stock" => Some((0, f64::from(u8::from(item.is_in_stock())), String::new())),
+            _ => match item.attributes.get("weight")? {
+                AttributeValue::Flag(flag) => Some((0, f64::from(u8::from(*flag)), String::new())),
+                AttributeValue::Number(value) => Some(number(*value)),
+                AttributeValue::Text(value) => text(value),
+            },
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn pages_by_position_and_by_number_are_those_of_a_sorted_list(
+            items in prop::collection::vec(any_item(), 0..40),
+            order in prop::collection::vec((prop::sample::select(&[
+                "price", "brand", "title", "stock_quantity", "create_time", "item_id", "in_stock", "attributes.weight",
+            ][..]), any::<bool>()), 1..5),
+            size in 1..9usize, repeats in prop::sample::select(&[1usize, 100][..]),
+        ) {
+            let mut order: Vec<(&str, bool)> = order;
+            order.sort_unstable();
+            order.dedup_by_key(|(field, _)| *field);
+            let items: Vec<Item> = (0..items.len() * repeats)
+                .map(|at| Item { id: ItemId::parse(&format!("i{}", at * 7919 % 10_007)).unwrap(), ..items[at % items.len()].clone() })
+                .collect();
+            let catalog = catalog(&items);
+            let text: Vec<String> =
+                order.iter().map(|(field, desc)| format!("{field}{}", if *desc { " desc" } else { "" })).collect();
+            let by = OrderBy::parse(&text.join(", ")).unwrap();
+            let mut expected: Vec<u32> = (0..items.len() as u32).collect();
+            let compare = |a: &u32, b: &u32| {
+                let of = |(field, desc): &(&str, bool)| {
+                    let [a, b] = [*a, *b].map(|at| reference(&items[at as usize], field));
+                    match (a, b) {
+                        (Some(a), Some(b)) if *desc => b.partial_cmp(&a).unwrap(),
+                        (Some(a), Some(b)) => a.partial_cmp(&b).unwrap(),
+                        (a, b) => b.is_some().cmp(&a.is_some()),
+                    }
+                };
+                order.iter().map(of).find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
+            };
+            expected.sort_by(compare);
+            let rows = || (0..items.len() as u32).map(Row);
+            let (mut paged, mut after) = (Vec::new(), None);
+            let size = size * repeats;
+            loop {
+                let page = catalog.select_by(&by, rows(), after.as_ref(), 0, size);
+                let numbered = catalog.select_by(&by, rows(), None, paged.len(), size);
+                prop_assert_eq!(&page, &numbered);
+                after = page.rows.last().map(|(_, position)| position.clone());
+                paged.extend(page.rows.iter().map(|(row, _)| row.0));
+                prop_assert_eq!(page.has_more, paged.len() < items.len());
+                if !page.has_more {
+                    break;
+                }
+                let mut bytes = Vec::new();
+                after.as_ref().unwrap().encode(&mut bytes);
+                prop_assert_eq!(Position::decode(&bytes), after.clone());
+            }
+            prop_assert_eq!(&paged, &expected);
+            let ranks = catalog.ranks_by(&by, &rows().collect::<Vec<_>>());
+            for pair in expected.windows(2) {
+                let [a, b] = [pair[0], pair[1]].map(|at| ranks[at as usize]);
+                prop_assert_eq!(b - a, u32::from(compare(&pair[0], &pair[1]).is_ne()));
+            }
+        }
+
+        #[test]
+        fn other_bytes_are_no_position(bytes in prop::collection::vec(0..6u8, 0..40)) {
+            if let Some(position) = Position::decode(&bytes) {
+                let mut encoded = Vec::new();
+                position.encode(&mut encoded);
+                prop_assert_eq!(encoded, bytes);
+            }
+        }
+    }
+}
