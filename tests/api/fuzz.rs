@@ -140,7 +140,7 @@ fn any_query_is_answered() {
         for matching in [MatchMode::All, MatchMode::Any, MatchMode::Prefix] {
             prop_assert!(lexical.search(&query, matching, count, &odd).unwrap().len() <= count);
         }
-        let all = lexical.matching(&query, &odd).unwrap();
+        let all = lexical.matching(&query, &odd).unwrap().rows;
         let found = all.iter().filter(|row| matches.rows[..matches.complete].iter().any(|(other, _)| other == *row));
         prop_assert_eq!(found.count(), matches.complete, "rows that match all words");
         if let Some(corrected) = lexical.correct(&query, &odd).unwrap() {
@@ -266,8 +266,8 @@ fn only_page_tokens_of_the_same_key_are_accepted() {
     let key = TokenKey::new([7; 32]);
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 0..3);
     fuzz((any::<[u8; 16]>(), any::<u32>(), changes, texts(WORDS)), |(slate, offset, changes, text)| {
-        let page = PageToken { slate, offset };
-        let own = key.page(page);
+        let page = PageToken { slate, offset, after: None };
+        let own = key.page(&page);
         prop_assert_eq!(key.parse_page(&own), Some(page));
         let mut changed: Vec<char> = own.chars().collect();
         for (at, c) in changes {

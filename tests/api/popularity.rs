@@ -33,7 +33,7 @@ fn request(viewer: Viewer, kind: RecommendKind, filter: &str) -> RecommendReques
     RecommendRequest {
         viewer,
         kind,
-        page: Page { size: 100, token: String::new(), fingerprint: 0 },
+        page: Page { size: 100, token: String::new(), number: 1, fingerprint: 0 },
         filter: (!filter.is_empty()).then(|| Filter::parse(filter).unwrap()),
         anchors: Vec::new(),
         facets: Vec::new(),

@@ -282,7 +282,7 @@ fn similar_to(id: &str) -> RecommendRequest {
     RecommendRequest {
         viewer: viewer("similar"),
         kind: RecommendKind::Similar,
-        page: Page { size: 100, token: String::new(), fingerprint: 0 },
+        page: Page { size: 100, token: String::new(), number: 1, fingerprint: 0 },
         filter: None,
         anchors: vec![ItemId::parse(id).unwrap()],
         facets: Vec::new(),

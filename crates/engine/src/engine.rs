@@ -18,6 +18,7 @@ use lodestone_pipeline::{
     request::*,
     run::{self, AnswerLogging, PipelineAnswer, PlannedRequest, RankingRequest},
     serving::{Serving, ServingConfig},
+    slate::{CurrentItems, PageStart},
 };
 use lodestone_rollout::{
     Embedded, FrozenAnswer, Generations, LoadedGeneration, Rollout, ServedAnswer, SlateCacheConfig,
@@ -71,6 +72,44 @@ pub struct Engine {
 }
 
 pub(crate) type WriteResult = Result<WriteReport, EngineError>;
+
+/// A page of an answer that is to be returned.
+struct WantedPage {
+    frozen: Arc<FrozenAnswer>,
+    id: AnswerId,
+    start: PageStart,
+    size: usize,
+    /// The page has fewer results if they have more bytes.
+    bytes_max: usize,
+    /// The generation that made the answer.
+    loaded: Arc<LoadedGeneration>,
+    /// The generation that has the items of now, and its catalogue.
+    up_to_date: Arc<LoadedGeneration>,
+    catalog: Arc<Catalog>,
+}
+
+impl WantedPage {
+    fn answer(&self, tokens: &TokenKey) -> Answer {
+        let Self { frozen, start, size, .. } = self;
+        let now = CurrentItems { generation: &self.up_to_date.generation, catalog: &self.catalog };
+        let mut page = frozen.slate.page(&self.loaded.generation, now, start, *size);
+        let fitting = fitting_results(&page.results, self.bytes_max);
+        let is_cut = fitting < page.results.len();
+        page.truncate(fitting);
+        let token =
+            |next: PageStart| tokens.page(&PageToken { slate: self.id, offset: next.offset as u32, after: next.after });
+        Answer {
+            next_page_token: page.next.map(token).unwrap_or_default(),
+            results: page.results,
+            total_size: frozen.total_size,
+            corrected_query: frozen.corrected_query.clone(),
+            facets: frozen.facets.clone(),
+            recommendations: None,
+            info: frozen.info.clone(),
+            is_cut,
+        }
+    }
+}
 
 /// A positive interaction with an answer's result.
 struct Conversion {
@@ -148,11 +187,11 @@ impl Engine {
     /// Searches. If nothing is found, also answers the request's fallback.
     pub async fn search(&self, mut request: SearchRequest, deadline: Instant) -> Result<Answer, EngineError> {
         if !request.page.token.is_empty() {
-            return self.next_page(&request.page);
+            return self.next_page(&request.page, deadline).await;
         }
         let (page, fallback) = (request.page.clone(), request.fallback.take());
         let mut answer = self.first_page(RankingRequest::Search(request), &page, deadline).await?;
-        if let Some(fallback) = fallback.filter(|_| answer.results.is_empty()) {
+        if let Some(fallback) = fallback.filter(|_| answer.info.empty_reason.is_some()) {
             answer.recommendations = Some(Box::new(self.recommend(*fallback, deadline).await?));
         }
         Ok(answer)
@@ -160,7 +199,7 @@ impl Engine {
 
     pub async fn recommend(&self, request: RecommendRequest, deadline: Instant) -> Result<Answer, EngineError> {
         if !request.page.token.is_empty() {
-            return self.next_page(&request.page);
+            return self.next_page(&request.page, deadline).await;
         }
         let page = request.page.clone();
         self.first_page(RankingRequest::Recommend(request), &page, deadline).await
@@ -168,7 +207,7 @@ impl Engine {
 
     /// Ranks the request's candidates. Unknown items come last.
     pub async fn rank(&self, request: RankRequest, deadline: Instant) -> Result<Answer, EngineError> {
-        let page = Page { size: request.candidates.len(), token: String::new(), fingerprint: 0 };
+        let page = Page { size: request.candidates.len(), token: String::new(), number: 1, fingerprint: 0 };
         let excluded = request.options.exclude.clone();
         let mut answer = self.first_page(RankingRequest::Rank(request), &page, deadline).await?;
         for id in answer.info.unknown_items.iter().filter(|id| !excluded.contains(id)).cloned() {
@@ -270,7 +309,7 @@ impl Engine {
         self.wait_for_position(version, deadline).await?;
         let position = self.writer.position();
         let served = self.workers.answer(deadline, planned).await?;
-        Ok(self.freeze(served, position, page, bytes_max))
+        self.freeze(served, position, page, bytes_max, deadline).await
     }
 
     /// Waits until the log is applied up to `version`, for at most half of the remaining time, because an answer that
@@ -296,36 +335,51 @@ impl Engine {
         Ok(PlannedRequest { request, answer_id, plan, logging })
     }
 
-    /// Logs and signs an answer, returns its first page, and keeps the slate if it has more pages.
-    fn freeze(
+    /// Logs and signs an answer, returns the requested page, and keeps the slate if other pages follow.
+    async fn freeze(
         &self,
         ServedAnswer { loaded, answer }: ServedAnswer,
         position: u64,
         page: &Page,
         bytes_max: usize,
-    ) -> Answer {
+        deadline: Instant,
+    ) -> Result<Answer, EngineError> {
         let PipelineAnswer { slate, total_size, corrected_query, facets, mut info, stage_times, id, catalog, trace } =
             answer;
         self.record_metrics(&stage_times, &info);
         self.sign(&mut info, &loaded, id, position);
         let facets = Arc::new(facets);
-        let frozen = FrozenAnswer { fingerprint: page.fingerprint, slate, total_size, corrected_query, facets, info };
-        // The record of the answer has the first slots in their order, so no item may leave between ranking and page.
-        let answer = self.page(&frozen, (&loaded, &catalog), id, 0, page.size, bytes_max);
+        let answer = FrozenAnswer { fingerprint: page.fingerprint, slate, total_size, corrected_query, facets, info };
+        let frozen = Arc::new(answer);
+        let offset = page.number.saturating_sub(1).saturating_mul(page.size);
+        let wanted = WantedPage {
+            frozen: frozen.clone(),
+            id,
+            start: PageStart { offset, after: None },
+            size: page.size,
+            bytes_max,
+            loaded: loaded.clone(),
+            // The record of the answer has the first slots in their order, so no item may leave between ranking and
+            // page.
+            up_to_date: loaded.clone(),
+            catalog,
+        };
+        let answer = self.page(wanted, deadline).await?;
         if let Some(trace) = trace {
             // The record has the probability of the page that was shown, which the limit of bytes may have cut.
             let codes = |item: &RankedItem| item.reasons.iter().map(|reason| reason.code as i32).collect();
-            let reasons: Vec<Vec<i32>> = answer.results.iter().map(codes).collect();
+            let shown = if offset == 0 { &answer.results[..] } else { &[] };
+            let reasons: Vec<Vec<i32>> = shown.iter().map(codes).collect();
             let loaded = loaded.clone();
             self.answers.log(id, Box::new(move || trace.record(&loaded.generation.manifest, reasons)));
         }
         if !answer.next_page_token.is_empty() {
-            loaded.slates.insert(id, Arc::new(frozen));
+            loaded.slates.insert(id, frozen);
         }
-        answer
+        Ok(answer)
     }
 
-    fn next_page(&self, page: &Page) -> Result<Answer, EngineError> {
+    async fn next_page(&self, page: &Page, deadline: Instant) -> Result<Answer, EngineError> {
         let token = self.tokens.parse_page(&page.token).ok_or(EngineError::PageToken(PageTokenError::Foreign))?;
         let routes = self.generations.routes();
         let found = routes.loaded().find_map(|loaded| Some((loaded, loaded.slates.get(&token.slate)?)));
@@ -333,40 +387,26 @@ impl Engine {
         if frozen.fingerprint != page.fingerprint {
             return Err(EngineError::PageToken(PageTokenError::OtherRequest));
         }
-        let catalog = routes.catalog_for(loaded);
-        let offset = token.offset as usize;
-        Ok(self.page(&frozen, (loaded, &catalog), token.slate, offset, page.size, RESULTS_BYTES_MAX))
+        let up_to_date = routes.up_to_date(loaded).clone();
+        let wanted = WantedPage {
+            frozen,
+            id: token.slate,
+            start: PageStart { offset: token.offset as usize, after: token.after },
+            size: page.size,
+            bytes_max: RESULTS_BYTES_MAX,
+            loaded: loaded.clone(),
+            catalog: up_to_date.generation.catalog.load_full(),
+            up_to_date,
+        };
+        self.page(wanted, deadline).await
     }
 
-    /// Returns `size` results from `offset`, or fewer if they have more than `bytes_max` bytes. `loaded` made the
-    /// answer; the catalogue is that of now.
-    fn page(
-        &self,
-        frozen: &FrozenAnswer,
-        (loaded, catalog): (&LoadedGeneration, &Catalog),
-        slate: AnswerId,
-        offset: usize,
-        size: usize,
-        bytes_max: usize,
-    ) -> Answer {
-        let mut page = frozen.slate.page(&loaded.generation, catalog, offset, size);
-        let fitting = fitting_results(&page.results, bytes_max);
-        let is_cut = fitting < page.results.len();
-        if is_cut {
-            // A rank is the position in the slate.
-            page.next = Some(page.results[fitting].rank - 1);
-            page.results.truncate(fitting);
-        }
-        let token = |next: usize| self.tokens.page(PageToken { slate, offset: next as u32 });
-        Answer {
-            results: page.results,
-            next_page_token: page.next.map(token).unwrap_or_default(),
-            total_size: frozen.total_size,
-            corrected_query: frozen.corrected_query.clone(),
-            facets: frozen.facets.clone(),
-            recommendations: None,
-            info: frozen.info.clone(),
-            is_cut,
+    /// Returns a page. A worker selects results behind the slate, because that reads all of them.
+    async fn page(&self, wanted: WantedPage, deadline: Instant) -> Result<Answer, EngineError> {
+        let tokens = self.tokens.clone();
+        match wanted.frozen.slate.reaches_tail(&wanted.start, wanted.size) {
+            true => self.workers.run(deadline, move |_| Ok(wanted.answer(&tokens))).await,
+            false => Ok(wanted.answer(&tokens)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Page and attribution tokens: opaque to clients, and signed, so that only tokens of this server are accepted.
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
+use lodestone_catalog::Position;
 use lodestone_events::storage;
 use sha2::{Digest, Sha256};
 use std::{
@@ -41,12 +42,14 @@ pub enum TokenKeyError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// A position in a frozen slate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The beginning of a page of an answer.
+#[derive(Debug, Clone, PartialEq)]
 pub struct PageToken {
     pub slate: [u8; ID_BYTES],
     /// Number of results before this page.
     pub offset: u32,
+    /// The position of the last result before the page, if it is behind the slate.
+    pub after: Option<Position>,
 }
 
 impl TokenKey {
@@ -87,18 +90,23 @@ impl TokenKey {
     }
 
     /// Signs a page token.
-    pub fn page(&self, token: PageToken) -> String {
+    pub fn page(&self, token: &PageToken) -> String {
         let mut body = vec![TokenKind::Page as u8];
         body.extend_from_slice(&token.slate);
         body.extend_from_slice(&token.offset.to_le_bytes());
+        if let Some(after) = &token.after {
+            after.encode(&mut body);
+        }
         self.sign(body)
     }
 
     /// Verifies a page token; none if it is not a page token of this server.
     pub fn parse_page(&self, text: &str) -> Option<PageToken> {
         let body = self.verify(text, TokenKind::Page)?;
-        let (slate, offset) = body.split_at_checked(ID_BYTES)?;
-        Some(PageToken { slate: slate.try_into().ok()?, offset: u32::from_le_bytes(offset.try_into().ok()?) })
+        let (slate, rest) = body.split_first_chunk::<ID_BYTES>()?;
+        let (offset, rest) = rest.split_first_chunk::<4>()?;
+        let after = if rest.is_empty() { None } else { Some(Position::decode(rest)?) };
+        Some(PageToken { slate: *slate, offset: u32::from_le_bytes(*offset), after })
     }
 
     /// Signs the attribution token of the answer with this id.
@@ -150,6 +158,8 @@ fn random_key() -> [u8; KEY_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lodestone_catalog::StoredValue;
+    use lodestone_core::ids::ItemKey;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -186,8 +196,11 @@ mod tests {
     #[test]
     fn only_own_tokens_of_the_right_kind_are_accepted() {
         let key = TokenKey::new([7; 32]);
-        let page = PageToken { slate: [3; 16], offset: 48 };
-        let text = key.page(page);
+        let values = vec![StoredValue::Text("mug".into()), StoredValue::Number(0.5), StoredValue::Missing];
+        let behind = PageToken { slate: [3; 16], offset: 300, after: Some(Position { values, key: ItemKey(7) }) };
+        assert_eq!(key.parse_page(&key.page(&behind)), Some(behind));
+        let page = PageToken { slate: [3; 16], offset: 48, after: None };
+        let text = key.page(&page);
         assert_eq!(key.parse_page(&text), Some(page));
         assert_eq!(key.parse_attribution(&text), None);
         assert_eq!(key.parse_attribution(&key.attribution([1; 16])), Some([1; 16]));

@@ -9,8 +9,9 @@ use crate::{
     request::*,
     retrieve::{EligibleRows, Query, RetrievalInput, RetrievalLimits},
     serving::ServingConfig,
+    slate::SearchMatches,
 };
-use lodestone_catalog::Catalog;
+use lodestone_catalog::{Catalog, Position};
 use lodestone_core::units::UnixMillis;
 use lodestone_state::users::History;
 use std::{
@@ -50,6 +51,10 @@ pub struct RequestContext<'a> {
     pub limits: RetrievalLimits,
     pub ranker: RankerUse,
     pub candidates: Candidates,
+    /// The matches of a search with a query.
+    pub matches: Option<SearchMatches>,
+    /// The position of the last candidate in the order of fields, if the candidates are the first items of this order.
+    pub field_position: Option<Position>,
     pub degradations: Vec<Degradation>,
     pub stage_times: StageTimes,
     pub(crate) stage_begun: Instant,
@@ -119,6 +124,8 @@ impl<'a> RequestContext<'a> {
             limits: ServingConfig::default().retrieval_limits(),
             ranker: RankerUse::Scores,
             candidates: Candidates::default(),
+            matches: None,
+            field_position: None,
             degradations: Vec::new(),
             stage_times: Vec::with_capacity(8),
             stage_begun,

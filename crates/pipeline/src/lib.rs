@@ -21,6 +21,7 @@ pub mod run;
 pub mod serving;
 pub mod slate;
 pub mod source;
+pub mod tail;
 pub mod trace;
 
 pub use context::{RankedCandidates, RequestContext};

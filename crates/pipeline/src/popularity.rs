@@ -1,6 +1,6 @@
 //! Popularity as a request sees it: the live counts, and those of the bundle's training.
 use lodestone_core::ids::ItemKey;
-use lodestone_events::{Counts, PopularitySnapshot};
+use lodestone_events::{Counts, PopularitySnapshot, Rank};
 use std::{cmp::Ordering, sync::Arc};
 
 /// For each item the greater of its live counts and of its counts at the bundle's training.
@@ -48,6 +48,12 @@ impl PopularityView {
                 }
             }
         })
+    }
+
+    /// Returns the rank that the `count` most popular items reach; of fewer items with events, that of the last one.
+    /// Items without events do not reach it.
+    pub fn rank_of_most_popular(&self, count: usize) -> Option<Rank> {
+        self.popular().take(count).last().map(|key| self.counts(key).rank())
     }
 
     /// Returns the items that sell more than usual, best first. The counts of the training do not trend.

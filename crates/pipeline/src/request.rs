@@ -1,7 +1,7 @@
 //! Requests and answers of the engine. The server has validated every field of a request.
 use super::facets::{FacetSpec, Facets};
 use crate::{policy::ScoreParts, serving::ExperimentArm, source::CandidateSource};
-use lodestone_catalog::{AttributeValue, Filter, Item};
+use lodestone_catalog::{AttributeValue, Filter, Item, OrderBy};
 use lodestone_core::ids::{ItemId, UserId};
 use lodestone_events::Event;
 use lodestone_index::{Completion, SearchStrategy};
@@ -36,6 +36,8 @@ pub struct Page {
     pub size: usize,
     /// The token from the previous page; empty for the first page.
     pub token: String,
+    /// From 1; 1 with a token.
+    pub number: usize,
     /// A hash of all fields that determine the slate. A page token is bound to it.
     pub fingerprint: u64,
 }
@@ -46,6 +48,7 @@ pub struct Options {
     pub session_version: u64,
     pub context_events: Vec<Event>,
     pub exclude: Vec<ItemId>,
+    /// Without keys: best first.
     pub order_by: OrderBy,
     pub boosts: Vec<Boost>,
     pub pins: Vec<Pin>,
@@ -56,16 +59,6 @@ pub struct Options {
     pub request_id: String,
     /// Empty: that of an experiment, or the default one.
     pub serving_config: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OrderBy {
-    #[default]
-    Score,
-    Price,
-    PriceDescending,
-    CreateTimeDescending,
-    Title,
 }
 
 #[derive(Debug, Clone)]
@@ -94,7 +87,7 @@ pub enum DebugLevel {
 #[derive(Debug, Clone)]
 pub struct SearchRequest {
     pub viewer: Viewer,
-    /// 1 to 1,000 characters, at least one of them not white space.
+    /// At most 1,000 characters. White space only: a category or collection page, see [`SearchRequest::is_browse`].
     pub query: String,
     pub page: Page,
     pub filter: Option<Filter>,
@@ -105,6 +98,13 @@ pub struct SearchRequest {
     pub fallback: Option<Box<RecommendRequest>>,
     /// The protobuf message for the answer log, without page token and request id.
     pub message: Vec<u8>,
+}
+
+impl SearchRequest {
+    /// Whether the request has no query, so that its answer lists all eligible items.
+    pub fn is_browse(&self) -> bool {
+        self.query.trim().is_empty()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -130,6 +130,7 @@ pub enum RecommendKind {
     BuyAgain,
     Trending,
     RecentlyViewed,
+    NewArrivals,
 }
 
 #[derive(Debug, Clone)]
@@ -161,7 +162,8 @@ pub struct Answer {
     pub results: Vec<RankedItem>,
     /// Empty: the last page.
     pub next_page_token: String,
-    /// Of a search: the number of matches, which the facets count. Otherwise the number of results on all pages.
+    /// Of a search: the number of matches, which the facets count; without a query all eligible items match. Otherwise
+    /// the number of results on all pages.
     pub total_size: usize,
     /// Empty: the query as sent.
     pub corrected_query: String,
@@ -201,6 +203,8 @@ pub struct AnswerInfo {
     pub arm: Option<ExperimentArm>,
     /// Whether the order was drawn at random.
     pub explored: bool,
+    /// Number of results, from the first one on, that the ranking model ordered. 0 if a field or retrieval orders.
+    pub ranked_count: usize,
     /// Present from [`DebugLevel::Timings`].
     pub debug: Option<AnswerDebug>,
 }

@@ -7,7 +7,7 @@ use crate::{
     source::{CandidateSource, ScoredRows},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter};
+use lodestone_catalog::{Catalog, Filter, SortEntry, SortValue, select};
 use lodestone_core::{
     bits,
     ids::{ItemKey, Row},
@@ -61,7 +61,7 @@ impl<'a> EligibleRows<'a> {
         bits::ones_descending(&self.bits).map(|row| Row(row as u32))
     }
 
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         bits::count(&self.bits, self.bits.len() * 64)
     }
 
@@ -194,6 +194,22 @@ pub fn trending(input: &RetrievalInput) -> Candidates {
     fusion.append(CandidateSource::Popular, popular(input, count).into_iter(), count);
     fill_from_catalogue(input, &mut fusion);
     input.fused(fusion)
+}
+
+/// Items by the time of their creation, the newest first. Items without one, and those that are announced for a later
+/// time, follow by popularity.
+pub fn new_arrivals(input: &RetrievalInput) -> Candidates {
+    let count = input.limits.fused;
+    let entries = input.eligible.rows().map(|row| {
+        let content = input.catalog.get(row);
+        let created = content.created_at.filter(|at| *at <= input.now);
+        let created = created.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64));
+        let [others, all] = input.popularity.counts(content.key).rank().parts();
+        SortEntry { values: [created, SortValue::Number(others), SortValue::Number(all)], key: content.key, row }
+    });
+    let newest = select(entries, [true; 3], None, 0, count).rows;
+    let rows = newest.into_iter().map(|(row, _)| (row, 0.0)).collect();
+    ordered_rows(input.catalog, CandidateSource::Catalogue, rows, count)
 }
 
 /// Candidates for a query: items with its words, and items whose vectors are close to its vector. If the query is an

@@ -5,25 +5,31 @@ use crate::{
     context::{self, RankedCandidates, RankerUse, RequestContext, StageTimes},
     facets::{self, FacetSpec, Facets},
     features::{AnchoredList, Anchors, RecentItem},
-    fusion::Candidates,
+    fusion::{Candidate, Candidates},
     generation::Generation,
     models::Models,
     request::*,
     retrieve::{self, EligibleRows, RetrievalInput},
     serving::Plan,
-    slate::{self, MatchedBy, Order, PolicyContext, QueryTiers, SearchMatches, Shown, Slate},
+    slate::{
+        self, CurrentItems, FieldTies, MatchedBy, Order, PageStart, PolicyContext, QueryTiers, SearchMatches, Shown,
+        Slate,
+    },
     source::CandidateSource,
-    trace::Trace,
+    tail::{Tail, TailMembers, TailOrder},
+    trace::{ConfiguredRanking, Trace},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter};
+use lodestone_catalog::{Catalog, Filter, OrderBy};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row},
     text,
     units::UnixMillis,
 };
 use lodestone_events::EventKind;
-use lodestone_index::{Completion, CompletionSource, LexicalError, MatchMode, Suggester, has_prefix};
+use lodestone_index::{
+    Completion, CompletionSource, LexicalError, MatchMode, MatchScope, MatchingRows, Suggester, has_prefix,
+};
 use lodestone_state::users::PastQuery;
 use std::{collections::HashMap, sync::Arc};
 
@@ -71,7 +77,10 @@ impl PlannedRequest {
         RequestContext {
             sent_query: request.query(),
             limits: plan.retrieval_limits(),
-            ranker: if plan.uses_ranker() { RankerUse::Scores } else { RankerUse::Skipped },
+            ranker: match plan.uses_ranker() && !request.is_by_field() {
+                true => RankerUse::Scores,
+                false => RankerUse::Skipped,
+            },
             ..context
         }
     }
@@ -121,7 +130,7 @@ impl RankingRequest {
 
     fn query(&self) -> Option<&str> {
         match self {
-            Self::Search(request) => Some(&request.query),
+            Self::Search(request) => Some(request.query.as_str()).filter(|_| !request.is_browse()),
             Self::Recommend(_) => None,
             Self::Rank(request) => Some(request.query.as_str()).filter(|query| !query.trim().is_empty()),
         }
@@ -152,7 +161,7 @@ impl RankingRequest {
         }
     }
 
-    /// The order of the slate. Lists that answer a question of their own (trending, recently viewed) keep retrieval's
+    /// The order of the slate. Lists that answer a question of their own (trending, new arrivals) keep retrieval's
     /// order; the user's taste would blur it.
     fn order(&self) -> Order {
         match self {
@@ -161,7 +170,9 @@ impl RankingRequest {
                 | RecommendKind::BuyAgain
                 | RecommendKind::Similar
                 | RecommendKind::BoughtTogether => Order::Model,
-                RecommendKind::Trending | RecommendKind::RecentlyViewed => Order::Retrieval,
+                RecommendKind::Trending | RecommendKind::RecentlyViewed | RecommendKind::NewArrivals => {
+                    Order::Retrieval
+                }
             },
             Self::Search(_) | Self::Rank(_) => Order::Model,
         }
@@ -169,6 +180,11 @@ impl RankingRequest {
 
     fn is_for_you(&self) -> bool {
         matches!(self, Self::Recommend(request) if request.kind == RecommendKind::ForYou)
+    }
+
+    /// Whether fields order all results, so that no score does.
+    fn is_by_field(&self) -> bool {
+        matches!(self, Self::Search(request) if !request.options.order_by.is_empty())
     }
 
     fn query_tiers(&self) -> QueryTiers {
@@ -182,7 +198,8 @@ impl RankingRequest {
 /// An answer before the engine adds tokens and pages.
 pub struct PipelineAnswer {
     pub slate: Slate,
-    /// Of a search: the number of matches. Otherwise that of the slate's entries.
+    /// Of a search: the number of matches; without a query, that of the eligible items. Otherwise that of the slate's
+    /// entries.
     pub total_size: usize,
     /// Empty: the sent query was used.
     pub corrected_query: String,
@@ -231,6 +248,9 @@ pub fn run(
 /// Corrects misspelled words of a search if the catalogue has none of the sent ones.
 fn correct_query(context: &mut RequestContext, request: &RankingRequest) {
     let RankingRequest::Search(request) = request else { return };
+    if request.is_browse() {
+        return;
+    }
     context.start_stage();
     let is_offered = |row| context.catalog.is_offered(row);
     let corrected = context.generation.lexical.correct(&request.query, &is_offered);
@@ -250,13 +270,11 @@ fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
         start_from_anchors(context, request);
     }
     let input = context.retrieval_input();
-    let (candidates, degradation) = match request {
-        RankingRequest::Search(_) => search(&input),
-        RankingRequest::Recommend(request) => (recommend(&input, context, request.kind), None),
-        RankingRequest::Rank(request) => (named_candidates(&input, request), None),
+    context.candidates = match request {
+        RankingRequest::Search(request) => return search(context, request),
+        RankingRequest::Recommend(request) => recommend(&input, context, request.kind),
+        RankingRequest::Rank(request) => named_candidates(&input, request),
     };
-    context.candidates = candidates;
-    context.degradations.extend(degradation);
     context.end_retrieval();
 }
 
@@ -268,15 +286,16 @@ fn respond(
     models: &Models,
 ) -> PipelineAnswer {
     let (request, options) = (&planned.request, planned.request.options());
-    let matches = search_matches(&mut context, &ranked, request);
+    let matches = context.matches.take();
     let facets = count_facets(&mut context, matches.as_ref(), request);
+    context.matches = matches;
     context.start_stage();
     let policy = PolicyContext {
         plan: &planned.plan,
         order: request.order(),
         query_tiers: request.query_tiers(),
         mixes_repeats: request.is_for_you(),
-        matches: matches.as_ref(),
+        field_ties: if request.is_by_field() { FieldTies::ByKey } else { FieldTies::ByScore },
         seed: answers::seed_of(&planned.answer_id),
     };
     let rules = match request {
@@ -289,7 +308,7 @@ fn respond(
             slate::policy_rules(&context, &ranked, options, &policy, models, &may_pin)
         }
     };
-    let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, matches.as_ref(), options, models);
+    let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, options, models);
     slate.shown = match request {
         RankingRequest::Search(_) | RankingRequest::Recommend(_) => Shown::Offered(request.filter().cloned()),
         RankingRequest::Rank(_) => Shown::All,
@@ -300,8 +319,17 @@ fn respond(
         RankingRequest::Rank(_) => Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() }),
     };
     let empty_reason = match request {
-        RankingRequest::Search(_) if slate.entries.is_empty() => Some(empty_reason(&context)),
+        RankingRequest::Search(request) if slate.entries.is_empty() => Some(empty_reason(&context, request)),
         _ => None,
+    };
+    let mut total_size = slate.entries.len();
+    if let RankingRequest::Search(request) = request {
+        slate.tail = tail(&context, request, &slate);
+        total_size = context.matches.as_ref().map_or_else(|| context.eligible.count(), |matches| matches.rows.len());
+    }
+    let ranked_count = match rules.field_ranks.is_empty() && rules.rankings.iter().any(ConfiguredRanking::uses_model) {
+        true => arranged.placed.iter().filter(|placed| placed.candidate.index() < ranked.candidates.list.len()).count(),
+        false => 0,
     };
     let corrected_query = context.corrected_query.take().unwrap_or_default();
     let mut info = AnswerInfo {
@@ -311,6 +339,7 @@ fn respond(
         serving_config: planned.plan.main().name.clone(),
         arm: planned.plan.arm.clone(),
         explored: arranged.explored,
+        ranked_count,
         ..context.answer_info(std::mem::take(&mut slate.sources), options.debug)
     };
     if let (Some(debug), Some(ranking)) = (&mut info.debug, rules.rankings.first())
@@ -337,7 +366,6 @@ fn respond(
         })
     });
     let stage_times = context.stage_times;
-    let total_size = matches.map_or(slate.entries.len(), |matches| matches.rows.len());
     PipelineAnswer {
         slate,
         total_size,
@@ -352,38 +380,30 @@ fn respond(
 }
 
 /// Returns why a search has no result.
-fn empty_reason(context: &RequestContext) -> EmptyReason {
-    match retrieve::has_match(&context.retrieval_input()) {
+fn empty_reason(context: &RequestContext, request: &SearchRequest) -> EmptyReason {
+    // Without a query, every item matches.
+    match request.is_browse() || retrieve::has_match(&context.retrieval_input()) {
         true => EmptyReason::NothingEligible,
         false => EmptyReason::NothingRelevant,
     }
 }
 
-/// The matches of a search. None for other requests.
-fn search_matches(
-    context: &mut RequestContext,
-    ranked: &RankedCandidates,
-    request: &RankingRequest,
-) -> Option<SearchMatches> {
-    let RankingRequest::Search(sent) = request else { return None };
-    context.start_stage();
-    let query = context.query().unwrap_or(&sent.query);
+/// The items that have the words of a query. Without any, `by` is [`MatchedBy::Meaning`].
+fn word_matches(context: &mut RequestContext, sent_query: &str) -> SearchMatches {
+    let query = context.query().unwrap_or(sent_query);
     let matching = context.generation.lexical.matching(query, &|row| context.eligible.contains(row));
-    let mut rows = matching.unwrap_or_else(|error| {
-        tracing::warn!(%error, "the lexical source failed");
-        Vec::new()
-    });
-    let by = match (rows.is_empty(), ranked.candidates.full_match_count) {
-        (true, _) => MatchedBy::Meaning,
-        (false, 0) => MatchedBy::SomeWords,
-        (false, _) => MatchedBy::AllWords,
+    let matches = match matching {
+        Ok(MatchingRows { rows, exact, scope }) if !rows.is_empty() => {
+            SearchMatches { rows, exact, by: MatchedBy::Words(scope) }
+        }
+        Ok(_) => SearchMatches { rows: Vec::new(), exact: Vec::new(), by: MatchedBy::Meaning },
+        Err(error) => {
+            tracing::warn!(%error, "the lexical source failed");
+            SearchMatches { rows: Vec::new(), exact: Vec::new(), by: MatchedBy::Meaning }
+        }
     };
-    if by == MatchedBy::Meaning {
-        rows = ranked.candidates.list.iter().map(|candidate| candidate.row).collect();
-        rows.sort_unstable();
-    }
     context.end_stage("match");
-    Some(SearchMatches { rows, by })
+    matches
 }
 
 /// Counts the facets that the request asks for: of a search over its matches, otherwise over all eligible items.
@@ -400,19 +420,112 @@ fn count_facets(context: &mut RequestContext, matches: Option<&SearchMatches>, r
     counted
 }
 
-fn search(input: &RetrievalInput) -> (Candidates, Option<Degradation>) {
-    let degradation = |code, subject: &str| Some(Degradation { code, subject: subject.to_owned() });
-    match retrieve::for_query(input) {
-        Ok(found) if found.full_match_count == 0 && !found.list.is_empty() => {
-            (found, degradation(DegradationCode::QueryRelaxed, ""))
+/// Stores the candidates of a search and, if it has a query, its matches.
+fn search(context: &mut RequestContext, request: &SearchRequest) {
+    let order = &request.options.order_by;
+    if request.is_browse() {
+        match order.is_empty() {
+            true => context.candidates = retrieve::for_user(&context.retrieval_input()),
+            false => {
+                let rows: Vec<Row> = context.eligible.rows().collect();
+                retrieve_by_fields(context, order, rows, context.limits.fused, CandidateSource::Catalogue);
+            }
         }
-        Ok(found) => (found, None),
-        Err(error) => {
-            tracing::warn!(%error, "the lexical source failed");
-            let failed = degradation(DegradationCode::SourceFailed, CandidateSource::Lexical.name());
-            (Candidates::default(), failed)
+        return context.end_retrieval();
+    }
+    let mut matches = word_matches(context, &request.query);
+    if let (MatchedBy::Words(scope), false) = (matches.by, order.is_empty()) {
+        if scope == MatchScope::SomeWords {
+            context.degrade(DegradationCode::QueryRelaxed, "");
+        }
+        retrieve_by_fields(context, order, matches.rows.clone(), context.limits.fused, CandidateSource::Lexical);
+    } else {
+        retrieve_for_query(context);
+        match matches.by {
+            MatchedBy::Meaning => {
+                matches.rows = context.candidates.list.iter().map(|candidate| candidate.row).collect();
+                matches.rows.sort_unstable();
+                if !order.is_empty() {
+                    // All of them are candidates already.
+                    let (rows, count) = (matches.rows.clone(), matches.rows.len());
+                    retrieve_by_fields(context, order, rows, count, CandidateSource::QueryVector);
+                }
+            }
+            MatchedBy::Words(MatchScope::SomeWords) => {}
+            // Items that match less would precede the matches that are no candidates.
+            MatchedBy::Words(MatchScope::AllWords | MatchScope::Identifier) => {
+                let candidates = &mut context.candidates.list;
+                let is_match = |candidate: &Candidate| matches.contains(candidate.row);
+                if candidates.iter().filter(|candidate| is_match(candidate)).count() < matches.rows.len() {
+                    candidates.retain(is_match);
+                }
+            }
         }
     }
+    context.matches = Some(matches);
+    context.end_retrieval();
+}
+
+/// Stores the candidates of the lexical and the vector search.
+fn retrieve_for_query(context: &mut RequestContext) {
+    match retrieve::for_query(&context.retrieval_input()) {
+        Ok(found) => {
+            if found.full_match_count == 0 && !found.list.is_empty() {
+                context.degrade(DegradationCode::QueryRelaxed, "");
+            }
+            context.candidates = found;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the lexical source failed");
+            context.degrade(DegradationCode::SourceFailed, CandidateSource::Lexical.name());
+        }
+    }
+}
+
+/// Stores the first `count` of ascending rows, in the order of fields, as candidates.
+fn retrieve_by_fields(
+    context: &mut RequestContext,
+    order: &OrderBy,
+    rows: Vec<Row>,
+    count: usize,
+    source: CandidateSource,
+) {
+    let first = context.catalog.select_by(order, rows.into_iter(), None, 0, count).rows;
+    context.field_position = first.last().map(|(_, position)| position.clone());
+    let rows = first.into_iter().map(|(row, _)| (row, 0.0)).collect();
+    context.candidates = retrieve::ordered_rows(context.catalog, source, rows, count);
+}
+
+/// The results behind the slate of a search. None if the slate has all of them.
+fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate) -> Option<Tail> {
+    let order = &request.options.order_by;
+    let is_in_slate = |row: &Row| slate.has(context.catalog.get(*row).key);
+    let (members, total) = match &context.matches {
+        None => (TailMembers::All, context.eligible.count()),
+        Some(SearchMatches { by: MatchedBy::Meaning, .. }) => return None,
+        Some(SearchMatches { rows, by: MatchedBy::Words(scope), .. }) => {
+            let query = context.query().unwrap_or(&request.query).to_owned();
+            (TailMembers::Matches { query, scope: *scope }, rows.len())
+        }
+    };
+    let slate_rows = slate.entries.len();
+    // The slate may have items that do not match: pins, and results that match less.
+    let has_all = match &context.matches {
+        _ if total > slate_rows => false,
+        None => true,
+        Some(matches) => matches.rows.iter().all(is_in_slate),
+    };
+    let keys = &context.generation.state.keys;
+    (!has_all).then(|| Tail {
+        order: match (order.is_empty(), &members) {
+            (false, _) => TailOrder::Fields(order.clone()),
+            (true, TailMembers::All) => TailOrder::Popularity,
+            (true, TailMembers::Matches { .. }) => TailOrder::Score,
+        },
+        members,
+        excluded: request.options.exclude.iter().filter_map(|id| keys.get(id)).collect(),
+        start: context.field_position.clone(),
+    })
 }
 
 /// Stores the anchors of a list that starts from items: those of the request that the catalogue has, otherwise the
@@ -421,9 +534,11 @@ fn start_from_anchors(context: &mut RequestContext, request: &RecommendRequest) 
     let list = match request.kind {
         RecommendKind::Similar => AnchoredList::Similar,
         RecommendKind::BoughtTogether => AnchoredList::BoughtTogether,
-        RecommendKind::ForYou | RecommendKind::BuyAgain | RecommendKind::Trending | RecommendKind::RecentlyViewed => {
-            return;
-        }
+        RecommendKind::ForYou
+        | RecommendKind::BuyAgain
+        | RecommendKind::Trending
+        | RecommendKind::RecentlyViewed
+        | RecommendKind::NewArrivals => return,
     };
     let mut anchors = known_anchors(context, &request.anchors);
     if anchors.is_empty() {
@@ -442,6 +557,7 @@ fn recommend(input: &RetrievalInput, context: &RequestContext, kind: RecommendKi
         RecommendKind::BoughtTogether => retrieve::bought_together(input),
         RecommendKind::BuyAgain => retrieve::bought_before(input),
         RecommendKind::Trending => retrieve::trending(input),
+        RecommendKind::NewArrivals => retrieve::new_arrivals(input),
         RecommendKind::RecentlyViewed => {
             retrieve::ordered_keys(input, CandidateSource::History, recently_viewed(context))
         }
@@ -491,12 +607,13 @@ pub fn suggest(
         order: Order::Model,
         query_tiers: QueryTiers::Ignore,
         mixes_repeats: false,
-        matches: None,
+        field_ties: FieldTies::ByScore,
         seed: 0,
     };
     let rules = slate::policy_rules(&context, &ranked, &options, &policy, models, &is_offered);
-    let (slate, _) = slate::arrange(&mut context, &ranked, &rules, None, &options, models);
-    let products = slate.page(generation, &catalog, 0, request.product_count).results;
+    let (slate, _) = slate::arrange(&mut context, &ranked, &rules, &options, models);
+    let now = CurrentItems { generation, catalog: &catalog };
+    let products = slate.page(generation, now, &PageStart::default(), request.product_count).results;
     let info = context.answer_info(slate.sources, DebugLevel::None);
     (SuggestAnswer { completions, products, info }, context.stage_times)
 }
@@ -602,7 +719,9 @@ fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Optio
         RecommendKind::RecentlyViewed => {
             return Some(Reason { code: ReasonCode::RecentlyViewed, evidence: Vec::new() });
         }
-        RecommendKind::ForYou | RecommendKind::BuyAgain | RecommendKind::Trending => return None,
+        RecommendKind::ForYou | RecommendKind::BuyAgain | RecommendKind::Trending | RecommendKind::NewArrivals => {
+            return None;
+        }
     };
     let anchors = context.anchors.as_ref().map_or(&[][..], |anchors| &anchors.items);
     let keys = &context.generation.state.keys;

@@ -11,19 +11,24 @@ use crate::{
     retrieve,
     serving::{Plan, ServingConfig},
     source::{CandidateSource, ScoredRows},
-    trace::{ConfiguredRanking, PolicyRules, is_by_field},
+    tail::{Tail, TailPart},
+    trace::{ConfiguredRanking, PolicyRules},
 };
-use lodestone_catalog::{Catalog, Filter, Item};
+use ahash::AHashSet;
+use lodestone_catalog::{Catalog, Filter, Item, OrderBy, Position};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row},
-    text,
     units::UnixMillis,
 };
-use lodestone_index::KeyedNeighbours;
-use std::{cmp::Ordering, sync::Arc};
+use lodestone_events::Rank;
+use lodestone_index::{KeyedNeighbours, MatchScope};
+use std::sync::Arc;
 
 /// Number of days after its creation in which an item is new.
 pub const NEW_ITEM_DAYS: i64 = 30;
+
+/// Number of items of a shop that have the reason POPULAR where no source found them: those of most popularity.
+const POPULAR_ITEMS: usize = 1000;
 
 /// Number of tiers of items with some words of a query. Items with less than a quarter of the best share have only
 /// words that hardly matter, such as "of", and the model places them among the items without any.
@@ -36,8 +41,8 @@ pub struct PolicyContext<'a> {
     pub query_tiers: QueryTiers,
     /// Whether the repeat fraction of a serving configuration applies.
     pub mixes_repeats: bool,
-    /// The matches of a search, which precede its other results.
-    pub matches: Option<&'a SearchMatches>,
+    /// What orders candidates of equal fields, if the request orders by fields.
+    pub field_ties: FieldTies,
     /// Seeds everything that is drawn.
     pub seed: u64,
 }
@@ -46,34 +51,35 @@ pub struct PolicyContext<'a> {
 pub struct SearchMatches {
     /// Ascending.
     pub rows: Vec<Row>,
+    /// Those whose id or SKU is the query, ascending.
+    pub exact: Vec<Row>,
     pub by: MatchedBy,
 }
 
 /// How the items of [`SearchMatches`] match. The first way by which an item matches applies to all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MatchedBy {
-    /// They have every word of the query, or their id or SKU is the query.
-    AllWords,
-    /// No item has every word.
-    SomeWords,
+    Words(MatchScope),
     /// No item has any word. The matches are the results of the vector search.
     Meaning,
 }
 
 impl SearchMatches {
-    fn contains(&self, row: Row) -> bool {
+    pub fn contains(&self, row: Row) -> bool {
         self.rows.binary_search(&row).is_ok()
     }
 
     /// How a candidate matches the query.
-    fn query_match(&self, candidates: &Candidates, candidate: &Candidate) -> QueryMatch {
-        let rank = usize::from(candidate.ranks[CandidateSource::Lexical.index()]);
-        let has_words = rank != usize::from(NOT_FOUND) || self.by != MatchedBy::Meaning && self.contains(candidate.row);
-        match has_words {
-            true if rank < candidates.exact_match_count => QueryMatch::Identifier,
-            true if self.by == MatchedBy::AllWords && self.contains(candidate.row) => QueryMatch::AllWords,
-            true => QueryMatch::SomeWords,
-            false => QueryMatch::Meaning,
+    fn query_match(&self, candidate: &Candidate) -> QueryMatch {
+        let (row, is_lexical) = (candidate.row, candidate.ranks[CandidateSource::Lexical.index()] != NOT_FOUND);
+        match self.by {
+            _ if self.exact.binary_search(&row).is_ok() => QueryMatch::Identifier,
+            MatchedBy::Words(MatchScope::Identifier | MatchScope::AllWords) if self.contains(row) => {
+                QueryMatch::AllWords
+            }
+            MatchedBy::Words(MatchScope::SomeWords) if self.contains(row) => QueryMatch::SomeWords,
+            _ if is_lexical => QueryMatch::SomeWords,
+            MatchedBy::Words(_) | MatchedBy::Meaning => QueryMatch::Meaning,
         }
     }
 }
@@ -84,6 +90,15 @@ pub enum Order {
     /// The ranking model's, if it ran.
     Model,
     Retrieval,
+}
+
+/// What orders candidates of equal fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldTies {
+    /// The score.
+    ByScore,
+    /// The key of the item: the candidates are the first items of a longer list in this order.
+    ByKey,
 }
 
 /// Whether rows that match the whole query precede the others.
@@ -134,7 +149,7 @@ pub fn policy_rules(
         rankings,
         boost_factors: options.boosts.iter().map(|boost| boost.factor).collect(),
         boost_masks: boost_masks(context, candidates, &options.boosts),
-        field_ranks: field_ranks(context, candidates, options.order_by, policy.matches),
+        field_ranks: field_ranks(context, candidates, &options.order_by, policy.field_ties),
         repeats,
         pins,
         pinned_rows,
@@ -149,10 +164,10 @@ pub fn arrange(
     context: &mut RequestContext,
     ranked: &RankedCandidates,
     rules: &PolicyRules,
-    matches: Option<&SearchMatches>,
     options: &Options,
     models: &Models,
 ) -> (Slate, Arranged) {
+    let matches = context.matches.as_ref();
     let candidates = &ranked.candidates.list;
     let rankings = rules.rankings.iter();
     let rankings: Vec<Ranking> = rankings
@@ -184,9 +199,7 @@ pub fn arrange(
             score: placed.score,
             is_pinned: placed.is_pinned,
             sources: candidate.map_or([None; 2], Candidate::best_sources),
-            query_match: candidate
-                .zip(matches)
-                .map(|(candidate, matches)| matches.query_match(&ranked.candidates, candidate)),
+            query_match: candidate.zip(matches).map(|(candidate, matches)| matches.query_match(candidate)),
         }
     };
     let entries = arranged.placed.iter().map(entry).collect();
@@ -211,6 +224,7 @@ pub fn arrange(
         now: context.now,
         shown: Shown::Offered(None),
         reason: None,
+        tail: None,
         include_items: options.include_items,
         dropped_pins: arranged.dropped_pins.iter().map(|at| options.pins[*at].item.clone()).collect(),
         sources: ranked.candidates.lists.iter().map(source_count).collect(),
@@ -231,52 +245,18 @@ fn boost_masks(context: &RequestContext, candidates: &[Candidate], boosts: &[Boo
     candidates.iter().map(mask).collect()
 }
 
-/// By candidate: its rank by the field; equal fields have equal ranks. Empty if no field orders. The matches of a
-/// search precede its other candidates, because the cheapest item of all that resemble the query is seldom what was
-/// sought.
-fn field_ranks(
-    context: &RequestContext,
-    candidates: &[Candidate],
-    order: OrderBy,
-    matches: Option<&SearchMatches>,
-) -> Vec<u32> {
-    if !is_by_field(order) {
+/// By candidate: its rank by the fields; equal values have equal ranks. Empty if no field orders.
+fn field_ranks(context: &RequestContext, candidates: &[Candidate], order: &OrderBy, ties: FieldTies) -> Vec<u32> {
+    if order.is_empty() {
         return Vec::new();
     }
-    let is_match: Vec<bool> =
-        candidates.iter().map(|candidate| matches.is_some_and(|matches| matches.contains(candidate.row))).collect();
-    let title = |candidate: &Candidate| text::normalize(&context.catalog.get(candidate.row).item.title);
-    let titles: Vec<String> = match order {
-        OrderBy::Title => candidates.iter().map(title).collect(),
-        _ => Vec::new(),
-    };
-    let by_field = |a: u32, b: u32| {
-        let (a, b) = (a as usize, b as usize);
-        let fields = || compare_fields(context.catalog, order, candidates[a].row, candidates[b].row);
-        is_match[b].cmp(&is_match[a]).then_with(fields).then_with(|| titles.get(a).cmp(&titles.get(b)))
-    };
-    let mut sorted: Vec<u32> = (0..candidates.len() as u32).collect();
-    sorted.sort_by(|a, b| by_field(*a, *b));
-    let (mut ranks, mut rank) = (vec![0; candidates.len()], 0);
-    for (at, &candidate) in sorted.iter().enumerate() {
-        if at > 0 && by_field(sorted[at - 1], candidate) != Ordering::Equal {
-            rank += 1;
+    match ties {
+        // They are in the order of the fields and keys already.
+        FieldTies::ByKey => (0..candidates.len() as u32).collect(),
+        FieldTies::ByScore => {
+            let rows: Vec<Row> = candidates.iter().map(|candidate| candidate.row).collect();
+            context.catalog.ranks_by(order, &rows)
         }
-        ranks[candidate as usize] = rank;
-    }
-    ranks
-}
-
-fn compare_fields(catalog: &Catalog, order: OrderBy, a: Row, b: Row) -> Ordering {
-    let item = |row: Row| &catalog.get(row).item;
-    let price = |row: Row| item(row).price.map(|price| price.micros());
-    match order {
-        // Titles are normalised once and not for each comparison.
-        OrderBy::Score | OrderBy::Title => Ordering::Equal,
-        // Items without a price come last in both directions.
-        OrderBy::Price => price(a).unwrap_or(i64::MAX).cmp(&price(b).unwrap_or(i64::MAX)),
-        OrderBy::PriceDescending => price(b).cmp(&price(a)),
-        OrderBy::CreateTimeDescending => item(b).created_at.cmp(&item(a).created_at),
     }
 }
 
@@ -376,11 +356,12 @@ fn result_debug(
     }
 }
 
-/// A whole ordered answer. Results are materialised page by page, because most pages are never requested.
+/// The first results of an answer in their order, and what follows. Results are materialised page by page, because most
+/// pages are never requested.
 ///
-/// The order is frozen. Whether an item is shown, and its fields, are those of the moment at which its page is
-/// requested. Entries have keys and not rows, because a later page may read the
-/// catalogue of another bundle, whose rows differ.
+/// The order of the entries is frozen; the tail is selected page by page. Whether an item is shown, and its fields, are
+/// those of the moment at which its page is requested. Entries have keys and not rows, because a later page may read
+/// the catalogue of another bundle, whose rows differ.
 #[derive(Default)]
 pub struct Slate {
     pub entries: Vec<SlateEntry>,
@@ -393,6 +374,8 @@ pub struct Slate {
     pub shown: Shown,
     /// The reason of every result that is not pinned, for lists whose results share one.
     pub reason: Option<Reason>,
+    /// The results behind the entries. None: the entries are the whole answer.
+    pub tail: Option<Tail>,
     include_items: bool,
     pub dropped_pins: Vec<ItemId>,
     pub sources: Vec<SourceCount>,
@@ -425,12 +408,45 @@ impl Default for Shown {
     }
 }
 
-/// A page of a slate.
+/// The beginning of a page.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PageStart {
+    /// Number of results before the page.
+    pub offset: usize,
+    /// The position of the last result before the page in the order of the tail. None: that result is no result of the
+    /// tail, or the page was requested by its number.
+    pub after: Option<Position>,
+}
+
+/// A page of an answer.
 #[derive(Debug)]
 pub struct SlatePage {
     pub results: Vec<RankedItem>,
-    /// Index of the entry with which the next page starts. None: this is the last page.
-    pub next: Option<usize>,
+    /// By result: its position in the order of the tail; none for entries of the slate.
+    positions: Vec<Option<Position>>,
+    /// None: this is the last page.
+    pub next: Option<PageStart>,
+}
+
+impl SlatePage {
+    /// Removes the results after the first `count`, so that the next page begins with them.
+    pub fn truncate(&mut self, count: usize) {
+        let Some(first) = self.results.get(count) else { return };
+        let after = match self.positions[count] {
+            Some(_) => count.checked_sub(1).and_then(|last| self.positions[last].clone()),
+            None => None,
+        };
+        self.next = Some(PageStart { offset: first.rank - 1, after });
+        self.results.truncate(count);
+        self.positions.truncate(count);
+    }
+}
+
+/// The items of now: a generation, and a snapshot of its catalogue.
+#[derive(Clone, Copy)]
+pub struct CurrentItems<'a> {
+    pub generation: &'a Generation,
+    pub catalog: &'a Catalog,
 }
 
 impl Slate {
@@ -439,10 +455,70 @@ impl Slate {
         self.entries.iter().take(count).map(|entry| entry.key).collect()
     }
 
-    /// The next `size` results from the entry with index `offset`. `generation` made the slate, `catalog` has the items
-    /// of now. An item that was deleted, sold out or no longer matches the filter is left out, and the page is filled
-    /// with the items after it; ranks are those of the frozen order.
-    pub fn page(&self, generation: &Generation, catalog: &Catalog, offset: usize, size: usize) -> SlatePage {
+    /// Returns whether the item has an entry.
+    pub fn has(&self, key: ItemKey) -> bool {
+        self.entries.iter().any(|entry| entry.key == key)
+    }
+
+    /// Returns whether the page may have results of the tail, whose selection reads all of its items.
+    pub fn reaches_tail(&self, start: &PageStart, size: usize) -> bool {
+        self.tail.is_some() && start.offset.saturating_add(size) >= self.entries.len()
+    }
+
+    /// Returns the `size` results from a start. `generation` made the slate. An item of the slate that was deleted,
+    /// sold out or no longer matches the filter is left out, and the page is filled with the items after it; ranks
+    /// are those of the frozen order.
+    pub fn page(&self, generation: &Generation, now: CurrentItems, start: &PageStart, size: usize) -> SlatePage {
+        let mut page = self.page_of_entries(generation, now.catalog, start.offset, size);
+        if let Some(tail) = self.tail.as_ref().filter(|_| page.next.is_none()) {
+            self.append_tail(&mut page, tail, now, start, size);
+        }
+        page
+    }
+
+    /// Appends results of the tail up to `size` results.
+    fn append_tail(&self, page: &mut SlatePage, tail: &Tail, now: CurrentItems, start: &PageStart, size: usize) {
+        let first = start.offset.max(self.entries.len());
+        let skip = if start.after.is_some() { 0 } else { first - self.entries.len() };
+        let part = TailPart { after: start.after.as_ref(), skip, count: size - page.results.len() };
+        let slate: AHashSet<ItemKey> = self.entries.iter().map(|entry| entry.key).collect();
+        let filter = match &self.shown {
+            Shown::Offered(filter) => filter.as_ref(),
+            Shown::All => None,
+        };
+        let selected = tail.select(now.generation, now.catalog, filter, &slate, part);
+        let popularity = now.generation.popularity();
+        let popular = popularity.rank_of_most_popular(POPULAR_ITEMS);
+        for (at, (row, position)) in selected.rows.into_iter().enumerate() {
+            let content = now.catalog.get(row);
+            let is_popular = is_popular(popularity.counts(content.key).rank(), popular);
+            let query_match = tail.query_match();
+            let reasons = [
+                (query_match.is_some(), ReasonCode::MatchesWords),
+                (is_popular, ReasonCode::Popular),
+                (is_new(&content.item, self.now), ReasonCode::New),
+            ];
+            let reasons = reasons.into_iter().filter(|(is_true, _)| *is_true);
+            page.results.push(RankedItem {
+                id: content.item.id.clone(),
+                rank: first + at + 1,
+                score: 0.0,
+                reasons: reasons.map(|(_, code)| Reason { code, evidence: Vec::new() }).collect(),
+                query_match,
+                item: self.include_items.then(|| content.item.clone()),
+                debug: None,
+            });
+            page.positions.push(Some(position));
+        }
+        if selected.has_more {
+            let after = page.positions.last().cloned().flatten();
+            let offset = page.results.last().map_or(first, |result| result.rank.max(self.entries.len()));
+            page.next = Some(PageStart { offset, after });
+        }
+    }
+
+    /// Returns the next `size` entries from the one with index `offset`.
+    fn page_of_entries(&self, generation: &Generation, catalog: &Catalog, offset: usize, size: usize) -> SlatePage {
         let mut shown = (offset..self.entries.len()).filter_map(|at| {
             let item = catalog.row_of_key(self.entries[at].key).map(|row| (row, &catalog.get(row).item));
             let is_shown = match &self.shown {
@@ -454,6 +530,11 @@ impl Slate {
             is_shown.then_some((at, item.map(|(_, item)| item)))
         });
         let own_catalog = generation.catalog.load();
+        let fills = |entry: &SlateEntry| entry.sources[0] == Some(CandidateSource::Catalogue);
+        let popular = match self.entries.iter().any(fills) {
+            true => generation.popularity().rank_of_most_popular(POPULAR_ITEMS),
+            false => None,
+        };
         let result = |(at, item): (usize, Option<&Arc<Item>>)| {
             let entry = &self.entries[at];
             // The key of an item of a catalogue is never released.
@@ -462,27 +543,35 @@ impl Slate {
                 id,
                 rank: at + 1,
                 score: f64::from(entry.score),
-                reasons: self.reasons(entry, generation, &own_catalog, item.map(Arc::as_ref)),
+                reasons: self.reasons(entry, generation, &own_catalog, item.map(Arc::as_ref), popular),
                 query_match: entry.query_match,
                 item: item.filter(|_| self.include_items).cloned(),
                 debug: self.debug.get(at).cloned().flatten(),
             })
         };
-        let results = shown.by_ref().take(size).filter_map(result).collect();
-        SlatePage { results, next: shown.next().map(|(at, _)| at) }
+        let results: Vec<RankedItem> = shown.by_ref().take(size).filter_map(result).collect();
+        let next = shown.next().map(|(at, _)| PageStart { offset: at, after: None });
+        SlatePage { positions: vec![None; results.len()], results, next }
     }
 
     /// The reasons of an entry: a pin, then the list's reason or those of the sources, then that the item is new.
+    /// `popular` is the rank that makes an item popular that no source found.
     fn reasons(
         &self,
         entry: &SlateEntry,
         generation: &Generation,
         catalog: &Catalog,
         item: Option<&Item>,
+        popular: Option<Rank>,
     ) -> Vec<Reason> {
         let plain = |code| Reason { code, evidence: Vec::new() };
         let of_source = |source| match &self.reason {
             Some(reason) => Some(reason.clone()),
+            // It fills the list: popularity is the only thing that may speak for the item.
+            None if source == CandidateSource::Catalogue => {
+                let rank = generation.popularity().counts(entry.key).rank();
+                is_popular(rank, popular).then(|| plain(ReasonCode::Popular))
+            }
             None => self.reason_of(source, entry, generation, catalog),
         };
         let of_sources = entry.sources.into_iter().flatten().filter_map(of_source);
@@ -515,11 +604,15 @@ impl Slate {
             CandidateSource::Popular => (ReasonCode::Popular, Vec::new()),
             CandidateSource::History => (ReasonCode::BoughtBefore, vec![entry.key]),
             CandidateSource::Trending => (ReasonCode::Trending, Vec::new()),
-            // It fills the list; nothing speaks for the item.
             CandidateSource::Catalogue => return None,
         };
         Some(Reason { code, evidence: evidence.into_iter().filter_map(|key| generation.state.keys.id(key)).collect() })
     }
+}
+
+/// Whether an item's rank reaches that of the most popular items.
+fn is_popular(rank: Rank, popular: Option<Rank>) -> bool {
+    rank != Rank::NONE && popular.is_some_and(|popular| rank.cmp_popular_first(&popular).is_le())
 }
 
 /// Whether an item was created less than [`NEW_ITEM_DAYS`] days before `now`. An item with a later creation is not new

@@ -5,7 +5,7 @@ use crate::{
     bundle::Manifest,
     context::RankedCandidates,
     policy::{Arranged, Exploration, PinSlot, Placed},
-    request::{Degradation, OrderBy},
+    request::Degradation,
     serving::ExperimentArm,
     source::{CandidateSource, ScoredRows},
 };
@@ -62,16 +62,18 @@ pub struct ConfiguredRanking {
     pub scores: Vec<f32>,
 }
 
+impl ConfiguredRanking {
+    /// Returns whether the ranking model's heads make the scores.
+    pub fn uses_model(&self) -> bool {
+        !self.weights.is_empty()
+    }
+}
+
 impl PolicyRules {
     /// Returns whether diversity, which depends on vectors, applied.
     fn is_diverse(&self) -> bool {
         self.field_ranks.is_empty() && self.rankings.iter().any(|ranking| ranking.diversity > 0.0)
     }
-}
-
-/// Returns whether an item field orders the slate.
-pub fn is_by_field(order: OrderBy) -> bool {
-    order != OrderBy::Score
 }
 
 impl Trace {

@@ -1,6 +1,5 @@
 //! Routing of users to generations.
 use crate::{canary::CanaryEvaluation, loaded::LoadedGeneration, shadow::Shadow};
-use lodestone_catalog::Catalog;
 use lodestone_core::{ids::UserId, units::UnixMillis};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -70,12 +69,11 @@ impl Routes {
         std::iter::once(&self.current).chain(self.canary.iter().map(|canary| &canary.loaded))
     }
 
-    /// Returns the catalogue of now for a slate of the generation: its own, if it answers users. Otherwise the current
-    /// generation's, because catalogue changes reach the others late.
-    pub fn catalog_for(&self, loaded: &Arc<LoadedGeneration>) -> Arc<Catalog> {
+    /// Returns the generation whose catalogue is that of now for a slate of a generation: itself, if it answers users.
+    /// Otherwise the current one, because catalogue changes reach the others late.
+    pub fn up_to_date<'r>(&'r self, loaded: &'r Arc<LoadedGeneration>) -> &'r Arc<LoadedGeneration> {
         let answers = self.answering().any(|answering| answering.number == loaded.number);
-        let up_to_date = if answers { loaded } else { &self.current };
-        up_to_date.generation.catalog.load_full()
+        if answers { loaded } else { &self.current }
     }
 
     /// Returns all loaded generations.

@@ -604,7 +604,7 @@ mod tests {
         let request = RecommendRequest {
             viewer,
             kind: RecommendKind::ForYou,
-            page: Page { size: 10, token: String::new(), fingerprint: 0 },
+            page: Page { size: 10, token: String::new(), number: 1, fingerprint: 0 },
             filter: None,
             anchors: Vec::new(),
             facets: Vec::new(),

@@ -22,6 +22,7 @@ use lodestone_pipeline::{
     ranking::{Device, Runtime},
     run::{AnswerLogging, PlannedRequest, RankingRequest, run},
     serving::Plan,
+    slate::{CurrentItems, PageStart},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::index};
 use std::{fmt, ops::Range, path::Path};
@@ -544,7 +545,7 @@ fn answer(
 ) -> Vec<Row> {
     let viewer =
         Viewer { user: request.case.user.clone(), visitor: None, session: String::new(), locale: String::new() };
-    let page = Page { size: CUTOFF, token: String::new(), fingerprint: 0 };
+    let page = Page { size: CUTOFF, token: String::new(), number: 1, fingerprint: 0 };
     let recommend = |kind| {
         RankingRequest::Recommend(RecommendRequest {
             viewer: viewer.clone(),
@@ -576,7 +577,8 @@ fn answer(
     let planned =
         PlannedRequest { request: ranking, answer_id: [0; 16], plan: Plan::default(), logging: AnswerLogging::Skipped };
     let answer = run(generation, models, &[planned], request.case.at).remove(0);
-    let page = answer.slate.page(generation, &answer.catalog, 0, CUTOFF);
+    let now = CurrentItems { generation, catalog: &answer.catalog };
+    let page = answer.slate.page(generation, now, &PageStart::default(), CUTOFF);
     let row = |id: &ItemId| generation.state.keys.get(id).map(|key| Row(key.0));
     page.results.iter().filter_map(|result| row(&result.id)).collect()
 }

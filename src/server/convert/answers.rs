@@ -34,6 +34,7 @@ fn info(info: &AnswerInfo, envelope: Envelope) -> proto::AnswerInfo {
         experiment_arms: info.arm.iter().map(arm).collect(),
         explored: info.explored,
         visitor_history_used: info.visitor_history_used,
+        ranked_count: info.ranked_count as i32,
     }
 }
 

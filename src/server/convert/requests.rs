@@ -4,7 +4,7 @@ use crate::server::{
     proto,
     violations::{Violation, Violations},
 };
-use lodestone_catalog::Filter;
+use lodestone_catalog::{Filter, OrderBy};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_pipeline::*;
 use prost::Message;
@@ -20,6 +20,7 @@ const CANDIDATES_MAX: usize = 1000;
 const PREFIX_CHARS_MAX: usize = 200;
 const SUGGESTIONS_MAX: usize = 20;
 const SERVING_CONFIG_BYTES_MAX: usize = 64;
+const PAGE_NUMBER_MAX: i64 = i32::MAX as i64;
 
 fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {
     if text.trim().is_empty() {
@@ -93,7 +94,7 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         session_version: options.session_version,
         context_events,
         exclude: ids(violations, "options.exclude_item_ids", &options.exclude_item_ids, EXCLUDE_MAX),
-        order_by: order_by(violations, &options.order_by),
+        order_by: order_by(violations, options),
         boosts: boosts(violations, &options.boosts),
         pins: pins(violations, &options.pins),
         diversity,
@@ -113,22 +114,37 @@ fn serving_config(violations: &mut Violations, name: &str) -> String {
     name.to_owned()
 }
 
-fn order_by(violations: &mut Violations, text: &str) -> OrderBy {
-    match text.trim() {
-        "" => OrderBy::Score,
-        "price" => OrderBy::Price,
-        "price desc" => OrderBy::PriceDescending,
-        "create_time desc" => OrderBy::CreateTimeDescending,
-        "title" => OrderBy::Title,
-        other => {
-            let description = format!(
-                "`{}` is not an order; use `price`, `price desc`, `create_time desc`, `title` or nothing for the score",
-                shortened(other)
-            );
-            violations.add("options.order_by", description);
-            OrderBy::Score
+fn order_by(violations: &mut Violations, options: &proto::RankingOptions) -> OrderBy {
+    let order = OrderBy::parse(&options.order_by).unwrap_or_else(|problems| {
+        for problem in problems {
+            violations.add("options.order_by", problem.to_string());
         }
+        OrderBy::default()
+    });
+    if !order.is_empty() && options.diversity.is_some_and(|diversity| diversity > 0.0) {
+        let description = "does not apply, because options.order_by orders the answer".to_owned();
+        violations.notices.push(Violation { field: "options.diversity".to_owned(), description });
     }
+    order
+}
+
+/// Parses the number of a page of a search, from 1.
+fn page_number(violations: &mut Violations, request: &proto::SearchRequest, token: &str) -> usize {
+    let Some(number) = request.page_number else { return 1 };
+    if !(1..=PAGE_NUMBER_MAX).contains(&number) {
+        violations.add("page_number", format!("is {number}; it must be within 1 and {PAGE_NUMBER_MAX}"));
+    }
+    if !token.is_empty() {
+        violations.add("page_number", format!("is {number}; leave it out of a request with a page_token"));
+    }
+    let order_by = request.options.as_ref().map_or("", |options| options.order_by.as_str());
+    if !request.query.trim().is_empty() && order_by.trim().is_empty() {
+        let description = format!(
+            "is {number}; a search with a query and without options.order_by has no page numbers, use page_token"
+        );
+        violations.add("page_number", description);
+    }
+    number.max(1) as usize
 }
 
 fn boosts(violations: &mut Violations, sent: &[proto::Boost]) -> Vec<Boost> {
@@ -200,11 +216,10 @@ fn query(violations: &mut Violations, text: &str) -> String {
 
 pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequest, now: UnixMillis) -> SearchRequest {
     let token = std::mem::take(&mut request.page_token);
+    let number = page_number(violations, &request, &token);
+    request.page_number = None;
     let sent = slate_key(&request, |request| &mut request.options);
-    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&sent) };
-    if request.query.trim().is_empty() {
-        violations.add("query", "is empty or only white space; it must have 1 to 1,000 characters");
-    }
+    let page = Page { size: violations.page_size(request.page_size), token, number, fingerprint: fingerprint(&sent) };
     let count = violations.size("recommendation_count".to_owned(), request.recommendation_count, 0, PAGE_SIZE_MAX);
     let mut parsed = SearchRequest {
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
@@ -216,8 +231,13 @@ pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequ
         fallback: None,
         message: sent,
     };
-    // All fields of the fallback are fields of the search, whose violations are reported already.
-    if count > 0 && violations.is_empty() {
+    if !parsed.options.order_by.is_empty() && !parsed.options.boosts.is_empty() {
+        let description = "do not apply, because options.order_by orders all results".to_owned();
+        violations.notices.push(Violation { field: "options.boosts".to_owned(), description });
+    }
+    // All fields of the fallback are fields of the search, whose violations are reported already. Its filter is that of
+    // the search, so that it has no result if a search without a query has none.
+    if count > 0 && violations.is_empty() && !parsed.is_browse() {
         parsed.fallback = Some(Box::new(recommend(violations, recommendations(request, count), now)));
     }
     parsed
@@ -301,7 +321,8 @@ pub(crate) fn recommend(
     use proto::RecommendType as Wire;
     let token = std::mem::take(&mut request.page_token);
     let sent = slate_key(&request, |request| &mut request.options);
-    let page = Page { size: violations.page_size(request.page_size), token, fingerprint: fingerprint(&sent) };
+    let size = violations.page_size(request.page_size);
+    let page = Page { size, token, number: 1, fingerprint: fingerprint(&sent) };
     let kind = match Wire::try_from(request.r#type) {
         Ok(Wire::ForYou) => RecommendKind::ForYou,
         Ok(Wire::Similar) => RecommendKind::Similar,
@@ -309,6 +330,7 @@ pub(crate) fn recommend(
         Ok(Wire::BuyAgain) => RecommendKind::BuyAgain,
         Ok(Wire::Trending) => RecommendKind::Trending,
         Ok(Wire::RecentlyViewed) => RecommendKind::RecentlyViewed,
+        Ok(Wire::NewArrivals) => RecommendKind::NewArrivals,
         Ok(Wire::Unspecified) => {
             violations.add("type", "is not set; choose a RecommendType such as RECOMMEND_TYPE_FOR_YOU");
             RecommendKind::ForYou
@@ -386,6 +408,8 @@ mod tests {
                 order_by: "colour".to_owned(),
                 ..Default::default()
             }),
+            page_token: "x".to_owned(),
+            page_number: Some(0),
             ..Default::default()
         };
         let mut violations = Violations::default();
@@ -402,6 +426,7 @@ mod tests {
             "options.pins[0].item_id",
             "options.debug_level",
             "options.order_by",
+            "page_number",
         ] {
             assert!(found.contains(&field), "{field} is missing in {found:?}");
         }

@@ -215,7 +215,7 @@ pub(crate) async fn recommend(engine: &Engine, user: &str, kind: RecommendKind) 
     let request = RecommendRequest {
         viewer: viewer(user),
         kind,
-        page: Page { size: 100, token: String::new(), fingerprint: 0 },
+        page: Page { size: 100, token: String::new(), number: 1, fingerprint: 0 },
         filter: None,
         anchors: Vec::new(),
         facets: Vec::new(),
@@ -241,7 +241,7 @@ pub(crate) async fn search_by(
     let request = SearchRequest {
         viewer: viewer(user),
         query: query.to_owned(),
-        page: Page { size, token: token.to_owned(), fingerprint: 7 },
+        page: Page { size, token: token.to_owned(), number: 1, fingerprint: 7 },
         filter: None,
         facets: Vec::new(),
         options: Options::default(),

@@ -106,6 +106,23 @@ pub(super) fn all_of(
     Ok(hits)
 }
 
+/// Returns all rows of a query that pass `keep`, with their scores, in no order.
+pub(super) fn scores_of(
+    searcher: &Searcher,
+    query: &dyn Query,
+    keep: &dyn Fn(Row) -> bool,
+) -> Result<Vec<(Row, f32)>, LexicalError> {
+    let weight = query.weight(EnableScoring::enabled_from_searcher(searcher))?;
+    let mut hits = Vec::new();
+    for segment in searcher.segment_readers() {
+        let rows = LiveRows::of(segment)?;
+        weight.for_each(segment, &mut |document, score| {
+            hits.extend(rows.of_document(document).filter(|row| keep(*row)).map(|row| (row, score)));
+        })?;
+    }
+    Ok(hits)
+}
+
 /// Returns whether a row of a query passes `keep`.
 pub(super) fn any_of(searcher: &Searcher, query: &dyn Query, keep: &dyn Fn(Row) -> bool) -> Result<bool, LexicalError> {
     let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;

@@ -12,7 +12,7 @@ use super::{
     synonyms::Synonyms,
 };
 use ahash::AHashSet;
-use collect::{all_of, any_of, best_of, best_of_some};
+use collect::{all_of, any_of, best_of, best_of_some, scores_of};
 use document::{ItemTexts, has_equal_texts, joined, ordered};
 use lodestone_catalog::Item;
 use lodestone_core::{ids::Row, text};
@@ -61,6 +61,38 @@ pub enum MatchMode {
     Any,
     /// Every word; the last word may be a prefix.
     Prefix,
+}
+
+/// The part of a query that the rows of [`Lexical::matching`] match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatchScope {
+    /// Their id or SKU is the query, and nothing else is meant.
+    Identifier,
+    /// They have every word, or their id or SKU is the query.
+    AllWords,
+    /// They have at least one word; no row has all of them.
+    SomeWords,
+}
+
+impl MatchScope {
+    /// The words that a row must have, unless its id or SKU is the query.
+    fn words(self) -> Option<MatchMode> {
+        match self {
+            Self::Identifier => None,
+            Self::AllWords => Some(MatchMode::All),
+            Self::SomeWords => Some(MatchMode::Any),
+        }
+    }
+}
+
+/// All rows that match a query.
+#[derive(Debug)]
+pub struct MatchingRows {
+    /// Ascending, each once.
+    pub rows: Vec<Row>,
+    /// The rows whose id or SKU is the query, ascending.
+    pub exact: Vec<Row>,
+    pub scope: MatchScope,
 }
 
 /// The rows that match a query, in three parts: exact matches, rows with every word, rows with some words.
@@ -306,24 +338,66 @@ impl Lexical {
         Ok(Matches { rows, exact: exact_count, complete, coverage })
     }
 
-    /// Returns all rows that pass `keep` and are exact matches or have every word; if there are none, all rows with
-    /// some words. An identifier matches alone, as in [`Lexical::search_all_then_any`]. Rows are distinct and
-    /// ascending.
-    pub fn matching(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Vec<Row>, LexicalError> {
+    /// Returns all rows that pass `keep` and match the query. The scope is the first in the order of [`MatchScope`] in
+    /// which a row matches, as in [`Lexical::search_all_then_any`].
+    pub fn matching(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<MatchingRows, LexicalError> {
         let searcher = self.reader.searcher();
         let parsed = self.parse(text::normalize(query));
-        let exact = all_of(&searcher, &*self.term(self.fields.id, &parsed.normal), keep)?;
-        let is_alone = !exact.is_empty() && has_digit(&parsed.normal);
-        let mut rows = exact;
-        if !is_alone {
-            rows.extend(all_of(&searcher, &*self.query(&parsed, MatchMode::All), keep)?);
+        let rows_in = |scope: MatchScope| self.rows_in(&searcher, &parsed, scope, keep);
+        let exact = rows_in(MatchScope::Identifier)?;
+        if !exact.is_empty() && has_digit(&parsed.normal) {
+            return Ok(MatchingRows { rows: exact.clone(), exact, scope: MatchScope::Identifier });
         }
-        if rows.is_empty() {
-            rows = all_of(&searcher, &*self.query(&parsed, MatchMode::Any), keep)?;
+        let rows = rows_in(MatchScope::AllWords)?;
+        if !rows.is_empty() {
+            return Ok(MatchingRows { rows, exact, scope: MatchScope::AllWords });
+        }
+        Ok(MatchingRows { rows: rows_in(MatchScope::SomeWords)?, exact, scope: MatchScope::SomeWords })
+    }
+
+    /// Returns the rows that pass `keep` and match the query in this scope, ascending and each once.
+    pub fn matching_in(
+        &self,
+        query: &str,
+        scope: MatchScope,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Vec<Row>, LexicalError> {
+        self.rows_in(&self.reader.searcher(), &self.parse(text::normalize(query)), scope, keep)
+    }
+
+    fn rows_in(
+        &self,
+        searcher: &Searcher,
+        parsed: &ParsedQuery,
+        scope: MatchScope,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Vec<Row>, LexicalError> {
+        let mut rows = all_of(searcher, &*self.term(self.fields.id, &parsed.normal), keep)?;
+        if let Some(words) = scope.words() {
+            rows.extend(all_of(searcher, &*self.query(parsed, words), keep)?);
         }
         rows.sort_unstable();
         rows.dedup();
         Ok(rows)
+    }
+
+    /// Returns the rows of [`Lexical::matching_in`] with their scores: BM25 over the fields, without the rescoring of
+    /// [`Lexical::search`].
+    pub fn scores_in(
+        &self,
+        query: &str,
+        scope: MatchScope,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Vec<(Row, f32)>, LexicalError> {
+        let searcher = self.reader.searcher();
+        let parsed = self.parse(text::normalize(query));
+        let mut scored = scores_of(&searcher, &*self.term(self.fields.id, &parsed.normal), keep)?;
+        if let Some(words) = scope.words() {
+            scored.extend(scores_of(&searcher, &*self.query(&parsed, words), keep)?);
+        }
+        scored.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
+        scored.dedup_by_key(|(row, _)| *row);
+        Ok(scored)
     }
 
     /// Returns whether a row that passes `keep` is an exact match or has every word of the query.
@@ -483,7 +557,7 @@ mod tests {
         let matches = all("sku-0");
         assert_eq!(matches.rows.iter().map(|(row, _)| row.0).collect::<Vec<_>>(), [0]);
         assert!(matches.is_identifier() && !all("lamp").is_identifier());
-        assert_eq!(lexical.matching("SKU-0", &|_| true).unwrap(), [Row(0)]);
+        assert_eq!(lexical.matching("SKU-0", &|_| true).unwrap().rows, [Row(0)]);
         // The identifier of one item is a word of another one.
         let mut post = Item::titled(ItemId::parse("post").unwrap(), "Carriage");
         post.description = "charge for carriage".to_owned();
@@ -722,7 +796,7 @@ mod tests {
         for matching in [MatchMode::All, MatchMode::Any, MatchMode::Prefix] {
             assert!(rows(&lexical, "chocolate", matching).is_empty());
         }
-        assert!(lexical.matching("chocolate", &|_| true).unwrap().is_empty());
+        assert!(lexical.matching("chocolate", &|_| true).unwrap().rows.is_empty());
     }
 
     proptest! {

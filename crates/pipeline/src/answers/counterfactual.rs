@@ -55,7 +55,9 @@ impl AnswerRecord {
 
     /// Returns the weights by head of the record. Empty: the order of retrieval.
     fn weights_of(&self, config: &ServingConfig, shown: &RankingRecord) -> Result<Vec<f32>, ReplayError> {
-        if !config.ranker {
+        // A page that fields order needs no probabilities.
+        let is_by_field = self.head_values.is_empty() && !self.field_ranks.is_empty();
+        if !config.ranker || is_by_field {
             return Ok(Vec::new());
         }
         if self.head_values.is_empty() || shown.weights.len() != self.heads.len() {

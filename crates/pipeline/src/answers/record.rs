@@ -75,7 +75,7 @@ pub struct AnswerRecord {
     /// By candidate: bit b is set if boost b matches.
     #[prost(uint32, repeated, tag = "26")]
     pub boost_masks: Vec<u32>,
-    /// By candidate: its rank by the request's order-by field. Empty: best score first.
+    /// By candidate: its rank by the fields of the request's `order_by`. Empty: best score first.
     #[prost(uint32, repeated, tag = "27")]
     pub field_ranks: Vec<u32>,
     #[prost(message, repeated, tag = "28")]
@@ -87,10 +87,10 @@ pub struct AnswerRecord {
     pub seed: u64,
     #[prost(bool, tag = "31")]
     pub explored: bool,
-    /// The first page, in its order.
+    /// The first page, in its order, as far as the slate has it. Empty if the answer begins with a later page.
     #[prost(message, repeated, tag = "32")]
     pub slots: Vec<SlotRecord>,
-    /// Number of slots on all pages.
+    /// Number of slots of the slate. The results behind it have no record.
     #[prost(uint32, tag = "33")]
     pub slate_size: u32,
     /// A checksum of all slots; see `slate_checksum`.
@@ -109,7 +109,7 @@ pub struct AnswerRecord {
     pub organic_items: Vec<u32>,
     #[prost(float, repeated, tag = "39")]
     pub organic_scores: Vec<f32>,
-    /// The slots of pins on all pages, from 1.
+    /// The slots of pins in the slate, from 1.
     #[prost(uint32, repeated, tag = "40")]
     pub pinned_slots: Vec<u32>,
     /// By candidate: whether the user bought it before. Empty unless a ranking has a repeat fraction.
@@ -145,7 +145,7 @@ pub enum RequestedList {
     Query(String),
     /// A recommendation `FOR_YOU`.
     ForYou,
-    /// Another request, such as one that starts from anchor items.
+    /// Another request, such as one that starts from anchor items, or a search without a query.
     Other,
 }
 
@@ -174,7 +174,7 @@ impl AnswerRecord {
                 RequestedList::Query(self.corrected_query.clone())
             }
             AnswerKind::Search => match SearchFields::decode(self.request.as_slice()) {
-                Ok(SearchFields { query }) if !query.is_empty() => RequestedList::Query(query),
+                Ok(SearchFields { query }) if !query.trim().is_empty() => RequestedList::Query(query),
                 _ => RequestedList::Other,
             },
             AnswerKind::Recommend => match RecommendFields::decode(self.request.as_slice()) {

@@ -126,7 +126,7 @@ fn request(query: &Query, protocol: &Protocol) -> PlannedRequest {
     let request = RankingRequest::Recommend(RecommendRequest {
         viewer,
         kind: RecommendKind::ForYou,
-        page: Page { size: LIST_MAX, token: String::new(), fingerprint: 0 },
+        page: Page { size: LIST_MAX, token: String::new(), number: 1, fingerprint: 0 },
         filter: None,
         anchors: Vec::new(),
         facets: Vec::new(),

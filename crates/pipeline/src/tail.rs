@@ -1,0 +1,145 @@
+//! The results behind a slate. A slate has the first results of an answer and is frozen; a tail describes which results
+//! follow and in which order, so that each page is selected from the items of its moment, and an answer of 100,000
+//! results takes no more memory than one of 250.
+use crate::{generation::Generation, popularity::PopularityView, request::QueryMatch, retrieve::EligibleRows};
+use ahash::AHashSet;
+use lodestone_catalog::{Catalog, Filter, OrderBy, Position, Selected, SortEntry, SortValue, StoredValue, select};
+use lodestone_core::ids::{ItemKey, Row};
+use lodestone_index::{LexicalError, MatchScope};
+
+/// The results behind a slate.
+#[derive(Debug, Clone)]
+pub struct Tail {
+    pub members: TailMembers,
+    pub order: TailOrder,
+    /// The items that the request excludes.
+    pub excluded: Vec<ItemKey>,
+    /// The position of the slate's last item in the order, if the slate has the same order.
+    pub start: Option<Position>,
+}
+
+/// The items of a tail. Only items in stock that the request neither excludes nor filters out are among them.
+#[derive(Debug, Clone)]
+pub enum TailMembers {
+    All,
+    /// The matches of a query, as it was searched.
+    Matches {
+        query: String,
+        scope: MatchScope,
+    },
+}
+
+/// The order of a tail. Ties are in the order of the keys.
+#[derive(Debug, Clone)]
+pub enum TailOrder {
+    Fields(OrderBy),
+    /// By popularity, then the newest first.
+    Popularity,
+    /// By the lexical score of the query.
+    Score,
+}
+
+/// The part of a tail that a page shows.
+#[derive(Debug, Clone, Copy)]
+pub struct TailPart<'p> {
+    /// The position of the last result before the page. None: the page begins with the tail's result `skip`.
+    pub after: Option<&'p Position>,
+    pub skip: usize,
+    pub count: usize,
+}
+
+impl Tail {
+    /// How its items match the query; none without a query.
+    pub fn query_match(&self) -> Option<QueryMatch> {
+        match &self.members {
+            TailMembers::All => None,
+            TailMembers::Matches { scope: MatchScope::Identifier, .. } => Some(QueryMatch::Identifier),
+            TailMembers::Matches { scope: MatchScope::AllWords, .. } => Some(QueryMatch::AllWords),
+            TailMembers::Matches { scope: MatchScope::SomeWords, .. } => Some(QueryMatch::SomeWords),
+        }
+    }
+
+    /// Returns the rows of a part in their order. `slate` has the items that earlier results are; `catalog` is that of
+    /// the generation.
+    pub fn select(
+        &self,
+        generation: &Generation,
+        catalog: &Catalog,
+        filter: Option<&Filter>,
+        slate: &AHashSet<ItemKey>,
+        part: TailPart,
+    ) -> Selected {
+        let hidden = self.excluded.iter().chain(slate).filter_map(|key| catalog.row_of_key(*key));
+        let mut eligible = EligibleRows::offered(catalog).without(hidden);
+        if let Some(filter) = filter {
+            eligible = eligible.matching(catalog, filter);
+        }
+        let found = match &self.order {
+            TailOrder::Fields(order) => self.by_fields(generation, catalog, &eligible, order, part),
+            TailOrder::Popularity => {
+                let after = part.after.or(self.start.as_ref());
+                Ok(by_popularity(&generation.popularity(), catalog, &eligible, TailPart { after, ..part }))
+            }
+            TailOrder::Score => self.by_score(generation, catalog, &eligible, part),
+        };
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the lexical source failed");
+            Selected::default()
+        })
+    }
+
+    fn by_fields(
+        &self,
+        generation: &Generation,
+        catalog: &Catalog,
+        eligible: &EligibleRows,
+        order: &OrderBy,
+        part: TailPart,
+    ) -> Result<Selected, LexicalError> {
+        let after = part.after.or(self.start.as_ref());
+        Ok(match &self.members {
+            TailMembers::All => catalog.select_by(order, eligible.rows(), after, part.skip, part.count),
+            TailMembers::Matches { query, scope } => {
+                let rows = generation.lexical.matching_in(query, *scope, &|row| eligible.contains(row))?;
+                catalog.select_by(order, rows.into_iter(), after, part.skip, part.count)
+            }
+        })
+    }
+
+    /// The scores of a query change with every write of an item, because the frequencies of words change. So the
+    /// position of the last result is the one that its item has now.
+    fn by_score(
+        &self,
+        generation: &Generation,
+        catalog: &Catalog,
+        eligible: &EligibleRows,
+        part: TailPart,
+    ) -> Result<Selected, LexicalError> {
+        let TailMembers::Matches { query, scope } = &self.members else { return Ok(Selected::default()) };
+        let scored = generation.lexical.scores_in(query, *scope, &|row| eligible.contains(row))?;
+        let current = part.after.map(|after| {
+            let row = catalog.row_of_key(after.key);
+            let at = row.and_then(|row| scored.binary_search_by_key(&row, |(row, _)| *row).ok());
+            at.map_or_else(
+                || after.clone(),
+                |at| Position { values: vec![StoredValue::Number(scored[at].1.into())], ..*after },
+            )
+        });
+        let entries = scored.iter().map(|(row, score)| SortEntry {
+            values: [SortValue::Number(f64::from(*score))],
+            key: catalog.get(*row).key,
+            row: *row,
+        });
+        Ok(select(entries, [true], current.as_ref(), part.skip, part.count))
+    }
+}
+
+fn by_popularity(popularity: &PopularityView, catalog: &Catalog, eligible: &EligibleRows, part: TailPart) -> Selected {
+    let entries = eligible.rows().map(|row: Row| {
+        let content = catalog.get(row);
+        let [others, all] = popularity.counts(content.key).rank().parts();
+        let created = content.created_at.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64));
+        SortEntry { values: [SortValue::Number(others), SortValue::Number(all), created], key: content.key, row }
+    });
+    select(entries, [true; 3], part.after, part.skip, part.count)
+}
