@@ -46,6 +46,7 @@ const IN_FLIGHT_MAX: u64 = 20_000;
 #[command(after_help = "\
 Examples:
   lodestone load-test --data data --rpc search --connections 1,8,32
+  lodestone load-test --data data --rpc browse --order-by 'price desc' --page-number 500 --connections 1
   lodestone load-test --data data --rate 500 --only-rate --latencies latencies.csv")]
 pub(crate) struct LoadTestArgs {
     /// Address of the server.
@@ -73,6 +74,15 @@ pub(crate) struct LoadTestArgs {
     /// Results per page.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..), default_value_t = 24)]
     page_size: i32,
+    /// Filter of `search` and `browse`.
+    #[arg(long, value_name = "FILTER", default_value = "")]
+    filter: String,
+    /// Fields that order `search` and `browse`.
+    #[arg(long, value_name = "FIELDS", default_value = "")]
+    order_by: String,
+    /// Page of `browse`, and of `search` with --order-by. Default: the first.
+    #[arg(long, value_name = "N")]
+    page_number: Option<i64>,
     /// Events per request of `write-events`, or per message of `stream-events` (at most 1,000).
     #[arg(long, value_name = "N", value_parser = within(1..=10_000), default_value_t = 100)]
     batch: usize,
@@ -91,6 +101,8 @@ pub(crate) struct LoadTestArgs {
 enum RpcArg {
     Recommend,
     Search,
+    /// Searches without a query: category pages.
+    Browse,
     Suggest,
     /// Views of random items by random users. The server stores them: measure it on a copy of the data.
     WriteEvents,
@@ -102,7 +114,7 @@ impl RpcArg {
     fn name(self) -> &'static str {
         match self {
             Self::Recommend => "Recommend",
-            Self::Search => "Search",
+            Self::Search | Self::Browse => "Search",
             Self::Suggest => "Suggest",
             Self::WriteEvents => "WriteEvents",
             Self::StreamEvents => "StreamEvents",
@@ -112,7 +124,7 @@ impl RpcArg {
     /// Whether the response can have the durations of the stages in the server.
     fn has_stages(self) -> bool {
         match self {
-            Self::Recommend | Self::Search => true,
+            Self::Recommend | Self::Search | Self::Browse => true,
             Self::Suggest | Self::WriteEvents | Self::StreamEvents => false,
         }
     }
@@ -260,6 +272,9 @@ struct Calls {
     queries: Vec<String>,
     items: Vec<String>,
     page_size: i32,
+    filter: String,
+    order_by: String,
+    page_number: Option<i64>,
     batch: usize,
     seed: u64,
 }
@@ -280,6 +295,9 @@ impl Calls {
             queries: items.iter().map(|item| first_words(&item.title)).collect(),
             items: items.iter().map(|item| item.id.to_string()).collect(),
             page_size: args.page_size,
+            filter: args.filter.clone(),
+            order_by: args.order_by.clone(),
+            page_number: args.page_number,
             batch: args.batch,
             seed: args.seed,
         })
@@ -307,12 +325,15 @@ impl Calls {
                 };
                 RankingServiceClient::new(channel).recommend(request).await?.into_inner().info
             }
-            RpcArg::Search => {
+            RpcArg::Search | RpcArg::Browse => {
                 let request = proto::SearchRequest {
                     viewer,
-                    query: query.clone(),
+                    query: if self.rpc == RpcArg::Search { query.clone() } else { String::new() },
                     page_size: self.page_size,
-                    options,
+                    filter: self.filter.clone(),
+                    options: options
+                        .map(|options| proto::RankingOptions { order_by: self.order_by.clone(), ..options }),
+                    page_number: self.page_number,
                     ..Default::default()
                 };
                 RankingServiceClient::new(channel).search(request).await?.into_inner().info
