@@ -411,12 +411,13 @@ def next_things(work):
     ran = run("benchmark", "next-item", "--sequences", sequences, "--items", items, *to_file, "--seeds", 2)
     report = json.loads(out.read_text())
     methods = {method["method"]: method for method in report["methods"]}
-    check(ran.returncode == SUCCESS and {"user_vector", "transitions", "similar_texts", "popular", "retrieval", "ranked"} <= set(methods),
+    check(ran.returncode == SUCCESS and {"user_vector", "transitions", "popular", "retrieval", "ranked"} <= set(methods),
           "each source, the union and the ranking are evaluated")
     check(report["seeds"] == [1, 2] and report["hr_at_10"] == methods["ranked"]["hr_at_10"] > 0.9, "a chain is predicted")
     check("ndcg_at_10" in methods["ranked"]["spread"] and "hr_at_10" in methods["ranked"]["descending"],
           "spread and descending users are reported")
-    (work / "train.txt").write_text("".join(" ".join(map(str, line)) + "\n" for line in lines))
+    # With fewer sessions, the ranking model has too few lists.
+    (work / "train.txt").write_text("".join(" ".join(map(str, line)) + "\n" for line in 4 * lines))
     (work / "test.tsv").write_text("3 4\t5\n8\t9\n")
     ran = run("benchmark", "sessions", "--train", work / "train.txt", "--test", work / "test.tsv", *to_file)
     check(ran.returncode == SUCCESS and json.loads(out.read_text())["hr_at_20"] == 1.0, "next clicks are predicted")
