@@ -316,7 +316,8 @@ class Package:
         while index < end:
             if file.is_in_tests(index):
                 index = next(stop for start, stop in file.test_ranges if start <= index < stop)
-            elif file.is_name(index, "use"):
+            # `use<'a>` is a bound of a return type and no declaration.
+            elif file.is_name(index, "use") and not file.is_sign(index + 1, "<"):
                 stop = file.end_of_item(index)
                 self.read_use(module, index, stop, is_reexport=False)
                 index = stop
