@@ -416,8 +416,7 @@ def next_things(work):
     check(report["seeds"] == [1, 2] and report["hr_at_10"] == methods["ranked"]["hr_at_10"] > 0.9, "a chain is predicted")
     check("ndcg_at_10" in methods["ranked"]["spread"] and "hr_at_10" in methods["ranked"]["descending"],
           "spread and descending users are reported")
-    # With fewer sessions, the ranking model has too few lists.
-    (work / "train.txt").write_text("".join(" ".join(map(str, line)) + "\n" for line in 4 * lines))
+    (work / "train.txt").write_text("".join(" ".join(map(str, line)) + "\n" for line in lines))
     (work / "test.tsv").write_text("3 4\t5\n8\t9\n")
     ran = run("benchmark", "sessions", "--train", work / "train.txt", "--test", work / "test.tsv", *to_file)
     check(ran.returncode == SUCCESS and json.loads(out.read_text())["hr_at_20"] == 1.0, "next clicks are predicted")

@@ -38,6 +38,7 @@ pub(crate) struct RankingData<'a> {
 
 #[derive(Debug, Clone)]
 pub(crate) struct RankerConfig {
+    /// With few lists there are more; see [`STEPS_MIN`].
     pub epochs_max: usize,
     pub patience: usize,
     /// Lists in a step.
@@ -172,6 +173,9 @@ impl Scale {
 const STAGE: &str = "ranker";
 /// The learning rate falls linearly to this share of its first value.
 const LEARNING_RATE_LAST: f32 = 0.05;
+/// Few lists are read more often, until there were this many steps: a network after a dozen steps is almost as it was
+/// drawn.
+const STEPS_MIN: usize = 300;
 /// Times the learning rate, the share of the weights that a step subtracts.
 const WEIGHT_DECAY: f32 = 1e-4;
 
@@ -234,7 +238,8 @@ impl Trainer {
     ) -> Result<Best, ModelError> {
         let mut order: Vec<usize> = (0..data.lists.len()).collect();
         let steps = order.len().div_ceil(config.batch);
-        let total = config.epochs_max * steps;
+        let epochs_max = config.epochs_max.max(STEPS_MIN.div_ceil(steps));
+        let total = epochs_max * steps;
         let adam = |step: usize| {
             let left = 1.0 - step as f32 / total as f32;
             let learning_rate = config.learning_rate * (LEARNING_RATE_LAST + (1.0 - LEARNING_RATE_LAST) * left);
@@ -243,7 +248,7 @@ impl Trainer {
         let mut moments = Moments::new(self.network.weights.len());
         let mut best = Best { network: self.network.clone(), loss: f32::INFINITY, validation_losses: Vec::new() };
         let (mut done, mut worse) = (0, 0);
-        for _ in 0..config.epochs_max {
+        for _ in 0..epochs_max {
             order.shuffle(rng);
             for chosen in order.chunks(config.batch) {
                 if stop.load(Ordering::Relaxed) {
