@@ -181,6 +181,10 @@ bench-retrieval: build $(BUNDLE) ## Compare the frozen graph with other ANN libr
 bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure event ingestion, replay and startup, and their effect on serving latency; BENCH_EVENTS=10000000
 	@python3 benches/events.py
 
+# The default form of this test, with 2,000 items, is one of the Rust tests.
+bench-browse: ## Measure first and deep pages over 100,000 of 200,000 items
+	BROWSE_BATCHES=200 BROWSE_REQUESTS=40 cargo test --release --locked --test api a_deep_page_is_as_full -- --nocapture
+
 deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml
 	@scripts/tools.sh deny
 	$(TOOLS)/bin/cargo-deny --locked check --hide-inclusion-graph licenses bans sources

@@ -10,6 +10,8 @@ mod snapshot;
 pub use filter::{Field, Filter, FilterError, attribute_name};
 pub use item::{AttributeValue, Item, limits};
 pub use keys::ItemKeys;
-pub use order::{ORDER_KEYS_MAX, OrderBy, OrderByError, Position, Selected, SortEntry, SortValue, StoredValue, select};
+pub use order::{
+    ORDER_KEYS_MAX, OrderBy, OrderByError, Part, Position, Selected, SortEntry, SortValue, StoredValue, select,
+};
 pub use prepared::{PreparedField, PreparedValue};
 pub use snapshot::{Catalog, ItemVectors};

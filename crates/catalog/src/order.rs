@@ -246,6 +246,16 @@ pub struct SortEntry<'a, const N: usize> {
     pub row: Row,
 }
 
+/// A part of the entries in their order.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Part<'p> {
+    /// The position behind which the part begins. None: the first entry.
+    pub after: Option<&'p Position>,
+    /// Entries that are left out before the part.
+    pub skip: usize,
+    pub count: usize,
+}
+
 /// Rows in order.
 #[derive(Debug, Default, PartialEq)]
 pub struct Selected {
@@ -254,14 +264,12 @@ pub struct Selected {
     pub has_more: bool,
 }
 
-/// Returns the `count` first entries behind a position, after `skip` others. `is_descending` has the direction of each
-/// value; ties are in the order of the keys. One pass over the entries, and memory for `skip + count` of them.
+/// Returns a part of the entries. `is_descending` has the direction of each value; ties are in the order of the keys.
+/// One pass over the entries, and memory for `skip + count` of them.
 pub fn select<'a, const N: usize>(
     entries: impl Iterator<Item = SortEntry<'a, N>>,
     is_descending: [bool; N],
-    after: Option<&Position>,
-    skip: usize,
-    count: usize,
+    Part { after, skip, count }: Part,
 ) -> Selected {
     let values = |a: &[SortValue; N], b: &[SortValue; N]| {
         let directions = is_descending.iter();
@@ -332,35 +340,20 @@ impl<'c> FieldValues<'c> {
 }
 
 impl Catalog {
-    /// Returns the `count` first of the rows in this order behind a position, after `skip` others. The rows are
-    /// ascending. The order has a key.
-    pub fn select_by(
-        &self,
-        order: &OrderBy,
-        rows: impl Iterator<Item = Row>,
-        after: Option<&Position>,
-        skip: usize,
-        count: usize,
-    ) -> Selected {
+    /// Returns a part of the rows in this order. The rows are ascending. The order has a key.
+    pub fn select_by(&self, order: &OrderBy, rows: impl Iterator<Item = Row>, part: Part) -> Selected {
         match order.0.len() {
             0 => Selected::default(),
-            1 => self.select_by_keys::<1>(order, rows, after, skip, count),
-            2 => self.select_by_keys::<2>(order, rows, after, skip, count),
-            3 => self.select_by_keys::<3>(order, rows, after, skip, count),
-            _ => self.select_by_keys::<ORDER_KEYS_MAX>(order, rows, after, skip, count),
+            1 => self.select_by_keys::<1>(order, rows, part),
+            2 => self.select_by_keys::<2>(order, rows, part),
+            3 => self.select_by_keys::<3>(order, rows, part),
+            _ => self.select_by_keys::<ORDER_KEYS_MAX>(order, rows, part),
         }
     }
 
-    fn select_by_keys<const N: usize>(
-        &self,
-        order: &OrderBy,
-        rows: impl Iterator<Item = Row>,
-        after: Option<&Position>,
-        skip: usize,
-        count: usize,
-    ) -> Selected {
+    fn select_by_keys<const N: usize>(&self, order: &OrderBy, rows: impl Iterator<Item = Row>, part: Part) -> Selected {
         let partial = self.columns_of_partial_block(order);
-        select(self.entries(order, &partial, rows), order.directions::<N>(), after, skip, count)
+        select(self.entries(order, &partial, rows), order.directions::<N>(), part)
     }
 
     /// Returns the rank of each row in this order; rows with equal values have equal ranks.
@@ -368,9 +361,9 @@ impl Catalog {
         let mut distinct = rows.to_vec();
         distinct.sort_unstable();
         distinct.dedup();
-        let all = distinct.len();
-        let sorted = self.select_by(order, distinct.into_iter(), None, 0, all).rows;
-        let (mut ranks, mut rank) = (Vec::with_capacity(all), 0);
+        let all = Part { count: distinct.len(), ..Part::default() };
+        let sorted = self.select_by(order, distinct.into_iter(), all).rows;
+        let (mut ranks, mut rank) = (Vec::with_capacity(all.count), 0);
         for (at, (row, position)) in sorted.iter().enumerate() {
             if at > 0 && sorted[at - 1].1.values != position.values {
                 rank += 1;
@@ -543,8 +536,8 @@ mod tests {
             let (mut paged, mut after) = (Vec::new(), None);
             let size = size * repeats;
             loop {
-                let page = catalog.select_by(&by, rows(), after.as_ref(), 0, size);
-                let numbered = catalog.select_by(&by, rows(), None, paged.len(), size);
+                let page = catalog.select_by(&by, rows(), Part { after: after.as_ref(), skip: 0, count: size });
+                let numbered = catalog.select_by(&by, rows(), Part { after: None, skip: paged.len(), count: size });
                 prop_assert_eq!(&page, &numbered);
                 after = page.rows.last().map(|(_, position)| position.clone());
                 paged.extend(page.rows.iter().map(|(row, _)| row.0));

@@ -56,7 +56,6 @@ pub struct Generation {
     pub co_purchases: KeyedNeighbours,
     /// Items that users with the same items choose.
     pub item_to_item: KeyedNeighbours,
-    /// Items that users choose within a few steps of an item.
     /// Items with similar texts.
     pub similar_texts: KeyedNeighbours,
     /// Earlier histories of users.

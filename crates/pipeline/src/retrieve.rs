@@ -7,7 +7,7 @@ use crate::{
     source::{CandidateSource, ScoredRows},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter, SortEntry, SortValue, select};
+use lodestone_catalog::{Catalog, Filter, Part, SortEntry, SortValue, select};
 use lodestone_core::{
     bits,
     ids::{ItemKey, Row},
@@ -207,7 +207,7 @@ pub fn new_arrivals(input: &RetrievalInput) -> Candidates {
         let [others, all] = input.popularity.counts(content.key).rank().parts();
         SortEntry { values: [created, SortValue::Number(others), SortValue::Number(all)], key: content.key, row }
     });
-    let newest = select(entries, [true; 3], None, 0, count).rows;
+    let newest = select(entries, [true; 3], Part { count, ..Part::default() }).rows;
     let rows = newest.into_iter().map(|(row, _)| (row, 0.0)).collect();
     ordered_rows(input.catalog, CandidateSource::Catalogue, rows, count)
 }

@@ -20,7 +20,7 @@ use crate::{
     trace::{ConfiguredRanking, Trace},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter, OrderBy};
+use lodestone_catalog::{Catalog, Filter, OrderBy, Part, Position};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row},
     text,
@@ -286,9 +286,7 @@ fn respond(
     models: &Models,
 ) -> PipelineAnswer {
     let (request, options) = (&planned.request, planned.request.options());
-    let matches = context.matches.take();
-    let facets = count_facets(&mut context, matches.as_ref(), request);
-    context.matches = matches;
+    let facets = count_facets(&mut context, request);
     context.start_stage();
     let policy = PolicyContext {
         plan: &planned.plan,
@@ -392,27 +390,24 @@ fn empty_reason(context: &RequestContext, request: &SearchRequest) -> EmptyReaso
 fn word_matches(context: &mut RequestContext, sent_query: &str) -> SearchMatches {
     let query = context.query().unwrap_or(sent_query);
     let matching = context.generation.lexical.matching(query, &|row| context.eligible.contains(row));
-    let matches = match matching {
-        Ok(MatchingRows { rows, exact, scope }) if !rows.is_empty() => {
-            SearchMatches { rows, exact, by: MatchedBy::Words(scope) }
-        }
-        Ok(_) => SearchMatches { rows: Vec::new(), exact: Vec::new(), by: MatchedBy::Meaning },
-        Err(error) => {
-            tracing::warn!(%error, "the lexical source failed");
-            SearchMatches { rows: Vec::new(), exact: Vec::new(), by: MatchedBy::Meaning }
-        }
-    };
+    let matching = matching
+        .inspect_err(|error| tracing::warn!(%error, "the lexical source failed"))
+        .ok()
+        .filter(|matching| !matching.rows.is_empty());
     context.end_stage("match");
-    matches
+    match matching {
+        Some(MatchingRows { rows, exact, scope }) => SearchMatches { rows, exact, by: MatchedBy::Words(scope) },
+        None => SearchMatches { rows: Vec::new(), exact: Vec::new(), by: MatchedBy::Meaning },
+    }
 }
 
 /// Counts the facets that the request asks for: of a search over its matches, otherwise over all eligible items.
-fn count_facets(context: &mut RequestContext, matches: Option<&SearchMatches>, request: &RankingRequest) -> Facets {
+fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facets {
     if request.facets().is_empty() {
         return Facets::default();
     }
     context.start_stage();
-    let counted = match matches {
+    let counted = match &context.matches {
         Some(matches) => facets::count(context.catalog, &matches.rows, request.facets()),
         None => facets::count(context.catalog, &context.eligible.rows().collect::<Vec<Row>>(), request.facets()),
     };
@@ -427,8 +422,9 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
         match order.is_empty() {
             true => context.candidates = retrieve::for_user(&context.retrieval_input()),
             false => {
-                let rows: Vec<Row> = context.eligible.rows().collect();
-                retrieve_by_fields(context, order, rows, context.limits.fused, CandidateSource::Catalogue);
+                let (rows, count) = (context.eligible.rows(), context.limits.fused);
+                (context.candidates, context.field_position) =
+                    first_by_fields(context.catalog, order, rows, count, CandidateSource::Catalogue);
             }
         }
         return context.end_retrieval();
@@ -438,7 +434,9 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
         if scope == MatchScope::SomeWords {
             context.degrade(DegradationCode::QueryRelaxed, "");
         }
-        retrieve_by_fields(context, order, matches.rows.clone(), context.limits.fused, CandidateSource::Lexical);
+        let (rows, count) = (matches.rows.iter().copied(), context.limits.fused);
+        (context.candidates, context.field_position) =
+            first_by_fields(context.catalog, order, rows, count, CandidateSource::Lexical);
     } else {
         retrieve_for_query(context);
         match matches.by {
@@ -447,8 +445,9 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
                 matches.rows.sort_unstable();
                 if !order.is_empty() {
                     // All of them are candidates already.
-                    let (rows, count) = (matches.rows.clone(), matches.rows.len());
-                    retrieve_by_fields(context, order, rows, count, CandidateSource::QueryVector);
+                    let (rows, count) = (matches.rows.iter().copied(), matches.rows.len());
+                    (context.candidates, context.field_position) =
+                        first_by_fields(context.catalog, order, rows, count, CandidateSource::QueryVector);
                 }
             }
             MatchedBy::Words(MatchScope::SomeWords) => {}
@@ -482,18 +481,19 @@ fn retrieve_for_query(context: &mut RequestContext) {
     }
 }
 
-/// Stores the first `count` of ascending rows, in the order of fields, as candidates.
-fn retrieve_by_fields(
-    context: &mut RequestContext,
+/// Returns the first `count` of ascending rows, in the order of fields, as candidates, and the position of the last
+/// one.
+fn first_by_fields(
+    catalog: &Catalog,
     order: &OrderBy,
-    rows: Vec<Row>,
+    rows: impl Iterator<Item = Row>,
     count: usize,
     source: CandidateSource,
-) {
-    let first = context.catalog.select_by(order, rows.into_iter(), None, 0, count).rows;
-    context.field_position = first.last().map(|(_, position)| position.clone());
+) -> (Candidates, Option<Position>) {
+    let first = catalog.select_by(order, rows, Part { count, ..Part::default() }).rows;
+    let last = first.last().map(|(_, position)| position.clone());
     let rows = first.into_iter().map(|(row, _)| (row, 0.0)).collect();
-    context.candidates = retrieve::ordered_rows(context.catalog, source, rows, count);
+    (retrieve::ordered_rows(catalog, source, rows, count), last)
 }
 
 /// The results behind the slate of a search. None if the slate has all of them.

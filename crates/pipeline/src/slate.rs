@@ -11,11 +11,11 @@ use crate::{
     retrieve,
     serving::{Plan, ServingConfig},
     source::{CandidateSource, ScoredRows},
-    tail::{Tail, TailPart},
+    tail::Tail,
     trace::{ConfiguredRanking, PolicyRules},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter, Item, OrderBy, Position};
+use lodestone_catalog::{Catalog, Filter, Item, OrderBy, Part, Position};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row},
     units::UnixMillis,
@@ -480,7 +480,7 @@ impl Slate {
     fn append_tail(&self, page: &mut SlatePage, tail: &Tail, now: CurrentItems, start: &PageStart, size: usize) {
         let first = start.offset.max(self.entries.len());
         let skip = if start.after.is_some() { 0 } else { first - self.entries.len() };
-        let part = TailPart { after: start.after.as_ref(), skip, count: size - page.results.len() };
+        let part = Part { after: start.after.as_ref(), skip, count: size - page.results.len() };
         let slate: AHashSet<ItemKey> = self.entries.iter().map(|entry| entry.key).collect();
         let filter = match &self.shown {
             Shown::Offered(filter) => filter.as_ref(),

@@ -3,7 +3,9 @@
 //! results takes no more memory than one of 250.
 use crate::{generation::Generation, popularity::PopularityView, request::QueryMatch, retrieve::EligibleRows};
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter, OrderBy, Position, Selected, SortEntry, SortValue, StoredValue, select};
+use lodestone_catalog::{
+    Catalog, Filter, OrderBy, Part, Position, Selected, SortEntry, SortValue, StoredValue, select,
+};
 use lodestone_core::ids::{ItemKey, Row};
 use lodestone_index::{LexicalError, MatchScope};
 
@@ -39,15 +41,6 @@ pub enum TailOrder {
     Score,
 }
 
-/// The part of a tail that a page shows.
-#[derive(Debug, Clone, Copy)]
-pub struct TailPart<'p> {
-    /// The position of the last result before the page. None: the page begins with the tail's result `skip`.
-    pub after: Option<&'p Position>,
-    pub skip: usize,
-    pub count: usize,
-}
-
 impl Tail {
     /// How its items match the query; none without a query.
     pub fn query_match(&self) -> Option<QueryMatch> {
@@ -67,7 +60,7 @@ impl Tail {
         catalog: &Catalog,
         filter: Option<&Filter>,
         slate: &AHashSet<ItemKey>,
-        part: TailPart,
+        part: Part,
     ) -> Selected {
         let hidden = self.excluded.iter().chain(slate).filter_map(|key| catalog.row_of_key(*key));
         let mut eligible = EligibleRows::offered(catalog).without(hidden);
@@ -77,8 +70,7 @@ impl Tail {
         let found = match &self.order {
             TailOrder::Fields(order) => self.by_fields(generation, catalog, &eligible, order, part),
             TailOrder::Popularity => {
-                let after = part.after.or(self.start.as_ref());
-                Ok(by_popularity(&generation.popularity(), catalog, &eligible, TailPart { after, ..part }))
+                Ok(by_popularity(&generation.popularity(), catalog, &eligible, self.behind_slate(part)))
             }
             TailOrder::Score => self.by_score(generation, catalog, &eligible, part),
         };
@@ -88,20 +80,25 @@ impl Tail {
         })
     }
 
+    /// A part without a position begins behind the slate's last item.
+    fn behind_slate<'p>(&'p self, part: Part<'p>) -> Part<'p> {
+        Part { after: part.after.or(self.start.as_ref()), ..part }
+    }
+
     fn by_fields(
         &self,
         generation: &Generation,
         catalog: &Catalog,
         eligible: &EligibleRows,
         order: &OrderBy,
-        part: TailPart,
+        part: Part,
     ) -> Result<Selected, LexicalError> {
-        let after = part.after.or(self.start.as_ref());
+        let part = self.behind_slate(part);
         Ok(match &self.members {
-            TailMembers::All => catalog.select_by(order, eligible.rows(), after, part.skip, part.count),
+            TailMembers::All => catalog.select_by(order, eligible.rows(), part),
             TailMembers::Matches { query, scope } => {
                 let rows = generation.lexical.matching_in(query, *scope, &|row| eligible.contains(row))?;
-                catalog.select_by(order, rows.into_iter(), after, part.skip, part.count)
+                catalog.select_by(order, rows.into_iter(), part)
             }
         })
     }
@@ -113,7 +110,7 @@ impl Tail {
         generation: &Generation,
         catalog: &Catalog,
         eligible: &EligibleRows,
-        part: TailPart,
+        part: Part,
     ) -> Result<Selected, LexicalError> {
         let TailMembers::Matches { query, scope } = &self.members else { return Ok(Selected::default()) };
         let scored = generation.lexical.scores_in(query, *scope, &|row| eligible.contains(row))?;
@@ -130,16 +127,16 @@ impl Tail {
             key: catalog.get(*row).key,
             row: *row,
         });
-        Ok(select(entries, [true], current.as_ref(), part.skip, part.count))
+        Ok(select(entries, [true], Part { after: current.as_ref(), ..part }))
     }
 }
 
-fn by_popularity(popularity: &PopularityView, catalog: &Catalog, eligible: &EligibleRows, part: TailPart) -> Selected {
+fn by_popularity(popularity: &PopularityView, catalog: &Catalog, eligible: &EligibleRows, part: Part) -> Selected {
     let entries = eligible.rows().map(|row: Row| {
         let content = catalog.get(row);
         let [others, all] = popularity.counts(content.key).rank().parts();
         let created = content.created_at.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64));
         SortEntry { values: [SortValue::Number(others), SortValue::Number(all), created], key: content.key, row }
     });
-    select(entries, [true; 3], part.after, part.skip, part.count)
+    select(entries, [true; 3], part)
 }

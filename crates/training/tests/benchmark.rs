@@ -1,4 +1,6 @@
 //! The public benchmarks through training and pipeline: what they learn, correct metrics, errors for unusable input.
+mod support;
+
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{
     TrainError,
@@ -6,30 +8,12 @@ use lodestone_training::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{fs, path::PathBuf};
-
-const ITEMS: u32 = 40;
+use support::histories;
 
 #[expect(clippy::disallowed_methods, reason = "`make test` passes the library through the environment")]
 fn runtime() -> Runtime {
     let library = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
     Runtime::load(library.as_deref()).expect("ORT_DYLIB_PATH must name the library; `make test` sets it")
-}
-
-/// Returns histories in which the next item usually has the next number.
-fn histories(count: usize) -> Vec<Vec<u32>> {
-    let mut rng = StdRng::seed_from_u64(5);
-    let one = |rng: &mut StdRng| {
-        let mut item = rng.random_range(0..ITEMS);
-        let mut history = vec![item];
-        for _ in 0..rng.random_range(4..9) {
-            item = (item + if rng.random_bool(0.8) { 1 } else { rng.random_range(2..20) }) % ITEMS;
-            if !history.contains(&item) {
-                history.push(item);
-            }
-        }
-        history
-    };
-    (0..count).map(|_| one(&mut rng)).collect()
 }
 
 #[test]

@@ -1,28 +1,12 @@
 //! The sequence encoder: a training that diverges, and a warm start.
+mod support;
+
 use lodestone_training::sequence::{
     Dropout, EncoderConfig, Interruption, ItemText, SequenceEncoder, SequenceError, Tokens, TrainerState, next_items,
     train_encoder,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-
-const ITEMS: u32 = 40;
-
-/// Returns histories in which the next item usually has the next number.
-fn histories(count: usize) -> Vec<Vec<u32>> {
-    let mut rng = StdRng::seed_from_u64(5);
-    let one = |rng: &mut StdRng| {
-        let mut item = rng.random_range(0..ITEMS);
-        let mut history = vec![item];
-        for _ in 0..rng.random_range(4..9) {
-            item = (item + if rng.random_bool(0.8) { 1 } else { rng.random_range(2..20) }) % ITEMS;
-            if !history.contains(&item) {
-                history.push(item);
-            }
-        }
-        history
-    };
-    (0..count).map(|_| one(&mut rng)).collect()
-}
+use support::{ITEMS, histories};
 
 #[test]
 fn a_diverging_loss_stops_training_and_the_error_names_step_and_remedy() {
