@@ -185,6 +185,10 @@ bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure event ingestion, repl
 bench-browse: ## Measure first and deep pages over 100,000 of 200,000 items
 	BROWSE_BATCHES=200 BROWSE_REQUESTS=40 cargo test --release --locked --test api a_deep_page_is_as_full -- --nocapture
 
+# The default form of this test, with 40 rounds, is one of the Rust tests.
+bench-updates: ## Measure SetInventory: 1,000 changes of price and stock of each of 1,000 items, and the memory that they take
+	UPDATE_ROUNDS=1000 cargo test --release --locked --test api a_day_of_price_changes -- --nocapture
+
 deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml
 	@scripts/tools.sh deny
 	$(TOOLS)/bin/cargo-deny --locked check --hide-inclusion-graph licenses bans sources

@@ -361,7 +361,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<Exit> {
 struct Compacted {
     is_dry_run: bool,
     dropped_events: BTreeMap<&'static str, u64>,
-    replaced_item_states: u64,
+    replaced_item_changes: u64,
     kept: u64,
     bytes_before: u64,
     bytes_after: u64,
@@ -375,7 +375,7 @@ impl fmt::Display for Compacted {
         for (kind, count) in self.dropped_events.iter().filter(|(_, count)| **count > 0) {
             writeln!(f, "  {count:>12} {kind}")?;
         }
-        writeln!(f, "{} replaced item states {verb}", self.replaced_item_states)?;
+        writeln!(f, "{} replaced changes of items {verb}", self.replaced_item_changes)?;
         writeln!(f, "{} bytes before, {} after", self.bytes_before, self.bytes_after)
     }
 }
@@ -390,7 +390,7 @@ fn compact(args: &CompactArgs) -> anyhow::Result<Exit> {
     args.output.write(&Compacted {
         is_dry_run: args.dry_run,
         dropped_events: compacted.events.iter().map(|(kind, count)| (kind.name(), *count)).collect(),
-        replaced_item_states: compacted.item_states,
+        replaced_item_changes: compacted.item_changes,
         kept: compacted.kept,
         bytes_before: compacted.bytes_before,
         bytes_after: compacted.bytes_after,

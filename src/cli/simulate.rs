@@ -531,8 +531,9 @@ impl Server {
         if items.is_empty() {
             return Ok(());
         }
-        let answer =
-            CatalogServiceClient::new(self.channel.clone()).upsert_items(proto::UpsertItemsRequest { items }).await?;
+        let answer = CatalogServiceClient::new(self.channel.clone())
+            .upsert_items(proto::UpsertItemsRequest { items, update_time: None })
+            .await?;
         let rejected = proto::ItemStatus::Rejected as i32;
         match answer.into_inner().results.into_iter().find(|result| result.status == rejected) {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! CatalogService: upserts, deletes and returns items.
+//! CatalogService: writes, deletes and returns items.
 use super::{
     convert,
     guard::guarded,
@@ -7,8 +7,12 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_core::ids::ItemId;
-use lodestone_engine::WriteOutcome;
+use lodestone_catalog::{Item, ItemList, ItemWrite};
+use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_engine::{EngineError, ItemsToken, WriteOutcome, WriteReport};
+use lodestone_pipeline::RESULTS_BYTES_MAX;
+use prost::Message;
+use std::{fmt::Display, sync::Arc};
 use tonic::{Request, Response, Status};
 
 const ITEMS_MAX: usize = 1000;
@@ -16,6 +20,8 @@ const ITEMS_MAX: usize = 1000;
 fn item_status(outcome: WriteOutcome) -> i32 {
     match outcome {
         WriteOutcome::Replaced => proto::ItemStatus::Replaced,
+        WriteOutcome::Updated => proto::ItemStatus::Updated,
+        WriteOutcome::Stale => proto::ItemStatus::Stale,
         WriteOutcome::Deleted => proto::ItemStatus::Deleted,
         WriteOutcome::Unknown => proto::ItemStatus::Unknown,
         WriteOutcome::Created | WriteOutcome::Accepted | WriteOutcome::Duplicate => proto::ItemStatus::Created,
@@ -23,23 +29,72 @@ fn item_status(outcome: WriteOutcome) -> i32 {
     .into()
 }
 
-/// Sets the status of the valid items of a batch. `indices`: the index of the item of each outcome.
-fn item_results(
-    mut results: Vec<proto::ItemResult>,
+/// The entries of a request before they are stored.
+struct Validated<T> {
+    /// A result per entry. Those of valid entries are REJECTED until their outcome is known.
+    results: Vec<proto::ItemResult>,
+    valid: Vec<T>,
+    /// Indices of the results of `valid`.
     indices: Vec<usize>,
-    outcomes: Vec<WriteOutcome>,
-) -> Vec<proto::ItemResult> {
-    for (index, outcome) in indices.into_iter().zip(outcomes) {
-        results[index].status = item_status(outcome);
-    }
-    results
 }
 
-fn rejected(id: &str, violations: Violations, details: &mut BatchViolations) -> proto::ItemResult {
-    proto::ItemResult {
-        status: proto::ItemStatus::Rejected.into(),
-        item_id: echoed_id(id),
-        violations: details.of_entry(violations.found),
+impl<T> Validated<T> {
+    /// Validates the entries of the list `field`. `id` returns the item's id as sent.
+    fn of<S>(
+        field: &'static str,
+        sent: &[S],
+        id: impl Fn(&S) -> &str,
+        convert: impl Fn(&mut Violations, &dyn Display, &S) -> Option<T>,
+    ) -> Result<Self, Status> {
+        list_size(field, sent.len(), ITEMS_MAX)?;
+        let mut validated = Self { results: Vec::with_capacity(sent.len()), valid: Vec::new(), indices: Vec::new() };
+        let mut details = BatchViolations::default();
+        for (index, entry) in sent.iter().enumerate() {
+            let mut violations = Violations::default();
+            if let Some(converted) = convert(&mut violations, &format_args!("{field}[{index}]"), entry) {
+                validated.valid.push(converted);
+                validated.indices.push(index);
+            }
+            validated.results.push(proto::ItemResult {
+                status: proto::ItemStatus::Rejected.into(),
+                item_id: echoed_id(id(entry)),
+                violations: details.of_entry(violations.found),
+                stale_fields: Vec::new(),
+            });
+        }
+        Ok(validated)
+    }
+}
+
+fn results(
+    mut results: Vec<proto::ItemResult>,
+    indices: &[usize],
+    report: WriteReport,
+) -> (Vec<proto::ItemResult>, u64) {
+    for (index, outcome) in indices.iter().zip(report.outcomes) {
+        results[*index].status = item_status(outcome);
+    }
+    for stale in report.stale_fields {
+        results[indices[stale.change]].stale_fields.push(stale.field.name().into_owned());
+    }
+    (results, report.session_version)
+}
+
+impl Services {
+    /// Writes the valid entries with `write`. Returns the results of all entries and the log position.
+    async fn write_valid<T>(
+        &self,
+        validated: Validated<T>,
+        write: impl AsyncFnOnce(Vec<T>) -> Result<WriteReport, EngineError>,
+    ) -> Result<(Vec<proto::ItemResult>, u64), Status> {
+        let Validated { results: of_entries, valid, indices } = validated;
+        self.metrics.wrote("rejected", (of_entries.len() - valid.len()) as u64);
+        let report = write(valid).await.map_err(status::of)?;
+        Ok(results(of_entries, &indices, report))
+    }
+
+    fn clock(&self) -> convert::Clock {
+        convert::Clock { now: UnixMillis::now(), ahead_max: self.config.event_ahead_max }
     }
 }
 
@@ -50,26 +105,58 @@ impl CatalogService for Services {
         request: Request<proto::UpsertItemsRequest>,
     ) -> Result<Response<proto::UpsertItemsResponse>, Status> {
         let response = async {
-            let sent = request.into_inner().items;
-            list_size("items", sent.len(), ITEMS_MAX)?;
-            let (mut results, mut valid, mut indices) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
-            let mut details = BatchViolations::default();
-            for (index, item) in sent.iter().enumerate() {
-                let mut violations = Violations::default();
-                let parsed = convert::item(&mut violations, format_args!("items[{index}]"), item);
-                if let Some(item) = parsed {
-                    valid.push(item);
-                    indices.push(index);
-                }
-                results.push(rejected(&item.item_id, violations, &mut details));
+            let proto::UpsertItemsRequest { items, update_time } = request.into_inner();
+            let mut violations = Violations::default();
+            let time = self.clock().write_time(&mut violations, "update_time", update_time.as_ref());
+            if !violations.is_empty() {
+                return Err(status::invalid(violations.found));
             }
-            self.metrics.wrote("rejected", (results.len() - valid.len()) as u64);
-            let report = self.engine.upsert_items(valid).await.map_err(status::of)?;
-            let session_version = report.session_version;
-            let results = item_results(results, indices, report.outcomes);
+            let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
+                convert::item(violations, path, item, true).map(|item| ItemWrite::of_all(item, time))
+            };
+            let validated = Validated::of("items", &items, |item| &item.item_id, convert)?;
+            let (results, session_version) =
+                self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await?;
             Ok(Response::new(proto::UpsertItemsResponse { results, session_version }))
         };
         guarded(&self.metrics, "UpsertItems", response).await
+    }
+
+    async fn update_items(
+        &self,
+        request: Request<proto::UpdateItemsRequest>,
+    ) -> Result<Response<proto::UpdateItemsResponse>, Status> {
+        let response = async {
+            let (updates, clock) = (request.into_inner().updates, self.clock());
+            fn id(update: &proto::ItemUpdate) -> &str {
+                update.item.as_ref().map_or("", |item| &item.item_id)
+            }
+            let convert = |violations: &mut Violations, path: &dyn Display, update: &proto::ItemUpdate| {
+                convert::item_update(violations, path, update, clock)
+            };
+            let validated = Validated::of("updates", &updates, id, convert)?;
+            let (results, session_version) =
+                self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await?;
+            Ok(Response::new(proto::UpdateItemsResponse { results, session_version }))
+        };
+        guarded(&self.metrics, "UpdateItems", response).await
+    }
+
+    async fn set_inventory(
+        &self,
+        request: Request<proto::SetInventoryRequest>,
+    ) -> Result<Response<proto::SetInventoryResponse>, Status> {
+        let response = async {
+            let (inventories, clock) = (request.into_inner().inventories, self.clock());
+            let convert = |violations: &mut Violations, path: &dyn Display, inventory: &proto::Inventory| {
+                convert::inventory(violations, path, inventory, clock)
+            };
+            let validated = Validated::of("inventories", &inventories, |entry| &entry.item_id, convert)?;
+            let (results, session_version) =
+                self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await?;
+            Ok(Response::new(proto::SetInventoryResponse { results, session_version }))
+        };
+        guarded(&self.metrics, "SetInventory", response).await
     }
 
     async fn delete_items(
@@ -78,24 +165,47 @@ impl CatalogService for Services {
     ) -> Result<Response<proto::DeleteItemsResponse>, Status> {
         let response = async {
             let sent = request.into_inner().item_ids;
-            list_size("item_ids", sent.len(), ITEMS_MAX)?;
-            let (mut results, mut valid, mut indices) = (Vec::with_capacity(sent.len()), Vec::new(), Vec::new());
-            let mut details = BatchViolations::default();
-            for (index, id) in sent.iter().enumerate() {
-                let mut violations = Violations::default();
-                if let Some(id) = violations.keep(format!("item_ids[{index}]"), ItemId::parse(id)) {
-                    valid.push(id);
-                    indices.push(index);
-                }
-                results.push(rejected(id, violations, &mut details));
-            }
-            self.metrics.wrote("rejected", (results.len() - valid.len()) as u64);
-            let report = self.engine.delete_items(valid).await.map_err(status::of)?;
-            let session_version = report.session_version;
-            let results = item_results(results, indices, report.outcomes);
+            let convert =
+                |violations: &mut Violations, path: &dyn Display, id: &String| violations.keep(path, ItemId::parse(id));
+            let validated = Validated::of("item_ids", &sent, String::as_str, convert)?;
+            let (results, session_version) =
+                self.write_valid(validated, async |ids| self.engine.delete_items(ids).await).await?;
             Ok(Response::new(proto::DeleteItemsResponse { results, session_version }))
         };
         guarded(&self.metrics, "DeleteItems", response).await
+    }
+
+    async fn list_items(
+        &self,
+        request: Request<proto::ListItemsRequest>,
+    ) -> Result<Response<proto::ListItemsResponse>, Status> {
+        let response = async {
+            let deadline = self.call_context(&request, None).deadline;
+            let mut violations = Violations::default();
+            let convert::ItemsRequest { filter, count, token, fingerprint, fields } =
+                convert::list_items(&mut violations, request.into_inner());
+            if !violations.is_empty() {
+                return Err(status::invalid(violations.found));
+            }
+            let listed = self.engine.list_items(filter, &token, fingerprint, count, deadline).await;
+            let ItemList { items, total, mut has_more } = listed.map_err(status::of)?;
+            let (mut sent, mut bytes) = (Vec::with_capacity(items.len()), 0);
+            for item in &items {
+                let masked = fields.as_ref().map(|fields| item.with_only(fields));
+                let item = convert::item_to_proto(masked.as_ref().unwrap_or(item));
+                bytes += item.encoded_len();
+                if bytes > RESULTS_BYTES_MAX && !sent.is_empty() {
+                    has_more = true;
+                    break;
+                }
+                sent.push(item);
+            }
+            let last = items.get(sent.len().wrapping_sub(1)).filter(|_| has_more);
+            let token = |last: &Arc<Item>| ItemsToken { fingerprint, after: last.id.clone() };
+            let next_page_token = last.map(|last| self.engine.items_token(&token(last))).unwrap_or_default();
+            Ok(Response::new(proto::ListItemsResponse { items: sent, next_page_token, total_size: total as i64 }))
+        };
+        guarded(&self.metrics, "ListItems", response).await
     }
 
     async fn get_item(

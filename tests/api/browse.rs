@@ -46,7 +46,7 @@ fn item(id: &str, title: &str, category: &str) -> proto::Item {
 
 async fn upsert(channel: &Channel, items: &[proto::Item]) {
     for items in items.chunks(1000) {
-        let request = proto::UpsertItemsRequest { items: items.to_vec() };
+        let request = proto::UpsertItemsRequest { items: items.to_vec(), update_time: None };
         let written = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner();
         assert!(written.results.iter().all(|result| result.violations.is_empty()), "{:?}", written.results);
     }

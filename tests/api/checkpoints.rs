@@ -3,9 +3,9 @@
 //! across restarts.
 use crate::support::{
     events::{START, event},
+    items::random_item_change,
     live_state::{LoggedState, NO_EVICTION, USERS, recovered, recovered_with, user_id, view},
 };
-use lodestone_catalog::Item;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_events::{
     Applied, Change, Deduper, EventKind, EventLog, Fold, LogError, Outcome, Quarantined, Writer, checkpoint,
@@ -36,10 +36,7 @@ fn random_change(number: usize, random: &mut StdRng) -> Change {
     let item = format!("i{}", random.random_range(0..40));
     if number % 50 == 49 {
         let id = ItemId::parse(&item).unwrap();
-        return match random.random_bool(0.3) {
-            true => Change::Delete(id),
-            false => Change::Upsert(Box::new(Item::titled(id, &format!("title {number}")))),
-        };
+        return random_item_change(id, number, random);
     }
     let kind = EventKind::ALL[random.random_range(0..EventKind::ALL.len())];
     let user = format!("p{}", random.random_range(0..USERS));

@@ -1,6 +1,9 @@
 //! Check, repair, compaction and export of the event log through its public interface.
-use crate::support::events::{START, event};
-use lodestone_catalog::{Item, ItemKeys};
+use crate::support::{
+    events::{START, event},
+    items::{random_item_change, upsert},
+};
+use lodestone_catalog::{Item, ItemKeys, ItemState};
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
@@ -11,9 +14,11 @@ use lodestone_events::{
     checkpoint::CheckpointWriter,
     log::{self, CompactMode, Retention},
 };
-use lodestone_state::users::Users;
+use lodestone_state::{CatalogChanges, users::Users};
 use proptest::prelude::*;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -128,7 +133,7 @@ proptest! {
 #[test]
 fn a_repair_continues_after_a_missing_segment() {
     let directory = tempfile::tempdir().unwrap();
-    let hat = |title: &str| Change::Upsert(Box::new(Item::titled(ItemId::parse("hat").unwrap(), title)));
+    let hat = |title: &str| upsert(Item::titled(ItemId::parse("hat").unwrap(), title));
     write(directory.path(), &[vec![hat("Hat"), hat("Red hat"), view(3)]]);
     // Compacted files take no more writes, so the next one begins another.
     log::compact(directory.path(), &Retention::default(), UnixMillis(START), CompactMode::Apply).unwrap();
@@ -156,7 +161,7 @@ fn compaction_drops_old_events_of_the_named_types_and_the_state_is_folded_from_t
     }
     let hat = ItemId::parse("hat").unwrap();
     for title in ["Hat", "Red hat", "Blue hat"] {
-        groups.push(vec![Change::Upsert(Box::new(Item::titled(hat.clone(), title)))]);
+        groups.push(vec![upsert(Item::titled(hat.clone(), title))]);
     }
     write(directory.path(), &groups);
     let mut retention = Retention::default();
@@ -166,7 +171,7 @@ fn compaction_drops_old_events_of_the_named_types_and_the_state_is_folded_from_t
 
     let planned = log::compact(directory.path(), &retention, after(31), CompactMode::DryRun).unwrap();
     assert_eq!(
-        (planned.events[&EventKind::Impression], planned.events[&EventKind::View], planned.item_states),
+        (planned.events[&EventKind::Impression], planned.events[&EventKind::View], planned.item_changes),
         (12, 0, 2)
     );
     assert_eq!(stored(directory.path()).len(), 30);
@@ -205,9 +210,48 @@ fn compaction_drops_old_events_of_the_named_types_and_the_state_is_folded_from_t
 }
 
 #[test]
+fn compaction_keeps_the_state_of_every_item() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut random = StdRng::seed_from_u64(3);
+    let id = |random: &mut StdRng| ItemId::parse(&format!("i{}", random.random_range(0..30))).unwrap();
+    let mut count = 0;
+    for round in 0..5 {
+        let groups: Vec<Vec<Change>> = (0..100)
+            .map(|group| {
+                (0..4).map(|n| random_item_change(id(&mut random), round * 400 + group * 4 + n, &mut random)).collect()
+            })
+            .collect();
+        write(directory.path(), &groups);
+        let states = || {
+            let (mut changes, mut records) = (CatalogChanges::default(), 0);
+            log::read(directory.path(), 1, |_, _, change| {
+                if let Change::Item(change) = change {
+                    changes.apply(&change);
+                    records += 1;
+                }
+            })
+            .unwrap();
+            let states: Vec<(ItemId, ItemState)> = changes.after(0, usize::MAX).0;
+            (states.into_iter().map(|(id, state)| (id.to_string(), state)).collect::<BTreeMap<_, _>>(), records)
+        };
+        let (before, records) = states();
+        let compacted =
+            log::compact(directory.path(), &Retention::default(), UnixMillis(START), CompactMode::Apply).unwrap();
+        let (after, left) = states();
+        assert_eq!(after, before, "round {round}");
+        assert_eq!(compacted.item_changes, records - left);
+        // All fields, or each of the four alone.
+        assert!(left <= 5 * before.len() as u64, "{left} changes of {} items", before.len());
+        assert_eq!(left, compacted.kept);
+        count = left;
+    }
+    assert!(count > 0);
+}
+
+#[test]
 fn readers_and_compaction_skip_quarantined_changes() {
     let directory = tempfile::tempdir().unwrap();
-    let hat = |title: &str| Change::Upsert(Box::new(Item::titled(ItemId::parse("hat").unwrap(), title)));
+    let hat = |title: &str| upsert(Item::titled(ItemId::parse("hat").unwrap(), title));
     write(directory.path(), &[vec![hat("Good"), hat("Better"), view(3), view(4), hat("Poison")]]);
     let quarantined = |position, kind: &str, id: &str| Quarantined {
         position,

@@ -14,6 +14,7 @@ mod read_your_events;
 mod state;
 mod support;
 mod transport;
+mod updates;
 mod writes;
 
 /// The allocator of the program, because `models` measures resident memory.

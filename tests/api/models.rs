@@ -3,13 +3,14 @@
 use crate::support::{
     bundles::{Shop, WATCH, ids, item_id, recommend, runtime, search, search_by, soon},
     events::{START, event},
-    number_setting,
+    items::{upsert, upsert_items},
+    number_setting, resident_bytes,
     wait::wait_until,
 };
 use lodestone_catalog::Item;
 use lodestone_core::ids::ItemId;
 use lodestone_engine::{Engine, EngineError, PageTokenError};
-use lodestone_events::{Attribution, Change, EventKind};
+use lodestone_events::{Attribution, EventKind};
 use lodestone_index::{Languages, Synonyms};
 use lodestone_pipeline::{
     RecommendKind,
@@ -69,13 +70,6 @@ async fn wait_for_a_store_check(engine: &Engine) {
     }
 }
 
-/// Returns the resident memory of this process, in bytes.
-fn resident_bytes() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap_or(0) * 1024
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_answer_after_a_swap_reflects_the_last_click_and_every_item_change() {
     let shop = Shop::new();
@@ -85,7 +79,7 @@ async fn the_next_answer_after_a_swap_reflects_the_last_click_and_every_item_cha
         |user: &str, item: &str, n: i64| event(&format!("{user}-{n}"), EventKind::Click, user, item, START + n);
     // `fan` clicks again during the swap, `guest` does not.
     engine.write_events(vec![clicks("fan", "i3", 1), clicks("guest", "i3", 1)]).await.unwrap();
-    engine.upsert_items(vec![titled("before", "zebra stool"), titled("i5", "zebra mug")]).await.unwrap();
+    upsert_items(&engine, vec![titled("before", "zebra stool"), titled("i5", "zebra mug")]).await.unwrap();
     engine.delete_items(vec![item_id(7)]).await.unwrap();
     let first = search(&engine, "mug", "", 3).await.unwrap();
     assert!(!first.next_page_token.is_empty());
@@ -98,7 +92,7 @@ async fn the_next_answer_after_a_swap_reflects_the_last_click_and_every_item_cha
             while !stop.load(Ordering::Relaxed) {
                 let n = written.fetch_add(1, Ordering::Relaxed);
                 let title = format!("quagga stool {n}");
-                engine.upsert_items(vec![titled(&format!("during-{n}"), &title)]).await.unwrap();
+                upsert_items(&engine, vec![titled(&format!("during-{n}"), &title)]).await.unwrap();
                 let found = search(&engine, &title, "", 1).await.unwrap();
                 assert_eq!(ids(&found), [format!("during-{n}")], "answered by {}", found.info.generation);
                 let item = format!("i{}", 8 + n % 20);
@@ -137,7 +131,7 @@ async fn the_next_answer_after_a_swap_reflects_the_last_click_and_every_item_cha
     // removed with their generations.
     let copies = shop.data_path().join("bundles");
     ["a", "b", "c"].iter().for_each(|name| std::fs::create_dir_all(copies.join(name)).unwrap());
-    engine.upsert_items(vec![titled("late", "okapi stool")]).await.unwrap();
+    upsert_items(&engine, vec![titled("late", "okapi stool")]).await.unwrap();
     engine.rollout().rollback("a test".to_owned(), soon()).await.unwrap();
     assert_eq!(&*engine.generation(), "b");
     assert_eq!(ids(&search(&engine, "okapi", "", 1).await.unwrap()), ["late"]);
@@ -157,9 +151,9 @@ async fn bundles_with_user_encoders_of_different_sizes_answer_and_replace_each_o
     shop.publish_trained("small", EncoderSettings { width: 32, blocks: 1, events: 16 });
     shop.store().point_to("a", None).unwrap();
     let engine = shop.open(HealthBounds::default());
-    engine.upsert_items(vec![titled("before", "zebra stool")]).await.unwrap();
+    upsert_items(&engine, vec![titled("before", "zebra stool")]).await.unwrap();
     engine.rollout().set_canary(Some(("small".to_owned(), 0.5)), soon()).await.unwrap();
-    engine.upsert_items(vec![titled("both", "gnu stool")]).await.unwrap();
+    upsert_items(&engine, vec![titled("both", "gnu stool")]).await.unwrap();
 
     // Each user has a history with items of the bundles and with items that were written through the API.
     let answered = async || {
@@ -270,7 +264,7 @@ async fn a_canary_keeps_its_users_and_a_shadow_changes_no_answer() {
         few.iter().all(|user| more.contains(user)) && more.len() > few.len(),
         "a larger share keeps the users of the smaller one"
     );
-    engine.upsert_items(vec![titled("both", "gnu stool")]).await.unwrap();
+    upsert_items(&engine, vec![titled("both", "gnu stool")]).await.unwrap();
     for user in [&few[0], &of(&answers(&engine).await, "a")[0]] {
         let found = search_by(&engine, user, "gnu", "", 1).await.unwrap();
         assert_eq!(ids(&found), ["both"], "both generations have it");
@@ -407,7 +401,7 @@ async fn swaps_under_load_fail_no_request_and_leak_no_memory() {
                     let click = event(&format!("{caller}-{n}"), EventKind::Click, &user, &item, START + n);
                     engine.write_events(vec![click]).await.unwrap();
                     let item = titled(&format!("new-{}", n % 50), &format!("okapi stool {n}"));
-                    engine.upsert_items(vec![item]).await.unwrap();
+                    upsert_items(&engine, vec![item]).await.unwrap();
                     answered.fetch_add(4, Ordering::Relaxed);
                     pace.tick().await;
                 }
@@ -470,7 +464,7 @@ fn a_stalled_shadow_delays_neither_writes_nor_swaps() {
         let (generations, next) = (generations.clone(), next.clone());
         move || {
             // The write has no vectors of this generation, so they are computed when it is applied.
-            let item = Change::Upsert(Box::new(titled("new", "zebra stool")));
+            let item = upsert(titled("new", "zebra stool"));
             let applied = generations.apply(vec![(1, item, None)]);
             assert!(applied.failures.is_empty() && applied.stop.is_none());
             let routes = Routes { current: next, ..Routes::clone(&generations.routes()) };

@@ -37,7 +37,7 @@ fn now_s() -> i64 {
 }
 
 async fn upsert(channel: &Channel, items: Vec<proto::Item>) {
-    let request = proto::UpsertItemsRequest { items };
+    let request = proto::UpsertItemsRequest { items, update_time: None };
     let written = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner();
     assert!(written.results.iter().all(|result| result.violations.is_empty()), "{:?}", written.results);
 }

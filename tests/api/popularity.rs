@@ -3,6 +3,7 @@
 use crate::support::{
     bundles::{ITEMS, Shop, ids, item_id, recommend, runtime, soon, viewer},
     events::event,
+    items::upsert_items,
     wait::wait_until,
 };
 use lodestone_catalog::{Filter, Item};
@@ -87,7 +88,7 @@ async fn a_server_without_events_answers_from_the_bundle_and_the_catalogue() {
         Item { price: PriceMicros::new(100_000), ..Item::titled(ItemId::parse("cheap").unwrap(), "quagga stool") };
     let dear =
         Item { price: PriceMicros::new(900_000), ..Item::titled(ItemId::parse("dear").unwrap(), "quagga table") };
-    engine.upsert_items(vec![cheap, dear]).await.unwrap();
+    upsert_items(&engine, vec![cheap, dear]).await.unwrap();
     for kind in [RecommendKind::ForYou, RecommendKind::Trending] {
         assert_eq!(ids(&filtered(&engine, kind, "price < 0.2").await), ["cheap"], "{kind:?}");
         assert_eq!(filtered(&engine, kind, "").await.total_size, ITEMS + 2, "{kind:?}");

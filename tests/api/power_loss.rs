@@ -6,10 +6,11 @@
 //! `POWER_LOSSES=2000 cargo test --test api power_loss::` is a long form.
 use crate::support::{
     events::{START, event},
+    items::upsert,
     live_state::{LoggedState, USERS, recovered, view},
     number_setting,
 };
-use lodestone_catalog::Item;
+use lodestone_catalog::{Item, ItemChange};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_events::{
     Change, EventKind, EventLog, LogDirectory, checkpoint,
@@ -297,7 +298,7 @@ impl Acknowledged {
             changes.push(Change::Event(purchase));
         }
         let id = ItemId::parse(&format!("b{}", random.random_range(0..2))).unwrap();
-        changes.push(Change::Upsert(Box::new(Item::titled(id, &format!("title {}", self.number)))));
+        changes.push(upsert(Item::titled(id, &format!("title {}", self.number))));
         changes
     }
 
@@ -318,20 +319,23 @@ impl Acknowledged {
         let (mut counts, mut items) = (HashMap::<String, usize>::new(), HashMap::<String, usize>::new());
         let last = log::read(directory, 1, |_, _, change| match change {
             Change::Event(event) => *counts.entry(event.id.to_string()).or_default() += 1,
-            Change::Upsert(item) => _ = items.insert(item.id.to_string(), number(&item.title)),
-            Change::Delete(_) => {}
+            Change::Item(change) => _ = items.insert(change.id().to_string(), number(title(&change))),
         });
         assert!(last.unwrap() >= self.position, "{name}: acknowledged positions are issued again");
         assert!(counts.values().all(|count| *count == 1), "{name}: an event is stored twice");
         for (position, change) in &self.changes {
             let is_stored = match change {
                 Change::Event(event) => counts.contains_key(event.id.as_str()),
-                Change::Upsert(item) => items.get(item.id.as_str()) >= Some(&number(&item.title)),
-                Change::Delete(_) => true,
+                Change::Item(change) => items.get(change.id().as_str()) >= Some(&number(title(change))),
             };
             assert!(is_stored, "{name}: the acknowledged change at position {position} is lost: {change:?}");
         }
     }
+}
+
+fn title(change: &ItemChange) -> &str {
+    let ItemChange::Write(write) = change else { panic!("no item is deleted") };
+    &write.item.title
 }
 
 fn number(title: &str) -> usize {

@@ -214,7 +214,7 @@ fn view(number: usize, session: &str) -> proto::Event {
 async fn large_writes(server: &Server) {
     let mut catalog = CatalogServiceClient::new(server.channel.clone());
     let items: Vec<_> = (0..HEAVY_ITEMS).map(heavy_item).collect();
-    let request = proto::UpsertItemsRequest { items };
+    let request = proto::UpsertItemsRequest { items, update_time: None };
     assert!(request.encoded_len() > 4 << 20, "more than a default limit of gRPC libraries");
     let written = catalog.upsert_items(request).await.unwrap().into_inner();
     assert!(written.results.iter().all(|result| result.status() == ItemStatus::Created));

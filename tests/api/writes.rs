@@ -71,7 +71,7 @@ impl Served {
 
     async fn upsert(&self, items: Vec<proto::Item>) -> Result<Vec<ItemStatus>, Status> {
         let mut client = CatalogServiceClient::new(self.channel.clone());
-        let response = client.upsert_items(proto::UpsertItemsRequest { items }).await?.into_inner();
+        let response = client.upsert_items(proto::UpsertItemsRequest { items, update_time: None }).await?.into_inner();
         Ok(response.results.iter().map(proto::ItemResult::status).collect())
     }
 

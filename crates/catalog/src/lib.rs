@@ -6,6 +6,7 @@ mod keys;
 mod order;
 mod prepared;
 mod snapshot;
+mod write;
 
 pub use filter::{Field, Filter, FilterError, attribute_name};
 pub use item::{AttributeValue, Item, limits};
@@ -14,4 +15,5 @@ pub use order::{
     ORDER_KEYS_MAX, OrderBy, OrderByError, Part, Position, Selected, SortEntry, SortValue, StoredValue, select,
 };
 pub use prepared::{PreparedField, PreparedValue};
-pub use snapshot::{Catalog, ItemVectors};
+pub use snapshot::{Catalog, ItemList, ItemVectors};
+pub use write::{ItemChange, ItemField, ItemState, ItemWrite, UnknownItemField, WriteEffect, WriteTime, WrittenFields};

@@ -94,6 +94,16 @@ pub struct CatalogRow {
     pub prepared: Arc<[PreparedValue]>,
 }
 
+/// A part of a catalogue's items, in the order of their ids.
+#[derive(Debug, Default)]
+pub struct ItemList {
+    pub items: Vec<Arc<Item>>,
+    /// Number of matching items, also before and after this part.
+    pub total: usize,
+    /// Others follow.
+    pub has_more: bool,
+}
+
 impl Catalog {
     /// Returns an empty catalogue that computes these values for each item.
     pub fn preparing(prepared: impl IntoIterator<Item = PreparedField>) -> Self {
@@ -157,6 +167,24 @@ impl Catalog {
         matching
     }
 
+    /// Returns the `count` first items in the order of their ids that match the filter, after an id; also items that
+    /// are not in stock. With the number of all that match, and whether others follow.
+    pub fn list(&self, filter: Option<&Filter>, after: Option<&ItemId>, count: usize) -> ItemList {
+        let matching = filter.map(|filter| self.matching(filter, &self.alive));
+        let matching = matching.as_ref().unwrap_or(&self.alive);
+        let item = |row: &Row| &self.get(*row).item;
+        let mut rows: Vec<Row> = bits::ones(matching, 0).map(|row| Row(row as u32)).collect();
+        let total = rows.len();
+        rows.retain(|row| after.is_none_or(|after| item(row).id > *after));
+        let has_more = rows.len() > count;
+        if has_more {
+            rows.select_nth_unstable_by(count, |a, b| item(a).id.cmp(&item(b).id));
+            rows.truncate(count);
+        }
+        rows.sort_unstable_by(|a, b| item(a).id.cmp(&item(b).id));
+        ItemList { items: rows.iter().map(|row| item(row).clone()).collect(), total, has_more }
+    }
+
     pub fn row_of_key(&self, key: ItemKey) -> Option<Row> {
         self.last_row_of_key(key).filter(|row| self.is_alive(*row))
     }
@@ -180,9 +208,11 @@ impl Catalog {
         let log_price = item.price.map_or(0.0, |price| (price.units() as f32).ln_1p());
         let (created_at, in_stock) = (item.created_at, item.is_in_stock());
         let prepared = self.prepared.iter().map(|field| field.of(&item)).collect();
-        let title_normal = normalize(&item.title).into();
+        let known = self.last_row_of_key(key);
+        let same_title = known.map(|row| self.get(row)).filter(|known| known.item.title == item.title);
+        let title_normal = same_title.map_or_else(|| normalize(&item.title).into(), |known| known.title_normal.clone());
         let content = CatalogRow { item, key, vectors, log_price, created_at, title_normal, prepared };
-        let row = match self.last_row_of_key(key) {
+        let row = match known {
             Some(row) => {
                 self.replace(row, content);
                 row

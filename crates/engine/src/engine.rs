@@ -1,10 +1,10 @@
 //! Runs requests on the workers, freezes slates for later pages, and writes through the log.
 use crate::{
     error::{EngineError, PageTokenError, WriteOutcome, WriteReport},
-    token::{PageToken, TokenKey},
+    token::{ItemsToken, PageToken, TokenKey},
     workers::Workers,
 };
-use lodestone_catalog::{Catalog, Item};
+use lodestone_catalog::{Catalog, Filter, Item, ItemChange, ItemList, ItemWrite, WrittenFields};
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
@@ -176,6 +176,35 @@ impl Engine {
         catalog.row_of(&self.generations.state.keys, id).map(|row| catalog.get(row).item.clone())
     }
 
+    /// Lists the current items that match a filter, in the order of their ids; see [`Catalog::list`]. `token` is that
+    /// of the page before, or empty.
+    pub async fn list_items(
+        &self,
+        filter: Option<Filter>,
+        token: &str,
+        fingerprint: u64,
+        count: usize,
+        deadline: Instant,
+    ) -> Result<ItemList, EngineError> {
+        let after = match token {
+            "" => None,
+            token => {
+                let token = self.tokens.parse_items(token).ok_or(EngineError::PageToken(PageTokenError::Foreign))?;
+                if token.fingerprint != fingerprint {
+                    return Err(EngineError::PageToken(PageTokenError::OtherRequest));
+                }
+                Some(token.after)
+            }
+        };
+        let catalog = self.generations.current().generation.catalog.load_full();
+        self.workers.run(deadline, move |_| Ok(catalog.list(filter.as_ref(), after.as_ref(), count))).await
+    }
+
+    /// Returns the token of the page that begins after an item.
+    pub fn items_token(&self, token: &ItemsToken) -> String {
+        self.tokens.items(token)
+    }
+
     /// Checks that a serving configuration of this name exists. The empty name is valid.
     pub fn check_serving_config(&self, name: &str) -> Result<(), EngineError> {
         match name {
@@ -270,30 +299,48 @@ impl Engine {
         let _ = self.writer.is_stopped().wait_for(|is_stopped| *is_stopped).await;
     }
 
-    /// Encodes and writes items. An item is encoded before it is logged, because an acknowledged item must be in
-    /// effect. An item without a creation time has that of its first write.
-    pub async fn upsert_items(&self, mut items: Vec<Item>) -> WriteResult {
+    /// Writes items. Those whose texts may change are encoded before they are logged, because an acknowledged item must
+    /// be in effect. A new item without a creation time has that of its first write.
+    pub async fn write_items(&self, mut writes: Vec<ItemWrite>) -> WriteResult {
         let now = UnixMillis::now();
-        for item in items.iter_mut().filter(|item| item.created_at.is_none()) {
-            item.created_at = self.get_item(&item.id).map_or(Some(now), |known| known.created_at);
+        let is_new = |write: &&mut ItemWrite| write.fields == WrittenFields::All && write.item.created_at.is_none();
+        for write in writes.iter_mut().filter(is_new) {
+            write.item.created_at = self.get_item(&write.item.id).map_or(Some(now), |known| known.created_at);
         }
-        let generations = self.generations.clone();
-        let encode = move |worker: &mut usize| {
-            let vectors = generations.embed(*worker, &items);
-            let vectors = vectors.map_err(|error| EngineError::Internal(error.to_string()))?;
-            for (item, embedded) in items.iter().zip(&vectors) {
-                check_embedded(item, embedded)?;
-            }
-            Ok((items, vectors))
+        let encoded: Vec<Option<Item>> = writes.iter().map(|write| self.item_to_encode(write)).collect();
+        let embedded = match encoded.iter().any(Option::is_some) {
+            true => self.embed(encoded).await?,
+            false => vec![None; writes.len()],
         };
-        let (items, vectors) = self.workers.run(Instant::now() + ENCODE_TIMEOUT, encode).await?;
-        let changes = items.into_iter().zip(vectors);
-        let changes = changes.map(|(item, vectors)| (Change::Upsert(Box::new(item)), Some(vectors))).collect();
+        let change = |write: ItemWrite| Change::Item(ItemChange::Write(Box::new(write)));
+        let changes = writes.into_iter().map(change).zip(embedded).collect();
         self.finish_write(self.writer.write(changes).await)
     }
 
+    /// Returns the item of a write with texts that may have to be encoded.
+    fn item_to_encode(&self, write: &ItemWrite) -> Option<Item> {
+        let known = || self.get_item(&write.item.id);
+        write.sets_encoded_text().then(|| write.content(known().as_deref()))?
+    }
+
+    async fn embed(&self, items: Vec<Option<Item>>) -> Result<Vec<Option<Embedded>>, EngineError> {
+        let generations = self.generations.clone();
+        let encode = move |worker: &mut usize| {
+            let encoded: Vec<&Item> = items.iter().flatten().collect();
+            let embedded = generations.embed(*worker, &encoded);
+            let embedded = embedded.map_err(|error| EngineError::Internal(error.to_string()))?;
+            for (item, embedded) in encoded.iter().zip(&embedded) {
+                check_embedded(item, embedded)?;
+            }
+            let mut embedded = embedded.into_iter();
+            Ok(items.iter().map(|item| item.as_ref().and_then(|_| embedded.next())).collect())
+        };
+        self.workers.run(Instant::now() + ENCODE_TIMEOUT, encode).await
+    }
+
     pub async fn delete_items(&self, ids: Vec<ItemId>) -> WriteResult {
-        let changes = ids.into_iter().map(|id| (Change::Delete(id), None)).collect();
+        let at = UnixMillis::now();
+        let changes = ids.into_iter().map(|id| (Change::Item(ItemChange::Delete { id, at }), None)).collect();
         self.finish_write(self.writer.write(changes).await)
     }
 
@@ -479,7 +526,7 @@ fn event_changes(events: Vec<Event>) -> Vec<(Change, Option<Embedded>)> {
 
 /// Rejects vectors that an index would not accept.
 fn check_embedded(item: &Item, embedded: &Embedded) -> Result<(), EngineError> {
-    for (_, vectors) in embedded {
+    for (_, vectors) in &embedded.vectors {
         for vector in [vectors.user_space(), vectors.query_space()] {
             check_vector(vector, vector.len())
                 .map_err(|problem| EngineError::Internal(format!("vector of item {}: {problem}", item.id)))?;

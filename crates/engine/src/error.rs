@@ -1,5 +1,5 @@
 //! Outcomes of writes, and the errors of the engine.
-use lodestone_events::{LogError, Outcome, RepeatedLine, Written};
+use lodestone_events::{LogError, Outcome, RepeatedLine, StaleField, Written};
 use lodestone_pipeline::{
     answers::{AnswerLogError, ReplayError},
     serving::UnknownConfig,
@@ -13,6 +13,9 @@ pub enum WriteOutcome {
     Duplicate,
     Created,
     Replaced,
+    Updated,
+    /// All fields have later values, or the item was deleted later; nothing changed.
+    Stale,
     Deleted,
     /// No such item exists; nothing changed.
     Unknown,
@@ -25,6 +28,8 @@ impl From<Outcome> for WriteOutcome {
             Outcome::Duplicate => Self::Duplicate,
             Outcome::Created => Self::Created,
             Outcome::Replaced => Self::Replaced,
+            Outcome::Updated => Self::Updated,
+            Outcome::Stale => Self::Stale,
             Outcome::Deleted => Self::Deleted,
             Outcome::Unknown => Self::Unknown,
         }
@@ -32,8 +37,9 @@ impl From<Outcome> for WriteOutcome {
 }
 
 impl From<Written> for WriteReport {
-    fn from(Written { outcomes, repeated_lines, session_version }: Written) -> Self {
-        Self { outcomes: outcomes.into_iter().map(WriteOutcome::from).collect(), repeated_lines, session_version }
+    fn from(Written { outcomes, repeated_lines, stale_fields, session_version }: Written) -> Self {
+        let outcomes = outcomes.into_iter().map(WriteOutcome::from).collect();
+        Self { outcomes, repeated_lines, stale_fields, session_version }
     }
 }
 
@@ -44,6 +50,8 @@ impl WriteOutcome {
             Self::Duplicate => "duplicate",
             Self::Created => "created",
             Self::Replaced => "replaced",
+            Self::Updated => "updated",
+            Self::Stale => "stale",
             Self::Deleted => "deleted",
             Self::Unknown => "unknown",
         }
@@ -57,6 +65,8 @@ pub struct WriteReport {
     pub outcomes: Vec<WriteOutcome>,
     /// Lines of purchases that an earlier event of the same user and order counted. They are not stored.
     pub repeated_lines: Vec<RepeatedLine>,
+    /// Written fields of items that keep their later values.
+    pub stale_fields: Vec<StaleField>,
     /// The log position that includes all changes.
     pub session_version: u64,
 }

@@ -13,4 +13,4 @@ pub use engine::{Engine, EngineConfig, QueuedEvents};
 pub use error::{EngineError, PageTokenError, WriteOutcome, WriteReport};
 pub use open::{ANSWERS, LogMissing, OpenError, OpenOptions, event_log, open};
 pub use replays::{Replay, ReplayedSlot};
-pub use token::{PageToken, TokenKey, TokenKeyError, answer_of_token};
+pub use token::{ItemsToken, PageToken, TokenKey, TokenKeyError, answer_of_token};

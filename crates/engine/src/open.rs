@@ -6,6 +6,7 @@ use crate::{
     workers::Workers,
 };
 use crossbeam_channel::Sender;
+use lodestone_catalog::ItemChange;
 use lodestone_core::units::UnixMillis;
 use lodestone_events::{
     Applied, Change, EventLog, Fold, LogError, Outcome, Writer, panic_message, storage::create_directory,
@@ -284,7 +285,7 @@ impl Fold<Embedded> for ServerFold {
         applied
     }
 
-    fn outcome_without_effect(&self, change: &Change) -> Option<Outcome> {
+    fn outcome_without_effect(&self, change: &ItemChange) -> Option<Outcome> {
         self.generations.outcome_without_effect(change)
     }
 

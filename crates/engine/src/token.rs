@@ -2,6 +2,7 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
 use lodestone_catalog::Position;
+use lodestone_core::ids::ItemId;
 use lodestone_events::storage;
 use sha2::{Digest, Sha256};
 use std::{
@@ -24,6 +25,7 @@ const ID_BYTES: usize = 16;
 enum TokenKind {
     Page = 1,
     Attribution = 2,
+    Items = 3,
 }
 
 /// The signing key. It is stored with the log, so that tokens survive a restart.
@@ -50,6 +52,15 @@ pub struct PageToken {
     pub offset: u32,
     /// The position of the last result before the page, if it is behind the slate.
     pub after: Option<Position>,
+}
+
+/// The beginning of a page of a list of items.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemsToken {
+    /// Identifies the request without its page.
+    pub fingerprint: u64,
+    /// The last item before the page.
+    pub after: ItemId,
 }
 
 impl TokenKey {
@@ -107,6 +118,22 @@ impl TokenKey {
         let (offset, rest) = rest.split_first_chunk::<4>()?;
         let after = if rest.is_empty() { None } else { Some(Position::decode(rest)?) };
         Some(PageToken { slate: *slate, offset: u32::from_le_bytes(*offset), after })
+    }
+
+    /// Signs the token of the page of a list of items that begins after an item.
+    pub fn items(&self, token: &ItemsToken) -> String {
+        let mut body = vec![TokenKind::Items as u8];
+        body.extend_from_slice(&token.fingerprint.to_le_bytes());
+        body.extend_from_slice(token.after.as_str().as_bytes());
+        self.sign(body)
+    }
+
+    /// Verifies a token of a list of items; none if it is not such a token of this server.
+    pub fn parse_items(&self, text: &str) -> Option<ItemsToken> {
+        let body = self.verify(text, TokenKind::Items)?;
+        let (fingerprint, id) = body.split_first_chunk()?;
+        let after = ItemId::parse(std::str::from_utf8(id).ok()?).ok()?;
+        Some(ItemsToken { fingerprint: u64::from_le_bytes(*fingerprint), after })
     }
 
     /// Signs the attribution token of the answer with this id.

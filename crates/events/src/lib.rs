@@ -22,4 +22,4 @@ pub use popularity::{Counts, CountsAt, ItemCounts, Popularity, PopularitySnapsho
 pub use quarantine::{panic_message, quarantined};
 pub use record::Change;
 pub use refunds::{RefundLine, Refunds};
-pub use writer::{Applied, Fold, Outcome, QueuedWrite, RepeatedLine, Writer, Written};
+pub use writer::{Applied, Fold, Outcome, QueuedWrite, RepeatedLine, StaleField, Writer, Written};

@@ -1,6 +1,6 @@
 //! The format of the log's records: a version byte followed by a protobuf message.
 use super::{Attribution, Event, EventKind, EventLine, LogError};
-use lodestone_catalog::{AttributeValue, Item};
+use lodestone_catalog::{AttributeValue, Item, ItemChange, ItemField, ItemWrite, WriteTime, WrittenFields};
 use lodestone_core::{
     format::OtherVersion,
     ids::{EventId, ItemId, UserId},
@@ -10,16 +10,14 @@ use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
 /// The version of written records. Readers reject unknown versions.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// A change that a record of the log stores.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "almost all changes are events, so boxing them would cost more")]
 pub enum Change {
     Event(Event),
-    /// Creates or replaces an item. Contains all its fields.
-    Upsert(Box<Item>),
-    Delete(ItemId),
+    Item(ItemChange),
 }
 
 impl Change {
@@ -27,8 +25,10 @@ impl Change {
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Event(event) => Self::encode_event(event),
-            Self::Upsert(item) => encode(Content::Upsert(ItemRecord::from(item.as_ref()))),
-            Self::Delete(id) => encode(Content::Delete(id.as_str().to_owned())),
+            Self::Item(ItemChange::Write(write)) => encode(Content::Write(WriteRecord::from(&**write))),
+            Self::Item(ItemChange::Delete { id, at }) => {
+                encode(Content::Delete(DeleteRecord { id: id.as_str().to_owned(), at_ms: at.0 }))
+            }
         }
     }
 
@@ -41,8 +41,7 @@ impl Change {
     pub fn id(&self) -> &str {
         match self {
             Self::Event(event) => event.id.as_str(),
-            Self::Upsert(item) => item.id.as_str(),
-            Self::Delete(id) => id.as_str(),
+            Self::Item(change) => change.id().as_str(),
         }
     }
 
@@ -50,17 +49,15 @@ impl Change {
     pub fn item_id(&self) -> Option<&ItemId> {
         match self {
             Self::Event(_) => None,
-            Self::Upsert(item) => Some(&item.id),
-            Self::Delete(id) => Some(id),
+            Self::Item(change) => Some(change.id()),
         }
     }
 
-    /// Returns the event type's name, `upsert_item` or `delete_item`, for counts.
+    /// Returns the event type's name, `upsert_item`, `update_item` or `delete_item`, for counts.
     pub fn kind_name(&self) -> &'static str {
         match self {
             Self::Event(event) => event.kind.name(),
-            Self::Upsert(_) => "upsert_item",
-            Self::Delete(_) => "delete_item",
+            Self::Item(change) => change.kind_name(),
         }
     }
 
@@ -89,8 +86,10 @@ fn read_change(bytes: &[u8]) -> Result<Change, Reason> {
     let record = ChangeRecord::decode(message).map_err(|error| error.to_string())?;
     match record.content.ok_or("the change is missing")? {
         Content::Event(event) => Ok(Change::Event(event.read()?)),
-        Content::Upsert(item) => Ok(Change::Upsert(Box::new(item.read()?))),
-        Content::Delete(id) => Ok(Change::Delete(read_item_id(&id)?)),
+        Content::Write(write) => Ok(Change::Item(ItemChange::Write(Box::new(write.read()?)))),
+        Content::Delete(DeleteRecord { id, at_ms }) => {
+            Ok(Change::Item(ItemChange::Delete { id: read_item_id(&id)?, at: UnixMillis(at_ms) }))
+        }
     }
 }
 
@@ -113,9 +112,31 @@ enum Content {
     #[prost(message, tag = "1")]
     Event(EventRecord),
     #[prost(message, tag = "2")]
-    Upsert(ItemRecord),
-    #[prost(string, tag = "3")]
-    Delete(String),
+    Write(WriteRecord),
+    #[prost(message, tag = "3")]
+    Delete(DeleteRecord),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WriteRecord {
+    #[prost(message, tag = "1")]
+    item: Option<ItemRecord>,
+    /// Names of the written fields. Empty: all.
+    #[prost(string, repeated, tag = "2")]
+    fields: Vec<String>,
+    #[prost(int64, tag = "3")]
+    at_ms: i64,
+    /// The shop stated the time.
+    #[prost(bool, tag = "4")]
+    is_stated: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DeleteRecord {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(int64, tag = "2")]
+    at_ms: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -282,6 +303,36 @@ impl LineRecord {
     }
 }
 
+impl From<&ItemWrite> for WriteRecord {
+    fn from(write: &ItemWrite) -> Self {
+        let (WriteTime::Stated(at) | WriteTime::Received(at)) = write.time;
+        Self {
+            item: Some(ItemRecord::from(&write.item)),
+            fields: match &write.fields {
+                WrittenFields::All => Vec::new(),
+                WrittenFields::Some(fields) => fields.iter().map(|field| field.name().into_owned()).collect(),
+            },
+            at_ms: at.0,
+            is_stated: matches!(write.time, WriteTime::Stated(_)),
+        }
+    }
+}
+
+impl WriteRecord {
+    fn read(self) -> Result<ItemWrite, Reason> {
+        let field = |name: &String| ItemField::parse(name).map_err(|error| format!("a written field {error}"));
+        let at = UnixMillis(self.at_ms);
+        Ok(ItemWrite {
+            item: self.item.ok_or("the written item is missing")?.read()?,
+            fields: match self.fields.is_empty() {
+                true => WrittenFields::All,
+                false => WrittenFields::Some(self.fields.iter().map(field).collect::<Result<_, _>>()?),
+            },
+            time: if self.is_stated { WriteTime::Stated(at) } else { WriteTime::Received(at) },
+        })
+    }
+}
+
 impl From<&Item> for ItemRecord {
     fn from(item: &Item) -> Self {
         let attribute = |value: &AttributeValue| AttributeRecord {
@@ -419,20 +470,28 @@ mod tests {
 
     #[test]
     fn decoding_encoded_items_and_deletions_returns_them() {
-        let bare = Item::titled(ItemId::parse("bare").unwrap(), "Bare");
-        let id = ItemId::parse("hat").unwrap();
-        for change in [Change::Upsert(Box::new(full_item())), Change::Upsert(Box::new(bare)), Change::Delete(id)] {
+        let (bare, at) = (Item::titled(ItemId::parse("bare").unwrap(), "Bare"), UnixMillis(7));
+        let fields = ["stock_quantity", "attributes.size"].map(|name| ItemField::parse(name).unwrap());
+        let writes = [
+            ItemWrite::of_all(full_item(), WriteTime::Received(at)),
+            ItemWrite::of_all(bare, WriteTime::Stated(UnixMillis(-1))),
+            ItemWrite { item: full_item(), fields: WrittenFields::Some(fields.into()), time: WriteTime::Stated(at) },
+        ];
+        let writes = writes.map(|write| ItemChange::Write(Box::new(write)));
+        let delete = ItemChange::Delete { id: ItemId::parse("hat").unwrap(), at };
+        for change in writes.into_iter().chain([delete]).map(Change::Item) {
             assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);
         }
     }
 
     #[test]
     fn an_unknown_version_is_rejected_with_its_position() {
-        let mut bytes = Change::Delete(ItemId::parse("hat").unwrap()).encode();
+        let id = ItemId::parse("hat").unwrap();
+        let mut bytes = Change::Item(ItemChange::Delete { id, at: UnixMillis(0) }).encode();
         bytes[0] = 9;
         let error = Change::decode(77, &bytes).unwrap_err();
         assert!(matches!(error, LogError::Corrupt { position: 77, .. }));
         let text = error.to_string();
-        assert!(text.contains("position 77") && text.contains("version 9") && text.contains("version 2"), "{text}");
+        assert!(text.contains("position 77") && text.contains("version 9") && text.contains("version 3"), "{text}");
     }
 }

@@ -5,6 +5,7 @@
 use super::{Change, Deduper, EventLog, LogError, Quarantined, panic_message};
 use ahash::{AHashMap, AHashSet};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use lodestone_catalog::{ItemChange, ItemField, WrittenFields};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use parking_lot::Mutex;
 use std::{
@@ -41,8 +42,12 @@ pub enum Outcome {
     Created,
     /// Replaced; not stored again if the content is the same.
     Replaced,
+    /// Some fields are written; not stored again if the values are the same.
+    Updated,
+    /// All fields have later values, or the item was deleted later; nothing changed.
+    Stale,
     Deleted,
-    /// The item to delete does not exist; nothing is stored.
+    /// The item to change or to delete does not exist; nothing is stored.
     Unknown,
 }
 
@@ -53,6 +58,8 @@ pub struct Written {
     pub outcomes: Vec<Outcome>,
     /// Order lines that an earlier event counted. They are not stored.
     pub repeated_lines: Vec<RepeatedLine>,
+    /// Written fields of items that keep their later values.
+    pub stale_fields: Vec<StaleField>,
     /// A log position at which all changes of the write, including duplicates, are stored and applied.
     pub session_version: u64,
 }
@@ -66,11 +73,21 @@ pub struct RepeatedLine {
     pub line: usize,
 }
 
+/// A field of an [`Outcome::Replaced`] or [`Outcome::Updated`] item that keeps its value, which is of a later time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaleField {
+    /// Index of the item's change in the write.
+    pub change: usize,
+    pub field: ItemField,
+}
+
 /// The effects of applied changes.
 #[derive(Debug, Default)]
 pub struct Applied {
     /// The outcomes by position; a change without one is [`Outcome::Accepted`].
     pub outcomes: AHashMap<u64, Outcome>,
+    /// By position, the written fields of an item that keep their later values.
+    pub stale_fields: AHashMap<u64, Vec<ItemField>>,
     /// The changes that could not be applied. Nothing of them is in effect.
     pub failures: Vec<Quarantined>,
     /// The reason why no further change can be applied, such as an index that could not be restored.
@@ -100,7 +117,7 @@ pub trait Fold<P>: Send {
     fn apply(&mut self, changes: Vec<(u64, Change, Option<P>)>) -> Applied;
 
     /// Returns the outcome of an item's change if it would change nothing. Such a change is not stored.
-    fn outcome_without_effect(&self, _change: &Change) -> Option<Outcome> {
+    fn outcome_without_effect(&self, _change: &ItemChange) -> Option<Outcome> {
         None
     }
 
@@ -294,14 +311,10 @@ impl ChangedItems {
     /// Predicts the outcome of an item's change: [`Outcome::Accepted`] if it is to be stored. After a change of the
     /// same item in an earlier batch it is stored in any case, because that change may fail without this one.
     fn predict<P>(&mut self, batch: &[Entry<P>], index: usize, fold: &dyn Fold<P>) -> Outcome {
-        let change = &batch[index].change;
-        let (id, repeated) = match change {
-            Change::Upsert(item) => (&item.id, Outcome::Replaced),
-            Change::Delete(id) => (id, Outcome::Unknown),
-            Change::Event(_) => return Outcome::Accepted,
-        };
+        let Change::Item(change) = &batch[index].change else { return Outcome::Accepted };
+        let id = change.id();
         let without_effect = match self.of_batch.get(id) {
-            Some(earlier) => (batch[*earlier].change == *change).then_some(repeated),
+            Some(earlier) => (batch[*earlier].change == batch[index].change).then(|| repeated_outcome(change)),
             None if self.of_earlier_batches.contains(id) => None,
             None => fold.outcome_without_effect(change),
         };
@@ -309,6 +322,15 @@ impl ChangedItems {
             self.of_batch.insert(id.clone(), index);
             Outcome::Accepted
         })
+    }
+}
+
+/// The outcome of a change that repeats the one before it.
+fn repeated_outcome(change: &ItemChange) -> Outcome {
+    match change {
+        ItemChange::Write(write) if write.fields == WrittenFields::All => Outcome::Replaced,
+        ItemChange::Write(_) => Outcome::Updated,
+        ItemChange::Delete { .. } => Outcome::Unknown,
     }
 }
 
@@ -496,14 +518,18 @@ fn reply<P>(group: Vec<Batch<P>>, predicted: Predicted, applied: &Applied, first
     let results = iter::zip(predicted.outcomes, predicted.repeated_lines);
     for (batch, (mut outcomes, repeated_lines)) in iter::zip(group, results) {
         let begin = position;
-        for outcome in outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Accepted) {
+        let mut stale_fields = Vec::new();
+        let stored = outcomes.iter_mut().enumerate().filter(|(_, outcome)| **outcome == Outcome::Accepted);
+        for (change, outcome) in stored {
             position += 1;
             *outcome = applied.outcomes.get(&position).copied().unwrap_or(Outcome::Accepted);
+            let fields = applied.stale_fields.get(&position).into_iter().flatten();
+            stale_fields.extend(fields.map(|field| StaleField { change, field: field.clone() }));
         }
         let is_of_batch = |failure: &&Quarantined| failure.position > begin && failure.position <= position;
         let failures: Vec<Quarantined> = applied.failures.iter().filter(is_of_batch).cloned().collect();
         let result = match failures.is_empty() {
-            true => Ok(Written { outcomes, repeated_lines, session_version: position }),
+            true => Ok(Written { outcomes, repeated_lines, stale_fields, session_version: position }),
             false => Err(LogError::Quarantined { changes: failures.into() }),
         };
         // A caller may have stopped waiting.

@@ -8,7 +8,7 @@ use crate::{
 };
 use ahash::{AHashSet, RandomState};
 use arc_swap::ArcSwap;
-use lodestone_catalog::{Catalog, Item, ItemVectors};
+use lodestone_catalog::{Catalog, Item, ItemState, ItemVectors};
 use lodestone_core::{
     bits,
     faults::{self, InjectedFault},
@@ -20,7 +20,7 @@ use lodestone_index::{
     CompletionCandidate, CompletionSource, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical,
     LexicalError, RowChange, SimilarHistories, Suggester, VectorError, VectorIndex,
 };
-use lodestone_state::{ItemChange, LiveState};
+use lodestone_state::LiveState;
 use parking_lot::Mutex;
 use std::{
     iter,
@@ -120,8 +120,11 @@ struct Indexed {
     lexical: bool,
 }
 
-/// A catalogue change, with the written item's vectors in the spaces of this generation.
-pub type EmbeddedChange = (ItemChange, Option<ItemVectors>);
+/// An item's content after its changes; none if it is deleted.
+pub type ChangedItem = (ItemId, Option<Arc<Item>>);
+
+/// A changed item, with its vectors in the spaces of this generation unless it is deleted.
+pub type EmbeddedChange = (ChangedItem, Option<ItemVectors>);
 
 impl Generation {
     /// Builds a generation of a bundle, without catalogue changes. `lexical` must be empty. The vector indexes have
@@ -318,10 +321,11 @@ impl Generation {
         const PART: usize = 1000;
         let (mut count, mut skipped) = (0, 0);
         loop {
-            let (changes, version) = self.state.catalogue.lock().after(self.catalogue_version(), PART);
-            if changes.is_empty() {
+            let (changed, version) = self.state.catalogue.lock().after(self.catalogue_version(), PART);
+            if changed.is_empty() {
                 return Ok(count);
             }
+            let changes = self.contents(&changed);
             count += changes.len();
             if let Err(error) = self.embed_and_apply(models, changes.clone(), version) {
                 if matches!(error, GenerationError::NotRestored { .. }) {
@@ -341,10 +345,20 @@ impl Generation {
         }
     }
 
+    /// Returns the contents of items after their changes.
+    pub fn contents(&self, changed: &[(ItemId, ItemState)]) -> Vec<ChangedItem> {
+        let catalog = self.catalog.load();
+        let content = |(id, state): &(ItemId, ItemState)| {
+            let known = catalog.row_of(&self.state.keys, id).map(|row| &*catalog.get(row).item);
+            (id.clone(), state.content(known))
+        };
+        changed.iter().map(content).collect()
+    }
+
     fn embed_and_apply(
         &self,
         models: &mut Models,
-        changes: Vec<ItemChange>,
+        changes: Vec<ChangedItem>,
         version: u64,
     ) -> Result<(), GenerationError> {
         let items: Vec<&Item> = changes.iter().filter_map(|(_, item)| item.as_deref()).collect();
@@ -435,7 +449,7 @@ fn row_changes<'c>(from: &'c Catalog, to: &'c Catalog, rows: &[Row]) -> Vec<RowC
 }
 
 /// Returns a hash of the texts that an encoder may read.
-fn text_hash(item: &Item) -> u64 {
+pub fn text_hash(item: &Item) -> u64 {
     RandomState::with_seeds(1, 2, 3, 4).hash_one((
         &item.title,
         &item.description,

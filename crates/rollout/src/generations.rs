@@ -1,22 +1,22 @@
 //! The loaded generations: runs requests on the generation of each user, samples them for warming and shadow traffic,
 //! and applies catalogue changes to every generation that answers.
 use crate::{
-    loaded::{CatalogueChange, Embedded, LoadedGeneration, changes_for},
+    loaded::{CatalogueChange, Embedded, LoadedGeneration, with_vectors},
     routes::{Canary, Routes},
     shadow::{Shadow, ShadowWork, run_time},
 };
 use ahash::AHashMap;
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Sender, TrySendError};
-use lodestone_catalog::Item;
+use lodestone_catalog::{Item, ItemChange, ItemState, WriteEffect, WriteTime, WrittenFields};
 use lodestone_core::{faults, ids::ItemId, units::UnixMillis};
 use lodestone_events::{Applied, Change, Outcome, Quarantined};
 use lodestone_pipeline::{
-    generation::{GenerationError, catch_panic},
+    generation::{GenerationError, catch_panic, text_hash},
     ranking::RankingError,
     run::{self, PipelineAnswer, PlannedRequest},
 };
-use lodestone_state::LiveState;
+use lodestone_state::{CatalogChanges, LiveState};
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
@@ -154,12 +154,12 @@ impl Generations {
     }
 
     /// Returns the vectors of items in the spaces of the generations that answer users, with a worker's models.
-    pub fn embed(&self, worker: usize, items: &[Item]) -> Result<Vec<Embedded>, RankingError> {
-        let items: Vec<&Item> = items.iter().collect();
-        let mut embedded: Vec<Embedded> = vec![Vec::new(); items.len()];
+    pub fn embed(&self, worker: usize, items: &[&Item]) -> Result<Vec<Embedded>, RankingError> {
+        let without_vectors = |item: &&Item| Embedded { text_hash: text_hash(item), vectors: Vec::new() };
+        let mut embedded: Vec<Embedded> = items.iter().map(without_vectors).collect();
         for loaded in self.routes.load().answering() {
-            let vectors = loaded.generation.embed(&mut loaded.models_of(worker), &items)?;
-            embedded.iter_mut().zip(vectors).for_each(|(of, vectors)| of.push((loaded.number, vectors)));
+            let vectors = loaded.generation.embed(&mut loaded.models_of(worker), items)?;
+            embedded.iter_mut().zip(vectors).for_each(|(of, vectors)| of.vectors.push((loaded.number, vectors)));
         }
         Ok(embedded)
     }
@@ -170,27 +170,26 @@ impl Generations {
         let (mut catalogue, mut applied, mut last) = (Vec::new(), Applied::default(), 0);
         for (position, change, embedded) in changes {
             last = position;
-            let (change, embedded) = match change {
-                Change::Event(event) => {
-                    let fold = || {
-                        faults::check("event", [event.id.as_str()])?;
-                        self.state.apply_event(position, &event);
-                        Ok(())
-                    };
-                    if let Err(error) = catch_panic(fold) {
-                        applied.failures.push(Quarantined {
-                            position,
-                            kind: event.kind.name().to_owned(),
-                            id: event.id.to_string(),
-                            reason: error.to_string(),
-                        });
-                    }
+            let event = match change {
+                Change::Event(event) => event,
+                Change::Item(change) => {
+                    catalogue.push(CatalogueChange { position, change, embedded });
                     continue;
                 }
-                Change::Upsert(item) => ((item.id.clone(), Some(Arc::new(*item))), embedded.unwrap_or_default()),
-                Change::Delete(id) => ((id, None), Vec::new()),
             };
-            catalogue.push(CatalogueChange { position, change, embedded });
+            let fold = || {
+                faults::check("event", [event.id.as_str()])?;
+                self.state.apply_event(position, &event);
+                Ok(())
+            };
+            if let Err(error) = catch_panic(fold) {
+                applied.failures.push(Quarantined {
+                    position,
+                    kind: event.kind.name().to_owned(),
+                    id: event.id.to_string(),
+                    reason: error.to_string(),
+                });
+            }
         }
         if !catalogue.is_empty() {
             self.apply_catalogue(&catalogue, &mut applied);
@@ -202,30 +201,35 @@ impl Generations {
     }
 
     /// Returns the outcome of an item's change that would change nothing, neither in a loaded generation nor in one
-    /// that loads later: the item's last change was the same, or an item that no loaded generation has is deleted.
-    /// None for any other change.
-    pub fn outcome_without_effect(&self, change: &Change) -> Option<Outcome> {
+    /// that loads later: the written fields have these values or later ones, or an item that no loaded generation has
+    /// is changed or deleted. None for any other change.
+    pub fn outcome_without_effect(&self, change: &ItemChange) -> Option<Outcome> {
         let routes = self.routes.load();
         let recorded = self.state.catalogue.lock();
-        match change {
-            Change::Event(_) => None,
-            Change::Upsert(item) => {
-                let is_last = recorded.last(&item.id) == Some(Some(&**item));
-                let is_in_effect = || {
-                    routes
-                        .answering()
-                        .all(|loaded| self.item_in(loaded, &item.id).is_some_and(|known| *known == **item))
-                };
-                (is_last && is_in_effect()).then_some(Outcome::Replaced)
+        let state = recorded.state(change.id());
+        let item_in = |loaded: &Arc<LoadedGeneration>| self.item_in(loaded, change.id());
+        let is_absent = || match state {
+            Some(ItemState::Written(_)) => false,
+            Some(ItemState::Deleted { .. }) => routes.answering().all(|loaded| item_in(loaded).is_none()),
+            None => routes.loaded().all(|loaded| item_in(loaded).is_none()),
+        };
+        let ItemChange::Write(write) = change else { return is_absent().then_some(Outcome::Unknown) };
+        if state.is_some_and(|state| state.is_stale(write)) {
+            return Some(Outcome::Stale);
+        }
+        // A repeated value of a stated time is stored, because earlier values are stale from then on.
+        let is_repeated =
+            || matches!(write.time, WriteTime::Received(_)) && state.is_some_and(|state| state.has_values_of(write));
+        match &write.fields {
+            WrittenFields::All => {
+                let is_in_effect =
+                    || routes.answering().all(|loaded| item_in(loaded).is_some_and(|known| *known == write.item));
+                (is_repeated() && is_in_effect()).then_some(Outcome::Replaced)
             }
-            Change::Delete(id) => {
-                let lacks = |loaded: &Arc<LoadedGeneration>| self.item_in(loaded, id).is_none();
-                let is_without_effect = match recorded.last(id) {
-                    Some(Some(_)) => false,
-                    Some(None) => routes.answering().all(lacks),
-                    None => routes.loaded().all(lacks),
-                };
-                is_without_effect.then_some(Outcome::Unknown)
+            WrittenFields::Some(_) if is_absent() => Some(Outcome::Unknown),
+            WrittenFields::Some(_) => {
+                let is_in_effect = || routes.answering().all(|loaded| item_in(loaded).is_some());
+                (is_repeated() && is_in_effect()).then_some(Outcome::Updated)
             }
         }
     }
@@ -242,14 +246,24 @@ impl Generations {
         let routes = self.routes.load();
         let mut parts = vec![changes];
         while let Some(part) = parts.pop().filter(|_| applied.stop.is_none()) {
-            let outcomes = self.outcomes(&routes, part);
-            match self.apply_part(&routes, part) {
-                Ok(()) => applied.outcomes.extend(outcomes),
+            let staged = Staged::of(part, &self.state.catalogue.lock());
+            let outcomes = self.outcomes(&routes, part, &staged.effects);
+            match self.apply_part(&routes, part, staged.states) {
+                Ok(()) => {
+                    applied.outcomes.extend(outcomes);
+                    for (change, effect) in part.iter().zip(staged.effects) {
+                        if let WriteEffect::Applied { stale } = effect
+                            && !stale.is_empty()
+                        {
+                            applied.stale_fields.insert(change.position, stale);
+                        }
+                    }
+                }
                 Err(error @ GenerationError::NotRestored { .. }) => applied.stop = Some(error.to_string()),
                 Err(error) if part.len() == 1 => applied.failures.push(Quarantined {
                     position: part[0].position,
-                    kind: part[0].kind_name().to_owned(),
-                    id: part[0].change.0.to_string(),
+                    kind: part[0].change.kind_name().to_owned(),
+                    id: part[0].change.id().to_string(),
                     reason: error.to_string(),
                 }),
                 Err(_) => parts.extend(part.chunks(1).rev()),
@@ -257,17 +271,24 @@ impl Generations {
         }
     }
 
-    /// Applies changes to every generation that answers, and records them for the others; all or none.
-    fn apply_part(&self, routes: &Routes, changes: &[CatalogueChange]) -> Result<(), GenerationError> {
-        let version = self.state.catalogue.lock().version() + changes.len() as u64;
+    /// Brings every generation that answers to new states of items, and records them for the others; all or none.
+    fn apply_part(
+        &self,
+        routes: &Routes,
+        changes: &[CatalogueChange],
+        states: Vec<(ItemId, ItemState)>,
+    ) -> Result<(), GenerationError> {
+        let version = self.state.catalogue.lock().version() + states.len() as u64;
+        let embedded: AHashMap<&ItemId, &Embedded> =
+            changes.iter().filter_map(|change| Some((change.change.id(), change.embedded.as_ref()?))).collect();
         let mut undos = Vec::new();
         for loaded in routes.answering() {
             let result = catch_panic(|| {
                 // A test can make one of the generations fail.
-                faults::check(loaded.name(), changes.iter().map(|change| change.change.0.as_str()))?;
-                Ok(changes_for(loaded, changes)?)
+                faults::check(loaded.name(), changes.iter().map(|change| change.change.id().as_str()))?;
+                Ok(with_vectors(loaded, loaded.generation.contents(&states), &embedded)?)
             })
-            .and_then(|embedded| loaded.generation.apply(embedded, version));
+            .and_then(|changes| loaded.generation.apply(changes, version));
             match result {
                 Ok(undo) => undos.push((loaded, undo)),
                 Err(change) => {
@@ -282,27 +303,67 @@ impl Generations {
             }
         }
         let mut recorded = self.state.catalogue.lock();
-        changes.iter().for_each(|CatalogueChange { change, .. }| recorded.record(change.clone()));
+        states.into_iter().for_each(|(id, state)| recorded.set(id, state));
         Ok(())
     }
 
     /// Returns the outcomes of changes by position, if they are applied in order.
-    fn outcomes(&self, routes: &Routes, changes: &[CatalogueChange]) -> Vec<(u64, Outcome)> {
+    fn outcomes(&self, routes: &Routes, changes: &[CatalogueChange], effects: &[WriteEffect]) -> Vec<(u64, Outcome)> {
         let catalog = routes.current.generation.catalog.load();
         let mut exists: AHashMap<&ItemId, bool> = AHashMap::new();
         let mut outcomes = Vec::with_capacity(changes.len());
-        for CatalogueChange { position, change: (id, item), .. } in changes {
-            let known = || catalog.row_of(&self.state.keys, id).is_some();
-            let existed = std::mem::replace(exists.entry(id).or_insert_with(known), item.is_some());
-            let outcome = match (item.is_some(), existed) {
-                (true, true) => Outcome::Replaced,
-                (true, false) => Outcome::Created,
-                (false, true) => Outcome::Deleted,
-                (false, false) => Outcome::Unknown,
+        for (CatalogueChange { position, change, .. }, effect) in changes.iter().zip(effects) {
+            let known = || catalog.row_of(&self.state.keys, change.id()).is_some();
+            let exists = exists.entry(change.id()).or_insert_with(known);
+            let outcome = match (change, effect) {
+                (_, WriteEffect::Stale) => Outcome::Stale,
+                (_, WriteEffect::Deleted) => Outcome::Unknown,
+                (ItemChange::Write(write), _) if write.fields == WrittenFields::All => {
+                    if std::mem::replace(exists, true) { Outcome::Replaced } else { Outcome::Created }
+                }
+                (ItemChange::Write(_), _) => {
+                    if *exists {
+                        Outcome::Updated
+                    } else {
+                        Outcome::Unknown
+                    }
+                }
+                (ItemChange::Delete { .. }, _) => {
+                    if std::mem::replace(exists, false) {
+                        Outcome::Deleted
+                    } else {
+                        Outcome::Unknown
+                    }
+                }
             };
             outcomes.push((*position, outcome));
         }
         outcomes
+    }
+}
+
+/// The states of items after changes that are not in effect yet.
+struct Staged {
+    /// Of the distinct items that change.
+    states: Vec<(ItemId, ItemState)>,
+    /// Of each change.
+    effects: Vec<WriteEffect>,
+}
+
+impl Staged {
+    fn of(changes: &[CatalogueChange], recorded: &CatalogChanges) -> Self {
+        let mut states: AHashMap<&ItemId, Option<ItemState>> = AHashMap::with_capacity(changes.len());
+        let mut changed = Vec::with_capacity(changes.len());
+        let effects = changes.iter().map(|CatalogueChange { change, .. }| {
+            let state = states.entry(change.id()).or_insert_with(|| {
+                changed.push(change.id());
+                recorded.state(change.id()).cloned()
+            });
+            ItemState::apply(state, change)
+        });
+        let effects = effects.collect();
+        let state = |id: &ItemId| Some((id.clone(), states.remove(id)??));
+        Self { states: changed.into_iter().filter_map(state).collect(), effects }
     }
 }
 

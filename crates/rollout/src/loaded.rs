@@ -4,16 +4,18 @@ use crate::{
     load_threads::LoadThreads,
     slate_cache::{SlateCache, SlateCacheConfig},
 };
-use lodestone_catalog::ItemVectors;
+use ahash::AHashMap;
+use lodestone_catalog::{ItemChange, ItemVectors};
+use lodestone_core::ids::ItemId;
 use lodestone_index::{Languages, Lexical, Synonyms};
 use lodestone_pipeline::{
     bundle::{Bundle, BundleError},
-    generation::{EmbeddedChange, Generation, GenerationError},
+    generation::{ChangedItem, EmbeddedChange, Generation, GenerationError, text_hash},
     golden::{self, GoldenError},
     models::Models,
     ranking::{Device, RankingError, Runtime},
 };
-use lodestone_state::{ItemChange, LiveState};
+use lodestone_state::LiveState;
 use parking_lot::{Mutex, MutexGuard};
 use std::{
     path::Path,
@@ -29,8 +31,14 @@ const SPARE_ROWS: usize = 100_000;
 /// The number of a load of a bundle, from 1. Each load of the same bundle has its own number.
 pub(crate) type LoadNumber = u64;
 
-/// Vectors of one written item, by the generation of their space.
-pub type Embedded = Vec<(LoadNumber, ItemVectors)>;
+/// Vectors of one written item.
+#[derive(Debug, Clone)]
+pub struct Embedded {
+    /// [`text_hash`] of the item that was encoded.
+    pub text_hash: u64,
+    /// By the generation of their space.
+    pub vectors: Vec<(LoadNumber, ItemVectors)>,
+}
 
 /// A generation with the inference sessions of its models.
 pub struct LoadedGeneration {
@@ -142,25 +150,27 @@ impl Loader {
     }
 }
 
-/// Returns the changes with the vectors of one generation. Computes vectors that were not computed with the write,
-/// because the generation began to answer in between.
-pub(crate) fn changes_for(
+/// Returns changed items with their vectors in one generation: those that it knows of equal texts, otherwise those that
+/// were computed with the write. Computes them if the generation began to answer in between, or if the item has other
+/// texts by another write.
+pub(crate) fn with_vectors(
     loaded: &LoadedGeneration,
-    changes: &[CatalogueChange],
+    items: Vec<ChangedItem>,
+    embedded: &AHashMap<&ItemId, &Embedded>,
 ) -> Result<Vec<EmbeddedChange>, RankingError> {
-    let of_this = |embedded: &Embedded| {
-        embedded.iter().find(|(number, _)| *number == loaded.number).map(|(_, vectors)| vectors.clone())
+    let vectors = |(id, item): &ChangedItem| -> Result<Option<ItemVectors>, RankingError> {
+        let Some(item) = item else { return Ok(None) };
+        if let Some(known) = loaded.generation.known_vectors(item) {
+            return Ok(Some(known));
+        }
+        let sent = embedded.get(id).filter(|sent| sent.text_hash == text_hash(item));
+        let of_this = sent.and_then(|sent| sent.vectors.iter().find(|(number, _)| *number == loaded.number));
+        match of_this {
+            Some((_, vectors)) => Ok(Some(vectors.clone())),
+            None => Ok(loaded.generation.embed(&mut loaded.writer_models(), &[item])?.pop()),
+        }
     };
-    changes
-        .iter()
-        .map(|CatalogueChange { change, embedded, .. }| {
-            let vectors = match (&change.1, of_this(embedded)) {
-                (Some(item), None) => loaded.generation.embed(&mut loaded.writer_models(), &[item])?.pop(),
-                (_, vectors) => vectors,
-            };
-            Ok((change.clone(), vectors))
-        })
-        .collect()
+    items.into_iter().map(|item| vectors(&item).map(|vectors| (item, vectors))).collect()
 }
 
 /// A committed change of the catalogue.
@@ -168,11 +178,5 @@ pub(crate) struct CatalogueChange {
     /// Its position in the log.
     pub(crate) position: u64,
     pub(crate) change: ItemChange,
-    pub(crate) embedded: Embedded,
-}
-
-impl CatalogueChange {
-    pub(crate) fn kind_name(&self) -> &'static str {
-        if self.change.1.is_some() { "upsert_item" } else { "delete_item" }
-    }
+    pub(crate) embedded: Option<Embedded>,
 }

@@ -11,10 +11,10 @@
 //! checkpoint was written are included.
 use crate::{
     LiveState, Search,
-    catalog_changes::ItemChange,
     event_items::EventItems,
     users::{self, History},
 };
+use lodestone_catalog::ItemState;
 use lodestone_core::ids::{ItemId, ItemKey, UserId};
 use lodestone_events::{
     Change, Chunk, Deduper, LogDirectory,
@@ -50,7 +50,7 @@ mod part {
     /// Log position u64 up to which the popularity counts events; precedes its records.
     pub(super) const POPULARITY_POSITION: u8 = 9;
     pub(super) const POPULARITY: u8 = 4;
-    /// A written or deleted item, as in the log.
+    /// A change of an item, as in the log.
     pub(super) const ITEM: u8 = 6;
     /// Time of the last id in seconds u32, then hashes u64.
     pub(super) const EVENT_IDS: u8 = 7;
@@ -104,7 +104,7 @@ struct SmallParts {
     position: u64,
     event_items: Vec<u8>,
     searches: Vec<Search>,
-    items: Vec<ItemChange>,
+    items: Vec<(ItemId, ItemState)>,
     chunks: Vec<Arc<Chunk>>,
 }
 
@@ -202,8 +202,9 @@ impl Checkpoints {
             file.put(part::SEARCH, &encode_search(search))?;
         }
         for (id, item) in small.items {
-            let change = item.map_or(Change::Delete(id), |item| Change::Upsert(Box::new((*item).clone())));
-            file.put(part::ITEM, &change.encode())?;
+            for change in item.changes(&id) {
+                file.put(part::ITEM, &Change::Item(change).encode())?;
+            }
         }
         for chunk in &small.chunks {
             let hashes: Vec<u8> = chunk.hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
@@ -361,9 +362,8 @@ fn restore_part(
         part::USER_RATES => state.popularity.lock().restore_rates(content)?,
         part::SEARCH => state.searches.restore(decode_search(content)?),
         part::ITEM => match Change::decode(0, content)? {
-            Change::Upsert(item) => state.catalogue.lock().record((item.id.clone(), Some(Arc::new(*item)))),
-            Change::Delete(id) => state.catalogue.lock().record((id, None)),
-            _ => return Err("an item change is of another kind".into()),
+            Change::Item(change) => _ = state.catalogue.lock().apply(&change),
+            Change::Event(_) => return Err("an item change is of another kind".into()),
         },
         part::EVENT_IDS => {
             let (last_s, hashes) = content.split_first_chunk().ok_or("event ids are truncated")?;

@@ -11,7 +11,7 @@ mod searches;
 mod state;
 pub mod users;
 
-pub use catalog_changes::{CatalogChanges, ItemChange};
+pub use catalog_changes::CatalogChanges;
 pub use event_items::{EVENT_ITEMS_MAX, EventItems};
 pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, recover, state_with_items};
 pub use searches::{COMPLETION_USERS_MIN, COMPLETION_USERS_MIN_MAX, Search, Searches};

@@ -149,8 +149,7 @@ fn replay(
                     reason,
                 }),
             },
-            Change::Upsert(item) => catalogue.record((item.id.clone(), Some(Arc::new(*item)))),
-            Change::Delete(id) => catalogue.record((id, None)),
+            Change::Item(change) => _ = catalogue.apply(&change),
         }
         state.advance_position(position);
     })?;

@@ -1,11 +1,11 @@
 //! The dataset of the next training: the imported history and the events logged since.
 use super::{error::TrainError, replay::interactions};
 use ahash::{AHashMap, AHashSet};
-use lodestone_catalog::Item;
+use lodestone_catalog::{Item, ItemChange, ItemState};
 use lodestone_core::ids::ItemId;
 use lodestone_dataset::{self as dataset, AnswerTokens, DatasetEvent};
 use lodestone_events::{Attribution, Change, Event, storage};
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, sync::Arc};
 
 const ITEMS: &str = "items.parquet";
 const EVENTS: &str = "events.parquet";
@@ -34,6 +34,8 @@ pub struct DatasetBuilder {
     items: Vec<Option<Item>>,
     /// Indices in `items`.
     index_of: AHashMap<ItemId, usize>,
+    /// Of items that the log writes or deletes.
+    item_states: AHashMap<ItemId, ItemState>,
     rows: Vec<DatasetEvent>,
     /// Of exported and logged events.
     tokens: AnswerTokens,
@@ -64,12 +66,7 @@ impl DatasetBuilder {
     /// Applies the next change of the log.
     pub fn apply(&mut self, change: Change) {
         match change {
-            Change::Upsert(item) => self.upsert(*item),
-            Change::Delete(id) => {
-                if let Some(index) = self.index_of.remove(&id) {
-                    self.items[index] = None;
-                }
-            }
+            Change::Item(change) => self.change_item(&change),
             Change::Event(event) if self.exported.contains(event.id.as_str()) => {}
             Change::Event(event) if matches!(event.attribution, Attribution::Foreign(_)) => {
                 self.summary.foreign_event_count += 1;
@@ -102,6 +99,23 @@ impl DatasetBuilder {
         dataset::write_attributed_events(&partial.join(EVENTS), &rows, &self.tokens)?;
         storage::rename(&partial, out).map_err(io)?;
         Ok(DatasetSummary { item_count: items.len(), interaction_count, ..self.summary })
+    }
+
+    fn change_item(&mut self, change: &ItemChange) {
+        let id = change.id();
+        let mut state = self.item_states.remove(id);
+        ItemState::apply(&mut state, change);
+        let Some(state) = state else { return };
+        let known = self.index_of.get(id).and_then(|index| self.items[*index].as_ref());
+        match state.content(known) {
+            Some(item) => self.upsert(Arc::unwrap_or_clone(item)),
+            None => {
+                if let Some(index) = self.index_of.remove(id) {
+                    self.items[index] = None;
+                }
+            }
+        }
+        self.item_states.insert(id.clone(), state);
     }
 
     /// Adds an item, or replaces it at its index.
@@ -145,6 +159,7 @@ fn rows_of(event: Event) -> Vec<DatasetEvent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lodestone_catalog::{ItemWrite, WriteTime};
     use lodestone_core::{
         ids::{EventId, UserId},
         units::{Quantity, UnixMillis},
@@ -167,8 +182,17 @@ mod tests {
         })
     }
 
+    fn id(id: &str) -> ItemId {
+        ItemId::parse(id).unwrap()
+    }
+
     fn item(id: &str, title: &str) -> Item {
         Item::titled(ItemId::parse(id).unwrap(), title)
+    }
+
+    fn written(id: &str, title: &str) -> Change {
+        let time = WriteTime::Received(UnixMillis(1));
+        Change::Item(ItemChange::Write(Box::new(ItemWrite::of_all(item(id, title), time))))
     }
 
     #[test]
@@ -177,16 +201,16 @@ mod tests {
         let (data, out, again) =
             (directory.path().join("data"), directory.path().join("out"), directory.path().join("again"));
         let mut first = DatasetBuilder::open(&data).unwrap();
-        first.apply(Change::Upsert(Box::new(item("a", "one"))));
-        first.apply(Change::Upsert(Box::new(item("b", "two"))));
+        first.apply(written("a", "one"));
+        first.apply(written("b", "two"));
         first.apply(purchase("e1", 10, &["a", "b"], Attribution::None));
         let summary = first.write(&data).unwrap();
         assert_eq!((summary.item_count, summary.logged_event_count, summary.interaction_count), (2, 1, 1));
 
         let mut second = DatasetBuilder::open(&data).unwrap();
-        second.apply(Change::Delete(ItemId::parse("a").unwrap()));
-        second.apply(Change::Upsert(Box::new(item("b", "two, better"))));
-        second.apply(Change::Upsert(Box::new(item("c", "three"))));
+        second.apply(Change::Item(ItemChange::Delete { id: id("a"), at: UnixMillis(2) }));
+        second.apply(written("b", "two, better"));
+        second.apply(written("c", "three"));
         // A late event, earlier than the imported one.
         second.apply(purchase("e2", 5, &["c"], Attribution::Answer("ours".to_owned())));
         second.apply(purchase("e3", 20, &["c"], Attribution::Foreign("theirs".to_owned())));

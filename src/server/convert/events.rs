@@ -77,7 +77,8 @@ pub(crate) fn event(
     })
 }
 
-fn time(
+/// Validates a time; `now` if it is absent. `ahead_max`: the greatest time by which it may be ahead of `now`.
+pub(super) fn time(
     violations: &mut Violations,
     field: impl Display,
     sent: Option<&prost_types::Timestamp>,

@@ -1,27 +1,180 @@
 //! Validates and converts items.
-use super::currency;
+use super::{
+    currency,
+    events::time,
+    requests::{filter, fingerprint},
+};
 use crate::server::{proto, violations::Violations};
-use lodestone_catalog::{AttributeValue, Item, limits};
+use lodestone_catalog::{AttributeValue, Filter, Item, ItemField, ItemWrite, WriteTime, WrittenFields, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
 };
+use prost_types::FieldMask;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::{self, Display},
     ops::RangeInclusive,
+    time::Duration,
 };
+
+/// Greatest number of fields in a mask: all fields, and all attributes by name.
+const MASK_MAX: usize = 10 + limits::ATTRIBUTES;
+
+/// Number of listed items per page.
+const LIST_SIZE_DEFAULT: usize = 100;
+const LIST_SIZE_MAX: usize = 1000;
 
 /// The range of `create_time`: the years 1 to 9999, as `google.protobuf.Timestamp` defines it, in seconds since 1970.
 const CREATE_TIME_S: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
+/// The server's clock and how far a stated time may be ahead of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Clock {
+    pub(crate) now: UnixMillis,
+    pub(crate) ahead_max: Duration,
+}
+
+impl Clock {
+    /// Validates the time of a write.
+    pub(crate) fn write_time(
+        self,
+        violations: &mut Violations,
+        field: impl Display,
+        sent: Option<&prost_types::Timestamp>,
+    ) -> WriteTime {
+        match sent {
+            None => WriteTime::Received(self.now),
+            Some(_) => WriteTime::Stated(time(violations, field, sent, self.now, Some(self.ahead_max))),
+        }
+    }
+}
+
+/// Converts a change of some fields of an item. Returns None if there are violations.
+pub(crate) fn item_update(
+    violations: &mut Violations,
+    path: impl Display,
+    update: &proto::ItemUpdate,
+    clock: Clock,
+) -> Option<ItemWrite> {
+    let before = violations.found.len();
+    let unset = proto::Item::default();
+    let sent = update.item.as_ref().unwrap_or(&unset);
+    let names = mask_names(update.update_mask.as_ref());
+    if names.is_empty() {
+        violations.add(format_args!("{path}.update_mask"), "is empty; name the fields to set");
+    }
+    let fields = mask(violations, format_args!("{path}.update_mask"), names);
+    let item =
+        item(violations, format_args!("{path}.item"), &masked(sent, &fields), fields.contains(&ItemField::Title));
+    let time = clock.write_time(violations, format_args!("{path}.update_time"), update.update_time.as_ref());
+    let item = item.filter(|_| violations.found.len() == before)?;
+    Some(ItemWrite { item, fields: WrittenFields::Some(fields), time })
+}
+
+/// Converts stock and price of an item. Returns None if there are violations.
+pub(crate) fn inventory(
+    violations: &mut Violations,
+    path: impl Display,
+    inventory: &proto::Inventory,
+    clock: Clock,
+) -> Option<ItemWrite> {
+    let before = violations.found.len();
+    let mut fields = BTreeSet::new();
+    fields.extend(inventory.stock_quantity.map(|_| ItemField::StockQuantity));
+    fields.extend(inventory.price_micros.map(|_| ItemField::Price));
+    fields.extend((!inventory.currency_code.is_empty()).then_some(ItemField::Currency));
+    if fields.is_empty() {
+        violations.add(&path, "has nothing to set; set stock_quantity or price_micros");
+    }
+    if inventory.price_micros.is_none() && !inventory.currency_code.is_empty() {
+        violations.add(format_args!("{path}.currency_code"), "needs a price_micros");
+    }
+    let sent = proto::Item {
+        item_id: inventory.item_id.clone(),
+        stock_quantity: inventory.stock_quantity,
+        price_micros: inventory.price_micros,
+        currency_code: inventory.currency_code.clone(),
+        ..proto::Item::default()
+    };
+    let item = item(violations, &path, &sent, false);
+    let time = clock.write_time(violations, format_args!("{path}.update_time"), inventory.update_time.as_ref());
+    let item = item.filter(|_| violations.found.len() == before)?;
+    Some(ItemWrite { item, fields: WrittenFields::Some(fields), time })
+}
+
+/// A validated request of ListItems.
+pub(crate) struct ItemsRequest {
+    pub(crate) filter: Option<Filter>,
+    pub(crate) count: usize,
+    pub(crate) token: String,
+    /// Of the filter.
+    pub(crate) fingerprint: u64,
+    /// The fields to return; none for all.
+    pub(crate) fields: Option<BTreeSet<ItemField>>,
+}
+
+pub(crate) fn list_items(violations: &mut Violations, request: proto::ListItemsRequest) -> ItemsRequest {
+    let names = mask_names(request.read_mask.as_ref());
+    ItemsRequest {
+        filter: filter(violations, "filter", &request.filter),
+        count: violations.size("page_size", request.page_size, LIST_SIZE_DEFAULT, LIST_SIZE_MAX),
+        token: request.page_token,
+        fingerprint: fingerprint(request.filter.as_bytes()),
+        fields: (!names.is_empty()).then(|| mask(violations, "read_mask", names)),
+    }
+}
+
+fn mask_names(mask: Option<&FieldMask>) -> &[String] {
+    mask.map(|mask| &mask.paths[..]).unwrap_or_default()
+}
+
+/// Parses the names of a mask.
+fn mask(violations: &mut Violations, path: impl Display, names: &[String]) -> BTreeSet<ItemField> {
+    violations.count(&path, names.len(), MASK_MAX);
+    let parse = |(index, name): (usize, &String)| {
+        let parsed = ItemField::parse(name).map_err(|error| format!("`{}` {error}", super::shortened(name)));
+        violations.keep(format_args!("{path}.paths[{index}]"), parsed)
+    };
+    names.iter().take(MASK_MAX).enumerate().filter_map(parse).collect()
+}
+
+/// Returns an item with these fields of another one.
+fn masked(item: &proto::Item, fields: &BTreeSet<ItemField>) -> proto::Item {
+    let mut masked = proto::Item { item_id: item.item_id.clone(), ..proto::Item::default() };
+    for field in fields {
+        match field {
+            ItemField::Title => masked.title.clone_from(&item.title),
+            ItemField::Description => masked.description.clone_from(&item.description),
+            ItemField::Categories => masked.categories.clone_from(&item.categories),
+            ItemField::Brand => masked.brand.clone_from(&item.brand),
+            ItemField::Price => masked.price_micros = item.price_micros,
+            ItemField::Currency => masked.currency_code.clone_from(&item.currency_code),
+            ItemField::StockQuantity => masked.stock_quantity = item.stock_quantity,
+            ItemField::Tags => masked.tags.clone_from(&item.tags),
+            ItemField::Attributes => masked.attributes.clone_from(&item.attributes),
+            ItemField::Attribute(name) => {
+                let sent = item.attributes.get(name).map(|value| (name.clone(), value.clone()));
+                masked.attributes.extend(sent);
+            }
+            ItemField::CreateTime => masked.create_time = item.create_time,
+        }
+    }
+    masked
+}
+
 /// Converts an item. Returns None if there are violations. `created_at` is none if the request does not set it.
-pub(crate) fn item(violations: &mut Violations, path: impl Display, item: &proto::Item) -> Option<Item> {
+pub(crate) fn item(
+    violations: &mut Violations,
+    path: impl Display,
+    item: &proto::Item,
+    needs_title: bool,
+) -> Option<Item> {
     let before = violations.found.len();
     let path = &path;
     let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.{name}"));
     let id = violations.keep(field("item_id"), ItemId::parse(&item.item_id));
-    if item.title.trim().is_empty() {
+    if needs_title && item.title.trim().is_empty() {
         violations.add(field("title"), "is empty; it must have 1 to 1,000 characters");
     }
     violations.characters(field("title"), &item.title, limits::TITLE_CHARS);
@@ -134,7 +287,7 @@ mod tests {
             ..Default::default()
         };
         let mut violations = Violations::default();
-        assert!(item(&mut violations, "items[0]", &sent).is_none());
+        assert!(item(&mut violations, "items[0]", &sent, true).is_none());
         assert_eq!(violations.found.len(), 7, "{violations:?}");
     }
 
@@ -143,7 +296,7 @@ mod tests {
         let sent =
             proto::Item { item_id: "a".into(), title: "A".into(), stock_quantity: Some(-3), ..Default::default() };
         let mut violations = Violations::default();
-        let item = item(&mut violations, "items[0]", &sent).unwrap();
+        let item = item(&mut violations, "items[0]", &sent, true).unwrap();
         assert_eq!((item.stock_quantity, item.is_in_stock()), (Some(0), false));
     }
 }

@@ -12,7 +12,7 @@ pub(crate) use answers::{
     Envelope, item_to_proto, rank_response, recommend_response, score_parts, search_response, suggest_response,
 };
 pub(crate) use events::event;
-pub(crate) use items::item;
+pub(crate) use items::{Clock, ItemsRequest, inventory, item, item_update, list_items};
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
 pub(crate) use requests::{rank, recommend, search, suggest};
 use std::fmt::Display;

@@ -22,7 +22,7 @@ const SUGGESTIONS_MAX: usize = 20;
 const SERVING_CONFIG_BYTES_MAX: usize = 64;
 const PAGE_NUMBER_MAX: i64 = i32::MAX as i64;
 
-fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {
+pub(super) fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {
     if text.trim().is_empty() {
         return None;
     }
@@ -204,7 +204,7 @@ fn debug(violations: &mut Violations, level: i32) -> DebugLevel {
     }
 }
 
-fn fingerprint(sent: &[u8]) -> u64 {
+pub(super) fn fingerprint(sent: &[u8]) -> u64 {
     let digest = Sha256::digest(sent);
     u64::from_le_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]])
 }

@@ -8,6 +8,7 @@ use tonic::transport::{Channel, Endpoint};
 /// A server on a free port.
 pub(crate) struct GrpcServer {
     pub(crate) channel: Channel,
+    pub(crate) engine: Arc<Engine>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -17,20 +18,24 @@ impl GrpcServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
+        let engine = Arc::new(engine);
         // A test on a busy machine has longer deadlines than a shop.
         let limit = Duration::from_secs(60);
         let config = ServerConfig { deadline_default: limit, deadline_max: limit, ..ServerConfig::default() };
-        let task = tokio::spawn(async move {
-            let stopped = async { stopped.await.unwrap_or_default() };
-            serve(Arc::new(engine), config, listener, stopped).await.unwrap();
+        let task = tokio::spawn({
+            let engine = engine.clone();
+            async move {
+                let stopped = async { stopped.await.unwrap_or_default() };
+                serve(engine, config, listener, stopped).await.unwrap();
+            }
         });
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        Self { channel, stop, task }
+        Self { channel, engine, stop, task }
     }
 
     /// Ends the server and drops its engine.
     pub(crate) async fn end(self) {
-        drop(self.channel);
+        drop((self.channel, self.engine));
         self.stop.send(()).unwrap();
         self.task.await.unwrap();
     }

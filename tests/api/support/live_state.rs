@@ -58,8 +58,7 @@ impl LoggedState {
             for (position, change, _) in changes {
                 match change {
                     Change::Event(event) => folded.apply_event(position, &event),
-                    Change::Upsert(item) => folded.catalogue.lock().record((item.id.clone(), Some(Arc::new(*item)))),
-                    Change::Delete(id) => folded.catalogue.lock().record((id, None)),
+                    Change::Item(change) => _ = folded.catalogue.lock().apply(&change),
                 }
                 folded.advance_position(position);
             }

@@ -1,4 +1,4 @@
-//! Compaction: removes events beyond their retention and replaced item states from a log that no process has open.
+//! Compaction: removes events beyond their retention and replaced values of items from a log that no process has open.
 use super::{
     EventLog,
     check::put_open_segment,
@@ -10,6 +10,7 @@ use crate::{
     directory::{LogDirectory, position_of},
 };
 use ahash::AHashMap;
+use lodestone_catalog::ItemState;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use std::collections::BTreeMap;
 
@@ -68,15 +69,16 @@ pub enum CompactMode {
 pub struct Compacted {
     /// Dropped events by type.
     pub events: BTreeMap<EventKind, u64>,
-    /// Dropped item states, which later states replaced.
-    pub item_states: u64,
+    /// Dropped changes of items whose values later changes replaced.
+    pub item_changes: u64,
     pub kept: u64,
     pub bytes_before: u64,
     pub bytes_after: u64,
 }
 
-/// Rewrites the log's files without the events that `retention` drops and without replaced item states. Positions do
-/// not change. Checkpoints are removed because they include dropped events; the next startup folds the rest of the log.
+/// Rewrites the log's files without the events that `retention` drops, and with as few changes of each item as its
+/// state needs. Positions of events do not change. Checkpoints are removed because they include dropped events; the
+/// next startup folds the rest of the log.
 pub fn compact(
     directory: impl Into<LogDirectory>,
     retention: &Retention,
@@ -86,7 +88,7 @@ pub fn compact(
     // Fails for a damaged log before anything is dropped, and truncates a torn write.
     let log = EventLog::open(directory)?;
     let directory = log.directory();
-    let last_states = last_states(&log)?;
+    let item_changes = item_changes(&log)?;
     if mode == CompactMode::Apply {
         // The checkpoint can be the only evidence that the end of the log is missing.
         check_end(directory.path(), checkpoint::newest_until(directory.path())?, log.last_position())?;
@@ -97,20 +99,29 @@ pub fn compact(
     for path in &paths {
         let first = position_of(path).unwrap_or(1);
         let segment = Segment::read(path).map_err(|error| header_error(path, first, error))?;
-        let (mut frames, mut kept, mut dropped) = (segment.frames(), Vec::new(), 0u64);
+        let (mut frames, mut kept, mut is_changed) = (segment.frames(), Vec::new(), false);
         for frame in frames.by_ref() {
             let frame = frame.map_err(|damage| damaged(path, &damage))?;
             let change = Change::decode(frame.position, frame.payload)?;
             let stored = UnixMillis(i64::from(frame.at_s) * 1000);
-            if compacted.drops(&change, frame.position, retention, &last_states, stored, now) {
-                dropped += 1;
-            } else {
-                compacted.kept += 1;
-                segment::put_frame(&mut kept, frame.position, frame.at_s, true, frame.payload);
+            let fate = match &change {
+                Change::Event(event) => {
+                    let drops = retention.drops(event.kind, event.at, stored, now);
+                    *compacted.events.entry(event.kind).or_default() += u64::from(drops);
+                    if drops { &Fate::Dropped } else { &Fate::Kept }
+                }
+                Change::Item(_) => item_changes.get(&frame.position).unwrap_or(&Fate::Kept),
+            };
+            is_changed |= !matches!(fate, Fate::Kept);
+            match fate {
+                Fate::Dropped => compacted.item_changes += u64::from(matches!(change, Change::Item(_))),
+                Fate::Kept => segment::put_frame(&mut kept, frame.position, frame.at_s, true, frame.payload),
+                Fate::Rewritten(bytes) => segment::put_frame(&mut kept, frame.position, frame.at_s, true, bytes),
             }
+            compacted.kept += u64::from(!matches!(fate, Fate::Dropped));
         }
         compacted.bytes_before += segment.len() as u64;
-        if dropped == 0 {
+        if !is_changed {
             compacted.bytes_after += segment.len() as u64;
             continue;
         }
@@ -129,37 +140,42 @@ pub fn compact(
     Ok(compacted)
 }
 
-impl Compacted {
-    /// Returns true if a change is dropped, and counts it in that case.
-    fn drops(
-        &mut self,
-        change: &Change,
-        position: u64,
-        retention: &Retention,
-        last_states: &AHashMap<ItemId, u64>,
-        stored: UnixMillis,
-        now: UnixMillis,
-    ) -> bool {
-        if let Change::Event(event) = change {
-            let drops = retention.drops(event.kind, event.at, stored, now);
-            *self.events.entry(event.kind).or_default() += u64::from(drops);
-            return drops;
-        }
-        let is_replaced = change.item_id().is_some_and(|id| last_states.get(id).is_some_and(|last| *last > position));
-        self.item_states += u64::from(is_replaced);
-        is_replaced
-    }
+/// What becomes of a change.
+enum Fate {
+    Kept,
+    Dropped,
+    /// The record that takes its place.
+    Rewritten(Vec<u8>),
 }
 
-/// Returns the position of each item's last state.
-fn last_states(log: &EventLog) -> Result<AHashMap<ItemId, u64>, LogError> {
-    let mut last = AHashMap::new();
+/// An item's changes in the log.
+#[derive(Default)]
+struct ItemHistory {
+    positions: Vec<u64>,
+    state: Option<ItemState>,
+}
+
+/// Returns what becomes of changes of items, by position: the last ones of each item become changes that lead to its
+/// state, and earlier ones are dropped. Changes that are missing here are kept, such as quarantined ones.
+fn item_changes(log: &EventLog) -> Result<AHashMap<u64, Fate>, LogError> {
+    let mut histories: AHashMap<ItemId, ItemHistory> = AHashMap::new();
     log.replay(1, |position, _, change| {
-        if let Some(id) = change.item_id() {
-            last.insert(id.clone(), position);
+        if let Change::Item(change) = change {
+            let history = histories.entry(change.id().clone()).or_default();
+            history.positions.push(position);
+            ItemState::apply(&mut history.state, &change);
         }
     })?;
-    Ok(last)
+    let mut fates = AHashMap::new();
+    for (id, ItemHistory { positions, state }) in histories {
+        let changes = state.map(|state| state.changes(&id)).unwrap_or_default();
+        // A state has no more changes than the item had.
+        let Some(dropped) = positions.len().checked_sub(changes.len()).filter(|dropped| *dropped > 0) else { continue };
+        fates.extend(positions[..dropped].iter().map(|position| (*position, Fate::Dropped)));
+        let rewritten = changes.into_iter().map(|change| Fate::Rewritten(Change::Item(change).encode()));
+        fates.extend(positions[dropped..].iter().copied().zip(rewritten));
+    }
+    Ok(fates)
 }
 
 #[cfg(test)]

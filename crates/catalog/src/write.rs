@@ -1,0 +1,490 @@
+//! Writes of items: of all fields or of some, each as of a time. The newest value of each field remains, in whichever
+//! order the writes arrive.
+use crate::{Item, attribute_name};
+use lodestone_core::{ids::ItemId, units::UnixMillis};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// A field of an item that a write sets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ItemField {
+    Title,
+    Description,
+    Categories,
+    Brand,
+    Price,
+    Currency,
+    StockQuantity,
+    Tags,
+    /// All attributes: those that the write does not have are removed.
+    Attributes,
+    /// One attribute. It is removed if the write does not have it.
+    Attribute(String),
+    CreateTime,
+}
+
+/// A name that is not one of an item's fields.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("is not a field that can be written; use {}, or attributes.NAME", FIELDS.map(|(name, _)| name).join(", "))]
+pub struct UnknownItemField;
+
+const FIELDS: [(&str, ItemField); 10] = [
+    ("title", ItemField::Title),
+    ("description", ItemField::Description),
+    ("categories", ItemField::Categories),
+    ("brand", ItemField::Brand),
+    ("price_micros", ItemField::Price),
+    ("currency_code", ItemField::Currency),
+    ("stock_quantity", ItemField::StockQuantity),
+    ("tags", ItemField::Tags),
+    ("attributes", ItemField::Attributes),
+    ("create_time", ItemField::CreateTime),
+];
+
+impl ItemField {
+    /// Parses a name as in the API, such as `price_micros` or `attributes.size`.
+    pub fn parse(name: &str) -> Result<Self, UnknownItemField> {
+        let attribute = || attribute_name(name).map(|name| Self::Attribute(name.to_owned()));
+        let named = FIELDS.iter().find(|(known, _)| *known == name).map(|(_, field)| field.clone());
+        named.or_else(attribute).ok_or(UnknownItemField)
+    }
+
+    /// Returns the name that [`ItemField::parse`] reads.
+    pub fn name(&self) -> Cow<'static, str> {
+        match self {
+            Self::Attribute(name) => format!("attributes.{name}").into(),
+            field => FIELDS.iter().find(|(_, known)| known == field).map_or("", |(name, _)| name).into(),
+        }
+    }
+
+    /// Returns true for a field whose text an encoder may read.
+    pub fn is_encoded(&self) -> bool {
+        matches!(self, Self::Title | Self::Description | Self::Categories | Self::Brand | Self::Tags)
+    }
+
+    fn copy(&self, from: &Item, to: &mut Item) {
+        match self {
+            Self::Title => to.title.clone_from(&from.title),
+            Self::Description => to.description.clone_from(&from.description),
+            Self::Categories => to.categories.clone_from(&from.categories),
+            Self::Brand => to.brand.clone_from(&from.brand),
+            Self::Price => to.price = from.price,
+            Self::Currency => to.currency.clone_from(&from.currency),
+            Self::StockQuantity => to.stock_quantity = from.stock_quantity,
+            Self::Tags => to.tags.clone_from(&from.tags),
+            Self::Attributes => to.attributes.clone_from(&from.attributes),
+            Self::Attribute(name) => match from.attributes.get(name) {
+                Some(value) => _ = to.attributes.insert(name.clone(), value.clone()),
+                None => _ = to.attributes.remove(name),
+            },
+            Self::CreateTime => to.created_at = from.created_at,
+        }
+    }
+}
+
+impl Item {
+    /// Returns an item with this id and these fields; others are empty.
+    pub fn with_only(&self, fields: &BTreeSet<ItemField>) -> Self {
+        let mut item = Self::titled(self.id.clone(), "");
+        fields.iter().for_each(|field| field.copy(self, &mut item));
+        item
+    }
+}
+
+/// A change of an item.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ItemChange {
+    Write(Box<ItemWrite>),
+    /// Deletes the item as of a time.
+    Delete {
+        id: ItemId,
+        at: UnixMillis,
+    },
+}
+
+impl ItemChange {
+    pub fn id(&self) -> &ItemId {
+        match self {
+            Self::Write(write) => &write.item.id,
+            Self::Delete { id, .. } => id,
+        }
+    }
+
+    /// Returns `upsert_item`, `update_item` or `delete_item`, for counts.
+    pub fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Write(write) if write.fields == WrittenFields::All => "upsert_item",
+            Self::Write(_) => "update_item",
+            Self::Delete { .. } => "delete_item",
+        }
+    }
+}
+
+/// A write of some or all fields of an item.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ItemWrite {
+    /// The written values. Fields that are not written are ignored.
+    pub item: Item,
+    pub fields: WrittenFields,
+    pub time: WriteTime,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WrittenFields {
+    /// Creates the item if it does not exist.
+    All,
+    /// Changes the item if it exists.
+    Some(BTreeSet<ItemField>),
+}
+
+/// The time of a write's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteTime {
+    /// The time at which they were true, as the shop states. Fields with later values keep them.
+    Stated(UnixMillis),
+    /// The time at which the write was received. It has the newest values of its item, also if a stated time is later.
+    Received(UnixMillis),
+}
+
+impl ItemWrite {
+    /// Returns a write of all fields.
+    pub fn of_all(item: Item, time: WriteTime) -> Self {
+        Self { item, fields: WrittenFields::All, time }
+    }
+
+    /// Returns the item after this write alone; none for some fields of an item that is not known.
+    pub fn content(&self, known: Option<&Item>) -> Option<Item> {
+        match &self.fields {
+            WrittenFields::All => Some(self.item.clone()),
+            WrittenFields::Some(fields) => {
+                let mut content = known?.clone();
+                fields.iter().for_each(|field| field.copy(&self.item, &mut content));
+                Some(content)
+            }
+        }
+    }
+
+    /// Returns true if the write may change a text that an encoder reads.
+    pub fn sets_encoded_text(&self) -> bool {
+        match &self.fields {
+            WrittenFields::All => true,
+            WrittenFields::Some(fields) => fields.iter().any(ItemField::is_encoded),
+        }
+    }
+}
+
+/// The effect of a change on the state of its item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteEffect {
+    Applied {
+        /// Written fields that keep their later values.
+        stale: Vec<ItemField>,
+    },
+    /// All fields have later values, or the item was deleted later. Nothing changed.
+    Stale,
+    /// Some fields of a deleted item. Nothing changed.
+    Deleted,
+}
+
+/// What is known of an item after writes: the newest value of each field with its time, or its deletion.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ItemState {
+    Written(WrittenItem),
+    Deleted { at: UnixMillis },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct WrittenItem {
+    /// The values of the written fields; empty in others.
+    item: Arc<Item>,
+    /// The time of the last write of all fields. None: fields without a time of their own were never written.
+    all_at: Option<UnixMillis>,
+    /// The times of fields that were written on their own after that.
+    times: BTreeMap<ItemField, UnixMillis>,
+}
+
+impl ItemState {
+    /// Applies a change to the state of its item; `state` is none for an item without changes.
+    pub fn apply(state: &mut Option<Self>, change: &ItemChange) -> WriteEffect {
+        match change {
+            ItemChange::Write(write) => Self::write(state, write),
+            ItemChange::Delete { at, .. } => {
+                *state = Some(Self::Deleted { at: *at });
+                WriteEffect::Applied { stale: Vec::new() }
+            }
+        }
+    }
+
+    fn write(state: &mut Option<Self>, write: &ItemWrite) -> WriteEffect {
+        match (&mut *state, &write.fields) {
+            (Some(known), _) if known.is_stale(write) => WriteEffect::Stale,
+            (Some(Self::Written(written)), _) => written.write(write),
+            (Some(Self::Deleted { .. }), WrittenFields::Some(_)) => WriteEffect::Deleted,
+            (None | Some(Self::Deleted { .. }), _) => {
+                let mut written = WrittenItem {
+                    item: Arc::new(Item::titled(write.item.id.clone(), "")),
+                    all_at: None,
+                    times: BTreeMap::new(),
+                };
+                let effect = written.write(write);
+                *state = Some(Self::Written(written));
+                effect
+            }
+        }
+    }
+
+    /// Returns true if all fields of the write have later values, or if the item was deleted later.
+    pub fn is_stale(&self, write: &ItemWrite) -> bool {
+        let WriteTime::Stated(time) = write.time else { return false };
+        match (self, &write.fields) {
+            (Self::Deleted { at }, WrittenFields::All) => *at > time,
+            (Self::Deleted { .. }, WrittenFields::Some(_)) => false,
+            (Self::Written(written), WrittenFields::All) => written.all_at.is_some_and(|at| at > time),
+            (Self::Written(written), WrittenFields::Some(fields)) => {
+                fields.iter().all(|field| written.time_of(field).is_some_and(|at| at > time))
+            }
+        }
+    }
+
+    /// Returns the content of the item in a catalogue that has `known` before the writes; none if the item does not
+    /// exist. `known` may already contain the effect of some of the writes.
+    pub fn content(&self, known: Option<&Item>) -> Option<Arc<Item>> {
+        match self {
+            Self::Deleted { .. } => None,
+            Self::Written(WrittenItem { item, all_at: Some(_), .. }) => Some(item.clone()),
+            Self::Written(WrittenItem { item, all_at: None, times }) => {
+                let mut content = known?.clone();
+                times.keys().for_each(|field| field.copy(item, &mut content));
+                Some(Arc::new(content))
+            }
+        }
+    }
+
+    /// Returns true if the known values of the written fields are those of the write.
+    pub fn has_values_of(&self, write: &ItemWrite) -> bool {
+        let Self::Written(written) = self else { return false };
+        let is_equal = |field: &ItemField| {
+            let (mut known, mut new) =
+                (Item::titled(write.item.id.clone(), ""), Item::titled(write.item.id.clone(), ""));
+            field.copy(&written.item, &mut known);
+            field.copy(&write.item, &mut new);
+            known == new
+        };
+        match &write.fields {
+            WrittenFields::All => written.all_at.is_some() && *written.item == write.item,
+            WrittenFields::Some(fields) => {
+                fields.iter().all(|field| written.time_of(field).is_some() && is_equal(field))
+            }
+        }
+    }
+
+    /// Returns changes that lead from no state to this one, in order.
+    pub fn changes(&self, id: &ItemId) -> Vec<ItemChange> {
+        match self {
+            Self::Deleted { at } => vec![ItemChange::Delete { id: id.clone(), at: *at }],
+            Self::Written(written) => written.writes().map(|write| ItemChange::Write(Box::new(write))).collect(),
+        }
+    }
+}
+
+impl WrittenItem {
+    fn writes(&self) -> impl Iterator<Item = ItemWrite> + '_ {
+        let all = self.all_at.map(|at| ItemWrite::of_all((*self.item).clone(), WriteTime::Stated(at)));
+        let mut by_time: BTreeMap<UnixMillis, BTreeSet<ItemField>> = BTreeMap::new();
+        for (field, at) in &self.times {
+            by_time.entry(*at).or_default().insert(field.clone());
+        }
+        let some = by_time.into_iter().map(|(at, fields)| {
+            let item = self.item.with_only(&fields);
+            ItemWrite { item, fields: WrittenFields::Some(fields), time: WriteTime::Stated(at) }
+        });
+        all.into_iter().chain(some)
+    }
+
+    fn newest(&self) -> Option<UnixMillis> {
+        self.all_at.into_iter().chain(self.times.values().copied()).max()
+    }
+
+    /// Returns the time of a field's value; none if it was never written.
+    fn time_of(&self, field: &ItemField) -> Option<UnixMillis> {
+        let whole = matches!(field, ItemField::Attribute(_)).then(|| self.times.get(&ItemField::Attributes)).flatten();
+        [self.all_at, self.times.get(field).copied(), whole.copied()].into_iter().flatten().max()
+    }
+
+    fn write(&mut self, write: &ItemWrite) -> WriteEffect {
+        let at = match write.time {
+            WriteTime::Stated(at) => at,
+            WriteTime::Received(at) => self.newest().map_or(at, |newest| newest.max(at)),
+        };
+        match &write.fields {
+            WrittenFields::All => self.write_all(&write.item, at),
+            WrittenFields::Some(fields) => self.write_some(&write.item, fields, at),
+        }
+    }
+
+    fn write_all(&mut self, item: &Item, at: UnixMillis) -> WriteEffect {
+        self.times.retain(|_, time| *time > at);
+        let mut content = item.clone();
+        self.times.keys().for_each(|field| field.copy(&self.item, &mut content));
+        self.item = Arc::new(content);
+        self.all_at = Some(at);
+        WriteEffect::Applied { stale: self.times.keys().cloned().collect() }
+    }
+
+    fn write_some(&mut self, item: &Item, fields: &BTreeSet<ItemField>, at: UnixMillis) -> WriteEffect {
+        let is_stale = |field: &&ItemField| self.time_of(field).is_some_and(|time| time > at);
+        let (stale, fresh): (Vec<&ItemField>, Vec<&ItemField>) = fields.iter().partition(is_stale);
+        let mut stale: Vec<ItemField> = stale.into_iter().cloned().collect();
+        let mut content = (*self.item).clone();
+        for field in fresh {
+            field.copy(item, &mut content);
+            if *field == ItemField::Attributes {
+                self.times.retain(|other, time| !matches!(other, ItemField::Attribute(_)) || *time > at);
+                for later in self.times.keys().filter(|other| matches!(other, ItemField::Attribute(_))) {
+                    later.copy(&self.item, &mut content);
+                    stale.push(later.clone());
+                }
+            }
+            self.times.insert(field.clone(), at);
+        }
+        self.item = Arc::new(content);
+        WriteEffect::Applied { stale }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::AttributeValue;
+    use lodestone_core::units::PriceMicros;
+    use proptest::prelude::*;
+
+    fn id() -> ItemId {
+        ItemId::parse("a").unwrap()
+    }
+
+    /// Fields whose values the tests write. A value is a number, and tells which write it is of.
+    const WRITTEN: [&str; 5] = ["title", "price_micros", "attributes", "attributes.x", "attributes.y"];
+
+    fn item(value: i64, attributes: &[&str]) -> Item {
+        let number = |name: &&str| ((*name).to_owned(), AttributeValue::Number(value as f64));
+        Item {
+            price: PriceMicros::new(value),
+            attributes: attributes.iter().map(number).collect(),
+            ..Item::titled(id(), &value.to_string())
+        }
+    }
+
+    fn fields(names: &[&str]) -> WrittenFields {
+        WrittenFields::Some(names.iter().map(|name| ItemField::parse(name).unwrap()).collect())
+    }
+
+    fn stated(at: i64) -> WriteTime {
+        WriteTime::Stated(UnixMillis(at))
+    }
+
+    fn state_after<'w>(writes: impl IntoIterator<Item = &'w ItemWrite>) -> Option<ItemState> {
+        let mut state = None;
+        writes.into_iter().for_each(|write| _ = ItemState::write(&mut state, write));
+        state
+    }
+
+    #[test]
+    fn names_are_parsed_as_written() {
+        for (name, field) in FIELDS {
+            assert_eq!((ItemField::parse(name), &*field.name()), (Ok(field.clone()), name));
+        }
+        assert_eq!(ItemField::parse("attributes.size"), Ok(ItemField::Attribute("size".into())));
+        assert_eq!(ItemField::Attribute("size".into()).name(), "attributes.size");
+        for unknown in ["", "item_id", "Title", "price", "attributes.", "attributes.a b"] {
+            assert_eq!(ItemField::parse(unknown), Err(UnknownItemField), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_field_with_a_later_value_keeps_it_and_is_named() {
+        let mut state = state_after([&ItemWrite::of_all(item(1, &["x"]), stated(10))]);
+        let price = ItemWrite { item: item(2, &[]), fields: fields(&["price_micros"]), time: stated(30) };
+        assert_eq!(ItemState::write(&mut state, &price), WriteEffect::Applied { stale: vec![] });
+        let late = ItemWrite { item: item(3, &[]), fields: fields(&["price_micros", "title"]), time: stated(20) };
+        assert_eq!(ItemState::write(&mut state, &late), WriteEffect::Applied { stale: vec![ItemField::Price] });
+        assert_eq!(ItemState::write(&mut state, &late), WriteEffect::Applied { stale: vec![ItemField::Price] });
+        let feed = ItemWrite::of_all(item(4, &[]), stated(25));
+        assert_eq!(ItemState::write(&mut state, &feed), WriteEffect::Applied { stale: vec![ItemField::Price] });
+        assert_eq!(ItemState::write(&mut state, &late), WriteEffect::Stale);
+        let content = state.clone().unwrap().content(None).unwrap();
+        assert_eq!((content.title.as_str(), content.price), ("4", PriceMicros::new(2)));
+        let unstated = ItemWrite { time: WriteTime::Received(UnixMillis(5)), ..price };
+        assert_eq!(ItemState::write(&mut state, &unstated), WriteEffect::Applied { stale: vec![] });
+        assert_eq!(ItemState::write(&mut state, &ItemWrite::of_all(item(5, &[]), stated(24))), WriteEffect::Stale);
+    }
+
+    #[test]
+    fn some_fields_of_a_deleted_item_and_a_write_from_before_the_deletion_change_nothing() {
+        let mut state = Some(ItemState::Deleted { at: UnixMillis(10) });
+        let some = ItemWrite { item: item(1, &[]), fields: fields(&["title"]), time: stated(20) };
+        assert_eq!(ItemState::write(&mut state, &some), WriteEffect::Deleted);
+        assert_eq!(ItemState::write(&mut state, &ItemWrite::of_all(item(1, &[]), stated(9))), WriteEffect::Stale);
+        assert_eq!(state.as_ref().unwrap().content(Some(&item(0, &[]))), None);
+        let again = ItemWrite::of_all(item(2, &[]), stated(11));
+        assert_eq!(ItemState::write(&mut state, &again), WriteEffect::Applied { stale: vec![] });
+        assert_eq!(*state.unwrap().content(None).unwrap(), item(2, &[]));
+    }
+
+    #[test]
+    fn some_fields_change_the_item_of_each_catalogue() {
+        let write =
+            ItemWrite { item: item(2, &["y"]), fields: fields(&["attributes.x", "attributes.y"]), time: stated(1) };
+        let state = state_after([&write]).unwrap();
+        let content = state.content(Some(&item(1, &["x", "z"]))).unwrap();
+        let attributes: Vec<(&str, &AttributeValue)> =
+            content.attributes.iter().map(|(name, value)| (name.as_str(), value)).collect();
+        assert_eq!(attributes, [("y", &AttributeValue::Number(2.0)), ("z", &AttributeValue::Number(1.0))]);
+        assert_eq!(content.title, "1");
+        assert_eq!(state.content(Some(&content)).as_ref(), Some(&content), "applying it again changes nothing");
+        assert_eq!(state.content(None), None);
+    }
+
+    fn writes() -> impl Strategy<Value = Vec<ItemWrite>> {
+        let names = proptest::sample::subsequence(WRITTEN.to_vec(), 0..=WRITTEN.len());
+        let attributes = proptest::sample::subsequence(vec!["x", "y", "z"], 0..=3);
+        proptest::collection::vec((names, attributes), 1..9).prop_map(|writes| {
+            // Times are distinct, because of two writes of one time the last to arrive remains.
+            let write = |(at, (names, attributes)): (i64, (Vec<&str>, Vec<&str>))| ItemWrite {
+                item: item(at, &attributes),
+                fields: if names.is_empty() { WrittenFields::All } else { fields(&names) },
+                time: stated(at),
+            };
+            (1..).zip(writes).map(write).collect()
+        })
+    }
+
+    proptest! {
+        /// Writes that arrive in any order have the effect of those in the order of their times.
+        #[test]
+        fn the_newest_value_of_each_field_remains(writes in writes(), seed in any::<u64>()) {
+            use rand::{SeedableRng, seq::SliceRandom};
+            let mut shuffled = writes.clone();
+            shuffled.shuffle(&mut rand::rngs::StdRng::seed_from_u64(seed));
+            let known = item(0, &["x", "y", "z"]);
+            let content = |writes: &[ItemWrite]| state_after(writes).unwrap().content(Some(&known));
+            prop_assert_eq!(content(&shuffled), content(&writes));
+        }
+
+        #[test]
+        fn the_changes_of_a_state_lead_to_it(writes in writes(), seed in any::<u64>()) {
+            use rand::{SeedableRng, seq::SliceRandom};
+            let mut shuffled = writes;
+            shuffled.shuffle(&mut rand::rngs::StdRng::seed_from_u64(seed));
+            let state = state_after(&shuffled);
+            let mut restored = None;
+            state.iter().flat_map(|state| state.changes(&id())).for_each(|change| {
+                ItemState::apply(&mut restored, &change);
+            });
+            prop_assert_eq!(restored, state);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Writes of items.
+use crate::support::events::START;
+use lodestone_catalog::{AttributeValue, Item, ItemChange, ItemField, ItemWrite, WriteTime, WrittenFields};
+use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_engine::{Engine, EngineError, WriteReport};
+use lodestone_events::Change;
+use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
+
+/// Returns a write of all fields of an item, received now.
+pub(crate) fn write(item: Item) -> ItemWrite {
+    ItemWrite::of_all(item, WriteTime::Received(UnixMillis::now()))
+}
+
+/// Returns the change of the log that writes all fields of an item.
+pub(crate) fn upsert(item: Item) -> Change {
+    Change::Item(ItemChange::Write(Box::new(write(item))))
+}
+
+/// Returns a random change of an item: of all fields, of some, or its deletion, with times in any order. `number` tells
+/// the changes apart.
+pub(crate) fn random_item_change(id: ItemId, number: usize, random: &mut StdRng) -> Change {
+    let at = UnixMillis(START + random.random_range(0..UnixMillis::DAY));
+    let time = if random.random_bool(0.7) { WriteTime::Stated(at) } else { WriteTime::Received(at) };
+    let size = random.random_bool(0.7).then(|| ("size".to_owned(), AttributeValue::Number(number as f64)));
+    let item = Item {
+        stock_quantity: Some(number as u32),
+        attributes: size.into_iter().collect(),
+        ..Item::titled(id.clone(), &format!("title {number}"))
+    };
+    Change::Item(match random.random_range(0..6) {
+        0 => ItemChange::Delete { id, at },
+        1 => ItemChange::Write(Box::new(ItemWrite::of_all(item, time))),
+        _ => {
+            let names = ["title", "stock_quantity", "attributes", "attributes.size"];
+            let named = names.choose_multiple(random, 2).map(|name| ItemField::parse(name).unwrap());
+            ItemChange::Write(Box::new(ItemWrite { item, fields: WrittenFields::Some(named.collect()), time }))
+        }
+    })
+}
+
+/// Writes all fields of items.
+pub(crate) async fn upsert_items(engine: &Engine, items: Vec<Item>) -> Result<WriteReport, EngineError> {
+    engine.write_items(items.into_iter().map(write).collect()).await
+}
