@@ -4,6 +4,7 @@
 mod browse;
 mod checkpoints;
 mod crash;
+mod facets;
 mod fuzz;
 mod log;
 mod models;

@@ -1,5 +1,6 @@
 //! The catalogue: items, their rows and interned keys, and the filter language.
 #![forbid(unsafe_code)]
+mod counts;
 mod filter;
 mod item;
 mod keys;
@@ -8,7 +9,8 @@ mod prepared;
 mod snapshot;
 mod write;
 
-pub use filter::{Field, Filter, FilterError, attribute_name};
+pub use counts::ValueCounts;
+pub use filter::{Field, Filter, FilterError, attribute_name, has_word_prefix};
 pub use item::{AttributeValue, Item, limits};
 pub use keys::ItemKeys;
 pub use order::{

@@ -1,7 +1,7 @@
 //! Orders of items by their fields: the language of `order_by`, and the selection of a page from many rows.
 use super::{
     Catalog, Field,
-    filter::{BLOCK_ROWS, BlockValues, Column},
+    filter::{BLOCK_ROWS, BlockValues},
     snapshot::CatalogRow,
 };
 use lodestone_core::ids::{ItemKey, Row};
@@ -352,8 +352,7 @@ impl Catalog {
     }
 
     fn select_by_keys<const N: usize>(&self, order: &OrderBy, rows: impl Iterator<Item = Row>, part: Part) -> Selected {
-        let partial = self.columns_of_partial_block(order);
-        select(self.entries(order, &partial, rows), order.directions::<N>(), part)
+        select(self.entries(order, rows), order.directions::<N>(), part)
     }
 
     /// Returns the rank of each row in this order; rows with equal values have equal ranks.
@@ -375,33 +374,20 @@ impl Catalog {
         rows.iter().map(rank).collect()
     }
 
-    /// Returns the columns by key of the last block, which has none until it is full. Empty if it is full.
-    fn columns_of_partial_block(&self, order: &OrderBy) -> Vec<Column> {
-        match self.block_count().checked_sub(1).map(|last| self.block(last)) {
-            Some((rows, None)) => {
-                let column = |key: &SortKey| Column::of(&key.field, rows.iter().map(|row| &*row.item));
-                order.0.iter().map(column).collect()
-            }
-            _ => Vec::new(),
-        }
-    }
-
     /// Returns the entries of ascending rows.
     fn entries<'c, const N: usize>(
         &'c self,
         order: &'c OrderBy,
-        partial: &'c [Column],
         rows: impl Iterator<Item = Row>,
     ) -> impl Iterator<Item = SortEntry<'c, N>> {
         let of_block = move |block: usize| -> [FieldValues<'c>; N] {
-            let (rows, columns) = self.block(block);
             std::array::from_fn(|at| match &order.0[at].field {
-                Field::Title => FieldValues::Titles(rows),
-                Field::ItemId => FieldValues::Ids(rows),
-                field => FieldValues::Column(match columns {
-                    Some(columns) => columns.values(field).unwrap_or_default(),
-                    None => partial[at].values(),
-                }),
+                Field::Title => FieldValues::Titles(self.block(block)),
+                Field::ItemId => FieldValues::Ids(self.block(block)),
+                field => {
+                    let column = self.columns(block).column(field);
+                    FieldValues::Column(column.map(|column| column.values()).unwrap_or_default())
+                }
             })
         };
         let mut current: Option<(usize, [FieldValues<'c>; N])> = None;

@@ -74,8 +74,7 @@ pub struct Catalog {
 struct Chunk {
     /// [`BLOCK_ROWS`] rows; fewer in the last chunk.
     rows: Vec<CatalogRow>,
-    /// Set when the chunk is full.
-    columns: Option<Columns>,
+    columns: Columns,
 }
 
 /// One item with its vectors and the values that retrieval and features read.
@@ -124,15 +123,13 @@ impl Catalog {
         &self.chunks[row.index() / BLOCK_ROWS].rows[row.index() % BLOCK_ROWS]
     }
 
-    /// Returns the rows of a block, and their columns if the block is full.
-    pub(crate) fn block(&self, block: usize) -> (&[CatalogRow], Option<&Columns>) {
-        let chunk = &self.chunks[block];
-        (&chunk.rows, chunk.columns.as_ref())
+    /// Returns the rows of a block.
+    pub(crate) fn block(&self, block: usize) -> &[CatalogRow] {
+        &self.chunks[block].rows
     }
 
-    /// Returns the number of blocks.
-    pub(crate) fn block_count(&self) -> usize {
-        self.chunks.len()
+    pub(crate) fn columns(&self, block: usize) -> &Columns {
+        &self.chunks[block].columns
     }
 
     /// Returns true for a row of this snapshot whose item is not deleted.
@@ -162,7 +159,7 @@ impl Catalog {
         for (chunk, among) in self.chunks.iter().zip(among.chunks(words)) {
             let mut mask: Mask = [0; BLOCK_ROWS / 64];
             mask[..among.len()].copy_from_slice(among);
-            matching.extend(filter.mask(chunk.columns.as_ref(), &|index| &*chunk.rows[index].item, mask));
+            matching.extend(filter.mask(&chunk.columns, &|index| &*chunk.rows[index].item, mask));
         }
         matching
     }
@@ -237,9 +234,7 @@ impl Catalog {
     fn replace(&mut self, row: Row, content: CatalogRow) {
         let chunk = Arc::make_mut(&mut self.chunks[row.index() / BLOCK_ROWS]);
         let at = row.index() % BLOCK_ROWS;
-        if let Some(columns) = &mut chunk.columns {
-            columns.replace(at, &chunk.rows[at].item, &content.item);
-        }
+        chunk.columns.replace(at, &chunk.rows[at].item, &content.item);
         chunk.rows[at] = content;
     }
 
@@ -256,10 +251,8 @@ impl Catalog {
         row_of_key[key] = row.0;
         let last = self.chunks.last_mut().expect("a chunk was pushed above");
         let chunk = Arc::make_mut(last);
+        chunk.columns.add(chunk.rows.len(), &content.item);
         chunk.rows.push(content);
-        if chunk.rows.len() == BLOCK_ROWS {
-            chunk.columns = Some(Columns::of(chunk.rows.iter().map(|row| &*row.item)));
-        }
         self.row_count += 1;
         if self.alive.len() * 64 <= row.index() {
             self.alive.push(0);

@@ -25,6 +25,13 @@ pub fn ones_descending(bits: &[u64]) -> impl Iterator<Item = usize> + '_ {
     })
 }
 
+/// Returns a bit set of `length` bits in which these are set.
+pub fn of(indices: impl IntoIterator<Item = usize>, length: usize) -> Vec<u64> {
+    let mut bits = vec![0; length.div_ceil(64)];
+    indices.into_iter().for_each(|index| bits[index / 64] |= 1 << (index % 64));
+    bits
+}
+
 /// Counts the set bits among the first `length` bits.
 pub fn count(bits: &[u64], length: usize) -> usize {
     let (whole, part) = (length / 64, length % 64);
@@ -42,6 +49,7 @@ mod tests {
         fn has_ones_and_count_agree(bits in prop::collection::vec(any::<u64>(), 0..6), length in 0usize..400) {
             let set: Vec<usize> = (0..400).filter(|index| has(&bits, *index)).collect();
             prop_assert_eq!(ones(&bits, 0).collect::<Vec<_>>(), set.clone());
+            prop_assert_eq!(&of(set.iter().copied(), bits.len() * 64), &bits);
             prop_assert_eq!(count(&bits, length), set.iter().filter(|index| **index < length).count());
             prop_assert!(ones_descending(&bits).eq(set.iter().rev().copied()));
             prop_assert!(ones(&bits, 2).eq(set.into_iter().filter(|index| *index >= 128)));

@@ -1,8 +1,5 @@
 //! Facets: counts of items by the values of a field.
-use ahash::{AHashMap, AHashSet};
-use lodestone_catalog::{AttributeValue, Catalog, Item, attribute_name};
-use lodestone_core::{ids::Row, text::normalize};
-use std::fmt;
+use lodestone_catalog::{Catalog, Field, has_word_prefix};
 
 /// Maximum number of facets of a request.
 pub const FACETS_MAX: usize = 20;
@@ -18,60 +15,42 @@ const RANGE_COUNT: usize = 5;
 /// A requested facet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FacetSpec {
-    pub field: FacetField,
+    pub field: Field,
     /// 1 to [`FACET_VALUES_MAX`].
     pub value_count: usize,
     /// Ascending and finite. Empty: computed from the numbers.
     pub bounds: Vec<f64>,
+    /// The filter's conditions on the field do not apply to its counts.
+    pub multi_select: bool,
+    /// In normal form: only texts in which a word begins with it. Empty: all.
+    pub value_query: String,
 }
 
-/// A countable field of an item.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum FacetField {
-    Category,
-    Brand,
-    Tags,
-    Price,
-    InStock,
-    Attribute(String),
+/// Parses a field name of the filter language; none for a field that cannot be counted.
+pub fn facet_field(name: &str) -> Option<Field> {
+    let is_counted = |field: &Field| {
+        matches!(
+            field,
+            Field::Category | Field::Brand | Field::Tags | Field::Price | Field::InStock | Field::Attribute(_)
+        )
+    };
+    Field::parse(name).filter(is_counted)
 }
 
-impl FacetField {
-    /// Parses a field name of the filter language; none for a field that cannot be counted.
-    pub fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            "category" => Self::Category,
-            "brand" => Self::Brand,
-            "tags" => Self::Tags,
-            "price" => Self::Price,
-            "in_stock" => Self::InStock,
-            _ => Self::Attribute(attribute_name(name)?.to_owned()),
-        })
-    }
-
-    /// Returns whether values may be numbers, which are counted by ranges.
-    pub fn has_ranges(&self) -> bool {
-        matches!(self, Self::Price | Self::Attribute(_))
-    }
+/// Returns whether values of a facet may be numbers, which are counted by ranges.
+pub fn has_ranges(field: &Field) -> bool {
+    matches!(field, Field::Price | Field::Attribute(_))
 }
 
-impl fmt::Display for FacetField {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Category => f.write_str("category"),
-            Self::Brand => f.write_str("brand"),
-            Self::Tags => f.write_str("tags"),
-            Self::Price => f.write_str("price"),
-            Self::InStock => f.write_str("in_stock"),
-            Self::Attribute(name) => write!(f, "attributes.{name}"),
-        }
-    }
+/// Returns whether values of a facet may be texts that differ between shops.
+pub fn has_texts(field: &Field) -> bool {
+    !matches!(field, Field::Price | Field::InStock)
 }
 
 /// A counted facet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facet {
-    pub field: FacetField,
+    pub field: Field,
     /// Texts by descending frequency, then ranges in ascending order.
     pub values: Vec<FacetValue>,
 }
@@ -98,81 +77,39 @@ pub struct Facets {
     pub item_count: u64,
 }
 
-/// Counts distinct rows. O(rows × facets).
-pub fn count(catalog: &Catalog, rows: &[Row], specs: &[FacetSpec]) -> Facets {
-    if specs.is_empty() {
-        return Facets::default();
+/// Counts the values of a facet over the rows in a bit set.
+pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64]) -> Facet {
+    let mut counts = catalog.count_values(&spec.field, among);
+    for (flag, count) in ["false", "true"].into_iter().zip(counts.flags).filter(|(_, count)| *count > 0) {
+        *counts.texts.entry(flag).or_default() += count;
     }
-    let facets =
-        specs.iter().map(|spec| Facet { field: spec.field.clone(), values: values(catalog, rows, spec) }).collect();
-    Facets { facets, item_count: rows.len() as u64 }
-}
-
-fn values(catalog: &Catalog, rows: &[Row], spec: &FacetSpec) -> Vec<FacetValue> {
-    let mut texts: AHashMap<&str, u64> = AHashMap::new();
-    let mut numbers: Vec<f64> = Vec::new();
-    for &row in rows {
-        collect(&catalog.get(row).item, &spec.field, &mut texts, &mut numbers);
+    let mut texts: Vec<(&str, u64)> = counts.texts.into_iter().collect();
+    if !spec.value_query.is_empty() {
+        texts.retain(|(text, _)| has_word_prefix(text, &spec.value_query));
     }
-    let mut values = text_values(texts);
-    values.truncate(spec.value_count);
-    if !numbers.is_empty() {
-        numbers.sort_unstable_by(f64::total_cmp);
-        let bounds = if spec.bounds.is_empty() { bounds_of(&numbers) } else { spec.bounds.clone() };
-        values.extend(range_values(&numbers, &bounds));
-    }
-    values
-}
-
-fn collect<'a>(item: &'a Item, field: &FacetField, texts: &mut AHashMap<&'a str, u64>, numbers: &mut Vec<f64>) {
-    let mut text = |text: &'a str| {
-        if !text.is_empty() {
-            *texts.entry(text).or_default() += 1;
-        }
+    texts.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    texts.truncate(spec.value_count);
+    let text = |(normal, item_count)| {
+        let key = FacetKey::Text(catalog.spelling(&spec.field, normal, among));
+        FacetValue { key, item_count }
     };
-    let flag = |flag| if flag { "true" } else { "false" };
-    match field {
-        FacetField::Category => distinct(&item.categories).for_each(text),
-        FacetField::Tags => distinct(&item.tags).for_each(text),
-        FacetField::Brand => text(&item.brand),
-        FacetField::InStock => text(flag(item.is_in_stock())),
-        FacetField::Price => numbers.extend(item.price.map(|price| price.units())),
-        FacetField::Attribute(name) => match item.attributes.get(name) {
-            Some(AttributeValue::Text(value)) => text(value),
-            Some(AttributeValue::Flag(value)) => text(flag(*value)),
-            Some(AttributeValue::Number(number)) => numbers.push(*number),
-            None => {}
-        },
+    let mut values: Vec<FacetValue> = texts.into_iter().map(text).collect();
+    if !counts.numbers.is_empty() && spec.value_query.is_empty() {
+        let bounds = if spec.bounds.is_empty() { bounds_of(&mut counts.numbers) } else { spec.bounds.clone() };
+        values.extend(range_values(&counts.numbers, &bounds));
     }
+    Facet { field: spec.field.clone(), values }
 }
 
-/// Returns labels without those of the same normal form as one before.
-fn distinct(labels: &[String]) -> impl Iterator<Item = &str> {
-    let mut seen: AHashSet<String> = AHashSet::new();
-    labels.iter().map(String::as_str).filter(move |label| labels.len() == 1 || seen.insert(normalize(label)))
-}
-
-/// Merges spellings with the same normal form, because filters compare normal forms too.
-fn text_values(texts: AHashMap<&str, u64>) -> Vec<FacetValue> {
-    let mut folded: AHashMap<String, (u64, &str, u64)> = AHashMap::with_capacity(texts.len());
-    for (text, count) in texts {
-        let (sum, spelling, most) = folded.entry(normalize(text)).or_insert((0, text, 0));
-        *sum += count;
-        if count > *most || count == *most && text < *spelling {
-            (*spelling, *most) = (text, count);
-        }
-    }
-    let mut values: Vec<(&str, u64)> = folded.into_values().map(|(sum, spelling, _)| (spelling, sum)).collect();
-    values.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-    let value = |(text, item_count): (&str, u64)| FacetValue { key: FacetKey::Text(text.to_owned()), item_count };
-    values.into_iter().map(value).collect()
-}
-
-/// Returns bounds that split sorted numbers into parts of about equal size, rounded to two digits for display.
-fn bounds_of(numbers: &[f64]) -> Vec<f64> {
-    let mut bounds: Vec<f64> =
-        (1..RANGE_COUNT).map(|part| rounded(numbers[numbers.len() * part / RANGE_COUNT])).collect();
-    bounds.retain(|bound| *bound > numbers[0] && *bound <= numbers[numbers.len() - 1]);
+/// Returns bounds that split numbers into parts of about equal size, rounded to two digits for display. Reorders the
+/// numbers, of which there is at least one.
+fn bounds_of(numbers: &mut [f64]) -> Vec<f64> {
+    let (least, most) =
+        numbers.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), n| (least.min(*n), most.max(*n)));
+    let count = numbers.len();
+    let mut quantile = |part: usize| *numbers.select_nth_unstable_by(count * part / RANGE_COUNT, f64::total_cmp).1;
+    let mut bounds: Vec<f64> = (1..RANGE_COUNT).map(|part| rounded(quantile(part))).collect();
+    bounds.retain(|bound| *bound > least && *bound <= most);
     bounds.dedup();
     bounds
 }
@@ -186,64 +123,148 @@ fn rounded(number: f64) -> f64 {
     format!("{rounded:.6}").parse().unwrap_or(rounded)
 }
 
-/// Counts the sorted numbers in the ranges between bounds.
+/// Counts the numbers in the ranges between bounds.
 fn range_values(numbers: &[f64], bounds: &[f64]) -> Vec<FacetValue> {
-    let ends = bounds.iter().copied().map(Some).chain([None]);
-    let mut start = (None, 0);
-    ends.map(|end| {
-        let below = end.map_or(numbers.len(), |end| numbers.partition_point(|number| *number < end));
-        let value = FacetValue { key: FacetKey::Range(start.0, end), item_count: (below - start.1) as u64 };
-        start = (end, below);
-        value
-    })
-    .collect()
+    let mut counts = vec![0; bounds.len() + 1];
+    for number in numbers {
+        counts[bounds.partition_point(|bound| bound <= number)] += 1;
+    }
+    let bound = |at: usize| bounds.get(at).copied();
+    let value = |(at, item_count): (usize, u64)| FacetValue {
+        key: FacetKey::Range(at.checked_sub(1).and_then(bound), bound(at)),
+        item_count,
+    };
+    counts.into_iter().enumerate().map(value).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lodestone_catalog::{AttributeValue, Item, ItemKeys, ItemVectors};
+    use lodestone_core::ids::ItemId;
     use proptest::prelude::*;
+    use std::{collections::BTreeMap, sync::Arc};
 
-    fn text(values: &[FacetValue]) -> Vec<(String, u64)> {
+    fn catalog(items: impl IntoIterator<Item = Item>) -> Catalog {
+        let (keys, mut catalog) = (ItemKeys::default(), Catalog::default());
+        for (n, item) in items.into_iter().enumerate() {
+            let item = Item { id: ItemId::parse(&format!("i{n}")).unwrap(), ..item };
+            catalog.upsert(&keys, Arc::new(item), ItemVectors::new(&[], &[]));
+        }
+        catalog
+    }
+
+    fn item() -> Item {
+        Item::titled(ItemId::parse("i").unwrap(), "title")
+    }
+
+    fn spec(field: &str) -> FacetSpec {
+        FacetSpec {
+            field: facet_field(field).unwrap(),
+            value_count: 20,
+            bounds: Vec::new(),
+            multi_select: false,
+            value_query: String::new(),
+        }
+    }
+
+    fn counted(catalog: &Catalog, spec: &FacetSpec) -> Vec<(String, u64)> {
         let name = |key: &FacetKey| match key {
             FacetKey::Text(text) => text.clone(),
             FacetKey::Range(from, to) => format!("{from:?}..{to:?}"),
         };
-        values.iter().map(|value| (name(&value.key), value.item_count)).collect()
+        count(catalog, spec, catalog.alive()).values.iter().map(|value| (name(&value.key), value.item_count)).collect()
+    }
+
+    fn expected(values: &[(&str, u64)]) -> Vec<(String, u64)> {
+        values.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
     }
 
     #[test]
     fn spellings_with_one_normal_form_are_one_value() {
-        let counts = AHashMap::from([("Acme", 2), ("ACME", 2), ("Acmé™", 1), ("Zeta", 5), ("Beta", 5)]);
-        let found: Vec<(String, u64)> = text(&text_values(counts));
-        let expected = [("ACME", 5), ("Beta", 5), ("Zeta", 5)].map(|(name, count)| (name.to_owned(), count));
-        assert_eq!(found, expected);
-        let labels = ["Bath & Body", "bath and body", "Home"].map(str::to_owned);
-        assert_eq!(distinct(&labels).collect::<Vec<_>>(), ["Bath & Body", "Home"]);
+        let brands = ["ACME", "Acmé™", "Acme", "Acme", "Zeta", "Zeta", "Beta", "Beta", "", "★"];
+        let catalog = catalog(brands.map(|brand| Item { brand: brand.to_owned(), ..item() }));
+        assert_eq!(counted(&catalog, &spec("brand")), expected(&[("Acme", 4), ("Beta", 2), ("Zeta", 2)]));
+        let two = FacetSpec { value_count: 2, ..spec("brand") };
+        assert_eq!(counted(&catalog, &two), expected(&[("Acme", 4), ("Beta", 2)]));
+    }
+
+    #[test]
+    fn an_item_counts_once_for_each_of_its_labels() {
+        let labelled = |labels: &[&str]| Item { categories: labels.iter().map(|l| (*l).to_owned()).collect(), ..item() };
+        let catalog = catalog([labelled(&["Bath & Body", "bath and body", "Home"]), labelled(&["Home"])]);
+        assert_eq!(counted(&catalog, &spec("category")), expected(&[("Home", 2), ("Bath & Body", 1)]));
+    }
+
+    #[test]
+    fn an_attribute_may_have_texts_flags_and_numbers() {
+        let values = [
+            AttributeValue::Flag(true),
+            AttributeValue::Text("True".to_owned()),
+            AttributeValue::Flag(false),
+            AttributeValue::Number(3.0),
+            AttributeValue::Number(30.0),
+        ];
+        let with = |value| Item { attributes: BTreeMap::from([("a".to_owned(), value)]), ..item() };
+        let catalog = catalog(values.map(with));
+        let spec = FacetSpec { bounds: vec![10.0], ..spec("attributes.a") };
+        let ranges = [("None..Some(10.0)", 1), ("Some(10.0)..None", 1)];
+        assert_eq!(counted(&catalog, &spec), expected(&[&[("True", 2), ("false", 1)], &ranges[..]].concat()));
+    }
+
+    #[test]
+    fn a_value_query_finds_values_by_the_begin_of_a_word() {
+        let brands = ["Blue Mountain", "Mountain & Sea", "Sea Blue", "Seablue", "蓝山咖啡"];
+        let catalog = catalog(brands.map(|brand| Item { brand: brand.to_owned(), ..item() }));
+        let found = |query: &str| {
+            let spec = FacetSpec { value_query: lodestone_core::text::normalize(query), ..spec("brand") };
+            counted(&catalog, &spec).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(found("BLU"), ["Blue Mountain", "Sea Blue"]);
+        assert_eq!(found("mountain and"), ["Mountain & Sea"]);
+        assert_eq!(found("咖啡"), ["蓝山咖啡"]);
+        assert_eq!(found("lue"), Vec::<String>::new());
     }
 
     #[test]
     fn a_bound_belongs_to_the_range_above_it() {
-        let found = range_values(&[1.0, 10.0, 10.0, 25.0], &[10.0, 20.0]);
+        let found = range_values(&[10.0, 25.0, 1.0, 10.0], &[10.0, 20.0]);
         assert_eq!(found.iter().map(|value| value.item_count).collect::<Vec<_>>(), [1, 2, 1]);
         assert_eq!(found[1].key, FacetKey::Range(Some(10.0), Some(20.0)));
     }
 
     #[test]
     fn computed_bounds_are_round() {
-        let numbers: Vec<f64> = (0..100).map(|n| f64::from(n) * 1.2345).collect();
-        assert_eq!(bounds_of(&numbers), [25.0, 49.0, 74.0, 99.0]);
-        assert!(bounds_of(&[7.0; 30]).is_empty());
+        let mut numbers: Vec<f64> = (0..100).rev().map(|n| f64::from(n) * 1.2345).collect();
+        assert_eq!(bounds_of(&mut numbers), [25.0, 49.0, 74.0, 99.0]);
+        assert!(bounds_of(&mut [7.0; 30]).is_empty());
     }
 
     proptest! {
         #[test]
         fn every_number_is_in_one_range(mut numbers in prop::collection::vec(-1e9f64..1e9, 1..60)) {
-            numbers.sort_by(f64::total_cmp);
-            let bounds = bounds_of(&numbers);
+            let bounds = bounds_of(&mut numbers);
             prop_assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]));
             let found = range_values(&numbers, &bounds);
-            prop_assert_eq!(found.iter().map(|value| value.item_count).sum::<u64>(), numbers.len() as u64);
+            for value in &found {
+                let FacetKey::Range(from, to) = value.key else { panic!("a number is in a range") };
+                let is_inside = |n: &&f64| from.is_none_or(|from| **n >= from) && to.is_none_or(|to| **n < to);
+                prop_assert_eq!(value.item_count, numbers.iter().filter(is_inside).count() as u64);
+            }
+        }
+
+        /// Counts from columns, over several blocks, equal counts item by item.
+        #[test]
+        fn counts_of_a_part_of_the_rows_are_those_of_its_items(brands in prop::collection::vec(0usize..4, 1..2500), seed in any::<u64>()) {
+            let name = |brand: usize| ["", "Acme", "Zeta", "Öko"][brand].to_owned();
+            let catalog = catalog(brands.iter().map(|brand| Item { brand: name(*brand), ..item() }));
+            let among: Vec<u64> = catalog.alive().iter().enumerate().map(|(n, word)| word & seed.rotate_left(n as u32)).collect();
+            let found = count(&catalog, &spec("brand"), &among).values;
+            for (brand, normal) in [(1, "Acme"), (2, "Zeta"), (3, "Öko")] {
+                let expected = brands.iter().enumerate().filter(|(n, of)| **of == brand && lodestone_core::bits::has(&among, *n));
+                let value = found.iter().find(|value| value.key == FacetKey::Text(normal.to_owned()));
+                prop_assert_eq!(value.map_or(0, |value| value.item_count), expected.count() as u64);
+            }
         }
     }
 }

@@ -51,6 +51,11 @@ impl<'a> EligibleRows<'a> {
         Self { bits: Cow::Owned(catalog.matching(filter, &self.bits)) }
     }
 
+    /// One bit for each row.
+    pub fn bits(&self) -> &[u64] {
+        &self.bits
+    }
+
     /// In ascending order.
     pub fn rows(&self) -> impl Iterator<Item = Row> {
         bits::ones(&self.bits, 0).map(|row| Row(row as u32))

@@ -22,6 +22,7 @@ use crate::{
 use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter, OrderBy, Part, Position};
 use lodestone_core::{
+    bits,
     ids::{ItemId, ItemKey, Row},
     text,
     units::UnixMillis,
@@ -31,7 +32,7 @@ use lodestone_index::{
     Completion, CompletionSource, LexicalError, MatchMode, MatchScope, MatchingRows, Suggester, has_prefix,
 };
 use lodestone_state::users::PastQuery;
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 /// Items that a suggestion ranks.
 const SUGGEST_CANDIDATES: usize = 50;
@@ -403,16 +404,47 @@ fn word_matches(context: &mut RequestContext, sent_query: &str) -> SearchMatches
 
 /// Counts the facets that the request asks for: of a search over its matches, otherwise over all eligible items.
 fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facets {
-    if request.facets().is_empty() {
+    let specs = request.facets();
+    if specs.is_empty() {
         return Facets::default();
     }
     context.start_stage();
+    let (catalog, filter) = (context.catalog, request.filter());
     let counted = match &context.matches {
-        Some(matches) => facets::count(context.catalog, &matches.rows, request.facets()),
-        None => facets::count(context.catalog, &context.eligible.rows().collect::<Vec<Row>>(), request.facets()),
+        Some(matches) => Cow::Owned(row_bits(catalog, &matches.rows)),
+        None => Cow::Borrowed(context.eligible.bits()),
     };
+    // The filter without the conditions on the field, for each facet that counts without them.
+    let wider = |spec: &FacetSpec| filter.filter(|_| spec.multi_select).map(|filter| filter.without(&spec.field));
+    let loosest = specs.iter().filter(|spec| spec.multi_select).fold(filter.cloned(), |filter, spec| {
+        filter.and_then(|filter| filter.without(&spec.field))
+    });
+    let all = (loosest.as_ref() != filter).then(|| matches_of(context, request, loosest.as_ref())).flatten();
+    let facet = |spec: &FacetSpec| match (&all, wider(spec)) {
+        (Some(all), Some(Some(filter))) => facets::count(catalog, spec, &catalog.matching(&filter, all)),
+        (Some(all), Some(None)) => facets::count(catalog, spec, all),
+        _ => facets::count(catalog, spec, &counted),
+    };
+    let item_count = bits::count(&counted, counted.len() * 64) as u64;
+    let facets = Facets { facets: specs.iter().map(facet).collect(), item_count };
     context.end_stage("facets");
-    counted
+    facets
+}
+
+/// Returns the rows that a request would count with another filter; none if they are what the vectors found, which depends
+/// on the filter.
+fn matches_of(context: &RequestContext, request: &RankingRequest, filter: Option<&Filter>) -> Option<Vec<u64>> {
+    let eligible = eligible_rows(context, request.options(), filter);
+    let Some(matches) = &context.matches else { return Some(eligible.bits().to_vec()) };
+    let MatchedBy::Words(scope) = matches.by else { return None };
+    let query = context.query().or(request.query())?;
+    let rows = context.generation.lexical.matching_in(query, scope, &|row| eligible.contains(row));
+    let rows = rows.inspect_err(|error| tracing::warn!(%error, "the lexical source failed")).ok()?;
+    Some(row_bits(context.catalog, &rows))
+}
+
+fn row_bits(catalog: &Catalog, rows: &[Row]) -> Vec<u64> {
+    bits::of(rows.iter().map(|row| row.index()), catalog.row_count())
 }
 
 /// Stores the candidates of a search and, if it has a query, its matches.

@@ -4,8 +4,8 @@ use crate::server::{
     proto,
     violations::{Violation, Violations},
 };
-use lodestone_catalog::{Filter, OrderBy};
-use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_catalog::{Field, Filter, OrderBy};
+use lodestone_core::{ids::ItemId, text::normalize, units::UnixMillis};
 use lodestone_pipeline::*;
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -18,6 +18,7 @@ const PINS_MAX: usize = 50;
 const ANCHORS_MAX: usize = 50;
 const CANDIDATES_MAX: usize = 1000;
 const PREFIX_CHARS_MAX: usize = 200;
+const VALUE_QUERY_CHARS_MAX: usize = 200;
 const SUGGESTIONS_MAX: usize = 20;
 const SERVING_CONFIG_BYTES_MAX: usize = 64;
 const PAGE_NUMBER_MAX: i64 = i32::MAX as i64;
@@ -265,7 +266,7 @@ fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSp
         let path = |name: &str| format!("facet_specs[{index}].{name}");
         let value_count =
             violations.size(path("value_count"), sent.value_count, FACET_VALUES_DEFAULT, FACET_VALUES_MAX);
-        let Some(field) = FacetField::parse(&sent.field) else {
+        let Some(field) = facet_field(&sent.field) else {
             let name = shortened(&sent.field);
             let known = "use category, brand, tags, price, in_stock or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)";
             violations.add(path("field"), format!("`{name}` is not a facet field; {known}"));
@@ -278,14 +279,33 @@ fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSp
             );
         }
         check_bounds(violations, path("bounds"), &field, &sent.bounds);
-        specs.push(FacetSpec { field, value_count, bounds: sent.bounds.clone() });
+        let value_query = value_query(violations, path("value_query"), &field, &sent.value_query);
+        specs.push(FacetSpec {
+            field,
+            value_count,
+            bounds: sent.bounds.clone(),
+            multi_select: sent.multi_select,
+            value_query,
+        });
     }
     specs
 }
 
-fn check_bounds(violations: &mut Violations, path: String, field: &FacetField, bounds: &[f64]) {
+/// Returns the normal form of a query for a facet's values.
+fn value_query(violations: &mut Violations, path: String, field: &Field, text: &str) -> String {
+    violations.characters(&path, text, VALUE_QUERY_CHARS_MAX);
+    let normal = normalize(text);
+    if !text.is_empty() && !has_texts(field) {
+        violations.add(path, format!("must be empty for {field}, whose values are not texts"));
+    } else if !text.is_empty() && normal.is_empty() {
+        violations.add(path, format!("`{}` has no letters or digits", shortened(text)));
+    }
+    normal
+}
+
+fn check_bounds(violations: &mut Violations, path: String, field: &Field, bounds: &[f64]) {
     violations.count(&path, bounds.len(), FACET_BOUNDS_MAX);
-    if !bounds.is_empty() && !field.has_ranges() {
+    if !bounds.is_empty() && !has_ranges(field) {
         violations.add(path, "must be empty for fields other than price and attributes");
     } else if let Some(bound) = bounds.iter().find(|bound| !bound.is_finite()) {
         violations.add(path, format!("has {bound}; bounds must be finite"));

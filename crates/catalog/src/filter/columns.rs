@@ -1,8 +1,8 @@
 //! Columns of the field values of a block of items, so that a filter is evaluated for many items at once.
 use super::{Field, Filter, Literal, Node, Operator, Predicate};
-use crate::{AttributeValue, Item, order::SortValue};
+use crate::{AttributeValue, Item, counts::ValueCounts, order::SortValue};
 use ahash::AHashMap;
-use lodestone_core::text::normalize;
+use lodestone_core::{bits, text::normalize};
 use std::sync::Arc;
 
 /// The number of items of a block.
@@ -48,6 +48,15 @@ enum Values {
     Many,
 }
 
+impl Values {
+    fn of(field: &Field) -> Self {
+        match field {
+            Field::Category | Field::Tags => Self::Many,
+            _ => Self::One,
+        }
+    }
+}
+
 /// The values of one field in a block, by the position of the item. An item has one value at most.
 #[derive(Debug, Default)]
 pub(crate) struct BlockValues<'c> {
@@ -87,35 +96,6 @@ struct Numbers {
 }
 
 impl Column {
-    /// Builds the column of a field with one value for each item, from at most [`BLOCK_ROWS`] items.
-    pub(crate) fn of<'i>(field: &Field, items: impl Iterator<Item = &'i Item>) -> Self {
-        let mut column = Self::default();
-        for (at, item) in items.take(BLOCK_ROWS).enumerate() {
-            let number = match field {
-                Field::Price => item.price.map(|price| price.units()),
-                Field::StockQuantity => item.stock_quantity.map(f64::from),
-                Field::CreateTime => item.created_at.map(|time| time.0 as f64),
-                _ => None,
-            };
-            match field {
-                Field::Brand => column.label(at, &item.brand),
-                Field::Currency => column.label(at, &item.currency),
-                Field::InStock => column.flag(at, item.is_in_stock()),
-                Field::Price | Field::StockQuantity | Field::CreateTime => {
-                    number.into_iter().for_each(|number| column.number(at, number));
-                }
-                Field::Attribute(name) => match item.attributes.get(name) {
-                    Some(AttributeValue::Text(text)) => column.label(at, text),
-                    Some(AttributeValue::Number(number)) => column.number(at, *number),
-                    Some(AttributeValue::Flag(flag)) => column.flag(at, *flag),
-                    None => {}
-                },
-                Field::ItemId | Field::Title | Field::Description | Field::Category | Field::Tags => {}
-            }
-        }
-        column
-    }
-
     pub(crate) fn values(&self) -> BlockValues<'_> {
         let mut texts = Vec::new();
         if !self.labels.is_empty() {
@@ -190,6 +170,34 @@ impl Column {
         mask
     }
 
+    /// Adds the values of the items of `among`.
+    pub(crate) fn count<'c>(&'c self, among: &Mask, counts: &mut ValueCounts<'c>) {
+        let is_whole = *among == [u64::MAX; BLOCK_ROWS / 64];
+        for (label, items) in self.labels.iter().filter(|(label, _)| !label.is_empty()) {
+            let count = match is_whole {
+                true => items.len(),
+                false => items.iter().filter(|at| bits::has(among, usize::from(**at))).count(),
+            };
+            if count > 0 {
+                *counts.texts.entry(label).or_default() += count as u64;
+            }
+        }
+        if let Some(numbers) = &self.numbers {
+            let values = bits::ones(among, 0).map(|at| numbers.values[at]);
+            counts.numbers.extend(values.filter(|value| !value.is_nan()));
+        }
+        if let Some([is_true, present]) = &self.flags {
+            let count = |mask: Mask| bits::count(&and(mask, among), BLOCK_ROWS) as u64;
+            counts.flags[1] += count(*is_true);
+            counts.flags[0] += count(and_not(*present, is_true));
+        }
+    }
+
+    /// Returns the items with a text in normal form, ascending.
+    pub(crate) fn items_with(&self, normal: &str) -> &[u16] {
+        self.labels.get(normal).map(|items| &items[..]).unwrap_or_default()
+    }
+
     fn with_flag(&self, flag: bool) -> Mask {
         self.flags.map_or(NONE, |[is_true, present]| if flag { is_true } else { and_not(present, &is_true) })
     }
@@ -255,13 +263,9 @@ impl Column {
 }
 
 impl Columns {
-    /// Builds the columns of the first [`BLOCK_ROWS`] items.
-    pub fn of<'i>(items: impl Iterator<Item = &'i Item>) -> Self {
-        let mut columns = Self::default();
-        for (at, item) in items.take(BLOCK_ROWS).enumerate() {
-            columns.change(at, None, item);
-        }
-        columns
+    /// Adds the values of an item at a position that has none.
+    pub fn add(&mut self, at: usize, item: &Item) {
+        self.change(at, None, item);
     }
 
     /// Replaces the values of one item. Columns in which both have the same values are not copied.
@@ -322,51 +326,37 @@ impl Columns {
         }
     }
 
-    /// Returns the values of a field with one value for each item; none for a field without such a column.
-    pub(crate) fn values(&self, field: &Field) -> Option<BlockValues<'_>> {
-        Some(match field {
-            Field::ItemId | Field::Title | Field::Description | Field::Category | Field::Tags => return None,
-            Field::Brand => self.brand.values(),
-            Field::Currency => self.currency.values(),
-            Field::Price => self.price.values(),
-            Field::StockQuantity => self.stock_quantity.values(),
-            Field::InStock => self.in_stock.values(),
-            Field::CreateTime => self.create_time.values(),
-            Field::Attribute(name) => {
-                self.attributes.get(name.as_str()).map(|column| column.values()).unwrap_or_default()
-            }
-        })
+    /// Returns the names of the attributes that items of the block have.
+    pub(crate) fn attribute_names(&self) -> impl Iterator<Item = &str> {
+        self.attributes.keys().map(|name| &**name)
     }
 
-    /// Returns the items that satisfy the predicate, or `None` for a field without a column.
-    fn matching(&self, field: &Field, predicate: &Predicate) -> Option<Mask> {
+    /// Returns the column of a field. None: no item has the attribute, or the field has no column.
+    pub(crate) fn column(&self, field: &Field) -> Option<&Column> {
         Some(match field {
             Field::ItemId | Field::Title | Field::Description => return None,
-            Field::Category => self.category.matching(predicate, Values::Many),
-            Field::Tags => self.tags.matching(predicate, Values::Many),
-            Field::Brand => self.brand.matching(predicate, Values::One),
-            Field::Currency => self.currency.matching(predicate, Values::One),
-            Field::Price => self.price.matching(predicate, Values::One),
-            Field::StockQuantity => self.stock_quantity.matching(predicate, Values::One),
-            Field::InStock => self.in_stock.matching(predicate, Values::One),
-            Field::CreateTime => self.create_time.matching(predicate, Values::One),
-            Field::Attribute(name) => {
-                self.attributes.get(name.as_str()).map_or(NONE, |column| column.matching(predicate, Values::One))
-            }
+            Field::Category => &self.category,
+            Field::Tags => &self.tags,
+            Field::Brand => &self.brand,
+            Field::Currency => &self.currency,
+            Field::Price => &self.price,
+            Field::StockQuantity => &self.stock_quantity,
+            Field::InStock => &self.in_stock,
+            Field::CreateTime => &self.create_time,
+            Field::Attribute(name) => self.attributes.get(name.as_str())?,
         })
     }
 }
 
 impl Filter {
-    /// Returns the items of `among` that match the filter. The result is that of [`Filter::matches`] for each item, and
-    /// is faster if `columns` exist.
-    pub fn mask<'i>(&self, columns: Option<&Columns>, item_of: &impl Fn(usize) -> &'i Item, among: Mask) -> Mask {
+    /// Returns the items of `among` that match the filter. The result is that of [`Filter::matches`] for each item.
+    pub fn mask<'i>(&self, columns: &Columns, item_of: &impl Fn(usize) -> &'i Item, among: Mask) -> Mask {
         self.0.mask(columns, item_of, among)
     }
 }
 
 impl Node {
-    fn mask<'i>(&self, columns: Option<&Columns>, item_of: &impl Fn(usize) -> &'i Item, among: Mask) -> Mask {
+    fn mask<'i>(&self, columns: &Columns, item_of: &impl Fn(usize) -> &'i Item, among: Mask) -> Mask {
         if among == NONE {
             return NONE;
         }
@@ -384,16 +374,17 @@ impl Node {
                 and_not(among, &rest)
             }
             Self::Not(node) => and_not(among, &node.mask(columns, item_of, among)),
-            Self::Predicate(field, predicate) => match columns.and_then(|columns| columns.matching(field, predicate)) {
-                Some(mask) => and(mask, &among),
-                None => {
-                    let mut mask = NONE;
-                    lodestone_core::bits::ones(&among, 0)
-                        .filter(|index| field.matches(predicate, item_of(*index)))
-                        .for_each(|index| set(&mut mask, index));
-                    mask
-                }
-            },
+            Self::Predicate(field, predicate) if field.has_column() => {
+                let column = columns.column(field);
+                column.map_or(NONE, |column| and(column.matching(predicate, Values::of(field)), &among))
+            }
+            Self::Predicate(field, predicate) => {
+                let mut mask = NONE;
+                bits::ones(&among, 0)
+                    .filter(|index| field.matches(predicate, item_of(*index)))
+                    .for_each(|index| set(&mut mask, index));
+                mask
+            }
         }
     }
 
@@ -401,7 +392,7 @@ impl Node {
         match self {
             Self::And(nodes) | Self::Or(nodes) => nodes.iter().any(Self::reads_items),
             Self::Not(node) => node.reads_items(),
-            Self::Predicate(field, _) => matches!(field, Field::ItemId | Field::Title | Field::Description),
+            Self::Predicate(field, _) => !field.has_column(),
         }
     }
 }
