@@ -27,6 +27,8 @@ export BENCH_EVENTS ?= 20000
 export BENCH_BACKGROUND_SECONDS ?= 9
 export BENCH_RATE ?= 200
 export BENCH_REPEATS ?= 1
+export BENCH_ITEMS ?= 3000
+export BENCH_QUERIES ?= 3
 else
 SIZES ?= 100000x64 1000000x64 200000x384
 KILLS ?= 200
@@ -40,8 +42,8 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 # Microsoft's builds of the library collect telemetry and keep a database of it in the home directory.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-train clean clean-demo
-.PHONY: tools-run check-format check-lints check-proto check-docs
+.PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-catalog bench-train clean clean-demo
+.PHONY: tools-run bench-tools check-format check-lints check-proto check-docs
 .PHONY: deny structure
 .PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store test-short-forms
 
@@ -129,7 +131,7 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
-SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-train fuzz simulate test-crash test-swaps test-store
+SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train fuzz simulate test-crash test-swaps test-store
 test-short-forms: build tools-run $(DATA) $(BUNDLE) ## Run every benchmark and every long test for a few seconds
 	$(MAKE) SHORT=1 $(SHORT_FORMS)
 
@@ -155,11 +157,14 @@ endif
 fuzz: ## Generate malformed queries, filters, synonyms and tokens; FUZZ_SECONDS=60 for each kind
 	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test api fuzz:: -- --test-threads 1 --nocapture
 
-bench: build tools-run $(DATA) $(BUNDLE) ## Compare the server with the same pipeline in Python; BENCH_SECONDS=5 for each figure
+# The peers in Python, and a client of the API.
+bench-tools:
 	@scripts/tools.sh python bench
 	@mkdir -p target/bench/stubs
 	@$(TOOLS)/venv/bin/python -m grpc_tools.protoc --proto_path=proto --python_out=target/bench/stubs \
 		--grpc_python_out=target/bench/stubs proto/lodestone/v1/*.proto
+
+bench: build tools-run bench-tools $(DATA) $(BUNDLE) ## Compare the server with the same pipeline in Python; BENCH_SECONDS=5 for each figure
 	@$(TOOLS)/bench/bin/python benches/serving.py
 
 # MODELS_DATA=DIR adds public sets, one in each subdirectory; benches/models.py describes their files.
@@ -181,13 +186,8 @@ bench-retrieval: build $(BUNDLE) ## Compare the frozen graph with other ANN libr
 bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure event ingestion, replay and startup, and their effect on serving latency; BENCH_EVENTS=10000000
 	@python3 benches/events.py
 
-# The default form of this test, with 2,000 items, is one of the Rust tests.
-bench-browse: ## Measure first and deep pages over 100,000 of 200,000 items
-	BROWSE_BATCHES=200 BROWSE_REQUESTS=40 cargo test --release --locked --test api a_deep_page_is_as_full -- --nocapture
-
-# The default form of this test, with 40 rounds, is one of the Rust tests.
-bench-updates: ## Measure SetInventory: 1,000 changes of price and stock of each of 1,000 items, and the memory that they take
-	UPDATE_ROUNDS=1000 cargo test --release --locked --test api a_day_of_price_changes -- --nocapture
+bench-catalog: build tools-run bench-tools $(BUNDLE) ## Measure category pages, sorting, facets and price updates beside tantivy; BENCH_ITEMS=1000000
+	@$(TOOLS)/bench/bin/python benches/catalog.py
 
 deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml
 	@scripts/tools.sh deny

@@ -1,6 +1,6 @@
 //! Category pages, field orders and deep pages over gRPC: every match appears exactly once in the reference order, also
 //! while other items are written.
-use crate::support::{bundles::Shop, grpc::GrpcServer, number_setting, wait::wait_until};
+use crate::support::{bundles::Shop, grpc::GrpcServer, wait::wait_until};
 use lodestone::server::proto::{
     self, EventType, QueryMatch, ReasonCode, RecommendType, catalog_service_client::CatalogServiceClient,
     event_service_client::EventServiceClient, explain_service_client::ExplainServiceClient,
@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use std::{
     cmp::Ordering,
     collections::BTreeMap,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
@@ -579,57 +579,57 @@ async fn new_arrivals_are_the_newest_first_and_no_list_is_empty_while_an_item_is
     server.end().await;
 }
 
-/// Prints the times of the first page and of a deep one. `make bench-browse` takes 200,000 items and 40 requests
-/// for each time; the default is 2,000 items and one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deep_page_is_as_full_as_the_first() {
-    let (batches, requests) = (number_setting("BROWSE_BATCHES", 2), number_setting("BROWSE_REQUESTS", 1));
-    let matches = batches * 500;
-    let deep = 500.min(matches as i64 / 48);
+async fn items_on_sale_are_those_below_their_original_price() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
     let channel = &server.channel;
-    let mut random = StdRng::seed_from_u64(5);
-    let begun = Instant::now();
-    for batch in 0..batches {
-        let item = |number: usize| {
-            let made = generated(&mut random, &format!("m{batch}-{number}"), ["Shelves", "Others"][number % 2]);
-            proto::Item { price_micros: Some((batch * number) as i64 * 9973 % 1_000_000_000), ..made.item }
+    let reduced = |id: &str, price: Option<i64>, original: Option<i64>| proto::Item {
+        price_micros: price.map(|price| price * 1_000_000),
+        original_price_micros: original.map(|price| price * 1_000_000),
+        rating: original.map(|price| price as f64 / 10.0),
+        ..item(id, "kettle", "Kettles")
+    };
+    let kettles = [
+        reduced("half", Some(10), Some(20)),
+        reduced("tenth", Some(27), Some(30)),
+        reduced("over", Some(20), Some(20)),
+        reduced("regular", Some(5), None),
+        reduced("unpriced", None, Some(50)),
+        proto::Item { stock_quantity: Some(0), ..reduced("sold-out", Some(1), Some(9)) },
+    ];
+    upsert(channel, &kettles).await;
+    let on_sale = async |filter: &str| {
+        let request = proto::RecommendRequest {
+            viewer: viewer("bargain-hunter"),
+            r#type: RecommendType::OnSale.into(),
+            filter: filter.to_owned(),
+            page_size: 200,
+            ..Default::default()
         };
-        upsert(channel, &(0..1000).map(item).collect::<Vec<_>>()).await;
-    }
-    println!("{batches},000 items written in {:.0?}", begun.elapsed());
-    for (name, query, order_by, number) in [
-        ("browse, first page", "", "", 1),
-        ("browse, deep page", "", "", deep),
-        ("by price, first page", "", "price", 1),
-        ("by price, deep page", "", "price", deep),
-        ("by brand and title, first page", "", "brand, title desc", 1),
-        ("by brand and title, deep page", "", "brand, title desc", deep),
-        ("query by price, first page", "shelf", "price", 1),
-        ("query by price, deep page", "shelf", "price", deep),
-        ("query by relevance, first page", "shelf", "", 0),
-    ] {
-        let request = proto::SearchRequest { query: query.to_owned(), ..browse("Shelves", order_by, 24) };
-        let request = if number == 0 { request } else { numbered(&request, number) };
-        let (mut times, mut next_times) = (Vec::new(), Vec::new());
-        for _ in 0..requests {
-            let begun = Instant::now();
-            let page = search(channel, &request).await.unwrap();
-            times.push(begun.elapsed());
-            assert_eq!((page.total_size as usize, page.results.len()), (matches, 24));
-            let next = proto::SearchRequest { page_token: page.next_page_token, page_number: None, ..request.clone() };
-            let begun = Instant::now();
-            search(channel, &next).await.unwrap();
-            next_times.push(begun.elapsed());
-        }
-        times.sort_unstable();
-        next_times.sort_unstable();
-        println!(
-            "{name}: median {:.1?}; the next page by its token {:.1?}",
-            times[requests / 2],
-            next_times[requests / 2]
-        );
-    }
+        let answer = RankingServiceClient::new(channel.clone()).recommend(request).await.unwrap().into_inner();
+        let mut ids: Vec<String> = answer.results.into_iter().map(|result| result.item_id).collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(on_sale("").await, ["half", "tenth"]);
+    assert_eq!(on_sale("price > 20 OR in_stock = false").await, ["tenth"]);
+    let by = async |order: &str| {
+        let page = search(channel, &browse("Kettles", order, 10)).await.unwrap();
+        page.results.into_iter().map(|result| result.item_id).collect::<Vec<_>>()
+    };
+    assert_eq!(by("discount desc, price").await, ["half", "tenth", "regular", "over", "unpriced"]);
+    assert_eq!(by("rating desc, original_price").await, ["unpriced", "tenth", "half", "over", "regular"]);
+    // A sale begins and ends by a write of the price.
+    let inventory = |id: &str, price: i64, original: Option<i64>| proto::Inventory {
+        item_id: id.to_owned(),
+        price_micros: Some(price * 1_000_000),
+        original_price_micros: original.map(|price| price * 1_000_000),
+        ..Default::default()
+    };
+    let inventories = vec![inventory("half", 20, None), inventory("regular", 4, Some(5))];
+    let request = proto::SetInventoryRequest { inventories };
+    CatalogServiceClient::new(channel.clone()).set_inventory(request).await.unwrap();
+    assert_eq!(on_sale("").await, ["regular", "tenth"]);
     server.end().await;
 }

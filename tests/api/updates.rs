@@ -281,7 +281,7 @@ async fn some_fields_change_the_item_of_each_bundle() {
 }
 
 /// Prices and stock of 1,000 items change many times: neither rows nor documents nor vectors are added, and memory does
-/// not grow. `make bench-updates` sets UPDATE_ROUNDS=1000.
+/// not grow. UPDATE_ROUNDS=1000 is a day of such changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_of_price_changes_takes_no_memory() {
     const COUNT: usize = 1000;

@@ -22,8 +22,8 @@ pub struct ValueCounts<'c> {
 }
 
 impl Catalog {
-    /// Counts the values of a field of the rows in a bit set. An item with several texts counts once for each normal form.
-    /// Fields without columns ([`Field::ItemId`], [`Field::Title`], [`Field::Description`]) have none.
+    /// Counts the values of a field of the rows in a bit set. An item with several texts counts once for each normal
+    /// form. Fields without columns ([`Field::ItemId`], [`Field::Title`], [`Field::Description`]) have none.
     pub fn count_values(&self, field: &Field, among: &[u64]) -> ValueCounts<'_> {
         let mut counts = ValueCounts::default();
         for (block, mask) in masks(among) {
@@ -34,8 +34,8 @@ impl Catalog {
         counts
     }
 
-    /// Returns the spelling that most of the first items in a bit set use for a text of a field; the normal form if none
-    /// has it.
+    /// Returns the spelling that most of the first items in a bit set use for a text of a field; the normal form if
+    /// none has it.
     pub fn spelling(&self, field: &Field, normal: &str, among: &[u64]) -> String {
         let mut spellings: AHashMap<&str, usize> = AHashMap::new();
         let rows = masks(among).flat_map(|(block, mask)| {

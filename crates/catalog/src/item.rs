@@ -16,12 +16,22 @@ pub struct Item {
     /// The path of categories from the most general one; at most 10 levels.
     pub categories: Vec<String>,
     pub brand: String,
+    /// What a user pays.
     pub price: Option<PriceMicros>,
+    /// The price before a reduction.
+    pub original_price: Option<PriceMicros>,
     /// An ISO 4217 code; empty for the shop's currency.
     pub currency: String,
     /// `None` if the shop does not track stock; `Some(0)` if the item is sold out.
     pub stock_quantity: Option<u32>,
     pub tags: Vec<String>,
+    /// The mean of the users' ratings, 0 to [`limits::RATING`].
+    pub rating: Option<f64>,
+    pub rating_count: Option<u32>,
+    /// The page of the item: empty, or see [`is_url`].
+    pub url: String,
+    /// The same for its image.
+    pub image_url: String,
     pub attributes: BTreeMap<String, AttributeValue>,
     pub created_at: Option<UnixMillis>,
 }
@@ -39,6 +49,16 @@ pub mod limits {
     /// Characters of an attribute's text.
     pub const TEXT_CHARS: usize = 1000;
     pub const STOCK: u32 = 1_000_000_000;
+    pub const RATING: f64 = 5.0;
+    pub const RATING_COUNT: u32 = 1_000_000_000;
+    pub const URL_CHARS: usize = 2000;
+}
+
+/// Returns true for an http or https URL or a path, without white space, so that a page that shows it as a link cannot
+/// run a script.
+pub fn is_url(text: &str) -> bool {
+    ["https://", "http://", "/"].iter().any(|start| text.starts_with(start))
+        && !text.chars().any(|c| c.is_whitespace() || c.is_control())
 }
 
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -60,9 +80,14 @@ impl Item {
             categories: Vec::new(),
             brand: String::new(),
             price: None,
+            original_price: None,
             currency: String::new(),
             stock_quantity: None,
             tags: Vec::new(),
+            rating: None,
+            rating_count: None,
+            url: String::new(),
+            image_url: String::new(),
             attributes: BTreeMap::new(),
             created_at: None,
         }
@@ -70,6 +95,13 @@ impl Item {
 
     pub fn is_in_stock(&self) -> bool {
         self.stock_quantity != Some(0)
+    }
+
+    /// Returns by which share of the original price the price is reduced, above 0 and at most 1; none without a
+    /// reduction.
+    pub fn discount(&self) -> Option<f64> {
+        let (price, original) = (self.price?.micros(), self.original_price?.micros());
+        (original > price).then(|| 1.0 - price as f64 / original as f64)
     }
 
     /// Returns the input of a sentence encoder: the brand unless the title contains it, the title and the description.

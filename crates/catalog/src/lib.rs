@@ -11,7 +11,7 @@ mod write;
 
 pub use counts::ValueCounts;
 pub use filter::{Field, Filter, FilterError, attribute_name, has_word_prefix};
-pub use item::{AttributeValue, Item, limits};
+pub use item::{AttributeValue, Item, is_url, limits};
 pub use keys::ItemKeys;
 pub use order::{
     ORDER_KEYS_MAX, OrderBy, OrderByError, Part, Position, Selected, SortEntry, SortValue, StoredValue, select,

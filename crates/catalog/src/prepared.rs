@@ -51,16 +51,14 @@ impl Field {
     /// Returns a numeric value, or a flag as 1 or 0.
     fn number(&self, item: &Item) -> Option<f64> {
         match self {
-            Self::Price => item.price.map(|price| price.units()),
-            Self::StockQuantity => item.stock_quantity.map(f64::from),
             Self::InStock => Some(f64::from(u8::from(item.is_in_stock()))),
             Self::Attribute(name) => match item.attributes.get(name)? {
                 AttributeValue::Number(number) => Some(*number),
                 AttributeValue::Flag(flag) => Some(f64::from(u8::from(*flag))),
                 AttributeValue::Text(_) => None,
             },
-            Self::ItemId | Self::Title | Self::Description | Self::Category | Self::Brand => None,
-            Self::Currency | Self::Tags | Self::CreateTime => None,
+            Self::CreateTime => None,
+            field => field.plain_number(item),
         }
     }
 }
@@ -87,10 +85,7 @@ fn labels(field: &Field, item: &Item) -> Box<[u64]> {
             None => Box::default(),
         },
         Field::InStock => Box::new([hash(&item.is_in_stock())]),
-        Field::Price | Field::StockQuantity => {
-            field.number(item).map(|number| hash(&band(number))).into_iter().collect()
-        }
-        Field::ItemId | Field::Title | Field::Description | Field::CreateTime => Box::default(),
+        field => field.number(item).map(|number| hash(&band(number))).into_iter().collect(),
     }
 }
 

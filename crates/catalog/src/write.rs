@@ -16,9 +16,14 @@ pub enum ItemField {
     Categories,
     Brand,
     Price,
+    OriginalPrice,
     Currency,
     StockQuantity,
     Tags,
+    Rating,
+    RatingCount,
+    Url,
+    ImageUrl,
     /// All attributes: those that the write does not have are removed.
     Attributes,
     /// One attribute. It is removed if the write does not have it.
@@ -31,15 +36,20 @@ pub enum ItemField {
 #[error("is not a field that can be written; use {}, or attributes.NAME", FIELDS.map(|(name, _)| name).join(", "))]
 pub struct UnknownItemField;
 
-const FIELDS: [(&str, ItemField); 10] = [
+const FIELDS: [(&str, ItemField); 15] = [
     ("title", ItemField::Title),
     ("description", ItemField::Description),
     ("categories", ItemField::Categories),
     ("brand", ItemField::Brand),
     ("price_micros", ItemField::Price),
+    ("original_price_micros", ItemField::OriginalPrice),
     ("currency_code", ItemField::Currency),
     ("stock_quantity", ItemField::StockQuantity),
     ("tags", ItemField::Tags),
+    ("rating", ItemField::Rating),
+    ("rating_count", ItemField::RatingCount),
+    ("url", ItemField::Url),
+    ("image_url", ItemField::ImageUrl),
     ("attributes", ItemField::Attributes),
     ("create_time", ItemField::CreateTime),
 ];
@@ -72,9 +82,14 @@ impl ItemField {
             Self::Categories => to.categories.clone_from(&from.categories),
             Self::Brand => to.brand.clone_from(&from.brand),
             Self::Price => to.price = from.price,
+            Self::OriginalPrice => to.original_price = from.original_price,
             Self::Currency => to.currency.clone_from(&from.currency),
             Self::StockQuantity => to.stock_quantity = from.stock_quantity,
             Self::Tags => to.tags.clone_from(&from.tags),
+            Self::Rating => to.rating = from.rating,
+            Self::RatingCount => to.rating_count = from.rating_count,
+            Self::Url => to.url.clone_from(&from.url),
+            Self::ImageUrl => to.image_url.clone_from(&from.image_url),
             Self::Attributes => to.attributes.clone_from(&from.attributes),
             Self::Attribute(name) => match from.attributes.get(name) {
                 Some(value) => _ = to.attributes.insert(name.clone(), value.clone()),

@@ -4,11 +4,11 @@ use super::{
     columns::{self, Columns, list_texts, optional},
 };
 use arrow_array::{
-    Array, ArrayRef, Int64Array, StringArray,
+    Array, ArrayRef, Float64Array, Int64Array, StringArray,
     builder::{ListBuilder, StringBuilder},
 };
 use arrow_schema::{DataType, Field, Schema};
-use lodestone_catalog::Item;
+use lodestone_catalog::{Item, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -22,6 +22,8 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
     };
     let integers =
         |of: &dyn Fn(&Item) -> Option<i64>| -> ArrayRef { Arc::new(items.iter().map(of).collect::<Int64Array>()) };
+    let numbers =
+        |of: &dyn Fn(&Item) -> Option<f64>| -> ArrayRef { Arc::new(items.iter().map(of).collect::<Float64Array>()) };
     let lists = |of: &dyn Fn(&Item) -> &[String]| -> ArrayRef {
         let mut builder = ListBuilder::new(StringBuilder::new());
         for item in items {
@@ -39,9 +41,14 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
         ("categories", lists(&|item| &item.categories)),
         ("brand", texts(&|item| item.brand.clone())),
         ("price_micros", integers(&|item| item.price.map(PriceMicros::micros))),
+        ("original_price_micros", integers(&|item| item.original_price.map(PriceMicros::micros))),
         ("currency", texts(&|item| item.currency.clone())),
         ("stock_quantity", integers(&|item| item.stock_quantity.map(i64::from))),
         ("tags", lists(&|item| &item.tags)),
+        ("rating", numbers(&|item| item.rating)),
+        ("rating_count", integers(&|item| item.rating_count.map(i64::from))),
+        ("url", texts(&|item| item.url.clone())),
+        ("image_url", texts(&|item| item.image_url.clone())),
         ("attributes", texts(&|item| serde_json::to_string(&item.attributes).unwrap_or_default())),
         ("created_ms", integers(&|item| item.created_at.map(|at| at.0))),
     ];
@@ -64,12 +71,22 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
         (columns.texts("item_id")?, columns.texts("title")?, columns.texts("description")?);
     let (categories, brands, tags) = (columns.lists("categories")?, columns.texts("brand")?, columns.lists("tags")?);
     let (prices, currencies) = (columns.integers("price_micros")?, columns.texts("currency")?);
+    let originals = columns.integers("original_price_micros")?;
+    let (ratings, rating_counts) = (columns.numbers("rating")?, columns.integers("rating_count")?);
+    let (urls, images) = (columns.texts("url")?, columns.texts("image_url")?);
     let (stocks, created) = (columns.integers("stock_quantity")?, columns.integers("created_ms")?);
     let attributes = columns.texts("attributes")?;
     for row in 0..columns.len() {
         let id = ItemId::parse(optional(ids, row).unwrap_or_default())
             .map_err(|error| columns.bad(row, "item_id", error.to_string()))?;
-        let price = (!prices.is_null(row)).then(|| prices.value(row));
+        let price = |column: &'static str, prices: &Int64Array| match (!prices.is_null(row)).then(|| prices.value(row))
+        {
+            None => Ok(None),
+            Some(micros) => match PriceMicros::new(micros) {
+                None => Err(columns.bad(row, column, format!("{micros} is not between 0 and {}", PriceMicros::MAX))),
+                price => Ok(price),
+            },
+        };
         let stock = (!stocks.is_null(row)).then(|| stocks.value(row));
         items.push(Item {
             id,
@@ -77,12 +94,17 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
             description: optional(descriptions, row).unwrap_or_default().to_owned(),
             categories: list_texts(categories, row),
             brand: optional(brands, row).unwrap_or_default().to_owned(),
-            price: match price {
+            price: price("price_micros", prices)?,
+            original_price: price("original_price_micros", originals)?,
+            rating: rating(columns, row, (!ratings.is_null(row)).then(|| ratings.value(row)))?,
+            rating_count: match (!rating_counts.is_null(row)).then(|| rating_counts.value(row)) {
                 None => None,
-                Some(micros) => Some(PriceMicros::new(micros).ok_or_else(|| {
-                    columns.bad(row, "price_micros", format!("{micros} is not between 0 and {}", PriceMicros::MAX))
+                Some(count) => Some(u32::try_from(count).map_err(|_| {
+                    columns.bad(row, "rating_count", format!("{count} is not between 0 and {}", u32::MAX))
                 })?),
             },
+            url: optional(urls, row).unwrap_or_default().to_owned(),
+            image_url: optional(images, row).unwrap_or_default().to_owned(),
             currency: optional(currencies, row).unwrap_or_default().to_owned(),
             stock_quantity: match stock {
                 None => None,
@@ -101,6 +123,15 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
     Ok(())
 }
 
+fn rating(columns: &Columns, row: usize, rating: Option<f64>) -> Result<Option<f64>, DatasetError> {
+    match rating {
+        Some(rating) if !(0.0..=limits::RATING).contains(&rating) => {
+            Err(columns.bad(row, "rating", format!("{rating} is not between 0 and {}", limits::RATING)))
+        }
+        rating => Ok(rating),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +145,9 @@ mod tests {
         item.categories = vec!["Home".into(), "Mugs".into()];
         item.price = PriceMicros::new(2_950_000);
         item.stock_quantity = Some(0);
+        item.original_price = PriceMicros::new(3_950_000);
+        (item.rating, item.rating_count) = (Some(4.7), Some(12));
+        (item.url, item.image_url) = ("https://shop.test/mug".into(), "/mug.webp".into());
         item.attributes.insert("size".into(), AttributeValue::Text("M".into()));
         item.attributes.insert("vegan".into(), AttributeValue::Flag(true));
         item.created_at = Some(UnixMillis(5));

@@ -214,6 +214,16 @@ struct ItemRecord {
     attributes: BTreeMap<String, AttributeRecord>,
     #[prost(int64, optional, tag = "11")]
     created_at_ms: Option<i64>,
+    #[prost(int64, optional, tag = "12")]
+    original_price_micros: Option<i64>,
+    #[prost(double, optional, tag = "13")]
+    rating: Option<f64>,
+    #[prost(uint32, optional, tag = "14")]
+    rating_count: Option<u32>,
+    #[prost(string, tag = "15")]
+    url: String,
+    #[prost(string, tag = "16")]
+    image_url: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -354,6 +364,11 @@ impl From<&Item> for ItemRecord {
             tags: item.tags.clone(),
             attributes: item.attributes.iter().map(|(name, value)| (name.clone(), attribute(value))).collect(),
             created_at_ms: item.created_at.map(|at| at.0),
+            original_price_micros: item.original_price.map(PriceMicros::micros),
+            rating: item.rating,
+            rating_count: item.rating_count,
+            url: item.url.clone(),
+            image_url: item.image_url.clone(),
         }
     }
 }
@@ -378,6 +393,11 @@ impl ItemRecord {
             tags: self.tags,
             attributes: self.attributes.into_iter().map(attribute).collect::<Result<_, _>>()?,
             created_at: self.created_at_ms.map(UnixMillis),
+            original_price: read_price(self.original_price_micros)?,
+            rating: self.rating,
+            rating_count: self.rating_count,
+            url: self.url,
+            image_url: self.image_url,
         })
     }
 }
@@ -438,6 +458,11 @@ mod tests {
             categories: vec!["clothes".into(), "hats".into()],
             brand: "b".into(),
             price: PriceMicros::new(2_950_000),
+            original_price: PriceMicros::new(3_950_000),
+            rating: Some(4.7),
+            rating_count: Some(12),
+            url: "https://shop.test/hat".into(),
+            image_url: "/images/hat.webp".into(),
             currency: "EUR".into(),
             stock_quantity: Some(0),
             tags: vec!["new".into()],

@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn an_item_counts_once_for_each_of_its_labels() {
-        let labelled = |labels: &[&str]| Item { categories: labels.iter().map(|l| (*l).to_owned()).collect(), ..item() };
+        let labelled =
+            |labels: &[&str]| Item { categories: labels.iter().map(|l| (*l).to_owned()).collect(), ..item() };
         let catalog = catalog([labelled(&["Bath & Body", "bath and body", "Home"]), labelled(&["Home"])]);
         assert_eq!(counted(&catalog, &spec("category")), expected(&[("Home", 2), ("Bath & Body", 1)]));
     }

@@ -131,6 +131,8 @@ pub enum RecommendKind {
     Trending,
     RecentlyViewed,
     NewArrivals,
+    /// Like [`RecommendKind::ForYou`]; the filter selects reduced items.
+    OnSale,
 }
 
 #[derive(Debug, Clone)]
@@ -252,7 +254,8 @@ fn text_bytes(text: &str) -> usize {
 
 fn item_bytes(item: &Item) -> usize {
     let lists = item.categories.iter().chain(&item.tags);
-    let texts = [item.id.as_str(), &item.title, &item.description, &item.brand, &item.currency];
+    let texts =
+        [item.id.as_str(), &item.title, &item.description, &item.brand, &item.currency, &item.url, &item.image_url];
     let texts: usize = texts.into_iter().chain(lists.map(String::as_str)).map(text_bytes).sum();
     let value = |value: &AttributeValue| match value {
         AttributeValue::Text(text) => text_bytes(text),
@@ -260,8 +263,8 @@ fn item_bytes(item: &Item) -> usize {
     };
     // A map entry and its value are messages.
     let attributes: usize = item.attributes.iter().map(|(name, v)| 12 + text_bytes(name) + value(v)).sum();
-    // Price, stock, creation time, and the length of the message.
-    64 + texts + attributes
+    // Prices, ratings, stock, creation time, and the length of the message.
+    100 + texts + attributes
 }
 
 /// Returns how many results have at most `bytes_max` bytes in all; at least one, because a page without results would

@@ -170,7 +170,8 @@ impl RankingRequest {
                 RecommendKind::ForYou
                 | RecommendKind::BuyAgain
                 | RecommendKind::Similar
-                | RecommendKind::BoughtTogether => Order::Model,
+                | RecommendKind::BoughtTogether
+                | RecommendKind::OnSale => Order::Model,
                 RecommendKind::Trending | RecommendKind::RecentlyViewed | RecommendKind::NewArrivals => {
                     Order::Retrieval
                 }
@@ -416,9 +417,10 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
     };
     // The filter without the conditions on the field, for each facet that counts without them.
     let wider = |spec: &FacetSpec| filter.filter(|_| spec.multi_select).map(|filter| filter.without(&spec.field));
-    let loosest = specs.iter().filter(|spec| spec.multi_select).fold(filter.cloned(), |filter, spec| {
-        filter.and_then(|filter| filter.without(&spec.field))
-    });
+    let loosest = specs
+        .iter()
+        .filter(|spec| spec.multi_select)
+        .fold(filter.cloned(), |filter, spec| filter.and_then(|filter| filter.without(&spec.field)));
     let all = (loosest.as_ref() != filter).then(|| matches_of(context, request, loosest.as_ref())).flatten();
     let facet = |spec: &FacetSpec| match (&all, wider(spec)) {
         (Some(all), Some(Some(filter))) => facets::count(catalog, spec, &catalog.matching(&filter, all)),
@@ -431,8 +433,8 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
     facets
 }
 
-/// Returns the rows that a request would count with another filter; none if they are what the vectors found, which depends
-/// on the filter.
+/// Returns the rows that a request would count with another filter; none if they are what the vectors found, which
+/// depends on the filter.
 fn matches_of(context: &RequestContext, request: &RankingRequest, filter: Option<&Filter>) -> Option<Vec<u64>> {
     let eligible = eligible_rows(context, request.options(), filter);
     let Some(matches) = &context.matches else { return Some(eligible.bits().to_vec()) };
@@ -570,7 +572,8 @@ fn start_from_anchors(context: &mut RequestContext, request: &RecommendRequest) 
         | RecommendKind::BuyAgain
         | RecommendKind::Trending
         | RecommendKind::RecentlyViewed
-        | RecommendKind::NewArrivals => return,
+        | RecommendKind::NewArrivals
+        | RecommendKind::OnSale => return,
     };
     let mut anchors = known_anchors(context, &request.anchors);
     if anchors.is_empty() {
@@ -584,7 +587,7 @@ fn start_from_anchors(context: &mut RequestContext, request: &RecommendRequest) 
 
 fn recommend(input: &RetrievalInput, context: &RequestContext, kind: RecommendKind) -> Candidates {
     match kind {
-        RecommendKind::ForYou => retrieve::for_user(input),
+        RecommendKind::ForYou | RecommendKind::OnSale => retrieve::for_user(input),
         RecommendKind::Similar => retrieve::similar(input),
         RecommendKind::BoughtTogether => retrieve::bought_together(input),
         RecommendKind::BuyAgain => retrieve::bought_before(input),
@@ -751,9 +754,11 @@ fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Optio
         RecommendKind::RecentlyViewed => {
             return Some(Reason { code: ReasonCode::RecentlyViewed, evidence: Vec::new() });
         }
-        RecommendKind::ForYou | RecommendKind::BuyAgain | RecommendKind::Trending | RecommendKind::NewArrivals => {
-            return None;
-        }
+        RecommendKind::ForYou
+        | RecommendKind::BuyAgain
+        | RecommendKind::Trending
+        | RecommendKind::NewArrivals
+        | RecommendKind::OnSale => return None,
     };
     let anchors = context.anchors.as_ref().map_or(&[][..], |anchors| &anchors.items);
     let keys = &context.generation.state.keys;

@@ -117,6 +117,11 @@ pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
         stock_quantity: item.stock_quantity.map(i64::from),
         tags: item.tags.clone(),
         attributes: item.attributes.iter().map(attribute).collect(),
+        original_price_micros: item.original_price.map(|price| price.micros()),
+        rating: item.rating,
+        rating_count: item.rating_count.map(i64::from),
+        url: item.url.clone(),
+        image_url: item.image_url.clone(),
         create_time: item.created_at.map(|at| prost_types::Timestamp {
             seconds: at.0.div_euclid(1000),
             nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32,
@@ -236,6 +241,11 @@ mod tests {
                 description, brand, categories, tags, attributes, stock_quantity,
                 currency: "EUR".to_owned(),
                 price: PriceMicros::new(PriceMicros::MAX),
+                original_price: PriceMicros::new(PriceMicros::MAX),
+                rating: Some(0.1),
+                rating_count: Some(u32::MAX),
+                url: "https://shop.test/item".to_owned(),
+                image_url: "https://shop.test/image".to_owned(),
                 created_at: has_time.then_some(UnixMillis(i64::MAX)),
                 ..Item::titled(ItemId::parse("an-id").unwrap(), &title)
             }

@@ -5,7 +5,7 @@ use super::{
     requests::{filter, fingerprint},
 };
 use crate::server::{proto, violations::Violations};
-use lodestone_catalog::{AttributeValue, Filter, Item, ItemField, ItemWrite, WriteTime, WrittenFields, limits};
+use lodestone_catalog::{AttributeValue, Filter, Item, ItemField, ItemWrite, WriteTime, WrittenFields, is_url, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -19,7 +19,7 @@ use std::{
 };
 
 /// Greatest number of fields in a mask: all fields, and all attributes by name.
-const MASK_MAX: usize = 10 + limits::ATTRIBUTES;
+const MASK_MAX: usize = 15 + limits::ATTRIBUTES;
 
 /// Number of listed items per page.
 const LIST_SIZE_DEFAULT: usize = 100;
@@ -83,9 +83,10 @@ pub(crate) fn inventory(
     let mut fields = BTreeSet::new();
     fields.extend(inventory.stock_quantity.map(|_| ItemField::StockQuantity));
     fields.extend(inventory.price_micros.map(|_| ItemField::Price));
+    fields.extend(inventory.original_price_micros.map(|_| ItemField::OriginalPrice));
     fields.extend((!inventory.currency_code.is_empty()).then_some(ItemField::Currency));
     if fields.is_empty() {
-        violations.add(&path, "has nothing to set; set stock_quantity or price_micros");
+        violations.add(&path, "has nothing to set; set stock_quantity, price_micros or original_price_micros");
     }
     if inventory.price_micros.is_none() && !inventory.currency_code.is_empty() {
         violations.add(format_args!("{path}.currency_code"), "needs a price_micros");
@@ -94,6 +95,7 @@ pub(crate) fn inventory(
         item_id: inventory.item_id.clone(),
         stock_quantity: inventory.stock_quantity,
         price_micros: inventory.price_micros,
+        original_price_micros: inventory.original_price_micros,
         currency_code: inventory.currency_code.clone(),
         ..proto::Item::default()
     };
@@ -149,9 +151,14 @@ fn masked(item: &proto::Item, fields: &BTreeSet<ItemField>) -> proto::Item {
             ItemField::Categories => masked.categories.clone_from(&item.categories),
             ItemField::Brand => masked.brand.clone_from(&item.brand),
             ItemField::Price => masked.price_micros = item.price_micros,
+            ItemField::OriginalPrice => masked.original_price_micros = item.original_price_micros,
             ItemField::Currency => masked.currency_code.clone_from(&item.currency_code),
             ItemField::StockQuantity => masked.stock_quantity = item.stock_quantity,
             ItemField::Tags => masked.tags.clone_from(&item.tags),
+            ItemField::Rating => masked.rating = item.rating,
+            ItemField::RatingCount => masked.rating_count = item.rating_count,
+            ItemField::Url => masked.url.clone_from(&item.url),
+            ItemField::ImageUrl => masked.image_url.clone_from(&item.image_url),
             ItemField::Attributes => masked.attributes.clone_from(&item.attributes),
             ItemField::Attribute(name) => {
                 let sent = item.attributes.get(name).map(|value| (name.clone(), value.clone()));
@@ -182,7 +189,18 @@ pub(crate) fn item(
     categories(violations, field("categories"), &item.categories);
     violations.characters(field("brand"), &item.brand, limits::NAME_CHARS);
     let price = price(violations, field("price_micros"), item.price_micros);
+    let original_price = self::price(violations, field("original_price_micros"), item.original_price_micros);
     let currency = currency(violations, field("currency_code"), &item.currency_code);
+    if let Some(rating) = item.rating.filter(|rating| !(0.0..=limits::RATING).contains(rating)) {
+        violations.add(field("rating"), format!("is {rating}; it must be within 0 and {}", limits::RATING));
+    }
+    let rating_count =
+        item.rating_count.and_then(|count| u32::try_from(count).ok()).filter(|c| *c <= limits::RATING_COUNT);
+    if let (Some(count), None) = (item.rating_count, rating_count) {
+        violations.add(field("rating_count"), format!("is {count}; it must be within 0 and {}", limits::RATING_COUNT));
+    }
+    url(violations, field("url"), &item.url);
+    url(violations, field("image_url"), &item.image_url);
     // A shop that sells more than it has counts below 0.
     let stock = item.stock_quantity.map(|stock| stock.max(0));
     let stock_max = limits::STOCK;
@@ -210,10 +228,23 @@ pub(crate) fn item(
         currency,
         stock_quantity: stock.map(|stock| stock as u32),
         tags: item.tags.clone(),
+        original_price,
+        rating: item.rating,
+        rating_count,
+        url: item.url.clone(),
+        image_url: item.image_url.clone(),
         attributes,
         created_at: item.create_time.as_ref().map(|time| UnixMillis(time.seconds.saturating_mul(1000))),
         ..Item::titled(id?, "")
     })
+}
+
+fn url(violations: &mut Violations, field: impl Display, url: &str) {
+    violations.characters(&field, url, limits::URL_CHARS);
+    if !url.is_empty() && !is_url(url) {
+        let problem = "is neither an http or https URL without spaces nor a path that begins with /";
+        violations.add(field, format!("`{}` {problem}", super::shortened(url)));
+    }
 }
 
 pub(crate) fn categories(violations: &mut Violations, field: impl Display, categories: &[String]) {
@@ -282,13 +313,17 @@ mod tests {
             price_micros: Some(-1),
             stock_quantity: Some(i64::from(limits::STOCK) + 1),
             currency_code: "pounds".into(),
+            rating: Some(f64::NAN),
+            rating_count: Some(-1),
+            url: "javascript:alert(1)".into(),
+            image_url: "https://shop.test/a b".into(),
             attributes: [("weight".to_owned(), number)].into(),
             create_time: Some(prost_types::Timestamp { seconds: i64::MIN, nanos: 0 }),
             ..Default::default()
         };
         let mut violations = Violations::default();
         assert!(item(&mut violations, "items[0]", &sent, true).is_none());
-        assert_eq!(violations.found.len(), 7, "{violations:?}");
+        assert_eq!(violations.found.len(), 11, "{violations:?}");
     }
 
     #[test]

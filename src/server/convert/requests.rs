@@ -351,6 +351,7 @@ pub(crate) fn recommend(
         Ok(Wire::Trending) => RecommendKind::Trending,
         Ok(Wire::RecentlyViewed) => RecommendKind::RecentlyViewed,
         Ok(Wire::NewArrivals) => RecommendKind::NewArrivals,
+        Ok(Wire::OnSale) => RecommendKind::OnSale,
         Ok(Wire::Unspecified) => {
             violations.add("type", "is not set; choose a RecommendType such as RECOMMEND_TYPE_FOR_YOU");
             RecommendKind::ForYou
@@ -368,7 +369,11 @@ pub(crate) fn recommend(
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
         kind,
         page,
-        filter: filter(violations, "filter", &request.filter),
+        filter: match (filter(violations, "filter", &request.filter), kind) {
+            (Some(filter), RecommendKind::OnSale) => Some(filter.and(Filter::on_sale())),
+            (None, RecommendKind::OnSale) => Some(Filter::on_sale()),
+            (filter, _) => filter,
+        },
         anchors: anchors(violations, &request.anchor_item_ids),
         facets: facets(violations, &request.facet_specs),
         options: options(violations, request.options.as_ref(), now),

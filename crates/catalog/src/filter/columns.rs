@@ -13,6 +13,17 @@ pub(crate) type Mask = [u64; BLOCK_ROWS / 64];
 
 const NONE: Mask = [0; BLOCK_ROWS / 64];
 
+/// The fields that are a number or a time in every item.
+const NUMBERS: [Field; 7] = [
+    Field::Price,
+    Field::OriginalPrice,
+    Field::Discount,
+    Field::Rating,
+    Field::RatingCount,
+    Field::StockQuantity,
+    Field::CreateTime,
+];
+
 /// The columns of one block. Titles, descriptions and ids have no column, because almost every item has a different
 /// value. They are read from the items that the other conditions leave. Snapshots of the catalogue share the columns
 /// that did not change.
@@ -20,12 +31,11 @@ const NONE: Mask = [0; BLOCK_ROWS / 64];
 pub struct Columns {
     category: Arc<Column>,
     brand: Arc<Column>,
-    price: Arc<Column>,
     currency: Arc<Column>,
-    stock_quantity: Arc<Column>,
     in_stock: Arc<Column>,
     tags: Arc<Column>,
-    create_time: Arc<Column>,
+    /// In the order of [`NUMBERS`].
+    numbers: [Arc<Column>; NUMBERS.len()],
     attributes: AHashMap<Box<str>, Arc<Column>>,
 }
 
@@ -282,8 +292,8 @@ impl Columns {
         if old.is_none_or(|old| old.is_in_stock() != new.is_in_stock()) {
             Arc::make_mut(&mut self.in_stock).flag(at, new.is_in_stock());
         }
-        let number = |column: &mut Arc<Column>, value: &dyn Fn(&Item) -> Option<f64>| {
-            let (before, after) = (old.and_then(value), value(new));
+        for (field, column) in NUMBERS.iter().zip(&mut self.numbers) {
+            let (before, after) = (old.and_then(|old| field.plain_number(old)), field.plain_number(new));
             if before != after {
                 let column = Arc::make_mut(column);
                 match after {
@@ -291,10 +301,7 @@ impl Columns {
                     None => column.remove_number(at),
                 }
             }
-        };
-        number(&mut self.price, &|item| item.price.map(|price| price.units()));
-        number(&mut self.stock_quantity, &|item| item.stock_quantity.map(f64::from));
-        number(&mut self.create_time, &|item| item.created_at.map(|time| time.0 as f64));
+        }
         self.change_attributes(at, old, new);
     }
 
@@ -339,11 +346,9 @@ impl Columns {
             Field::Tags => &self.tags,
             Field::Brand => &self.brand,
             Field::Currency => &self.currency,
-            Field::Price => &self.price,
-            Field::StockQuantity => &self.stock_quantity,
             Field::InStock => &self.in_stock,
-            Field::CreateTime => &self.create_time,
             Field::Attribute(name) => self.attributes.get(name.as_str())?,
+            number => &self.numbers[NUMBERS.iter().position(|field| field == number)?],
         })
     }
 }

@@ -61,7 +61,12 @@ pub enum Field {
     Category,
     Brand,
     Price,
+    OriginalPrice,
+    /// See [`Item::discount`].
+    Discount,
     Currency,
+    Rating,
+    RatingCount,
     StockQuantity,
     InStock,
     Tags,
@@ -126,8 +131,8 @@ pub fn attribute_name(field: &str) -> Option<&str> {
     field.strip_prefix("attributes.").filter(is_name)
 }
 
-/// Returns true if a word of a text in normal form begins with a prefix in normal form. Every letter of a script without
-/// spaces begins a word.
+/// Returns true if a word of a text in normal form begins with a prefix in normal form. Every letter of a script
+/// without spaces begins a word.
 pub fn has_word_prefix(text: &str, prefix: &str) -> bool {
     let first = prefix.chars().next();
     text.match_indices(prefix).any(|(at, _)| is_word_boundary(text[..at].chars().next_back(), first))
@@ -146,6 +151,20 @@ impl Filter {
     /// Parses a filter of at most [`FILTER_CHARS_MAX`] characters and a nesting depth of at most [`FILTER_DEPTH_MAX`].
     pub fn parse(text: &str) -> Result<Filter, FilterError> {
         parse::parse(text).map(Filter)
+    }
+
+    /// Returns the filter of items whose price is reduced.
+    pub fn on_sale() -> Self {
+        Self(Node::Predicate(Field::Discount, Predicate::Compare(Operator::Greater, Literal::Number(0.0))))
+    }
+
+    /// Returns a filter that matches what both match.
+    pub fn and(self, other: Filter) -> Filter {
+        let nodes = |Filter(node)| match node {
+            Node::And(nodes) => nodes,
+            node => vec![node],
+        };
+        Filter(Node::And([nodes(self), nodes(other)].concat()))
     }
 
     /// Returns the filter without the conditions on a field, as far as AND joins them with the rest; none if it has no
@@ -197,8 +216,6 @@ impl Field {
             Self::Tags => predicate.matches_labels(&item.tags),
             Self::Brand => predicate.matches_text(&item.brand),
             Self::Currency => predicate.matches_text(&item.currency),
-            Self::Price => item.price.is_some_and(|price| predicate.matches_number(price.units())),
-            Self::StockQuantity => item.stock_quantity.is_some_and(|stock| predicate.matches_number(f64::from(stock))),
             Self::InStock => predicate.matches_flag(item.is_in_stock()),
             Self::CreateTime => item.created_at.is_some_and(|at| predicate.matches_time(at.0)),
             Self::Attribute(name) => match item.attributes.get(name) {
@@ -207,6 +224,28 @@ impl Field {
                 Some(AttributeValue::Number(number)) => predicate.matches_number(*number),
                 Some(AttributeValue::Flag(flag)) => predicate.matches_flag(*flag),
             },
+            Self::Price
+            | Self::OriginalPrice
+            | Self::Discount
+            | Self::Rating
+            | Self::RatingCount
+            | Self::StockQuantity => self.plain_number(item).is_some_and(|number| predicate.matches_number(number)),
+        }
+    }
+
+    /// Returns the value of a field that is a number in every item, or a time in milliseconds since 1970; none for
+    /// other fields.
+    pub(crate) fn plain_number(&self, item: &Item) -> Option<f64> {
+        match self {
+            Self::Price => item.price.map(|price| price.units()),
+            Self::OriginalPrice => item.original_price.map(|price| price.units()),
+            Self::Discount => item.discount(),
+            Self::Rating => item.rating,
+            Self::RatingCount => item.rating_count.map(f64::from),
+            Self::StockQuantity => item.stock_quantity.map(f64::from),
+            Self::CreateTime => item.created_at.map(|time| time.0 as f64),
+            Self::ItemId | Self::Title | Self::Description | Self::Category | Self::Brand => None,
+            Self::Currency | Self::InStock | Self::Tags | Self::Attribute(_) => None,
         }
     }
 
@@ -219,7 +258,11 @@ impl Field {
             "category" | "categories" => Self::Category,
             "brand" => Self::Brand,
             "price" => Self::Price,
+            "original_price" => Self::OriginalPrice,
+            "discount" => Self::Discount,
             "currency" => Self::Currency,
+            "rating" => Self::Rating,
+            "rating_count" => Self::RatingCount,
             "stock_quantity" => Self::StockQuantity,
             "in_stock" => Self::InStock,
             "tags" => Self::Tags,
@@ -228,8 +271,8 @@ impl Field {
         })
     }
 
-    /// Returns true if blocks have a column of the field. Titles, descriptions and ids have none, because almost every item
-    /// has a different value.
+    /// Returns true if blocks have a column of the field. Titles, descriptions and ids have none, because almost every
+    /// item has a different value.
     fn has_column(&self) -> bool {
         !matches!(self, Self::ItemId | Self::Title | Self::Description)
     }
@@ -237,7 +280,8 @@ impl Field {
     /// Returns the type of the literals that the field is compared with.
     fn value_type(&self) -> ValueType {
         match self {
-            Self::Price | Self::StockQuantity => ValueType::Number,
+            Self::Price | Self::OriginalPrice | Self::Discount => ValueType::Number,
+            Self::Rating | Self::RatingCount | Self::StockQuantity => ValueType::Number,
             Self::InStock => ValueType::Flag,
             Self::CreateTime => ValueType::Time,
             Self::Attribute(_) => ValueType::Attribute,
@@ -421,7 +465,11 @@ impl fmt::Display for Field {
             Self::Category => "category",
             Self::Brand => "brand",
             Self::Price => "price",
+            Self::OriginalPrice => "original_price",
+            Self::Discount => "discount",
             Self::Currency => "currency",
+            Self::Rating => "rating",
+            Self::RatingCount => "rating_count",
             Self::StockQuantity => "stock_quantity",
             Self::InStock => "in_stock",
             Self::Tags => "tags",
@@ -582,6 +630,8 @@ mod tests {
                 categories,
                 tags,
                 price: price.and_then(|units| PriceMicros::new(units * 1_000_000)),
+                original_price: price.and_then(|_| PriceMicros::new(2_000_000)),
+                rating: stock_quantity.map(f64::from),
                 stock_quantity,
                 attributes,
                 created_at: old.map(|old| UnixMillis(if old { 0 } else { 4_000_000_000_000 })),
@@ -597,7 +647,7 @@ mod tests {
         let test = prop_oneof![
             2 => (field, "(=|!=)", text).prop_map(|(field, operator, text)| format!("{field} {operator} {text}")),
             1 => (field, "[abA马][abA马 ]?").prop_map(|(field, text)| format!("{field} HAS \"{text}\"")),
-            2 => ("(price|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", number)
+            2 => ("(price|discount|rating|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", number)
                 .prop_map(|(field, operator, number)| format!("{field} {operator} {number}")),
             1 => prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
             1 => Just("in_stock".to_owned()),

@@ -52,7 +52,12 @@ pub struct ProductColumns {
     pub categories: String,
     pub tags: String,
     pub price: String,
+    pub original_price: String,
     pub stock: String,
+    pub rating: String,
+    pub rating_count: String,
+    pub url: String,
+    pub image_url: String,
     pub created: String,
     /// Columns by the names of their attributes.
     pub attributes: BTreeMap<String, String>,
@@ -95,7 +100,12 @@ impl ProductColumns {
             ("products.categories", &self.categories),
             ("products.tags", &self.tags),
             ("products.price", &self.price),
+            ("products.original_price", &self.original_price),
             ("products.stock", &self.stock),
+            ("products.rating", &self.rating),
+            ("products.rating_count", &self.rating_count),
+            ("products.url", &self.url),
+            ("products.image_url", &self.image_url),
             ("products.created", &self.created),
         ];
         columns.extend(self.attributes.values().map(|name| ("products.attributes", name.as_str())));

@@ -8,7 +8,7 @@ use super::{
     rows::{Row, Rows},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{AttributeValue, Item, limits};
+use lodestone_catalog::{AttributeValue, Item, is_url, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -25,7 +25,12 @@ enum Field {
     Categories,
     Tags,
     Price,
+    OriginalPrice,
     Stock,
+    Rating,
+    RatingCount,
+    Url,
+    ImageUrl,
     Created,
     FirstAttribute,
 }
@@ -130,7 +135,12 @@ impl ProductReader<'_> {
                 limits::NAME_CHARS,
             )?,
             tags: list(&columns.tags, Field::Tags, &columns.tag_separator, ",", limits::TAGS, limits::TAG_CHARS)?,
-            price: self.price(row)?,
+            price: self.price(row, Field::Price, &columns.price)?,
+            original_price: self.price(row, Field::OriginalPrice, &columns.original_price)?,
+            rating: self.rating(row)?,
+            rating_count: self.number(row, Field::RatingCount, &columns.rating_count)?.map(rating_count),
+            url: url(&columns.url, text(Field::Url))?,
+            image_url: url(&columns.image_url, text(Field::ImageUrl))?,
             currency: self.mapping.constants.currency.clone(),
             stock_quantity: self.number(row, Field::Stock, &columns.stock)?.map(pieces),
             created_at: self.created(text(Field::Created))?,
@@ -155,10 +165,20 @@ impl ProductReader<'_> {
         self.formats.numbers.parse(Cell { column, text, line: row.line, is_number })
     }
 
-    fn price(&mut self, row: &Row) -> Result<Option<PriceMicros>, RowError> {
-        let column = &self.columns.price;
-        let Some(price) = self.number(row, Field::Price, column)? else { return Ok(None) };
-        numbers::price(price, column, &row.values[Field::Price as usize], &self.mapping.clean).map(Some)
+    fn price(&mut self, row: &Row, field: Field, column: &str) -> Result<Option<PriceMicros>, RowError> {
+        let Some(price) = self.number(row, field, column)? else { return Ok(None) };
+        numbers::price(price, column, &row.values[field as usize], &self.mapping.clean).map(Some)
+    }
+
+    fn rating(&mut self, row: &Row) -> Result<Option<f64>, RowError> {
+        let column = &self.columns.rating;
+        match self.number(row, Field::Rating, column)? {
+            Some(rating) if !(0.0..=limits::RATING).contains(&rating) => {
+                let problem = format!("not within 0 and {}", limits::RATING);
+                Err(RowError::dropped(Reason::Rating, column, &row.values[Field::Rating as usize], &problem))
+            }
+            rating => Ok(rating),
+        }
     }
 
     fn created(&mut self, text: &str) -> Result<Option<UnixMillis>, RowError> {
@@ -166,6 +186,22 @@ impl ProductReader<'_> {
             true => Ok(None),
             false => self.formats.times.read(&self.columns.created, text, self.has_typed_times).map(Some),
         }
+    }
+}
+
+fn rating_count(count: f64) -> u32 {
+    count.round().clamp(0.0, limits::RATING_COUNT.into()) as u32
+}
+
+fn url(column: &str, text: &str) -> Result<String, RowError> {
+    let text = text.trim();
+    if text.chars().count() > limits::URL_CHARS {
+        let problem = format!("too long: the limit is {} characters", limits::URL_CHARS);
+        return Err(RowError::dropped(Reason::TooLong, column, text, &problem));
+    }
+    match text.is_empty() || is_url(text) {
+        true => Ok(text.to_owned()),
+        false => Err(RowError::dropped(Reason::Url, column, text, "neither a URL nor a path that begins with /")),
     }
 }
 

@@ -75,6 +75,8 @@ pub(super) enum Reason {
     NotANumber,
     PriceTooLow,
     PriceTooHigh,
+    Rating,
+    Url,
     Quantity,
     User,
     SameProduct,
@@ -104,9 +106,11 @@ impl Reason {
             Self::Time => {
                 ("bad time", "before 1990 or more than a day ahead; for numbers see clean.time_format, such as unix_ms")
             }
-            Self::NotANumber => ("not a number", "a price, quantity or stock is not a number"),
+            Self::NotANumber => ("not a number", "a price, quantity, stock or rating is not a number"),
             Self::PriceTooLow => ("price too low", "below clean.price_min"),
             Self::PriceTooHigh => ("price too high", "above 1,000,000,000"),
+            Self::Rating => ("bad rating", "below 0 or above 5"),
+            Self::Url => ("bad URL", "neither an http or https URL without spaces nor a path that begins with /"),
             Self::Quantity => ("bad quantity", "0, above 1,000,000, below 0 in a purchase, or above 0 in a refund"),
             Self::User => ("bad user", "the id of a user or visitor is not valid"),
             Self::SameProduct => ("same product", "an earlier row has the same id"),

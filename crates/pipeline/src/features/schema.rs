@@ -127,11 +127,14 @@ impl DeclaredFeature {
         };
         match self {
             Self::Number { field, missing, .. } => {
-                use Field::{Attribute, InStock, Price, StockQuantity};
-                if !matches!(field, Attribute(_) | InStock | Price | StockQuantity) {
+                use Field::{Category, CreateTime, Currency, Description, ItemId, Tags, Title};
+                if matches!(
+                    field,
+                    ItemId | Title | Description | Category | Field::Brand | Currency | Tags | CreateTime
+                ) {
                     return Err(format!(
-                        "{field} is no number; the fields of kind number are price, stock_quantity, in_stock and \
-                         attributes.NAME"
+                        "{field} is no number; the fields of kind number are price, original_price, discount, rating, \
+                         rating_count, stock_quantity, in_stock and attributes.NAME"
                     ));
                 }
                 within("missing", *missing, (-NUMBER_MAX, NUMBER_MAX))
@@ -141,7 +144,8 @@ impl DeclaredFeature {
                 if matches!(field, Field::ItemId | Field::Title | Field::Description | Field::CreateTime) {
                     return Err(format!(
                         "almost every item has another {field}; the fields of kind affinity are category, brand, tags, \
-                         price, currency, stock_quantity, in_stock and attributes.NAME"
+                         price, original_price, discount, currency, rating, rating_count, stock_quantity, in_stock and \
+                         attributes.NAME"
                     ));
                 }
                 within("half_life_days", *half_life_days, HALF_LIFE_DAYS)
