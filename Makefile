@@ -186,7 +186,7 @@ bench-retrieval: build $(BUNDLE) ## Compare the frozen graph with other ANN libr
 bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure event ingestion, replay and startup, and their effect on serving latency; BENCH_EVENTS=10000000
 	@python3 benches/events.py
 
-bench-catalog: build tools-run bench-tools $(BUNDLE) ## Measure category pages, sorting, facets and price updates beside tantivy; BENCH_ITEMS=1000000
+bench-catalog: build tools-run bench-tools $(BUNDLE) ## Measure category pages, sorting, facets and price updates beside tantivy; BENCH_ITEMS=200000
 	@$(TOOLS)/bench/bin/python benches/catalog.py
 
 deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml

@@ -1,6 +1,6 @@
 """Measures category pages, sorting, facets and updates of prices, and the same queries on tantivy: `make bench-catalog`.
 
-Writes BENCH_ITEMS=1000000 generated items, a tenth of them in the category Shelves, to a server with the example shop's
+Writes BENCH_ITEMS=200000 generated items, 100,000 of them in the category Shelves, to a server with the example shop's
 bundle, and to a tantivy index in this process. Each query is sent BENCH_QUERIES=200 times, one after the other. The times
 of Lodestone include gRPC; those of tantivy do not, and its index takes no writes meanwhile. Then 1,000 prices and stocks
 per message are set over 4 connections for BENCH_SECONDS=5, and again while category pages are requested. All results are
@@ -27,12 +27,14 @@ TOP = Path(__file__).resolve().parent.parent
 LODESTONE = TOP / "target/release/lodestone"
 BUNDLE = TOP / "target/demo/bundle"
 OUT = TOP / "target/bench"
-ITEMS = int(os.environ.get("BENCH_ITEMS", "1000000"))
+ITEMS = int(os.environ.get("BENCH_ITEMS", "200000"))
+# One of this many items is in the category.
+SHARE = max(2, ITEMS // 100_000)
 QUERIES = int(os.environ.get("BENCH_QUERIES", "200"))
 SECONDS = float(os.environ.get("BENCH_SECONDS", "5"))
 PAGE = 24
 # A page that is deep in a category of 100,000 items; smaller benchmarks have a smaller one.
-DEEP = min(500, ITEMS // 10 // PAGE // 2)
+DEEP = min(500, ITEMS // SHARE // PAGE // 2)
 BATCH, CONNECTIONS = 1000, 4
 FACETS = ["brand", "color", "size", "price", "weight"]
 
@@ -51,11 +53,11 @@ def items():
     brand_weights = [1 / (1 + n) for n in range(len(brands))]
     colors, sizes = ["red", "blue", "green", "black", "white", "oak", "beech", "grey"], ["S", "M", "L", "XL"]
     for number in range(ITEMS):
-        is_shelf = number % 10 == 0
+        is_shelf = number % SHARE == 0
         yield {
             "item_id": f"item-{number}",
             "title": " ".join(draw.choices(words, word_weights, k=4)) + (" shelf" if is_shelf else ""),
-            "categories": ["Home", "Shelves" if is_shelf else f"Things {number % 10}"],
+            "categories": ["Home", "Shelves" if is_shelf else f"Things {number % 9}"],
             "brand": draw.choices(brands, brand_weights)[0],
             "price_micros": int(draw.lognormvariate(3, 1) * 100) * 10_000,
             "stock_quantity": draw.randrange(1, 100),
@@ -84,8 +86,15 @@ class Server:
 
     def __enter__(self):
         self.channel = grpc.insecure_channel(self.address)
-        grpc.channel_ready_future(self.channel).result(timeout=120)
-        return self
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                grpc.channel_ready_future(self.channel).result(timeout=1)
+                return self
+            except grpc.FutureTimeoutError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.log.seek(0)
+                    sys.exit(f"the server did not start:\n{self.log.read()[-2000:]}")
 
     def __exit__(self, *_):
         self.channel.close()

@@ -9,11 +9,7 @@ use lodestone::server::proto::{
 use lodestone_core::units::UnixMillis;
 use lodestone_rollout::HealthBounds;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
-use std::{
-    cmp::Ordering,
-    collections::BTreeMap,
-    time::Duration,
-};
+use std::{cmp::Ordering, collections::BTreeMap, time::Duration};
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 

@@ -13,12 +13,26 @@ const WORDS: usize = BLOCK_ROWS / 64;
 /// How often the values of a field occur.
 #[derive(Debug, Default, PartialEq)]
 pub struct ValueCounts<'c> {
-    /// Items with each text, by its normal form, which is not empty.
-    pub texts: AHashMap<&'c str, u64>,
+    /// By the hash of a text.
+    texts: AHashMap<u64, (&'c str, u64)>,
     /// Items with the flags false and true.
     pub flags: [u64; 2],
     /// The numbers of all items.
     pub numbers: Vec<f64>,
+}
+
+impl<'c> ValueCounts<'c> {
+    /// Adds items with a text in normal form. Texts with equal hashes are equal.
+    pub(crate) fn add_text(&mut self, hash: u64, text: &'c str, count: u64) {
+        if count > 0 {
+            self.texts.entry(hash).or_insert((text, 0)).1 += count;
+        }
+    }
+
+    /// Returns each text in normal form, which is not empty, with its number of items, in no order.
+    pub fn texts(&self) -> impl Iterator<Item = (&'c str, u64)> {
+        self.texts.values().copied()
+    }
 }
 
 impl Catalog {
@@ -27,9 +41,7 @@ impl Catalog {
     pub fn count_values(&self, field: &Field, among: &[u64]) -> ValueCounts<'_> {
         let mut counts = ValueCounts::default();
         for (block, mask) in masks(among) {
-            if let Some(column) = self.columns(block).column(field) {
-                column.count(&mask, &mut counts);
-            }
+            self.columns(block).count(field, &mask, &mut counts);
         }
         counts
     }
@@ -39,9 +51,10 @@ impl Catalog {
     pub fn spelling(&self, field: &Field, normal: &str, among: &[u64]) -> String {
         let mut spellings: AHashMap<&str, usize> = AHashMap::new();
         let rows = masks(among).flat_map(|(block, mask)| {
-            let items = self.columns(block).column(field).map(|column| column.items_with(normal)).unwrap_or_default();
-            let items = items.iter().map(|at| usize::from(*at)).filter(move |at| bits::has(&mask, *at));
-            items.map(move |at| Row((block * BLOCK_ROWS + at) as u32))
+            let mut with_text = self.columns(block).with_text(field, normal);
+            with_text.iter_mut().zip(mask).for_each(|(with_text, among)| *with_text &= among);
+            let rows: Vec<Row> = bits::ones(&with_text, 0).map(|at| Row((block * BLOCK_ROWS + at) as u32)).collect();
+            rows
         });
         for row in rows.take(SPELLING_ROWS) {
             let known = |text: &&str| spellings.contains_key(*text) || normalize(text) == normal;

@@ -14,7 +14,8 @@ pub use filter::{Field, Filter, FilterError, attribute_name, has_word_prefix};
 pub use item::{AttributeValue, Item, is_url, limits};
 pub use keys::ItemKeys;
 pub use order::{
-    ORDER_KEYS_MAX, OrderBy, OrderByError, Part, Position, Selected, SortEntry, SortValue, StoredValue, select,
+    ORDER_KEYS_MAX, OrderBy, OrderByError, Part, Position, Selected, SortText, SortValue, StoredValue, TextValue,
+    select,
 };
 pub use prepared::{PreparedField, PreparedValue};
 pub use snapshot::{Catalog, ItemList, ItemVectors};

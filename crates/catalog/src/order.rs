@@ -1,11 +1,11 @@
 //! Orders of items by their fields: the language of `order_by`, and the selection of a page from many rows.
 use super::{
     Catalog, Field,
-    filter::{BLOCK_ROWS, BlockValues},
+    filter::{BLOCK_ROWS, Column},
     snapshot::CatalogRow,
 };
 use lodestone_core::ids::{ItemKey, Row};
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::Arc};
 
 /// Maximum number of keys of an order.
 pub const ORDER_KEYS_MAX: usize = 4;
@@ -110,7 +110,7 @@ pub enum SortValue<'a> {
     Flag(bool),
     Number(f64),
     /// In normal form, except ids.
-    Text(&'a str),
+    Text(TextValue<'a>),
     /// Last in both directions.
     Missing,
 }
@@ -124,7 +124,7 @@ impl SortValue<'_> {
             (_, Self::Missing) => return Ordering::Less,
             (Self::Flag(a), Self::Flag(b)) => a.cmp(&b),
             (Self::Number(a), Self::Number(b)) => a.total_cmp(&b),
-            (Self::Text(a), Self::Text(b)) => a.cmp(b),
+            (Self::Text(a), Self::Text(b)) => a.cmp(&b),
             (a, b) => a.type_rank().cmp(&b.type_rank()),
         };
         if is_descending { ascending.reverse() } else { ascending }
@@ -137,6 +137,48 @@ impl SortValue<'_> {
             Self::Text(_) => 2,
             Self::Missing => 3,
         }
+    }
+}
+
+/// A text with its first bytes as a number, which decides most comparisons without reading the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TextValue<'a> {
+    /// Big-endian, so that numbers are in the order of the texts.
+    prefix: u64,
+    text: &'a str,
+}
+
+impl<'a> TextValue<'a> {
+    pub fn new(text: &'a str) -> Self {
+        let mut first = [0; 8];
+        let count = text.len().min(8);
+        first[..count].copy_from_slice(&text.as_bytes()[..count]);
+        Self { prefix: u64::from_be_bytes(first), text }
+    }
+}
+
+/// An owned [`TextValue`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct SortText {
+    prefix: u64,
+    text: Arc<str>,
+}
+
+impl SortText {
+    pub fn new(text: &str) -> Self {
+        Self { prefix: TextValue::new(text).prefix, text: text.into() }
+    }
+
+    pub fn as_ref(&self) -> TextValue<'_> {
+        TextValue { prefix: self.prefix, text: &self.text }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn shared(&self) -> Arc<str> {
+        self.text.clone()
     }
 }
 
@@ -154,7 +196,7 @@ impl From<SortValue<'_>> for StoredValue {
         match value {
             SortValue::Flag(flag) => Self::Flag(flag),
             SortValue::Number(number) => Self::Number(number),
-            SortValue::Text(text) => Self::Text(text.into()),
+            SortValue::Text(text) => Self::Text(text.text.into()),
             SortValue::Missing => Self::Missing,
         }
     }
@@ -165,7 +207,7 @@ impl StoredValue {
         match self {
             Self::Flag(flag) => SortValue::Flag(*flag),
             Self::Number(number) => SortValue::Number(*number),
-            Self::Text(text) => SortValue::Text(text),
+            Self::Text(text) => SortValue::Text(TextValue::new(text)),
             Self::Missing => SortValue::Missing,
         }
     }
@@ -238,14 +280,6 @@ impl Position {
     }
 }
 
-/// A row with the values that sort it.
-#[derive(Debug, Clone, Copy)]
-pub struct SortEntry<'a, const N: usize> {
-    pub values: [SortValue<'a>; N],
-    pub key: ItemKey,
-    pub row: Row,
-}
-
 /// A part of the entries in their order.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Part<'p> {
@@ -264,36 +298,47 @@ pub struct Selected {
     pub has_more: bool,
 }
 
-/// Returns a part of the entries. `is_descending` has the direction of each value; ties are in the order of the keys.
-/// One pass over the entries, and memory for `skip + count` of them.
-pub fn select<'a, const N: usize>(
-    entries: impl Iterator<Item = SortEntry<'a, N>>,
+/// A row with the values that sort it.
+#[derive(Clone, Copy)]
+struct SortEntry<'a, const N: usize> {
+    values: [SortValue<'a>; N],
+    key: ItemKey,
+    row: Row,
+}
+
+/// Returns a part of the rows. Each is with a function that returns its value of a sort key: a row that the first value
+/// decides is not read further. `is_descending` has the direction of each value; ties are in the order of the keys. One
+/// pass over the rows, and memory for `skip + count` of them.
+pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
+    rows: impl Iterator<Item = (Row, V)>,
+    key_of: impl Fn(Row) -> ItemKey,
     is_descending: [bool; N],
     Part { after, skip, count }: Part,
 ) -> Selected {
-    let values = |a: &[SortValue; N], b: &[SortValue; N]| {
-        let directions = is_descending.iter();
-        let mut compared = a.iter().zip(b).zip(directions).map(|((a, b), is_descending)| a.compare(*b, *is_descending));
-        compared.find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
+    let compare = |a: &SortEntry<'a, N>, b: &SortEntry<'a, N>| {
+        let mut compared = (0..N).map(|at| a.values[at].compare(b.values[at], is_descending[at]));
+        compared.find(|ordering| ordering.is_ne()).unwrap_or_else(|| a.key.cmp(&b.key))
     };
-    let compare = |a: &SortEntry<'a, N>, b: &SortEntry<'a, N>| values(&a.values, &b.values).then(a.key.cmp(&b.key));
-    let after: Option<([SortValue; N], ItemKey)> = after.map(|position| {
+    let compare_row = |row: Row, value: &V, with: &SortEntry<'_, N>| {
+        let mut compared = (0..N).map(|at| value(at).compare(with.values[at], is_descending[at]));
+        compared.find(|ordering| ordering.is_ne()).unwrap_or_else(|| key_of(row).cmp(&with.key))
+    };
+    let after: Option<SortEntry<N>> = after.map(|position| {
         let value = |at: usize| position.values.get(at).map_or(SortValue::Missing, StoredValue::as_value);
-        (std::array::from_fn(value), position.key)
+        SortEntry { values: std::array::from_fn(value), key: position.key, row: Row(0) }
     });
     // One more, to know whether others follow.
     let wanted = skip.saturating_add(count).saturating_add(1);
     let capacity = wanted.saturating_mul(2).max(BUFFER_MIN);
     let mut best: Vec<SortEntry<'a, N>> = Vec::new();
     let mut worst: Option<SortEntry<'a, N>> = None;
-    for entry in entries {
-        let is_before = |(position, key): &([SortValue; N], ItemKey)| {
-            values(&entry.values, position).then(entry.key.cmp(key)) != Ordering::Greater
-        };
-        if worst.as_ref().is_some_and(|worst| compare(&entry, worst).is_gt()) || after.as_ref().is_some_and(is_before) {
+    for (row, value) in rows {
+        if worst.as_ref().is_some_and(|worst| compare_row(row, &value, worst).is_gt())
+            || after.as_ref().is_some_and(|after| compare_row(row, &value, after).is_le())
+        {
             continue;
         }
-        best.push(entry);
+        best.push(SortEntry { values: std::array::from_fn(value), key: key_of(row), row });
         if best.len() == capacity {
             best.select_nth_unstable_by(wanted - 1, compare);
             best.truncate(wanted);
@@ -322,8 +367,9 @@ pub fn select<'a, const N: usize>(
 }
 
 /// The values of one field in one block.
+#[derive(Clone, Copy)]
 enum FieldValues<'c> {
-    Column(BlockValues<'c>),
+    Column(Option<&'c Column>),
     Titles(&'c [CatalogRow]),
     Ids(&'c [CatalogRow]),
 }
@@ -331,10 +377,10 @@ enum FieldValues<'c> {
 impl<'c> FieldValues<'c> {
     fn get(&self, at: usize) -> SortValue<'c> {
         match self {
-            Self::Column(values) => values.get(at),
-            Self::Titles(rows) if rows[at].title_normal.is_empty() => SortValue::Missing,
-            Self::Titles(rows) => SortValue::Text(&rows[at].title_normal),
-            Self::Ids(rows) => SortValue::Text(rows[at].item.id.as_str()),
+            Self::Column(column) => column.map_or(SortValue::Missing, |column| column.value(at)),
+            Self::Titles(rows) if rows[at].title_normal.as_str().is_empty() => SortValue::Missing,
+            Self::Titles(rows) => SortValue::Text(rows[at].title_normal.as_ref()),
+            Self::Ids(rows) => SortValue::Text(TextValue::new(rows[at].item.id.as_str())),
         }
     }
 }
@@ -352,7 +398,19 @@ impl Catalog {
     }
 
     fn select_by_keys<const N: usize>(&self, order: &OrderBy, rows: impl Iterator<Item = Row>, part: Part) -> Selected {
-        select(self.entries(order, rows), order.directions::<N>(), part)
+        let of_block = |block: usize| -> [FieldValues; N] {
+            std::array::from_fn(|at| match &order.0[at].field {
+                Field::Title => FieldValues::Titles(self.block(block)),
+                Field::ItemId => FieldValues::Ids(self.block(block)),
+                field => FieldValues::Column(self.columns(block).column(field)),
+            })
+        };
+        let blocks: Vec<[FieldValues; N]> = (0..self.row_count().div_ceil(BLOCK_ROWS)).map(of_block).collect();
+        let valued = rows.map(|row| {
+            let (values, at) = (&blocks[row.index() / BLOCK_ROWS], row.index() % BLOCK_ROWS);
+            (row, move |key: usize| values[key].get(at))
+        });
+        select(valued, |row| self.get(row).key, order.directions::<N>(), part)
     }
 
     /// Returns the rank of each row in this order; rows with equal values have equal ranks.
@@ -372,33 +430,6 @@ impl Catalog {
         ranks.sort_unstable();
         let rank = |row: &Row| ranks.binary_search_by_key(row, |(row, _)| *row).map_or(u32::MAX, |at| ranks[at].1);
         rows.iter().map(rank).collect()
-    }
-
-    /// Returns the entries of ascending rows.
-    fn entries<'c, const N: usize>(
-        &'c self,
-        order: &'c OrderBy,
-        rows: impl Iterator<Item = Row>,
-    ) -> impl Iterator<Item = SortEntry<'c, N>> {
-        let of_block = move |block: usize| -> [FieldValues<'c>; N] {
-            std::array::from_fn(|at| match &order.0[at].field {
-                Field::Title => FieldValues::Titles(self.block(block)),
-                Field::ItemId => FieldValues::Ids(self.block(block)),
-                field => {
-                    let column = self.columns(block).column(field);
-                    FieldValues::Column(column.map(|column| column.values()).unwrap_or_default())
-                }
-            })
-        };
-        let mut current: Option<(usize, [FieldValues<'c>; N])> = None;
-        rows.map(move |row| {
-            let (block, at) = (row.index() / BLOCK_ROWS, row.index() % BLOCK_ROWS);
-            let (_, values) = match current.take() {
-                Some(known) if known.0 == block => current.insert(known),
-                _ => current.insert((block, of_block(block))),
-            };
-            SortEntry { values: std::array::from_fn(|key| values[key].get(at)), key: self.get(row).key, row }
-        })
     }
 }
 

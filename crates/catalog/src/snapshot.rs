@@ -1,6 +1,6 @@
 //! Copy-on-write snapshots of the catalogue. A request reads one snapshot.
 use super::{
-    Filter, Item, ItemKeys, PreparedField, PreparedValue,
+    Filter, Item, ItemKeys, PreparedField, PreparedValue, SortText,
     filter::{BLOCK_ROWS, Columns, Mask},
 };
 use lodestone_core::{
@@ -88,7 +88,7 @@ pub struct CatalogRow {
     /// Copied for the same reason.
     pub created_at: Option<UnixMillis>,
     /// The title in normal form, by which items are sorted.
-    pub title_normal: Arc<str>,
+    pub title_normal: SortText,
     /// The values of the catalogue's prepared fields, in their order.
     pub prepared: Arc<[PreparedValue]>,
 }
@@ -207,7 +207,8 @@ impl Catalog {
         let prepared = self.prepared.iter().map(|field| field.of(&item)).collect();
         let known = self.last_row_of_key(key);
         let same_title = known.map(|row| self.get(row)).filter(|known| known.item.title == item.title);
-        let title_normal = same_title.map_or_else(|| normalize(&item.title).into(), |known| known.title_normal.clone());
+        let title_normal =
+            same_title.map_or_else(|| SortText::new(&normalize(&item.title)), |known| known.title_normal.clone());
         let content = CatalogRow { item, key, vectors, log_price, created_at, title_normal, prepared };
         let row = match known {
             Some(row) => {

@@ -80,10 +80,13 @@ pub struct Facets {
 /// Counts the values of a facet over the rows in a bit set.
 pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64]) -> Facet {
     let mut counts = catalog.count_values(&spec.field, among);
+    let mut texts: Vec<(&str, u64)> = counts.texts().collect();
     for (flag, count) in ["false", "true"].into_iter().zip(counts.flags).filter(|(_, count)| *count > 0) {
-        *counts.texts.entry(flag).or_default() += count;
+        match texts.iter_mut().find(|(text, _)| *text == flag) {
+            Some((_, known)) => *known += count,
+            None => texts.push((flag, count)),
+        }
     }
-    let mut texts: Vec<(&str, u64)> = counts.texts.into_iter().collect();
     if !spec.value_query.is_empty() {
         texts.retain(|(text, _)| has_word_prefix(text, &spec.value_query));
     }

@@ -7,7 +7,7 @@ use crate::{
     source::{CandidateSource, ScoredRows},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter, Part, SortEntry, SortValue, select};
+use lodestone_catalog::{Catalog, Filter, Part, SortValue, select};
 use lodestone_core::{
     bits,
     ids::{ItemKey, Row},
@@ -205,14 +205,18 @@ pub fn trending(input: &RetrievalInput) -> Candidates {
 /// time, follow by popularity.
 pub fn new_arrivals(input: &RetrievalInput) -> Candidates {
     let count = input.limits.fused;
-    let entries = input.eligible.rows().map(|row| {
+    let rows = input.eligible.rows().map(|row| {
         let content = input.catalog.get(row);
         let created = content.created_at.filter(|at| *at <= input.now);
         let created = created.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64));
-        let [others, all] = input.popularity.counts(content.key).rank().parts();
-        SortEntry { values: [created, SortValue::Number(others), SortValue::Number(all)], key: content.key, row }
+        let value = move |at: usize| match at {
+            0 => created,
+            _ => SortValue::Number(input.popularity.counts(content.key).rank().parts()[at - 1]),
+        };
+        (row, value)
     });
-    let newest = select(entries, [true; 3], Part { count, ..Part::default() }).rows;
+    let key_of = |row: Row| input.catalog.get(row).key;
+    let newest = select(rows, key_of, [true; 3], Part { count, ..Part::default() }).rows;
     let rows = newest.into_iter().map(|(row, _)| (row, 0.0)).collect();
     ordered_rows(input.catalog, CandidateSource::Catalogue, rows, count)
 }

@@ -3,9 +3,7 @@
 //! results takes no more memory than one of 250.
 use crate::{generation::Generation, popularity::PopularityView, request::QueryMatch, retrieve::EligibleRows};
 use ahash::AHashSet;
-use lodestone_catalog::{
-    Catalog, Filter, OrderBy, Part, Position, Selected, SortEntry, SortValue, StoredValue, select,
-};
+use lodestone_catalog::{Catalog, Filter, OrderBy, Part, Position, Selected, SortValue, StoredValue, select};
 use lodestone_core::ids::{ItemKey, Row};
 use lodestone_index::{LexicalError, MatchScope};
 
@@ -122,21 +120,20 @@ impl Tail {
                 |at| Position { values: vec![StoredValue::Number(scored[at].1.into())], ..*after },
             )
         });
-        let entries = scored.iter().map(|(row, score)| SortEntry {
-            values: [SortValue::Number(f64::from(*score))],
-            key: catalog.get(*row).key,
-            row: *row,
-        });
-        Ok(select(entries, [true], Part { after: current.as_ref(), ..part }))
+        let rows = scored.iter().map(|(row, score)| (*row, |_: usize| SortValue::Number(f64::from(*score))));
+        Ok(select(rows, |row| catalog.get(row).key, [true], Part { after: current.as_ref(), ..part }))
     }
 }
 
 fn by_popularity(popularity: &PopularityView, catalog: &Catalog, eligible: &EligibleRows, part: Part) -> Selected {
-    let entries = eligible.rows().map(|row: Row| {
+    let rows = eligible.rows().map(|row: Row| {
         let content = catalog.get(row);
-        let [others, all] = popularity.counts(content.key).rank().parts();
-        let created = content.created_at.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64));
-        SortEntry { values: [SortValue::Number(others), SortValue::Number(all), created], key: content.key, row }
+        let counts = popularity.counts(content.key).rank().parts();
+        let value = move |at: usize| match at {
+            0 | 1 => SortValue::Number(counts[at]),
+            _ => content.created_at.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64)),
+        };
+        (row, value)
     });
-    select(entries, [true; 3], part)
+    select(rows, |row| catalog.get(row).key, [true; 3], part)
 }

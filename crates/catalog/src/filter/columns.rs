@@ -1,7 +1,11 @@
 //! Columns of the field values of a block of items, so that a filter is evaluated for many items at once.
 use super::{Field, Filter, Literal, Node, Operator, Predicate};
-use crate::{AttributeValue, Item, counts::ValueCounts, order::SortValue};
-use ahash::AHashMap;
+use crate::{
+    AttributeValue, Item,
+    counts::ValueCounts,
+    order::{SortText, SortValue},
+};
+use ahash::{AHashMap, RandomState};
 use lodestone_core::{bits, text::normalize};
 use std::sync::Arc;
 
@@ -29,72 +33,49 @@ const NUMBERS: [Field; 7] = [
 /// that did not change.
 #[derive(Debug, Clone, Default)]
 pub struct Columns {
-    category: Arc<Column>,
+    category: Arc<LabelColumn>,
     brand: Arc<Column>,
     currency: Arc<Column>,
     in_stock: Arc<Column>,
-    tags: Arc<Column>,
+    tags: Arc<LabelColumn>,
     /// In the order of [`NUMBERS`].
     numbers: [Arc<Column>; NUMBERS.len()],
     attributes: AHashMap<Box<str>, Arc<Column>>,
 }
 
-/// The values of one field in a block. An attribute may be a text in one item and a number in another.
+/// The texts of a field with several values for each item.
+#[derive(Debug, Clone, Default)]
+struct LabelColumn {
+    /// The indices of the items with each text in normal form, ascending.
+    items: AHashMap<Box<str>, Vec<u16>>,
+}
+
+/// The values of a field with one value for each item. An attribute may be a text in one item and a number in another.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Column {
-    /// The indices of the items with each text in normal form, ascending.
-    labels: AHashMap<Box<str>, Vec<u16>>,
+    texts: Option<Box<Texts>>,
     numbers: Option<Numbers>,
     /// The items with the value true, and the items with any value.
     flags: Option<[Mask; 2]>,
 }
 
-/// The number of values that an item may have in a field.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Values {
-    /// HAS finds words within the text; `!=` matches only items with a text.
-    One,
-    /// Categories and tags: HAS compares whole texts; `!=` matches also items without a text.
-    Many,
+/// Texts as numbers, so that texts of many items are compared and counted without reading them.
+#[derive(Debug, Clone)]
+struct Texts {
+    /// For each item 1 + the index of its text, or 0 without a text.
+    codes: [u16; BLOCK_ROWS],
+    known: Vec<KnownText>,
+    index_of: AHashMap<Arc<str>, u16>,
+    /// Indices of texts that no item has any more.
+    free: Vec<u16>,
 }
 
-impl Values {
-    fn of(field: &Field) -> Self {
-        match field {
-            Field::Category | Field::Tags => Self::Many,
-            _ => Self::One,
-        }
-    }
-}
-
-/// The values of one field in a block, by the position of the item. An item has one value at most.
-#[derive(Debug, Default)]
-pub(crate) struct BlockValues<'c> {
-    /// In normal form; empty for items without a text. Empty if no item has a text.
-    texts: Vec<&'c str>,
-    /// NaN for items without a number.
-    numbers: Option<&'c [f64; BLOCK_ROWS]>,
-    /// The items with the value true, and the items with any value.
-    flags: Option<&'c [Mask; 2]>,
-}
-
-impl<'c> BlockValues<'c> {
-    /// Returns the value of the item at a position. A text without letters and digits is no value.
-    pub(crate) fn get(&self, at: usize) -> SortValue<'c> {
-        let text = self.texts.get(at).filter(|text| !text.is_empty());
-        let number = || self.numbers.map(|numbers| numbers[at]).filter(|number| !number.is_nan());
-        let flag = || {
-            let has = |mask: &Mask| mask[at / 64] >> (at % 64) & 1 == 1;
-            self.flags.filter(|[_, present]| has(present)).map(|[is_true, _]| has(is_true))
-        };
-        match text {
-            Some(text) => SortValue::Text(text),
-            None => number()
-                .map(|number| SortValue::Number(number + 0.0))
-                .or_else(|| flag().map(SortValue::Flag))
-                .unwrap_or(SortValue::Missing),
-        }
-    }
+#[derive(Debug, Clone)]
+struct KnownText {
+    text: SortText,
+    /// Equal for equal texts in all blocks.
+    hash: u64,
+    item_count: u16,
 }
 
 #[derive(Debug, Clone)]
@@ -105,40 +86,165 @@ struct Numbers {
     most: f64,
 }
 
-impl Column {
-    pub(crate) fn values(&self) -> BlockValues<'_> {
-        let mut texts = Vec::new();
-        if !self.labels.is_empty() {
-            texts.resize(BLOCK_ROWS, "");
-            for (label, items) in &self.labels {
-                items.iter().for_each(|at| texts[usize::from(*at)] = &**label);
-            }
-        }
-        let numbers = self.numbers.as_ref().map(|numbers| &*numbers.values);
-        BlockValues { texts, numbers, flags: self.flags.as_ref() }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-            && self.numbers.as_ref().is_none_or(|numbers| numbers.values.iter().all(|value| value.is_nan()))
-            && self.flags.is_none_or(|[_, present]| present == NONE)
-    }
-
-    fn label(&mut self, at: usize, label: &str) {
-        let items = self.labels.entry(normalize(label).into()).or_default();
+impl LabelColumn {
+    fn insert(&mut self, at: usize, label: &str) {
+        let items = self.items.entry(normalize(label).into()).or_default();
         if let Err(index) = items.binary_search(&(at as u16)) {
             items.insert(index, at as u16);
         }
     }
 
-    fn remove_label(&mut self, at: usize, label: &str) {
+    fn remove(&mut self, at: usize, label: &str) {
         let label = &*normalize(label);
-        let Some(items) = self.labels.get_mut(label) else { return };
+        let Some(items) = self.items.get_mut(label) else { return };
         if let Ok(index) = items.binary_search(&(at as u16)) {
             items.remove(index);
         }
         if items.is_empty() {
-            self.labels.remove(label);
+            self.items.remove(label);
+        }
+    }
+
+    fn with_text(&self, normal: &str) -> Mask {
+        let mut mask = NONE;
+        self.items.get(normal).into_iter().flatten().for_each(|at| set(&mut mask, *at as usize));
+        mask
+    }
+
+    /// Returns the items whose texts satisfy the predicate: HAS compares whole texts, and `!=` matches also items
+    /// without a text.
+    fn matching(&self, predicate: &Predicate) -> Mask {
+        let equals = |literal: &Literal| match literal {
+            Literal::Text(text) => self.with_text(&text.normal),
+            _ => NONE,
+        };
+        match predicate {
+            Predicate::Compare(Operator::Equal, literal) => equals(literal),
+            Predicate::Compare(Operator::Unequal, Literal::Text(text)) => {
+                and_not([u64::MAX; BLOCK_ROWS / 64], &self.with_text(&text.normal))
+            }
+            Predicate::Compare(..) => NONE,
+            Predicate::In(literals) => literals.iter().fold(NONE, |mask, literal| or(mask, &equals(literal))),
+            Predicate::Has(text) => self.with_text(&text.normal),
+        }
+    }
+
+    fn count<'c>(&'c self, among: &Mask, counts: &mut ValueCounts<'c>) {
+        for (label, items) in self.items.iter().filter(|(label, _)| !label.is_empty()) {
+            let count = items.iter().filter(|at| bits::has(among, usize::from(**at))).count();
+            counts.add_text(text_hash(label), label, count as u64);
+        }
+    }
+}
+
+impl Default for Texts {
+    fn default() -> Self {
+        Self { codes: [0; BLOCK_ROWS], known: Vec::new(), index_of: AHashMap::new(), free: Vec::new() }
+    }
+}
+
+impl Texts {
+    fn insert(&mut self, at: usize, text: &str) {
+        self.remove(at);
+        let normal = normalize(text);
+        let index = match self.index_of.get(&*normal) {
+            Some(index) => *index,
+            None => self.create(&normal),
+        };
+        self.known[usize::from(index)].item_count += 1;
+        self.codes[at] = index + 1;
+    }
+
+    fn create(&mut self, normal: &str) -> u16 {
+        let known = KnownText { text: SortText::new(normal), hash: text_hash(normal), item_count: 0 };
+        let shared = known.text.shared();
+        let index = match self.free.pop() {
+            Some(index) => {
+                self.known[usize::from(index)] = known;
+                index
+            }
+            None => {
+                self.known.push(known);
+                (self.known.len() - 1) as u16
+            }
+        };
+        self.index_of.insert(shared, index);
+        index
+    }
+
+    fn remove(&mut self, at: usize) {
+        let Some(index) = std::mem::take(&mut self.codes[at]).checked_sub(1) else { return };
+        let known = &mut self.known[usize::from(index)];
+        known.item_count -= 1;
+        if known.item_count == 0 {
+            self.index_of.remove(known.text.as_str());
+            self.free.push(index);
+        }
+    }
+
+    fn get(&self, at: usize) -> Option<&SortText> {
+        let index = self.codes[at].checked_sub(1)?;
+        Some(&self.known[usize::from(index)].text)
+    }
+
+    fn with_text(&self, normal: &str) -> Mask {
+        self.index_of.get(normal).map_or(NONE, |index| {
+            let code = index + 1;
+            mask_of(&self.codes, |of| of == code)
+        })
+    }
+
+    /// Returns the items with a text that meets a condition.
+    fn with(&self, meets: impl Fn(&str) -> bool) -> Mask {
+        let of_code: Vec<bool> = std::iter::once(false)
+            .chain(self.known.iter().map(|known| known.item_count > 0 && meets(known.text.as_str())))
+            .collect();
+        mask_of(&self.codes, |code| of_code[usize::from(code)])
+    }
+
+    fn count<'c>(&'c self, among: &Mask, counts: &mut ValueCounts<'c>) {
+        let mut of_code = vec![0u32; self.known.len() + 1];
+        bits::ones(among, 0).for_each(|at| of_code[usize::from(self.codes[at])] += 1);
+        for (known, count) in self.known.iter().zip(&of_code[1..]).filter(|(known, _)| !known.text.as_str().is_empty())
+        {
+            counts.add_text(known.hash, known.text.as_str(), u64::from(*count));
+        }
+    }
+}
+
+/// Returns a hash that is equal for equal texts within one process.
+fn text_hash(normal: &str) -> u64 {
+    RandomState::with_seeds(1, 2, 3, 4).hash_one(normal)
+}
+
+impl Column {
+    /// Returns the value of the item at a position. A text without letters and digits is no value.
+    pub(crate) fn value(&self, at: usize) -> SortValue<'_> {
+        if let Some(text) = self.texts.as_ref().and_then(|texts| texts.get(at)).filter(|text| !text.as_str().is_empty())
+        {
+            return SortValue::Text(text.as_ref());
+        }
+        let number = self.numbers.as_ref().map(|numbers| numbers.values[at]).filter(|number| !number.is_nan());
+        let flag = || {
+            let [is_true, present] = self.flags.as_ref()?;
+            bits::has(present, at).then(|| SortValue::Flag(bits::has(is_true, at)))
+        };
+        number.map(|number| SortValue::Number(number + 0.0)).or_else(flag).unwrap_or(SortValue::Missing)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.texts.as_ref().is_none_or(|texts| texts.index_of.is_empty())
+            && self.numbers.as_ref().is_none_or(|numbers| numbers.values.iter().all(|value| value.is_nan()))
+            && self.flags.is_none_or(|[_, present]| present == NONE)
+    }
+
+    fn text(&mut self, at: usize, text: &str) {
+        self.texts.get_or_insert_default().insert(at, text);
+    }
+
+    fn remove_text(&mut self, at: usize) {
+        if let Some(texts) = &mut self.texts {
+            texts.remove(at);
         }
     }
 
@@ -174,23 +280,10 @@ impl Column {
         }
     }
 
-    fn with_label(&self, text: &str) -> Mask {
-        let mut mask = NONE;
-        self.labels.get(text).into_iter().flatten().for_each(|at| set(&mut mask, *at as usize));
-        mask
-    }
-
     /// Adds the values of the items of `among`.
-    pub(crate) fn count<'c>(&'c self, among: &Mask, counts: &mut ValueCounts<'c>) {
-        let is_whole = *among == [u64::MAX; BLOCK_ROWS / 64];
-        for (label, items) in self.labels.iter().filter(|(label, _)| !label.is_empty()) {
-            let count = match is_whole {
-                true => items.len(),
-                false => items.iter().filter(|at| bits::has(among, usize::from(**at))).count(),
-            };
-            if count > 0 {
-                *counts.texts.entry(label).or_default() += count as u64;
-            }
+    fn count<'c>(&'c self, among: &Mask, counts: &mut ValueCounts<'c>) {
+        if let Some(texts) = &self.texts {
+            texts.count(among, counts);
         }
         if let Some(numbers) = &self.numbers {
             let values = bits::ones(among, 0).map(|at| numbers.values[at]);
@@ -203,46 +296,33 @@ impl Column {
         }
     }
 
-    /// Returns the items with a text in normal form, ascending.
-    pub(crate) fn items_with(&self, normal: &str) -> &[u16] {
-        self.labels.get(normal).map(|items| &items[..]).unwrap_or_default()
+    fn with_text(&self, normal: &str) -> Mask {
+        self.texts.as_ref().map_or(NONE, |texts| texts.with_text(normal))
     }
 
     fn with_flag(&self, flag: bool) -> Mask {
         self.flags.map_or(NONE, |[is_true, present]| if flag { is_true } else { and_not(present, &is_true) })
     }
 
-    /// Returns the items whose values satisfy the predicate.
-    fn matching(&self, predicate: &Predicate, values: Values) -> Mask {
+    /// Returns the items whose values satisfy the predicate: HAS finds words within a text, and `!=` matches only items
+    /// with a value of the same type.
+    fn matching(&self, predicate: &Predicate) -> Mask {
         let equals = |literal: &Literal| match literal {
-            Literal::Text(text) => self.with_label(&text.normal),
+            Literal::Text(text) => self.with_text(&text.normal),
             Literal::Number(number) => self.compare(Operator::Equal, *number),
             Literal::Flag(flag) => self.with_flag(*flag),
             Literal::Time(at, _) => self.compare(Operator::Equal, *at as f64),
         };
+        let with = |meets: &dyn Fn(&str) -> bool| self.texts.as_ref().map_or(NONE, |texts| texts.with(meets));
         match predicate {
             Predicate::Compare(Operator::Equal, literal) => equals(literal),
-            Predicate::Compare(Operator::Unequal, Literal::Text(text)) if values == Values::Many => {
-                and_not([u64::MAX; BLOCK_ROWS / 64], &self.with_label(&text.normal))
-            }
-            Predicate::Compare(Operator::Unequal, Literal::Text(text)) => {
-                // `!=` compares texts only: an item whose value is a number does not match.
-                let texts = self.labels.values().flatten().fold(NONE, |mut mask, at| {
-                    set(&mut mask, *at as usize);
-                    mask
-                });
-                and_not(texts, &self.with_label(&text.normal))
-            }
+            Predicate::Compare(Operator::Unequal, Literal::Text(text)) => with(&|other| other != text.normal),
             Predicate::Compare(Operator::Unequal, Literal::Flag(flag)) => self.with_flag(!flag),
             Predicate::Compare(operator, Literal::Number(number)) => self.compare(*operator, *number),
             Predicate::Compare(operator, Literal::Time(at, _)) => self.compare(*operator, *at as f64),
             Predicate::Compare(..) => NONE,
             Predicate::In(literals) => literals.iter().fold(NONE, |mask, literal| or(mask, &equals(literal))),
-            Predicate::Has(text) if values == Values::Many => self.with_label(&text.normal),
-            Predicate::Has(text) => {
-                let labels = self.labels.keys().filter(|label| text.is_within(label));
-                labels.fold(NONE, |mask, label| or(mask, &self.with_label(label)))
-            }
+            Predicate::Has(text) => with(&|other| text.is_within(other)),
         }
     }
 
@@ -286,9 +366,8 @@ impl Columns {
     fn change(&mut self, at: usize, old: Option<&Item>, new: &Item) {
         change_labels(&mut self.category, at, old.map(|old| &old.categories[..]), &new.categories);
         change_labels(&mut self.tags, at, old.map(|old| &old.tags[..]), &new.tags);
-        let one = std::slice::from_ref::<String>;
-        change_labels(&mut self.brand, at, old.map(|old| one(&old.brand)), one(&new.brand));
-        change_labels(&mut self.currency, at, old.map(|old| one(&old.currency)), one(&new.currency));
+        change_text(&mut self.brand, at, old.map(|old| &*old.brand), &new.brand);
+        change_text(&mut self.currency, at, old.map(|old| &*old.currency), &new.currency);
         if old.is_none_or(|old| old.is_in_stock() != new.is_in_stock()) {
             Arc::make_mut(&mut self.in_stock).flag(at, new.is_in_stock());
         }
@@ -312,7 +391,7 @@ impl Columns {
             {
                 let column = Arc::make_mut(column);
                 match value {
-                    AttributeValue::Text(text) => column.remove_label(at, text),
+                    AttributeValue::Text(_) => column.remove_text(at),
                     AttributeValue::Number(_) => column.remove_number(at),
                     AttributeValue::Flag(_) => column.remove_flag(at),
                 }
@@ -325,7 +404,7 @@ impl Columns {
             if old.and_then(|old| old.attributes.get(name)) != Some(value) {
                 let column = Arc::make_mut(self.attributes.entry(name.as_str().into()).or_default());
                 match value {
-                    AttributeValue::Text(text) => column.label(at, text),
+                    AttributeValue::Text(text) => column.text(at, text),
                     AttributeValue::Number(number) => column.number(at, *number),
                     AttributeValue::Flag(flag) => column.flag(at, *flag),
                 }
@@ -338,18 +417,47 @@ impl Columns {
         self.attributes.keys().map(|name| &**name)
     }
 
-    /// Returns the column of a field. None: no item has the attribute, or the field has no column.
+    /// Returns the column of a field with one value for each item. None: no item has the attribute, or the field has no
+    /// such column.
     pub(crate) fn column(&self, field: &Field) -> Option<&Column> {
         Some(match field {
-            Field::ItemId | Field::Title | Field::Description => return None,
-            Field::Category => &self.category,
-            Field::Tags => &self.tags,
             Field::Brand => &self.brand,
             Field::Currency => &self.currency,
             Field::InStock => &self.in_stock,
             Field::Attribute(name) => self.attributes.get(name.as_str())?,
-            number => &self.numbers[NUMBERS.iter().position(|field| field == number)?],
+            field => &self.numbers[NUMBERS.iter().position(|number| number == field)?],
         })
+    }
+
+    fn labels(&self, field: &Field) -> Option<&LabelColumn> {
+        match field {
+            Field::Category => Some(&self.category),
+            Field::Tags => Some(&self.tags),
+            _ => None,
+        }
+    }
+
+    fn matching(&self, field: &Field, predicate: &Predicate) -> Mask {
+        match self.labels(field) {
+            Some(labels) => labels.matching(predicate),
+            None => self.column(field).map_or(NONE, |column| column.matching(predicate)),
+        }
+    }
+
+    /// Adds the values of a field of the items of `among`.
+    pub(crate) fn count<'c>(&'c self, field: &Field, among: &Mask, counts: &mut ValueCounts<'c>) {
+        match self.labels(field) {
+            Some(labels) => labels.count(among, counts),
+            None => _ = self.column(field).map(|column| column.count(among, counts)),
+        }
+    }
+
+    /// Returns the items with a text in normal form.
+    pub(crate) fn with_text(&self, field: &Field, normal: &str) -> Mask {
+        match self.labels(field) {
+            Some(labels) => labels.with_text(normal),
+            None => self.column(field).map_or(NONE, |column| column.with_text(normal)),
+        }
     }
 }
 
@@ -379,10 +487,7 @@ impl Node {
                 and_not(among, &rest)
             }
             Self::Not(node) => and_not(among, &node.mask(columns, item_of, among)),
-            Self::Predicate(field, predicate) if field.has_column() => {
-                let column = columns.column(field);
-                column.map_or(NONE, |column| and(column.matching(predicate, Values::of(field)), &among))
-            }
+            Self::Predicate(field, predicate) if field.has_column() => and(columns.matching(field, predicate), &among),
             Self::Predicate(field, predicate) => {
                 let mut mask = NONE;
                 bits::ones(&among, 0)
@@ -407,7 +512,7 @@ fn by_cost(nodes: &[Node]) -> impl Iterator<Item = &Node> {
     nodes.iter().filter(|node| !node.reads_items()).chain(nodes.iter().filter(|node| node.reads_items()))
 }
 
-fn mask_of(values: &[f64; BLOCK_ROWS], meets: impl Fn(f64) -> bool) -> Mask {
+fn mask_of<T: Copy>(values: &[T; BLOCK_ROWS], meets: impl Fn(T) -> bool) -> Mask {
     let mut mask = NONE;
     for (word, values) in mask.iter_mut().zip(values.chunks_exact(64)) {
         *word = values.iter().enumerate().fold(0, |word, (at, value)| word | u64::from(meets(*value)) << at);
@@ -416,13 +521,20 @@ fn mask_of(values: &[f64; BLOCK_ROWS], meets: impl Fn(f64) -> bool) -> Mask {
 }
 
 /// Replaces the labels of one item.
-fn change_labels(column: &mut Arc<Column>, at: usize, old: Option<&[String]>, new: &[String]) {
+fn change_labels(column: &mut Arc<LabelColumn>, at: usize, old: Option<&[String]>, new: &[String]) {
     if old == Some(new) {
         return;
     }
     let column = Arc::make_mut(column);
-    old.into_iter().flatten().for_each(|label| column.remove_label(at, label));
-    new.iter().for_each(|label| column.label(at, label));
+    old.into_iter().flatten().for_each(|label| column.remove(at, label));
+    new.iter().for_each(|label| column.insert(at, label));
+}
+
+/// Replaces the text of one item.
+fn change_text(column: &mut Arc<Column>, at: usize, old: Option<&str>, new: &str) {
+    if old != Some(new) {
+        Arc::make_mut(column).text(at, new);
+    }
 }
 
 fn set(mask: &mut Mask, at: usize) {

@@ -3,7 +3,7 @@ mod columns;
 mod parse;
 
 use super::{AttributeValue, Item};
-pub(super) use columns::{BLOCK_ROWS, BlockValues, Columns, Mask};
+pub(super) use columns::{BLOCK_ROWS, Column, Columns, Mask};
 use lodestone_core::text::{self, normalize};
 use parse::FIELDS;
 use std::fmt;

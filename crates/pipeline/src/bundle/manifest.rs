@@ -87,7 +87,7 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 9;
+    pub const FORMAT: u32 = 10;
 
     pub fn new(
         name: String,
