@@ -101,6 +101,15 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=120)
 
+    def wait_until_idle(self):
+        """Waits until the server does nothing, such as build vector indexes of the items that were written."""
+        busy, ticks = True, 0
+        while busy:
+            time.sleep(2)
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            before, ticks = ticks, int(fields[11]) + int(fields[12])
+            busy = ticks - before > 10
+
     def resident_mb(self):
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -233,6 +242,7 @@ def main():
         seconds = time.monotonic() - begun
         print(f"{ITEMS:,} items written and encoded in {seconds:.0f} s, {server.resident_mb():.0f} MB", flush=True)
         peer = Tantivy()
+        server.wait_until_idle()
         shelves = "category:Shelves"
         rows = [
             ("category page, first", search(server), None, 10),
@@ -257,6 +267,7 @@ def main():
             print(f"{name:<26} {median:>7.2f} {p99:>7.2f} {target or '':>7}   "
                   + (f"{other[0]:>11.2f} {other[1]:>7.2f}" if other else ""), flush=True)
         del peer
+        server.wait_until_idle()
         before = server.resident_mb()
         rate = set_inventory(server, SECONDS)
         grown = server.resident_mb() - before

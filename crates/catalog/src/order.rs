@@ -2,7 +2,6 @@
 use super::{
     Catalog, Field,
     filter::{BLOCK_ROWS, Column},
-    snapshot::CatalogRow,
 };
 use lodestone_core::ids::{ItemKey, Row};
 use std::{cmp::Ordering, sync::Arc};
@@ -366,21 +365,25 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
     Selected { rows: best.iter().map(position).collect(), has_more }
 }
 
-/// The values of one field in one block.
+/// The values of one field in one block. Titles and ids are read from the rows, beginning with the first of the block.
 #[derive(Clone, Copy)]
 enum FieldValues<'c> {
     Column(Option<&'c Column>),
-    Titles(&'c [CatalogRow]),
-    Ids(&'c [CatalogRow]),
+    Titles(&'c Catalog, usize),
+    Ids(&'c Catalog, usize),
 }
 
 impl<'c> FieldValues<'c> {
     fn get(&self, at: usize) -> SortValue<'c> {
         match self {
             Self::Column(column) => column.map_or(SortValue::Missing, |column| column.value(at)),
-            Self::Titles(rows) if rows[at].title_normal.as_str().is_empty() => SortValue::Missing,
-            Self::Titles(rows) => SortValue::Text(rows[at].title_normal.as_ref()),
-            Self::Ids(rows) => SortValue::Text(TextValue::new(rows[at].item.id.as_str())),
+            Self::Titles(catalog, first) => match catalog.get(Row((first + at) as u32)).title_normal.as_ref() {
+                title if title.text.is_empty() => SortValue::Missing,
+                title => SortValue::Text(title),
+            },
+            Self::Ids(catalog, first) => {
+                SortValue::Text(TextValue::new(catalog.get(Row((first + at) as u32)).item.id.as_str()))
+            }
         }
     }
 }
@@ -400,8 +403,8 @@ impl Catalog {
     fn select_by_keys<const N: usize>(&self, order: &OrderBy, rows: impl Iterator<Item = Row>, part: Part) -> Selected {
         let of_block = |block: usize| -> [FieldValues; N] {
             std::array::from_fn(|at| match &order.0[at].field {
-                Field::Title => FieldValues::Titles(self.block(block)),
-                Field::ItemId => FieldValues::Ids(self.block(block)),
+                Field::Title => FieldValues::Titles(self, block * BLOCK_ROWS),
+                Field::ItemId => FieldValues::Ids(self, block * BLOCK_ROWS),
                 field => FieldValues::Column(self.columns(block).column(field)),
             })
         };

@@ -54,12 +54,18 @@ impl ItemVectors {
 
 const NO_ROW: u32 = u32::MAX;
 
-/// Items by row. A write creates a snapshot that shares all unchanged chunks with the previous one. An item keeps its
+/// Rows of one chunk, which a write of one of them copies. Few, so that writes of prices all over the catalogue are cheap.
+const CHUNK_ROWS: usize = 32;
+
+/// Items by row. A write creates a snapshot that shares all unchanged chunks and columns with the previous one. An item keeps its
 /// row when it is replaced, and also when it is deleted and written again, so that the rows of the indexes and of
 /// frozen slates stay valid and repeated writes take no memory.
 #[derive(Clone, Default)]
 pub struct Catalog {
-    chunks: Vec<Arc<Chunk>>,
+    /// [`CHUNK_ROWS`] rows each; fewer in the last.
+    chunks: Vec<Arc<Vec<CatalogRow>>>,
+    /// One for each [`BLOCK_ROWS`] rows.
+    columns: Vec<Columns>,
     alive: Vec<u64>,
     /// Rows that are alive and in stock.
     offered: Vec<u64>,
@@ -68,13 +74,6 @@ pub struct Catalog {
     row_count: usize,
     alive_count: usize,
     prepared: Arc<[PreparedField]>,
-}
-
-#[derive(Clone, Default)]
-struct Chunk {
-    /// [`BLOCK_ROWS`] rows; fewer in the last chunk.
-    rows: Vec<CatalogRow>,
-    columns: Columns,
 }
 
 /// One item with its vectors and the values that retrieval and features read.
@@ -120,16 +119,12 @@ impl Catalog {
 
     /// Returns the content of a row, also of a dead one.
     pub fn get(&self, row: Row) -> &CatalogRow {
-        &self.chunks[row.index() / BLOCK_ROWS].rows[row.index() % BLOCK_ROWS]
+        &self.chunks[row.index() / CHUNK_ROWS][row.index() % CHUNK_ROWS]
     }
 
-    /// Returns the rows of a block.
-    pub(crate) fn block(&self, block: usize) -> &[CatalogRow] {
-        &self.chunks[block].rows
-    }
-
+    /// Returns the columns of a block of [`BLOCK_ROWS`] rows.
     pub(crate) fn columns(&self, block: usize) -> &Columns {
-        &self.chunks[block].columns
+        &self.columns[block]
     }
 
     /// Returns true for a row of this snapshot whose item is not deleted.
@@ -155,11 +150,12 @@ impl Catalog {
     /// Returns the rows of `among` whose items match the filter. Both are bit sets over rows.
     pub fn matching(&self, filter: &Filter, among: &[u64]) -> Vec<u64> {
         let words = BLOCK_ROWS / 64;
-        let mut matching = Vec::with_capacity(self.chunks.len() * words);
-        for (chunk, among) in self.chunks.iter().zip(among.chunks(words)) {
+        let mut matching = Vec::with_capacity(self.columns.len() * words);
+        for (block, (columns, among)) in self.columns.iter().zip(among.chunks(words)).enumerate() {
             let mut mask: Mask = [0; BLOCK_ROWS / 64];
             mask[..among.len()].copy_from_slice(among);
-            matching.extend(filter.mask(&chunk.columns, &|index| &*chunk.rows[index].item, mask));
+            let item_of = |index: usize| &*self.get(Row((block * BLOCK_ROWS + index) as u32)).item;
+            matching.extend(filter.mask(columns, &item_of, mask));
         }
         matching
     }
@@ -233,15 +229,18 @@ impl Catalog {
     }
 
     fn replace(&mut self, row: Row, content: CatalogRow) {
-        let chunk = Arc::make_mut(&mut self.chunks[row.index() / BLOCK_ROWS]);
-        let at = row.index() % BLOCK_ROWS;
-        chunk.columns.replace(at, &chunk.rows[at].item, &content.item);
-        chunk.rows[at] = content;
+        let columns = &mut self.columns[row.index() / BLOCK_ROWS];
+        let known = &mut Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS])[row.index() % CHUNK_ROWS];
+        columns.replace(row.index() % BLOCK_ROWS, &known.item, &content.item);
+        *known = content;
     }
 
     fn push(&mut self, content: CatalogRow) -> Row {
-        if self.row_count.is_multiple_of(BLOCK_ROWS) {
+        if self.row_count.is_multiple_of(CHUNK_ROWS) {
             self.chunks.push(Arc::default());
+        }
+        if self.row_count.is_multiple_of(BLOCK_ROWS) {
+            self.columns.push(Columns::default());
         }
         let row = Row(self.row_count as u32);
         let row_of_key = Arc::make_mut(&mut self.row_of_key);
@@ -250,10 +249,8 @@ impl Catalog {
             row_of_key.resize(key + 1, NO_ROW);
         }
         row_of_key[key] = row.0;
-        let last = self.chunks.last_mut().expect("a chunk was pushed above");
-        let chunk = Arc::make_mut(last);
-        chunk.columns.add(chunk.rows.len(), &content.item);
-        chunk.rows.push(content);
+        self.columns[row.index() / BLOCK_ROWS].add(row.index() % BLOCK_ROWS, &content.item);
+        Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS]).push(content);
         self.row_count += 1;
         if self.alive.len() * 64 <= row.index() {
             self.alive.push(0);

@@ -11,6 +11,8 @@ pub const FACET_VALUES_MAX: usize = 200;
 pub const FACET_BOUNDS_MAX: usize = 50;
 /// Number of ranges that are computed for a request without bounds.
 const RANGE_COUNT: usize = 5;
+/// Maximum number of numbers from which bounds are computed.
+const BOUNDS_SAMPLE: usize = 8192;
 
 /// A requested facet.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,7 +81,7 @@ pub struct Facets {
 
 /// Counts the values of a facet over the rows in a bit set.
 pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64]) -> Facet {
-    let mut counts = catalog.count_values(&spec.field, among);
+    let counts = catalog.count_values(&spec.field, among);
     let mut texts: Vec<(&str, u64)> = counts.texts().collect();
     for (flag, count) in ["false", "true"].into_iter().zip(counts.flags).filter(|(_, count)| *count > 0) {
         match texts.iter_mut().find(|(text, _)| *text == flag) {
@@ -98,19 +100,20 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64]) -> Facet {
     };
     let mut values: Vec<FacetValue> = texts.into_iter().map(text).collect();
     if !counts.numbers.is_empty() && spec.value_query.is_empty() {
-        let bounds = if spec.bounds.is_empty() { bounds_of(&mut counts.numbers) } else { spec.bounds.clone() };
+        let bounds = if spec.bounds.is_empty() { bounds_of(&counts.numbers) } else { spec.bounds.clone() };
         values.extend(range_values(&counts.numbers, &bounds));
     }
     Facet { field: spec.field.clone(), values }
 }
 
-/// Returns bounds that split numbers into parts of about equal size, rounded to two digits for display. Reorders the
-/// numbers, of which there is at least one.
-fn bounds_of(numbers: &mut [f64]) -> Vec<f64> {
+/// Returns bounds that split numbers into parts of about equal size, rounded to two digits for display. There is at least
+/// one number. Of many numbers, some thousands at equal distances decide.
+fn bounds_of(numbers: &[f64]) -> Vec<f64> {
     let (least, most) =
         numbers.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), n| (least.min(*n), most.max(*n)));
-    let count = numbers.len();
-    let mut quantile = |part: usize| *numbers.select_nth_unstable_by(count * part / RANGE_COUNT, f64::total_cmp).1;
+    let mut sample: Vec<f64> = numbers.iter().copied().step_by(numbers.len().div_ceil(BOUNDS_SAMPLE)).collect();
+    sample.sort_unstable_by(f64::total_cmp);
+    let quantile = |part: usize| sample[sample.len() * part / RANGE_COUNT];
     let mut bounds: Vec<f64> = (1..RANGE_COUNT).map(|part| rounded(quantile(part))).collect();
     bounds.retain(|bound| *bound > least && *bound <= most);
     bounds.dedup();
@@ -239,15 +242,15 @@ mod tests {
 
     #[test]
     fn computed_bounds_are_round() {
-        let mut numbers: Vec<f64> = (0..100).rev().map(|n| f64::from(n) * 1.2345).collect();
-        assert_eq!(bounds_of(&mut numbers), [25.0, 49.0, 74.0, 99.0]);
-        assert!(bounds_of(&mut [7.0; 30]).is_empty());
+        let numbers: Vec<f64> = (0..100).rev().map(|n| f64::from(n) * 1.2345).collect();
+        assert_eq!(bounds_of(&numbers), [25.0, 49.0, 74.0, 99.0]);
+        assert!(bounds_of(&[7.0; 30]).is_empty());
     }
 
     proptest! {
         #[test]
-        fn every_number_is_in_one_range(mut numbers in prop::collection::vec(-1e9f64..1e9, 1..60)) {
-            let bounds = bounds_of(&mut numbers);
+        fn every_number_is_in_one_range(numbers in prop::collection::vec(-1e9f64..1e9, 1..60)) {
+            let bounds = bounds_of(&numbers);
             prop_assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]));
             let found = range_values(&numbers, &bounds);
             for value in &found {

@@ -7,7 +7,7 @@ use crate::{
 };
 use ahash::{AHashMap, RandomState};
 use lodestone_core::{bits, text::normalize};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The number of items of a block.
 pub(crate) const BLOCK_ROWS: usize = 1024;
@@ -40,7 +40,7 @@ pub struct Columns {
     tags: Arc<LabelColumn>,
     /// In the order of [`NUMBERS`].
     numbers: [Arc<Column>; NUMBERS.len()],
-    attributes: AHashMap<Box<str>, Arc<Column>>,
+    attributes: Arc<AHashMap<Box<str>, Arc<Column>>>,
 }
 
 /// The texts of a field with several values for each item.
@@ -385,9 +385,13 @@ impl Columns {
     }
 
     fn change_attributes(&mut self, at: usize, old: Option<&Item>, new: &Item) {
+        if old.map_or(&BTreeMap::new(), |old| &old.attributes) == &new.attributes {
+            return;
+        }
+        let attributes = Arc::make_mut(&mut self.attributes);
         for (name, value) in old.into_iter().flat_map(|old| &old.attributes) {
             if new.attributes.get(name) != Some(value)
-                && let Some(column) = self.attributes.get_mut(name.as_str())
+                && let Some(column) = attributes.get_mut(name.as_str())
             {
                 let column = Arc::make_mut(column);
                 match value {
@@ -396,13 +400,13 @@ impl Columns {
                     AttributeValue::Flag(_) => column.remove_flag(at),
                 }
                 if !new.attributes.contains_key(name) && column.is_empty() {
-                    self.attributes.remove(name.as_str());
+                    attributes.remove(name.as_str());
                 }
             }
         }
         for (name, value) in &new.attributes {
             if old.and_then(|old| old.attributes.get(name)) != Some(value) {
-                let column = Arc::make_mut(self.attributes.entry(name.as_str().into()).or_default());
+                let column = Arc::make_mut(attributes.entry(name.as_str().into()).or_default());
                 match value {
                     AttributeValue::Text(text) => column.text(at, text),
                     AttributeValue::Number(number) => column.number(at, *number),

@@ -167,6 +167,14 @@ impl Filter {
         Filter(Node::And([nodes(self), nodes(other)].concat()))
     }
 
+    /// Returns true if [`Filter::without`] leaves conditions out.
+    pub fn has_condition_on(&self, field: &Field) -> bool {
+        match &self.0 {
+            Node::And(nodes) => nodes.iter().any(|node| node.is_only_about(field)),
+            node => node.is_only_about(field),
+        }
+    }
+
     /// Returns the filter without the conditions on a field, as far as AND joins them with the rest; none if it has no
     /// others.
     pub fn without(&self, field: &Field) -> Option<Filter> {
