@@ -127,7 +127,8 @@ def percentiles(call):
     return statistics.median(times), times[min(len(times) - 1, int(len(times) * 0.99))]
 
 
-def search(server, query="", order_by="", page=None, facets=()):
+def search(server, query="", order_by="", page=None, facets=(), follow=False):
+    """Returns a call of a page; with `follow` of the page after it, by its token."""
     # Each facet counts without its own condition, so there is one for two of them.
     filters = 'category = "Shelves"' + (' AND attributes.color IN ("red", "blue", "green") AND price < 100' if facets else "")
     request = ranking.SearchRequest(
@@ -138,6 +139,9 @@ def search(server, query="", order_by="", page=None, facets=()):
     stub = ranking_grpc.RankingServiceStub(server.channel)
     answer = stub.Search(request)
     assert answer.results, "a page is empty"
+    if follow:
+        request.ClearField("page_number")
+        request.page_token = answer.next_page_token
     return lambda: stub.Search(request)
 
 
@@ -250,21 +254,23 @@ def main():
             ("by price, first", search(server, order_by="price"), peer.sorted(shelves, "price", 1), 5),
             (f"by price, page {DEEP}", search(server, order_by="price", page=DEEP),
              peer.sorted(shelves, "price", DEEP), 5),
+            ("the page after it, by token", search(server, order_by="price", page=DEEP, follow=True), None, 5),
             ("by brand, title desc", search(server, order_by="brand, title desc"), None, 5),
             (f"the same, page {DEEP}", search(server, order_by="brand, title desc", page=DEEP), None, 5),
+            ("the page after it, by token", search(server, order_by="brand, title desc", page=DEEP, follow=True), None, 5),
             ("query `shelf` by price", search(server, "shelf", "price"), peer.sorted("title:shelf", "price", 1), None),
             ("query `shelf`, ranked", search(server, "shelf"), None, None),
             ("category, five facets", search(server, facets=FACETS), peer.facets(shelves), 10),
             ("query, five facets", search(server, "shelf", facets=FACETS), peer.facets("title:shelf"), 10),
         ]
-        print(f"\n{'ms':<26} {'p50':>7} {'p99':>7} {'target':>7}   {'tantivy p50':>11} {'p99':>7}", flush=True)
+        print(f"\n{'ms':<28} {'p50':>7} {'p99':>7} {'target':>7}   {'tantivy p50':>11} {'p99':>7}", flush=True)
         report["queries"] = []
         for name, ours, theirs, target in rows:
             median, p99 = percentiles(ours)
             other = percentiles(theirs) if theirs else None
             report["queries"].append({"name": name, "p50_ms": median, "p99_ms": p99, "target_p99_ms": target,
                                       "tantivy_p50_ms": other and other[0], "tantivy_p99_ms": other and other[1]})
-            print(f"{name:<26} {median:>7.2f} {p99:>7.2f} {target or '':>7}   "
+            print(f"{name:<28} {median:>7.2f} {p99:>7.2f} {target or '':>7}   "
                   + (f"{other[0]:>11.2f} {other[1]:>7.2f}" if other else ""), flush=True)
         del peer
         server.wait_until_idle()

@@ -153,7 +153,7 @@ async fn facets_that_select_several_values_count_without_their_own_condition() {
     };
     let request = proto::SearchRequest {
         viewer,
-        facet_specs: vec![bad("brand", &"x".repeat(201)), bad("price", "5"), bad("tags", "!"), bad("in_stock", "t")],
+        facet_specs: vec![bad("brand", &"x".repeat(201)), bad("price", "5"), bad("tags", " "), bad("in_stock", "t")],
         ..Default::default()
     };
     let status = client.search(request).await.unwrap_err();

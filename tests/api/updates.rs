@@ -364,7 +364,7 @@ async fn items_are_listed_to_the_last_one() {
     assert!(page.items.len() < expected.len(), "a page has at most 3 MiB");
     let masked = proto::ListItemsRequest {
         filter: "in_stock = false".to_owned(),
-        read_mask: Some(FieldMask { paths: vec!["stock_quantity".to_owned()] }),
+        read_mask: Some(FieldMask { paths: vec!["stock_quantity".to_owned(), "item_id".to_owned()] }),
         ..Default::default()
     };
     let (listed, total) = all(masked.clone()).await;

@@ -54,11 +54,18 @@ pub mod limits {
     pub const URL_CHARS: usize = 2000;
 }
 
-/// Returns true for an http or https URL or a path, without white space, so that a page that shows it as a link cannot
-/// run a script.
+/// Discounts are rounded to this part.
+const DISCOUNT_STEPS: f64 = 1e6;
+
+/// Returns true for an http or https URL with a host, or a path, without white space, so that a page that shows it as a
+/// link cannot run a script, and a path leads to no other host.
 pub fn is_url(text: &str) -> bool {
-    ["https://", "http://", "/"].iter().any(|start| text.starts_with(start))
-        && !text.chars().any(|c| c.is_whitespace() || c.is_control())
+    let host = ["https://", "http://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let is_located = match host {
+        Some(host) => host.starts_with(|c: char| c.is_alphanumeric() || c == '['),
+        None => text.starts_with('/') && !text.starts_with("//"),
+    };
+    is_located && !text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '\\')
 }
 
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -101,7 +108,9 @@ impl Item {
     /// reduction.
     pub fn discount(&self) -> Option<f64> {
         let (price, original) = (self.price?.micros(), self.original_price?.micros());
-        (original > price).then(|| 1.0 - price as f64 / original as f64)
+        let share = (original - price) as f64 / original as f64;
+        // Rounded, so that a fifth off is 0.2 as written in a filter.
+        (original > price).then(|| (share * DISCOUNT_STEPS).round() / DISCOUNT_STEPS)
     }
 
     /// Returns the input of a sentence encoder: the brand unless the title contains it, the title and the description.
@@ -120,5 +129,34 @@ impl Item {
             }
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_discount_is_the_number_that_a_filter_has() {
+        for percent in 1..100 {
+            let item = Item {
+                price: PriceMicros::new((100 - percent) * 139_300),
+                original_price: PriceMicros::new(13_930_000),
+                ..Item::titled(ItemId::parse("a").unwrap(), "a")
+            };
+            assert_eq!(item.discount(), format!("0.{percent:02}").parse().ok());
+        }
+    }
+
+    #[test]
+    fn a_url_has_a_host_and_a_path_has_none() {
+        for good in ["https://shop.test/a?b=c#d", "http://[::1]/", "/a/b.webp", "https://商店.test/杯"] {
+            assert!(is_url(good), "{good}");
+        }
+        for bad in
+            ["", "//evil.test/a", "https://", "http:///a", "javascript:alert(1)", "/a b", "/\\evil.test", "a.webp"]
+        {
+            assert!(!is_url(bad), "{bad}");
+        }
     }
 }

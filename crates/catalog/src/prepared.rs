@@ -89,7 +89,7 @@ fn labels(field: &Field, item: &Item) -> Box<[u64]> {
     }
 }
 
-/// Returns the label of a text; none for a text without letters and digits.
+/// Returns the label of a text; none for a text whose normal form is empty.
 fn text_label(text: &str) -> Option<u64> {
     let normal = normalize(text);
     (!normal.is_empty()).then(|| hash(&normal))

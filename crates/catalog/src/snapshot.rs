@@ -54,12 +54,13 @@ impl ItemVectors {
 
 const NO_ROW: u32 = u32::MAX;
 
-/// Rows of one chunk, which a write of one of them copies. Few, so that writes of prices all over the catalogue are cheap.
+/// Rows of one chunk, which a write of one of them copies. Few, so that writes of prices all over the catalogue are
+/// cheap.
 const CHUNK_ROWS: usize = 32;
 
-/// Items by row. A write creates a snapshot that shares all unchanged chunks and columns with the previous one. An item keeps its
-/// row when it is replaced, and also when it is deleted and written again, so that the rows of the indexes and of
-/// frozen slates stay valid and repeated writes take no memory.
+/// Items by row. A write creates a snapshot that shares all unchanged chunks and columns with the previous one. An item
+/// keeps its row when it is replaced, and also when it is deleted and written again, so that the rows of the indexes
+/// and of frozen slates stay valid and repeated writes take no memory.
 #[derive(Clone, Default)]
 pub struct Catalog {
     /// [`CHUNK_ROWS`] rows each; fewer in the last.

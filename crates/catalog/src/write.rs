@@ -33,7 +33,7 @@ pub enum ItemField {
 
 /// A name that is not one of an item's fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("is not a field that can be written; use {}, or attributes.NAME", FIELDS.map(|(name, _)| name).join(", "))]
+#[error("is not a field of the mask; use {}, or attributes.NAME", FIELDS.map(|(name, _)| name).join(", "))]
 pub struct UnknownItemField;
 
 const FIELDS: [(&str, ItemField); 15] = [

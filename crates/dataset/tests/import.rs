@@ -551,20 +551,21 @@ fn a_file_of_products_without_times_of_events_becomes_items() {
 
 #[test]
 fn products_have_reduced_prices_ratings_and_links() {
-    let mapping = "[products]\nid = \"id\"\ntitle = \"name\"\nprice = \"price\"\noriginal_price = \"was\"\n\
+    let mapping = "[products]\nid = \"id\"\ntitle = \"name\"\nprice = \"price\"\noriginal_price = \"was\"\ncurrency = \"currency\"\n\
                    rating = \"stars\"\nrating_count = \"reviews\"\nurl = \"link\"\nimage_url = \"image\"\n";
-    let rows = "id,name,price,was,stars,reviews,link,image\n\
-                m1,Red mug,4,8,4.5,12,https://shop.test/m1,/m1.webp\nm2,Blue mug,4,,,,,\n\
-                m3,Mug,4,,6,,,\nm4,Mug,4,,,,javascript:alert(1),\nm5,Mug,4,-1,,,,\n";
+    let rows = "id,name,price,was,currency,stars,reviews,link,image\n\
+                m1,Red mug,4,8,gbp,4.5,12,https://shop.test/m1,/m1.webp\nm2,Blue mug,4,,,,,,\n\
+                m3,Mug,4,,,6,,,\nm4,Mug,4,,,,,javascript:alert(1),\nm5,Mug,4,-1,,,,,\nm6,Mug,4,,pounds,,,,\n";
     let shop = Shop::new();
     let report = shop.import_products(mapping, "products.csv", rows.as_bytes()).unwrap();
     let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
     let (red, blue) = (&items[0], &items[1]);
     assert_eq!((red.discount(), red.rating, red.rating_count), (Some(0.5), Some(4.5), Some(12)));
+    assert_eq!((red.currency.as_str(), blue.currency.as_str()), ("GBP", ""));
     assert_eq!((red.url.as_str(), red.image_url.as_str()), ("https://shop.test/m1", "/m1.webp"));
     assert_eq!((blue.discount(), blue.rating, blue.rating_count, blue.url.as_str()), (None, None, None, ""));
     let dropped: Vec<&str> = report.dropped_products.keys().copied().collect();
-    assert_eq!((items.len(), dropped), (2, vec!["bad URL", "bad rating", "price too low"]));
+    assert_eq!((items.len(), dropped), (2, vec!["bad URL", "bad currency", "bad rating", "price too low"]));
 }
 
 #[test]

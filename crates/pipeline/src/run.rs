@@ -416,13 +416,13 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
         None => Cow::Borrowed(context.eligible.bits()),
     };
     // The filter without the conditions on the field, for each facet that counts without them.
-    let is_wider = |spec: &&FacetSpec| {
-        spec.multi_select && filter.is_some_and(|filter| filter.has_condition_on(&spec.field))
-    };
+    let is_wider =
+        |spec: &&FacetSpec| spec.multi_select && filter.is_some_and(|filter| filter.has_condition_on(&spec.field));
     let wider = |spec: &FacetSpec| filter.filter(|_| is_wider(&spec)).map(|filter| filter.without(&spec.field));
-    let loosest = specs.iter().filter(is_wider).fold(filter.cloned(), |filter, spec| {
-        filter.and_then(|filter| filter.without(&spec.field))
-    });
+    let loosest = specs
+        .iter()
+        .filter(is_wider)
+        .fold(filter.cloned(), |filter, spec| filter.and_then(|filter| filter.without(&spec.field)));
     let all = (loosest.as_ref() != filter).then(|| matches_of(context, request, loosest.as_ref())).flatten();
     let facet = |spec: &FacetSpec| match (&all, wider(spec)) {
         (Some(all), Some(Some(filter))) => facets::count(catalog, spec, &catalog.matching(&filter, all)),

@@ -123,7 +123,11 @@ pub(crate) fn list_items(violations: &mut Violations, request: proto::ListItemsR
         count: violations.size("page_size", request.page_size, LIST_SIZE_DEFAULT, LIST_SIZE_MAX),
         token: request.page_token,
         fingerprint: fingerprint(request.filter.as_bytes()),
-        fields: (!names.is_empty()).then(|| mask(violations, "read_mask", names)),
+        fields: (!names.is_empty()).then(|| {
+            // The id is returned in any case.
+            let names: Vec<String> = names.iter().filter(|name| *name != "item_id").cloned().collect();
+            mask(violations, "read_mask", &names)
+        }),
     }
 }
 

@@ -298,7 +298,7 @@ fn value_query(violations: &mut Violations, path: String, field: &Field, text: &
     if !text.is_empty() && !has_texts(field) {
         violations.add(path, format!("must be empty for {field}, whose values are not texts"));
     } else if !text.is_empty() && normal.is_empty() {
-        violations.add(path, format!("`{}` has no letters or digits", shortened(text)));
+        violations.add(path, "is white space only");
     }
     normal
 }

@@ -218,7 +218,7 @@ fn text_hash(normal: &str) -> u64 {
 }
 
 impl Column {
-    /// Returns the value of the item at a position. A text without letters and digits is no value.
+    /// Returns the value of the item at a position. A text whose normal form is empty is no value.
     pub(crate) fn value(&self, at: usize) -> SortValue<'_> {
         if let Some(text) = self.texts.as_ref().and_then(|texts| texts.get(at)).filter(|text| !text.as_str().is_empty())
         {

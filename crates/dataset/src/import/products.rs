@@ -26,6 +26,7 @@ enum Field {
     Tags,
     Price,
     OriginalPrice,
+    Currency,
     Stock,
     Rating,
     RatingCount,
@@ -141,7 +142,10 @@ impl ProductReader<'_> {
             rating_count: self.number(row, Field::RatingCount, &columns.rating_count)?.map(rating_count),
             url: url(&columns.url, text(Field::Url))?,
             image_url: url(&columns.image_url, text(Field::ImageUrl))?,
-            currency: self.mapping.constants.currency.clone(),
+            currency: match text(Field::Currency).trim() {
+                "" => self.mapping.constants.currency.clone(),
+                code => currency(&columns.currency, code)?,
+            },
             stock_quantity: self.number(row, Field::Stock, &columns.stock)?.map(pieces),
             created_at: self.created(text(Field::Created))?,
             ..Item::titled(id, &title)
@@ -186,6 +190,13 @@ impl ProductReader<'_> {
             true => Ok(None),
             false => self.formats.times.read(&self.columns.created, text, self.has_typed_times).map(Some),
         }
+    }
+}
+
+fn currency(column: &str, code: &str) -> Result<String, RowError> {
+    match code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_alphabetic()) {
+        true => Ok(code.to_ascii_uppercase()),
+        false => Err(RowError::dropped(Reason::Currency, column, code, "not an ISO 4217 code of three letters")),
     }
 }
 
