@@ -7,15 +7,19 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_catalog::{Item, ItemList, ItemWrite};
+use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, WrittenFields, limits};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
-use lodestone_engine::{EngineError, ItemsToken, WriteOutcome, WriteReport};
+use lodestone_engine::{Engine, EngineError, ItemsToken, WriteOutcome, WriteReport};
 use lodestone_pipeline::RESULTS_BYTES_MAX;
 use prost::Message;
-use std::{fmt::Display, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, fmt::Display, sync::Arc};
 use tonic::{Request, Response, Status};
 
 const ITEMS_MAX: usize = 1000;
+/// Maximum number of attributes of an item whose value or removal has a time of its own.
+const ATTRIBUTE_TIMES_MAX: usize = 1000;
+/// Maximum number of stale fields that a result names.
+const STALE_FIELDS_MAX: usize = 20;
 
 fn item_status(outcome: WriteOutcome) -> i32 {
     match outcome {
@@ -66,6 +70,44 @@ impl<T> Validated<T> {
     }
 }
 
+/// The attributes of items after the updates of a request, which may set them one by one.
+#[derive(Default)]
+struct AttributeCounts {
+    /// The content of an item, and how many of its attributes have a value or a time.
+    items: HashMap<ItemId, (Option<Item>, usize)>,
+}
+
+impl AttributeCounts {
+    /// Adds a violation, and returns false, if the item would have too many attributes.
+    fn check(&mut self, violations: &mut Violations, path: &dyn Display, write: &ItemWrite, engine: &Engine) -> bool {
+        let WrittenFields::Some(fields) = &write.fields else { return true };
+        let named = fields.iter().filter(|field| matches!(field, ItemField::Attribute(_))).count();
+        if named == 0 {
+            return true;
+        }
+        let (known, timed) = self.items.entry(write.item.id.clone()).or_insert_with(|| {
+            let (known, timed) = engine.item_and_attribute_count(&write.item.id);
+            (known.as_deref().cloned(), timed)
+        });
+        let content = write.content(known.as_ref());
+        let count = content.as_ref().map_or(0, |content| content.attributes.len());
+        let problem = match (count > limits::ATTRIBUTES, *timed + named > ATTRIBUTE_TIMES_MAX) {
+            (true, _) => format!("the item would have {count} entries; the limit is {}", limits::ATTRIBUTES),
+            (_, true) => format!(
+                "{} attributes of the item would have a value or a time; the limit is {ATTRIBUTE_TIMES_MAX}; write \
+                 `attributes` as a whole or the item by UpsertItems, which forgets those of removed attributes",
+                *timed + named
+            ),
+            _ => {
+                (*known, *timed) = (content, *timed + named);
+                return true;
+            }
+        };
+        violations.add(format_args!("{path}.item.attributes"), problem);
+        false
+    }
+}
+
 fn results(
     mut results: Vec<proto::ItemResult>,
     indices: &[usize],
@@ -75,7 +117,10 @@ fn results(
         results[*index].status = item_status(outcome);
     }
     for stale in report.stale_fields {
-        results[indices[stale.change]].stale_fields.push(stale.field.name().into_owned());
+        let fields = &mut results[indices[stale.change]].stale_fields;
+        if fields.len() < STALE_FIELDS_MAX {
+            fields.push(stale.field.name().into_owned());
+        }
     }
     (results, report.session_version)
 }
@@ -131,10 +176,13 @@ impl CatalogService for Services {
             fn id(update: &proto::ItemUpdate) -> &str {
                 update.item.as_ref().map_or("", |item| &item.item_id)
             }
+            let attributes = RefCell::new(AttributeCounts::default());
             let convert = |violations: &mut Violations, path: &dyn Display, update: &proto::ItemUpdate| {
-                convert::item_update(violations, path, update, clock)
+                let write = convert::item_update(violations, path, update, clock)?;
+                attributes.borrow_mut().check(violations, path, &write, &self.engine).then_some(write)
             };
             let validated = Validated::of("updates", &updates, id, convert)?;
+            drop(attributes);
             let (results, session_version) =
                 self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await?;
             Ok(Response::new(proto::UpdateItemsResponse { results, session_version }))

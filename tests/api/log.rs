@@ -3,7 +3,9 @@ use crate::support::{
     events::{START, event},
     items::{random_item_change, upsert},
 };
-use lodestone_catalog::{Item, ItemKeys, ItemState};
+use lodestone_catalog::{
+    AttributeValue, Item, ItemChange, ItemField, ItemKeys, ItemState, ItemWrite, WriteTime, WrittenFields,
+};
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
@@ -246,6 +248,31 @@ fn compaction_keeps_the_state_of_every_item() {
         count = left;
     }
     assert!(count > 0);
+}
+
+/// Many writes of one item whose values do not fit into one record are kept as they are.
+#[test]
+fn compaction_writes_no_record_that_is_too_long() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = AttributeValue::Text("😀".repeat(1000));
+    let write_of = |number: usize| {
+        let names: Vec<String> = (0..100).map(|n| format!("a{number}_{n}")).collect();
+        let fields = names.iter().map(|name| ItemField::Attribute(name.clone())).collect();
+        let item = Item {
+            attributes: names.into_iter().map(|name| (name, long.clone())).collect(),
+            ..Item::titled(ItemId::parse("hat").unwrap(), "")
+        };
+        let time = WriteTime::Stated(UnixMillis(START));
+        Change::Item(ItemChange::Write(Box::new(ItemWrite { item, fields: WrittenFields::Some(fields), time })))
+    };
+    let writes: Vec<Vec<Change>> = (0..45).map(|number| vec![write_of(number)]).collect();
+    write(directory.path(), &writes);
+    let compacted =
+        log::compact(directory.path(), &Retention::default(), UnixMillis(START), CompactMode::Apply).unwrap();
+    assert_eq!((compacted.item_changes, compacted.kept), (0, 45));
+    let mut read = Vec::new();
+    log::read(directory.path(), 1, |_, _, change| read.push(change)).unwrap();
+    assert_eq!(read, writes.concat());
 }
 
 #[test]

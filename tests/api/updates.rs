@@ -251,6 +251,51 @@ async fn a_bad_update_is_refused_with_all_its_faults_and_the_others_are_written(
     server.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attributes_that_are_set_one_by_one_have_the_limit_of_an_item() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let with = |names: std::ops::Range<usize>| {
+        let number = |n: usize| proto::AttributeValue { kind: Some(proto::attribute_value::Kind::Number(n as f64)) };
+        proto::Item { attributes: names.map(|n| (format!("a{n}"), number(n))).collect(), ..item("many", "Walnut lamp") }
+    };
+    upsert(&server, vec![with(0..98)], None).await;
+    let set = |names: std::ops::Range<usize>| {
+        let mask: Vec<String> = names.clone().map(|n| format!("attributes.a{n}")).collect();
+        update(with(names), &mask.iter().map(String::as_str).collect::<Vec<_>>(), None)
+    };
+    let remove = |names: std::ops::Range<usize>| {
+        let mask: Vec<String> = names.map(|n| format!("attributes.a{n}")).collect();
+        update(item("many", ""), &mask.iter().map(String::as_str).collect::<Vec<_>>(), None)
+    };
+    // The second of the two would be one too many.
+    let results = send(&server, vec![set(97..100), set(100..101), remove(0..2), set(100..102)]).await.unwrap();
+    use ItemStatus::{Rejected, Updated};
+    let statuses: Vec<ItemStatus> = results.iter().map(proto::ItemResult::status).collect();
+    assert_eq!(statuses, [Updated, Rejected, Updated, Updated]);
+    let violation = &results[1].violations[0];
+    assert_eq!(violation.field, "updates[1].item.attributes");
+    assert!(violation.description.contains("would have 101 entries; the limit is 100"), "{}", violation.description);
+    assert_eq!(get(&server, "many").await.attributes.len(), 100);
+    // Removals of attributes that never existed take memory, too.
+    let removals = |first: usize| (first..first + 5).map(|n| remove(n * 100..n * 100 + 100)).collect::<Vec<_>>();
+    let statuses = |results: Vec<proto::ItemResult>| results.iter().map(proto::ItemResult::status).collect::<Vec<_>>();
+    assert_eq!(statuses(send(&server, removals(10)).await.unwrap()), [Updated; 5]);
+    assert_eq!(statuses(send(&server, removals(20)).await.unwrap()), [Updated, Updated, Updated, Rejected, Rejected]);
+    let late = proto::UpsertItemsRequest { items: vec![with(0..1)], update_time: ago(5) };
+    catalog(&server).upsert_items(late).await.unwrap();
+    upsert(&server, vec![with(0..3)], None).await;
+    assert_eq!(
+        statuses(send(&server, removals(30)).await.unwrap()),
+        [Updated; 5],
+        "a whole write forgets the removals"
+    );
+    let bad = Some(Timestamp { nanos: -1, ..ago(10).unwrap() });
+    let results = send(&server, vec![update(item("many", "x"), &["title"], bad)]).await.unwrap();
+    assert_eq!(results[0].violations[0].field, "updates[0].update_time");
+    server.end().await;
+}
+
 /// Two bundles have different titles of an item. A write of its price leaves each its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn some_fields_change_the_item_of_each_bundle() {

@@ -227,7 +227,14 @@ impl ItemState {
         match change {
             ItemChange::Write(write) => Self::write(state, write),
             ItemChange::Delete { at, .. } => {
-                *state = Some(Self::Deleted { at: *at });
+                // A deletion is later than everything before it, also than a stated time ahead of the clock.
+                let newest = match state {
+                    Some(Self::Written(written)) => {
+                        written.newest().map(|newest| UnixMillis(newest.0.saturating_add(1)))
+                    }
+                    _ => None,
+                };
+                *state = Some(Self::Deleted { at: newest.map_or(*at, |newest| newest.max(*at)) });
                 WriteEffect::Applied { stale: Vec::new() }
             }
         }
@@ -260,6 +267,21 @@ impl ItemState {
             (Self::Written(written), WrittenFields::All) => written.all_at.is_some_and(|at| at > time),
             (Self::Written(written), WrittenFields::Some(fields)) => {
                 fields.iter().all(|field| written.time_of(field).is_some_and(|at| at > time))
+            }
+        }
+    }
+
+    /// Returns how many attributes have a value or a time of their own.
+    pub fn attribute_count(&self) -> usize {
+        match self {
+            Self::Deleted { .. } => 0,
+            Self::Written(WrittenItem { item, times, .. }) => {
+                let is_removed = |name: &&String| !item.attributes.contains_key(*name);
+                let named = times.keys().filter_map(|field| match field {
+                    ItemField::Attribute(name) => Some(name),
+                    _ => None,
+                });
+                item.attributes.len() + named.filter(is_removed).count()
             }
         }
     }
@@ -358,9 +380,12 @@ impl WrittenItem {
             field.copy(item, &mut content);
             if *field == ItemField::Attributes {
                 self.times.retain(|other, time| !matches!(other, ItemField::Attribute(_)) || *time > at);
-                for later in self.times.keys().filter(|other| matches!(other, ItemField::Attribute(_))) {
+                let later = self.times.keys().filter(|other| matches!(other, ItemField::Attribute(_)));
+                for later in later {
                     later.copy(&self.item, &mut content);
-                    stale.push(later.clone());
+                    if !stale.contains(later) {
+                        stale.push(later.clone());
+                    }
                 }
             }
             self.times.insert(field.clone(), at);
@@ -447,6 +472,31 @@ mod tests {
         let again = ItemWrite::of_all(item(2, &[]), stated(11));
         assert_eq!(ItemState::write(&mut state, &again), WriteEffect::Applied { stale: vec![] });
         assert_eq!(*state.unwrap().content(None).unwrap(), item(2, &[]));
+    }
+
+    #[test]
+    fn a_deletion_is_later_than_what_it_deletes() {
+        // The shop's clock is ahead.
+        let ahead = ItemWrite::of_all(item(1, &[]), stated(100));
+        let mut state = state_after([&ahead]);
+        ItemState::apply(&mut state, &ItemChange::Delete { id: id(), at: UnixMillis(50) });
+        assert_eq!(ItemState::write(&mut state, &ahead), WriteEffect::Stale, "a repeated message");
+        assert_eq!(state.as_ref().unwrap().content(Some(&item(0, &[]))), None);
+    }
+
+    #[test]
+    fn all_attributes_keep_the_later_ones() {
+        let later = ItemWrite { item: item(9, &["x"]), fields: fields(&["attributes.x"]), time: stated(9) };
+        let mut state = state_after([&ItemWrite::of_all(item(1, &["x", "y"]), stated(1)), &later]);
+        let both = fields(&["attributes", "attributes.x"]);
+        let effect = ItemState::write(&mut state, &ItemWrite { item: item(5, &["z"]), fields: both, time: stated(5) });
+        assert_eq!(effect, WriteEffect::Applied { stale: vec![ItemField::Attribute("x".into())] });
+        let content = state.as_ref().unwrap().content(None).unwrap();
+        assert_eq!(content.attributes.keys().collect::<Vec<_>>(), ["x", "z"]);
+        let removed =
+            ItemWrite { item: item(10, &[]), fields: fields(&["attributes.z", "attributes.w"]), time: stated(10) };
+        ItemState::write(&mut state, &removed);
+        assert_eq!(state.unwrap().attribute_count(), 3, "x has a value, z and w have the time of their removal");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::{
     token::{ItemsToken, PageToken, TokenKey},
     workers::Workers,
 };
-use lodestone_catalog::{Catalog, Filter, Item, ItemChange, ItemList, ItemWrite, WrittenFields};
+use lodestone_catalog::{Catalog, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, WrittenFields};
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
@@ -315,6 +315,12 @@ impl Engine {
         let change = |write: ItemWrite| Change::Item(ItemChange::Write(Box::new(write)));
         let changes = writes.into_iter().map(change).zip(embedded).collect();
         self.finish_write(self.writer.write(changes).await)
+    }
+
+    /// Returns the current content of an item, and how many of its attributes have a value or a time in its changes.
+    pub fn item_and_attribute_count(&self, id: &ItemId) -> (Option<Arc<Item>>, usize) {
+        let count = self.generations.state.catalogue.lock().state(id).map_or(0, ItemState::attribute_count);
+        (self.get_item(id), count)
     }
 
     /// Returns the item of a write with texts that may have to be encoded.

@@ -94,9 +94,17 @@ pub(super) fn time(
         violations.add(&field, description);
     }
     if at < EARLIEST_MS {
-        violations.add(field, format!("is {}, before 1990", text(at)));
+        violations.add(&field, format!("is {}, before 1990", text(at)));
     }
+    nanos(violations, field, sent);
     UnixMillis(at)
+}
+
+/// Checks the fraction of a second of a time.
+pub(super) fn nanos(violations: &mut Violations, field: impl Display, sent: &prost_types::Timestamp) {
+    if !(0..1_000_000_000).contains(&sent.nanos) {
+        violations.add(field, format!("has {} nanos; they must be within 0 and 999,999,999", sent.nanos));
+    }
 }
 
 fn lines(violations: &mut Violations, path: impl Display, sent: &[proto::EventLine]) -> Vec<EventLine> {

@@ -1,7 +1,7 @@
 //! Validates and converts items.
 use super::{
     currency,
-    events::time,
+    events::{nanos, time},
     requests::{filter, fingerprint},
 };
 use crate::server::{proto, violations::Violations};
@@ -219,6 +219,9 @@ pub(crate) fn item(
     if let Some(time) = item.create_time.as_ref().filter(|time| !CREATE_TIME_S.contains(&time.seconds)) {
         let description = format!("is {} s since 1970; it must be within the years 1 and 9999", time.seconds);
         violations.add(field("create_time"), description);
+    }
+    if let Some(time) = &item.create_time {
+        nanos(violations, field("create_time"), time);
     }
     if violations.found.len() > before {
         return None;

@@ -62,7 +62,7 @@ pub(crate) struct Column {
 /// Texts as numbers, so that texts of many items are compared and counted without reading them.
 #[derive(Debug, Clone)]
 struct Texts {
-    /// For each item 1 + the index of its text, or 0 without a text.
+    /// For each item 1 + the index of its text, or 0 without a text: an empty normal form is no text.
     codes: [u16; BLOCK_ROWS],
     known: Vec<KnownText>,
     index_of: AHashMap<Arc<str>, u16>,
@@ -147,6 +147,9 @@ impl Texts {
     fn insert(&mut self, at: usize, text: &str) {
         self.remove(at);
         let normal = normalize(text);
+        if normal.is_empty() {
+            return;
+        }
         let index = match self.index_of.get(&*normal) {
             Some(index) => *index,
             None => self.create(&normal),
@@ -205,8 +208,7 @@ impl Texts {
     fn count<'c>(&'c self, among: &Mask, counts: &mut ValueCounts<'c>) {
         let mut of_code = vec![0u32; self.known.len() + 1];
         bits::ones(among, 0).for_each(|at| of_code[usize::from(self.codes[at])] += 1);
-        for (known, count) in self.known.iter().zip(&of_code[1..]).filter(|(known, _)| !known.text.as_str().is_empty())
-        {
+        for (known, count) in self.known.iter().zip(&of_code[1..]) {
             counts.add_text(known.hash, known.text.as_str(), u64::from(*count));
         }
     }
@@ -220,8 +222,7 @@ fn text_hash(normal: &str) -> u64 {
 impl Column {
     /// Returns the value of the item at a position. A text whose normal form is empty is no value.
     pub(crate) fn value(&self, at: usize) -> SortValue<'_> {
-        if let Some(text) = self.texts.as_ref().and_then(|texts| texts.get(at)).filter(|text| !text.as_str().is_empty())
-        {
+        if let Some(text) = self.texts.as_ref().and_then(|texts| texts.get(at)) {
             return SortValue::Text(text.as_ref());
         }
         let number = self.numbers.as_ref().map(|numbers| numbers.values[at]).filter(|number| !number.is_nan());

@@ -169,19 +169,14 @@ impl Filter {
 
     /// Returns true if [`Filter::without`] leaves conditions out.
     pub fn has_condition_on(&self, field: &Field) -> bool {
-        match &self.0 {
-            Node::And(nodes) => nodes.iter().any(|node| node.is_only_about(field)),
-            node => node.is_only_about(field),
-        }
+        self.0.conjuncts().iter().any(|node| node.is_only_about(field))
     }
 
     /// Returns the filter without the conditions on a field, as far as AND joins them with the rest; none if it has no
     /// others.
     pub fn without(&self, field: &Field) -> Option<Filter> {
-        let rest: Vec<Node> = match &self.0 {
-            Node::And(nodes) => nodes.iter().filter(|node| !node.is_only_about(field)).cloned().collect(),
-            node => Some(node).filter(|node| !node.is_only_about(field)).cloned().into_iter().collect(),
-        };
+        let conjuncts = self.0.conjuncts().into_iter();
+        let rest: Vec<Node> = conjuncts.filter(|node| !node.is_only_about(field)).cloned().collect();
         match rest.len() {
             0 | 1 => rest.into_iter().next().map(Filter),
             _ => Some(Filter(Node::And(rest))),
@@ -195,6 +190,14 @@ impl Filter {
 }
 
 impl Node {
+    /// Returns the conditions that AND joins, also those of groups.
+    fn conjuncts(&self) -> Vec<&Node> {
+        match self {
+            Self::And(nodes) => nodes.iter().flat_map(Self::conjuncts).collect(),
+            node => vec![node],
+        }
+    }
+
     /// Returns true if all conditions are on this field.
     fn is_only_about(&self, field: &Field) -> bool {
         match self {
@@ -335,6 +338,9 @@ impl Predicate {
 
     fn matches_text(&self, text: &str) -> bool {
         let text = normalize(text);
+        if text.is_empty() {
+            return false;
+        }
         match self {
             Self::Compare(Operator::Equal, literal) => literal.equals(&text),
             Self::Compare(Operator::Unequal, Literal::Text(literal)) => literal.normal != text,
@@ -571,9 +577,32 @@ mod tests {
     }
 
     #[test]
+    fn conditions_that_and_joins_are_left_out_also_in_groups() {
+        let brand = Field::Brand;
+        let without = |text: &str| {
+            let filter = Filter::parse(text).unwrap();
+            let rest = filter.without(&brand);
+            assert_eq!(filter.has_condition_on(&brand), rest.as_ref() != Some(&filter), "{text}");
+            rest.map(|filter| filter.to_string())
+        };
+        let rest = Some("price < 5 AND in_stock = true".to_owned());
+        for text in [
+            "price < 5 AND in_stock AND brand = \"a\"",
+            "price < 5 AND (in_stock AND brand = \"a\")",
+            "(brand = \"a\" OR brand = \"b\") AND (price < 5 AND (in_stock AND NOT brand = \"c\"))",
+        ] {
+            assert_eq!(without(text), rest, "{text}");
+        }
+        assert_eq!(without("brand = \"a\" AND NOT brand = \"b\""), None);
+        assert_eq!(without("brand = \"a\" OR price < 5"), Some("brand = \"a\" OR price < 5".to_owned()));
+    }
+
+    #[test]
     fn a_missing_value_matches_no_comparison() {
         let bare = Item::titled(ItemId::parse("a").unwrap(), "a");
-        for filter in ["price < 5", "price != 5", "price >= 5", "stock_quantity < 9", "attributes.x != 1"] {
+        let numbers = ["price < 5", "price != 5", "price >= 5", "stock_quantity < 9", "attributes.x != 1"];
+        let texts = ["brand != \"x\"", "brand = \"\"", "description != \"x\"", "currency != \"EUR\""];
+        for filter in numbers.into_iter().chain(texts) {
             assert!(!Filter::parse(filter).unwrap().matches(&bare), "{filter}");
         }
         assert!(Filter::parse("NOT price < 5 AND in_stock").unwrap().matches(&bare));

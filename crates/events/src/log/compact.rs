@@ -3,7 +3,7 @@ use super::{
     EventLog,
     check::put_open_segment,
     check_end, damaged, header_error,
-    segment::{self, Header, Segment},
+    segment::{self, Header, PAYLOAD_BYTES_MAX, Segment},
 };
 use crate::{
     Change, DEDUPE_DAYS, EventKind, LogError, checkpoint,
@@ -171,9 +171,13 @@ fn item_changes(log: &EventLog) -> Result<AHashMap<u64, Fate>, LogError> {
         let changes = state.map(|state| state.changes(&id)).unwrap_or_default();
         // A state has no more changes than the item had.
         let Some(dropped) = positions.len().checked_sub(changes.len()).filter(|dropped| *dropped > 0) else { continue };
+        let rewritten: Vec<Vec<u8>> = changes.into_iter().map(|change| Change::Item(change).encode()).collect();
+        if rewritten.iter().any(|record| record.len() > PAYLOAD_BYTES_MAX) {
+            // Together, the changes do not fit into one record.
+            continue;
+        }
         fates.extend(positions[..dropped].iter().map(|position| (*position, Fate::Dropped)));
-        let rewritten = changes.into_iter().map(|change| Fate::Rewritten(Change::Item(change).encode()));
-        fates.extend(positions[dropped..].iter().copied().zip(rewritten));
+        fates.extend(positions[dropped..].iter().copied().zip(rewritten.into_iter().map(Fate::Rewritten)));
     }
     Ok(fates)
 }
