@@ -266,7 +266,7 @@ async fn attributes_that_are_set_one_by_one_have_the_limit_of_an_item() {
     };
     let remove = |names: std::ops::Range<usize>| {
         let mask: Vec<String> = names.map(|n| format!("attributes.a{n}")).collect();
-        update(item("many", ""), &mask.iter().map(String::as_str).collect::<Vec<_>>(), None)
+        update(item("many", ""), &mask.iter().map(String::as_str).collect::<Vec<_>>(), ago(-60))
     };
     // The second of the two would be one too many.
     let results = send(&server, vec![set(97..100), set(100..101), remove(0..2), set(100..102)]).await.unwrap();
@@ -282,8 +282,8 @@ async fn attributes_that_are_set_one_by_one_have_the_limit_of_an_item() {
     let statuses = |results: Vec<proto::ItemResult>| results.iter().map(proto::ItemResult::status).collect::<Vec<_>>();
     assert_eq!(statuses(send(&server, removals(10)).await.unwrap()), [Updated; 5]);
     assert_eq!(statuses(send(&server, removals(20)).await.unwrap()), [Updated, Updated, Updated, Rejected, Rejected]);
-    let late = proto::UpsertItemsRequest { items: vec![with(0..1)], update_time: ago(5) };
-    catalog(&server).upsert_items(late).await.unwrap();
+    let (status, stale_fields) = upsert(&server, vec![with(0..1)], ago(-30)).await.remove(0);
+    assert_eq!((status, stale_fields.len()), (ItemStatus::Replaced, 20), "a result names some of 802 stale fields");
     upsert(&server, vec![with(0..3)], None).await;
     assert_eq!(
         statuses(send(&server, removals(30)).await.unwrap()),

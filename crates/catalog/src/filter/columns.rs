@@ -62,7 +62,7 @@ pub(crate) struct Column {
 /// Texts as numbers, so that texts of many items are compared and counted without reading them.
 #[derive(Debug, Clone)]
 struct Texts {
-    /// For each item 1 + the index of its text, or 0 without a text: an empty normal form is no text.
+    /// For each item 1 + the index of its text, which may be empty, or 0 without a text.
     codes: [u16; BLOCK_ROWS],
     known: Vec<KnownText>,
     index_of: AHashMap<Arc<str>, u16>,
@@ -147,9 +147,6 @@ impl Texts {
     fn insert(&mut self, at: usize, text: &str) {
         self.remove(at);
         let normal = normalize(text);
-        if normal.is_empty() {
-            return;
-        }
         let index = match self.index_of.get(&*normal) {
             Some(index) => *index,
             None => self.create(&normal),
@@ -208,7 +205,8 @@ impl Texts {
     fn count<'c>(&'c self, among: &Mask, counts: &mut ValueCounts<'c>) {
         let mut of_code = vec![0u32; self.known.len() + 1];
         bits::ones(among, 0).for_each(|at| of_code[usize::from(self.codes[at])] += 1);
-        for (known, count) in self.known.iter().zip(&of_code[1..]) {
+        let counted = self.known.iter().zip(&of_code[1..]).filter(|(known, _)| !known.text.as_str().is_empty());
+        for (known, count) in counted {
             counts.add_text(known.hash, known.text.as_str(), u64::from(*count));
         }
     }
@@ -222,7 +220,8 @@ fn text_hash(normal: &str) -> u64 {
 impl Column {
     /// Returns the value of the item at a position. A text whose normal form is empty is no value.
     pub(crate) fn value(&self, at: usize) -> SortValue<'_> {
-        if let Some(text) = self.texts.as_ref().and_then(|texts| texts.get(at)) {
+        let text = self.texts.as_ref().and_then(|texts| texts.get(at));
+        if let Some(text) = text.filter(|text| !text.as_str().is_empty()) {
             return SortValue::Text(text.as_ref());
         }
         let number = self.numbers.as_ref().map(|numbers| numbers.values[at]).filter(|number| !number.is_nan());
@@ -317,7 +316,9 @@ impl Column {
         let with = |meets: &dyn Fn(&str) -> bool| self.texts.as_ref().map_or(NONE, |texts| texts.with(meets));
         match predicate {
             Predicate::Compare(Operator::Equal, literal) => equals(literal),
-            Predicate::Compare(Operator::Unequal, Literal::Text(text)) => with(&|other| other != text.normal),
+            Predicate::Compare(Operator::Unequal, Literal::Text(text)) => {
+                with(&|other| !other.is_empty() && other != text.normal)
+            }
             Predicate::Compare(Operator::Unequal, Literal::Flag(flag)) => self.with_flag(!flag),
             Predicate::Compare(operator, Literal::Number(number)) => self.compare(*operator, *number),
             Predicate::Compare(operator, Literal::Time(at, _)) => self.compare(*operator, *at as f64),

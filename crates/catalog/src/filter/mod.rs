@@ -338,12 +338,9 @@ impl Predicate {
 
     fn matches_text(&self, text: &str) -> bool {
         let text = normalize(text);
-        if text.is_empty() {
-            return false;
-        }
         match self {
             Self::Compare(Operator::Equal, literal) => literal.equals(&text),
-            Self::Compare(Operator::Unequal, Literal::Text(literal)) => literal.normal != text,
+            Self::Compare(Operator::Unequal, Literal::Text(literal)) => !text.is_empty() && literal.normal != text,
             Self::Compare(..) => false,
             Self::In(literals) => literals.iter().any(|literal| literal.equals(&text)),
             Self::Has(literal) => literal.is_within(&text),
@@ -601,10 +598,11 @@ mod tests {
     fn a_missing_value_matches_no_comparison() {
         let bare = Item::titled(ItemId::parse("a").unwrap(), "a");
         let numbers = ["price < 5", "price != 5", "price >= 5", "stock_quantity < 9", "attributes.x != 1"];
-        let texts = ["brand != \"x\"", "brand = \"\"", "description != \"x\"", "currency != \"EUR\""];
+        let texts = ["brand != \"x\"", "brand != \"\"", "description != \"x\"", "currency != \"EUR\""];
         for filter in numbers.into_iter().chain(texts) {
             assert!(!Filter::parse(filter).unwrap().matches(&bare), "{filter}");
         }
+        assert!(Filter::parse("brand = \"\"").unwrap().matches(&bare), "an empty text finds items without one");
         assert!(Filter::parse("NOT price < 5 AND in_stock").unwrap().matches(&bare));
     }
 
