@@ -43,7 +43,7 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 export ORT_DISABLE_TELEMETRY ?= 1
 
 .PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-catalog bench-train clean clean-demo
-.PHONY: tools-run bench-tools check-format check-lints check-proto check-docs
+.PHONY: tools-run tools-bench check-format check-lints check-proto check-docs
 .PHONY: deny structure
 .PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store test-short-forms
 
@@ -158,13 +158,13 @@ fuzz: ## Generate malformed queries, filters, synonyms and tokens; FUZZ_SECONDS=
 	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test api fuzz:: -- --test-threads 1 --nocapture
 
 # The peers in Python, and a client of the API.
-bench-tools:
+tools-bench:
 	@scripts/tools.sh python bench
 	@mkdir -p target/bench/stubs
 	@$(TOOLS)/venv/bin/python -m grpc_tools.protoc --proto_path=proto --python_out=target/bench/stubs \
 		--grpc_python_out=target/bench/stubs proto/lodestone/v1/*.proto
 
-bench: build tools-run bench-tools $(DATA) $(BUNDLE) ## Compare the server with the same pipeline in Python; BENCH_SECONDS=5 for each figure
+bench: build tools-run tools-bench $(DATA) $(BUNDLE) ## Compare the server with the same pipeline in Python; BENCH_SECONDS=5 for each figure
 	@$(TOOLS)/bench/bin/python benches/serving.py
 
 # MODELS_DATA=DIR adds public sets, one in each subdirectory; benches/models.py describes their files.
@@ -186,7 +186,7 @@ bench-retrieval: build $(BUNDLE) ## Compare the frozen graph with other ANN libr
 bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure event ingestion, replay and startup, and their effect on serving latency; BENCH_EVENTS=10000000
 	@python3 benches/events.py
 
-bench-catalog: build tools-run bench-tools $(BUNDLE) ## Measure category pages, sorting, facets and price updates beside tantivy; BENCH_ITEMS=200000
+bench-catalog: build tools-run tools-bench $(BUNDLE) ## Measure category pages, sorting, facets and price updates beside tantivy; BENCH_ITEMS=200000
 	@$(TOOLS)/bench/bin/python benches/catalog.py
 
 deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml
