@@ -82,7 +82,8 @@ impl AttributeCounts {
     fn check(&mut self, violations: &mut Violations, path: &dyn Display, write: &ItemWrite, engine: &Engine) -> bool {
         let WrittenFields::Some(fields) = &write.fields else { return true };
         let named = fields.iter().filter(|field| matches!(field, ItemField::Attribute(_))).count();
-        if named == 0 {
+        let is_whole = fields.contains(&ItemField::Attributes);
+        if named == 0 && !is_whole {
             return true;
         }
         let (known, timed) = self.items.entry(write.item.id.clone()).or_insert_with(|| {
@@ -91,15 +92,17 @@ impl AttributeCounts {
         });
         let content = write.content(known.as_ref());
         let count = content.as_ref().map_or(0, |content| content.attributes.len());
-        let problem = match (count > limits::ATTRIBUTES, *timed + named > ATTRIBUTE_TIMES_MAX) {
+        // All attributes as a whole have one time.
+        let timed_after = named + if is_whole { count } else { *timed };
+        let problem = match (count > limits::ATTRIBUTES, timed_after > ATTRIBUTE_TIMES_MAX) {
             (true, _) => format!("the item would have {count} entries; the limit is {}", limits::ATTRIBUTES),
             (_, true) => format!(
-                "{} attributes of the item would have a value or a time; the limit is {ATTRIBUTE_TIMES_MAX}; write \
-                 `attributes` as a whole or the item by UpsertItems, which forgets those of removed attributes",
-                *timed + named
+                "{timed_after} attributes of the item would have a value or a time; the limit is \
+                 {ATTRIBUTE_TIMES_MAX}; write `attributes` as a whole or the item by UpsertItems, which forgets those \
+                 of removed attributes"
             ),
             _ => {
-                (*known, *timed) = (content, *timed + named);
+                (*known, *timed) = (content, timed_after);
                 return true;
             }
         };

@@ -277,13 +277,17 @@ async fn attributes_that_are_set_one_by_one_have_the_limit_of_an_item() {
     assert_eq!(violation.field, "updates[1].item.attributes");
     assert!(violation.description.contains("would have 101 entries; the limit is 100"), "{}", violation.description);
     assert_eq!(get(&server, "many").await.attributes.len(), 100);
+    // All attributes as a whole, and one more.
+    let whole = update(with(0..100), &["attributes"], ago(-60));
+    let results = send(&server, vec![whole, set(100..101)]).await.unwrap();
+    assert_eq!(results.iter().map(proto::ItemResult::status).collect::<Vec<_>>(), [Updated, Rejected]);
     // Removals of attributes that never existed take memory, too.
     let removals = |first: usize| (first..first + 5).map(|n| remove(n * 100..n * 100 + 100)).collect::<Vec<_>>();
     let statuses = |results: Vec<proto::ItemResult>| results.iter().map(proto::ItemResult::status).collect::<Vec<_>>();
     assert_eq!(statuses(send(&server, removals(10)).await.unwrap()), [Updated; 5]);
-    assert_eq!(statuses(send(&server, removals(20)).await.unwrap()), [Updated, Updated, Updated, Rejected, Rejected]);
+    assert_eq!(statuses(send(&server, removals(20)).await.unwrap()), [Updated, Updated, Updated, Updated, Rejected]);
     let (status, stale_fields) = upsert(&server, vec![with(0..1)], ago(-30)).await.remove(0);
-    assert_eq!((status, stale_fields.len()), (ItemStatus::Replaced, 20), "a result names some of 802 stale fields");
+    assert_eq!((status, stale_fields.len()), (ItemStatus::Replaced, 20), "a result names some of the stale fields");
     upsert(&server, vec![with(0..3)], None).await;
     assert_eq!(
         statuses(send(&server, removals(30)).await.unwrap()),
