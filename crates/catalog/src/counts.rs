@@ -65,13 +65,6 @@ impl Catalog {
         let most = spellings.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(a.0)));
         most.map_or_else(|| normal.to_owned(), |(text, _)| text.to_owned())
     }
-
-    /// Returns the names of all attributes of items in the blocks of a bit set, each once, in no order.
-    pub fn attribute_names(&self, among: &[u64]) -> Vec<&str> {
-        let names = masks(among).flat_map(|(block, _)| self.columns(block).attribute_names());
-        let distinct: ahash::AHashSet<&str> = names.collect();
-        distinct.into_iter().collect()
-    }
 }
 
 /// Returns the blocks in which a bit set has rows.

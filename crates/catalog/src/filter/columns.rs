@@ -418,11 +418,6 @@ impl Columns {
         }
     }
 
-    /// Returns the names of the attributes that items of the block have.
-    pub(crate) fn attribute_names(&self) -> impl Iterator<Item = &str> {
-        self.attributes.keys().map(|name| &**name)
-    }
-
     /// Returns the column of a field with one value for each item. None: no item has the attribute, or the field has no
     /// such column.
     pub(crate) fn column(&self, field: &Field) -> Option<&Column> {
