@@ -141,6 +141,13 @@ impl Services {
         Ok(results(of_entries, &indices, report))
     }
 
+    async fn write_valid_items(
+        &self,
+        validated: Validated<ItemWrite>,
+    ) -> Result<(Vec<proto::ItemResult>, u64), Status> {
+        self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await
+    }
+
     fn clock(&self) -> convert::Clock {
         convert::Clock { now: UnixMillis::now(), ahead_max: self.config.event_ahead_max }
     }
@@ -163,8 +170,7 @@ impl CatalogService for Services {
                 convert::item(violations, path, item, true).map(|item| ItemWrite::of_all(item, time))
             };
             let validated = Validated::of("items", &items, |item| &item.item_id, convert)?;
-            let (results, session_version) =
-                self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await?;
+            let (results, session_version) = self.write_valid_items(validated).await?;
             Ok(Response::new(proto::UpsertItemsResponse { results, session_version }))
         };
         guarded(&self.metrics, "UpsertItems", response).await
@@ -186,8 +192,7 @@ impl CatalogService for Services {
             };
             let validated = Validated::of("updates", &updates, id, convert)?;
             drop(attributes);
-            let (results, session_version) =
-                self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await?;
+            let (results, session_version) = self.write_valid_items(validated).await?;
             Ok(Response::new(proto::UpdateItemsResponse { results, session_version }))
         };
         guarded(&self.metrics, "UpdateItems", response).await
@@ -203,8 +208,7 @@ impl CatalogService for Services {
                 convert::inventory(violations, path, inventory, clock)
             };
             let validated = Validated::of("inventories", &inventories, |entry| &entry.item_id, convert)?;
-            let (results, session_version) =
-                self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await?;
+            let (results, session_version) = self.write_valid_items(validated).await?;
             Ok(Response::new(proto::SetInventoryResponse { results, session_version }))
         };
         guarded(&self.metrics, "SetInventory", response).await

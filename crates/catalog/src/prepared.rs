@@ -103,7 +103,8 @@ fn band(number: f64) -> (i8, i32) {
     }
 }
 
-fn hash(label: &impl std::hash::Hash) -> u64 {
+/// Returns a hash that is equal for equal labels within one process.
+pub(crate) fn hash(label: &(impl std::hash::Hash + ?Sized)) -> u64 {
     RandomState::with_seeds(1, 2, 3, 4).hash_one(label)
 }
 

@@ -33,7 +33,7 @@ pub enum ItemField {
 
 /// A name that is not one of an item's fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("is not a field of the mask; use {}, or attributes.NAME", FIELDS.map(|(name, _)| name).join(", "))]
+#[error("is not a field of an item; use {}, or attributes.NAME", FIELDS.map(|(name, _)| name).join(", "))]
 pub struct UnknownItemField;
 
 const FIELDS: [(&str, ItemField); 15] = [
@@ -141,7 +141,7 @@ impl ItemChange {
 /// A write of some or all fields of an item.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ItemWrite {
-    /// The written values. Fields that are not written are ignored.
+    /// The written values. Fields that are not written are not read.
     pub item: Item,
     pub fields: WrittenFields,
     pub time: WriteTime,
@@ -303,17 +303,11 @@ impl ItemState {
     /// Returns true if the known values of the written fields are those of the write.
     pub fn has_values_of(&self, write: &ItemWrite) -> bool {
         let Self::Written(written) = self else { return false };
-        let is_equal = |field: &ItemField| {
-            let (mut known, mut new) =
-                (Item::titled(write.item.id.clone(), ""), Item::titled(write.item.id.clone(), ""));
-            field.copy(&written.item, &mut known);
-            field.copy(&write.item, &mut new);
-            known == new
-        };
         match &write.fields {
             WrittenFields::All => written.all_at.is_some() && *written.item == write.item,
             WrittenFields::Some(fields) => {
-                fields.iter().all(|field| written.time_of(field).is_some() && is_equal(field))
+                fields.iter().all(|field| written.time_of(field).is_some())
+                    && written.item.with_only(fields) == write.item.with_only(fields)
             }
         }
     }

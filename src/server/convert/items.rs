@@ -249,7 +249,7 @@ pub(crate) fn item(
 fn url(violations: &mut Violations, field: impl Display, url: &str) {
     violations.characters(&field, url, limits::URL_CHARS);
     if !url.is_empty() && !is_url(url) {
-        let problem = "is neither an http or https URL without spaces nor a path that begins with /";
+        let problem = "is neither an http or https URL without spaces nor a path that begins with one /";
         violations.add(field, format!("`{}` {problem}", super::shortened(url)));
     }
 }

@@ -4,8 +4,9 @@ use crate::{
     AttributeValue, Item,
     counts::ValueCounts,
     order::{SortText, SortValue},
+    prepared::hash,
 };
-use ahash::{AHashMap, RandomState};
+use ahash::AHashMap;
 use lodestone_core::{bits, text::normalize};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -132,7 +133,7 @@ impl LabelColumn {
     fn count<'c>(&'c self, among: &Mask, counts: &mut ValueCounts<'c>) {
         for (label, items) in self.items.iter().filter(|(label, _)| !label.is_empty()) {
             let count = items.iter().filter(|at| bits::has(among, usize::from(**at))).count();
-            counts.add_text(text_hash(label), label, count as u64);
+            counts.add_text(hash(&**label), label, count as u64);
         }
     }
 }
@@ -156,7 +157,7 @@ impl Texts {
     }
 
     fn create(&mut self, normal: &str) -> u16 {
-        let known = KnownText { text: SortText::new(normal), hash: text_hash(normal), item_count: 0 };
+        let known = KnownText { text: SortText::new(normal), hash: hash(normal), item_count: 0 };
         let shared = known.text.shared();
         let index = match self.free.pop() {
             Some(index) => {
@@ -210,11 +211,6 @@ impl Texts {
             counts.add_text(known.hash, known.text.as_str(), u64::from(*count));
         }
     }
-}
-
-/// Returns a hash that is equal for equal texts within one process.
-fn text_hash(normal: &str) -> u64 {
-    RandomState::with_seeds(1, 2, 3, 4).hash_one(normal)
 }
 
 impl Column {

@@ -212,7 +212,7 @@ fn url(column: &str, text: &str) -> Result<String, RowError> {
     }
     match text.is_empty() || is_url(text) {
         true => Ok(text.to_owned()),
-        false => Err(RowError::dropped(Reason::Url, column, text, "neither a URL nor a path that begins with /")),
+        false => Err(RowError::dropped(Reason::Url, column, text, "neither a URL nor a path that begins with one /")),
     }
 }
 

@@ -112,7 +112,7 @@ impl Reason {
             Self::PriceTooHigh => ("price too high", "above 1,000,000,000"),
             Self::Currency => ("bad currency", "not an ISO 4217 code of three letters"),
             Self::Rating => ("bad rating", "below 0 or above 5"),
-            Self::Url => ("bad URL", "neither an http or https URL without spaces nor a path that begins with /"),
+            Self::Url => ("bad URL", "neither an http or https URL without spaces nor a path that begins with one /"),
             Self::Quantity => ("bad quantity", "0, above 1,000,000, below 0 in a purchase, or above 0 in a refund"),
             Self::User => ("bad user", "the id of a user or visitor is not valid"),
             Self::SameProduct => ("same product", "an earlier row has the same id"),
