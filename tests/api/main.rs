@@ -16,6 +16,7 @@ mod state;
 mod support;
 mod transport;
 mod updates;
+mod variants;
 mod writes;
 
 /// The allocator of the program, because `models` measures resident memory.

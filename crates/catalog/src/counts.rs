@@ -2,8 +2,9 @@
 use crate::{
     AttributeValue, Catalog, Field, Item,
     filter::{BLOCK_ROWS, Mask},
+    groups::{BlockGroups, Group, split},
 };
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use lodestone_core::{bits, ids::Row, text::normalize};
 
 /// Rows whose spelling of a text is compared.
@@ -17,8 +18,10 @@ pub struct ValueCounts<'c> {
     texts: AHashMap<u64, (&'c str, u64)>,
     /// Items with the flags false and true.
     pub flags: [u64; 2],
-    /// The numbers of all items.
-    pub numbers: Vec<f64>,
+    /// The numbers of all items, each with its group if the variants of a group count once.
+    pub numbers: Vec<(f64, Option<Group>)>,
+    /// The hashes of values that were counted for a group.
+    counted: AHashSet<(u64, Group)>,
 }
 
 impl<'c> ValueCounts<'c> {
@@ -26,6 +29,20 @@ impl<'c> ValueCounts<'c> {
     pub(crate) fn add_text(&mut self, hash: u64, text: &'c str, count: u64) {
         if count > 0 {
             self.texts.entry(hash).or_insert((text, 0)).1 += count;
+        }
+    }
+
+    /// Adds an item of a group with a text, unless the group has the text already.
+    pub(crate) fn add_text_of_group(&mut self, hash: u64, text: &'c str, group: Group) {
+        if self.counted.insert((hash, group)) {
+            self.add_text(hash, text, 1);
+        }
+    }
+
+    /// Does the same for a flag.
+    pub(crate) fn add_flag_of_group(&mut self, flag: bool, group: Group) {
+        if self.counted.insert((flag.into(), group)) {
+            self.flags[usize::from(flag)] += 1;
         }
     }
 
@@ -38,10 +55,19 @@ impl<'c> ValueCounts<'c> {
 impl Catalog {
     /// Counts the values of a field of the rows in a bit set. An item with several texts counts once for each normal
     /// form. Fields without columns ([`Field::ItemId`], [`Field::Title`], [`Field::Description`]) have none.
-    pub fn count_values(&self, field: &Field, among: &[u64]) -> ValueCounts<'_> {
+    /// `one_per_group`: items of a group with the same value count once.
+    pub fn count_values(&self, field: &Field, among: &[u64], one_per_group: bool) -> ValueCounts<'_> {
         let mut counts = ValueCounts::default();
         for (block, mask) in masks(among) {
-            self.columns(block).count(field, &mask, &mut counts);
+            let columns = self.columns(block);
+            match self.block_groups(block).filter(|_| one_per_group) {
+                None => columns.count(field, &mask, &mut counts),
+                Some(groups) => {
+                    let (single, grouped) = split(groups, &mask);
+                    columns.count(field, &single, &mut counts);
+                    columns.count_groups(field, &grouped, groups, &mut counts);
+                }
+            }
         }
         counts
     }

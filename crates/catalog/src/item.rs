@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     pub id: ItemId,
+    /// The product of which the item is a variant: equal in all variants, in the form of an [`ItemId`]. Empty: the item
+    /// is the only one.
+    pub group_id: String,
     /// 1 to 1,000 characters.
     pub title: String,
     /// At most 20,000 characters.
@@ -82,6 +85,7 @@ impl Item {
     pub fn titled(id: ItemId, title: &str) -> Self {
         Self {
             id,
+            group_id: String::new(),
             title: title.to_owned(),
             description: String::new(),
             categories: Vec::new(),

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 mod counts;
 mod filter;
+mod groups;
 mod item;
 mod keys;
 mod order;
@@ -11,6 +12,7 @@ mod write;
 
 pub use counts::ValueCounts;
 pub use filter::{Field, Filter, FilterError, attribute_name, has_word_prefix};
+pub use groups::{Group, SeenGroups};
 pub use item::{AttributeValue, Item, is_url, limits};
 pub use keys::ItemKeys;
 pub use order::{

@@ -1,6 +1,6 @@
 //! Orders of items by their fields: the language of `order_by`, and the selection of a page from many rows.
 use super::{
-    Catalog, Field,
+    Catalog, Field, Group,
     filter::{BLOCK_ROWS, Column},
 };
 use lodestone_core::ids::{ItemKey, Row};
@@ -31,7 +31,7 @@ pub enum OrderByError {
     #[error("key {0} is empty; a key is a field, then `asc`, `desc` or nothing")]
     EmptyKey(usize),
     #[error(
-        "`{0}` is not a field; use item_id, title, brand, price, original_price, discount, currency, rating, \
+        "`{0}` is not a field; use item_id, group_id, title, brand, price, original_price, discount, currency, rating, \
          rating_count, stock_quantity, in_stock, create_time or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)"
     )]
     UnknownField(String),
@@ -287,6 +287,8 @@ pub struct Part<'p> {
     /// Entries that are left out before the part.
     pub skip: usize,
     pub count: usize,
+    /// Only the first row of each group of this catalogue is an entry. None: every row is one.
+    pub one_per_group: Option<&'p Catalog>,
 }
 
 /// Rows in order.
@@ -312,7 +314,7 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
     rows: impl Iterator<Item = (Row, V)>,
     key_of: impl Fn(Row) -> ItemKey,
     is_descending: [bool; N],
-    Part { after, skip, count }: Part,
+    Part { after, skip, count, one_per_group }: Part,
 ) -> Selected {
     let compare = |a: &SortEntry<'a, N>, b: &SortEntry<'a, N>| {
         let mut compared = (0..N).map(|at| a.values[at].compare(b.values[at], is_descending[at]));
@@ -331,11 +333,11 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
     let capacity = wanted.saturating_mul(2).max(BUFFER_MIN);
     let mut best: Vec<SortEntry<'a, N>> = Vec::new();
     let mut worst: Option<SortEntry<'a, N>> = None;
-    for (row, value) in rows {
+    let mut consider = |row: Row, value: V| {
         if worst.as_ref().is_some_and(|worst| compare_row(row, &value, worst).is_gt())
             || after.as_ref().is_some_and(|after| compare_row(row, &value, after).is_le())
         {
-            continue;
+            return;
         }
         best.push(SortEntry { values: std::array::from_fn(value), key: key_of(row), row });
         if best.len() == capacity {
@@ -343,7 +345,19 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
             best.truncate(wanted);
             worst = best.last().copied();
         }
+    };
+    let mut firsts: FirstOfGroups<V> = FirstOfGroups::default();
+    for (row, value) in rows {
+        match one_per_group.and_then(|catalog| catalog.group_of(row)) {
+            None => consider(row, value),
+            Some(group) => firsts.add(group, row, value, |(row, value), (known, of_known)| {
+                let mut compared = (0..N).map(|at| value(at).compare(of_known(at), is_descending[at]));
+                let ordering = compared.find(|ordering| ordering.is_ne());
+                ordering.unwrap_or_else(|| key_of(row).cmp(&key_of(known))).is_lt()
+            }),
+        }
     }
+    firsts.rows.into_iter().for_each(|(row, value)| consider(row, value));
     if best.len() > wanted {
         best.select_nth_unstable_by(wanted - 1, compare);
         best.truncate(wanted);
@@ -363,6 +377,40 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
         (entry.row, Position { values, key: entry.key })
     };
     Selected { rows: best.iter().map(position).collect(), has_more }
+}
+
+/// The first row of each group, with its values.
+struct FirstOfGroups<V> {
+    rows: Vec<(Row, V)>,
+    /// By group: 1 + the index in `rows`, or 0.
+    indices: Vec<u32>,
+}
+
+impl<V> Default for FirstOfGroups<V> {
+    fn default() -> Self {
+        Self { rows: Vec::new(), indices: Vec::new() }
+    }
+}
+
+impl<V> FirstOfGroups<V> {
+    /// Adds a row of a group. `precedes` returns whether the first row precedes the second one.
+    fn add(&mut self, group: Group, row: Row, value: V, precedes: impl Fn((Row, &V), (Row, &V)) -> bool) {
+        if self.indices.len() <= group.index() {
+            self.indices.resize(group.index() + 1, 0);
+        }
+        match &mut self.indices[group.index()] {
+            index @ 0 => {
+                self.rows.push((row, value));
+                *index = self.rows.len() as u32;
+            }
+            index => {
+                let known = &mut self.rows[*index as usize - 1];
+                if precedes((row, &value), (known.0, &known.1)) {
+                    *known = (row, value);
+                }
+            }
+        }
+    }
 }
 
 /// The values of one field in one block. Titles and ids are read from the rows, beginning with the first of the block.

@@ -2,6 +2,7 @@
 use super::{
     Filter, Item, ItemKeys, PreparedField, PreparedValue, SortText,
     filter::{BLOCK_ROWS, Columns, Mask},
+    groups::Groups,
 };
 use lodestone_core::{
     bits,
@@ -74,6 +75,7 @@ pub struct Catalog {
     row_of_key: Arc<Vec<u32>>,
     row_count: usize,
     alive_count: usize,
+    pub(crate) groups: Groups,
     prepared: Arc<[PreparedField]>,
 }
 
@@ -214,6 +216,8 @@ impl Catalog {
             }
             None => self.push(content),
         };
+        let group_id = self.get(row).item.clone();
+        self.groups.set(row, Some(&group_id.group_id));
         set_bit(&mut self.offered, row, in_stock);
         self.alive_count += usize::from(!self.is_alive(row));
         set_bit(&mut self.alive, row, true);
@@ -223,6 +227,7 @@ impl Catalog {
     /// Deletes an item. Returns its row, or none if the item does not exist.
     pub fn delete(&mut self, keys: &ItemKeys, id: &ItemId) -> Option<Row> {
         let row = self.row_of(keys, id)?;
+        self.groups.set(row, None);
         set_bit(&mut self.offered, row, false);
         set_bit(&mut self.alive, row, false);
         self.alive_count -= 1;

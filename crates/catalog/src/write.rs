@@ -11,6 +11,7 @@ use std::{
 /// A field of an item that a write sets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ItemField {
+    GroupId,
     Title,
     Description,
     Categories,
@@ -36,7 +37,8 @@ pub enum ItemField {
 #[error("is not a field of an item; use {}, or attributes.NAME", FIELDS.map(|(name, _)| name).join(", "))]
 pub struct UnknownItemField;
 
-const FIELDS: [(&str, ItemField); 15] = [
+const FIELDS: [(&str, ItemField); 16] = [
+    ("group_id", ItemField::GroupId),
     ("title", ItemField::Title),
     ("description", ItemField::Description),
     ("categories", ItemField::Categories),
@@ -77,6 +79,7 @@ impl ItemField {
 
     fn copy(&self, from: &Item, to: &mut Item) {
         match self {
+            Self::GroupId => to.group_id.clone_from(&from.group_id),
             Self::Title => to.title.clone_from(&from.title),
             Self::Description => to.description.clone_from(&from.description),
             Self::Categories => to.categories.clone_from(&from.categories),

@@ -36,6 +36,7 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
     };
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("item_id", texts(&|item| item.id.to_string())),
+        ("group_id", texts(&|item| item.group_id.clone())),
         ("title", texts(&|item| item.title.clone())),
         ("description", texts(&|item| item.description.clone())),
         ("categories", lists(&|item| &item.categories)),
@@ -69,6 +70,7 @@ pub fn read_items(path: &Path) -> Result<Vec<Item>, DatasetError> {
 fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetError> {
     let (ids, titles, descriptions) =
         (columns.texts("item_id")?, columns.texts("title")?, columns.texts("description")?);
+    let groups = columns.texts("group_id")?;
     let (categories, brands, tags) = (columns.lists("categories")?, columns.texts("brand")?, columns.lists("tags")?);
     let (prices, currencies) = (columns.integers("price_micros")?, columns.texts("currency")?);
     let originals = columns.integers("original_price_micros")?;
@@ -90,6 +92,7 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
         let stock = (!stocks.is_null(row)).then(|| stocks.value(row));
         items.push(Item {
             id,
+            group_id: group_id(columns, row, optional(groups, row).unwrap_or_default())?,
             title: optional(titles, row).unwrap_or_default().to_owned(),
             description: optional(descriptions, row).unwrap_or_default().to_owned(),
             categories: list_texts(categories, row),
@@ -123,6 +126,14 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
     Ok(())
 }
 
+/// Returns the id of a group, which is empty or like that of an item.
+fn group_id(columns: &Columns, row: usize, id: &str) -> Result<String, DatasetError> {
+    if !id.is_empty() {
+        ItemId::parse(id).map_err(|error| columns.bad(row, "group_id", error.to_string()))?;
+    }
+    Ok(id.to_owned())
+}
+
 fn rating(columns: &Columns, row: usize, rating: Option<f64>) -> Result<Option<f64>, DatasetError> {
     match rating {
         Some(rating) if !(0.0..=limits::RATING).contains(&rating) => {
@@ -142,6 +153,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("items.parquet");
         let mut item = Item::titled(ItemId::parse("a").unwrap(), "陶瓷杯 mug");
+        item.group_id = "mugs".into();
         item.categories = vec!["Home".into(), "Mugs".into()];
         item.price = PriceMicros::new(2_950_000);
         item.stock_quantity = Some(0);

@@ -224,6 +224,8 @@ struct ItemRecord {
     url: String,
     #[prost(string, tag = "16")]
     image_url: String,
+    #[prost(string, tag = "17")]
+    group_id: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -369,6 +371,7 @@ impl From<&Item> for ItemRecord {
             rating_count: item.rating_count,
             url: item.url.clone(),
             image_url: item.image_url.clone(),
+            group_id: item.group_id.clone(),
         }
     }
 }
@@ -398,6 +401,7 @@ impl ItemRecord {
             rating_count: self.rating_count,
             url: self.url,
             image_url: self.image_url,
+            group_id: self.group_id,
         })
     }
 }
@@ -463,6 +467,7 @@ mod tests {
             rating_count: Some(12),
             url: "https://shop.test/hat".into(),
             image_url: "/images/hat.webp".into(),
+            group_id: "hat".into(),
             currency: "EUR".into(),
             stock_quantity: Some(0),
             tags: vec!["new".into()],

@@ -48,7 +48,11 @@ pub struct RequestContext<'a> {
     pub corrected_query: Option<String>,
     pub query_vector: Option<Vec<f32>>,
     pub eligible: EligibleRows<'a>,
+    /// The rows that the request excludes.
+    pub excluded: Vec<Row>,
     pub limits: RetrievalLimits,
+    /// Whether a group has one result, in a catalogue that has groups.
+    pub one_per_group: bool,
     pub ranker: RankerUse,
     pub candidates: Candidates,
     /// The matches of a search with a query.
@@ -121,7 +125,9 @@ impl<'a> RequestContext<'a> {
             corrected_query: None,
             query_vector: None,
             eligible: EligibleRows::offered(catalog),
+            excluded: Vec::new(),
             limits: ServingConfig::default().retrieval_limits(),
+            one_per_group: options.one_per_group && catalog.has_groups(),
             ranker: RankerUse::Scores,
             candidates: Candidates::default(),
             matches: None,
@@ -132,6 +138,13 @@ impl<'a> RequestContext<'a> {
         };
         context.end_stage("state");
         context
+    }
+
+    /// The rows that an id names: the item's or, if there is no such item, those of the group's variants.
+    pub fn named_rows(&self, id: &ItemId) -> Vec<Row> {
+        let item = self.catalog.row_of(&self.generation.state.keys, id);
+        let group = || self.catalog.group_named(id.as_str()).map(|group| self.catalog.rows_of_group(group));
+        item.map_or_else(|| group().map(<[Row]>::to_vec).unwrap_or_default(), |row| vec![row])
     }
 
     /// The corrected query, otherwise the sent one.
@@ -151,6 +164,7 @@ impl<'a> RequestContext<'a> {
             eligible: &self.eligible,
             now: self.now,
             limits: self.limits,
+            one_per_group: self.one_per_group,
         }
     }
 

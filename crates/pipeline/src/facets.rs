@@ -1,5 +1,5 @@
 //! Facets: counts of items by the values of a field.
-use lodestone_catalog::{Catalog, Field, has_word_prefix};
+use lodestone_catalog::{Catalog, Field, Group, SeenGroups, has_word_prefix};
 
 /// Maximum number of facets of a request.
 pub const FACETS_MAX: usize = 20;
@@ -79,9 +79,10 @@ pub struct Facets {
     pub item_count: u64,
 }
 
-/// Counts the values of a facet over the rows in a bit set.
-pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64]) -> Facet {
-    let counts = catalog.count_values(&spec.field, among);
+/// Counts the values of a facet over the rows in a bit set. `one_per_group`: variants of one product count once for each
+/// value.
+pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: bool) -> Facet {
+    let counts = catalog.count_values(&spec.field, among, one_per_group);
     let mut texts: Vec<(&str, u64)> = counts.texts().collect();
     for (flag, count) in ["false", "true"].into_iter().zip(counts.flags).filter(|(_, count)| *count > 0) {
         match texts.iter_mut().find(|(text, _)| *text == flag) {
@@ -108,10 +109,11 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64]) -> Facet {
 
 /// Returns bounds that split numbers into parts of about equal size, rounded to two digits for display. There is at
 /// least one number. Of many numbers, some thousands at equal distances decide.
-fn bounds_of(numbers: &[f64]) -> Vec<f64> {
-    let (least, most) =
-        numbers.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), n| (least.min(*n), most.max(*n)));
-    let mut sample: Vec<f64> = numbers.iter().copied().step_by(numbers.len().div_ceil(BOUNDS_SAMPLE)).collect();
+fn bounds_of(numbers: &[(f64, Option<Group>)]) -> Vec<f64> {
+    let numbers_only = numbers.iter().map(|(number, _)| *number);
+    let (least, most) = (numbers_only.clone())
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), number| (least.min(number), most.max(number)));
+    let mut sample: Vec<f64> = numbers_only.step_by(numbers.len().div_ceil(BOUNDS_SAMPLE)).collect();
     sample.sort_unstable_by(f64::total_cmp);
     let quantile = |part: usize| sample[sample.len() * part / RANGE_COUNT];
     let mut bounds: Vec<f64> = (1..RANGE_COUNT).map(|part| rounded(quantile(part))).collect();
@@ -129,11 +131,17 @@ fn rounded(number: f64) -> f64 {
     format!("{rounded:.6}").parse().unwrap_or(rounded)
 }
 
-/// Counts the numbers in the ranges between bounds.
-fn range_values(numbers: &[f64], bounds: &[f64]) -> Vec<FacetValue> {
+/// Counts the numbers in the ranges between bounds; those of a group once in each range.
+fn range_values(numbers: &[(f64, Option<Group>)], bounds: &[f64]) -> Vec<FacetValue> {
     let mut counts = vec![0; bounds.len() + 1];
-    for number in numbers {
-        counts[bounds.partition_point(|bound| bound <= number)] += 1;
+    let mut seen: Vec<SeenGroups> = Vec::new();
+    for (number, group) in numbers {
+        let range = bounds.partition_point(|bound| bound <= number);
+        let is_first = group.is_none_or(|group| {
+            seen.resize_with(counts.len(), SeenGroups::default);
+            seen[range].add(group)
+        });
+        counts[range] += u64::from(is_first);
     }
     let bound = |at: usize| bounds.get(at).copied();
     let value = |(at, item_count): (usize, u64)| FacetValue {
@@ -179,7 +187,7 @@ mod tests {
             FacetKey::Text(text) => text.clone(),
             FacetKey::Range(from, to) => format!("{from:?}..{to:?}"),
         };
-        count(catalog, spec, catalog.alive()).values.iter().map(|value| (name(&value.key), value.item_count)).collect()
+        count(catalog, spec, catalog.alive(), false).values.iter().map(|value| (name(&value.key), value.item_count)).collect()
     }
 
     fn expected(values: &[(&str, u64)]) -> Vec<(String, u64)> {
@@ -235,27 +243,28 @@ mod tests {
 
     #[test]
     fn a_bound_belongs_to_the_range_above_it() {
-        let found = range_values(&[10.0, 25.0, 1.0, 10.0], &[10.0, 20.0]);
+        let found = range_values(&[10.0, 25.0, 1.0, 10.0].map(|number| (number, None)), &[10.0, 20.0]);
         assert_eq!(found.iter().map(|value| value.item_count).collect::<Vec<_>>(), [1, 2, 1]);
         assert_eq!(found[1].key, FacetKey::Range(Some(10.0), Some(20.0)));
     }
 
     #[test]
     fn computed_bounds_are_round() {
-        let numbers: Vec<f64> = (0..100).rev().map(|n| f64::from(n) * 1.2345).collect();
+        let numbers: Vec<_> = (0..100).rev().map(|n| (f64::from(n) * 1.2345, None)).collect();
         assert_eq!(bounds_of(&numbers), [25.0, 49.0, 74.0, 99.0]);
-        assert!(bounds_of(&[7.0; 30]).is_empty());
+        assert!(bounds_of(&[(7.0, None); 30]).is_empty());
     }
 
     proptest! {
         #[test]
         fn every_number_is_in_one_range(numbers in prop::collection::vec(-1e9f64..1e9, 1..60)) {
+            let numbers: Vec<_> = numbers.into_iter().map(|number| (number, None)).collect();
             let bounds = bounds_of(&numbers);
             prop_assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]));
             let found = range_values(&numbers, &bounds);
             for value in &found {
                 let FacetKey::Range(from, to) = value.key else { panic!("a number is in a range") };
-                let is_inside = |n: &&f64| from.is_none_or(|from| **n >= from) && to.is_none_or(|to| **n < to);
+                let is_inside = |(n, _): &&(f64, _)| from.is_none_or(|from| *n >= from) && to.is_none_or(|to| *n < to);
                 prop_assert_eq!(value.item_count, numbers.iter().filter(is_inside).count() as u64);
             }
         }
@@ -266,7 +275,7 @@ mod tests {
             let name = |brand: usize| ["", "Acme", "Zeta", "Öko"][brand].to_owned();
             let catalog = catalog(brands.iter().map(|brand| Item { brand: name(*brand), ..item() }));
             let among: Vec<u64> = catalog.alive().iter().enumerate().map(|(n, word)| word & seed.rotate_left(n as u32)).collect();
-            let found = count(&catalog, &spec("brand"), &among).values;
+            let found = count(&catalog, &spec("brand"), &among, false).values;
             for (brand, normal) in [(1, "Acme"), (2, "Zeta"), (3, "Öko")] {
                 let expected = brands.iter().enumerate().filter(|(n, of)| **of == brand && lodestone_core::bits::has(&among, *n));
                 let value = found.iter().find(|value| value.key == FacetKey::Text(normal.to_owned()));

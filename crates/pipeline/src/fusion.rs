@@ -180,6 +180,11 @@ impl Fusion {
         self.add_from_rank(first, source, rows);
     }
 
+    /// The rows in the lists.
+    pub fn found_rows(&self) -> impl Iterator<Item = Row> + '_ {
+        self.candidates.iter().map(|candidate| candidate.row)
+    }
+
     /// Number of rows in the lists.
     pub fn found_count(&self) -> usize {
         self.candidates.len()

@@ -14,6 +14,7 @@ pub mod golden;
 pub mod models;
 pub mod policy;
 pub mod popularity;
+mod products;
 pub mod ranking;
 pub mod request;
 pub mod retrieve;

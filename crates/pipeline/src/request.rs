@@ -55,6 +55,10 @@ pub struct Options {
     /// 0 to 1. None: the serving configuration's.
     pub diversity: Option<f32>,
     pub include_items: bool,
+    /// Whether a group of variants has one result.
+    pub one_per_group: bool,
+    /// Most variants that a result lists.
+    pub variant_list_size: usize,
     pub debug: DebugLevel,
     pub request_id: String,
     /// Empty: that of an experiment, or the default one.
@@ -224,11 +228,30 @@ pub struct RankedItem {
     pub query_match: Option<QueryMatch>,
     /// Present if the request includes items.
     pub item: Option<Arc<Item>>,
+    /// Number of variants of the group that may be shown; 0 without a group, and if each variant is a result.
+    pub variant_count: usize,
+    /// The first of them, as many as the request asks for; the item itself is the first one.
+    pub variants: Vec<Arc<Item>>,
     /// Present from [`DebugLevel::Scores`].
     pub debug: Option<ResultDebug>,
 }
 
 impl RankedItem {
+    /// Returns a result that has only an id.
+    pub(crate) fn named(id: ItemId) -> Self {
+        Self {
+            id,
+            rank: 0,
+            score: 0.0,
+            reasons: Vec::new(),
+            query_match: None,
+            item: None,
+            variant_count: 0,
+            variants: Vec::new(),
+            debug: None,
+        }
+    }
+
     /// An upper bound of the encoded size in bytes, without the item.
     fn bytes_without_item(&self) -> usize {
         let reasons: usize =
@@ -238,7 +261,11 @@ impl RankedItem {
             let heads: usize = debug.heads.iter().map(|(name, _)| text_bytes(name) + 16).sum();
             96 + sources + heads + 4 * debug.features.len()
         });
-        64 + text_bytes(self.id.as_str()) + 16 * self.reasons.len() + reasons + debug
+        let variants: usize = match self.item {
+            Some(_) => self.variants.iter().map(|variant| item_bytes(variant)).sum(),
+            None => self.variants.iter().map(|variant| 6 + text_bytes(variant.id.as_str())).sum(),
+        };
+        80 + text_bytes(self.id.as_str()) + 16 * self.reasons.len() + reasons + debug + variants
     }
 
     /// An upper bound of the encoded size in bytes.
@@ -255,7 +282,7 @@ fn text_bytes(text: &str) -> usize {
 fn item_bytes(item: &Item) -> usize {
     let lists = item.categories.iter().chain(&item.tags);
     let texts =
-        [item.id.as_str(), &item.title, &item.description, &item.brand, &item.currency, &item.url, &item.image_url];
+        [item.id.as_str(), &item.group_id, &item.title, &item.description, &item.brand, &item.currency, &item.url, &item.image_url];
     let texts: usize = texts.into_iter().chain(lists.map(String::as_str)).map(text_bytes).sum();
     let value = |value: &AttributeValue| match value {
         AttributeValue::Text(text) => text_bytes(text),

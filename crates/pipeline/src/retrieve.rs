@@ -7,7 +7,7 @@ use crate::{
     source::{CandidateSource, ScoredRows},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter, Part, SortValue, select};
+use lodestone_catalog::{Catalog, Filter, Part, SeenGroups, SortValue, select};
 use lodestone_core::{
     bits,
     ids::{ItemKey, Row},
@@ -19,6 +19,9 @@ use std::{borrow::Cow, time::Instant};
 
 /// Anchor items whose similar items are searched.
 const SIMILAR_ANCHORS_MAX: usize = 5;
+/// Rows that a source returns for each product that it should find, in a catalogue with groups: their variants are
+/// neighbours of each other.
+const ROWS_PER_PRODUCT: usize = 4;
 
 /// The rows that a response may contain, as one bit per row.
 pub struct EligibleRows<'a> {
@@ -107,9 +110,43 @@ pub struct RetrievalInput<'a> {
     pub eligible: &'a EligibleRows<'a>,
     pub now: UnixMillis,
     pub limits: RetrievalLimits,
+    /// Whether a group has one result, in a catalogue that has groups. The candidates still have several variants,
+    /// and may be more than the limit; see [`crate::products::keep_one_per_group`].
+    pub one_per_group: bool,
 }
 
 impl RetrievalInput<'_> {
+    /// Number of rows that a source returns to find a number of products.
+    pub fn row_count(&self, product_count: usize) -> usize {
+        if self.one_per_group { ROWS_PER_PRODUCT * product_count } else { product_count }
+    }
+
+    /// Number of candidates after fusion.
+    fn fused_count(&self) -> usize {
+        if self.one_per_group { usize::MAX } else { self.limits.fused }
+    }
+
+    /// Returns a function that is true for a row without a group, and for the first row of each group that no list has.
+    fn is_new_product(&self, fusion: Option<&Fusion>) -> impl FnMut(Row) -> bool + '_ {
+        let mut seen = SeenGroups::default();
+        if let Some(fusion) = fusion.filter(|_| self.one_per_group) {
+            fusion.found_rows().filter_map(|row| self.catalog.group_of(row)).for_each(|group| _ = seen.add(group));
+        }
+        move |row| !self.one_per_group || self.catalog.group_of(row).is_none_or(|group| seen.add(group))
+    }
+
+    /// Number of products that the lists still lack.
+    fn missing_count(&self, fusion: &Fusion) -> usize {
+        let found = match self.one_per_group {
+            false => fusion.found_count(),
+            true => {
+                let mut is_new = self.is_new_product(None);
+                fusion.found_rows().filter(|row| is_new(*row)).count()
+            }
+        };
+        self.limits.fused.saturating_sub(found)
+    }
+
     fn fusion(&self) -> Fusion {
         Fusion::new(self.catalog.row_count())
     }
@@ -141,7 +178,10 @@ impl RetrievalInput<'_> {
     }
 
     fn is_anchor(&self, row: Row) -> bool {
-        self.anchors.iter().any(|anchor| anchor.row == row)
+        let group = self.catalog.group_of(row).filter(|_| self.one_per_group);
+        self.anchors.iter().any(|anchor| {
+            anchor.row == row || group.is_some() && self.catalog.group_of(anchor.row) == group
+        })
     }
 
     fn eligible_row(&self, key: ItemKey) -> Option<Row> {
@@ -155,13 +195,13 @@ impl RetrievalInput<'_> {
     }
 
     fn fused(&self, fusion: Fusion) -> Candidates {
-        fusion.finish(self.limits.fused, |row| self.catalog.get(row).key)
+        fusion.finish(self.fused_count(), |row| self.catalog.get(row).key)
     }
 }
 
 /// Candidates for the user's next interaction.
 pub fn for_user(input: &RetrievalInput) -> Candidates {
-    let per_source = input.limits.per_source;
+    let per_source = input.row_count(input.limits.per_source);
     let mut fusion = input.fusion();
     if let Some(vector) = &input.user.vector {
         let found = search_vectors(input, &mut fusion, vector, Space::User);
@@ -181,8 +221,8 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
     input.spread(&mut fusion, NeighbourTable::SimilarTextsOfLast, Origin::User);
     fusion.add(CandidateSource::History, history(input));
     // The other sources know little about a new user, or find little behind a filter.
-    let missing = input.limits.fused.saturating_sub(fusion.found_count());
-    fusion.add(CandidateSource::Popular, popular(input, missing.max(per_source / 2)));
+    let missing = input.missing_count(&fusion);
+    fusion.add(CandidateSource::Popular, popular(input, missing.max(input.limits.per_source / 2)));
     fill_from_catalogue(input, &mut fusion);
     input.fused(fusion)
 }
@@ -195,8 +235,12 @@ pub fn trending(input: &RetrievalInput) -> Candidates {
         let row = input.eligible_row(*key)?;
         Some((row, input.popularity.counts(*key).sales_trend(input.now).unwrap_or_default()))
     };
-    fusion.append(CandidateSource::Trending, input.popularity.trending().iter().filter_map(row), count);
-    fusion.append(CandidateSource::Popular, popular(input, count).into_iter(), count);
+    let mut is_new = input.is_new_product(Some(&fusion));
+    let trending = input.popularity.trending().iter().filter_map(row).filter(|(row, _)| is_new(*row));
+    fusion.append(CandidateSource::Trending, trending, count);
+    let mut is_new = input.is_new_product(Some(&fusion));
+    let popular = popular(input, count).into_iter().filter(|(row, _)| is_new(*row));
+    fusion.append(CandidateSource::Popular, popular, count);
     fill_from_catalogue(input, &mut fusion);
     input.fused(fusion)
 }
@@ -216,7 +260,8 @@ pub fn new_arrivals(input: &RetrievalInput) -> Candidates {
         (row, value)
     });
     let key_of = |row: Row| input.catalog.get(row).key;
-    let newest = select(rows, key_of, [true; 3], Part { count, ..Part::default() }).rows;
+    let one_per_group = input.one_per_group.then_some(input.catalog);
+    let newest = select(rows, key_of, [true; 3], Part { count, one_per_group, ..Part::default() }).rows;
     let rows = newest.into_iter().map(|(row, _)| (row, 0.0)).collect();
     ordered_rows(input.catalog, CandidateSource::Catalogue, rows, count)
 }
@@ -226,7 +271,8 @@ pub fn new_arrivals(input: &RetrievalInput) -> Candidates {
 pub fn for_query(input: &RetrievalInput) -> Result<Candidates, LexicalError> {
     let (text, vector) = input.query.map_or(("", None), |query| (query.text, query.vector));
     let eligible = |row| input.eligible.contains(row);
-    let matches = input.generation.lexical.search_all_then_any(text, input.limits.per_source, &eligible)?;
+    let count = input.row_count(input.limits.per_source);
+    let matches = input.generation.lexical.search_all_then_any(text, count, &eligible)?;
     let is_identifier = matches.is_identifier();
     let mut fusion = input.fusion();
     if let Some(vector) = vector.filter(|_| !is_identifier) {
@@ -285,7 +331,7 @@ pub fn bought_together(input: &RetrievalInput) -> Candidates {
 /// other tables.
 fn anchored_list(input: &RetrievalInput, fusion: &mut Fusion, table: NeighbourTable, source: CandidateSource) {
     NeighbourTable::OF_ANCHORS.into_iter().for_each(|table| input.spread(fusion, table, Origin::Anchors));
-    let per_source = input.limits.per_source;
+    let per_source = input.row_count(input.limits.per_source);
     let count = per_source + input.anchors.len();
     let mut found = fusion.best_spread(table, Origin::Anchors, count, |key| input.eligible_row(key));
     found.retain(|(row, _)| !input.is_anchor(*row));
@@ -303,7 +349,7 @@ pub fn bought_before(input: &RetrievalInput) -> Candidates {
 /// The eligible items of an ordered list of keys.
 pub fn ordered_keys(input: &RetrievalInput, source: CandidateSource, list: Vec<(ItemKey, f32)>) -> Candidates {
     let rows = list.into_iter().filter_map(|(key, score)| Some((input.eligible_row(key)?, score)));
-    ordered_rows(input.catalog, source, rows.collect(), input.limits.fused)
+    ordered_rows(input.catalog, source, rows.collect(), input.fused_count())
 }
 
 /// The first `count` rows of an ordered list.
@@ -318,7 +364,14 @@ fn search_vectors(input: &RetrievalInput, fusion: &mut Fusion, vector: &[f32], s
     let begun = Instant::now();
     let vector_of = |row: Row| space.vector(input.catalog, row);
     let index = input.generation.vector_index(space);
-    let (found, strategy) = index.search(vector, input.limits.per_source, &input.eligible.bits, vector_of);
+    let search = |count: usize| index.search(vector, count, &input.eligible.bits, vector_of);
+    let count = input.limits.per_source;
+    let (mut found, mut strategy) = search(count);
+    // Few products among the nearest rows: they have many variants.
+    let mut is_new = input.is_new_product(None);
+    if input.one_per_group && found.len() == count && found.iter().filter(|(row, _)| is_new(*row)).count() < count / 2 {
+        (found, strategy) = search(input.row_count(count));
+    }
     fusion.record_vector_search(strategy, begun.elapsed());
     found
 }
@@ -332,31 +385,33 @@ fn history(input: &RetrievalInput) -> ScoredRows {
     best_of(bought.collect(), input.limits.per_source)
 }
 
-/// The `count` most popular eligible items. Reads the items in the order of popularity or, if that takes longer, all
+/// The `count` most popular eligible products. Reads the items in the order of popularity or, if that takes longer, all
 /// eligible ones.
 pub fn popular(input: &RetrievalInput, count: usize) -> ScoredRows {
     let score = |key: ItemKey| input.popularity.counts(key).score(input.now);
     let eligible_count = input.eligible.count();
     let share = eligible_count as f64 / input.catalog.row_count().max(1) as f64;
+    let mut is_new = input.is_new_product(None);
     if (eligible_count as f64) < (count as f64 / share).min(input.popularity.item_count_max() as f64) {
         let ranked = input.eligible.rows().map(|row| (row, input.catalog.get(row).key));
         let mut ranked: Vec<(Rank, Row, ItemKey)> =
             ranked.map(|(row, key)| (input.popularity.counts(key).rank(), row, key)).collect();
         ranked.retain(|(rank, ..)| *rank != Rank::NONE);
         ranked.sort_unstable_by(|a, b| a.0.cmp_popular_first(&b.0).then(a.2.cmp(&b.2)));
-        ranked.truncate(count);
-        return ranked.into_iter().map(|(_, row, key)| (row, score(key))).collect();
+        let first = ranked.into_iter().filter(|(_, row, _)| is_new(*row)).take(count);
+        return first.map(|(_, row, key)| (row, score(key))).collect();
     }
     let eligible = input.popularity.popular().filter_map(|key| Some((input.eligible_row(key)?, score(key))));
-    eligible.take(count).collect()
+    eligible.filter(|(row, _)| is_new(*row)).take(count).collect()
 }
 
 /// Appends eligible items that no list has, if the lists have fewer rows than the limit. So an answer is not empty
 /// while an eligible item exists.
 fn fill_from_catalogue(input: &RetrievalInput, fusion: &mut Fusion) {
-    let missing = input.limits.fused.saturating_sub(fusion.found_count());
+    let missing = input.missing_count(fusion);
     if missing > 0 {
-        let rows = input.eligible.latest_rows().map(|row| (row, 0.0));
+        let mut is_new = input.is_new_product(Some(fusion));
+        let rows = input.eligible.latest_rows().filter(|row| is_new(*row)).map(|row| (row, 0.0));
         fusion.append(CandidateSource::Catalogue, rows, missing);
     }
 }

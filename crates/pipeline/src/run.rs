@@ -8,6 +8,7 @@ use crate::{
     fusion::{Candidate, Candidates},
     generation::Generation,
     models::Models,
+    products,
     request::*,
     retrieve::{self, EligibleRows, RetrievalInput},
     serving::Plan,
@@ -267,7 +268,8 @@ fn correct_query(context: &mut RequestContext, request: &RankingRequest) {
 fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
     context.start_stage();
     check_session_version(context, request.options());
-    context.eligible = eligible_rows(context, request.options(), request.filter());
+    context.excluded = request.options().exclude.iter().flat_map(|id| context.named_rows(id)).collect();
+    context.eligible = eligible_rows(context, request.filter());
     if let RankingRequest::Recommend(request) = request {
         start_from_anchors(context, request);
     }
@@ -277,7 +279,20 @@ fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
         RankingRequest::Recommend(request) => recommend(&input, context, request.kind),
         RankingRequest::Rank(request) => named_candidates(&input, request),
     };
+    keep_one_per_group(context, request.options());
     context.end_retrieval();
+}
+
+/// Keeps one candidate of each group, if the request asks for that and the catalogue has groups.
+fn keep_one_per_group(context: &mut RequestContext, options: &Options) {
+    if !context.one_per_group {
+        return;
+    }
+    let keys = &context.generation.state.keys;
+    let pinned = options.pins.iter().filter_map(|pin| context.catalog.row_of(keys, &pin.item));
+    let pinned: Vec<Row> = pinned.filter(|row| context.eligible.contains(*row)).collect();
+    let (catalog, count) = (context.catalog, context.limits.fused);
+    products::keep_one_per_group(&mut context.candidates, catalog, &pinned, count);
 }
 
 /// Policy, facets and the answer's metadata.
@@ -324,8 +339,11 @@ fn respond(
     };
     let mut total_size = slate.entries.len();
     if let RankingRequest::Search(request) = request {
-        slate.tail = tail(&context, request, &slate);
-        total_size = context.matches.as_ref().map_or_else(|| context.eligible.count(), |matches| matches.rows.len());
+        total_size = match &context.matches {
+            None => product_count(&context, context.eligible.bits()),
+            Some(matches) => product_count(&context, &row_bits(context.catalog, &matches.rows)),
+        };
+        slate.tail = tail(&context, request, &slate, total_size);
     }
     let ranked_count = match rules.field_ranks.is_empty() && rules.rankings.iter().any(ConfiguredRanking::uses_model) {
         true => arranged.placed.iter().filter(|placed| placed.candidate.index() < ranked.candidates.list.len()).count(),
@@ -379,6 +397,14 @@ fn respond(
     }
 }
 
+/// Returns the number of results that the rows of a bit set are.
+fn product_count(context: &RequestContext, rows: &[u64]) -> usize {
+    match context.one_per_group {
+        true => context.catalog.product_count(rows),
+        false => bits::count(rows, rows.len() * 64),
+    }
+}
+
 /// Returns why a search has no result.
 fn empty_reason(context: &RequestContext, request: &SearchRequest) -> EmptyReason {
     // Without a query, every item matches.
@@ -424,12 +450,14 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
         .filter(is_wider)
         .fold(filter.cloned(), |filter, spec| filter.and_then(|filter| filter.without(&spec.field)));
     let all = (loosest.as_ref() != filter).then(|| matches_of(context, request, loosest.as_ref())).flatten();
+    let one_per_group = context.one_per_group;
+    let count = |spec: &FacetSpec, rows: &[u64]| facets::count(catalog, spec, rows, one_per_group);
     let facet = |spec: &FacetSpec| match (&all, wider(spec)) {
-        (Some(all), Some(Some(filter))) => facets::count(catalog, spec, &catalog.matching(&filter, all)),
-        (Some(all), Some(None)) => facets::count(catalog, spec, all),
-        _ => facets::count(catalog, spec, &counted),
+        (Some(all), Some(Some(filter))) => count(spec, &catalog.matching(&filter, all)),
+        (Some(all), Some(None)) => count(spec, all),
+        _ => count(spec, &counted),
     };
-    let item_count = bits::count(&counted, counted.len() * 64) as u64;
+    let item_count = product_count(context, &counted) as u64;
     let facets = Facets { facets: specs.iter().map(facet).collect(), item_count };
     context.end_stage("facets");
     facets
@@ -438,7 +466,7 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
 /// Returns the rows that a request would count with another filter; none if they are what the vectors found, which
 /// depends on the filter.
 fn matches_of(context: &RequestContext, request: &RankingRequest, filter: Option<&Filter>) -> Option<Vec<u64>> {
-    let eligible = eligible_rows(context, request.options(), filter);
+    let eligible = eligible_rows(context, filter);
     let Some(matches) = &context.matches else { return Some(eligible.bits().to_vec()) };
     let MatchedBy::Words(scope) = matches.by else { return None };
     let query = context.query().or(request.query())?;
@@ -456,11 +484,14 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
     let order = &request.options.order_by;
     if request.is_browse() {
         match order.is_empty() {
-            true => context.candidates = retrieve::for_user(&context.retrieval_input()),
+            true => {
+                context.candidates = retrieve::for_user(&context.retrieval_input());
+                keep_one_per_group(context, &request.options);
+            }
             false => {
                 let (rows, count) = (context.eligible.rows(), context.limits.fused);
                 (context.candidates, context.field_position) =
-                    first_by_fields(context.catalog, order, rows, count, CandidateSource::Catalogue);
+                    first_by_fields(context, order, rows, count, CandidateSource::Catalogue);
             }
         }
         return context.end_retrieval();
@@ -472,9 +503,10 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
         }
         let (rows, count) = (matches.rows.iter().copied(), context.limits.fused);
         (context.candidates, context.field_position) =
-            first_by_fields(context.catalog, order, rows, count, CandidateSource::Lexical);
+            first_by_fields(context, order, rows, count, CandidateSource::Lexical);
     } else {
         retrieve_for_query(context);
+        keep_one_per_group(context, &request.options);
         match matches.by {
             MatchedBy::Meaning => {
                 matches.rows = context.candidates.list.iter().map(|candidate| candidate.row).collect();
@@ -483,15 +515,16 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
                     // All of them are candidates already.
                     let (rows, count) = (matches.rows.iter().copied(), matches.rows.len());
                     (context.candidates, context.field_position) =
-                        first_by_fields(context.catalog, order, rows, count, CandidateSource::QueryVector);
+                        first_by_fields(context, order, rows, count, CandidateSource::QueryVector);
                 }
             }
             MatchedBy::Words(MatchScope::SomeWords) => {}
             // Items that match less would precede the matches that are no candidates.
             MatchedBy::Words(MatchScope::AllWords | MatchScope::Identifier) => {
+                let match_count = product_count(context, &row_bits(context.catalog, &matches.rows));
                 let candidates = &mut context.candidates.list;
                 let is_match = |candidate: &Candidate| matches.contains(candidate.row);
-                if candidates.iter().filter(|candidate| is_match(candidate)).count() < matches.rows.len() {
+                if candidates.iter().filter(|candidate| is_match(candidate)).count() < match_count {
                     candidates.retain(is_match);
                 }
             }
@@ -520,28 +553,34 @@ fn retrieve_for_query(context: &mut RequestContext) {
 /// Returns the first `count` of ascending rows, in the order of fields, as candidates, and the position of the last
 /// one.
 fn first_by_fields(
-    catalog: &Catalog,
+    context: &RequestContext,
     order: &OrderBy,
     rows: impl Iterator<Item = Row>,
     count: usize,
     source: CandidateSource,
 ) -> (Candidates, Option<Position>) {
-    let first = catalog.select_by(order, rows, Part { count, ..Part::default() }).rows;
+    let catalog: &Catalog = context.catalog;
+    let one_per_group = context.one_per_group.then_some(catalog);
+    let first = catalog.select_by(order, rows, Part { count, one_per_group, ..Part::default() }).rows;
     let last = first.last().map(|(_, position)| position.clone());
     let rows = first.into_iter().map(|(row, _)| (row, 0.0)).collect();
     (retrieve::ordered_rows(catalog, source, rows, count), last)
 }
 
 /// The results behind the slate of a search. None if the slate has all of them.
-fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate) -> Option<Tail> {
+fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate, total: usize) -> Option<Tail> {
     let order = &request.options.order_by;
-    let is_in_slate = |row: &Row| slate.has(context.catalog.get(*row).key);
-    let (members, total) = match &context.matches {
-        None => (TailMembers::All, context.eligible.count()),
+    let mut in_slate = slate.rows(context.catalog);
+    if context.one_per_group {
+        in_slate = in_slate.iter().flat_map(|row| context.catalog.variants_of(*row)).collect();
+    }
+    let is_in_slate = |row: &Row| in_slate.contains(row);
+    let members = match &context.matches {
+        None => TailMembers::All,
         Some(SearchMatches { by: MatchedBy::Meaning, .. }) => return None,
-        Some(SearchMatches { rows, by: MatchedBy::Words(scope), .. }) => {
+        Some(SearchMatches { by: MatchedBy::Words(scope), .. }) => {
             let query = context.query().unwrap_or(&request.query).to_owned();
-            (TailMembers::Matches { query, scope: *scope }, rows.len())
+            TailMembers::Matches { query, scope: *scope }
         }
     };
     let slate_rows = slate.entries.len();
@@ -551,7 +590,6 @@ fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate) -> Opt
         None => true,
         Some(matches) => matches.rows.iter().all(is_in_slate),
     };
-    let keys = &context.generation.state.keys;
     (!has_all).then(|| Tail {
         order: match (order.is_empty(), &members) {
             (false, _) => TailOrder::Fields(order.clone()),
@@ -559,7 +597,8 @@ fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate) -> Opt
             (true, TailMembers::Matches { .. }) => TailOrder::Score,
         },
         members,
-        excluded: request.options.exclude.iter().filter_map(|id| keys.get(id)).collect(),
+        excluded: context.excluded.iter().map(|row| context.catalog.get(*row).key).collect(),
+        one_per_group: context.one_per_group,
         start: context.field_position.clone(),
     })
 }
@@ -616,7 +655,7 @@ pub fn suggest(
     request: &SuggestRequest,
     now: UnixMillis,
 ) -> (SuggestAnswer, StageTimes) {
-    let options = Options::default();
+    let options = Options { one_per_group: true, ..Options::default() };
     let catalog = generation.catalog.load_full();
     let mut context = RequestContext::new(generation, &catalog, &request.viewer, &options, now);
     let completions = completions(&context, request);
@@ -626,14 +665,18 @@ pub fn suggest(
         let recent = context.user.recent.iter().filter(|recent| is_offered(recent.row));
         recent.map(|recent| (recent.row, recent.weight)).collect()
     } else {
-        let found = prefix_matches(generation, request, &completions, &is_offered);
+        let count = context.retrieval_input().row_count(SUGGEST_CANDIDATES);
+        let found = prefix_matches(generation, request, &completions, count, &is_offered);
         found.unwrap_or_else(|error| {
             tracing::warn!(%error, "the lexical source failed");
             context.degrade(DegradationCode::SourceFailed, CandidateSource::Lexical.name());
             Vec::new()
         })
     };
-    context.candidates = retrieve::ordered_rows(&catalog, CandidateSource::Lexical, found, SUGGEST_CANDIDATES);
+    let count = found.len();
+    context.candidates = retrieve::ordered_rows(&catalog, CandidateSource::Lexical, found, count);
+    context.limits.fused = SUGGEST_CANDIDATES;
+    keep_one_per_group(&mut context, &options);
     context.end_stage("retrieve");
     let contexts = std::slice::from_mut(&mut context);
     context::encode_users(contexts, models);
@@ -660,9 +703,10 @@ fn prefix_matches(
     generation: &Generation,
     request: &SuggestRequest,
     completions: &[Completion],
+    count: usize,
     is_offered: &dyn Fn(Row) -> bool,
 ) -> Result<Vec<(Row, f32)>, LexicalError> {
-    let search = |prefix: &str| generation.lexical.search(prefix, MatchMode::Prefix, SUGGEST_CANDIDATES, is_offered);
+    let search = |prefix: &str| generation.lexical.search(prefix, MatchMode::Prefix, count, is_offered);
     let found = search(&request.prefix)?;
     match completions.iter().find(|completion| !completion.prefix.is_empty()) {
         Some(best) if found.is_empty() => search(&best.prefix),
@@ -718,12 +762,11 @@ fn check_session_version(context: &mut RequestContext, options: &Options) {
 
 /// The anchors that the catalogue has.
 fn known_anchors(context: &RequestContext, ids: &[ItemId]) -> Vec<RecentItem> {
-    let recent = |id: &ItemId| {
-        let key = context.generation.state.keys.get(id)?;
-        let row = context.catalog.row_of_key(key)?;
-        Some(RecentItem { row, key, weight: 1.0, kind: EventKind::View, at_s: context.now.seconds_u32() })
+    let recent = |row: Row| {
+        let key = context.catalog.get(row).key;
+        RecentItem { row, key, weight: 1.0, kind: EventKind::View, at_s: context.now.seconds_u32() }
     };
-    ids.iter().filter_map(recent).collect()
+    ids.iter().flat_map(|id| context.named_rows(id)).map(recent).collect()
 }
 
 fn recently_viewed(context: &RequestContext) -> Vec<(ItemKey, f32)> {
@@ -769,11 +812,9 @@ fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Optio
 }
 
 /// The rows that the response may contain: offered, not excluded, matching the filter.
-fn eligible_rows<'a>(context: &RequestContext<'a>, options: &Options, filter: Option<&Filter>) -> EligibleRows<'a> {
+fn eligible_rows<'a>(context: &RequestContext<'a>, filter: Option<&Filter>) -> EligibleRows<'a> {
     let catalog: &'a Catalog = context.catalog;
-    let keys = &context.generation.state.keys;
-    let excluded = options.exclude.iter().filter_map(|id| catalog.row_of(keys, id));
-    let eligible = EligibleRows::offered(catalog).without(excluded);
+    let eligible = EligibleRows::offered(catalog).without(context.excluded.iter().copied());
     match filter {
         Some(filter) => eligible.matching(catalog, filter),
         None => eligible,
@@ -781,7 +822,6 @@ fn eligible_rows<'a>(context: &RequestContext<'a>, options: &Options, filter: Op
 }
 
 fn unknown_items(context: &RequestContext, ids: &[ItemId]) -> Vec<ItemId> {
-    let keys = &context.generation.state.keys;
     let mut seen = AHashSet::new();
-    ids.iter().filter(|id| context.catalog.row_of(keys, id).is_none() && seen.insert(*id)).cloned().collect()
+    ids.iter().filter(|id| context.named_rows(id).is_empty() && seen.insert(*id)).cloned().collect()
 }

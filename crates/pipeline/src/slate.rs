@@ -226,6 +226,10 @@ pub fn arrange(
         reason: None,
         tail: None,
         include_items: options.include_items,
+        variants: context.one_per_group.then(|| Variants {
+            excluded: context.excluded.iter().map(|row| catalog.get(*row).key).collect(),
+            list_size: options.variant_list_size,
+        }),
         dropped_pins: arranged.dropped_pins.iter().map(|at| options.pins[*at].item.clone()).collect(),
         sources: ranked.candidates.lists.iter().map(source_count).collect(),
     };
@@ -277,8 +281,11 @@ fn pin_slots(
         });
         CandidateIndex(index as u32)
     };
+    let is_candidate = |row: &Row| candidates.iter().any(|candidate| candidate.row == *row);
     let slot = |pin: &Pin| {
-        let row = context.catalog.row_of(&context.generation.state.keys, &pin.item).filter(|row| may_pin(*row));
+        let mut rows = context.named_rows(&pin.item);
+        rows.retain(|row| may_pin(*row));
+        let row = rows.iter().find(|row| is_candidate(row)).or(rows.first()).copied();
         PinSlot { candidate: row.map(&mut index_of), rank: pin.rank }
     };
     let pins = options.pins.iter().map(slot).collect();
@@ -291,7 +298,7 @@ fn pin_slots(
 ///
 /// If no item has all words, those with some of them precede the others, in [`COVERAGE_TIERS`] by their share of the
 /// words.
-fn query_tiers(candidates: &Candidates) -> Vec<u8> {
+pub(crate) fn query_tiers(candidates: &Candidates) -> Vec<u8> {
     let coverage_best = candidates.coverage.iter().copied().fold(0.0, f32::max);
     let tier = |candidate: &Candidate| {
         let rank = usize::from(candidate.ranks[CandidateSource::Lexical.index()]);
@@ -377,8 +384,18 @@ pub struct Slate {
     /// The results behind the entries. None: the entries are the whole answer.
     pub tail: Option<Tail>,
     include_items: bool,
+    /// None: a group may have several results.
+    variants: Option<Variants>,
     pub dropped_pins: Vec<ItemId>,
     pub sources: Vec<SourceCount>,
+}
+
+/// How results stand for their groups.
+struct Variants {
+    /// Items that the request excludes.
+    excluded: AHashSet<ItemKey>,
+    /// Most variants that a result lists.
+    list_size: usize,
 }
 
 /// One entry of a slate.
@@ -455,9 +472,9 @@ impl Slate {
         self.entries.iter().take(count).map(|entry| entry.key).collect()
     }
 
-    /// Returns whether the item has an entry.
-    pub fn has(&self, key: ItemKey) -> bool {
-        self.entries.iter().any(|entry| entry.key == key)
+    /// The rows of the entries.
+    pub fn rows(&self, catalog: &Catalog) -> AHashSet<Row> {
+        self.entries.iter().filter_map(|entry| catalog.row_of_key(entry.key)).collect()
     }
 
     /// Returns whether the page may have results of the tail, whose selection reads all of its items.
@@ -482,10 +499,7 @@ impl Slate {
         let skip = if start.after.is_some() { 0 } else { first - self.entries.len() };
         let part = Part { after: start.after.as_ref(), skip, count: size - page.results.len() };
         let slate: AHashSet<ItemKey> = self.entries.iter().map(|entry| entry.key).collect();
-        let filter = match &self.shown {
-            Shown::Offered(filter) => filter.as_ref(),
-            Shown::All => None,
-        };
+        let filter = self.filter();
         let selected = tail.select(now.generation, now.catalog, filter, &slate, part);
         let popularity = now.generation.popularity();
         let popular = popularity.rank_of_most_popular(POPULAR_ITEMS);
@@ -500,13 +514,13 @@ impl Slate {
             ];
             let reasons = reasons.into_iter().filter(|(is_true, _)| *is_true);
             page.results.push(RankedItem {
-                id: content.item.id.clone(),
                 rank: first + at + 1,
                 score: 0.0,
                 reasons: reasons.map(|(_, code)| Reason { code, evidence: Vec::new() }).collect(),
                 query_match,
                 item: self.include_items.then(|| content.item.clone()),
                 debug: None,
+                ..self.with_variants(now.catalog, row)
             });
             page.positions.push(Some(position));
         }
@@ -517,17 +531,52 @@ impl Slate {
         }
     }
 
+    fn filter(&self) -> Option<&Filter> {
+        match &self.shown {
+            Shown::Offered(filter) => filter.as_ref(),
+            Shown::All => None,
+        }
+    }
+
+    fn is_shown(&self, catalog: &Catalog, row: Row) -> bool {
+        let content = catalog.get(row);
+        let is_excluded = || self.variants.as_ref().is_some_and(|variants| variants.excluded.contains(&content.key));
+        catalog.is_offered(row) && self.filter().is_none_or(|filter| filter.matches(&content.item)) && !is_excluded()
+    }
+
+    /// Returns the row of an entry or, if it may not be shown and is not pinned, that of another variant of its group.
+    fn shown_variant(&self, catalog: &Catalog, row: Row, is_pinned: bool) -> Option<Row> {
+        if self.is_shown(catalog, row) {
+            return Some(row);
+        }
+        self.variants.as_ref().filter(|_| !is_pinned)?;
+        catalog.variants_of(row).find(|variant| self.is_shown(catalog, *variant))
+    }
+
+    /// Returns the result of a row with its variants and without a rank.
+    fn with_variants(&self, catalog: &Catalog, row: Row) -> RankedItem {
+        let item = &catalog.get(row).item;
+        let mut result = RankedItem::named(item.id.clone());
+        let grouped = catalog.group_of(row).and(self.variants.as_ref());
+        if let Some(Variants { list_size, .. }) = grouped {
+            let others = catalog.variants_of(row).filter(|other| *other != row && self.is_shown(catalog, *other));
+            let mut others = others.map(|other| catalog.get(other).item.clone());
+            if *list_size > 0 {
+                result.variants = std::iter::once(item.clone()).chain(others.by_ref().take(list_size - 1)).collect();
+            }
+            result.variant_count = result.variants.len().max(1) + others.count();
+        }
+        result
+    }
+
     /// Returns the next `size` entries from the one with index `offset`.
     fn page_of_entries(&self, generation: &Generation, catalog: &Catalog, offset: usize, size: usize) -> SlatePage {
         let mut shown = (offset..self.entries.len()).filter_map(|at| {
-            let item = catalog.row_of_key(self.entries[at].key).map(|row| (row, &catalog.get(row).item));
-            let is_shown = match &self.shown {
-                Shown::Offered(filter) => item.is_some_and(|(row, item)| {
-                    catalog.is_offered(row) && filter.as_ref().is_none_or(|filter| filter.matches(item))
-                }),
-                Shown::All => true,
-            };
-            is_shown.then_some((at, item.map(|(_, item)| item)))
+            let row = catalog.row_of_key(self.entries[at].key);
+            match &self.shown {
+                Shown::Offered(_) => Some((at, Some(self.shown_variant(catalog, row?, self.entries[at].is_pinned)?))),
+                Shown::All => Some((at, row)),
+            }
         });
         let own_catalog = generation.catalog.load();
         let fills = |entry: &SlateEntry| entry.sources[0] == Some(CandidateSource::Catalogue);
@@ -535,18 +584,22 @@ impl Slate {
             true => generation.popularity().rank_of_most_popular(POPULAR_ITEMS),
             false => None,
         };
-        let result = |(at, item): (usize, Option<&Arc<Item>>)| {
+        let result = |(at, row): (usize, Option<Row>)| {
             let entry = &self.entries[at];
-            // The key of an item of a catalogue is never released.
-            let id = generation.state.keys.id(entry.key)?;
+            let item = row.map(|row| &catalog.get(row).item);
+            let described = match row {
+                Some(row) => self.with_variants(catalog, row),
+                // The key of an item of a catalogue is never released.
+                None => RankedItem::named(generation.state.keys.id(entry.key)?),
+            };
             Some(RankedItem {
-                id,
                 rank: at + 1,
                 score: f64::from(entry.score),
                 reasons: self.reasons(entry, generation, &own_catalog, item.map(Arc::as_ref), popular),
                 query_match: entry.query_match,
                 item: item.filter(|_| self.include_items).cloned(),
                 debug: self.debug.get(at).cloned().flatten(),
+                ..described
             })
         };
         let results: Vec<RankedItem> = shown.by_ref().take(size).filter_map(result).collect();

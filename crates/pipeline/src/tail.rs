@@ -14,6 +14,8 @@ pub struct Tail {
     pub order: TailOrder,
     /// The items that the request excludes.
     pub excluded: Vec<ItemKey>,
+    /// Whether a group has one result.
+    pub one_per_group: bool,
     /// The position of the slate's last item in the order, if the slate has the same order.
     pub start: Option<Position>,
 }
@@ -60,8 +62,14 @@ impl Tail {
         slate: &AHashSet<ItemKey>,
         part: Part,
     ) -> Selected {
-        let hidden = self.excluded.iter().chain(slate).filter_map(|key| catalog.row_of_key(*key));
-        let mut eligible = EligibleRows::offered(catalog).without(hidden);
+        let row_of = |key: &ItemKey| catalog.row_of_key(*key);
+        let shown = slate.iter().filter_map(row_of);
+        let eligible = EligibleRows::offered(catalog).without(self.excluded.iter().filter_map(row_of));
+        let mut eligible = match self.one_per_group {
+            true => eligible.without(shown.flat_map(|row| catalog.variants_of(row))),
+            false => eligible.without(shown),
+        };
+        let part = Part { one_per_group: self.one_per_group.then_some(catalog), ..part };
         if let Some(filter) = filter {
             eligible = eligible.matching(catalog, filter);
         }

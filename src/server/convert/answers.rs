@@ -73,6 +73,16 @@ fn result(result: RankedItem) -> proto::Result {
         query_match: result.query_match.map_or(0, |query_match| query_match as i32),
         item: result.item.as_deref().map(item_to_proto),
         debug: result.debug.map(result_debug),
+        variant_count: result.variant_count as i32,
+        variants: result.variants.iter().map(|variant| self::variant(variant, result.item.is_some())).collect(),
+    }
+}
+
+/// Returns a variant, whole or only its id.
+fn variant(item: &Item, is_whole: bool) -> proto::Item {
+    match is_whole {
+        true => item_to_proto(item),
+        false => proto::Item { item_id: item.id.to_string(), ..Default::default() },
     }
 }
 
@@ -108,6 +118,7 @@ pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
     };
     proto::Item {
         item_id: item.id.to_string(),
+        group_id: item.group_id.clone(),
         title: item.title.clone(),
         description: item.description.clone(),
         categories: item.categories.clone(),
@@ -244,6 +255,7 @@ mod tests {
                 original_price: PriceMicros::new(PriceMicros::MAX),
                 rating: Some(0.1),
                 rating_count: Some(u32::MAX),
+                group_id: "a-group".to_owned(),
                 url: "https://shop.test/item".to_owned(),
                 image_url: "https://shop.test/image".to_owned(),
                 created_at: has_time.then_some(UnixMillis(i64::MAX)),
@@ -274,6 +286,8 @@ mod tests {
                 score: f64::MAX,
                 reasons: vec![Reason { code: ReasonCode::Candidate, evidence }; 4],
                 query_match: Some(QueryMatch::Meaning),
+                variant_count: 2,
+                variants: vec![Arc::new(item.clone()); 2],
                 item: Some(Arc::new(item)),
                 debug: Some(debug),
             };

@@ -19,7 +19,7 @@ use std::{
 };
 
 /// Greatest number of fields in a mask: all fields, and all attributes by name.
-const MASK_MAX: usize = 15 + limits::ATTRIBUTES;
+const MASK_MAX: usize = 16 + limits::ATTRIBUTES;
 
 /// Number of listed items per page.
 const LIST_SIZE_DEFAULT: usize = 100;
@@ -150,6 +150,7 @@ fn masked(item: &proto::Item, fields: &BTreeSet<ItemField>) -> proto::Item {
     let mut masked = proto::Item { item_id: item.item_id.clone(), ..proto::Item::default() };
     for field in fields {
         match field {
+            ItemField::GroupId => masked.group_id.clone_from(&item.group_id),
             ItemField::Title => masked.title.clone_from(&item.title),
             ItemField::Description => masked.description.clone_from(&item.description),
             ItemField::Categories => masked.categories.clone_from(&item.categories),
@@ -185,6 +186,9 @@ pub(crate) fn item(
     let path = &path;
     let field = |name: &'static str| fmt::from_fn(move |f| write!(f, "{path}.{name}"));
     let id = violations.keep(field("item_id"), ItemId::parse(&item.item_id));
+    if !item.group_id.is_empty() {
+        violations.keep(field("group_id"), ItemId::parse(&item.group_id));
+    }
     if needs_title && item.title.trim().is_empty() {
         violations.add(field("title"), "is empty; it must have 1 to 1,000 characters");
     }
@@ -227,6 +231,7 @@ pub(crate) fn item(
         return None;
     }
     Some(Item {
+        group_id: item.group_id.clone(),
         title: item.title.clone(),
         description: item.description.clone(),
         categories: item.categories.clone(),
@@ -326,11 +331,12 @@ mod tests {
             image_url: "https://shop.test/a b".into(),
             attributes: [("weight".to_owned(), number)].into(),
             create_time: Some(prost_types::Timestamp { seconds: i64::MIN, nanos: 0 }),
+            group_id: "a\nb".into(),
             ..Default::default()
         };
         let mut violations = Violations::default();
         assert!(item(&mut violations, "items[0]", &sent, true).is_none());
-        assert_eq!(violations.found.len(), 11, "{violations:?}");
+        assert_eq!(violations.found.len(), 12, "{violations:?}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ const ANCHORS_MAX: usize = 50;
 const CANDIDATES_MAX: usize = 1000;
 const PREFIX_CHARS_MAX: usize = 200;
 const VALUE_QUERY_CHARS_MAX: usize = 200;
+const VARIANTS_MAX: usize = 100;
 const SUGGESTIONS_MAX: usize = 20;
 const SERVING_CONFIG_BYTES_MAX: usize = 64;
 const PAGE_NUMBER_MAX: i64 = i32::MAX as i64;
@@ -75,7 +76,7 @@ fn anchors(violations: &mut Violations, texts: &[String]) -> Vec<ItemId> {
 }
 
 fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>, now: UnixMillis) -> Options {
-    let Some(options) = options else { return Options::default() };
+    let Some(options) = options else { return Options { one_per_group: true, ..Options::default() } };
     violations.count("options.context_events", options.context_events.len(), CONTEXT_EVENTS_MAX);
     let mut context_events = Vec::new();
     for (index, sent) in options.context_events.iter().take(CONTEXT_EVENTS_MAX).enumerate() {
@@ -103,6 +104,8 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         debug: debug(violations, options.debug_level),
         request_id: options.request_id.clone(),
         serving_config: serving_config(violations, &options.serving_config),
+        one_per_group: !options.all_variants,
+        variant_list_size: violations.size("options.variant_list_size", options.variant_list_size, 0, VARIANTS_MAX),
     }
 }
 
@@ -382,6 +385,14 @@ pub(crate) fn recommend(
 }
 
 pub(crate) fn rank(violations: &mut Violations, request: proto::RankRequest, now: UnixMillis) -> RankRequest {
+    let (all, listed) =
+        request.options.as_ref().map_or((false, 0), |options| (options.all_variants, options.variant_list_size));
+    for (field, is_set) in [("options.all_variants", all), ("options.variant_list_size", listed > 0)] {
+        if is_set {
+            let description = "does not apply, because Rank returns all candidates".to_owned();
+            violations.notices.push(Violation { field: field.to_owned(), description });
+        }
+    }
     violations.count("candidates", request.candidates.len(), CANDIDATES_MAX);
     if request.candidates.is_empty() {
         violations.add("candidates", format!("is empty; it must have 1 to {CANDIDATES_MAX} entries"));
@@ -396,7 +407,8 @@ pub(crate) fn rank(violations: &mut Violations, request: proto::RankRequest, now
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
         candidates: once(violations, "candidates", candidates, path),
         query: query(violations, &request.query),
-        options: options(violations, request.options.as_ref(), now),
+        // The caller names the results.
+        options: Options { one_per_group: false, ..options(violations, request.options.as_ref(), now) },
         message: slate_key(&request, |request| &mut request.options),
     }
 }

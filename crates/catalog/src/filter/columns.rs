@@ -3,6 +3,7 @@ use super::{Field, Filter, Literal, Node, Operator, Predicate};
 use crate::{
     AttributeValue, Item,
     counts::ValueCounts,
+    groups::BlockGroups,
     order::{SortText, SortValue},
     prepared::hash,
 };
@@ -34,6 +35,7 @@ const NUMBERS: [Field; 7] = [
 /// that did not change.
 #[derive(Debug, Clone, Default)]
 pub struct Columns {
+    group_id: Arc<Column>,
     category: Arc<LabelColumn>,
     brand: Arc<Column>,
     currency: Arc<Column>,
@@ -136,6 +138,16 @@ impl LabelColumn {
             counts.add_text(hash(&**label), label, count as u64);
         }
     }
+
+    fn count_groups<'c>(&'c self, among: &Mask, groups: BlockGroups, counts: &mut ValueCounts<'c>) {
+        for (label, items) in self.items.iter().filter(|(label, _)| !label.is_empty()) {
+            let hash = hash(&**label);
+            let counted = items.iter().map(|at| usize::from(*at)).filter(|at| bits::has(among, *at));
+            for group in counted.filter_map(|at| groups.get(at)) {
+                counts.add_text_of_group(hash, label, group);
+            }
+        }
+    }
 }
 
 impl Default for Texts {
@@ -184,8 +196,12 @@ impl Texts {
     }
 
     fn get(&self, at: usize) -> Option<&SortText> {
+        self.known(at).map(|known| &known.text)
+    }
+
+    fn known(&self, at: usize) -> Option<&KnownText> {
         let index = self.codes[at].checked_sub(1)?;
-        Some(&self.known[usize::from(index)].text)
+        Some(&self.known[usize::from(index)])
     }
 
     fn with_text(&self, normal: &str) -> Mask {
@@ -283,12 +299,28 @@ impl Column {
         }
         if let Some(numbers) = &self.numbers {
             let values = bits::ones(among, 0).map(|at| numbers.values[at]);
-            counts.numbers.extend(values.filter(|value| !value.is_nan()));
+            counts.numbers.extend(values.filter(|value| !value.is_nan()).map(|value| (value, None)));
         }
         if let Some([is_true, present]) = &self.flags {
             let count = |mask: Mask| bits::count(&and(mask, among), BLOCK_ROWS) as u64;
             counts.flags[1] += count(*is_true);
             counts.flags[0] += count(and_not(*present, is_true));
+        }
+    }
+
+    /// Adds the values of the groups whose items are in `among`.
+    fn count_groups<'c>(&'c self, among: &Mask, groups: BlockGroups, counts: &mut ValueCounts<'c>) {
+        for (at, group) in groups.of(among) {
+            match self.value(at) {
+                SortValue::Number(number) => counts.numbers.push((number, Some(group))),
+                SortValue::Flag(flag) => counts.add_flag_of_group(flag, group),
+                SortValue::Text(_) => {
+                    if let Some(known) = self.texts.as_ref().and_then(|texts| texts.known(at)) {
+                        counts.add_text_of_group(known.hash, known.text.as_str(), group);
+                    }
+                }
+                SortValue::Missing => {}
+            }
         }
     }
 
@@ -364,6 +396,7 @@ impl Columns {
     fn change(&mut self, at: usize, old: Option<&Item>, new: &Item) {
         change_labels(&mut self.category, at, old.map(|old| &old.categories[..]), &new.categories);
         change_labels(&mut self.tags, at, old.map(|old| &old.tags[..]), &new.tags);
+        change_text(&mut self.group_id, at, old.map(|old| &*old.group_id), &new.group_id);
         change_text(&mut self.brand, at, old.map(|old| &*old.brand), &new.brand);
         change_text(&mut self.currency, at, old.map(|old| &*old.currency), &new.currency);
         if old.is_none_or(|old| old.is_in_stock() != new.is_in_stock()) {
@@ -418,6 +451,7 @@ impl Columns {
     /// such column.
     pub(crate) fn column(&self, field: &Field) -> Option<&Column> {
         Some(match field {
+            Field::GroupId => &self.group_id,
             Field::Brand => &self.brand,
             Field::Currency => &self.currency,
             Field::InStock => &self.in_stock,
@@ -446,6 +480,20 @@ impl Columns {
         match self.labels(field) {
             Some(labels) => labels.count(among, counts),
             None => _ = self.column(field).map(|column| column.count(among, counts)),
+        }
+    }
+
+    /// Adds the values of a field of the groups whose items are in `among`.
+    pub(crate) fn count_groups<'c>(
+        &'c self,
+        field: &Field,
+        among: &Mask,
+        groups: BlockGroups,
+        counts: &mut ValueCounts<'c>,
+    ) {
+        match self.labels(field) {
+            Some(labels) => labels.count_groups(among, groups, counts),
+            None => _ = self.column(field).map(|column| column.count_groups(among, groups, counts)),
         }
     }
 

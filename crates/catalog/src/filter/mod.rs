@@ -56,6 +56,7 @@ enum Node {
 #[serde(try_from = "String", into = "String")]
 pub enum Field {
     ItemId,
+    GroupId,
     Title,
     Description,
     Category,
@@ -221,6 +222,7 @@ impl Field {
     fn matches(&self, predicate: &Predicate, item: &Item) -> bool {
         match self {
             Self::ItemId => predicate.matches_id(item.id.as_str()),
+            Self::GroupId => predicate.matches_text(&item.group_id),
             Self::Title => predicate.matches_text(&item.title),
             Self::Description => predicate.matches_text(&item.description),
             Self::Category => predicate.matches_labels(&item.categories),
@@ -255,7 +257,7 @@ impl Field {
             Self::RatingCount => item.rating_count.map(f64::from),
             Self::StockQuantity => item.stock_quantity.map(f64::from),
             Self::CreateTime => item.created_at.map(|time| time.0 as f64),
-            Self::ItemId | Self::Title | Self::Description | Self::Category | Self::Brand => None,
+            Self::ItemId | Self::GroupId | Self::Title | Self::Description | Self::Category | Self::Brand => None,
             Self::Currency | Self::InStock | Self::Tags | Self::Attribute(_) => None,
         }
     }
@@ -264,6 +266,7 @@ impl Field {
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "item_id" => Self::ItemId,
+            "group_id" => Self::GroupId,
             "title" => Self::Title,
             "description" => Self::Description,
             "category" | "categories" => Self::Category,
@@ -296,7 +299,8 @@ impl Field {
             Self::InStock => ValueType::Flag,
             Self::CreateTime => ValueType::Time,
             Self::Attribute(_) => ValueType::Attribute,
-            Self::ItemId | Self::Title | Self::Description | Self::Category | Self::Brand => ValueType::Text,
+            Self::ItemId | Self::GroupId | Self::Title | Self::Description => ValueType::Text,
+            Self::Category | Self::Brand => ValueType::Text,
             Self::Currency | Self::Tags => ValueType::Text,
         }
     }
@@ -471,6 +475,7 @@ impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ItemId => "item_id",
+            Self::GroupId => "group_id",
             Self::Title => "title",
             Self::Description => "description",
             Self::Category => "category",

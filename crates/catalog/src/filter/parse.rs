@@ -5,8 +5,8 @@ use super::{
 };
 use std::{fmt, iter::Peekable, vec::IntoIter};
 
-pub(super) const FIELDS: &str = "item_id, title, description, category, brand, price, original_price, discount, currency, \
-                      rating, rating_count, stock_quantity, in_stock, tags, create_time, attributes.NAME";
+pub(super) const FIELDS: &str = "item_id, group_id, title, description, category, brand, price, original_price, discount, \
+                      currency, rating, rating_count, stock_quantity, in_stock, tags, create_time, attributes.NAME";
 
 /// Parses a filter of at most [`FILTER_CHARS_MAX`] characters.
 pub(super) fn parse(text: &str) -> Result<Node, FilterError> {

@@ -87,7 +87,7 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 10;
+    pub const FORMAT: u32 = 11;
 
     pub fn new(
         name: String,

@@ -127,10 +127,10 @@ impl DeclaredFeature {
         };
         match self {
             Self::Number { field, missing, .. } => {
-                use Field::{Category, CreateTime, Currency, Description, ItemId, Tags, Title};
+                use Field::{Category, CreateTime, Currency, Description, GroupId, ItemId, Tags, Title};
                 if matches!(
                     field,
-                    ItemId | Title | Description | Category | Field::Brand | Currency | Tags | CreateTime
+                    ItemId | GroupId | Title | Description | Category | Field::Brand | Currency | Tags | CreateTime
                 ) {
                     return Err(format!(
                         "{field} is no number; the fields of kind number are price, original_price, discount, rating, \
@@ -141,7 +141,8 @@ impl DeclaredFeature {
             }
             Self::Match { .. } => Ok(()),
             Self::Affinity { field, half_life_days, .. } => {
-                if matches!(field, Field::ItemId | Field::Title | Field::Description | Field::CreateTime) {
+                use Field::{CreateTime, Description, GroupId, ItemId, Title};
+                if matches!(field, ItemId | GroupId | Title | Description | CreateTime) {
                     return Err(format!(
                         "almost every item has another {field}; the fields of kind affinity are category, brand, tags, \
                          price, original_price, discount, currency, rating, rating_count, stock_quantity, in_stock and \

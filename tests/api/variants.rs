@@ -1,0 +1,314 @@
+//! Groups of variants over gRPC: an answer has one result for each product, and everything counts products.
+use crate::support::{bundles::Shop, grpc::GrpcServer};
+use lodestone::server::proto::{
+    self, AttributeValue, RecommendType, attribute_value::Kind, catalog_service_client::CatalogServiceClient,
+    ranking_service_client::RankingServiceClient,
+};
+use lodestone_rollout::HealthBounds;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use std::collections::{BTreeMap, BTreeSet};
+use tonic::{Code, transport::Channel};
+use tonic_types::StatusExt;
+
+const COLORS: [&str; 4] = ["red", "blue", "green", "white"];
+
+#[derive(Debug, Clone)]
+struct Shirt {
+    id: String,
+    group: String,
+    color: &'static str,
+    price: i64,
+    stock: i64,
+}
+
+impl Shirt {
+    fn new(id: &str, group: &str, color: &'static str, price: i64) -> Self {
+        Self { id: id.to_owned(), group: group.to_owned(), color, price, stock: 5 }
+    }
+
+    /// The product: the group, or the item itself.
+    fn product(&self) -> &str {
+        if self.group.is_empty() { &self.id } else { &self.group }
+    }
+
+    fn item(&self) -> proto::Item {
+        let color = AttributeValue { kind: Some(Kind::Text(self.color.to_owned())) };
+        proto::Item {
+            item_id: self.id.clone(),
+            group_id: self.group.clone(),
+            title: format!("linen shirt {}", self.color),
+            categories: vec!["Shirts".to_owned()],
+            price_micros: Some(self.price * 1_000_000),
+            stock_quantity: Some(self.stock),
+            attributes: [("color".to_owned(), color)].into(),
+            ..Default::default()
+        }
+    }
+}
+
+async fn upsert(channel: &Channel, shirts: &[Shirt]) {
+    for part in shirts.chunks(1000) {
+        let request =
+            proto::UpsertItemsRequest { items: part.iter().map(Shirt::item).collect(), update_time: None };
+        let written = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner();
+        assert!(written.results.iter().all(|result| result.violations.is_empty()), "{:?}", written.results);
+    }
+}
+
+fn viewer() -> Option<proto::Viewer> {
+    Some(proto::Viewer { visitor_id: "v".to_owned(), ..Default::default() })
+}
+
+fn options(change: impl FnOnce(&mut proto::RankingOptions)) -> Option<proto::RankingOptions> {
+    let mut options = proto::RankingOptions::default();
+    change(&mut options);
+    Some(options)
+}
+
+fn search_for(query: &str) -> proto::SearchRequest {
+    proto::SearchRequest {
+        viewer: viewer(),
+        query: query.to_owned(),
+        filter: "category = \"Shirts\"".to_owned(),
+        page_size: 24,
+        ..Default::default()
+    }
+}
+
+async fn search(channel: &Channel, request: &proto::SearchRequest) -> proto::SearchResponse {
+    RankingServiceClient::new(channel.clone()).search(request.clone()).await.unwrap().into_inner()
+}
+
+async fn all_results(channel: &Channel, request: &proto::SearchRequest) -> Vec<proto::Result> {
+    let (mut results, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = search(channel, &proto::SearchRequest { page_token: token, ..request.clone() }).await;
+        results.extend(page.results);
+        token = page.next_page_token;
+        if token.is_empty() {
+            return results;
+        }
+    }
+}
+
+fn ids(results: &[proto::Result]) -> Vec<&str> {
+    results.iter().map(|result| result.item_id.as_str()).collect()
+}
+
+/// 900 shirts: a third alone, the others in groups of 2 to 300 variants.
+fn random_shirts(random: &mut StdRng) -> Vec<Shirt> {
+    let mut shirts = Vec::new();
+    while shirts.len() < 900 {
+        let size = *[1, 1, 1, 2, 3, 8, 40].choose(random).unwrap();
+        let size = if shirts.is_empty() { 300 } else { size };
+        let group = if size == 1 { String::new() } else { format!("group-{}", shirts.len()) };
+        for _ in 0..size {
+            let color = COLORS[random.random_range(0..COLORS.len())];
+            let id = format!("shirt-{}", shirts.len());
+            let stock = i64::from(random.random_bool(0.8));
+            shirts.push(Shirt { stock, ..Shirt::new(&id, &group, color, random.random_range(0..50)) });
+        }
+    }
+    shirts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_page_total_and_facet_counts_products() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let shirts = random_shirts(&mut StdRng::seed_from_u64(9));
+    upsert(&server.channel, &shirts).await;
+    let by_id: BTreeMap<&str, &Shirt> = shirts.iter().map(|shirt| (shirt.id.as_str(), shirt)).collect();
+    let is_cheap = |shirt: &Shirt| shirt.price < 25;
+    for (query, is_filtered) in [("", false), ("", true), ("linen shirt", false), ("linen shirt", true)] {
+        let eligible: Vec<&Shirt> =
+            shirts.iter().filter(|shirt| shirt.stock > 0 && (!is_filtered || is_cheap(shirt))).collect();
+        let products: BTreeSet<&str> = eligible.iter().map(|shirt| shirt.product()).collect();
+        for order_by in ["", "price", "price desc", "attributes.color, price desc"] {
+            let request = proto::SearchRequest {
+                filter: format!("category = \"Shirts\"{}", if is_filtered { " AND price < 25" } else { "" }),
+                options: options(|options| options.order_by = order_by.to_owned()),
+                facet_specs: ["attributes.color", "price"]
+                    .map(|field| proto::FacetSpec {
+                        field: field.to_owned(),
+                        bounds: if field == "price" { vec![10.0] } else { Vec::new() },
+                        ..Default::default()
+                    })
+                    .to_vec(),
+                ..search_for(query)
+            };
+            let what = format!("`{query}` by `{order_by}`, filtered: {is_filtered}");
+            let results = all_results(&server.channel, &request).await;
+            let shown: Vec<&Shirt> = results.iter().map(|result| by_id[result.item_id.as_str()]).collect();
+            let of_shown: BTreeSet<&str> = shown.iter().map(|shirt| shirt.product()).collect();
+            assert_eq!(results.len(), of_shown.len(), "{what}: no product appears twice");
+            assert_eq!(of_shown, products, "{what}");
+            assert!(shown.iter().all(|shirt| shirt.stock > 0 && (!is_filtered || is_cheap(shirt))), "{what}");
+            for (result, shirt) in results.iter().zip(&shown) {
+                let variants = eligible.iter().filter(|other| !shirt.group.is_empty() && other.group == shirt.group);
+                assert_eq!(result.variant_count as usize, variants.count(), "{what}: {shirt:?}");
+            }
+            if let Some(is_descending) = ["price", "price desc"].iter().position(|order| *order == order_by) {
+                let best = |product: &str| {
+                    let prices = eligible.iter().filter(|shirt| shirt.product() == product).map(|shirt| shirt.price);
+                    if is_descending == 1 { prices.max() } else { prices.min() }
+                };
+                assert!(shown.iter().all(|shirt| Some(shirt.price) == best(shirt.product())), "{what}");
+                let ordered = shown.windows(2).all(|pair| match is_descending {
+                    0 => pair[0].price <= pair[1].price,
+                    _ => pair[0].price >= pair[1].price,
+                });
+                assert!(ordered, "{what}");
+            }
+            let first = search(&server.channel, &request).await;
+            assert_eq!(first.total_size as usize, products.len(), "{what}");
+            assert_eq!(first.facet_item_count as usize, products.len(), "{what}");
+            let distinct = |is_counted: &dyn Fn(&Shirt) -> bool| {
+                let counted = eligible.iter().filter(|shirt| is_counted(shirt)).map(|shirt| shirt.product());
+                counted.collect::<BTreeSet<&str>>().len() as i64
+            };
+            for value in &first.facets[0].values {
+                assert_eq!(value.item_count, distinct(&|shirt| shirt.color == value.value), "{what}: {}", value.value);
+            }
+            let prices: Vec<i64> = first.facets[1].values.iter().map(|value| value.item_count).collect();
+            assert_eq!(prices, [distinct(&|shirt| shirt.price < 10), distinct(&|shirt| shirt.price >= 10)], "{what}");
+        }
+    }
+    // Each variant is a result if the request asks for it.
+    let request =
+        proto::SearchRequest { options: options(|options| options.all_variants = true), ..search_for("linen shirt") };
+    let results = all_results(&server.channel, &request).await;
+    let offered: BTreeSet<&str> = shirts.iter().filter(|shirt| shirt.stock > 0).map(|shirt| shirt.id.as_str()).collect();
+    assert_eq!(ids(&results).into_iter().collect::<BTreeSet<_>>(), offered);
+    assert!(results.len() == offered.len() && results.iter().all(|result| result.variant_count == 0));
+    // One product with 300 variants does not fill a list.
+    for kind in [RecommendType::ForYou, RecommendType::Trending, RecommendType::NewArrivals] {
+        let request = proto::RecommendRequest {
+            viewer: viewer(),
+            r#type: kind.into(),
+            filter: "category = \"Shirts\"".to_owned(),
+            page_size: 100,
+            ..Default::default()
+        };
+        let answer = RankingServiceClient::new(server.channel.clone()).recommend(request).await.unwrap().into_inner();
+        let of_shown: BTreeSet<&str> = ids(&answer.results).into_iter().map(|id| by_id[id].product()).collect();
+        assert_eq!((answer.results.len(), of_shown.len()), (100, 100), "{kind:?}");
+    }
+    let request = proto::SuggestRequest { viewer: viewer(), prefix: "linen".to_owned(), product_count: 20, ..Default::default() };
+    let answer = RankingServiceClient::new(server.channel.clone()).suggest(request).await.unwrap().into_inner();
+    let of_shown: BTreeSet<&str> = ids(&answer.products).into_iter().map(|id| by_id[id].product()).collect();
+    assert_eq!((answer.products.len(), of_shown.len()), (20, 20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_variant_that_fits_is_shown_with_the_others_on_demand() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let mut shirts: Vec<Shirt> = COLORS.iter().map(|color| Shirt::new(&format!("tee-{color}"), "tee", color, 10)).collect();
+    shirts.extend(COLORS.iter().map(|color| Shirt::new(&format!("polo-{color}"), "polo", color, 20)));
+    shirts.push(Shirt::new("alone", "", "red", 30));
+    upsert(&server.channel, &shirts).await;
+    let request = proto::SearchRequest {
+        options: options(|options| options.variant_list_size = 3),
+        ..search_for("linen shirt green")
+    };
+    let answer = search(&server.channel, &request).await;
+    let mut shown = ids(&answer.results);
+    shown.sort_unstable();
+    assert_eq!((shown, answer.total_size), (vec!["polo-green", "tee-green"], 2), "the query's variant is shown");
+    let tee = answer.results.iter().find(|result| result.item_id == "tee-green").unwrap();
+    let variants: Vec<&str> = tee.variants.iter().map(|item| item.item_id.as_str()).collect();
+    assert_eq!((variants, tee.variant_count), (vec!["tee-green", "tee-red", "tee-blue"], 4));
+    assert!(tee.variants.iter().all(|item| item.title.is_empty()), "only ids without include_items");
+    // Whole items, a filter that leaves two variants, and a variant that is sold out.
+    shirts[0].stock = 0;
+    upsert(&server.channel, &shirts[..1]).await;
+    let request = proto::SearchRequest {
+        filter: "group_id = \"tee\" AND attributes.color IN (\"red\", \"blue\", \"white\")".to_owned(),
+        options: options(|options| (options.variant_list_size, options.include_items) = (500, true)),
+        ..search_for("")
+    };
+    let answer = search(&server.channel, &request).await;
+    assert_eq!((answer.results.len(), answer.results[0].variant_count), (1, 2));
+    assert!(answer.results[0].variants.iter().all(|item| item.group_id == "tee" && !item.title.is_empty()));
+    assert!(answer.info.unwrap().notices.iter().any(|notice| notice.field == "options.variant_list_size"));
+    // An id of a group pins, excludes and starts lists.
+    let pin = |item_id: &str, rank| proto::Pin { item_id: item_id.to_owned(), rank };
+    let with = |change: &dyn Fn(&mut proto::RankingOptions)| proto::SearchRequest { options: options(change), ..search_for("") };
+    let pinned = search(&server.channel, &with(&|options| options.pins = vec![pin("polo", 1)])).await;
+    assert!(pinned.results[0].item_id.starts_with("polo-") && pinned.results.len() == 3, "{:?}", ids(&pinned.results));
+    let pinned = search(&server.channel, &with(&|options| options.pins = vec![pin("tee-white", 2)])).await;
+    assert_eq!((ids(&pinned.results)[1], pinned.results.len()), ("tee-white", 3));
+    let both = search(&server.channel, &with(&|options| options.pins = vec![pin("tee-white", 1), pin("tee-blue", 2)])).await;
+    assert_eq!((&ids(&both.results)[..2], both.results.len()), (&["tee-white", "tee-blue"][..], 4));
+    let without = search(&server.channel, &with(&|options| options.exclude_item_ids = vec!["tee".to_owned()])).await;
+    assert!(without.results.len() == 2 && without.total_size == 2);
+    assert!(without.info.unwrap().unknown_item_ids.is_empty());
+    let similar = proto::RecommendRequest {
+        viewer: viewer(),
+        r#type: RecommendType::Similar.into(),
+        anchor_item_ids: vec!["tee-blue".to_owned()],
+        ..Default::default()
+    };
+    let similar = RankingServiceClient::new(server.channel.clone()).recommend(similar).await.unwrap().into_inner();
+    assert!(!similar.results.is_empty());
+    assert!(similar.results.iter().all(|result| !result.item_id.starts_with("tee-")), "{:?}", ids(&similar.results));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_variant_that_sells_out_between_pages_gives_its_place_to_another() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let shirts: Vec<Shirt> = (0..20)
+        .flat_map(|group| [0, 1].map(|n| Shirt::new(&format!("{group}-{n}"), &format!("g{group}"), COLORS[n], 10)))
+        .collect();
+    upsert(&server.channel, &shirts).await;
+    let request = proto::SearchRequest { page_size: 10, ..search_for("linen shirt") };
+    let first = search(&server.channel, &request).await;
+    assert_eq!(first.results.len(), 10);
+    // All of one kind are sold out, whichever was to be shown.
+    let expected = search(&server.channel, &proto::SearchRequest { page_token: first.next_page_token.clone(), ..request.clone() }).await;
+    let sold_out: Vec<Shirt> = shirts
+        .iter()
+        .filter(|shirt| expected.results.iter().any(|result| result.item_id == shirt.id))
+        .map(|shirt| Shirt { stock: 0, ..shirt.clone() })
+        .collect();
+    upsert(&server.channel, &sold_out).await;
+    let second = search(&server.channel, &proto::SearchRequest { page_token: first.next_page_token, ..request }).await;
+    let groups = |results: &[proto::Result]| -> Vec<String> {
+        ids(results).into_iter().map(|id| id.split('-').next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(groups(&second.results), groups(&expected.results), "the order of the products is frozen");
+    assert!(ids(&second.results).iter().all(|id| sold_out.iter().all(|shirt| shirt.id != *id)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_changes_and_bad_ids_are_named() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    upsert(&server.channel, &[Shirt::new("a", "", "red", 1), Shirt::new("b", "x", "red", 1), Shirt::new("c", "x", "red", 1)])
+        .await;
+    let mut client = CatalogServiceClient::new(server.channel.clone());
+    let update = |id: &str, group: &str| proto::UpdateItemsRequest {
+        updates: vec![proto::ItemUpdate {
+            item: Some(proto::Item { item_id: id.to_owned(), group_id: group.to_owned(), ..Default::default() }),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["group_id".to_owned()] }),
+            update_time: None,
+        }],
+    };
+    let total = async || search(&server.channel, &search_for("")).await.total_size;
+    assert_eq!(total().await, 2);
+    client.update_items(update("a", "x")).await.unwrap();
+    assert_eq!(total().await, 1);
+    client.update_items(update("b", "")).await.unwrap();
+    assert_eq!(total().await, 2);
+    client.delete_items(proto::DeleteItemsRequest { item_ids: vec!["a".to_owned(), "c".to_owned()] }).await.unwrap();
+    assert_eq!(total().await, 1);
+    let result = client.update_items(update("b", &"x".repeat(129))).await.unwrap().into_inner().results.remove(0);
+    assert!(result.violations[0].field.ends_with("group_id"), "{result:?}");
+    let request = proto::SearchRequest { options: options(|options| options.variant_list_size = -1), ..search_for("") };
+    let status = RankingServiceClient::new(server.channel.clone()).search(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let violations = status.get_details_bad_request().unwrap().field_violations;
+    assert_eq!(violations[0].field, "options.variant_list_size");
+}
