@@ -358,10 +358,14 @@ impl Calls {
                     || proto::StreamEventsRequest { events: (0..self.batch).map(|_| self.view(&mut random)).collect() };
                 let messages: Vec<_> = (0..STREAM_MESSAGES).map(|_| message()).collect();
                 let stream = futures_util::stream::iter(messages);
-                let written = EventServiceClient::new(channel).stream_events(stream).await?.into_inner();
-                return match written.accepted_count as usize == STREAM_MESSAGES * self.batch {
+                let mut responses = EventServiceClient::new(channel).stream_events(stream).await?.into_inner();
+                let mut counts = None;
+                while let Some(response) = responses.message().await? {
+                    counts = response.counts;
+                }
+                return match counts.is_some_and(|of| of.accepted_count as usize == STREAM_MESSAGES * self.batch) {
                     true => Ok(Stages::new()),
-                    false => Err(tonic::Status::aborted(format!("events were not accepted: {written:?}"))),
+                    false => Err(tonic::Status::aborted(format!("events were not accepted: {counts:?}"))),
                 };
             }
         };

@@ -1,19 +1,21 @@
 //! CatalogService: writes, deletes and returns items.
 use super::{
     convert,
-    guard::guarded,
+    guard::{guarded, guarded_stream},
+    item_import::ItemImport,
     proto::{self, catalog_service_server::CatalogService},
     services::{BatchViolations, Services, echoed_id, list_size},
     status,
     violations::Violations,
 };
+use futures_util::stream::BoxStream;
 use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, WrittenFields, limits};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, ItemsToken, WriteOutcome, WriteReport};
 use lodestone_pipeline::RESULTS_BYTES_MAX;
 use prost::Message;
 use std::{cell::RefCell, collections::HashMap, fmt::Display, sync::Arc};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 const ITEMS_MAX: usize = 1000;
 /// Maximum number of attributes of an item whose value or removal has a time of its own.
@@ -34,7 +36,7 @@ fn item_status(outcome: WriteOutcome) -> i32 {
 }
 
 /// The entries of a request before they are stored.
-struct Validated<T> {
+pub(super) struct Validated<T> {
     /// A result per entry. Those of valid entries are REJECTED until their outcome is known.
     results: Vec<proto::ItemResult>,
     valid: Vec<T>,
@@ -44,7 +46,7 @@ struct Validated<T> {
 
 impl<T> Validated<T> {
     /// Validates the entries of the list `field`. `id` returns the item's id as sent.
-    fn of<S>(
+    pub(super) fn of<S>(
         field: &'static str,
         sent: &[S],
         id: impl Fn(&S) -> &str,
@@ -67,6 +69,14 @@ impl<T> Validated<T> {
             });
         }
         Ok(validated)
+    }
+
+    /// Returns the results as if all valid entries had been written, with the status of each.
+    pub(super) fn accepted(mut self, status: impl Fn(&T) -> proto::ItemStatus) -> Vec<proto::ItemResult> {
+        for (index, entry) in self.indices.iter().zip(&self.valid) {
+            self.results[*index].status = status(entry).into();
+        }
+        self.results
     }
 }
 
@@ -141,20 +151,38 @@ impl Services {
         Ok(results(of_entries, &indices, report))
     }
 
-    async fn write_valid_items(
+    pub(super) async fn write_valid_items(
         &self,
         validated: Validated<ItemWrite>,
     ) -> Result<(Vec<proto::ItemResult>, u64), Status> {
         self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await
     }
 
-    fn clock(&self) -> convert::Clock {
+    pub(super) fn clock(&self) -> convert::Clock {
         convert::Clock { now: UnixMillis::now(), ahead_max: self.config.event_ahead_max }
     }
 }
 
 #[tonic::async_trait]
 impl CatalogService for Services {
+    type ImportItemsStream = BoxStream<'static, Result<proto::ImportItemsResponse, Status>>;
+
+    async fn import_items(
+        &self,
+        request: Request<Streaming<proto::ImportItemsRequest>>,
+    ) -> Result<Response<Self::ImportItemsStream>, Status> {
+        let import = ItemImport::new(self.clone(), request.into_inner());
+        Ok(guarded_stream(&self.metrics, "ImportItems", import, |import| Box::pin(import.step())))
+    }
+
+    async fn purge_items(
+        &self,
+        request: Request<proto::PurgeItemsRequest>,
+    ) -> Result<Response<proto::PurgeItemsResponse>, Status> {
+        let response = async { Ok(Response::new(self.purge(request.into_inner()).await?)) };
+        guarded(&self.metrics, "PurgeItems", response).await
+    }
+
     async fn upsert_items(
         &self,
         request: Request<proto::UpsertItemsRequest>,

@@ -1,34 +1,27 @@
 //! EventService: writes events of one message or of a stream of messages.
 use super::{
     convert,
-    guard::guarded,
+    event_stream::EventStream,
+    guard::{guarded, guarded_stream},
     proto::{self, event_service_server::EventService},
     services::{BatchViolations, Services, echoed_id, list_size},
     status,
     violations::{Violation, Violations},
 };
+use futures_util::stream::BoxStream;
 use lodestone_core::units::UnixMillis;
 use lodestone_engine::{EngineError, WriteOutcome, WriteReport};
 use lodestone_events::{Attribution, Event, RepeatedLine};
-use prost::Message;
-use std::{collections::VecDeque, fmt::Display};
+use std::fmt::Display;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
 
 const EVENTS_MAX: usize = 10_000;
 /// Events validated before the task yields, so that responses of other requests do not wait for hundreds of events.
 const VALIDATED_AT_ONCE: usize = 16;
-/// Events per message of a stream.
-const STREAM_EVENTS_MAX: usize = 1000;
-/// Messages of a stream that are queued or being stored at the same time. Beyond it no message is read, which is the
-/// backpressure to the client.
-const STREAM_WRITES_MAX: usize = 16;
-/// Results in the response to a stream, and the size in bytes at which no further result is added.
-const STREAM_RESULTS_MAX: usize = 1000;
-const STREAM_RESULTS_BYTES_MAX: usize = 2 << 20;
 
 /// The events of a message before they are stored.
-struct ValidatedEvents {
+pub(super) struct ValidatedEvents {
     /// A result per event. Those of valid events are REJECTED until their outcome is known.
     results: Vec<proto::EventResult>,
     /// The valid events.
@@ -62,7 +55,7 @@ impl ValidatedEvents {
 }
 
 impl Services {
-    async fn validate_events(&self, sent: &[proto::Event]) -> ValidatedEvents {
+    pub(super) async fn validate_events(&self, sent: &[proto::Event]) -> ValidatedEvents {
         let now = UnixMillis::now();
         let ahead_max = Some(self.config.event_ahead_max);
         let mut validated = ValidatedEvents {
@@ -115,6 +108,8 @@ impl Services {
 
 #[tonic::async_trait]
 impl EventService for Services {
+    type StreamEventsStream = BoxStream<'static, Result<proto::StreamEventsResponse, Status>>;
+
     async fn write_events(
         &self,
         request: Request<proto::WriteEventsRequest>,
@@ -135,33 +130,18 @@ impl EventService for Services {
     async fn stream_events(
         &self,
         request: Request<Streaming<proto::StreamEventsRequest>>,
-    ) -> Result<Response<proto::StreamEventsResponse>, Status> {
-        let response = async {
-            let mut stream = request.into_inner();
-            let (mut response, mut writes) = (proto::StreamEventsResponse::default(), VecDeque::new());
-            while let Some(message) = stream.message().await.map_err(|error| status::of_transport(&error, ""))? {
-                list_size("events", message.events.len(), STREAM_EVENTS_MAX)?;
-                let validated = self.validate_events(&message.events).await;
-                writes.push_back(self.queue_write(validated).await.map_err(status::of)?);
-                // Backpressure: the next message is not read before the oldest write has ended.
-                if writes.len() >= STREAM_WRITES_MAX {
-                    await_oldest(&mut response, &mut writes).await?;
-                }
-            }
-            while !writes.is_empty() {
-                await_oldest(&mut response, &mut writes).await?;
-            }
-            Ok(Response::new(response))
-        };
-        guarded(&self.metrics, "StreamEvents", response).await
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let stream = EventStream::new(self.clone(), request.into_inner());
+        Ok(guarded_stream(&self.metrics, "StreamEvents", stream, |stream| Box::pin(stream.step())))
     }
 }
 
-type PendingWrite = JoinHandle<Result<(Vec<proto::EventResult>, u64), EngineError>>;
+/// Events of a message that are being stored.
+pub(super) type PendingWrite = JoinHandle<Result<(Vec<proto::EventResult>, u64), EngineError>>;
 
 impl Services {
     /// Queues events, in the order of the stream's messages, and waits for space in the queue instead of failing.
-    async fn queue_write(&self, mut validated: ValidatedEvents) -> Result<PendingWrite, EngineError> {
+    pub(super) async fn queue_write(&self, mut validated: ValidatedEvents) -> Result<PendingWrite, EngineError> {
         let queued = self.engine.queue_events(std::mem::take(&mut validated.events)).await?;
         let engine = self.engine.clone();
         // A task, so that outcomes are counted even if the client ends the stream.
@@ -171,35 +151,4 @@ impl Services {
             Ok((validated.with_report(report), version))
         }))
     }
-}
-
-/// Waits for the oldest write of a stream and adds its results to the response.
-async fn await_oldest(
-    response: &mut proto::StreamEventsResponse,
-    writes: &mut VecDeque<PendingWrite>,
-) -> Result<(), Status> {
-    let Some(oldest) = writes.pop_front() else { return Ok(()) };
-    let stored = oldest.await.unwrap_or_else(|_| Err(EngineError::Internal("storing events panicked".into())));
-    let (results, version) = stored.map_err(status::of)?;
-    response.session_version = response.session_version.max(version);
-    let mut bytes = response.encoded_len();
-    for result in results {
-        let index = response.event_count;
-        response.event_count += 1;
-        match result.status() {
-            proto::EventStatus::Accepted => response.accepted_count += 1,
-            proto::EventStatus::Duplicate => response.duplicate_count += 1,
-            _ => response.rejected_count += 1,
-        }
-        if result.status() == proto::EventStatus::Accepted && result.warnings.is_empty() {
-            continue;
-        }
-        if response.results.len() < STREAM_RESULTS_MAX && bytes < STREAM_RESULTS_BYTES_MAX {
-            bytes += result.encoded_len();
-            response.results.push(proto::StreamEventResult { index, result: Some(result) });
-        } else {
-            response.omitted_result_count += 1;
-        }
-    }
-    Ok(())
 }

@@ -1,7 +1,11 @@
 //! Wraps every RPC: counts and times it, turns a panic into a status instead of a broken connection, and refuses
 //! responses that clients would not accept.
 use super::{RESPONSE_BYTES_MAX, status};
-use futures_util::FutureExt;
+use futures_util::{
+    FutureExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use lodestone_engine::EngineError;
 use lodestone_telemetry::Metrics;
 use prost::Message;
@@ -9,14 +13,21 @@ use std::{future::Future, panic::AssertUnwindSafe, time::Instant};
 use tonic::{Code, Response, Status};
 
 /// Records the end of a request when dropped, and therefore also when the caller cancels it.
-struct Running<'a> {
-    metrics: &'a Metrics,
+struct Running {
+    metrics: Metrics,
     rpc: &'static str,
     started: Instant,
     code: Code,
 }
 
-impl Drop for Running<'_> {
+impl Running {
+    fn begin(metrics: &Metrics, rpc: &'static str) -> Self {
+        metrics.begun(rpc);
+        Self { metrics: metrics.clone(), rpc, started: Instant::now(), code: Code::Cancelled }
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         self.metrics.ended(self.rpc, code_name(self.code), self.started.elapsed());
     }
@@ -29,16 +40,52 @@ pub(crate) async fn guarded<T: Message>(
     rpc: &'static str,
     response: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<Response<T>, Status> {
-    metrics.begun(rpc);
-    let mut running = Running { metrics, rpc, started: Instant::now(), code: Code::Cancelled };
-    let panicked = |_| Err(status::of(EngineError::Internal(format!("{rpc} panicked"))));
-    let result = AssertUnwindSafe(response).catch_unwind().await.unwrap_or_else(panicked);
+    let mut running = Running::begin(metrics, rpc);
+    let result = AssertUnwindSafe(response).catch_unwind().await.unwrap_or_else(|_| Err(panicked(rpc)));
     let result = result.and_then(|response| match response.get_ref().encoded_len() {
         ..=RESPONSE_BYTES_MAX => Ok(response),
         bytes => Err(status::response_too_large(bytes)),
     });
     running.code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
     result
+}
+
+/// Runs a call with a stream of responses, with metrics. `step` returns the next response; none ends the stream. A panic
+/// becomes INTERNAL; the panic hook counts it.
+pub(crate) fn guarded_stream<S, T, F>(
+    metrics: &Metrics,
+    rpc: &'static str,
+    call: S,
+    step: F,
+) -> Response<BoxStream<'static, Result<T, Status>>>
+where
+    S: Send + 'static,
+    T: 'static,
+    F: for<'a> Fn(&'a mut S) -> BoxFuture<'a, Result<Option<T>, Status>> + Clone + Send + 'static,
+{
+    let begun = (Running::begin(metrics, rpc), Some(call));
+    Response::new(Box::pin(stream::unfold(begun, move |(mut running, call)| {
+        let step = step.clone();
+        async move {
+            let mut call = call?;
+            let result = AssertUnwindSafe(step(&mut call)).catch_unwind().await.unwrap_or_else(|_| Err(panicked(rpc)));
+            match result {
+                Ok(Some(response)) => Some((Ok(response), (running, Some(call)))),
+                Ok(None) => {
+                    running.code = Code::Ok;
+                    None
+                }
+                Err(status) => {
+                    running.code = status.code();
+                    Some((Err(status), (running, None)))
+                }
+            }
+        }
+    })))
+}
+
+fn panicked(rpc: &str) -> Status {
+    status::of(EngineError::Internal(format!("{rpc} panicked")))
 }
 
 /// Returns the name of a code as in the gRPC specification.

@@ -32,6 +32,7 @@ enum Reason {
     PageTokenInvalid,
     PageTokenExpired,
     ItemNotFound,
+    FeedShrinks,
     ServingConfigNotFound,
     AttributionTokenInvalid,
     AnswerNotFound,
@@ -55,7 +56,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 30] = [
+    const ALL: [Self; 31] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -67,6 +68,7 @@ impl Reason {
         Self::PageTokenInvalid,
         Self::PageTokenExpired,
         Self::ItemNotFound,
+        Self::FeedShrinks,
         Self::ServingConfigNotFound,
         Self::AttributionTokenInvalid,
         Self::AnswerNotFound,
@@ -101,6 +103,7 @@ impl Reason {
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
             Self::PageTokenExpired => "PAGE_TOKEN_EXPIRED",
             Self::ItemNotFound => "ITEM_NOT_FOUND",
+            Self::FeedShrinks => "FEED_SHRINKS",
             Self::ServingConfigNotFound => "SERVING_CONFIG_NOT_FOUND",
             Self::AttributionTokenInvalid => "ATTRIBUTION_TOKEN_INVALID",
             Self::AnswerNotFound => "ANSWER_NOT_FOUND",
@@ -137,9 +140,11 @@ impl Reason {
             | Self::ServiceUnknown => Code::NotFound,
             Self::CompressionUnsupported | Self::MethodUnknown => Code::Unimplemented,
             Self::AnswerDamaged => Code::DataLoss,
-            Self::GenerationGone | Self::BundleRefused | Self::BundleIsCurrent | Self::NoEarlierBundle => {
-                Code::FailedPrecondition
-            }
+            Self::FeedShrinks
+            | Self::GenerationGone
+            | Self::BundleRefused
+            | Self::BundleIsCurrent
+            | Self::NoEarlierBundle => Code::FailedPrecondition,
             Self::Overloaded
             | Self::StorageFull
             | Self::TooManyChanges
@@ -263,6 +268,16 @@ pub(crate) fn item_not_found(id: &str) -> Status {
     let mut details = ErrorDetails::new();
     details.set_resource_info("lodestone.v1.Item", id, "", "the catalogue has no such item");
     status(Reason::ItemNotFound, "the catalogue has no such item", details)
+}
+
+/// Returns the status of a full feed that would delete too much of the catalogue.
+pub(crate) fn feed_shrinks(missing_count: usize, item_count: usize, share_max: f64) -> Status {
+    let message = format!(
+        "the feed lacks {missing_count} of {item_count} items, {:.1} % of the catalogue; options.deleted_share_max is \
+         {share_max}. Its items are written and none is deleted. If the shop has shrunk, send the feed with a larger share",
+        100.0 * missing_count as f64 / item_count.max(1) as f64
+    );
+    status(Reason::FeedShrinks, message, ErrorDetails::new())
 }
 
 /// Returns the status of an engine error. Details of internal errors are logged and not returned.

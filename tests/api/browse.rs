@@ -510,7 +510,7 @@ async fn invalid_orders_and_page_numbers_are_refused_with_value_and_limit() {
     for (problem, part) in orders.iter().zip(["has 5 keys; the limit is 4", "`colour`", "`down`", "`tags`"]) {
         assert!(problem.contains(part), "{problem}");
     }
-    assert!(orders[1].contains("use item_id, title, brand, price"));
+    assert!(orders[1].contains("use item_id, group_id, title, brand, price"));
     let range = "is 0; it must be within 1 and 2147483647";
     assert_eq!(of("page_number"), [range, "is 0; leave it out of a request with a page_token"]);
     let found = refused(&browse("x", "price, price", 0)).await;

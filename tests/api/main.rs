@@ -6,6 +6,7 @@ mod checkpoints;
 mod crash;
 mod facets;
 mod fuzz;
+mod item_import;
 mod log;
 mod models;
 mod pages;

@@ -91,10 +91,15 @@ async fn write_until_acknowledged(channel: &Channel, event: &proto::Event, by_st
     loop {
         let answer = if by_stream {
             let message = proto::StreamEventsRequest { events: vec![event.clone()] };
-            let written = client.stream_events(futures_util::stream::iter([message])).await;
-            written
-                .map(tonic::Response::into_inner)
-                .map(|w| (w.accepted_count + w.duplicate_count == 1, w.session_version))
+            let written = async {
+                let mut responses = client.stream_events(futures_util::stream::iter([message])).await?.into_inner();
+                let response = responses.message().await?;
+                response.ok_or_else(|| tonic::Status::unavailable("the stream ended without a response"))
+            };
+            written.await.map(|written| {
+                let counts = written.counts.unwrap();
+                (counts.accepted_count + counts.duplicate_count == 1, written.session_version)
+            })
         } else {
             let written = client.write_events(proto::WriteEventsRequest { events: vec![event.clone()] }).await;
             let is_stored = |status: EventStatus| matches!(status, EventStatus::Accepted | EventStatus::Duplicate);

@@ -491,6 +491,16 @@ def check_stream_order(data):
     server.end(signal.SIGTERM)
 
 
+def json_objects(text):
+    """Returns the objects of a text that has one after the other, as grpcurl prints the responses of a stream."""
+    decoder, objects, at = json.JSONDecoder(), [], 0
+    while text[at:].strip():
+        at += len(text[at:]) - len(text[at:].lstrip())
+        found, at = decoder.raw_decode(text, at)
+        objects.append(found)
+    return objects
+
+
 def event_ingestion(work):
     """Events of a stream, with forged tokens, from wrong clocks; session versions in the future; export."""
     data = work / "events"
@@ -500,10 +510,12 @@ def event_ingestion(work):
     messages[2]["events"][9] = {"event_id": "bad", "type": "EVENT_TYPE_VIEW", "viewer": {"user_id": "stream"}}
     ran = subprocess.run([GRPCURL, "-plaintext", "-d", "@", server.address, STREAM], capture_output=True, text=True,
                          input="".join(map(json.dumps, messages)), timeout=60)
-    answer = json.loads(ran.stdout or "{}")
-    counts = [int(answer.get(f"{name}Count", 0)) for name in ("event", "accepted", "duplicate", "rejected")]
-    check(counts == [2000, 1998, 1, 1] and int(answer["sessionVersion"]) == 1998, f"the events of a stream are counted: {counts} {ran.stderr}")
-    listed = [(int(entry["index"]), entry["result"]["status"]) for entry in answer.get("results", [])]
+    answers = json_objects(ran.stdout)
+    watermarks = [int(answer["counts"]["eventCount"]) for answer in answers]
+    check(watermarks == [500, 1000, 1500, 2000], f"each message of a stream is answered in order: {watermarks} {ran.stderr}")
+    counts = [int(answers[-1]["counts"].get(f"{name}Count", 0)) for name in ("event", "accepted", "duplicate", "rejected")]
+    check(counts == [2000, 1998, 1, 1] and int(answers[-1]["sessionVersion"]) == 1998, f"the events of a stream are counted: {counts}")
+    listed = [(int(entry["index"]), entry["result"]["status"]) for answer in answers for entry in answer.get("results", [])]
     check(listed == [(507, "EVENT_STATUS_DUPLICATE"), (1009, "EVENT_STATUS_REJECTED")], f"duplicates and rejected events are listed by index: {listed}")
     answer, _ = server.call(WRITE, {"events": [{**view("forged"), "attribution_token": "forged"}]})
     check(answer["results"][0]["status"] == "EVENT_STATUS_ACCEPTED"

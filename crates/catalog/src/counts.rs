@@ -2,7 +2,7 @@
 use crate::{
     AttributeValue, Catalog, Field, Item,
     filter::{BLOCK_ROWS, Mask},
-    groups::{BlockGroups, Group, split},
+    groups::{Group, split},
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_core::{bits, ids::Row, text::normalize};

@@ -185,3 +185,81 @@ pub(crate) fn split(groups: BlockGroups, mask: &Mask) -> (Mask, Mask) {
     }
     (single, grouped)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Field, Item, ItemKeys, ItemVectors, OrderBy, Part};
+    use lodestone_core::{ids::ItemId, units::PriceMicros};
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn id(number: usize) -> ItemId {
+        ItemId::parse(&format!("i{number}")).unwrap()
+    }
+
+    /// An item by number, in one of a few groups or none, with one of a few brands and prices.
+    fn item(number: usize, group: usize, brand: usize, price: i64) -> Item {
+        Item {
+            group_id: ["", "a", "b", "c"][group].to_owned(),
+            brand: ["Acme", "acme", "Zeta"][brand].to_owned(),
+            price: PriceMicros::new(price * 1_000_000),
+            ..Item::titled(id(number), "title")
+        }
+    }
+
+    proptest! {
+        /// Random writes and deletions over several blocks: everything that counts products agrees with a count of the
+        /// remaining items.
+        #[test]
+        fn products_are_counted_once(
+            writes in prop::collection::vec((0usize..1500, 0usize..4, 0usize..3, 0i64..6, prop::bool::weighted(0.2)), 1..400),
+            is_descending in any::<bool>(),
+        ) {
+            let (keys, mut catalog, mut items) = (ItemKeys::default(), Catalog::default(), BTreeMap::new());
+            // Ungrouped items fill the first block.
+            for number in 0..1024 {
+                catalog.upsert(&keys, Arc::new(item(number, 0, 0, 9)), ItemVectors::new(&[], &[]));
+                items.insert(number, item(number, 0, 0, 9));
+            }
+            for (number, group, brand, price, is_deleted) in writes {
+                if is_deleted {
+                    catalog.delete(&keys, &id(number));
+                    items.remove(&number);
+                } else {
+                    catalog.upsert(&keys, Arc::new(item(number, group, brand, price)), ItemVectors::new(&[], &[]));
+                    items.insert(number, item(number, group, brand, price));
+                }
+            }
+            let product = |item: &Item| if item.group_id.is_empty() { item.id.to_string() } else { item.group_id.clone() };
+            let distinct = |is_counted: &dyn Fn(&&Item) -> bool| {
+                items.values().filter(is_counted).map(product).collect::<BTreeSet<String>>().len()
+            };
+            prop_assert_eq!(catalog.product_count(catalog.alive()), distinct(&|_| true));
+            prop_assert_eq!(catalog.has_groups(), items.values().any(|item| !item.group_id.is_empty()));
+            for name in ["a", "b", "c"] {
+                let rows = catalog.group_named(name).map_or(&[][..], |group| catalog.rows_of_group(group));
+                let mut found: Vec<String> = rows.iter().map(|row| catalog.get(*row).item.id.to_string()).collect();
+                found.sort();
+                let of_group = items.values().filter(|item| item.group_id == name);
+                let mut expected: Vec<String> = of_group.map(|item| item.id.to_string()).collect();
+                expected.sort();
+                prop_assert_eq!(found, expected);
+            }
+            let brands = catalog.count_values(&Field::parse("brand").unwrap(), catalog.alive(), true);
+            for (text, count) in brands.texts() {
+                prop_assert_eq!(count as usize, distinct(&|item| item.brand.to_lowercase() == text));
+            }
+            let order = OrderBy::parse(if is_descending { "price desc" } else { "price" }).unwrap();
+            let rows = || bits::ones(catalog.alive(), 0).map(|row| Row(row as u32));
+            let part = Part { count: items.len(), one_per_group: Some(&catalog), ..Part::default() };
+            let selected = catalog.select_by(&order, rows(), part).rows;
+            prop_assert_eq!(selected.len(), distinct(&|_| true));
+            for (row, _) in selected {
+                let shown = &catalog.get(row).item;
+                let prices = items.values().filter(|item| product(item) == product(shown)).map(|item| item.price);
+                prop_assert_eq!(shown.price, if is_descending { prices.max() } else { prices.min() }.unwrap());
+            }
+        }
+    }
+}

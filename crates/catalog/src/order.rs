@@ -280,7 +280,7 @@ impl Position {
 }
 
 /// A part of the entries in their order.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Part<'p> {
     /// The position behind which the part begins. None: the first entry.
     pub after: Option<&'p Position>,
@@ -517,7 +517,7 @@ mod tests {
         let found = problems("colour, price down, tags, price, price, title");
         assert_eq!(found.len(), 4, "{found:?}");
         assert_eq!(found[0], "has 6 keys; the limit is 4");
-        assert!(found[1].starts_with("`colour` is not a field; use item_id, title"), "{found:?}");
+        assert!(found[1].starts_with("`colour` is not a field; use item_id, group_id, title"), "{found:?}");
         assert!(found[2].starts_with("`down` is not a direction"), "{found:?}");
         assert!(found[3].starts_with("`tags` does not sort"), "{found:?}");
         assert_eq!(problems("price, price desc"), ["`price` occurs twice; a field may occur once"]);
@@ -604,8 +604,8 @@ mod tests {
             let (mut paged, mut after) = (Vec::new(), None);
             let size = size * repeats;
             loop {
-                let page = catalog.select_by(&by, rows(), Part { after: after.as_ref(), skip: 0, count: size });
-                let numbered = catalog.select_by(&by, rows(), Part { after: None, skip: paged.len(), count: size });
+                let page = catalog.select_by(&by, rows(), Part { after: after.as_ref(), skip: 0, count: size, one_per_group: None });
+                let numbered = catalog.select_by(&by, rows(), Part { after: None, skip: paged.len(), count: size, one_per_group: None });
                 prop_assert_eq!(&page, &numbered);
                 after = page.rows.last().map(|(_, position)| position.clone());
                 paged.extend(page.rows.iter().map(|(row, _)| row.0));

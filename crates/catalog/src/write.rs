@@ -289,6 +289,14 @@ impl ItemState {
         }
     }
 
+    /// Returns the latest time of its values or of its deletion.
+    pub fn newest(&self) -> Option<UnixMillis> {
+        match self {
+            Self::Deleted { at } => Some(*at),
+            Self::Written(written) => written.newest(),
+        }
+    }
+
     /// Returns the content of the item in a catalogue that has `known` before the writes; none if the item does not
     /// exist. `known` may already contain the effect of some of the writes.
     pub fn content(&self, known: Option<&Item>) -> Option<Arc<Item>> {

@@ -6,6 +6,14 @@ pub fn has(bits: &[u64], index: usize) -> bool {
     bits.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
 }
 
+/// Sets a bit, and adds words if there are too few.
+pub fn set(bits: &mut Vec<u64>, index: usize) {
+    if bits.len() <= index / 64 {
+        bits.resize(index / 64 + 1, 0);
+    }
+    bits[index / 64] |= 1 << (index % 64);
+}
+
 /// Returns the indices of the set bits in ascending order, starting at the word `first_word`.
 pub fn ones(bits: &[u64], first_word: usize) -> impl Iterator<Item = usize> + '_ {
     bits.iter().enumerate().skip(first_word).flat_map(|(index, &word)| {

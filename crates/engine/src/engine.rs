@@ -6,7 +6,8 @@ use crate::{
 };
 use lodestone_catalog::{Catalog, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, WrittenFields};
 use lodestone_core::{
-    ids::{ItemId, UserId},
+    bits,
+    ids::{ItemId, ItemKey, Row, UserId},
     units::UnixMillis,
 };
 use lodestone_events::{Attribution, Change, Event, LogError, QueuedWrite, Writer, Written};
@@ -35,6 +36,8 @@ use uuid::Uuid;
 
 /// Maximum time for which an upsert waits for the encoding of its items.
 const ENCODE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time limit for the selection of items of the whole catalogue.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Configuration of an engine.
 #[derive(Debug, Clone)]
@@ -200,6 +203,44 @@ impl Engine {
         self.workers.run(deadline, move |_| Ok(catalog.list(filter.as_ref(), after.as_ref(), count))).await
     }
 
+    /// Returns the key of an item of the current catalogue.
+    pub fn item_key(&self, id: &ItemId) -> Option<ItemKey> {
+        let key = self.generations.state.keys.get(id)?;
+        self.generations.current().generation.catalog.load().row_of_key(key).map(|_| key)
+    }
+
+    /// Returns the ids of the items that match a filter, ascending.
+    pub async fn items_matching(&self, filter: Filter) -> Result<Vec<ItemId>, EngineError> {
+        let catalog = self.generations.current().generation.catalog.load_full();
+        let list = move |_: &mut usize| Ok(catalog.list(Some(&filter), None, usize::MAX).items);
+        let items = self.workers.run(Instant::now() + LIST_TIMEOUT, list).await?;
+        Ok(items.iter().map(|item| item.id.clone()).collect())
+    }
+
+    /// Returns the ids, ascending, of the items whose keys are not in a bit set and that were not written after a time,
+    /// and the number of all items.
+    pub async fn items_missing_in(
+        &self,
+        keys: Vec<u64>,
+        until: UnixMillis,
+    ) -> Result<(Vec<ItemId>, usize), EngineError> {
+        let catalog = self.generations.current().generation.catalog.load_full();
+        let state = self.generations.state.clone();
+        let list = move |_: &mut usize| {
+            let missing = bits::ones(catalog.alive(), 0).map(|row| catalog.get(Row(row as u32)));
+            let mut ids: Vec<ItemId> = missing
+                .filter(|content| !bits::has(&keys, content.key.0 as usize))
+                .map(|content| content.item.id.clone())
+                .collect();
+            let changes = state.catalogue.lock();
+            ids.retain(|id| changes.state(id).and_then(ItemState::newest).is_none_or(|newest| newest <= until));
+            drop(changes);
+            ids.sort_unstable();
+            Ok((ids, catalog.item_count()))
+        };
+        self.workers.run(Instant::now() + LIST_TIMEOUT, list).await
+    }
+
     /// Returns the token of the page that begins after an item.
     pub fn items_token(&self, token: &ItemsToken) -> String {
         self.tokens.items(token)
@@ -242,7 +283,7 @@ impl Engine {
         for id in answer.info.unknown_items.iter().filter(|id| !excluded.contains(id)).cloned() {
             let rank = answer.results.len() + 1;
             let reasons = vec![Reason { code: ReasonCode::Candidate, evidence: Vec::new() }];
-            let unknown = RankedItem { id, rank, score: 0.0, reasons, query_match: None, item: None, debug: None };
+            let unknown = RankedItem { rank, reasons, ..RankedItem::named(id) };
             answer.results.push(unknown);
         }
         answer.total_size = answer.results.len();

@@ -12,7 +12,10 @@ use crate::{
     slate::SearchMatches,
 };
 use lodestone_catalog::{Catalog, Position};
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{
+    ids::{ItemId, Row},
+    units::UnixMillis,
+};
 use lodestone_state::users::History;
 use std::{
     sync::Arc,

@@ -142,6 +142,7 @@ fn answer(
         eligible: &eligible,
         now,
         limits: RetrievalLimits { per_source: CANDIDATES, fused: CANDIDATES, query_cosine_min: None },
+        one_per_group: false,
     };
     let candidates = match query {
         Some(_) => retrieve::for_query(&input).map_err(super::GenerationError::from)?,

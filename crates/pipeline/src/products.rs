@@ -6,7 +6,7 @@ use lodestone_core::ids::Row;
 
 /// Keeps one candidate of each group, and the first `count` candidates: the one that matches the query best, of these
 /// the first. Pinned variants remain, and the others of their groups do not.
-pub fn keep_one_per_group(candidates: &mut Candidates, catalog: &Catalog, pinned: &[Row], count: usize) {
+pub(crate) fn keep_one_per_group(candidates: &mut Candidates, catalog: &Catalog, pinned: &[Row], count: usize) {
     let tiers = query_tiers(candidates);
     let is_pinned = |row: Row| pinned.contains(&row);
     let mut best: AHashMap<Group, (bool, u8, usize)> = AHashMap::new();

@@ -238,7 +238,7 @@ pub struct RankedItem {
 
 impl RankedItem {
     /// Returns a result that has only an id.
-    pub(crate) fn named(id: ItemId) -> Self {
+    pub fn named(id: ItemId) -> Self {
         Self {
             id,
             rank: 0,

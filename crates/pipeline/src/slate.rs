@@ -497,7 +497,7 @@ impl Slate {
     fn append_tail(&self, page: &mut SlatePage, tail: &Tail, now: CurrentItems, start: &PageStart, size: usize) {
         let first = start.offset.max(self.entries.len());
         let skip = if start.after.is_some() { 0 } else { first - self.entries.len() };
-        let part = Part { after: start.after.as_ref(), skip, count: size - page.results.len() };
+        let part = Part { after: start.after.as_ref(), skip, count: size - page.results.len(), ..Part::default() };
         let slate: AHashSet<ItemKey> = self.entries.iter().map(|entry| entry.key).collect();
         let filter = self.filter();
         let selected = tail.select(now.generation, now.catalog, filter, &slate, part);

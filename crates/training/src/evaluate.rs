@@ -90,6 +90,8 @@ pub(super) struct UserLists<'a> {
     pub at: UnixMillis,
     pub history_length: usize,
     pub targets: &'a AHashSet<Row>,
+    /// Items that the user bought before.
+    pub bought: &'a AHashSet<Row>,
     /// By method: the first [`CUTOFF`] rows.
     pub lists: &'a [Vec<Row>; 3],
     pub ranked: &'a RankedCandidates,
@@ -161,9 +163,16 @@ pub(super) fn replay_targets(
             let (lists, ranked) = lists(&generation, &mut models, &event.user, at);
             times.push(started.elapsed().as_secs_f64());
             scores.users.push(event.user.clone());
-            let history_length = history.events.len();
-            let user_lists =
-                UserLists { user: &event.user, at, history_length, targets: &targets, lists: &lists, ranked: &ranked };
+            let bought = history.events.iter().filter(|event| event.kind == EventKind::Purchase);
+            let user_lists = UserLists {
+                user: &event.user,
+                at,
+                history_length: history.events.len(),
+                targets: &targets,
+                bought: &bought.map(|event| Row(event.item.0)).collect(),
+                lists: &lists,
+                ranked: &ranked,
+            };
             observe(&user_lists, &mut models);
             for (method, list) in lists.into_iter().enumerate() {
                 scores.scores[method].push(list_metrics(&list, &targets));

@@ -13,7 +13,7 @@ use super::{
     relevance,
     replay::remove_refunded,
 };
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use lodestone_core::{
     ids::{ItemId, Row},
     statistics::{MeanInterval, bootstrap_mean, resamples},
@@ -22,7 +22,7 @@ use lodestone_core::{
 use lodestone_dataset as dataset;
 use lodestone_events::EventKind;
 use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide};
-use lodestone_pipeline::{Models, bundle::Bundle, fusion::NOT_FOUND, ranking::Runtime, source::CandidateSource};
+use lodestone_pipeline::{Models, bundle::Bundle, features::FEATURES, fusion::NOT_FOUND, ranking::Runtime, source::CandidateSource};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{fmt::Write, path::Path};
 
@@ -34,6 +34,10 @@ const ITEM_GROUPS: [(u32, &str); 5] =
 /// Groups of users: the fewest events in the history, and the name.
 const USER_GROUPS: [(usize, &str); 4] = [(1, "1 to 5 events"), (6, "6 to 20"), (21, "21 to 50"), (51, "51 and more")];
 
+/// What the vectors of the user encoder contribute: the candidates that only their search returned, and the feature,
+/// whose values are shuffled among the candidates.
+const LEARNED_PARTS: [&str; 3] = ["source user_vector", "feature user_similarity", "both"];
+
 /// Values that the report needs in addition to the evaluation.
 #[derive(Default)]
 struct Observations {
@@ -43,6 +47,9 @@ struct Observations {
     targets: Vec<(usize, [bool; 3])>,
     /// By source and user: the loss of NDCG of the ranked list without the candidates that only this source returned.
     sources: Vec<Vec<f64>>,
+    /// By part of [`LEARNED_PARTS`] and user with a target that is new to the user: the loss of NDCG, among items that are
+    /// new to the user, without this part.
+    learned: [Vec<f64>; LEARNED_PARTS.len()],
     /// By feature and user: the loss of NDCG when the feature's values are shuffled among the user's candidates.
     features: Vec<Vec<f64>>,
     /// By head: predicted probabilities and outcomes.
@@ -130,6 +137,30 @@ fn observe(
     let mut shuffled = ranked.features.clone();
     let mut order: Vec<usize> = (0..rows.len()).collect();
     let columns = observations.features.len();
+    let is_new = |row: &Row| !user.bought.contains(row);
+    let new_targets: AHashSet<Row> = user.targets.iter().filter(|row| is_new(row)).copied().collect();
+    if !new_targets.is_empty() {
+        let only_vectors = |index: usize| {
+            let ranks = &ranked.candidates.list[index].ranks;
+            let of_vectors = CandidateSource::UserVector.index();
+            ranks.iter().enumerate().all(|(source, rank)| (*rank != NOT_FOUND) == (source == of_vectors))
+        };
+        let ndcg = |scores: &[f32], keeps_source: bool| {
+            let kept = |index: usize| is_new(&rows[index]) && (keeps_source || !only_vectors(index));
+            list_metrics(&best(&rows, scores, &kept), &new_targets)[NDCG]
+        };
+        order.shuffle(rng);
+        let similarity = FEATURES.iter().position(|name| *name == "user_similarity").expect("a built-in feature");
+        for (to, from) in order.iter().enumerate() {
+            shuffled[to * columns + similarity] = ranked.features[from * columns + similarity];
+        }
+        if let Ok(without) = models.utilities(&shuffled) {
+            let served = ndcg(&ranked.scores, true);
+            let left = [ndcg(&ranked.scores, false), ndcg(&without, true), ndcg(&without, false)];
+            observations.learned.iter_mut().zip(left).for_each(|(lost, left)| lost.push(served - left));
+        }
+        shuffled.clone_from(&ranked.features);
+    }
     for (feature, lost) in observations.features.iter_mut().enumerate() {
         order.shuffle(rng);
         for (to, from) in order.iter().enumerate() {
@@ -228,6 +259,17 @@ fn page(
         &mut html,
         &plots::bars(&ablations(&CandidateSource::ALL.map(CandidateSource::name), &observations.sources, options)),
     );
+    section(
+        &mut html,
+        "Ablation of the learned vectors on discovery",
+        &format!(
+            "Loss of NDCG@10 of the ranked lists of items that are new to the user, without the candidates that only the \
+             user's vector found, with shuffled similarities to it, and without both. {} users whose next basket has an \
+             item that is new to them.",
+            observations.learned[0].len()
+        ),
+    );
+    wide(&mut html, &plots::bars(&ablations(&LEARNED_PARTS, &observations.learned, options)));
     section(
         &mut html,
         "Ablation of features",

@@ -14,7 +14,7 @@ pub(crate) use answers::{
 pub(crate) use events::event;
 pub(crate) use items::{Clock, ItemsRequest, inventory, item, item_update, list_items};
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
-pub(crate) use requests::{rank, recommend, search, suggest};
+pub(crate) use requests::{filter, rank, recommend, search, suggest};
 use std::fmt::Display;
 
 /// Greatest number of characters of a query or another short text.

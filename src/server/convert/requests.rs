@@ -24,7 +24,7 @@ const SUGGESTIONS_MAX: usize = 20;
 const SERVING_CONFIG_BYTES_MAX: usize = 64;
 const PAGE_NUMBER_MAX: i64 = i32::MAX as i64;
 
-pub(super) fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {
+pub(crate) fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {
     if text.trim().is_empty() {
         return None;
     }

@@ -1,0 +1,235 @@
+//! The long writes of CatalogService: a feed as a stream of messages, and the deletion of all items that match a filter.
+use super::{
+    catalog_service::Validated,
+    convert,
+    proto::{self, import_items_request::Part},
+    services::Services,
+    status,
+    violations::Violations,
+};
+use lodestone_catalog::{ItemWrite, WriteTime};
+use lodestone_core::{bits, ids::ItemId, units::UnixMillis};
+use lodestone_engine::{Engine, EngineError, WriteReport};
+use std::{fmt::Display, sync::Arc};
+use tonic::{Status, Streaming};
+
+/// Greatest share of the catalogue that a full feed may delete, unless its options say otherwise.
+const DELETED_SHARE_MAX: f64 = 0.3;
+/// Ids of deleted items in a response.
+const LISTED_IDS_MAX: usize = 100;
+/// Items of one deletion.
+const DELETED_AT_ONCE: usize = 1000;
+
+/// A feed that is being imported.
+pub(super) struct ItemImport {
+    services: Services,
+    messages: Streaming<proto::ImportItemsRequest>,
+    /// None: the next message is the first one.
+    options: Option<ImportOptions>,
+    counts: proto::ImportCounts,
+    session_version: u64,
+    /// By key: the items of the feed, for a full one.
+    seen: Vec<u64>,
+    is_finished: bool,
+}
+
+/// Validated options of a feed.
+#[derive(Debug, Clone, Copy)]
+struct ImportOptions {
+    is_full: bool,
+    time: WriteTime,
+    deleted_share_max: f64,
+    validate_only: bool,
+}
+
+impl ItemImport {
+    pub(super) fn new(services: Services, messages: Streaming<proto::ImportItemsRequest>) -> Self {
+        Self {
+            services,
+            messages,
+            options: None,
+            counts: proto::ImportCounts::default(),
+            session_version: 0,
+            seen: Vec::new(),
+            is_finished: false,
+        }
+    }
+
+    /// Handles the next message, or the end of the feed. None: the feed has ended before.
+    pub(super) async fn step(&mut self) -> Result<Option<proto::ImportItemsResponse>, Status> {
+        if self.is_finished {
+            return Ok(None);
+        }
+        let message = self.messages.message().await.map_err(|error| status::of_transport(&error, ""))?;
+        self.is_finished = message.is_none();
+        self.answer(message).await.map(Some)
+    }
+
+    async fn answer(
+        &mut self,
+        message: Option<proto::ImportItemsRequest>,
+    ) -> Result<proto::ImportItemsResponse, Status> {
+        match message.map(|message| message.part) {
+            Some(Some(Part::Options(options))) => {
+                let mut violations = Violations::default();
+                if self.options.is_some() {
+                    violations.add("options", "is sent twice; only the first message has options");
+                }
+                self.options = Some(self.options(&mut violations, &options));
+                match violations.is_empty() {
+                    true => Ok(self.response(Vec::new())),
+                    false => Err(status::invalid(violations.found)),
+                }
+            }
+            Some(Some(Part::Items(items))) => self.write(&items.items).await,
+            Some(None) => {
+                let mut violations = Violations::default();
+                violations.add("part", "is not set; set options or items");
+                Err(status::invalid(violations.found))
+            }
+            None => self.finish().await,
+        }
+    }
+
+    fn options(&self, violations: &mut Violations, sent: &proto::ImportOptions) -> ImportOptions {
+        let mode = proto::ImportMode::try_from(sent.mode);
+        if mode.is_err() {
+            violations.add("options.mode", format!("{} is not an ImportMode", sent.mode));
+        }
+        let is_full = mode == Ok(proto::ImportMode::Full);
+        let share = sent.deleted_share_max;
+        if let Some(share) = share.filter(|share| !(0.0..=1.0).contains(share)) {
+            violations.add("options.deleted_share_max", format!("is {share}; it must be within 0 and 1"));
+        }
+        if share.is_some() && !is_full {
+            violations.add("options.deleted_share_max", "needs the mode IMPORT_MODE_FULL");
+        }
+        let clock = self.services.clock();
+        ImportOptions {
+            is_full,
+            time: clock.write_time(violations, "options.update_time", sent.update_time.as_ref()),
+            deleted_share_max: share.unwrap_or(DELETED_SHARE_MAX),
+            validate_only: sent.validate_only,
+        }
+    }
+
+    /// The options; those of a feed that begins without any are the defaults.
+    fn begun(&mut self) -> ImportOptions {
+        let now = UnixMillis::now();
+        *self.options.get_or_insert(ImportOptions {
+            is_full: false,
+            time: WriteTime::Received(now),
+            deleted_share_max: DELETED_SHARE_MAX,
+            validate_only: false,
+        })
+    }
+
+    async fn write(&mut self, items: &[proto::Item]) -> Result<proto::ImportItemsResponse, Status> {
+        let options = self.begun();
+        let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
+            convert::item(violations, path, item, true).map(|item| ItemWrite::of_all(item, options.time))
+        };
+        let validated = Validated::of("items", items, |item| &item.item_id, convert)?;
+        let ids: Vec<Option<ItemId>> = items.iter().map(|item| ItemId::parse(&item.item_id).ok()).collect();
+        let results = match options.validate_only {
+            true => validated.accepted(|write| match self.services.engine.get_item(&write.item.id) {
+                Some(_) => proto::ItemStatus::Replaced,
+                None => proto::ItemStatus::Created,
+            }),
+            false => {
+                let (results, version) = self.services.write_valid_items(validated).await?;
+                self.session_version = self.session_version.max(version);
+                results
+            }
+        };
+        if options.is_full {
+            let keys = ids.iter().flatten().filter_map(|id| self.services.engine.item_key(id));
+            keys.for_each(|key| bits::set(&mut self.seen, key.0 as usize));
+        }
+        let first = self.counts.item_count;
+        let mut kept = Vec::new();
+        for (index, result) in results.into_iter().enumerate() {
+            self.counts.item_count += 1;
+            match result.status() {
+                proto::ItemStatus::Created => self.counts.created_count += 1,
+                proto::ItemStatus::Replaced => self.counts.replaced_count += 1,
+                proto::ItemStatus::Stale => self.counts.stale_count += 1,
+                _ => self.counts.rejected_count += 1,
+            }
+            if !matches!(result.status(), proto::ItemStatus::Created | proto::ItemStatus::Replaced) {
+                kept.push(proto::ImportItemResult { index: first + index as i64, result: Some(result) });
+            }
+        }
+        Ok(self.response(kept))
+    }
+
+    fn response(&self, results: Vec<proto::ImportItemResult>) -> proto::ImportItemsResponse {
+        proto::ImportItemsResponse {
+            counts: Some(self.counts),
+            results,
+            session_version: self.session_version,
+            deletions: None,
+        }
+    }
+
+    /// Ends the feed. A full one deletes the items that it does not have.
+    async fn finish(&mut self) -> Result<proto::ImportItemsResponse, Status> {
+        let options = self.begun();
+        if !options.is_full {
+            return Ok(self.response(Vec::new()));
+        }
+        let (WriteTime::Stated(until) | WriteTime::Received(until)) = options.time;
+        let engine = self.services.engine.clone();
+        let seen = std::mem::take(&mut self.seen);
+        let (missing, item_count) = engine.items_missing_in(seen, until).await.map_err(status::of)?;
+        let share = missing.len() as f64 / item_count.max(1) as f64;
+        if share > options.deleted_share_max && !options.validate_only {
+            return Err(status::feed_shrinks(missing.len(), item_count, options.deleted_share_max));
+        }
+        if !options.validate_only {
+            let version = delete_all(&engine, &missing).await.map_err(status::of)?;
+            self.session_version = self.session_version.max(version);
+        }
+        let deletions = proto::ImportDeletions {
+            item_count: missing.len() as i64,
+            share,
+            item_ids: listed(&missing),
+        };
+        Ok(proto::ImportItemsResponse { deletions: Some(deletions), ..self.response(Vec::new()) })
+    }
+}
+
+/// The first ids of deleted items.
+fn listed(ids: &[ItemId]) -> Vec<String> {
+    ids.iter().take(LISTED_IDS_MAX).map(ItemId::to_string).collect()
+}
+
+/// Deletes items, and returns the log position afterwards.
+async fn delete_all(engine: &Arc<Engine>, ids: &[ItemId]) -> Result<u64, EngineError> {
+    let mut position = 0;
+    for part in ids.chunks(DELETED_AT_ONCE) {
+        let WriteReport { session_version, .. } = engine.delete_items(part.to_vec()).await?;
+        position = position.max(session_version);
+    }
+    Ok(position)
+}
+
+impl Services {
+    /// Deletes the items that match a filter, or only counts them.
+    pub(super) async fn purge(&self, request: proto::PurgeItemsRequest) -> Result<proto::PurgeItemsResponse, Status> {
+        let mut violations = Violations::default();
+        let filter = convert::filter(&mut violations, "filter", &request.filter);
+        if request.filter.trim().is_empty() {
+            violations.add("filter", "is empty; it must select the items to delete, such as `brand = \"Acme\"`");
+        }
+        let Some(filter) = filter.filter(|_| violations.is_empty()) else {
+            return Err(status::invalid(violations.found));
+        };
+        let ids = self.engine.items_matching(filter).await.map_err(status::of)?;
+        let session_version = match request.force {
+            true => delete_all(&self.engine, &ids).await.map_err(status::of)?,
+            false => 0,
+        };
+        Ok(proto::PurgeItemsResponse { item_count: ids.len() as i64, item_ids: listed(&ids), session_version })
+    }
+}

@@ -1,0 +1,182 @@
+//! Feeds over gRPC: acknowledged message by message, and full ones that delete what they lack.
+use crate::support::{bundles::Shop, grpc::GrpcServer};
+use lodestone::server::proto::{
+    self, ImportMode, ItemStatus, catalog_service_client::CatalogServiceClient, import_items_request::Part,
+};
+use lodestone_core::units::UnixMillis;
+use lodestone_rollout::HealthBounds;
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt;
+
+fn item(id: &str) -> proto::Item {
+    proto::Item { item_id: id.to_owned(), title: format!("title of {id}"), ..Default::default() }
+}
+
+fn items(ids: &[&str]) -> proto::ImportItemsRequest {
+    let items = ids.iter().map(|id| item(id)).collect();
+    proto::ImportItemsRequest { part: Some(Part::Items(proto::ImportedItems { items })) }
+}
+
+fn options(change: impl FnOnce(&mut proto::ImportOptions)) -> proto::ImportItemsRequest {
+    let mut options = proto::ImportOptions::default();
+    change(&mut options);
+    proto::ImportItemsRequest { part: Some(Part::Options(options)) }
+}
+
+fn full(change: impl FnOnce(&mut proto::ImportOptions)) -> proto::ImportItemsRequest {
+    options(|options| {
+        options.mode = ImportMode::Full.into();
+        change(options);
+    })
+}
+
+fn at(seconds_ago: i64) -> Option<prost_types::Timestamp> {
+    Some(prost_types::Timestamp { seconds: UnixMillis::now().0 / 1000 - seconds_ago, nanos: 0 })
+}
+
+/// Sends a whole feed. Returns the responses before the first error, and the error.
+async fn import(
+    channel: &Channel,
+    messages: Vec<proto::ImportItemsRequest>,
+) -> (Vec<proto::ImportItemsResponse>, Option<Status>) {
+    let mut client = CatalogServiceClient::new(channel.clone());
+    let mut stream = client.import_items(futures_util::stream::iter(messages)).await.unwrap().into_inner();
+    let mut responses = Vec::new();
+    loop {
+        match stream.message().await {
+            Ok(Some(response)) => responses.push(response),
+            Ok(None) => return (responses, None),
+            Err(status) => return (responses, Some(status)),
+        }
+    }
+}
+
+fn counts(response: &proto::ImportItemsResponse) -> [i64; 5] {
+    let counts = response.counts.unwrap();
+    [counts.item_count, counts.created_count, counts.replaced_count, counts.stale_count, counts.rejected_count]
+}
+
+/// The ids of the items that the tests write.
+async fn ids(channel: &Channel) -> Vec<String> {
+    let request = proto::ListItemsRequest { filter: "item_id != \"\"".to_owned(), page_size: 1000, ..Default::default() };
+    let listed = CatalogServiceClient::new(channel.clone()).list_items(request).await.unwrap().into_inner();
+    listed.items.into_iter().map(|item| item.item_id).filter(|id| id.starts_with("feed-")).collect()
+}
+
+async fn purge(channel: &Channel, filter: &str, force: bool) -> Result<proto::PurgeItemsResponse, Status> {
+    let request = proto::PurgeItemsRequest { filter: filter.to_owned(), force };
+    Ok(CatalogServiceClient::new(channel.clone()).purge_items(request).await?.into_inner())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_message_of_a_feed_is_acknowledged_with_its_watermark() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let (responses, error) =
+        import(&server.channel, vec![items(&["feed-a", "feed-b"]), items(&["feed-c", "", "feed-a"])]).await;
+    assert!(error.is_none(), "{error:?}");
+    let found: Vec<[i64; 5]> = responses.iter().map(counts).collect();
+    assert_eq!(found, [[2, 2, 0, 0, 0], [5, 3, 1, 0, 1], [5, 3, 1, 0, 1]], "two messages and the end");
+    let rejected = &responses[1].results[0];
+    assert_eq!((responses[1].results.len(), rejected.index), (1, 3));
+    assert!(rejected.result.as_ref().unwrap().violations[0].field.starts_with("items[1]"));
+    assert!(responses[2].deletions.is_none() && responses[1].session_version > responses[0].session_version);
+    // Late items are stale.
+    let (responses, _) =
+        import(&server.channel, vec![options(|options| options.update_time = at(1000)), items(&["feed-a", "feed-d"])])
+            .await;
+    assert_eq!(counts(responses.last().unwrap()), [2, 1, 0, 1, 0]);
+    let stale = responses[1].results[0].result.as_ref().unwrap();
+    assert_eq!((stale.status(), stale.item_id.as_str()), (ItemStatus::Stale, "feed-a"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_feed_deletes_what_it_lacks_unless_that_is_too_much_or_newer() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    // Only these items, so that shares are round.
+    purge(channel, "item_id != \"\"", true).await.unwrap();
+    let old = options(|options| options.update_time = at(2000));
+    let names: Vec<String> = (0..10).map(|n| format!("feed-{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    import(channel, vec![old, items(&names)]).await;
+    assert_eq!(ids(channel).await.len(), 10);
+    // A dry run says what would be deleted, and nothing is written.
+    let dry = full(|options| options.validate_only = true);
+    let (responses, error) = import(channel, vec![dry, items(&names[..8]), items(&["feed-new"])]).await;
+    assert!(error.is_none(), "{error:?}");
+    let last = responses.last().unwrap();
+    let deletions = last.deletions.clone().unwrap();
+    assert_eq!((deletions.item_count, deletions.item_ids, deletions.share), (2, vec!["feed-8".into(), "feed-9".into()], 0.2));
+    assert_eq!((counts(last), ids(channel).await.len()), ([9, 1, 8, 0, 0], 10));
+    // Half of the catalogue is missing: the items are written and none is deleted.
+    let (_, error) = import(channel, vec![full(|_| {}), items(&names[..5])]).await;
+    let error = error.unwrap();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert_eq!(error.get_error_details().error_info().unwrap().reason, "FEED_SHRINKS");
+    assert!(error.message().contains("5 of 10 items, 50.0 %"), "{}", error.message());
+    assert_eq!(ids(channel).await.len(), 10);
+    // An item that was written after the feed's time stays; the others go.
+    import(channel, vec![items(&["feed-9"])]).await;
+    let options = full(|options| (options.update_time, options.deleted_share_max) = (at(1000), Some(0.5)));
+    let (responses, error) = import(channel, vec![options, items(&names[..5])]).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(responses.last().unwrap().deletions.as_ref().unwrap().item_count, 4);
+    assert_eq!(ids(channel).await, ["feed-0", "feed-1", "feed-2", "feed-3", "feed-4", "feed-9"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feed_that_breaks_off_deletes_nothing_and_keeps_what_was_acknowledged() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    import(&server.channel, vec![items(&["feed-a", "feed-b"])]).await;
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let messages = futures_util::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+    let mut client = CatalogServiceClient::new(server.channel.clone());
+    let mut stream = client.import_items(messages).await.unwrap().into_inner();
+    sender.send(full(|options| options.deleted_share_max = Some(1.0))).unwrap();
+    sender.send(items(&["feed-c"])).unwrap();
+    stream.message().await.unwrap().unwrap();
+    assert_eq!(counts(&stream.message().await.unwrap().unwrap())[0], 1, "the next message is sent after the watermark");
+    // The client goes away without ending the feed.
+    drop(stream);
+    drop(client);
+    drop(sender);
+    // A later write is applied after everything that came before it.
+    import(&server.channel, vec![items(&["feed-d"])]).await;
+    assert_eq!(ids(&server.channel).await, ["feed-a", "feed-b", "feed-c", "feed-d"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_options_and_filters_are_refused_by_name() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let ahead = Some(prost_types::Timestamp { seconds: UnixMillis::now().0 / 1000 + 86_400, nanos: 0 });
+    let bad = options(|options| (options.mode, options.update_time, options.deleted_share_max) = (9, ahead, Some(1.5)));
+    let (responses, error) = import(&server.channel, vec![bad, items(&["feed-a"])]).await;
+    let details = error.unwrap().get_details_bad_request().unwrap();
+    let fields: Vec<&str> = details.field_violations.iter().map(|violation| violation.field.as_str()).collect();
+    assert_eq!(fields, ["options.mode", "options.deleted_share_max", "options.deleted_share_max", "options.update_time"]);
+    assert!(responses.is_empty() && ids(&server.channel).await.is_empty());
+    for (messages, field) in [
+        (vec![full(|_| {}), full(|_| {})], "options"),
+        (vec![items(&["feed-a"]), full(|_| {})], "options"),
+        (vec![proto::ImportItemsRequest { part: None }], "part"),
+        (vec![items(&[])], "items"),
+    ] {
+        let error = import(&server.channel, messages).await.1.unwrap();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert_eq!(error.get_details_bad_request().unwrap().field_violations[0].field, field);
+    }
+    for filter in ["", "  ", "brand ="] {
+        let error = purge(&server.channel, filter, true).await.unwrap_err();
+        assert_eq!(error.get_details_bad_request().unwrap().field_violations[0].field, "filter");
+    }
+    let count = ids(&server.channel).await.len() as i64;
+    let counted = purge(&server.channel, "item_id = \"feed-a\"", false).await.unwrap();
+    assert_eq!((counted.item_count, count, counted.session_version), (1, 1, 0));
+    let purged = purge(&server.channel, "item_id = \"feed-a\"", true).await.unwrap();
+    assert_eq!((purged.item_count, purged.item_ids), (1, vec!["feed-a".to_owned()]));
+    assert!(purged.session_version > 0 && ids(&server.channel).await.is_empty());
+}
