@@ -25,6 +25,10 @@ impl Running {
         metrics.begun(rpc);
         Self { metrics: metrics.clone(), rpc, started: Instant::now(), code: Code::Cancelled }
     }
+
+    fn end(mut self, code: Code) {
+        self.code = code;
+    }
 }
 
 impl Drop for Running {
@@ -40,13 +44,13 @@ pub(crate) async fn guarded<T: Message>(
     rpc: &'static str,
     response: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<Response<T>, Status> {
-    let mut running = Running::begin(metrics, rpc);
+    let running = Running::begin(metrics, rpc);
     let result = AssertUnwindSafe(response).catch_unwind().await.unwrap_or_else(|_| Err(panicked(rpc)));
     let result = result.and_then(|response| match response.get_ref().encoded_len() {
         ..=RESPONSE_BYTES_MAX => Ok(response),
         bytes => Err(status::response_too_large(bytes)),
     });
-    running.code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
+    running.end(result.as_ref().map_or_else(Status::code, |_| Code::Ok));
     result
 }
 
@@ -63,21 +67,21 @@ where
     T: 'static,
     F: for<'a> Fn(&'a mut S) -> BoxFuture<'a, Result<Option<T>, Status>> + Clone + Send + 'static,
 {
-    let begun = (Running::begin(metrics, rpc), Some(call));
-    Response::new(Box::pin(stream::unfold(begun, move |(mut running, call)| {
+    let begun = Some((Running::begin(metrics, rpc), call));
+    Response::new(Box::pin(stream::unfold(begun, move |state| {
         let step = step.clone();
         async move {
-            let mut call = call?;
+            let (running, mut call) = state?;
             let result = AssertUnwindSafe(step(&mut call)).catch_unwind().await.unwrap_or_else(|_| Err(panicked(rpc)));
             match result {
-                Ok(Some(response)) => Some((Ok(response), (running, Some(call)))),
+                Ok(Some(response)) => Some((Ok(response), Some((running, call)))),
                 Ok(None) => {
-                    running.code = Code::Ok;
+                    running.end(Code::Ok);
                     None
                 }
                 Err(status) => {
-                    running.code = status.code();
-                    Some((Err(status), (running, None)))
+                    running.end(status.code());
+                    Some((Err(status), None))
                 }
             }
         }

@@ -1,9 +1,11 @@
 //! Integration tests of the program. They are modules of one binary because every binary links the whole program;
 //! `cargo test --test api crash::` runs one module. `tests/memory.rs` is a binary of its own because it counts
 //! allocations.
+mod availability;
 mod browse;
 mod checkpoints;
 mod crash;
+
 mod facets;
 mod fuzz;
 mod item_import;

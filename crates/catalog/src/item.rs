@@ -49,6 +49,8 @@ pub mod limits {
     pub const TAGS: usize = 50;
     pub const TAG_CHARS: usize = 100;
     pub const ATTRIBUTES: usize = 100;
+    /// Texts of an attribute with several values.
+    pub const ATTRIBUTE_TEXTS: usize = 50;
     /// Characters of an attribute's text.
     pub const TEXT_CHARS: usize = 1000;
     pub const STOCK: u32 = 1_000_000_000;
@@ -78,6 +80,8 @@ pub enum AttributeValue {
     /// Finite.
     Number(f64),
     Text(String),
+    /// Several values, 1 to [`limits::ATTRIBUTE_TEXTS`], such as the materials of a jacket.
+    Texts(Vec<String>),
 }
 
 impl Item {
@@ -106,6 +110,11 @@ impl Item {
 
     pub fn is_in_stock(&self) -> bool {
         self.stock_quantity != Some(0)
+    }
+
+    /// Returns the path of categories up to each level, such as `Home` and `Home > Kitchen`.
+    pub fn category_paths(&self) -> impl Iterator<Item = String> + '_ {
+        (1..=self.categories.len()).map(|levels| self.categories[..levels].join(" > "))
     }
 
     /// Returns by which share of the original price the price is reduced, above 0 and at most 1; none without a

@@ -8,6 +8,8 @@ use std::{cmp::Ordering, sync::Arc};
 
 /// Maximum number of keys of an order.
 pub const ORDER_KEYS_MAX: usize = 4;
+/// Maximum number of values of a position: an order, and whether the item is in stock.
+const POSITION_VALUES_MAX: usize = ORDER_KEYS_MAX + 1;
 /// Characters of a name in an error.
 const SHOWN_CHARS: usize = 40;
 /// Minimum number of entries that are collected before the best of them are selected.
@@ -69,6 +71,12 @@ impl OrderBy {
         if problems.is_empty() { Ok(Self(keys)) } else { Err(problems) }
     }
 
+    /// Returns the order in which items in stock precede the others, and items of each kind are in this order.
+    pub fn in_stock_first(&self) -> Self {
+        let in_stock = SortKey { field: Field::InStock, is_descending: true };
+        Self(std::iter::once(in_stock).chain(self.0.iter().cloned()).collect())
+    }
+
     /// Returns whether no field sorts.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -84,7 +92,7 @@ fn parse_key(index: usize, text: &str) -> Result<SortKey, OrderByError> {
     let Some(name) = words.next() else { return Err(OrderByError::EmptyKey(index + 1)) };
     let field = match Field::parse(name) {
         None => return Err(OrderByError::UnknownField(shown(name))),
-        Some(Field::Category | Field::Tags) => return Err(OrderByError::ListField(shown(name))),
+        Some(Field::Category | Field::CategoryPath | Field::Tags) => return Err(OrderByError::ListField(shown(name))),
         Some(Field::Description) => return Err(OrderByError::LongText(shown(name))),
         Some(field) => field,
     };
@@ -215,7 +223,7 @@ impl StoredValue {
 /// The position of an item in an order: its values at the time when it was shown, and its key, which breaks ties.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Position {
-    /// At most [`ORDER_KEYS_MAX`].
+    /// At most [`POSITION_VALUES_MAX`].
     pub values: Vec<StoredValue>,
     pub key: ItemKey,
 }
@@ -275,7 +283,7 @@ impl Position {
                 _ => return None,
             });
         }
-        (values.len() <= ORDER_KEYS_MAX).then_some(Self { values, key: ItemKey(u32::from_le_bytes(*key)) })
+        (values.len() <= POSITION_VALUES_MAX).then_some(Self { values, key: ItemKey(u32::from_le_bytes(*key)) })
     }
 }
 
@@ -444,7 +452,8 @@ impl Catalog {
             1 => self.select_by_keys::<1>(order, rows, part),
             2 => self.select_by_keys::<2>(order, rows, part),
             3 => self.select_by_keys::<3>(order, rows, part),
-            _ => self.select_by_keys::<ORDER_KEYS_MAX>(order, rows, part),
+            4 => self.select_by_keys::<4>(order, rows, part),
+            _ => self.select_by_keys::<POSITION_VALUES_MAX>(order, rows, part),
         }
     }
 
@@ -563,6 +572,7 @@ mod tests {
                 AttributeValue::Flag(flag) => Some((0, f64::from(u8::from(*flag)), String::new())),
                 AttributeValue::Number(value) => Some(number(*value)),
                 AttributeValue::Text(value) => text(value),
+                AttributeValue::Texts(_) => None,
             },
         }
     }

@@ -55,7 +55,7 @@ impl Field {
             Self::Attribute(name) => match item.attributes.get(name)? {
                 AttributeValue::Number(number) => Some(*number),
                 AttributeValue::Flag(flag) => Some(f64::from(u8::from(*flag))),
-                AttributeValue::Text(_) => None,
+                AttributeValue::Text(_) | AttributeValue::Texts(_) => None,
             },
             Self::CreateTime => None,
             field => field.plain_number(item),
@@ -66,7 +66,7 @@ impl Field {
 fn labels(field: &Field, item: &Item) -> Box<[u64]> {
     let texts = |texts: &[String]| texts.iter().filter_map(|text| text_label(text)).collect();
     match field {
-        Field::Category => {
+        Field::Category | Field::CategoryPath => {
             let mut path = String::new();
             let levels = item.categories.iter().map(|level| {
                 path.push_str(&normalize(level));
@@ -80,6 +80,7 @@ fn labels(field: &Field, item: &Item) -> Box<[u64]> {
         Field::Currency => text_label(&item.currency).into_iter().collect(),
         Field::Attribute(name) => match item.attributes.get(name) {
             Some(AttributeValue::Text(text)) => text_label(text).into_iter().collect(),
+            Some(AttributeValue::Texts(values)) => texts(values),
             Some(AttributeValue::Flag(flag)) => Box::new([hash(flag)]),
             Some(AttributeValue::Number(number)) => Box::new([hash(&band(*number))]),
             None => Box::default(),

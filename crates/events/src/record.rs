@@ -242,6 +242,14 @@ enum ValueRecord {
     Number(f64),
     #[prost(string, tag = "3")]
     Text(String),
+    #[prost(message, tag = "4")]
+    Texts(TextsRecord),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TextsRecord {
+    #[prost(string, repeated, tag = "1")]
+    texts: Vec<String>,
 }
 
 impl From<&Event> for EventRecord {
@@ -352,6 +360,7 @@ impl From<&Item> for ItemRecord {
                 AttributeValue::Flag(flag) => ValueRecord::Flag(*flag),
                 AttributeValue::Number(number) => ValueRecord::Number(*number),
                 AttributeValue::Text(text) => ValueRecord::Text(text.clone()),
+                AttributeValue::Texts(texts) => ValueRecord::Texts(TextsRecord { texts: texts.clone() }),
             }),
         };
         Self {
@@ -382,6 +391,7 @@ impl ItemRecord {
             Some(ValueRecord::Flag(flag)) => Ok((name, AttributeValue::Flag(flag))),
             Some(ValueRecord::Number(number)) => Ok((name, AttributeValue::Number(number))),
             Some(ValueRecord::Text(text)) => Ok((name, AttributeValue::Text(text))),
+            Some(ValueRecord::Texts(list)) => Ok((name, AttributeValue::Texts(list.texts))),
             None => Err(Reason::from("an attribute has no value")),
         };
         Ok(Item {
@@ -475,6 +485,7 @@ mod tests {
                 ("flag".into(), AttributeValue::Flag(false)),
                 ("size".into(), AttributeValue::Number(0.0)),
                 ("text".into(), AttributeValue::Text(String::new())),
+                ("texts".into(), AttributeValue::Texts(vec!["a".into(), "b".into()])),
             ]),
             created_at: Some(UnixMillis(0)),
             ..Item::titled(ItemId::parse("hat").unwrap(), "Hat")

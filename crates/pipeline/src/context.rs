@@ -51,11 +51,15 @@ pub struct RequestContext<'a> {
     pub corrected_query: Option<String>,
     pub query_vector: Option<Vec<f32>>,
     pub eligible: EligibleRows<'a>,
+    /// The eligible rows among which the sources search. None: all.
+    pub retrievable: Option<EligibleRows<'a>>,
     /// The rows that the request excludes.
     pub excluded: Vec<Row>,
     pub limits: RetrievalLimits,
     /// Whether a group has one result, in a catalogue that has groups.
     pub one_per_group: bool,
+    /// What becomes of items that are sold out.
+    pub sold_out: SoldOut,
     pub ranker: RankerUse,
     pub candidates: Candidates,
     /// The matches of a search with a query.
@@ -131,6 +135,8 @@ impl<'a> RequestContext<'a> {
             excluded: Vec::new(),
             limits: ServingConfig::default().retrieval_limits(),
             one_per_group: options.one_per_group && catalog.has_groups(),
+            sold_out: options.sold_out.unwrap_or_default(),
+            retrievable: None,
             ranker: RankerUse::Scores,
             candidates: Candidates::default(),
             matches: None,
@@ -164,7 +170,7 @@ impl<'a> RequestContext<'a> {
             popularity: &self.popularity,
             query: self.query().map(|text| Query { text, vector: self.query_vector.as_deref() }),
             anchors: self.anchors.as_ref().map_or(&[], |anchors| &anchors.items),
-            eligible: &self.eligible,
+            eligible: self.retrievable.as_ref().unwrap_or(&self.eligible),
             now: self.now,
             limits: self.limits,
             one_per_group: self.one_per_group,

@@ -26,6 +26,8 @@ pub struct FacetSpec {
     pub multi_select: bool,
     /// In normal form: only texts in which a word begins with it. Empty: all.
     pub value_query: String,
+    /// Of [`Field::CategoryPath`]: the path in normal form whose next level is counted. Empty: the first level.
+    pub parent: String,
 }
 
 /// Parses a field name of the filter language; none for a field that cannot be counted.
@@ -33,7 +35,13 @@ pub fn facet_field(name: &str) -> Option<Field> {
     let is_counted = |field: &Field| {
         matches!(
             field,
-            Field::Category | Field::Brand | Field::Tags | Field::Price | Field::InStock | Field::Attribute(_)
+            Field::Category
+                | Field::CategoryPath
+                | Field::Brand
+                | Field::Tags
+                | Field::Price
+                | Field::InStock
+                | Field::Attribute(_)
         )
     };
     Field::parse(name).filter(is_counted)
@@ -90,6 +98,9 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: 
             None => texts.push((flag, count)),
         }
     }
+    if spec.field == Field::CategoryPath {
+        texts.retain(|(path, _)| is_child(path, &spec.parent));
+    }
     if !spec.value_query.is_empty() {
         texts.retain(|(text, _)| has_word_prefix(text, &spec.value_query));
     }
@@ -105,6 +116,15 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: 
         values.extend(range_values(&counts.numbers, &bounds));
     }
     Facet { field: spec.field.clone(), values }
+}
+
+/// Returns true if a path is one level below its parent, which may be empty; both in normal form.
+fn is_child(path: &str, parent: &str) -> bool {
+    let below = match parent {
+        "" => Some(path),
+        parent => path.strip_prefix(parent).and_then(|rest| rest.strip_prefix(" > ")),
+    };
+    below.is_some_and(|level| !level.contains(" > "))
 }
 
 /// Returns bounds that split numbers into parts of about equal size, rounded to two digits for display. There is at
@@ -179,6 +199,7 @@ mod tests {
             bounds: Vec::new(),
             multi_select: false,
             value_query: String::new(),
+            parent: String::new(),
         }
     }
 

@@ -55,6 +55,8 @@ pub struct Options {
     /// 0 to 1. None: the serving configuration's.
     pub diversity: Option<f32>,
     pub include_items: bool,
+    /// What becomes of items that are sold out. None: the serving configuration's.
+    pub sold_out: Option<SoldOut>,
     /// Whether a group of variants has one result.
     pub one_per_group: bool,
     /// Most variants that a result lists.
@@ -63,6 +65,30 @@ pub struct Options {
     pub request_id: String,
     /// Empty: that of an experiment, or the default one.
     pub serving_config: String,
+}
+
+/// What becomes of items that are sold out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SoldOut {
+    /// They do not appear.
+    #[default]
+    Hidden,
+    /// They follow all items in stock.
+    Last,
+    /// They are ranked as items in stock.
+    Shown,
+}
+
+impl SoldOut {
+    /// The name in serving files.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "hide" => Some(Self::Hidden),
+            "last" => Some(Self::Last),
+            "show" => Some(Self::Shown),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -286,6 +312,7 @@ fn item_bytes(item: &Item) -> usize {
     let texts: usize = texts.into_iter().chain(lists.map(String::as_str)).map(text_bytes).sum();
     let value = |value: &AttributeValue| match value {
         AttributeValue::Text(text) => text_bytes(text),
+        AttributeValue::Texts(texts) => 6 + texts.iter().map(|text| text_bytes(text)).sum::<usize>(),
         AttributeValue::Number(_) | AttributeValue::Flag(_) => 9,
     };
     // A map entry and its value are messages.

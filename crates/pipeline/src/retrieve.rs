@@ -4,6 +4,7 @@ use crate::{
     fusion::{Candidates, Fusion, NeighbourTable, Origin, best_of},
     generation::{Generation, Space},
     popularity::PopularityView,
+    request::SoldOut,
     source::{CandidateSource, ScoredRows},
 };
 use ahash::AHashSet;
@@ -37,6 +38,20 @@ impl<'a> EligibleRows<'a> {
     /// Items that exist and are in stock.
     pub fn offered(catalog: &'a Catalog) -> Self {
         Self { bits: Cow::Borrowed(catalog.offered()) }
+    }
+
+    /// Items that exist and may appear by what becomes of those that are sold out.
+    pub fn of(catalog: &'a Catalog, sold_out: SoldOut) -> Self {
+        match sold_out {
+            SoldOut::Hidden => Self::offered(catalog),
+            SoldOut::Last | SoldOut::Shown => Self::alive(catalog),
+        }
+    }
+
+    /// Keeps the rows that are in stock.
+    pub fn in_stock(&self, catalog: &Catalog) -> Self {
+        let bits = self.bits.iter().zip(catalog.offered()).map(|(eligible, offered)| eligible & offered);
+        Self { bits: Cow::Owned(bits.collect()) }
     }
 
     /// Removes the excluded rows.

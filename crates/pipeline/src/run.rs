@@ -21,7 +21,7 @@ use crate::{
     trace::{ConfiguredRanking, Trace},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter, OrderBy, Part, Position};
+use lodestone_catalog::{Catalog, Field, Filter, OrderBy, Part, Position};
 use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row},
@@ -79,6 +79,7 @@ impl PlannedRequest {
         RequestContext {
             sent_query: request.query(),
             limits: plan.retrieval_limits(),
+            sold_out: request.sold_out(plan),
             ranker: match plan.uses_ranker() && !request.is_by_field() {
                 true => RankerUse::Scores,
                 false => RankerUse::Skipped,
@@ -151,6 +152,20 @@ impl RankingRequest {
             Self::Search(request) => request.filter.as_ref(),
             Self::Recommend(request) => request.filter.as_ref(),
             Self::Rank(_) => None,
+        }
+    }
+
+    /// What becomes of items that are sold out.
+    fn sold_out(&self, plan: &Plan) -> SoldOut {
+        let wanted = self.options().sold_out.unwrap_or(plan.main().sold_out);
+        match (self, wanted) {
+            // A condition of the filter decides.
+            _ if wanted == SoldOut::Hidden && self.filter().is_some_and(|of| of.has_condition_on(&Field::InStock)) => {
+                SoldOut::Shown
+            }
+            // A list of recommendations has no end that they could follow.
+            (Self::Recommend(_), SoldOut::Last) => SoldOut::Hidden,
+            _ => wanted,
         }
     }
 
@@ -255,8 +270,8 @@ fn correct_query(context: &mut RequestContext, request: &RankingRequest) {
         return;
     }
     context.start_stage();
-    let is_offered = |row| context.catalog.is_offered(row);
-    let corrected = context.generation.lexical.correct(&request.query, &is_offered);
+    let shown = EligibleRows::of(context.catalog, context.sold_out);
+    let corrected = context.generation.lexical.correct(&request.query, &|row| shown.contains(row));
     context.corrected_query = corrected.unwrap_or_else(|error| {
         tracing::warn!(%error, "the lexical source failed");
         None
@@ -270,6 +285,8 @@ fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
     check_session_version(context, request.options());
     context.excluded = request.options().exclude.iter().flat_map(|id| context.named_rows(id)).collect();
     context.eligible = eligible_rows(context, request.filter());
+    // Those that are sold out follow all others, so that they are not among the candidates.
+    context.retrievable = (context.sold_out == SoldOut::Last).then(|| context.eligible.in_stock(context.catalog));
     if let RankingRequest::Recommend(request) = request {
         start_from_anchors(context, request);
     }
@@ -325,17 +342,16 @@ fn respond(
     };
     let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, options, models);
     slate.shown = match request {
-        RankingRequest::Search(_) | RankingRequest::Recommend(_) => Shown::Offered(request.filter().cloned()),
+        RankingRequest::Search(_) | RankingRequest::Recommend(_) => Shown::Eligible {
+            filter: request.filter().cloned(),
+            sold_out: context.sold_out,
+        },
         RankingRequest::Rank(_) => Shown::All,
     };
     slate.reason = match request {
         RankingRequest::Search(_) => None,
         RankingRequest::Recommend(request) => reason_of_list(&context, request),
         RankingRequest::Rank(_) => Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() }),
-    };
-    let empty_reason = match request {
-        RankingRequest::Search(request) if slate.entries.is_empty() => Some(empty_reason(&context, request)),
-        _ => None,
     };
     let mut total_size = slate.entries.len();
     if let RankingRequest::Search(request) = request {
@@ -345,6 +361,12 @@ fn respond(
         };
         slate.tail = tail(&context, request, &slate, total_size);
     }
+    let empty_reason = match request {
+        RankingRequest::Search(request) if slate.entries.is_empty() && slate.tail.is_none() => {
+            Some(empty_reason(&context, request))
+        }
+        _ => None,
+    };
     let ranked_count = match rules.field_ranks.is_empty() && rules.rankings.iter().any(ConfiguredRanking::uses_model) {
         true => arranged.placed.iter().filter(|placed| placed.candidate.index() < ranked.candidates.list.len()).count(),
         false => 0,
@@ -481,7 +503,7 @@ fn row_bits(catalog: &Catalog, rows: &[Row]) -> Vec<u64> {
 
 /// Stores the candidates of a search and, if it has a query, its matches.
 fn search(context: &mut RequestContext, request: &SearchRequest) {
-    let order = &request.options.order_by;
+    let order = &field_order(context, request);
     if request.is_browse() {
         match order.is_empty() {
             true => {
@@ -534,6 +556,15 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
     context.end_retrieval();
 }
 
+/// The fields that order a search; in stock first if sold-out items follow the others.
+fn field_order(context: &RequestContext, request: &SearchRequest) -> OrderBy {
+    let order = &request.options.order_by;
+    match context.sold_out == SoldOut::Last && !order.is_empty() {
+        true => order.in_stock_first(),
+        false => order.clone(),
+    }
+}
+
 /// Stores the candidates of the lexical and the vector search.
 fn retrieve_for_query(context: &mut RequestContext) {
     match retrieve::for_query(&context.retrieval_input()) {
@@ -569,7 +600,7 @@ fn first_by_fields(
 
 /// The results behind the slate of a search. None if the slate has all of them.
 fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate, total: usize) -> Option<Tail> {
-    let order = &request.options.order_by;
+    let order = field_order(context, request);
     let mut in_slate = slate.rows(context.catalog);
     if context.one_per_group {
         in_slate = in_slate.iter().flat_map(|row| context.catalog.variants_of(*row)).collect();
@@ -592,13 +623,14 @@ fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate, total:
     };
     (!has_all).then(|| Tail {
         order: match (order.is_empty(), &members) {
-            (false, _) => TailOrder::Fields(order.clone()),
+            (false, _) => TailOrder::Fields(order),
             (true, TailMembers::All) => TailOrder::Popularity,
             (true, TailMembers::Matches { .. }) => TailOrder::Score,
         },
         members,
         excluded: context.excluded.iter().map(|row| context.catalog.get(*row).key).collect(),
         one_per_group: context.one_per_group,
+        sold_out: context.sold_out,
         start: context.field_position.clone(),
     })
 }
@@ -811,10 +843,10 @@ fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Optio
     Some(Reason { code, evidence })
 }
 
-/// The rows that the response may contain: offered, not excluded, matching the filter.
+/// The rows that the response may contain: not excluded, matching the filter, in stock unless the request shows others.
 fn eligible_rows<'a>(context: &RequestContext<'a>, filter: Option<&Filter>) -> EligibleRows<'a> {
     let catalog: &'a Catalog = context.catalog;
-    let eligible = EligibleRows::offered(catalog).without(context.excluded.iter().copied());
+    let eligible = EligibleRows::of(catalog, context.sold_out).without(context.excluded.iter().copied());
     match filter {
         Some(filter) => eligible.matching(catalog, filter),
         None => eligible,

@@ -222,7 +222,7 @@ pub fn arrange(
         debug,
         recent: context.user.recent.clone(),
         now: context.now,
-        shown: Shown::Offered(None),
+        shown: Shown::default(),
         reason: None,
         tail: None,
         include_items: options.include_items,
@@ -413,15 +413,15 @@ pub struct SlateEntry {
 /// The entries of a slate that a page may show.
 #[derive(Debug, Clone)]
 pub enum Shown {
-    /// Items in stock that match the filter.
-    Offered(Option<Filter>),
+    /// Items that match the filter, and sold-out ones only if the request shows them.
+    Eligible { filter: Option<Filter>, sold_out: SoldOut },
     /// All: the caller named them.
     All,
 }
 
 impl Default for Shown {
     fn default() -> Self {
-        Self::Offered(None)
+        Self::Eligible { filter: None, sold_out: SoldOut::Hidden }
     }
 }
 
@@ -533,7 +533,7 @@ impl Slate {
 
     fn filter(&self) -> Option<&Filter> {
         match &self.shown {
-            Shown::Offered(filter) => filter.as_ref(),
+            Shown::Eligible { filter, .. } => filter.as_ref(),
             Shown::All => None,
         }
     }
@@ -541,7 +541,8 @@ impl Slate {
     fn is_shown(&self, catalog: &Catalog, row: Row) -> bool {
         let content = catalog.get(row);
         let is_excluded = || self.variants.as_ref().is_some_and(|variants| variants.excluded.contains(&content.key));
-        catalog.is_offered(row) && self.filter().is_none_or(|filter| filter.matches(&content.item)) && !is_excluded()
+        let may_be_sold_out = matches!(self.shown, Shown::Eligible { sold_out: SoldOut::Last | SoldOut::Shown, .. });
+        (catalog.is_offered(row) || may_be_sold_out && catalog.is_alive(row)) && self.filter().is_none_or(|filter| filter.matches(&content.item)) && !is_excluded()
     }
 
     /// Returns the row of an entry or, if it may not be shown and is not pinned, that of another variant of its group.
@@ -574,7 +575,7 @@ impl Slate {
         let mut shown = (offset..self.entries.len()).filter_map(|at| {
             let row = catalog.row_of_key(self.entries[at].key);
             match &self.shown {
-                Shown::Offered(_) => Some((at, Some(self.shown_variant(catalog, row?, self.entries[at].is_pinned)?))),
+                Shown::Eligible { .. } => Some((at, Some(self.shown_variant(catalog, row?, self.entries[at].is_pinned)?))),
                 Shown::All => Some((at, row)),
             }
         });

@@ -1,7 +1,12 @@
 //! The results behind a slate. A slate has the first results of an answer and is frozen; a tail describes which results
 //! follow and in which order, so that each page is selected from the items of its moment, and an answer of 100,000
 //! results takes no more memory than one of 250.
-use crate::{generation::Generation, popularity::PopularityView, request::QueryMatch, retrieve::EligibleRows};
+use crate::{
+    generation::Generation,
+    popularity::PopularityView,
+    request::{QueryMatch, SoldOut},
+    retrieve::EligibleRows,
+};
 use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter, OrderBy, Part, Position, Selected, SortValue, StoredValue, select};
 use lodestone_core::ids::{ItemKey, Row};
@@ -16,11 +21,13 @@ pub struct Tail {
     pub excluded: Vec<ItemKey>,
     /// Whether a group has one result.
     pub one_per_group: bool,
+    pub sold_out: SoldOut,
     /// The position of the slate's last item in the order, if the slate has the same order.
     pub start: Option<Position>,
 }
 
-/// The items of a tail. Only items in stock that the request neither excludes nor filters out are among them.
+/// The items of a tail. Only items that the request neither excludes nor filters out are among them, and sold-out ones
+/// only if the request shows them.
 #[derive(Debug, Clone)]
 pub enum TailMembers {
     All,
@@ -64,7 +71,7 @@ impl Tail {
     ) -> Selected {
         let row_of = |key: &ItemKey| catalog.row_of_key(*key);
         let shown = slate.iter().filter_map(row_of);
-        let eligible = EligibleRows::offered(catalog).without(self.excluded.iter().filter_map(row_of));
+        let eligible = EligibleRows::of(catalog, self.sold_out).without(self.excluded.iter().filter_map(row_of));
         let mut eligible = match self.one_per_group {
             true => eligible.without(shown.flat_map(|row| catalog.variants_of(row))),
             false => eligible.without(shown),
@@ -76,7 +83,7 @@ impl Tail {
         let found = match &self.order {
             TailOrder::Fields(order) => self.by_fields(generation, catalog, &eligible, order, part),
             TailOrder::Popularity => {
-                Ok(by_popularity(&generation.popularity(), catalog, &eligible, self.behind_slate(part)))
+                Ok(self.by_popularity(&generation.popularity(), catalog, &eligible, self.behind_slate(part)))
             }
             TailOrder::Score => self.by_score(generation, catalog, &eligible, part),
         };
@@ -125,23 +132,48 @@ impl Tail {
             let at = row.and_then(|row| scored.binary_search_by_key(&row, |(row, _)| *row).ok());
             at.map_or_else(
                 || after.clone(),
-                |at| Position { values: vec![StoredValue::Number(scored[at].1.into())], ..*after },
+                |at| {
+                    let score = StoredValue::Number(scored[at].1.into());
+                    let in_stock = self.in_stock(catalog, scored[at].0).into();
+                    Position { values: vec![in_stock, score], ..*after }
+                },
             )
         });
-        let rows = scored.iter().map(|(row, score)| (*row, |_: usize| SortValue::Number(f64::from(*score))));
-        Ok(select(rows, |row| catalog.get(row).key, [true], Part { after: current.as_ref(), ..part }))
+        let rows = scored.iter().map(|(row, score)| {
+            let value = move |at: usize| match at {
+                0 => self.in_stock(catalog, *row),
+                _ => SortValue::Number(f64::from(*score)),
+            };
+            (*row, value)
+        });
+        Ok(select(rows, |row| catalog.get(row).key, [true; 2], Part { after: current.as_ref(), ..part }))
     }
-}
 
-fn by_popularity(popularity: &PopularityView, catalog: &Catalog, eligible: &EligibleRows, part: Part) -> Selected {
-    let rows = eligible.rows().map(|row: Row| {
-        let content = catalog.get(row);
-        let counts = popularity.counts(content.key).rank().parts();
-        let value = move |at: usize| match at {
-            0 | 1 => SortValue::Number(counts[at]),
-            _ => content.created_at.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64)),
-        };
-        (row, value)
-    });
-    select(rows, |row| catalog.get(row).key, [true; 3], part)
+    fn by_popularity(
+        &self,
+        popularity: &PopularityView,
+        catalog: &Catalog,
+        eligible: &EligibleRows,
+        part: Part,
+    ) -> Selected {
+        let rows = eligible.rows().map(|row: Row| {
+            let content = catalog.get(row);
+            let counts = popularity.counts(content.key).rank().parts();
+            let value = move |at: usize| match at {
+                0 => self.in_stock(catalog, row),
+                1 | 2 => SortValue::Number(counts[at - 1]),
+                _ => content.created_at.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64)),
+            };
+            (row, value)
+        });
+        select(rows, |row| catalog.get(row).key, [true; 4], part)
+    }
+
+    /// The first value of each position but those of fields, which have their own.
+    fn in_stock(&self, catalog: &Catalog, row: Row) -> SortValue<'static> {
+        match self.sold_out {
+            SoldOut::Last => SortValue::Flag(catalog.is_offered(row)),
+            SoldOut::Hidden | SoldOut::Shown => SortValue::Missing,
+        }
+    }
 }

@@ -111,6 +111,7 @@ pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
     let attribute = |(name, value): (&String, &AttributeValue)| {
         let kind = match value {
             AttributeValue::Text(text) => Kind::Text(text.clone()),
+            AttributeValue::Texts(texts) => Kind::Texts(proto::TextList { texts: texts.clone() }),
             AttributeValue::Number(number) => Kind::Number(*number),
             AttributeValue::Flag(flag) => Kind::Flag(*flag),
         };
@@ -234,6 +235,7 @@ mod tests {
     fn attribute() -> impl Strategy<Value = AttributeValue> {
         prop_oneof![
             ".{0,50}".prop_map(AttributeValue::Text),
+            prop::collection::vec(".{0,50}", 1..5).prop_map(AttributeValue::Texts),
             any::<f64>().prop_map(AttributeValue::Number),
             any::<bool>().prop_map(AttributeValue::Flag),
         ]

@@ -294,12 +294,22 @@ fn attributes(
         let path = format!("{field}[{}]", super::shortened(name));
         let value = match &value.kind {
             None => {
-                violations.add(path, "has no value; set text, number or flag");
+                violations.add(path, "has no value; set text, texts, number or flag");
                 continue;
             }
             Some(Kind::Text(text)) => {
                 violations.characters(&path, text, limits::TEXT_CHARS);
                 AttributeValue::Text(text.clone())
+            }
+            Some(Kind::Texts(list)) => {
+                if list.texts.is_empty() {
+                    violations.add(&path, "has no text; set 1 to 50, or leave the attribute out");
+                }
+                violations.count(&path, list.texts.len(), limits::ATTRIBUTE_TEXTS);
+                for (index, text) in list.texts.iter().take(limits::ATTRIBUTE_TEXTS).enumerate() {
+                    violations.characters(format_args!("{path}.texts[{index}]"), text, limits::TEXT_CHARS);
+                }
+                AttributeValue::Texts(list.texts.clone())
             }
             Some(Kind::Number(number)) => {
                 if !number.is_finite() {

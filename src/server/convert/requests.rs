@@ -4,7 +4,7 @@ use crate::server::{
     proto,
     violations::{Violation, Violations},
 };
-use lodestone_catalog::{Field, Filter, OrderBy};
+use lodestone_catalog::{Field, Filter, OrderBy, limits, path_normal};
 use lodestone_core::{ids::ItemId, text::normalize, units::UnixMillis};
 use lodestone_pipeline::*;
 use prost::Message;
@@ -104,6 +104,7 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         debug: debug(violations, options.debug_level),
         request_id: options.request_id.clone(),
         serving_config: serving_config(violations, &options.serving_config),
+        sold_out: sold_out(violations, options.sold_out),
         one_per_group: !options.all_variants,
         variant_list_size: violations.size("options.variant_list_size", options.variant_list_size, 0, VARIANTS_MAX),
     }
@@ -194,6 +195,19 @@ fn pins(violations: &mut Violations, sent: &[proto::Pin]) -> Vec<Pin> {
     pins
 }
 
+fn sold_out(violations: &mut Violations, sold_out: i32) -> Option<SoldOut> {
+    match proto::SoldOut::try_from(sold_out) {
+        Ok(proto::SoldOut::Unspecified) => None,
+        Ok(proto::SoldOut::Hide) => Some(SoldOut::Hidden),
+        Ok(proto::SoldOut::Last) => Some(SoldOut::Last),
+        Ok(proto::SoldOut::Show) => Some(SoldOut::Shown),
+        Err(_) => {
+            violations.add("options.sold_out", format!("{sold_out} is not a SoldOut"));
+            None
+        }
+    }
+}
+
 fn debug(violations: &mut Violations, level: i32) -> DebugLevel {
     use proto::DebugLevel as Wire;
     match Wire::try_from(level) {
@@ -271,7 +285,7 @@ fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSp
             violations.size(path("value_count"), sent.value_count, FACET_VALUES_DEFAULT, FACET_VALUES_MAX);
         let Some(field) = facet_field(&sent.field) else {
             let name = shortened(&sent.field);
-            let known = "use category, brand, tags, price, in_stock or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)";
+            let known = "use category, category_path, brand, tags, price, in_stock or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)";
             violations.add(path("field"), format!("`{name}` is not a facet field; {known}"));
             continue;
         };
@@ -284,14 +298,24 @@ fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSp
         check_bounds(violations, path("bounds"), &field, &sent.bounds);
         let value_query = value_query(violations, path("value_query"), &field, &sent.value_query);
         specs.push(FacetSpec {
-            field,
             value_count,
             bounds: sent.bounds.clone(),
             multi_select: sent.multi_select,
             value_query,
+            parent: parent(violations, path("parent"), &field, &sent.parent),
+            field,
         });
     }
     specs
+}
+
+/// Returns the normal form of the path whose next level a facet counts.
+fn parent(violations: &mut Violations, path: String, field: &Field, text: &str) -> String {
+    violations.characters(&path, text, VALUE_QUERY_CHARS_MAX * limits::CATEGORY_LEVELS);
+    if !text.is_empty() && *field != Field::CategoryPath {
+        violations.add(path, "must be empty for fields other than category_path");
+    }
+    if text.is_empty() { String::new() } else { path_normal(text) }
 }
 
 /// Returns the normal form of a query for a facet's values.

@@ -1,5 +1,5 @@
 //! Columns of the field values of a block of items, so that a filter is evaluated for many items at once.
-use super::{Field, Filter, Literal, Node, Operator, Predicate};
+use super::{Field, Filter, Literal, Node, Operator, Predicate, path_normal};
 use crate::{
     AttributeValue, Item,
     counts::ValueCounts,
@@ -37,6 +37,7 @@ const NUMBERS: [Field; 7] = [
 pub struct Columns {
     group_id: Arc<Column>,
     category: Arc<LabelColumn>,
+    category_path: Arc<LabelColumn>,
     brand: Arc<Column>,
     currency: Arc<Column>,
     in_stock: Arc<Column>,
@@ -60,6 +61,8 @@ pub(crate) struct Column {
     numbers: Option<Numbers>,
     /// The items with the value true, and the items with any value.
     flags: Option<[Mask; 2]>,
+    /// Items with several texts.
+    lists: Option<Box<LabelColumn>>,
 }
 
 /// Texts as numbers, so that texts of many items are compared and counted without reading them.
@@ -90,15 +93,15 @@ struct Numbers {
 }
 
 impl LabelColumn {
-    fn insert(&mut self, at: usize, label: &str) {
-        let items = self.items.entry(normalize(label).into()).or_default();
+    /// Adds a label in normal form.
+    fn insert(&mut self, at: usize, label: String) {
+        let items = self.items.entry(label.into()).or_default();
         if let Err(index) = items.binary_search(&(at as u16)) {
             items.insert(index, at as u16);
         }
     }
 
     fn remove(&mut self, at: usize, label: &str) {
-        let label = &*normalize(label);
         let Some(items) = self.items.get_mut(label) else { return };
         if let Ok(index) = items.binary_search(&(at as u16)) {
             items.remove(index);
@@ -111,6 +114,14 @@ impl LabelColumn {
     fn with_text(&self, normal: &str) -> Mask {
         let mut mask = NONE;
         self.items.get(normal).into_iter().flatten().for_each(|at| set(&mut mask, *at as usize));
+        mask
+    }
+
+    /// Returns the items with a text that meets a condition.
+    fn with(&self, meets: impl Fn(&str) -> bool) -> Mask {
+        let mut mask = NONE;
+        let items = self.items.iter().filter(|(label, _)| meets(label)).flat_map(|(_, items)| items);
+        items.for_each(|at| set(&mut mask, usize::from(*at)));
         mask
     }
 
@@ -248,10 +259,22 @@ impl Column {
         self.texts.as_ref().is_none_or(|texts| texts.index_of.is_empty())
             && self.numbers.as_ref().is_none_or(|numbers| numbers.values.iter().all(|value| value.is_nan()))
             && self.flags.is_none_or(|[_, present]| present == NONE)
+            && self.lists.as_ref().is_none_or(|lists| lists.items.is_empty())
     }
 
     fn text(&mut self, at: usize, text: &str) {
         self.texts.get_or_insert_default().insert(at, text);
+    }
+
+    fn list(&mut self, at: usize, texts: &[String]) {
+        let lists = self.lists.get_or_insert_default();
+        texts.iter().for_each(|text| lists.insert(at, normalize(text)));
+    }
+
+    fn remove_list(&mut self, at: usize, texts: &[String]) {
+        if let Some(lists) = &mut self.lists {
+            texts.iter().for_each(|text| lists.remove(at, &normalize(text)));
+        }
     }
 
     fn remove_text(&mut self, at: usize) {
@@ -297,6 +320,9 @@ impl Column {
         if let Some(texts) = &self.texts {
             texts.count(among, counts);
         }
+        if let Some(lists) = &self.lists {
+            lists.count(among, counts);
+        }
         if let Some(numbers) = &self.numbers {
             let values = bits::ones(among, 0).map(|at| numbers.values[at]);
             counts.numbers.extend(values.filter(|value| !value.is_nan()).map(|value| (value, None)));
@@ -310,6 +336,9 @@ impl Column {
 
     /// Adds the values of the groups whose items are in `among`.
     fn count_groups<'c>(&'c self, among: &Mask, groups: BlockGroups, counts: &mut ValueCounts<'c>) {
+        if let Some(lists) = &self.lists {
+            lists.count_groups(among, groups, counts);
+        }
         for (at, group) in groups.of(among) {
             match self.value(at) {
                 SortValue::Number(number) => counts.numbers.push((number, Some(group))),
@@ -325,7 +354,8 @@ impl Column {
     }
 
     fn with_text(&self, normal: &str) -> Mask {
-        self.texts.as_ref().map_or(NONE, |texts| texts.with_text(normal))
+        let texts = self.texts.as_ref().map_or(NONE, |texts| texts.with_text(normal));
+        self.lists.as_ref().map_or(texts, |lists| or(texts, &lists.with_text(normal)))
     }
 
     fn with_flag(&self, flag: bool) -> Mask {
@@ -342,17 +372,20 @@ impl Column {
             Literal::Time(at, _) => self.compare(Operator::Equal, *at as f64),
         };
         let with = |meets: &dyn Fn(&str) -> bool| self.texts.as_ref().map_or(NONE, |texts| texts.with(meets));
+        let of_lists = |meets: &dyn Fn(&str) -> bool| self.lists.as_ref().map_or(NONE, |lists| lists.with(meets));
         match predicate {
             Predicate::Compare(Operator::Equal, literal) => equals(literal),
             Predicate::Compare(Operator::Unequal, Literal::Text(text)) => {
-                with(&|other| !other.is_empty() && other != text.normal)
+                // All texts of a list differ, and none is empty, as for a single text.
+                let lists = and_not(of_lists(&|_| true), &of_lists(&|other| other.is_empty() || other == text.normal));
+                or(with(&|other| !other.is_empty() && other != text.normal), &lists)
             }
             Predicate::Compare(Operator::Unequal, Literal::Flag(flag)) => self.with_flag(!flag),
             Predicate::Compare(operator, Literal::Number(number)) => self.compare(*operator, *number),
             Predicate::Compare(operator, Literal::Time(at, _)) => self.compare(*operator, *at as f64),
             Predicate::Compare(..) => NONE,
             Predicate::In(literals) => literals.iter().fold(NONE, |mask, literal| or(mask, &equals(literal))),
-            Predicate::Has(text) => with(&|other| text.is_within(other)),
+            Predicate::Has(text) => or(with(&|other| text.is_within(other)), &of_lists(&|other| text.is_within(other))),
         }
     }
 
@@ -394,8 +427,16 @@ impl Columns {
     }
 
     fn change(&mut self, at: usize, old: Option<&Item>, new: &Item) {
-        change_labels(&mut self.category, at, old.map(|old| &old.categories[..]), &new.categories);
-        change_labels(&mut self.tags, at, old.map(|old| &old.tags[..]), &new.tags);
+        if old.map(|old| &old.categories) != Some(&new.categories) {
+            let normal = |item: &Item| item.categories.iter().map(|label| normalize(label)).collect();
+            change_labels(&mut self.category, at, old.map(normal), normal(new));
+            let normal = |item: &Item| item.category_paths().map(|path| path_normal(&path)).collect();
+            change_labels(&mut self.category_path, at, old.map(normal), normal(new));
+        }
+        if old.map(|old| &old.tags) != Some(&new.tags) {
+            let normal = |item: &Item| item.tags.iter().map(|tag| normalize(tag)).collect();
+            change_labels(&mut self.tags, at, old.map(normal), normal(new));
+        }
         change_text(&mut self.group_id, at, old.map(|old| &*old.group_id), &new.group_id);
         change_text(&mut self.brand, at, old.map(|old| &*old.brand), &new.brand);
         change_text(&mut self.currency, at, old.map(|old| &*old.currency), &new.currency);
@@ -427,6 +468,7 @@ impl Columns {
                 let column = Arc::make_mut(column);
                 match value {
                     AttributeValue::Text(_) => column.remove_text(at),
+                    AttributeValue::Texts(texts) => column.remove_list(at, texts),
                     AttributeValue::Number(_) => column.remove_number(at),
                     AttributeValue::Flag(_) => column.remove_flag(at),
                 }
@@ -440,6 +482,7 @@ impl Columns {
                 let column = Arc::make_mut(attributes.entry(name.as_str().into()).or_default());
                 match value {
                     AttributeValue::Text(text) => column.text(at, text),
+                    AttributeValue::Texts(texts) => column.list(at, texts),
                     AttributeValue::Number(number) => column.number(at, *number),
                     AttributeValue::Flag(flag) => column.flag(at, *flag),
                 }
@@ -463,6 +506,7 @@ impl Columns {
     fn labels(&self, field: &Field) -> Option<&LabelColumn> {
         match field {
             Field::Category => Some(&self.category),
+            Field::CategoryPath => Some(&self.category_path),
             Field::Tags => Some(&self.tags),
             _ => None,
         }
@@ -566,13 +610,10 @@ fn mask_of<T: Copy>(values: &[T; BLOCK_ROWS], meets: impl Fn(T) -> bool) -> Mask
 }
 
 /// Replaces the labels of one item.
-fn change_labels(column: &mut Arc<LabelColumn>, at: usize, old: Option<&[String]>, new: &[String]) {
-    if old == Some(new) {
-        return;
-    }
+fn change_labels(column: &mut Arc<LabelColumn>, at: usize, old: Option<Vec<String>>, new: Vec<String>) {
     let column = Arc::make_mut(column);
-    old.into_iter().flatten().for_each(|label| column.remove(at, label));
-    new.iter().for_each(|label| column.insert(at, label));
+    old.into_iter().flatten().for_each(|label| column.remove(at, &label));
+    new.into_iter().for_each(|label| column.insert(at, label));
 }
 
 /// Replaces the text of one item.

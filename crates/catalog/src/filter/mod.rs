@@ -60,6 +60,8 @@ pub enum Field {
     Title,
     Description,
     Category,
+    /// The path of categories up to any level, such as `Home > Kitchen`.
+    CategoryPath,
     Brand,
     Price,
     OriginalPrice,
@@ -109,9 +111,18 @@ struct Text {
     normal: String,
 }
 
+/// Separates the levels of a path of categories.
+const PATH_SEPARATOR: &str = " > ";
+
+/// Returns the normal form of a path of categories such as `Home > Kitchen`: that of each level.
+pub fn path_normal(path: &str) -> String {
+    path.split('>').map(normalize).collect::<Vec<_>>().join(PATH_SEPARATOR)
+}
+
 impl Text {
-    fn new(written: String) -> Self {
-        Self { normal: normalize(&written), written }
+    /// A text that is compared with a field.
+    fn new(field: &Field, written: String) -> Self {
+        Self { normal: field.normal(&written), written }
     }
 
     /// Returns true if a text in normal form contains this text as whole words. Every letter of a script without spaces
@@ -225,15 +236,17 @@ impl Field {
             Self::GroupId => predicate.matches_text(&item.group_id),
             Self::Title => predicate.matches_text(&item.title),
             Self::Description => predicate.matches_text(&item.description),
-            Self::Category => predicate.matches_labels(&item.categories),
-            Self::Tags => predicate.matches_labels(&item.tags),
+            Self::Category => predicate.matches_labels(item.categories.iter().map(|label| normalize(label))),
+            Self::CategoryPath => predicate.matches_labels(item.category_paths().map(|path| path_normal(&path))),
+            Self::Tags => predicate.matches_labels(item.tags.iter().map(|label| normalize(label))),
             Self::Brand => predicate.matches_text(&item.brand),
             Self::Currency => predicate.matches_text(&item.currency),
             Self::InStock => predicate.matches_flag(item.is_in_stock()),
             Self::CreateTime => item.created_at.is_some_and(|at| predicate.matches_time(at.0)),
             Self::Attribute(name) => match item.attributes.get(name) {
                 None => false,
-                Some(AttributeValue::Text(text)) => predicate.matches_text(text),
+                Some(AttributeValue::Text(text)) => predicate.matches_texts(std::slice::from_ref(text)),
+                Some(AttributeValue::Texts(texts)) => predicate.matches_texts(texts),
                 Some(AttributeValue::Number(number)) => predicate.matches_number(*number),
                 Some(AttributeValue::Flag(flag)) => predicate.matches_flag(*flag),
             },
@@ -258,7 +271,7 @@ impl Field {
             Self::StockQuantity => item.stock_quantity.map(f64::from),
             Self::CreateTime => item.created_at.map(|time| time.0 as f64),
             Self::ItemId | Self::GroupId | Self::Title | Self::Description | Self::Category | Self::Brand => None,
-            Self::Currency | Self::InStock | Self::Tags | Self::Attribute(_) => None,
+            Self::CategoryPath | Self::Currency | Self::InStock | Self::Tags | Self::Attribute(_) => None,
         }
     }
 
@@ -270,6 +283,7 @@ impl Field {
             "title" => Self::Title,
             "description" => Self::Description,
             "category" | "categories" => Self::Category,
+            "category_path" => Self::CategoryPath,
             "brand" => Self::Brand,
             "price" => Self::Price,
             "original_price" => Self::OriginalPrice,
@@ -283,6 +297,14 @@ impl Field {
             "create_time" => Self::CreateTime,
             _ => Self::Attribute(attribute_name(name)?.to_owned()),
         })
+    }
+
+    /// Returns the normal form by which texts of the field are compared.
+    pub fn normal(&self, text: &str) -> String {
+        match self {
+            Self::CategoryPath => path_normal(text),
+            _ => normalize(text),
+        }
     }
 
     /// Returns true if blocks have a column of the field. Titles, descriptions and ids have none, because almost every
@@ -300,7 +322,7 @@ impl Field {
             Self::CreateTime => ValueType::Time,
             Self::Attribute(_) => ValueType::Attribute,
             Self::ItemId | Self::GroupId | Self::Title | Self::Description => ValueType::Text,
-            Self::Category | Self::Brand => ValueType::Text,
+            Self::Category | Self::CategoryPath | Self::Brand => ValueType::Text,
             Self::Currency | Self::Tags => ValueType::Text,
         }
     }
@@ -351,8 +373,17 @@ impl Predicate {
         }
     }
 
-    fn matches_labels(&self, labels: &[String]) -> bool {
-        let labels: Vec<String> = labels.iter().map(|label| normalize(label)).collect();
+    /// Returns true if one of the texts matches; for `!=`, if there is one and all match.
+    fn matches_texts(&self, texts: &[String]) -> bool {
+        match self {
+            Self::Compare(Operator::Unequal, _) => !texts.is_empty() && texts.iter().all(|text| self.matches_text(text)),
+            _ => texts.iter().any(|text| self.matches_text(text)),
+        }
+    }
+
+    /// `labels` are in normal form.
+    fn matches_labels(&self, labels: impl Iterator<Item = String>) -> bool {
+        let labels: Vec<String> = labels.collect();
         let has = |literal: &Literal| labels.iter().any(|label| literal.equals(label));
         match self {
             Self::Compare(operator, literal) => has(literal) == (*operator == Operator::Equal),
@@ -479,6 +510,7 @@ impl fmt::Display for Field {
             Self::Title => "title",
             Self::Description => "description",
             Self::Category => "category",
+            Self::CategoryPath => "category_path",
             Self::Brand => "brand",
             Self::Price => "price",
             Self::OriginalPrice => "original_price",
@@ -658,6 +690,7 @@ mod tests {
         let text = || "[abA马 ]{0,2}";
         let attribute = prop_oneof![
             text().prop_map(AttributeValue::Text),
+            prop::collection::vec(text(), 1..4).prop_map(AttributeValue::Texts),
             (0i32..4).prop_map(|number| AttributeValue::Number(f64::from(number))),
             any::<bool>().prop_map(AttributeValue::Flag),
         ];

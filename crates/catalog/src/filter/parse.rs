@@ -5,8 +5,8 @@ use super::{
 };
 use std::{fmt, iter::Peekable, vec::IntoIter};
 
-pub(super) const FIELDS: &str = "item_id, group_id, title, description, category, brand, price, original_price, discount, \
-                      currency, rating, rating_count, stock_quantity, in_stock, tags, create_time, attributes.NAME";
+pub(super) const FIELDS: &str = "item_id, group_id, title, description, category, category_path, brand, price, original_price, \
+                      discount, currency, rating, rating_count, stock_quantity, in_stock, tags, create_time, attributes.NAME";
 
 /// Parses a filter of at most [`FILTER_CHARS_MAX`] characters.
 pub(super) fn parse(text: &str) -> Result<Node, FilterError> {
@@ -228,7 +228,7 @@ impl Parser {
                 }
                 let at = self.position();
                 match self.next("a text")? {
-                    Token::Text(text) => match Text::new(text) {
+                    Token::Text(text) => match Text::new(&field, text) {
                         text if text.normal.is_empty() => error(
                             at,
                             format!("HAS needs a text with a word; to find items without {name}, compare by ="),
@@ -282,7 +282,7 @@ impl Parser {
                 Some(at) => Ok(Literal::Time(at, text)),
                 None => error(position, "is not a time such as \"2026-01-31\" or \"2026-01-31T12:00:00Z\""),
             },
-            Token::Text(text) if any || value_type == ValueType::Text => Ok(Literal::Text(Text::new(text))),
+            Token::Text(text) if any || value_type == ValueType::Text => Ok(Literal::Text(Text::new(field, text))),
             Token::Number(number) if any || value_type == ValueType::Number => Ok(Literal::Number(number)),
             Token::Name(word) if (any || value_type == ValueType::Flag) && (word == "true" || word == "false") => {
                 Ok(Literal::Flag(word == "true"))

@@ -1,6 +1,9 @@
 //! Parses the file of `lodestone serve --serving FILE`; `docs/serving.md` describes it.
 use super::{Arm, Arms, Experiment, Serving, ServingConfig, ServingError};
-use crate::policy::{EXPLORED_MAX, Exploration};
+use crate::{
+    policy::{EXPLORED_MAX, Exploration},
+    request::SoldOut,
+};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,6 +43,7 @@ struct ConfigTable {
     query_cosine_min: Option<f32>,
     diversity: Option<f32>,
     repeat_fraction: Option<f32>,
+    sold_out: Option<String>,
     ranker: Option<bool>,
     #[serde(default)]
     head_weights: BTreeMap<String, f32>,
@@ -164,6 +168,7 @@ impl Problems {
             query_cosine_min: table.query_cosine_min.or(base.query_cosine_min),
             diversity: table.diversity.unwrap_or(base.diversity),
             repeat_fraction: table.repeat_fraction.or(base.repeat_fraction),
+            sold_out: self.sold_out(&at("sold_out"), table.sold_out.as_deref(), base.sold_out),
             ranker: table.ranker.unwrap_or(base.ranker),
             head_weights: table.head_weights,
             exploration: table.exploration.map(|table| self.exploration(&at("exploration"), table)),
@@ -184,6 +189,14 @@ impl Problems {
             self.add(at("head_weights"), "has no effect if `ranker` is false");
         }
         config
+    }
+
+    fn sold_out(&mut self, at: &str, name: Option<&str>, base: SoldOut) -> SoldOut {
+        let Some(name) = name else { return base };
+        SoldOut::parse(name).unwrap_or_else(|| {
+            self.add(at, format!("is `{name}`; it must be `hide`, `last` or `show`"));
+            base
+        })
     }
 
     fn exploration(&mut self, at: &str, table: ExplorationTable) -> Exploration {

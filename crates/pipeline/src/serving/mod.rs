@@ -6,7 +6,7 @@ mod arms;
 mod assign;
 mod file;
 
-use crate::{policy::Exploration, retrieve::RetrievalLimits};
+use crate::{policy::Exploration, request::SoldOut, retrieve::RetrievalLimits};
 pub use arms::arm_at;
 pub use assign::assign;
 use lodestone_core::ids::UserId;
@@ -34,6 +34,8 @@ pub struct ServingConfig {
     pub diversity: f32,
     /// Share of the items that the user bought before in FOR_YOU, 0 to 1. None: as the ranking model has it.
     pub repeat_fraction: Option<f32>,
+    /// The default of requests.
+    pub sold_out: SoldOut,
     /// Whether the ranking model orders candidates; otherwise the order of retrieval stays.
     pub ranker: bool,
     /// Weights that override those of the bundle, by head.
@@ -50,6 +52,7 @@ impl Default for ServingConfig {
             query_cosine_min: None,
             diversity: 0.0,
             repeat_fraction: None,
+            sold_out: SoldOut::Hidden,
             ranker: true,
             head_weights: BTreeMap::new(),
             exploration: None,

@@ -1,0 +1,202 @@
+//! Items that are sold out, paths of categories and attributes with several texts, over gRPC.
+use crate::support::{bundles::Shop, grpc::GrpcServer};
+use lodestone::server::proto::{
+    self, AttributeValue, RecommendType, SoldOut, attribute_value::Kind, catalog_service_client::CatalogServiceClient,
+    ranking_service_client::RankingServiceClient,
+};
+use lodestone_rollout::HealthBounds;
+use std::collections::{BTreeMap, BTreeSet};
+use tonic::transport::Channel;
+
+const COUNT: usize = 600;
+
+/// Every third mug is sold out.
+fn is_sold_out(number: usize) -> bool {
+    number.is_multiple_of(3)
+}
+
+fn mug(number: usize) -> proto::Item {
+    proto::Item {
+        item_id: format!("mug-{number}"),
+        title: format!("porcelain mug {number}"),
+        categories: vec!["Tableware".to_owned()],
+        price_micros: Some((number as i64 * 7 % 50) * 1_000_000),
+        stock_quantity: Some(if is_sold_out(number) { 0 } else { 4 }),
+        ..Default::default()
+    }
+}
+
+async fn upsert(channel: &Channel, items: Vec<proto::Item>) {
+    let request = proto::UpsertItemsRequest { items, update_time: None };
+    let written = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner();
+    assert!(written.results.iter().all(|result| result.violations.is_empty()), "{:?}", written.results);
+}
+
+fn viewer() -> Option<proto::Viewer> {
+    Some(proto::Viewer { visitor_id: "v".to_owned(), ..Default::default() })
+}
+
+fn request(query: &str, filter: &str, sold_out: SoldOut, order_by: &str) -> proto::SearchRequest {
+    proto::SearchRequest {
+        viewer: viewer(),
+        query: query.to_owned(),
+        filter: filter.to_owned(),
+        page_size: 100,
+        options: Some(proto::RankingOptions {
+            sold_out: sold_out.into(),
+            order_by: order_by.to_owned(),
+            include_items: true,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+async fn search(channel: &Channel, request: &proto::SearchRequest) -> proto::SearchResponse {
+    RankingServiceClient::new(channel.clone()).search(request.clone()).await.unwrap().into_inner()
+}
+
+async fn all_items(channel: &Channel, request: &proto::SearchRequest) -> (Vec<proto::Item>, usize) {
+    let (mut items, mut token, mut total) = (Vec::new(), String::new(), 0);
+    loop {
+        let page = search(channel, &proto::SearchRequest { page_token: token, ..request.clone() }).await;
+        total = page.total_size.max(total);
+        items.extend(page.results.into_iter().map(|result| result.item.unwrap()));
+        token = page.next_page_token;
+        if token.is_empty() {
+            return (items, total as usize);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_are_sold_out_are_hidden_last_or_shown() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    upsert(&server.channel, (0..COUNT).map(mug).collect()).await;
+    let filter = "category = \"Tableware\"";
+    let in_stock = (0..COUNT).filter(|n| !is_sold_out(*n)).count();
+    let is_in_stock = |item: &proto::Item| item.stock_quantity != Some(0);
+    for query in ["", "porcelain mug"] {
+        for order_by in ["", "price", "price desc, title"] {
+            let what = format!("`{query}` by `{order_by}`");
+            for (sold_out, count) in [
+                (SoldOut::Unspecified, in_stock),
+                (SoldOut::Hide, in_stock),
+                (SoldOut::Last, COUNT),
+                (SoldOut::Show, COUNT),
+            ] {
+                let (items, total) = all_items(&server.channel, &request(query, filter, sold_out, order_by)).await;
+                let distinct: BTreeSet<&str> = items.iter().map(|item| item.item_id.as_str()).collect();
+                assert_eq!((items.len(), distinct.len(), total), (count, count, count), "{what}, {sold_out:?}");
+                let first_sold_out = items.iter().position(|item| !is_in_stock(item)).unwrap_or(items.len());
+                if sold_out == SoldOut::Last {
+                    assert_eq!(first_sold_out, in_stock, "{what}: sold-out items come last");
+                    let prices = |items: &[proto::Item]| items.iter().map(|item| item.price_micros).collect::<Vec<_>>();
+                    if order_by == "price" {
+                        let parts = [&items[..in_stock], &items[in_stock..]].map(prices);
+                        assert!(parts.iter().all(|prices| prices.is_sorted()), "{what}");
+                    }
+                }
+            }
+        }
+        // The filter decides.
+        let sold = format!("{filter} AND in_stock = false");
+        let (items, total) = all_items(&server.channel, &request(query, &sold, SoldOut::Unspecified, "")).await;
+        assert!(total == COUNT - in_stock && items.len() == total && !items.iter().any(is_in_stock), "`{query}`");
+    }
+    let recommend = async |sold_out: SoldOut| {
+        let options = Some(proto::RankingOptions { sold_out: sold_out.into(), include_items: true, ..Default::default() });
+        let request = proto::RecommendRequest {
+            viewer: viewer(),
+            r#type: RecommendType::ForYou.into(),
+            filter: filter.to_owned(),
+            page_size: 200,
+            options,
+            ..Default::default()
+        };
+        let answer = RankingServiceClient::new(server.channel.clone()).recommend(request).await.unwrap().into_inner();
+        answer.results.into_iter().map(|result| result.item.unwrap()).collect::<Vec<_>>()
+    };
+    assert!(recommend(SoldOut::Show).await.iter().any(|item| !is_in_stock(item)));
+    for hidden in [SoldOut::Unspecified, SoldOut::Hide, SoldOut::Last] {
+        let items = recommend(hidden).await;
+        assert!(items.len() == 200 && items.iter().all(is_in_stock), "{hidden:?}");
+    }
+    // An item that sells out after the first page is still there, and a search that finds only sold-out items has them.
+    let only = search(&server.channel, &request("porcelain mug 3", filter, SoldOut::Last, "")).await;
+    assert_eq!((only.results[0].item_id.as_str(), only.empty_reason), ("mug-3", 0));
+}
+
+fn counts(facet: &proto::Facet) -> BTreeMap<&str, i64> {
+    facet.values.iter().map(|value| (value.value.as_str(), value.item_count)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paths_of_categories_and_lists_of_texts_are_filtered_and_counted() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let item = |id: &str, path: &[&str], materials: &[&str]| proto::Item {
+        item_id: id.to_owned(),
+        title: format!("thing {id}"),
+        tags: vec!["paths".to_owned()],
+        categories: path.iter().map(|level| (*level).to_owned()).collect(),
+        attributes: BTreeMap::from([("material", materials)])
+            .into_iter()
+            .filter(|(_, texts)| !texts.is_empty())
+            .map(|(name, texts)| {
+                let texts = texts.iter().map(|text| (*text).to_owned()).collect();
+                (name.to_owned(), AttributeValue { kind: Some(Kind::Texts(proto::TextList { texts })) })
+            })
+            .collect(),
+        ..Default::default()
+    };
+    upsert(
+        &server.channel,
+        vec![
+            item("a", &["Home", "Kitchen", "Mugs"], &["Glass", "Wood"]),
+            item("b", &["Home", "Kitchen", "Plates"], &["glass"]),
+            item("c", &["Home", "Garden"], &["Bamboo wood"]),
+            item("d", &["Toys", "Kitchen"], &[]),
+            item("e", &["家居", "厨房"], &["玻璃"]),
+        ],
+    )
+    .await;
+    for (filter, expected) in [
+        ("category_path = \"Home > Kitchen\"", &["a", "b"][..]),
+        ("category_path = \"home>KITCHEN\"", &["a", "b"]),
+        ("category_path IN (\"Toys\", \"Home > Garden\")", &["c", "d"]),
+        ("category_path = \"Kitchen\"", &[]),
+        ("category = \"Kitchen\"", &["a", "b", "d"]),
+        ("category_path = \"家居 > 厨房\"", &["e"]),
+        ("attributes.material = \"glass\"", &["a", "b"]),
+        ("attributes.material HAS \"wood\"", &["a", "c"]),
+        ("attributes.material != \"glass\"", &["c", "e"]),
+        ("NOT attributes.material = \"glass\"", &["c", "d", "e"]),
+    ] {
+        let filter = format!("tags = \"paths\" AND {filter}");
+        let (items, total) = all_items(&server.channel, &request("", &filter, SoldOut::Unspecified, "item_id")).await;
+        let ids: Vec<&str> = items.iter().map(|item| item.item_id.as_str()).collect();
+        assert_eq!((ids.as_slice(), total), (expected, expected.len()), "{filter}");
+    }
+    let facet = |field: &str, parent: &str| proto::FacetSpec {
+        field: field.to_owned(),
+        parent: parent.to_owned(),
+        ..Default::default()
+    };
+    let facets_of = async |spec: proto::FacetSpec| {
+        let request = proto::SearchRequest {
+            facet_specs: vec![spec],
+            ..request("", "tags = \"paths\"", SoldOut::Unspecified, "")
+        };
+        search(&server.channel, &request).await.facets
+    };
+    let top = facets_of(facet("category_path", "")).await;
+    assert_eq!(counts(&top[0]), BTreeMap::from([("Home", 3), ("Toys", 1), ("家居", 1)]));
+    let below = facets_of(facet("category_path", "HOME")).await;
+    assert_eq!(counts(&below[0]), BTreeMap::from([("Home > Kitchen", 2), ("Home > Garden", 1)]));
+    let below = facets_of(facet("category_path", "Home > Kitchen")).await;
+    assert_eq!(counts(&below[0]), BTreeMap::from([("Home > Kitchen > Mugs", 1), ("Home > Kitchen > Plates", 1)]));
+    let materials = facets_of(facet("attributes.material", "")).await;
+    assert_eq!(counts(&materials[0]), BTreeMap::from([("Glass", 2), ("Wood", 1), ("Bamboo wood", 1), ("玻璃", 1)]));
+}
