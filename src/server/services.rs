@@ -9,7 +9,7 @@ use super::{
 };
 use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError};
-use lodestone_pipeline::{Answer, RESULTS_BYTES_MAX};
+use lodestone_pipeline::{Answer, RESULTS_BYTES_MAX, RankedItem};
 use lodestone_telemetry::Metrics;
 use prost::Message;
 use std::{
@@ -91,18 +91,25 @@ async fn answer(
     check.map_err(status::of)?;
     let answer = if context.validate_only { Answer::default() } else { answer.await.map_err(status::of)? };
     let mut notices = violations.notices;
-    notices.extend(answer.is_cut.then(|| cut_notice(&answer)));
+    notices.extend(answer.is_cut.then(|| match answer.next_page_token.is_empty() {
+        true => cut_notice("options.include_items", &answer.results),
+        false => Violation {
+            field: "page_size".to_owned(),
+            description: format!(
+                "results have at most {} MiB; the page has {}, and others follow",
+                RESULTS_BYTES_MAX >> 20,
+                answer.results.len()
+            ),
+        },
+    }));
     Ok((answer, Envelope { request_id: context.request_id, notices }))
 }
 
-/// Describes the part that is left out of an answer because of [`RESULTS_BYTES_MAX`].
-fn cut_notice(answer: &Answer) -> Violation {
-    let limit = format!("results have at most {} MiB", RESULTS_BYTES_MAX >> 20);
-    let with_items = answer.results.iter().take_while(|result| result.item.is_some()).count();
-    let (field, description) = match answer.next_page_token.is_empty() {
-        true => ("options.include_items", format!("{limit}; results after rank {with_items} have no item")),
-        false => ("page_size", format!("{limit}; the page has {}, and others follow", answer.results.len())),
-    };
+/// Says which results have no item because of [`RESULTS_BYTES_MAX`]. `field` requests the items.
+fn cut_notice(field: &str, results: &[RankedItem]) -> Violation {
+    let with_items = results.iter().take_while(|result| result.item.is_some()).count();
+    let limit = RESULTS_BYTES_MAX >> 20;
+    let description = format!("results have at most {limit} MiB; results after rank {with_items} have no item");
     Violation { field: field.to_owned(), description }
 }
 
@@ -162,7 +169,9 @@ impl RankingService for Services {
                 return Err(status::invalid(violations.found));
             }
             let answer = self.engine.suggest(parsed, context.deadline).await.map_err(status::of)?;
-            let envelope = Envelope { request_id: context.request_id, notices: violations.notices };
+            let mut notices = violations.notices;
+            notices.extend(answer.is_cut.then(|| cut_notice("include_items", &answer.products)));
+            let envelope = Envelope { request_id: context.request_id, notices };
             Ok(Response::new(convert::suggest_response(answer, envelope)))
         };
         guarded(&self.metrics, "Suggest", response).await

@@ -197,6 +197,26 @@ async fn paths_of_categories_and_lists_of_texts_are_filtered_and_counted() {
     assert_eq!(counts(&below[0]), BTreeMap::from([("Home > Kitchen", 2), ("Home > Garden", 1)]));
     let below = facets_of(facet("category_path", "Home > Kitchen")).await;
     assert_eq!(counts(&below[0]), BTreeMap::from([("Home > Kitchen > Mugs", 1), ("Home > Kitchen > Plates", 1)]));
+    // A search for these things offers the fields in which they differ.
+    let request = proto::SearchRequest { dynamic_facet_count: 1, ..request("thing", "tags = \"paths\"", SoldOut::Unspecified, "") };
+    let chosen: Vec<String> =
+        search(&server.channel, &request).await.facets.into_iter().map(|facet| facet.field).collect();
+    assert_eq!(chosen, ["category_path"]);
+    // Suggestions stay within a filter.
+    let suggest = async |filter: &str| {
+        let request = proto::SuggestRequest {
+            viewer: viewer(),
+            prefix: "thing".to_owned(),
+            product_count: 20,
+            filter: filter.to_owned(),
+            include_items: true,
+            ..Default::default()
+        };
+        let answer = RankingServiceClient::new(server.channel.clone()).suggest(request).await.unwrap().into_inner();
+        answer.products.into_iter().map(|product| product.item.unwrap().item_id).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(suggest("category_path = \"Home > Kitchen\"").await, BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+    assert_eq!(suggest("tags = \"paths\"").await.len(), 5);
     let materials = facets_of(facet("attributes.material", "")).await;
     assert_eq!(counts(&materials[0]), BTreeMap::from([("Glass", 2), ("Wood", 1), ("Bamboo wood", 1), ("玻璃", 1)]));
 }

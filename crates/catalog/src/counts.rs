@@ -6,7 +6,7 @@ use crate::{
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_core::{bits, ids::Row};
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet};
 
 /// Rows whose spelling of a text is compared.
 const SPELLING_ROWS: usize = 50;
@@ -19,8 +19,10 @@ pub struct ValueCounts<'c> {
     texts: AHashMap<u64, (&'c str, u64)>,
     /// Items with the flags false and true.
     pub flags: [u64; 2],
-    /// The numbers of all items, each with its group if the variants of a group count once.
-    pub numbers: Vec<(f64, Option<Group>)>,
+    /// The numbers of items that count each.
+    pub numbers: Vec<f64>,
+    /// The numbers of items with groups that count once.
+    pub group_numbers: Vec<(f64, Group)>,
     /// The hashes of values that were counted for a group.
     counted: AHashSet<(u64, Group)>,
 }
@@ -71,6 +73,11 @@ impl Catalog {
             }
         }
         counts
+    }
+
+    /// Returns the names of the attributes that rows in a bit set may have.
+    pub fn attribute_names(&self, among: &[u64]) -> BTreeSet<&str> {
+        masks(among).flat_map(|(block, _)| self.columns(block).attribute_names()).collect()
     }
 
     /// Returns the spelling that most of the first items in a bit set use for a text of a field; the normal form if

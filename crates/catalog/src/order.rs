@@ -137,6 +137,24 @@ impl SortValue<'_> {
         if is_descending { ascending.reverse() } else { ascending }
     }
 
+    /// Returns a number by which values with different numbers compare as by [`SortValue::compare`], so that most
+    /// comparisons are of numbers.
+    fn prefix(self, is_descending: bool) -> u64 {
+        const TYPE: u32 = 62;
+        let value = match self {
+            Self::Missing => return u64::MAX,
+            Self::Flag(flag) => u64::from(flag),
+            Self::Number(number) => {
+                // The order of the bits is that of `total_cmp` after the sign is inverted, and all bits of a negative one.
+                let bits = number.to_bits();
+                (bits ^ ((bits as i64 >> 63) as u64 | 1 << 63)) >> (64 - TYPE)
+            }
+            Self::Text(text) => text.prefix >> (64 - TYPE),
+        };
+        let ascending = u64::from(self.type_rank()) << TYPE | value;
+        if is_descending { (3 << TYPE) - 1 - ascending } else { ascending }
+    }
+
     fn type_rank(self) -> u8 {
         match self {
             Self::Flag(_) => 0,
@@ -310,6 +328,8 @@ pub struct Selected {
 /// A row with the values that sort it.
 #[derive(Clone, Copy)]
 struct SortEntry<'a, const N: usize> {
+    /// That of the first value.
+    prefix: u64,
     values: [SortValue<'a>; N],
     key: ItemKey,
     row: Row,
@@ -325,16 +345,26 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
     Part { after, skip, count, one_per_group }: Part,
 ) -> Selected {
     let compare = |a: &SortEntry<'a, N>, b: &SortEntry<'a, N>| {
-        let mut compared = (0..N).map(|at| a.values[at].compare(b.values[at], is_descending[at]));
-        compared.find(|ordering| ordering.is_ne()).unwrap_or_else(|| a.key.cmp(&b.key))
+        a.prefix.cmp(&b.prefix).then_with(|| {
+            let mut compared = (0..N).map(|at| a.values[at].compare(b.values[at], is_descending[at]));
+            compared.find(|ordering| ordering.is_ne()).unwrap_or_else(|| a.key.cmp(&b.key))
+        })
     };
-    let compare_row = |row: Row, value: &V, with: &SortEntry<'_, N>| {
-        let mut compared = (0..N).map(|at| value(at).compare(with.values[at], is_descending[at]));
-        compared.find(|ordering| ordering.is_ne()).unwrap_or_else(|| key_of(row).cmp(&with.key))
+    let prefix_of = |value: SortValue| value.prefix(is_descending.first().is_some_and(|first| *first));
+    let compare_row = |row: Row, prefix: u64, value: &V, with: &SortEntry<'_, N>| {
+        prefix.cmp(&with.prefix).then_with(|| {
+            let mut compared = (0..N).map(|at| value(at).compare(with.values[at], is_descending[at]));
+            compared.find(|ordering| ordering.is_ne()).unwrap_or_else(|| key_of(row).cmp(&with.key))
+        })
     };
     let after: Option<SortEntry<N>> = after.map(|position| {
         let value = |at: usize| position.values.get(at).map_or(SortValue::Missing, StoredValue::as_value);
-        SortEntry { values: std::array::from_fn(value), key: position.key, row: Row(0) }
+        SortEntry {
+            prefix: prefix_of(value(0)),
+            values: std::array::from_fn(value),
+            key: position.key,
+            row: Row(0),
+        }
     });
     // One more, to know whether others follow.
     let wanted = skip.saturating_add(count).saturating_add(1);
@@ -342,12 +372,13 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
     let mut best: Vec<SortEntry<'a, N>> = Vec::new();
     let mut worst: Option<SortEntry<'a, N>> = None;
     let mut consider = |row: Row, value: V| {
-        if worst.as_ref().is_some_and(|worst| compare_row(row, &value, worst).is_gt())
-            || after.as_ref().is_some_and(|after| compare_row(row, &value, after).is_le())
+        let prefix = prefix_of(value(0));
+        if worst.as_ref().is_some_and(|worst| compare_row(row, prefix, &value, worst).is_gt())
+            || after.as_ref().is_some_and(|after| compare_row(row, prefix, &value, after).is_le())
         {
             return;
         }
-        best.push(SortEntry { values: std::array::from_fn(value), key: key_of(row), row });
+        best.push(SortEntry { prefix, values: std::array::from_fn(value), key: key_of(row), row });
         if best.len() == capacity {
             best.select_nth_unstable_by(wanted - 1, compare);
             best.truncate(wanted);
@@ -577,8 +608,25 @@ mod tests {
         }
     }
 
+    fn any_value() -> impl Strategy<Value = StoredValue> {
+        prop_oneof![
+            Just(StoredValue::Missing),
+            any::<bool>().prop_map(StoredValue::Flag),
+            prop::num::f64::NORMAL.prop_map(StoredValue::Number),
+            (-3i8..3).prop_map(|number| StoredValue::Number(f64::from(number))),
+            "[a-c]{0,9}".prop_map(|text| StoredValue::Text(text.into())),
+        ]
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn different_prefixes_order_values_as_the_values_do(a in any_value(), b in any_value(), is_descending in any::<bool>()) {
+            let (a, b) = (a.as_value(), b.as_value());
+            let by_prefix = a.prefix(is_descending).cmp(&b.prefix(is_descending));
+            prop_assert!(by_prefix.is_eq() || by_prefix == a.compare(b, is_descending), "{a:?} {b:?}");
+        }
+
         #[test]
         fn pages_by_position_and_by_number_are_those_of_a_sorted_list(
             items in prop::collection::vec(any_item(), 0..40),

@@ -292,6 +292,7 @@ impl Engine {
     }
 
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
+        self.wait_for_position(request.session_version, deadline).await?;
         let (generations, position) = (self.generations.clone(), self.writer.position());
         let suggest = move |worker: &mut usize| {
             let loaded = generations.routes().of(&request.viewer.user).clone();
@@ -301,6 +302,7 @@ impl Engine {
             Ok((loaded, suggested))
         };
         let (loaded, (mut answer, stage_times)) = self.workers.run(deadline, suggest).await?;
+        answer.is_cut = remove_items_beyond(&mut answer.products, RESULTS_BYTES_MAX);
         self.record_metrics(&stage_times, &answer.info);
         self.sign(&mut answer.info, &loaded, Uuid::now_v7().into_bytes(), position);
         Ok(answer)

@@ -1,5 +1,6 @@
 //! Facets: counts of items by the values of a field.
 use lodestone_catalog::{Catalog, Field, Group, SeenGroups, has_word_prefix};
+use lodestone_core::bits;
 
 /// Maximum number of facets of a request.
 pub const FACETS_MAX: usize = 20;
@@ -11,6 +12,8 @@ pub const FACET_VALUES_MAX: usize = 200;
 pub const FACET_BOUNDS_MAX: usize = 50;
 /// Number of ranges that are computed for a request without bounds.
 const RANGE_COUNT: usize = 5;
+/// Number of items by which facets are chosen.
+const CHOICE_SAMPLE: usize = 4096;
 /// Maximum number of numbers from which bounds are computed.
 const BOUNDS_SAMPLE: usize = 8192;
 
@@ -28,6 +31,20 @@ pub struct FacetSpec {
     pub value_query: String,
     /// Of [`Field::CategoryPath`]: the path in normal form whose next level is counted. Empty: the first level.
     pub parent: String,
+}
+
+impl FacetSpec {
+    /// Returns a facet with the defaults of a request.
+    pub fn of(field: Field) -> Self {
+        Self {
+            field,
+            value_count: FACET_VALUES_DEFAULT,
+            bounds: Vec::new(),
+            multi_select: false,
+            value_query: String::new(),
+            parent: String::new(),
+        }
+    }
 }
 
 /// Parses a field name of the filter language; none for a field that cannot be counted.
@@ -111,11 +128,49 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: 
         FacetValue { key, item_count }
     };
     let mut values: Vec<FacetValue> = texts.into_iter().map(text).collect();
-    if !counts.numbers.is_empty() && spec.value_query.is_empty() {
-        let bounds = if spec.bounds.is_empty() { bounds_of(&counts.numbers) } else { spec.bounds.clone() };
-        values.extend(range_values(&counts.numbers, &bounds));
+    let has_numbers = !(counts.numbers.is_empty() && counts.group_numbers.is_empty());
+    if has_numbers && spec.value_query.is_empty() {
+        let bounds = match spec.bounds.is_empty() {
+            true => bounds_of(counts.numbers.iter().chain(counts.group_numbers.iter().map(|(number, _)| number))),
+            false => spec.bounds.clone(),
+        };
+        values.extend(range_values(&counts.numbers, &counts.group_numbers, &bounds));
     }
     Facet { field: spec.field.clone(), values }
+}
+
+/// Returns facets of the fields that split the rows in a bit set best, the best one first, at most `count`, without those
+/// of `known` fields.
+pub fn choose(catalog: &Catalog, among: &[u64], known: &[FacetSpec], count: usize, one_per_group: bool) -> Vec<FacetSpec> {
+    let distance = bits::count(among, among.len() * 64).div_ceil(CHOICE_SAMPLE).max(1);
+    let sample = bits::of(bits::ones(among, 0).step_by(distance), among.len() * 64);
+    let item_count = if one_per_group { catalog.product_count(&sample) } else { bits::count(&sample, sample.len() * 64) };
+    let attributes = catalog.attribute_names(&sample).into_iter().map(|name| Field::Attribute(name.to_owned()));
+    let fields = [Field::CategoryPath, Field::Brand, Field::Price].into_iter().chain(attributes);
+    let unknown = fields.filter(|field| !known.iter().any(|spec| spec.field == *field));
+    let mut scored: Vec<(f64, FacetSpec)> = unknown
+        .map(|field| {
+            let spec = FacetSpec::of(field);
+            (split(&self::count(catalog, &spec, &sample, one_per_group), item_count as u64), spec)
+        })
+        .filter(|(score, _)| *score > 0.0)
+        .collect();
+    // Equal scores stay in the order of the fields.
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.into_iter().take(count).map(|(_, spec)| spec).collect()
+}
+
+/// Returns how well the values of a facet split items: the share of the items that they cover, times the probability
+/// that two of these have different values (Gini impurity), so that neither a value of all items nor values of one item
+/// each score.
+fn split(facet: &Facet, item_count: u64) -> f64 {
+    let counts = facet.values.iter().map(|value| value.item_count).filter(|count| *count > 1);
+    let (covered, squares) =
+        counts.fold((0.0, 0.0), |(sum, squares), count| (sum + count as f64, squares + (count as f64).powi(2)));
+    match covered > 0.0 {
+        true => (covered / item_count.max(1) as f64).min(1.0) * (1.0 - squares / (covered * covered)),
+        false => 0.0,
+    }
 }
 
 /// Returns true if a path is one level below its parent, which may be empty; both in normal form.
@@ -129,11 +184,12 @@ fn is_child(path: &str, parent: &str) -> bool {
 
 /// Returns bounds that split numbers into parts of about equal size, rounded to two digits for display. There is at
 /// least one number. Of many numbers, some thousands at equal distances decide.
-fn bounds_of(numbers: &[(f64, Option<Group>)]) -> Vec<f64> {
-    let numbers_only = numbers.iter().map(|(number, _)| *number);
-    let (least, most) = (numbers_only.clone())
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), number| (least.min(number), most.max(number)));
-    let mut sample: Vec<f64> = numbers_only.step_by(numbers.len().div_ceil(BOUNDS_SAMPLE)).collect();
+fn bounds_of<'n>(numbers: impl Iterator<Item = &'n f64> + Clone) -> Vec<f64> {
+    let (mut least, mut most, mut count) = (f64::INFINITY, f64::NEG_INFINITY, 0usize);
+    for number in numbers.clone() {
+        (least, most, count) = (least.min(*number), most.max(*number), count + 1);
+    }
+    let mut sample: Vec<f64> = numbers.copied().step_by(count.div_ceil(BOUNDS_SAMPLE)).collect();
     sample.sort_unstable_by(f64::total_cmp);
     let quantile = |part: usize| sample[sample.len() * part / RANGE_COUNT];
     let mut bounds: Vec<f64> = (1..RANGE_COUNT).map(|part| rounded(quantile(part))).collect();
@@ -152,16 +208,14 @@ fn rounded(number: f64) -> f64 {
 }
 
 /// Counts the numbers in the ranges between bounds; those of a group once in each range.
-fn range_values(numbers: &[(f64, Option<Group>)], bounds: &[f64]) -> Vec<FacetValue> {
+fn range_values(numbers: &[f64], of_groups: &[(f64, Group)], bounds: &[f64]) -> Vec<FacetValue> {
     let mut counts = vec![0; bounds.len() + 1];
-    let mut seen: Vec<SeenGroups> = Vec::new();
-    for (number, group) in numbers {
-        let range = bounds.partition_point(|bound| bound <= number);
-        let is_first = group.is_none_or(|group| {
-            seen.resize_with(counts.len(), SeenGroups::default);
-            seen[range].add(group)
-        });
-        counts[range] += u64::from(is_first);
+    let range = |number: f64| bounds.partition_point(|bound| *bound <= number);
+    numbers.iter().for_each(|number| counts[range(*number)] += 1);
+    let mut seen: Vec<SeenGroups> = bounds.iter().map(|_| SeenGroups::default()).collect();
+    seen.push(SeenGroups::default());
+    for (number, group) in of_groups {
+        counts[range(*number)] += u64::from(seen[range(*number)].add(*group));
     }
     let bound = |at: usize| bounds.get(at).copied();
     let value = |(at, item_count): (usize, u64)| FacetValue {
@@ -193,14 +247,7 @@ mod tests {
     }
 
     fn spec(field: &str) -> FacetSpec {
-        FacetSpec {
-            field: facet_field(field).unwrap(),
-            value_count: 20,
-            bounds: Vec::new(),
-            multi_select: false,
-            value_query: String::new(),
-            parent: String::new(),
-        }
+        FacetSpec::of(facet_field(field).unwrap())
     }
 
     fn counted(catalog: &Catalog, spec: &FacetSpec) -> Vec<(String, u64)> {
@@ -263,29 +310,53 @@ mod tests {
     }
 
     #[test]
+    fn fields_that_split_the_items_are_chosen() {
+        let item = |number: usize| {
+            let text = |text: &str| AttributeValue::Text(text.to_owned());
+            let mut attributes = BTreeMap::from([
+                ("color".to_owned(), text(["red", "blue", "green"][number % 3])),
+                ("made".to_owned(), text("here")),
+                ("serial".to_owned(), text(&format!("s{number}"))),
+                ("weight".to_owned(), AttributeValue::Number(number as f64)),
+            ]);
+            if number.is_multiple_of(10) {
+                attributes.insert("rare".to_owned(), text(["a", "b"][number / 10 % 2]));
+            }
+            Item { brand: ["Acme", "Zeta"][number % 2].to_owned(), attributes, ..item() }
+        };
+        let catalog = catalog((0..300).map(item));
+        let chosen = |known: &[FacetSpec], count: usize| {
+            let specs = choose(&catalog, catalog.alive(), known, count, false);
+            specs.into_iter().map(|spec| spec.field.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(&[], 9), ["attributes.weight", "attributes.color", "brand", "attributes.rare"]);
+        assert_eq!(chosen(&[spec("attributes.color")], 2), ["attributes.weight", "brand"]);
+        assert!(choose(&catalog, &[], &[], 5, false).is_empty());
+    }
+
+    #[test]
     fn a_bound_belongs_to_the_range_above_it() {
-        let found = range_values(&[10.0, 25.0, 1.0, 10.0].map(|number| (number, None)), &[10.0, 20.0]);
+        let found = range_values(&[10.0, 25.0, 1.0, 10.0], &[], &[10.0, 20.0]);
         assert_eq!(found.iter().map(|value| value.item_count).collect::<Vec<_>>(), [1, 2, 1]);
         assert_eq!(found[1].key, FacetKey::Range(Some(10.0), Some(20.0)));
     }
 
     #[test]
     fn computed_bounds_are_round() {
-        let numbers: Vec<_> = (0..100).rev().map(|n| (f64::from(n) * 1.2345, None)).collect();
-        assert_eq!(bounds_of(&numbers), [25.0, 49.0, 74.0, 99.0]);
-        assert!(bounds_of(&[(7.0, None); 30]).is_empty());
+        let numbers: Vec<f64> = (0..100).rev().map(|n| f64::from(n) * 1.2345).collect();
+        assert_eq!(bounds_of(numbers.iter()), [25.0, 49.0, 74.0, 99.0]);
+        assert!(bounds_of([7.0; 30].iter()).is_empty());
     }
 
     proptest! {
         #[test]
         fn every_number_is_in_one_range(numbers in prop::collection::vec(-1e9f64..1e9, 1..60)) {
-            let numbers: Vec<_> = numbers.into_iter().map(|number| (number, None)).collect();
-            let bounds = bounds_of(&numbers);
+            let bounds = bounds_of(numbers.iter());
             prop_assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]));
-            let found = range_values(&numbers, &bounds);
+            let found = range_values(&numbers, &[], &bounds);
             for value in &found {
                 let FacetKey::Range(from, to) = value.key else { panic!("a number is in a range") };
-                let is_inside = |(n, _): &&(f64, _)| from.is_none_or(|from| *n >= from) && to.is_none_or(|to| *n < to);
+                let is_inside = |n: &&f64| from.is_none_or(|from| **n >= from) && to.is_none_or(|to| **n < to);
                 prop_assert_eq!(value.item_count, numbers.iter().filter(is_inside).count() as u64);
             }
         }

@@ -123,6 +123,8 @@ pub struct SearchRequest {
     pub filter: Option<Filter>,
     /// At most [`super::FACETS_MAX`], each field once.
     pub facets: Vec<FacetSpec>,
+    /// Further facets, of the fields that split the matches best; at most [`super::FACETS_MAX`].
+    pub dynamic_facet_count: usize,
     pub options: Options,
     /// Recommendations for an answer without results.
     pub fallback: Option<Box<RecommendRequest>>,
@@ -186,6 +188,10 @@ pub struct SuggestRequest {
     pub completion_count: usize,
     /// 0 to 20.
     pub product_count: usize,
+    pub filter: Option<Filter>,
+    /// See [`Options::session_version`].
+    pub session_version: u64,
+    pub include_items: bool,
 }
 
 /// The answer to Search, Recommend and Rank.
@@ -213,6 +219,8 @@ pub struct SuggestAnswer {
     pub completions: Vec<Completion>,
     pub products: Vec<RankedItem>,
     pub info: AnswerInfo,
+    /// Whether [`RESULTS_BYTES_MAX`] left out items.
+    pub is_cut: bool,
 }
 
 /// Metadata of an answer.

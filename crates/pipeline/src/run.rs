@@ -3,7 +3,7 @@
 use crate::{
     answers::{self, AnswerId, AnswerKind},
     context::{self, RankedCandidates, RankerUse, RequestContext, StageTimes},
-    facets::{self, FacetSpec, Facets},
+    facets::{self, Facet, FacetSpec, Facets},
     features::{AnchoredList, Anchors, RecentItem},
     fusion::{Candidate, Candidates},
     generation::Generation,
@@ -144,6 +144,13 @@ impl RankingRequest {
             Self::Search(request) => &request.facets,
             Self::Recommend(request) => &request.facets,
             Self::Rank(_) => &[],
+        }
+    }
+
+    fn dynamic_facet_count(&self) -> usize {
+        match self {
+            Self::Search(request) => request.dynamic_facet_count,
+            Self::Recommend(_) | Self::Rank(_) => 0,
         }
     }
 
@@ -453,8 +460,8 @@ fn word_matches(context: &mut RequestContext, sent_query: &str) -> SearchMatches
 
 /// Counts the facets that the request asks for: of a search over its matches, otherwise over all eligible items.
 fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facets {
-    let specs = request.facets();
-    if specs.is_empty() {
+    let (specs, dynamic_count) = (request.facets(), request.dynamic_facet_count());
+    if specs.is_empty() && dynamic_count == 0 {
         return Facets::default();
     }
     context.start_stage();
@@ -480,7 +487,12 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
         _ => count(spec, &counted),
     };
     let item_count = product_count(context, &counted) as u64;
-    let facets = Facets { facets: specs.iter().map(facet).collect(), item_count };
+    let mut facets: Vec<Facet> = specs.iter().map(facet).collect();
+    if dynamic_count > 0 {
+        let chosen = facets::choose(catalog, &counted, specs, dynamic_count, one_per_group);
+        facets.extend(chosen.iter().map(|spec| count(spec, &counted)));
+    }
+    let facets = Facets { facets, item_count };
     context.end_stage("facets");
     facets
 }
@@ -687,18 +699,25 @@ pub fn suggest(
     request: &SuggestRequest,
     now: UnixMillis,
 ) -> (SuggestAnswer, StageTimes) {
-    let options = Options { one_per_group: true, ..Options::default() };
+    let options = Options {
+        one_per_group: true,
+        include_items: request.include_items,
+        session_version: request.session_version,
+        ..Options::default()
+    };
     let catalog = generation.catalog.load_full();
     let mut context = RequestContext::new(generation, &catalog, &request.viewer, &options, now);
+    check_session_version(&mut context, &options);
+    context.eligible = eligible_rows(&context, request.filter.as_ref());
     let completions = completions(&context, request);
     context.end_stage("complete");
-    let is_offered = |row: Row| catalog.is_offered(row);
+    let is_eligible = |row: Row| context.eligible.contains(row);
     let found = if request.prefix.trim().is_empty() {
-        let recent = context.user.recent.iter().filter(|recent| is_offered(recent.row));
+        let recent = context.user.recent.iter().filter(|recent| is_eligible(recent.row));
         recent.map(|recent| (recent.row, recent.weight)).collect()
     } else {
         let count = context.retrieval_input().row_count(SUGGEST_CANDIDATES);
-        let found = prefix_matches(generation, request, &completions, count, &is_offered);
+        let found = prefix_matches(generation, request, &completions, count, &is_eligible);
         found.unwrap_or_else(|error| {
             tracing::warn!(%error, "the lexical source failed");
             context.degrade(DegradationCode::SourceFailed, CandidateSource::Lexical.name());
@@ -722,12 +741,14 @@ pub fn suggest(
         field_ties: FieldTies::ByScore,
         seed: 0,
     };
-    let rules = slate::policy_rules(&context, &ranked, &options, &policy, models, &is_offered);
-    let (slate, _) = slate::arrange(&mut context, &ranked, &rules, &options, models);
+    let may_pin = |row: Row| context.eligible.contains(row);
+    let rules = slate::policy_rules(&context, &ranked, &options, &policy, models, &may_pin);
+    let (mut slate, _) = slate::arrange(&mut context, &ranked, &rules, &options, models);
+    slate.shown = Shown::Eligible { filter: request.filter.clone(), sold_out: SoldOut::Hidden };
     let now = CurrentItems { generation, catalog: &catalog };
     let products = slate.page(generation, now, &PageStart::default(), request.product_count).results;
     let info = context.answer_info(slate.sources, DebugLevel::None);
-    (SuggestAnswer { completions, products, info }, context.stage_times)
+    (SuggestAnswer { completions, products, info, is_cut: false }, context.stage_times)
 }
 
 /// The products that match the typed prefix or, if there are none, the part of the best completion that corrects it.
@@ -736,9 +757,9 @@ fn prefix_matches(
     request: &SuggestRequest,
     completions: &[Completion],
     count: usize,
-    is_offered: &dyn Fn(Row) -> bool,
+    is_eligible: &dyn Fn(Row) -> bool,
 ) -> Result<Vec<(Row, f32)>, LexicalError> {
-    let search = |prefix: &str| generation.lexical.search(prefix, MatchMode::Prefix, count, is_offered);
+    let search = |prefix: &str| generation.lexical.search(prefix, MatchMode::Prefix, count, is_eligible);
     let found = search(&request.prefix)?;
     match completions.iter().find(|completion| !completion.prefix.is_empty()) {
         Some(best) if found.is_empty() => search(&best.prefix),
@@ -747,7 +768,7 @@ fn prefix_matches(
 }
 
 /// Completions of the prefix: first the user's own searches, then texts that every user may see. Searches of others are
-/// shown only if an item that is offered has all their words.
+/// shown only if an eligible item has all their words.
 fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Completion> {
     let own = |query: &PastQuery| Completion {
         text: query.text.to_string(),
@@ -764,7 +785,7 @@ fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Comple
     let sources = [&generation.titles, generation.state.searches.shared()];
     let shared = Suggester::complete_from(&sources, &request.prefix, count * COMPLETIONS_FACTOR, &affinity);
     let is_useful = |completion: &Completion| {
-        let finds = || generation.lexical.has_match(&completion.text, &|row| context.catalog.is_offered(row));
+        let finds = || generation.lexical.has_match(&completion.text, &|row| context.eligible.contains(row));
         completion.source != CompletionSource::Query || finds().unwrap_or(false)
     };
     let mut completions: Vec<Completion> = Vec::with_capacity(count);

@@ -568,6 +568,7 @@ fn answer(
             page,
             filter: None,
             facets: Vec::new(),
+            dynamic_facet_count: 0,
             options: Options::default(),
             fallback: None,
             message: Vec::new(),

@@ -245,6 +245,7 @@ pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequ
         page,
         filter: filter(violations, "filter", &request.filter),
         facets: facets(violations, &request.facet_specs),
+        dynamic_facet_count: violations.size("dynamic_facet_count", request.dynamic_facet_count, 0, FACETS_MAX),
         options: options(violations, request.options.as_ref(), now),
         fallback: None,
         message: sent,
@@ -444,6 +445,9 @@ pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestReques
         prefix: request.prefix,
         completion_count: violations.size("completion_count", request.completion_count, 8, SUGGESTIONS_MAX),
         product_count: violations.size("product_count", request.product_count, 4, SUGGESTIONS_MAX),
+        filter: filter(violations, "filter", &request.filter),
+        session_version: request.session_version,
+        include_items: request.include_items,
     }
 }
 

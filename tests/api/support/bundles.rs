@@ -244,6 +244,7 @@ pub(crate) async fn search_by(
         page: Page { size, token: token.to_owned(), number: 1, fingerprint: 7 },
         filter: None,
         facets: Vec::new(),
+        dynamic_facet_count: 0,
         options: Options::default(),
         fallback: None,
         message: Vec::new(),

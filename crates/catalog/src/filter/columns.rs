@@ -325,7 +325,7 @@ impl Column {
         }
         if let Some(numbers) = &self.numbers {
             let values = bits::ones(among, 0).map(|at| numbers.values[at]);
-            counts.numbers.extend(values.filter(|value| !value.is_nan()).map(|value| (value, None)));
+            counts.numbers.extend(values.filter(|value| !value.is_nan()));
         }
         if let Some([is_true, present]) = &self.flags {
             let count = |mask: Mask| bits::count(&and(mask, among), BLOCK_ROWS) as u64;
@@ -341,7 +341,7 @@ impl Column {
         }
         for (at, group) in groups.of(among) {
             match self.value(at) {
-                SortValue::Number(number) => counts.numbers.push((number, Some(group))),
+                SortValue::Number(number) => counts.group_numbers.push((number, group)),
                 SortValue::Flag(flag) => counts.add_flag_of_group(flag, group),
                 SortValue::Text(_) => {
                     if let Some(known) = self.texts.as_ref().and_then(|texts| texts.known(at)) {
@@ -501,6 +501,11 @@ impl Columns {
             Field::Attribute(name) => self.attributes.get(name.as_str())?,
             field => &self.numbers[NUMBERS.iter().position(|number| number == field)?],
         })
+    }
+
+    /// Returns the names of the attributes of the items.
+    pub(crate) fn attribute_names(&self) -> impl Iterator<Item = &str> {
+        self.attributes.keys().map(|name| &**name)
     }
 
     fn labels(&self, field: &Field) -> Option<&LabelColumn> {
