@@ -328,6 +328,9 @@ impl fmt::Display for Contents<'_> {
             floor.cosine_min, floor.precision, floor.recall
         )?;
         writeln!(f, "feature schema  {}", manifest.feature_schema)?;
+        if !manifest.searchable_attributes.is_empty() {
+            writeln!(f, "searchable      {}", manifest.searchable_attributes.join(", "))?;
+        }
         for feature in manifest.features.declared() {
             writeln!(f, "feature         {}", feature.name())?;
         }

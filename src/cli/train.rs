@@ -14,6 +14,7 @@ use super::{
 };
 use anyhow::{Context, anyhow};
 use clap::builder::TypedValueParser;
+use lodestone_catalog::attribute_name;
 use lodestone_core::{format::OtherVersion, units::UnixMillis};
 use lodestone_pipeline::{bundle::Bundle, features::FeatureSchema, ranking::Runtime};
 use lodestone_training::{
@@ -85,6 +86,10 @@ pub(crate) struct TrainArgs {
     /// Features of the ranking model in addition to the built-in ones, as a TOML file; see docs/training.md.
     #[arg(long, value_name = "FILE", value_parser = |path: &str| FeatureSchema::read(Path::new(path)))]
     features: Option<FeatureSchema>,
+    /// Attributes whose texts a search finds, as it finds brands and categories: names separated by commas, such as
+    /// `color,material`.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = attribute)]
+    searchable_attributes: Vec<String>,
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
@@ -104,6 +109,14 @@ struct UserEncoderArgs {
     /// Maximum number of events that the user encoder reads, 8 to 200: the latest ones of a user.
     #[arg(long, value_name = "N", value_parser = within(8..=200), default_value_t = EncoderSettings::default().events)]
     encoder_events: usize,
+}
+
+/// Parses the name of an attribute.
+fn attribute(name: &str) -> Result<String, String> {
+    match attribute_name(&format!("attributes.{name}")) {
+        Some(name) => Ok(name.to_owned()),
+        None => Err("is not the name of an attribute: 1 to 64 of A-Z, a-z, 0-9, _".to_owned()),
+    }
 }
 
 /// Parses the width of the user encoder.
@@ -136,6 +149,7 @@ impl TrainArgs {
             encoder: self.user_encoder.settings(),
             lists_max: self.lists_max,
             features: self.features.clone().unwrap_or_default(),
+            searchable_attributes: self.searchable_attributes.clone(),
             name: bundle_name(now)?,
             now,
             stop: stop_flag()?,

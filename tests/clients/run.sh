@@ -1,45 +1,51 @@
 #!/usr/bin/env bash
-# Runs every fenced block of docs/clients.md, unchanged and in order, against the server at $LODESTONE_ADDRESS (default
-# 127.0.0.1:50051), and checks the output.
+# Runs every fenced block of the guides docs/clients.md and docs/shop-pages.md, unchanged and in order, against the server
+# at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and checks the output.
 #
 #   tests/clients/run.sh [--stubs-only]
 #
-# --stubs-only needs no server: it generates the stubs and loads the Python client.
+# --stubs-only needs no server: it generates the stubs and loads the Python clients.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 scripts/tools.sh grpcurl python
 python=target/tools/venv/bin/python
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
+passed=0
 
 fail() {
     echo "FAIL $1" >&2
     exit 1
 }
 
-mkdir -p target/client
-"$python" tests/clients/extract.py docs/clients.md "$out" target/client/search_page.py
+# guide MARKDOWN CLIENT: extracts the blocks, and runs them unless only the stubs are wanted.
+guide() {
+    local document=$1 client=target/client/$2
+    mkdir -p target/client
+    "$python" tests/clients/extract.py "$document" "$out" "$client"
+    if [ -n "$stubs_only" ]; then
+        PATH="$PWD/target/tools/venv/bin:$PATH" bash -euo pipefail "$out/stubs.sh"
+        "$python" "$client" >"$out/usage" 2>&1 && fail "$client ran without an argument"
+        grep -q "usage: $2 " "$out/usage" || { cat "$out/usage" >&2; fail "$client does not load"; }
+        passed=$((passed + 1))
+    elif ! bash -euo pipefail "$out/all.sh" >"$out/answers" 2>"$out/errors"; then
+        cat "$out/answers" "$out/errors" >&2
+        fail "a block of $document failed; its output is above"
+    fi
+}
 
-if [ "${1:-}" = --stubs-only ]; then
-    PATH="$PWD/target/tools/venv/bin:$PATH" bash -euo pipefail "$out/stubs.sh"
-    "$python" target/client/search_page.py >"$out/usage" 2>&1 && fail "the client ran without a query"
-    grep -q "usage: search_page.py QUERY" "$out/usage" || { cat "$out/usage" >&2; fail "the client does not load"; }
-    echo "clients: 1 passed, 0 failed"
-    exit 0
-fi
-
-if ! bash -euo pipefail "$out/all.sh" >"$out/answers" 2>"$out/errors"; then
-    cat "$out/answers" "$out/errors" >&2
-    fail "a block of docs/clients.md failed; its output is above"
-fi
-
-passed=0
 # prints TITLE PATTERN: the output must match the extended regular expression PATTERN.
 prints() {
+    [ -z "$stubs_only" ] || return 0
     grep -qE -- "$2" "$out/answers" || { cat "$out/answers" >&2; fail "$1"; }
     passed=$((passed + 1))
     echo "ok   $1"
 }
+
+stubs_only=
+[ "${1:-}" != --stubs-only ] || stubs_only=yes
+
+guide docs/clients.md search_page.py
 prints "the server lists its services" '^lodestone\.v1\.RankingService$'
 prints "grpcurl describes a request" 'message SearchRequest'
 prints "a search returns an attribution token" '"attributionToken": "..*"'
@@ -49,4 +55,16 @@ prints "the Python client finds products" "^[1-9][0-9]* products for 'heart hold
 prints "the Python client shows the next page" '^The next page'
 prints "the Python client clicks" '^Clicked on .'
 prints "the Python client shows similar products" '^Like it'
+
+guide docs/shop-pages.md shop_pages.py
+prints "a list has reasons" '"code": "REASON_CODE_'
+prints "a category page counts its items" '"facetItemCount": "[1-9]'
+prints "a page by its number has its ranks" '"rank": 25'
+prints "completions begin with the prefix" '"text": "[^"]*[Hh]ea'
+prints "an answer explains its scores" '"scoreParts": '
+prints "the Python client fills the home page" '^FOR_YOU: 4 products'
+prints "the Python client shows a category" '^[1-9][0-9]* products with price <= 5: 4 products'
+prints "the Python client shows facets" '^  facet price: '
+prints "the Python client shows what is similar" '^SIMILAR: 4 products'
+
 echo "clients: $passed passed, 0 failed"

@@ -132,9 +132,10 @@ impl Generation {
     pub fn new(
         bundle: Bundle,
         state: Arc<LiveState>,
-        lexical: Lexical,
+        mut lexical: Lexical,
         live_rows: usize,
     ) -> Result<Self, GenerationError> {
+        lexical.set_searchable(bundle.manifest.searchable_attributes.clone());
         let keys: Vec<ItemKey> = bundle.items.iter().map(|item| state.keys.intern(&item.id)).collect();
         let generation = Self {
             bundle_texts: bundle.items.iter().map(text_hash).collect(),

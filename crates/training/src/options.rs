@@ -61,6 +61,8 @@ pub struct TrainOptions {
     pub warm_start: Option<PathBuf>,
     /// The built-in features and those that the shop declares.
     pub features: FeatureSchema,
+    /// Attributes whose texts the lexical search of the bundle finds.
+    pub searchable_attributes: Vec<String>,
     /// An answer log from which the ranking model learns too.
     pub answers: Option<AnswerSource>,
     pub name: String,
@@ -117,6 +119,7 @@ impl Default for TrainOptions {
             query_encoder: None,
             warm_start: None,
             features: FeatureSchema::default(),
+            searchable_attributes: Vec::new(),
             answers: None,
             name: "bundle".to_owned(),
             now: UnixMillis(0),

@@ -324,8 +324,11 @@ impl Training {
         let [early, all] = &shop.kept;
         let trained_until = shop.times.labels.end;
         let mut bundle = Bundle {
-            manifest: Manifest::new(options.name.clone(), options.now.0, trained_until.0, events, side.kind.clone())
-                .with_features(options.features.clone()),
+            manifest: Manifest {
+                searchable_attributes: options.searchable_attributes.clone(),
+                ..Manifest::new(options.name.clone(), options.now.0, trained_until.0, events, side.kind.clone())
+                    .with_features(options.features.clone())
+            },
             item_vectors: freeze(&user.item_vectors, width)?,
             title_vectors: freeze(&side.title_vectors, title_dimension)?,
             encoder_weights: Some(

@@ -37,9 +37,11 @@ pub(super) struct ItemTexts {
 }
 
 impl ItemTexts {
-    pub(super) fn of(item: &Item) -> Self {
+    /// `searchable` names the attributes whose texts are labels.
+    pub(super) fn of(item: &Item, searchable: &[String]) -> Self {
         let mut labels = item.brand.clone();
-        for label in item.categories.iter().chain(&item.tags) {
+        let attributes = searchable.iter().flat_map(|name| texts(item, name));
+        for label in item.categories.iter().chain(&item.tags).chain(attributes) {
             labels.push_str(" · ");
             labels.push_str(label);
         }
@@ -55,10 +57,20 @@ impl ItemTexts {
     }
 }
 
+/// Returns the texts of an attribute.
+fn texts<'i>(item: &'i Item, name: &str) -> &'i [String] {
+    match item.attributes.get(name) {
+        Some(AttributeValue::Text(text)) => std::slice::from_ref(text),
+        Some(AttributeValue::Texts(texts)) => texts,
+        Some(AttributeValue::Number(_) | AttributeValue::Flag(_)) | None => &[],
+    }
+}
+
 /// Returns true if the documents of two items have the same texts.
-pub(super) fn has_equal_texts(a: &Item, b: &Item) -> bool {
+pub(super) fn has_equal_texts(a: &Item, b: &Item, searchable: &[String]) -> bool {
     (&a.title, &a.description, &a.brand) == (&b.title, &b.description, &b.brand)
         && (&a.categories, &a.tags) == (&b.categories, &b.tags)
+        && searchable.iter().all(|name| texts(a, name) == texts(b, name))
         && identifiers(a) == identifiers(b)
 }
 

@@ -145,9 +145,9 @@ pub struct RowChange<'i> {
 
 impl RowChange<'_> {
     /// Returns true if the indexed texts differ.
-    fn changes_texts(&self) -> bool {
+    fn changes_texts(&self, searchable: &[String]) -> bool {
         match (self.old, self.new) {
-            (Some(old), Some(new)) => !has_equal_texts(old, new),
+            (Some(old), Some(new)) => !has_equal_texts(old, new, searchable),
             (old, new) => old.is_some() || new.is_some(),
         }
     }
@@ -156,6 +156,7 @@ impl RowChange<'_> {
 /// A lexical index of items, in memory. Writes and searches may run concurrently.
 pub struct Lexical {
     fields: Fields,
+    searchable: Vec<String>,
     index: Index,
     reader: IndexReader,
     /// Held while the reader reloads, so that an earlier state never replaces a later one.
@@ -194,7 +195,7 @@ impl Lexical {
             let _ = merged.reload();
         }))?;
         let (writer, words, synonyms) = (Mutex::default(), RwLock::default(), Synonyms::default());
-        Ok(Self { fields, index, reader, reloading, _merges: merges, writer, words, synonyms })
+        Ok(Self { fields, searchable: Vec::new(), index, reader, reloading, _merges: merges, writer, words, synonyms })
     }
 
     /// Starts the threads of the writer. They inherit the priority of the calling thread.
@@ -226,6 +227,11 @@ impl Lexical {
         self.synonyms = synonyms;
     }
 
+    /// Sets the attributes whose texts are searched as brands and categories are. The index must be empty.
+    pub fn set_searchable(&mut self, attributes: Vec<String>) {
+        self.searchable = attributes;
+    }
+
     /// Sets the languages of the items' texts. The index must be empty.
     pub fn set_languages(&mut self, languages: Languages) {
         self.words.get_mut().forms.languages = languages;
@@ -248,12 +254,12 @@ impl Lexical {
     /// Adds, replaces and removes rows, all or none. Searches see the changes after [`Lexical::refresh`]. Changes that
     /// leave the indexed texts as they are cost nothing.
     pub fn apply(&self, changes: &[RowChange]) -> Result<(), LexicalError> {
-        let changes: Vec<&RowChange> = changes.iter().filter(|change| change.changes_texts()).collect();
+        let changes: Vec<&RowChange> = changes.iter().filter(|change| change.changes_texts(&self.searchable)).collect();
         if changes.is_empty() {
             return Ok(());
         }
         let texts: Vec<[Option<ItemTexts>; 2]> =
-            changes.par_iter().map(|change| [change.old, change.new].map(|item| item.map(ItemTexts::of))).collect();
+            changes.par_iter().map(|change| [change.old, change.new].map(|item| item.map(|item| ItemTexts::of(item, &self.searchable)))).collect();
         let document = |(change, texts): (&&RowChange, &[Option<ItemTexts>; 2])| {
             Some(self.document(change.row, change.new?, texts[1].as_ref()?))
         };

@@ -24,6 +24,8 @@ pub struct Manifest {
     /// Maximum number of events that the user encoder reads: the latest ones of a user. The index of the items'
     /// vectors has the encoder's width.
     pub encoder_events: usize,
+    /// Attributes whose texts the lexical search finds.
+    pub searchable_attributes: Vec<String>,
     pub query_encoder: QueryEncoderKind,
     pub relevance: RelevanceFloor,
     /// The ranking model's heads, in the order of its output.
@@ -104,6 +106,7 @@ impl Manifest {
             feature_schema: FeatureSchema::default().hash(),
             features: FeatureSchema::default(),
             encoder_events,
+            searchable_attributes: Vec::new(),
             query_encoder,
             relevance: RelevanceFloor::NONE,
             heads: Vec::new(),
