@@ -118,7 +118,9 @@ async fn a_full_feed_deletes_what_it_lacks_unless_that_is_too_much_or_newer() {
     assert!(error.message().contains("5 of 10 items, 50.0 %"), "{}", error.message());
     assert_eq!(ids(channel).await.len(), 10);
     // An item that was written after the feed's time stays; the others go.
-    import(channel, vec![items(&["feed-9"])]).await;
+    let changed = proto::Item { title: "another title".to_owned(), ..item("feed-9") };
+    let changed = proto::ImportedItems { items: vec![changed] };
+    import(channel, vec![proto::ImportItemsRequest { part: Some(Part::Items(changed)) }]).await;
     let options = full(|options| (options.update_time, options.deleted_share_max) = (at(1000), Some(0.5)));
     let (responses, error) = import(channel, vec![options, items(&names[..5])]).await;
     assert!(error.is_none(), "{error:?}");

@@ -501,7 +501,7 @@ impl Catalog {
             let (values, at) = (&blocks[row.index() / BLOCK_ROWS], row.index() % BLOCK_ROWS);
             (row, move |key: usize| values[key].get(at))
         });
-        select(valued, |row| self.get(row).key, order.directions::<N>(), part)
+        select(valued, |row| self.key_of(row), order.directions::<N>(), part)
     }
 
     /// Returns the rank of each row in this order; rows with equal values have equal ranks.

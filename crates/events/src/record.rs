@@ -230,7 +230,7 @@ struct ItemRecord {
 
 #[derive(Clone, PartialEq, Message)]
 struct AttributeRecord {
-    #[prost(oneof = "ValueRecord", tags = "1, 2, 3")]
+    #[prost(oneof = "ValueRecord", tags = "1, 2, 3, 4")]
     value: Option<ValueRecord>,
 }
 

@@ -16,13 +16,14 @@ use lodestone_core::{
 };
 use lodestone_events::Rank;
 use lodestone_index::{KeyedNeighbours, LexicalError, dot};
-use std::{borrow::Cow, time::Instant};
+use std::{borrow::Cow, convert::Infallible, time::Instant};
 
 /// Anchor items whose similar items are searched.
 const SIMILAR_ANCHORS_MAX: usize = 5;
-/// Rows that a source returns for each product that it should find, in a catalogue with groups: their variants are
-/// neighbours of each other.
+/// Rows that a source returns for each product that it should find, in a catalogue with groups.
 const ROWS_PER_PRODUCT: usize = 4;
+/// The same for a search that finds few products among so many rows.
+const WIDENED_ROWS_PER_PRODUCT: usize = 64;
 
 /// The rows that a response may contain, as one bit per row.
 pub struct EligibleRows<'a> {
@@ -132,8 +133,36 @@ pub struct RetrievalInput<'a> {
 
 impl RetrievalInput<'_> {
     /// Number of rows that a source returns to find a number of products.
-    pub fn row_count(&self, product_count: usize) -> usize {
+    fn row_count(&self, product_count: usize) -> usize {
         if self.one_per_group { ROWS_PER_PRODUCT * product_count } else { product_count }
+    }
+
+    /// Searches for rows of a number of products. The variants of a group are close to each other, so that a search is
+    /// repeated for more rows while the found ones are of less than half as many products. `rows_of` returns the rows of a
+    /// result.
+    pub fn widened<T, E>(
+        &self,
+        product_count: usize,
+        mut search: impl FnMut(usize) -> Result<T, E>,
+        rows_of: impl Fn(&T) -> &ScoredRows,
+    ) -> Result<T, E> {
+        let mut count = product_count;
+        loop {
+            let found = search(count)?;
+            let rows = rows_of(&found);
+            let is_complete = || {
+                let mut is_new = self.is_new_product(None);
+                2 * rows.iter().filter(|(row, _)| is_new(*row)).count() >= product_count
+            };
+            if !self.one_per_group
+                || rows.len() < count
+                || count >= WIDENED_ROWS_PER_PRODUCT * product_count
+                || is_complete()
+            {
+                return Ok(found);
+            }
+            count *= ROWS_PER_PRODUCT;
+        }
     }
 
     /// Number of candidates after fusion.
@@ -210,7 +239,7 @@ impl RetrievalInput<'_> {
     }
 
     fn fused(&self, fusion: Fusion) -> Candidates {
-        fusion.finish(self.fused_count(), |row| self.catalog.get(row).key)
+        fusion.finish(self.fused_count(), |row| self.catalog.key_of(row))
     }
 }
 
@@ -274,7 +303,7 @@ pub fn new_arrivals(input: &RetrievalInput) -> Candidates {
         };
         (row, value)
     });
-    let key_of = |row: Row| input.catalog.get(row).key;
+    let key_of = |row: Row| input.catalog.key_of(row);
     let one_per_group = input.one_per_group.then_some(input.catalog);
     let newest = select(rows, key_of, [true; 3], Part { count, one_per_group, ..Part::default() }).rows;
     let rows = newest.into_iter().map(|(row, _)| (row, 0.0)).collect();
@@ -286,8 +315,8 @@ pub fn new_arrivals(input: &RetrievalInput) -> Candidates {
 pub fn for_query(input: &RetrievalInput) -> Result<Candidates, LexicalError> {
     let (text, vector) = input.query.map_or(("", None), |query| (query.text, query.vector));
     let eligible = |row| input.eligible.contains(row);
-    let count = input.row_count(input.limits.per_source);
-    let matches = input.generation.lexical.search_all_then_any(text, count, &eligible)?;
+    let search = |count: usize| input.generation.lexical.search_all_then_any(text, count, &eligible);
+    let matches = input.widened(input.limits.per_source, search, |matches| &matches.rows)?;
     let is_identifier = matches.is_identifier();
     let mut fusion = input.fusion();
     if let Some(vector) = vector.filter(|_| !is_identifier) {
@@ -371,7 +400,7 @@ pub fn ordered_keys(input: &RetrievalInput, source: CandidateSource, list: Vec<(
 pub fn ordered_rows(catalog: &Catalog, source: CandidateSource, found: ScoredRows, count: usize) -> Candidates {
     let mut fusion = Fusion::new(catalog.row_count());
     fusion.add(source, found);
-    fusion.finish(count, |row| catalog.get(row).key)
+    fusion.finish(count, |row| catalog.key_of(row))
 }
 
 /// The nearest rows of a vector. The fusion records the strategy and the duration.
@@ -379,14 +408,8 @@ fn search_vectors(input: &RetrievalInput, fusion: &mut Fusion, vector: &[f32], s
     let begun = Instant::now();
     let vector_of = |row: Row| space.vector(input.catalog, row);
     let index = input.generation.vector_index(space);
-    let search = |count: usize| index.search(vector, count, &input.eligible.bits, vector_of);
-    let count = input.limits.per_source;
-    let (mut found, mut strategy) = search(count);
-    // Few products among the nearest rows: they have many variants.
-    let mut is_new = input.is_new_product(None);
-    if input.one_per_group && found.len() == count && found.iter().filter(|(row, _)| is_new(*row)).count() < count / 2 {
-        (found, strategy) = search(input.row_count(count));
-    }
+    let search = |count: usize| Ok::<_, Infallible>(index.search(vector, count, &input.eligible.bits, vector_of));
+    let Ok((found, strategy)) = input.widened(input.limits.per_source, search, |(found, _)| found);
     fusion.record_vector_search(strategy, begun.elapsed());
     found
 }
@@ -408,7 +431,7 @@ pub fn popular(input: &RetrievalInput, count: usize) -> ScoredRows {
     let share = eligible_count as f64 / input.catalog.row_count().max(1) as f64;
     let mut is_new = input.is_new_product(None);
     if (eligible_count as f64) < (count as f64 / share).min(input.popularity.item_count_max() as f64) {
-        let ranked = input.eligible.rows().map(|row| (row, input.catalog.get(row).key));
+        let ranked = input.eligible.rows().map(|row| (row, input.catalog.key_of(row)));
         let mut ranked: Vec<(Rank, Row, ItemKey)> =
             ranked.map(|(row, key)| (input.popularity.counts(key).rank(), row, key)).collect();
         ranked.retain(|(rank, ..)| *rank != Rank::NONE);

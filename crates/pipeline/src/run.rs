@@ -716,8 +716,8 @@ pub fn suggest(
         let recent = context.user.recent.iter().filter(|recent| is_eligible(recent.row));
         recent.map(|recent| (recent.row, recent.weight)).collect()
     } else {
-        let count = context.retrieval_input().row_count(SUGGEST_CANDIDATES);
-        let found = prefix_matches(generation, request, &completions, count, &is_eligible);
+        let search = |count: usize| prefix_matches(generation, request, &completions, count, &is_eligible);
+        let found = context.retrieval_input().widened(SUGGEST_CANDIDATES, search, |found| found);
         found.unwrap_or_else(|error| {
             tracing::warn!(%error, "the lexical source failed");
             context.degrade(DegradationCode::SourceFailed, CandidateSource::Lexical.name());

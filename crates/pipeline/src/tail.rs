@@ -146,7 +146,7 @@ impl Tail {
             };
             (*row, value)
         });
-        Ok(select(rows, |row| catalog.get(row).key, [true; 2], Part { after: current.as_ref(), ..part }))
+        Ok(select(rows, |row| catalog.key_of(row), [true; 2], Part { after: current.as_ref(), ..part }))
     }
 
     fn by_popularity(
@@ -157,16 +157,15 @@ impl Tail {
         part: Part,
     ) -> Selected {
         let rows = eligible.rows().map(|row: Row| {
-            let content = catalog.get(row);
-            let counts = popularity.counts(content.key).rank().parts();
+            let counts = popularity.counts(catalog.key_of(row)).rank().parts();
             let value = move |at: usize| match at {
                 0 => self.in_stock(catalog, row),
                 1 | 2 => SortValue::Number(counts[at - 1]),
-                _ => content.created_at.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64)),
+                _ => catalog.get(row).created_at.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64)),
             };
             (row, value)
         });
-        select(rows, |row| catalog.get(row).key, [true; 4], part)
+        select(rows, |row| catalog.key_of(row), [true; 4], part)
     }
 
     /// The first value of each position but those of fields, which have their own.
