@@ -2,7 +2,15 @@
 use std::{env, fs, path::PathBuf};
 
 /// The files of the services; protox finds the files that they import.
-const PROTOS: &[&str] = &["ranking_service", "event_service", "catalog_service", "explain_service", "model_service"];
+const PROTOS: &[&str] = &[
+    "ranking_service",
+    "event_service",
+    "catalog_service",
+    "rule_service",
+    "synonym_service",
+    "explain_service",
+    "model_service",
+];
 
 #[expect(clippy::disallowed_methods, reason = "cargo passes OUT_DIR through the environment")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {

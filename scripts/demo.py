@@ -11,7 +11,7 @@ import sys
 import uuid
 
 SERVICES = ["grpc.health.v1.Health", "lodestone.v1.CatalogService", "lodestone.v1.EventService",
-            "lodestone.v1.RankingService"]
+            "lodestone.v1.RankingService", "lodestone.v1.RuleService", "lodestone.v1.SynonymService"]
 # Deadline of one call.
 CALL_SECONDS_MAX = 10
 # Lines that are printed of one answer.
@@ -211,6 +211,19 @@ def refuse_a_bad_filter():
         check("InvalidArgument" in str(error) and "filter" in str(error), "an incomplete filter is refused by its field")
 
 
+def pin_by_a_rule():
+    rule = {"rule_id": f"demo-{RUN}", "condition": {"queries": [{"contains": "heart"}]},
+            "actions": [{"pin": {"item_id": TEAPOT, "rank": 1}}, {"banner": "Tea time"}]}
+    written = call("lodestone.v1.RuleService/CreateRule", {"rule": rule}, "A rule: the teapot first for all hearts")
+    search = {"viewer": VIEWER, "query": "heart", "page_size": 3}
+    answer = call("lodestone.v1.RankingService/Search", search, "A search with the rule")
+    applied = [applied["etag"] for applied in answer["info"]["appliedRules"]]
+    check(answer["results"][0]["itemId"] == TEAPOT, "the pinned product is the first")
+    check(applied == [written["rule"]["etag"]], "the answer names the rule")
+    check([banner["payload"] for banner in answer["info"]["banners"]] == ["Tea time"], "the answer has the banner")
+    call("lodestone.v1.RuleService/DeleteRule", {"rule_id": rule["rule_id"]}, "The rule is deleted")
+
+
 def delete_the_new_items():
     answer = call("lodestone.v1.CatalogService/DeleteItems", {"item_ids": [TEAPOT, SCARF, f"unknown-{RUN}"]},
                   "The new products are deleted")
@@ -235,6 +248,7 @@ def main():
         recommend_everything(found, version)
         rank_and_suggest(found)
     refuse_a_bad_filter()
+    pin_by_a_rule()
     delete_the_new_items()
 
 

@@ -261,6 +261,7 @@ impl Shown<'_> {
             "request": request_parts(record).into_iter().collect::<BTreeMap<_, _>>(),
             "session_version": record.session_version,
             "corrected_query": record.corrected_query,
+            "applied_rules": record.applied_rules.iter().map(|rule| &rule.rule_id).collect::<Vec<_>>(),
             "explored": record.explored,
             "seed": record.seed,
             "candidate_count": record.candidate_count,

@@ -362,6 +362,7 @@ struct Compacted {
     is_dry_run: bool,
     dropped_events: BTreeMap<&'static str, u64>,
     replaced_item_changes: u64,
+    replaced_rule_changes: u64,
     kept: u64,
     bytes_before: u64,
     bytes_after: u64,
@@ -376,6 +377,7 @@ impl fmt::Display for Compacted {
             writeln!(f, "  {count:>12} {kind}")?;
         }
         writeln!(f, "{} replaced changes of items {verb}", self.replaced_item_changes)?;
+        writeln!(f, "{} replaced changes of rules and synonyms {verb}", self.replaced_rule_changes)?;
         writeln!(f, "{} bytes before, {} after", self.bytes_before, self.bytes_after)
     }
 }
@@ -391,6 +393,7 @@ fn compact(args: &CompactArgs) -> anyhow::Result<Exit> {
         is_dry_run: args.dry_run,
         dropped_events: compacted.events.iter().map(|(kind, count)| (kind.name(), *count)).collect(),
         replaced_item_changes: compacted.item_changes,
+        replaced_rule_changes: compacted.rule_changes,
         kept: compacted.kept,
         bytes_before: compacted.bytes_before,
         bytes_after: compacted.bytes_after,

@@ -9,7 +9,7 @@ use super::{
 use lodestone_engine::{Replay, ReplayedSlot};
 use lodestone_pipeline::{
     DegradationCode,
-    answers::{AnswerKind, AnswerRecord},
+    answers::{AnswerKind, AnswerRecord, AppliedRuleRecord},
     policy::{Team, joint},
 };
 use prost::Message;
@@ -73,6 +73,15 @@ fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
         explored: record.explored,
         seed: record.seed,
         page_probability: joint(&conditionals),
+        applied_rules: record.applied_rules.iter().map(applied_rule).collect(),
+    }
+}
+
+fn applied_rule(applied: &AppliedRuleRecord) -> proto::AppliedRule {
+    proto::AppliedRule {
+        rule_id: applied.rule_id.clone(),
+        etag: applied.etag.clone(),
+        unused_actions: applied.unused_actions.iter().map(|index| *index as i32).collect(),
     }
 }
 

@@ -11,8 +11,10 @@ mod guard;
 pub mod metrics_endpoint;
 mod item_import;
 mod models;
+mod rule_service;
 mod services;
 mod status;
+mod synonym_service;
 mod transport;
 mod violations;
 
@@ -30,7 +32,8 @@ use lodestone_events::LogError;
 use proto::{
     catalog_service_server::CatalogServiceServer, event_service_server::EventServiceServer,
     explain_service_server::ExplainServiceServer, model_service_server::ModelServiceServer,
-    ranking_service_server::RankingServiceServer,
+    ranking_service_server::RankingServiceServer, rule_service_server::RuleServiceServer,
+    synonym_service_server::SynonymServiceServer,
 };
 use services::Services;
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -40,9 +43,10 @@ use tokio::{
 };
 use tonic::{
     codec::CompressionEncoding,
+    server::NamedService,
     transport::{Server, server::TcpIncoming},
 };
-use tonic_health::server::HealthReporter;
+use tonic_health::{ServingStatus, server::HealthReporter};
 use transport::Transport;
 
 /// Greatest size of a request message in bytes, after decompression.
@@ -52,6 +56,20 @@ const REQUEST_BYTES_MAX: usize = 32 << 20;
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
 /// Time between NOT_SERVING and the end of accepting requests, so that load balancers notice.
 const SHUTDOWN_NOTICE: Duration = Duration::from_millis(200);
+
+/// The services that write to the event log.
+const WRITING: &[&str] = &[
+    EventServiceServer::<Services>::NAME,
+    CatalogServiceServer::<Services>::NAME,
+    RuleServiceServer::<Services>::NAME,
+    SynonymServiceServer::<Services>::NAME,
+];
+/// The other services.
+const READING: &[&str] = &[
+    RankingServiceServer::<Services>::NAME,
+    ExplainServiceServer::<Services>::NAME,
+    ModelServiceServer::<Services>::NAME,
+];
 
 /// Accepts and sends gzip. A macro, because the generated servers share no trait.
 macro_rules! with_gzip {
@@ -102,13 +120,10 @@ pub async fn serve(
     let services = Services::new(engine.clone(), config.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in ["", "liveness"] {
-        health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+        health.set_service_status(service, ServingStatus::Serving).await;
     }
-    health.set_serving::<RankingServiceServer<Services>>().await;
-    health.set_serving::<EventServiceServer<Services>>().await;
-    health.set_serving::<CatalogServiceServer<Services>>().await;
-    health.set_serving::<ExplainServiceServer<Services>>().await;
-    health.set_serving::<ModelServiceServer<Services>>().await;
+    set_status(&health, READING, ServingStatus::Serving).await;
+    set_status(&health, WRITING, ServingStatus::Serving).await;
     let follows_log = tokio::spawn(report_displaced_log(engine.log_displaced(), health.clone()));
 
     let reflection = || {
@@ -131,6 +146,8 @@ pub async fn serve(
         .add_service(with_limits!(EventServiceServer::new(services.clone())))
         .add_service(with_limits!(ExplainServiceServer::new(services.clone())))
         .add_service(with_limits!(CatalogServiceServer::new(services.clone())))
+        .add_service(with_limits!(RuleServiceServer::new(services.clone())))
+        .add_service(with_limits!(SynonymServiceServer::new(services.clone())))
         .add_service(with_limits!(ModelServiceServer::new(services)))
         .serve_with_incoming_shutdown(incoming, async {
             let _ = stopped.await;
@@ -140,8 +157,7 @@ pub async fn serve(
         engine.writes_stopped().await;
         // Otherwise the services would be SERVING again when the files of the log are back.
         follows_log.abort();
-        health.set_not_serving::<EventServiceServer<Services>>().await;
-        health.set_not_serving::<CatalogServiceServer<Services>>().await;
+        set_status(&health, WRITING, ServingStatus::NotServing).await;
         std::future::pending::<()>().await;
     };
     tokio::select! {
@@ -150,12 +166,9 @@ pub async fn serve(
         () = shutdown => {}
     }
     follows_log.abort();
-    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-    health.set_not_serving::<RankingServiceServer<Services>>().await;
-    health.set_not_serving::<EventServiceServer<Services>>().await;
-    health.set_not_serving::<CatalogServiceServer<Services>>().await;
-    health.set_not_serving::<ExplainServiceServer<Services>>().await;
-    health.set_not_serving::<ModelServiceServer<Services>>().await;
+    health.set_service_status("", ServingStatus::NotServing).await;
+    set_status(&health, READING, ServingStatus::NotServing).await;
+    set_status(&health, WRITING, ServingStatus::NotServing).await;
     shut_down(server, stop, config.drain).await
 }
 
@@ -173,6 +186,13 @@ async fn shut_down<E>(
     tokio::time::timeout(drain, server).await.unwrap_or(Ok(()))
 }
 
+/// Reports the health of services.
+async fn set_status(health: &HealthReporter, services: &[&str], status: ServingStatus) {
+    for service in services {
+        health.set_service_status(service, status).await;
+    }
+}
+
 /// Reports NOT_SERVING for the services that write while the files of the event log are not in place. Ranking
 /// continues, because it needs no file.
 async fn report_displaced_log(mut displaced: watch::Receiver<Option<LogError>>, health: HealthReporter) {
@@ -181,13 +201,11 @@ async fn report_displaced_log(mut displaced: watch::Receiver<Option<LogError>>, 
         match error {
             Some(error) => {
                 tracing::error!(%error, "writes are refused");
-                health.set_not_serving::<EventServiceServer<Services>>().await;
-                health.set_not_serving::<CatalogServiceServer<Services>>().await;
+                set_status(&health, WRITING, ServingStatus::NotServing).await;
             }
             None => {
                 tracing::info!("the files of the event log are back; writes continue");
-                health.set_serving::<EventServiceServer<Services>>().await;
-                health.set_serving::<CatalogServiceServer<Services>>().await;
+                set_status(&health, WRITING, ServingStatus::Serving).await;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Builds every status of the server, with its reason as `google.rpc.ErrorInfo`.
 use super::{REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, violations::Violation};
-use lodestone_engine::{EngineError, PageTokenError};
+use lodestone_engine::{EngineError, EntryKind, PageTokenError, RuleError};
 use lodestone_events::LogError;
 use lodestone_rollout::RolloutError;
 use std::{collections::HashMap, time::Duration};
@@ -34,6 +34,12 @@ enum Reason {
     ItemNotFound,
     FeedShrinks,
     ServingConfigNotFound,
+    RuleExists,
+    RuleNotFound,
+    SynonymSetExists,
+    SynonymSetNotFound,
+    EtagMismatch,
+    TooManyRules,
     AttributionTokenInvalid,
     AnswerNotFound,
     AnswerDamaged,
@@ -56,7 +62,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 31] = [
+    const ALL: [Self; 37] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -70,6 +76,12 @@ impl Reason {
         Self::ItemNotFound,
         Self::FeedShrinks,
         Self::ServingConfigNotFound,
+        Self::RuleExists,
+        Self::RuleNotFound,
+        Self::SynonymSetExists,
+        Self::SynonymSetNotFound,
+        Self::EtagMismatch,
+        Self::TooManyRules,
         Self::AttributionTokenInvalid,
         Self::AnswerNotFound,
         Self::AnswerDamaged,
@@ -105,6 +117,12 @@ impl Reason {
             Self::ItemNotFound => "ITEM_NOT_FOUND",
             Self::FeedShrinks => "FEED_SHRINKS",
             Self::ServingConfigNotFound => "SERVING_CONFIG_NOT_FOUND",
+            Self::RuleExists => "RULE_EXISTS",
+            Self::RuleNotFound => "RULE_NOT_FOUND",
+            Self::SynonymSetExists => "SYNONYM_SET_EXISTS",
+            Self::SynonymSetNotFound => "SYNONYM_SET_NOT_FOUND",
+            Self::EtagMismatch => "ETAG_MISMATCH",
+            Self::TooManyRules => "TOO_MANY_RULES",
             Self::AttributionTokenInvalid => "ATTRIBUTION_TOKEN_INVALID",
             Self::AnswerNotFound => "ANSWER_NOT_FOUND",
             Self::AnswerDamaged => "ANSWER_DAMAGED",
@@ -132,9 +150,12 @@ impl Reason {
             Self::InvalidRequest | Self::MessageMalformed | Self::PageTokenInvalid | Self::AttributionTokenInvalid => {
                 Code::InvalidArgument
             }
-            Self::PageTokenExpired => Code::Aborted,
+            Self::PageTokenExpired | Self::EtagMismatch => Code::Aborted,
+            Self::RuleExists | Self::SynonymSetExists => Code::AlreadyExists,
             Self::ItemNotFound
             | Self::ServingConfigNotFound
+            | Self::RuleNotFound
+            | Self::SynonymSetNotFound
             | Self::AnswerNotFound
             | Self::BundleNotFound
             | Self::ServiceUnknown => Code::NotFound,
@@ -148,6 +169,7 @@ impl Reason {
             Self::Overloaded
             | Self::StorageFull
             | Self::TooManyChanges
+            | Self::TooManyRules
             | Self::MessageTooLarge
             | Self::ResponseTooLarge => Code::ResourceExhausted,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
@@ -270,6 +292,34 @@ pub(crate) fn item_not_found(id: &str) -> Status {
     status(Reason::ItemNotFound, "the catalogue has no such item", details)
 }
 
+/// Returns the status of an unknown rule or set of synonyms.
+pub(crate) fn entry_not_found(kind: EntryKind, id: &str) -> Status {
+    of(EngineError::Rule(RuleError::NotFound { kind, id: id.to_owned() }))
+}
+
+/// Returns the status of a refused change of a rule or a set of synonyms.
+fn of_rule(error: RuleError) -> Status {
+    let message = error.to_string();
+    let (reason, kind, id) = match error {
+        RuleError::Exists { kind: EntryKind::Rule, id } => (Reason::RuleExists, EntryKind::Rule, id),
+        RuleError::Exists { kind, id } => (Reason::SynonymSetExists, kind, id),
+        RuleError::NotFound { kind: EntryKind::Rule, id } => (Reason::RuleNotFound, EntryKind::Rule, id),
+        RuleError::NotFound { kind, id } => (Reason::SynonymSetNotFound, kind, id),
+        RuleError::Etag { kind, id, .. } => (Reason::EtagMismatch, kind, id),
+        RuleError::TooMany { .. } | RuleError::TooManyRegexes { .. } => {
+            return status(Reason::TooManyRules, message, ErrorDetails::new());
+        }
+    };
+    let mut details = ErrorDetails::new();
+    let message_type = match kind {
+        EntryKind::Rule => "lodestone.v1.Rule",
+        EntryKind::SynonymSet => "lodestone.v1.SynonymSet",
+    };
+    // A text that is no id may have any length.
+    details.set_resource_info(message_type, id.chars().take(64).collect::<String>(), "", "");
+    status(reason, message, details)
+}
+
 /// Returns the status of a full feed that would delete too much of the catalogue.
 pub(crate) fn feed_shrinks(missing_count: usize, item_count: usize, share_max: f64) -> Status {
     let message = format!(
@@ -313,6 +363,7 @@ pub(crate) fn of(error: EngineError) -> Status {
             tracing::error!(%error, "the answer log cannot be read");
             status(Reason::StorageFailed, message, none())
         }
+        EngineError::Rule(error) => of_rule(error),
         EngineError::Log(error) => of_log(&error),
         EngineError::Internal(text) => {
             tracing::error!(text, "internal error");

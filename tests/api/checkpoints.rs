@@ -5,6 +5,7 @@ use crate::support::{
     events::{START, event},
     items::random_item_change,
     live_state::{LoggedState, NO_EVICTION, USERS, recovered, recovered_with, user_id, view},
+    rules::random_rule_change,
 };
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_events::{
@@ -30,13 +31,16 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
 }
 
-/// Returns a random change: mostly events, whose times are within one day and out of order, and every 50th a change of
-/// an item.
+/// Returns a random change: mostly events, whose times are within one day and out of order, every 50th a change of an
+/// item, and every 50th one of a rule.
 fn random_change(number: usize, random: &mut StdRng) -> Change {
     let item = format!("i{}", random.random_range(0..40));
     if number % 50 == 49 {
         let id = ItemId::parse(&item).unwrap();
         return random_item_change(id, number, random);
+    }
+    if number % 50 == 24 {
+        return random_rule_change(number, random);
     }
     let kind = EventKind::ALL[random.random_range(0..EventKind::ALL.len())];
     let user = format!("p{}", random.random_range(0..USERS));

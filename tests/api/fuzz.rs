@@ -10,9 +10,8 @@ use lodestone_core::{
     text,
 };
 use lodestone_engine::{PageToken, TokenKey};
-use lodestone_index::{
-    CompletionCandidate, CompletionSource, Lexical, MatchMode, Suggester, Synonyms, SynonymsParseError,
-};
+use lodestone_index::{CompletionCandidate, CompletionSource, Lexical, MatchMode, Suggester};
+use lodestone_rules::{Synonyms, SynonymsParseError};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestCaseError, TestRunner},

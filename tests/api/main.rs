@@ -15,6 +15,7 @@ mod pages;
 mod popularity;
 mod power_loss;
 mod read_your_events;
+mod rules;
 mod state;
 mod support;
 mod transport;

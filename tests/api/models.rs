@@ -11,7 +11,7 @@ use lodestone_catalog::Item;
 use lodestone_core::ids::ItemId;
 use lodestone_engine::{Engine, EngineError, PageTokenError};
 use lodestone_events::{Attribution, EventKind};
-use lodestone_index::{Languages, Synonyms};
+use lodestone_index::Languages;
 use lodestone_pipeline::{
     RecommendKind,
     bundle::Bundle,
@@ -22,6 +22,7 @@ use lodestone_rollout::{
     BundleState, BundleStatus, Generations, HealthBounds, LoadThreads, Loader, RolloutError, Routes, SlateCacheConfig,
     StoreError, start_shadow,
 };
+use lodestone_rules::Synonyms;
 use lodestone_training::EncoderSettings;
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every fenced block of the guides docs/clients.md and docs/shop-pages.md, unchanged and in order, against the server
-# at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and checks the output.
+# Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md and docs/rules.md, unchanged and in order,
+# against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and checks the output.
 #
 #   tests/clients/run.sh [--stubs-only]
 #
@@ -66,5 +66,11 @@ prints "the Python client fills the home page" '^FOR_YOU: 4 products'
 prints "the Python client shows a category" '^[1-9][0-9]* products with price <= 5: 4 products'
 prints "the Python client shows facets" '^  facet price: '
 prints "the Python client shows what is similar" '^SIMILAR: 4 products'
+
+guide docs/rules.md careful_rule.py
+prints "an answer names its rule" '"ruleId": "valentine"'
+prints "an answer has the banner of its rule" '"payload": ".*valentine'
+prints "a preview estimates rewards" '"reward": "REWARD_TYPE_RETURN_VISIT"'
+prints "the Python client previews a rule" '^[0-9]+ of [0-9]+ slots would change'
 
 echo "clients: $passed passed, 0 failed"

@@ -11,7 +11,7 @@ mod snapshot;
 mod write;
 
 pub use counts::ValueCounts;
-pub use filter::{Field, Filter, FilterError, attribute_name, has_word_prefix, path_normal};
+pub use filter::{Field, Filter, FilterError, attribute_name, has_word_prefix, is_word_boundary, path_normal};
 pub use groups::{Group, SeenGroups};
 pub use item::{AttributeValue, Item, is_url, limits};
 pub use keys::ItemKeys;

@@ -28,6 +28,7 @@ use lodestone_state::checkpoints::Checkpoints;
 use lodestone_telemetry::{Metrics, Sizes};
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -72,6 +73,12 @@ pub struct Engine {
     /// None if the state depends on the time of the startup, not on the log alone.
     pub(crate) checkpoints: Option<Arc<Checkpoints>>,
     pub(crate) metrics: Metrics,
+    /// The directory of the event log.
+    pub(crate) log: PathBuf,
+    /// Held while a change of rules is checked and written, so that no other one comes between.
+    pub(crate) rule_writes: Arc<tokio::sync::Mutex<()>>,
+    /// Held by the preview of a rule, which reads files.
+    pub(crate) preview: Arc<tokio::sync::Mutex<()>>,
 }
 
 pub(crate) type WriteResult = Result<WriteReport, EngineError>;
@@ -149,6 +156,8 @@ impl Engine {
             evicted_users: self.generations.state.users.evicted_count(),
             evicted_items: self.generations.state.event_items.lock().evicted_count(),
             item_keys: self.generations.state.keys.len(),
+            rules: self.rules().rules.len(),
+            synonym_sets: self.rules().synonym_sets.len(),
         })
     }
 
@@ -549,6 +558,9 @@ impl Engine {
         }
         for degradation in &info.degradations {
             self.metrics.degraded(degradation.code.name());
+        }
+        for applied in &info.applied_rules {
+            self.metrics.applied_rule(applied.rule.id());
         }
         if info.explored {
             self.metrics.explored();

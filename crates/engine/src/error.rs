@@ -4,7 +4,7 @@ use lodestone_pipeline::{
     answers::{AnswerLogError, ReplayError},
     serving::UnknownConfig,
 };
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// The outcome of a written event or item, in the order of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,12 +102,46 @@ pub enum EngineError {
     /// The answer log could not be read.
     #[error("the answer log cannot be read")]
     Answers(#[source] AnswerLogError),
+    /// The change of a rule or a set of synonyms was refused.
+    #[error("{0}")]
+    Rule(#[from] RuleError),
     /// The write could not be logged.
     #[error("the write could not be logged")]
     Log(#[source] LogError),
     /// A bug. Its text is logged and never sent to a client.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+/// A kind of entry that the shop maintains by its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind {
+    Rule,
+    SynonymSet,
+}
+
+impl fmt::Display for EntryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rule => "rule",
+            Self::SynonymSet => "set of synonyms",
+        })
+    }
+}
+
+/// The reason why a change of a rule or a set of synonyms is refused. Nothing is stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    #[error("there is a {kind} with the id `{id}` already; use an update to replace it")]
+    Exists { kind: EntryKind, id: String },
+    #[error("there is no {kind} with the id `{id}`")]
+    NotFound { kind: EntryKind, id: String },
+    #[error("`{sent}` is not the etag of the {kind} `{id}`, which is `{current}`: it was changed; read it again")]
+    Etag { kind: EntryKind, id: String, sent: String, current: String },
+    #[error("there would be {count} entries of the kind {kind}; the limit is {limit}")]
+    TooMany { kind: EntryKind, count: usize, limit: usize },
+    #[error("the rules would have {count} regular expressions; the limit is {limit}")]
+    TooManyRegexes { count: usize, limit: usize },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

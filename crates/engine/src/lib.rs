@@ -5,12 +5,16 @@ mod engine;
 mod error;
 mod open;
 mod popularity;
+mod previews;
 mod replays;
+mod rules;
 mod token;
 mod workers;
 
 pub use engine::{Engine, EngineConfig, QueuedEvents};
-pub use error::{EngineError, PageTokenError, WriteOutcome, WriteReport};
+pub use error::{EngineError, EntryKind, PageTokenError, RuleError, WriteOutcome, WriteReport};
 pub use open::{ANSWERS, LogMissing, OpenError, OpenOptions, event_log, open};
+pub use previews::{PagePair, RequestOfRecord, RewardPreview, RulePreview};
 pub use replays::{Replay, ReplayedSlot};
+pub use rules::PutMode;
 pub use token::{ItemsToken, PageToken, TokenKey, TokenKeyError, answer_of_token};

@@ -11,7 +11,7 @@ use lodestone_core::units::UnixMillis;
 use lodestone_events::{
     Applied, Change, EventLog, Fold, LogError, Outcome, Writer, panic_message, storage::create_directory,
 };
-use lodestone_index::{Languages, Synonyms, SynonymsError};
+use lodestone_index::Languages;
 use lodestone_pipeline::{
     answers::{AnswerLog, AnswerLogError},
     bundle::{Bundle, BundleError},
@@ -24,6 +24,7 @@ use lodestone_rollout::{
     BUNDLE_COPIES, BundleSource, Embedded, Generations, LoadError, LoadThreads, LoadedGeneration, Loader, Pointer,
     Rollout, RolloutConfig, RolloutInput, StoreError, first_bundle, start_shadow,
 };
+use lodestone_rules::{Synonyms, SynonymsError};
 use lodestone_state::{
     RecoveredState, RecoveryError, RecoveryOptions, Searches, StateLimits, checkpoints::Checkpoints, recover,
     state_with_items,
@@ -136,6 +137,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
     let (bundle, pointer) = open_bundle(&options)?;
     let runtime = Runtime::load(options.library)?;
     let (log, recovered) = recover_state(&options, &bundle)?;
+    let log_directory = log.directory().path().to_owned();
     let RecoveredState { state, recent, origin, checkpoint } = recovered;
     state.publish_popularity(UnixMillis::now());
     let deduper = Arc::new(Mutex::new(recent));
@@ -184,6 +186,9 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         tokens,
         checkpoints,
         metrics,
+        log: log_directory,
+        rule_writes: Arc::default(),
+        preview: Arc::default(),
     })
 }
 

@@ -1,4 +1,5 @@
 //! Page and attribution tokens: opaque to clients, and signed, so that only tokens of this server are accepted.
+use crate::error::EntryKind;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
 use lodestone_catalog::Position;
@@ -26,6 +27,7 @@ enum TokenKind {
     Page = 1,
     Attribution = 2,
     Items = 3,
+    Entries = 4,
 }
 
 /// The signing key. It is stored with the log, so that tokens survive a restart.
@@ -134,6 +136,20 @@ impl TokenKey {
         let (fingerprint, id) = body.split_first_chunk()?;
         let after = ItemId::parse(std::str::from_utf8(id).ok()?).ok()?;
         Some(ItemsToken { fingerprint: u64::from_le_bytes(*fingerprint), after })
+    }
+
+    /// Signs the token of the page of a list of rules or sets of synonyms that begins after an entry.
+    pub fn entries(&self, kind: EntryKind, after: &str) -> String {
+        let mut body = vec![TokenKind::Entries as u8, kind as u8];
+        body.extend_from_slice(after.as_bytes());
+        self.sign(body)
+    }
+
+    /// Verifies a token of a list of this kind; returns the id of the last entry before the page.
+    pub fn parse_entries(&self, text: &str, kind: EntryKind) -> Option<String> {
+        let body = self.verify(text, TokenKind::Entries)?;
+        let (of, after) = body.split_first()?;
+        (*of == kind as u8).then(|| String::from_utf8(after.to_vec()).ok())?
     }
 
     /// Signs the attribution token of the answer with this id.

@@ -87,9 +87,9 @@ fn join(changes: &[Quarantined]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quarantined {
     pub position: u64,
-    /// The name of the event type, `upsert_item` or `delete_item`.
+    /// See [`Change::kind_name`](crate::Change::kind_name).
     pub kind: String,
-    /// The id of the event or of the item.
+    /// See [`Change::id`](crate::Change::id).
     pub id: String,
     pub reason: String,
 }

@@ -6,11 +6,12 @@ use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, Quantity, UnixMillis},
 };
+use lodestone_rules::{Rule, RuleChange, SynonymSet};
 use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
 /// The version of written records. Readers reject unknown versions.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 /// A change that a record of the log stores.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,7 @@ const VERSION: u8 = 3;
 pub enum Change {
     Event(Event),
     Item(ItemChange),
+    Rule(RuleChange),
 }
 
 impl Change {
@@ -29,6 +31,12 @@ impl Change {
             Self::Item(ItemChange::Delete { id, at }) => {
                 encode(Content::Delete(DeleteRecord { id: id.as_str().to_owned(), at_ms: at.0 }))
             }
+            Self::Rule(change) => encode(match change {
+                RuleChange::PutRule(rule) => Content::PutRule(rule.clone()),
+                RuleChange::DeleteRule(id) => Content::DeleteRule(id.clone()),
+                RuleChange::PutSynonyms(set) => Content::PutSynonyms(set.clone()),
+                RuleChange::DeleteSynonyms(id) => Content::DeleteSynonyms(id.clone()),
+            }),
         }
     }
 
@@ -37,27 +45,29 @@ impl Change {
         encode(Content::Event(EventRecord::from(event)))
     }
 
-    /// Returns the id of the event or of the item.
+    /// Returns the id of the event, of the item, of the rule or of the set of synonyms.
     pub fn id(&self) -> &str {
         match self {
             Self::Event(event) => event.id.as_str(),
             Self::Item(change) => change.id().as_str(),
+            Self::Rule(change) => change.id(),
         }
     }
 
-    /// Returns the item that the change writes or deletes; `None` for an event.
+    /// Returns the item that the change writes or deletes; `None` for other changes.
     pub fn item_id(&self) -> Option<&ItemId> {
         match self {
-            Self::Event(_) => None,
+            Self::Event(_) | Self::Rule(_) => None,
             Self::Item(change) => Some(change.id()),
         }
     }
 
-    /// Returns the event type's name, `upsert_item`, `update_item` or `delete_item`, for counts.
+    /// Returns the event type's name, or that of the change such as `upsert_item` or `put_rule`, for counts.
     pub fn kind_name(&self) -> &'static str {
         match self {
             Self::Event(event) => event.kind.name(),
             Self::Item(change) => change.kind_name(),
+            Self::Rule(change) => change.kind_name(),
         }
     }
 
@@ -90,6 +100,10 @@ fn read_change(bytes: &[u8]) -> Result<Change, Reason> {
         Content::Delete(DeleteRecord { id, at_ms }) => {
             Ok(Change::Item(ItemChange::Delete { id: read_item_id(&id)?, at: UnixMillis(at_ms) }))
         }
+        Content::PutRule(rule) => Ok(Change::Rule(RuleChange::PutRule(rule))),
+        Content::DeleteRule(id) => Ok(Change::Rule(RuleChange::DeleteRule(id))),
+        Content::PutSynonyms(set) => Ok(Change::Rule(RuleChange::PutSynonyms(set))),
+        Content::DeleteSynonyms(id) => Ok(Change::Rule(RuleChange::DeleteSynonyms(id))),
     }
 }
 
@@ -103,7 +117,7 @@ fn read_price(micros: Option<i64>) -> Result<Option<PriceMicros>, Reason> {
 
 #[derive(Clone, PartialEq, Message)]
 struct ChangeRecord {
-    #[prost(oneof = "Content", tags = "1, 2, 3")]
+    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5, 6, 7")]
     content: Option<Content>,
 }
 
@@ -115,6 +129,14 @@ enum Content {
     Write(WriteRecord),
     #[prost(message, tag = "3")]
     Delete(DeleteRecord),
+    #[prost(message, tag = "4")]
+    PutRule(Rule),
+    #[prost(string, tag = "5")]
+    DeleteRule(String),
+    #[prost(message, tag = "6")]
+    PutSynonyms(SynonymSet),
+    #[prost(string, tag = "7")]
+    DeleteSynonyms(String),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -419,6 +441,7 @@ impl ItemRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lodestone_rules::{Pin, RuleAction, RuleActionKind, SynonymTerms};
     use proptest::prelude::*;
 
     fn event() -> impl Strategy<Value = Event> {
@@ -526,6 +549,24 @@ mod tests {
     }
 
     #[test]
+    fn decoding_encoded_changes_of_rules_returns_them() {
+        let pin = RuleActionKind::Pin(Pin { item_id: "hat".into(), rank: 1 });
+        let actions = vec![RuleAction { action: Some(pin) }];
+        let rule = Rule { rule_id: "r".into(), priority: -7, actions, ..Rule::default() };
+        let terms = SynonymTerms { terms: vec!["hat".into(), "cap".into()], replacements: Vec::new() };
+        let set = SynonymSet { synonym_set_id: "s".into(), synonyms: Some(terms), ..SynonymSet::default() };
+        for change in [
+            RuleChange::PutRule(rule),
+            RuleChange::DeleteRule("r".into()),
+            RuleChange::PutSynonyms(set),
+            RuleChange::DeleteSynonyms("s".into()),
+        ] {
+            let change = Change::Rule(change);
+            assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);
+        }
+    }
+
+    #[test]
     fn an_unknown_version_is_rejected_with_its_position() {
         let id = ItemId::parse("hat").unwrap();
         let mut bytes = Change::Item(ItemChange::Delete { id, at: UnixMillis(0) }).encode();
@@ -533,6 +574,6 @@ mod tests {
         let error = Change::decode(77, &bytes).unwrap_err();
         assert!(matches!(error, LogError::Corrupt { position: 77, .. }));
         let text = error.to_string();
-        assert!(text.contains("position 77") && text.contains("version 9") && text.contains("version 3"), "{text}");
+        assert!(text.contains("position 77") && text.contains("version 9") && text.contains("version 4"), "{text}");
     }
 }

@@ -50,7 +50,6 @@ mod lexical;
 mod neighbours;
 mod spelling;
 mod suggest;
-mod synonyms;
 
 pub use forms::{Languages, UnknownLanguage};
 pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy, UnknownPrecision};
@@ -58,7 +57,6 @@ pub use histories::{Histories, HistoriesError, SimilarHistories};
 pub use hnsw::{InvalidVector, LiveGraph, LiveGraphConfig, VectorError, best_first, check_vector, exact_search};
 pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
-pub use lexical::{Lexical, LexicalError, MatchMode, MatchScope, Matches, MatchingRows, RowChange};
+pub use lexical::{Lexical, LexicalError, MatchMode, MatchScope, Matches, MatchingRows, QueryText, RowChange};
 pub use neighbours::{KeyedNeighbours, Neighbours, NeighboursError};
 pub use suggest::{Completion, CompletionCandidate, CompletionSource, Suggester, has_prefix};
-pub use synonyms::{ParseError as SynonymsParseError, Synonyms, SynonymsError, SynonymsProblem};

@@ -11,11 +11,13 @@ use crate::{
     serving::ServingConfig,
     slate::SearchMatches,
 };
-use lodestone_catalog::{Catalog, Position};
+use lodestone_catalog::{Catalog, Filter, Position};
 use lodestone_core::{
     ids::{ItemId, Row},
     units::UnixMillis,
 };
+use lodestone_index::QueryText;
+use lodestone_rules::Synonyms;
 use lodestone_state::users::History;
 use std::{
     sync::Arc,
@@ -50,6 +52,10 @@ pub struct RequestContext<'a> {
     /// None: the sent query needs no correction.
     pub corrected_query: Option<String>,
     pub query_vector: Option<Vec<f32>>,
+    /// Those of rules and sets, in addition to those of the lexical index.
+    pub synonyms: Vec<Arc<Synonyms>>,
+    /// The items that the rules leave.
+    pub rule_filter: Option<Filter>,
     pub eligible: EligibleRows<'a>,
     /// The eligible rows among which the sources search. None: all.
     pub retrievable: Option<EligibleRows<'a>>,
@@ -131,6 +137,8 @@ impl<'a> RequestContext<'a> {
             sent_query: None,
             corrected_query: None,
             query_vector: None,
+            synonyms: Vec::new(),
+            rule_filter: None,
             eligible: EligibleRows::offered(catalog),
             excluded: Vec::new(),
             limits: ServingConfig::default().retrieval_limits(),
@@ -161,6 +169,11 @@ impl<'a> RequestContext<'a> {
         self.corrected_query.as_deref().or(self.sent_query)
     }
 
+    /// A query with the synonyms of the request.
+    pub fn query_text<'q>(&'q self, text: &'q str) -> QueryText<'q> {
+        QueryText { text, synonyms: &self.synonyms }
+    }
+
     /// The input of the first stage.
     pub fn retrieval_input(&self) -> RetrievalInput<'_> {
         RetrievalInput {
@@ -168,7 +181,11 @@ impl<'a> RequestContext<'a> {
             catalog: self.catalog,
             user: &self.user,
             popularity: &self.popularity,
-            query: self.query().map(|text| Query { text, vector: self.query_vector.as_deref() }),
+            query: self.query().map(|text| Query {
+                text,
+                vector: self.query_vector.as_deref(),
+                synonyms: &self.synonyms,
+            }),
             anchors: self.anchors.as_ref().map_or(&[], |anchors| &anchors.items),
             eligible: self.retrievable.as_ref().unwrap_or(&self.eligible),
             now: self.now,

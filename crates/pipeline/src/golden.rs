@@ -137,7 +137,7 @@ fn answer(
         catalog: &catalog,
         user: &user,
         popularity: &popularity,
-        query: query.map(|text| Query { text, vector: query_vector.as_deref() }),
+        query: query.map(|text| Query { text, vector: query_vector.as_deref(), synonyms: &[] }),
         anchors: anchors.as_ref().map_or(&[], |anchors| &anchors.items),
         eligible: &eligible,
         now,

@@ -18,6 +18,7 @@ mod products;
 pub mod ranking;
 pub mod request;
 pub mod retrieve;
+pub mod rules;
 pub mod run;
 pub mod serving;
 pub mod slate;

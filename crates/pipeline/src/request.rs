@@ -5,6 +5,7 @@ use lodestone_catalog::{AttributeValue, Filter, Item, OrderBy};
 use lodestone_core::ids::{ItemId, UserId};
 use lodestone_events::Event;
 use lodestone_index::{Completion, SearchStrategy};
+use lodestone_rules::CompiledRule;
 use std::{sync::Arc, time::Duration};
 
 /// Default number of results on a page.
@@ -27,6 +28,8 @@ pub struct Viewer {
     pub session: String,
     /// A BCP 47 tag, or empty.
     pub locale: String,
+    /// The number of `lodestone.v1.Platform`; 0: unknown.
+    pub platform: i32,
 }
 
 /// A requested page of a slate.
@@ -65,6 +68,8 @@ pub struct Options {
     pub request_id: String,
     /// Empty: that of an experiment, or the default one.
     pub serving_config: String,
+    /// The groups of the viewer, which conditions of rules name.
+    pub audiences: Vec<String>,
 }
 
 /// What becomes of items that are sold out.
@@ -245,8 +250,29 @@ pub struct AnswerInfo {
     pub explored: bool,
     /// Number of results, from the first one on, that the ranking model ordered. 0 if a field or retrieval orders.
     pub ranked_count: usize,
+    /// The rules that apply, in their order.
+    pub applied_rules: Vec<AppliedRule>,
+    /// Empty: no rule redirects.
+    pub redirect_url: String,
+    /// Of the applied rules, in their order.
+    pub banners: Vec<RuleBanner>,
     /// Present from [`DebugLevel::Timings`].
     pub debug: Option<AnswerDebug>,
+}
+
+/// A rule that applies to a request.
+#[derive(Debug, Clone)]
+pub struct AppliedRule {
+    pub rule: Arc<CompiledRule>,
+    /// Indices of actions without an effect, because that of an earlier rule applies, or because of a limit.
+    pub unused_actions: Vec<u32>,
+}
+
+/// A banner of an applied rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleBanner {
+    pub rule_id: String,
+    pub payload: String,
 }
 
 #[derive(Debug, Clone)]

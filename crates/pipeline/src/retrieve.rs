@@ -15,8 +15,9 @@ use lodestone_core::{
     units::UnixMillis,
 };
 use lodestone_events::Rank;
-use lodestone_index::{KeyedNeighbours, LexicalError, dot};
-use std::{borrow::Cow, convert::Infallible, time::Instant};
+use lodestone_index::{KeyedNeighbours, LexicalError, QueryText, dot};
+use lodestone_rules::Synonyms;
+use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Instant};
 
 /// Anchor items whose similar items are searched.
 const SIMILAR_ANCHORS_MAX: usize = 5;
@@ -111,6 +112,8 @@ pub struct RetrievalLimits {
 pub struct Query<'a> {
     pub text: &'a str,
     pub vector: Option<&'a [f32]>,
+    /// Those of rules and sets, in addition to those of the lexical index.
+    pub synonyms: &'a [Arc<Synonyms>],
 }
 
 /// The input of the first stage.
@@ -313,9 +316,10 @@ pub fn new_arrivals(input: &RetrievalInput) -> Candidates {
 /// Candidates for a query: items with its words, and items whose vectors are close to its vector. If the query is an
 /// item's identifier, only that item.
 pub fn for_query(input: &RetrievalInput) -> Result<Candidates, LexicalError> {
-    let (text, vector) = input.query.map_or(("", None), |query| (query.text, query.vector));
+    let Some(Query { text, vector, synonyms }) = input.query else { return Ok(Candidates::default()) };
+    let query = QueryText { text, synonyms };
     let eligible = |row| input.eligible.contains(row);
-    let search = |count: usize| input.generation.lexical.search_all_then_any(text, count, &eligible);
+    let search = |count: usize| input.generation.lexical.search_all_then_any(query, count, &eligible);
     let matches = input.widened(input.limits.per_source, search, |matches| &matches.rows)?;
     let is_identifier = matches.is_identifier();
     let mut fusion = input.fusion();

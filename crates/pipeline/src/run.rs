@@ -11,6 +11,7 @@ use crate::{
     products,
     request::*,
     retrieve::{self, EligibleRows, RetrievalInput},
+    rules::{RuleEffects, RuledRequest},
     serving::Plan,
     slate::{
         self, CurrentItems, FieldTies, MatchedBy, Order, PageStart, PolicyContext, QueryTiers, SearchMatches, Shown,
@@ -66,7 +67,9 @@ impl PlannedRequest {
     pub fn discarded(&self) -> Self {
         Self { logging: AnswerLogging::Skipped, ..self.clone() }
     }
+}
 
+impl RuledRequest<'_> {
     /// The context before the first stage.
     fn context<'a>(
         &'a self,
@@ -74,10 +77,13 @@ impl PlannedRequest {
         catalog: &'a Arc<Catalog>,
         now: UnixMillis,
     ) -> RequestContext<'a> {
-        let (request, plan) = (&self.request, &self.plan);
-        let context = RequestContext::new(generation, catalog, request.viewer(), request.options(), now);
+        let (request, plan) = (&*self.request, &self.planned.plan);
+        let mut context = RequestContext::new(generation, catalog, request.viewer(), request.options(), now);
+        context.stage_times.extend(self.time.map(|time| ("rules", time)));
         RequestContext {
             sent_query: request.query(),
+            synonyms: self.effects.synonyms.clone(),
+            rule_filter: self.effects.filter.clone(),
             limits: plan.retrieval_limits(),
             sold_out: request.sold_out(plan),
             ranker: match plan.uses_ranker() && !request.is_by_field() {
@@ -131,7 +137,17 @@ impl RankingRequest {
         }
     }
 
-    fn query(&self) -> Option<&str> {
+    /// The options, which rules extend.
+    pub(crate) fn options_mut(&mut self) -> &mut Options {
+        match self {
+            Self::Search(request) => &mut request.options,
+            Self::Recommend(request) => &mut request.options,
+            Self::Rank(request) => &mut request.options,
+        }
+    }
+
+    /// None without a query.
+    pub fn query(&self) -> Option<&str> {
         match self {
             Self::Search(request) => Some(request.query.as_str()).filter(|_| !request.is_browse()),
             Self::Recommend(_) => None,
@@ -154,7 +170,7 @@ impl RankingRequest {
         }
     }
 
-    fn filter(&self) -> Option<&Filter> {
+    pub(crate) fn filter(&self) -> Option<&Filter> {
         match self {
             Self::Search(request) => request.filter.as_ref(),
             Self::Recommend(request) => request.filter.as_ref(),
@@ -254,20 +270,21 @@ pub fn run(
     requests: &[PlannedRequest],
     now: UnixMillis,
 ) -> Vec<PipelineAnswer> {
-    let catalog = generation.catalog.load_full();
+    let (catalog, rules) = (generation.catalog.load_full(), generation.state.rules());
+    let ruled: Vec<RuledRequest> = requests.iter().map(|planned| RuledRequest::new(planned, &rules, now)).collect();
     let mut contexts: Vec<RequestContext> =
-        requests.iter().map(|request| request.context(generation, &catalog, now)).collect();
-    for (context, planned) in contexts.iter_mut().zip(requests) {
-        correct_query(context, &planned.request);
+        ruled.iter().map(|ruled| ruled.context(generation, &catalog, now)).collect();
+    for (context, ruled) in contexts.iter_mut().zip(&ruled) {
+        correct_query(context, &ruled.request);
     }
     context::encode_queries(&mut contexts, models);
     context::encode_users(&mut contexts, models);
-    for (context, planned) in contexts.iter_mut().zip(requests) {
-        retrieve_candidates(context, &planned.request);
+    for (context, ruled) in contexts.iter_mut().zip(&ruled) {
+        retrieve_candidates(context, &ruled.request);
     }
     let ranked = context::rank(&mut contexts, models);
-    let in_flight = contexts.into_iter().zip(ranked).zip(requests);
-    in_flight.map(|((context, ranked), planned)| respond(context, ranked, planned, models)).collect()
+    let in_flight = contexts.into_iter().zip(ranked).zip(&ruled);
+    in_flight.map(|((context, ranked), ruled)| respond(context, ranked, ruled, models)).collect()
 }
 
 /// Corrects misspelled words of a search if the catalogue has none of the sent ones.
@@ -278,7 +295,8 @@ fn correct_query(context: &mut RequestContext, request: &RankingRequest) {
     }
     context.start_stage();
     let shown = EligibleRows::of(context.catalog, context.sold_out);
-    let corrected = context.generation.lexical.correct(&request.query, &|row| shown.contains(row));
+    let query = context.query_text(&request.query);
+    let corrected = context.generation.lexical.correct(query, &|row| shown.contains(row));
     context.corrected_query = corrected.unwrap_or_else(|error| {
         tracing::warn!(%error, "the lexical source failed");
         None
@@ -323,10 +341,11 @@ fn keep_one_per_group(context: &mut RequestContext, options: &Options) {
 fn respond(
     mut context: RequestContext,
     ranked: RankedCandidates,
-    planned: &PlannedRequest,
+    ruled: &RuledRequest,
     models: &Models,
 ) -> PipelineAnswer {
-    let (request, options) = (&planned.request, planned.request.options());
+    let (planned, request, effects) = (ruled.planned, &*ruled.request, &ruled.effects);
+    let options = request.options();
     let facets = count_facets(&mut context, request);
     context.start_stage();
     let policy = PolicyContext {
@@ -349,10 +368,9 @@ fn respond(
     };
     let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, options, models);
     slate.shown = match request {
-        RankingRequest::Search(_) | RankingRequest::Recommend(_) => Shown::Eligible {
-            filter: request.filter().cloned(),
-            sold_out: context.sold_out,
-        },
+        RankingRequest::Search(_) | RankingRequest::Recommend(_) => {
+            Shown::Eligible { filter: shown_filter(request, effects), sold_out: context.sold_out }
+        }
         RankingRequest::Rank(_) => Shown::All,
     };
     slate.reason = match request {
@@ -378,7 +396,8 @@ fn respond(
         true => arranged.placed.iter().filter(|placed| placed.candidate.index() < ranked.candidates.list.len()).count(),
         false => 0,
     };
-    let corrected_query = context.corrected_query.take().unwrap_or_default();
+    let searched_query = context.corrected_query.take().or_else(|| effects.replaced_query.clone());
+    let corrected_query = searched_query.unwrap_or_default();
     let mut info = AnswerInfo {
         empty_reason,
         unknown_items: unknown_items(&context, request.named_items()),
@@ -387,6 +406,9 @@ fn respond(
         arm: planned.plan.arm.clone(),
         explored: arranged.explored,
         ranked_count,
+        applied_rules: effects.applied.clone(),
+        redirect_url: effects.redirect_url.clone(),
+        banners: effects.banners.clone(),
         ..context.answer_info(std::mem::take(&mut slate.sources), options.debug)
     };
     if let (Some(debug), Some(ranking)) = (&mut info.debug, rules.rankings.first())
@@ -406,6 +428,7 @@ fn respond(
             session_version: context.position,
             degradations: context.degradations.clone(),
             corrected_query: corrected_query.clone(),
+            applied_rules: effects.applied.clone(),
             catalog: context.catalog.clone(),
             ranked,
             rules,
@@ -423,6 +446,14 @@ fn respond(
         id: planned.answer_id,
         catalog: context.catalog.clone(),
         trace,
+    }
+}
+
+/// Returns the filter of the request and of its rules.
+fn shown_filter(request: &RankingRequest, effects: &RuleEffects) -> Option<Filter> {
+    match (request.filter().cloned(), effects.filter.clone()) {
+        (Some(sent), Some(of_rules)) => Some(sent.and(of_rules)),
+        (sent, of_rules) => sent.or(of_rules),
     }
 }
 
@@ -445,7 +476,7 @@ fn empty_reason(context: &RequestContext, request: &SearchRequest) -> EmptyReaso
 
 /// The items that have the words of a query. Without any, `by` is [`MatchedBy::Meaning`].
 fn word_matches(context: &mut RequestContext, sent_query: &str) -> SearchMatches {
-    let query = context.query().unwrap_or(sent_query);
+    let query = context.query_text(context.query().unwrap_or(sent_query));
     let matching = context.generation.lexical.matching(query, &|row| context.eligible.contains(row));
     let matching = matching
         .inspect_err(|error| tracing::warn!(%error, "the lexical source failed"))
@@ -503,7 +534,7 @@ fn matches_of(context: &RequestContext, request: &RankingRequest, filter: Option
     let eligible = eligible_rows(context, filter);
     let Some(matches) = &context.matches else { return Some(eligible.bits().to_vec()) };
     let MatchedBy::Words(scope) = matches.by else { return None };
-    let query = context.query().or(request.query())?;
+    let query = context.query_text(context.query().or(request.query())?);
     let rows = context.generation.lexical.matching_in(query, scope, &|row| eligible.contains(row));
     let rows = rows.inspect_err(|error| tracing::warn!(%error, "the lexical source failed")).ok()?;
     Some(row_bits(context.catalog, &rows))
@@ -623,7 +654,7 @@ fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate, total:
         Some(SearchMatches { by: MatchedBy::Meaning, .. }) => return None,
         Some(SearchMatches { by: MatchedBy::Words(scope), .. }) => {
             let query = context.query().unwrap_or(&request.query).to_owned();
-            TailMembers::Matches { query, scope: *scope }
+            TailMembers::Matches { query, synonyms: context.synonyms.clone(), scope: *scope }
         }
     };
     let slate_rows = slate.entries.len();
@@ -707,6 +738,7 @@ pub fn suggest(
     };
     let catalog = generation.catalog.load_full();
     let mut context = RequestContext::new(generation, &catalog, &request.viewer, &options, now);
+    context.synonyms.push(generation.state.rules().synonyms.clone());
     check_session_version(&mut context, &options);
     context.eligible = eligible_rows(&context, request.filter.as_ref());
     let completions = completions(&context, request);
@@ -716,7 +748,7 @@ pub fn suggest(
         let recent = context.user.recent.iter().filter(|recent| is_eligible(recent.row));
         recent.map(|recent| (recent.row, recent.weight)).collect()
     } else {
-        let search = |count: usize| prefix_matches(generation, request, &completions, count, &is_eligible);
+        let search = |count: usize| prefix_matches(&context, request, &completions, count, &is_eligible);
         let found = context.retrieval_input().widened(SUGGEST_CANDIDATES, search, |found| found);
         found.unwrap_or_else(|error| {
             tracing::warn!(%error, "the lexical source failed");
@@ -753,13 +785,14 @@ pub fn suggest(
 
 /// The products that match the typed prefix or, if there are none, the part of the best completion that corrects it.
 fn prefix_matches(
-    generation: &Generation,
+    context: &RequestContext,
     request: &SuggestRequest,
     completions: &[Completion],
     count: usize,
     is_eligible: &dyn Fn(Row) -> bool,
 ) -> Result<Vec<(Row, f32)>, LexicalError> {
-    let search = |prefix: &str| generation.lexical.search(prefix, MatchMode::Prefix, count, is_eligible);
+    let lexical = &context.generation.lexical;
+    let search = |prefix: &str| lexical.search(context.query_text(prefix), MatchMode::Prefix, count, is_eligible);
     let found = search(&request.prefix)?;
     match completions.iter().find(|completion| !completion.prefix.is_empty()) {
         Some(best) if found.is_empty() => search(&best.prefix),
@@ -785,7 +818,8 @@ fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Comple
     let sources = [&generation.titles, generation.state.searches.shared()];
     let shared = Suggester::complete_from(&sources, &request.prefix, count * COMPLETIONS_FACTOR, &affinity);
     let is_useful = |completion: &Completion| {
-        let finds = || generation.lexical.has_match(&completion.text, &|row| context.eligible.contains(row));
+        let text = context.query_text(&completion.text);
+        let finds = || generation.lexical.has_match(text, &|row| context.eligible.contains(row));
         completion.source != CompletionSource::Query || finds().unwrap_or(false)
     };
     let mut completions: Vec<Completion> = Vec::with_capacity(count);
@@ -864,14 +898,12 @@ fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Optio
     Some(Reason { code, evidence })
 }
 
-/// The rows that the response may contain: not excluded, matching the filter, in stock unless the request shows others.
+/// The rows that the response may contain: not excluded, matching the filters of the request and its rules, in stock
+/// unless the request shows others.
 fn eligible_rows<'a>(context: &RequestContext<'a>, filter: Option<&Filter>) -> EligibleRows<'a> {
     let catalog: &'a Catalog = context.catalog;
-    let eligible = EligibleRows::of(catalog, context.sold_out).without(context.excluded.iter().copied());
-    match filter {
-        Some(filter) => eligible.matching(catalog, filter),
-        None => eligible,
-    }
+    let shown = EligibleRows::of(catalog, context.sold_out).without(context.excluded.iter().copied());
+    context.rule_filter.iter().chain(filter).fold(shown, |rows, filter| rows.matching(catalog, filter))
 }
 
 fn unknown_items(context: &RequestContext, ids: &[ItemId]) -> Vec<ItemId> {

@@ -237,7 +237,7 @@ pub fn arrange(
 }
 
 /// By candidate: bit b is set if boost b matches.
-fn boost_masks(context: &RequestContext, candidates: &[Candidate], boosts: &[Boost]) -> Vec<u32> {
+fn boost_masks(context: &RequestContext, candidates: &[Candidate], boosts: &[Boost]) -> Vec<u64> {
     if boosts.is_empty() {
         return Vec::new();
     }

@@ -10,7 +10,9 @@ use crate::{
 use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter, OrderBy, Part, Position, Selected, SortValue, StoredValue, select};
 use lodestone_core::ids::{ItemKey, Row};
-use lodestone_index::{LexicalError, MatchScope};
+use lodestone_index::{LexicalError, MatchScope, QueryText};
+use lodestone_rules::Synonyms;
+use std::sync::Arc;
 
 /// The results behind a slate.
 #[derive(Debug, Clone)]
@@ -34,6 +36,7 @@ pub enum TailMembers {
     /// The matches of a query, as it was searched.
     Matches {
         query: String,
+        synonyms: Vec<Arc<Synonyms>>,
         scope: MatchScope,
     },
 }
@@ -109,7 +112,8 @@ impl Tail {
         let part = self.behind_slate(part);
         Ok(match &self.members {
             TailMembers::All => catalog.select_by(order, eligible.rows(), part),
-            TailMembers::Matches { query, scope } => {
+            TailMembers::Matches { query, synonyms, scope } => {
+                let query = QueryText { text: query, synonyms };
                 let rows = generation.lexical.matching_in(query, *scope, &|row| eligible.contains(row))?;
                 catalog.select_by(order, rows.into_iter(), part)
             }
@@ -125,7 +129,8 @@ impl Tail {
         eligible: &EligibleRows,
         part: Part,
     ) -> Result<Selected, LexicalError> {
-        let TailMembers::Matches { query, scope } = &self.members else { return Ok(Selected::default()) };
+        let TailMembers::Matches { query, synonyms, scope } = &self.members else { return Ok(Selected::default()) };
+        let query = QueryText { text: query, synonyms };
         let scored = generation.lexical.scores_in(query, *scope, &|row| eligible.contains(row))?;
         let current = part.after.map(|after| {
             let row = catalog.row_of_key(after.key);

@@ -5,7 +5,7 @@ use crate::{
     bundle::Manifest,
     context::RankedCandidates,
     policy::{Arranged, Exploration, PinSlot, Placed},
-    request::Degradation,
+    request::{AppliedRule, Degradation},
     serving::ExperimentArm,
     source::{CandidateSource, ScoredRows},
 };
@@ -30,6 +30,7 @@ pub struct Trace {
     pub session_version: u64,
     pub degradations: Vec<Degradation>,
     pub corrected_query: String,
+    pub applied_rules: Vec<AppliedRule>,
     pub catalog: Arc<Catalog>,
     pub ranked: RankedCandidates,
     pub rules: PolicyRules,
@@ -42,7 +43,7 @@ pub struct PolicyRules {
     pub rankings: Vec<ConfiguredRanking>,
     pub tiers: Vec<u8>,
     pub boost_factors: Vec<f32>,
-    pub boost_masks: Vec<u32>,
+    pub boost_masks: Vec<u64>,
     pub field_ranks: Vec<u32>,
     pub repeats: Vec<bool>,
     pub pins: Vec<PinSlot>,
@@ -96,6 +97,7 @@ impl Trace {
             kind: self.kind.into(),
             request_digest: answers::digest(&self.message),
             corrected_query: self.corrected_query.clone(),
+            applied_rules: self.applied_rules.iter().map(applied_rule).collect(),
             experiment,
             arm,
             generation: manifest.name.clone(),
@@ -204,6 +206,14 @@ pub fn models(manifest: &Manifest) -> Vec<answers::ModelSum> {
 
 fn degradation(degradation: &Degradation) -> answers::DegradationRecord {
     answers::DegradationRecord { code: degradation.code.name().to_owned(), subject: degradation.subject.clone() }
+}
+
+fn applied_rule(applied: &AppliedRule) -> answers::AppliedRuleRecord {
+    answers::AppliedRuleRecord {
+        rule_id: applied.rule.id().to_owned(),
+        etag: applied.rule.rule.etag.clone(),
+        unused_actions: applied.unused_actions.clone(),
+    }
 }
 
 fn pin(pin: &PinSlot) -> answers::PinRecord {

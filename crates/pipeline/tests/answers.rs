@@ -46,7 +46,7 @@ struct Case {
     diversity: f32,
     repeat_fraction: Option<f32>,
     tiers: Vec<u8>,
-    boosts: Vec<(f32, u32)>,
+    boosts: Vec<(f32, u64)>,
     fields: Option<Vec<u32>>,
     pins: Vec<(Option<usize>, usize)>,
     exploration: Option<Exploration>,
@@ -78,7 +78,7 @@ fn cases() -> impl Strategy<Value = Case> {
             (
                 prop::sample::select(vec![true, false])
                     .prop_flat_map(move |has| prop::collection::vec(0u8..3, if has { count } else { 0 })),
-                prop::collection::vec((0.2f32..5.0, any::<u32>()), 0..3),
+                prop::collection::vec((0.2f32..5.0, any::<u64>()), 0..3),
                 prop::option::weighted(0.2, prop::collection::vec(0u32..5, count)),
                 prop::collection::vec((prop::option::of(0..count + 2), 1usize..20), 0..4),
                 prop::option::of(exploration.clone()),
@@ -133,7 +133,7 @@ impl Case {
             .collect();
         let factors: Vec<f32> = self.boosts.iter().map(|boost| boost.0).collect();
         let mask = |at: usize| self.boosts.iter().enumerate().map(|(b, boost)| (boost.1 >> (at % 32) & 1) << b).sum();
-        let masks: Vec<u32> = (0..count).map(mask).collect();
+        let masks: Vec<u64> = (0..count).map(mask).collect();
         let fields = self.fields.clone().unwrap_or_default();
         let pins: Vec<PinSlot> = self
             .pins

@@ -168,30 +168,35 @@ impl Generations {
     /// nowhere, and the others are applied.
     pub fn apply(&self, changes: Vec<(u64, Change, Option<Embedded>)>) -> Applied {
         let (mut catalogue, mut applied, mut last) = (Vec::new(), Applied::default(), 0);
+        let mut has_rules = false;
         for (position, change, embedded) in changes {
             last = position;
-            let event = match change {
-                Change::Event(event) => event,
-                Change::Item(change) => {
-                    catalogue.push(CatalogueChange { position, change, embedded });
-                    continue;
+            let folded = match &change {
+                Change::Item(_) => Ok(()),
+                Change::Event(event) => catch_panic(|| {
+                    faults::check("event", [event.id.as_str()])?;
+                    self.state.apply_event(position, event);
+                    Ok(())
+                })
+                .map_err(|error| error.to_string()),
+                Change::Rule(change) => {
+                    has_rules = true;
+                    let fold = || Ok(self.state.apply_rule(change.clone()));
+                    catch_panic(fold).map_err(|error| error.to_string()).flatten()
                 }
             };
-            let fold = || {
-                faults::check("event", [event.id.as_str()])?;
-                self.state.apply_event(position, &event);
-                Ok(())
-            };
-            if let Err(error) = catch_panic(fold) {
-                applied.failures.push(Quarantined {
-                    position,
-                    kind: event.kind.name().to_owned(),
-                    id: event.id.to_string(),
-                    reason: error.to_string(),
-                });
+            if let Err(reason) = folded {
+                let (kind, id) = (change.kind_name().to_owned(), change.id().to_owned());
+                applied.failures.push(Quarantined { position, kind, id, reason });
+            }
+            if let Change::Item(change) = change {
+                catalogue.push(CatalogueChange { position, change, embedded });
             }
         }
-        if !catalogue.is_empty() {
+        if has_rules && let Err(reason) = self.state.publish_rules() {
+            applied.stop = Some(reason);
+        }
+        if !catalogue.is_empty() && applied.stop.is_none() {
             self.apply_catalogue(&catalogue, &mut applied);
         }
         if applied.stop.is_none() {

@@ -7,7 +7,7 @@ use crate::{
 use ahash::AHashMap;
 use lodestone_catalog::{ItemChange, ItemVectors};
 use lodestone_core::ids::ItemId;
-use lodestone_index::{Languages, Lexical, Synonyms};
+use lodestone_index::{Languages, Lexical};
 use lodestone_pipeline::{
     bundle::{Bundle, BundleError},
     generation::{ChangedItem, EmbeddedChange, Generation, GenerationError, text_hash},
@@ -15,6 +15,7 @@ use lodestone_pipeline::{
     models::Models,
     ranking::{Device, RankingError, Runtime},
 };
+use lodestone_rules::Synonyms;
 use lodestone_state::LiveState;
 use parking_lot::{Mutex, MutexGuard};
 use std::{

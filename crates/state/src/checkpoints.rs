@@ -1,10 +1,11 @@
 //! Periodic checkpoints of the state folded from the log; startup replays only the tail.
 //!
-//! A checkpoint belongs to one log position. The small parts (searches, deduplication ids, written items) are copied
-//! while no write is folded. There are too many users for that: they are written one by one during writes, each with
-//! the position of its own last event, and the replay skips the events that a history includes. The popularity follows
-//! the users with a position of its own, because a refund changes it by the user's history at that moment. Item keys
-//! are stored by their order and assigned again on startup, so a checkpoint remains valid after a change of the bundle.
+//! A checkpoint belongs to one log position. The small parts (searches, deduplication ids, written items, rules) are
+//! copied while no write is folded. There are too many users for that: they are written one by one during writes, each
+//! with the position of its own last event, and the replay skips the events that a history includes. The popularity
+//! follows the users with a position of its own, because a refund changes it by the user's history at that moment. Item
+//! keys are stored by their order and assigned again on startup, so a checkpoint remains valid after a change of the
+//! bundle.
 //!
 //! Evictions follow from the users and items at each position, so that a replay from a checkpoint must start with
 //! exactly those of its position: users that were created later are left out, and those that were evicted while the
@@ -20,6 +21,7 @@ use lodestone_events::{
     Change, Chunk, Deduper, LogDirectory,
     checkpoint::{Checkpoint, CheckpointError, CheckpointWriter},
 };
+use lodestone_rules::RuleChange;
 use parking_lot::Mutex;
 use std::{
     io,
@@ -60,6 +62,8 @@ mod part {
     pub(super) const USER_RATES: u8 = 10;
     /// Keys u32 of the items that events name, each with the time of its last event in seconds u32.
     pub(super) const EVENT_ITEMS: u8 = 11;
+    /// A change of a rule or a set of synonyms, as in the log.
+    pub(super) const RULE: u8 = 12;
 }
 
 /// Identifies the imported history that was folded before the log. A checkpoint of another history is not used.
@@ -105,6 +109,7 @@ struct SmallParts {
     event_items: Vec<u8>,
     searches: Vec<Search>,
     items: Vec<(ItemId, ItemState)>,
+    rules: Vec<RuleChange>,
     chunks: Vec<Arc<Chunk>>,
 }
 
@@ -206,6 +211,9 @@ impl Checkpoints {
                 file.put(part::ITEM, &Change::Item(change).encode())?;
             }
         }
+        for change in small.rules {
+            file.put(part::RULE, &Change::Rule(change).encode())?;
+        }
         for chunk in &small.chunks {
             let hashes: Vec<u8> = chunk.hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
             file.put(part::EVENT_IDS, &[&chunk.last_s.to_le_bytes()[..], &hashes].concat())?;
@@ -244,6 +252,7 @@ impl Checkpoints {
             event_items: self.state.event_items.lock().records(),
             searches: self.state.searches.all(),
             items: self.state.catalogue.lock().after(0, usize::MAX).0,
+            rules: self.state.rules.lock().changes(),
             chunks: deduper.chunks(),
         })
     }
@@ -363,7 +372,11 @@ fn restore_part(
         part::SEARCH => state.searches.restore(decode_search(content)?),
         part::ITEM => match Change::decode(0, content)? {
             Change::Item(change) => _ = state.catalogue.lock().apply(&change),
-            Change::Event(_) => return Err("an item change is of another kind".into()),
+            Change::Event(_) | Change::Rule(_) => return Err("an item change is of another kind".into()),
+        },
+        part::RULE => match Change::decode(0, content)? {
+            Change::Rule(change) => state.apply_rule(change)?,
+            Change::Event(_) | Change::Item(_) => return Err("a rule change is of another kind".into()),
         },
         part::EVENT_IDS => {
             let (last_s, hashes) = content.split_first_chunk().ok_or("event ids are truncated")?;

@@ -51,6 +51,8 @@ pub enum RecoveryError {
     Dataset(#[from] DatasetError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("the rules cannot be applied: {0}")]
+    Rules(String),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -89,6 +91,7 @@ pub fn recover(
     }
     let new = replay(&state, log, &mut deduper, checkpoint)?;
     log.quarantine(&new)?;
+    state.publish_rules().map_err(RecoveryError::Rules)?;
     if checkpoint.is_some() {
         state.release_unused_keys();
     }
@@ -150,6 +153,12 @@ fn replay(
                 }),
             },
             Change::Item(change) => _ = catalogue.apply(&change),
+            Change::Rule(change) => {
+                let (kind, id) = (change.kind_name().to_owned(), change.id().to_owned());
+                if let Err(reason) = state.apply_rule(change) {
+                    failures.push(Quarantined { position, kind, id, reason });
+                }
+            }
         }
         state.advance_position(position);
     })?;

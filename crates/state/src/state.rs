@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use lodestone_catalog::ItemKeys;
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
 use lodestone_events::{Event, EventKind, Popularity, PopularitySnapshot};
+use lodestone_rules::{RuleBook, RuleChange, RuleSnapshot};
 use parking_lot::Mutex;
 use std::sync::{
     Arc,
@@ -30,6 +31,10 @@ pub struct LiveState {
     pub searches: Searches,
     /// Catalogue changes since the bundles were trained. Every generation applies them.
     pub catalogue: Mutex<CatalogChanges>,
+    /// The fold of the changes of rules and synonyms.
+    pub(crate) rules: Mutex<RuleBook>,
+    /// The rules and synonyms that requests see.
+    published_rules: ArcSwap<RuleSnapshot>,
     applied: AtomicU64,
     /// Log position up to which a restored checkpoint's popularity counts events.
     popularity_restored: AtomicU64,
@@ -74,6 +79,8 @@ impl LiveState {
             published: ArcSwap::default(),
             searches,
             catalogue: Mutex::default(),
+            rules: Mutex::default(),
+            published_rules: ArcSwap::default(),
             applied: AtomicU64::new(0),
             popularity_restored: AtomicU64::new(0),
         }
@@ -181,6 +188,23 @@ impl LiveState {
     /// Returns the log position up to which changes are in effect.
     pub fn applied_position(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
+    }
+
+    /// Returns the rules and synonyms as of the last [`LiveState::publish_rules`].
+    pub fn rules(&self) -> Arc<RuleSnapshot> {
+        self.published_rules.load_full()
+    }
+
+    /// Applies a change of a rule or a set of synonyms. An error is the reason why it is not valid.
+    pub fn apply_rule(&self, change: RuleChange) -> Result<(), String> {
+        self.rules.lock().apply(change)
+    }
+
+    /// Makes the applied changes of rules and synonyms visible to requests.
+    pub fn publish_rules(&self) -> Result<(), String> {
+        let snapshot = self.rules.lock().snapshot(&self.published_rules.load())?;
+        self.published_rules.store(Arc::new(snapshot));
+        Ok(())
     }
 
     /// Returns the popularity as of the last [`LiveState::publish_popularity`].

@@ -54,6 +54,11 @@ struct Arm {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rule {
+    rule: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
     generation: String,
@@ -95,6 +100,9 @@ pub struct Metrics {
     answers_bytes: Counter,
     explored: Counter,
     experiment_answers: Family<Arm, Counter>,
+    rule_answers: Family<Rule, Counter>,
+    rules: Gauge,
+    synonym_sets: Gauge,
     items: Gauge,
     live_items: Gauge,
     merges: Gauge,
@@ -129,6 +137,8 @@ pub struct Sizes {
     pub evicted_users: u64,
     pub evicted_items: u64,
     pub item_keys: usize,
+    pub rules: usize,
+    pub synonym_sets: usize,
 }
 
 impl Default for Metrics {
@@ -144,6 +154,9 @@ impl Default for Metrics {
             answers_bytes: Counter::default(),
             explored: Counter::default(),
             experiment_answers: Family::default(),
+            rule_answers: Family::default(),
+            rules: Gauge::default(),
+            synonym_sets: Gauge::default(),
             items: Gauge::default(),
             live_items: Gauge::default(),
             merges: Gauge::default(),
@@ -179,6 +192,9 @@ impl Metrics {
         registry.register("answers_bytes", "Bytes written to the answer log", self.answers_bytes.clone());
         registry.register("explored", "Answers that explored", self.explored.clone());
         registry.register("experiment_answers", "Answers of experiments, by arm", self.experiment_answers.clone());
+        registry.register("rule_answers", "Answers to which a rule applied", self.rule_answers.clone());
+        registry.register("rules", "Rules", self.rules.clone());
+        registry.register("synonym_sets", "Sets of synonyms, without those of the file", self.synonym_sets.clone());
         registry.register("items", "Items in the catalogue", self.items.clone());
         registry.register(
             "live_items",
@@ -232,6 +248,8 @@ impl Metrics {
         self.evicted_users.set(sizes.evicted_users as i64);
         self.evicted_items.set(sizes.evicted_items as i64);
         self.item_keys.set(sizes.item_keys as i64);
+        self.rules.set(sizes.rules as i64);
+        self.synonym_sets.set(sizes.synonym_sets as i64);
         let mut text = String::new();
         encode(&mut text, &self.registry()).expect("writing to a string does not fail");
         text
@@ -282,6 +300,16 @@ impl Metrics {
 
     pub fn degraded(&self, code: &'static str) {
         self.degradations.get_or_create(&Code { code }).inc();
+    }
+
+    /// Counts an answer to which a rule applied.
+    pub fn applied_rule(&self, rule: &str) {
+        self.rule_answers.get_or_create(&Rule { rule: rule.to_owned() }).inc();
+    }
+
+    /// Removes the count of a deleted rule, so that labels do not accumulate.
+    pub fn forget_rule(&self, rule: &str) {
+        self.rule_answers.remove(&Rule { rule: rule.to_owned() });
     }
 
     pub fn wrote(&self, outcome: &'static str, count: u64) {

@@ -67,6 +67,8 @@ impl DatasetBuilder {
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Item(change) => self.change_item(&change),
+            // Logged answers are those of the rules of their time.
+            Change::Rule(_) => {}
             Change::Event(event) if self.exported.contains(event.id.as_str()) => {}
             Change::Event(event) if matches!(event.attribution, Attribution::Foreign(_)) => {
                 self.summary.foreign_event_count += 1;

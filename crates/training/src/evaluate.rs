@@ -273,7 +273,8 @@ fn lists(
     user: &UserId,
     now: UnixMillis,
 ) -> ([Vec<Row>; 3], RankedCandidates) {
-    let viewer = Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new() };
+    let viewer =
+        Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new(), platform: 0 };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, now);
     let popular = retrieve::popular(&context.retrieval_input(), CUTOFF).into_iter().map(|(row, _)| row).collect();

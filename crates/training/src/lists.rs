@@ -443,7 +443,8 @@ fn list_for(
     request: &ListRequest,
     positives: &AHashMap<Row, Labels>,
 ) -> Option<(RankingList, Vec<u16>)> {
-    let viewer = Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new() };
+    let viewer =
+        Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new(), platform: 0 };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, at);
     retrieve_candidates(&mut context, models, request);
@@ -600,7 +601,7 @@ mod tests {
 
     /// Recommends as a server does, and returns the features of the answer's record.
     fn served_features(generation: &Generation, models: &mut Models, user: UserId, at: UnixMillis) -> Vec<f32> {
-        let viewer = Viewer { user, visitor: None, session: String::new(), locale: String::new() };
+        let viewer = Viewer { user, visitor: None, session: String::new(), locale: String::new(), platform: 0 };
         let request = RecommendRequest {
             viewer,
             kind: RecommendKind::ForYou,

@@ -543,8 +543,13 @@ fn answer(
     task: Task,
     request: &EvaluatedRequest,
 ) -> Vec<Row> {
-    let viewer =
-        Viewer { user: request.case.user.clone(), visitor: None, session: String::new(), locale: String::new() };
+    let viewer = Viewer {
+        user: request.case.user.clone(),
+        visitor: None,
+        session: String::new(),
+        locale: String::new(),
+        platform: 0,
+    };
     let page = Page { size: CUTOFF, token: String::new(), number: 1, fingerprint: 0 };
     let recommend = |kind| {
         RankingRequest::Recommend(RecommendRequest {

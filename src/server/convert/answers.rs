@@ -35,7 +35,22 @@ fn info(info: &AnswerInfo, envelope: Envelope) -> proto::AnswerInfo {
         explored: info.explored,
         visitor_history_used: info.visitor_history_used,
         ranked_count: info.ranked_count as i32,
+        applied_rules: info.applied_rules.iter().map(applied_rule).collect(),
+        redirect_url: info.redirect_url.clone(),
+        banners: info.banners.iter().map(banner).collect(),
     }
+}
+
+fn applied_rule(applied: &AppliedRule) -> proto::AppliedRule {
+    proto::AppliedRule {
+        rule_id: applied.rule.id().to_owned(),
+        etag: applied.rule.rule.etag.clone(),
+        unused_actions: applied.unused_actions.iter().map(|index| *index as i32).collect(),
+    }
+}
+
+fn banner(banner: &RuleBanner) -> proto::RuleBanner {
+    proto::RuleBanner { rule_id: banner.rule_id.clone(), payload: banner.payload.clone() }
 }
 
 fn arm(chosen: &ExperimentArm) -> proto::ExperimentArm {

@@ -5,6 +5,7 @@ mod events;
 mod items;
 mod models;
 mod requests;
+mod rules;
 mod viewer;
 
 use super::violations::Violations;
@@ -15,6 +16,7 @@ pub(crate) use events::event;
 pub(crate) use items::{Clock, ItemsRequest, inventory, item, item_update, list_items};
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
 pub(crate) use requests::{filter, rank, recommend, search, suggest};
+pub(crate) use rules::{ranking_request, rule, rule_to_proto, synonym_set, synonym_set_to_proto};
 use std::fmt::Display;
 
 /// Greatest number of characters of a query or another short text.

@@ -15,6 +15,7 @@ const CONTEXT_EVENTS_MAX: usize = 100;
 const EXCLUDE_MAX: usize = 1000;
 const BOOSTS_MAX: usize = 20;
 const PINS_MAX: usize = 50;
+const AUDIENCES_MAX: usize = 20;
 const ANCHORS_MAX: usize = 50;
 const CANDIDATES_MAX: usize = 1000;
 const PREFIX_CHARS_MAX: usize = 200;
@@ -107,7 +108,20 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         sold_out: sold_out(violations, options.sold_out),
         one_per_group: !options.all_variants,
         variant_list_size: violations.size("options.variant_list_size", options.variant_list_size, 0, VARIANTS_MAX),
+        audiences: audiences(violations, &options.audiences),
     }
+}
+
+fn audiences(violations: &mut Violations, audiences: &[String]) -> Vec<String> {
+    violations.count("options.audiences", audiences.len(), AUDIENCES_MAX);
+    for (index, audience) in audiences.iter().take(AUDIENCES_MAX).enumerate() {
+        let (bytes, limit) = (audience.len(), lodestone_rules::limits::AUDIENCE_BYTES);
+        if !(1..=limit).contains(&bytes) {
+            let description = format!("has {bytes} bytes; it must have 1 to {limit}");
+            violations.add(format_args!("options.audiences[{index}]"), description);
+        }
+    }
+    audiences.to_vec()
 }
 
 fn serving_config(violations: &mut Violations, name: &str) -> String {

@@ -28,7 +28,13 @@ fn is_language_tag(text: &str) -> bool {
 pub(crate) fn viewer(violations: &mut Violations, field: impl Display, viewer: Option<&proto::Viewer>) -> Viewer {
     let Some(viewer) = viewer else {
         violations.add(field, "is missing; set user_id or visitor_id");
-        return Viewer { user: placeholder(), visitor: None, session: String::new(), locale: String::new() };
+        return Viewer {
+            user: placeholder(),
+            visitor: None,
+            session: String::new(),
+            locale: String::new(),
+            platform: 0,
+        };
     };
     let visitor = match viewer.visitor_id.is_empty() {
         true => None,
@@ -76,6 +82,7 @@ pub(crate) fn viewer(violations: &mut Violations, field: impl Display, viewer: O
         visitor,
         session: viewer.session_id.clone(),
         locale: viewer.locale.clone(),
+        platform: viewer.platform,
     }
 }
 

@@ -15,6 +15,7 @@ use lodestone_pipeline::{
     bundle::Bundle,
     golden_requests,
     ranking::{Device, Runtime},
+    serving::{Serving, ServingConfig},
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, Store};
 use lodestone_state::{COMPLETION_USERS_MIN, StateLimits};
@@ -137,7 +138,16 @@ impl Shop {
         opened.expect("set when the wait ended")
     }
 
+    /// Opens an engine with serving configurations.
+    pub(crate) fn open_serving(&self, serving: Serving) -> Engine {
+        self.try_open_serving(HealthBounds::default(), serving).unwrap()
+    }
+
     fn try_open(&self, bounds: HealthBounds) -> Result<Engine, OpenError> {
+        self.try_open_serving(bounds, Serving::of(ServingConfig::default()))
+    }
+
+    fn try_open_serving(&self, bounds: HealthBounds, serving: Serving) -> Result<Engine, OpenError> {
         open(OpenOptions {
             bundle: BundleSource::Store(self.store()),
             data: &self.data_path(),
@@ -153,6 +163,7 @@ impl Shop {
             limits: StateLimits::default(),
             // All answers are logged, so that tests can replay any of them.
             config: EngineConfig {
+                serving: Arc::new(serving),
                 answers: AnswerLogConfig { share: 1.0, ..AnswerLogConfig::default() },
                 ..EngineConfig::default()
             },
@@ -202,7 +213,13 @@ fn reverse_items(bundle: &mut Bundle) {
 
 /// Returns a signed-in viewer without a session and a locale.
 pub(crate) fn viewer(user: &str) -> Viewer {
-    Viewer { user: UserId::signed_in(user).unwrap(), visitor: None, session: String::new(), locale: String::new() }
+    Viewer {
+        user: UserId::signed_in(user).unwrap(),
+        visitor: None,
+        session: String::new(),
+        locale: String::new(),
+        platform: 0,
+    }
 }
 
 /// Returns a deadline for one call: 120 s from now.

@@ -59,6 +59,7 @@ impl LoggedState {
                 match change {
                     Change::Event(event) => folded.apply_event(position, &event),
                     Change::Item(change) => _ = folded.catalogue.lock().apply(&change),
+                    Change::Rule(change) => folded.apply_rule(change).unwrap(),
                 }
                 folded.advance_position(position);
             }
@@ -112,8 +113,13 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     let mut queries: Vec<_> = state.searches.all().iter().map(|search| format!("{search:?}")).collect();
     queries.sort();
     let items: Vec<_> = state.catalogue.lock().after(0, usize::MAX).0;
+    state.publish_rules().unwrap();
+    let rules = state.rules();
+    let rules: Vec<_> = (rules.rules.values().map(|rule| format!("{:?}", rule.rule)))
+        .chain(rules.synonym_sets.values().map(|set| format!("{:?}", set.set)))
+        .collect();
     let known = (0..ids).filter(|id| recent.contains(&EventId::parse(&format!("e{id}")).unwrap())).count();
-    format!("{histories:#?} {top:?} {queries:?} {items:?} {known} {}", state.applied_position())
+    format!("{histories:#?} {top:?} {queries:?} {items:?} {rules:?} {known} {}", state.applied_position())
 }
 
 /// Returns the id of a user of the tests.

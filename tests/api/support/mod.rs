@@ -4,6 +4,7 @@ pub(crate) mod events;
 pub(crate) mod grpc;
 pub(crate) mod items;
 pub(crate) mod live_state;
+pub(crate) mod rules;
 pub(crate) mod wait;
 
 /// Returns the environment variable `name`.

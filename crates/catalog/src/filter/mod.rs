@@ -151,7 +151,7 @@ pub fn has_word_prefix(text: &str, prefix: &str) -> bool {
 }
 
 /// Returns true for a word boundary between two characters.
-fn is_word_boundary(before: Option<char>, after: Option<char>) -> bool {
+pub fn is_word_boundary(before: Option<char>, after: Option<char>) -> bool {
     // A mark belongs to the letter before it.
     let is_mark = after.is_some_and(text::is_combining_mark);
     let is_letter = |c: char| c.is_alphanumeric() || text::is_combining_mark(c);
@@ -177,6 +177,31 @@ impl Filter {
             node => vec![node],
         };
         Filter(Node::And([nodes(self), nodes(other)].concat()))
+    }
+
+    /// Returns a filter that matches what this one does not match.
+    pub fn negated(self) -> Filter {
+        Filter(Node::Not(Box::new(self.0)))
+    }
+
+    /// Returns the normal forms of the texts that the filter selects of a field by `=` and IN, as far as AND joins
+    /// these conditions with the rest.
+    pub fn selected_texts(&self, field: &Field) -> Vec<&str> {
+        let mut texts = Vec::new();
+        for node in self.0.conjuncts() {
+            let literals = match node {
+                Node::Predicate(of, Predicate::Compare(Operator::Equal, literal)) if of == field => {
+                    std::slice::from_ref(literal)
+                }
+                Node::Predicate(of, Predicate::In(literals)) if of == field => literals,
+                _ => &[],
+            };
+            texts.extend(literals.iter().filter_map(|literal| match literal {
+                Literal::Text(text) => Some(text.normal.as_str()),
+                _ => None,
+            }));
+        }
+        texts
     }
 
     /// Returns true if [`Filter::without`] leaves conditions out.

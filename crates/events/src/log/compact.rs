@@ -71,6 +71,8 @@ pub struct Compacted {
     pub events: BTreeMap<EventKind, u64>,
     /// Dropped changes of items whose values later changes replaced.
     pub item_changes: u64,
+    /// Dropped changes of rules and synonyms that later changes replaced.
+    pub rule_changes: u64,
     pub kept: u64,
     pub bytes_before: u64,
     pub bytes_after: u64,
@@ -88,7 +90,7 @@ pub fn compact(
     // Fails for a damaged log before anything is dropped, and truncates a torn write.
     let log = EventLog::open(directory)?;
     let directory = log.directory();
-    let item_changes = item_changes(&log)?;
+    let fates = fates(&log)?;
     if mode == CompactMode::Apply {
         // The checkpoint can be the only evidence that the end of the log is missing.
         check_end(directory.path(), checkpoint::newest_until(directory.path())?, log.last_position())?;
@@ -110,11 +112,15 @@ pub fn compact(
                     *compacted.events.entry(event.kind).or_default() += u64::from(drops);
                     if drops { &Fate::Dropped } else { &Fate::Kept }
                 }
-                Change::Item(_) => item_changes.get(&frame.position).unwrap_or(&Fate::Kept),
+                Change::Item(_) | Change::Rule(_) => fates.get(&frame.position).unwrap_or(&Fate::Kept),
             };
             is_changed |= !matches!(fate, Fate::Kept);
             match fate {
-                Fate::Dropped => compacted.item_changes += u64::from(matches!(change, Change::Item(_))),
+                Fate::Dropped => match change {
+                    Change::Event(_) => {}
+                    Change::Item(_) => compacted.item_changes += 1,
+                    Change::Rule(_) => compacted.rule_changes += 1,
+                },
                 Fate::Kept => segment::put_frame(&mut kept, frame.position, frame.at_s, true, frame.payload),
                 Fate::Rewritten(bytes) => segment::put_frame(&mut kept, frame.position, frame.at_s, true, bytes),
             }
@@ -155,18 +161,30 @@ struct ItemHistory {
     state: Option<ItemState>,
 }
 
-/// Returns what becomes of changes of items, by position: the last ones of each item become changes that lead to its
-/// state, and earlier ones are dropped. Changes that are missing here are kept, such as quarantined ones.
-fn item_changes(log: &EventLog) -> Result<AHashMap<u64, Fate>, LogError> {
+/// Returns what becomes of changes of items and rules, by position. The last changes of each item become changes that
+/// lead to its state; the last change of a rule or a set of synonyms is kept unless it deletes it. Earlier ones are
+/// dropped. Changes that are missing here are kept, such as quarantined ones.
+fn fates(log: &EventLog) -> Result<AHashMap<u64, Fate>, LogError> {
     let mut histories: AHashMap<ItemId, ItemHistory> = AHashMap::new();
-    log.replay(1, |position, _, change| {
-        if let Change::Item(change) = change {
+    // The last change of each rule and set.
+    let mut rules: AHashMap<(bool, String), u64> = AHashMap::new();
+    let mut fates = AHashMap::new();
+    log.replay(1, |position, _, change| match change {
+        Change::Event(_) => {}
+        Change::Item(change) => {
             let history = histories.entry(change.id().clone()).or_default();
             history.positions.push(position);
             ItemState::apply(&mut history.state, &change);
         }
+        Change::Rule(change) => {
+            if let Some(before) = rules.insert((change.is_of_rule(), change.id().to_owned()), position) {
+                fates.insert(before, Fate::Dropped);
+            }
+            if change.is_deletion() {
+                fates.insert(position, Fate::Dropped);
+            }
+        }
     })?;
-    let mut fates = AHashMap::new();
     for (id, ItemHistory { positions, state }) in histories {
         let changes = state.map(|state| state.changes(&id)).unwrap_or_default();
         // A state has no more changes than the item had.

@@ -92,8 +92,14 @@ pub fn answers_under(config: &ServingConfig, directory: &Path) -> Result<Evaluat
 
 fn slots_under(config: &ServingConfig, record: &AnswerRecord) -> Option<(Vec<DatasetSlot>, Vec<bool>)> {
     let page = record.page_of(config).ok()?;
+    let slots = slots_of(record)?;
+    let is_same = slots.iter().zip(&page).map(|(slot, item)| slot.item == **item).collect();
+    Some((slots, is_same))
+}
+
+/// Returns the slots of a record; none if it is inconsistent.
+pub fn slots_of(record: &AnswerRecord) -> Option<Vec<DatasetSlot>> {
     let rows = record.rows(PROPENSITY_SAMPLES).ok()?;
-    let is_same = rows.iter().zip(&page).map(|(row, item)| row.item == **item).collect();
     let slots = rows.into_iter().map(|row| DatasetSlot {
         answer: uuid::Uuid::from_bytes(row.answer).to_string(),
         at: row.at,
@@ -107,7 +113,7 @@ fn slots_under(config: &ServingConfig, record: &AnswerRecord) -> Option<(Vec<Dat
         is_pinned: row.is_pinned,
         team: row.team,
     });
-    Some((slots.collect(), is_same))
+    Some(slots.collect())
 }
 
 /// Estimates the reward per slot of the evaluated order, and computes the reward of the answers as shown. An outcome

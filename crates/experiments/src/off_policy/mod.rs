@@ -15,7 +15,7 @@ mod report;
 mod reward_model;
 mod support;
 
-pub use answers::{EvaluatedSlots, LoggedReport, Reward, answers_under, evaluate_answers};
+pub use answers::{EvaluatedSlots, LoggedReport, Reward, answers_under, evaluate_answers, slots_of};
 pub use estimate::{EstimateOptions, Estimates, Estimator, Measure, estimate};
 pub use files::{LoggedFile, OffPolicyFileError, read_file};
 pub use interval::gamma_interval;

@@ -1,9 +1,10 @@
 //! Spelling correction of query words that no item has.
 use super::{
-    Lexical, LexicalError, MatchMode, PART_BYTES_MIN, SCANNED_WORDS_MAX,
+    Lexical, LexicalError, MatchMode, PART_BYTES_MIN, QueryText, SCANNED_WORDS_MAX,
     collect::{any_of, best_of},
 };
 use lodestone_core::{ids::Row, text};
+use lodestone_rules::MergedSynonyms;
 use tantivy::{
     Searcher,
     query::{BooleanQuery, Occur},
@@ -21,14 +22,19 @@ impl Lexical {
     ///
     /// Does not change codes (words with a digit), units, scripts without spaces, short words, forms of known words and
     /// words of the synonyms.
-    pub fn correct(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<Option<String>, LexicalError> {
+    pub fn correct<'q>(
+        &self,
+        query: impl Into<QueryText<'q>>,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<Option<String>, LexicalError> {
         let searcher = self.reader.searcher();
-        let normal = text::normalize(query);
+        let query: QueryText = query.into();
+        let normal = text::normalize(query.text);
         if any_of(&searcher, &*self.term(self.fields.id, &normal), &|_| true)? {
             return Ok(None);
         }
         // Words that stay are returned as they were sent, with their capitals and accents.
-        let sent: Vec<&str> = query.split_whitespace().collect();
+        let sent: Vec<&str> = query.text.split_whitespace().collect();
         let as_sent = sent.iter().map(|word| text::normalize(word)).eq(normal.split(' '));
         let mut corrected: Vec<String> = Vec::new();
         let (mut corrections, mut scans_left) = (0, SCANNED_WORDS_MAX);
@@ -39,7 +45,7 @@ impl Lexical {
             for run in runs(word) {
                 let replacement = match is_code || scans_left == 0 {
                     true => None,
-                    false => self.replacement(&searcher, run, &mut scans_left)?,
+                    false => self.replacement(&searcher, run, self.synonyms(query), &mut scans_left)?,
                 };
                 let replacement = replacement.filter(|replacement| replacement != run);
                 corrections += usize::from(replacement.is_some());
@@ -48,7 +54,8 @@ impl Lexical {
             corrected.push(if as_sent && corrections == before { sent[at].to_owned() } else { replaced });
         }
         let corrected = corrected.join(" ");
-        if corrections == 0 || self.search(&corrected, MatchMode::All, 1, keep)?.is_empty() {
+        if corrections == 0 || self.search(QueryText { text: &corrected, ..query }, MatchMode::All, 1, keep)?.is_empty()
+        {
             return Ok(None);
         }
         Ok(Some(corrected))
@@ -60,6 +67,7 @@ impl Lexical {
         &self,
         searcher: &Searcher,
         written: &str,
+        synonyms: MergedSynonyms,
         scans_left: &mut usize,
     ) -> Result<Option<String>, LexicalError> {
         let [word] = &text::written_words(written)[..] else { return Ok(None) };
@@ -72,7 +80,7 @@ impl Lexical {
             let words = self.words.read();
             !words.forms.of(word, &token.text, false, |form| words.forward.frequency(form)).is_empty()
         };
-        if text::is_unit(word) || self.synonyms.longest_at(&[&token.text]).is_some() || has_forms() {
+        if text::is_unit(word) || synonyms.longest_at(&[&token.text]).is_some() || has_forms() {
             return Ok(None);
         }
         *scans_left -= 1;

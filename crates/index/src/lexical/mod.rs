@@ -9,13 +9,13 @@ use super::{
     forward::ForwardIndex,
     hnsw::best_first,
     spelling::Vocabulary,
-    synonyms::Synonyms,
 };
 use ahash::AHashSet;
 use collect::{all_of, any_of, best_of, best_of_some, scores_of};
 use document::{ItemTexts, has_equal_texts, joined, ordered};
 use lodestone_catalog::Item;
 use lodestone_core::{ids::Row, text};
+use lodestone_rules::Synonyms;
 use parking_lot::{Mutex, RwLock};
 use query::ParsedQuery;
 use rayon::prelude::*;
@@ -150,6 +150,25 @@ impl RowChange<'_> {
             (Some(old), Some(new)) => !has_equal_texts(old, new, searchable),
             (old, new) => old.is_some() || new.is_some(),
         }
+    }
+}
+
+/// A query, and synonyms that apply to it in addition to those of the index.
+#[derive(Clone, Copy)]
+pub struct QueryText<'a> {
+    pub text: &'a str,
+    pub synonyms: &'a [Arc<Synonyms>],
+}
+
+impl<'a> From<&'a str> for QueryText<'a> {
+    fn from(text: &'a str) -> Self {
+        Self { text, synonyms: &[] }
+    }
+}
+
+impl<'a> From<&'a String> for QueryText<'a> {
+    fn from(text: &'a String) -> Self {
+        text.as_str().into()
     }
 }
 
@@ -300,33 +319,33 @@ impl Lexical {
     /// query's words. Items whose id or SKU is the query come first; a query without words matches only these.
     /// Calls `keep` only for rows that match with a sufficient score. [`MatchMode::Prefix`] scores only some
     /// thousands of the matching rows.
-    pub fn search(
+    pub fn search<'q>(
         &self,
-        query: &str,
+        query: impl Into<QueryText<'q>>,
         matching: MatchMode,
         count: usize,
         keep: &dyn Fn(Row) -> bool,
     ) -> Result<Vec<(Row, f32)>, LexicalError> {
         let searcher = self.reader.searcher();
-        let normal = text::normalize(query);
-        let exact = self.exact_matches(&searcher, &normal, count, keep)?;
+        let query: QueryText = query.into();
+        let exact = self.exact_matches(&searcher, &text::normalize(query.text), count, keep)?;
         let hits = match matching {
-            MatchMode::Prefix => best_of_some(&searcher, &*self.prefix_query(&searcher, &normal)?, count, keep)?,
-            MatchMode::All | MatchMode::Any => self.scored(&searcher, &self.parse(normal), matching, count, keep)?,
+            MatchMode::Prefix => best_of_some(&searcher, &*self.prefix_query(&searcher, query)?, count, keep)?,
+            MatchMode::All | MatchMode::Any => self.scored(&searcher, &self.parse(query), matching, count, keep)?,
         };
         Ok(append_distinct(exact, hits, count))
     }
 
     /// Returns exact matches and the rows with every word. If these are fewer than `count`, appends rows with some
     /// words. An identifier matches alone: exact matches of a query with a digit, or whose words no other row has.
-    pub fn search_all_then_any(
+    pub fn search_all_then_any<'q>(
         &self,
-        query: &str,
+        query: impl Into<QueryText<'q>>,
         count: usize,
         keep: &dyn Fn(Row) -> bool,
     ) -> Result<Matches, LexicalError> {
         let searcher = self.reader.searcher();
-        let parsed = self.parse(text::normalize(query));
+        let parsed = self.parse(query.into());
         let exact = self.exact_matches(&searcher, &parsed.normal, count, keep)?;
         let exact_count = exact.len();
         if exact_count > 0 && has_digit(&parsed.normal) {
@@ -346,9 +365,13 @@ impl Lexical {
 
     /// Returns all rows that pass `keep` and match the query. The scope is the first in the order of [`MatchScope`] in
     /// which a row matches, as in [`Lexical::search_all_then_any`].
-    pub fn matching(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<MatchingRows, LexicalError> {
+    pub fn matching<'q>(
+        &self,
+        query: impl Into<QueryText<'q>>,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<MatchingRows, LexicalError> {
         let searcher = self.reader.searcher();
-        let parsed = self.parse(text::normalize(query));
+        let parsed = self.parse(query.into());
         let rows_in = |scope: MatchScope| self.rows_in(&searcher, &parsed, scope, keep);
         let exact = rows_in(MatchScope::Identifier)?;
         if !exact.is_empty() && has_digit(&parsed.normal) {
@@ -362,13 +385,13 @@ impl Lexical {
     }
 
     /// Returns the rows that pass `keep` and match the query in this scope, ascending and each once.
-    pub fn matching_in(
+    pub fn matching_in<'q>(
         &self,
-        query: &str,
+        query: impl Into<QueryText<'q>>,
         scope: MatchScope,
         keep: &dyn Fn(Row) -> bool,
     ) -> Result<Vec<Row>, LexicalError> {
-        self.rows_in(&self.reader.searcher(), &self.parse(text::normalize(query)), scope, keep)
+        self.rows_in(&self.reader.searcher(), &self.parse(query.into()), scope, keep)
     }
 
     fn rows_in(
@@ -389,14 +412,14 @@ impl Lexical {
 
     /// Returns the rows of [`Lexical::matching_in`] with their scores: BM25 over the fields, without the rescoring of
     /// [`Lexical::search`].
-    pub fn scores_in(
+    pub fn scores_in<'q>(
         &self,
-        query: &str,
+        query: impl Into<QueryText<'q>>,
         scope: MatchScope,
         keep: &dyn Fn(Row) -> bool,
     ) -> Result<Vec<(Row, f32)>, LexicalError> {
         let searcher = self.reader.searcher();
-        let parsed = self.parse(text::normalize(query));
+        let parsed = self.parse(query.into());
         let mut scored = scores_of(&searcher, &*self.term(self.fields.id, &parsed.normal), keep)?;
         if let Some(words) = scope.words() {
             scored.extend(scores_of(&searcher, &*self.query(&parsed, words), keep)?);
@@ -407,9 +430,13 @@ impl Lexical {
     }
 
     /// Returns whether a row that passes `keep` is an exact match or has every word of the query.
-    pub fn has_match(&self, query: &str, keep: &dyn Fn(Row) -> bool) -> Result<bool, LexicalError> {
+    pub fn has_match<'q>(
+        &self,
+        query: impl Into<QueryText<'q>>,
+        keep: &dyn Fn(Row) -> bool,
+    ) -> Result<bool, LexicalError> {
         let searcher = self.reader.searcher();
-        let parsed = self.parse(text::normalize(query));
+        let parsed = self.parse(query.into());
         Ok(any_of(&searcher, &*self.query(&parsed, MatchMode::All), keep)?
             || any_of(&searcher, &*self.term(self.fields.id, &parsed.normal), keep)?)
     }
@@ -640,7 +667,7 @@ mod tests {
         ] {
             for query in queries {
                 assert_eq!(titles_of(&lexical, &titles, query), found, "{query}");
-                assert_eq!(lexical.correct(query, &|_| true).unwrap(), None, "{query}");
+                assert_eq!(lexical.correct(*query, &|_| true).unwrap(), None, "{query}");
             }
         }
     }

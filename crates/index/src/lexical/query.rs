@@ -1,11 +1,12 @@
 //! Conversion of a query's words to tantivy queries.
 use super::{
     super::forward::{ForwardIndex, Group},
-    Fields, Lexical, LexicalError, MatchMode, SCANNED_WORDS_MAX, Words,
+    Fields, Lexical, LexicalError, MatchMode, QueryText, SCANNED_WORDS_MAX, Words,
     document::ordered,
 };
 use ahash::AHashMap;
 use lodestone_core::text::{self, TokenKind};
+use lodestone_rules::MergedSynonyms;
 use tantivy::{
     Searcher, Term,
     query::{BooleanQuery, BoostQuery, DisjunctionMaxQuery, EmptyQuery, Occur, Query, TermQuery},
@@ -26,14 +27,20 @@ pub(super) struct ParsedQuery {
 }
 
 impl Lexical {
-    /// Parses a normalized query.
-    pub(super) fn parse(&self, normal: String) -> ParsedQuery {
+    /// Parses a query.
+    pub(super) fn parse(&self, query: QueryText) -> ParsedQuery {
+        let normal = text::normalize(query.text);
         let mut tokens = text::tokens(&normal);
         tokens.truncate(QUERY_TOKENS_MAX);
-        self.parse_tokens(normal, &tokens)
+        self.parse_tokens(normal, &tokens, self.synonyms(query))
     }
 
-    fn parse_tokens(&self, normal: String, tokens: &[text::Token]) -> ParsedQuery {
+    /// Returns the synonyms that apply to a query.
+    pub(super) fn synonyms<'a>(&'a self, query: QueryText<'a>) -> MergedSynonyms<'a> {
+        MergedSynonyms { of_index: &self.synonyms, others: query.synonyms }
+    }
+
+    fn parse_tokens(&self, normal: String, tokens: &[text::Token], synonyms: MergedSynonyms) -> ParsedQuery {
         let sequence: Vec<&str> = ordered(tokens).collect();
         let written = written_by_token(&normal);
         let words = &self.words.read();
@@ -41,8 +48,8 @@ impl Lexical {
         let mut groups: Vec<Group> = Vec::with_capacity(sequence.len());
         let mut at = 0;
         while at < sequence.len() {
-            let (count, group) = match self.synonyms.longest_at(&sequence[at..]) {
-                Some((count, meanings)) => (count, Group::of(meanings.to_vec())),
+            let (count, group) = match synonyms.longest_at(&sequence[at..]) {
+                Some((count, meanings)) => (count, Group::of(meanings)),
                 None => match joined(&words.forward, &sequence[at..]) {
                     Some(joined) => {
                         let apart = sequence[at..at + 2].iter().map(|word| (*word).to_owned()).collect();
@@ -108,11 +115,13 @@ impl Lexical {
     }
 
     /// Matches all words of a typed text, the last as a prefix.
-    pub(super) fn prefix_query(&self, searcher: &Searcher, normal: &str) -> Result<Box<dyn Query>, LexicalError> {
+    pub(super) fn prefix_query(&self, searcher: &Searcher, query: QueryText) -> Result<Box<dyn Query>, LexicalError> {
+        let normal = &text::normalize(query.text);
         let mut tokens = text::tokens(normal);
         tokens.truncate(QUERY_TOKENS_MAX);
         let unfinished = take_last_word(normal, &mut tokens);
-        let mut clauses = self.clauses(&self.parse_tokens(normal.to_owned(), &tokens), Occur::Must);
+        let mut clauses =
+            self.clauses(&self.parse_tokens(normal.to_owned(), &tokens, self.synonyms(query)), Occur::Must);
         if let Some((typed, stemmed)) = unfinished {
             clauses.push((Occur::Must, self.prefix(searcher, &typed, &stemmed)?));
         }

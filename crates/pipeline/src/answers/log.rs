@@ -87,6 +87,11 @@ impl AnswerLog {
         })
     }
 
+    /// Returns the directory of the files.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Returns whether an answer is in the sample.
     pub fn samples(&self, id: &AnswerId) -> bool {
         // The last bytes of a UUID of version 7 are random.

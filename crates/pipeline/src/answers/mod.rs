@@ -9,6 +9,7 @@ mod log;
 mod record;
 mod replay;
 mod rows;
+mod rule_preview;
 mod scores;
 mod segment;
 
@@ -19,5 +20,6 @@ pub use replay::{
     Propensity, ReplayError, ReplayModels, ReplayedAnswer, digest, replay, seed_of, slate_checksum, team_number,
 };
 pub use rows::{RewardJoin, Rewards, SlotRow, for_each_record, read_file, read_rows, write_rows};
+pub use rule_preview::{PreviewedPage, RuleOnRecord};
 pub use scores::{HeadPart, SlotExplanation, SourcePart};
 pub use segment::{AnswerLogError, Damage, list as list_files};

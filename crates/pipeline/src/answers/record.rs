@@ -73,8 +73,8 @@ pub struct AnswerRecord {
     #[prost(float, repeated, tag = "25")]
     pub boost_factors: Vec<f32>,
     /// By candidate: bit b is set if boost b matches.
-    #[prost(uint32, repeated, tag = "26")]
-    pub boost_masks: Vec<u32>,
+    #[prost(uint64, repeated, tag = "26")]
+    pub boost_masks: Vec<u64>,
     /// By candidate: its rank by the fields of the request's `order_by`. Empty: best score first.
     #[prost(uint32, repeated, tag = "27")]
     pub field_ranks: Vec<u32>,
@@ -115,6 +115,22 @@ pub struct AnswerRecord {
     /// By candidate: whether the user bought it before. Empty unless a ranking has a repeat fraction.
     #[prost(bool, repeated, tag = "41")]
     pub repeats: Vec<bool>,
+    /// The rules that applied to the request. Their pins, boosts and filters are among those of the record.
+    #[prost(message, repeated, tag = "42")]
+    pub applied_rules: Vec<AppliedRuleRecord>,
+}
+
+/// A rule that applied to a request.
+#[derive(Clone, PartialEq, Message)]
+pub struct AppliedRuleRecord {
+    #[prost(string, tag = "1")]
+    pub rule_id: String,
+    /// Identifies the content of the rule.
+    #[prost(string, tag = "2")]
+    pub etag: String,
+    /// Indices of actions without an effect.
+    #[prost(uint32, repeated, tag = "3")]
+    pub unused_actions: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]

@@ -191,7 +191,12 @@ impl AnswerRecord {
         Some(parts.with_boosts(&self.boost_factors, self.boost_masks.get(at).copied().unwrap_or(0)))
     }
 
-    fn scores(&self, ranking: &RankingRecord, heads: &[f32], fused: &[f32]) -> Result<Vec<f32>, ReplayError> {
+    pub(super) fn scores(
+        &self,
+        ranking: &RankingRecord,
+        heads: &[f32],
+        fused: &[f32],
+    ) -> Result<Vec<f32>, ReplayError> {
         let count = (ranking.candidate_count as usize).min(self.candidate_count());
         let base = BaseScores { heads, weights: &ranking.weights, fused, tiers: &self.tiers };
         base.scores(count).ok_or_else(|| ReplayError("scores of some candidates are missing".to_owned()))
@@ -293,11 +298,16 @@ impl AnswerRecord {
         Ok(by_slot)
     }
 
+    /// Returns the slot of each organic index, ascending. Pins have the others.
+    pub(super) fn organic_slots(&self) -> Vec<usize> {
+        let is_free = |slot: &usize| !self.pinned_slots.contains(&(*slot as u32));
+        (1..).filter(is_free).take(self.organic_items.len()).collect()
+    }
+
     /// Returns the organic index of each slot without a pin, and the slot of each organic index; none if the record is
     /// inconsistent.
     fn drawn_order(&self) -> Option<(Vec<usize>, Vec<usize>)> {
-        let is_free = |slot: &usize| !self.pinned_slots.contains(&(*slot as u32));
-        let slots: Vec<usize> = (1..).filter(is_free).take(self.organic_items.len()).collect();
+        let slots = self.organic_slots();
         let organic_index = |slot: &SlotRecord| self.organic_items.iter().position(|item| *item == slot.item);
         let shown = self.slots.iter().filter(|slot| !slot.is_pinned);
         Some((shown.map(organic_index).collect::<Option<_>>()?, slots))

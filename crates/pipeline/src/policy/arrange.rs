@@ -26,7 +26,7 @@ pub struct PolicyInput<'a> {
     pub rankings: &'a [Ranking<'a>],
     pub boost_factors: &'a [f32],
     /// By candidate: bit b is set if boost b matches. Empty without boosts.
-    pub boost_masks: &'a [u32],
+    pub boost_masks: &'a [u64],
     /// By candidate: its rank by the requested field; equal fields have equal ranks. Empty: best score first.
     pub field_ranks: &'a [u32],
     /// By candidate: whether the user bought it before. Empty if no ranking has a [`Ranking::repeat_fraction`].
@@ -297,14 +297,14 @@ mod tests {
         #[test]
         fn each_candidate_appears_once_and_pins_have_their_slots_for_every_seed(
             scores in prop::collection::vec(-10f32..10.0, 0..30), second in any::<bool>(), diversity in 0f32..1.0,
-            boosts in prop::collection::vec((0.1f32..5.0, any::<u32>()), 0..3),
+            boosts in prop::collection::vec((0.1f32..5.0, any::<u64>()), 0..3),
             pins in prop::collection::vec((prop::option::of(0u32..40), 1usize..35), 0..6),
             temperature in 0f64..3.0, first_slot in 1usize..6, slots in prop::collection::btree_set(1usize..20, 0..3),
             seeds in prop::collection::vec(any::<u64>(), 3),
         ) {
             let rankings = [Ranking { scores: &scores, diversity, repeat_fraction: None }, Ranking { scores: &scores[..scores.len() / 2], diversity: 0.0, repeat_fraction: None }];
             let factors: Vec<f32> = boosts.iter().map(|boost| boost.0).collect();
-            let masks: Vec<u32> = (0..scores.len())
+            let masks: Vec<u64> = (0..scores.len())
                 .map(|at| boosts.iter().enumerate().map(|(b, boost)| (boost.1 >> (at % 32) & 1) << b).sum()).collect();
             let pins: Vec<PinSlot> = pins.into_iter().map(|(candidate, rank)| PinSlot { candidate: candidate.map(CandidateIndex), rank }).collect();
             let exploration = Exploration {

@@ -25,7 +25,7 @@ pub struct ScoreParts {
 
 impl ScoreParts {
     /// `boost_mask`: bit b is set if boost b matches.
-    pub fn with_boosts(self, factors: &[f32], boost_mask: u32) -> Self {
+    pub fn with_boosts(self, factors: &[f32], boost_mask: u64) -> Self {
         let matching = factors.iter().enumerate().filter(|(boost, _)| boost_mask >> boost & 1 == 1);
         Self { boost_factor: matching.map(|(_, factor)| factor).product(), ..self }
     }

@@ -122,7 +122,8 @@ fn request(query: &Query, protocol: &Protocol) -> PlannedRequest {
         exclude: query.excluded.iter().map(|row| protocol.items[*row as usize].id.clone()).collect(),
         ..Options::default()
     };
-    let viewer = Viewer { user: query.user.clone(), visitor: None, session: String::new(), locale: String::new() };
+    let viewer =
+        Viewer { user: query.user.clone(), visitor: None, session: String::new(), locale: String::new(), platform: 0 };
     let request = RankingRequest::Recommend(RecommendRequest {
         viewer,
         kind: RecommendKind::ForYou,

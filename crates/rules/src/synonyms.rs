@@ -2,8 +2,9 @@
 use ahash::AHashMap;
 use lodestone_core::text;
 use std::{
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Maximum lines of a file.
@@ -44,6 +45,8 @@ pub enum SynonymsProblem {
     TwoArrows,
     #[error("has a single term: write `a, b` or `a => b`")]
     SingleTerm,
+    #[error("has {0} terms; without replacements it must have at least 2")]
+    TooFewTerms(usize),
     #[error("has an empty term; terms are separated by single commas")]
     EmptyTerm,
     #[error("has {0} terms on one side; the limit is {TERMS_MAX}")]
@@ -82,6 +85,13 @@ impl Synonyms {
         Ok(synonyms)
     }
 
+    /// Returns the meanings of several sets of terms.
+    pub fn of<'a>(sets: impl IntoIterator<Item = &'a Terms>) -> Self {
+        let mut synonyms = Self::default();
+        sets.into_iter().for_each(|terms| synonyms.insert(terms));
+        synonyms
+    }
+
     fn add(&mut self, line: &str) -> Result<(), SynonymsProblem> {
         let char_count = line.chars().count();
         if char_count > LINE_CHARS_MAX {
@@ -96,20 +106,24 @@ impl Synonyms {
         if right.is_none() && left.len() < 2 {
             return Err(SynonymsProblem::SingleTerm);
         }
-        for term in &left {
+        self.insert(&Terms { left, right });
+        Ok(())
+    }
+
+    fn insert(&mut self, Terms { left, right }: &Terms) {
+        for term in left {
             // A CJK word may be split into its characters.
             let words = term.iter().map(|word| if word.starts_with(text::is_cjk) { word.chars().count() } else { 1 });
             self.longest = self.longest.max(words.sum());
             let meanings = self.by_term.entry(key(term)).or_default();
             // The typed term is the first alternative of its group.
             let own = right.is_none().then_some(term);
-            for meaning in own.into_iter().chain(right.as_ref().unwrap_or(&left)) {
+            for meaning in own.into_iter().chain(right.as_ref().unwrap_or(left)) {
                 if !meanings.contains(meaning) {
                     meanings.push(meaning.clone());
                 }
             }
         }
-        Ok(())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -120,6 +134,94 @@ impl Synonyms {
     pub fn longest_at(&self, words: &[&str]) -> Option<(usize, &[Vec<String>])> {
         let longest = words.len().min(self.longest);
         (1..=longest).rev().find_map(|count| Some((count, self.by_term.get(&key(&words[..count]))?.as_slice())))
+    }
+}
+
+/// The synonyms of an index, of the shop's sets and of rules, as one.
+#[derive(Clone, Copy)]
+pub struct MergedSynonyms<'a> {
+    pub of_index: &'a Synonyms,
+    pub others: &'a [Arc<Synonyms>],
+}
+
+impl MergedSynonyms<'_> {
+    /// Returns the longest term at the start of `words` in any of them: its number of words, and its meanings in all of
+    /// them.
+    pub fn longest_at(&self, words: &[&str]) -> Option<(usize, Vec<Vec<String>>)> {
+        let all = || self.others.iter().map(Arc::as_ref).chain([self.of_index]);
+        let found: Vec<(usize, &[Vec<String>])> = all().filter_map(|synonyms| synonyms.longest_at(words)).collect();
+        let longest = found.iter().map(|(count, _)| *count).max()?;
+        let mut merged: Vec<Vec<String>> = Vec::new();
+        for meaning in found.iter().filter(|(count, _)| *count == longest).flat_map(|(_, meanings)| *meanings) {
+            if !merged.contains(meaning) {
+                merged.push(meaning.clone());
+            }
+        }
+        Some((longest, merged))
+    }
+}
+
+/// Terms with the same meaning, each a list of words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    left: Vec<Vec<String>>,
+    /// None: each term on the left is searched as all of them. Otherwise it is searched as one of these.
+    right: Option<Vec<Vec<String>>>,
+}
+
+/// A term, or a list of terms, of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TermAt {
+    /// `terms` or `replacements`.
+    List(&'static str),
+    /// The index in one of the lists.
+    Entry(&'static str, usize),
+}
+
+impl fmt::Display for TermAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::List(list) => f.write_str(list),
+            Self::Entry(list, index) => write!(f, "{list}[{index}]"),
+        }
+    }
+}
+
+impl Terms {
+    /// Parses terms and their replacements. Returns all mistakes.
+    pub fn parse(terms: &[String], replacements: &[String]) -> Result<Self, Vec<(TermAt, SynonymsProblem)>> {
+        let mut problems = Vec::new();
+        let mut list = |name: &'static str, texts: &[String]| -> Vec<Vec<String>> {
+            if texts.len() > TERMS_MAX {
+                problems.push((TermAt::List(name), SynonymsProblem::TooManyTerms(texts.len())));
+            }
+            let mut parsed = Vec::new();
+            for (index, text) in texts.iter().take(TERMS_MAX).enumerate() {
+                match checked_term(text) {
+                    Ok(words) => parsed.push(words),
+                    Err(problem) => problems.push((TermAt::Entry(name, index), problem)),
+                }
+            }
+            parsed
+        };
+        let (left, right) = (list("terms", terms), list("replacements", replacements));
+        if terms.is_empty() || replacements.is_empty() && terms.len() < 2 {
+            problems.push((TermAt::List("terms"), SynonymsProblem::TooFewTerms(terms.len())));
+        }
+        match problems.is_empty() {
+            true => Ok(Self { left, right: (!replacements.is_empty()).then_some(right) }),
+            false => Err(problems),
+        }
+    }
+}
+
+/// Tokenizes a term of the API, which has the limits of a line in a file.
+fn checked_term(text: &str) -> Result<Vec<String>, SynonymsProblem> {
+    let char_count = text.chars().count();
+    match char_count {
+        0 => Err(SynonymsProblem::NoWord(String::new())),
+        1..=LINE_CHARS_MAX => term(text),
+        _ => Err(SynonymsProblem::LineTooLong(char_count)),
     }
 }
 

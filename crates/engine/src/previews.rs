@@ -1,0 +1,362 @@
+//! Previews of rules: the pages of logged answers with one more rule, and the estimate of their rewards.
+use crate::{EngineError, engine::Engine, token::answer_of_token};
+use lodestone_catalog::{Catalog, Filter};
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::UnixMillis,
+};
+use lodestone_dataset::DatasetSlot;
+use lodestone_events::{Attribution, Change, Event, EventKind, log};
+use lodestone_experiments::{
+    Outcome,
+    off_policy::{EstimateOptions, Estimator, EvaluatedSlots, Reward, SupportLimits, evaluate_answers, slots_of},
+};
+use lodestone_pipeline::{
+    answers::{self, AnswerRecord, PreviewedPage, RuleOnRecord},
+    rules::RuleInput,
+    run::RankingRequest,
+};
+use lodestone_rules::{Action, CompiledRule};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Pages that a preview shows.
+const PAGES_MAX: usize = 10;
+/// Time after an answer in which an interaction counts.
+const INTERACTION_MS: i64 = UnixMillis::DAY;
+/// Time after an answer in which a visit counts as a return, as in the training of the head `return_visit`.
+const RETURN_MS: i64 = 14 * UnixMillis::DAY;
+/// The retry delay of a preview while another one runs.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Returns the request of a record; none if it cannot be read.
+pub type RequestOfRecord = fn(&AnswerRecord) -> Option<RankingRequest>;
+
+/// The effect that a rule would have had on logged answers.
+#[derive(Debug, Default)]
+pub struct RulePreview {
+    pub answer_count: usize,
+    /// Answers whose requests meet the condition.
+    pub matched_count: usize,
+    /// Reasons why matched answers are left out of everything below, with their numbers.
+    pub left_out: BTreeMap<String, usize>,
+    pub slot_count: usize,
+    pub changed_slot_count: usize,
+    pub changed_answer_count: usize,
+    /// The first changed pages.
+    pub pages: Vec<PagePair>,
+    /// Of clicks, purchases and return visits.
+    pub estimates: Vec<RewardPreview>,
+}
+
+/// A page with and without a rule.
+#[derive(Debug)]
+pub struct PagePair {
+    /// A UUID.
+    pub answer: String,
+    pub query: String,
+    pub page: PreviewedPage,
+}
+
+/// The estimate of a reward per slot.
+#[derive(Debug)]
+pub struct RewardPreview {
+    pub slot_count: usize,
+    pub shown: f64,
+    /// Value, lower and upper end of the 95 % interval; or the reason why the log does not determine them.
+    pub estimate: Result<(f64, f64, f64), String>,
+}
+
+/// A matched answer whose record determines its page with the rule.
+struct MatchedAnswer {
+    query: String,
+    session_version: u64,
+    slots: Vec<DatasetSlot>,
+    page: PreviewedPage,
+}
+
+/// An answer that was read.
+enum ReadAnswer {
+    Unmatched,
+    LeftOut(String),
+    Matched(Box<MatchedAnswer>),
+}
+
+/// Everything that a preview reads.
+struct PreviewInput {
+    rule: CompiledRule,
+    count: usize,
+    request_of: RequestOfRecord,
+    answers: PathBuf,
+    log: PathBuf,
+    catalog: Arc<Catalog>,
+    state: Arc<lodestone_state::LiveState>,
+    deadline: Instant,
+}
+
+impl Engine {
+    /// Applies a rule to the latest `count` logged answers. One preview runs at a time.
+    pub async fn preview_rule(
+        &self,
+        rule: CompiledRule,
+        count: usize,
+        request_of: RequestOfRecord,
+        deadline: Instant,
+    ) -> Result<RulePreview, EngineError> {
+        let running = self.preview.clone().try_lock_owned();
+        let running = running.map_err(|_| EngineError::Overloaded { retry_after: RETRY_AFTER })?;
+        let input = PreviewInput {
+            rule: rule.without_dates(),
+            count,
+            request_of,
+            answers: self.answers.directory().to_owned(),
+            log: self.log.clone(),
+            catalog: self.generations.current().generation.catalog.load_full(),
+            state: self.generations.state.clone(),
+            deadline,
+        };
+        let preview = tokio::task::spawn_blocking(move || {
+            let _running = running;
+            input.preview()
+        });
+        preview.await.map_err(|error| EngineError::Internal(error.to_string()))?
+    }
+}
+
+impl PreviewInput {
+    fn preview(&self) -> Result<RulePreview, EngineError> {
+        let mut preview = RulePreview::default();
+        let mut matched = Vec::new();
+        for read in self.read_answers()? {
+            preview.answer_count += 1;
+            match read {
+                ReadAnswer::Unmatched => continue,
+                ReadAnswer::LeftOut(reason) => *preview.left_out.entry(reason).or_default() += 1,
+                ReadAnswer::Matched(answer) => matched.push(answer),
+            }
+            preview.matched_count += 1;
+        }
+        for answer in &matched {
+            let changed = answer.page.changed_slot_count();
+            preview.slot_count += answer.slots.len();
+            preview.changed_slot_count += changed;
+            preview.changed_answer_count += usize::from(changed > 0);
+            if changed > 0 && preview.pages.len() < PAGES_MAX {
+                let id = answer.slots.first().map_or(String::new(), |slot| slot.answer.clone());
+                preview.pages.push(PagePair { answer: id, query: answer.query.clone(), page: answer.page.clone() });
+            }
+        }
+        preview.estimates = self.estimates(&matched)?;
+        Ok(preview)
+    }
+
+    fn check_deadline(&self) -> Result<(), EngineError> {
+        if Instant::now() > self.deadline { Err(EngineError::DeadlineExceeded) } else { Ok(()) }
+    }
+
+    /// Returns the latest answers, oldest first. Reads the files from the latest on.
+    fn read_answers(&self) -> Result<VecDeque<ReadAnswer>, EngineError> {
+        let mut latest: VecDeque<ReadAnswer> = VecDeque::new();
+        let files = answers::list_files(&self.answers).map_err(EngineError::Answers)?;
+        for path in files.iter().rev() {
+            let room = self.count - latest.len();
+            if room == 0 {
+                break;
+            }
+            for answer in self.read_file(path, room)?.into_iter().rev() {
+                latest.push_front(answer);
+            }
+        }
+        Ok(latest)
+    }
+
+    /// Returns the last `count` answers of a file.
+    fn read_file(&self, path: &Path, count: usize) -> Result<VecDeque<ReadAnswer>, EngineError> {
+        let mut answers = VecDeque::with_capacity(count.min(1024));
+        let mut in_time = Ok(());
+        answers::read_file(path, |record| {
+            if in_time.is_ok() {
+                in_time = self.check_deadline();
+                if answers.len() == count {
+                    answers.pop_front();
+                }
+                answers.push_back(self.read_record(&record));
+            }
+        })
+        .map_err(EngineError::Answers)?;
+        in_time.map(|()| answers)
+    }
+
+    fn read_record(&self, record: &AnswerRecord) -> ReadAnswer {
+        let left_out = |reason: &str| ReadAnswer::LeftOut(reason.to_owned());
+        let Some(request) = (self.request_of)(record) else { return ReadAnswer::Unmatched };
+        let Some(input) = RuleInput::of(&request) else { return ReadAnswer::Unmatched };
+        if !self.rule.applies(&input.facts(UnixMillis(record.at_ms))) {
+            return ReadAnswer::Unmatched;
+        }
+        if record.applied_rules.iter().any(|applied| applied.rule_id == self.rule.id()) {
+            return left_out("a rule with this id was in effect, and the record does not separate its effects");
+        }
+        let on_record = match self.on_record(record) {
+            Ok(on_record) => on_record,
+            Err(reason) => return left_out(reason),
+        };
+        let page = match record.with_rule(&on_record) {
+            Ok(page) => page,
+            Err(error) => return ReadAnswer::LeftOut(error.0),
+        };
+        let Some(slots) = slots_of(record) else { return left_out("the record is damaged") };
+        let query = request.query().unwrap_or_default().to_owned();
+        ReadAnswer::Matched(Box::new(MatchedAnswer { query, session_version: record.session_version, slots, page }))
+    }
+
+    /// Evaluates the actions of the rule on the items of a record, as the catalogue has them now.
+    fn on_record(&self, record: &AnswerRecord) -> Result<RuleOnRecord, &'static str> {
+        let rows: Vec<_> = record.items.iter().map(|id| self.row_of(id)).collect();
+        let matches = |filter: &Filter| -> Vec<bool> {
+            rows.iter().map(|row| row.is_some_and(|row| filter.matches(&self.catalog.get(row).item))).collect()
+        };
+        let mut on_record = RuleOnRecord { hidden: vec![false; rows.len()], ..RuleOnRecord::default() };
+        let mut pins: Vec<(&ItemId, usize)> = Vec::new();
+        let mut filters: Vec<&Filter> = Vec::new();
+        for action in &self.rule.actions {
+            match action {
+                Action::Banner(_) => {}
+                Action::Redirect(_) => return Err("the rule redirects, so that the shop does not show the page"),
+                Action::ReplaceQuery(_) | Action::AddSynonyms(_) => {
+                    return Err("the rule changes the searched query, and the log has no candidates of the new one");
+                }
+                Action::Pin { item, rank } => pins.push((item, *rank)),
+                Action::Boost { filter, factor } => on_record.boosts.push((*factor, matches(filter))),
+                Action::Restrict(filter) => {
+                    filters.push(filter);
+                    let kept = matches(filter);
+                    on_record.hidden.iter_mut().zip(kept).for_each(|(hidden, kept)| *hidden |= !kept);
+                }
+            }
+        }
+        let can_pin = |(item, _): &(&ItemId, usize)| {
+            let row = self.row_of(item.as_str()).filter(|row| self.catalog.is_offered(*row));
+            row.is_some_and(|row| filters.iter().all(|filter| filter.matches(&self.catalog.get(row).item)))
+        };
+        on_record.pins = pins.into_iter().filter(can_pin).map(|(item, rank)| (item.to_string(), rank)).collect();
+        Ok(on_record)
+    }
+
+    fn row_of(&self, id: &str) -> Option<lodestone_core::ids::Row> {
+        self.catalog.row_of(&self.state.keys, &ItemId::parse(id).ok()?)
+    }
+
+    /// Estimates clicks, purchases and return visits.
+    fn estimates(&self, matched: &[Box<MatchedAnswer>]) -> Result<Vec<RewardPreview>, EngineError> {
+        self.check_deadline()?;
+        let outcomes = self.outcomes(matched)?;
+        let now = UnixMillis::now();
+        let known_until = |window_ms: i64| UnixMillis(now.0 - window_ms);
+        let rewards = [("click", now), ("purchase", now), ("return_visit", known_until(RETURN_MS))];
+        Ok(rewards.into_iter().map(|(kind, until)| estimate(matched, &outcomes, kind, until)).collect())
+    }
+
+    /// Returns the outcomes of the users of the answers.
+    fn outcomes(&self, matched: &[Box<MatchedAnswer>]) -> Result<Vec<Outcome>, EngineError> {
+        let Some(from) = matched.iter().map(|answer| answer.session_version + 1).min() else { return Ok(Vec::new()) };
+        let mut events: HashMap<UserId, Vec<Event>> = HashMap::new();
+        let users = matched.iter().filter_map(|answer| UserId::from_key(&answer.slots.first()?.user));
+        users.for_each(|user| _ = events.entry(user).or_default());
+        log::read(&self.log, from, |_, _, change| {
+            if let Change::Event(event) = change
+                && let Some(of_user) = events.get_mut(&event.user)
+            {
+                of_user.push(event);
+            }
+        })
+        .map_err(EngineError::Log)?;
+        self.check_deadline()?;
+        let of_user = |(user, events): (&UserId, &Vec<Event>)| interactions(user, events);
+        let mut outcomes: Vec<Outcome> = events.iter().flat_map(of_user).collect();
+        for answer in matched {
+            let user = answer.slots.first().and_then(|slot| UserId::from_key(&slot.user));
+            let of_user = user.and_then(|user| events.get(&user)).map_or(&[][..], Vec::as_slice);
+            outcomes.extend(return_visits(answer, of_user));
+        }
+        Ok(outcomes)
+    }
+}
+
+/// Returns the clicks and purchases of a user.
+fn interactions(user: &UserId, events: &[Event]) -> Vec<Outcome> {
+    let counted = events.iter().filter(|event| matches!(event.kind, EventKind::Click | EventKind::Purchase));
+    let outcomes = counted.flat_map(|event| {
+        let answer = match &event.attribution {
+            Attribution::Answer(token) => answer_of_token(token),
+            Attribution::None | Attribution::Foreign(_) => None,
+        };
+        let answer = answer.map_or(String::new(), |id| uuid::Uuid::from_bytes(id).to_string());
+        event.lines.iter().map(move |line| Outcome {
+            user: user.as_str().to_owned(),
+            at: event.at,
+            kind: event.kind.name().to_owned(),
+            value: 0.0,
+            item: line.item.to_string(),
+            answer: answer.clone(),
+        })
+    });
+    outcomes.collect()
+}
+
+/// Returns a return visit for each item with an interaction within a day of the answer, if the user comes back later.
+fn return_visits(answer: &MatchedAnswer, events: &[Event]) -> Vec<Outcome> {
+    let Some(first) = answer.slots.first() else { return Vec::new() };
+    let age = |event: &Event| event.at.0 - first.at.0;
+    if !events.iter().any(|event| (INTERACTION_MS..RETURN_MS).contains(&age(event))) {
+        return Vec::new();
+    }
+    let interactions =
+        events.iter().filter(|event| event.kind.is_positive() && (0..INTERACTION_MS).contains(&age(event)));
+    let outcomes = interactions.flat_map(|event| event.lines.iter().map(move |line| (event, line)));
+    let outcomes = outcomes.map(|(event, line)| Outcome {
+        user: first.user.clone(),
+        at: event.at,
+        kind: "return_visit".to_owned(),
+        value: 0.0,
+        item: line.item.to_string(),
+        answer: first.answer.clone(),
+    });
+    outcomes.collect()
+}
+
+/// Estimates one reward from the answers before `until`.
+fn estimate(matched: &[Box<MatchedAnswer>], outcomes: &[Outcome], kind: &str, until: UnixMillis) -> RewardPreview {
+    let mut evaluated = EvaluatedSlots::default();
+    let (mut slot_count, mut unsupported) = (0, 0);
+    for answer in matched.iter().filter(|answer| answer.slots.first().is_some_and(|slot| slot.at <= until)) {
+        for (at, slot) in answer.slots.iter().enumerate() {
+            evaluated.is_same.push(answer.page.after.get(at) == Some(&slot.item));
+            slot_count += 1;
+            unsupported += usize::from(answer.page.is_supported.get(at) == Some(&false));
+        }
+        evaluated.slots.extend(answer.slots.iter().cloned());
+    }
+    let reward = Reward { kind: kind.to_owned(), is_value: false, window_ms: INTERACTION_MS };
+    let report = evaluate_answers(&evaluated, outcomes, &reward, &EstimateOptions::default());
+    let limit = SupportLimits::default().unseen_items_max;
+    let share = unsupported as f64 / (slot_count as f64).max(1.0);
+    let estimate = match (report.estimates, report.refused) {
+        _ if share > limit => Err(format!(
+            "{:.1} % of the slots would show an item that the logged policy could not show there (limit {:.1} %); only \
+             exploration, or an experiment with the rule, shows its effect",
+            100.0 * share,
+            100.0 * limit
+        )),
+        (Some(estimates), _) => {
+            let measure = estimates.measures.iter().find(|measure| measure.estimator == Estimator::DoublyRobust);
+            measure.map(|measure| (measure.value, measure.low, measure.high)).ok_or_else(|| "no estimate".to_owned())
+        }
+        (None, refused) => Err(refused.unwrap_or_else(|| "no estimate".to_owned())),
+    };
+    RewardPreview { slot_count: report.slots, shown: report.shown_mean, estimate }
+}

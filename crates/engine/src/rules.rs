@@ -1,0 +1,171 @@
+//! Writes and reads rules and sets of synonyms.
+use crate::{
+    engine::Engine,
+    error::{EngineError, EntryKind, PageTokenError, RuleError},
+};
+use lodestone_core::units::UnixMillis;
+use lodestone_events::Change;
+use lodestone_rules::{CompiledRule, CompiledSynonyms, Rule, RuleChange, RuleSnapshot, SynonymSet, limits};
+use prost_types::Timestamp;
+use std::{
+    collections::BTreeMap,
+    ops::Bound::{Excluded, Unbounded},
+    sync::Arc,
+};
+
+/// How an entry is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PutMode {
+    Create,
+    /// Replaces the entry with this etag. Empty: whatever it contains.
+    Update {
+        etag: String,
+    },
+}
+
+/// The rules after a write, and the log position of the write.
+type RulesWritten = (Arc<RuleSnapshot>, u64);
+
+impl Engine {
+    /// Returns the rules and sets of synonyms that are in effect.
+    pub fn rules(&self) -> Arc<RuleSnapshot> {
+        self.generations.state.rules()
+    }
+
+    /// Writes a valid rule, whose times and etag are set here.
+    pub async fn put_rule(&self, rule: Rule, mode: PutMode) -> Result<(Arc<CompiledRule>, u64), EngineError> {
+        let id = rule.rule_id.clone();
+        let change = |rules: &RuleSnapshot, now: Timestamp| {
+            let known = rules.rules.get(&rule.rule_id).map(|known| &known.rule);
+            let target = Target { kind: EntryKind::Rule, id: &rule.rule_id, count: rules.rules.len() };
+            target.check(known.map(|known| known.etag.as_str()), &mode)?;
+            let create_time = known.map_or(Some(now), |known| known.create_time);
+            let rule = Rule { create_time, update_time: Some(now), etag: String::new(), ..rule };
+            let regex_count = CompiledRule::new(rule.clone()).map_or(0, |rule| rule.regex_count());
+            let count = rules.regex_count_without(&rule.rule_id) + regex_count;
+            if regex_count > 0 && count > limits::REGEXES {
+                return Err(RuleError::TooManyRegexes { count, limit: limits::REGEXES });
+            }
+            Ok(RuleChange::PutRule(rule))
+        };
+        let (rules, position) = self.write_rules(change).await?;
+        let written = rules.rules.get(&id).cloned();
+        let lost = || EngineError::Internal(format!("the rule {id} is not in effect after its write"));
+        Ok((written.ok_or_else(lost)?, position))
+    }
+
+    /// Writes a valid set of synonyms, whose times and etag are set here.
+    pub async fn put_synonyms(
+        &self,
+        set: SynonymSet,
+        mode: PutMode,
+    ) -> Result<(Arc<CompiledSynonyms>, u64), EngineError> {
+        let id = set.synonym_set_id.clone();
+        let change = |rules: &RuleSnapshot, now: Timestamp| {
+            let known = rules.synonym_sets.get(&set.synonym_set_id).map(|known| &known.set);
+            let count = rules.synonym_sets.len();
+            let target = Target { kind: EntryKind::SynonymSet, id: &set.synonym_set_id, count };
+            target.check(known.map(|known| known.etag.as_str()), &mode)?;
+            let create_time = known.map_or(Some(now), |known| known.create_time);
+            Ok(RuleChange::PutSynonyms(SynonymSet { create_time, update_time: Some(now), etag: String::new(), ..set }))
+        };
+        let (rules, position) = self.write_rules(change).await?;
+        let written = rules.synonym_sets.get(&id).cloned();
+        let lost = || EngineError::Internal(format!("the synonyms {id} are not in effect after their write"));
+        Ok((written.ok_or_else(lost)?, position))
+    }
+
+    /// Deletes a rule or a set of synonyms with this etag, or whatever it contains if the etag is empty. Returns the
+    /// log position.
+    pub async fn delete_entry(&self, kind: EntryKind, id: String, etag: String) -> Result<u64, EngineError> {
+        let change = |rules: &RuleSnapshot, _| {
+            let known = match kind {
+                EntryKind::Rule => rules.rules.get(&id).map(|known| known.rule.etag.as_str()),
+                EntryKind::SynonymSet => rules.synonym_sets.get(&id).map(|known| known.set.etag.as_str()),
+            };
+            Target { kind, id: &id, count: 0 }.check(known, &PutMode::Update { etag })?;
+            Ok(match kind {
+                EntryKind::Rule => RuleChange::DeleteRule(id.clone()),
+                EntryKind::SynonymSet => RuleChange::DeleteSynonyms(id.clone()),
+            })
+        };
+        let (_, position) = self.write_rules(change).await?;
+        if kind == EntryKind::Rule {
+            self.metrics.forget_rule(&id);
+        }
+        Ok(position)
+    }
+
+    /// Returns entries of a list after the last one of the page before, whose token may be empty.
+    pub fn entries_after<T>(
+        &self,
+        entries: &BTreeMap<String, Arc<T>>,
+        kind: EntryKind,
+        token: &str,
+        count: usize,
+    ) -> Result<Vec<Arc<T>>, EngineError> {
+        let begin = match token {
+            "" => Unbounded,
+            token => {
+                let after = self.tokens.parse_entries(token, kind);
+                Excluded(after.ok_or(EngineError::PageToken(PageTokenError::Foreign))?)
+            }
+        };
+        Ok(entries.range((begin, Unbounded)).take(count).map(|(_, entry)| entry.clone()).collect())
+    }
+
+    /// Returns the token of the page that begins after an entry.
+    pub fn entries_token(&self, kind: EntryKind, after: &str) -> String {
+        self.tokens.entries(kind, after)
+    }
+
+    /// Writes the change that `change` returns for the current rules. No other change of rules comes between.
+    async fn write_rules(
+        &self,
+        change: impl FnOnce(&RuleSnapshot, Timestamp) -> Result<RuleChange, RuleError>,
+    ) -> Result<RulesWritten, EngineError> {
+        let guard = self.rule_writes.clone().lock_owned().await;
+        let now = UnixMillis::now().0;
+        let now = Timestamp { seconds: now.div_euclid(1000), nanos: (now.rem_euclid(1000) * 1_000_000) as i32 };
+        let change = Change::Rule(change(&self.rules(), now)?);
+        let queued = self.writer.queue(vec![(change, None)]).await.map_err(EngineError::Log)?;
+        let state = self.generations.state.clone();
+        // In a task of its own, because a caller that stops waiting must not release the guard before the change is in
+        // effect.
+        let written = tokio::spawn(async move {
+            let written = queued.written().await;
+            let rules = state.rules();
+            drop(guard);
+            Ok((rules, written?.session_version))
+        });
+        let written = written.await.map_err(|error| EngineError::Internal(error.to_string()))?;
+        written.map_err(EngineError::Log)
+    }
+}
+
+/// The entry that a write is about.
+struct Target<'a> {
+    kind: EntryKind,
+    id: &'a str,
+    /// Number of entries before the write.
+    count: usize,
+}
+
+impl Target<'_> {
+    /// Checks a write against the etag of the entry; none if it does not exist.
+    fn check(&self, current: Option<&str>, mode: &PutMode) -> Result<(), RuleError> {
+        let (kind, id) = (self.kind, self.id.to_owned());
+        match (mode, current) {
+            (PutMode::Create, Some(_)) => Err(RuleError::Exists { kind, id }),
+            (PutMode::Create, None) if self.count >= limits::ENTRIES => {
+                Err(RuleError::TooMany { kind, count: self.count + 1, limit: limits::ENTRIES })
+            }
+            (PutMode::Create, None) => Ok(()),
+            (PutMode::Update { .. }, None) => Err(RuleError::NotFound { kind, id }),
+            (PutMode::Update { etag }, Some(current)) if !etag.is_empty() && etag != current => {
+                Err(RuleError::Etag { kind, id, sent: etag.clone(), current: current.to_owned() })
+            }
+            (PutMode::Update { .. }, Some(_)) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Merges the actions of the rules that apply into a request, whose pins, boosts, filters and query are the only
+//! mechanisms.
+use crate::{
+    request::{AppliedRule, Boost, Pin, RuleBanner},
+    run::{PlannedRequest, RankingRequest},
+};
+use lodestone_catalog::{Field, Filter};
+use lodestone_core::{text::normalize, units::UnixMillis};
+use lodestone_rules::{Action, CompiledRule, RequestFacts, RuleRequestType, RuleSnapshot, Synonyms};
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Boosts of rules that apply to one request. With the 20 of the request, a candidate has a bit for each in 64 bits.
+pub const RULE_BOOSTS_MAX: usize = 44;
+/// Pins of rules that apply to one request.
+pub const RULE_PINS_MAX: usize = 100;
+
+/// A request after its rules.
+pub struct RuledRequest<'a> {
+    pub planned: &'a PlannedRequest,
+    /// With the pins, boosts and query of the rules.
+    pub request: Cow<'a, RankingRequest>,
+    pub effects: RuleEffects,
+    /// The time that the rules took. None: there are no rules.
+    pub time: Option<Duration>,
+}
+
+/// The effects of rules that are not parts of the request.
+#[derive(Debug, Default)]
+pub struct RuleEffects {
+    /// In their order.
+    pub applied: Vec<AppliedRule>,
+    /// The items that the rules leave. Unlike the filter of the request, facets never count others.
+    pub filter: Option<Filter>,
+    /// Those of the rules, and those of all requests.
+    pub synonyms: Vec<Arc<Synonyms>>,
+    /// The query that replaces the one that was sent.
+    pub replaced_query: Option<String>,
+    /// Empty: no rule redirects.
+    pub redirect_url: String,
+    pub banners: Vec<RuleBanner>,
+}
+
+/// The properties of a request on which rules have conditions.
+pub struct RuleInput<'a> {
+    request_type: RuleRequestType,
+    /// In normal form.
+    query: Option<String>,
+    categories: Vec<&'a str>,
+    audiences: &'a [String],
+    platform: i32,
+}
+
+impl<'a> RuleInput<'a> {
+    /// Returns none for a request to which no rules apply.
+    pub fn of(request: &'a RankingRequest) -> Option<Self> {
+        let query = request.query();
+        let request_type = match (request, query) {
+            (RankingRequest::Search(_), Some(_)) => RuleRequestType::Search,
+            (RankingRequest::Search(_), None) => RuleRequestType::Browse,
+            (RankingRequest::Recommend(_), _) => RuleRequestType::Recommend,
+            (RankingRequest::Rank(_), _) => return None,
+        };
+        Some(Self {
+            request_type,
+            query: query.map(normalize),
+            categories: request.filter().map_or(Vec::new(), |filter| filter.selected_texts(&Field::Category)),
+            audiences: &request.options().audiences,
+            platform: request.viewer().platform,
+        })
+    }
+
+    pub fn facts(&self, at: UnixMillis) -> RequestFacts<'_> {
+        RequestFacts {
+            request_type: self.request_type,
+            query: self.query.as_deref(),
+            categories: &self.categories,
+            audiences: self.audiences,
+            platform: self.platform,
+            at,
+        }
+    }
+}
+
+impl<'a> RuledRequest<'a> {
+    /// Applies the rules of a snapshot.
+    pub fn new(planned: &'a PlannedRequest, rules: &RuleSnapshot, now: UnixMillis) -> Self {
+        let begun = Instant::now();
+        let mut ruled =
+            Self { planned, request: Cow::Borrowed(&planned.request), effects: RuleEffects::default(), time: None };
+        if !rules.has_no_rules()
+            && let Some(input) = RuleInput::of(&planned.request)
+        {
+            rules.applying(&input.facts(now)).for_each(|rule| ruled.apply(rule));
+            ruled.time = Some(begun.elapsed());
+        }
+        if !rules.synonyms.is_empty() {
+            ruled.effects.synonyms.push(rules.synonyms.clone());
+        }
+        ruled
+    }
+
+    fn apply(&mut self, rule: &Arc<CompiledRule>) {
+        let mut unused_actions = Vec::new();
+        for (index, action) in (0u32..).zip(&rule.actions) {
+            if !self.apply_action(rule, action) {
+                unused_actions.push(index);
+            }
+        }
+        self.effects.applied.push(AppliedRule { rule: rule.clone(), unused_actions });
+    }
+
+    /// Returns false if the action has no effect.
+    fn apply_action(&mut self, rule: &CompiledRule, action: &Action) -> bool {
+        let (sent, effects) = (self.planned.request.options(), &mut self.effects);
+        match action {
+            Action::Pin { item, rank } => {
+                let pins = &mut self.request.to_mut().options_mut().pins;
+                let has_room = pins.len() < sent.pins.len() + RULE_PINS_MAX;
+                if has_room {
+                    pins.push(Pin { item: item.clone(), rank: *rank });
+                }
+                has_room
+            }
+            Action::Boost { filter, factor } => {
+                let boosts = &mut self.request.to_mut().options_mut().boosts;
+                let has_room = boosts.len() < sent.boosts.len() + RULE_BOOSTS_MAX;
+                if has_room {
+                    boosts.push(Boost { filter: filter.clone(), factor: *factor });
+                }
+                has_room
+            }
+            Action::Restrict(filter) => {
+                effects.filter = Some(match effects.filter.take() {
+                    Some(others) => others.and(filter.clone()),
+                    None => filter.clone(),
+                });
+                true
+            }
+            Action::Redirect(url) => {
+                let is_first = effects.redirect_url.is_empty();
+                if is_first {
+                    effects.redirect_url.clone_from(url);
+                }
+                is_first
+            }
+            Action::Banner(payload) => {
+                effects.banners.push(RuleBanner { rule_id: rule.id().to_owned(), payload: payload.clone() });
+                true
+            }
+            Action::ReplaceQuery(query) => {
+                let is_first = effects.replaced_query.is_none();
+                if let (true, RankingRequest::Search(request)) = (is_first, self.request.to_mut()) {
+                    request.query.clone_from(query);
+                    effects.replaced_query = Some(query.clone());
+                }
+                is_first
+            }
+            Action::AddSynonyms(synonyms) => {
+                effects.synonyms.push(synonyms.clone());
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Rules and synonyms as they are sent, stored and returned. The field numbers are those of the messages in
+//! `proto/lodestone/v1`, which document the fields; a test of the server compares both.
+use prost::{Enumeration, Message, Oneof};
+use prost_types::Timestamp;
+
+/// `lodestone.v1.Rule`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Rule {
+    #[prost(string, tag = "1")]
+    pub rule_id: String,
+    #[prost(string, tag = "2")]
+    pub title: String,
+    #[prost(int32, tag = "3")]
+    pub priority: i32,
+    #[prost(message, optional, tag = "4")]
+    pub condition: Option<RuleCondition>,
+    #[prost(message, repeated, tag = "5")]
+    pub actions: Vec<RuleAction>,
+    #[prost(message, optional, tag = "6")]
+    pub create_time: Option<Timestamp>,
+    #[prost(message, optional, tag = "7")]
+    pub update_time: Option<Timestamp>,
+    /// Computed from the other fields; the log does not store it.
+    #[prost(string, tag = "8")]
+    pub etag: String,
+}
+
+/// `lodestone.v1.RuleCondition`.
+#[derive(Clone, PartialEq, Message)]
+pub struct RuleCondition {
+    #[prost(message, repeated, tag = "1")]
+    pub queries: Vec<QueryCondition>,
+    #[prost(string, repeated, tag = "2")]
+    pub categories: Vec<String>,
+    #[prost(string, repeated, tag = "3")]
+    pub audiences: Vec<String>,
+    /// Numbers of `lodestone.v1.Platform`.
+    #[prost(int32, repeated, tag = "4")]
+    pub platforms: Vec<i32>,
+    #[prost(enumeration = "RuleRequestType", repeated, tag = "5")]
+    pub request_types: Vec<i32>,
+    #[prost(message, optional, tag = "6")]
+    pub start_time: Option<Timestamp>,
+    #[prost(message, optional, tag = "7")]
+    pub end_time: Option<Timestamp>,
+}
+
+/// `lodestone.v1.QueryCondition`.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct QueryCondition {
+    #[prost(oneof = "QueryConditionKind", tags = "1, 2, 3, 4")]
+    pub kind: Option<QueryConditionKind>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Oneof)]
+pub enum QueryConditionKind {
+    #[prost(string, tag = "1")]
+    Exact(String),
+    #[prost(string, tag = "2")]
+    Prefix(String),
+    #[prost(string, tag = "3")]
+    Contains(String),
+    #[prost(string, tag = "4")]
+    Regex(String),
+}
+
+/// `lodestone.v1.RuleRequestType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum RuleRequestType {
+    Unspecified = 0,
+    Search = 1,
+    Browse = 2,
+    Recommend = 3,
+}
+
+/// `lodestone.v1.RuleAction`.
+#[derive(Clone, PartialEq, Message)]
+pub struct RuleAction {
+    #[prost(oneof = "RuleActionKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub action: Option<RuleActionKind>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub enum RuleActionKind {
+    #[prost(message, tag = "1")]
+    Pin(Pin),
+    #[prost(message, tag = "2")]
+    Boost(Boost),
+    #[prost(string, tag = "3")]
+    Bury(String),
+    #[prost(string, tag = "4")]
+    Hide(String),
+    #[prost(string, tag = "5")]
+    Filter(String),
+    #[prost(string, tag = "6")]
+    RedirectUrl(String),
+    #[prost(string, tag = "7")]
+    Banner(String),
+    #[prost(string, tag = "8")]
+    ReplaceQuery(String),
+    #[prost(message, tag = "9")]
+    AddSynonyms(SynonymTerms),
+}
+
+/// `lodestone.v1.Pin`.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct Pin {
+    #[prost(string, tag = "1")]
+    pub item_id: String,
+    #[prost(int32, tag = "2")]
+    pub rank: i32,
+}
+
+/// `lodestone.v1.Boost`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Boost {
+    #[prost(string, tag = "1")]
+    pub filter: String,
+    #[prost(double, tag = "2")]
+    pub factor: f64,
+}
+
+/// `lodestone.v1.SynonymTerms`.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct SynonymTerms {
+    #[prost(string, repeated, tag = "1")]
+    pub terms: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub replacements: Vec<String>,
+}
+
+/// `lodestone.v1.SynonymSet`.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct SynonymSet {
+    #[prost(string, tag = "1")]
+    pub synonym_set_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub synonyms: Option<SynonymTerms>,
+    #[prost(message, optional, tag = "3")]
+    pub create_time: Option<Timestamp>,
+    #[prost(message, optional, tag = "4")]
+    pub update_time: Option<Timestamp>,
+    /// Computed from the other fields; the log does not store it.
+    #[prost(string, tag = "5")]
+    pub etag: String,
+}

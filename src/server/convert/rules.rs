@@ -1,0 +1,138 @@
+//! Converts rules and sets of synonyms, which are stored as they are sent, and validates them.
+use super::requests::{recommend, search};
+use crate::server::{
+    explain::{LoggedRequest, logged_request},
+    proto,
+    violations::Violations,
+};
+use lodestone_core::units::UnixMillis;
+use lodestone_pipeline::{answers::AnswerRecord, run::RankingRequest};
+use lodestone_rules::{CompiledRule, CompiledSynonyms, Rule, RuleProblem, SynonymSet};
+use prost::Message;
+
+/// Converts between a message of the API and its stored form, which has the same fields.
+fn converted<From: Message, To: Message + Default>(message: &From) -> To {
+    To::decode(message.encode_to_vec().as_slice()).expect("both messages have the same fields")
+}
+
+pub(crate) fn rule_to_proto(rule: &CompiledRule) -> proto::Rule {
+    converted(&rule.rule)
+}
+
+pub(crate) fn synonym_set_to_proto(set: &CompiledSynonyms) -> proto::SynonymSet {
+    converted(&set.set)
+}
+
+/// Validates a rule. Its times are not read. Returns none if there are violations.
+pub(crate) fn rule(violations: &mut Violations, sent: Option<&proto::Rule>) -> Option<CompiledRule> {
+    let Some(sent) = sent else {
+        violations.add("rule", "is missing");
+        return None;
+    };
+    let rule = Rule { create_time: None, update_time: None, ..converted(sent) };
+    CompiledRule::new(rule).map_err(|problems| add(violations, "rule", problems)).ok()
+}
+
+/// Validates a set of synonyms. Its times are not read. Returns none if there are violations.
+pub(crate) fn synonym_set(violations: &mut Violations, sent: Option<&proto::SynonymSet>) -> Option<CompiledSynonyms> {
+    let Some(sent) = sent else {
+        violations.add("synonym_set", "is missing");
+        return None;
+    };
+    let set = SynonymSet { create_time: None, update_time: None, ..converted(sent) };
+    CompiledSynonyms::new(set).map_err(|problems| add(violations, "synonym_set", problems)).ok()
+}
+
+fn add(violations: &mut Violations, message: &str, problems: Vec<RuleProblem>) {
+    for problem in problems {
+        violations.add(format_args!("{message}.{}", problem.field), problem.description);
+    }
+}
+
+/// Returns the request of a logged answer; none if it cannot be read.
+pub(crate) fn ranking_request(record: &AnswerRecord) -> Option<RankingRequest> {
+    let mut violations = Violations::default();
+    let now = UnixMillis(record.at_ms);
+    let request = match logged_request(record)? {
+        LoggedRequest::Search(sent) => RankingRequest::Search(search(&mut violations, sent, now)),
+        LoggedRequest::Recommend(sent) => RankingRequest::Recommend(recommend(&mut violations, sent, now)),
+        // No rules apply to it.
+        LoggedRequest::Rank(_) => return None,
+    };
+    violations.is_empty().then_some(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost_types::Timestamp;
+    use proto::{query_condition::Kind, rule_action::Action};
+
+    /// A message with a value in every field that a rule has.
+    fn full_rule() -> proto::Rule {
+        let time = |seconds| Some(Timestamp { seconds, nanos: 5 });
+        let query = |kind| proto::QueryCondition { kind: Some(kind) };
+        let terms = proto::SynonymTerms { terms: vec!["a".into()], replacements: vec!["b".into()] };
+        let actions = [
+            Action::Pin(proto::Pin { item_id: "i".into(), rank: 3 }),
+            Action::Boost(proto::Boost { filter: "in_stock".into(), factor: 2.5 }),
+            Action::Bury("price > 1".into()),
+            Action::Hide("price > 2".into()),
+            Action::Filter("price > 3".into()),
+            Action::RedirectUrl("/sale".into()),
+            Action::Banner("{}".into()),
+            Action::ReplaceQuery("mug".into()),
+            Action::AddSynonyms(terms),
+        ];
+        proto::Rule {
+            rule_id: "r".into(),
+            title: "t".into(),
+            priority: -3,
+            condition: Some(proto::RuleCondition {
+                queries: ["a", "b", "c", "d"]
+                    .map(str::to_owned)
+                    .into_iter()
+                    .zip([Kind::Exact, Kind::Prefix, Kind::Contains, Kind::Regex])
+                    .map(|(text, kind)| query(kind(text)))
+                    .collect(),
+                categories: vec!["Mugs".into()],
+                audiences: vec!["wholesale".into()],
+                platforms: vec![1, 6],
+                request_types: vec![1, 2, 3],
+                start_time: time(1),
+                end_time: time(2),
+            }),
+            actions: actions.map(|action| proto::RuleAction { action: Some(action) }).to_vec(),
+            create_time: time(3),
+            update_time: time(4),
+            etag: "e".into(),
+        }
+    }
+
+    #[test]
+    fn the_stored_forms_have_the_fields_of_the_messages() {
+        let rule = full_rule();
+        assert_eq!(converted::<Rule, proto::Rule>(&converted(&rule)), rule);
+        let set = proto::SynonymSet {
+            synonym_set_id: "s".into(),
+            synonyms: Some(proto::SynonymTerms { terms: vec!["a".into()], replacements: vec!["b".into()] }),
+            create_time: rule.create_time,
+            update_time: rule.update_time,
+            etag: "e".into(),
+        };
+        assert_eq!(converted::<SynonymSet, proto::SynonymSet>(&converted(&set)), set);
+    }
+
+    #[test]
+    fn a_valid_rule_is_returned_as_it_was_sent() {
+        let mut violations = Violations::default();
+        let compiled = rule(&mut violations, Some(&full_rule())).unwrap_or_else(|| panic!("{violations:?}"));
+        let returned = rule_to_proto(&compiled);
+        assert_eq!(returned.etag.len(), 16);
+        let sent = full_rule();
+        assert_eq!(
+            proto::Rule { etag: "e".into(), create_time: sent.create_time, update_time: sent.update_time, ..returned },
+            sent
+        );
+    }
+}

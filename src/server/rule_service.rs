@@ -1,0 +1,215 @@
+//! RuleService: maintains and previews rules.
+use super::{
+    convert,
+    guard::guarded,
+    proto::{self, rule_service_server::RuleService},
+    services::{Services, timeout_of},
+    status,
+    violations::Violations,
+};
+use lodestone_engine::{EntryKind, PagePair, PutMode, RewardPreview, RulePreview};
+use lodestone_pipeline::RESULTS_BYTES_MAX;
+use prost::Message;
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tonic::{Request, Response, Status};
+
+/// Number of listed entries per page.
+const LIST_SIZE_DEFAULT: usize = 100;
+const LIST_SIZE_MAX: usize = 1000;
+/// Logged answers that a preview reads.
+const PREVIEWED_DEFAULT: usize = 1000;
+const PREVIEWED_MAX: usize = 10_000;
+/// Longest time of a preview, and that of a caller who sets none.
+const PREVIEW_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A validated page of a list of rules or sets of synonyms.
+pub(crate) struct EntriesPage<P> {
+    pub(crate) entries: Vec<P>,
+    pub(crate) next_page_token: String,
+}
+
+impl Services {
+    /// Returns a page of entries.
+    pub(crate) fn entries_page<T, P: Message>(
+        &self,
+        all: &BTreeMap<String, Arc<T>>,
+        kind: EntryKind,
+        (page_size, page_token): (i32, &str),
+        converted: impl Fn(&T) -> P,
+        id: impl Fn(&T) -> &str,
+    ) -> Result<EntriesPage<P>, Status> {
+        let mut violations = Violations::default();
+        let count = violations.size("page_size", page_size, LIST_SIZE_DEFAULT, LIST_SIZE_MAX);
+        checked(violations)?;
+        let listed = self.engine.entries_after(all, kind, page_token, count + 1).map_err(status::of)?;
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        for entry in listed.iter().take(count) {
+            let entry = converted(entry);
+            bytes += entry.encoded_len();
+            if bytes > RESULTS_BYTES_MAX && !entries.is_empty() {
+                break;
+            }
+            entries.push(entry);
+        }
+        let has_more = entries.len() < listed.len();
+        let last = listed.get(entries.len().wrapping_sub(1)).filter(|_| has_more);
+        let next_page_token = last.map(|last| self.engine.entries_token(kind, id(last))).unwrap_or_default();
+        Ok(EntriesPage { entries, next_page_token })
+    }
+
+    /// Writes the rule of a request.
+    async fn write_rule(
+        &self,
+        sent: Option<proto::Rule>,
+        mode: impl FnOnce(String) -> PutMode,
+    ) -> Result<(Option<proto::Rule>, u64), Status> {
+        let mut violations = Violations::default();
+        let compiled = convert::rule(&mut violations, sent.as_ref());
+        checked(violations)?;
+        let etag = sent.map(|rule| rule.etag).unwrap_or_default();
+        let rule = compiled.map(|compiled| compiled.stored()).unwrap_or_default();
+        let (written, session_version) = self.engine.put_rule(rule, mode(etag)).await.map_err(status::of)?;
+        Ok((Some(convert::rule_to_proto(&written)), session_version))
+    }
+}
+
+/// Refuses a request with violations.
+pub(crate) fn checked(violations: Violations) -> Result<(), Status> {
+    if violations.is_empty() { Ok(()) } else { Err(status::invalid(violations.found)) }
+}
+
+#[tonic::async_trait]
+impl RuleService for Services {
+    async fn create_rule(
+        &self,
+        request: Request<proto::CreateRuleRequest>,
+    ) -> Result<Response<proto::CreateRuleResponse>, Status> {
+        let response = async {
+            let (rule, session_version) = self.write_rule(request.into_inner().rule, |_| PutMode::Create).await?;
+            Ok(Response::new(proto::CreateRuleResponse { rule, session_version }))
+        };
+        guarded(&self.metrics, "CreateRule", response).await
+    }
+
+    async fn get_rule(
+        &self,
+        request: Request<proto::GetRuleRequest>,
+    ) -> Result<Response<proto::GetRuleResponse>, Status> {
+        let response = async {
+            let id = request.into_inner().rule_id;
+            let rules = self.engine.rules();
+            let rule = rules.rules.get(&id).ok_or_else(|| status::entry_not_found(EntryKind::Rule, &id))?;
+            Ok(Response::new(proto::GetRuleResponse { rule: Some(convert::rule_to_proto(rule)) }))
+        };
+        guarded(&self.metrics, "GetRule", response).await
+    }
+
+    async fn list_rules(
+        &self,
+        request: Request<proto::ListRulesRequest>,
+    ) -> Result<Response<proto::ListRulesResponse>, Status> {
+        let response = async {
+            let proto::ListRulesRequest { page_size, page_token } = request.into_inner();
+            let rules = self.engine.rules();
+            let (kind, page) = (EntryKind::Rule, (page_size, page_token.as_str()));
+            let page = self.entries_page(&rules.rules, kind, page, convert::rule_to_proto, |rule| rule.id())?;
+            let EntriesPage { entries, next_page_token } = page;
+            let total_size = rules.rules.len() as i32;
+            Ok(Response::new(proto::ListRulesResponse { rules: entries, next_page_token, total_size }))
+        };
+        guarded(&self.metrics, "ListRules", response).await
+    }
+
+    async fn update_rule(
+        &self,
+        request: Request<proto::UpdateRuleRequest>,
+    ) -> Result<Response<proto::UpdateRuleResponse>, Status> {
+        let response = async {
+            let mode = |etag| PutMode::Update { etag };
+            let (rule, session_version) = self.write_rule(request.into_inner().rule, mode).await?;
+            Ok(Response::new(proto::UpdateRuleResponse { rule, session_version }))
+        };
+        guarded(&self.metrics, "UpdateRule", response).await
+    }
+
+    async fn delete_rule(
+        &self,
+        request: Request<proto::DeleteRuleRequest>,
+    ) -> Result<Response<proto::DeleteRuleResponse>, Status> {
+        let response = async {
+            let proto::DeleteRuleRequest { rule_id, etag } = request.into_inner();
+            let deleted = self.engine.delete_entry(EntryKind::Rule, rule_id, etag).await;
+            Ok(Response::new(proto::DeleteRuleResponse { session_version: deleted.map_err(status::of)? }))
+        };
+        guarded(&self.metrics, "DeleteRule", response).await
+    }
+
+    async fn preview_rule(
+        &self,
+        request: Request<proto::PreviewRuleRequest>,
+    ) -> Result<Response<proto::PreviewRuleResponse>, Status> {
+        let response = async {
+            let deadline = Instant::now() + timeout_of(&request).unwrap_or(PREVIEW_DEADLINE).min(PREVIEW_DEADLINE);
+            let proto::PreviewRuleRequest { rule, answer_count } = request.into_inner();
+            let mut violations = Violations::default();
+            let rule = convert::rule(&mut violations, rule.as_ref());
+            let count = match answer_count {
+                0 => PREVIEWED_DEFAULT,
+                count if (1..=PREVIEWED_MAX as i32).contains(&count) => count as usize,
+                count => {
+                    let description = format!("is {count}; it must be within 0 (the default) and {PREVIEWED_MAX}");
+                    violations.add("answer_count", description);
+                    0
+                }
+            };
+            checked(violations)?;
+            let Some(rule) = rule else { return Err(status::invalid(Vec::new())) };
+            let preview = self.engine.preview_rule(rule, count, convert::ranking_request, deadline).await;
+            Ok(Response::new(preview_to_proto(preview.map_err(status::of)?)))
+        };
+        guarded(&self.metrics, "PreviewRule", response).await
+    }
+}
+
+fn preview_to_proto(preview: RulePreview) -> proto::PreviewRuleResponse {
+    let page = |PagePair { answer, query, page }: PagePair| proto::PreviewedPage {
+        answer_id: answer,
+        query,
+        item_ids: page.before,
+        new_item_ids: page.after,
+    };
+    let left_out = |(reason, count): (String, usize)| proto::LeftOutReason { reason, answer_count: count as i32 };
+    use proto::RewardType::{Click, Purchase, ReturnVisit};
+    let rewards = [Click, Purchase, ReturnVisit].into_iter().zip(preview.estimates);
+    proto::PreviewRuleResponse {
+        answer_count: preview.answer_count as i32,
+        matched_answer_count: preview.matched_count as i32,
+        left_out_answer_count: preview.left_out.values().sum::<usize>() as i32,
+        left_out_reasons: preview.left_out.into_iter().map(left_out).collect(),
+        slot_count: preview.slot_count as i32,
+        changed_slot_count: preview.changed_slot_count as i32,
+        changed_answer_count: preview.changed_answer_count as i32,
+        pages: preview.pages.into_iter().map(page).collect(),
+        estimates: rewards.map(|(reward, preview)| estimate(reward, preview)).collect(),
+    }
+}
+
+fn estimate(reward: proto::RewardType, preview: RewardPreview) -> proto::RewardEstimate {
+    let (estimate, refusal) = match preview.estimate {
+        Ok(estimate) => (Some(estimate), String::new()),
+        Err(refusal) => (None, refusal),
+    };
+    proto::RewardEstimate {
+        reward: reward.into(),
+        slot_count: preview.slot_count as i32,
+        shown: preview.shown,
+        estimate: estimate.map(|(value, ..)| value),
+        low: estimate.map(|(_, low, _)| low),
+        high: estimate.map(|(.., high)| high),
+        refusal,
+    }
+}

@@ -1,0 +1,18 @@
+//! Changes of rules.
+use lodestone_events::Change;
+use lodestone_rules::{Rule, RuleAction, RuleActionKind, RuleChange, SynonymSet, SynonymTerms};
+use rand::{Rng, rngs::StdRng};
+
+/// Returns a random change of a rule or a set of synonyms. `number` tells the changes apart.
+pub(crate) fn random_rule_change(number: usize, random: &mut StdRng) -> Change {
+    let id = format!("r{}", random.random_range(0..6));
+    let banner = RuleActionKind::Banner(format!("banner {number}"));
+    let actions = vec![RuleAction { action: Some(banner) }];
+    let terms = SynonymTerms { terms: vec!["mug".to_owned(), format!("cup{number}")], replacements: Vec::new() };
+    Change::Rule(match random.random_range(0..6) {
+        0..3 => RuleChange::PutRule(Rule { rule_id: id, actions, ..Rule::default() }),
+        3 => RuleChange::DeleteRule(id),
+        4 => RuleChange::PutSynonyms(SynonymSet { synonym_set_id: id, synonyms: Some(terms), ..SynonymSet::default() }),
+        _ => RuleChange::DeleteSynonyms(id),
+    })
+}
