@@ -64,7 +64,7 @@ tools-run:
 $(DATA): | build
 	@echo "Importing the example shop, once."
 	@mkdir -p target/demo && rm -rf $@.new
-	$(LODESTONE) import --mapping $(SHOP)/mapping.toml --in $(SHOP)/transactions_2009_2010.csv.zst --out $@.new
+	$(LODESTONE) import --mapping $(SHOP)/mapping.toml --events $(SHOP)/transactions_2009_2010.csv.zst --out $@.new
 	@mv $@.new $@
 
 $(BUNDLE): | build tools-run $(DATA)
@@ -113,6 +113,7 @@ test-rust: tools-run
 
 test-cli: build tools-run $(DATA) $(BUNDLE)
 	python3 tests/cli/run.py $(LODESTONE)
+	python3 tests/cli/feeds.py $(LODESTONE) $(TOOLS)/bin/grpcurl $(BUNDLE)
 	@scripts/tools.sh python
 	$(TOOLS)/venv/bin/python tests/cli/bring.py $(LODESTONE) $(BUNDLE) $(DATA)
 	python3 tests/cli/retrain.py $(LODESTONE) $(TOOLS)/bin/grpcurl

@@ -63,7 +63,7 @@ def rows(lodestone, directory):
             data, bundle = Path(temporary) / "data", Path(temporary) / "bundle"
             mapping = HERE / "models" / "complete-journey.toml"
             for command in (
-                ["import", "--mapping", mapping, "--in", transactions, "--products", products, "--out", data],
+                ["import", "--mapping", mapping, "--events", transactions, "--items", products, "--out", data],
                 ["train", "--data", data, "--out", bundle],
             ):
                 subprocess.run([lodestone, *map(str, command)], check=True, stdout=subprocess.DEVNULL)

@@ -12,6 +12,7 @@ mod exit;
 mod experiment;
 mod gate;
 mod import;
+mod items;
 mod listen;
 mod load_test;
 mod lock;
@@ -50,7 +51,7 @@ fn after_help() -> String {
          a file instead of standard output; where the result is a dataset or a bundle, --out names its directory and a \
          summary is printed. Progress and logs go to standard error.\n\n{}\n\
          Examples:\n  \
-           lodestone import --mapping mapping.toml --in transactions.csv.zst --out data\n  \
+           lodestone import --mapping mapping.toml --events transactions.csv.zst --out data\n  \
            lodestone train --data data --out bundle\n  \
            lodestone evaluate --data data --bundle bundle\n  \
            lodestone serve --bundle bundle --data data",
@@ -61,6 +62,9 @@ fn after_help() -> String {
 #[derive(Subcommand)]
 enum Command {
     Import(import::ImportArgs),
+    /// Brings items of a file to a running server.
+    #[command(subcommand)]
+    Items(items::ItemsCommand),
     Train(train::TrainCommandArgs),
     Evaluate(evaluate::EvaluateArgs),
     Retrain(retrain::RetrainArgs),
@@ -128,6 +132,7 @@ pub fn run() -> Exit {
     }
     let result: anyhow::Result<Exit> = match cli.command {
         Command::Import(args) => import::import(&args),
+        Command::Items(command) => items::run(&command),
         Command::Train(args) => train::train(args),
         Command::Evaluate(args) => evaluate::evaluate(&args),
         Command::Retrain(args) => retrain::retrain(&args),

@@ -41,7 +41,8 @@ impl EventStream {
     /// Reads messages until the oldest one is stored, and returns its response. None: the stream has ended.
     pub(super) async fn step(&mut self) -> Result<Option<proto::StreamEventsResponse>, Status> {
         loop {
-            let (may_read, may_answer) = (self.end.is_none() && self.writes.len() < WRITES_MAX, !self.writes.is_empty());
+            let (may_read, may_answer) =
+                (self.end.is_none() && self.writes.len() < WRITES_MAX, !self.writes.is_empty());
             if !may_read && !may_answer {
                 return self.end.take().unwrap_or(Ok(())).map(|()| None);
             }
@@ -92,10 +93,6 @@ impl EventStream {
                 kept.push(proto::StreamEventResult { index, result: Some(result) });
             }
         }
-        proto::StreamEventsResponse {
-            counts: Some(self.counts),
-            results: kept,
-            session_version: self.session_version,
-        }
+        proto::StreamEventsResponse { counts: Some(self.counts), results: kept, session_version: self.session_version }
     }
 }

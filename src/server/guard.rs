@@ -54,8 +54,8 @@ pub(crate) async fn guarded<T: Message>(
     result
 }
 
-/// Runs a call with a stream of responses, with metrics. `step` returns the next response; none ends the stream. A panic
-/// becomes INTERNAL; the panic hook counts it.
+/// Runs a call with a stream of responses, with metrics. `step` returns the next response; none ends the stream. A
+/// panic becomes INTERNAL; the panic hook counts it.
 pub(crate) fn guarded_stream<S, T, F>(
     metrics: &Metrics,
     rpc: &'static str,

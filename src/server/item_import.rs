@@ -1,4 +1,5 @@
-//! The long writes of CatalogService: a feed as a stream of messages, and the deletion of all items that match a filter.
+//! The long writes of CatalogService: a feed as a stream of messages, and the deletion of all items that match a
+//! filter.
 use super::{
     catalog_service::Validated,
     convert,
@@ -190,11 +191,7 @@ impl ItemImport {
             let version = delete_all(&engine, &missing).await.map_err(status::of)?;
             self.session_version = self.session_version.max(version);
         }
-        let deletions = proto::ImportDeletions {
-            item_count: missing.len() as i64,
-            share,
-            item_ids: listed(&missing),
-        };
+        let deletions = proto::ImportDeletions { item_count: missing.len() as i64, share, item_ids: listed(&missing) };
         Ok(proto::ImportItemsResponse { deletions: Some(deletions), ..self.response(Vec::new()) })
     }
 }

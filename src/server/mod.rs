@@ -8,8 +8,8 @@ mod event_service;
 mod event_stream;
 pub(crate) mod explain;
 mod guard;
-pub mod metrics_endpoint;
 mod item_import;
+pub mod metrics_endpoint;
 mod models;
 mod rule_service;
 mod services;
@@ -27,6 +27,7 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
+pub(crate) use convert::item_to_proto;
 use lodestone_engine::Engine;
 use lodestone_events::LogError;
 use proto::{

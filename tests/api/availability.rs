@@ -106,7 +106,8 @@ async fn items_that_are_sold_out_are_hidden_last_or_shown() {
         assert!(total == COUNT - in_stock && items.len() == total && !items.iter().any(is_in_stock), "`{query}`");
     }
     let recommend = async |sold_out: SoldOut| {
-        let options = Some(proto::RankingOptions { sold_out: sold_out.into(), include_items: true, ..Default::default() });
+        let options =
+            Some(proto::RankingOptions { sold_out: sold_out.into(), include_items: true, ..Default::default() });
         let request = proto::RecommendRequest {
             viewer: viewer(),
             r#type: RecommendType::ForYou.into(),
@@ -199,7 +200,10 @@ async fn paths_of_categories_and_lists_of_texts_are_filtered_and_counted() {
     let below = facets_of(facet("category_path", "Home > Kitchen")).await;
     assert_eq!(counts(&below[0]), BTreeMap::from([("Home > Kitchen > Mugs", 1), ("Home > Kitchen > Plates", 1)]));
     // A search for these things offers the fields in which they differ.
-    let request = proto::SearchRequest { dynamic_facet_count: 1, ..request("thing", "tags = \"paths\"", SoldOut::Unspecified, "") };
+    let request = proto::SearchRequest {
+        dynamic_facet_count: 1,
+        ..request("thing", "tags = \"paths\"", SoldOut::Unspecified, "")
+    };
     let chosen: Vec<String> =
         search(&server.channel, &request).await.facets.into_iter().map(|facet| facet.field).collect();
     assert_eq!(chosen, ["category_path"]);

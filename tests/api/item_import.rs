@@ -1,5 +1,8 @@
 //! Feeds over gRPC: acknowledged message by message, and full ones that delete what they lack.
-use crate::support::{bundles::Shop, grpc::GrpcServer};
+use crate::support::{
+    bundles::{ITEMS, Shop},
+    grpc::GrpcServer,
+};
 use lodestone::server::proto::{
     self, ImportMode, ItemStatus, catalog_service_client::CatalogServiceClient, import_items_request::Part,
 };
@@ -58,7 +61,8 @@ fn counts(response: &proto::ImportItemsResponse) -> [i64; 5] {
 
 /// The ids of the items that the tests write.
 async fn ids(channel: &Channel) -> Vec<String> {
-    let request = proto::ListItemsRequest { filter: "item_id != \"\"".to_owned(), page_size: 1000, ..Default::default() };
+    let request =
+        proto::ListItemsRequest { filter: "item_id != \"\"".to_owned(), page_size: 1000, ..Default::default() };
     let listed = CatalogServiceClient::new(channel.clone()).list_items(request).await.unwrap().into_inner();
     listed.items.into_iter().map(|item| item.item_id).filter(|id| id.starts_with("feed-")).collect()
 }
@@ -108,7 +112,10 @@ async fn a_full_feed_deletes_what_it_lacks_unless_that_is_too_much_or_newer() {
     assert!(error.is_none(), "{error:?}");
     let last = responses.last().unwrap();
     let deletions = last.deletions.clone().unwrap();
-    assert_eq!((deletions.item_count, deletions.item_ids, deletions.share), (2, vec!["feed-8".into(), "feed-9".into()], 0.2));
+    assert_eq!(
+        (deletions.item_count, deletions.item_ids, deletions.share),
+        (2, vec!["feed-8".into(), "feed-9".into()], 0.2)
+    );
     assert_eq!((counts(last), ids(channel).await.len()), ([9, 1, 8, 0, 0], 10));
     // Half of the catalogue is missing: the items are written and none is deleted.
     let (_, error) = import(channel, vec![full(|_| {}), items(&names[..5])]).await;
@@ -134,7 +141,8 @@ async fn a_feed_that_breaks_off_deletes_nothing_and_keeps_what_was_acknowledged(
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
     import(&server.channel, vec![items(&["feed-a", "feed-b"])]).await;
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-    let messages = futures_util::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+    let messages =
+        futures_util::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
     let mut client = CatalogServiceClient::new(server.channel.clone());
     let mut stream = client.import_items(messages).await.unwrap().into_inner();
     sender.send(full(|options| options.deleted_share_max = Some(1.0))).unwrap();
@@ -159,7 +167,10 @@ async fn bad_options_and_filters_are_refused_by_name() {
     let (responses, error) = import(&server.channel, vec![bad, items(&["feed-a"])]).await;
     let details = error.unwrap().get_details_bad_request().unwrap();
     let fields: Vec<&str> = details.field_violations.iter().map(|violation| violation.field.as_str()).collect();
-    assert_eq!(fields, ["options.mode", "options.deleted_share_max", "options.deleted_share_max", "options.update_time"]);
+    assert_eq!(
+        fields,
+        ["options.mode", "options.deleted_share_max", "options.deleted_share_max", "options.update_time"]
+    );
     assert!(responses.is_empty() && ids(&server.channel).await.is_empty());
     for (messages, field) in [
         (vec![full(|_| {}), full(|_| {})], "options"),
@@ -181,4 +192,22 @@ async fn bad_options_and_filters_are_refused_by_name() {
     let purged = purge(&server.channel, "item_id = \"feed-a\"", true).await.unwrap();
     assert_eq!((purged.item_count, purged.item_ids), (1, vec!["feed-a".to_owned()]));
     assert!(purged.session_version > 0 && ids(&server.channel).await.is_empty());
+}
+
+/// A bundle of a later feed has an item that an older feed lacks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_full_feed_deletes_no_item_of_a_later_one() {
+    let shop = Shop::new();
+    shop.publish_changed("feed", |bundle| bundle.items[7].values_at = Some(UnixMillis::now()));
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let older = full(|options| {
+        options.update_time = at(60);
+        options.deleted_share_max = Some(1.0);
+    });
+    let (responses, error) = import(&server.channel, vec![older, items(&["feed-a"])]).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(responses.last().unwrap().deletions.as_ref().unwrap().item_count, ITEMS as i64 - 1);
+    let request = proto::GetItemRequest { item_id: "i7".to_owned() };
+    assert!(CatalogServiceClient::new(server.channel.clone()).get_item(request).await.is_ok());
+    server.end().await;
 }

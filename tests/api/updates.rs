@@ -6,7 +6,7 @@ use crate::support::{
 };
 use futures_util::future::try_join_all;
 use lodestone::server::proto::{self, ItemStatus, catalog_service_client::CatalogServiceClient};
-use lodestone_core::units::UnixMillis;
+use lodestone_core::units::{PriceMicros, UnixMillis};
 use lodestone_rollout::HealthBounds;
 use prost_types::{FieldMask, Timestamp};
 use std::{collections::BTreeSet, time::Instant};
@@ -56,6 +56,21 @@ async fn change(server: &GrpcServer, updates: Vec<proto::ItemUpdate>) -> Written
 async fn get(server: &GrpcServer, id: &str) -> proto::Item {
     let request = proto::GetItemRequest { item_id: id.to_owned() };
     catalog(server).get_item(request).await.unwrap().into_inner().item.unwrap()
+}
+
+fn priced_and_titled(id: &str, title: &str, price_micros: i64) -> proto::Item {
+    proto::Item { price_micros: Some(price_micros), ..item(id, title) }
+}
+
+async fn exists(server: &GrpcServer, id: &str) -> bool {
+    let request = proto::GetItemRequest { item_id: id.to_owned() };
+    match catalog(server).get_item(request).await {
+        Ok(_) => true,
+        Err(status) => {
+            assert_eq!(status.code(), Code::NotFound);
+            false
+        }
+    }
 }
 
 async fn delete(server: &GrpcServer, id: &str) {
@@ -326,6 +341,58 @@ async fn some_fields_change_the_item_of_each_bundle() {
     server.engine.rollout().activate("other".to_owned(), soon()).await.unwrap();
     let after = get(&server, "i7").await;
     assert_eq!((after.title.as_str(), after.price_micros), ("Striped zebra cushion", Some(5)));
+    server.end().await;
+}
+
+/// A bundle of a feed that is later than some writes and earlier than others; then the bundle without a feed again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_later_feed_wins_over_earlier_writes_and_loses_to_later_ones() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    upsert(&server, vec![priced_and_titled("i7", "Written lamp", 1)], ago(120)).await;
+    change(&server, vec![update(priced("i8", 1), &["price_micros"], ago(120))]).await;
+    delete(&server, "i9").await;
+    delete(&server, "i10").await;
+    let feed_time = UnixMillis::now();
+    shop.publish_changed("feed", |bundle| {
+        for item in &mut bundle.items[7..10] {
+            (item.price, item.values_at) = (PriceMicros::new(900), Some(feed_time));
+            item.title = format!("Zebra cushion {}", item.id);
+        }
+    });
+    server.engine.rollout().activate("feed".to_owned(), soon()).await.unwrap();
+    for id in ["i7", "i8", "i9"] {
+        let item = get(&server, id).await;
+        assert_eq!((item.title, item.price_micros), (format!("Zebra cushion {id}"), Some(900)));
+    }
+    assert!(!exists(&server, "i10").await, "an item without a feed stays deleted");
+    assert_eq!(found(&server, "zebra").await.len(), 3);
+
+    // Writes from before the feed are stale, later ones count, also of the item that was deleted before it.
+    let late = upsert(&server, vec![priced_and_titled("i7", "Late lamp", 2)], ago(60)).await;
+    assert_eq!(late, [applied(ItemStatus::Stale)]);
+    let late = change(&server, vec![update(priced("i8", 2), &["price_micros"], ago(60))]).await;
+    assert_eq!(late, [applied(ItemStatus::Stale)]);
+    let prices = ["i8", "i9"].map(|id| update(priced(id, 5), &["price_micros"], None));
+    assert_eq!(change(&server, prices.to_vec()).await, [applied(ItemStatus::Updated), applied(ItemStatus::Updated)]);
+    let shown = async |server: &GrpcServer| {
+        let mut shown = Vec::new();
+        for id in ["i7", "i8", "i9"] {
+            shown.push(get(server, id).await.price_micros);
+        }
+        shown
+    };
+    assert_eq!(shown(&server).await, [Some(900), Some(5), Some(5)]);
+    server.end().await;
+
+    // The rule is the same after a replay of the log, and in a bundle without the feed.
+    shop.store().point_to("feed", None).unwrap();
+    let server = GrpcServer::start(shop.reopen(HealthBounds::default()).await).await;
+    assert_eq!(shown(&server).await, [Some(900), Some(5), Some(5)]);
+    server.engine.rollout().activate("a".to_owned(), soon()).await.unwrap();
+    assert_eq!(get(&server, "i7").await.title, "Late lamp");
+    assert_eq!(get(&server, "i8").await.price_micros, Some(5));
+    assert!(!exists(&server, "i9").await && !exists(&server, "i10").await);
     server.end().await;
 }
 

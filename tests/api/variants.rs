@@ -48,8 +48,7 @@ impl Shirt {
 
 async fn upsert(channel: &Channel, shirts: &[Shirt]) {
     for part in shirts.chunks(1000) {
-        let request =
-            proto::UpsertItemsRequest { items: part.iter().map(Shirt::item).collect(), update_time: None };
+        let request = proto::UpsertItemsRequest { items: part.iter().map(Shirt::item).collect(), update_time: None };
         let written = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner();
         assert!(written.results.iter().all(|result| result.violations.is_empty()), "{:?}", written.results);
     }
@@ -178,7 +177,8 @@ async fn every_page_total_and_facet_counts_products() {
     let request =
         proto::SearchRequest { options: options(|options| options.all_variants = true), ..search_for("linen shirt") };
     let results = all_results(&server.channel, &request).await;
-    let offered: BTreeSet<&str> = shirts.iter().filter(|shirt| shirt.stock > 0).map(|shirt| shirt.id.as_str()).collect();
+    let offered: BTreeSet<&str> =
+        shirts.iter().filter(|shirt| shirt.stock > 0).map(|shirt| shirt.id.as_str()).collect();
     assert_eq!(ids(&results).into_iter().collect::<BTreeSet<_>>(), offered);
     assert!(results.len() == offered.len() && results.iter().all(|result| result.variant_count == 0));
     // One product with 300 variants does not fill a list.
@@ -196,7 +196,8 @@ async fn every_page_total_and_facet_counts_products() {
         let of_shown: BTreeSet<&str> = ids(&answer.results).into_iter().map(|id| by_id[id].product()).collect();
         assert_eq!((answer.results.len(), of_shown.len()), (product_count, product_count), "{kind:?}");
     }
-    let request = proto::SuggestRequest { viewer: viewer(), prefix: "linen".to_owned(), product_count: 20, ..Default::default() };
+    let request =
+        proto::SuggestRequest { viewer: viewer(), prefix: "linen".to_owned(), product_count: 20, ..Default::default() };
     let answer = RankingServiceClient::new(server.channel.clone()).suggest(request).await.unwrap().into_inner();
     let of_shown: BTreeSet<&str> = ids(&answer.products).into_iter().map(|id| by_id[id].product()).collect();
     assert_eq!((answer.products.len(), of_shown.len()), (20, 20));
@@ -206,7 +207,8 @@ async fn every_page_total_and_facet_counts_products() {
 async fn the_variant_that_fits_is_shown_with_the_others_on_demand() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
-    let mut shirts: Vec<Shirt> = COLORS.iter().map(|color| Shirt::new(&format!("tee-{color}"), "tee", color, 10)).collect();
+    let mut shirts: Vec<Shirt> =
+        COLORS.iter().map(|color| Shirt::new(&format!("tee-{color}"), "tee", color, 10)).collect();
     shirts.extend(COLORS.iter().map(|color| Shirt::new(&format!("polo-{color}"), "polo", color, 20)));
     shirts.push(Shirt::new("alone", "", "red", 30));
     upsert(&server.channel, &shirts).await;
@@ -237,12 +239,16 @@ async fn the_variant_that_fits_is_shown_with_the_others_on_demand() {
     assert!(answer.info.unwrap().notices.iter().any(|notice| notice.field == "options.variant_list_size"));
     // An id of a group pins, excludes and starts lists.
     let pin = |item_id: &str, rank| proto::Pin { item_id: item_id.to_owned(), rank };
-    let with = |change: &dyn Fn(&mut proto::RankingOptions)| proto::SearchRequest { options: options(change), ..search_for("") };
+    let with = |change: &dyn Fn(&mut proto::RankingOptions)| proto::SearchRequest {
+        options: options(change),
+        ..search_for("")
+    };
     let pinned = search(&server.channel, &with(&|options| options.pins = vec![pin("polo", 1)])).await;
     assert!(pinned.results[0].item_id.starts_with("polo-") && pinned.results.len() == 3, "{:?}", ids(&pinned.results));
     let pinned = search(&server.channel, &with(&|options| options.pins = vec![pin("tee-white", 2)])).await;
     assert_eq!((ids(&pinned.results)[1], pinned.results.len()), ("tee-white", 3));
-    let both = search(&server.channel, &with(&|options| options.pins = vec![pin("tee-white", 1), pin("tee-blue", 2)])).await;
+    let both =
+        search(&server.channel, &with(&|options| options.pins = vec![pin("tee-white", 1), pin("tee-blue", 2)])).await;
     assert_eq!((&ids(&both.results)[..2], both.results.len()), (&["tee-white", "tee-blue"][..], 4));
     let without = search(&server.channel, &with(&|options| options.exclude_item_ids = vec!["tee".to_owned()])).await;
     assert!(without.results.len() == 2 && without.total_size == 2);
@@ -270,7 +276,9 @@ async fn a_variant_that_sells_out_between_pages_gives_its_place_to_another() {
     let first = search(&server.channel, &request).await;
     assert_eq!(first.results.len(), 10);
     // All of one kind are sold out, whichever was to be shown.
-    let expected = search(&server.channel, &proto::SearchRequest { page_token: first.next_page_token.clone(), ..request.clone() }).await;
+    let expected =
+        search(&server.channel, &proto::SearchRequest { page_token: first.next_page_token.clone(), ..request.clone() })
+            .await;
     let sold_out: Vec<Shirt> = shirts
         .iter()
         .filter(|shirt| expected.results.iter().any(|result| result.item_id == shirt.id))
@@ -289,8 +297,11 @@ async fn a_variant_that_sells_out_between_pages_gives_its_place_to_another() {
 async fn a_group_changes_and_bad_ids_are_named() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
-    upsert(&server.channel, &[Shirt::new("a", "", "red", 1), Shirt::new("b", "x", "red", 1), Shirt::new("c", "x", "red", 1)])
-        .await;
+    upsert(
+        &server.channel,
+        &[Shirt::new("a", "", "red", 1), Shirt::new("b", "x", "red", 1), Shirt::new("c", "x", "red", 1)],
+    )
+    .await;
     let mut client = CatalogServiceClient::new(server.channel.clone());
     let update = |id: &str, group: &str| proto::UpdateItemsRequest {
         updates: vec![proto::ItemUpdate {

@@ -112,7 +112,7 @@ def damaged(work):
     other.mkdir()
     rows = (work / "shop.csv").read_text().replace(",i", ",x")
     (other / "shop.csv").write_text(rows.replace("order,xtem", "order,item"))
-    imported = run("import", "--mapping", work / "mapping.toml", "--in", other / "shop.csv", "--out", other / "data")
+    imported = run("import", "--mapping", work / "mapping.toml", "--events", other / "shop.csv", "--out", other / "data")
     check(imported.returncode == 0, "another shop", imported.stderr)
     ran = run("train", "--data", other / "data", "--answers", log, "--out", other / "bundle")
     check(ran.returncode == 2 and "answer log of another shop" in ran.stderr and not (other / "bundle").exists(),

@@ -158,7 +158,7 @@ def mistakes(work):
         refused(["--out", "a-file is not a directory"], *command, "--out", file / "out")
         # Even root creates nothing there.
         refused(["--out", "/proc cannot be written"], *command, "--out", "/proc/out")
-    for command in [("import", "--mapping", "m.toml", "--in", "e.csv"), ("answers", "export", "--data", DATA),
+    for command in [("import", "--mapping", "m.toml", "--events", "e.csv"), ("answers", "export", "--data", DATA),
                     ("events", "export", "--data", DATA, "--since", "2026-01-01"), ("bundle", "export-vectors", "--bundle", BUNDLE)]:
         refused(["--out", "is a file"], *command, "--out", file)
         refused(["--out", "/proc cannot be written"], *command, "--out", "/proc/out")
@@ -291,9 +291,9 @@ def imports(work):
     def imported(mapping, content, name="shop.csv"):
         (work / "mapping.toml").write_text(mapping)
         (work / name).write_text(content)
-        return run("import", "--mapping", work / "mapping.toml", "--in", work / name, "--out", work / "imported", "--format", "json")
+        return run("import", "--mapping", work / "mapping.toml", "--events", work / name, "--out", work / "imported", "--format", "json")
 
-    retailrocket = '[columns]\nitem = "itemid"\ntime = "timestamp"\nvisitor = "visitorid"\nevent_type = "event"\norder = "transactionid"\n' \
+    retailrocket = '[events]\nitem = "itemid"\ntime = "timestamp"\nvisitor = "visitorid"\nevent_type = "event"\norder = "transactionid"\n' \
                    '[event_types]\ntransaction = "purchase"\n[clean]\ntime_format = "unix_ms"\n'
     rows = ["timestamp,visitorid,event,itemid,transactionid", "1433221332117,257597,view,355908,", "1433221999827,257597,addtocart,355908,",
             "1433222276276,257597,transaction,355908,4000", "1433222276276,1,rate,355908,"]
@@ -301,20 +301,20 @@ def imports(work):
     report = json.loads(ran.stdout)
     check(report["kept_by_type"] == {"add_to_cart": 1, "purchase": 1, "view": 1} and report["unknown_event_types"] == {"rate": 1},
           f"events of another program are imported {ran.stderr}")
-    ran = imported('[columns]\nitem = "sku"\ntitle = "name"\n', "sku,name\n1,mug\n")
-    check(ran.returncode == ERROR and "columns.time is missing" in ran.stderr and "--products" in ran.stderr,
-          "a file of products as a file of events names --products")
-    ran = imported('[columns]\nitem = "sku"\ntime = "since"\n', "sku,since\n1,2025-01-01\n")
+    ran = imported('[events]\nitem = "sku"\ntitle = "name"\n', "sku,name\n1,mug\n")
+    check(ran.returncode == ERROR and "events.time is missing" in ran.stderr and "--items" in ran.stderr,
+          "a file of items as a file of events names --items")
+    ran = imported('[events]\nitem = "sku"\ntime = "since"\n', "sku,since\n1,2025-01-01\n")
     check(ran.returncode == ERROR and "constants.event_type" in ran.stderr, "rows without a declared event type are not purchases")
-    (work / "products.toml").write_text('[products]\nid = "sku"\ntitle = "name"\n')
+    (work / "products.toml").write_text('[items]\nid = "sku"\ntitle = "name"\n')
     (work / "products.csv").write_text("sku,name\n" + "".join(f"{number},mug {number}\n" for number in range(700)))
-    ran = run("import", "--mapping", work / "products.toml", "--products", work / "products.csv", "--out", work / "catalogue")
+    ran = run("import", "--mapping", work / "products.toml", "--items", work / "products.csv", "--out", work / "catalogue")
     check(ran.returncode == SUCCESS and "700 items" in ran.stdout and sorted(os.listdir(work / "catalogue")) == ["items.parquet"],
-          f"a file of products becomes items and no events {ran.stderr}")
-    refused(["--in", "--products"], "import", "--mapping", work / "products.toml", "--out", work / "catalogue")
-    (work / "european.toml").write_text('[products]\nid = "sku"\ntitle = "name"\nprice = "price"\n')
+          f"a file of items becomes items and no events {ran.stderr}")
+    refused(["--events", "--items"], "import", "--mapping", work / "products.toml", "--out", work / "catalogue")
+    (work / "european.toml").write_text('[items]\nid = "sku"\ntitle = "name"\nprice = "price"\n[constants]\ncurrency = "EUR"\n')
     (work / "european.csv").write_text("sku;name;price\n1;mug;12,50\n2;jug;1.299,00\n3;cup;free\n")
-    european = ["import", "--mapping", work / "european.toml", "--products", work / "european.csv", "--out", work / "european"]
+    european = ["import", "--mapping", work / "european.toml", "--items", work / "european.csv", "--out", work / "european"]
     refused(["line 2", "`price`", "`12,50`", "clean.decimal_separator"], *european)
     with open(work / "european.toml", "a") as mapping:
         mapping.write('[clean]\ndecimal_separator = ","\n')
@@ -368,8 +368,8 @@ def no_repeats(work):
     """Shops whose users have no basket of a task: the task is left out."""
     def shop(name, rows):
         (work / f"{name}.csv").write_text("\n".join(["order,user,item,title,time"] + rows))
-        (work / f"{name}.toml").write_text('[columns]\n' + "".join(f'{column} = "{column}"\n' for column in ("item", "time", "order", "user", "title")))
-        ran = run("import", "--mapping", work / f"{name}.toml", "--in", work / f"{name}.csv", "--out", work / name)
+        (work / f"{name}.toml").write_text('[events]\n' + "".join(f'{column} = "{column}"\n' for column in ("item", "time", "order", "user", "title")))
+        ran = run("import", "--mapping", work / f"{name}.toml", "--events", work / f"{name}.csv", "--out", work / name)
         check(ran.returncode == SUCCESS, f"{name} is imported {ran.stderr}")
         ran = run("train", "--data", work / name, "--out", work / f"{name}-bundle")
         check(ran.returncode == SUCCESS, f"{name} is trained {ran.stderr[-300:]}")
@@ -476,8 +476,8 @@ def same_model(work):
             rows += [f"{day}-{user},p{user},i{thing},thing number {thing},2025-{1 + day // 30:02}-{1 + day % 30 % 28:02} 10:{user:02}:00"
                      for thing in (item, (item + 5) % 25)]
     (work / "shop.csv").write_text("\n".join(rows))
-    (work / "shop.toml").write_text('[columns]\n' + "".join(f'{name} = "{name}"\n' for name in ("item", "time", "order", "user", "title")))
-    ran = run("import", "--mapping", work / "shop.toml", "--in", work / "shop.csv", "--out", work / "shop")
+    (work / "shop.toml").write_text('[events]\n' + "".join(f'{name} = "{name}"\n' for name in ("item", "time", "order", "user", "title")))
+    ran = run("import", "--mapping", work / "shop.toml", "--events", work / "shop.csv", "--out", work / "shop")
     check(ran.returncode == SUCCESS, f"a small shop is imported {ran.stderr}")
     sums = []
     for name in ("one", "two"):

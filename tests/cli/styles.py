@@ -28,6 +28,6 @@ def write_shop(lodestone, work):
     work = pathlib.Path(work)
     (work / "shop.csv").write_text("\n".join(rows) + "\n")
     columns = "".join(f'{name} = "{name}"\n' for name in ("order", "item", "title", "user", "time"))
-    (work / "mapping.toml").write_text(f"[columns]\n{columns}")
-    subprocess.run([lodestone, "import", "--mapping", work / "mapping.toml", "--in", work / "shop.csv", "--out", work / "data"],
+    (work / "mapping.toml").write_text(f"[events]\n{columns}")
+    subprocess.run([lodestone, "import", "--mapping", work / "mapping.toml", "--events", work / "shop.csv", "--out", work / "data"],
                    check=True, capture_output=True)

@@ -148,7 +148,9 @@ impl Catalog {
         for (block, words) in among.chunks(BLOCK_ROWS / 64).enumerate() {
             count += match self.block_groups(block) {
                 None => bits::count(words, words.len() * 64),
-                Some(groups) => bits::ones(words, 0).filter(|at| groups.get(*at).is_none_or(|group| seen.add(group))).count(),
+                Some(groups) => {
+                    bits::ones(words, 0).filter(|at| groups.get(*at).is_none_or(|group| seen.add(group))).count()
+                }
             };
         }
         count

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     pub id: ItemId,
-    /// The product of which the item is a variant: equal in all variants, in the form of an [`ItemId`]. Empty: the item
-    /// is the only one.
+    /// The product of which the item is a variant: equal in all variants, in the form of an [`ItemId`]. Empty: the
+    /// item is the only one.
     pub group_id: String,
     /// 1 to 1,000 characters.
     pub title: String,
@@ -37,6 +37,9 @@ pub struct Item {
     pub image_url: String,
     pub attributes: BTreeMap<String, AttributeValue>,
     pub created_at: Option<UnixMillis>,
+    /// The time at which a file of the shop had these values. Values that the API wrote earlier do not change them.
+    /// `None` for an item that the API wrote, or that only events name: every write changes it.
+    pub values_at: Option<UnixMillis>,
 }
 
 /// The greatest sizes of an item's fields.
@@ -105,6 +108,7 @@ impl Item {
             image_url: String::new(),
             attributes: BTreeMap::new(),
             created_at: None,
+            values_at: None,
         }
     }
 

@@ -145,7 +145,8 @@ impl SortValue<'_> {
             Self::Missing => return u64::MAX,
             Self::Flag(flag) => u64::from(flag),
             Self::Number(number) => {
-                // The order of the bits is that of `total_cmp` after the sign is inverted, and all bits of a negative one.
+                // The order of the bits is that of `total_cmp` after the sign is inverted, and all bits of a negative
+                // one.
                 let bits = number.to_bits();
                 (bits ^ ((bits as i64 >> 63) as u64 | 1 << 63)) >> (64 - TYPE)
             }
@@ -359,12 +360,7 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
     };
     let after: Option<SortEntry<N>> = after.map(|position| {
         let value = |at: usize| position.values.get(at).map_or(SortValue::Missing, StoredValue::as_value);
-        SortEntry {
-            prefix: prefix_of(value(0)),
-            values: std::array::from_fn(value),
-            key: position.key,
-            row: Row(0),
-        }
+        SortEntry { prefix: prefix_of(value(0)), values: std::array::from_fn(value), key: position.key, row: Row(0) }
     });
     // One more, to know whether others follow.
     let wanted = skip.saturating_add(count).saturating_add(1);

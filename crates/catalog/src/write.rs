@@ -185,6 +185,11 @@ impl ItemWrite {
         }
     }
 
+    /// Returns true if a file of the shop had values of a later time than the write.
+    pub fn is_older_than(&self, known: &Item) -> bool {
+        matches!((self.time, known.values_at), (WriteTime::Stated(time), Some(of_file)) if time < of_file)
+    }
+
     /// Returns true if the write may change a text that an encoder reads.
     pub fn sets_encoded_text(&self) -> bool {
         match &self.fields {
@@ -203,8 +208,6 @@ pub enum WriteEffect {
     },
     /// All fields have later values, or the item was deleted later. Nothing changed.
     Stale,
-    /// Some fields of a deleted item. Nothing changed.
-    Deleted,
 }
 
 /// What is known of an item after writes: the newest value of each field with its time, or its deletion.
@@ -220,6 +223,9 @@ pub struct WrittenItem {
     item: Arc<Item>,
     /// The time of the last write of all fields. None: fields without a time of their own were never written.
     all_at: Option<UnixMillis>,
+    /// The time of a deletion since which only some fields were written. A catalogue whose file is of a later time has
+    /// the item, others do not.
+    deleted_at: Option<UnixMillis>,
     /// The times of fields that were written on their own after that.
     times: BTreeMap<ItemField, UnixMillis>,
 }
@@ -244,14 +250,18 @@ impl ItemState {
     }
 
     fn write(state: &mut Option<Self>, write: &ItemWrite) -> WriteEffect {
-        match (&mut *state, &write.fields) {
-            (Some(known), _) if known.is_stale(write) => WriteEffect::Stale,
-            (Some(Self::Written(written)), _) => written.write(write),
-            (Some(Self::Deleted { .. }), WrittenFields::Some(_)) => WriteEffect::Deleted,
-            (None | Some(Self::Deleted { .. }), _) => {
+        match &mut *state {
+            Some(known) if known.is_stale(write) => WriteEffect::Stale,
+            Some(Self::Written(written)) => written.write(write),
+            None | Some(Self::Deleted { .. }) => {
+                let deleted_at = match state {
+                    Some(Self::Deleted { at }) => Some(*at),
+                    _ => None,
+                };
                 let mut written = WrittenItem {
                     item: Arc::new(Item::titled(write.item.id.clone(), "")),
                     all_at: None,
+                    deleted_at,
                     times: BTreeMap::new(),
                 };
                 let effect = written.write(write);
@@ -265,11 +275,10 @@ impl ItemState {
     pub fn is_stale(&self, write: &ItemWrite) -> bool {
         let WriteTime::Stated(time) = write.time else { return false };
         match (self, &write.fields) {
-            (Self::Deleted { at }, WrittenFields::All) => *at > time,
-            (Self::Deleted { .. }, WrittenFields::Some(_)) => false,
-            (Self::Written(written), WrittenFields::All) => written.all_at.is_some_and(|at| at > time),
+            (Self::Deleted { at }, _) => *at > time,
+            (Self::Written(written), WrittenFields::All) => written.all_at.max(written.deleted_at) > Some(time),
             (Self::Written(written), WrittenFields::Some(fields)) => {
-                fields.iter().all(|field| written.time_of(field).is_some_and(|at| at > time))
+                fields.iter().all(|field| written.is_later(field, time))
             }
         }
     }
@@ -298,14 +307,20 @@ impl ItemState {
     }
 
     /// Returns the content of the item in a catalogue that has `known` before the writes; none if the item does not
-    /// exist. `known` may already contain the effect of some of the writes.
+    /// exist. Writes and deletions from before the time of `known` ([`Item::values_at`]) do not count, because a file
+    /// that was made later has the item. `known` may already contain the effect of some of the writes.
     pub fn content(&self, known: Option<&Item>) -> Option<Arc<Item>> {
+        let of_file = known.and_then(|known| known.values_at);
+        let counts = |at: &UnixMillis| of_file.is_none_or(|of_file| *at >= of_file);
         match self {
-            Self::Deleted { .. } => None,
-            Self::Written(WrittenItem { item, all_at: Some(_), .. }) => Some(item.clone()),
-            Self::Written(WrittenItem { item, all_at: None, times }) => {
+            Self::Deleted { at } if counts(at) => None,
+            Self::Deleted { .. } => known.cloned().map(Arc::new),
+            Self::Written(WrittenItem { item, all_at: Some(at), .. }) if counts(at) => Some(item.clone()),
+            Self::Written(WrittenItem { deleted_at: Some(at), .. }) if counts(at) => None,
+            Self::Written(WrittenItem { item, times, .. }) => {
                 let mut content = known?.clone();
-                times.keys().for_each(|field| field.copy(item, &mut content));
+                let later = times.iter().filter(|(_, at)| counts(at));
+                later.for_each(|(field, _)| field.copy(item, &mut content));
                 Some(Arc::new(content))
             }
         }
@@ -327,7 +342,11 @@ impl ItemState {
     pub fn changes(&self, id: &ItemId) -> Vec<ItemChange> {
         match self {
             Self::Deleted { at } => vec![ItemChange::Delete { id: id.clone(), at: *at }],
-            Self::Written(written) => written.writes().map(|write| ItemChange::Write(Box::new(write))).collect(),
+            Self::Written(written) => {
+                let deletion = written.deleted_at.map(|at| ItemChange::Delete { id: id.clone(), at });
+                let writes = written.writes().map(|write| ItemChange::Write(Box::new(write)));
+                deletion.into_iter().chain(writes).collect()
+            }
         }
     }
 }
@@ -347,13 +366,18 @@ impl WrittenItem {
     }
 
     fn newest(&self) -> Option<UnixMillis> {
-        self.all_at.into_iter().chain(self.times.values().copied()).max()
+        self.all_at.into_iter().chain(self.deleted_at).chain(self.times.values().copied()).max()
     }
 
     /// Returns the time of a field's value; none if it was never written.
     fn time_of(&self, field: &ItemField) -> Option<UnixMillis> {
         let whole = matches!(field, ItemField::Attribute(_)).then(|| self.times.get(&ItemField::Attributes)).flatten();
         [self.all_at, self.times.get(field).copied(), whole.copied()].into_iter().flatten().max()
+    }
+
+    /// Returns true if a field has a value of a later time, or if the item was deleted later.
+    fn is_later(&self, field: &ItemField, time: UnixMillis) -> bool {
+        self.time_of(field).max(self.deleted_at) > Some(time)
     }
 
     fn write(&mut self, write: &ItemWrite) -> WriteEffect {
@@ -372,12 +396,12 @@ impl WrittenItem {
         let mut content = item.clone();
         self.times.keys().for_each(|field| field.copy(&self.item, &mut content));
         self.item = Arc::new(content);
-        self.all_at = Some(at);
+        (self.all_at, self.deleted_at) = (Some(at), None);
         WriteEffect::Applied { stale: self.times.keys().cloned().collect() }
     }
 
     fn write_some(&mut self, item: &Item, fields: &BTreeSet<ItemField>, at: UnixMillis) -> WriteEffect {
-        let is_stale = |field: &&ItemField| self.time_of(field).is_some_and(|time| time > at);
+        let is_stale = |field: &&ItemField| self.is_later(field, at);
         let (stale, fresh): (Vec<&ItemField>, Vec<&ItemField>) = fields.iter().partition(is_stale);
         let mut stale: Vec<ItemField> = stale.into_iter().cloned().collect();
         let mut content = (*self.item).clone();
@@ -468,13 +492,16 @@ mod tests {
     }
 
     #[test]
-    fn some_fields_of_a_deleted_item_and_a_write_from_before_the_deletion_change_nothing() {
+    fn some_fields_do_not_bring_a_deleted_item_back_and_an_earlier_write_is_stale() {
         let mut state = Some(ItemState::Deleted { at: UnixMillis(10) });
+        let early = ItemWrite { item: item(1, &[]), fields: fields(&["title"]), time: stated(9) };
+        assert_eq!(ItemState::write(&mut state, &early), WriteEffect::Stale);
         let some = ItemWrite { item: item(1, &[]), fields: fields(&["title"]), time: stated(20) };
-        assert_eq!(ItemState::write(&mut state, &some), WriteEffect::Deleted);
+        assert_eq!(ItemState::write(&mut state, &some), WriteEffect::Applied { stale: vec![] });
+        assert_eq!(ItemState::write(&mut state, &early), WriteEffect::Stale);
         assert_eq!(ItemState::write(&mut state, &ItemWrite::of_all(item(1, &[]), stated(9))), WriteEffect::Stale);
         assert_eq!(state.as_ref().unwrap().content(Some(&item(0, &[]))), None);
-        let again = ItemWrite::of_all(item(2, &[]), stated(11));
+        let again = ItemWrite::of_all(item(2, &[]), stated(21));
         assert_eq!(ItemState::write(&mut state, &again), WriteEffect::Applied { stale: vec![] });
         assert_eq!(*state.unwrap().content(None).unwrap(), item(2, &[]));
     }
@@ -516,6 +543,39 @@ mod tests {
         assert_eq!(content.title, "1");
         assert_eq!(state.content(Some(&content)).as_ref(), Some(&content), "applying it again changes nothing");
         assert_eq!(state.content(None), None);
+    }
+
+    /// An item of a file of the shop.
+    fn in_file(value: i64, at: i64) -> Item {
+        Item { values_at: Some(UnixMillis(at)), ..item(value, &["x"]) }
+    }
+
+    #[test]
+    fn a_later_file_wins_over_writes_and_loses_to_later_ones() {
+        let price =
+            |value, at| ItemWrite { item: item(value, &[]), fields: fields(&["price_micros"]), time: stated(at) };
+        let mut state = state_after([&ItemWrite::of_all(item(1, &[]), stated(10)), &price(2, 30)]);
+        let shown = |state: &Option<ItemState>, file: &Item| {
+            let content = state.as_ref().unwrap().content(Some(file))?;
+            Some((content.title.clone(), content.price.map(PriceMicros::micros)?))
+        };
+        let of = |title: &str, price| Some((title.to_owned(), price));
+        assert_eq!(shown(&state, &in_file(7, 9)), of("1", 2), "the file is older than all writes");
+        assert_eq!(shown(&state, &in_file(7, 20)), of("7", 2), "only the price was written after the file");
+        assert_eq!(shown(&state, &in_file(7, 31)), of("7", 7), "the file is the latest");
+        assert_eq!(shown(&state, &item(7, &[])), of("1", 2), "an item without a time is older than all writes");
+        assert!(price(3, 30).is_older_than(&in_file(7, 31)) && !price(3, 31).is_older_than(&in_file(7, 31)));
+
+        ItemState::apply(&mut state, &ItemChange::Delete { id: id(), at: UnixMillis(40) });
+        assert_eq!(shown(&state, &in_file(7, 40)), None);
+        assert_eq!(shown(&state, &in_file(7, 41)), of("7", 7), "a file that was made after the deletion has the item");
+        ItemState::write(&mut state, &price(8, 50));
+        assert_eq!(shown(&state, &in_file(7, 41)), of("7", 8), "and takes later prices");
+        assert_eq!(shown(&state, &in_file(7, 40)), None, "which bring it back to no other catalogue");
+        let mut restored = None;
+        let changes = state.as_ref().unwrap().changes(&id());
+        changes.iter().for_each(|change| _ = ItemState::apply(&mut restored, change));
+        assert_eq!(restored, state);
     }
 
     fn writes() -> impl Strategy<Value = Vec<ItemWrite>> {

@@ -113,6 +113,15 @@ pub(super) fn read(
     if first_row == 0 { Err(DatasetError::Empty { path: path.to_owned() }) } else { Ok(()) }
 }
 
+/// Returns the number of rows of a file without reading them.
+pub(super) fn count(path: &Path) -> Result<u64, DatasetError> {
+    let parquet = |message: String| DatasetError::Parquet { path: path.to_owned(), message };
+    let file = File::open(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| parquet(error.to_string()))?;
+    let count = builder.metadata().file_metadata().num_rows();
+    u64::try_from(count).map_err(|_| parquet(format!("it states {count} rows")))
+}
+
 /// The values of a column.
 pub enum Cells {
     Texts(Vec<String>),

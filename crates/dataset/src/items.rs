@@ -52,12 +52,18 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
         ("image_url", texts(&|item| item.image_url.clone())),
         ("attributes", texts(&|item| serde_json::to_string(&item.attributes).unwrap_or_default())),
         ("created_ms", integers(&|item| item.created_at.map(|at| at.0))),
+        ("values_ms", integers(&|item| item.values_at.map(|at| at.0))),
     ];
     let fields: Vec<Field> = columns
         .iter()
         .map(|(name, array)| Field::new(*name, array.data_type().clone(), array.data_type() != &DataType::Utf8))
         .collect();
     columns::write(path, Schema::new(fields), columns.into_iter().map(|(_, array)| array).collect())
+}
+
+/// Returns the number of items without reading them.
+pub(super) fn count_items(path: &Path) -> Result<u64, DatasetError> {
+    columns::count(path)
 }
 
 /// Reads the items in file order.
@@ -76,7 +82,8 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
     let originals = columns.integers("original_price_micros")?;
     let (ratings, rating_counts) = (columns.numbers("rating")?, columns.integers("rating_count")?);
     let (urls, images) = (columns.texts("url")?, columns.texts("image_url")?);
-    let (stocks, created) = (columns.integers("stock_quantity")?, columns.integers("created_ms")?);
+    let stocks = columns.integers("stock_quantity")?;
+    let (created, values) = (columns.integers("created_ms")?, columns.integers("values_ms")?);
     let attributes = columns.texts("attributes")?;
     for row in 0..columns.len() {
         let id = ItemId::parse(optional(ids, row).unwrap_or_default())
@@ -121,6 +128,7 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
             attributes: serde_json::from_str(optional(attributes, row).unwrap_or("{}"))
                 .map_err(|error| columns.bad(row, "attributes", error.to_string()))?,
             created_at: (!created.is_null(row)).then(|| UnixMillis(created.value(row))),
+            values_at: (!values.is_null(row)).then(|| UnixMillis(values.value(row))),
         });
     }
     Ok(())
@@ -163,9 +171,11 @@ mod tests {
         item.attributes.insert("size".into(), AttributeValue::Text("M".into()));
         item.attributes.insert("vegan".into(), AttributeValue::Flag(true));
         item.created_at = Some(UnixMillis(5));
+        item.values_at = Some(UnixMillis(6));
         let items = vec![item, Item::titled(ItemId::parse("b").unwrap(), "plain")];
         write_items(&path, &items).unwrap();
         assert_eq!(read_items(&path).unwrap(), items);
+        assert_eq!(count_items(&path).unwrap(), 2);
     }
 
     #[test]

@@ -6,14 +6,14 @@ use lodestone_catalog::AttributeValue;
 use lodestone_core::units::{Quantity, UnixMillis};
 use lodestone_dataset::{
     DatasetEvent,
-    import::{ImportError, ImportReport, Mapping, ShopFiles, import},
+    import::{ImportError, ImportOptions, ImportReport, Mapping, ShopFiles, import},
     read_events, read_items,
 };
 use lodestone_events::EventKind;
 use std::{fs, path::PathBuf, sync::Arc};
 
 const MAPPING: &str = r#"
-[columns]
+[events]
 item = "sku"
 time = "when"
 user = "customer"
@@ -27,6 +27,7 @@ const HEADER: &str = "sku,when,customer,name,pieces,price\n";
 const ROW: &str = "a1,2010-01-01 10:00:00,c1,red mug,2,1.50\n";
 /// 2026-01-01, the time of the imports.
 const NOW: UnixMillis = UnixMillis(1_767_225_600_000);
+const OPTIONS: ImportOptions = ImportOptions { now: NOW, items_time: None, allow_shrink: false };
 
 /// A directory with files to import.
 struct Shop {
@@ -44,19 +45,21 @@ impl Shop {
 
     fn mapping(&self, text: &str) -> Result<Mapping, ImportError> {
         fs::write(self.path("mapping.toml"), text).unwrap();
-        Mapping::read(&self.path("mapping.toml"))
+        Mapping::open(&self.path("mapping.toml").display().to_string())
     }
 
     fn import(&self, mapping: &str, name: &str, content: &[u8]) -> Result<ImportReport, ImportError> {
         let (mapping, file) = (self.mapping(mapping)?, self.path(name));
         fs::write(&file, content).unwrap();
-        import(&mapping, ShopFiles { events: Some(&file), products: None }, &self.path("out"), NOW, |_, _| {})
+        let files = ShopFiles { events: &[file], items: None };
+        import(&[mapping], files, &self.path("out"), OPTIONS, |_, _| {})
     }
 
-    fn import_products(&self, mapping: &str, name: &str, content: &[u8]) -> Result<ImportReport, ImportError> {
+    fn import_items(&self, mapping: &str, name: &str, content: &[u8]) -> Result<ImportReport, ImportError> {
         let (mapping, file) = (self.mapping(mapping)?, self.path(name));
         fs::write(&file, content).unwrap();
-        import(&mapping, ShopFiles { events: None, products: Some(&file) }, &self.path("out"), NOW, |_, _| {})
+        let files = ShopFiles { events: &[], items: Some(&file) };
+        import(&[mapping], files, &self.path("out"), OPTIONS, |_, _| {})
     }
 
     fn events(&self) -> Vec<DatasetEvent> {
@@ -98,7 +101,7 @@ fn quantities(events: &[DatasetEvent]) -> Vec<f64> {
 }
 
 fn dropped(report: &ImportReport) -> Vec<(&str, u64)> {
-    report.dropped.iter().map(|(name, class)| (*name, class.row_count)).collect()
+    report.dropped.iter().map(|(name, class)| (*name, class.count)).collect()
 }
 
 fn assert_contains(text: &str, parts: &[&str]) {
@@ -117,16 +120,16 @@ fn a_file_without_rows_is_an_error() {
 #[test]
 fn the_error_of_a_missing_column_lists_the_existing_ones() {
     let text = import_error("shop.csv", b"sku,customer,name,pieces,price\na1,c1,red mug,2,1.50\n");
-    assert_contains(&text, &["`when`", "columns.time", "sku"]);
+    assert_contains(&text, &["`when`", "events.time", "sku"]);
     let jsonl =
         br#"{"sku": "a1", "when": "2010-01-01 10:00:00", "client": "c1", "name": "mug", "pieces": 1, "price": 1}"#;
-    assert_contains(&import_error("shop.jsonl", jsonl), &["`customer`", "columns.user", "client"]);
+    assert_contains(&import_error("shop.jsonl", jsonl), &["`customer`", "events.user", "client"]);
 }
 
 #[test]
 fn two_columns_of_one_name_are_an_error_that_names_both() {
     let text = import_error("shop.csv", b"sku,when,customer,name,pieces,price,price\na1,2010-01-01,c1,mug,2,1.50,9\n");
-    assert_contains(&text, &["columns 6 and 7", "`price`", "columns.price"]);
+    assert_contains(&text, &["columns 6 and 7", "`price`", "events.price"]);
     let jsonl =
         br#"{"sku": "a1", "when": "2010-01-01", "customer": "c1", "name": "m", "pieces": 1, "price": 1, "sku": "b"}"#;
     assert_contains(&import_error("shop.jsonl", jsonl), &["line 1", "`sku` occurs twice"]);
@@ -144,10 +147,10 @@ fn the_error_of_a_wrong_type_has_line_and_column() {
     let text = import_error("shop.csv", other_format.as_bytes());
     assert_contains(&text, &["line 2", "set clean.time_format", "`iso8601`", "`%d/%m/%Y %H:%M`"]);
     let jsonl =
-        br#"{"sku": "a1", "when": "2010-01-01 10:00:00", "customer": "c1", "name": "mug", "pieces": [1], "price": 1}"#;
-    assert_contains(&import_error("shop.jsonl", jsonl), &["line 1", "`pieces`"]);
+        br#"{"sku": "a1", "when": "2010-01-01 10:00:00", "customer": "c1", "name": "mug", "pieces": {"count": 1}, "price": 1}"#;
+    assert_contains(&import_error("shop.jsonl", jsonl), &["line 1", "`pieces`", "`pieces.value`"]);
     let latin1 = [HEADER.as_bytes(), b"a1,2010-01-01,c1,caf\xe9,1,1\n"].concat();
-    assert_contains(&import_error("shop.csv", &latin1), &["line 2", "UTF-8"]);
+    assert_contains(&import_error("shop.csv", &latin1), &["line 2", "file.encoding"]);
 }
 
 #[test]
@@ -352,7 +355,7 @@ fn parquet_columns_of_times_binary_texts_and_floats_are_read() {
 }
 
 const ORDERS: &str = r#"
-[columns]
+[events]
 item = "sku"
 time = "when"
 user = "customer"
@@ -435,7 +438,7 @@ fn keys_of_users_and_a_column_of_visitors_are_read() {
 }
 
 const MIXED: &str = r#"
-[columns]
+[events]
 item = "product_id"
 time = "ts"
 visitor = "visitor"
@@ -492,16 +495,16 @@ fn event_names_of_other_programs_are_mapped() {
 #[test]
 fn a_mapping_without_times_or_event_types_names_the_alternative() {
     let refused = |mapping: &str| Shop::new().mapping(mapping).unwrap_err().to_string();
-    assert_contains(&refused("[columns]\nitem = \"id\"\ntitle = \"name\"\n"), &["columns.time", "products"]);
-    assert_contains(&refused("[columns]\nitem = \"id\"\ntime = \"created\"\n"), &["constants.event_type", "products"]);
-    assert_contains(&refused("[constants]\n"), &["columns", "products"]);
+    assert_contains(&refused("[events]\nitem = \"id\"\ntitle = \"name\"\n"), &["events.time", "--items"]);
+    assert_contains(&refused("[events]\nitem = \"id\"\ntime = \"created\"\n"), &["constants.event_type", "items"]);
+    assert_contains(&refused("[constants]\n"), &["events", "items"]);
     let shop = Shop::new();
-    let error = shop.import_products(MAPPING, "products.csv", b"id,title\n").unwrap_err().to_string();
-    assert_contains(&error, &["`products`", "products.csv"]);
+    let error = shop.import_items(MAPPING, "products.csv", b"id,title\n").unwrap_err().to_string();
+    assert_contains(&error, &["`items`", "products.csv"]);
 }
 
 const PRODUCTS: &str = r#"
-[products]
+[items]
 id = "id"
 title = "name"
 description = "text"
@@ -510,7 +513,7 @@ tags = "labels"
 price = "price"
 stock = "stock"
 created = "since"
-[products.attributes]
+[items.attributes]
 size = "Size (EU)"
 vegan = "vegan"
 code = "code"
@@ -524,7 +527,7 @@ fn a_file_of_products_without_times_of_events_becomes_items() {
     let rows = "m1,Red  mug,\"Holds\n tea\",Home > Mugs,\"new, red\",4.95,3,2024-05-01,38,true,007\n\
                 m2,Blue mug,,,,,-2,,39.5,FALSE,8\nm3,Ham,,,,9,0.4,,,,\nm1,again,,,,,,,,,\nm4,,,,,,,,,,\n ,no id,,,,,,,,,\n";
     let shop = Shop::new();
-    let report = shop.import_products(PRODUCTS, "products.csv", format!("{header}{rows}").as_bytes()).unwrap();
+    let report = shop.import_items(PRODUCTS, "products.csv", format!("{header}{rows}").as_bytes()).unwrap();
     assert!(!shop.path("out").join("events.parquet").exists(), "no events are made up");
     let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
     assert_eq!(items.iter().map(|item| item.id.as_str()).collect::<Vec<_>>(), ["m1", "m2", "m3"]);
@@ -543,29 +546,32 @@ fn a_file_of_products_without_times_of_events_becomes_items() {
     assert_eq!(items[1].attributes["vegan"], AttributeValue::Flag(false));
     assert_eq!(mug.attributes["code"], AttributeValue::Text("007".to_owned()), "a code is no number");
     assert_eq!(items[1].attributes["code"], AttributeValue::Text("8".to_owned()), "an attribute has one type");
-    let reasons: Vec<(&str, u64)> =
-        report.dropped_products.iter().map(|(name, class)| (*name, class.row_count)).collect();
-    assert_eq!(reasons, [("no item", 1), ("no title", 1), ("same product", 1)]);
-    assert_contains(&report.to_string(), &["6 rows of products read", "3 items"]);
+    let reasons: Vec<(&str, u64)> = report.dropped_items.iter().map(|(name, class)| (*name, class.count)).collect();
+    assert_eq!(reasons, [("no item", 1), ("no title", 1), ("same item", 1)]);
+    assert_contains(&report.to_string(), &["6 rows of items read", "3 items"]);
 }
 
 #[test]
 fn products_have_reduced_prices_ratings_and_links() {
-    let mapping = "[products]\nid = \"id\"\ntitle = \"name\"\nprice = \"price\"\noriginal_price = \"was\"\ncurrency = \"currency\"\n\
+    let mapping = "[items]\nid = \"id\"\ntitle = \"name\"\nprice = \"price\"\noriginal_price = \"was\"\ncurrency = \"currency\"\n\
                    rating = \"stars\"\nrating_count = \"reviews\"\nurl = \"link\"\nimage_url = \"image\"\n";
     let rows = "id,name,price,was,currency,stars,reviews,link,image\n\
-                m1,Red mug,4,8,gbp,4.5,12,https://shop.test/m1,/m1.webp\nm2,Blue mug,4,,,,,,\n\
-                m3,Mug,4,,,6,,,\nm4,Mug,4,,,,,javascript:alert(1),\nm5,Mug,4,-1,,,,,\nm6,Mug,4,,pounds,,,,\n";
+                m1,Red mug,4,8,gbp,4.5,12,https://shop.test/m1,/m1.webp\nm2,Blue mug,4,4,EUR,,,,\n\
+                m3,Mug,4,,GBP,6,,,\nm4,Mug,4,,GBP,,,javascript:alert(1),\nm5,Mug,4,-1,GBP,,,,\nm6,Mug,4,,pounds,,,,\n\
+                m7,Mug,4,,,,,,\n";
     let shop = Shop::new();
-    let report = shop.import_products(mapping, "products.csv", rows.as_bytes()).unwrap();
+    let report = shop.import_items(mapping, "products.csv", rows.as_bytes()).unwrap();
     let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
     let (red, blue) = (&items[0], &items[1]);
     assert_eq!((red.discount(), red.rating, red.rating_count), (Some(0.5), Some(4.5), Some(12)));
-    assert_eq!((red.currency.as_str(), blue.currency.as_str()), ("GBP", ""));
+    assert_eq!((red.currency.as_str(), blue.currency.as_str()), ("GBP", "EUR"));
     assert_eq!((red.url.as_str(), red.image_url.as_str()), ("https://shop.test/m1", "/m1.webp"));
     assert_eq!((blue.discount(), blue.rating, blue.rating_count, blue.url.as_str()), (None, None, None, ""));
-    let dropped: Vec<&str> = report.dropped_products.keys().copied().collect();
-    assert_eq!((items.len(), dropped), (2, vec!["bad URL", "bad currency", "bad rating", "price too low"]));
+    let dropped: Vec<&str> = report.dropped_items.keys().copied().collect();
+    assert_eq!(
+        (items.len(), dropped),
+        (2, vec!["bad URL", "bad currency", "bad rating", "no currency", "price too low"])
+    );
 }
 
 #[test]
@@ -577,8 +583,8 @@ fn products_keep_their_fields_and_events_add_the_others() {
     let fields = r#""text": null, "labels": [], "price": null, "stock": 1, "since": "", "Size (EU)": 1, "vegan": "", "code": """#;
     fs::write(&products, format!("{{\"id\": \"m1\", \"name\": \"Mug\", \"path\": [\"Home\", \"A > B\"], {fields}}}\n"))
         .unwrap();
-    let files = ShopFiles { events: Some(&orders), products: Some(&products) };
-    let report = import(&mapping, files, &shop.path("out"), NOW, |_, _| {}).unwrap();
+    let files = ShopFiles { events: &[orders], items: Some(&products) };
+    let report = import(&[mapping], files, &shop.path("out"), OPTIONS, |_, _| {}).unwrap();
     let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
     assert_eq!((items.len(), report.item_count, shop.events().len()), (2, 2, 2));
     assert_eq!((items[0].title.as_str(), &items[0].categories[..]), ("Mug", &["Home", "A > B"].map(str::to_owned)[..]));
@@ -592,7 +598,7 @@ fn a_product_of_a_bad_value_is_dropped_and_the_others_are_imported() {
     let rows =
         "m1,Mug,,,,free,,,,,\nm2,Mug,,,,-3,,,,,\nm3,Mug,,,,1e10,,,,,\nm4,Mug,,,,4.95,many,,,,\nm1,Mug,,,,5.25,,,,,\n";
     let shop = Shop::new();
-    let report = shop.import_products(PRODUCTS, "products.csv", format!("{header}{rows}").as_bytes()).unwrap();
+    let report = shop.import_items(PRODUCTS, "products.csv", format!("{header}{rows}").as_bytes()).unwrap();
     let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
     assert_eq!((items.len(), items[0].price.map(|price| price.micros())), (1, Some(5_250_000)), "the second row of m1");
     let text = report.to_string();
@@ -612,7 +618,7 @@ fn attributes_follow_the_decimal_separator() {
     let mapping = format!("{PRODUCTS}[clean]\ndecimal_separator = \",\"\n");
     let shop = Shop::new();
     let rows = format!("{header}m1;Mug;;;;12,50;;;39,5;;0,5\nm2;Mug;;;;1.299;;;1.500;;0,25\n");
-    shop.import_products(&mapping, "products.csv", rows.as_bytes()).unwrap();
+    shop.import_items(&mapping, "products.csv", rows.as_bytes()).unwrap();
     let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
     let sizes: Vec<_> = items.iter().map(|item| item.attributes["size"].clone()).collect();
     assert_eq!(sizes, [AttributeValue::Number(39.5), AttributeValue::Number(1500.0)]);
@@ -625,7 +631,7 @@ fn a_product_that_exceeds_a_limit_is_an_error_with_the_limit() {
     let shop = Shop::new();
     let long =
         format!("id,name,text,path,labels,price,stock,since,Size (EU),vegan,code\nm1,{},,,,,,,,,\n", "x".repeat(1001));
-    let text = shop.import_products(PRODUCTS, "products.csv", long.as_bytes()).unwrap_err().to_string();
+    let text = shop.import_items(PRODUCTS, "products.csv", long.as_bytes()).unwrap_err().to_string();
     assert_contains(&text, &["line 2", "`name`", "1001 characters", "1000"]);
     let text = Shop::new().mapping(&PRODUCTS.replace("size =", "\"Size (EU)\" =")).unwrap_err().to_string();
     assert_contains(&text, &["Size (EU)", "A-Z"]);

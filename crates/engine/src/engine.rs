@@ -226,8 +226,8 @@ impl Engine {
         Ok(items.iter().map(|item| item.id.clone()).collect())
     }
 
-    /// Returns the ids, ascending, of the items whose keys are not in a bit set and that were not written after a time,
-    /// and the number of all items.
+    /// Returns the ids, ascending, of the items whose keys are not in a bit set and whose values, written or of a file,
+    /// are not later than a time, and the number of all items.
     pub async fn items_missing_in(
         &self,
         keys: Vec<u64>,
@@ -239,6 +239,7 @@ impl Engine {
             let missing = bits::ones(catalog.alive(), 0).map(|row| catalog.get(Row(row as u32)));
             let mut ids: Vec<ItemId> = missing
                 .filter(|content| !bits::has(&keys, content.key.0 as usize))
+                .filter(|content| content.item.values_at.is_none_or(|of_file| of_file <= until))
                 .map(|content| content.item.id.clone())
                 .collect();
             let changes = state.catalogue.lock();

@@ -428,6 +428,7 @@ impl ItemRecord {
             tags: self.tags,
             attributes: self.attributes.into_iter().map(attribute).collect::<Result<_, _>>()?,
             created_at: self.created_at_ms.map(UnixMillis),
+            values_at: None,
             original_price: read_price(self.original_price_micros)?,
             rating: self.rating,
             rating_count: self.rating_count,

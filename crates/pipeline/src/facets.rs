@@ -104,8 +104,8 @@ pub struct Facets {
     pub item_count: u64,
 }
 
-/// Counts the values of a facet over the rows in a bit set. `one_per_group`: variants of one product count once for each
-/// value.
+/// Counts the values of a facet over the rows in a bit set. `one_per_group`: variants of one product count once for
+/// each value.
 pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: bool) -> Facet {
     let counts = catalog.count_values(&spec.field, among, one_per_group);
     let mut texts: Vec<(&str, u64)> = counts.texts().collect();
@@ -139,12 +139,19 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: 
     Facet { field: spec.field.clone(), values }
 }
 
-/// Returns facets of the fields that split the rows in a bit set best, the best one first, at most `count`, without those
-/// of `known` fields.
-pub fn choose(catalog: &Catalog, among: &[u64], known: &[FacetSpec], count: usize, one_per_group: bool) -> Vec<FacetSpec> {
+/// Returns facets of the fields that split the rows in a bit set best, the best one first, at most `count`, without
+/// those of `known` fields.
+pub fn choose(
+    catalog: &Catalog,
+    among: &[u64],
+    known: &[FacetSpec],
+    count: usize,
+    one_per_group: bool,
+) -> Vec<FacetSpec> {
     let distance = bits::count(among, among.len() * 64).div_ceil(CHOICE_SAMPLE).max(1);
     let sample = bits::of(bits::ones(among, 0).step_by(distance), among.len() * 64);
-    let item_count = if one_per_group { catalog.product_count(&sample) } else { bits::count(&sample, sample.len() * 64) };
+    let item_count =
+        if one_per_group { catalog.product_count(&sample) } else { bits::count(&sample, sample.len() * 64) };
     let attributes = catalog.attribute_names(&sample).into_iter().map(|name| Field::Attribute(name.to_owned()));
     let fields = [Field::CategoryPath, Field::Brand, Field::Price].into_iter().chain(attributes);
     let unknown = fields.filter(|field| !known.iter().any(|spec| spec.field == *field));
@@ -255,7 +262,11 @@ mod tests {
             FacetKey::Text(text) => text.clone(),
             FacetKey::Range(from, to) => format!("{from:?}..{to:?}"),
         };
-        count(catalog, spec, catalog.alive(), false).values.iter().map(|value| (name(&value.key), value.item_count)).collect()
+        count(catalog, spec, catalog.alive(), false)
+            .values
+            .iter()
+            .map(|value| (name(&value.key), value.item_count))
+            .collect()
     }
 
     fn expected(values: &[(&str, u64)]) -> Vec<(String, u64)> {

@@ -10,7 +10,10 @@ pub(crate) fn keep_one_per_group(candidates: &mut Candidates, catalog: &Catalog,
     let tiers = query_tiers(candidates);
     let is_pinned = |row: Row| pinned.contains(&row);
     let mut best: AHashMap<Group, (bool, u8, usize)> = AHashMap::new();
-    pinned.iter().filter_map(|row| catalog.group_of(*row)).for_each(|group| _ = best.insert(group, (true, 0, usize::MAX)));
+    pinned
+        .iter()
+        .filter_map(|row| catalog.group_of(*row))
+        .for_each(|group| _ = best.insert(group, (true, 0, usize::MAX)));
     for (at, (candidate, tier)) in candidates.list.iter().zip(&tiers).enumerate() {
         let Some(group) = catalog.group_of(candidate.row) else { continue };
         best.entry(group)

@@ -341,8 +341,16 @@ fn text_bytes(text: &str) -> usize {
 
 fn item_bytes(item: &Item) -> usize {
     let lists = item.categories.iter().chain(&item.tags);
-    let texts =
-        [item.id.as_str(), &item.group_id, &item.title, &item.description, &item.brand, &item.currency, &item.url, &item.image_url];
+    let texts = [
+        item.id.as_str(),
+        &item.group_id,
+        &item.title,
+        &item.description,
+        &item.brand,
+        &item.currency,
+        &item.url,
+        &item.image_url,
+    ];
     let texts: usize = texts.into_iter().chain(lists.map(String::as_str)).map(text_bytes).sum();
     let value = |value: &AttributeValue| match value {
         AttributeValue::Text(text) => text_bytes(text),

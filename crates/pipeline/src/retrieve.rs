@@ -226,9 +226,9 @@ impl RetrievalInput<'_> {
 
     fn is_anchor(&self, row: Row) -> bool {
         let group = self.catalog.group_of(row).filter(|_| self.one_per_group);
-        self.anchors.iter().any(|anchor| {
-            anchor.row == row || group.is_some() && self.catalog.group_of(anchor.row) == group
-        })
+        self.anchors
+            .iter()
+            .any(|anchor| anchor.row == row || group.is_some() && self.catalog.group_of(anchor.row) == group)
     }
 
     fn eligible_row(&self, key: ItemKey) -> Option<Row> {

@@ -542,7 +542,9 @@ impl Slate {
         let content = catalog.get(row);
         let is_excluded = || self.variants.as_ref().is_some_and(|variants| variants.excluded.contains(&content.key));
         let may_be_sold_out = matches!(self.shown, Shown::Eligible { sold_out: SoldOut::Last | SoldOut::Shown, .. });
-        (catalog.is_offered(row) || may_be_sold_out && catalog.is_alive(row)) && self.filter().is_none_or(|filter| filter.matches(&content.item)) && !is_excluded()
+        (catalog.is_offered(row) || may_be_sold_out && catalog.is_alive(row))
+            && self.filter().is_none_or(|filter| filter.matches(&content.item))
+            && !is_excluded()
     }
 
     /// Returns the row of an entry or, if it may not be shown and is not pinned, that of another variant of its group.
@@ -575,7 +577,9 @@ impl Slate {
         let mut shown = (offset..self.entries.len()).filter_map(|at| {
             let row = catalog.row_of_key(self.entries[at].key);
             match &self.shown {
-                Shown::Eligible { .. } => Some((at, Some(self.shown_variant(catalog, row?, self.entries[at].is_pinned)?))),
+                Shown::Eligible { .. } => {
+                    Some((at, Some(self.shown_variant(catalog, row?, self.entries[at].is_pinned)?)))
+                }
                 Shown::All => Some((at, row)),
             }
         });

@@ -8,7 +8,7 @@ use crate::{
 use ahash::AHashMap;
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Sender, TrySendError};
-use lodestone_catalog::{Item, ItemChange, ItemState, WriteEffect, WriteTime, WrittenFields};
+use lodestone_catalog::{Item, ItemChange, ItemState, ItemWrite, WriteEffect, WriteTime, WrittenFields};
 use lodestone_core::{faults, ids::ItemId, units::UnixMillis};
 use lodestone_events::{Applied, Change, Outcome, Quarantined};
 use lodestone_pipeline::{
@@ -318,11 +318,14 @@ impl Generations {
         let mut exists: AHashMap<&ItemId, bool> = AHashMap::new();
         let mut outcomes = Vec::with_capacity(changes.len());
         for (CatalogueChange { position, change, .. }, effect) in changes.iter().zip(effects) {
-            let known = || catalog.row_of(&self.state.keys, change.id()).is_some();
-            let exists = exists.entry(change.id()).or_insert_with(known);
+            let row = catalog.row_of(&self.state.keys, change.id());
+            let exists = exists.entry(change.id()).or_insert(row.is_some());
+            // The write is recorded, because it may be later than the file of another bundle.
+            let is_older_than_file =
+                |write: &ItemWrite| row.is_some_and(|row| write.is_older_than(&catalog.get(row).item));
             let outcome = match (change, effect) {
                 (_, WriteEffect::Stale) => Outcome::Stale,
-                (_, WriteEffect::Deleted) => Outcome::Unknown,
+                (ItemChange::Write(write), _) if is_older_than_file(write) => Outcome::Stale,
                 (ItemChange::Write(write), _) if write.fields == WrittenFields::All => {
                     if std::mem::replace(exists, true) { Outcome::Replaced } else { Outcome::Created }
                 }

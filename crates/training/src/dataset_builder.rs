@@ -198,6 +198,29 @@ mod tests {
     }
 
     #[test]
+    fn a_later_file_wins_over_earlier_writes_of_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let (data, out) = (directory.path().join("data"), directory.path().join("out"));
+        fs::create_dir(&data).unwrap();
+        let of_file = |id: &str| Item { values_at: Some(UnixMillis(20)), ..item(id, "of the file") };
+        dataset::write_items(&data.join(ITEMS), &["a", "b", "c", "d"].map(of_file)).unwrap();
+        let write = |id: &str, at: i64| {
+            let time = WriteTime::Stated(UnixMillis(at));
+            Change::Item(ItemChange::Write(Box::new(ItemWrite::of_all(item(id, "written"), time))))
+        };
+        let mut builder = DatasetBuilder::open(&data).unwrap();
+        builder.apply(write("a", 19));
+        builder.apply(write("b", 20));
+        builder.apply(Change::Item(ItemChange::Delete { id: id("c"), at: UnixMillis(19) }));
+        builder.apply(Change::Item(ItemChange::Delete { id: id("d"), at: UnixMillis(21) }));
+        builder.write(&out).unwrap();
+        let items = dataset::read_items(&out.join(ITEMS)).unwrap();
+        let shown: Vec<(&str, &str, Option<i64>)> =
+            items.iter().map(|item| (item.id.as_str(), item.title.as_str(), item.values_at.map(|at| at.0))).collect();
+        assert_eq!(shown, [("a", "of the file", Some(20)), ("b", "written", None), ("c", "of the file", Some(20))]);
+    }
+
+    #[test]
     fn the_log_continues_the_imported_history() {
         let directory = tempfile::tempdir().unwrap();
         let (data, out, again) =

@@ -22,7 +22,9 @@ use lodestone_core::{
 use lodestone_dataset as dataset;
 use lodestone_events::EventKind;
 use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape, section, wide};
-use lodestone_pipeline::{Models, bundle::Bundle, features::FEATURES, fusion::NOT_FOUND, ranking::Runtime, source::CandidateSource};
+use lodestone_pipeline::{
+    Models, bundle::Bundle, features::FEATURES, fusion::NOT_FOUND, ranking::Runtime, source::CandidateSource,
+};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::{fmt::Write, path::Path};
 
@@ -47,8 +49,8 @@ struct Observations {
     targets: Vec<(usize, [bool; 3])>,
     /// By source and user: the loss of NDCG of the ranked list without the candidates that only this source returned.
     sources: Vec<Vec<f64>>,
-    /// By part of [`LEARNED_PARTS`] and user with a target that is new to the user: the loss of NDCG, among items that are
-    /// new to the user, without this part.
+    /// By part of [`LEARNED_PARTS`] and user with a target that is new to the user: the loss of NDCG, among items that
+    /// are new to the user, without this part.
     learned: [Vec<f64>; LEARNED_PARTS.len()],
     /// By feature and user: the loss of NDCG when the feature's values are shuffled among the user's candidates.
     features: Vec<Vec<f64>>,

@@ -401,7 +401,9 @@ impl Predicate {
     /// Returns true if one of the texts matches; for `!=`, if there is one and all match.
     fn matches_texts(&self, texts: &[String]) -> bool {
         match self {
-            Self::Compare(Operator::Unequal, _) => !texts.is_empty() && texts.iter().all(|text| self.matches_text(text)),
+            Self::Compare(Operator::Unequal, _) => {
+                !texts.is_empty() && texts.iter().all(|text| self.matches_text(text))
+            }
             _ => texts.iter().any(|text| self.matches_text(text)),
         }
     }

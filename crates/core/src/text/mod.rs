@@ -7,7 +7,7 @@ mod stem;
 
 use jieba_rs::Jieba;
 pub use measures::is_unit;
-pub use normal::normalize;
+pub use normal::{decode_entities, normalize};
 pub use personal::has_personal_data;
 use std::{collections::HashSet, sync::OnceLock};
 use stem::stem;

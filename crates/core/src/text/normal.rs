@@ -205,7 +205,8 @@ impl Normal {
     }
 }
 
-fn decode_entities(text: &str) -> Cow<'_, str> {
+/// Decodes HTML entities, also repeatedly escaped ones.
+pub fn decode_entities(text: &str) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(text);
     for _ in 0..ENTITY_ROUNDS_MAX {
         if !text.contains('&') {

@@ -1,5 +1,6 @@
-//! The items of an import: those of the file of products, and those that only events name, with their most frequent
+//! The items of an import: those of the file of items, and those that only events name, with their most frequent
 //! title. Events also provide the median price and the first time of an item without them.
+use super::text::visible_text;
 use ahash::AHashMap;
 use lodestone_catalog::{Item, limits};
 use lodestone_core::{
@@ -18,6 +19,8 @@ pub(super) struct Catalogue {
 struct Occurrences {
     titles: AHashMap<String, u32>,
     prices: Vec<i64>,
+    /// Of the last price.
+    currency: String,
     first: Option<UnixMillis>,
 }
 
@@ -26,7 +29,7 @@ impl Catalogue {
         &mut self,
         id: &ItemId,
         title: &str,
-        price: Option<PriceMicros>,
+        price: Option<(PriceMicros, &str)>,
         at: UnixMillis,
         kind: EventKind,
     ) {
@@ -35,23 +38,30 @@ impl Catalogue {
         if !title.is_empty() {
             *occurrences.titles.entry(title).or_insert(0) += 1;
         }
-        if kind == EventKind::Purchase {
-            occurrences.prices.extend(price.map(PriceMicros::micros));
+        if let (Some((price, currency)), EventKind::Purchase) = (price, kind) {
+            occurrences.prices.push(price.micros());
+            currency.clone_into(&mut occurrences.currency);
         }
         occurrences.first = Some(occurrences.first.map_or(at, |first| first.min(at)));
     }
 
-    /// Returns the products and the items that only events name, in the order of their ids. An item without a title
-    /// gets its id as the title.
-    pub(super) fn items(self, products: Vec<Item>, currency: &str) -> Vec<Item> {
-        let mut items: BTreeMap<ItemId, Item> = products.into_iter().map(|item| (item.id.clone(), item)).collect();
+    /// Returns the items of the file and those that only events name, in the order of their ids. An item without a
+    /// title gets its id as the title.
+    pub(super) fn items(self, feed: Vec<Item>, currency: &str) -> Vec<Item> {
+        let mut items: BTreeMap<ItemId, Item> = feed.into_iter().map(|item| (item.id.clone(), item)).collect();
         for (id, mut occurrences) in self.items {
             let title = occurrences.title();
             let item = items.entry(id).or_insert_with_key(|id| {
                 let title = title.unwrap_or_else(|| id.to_string());
-                Item { currency: currency.to_owned(), ..Item::titled(id.clone(), &title) }
+                Item::titled(id.clone(), &title)
             });
-            item.price = item.price.or_else(|| occurrences.median_price());
+            if item.price.is_none() {
+                item.price = occurrences.median_price();
+                item.currency = occurrences.currency;
+            }
+            if item.currency.is_empty() {
+                currency.clone_into(&mut item.currency);
+            }
             item.created_at = item.created_at.or(occurrences.first);
         }
         items.into_values().collect()
@@ -62,7 +72,7 @@ impl Occurrences {
     /// Returns the most frequent title.
     fn title(&self) -> Option<String> {
         let most_frequent = self.titles.iter().max_by(|a, b| a.1.cmp(b.1).then_with(|| b.0.cmp(a.0)));
-        most_frequent.map(|(title, _)| title.chars().take(limits::TITLE_CHARS).collect())
+        most_frequent.map(|(title, _)| visible_text(title).chars().take(limits::TITLE_CHARS).collect())
     }
 
     fn median_price(&mut self) -> Option<PriceMicros> {

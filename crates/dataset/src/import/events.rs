@@ -1,17 +1,18 @@
-//! Cleans the rows of a file of events.
+//! Cleans the rows of files of events.
 use super::{
     Formats, ImportError,
     catalogue::Catalogue,
-    mapping::{EventColumns, MappedType, Mapping},
+    currency,
+    mapping::{EventColumns, MappedType, Mapping, Names},
     numbers::{self, Cell},
     report::{ImportReport, Reason, RowError},
-    rows::{Row, Rows},
+    rows::{Row, Rows, Selection},
 };
 use crate::DatasetEvent;
 use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::limits;
 use lodestone_core::{
-    ids::{ItemId, UserId},
+    ids::{EventId, ItemId, UserId},
     units::{PriceMicros, Quantity, UnixMillis},
 };
 use lodestone_events::EventKind;
@@ -22,6 +23,7 @@ use std::path::Path;
 enum Field {
     Item,
     Time,
+    EventId,
     Order,
     User,
     Visitor,
@@ -29,21 +31,43 @@ enum Field {
     Title,
     Quantity,
     Price,
+    Currency,
     EventType,
     Query,
+    QueryId,
 }
 
 /// Times outside this range are no times of a shop's events: placeholders, or a wrong unit.
 const EARLIEST: UnixMillis = UnixMillis(631_152_000_000);
 const AHEAD_MAX: i64 = UnixMillis::DAY;
 
-/// The identity of an event: rows that agree in it are one basket.
+/// The identity of an event without an id: rows that agree in it are one basket.
 type EventKey = (EventKind, String, Option<UserId>, UnixMillis);
+
+/// The position of a row: the index of its file, and its line.
+type Position = (usize, u64);
+
+/// An event that a row began.
+struct FirstRow {
+    kind: EventKind,
+    user: Option<UserId>,
+    at: UnixMillis,
+    position: Position,
+}
+
+struct KeptRow {
+    /// Of the first row of the event.
+    position: Position,
+    event: DatasetEvent,
+    query_id: String,
+}
 
 pub(super) struct EventCleaning<'a> {
     mapping: &'a Mapping,
     columns: &'a EventColumns,
     formats: Formats,
+    /// Index of the current file.
+    file: usize,
     /// Whether the file has Parquet times.
     has_typed_times: bool,
     now: UnixMillis,
@@ -51,56 +75,81 @@ pub(super) struct EventCleaning<'a> {
     types: AHashMap<String, Option<MappedType>>,
     seen: AHashSet<u64>,
     hasher: ahash::RandomState,
-    /// The first line of each event with an order.
-    first_lines: AHashMap<EventKey, u64>,
-    /// With the first line of the event.
-    events: Vec<(u64, DatasetEvent)>,
+    /// The first row of each event with an order.
+    first_of_order: AHashMap<EventKey, Position>,
+    /// The first row of each event with an id.
+    first_of_id: AHashMap<String, FirstRow>,
+    /// Queries by their ids.
+    queries: AHashMap<String, String>,
+    rows: Vec<KeptRow>,
 }
 
 impl<'a> EventCleaning<'a> {
-    pub(super) fn new(mapping: &'a Mapping, columns: &'a EventColumns, now: UnixMillis) -> Result<Self, ImportError> {
+    pub(super) fn new(mapping: &'a Mapping, now: UnixMillis) -> Result<Self, ImportError> {
+        let columns = mapping.events.as_ref();
+        let columns =
+            columns.ok_or_else(|| ImportError::MissingTable { path: mapping.path.clone(), table: "events" })?;
         Ok(Self {
             mapping,
             columns,
             formats: Formats::new(mapping)?,
+            file: 0,
             has_typed_times: false,
             now,
             types: AHashMap::new(),
             seen: AHashSet::new(),
             hasher: ahash::RandomState::with_seeds(1, 2, 3, 4),
-            first_lines: AHashMap::new(),
-            events: Vec::new(),
+            first_of_order: AHashMap::new(),
+            first_of_id: AHashMap::new(),
+            queries: AHashMap::new(),
+            rows: Vec::new(),
         })
     }
 
-    /// Reads and cleans the file. Returns the events in the order of their times; events of the same time stay in the
-    /// order of the file.
+    /// Reads and cleans the next file.
     pub(super) fn read(
-        mut self,
+        &mut self,
         path: &Path,
         catalogue: &mut Catalogue,
         report: &mut ImportReport,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Vec<DatasetEvent>, ImportError> {
-        let mut rows = Rows::open(path, &self.columns.all())?;
+    ) -> Result<(), ImportError> {
+        let selection = Selection { columns: self.columns.all(), wildcards: Vec::new(), format: &self.mapping.file };
+        let mut rows = Rows::open(path, selection)?;
         self.has_typed_times = rows.is_time(Field::Time as usize);
+        let rows_before = report.row_count;
         while let Some(row) = rows.next()? {
             report.row_count += 1;
             let line = row.line;
             if let Err(error) = self.take(&row, catalogue, report) {
                 report.drop(error, &row).map_err(|value| value.at(path, line))?;
             }
-            if line % 4096 == 0 {
+            if report.row_count.is_multiple_of(4096) {
                 let (done, total) = rows.position();
                 progress(done, total);
             }
         }
-        if report.row_count == 0 {
+        if report.row_count == rows_before {
             return Err(ImportError::Empty { path: path.to_owned() });
         }
-        self.formats.finish(path)?;
-        self.events.sort_by_key(|(line, event)| (event.at, *line));
-        Ok(self.events.into_iter().map(|(_, event)| event).collect())
+        report.missing_columns.extend(rows.missing_columns()?);
+        std::mem::replace(&mut self.formats, Formats::new(self.mapping)?).finish(path)?;
+        self.file += 1;
+        Ok(())
+    }
+
+    /// Returns the events in the order of their times; events of the same time stay in the order of the files.
+    pub(super) fn finish(mut self) -> Vec<DatasetEvent> {
+        self.rows.sort_by_key(|row| (row.event.at, row.position));
+        let with_query = |mut row: KeptRow| {
+            if row.event.query.is_empty()
+                && let Some(query) = self.queries.get(&row.query_id)
+            {
+                row.event.query.clone_from(query);
+            }
+            row.event
+        };
+        self.rows.into_iter().map(with_query).collect()
     }
 
     /// Keeps a row or returns the reason for not importing it.
@@ -116,20 +165,37 @@ impl<'a> EventCleaning<'a> {
         {
             return Err(Reason::RoundedId.into());
         }
+        let (query, query_id) = (self.text(row, Field::Query), self.text(row, Field::QueryId));
+        if !query.is_empty() && !query_id.is_empty() && !self.queries.contains_key(query_id) {
+            self.queries.insert(query_id.to_owned(), query.to_owned());
+        }
         let item = self.item(row, kind)?;
-        let at = self.time(row)?;
-        let price = self.price(row)?;
+        let mut at = self.time(row)?;
+        let (price, currency) = self.price(row)?;
         let quantity = self.quantity(row, kind, named_refund)?;
         let user = self.user(row)?;
-        let line = match order {
-            "" => row.line,
-            _ => *self.first_lines.entry((kind, order.to_owned(), user.clone(), at)).or_insert(row.line),
+        let id = self.id(row, Field::EventId);
+        let here = (self.file, row.line);
+        let position = match (id, order) {
+            ("", "") => here,
+            ("", _) => *self.first_of_order.entry((kind, order.to_owned(), user.clone(), at)).or_insert(here),
+            (id, _) => {
+                let first = self.first_row(id, kind, user.as_ref(), at, here)?;
+                at = first.at;
+                first.position
+            }
         };
         if let Some(item) = &item {
+            let price = price.map(|price| (price, currency.as_str()));
             catalogue.add(item, self.text(row, Field::Title), price, at, kind);
         }
+        let event_id = match (id, position) {
+            ("", (0, line)) => format!("import-{line}"),
+            ("", (file, line)) => format!("import-{file}-{line}"),
+            (id, _) => id.to_owned(),
+        };
         let event = DatasetEvent {
-            event_id: format!("import-{line}"),
+            event_id,
             user,
             session: self.id(row, Field::Session).to_owned(),
             kind,
@@ -137,12 +203,32 @@ impl<'a> EventCleaning<'a> {
             quantity: item.is_some().then_some(quantity),
             price: price.filter(|_| item.is_some()),
             item,
-            currency: self.mapping.constants.currency.clone(),
+            currency,
             order: order.to_owned(),
-            query: self.text(row, Field::Query).to_owned(),
+            query: query.to_owned(),
         };
-        self.events.push((line, event));
+        self.rows.push(KeptRow { position, event, query_id: query_id.to_owned() });
         Ok(())
+    }
+
+    /// Returns the first row of the event with an id.
+    fn first_row(
+        &mut self,
+        id: &str,
+        kind: EventKind,
+        user: Option<&UserId>,
+        at: UnixMillis,
+        position: Position,
+    ) -> Result<&FirstRow, RowError> {
+        if let Err(error) = EventId::parse(id) {
+            return Err(RowError::dropped(Reason::EventId, &self.columns.event_id.text(), id, &error.to_string()));
+        }
+        let first = || FirstRow { kind, user: user.cloned(), at, position };
+        let first = self.first_of_id.entry(id.to_owned()).or_insert_with(first);
+        match first.kind == kind && first.user.as_ref() == user {
+            true => Ok(first),
+            false => Err(Reason::EventIdReused.into()),
+        }
     }
 
     fn text<'r>(&self, row: &Row<'r>, field: Field) -> &'r str {
@@ -168,7 +254,7 @@ impl<'a> EventCleaning<'a> {
             match mapped {
                 Some(MappedType::Kind(kind)) => kind,
                 Some(MappedType::Ignored) => return Err(Reason::IgnoredType),
-                None if name.is_empty() => return Err(Reason::NoType),
+                None if name.is_empty() => self.mapping.constants.event_kind.ok_or(Reason::NoType)?,
                 None => {
                     report.unknown_type(name);
                     return Err(Reason::UnknownType);
@@ -195,7 +281,7 @@ impl<'a> EventCleaning<'a> {
     }
 
     fn time(&mut self, row: &Row) -> Result<UnixMillis, RowError> {
-        let (column, text) = (&self.columns.time, self.text(row, Field::Time));
+        let (column, text) = (&self.columns.time.text(), self.text(row, Field::Time));
         if text.is_empty() {
             return Err(Reason::NoTime.into());
         }
@@ -209,23 +295,37 @@ impl<'a> EventCleaning<'a> {
         }
     }
 
-    fn number(&mut self, row: &Row, field: Field, column: &str) -> Result<Option<f64>, RowError> {
-        let (text, is_number) = (self.text(row, field), row.numbers[field as usize]);
-        self.formats.numbers.parse(Cell { column, text, line: row.line, is_number })
-    }
-
-    fn price(&mut self, row: &Row) -> Result<Option<PriceMicros>, RowError> {
-        let column = &self.columns.price;
-        let Some(price) = self.number(row, Field::Price, column)? else { return Ok(None) };
-        numbers::price(price, column, self.text(row, Field::Price), &self.mapping.clean).map(Some)
+    /// Returns the price and its currency.
+    fn price(&mut self, row: &Row) -> Result<(Option<PriceMicros>, String), RowError> {
+        let (column, text) = (self.columns.price.text(), self.text(row, Field::Price));
+        let currency::PriceText { number, currency } = currency::split(text);
+        let code = match (self.text(row, Field::Currency), currency) {
+            (code, None) if currency::is_code(code) => code.to_ascii_uppercase(),
+            ("", Some(code)) => code,
+            ("", None) => self.mapping.constants.currency.clone(),
+            (stated, Some(code)) if code.eq_ignore_ascii_case(stated) => code,
+            (stated, Some(code)) => {
+                let problem = format!("in {code}, and the row's currency is {stated}");
+                return Err(RowError::dropped(Reason::Currency, &column, text, &problem));
+            }
+            (stated, None) => {
+                let problem = "not an ISO 4217 code of three letters";
+                return Err(RowError::dropped(Reason::Currency, &self.columns.currency.text(), stated, problem));
+            }
+        };
+        let is_number = row.numbers[Field::Price as usize];
+        let cell = Cell { column: &column, text: number, line: row.line, is_number };
+        let Some(price) = self.formats.numbers.parse(cell)? else { return Ok((None, code)) };
+        Ok((Some(numbers::price(price, &column, text, &self.mapping.clean)?), code))
     }
 
     /// A refund that the column of the types names may have either sign; one that only its order's prefix names has a
     /// quantity below 0.
     fn quantity(&mut self, row: &Row, kind: EventKind, named_refund: bool) -> Result<Quantity, RowError> {
-        let (column, text) = (&self.columns.quantity, self.text(row, Field::Quantity));
+        let (column, text) = (&self.columns.quantity.text(), self.text(row, Field::Quantity));
         let is_prefixed_refund = kind == EventKind::Refund && !named_refund;
-        let Some(quantity) = self.number(row, Field::Quantity, column)? else {
+        let cell = Cell { column, text, line: row.line, is_number: row.numbers[Field::Quantity as usize] };
+        let Some(quantity) = self.formats.numbers.parse(cell)? else {
             return if is_prefixed_refund { Err(Reason::Quantity.into()) } else { Ok(Quantity::ONE) };
         };
         let amount = match kind {
@@ -246,7 +346,7 @@ impl<'a> EventCleaning<'a> {
     /// The key of the user, or else of the visitor. An id with the prefix of a key, as exported files have it, is that
     /// key.
     fn user(&self, row: &Row) -> Result<Option<UserId>, RowError> {
-        let parse = |field: Field, column: &str| {
+        let parse = |field: Field, column: &Names| {
             let text = self.id(row, field);
             let parsed = match text.split_at_checked(2) {
                 _ if text.is_empty() => return Ok(None),
@@ -255,7 +355,7 @@ impl<'a> EventCleaning<'a> {
                 _ if matches!(field, Field::Visitor) => UserId::visitor(text),
                 _ => UserId::signed_in(text),
             };
-            parsed.map(Some).map_err(|error| RowError::dropped(Reason::User, column, text, &error.to_string()))
+            parsed.map(Some).map_err(|error| RowError::dropped(Reason::User, &column.text(), text, &error.to_string()))
         };
         match parse(Field::User, &self.columns.user)? {
             Some(user) => Ok(Some(user)),

@@ -1,26 +1,32 @@
-//! Import of a shop's files into canonical items and events. `docs/events.md` describes the mapping and the cleaning.
+//! Import of a shop's files into canonical items and events. `docs/feeds.md` describes the mapping and the cleaning.
 mod catalogue;
-mod cells;
+mod currency;
 mod events;
+mod items;
 mod mapping;
 mod numbers;
-mod products;
 mod report;
 mod rows;
+mod text;
 mod times;
 
 use crate::DatasetError;
 use catalogue::Catalogue;
 use events::EventCleaning;
+use lodestone_catalog::Item;
 use lodestone_core::units::UnixMillis;
-pub use mapping::Mapping;
+pub use mapping::{Mapping, SHIPPED};
 use numbers::Numbers;
 pub use report::{Dropped, ImportReport};
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
 use times::Times;
+
+/// The greatest share of items that may disappear with a new file unless the caller allows it.
+pub const SHRINK_MAX: f64 = 0.2;
 
 /// The reason why a file cannot be imported.
 #[derive(Debug, thiserror::Error)]
@@ -29,14 +35,27 @@ pub enum ImportError {
     Io { path: PathBuf, source: io::Error },
     #[error("mapping {path}: {message}")]
     Mapping { path: PathBuf, message: String },
-    #[error("the mapping has no table `{table}`, which describes the columns of {path}")]
+    #[error("mapping {path}: {source}; a mapping is a file, or one of {names}")]
+    NoMapping { path: PathBuf, source: io::Error, names: String },
+    #[error("no mapping has the table `{table}`, which describes the columns of {path}")]
     MissingTable { path: PathBuf, table: &'static str },
-    #[error("{path}: `{extension}` is not a format that can be read; use .csv, .jsonl (also .gz, .zst) or .parquet")]
+    #[error("the mappings {first} and {second} both have the table `{table}`; name one of them")]
+    TwoTables { first: PathBuf, second: PathBuf, table: &'static str },
+    #[error(
+        "{path}: `{extension}` is not a format that can be read; use .csv, .tsv, .txt, .jsonl, .json or .xml (also .gz, .zst), or .parquet"
+    )]
     Format { path: PathBuf, extension: String },
+    #[error("{path}: {message}")]
+    Encoding { path: PathBuf, message: String },
     #[error("{path}: line {line} cannot be read: {message}")]
     Broken { path: PathBuf, line: u64, message: String },
-    #[error("{path}: column `{column}` (mapping key `{key}`) is missing; found: {found}")]
-    MissingColumn { path: PathBuf, column: String, key: &'static str, found: String },
+    #[error(
+        "{path}: the file ends in the middle of a record, in line {line}: {message}; {last}. Nothing was imported; fetch \
+         the whole file"
+    )]
+    Truncated { path: PathBuf, line: u64, message: String, last: String },
+    #[error("{path}: these columns are missing: {columns}; found: {found}")]
+    MissingColumns { path: PathBuf, columns: String, found: String },
     #[error(
         "{path}: columns {first} and {second} both have the name `{column}` (mapping key `{key}`); rename the one that \
          is not meant"
@@ -48,6 +67,10 @@ pub enum ImportError {
     Empty { path: PathBuf },
     #[error("{path}: cleaning dropped all {rows} rows:\n{report}")]
     NothingLeft { path: PathBuf, rows: u64, report: Box<ImportReport> },
+    #[error("{path}: {0}", shrink)]
+    Shrink { path: PathBuf, shrink: Shrink, report: Box<ImportReport> },
+    #[error("--items-time {time} is in the future; the values of items cannot be of a later time than now")]
+    FutureTime { time: String },
     #[error(transparent)]
     Dataset(#[from] DatasetError),
 }
@@ -71,60 +94,161 @@ impl ValueError {
     }
 }
 
+/// A catalogue that a new file would make much smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it has {after} items, and the catalogue has {before}: {} % fewer, and the limit is {} %. If these items are really \
+     no longer sold, repeat the command with --allow-shrink",
+    percent(1.0 - *.after as f64 / (*.before).max(1) as f64), percent(SHRINK_MAX)
+)]
+pub struct Shrink {
+    pub before: u64,
+    pub after: u64,
+}
+
+fn percent(share: f64) -> f64 {
+    (share * 1000.0).round() / 10.0
+}
+
+impl Shrink {
+    /// Compares the number of items with the one before. An error if more than [`SHRINK_MAX`] of them disappear.
+    pub fn check(before: u64, after: u64) -> Result<(), Self> {
+        match (after as f64) < before as f64 * (1.0 - SHRINK_MAX) {
+            true => Err(Self { before, after }),
+            false => Ok(()),
+        }
+    }
+}
+
 /// The files of a shop. At least one is necessary.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ShopFiles<'a> {
     /// One row for each item of an event.
-    pub events: Option<&'a Path>,
-    /// One row for each product.
-    pub products: Option<&'a Path>,
+    pub events: &'a [PathBuf],
+    /// One row for each item.
+    pub items: Option<&'a Path>,
+}
+
+/// How files are imported.
+#[derive(Debug, Clone, Copy)]
+pub struct ImportOptions {
+    /// Bounds the times of events.
+    pub now: UnixMillis,
+    /// The time at which the items had the values of their file. None: the file's modification time.
+    pub items_time: Option<UnixMillis>,
+    /// Replaces a catalogue by a much smaller one.
+    pub allow_shrink: bool,
 }
 
 /// Reads the shop's files, cleans them, and writes `items.parquet` and `events.parquet` to `out`. Without events it
-/// writes `items.parquet` only. Items of events that the products do not have are derived from the events. Calls
-/// `progress` with the number of bytes read and the total number of bytes of the current file. `now` bounds the times
-/// of events.
+/// writes `items.parquet` only. Items of events that the file of items does not have are derived from the events. Calls
+/// `progress` with the number of bytes read and the total number of bytes of the current file.
 pub fn import(
-    mapping: &Mapping,
+    mappings: &[Mapping],
     files: ShopFiles<'_>,
     out: &Path,
-    now: UnixMillis,
+    options: ImportOptions,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<ImportReport, ImportError> {
     let (mut report, mut catalogue) = (ImportReport::default(), Catalogue::default());
-    let mut products = Vec::new();
-    if let Some(path) = files.products {
-        let columns = mapping.products.as_ref().ok_or_else(|| missing_table(path, "products"))?;
-        products = products::read(mapping, columns, path, &mut report, &mut progress)?;
+    let mut feed = Vec::new();
+    if let Some(path) = files.items {
+        feed = read_items_file(mappings, path, options, &mut report, &mut progress)?;
     }
     let mut events = Vec::new();
-    if let Some(path) = files.events {
-        let columns = mapping.columns.as_ref().ok_or_else(|| missing_table(path, "columns"))?;
-        let cleaning = EventCleaning::new(mapping, columns, now)?;
-        events = cleaning.read(path, &mut catalogue, &mut report, &mut progress)?;
+    if let Some(first) = files.events.first() {
+        let mapping = with_table(mappings, first, "events", |mapping| mapping.events.is_some())?;
+        let mut cleaning = EventCleaning::new(mapping, options.now)?;
+        for path in files.events {
+            cleaning.read(path, &mut catalogue, &mut report, &mut progress)?;
+        }
+        events = cleaning.finish();
         if events.is_empty() {
             let rows = report.row_count;
-            return Err(ImportError::NothingLeft { path: path.to_owned(), rows, report: Box::new(report) });
+            return Err(ImportError::NothingLeft { path: first.clone(), rows, report: Box::new(report) });
         }
     }
-    let items = catalogue.items(products, &mapping.constants.currency);
+    let currency = mappings.iter().map(|mapping| mapping.constants.currency.as_str()).find(|code| !code.is_empty());
+    let items = catalogue.items(feed, currency.unwrap_or_default());
     report.item_count = items.len() as u64;
     report.count(&events);
+    let items_path = out.join("items.parquet");
+    if items_path.exists() {
+        let before = crate::items::count_items(&items_path)?;
+        report.item_count_before = Some(before);
+        if let (Err(shrink), false) = (Shrink::check(before, report.item_count), options.allow_shrink) {
+            let path = files.items.or(files.events.first().map(PathBuf::as_path)).unwrap_or(out).to_owned();
+            return Err(ImportError::Shrink { path, shrink, report: Box::new(report) });
+        }
+    }
     fs::create_dir_all(out).map_err(|source| ImportError::Io { path: out.to_owned(), source })?;
     // Both files are complete before one replaces an older one.
     replace(
-        &out.join("items.parquet"),
+        &items_path,
         |path| crate::write_items(path, &items),
         || match files.events {
-            Some(_) => replace(&out.join("events.parquet"), |path| crate::write_events(path, &events), || Ok(())),
-            None => Ok(()),
+            [] => Ok(()),
+            _ => replace(&out.join("events.parquet"), |path| crate::write_events(path, &events), || Ok(())),
         },
     )?;
     Ok(report)
 }
 
-fn missing_table(path: &Path, table: &'static str) -> ImportError {
-    ImportError::MissingTable { path: path.to_owned(), table }
+/// Reads and cleans a file of items. Returns the items in the order of the file, as of the time of the file.
+pub fn read_feed(
+    mappings: &[Mapping],
+    path: &Path,
+    options: ImportOptions,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(Vec<Item>, ImportReport), ImportError> {
+    let mut report = ImportReport::default();
+    let items = read_items_file(mappings, path, options, &mut report, &mut progress)?;
+    report.item_count = items.len() as u64;
+    Ok((items, report))
+}
+
+fn read_items_file(
+    mappings: &[Mapping],
+    path: &Path,
+    options: ImportOptions,
+    report: &mut ImportReport,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<Item>, ImportError> {
+    let mapping = with_table(mappings, path, "items", |mapping| mapping.items.is_some())?;
+    let time = items_time(path, options)?;
+    report.items_time_ms = Some(time.0);
+    items::read(mapping, path, time, report, progress)
+}
+
+/// Returns the time of the values of a file of items. The clock of a file server may be ahead, so a modification time
+/// after now is now.
+fn items_time(path: &Path, options: ImportOptions) -> Result<UnixMillis, ImportError> {
+    if let Some(time) = options.items_time {
+        let text =
+            || jiff::Timestamp::from_millisecond(time.0).map_or_else(|_| time.0.to_string(), |at| at.to_string());
+        return if time > options.now { Err(ImportError::FutureTime { time: text() }) } else { Ok(time) };
+    }
+    let modified = fs::metadata(path).and_then(|file| file.modified());
+    let modified = modified.map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
+    let since = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(UnixMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)).min(options.now))
+}
+
+/// Returns the only mapping with a table.
+fn with_table<'m>(
+    mappings: &'m [Mapping],
+    path: &Path,
+    table: &'static str,
+    has_table: impl Fn(&Mapping) -> bool,
+) -> Result<&'m Mapping, ImportError> {
+    let mut with = mappings.iter().filter(|mapping| has_table(mapping));
+    match (with.next(), with.next()) {
+        (None, _) => Err(ImportError::MissingTable { path: path.to_owned(), table }),
+        (Some(mapping), None) => Ok(mapping),
+        (Some(first), Some(second)) => {
+            Err(ImportError::TwoTables { first: first.path.clone(), second: second.path.clone(), table })
+        }
+    }
 }
 
 /// Writes a file under another name, runs `then`, and renames the file to `path`.
@@ -147,7 +271,7 @@ struct Formats {
 
 impl Formats {
     fn new(mapping: &Mapping) -> Result<Self, ImportError> {
-        let bad = |message| ImportError::Mapping { path: PathBuf::from("mapping.toml"), message };
+        let bad = |message| ImportError::Mapping { path: mapping.path.clone(), message };
         let numbers = Numbers::new(&mapping.clean).map_err(bad)?;
         Ok(Self { numbers, times: Times::new(&mapping.clean).map_err(bad)? })
     }

@@ -131,6 +131,7 @@ fn without_groups(whole: &str, is_group: impl Fn(char) -> bool) -> Option<String
 
 /// Returns a price within the bounds of the mapping and of prices.
 pub(super) fn price(number: f64, column: &str, text: &str, clean: &Clean) -> Result<PriceMicros, RowError> {
+    let number = number * clean.price_unit;
     let too_low = |problem: &str| RowError::dropped(Reason::PriceTooLow, column, text, problem);
     if number < clean.price_min {
         return Err(too_low(&format!("below clean.price_min, {}", clean.price_min)));

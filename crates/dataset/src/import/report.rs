@@ -9,9 +9,9 @@ const UNKNOWN_TYPES_MAX: usize = 20;
 
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ImportReport {
-    /// Rows of the file of products.
-    pub product_row_count: u64,
-    /// Rows of the file of events.
+    /// Rows of the file of items.
+    pub item_row_count: u64,
+    /// Rows of the files of events.
     pub row_count: u64,
     pub kept_count: u64,
     /// Kept rows by event type.
@@ -21,17 +21,25 @@ pub struct ImportReport {
     pub item_count: u64,
     pub user_count: u64,
     pub dropped: BTreeMap<&'static str, Dropped>,
-    pub dropped_products: BTreeMap<&'static str, Dropped>,
+    pub dropped_items: BTreeMap<&'static str, Dropped>,
     /// Rows by unknown event type; at most 20 types.
     pub unknown_event_types: BTreeMap<String, u64>,
+    /// Optional columns of the mapping that the files do not have, by their first names.
+    pub missing_columns: Vec<String>,
+    /// Items of the catalogue before this import; none without one.
+    pub item_count_before: Option<u64>,
+    /// Time of the items' values, in ms since 1970: of the file of items. None without one.
+    pub items_time_ms: Option<i64>,
+    /// Attributes that their items are without.
+    pub dropped_attributes: BTreeMap<&'static str, Dropped>,
 }
 
-/// One class of dropped rows.
+/// One class of dropped rows or attributes.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Dropped {
-    pub row_count: u64,
+    pub count: u64,
     pub why: &'static str,
-    /// The line of the first dropped row of the class.
+    /// The line of the first row of the class.
     pub example_line: u64,
     pub example: String,
     /// Its column, value and limit; empty if no single value is the reason.
@@ -76,13 +84,21 @@ pub(super) enum Reason {
     PriceTooLow,
     PriceTooHigh,
     Currency,
+    NoCurrency,
+    SalePeriod,
+    NotKept,
+    GroupId,
+    EventId,
+    EventIdReused,
     Rating,
     Url,
     Quantity,
     User,
-    SameProduct,
+    SameItem,
     NoTitle,
     TooLong,
+    AttributeTooLong,
+    TooManyAttributes,
 }
 
 impl Reason {
@@ -90,7 +106,7 @@ impl Reason {
     fn description(self) -> (&'static str, &'static str) {
         match self {
             Self::Duplicate => ("duplicate row", "equal to an earlier row in every mapped column"),
-            Self::NoType => ("no event type", "the column of columns.event_type is empty in these rows"),
+            Self::NoType => ("no event type", "the column of events.event_type is empty in these rows"),
             Self::UnknownType => {
                 ("unknown event type", "map it in the table event_types to one of docs/events.md, or to \"ignore\"")
             }
@@ -100,7 +116,7 @@ impl Reason {
             }
             Self::NoItem => ("no item", "the item's id is empty or not valid"),
             Self::NoQuery => {
-                ("no query", "a search without its text (columns.query), or with more than 1,000 characters")
+                ("no query", "a search without its text (events.query), or with more than 1,000 characters")
             }
             Self::NotAProduct => ("not a product", "the item's id has too few digits: postage, fees, corrections"),
             Self::NoTime => ("no time", "the column of times is empty in these rows"),
@@ -110,14 +126,26 @@ impl Reason {
             Self::NotANumber => ("not a number", "a price, quantity, stock or rating is not a number"),
             Self::PriceTooLow => ("price too low", "below clean.price_min"),
             Self::PriceTooHigh => ("price too high", "above 1,000,000,000"),
-            Self::Currency => ("bad currency", "not an ISO 4217 code of three letters"),
+            Self::Currency => {
+                ("bad currency", "not an ISO 4217 code of three letters, or the prices of an item have different ones")
+            }
+            Self::NoCurrency => ("no currency", "a price whose row names no currency; constants.currency is a default"),
+            Self::SalePeriod => ("bad sale period", "not two ISO 8601 times with a slash between them"),
+            Self::NotKept => ("row that is no item", "items.keep of the mapping says so"),
+            Self::GroupId => ("bad group", "the product of the variant is no id: at most 128 bytes"),
+            Self::EventId => ("bad event id", "empty, or longer than 128 bytes"),
+            Self::EventIdReused => ("event id used twice", "an earlier row has the same id and another user or type"),
             Self::Rating => ("bad rating", "below 0 or above 5"),
             Self::Url => ("bad URL", "neither an http or https URL without spaces nor a path that begins with one /"),
             Self::Quantity => ("bad quantity", "0, above 1,000,000, below 0 in a purchase, or above 0 in a refund"),
             Self::User => ("bad user", "the id of a user or visitor is not valid"),
-            Self::SameProduct => ("same product", "an earlier row has the same id"),
+            Self::SameItem => ("same item", "an earlier row has the same id"),
             Self::NoTitle => ("no title", "the title is empty"),
             Self::TooLong => ("too long", "a text or a list exceeds its limit"),
+            Self::AttributeTooLong => ("attribute too long", "the item is imported without it"),
+            Self::TooManyAttributes => {
+                ("too many attributes", "the item is imported with 100, those that the most items have")
+            }
         }
     }
 }
@@ -130,12 +158,12 @@ fn count(classes: &mut BTreeMap<&'static str, Dropped>, error: RowError, row: &R
     };
     let (name, why) = reason.description();
     let class = classes.entry(name).or_default();
-    if class.row_count == 0 {
+    if class.count == 0 {
         (class.why, class.example_line) = (why, row.line);
         class.example = row.values.join(" | ").chars().take(100).collect();
         class.example_problem = value.map_or_else(String::new, |value| value.to_string());
     }
-    class.row_count += 1;
+    class.count += 1;
     Ok(())
 }
 
@@ -145,9 +173,24 @@ impl ImportReport {
         count(&mut self.dropped, error, row)
     }
 
-    /// The same for a row of products.
-    pub(super) fn drop_product(&mut self, error: RowError, row: &Row) -> Result<(), ValueError> {
-        count(&mut self.dropped_products, error, row)
+    /// The same for a row of items.
+    pub(super) fn drop_item(&mut self, error: RowError, row: &Row) -> Result<(), ValueError> {
+        count(&mut self.dropped_items, error, row)
+    }
+
+    /// Counts an attribute that its item is without.
+    pub(super) fn drop_attribute(&mut self, error: RowError, row: &Row) -> Result<(), ValueError> {
+        count(&mut self.dropped_attributes, error, row)
+    }
+
+    /// Counts attributes of an item with too many.
+    pub(super) fn drop_attributes(&mut self, too_many: u64, line: u64, id: &str) {
+        let (name, why) = Reason::TooManyAttributes.description();
+        let class = self.dropped_attributes.entry(name).or_default();
+        if class.count == 0 {
+            (class.why, class.example_line, class.example) = (why, line, id.to_owned());
+        }
+        class.count += too_many;
     }
 
     pub(super) fn unknown_type(&mut self, name: &str) {
@@ -170,10 +213,10 @@ impl ImportReport {
 
 impl fmt::Display for ImportReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.product_row_count > 0 {
-            writeln!(f, "{:>10} rows of products read", self.product_row_count)?;
+        if self.item_row_count > 0 {
+            writeln!(f, "{:>10} rows of items read", self.item_row_count)?;
         }
-        write_dropped(f, &self.dropped_products)?;
+        write_dropped(f, &self.dropped_items)?;
         if self.row_count > 0 {
             writeln!(f, "{:>10} rows read", self.row_count)?;
             let kept: Vec<String> =
@@ -189,8 +232,19 @@ impl fmt::Display for ImportReport {
                 )?,
             }
         }
-        writeln!(f, "{:>10} items, {} users", self.item_count, self.user_count)?;
+        write!(f, "{:>10} items", self.item_count)?;
+        if let Some(before) = self.item_count_before {
+            write!(f, " ({before} before)")?;
+        }
+        writeln!(f, ", {} users", self.user_count)?;
+        if let Some(time) = self.items_time_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()) {
+            writeln!(f, "{:>10} values of items as of {time}", "")?;
+        }
         write_dropped(f, &self.dropped)?;
+        write_dropped(f, &self.dropped_attributes)?;
+        if !self.missing_columns.is_empty() {
+            writeln!(f, "{:>10} optional columns not in the files: {}", "", self.missing_columns.join(", "))?;
+        }
         let types: Vec<String> =
             self.unknown_event_types.iter().map(|(name, count)| format!("`{name}` {count}")).collect();
         match types.is_empty() {
@@ -202,7 +256,7 @@ impl fmt::Display for ImportReport {
 
 fn write_dropped(f: &mut fmt::Formatter<'_>, classes: &BTreeMap<&'static str, Dropped>) -> fmt::Result {
     for (name, class) in classes {
-        writeln!(f, "{:>10} dropped, {name}: {}", class.row_count, class.why)?;
+        writeln!(f, "{:>10} dropped, {name}: {}", class.count, class.why)?;
         match class.example_problem.is_empty() {
             true => writeln!(f, "{:>10} first at line {}: {}", "", class.example_line, class.example)?,
             false => writeln!(

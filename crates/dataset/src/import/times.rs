@@ -12,9 +12,10 @@ use jiff::{
 };
 use lodestone_core::units::UnixMillis;
 
-/// The format of a file's times.
+/// The formats of a file's times.
 pub(super) struct Times {
-    format: Format,
+    /// The first one that a time has applies.
+    formats: Vec<Format>,
     name: String,
     zone: TimeZone,
     /// Number of rows whose time is in the format.
@@ -47,20 +48,23 @@ impl Times {
     pub(super) fn new(clean: &Clean) -> Result<Self, String> {
         let zone = TimeZone::get(&clean.time_zone)
             .map_err(|_| format!("clean.time_zone `{}` is not an IANA time zone", clean.time_zone))?;
-        let name = clean.time_format.clone();
-        let unix = Self::UNIX.iter().find(|(unix, _)| *unix == name);
-        let format = match unix {
-            Some((_, per_second)) => Format::Unix(*per_second),
-            None if name == Self::ISO_8601 => Format::Iso8601,
-            None if name.contains('%') => Format::Strftime(spellings(&name)),
-            None => {
-                return Err(format!(
+        let format = |name: &String| {
+            let unix = Self::UNIX.iter().find(|(unix, _)| unix == name);
+            match unix {
+                Some((_, per_second)) => Ok(Format::Unix(*per_second)),
+                None if name == Self::ISO_8601 => Ok(Format::Iso8601),
+                None if name.contains('%') => Ok(Format::Strftime(spellings(name))),
+                None => Err(format!(
                     "clean.time_format `{name}` is not known; use `iso8601`, `unix_s`, `unix_ms`, `unix_us`, or a \
                      strftime format such as `%d/%m/%Y %H:%M`"
-                ));
+                )),
             }
         };
-        Ok(Self { format, name, zone, read_count: 0 })
+        let formats = clean.time_format.0.iter().map(format).collect::<Result<Vec<_>, _>>()?;
+        if formats.is_empty() {
+            return Err("clean.time_format is empty; it needs at least one format".to_owned());
+        }
+        Ok(Self { formats, name: clean.time_format.text(), zone, read_count: 0 })
     }
 
     /// Parses the time of a row. `is_typed`: the file's format has times. A time in another format ends the import: to
@@ -96,14 +100,24 @@ impl Times {
 
     /// Parses a time. An offset in the text applies; a time without one is local in the mapping's time zone.
     fn parse(&self, text: &str) -> Result<UnixMillis, TimeError> {
-        let parsed = match &self.format {
-            Format::Iso8601 => return self.parse_iso(text),
-            Format::Unix(per_second) => unix(text, *per_second),
-            Format::Strftime(spellings) => {
-                spellings.iter().find_map(|(format, offset)| self.strptime(format, *offset, text))
-            }
+        let parsed = |format: &Format| {
+            let parsed = match format {
+                Format::Iso8601 => self.parse_iso(text),
+                Format::Unix(per_second) => unix(text, *per_second).unwrap_or(Err(TimeError::Format)),
+                Format::Strftime(spellings) => {
+                    let mut parsed = spellings.iter().map(|(format, offset)| self.strptime(format, *offset, text));
+                    parsed.find_map(|parsed| parsed).unwrap_or(Err(TimeError::Format))
+                }
+            };
+            (parsed != Err(TimeError::Format)).then_some(parsed)
         };
-        parsed.unwrap_or(Err(TimeError::Format))
+        self.formats.iter().find_map(parsed).unwrap_or(Err(TimeError::Format))
+    }
+
+    /// Parses two ISO 8601 times with a slash between them; none if the text has another form.
+    pub(super) fn parse_period(&self, text: &str) -> Option<(UnixMillis, UnixMillis)> {
+        let (from, to) = text.split_once('/')?;
+        Some((self.parse_iso(from.trim()).ok()?, self.parse_iso(to.trim()).ok()?))
     }
 
     /// Parses an ISO 8601 time, whatever the mapping's format; Parquet's own times are written like this.
@@ -172,9 +186,10 @@ fn joined_offset(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::import::mapping::Names;
 
     fn clean(format: &str, zone: &str) -> Clean {
-        Clean { time_format: format.to_owned(), time_zone: zone.to_owned(), ..Clean::default() }
+        Clean { time_format: Names(vec![format.to_owned()]), time_zone: zone.to_owned(), ..Clean::default() }
     }
 
     fn times(format: &str, zone: &str) -> Times {
@@ -209,6 +224,19 @@ mod tests {
             let at = times(format, "Europe/London").parse(sent);
             assert_eq!(at.map(text).as_deref(), Ok(moment), "{sent} as {format}");
         }
+    }
+
+    #[test]
+    fn the_first_of_several_formats_that_a_time_has_applies() {
+        let formats = Names(vec!["iso8601".to_owned(), "unix_ms".to_owned()]);
+        let times = Times::new(&Clean { time_format: formats, ..Clean::default() }).unwrap();
+        for sent in ["2024-07-16T02:30:00Z", "1721097000000"] {
+            assert_eq!(times.parse(sent).map(text).as_deref(), Ok("2024-07-16T02:30:00Z"), "{sent}");
+        }
+        assert_eq!(times.parse("yesterday"), Err(TimeError::Format));
+        let period = times.parse_period("2024-07-16T02:30Z/2024-07-16T03:30+01:00");
+        assert_eq!(period, Some((UnixMillis(1_721_097_000_000), UnixMillis(1_721_097_000_000))));
+        assert_eq!(times.parse_period("2024-07-16T02:30Z"), None);
     }
 
     #[test]

@@ -77,13 +77,14 @@ pub(super) fn has_equal_texts(a: &Item, b: &Item, searchable: &[String]) -> bool
 /// Returns the normalized identifiers of an item: its id, and attributes such as its SKU.
 fn identifiers(item: &Item) -> Vec<String> {
     let is_identifier = |name: &str| IDENTIFIERS.iter().any(|known| name.eq_ignore_ascii_case(known));
-    let attributes = item.attributes.iter().filter(|(name, _)| is_identifier(name)).flat_map(|(_, value)| match value {
-        AttributeValue::Text(text) => vec![text::normalize(text)],
-        AttributeValue::Texts(texts) => texts.iter().map(|text| text::normalize(text)).collect(),
-        // The f64 of up to 15 digits, such as a GTIN, prints the same digits.
-        AttributeValue::Number(number) => vec![number.to_string()],
-        AttributeValue::Flag(_) => Vec::new(),
-    });
+    let attributes =
+        item.attributes.iter().filter(|(name, _)| is_identifier(name)).flat_map(|(_, value)| match value {
+            AttributeValue::Text(text) => vec![text::normalize(text)],
+            AttributeValue::Texts(texts) => texts.iter().map(|text| text::normalize(text)).collect(),
+            // The f64 of up to 15 digits, such as a GTIN, prints the same digits.
+            AttributeValue::Number(number) => vec![number.to_string()],
+            AttributeValue::Flag(_) => Vec::new(),
+        });
     let mut identifiers: Vec<String> = std::iter::once(text::normalize(item.id.as_str())).chain(attributes).collect();
     identifiers.retain(|text| !text.is_empty());
     identifiers.sort_unstable();

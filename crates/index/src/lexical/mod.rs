@@ -277,8 +277,10 @@ impl Lexical {
         if changes.is_empty() {
             return Ok(());
         }
-        let texts: Vec<[Option<ItemTexts>; 2]> =
-            changes.par_iter().map(|change| [change.old, change.new].map(|item| item.map(|item| ItemTexts::of(item, &self.searchable)))).collect();
+        let texts: Vec<[Option<ItemTexts>; 2]> = changes
+            .par_iter()
+            .map(|change| [change.old, change.new].map(|item| item.map(|item| ItemTexts::of(item, &self.searchable))))
+            .collect();
         let document = |(change, texts): (&&RowChange, &[Option<ItemTexts>; 2])| {
             Some(self.document(change.row, change.new?, texts[1].as_ref()?))
         };

@@ -89,7 +89,7 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 11;
+    pub const FORMAT: u32 = 12;
 
     pub fn new(
         name: String,

@@ -130,7 +130,16 @@ impl DeclaredFeature {
                 use Field::{Category, CategoryPath, CreateTime, Currency, Description, GroupId, ItemId, Tags, Title};
                 if matches!(
                     field,
-                    ItemId | GroupId | Title | Description | Category | CategoryPath | Field::Brand | Currency | Tags | CreateTime
+                    ItemId
+                        | GroupId
+                        | Title
+                        | Description
+                        | Category
+                        | CategoryPath
+                        | Field::Brand
+                        | Currency
+                        | Tags
+                        | CreateTime
                 ) {
                     return Err(format!(
                         "{field} is no number; the fields of kind number are price, original_price, discount, rating, \

@@ -13,7 +13,7 @@ use jiff::{Timestamp, civil::Date};
 use std::fmt::{Display, Write};
 
 /// Separates the entries of a JSON or Parquet list in its text.
-pub(super) const LIST_SEPARATOR: char = '\u{1f}';
+pub(in crate::import) const LIST_SEPARATOR: char = '\u{1f}';
 
 /// Returns whether the type is one of dates or times.
 pub(super) fn is_time(data_type: &DataType) -> bool {

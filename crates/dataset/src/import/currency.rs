@@ -1,0 +1,81 @@
+//! Currencies in the text of a price.
+
+/// Signs that belong to one currency. `$`, `¥` and `kr` belong to several.
+const SIGNS: [(&str, &str); 7] =
+    [("€", "EUR"), ("£", "GBP"), ("zł", "PLN"), ("₹", "INR"), ("₩", "KRW"), ("US$", "USD"), ("CA$", "CAD")];
+const SHARED_SIGNS: [&str; 5] = ["$", "¥", "kr", "kr.", "Kč"];
+
+/// The text of a price without its currency.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PriceText<'a> {
+    pub number: &'a str,
+    /// An ISO 4217 code. None without a currency, or with a sign of several.
+    pub currency: Option<String>,
+}
+
+/// Returns true for three ASCII letters.
+pub(super) fn is_code(text: &str) -> bool {
+    text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_alphabetic())
+}
+
+/// Splits a price such as `12.99 EUR`, `EUR 12.99` or `€12.99`. A text of another form is its own number, which the
+/// caller then refuses.
+pub(super) fn split(text: &str) -> PriceText<'_> {
+    let whole = PriceText { number: text, currency: None };
+    let is_number_part = |c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.' | ',');
+    let (Some(start), Some(end)) = (text.find(is_number_part), text.rfind(|c: char| c.is_ascii_digit())) else {
+        return whole;
+    };
+    if start > end {
+        return whole;
+    }
+    let (before, after) = (text[..start].trim(), text[end + 1..].trim());
+    let number = &text[start..=end];
+    let sign = match (before, after) {
+        ("", "") => return whole,
+        ("", sign) | (sign, "") => sign,
+        _ => return whole,
+    };
+    match SIGNS.iter().find(|(known, _)| *known == sign) {
+        Some((_, code)) => PriceText { number, currency: Some((*code).to_owned()) },
+        None if is_code(sign) => PriceText { number, currency: Some(sign.to_ascii_uppercase()) },
+        None if SHARED_SIGNS.contains(&sign) => PriceText { number, currency: None },
+        None => whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_price_is_split_from_its_currency() {
+        for (text, number, currency) in [
+            ("12.99 EUR", "12.99", Some("EUR")),
+            ("EUR 1.299,00", "1.299,00", Some("EUR")),
+            ("12.99usd", "12.99", Some("USD")),
+            ("€12.99", "12.99", Some("EUR")),
+            ("12,99 €", "12,99", Some("EUR")),
+            ("£-3", "-3", Some("GBP")),
+            ("$5", "5", None),
+            ("12.99", "12.99", None),
+            ("1e3", "1e3", None),
+            ("free", "free", None),
+            ("12.99 pounds", "12.99 pounds", None),
+            ("EUR 5 each", "EUR 5 each", None),
+            ("", "", None),
+            ("-", "-", None),
+        ] {
+            assert_eq!(split(text), PriceText { number, currency: currency.map(str::to_owned) }, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "\\PC{0,20}") {
+            let found = split(&text);
+            prop_assert!(text.contains(found.number));
+        }
+    }
+}

@@ -1,0 +1,564 @@
+//! Reads a file of items.
+use super::{
+    Formats, ImportError, currency,
+    mapping::{Condition, ItemColumns, Mapping, attribute_name_of, plain_name},
+    numbers::{self, Cell},
+    report::{ImportReport, Reason, RowError},
+    rows::{LIST_SEPARATOR, Row, Rows, Selection},
+    text::visible_text,
+};
+use ahash::{AHashMap, AHashSet};
+use lodestone_catalog::{AttributeValue, Item, is_url, limits};
+use lodestone_core::{
+    ids::ItemId,
+    units::{PriceMicros, UnixMillis},
+};
+use std::{ops::Range, path::Path};
+
+/// The columns in the order of [`ItemColumns::fields`]; the attributes and the auxiliary columns follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Id,
+    Title,
+    Description,
+    Brand,
+    Categories,
+    Tags,
+    Price,
+    SalePrice,
+    SalePeriod,
+    OriginalPrice,
+    Currency,
+    Stock,
+    Availability,
+    Rating,
+    RatingCount,
+    Url,
+    ImageUrl,
+    Created,
+    GroupId,
+    FirstAttribute,
+}
+
+/// Any value except an empty one, in a condition of the mapping.
+const ANY: &str = "*";
+
+/// The positions of the columns after the fields, see [`ItemColumns::auxiliary`].
+struct Layout {
+    pairs: Range<usize>,
+    id_parts: Range<usize>,
+    keep: Range<usize>,
+    stock_not_counted: Range<usize>,
+    /// The column by which rows of one product are recognised, and the columns that are filled down.
+    fill: Option<(usize, Vec<usize>)>,
+}
+
+impl Layout {
+    fn new(columns: &ItemColumns, selection: &Selection<'_>) -> Self {
+        let mut end = Field::FirstAttribute as usize + columns.named_attributes().count();
+        let mut next = |count: usize| {
+            end += count;
+            end - count..end
+        };
+        let pairs = next(2 * columns.attribute_pairs.len());
+        let id_parts = next(columns.id_parts.len());
+        let keep = next(columns.keep.len());
+        let stock_not_counted = next(columns.stock_not_counted.len());
+        let fill = columns.fill_down.as_ref().map(|fill| {
+            let is_filled = |(_, column): &(usize, &super::mapping::Column<'_>)| {
+                column.names.iter().any(|name| fill.columns.contains(name))
+            };
+            let filled = selection.columns.iter().enumerate().filter(is_filled).map(|(index, _)| index).collect();
+            (next(1).start, filled)
+        });
+        Self { pairs, id_parts, keep, stock_not_counted, fill }
+    }
+}
+
+/// The value of an attribute whose type is not known yet.
+struct AttributeCell {
+    /// Index in [`Attributes::names`].
+    attribute: usize,
+    text: String,
+    number: Option<f64>,
+}
+
+/// An item whose attributes have no types yet.
+struct ReadItem {
+    item: Item,
+    line: u64,
+    attributes: Vec<AttributeCell>,
+}
+
+/// The names of all attributes, in the order of their first occurrence.
+#[derive(Default)]
+struct Attributes {
+    names: Vec<String>,
+    indices: AHashMap<String, usize>,
+}
+
+impl Attributes {
+    fn index(&mut self, name: &str) -> usize {
+        if let Some(index) = self.indices.get(name) {
+            return *index;
+        }
+        self.names.push(name.to_owned());
+        self.indices.insert(name.to_owned(), self.names.len() - 1);
+        self.names.len() - 1
+    }
+}
+
+/// Reads the items, with the cells of their attributes.
+struct ItemReader<'a> {
+    mapping: &'a Mapping,
+    columns: &'a ItemColumns,
+    layout: Layout,
+    /// The time of the values.
+    time: UnixMillis,
+    formats: Formats,
+    has_typed_times: bool,
+    attributes: Attributes,
+    seen: AHashSet<ItemId>,
+    items: Vec<ReadItem>,
+    /// The values of the row before, if columns are filled down.
+    above: Vec<String>,
+}
+
+/// Reads the file. Returns the items in the order of the file.
+pub(super) fn read(
+    mapping: &Mapping,
+    path: &Path,
+    time: UnixMillis,
+    report: &mut ImportReport,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<Item>, ImportError> {
+    let Some(columns) = &mapping.items else {
+        return Err(ImportError::MissingTable { path: path.to_owned(), table: "items" });
+    };
+    let attributes = columns.named_attributes().map(|(_, column)| column);
+    let selection = Selection {
+        columns: columns.fields().into_iter().chain(attributes).chain(columns.auxiliary()).collect(),
+        wildcards: columns.wildcards(),
+        format: &mapping.file,
+    };
+    let layout = Layout::new(columns, &selection);
+    let mut rows = Rows::open(path, selection)?;
+    let mut reader = ItemReader {
+        mapping,
+        columns,
+        layout,
+        time,
+        formats: Formats::new(mapping)?,
+        has_typed_times: rows.is_time(Field::Created as usize),
+        attributes: Attributes::default(),
+        seen: AHashSet::new(),
+        items: Vec::new(),
+        above: Vec::new(),
+    };
+    while let Some(row) = rows.next()? {
+        report.item_row_count += 1;
+        let line = row.line;
+        if let Err(error) = reader.take(&row, report) {
+            report.drop_item(error, &row).map_err(|value| value.at(path, line))?;
+        }
+        if report.item_row_count.is_multiple_of(1024) {
+            let (done, total) = rows.position();
+            progress(done, total);
+        }
+    }
+    if report.item_row_count == 0 {
+        return Err(ImportError::Empty { path: path.to_owned() });
+    }
+    report.missing_columns.extend(rows.missing_columns()?);
+    if reader.items.is_empty() {
+        let rows = report.item_row_count;
+        return Err(ImportError::NothingLeft { path: path.to_owned(), rows, report: Box::new(report.clone()) });
+    }
+    reader.formats.finish(path)?;
+    Ok(with_attributes(&reader.attributes.names, reader.items, report))
+}
+
+impl ItemReader<'_> {
+    fn take(&mut self, row: &Row, report: &mut ImportReport) -> Result<(), RowError> {
+        let Some((key, filled)) = &self.layout.fill else { return self.take_row(row, report) };
+        let mut values = row.values.to_vec();
+        if self.above.get(*key).is_some_and(|above| !above.is_empty() && *above == values[*key]) {
+            for index in filled.iter().filter(|index| row.values[**index].is_empty()) {
+                values[*index].clone_from(&self.above[*index]);
+            }
+        }
+        self.above = values.clone();
+        self.take_row(&Row { values: &values, ..*row }, report)
+    }
+
+    /// Keeps a row or returns the reason for not importing it.
+    fn take_row(&mut self, row: &Row, report: &mut ImportReport) -> Result<(), RowError> {
+        let text = |field: Field| row.values[field as usize].as_str();
+        let columns = self.columns;
+        let mut keep = columns.keep.iter().zip(&row.values[self.layout.keep.clone()]);
+        if keep.any(|(condition, value)| !holds(condition, value)) {
+            return Err(Reason::NotKept.into());
+        }
+        let id = self.id(row)?;
+        if self.seen.contains(&id) {
+            return Err(Reason::SameItem.into());
+        }
+        let title = words(&columns.title.text(), text(Field::Title), limits::TITLE_CHARS)?;
+        if title.is_empty() {
+            return Err(Reason::NoTitle.into());
+        }
+        let (category_separator, tag_separator) = (&columns.category_separator, &columns.tag_separator);
+        let (price, original_price, currency) = self.prices(row)?;
+        let item = Item {
+            group_id: self.group_id(text(Field::GroupId))?,
+            description: shown(&columns.description.text(), text(Field::Description), limits::DESCRIPTION_CHARS)?,
+            brand: words(&columns.brand.text(), text(Field::Brand), limits::NAME_CHARS)?,
+            categories: List {
+                column: &columns.categories.text(),
+                separator: if category_separator.is_empty() { ">" } else { category_separator },
+                count_max: limits::CATEGORY_LEVELS,
+                chars_max: limits::NAME_CHARS,
+            }
+            .parse(text(Field::Categories))?,
+            tags: List {
+                column: &columns.tags.text(),
+                separator: if tag_separator.is_empty() { "," } else { tag_separator },
+                count_max: limits::TAGS,
+                chars_max: limits::TAG_CHARS,
+            }
+            .parse(text(Field::Tags))?,
+            price,
+            original_price,
+            rating: self.rating(row)?,
+            rating_count: self.number(row, Field::RatingCount, &columns.rating_count.text())?.map(rating_count),
+            url: url(&columns.url.text(), text(Field::Url))?,
+            image_url: url(&columns.image_url.text(), first_of_list(text(Field::ImageUrl)))?,
+            currency,
+            stock_quantity: self.stock(row)?,
+            created_at: self.created(text(Field::Created))?,
+            values_at: Some(self.time),
+            ..Item::titled(id, &title)
+        };
+        let attributes = self.attributes(row, report)?;
+        self.seen.insert(item.id.clone());
+        self.items.push(ReadItem { item, line: row.line, attributes });
+        Ok(())
+    }
+
+    fn id(&self, row: &Row) -> Result<ItemId, RowError> {
+        let text = super::id_text(&row.values[Field::Id as usize], &self.mapping.clean);
+        let parts = &row.values[self.layout.id_parts.clone()];
+        let id = match (text, parts.first()) {
+            ("", Some(first)) if !first.is_empty() => {
+                let parts: Vec<&str> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+                ItemId::parse(&parts.join("/"))
+            }
+            _ => ItemId::parse(text),
+        };
+        id.map_err(|_| Reason::NoItem.into())
+    }
+
+    /// Returns the product of a variant.
+    fn group_id(&self, text: &str) -> Result<String, RowError> {
+        let text = super::id_text(text, &self.mapping.clean);
+        match ItemId::parse(text) {
+            _ if text.is_empty() => Ok(String::new()),
+            Ok(_) => Ok(text.to_owned()),
+            Err(error) => {
+                let column = self.columns.group_id.text();
+                Err(RowError::dropped(Reason::GroupId, &column, text, &format!("no id: it {error}")))
+            }
+        }
+    }
+
+    fn number(&mut self, row: &Row, field: Field, column: &str) -> Result<Option<f64>, RowError> {
+        let (text, is_number) = (row.values[field as usize].as_str(), row.numbers[field as usize]);
+        self.formats.numbers.parse(Cell { column, text, line: row.line, is_number })
+    }
+
+    /// Returns a price, and the currency that its text names.
+    fn price(
+        &mut self,
+        row: &Row,
+        field: Field,
+        column: &str,
+    ) -> Result<(Option<PriceMicros>, Option<String>), RowError> {
+        let text = row.values[field as usize].as_str();
+        let currency::PriceText { number, currency } = currency::split(text);
+        let is_number = row.numbers[field as usize];
+        let cell = Cell { column, text: number, line: row.line, is_number };
+        let Some(number) = self.formats.numbers.parse(cell)? else { return Ok((None, None)) };
+        Ok((Some(numbers::price(number, column, text, &self.mapping.clean)?), currency))
+    }
+
+    /// Returns price, original price and currency.
+    fn prices(&mut self, row: &Row) -> Result<(Option<PriceMicros>, Option<PriceMicros>, String), RowError> {
+        let columns = self.columns;
+        let (price_column, text) = (columns.price.text(), |field: Field| row.values[field as usize].as_str());
+        let (regular, of_regular) = self.price(row, Field::Price, &price_column)?;
+        let (sale, of_sale) = self.price(row, Field::SalePrice, &columns.sale_price.text())?;
+        let (original, of_original) = self.price(row, Field::OriginalPrice, &columns.original_price.text())?;
+        let sale = if self.is_sale(text(Field::SalePeriod))? { sale } else { None };
+        let column = columns.currency.text();
+        let stated = match text(Field::Currency) {
+            "" => None,
+            code if currency::is_code(code) => Some(code.to_ascii_uppercase()),
+            code => {
+                let problem = "not an ISO 4217 code of three letters";
+                return Err(RowError::dropped(Reason::Currency, &column, code, problem));
+            }
+        };
+        let mut named = [of_regular, of_sale, of_original, stated].into_iter().flatten();
+        let constant = &self.mapping.constants.currency;
+        let code = match (named.next(), constant.as_str()) {
+            (Some(code), _) => code,
+            (None, constant) => constant.to_owned(),
+        };
+        if let Some(other) = named.find(|other| *other != code) {
+            let problem = format!("in {code}, and another value of the row is in {other}");
+            return Err(RowError::dropped(Reason::Currency, &price_column, text(Field::Price), &problem));
+        }
+        let price = sale.or(regular);
+        if let (Some(_), "") = (price.or(original), code.as_str()) {
+            let sent = [Field::Price, Field::SalePrice, Field::OriginalPrice].map(text);
+            let sent = sent.into_iter().find(|text| !text.is_empty()).unwrap_or_default();
+            let problem = "a price without a currency; set constants.currency in the mapping, such as \"EUR\", or name \
+                           the column with the currency as items.currency";
+            return Err(match columns.currency.is_empty() {
+                // No row can have a currency.
+                true => RowError::Mapping(super::ValueError::new(&price_column, sent, problem)),
+                false => RowError::dropped(Reason::NoCurrency, &price_column, sent, problem),
+            });
+        }
+        let original = original.or(regular.filter(|_| sale.is_some()));
+        Ok((price, original.filter(|original| price.is_some_and(|price| *original > price)), code))
+    }
+
+    /// Returns whether a sale with this period is on at the time of the file.
+    fn is_sale(&self, period: &str) -> Result<bool, RowError> {
+        if period.is_empty() {
+            return Ok(true);
+        }
+        match self.formats.times.parse_period(period) {
+            Some((from, to)) => Ok((from..=to).contains(&self.time)),
+            None => {
+                let problem = "not two ISO 8601 times with a slash between them";
+                Err(RowError::dropped(Reason::SalePeriod, &self.columns.sale_period.text(), period, problem))
+            }
+        }
+    }
+
+    fn stock(&mut self, row: &Row) -> Result<Option<u32>, RowError> {
+        let columns = self.columns;
+        let availability = plain_name(&row.values[Field::Availability as usize]);
+        if columns.sold_out.iter().any(|value| plain_name(value) == availability) {
+            return Ok(Some(0));
+        }
+        let stock = self.number(row, Field::Stock, &columns.stock.text())?.map(pieces);
+        let conditions = &row.values[self.layout.stock_not_counted.clone()];
+        let is_counted = columns.stock_not_counted.iter().zip(conditions).all(|(any, value)| !holds(any, value));
+        Ok(stock.filter(|_| is_counted))
+    }
+
+    fn rating(&mut self, row: &Row) -> Result<Option<f64>, RowError> {
+        let column = self.columns.rating.text();
+        match self.number(row, Field::Rating, &column)? {
+            Some(rating) if !(0.0..=limits::RATING).contains(&rating) => {
+                let problem = format!("not within 0 and {}", limits::RATING);
+                Err(RowError::dropped(Reason::Rating, &column, &row.values[Field::Rating as usize], &problem))
+            }
+            rating => Ok(rating),
+        }
+    }
+
+    fn created(&mut self, text: &str) -> Result<Option<UnixMillis>, RowError> {
+        match text.is_empty() {
+            true => Ok(None),
+            false => self.formats.times.read(&self.columns.created.text(), text, self.has_typed_times).map(Some),
+        }
+    }
+
+    /// Returns the attributes of a row: of one column each, of pairs of columns, and of patterns. Those that are too
+    /// long are left out.
+    fn attributes(&mut self, row: &Row, report: &mut ImportReport) -> Result<Vec<AttributeCell>, RowError> {
+        let columns = self.columns;
+        let first = Field::FirstAttribute as usize;
+        // Column, name, value, and whether the file has it as a number.
+        let mut found: Vec<(String, String, &str, bool)> = Vec::new();
+        for (index, (name, column)) in columns.named_attributes().enumerate() {
+            let (text, is_number) = (&row.values[first + index], row.numbers[first + index]);
+            found.push((column.names.join("` or `"), name.clone(), text, is_number));
+        }
+        for (pair, values) in columns.attribute_pairs.iter().zip(row.values[self.layout.pairs.clone()].chunks(2)) {
+            if let Some(name) = attribute_name_of(&values[0].to_lowercase()) {
+                found.push((pair.value.text(), name, &values[1], false));
+            }
+        }
+        for value in row.attributes {
+            found.push((value.attribute.clone(), value.attribute.clone(), &value.text, value.is_number));
+        }
+        let mut cells = Vec::with_capacity(found.len());
+        for (column, name, text, is_number) in found {
+            if text.is_empty() {
+                continue;
+            }
+            let number = self.formats.numbers.attribute(text, is_number);
+            let list = List {
+                column: &column,
+                separator: "",
+                count_max: limits::ATTRIBUTE_TEXTS,
+                chars_max: limits::TEXT_CHARS,
+            };
+            let text = match text.contains(LIST_SEPARATOR) {
+                true => list.parse(text).map(|texts| texts.join(&LIST_SEPARATOR.to_string())),
+                false => shown(&column, text, limits::TEXT_CHARS),
+            };
+            let text = match text {
+                Ok(text) if text.is_empty() => continue,
+                Ok(text) => text,
+                Err(RowError::Dropped { value, .. }) => {
+                    let error = RowError::Dropped { reason: Reason::AttributeTooLong, value };
+                    report.drop_attribute(error, row).map_err(RowError::Mapping)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let attribute = self.attributes.index(&name);
+            cells.push(AttributeCell { attribute, text, number });
+        }
+        Ok(cells)
+    }
+}
+
+fn holds(condition: &Condition, value: &str) -> bool {
+    condition.values.iter().any(|wanted| match wanted.as_str() {
+        ANY => !value.is_empty(),
+        wanted => wanted.eq_ignore_ascii_case(value),
+    })
+}
+
+/// Returns the visible text of a cell, unless it is too long.
+fn shown(column: &str, text: &str, max: usize) -> Result<String, RowError> {
+    let shown = visible_text(text);
+    match shown.chars().count() {
+        count if count > max => {
+            let problem = format!("too long: it has {count} characters; the limit is {max}");
+            Err(RowError::dropped(Reason::TooLong, column, text, &problem))
+        }
+        _ => Ok(shown.trim().to_owned()),
+    }
+}
+
+/// The same in one line.
+fn words(column: &str, text: &str, max: usize) -> Result<String, RowError> {
+    Ok(shown(column, text, max)?.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// A cell with several texts.
+struct List<'a> {
+    column: &'a str,
+    /// Of a cell without [`LIST_SEPARATOR`].
+    separator: &'a str,
+    count_max: usize,
+    chars_max: usize,
+}
+
+impl List<'_> {
+    fn parse(&self, text: &str) -> Result<Vec<String>, RowError> {
+        // `Home &gt; Mugs`
+        let text = visible_text(text);
+        let entries: Vec<&str> = match text.contains(LIST_SEPARATOR) {
+            true => text.split(LIST_SEPARATOR).collect(),
+            false => text.split(self.separator).collect(),
+        };
+        let entries = entries.into_iter().map(str::trim).filter(|entry| !entry.is_empty());
+        let entries: Vec<String> =
+            entries.map(|entry| words(self.column, entry, self.chars_max)).collect::<Result<_, _>>()?;
+        if entries.len() > self.count_max {
+            let problem = format!("too long: it has {} entries; the limit is {}", entries.len(), self.count_max);
+            return Err(RowError::dropped(Reason::TooLong, self.column, &text, &problem));
+        }
+        Ok(entries)
+    }
+}
+
+fn first_of_list(text: &str) -> &str {
+    text.split(LIST_SEPARATOR).next().unwrap_or_default()
+}
+
+fn rating_count(count: f64) -> u32 {
+    count.round().clamp(0.0, limits::RATING_COUNT.into()) as u32
+}
+
+fn url(column: &str, text: &str) -> Result<String, RowError> {
+    let text = text.trim();
+    if text.chars().count() > limits::URL_CHARS {
+        let problem = format!("too long: the limit is {} characters", limits::URL_CHARS);
+        return Err(RowError::dropped(Reason::TooLong, column, text, &problem));
+    }
+    match text.is_empty() || is_url(text) {
+        true => Ok(text.to_owned()),
+        false => Err(RowError::dropped(Reason::Url, column, text, "neither a URL nor a path that begins with one /")),
+    }
+}
+
+/// A part of a piece, such as half a kilogram, is in stock; less than nothing is sold out.
+fn pieces(stock: f64) -> u32 {
+    stock.ceil().clamp(0.0, limits::STOCK as f64) as u32
+}
+
+/// Sets the attributes. All values of one attribute have the same type: numbers or flags if all its texts are such. Of
+/// an item with too many, those that the most items have are kept.
+fn with_attributes(names: &[String], items: Vec<ReadItem>, report: &mut ImportReport) -> Vec<Item> {
+    type Parse = fn(&AttributeCell) -> Option<AttributeValue>;
+    let mut counts = vec![0_u32; names.len()];
+    let (mut are_flags, mut are_numbers) = (vec![true; names.len()], vec![true; names.len()]);
+    for cell in items.iter().flat_map(|read| &read.attributes) {
+        counts[cell.attribute] += 1;
+        are_flags[cell.attribute] &= flag(cell).is_some();
+        are_numbers[cell.attribute] &= number(cell).is_some();
+    }
+    let parser = |attribute: usize| -> Parse {
+        match (are_flags[attribute], are_numbers[attribute]) {
+            (true, _) => flag,
+            (_, true) => number,
+            _ => words_of,
+        }
+    };
+    let finish = |ReadItem { mut item, line, mut attributes }: ReadItem| {
+        if attributes.len() > limits::ATTRIBUTES {
+            attributes.sort_by_key(|cell| (u32::MAX - counts[cell.attribute], cell.attribute));
+            report.drop_attributes((attributes.len() - limits::ATTRIBUTES) as u64, line, item.id.as_str());
+            attributes.truncate(limits::ATTRIBUTES);
+        }
+        for cell in &attributes {
+            let value = parser(cell.attribute)(cell);
+            item.attributes.extend(value.map(|value| (names[cell.attribute].clone(), value)));
+        }
+        item
+    };
+    items.into_iter().map(finish).collect()
+}
+
+fn flag(cell: &AttributeCell) -> Option<AttributeValue> {
+    match cell.text.to_ascii_lowercase().as_str() {
+        "true" => Some(AttributeValue::Flag(true)),
+        "false" => Some(AttributeValue::Flag(false)),
+        _ => None,
+    }
+}
+
+/// A number without leading zeros, which codes have.
+fn number(cell: &AttributeCell) -> Option<AttributeValue> {
+    let digits = cell.text.trim_start_matches('-');
+    let is_code = digits.strip_prefix('0').is_some_and(|rest| rest.starts_with(|c: char| c != '.' && c != ','));
+    cell.number.filter(|_| !is_code).map(AttributeValue::Number)
+}
+
+/// Several texts if the file has a list of them.
+fn words_of(cell: &AttributeCell) -> Option<AttributeValue> {
+    Some(match cell.text.contains(LIST_SEPARATOR) {
+        true => AttributeValue::Texts(cell.text.split(LIST_SEPARATOR).map(str::to_owned).collect()),
+        false => AttributeValue::Text(cell.text.clone()),
+    })
+}

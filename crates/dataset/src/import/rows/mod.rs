@@ -1,0 +1,335 @@
+//! The rows of a shop's file, whichever format it has.
+mod cells;
+mod csv;
+mod json;
+mod parquet;
+mod tree;
+mod xml;
+
+use super::{
+    ImportError,
+    mapping::{Column, FileFormat, Wildcard},
+};
+use crate::decompress;
+pub(super) use cells::LIST_SEPARATOR;
+use encoding_rs_io::DecodeReaderBytesBuilder;
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Greatest size of one row in bytes, so that memory is bounded whatever a file contains.
+const ROW_BYTES_MAX: u64 = 64 << 20;
+
+/// The mapped columns of one row.
+pub(super) struct Row<'a> {
+    /// The line in the file, counted from 1 with the header, or the row of a Parquet file.
+    pub line: u64,
+    /// The columns in the order of the mapping, without white space around them; empty for columns that the file does
+    /// not have.
+    pub values: &'a [String],
+    /// Whether the file's format has the value as a number, with a decimal point, and not as a text.
+    pub numbers: &'a [bool],
+    /// The attributes of the mapping's patterns of columns, without empty ones.
+    pub attributes: &'a [NamedValue],
+}
+
+/// A column that a pattern of the mapping makes an attribute.
+#[derive(Debug, Clone)]
+pub(super) struct NamedValue {
+    pub attribute: String,
+    pub text: String,
+    pub is_number: bool,
+}
+
+/// What is read of a file.
+pub(super) struct Selection<'a> {
+    pub columns: Vec<Column<'a>>,
+    pub wildcards: Vec<Wildcard<'a>>,
+    pub format: &'a FileFormat,
+}
+
+/// Reads a file row by row.
+pub(super) struct Rows<'a> {
+    path: PathBuf,
+    selection: Selection<'a>,
+    source: Source,
+    buffers: Buffers,
+    line: u64,
+    /// The last row that was read: its line and the value of its first column.
+    last: Option<(u64, String)>,
+    read: Arc<AtomicU64>,
+    of_row: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+/// The values of the current row.
+struct Buffers {
+    values: Vec<String>,
+    numbers: Vec<bool>,
+    attributes: Vec<NamedValue>,
+    empty_values: Vec<String>,
+}
+
+enum Source {
+    Csv(Box<csv::Csv>),
+    JsonLines(Box<json::JsonLines>),
+    Xml(Box<xml::Xml>),
+    Parquet(Box<parquet::ParquetRows>),
+}
+
+/// The reason why the next row cannot be read.
+#[derive(Debug)]
+enum RowProblem {
+    /// The file ends within the row.
+    Truncated(String),
+    Broken(String),
+}
+
+impl RowProblem {
+    fn of_io(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Truncated(error.to_string()),
+            _ => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+/// The encoding of a file's text.
+pub(super) struct Encoding(Option<&'static encoding_rs::Encoding>);
+
+impl Encoding {
+    /// Parses a label of the Encoding Standard. Empty: UTF-8, or UTF-16 with a byte order mark.
+    pub(super) fn parse(label: &str) -> Result<Self, String> {
+        if label.is_empty() {
+            return Ok(Self(None));
+        }
+        encoding_rs::Encoding::for_label(label.as_bytes()).map(|encoding| Self(Some(encoding))).ok_or_else(|| {
+            format!("file.encoding `{label}` is not known; use a label such as `utf-8`, `windows-1252` or `utf-16le`")
+        })
+    }
+}
+
+/// Counts the bytes that are read.
+struct Counted<R> {
+    inner: R,
+    count: Arc<AtomicU64>,
+    max: u64,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)? as u64;
+        if self.count.fetch_add(count, Ordering::Relaxed) + count > self.max {
+            return Err(io::Error::other(format!("the row has more than {} MiB, the limit", self.max >> 20)));
+        }
+        Ok(count as usize)
+    }
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn open(path: &Path, selection: Selection<'a>) -> Result<Self, ImportError> {
+        let io = |source| ImportError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        let bytes = file.metadata().map_err(io)?.len();
+        let (read, of_row) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let counted = Counted { inner: file, count: read.clone(), max: u64::MAX };
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
+        let (name, reader) = decompress(&name, counted).map_err(io)?;
+        let extension = name.rsplit('.').next().unwrap_or_default();
+        let text = |reader: Box<dyn Read>| -> Result<Box<dyn Read>, ImportError> {
+            let (encoding, reader) = match selection.format.encoding.as_str() {
+                "" if extension == "xml" => xml::declared_encoding(reader).map_err(io)?,
+                label => (label.to_owned(), reader),
+            };
+            let bad = |message| ImportError::Encoding { path: path.to_owned(), message };
+            let Encoding(encoding) = Encoding::parse(&encoding).map_err(bad)?;
+            let decoded =
+                DecodeReaderBytesBuilder::new().encoding(encoding).utf8_passthru(true).strip_bom(true).build(reader);
+            Ok(Box::new(Counted { inner: decoded, count: of_row.clone(), max: ROW_BYTES_MAX }))
+        };
+        let source = match extension {
+            "csv" | "tsv" | "txt" => Source::Csv(Box::new(csv::Csv::open(path, text(reader)?, &selection)?)),
+            "jsonl" | "ndjson" | "json" => Source::JsonLines(Box::new(json::JsonLines::new(text(reader)?, &selection))),
+            "xml" => Source::Xml(Box::new(xml::Xml::new(text(reader)?, &selection))),
+            "parquet" => Source::Parquet(Box::new(parquet::ParquetRows::open(path, &selection)?)),
+            extension => {
+                return Err(ImportError::Format { path: path.to_owned(), extension: extension.to_owned() });
+            }
+        };
+        let count = selection.columns.len();
+        let buffers = Buffers {
+            values: vec![String::new(); count],
+            numbers: vec![false; count],
+            attributes: Vec::new(),
+            empty_values: selection.format.empty_values.clone(),
+        };
+        Ok(Self { path: path.to_owned(), selection, source, buffers, line: 0, last: None, read, of_row, bytes })
+    }
+
+    /// Returns the number of bytes read and the total number of bytes.
+    pub(super) fn position(&self) -> (u64, u64) {
+        (self.read.load(Ordering::Relaxed), self.bytes)
+    }
+
+    /// Returns whether a column has Parquet's type of times. Their text is in ISO 8601.
+    pub(super) fn is_time(&self, column: usize) -> bool {
+        matches!(&self.source, Source::Parquet(rows) if rows.is_time(column))
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Row<'_>>, ImportError> {
+        self.of_row.store(0, Ordering::Relaxed);
+        self.buffers.clear();
+        let next = match &mut self.source {
+            Source::Csv(rows) => rows.next(&mut self.line, &mut self.buffers),
+            Source::JsonLines(rows) => rows.next(&self.selection, &mut self.line, &mut self.buffers),
+            Source::Xml(rows) => rows.next(&self.selection, &mut self.line, &mut self.buffers),
+            Source::Parquet(rows) => rows.next(&mut self.line, &mut self.buffers),
+        };
+        let (path, line) = (self.path.clone(), self.line);
+        match next {
+            Ok(false) => Ok(None),
+            Ok(true) => {
+                let id = self.buffers.values.first().map_or("", String::as_str);
+                match &mut self.last {
+                    Some((last_line, last_id)) => {
+                        *last_line = line;
+                        id.clone_into(last_id);
+                    }
+                    None => self.last = Some((line, id.to_owned())),
+                }
+                let Buffers { values, numbers, attributes, .. } = &self.buffers;
+                Ok(Some(Row { line, values, numbers, attributes }))
+            }
+            Err(RowProblem::Broken(message)) => Err(ImportError::Broken { path, line, message }),
+            Err(RowProblem::Truncated(message)) => {
+                let last = match &self.last {
+                    Some((line, id)) => format!("the last whole record is in line {line}, `{id}`"),
+                    None => "it has no whole record".to_owned(),
+                };
+                Err(ImportError::Truncated { path, line, message, last })
+            }
+        }
+    }
+
+    /// Returns the mapped columns that the file does not have, after all rows. One that every row needs is an error,
+    /// and so is any other unless the mapping makes columns optional.
+    pub(super) fn missing_columns(&self) -> Result<Vec<String>, ImportError> {
+        let (found, existing) = match &self.source {
+            Source::Csv(rows) => rows.columns(),
+            Source::JsonLines(rows) => rows.columns(),
+            Source::Xml(rows) => rows.columns(),
+            Source::Parquet(rows) => rows.columns(),
+        };
+        let is_missing = |(column, found): &(&Column<'_>, &bool)| !**found && !column.names.is_empty();
+        let missing: Vec<&Column<'_>> =
+            self.selection.columns.iter().zip(found).filter(is_missing).map(|(column, _)| column).collect();
+        let refused: Vec<String> = missing
+            .iter()
+            .filter(|column| column.is_required || !self.selection.format.optional_columns)
+            .map(|column| format!("`{}` (mapping key `{}`)", column.names.join("` or `"), column.key))
+            .collect();
+        if !refused.is_empty() {
+            return Err(ImportError::MissingColumns {
+                path: self.path.clone(),
+                columns: refused.join(", "),
+                found: shortened(existing),
+            });
+        }
+        let mut names: Vec<String> = missing.iter().filter_map(|column| column.names.first().cloned()).collect();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// Characters of a message's list of names.
+const NAMES_CHARS_MAX: usize = 1000;
+
+fn shortened(names: &[String]) -> String {
+    let text = names.join(", ");
+    match text.char_indices().nth(NAMES_CHARS_MAX) {
+        Some((at, _)) => format!("{} …", &text[..at]),
+        None => text,
+    }
+}
+
+impl Buffers {
+    fn clear(&mut self) {
+        self.values.iter_mut().for_each(String::clear);
+        self.numbers.fill(false);
+        self.attributes.clear();
+    }
+
+    /// Returns the value of a text, without the white space around it; none for one that means that there is none.
+    fn value_of<'t>(&self, text: &'t str) -> Option<&'t str> {
+        let text = text.trim();
+        (!text.is_empty() && !self.empty_values.iter().any(|empty| empty == text)).then_some(text)
+    }
+
+    /// Sets a column, unless one of its earlier names has a value.
+    fn set(&mut self, column: usize, text: &str, is_number: bool) {
+        if self.values[column].is_empty()
+            && let Some(value) = self.value_of(text)
+        {
+            value.clone_into(&mut self.values[column]);
+            self.numbers[column] = is_number;
+        }
+    }
+
+    fn push_attribute(&mut self, attribute: &str, text: &str, is_number: bool) {
+        if let Some(text) = self.value_of(text).map(str::to_owned) {
+            self.attributes.push(NamedValue { attribute: attribute.to_owned(), text, is_number });
+        }
+    }
+}
+
+/// The columns of a file with a header.
+struct Header {
+    names: Vec<String>,
+    /// The indices in the file of each mapped column's names, in their order.
+    indices: Vec<Vec<usize>>,
+    /// Indices with the names of the attributes that they become.
+    attributes: Vec<(usize, String)>,
+    /// Whether the file has a mapped column.
+    found: Vec<bool>,
+}
+
+impl Header {
+    /// Looks the mapped columns up. A column that is there twice is an error.
+    fn new(path: &Path, names: Vec<String>, selection: &Selection<'_>) -> Result<Self, ImportError> {
+        let mut indices = Vec::with_capacity(selection.columns.len());
+        for column in &selection.columns {
+            let mut of_column = Vec::new();
+            for wanted in column.names {
+                let mut found = names.iter().enumerate().filter(|(_, name)| *name == wanted).map(|(index, _)| index);
+                of_column.extend(found.next());
+                if let (Some(first), Some(second)) = (of_column.last(), found.next()) {
+                    return Err(ImportError::TwoColumns {
+                        path: path.to_owned(),
+                        column: wanted.clone(),
+                        key: column.key,
+                        first: first + 1,
+                        second: second + 1,
+                    });
+                }
+            }
+            indices.push(of_column);
+        }
+        let attribute = |(index, name): (usize, &String)| {
+            let attribute = selection.wildcards.iter().find_map(|wildcard| wildcard.attribute_of(name))?;
+            Some((index, attribute))
+        };
+        let attributes = names.iter().enumerate().filter_map(attribute).collect();
+        let found = indices.iter().map(|indices| !indices.is_empty()).collect();
+        Ok(Self { names, indices, attributes, found })
+    }
+
+    fn columns(&self) -> (&[bool], &[String]) {
+        (&self.found, &self.names)
+    }
+}

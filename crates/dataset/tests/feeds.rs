@@ -1,0 +1,566 @@
+//! Feeds and event exports in the formats that shops have, by the shipped mappings, and what is refused.
+use flate2::{Compression, write::GzEncoder};
+use lodestone_catalog::{AttributeValue, Item};
+use lodestone_core::units::UnixMillis;
+use lodestone_dataset::{
+    DatasetEvent,
+    import::{ImportError, ImportOptions, ImportReport, Mapping, SHIPPED, ShopFiles, import},
+    read_events, read_items,
+};
+use proptest::prelude::*;
+use std::{fs, io::Write, path::PathBuf};
+
+/// 2026-01-01, the time of the imports.
+const NOW: UnixMillis = UnixMillis(1_767_225_600_000);
+const OPTIONS: ImportOptions = ImportOptions { now: NOW, items_time: None, allow_shrink: false };
+
+struct Shop {
+    directory: tempfile::TempDir,
+}
+
+impl Shop {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Opens a mapping: the name of a shipped one, or the text of a file.
+    fn mapping(&self, mapping: &str) -> Result<Mapping, ImportError> {
+        match mapping.contains('\n') {
+            false => Mapping::open(mapping),
+            true => Mapping::open(&self.write("mapping.toml", mapping).display().to_string()),
+        }
+    }
+
+    fn import_items_with(
+        &self,
+        mapping: &str,
+        name: &str,
+        content: impl AsRef<[u8]>,
+        options: ImportOptions,
+    ) -> Result<(Vec<Item>, ImportReport), ImportError> {
+        let (mapping, file) = (self.mapping(mapping)?, self.write(name, content));
+        let out = self.directory.path().join("out");
+        let files = ShopFiles { events: &[], items: Some(&file) };
+        let report = import(&[mapping], files, &out, options, |_, _| {})?;
+        Ok((read_items(&out.join("items.parquet")).unwrap(), report))
+    }
+
+    fn import_items(
+        &self,
+        mapping: &str,
+        name: &str,
+        content: impl AsRef<[u8]>,
+    ) -> Result<(Vec<Item>, ImportReport), ImportError> {
+        self.import_items_with(mapping, name, content, OPTIONS)
+    }
+
+    fn import_events(
+        &self,
+        mapping: &str,
+        files: &[(&str, &str)],
+    ) -> Result<(Vec<DatasetEvent>, ImportReport), ImportError> {
+        let mapping = self.mapping(mapping)?;
+        let files: Vec<PathBuf> = files.iter().map(|(name, content)| self.write(name, content)).collect();
+        let out = self.directory.path().join("out");
+        let report = import(&[mapping], ShopFiles { events: &files, items: None }, &out, OPTIONS, |_, _| {})?;
+        Ok((read_events(&out.join("events.parquet")).unwrap(), report))
+    }
+}
+
+fn items_of(mapping: &str, name: &str, content: impl AsRef<[u8]>) -> (Vec<Item>, ImportReport) {
+    Shop::new().import_items(mapping, name, content).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn refused(mapping: &str, name: &str, content: impl AsRef<[u8]>) -> String {
+    let shop = Shop::new();
+    let error = shop.import_items(mapping, name, content).expect_err("a feed that cannot be imported").to_string();
+    assert!(!shop.directory.path().join("out/items.parquet").exists(), "a partial import was left behind");
+    error
+}
+
+fn assert_contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is missing in: {text}");
+    }
+}
+
+fn micros(item: &Item) -> (Option<i64>, Option<i64>, &str) {
+    let micros = |price: Option<lodestone_core::units::PriceMicros>| price.map(|price| price.micros());
+    (micros(item.price), micros(item.original_price), &item.currency)
+}
+
+fn text(item: &Item, attribute: &str) -> Option<String> {
+    match item.attributes.get(attribute) {
+        Some(AttributeValue::Text(text)) => Some(text.clone()),
+        other => other.map(|other| format!("{other:?}")),
+    }
+}
+
+fn dropped(report: &ImportReport) -> Vec<(&str, u64)> {
+    report.dropped_items.iter().map(|(name, class)| (*name, class.count)).collect()
+}
+
+const GOOGLE_TSV: &str = "id\ttitle\tdescription\tlink\timage_link\tavailability\tprice\tsale_price\t\
+                          sale_price_effective_date\tbrand\tproduct_type\titem_group_id\tcolor\n\
+    m1\tMug &amp; Saucer\t<p>Holds <b>tea</b></p>\thttps://shop.test/m1\thttps://shop.test/m1.webp\tin_stock\t\
+    12.99 EUR\t9.99 EUR\t2025-12-01T00:00+0100/2026-02-01T00:00+0100\tAcme\tHome &gt; Mugs\tmug\tred\n\
+    m2\tMug\t\thttps://shop.test/m2\t\tout of stock\t12.99 EUR\t9.99 EUR\t2025-01-01T00:00Z/2025-02-01T00:00Z\t\t\tmug\t\
+    blue\n";
+
+#[test]
+fn a_google_feed_has_the_same_items_as_tsv_rss_and_atom() {
+    let item = |open: &str, close: &str| {
+        format!(
+            "<{open}><g:id>m1</g:id><title><![CDATA[Mug & Saucer]]></title>\
+             <description>&lt;p&gt;Holds &lt;b&gt;tea&lt;/b&gt;&lt;/p&gt;</description>\
+             <link>https://shop.test/m1</link><g:image_link>https://shop.test/m1.webp</g:image_link>\
+             <g:availability>in_stock</g:availability><g:price>12.99 EUR</g:price><g:sale_price>9.99 EUR</g:sale_price>\
+             <g:sale_price_effective_date>2025-12-01T00:00+0100/2026-02-01T00:00+0100</g:sale_price_effective_date>\
+             <g:brand>Acme</g:brand><g:product_type>Home &gt; Mugs</g:product_type>\
+             <g:shipping><g:country>DE</g:country><g:price>4.90 EUR</g:price></g:shipping>\
+             <g:item_group_id>mug</g:item_group_id><g:color>red</g:color></{close}>\n\
+             <{open}><g:id>m2</g:id><title>Mug</title><link>https://shop.test/m2</link>\
+             <g:availability>out of stock</g:availability><g:price>12.99 EUR</g:price>\
+             <g:sale_price>9.99 EUR</g:sale_price>\
+             <g:sale_price_effective_date>2025-01-01T00:00Z/2025-02-01T00:00Z</g:sale_price_effective_date>\
+             <g:item_group_id>mug</g:item_group_id><g:color>blue</g:color></{close}>\n"
+        )
+    };
+    let rss = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<rss version=\"2.0\" xmlns:g=\"http://base.google.com/ns/1.0\">\
+         <channel><title>Shop</title>{}</channel></rss>",
+        item("item", "item")
+    );
+    let atom = format!(
+        "<feed xmlns=\"http://www.w3.org/2005/Atom\" xmlns:g=\"http://base.google.com/ns/1.0\"><title>Shop</title>{}\
+         </feed>\n",
+        item("entry", "entry")
+    );
+    let (of_tsv, report) = items_of("google-merchant-center", "feed.tsv", GOOGLE_TSV);
+    for (name, content) in [("feed.xml", &rss), ("atom.xml", &atom)] {
+        let (items, _) = items_of("google-merchant-center", name, content);
+        assert_eq!(items, of_tsv, "{name}");
+    }
+    assert_contains(&report.to_string(), &["optional columns not in the files", "gtin", "2 items"]);
+    let [first, second] = &of_tsv[..] else { panic!("{of_tsv:?}") };
+    assert_eq!((first.title.as_str(), first.description.as_str()), ("Mug & Saucer", "Holds tea"));
+    assert_eq!((first.brand.as_str(), &first.categories[..]), ("Acme", &["Home", "Mugs"].map(str::to_owned)[..]));
+    assert_eq!(micros(first), (Some(9_990_000), Some(12_990_000), "EUR"));
+    assert_eq!(micros(second), (Some(12_990_000), None, "EUR"), "its sale is over");
+    assert_eq!((first.stock_quantity, second.stock_quantity), (None, Some(0)));
+    assert_eq!((text(first, "color").as_deref(), first.group_id.as_str()), (Some("red"), "mug"));
+    assert_eq!(first.values_at, Some(NOW), "a file is not of a later time than now");
+}
+
+#[test]
+fn entities_and_depth_of_xml_are_limited() {
+    let feed = |prolog: &str, title: &str| {
+        format!("<?xml version=\"1.0\"?>{prolog}<rss><item><id>1</id><title>{title}</title></item></rss>")
+    };
+    let bomb = "<!DOCTYPE rss [<!ENTITY a \"ha\"><!ENTITY b \"&a;&a;&a;\"><!ENTITY f SYSTEM \"file:///etc/passwd\">]>";
+    let (items, _) = items_of("google-merchant-center", "feed.xml", feed(bomb, "Mug &b; &f; caf&eacute; &#233;"));
+    assert_eq!(items[0].title, "Mug &b; &f; café é", "entities of the file are not expanded");
+    let deep = format!("{}x{}", "<a>".repeat(100), "</a>".repeat(100));
+    assert_contains(&refused("google-merchant-center", "feed.xml", feed("", &deep)), &["line 1", "deeper than 32"]);
+    for broken in [feed("", "<a></b>"), feed("", "&#xfffffff;"), "<rss><item a=></item></rss>".to_owned()] {
+        assert_contains(&refused("google-merchant-center", "feed.xml", broken), &["feed.xml", "line 1"]);
+    }
+    let latin1 =
+        [&b"<?xml version='1.0' encoding='ISO-8859-1'?><rss><item><id>1</id><title>Caf\xe9</title></item></rss>"[..]];
+    assert_eq!(items_of("google-merchant-center", "feed.xml", latin1.concat()).0[0].title, "Café");
+}
+
+const SHOPIFY: &str = "Handle,Title,Body (HTML),Vendor,Product Category,Type,Tags,Published,Option1 Name,Option1 Value,\
+                       Option2 Name,Option2 Value,Variant SKU,Variant Inventory Tracker,Variant Inventory Qty,\
+                       Variant Inventory Policy,Variant Price,Variant Compare At Price,Image Src,Variant Image,Status\n\
+    shirt,Shirt,<p>Soft.</p>,Acme,Apparel > Shirts,Shirts,\"new, red\",true,Color,Red,Size,M,S-R-M,shopify,3,deny,20.00,\
+    25.00,https://cdn.test/1.jpg,,active\n\
+    shirt,,,,,,,,,Blue,,L,,shopify,0,deny,20.00,,https://cdn.test/2.jpg,https://cdn.test/blue.jpg,\n\
+    shirt,,,,,,,,,,,,,,,,,,https://cdn.test/3.jpg,,\n\
+    card,Gift card,,Acme,,,,true,Title,Default Title,,,,,0,deny,10.00,,,,active\n\
+    draft,Draft,,Acme,,,,true,Title,Default Title,,,,,0,deny,10.00,,,,draft\n";
+
+#[test]
+fn a_shopify_export_has_an_item_for_each_variant() {
+    let mapping = "extends = \"shopify\"\n[constants]\ncurrency = \"USD\"\n";
+    let (items, report) = items_of(mapping, "products.csv", SHOPIFY);
+    let ids: Vec<&str> = items.iter().map(|item| item.id.as_str()).collect();
+    assert_eq!(ids, ["S-R-M", "card", "shirt/Blue/L"]);
+    let (red, card, blue) = (&items[0], &items[1], &items[2]);
+    assert_eq!((red.title.as_str(), blue.title.as_str(), blue.description.as_str()), ("Shirt", "Shirt", "Soft."));
+    assert_eq!(
+        (micros(red), micros(blue)),
+        ((Some(20_000_000), Some(25_000_000), "USD"), (Some(20_000_000), None, "USD"))
+    );
+    assert_eq!([red, blue, card].map(|item| item.stock_quantity), [Some(3), Some(0), None], "cards are not counted");
+    assert_eq!((text(blue, "color").as_deref(), text(blue, "size").as_deref()), (Some("Blue"), Some("L")));
+    assert_eq!([red, blue, card].map(|item| item.group_id.as_str()), ["shirt", "shirt", "card"]);
+    assert_eq!((&red.image_url[..], &blue.image_url[..]), ("https://cdn.test/1.jpg", "https://cdn.test/blue.jpg"));
+    assert_eq!(
+        (&red.tags[..], &red.categories[..]),
+        (&["new", "red"].map(str::to_owned)[..], &["Apparel", "Shirts"].map(str::to_owned)[..])
+    );
+    assert_eq!(dropped(&report), [("row that is no item", 2)]);
+    // The present names of the columns.
+    let renamed = [
+        ("Handle", "URL handle"),
+        ("Body (HTML)", "Description"),
+        ("Product Category", "Product category"),
+        ("Published", "Published on online store"),
+        ("Option1 Name", "Option1 name"),
+        ("Option1 Value", "Option1 value"),
+        ("Option2 Name", "Option2 name"),
+        ("Option2 Value", "Option2 value"),
+        ("Variant SKU", "SKU"),
+        ("Variant Inventory Tracker", "Inventory tracker"),
+        ("Variant Inventory Qty", "Inventory quantity"),
+        ("Variant Inventory Policy", "Continue selling when out of stock"),
+        ("Variant Price", "Price"),
+        ("Variant Compare At Price", "Compare-at price"),
+        ("Image Src", "Product image URL"),
+        ("Variant Image", "Variant image URL"),
+    ];
+    let present = renamed.iter().fold(SHOPIFY.to_owned(), |text, (old, new)| text.replacen(old, new, 1));
+    assert_eq!(items_of(mapping, "products.csv", present).0, items);
+    assert_contains(&refused("shopify", "products.csv", SHOPIFY), &["line 2", "`20.00`", "constants.currency"]);
+}
+
+#[test]
+fn a_price_names_its_currency_or_the_row_is_dropped() {
+    let mapping = "[items]\nid = \"id\"\ntitle = \"title\"\nprice = \"price\"\noriginal_price = \"was\"\n\
+                   currency = \"currency\"\n[clean]\ndecimal_separator = \",\"\n";
+    let rows = "id;title;price;was;currency\n1;Mug;12,99 EUR;15 EUR;\n2;Mug;€ 1.299,00;;EUR\n3;Mug;5;;usd\n\
+                4;Mug;5;;\n5;Mug;5 EUR;;USD\n6;Mug;5 EUR;6 USD;\n7;Mug;$5;;\n8;Mug;;;\n9;Mug;five EUR;;\n";
+    let (items, report) = items_of(mapping, "feed.csv", rows);
+    let prices: Vec<_> = items.iter().map(|item| (item.id.as_str(), micros(item))).collect();
+    assert_eq!(
+        prices,
+        [
+            ("1", (Some(12_990_000), Some(15_000_000), "EUR")),
+            ("2", (Some(1_299_000_000), None, "EUR")),
+            ("3", (Some(5_000_000), None, "USD")),
+            ("8", (None, None, "")),
+        ]
+    );
+    assert_eq!(dropped(&report), [("bad currency", 2), ("no currency", 2), ("not a number", 1)]);
+    let shown = report.to_string();
+    assert_contains(&shown, &["line 5, column `price`: `5` is a price without a currency", "constants.currency"]);
+    assert_contains(&shown, &["line 6, column `price`: `5 EUR` is in EUR, and another value of the row is in USD"]);
+}
+
+const MUGS: &str = "[items]\nid = \"id\"\ntitle = \"title\"\n";
+
+#[test]
+fn a_feed_that_ends_in_the_middle_is_refused_and_the_last_whole_record_is_named() {
+    let last = ["ends in the middle of a record", "the last whole record is in line 3, `m2`", "fetch the whole file"];
+    let mapping = format!("{MUGS}description = \"text\"\n");
+    let csv = "id,title,text\nm1,Mug,a\nm2,Mug,b\n";
+    assert_contains(&refused(&mapping, "feed.csv", format!("{csv}m3,Mu")), &last);
+    assert_contains(&refused(&mapping, "feed.csv", format!("{csv}m3,Mug,\"An open")), &last);
+    assert_contains(&refused(&mapping, "feed.csv", format!("{csv}m3,Mug,\"An open\nquote\n")), &last);
+    let json = |id: &str| format!("{{\"id\": \"{id}\", \"title\": \"Mug\", \"text\": \"x\"}}\n");
+    let whole = format!("\n{}{}", json("m1"), json("m2"));
+    assert_contains(&refused(&mapping, "feed.jsonl", format!("{whole}{}", &json("m3")[..15])), &last);
+    let xml = "<rss>\n<item><id>m1</id><title>Mug</title><text>a</text></item>\n<item><id>m2</id><title>Mug</title>\
+               <text>b</text></item>\n";
+    for rest in ["", "<item><id>m3</id>", "<item><id>m3</id><tit", "<item><!-- "] {
+        assert_contains(&refused(&mapping, "feed.xml", format!("{xml}{rest}")), &last);
+    }
+    assert_contains(&refused(&mapping, "feed.csv", "id,title,text\nm1,Mu"), &["it has no whole record"]);
+    // A compressed file without its end.
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    let rows: String = (0..20_000).map(|row| format!("m{row},Mug,{}\n", row * 7919 % 10_007)).collect();
+    encoder.write_all(format!("id,title,text\n{rows}").as_bytes()).unwrap();
+    let whole = encoder.finish().unwrap();
+    let cut = refused(&mapping, "feed.csv.gz", &whole[..whole.len() / 2]);
+    assert_contains(&cut, &["feed.csv.gz", "ends in the middle of a record", "the last whole record is in line"]);
+    // A record in the middle with too few values is broken, and so is one with too many at the end.
+    assert_contains(
+        &refused(&mapping, "feed.csv", format!("{csv}m3,Mug\nm4,Mug,c\n")),
+        &["line 4", "2 values", "has 3"],
+    );
+    assert_contains(
+        &refused(&mapping, "feed.csv", format!("{csv}m3,Mug,c,d\n")),
+        &["line 4 cannot be read", "4 values"],
+    );
+    // No line break at the end is no problem.
+    assert_eq!(items_of(&mapping, "feed.csv", csv.trim_end()).0.len(), 2);
+    assert_eq!(items_of(&mapping, "feed.xml", format!("{xml}</rss>")).0.len(), 2);
+}
+
+#[test]
+fn a_much_smaller_feed_is_refused_unless_it_is_allowed() {
+    let shop = Shop::new();
+    let feed = |count: usize| format!("id,title\n{}", (0..count).map(|id| format!("m{id},Mug\n")).collect::<String>());
+    let (_, report) = shop.import_items(MUGS, "feed.csv", feed(100)).unwrap();
+    assert_eq!(report.item_count_before, None);
+    let text = shop.import_items(MUGS, "feed.csv", feed(70)).unwrap_err().to_string();
+    assert_contains(&text, &["feed.csv", "70 items", "has 100", "30 % fewer", "limit is 20 %", "--allow-shrink"]);
+    assert_eq!(read_items(&shop.directory.path().join("out/items.parquet")).unwrap().len(), 100, "nothing changed");
+    let allowed = ImportOptions { allow_shrink: true, ..OPTIONS };
+    let (items, report) = shop.import_items_with(MUGS, "feed.csv", feed(70), allowed).unwrap();
+    assert_eq!((items.len(), report.item_count_before), (70, Some(100)));
+    assert_contains(&report.to_string(), &["70 items (100 before)"]);
+    shop.import_items(MUGS, "feed.csv", feed(56)).unwrap();
+}
+
+#[test]
+fn the_time_of_a_file_is_stated_or_its_modification_time() {
+    let shop = Shop::new();
+    let stated = ImportOptions { items_time: Some(UnixMillis(5)), ..OPTIONS };
+    let (items, report) = shop.import_items_with(MUGS, "feed.csv", "id,title\n1,Mug\n", stated).unwrap();
+    assert_eq!((items[0].values_at, report.items_time_ms), (Some(UnixMillis(5)), Some(5)));
+    let later = ImportOptions { now: UnixMillis(i64::MAX), ..OPTIONS };
+    let (items, _) = shop.import_items_with(MUGS, "feed.csv", "id,title\n1,Mug\n", later).unwrap();
+    assert!(items[0].values_at.unwrap() > NOW, "the file was written now");
+    let ahead = ImportOptions { items_time: Some(UnixMillis(NOW.0 + 1)), ..OPTIONS };
+    let error = shop.import_items_with(MUGS, "feed.csv", "id,title\n1,Mug\n", ahead).unwrap_err().to_string();
+    assert_contains(&error, &["--items-time 2026-01-01T00:00:00.001Z", "in the future"]);
+}
+
+#[test]
+fn encodings_are_declared_or_have_a_byte_order_mark() {
+    let encoded = |label: &str| format!("{MUGS}[file]\nencoding = \"{label}\"\n");
+    let windows = [&b"id;title\n1;Caf\xe9 \x80 5\n"[..]].concat();
+    assert_eq!(items_of(&encoded("windows-1252"), "feed.csv", &windows).0[0].title, "Café € 5");
+    assert_contains(&refused(MUGS, "feed.csv", &windows), &["line 2", "file.encoding", "`windows-1252`"]);
+    assert_contains(
+        &refused(MUGS, "feed.jsonl", b"{\"id\": \"1\", \"title\": \"Caf\xe9\"}\n"),
+        &["line 1", "file.encoding"],
+    );
+    let utf16: Vec<u8> = "\u{feff}id,title\n1,杯\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert_eq!(items_of(MUGS, "feed.csv", &utf16).0[0].title, "杯");
+    assert_eq!(items_of(MUGS, "feed.txt", "\u{feff}id\ttitle\n1\t杯\n").0[0].title, "杯");
+    assert_eq!(items_of(MUGS, "feed.json", "\u{feff}{\"id\": 1, \"title\": \"杯\"}\n").0[0].title, "杯");
+}
+
+#[test]
+fn nested_fields_lists_and_patterns_of_columns_are_read() {
+    let mapping = "[items]\nid = [\"sku\", \"legacy.sku\"]\ntitle = \"names[lang=en].text\"\ncategories = \"path[].name\"\n\
+                   tags = \"tags\"\nimage_url = \"images.src\"\nprice = \"offer.amount\"\ncurrency = \"offer.currency\"\n\
+                   [items.attributes]\n\"*\" = \"specs.*\"\nfirst_tag = \"tags[0]\"\n[file]\nempty_values = [\"n/a\"]\n";
+    let rows = "{\"sku\": \"1\", \"names\": [{\"lang\": \"de\", \"text\": \"Becher\"}, {\"lang\": \"en\", \"text\": \"Mug\"}], \
+                \"path\": [{\"name\": \"Home\"}, {\"name\": \"A > B\"}], \"tags\": [\"x\", 2], \
+                \"images\": [{\"src\": \"/1.png\"}, {\"src\": \"/2.png\"}], \"offer\": {\"amount\": 4.5, \"currency\": \"EUR\"}, \
+                \"specs\": {\"Size (cm)\": 12, \"vegan\": true, \"material\": \"n/a\"}}\n\
+                {\"legacy\": {\"sku\": \"2\"}, \"names\": [{\"lang\": \"en\", \"text\": \"Cup\"}]}\n";
+    let (items, _) = items_of(mapping, "feed.jsonl", rows);
+    let (mug, cup) = (&items[0], &items[1]);
+    assert_eq!((mug.title.as_str(), cup.id.as_str(), cup.title.as_str()), ("Mug", "2", "Cup"));
+    assert_eq!(
+        (&mug.categories[..], &mug.tags[..]),
+        (&["Home", "A > B"].map(str::to_owned)[..], &["x", "2"].map(str::to_owned)[..])
+    );
+    assert_eq!((mug.image_url.as_str(), micros(mug)), ("/1.png", (Some(4_500_000), None, "EUR")));
+    assert_eq!(mug.attributes["Size__cm_"], AttributeValue::Number(12.0));
+    assert_eq!(mug.attributes["vegan"], AttributeValue::Flag(true));
+    assert_eq!((text(mug, "first_tag").as_deref(), text(mug, "material")), (Some("x"), None));
+    let objects = refused(mapping, "feed.jsonl", "{\"sku\": {\"a\": 1}, \"names\": []}\n");
+    assert_contains(&objects, &["line 1", "`sku` is not a text", "`sku.value`"]);
+    assert_contains(&refused(mapping, "feed.json", "[{\"sku\": 1}]\n"), &["line 1", "jq -c '.[]'"]);
+}
+
+#[test]
+fn several_missing_columns_are_named_at_once() {
+    let mapping = format!("{MUGS}brand = \"maker\"\nprice = [\"price\", \"cost\"]\n");
+    let error = refused(&mapping, "feed.csv", "id,name\n1,Mug\n");
+    let parts = ["`title` (mapping key `items.title`)", "`maker`", "`price` or `cost`", "found: id, name"];
+    assert_contains(&error, &parts);
+    let optional = format!("{mapping}[file]\noptional_columns = true\n");
+    let error = refused(&optional, "feed.csv", "id,name\n1,Mug\n");
+    assert!(error.contains("items.title") && !error.contains("maker"), "only columns of every row are needed: {error}");
+    let (items, report) = items_of(&optional, "feed.csv", "id,title\n1,Mug\n");
+    assert_eq!((items.len(), report.missing_columns), (1, vec!["maker".to_owned(), "price".to_owned()]));
+}
+
+#[test]
+fn an_item_with_too_many_attributes_keeps_the_most_common_ones() {
+    let mapping = format!("{MUGS}attributes = {{ \"*\" = \"a_*\" }}\n");
+    let member = |name: usize| format!(", \"a_{name:03}\": \"v\"");
+    let many: String = (0..130).map(member).collect();
+    let few: String = (100..130).map(member).collect();
+    let rows = format!("{{\"id\": 1, \"title\": \"Mug\"{many}}}\n{{\"id\": 2, \"title\": \"Mug\"{few}}}\n");
+    let (items, report) = items_of(&mapping, "feed.jsonl", rows);
+    assert_eq!((items[0].attributes.len(), items[1].attributes.len()), (100, 30));
+    assert!((100..130).all(|name| items[0].attributes.contains_key(&format!("{name:03}"))));
+    assert_contains(&report.to_string(), &["30 dropped, too many attributes", "first at line 1: 1"]);
+}
+
+#[test]
+fn an_attribute_that_is_too_long_is_left_out() {
+    let mapping = format!("{MUGS}attributes = {{ \"*\" = \"a_*\" }}\n");
+    let rows = format!("id,title,a_size,a_fits\n1,Mug,5,{}\n", "x".repeat(1001));
+    let (items, report) = items_of(&mapping, "feed.csv", rows);
+    assert_eq!(items[0].attributes.keys().collect::<Vec<_>>(), ["size"]);
+    let parts =
+        ["1 dropped, attribute too long", "first at line 2, column `fits`", "1001 characters; the limit is 1000"];
+    assert_contains(&report.to_string(), &parts);
+    let list = |count: usize| format!("\"a_{count}\": [{}]", vec!["\"v\""; count].join(", "));
+    let rows = format!("{{\"id\": 1, \"title\": \"Mug\", {}, {}, \"a_0\": [\"\", \"\"]}}\n", list(50), list(51));
+    let (items, report) = items_of(&mapping, "feed.jsonl", rows);
+    let texts = AttributeValue::Texts(vec!["v".to_owned(); 50]);
+    assert_eq!(items[0].attributes.iter().collect::<Vec<_>>(), [(&"50".to_owned(), &texts)]);
+    assert_contains(&report.to_string(), &["1 dropped, attribute too long", "51 entries; the limit is 50"]);
+}
+
+#[test]
+fn the_icecat_mapping_reads_typed_attributes_and_cents() {
+    let row = "{\"id\": \"1399\", \"title\": \"HP 80\", \"ean\": [\"0882780756328\", \"1\"], \"short_description\": \"Ink\", \
+               \"date_released\": \"2006-07-01T00:00:00Z\", \"supplier\": \"HP\", \"price\": 12595, \
+               \"attr_t_type\": \"Original\", \"attr_n_volume\": 175.0, \"attr_b_colour\": true}\n";
+    let (items, _) = items_of("icecat", "products.jsonl", row);
+    assert_eq!((items[0].brand.as_str(), micros(&items[0])), ("HP", (Some(125_950_000), None, "EUR")));
+    assert_eq!(items[0].attributes["volume_value"], AttributeValue::Number(175.0));
+    assert_eq!(items[0].attributes["has_colour"], AttributeValue::Flag(true));
+    let eans = ["0882780756328", "1"].map(str::to_owned).to_vec();
+    assert_eq!(items[0].attributes["ean"], AttributeValue::Texts(eans), "a list of a file is a list");
+    assert_eq!(text(&items[0], "type").as_deref(), Some("Original"));
+}
+
+/// Type, user, item, query and event id of events.
+fn shown(events: &[DatasetEvent]) -> Vec<(&str, &str, &str, &str)> {
+    events
+        .iter()
+        .map(|event| {
+            let user = event.user.as_ref().map_or("", |user| user.as_str());
+            (event.kind.name(), user, event.item.as_ref().map_or("", |item| item.as_str()), event.query.as_str())
+        })
+        .collect()
+}
+
+#[test]
+fn a_ga4_export_has_a_row_for_each_item_of_an_event() {
+    let event = |name: &str, time: u64, rest: &str| {
+        format!("{{\"event_name\": \"{name}\", \"event_timestamp\": \"{time}\", \"user_pseudo_id\": \"p1\"{rest}}}\n")
+    };
+    let session = "\"event_params\": [{\"key\": \"ga_session_id\", \"value\": {\"int_value\": \"77\"}}, \
+                   {\"key\": \"search_term\", \"value\": {\"string_value\": \"red mug\"}}, \
+                   {\"key\": \"currency\", \"value\": {\"string_value\": \"EUR\"}}]";
+    let items = "\"items\": [{\"item_id\": \"m1\", \"item_name\": \"Red mug\", \"price\": 4.5, \"quantity\": \"2\"}, \
+                 {\"item_id\": \"m2\", \"item_name\": \"Blue mug\", \"price\": 5}]";
+    let start = 1_700_000_000_000_000;
+    let file = [
+        event("page_view", start, ""),
+        event("view_search_results", start + 1_000_000, &format!(", {session}, \"items\": []")),
+        event("view_item_list", start + 2_000_000, &format!(", {session}, {items}")),
+        event(
+            "purchase",
+            start + 3_000_000,
+            &format!(", \"user_id\": \"anna\", \"ecommerce\": {{\"transaction_id\": \"T1\"}}, {session}, {items}"),
+        ),
+        event("view_item", start + 4_000_000, ", \"items\": [{\"item_id\": \"(not set)\"}]"),
+    ];
+    let shop = Shop::new();
+    let (events, report) = shop.import_events("ga4", &[("events.json", &file.concat())]).unwrap();
+    assert_eq!(
+        shown(&events),
+        [
+            ("search", "v:p1", "", "red mug"),
+            ("impression", "v:p1", "m1", "red mug"),
+            ("impression", "v:p1", "m2", "red mug"),
+            ("purchase", "u:anna", "m1", "red mug"),
+            ("purchase", "u:anna", "m2", "red mug"),
+        ]
+    );
+    assert_eq!((events[1].event_id == events[2].event_id, events[3].event_id == events[4].event_id), (true, true));
+    assert_ne!(events[2].event_id, events[3].event_id);
+    let bought = &events[3];
+    assert_eq!((bought.order.as_str(), bought.session.as_str(), bought.currency.as_str()), ("T1", "77", "EUR"));
+    assert_eq!((bought.quantity.unwrap().units(), bought.price.unwrap().micros()), (2.0, 4_500_000));
+    assert_eq!(bought.at, UnixMillis(1_700_000_003_000));
+    let reasons: Vec<&str> = report.dropped.keys().copied().collect();
+    assert_eq!(reasons, ["ignored event type", "no item"]);
+    let items = read_items(&shop.directory.path().join("out/items.parquet")).unwrap();
+    assert_eq!((items[0].title.as_str(), micros(&items[0])), ("Red mug", (Some(4_500_000), None, "EUR")));
+    assert_eq!(items[0].values_at, None, "an item that only events name is older than every write");
+}
+
+#[test]
+fn ubi_events_have_the_query_of_their_query_id() {
+    let queries =
+        "{\"query_id\": \"q1\", \"client_id\": \"c1\", \"user_query\": \"red mug\", \"timestamp\": 1700000000000}\n";
+    let events = "{\"_source\": {\"action_name\": \"item_click\", \"query_id\": \"q1\", \"client_id\": \"c1\", \"session_id\": \"s1\", \
+                  \"timestamp\": \"2023-11-14T22:13:25Z\", \"event_attributes\": {\"object\": {\"object_id\": \"m1\", \
+                  \"object_id_field\": \"sku\"}, \"position\": {\"ordinal\": 3}}}}\n\
+                  {\"action_name\": \"page_load\", \"client_id\": \"c1\", \"timestamp\": \"2023-11-14T22:13:25Z\"}\n\
+                  {\"action_name\": \"add_to_cart\", \"query_id\": \"q9\", \"client_id\": \"c1\", \
+                  \"timestamp\": \"2023-11-14T22:13:26Z\", \"event_attributes.object.object_id\": \"m1\"}\n";
+    let files = [("ubi_events.jsonl", events), ("ubi_queries.jsonl", queries)];
+    let (events, _) = Shop::new().import_events("opensearch-ubi", &files).unwrap();
+    assert_eq!(
+        shown(&events),
+        [("search", "v:c1", "", "red mug"), ("click", "v:c1", "m1", "red mug"), ("add_to_cart", "v:c1", "m1", "")]
+    );
+    let ids: Vec<&str> = events.iter().map(|event| event.event_id.as_str()).collect();
+    assert_eq!(ids, ["import-1-1", "import-1", "import-3"], "lines of two files are different events");
+}
+
+#[test]
+fn a_clickstream_keeps_its_event_ids() {
+    let rows = "event_time,event_id,event_type,product_id,user_id,user_session,price,currency,search_term\n\
+                2025-01-01 10:00:00 UTC,e1,view,m1,anna,s1,4.50,EUR,\n\
+                2025-01-01 10:00:00 UTC,e1,view,m1,anna,s1,4.50,EUR,\n\
+                2025-01-01 10:00:00 UTC,e2,Order Completed,m1,anna,s1,4.50,EUR,\n\
+                2025-01-01 10:00:01 UTC,e2,Order Completed,m2,anna,s1,5.50,EUR,\n\
+                2025-01-01 10:00:02 UTC,e2,view,m3,anna,s1,5.50,EUR,\n\
+                2025-01-01 10:00:02 UTC,e3,Products Searched,,anna,s1,,,mug\n\
+                2025-01-01 10:00:02 UTC,e4,view,m3,anna,s1,5.50 GBP,EUR,\n\
+                2025-01-01 10:00:02 UTC,e5,view,m3,anna,s1,5.50,Euros,\n";
+    let long = format!("2025-01-01 10:00:02 UTC,{},view,m3,anna,s1,5.50,EUR,\n", "e".repeat(200));
+    let (events, report) =
+        Shop::new().import_events("clickstream", &[("clicks.csv", &format!("{rows}{long}"))]).unwrap();
+    let ids: Vec<(&str, i64)> = events.iter().map(|event| (event.event_id.as_str(), event.at.0 % 60_000)).collect();
+    assert_eq!(ids, [("e1", 0), ("e2", 0), ("e2", 0), ("e3", 2000)], "rows of one event have its time");
+    let reasons: Vec<(&str, u64)> = report.dropped.iter().map(|(name, class)| (*name, class.count)).collect();
+    assert_eq!(reasons, [("bad currency", 2), ("bad event id", 1), ("duplicate row", 1), ("event id used twice", 1)]);
+}
+
+#[test]
+fn items_and_events_may_have_different_mappings() {
+    let shop = Shop::new();
+    let events = vec![shop.write(
+        "clicks.csv",
+        "time,event,product_id,visitor_id\n2025-01-01T10:00:00Z,view,m1,v1\n2025-01-01T10:00:00Z,view,m9,v1\n",
+    )];
+    let items = shop.write("feed.tsv", GOOGLE_TSV);
+    let files = ShopFiles { events: &events, items: Some(&items) };
+    let out = shop.directory.path().join("out");
+    let open = |name: &str| Mapping::open(name).unwrap();
+    let mappings = [open("google-merchant-center"), open("clickstream")];
+    let report = import(&mappings, files, &out, OPTIONS, |_, _| {}).unwrap();
+    assert_eq!((report.item_count, report.item_row_count, report.row_count), (3, 2, 2));
+    let error = import(&mappings[..1], files, &out, OPTIONS, |_, _| {}).unwrap_err().to_string();
+    assert_contains(&error, &["`events`", "clicks.csv"]);
+    let twice = [open("google-merchant-center"), open("icecat"), open("clickstream")];
+    let error = import(&twice, files, &out, OPTIONS, |_, _| {}).unwrap_err().to_string();
+    assert_contains(&error, &["google-merchant-center and icecat", "`items`"]);
+    let error = Mapping::open("magento").unwrap_err().to_string();
+    assert_contains(&error, &["magento", "No such file", "google-merchant-center, icecat"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// A feed that is cut or damaged anywhere is imported or refused; it never panics.
+    #[test]
+    fn no_content_panics(cut in 0.0..1.0_f64, at in 0.0..1.0_f64, byte in any::<u8>(), format in 0_usize..4) {
+        let json = "{\"id\": \"1\", \"title\": \"Mug &amp; <b>cup</b>\", \"price\": \"5 EUR\", \"items\": [{\"item_id\": 1}]}\n";
+        let xml = "<?xml version=\"1.0\" encoding=\"utf-8\"?><rss><item><id>1</id><title>Mug &amp; &#233;</title>\
+                   <g:price a=\"b\">5 EUR</g:price></item></rss>";
+        let (name, whole) = [("f.tsv", GOOGLE_TSV), ("f.jsonl", json), ("f.xml", xml), ("f.csv", SHOPIFY)][format];
+        let mut content = whole.as_bytes()[..(whole.len() as f64 * cut) as usize].to_vec();
+        if !content.is_empty() {
+            let index = (content.len() as f64 * at) as usize;
+            content[index] = byte;
+        }
+        for (mapping, _) in SHIPPED {
+            _ = Shop::new().import_items(mapping, name, &content);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+"""Imports feeds and event exports in the formats that shops have, pushes a feed to a server, and runs docs/feeds.md.
+
+Usage: feeds.py LODESTONE GRPCURL BUNDLE. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
+"""
+import gzip
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from styles import check, wrong
+
+LODESTONE, GRPCURL, BUNDLE = (str(pathlib.Path(path).resolve()) for path in sys.argv[1:4])
+DOCUMENT = pathlib.Path("docs/feeds.md").resolve()
+SUCCESS, ERROR = 0, 2
+START_SECONDS_MAX = 60
+
+
+def run(*arguments):
+    return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+def report(*arguments):
+    ran = run(*arguments, "--format", "json")
+    check(ran.returncode == SUCCESS, f"{' '.join(map(str, arguments[:3]))} succeeds", ran.stderr)
+    return json.loads(ran.stdout) if ran.stdout else {}
+
+
+def refused(parts, *arguments):
+    ran = run(*arguments)
+    missing = [part for part in parts if part not in ran.stderr]
+    check(ran.returncode == ERROR and not missing, f"{' '.join(map(str, arguments[:2]))} is refused and names {parts}",
+          f"exit code {ran.returncode}, without {missing}: {ran.stderr}")
+
+
+def feed(count, price="12.99 EUR"):
+    rows = [f"m{number}\tMug {number}\t{price}\tHome > Mugs\tin_stock" for number in range(count)]
+    return "\n".join(["id\ttitle\tprice\tproduct_type\tavailability", *rows]) + "\n"
+
+
+def formats(work):
+    """Each shipped mapping reads a file of its format."""
+    (work / "feed.tsv.gz").write_bytes(gzip.compress(feed(50).encode()))
+    google = ["import", "--mapping", "google-merchant-center", "--out", work / "google"]
+    found = report(*google, "--items", work / "feed.tsv.gz")
+    check(found["item_count"] == 50 and found["items_time_ms"] > 0, "a compressed Google feed as TSV", found)
+    items = "".join(f"<item><g:id>m{number}</g:id><title>Mug &amp;amp; {number}</title><g:price>12.99 EUR</g:price></item>\n"
+                    for number in range(50))
+    xml = f"<?xml version='1.0'?>\n<rss xmlns:g='http://base.google.com/ns/1.0'><channel>{items}</channel></rss>\n"
+    (work / "feed.xml").write_text(xml)
+    found = report(*google, "--items", work / "feed.xml")
+    check((found["item_count"], found["item_count_before"]) == (50, 50), "a Google feed as XML", found)
+
+    (work / "shopify.toml").write_text('extends = "shopify"\n[constants]\ncurrency = "EUR"\n')
+    (work / "products.csv").write_text("Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Price,Image Src\n"
+                                       "mug,Mug,Color,Red,R,12.99,\nmug,,,Blue,B,13.99,\nmug,,,,,,https://cdn.test/2.jpg\n")
+    found = report("import", "--mapping", work / "shopify.toml", "--items", work / "products.csv", "--out", work / "shopify")
+    check(found["item_count"] == 2 and found["dropped_items"]["row that is no item"]["count"] == 1, "a Shopify export", found)
+
+    event = {"event_name": "purchase", "event_timestamp": "1700000000000000", "user_pseudo_id": "p",
+             "ecommerce": {"transaction_id": "T1"}, "items": [{"item_id": "R", "price": 12.99}, {"item_id": "B", "price": 13.99}]}
+    (work / "ga4.json").write_text(json.dumps(event) + "\n" + json.dumps({**event, "event_name": "page_view"}) + "\n")
+    found = report("import", "--mapping", "ga4", "--events", work / "ga4.json", "--out", work / "ga4")
+    check(found["kept_by_type"] == {"purchase": 2} and found["dropped"]["ignored event type"]["count"] == 2,
+          "an export of Google Analytics 4", found)
+    found = report("import", "--mapping", work / "shopify.toml", "--items", work / "products.csv", "--mapping", "ga4",
+                   "--events", work / "ga4.json", "--out", work / "both")
+    check((found["item_count"], found["kept_count"]) == (2, 2), "items and events with different mappings", found)
+
+    (work / "ubi_queries.jsonl").write_text(json.dumps({"query_id": "q", "client_id": "c", "user_query": "mug",
+                                                        "timestamp": "2024-05-30T01:30:32.259Z"}) + "\n")
+    click = {"action_name": "item_click", "query_id": "q", "client_id": "c", "timestamp": "2024-05-30T01:30:40Z",
+             "event_attributes": {"object": {"object_id": "R"}}}
+    (work / "ubi_events.jsonl").write_text(json.dumps(click) + "\n")
+    found = report("import", "--mapping", "opensearch-ubi", "--events", work / "ubi_queries.jsonl", "--events",
+                   work / "ubi_events.jsonl", "--out", work / "ubi")
+    check(found["kept_by_type"] == {"click": 1, "search": 1}, "queries and events of OpenSearch UBI", found)
+
+    rows = ["timestamp,event,itemid,visitorid,transactionid", "1433221332117,view,1,v,", "1433221999827,addtocart,1,v,",
+            "1433222276276,transaction,1,v,7", "1433222276277,teleport,1,v,"]
+    (work / "clicks.csv").write_text("\n".join(rows) + "\n")
+    found = report("import", "--mapping", "clickstream", "--events", work / "clicks.csv", "--out", work / "clicks")
+    check(found["kept_by_type"] == {"add_to_cart": 1, "purchase": 1, "view": 1} and found["unknown_event_types"] == {"teleport": 1},
+          "a plain clickstream", found)
+
+    (work / "icecat.jsonl").write_text(json.dumps({"id": "1", "title": "Ink", "supplier": "HP", "price": 1295, "attr_t_type": "x"}))
+    found = report("import", "--mapping", "icecat", "--items", work / "icecat.jsonl", "--out", work / "icecat")
+    check(found["item_count"] == 1, "products of Icecat", found)
+
+
+def refusals(work):
+    google = ["import", "--mapping", "google-merchant-center", "--out", work / "refused"]
+    (work / "feed.tsv").write_text(feed(100))
+    report(*google, "--items", work / "feed.tsv")
+    before = (work / "refused" / "items.parquet").read_bytes()
+    (work / "cut.tsv").write_text(feed(100)[:-20])
+    refused(["cut.tsv", "ends in the middle of a record, in line 101", "line 100, `m98`"], *google, "--items", work / "cut.tsv")
+    (work / "cut.tsv.gz").write_bytes(gzip.compress(feed(5000).encode())[:-2000])
+    refused(["cut.tsv.gz", "ends in the middle", "the last whole record"], *google, "--items", work / "cut.tsv.gz")
+    (work / "small.tsv").write_text(feed(70))
+    small = [*google, "--items", work / "small.tsv"]
+    refused(["small.tsv", "70 items", "has 100", "30 % fewer", "20 %", "--allow-shrink"], *small)
+    (work / "free.tsv").write_text(feed(3, "12.99"))
+    (work / "own.toml").write_text('[items]\nid = "id"\ntitle = "title"\nprice = "price"\n')
+    refused(["free.tsv", "line 2", "`price`", "`12.99`", "without a currency"], "import", "--mapping", work / "own.toml",
+            "--items", work / "free.tsv", "--out", work / "refused")
+    refused(["--items-time", "in the future"], *google, "--items", work / "feed.tsv", "--items-time", "2999-01-01")
+    refused(["--items-time", "`soon`"], *google, "--items", work / "feed.tsv", "--items-time", "soon")
+    refused(["magento", "google-merchant-center", "shopify"], "import", "--mapping", "magento", *google[3:], "--items", work / "feed.tsv")
+    refused(["both have the table `items`"], *google, "--mapping", "icecat", "--items", work / "feed.tsv")
+    refused(["no mapping has the table `events`"], *google, "--events", work / "feed.tsv")
+    (work / "short.tsv").write_text("name\tcost\nMug\t5\n")
+    refused(["`id`", "`title`", "found: name, cost"], *google, "--items", work / "short.tsv")
+    check((work / "refused" / "items.parquet").read_bytes() == before, "a refused file changes nothing")
+    check(report(*small, "--allow-shrink")["item_count"] == 70, "--allow-shrink imports the smaller feed")
+
+
+class Server:
+    """A server of a copy of the example shop's bundle with an empty data directory."""
+
+    def __init__(self, work):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        command = [LODESTONE, "serve", "--bundle", BUNDLE, "--data", work / "serve", "--listen", self.address,
+                   "--metrics-listen", "127.0.0.1:0"]
+        self.log = open(work / "serve.log", "w")
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        until = time.monotonic() + START_SECONDS_MAX
+        while self.call("ListItems", {"page_size": 1}) is None and time.monotonic() < until:
+            time.sleep(0.2)
+
+    def call(self, method, request):
+        ran = subprocess.run([GRPCURL, "-plaintext", "-d", json.dumps(request), self.address, f"lodestone.v1.CatalogService/{method}"],
+                             capture_output=True, text=True, timeout=60)
+        return json.loads(ran.stdout) if ran.returncode == 0 else None
+
+    def price(self, item):
+        found = self.call("GetItem", {"item_id": item})
+        return int(found["item"]["priceMicros"]) if found else None
+
+    def count(self):
+        return int(self.call("ListItems", {"page_size": 1})["totalSize"])
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(60)
+        self.log.close()
+
+
+def push(work, server):
+    """A feed reaches a server, and the newest value of each field wins."""
+    file = work / "feed.tsv"
+    command = ["items", "push", "--mapping", "google-merchant-center", "--items", file, "--address", server.address]
+    before = server.count()
+    file.write_text(feed(3, "9.00 EUR"))
+    found = report(*command, "--dry-run")
+    check((found["created_count"], found["deleted_count"], server.count()) == (3, None, before), "--dry-run writes nothing", found)
+    found = report(*command, "--dry-run", "--delete-missing")
+    check((found["deleted_count"], server.count()) == (before, before), "--dry-run counts the missing items", found)
+    found = report(*command, "--items-time", "3h")
+    check((found["created_count"], found["stale_count"]) == (3, 0) and server.price("m1") == 9_000_000, "new items are created", found)
+    found = report(*command, "--items-time", "3h")
+    check((found["created_count"], found["replaced_count"]) == (0, 3) and server.count() == before + 3, "a repeated push adds nothing", found)
+    server.call("SetInventory", {"inventories": [{"item_id": "m1", "price_micros": 5_000_000}]})
+    file.write_text(feed(3, "8.00 EUR"))
+    found = report(*command, "--items-time", "2h")
+    check((server.price("m0"), server.price("m1")) == (8_000_000, 5_000_000), "a price that was written after the feed stays", found)
+    found = report(*command, "--items-time", "4h")
+    check((found["replaced_count"], found["stale_count"]) == (0, 3), "an older feed changes nothing", found)
+    time.sleep(1.1)
+    file.write_text(feed(3, "7.00 EUR"))
+    found = report(*command)
+    check(server.price("m1") == 7_000_000, "a later feed wins over the price", found)
+
+    refused([f"lacks {before} of {before + 3} items", "none is deleted", "--allow-shrink"], *command, "--delete-missing")
+    check(server.count() == before + 3, "a refused push deletes nothing")
+    found = report(*command, "--delete-missing", "--allow-shrink")
+    check(found["deleted_count"] == before and server.count() == 3, "--allow-shrink deletes the missing items", found)
+    refused(["no server answers at 127.0.0.1:1"], *command[:-1], "127.0.0.1:1")
+    refused(["--allow-shrink", "--delete-missing"], *command, "--allow-shrink")
+
+
+def document(work, server):
+    """The bash blocks of docs/feeds.md, in order, with the address of this server."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (work / "document").mkdir()
+    text = "\n".join(blocks).replace("127.0.0.1:50051", server.address)
+    environment = {**os.environ, "PATH": f"{pathlib.Path(LODESTONE).parent}:{os.environ['PATH']}"}
+    ran = subprocess.run(["bash", "-euo", "pipefail", "-c", text], cwd=work / "document", env=environment, capture_output=True,
+                         text=True, timeout=300)
+    check(ran.returncode == SUCCESS and len(blocks) >= 3, "the commands of docs/feeds.md run", ran.stdout + ran.stderr)
+    for shown in ["1 dropped, not a number", "first at line 4, column `price`: `free` is not a number", "1 add_to_cart lines",
+                  "2 items, 1 users", "2 items, 0 users"]:
+        check(shown in ran.stdout, f"the document shows `{shown}`", ran.stdout)
+
+
+with tempfile.TemporaryDirectory() as directory:
+    work = pathlib.Path(directory)
+    formats(work)
+    refusals(work)
+    server = Server(work)
+    try:
+        document(work, server)
+        push(work, server)
+    finally:
+        server.stop()
+print(f"feeds: {len(wrong)} wrong")
+sys.exit(1 if wrong else 0)
