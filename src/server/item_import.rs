@@ -74,7 +74,7 @@ impl ItemImport {
             Some(Some(Part::Options(options))) => {
                 let mut violations = Violations::default();
                 if self.options.is_some() {
-                    violations.add("options", "is sent twice; only the first message has options");
+                    violations.add("options", "is not in the first message; only that one may have options");
                 }
                 self.options = Some(self.options(&mut violations, &options));
                 match violations.is_empty() {

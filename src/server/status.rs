@@ -210,7 +210,7 @@ fn bounded_message(mut message: String) -> String {
 pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
     let message = match &violations[..] {
         [only] => format!("{}: {}", only.field, only.description),
-        many => format!("{} fields are invalid", many.len()),
+        many => format!("{} fields are invalid; {}: {}", many.len(), many[0].field, many[0].description),
     };
     let (count, mut bytes) = (violations.len(), 0);
     let fitting = violations.into_iter().map(|mut violation| {

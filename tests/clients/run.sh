@@ -60,7 +60,7 @@ guide docs/shop-pages.md shop_pages.py
 prints "a list has reasons" '"code": "REASON_CODE_'
 prints "a category page counts its items" '"facetItemCount": "[1-9]'
 prints "a page by its number has its ranks" '"rank": 25'
-prints "completions begin with the prefix" '"text": "[^"]*[Hh]ea'
+prints "completions begin with the prefix" '"text": "[^"]*[Hh][Ee][Aa]'
 prints "an answer explains its scores" '"scoreParts": '
 prints "the Python client fills the home page" '^FOR_YOU: 4 products'
 prints "the Python client shows a category" '^[1-9][0-9]* products with price <= 5: 4 products'

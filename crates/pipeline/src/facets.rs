@@ -131,7 +131,10 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: 
     let has_numbers = !(counts.numbers.is_empty() && counts.group_numbers.is_empty());
     if has_numbers && spec.value_query.is_empty() {
         let bounds = match spec.bounds.is_empty() {
-            true => bounds_of(counts.numbers.iter().chain(counts.group_numbers.iter().map(|(number, _)| number))),
+            true => {
+                let numbers = || counts.numbers.iter().chain(counts.group_numbers.iter().map(|(number, _)| number));
+                between_numbers(bounds_of(numbers()), numbers)
+            }
             false => spec.bounds.clone(),
         };
         values.extend(range_values(&counts.numbers, &counts.group_numbers, &bounds));
@@ -146,6 +149,7 @@ pub fn choose(
     among: &[u64],
     known: &[FacetSpec],
     count: usize,
+    parent: &str,
     one_per_group: bool,
 ) -> Vec<FacetSpec> {
     let distance = bits::count(among, among.len() * 64).div_ceil(CHOICE_SAMPLE).max(1);
@@ -157,7 +161,10 @@ pub fn choose(
     let unknown = fields.filter(|field| !known.iter().any(|spec| spec.field == *field));
     let mut scored: Vec<(f64, FacetSpec)> = unknown
         .map(|field| {
-            let spec = FacetSpec::of(field);
+            let mut spec = FacetSpec::of(field);
+            if spec.field == Field::CategoryPath {
+                parent.clone_into(&mut spec.parent);
+            }
             (split(&self::count(catalog, &spec, &sample, one_per_group), item_count as u64), spec)
         })
         .filter(|(score, _)| *score > 0.0)
@@ -202,6 +209,19 @@ fn bounds_of<'n>(numbers: impl Iterator<Item = &'n f64> + Clone) -> Vec<f64> {
     let mut bounds: Vec<f64> = (1..RANGE_COUNT).map(|part| rounded(quantile(part))).collect();
     bounds.retain(|bound| *bound > least && *bound <= most);
     bounds.dedup();
+    bounds
+}
+
+/// Removes bounds below which the range is empty: rounded ones may enclose no number.
+fn between_numbers<'n, N: Iterator<Item = &'n f64>>(mut bounds: Vec<f64>, numbers: impl Fn() -> N) -> Vec<f64> {
+    let mut least = f64::NEG_INFINITY;
+    bounds.retain(|bound| {
+        let has_number = numbers().any(|number| (least..*bound).contains(number));
+        if has_number {
+            least = *bound;
+        }
+        has_number
+    });
     bounds
 }
 
@@ -337,12 +357,12 @@ mod tests {
         };
         let catalog = catalog((0..300).map(item));
         let chosen = |known: &[FacetSpec], count: usize| {
-            let specs = choose(&catalog, catalog.alive(), known, count, false);
+            let specs = choose(&catalog, catalog.alive(), known, count, "", false);
             specs.into_iter().map(|spec| spec.field.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(chosen(&[], 9), ["attributes.weight", "attributes.color", "brand", "attributes.rare"]);
         assert_eq!(chosen(&[spec("attributes.color")], 2), ["attributes.weight", "brand"]);
-        assert!(choose(&catalog, &[], &[], 5, false).is_empty());
+        assert!(choose(&catalog, &[], &[], 5, "", false).is_empty());
     }
 
     #[test]

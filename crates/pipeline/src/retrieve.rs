@@ -136,7 +136,7 @@ pub struct RetrievalInput<'a> {
 
 impl RetrievalInput<'_> {
     /// Number of rows that a source returns to find a number of products.
-    fn row_count(&self, product_count: usize) -> usize {
+    pub fn row_count(&self, product_count: usize) -> usize {
         if self.one_per_group { ROWS_PER_PRODUCT * product_count } else { product_count }
     }
 
@@ -225,7 +225,8 @@ impl RetrievalInput<'_> {
     }
 
     fn is_anchor(&self, row: Row) -> bool {
-        let group = self.catalog.group_of(row).filter(|_| self.one_per_group);
+        // Another variant of a product is no product that is similar to it.
+        let group = self.catalog.group_of(row);
         self.anchors
             .iter()
             .any(|anchor| anchor.row == row || group.is_some() && self.catalog.group_of(anchor.row) == group)

@@ -8,7 +8,7 @@ use crate::{
     fusion::{Candidate, Candidates},
     generation::Generation,
     models::Models,
-    products,
+    products::{self, AnyVariant, VariantChoice},
     request::*,
     retrieve::{self, EligibleRows, RetrievalInput},
     rules::{RuleEffects, RuledRequest},
@@ -22,7 +22,7 @@ use crate::{
     trace::{ConfiguredRanking, Trace},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Field, Filter, OrderBy, Part, Position};
+use lodestone_catalog::{Catalog, Field, Filter, Group, OrderBy, SeenGroups, Part, Position};
 use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row},
@@ -330,11 +330,40 @@ fn keep_one_per_group(context: &mut RequestContext, options: &Options) {
     if !context.one_per_group {
         return;
     }
+    let pinned = pinned_rows(context, options);
+    let any_variant = match (context.query().is_some(), options.order_by.is_empty()) {
+        (true, _) => None,
+        (false, true) => Some(AnyVariant::Boosted),
+        (false, false) => Some(AnyVariant::ByFields(&options.order_by)),
+    };
+    let choice = VariantChoice {
+        catalog: context.catalog,
+        eligible: context.retrievable.as_ref().unwrap_or(&context.eligible),
+        pinned: &pinned,
+        boosts: &options.boosts,
+        any_variant,
+    };
+    products::keep_one_per_group(&mut context.candidates, context.limits.fused, &choice);
+}
+
+/// Removes the candidates whose group has a pinned variant, except the pinned ones.
+fn remove_pinned_groups(context: &mut RequestContext, options: &Options) {
+    let (catalog, pinned) = (context.catalog, pinned_rows(context, options));
+    if !context.one_per_group || pinned.is_empty() {
+        return;
+    }
+    let groups: AHashSet<Group> = pinned.iter().filter_map(|row| catalog.group_of(*row)).collect();
+    context.candidates.list.retain(|candidate| {
+        let is_pinned_group = catalog.group_of(candidate.row).is_some_and(|group| groups.contains(&group));
+        !is_pinned_group || pinned.contains(&candidate.row)
+    });
+}
+
+/// The eligible items that the request pins by their own id.
+fn pinned_rows(context: &RequestContext, options: &Options) -> Vec<Row> {
     let keys = &context.generation.state.keys;
     let pinned = options.pins.iter().filter_map(|pin| context.catalog.row_of(keys, &pin.item));
-    let pinned: Vec<Row> = pinned.filter(|row| context.eligible.contains(*row)).collect();
-    let (catalog, count) = (context.catalog, context.limits.fused);
-    products::keep_one_per_group(&mut context.candidates, catalog, &pinned, count);
+    pinned.filter(|row| context.eligible.contains(*row)).collect()
 }
 
 /// Policy, facets and the answer's metadata.
@@ -520,7 +549,10 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
     let item_count = product_count(context, &counted) as u64;
     let mut facets: Vec<Facet> = specs.iter().map(facet).collect();
     if dynamic_count > 0 {
-        let chosen = facets::choose(catalog, &counted, specs, dynamic_count, one_per_group);
+        let paths = filter.map(|filter| filter.selected_texts(&Field::CategoryPath)).unwrap_or_default();
+        // On the page of a category, the next level splits its items.
+        let parent = if let [path] = paths[..] { path } else { "" };
+        let chosen = facets::choose(catalog, &counted, specs, dynamic_count, parent, one_per_group);
         facets.extend(chosen.iter().map(|spec| count(spec, &counted)));
     }
     let facets = Facets { facets, item_count };
@@ -557,6 +589,7 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
                 let (rows, count) = (context.eligible.rows(), context.limits.fused);
                 (context.candidates, context.field_position) =
                     first_by_fields(context, order, rows, count, CandidateSource::Catalogue);
+                remove_pinned_groups(context, &request.options);
             }
         }
         return context.end_retrieval();
@@ -569,8 +602,9 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
         let (rows, count) = (matches.rows.iter().copied(), context.limits.fused);
         (context.candidates, context.field_position) =
             first_by_fields(context, order, rows, count, CandidateSource::Lexical);
+        remove_pinned_groups(context, &request.options);
     } else {
-        retrieve_for_query(context);
+        retrieve_for_query(context, matches.by);
         keep_one_per_group(context, &request.options);
         match matches.by {
             MatchedBy::Meaning => {
@@ -581,12 +615,19 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
                     let (rows, count) = (matches.rows.iter().copied(), matches.rows.len());
                     (context.candidates, context.field_position) =
                         first_by_fields(context, order, rows, count, CandidateSource::QueryVector);
+                    remove_pinned_groups(context, &request.options);
                 }
             }
             MatchedBy::Words(MatchScope::SomeWords) => {}
             // Items that match less would precede the matches that are no candidates.
             MatchedBy::Words(MatchScope::AllWords | MatchScope::Identifier) => {
-                let match_count = product_count(context, &row_bits(context.catalog, &matches.rows));
+                // Those that follow all others because they are sold out leave room for items that match less.
+                let rows = matches.rows.iter().copied();
+                let found: Vec<Row> = match &context.retrievable {
+                    Some(retrievable) => rows.filter(|row| retrievable.contains(*row)).collect(),
+                    None => rows.collect(),
+                };
+                let match_count = product_count(context, &row_bits(context.catalog, &found));
                 let candidates = &mut context.candidates.list;
                 let is_match = |candidate: &Candidate| matches.contains(candidate.row);
                 if candidates.iter().filter(|candidate| is_match(candidate)).count() < match_count {
@@ -609,10 +650,11 @@ fn field_order(context: &RequestContext, request: &SearchRequest) -> OrderBy {
 }
 
 /// Stores the candidates of the lexical and the vector search.
-fn retrieve_for_query(context: &mut RequestContext) {
+fn retrieve_for_query(context: &mut RequestContext, matched_by: MatchedBy) {
     match retrieve::for_query(&context.retrieval_input()) {
         Ok(found) => {
-            if found.full_match_count == 0 && !found.list.is_empty() {
+            let has_all_words = matches!(matched_by, MatchedBy::Words(MatchScope::AllWords | MatchScope::Identifier));
+            if !has_all_words && found.full_match_count == 0 && !found.list.is_empty() {
                 context.degrade(DegradationCode::QueryRelaxed, "");
             }
             context.candidates = found;
@@ -800,7 +842,8 @@ fn prefix_matches(
     }
 }
 
-/// Completions of the prefix: first the user's own searches, then texts that every user may see. Searches of others are
+/// Completions of the prefix: first the user's own searches, then texts that every user may see. Titles and searches of
+/// others are
 /// shown only if an eligible item has all their words.
 fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Completion> {
     let own = |query: &PastQuery| Completion {
@@ -816,11 +859,22 @@ fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Comple
     let affinity = |category: &str| affinity.get(category).copied().unwrap_or(0.0);
     let generation = context.generation;
     let sources = [&generation.titles, generation.state.searches.shared()];
-    let shared = Suggester::complete_from(&sources, &request.prefix, count * COMPLETIONS_FACTOR, &affinity);
-    let is_useful = |completion: &Completion| {
+    let wanted = context.retrieval_input().row_count(count * COMPLETIONS_FACTOR);
+    let shared = Suggester::complete_from(&sources, &request.prefix, wanted, &affinity);
+    let mut seen = SeenGroups::default();
+    let mut is_useful = |completion: &Completion| {
         let text = context.query_text(&completion.text);
-        let finds = || generation.lexical.has_match(text, &|row| context.eligible.contains(row));
-        completion.source != CompletionSource::Query || finds().unwrap_or(false)
+        let is_eligible = |row: Row| context.eligible.contains(row);
+        match completion.source {
+            CompletionSource::Query => generation.lexical.has_match(text, &is_eligible).unwrap_or(false),
+            // Titles of a product's variants are one completion.
+            CompletionSource::Title => {
+                let found = generation.lexical.search(text, MatchMode::All, 1, &is_eligible).unwrap_or_default();
+                let group = found.first().and_then(|(row, _)| context.catalog.group_of(*row));
+                !found.is_empty() && group.is_none_or(|group| seen.add(group))
+            }
+            CompletionSource::Category => true,
+        }
     };
     let mut completions: Vec<Completion> = Vec::with_capacity(count);
     let own = context.history.queries.iter().rev().filter(|query| has_prefix(&query.text, &request.prefix)).map(own);
