@@ -9,7 +9,7 @@ use super::{
     violations::Violations,
 };
 use futures_util::stream::BoxStream;
-use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, WrittenFields, limits};
+use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, WriteTime, WrittenFields, limits};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, ItemsToken, WriteOutcome, WriteReport};
 use lodestone_pipeline::RESULTS_BYTES_MAX;
@@ -72,7 +72,7 @@ impl<T> Validated<T> {
     }
 
     /// Returns the results as if all valid entries had been written, with the status of each.
-    pub(super) fn accepted(mut self, status: impl Fn(&T) -> proto::ItemStatus) -> Vec<proto::ItemResult> {
+    pub(super) fn accepted(mut self, mut status: impl FnMut(&T) -> proto::ItemStatus) -> Vec<proto::ItemResult> {
         for (index, entry) in self.indices.iter().zip(&self.valid) {
             self.results[*index].status = status(entry).into();
         }
@@ -252,7 +252,9 @@ impl CatalogService for Services {
                 |violations: &mut Violations, path: &dyn Display, id: &String| violations.keep(path, ItemId::parse(id));
             let validated = Validated::of("item_ids", &sent, String::as_str, convert)?;
             let (results, session_version) =
-                self.write_valid(validated, async |ids| self.engine.delete_items(ids).await).await?;
+                self.write_valid(validated, async |ids| {
+                    self.engine.delete_items(ids, WriteTime::Received(UnixMillis::now())).await
+                }).await?;
             Ok(Response::new(proto::DeleteItemsResponse { results, session_version }))
         };
         guarded(&self.metrics, "DeleteItems", response).await

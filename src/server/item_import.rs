@@ -11,7 +11,7 @@ use super::{
 use lodestone_catalog::{ItemWrite, WriteTime};
 use lodestone_core::{bits, ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, WriteReport};
-use std::{fmt::Display, sync::Arc};
+use std::{collections::HashSet, fmt::Display, sync::Arc};
 use tonic::{Status, Streaming};
 
 /// Greatest share of the catalogue that a full feed may delete, unless its options say otherwise.
@@ -31,6 +31,8 @@ pub(super) struct ItemImport {
     session_version: u64,
     /// By key: the items of the feed, for a full one.
     seen: Vec<u64>,
+    /// Items that a feed which writes nothing would have created.
+    would_create: HashSet<ItemId>,
     is_finished: bool,
 }
 
@@ -52,6 +54,7 @@ impl ItemImport {
             counts: proto::ImportCounts::default(),
             session_version: 0,
             seen: Vec::new(),
+            would_create: HashSet::new(),
             is_finished: false,
         }
     }
@@ -133,10 +136,15 @@ impl ItemImport {
         let validated = Validated::of("items", items, |item| &item.item_id, convert)?;
         let ids: Vec<Option<ItemId>> = items.iter().map(|item| ItemId::parse(&item.item_id).ok()).collect();
         let results = match options.validate_only {
-            true => validated.accepted(|write| match self.services.engine.get_item(&write.item.id) {
-                Some(_) => proto::ItemStatus::Replaced,
-                None => proto::ItemStatus::Created,
-            }),
+            true => {
+                let (engine, would_create) = (&self.services.engine, &mut self.would_create);
+                validated.accepted(|write| match engine.is_stale(write) {
+                    true => proto::ItemStatus::Stale,
+                    false if engine.get_item(&write.item.id).is_some() => proto::ItemStatus::Replaced,
+                    false if would_create.insert(write.item.id.clone()) => proto::ItemStatus::Created,
+                    false => proto::ItemStatus::Replaced,
+                })
+            }
             false => {
                 let (results, version) = self.services.write_valid_items(validated).await?;
                 self.session_version = self.session_version.max(version);
@@ -183,12 +191,15 @@ impl ItemImport {
         let engine = self.services.engine.clone();
         let seen = std::mem::take(&mut self.seen);
         let (missing, item_count) = engine.items_missing_in(seen, until).await.map_err(status::of)?;
+        // Of the catalogue before the feed, so that a feed whose ids have all changed is noticed.
+        let created_count = if options.validate_only { 0 } else { self.counts.created_count as usize };
+        let item_count = item_count.saturating_sub(created_count);
         let share = missing.len() as f64 / item_count.max(1) as f64;
         if share > options.deleted_share_max && !options.validate_only {
             return Err(status::feed_shrinks(missing.len(), item_count, options.deleted_share_max));
         }
         if !options.validate_only {
-            let version = delete_all(&engine, &missing).await.map_err(status::of)?;
+            let version = delete_all(&engine, &missing, until).await.map_err(status::of)?;
             self.session_version = self.session_version.max(version);
         }
         let deletions = proto::ImportDeletions { item_count: missing.len() as i64, share, item_ids: listed(&missing) };
@@ -201,11 +212,11 @@ fn listed(ids: &[ItemId]) -> Vec<String> {
     ids.iter().take(LISTED_IDS_MAX).map(ItemId::to_string).collect()
 }
 
-/// Deletes items, and returns the log position afterwards.
-async fn delete_all(engine: &Arc<Engine>, ids: &[ItemId]) -> Result<u64, EngineError> {
+/// Deletes the items that were not written after a time, and returns the log position afterwards.
+async fn delete_all(engine: &Arc<Engine>, ids: &[ItemId], until: UnixMillis) -> Result<u64, EngineError> {
     let mut position = 0;
     for part in ids.chunks(DELETED_AT_ONCE) {
-        let WriteReport { session_version, .. } = engine.delete_items(part.to_vec()).await?;
+        let WriteReport { session_version, .. } = engine.delete_items(part.to_vec(), WriteTime::Stated(until)).await?;
         position = position.max(session_version);
     }
     Ok(position)
@@ -222,9 +233,11 @@ impl Services {
         let Some(filter) = filter.filter(|_| violations.is_empty()) else {
             return Err(status::invalid(violations.found));
         };
+        // Items that are written after this time stay.
+        let until = UnixMillis(UnixMillis::now().0 - 1);
         let ids = self.engine.items_matching(filter).await.map_err(status::of)?;
         let session_version = match request.force {
-            true => delete_all(&self.engine, &ids).await.map_err(status::of)?,
+            true => delete_all(&self.engine, &ids, until).await.map_err(status::of)?,
             false => 0,
         };
         Ok(proto::PurgeItemsResponse { item_count: ids.len() as i64, item_ids: listed(&ids), session_version })

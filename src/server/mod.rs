@@ -55,6 +55,8 @@ const REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Greatest size of a response message in bytes, before compression: clients accept 4 MiB unless they are configured
 /// otherwise.
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
+/// Bytes that a connection may send before the server reads them.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Time between NOT_SERVING and the end of accepting requests, so that load balancers notice.
 const SHUTDOWN_NOTICE: Duration = Duration::from_millis(200);
 
@@ -137,6 +139,8 @@ pub async fn serve(
     // The builder's setting does not apply to a listener that is already bound.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
+        // Also the limit of small messages of streams that are not read yet: half of it, by h2's count of overhead.
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .max_concurrent_streams(1024)
         .layer(tower::layer::layer_fn(move |routes| Transport::new(routes, metrics.clone())))

@@ -124,7 +124,23 @@ async fn items_that_are_sold_out_are_hidden_last_or_shown() {
         let items = recommend(hidden).await;
         assert!(items.len() == 200 && items.iter().all(is_in_stock), "{hidden:?}");
     }
-    // An item that sells out after the first page is still there, and a search that finds only sold-out items has them.
+    // What is sold out does not push out items in stock that match less, and a filter decides instead of HIDE.
+    let query = "porcelain mug 300";
+    let of = async |sold_out: SoldOut| all_items(&server.channel, &request(query, filter, sold_out, "")).await.0;
+    let (hidden, last) = (of(SoldOut::Hide).await, of(SoldOut::Last).await);
+    assert!(!hidden.is_empty() && hidden.iter().all(is_in_stock));
+    assert_eq!((last.len(), last.last().unwrap().item_id.as_str()), (hidden.len() + 1, "mug-300"));
+    let options = Some(proto::RankingOptions { sold_out: SoldOut::Last.into(), ..Default::default() });
+    let list = proto::RecommendRequest {
+        viewer: viewer(),
+        r#type: RecommendType::ForYou.into(),
+        filter: format!("{filter} AND in_stock = false"),
+        options,
+        ..Default::default()
+    };
+    let list = RankingServiceClient::new(server.channel.clone()).recommend(list).await.unwrap().into_inner();
+    assert!(!list.results.is_empty());
+    // A search that finds only sold-out items has them.
     let only = search(&server.channel, &request("porcelain mug 3", filter, SoldOut::Last, "")).await;
     assert_eq!((only.results[0].item_id.as_str(), only.empty_reason), ("mug-3", 0));
 }

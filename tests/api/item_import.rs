@@ -159,6 +159,32 @@ async fn a_feed_that_breaks_off_deletes_nothing_and_keeps_what_was_acknowledged(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dry_run_counts_what_the_feed_would_do_and_new_ids_do_not_hide_what_is_missing() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    purge(channel, "item_id != \"\"", true).await.unwrap();
+    let names: Vec<String> = (0..40).map(|n| format!("feed-{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    import(channel, vec![items(&names[..10])]).await;
+    // The feed is older than the items, has one twice, and nearly all of its ids are new.
+    let feed = |validate_only| {
+        let options = full(|options| (options.update_time, options.validate_only) = (at(1000), validate_only));
+        vec![options, items(&names[9..]), items(&["feed-39"])]
+    };
+    let (dry, error) = import(channel, feed(true)).await;
+    assert!(error.is_none(), "{error:?}");
+    let (real, _) = import(channel, feed(false)).await;
+    let last = |responses: &[proto::ImportItemsResponse]| counts(responses.last().unwrap());
+    assert_eq!((last(&dry), last(&real)), ([32, 30, 1, 1, 0], [32, 30, 1, 1, 0]));
+    // The items are as of now, so that no older feed deletes them; one of now would delete them all.
+    let (responses, error) = import(channel, vec![full(|_| {}), items(&["other-1", "other-2"])]).await;
+    assert_eq!(error.unwrap().get_error_details().error_info().unwrap().reason, "FEED_SHRINKS");
+    assert_eq!(counts(responses.last().unwrap())[1], 2);
+    assert_eq!(ids(channel).await.len(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_options_and_filters_are_refused_by_name() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;

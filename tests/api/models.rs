@@ -7,8 +7,8 @@ use crate::support::{
     number_setting, resident_bytes,
     wait::wait_until,
 };
-use lodestone_catalog::Item;
-use lodestone_core::ids::ItemId;
+use lodestone_catalog::{Item, WriteTime};
+use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, PageTokenError};
 use lodestone_events::{Attribution, EventKind};
 use lodestone_index::Languages;
@@ -81,7 +81,7 @@ async fn the_next_answer_after_a_swap_reflects_the_last_click_and_every_item_cha
     // `fan` clicks again during the swap, `guest` does not.
     engine.write_events(vec![clicks("fan", "i3", 1), clicks("guest", "i3", 1)]).await.unwrap();
     upsert_items(&engine, vec![titled("before", "zebra stool"), titled("i5", "zebra mug")]).await.unwrap();
-    engine.delete_items(vec![item_id(7)]).await.unwrap();
+    engine.delete_items(vec![item_id(7)], WriteTime::Received(UnixMillis::now())).await.unwrap();
     let first = search(&engine, "mug", "", 3).await.unwrap();
     assert!(!first.next_page_token.is_empty());
 

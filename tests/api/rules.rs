@@ -312,7 +312,7 @@ async fn each_action_has_its_effect_and_the_answer_can_be_replayed() {
     let both = vec![Action::Hide(format!("item_id = \"{last}\"")), pin(last, 1)];
     let response = act("hidden-pin", "blue mug", both).await;
     assert_eq!(response.info.as_ref().unwrap().dropped_pin_item_ids, [last.to_owned()]);
-    let filtered = act("filter", "mug", vec![Action::Filter("title : \"red\"".to_owned())]).await;
+    let filtered = act("filter", "mug", vec![Action::Filter("title HAS \"red\"".to_owned())]).await;
     assert!(filtered.results.len() > 3);
     let red = |id: &str| id[1..].parse::<usize>().unwrap() % 3 == 0;
     assert!(ids(&filtered).iter().all(|id| red(id)), "{:?}", ids(&filtered));

@@ -193,6 +193,17 @@ async fn refusals_of_the_library(server: &Server) {
     assert_eq!(responses.message().await.unwrap(), Some(()), "the first message is answered");
     assert_refused(&responses.message().await.unwrap_err(), Code::InvalidArgument, "MESSAGE_MALFORMED", &[]);
 
+    // Thousands of small messages that the server has not read yet are no attack.
+    let tiny = |number: usize| proto::StreamEventsRequest { events: vec![view(number, "tiny")] };
+    let messages = futures_util::stream::iter((0..5000).map(tiny).collect::<Vec<_>>());
+    let mut responses =
+        EventServiceClient::new(server.channel.clone()).stream_events(messages).await.unwrap().into_inner();
+    let mut count = 0;
+    while let Some(response) = responses.message().await.unwrap() {
+        count = response.counts.unwrap().accepted_count;
+    }
+    assert_eq!(count, 5000);
+
     // So many violations that not all of them fit into the headers.
     let exclude_item_ids = vec!["x".repeat(1000); 1000];
     let options = Some(proto::RankingOptions { exclude_item_ids, ..Default::default() });

@@ -326,3 +326,128 @@ async fn a_group_changes_and_bad_ids_are_named() {
     let violations = status.get_details_bad_request().unwrap().field_violations;
     assert_eq!(violations[0].field, "options.variant_list_size");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_boosts_and_pins_choose_the_variant() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let mut shirts: Vec<Shirt> = Vec::new();
+    for group in 0..12 {
+        for (n, color) in COLORS.iter().enumerate() {
+            let price = 50 + group - 10 * n as i64;
+            shirts.push(Shirt::new(&format!("{group}-{color}"), &format!("g{group}"), color, price));
+        }
+    }
+    upsert(&server.channel, &shirts).await;
+    let pin = |item_id: &str, rank| proto::Pin { item_id: item_id.to_owned(), rank };
+    // The group of a pinned variant has no other result, also in an order of fields.
+    for order_by in ["", "price", "price desc", "title"] {
+        for query in ["", "linen shirt"] {
+            let pins = vec![pin("3-red", 1), pin("4-blue", 2)];
+            let request = proto::SearchRequest {
+                options: options(|options| (options.pins, options.order_by) = (pins, order_by.to_owned())),
+                page_size: 5,
+                ..search_for(query)
+            };
+            let results = all_results(&server.channel, &request).await;
+            assert_eq!(&ids(&results)[..2], &["3-red", "4-blue"], "`{query}` by `{order_by}`");
+            let groups: BTreeSet<&str> = ids(&results).iter().map(|id| id.split('-').next().unwrap()).collect();
+            assert_eq!((results.len(), groups.len()), (12, 12), "`{query}` by `{order_by}`: {:?}", ids(&results));
+        }
+    }
+    // Of recommendations in an order of fields, each product has its first variant.
+    let recommend = async |change: &dyn Fn(&mut proto::RecommendRequest)| {
+        let mut request = proto::RecommendRequest {
+            viewer: viewer(),
+            r#type: RecommendType::ForYou.into(),
+            filter: "category = \"Shirts\"".to_owned(),
+            page_size: 100,
+            ..Default::default()
+        };
+        change(&mut request);
+        RankingServiceClient::new(server.channel.clone()).recommend(request).await.unwrap().into_inner().results
+    };
+    let cheapest = recommend(&|request| request.options = options(|options| options.order_by = "price".to_owned())).await;
+    assert!(cheapest.len() == 12 && ids(&cheapest).iter().all(|id| id.ends_with("-white")), "{:?}", ids(&cheapest));
+    // A boosted variant stands for its product, in a list and in a search.
+    let boosts = vec![proto::Boost { filter: "attributes.color = \"green\"".to_owned(), factor: 3.0 }];
+    let boosted = |options: &mut proto::RankingOptions| options.boosts.clone_from(&boosts);
+    let listed = recommend(&|request| request.options = options(boosted)).await;
+    assert!(listed.len() == 12 && ids(&listed).iter().all(|id| id.ends_with("-green")), "{:?}", ids(&listed));
+    let request = proto::SearchRequest { options: options(boosted), ..search_for("linen shirt") };
+    assert!(ids(&all_results(&server.channel, &request).await).iter().all(|id| id.ends_with("-green")));
+    // Other variants of an anchor are no similar products, also if each variant is a result.
+    let similar = recommend(&|request| {
+        request.r#type = RecommendType::Similar.into();
+        request.anchor_item_ids = vec!["5-red".to_owned()];
+        request.options = options(|options| options.all_variants = true);
+    });
+    assert!(ids(&similar.await).iter().all(|id| !id.starts_with("5-")));
+    // Ids of groups are compared exactly.
+    for (id, count) in [("g1", 1), ("G1", 0), ("g1 ", 0)] {
+        let request = proto::SearchRequest { filter: format!("group_id = \"{id}\""), ..search_for("") };
+        assert_eq!(search(&server.channel, &request).await.total_size, count, "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_variant_leaves_its_place_and_no_product_is_lost_or_repeated() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    // One more product than the ranked window has results.
+    let shirts: Vec<Shirt> = (0..251)
+        .flat_map(|group| [0, 1].map(|n| Shirt::new(&format!("{group}-{n}"), &format!("g{group}"), COLORS[n], 10)))
+        .collect();
+    upsert(&server.channel, &shirts).await;
+    for (query, order_by) in [("", ""), ("", "price"), ("linen shirt", "")] {
+        let pin = |item_id: &str, rank| proto::Pin { item_id: item_id.to_owned(), rank };
+        let pins = vec![pin("7-0", 1), pin("7-1", 2)];
+        let request = proto::SearchRequest {
+            options: options(|options| (options.pins, options.order_by) = (pins, order_by.to_owned())),
+            ..search_for(query)
+        };
+        let results = all_results(&server.channel, &request).await;
+        let groups: BTreeSet<&str> = ids(&results).iter().map(|id| id.split('-').next().unwrap()).collect();
+        assert_eq!((results.len(), groups.len()), (252, 251), "`{query}` by `{order_by}`");
+    }
+    let request = proto::SearchRequest { page_size: 200, ..search_for("") };
+    let first = search(&server.channel, &request).await;
+    let next = proto::SearchRequest { page_token: first.next_page_token.clone(), ..request.clone() };
+    let later = search(&server.channel, &next);
+    // One variant of an earlier and of a later page is deleted.
+    let deleted = [first.results[3].item_id.clone(), later.await.results[3].item_id.clone()];
+    let delete = proto::DeleteItemsRequest { item_ids: deleted.to_vec() };
+    CatalogServiceClient::new(server.channel.clone()).delete_items(delete).await.unwrap();
+    let mut shown: Vec<proto::Result> = first.results;
+    let mut token = first.next_page_token;
+    while !token.is_empty() {
+        let page = search(&server.channel, &proto::SearchRequest { page_token: token, ..request.clone() }).await;
+        shown.extend(page.results);
+        token = page.next_page_token;
+    }
+    let groups: BTreeSet<&str> = ids(&shown).iter().map(|id| id.split('-').next().unwrap()).collect();
+    assert_eq!((shown.len(), groups.len()), (251, 251));
+    assert_eq!(shown[203].rank, 204);
+    assert!(!ids(&shown)[4..].contains(&deleted[1].as_str()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rank_returns_every_candidate_and_excludes_groups() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let shirts: Vec<Shirt> =
+        (0..400).map(|n| Shirt::new(&format!("s{n}"), if n < 5 { "G" } else { "" }, COLORS[n % 4], 10)).collect();
+    upsert(&server.channel, &shirts).await;
+    let candidate = |id: &str| proto::RankCandidate { item_id: id.to_owned() };
+    let mut candidates: Vec<proto::RankCandidate> = shirts.iter().map(|shirt| candidate(&shirt.id)).collect();
+    candidates.push(candidate("G"));
+    let request = proto::RankRequest {
+        viewer: viewer(),
+        candidates,
+        options: options(|options| options.exclude_item_ids = vec!["G".to_owned()]),
+        ..Default::default()
+    };
+    let ranked = RankingServiceClient::new(server.channel.clone()).rank(request).await.unwrap().into_inner();
+    assert_eq!(ranked.info.unwrap().unknown_item_ids, ["G"], "a candidate is an item");
+    assert_eq!(ranked.results.iter().filter(|result| result.item_id.starts_with('s')).count(), 395);
+}

@@ -3,6 +3,7 @@ use crate::{
     AttributeValue, Catalog, Field, Item,
     filter::{BLOCK_ROWS, Mask},
     groups::{Group, split},
+    prepared::hash,
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_core::{bits, ids::Row};
@@ -44,7 +45,8 @@ impl<'c> ValueCounts<'c> {
 
     /// Does the same for a flag.
     pub(crate) fn add_flag_of_group(&mut self, flag: bool, group: Group) {
-        if self.counted.insert((flag.into(), group)) {
+        // A text `true` is the same value.
+        if self.counted.insert((hash(if flag { "true" } else { "false" }), group)) {
             self.flags[usize::from(flag)] += 1;
         }
     }

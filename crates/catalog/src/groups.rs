@@ -1,10 +1,13 @@
 //! Groups of items: the variants of one product, such as the sizes of a shirt.
 use crate::{
-    Catalog,
+    Catalog, ItemKeys,
     filter::{BLOCK_ROWS, Mask},
 };
 use dashmap::DashMap;
-use lodestone_core::{bits, ids::Row};
+use lodestone_core::{
+    bits,
+    ids::{ItemId, Row},
+};
 use std::sync::Arc;
 
 /// Groups of one chunk, which a new or a deleted variant copies.
@@ -132,6 +135,14 @@ impl Catalog {
     pub fn rows_of_group(&self, group: Group) -> &[Row] {
         let chunk = self.groups.rows.get(group.index() / CHUNK_GROUPS);
         chunk.and_then(|groups| groups.get(group.index() % CHUNK_GROUPS)).map_or(&[], |rows| rows)
+    }
+
+    /// Returns the rows that an id names: the item's or, if there is no such item, those of the group's variants.
+    pub fn named_rows(&self, keys: &ItemKeys, id: &ItemId) -> impl Iterator<Item = Row> + use<'_> {
+        let item = self.row_of(keys, id);
+        let group = if item.is_none() { self.group_named(id.as_str()) } else { None };
+        let rows = group.map_or(&[][..], |group| self.rows_of_group(group));
+        item.into_iter().chain(rows.iter().copied())
     }
 
     /// Returns the rows of a row's group, or the row itself if it has none.

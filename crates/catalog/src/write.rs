@@ -116,10 +116,10 @@ impl Item {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ItemChange {
     Write(Box<ItemWrite>),
-    /// Deletes the item as of a time.
+    /// Deletes the item. As of a stated time only if it has no later value.
     Delete {
         id: ItemId,
-        at: UnixMillis,
+        time: WriteTime,
     },
 }
 
@@ -235,7 +235,11 @@ impl ItemState {
     pub fn apply(state: &mut Option<Self>, change: &ItemChange) -> WriteEffect {
         match change {
             ItemChange::Write(write) => Self::write(state, write),
-            ItemChange::Delete { at, .. } => {
+            ItemChange::Delete { time, .. } => {
+                let (WriteTime::Stated(at) | WriteTime::Received(at)) = time;
+                if matches!(time, WriteTime::Stated(_)) && state.as_ref().and_then(Self::newest) > Some(*at) {
+                    return WriteEffect::Stale;
+                }
                 // A deletion is later than everything before it, also than a stated time ahead of the clock.
                 let newest = match state {
                     Some(Self::Written(written)) => {
@@ -341,9 +345,9 @@ impl ItemState {
     /// Returns changes that lead from no state to this one, in order.
     pub fn changes(&self, id: &ItemId) -> Vec<ItemChange> {
         match self {
-            Self::Deleted { at } => vec![ItemChange::Delete { id: id.clone(), at: *at }],
+            Self::Deleted { at } => vec![ItemChange::Delete { id: id.clone(), time: WriteTime::Received(*at) }],
             Self::Written(written) => {
-                let deletion = written.deleted_at.map(|at| ItemChange::Delete { id: id.clone(), at });
+                let deletion = written.deleted_at.map(|at| ItemChange::Delete { id: id.clone(), time: WriteTime::Received(at) });
                 let writes = written.writes().map(|write| ItemChange::Write(Box::new(write)));
                 deletion.into_iter().chain(writes).collect()
             }
@@ -462,6 +466,22 @@ mod tests {
     }
 
     #[test]
+    fn a_deletion_as_of_a_time_leaves_later_values() {
+        let write = |at: i64| {
+            let time = WriteTime::Received(UnixMillis(at));
+            ItemChange::Write(Box::new(ItemWrite::of_all(Item::titled(id(), "title"), time)))
+        };
+        let delete = |at: i64| ItemChange::Delete { id: id(), time: WriteTime::Stated(UnixMillis(at)) };
+        let mut state = None;
+        ItemState::apply(&mut state, &write(50));
+        let before = state.clone();
+        assert_eq!(ItemState::apply(&mut state, &delete(49)), WriteEffect::Stale);
+        assert_eq!(state, before);
+        ItemState::apply(&mut state, &delete(50));
+        assert!(matches!(state, Some(ItemState::Deleted { .. })));
+    }
+
+    #[test]
     fn names_are_parsed_as_written() {
         for (name, field) in FIELDS {
             assert_eq!((ItemField::parse(name), &*field.name()), (Ok(field.clone()), name));
@@ -511,7 +531,7 @@ mod tests {
         // The shop's clock is ahead.
         let ahead = ItemWrite::of_all(item(1, &[]), stated(100));
         let mut state = state_after([&ahead]);
-        ItemState::apply(&mut state, &ItemChange::Delete { id: id(), at: UnixMillis(50) });
+        ItemState::apply(&mut state, &ItemChange::Delete { id: id(), time: WriteTime::Received(UnixMillis(50)) });
         assert_eq!(ItemState::write(&mut state, &ahead), WriteEffect::Stale, "a repeated message");
         assert_eq!(state.as_ref().unwrap().content(Some(&item(0, &[]))), None);
     }
@@ -566,7 +586,7 @@ mod tests {
         assert_eq!(shown(&state, &item(7, &[])), of("1", 2), "an item without a time is older than all writes");
         assert!(price(3, 30).is_older_than(&in_file(7, 31)) && !price(3, 31).is_older_than(&in_file(7, 31)));
 
-        ItemState::apply(&mut state, &ItemChange::Delete { id: id(), at: UnixMillis(40) });
+        ItemState::apply(&mut state, &ItemChange::Delete { id: id(), time: WriteTime::Received(UnixMillis(40)) });
         assert_eq!(shown(&state, &in_file(7, 40)), None);
         assert_eq!(shown(&state, &in_file(7, 41)), of("7", 7), "a file that was made after the deletion has the item");
         ItemState::write(&mut state, &price(8, 50));

@@ -4,7 +4,7 @@ use crate::{
     token::{ItemsToken, PageToken, TokenKey},
     workers::Workers,
 };
-use lodestone_catalog::{Catalog, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, WrittenFields};
+use lodestone_catalog::{Catalog, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, WriteTime, WrittenFields};
 use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row, UserId},
@@ -212,6 +212,13 @@ impl Engine {
         self.workers.run(deadline, move |_| Ok(catalog.list(filter.as_ref(), after.as_ref(), count))).await
     }
 
+    /// Returns true if a write would change nothing, because all its fields have later values.
+    pub fn is_stale(&self, write: &ItemWrite) -> bool {
+        let is_recorded_later =
+            self.generations.state.catalogue.lock().state(&write.item.id).is_some_and(|state| state.is_stale(write));
+        is_recorded_later || self.get_item(&write.item.id).is_some_and(|item| write.is_older_than(&item))
+    }
+
     /// Returns the key of an item of the current catalogue.
     pub fn item_key(&self, id: &ItemId) -> Option<ItemKey> {
         let key = self.generations.state.keys.get(id)?;
@@ -397,9 +404,9 @@ impl Engine {
         self.workers.run(Instant::now() + ENCODE_TIMEOUT, encode).await
     }
 
-    pub async fn delete_items(&self, ids: Vec<ItemId>) -> WriteResult {
-        let at = UnixMillis::now();
-        let changes = ids.into_iter().map(|id| (Change::Item(ItemChange::Delete { id, at }), None)).collect();
+    /// Deletes items; as of a stated time only those that have no later value.
+    pub async fn delete_items(&self, ids: Vec<ItemId>, time: WriteTime) -> WriteResult {
+        let changes = ids.into_iter().map(|id| (Change::Item(ItemChange::Delete { id, time }), None)).collect();
         self.finish_write(self.writer.write(changes).await)
     }
 

@@ -28,8 +28,12 @@ impl Change {
         match self {
             Self::Event(event) => Self::encode_event(event),
             Self::Item(ItemChange::Write(write)) => encode(Content::Write(WriteRecord::from(&**write))),
-            Self::Item(ItemChange::Delete { id, at }) => {
-                encode(Content::Delete(DeleteRecord { id: id.as_str().to_owned(), at_ms: at.0 }))
+            Self::Item(ItemChange::Delete { id, time }) => {
+                let (is_stated, at) = match time {
+                    WriteTime::Stated(at) => (true, at),
+                    WriteTime::Received(at) => (false, at),
+                };
+                encode(Content::Delete(DeleteRecord { id: id.as_str().to_owned(), at_ms: at.0, is_stated }))
             }
             Self::Rule(change) => encode(match change {
                 RuleChange::PutRule(rule) => Content::PutRule(rule.clone()),
@@ -97,8 +101,10 @@ fn read_change(bytes: &[u8]) -> Result<Change, Reason> {
     match record.content.ok_or("the change is missing")? {
         Content::Event(event) => Ok(Change::Event(event.read()?)),
         Content::Write(write) => Ok(Change::Item(ItemChange::Write(Box::new(write.read()?)))),
-        Content::Delete(DeleteRecord { id, at_ms }) => {
-            Ok(Change::Item(ItemChange::Delete { id: read_item_id(&id)?, at: UnixMillis(at_ms) }))
+        Content::Delete(DeleteRecord { id, at_ms, is_stated }) => {
+            let at = UnixMillis(at_ms);
+            let time = if is_stated { WriteTime::Stated(at) } else { WriteTime::Received(at) };
+            Ok(Change::Item(ItemChange::Delete { id: read_item_id(&id)?, time }))
         }
         Content::PutRule(rule) => Ok(Change::Rule(RuleChange::PutRule(rule))),
         Content::DeleteRule(id) => Ok(Change::Rule(RuleChange::DeleteRule(id))),
@@ -159,6 +165,8 @@ struct DeleteRecord {
     id: String,
     #[prost(int64, tag = "2")]
     at_ms: i64,
+    #[prost(bool, tag = "3")]
+    is_stated: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -543,8 +551,9 @@ mod tests {
             ItemWrite { item: full_item(), fields: WrittenFields::Some(fields.into()), time: WriteTime::Stated(at) },
         ];
         let writes = writes.map(|write| ItemChange::Write(Box::new(write)));
-        let delete = ItemChange::Delete { id: ItemId::parse("hat").unwrap(), at };
-        for change in writes.into_iter().chain([delete]).map(Change::Item) {
+        let delete = |time| ItemChange::Delete { id: ItemId::parse("hat").unwrap(), time };
+        let deletes = [WriteTime::Received(at), WriteTime::Stated(at)].map(delete);
+        for change in writes.into_iter().chain(deletes).map(Change::Item) {
             assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);
         }
     }
@@ -570,7 +579,7 @@ mod tests {
     #[test]
     fn an_unknown_version_is_rejected_with_its_position() {
         let id = ItemId::parse("hat").unwrap();
-        let mut bytes = Change::Item(ItemChange::Delete { id, at: UnixMillis(0) }).encode();
+        let mut bytes = Change::Item(ItemChange::Delete { id, time: WriteTime::Received(UnixMillis(0)) }).encode();
         bytes[0] = 9;
         let error = Change::decode(77, &bytes).unwrap_err();
         assert!(matches!(error, LogError::Corrupt { position: 77, .. }));

@@ -158,10 +158,9 @@ impl<'a> RequestContext<'a> {
     }
 
     /// The rows that an id names: the item's or, if there is no such item, those of the group's variants.
-    pub fn named_rows(&self, id: &ItemId) -> Vec<Row> {
-        let item = self.catalog.row_of(&self.generation.state.keys, id);
-        let group = || self.catalog.group_named(id.as_str()).map(|group| self.catalog.rows_of_group(group));
-        item.map_or_else(|| group().map(<[Row]>::to_vec).unwrap_or_default(), |row| vec![row])
+    pub fn named_rows(&self, id: &ItemId) -> impl Iterator<Item = Row> + use<'a> {
+        let catalog: &'a Catalog = self.catalog;
+        catalog.named_rows(&self.generation.state.keys, id)
     }
 
     /// The corrected query, otherwise the sent one.

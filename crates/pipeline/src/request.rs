@@ -339,7 +339,8 @@ fn text_bytes(text: &str) -> usize {
     6 + text.len()
 }
 
-fn item_bytes(item: &Item) -> usize {
+/// Returns an upper bound of the encoded size of an item in bytes.
+pub(crate) fn item_bytes(item: &Item) -> usize {
     let lists = item.categories.iter().chain(&item.tags);
     let texts = [
         item.id.as_str(),

@@ -42,6 +42,8 @@ const SUGGEST_CANDIDATES: usize = 50;
 const COMPLETIONS_FACTOR: usize = 2;
 /// Own searches among the completions of a prefix.
 const OWN_COMPLETIONS_MAX: usize = 3;
+/// Variants of a group from which a list starts.
+const GROUP_ANCHORS_MAX: usize = 5;
 /// Items named as the evidence of a list's reason.
 const EVIDENCE_MAX: usize = 3;
 
@@ -181,13 +183,11 @@ impl RankingRequest {
     /// What becomes of items that are sold out.
     fn sold_out(&self, plan: &Plan) -> SoldOut {
         let wanted = self.options().sold_out.unwrap_or(plan.main().sold_out);
-        match (self, wanted) {
+        // A list of recommendations has no end that they could follow.
+        let wanted = if matches!((self, wanted), (Self::Recommend(_), SoldOut::Last)) { SoldOut::Hidden } else { wanted };
+        match wanted {
             // A condition of the filter decides.
-            _ if wanted == SoldOut::Hidden && self.filter().is_some_and(|of| of.has_condition_on(&Field::InStock)) => {
-                SoldOut::Shown
-            }
-            // A list of recommendations has no end that they could follow.
-            (Self::Recommend(_), SoldOut::Last) => SoldOut::Hidden,
+            SoldOut::Hidden if self.filter().is_some_and(|of| of.has_condition_on(&Field::InStock)) => SoldOut::Shown,
             _ => wanted,
         }
     }
@@ -319,7 +319,7 @@ fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
     context.candidates = match request {
         RankingRequest::Search(request) => return search(context, request),
         RankingRequest::Recommend(request) => recommend(&input, context, request.kind),
-        RankingRequest::Rank(request) => named_candidates(&input, request),
+        RankingRequest::Rank(request) => named_candidates(&input, request, &context.excluded),
     };
     keep_one_per_group(context, request.options());
     context.end_retrieval();
@@ -383,6 +383,7 @@ fn respond(
         query_tiers: request.query_tiers(),
         mixes_repeats: request.is_for_you(),
         field_ties: if request.is_by_field() { FieldTies::ByKey } else { FieldTies::ByScore },
+        keeps_all: matches!(request, RankingRequest::Rank(_)),
         seed: answers::seed_of(&planned.answer_id),
     };
     let rules = match request {
@@ -390,8 +391,7 @@ fn respond(
             slate::policy_rules(&context, &ranked, options, &policy, models, &|row| context.eligible.contains(row))
         }
         RankingRequest::Rank(_) => {
-            let is_excluded = |row: Row| options.exclude.contains(&context.catalog.get(row).item.id);
-            let may_pin = |row| context.catalog.is_alive(row) && !is_excluded(row);
+            let may_pin = |row| context.catalog.is_alive(row) && !context.excluded.contains(&row);
             slate::policy_rules(&context, &ranked, options, &policy, models, &may_pin)
         }
     };
@@ -413,7 +413,7 @@ fn respond(
             None => product_count(&context, context.eligible.bits()),
             Some(matches) => product_count(&context, &row_bits(context.catalog, &matches.rows)),
         };
-        slate.tail = tail(&context, request, &slate, total_size);
+        slate.tail = tail(&context, request, &slate);
     }
     let empty_reason = match request {
         RankingRequest::Search(request) if slate.entries.is_empty() && slate.tail.is_none() => {
@@ -429,7 +429,7 @@ fn respond(
     let corrected_query = searched_query.unwrap_or_default();
     let mut info = AnswerInfo {
         empty_reason,
-        unknown_items: unknown_items(&context, request.named_items()),
+        unknown_items: unknown_items(&context, request),
         dropped_pins: std::mem::take(&mut slate.dropped_pins),
         serving_config: planned.plan.main().name.clone(),
         arm: planned.plan.arm.clone(),
@@ -684,7 +684,7 @@ fn first_by_fields(
 }
 
 /// The results behind the slate of a search. None if the slate has all of them.
-fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate, total: usize) -> Option<Tail> {
+fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate) -> Option<Tail> {
     let order = field_order(context, request);
     let mut in_slate = slate.rows(context.catalog);
     if context.one_per_group {
@@ -699,11 +699,9 @@ fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate, total:
             TailMembers::Matches { query, synonyms: context.synonyms.clone(), scope: *scope }
         }
     };
-    let slate_rows = slate.entries.len();
     // The slate may have items that do not match: pins, and results that match less.
     let has_all = match &context.matches {
-        _ if total > slate_rows => false,
-        None => true,
+        None => context.eligible.count() == in_slate.iter().filter(|row| context.eligible.contains(**row)).count(),
         Some(matches) => matches.rows.iter().all(is_in_slate),
     };
     (!has_all).then(|| Tail {
@@ -713,7 +711,6 @@ fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate, total:
             (true, TailMembers::Matches { .. }) => TailOrder::Score,
         },
         members,
-        excluded: context.excluded.iter().map(|row| context.catalog.get(*row).key).collect(),
         one_per_group: context.one_per_group,
         sold_out: context.sold_out,
         start: context.field_position.clone(),
@@ -758,9 +755,9 @@ fn recommend(input: &RetrievalInput, context: &RequestContext, kind: RecommendKi
 }
 
 /// The request's candidates that the catalogue has.
-fn named_candidates(input: &RetrievalInput, request: &RankRequest) -> Candidates {
-    let named = request.candidates.iter().filter(|id| !request.options.exclude.contains(id));
-    let found = named.filter_map(|id| Some((input.catalog.row_of(&input.generation.state.keys, id)?, 0.0))).collect();
+fn named_candidates(input: &RetrievalInput, request: &RankRequest, excluded: &[Row]) -> Candidates {
+    let rows = request.candidates.iter().filter_map(|id| input.catalog.row_of(&input.generation.state.keys, id));
+    let found = rows.filter(|row| !excluded.contains(row)).map(|row| (row, 0.0)).collect();
     retrieve::ordered_rows(input.catalog, CandidateSource::UserVector, found, request.candidates.len())
 }
 
@@ -813,6 +810,7 @@ pub fn suggest(
         query_tiers: QueryTiers::Ignore,
         mixes_repeats: false,
         field_ties: FieldTies::ByScore,
+        keeps_all: false,
         seed: 0,
     };
     let may_pin = |row: Row| context.eligible.contains(row);
@@ -907,7 +905,9 @@ fn known_anchors(context: &RequestContext, ids: &[ItemId]) -> Vec<RecentItem> {
         let key = context.catalog.get(row).key;
         RecentItem { row, key, weight: 1.0, kind: EventKind::View, at_s: context.now.seconds_u32() }
     };
-    ids.iter().flat_map(|id| context.named_rows(id)).map(recent).collect()
+    // The first of each id, then the second: a group is as one item, and its further variants follow those of all ids.
+    let rows: Vec<Vec<Row>> = ids.iter().map(|id| context.named_rows(id).take(GROUP_ANCHORS_MAX).collect()).collect();
+    (0..GROUP_ANCHORS_MAX).flat_map(|at| rows.iter().filter_map(move |rows| rows.get(at))).copied().map(recent).collect()
 }
 
 fn recently_viewed(context: &RequestContext) -> Vec<(ItemKey, f32)> {
@@ -960,7 +960,13 @@ fn eligible_rows<'a>(context: &RequestContext<'a>, filter: Option<&Filter>) -> E
     context.rule_filter.iter().chain(filter).fold(shown, |rows, filter| rows.matching(catalog, filter))
 }
 
-fn unknown_items(context: &RequestContext, ids: &[ItemId]) -> Vec<ItemId> {
+fn unknown_items(context: &RequestContext, request: &RankingRequest) -> Vec<ItemId> {
+    let keys = &context.generation.state.keys;
+    let is_known = |id: &ItemId| match request {
+        // Candidates are items.
+        RankingRequest::Rank(_) => context.catalog.row_of(keys, id).is_some(),
+        RankingRequest::Search(_) | RankingRequest::Recommend(_) => context.catalog.named_rows(keys, id).next().is_some(),
+    };
     let mut seen = AHashSet::new();
-    ids.iter().filter(|id| context.named_rows(id).is_empty() && seen.insert(*id)).cloned().collect()
+    request.named_items().iter().filter(|id| !is_known(id) && seen.insert(*id)).cloned().collect()
 }

@@ -24,6 +24,9 @@ use lodestone_events::Rank;
 use lodestone_index::{KeyedNeighbours, MatchScope};
 use std::sync::Arc;
 
+/// Maximum size of the variants that a result lists, in bytes, so that a page has several results.
+const VARIANTS_BYTES_MAX: usize = 1 << 20;
+
 /// Number of days after its creation in which an item is new.
 pub const NEW_ITEM_DAYS: i64 = 30;
 
@@ -43,6 +46,8 @@ pub struct PolicyContext<'a> {
     pub mixes_repeats: bool,
     /// What orders candidates of equal fields, if the request orders by fields.
     pub field_ties: FieldTies,
+    /// Whether all candidates are results, also more than the serving configuration ranks.
+    pub keeps_all: bool,
     /// Seeds everything that is drawn.
     pub seed: u64,
 }
@@ -128,7 +133,8 @@ pub fn policy_rules(
         let uses_model = config.ranker && policy.order == Order::Model && !ranked.heads.is_empty();
         let weights: Vec<f32> = if uses_model { models.heads.iter().map(weight).collect() } else { Vec::new() };
         let base = BaseScores { heads: &ranked.heads, weights: &weights, fused: &fused, tiers: &tiers };
-        let scores = base.scores(config.candidates.min(candidates.len())).unwrap_or_else(|| fused.clone());
+        let count = if policy.keeps_all { candidates.len() } else { config.candidates.min(candidates.len()) };
+        let scores = base.scores(count).unwrap_or_else(|| fused.clone());
         ConfiguredRanking {
             serving_config: config.name.clone(),
             weights,
@@ -202,7 +208,12 @@ pub fn arrange(
             query_match: candidate.zip(matches).map(|(candidate, matches)| matches.query_match(candidate)),
         }
     };
-    let entries = arranged.placed.iter().map(entry).collect();
+    let entries: Vec<SlateEntry> = arranged.placed.iter().map(entry).collect();
+    let group_of = |entry: &SlateEntry| {
+        let row = catalog.row_of_key(entry.key).filter(|_| context.one_per_group);
+        row.map_or("", |row| catalog.get(row).item.group_id.as_str()).into()
+    };
+    let groups: Vec<Box<str>> = entries.iter().map(group_of).collect();
     let debug = match options.debug >= DebugLevel::Scores {
         true => (arranged.placed.iter())
             .map(|placed| {
@@ -226,10 +237,8 @@ pub fn arrange(
         reason: None,
         tail: None,
         include_items: options.include_items,
-        variants: context.one_per_group.then(|| Variants {
-            excluded: context.excluded.iter().map(|row| catalog.get(*row).key).collect(),
-            list_size: options.variant_list_size,
-        }),
+        excluded: options.exclude.clone(),
+        variants: context.one_per_group.then_some(Variants { groups, list_size: options.variant_list_size }),
         dropped_pins: arranged.dropped_pins.iter().map(|at| options.pins[*at].item.clone()).collect(),
         sources: ranked.candidates.lists.iter().map(source_count).collect(),
     };
@@ -283,8 +292,7 @@ fn pin_slots(
     };
     let is_candidate = |row: &Row| candidates.iter().any(|candidate| candidate.row == *row);
     let slot = |pin: &Pin| {
-        let mut rows = context.named_rows(&pin.item);
-        rows.retain(|row| may_pin(*row));
+        let rows: Vec<Row> = context.named_rows(&pin.item).filter(|row| may_pin(*row)).collect();
         let row = rows.iter().find(|row| is_candidate(row)).or(rows.first()).copied();
         PinSlot { candidate: row.map(&mut index_of), rank: pin.rank }
     };
@@ -384,6 +392,8 @@ pub struct Slate {
     /// The results behind the entries. None: the entries are the whole answer.
     pub tail: Option<Tail>,
     include_items: bool,
+    /// Items and groups that the request excludes.
+    excluded: Vec<ItemId>,
     /// None: a group may have several results.
     variants: Option<Variants>,
     pub dropped_pins: Vec<ItemId>,
@@ -392,8 +402,9 @@ pub struct Slate {
 
 /// How results stand for their groups.
 struct Variants {
-    /// Items that the request excludes.
-    excluded: AHashSet<ItemKey>,
+    /// By entry: the group of its item; empty without one. By id, because a later page may read the catalogue of another
+    /// bundle, whose groups have other numbers.
+    groups: Vec<Box<str>>,
     /// Most variants that a result lists.
     list_size: usize,
 }
@@ -486,21 +497,30 @@ impl Slate {
     /// sold out or no longer matches the filter is left out, and the page is filled with the items after it; ranks
     /// are those of the frozen order.
     pub fn page(&self, generation: &Generation, now: CurrentItems, start: &PageStart, size: usize) -> SlatePage {
-        let mut page = self.page_of_entries(generation, now.catalog, start.offset, size);
+        let keys = &generation.state.keys;
+        let excluded: AHashSet<Row> = self.excluded.iter().flat_map(|id| now.catalog.named_rows(keys, id)).collect();
+        let mut page = self.page_of_entries(generation, now.catalog, &excluded, start.offset, size);
         if let Some(tail) = self.tail.as_ref().filter(|_| page.next.is_none()) {
-            self.append_tail(&mut page, tail, now, start, size);
+            self.append_tail(&mut page, tail, now, &excluded, start, size);
         }
         page
     }
 
     /// Appends results of the tail up to `size` results.
-    fn append_tail(&self, page: &mut SlatePage, tail: &Tail, now: CurrentItems, start: &PageStart, size: usize) {
+    fn append_tail(
+        &self,
+        page: &mut SlatePage,
+        tail: &Tail,
+        now: CurrentItems,
+        excluded: &AHashSet<Row>,
+        start: &PageStart,
+        size: usize,
+    ) {
         let first = start.offset.max(self.entries.len());
         let skip = if start.after.is_some() { 0 } else { first - self.entries.len() };
         let part = Part { after: start.after.as_ref(), skip, count: size - page.results.len(), ..Part::default() };
-        let slate: AHashSet<ItemKey> = self.entries.iter().map(|entry| entry.key).collect();
-        let filter = self.filter();
-        let selected = tail.select(now.generation, now.catalog, filter, &slate, part);
+        let hidden = excluded.iter().copied().chain(self.shown_products(now.catalog));
+        let selected = tail.select(now.generation, now.catalog, self.filter(), hidden, part);
         let popularity = now.generation.popularity();
         let popular = popularity.rank_of_most_popular(POPULAR_ITEMS);
         for (at, (row, position)) in selected.rows.into_iter().enumerate() {
@@ -520,7 +540,7 @@ impl Slate {
                 query_match,
                 item: self.include_items.then(|| content.item.clone()),
                 debug: None,
-                ..self.with_variants(now.catalog, row)
+                ..self.with_variants(now.catalog, row, excluded)
             });
             page.positions.push(Some(position));
         }
@@ -538,48 +558,75 @@ impl Slate {
         }
     }
 
-    fn is_shown(&self, catalog: &Catalog, row: Row) -> bool {
-        let content = catalog.get(row);
-        let is_excluded = || self.variants.as_ref().is_some_and(|variants| variants.excluded.contains(&content.key));
+    fn is_shown(&self, catalog: &Catalog, row: Row, excluded: &AHashSet<Row>) -> bool {
         let may_be_sold_out = matches!(self.shown, Shown::Eligible { sold_out: SoldOut::Last | SoldOut::Shown, .. });
         (catalog.is_offered(row) || may_be_sold_out && catalog.is_alive(row))
-            && self.filter().is_none_or(|filter| filter.matches(&content.item))
-            && !is_excluded()
+            && self.filter().is_none_or(|filter| filter.matches(&catalog.get(row).item))
+            && !excluded.contains(&row)
     }
 
-    /// Returns the row of an entry or, if it may not be shown and is not pinned, that of another variant of its group.
-    fn shown_variant(&self, catalog: &Catalog, row: Row, is_pinned: bool) -> Option<Row> {
-        if self.is_shown(catalog, row) {
-            return Some(row);
-        }
-        self.variants.as_ref().filter(|_| !is_pinned)?;
-        catalog.variants_of(row).find(|variant| self.is_shown(catalog, *variant))
+    /// Returns the rows that the group of an entry has now.
+    fn rows_of_group<'c>(&self, catalog: &'c Catalog, at: usize) -> &'c [Row] {
+        let id = self.variants.as_ref().and_then(|variants| variants.groups.get(at)).filter(|id| !id.is_empty());
+        id.and_then(|id| catalog.group_named(id)).map_or(&[], |group| catalog.rows_of_group(group))
+    }
+
+    /// Returns the rows of the entries and, if a group has one result, of their groups.
+    fn shown_products<'c>(&'c self, catalog: &'c Catalog) -> impl Iterator<Item = Row> + 'c {
+        (0..self.entries.len()).flat_map(move |at| {
+            let row = catalog.row_of_key(self.entries[at].key);
+            let variants = row.filter(|_| self.variants.is_some()).map(|row| catalog.variants_of(row));
+            row.into_iter().chain(variants.into_iter().flatten()).chain(self.rows_of_group(catalog, at).iter().copied())
+        })
+    }
+
+    /// Returns the row of an entry or, if it may not be shown and is not pinned, that of another variant of its group
+    /// that has no entry.
+    fn shown_variant(&self, catalog: &Catalog, at: usize, excluded: &AHashSet<Row>) -> Option<Row> {
+        let entry = &self.entries[at];
+        let row = catalog.row_of_key(entry.key).filter(|row| self.is_shown(catalog, *row, excluded));
+        let other = || {
+            let mut others = self.rows_of_group(catalog, at).iter().copied().filter(|_| !entry.is_pinned);
+            let has_entry = |row: Row| self.entries.iter().any(|entry| entry.key == catalog.key_of(row));
+            others.find(|row| self.is_shown(catalog, *row, excluded) && !has_entry(*row))
+        };
+        row.or_else(other)
     }
 
     /// Returns the result of a row with its variants and without a rank.
-    fn with_variants(&self, catalog: &Catalog, row: Row) -> RankedItem {
+    fn with_variants(&self, catalog: &Catalog, row: Row, excluded: &AHashSet<Row>) -> RankedItem {
         let item = &catalog.get(row).item;
         let mut result = RankedItem::named(item.id.clone());
         let grouped = catalog.group_of(row).and(self.variants.as_ref());
         if let Some(Variants { list_size, .. }) = grouped {
-            let others = catalog.variants_of(row).filter(|other| *other != row && self.is_shown(catalog, *other));
-            let mut others = others.map(|other| catalog.get(other).item.clone());
-            if *list_size > 0 {
-                result.variants = std::iter::once(item.clone()).chain(others.by_ref().take(list_size - 1)).collect();
-            }
-            result.variant_count = result.variants.len().max(1) + others.count();
+            let others = || {
+                let others = catalog.variants_of(row).filter(move |other| *other != row);
+                others.filter(|other| self.is_shown(catalog, *other, excluded))
+            };
+            result.variant_count = 1 + others().count();
+            let mut bytes = 0;
+            let fitting = std::iter::once(row).chain(others()).take(*list_size).take_while(|row| {
+                bytes += if self.include_items { item_bytes(&catalog.get(*row).item) } else { 0 };
+                bytes <= VARIANTS_BYTES_MAX
+            });
+            result.variants = fitting.map(|row| catalog.get(row).item.clone()).collect();
         }
         result
     }
 
     /// Returns the next `size` entries from the one with index `offset`.
-    fn page_of_entries(&self, generation: &Generation, catalog: &Catalog, offset: usize, size: usize) -> SlatePage {
+    fn page_of_entries(
+        &self,
+        generation: &Generation,
+        catalog: &Catalog,
+        excluded: &AHashSet<Row>,
+        offset: usize,
+        size: usize,
+    ) -> SlatePage {
         let mut shown = (offset..self.entries.len()).filter_map(|at| {
             let row = catalog.row_of_key(self.entries[at].key);
             match &self.shown {
-                Shown::Eligible { .. } => {
-                    Some((at, Some(self.shown_variant(catalog, row?, self.entries[at].is_pinned)?)))
-                }
+                Shown::Eligible { .. } => Some((at, Some(self.shown_variant(catalog, at, excluded)?))),
                 Shown::All => Some((at, row)),
             }
         });
@@ -593,7 +640,7 @@ impl Slate {
             let entry = &self.entries[at];
             let item = row.map(|row| &catalog.get(row).item);
             let described = match row {
-                Some(row) => self.with_variants(catalog, row),
+                Some(row) => self.with_variants(catalog, row, excluded),
                 // The key of an item of a catalogue is never released.
                 None => RankedItem::named(generation.state.keys.id(entry.key)?),
             };

@@ -7,9 +7,8 @@ use crate::{
     request::{QueryMatch, SoldOut},
     retrieve::EligibleRows,
 };
-use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter, OrderBy, Part, Position, Selected, SortValue, StoredValue, select};
-use lodestone_core::ids::{ItemKey, Row};
+use lodestone_core::ids::Row;
 use lodestone_index::{LexicalError, MatchScope, QueryText};
 use lodestone_rules::Synonyms;
 use std::sync::Arc;
@@ -19,8 +18,6 @@ use std::sync::Arc;
 pub struct Tail {
     pub members: TailMembers,
     pub order: TailOrder,
-    /// The items that the request excludes.
-    pub excluded: Vec<ItemKey>,
     /// Whether a group has one result.
     pub one_per_group: bool,
     pub sold_out: SoldOut,
@@ -62,23 +59,16 @@ impl Tail {
         }
     }
 
-    /// Returns the rows of a part in their order. `slate` has the items that earlier results are; `catalog` is that of
-    /// the generation.
+    /// Returns the rows of a part in their order, without the `hidden` ones. `catalog` is that of the generation.
     pub fn select(
         &self,
         generation: &Generation,
         catalog: &Catalog,
         filter: Option<&Filter>,
-        slate: &AHashSet<ItemKey>,
+        hidden: impl Iterator<Item = Row>,
         part: Part,
     ) -> Selected {
-        let row_of = |key: &ItemKey| catalog.row_of_key(*key);
-        let shown = slate.iter().filter_map(row_of);
-        let eligible = EligibleRows::of(catalog, self.sold_out).without(self.excluded.iter().filter_map(row_of));
-        let mut eligible = match self.one_per_group {
-            true => eligible.without(shown.flat_map(|row| catalog.variants_of(row))),
-            false => eligible.without(shown),
-        };
+        let mut eligible = EligibleRows::of(catalog, self.sold_out).without(hidden);
         let part = Part { one_per_group: self.one_per_group.then_some(catalog), ..part };
         if let Some(filter) = filter {
             eligible = eligible.matching(catalog, filter);

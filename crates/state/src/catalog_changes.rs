@@ -77,7 +77,7 @@ mod tests {
         let mut changes = CatalogChanges::default();
         changes.apply(&written("a"));
         changes.apply(&written("b"));
-        changes.apply(&ItemChange::Delete { id: id("a"), at: UnixMillis(2) });
+        changes.apply(&ItemChange::Delete { id: id("a"), time: WriteTime::Received(UnixMillis(2)) });
         let (after, reached) = changes.after(0, 10);
         let exists = |(id, state): &(ItemId, ItemState)| (id.to_string(), state.content(None).is_some());
         assert_eq!(after.iter().map(exists).collect::<Vec<_>>(), [("b".to_owned(), true), ("a".to_owned(), false)]);

@@ -374,6 +374,7 @@ mod tests {
         metrics.wrote("accepted", 1);
         metrics.answer_logged("logged", 1);
         metrics.experimented("experiment", "arm");
+        metrics.applied_rule("rule");
         metrics.changed_bundle("activated");
         metrics.loaded_bundle(Duration::from_secs(1));
         metrics.generations(2);

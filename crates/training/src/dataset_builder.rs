@@ -211,8 +211,8 @@ mod tests {
         let mut builder = DatasetBuilder::open(&data).unwrap();
         builder.apply(write("a", 19));
         builder.apply(write("b", 20));
-        builder.apply(Change::Item(ItemChange::Delete { id: id("c"), at: UnixMillis(19) }));
-        builder.apply(Change::Item(ItemChange::Delete { id: id("d"), at: UnixMillis(21) }));
+        builder.apply(Change::Item(ItemChange::Delete { id: id("c"), time: WriteTime::Received(UnixMillis(19)) }));
+        builder.apply(Change::Item(ItemChange::Delete { id: id("d"), time: WriteTime::Received(UnixMillis(21)) }));
         builder.write(&out).unwrap();
         let items = dataset::read_items(&out.join(ITEMS)).unwrap();
         let shown: Vec<(&str, &str, Option<i64>)> =
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!((summary.item_count, summary.logged_event_count, summary.interaction_count), (2, 1, 1));
 
         let mut second = DatasetBuilder::open(&data).unwrap();
-        second.apply(Change::Item(ItemChange::Delete { id: id("a"), at: UnixMillis(2) }));
+        second.apply(Change::Item(ItemChange::Delete { id: id("a"), time: WriteTime::Received(UnixMillis(2)) }));
         second.apply(written("b", "two, better"));
         second.apply(written("c", "three"));
         // A late event, earlier than the imported one.

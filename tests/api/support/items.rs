@@ -28,7 +28,7 @@ pub(crate) fn random_item_change(id: ItemId, number: usize, random: &mut StdRng)
         ..Item::titled(id.clone(), &format!("title {number}"))
     };
     Change::Item(match random.random_range(0..6) {
-        0 => ItemChange::Delete { id, at },
+        0 => ItemChange::Delete { id, time },
         1 => ItemChange::Write(Box::new(ItemWrite::of_all(item, time))),
         _ => {
             let names = ["title", "stock_quantity", "attributes", "attributes.size"];

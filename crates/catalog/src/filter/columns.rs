@@ -168,12 +168,11 @@ impl Default for Texts {
 }
 
 impl Texts {
-    fn insert(&mut self, at: usize, text: &str) {
+    fn insert(&mut self, at: usize, normal: &str) {
         self.remove(at);
-        let normal = normalize(text);
-        let index = match self.index_of.get(&*normal) {
+        let index = match self.index_of.get(normal) {
             Some(index) => *index,
-            None => self.create(&normal),
+            None => self.create(normal),
         };
         self.known[usize::from(index)].item_count += 1;
         self.codes[at] = index + 1;
@@ -262,8 +261,9 @@ impl Column {
             && self.lists.as_ref().is_none_or(|lists| lists.items.is_empty())
     }
 
-    fn text(&mut self, at: usize, text: &str) {
-        self.texts.get_or_insert_default().insert(at, text);
+    /// Sets a text in normal form.
+    fn text(&mut self, at: usize, normal: &str) {
+        self.texts.get_or_insert_default().insert(at, normal);
     }
 
     fn list(&mut self, at: usize, texts: &[String]) {
@@ -437,7 +437,10 @@ impl Columns {
             let normal = |item: &Item| item.tags.iter().map(|tag| normalize(tag)).collect();
             change_labels(&mut self.tags, at, old.map(normal), normal(new));
         }
-        change_text(&mut self.group_id, at, old.map(|old| &*old.group_id), &new.group_id);
+        if old.map(|old| &*old.group_id) != Some(&*new.group_id) {
+            // Ids are compared exactly.
+            Arc::make_mut(&mut self.group_id).text(at, &new.group_id);
+        }
         change_text(&mut self.brand, at, old.map(|old| &*old.brand), &new.brand);
         change_text(&mut self.currency, at, old.map(|old| &*old.currency), &new.currency);
         if old.is_none_or(|old| old.is_in_stock() != new.is_in_stock()) {
@@ -481,7 +484,7 @@ impl Columns {
             if old.and_then(|old| old.attributes.get(name)) != Some(value) {
                 let column = Arc::make_mut(attributes.entry(name.as_str().into()).or_default());
                 match value {
-                    AttributeValue::Text(text) => column.text(at, text),
+                    AttributeValue::Text(text) => column.text(at, &normalize(text)),
                     AttributeValue::Texts(texts) => column.list(at, texts),
                     AttributeValue::Number(number) => column.number(at, *number),
                     AttributeValue::Flag(flag) => column.flag(at, *flag),
@@ -624,7 +627,7 @@ fn change_labels(column: &mut Arc<LabelColumn>, at: usize, old: Option<Vec<Strin
 /// Replaces the text of one item.
 fn change_text(column: &mut Arc<Column>, at: usize, old: Option<&str>, new: &str) {
     if old != Some(new) {
-        Arc::make_mut(column).text(at, new);
+        Arc::make_mut(column).text(at, &normalize(new));
     }
 }
 

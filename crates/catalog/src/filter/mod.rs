@@ -258,7 +258,7 @@ impl Field {
     fn matches(&self, predicate: &Predicate, item: &Item) -> bool {
         match self {
             Self::ItemId => predicate.matches_id(item.id.as_str()),
-            Self::GroupId => predicate.matches_text(&item.group_id),
+            Self::GroupId => predicate.matches_normal(&item.group_id),
             Self::Title => predicate.matches_text(&item.title),
             Self::Description => predicate.matches_text(&item.description),
             Self::Category => predicate.matches_labels(item.categories.iter().map(|label| normalize(label))),
@@ -328,6 +328,7 @@ impl Field {
     pub fn normal(&self, text: &str) -> String {
         match self {
             Self::CategoryPath => path_normal(text),
+            Self::GroupId => text.to_owned(),
             _ => normalize(text),
         }
     }
@@ -388,13 +389,17 @@ impl Predicate {
     }
 
     fn matches_text(&self, text: &str) -> bool {
-        let text = normalize(text);
+        self.matches_normal(&normalize(text))
+    }
+
+    /// `text` is in the form by which the field is compared.
+    fn matches_normal(&self, text: &str) -> bool {
         match self {
-            Self::Compare(Operator::Equal, literal) => literal.equals(&text),
+            Self::Compare(Operator::Equal, literal) => literal.equals(text),
             Self::Compare(Operator::Unequal, Literal::Text(literal)) => !text.is_empty() && literal.normal != text,
             Self::Compare(..) => false,
-            Self::In(literals) => literals.iter().any(|literal| literal.equals(&text)),
-            Self::Has(literal) => literal.is_within(&text),
+            Self::In(literals) => literals.iter().any(|literal| literal.equals(text)),
+            Self::Has(literal) => literal.is_within(text),
         }
     }
 

@@ -500,13 +500,13 @@ fn header_error(path: &Path, position: u64, error: HeaderError) -> LogError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_catalog::ItemChange;
+    use lodestone_catalog::{ItemChange, WriteTime};
     use lodestone_core::ids::ItemId;
 
     const NOW: UnixMillis = UnixMillis(1_750_000_000_000);
 
     fn delete(id: &str) -> Change {
-        Change::Item(ItemChange::Delete { id: ItemId::parse(id).unwrap(), at: UnixMillis(0) })
+        Change::Item(ItemChange::Delete { id: ItemId::parse(id).unwrap(), time: WriteTime::Received(UnixMillis(0)) })
     }
 
     fn append(log: &mut EventLog, changes: &[Change]) -> u64 {
