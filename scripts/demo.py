@@ -168,20 +168,20 @@ def write_events(found, token):
     check(not any(result["warnings"] for result in answer["results"]), "no warning: the attribution token is valid")
     again = call(method, {"events": events[:1]}, "The first event again")
     check(statuses(again) == ["EVENT_STATUS_DUPLICATE"], "the second is a duplicate")
-    return answer["sessionVersion"]
+    return answer["consistencyToken"]
 
 
 def recommend_everything(found, version):
     def recommend(kind, **more):
         request = {"viewer": VIEWER, "type": f"RECOMMEND_TYPE_{kind}", "page_size": 8,
-                   "options": {"session_version": version}, **more}
+                   "options": {"consistency_token": version}, **more}
         answer = call(ranking("Recommend"), request, f"Recommend: {kind}")
         check(len(ids(answer)) > 0 and len(set(ids(answer))) == len(ids(answer)), f"{kind} returns different products")
         return answer
 
     for_you = recommend("FOR_YOU")
     check(for_you["info"]["userKnown"], "the shopper is known")
-    check(int(for_you["sessionVersion"]) >= int(version), "the answer reflects the events that were just written")
+    check(for_you["consistencyToken"] >= version, "the answer reflects the events that were just written")
     for kind in ("SIMILAR", "BOUGHT_TOGETHER"):
         check(found[0] not in ids(recommend(kind, anchor_item_ids=[found[0]])), f"{kind} does not return its anchor")
     check(found[0] in ids(recommend("BUY_AGAIN")), "BUY_AGAIN returns the product that was bought twice")

@@ -259,7 +259,7 @@ impl Shown<'_> {
             "models": record.models.iter().map(|model| (&model.name, &model.sha256)).collect::<BTreeMap<_, _>>(),
             "feature_schema": record.feature_schema,
             "request": request_parts(record).into_iter().collect::<BTreeMap<_, _>>(),
-            "session_version": record.session_version,
+            "log_position": record.log_position,
             "corrected_query": record.corrected_query,
             "applied_rules": record.applied_rules.iter().map(|rule| &rule.rule_id).collect::<Vec<_>>(),
             "explored": record.explored,

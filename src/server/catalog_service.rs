@@ -135,7 +135,7 @@ fn results(
             fields.push(stale.field.name().into_owned());
         }
     }
-    (results, report.session_version)
+    (results, report.log_position)
 }
 
 impl Services {
@@ -198,8 +198,11 @@ impl CatalogService for Services {
                 convert::item(violations, path, item, true).map(|item| ItemWrite::of_all(item, time))
             };
             let validated = Validated::of("items", &items, |item| &item.item_id, convert)?;
-            let (results, session_version) = self.write_valid_items(validated).await?;
-            Ok(Response::new(proto::UpsertItemsResponse { results, session_version }))
+            let (results, log_position) = self.write_valid_items(validated).await?;
+            Ok(Response::new(proto::UpsertItemsResponse {
+                results,
+                consistency_token: convert::consistency_token(log_position),
+            }))
         };
         guarded(&self.metrics, "UpsertItems", response).await
     }
@@ -220,8 +223,11 @@ impl CatalogService for Services {
             };
             let validated = Validated::of("updates", &updates, id, convert)?;
             drop(attributes);
-            let (results, session_version) = self.write_valid_items(validated).await?;
-            Ok(Response::new(proto::UpdateItemsResponse { results, session_version }))
+            let (results, log_position) = self.write_valid_items(validated).await?;
+            Ok(Response::new(proto::UpdateItemsResponse {
+                results,
+                consistency_token: convert::consistency_token(log_position),
+            }))
         };
         guarded(&self.metrics, "UpdateItems", response).await
     }
@@ -236,8 +242,11 @@ impl CatalogService for Services {
                 convert::inventory(violations, path, inventory, clock)
             };
             let validated = Validated::of("inventories", &inventories, |entry| &entry.item_id, convert)?;
-            let (results, session_version) = self.write_valid_items(validated).await?;
-            Ok(Response::new(proto::SetInventoryResponse { results, session_version }))
+            let (results, log_position) = self.write_valid_items(validated).await?;
+            Ok(Response::new(proto::SetInventoryResponse {
+                results,
+                consistency_token: convert::consistency_token(log_position),
+            }))
         };
         guarded(&self.metrics, "SetInventory", response).await
     }
@@ -251,11 +260,15 @@ impl CatalogService for Services {
             let convert =
                 |violations: &mut Violations, path: &dyn Display, id: &String| violations.keep(path, ItemId::parse(id));
             let validated = Validated::of("item_ids", &sent, String::as_str, convert)?;
-            let (results, session_version) =
-                self.write_valid(validated, async |ids| {
+            let (results, log_position) = self
+                .write_valid(validated, async |ids| {
                     self.engine.delete_items(ids, WriteTime::Received(UnixMillis::now())).await
-                }).await?;
-            Ok(Response::new(proto::DeleteItemsResponse { results, session_version }))
+                })
+                .await?;
+            Ok(Response::new(proto::DeleteItemsResponse {
+                results,
+                consistency_token: convert::consistency_token(log_position),
+            }))
         };
         guarded(&self.metrics, "DeleteItems", response).await
     }

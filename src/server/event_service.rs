@@ -120,9 +120,12 @@ impl EventService for Services {
             let mut validated = self.validate_events(&sent).await;
             let events = std::mem::take(&mut validated.events);
             let report = self.engine.write_events(events).await.map_err(status::of)?;
-            let session_version = report.session_version;
+            let log_position = report.log_position;
             let results = validated.with_report(report);
-            Ok(Response::new(proto::WriteEventsResponse { results, session_version }))
+            Ok(Response::new(proto::WriteEventsResponse {
+                results,
+                consistency_token: convert::consistency_token(log_position),
+            }))
         };
         guarded(&self.metrics, "WriteEvents", response).await
     }
@@ -147,7 +150,7 @@ impl Services {
         // A task, so that outcomes are counted even if the client ends the stream.
         Ok(tokio::spawn(async move {
             let report = engine.finish_events(queued).await?;
-            let version = report.session_version;
+            let version = report.log_position;
             Ok((validated.with_report(report), version))
         }))
     }

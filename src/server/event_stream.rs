@@ -1,5 +1,6 @@
 //! A stream of events: each message is answered when its events are stored and in effect, in the order of the messages.
 use super::{
+    convert,
     event_service::PendingWrite,
     proto,
     services::{Services, list_size},
@@ -21,7 +22,7 @@ pub(super) struct EventStream {
     /// The messages that are not answered yet, the oldest first.
     writes: VecDeque<PendingWrite>,
     counts: proto::EventCounts,
-    session_version: u64,
+    log_position: u64,
     /// How the client's messages ended. None: more may follow. It is returned after the answers to all messages.
     end: Option<Result<(), Status>>,
 }
@@ -33,7 +34,7 @@ impl EventStream {
             messages,
             writes: VecDeque::new(),
             counts: proto::EventCounts::default(),
-            session_version: 0,
+            log_position: 0,
             end: None,
         }
     }
@@ -78,7 +79,7 @@ impl EventStream {
     }
 
     fn response(&mut self, results: Vec<proto::EventResult>, version: u64) -> proto::StreamEventsResponse {
-        self.session_version = self.session_version.max(version);
+        self.log_position = self.log_position.max(version);
         let mut kept = Vec::new();
         for result in results {
             let index = self.counts.event_count;
@@ -93,6 +94,10 @@ impl EventStream {
                 kept.push(proto::StreamEventResult { index, result: Some(result) });
             }
         }
-        proto::StreamEventsResponse { counts: Some(self.counts), results: kept, session_version: self.session_version }
+        proto::StreamEventsResponse {
+            counts: Some(self.counts),
+            results: kept,
+            consistency_token: convert::consistency_token(self.log_position),
+        }
     }
 }

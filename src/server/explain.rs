@@ -65,7 +65,7 @@ fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
         generation: record.generation.clone(),
         models: record.models.iter().map(model).collect(),
         feature_schema: record.feature_schema.clone(),
-        session_version: record.session_version,
+        log_position: record.log_position,
         degradations: record.degradations.iter().map(degradation).collect(),
         sources: record.sources.iter().map(source).collect(),
         candidate_count: record.candidate_count as i32,

@@ -28,7 +28,7 @@ pub(super) struct ItemImport {
     /// None: the next message is the first one.
     options: Option<ImportOptions>,
     counts: proto::ImportCounts,
-    session_version: u64,
+    log_position: u64,
     /// By key: the items of the feed, for a full one.
     seen: Vec<u64>,
     /// Items that a feed which writes nothing would have created.
@@ -52,7 +52,7 @@ impl ItemImport {
             messages,
             options: None,
             counts: proto::ImportCounts::default(),
-            session_version: 0,
+            log_position: 0,
             seen: Vec::new(),
             would_create: HashSet::new(),
             is_finished: false,
@@ -147,7 +147,7 @@ impl ItemImport {
             }
             false => {
                 let (results, version) = self.services.write_valid_items(validated).await?;
-                self.session_version = self.session_version.max(version);
+                self.log_position = self.log_position.max(version);
                 results
             }
         };
@@ -176,7 +176,7 @@ impl ItemImport {
         proto::ImportItemsResponse {
             counts: Some(self.counts),
             results,
-            session_version: self.session_version,
+            consistency_token: convert::consistency_token(self.log_position),
             deletions: None,
         }
     }
@@ -200,7 +200,7 @@ impl ItemImport {
         }
         if !options.validate_only {
             let version = delete_all(&engine, &missing, until).await.map_err(status::of)?;
-            self.session_version = self.session_version.max(version);
+            self.log_position = self.log_position.max(version);
         }
         let deletions = proto::ImportDeletions { item_count: missing.len() as i64, share, item_ids: listed(&missing) };
         Ok(proto::ImportItemsResponse { deletions: Some(deletions), ..self.response(Vec::new()) })
@@ -216,8 +216,8 @@ fn listed(ids: &[ItemId]) -> Vec<String> {
 async fn delete_all(engine: &Arc<Engine>, ids: &[ItemId], until: UnixMillis) -> Result<u64, EngineError> {
     let mut position = 0;
     for part in ids.chunks(DELETED_AT_ONCE) {
-        let WriteReport { session_version, .. } = engine.delete_items(part.to_vec(), WriteTime::Stated(until)).await?;
-        position = position.max(session_version);
+        let WriteReport { log_position, .. } = engine.delete_items(part.to_vec(), WriteTime::Stated(until)).await?;
+        position = position.max(log_position);
     }
     Ok(position)
 }
@@ -236,10 +236,14 @@ impl Services {
         // Items that are written after this time stay.
         let until = UnixMillis(UnixMillis::now().0 - 1);
         let ids = self.engine.items_matching(filter).await.map_err(status::of)?;
-        let session_version = match request.force {
+        let log_position = match request.force {
             true => delete_all(&self.engine, &ids, until).await.map_err(status::of)?,
             false => 0,
         };
-        Ok(proto::PurgeItemsResponse { item_count: ids.len() as i64, item_ids: listed(&ids), session_version })
+        Ok(proto::PurgeItemsResponse {
+            item_count: ids.len() as i64,
+            item_ids: listed(&ids),
+            consistency_token: convert::consistency_token(log_position),
+        })
     }
 }

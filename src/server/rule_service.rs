@@ -72,8 +72,8 @@ impl Services {
         checked(violations)?;
         let etag = sent.map(|rule| rule.etag).unwrap_or_default();
         let rule = compiled.map(|compiled| compiled.stored()).unwrap_or_default();
-        let (written, session_version) = self.engine.put_rule(rule, mode(etag)).await.map_err(status::of)?;
-        Ok((Some(convert::rule_to_proto(&written)), session_version))
+        let (written, log_position) = self.engine.put_rule(rule, mode(etag)).await.map_err(status::of)?;
+        Ok((Some(convert::rule_to_proto(&written)), log_position))
     }
 }
 
@@ -89,8 +89,11 @@ impl RuleService for Services {
         request: Request<proto::CreateRuleRequest>,
     ) -> Result<Response<proto::CreateRuleResponse>, Status> {
         let response = async {
-            let (rule, session_version) = self.write_rule(request.into_inner().rule, |_| PutMode::Create).await?;
-            Ok(Response::new(proto::CreateRuleResponse { rule, session_version }))
+            let (rule, log_position) = self.write_rule(request.into_inner().rule, |_| PutMode::Create).await?;
+            Ok(Response::new(proto::CreateRuleResponse {
+                rule,
+                consistency_token: convert::consistency_token(log_position),
+            }))
         };
         guarded(&self.metrics, "CreateRule", response).await
     }
@@ -130,8 +133,11 @@ impl RuleService for Services {
     ) -> Result<Response<proto::UpdateRuleResponse>, Status> {
         let response = async {
             let mode = |etag| PutMode::Update { etag };
-            let (rule, session_version) = self.write_rule(request.into_inner().rule, mode).await?;
-            Ok(Response::new(proto::UpdateRuleResponse { rule, session_version }))
+            let (rule, log_position) = self.write_rule(request.into_inner().rule, mode).await?;
+            Ok(Response::new(proto::UpdateRuleResponse {
+                rule,
+                consistency_token: convert::consistency_token(log_position),
+            }))
         };
         guarded(&self.metrics, "UpdateRule", response).await
     }
@@ -143,7 +149,9 @@ impl RuleService for Services {
         let response = async {
             let proto::DeleteRuleRequest { rule_id, etag } = request.into_inner();
             let deleted = self.engine.delete_entry(EntryKind::Rule, rule_id, etag).await;
-            Ok(Response::new(proto::DeleteRuleResponse { session_version: deleted.map_err(status::of)? }))
+            Ok(Response::new(proto::DeleteRuleResponse {
+                consistency_token: convert::consistency_token(deleted.map_err(status::of)?),
+            }))
         };
         guarded(&self.metrics, "DeleteRule", response).await
     }

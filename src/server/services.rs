@@ -245,7 +245,7 @@ mod tests {
         };
         let results: Vec<_> = (0..10_000).map(|_| of_entry(&mut violations)).collect();
         assert_eq!(results[0].violations.len(), BatchViolations::PER_ENTRY_MAX);
-        let response = proto::WriteEventsResponse { results, session_version: u64::MAX };
+        let response = proto::WriteEventsResponse { results, consistency_token: convert::consistency_token(u64::MAX) };
         let bytes = response.encoded_len();
         assert!((2 << 20..RESPONSE_BYTES_MAX).contains(&bytes), "{bytes} bytes");
     }

@@ -23,8 +23,8 @@ impl Services {
         checked(violations)?;
         let etag = sent.map(|set| set.etag).unwrap_or_default();
         let set = compiled.map(|compiled| compiled.stored()).unwrap_or_default();
-        let (written, session_version) = self.engine.put_synonyms(set, mode(etag)).await.map_err(status::of)?;
-        Ok((Some(convert::synonym_set_to_proto(&written)), session_version))
+        let (written, log_position) = self.engine.put_synonyms(set, mode(etag)).await.map_err(status::of)?;
+        Ok((Some(convert::synonym_set_to_proto(&written)), log_position))
     }
 }
 
@@ -36,8 +36,11 @@ impl SynonymService for Services {
     ) -> Result<Response<proto::CreateSynonymSetResponse>, Status> {
         let response = async {
             let sent = request.into_inner().synonym_set;
-            let (synonym_set, session_version) = self.write_synonym_set(sent, |_| PutMode::Create).await?;
-            Ok(Response::new(proto::CreateSynonymSetResponse { synonym_set, session_version }))
+            let (synonym_set, log_position) = self.write_synonym_set(sent, |_| PutMode::Create).await?;
+            Ok(Response::new(proto::CreateSynonymSetResponse {
+                synonym_set,
+                consistency_token: convert::consistency_token(log_position),
+            }))
         };
         guarded(&self.metrics, "CreateSynonymSet", response).await
     }
@@ -81,8 +84,11 @@ impl SynonymService for Services {
         let response = async {
             let mode = |etag| PutMode::Update { etag };
             let sent = request.into_inner().synonym_set;
-            let (synonym_set, session_version) = self.write_synonym_set(sent, mode).await?;
-            Ok(Response::new(proto::UpdateSynonymSetResponse { synonym_set, session_version }))
+            let (synonym_set, log_position) = self.write_synonym_set(sent, mode).await?;
+            Ok(Response::new(proto::UpdateSynonymSetResponse {
+                synonym_set,
+                consistency_token: convert::consistency_token(log_position),
+            }))
         };
         guarded(&self.metrics, "UpdateSynonymSet", response).await
     }
@@ -94,7 +100,9 @@ impl SynonymService for Services {
         let response = async {
             let proto::DeleteSynonymSetRequest { synonym_set_id, etag } = request.into_inner();
             let deleted = self.engine.delete_entry(EntryKind::SynonymSet, synonym_set_id, etag).await;
-            Ok(Response::new(proto::DeleteSynonymSetResponse { session_version: deleted.map_err(status::of)? }))
+            Ok(Response::new(proto::DeleteSynonymSetResponse {
+                consistency_token: convert::consistency_token(deleted.map_err(status::of)?),
+            }))
         };
         guarded(&self.metrics, "DeleteSynonymSet", response).await
     }

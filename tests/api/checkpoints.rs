@@ -231,7 +231,7 @@ fn readers_see_every_event_up_to_an_acknowledged_position_and_histories_never_sh
                             let view = event(&id, EventKind::View, &format!("p{user}"), &format!("i{number}"), at);
                             let written =
                                 runtime.block_on(shop.writer.write(vec![(Change::Event(view.clone()), None)]));
-                            let version = written.unwrap().session_version;
+                            let version = written.unwrap().log_position;
                             acknowledged.lock().push((version, user, number));
                             let again = runtime.block_on(shop.writer.write(vec![(Change::Event(view), None)])).unwrap();
                             assert_eq!(again.outcomes, [Outcome::Duplicate]);

@@ -340,7 +340,7 @@ fn writer(directory: &Path) -> Writer<()> {
 
 /// A write with one event.
 fn write_one(runtime: &tokio::runtime::Runtime, writer: &Writer<()>, number: usize) -> Result<u64, LogError> {
-    runtime.block_on(writer.write(vec![(view(number), None)])).map(|written| written.session_version)
+    runtime.block_on(writer.write(vec![(view(number), None)])).map(|written| written.log_position)
 }
 
 fn is_displaced<T>(result: &Result<T, LogError>) -> bool {

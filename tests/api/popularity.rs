@@ -152,7 +152,7 @@ async fn requests_that_wait_for_a_log_position_are_bounded() {
     let shop = Shop::new();
     let engine = Arc::new(shop.open(HealthBounds::default()));
     let waiting = |deadline: Duration| {
-        let options = Options { session_version: u64::MAX, ..Options::default() };
+        let options = Options { log_position: u64::MAX, ..Options::default() };
         let request = RecommendRequest { options, ..request(viewer("p"), RecommendKind::ForYou, "") };
         let engine = engine.clone();
         async move { engine.recommend(request, Instant::now() + deadline).await }

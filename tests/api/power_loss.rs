@@ -358,7 +358,7 @@ fn run(
             let changes = acknowledged.next_changes(random);
             let write = shop.writer.write(changes.iter().map(|change| (change.clone(), None)).collect());
             let written = runtime.block_on(write)?;
-            acknowledged.add(changes, written.session_version);
+            acknowledged.add(changes, written.log_position);
             if random.random_bool(0.2) {
                 shop.checkpoints.write()?;
             }

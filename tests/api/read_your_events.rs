@@ -84,8 +84,8 @@ fn item_of_view(number: usize) -> String {
     format!("i{}", number % ITEMS)
 }
 
-/// Writes an event until it is acknowledged, across restarts. Returns the log position from which it is in effect.
-async fn write_until_acknowledged(channel: &Channel, event: &proto::Event, by_stream: bool) -> u64 {
+/// Writes an event until it is acknowledged, across restarts. Returns the consistency token of the write.
+async fn write_until_acknowledged(channel: &Channel, event: &proto::Event, by_stream: bool) -> String {
     let mut client = EventServiceClient::new(channel.clone());
     let deadline = Instant::now() + RESTART_TIME_MAX;
     loop {
@@ -98,12 +98,12 @@ async fn write_until_acknowledged(channel: &Channel, event: &proto::Event, by_st
             };
             written.await.map(|written| {
                 let counts = written.counts.unwrap();
-                (counts.accepted_count + counts.duplicate_count == 1, written.session_version)
+                (counts.accepted_count + counts.duplicate_count == 1, written.consistency_token)
             })
         } else {
             let written = client.write_events(proto::WriteEventsRequest { events: vec![event.clone()] }).await;
             let is_stored = |status: EventStatus| matches!(status, EventStatus::Accepted | EventStatus::Duplicate);
-            written.map(tonic::Response::into_inner).map(|w| (is_stored(w.results[0].status()), w.session_version))
+            written.map(tonic::Response::into_inner).map(|w| (is_stored(w.results[0].status()), w.consistency_token))
         };
         match answer {
             Ok((is_stored, version)) => {
@@ -116,20 +116,20 @@ async fn write_until_acknowledged(channel: &Channel, event: &proto::Event, by_st
     }
 }
 
-/// Returns the items that a user viewed, latest first, and the position that the answer reflects; `None` while no
+/// Returns the items that a user viewed, latest first, and the consistency token of the answer; `None` while no
 /// server answers.
-async fn viewed(channel: &Channel, user: usize, session_version: u64) -> Option<(Vec<String>, u64)> {
+async fn viewed(channel: &Channel, user: usize, consistency_token: String) -> Option<(Vec<String>, String)> {
     let request = proto::RecommendRequest {
         viewer: viewer(user),
         r#type: RecommendType::RecentlyViewed.into(),
         page_size: 100,
-        options: Some(proto::RankingOptions { session_version, ..Default::default() }),
+        options: Some(proto::RankingOptions { consistency_token, ..Default::default() }),
         ..Default::default()
     };
     let answer = RankingServiceClient::new(channel.clone()).recommend(request).await.ok()?.into_inner();
     let degradations = answer.info.unwrap_or_default().degradations;
     assert!(degradations.is_empty(), "{degradations:?}");
-    Some((answer.results.into_iter().map(|result| result.item_id).collect(), answer.session_version))
+    Some((answer.results.into_iter().map(|result| result.item_id).collect(), answer.consistency_token))
 }
 
 /// Returns the items that an answer holds after `count` views of a user, latest first.
@@ -143,8 +143,9 @@ async fn an_answer_reflects_every_event_up_to_an_acknowledged_position_across_ki
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut server = serve(&shop, &address);
     let channel = || Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-    // For each user: the position of the last acknowledgement and the number of views up to it.
-    let acknowledged: Arc<Mutex<[(u64, usize); WRITERS]>> = Arc::default();
+    // For each user: the token of the last acknowledgement, of which later ones are greater texts, and the number of
+    // views up to it.
+    let acknowledged: Arc<Mutex<[(String, usize); WRITERS]>> = Arc::default();
     let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let mut tasks: Vec<JoinHandle<()>> = Vec::new();
     for user in 0..WRITERS {
@@ -155,8 +156,8 @@ async fn an_answer_reflects_every_event_up_to_an_acknowledged_position_across_ki
             while !stop.load(Ordering::Relaxed) {
                 let version = write_until_acknowledged(&writing, &view(user, count), count % 3 == 2).await;
                 count += 1;
-                acknowledged.lock()[user] = (version, count);
-                if let Some((seen, reflected)) = viewed(&reading, user, version).await {
+                acknowledged.lock()[user] = (version.clone(), count);
+                if let Some((seen, reflected)) = viewed(&reading, user, version.clone()).await {
                     assert!(reflected >= version);
                     assert_eq!(seen, expected(count), "user {user} after {count} views");
                 }
@@ -170,11 +171,11 @@ async fn an_answer_reflects_every_event_up_to_an_acknowledged_position_across_ki
             let mut most = [0; WRITERS];
             let mut answered = Instant::now();
             while !stop.load(Ordering::Relaxed) {
-                let all = *acknowledged.lock();
-                // The greatest position covers all acknowledgements so far.
-                let version = all.iter().map(|(version, _)| *version).max().unwrap_or(0);
+                let all = acknowledged.lock().clone();
+                // The greatest token covers all acknowledgements so far.
+                let version = all.iter().map(|(version, _)| version.clone()).max().unwrap_or_default();
                 let user = random.random_range(0..WRITERS);
-                let Some((seen, reflected)) = viewed(&reading, user, version).await else {
+                let Some((seen, reflected)) = viewed(&reading, user, version.clone()).await else {
                     assert!(answered.elapsed() < RESTART_TIME_MAX, "no answer for {RESTART_TIME_MAX:?}");
                     tokio::time::sleep(RETRY_INTERVAL).await;
                     continue;

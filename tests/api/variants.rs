@@ -367,7 +367,8 @@ async fn orders_boosts_and_pins_choose_the_variant() {
         change(&mut request);
         RankingServiceClient::new(server.channel.clone()).recommend(request).await.unwrap().into_inner().results
     };
-    let cheapest = recommend(&|request| request.options = options(|options| options.order_by = "price".to_owned())).await;
+    let cheapest =
+        recommend(&|request| request.options = options(|options| options.order_by = "price".to_owned())).await;
     assert!(cheapest.len() == 12 && ids(&cheapest).iter().all(|id| id.ends_with("-white")), "{:?}", ids(&cheapest));
     // A boosted variant stands for its product, in a list and in a search.
     let boosts = vec![proto::Boost { filter: "attributes.color = \"green\"".to_owned(), factor: 3.0 }];

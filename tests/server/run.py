@@ -7,6 +7,7 @@ encoder, with which another bundle is trained on DATA. Needs ORT_DYLIB_PATH. KIL
 """
 import atexit
 import hashlib
+import hashlib
 import json
 import os
 import pathlib
@@ -491,6 +492,11 @@ def check_stream_order(data):
     server.end(signal.SIGTERM)
 
 
+def consistency_token(position):
+    """Returns the token of a log position."""
+    return f"{position:016x}{hashlib.sha256(position.to_bytes(8, 'big')).hexdigest()[:4]}"
+
+
 def json_objects(text):
     """Returns the objects of a text that has one after the other, as grpcurl prints the responses of a stream."""
     decoder, objects, at = json.JSONDecoder(), [], 0
@@ -514,7 +520,7 @@ def event_ingestion(work):
     watermarks = [int(answer["counts"]["eventCount"]) for answer in answers]
     check(watermarks == [500, 1000, 1500, 2000], f"each message of a stream is answered in order: {watermarks} {ran.stderr}")
     counts = [int(answers[-1]["counts"].get(f"{name}Count", 0)) for name in ("event", "accepted", "duplicate", "rejected")]
-    check(counts == [2000, 1998, 1, 1] and int(answers[-1]["sessionVersion"]) == 1998, f"the events of a stream are counted: {counts}")
+    check(counts == [2000, 1998, 1, 1] and int(answers[-1]["consistencyToken"][:16], 16) == 1998, f"the events of a stream are counted: {counts}")
     listed = [(int(entry["index"]), entry["result"]["status"]) for answer in answers for entry in answer.get("results", [])]
     check(listed == [(507, "EVENT_STATUS_DUPLICATE"), (1009, "EVENT_STATUS_REJECTED")], f"duplicates and rejected events are listed by index: {listed}")
     answer, _ = server.call(WRITE, {"events": [{**view("forged"), "attribution_token": "forged"}]})
@@ -527,7 +533,7 @@ def event_ingestion(work):
           f"an event an hour ahead is rejected with both times: {reason}")
     started = time.monotonic()
     answer, error = server.call(RECOMMEND, {"viewer": {"user_id": "stream"}, "type": "RECOMMEND_TYPE_FOR_YOU",
-                                            "options": {"session_version": 10**15}})
+                                            "options": {"consistency_token": consistency_token(10**15)}})
     waited = time.monotonic() - started
     codes = [entry["code"] for entry in (answer or {"info": {}})["info"].get("degradations", [])]
     check("DEGRADATION_CODE_STALE_STATE" in codes and 0.4 < waited, f"an answer waits {waited:.2f} s for a position in the future and declares STALE_STATE {error}")
@@ -621,7 +627,7 @@ def lost_log(work):
     check(ran.returncode == 0 and "repaired" in ran.stdout, f"verify --repair goes on without the log {ran.stderr}")
     server = Server(data)
     answer, _ = server.call(WRITE, {"events": [view("new")]})
-    check(int(answer["sessionVersion"]) > 2**32, "no position is issued twice")
+    check(int(answer["consistencyToken"][:16], 16) > 2**32, "no position is issued twice")
     server.end(signal.SIGTERM)
     key = data / "token.key"
     check(key.stat().st_mode & 0o777 == 0o600, "only the owner can read token.key")

@@ -347,7 +347,8 @@ impl ItemState {
         match self {
             Self::Deleted { at } => vec![ItemChange::Delete { id: id.clone(), time: WriteTime::Received(*at) }],
             Self::Written(written) => {
-                let deletion = written.deleted_at.map(|at| ItemChange::Delete { id: id.clone(), time: WriteTime::Received(at) });
+                let deletion =
+                    written.deleted_at.map(|at| ItemChange::Delete { id: id.clone(), time: WriteTime::Received(at) });
                 let writes = written.writes().map(|write| ItemChange::Write(Box::new(write)));
                 deletion.into_iter().chain(writes).collect()
             }

@@ -309,7 +309,7 @@ impl Engine {
     }
 
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
-        self.wait_for_position(request.session_version, deadline).await?;
+        self.wait_for_position(request.log_position, deadline).await?;
         let (generations, position) = (self.generations.clone(), self.writer.position());
         let suggest = move |worker: &mut usize| {
             let loaded = generations.routes().of(&request.viewer.user).clone();
@@ -412,7 +412,7 @@ impl Engine {
 
     /// Runs a request and returns its first page.
     async fn first_page(&self, request: RankingRequest, page: &Page, deadline: Instant) -> Result<Answer, EngineError> {
-        let version = request.options().session_version;
+        let version = request.options().log_position;
         let bytes_max = match request {
             // Not paged: a caller expects all of its candidates.
             RankingRequest::Rank(_) => usize::MAX,
@@ -525,7 +525,7 @@ impl Engine {
 
     fn sign(&self, info: &mut AnswerInfo, loaded: &LoadedGeneration, answer: AnswerId, position: u64) {
         info.attribution_token = self.tokens.attribution(answer);
-        info.session_version = position;
+        info.log_position = position;
         info.generation = Arc::from(loaded.name());
     }
 

@@ -37,9 +37,9 @@ impl From<Outcome> for WriteOutcome {
 }
 
 impl From<Written> for WriteReport {
-    fn from(Written { outcomes, repeated_lines, stale_fields, session_version }: Written) -> Self {
+    fn from(Written { outcomes, repeated_lines, stale_fields, log_position }: Written) -> Self {
         let outcomes = outcomes.into_iter().map(WriteOutcome::from).collect();
-        Self { outcomes, repeated_lines, stale_fields, session_version }
+        Self { outcomes, repeated_lines, stale_fields, log_position }
     }
 }
 
@@ -68,7 +68,7 @@ pub struct WriteReport {
     /// Written fields of items that keep their later values.
     pub stale_fields: Vec<StaleField>,
     /// The log position that includes all changes.
-    pub session_version: u64,
+    pub log_position: u64,
 }
 
 /// The reason why a call of the engine failed.

@@ -74,7 +74,7 @@ pub struct RewardPreview {
 /// A matched answer whose record determines its page with the rule.
 struct MatchedAnswer {
     query: String,
-    session_version: u64,
+    log_position: u64,
     slots: Vec<DatasetSlot>,
     page: PreviewedPage,
 }
@@ -211,7 +211,7 @@ impl PreviewInput {
         };
         let Some(slots) = slots_of(record) else { return left_out("the record is damaged") };
         let query = request.query().unwrap_or_default().to_owned();
-        ReadAnswer::Matched(Box::new(MatchedAnswer { query, session_version: record.session_version, slots, page }))
+        ReadAnswer::Matched(Box::new(MatchedAnswer { query, log_position: record.log_position, slots, page }))
     }
 
     /// Evaluates the actions of the rule on the items of a record, as the catalogue has them now.
@@ -263,7 +263,7 @@ impl PreviewInput {
 
     /// Returns the outcomes of the users of the answers.
     fn outcomes(&self, matched: &[Box<MatchedAnswer>]) -> Result<Vec<Outcome>, EngineError> {
-        let Some(from) = matched.iter().map(|answer| answer.session_version + 1).min() else { return Ok(Vec::new()) };
+        let Some(from) = matched.iter().map(|answer| answer.log_position + 1).min() else { return Ok(Vec::new()) };
         let mut events: HashMap<UserId, Vec<Event>> = HashMap::new();
         let users = matched.iter().filter_map(|answer| UserId::from_key(&answer.slots.first()?.user));
         users.for_each(|user| _ = events.entry(user).or_default());

@@ -136,7 +136,7 @@ impl Engine {
             let written = queued.written().await;
             let rules = state.rules();
             drop(guard);
-            Ok((rules, written?.session_version))
+            Ok((rules, written?.log_position))
         });
         let written = written.await.map_err(|error| EngineError::Internal(error.to_string()))?;
         written.map_err(EngineError::Log)

@@ -61,7 +61,7 @@ pub struct Written {
     /// Written fields of items that keep their later values.
     pub stale_fields: Vec<StaleField>,
     /// A log position at which all changes of the write, including duplicates, are stored and applied.
-    pub session_version: u64,
+    pub log_position: u64,
 }
 
 /// A line of a purchase whose user, order and item an earlier event counted.
@@ -529,7 +529,7 @@ fn reply<P>(group: Vec<Batch<P>>, predicted: Predicted, applied: &Applied, first
         let is_of_batch = |failure: &&Quarantined| failure.position > begin && failure.position <= position;
         let failures: Vec<Quarantined> = applied.failures.iter().filter(is_of_batch).cloned().collect();
         let result = match failures.is_empty() {
-            true => Ok(Written { outcomes, repeated_lines, stale_fields, session_version: position }),
+            true => Ok(Written { outcomes, repeated_lines, stale_fields, log_position: position }),
             false => Err(LogError::Quarantined { changes: failures.into() }),
         };
         // A caller may have stopped waiting.

@@ -29,8 +29,8 @@ pub(crate) enum AnyVariant<'a> {
     ByFields(&'a OrderBy),
 }
 
-/// Keeps one candidate of each group, and the first `count` candidates: the one that matches the query best, of these one
-/// in stock, of these the one with the greatest boost, of these the first.
+/// Keeps one candidate of each group, and the first `count` candidates: the one that matches the query best, of these
+/// one in stock, of these the one with the greatest boost, of these the first.
 pub(crate) fn keep_one_per_group(candidates: &mut Candidates, count: usize, choice: &VariantChoice) {
     let catalog = choice.catalog;
     let tiers = query_tiers(candidates);
@@ -39,7 +39,13 @@ pub(crate) fn keep_one_per_group(candidates: &mut Candidates, count: usize, choi
     for (at, (candidate, tier)) in candidates.list.iter().zip(&tiers).enumerate() {
         let Some(group) = catalog.group_of(candidate.row) else { continue };
         let rank = (*tier, catalog.is_offered(candidate.row), choice.boosted(candidate.row));
-        best.entry(group).and_modify(|known| if rank > known.1 { *known = (at, rank) }).or_insert((at, rank));
+        best.entry(group)
+            .and_modify(|known| {
+                if rank > known.1 {
+                    *known = (at, rank)
+                }
+            })
+            .or_insert((at, rank));
     }
     let mut at = 0;
     candidates.list.retain_mut(|candidate| {
@@ -75,7 +81,8 @@ impl VariantChoice<'_> {
             Some(AnyVariant::Boosted) if self.boosts.is_empty() => {}
             Some(AnyVariant::Boosted) => {
                 let rank = |row: Row| (self.catalog.is_offered(row), self.boosted(row));
-                let chosen = eligible().fold(candidate.row, |best, row| if rank(row) > rank(best) { row } else { best });
+                let chosen =
+                    eligible().fold(candidate.row, |best, row| if rank(row) > rank(best) { row } else { best });
                 candidate.row = chosen;
             }
             Some(AnyVariant::ByFields(order)) => {

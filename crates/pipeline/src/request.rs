@@ -48,7 +48,7 @@ pub struct Page {
 /// Options of all ranking requests.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    pub session_version: u64,
+    pub log_position: u64,
     pub context_events: Vec<Event>,
     pub exclude: Vec<ItemId>,
     /// Without keys: best first.
@@ -194,8 +194,8 @@ pub struct SuggestRequest {
     /// 0 to 20.
     pub product_count: usize,
     pub filter: Option<Filter>,
-    /// See [`Options::session_version`].
-    pub session_version: u64,
+    /// See [`Options::log_position`].
+    pub log_position: u64,
     pub include_items: bool,
 }
 
@@ -232,7 +232,7 @@ pub struct SuggestAnswer {
 #[derive(Debug, Clone, Default)]
 pub struct AnswerInfo {
     pub attribution_token: String,
-    pub session_version: u64,
+    pub log_position: u64,
     pub generation: Arc<str>,
     pub degradations: Vec<Degradation>,
     pub user_known: bool,

@@ -141,8 +141,8 @@ impl RetrievalInput<'_> {
     }
 
     /// Searches for rows of a number of products. The variants of a group are close to each other, so that a search is
-    /// repeated for more rows while the found ones are of less than half as many products. `rows_of` returns the rows of a
-    /// result.
+    /// repeated for more rows while the found ones are of less than half as many products. `rows_of` returns the rows
+    /// of a result.
     pub fn widened<T, E>(
         &self,
         product_count: usize,

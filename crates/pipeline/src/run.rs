@@ -22,7 +22,7 @@ use crate::{
     trace::{ConfiguredRanking, Trace},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Field, Filter, Group, OrderBy, SeenGroups, Part, Position};
+use lodestone_catalog::{Catalog, Field, Filter, Group, OrderBy, Part, Position, SeenGroups};
 use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row},
@@ -184,7 +184,8 @@ impl RankingRequest {
     fn sold_out(&self, plan: &Plan) -> SoldOut {
         let wanted = self.options().sold_out.unwrap_or(plan.main().sold_out);
         // A list of recommendations has no end that they could follow.
-        let wanted = if matches!((self, wanted), (Self::Recommend(_), SoldOut::Last)) { SoldOut::Hidden } else { wanted };
+        let wanted =
+            if matches!((self, wanted), (Self::Recommend(_), SoldOut::Last)) { SoldOut::Hidden } else { wanted };
         match wanted {
             // A condition of the filter decides.
             SoldOut::Hidden if self.filter().is_some_and(|of| of.has_condition_on(&Field::InStock)) => SoldOut::Shown,
@@ -307,7 +308,7 @@ fn correct_query(context: &mut RequestContext, request: &RankingRequest) {
 /// The first stage: eligible rows, then candidates from the sources that the request needs.
 fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
     context.start_stage();
-    check_session_version(context, request.options());
+    check_position(context, request.options());
     context.excluded = request.options().exclude.iter().flat_map(|id| context.named_rows(id)).collect();
     context.eligible = eligible_rows(context, request.filter());
     // Those that are sold out follow all others, so that they are not among the candidates.
@@ -454,7 +455,7 @@ fn respond(
             user: request.viewer().user.clone(),
             message: request.message().to_vec(),
             arm: planned.plan.arm.clone(),
-            session_version: context.position,
+            log_position: context.position,
             degradations: context.degradations.clone(),
             corrected_query: corrected_query.clone(),
             applied_rules: effects.applied.clone(),
@@ -772,13 +773,13 @@ pub fn suggest(
     let options = Options {
         one_per_group: true,
         include_items: request.include_items,
-        session_version: request.session_version,
+        log_position: request.log_position,
         ..Options::default()
     };
     let catalog = generation.catalog.load_full();
     let mut context = RequestContext::new(generation, &catalog, &request.viewer, &options, now);
     context.synonyms.push(generation.state.rules().synonyms.clone());
-    check_session_version(&mut context, &options);
+    check_position(&mut context, &options);
     context.eligible = eligible_rows(&context, request.filter.as_ref());
     let completions = completions(&context, request);
     context.end_stage("complete");
@@ -893,8 +894,8 @@ fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Comple
 
 /// Declares a degradation if the requested version is ahead of the state. Every acknowledged position is applied before
 /// it is acknowledged, so only a position of another server can be ahead.
-fn check_session_version(context: &mut RequestContext, options: &Options) {
-    if options.session_version > context.generation.state.applied_position() {
+fn check_position(context: &mut RequestContext, options: &Options) {
+    if options.log_position > context.generation.state.applied_position() {
         context.degrade(DegradationCode::StaleState, "users");
     }
 }
@@ -907,7 +908,11 @@ fn known_anchors(context: &RequestContext, ids: &[ItemId]) -> Vec<RecentItem> {
     };
     // The first of each id, then the second: a group is as one item, and its further variants follow those of all ids.
     let rows: Vec<Vec<Row>> = ids.iter().map(|id| context.named_rows(id).take(GROUP_ANCHORS_MAX).collect()).collect();
-    (0..GROUP_ANCHORS_MAX).flat_map(|at| rows.iter().filter_map(move |rows| rows.get(at))).copied().map(recent).collect()
+    (0..GROUP_ANCHORS_MAX)
+        .flat_map(|at| rows.iter().filter_map(move |rows| rows.get(at)))
+        .copied()
+        .map(recent)
+        .collect()
 }
 
 fn recently_viewed(context: &RequestContext) -> Vec<(ItemKey, f32)> {
@@ -965,7 +970,9 @@ fn unknown_items(context: &RequestContext, request: &RankingRequest) -> Vec<Item
     let is_known = |id: &ItemId| match request {
         // Candidates are items.
         RankingRequest::Rank(_) => context.catalog.row_of(keys, id).is_some(),
-        RankingRequest::Search(_) | RankingRequest::Recommend(_) => context.catalog.named_rows(keys, id).next().is_some(),
+        RankingRequest::Search(_) | RankingRequest::Recommend(_) => {
+            context.catalog.named_rows(keys, id).next().is_some()
+        }
     };
     let mut seen = AHashSet::new();
     request.named_items().iter().filter(|id| !is_known(id) && seen.insert(*id)).cloned().collect()

@@ -402,8 +402,8 @@ pub struct Slate {
 
 /// How results stand for their groups.
 struct Variants {
-    /// By entry: the group of its item; empty without one. By id, because a later page may read the catalogue of another
-    /// bundle, whose groups have other numbers.
+    /// By entry: the group of its item; empty without one. By id, because a later page may read the catalogue of
+    /// another bundle, whose groups have other numbers.
     groups: Vec<Box<str>>,
     /// Most variants that a result lists.
     list_size: usize,

@@ -27,7 +27,7 @@ pub struct Trace {
     pub message: Vec<u8>,
     pub arm: Option<ExperimentArm>,
     /// The log position that the answer's state included.
-    pub session_version: u64,
+    pub log_position: u64,
     pub degradations: Vec<Degradation>,
     pub corrected_query: String,
     pub applied_rules: Vec<AppliedRule>,
@@ -103,7 +103,7 @@ impl Trace {
             generation: manifest.name.clone(),
             models: models(manifest),
             feature_schema: manifest.feature_schema.clone(),
-            session_version: self.session_version,
+            log_position: self.log_position,
             degradations: self.degradations.iter().map(degradation).collect(),
             items: names.iter().map(|name| (*name).to_owned()).collect(),
             candidate_count: self.ranked.candidates.list.len() as u32,

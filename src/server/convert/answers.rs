@@ -1,4 +1,5 @@
 //! Converts answers of the engine to response messages.
+use super::consistency_token;
 use crate::server::{proto, violations::Violation};
 use lodestone_catalog::{AttributeValue, Item};
 use lodestone_core::ids::ItemId;
@@ -180,7 +181,7 @@ pub(crate) fn search_response(answer: Answer, envelope: Envelope) -> proto::Sear
         next_page_token: answer.next_page_token,
         total_size: answer.total_size as i32,
         attribution_token: answer.info.attribution_token,
-        session_version: answer.info.session_version,
+        consistency_token: consistency_token(answer.info.log_position),
         corrected_query: answer.corrected_query,
         facets: facets(&answer.facets),
         facet_item_count: answer.facets.item_count as i64,
@@ -205,7 +206,7 @@ pub(crate) fn recommend_response(answer: Answer, envelope: Envelope) -> proto::R
         next_page_token: answer.next_page_token,
         total_size: answer.total_size as i32,
         attribution_token: answer.info.attribution_token,
-        session_version: answer.info.session_version,
+        consistency_token: consistency_token(answer.info.log_position),
         facets: facets(&answer.facets),
         facet_item_count: answer.facets.item_count as i64,
     }
@@ -216,7 +217,7 @@ pub(crate) fn rank_response(answer: Answer, envelope: Envelope) -> proto::RankRe
         info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
         attribution_token: answer.info.attribution_token,
-        session_version: answer.info.session_version,
+        consistency_token: consistency_token(answer.info.log_position),
     }
 }
 
@@ -235,7 +236,7 @@ pub(crate) fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> pro
         completions: answer.completions.into_iter().map(completion).collect(),
         products: answer.products.into_iter().map(result).collect(),
         attribution_token: answer.info.attribution_token,
-        session_version: answer.info.session_version,
+        consistency_token: consistency_token(answer.info.log_position),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Converts between the messages of the API and the types of the engine. Requests are validated completely, and all
 //! violations are returned at once.
 mod answers;
+mod consistency;
 mod events;
 mod items;
 mod models;
@@ -12,6 +13,7 @@ use super::violations::Violations;
 pub(crate) use answers::{
     Envelope, item_to_proto, rank_response, recommend_response, score_parts, search_response, suggest_response,
 };
+pub(crate) use consistency::consistency_token;
 pub(crate) use events::event;
 pub(crate) use items::{Clock, ItemsRequest, inventory, item, item_update, list_items};
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};

@@ -1,5 +1,5 @@
 //! Validates and converts requests of RankingService.
-use super::{TEXT_CHARS_MAX, events::event, shortened, viewer::viewer};
+use super::{TEXT_CHARS_MAX, consistency::log_position, events::event, shortened, viewer::viewer};
 use crate::server::{
     proto,
     violations::{Violation, Violations},
@@ -94,7 +94,7 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         diversity as f32
     });
     Options {
-        session_version: options.session_version,
+        log_position: log_position(violations, "options.consistency_token", &options.consistency_token),
         context_events,
         exclude: ids(violations, "options.exclude_item_ids", &options.exclude_item_ids, EXCLUDE_MAX),
         order_by: order_by(violations, options),
@@ -366,7 +366,7 @@ fn slate_key<M: Message + Clone>(
     let options = options_of(&mut request);
     if let Some(sent) = options {
         sent.request_id.clear();
-        sent.session_version = 0;
+        sent.consistency_token.clear();
         // Missing options and empty ones are equal.
         if *sent == proto::RankingOptions::default() {
             *options = None;
@@ -460,7 +460,7 @@ pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestReques
         completion_count: violations.size("completion_count", request.completion_count, 8, SUGGESTIONS_MAX),
         product_count: violations.size("product_count", request.product_count, 4, SUGGESTIONS_MAX),
         filter: filter(violations, "filter", &request.filter),
-        session_version: request.session_version,
+        log_position: log_position(violations, "consistency_token", &request.consistency_token),
         include_items: request.include_items,
     }
 }

@@ -40,7 +40,7 @@ pub struct AnswerRecord {
     pub feature_schema: String,
     /// The log position that the answer's state included.
     #[prost(uint64, tag = "13")]
-    pub session_version: u64,
+    pub log_position: u64,
     #[prost(message, repeated, tag = "14")]
     pub degradations: Vec<DegradationRecord>,
     #[prost(string, repeated, tag = "15")]

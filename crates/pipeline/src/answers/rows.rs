@@ -30,7 +30,7 @@ pub struct SlotRow {
     pub arm: String,
     pub generation: String,
     /// The log position that the answer's state included.
-    pub session_version: u64,
+    pub log_position: u64,
     /// From 1.
     pub slot: u32,
     pub item: String,
@@ -119,7 +119,7 @@ impl AnswerRecord {
                 experiment: self.experiment.clone(),
                 arm: self.arm.clone(),
                 generation: self.generation.clone(),
-                session_version: self.session_version,
+                log_position: self.log_position,
                 slot: at as u32 + 1,
                 item: self.items.get(item)?.clone(),
                 score: slot.score,
@@ -242,7 +242,7 @@ pub fn write_rows(path: &Path, rows: &[SlotRow]) -> Result<(), DatasetError> {
         ("experiment".to_owned(), texts(&|row| row.experiment.clone())),
         ("arm".to_owned(), texts(&|row| row.arm.clone())),
         ("generation".to_owned(), texts(&|row| row.generation.clone())),
-        ("session_version".to_owned(), integers(&|row| row.session_version as i64)),
+        ("log_position".to_owned(), integers(&|row| row.log_position as i64)),
         ("slot".to_owned(), integers(&|row| i64::from(row.slot))),
         ("slot_count".to_owned(), integers(&|row| i64::from(row.slot_count))),
         ("item_id".to_owned(), texts(&|row| row.item.clone())),
