@@ -140,13 +140,13 @@ async fn a_feed_that_breaks_off_deletes_nothing_and_keeps_what_was_acknowledged(
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
     import(&server.channel, vec![items(&["feed-a", "feed-b"])]).await;
-    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, receiver) = tokio::sync::mpsc::channel(2);
     let messages =
         futures_util::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
     let mut client = CatalogServiceClient::new(server.channel.clone());
     let mut stream = client.import_items(messages).await.unwrap().into_inner();
-    sender.send(full(|options| options.deleted_share_max = Some(1.0))).unwrap();
-    sender.send(items(&["feed-c"])).unwrap();
+    sender.send(full(|options| options.deleted_share_max = Some(1.0))).await.unwrap();
+    sender.send(items(&["feed-c"])).await.unwrap();
     stream.message().await.unwrap().unwrap();
     assert_eq!(counts(&stream.message().await.unwrap().unwrap())[0], 1, "the next message is sent after the watermark");
     // The client goes away without ending the feed.

@@ -330,7 +330,10 @@ async fn each_action_has_its_effect_and_the_answer_can_be_replayed() {
     assert_eq!(ids(&replaced), ids(&search(&server, "green lamp").await));
     let terms = proto::SynonymTerms { terms: vec!["beaker".to_owned()], replacements: vec!["mug".to_owned()] };
     let expanded = act("synonyms", "blue beaker", vec![Action::AddSynonyms(terms)]).await;
-    assert_eq!(ids(&expanded)[..5], plain_ids[..5]);
+    let matches = |response: &proto::SearchResponse| {
+        ids(response)[..response.total_size as usize].iter().map(|id| (*id).to_owned()).collect::<BTreeSet<String>>()
+    };
+    assert_eq!(matches(&expanded), matches(&plain));
     assert_eq!(expanded.results[0].query_match(), proto::QueryMatch::AllWords);
     let pinned = act("pin", "blue mug", vec![pin("i1", 2), pin("none", 3)]).await;
     assert_eq!(

@@ -15,7 +15,6 @@ const VERSION: u8 = 4;
 
 /// A change that a record of the log stores.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "almost all changes are events, so boxing them would cost more")]
 pub enum Change {
     Event(Event),
     Item(ItemChange),

@@ -305,7 +305,7 @@ mod tests {
                 reasons: vec![Reason { code: ReasonCode::Candidate, evidence }; 4],
                 query_match: Some(QueryMatch::Meaning),
                 variant_count: 2,
-                variants: vec![Arc::new(item.clone()); 2],
+                variants: vec![Arc::new(item.clone()), Arc::new(item.clone())],
                 item: Some(Arc::new(item)),
                 debug: Some(debug),
             };
