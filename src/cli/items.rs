@@ -14,10 +14,11 @@ use crate::server::{
 };
 use anyhow::{Context, anyhow};
 use indicatif::ProgressBar;
-use lodestone_catalog::Item;
+use lodestone_catalog::{FieldSet, Item};
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset::import::{ImportReport, SHRINK_MAX, read_feed};
 use prost::Message;
+use prost_types::FieldMask;
 use std::{fmt, path::PathBuf, time::Duration};
 use tonic::{Code, Status, transport::Endpoint};
 
@@ -144,14 +145,16 @@ fn push(args: &PushArgs) -> anyhow::Result<Exit> {
         rejected: Vec::new(),
         deleted_count: None,
     };
-    let options = options(args, time);
+    let absent = items.first().map(|item| item.absent_fields).unwrap_or_default();
+    let options = options(args, time, absent);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(send(&args.address, options, &items, &mut report))?;
     args.output.write(&report)?;
     Ok(Exit::answer(report.rejected_count == 0))
 }
 
-fn options(args: &PushArgs, time: Option<UnixMillis>) -> ImportOptions {
+/// `absent`: fields that the feed does not have.
+fn options(args: &PushArgs, time: Option<UnixMillis>, absent: FieldSet) -> ImportOptions {
     let share = if args.allow_shrink { 1.0 } else { SHRINK_MAX };
     ImportOptions {
         mode: if args.delete_missing { ImportMode::Full } else { ImportMode::Unspecified }.into(),
@@ -161,6 +164,8 @@ fn options(args: &PushArgs, time: Option<UnixMillis>) -> ImportOptions {
         }),
         deleted_share_max: args.delete_missing.then_some(share),
         validate_only: args.dry_run,
+        update_mask: (!absent.is_empty())
+            .then(|| FieldMask { paths: absent.others().map(|field| field.name().into_owned()).collect() }),
     }
 }
 

@@ -8,10 +8,14 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_catalog::{ItemWrite, WriteTime};
+use lodestone_catalog::{Item, ItemField, ItemWrite, WriteTime, WrittenFields};
 use lodestone_core::{bits, ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, WriteReport};
-use std::{collections::HashSet, fmt::Display, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt::Display,
+    sync::Arc,
+};
 use tonic::{Status, Streaming};
 
 /// Greatest share of the catalogue that a full feed may delete, unless its options say otherwise.
@@ -37,12 +41,25 @@ pub(super) struct ItemImport {
 }
 
 /// Validated options of a feed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct ImportOptions {
     is_full: bool,
     time: WriteTime,
     deleted_share_max: f64,
     validate_only: bool,
+    /// The fields that are written to items that exist. None: all.
+    fields: Option<Arc<BTreeSet<ItemField>>>,
+}
+
+impl ImportOptions {
+    fn write(&self, item: Item, engine: &Engine) -> ItemWrite {
+        match &self.fields {
+            Some(fields) if engine.get_item(&item.id).is_some() => {
+                ItemWrite { item, fields: WrittenFields::Some((**fields).clone()), time: self.time }
+            }
+            _ => ItemWrite::of_all(item, self.time),
+        }
+    }
 }
 
 impl ItemImport {
@@ -108,30 +125,40 @@ impl ItemImport {
         if share.is_some() && !is_full {
             violations.add("options.deleted_share_max", "needs the mode IMPORT_MODE_FULL");
         }
+        let fields = sent.update_mask.as_ref().map(|mask| {
+            if mask.paths.is_empty() {
+                violations.add("options.update_mask", "is empty; name at least one field, or leave it out for all");
+            }
+            Arc::new(convert::mask(violations, "options.update_mask", &mask.paths))
+        });
         let clock = self.services.clock();
         ImportOptions {
             is_full,
             time: clock.write_time(violations, "options.update_time", sent.update_time.as_ref()),
             deleted_share_max: share.unwrap_or(DELETED_SHARE_MAX),
             validate_only: sent.validate_only,
+            fields,
         }
     }
 
     /// The options; those of a feed that begins without any are the defaults.
     fn begun(&mut self) -> ImportOptions {
         let now = UnixMillis::now();
-        *self.options.get_or_insert(ImportOptions {
+        let options = self.options.get_or_insert(ImportOptions {
             is_full: false,
             time: WriteTime::Received(now),
             deleted_share_max: DELETED_SHARE_MAX,
             validate_only: false,
-        })
+            fields: None,
+        });
+        options.clone()
     }
 
     async fn write(&mut self, items: &[proto::Item]) -> Result<proto::ImportItemsResponse, Status> {
         let options = self.begun();
         let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
-            convert::item(violations, path, item, true).map(|item| ItemWrite::of_all(item, options.time))
+            let item = convert::item(violations, path, item, true)?;
+            Some(options.write(item, &self.services.engine))
         };
         let validated = Validated::of("items", items, |item| &item.item_id, convert)?;
         let ids: Vec<Option<ItemId>> = items.iter().map(|item| ItemId::parse(&item.item_id).ok()).collect();
@@ -161,11 +188,13 @@ impl ItemImport {
             self.counts.item_count += 1;
             match result.status() {
                 proto::ItemStatus::Created => self.counts.created_count += 1,
-                proto::ItemStatus::Replaced => self.counts.replaced_count += 1,
+                proto::ItemStatus::Replaced | proto::ItemStatus::Updated => self.counts.replaced_count += 1,
                 proto::ItemStatus::Stale => self.counts.stale_count += 1,
                 _ => self.counts.rejected_count += 1,
             }
-            if !matches!(result.status(), proto::ItemStatus::Created | proto::ItemStatus::Replaced) {
+            let is_written = [proto::ItemStatus::Created, proto::ItemStatus::Replaced, proto::ItemStatus::Updated]
+                .contains(&result.status());
+            if !is_written {
                 kept.push(proto::ImportItemResult { index: first + index as i64, result: Some(result) });
             }
         }

@@ -237,3 +237,30 @@ async fn an_older_full_feed_deletes_no_item_of_a_later_one() {
     assert!(CatalogServiceClient::new(server.channel.clone()).get_item(request).await.is_ok());
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feed_of_some_fields_leaves_the_others() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let mut catalog = CatalogServiceClient::new(server.channel.clone());
+    let stock = proto::Inventory { item_id: "i7".to_owned(), stock_quantity: Some(3), ..Default::default() };
+    catalog.set_inventory(proto::SetInventoryRequest { inventories: vec![stock] }).await.unwrap();
+    let masked = |paths: &[&str]| {
+        let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+        options(|options| options.update_mask = Some(prost_types::FieldMask { paths }))
+    };
+    let (responses, error) = import(&server.channel, vec![masked(&["title", "brand"]), items(&["i7", "feed-a"])]).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(counts(responses.last().unwrap()), [2, 1, 1, 0, 0]);
+    assert!(responses[1].results.is_empty(), "both are written");
+    let request = proto::GetItemRequest { item_id: "i7".to_owned() };
+    let item = catalog.get_item(request).await.unwrap().into_inner().item.unwrap();
+    assert_eq!((item.title.as_str(), item.stock_quantity), ("title of i7", Some(3)));
+    for (paths, problem) in [(&[][..], "is empty"), (&["colour"], "`colour` is not a field of an item")] {
+        let (_, error) = import(&server.channel, vec![masked(paths)]).await;
+        let violations = error.unwrap().get_details_bad_request().unwrap().field_violations;
+        assert!(violations[0].field.starts_with("options.update_mask"), "{violations:?}");
+        assert!(violations[0].description.contains(problem), "{violations:?}");
+    }
+    server.end().await;
+}

@@ -171,6 +171,13 @@ def push(work, server):
     file.write_text(feed(3, "8.00 EUR"))
     found = report(*command, "--items-time", "2h")
     check((server.price("m0"), server.price("m1")) == (8_000_000, 5_000_000), "a price that was written after the feed stays", found)
+    server.call("SetInventory", {"inventories": [{"item_id": "m1", "stock_quantity": 3}]})
+    file.write_text("id\ttitle\nm1\tMug without stock and price\n")
+    report(*command)
+    found = server.call("GetItem", {"item_id": "m1"})["item"]
+    check((found["title"], found["stockQuantity"], found["priceMicros"]) == ("Mug without stock and price", "3", "5000000"),
+          "fields without a column stay", found)
+    file.write_text(feed(3, "8.00 EUR"))
     found = report(*command, "--items-time", "4h")
     check((found["replaced_count"], found["stale_count"]) == (0, 3), "an older feed changes nothing", found)
     time.sleep(1.1)

@@ -1,4 +1,5 @@
 //! An item as the shop describes it.
+use crate::FieldSet;
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -40,6 +41,8 @@ pub struct Item {
     /// The time at which a file of the shop had these values. Values that the API wrote earlier do not change them.
     /// `None` for an item that the API wrote, or that only events name: every write changes it.
     pub values_at: Option<UnixMillis>,
+    /// The fields that this file does not have. Values that the API wrote apply to them, whatever their time.
+    pub absent_fields: FieldSet,
 }
 
 /// The greatest sizes of an item's fields.
@@ -109,6 +112,7 @@ impl Item {
             attributes: BTreeMap::new(),
             created_at: None,
             values_at: None,
+            absent_fields: FieldSet::default(),
         }
     }
 

@@ -21,4 +21,6 @@ pub use order::{
 };
 pub use prepared::{PreparedField, PreparedValue};
 pub use snapshot::{Catalog, ItemList, ItemVectors};
-pub use write::{ItemChange, ItemField, ItemState, ItemWrite, UnknownItemField, WriteEffect, WriteTime, WrittenFields};
+pub use write::{
+    FieldSet, ItemChange, ItemField, ItemState, ItemWrite, UnknownItemField, WriteEffect, WriteTime, WrittenFields,
+};

@@ -103,6 +103,41 @@ impl ItemField {
     }
 }
 
+/// A set of fields of an item. One attribute belongs to it with [`ItemField::Attributes`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FieldSet(u32);
+
+impl FieldSet {
+    pub fn insert(&mut self, field: &ItemField) {
+        self.0 |= Self::bit(field);
+    }
+
+    pub fn contains(self, field: &ItemField) -> bool {
+        self.0 & Self::bit(field) != 0
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = ItemField> {
+        FIELDS.into_iter().map(|(_, field)| field).filter(move |field| self.contains(field))
+    }
+
+    /// Returns the fields that are not in the set.
+    pub fn others(self) -> impl Iterator<Item = ItemField> {
+        FIELDS.into_iter().map(|(_, field)| field).filter(move |field| !self.contains(field))
+    }
+
+    fn bit(field: &ItemField) -> u32 {
+        let whole = match field {
+            ItemField::Attribute(_) => &ItemField::Attributes,
+            field => field,
+        };
+        FIELDS.iter().position(|(_, known)| known == whole).map_or(0, |index| 1 << index)
+    }
+}
+
 impl Item {
     /// Returns an item with this id and these fields; others are empty.
     pub fn with_only(&self, fields: &BTreeSet<ItemField>) -> Self {
@@ -185,9 +220,14 @@ impl ItemWrite {
         }
     }
 
-    /// Returns true if a file of the shop had values of a later time than the write.
+    /// Returns true if a file of the shop had values of a later time than the write for all its fields.
     pub fn is_older_than(&self, known: &Item) -> bool {
-        matches!((self.time, known.values_at), (WriteTime::Stated(time), Some(of_file)) if time < of_file)
+        let (WriteTime::Stated(time), Some(of_file)) = (self.time, known.values_at) else { return false };
+        time < of_file
+            && match &self.fields {
+                WrittenFields::All => known.absent_fields.is_empty(),
+                WrittenFields::Some(fields) => !fields.iter().any(|field| known.absent_fields.contains(field)),
+            }
     }
 
     /// Returns true if the write may change a text that an encoder reads.
@@ -312,7 +352,8 @@ impl ItemState {
 
     /// Returns the content of the item in a catalogue that has `known` before the writes; none if the item does not
     /// exist. Writes and deletions from before the time of `known` ([`Item::values_at`]) do not count, because a file
-    /// that was made later has the item. `known` may already contain the effect of some of the writes.
+    /// that was made later has the item, except for fields that the file does not have. `known` may already contain
+    /// the effect of some of the writes.
     pub fn content(&self, known: Option<&Item>) -> Option<Arc<Item>> {
         let of_file = known.and_then(|known| known.values_at);
         let counts = |at: &UnixMillis| of_file.is_none_or(|of_file| *at >= of_file);
@@ -321,9 +362,13 @@ impl ItemState {
             Self::Deleted { .. } => known.cloned().map(Arc::new),
             Self::Written(WrittenItem { item, all_at: Some(at), .. }) if counts(at) => Some(item.clone()),
             Self::Written(WrittenItem { deleted_at: Some(at), .. }) if counts(at) => None,
-            Self::Written(WrittenItem { item, times, .. }) => {
+            Self::Written(WrittenItem { item, all_at, times, .. }) => {
                 let mut content = known?.clone();
-                let later = times.iter().filter(|(_, at)| counts(at));
+                let absent = content.absent_fields;
+                if all_at.is_some() {
+                    absent.iter().for_each(|field| field.copy(item, &mut content));
+                }
+                let later = times.iter().filter(|(field, at)| counts(at) || absent.contains(field));
                 later.for_each(|(field, _)| field.copy(item, &mut content));
                 Some(Arc::new(content))
             }
@@ -597,6 +642,32 @@ mod tests {
         let changes = state.as_ref().unwrap().changes(&id());
         changes.iter().for_each(|change| _ = ItemState::apply(&mut restored, change));
         assert_eq!(restored, state);
+    }
+
+    #[test]
+    fn fields_that_a_file_does_not_have_are_those_of_the_api() {
+        let mut absent = FieldSet::default();
+        [ItemField::Price, ItemField::Attributes].iter().for_each(|field| absent.insert(field));
+        assert!(absent.contains(&ItemField::Attribute("x".into())) && !absent.contains(&ItemField::Title));
+        assert_eq!(absent.iter().collect::<Vec<_>>(), [ItemField::Price, ItemField::Attributes]);
+        assert_eq!(absent.others().count(), FIELDS.len() - 2);
+        let file = Item { absent_fields: absent, attributes: BTreeMap::new(), ..in_file(7, 20) };
+        let names = |state: &Option<ItemState>| {
+            let content = state.as_ref().unwrap().content(Some(&file)).unwrap();
+            let attributes: Vec<String> = content.attributes.keys().cloned().collect();
+            (content.title.clone(), content.price.map(PriceMicros::micros), attributes.join(" "))
+        };
+        let all = ItemWrite::of_all(item(1, &["x"]), stated(10));
+        let mut state = state_after([&all]);
+        assert_eq!(names(&state), ("7".to_owned(), Some(1), "x".to_owned()));
+        let some = fields(&["title", "price_micros", "attributes.y"]);
+        let some = ItemWrite { item: item(2, &["y"]), fields: some, time: stated(15) };
+        ItemState::write(&mut state, &some);
+        assert_eq!(names(&state), ("7".to_owned(), Some(2), "x y".to_owned()));
+        assert_eq!(names(&state_after([&some])), ("7".to_owned(), Some(2), "y".to_owned()));
+        assert!(!all.is_older_than(&file) && !some.is_older_than(&file), "some of their fields count");
+        let title = ItemWrite { item: item(3, &[]), fields: fields(&["title"]), time: stated(15) };
+        assert!(title.is_older_than(&file));
     }
 
     fn writes() -> impl Strategy<Value = Vec<ItemWrite>> {

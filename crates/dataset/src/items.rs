@@ -8,7 +8,7 @@ use arrow_array::{
     builder::{ListBuilder, StringBuilder},
 };
 use arrow_schema::{DataType, Field, Schema};
-use lodestone_catalog::{Item, limits};
+use lodestone_catalog::{FieldSet, Item, ItemField, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -24,7 +24,8 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
         |of: &dyn Fn(&Item) -> Option<i64>| -> ArrayRef { Arc::new(items.iter().map(of).collect::<Int64Array>()) };
     let numbers =
         |of: &dyn Fn(&Item) -> Option<f64>| -> ArrayRef { Arc::new(items.iter().map(of).collect::<Float64Array>()) };
-    let lists = |of: &dyn Fn(&Item) -> &[String]| -> ArrayRef {
+    let names_of = |fields: FieldSet| fields.iter().map(|field| field.name().into_owned()).collect::<Vec<String>>();
+    let lists = |of: &dyn Fn(&Item) -> Vec<String>| -> ArrayRef {
         let mut builder = ListBuilder::new(StringBuilder::new());
         for item in items {
             for text in of(item) {
@@ -39,13 +40,13 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
         ("group_id", texts(&|item| item.group_id.clone())),
         ("title", texts(&|item| item.title.clone())),
         ("description", texts(&|item| item.description.clone())),
-        ("categories", lists(&|item| &item.categories)),
+        ("categories", lists(&|item| item.categories.clone())),
         ("brand", texts(&|item| item.brand.clone())),
         ("price_micros", integers(&|item| item.price.map(PriceMicros::micros))),
         ("original_price_micros", integers(&|item| item.original_price.map(PriceMicros::micros))),
         ("currency", texts(&|item| item.currency.clone())),
         ("stock_quantity", integers(&|item| item.stock_quantity.map(i64::from))),
-        ("tags", lists(&|item| &item.tags)),
+        ("tags", lists(&|item| item.tags.clone())),
         ("rating", numbers(&|item| item.rating)),
         ("rating_count", integers(&|item| item.rating_count.map(i64::from))),
         ("url", texts(&|item| item.url.clone())),
@@ -53,6 +54,7 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
         ("attributes", texts(&|item| serde_json::to_string(&item.attributes).unwrap_or_default())),
         ("created_ms", integers(&|item| item.created_at.map(|at| at.0))),
         ("values_ms", integers(&|item| item.values_at.map(|at| at.0))),
+        ("absent_fields", lists(&|item| names_of(item.absent_fields))),
     ];
     let fields: Vec<Field> = columns
         .iter()
@@ -84,6 +86,7 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
     let (urls, images) = (columns.texts("url")?, columns.texts("image_url")?);
     let stocks = columns.integers("stock_quantity")?;
     let (created, values) = (columns.integers("created_ms")?, columns.integers("values_ms")?);
+    let absent = columns.lists("absent_fields")?;
     let attributes = columns.texts("attributes")?;
     for row in 0..columns.len() {
         let id = ItemId::parse(optional(ids, row).unwrap_or_default())
@@ -129,6 +132,7 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
                 .map_err(|error| columns.bad(row, "attributes", error.to_string()))?,
             created_at: (!created.is_null(row)).then(|| UnixMillis(created.value(row))),
             values_at: (!values.is_null(row)).then(|| UnixMillis(values.value(row))),
+            absent_fields: absent_fields(columns, row, &list_texts(absent, row))?,
         });
     }
     Ok(())
@@ -140,6 +144,16 @@ fn group_id(columns: &Columns, row: usize, id: &str) -> Result<String, DatasetEr
         ItemId::parse(id).map_err(|error| columns.bad(row, "group_id", error.to_string()))?;
     }
     Ok(id.to_owned())
+}
+
+fn absent_fields(columns: &Columns, row: usize, names: &[String]) -> Result<FieldSet, DatasetError> {
+    let mut fields = FieldSet::default();
+    for name in names {
+        let field =
+            ItemField::parse(name).map_err(|error| columns.bad(row, "absent_fields", format!("`{name}` {error}")))?;
+        fields.insert(&field);
+    }
+    Ok(fields)
 }
 
 fn rating(columns: &Columns, row: usize, rating: Option<f64>) -> Result<Option<f64>, DatasetError> {
@@ -172,6 +186,7 @@ mod tests {
         item.attributes.insert("vegan".into(), AttributeValue::Flag(true));
         item.created_at = Some(UnixMillis(5));
         item.values_at = Some(UnixMillis(6));
+        item.absent_fields.insert(&ItemField::StockQuantity);
         let items = vec![item, Item::titled(ItemId::parse("b").unwrap(), "plain")];
         write_items(&path, &items).unwrap();
         assert_eq!(read_items(&path).unwrap(), items);

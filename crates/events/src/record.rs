@@ -1,6 +1,6 @@
 //! The format of the log's records: a version byte followed by a protobuf message.
 use super::{Attribution, Event, EventKind, EventLine, LogError};
-use lodestone_catalog::{AttributeValue, Item, ItemChange, ItemField, ItemWrite, WriteTime, WrittenFields};
+use lodestone_catalog::{AttributeValue, FieldSet, Item, ItemChange, ItemField, ItemWrite, WriteTime, WrittenFields};
 use lodestone_core::{
     format::OtherVersion,
     ids::{EventId, ItemId, UserId},
@@ -436,6 +436,7 @@ impl ItemRecord {
             attributes: self.attributes.into_iter().map(attribute).collect::<Result<_, _>>()?,
             created_at: self.created_at_ms.map(UnixMillis),
             values_at: None,
+            absent_fields: FieldSet::default(),
             original_price: read_price(self.original_price_micros)?,
             rating: self.rating,
             rating_count: self.rating_count,

@@ -136,7 +136,7 @@ fn mask_names(mask: Option<&FieldMask>) -> &[String] {
 }
 
 /// Parses the names of a mask.
-fn mask(violations: &mut Violations, path: impl Display, names: &[String]) -> BTreeSet<ItemField> {
+pub(crate) fn mask(violations: &mut Violations, path: impl Display, names: &[String]) -> BTreeSet<ItemField> {
     violations.count(&path, names.len(), MASK_MAX);
     let parse = |(index, name): (usize, &String)| {
         let parsed = ItemField::parse(name).map_err(|error| format!("`{}` {error}", super::shortened(name)));

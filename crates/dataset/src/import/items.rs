@@ -8,7 +8,7 @@ use super::{
     text::visible_text,
 };
 use ahash::{AHashMap, AHashSet};
-use lodestone_catalog::{AttributeValue, Item, is_url, limits};
+use lodestone_catalog::{AttributeValue, FieldSet, Item, ItemField, is_url, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -175,7 +175,41 @@ pub(super) fn read(
         return Err(ImportError::NothingLeft { path: path.to_owned(), rows, report: Box::new(report.clone()) });
     }
     reader.formats.finish(path)?;
+    let absent = absent_fields(columns, &reader.layout, rows.found());
+    reader.items.iter_mut().for_each(|read| read.item.absent_fields = absent);
     Ok(with_attributes(&reader.attributes.names, reader.items, report))
+}
+
+/// Returns the fields of items for which the file has no column.
+fn absent_fields(columns: &ItemColumns, layout: &Layout, found: &[bool]) -> FieldSet {
+    let has = |fields: &[Field]| fields.iter().any(|field| found[*field as usize]);
+    let first = Field::FirstAttribute as usize;
+    let named = first..first + columns.named_attributes().count();
+    let has_attributes = !columns.wildcards().is_empty()
+        || found[named].iter().chain(&found[layout.pairs.clone()]).any(|is_found| *is_found);
+    let mut absent = FieldSet::default();
+    for (field, is_found) in [
+        (ItemField::GroupId, has(&[Field::GroupId])),
+        (ItemField::Description, has(&[Field::Description])),
+        (ItemField::Categories, has(&[Field::Categories])),
+        (ItemField::Brand, has(&[Field::Brand])),
+        (ItemField::Price, has(&[Field::Price, Field::SalePrice])),
+        (ItemField::OriginalPrice, has(&[Field::OriginalPrice, Field::SalePrice])),
+        (ItemField::Currency, has(&[Field::Price, Field::SalePrice, Field::OriginalPrice, Field::Currency])),
+        (ItemField::StockQuantity, has(&[Field::Stock, Field::Availability])),
+        (ItemField::Tags, has(&[Field::Tags])),
+        (ItemField::Rating, has(&[Field::Rating])),
+        (ItemField::RatingCount, has(&[Field::RatingCount])),
+        (ItemField::Url, has(&[Field::Url])),
+        (ItemField::ImageUrl, has(&[Field::ImageUrl])),
+        (ItemField::Attributes, has_attributes),
+        (ItemField::CreateTime, has(&[Field::Created])),
+    ] {
+        if !is_found {
+            absent.insert(&field);
+        }
+    }
+    absent
 }
 
 impl ItemReader<'_> {

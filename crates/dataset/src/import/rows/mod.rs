@@ -217,15 +217,24 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Returns the mapped columns that the file does not have, after all rows. One that every row needs is an error,
-    /// and so is any other unless the mapping makes columns optional.
-    pub(super) fn missing_columns(&self) -> Result<Vec<String>, ImportError> {
-        let (found, existing) = match &self.source {
+    /// Returns whether the file has a mapped column, after all rows.
+    pub(super) fn found(&self) -> &[bool] {
+        self.columns().0
+    }
+
+    fn columns(&self) -> (&[bool], &[String]) {
+        match &self.source {
             Source::Csv(rows) => rows.columns(),
             Source::JsonLines(rows) => rows.columns(),
             Source::Xml(rows) => rows.columns(),
             Source::Parquet(rows) => rows.columns(),
-        };
+        }
+    }
+
+    /// Returns the mapped columns that the file does not have, after all rows. One that every row needs is an error,
+    /// and so is any other unless the mapping makes columns optional.
+    pub(super) fn missing_columns(&self) -> Result<Vec<String>, ImportError> {
+        let (found, existing) = self.columns();
         let is_missing = |(column, found): &(&Column<'_>, &bool)| !**found && !column.names.is_empty();
         let missing: Vec<&Column<'_>> =
             self.selection.columns.iter().zip(found).filter(is_missing).map(|(column, _)| column).collect();
