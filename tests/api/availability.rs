@@ -129,7 +129,8 @@ async fn items_that_are_sold_out_are_hidden_last_or_shown() {
     let of = async |sold_out: SoldOut| all_items(&server.channel, &request(query, filter, sold_out, "")).await.0;
     let (hidden, last) = (of(SoldOut::Hide).await, of(SoldOut::Last).await);
     assert!(!hidden.is_empty() && hidden.iter().all(is_in_stock));
-    assert_eq!((last.len(), last.last().unwrap().item_id.as_str()), (hidden.len() + 1, "mug-300"));
+    assert!(last.len() > 100 && last[..last.len() - 1].iter().all(is_in_stock), "the ranked window is in stock");
+    assert_eq!(last.last().unwrap().item_id, "mug-300");
     let options = Some(proto::RankingOptions { sold_out: SoldOut::Last.into(), ..Default::default() });
     let list = proto::RecommendRequest {
         viewer: viewer(),

@@ -10,7 +10,7 @@ use lodestone_catalog::{Catalog, Group, OrderBy, Part};
 use lodestone_core::ids::Row;
 
 /// What decides which variant of a group is shown.
-pub(crate) struct VariantChoice<'a> {
+pub(crate) struct VariantPreference<'a> {
     pub catalog: &'a Catalog,
     pub eligible: &'a EligibleRows<'a>,
     /// Pinned variants remain, and the others of their groups do not.
@@ -31,14 +31,14 @@ pub(crate) enum AnyVariant<'a> {
 
 /// Keeps one candidate of each group, and the first `count` candidates: the one that matches the query best, of these
 /// one in stock, of these the one with the greatest boost, of these the first.
-pub(crate) fn keep_one_per_group(candidates: &mut Candidates, count: usize, choice: &VariantChoice) {
-    let catalog = choice.catalog;
+pub(crate) fn keep_one_per_group(candidates: &mut Candidates, count: usize, preference: &VariantPreference) {
+    let catalog = preference.catalog;
     let tiers = query_tiers(candidates);
-    let pinned_groups: AHashSet<Group> = choice.pinned.iter().filter_map(|row| catalog.group_of(*row)).collect();
+    let pinned_groups: AHashSet<Group> = preference.pinned.iter().filter_map(|row| catalog.group_of(*row)).collect();
     let mut best: AHashMap<Group, (usize, (u8, bool, u32))> = AHashMap::new();
     for (at, (candidate, tier)) in candidates.list.iter().zip(&tiers).enumerate() {
         let Some(group) = catalog.group_of(candidate.row) else { continue };
-        let rank = (*tier, catalog.is_offered(candidate.row), choice.boosted(candidate.row));
+        let rank = (*tier, catalog.is_offered(candidate.row), preference.boosted(candidate.row));
         best.entry(group)
             .and_modify(|known| {
                 if rank > known.1 {
@@ -52,11 +52,11 @@ pub(crate) fn keep_one_per_group(candidates: &mut Candidates, count: usize, choi
         at += 1;
         match catalog.group_of(candidate.row) {
             None => true,
-            Some(group) if pinned_groups.contains(&group) => choice.pinned.contains(&candidate.row),
+            Some(group) if pinned_groups.contains(&group) => preference.pinned.contains(&candidate.row),
             Some(group) => {
                 let is_best = best[&group].0 == at - 1;
                 if is_best {
-                    choice.choose_among_all(group, candidate);
+                    preference.choose_among_all(group, candidate);
                 }
                 is_best
             }
@@ -65,7 +65,7 @@ pub(crate) fn keep_one_per_group(candidates: &mut Candidates, count: usize, choi
     candidates.list.truncate(count);
 }
 
-impl VariantChoice<'_> {
+impl VariantPreference<'_> {
     /// The product of the factors of a row's boosts, as a number in the same order.
     fn boosted(&self, row: Row) -> u32 {
         let item = &self.catalog.get(row).item;

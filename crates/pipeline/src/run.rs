@@ -8,7 +8,7 @@ use crate::{
     fusion::{Candidate, Candidates},
     generation::Generation,
     models::Models,
-    products::{self, AnyVariant, VariantChoice},
+    products::{self, AnyVariant, VariantPreference},
     request::*,
     retrieve::{self, EligibleRows, RetrievalInput},
     rules::{RuleEffects, RuledRequest},
@@ -337,14 +337,14 @@ fn keep_one_per_group(context: &mut RequestContext, options: &Options) {
         (false, true) => Some(AnyVariant::Boosted),
         (false, false) => Some(AnyVariant::ByFields(&options.order_by)),
     };
-    let choice = VariantChoice {
+    let preference = VariantPreference {
         catalog: context.catalog,
         eligible: context.retrievable.as_ref().unwrap_or(&context.eligible),
         pinned: &pinned,
         boosts: &options.boosts,
         any_variant,
     };
-    products::keep_one_per_group(&mut context.candidates, context.limits.fused, &choice);
+    products::keep_one_per_group(&mut context.candidates, context.limits.fused, &preference);
 }
 
 /// Removes the candidates whose group has a pinned variant, except the pinned ones.
