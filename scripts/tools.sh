@@ -4,7 +4,7 @@
 #
 #   scripts/tools.sh [TOOL ...]
 #
-# Without a name it downloads all but the last seven of:
+# Without a name it downloads all but the last eight of:
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
@@ -15,6 +15,7 @@
 #   bench        target/tools/bench, the packages of the peer of `make bench`
 #   peers        target/tools/peers, the peers of `make bench-retrieval`
 #   torch        target/tools/torch, PyTorch for `make bench-train`; several gigabytes
+#   lifetimes    target/tools/lifetimes, the peer of `make bench-loyalty`
 #   moto         target/tools/moto, the S3 server of `make test-store`
 #   deny         target/tools/bin/cargo-deny, for `make deny`
 set -euo pipefail
@@ -274,6 +275,10 @@ install_torch() {
     install_packages torch torch
 }
 
+install_lifetimes() {
+    install_packages lifetimes lifetimes
+}
+
 install_moto() {
     install_packages moto moto
 }
@@ -281,8 +286,8 @@ install_moto() {
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python | minilm | chromium | bench | peers | torch | moto | deny) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, chromium, bench, peers, torch, moto and deny." ;;
+        onnxruntime | grpcurl | helm | buf | python | minilm | chromium | bench | peers | torch | lifetimes | moto | deny) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, chromium, bench, peers, torch, lifetimes, moto and deny." ;;
     esac
 done
 scratch

@@ -286,6 +286,45 @@ def product_search(work):
     refused(["sentence_encoder", "term_ids", "input_ids"], "benchmark", "search", *files, "--query-encoder", encoder)
 
 
+def repeat_purchases(work):
+    """`benchmark repeat-purchase` and `loyalty-fit`: the example shop, and each mistake with field, value and limit."""
+    shop = "data/online-retail/transactions_2009_2010.csv.zst"
+    command = ("benchmark", "repeat-purchase", "--resamples", 100, "--transactions")
+    ran = run(*command, shop, "--calibration-end", "2010-09-09", "--horizon-days", 91, "--format", "json")
+    report = json.loads(ran.stdout or "{}")
+    models = {of["model"]: of for of in report.get("models", [])}
+    check((report.get("customers"), report.get("buyers")) == (3375, 1946), "3,375 customers are known, 1,946 purchase again")
+    keys = {"auc", "log_loss", "log_likelihood", "mae", "rmse", "correlation", "brier", "calibration_error"}
+    check(set(models) == {"bg-nbd", "mbg-nbd", "rfm", "learned"} and all(keys <= set(of) for of in models.values()),
+          "each model has all metrics")
+    check(all(0.7 < of["auc"] < 0.8 for of in models.values()), "buyers have higher probabilities")
+    for of in report.get("differences", []):
+        check(of["auc"]["low"] > 0 > of["log_loss"]["high"] and of["brier"]["high"] < 0,
+              f"the learned model is better than {of['baseline']} outside the intervals")
+    period = ("--calibration-end", "2010-09-09", "--horizon-days", 91)
+    refused(["--horizon-days is 92", "at most 91", "2010-12-09"], *command, shop, *period[:3], 92)
+    refused(["--calibration-end is 2009-11-30", "2009-12-01"], *command, shop, "--calibration-end", "2009-11-30", *period[2:])
+    refused(["--calibration-end is 2011-01-01", "2010-12-09"], *command, shop, "--calibration-end", "2011-01-01", *period[2:])
+    refused(["--calibration-end", "tomorrow", "2026-11-30"], *command, shop, "--calibration-end", "tomorrow", *period[2:])
+    refused(["--horizon-days", "0 is not in 1"], *command, shop, *period[:3], 0)
+    file = work / "purchases.csv"
+    for words, text in [
+        (["purchases.csv", "no rows"], ""),
+        (["all 1 rows", "refunds"], "customer,date,value\na,20100101,-5\n"),
+        (["line 3", "currency", "EUR", "USD"], "customer,date,value,currency\na,20100101,5,EUR\nb,20100102,5,USD\n"),
+        (["line 2", "value", "`five`"], "customer,date,value\na,20100101,five\n"),
+        (["customer", "name, date"], "name,date\na,20100101\n"),
+        (["none", "customers"], "customer,date\na,20100101\na,20100301\nb,20110101\n"),
+    ]:
+        file.write_text(text)
+        refused(words, *command, file, *period)
+    refused(["missing.csv"], *command, work / "missing.csv", *period)
+    ran = run("benchmark", "loyalty-fit", "--customers", 20_000, "--repeats", 1, "--save", file, "--format", "json")
+    model = json.loads(ran.stdout)["model"]
+    check(abs(model["r"] - 0.243) < 0.03 and len(file.read_text().splitlines()) == 20_001,
+          "the fit recovers the parameters of simulated customers, which are saved")
+
+
 def imports(work):
     """Files as other programs write them."""
     def imported(mapping, content, name="shop.csv"):
@@ -520,6 +559,7 @@ with tempfile.TemporaryDirectory() as directory:
     other_policies(pathlib.Path(directory))
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))
+    repeat_purchases(pathlib.Path(directory))
     next_things(pathlib.Path(directory))
     no_repeats(pathlib.Path(directory))
     same_model(pathlib.Path(directory))

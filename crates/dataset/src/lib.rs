@@ -8,6 +8,7 @@ mod events;
 mod export;
 pub mod import;
 mod items;
+mod purchases;
 
 pub use answers::{DatasetSlot, read_slots};
 pub use columns::{Cells, write_table};
@@ -18,6 +19,7 @@ pub use events::{
 };
 pub use export::{ExportError, Exported, export};
 pub use items::{read_items, write_items};
+pub use purchases::{CustomerPurchases, DatasetPurchase, PurchaseFileError, format_day, parse_day, read_purchases};
 use std::{io, path::PathBuf};
 
 /// The reason why a canonical file cannot be read or written.

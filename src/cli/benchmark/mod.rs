@@ -3,6 +3,7 @@ mod ann;
 mod events;
 mod models;
 mod off_policy;
+mod repeat_purchase;
 mod search;
 mod sequences;
 
@@ -19,6 +20,8 @@ pub(crate) enum Benchmark {
     NextBasket(sequences::NextBasketArgs),
     EncoderStep(sequences::EncoderStepArgs),
     OffPolicy(off_policy::OffPolicyArgs),
+    RepeatPurchase(repeat_purchase::RepeatPurchaseArgs),
+    LoyaltyFit(repeat_purchase::LoyaltyFitArgs),
 }
 
 pub(crate) fn run(command: Benchmark) -> anyhow::Result<Exit> {
@@ -32,5 +35,7 @@ pub(crate) fn run(command: Benchmark) -> anyhow::Result<Exit> {
         Benchmark::NextBasket(args) => sequences::next_basket(args),
         Benchmark::EncoderStep(args) => sequences::encoder_step(&args),
         Benchmark::OffPolicy(args) => off_policy::off_policy(&args),
+        Benchmark::RepeatPurchase(args) => repeat_purchase::repeat_purchase(&args),
+        Benchmark::LoyaltyFit(args) => repeat_purchase::loyalty_fit(&args),
     }
 }

@@ -1,0 +1,469 @@
+//! Compares the models on a later period: they are fitted to the purchases until the end of the calibration and judged
+//! on those within the horizon after it.
+use crate::{
+    beta_geometric::{BetaGeometric, Dropout},
+    error::LoyaltyError,
+    gamma_gamma::{GammaGamma, ValueSummary},
+    history::{PurchaseHistory, PurchaseSummary},
+    learned::{LearnedModel, RfmModel, mean_value},
+    metrics::{Metrics, Outcomes, Scored},
+};
+use lodestone_core::statistics::resamples;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::fmt;
+
+/// Resamples in memory at a time, and per call of the progress callback.
+const RESAMPLES_PER_STEP: usize = 32;
+/// The model that the others are compared with.
+const LEARNED: &str = "learned";
+
+/// Options of [`backtest`].
+#[derive(Debug, Clone, Copy)]
+pub struct BacktestOptions {
+    /// Last day of the calibration, in the days of the histories.
+    pub calibration_end: i32,
+    /// Days after it that are predicted.
+    pub horizon_days: u32,
+    /// Bootstrap resamples of the customers.
+    pub resamples: usize,
+    pub seed: u64,
+}
+
+/// The result of [`backtest`].
+#[derive(Debug, Clone, Serialize)]
+pub struct BacktestReport {
+    /// Customers with a purchase until the end of the calibration.
+    pub customers: usize,
+    pub horizon_days: u32,
+    /// Customers with a purchase within the horizon.
+    pub buyers: usize,
+    /// Days with a purchase within the horizon, over all customers.
+    pub purchases: f64,
+    pub models: Vec<ModelReport>,
+    /// Metrics of the learned model minus those of each other model.
+    pub differences: Vec<Difference>,
+    pub resamples: usize,
+}
+
+/// Parameters and metrics of one model.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelReport {
+    pub model: &'static str,
+    #[serde(flatten)]
+    pub metrics: Metrics,
+    /// Maximised log-likelihood of the calibration; `null` for regressions, which have none of the whole history.
+    pub log_likelihood: Option<f64>,
+    /// Sum of the expected purchases.
+    pub expected_purchases: f64,
+    /// Mean of the probabilities.
+    pub mean_probability: f64,
+    pub parameters: Option<Parameters>,
+}
+
+/// Parameters of BG/NBD or MBG/NBD in weeks, with those of Gamma–Gamma where values exist.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Parameters {
+    pub r: f64,
+    pub alpha: f64,
+    pub a: f64,
+    pub b: f64,
+    pub gamma_gamma: Option<GammaGamma>,
+}
+
+/// A difference with its 95 % percentile interval over resamples of the customers.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Interval {
+    pub difference: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// Differences between the learned model and a baseline. Negative is better, except for `auc` and the correlations.
+#[derive(Debug, Clone, Serialize)]
+pub struct Difference {
+    pub model: &'static str,
+    pub baseline: &'static str,
+    pub auc: Interval,
+    pub log_loss: Interval,
+    pub brier: Interval,
+    pub calibration_error: Interval,
+    pub mae: Interval,
+    pub rmse: Interval,
+    pub correlation: Interval,
+    pub value_mae: Option<Interval>,
+    pub value_correlation: Option<Interval>,
+}
+
+/// One model with its forecasts of all customers.
+struct Forecasts {
+    model: &'static str,
+    log_likelihood: Option<f64>,
+    parameters: Option<Parameters>,
+    probabilities: Vec<f64>,
+    counts: Vec<f64>,
+    values: Option<Vec<f64>>,
+}
+
+/// Fits BG/NBD, MBG/NBD, the RFM baseline and the learned model, and compares their forecasts. `has_values`: whether
+/// the histories have values. `progress` receives the name of a stage, the completed steps and their number.
+///
+/// Customers whose first purchase is after the calibration are left out. Returns an error if the calibration ends
+/// before the first purchase, if the horizon ends after the last one, if all customers have the same outcome, or if a
+/// model cannot be fitted.
+pub fn backtest(
+    histories: &[PurchaseHistory],
+    has_values: bool,
+    options: &BacktestOptions,
+    progress: &mut dyn FnMut(&'static str, usize, usize),
+) -> Result<BacktestReport, LoyaltyError> {
+    let end = options.calibration_end;
+    check_period(histories, options)?;
+    let known: Vec<PurchaseHistory> =
+        histories.iter().filter(|history| !history.until(end).is_empty()).cloned().collect();
+    let within = |history: &PurchaseHistory| history.within(end, options.horizon_days).len() as f64;
+    let value = |history: &PurchaseHistory| history.within(end, options.horizon_days).iter().map(|of| of.value).sum();
+    let outcomes = Outcomes { counts: known.iter().map(within).collect(), values: known.iter().map(value).collect() };
+    let buyers = outcomes.counts.iter().filter(|count| **count > 0.0).count();
+    if buyers == 0 || buyers == known.len() {
+        let outcome = if buyers == 0 { "none" } else { "each" };
+        return Err(LoyaltyError::OneOutcome { outcome, customers: known.len() });
+    }
+
+    const STAGES: usize = 4;
+    let mut forecasts = Vec::with_capacity(STAGES);
+    let summaries: Vec<PurchaseSummary> =
+        known.iter().filter_map(|history| PurchaseSummary::at(history, end)).collect();
+    let values: Vec<ValueSummary> = known.iter().map(|history| value_summary(history, end)).collect();
+    // Without repeat purchases with a value there is no Gamma–Gamma model, and the mean value is used.
+    let spend = if has_values { GammaGamma::fit(&values).ok() } else { None };
+    for dropout in [Dropout::AfterRepeatPurchases, Dropout::AfterEveryPurchase] {
+        progress("fit", forecasts.len(), STAGES);
+        forecasts.push(beta_geometric(&summaries, &values, spend, dropout, options.horizon_days)?);
+    }
+    progress("fit", forecasts.len(), STAGES);
+    forecasts.push(rfm(&known, options, has_values)?);
+    progress("fit", forecasts.len(), STAGES);
+    forecasts.push(learned(&known, options, has_values)?);
+    progress("fit", STAGES, STAGES);
+
+    let purchases = outcomes.counts.iter().sum();
+    let (models, differences) = compare(forecasts, &outcomes, options, progress);
+    Ok(BacktestReport {
+        customers: known.len(),
+        horizon_days: options.horizon_days,
+        buyers,
+        purchases,
+        models,
+        differences,
+        resamples: options.resamples,
+    })
+}
+
+fn check_period(histories: &[PurchaseHistory], options: &BacktestOptions) -> Result<(), LoyaltyError> {
+    let BacktestOptions { calibration_end, horizon_days, .. } = *options;
+    let days = || histories.iter().flat_map(PurchaseHistory::purchases).map(|purchase| purchase.day);
+    let (Some(first_day), Some(last_day)) = (days().min(), days().max()) else {
+        return Err(LoyaltyError::NoCustomers);
+    };
+    if calibration_end < first_day {
+        return Err(LoyaltyError::CalibrationBeforeData { calibration_end, first_day });
+    }
+    if i64::from(calibration_end) + i64::from(horizon_days) > i64::from(last_day) {
+        return Err(LoyaltyError::HorizonBeyondData { calibration_end, horizon_days, last_day });
+    }
+    Ok(())
+}
+
+/// Number and mean of the customer's repeat purchases with a value, as in Fader and Hardie 2013.
+fn value_summary(history: &PurchaseHistory, end: i32) -> ValueSummary {
+    let repeats = history.until(end).iter().skip(1).map(|purchase| purchase.value).filter(|value| *value > 0.0);
+    let (count, sum) = repeats.fold((0u32, 0.0), |(count, sum), value| (count + 1, sum + value));
+    ValueSummary { count, mean: if count > 0 { sum / f64::from(count) } else { 0.0 } }
+}
+
+fn beta_geometric(
+    summaries: &[PurchaseSummary],
+    values: &[ValueSummary],
+    spend: Option<GammaGamma>,
+    dropout: Dropout,
+    horizon_days: u32,
+) -> Result<Forecasts, LoyaltyError> {
+    let model = BetaGeometric::fit(summaries, dropout)?;
+    let weeks = f64::from(horizon_days) / PurchaseSummary::DAYS_PER_WEEK;
+    let counts: Vec<f64> = summaries.par_iter().map(|of| model.expected_purchases(of, weeks)).collect();
+    let value_of = |spend: GammaGamma| {
+        counts.iter().zip(values).map(|(count, value)| count * spend.expected_value(value)).collect::<Vec<f64>>()
+    };
+    Ok(Forecasts {
+        model: dropout.model_name(),
+        log_likelihood: Some(model.log_likelihood),
+        parameters: Some(Parameters { r: model.r, alpha: model.alpha, a: model.a, b: model.b, gamma_gamma: spend }),
+        probabilities: summaries.par_iter().map(|of| model.purchase_probability(of, weeks)).collect(),
+        values: spend.map(value_of),
+        counts,
+    })
+}
+
+fn rfm(known: &[PurchaseHistory], options: &BacktestOptions, has_values: bool) -> Result<Forecasts, LoyaltyError> {
+    let model = RfmModel::fit(known, options.calibration_end, options.horizon_days)?;
+    let forecasts: Vec<(f64, f64)> =
+        known.iter().filter_map(|history| model.forecast(history, options.calibration_end)).collect();
+    let values = known
+        .iter()
+        .zip(&forecasts)
+        .map(|(history, (_, count))| count * mean_value(history.until(options.calibration_end)))
+        .collect();
+    Ok(Forecasts {
+        model: "rfm",
+        log_likelihood: None,
+        parameters: None,
+        probabilities: forecasts.iter().map(|of| of.0).collect(),
+        counts: forecasts.iter().map(|of| of.1).collect(),
+        values: has_values.then_some(values),
+    })
+}
+
+fn learned(known: &[PurchaseHistory], options: &BacktestOptions, has_values: bool) -> Result<Forecasts, LoyaltyError> {
+    let model = LearnedModel::fit(known, options.calibration_end, options.horizon_days)?;
+    let forecasts: Vec<_> =
+        known.iter().filter_map(|history| model.forecast(history, options.calibration_end)).collect();
+    let values = forecasts.iter().map(|of| of.expected_value).collect();
+    Ok(Forecasts {
+        model: LEARNED,
+        log_likelihood: None,
+        parameters: None,
+        probabilities: forecasts.iter().map(|of| of.purchase_probability).collect(),
+        counts: forecasts.iter().map(|of| of.expected_purchases).collect(),
+        values: has_values.then_some(values),
+    })
+}
+
+/// Computes the metrics of each model, and the differences between the last and the others on shared resamples.
+fn compare(
+    forecasts: Vec<Forecasts>,
+    outcomes: &Outcomes,
+    options: &BacktestOptions,
+    progress: &mut dyn FnMut(&'static str, usize, usize),
+) -> (Vec<ModelReport>, Vec<Difference>) {
+    let count = outcomes.counts.len();
+    let once = vec![1.0; count];
+    let (mut reports, mut scored) = (Vec::new(), Vec::new());
+    for of in forecasts {
+        let expected_purchases = of.counts.iter().sum();
+        let mean_probability = of.probabilities.iter().sum::<f64>() / count as f64;
+        let of_model = Scored::new(of.probabilities, of.counts, of.values);
+        reports.push(ModelReport {
+            model: of.model,
+            metrics: of_model.metrics(outcomes, &once),
+            log_likelihood: of.log_likelihood,
+            expected_purchases,
+            mean_probability,
+            parameters: of.parameters,
+        });
+        scored.push(of_model);
+    }
+    let mut resampled: Vec<Vec<Metrics>> = Vec::with_capacity(options.resamples);
+    // In steps, because all resamples of a million customers would take gigabytes.
+    for step in 0..options.resamples.div_ceil(RESAMPLES_PER_STEP) {
+        progress("bootstrap", resampled.len(), options.resamples);
+        let size = RESAMPLES_PER_STEP.min(options.resamples - resampled.len());
+        let samples = resamples(count, size, options.seed.wrapping_add(step as u64));
+        resampled.par_extend(samples.par_iter().map(|sample| {
+            let mut weights = vec![0.0; count];
+            sample.iter().for_each(|index| weights[*index as usize] += 1.0);
+            scored.iter().map(|of_model| of_model.metrics(outcomes, &weights)).collect::<Vec<Metrics>>()
+        }));
+    }
+    progress("bootstrap", options.resamples, options.resamples);
+    let learned = reports.len() - 1;
+    let differences = (0..learned).map(|baseline| {
+        let all: Vec<Metrics> =
+            resampled.iter().map(|of| Metrics::zip(&of[learned], &of[baseline], |left, right| left - right)).collect();
+        let point = Metrics::zip(&reports[learned].metrics, &reports[baseline].metrics, |left, right| left - right);
+        Difference::new(reports[learned].model, reports[baseline].model, &point, &all)
+    });
+    let differences = differences.collect();
+    (reports, differences)
+}
+
+impl Difference {
+    fn new(model: &'static str, baseline: &'static str, point: &Metrics, resampled: &[Metrics]) -> Self {
+        let interval = |metric: fn(&Metrics) -> f64| {
+            let mut values: Vec<f64> = resampled.iter().map(metric).filter(|value| value.is_finite()).collect();
+            values.sort_by(f64::total_cmp);
+            let difference = metric(point);
+            let quantile = |share: f64| {
+                let index = ((values.len() as f64 * share) as usize).min(values.len().saturating_sub(1));
+                values.get(index).copied().unwrap_or(difference)
+            };
+            Interval { difference, low: quantile(0.025), high: quantile(0.975) }
+        };
+        let has_values = point.value_mae.is_some();
+        Self {
+            model,
+            baseline,
+            auc: interval(|of| of.auc),
+            log_loss: interval(|of| of.log_loss),
+            brier: interval(|of| of.brier),
+            calibration_error: interval(|of| of.calibration_error),
+            mae: interval(|of| of.mae),
+            rmse: interval(|of| of.rmse),
+            correlation: interval(|of| of.correlation),
+            value_mae: has_values.then(|| interval(|of| of.value_mae.unwrap_or(f64::NAN))),
+            value_correlation: has_values.then(|| interval(|of| of.value_correlation.unwrap_or(f64::NAN))),
+        }
+    }
+}
+
+impl fmt::Display for BacktestReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} customers, {} of them purchase within {} days ({:.1} %), on {:.0} days",
+            self.customers,
+            self.buyers,
+            self.horizon_days,
+            100.0 * self.buyers as f64 / self.customers as f64,
+            self.purchases
+        )?;
+        writeln!(
+            f,
+            "\n{:<10} {:>8} {:>9} {:>8} {:>12} {:>8} {:>8} {:>12} {:>10} {:>10} {:>15}",
+            "",
+            "AUC",
+            "log-loss",
+            "Brier",
+            "calibration",
+            "MAE",
+            "RMSE",
+            "correlation",
+            "purchases",
+            "value MAE",
+            "log-likelihood"
+        )?;
+        for of in &self.models {
+            let optional =
+                |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
+            writeln!(
+                f,
+                "{:<10} {:>8.4} {:>9.4} {:>8.4} {:>12.4} {:>8.4} {:>8.4} {:>12.4} {:>10.0} {:>10} {:>15}",
+                of.model,
+                of.metrics.auc,
+                of.metrics.log_loss,
+                of.metrics.brier,
+                of.metrics.calibration_error,
+                of.metrics.mae,
+                of.metrics.rmse,
+                of.metrics.correlation,
+                of.expected_purchases,
+                optional(of.metrics.value_mae, 2),
+                optional(of.log_likelihood, 1)
+            )?;
+        }
+        for of in &self.models {
+            let Some(parameters) = of.parameters else { continue };
+            write!(
+                f,
+                "{}{}: r {:.4}, alpha {:.4} weeks, a {:.4}, b {:.4}",
+                if of.model == self.models[0].model { "\n" } else { "" },
+                of.model,
+                parameters.r,
+                parameters.alpha,
+                parameters.a,
+                parameters.b
+            )?;
+            match parameters.gamma_gamma {
+                Some(spend) => writeln!(f, "; Gamma–Gamma p {:.4}, q {:.4}, v {:.4}", spend.p, spend.q, spend.v)?,
+                None => writeln!(f)?,
+            }
+        }
+        writeln!(f, "\nDifferences with 95 % intervals over {} resamples of the customers", self.resamples)?;
+        for of in &self.differences {
+            let interval = |of: &Interval| format!("{:+.4} [{:+.4}, {:+.4}]", of.difference, of.low, of.high);
+            writeln!(
+                f,
+                "{} - {:<8} AUC {}, log-loss {}, Brier {}, MAE {}, RMSE {}",
+                of.model,
+                of.baseline,
+                interval(&of.auc),
+                interval(&of.log_loss),
+                interval(&of.brier),
+                interval(&of.mae),
+                interval(&of.rmse)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{history::Purchase, simulate::purchase_times};
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    fn customers(count: usize) -> Vec<PurchaseHistory> {
+        let mut rng = StdRng::seed_from_u64(2);
+        (0..count)
+            .map(|_| {
+                let first = rng.random_range(0..60);
+                let times = purchase_times(&mut rng, [0.8, 5.0, 0.5, 4.0], f64::from(365 - first) / 7.0);
+                let days = std::iter::once(0.0).chain(times).map(|time| first + (time * 7.0) as i32);
+                PurchaseHistory::new(days.map(|day| Purchase { day, value: 10.0, units: 1.0 }).collect())
+            })
+            .collect()
+    }
+
+    fn run(
+        histories: &[PurchaseHistory],
+        calibration_end: i32,
+        horizon_days: u32,
+    ) -> Result<BacktestReport, LoyaltyError> {
+        let options = BacktestOptions { calibration_end, horizon_days, resamples: 60, seed: 1 };
+        backtest(histories, true, &options, &mut |_, _, _| {})
+    }
+
+    #[test]
+    fn all_models_rank_buyers_first_and_the_intervals_contain_the_differences() {
+        let report = run(&customers(1500), 240, 90).unwrap();
+        assert_eq!(
+            report.models.iter().map(|of| of.model).collect::<Vec<_>>(),
+            ["bg-nbd", "mbg-nbd", "rfm", "learned"]
+        );
+        for of in &report.models {
+            assert!(of.metrics.auc > 0.65 && of.metrics.calibration_error < 0.1, "{report}");
+            assert!((of.expected_purchases / report.purchases - 1.0).abs() < 0.25, "{report}");
+        }
+        for of in &report.differences {
+            assert!(of.auc.low <= of.auc.difference && of.auc.difference <= of.auc.high);
+        }
+        assert_eq!(report.differences.len(), 3);
+    }
+
+    #[test]
+    fn periods_outside_the_data_are_errors_with_value_and_limit() {
+        let histories = customers(100);
+        let last = histories.iter().flat_map(PurchaseHistory::purchases).map(|of| of.day).max().unwrap();
+        let error = run(&histories, last - 10, 11).unwrap_err();
+        assert!(error.to_string().contains("the horizon of 11 days"), "{error}");
+        assert!(error.to_string().contains("at most 10 days"), "{error}");
+        assert!(matches!(run(&histories, -1, 10), Err(LoyaltyError::CalibrationBeforeData { .. })));
+        assert_eq!(run(&[], 10, 10).unwrap_err(), LoyaltyError::NoCustomers);
+        assert!(matches!(
+            run(&histories, 5, 10),
+            Err(LoyaltyError::CalibrationTooShort { .. }
+                | LoyaltyError::NoRepeatPurchases { .. }
+                | LoyaltyError::OneOutcome { .. }
+                | LoyaltyError::NotConverged { .. })
+        ));
+    }
+
+    #[test]
+    fn customers_with_one_outcome_are_an_error() {
+        let daily = |_| PurchaseHistory::new((0..100).map(|day| Purchase { day, value: 1.0, units: 1.0 }).collect());
+        let histories: Vec<PurchaseHistory> = (0..5).map(daily).collect();
+        let error = run(&histories, 50, 20).unwrap_err();
+        assert_eq!(error, LoyaltyError::OneOutcome { outcome: "each", customers: 5 });
+    }
+}
