@@ -621,7 +621,7 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
             }
             MatchedBy::Words(MatchScope::SomeWords) => {}
             // Items that match less would precede the matches that are no candidates.
-            MatchedBy::Words(MatchScope::AllWords | MatchScope::Identifier) => {
+            MatchedBy::Words(scope @ (MatchScope::AllWords | MatchScope::Identifier)) => {
                 // Those that follow all others because they are sold out leave room for items that match less.
                 let rows = matches.rows.iter().copied();
                 let found: Vec<Row> = match &context.retrievable {
@@ -631,7 +631,8 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
                 let match_count = product_count(context, &row_bits(context.catalog, &found));
                 let candidates = &mut context.candidates.list;
                 let is_match = |candidate: &Candidate| matches.contains(candidate.row);
-                if candidates.iter().filter(|candidate| is_match(candidate)).count() < match_count {
+                let is_alone = scope == MatchScope::Identifier;
+                if is_alone || candidates.iter().filter(|candidate| is_match(candidate)).count() < match_count {
                     candidates.retain(is_match);
                 }
             }
