@@ -138,7 +138,8 @@ def check_layout(page, name, heads):
         check(section["marks"] > 0, f"{name}: `{title}` has {section['marks']} marks")
         check(section["note"] != "", f"{name}: `{title}` has a description")
     expected = {"Quality", "Baselines", "Losses", "Quality by activity of the user", "Quality by activity of the item", "Popularity bias",
-           "Ablation of sources", "Ablation of features", "Calibration of purchase"}
+           "Ablation of sources", "Ablation of the learned vectors on discovery", "Ablation of features",
+           "Calibration of purchase"}
     titles = {section["title"] for section in page["sections"]}
     # A head without observations has no calibration.
     check(expected <= titles <= expected | {f"Calibration of {head}" for head in heads}, f"{name}: the page has the expected sections",
