@@ -80,16 +80,23 @@ impl<T> Validated<T> {
     }
 }
 
-/// The attributes of items after the updates of a request, which may set them one by one.
+/// The attributes of items after the writes of a request, which may set them one by one.
 #[derive(Default)]
-struct AttributeCounts {
+pub(super) struct AttributeCounts {
     /// The content of an item, and how many of its attributes have a value or a time.
     items: HashMap<ItemId, (Option<Item>, usize)>,
 }
 
 impl AttributeCounts {
-    /// Adds a violation, and returns false, if the item would have too many attributes.
-    fn check(&mut self, violations: &mut Violations, path: &dyn Display, write: &ItemWrite, engine: &Engine) -> bool {
+    /// Adds a violation, and returns false, if the item, which the request has at `path`, would have too many
+    /// attributes.
+    pub(super) fn check(
+        &mut self,
+        violations: &mut Violations,
+        path: &dyn Display,
+        write: &ItemWrite,
+        engine: &Engine,
+    ) -> bool {
         let WrittenFields::Some(fields) = &write.fields else { return true };
         let named = fields.iter().filter(|field| matches!(field, ItemField::Attribute(_))).count();
         let is_whole = fields.contains(&ItemField::Attributes);
@@ -116,7 +123,7 @@ impl AttributeCounts {
                 return true;
             }
         };
-        violations.add(format_args!("{path}.item.attributes"), problem);
+        violations.add(format_args!("{path}.attributes"), problem);
         false
     }
 }
@@ -219,7 +226,8 @@ impl CatalogService for Services {
             let attributes = RefCell::new(AttributeCounts::default());
             let convert = |violations: &mut Violations, path: &dyn Display, update: &proto::ItemUpdate| {
                 let write = convert::item_update(violations, path, update, clock)?;
-                attributes.borrow_mut().check(violations, path, &write, &self.engine).then_some(write)
+                let path = format!("{path}.item");
+                attributes.borrow_mut().check(violations, &path, &write, &self.engine).then_some(write)
             };
             let validated = Validated::of("updates", &updates, id, convert)?;
             drop(attributes);

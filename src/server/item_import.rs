@@ -1,7 +1,7 @@
 //! The long writes of CatalogService: a feed as a stream of messages, and the deletion of all items that match a
 //! filter.
 use super::{
-    catalog_service::Validated,
+    catalog_service::{AttributeCounts, Validated},
     convert,
     proto::{self, import_items_request::Part},
     services::Services,
@@ -12,6 +12,7 @@ use lodestone_catalog::{Item, ItemField, ItemWrite, WriteTime, WrittenFields};
 use lodestone_core::{bits, ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, WriteReport};
 use std::{
+    cell::RefCell,
     collections::{BTreeSet, HashSet},
     fmt::Display,
     sync::Arc,
@@ -156,11 +157,13 @@ impl ItemImport {
 
     async fn write(&mut self, items: &[proto::Item]) -> Result<proto::ImportItemsResponse, Status> {
         let options = self.begun();
+        let attributes = RefCell::new(AttributeCounts::default());
         let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
-            let item = convert::item(violations, path, item, true)?;
-            Some(options.write(item, &self.services.engine))
+            let write = options.write(convert::item(violations, path, item, true)?, &self.services.engine);
+            attributes.borrow_mut().check(violations, path, &write, &self.services.engine).then_some(write)
         };
         let validated = Validated::of("items", items, |item| &item.item_id, convert)?;
+        drop(attributes);
         let ids: Vec<Option<ItemId>> = items.iter().map(|item| ItemId::parse(&item.item_id).ok()).collect();
         let results = match options.validate_only {
             true => {

@@ -1,4 +1,4 @@
-//! Checkpoints and session versions. A checkpoint with the rest of the log recovers the state of the whole log, also if
+//! Checkpoints and consistency tokens. A checkpoint with the rest of the log recovers the state of the whole log, also if
 //! it was written while events arrived. A reader that waits for an acknowledged position sees every event up to it,
 //! across restarts.
 use crate::support::{
@@ -203,7 +203,7 @@ fn a_damaged_or_foreign_checkpoint_is_not_used() {
     assert!(restore(directory.path(), Origin::default(), 299, &state, &mut recent).is_err());
 }
 
-/// Writers note each acknowledgement. Readers wait for an acknowledged position, as a request with a session version
+/// Writers note each acknowledgement. Readers wait for an acknowledged position, as a request with a consistency token
 /// does, and must then see the event at that position and at least as many events of a user as before. Every round ends
 /// with a restart; some start from a checkpoint.
 #[test]

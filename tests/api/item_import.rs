@@ -73,6 +73,32 @@ async fn purge(channel: &Channel, filter: &str, force: bool) -> Result<proto::Pu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attributes_that_a_feed_sets_one_by_one_have_the_limit_of_an_item() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let with = |names: std::ops::Range<usize>| {
+        let number = |n: usize| proto::AttributeValue { kind: Some(proto::attribute_value::Kind::Number(n as f64)) };
+        let attributes = names.map(|n| (format!("a{n}"), number(n))).collect();
+        let items = vec![proto::Item { attributes, ..item("feed-many") }];
+        proto::ImportItemsRequest { part: Some(Part::Items(proto::ImportedItems { items })) }
+    };
+    let (_, error) = import(&server.channel, vec![with(0..98)]).await;
+    assert!(error.is_none(), "{error:?}");
+    let mask = options(|options| {
+        let paths = (98..101).map(|n| format!("attributes.a{n}")).collect();
+        options.update_mask = Some(prost_types::FieldMask { paths });
+    });
+    let (responses, error) = import(&server.channel, vec![mask, with(98..101), with(98..100)]).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(counts(&responses[1]), [1, 0, 0, 0, 1]);
+    let violation = &responses[1].results[0].result.as_ref().unwrap().violations[0];
+    assert_eq!(violation.field, "items[0].attributes");
+    assert!(violation.description.contains("would have 101 entries; the limit is 100"), "{}", violation.description);
+    assert_eq!(counts(&responses[2]), [2, 0, 1, 0, 1], "98 and two are the limit");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_message_of_a_feed_is_acknowledged_with_its_watermark() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;

@@ -508,7 +508,7 @@ def json_objects(text):
 
 
 def event_ingestion(work):
-    """Events of a stream, with forged tokens, from wrong clocks; session versions in the future; export."""
+    """Events of a stream, with forged tokens, from wrong clocks; consistency tokens from the future; export."""
     data = work / "events"
     server = Server(data)
     messages = [{"events": [view(f"s-{batch}-{n}", user="stream") for n in range(500)]} for batch in range(4)]

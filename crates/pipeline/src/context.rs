@@ -11,6 +11,7 @@ use crate::{
     serving::ServingConfig,
     slate::SearchMatches,
 };
+use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter, Position};
 use lodestone_core::{
     ids::{ItemId, Row},
@@ -60,7 +61,7 @@ pub struct RequestContext<'a> {
     /// The eligible rows among which the sources search. None: all.
     pub retrievable: Option<EligibleRows<'a>>,
     /// The rows that the request excludes.
-    pub excluded: Vec<Row>,
+    pub excluded: AHashSet<Row>,
     pub limits: RetrievalLimits,
     /// Whether a group has one result, in a catalogue that has groups.
     pub one_per_group: bool,
@@ -140,7 +141,7 @@ impl<'a> RequestContext<'a> {
             synonyms: Vec::new(),
             rule_filter: None,
             eligible: EligibleRows::offered(catalog),
-            excluded: Vec::new(),
+            excluded: AHashSet::new(),
             limits: ServingConfig::default().retrieval_limits(),
             one_per_group: options.one_per_group && catalog.has_groups(),
             sold_out: options.sold_out.unwrap_or_default(),

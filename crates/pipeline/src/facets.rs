@@ -1,4 +1,5 @@
 //! Facets: counts of items by the values of a field.
+use crate::products;
 use lodestone_catalog::{Catalog, Field, Group, SeenGroups, has_word_prefix};
 use lodestone_core::bits;
 
@@ -143,7 +144,7 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: 
 }
 
 /// Returns facets of the fields that split the rows in a bit set best, the best one first, at most `count`, without
-/// those of `known` fields.
+/// those of `known` fields. Of the paths of categories it counts the level below `parent`, which may be empty.
 pub fn choose(
     catalog: &Catalog,
     among: &[u64],
@@ -154,8 +155,7 @@ pub fn choose(
 ) -> Vec<FacetSpec> {
     let distance = bits::count(among, among.len() * 64).div_ceil(CHOICE_SAMPLE).max(1);
     let sample = bits::of(bits::ones(among, 0).step_by(distance), among.len() * 64);
-    let item_count =
-        if one_per_group { catalog.product_count(&sample) } else { bits::count(&sample, sample.len() * 64) };
+    let item_count = products::count(catalog, &sample, one_per_group);
     let attributes = catalog.attribute_names(&sample).into_iter().map(|name| Field::Attribute(name.to_owned()));
     let fields = [Field::CategoryPath, Field::Brand, Field::Price].into_iter().chain(attributes);
     let unknown = fields.filter(|field| !known.iter().any(|spec| spec.field == *field));

@@ -7,7 +7,15 @@ use crate::{
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::{Catalog, Group, OrderBy, Part};
-use lodestone_core::ids::Row;
+use lodestone_core::{bits, ids::Row};
+
+/// Returns the number of results that the rows of a bit set are.
+pub(crate) fn count(catalog: &Catalog, rows: &[u64], one_per_group: bool) -> usize {
+    match one_per_group {
+        true => catalog.product_count(rows),
+        false => bits::count(rows, rows.len() * 64),
+    }
+}
 
 /// What decides which variant of a group is shown.
 pub(crate) struct VariantPreference<'a> {

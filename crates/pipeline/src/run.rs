@@ -411,10 +411,10 @@ fn respond(
     let mut total_size = slate.entries.len();
     if let RankingRequest::Search(request) = request {
         total_size = match &context.matches {
-            None => product_count(&context, context.eligible.bits()),
-            Some(matches) => product_count(&context, &row_bits(context.catalog, &matches.rows)),
+            None => products::count(context.catalog, context.eligible.bits(), context.one_per_group),
+            Some(matches) => match_count(&context, &matches.rows),
         };
-        slate.tail = tail(&context, request, &slate);
+        slate.tail = tail(&context, request, &slate, total_size);
     }
     let empty_reason = match request {
         RankingRequest::Search(request) if slate.entries.is_empty() && slate.tail.is_none() => {
@@ -487,11 +487,11 @@ fn shown_filter(request: &RankingRequest, effects: &RuleEffects) -> Option<Filte
     }
 }
 
-/// Returns the number of results that the rows of a bit set are.
-fn product_count(context: &RequestContext, rows: &[u64]) -> usize {
+/// Returns the number of results that different rows are.
+fn match_count(context: &RequestContext, rows: &[Row]) -> usize {
     match context.one_per_group {
-        true => context.catalog.product_count(rows),
-        false => bits::count(rows, rows.len() * 64),
+        true => context.catalog.product_count(&row_bits(context.catalog, rows)),
+        false => rows.len(),
     }
 }
 
@@ -547,7 +547,7 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
         (Some(all), Some(None)) => count(spec, all),
         _ => count(spec, &counted),
     };
-    let item_count = product_count(context, &counted) as u64;
+    let item_count = products::count(catalog, &counted, one_per_group) as u64;
     let mut facets: Vec<Facet> = specs.iter().map(facet).collect();
     if dynamic_count > 0 {
         let paths = filter.map(|filter| filter.selected_texts(&Field::CategoryPath)).unwrap_or_default();
@@ -623,12 +623,14 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
             // Items that match less would precede the matches that are no candidates.
             MatchedBy::Words(scope @ (MatchScope::AllWords | MatchScope::Identifier)) => {
                 // Those that follow all others because they are sold out leave room for items that match less.
-                let rows = matches.rows.iter().copied();
-                let found: Vec<Row> = match &context.retrievable {
-                    Some(retrievable) => rows.filter(|row| retrievable.contains(*row)).collect(),
-                    None => rows.collect(),
+                let found = match &context.retrievable {
+                    Some(retrievable) => {
+                        let rows = matches.rows.iter().copied();
+                        Cow::Owned(rows.filter(|row| retrievable.contains(*row)).collect::<Vec<Row>>())
+                    }
+                    None => Cow::Borrowed(&*matches.rows),
                 };
-                let match_count = product_count(context, &row_bits(context.catalog, &found));
+                let match_count = match_count(context, &found);
                 let candidates = &mut context.candidates.list;
                 let is_match = |candidate: &Candidate| matches.contains(candidate.row);
                 let is_alone = scope == MatchScope::Identifier;
@@ -685,14 +687,9 @@ fn first_by_fields(
     (retrieve::ordered_rows(catalog, source, rows, count), last)
 }
 
-/// The results behind the slate of a search. None if the slate has all of them.
-fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate) -> Option<Tail> {
+/// The results behind the slate of a search, which has `total_size` results. None if the slate has all of them.
+fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate, total_size: usize) -> Option<Tail> {
     let order = field_order(context, request);
-    let mut in_slate = slate.rows(context.catalog);
-    if context.one_per_group {
-        in_slate = in_slate.iter().flat_map(|row| context.catalog.variants_of(*row)).collect();
-    }
-    let is_in_slate = |row: &Row| in_slate.contains(row);
     let members = match &context.matches {
         None => TailMembers::All,
         Some(SearchMatches { by: MatchedBy::Meaning, .. }) => return None,
@@ -702,11 +699,14 @@ fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate) -> Opt
         }
     };
     // The slate may have items that do not match: pins, and results that match less.
-    let has_all = match &context.matches {
-        None => context.eligible.count() == in_slate.iter().filter(|row| context.eligible.contains(**row)).count(),
-        Some(matches) => matches.rows.iter().all(is_in_slate),
+    let has_all = || {
+        let in_slate: AHashSet<Row> = slate.shown_products(context.catalog).collect();
+        match &context.matches {
+            None => context.eligible.count() == in_slate.iter().filter(|row| context.eligible.contains(**row)).count(),
+            Some(matches) => matches.rows.iter().all(|row| in_slate.contains(row)),
+        }
     };
-    (!has_all).then(|| Tail {
+    (total_size > slate.entries.len() || !has_all()).then(|| Tail {
         order: match (order.is_empty(), &members) {
             (false, _) => TailOrder::Fields(order),
             (true, TailMembers::All) => TailOrder::Popularity,
@@ -757,7 +757,7 @@ fn recommend(input: &RetrievalInput, context: &RequestContext, kind: RecommendKi
 }
 
 /// The request's candidates that the catalogue has.
-fn named_candidates(input: &RetrievalInput, request: &RankRequest, excluded: &[Row]) -> Candidates {
+fn named_candidates(input: &RetrievalInput, request: &RankRequest, excluded: &AHashSet<Row>) -> Candidates {
     let rows = request.candidates.iter().filter_map(|id| input.catalog.row_of(&input.generation.state.keys, id));
     let found = rows.filter(|row| !excluded.contains(row)).map(|row| (row, 0.0)).collect();
     retrieve::ordered_rows(input.catalog, CandidateSource::UserVector, found, request.candidates.len())
@@ -843,8 +843,7 @@ fn prefix_matches(
 }
 
 /// Completions of the prefix: first the user's own searches, then texts that every user may see. Titles and searches of
-/// others are
-/// shown only if an eligible item has all their words.
+/// others are shown only if an eligible item has all their words.
 fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Completion> {
     let own = |query: &PastQuery| Completion {
         text: query.text.to_string(),

@@ -483,11 +483,6 @@ impl Slate {
         self.entries.iter().take(count).map(|entry| entry.key).collect()
     }
 
-    /// The rows of the entries.
-    pub fn rows(&self, catalog: &Catalog) -> AHashSet<Row> {
-        self.entries.iter().filter_map(|entry| catalog.row_of_key(entry.key)).collect()
-    }
-
     /// Returns whether the page may have results of the tail, whose selection reads all of its items.
     pub fn reaches_tail(&self, start: &PageStart, size: usize) -> bool {
         self.tail.is_some() && start.offset.saturating_add(size) >= self.entries.len()
@@ -572,7 +567,7 @@ impl Slate {
     }
 
     /// Returns the rows of the entries and, if a group has one result, of their groups.
-    fn shown_products<'c>(&'c self, catalog: &'c Catalog) -> impl Iterator<Item = Row> + 'c {
+    pub fn shown_products<'c>(&'c self, catalog: &'c Catalog) -> impl Iterator<Item = Row> + 'c {
         (0..self.entries.len()).flat_map(move |at| {
             let row = catalog.row_of_key(self.entries[at].key);
             let variants = row.filter(|_| self.variants.is_some()).map(|row| catalog.variants_of(row));
