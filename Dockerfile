@@ -3,15 +3,13 @@
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
-# Flags of `cargo build`. The feature `cloud` reads and writes bundles in object stores; an empty value leaves them out.
-ARG CARGO_FLAGS="--features cloud"
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY crates crates
 COPY proto proto
 COPY src src
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked ${CARGO_FLAGS} \
+    cargo build --release --locked \
     && install -D target/release/lodestone /out/lodestone
 
 # The pinned wheel, with the same hash as outside of containers.

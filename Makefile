@@ -144,16 +144,9 @@ test-crash: build tools-run $(DATA) $(BUNDLE) ## Kill the server 200 times while
 test-swaps: tools-run ## Load and swap in 1,000 bundles under requests and writes; none may fail, and memory may not grow
 	SWAPS=$(SWAPS) cargo test --release --locked --test api models::swaps_under_load -- --nocapture
 
-# The feature `cloud` changes the features of crates that most others depend on, so it compiles nearly everything again, in
-# a target directory of its own. The short form therefore takes the same steps with a directory instead of a bucket.
-test-store: build tools-run $(DATA) $(BUNDLE) ## Publish to, serve from and prune a bucket of moto's S3 server; builds everything once with the feature cloud
-ifdef SHORT
-	python3 tests/store/s3.py $(LODESTONE) $(TOOLS)/bin/grpcurl $(BUNDLE)
-else
+test-store: build tools-run $(DATA) $(BUNDLE) ## Publish to, serve from and prune a directory and a bucket of moto's S3 server
 	@scripts/tools.sh moto
-	cargo build --release --locked --features cloud --target-dir target/cloud
-	python3 tests/store/s3.py target/cloud/release/lodestone $(TOOLS)/bin/grpcurl $(BUNDLE) $(TOOLS)/moto/bin/moto_server
-endif
+	python3 tests/store/run.py $(LODESTONE) $(TOOLS)/bin/grpcurl $(BUNDLE) $(TOOLS)/moto/bin/moto_server
 
 fuzz: ## Generate malformed queries, filters, synonyms and tokens; FUZZ_SECONDS=60 for each kind
 	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test api fuzz:: -- --test-threads 1 --nocapture

@@ -1,8 +1,7 @@
-"""Publishes to, serves from and prunes a bucket of moto's S3 server, and then stops that server.
+"""Publishes to, serves from and prunes a directory, which it then moves away, and a bucket of moto's S3 server, which it
+then stops.
 
-Usage: s3.py LODESTONE GRPCURL BUNDLE [MOTO_SERVER]. LODESTONE must have the cargo feature `cloud`. Without MOTO_SERVER the
-store is a directory, which needs no feature, and is then moved away. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if
-one is wrong.
+Usage: run.py LODESTONE GRPCURL BUNDLE MOTO_SERVER. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
 """
 import json
 import os
@@ -16,9 +15,7 @@ import time
 import urllib.error
 import urllib.request
 
-LODESTONE, GRPCURL, BUNDLE = sys.argv[1:4]
-MOTO = sys.argv[4] if len(sys.argv) > 4 else None
-STORE = "s3://bundles/shop"
+LODESTONE, GRPCURL, BUNDLE, MOTO = sys.argv[1:5]
 SECONDS_MAX = 120
 wrong = []
 
@@ -46,6 +43,7 @@ def free_port():
 
 class Bucket:
     """A bucket of moto's S3 server."""
+    address = "s3://bundles/shop"
 
     def __init__(self, _):
         url = f"http://127.0.0.1:{free_port()}"
@@ -60,12 +58,11 @@ class Bucket:
 
 
 class Directory:
-    """A directory of bundles, for the short form of the test."""
+    """A directory of bundles."""
 
     def __init__(self, work):
-        global STORE
         self.path = work / "store"
-        STORE = str(self.path)
+        self.address = str(self.path)
         self.path.mkdir()
 
     def end(self):
@@ -100,8 +97,8 @@ def lodestone(*arguments):
     return ran.returncode, ran.stdout + ran.stderr
 
 
-def published(work, name):
-    code, output = lodestone("bundle", "publish", "--bundle", renamed(work, name), "--store", STORE)
+def published(work, name, store):
+    code, output = lodestone("bundle", "publish", "--bundle", renamed(work, name), "--store", store)
     check(code == 0 and name in output, f"{name} is published", output)
 
 
@@ -116,9 +113,9 @@ def generation(address):
     return call(address, "lodestone.v1.RankingService/Recommend", ask).get("info", {}).get("generation")
 
 
-def serve(work, data, address):
+def serve(work, store, address):
     log = open(work / "server.log", "w+")
-    return subprocess.Popen([LODESTONE, "serve", "--store", STORE, "--data", work / data, "--listen", address, "--watch-seconds", "0.2"],
+    return subprocess.Popen([LODESTONE, "serve", "--store", store, "--data", work / "data", "--listen", address, "--watch-seconds", "0.2"],
                             stdout=subprocess.DEVNULL, stderr=log)
 
 
@@ -126,32 +123,32 @@ def copies(work):
     return sorted(os.listdir(work / "data" / "bundles"))
 
 
-def main(work):
-    store = Bucket(work) if MOTO else Directory(work)
+def run(kind, work):
+    store = kind(work)
     address, server = f"127.0.0.1:{free_port()}", None
     try:
-        code, output = lodestone("serve", "--store", STORE, "--data", work / "empty", "--listen", address)
+        code, output = lodestone("serve", "--store", store.address, "--data", work / "empty", "--listen", address)
         check(code == 2 and "publish one with" in output, "an empty store is an error", output)
-        published(work, "shop-0")
-        code, output = lodestone("bundle", "publish", "--if-empty", "--bundle", work / "shop-0", "--store", STORE)
+        published(work, "shop-0", store.address)
+        code, output = lodestone("bundle", "publish", "--if-empty", "--bundle", work / "shop-0", "--store", store.address)
         check(code == 0 and "stays current" in output, "with --if-empty a second bundle is not published", output)
-        server = serve(work, "data", address)
+        server = serve(work, store.address, address)
         check(waited_for(lambda: generation(address) == "shop-0"), "the server starts with it", generation(address))
         for number in (1, 2):
-            published(work, f"shop-{number}")
+            published(work, f"shop-{number}", store.address)
             check(waited_for(lambda: generation(address) == f"shop-{number}"), "the server loads it", generation(address))
-        if MOTO:
+        if kind is Bucket:
             check(waited_for(lambda: copies(work) == ["shop-1", "shop-2"]), "local copies remain of the bundles in memory", copies(work))
-        code, output = lodestone("bundle", "prune", "--store", STORE, "--keep", "1")
+        code, output = lodestone("bundle", "prune", "--store", store.address, "--keep", "1")
         check(code == 0 and "shop-0 removed" in output and "shop-1" not in output, "the oldest is pruned", output)
         bundles = call(address, "lodestone.v1.ModelService/ListBundles", {}).get("bundles", [])
         states = {bundle["name"]: bundle["state"] for bundle in bundles}
         check(states == {"shop-1": "BUNDLE_STATE_KEPT", "shop-2": "BUNDLE_STATE_CURRENT"}, "ListBundles lists the rest", states)
         store.end()
-        time.sleep(2)
-        check(generation(address) == "shop-2", "the server answers without the store")
-        code, output = lodestone("serve", "--store", STORE, "--data", work / "other", "--listen", f"127.0.0.1:{free_port()}")
-        check(code == 2 and STORE in output, "a server that cannot read the store ends with the reason", output)
+        check(waited_for(lambda: "the store" in (work / "server.log").read_text()), "the server notices that the store is gone")
+        check(generation(address) == "shop-2", "it answers without the store")
+        code, output = lodestone("serve", "--store", store.address, "--data", work / "other", "--listen", f"127.0.0.1:{free_port()}")
+        check(code == 2 and store.address in output, "a server that cannot read the store ends with the reason", output)
     finally:
         if server and server.poll() is None:
             server.terminate()
@@ -159,7 +156,9 @@ def main(work):
         store.end()
 
 
-with tempfile.TemporaryDirectory() as directory:
-    main(pathlib.Path(directory))
+for kind in (Directory, Bucket):
+    print(f"a store in a {kind.__name__.lower()}", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        run(kind, pathlib.Path(directory))
 print(f"store: {len(wrong)} wrong")
 sys.exit(bool(wrong))
