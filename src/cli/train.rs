@@ -98,7 +98,7 @@ pub(crate) struct TrainArgs {
 
 /// Size of the user encoder.
 #[derive(clap::Args)]
-struct UserEncoderArgs {
+pub(crate) struct UserEncoderArgs {
     /// Width of the user encoder: the dimensions of the vectors of users and items, 16 to 512, a multiple of 8. More
     /// cost memory, and time in every request; see docs/training.md.
     #[arg(long, value_name = "N", value_parser = width(), default_value_t = EncoderSettings::default().width)]
@@ -128,7 +128,7 @@ fn width() -> impl TypedValueParser<Value = usize> {
 }
 
 impl UserEncoderArgs {
-    fn settings(&self) -> EncoderSettings {
+    pub(crate) fn settings(&self) -> EncoderSettings {
         EncoderSettings { width: self.encoder_width, blocks: self.encoder_blocks, events: self.encoder_events }
     }
 }

@@ -338,7 +338,7 @@ struct SortEntry<'a, const N: usize> {
 
 /// Returns a part of the rows. Each is with a function that returns its value of a sort key: a row that the first value
 /// decides is not read further. `is_descending` has the direction of each value; ties are in the order of the keys. One
-/// pass over the rows, and memory for `skip + count` of them.
+/// pass over the rows, and memory for `count` of them, or for all with a `skip`.
 pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
     rows: impl Iterator<Item = (Row, V)>,
     key_of: impl Fn(Row) -> ItemKey,
@@ -362,19 +362,33 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
         let value = |at: usize| position.values.get(at).map_or(SortValue::Missing, StoredValue::as_value);
         SortEntry { prefix: prefix_of(value(0)), values: std::array::from_fn(value), key: position.key, row: Row(0) }
     });
+    let is_in_part = |row: Row, prefix: u64, value: &V| {
+        after.as_ref().is_none_or(|after| compare_row(row, prefix, value, after).is_gt())
+    };
+    let entry = |row: Row, prefix: u64, value: V| SortEntry {
+        prefix,
+        values: std::array::from_fn(value),
+        key: key_of(row),
+        row,
+    };
     // One more, to know whether others follow.
-    let wanted = skip.saturating_add(count).saturating_add(1);
+    let wanted = count.saturating_add(1);
     let capacity = wanted.saturating_mul(2).max(BUFFER_MIN);
     let mut best: Vec<SortEntry<'a, N>> = Vec::new();
     let mut worst: Option<SortEntry<'a, N>> = None;
+    let mut skippable: Vec<(Row, V)> = Vec::new();
     let mut consider = |row: Row, value: V| {
         let prefix = prefix_of(value(0));
         if worst.as_ref().is_some_and(|worst| compare_row(row, prefix, &value, worst).is_gt())
-            || after.as_ref().is_some_and(|after| compare_row(row, prefix, &value, after).is_le())
+            || !is_in_part(row, prefix, &value)
         {
             return;
         }
-        best.push(SortEntry { prefix, values: std::array::from_fn(value), key: key_of(row), row });
+        if skip > 0 {
+            skippable.push((row, value));
+            return;
+        }
+        best.push(entry(row, prefix, value));
         if best.len() == capacity {
             best.select_nth_unstable_by(wanted - 1, compare);
             best.truncate(wanted);
@@ -393,16 +407,19 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
         }
     }
     firsts.rows.into_iter().for_each(|(row, value)| consider(row, value));
+    if skip > 0 {
+        let removed = narrow(&mut skippable, is_descending, skip, count);
+        best = skippable.into_iter().map(|(row, value)| entry(row, prefix_of(value(0)), value)).collect();
+        let skip = skip - removed;
+        if skip >= best.len() {
+            return Selected::default();
+        }
+        best.select_nth_unstable_by(skip, compare);
+        best.drain(..skip);
+    }
     if best.len() > wanted {
         best.select_nth_unstable_by(wanted - 1, compare);
         best.truncate(wanted);
-    }
-    if skip >= best.len() {
-        return Selected::default();
-    }
-    if skip > 0 {
-        best.select_nth_unstable_by(skip, compare);
-        best.drain(..skip);
     }
     best.sort_unstable_by(compare);
     let has_more = best.len() > count;
@@ -412,6 +429,36 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
         (entry.row, Position { values, key: entry.key })
     };
     Selected { rows: best.iter().map(position).collect(), has_more }
+}
+
+/// Removes most rows that precede or follow a part, and returns the number of those that precede it. Compares values as
+/// numbers: first those of the first key, and those of the next key if all remaining rows have equal ones.
+fn narrow<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
+    rows: &mut Vec<(Row, V)>,
+    is_descending: [bool; N],
+    skip: usize,
+    count: usize,
+) -> usize {
+    let mut removed = 0;
+    for (at, is_descending) in is_descending.into_iter().enumerate() {
+        let skip = skip - removed;
+        if skip >= rows.len() {
+            break;
+        }
+        let prefixes: Vec<u64> = rows.iter().map(|(_, value)| value(at).prefix(is_descending)).collect();
+        let mut selected = prefixes.clone();
+        let (_, first, behind) = selected.select_nth_unstable(skip);
+        let first = *first;
+        let last = if behind.len() > count { *behind.select_nth_unstable(count).1 } else { u64::MAX };
+        removed += prefixes.iter().filter(|prefix| **prefix < first).count();
+        let mut of_rows = prefixes.iter();
+        rows.retain(|_| of_rows.next().is_some_and(|prefix| (first..=last).contains(prefix)));
+        let equal = rows.first().map(|(_, value)| value(at));
+        if !rows.iter().all(|(_, value)| equal.is_some_and(|equal| equal.compare(value(at), false).is_eq())) {
+            break;
+        }
+    }
+    removed
 }
 
 /// The first row of each group, with its values.

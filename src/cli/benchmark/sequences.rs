@@ -7,6 +7,7 @@ use crate::cli::{
     paths::new_file,
     progress::StageBars,
     threads::ThreadsArgs,
+    train::UserEncoderArgs,
 };
 use anyhow::ensure;
 use lodestone_pipeline::ranking::Runtime;
@@ -188,6 +189,8 @@ struct TrialArgs {
     #[arg(long)]
     baselines: bool,
     #[command(flatten)]
+    user_encoder: UserEncoderArgs,
+    #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
     output: OutputArgs,
@@ -203,7 +206,12 @@ impl TrialArgs {
         let runtime = self.library.load()?;
         self.threads.start_pool()?;
         let mut bars = StageBars::default();
-        let options = RunOptions { seed: self.seed, seeds: self.seeds, with_baselines: self.baselines };
+        let options = RunOptions {
+            seed: self.seed,
+            seeds: self.seeds,
+            encoder: self.user_encoder.settings(),
+            with_baselines: self.baselines,
+        };
         let report = benchmark(&runtime, options, &mut |step| bars.show(step))?;
         bars.finish();
         self.output.write(&report)?;

@@ -7,7 +7,7 @@ mod protocol;
 mod report;
 mod served;
 
-use crate::{Progress, error::TrainError};
+use crate::{EncoderSettings, Progress, error::TrainError};
 use lodestone_pipeline::ranking::Runtime;
 pub use metrics::{BasketMetrics, HitMetrics, basket_quality};
 use protocol::Protocol;
@@ -22,6 +22,8 @@ pub struct RunOptions {
     pub seed: u64,
     /// Number of runs, each with the next seed.
     pub seeds: usize,
+    /// The size of the user encoder.
+    pub encoder: EncoderSettings,
     /// Whether the answers of the last seed are compared with the baselines of the evaluation.
     pub with_baselines: bool,
 }
@@ -90,7 +92,7 @@ pub fn next_basket(
     let begun = Instant::now();
     let mut runs = Vec::new();
     for seed in options.seeds() {
-        runs.push(served::lists(&protocol, runtime, seed, progress)?);
+        runs.push(served::lists(&protocol, runtime, options.encoder, seed, progress)?);
     }
     let seconds = begun.elapsed().as_secs_f64() / runs.len().max(1) as f64;
     let last = runs.last().filter(|_| options.with_baselines);
@@ -108,7 +110,7 @@ fn hit_report(
     let (mut runs, mut last) = (Vec::new(), None);
     for seed in options.seeds() {
         let begun = Instant::now();
-        let lists = served::lists(protocol, runtime, seed, progress)?;
+        let lists = served::lists(protocol, runtime, options.encoder, seed, progress)?;
         runs.push(Run::new(protocol, &lists, begun.elapsed().as_secs_f64()));
         last = Some(lists);
     }

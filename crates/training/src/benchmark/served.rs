@@ -3,7 +3,7 @@ use super::protocol::{Protocol, Query};
 use crate::{
     Progress,
     error::TrainError,
-    options::TrainOptions,
+    options::{EncoderSettings, TrainOptions},
     train::{train_in_memory, without_models},
 };
 use lodestone_core::{
@@ -53,11 +53,13 @@ pub(super) struct QueryLists {
 pub(super) fn lists(
     protocol: &Protocol,
     runtime: &Runtime,
+    encoder: EncoderSettings,
     seed: u64,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ServedLists, TrainError> {
     let options = TrainOptions {
         seed,
+        encoder,
         times: Some(protocol.times.clone()),
         outcome: protocol.outcome,
         with_queries: false,
