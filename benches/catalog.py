@@ -57,7 +57,7 @@ def items():
         yield {
             "item_id": f"item-{number}",
             "title": " ".join(draw.choices(words, word_weights, k=4)) + (" shelf" if is_shelf else ""),
-            "categories": ["Home", "Shelves" if is_shelf else f"Things {number % 9}"],
+            "categories": ["Home > " + ("Shelves" if is_shelf else f"Things {number % 9}")],
             "brand": draw.choices(brands, brand_weights)[0],
             "price_micros": int(draw.lognormvariate(3, 1) * 100) * 10_000,
             "stock_quantity": draw.randrange(1, 100),
@@ -160,7 +160,7 @@ class Tantivy:
         for item in items():
             document = tantivy.Document()
             document.add_text("title", item["title"])
-            document.add_text("category", item["categories"][1])
+            document.add_text("category", item["categories"][0].removeprefix("Home > "))
             for name in ("brand", "color", "size"):
                 document.add_text(name, item[name])
             document.add_float("price", item["price_micros"] / 1e6)

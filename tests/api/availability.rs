@@ -158,7 +158,7 @@ async fn paths_of_categories_and_lists_of_texts_are_filtered_and_counted() {
         item_id: id.to_owned(),
         title: format!("thing {id}"),
         tags: vec!["paths".to_owned()],
-        categories: path.iter().map(|level| (*level).to_owned()).collect(),
+        categories: path.iter().map(|path| (*path).to_owned()).collect(),
         attributes: BTreeMap::from([("material", materials)])
             .into_iter()
             .filter(|(_, texts)| !texts.is_empty())
@@ -172,12 +172,12 @@ async fn paths_of_categories_and_lists_of_texts_are_filtered_and_counted() {
     upsert(
         &server.channel,
         vec![
-            item("a", &["Home", "Kitchen", "Mugs"], &["Glass", "Wood"]),
-            item("b", &["Home", "Kitchen", "Plates"], &["glass"]),
-            item("c", &["Home", "Garden"], &["Bamboo wood"]),
-            item("d", &["Toys", "Kitchen"], &[]),
-            item("e", &["家居", "厨房"], &["玻璃"]),
-            item("f", &["Toys", "Games"], &[]),
+            item("a", &["Home > Kitchen > Mugs", "Gifts > Kitchen", "Home > Gifts"], &["Glass", "Wood"]),
+            item("b", &["Home>Kitchen > Plates"], &["glass"]),
+            item("c", &["Home > Garden"], &["Bamboo wood"]),
+            item("d", &["Toys > Kitchen"], &[]),
+            item("e", &["家居 > 厨房"], &["玻璃"]),
+            item("f", &["Toys > Games"], &[]),
         ],
     )
     .await;
@@ -188,6 +188,10 @@ async fn paths_of_categories_and_lists_of_texts_are_filtered_and_counted() {
         ("category_path = \"Kitchen\"", &[]),
         ("category = \"Kitchen\"", &["a", "b", "d"]),
         ("category_path = \"家居 > 厨房\"", &["e"]),
+        // A name with `>` is a path.
+        ("category = \"Home > Kitchen\"", &["a", "b"]),
+        ("category IN (\"Games\", \"gifts > KITCHEN\") AND NOT category = \"Toys > Kitchen\"", &["a", "f"]),
+        ("category = \"Gifts\"", &["a"]),
         ("attributes.material = \"glass\"", &["a", "b"]),
         ("attributes.material HAS \"wood\"", &["a", "c"]),
         ("attributes.material != \"glass\"", &["c", "e"]),
@@ -211,11 +215,15 @@ async fn paths_of_categories_and_lists_of_texts_are_filtered_and_counted() {
         search(&server.channel, &request).await.facets
     };
     let top = facets_of(facet("category_path", "")).await;
-    assert_eq!(counts(&top[0]), BTreeMap::from([("Home", 3), ("Toys", 2), ("家居", 1)]));
+    assert_eq!(counts(&top[0]), BTreeMap::from([("Home", 3), ("Toys", 2), ("Gifts", 1), ("家居", 1)]));
     let below = facets_of(facet("category_path", "HOME")).await;
-    assert_eq!(counts(&below[0]), BTreeMap::from([("Home > Kitchen", 2), ("Home > Garden", 1)]));
+    assert_eq!(counts(&below[0]), BTreeMap::from([("Home > Kitchen", 2), ("Home > Garden", 1), ("Home > Gifts", 1)]));
     let below = facets_of(facet("category_path", "Home > Kitchen")).await;
     assert_eq!(counts(&below[0]), BTreeMap::from([("Home > Kitchen > Mugs", 1), ("Home > Kitchen > Plates", 1)]));
+    let names = facets_of(facet("category", "")).await;
+    let expected = [("Home", 3), ("Kitchen", 3), ("Toys", 2), ("Mugs", 1), ("Plates", 1), ("Garden", 1), ("Gifts", 1)];
+    let expected = BTreeMap::from_iter(expected.into_iter().chain([("Games", 1), ("家居", 1), ("厨房", 1)]));
+    assert_eq!(counts(&names[0]), expected, "an item counts once for each name");
     // A search for these things offers the fields in which they differ.
     let request = proto::SearchRequest {
         dynamic_facet_count: 1,
@@ -241,4 +249,110 @@ async fn paths_of_categories_and_lists_of_texts_are_filtered_and_counted() {
     assert_eq!(suggest("tags = \"paths\"").await.len(), 6);
     let materials = facets_of(facet("attributes.material", "")).await;
     assert_eq!(counts(&materials[0]), BTreeMap::from([("Glass", 2), ("Wood", 1), ("Bamboo wood", 1), ("玻璃", 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stated_availability_decides_together_with_the_stock() {
+    use proto::Availability::{self, Backorder, Discontinued, InStock, OutOfStock, Preorder, Unspecified};
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let item = |id: &str, availability: Availability, stock_quantity: Option<i64>| proto::Item {
+        item_id: id.to_owned(),
+        title: format!("wooden sled {id}"),
+        categories: vec!["Sleds".to_owned()],
+        availability: availability.into(),
+        stock_quantity,
+        ..Default::default()
+    };
+    upsert(
+        channel,
+        vec![
+            item("a", Unspecified, Some(3)),
+            item("b", InStock, Some(0)),
+            item("c", Backorder, Some(0)),
+            item("d", Backorder, Some(2)),
+            item("e", Preorder, Some(0)),
+            item("f", OutOfStock, Some(9)),
+            item("g", Discontinued, None),
+        ],
+    )
+    .await;
+    let found = async |query: &str, filter: &str, sold_out: SoldOut| {
+        let filter = format!("category = \"Sleds\"{filter}");
+        let (items, total) = all_items(channel, &request(query, &filter, sold_out, "item_id")).await;
+        assert_eq!(items.len(), total);
+        items.into_iter().map(|item| item.item_id).collect::<Vec<_>>().concat()
+    };
+    for (filter, expected) in [
+        ("", "acde"),
+        (" AND in_stock = true", "acde"),
+        (" AND in_stock = false", "bfg"),
+        (" AND availability = \"preorder\"", "e"),
+        (" AND availability IN (\"backorder\", \"DISCONTINUED\")", "cg"),
+        (" AND availability = \"in_stock\"", "ad"),
+        (" AND availability != \"in stock\"", "bcefg"),
+    ] {
+        assert_eq!(found("", filter, SoldOut::Unspecified).await, expected, "{filter}");
+        assert_eq!(found("wooden sled", filter, SoldOut::Unspecified).await, expected, "{filter}");
+    }
+    assert_eq!(found("", "", SoldOut::Last).await, "acdebfg");
+    assert_eq!(found("", "", SoldOut::Show).await, "abcdefg");
+    let facet = proto::FacetSpec { field: "availability".to_owned(), ..Default::default() };
+    let counted =
+        proto::SearchRequest { facet_specs: vec![facet], ..request("", "category = \"Sleds\"", SoldOut::Show, "") };
+    let facets = search(channel, &counted).await.facets;
+    let expected = [("in_stock", 2), ("out_of_stock", 2), ("backorder", 1), ("preorder", 1), ("discontinued", 1)];
+    assert_eq!(counts(&facets[0]), BTreeMap::from(expected));
+    // What is discontinued is never recommended.
+    let recommended = async |filter: &str, sold_out: SoldOut| {
+        let request = proto::RecommendRequest {
+            viewer: viewer(),
+            r#type: RecommendType::ForYou.into(),
+            filter: format!("category = \"Sleds\"{filter}"),
+            page_size: 200,
+            options: Some(proto::RankingOptions { sold_out: sold_out.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let answer = RankingServiceClient::new(channel.clone()).recommend(request).await.unwrap().into_inner();
+        let ids: BTreeSet<String> = answer.results.into_iter().map(|result| result.item_id).collect();
+        ids.into_iter().collect::<String>()
+    };
+    assert_eq!(recommended("", SoldOut::Unspecified).await, "acde");
+    assert_eq!(recommended("", SoldOut::Show).await, "abcdef");
+    assert_eq!(recommended(" AND in_stock = false", SoldOut::Unspecified).await, "bf");
+    assert_eq!(recommended(" AND availability = \"discontinued\"", SoldOut::Show).await, "");
+    // Short messages set it, and stock alone leaves it.
+    let set = |id: &str, availability: Availability, stock_quantity: Option<i64>| proto::Inventory {
+        item_id: id.to_owned(),
+        availability: availability.into(),
+        stock_quantity,
+        ..Default::default()
+    };
+    let inventories = vec![
+        set("a", Discontinued, None),
+        set("b", Preorder, None),
+        set("d", Unspecified, Some(0)),
+        set("f", Unspecified, Some(50)),
+        set("g", InStock, Some(1)),
+    ];
+    let written = proto::SetInventoryRequest { inventories };
+    let mut catalog = CatalogServiceClient::new(channel.clone());
+    let results = catalog.set_inventory(written).await.unwrap().into_inner().results;
+    assert!(results.iter().all(|result| result.status() == proto::ItemStatus::Updated), "{results:?}");
+    assert_eq!(found("", "", SoldOut::Unspecified).await, "bcdeg");
+    assert_eq!(found("", " AND availability = \"backorder\"", SoldOut::Unspecified).await, "cd");
+    let update = proto::ItemUpdate {
+        item: Some(proto::Item { item_id: "f".to_owned(), ..Default::default() }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["availability".to_owned()] }),
+        update_time: None,
+    };
+    catalog.update_items(proto::UpdateItemsRequest { updates: vec![update] }).await.unwrap();
+    assert_eq!(found("", " AND availability = \"in_stock\"", SoldOut::Unspecified).await, "fg");
+    let mut unknown = item("h", Unspecified, None);
+    unknown.availability = 77;
+    let refused = proto::UpsertItemsRequest { items: vec![unknown], update_time: None };
+    let results = catalog.upsert_items(refused).await.unwrap().into_inner().results;
+    assert_eq!(results[0].violations[0].field, "items[0].availability");
+    server.end().await;
 }

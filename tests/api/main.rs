@@ -9,6 +9,7 @@ mod crash;
 mod facets;
 mod fuzz;
 mod item_import;
+mod item_prices;
 mod log;
 mod models;
 mod pages;

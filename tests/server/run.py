@@ -826,7 +826,7 @@ def searches(work):
         return [result["itemId"] for result in answer(query, **fields).get("results", [])]
 
     server.call("lodestone.v1.CatalogService/UpsertItems", {"items": [
-        item("QX-100", "Quibbleflax lantern 10 ft", brand="Zorbo", categories=["Outdoor", "Lanterns"], priceMicros="5000000",
+        item("QX-100", "Quibbleflax lantern 10 ft", brand="Zorbo", categories=["Outdoor > Lanterns"], priceMicros="5000000",
              attributes={"sku": {"text": "ZB 77/1"}, "watts": {"number": 40}}),
         item("QX-200", "Quibbleflax lantern red", brand="ZORBO", categories=["Outdoor"], priceMicros="15000000",
              tags=["gift"], attributes={"watts": {"number": 60}}),

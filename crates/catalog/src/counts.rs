@@ -7,7 +7,7 @@ use crate::{
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_core::{bits, ids::Row};
-use std::{borrow::Cow, collections::BTreeSet};
+use std::collections::BTreeSet;
 
 /// Rows whose spelling of a text is compared.
 const SPELLING_ROWS: usize = 50;
@@ -85,7 +85,7 @@ impl Catalog {
     /// Returns the spelling that most of the first items in a bit set use for a text of a field; the normal form if
     /// none has it.
     pub fn spelling(&self, field: &Field, normal: &str, among: &[u64]) -> String {
-        let mut spellings: AHashMap<Cow<str>, usize> = AHashMap::new();
+        let mut spellings: AHashMap<&str, usize> = AHashMap::new();
         let rows = masks(among).flat_map(|(block, mask)| {
             let mut with_text = self.columns(block).with_text(field, normal);
             with_text.iter_mut().zip(mask).for_each(|(with_text, among)| *with_text &= among);
@@ -93,13 +93,13 @@ impl Catalog {
             rows
         });
         for row in rows.take(SPELLING_ROWS) {
-            let known = |text: &Cow<str>| spellings.contains_key(text) || field.normal(text) == normal;
+            let known = |text: &&str| spellings.contains_key(text) || field.normal(text) == normal;
             if let Some(text) = texts(&self.get(row).item, field).find(known) {
                 *spellings.entry(text).or_default() += 1;
             }
         }
         let most = spellings.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0)));
-        most.map_or_else(|| normal.to_owned(), |(text, _)| text.into_owned())
+        most.map_or(normal, |(text, _)| text).to_owned()
     }
 }
 
@@ -113,10 +113,14 @@ fn masks(among: &[u64]) -> impl Iterator<Item = (usize, Mask)> {
 }
 
 /// Returns the texts of a field with a column.
-fn texts<'i>(item: &'i Item, field: &Field) -> impl Iterator<Item = Cow<'i, str>> {
-    let paths = (*field == Field::CategoryPath).then(|| item.category_paths().map(Cow::Owned));
+fn texts<'i>(item: &'i Item, field: &Field) -> impl Iterator<Item = &'i str> {
+    let names = match field {
+        Field::Category => item.category_names(),
+        Field::CategoryPath => item.category_paths(),
+        Field::Availability => vec![item.availability().name()],
+        _ => Vec::new(),
+    };
     let texts: &[String] = match field {
-        Field::Category => &item.categories,
         Field::Tags => &item.tags,
         Field::Brand => std::slice::from_ref(&item.brand),
         Field::Currency => std::slice::from_ref(&item.currency),
@@ -127,5 +131,5 @@ fn texts<'i>(item: &'i Item, field: &Field) -> impl Iterator<Item = Cow<'i, str>
         },
         _ => &[],
     };
-    texts.iter().map(|text| Cow::Borrowed(&**text)).chain(paths.into_iter().flatten())
+    texts.iter().map(String::as_str).chain(names)
 }

@@ -4,7 +4,7 @@ use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A product. The server's conversion of requests and the import check its limits.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,17 +17,28 @@ pub struct Item {
     pub title: String,
     /// At most 20,000 characters.
     pub description: String,
-    /// The path of categories from the most general one; at most 10 levels.
+    /// Paths of categories such as `Home > Kitchen > Mugs`, each in the form of [`category_path`]; the first is the
+    /// primary one.
     pub categories: Vec<String>,
     pub brand: String,
-    /// What a user pays.
+    /// What a user pays outside the interval of the sale price. [`Item::price_at`] has the price of a time.
     pub price: Option<PriceMicros>,
-    /// The price before a reduction.
+    /// The price before a reduction, outside that interval.
     pub original_price: Option<PriceMicros>,
+    /// What a user pays from `sale_start`, inclusive, to `sale_end`, exclusive.
+    pub sale_price: Option<PriceMicros>,
+    /// None: since ever.
+    pub sale_start: Option<UnixMillis>,
+    /// None: forever.
+    pub sale_end: Option<UnixMillis>,
+    /// What the shop pays. Users do not see it.
+    pub cost: Option<PriceMicros>,
     /// An ISO 4217 code; empty for the shop's currency.
     pub currency: String,
-    /// `None` if the shop does not track stock; `Some(0)` if the item is sold out.
+    /// `None` if the shop does not track stock.
     pub stock_quantity: Option<u32>,
+    /// As the shop states. [`Item::availability`] combines it with the stock.
+    pub stated_availability: Option<Availability>,
     pub tags: Vec<String>,
     /// The mean of the users' ratings, 0 to [`limits::RATING`].
     pub rating: Option<f64>,
@@ -49,6 +60,7 @@ pub struct Item {
 pub mod limits {
     pub const TITLE_CHARS: usize = 1000;
     pub const DESCRIPTION_CHARS: usize = 20_000;
+    pub const CATEGORY_PATHS: usize = 10;
     pub const CATEGORY_LEVELS: usize = 10;
     /// Characters of a brand or a category.
     pub const NAME_CHARS: usize = 200;
@@ -79,6 +91,75 @@ pub fn is_url(text: &str) -> bool {
     is_located && !text.chars().any(|c| c.is_whitespace() || c.is_control() || c == '\\')
 }
 
+/// Separates the levels of a path of categories.
+pub(crate) const PATH_SEPARATOR: &str = " > ";
+
+/// Returns the levels of a path of categories such as `Home > Kitchen`.
+pub fn category_levels(path: &str) -> impl Iterator<Item = &str> {
+    path.split('>').map(str::trim).filter(|level| !level.is_empty())
+}
+
+/// Returns a path of categories with one space on each side of every `>`, without empty levels.
+pub fn category_path(path: &str) -> String {
+    category_levels(path).collect::<Vec<_>>().join(PATH_SEPARATOR)
+}
+
+/// Whether and how an item can be bought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    InStock,
+    /// Can be bought without stock.
+    Backorder,
+    /// Can be bought before it is released.
+    Preorder,
+    OutOfStock,
+    /// Sold out forever.
+    Discontinued,
+}
+
+impl Availability {
+    pub const ALL: [Self; 5] = [Self::InStock, Self::Backorder, Self::Preorder, Self::OutOfStock, Self::Discontinued];
+
+    /// Returns the name in filters and files, such as `in_stock`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InStock => "in_stock",
+            Self::Backorder => "backorder",
+            Self::Preorder => "preorder",
+            Self::OutOfStock => "out_of_stock",
+            Self::Discontinued => "discontinued",
+        }
+    }
+
+    /// Parses a name, regardless of letter case, spaces and punctuation.
+    pub fn parse(name: &str) -> Option<Self> {
+        let letters = |text: &str| -> String {
+            text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+        };
+        let name = letters(name);
+        Self::ALL.into_iter().find(|availability| letters(availability.name()) == name)
+    }
+}
+
+/// What a user pays at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pricing {
+    pub price: Option<PriceMicros>,
+    /// The price before a reduction.
+    pub original_price: Option<PriceMicros>,
+}
+
+impl Pricing {
+    /// Returns by which share of the original price the price is reduced, above 0 and at most 1; none without a
+    /// reduction.
+    pub fn discount(&self) -> Option<f64> {
+        let (price, original) = (self.price?.micros(), self.original_price?.micros());
+        let share = (original - price) as f64 / original as f64;
+        // Rounded, so that a fifth off is 0.2 as written in a filter.
+        (original > price).then(|| (share * DISCOUNT_STEPS).round() / DISCOUNT_STEPS)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(untagged)]
 pub enum AttributeValue {
@@ -102,8 +183,13 @@ impl Item {
             brand: String::new(),
             price: None,
             original_price: None,
+            sale_price: None,
+            sale_start: None,
+            sale_end: None,
+            cost: None,
             currency: String::new(),
             stock_quantity: None,
+            stated_availability: None,
             tags: Vec::new(),
             rating: None,
             rating_count: None,
@@ -116,22 +202,93 @@ impl Item {
         }
     }
 
+    /// Returns what the stated availability and the stock mean together. A stock of 0 is sold out unless the item can be
+    /// ordered in advance, and what can be ordered without stock is in stock while there is some.
+    pub fn availability(&self) -> Availability {
+        use Availability::{Backorder, Discontinued, InStock, OutOfStock, Preorder};
+        match (self.stated_availability, self.stock_quantity) {
+            (Some(stated @ (Preorder | OutOfStock | Discontinued)), _) => stated,
+            (Some(Backorder), None | Some(0)) => Backorder,
+            (None | Some(InStock), Some(0)) => OutOfStock,
+            (None | Some(InStock | Backorder), _) => InStock,
+        }
+    }
+
+    /// Returns true if the item can be bought.
     pub fn is_in_stock(&self) -> bool {
-        self.stock_quantity != Some(0)
+        !matches!(self.availability(), Availability::OutOfStock | Availability::Discontinued)
     }
 
-    /// Returns the path of categories up to each level, such as `Home` and `Home > Kitchen`.
-    pub fn category_paths(&self) -> impl Iterator<Item = String> + '_ {
-        (1..=self.categories.len()).map(|levels| self.categories[..levels].join(" > "))
+    /// Returns the sale price if it applies at a time.
+    fn sale_at(&self, at: UnixMillis) -> Option<PriceMicros> {
+        let has_begun = self.sale_start.is_none_or(|start| start <= at);
+        let is_over = self.sale_end.is_some_and(|end| end <= at);
+        self.sale_price.filter(|_| has_begun && !is_over)
     }
 
-    /// Returns by which share of the original price the price is reduced, above 0 and at most 1; none without a
-    /// reduction.
-    pub fn discount(&self) -> Option<f64> {
-        let (price, original) = (self.price?.micros(), self.original_price?.micros());
-        let share = (original - price) as f64 / original as f64;
-        // Rounded, so that a fifth off is 0.2 as written in a filter.
-        (original > price).then(|| (share * DISCOUNT_STEPS).round() / DISCOUNT_STEPS)
+    /// Returns what a user pays at a time. Everything that reads a price takes it from here.
+    pub fn price_at(&self, at: UnixMillis) -> Pricing {
+        match self.sale_at(at) {
+            Some(sale) => Pricing { price: Some(sale), original_price: self.price },
+            None => Pricing { price: self.price, original_price: self.original_price },
+        }
+    }
+
+    /// Returns the first time after `at` at which [`Item::price_at`] may change; none if it never does.
+    pub fn next_price_change(&self, at: UnixMillis) -> Option<UnixMillis> {
+        self.sale_price?;
+        [self.sale_start, self.sale_end].into_iter().flatten().filter(|change| *change > at).min()
+    }
+
+    /// Returns what remains of the price of a time above the cost, in the currency's unit; below 0 for an item that is
+    /// sold below its cost.
+    pub fn margin_at(&self, at: UnixMillis) -> Option<f64> {
+        let (price, cost) = (self.price_at(at).price?, self.cost?);
+        Some((price.micros() - cost.micros()) as f64 / 1e6)
+    }
+
+    /// Returns the item as users see it at a time: with the price of the time, with a sale only while it lasts, and
+    /// without the cost.
+    pub fn shown_at(self: &Arc<Self>, at: UnixMillis) -> Arc<Self> {
+        if self.sale_price.is_none() && self.cost.is_none() && self.sale_start.is_none() && self.sale_end.is_none() {
+            return self.clone();
+        }
+        let Pricing { price, original_price } = self.price_at(at);
+        let mut shown = Self { price, original_price, cost: None, ..Self::clone(self) };
+        if self.sale_at(at).is_none() {
+            (shown.sale_price, shown.sale_start, shown.sale_end) = (None, None, None);
+        }
+        Arc::new(shown)
+    }
+
+    /// Returns the levels of the primary path of categories, from the most general one.
+    pub fn primary_category(&self) -> impl Iterator<Item = &str> {
+        self.categories.first().into_iter().flat_map(|path| category_levels(path))
+    }
+
+    /// Returns the distinct names of the levels of all paths of categories, in their order.
+    pub fn category_names(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for name in self.categories.iter().flat_map(|path| category_levels(path)) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// Returns the distinct paths of categories up to each level, such as `Home` and `Home > Kitchen`.
+    pub fn category_paths(&self) -> Vec<&str> {
+        let mut paths = Vec::new();
+        for path in &self.categories {
+            let ends = path.match_indices(PATH_SEPARATOR).map(|(at, _)| at).chain([path.len()]);
+            for upper in ends.map(|end| &path[..end]) {
+                if !paths.contains(&upper) {
+                    paths.push(upper);
+                }
+            }
+        }
+        paths
     }
 
     /// Returns the input of a sentence encoder: the brand unless the title contains it, the title and the description.
@@ -143,7 +300,8 @@ impl Item {
     /// Returns the text of title, brand, categories and tags, for lexical retrieval.
     pub fn search_text(&self) -> String {
         let mut text = self.title.clone();
-        for part in std::iter::once(&self.brand).chain(&self.categories).chain(&self.tags) {
+        let tags = self.tags.iter().map(String::as_str);
+        for part in std::iter::once(&*self.brand).chain(self.category_names()).chain(tags) {
             if !part.is_empty() {
                 text.push(' ');
                 text.push_str(part);
@@ -157,16 +315,82 @@ impl Item {
 mod tests {
     use super::*;
 
+    fn bare() -> Item {
+        Item::titled(ItemId::parse("a").unwrap(), "a")
+    }
+
     #[test]
     fn a_discount_is_the_number_that_a_filter_has() {
         for percent in 1..100 {
-            let item = Item {
-                price: PriceMicros::new((100 - percent) * 139_300),
-                original_price: PriceMicros::new(13_930_000),
-                ..Item::titled(ItemId::parse("a").unwrap(), "a")
-            };
-            assert_eq!(item.discount(), format!("0.{percent:02}").parse().ok());
+            let (price, original_price) = (PriceMicros::new((100 - percent) * 139_300), PriceMicros::new(13_930_000));
+            assert_eq!(Pricing { price, original_price }.discount(), format!("0.{percent:02}").parse().ok());
         }
+    }
+
+    #[test]
+    fn a_stated_availability_and_the_stock_mean_one_availability() {
+        use Availability::{Backorder, Discontinued, InStock, OutOfStock, Preorder};
+        // Without a stock, with a stock of 0, and with a greater one.
+        for (stated, expected) in [
+            (None, [InStock, OutOfStock, InStock]),
+            (Some(InStock), [InStock, OutOfStock, InStock]),
+            (Some(Backorder), [Backorder, Backorder, InStock]),
+            (Some(Preorder), [Preorder; 3]),
+            (Some(OutOfStock), [OutOfStock; 3]),
+            (Some(Discontinued), [Discontinued; 3]),
+        ] {
+            let found = [None, Some(0), Some(7)].map(|stock_quantity| {
+                let item = Item { stated_availability: stated, stock_quantity, ..bare() };
+                assert_eq!(item.is_in_stock(), !matches!(item.availability(), OutOfStock | Discontinued));
+                item.availability()
+            });
+            assert_eq!(found, expected, "{stated:?}");
+        }
+        for availability in Availability::ALL {
+            assert_eq!(Availability::parse(availability.name()), Some(availability));
+        }
+    }
+
+    #[test]
+    fn a_sale_price_applies_from_its_start_until_its_end() {
+        let units = |price: i64| PriceMicros::new(price * 1_000_000);
+        let item = Item {
+            price: units(10),
+            original_price: units(12),
+            sale_price: units(8),
+            sale_start: Some(UnixMillis(100)),
+            sale_end: Some(UnixMillis(200)),
+            cost: units(9),
+            ..bare()
+        };
+        let at = |time: i64| item.price_at(UnixMillis(time));
+        let (regular, sale) = (
+            Pricing { price: units(10), original_price: units(12) },
+            Pricing { price: units(8), original_price: units(10) },
+        );
+        assert_eq!([99, 100, 199, 200].map(at), [regular, sale, sale, regular]);
+        let changes =
+            [0, 99, 100, 199, 200].map(|time| item.next_price_change(UnixMillis(time)).map(|change| change.0));
+        assert_eq!(changes, [Some(100), Some(100), Some(200), Some(200), None]);
+        assert_eq!([0, 100].map(|time| item.margin_at(UnixMillis(time))), [Some(1.0), Some(-1.0)]);
+        let shown = [99, 100].map(|time| Arc::new(item.clone()).shown_at(UnixMillis(time)));
+        assert_eq!(
+            shown.each_ref().map(|shown| (shown.price, shown.sale_price, shown.cost)),
+            [(units(10), None, None), (units(8), units(8), None)]
+        );
+        let open = Item { sale_start: None, sale_end: None, ..item.clone() };
+        assert_eq!((open.price_at(UnixMillis(i64::MAX)), open.next_price_change(UnixMillis(0))), (sale, None));
+        let empty = Item { sale_start: item.sale_end, sale_end: item.sale_start, ..item.clone() };
+        assert_eq!([0, 150, 300].map(|time| empty.price_at(UnixMillis(time))), [regular; 3]);
+    }
+
+    #[test]
+    fn an_item_is_in_every_level_of_each_path() {
+        let item = Item { categories: vec!["Home > Mugs".into(), "Home > Gifts > Mugs".into()], ..bare() };
+        assert_eq!(item.category_names(), ["Home", "Mugs", "Gifts"]);
+        assert_eq!(item.category_paths(), ["Home", "Home > Mugs", "Home > Gifts", "Home > Gifts > Mugs"]);
+        assert_eq!(item.primary_category().collect::<Vec<_>>(), ["Home", "Mugs"]);
+        assert_eq!(category_path(" Home>Mugs & cups > "), "Home > Mugs & cups");
     }
 
     #[test]

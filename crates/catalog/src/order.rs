@@ -33,8 +33,9 @@ pub enum OrderByError {
     #[error("key {0} is empty; a key is a field, then `asc`, `desc` or nothing")]
     EmptyKey(usize),
     #[error(
-        "`{0}` is not a field; use item_id, group_id, title, brand, price, original_price, discount, currency, rating, \
-         rating_count, stock_quantity, in_stock, create_time or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)"
+        "`{0}` is not a field; use item_id, group_id, title, brand, price, original_price, discount, margin, currency, \
+         rating, rating_count, stock_quantity, in_stock, availability, create_time or attributes.NAME (1 to 64 of A-Z, \
+         a-z, 0-9, _)"
     )]
     UnknownField(String),
     #[error("`{0}` does not sort, because an item may have several values; sort by a field with one value")]

@@ -1,7 +1,7 @@
 //! Values that a catalogue computes when an item is written, so that ranking reads numbers instead of texts.
 use super::{AttributeValue, Field, Filter, Item};
 use ahash::RandomState;
-use lodestone_core::text::normalize;
+use lodestone_core::{text::normalize, units::UnixMillis};
 
 /// A value to compute for each item.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,11 +28,12 @@ pub enum PreparedValue {
 const BANDS_PER_DOUBLING: f64 = 2.0;
 
 impl PreparedField {
-    pub fn of(&self, item: &Item) -> PreparedValue {
+    /// Returns the value of an item at a time.
+    pub fn of(&self, item: &Item, at: UnixMillis) -> PreparedValue {
         match self {
-            Self::Number(field) => PreparedValue::Number(field.number(item).map(|number| number as f32)),
-            Self::Labels(field) => PreparedValue::Labels(labels(field, item)),
-            Self::Match(filter) => PreparedValue::Number(Some(f32::from(u8::from(filter.matches(item))))),
+            Self::Number(field) => PreparedValue::Number(field.number(item, at).map(|number| number as f32)),
+            Self::Labels(field) => PreparedValue::Labels(labels(field, item, at)),
+            Self::Match(filter) => PreparedValue::Number(Some(f32::from(u8::from(filter.matches(item, at))))),
         }
     }
 }
@@ -49,7 +50,7 @@ impl PreparedValue {
 
 impl Field {
     /// Returns a numeric value, or a flag as 1 or 0.
-    fn number(&self, item: &Item) -> Option<f64> {
+    fn number(&self, item: &Item, at: UnixMillis) -> Option<f64> {
         match self {
             Self::InStock => Some(f64::from(u8::from(item.is_in_stock()))),
             Self::Attribute(name) => match item.attributes.get(name)? {
@@ -58,17 +59,17 @@ impl Field {
                 AttributeValue::Text(_) | AttributeValue::Texts(_) => None,
             },
             Self::CreateTime => None,
-            field => field.plain_number(item),
+            field => field.plain_number(item, at),
         }
     }
 }
 
-fn labels(field: &Field, item: &Item) -> Box<[u64]> {
+fn labels(field: &Field, item: &Item, at: UnixMillis) -> Box<[u64]> {
     let texts = |texts: &[String]| texts.iter().filter_map(|text| text_label(text)).collect();
     match field {
         Field::Category | Field::CategoryPath => {
             let mut path = String::new();
-            let levels = item.categories.iter().map(|level| {
+            let levels = item.primary_category().map(|level| {
                 path.push_str(&normalize(level));
                 path.push('\n');
                 hash(&path)
@@ -86,7 +87,8 @@ fn labels(field: &Field, item: &Item) -> Box<[u64]> {
             None => Box::default(),
         },
         Field::InStock => Box::new([hash(&item.is_in_stock())]),
-        field => field.number(item).map(|number| hash(&band(number))).into_iter().collect(),
+        Field::Availability => text_label(item.availability().name()).into_iter().collect(),
+        field => field.number(item, at).map(|number| hash(&band(number))).into_iter().collect(),
     }
 }
 
@@ -116,13 +118,13 @@ mod tests {
 
     fn item(categories: &[&str], price: i64) -> Item {
         let mut item = Item::titled(ItemId::parse("a").unwrap(), "a");
-        item.categories = categories.iter().map(|level| (*level).to_owned()).collect();
+        item.categories = vec![categories.join(" > ")];
         item.price = PriceMicros::new(price * 1_000_000);
         item
     }
 
     fn labels_of(field: &str, item: &Item) -> Vec<u64> {
-        labels(&Field::parse(field).unwrap(), item).to_vec()
+        labels(&Field::parse(field).unwrap(), item, UnixMillis(0)).to_vec()
     }
 
     #[test]
@@ -148,13 +150,13 @@ mod tests {
         item.attributes.insert("rating".to_owned(), AttributeValue::Number(4.5));
         item.attributes.insert("vegan".to_owned(), AttributeValue::Flag(true));
         item.attributes.insert("size".to_owned(), AttributeValue::Text("M".to_owned()));
-        let number = |field: &str| match PreparedField::Number(Field::parse(field).unwrap()).of(&item) {
+        let number = |field: &str| match PreparedField::Number(Field::parse(field).unwrap()).of(&item, UnixMillis(0)) {
             PreparedValue::Number(number) => number,
             PreparedValue::Labels(_) => None,
         };
         let fields = ["attributes.rating", "attributes.vegan", "attributes.size", "attributes.none", "price"];
         assert_eq!(fields.map(number), [Some(4.5), Some(1.0), None, None, Some(3.0)]);
         let dear = PreparedField::Match(Filter::parse("price > 2").unwrap());
-        assert_eq!(dear.of(&item), PreparedValue::Number(Some(1.0)));
+        assert_eq!(dear.of(&item, UnixMillis(0)), PreparedValue::Number(Some(1.0)));
     }
 }

@@ -79,7 +79,14 @@ pub struct Catalog {
     alive_count: usize,
     pub(crate) groups: Groups,
     prepared: Arc<[PreparedField]>,
+    /// The time of the prices.
+    time: UnixMillis,
+    /// By block: no price changes before this time. May be too early.
+    price_changes: Vec<UnixMillis>,
 }
+
+/// The time of a price change that never comes.
+const NEVER: UnixMillis = UnixMillis(i64::MAX);
 
 /// One item with its vectors and the values that retrieval and features read.
 #[derive(Clone)]
@@ -87,7 +94,7 @@ pub struct CatalogRow {
     pub item: Arc<Item>,
     pub key: ItemKey,
     pub vectors: ItemVectors,
-    /// ln(1 + price); 0 without a price. Copied so that features do not dereference the item.
+    /// ln(1 + price) at the time of the catalogue; 0 without a price. Copied so that features do not dereference the item.
     pub log_price: f32,
     /// Copied for the same reason.
     pub created_at: Option<UnixMillis>,
@@ -108,9 +115,61 @@ pub struct ItemList {
 }
 
 impl Catalog {
-    /// Returns an empty catalogue that computes these values for each item.
-    pub fn preparing(prepared: impl IntoIterator<Item = PreparedField>) -> Self {
-        Self { prepared: prepared.into_iter().collect(), ..Self::default() }
+    /// Returns an empty catalogue that computes these values for each item, with the prices of a time.
+    pub fn preparing(prepared: impl IntoIterator<Item = PreparedField>, time: UnixMillis) -> Self {
+        Self { prepared: prepared.into_iter().collect(), time, ..Self::default() }
+    }
+
+    /// Returns the time of the prices: those of a later time are equal until [`Catalog::next_price_change`].
+    pub fn time(&self) -> UnixMillis {
+        self.time
+    }
+
+    /// Returns a time before which no price changes; none if none ever does.
+    pub fn next_price_change(&self) -> Option<UnixMillis> {
+        self.price_changes.iter().copied().min().filter(|change| *change != NEVER)
+    }
+
+    /// Returns the catalogue with the prices of a later time; none if they are equal. Rewrites the rows whose prices
+    /// changed between, and shares all others.
+    pub fn at_time(&self, time: UnixMillis) -> Option<Self> {
+        if self.next_price_change().is_none_or(|change| change > time) {
+            return None;
+        }
+        let mut later = self.clone();
+        later.time = time;
+        for block in (0..later.price_changes.len()).filter(|block| self.price_changes[*block] <= time) {
+            let mut next = NEVER;
+            for row in block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(self.row_count) {
+                let row = Row(row as u32);
+                let known = self.get(row);
+                if known.item.next_price_change(self.time).is_some_and(|change| change <= time) {
+                    let (log_price, prepared) = later.dated_values(&known.item);
+                    later.replace(row, CatalogRow { log_price, prepared, ..known.clone() }, self.time);
+                }
+                next = next.min(known.item.next_price_change(time).unwrap_or(NEVER));
+            }
+            later.price_changes[block] = next;
+        }
+        Some(later)
+    }
+
+    /// Returns true if a row's item matches at the time of the catalogue.
+    pub fn matches(&self, filter: &Filter, row: Row) -> bool {
+        filter.matches(&self.get(row).item, self.time)
+    }
+
+    /// Returns a row's item as users see it at the time of the catalogue.
+    pub fn shown_item(&self, row: Row) -> Arc<Item> {
+        self.get(row).item.shown_at(self.time)
+    }
+
+    /// Returns the values of an item that depend on the time: see [`CatalogRow::log_price`] and
+    /// [`CatalogRow::prepared`].
+    fn dated_values(&self, item: &Item) -> (f32, Arc<[PreparedValue]>) {
+        let price = item.price_at(self.time).price;
+        let log_price = price.map_or(0.0, |price| (price.units() as f32).ln_1p());
+        (log_price, self.prepared.iter().map(|field| field.of(item, self.time)).collect())
     }
 
     pub fn row_count(&self) -> usize {
@@ -208,9 +267,9 @@ impl Catalog {
     /// Adds an item, or replaces the one with the same id. Returns its row.
     pub fn upsert(&mut self, keys: &ItemKeys, item: Arc<Item>, vectors: ItemVectors) -> Row {
         let key = keys.intern(&item.id);
-        let log_price = item.price.map_or(0.0, |price| (price.units() as f32).ln_1p());
+        let (log_price, prepared) = self.dated_values(&item);
         let (created_at, in_stock) = (item.created_at, item.is_in_stock());
-        let prepared = self.prepared.iter().map(|field| field.of(&item)).collect();
+        let price_change = item.next_price_change(self.time).unwrap_or(NEVER);
         let known = self.last_row_of_key(key);
         let same_title = known.map(|row| self.get(row)).filter(|known| known.item.title == item.title);
         let title_normal =
@@ -218,11 +277,13 @@ impl Catalog {
         let content = CatalogRow { item, key, vectors, log_price, created_at, title_normal, prepared };
         let row = match known {
             Some(row) => {
-                self.replace(row, content);
+                self.replace(row, content, self.time);
                 row
             }
             None => self.push(content),
         };
+        let of_block = &mut self.price_changes[row.index() / BLOCK_ROWS];
+        *of_block = (*of_block).min(price_change);
         let group_id = self.get(row).item.clone();
         self.groups.set(row, Some(&group_id.group_id));
         set_bit(&mut self.offered, row, in_stock);
@@ -241,10 +302,11 @@ impl Catalog {
         Some(row)
     }
 
-    fn replace(&mut self, row: Row, content: CatalogRow) {
+    /// Replaces the content of a row, whose columns have the values of a time.
+    fn replace(&mut self, row: Row, content: CatalogRow, time: UnixMillis) {
         let columns = &mut self.columns[row.index() / BLOCK_ROWS];
         let known = &mut Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS])[row.index() % CHUNK_ROWS];
-        columns.replace(row.index() % BLOCK_ROWS, &known.item, &content.item);
+        columns.replace(row.index() % BLOCK_ROWS, (&known.item, time), (&content.item, self.time));
         *known = content;
     }
 
@@ -254,6 +316,7 @@ impl Catalog {
         }
         if self.row_count.is_multiple_of(BLOCK_ROWS) {
             self.columns.push(Columns::default());
+            self.price_changes.push(NEVER);
         }
         let row = Row(self.row_count as u32);
         let row_of_key = Arc::make_mut(&mut self.row_of_key);
@@ -263,7 +326,7 @@ impl Catalog {
         }
         row_of_key[key] = row.0;
         Arc::make_mut(&mut self.keys).push(content.key);
-        self.columns[row.index() / BLOCK_ROWS].add(row.index() % BLOCK_ROWS, &content.item);
+        self.columns[row.index() / BLOCK_ROWS].add(row.index() % BLOCK_ROWS, &content.item, self.time);
         Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS]).push(content);
         self.row_count += 1;
         if self.alive.len() * 64 <= row.index() {
@@ -283,7 +346,7 @@ fn set_bit(bits: &mut [u64], row: Row, value: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AttributeValue, Field};
+    use crate::{AttributeValue, Availability, Field};
     use lodestone_core::units::PriceMicros;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -349,7 +412,7 @@ mod tests {
     #[test]
     fn a_written_item_has_prepared_values_of_its_new_content() {
         let keys = ItemKeys::default();
-        let mut catalog = Catalog::preparing([PreparedField::Number(Field::Price)]);
+        let mut catalog = Catalog::preparing([PreparedField::Number(Field::Price)], UnixMillis(0));
         let priced = |price: i64| {
             let item = Item::titled(ItemId::parse("a").unwrap(), "a");
             Arc::new(Item { price: PriceMicros::new(price * 1_000_000), ..item })
@@ -363,10 +426,17 @@ mod tests {
     fn random_item(random: &mut StdRng, id: usize) -> Item {
         let mut item = Item::titled(ItemId::parse(&format!("i{id}")).unwrap(), "title");
         item.brand = ["Acme", "acme", "Öko", ""][random.random_range(0..4)].to_owned();
-        item.categories = (0..random.random_range(0..3)).map(|n| format!("C{}", n + id % 2)).collect();
+        item.categories = (0..random.random_range(0..3)).map(|n| format!("C{} > D{}", n, n + id % 2)).collect();
         item.tags = (0..random.random_range(0..3)).map(|_| format!("t{}", random.random_range(0..3))).collect();
         item.price = random.random_bool(0.8).then(|| PriceMicros::new(random.random_range(0..9) * 1_000_000).unwrap());
         item.stock_quantity = [None, Some(0), Some(3)][random.random_range(0..3)];
+        item.stated_availability = Availability::ALL.get(random.random_range(0..9)).copied();
+        if random.random_bool(0.3) {
+            let mut price = || PriceMicros::new(random.random_range(0..9) * 1_000_000);
+            (item.sale_price, item.cost) = (price(), price());
+            let mut time = || random.random_bool(0.7).then(|| UnixMillis(random.random_range(0..1000)));
+            (item.sale_start, item.sale_end) = (time(), time());
+        }
         item.created_at = random.random_bool(0.5).then(|| UnixMillis(random.random_range(0..5) * UnixMillis::DAY));
         let values =
             [AttributeValue::Flag(random.random()), AttributeValue::Number(1.0), AttributeValue::Text("red".into())];
@@ -376,12 +446,14 @@ mod tests {
         item
     }
 
-    /// Thousands of random writes lead to the same matches as one load of the remaining items.
+    /// Thousands of random writes, while sales begin and end, lead to the same matches as one load of the remaining items
+    /// at the end.
     #[test]
     fn filters_match_after_many_writes_as_after_a_fresh_load() {
         const ITEMS: usize = 2500;
         let (mut random, keys) = (StdRng::seed_from_u64(1), ItemKeys::default());
-        let (mut catalog, mut items) = (Catalog::default(), vec![None; ITEMS]);
+        let prepared = || [PreparedField::Number(Field::Price), PreparedField::Number(Field::Margin)];
+        let (mut catalog, mut items) = (Catalog::preparing(prepared(), UnixMillis(0)), vec![None; ITEMS]);
         for write in 0..4 * ITEMS {
             let id = if write < ITEMS { write } else { random.random_range(0..ITEMS) };
             let item = random_item(&mut random, id);
@@ -392,8 +464,13 @@ mod tests {
                 catalog.upsert(&keys, Arc::new(item.clone()), vectors());
                 items[id] = Some(item);
             }
+            if write % 100 == 0 {
+                let before = catalog.clone();
+                catalog = catalog.at_time(UnixMillis(write as i64 / 20)).unwrap_or(catalog);
+                assert_eq!(before.next_price_change() == catalog.next_price_change(), before.time == catalog.time);
+            }
         }
-        let mut fresh = Catalog::default();
+        let mut fresh = Catalog::preparing(prepared(), catalog.time());
         for item in items.into_iter().flatten() {
             fresh.upsert(&keys, Arc::new(item), vectors());
         }
@@ -406,6 +483,14 @@ mod tests {
             ids
         };
         assert_eq!(ids(&catalog, catalog.offered()), ids(&fresh, fresh.offered()));
+        let dated = |catalog: &Catalog| {
+            let values = bits::ones(catalog.alive(), 0).map(|row| {
+                let row = catalog.get(Row(row as u32));
+                (row.item.id.to_string(), row.log_price.to_bits(), format!("{:?}", row.prepared))
+            });
+            values.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(dated(&catalog), dated(&fresh));
         for text in [
             "brand = \"acme\"",
             "brand != \"acme\"",
@@ -415,6 +500,11 @@ mod tests {
             "price < 3",
             "price >= 8",
             "price != 4",
+            "original_price < 5",
+            "discount > 0.3",
+            "margin < 0",
+            "availability IN (\"preorder\", \"out of stock\")",
+            "category = \"c1 > d2\"",
             "stock_quantity > 0",
             "in_stock = true",
             "attributes.a = true",

@@ -8,7 +8,7 @@ use arrow_array::{
     builder::{ListBuilder, StringBuilder},
 };
 use arrow_schema::{DataType, Field, Schema};
-use lodestone_catalog::{FieldSet, Item, ItemField, limits};
+use lodestone_catalog::{Availability, FieldSet, Item, ItemField, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -44,8 +44,13 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
         ("brand", texts(&|item| item.brand.clone())),
         ("price_micros", integers(&|item| item.price.map(PriceMicros::micros))),
         ("original_price_micros", integers(&|item| item.original_price.map(PriceMicros::micros))),
+        ("sale_price_micros", integers(&|item| item.sale_price.map(PriceMicros::micros))),
+        ("sale_start_ms", integers(&|item| item.sale_start.map(|at| at.0))),
+        ("sale_end_ms", integers(&|item| item.sale_end.map(|at| at.0))),
+        ("cost_micros", integers(&|item| item.cost.map(PriceMicros::micros))),
         ("currency", texts(&|item| item.currency.clone())),
         ("stock_quantity", integers(&|item| item.stock_quantity.map(i64::from))),
+        ("availability", texts(&|item| item.stated_availability.map_or("", Availability::name).to_owned())),
         ("tags", lists(&|item| item.tags.clone())),
         ("rating", numbers(&|item| item.rating)),
         ("rating_count", integers(&|item| item.rating_count.map(i64::from))),
@@ -84,7 +89,9 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
     let originals = columns.integers("original_price_micros")?;
     let (ratings, rating_counts) = (columns.numbers("rating")?, columns.integers("rating_count")?);
     let (urls, images) = (columns.texts("url")?, columns.texts("image_url")?);
-    let stocks = columns.integers("stock_quantity")?;
+    let (sale_prices, costs) = (columns.integers("sale_price_micros")?, columns.integers("cost_micros")?);
+    let (sale_starts, sale_ends) = (columns.integers("sale_start_ms")?, columns.integers("sale_end_ms")?);
+    let (stocks, availabilities) = (columns.integers("stock_quantity")?, columns.texts("availability")?);
     let (created, values) = (columns.integers("created_ms")?, columns.integers("values_ms")?);
     let absent = columns.lists("absent_fields")?;
     let attributes = columns.texts("attributes")?;
@@ -109,6 +116,11 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
             brand: optional(brands, row).unwrap_or_default().to_owned(),
             price: price("price_micros", prices)?,
             original_price: price("original_price_micros", originals)?,
+            sale_price: price("sale_price_micros", sale_prices)?,
+            sale_start: (!sale_starts.is_null(row)).then(|| UnixMillis(sale_starts.value(row))),
+            sale_end: (!sale_ends.is_null(row)).then(|| UnixMillis(sale_ends.value(row))),
+            cost: price("cost_micros", costs)?,
+            stated_availability: availability(columns, row, optional(availabilities, row).unwrap_or_default())?,
             rating: rating(columns, row, (!ratings.is_null(row)).then(|| ratings.value(row)))?,
             rating_count: match (!rating_counts.is_null(row)).then(|| rating_counts.value(row)) {
                 None => None,
@@ -146,6 +158,13 @@ fn group_id(columns: &Columns, row: usize, id: &str) -> Result<String, DatasetEr
     Ok(id.to_owned())
 }
 
+fn availability(columns: &Columns, row: usize, name: &str) -> Result<Option<Availability>, DatasetError> {
+    match Availability::parse(name) {
+        None if !name.is_empty() => Err(columns.bad(row, "availability", format!("`{name}` is unknown"))),
+        availability => Ok(availability),
+    }
+}
+
 fn absent_fields(columns: &Columns, row: usize, names: &[String]) -> Result<FieldSet, DatasetError> {
     let mut fields = FieldSet::default();
     for name in names {
@@ -176,10 +195,13 @@ mod tests {
         let path = directory.path().join("items.parquet");
         let mut item = Item::titled(ItemId::parse("a").unwrap(), "陶瓷杯 mug");
         item.group_id = "mugs".into();
-        item.categories = vec!["Home".into(), "Mugs".into()];
+        item.categories = vec!["Home > Mugs".into(), "Gifts".into()];
         item.price = PriceMicros::new(2_950_000);
         item.stock_quantity = Some(0);
         item.original_price = PriceMicros::new(3_950_000);
+        (item.sale_price, item.cost) = (PriceMicros::new(1), PriceMicros::new(0));
+        (item.sale_start, item.sale_end) = (Some(UnixMillis(7)), Some(UnixMillis(8)));
+        item.stated_availability = Some(Availability::Backorder);
         (item.rating, item.rating_count) = (Some(4.7), Some(12));
         (item.url, item.image_url) = ("https://shop.test/mug".into(), "/mug.webp".into());
         item.attributes.insert("size".into(), AttributeValue::Text("M".into()));

@@ -1,6 +1,6 @@
 //! Feeds and event exports in the formats that shops have, by the shipped mappings, and what is refused.
 use flate2::{Compression, write::GzEncoder};
-use lodestone_catalog::{AttributeValue, Item};
+use lodestone_catalog::{AttributeValue, Availability, Item, Pricing};
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset::{
     DatasetEvent,
@@ -150,14 +150,71 @@ fn a_google_feed_has_the_same_items_as_tsv_rss_and_atom() {
     assert_contains(&report.to_string(), &["optional columns not in the files", "gtin", "2 items"]);
     let [first, second] = &of_tsv[..] else { panic!("{of_tsv:?}") };
     assert_eq!((first.title.as_str(), first.description.as_str()), ("Mug & Saucer", "Holds tea"));
-    assert_eq!((first.brand.as_str(), &first.categories[..]), ("Acme", &["Home", "Mugs"].map(str::to_owned)[..]));
-    assert_eq!(micros(first), (Some(9_990_000), Some(12_990_000), "EUR"));
-    assert_eq!(micros(second), (Some(12_990_000), None, "EUR"), "its sale is over");
-    assert_eq!((first.stock_quantity, second.stock_quantity), (None, Some(0)));
+    assert_eq!((first.brand.as_str(), &first.categories[..]), ("Acme", &["Home > Mugs".to_owned()][..]));
+    for (item, during, end) in [
+        (first, "2026-01-01T00:00:00Z", "2026-01-31T23:00:00Z"),
+        (second, "2025-01-31T00:00:00Z", "2025-02-01T00:00:00Z"),
+    ] {
+        let at = |time: &str| {
+            let time = UnixMillis(time.parse::<jiff::Timestamp>().unwrap().as_millisecond());
+            let Pricing { price, original_price } = item.price_at(time);
+            [price, original_price].map(|price| price.map(|price| price.micros()))
+        };
+        assert_eq!([at(during), at(end)], [[Some(9_990_000), Some(12_990_000)], [Some(12_990_000), None]]);
+    }
+    assert_eq!([first, second].map(Item::availability), [Availability::InStock, Availability::OutOfStock]);
+    assert_eq!((first.stock_quantity, second.stock_quantity), (None, None));
     assert_eq!((text(first, "color").as_deref(), first.group_id.as_str()), (Some("red"), "mug"));
     assert_eq!(first.values_at, Some(NOW), "a file is not of a later time than now");
     let absent: Vec<String> = first.absent_fields.iter().map(|field| field.name().into_owned()).collect();
-    assert_eq!(absent, ["tags", "rating", "rating_count", "create_time"]);
+    assert_eq!(absent, ["stock_quantity", "tags", "rating", "rating_count", "create_time"]);
+}
+
+#[test]
+fn several_product_types_costs_and_words_of_availability_are_read() {
+    let item = |id: &str, more: &str| format!("<item><g:id>{id}</g:id><title>Mug</title>{more}</item>\n");
+    let types = "<g:product_type>Home &gt; Mugs</g:product_type><g:product_type>Gifts</g:product_type>\
+                 <g:product_type>home&gt;Cups</g:product_type><g:product_type>Gifts</g:product_type>";
+    let words = [
+        ("in stock", Availability::InStock),
+        ("https://schema.org/InStock", Availability::InStock),
+        ("PreOrder", Availability::Preorder),
+        ("http://schema.org/BackOrder", Availability::Backorder),
+        ("onbackorder", Availability::Backorder),
+        ("schema.org/SoldOut", Availability::OutOfStock),
+        ("Discontinued", Availability::Discontinued),
+    ];
+    let of_word = |(at, (word, _)): (usize, &(&str, _))| {
+        item(&format!("w{at}"), &format!("<g:availability>{word}</g:availability>"))
+    };
+    let rows: String = words.iter().enumerate().map(of_word).collect();
+    let first = format!("{types}<g:price>9 EUR</g:price><g:cost_of_goods_sold>5 EUR</g:cost_of_goods_sold>");
+    let bad = [
+        ("s1", "<g:availability>soon</g:availability>"),
+        (
+            "s2",
+            "<g:sale_price>1 EUR</g:sale_price><g:sale_price_effective_date>2026-02-01/2026-01-01\
+                </g:sale_price_effective_date>",
+        ),
+    ];
+    let bad: String = bad.iter().map(|(id, more)| item(id, more)).collect();
+    let feed = format!(
+        "<rss xmlns:g=\"http://base.google.com/ns/1.0\"><channel>{}{rows}{bad}</channel></rss>",
+        item("m1", &first)
+    );
+    let (items, report) = items_of("google-merchant-center", "feed.xml", feed);
+    assert_eq!(items[0].categories, ["Home > Mugs", "Gifts", "home > Cups"]);
+    assert_eq!(items[0].cost.map(|cost| cost.micros()), Some(5_000_000));
+    let found: Vec<Option<Availability>> = items[1..].iter().map(|item| item.stated_availability).collect();
+    assert_eq!(found, words.map(|(_, availability)| Some(availability)));
+    assert_eq!(dropped(&report), [("bad sale period", 1), ("unknown availability", 1)]);
+    assert_contains(&report.to_string(), &["column `availability`: `soon` is not an availability that is known"]);
+    let own = "[items]\nid = \"id\"\ntitle = \"title\"\navailability = \"state\"\n\
+               [items.availability_values]\n\"nicht lieferbar\" = \"out_of_stock\"\n";
+    let (items, _) = items_of(own, "feed.csv", "id,title,state\n1,Mug,Nicht Lieferbar\n2,Mug,in stock\n");
+    assert_eq!([&items[0], &items[1]].map(Item::is_in_stock), [false, true]);
+    let unknown = Shop::new().mapping(&own.replace("out_of_stock", "gone")).unwrap_err().to_string();
+    assert_contains(&unknown, &["`gone` is not an availability", "in_stock, backorder"]);
 }
 
 #[test]
@@ -183,7 +240,7 @@ const SHOPIFY: &str = "Handle,Title,Body (HTML),Vendor,Product Category,Type,Tag
                        Variant Inventory Policy,Variant Price,Variant Compare At Price,Image Src,Variant Image,Status\n\
     shirt,Shirt,<p>Soft.</p>,Acme,Apparel > Shirts,Shirts,\"new, red\",true,Color,Red,Size,M,S-R-M,shopify,3,deny,20.00,\
     25.00,https://cdn.test/1.jpg,,active\n\
-    shirt,,,,,,,,,Blue,,L,,shopify,0,deny,20.00,,https://cdn.test/2.jpg,https://cdn.test/blue.jpg,\n\
+    shirt,,,,,,,,,Blue,,L,,shopify,0,continue,20.00,,https://cdn.test/2.jpg,https://cdn.test/blue.jpg,\n\
     shirt,,,,,,,,,,,,,,,,,,https://cdn.test/3.jpg,,\n\
     card,Gift card,,Acme,,,,true,Title,Default Title,,,,,0,deny,10.00,,,,active\n\
     draft,Draft,,Acme,,,,true,Title,Default Title,,,,,0,deny,10.00,,,,draft\n";
@@ -201,12 +258,14 @@ fn a_shopify_export_has_an_item_for_each_variant() {
         ((Some(20_000_000), Some(25_000_000), "USD"), (Some(20_000_000), None, "USD"))
     );
     assert_eq!([red, blue, card].map(|item| item.stock_quantity), [Some(3), Some(0), None], "cards are not counted");
+    let availabilities = [Availability::InStock, Availability::Backorder, Availability::InStock];
+    assert_eq!([red, blue, card].map(Item::availability), availabilities, "sold also without stock");
     assert_eq!((text(blue, "color").as_deref(), text(blue, "size").as_deref()), (Some("Blue"), Some("L")));
     assert_eq!([red, blue, card].map(|item| item.group_id.as_str()), ["shirt", "shirt", "card"]);
     assert_eq!((&red.image_url[..], &blue.image_url[..]), ("https://cdn.test/1.jpg", "https://cdn.test/blue.jpg"));
     assert_eq!(
         (&red.tags[..], &red.categories[..]),
-        (&["new", "red"].map(str::to_owned)[..], &["Apparel", "Shirts"].map(str::to_owned)[..])
+        (&["new", "red"].map(str::to_owned)[..], &["Apparel > Shirts".to_owned()][..])
     );
     assert_eq!(dropped(&report), [("row that is no item", 2)]);
     // The present names of the columns.
@@ -357,7 +416,7 @@ fn nested_fields_lists_and_patterns_of_columns_are_read() {
     assert_eq!((mug.title.as_str(), cup.id.as_str(), cup.title.as_str()), ("Mug", "2", "Cup"));
     assert_eq!(
         (&mug.categories[..], &mug.tags[..]),
-        (&["Home", "A > B"].map(str::to_owned)[..], &["x", "2"].map(str::to_owned)[..])
+        (&["Home > A > B".to_owned()][..], &["x", "2"].map(str::to_owned)[..])
     );
     assert_eq!((mug.image_url.as_str(), micros(mug)), ("/1.png", (Some(4_500_000), None, "EUR")));
     assert_eq!(mug.attributes["Size__cm_"], AttributeValue::Number(12.0));

@@ -538,7 +538,7 @@ fn a_file_of_products_without_times_of_events_becomes_items() {
     );
     assert_eq!(
         (&mug.categories[..], &mug.tags[..]),
-        (&["Home", "Mugs"].map(str::to_owned)[..], &["new", "red"].map(str::to_owned)[..])
+        (&["Home > Mugs".to_owned()][..], &["new", "red"].map(str::to_owned)[..])
     );
     assert_eq!(mug.price.map(|price| price.micros()), Some(4_950_000));
     assert_eq!(items.iter().map(|item| item.stock_quantity).collect::<Vec<_>>(), [Some(3), Some(0), Some(1)]);
@@ -563,10 +563,16 @@ fn products_have_reduced_prices_ratings_and_links() {
     let report = shop.import_items(mapping, "products.csv", rows.as_bytes()).unwrap();
     let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
     let (red, blue) = (&items[0], &items[1]);
-    assert_eq!((red.discount(), red.rating, red.rating_count), (Some(0.5), Some(4.5), Some(12)));
+    assert_eq!(
+        (red.price_at(UnixMillis(0)).discount(), red.rating, red.rating_count),
+        (Some(0.5), Some(4.5), Some(12))
+    );
     assert_eq!((red.currency.as_str(), blue.currency.as_str()), ("GBP", "EUR"));
     assert_eq!((red.url.as_str(), red.image_url.as_str()), ("https://shop.test/m1", "/m1.webp"));
-    assert_eq!((blue.discount(), blue.rating, blue.rating_count, blue.url.as_str()), (None, None, None, ""));
+    assert_eq!(
+        (blue.price_at(UnixMillis(0)).discount(), blue.rating, blue.rating_count, blue.url.as_str()),
+        (None, None, None, "")
+    );
     let dropped: Vec<&str> = report.dropped_items.keys().copied().collect();
     assert_eq!(
         (items.len(), dropped),
@@ -587,7 +593,7 @@ fn products_keep_their_fields_and_events_add_the_others() {
     let report = import(&[mapping], files, &shop.path("out"), OPTIONS, |_, _| {}).unwrap();
     let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
     assert_eq!((items.len(), report.item_count, shop.events().len()), (2, 2, 2));
-    assert_eq!((items[0].title.as_str(), &items[0].categories[..]), ("Mug", &["Home", "A > B"].map(str::to_owned)[..]));
+    assert_eq!((items[0].title.as_str(), &items[0].categories[..]), ("Mug", &["Home > A > B".to_owned()][..]));
     assert_eq!(items[0].price.map(|price| price.micros()), Some(5_000_000), "the median price of its purchases");
     assert_eq!(items[1].title, "old", "an item that only events name");
 }

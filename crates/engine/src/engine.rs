@@ -208,7 +208,7 @@ impl Engine {
                 Some(token.after)
             }
         };
-        let catalog = self.generations.current().generation.catalog.load_full();
+        let catalog = self.generations.current().generation.catalog_at(UnixMillis::now());
         self.workers.run(deadline, move |_| Ok(catalog.list(filter.as_ref(), after.as_ref(), count))).await
     }
 
@@ -227,7 +227,7 @@ impl Engine {
 
     /// Returns the ids of the items that match a filter, ascending.
     pub async fn items_matching(&self, filter: Filter) -> Result<Vec<ItemId>, EngineError> {
-        let catalog = self.generations.current().generation.catalog.load_full();
+        let catalog = self.generations.current().generation.catalog_at(UnixMillis::now());
         let list = move |_: &mut usize| Ok(catalog.list(Some(&filter), None, usize::MAX).items);
         let items = self.workers.run(Instant::now() + LIST_TIMEOUT, list).await?;
         Ok(items.iter().map(|item| item.id.clone()).collect())
@@ -240,7 +240,7 @@ impl Engine {
         keys: Vec<u64>,
         until: UnixMillis,
     ) -> Result<(Vec<ItemId>, usize), EngineError> {
-        let catalog = self.generations.current().generation.catalog.load_full();
+        let catalog = self.generations.current().generation.catalog_at(UnixMillis::now());
         let state = self.generations.state.clone();
         let list = move |_: &mut usize| {
             let missing = bits::ones(catalog.alive(), 0).map(|row| catalog.get(Row(row as u32)));
@@ -314,7 +314,9 @@ impl Engine {
         let suggest = move |worker: &mut usize| {
             let loaded = generations.routes().of(&request.viewer.user).clone();
             let mut models = loaded.models_of(*worker);
-            let suggested = run::suggest(&loaded.generation, &mut models, &request, UnixMillis::now());
+            let now = UnixMillis::now();
+            loaded.generation.catalog_at(now);
+            let suggested = run::suggest(&loaded.generation, &mut models, &request, now);
             drop(models);
             Ok((loaded, suggested))
         };
@@ -508,7 +510,7 @@ impl Engine {
             size: page.size,
             bytes_max: RESULTS_BYTES_MAX,
             loaded: loaded.clone(),
-            catalog: up_to_date.generation.catalog.load_full(),
+            catalog: up_to_date.generation.catalog_at(UnixMillis::now()),
             up_to_date,
         };
         self.page(wanted, deadline).await

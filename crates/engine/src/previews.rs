@@ -115,7 +115,7 @@ impl Engine {
             request_of,
             answers: self.answers.directory().to_owned(),
             log: self.log.clone(),
-            catalog: self.generations.current().generation.catalog.load_full(),
+            catalog: self.generations.current().generation.catalog_at(UnixMillis::now()),
             state: self.generations.state.clone(),
             deadline,
         };
@@ -218,7 +218,7 @@ impl PreviewInput {
     fn on_record(&self, record: &AnswerRecord) -> Result<RuleOnRecord, &'static str> {
         let rows: Vec<_> = record.items.iter().map(|id| self.row_of(id)).collect();
         let matches = |filter: &Filter| -> Vec<bool> {
-            rows.iter().map(|row| row.is_some_and(|row| filter.matches(&self.catalog.get(row).item))).collect()
+            rows.iter().map(|row| row.is_some_and(|row| self.catalog.matches(filter, row))).collect()
         };
         let mut on_record = RuleOnRecord { hidden: vec![false; rows.len()], ..RuleOnRecord::default() };
         let mut pins: Vec<(&ItemId, usize)> = Vec::new();
@@ -241,7 +241,7 @@ impl PreviewInput {
         }
         let can_pin = |(item, _): &(&ItemId, usize)| {
             let row = self.row_of(item.as_str()).filter(|row| self.catalog.is_offered(*row));
-            row.is_some_and(|row| filters.iter().all(|filter| filter.matches(&self.catalog.get(row).item)))
+            row.is_some_and(|row| filters.iter().all(|filter| self.catalog.matches(filter, row)))
         };
         on_record.pins = pins.into_iter().filter(can_pin).map(|(item, rank)| (item.to_string(), rank)).collect();
         Ok(on_record)

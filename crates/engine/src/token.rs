@@ -1,4 +1,5 @@
-//! Page and attribution tokens: opaque to clients, and signed, so that only tokens of this server are accepted.
+//! Page and attribution tokens: opaque to clients, and signed, so that only tokens of this server are accepted. Page
+//! tokens are also concealed, because they have sort values, such as margins, that users must not see.
 use crate::error::EntryKind;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
@@ -170,8 +171,23 @@ impl TokenKey {
         mac
     }
 
+    /// Encrypts the body of a page token, or decrypts it: its exclusive or with a stream that the signature of the plain
+    /// body selects, so that equal streams only conceal equal bodies.
+    fn conceal(&self, body: &mut [u8], signature: &[u8]) {
+        let Some((kind, body)) = body.split_first_mut().filter(|(kind, _)| **kind == TokenKind::Page as u8) else {
+            return;
+        };
+        for (counter, part) in (0u32..).zip(body.chunks_mut(32)) {
+            // No token has two kinds, so a block is never a signature.
+            let block = [&[*kind, TokenKind::Attribution as u8], signature, &counter.to_le_bytes()].concat();
+            let stream = self.mac(&block).finalize().into_bytes();
+            part.iter_mut().zip(stream).for_each(|(byte, key)| *byte ^= key);
+        }
+    }
+
     fn sign(&self, mut body: Vec<u8>) -> String {
         let signature = self.mac(&body).finalize().into_bytes();
+        self.conceal(&mut body, &signature[..SIGNATURE_BYTES]);
         body.extend_from_slice(&signature[..SIGNATURE_BYTES]);
         URL_SAFE_NO_PAD.encode(body)
     }
@@ -179,6 +195,7 @@ impl TokenKey {
     fn verify(&self, text: &str, kind: TokenKind) -> Option<Vec<u8>> {
         let mut bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let signature = bytes.split_off(bytes.len().checked_sub(SIGNATURE_BYTES)?);
+        self.conceal(&mut bytes, &signature);
         self.mac(&bytes).verify_truncated_left(&signature).ok()?;
         (bytes.first() == Some(&(kind as u8))).then(|| bytes.split_off(1))
     }
@@ -241,6 +258,8 @@ mod tests {
         let key = TokenKey::new([7; 32]);
         let values = vec![StoredValue::Text("mug".into()), StoredValue::Number(0.5), StoredValue::Missing];
         let behind = PageToken { slate: [3; 16], offset: 300, after: Some(Position { values, key: ItemKey(7) }) };
+        let bytes = URL_SAFE_NO_PAD.decode(key.page(&behind)).unwrap();
+        assert!(!bytes.windows(3).any(|part| part == b"mug"), "a page token shows no sort value");
         assert_eq!(key.parse_page(&key.page(&behind)), Some(behind));
         let page = PageToken { slate: [3; 16], offset: 48, after: None };
         let text = key.page(&page);

@@ -1,6 +1,8 @@
 //! The format of the log's records: a version byte followed by a protobuf message.
 use super::{Attribution, Event, EventKind, EventLine, LogError};
-use lodestone_catalog::{AttributeValue, FieldSet, Item, ItemChange, ItemField, ItemWrite, WriteTime, WrittenFields};
+use lodestone_catalog::{
+    AttributeValue, Availability, FieldSet, Item, ItemChange, ItemField, ItemWrite, WriteTime, WrittenFields,
+};
 use lodestone_core::{
     format::OtherVersion,
     ids::{EventId, ItemId, UserId},
@@ -11,7 +13,7 @@ use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
 /// The version of written records. Readers reject unknown versions.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 
 /// A change that a record of the log stores.
 #[derive(Debug, Clone, PartialEq)]
@@ -255,6 +257,17 @@ struct ItemRecord {
     image_url: String,
     #[prost(string, tag = "17")]
     group_id: String,
+    /// 1 + the position in [`Availability::ALL`], or 0 if none is stated.
+    #[prost(uint32, tag = "20")]
+    availability: u32,
+    #[prost(int64, optional, tag = "21")]
+    sale_price_micros: Option<i64>,
+    #[prost(int64, optional, tag = "22")]
+    sale_start_ms: Option<i64>,
+    #[prost(int64, optional, tag = "23")]
+    sale_end_ms: Option<i64>,
+    #[prost(int64, optional, tag = "24")]
+    cost_micros: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -410,6 +423,11 @@ impl From<&Item> for ItemRecord {
             url: item.url.clone(),
             image_url: item.image_url.clone(),
             group_id: item.group_id.clone(),
+            availability: item.stated_availability.map_or(0, availability_number),
+            sale_price_micros: item.sale_price.map(PriceMicros::micros),
+            sale_start_ms: item.sale_start.map(|at| at.0),
+            sale_end_ms: item.sale_end.map(|at| at.0),
+            cost_micros: item.cost.map(PriceMicros::micros),
         }
     }
 }
@@ -443,8 +461,20 @@ impl ItemRecord {
             url: self.url,
             image_url: self.image_url,
             group_id: self.group_id,
+            stated_availability: match self.availability.checked_sub(1) {
+                None => None,
+                Some(at) => Some(*Availability::ALL.get(at as usize).ok_or("the availability is unknown")?),
+            },
+            sale_price: read_price(self.sale_price_micros)?,
+            sale_start: self.sale_start_ms.map(UnixMillis),
+            sale_end: self.sale_end_ms.map(UnixMillis),
+            cost: read_price(self.cost_micros)?,
         })
     }
+}
+
+fn availability_number(availability: Availability) -> u32 {
+    Availability::ALL.iter().position(|known| *known == availability).map_or(0, |at| at as u32 + 1)
 }
 
 #[cfg(test)]
@@ -501,7 +531,7 @@ mod tests {
     fn full_item() -> Item {
         Item {
             description: "warm".into(),
-            categories: vec!["clothes".into(), "hats".into()],
+            categories: vec!["clothes > hats".into(), "gifts".into()],
             brand: "b".into(),
             price: PriceMicros::new(2_950_000),
             original_price: PriceMicros::new(3_950_000),
@@ -510,6 +540,11 @@ mod tests {
             url: "https://shop.test/hat".into(),
             image_url: "/images/hat.webp".into(),
             group_id: "hat".into(),
+            sale_price: PriceMicros::new(1_950_000),
+            sale_start: Some(UnixMillis(-3)),
+            sale_end: Some(UnixMillis(0)),
+            cost: PriceMicros::new(0),
+            stated_availability: Some(Availability::Discontinued),
             currency: "EUR".into(),
             stock_quantity: Some(0),
             tags: vec!["new".into()],
@@ -584,6 +619,6 @@ mod tests {
         let error = Change::decode(77, &bytes).unwrap_err();
         assert!(matches!(error, LogError::Corrupt { position: 77, .. }));
         let text = error.to_string();
-        assert!(text.contains("position 77") && text.contains("version 9") && text.contains("version 4"), "{text}");
+        assert!(text.contains("position 77") && text.contains("version 9") && text.contains("version 5"), "{text}");
     }
 }

@@ -59,6 +59,7 @@ pub fn facet_field(name: &str) -> Option<Field> {
                 | Field::Tags
                 | Field::Price
                 | Field::InStock
+                | Field::Availability
                 | Field::Attribute(_)
         )
     };
@@ -72,7 +73,7 @@ pub fn has_ranges(field: &Field) -> bool {
 
 /// Returns whether values of a facet may be texts that differ between shops.
 pub fn has_texts(field: &Field) -> bool {
-    !matches!(field, Field::Price | Field::InStock)
+    !matches!(field, Field::Price | Field::InStock | Field::Availability)
 }
 
 /// A counted facet.
@@ -306,7 +307,7 @@ mod tests {
     fn an_item_counts_once_for_each_of_its_labels() {
         let labelled =
             |labels: &[&str]| Item { categories: labels.iter().map(|l| (*l).to_owned()).collect(), ..item() };
-        let catalog = catalog([labelled(&["Bath & Body", "bath and body", "Home"]), labelled(&["Home"])]);
+        let catalog = catalog([labelled(&["Bath & Body", "bath and body > Home"]), labelled(&["Home"])]);
         assert_eq!(counted(&catalog, &spec("category")), expected(&[("Home", 2), ("Bath & Body", 1)]));
     }
 

@@ -167,7 +167,8 @@ impl Generation {
             state,
         };
         // The frozen indexes contain these items already, in the same order.
-        let mut catalog = Catalog::preparing(generation.schema().prepared());
+        let trained_until = UnixMillis(generation.manifest.trained_until_ms);
+        let mut catalog = Catalog::preparing(generation.schema().prepared(), trained_until);
         for item in bundle.items {
             let row = Row(catalog.row_count() as u32);
             let vectors = generation.bundle_vectors(row).expect("a bundle has vectors of all its items");
@@ -247,6 +248,23 @@ impl Generation {
         self.catalog.store(undo.after.clone());
         self.catalogue_version.store(version, Ordering::Release);
         Ok(undo)
+    }
+
+    /// Returns the catalogue with the prices of a time, and publishes it if a sale began or ended since. Prices never go
+    /// back, so that requests of slightly different times do not rewrite them again and again.
+    ///
+    /// Only what answers users calls this. Training, evaluation and golden requests read the prices of the end of the
+    /// training, like all other values of items, so that their results repeat.
+    pub fn catalog_at(&self, now: UnixMillis) -> Arc<Catalog> {
+        let catalog = self.catalog.load_full();
+        if catalog.next_price_change().is_none_or(|change| change > now) {
+            return catalog;
+        }
+        let _lock = self.write_lock.lock();
+        if let Some(later) = self.catalog.load().at_time(now) {
+            self.catalog.store(Arc::new(later));
+        }
+        self.catalog.load_full()
     }
 
     /// Undoes the last [`Generation::apply`]. After an error the indexes contradict the catalogue.
@@ -485,15 +503,15 @@ fn invalid_vector(catalog: &Catalog, InvalidVector { row, problem }: InvalidVect
 
 /// Returns the completions of an item: its title, its categories and its brand.
 fn completion_candidates(item: &Item) -> Vec<CompletionCandidate> {
-    let category = item.categories.last().cloned().unwrap_or_default();
-    let named = |text: &String| CompletionCandidate {
-        text: text.clone(),
-        category: text.clone(),
+    let category = item.primary_category().last().unwrap_or_default().to_owned();
+    let named = |text: &str| CompletionCandidate {
+        text: text.to_owned(),
+        category: text.to_owned(),
         weight: 1.0,
         source: CompletionSource::Category,
     };
     let title =
         CompletionCandidate { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
-    let brand = (!item.brand.is_empty()).then_some(&item.brand);
-    std::iter::once(title).chain(item.categories.iter().chain(brand).map(named)).collect()
+    let brand = (!item.brand.is_empty()).then_some(&*item.brand);
+    std::iter::once(title).chain(item.category_names().into_iter().chain(brand).map(named)).collect()
 }

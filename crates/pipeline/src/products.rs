@@ -76,8 +76,7 @@ pub(crate) fn keep_one_per_group(candidates: &mut Candidates, count: usize, pref
 impl VariantPreference<'_> {
     /// The product of the factors of a row's boosts, as a number in the same order.
     fn boosted(&self, row: Row) -> u32 {
-        let item = &self.catalog.get(row).item;
-        let matching = self.boosts.iter().filter(|boost| boost.filter.matches(item));
+        let matching = self.boosts.iter().filter(|boost| self.catalog.matches(&boost.filter, row));
         // The bits of positive numbers are in the order of the numbers.
         matching.map(|boost| boost.factor).product::<f32>().to_bits()
     }

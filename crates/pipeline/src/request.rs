@@ -1,8 +1,8 @@
 //! Requests and answers of the engine. The server has validated every field of a request.
 use super::facets::{FacetSpec, Facets};
 use crate::{policy::ScoreParts, serving::ExperimentArm, source::CandidateSource};
-use lodestone_catalog::{AttributeValue, Filter, Item, OrderBy};
-use lodestone_core::ids::{ItemId, UserId};
+use lodestone_catalog::{AttributeValue, Availability, Catalog, Filter, Item, OrderBy};
+use lodestone_core::ids::{ItemId, Row, UserId};
 use lodestone_events::Event;
 use lodestone_index::{Completion, SearchStrategy};
 use lodestone_rules::CompiledRule;
@@ -82,6 +82,8 @@ pub enum SoldOut {
     Last,
     /// They are ranked as items in stock.
     Shown,
+    /// The same, except those that are discontinued. Requests do not name it: it is what recommendations show.
+    ShownUnlessDiscontinued,
 }
 
 impl SoldOut {
@@ -92,6 +94,16 @@ impl SoldOut {
             "last" => Some(Self::Last),
             "show" => Some(Self::Shown),
             _ => None,
+        }
+    }
+
+    /// Returns true if a row may appear.
+    pub fn shows(self, catalog: &Catalog, row: Row) -> bool {
+        let is_discontinued = || catalog.get(row).item.availability() == Availability::Discontinued;
+        match self {
+            Self::Hidden => catalog.is_offered(row),
+            Self::Last | Self::Shown => catalog.is_alive(row),
+            Self::ShownUnlessDiscontinued => catalog.is_alive(row) && !is_discontinued(),
         }
     }
 }
@@ -360,8 +372,8 @@ pub(crate) fn item_bytes(item: &Item) -> usize {
     };
     // A map entry and its value are messages.
     let attributes: usize = item.attributes.iter().map(|(name, v)| 12 + text_bytes(name) + value(v)).sum();
-    // Prices, ratings, stock, creation time, and the length of the message.
-    100 + texts + attributes
+    // Prices, ratings, stock, times, and the length of the message.
+    180 + texts + attributes
 }
 
 /// Returns how many results have at most `bytes_max` bytes in all; at least one, because a page without results would

@@ -47,6 +47,7 @@ impl<'a> EligibleRows<'a> {
         match sold_out {
             SoldOut::Hidden => Self::offered(catalog),
             SoldOut::Last | SoldOut::Shown => Self::alive(catalog),
+            SoldOut::ShownUnlessDiscontinued => Self::alive(catalog).matching(catalog, &Filter::not_discontinued()),
         }
     }
 

@@ -67,7 +67,10 @@ impl<'a> RuleInput<'a> {
         Some(Self {
             request_type,
             query: query.map(normalize),
-            categories: request.filter().map_or(Vec::new(), |filter| filter.selected_texts(&Field::Category)),
+            categories: [Field::Category, Field::CategoryPath]
+                .iter()
+                .flat_map(|field| request.filter().map_or(Vec::new(), |filter| filter.selected_texts(field)))
+                .collect(),
             audiences: &request.options().audiences,
             platform: request.viewer().platform,
         })

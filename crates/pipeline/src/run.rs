@@ -186,9 +186,15 @@ impl RankingRequest {
         // A list of recommendations has no end that they could follow.
         let wanted =
             if matches!((self, wanted), (Self::Recommend(_), SoldOut::Last)) { SoldOut::Hidden } else { wanted };
-        match wanted {
+        let has_condition =
+            |filter: &Filter| [Field::InStock, Field::Availability].iter().any(|field| filter.has_condition_on(field));
+        let wanted = match wanted {
             // A condition of the filter decides.
-            SoldOut::Hidden if self.filter().is_some_and(|of| of.has_condition_on(&Field::InStock)) => SoldOut::Shown,
+            SoldOut::Hidden if self.filter().is_some_and(has_condition) => SoldOut::Shown,
+            _ => wanted,
+        };
+        match (self, wanted) {
+            (Self::Recommend(_), SoldOut::Shown) => SoldOut::ShownUnlessDiscontinued,
             _ => wanted,
         }
     }
@@ -929,8 +935,8 @@ fn recently_viewed(context: &RequestContext) -> Vec<(ItemKey, f32)> {
 fn category_affinity(context: &RequestContext) -> HashMap<String, f32> {
     let mut affinity = HashMap::new();
     for recent in &context.user.recent {
-        for category in &context.catalog.get(recent.row).item.categories {
-            *affinity.entry(category.clone()).or_insert(0.0) += recent.weight;
+        for category in context.catalog.get(recent.row).item.category_names() {
+            *affinity.entry(category.to_owned()).or_insert(0.0) += recent.weight;
         }
     }
     affinity

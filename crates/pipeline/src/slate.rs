@@ -251,8 +251,8 @@ fn boost_masks(context: &RequestContext, candidates: &[Candidate], boosts: &[Boo
         return Vec::new();
     }
     let mask = |candidate: &Candidate| {
-        let item = &context.catalog.get(candidate.row).item;
-        let matching = boosts.iter().enumerate().filter(|(_, boost)| boost.filter.matches(item));
+        let matches = |filter: &Filter| context.catalog.matches(filter, candidate.row);
+        let matching = boosts.iter().enumerate().filter(|(_, boost)| matches(&boost.filter));
         matching.fold(0, |mask, (at, _)| mask | 1 << at)
     };
     candidates.iter().map(mask).collect()
@@ -533,7 +533,7 @@ impl Slate {
                 score: 0.0,
                 reasons: reasons.map(|(_, code)| Reason { code, evidence: Vec::new() }).collect(),
                 query_match,
-                item: self.include_items.then(|| content.item.clone()),
+                item: self.include_items.then(|| now.catalog.shown_item(row)),
                 debug: None,
                 ..self.with_variants(now.catalog, row, excluded)
             });
@@ -554,9 +554,12 @@ impl Slate {
     }
 
     fn is_shown(&self, catalog: &Catalog, row: Row, excluded: &AHashSet<Row>) -> bool {
-        let may_be_sold_out = matches!(self.shown, Shown::Eligible { sold_out: SoldOut::Last | SoldOut::Shown, .. });
-        (catalog.is_offered(row) || may_be_sold_out && catalog.is_alive(row))
-            && self.filter().is_none_or(|filter| filter.matches(&catalog.get(row).item))
+        let sold_out = match self.shown {
+            Shown::Eligible { sold_out, .. } => sold_out,
+            Shown::All => SoldOut::Hidden,
+        };
+        sold_out.shows(catalog, row)
+            && self.filter().is_none_or(|filter| catalog.matches(filter, row))
             && !excluded.contains(&row)
     }
 
@@ -604,7 +607,7 @@ impl Slate {
                 bytes += if self.include_items { item_bytes(&catalog.get(*row).item) } else { 0 };
                 bytes <= VARIANTS_BYTES_MAX
             });
-            result.variants = fitting.map(|row| catalog.get(row).item.clone()).collect();
+            result.variants = fitting.map(|row| catalog.shown_item(row)).collect();
         }
         result
     }
@@ -644,7 +647,7 @@ impl Slate {
                 score: f64::from(entry.score),
                 reasons: self.reasons(entry, generation, &own_catalog, item.map(Arc::as_ref), popular),
                 query_match: entry.query_match,
-                item: item.filter(|_| self.include_items).cloned(),
+                item: row.filter(|_| self.include_items).map(|row| catalog.shown_item(row)),
                 debug: self.debug.get(at).cloned().flatten(),
                 ..described
             })

@@ -167,7 +167,7 @@ impl Tail {
     fn in_stock(&self, catalog: &Catalog, row: Row) -> SortValue<'static> {
         match self.sold_out {
             SoldOut::Last => SortValue::Flag(catalog.is_offered(row)),
-            SoldOut::Hidden | SoldOut::Shown => SortValue::Missing,
+            SoldOut::Hidden | SoldOut::Shown | SoldOut::ShownUnlessDiscontinued => SortValue::Missing,
         }
     }
 }

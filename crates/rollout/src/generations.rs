@@ -111,6 +111,7 @@ impl Generations {
         for mut models in loaded.all_models() {
             for request in &samples {
                 // A request that panics here panics again when it is served, and is counted there.
+                loaded.generation.catalog_at(now);
                 let run = || run::run(&loaded.generation, &mut models, std::slice::from_ref(request), now);
                 let _ = catch_unwind(AssertUnwindSafe(run));
             }
@@ -400,6 +401,7 @@ fn run_on(
 ) -> Vec<ServedAnswer> {
     // If one of several requests panics, each runs again alone, and that run counts.
     let _record = (requests.len() == 1).then(|| RecordPanic(loaded));
+    loaded.generation.catalog_at(now);
     let answers = run::run(&loaded.generation, &mut loaded.models_of(worker), requests, now);
     answers
         .into_iter()

@@ -121,6 +121,7 @@ impl ShadowWork {
         let generation = &shadow.loaded.generation;
         let run = || {
             let requests = std::slice::from_ref(&self.request);
+            generation.catalog_at(self.now);
             run::run(generation, &mut shadow.loaded.spare_models(), requests, self.now).remove(0)
         };
         let Ok(answer) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) else {

@@ -529,7 +529,7 @@ mod tests {
         let item = |index: usize| {
             let mut item = Item::titled(id(index), &format!("mug number {index}"));
             item.brand = format!("Brand {}", index % 3);
-            item.categories = vec!["Kitchen".to_owned(), format!("Mugs {}", index % 2)];
+            item.categories = vec![format!("Kitchen > Mugs {}", index % 2)];
             item.price = PriceMicros::new(1_000_000 * index as i64);
             item
         };

@@ -122,6 +122,7 @@ pub(crate) fn score_parts(parts: &ScoreParts) -> proto::ScoreParts {
     }
 }
 
+/// Converts an item as it is stored. Answers have it as users see it ([`Item::shown_at`]).
 pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
     use proto::attribute_value::Kind;
     let attribute = |(name, value): (&String, &AttributeValue)| {
@@ -150,10 +151,26 @@ pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
         rating_count: item.rating_count.map(i64::from),
         url: item.url.clone(),
         image_url: item.image_url.clone(),
-        create_time: item.created_at.map(|at| prost_types::Timestamp {
-            seconds: at.0.div_euclid(1000),
-            nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32,
-        }),
+        create_time: item.created_at.map(timestamp),
+        availability: item.stated_availability.map_or(proto::Availability::Unspecified, availability).into(),
+        sale_price_micros: item.sale_price.map(|price| price.micros()),
+        sale_start_time: item.sale_start.map(timestamp),
+        sale_end_time: item.sale_end.map(timestamp),
+        cost_micros: item.cost.map(|cost| cost.micros()),
+    }
+}
+
+fn timestamp(at: UnixMillis) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: at.0.div_euclid(1000), nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32 }
+}
+
+fn availability(availability: Availability) -> proto::Availability {
+    match availability {
+        Availability::InStock => proto::Availability::InStock,
+        Availability::Backorder => proto::Availability::Backorder,
+        Availability::Preorder => proto::Availability::Preorder,
+        Availability::OutOfStock => proto::Availability::OutOfStock,
+        Availability::Discontinued => proto::Availability::Discontinued,
     }
 }
 
@@ -243,7 +260,7 @@ pub(crate) fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> pro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_core::units::{PriceMicros, UnixMillis};
+    use lodestone_core::units::PriceMicros;
     use proptest::prelude::*;
     use prost::Message;
     use std::sync::Arc;
@@ -271,6 +288,11 @@ mod tests {
                 currency: "EUR".to_owned(),
                 price: PriceMicros::new(PriceMicros::MAX),
                 original_price: PriceMicros::new(PriceMicros::MAX),
+                sale_price: PriceMicros::new(PriceMicros::MAX),
+                sale_start: has_time.then_some(UnixMillis(i64::MIN)),
+                sale_end: has_time.then_some(UnixMillis(i64::MAX)),
+                cost: PriceMicros::new(PriceMicros::MAX),
+                stated_availability: Some(Availability::Discontinued),
                 rating: Some(0.1),
                 rating_count: Some(u32::MAX),
                 group_id: "a-group".to_owned(),

@@ -52,7 +52,7 @@ pub(crate) fn event(
         let description = format!("has {} bytes; the limit is 1,000", event.attribution_token.len());
         violations.add(field("attribution_token"), description);
     }
-    items::categories(violations, field("categories"), &event.categories);
+    let categories = items::categories(violations, field("categories"), &event.categories);
     let currency = currency(violations, field("currency_code"), &event.currency_code);
     if violations.found.len() > before {
         return None;
@@ -68,7 +68,7 @@ pub(crate) fn event(
         order: event.order_id.clone(),
         stars: event.stars as u8,
         coupon: event.coupon_id.clone(),
-        categories: event.categories.clone(),
+        categories,
         currency,
         attribution: match event.attribution_token.as_str() {
             "" => Attribution::None,

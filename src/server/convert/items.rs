@@ -5,7 +5,10 @@ use super::{
     requests::{filter, fingerprint},
 };
 use crate::server::{proto, violations::Violations};
-use lodestone_catalog::{AttributeValue, Filter, Item, ItemField, ItemWrite, WriteTime, WrittenFields, is_url, limits};
+use lodestone_catalog::{
+    AttributeValue, Availability, Filter, Item, ItemField, ItemWrite, WriteTime, WrittenFields, category_levels,
+    category_path, is_url, limits,
+};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -19,14 +22,14 @@ use std::{
 };
 
 /// Greatest number of fields in a mask: all fields, and all attributes by name.
-const MASK_MAX: usize = 16 + limits::ATTRIBUTES;
+const MASK_MAX: usize = 21 + limits::ATTRIBUTES;
 
 /// Number of listed items per page.
 const LIST_SIZE_DEFAULT: usize = 100;
 const LIST_SIZE_MAX: usize = 1000;
 
-/// The range of `create_time`: the years 1 to 9999, as `google.protobuf.Timestamp` defines it, in seconds since 1970.
-const CREATE_TIME_S: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+/// The range of the times of an item: the years 1 to 9999, as `google.protobuf.Timestamp` defines it, in seconds since 1970.
+const TIME_S: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// The server's clock and how far a stated time may be ahead of it.
 #[derive(Clone, Copy)]
@@ -84,9 +87,11 @@ pub(crate) fn inventory(
     fields.extend(inventory.stock_quantity.map(|_| ItemField::StockQuantity));
     fields.extend(inventory.price_micros.map(|_| ItemField::Price));
     fields.extend(inventory.original_price_micros.map(|_| ItemField::OriginalPrice));
+    fields.extend((inventory.availability != 0).then_some(ItemField::Availability));
     fields.extend((!inventory.currency_code.is_empty()).then_some(ItemField::Currency));
     if fields.is_empty() {
-        violations.add(&path, "has nothing to set; set stock_quantity, price_micros or original_price_micros");
+        violations
+            .add(&path, "has nothing to set; set stock_quantity, availability, price_micros or original_price_micros");
     }
     if inventory.price_micros.is_none() && !inventory.currency_code.is_empty() {
         violations.add(format_args!("{path}.currency_code"), "needs a price_micros");
@@ -96,6 +101,7 @@ pub(crate) fn inventory(
         stock_quantity: inventory.stock_quantity,
         price_micros: inventory.price_micros,
         original_price_micros: inventory.original_price_micros,
+        availability: inventory.availability,
         currency_code: inventory.currency_code.clone(),
         ..proto::Item::default()
     };
@@ -157,8 +163,13 @@ fn masked(item: &proto::Item, fields: &BTreeSet<ItemField>) -> proto::Item {
             ItemField::Brand => masked.brand.clone_from(&item.brand),
             ItemField::Price => masked.price_micros = item.price_micros,
             ItemField::OriginalPrice => masked.original_price_micros = item.original_price_micros,
+            ItemField::SalePrice => masked.sale_price_micros = item.sale_price_micros,
+            ItemField::SaleStart => masked.sale_start_time = item.sale_start_time,
+            ItemField::SaleEnd => masked.sale_end_time = item.sale_end_time,
+            ItemField::Cost => masked.cost_micros = item.cost_micros,
             ItemField::Currency => masked.currency_code.clone_from(&item.currency_code),
             ItemField::StockQuantity => masked.stock_quantity = item.stock_quantity,
+            ItemField::Availability => masked.availability = item.availability,
             ItemField::Tags => masked.tags.clone_from(&item.tags),
             ItemField::Rating => masked.rating = item.rating,
             ItemField::RatingCount => masked.rating_count = item.rating_count,
@@ -194,11 +205,21 @@ pub(crate) fn item(
     }
     violations.characters(field("title"), &item.title, limits::TITLE_CHARS);
     violations.characters(field("description"), &item.description, limits::DESCRIPTION_CHARS);
-    categories(violations, field("categories"), &item.categories);
+    let categories = categories(violations, field("categories"), &item.categories);
     violations.characters(field("brand"), &item.brand, limits::NAME_CHARS);
     let price = price(violations, field("price_micros"), item.price_micros);
     let original_price = self::price(violations, field("original_price_micros"), item.original_price_micros);
+    let sale_price = self::price(violations, field("sale_price_micros"), item.sale_price_micros);
+    let sale_start = item_time(violations, field("sale_start_time"), item.sale_start_time.as_ref());
+    let sale_end = item_time(violations, field("sale_end_time"), item.sale_end_time.as_ref());
+    if let (Some(start), Some(end)) = (sale_start, sale_end)
+        && end <= start
+    {
+        violations.add(field("sale_end_time"), "is not after sale_start_time");
+    }
+    let cost = self::price(violations, field("cost_micros"), item.cost_micros);
     let currency = currency(violations, field("currency_code"), &item.currency_code);
+    let stated_availability = availability(violations, field("availability"), item.availability);
     if let Some(rating) = item.rating.filter(|rating| !(0.0..=limits::RATING).contains(rating)) {
         violations.add(field("rating"), format!("is {rating}; it must be within 0 and {}", limits::RATING));
     }
@@ -220,13 +241,7 @@ pub(crate) fn item(
         violations.characters(format_args!("{path}.tags[{index}]"), tag, limits::TAG_CHARS);
     }
     let attributes = attributes(violations, field("attributes"), &item.attributes);
-    if let Some(time) = item.create_time.as_ref().filter(|time| !CREATE_TIME_S.contains(&time.seconds)) {
-        let description = format!("is {} s since 1970; it must be within the years 1 and 9999", time.seconds);
-        violations.add(field("create_time"), description);
-    }
-    if let Some(time) = &item.create_time {
-        nanos(violations, field("create_time"), time);
-    }
+    let created_at = item_time(violations, field("create_time"), item.create_time.as_ref());
     if violations.found.len() > before {
         return None;
     }
@@ -234,9 +249,14 @@ pub(crate) fn item(
         group_id: item.group_id.clone(),
         title: item.title.clone(),
         description: item.description.clone(),
-        categories: item.categories.clone(),
+        categories,
         brand: item.brand.clone(),
         price,
+        sale_price,
+        sale_start,
+        sale_end,
+        cost,
+        stated_availability,
         currency,
         stock_quantity: stock.map(|stock| stock as u32),
         tags: item.tags.clone(),
@@ -246,7 +266,7 @@ pub(crate) fn item(
         url: item.url.clone(),
         image_url: item.image_url.clone(),
         attributes,
-        created_at: item.create_time.as_ref().map(|time| UnixMillis(time.seconds.saturating_mul(1000))),
+        created_at,
         ..Item::titled(id?, "")
     })
 }
@@ -259,10 +279,51 @@ fn url(violations: &mut Violations, field: impl Display, url: &str) {
     }
 }
 
-pub(crate) fn categories(violations: &mut Violations, field: impl Display, categories: &[String]) {
-    violations.count(&field, categories.len(), limits::CATEGORY_LEVELS);
-    for (index, category) in categories.iter().take(limits::CATEGORY_LEVELS).enumerate() {
-        violations.characters(format_args!("{field}[{index}]"), category, limits::NAME_CHARS);
+/// Validates paths of categories, and returns them in the form of [`category_path`].
+pub(crate) fn categories(violations: &mut Violations, field: impl Display, paths: &[String]) -> Vec<String> {
+    violations.count(&field, paths.len(), limits::CATEGORY_PATHS);
+    for (index, path) in paths.iter().take(limits::CATEGORY_PATHS).enumerate() {
+        let field = format_args!("{field}[{index}]");
+        let levels = category_levels(path).count();
+        if levels == 0 {
+            violations.add(field, "is empty; write the path of a category, such as `Home > Kitchen`");
+        }
+        if levels > limits::CATEGORY_LEVELS {
+            violations.add(field, format!("has {levels} levels; the limit is {}", limits::CATEGORY_LEVELS));
+        }
+        category_levels(path).for_each(|level| violations.characters(field, level, limits::NAME_CHARS));
+    }
+    paths.iter().map(|path| category_path(path)).collect()
+}
+
+/// Validates a time of an item.
+fn item_time(
+    violations: &mut Violations,
+    field: impl Display,
+    sent: Option<&prost_types::Timestamp>,
+) -> Option<UnixMillis> {
+    let time = sent?;
+    nanos(violations, &field, time);
+    if !TIME_S.contains(&time.seconds) {
+        let description = format!("is {} s since 1970; it must be within the years 1 and 9999", time.seconds);
+        violations.add(field, description);
+        return None;
+    }
+    Some(UnixMillis(time.seconds * 1000 + i64::from(time.nanos) / 1_000_000))
+}
+
+fn availability(violations: &mut Violations, field: impl Display, sent: i32) -> Option<Availability> {
+    match proto::Availability::try_from(sent) {
+        Ok(proto::Availability::Unspecified) => None,
+        Ok(proto::Availability::InStock) => Some(Availability::InStock),
+        Ok(proto::Availability::Backorder) => Some(Availability::Backorder),
+        Ok(proto::Availability::Preorder) => Some(Availability::Preorder),
+        Ok(proto::Availability::OutOfStock) => Some(Availability::OutOfStock),
+        Ok(proto::Availability::Discontinued) => Some(Availability::Discontinued),
+        Err(_) => {
+            violations.add(field, format!("{sent} is not an Availability"));
+            None
+        }
     }
 }
 
@@ -342,11 +403,17 @@ mod tests {
             attributes: [("weight".to_owned(), number)].into(),
             create_time: Some(prost_types::Timestamp { seconds: i64::MIN, nanos: 0 }),
             group_id: "a\nb".into(),
+            availability: 9,
+            sale_price_micros: Some(-1),
+            sale_start_time: Some(prost_types::Timestamp { seconds: 10, nanos: 0 }),
+            sale_end_time: Some(prost_types::Timestamp { seconds: 10, nanos: 0 }),
+            cost_micros: Some(i64::MAX),
+            categories: vec![" > ".into(), format!("a > {}", "b".repeat(201)), "a>".repeat(11)],
             ..Default::default()
         };
         let mut violations = Violations::default();
         assert!(item(&mut violations, "items[0]", &sent, true).is_none());
-        assert_eq!(violations.found.len(), 12, "{violations:?}");
+        assert_eq!(violations.found.len(), 19, "{violations:?}");
     }
 
     #[test]

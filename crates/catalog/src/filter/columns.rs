@@ -8,7 +8,7 @@ use crate::{
     prepared::hash,
 };
 use ahash::AHashMap;
-use lodestone_core::{bits, text::normalize};
+use lodestone_core::{bits, text::normalize, units::UnixMillis};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The number of items of a block.
@@ -20,10 +20,11 @@ pub(crate) type Mask = [u64; BLOCK_ROWS / 64];
 const NONE: Mask = [0; BLOCK_ROWS / 64];
 
 /// The fields that are a number or a time in every item.
-const NUMBERS: [Field; 7] = [
+const NUMBERS: [Field; 8] = [
     Field::Price,
     Field::OriginalPrice,
     Field::Discount,
+    Field::Margin,
     Field::Rating,
     Field::RatingCount,
     Field::StockQuantity,
@@ -41,6 +42,7 @@ pub struct Columns {
     brand: Arc<Column>,
     currency: Arc<Column>,
     in_stock: Arc<Column>,
+    availability: Arc<Column>,
     tags: Arc<LabelColumn>,
     /// In the order of [`NUMBERS`].
     numbers: [Arc<Column>; NUMBERS.len()],
@@ -416,21 +418,23 @@ impl Column {
 }
 
 impl Columns {
-    /// Adds the values of an item at a position that has none.
-    pub fn add(&mut self, at: usize, item: &Item) {
-        self.change(at, None, item);
+    /// Adds the values that an item has at a time, at a position that has none.
+    pub fn add(&mut self, at: usize, item: &Item, time: UnixMillis) {
+        self.change(at, None, (item, time));
     }
 
-    /// Replaces the values of one item. Columns in which both have the same values are not copied.
-    pub fn replace(&mut self, at: usize, old: &Item, new: &Item) {
+    /// Replaces the values that an item has at a time by those of an item and a time. Columns in which both have the
+    /// same values are not copied.
+    pub fn replace(&mut self, at: usize, old: (&Item, UnixMillis), new: (&Item, UnixMillis)) {
         self.change(at, Some(old), new);
     }
 
-    fn change(&mut self, at: usize, old: Option<&Item>, new: &Item) {
+    fn change(&mut self, at: usize, dated: Option<(&Item, UnixMillis)>, (new, time): (&Item, UnixMillis)) {
+        let old = dated.map(|(old, _)| old);
         if old.map(|old| &old.categories) != Some(&new.categories) {
-            let normal = |item: &Item| item.categories.iter().map(|label| normalize(label)).collect();
+            let normal = |item: &Item| item.category_names().into_iter().map(normalize).collect();
             change_labels(&mut self.category, at, old.map(normal), normal(new));
-            let normal = |item: &Item| item.category_paths().map(|path| path_normal(&path)).collect();
+            let normal = |item: &Item| item.category_paths().into_iter().map(path_normal).collect();
             change_labels(&mut self.category_path, at, old.map(normal), normal(new));
         }
         if old.map(|old| &old.tags) != Some(&new.tags) {
@@ -446,8 +450,10 @@ impl Columns {
         if old.is_none_or(|old| old.is_in_stock() != new.is_in_stock()) {
             Arc::make_mut(&mut self.in_stock).flag(at, new.is_in_stock());
         }
+        change_text(&mut self.availability, at, old.map(|old| old.availability().name()), new.availability().name());
         for (field, column) in NUMBERS.iter().zip(&mut self.numbers) {
-            let (before, after) = (old.and_then(|old| field.plain_number(old)), field.plain_number(new));
+            let before = dated.and_then(|(old, time)| field.plain_number(old, time));
+            let after = field.plain_number(new, time);
             if before != after {
                 let column = Arc::make_mut(column);
                 match after {
@@ -501,6 +507,7 @@ impl Columns {
             Field::Brand => &self.brand,
             Field::Currency => &self.currency,
             Field::InStock => &self.in_stock,
+            Field::Availability => &self.availability,
             Field::Attribute(name) => self.attributes.get(name.as_str())?,
             field => &self.numbers[NUMBERS.iter().position(|number| number == field)?],
         })
@@ -559,7 +566,8 @@ impl Columns {
 }
 
 impl Filter {
-    /// Returns the items of `among` that match the filter. The result is that of [`Filter::matches`] for each item.
+    /// Returns the items of `among` that match the filter. The result is that of [`Filter::matches`] for each item at the
+    /// time of the columns.
     pub fn mask<'i>(&self, columns: &Columns, item_of: &impl Fn(usize) -> &'i Item, among: Mask) -> Mask {
         self.0.mask(columns, item_of, among)
     }
@@ -588,7 +596,8 @@ impl Node {
             Self::Predicate(field, predicate) => {
                 let mut mask = NONE;
                 bits::ones(&among, 0)
-                    .filter(|index| field.matches(predicate, item_of(*index)))
+                    // A field without a column does not depend on the time.
+                    .filter(|index| field.matches(predicate, item_of(*index), UnixMillis(0)))
                     .for_each(|index| set(&mut mask, index));
                 mask
             }

@@ -2,9 +2,12 @@
 mod columns;
 mod parse;
 
-use super::{AttributeValue, Item};
+use super::{AttributeValue, Availability, Item, item::PATH_SEPARATOR};
 pub(super) use columns::{BLOCK_ROWS, Column, Columns, Mask};
-use lodestone_core::text::{self, normalize};
+use lodestone_core::{
+    text::{self, normalize},
+    units::UnixMillis,
+};
 use parse::FIELDS;
 use std::fmt;
 
@@ -65,13 +68,17 @@ pub enum Field {
     Brand,
     Price,
     OriginalPrice,
-    /// See [`Item::discount`].
+    /// See [`Pricing::discount`](crate::Pricing::discount).
     Discount,
+    /// See [`Item::margin_at`].
+    Margin,
     Currency,
     Rating,
     RatingCount,
     StockQuantity,
     InStock,
+    /// The name of [`Item::availability`].
+    Availability,
     Tags,
     CreateTime,
     Attribute(String),
@@ -110,9 +117,6 @@ struct Text {
     written: String,
     normal: String,
 }
-
-/// Separates the levels of a path of categories.
-const PATH_SEPARATOR: &str = " > ";
 
 /// Returns the normal form of a path of categories such as `Home > Kitchen`: that of each level.
 pub fn path_normal(path: &str) -> String {
@@ -170,6 +174,13 @@ impl Filter {
         Self(Node::Predicate(Field::Discount, Predicate::Compare(Operator::Greater, Literal::Number(0.0))))
     }
 
+    /// Returns the filter of items that are not discontinued.
+    pub fn not_discontinued() -> Self {
+        let discontinued = Text::new(&Field::Availability, Availability::Discontinued.name().to_owned());
+        let predicate = Predicate::Compare(Operator::Unequal, Literal::Text(discontinued));
+        Self(Node::Predicate(Field::Availability, predicate))
+    }
+
     /// Returns a filter that matches what both match.
     pub fn and(self, other: Filter) -> Filter {
         let nodes = |Filter(node)| match node {
@@ -220,9 +231,10 @@ impl Filter {
         }
     }
 
-    /// Returns true if an item matches. A comparison with a value that the item does not have is false, even `!=`.
-    pub fn matches(&self, item: &Item) -> bool {
-        self.0.matches(item)
+    /// Returns true if an item matches at a time. A comparison with a value that the item does not have is false, even
+    /// `!=`.
+    pub fn matches(&self, item: &Item, at: UnixMillis) -> bool {
+        self.0.matches(item, at)
     }
 }
 
@@ -244,29 +256,30 @@ impl Node {
         }
     }
 
-    fn matches(&self, item: &Item) -> bool {
+    fn matches(&self, item: &Item, at: UnixMillis) -> bool {
         match self {
-            Self::And(nodes) => nodes.iter().all(|node| node.matches(item)),
-            Self::Or(nodes) => nodes.iter().any(|node| node.matches(item)),
-            Self::Not(node) => !node.matches(item),
-            Self::Predicate(field, predicate) => field.matches(predicate, item),
+            Self::And(nodes) => nodes.iter().all(|node| node.matches(item, at)),
+            Self::Or(nodes) => nodes.iter().any(|node| node.matches(item, at)),
+            Self::Not(node) => !node.matches(item, at),
+            Self::Predicate(field, predicate) => field.matches(predicate, item, at),
         }
     }
 }
 
 impl Field {
-    fn matches(&self, predicate: &Predicate, item: &Item) -> bool {
+    fn matches(&self, predicate: &Predicate, item: &Item, at: UnixMillis) -> bool {
         match self {
             Self::ItemId => predicate.matches_id(item.id.as_str()),
             Self::GroupId => predicate.matches_normal(&item.group_id),
             Self::Title => predicate.matches_text(&item.title),
             Self::Description => predicate.matches_text(&item.description),
-            Self::Category => predicate.matches_labels(item.categories.iter().map(|label| normalize(label))),
-            Self::CategoryPath => predicate.matches_labels(item.category_paths().map(|path| path_normal(&path))),
+            Self::Category => predicate.matches_labels(item.category_names().into_iter().map(normalize)),
+            Self::CategoryPath => predicate.matches_labels(item.category_paths().into_iter().map(path_normal)),
             Self::Tags => predicate.matches_labels(item.tags.iter().map(|label| normalize(label))),
             Self::Brand => predicate.matches_text(&item.brand),
             Self::Currency => predicate.matches_text(&item.currency),
             Self::InStock => predicate.matches_flag(item.is_in_stock()),
+            Self::Availability => predicate.matches_text(item.availability().name()),
             Self::CreateTime => item.created_at.is_some_and(|at| predicate.matches_time(at.0)),
             Self::Attribute(name) => match item.attributes.get(name) {
                 None => false,
@@ -278,25 +291,28 @@ impl Field {
             Self::Price
             | Self::OriginalPrice
             | Self::Discount
+            | Self::Margin
             | Self::Rating
             | Self::RatingCount
-            | Self::StockQuantity => self.plain_number(item).is_some_and(|number| predicate.matches_number(number)),
+            | Self::StockQuantity => self.plain_number(item, at).is_some_and(|number| predicate.matches_number(number)),
         }
     }
 
-    /// Returns the value of a field that is a number in every item, or a time in milliseconds since 1970; none for
-    /// other fields.
-    pub(crate) fn plain_number(&self, item: &Item) -> Option<f64> {
+    /// Returns the value at a time of a field that is a number in every item, or a time in milliseconds since 1970; none
+    /// for other fields.
+    pub(crate) fn plain_number(&self, item: &Item, at: UnixMillis) -> Option<f64> {
         match self {
-            Self::Price => item.price.map(|price| price.units()),
-            Self::OriginalPrice => item.original_price.map(|price| price.units()),
-            Self::Discount => item.discount(),
+            Self::Price => item.price_at(at).price.map(|price| price.units()),
+            Self::OriginalPrice => item.price_at(at).original_price.map(|price| price.units()),
+            Self::Discount => item.price_at(at).discount(),
+            Self::Margin => item.margin_at(at),
             Self::Rating => item.rating,
             Self::RatingCount => item.rating_count.map(f64::from),
             Self::StockQuantity => item.stock_quantity.map(f64::from),
             Self::CreateTime => item.created_at.map(|time| time.0 as f64),
             Self::ItemId | Self::GroupId | Self::Title | Self::Description | Self::Category | Self::Brand => None,
-            Self::CategoryPath | Self::Currency | Self::InStock | Self::Tags | Self::Attribute(_) => None,
+            Self::CategoryPath | Self::Currency | Self::InStock | Self::Availability | Self::Tags => None,
+            Self::Attribute(_) => None,
         }
     }
 
@@ -313,11 +329,13 @@ impl Field {
             "price" => Self::Price,
             "original_price" => Self::OriginalPrice,
             "discount" => Self::Discount,
+            "margin" => Self::Margin,
             "currency" => Self::Currency,
             "rating" => Self::Rating,
             "rating_count" => Self::RatingCount,
             "stock_quantity" => Self::StockQuantity,
             "in_stock" => Self::InStock,
+            "availability" => Self::Availability,
             "tags" => Self::Tags,
             "create_time" => Self::CreateTime,
             _ => Self::Attribute(attribute_name(name)?.to_owned()),
@@ -342,9 +360,10 @@ impl Field {
     /// Returns the type of the literals that the field is compared with.
     fn value_type(&self) -> ValueType {
         match self {
-            Self::Price | Self::OriginalPrice | Self::Discount => ValueType::Number,
+            Self::Price | Self::OriginalPrice | Self::Discount | Self::Margin => ValueType::Number,
             Self::Rating | Self::RatingCount | Self::StockQuantity => ValueType::Number,
             Self::InStock => ValueType::Flag,
+            Self::Availability => ValueType::Availability,
             Self::CreateTime => ValueType::Time,
             Self::Attribute(_) => ValueType::Attribute,
             Self::ItemId | Self::GroupId | Self::Title | Self::Description => ValueType::Text,
@@ -374,6 +393,8 @@ enum ValueType {
     Number,
     Flag,
     Time,
+    /// A name of an [`Availability`](crate::Availability).
+    Availability,
     /// Text, number or flag.
     Attribute,
 }
@@ -547,11 +568,13 @@ impl fmt::Display for Field {
             Self::Price => "price",
             Self::OriginalPrice => "original_price",
             Self::Discount => "discount",
+            Self::Margin => "margin",
             Self::Currency => "currency",
             Self::Rating => "rating",
             Self::RatingCount => "rating_count",
             Self::StockQuantity => "stock_quantity",
             Self::InStock => "in_stock",
+            Self::Availability => "availability",
             Self::Tags => "tags",
             Self::CreateTime => "create_time",
             Self::Attribute(name) => return write!(f, "attributes.{name}"),
@@ -573,15 +596,14 @@ impl fmt::Display for Literal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_core::{
-        ids::ItemId,
-        units::{PriceMicros, UnixMillis},
-    };
+    use lodestone_core::{ids::ItemId, units::PriceMicros};
     use proptest::prelude::*;
+
+    const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 
     fn mug() -> Item {
         let mut item = Item::titled(ItemId::parse("mug-1").unwrap(), "Red Retrospot Mug 马克杯");
-        item.categories = vec!["Home".to_owned(), "Kitchen".to_owned(), "Mugs".to_owned()];
+        item.categories = vec!["Home > Kitchen > Mugs".to_owned(), "Gifts".to_owned()];
         item.brand = "Acme".to_owned();
         item.price = PriceMicros::new(2_950_000);
         item.stock_quantity = Some(12);
@@ -594,7 +616,7 @@ mod tests {
     }
 
     fn holds(filter: &str) -> bool {
-        Filter::parse(filter).unwrap_or_else(|error| panic!("{filter}: {error}")).matches(&mug())
+        Filter::parse(filter).unwrap_or_else(|error| panic!("{filter}: {error}")).matches(&mug(), NOW)
     }
 
     #[test]
@@ -607,6 +629,9 @@ mod tests {
             "in_stock = true AND in_stock != false AND attributes.organic AND attributes.litres < 0.5",
             r#"title HAS "retrospot mug" AND title HAS "马克" AND description = """#,
             r#"tags HAS "gift \"box\"" AND currency = """#,
+            r#"category = "Gifts" AND category_path = "home>KITCHEN" AND category = "Home > Kitchen > Mugs""#,
+            r#"category IN ("Shoes", "Home > Kitchen") AND NOT category = "Home > Mugs" AND category != "Home > Gifts""#,
+            r#"availability = "in stock" AND availability IN ("preorder", "IN_STOCK") AND NOT margin > 0"#,
             r#"create_time >= "2026-01-31" AND create_time < "2027-01-31T12:00:00+02:00""#,
         ] {
             assert!(holds(filter), "{filter}");
@@ -621,7 +646,7 @@ mod tests {
     fn texts_are_compared_in_normal_form() {
         let mut item = Item::titled(ItemId::parse("a").unwrap(), "Kaffee\u{ad}becher für Zuhause, แก้วกาแฟ");
         item.brand = "Black & Decker™".to_owned();
-        item.categories = vec!["Straßenschuhe".to_owned(), "檯燈".to_owned()];
+        item.categories = vec!["Straßenschuhe > 檯燈".to_owned()];
         item.attributes.insert("material".to_owned(), AttributeValue::Text("Porcelán".to_owned()));
         for filter in [
             r#"brand = "black and decker" AND brand IN ("x", "BLACK &amp; DECKER") AND NOT brand != "Black&Decker""#,
@@ -630,9 +655,9 @@ mod tests {
             r#"attributes.material = "porcelan" AND attributes.material HAS "PORCELÁN""#,
         ] {
             let filter = Filter::parse(filter).unwrap();
-            assert!(filter.matches(&item), "{filter}");
+            assert!(filter.matches(&item, NOW), "{filter}");
             let mut columns = Columns::default();
-            columns.add(0, &item);
+            columns.add(0, &item, NOW);
             let mask = filter.mask(&columns, &|_| &item, {
                 let mut first: Mask = [0; 16];
                 first[0] = 1;
@@ -669,10 +694,10 @@ mod tests {
         let numbers = ["price < 5", "price != 5", "price >= 5", "stock_quantity < 9", "attributes.x != 1"];
         let texts = ["brand != \"x\"", "brand != \"\"", "description != \"x\"", "currency != \"EUR\""];
         for filter in numbers.into_iter().chain(texts) {
-            assert!(!Filter::parse(filter).unwrap().matches(&bare), "{filter}");
+            assert!(!Filter::parse(filter).unwrap().matches(&bare, NOW), "{filter}");
         }
-        assert!(Filter::parse("brand = \"\"").unwrap().matches(&bare), "an empty text finds items without one");
-        assert!(Filter::parse("NOT price < 5 AND in_stock").unwrap().matches(&bare));
+        assert!(Filter::parse("brand = \"\"").unwrap().matches(&bare, NOW), "an empty text finds items without one");
+        assert!(Filter::parse("NOT price < 5 AND in_stock").unwrap().matches(&bare, NOW));
     }
 
     #[test]
@@ -701,6 +726,8 @@ mod tests {
             ("price = 1e5", 8, "not a number"),
             ("create_time > \"soon\"", 14, "time"),
             ("brand", 5, "expected a comparison"),
+            ("availability = \"soon\"", 15, "in_stock, backorder"),
+            ("availability HAS \"stock\"", 13, "HAS is for texts"),
         ] {
             let error = Filter::parse(filter).unwrap_err();
             assert_eq!(error.position, position, "{filter}: {error}");
@@ -728,13 +755,18 @@ mod tests {
         ];
         let numbers = (prop::option::of(0i64..4), prop::option::of(0u32..4), prop::option::of(any::<bool>()));
         let labels = || prop::collection::vec(text(), 0..3);
+        let paths = prop::collection::vec("[abA马]( > [abA马]){0,2}", 0..3);
         let attributes = prop::collection::btree_map("(a_1|b)", attribute, 0..3);
-        (text(), text(), labels(), labels(), numbers, attributes).prop_map(
+        (text(), text(), paths, labels(), numbers, attributes).prop_map(
             |(title, brand, categories, tags, (price, stock_quantity, old), attributes)| Item {
                 brand,
                 categories,
                 tags,
                 price: price.and_then(|units| PriceMicros::new(units * 1_000_000)),
+                sale_price: old.and_then(|_| PriceMicros::new(1_000_000)),
+                sale_start: old.map(|old| UnixMillis(if old { 0 } else { 4_000_000_000_000 })),
+                cost: stock_quantity.and_then(|cost| PriceMicros::new(i64::from(cost) * 1_000_000)),
+                stated_availability: price.and_then(|at| Availability::ALL.get(at as usize + 1)).copied(),
                 original_price: price.and_then(|_| PriceMicros::new(2_000_000)),
                 rating: stock_quantity.map(f64::from),
                 stock_quantity,
@@ -752,10 +784,12 @@ mod tests {
         let test = prop_oneof![
             2 => (field, "(=|!=)", text).prop_map(|(field, operator, text)| format!("{field} {operator} {text}")),
             1 => (field, "[abA马][abA马 ]?").prop_map(|(field, text)| format!("{field} HAS \"{text}\"")),
-            2 => ("(price|discount|rating|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", number)
+            2 => ("(price|discount|margin|rating|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", number)
                 .prop_map(|(field, operator, number)| format!("{field} {operator} {number}")),
             1 => prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
             1 => Just("in_stock".to_owned()),
+            1 => "availability (=|!=) \"(preorder|In Stock|DISCONTINUED)\"",
+            1 => "category(_path)? = \"a > b\"",
             1 => Just("create_time < \"2026-05-01\"".to_owned()),
         ];
         test.prop_recursive(4, 24, 3, |inner| {
@@ -778,7 +812,7 @@ mod tests {
             parts in prop::collection::vec("(AND|OR|NOT|IN|HAS|\\(|\\)|,|=|!=|<|-|\"a\"|\"|5|1\\.|price|in_stock|brand)", 0..30),
         ) {
             if let Ok(filter) = Filter::parse(&parts.join(" ")) {
-                filter.matches(&mug());
+                filter.matches(&mug(), NOW);
             }
         }
 
@@ -790,14 +824,14 @@ mod tests {
         ) {
             let filter = Filter::parse(&text).unwrap();
             let mut columns = Columns::default();
-            items.iter().enumerate().for_each(|(at, item)| columns.add(at, item));
+            items.iter().enumerate().for_each(|(at, item)| columns.add(at, item, NOW));
             let none = Item::titled(ItemId::parse("none").unwrap(), "none");
             let item_of = |index: usize| items.get(index).unwrap_or(&none);
             let mut among: Mask = among;
             among[items.len() / 64] &= (1 << (items.len() % 64)) - 1;
             among[items.len() / 64 + 1..].fill(0);
             let expected: Vec<usize> =
-                lodestone_core::bits::ones(&among, 0).filter(|index| filter.matches(&items[*index])).collect();
+                lodestone_core::bits::ones(&among, 0).filter(|index| filter.matches(&items[*index], NOW)).collect();
             let mask = filter.mask(&columns, &item_of, among);
             prop_assert_eq!(lodestone_core::bits::ones(&mask, 0).collect::<Vec<_>>(), expected, "{}", filter);
         }
@@ -807,7 +841,7 @@ mod tests {
             let filter = Filter::parse(&text).unwrap();
             let written = filter.to_string();
             prop_assert_eq!(&Filter::parse(&written).unwrap(), &filter, "{}", written);
-            prop_assert_eq!(Filter::parse(&format!("NOT ({text})")).unwrap().matches(&mug()), !filter.matches(&mug()));
+            prop_assert_eq!(Filter::parse(&format!("NOT ({text})")).unwrap().matches(&mug(), NOW), !filter.matches(&mug(), NOW));
         }
     }
 }

@@ -3,10 +3,12 @@ use super::{
     FILTER_CHARS_MAX, FILTER_DEPTH_MAX, Field, FilterError, Literal, Node, Operator, Predicate, Text, ValueType,
     write_text,
 };
+use crate::Availability;
 use std::{fmt, iter::Peekable, vec::IntoIter};
 
 pub(super) const FIELDS: &str = "item_id, group_id, title, description, category, category_path, brand, price, original_price, \
-                      discount, currency, rating, rating_count, stock_quantity, in_stock, tags, create_time, attributes.NAME";
+                      discount, margin, currency, rating, rating_count, stock_quantity, in_stock, availability, tags, \
+                      create_time, attributes.NAME";
 
 /// Parses a filter of at most [`FILTER_CHARS_MAX`] characters.
 pub(super) fn parse(text: &str) -> Result<Node, FilterError> {
@@ -214,12 +216,12 @@ impl Parser {
             Some(Token::Operator(operator)) => {
                 self.tokens.next();
                 let predicate = self.comparison(&field, name, at, operator)?;
-                Ok(Node::Predicate(field, predicate))
+                Ok(node(field, predicate))
             }
             Some(Token::In) => {
                 self.tokens.next();
                 let predicate = Predicate::In(self.list(&field, name, at)?);
-                Ok(Node::Predicate(field, predicate))
+                Ok(node(field, predicate))
             }
             Some(Token::Has) => {
                 self.tokens.next();
@@ -233,7 +235,7 @@ impl Parser {
                             at,
                             format!("HAS needs a text with a word; to find items without {name}, compare by ="),
                         ),
-                        text => Ok(Node::Predicate(field, Predicate::Has(text))),
+                        text => Ok(node(field, Predicate::Has(text))),
                     },
                     token => error(at, format!("expected a text in double quotes, found {token}")),
                 }
@@ -282,6 +284,10 @@ impl Parser {
                 Some(at) => Ok(Literal::Time(at, text)),
                 None => error(position, "is not a time such as \"2026-01-31\" or \"2026-01-31T12:00:00Z\""),
             },
+            Token::Text(text) if value_type == ValueType::Availability => match Availability::parse(&text) {
+                Some(availability) => Ok(Literal::Text(Text::new(field, availability.name().to_owned()))),
+                None => error(position, format!("{text:?} is no availability; use {}", availability_names())),
+            },
             Token::Text(text) if any || value_type == ValueType::Text => Ok(Literal::Text(Text::new(field, text))),
             Token::Number(number) if any || value_type == ValueType::Number => Ok(Literal::Number(number)),
             Token::Name(word) if (any || value_type == ValueType::Flag) && (word == "true" || word == "false") => {
@@ -293,6 +299,7 @@ impl Parser {
                     ValueType::Number => "a number",
                     ValueType::Flag => "true or false",
                     ValueType::Time => "a time in double quotes",
+                    ValueType::Availability => "an availability in double quotes",
                     ValueType::Attribute => "a text in double quotes, a number, true or false",
                 };
                 error(position, format!("{name} is compared with {expected}, found {token}"))
@@ -322,6 +329,38 @@ impl Parser {
             Some((_, token)) => error(position, format!("expected {expected}, found {token}")),
             None => error(position, format!("expected {expected}, found the end")),
         }
+    }
+}
+
+fn availability_names() -> String {
+    Availability::ALL.map(Availability::name).join(", ")
+}
+
+/// Returns a condition. Of the names and paths with which categories are compared, the paths become conditions on
+/// [`Field::CategoryPath`].
+fn node(field: Field, predicate: Predicate) -> Node {
+    let is_path = |literal: &Literal| matches!(literal, Literal::Text(text) if text.written.contains('>'));
+    let of_path = |literal: Literal| match literal {
+        Literal::Text(text) => Literal::Text(Text::new(&Field::CategoryPath, text.written)),
+        other => other,
+    };
+    match predicate {
+        Predicate::Compare(operator, literal) if field == Field::Category && is_path(&literal) => {
+            Node::Predicate(Field::CategoryPath, Predicate::Compare(operator, of_path(literal)))
+        }
+        Predicate::Has(text) if field == Field::Category && text.written.contains('>') => {
+            Node::Predicate(Field::CategoryPath, Predicate::Has(Text::new(&Field::CategoryPath, text.written)))
+        }
+        Predicate::In(literals) if field == Field::Category && literals.iter().any(is_path) => {
+            let (paths, names): (Vec<Literal>, Vec<Literal>) = literals.into_iter().partition(is_path);
+            let paths = paths.into_iter().map(of_path).collect();
+            let paths = Node::Predicate(Field::CategoryPath, Predicate::In(paths));
+            match names.is_empty() {
+                true => paths,
+                false => Node::Or(vec![Node::Predicate(field, Predicate::In(names)), paths]),
+            }
+        }
+        predicate => Node::Predicate(field, predicate),
     }
 }
 

@@ -1,14 +1,16 @@
 //! Reads a file of items.
 use super::{
     Formats, ImportError, currency,
-    mapping::{Condition, ItemColumns, Mapping, attribute_name_of, plain_name},
+    mapping::{CategoryLists, Condition, ItemColumns, Mapping, attribute_name_of},
     numbers::{self, Cell},
     report::{ImportReport, Reason, RowError},
     rows::{LIST_SEPARATOR, Row, Rows, Selection},
     text::visible_text,
 };
 use ahash::{AHashMap, AHashSet};
-use lodestone_catalog::{AttributeValue, FieldSet, Item, ItemField, is_url, limits};
+use lodestone_catalog::{
+    AttributeValue, Availability, FieldSet, Item, ItemField, category_levels, category_path, is_url, limits,
+};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -27,6 +29,7 @@ enum Field {
     Price,
     SalePrice,
     SalePeriod,
+    Cost,
     OriginalPrice,
     Currency,
     Stock,
@@ -49,6 +52,7 @@ struct Layout {
     id_parts: Range<usize>,
     keep: Range<usize>,
     stock_not_counted: Range<usize>,
+    backorder: Range<usize>,
     /// The column by which rows of one product are recognised, and the columns that are filled down.
     fill: Option<(usize, Vec<usize>)>,
 }
@@ -64,6 +68,7 @@ impl Layout {
         let id_parts = next(columns.id_parts.len());
         let keep = next(columns.keep.len());
         let stock_not_counted = next(columns.stock_not_counted.len());
+        let backorder = next(columns.backorder.len());
         let fill = columns.fill_down.as_ref().map(|fill| {
             let is_filled = |(_, column): &(usize, &super::mapping::Column<'_>)| {
                 column.names.iter().any(|name| fill.columns.contains(name))
@@ -71,7 +76,7 @@ impl Layout {
             let filled = selection.columns.iter().enumerate().filter(is_filled).map(|(index, _)| index).collect();
             (next(1).start, filled)
         });
-        Self { pairs, id_parts, keep, stock_not_counted, fill }
+        Self { pairs, id_parts, keep, stock_not_counted, backorder, fill }
     }
 }
 
@@ -195,8 +200,16 @@ fn absent_fields(columns: &ItemColumns, layout: &Layout, found: &[bool]) -> Fiel
         (ItemField::Brand, has(&[Field::Brand])),
         (ItemField::Price, has(&[Field::Price, Field::SalePrice])),
         (ItemField::OriginalPrice, has(&[Field::OriginalPrice, Field::SalePrice])),
-        (ItemField::Currency, has(&[Field::Price, Field::SalePrice, Field::OriginalPrice, Field::Currency])),
-        (ItemField::StockQuantity, has(&[Field::Stock, Field::Availability])),
+        (ItemField::SalePrice, has(&[Field::SalePeriod])),
+        (ItemField::SaleStart, has(&[Field::SalePeriod])),
+        (ItemField::SaleEnd, has(&[Field::SalePeriod])),
+        (ItemField::Cost, has(&[Field::Cost])),
+        (
+            ItemField::Currency,
+            has(&[Field::Price, Field::SalePrice, Field::OriginalPrice, Field::Cost, Field::Currency]),
+        ),
+        (ItemField::StockQuantity, has(&[Field::Stock])),
+        (ItemField::Availability, has(&[Field::Availability]) || found[layout.backorder.clone()].contains(&true)),
         (ItemField::Tags, has(&[Field::Tags])),
         (ItemField::Rating, has(&[Field::Rating])),
         (ItemField::RatingCount, has(&[Field::RatingCount])),
@@ -241,19 +254,14 @@ impl ItemReader<'_> {
         if title.is_empty() {
             return Err(Reason::NoTitle.into());
         }
-        let (category_separator, tag_separator) = (&columns.category_separator, &columns.tag_separator);
-        let (price, original_price, currency) = self.prices(row)?;
+        let tag_separator = &columns.tag_separator;
+        let Prices { price, original_price, sale, cost, currency } = self.prices(row)?;
+        let stock_quantity = self.stock(row)?;
         let item = Item {
             group_id: self.group_id(text(Field::GroupId))?,
             description: shown(&columns.description.text(), text(Field::Description), limits::DESCRIPTION_CHARS)?,
             brand: words(&columns.brand.text(), text(Field::Brand), limits::NAME_CHARS)?,
-            categories: List {
-                column: &columns.categories.text(),
-                separator: if category_separator.is_empty() { ">" } else { category_separator },
-                count_max: limits::CATEGORY_LEVELS,
-                chars_max: limits::NAME_CHARS,
-            }
-            .parse(text(Field::Categories))?,
+            categories: self.categories(text(Field::Categories))?,
             tags: List {
                 column: &columns.tags.text(),
                 separator: if tag_separator.is_empty() { "," } else { tag_separator },
@@ -263,12 +271,17 @@ impl ItemReader<'_> {
             .parse(text(Field::Tags))?,
             price,
             original_price,
+            sale_price: sale.map(|(sale, _)| sale),
+            sale_start: sale.map(|(_, (start, _))| start),
+            sale_end: sale.map(|(_, (_, end))| end),
+            cost,
             rating: self.rating(row)?,
             rating_count: self.number(row, Field::RatingCount, &columns.rating_count.text())?.map(rating_count),
             url: url(&columns.url.text(), text(Field::Url))?,
             image_url: url(&columns.image_url.text(), first_of_list(text(Field::ImageUrl)))?,
             currency,
-            stock_quantity: self.stock(row)?,
+            stock_quantity,
+            stated_availability: self.availability(row)?,
             created_at: self.created(text(Field::Created))?,
             values_at: Some(self.time),
             ..Item::titled(id, &title)
@@ -325,14 +338,43 @@ impl ItemReader<'_> {
         Ok((Some(numbers::price(number, column, text, &self.mapping.clean)?), currency))
     }
 
-    /// Returns price, original price and currency.
-    fn prices(&mut self, row: &Row) -> Result<(Option<PriceMicros>, Option<PriceMicros>, String), RowError> {
+    /// Returns the paths of categories of a cell.
+    fn categories(&self, text: &str) -> Result<Vec<String>, RowError> {
+        let (columns, column) = (self.columns, self.columns.categories.text());
+        let separator = if columns.category_separator.is_empty() { ">" } else { &columns.category_separator };
+        let list = |separator, count_max| List { column: &column, separator, count_max, chars_max: limits::NAME_CHARS };
+        let is_list = text.contains(LIST_SEPARATOR);
+        let cells: Vec<&str> = match columns.category_lists {
+            CategoryLists::Paths if is_list => text.split(LIST_SEPARATOR).collect(),
+            _ => vec![text],
+        };
+        let mut paths: Vec<String> = Vec::new();
+        for cell in cells {
+            let levels = list(separator, limits::CATEGORY_LEVELS).parse(cell)?;
+            let path = category_path(&levels.join(">"));
+            if !path.is_empty() && !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+        let (count, deepest) = (paths.len(), paths.iter().map(|path| category_levels(path).count()).max());
+        let (count_max, levels_max) = (limits::CATEGORY_PATHS, limits::CATEGORY_LEVELS);
+        if count > count_max || deepest > Some(levels_max) {
+            let problem = format!("too long: the limits are {count_max} paths and {levels_max} levels of each");
+            return Err(RowError::dropped(Reason::TooLong, &column, text, &problem));
+        }
+        Ok(paths)
+    }
+
+    fn prices(&mut self, row: &Row) -> Result<Prices, RowError> {
         let columns = self.columns;
         let (price_column, text) = (columns.price.text(), |field: Field| row.values[field as usize].as_str());
         let (regular, of_regular) = self.price(row, Field::Price, &price_column)?;
         let (sale, of_sale) = self.price(row, Field::SalePrice, &columns.sale_price.text())?;
         let (original, of_original) = self.price(row, Field::OriginalPrice, &columns.original_price.text())?;
-        let sale = if self.is_sale(text(Field::SalePeriod))? { sale } else { None };
+        let (cost, of_cost) = self.price(row, Field::Cost, &columns.cost.text())?;
+        let period = self.sale_period(text(Field::SalePeriod))?;
+        // A sale without a period is what a user pays.
+        let undated = sale.filter(|_| period.is_none());
         let column = columns.currency.text();
         let stated = match text(Field::Currency) {
             "" => None,
@@ -342,7 +384,7 @@ impl ItemReader<'_> {
                 return Err(RowError::dropped(Reason::Currency, &column, code, problem));
             }
         };
-        let mut named = [of_regular, of_sale, of_original, stated].into_iter().flatten();
+        let mut named = [of_regular, of_sale, of_original, of_cost, stated].into_iter().flatten();
         let constant = &self.mapping.constants.currency;
         let code = match (named.next(), constant.as_str()) {
             (Some(code), _) => code,
@@ -352,9 +394,9 @@ impl ItemReader<'_> {
             let problem = format!("in {code}, and another value of the row is in {other}");
             return Err(RowError::dropped(Reason::Currency, &price_column, text(Field::Price), &problem));
         }
-        let price = sale.or(regular);
-        if let (Some(_), "") = (price.or(original), code.as_str()) {
-            let sent = [Field::Price, Field::SalePrice, Field::OriginalPrice].map(text);
+        let price = undated.or(regular);
+        if let (Some(_), "") = (price.or(sale).or(original).or(cost), code.as_str()) {
+            let sent = [Field::Price, Field::SalePrice, Field::OriginalPrice, Field::Cost].map(text);
             let sent = sent.into_iter().find(|text| !text.is_empty()).unwrap_or_default();
             let problem = "a price without a currency; set constants.currency in the mapping, such as \"EUR\", or name \
                            the column with the currency as items.currency";
@@ -364,19 +406,25 @@ impl ItemReader<'_> {
                 false => RowError::dropped(Reason::NoCurrency, &price_column, sent, problem),
             });
         }
-        let original = original.or(regular.filter(|_| sale.is_some()));
-        Ok((price, original.filter(|original| price.is_some_and(|price| *original > price)), code))
+        let original = original.or(regular.filter(|_| undated.is_some()));
+        Ok(Prices {
+            price,
+            original_price: original.filter(|original| price.is_some_and(|price| *original > price)),
+            sale: sale.zip(period),
+            cost,
+            currency: code,
+        })
     }
 
-    /// Returns whether a sale with this period is on at the time of the file.
-    fn is_sale(&self, period: &str) -> Result<bool, RowError> {
+    /// Returns the first moments of a sale and after it; none for a sale without an end.
+    fn sale_period(&self, period: &str) -> Result<Option<(UnixMillis, UnixMillis)>, RowError> {
         if period.is_empty() {
-            return Ok(true);
+            return Ok(None);
         }
-        match self.formats.times.parse_period(period) {
-            Some((from, to)) => Ok((from..=to).contains(&self.time)),
+        match self.formats.times.parse_period(period).filter(|(from, to)| from < to) {
+            Some(period) => Ok(Some(period)),
             None => {
-                let problem = "not two ISO 8601 times with a slash between them";
+                let problem = "not two ISO 8601 times with a slash between them, the later one last";
                 Err(RowError::dropped(Reason::SalePeriod, &self.columns.sale_period.text(), period, problem))
             }
         }
@@ -384,14 +432,24 @@ impl ItemReader<'_> {
 
     fn stock(&mut self, row: &Row) -> Result<Option<u32>, RowError> {
         let columns = self.columns;
-        let availability = plain_name(&row.values[Field::Availability as usize]);
-        if columns.sold_out.iter().any(|value| plain_name(value) == availability) {
-            return Ok(Some(0));
-        }
         let stock = self.number(row, Field::Stock, &columns.stock.text())?.map(pieces);
         let conditions = &row.values[self.layout.stock_not_counted.clone()];
         let is_counted = columns.stock_not_counted.iter().zip(conditions).all(|(any, value)| !holds(any, value));
         Ok(stock.filter(|_| is_counted))
+    }
+
+    fn availability(&self, row: &Row) -> Result<Option<Availability>, RowError> {
+        let columns = self.columns;
+        let text = row.values[Field::Availability as usize].as_str();
+        if !text.is_empty() {
+            let unknown = || {
+                let problem = "not an availability that is known";
+                RowError::dropped(Reason::Availability, &columns.availability.text(), text, problem)
+            };
+            return columns.availability_of(text).map(Some).ok_or_else(unknown);
+        }
+        let mut conditions = columns.backorder.iter().zip(&row.values[self.layout.backorder.clone()]);
+        Ok(conditions.any(|(condition, value)| holds(condition, value)).then_some(Availability::Backorder))
     }
 
     fn rating(&mut self, row: &Row) -> Result<Option<f64>, RowError> {
@@ -462,6 +520,17 @@ impl ItemReader<'_> {
         }
         Ok(cells)
     }
+}
+
+/// The prices of a row.
+struct Prices {
+    price: Option<PriceMicros>,
+    original_price: Option<PriceMicros>,
+    /// With its first moment and the first one after it.
+    sale: Option<(PriceMicros, (UnixMillis, UnixMillis))>,
+    cost: Option<PriceMicros>,
+    /// Of all of them.
+    currency: String,
 }
 
 fn holds(condition: &Condition, value: &str) -> bool {

@@ -1,7 +1,7 @@
 //! The mapping of a shop's columns: a TOML file, or one of those that the binary has. `docs/feeds.md` describes each
 //! key.
 use super::{ImportError, currency, numbers::Numbers, rows::Encoding, times::Times};
-use lodestone_catalog::{attribute_name, limits};
+use lodestone_catalog::{Availability, attribute_name, limits};
 use lodestone_events::EventKind;
 use serde::{Deserialize, Deserializer, de::Error};
 use std::{
@@ -123,7 +123,7 @@ pub struct ItemColumns {
     pub title: Names,
     pub description: Names,
     pub brand: Names,
-    /// The path of categories, the widest first.
+    /// A path of categories, the widest first, or a list.
     pub categories: Names,
     pub tags: Names,
     /// What a user pays, unless there is a sale price.
@@ -132,6 +132,8 @@ pub struct ItemColumns {
     pub sale_price: Names,
     /// Two ISO 8601 times with a slash. Empty: always.
     pub sale_period: Names,
+    /// What the shop pays.
+    pub cost: Names,
     pub original_price: Names,
     pub currency: Names,
     pub stock: Names,
@@ -155,13 +157,59 @@ pub struct ItemColumns {
     pub stock_not_counted: Vec<Condition>,
     /// Columns that only the first row of a product has.
     pub fill_down: Option<FillDown>,
-    /// Values of `availability` of items that are sold out, regardless of case, spaces and punctuation.
-    pub sold_out: Vec<String>,
+    /// Availabilities by the file's own values of `availability`, regardless of case, spaces and punctuation.
+    pub availability_values: BTreeMap<String, MappedAvailability>,
+    /// Rows in which one of these columns has one of its values can be ordered without stock.
+    pub backorder: Vec<Condition>,
+    /// What the entries of a list of categories are.
+    pub category_lists: CategoryLists,
     /// Separates the categories of one cell. Empty: `>`.
     pub category_separator: String,
     /// Separates the tags of one cell. Empty: `,`.
     pub tag_separator: String,
 }
+
+/// What the entries of a list of categories are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CategoryLists {
+    /// The levels of one path, the widest first.
+    #[default]
+    Levels,
+    /// Paths.
+    Paths,
+}
+
+/// An availability by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedAvailability(pub Availability);
+
+impl<'de> Deserialize<'de> for MappedAvailability {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let names = || Availability::ALL.map(Availability::name).join(", ");
+        let unknown = || D::Error::custom(format!("`{name}` is not an availability; use one of {}", names()));
+        Availability::parse(&name).map(Self).ok_or_else(unknown)
+    }
+}
+
+/// The words of Google Merchant Center, schema.org, Meta and WooCommerce, as [`plain_name`]s.
+const COMMON_AVAILABILITIES: [(&str, Availability); 14] = [
+    ("available", Availability::InStock),
+    ("availablefororder", Availability::Backorder),
+    ("instoreonly", Availability::InStock),
+    ("limitedavailability", Availability::InStock),
+    ("madetoorder", Availability::Backorder),
+    ("onbackorder", Availability::Backorder),
+    ("onlineonly", Availability::InStock),
+    ("presale", Availability::Preorder),
+    ("reserved", Availability::OutOfStock),
+    ("soldout", Availability::OutOfStock),
+    ("unavailable", Availability::OutOfStock),
+    ("yes", Availability::InStock),
+    ("no", Availability::OutOfStock),
+    ("notavailable", Availability::OutOfStock),
+];
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -276,6 +324,7 @@ impl ItemColumns {
             column("items.price", &self.price),
             column("items.sale_price", &self.sale_price),
             column("items.sale_period", &self.sale_period),
+            column("items.cost", &self.cost),
             column("items.original_price", &self.original_price),
             column("items.currency", &self.currency),
             column("items.stock", &self.stock),
@@ -306,8 +355,18 @@ impl ItemColumns {
         wildcards.collect()
     }
 
-    /// Returns the columns of `attribute_pairs`, `id_parts`, `keep`, `stock_not_counted` and `fill_down`, in this
-    /// order.
+    /// Returns the availability of a value of the file, such as `in stock` or `https://schema.org/InStock`; none for an
+    /// unknown one.
+    pub(super) fn availability_of(&self, value: &str) -> Option<Availability> {
+        let word = plain_name(value.rsplit('/').next().unwrap_or_default());
+        let mut own = self.availability_values.iter();
+        let own = own.find(|(name, _)| plain_name(name) == plain_name(value)).map(|(_, mapped)| mapped.0);
+        let common = || COMMON_AVAILABILITIES.iter().find(|(common, _)| *common == word).map(|(_, mapped)| *mapped);
+        own.or_else(|| Availability::parse(&word)).or_else(common)
+    }
+
+    /// Returns the columns of `attribute_pairs`, `id_parts`, `keep`, `stock_not_counted`, `backorder` and `fill_down`,
+    /// in this order.
     pub(super) fn auxiliary(&self) -> Vec<Column<'_>> {
         let pairs = self.attribute_pairs.iter().flat_map(|pair| [&pair.name, &pair.value]);
         let key = self.fill_down.iter().map(|fill| column("items.fill_down", &fill.key));
@@ -316,6 +375,7 @@ impl ItemColumns {
             .chain(self.id_parts.iter().map(|names| column("items.id_parts", names)))
             .chain(self.keep.iter().map(|keep| column("items.keep", &keep.column)))
             .chain(self.stock_not_counted.iter().map(|any| column("items.stock_not_counted", &any.column)))
+            .chain(self.backorder.iter().map(|any| column("items.backorder", &any.column)))
             .chain(key)
             .collect()
     }
@@ -350,8 +410,9 @@ impl ItemColumns {
         if !self.sale_period.is_empty() && self.sale_price.is_empty() {
             return Err("items.sale_period is set without items.sale_price, to which it belongs".to_owned());
         }
-        if !self.sold_out.is_empty() && self.availability.is_empty() {
-            return Err("items.sold_out is set without items.availability, whose values it lists".to_owned());
+        if !self.availability_values.is_empty() && self.availability.is_empty() {
+            let problem = "items.availability_values is set without items.availability, whose values it maps";
+            return Err(problem.to_owned());
         }
         if !self.stock_not_counted.is_empty() && self.stock.is_empty() {
             return Err("items.stock_not_counted is set without items.stock, to which it belongs".to_owned());
@@ -622,7 +683,7 @@ mod tests {
             (format!("{items}colour = \"c\"\n"), "unknown field `colour`"),
             (format!("{items}attributes = {{ \"*\" = \"a\" }}\n"), "one `*`"),
             (format!("{items}sale_period = \"p\"\n"), "items.sale_price"),
-            (format!("{items}sold_out = [\"no\"]\n"), "items.availability"),
+            (format!("{items}availability_values = {{ soon = \"preorder\" }}\n"), "items.availability"),
             (format!("{items}stock_not_counted = [{{ column = \"a\", values = [\"\"] }}]\n"), "items.stock"),
             (format!("{items}[file]\nencoding = \"latin-99\"\n"), "`latin-99`"),
             (format!("{items}[clean]\nprice_unit = 0.0\n"), "clean.price_unit is 0"),

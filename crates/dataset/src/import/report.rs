@@ -86,6 +86,7 @@ pub(super) enum Reason {
     Currency,
     NoCurrency,
     SalePeriod,
+    Availability,
     NotKept,
     GroupId,
     EventId,
@@ -130,7 +131,13 @@ impl Reason {
                 ("bad currency", "not an ISO 4217 code of three letters, or the prices of an item have different ones")
             }
             Self::NoCurrency => ("no currency", "a price whose row names no currency; constants.currency is a default"),
-            Self::SalePeriod => ("bad sale period", "not two ISO 8601 times with a slash between them"),
+            Self::SalePeriod => {
+                ("bad sale period", "not two ISO 8601 times with a slash between them, the later one last")
+            }
+            Self::Availability => (
+                "unknown availability",
+                "map it in the table items.availability_values, such as lieferbar = \"in_stock\"",
+            ),
             Self::NotKept => ("row that is no item", "items.keep of the mapping says so"),
             Self::GroupId => ("bad group", "the product of the variant is no id: at most 128 bytes"),
             Self::EventId => ("bad event id", "empty, or longer than 128 bytes"),

@@ -41,7 +41,8 @@ impl ItemTexts {
     pub(super) fn of(item: &Item, searchable: &[String]) -> Self {
         let mut labels = item.brand.clone();
         let attributes = searchable.iter().flat_map(|name| texts(item, name));
-        for label in item.categories.iter().chain(&item.tags).chain(attributes) {
+        let labels_of = item.tags.iter().chain(attributes).map(String::as_str);
+        for label in item.category_names().into_iter().chain(labels_of) {
             labels.push_str(" · ");
             labels.push_str(label);
         }

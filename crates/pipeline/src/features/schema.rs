@@ -140,9 +140,10 @@ impl DeclaredFeature {
                         | Currency
                         | Tags
                         | CreateTime
+                        | Field::Availability
                 ) {
                     return Err(format!(
-                        "{field} is no number; the fields of kind number are price, original_price, discount, rating, \
+                        "{field} is no number; the fields of kind number are price, original_price, discount, margin, rating, \
                          rating_count, stock_quantity, in_stock and attributes.NAME"
                     ));
                 }
@@ -154,7 +155,8 @@ impl DeclaredFeature {
                 if matches!(field, ItemId | GroupId | Title | Description | CreateTime) {
                     return Err(format!(
                         "almost every item has another {field}; the fields of kind affinity are category, brand, tags, \
-                         price, original_price, discount, currency, rating, rating_count, stock_quantity, in_stock and \
+                         price, original_price, discount, margin, currency, rating, rating_count, stock_quantity, \
+                         in_stock, availability and \
                          attributes.NAME"
                     ));
                 }

@@ -138,7 +138,7 @@ impl UserContext {
                     last_basket = Some(event.at_s);
                 }
                 let row = catalog.row_of_key(event.item).map(|row| catalog.get(row));
-                if let Some(row) = row.filter(|row| row.item.price.is_some()) {
+                if let Some(row) = row.filter(|row| row.item.price_at(catalog.time()).price.is_some()) {
                     price_sum += row.log_price;
                     price_count += 1;
                 }

@@ -101,7 +101,7 @@ impl Shop {
         let Product { kind, title, price, .. } = &self.products[product];
         let id = ItemId::parse(&id_of(product)).expect("digits are an id");
         Item {
-            categories: vec!["Home".to_owned(), KINDS[*kind].to_owned()],
+            categories: vec![format!("Home > {}", KINDS[*kind])],
             price: Some(*price),
             created_at: first_offered,
             ..Item::titled(id, title)

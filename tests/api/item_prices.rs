@@ -1,0 +1,248 @@
+//! Sale prices with dates, costs and margins over gRPC.
+use crate::support::{bundles::Shop, grpc::GrpcServer};
+use lodestone::server::proto::{
+    self, RecommendType, catalog_service_client::CatalogServiceClient, explain_service_client::ExplainServiceClient,
+    ranking_service_client::RankingServiceClient,
+};
+use lodestone_core::units::UnixMillis;
+use lodestone_rollout::HealthBounds;
+use prost_types::FieldMask;
+use std::time::Duration;
+use tonic::{Code, Status, transport::Channel};
+
+const UNIT: i64 = 1_000_000;
+
+fn lamp(id: &str, price: i64) -> proto::Item {
+    proto::Item {
+        item_id: id.to_owned(),
+        title: format!("brass lantern {id}"),
+        categories: vec!["Lanterns".to_owned()],
+        price_micros: Some(price * UNIT),
+        ..Default::default()
+    }
+}
+
+/// A time in milliseconds from now.
+fn from_now(ms: i64) -> Option<prost_types::Timestamp> {
+    let at = UnixMillis::now().0 + ms;
+    Some(prost_types::Timestamp { seconds: at / 1000, nanos: (at % 1000 * 1_000_000) as i32 })
+}
+
+fn on_sale(id: &str, price: i64, sale: i64, start_ms: i64, end_ms: i64) -> proto::Item {
+    proto::Item {
+        sale_price_micros: Some(sale * UNIT),
+        sale_start_time: from_now(start_ms),
+        sale_end_time: from_now(end_ms),
+        ..lamp(id, price)
+    }
+}
+
+async fn upsert(channel: &Channel, items: Vec<proto::Item>) {
+    let request = proto::UpsertItemsRequest { items, update_time: None };
+    let written = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner();
+    assert!(written.results.iter().all(|result| result.violations.is_empty()), "{:?}", written.results);
+}
+
+async fn get(channel: &Channel, id: &str) -> proto::Item {
+    let request = proto::GetItemRequest { item_id: id.to_owned() };
+    CatalogServiceClient::new(channel.clone()).get_item(request).await.unwrap().into_inner().item.unwrap()
+}
+
+fn viewer() -> Option<proto::Viewer> {
+    Some(proto::Viewer { visitor_id: "v".to_owned(), ..Default::default() })
+}
+
+fn request(filter: &str, order_by: &str) -> proto::SearchRequest {
+    proto::SearchRequest {
+        viewer: viewer(),
+        filter: format!("category = \"Lanterns\"{filter}"),
+        page_size: 100,
+        options: Some(proto::RankingOptions {
+            include_items: true,
+            order_by: order_by.to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+async fn search(channel: &Channel, request: proto::SearchRequest) -> Result<proto::SearchResponse, Status> {
+    RankingServiceClient::new(channel.clone()).search(request).await.map(tonic::Response::into_inner)
+}
+
+async fn items(channel: &Channel, filter: &str, order_by: &str) -> Vec<proto::Item> {
+    let answer = search(channel, request(filter, order_by)).await.unwrap();
+    answer.results.into_iter().map(|result| result.item.unwrap()).collect()
+}
+
+async fn ids(channel: &Channel, filter: &str, order_by: &str) -> Vec<String> {
+    items(channel, filter, order_by).await.into_iter().map(|item| item.item_id).collect()
+}
+
+async fn recommended_on_sale(channel: &Channel) -> Vec<String> {
+    let request = proto::RecommendRequest {
+        viewer: viewer(),
+        r#type: RecommendType::OnSale.into(),
+        page_size: 100,
+        ..Default::default()
+    };
+    let answer = RankingServiceClient::new(channel.clone()).recommend(request).await.unwrap().into_inner();
+    let mut ids: Vec<String> = answer.results.into_iter().map(|result| result.item_id).collect();
+    ids.sort();
+    ids
+}
+
+async fn is_replayed(channel: &Channel, token: &str) -> bool {
+    let request = proto::ReplayAnswerRequest { attribution_token: token.to_owned(), ..Default::default() };
+    // The record of an answer is written behind the answer.
+    for _ in 0..600 {
+        match ExplainServiceClient::new(channel.clone()).replay_answer(request.clone()).await {
+            Ok(replayed) => return replayed.into_inner().identical,
+            Err(status) if status.code() == Code::NotFound => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(status) => panic!("{status}"),
+        }
+    }
+    panic!("the answer is not in the log");
+}
+
+/// What a page shows of an item: price, original price, and whether it has the sale.
+fn shown(item: &proto::Item) -> (i64, Option<i64>, bool) {
+    let units = |micros: i64| micros / UNIT;
+    (item.price_micros.map_or(-1, units), item.original_price_micros.map(units), item.sale_price_micros.is_some())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sale_price_is_what_a_user_pays_within_its_dates() {
+    const HOUR: i64 = 3_600_000;
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let lamps = vec![
+        lamp("plain", 10),
+        on_sale("now", 10, 6, -HOUR, HOUR),
+        on_sale("over", 10, 1, -HOUR, -1),
+        on_sale("later", 10, 2, HOUR, 2 * HOUR),
+        proto::Item { sale_start_time: None, sale_end_time: None, ..on_sale("always", 10, 5, 0, 0) },
+        proto::Item { original_price_micros: Some(12 * UNIT), ..on_sale("both", 10, 9, -HOUR, HOUR) },
+    ];
+    upsert(channel, lamps.clone()).await;
+    assert_eq!(ids(channel, "", "price, item_id").await, ["always", "now", "both", "later", "over", "plain"]);
+    assert_eq!(ids(channel, " AND price <= 6", "price").await, ["always", "now"]);
+    assert_eq!(ids(channel, " AND original_price = 10", "discount desc").await, ["always", "now", "both"]);
+    assert_eq!(ids(channel, " AND discount = 0.4", "").await, ["now"]);
+    assert_eq!(recommended_on_sale(channel).await, ["always", "both", "now"]);
+    let page = items(channel, "", "item_id").await;
+    let expected = [
+        ("always", (5, Some(10), true)),
+        ("both", (9, Some(10), true)),
+        ("later", (10, None, false)),
+        ("now", (6, Some(10), true)),
+        ("over", (10, None, false)),
+        ("plain", (10, None, false)),
+    ];
+    assert_eq!(page.iter().map(|item| (item.item_id.as_str(), shown(item))).collect::<Vec<_>>(), expected);
+    let mut facet = request("", "");
+    facet.facet_specs =
+        vec![proto::FacetSpec { field: "price".to_owned(), bounds: vec![6.0, 10.0], ..Default::default() }];
+    let facets = search(channel, facet).await.unwrap().facets;
+    assert_eq!(facets[0].values.iter().map(|range| range.item_count).collect::<Vec<_>>(), [1, 2, 3]);
+    // The catalogue has the item as it was written.
+    for lamp in &lamps {
+        let stored = proto::Item { create_time: None, ..get(channel, &lamp.item_id).await };
+        let written = proto::Item { create_time: None, ..lamp.clone() };
+        assert_eq!(stored, written);
+    }
+    // A write of one field changes the sale.
+    let ended = proto::Item { sale_end_time: from_now(-1), ..lamp("now", 0) };
+    let update_mask = Some(FieldMask { paths: vec!["sale_end_time".to_owned()] });
+    let update = proto::ItemUpdate { item: Some(ended), update_mask, update_time: None };
+    let request = proto::UpdateItemsRequest { updates: vec![update] };
+    CatalogServiceClient::new(channel.clone()).update_items(request).await.unwrap();
+    assert_eq!(recommended_on_sale(channel).await, ["always", "both"]);
+    let wrong = proto::Item { sale_price_micros: Some(-1), ..on_sale("wrong", 10, 1, 5, 5) };
+    let request = proto::UpsertItemsRequest { items: vec![wrong], update_time: None };
+    let results = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner().results;
+    let fields: Vec<&str> = results[0].violations.iter().map(|violation| violation.field.as_str()).collect();
+    assert_eq!(fields, ["items[0].sale_price_micros", "items[0].sale_end_time"]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sale_begins_and_ends_without_a_write() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    upsert(channel, vec![lamp("plain", 7), on_sale("soon", 10, 5, 1500, 4000)]).await;
+    let (mut phases, mut tokens) = (Vec::new(), Vec::new());
+    while phases.len() < 3 {
+        let begun = UnixMillis::now();
+        let answer = search(channel, request("", "")).await.unwrap();
+        let soon = answer.results.iter().find(|result| result.item_id == "soon").unwrap().item.as_ref().unwrap();
+        let sale = get(channel, "soon").await;
+        let ms = |time: &Option<prost_types::Timestamp>| {
+            time.as_ref().map_or(0, |time| time.seconds * 1000 + i64::from(time.nanos) / 1_000_000)
+        };
+        let (start, end) = (ms(&sale.sale_start_time), ms(&sale.sale_end_time));
+        let phase_of = |at: UnixMillis| usize::from(at.0 >= start) + usize::from(at.0 >= end);
+        let phase = phase_of(begun);
+        if phase != phase_of(UnixMillis::now()) {
+            // A boundary passed during the request.
+            continue;
+        }
+        let expected = [(10, None, false), (5, Some(10), true), (10, None, false)][phase];
+        assert_eq!(shown(soon), expected, "phase {phase}");
+        let order = ids(channel, " AND price > 0", "price").await;
+        let (cheap, reduced) = (ids(channel, " AND price < 6", "").await, recommended_on_sale(channel).await);
+        if phase == phase_of(UnixMillis::now()) {
+            let is_on = phase == 1;
+            assert_eq!(order, if is_on { ["soon", "plain"] } else { ["plain", "soon"] });
+            assert_eq!((cheap.len(), reduced.len()), (usize::from(is_on), usize::from(is_on)));
+            if phases.last() != Some(&phase) {
+                phases.push(phase);
+                tokens.push(answer.attribution_token);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(phases, [0, 1, 2]);
+    // Answers of all phases are replayed after the sale.
+    for token in tokens {
+        assert!(is_replayed(channel, &token).await);
+    }
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_margin_is_a_field_and_the_cost_is_shown_to_no_user() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let cost = |item: proto::Item, cost: i64| proto::Item { cost_micros: Some(cost * UNIT), ..item };
+    upsert(
+        channel,
+        vec![
+            cost(lamp("six", 10), 4),
+            cost(lamp("one", 10), 9),
+            cost(on_sale("loss", 10, 3, -1000, 3_600_000), 5),
+            lamp("unknown", 50),
+        ],
+    )
+    .await;
+    assert_eq!(ids(channel, "", "margin desc").await, ["six", "one", "loss", "unknown"]);
+    assert_eq!(ids(channel, " AND margin < 0", "").await, ["loss"]);
+    assert_eq!(ids(channel, " AND margin >= 1", "margin").await, ["one", "six"]);
+    assert!(items(channel, "", "margin").await.iter().all(|item| item.cost_micros.is_none()));
+    assert_eq!(get(channel, "six").await.cost_micros, Some(4 * UNIT));
+    let list = proto::ListItemsRequest {
+        filter: "margin > 0".to_owned(),
+        read_mask: Some(FieldMask { paths: vec!["cost_micros".to_owned()] }),
+        ..Default::default()
+    };
+    let listed = CatalogServiceClient::new(channel.clone()).list_items(list).await.unwrap().into_inner();
+    assert_eq!(listed.items.iter().map(|item| item.cost_micros).collect::<Vec<_>>(), [Some(9 * UNIT), Some(4 * UNIT)]);
+    let mut facet = request("", "");
+    facet.facet_specs = vec![proto::FacetSpec { field: "margin".to_owned(), ..Default::default() }];
+    let refused = search(channel, facet).await.unwrap_err();
+    assert!(refused.code() == Code::InvalidArgument && refused.message().contains("margin"), "{refused}");
+    server.end().await;
+}
