@@ -169,6 +169,51 @@ pub enum AttributeValue {
     Text(String),
     /// Several values, 1 to [`limits::ATTRIBUTE_TEXTS`], such as the materials of a jacket.
     Texts(Vec<String>),
+    Time(AttributeTime),
+    GeoPoint(GeoPoint),
+}
+
+impl AttributeValue {
+    pub fn time(at: UnixMillis) -> Self {
+        Self::Time(AttributeTime { time_ms: at.0 })
+    }
+}
+
+/// A time in milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttributeTime {
+    pub time_ms: i64,
+}
+
+/// A place on the earth, in degrees.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeoPoint {
+    /// -90 to 90.
+    pub latitude: f64,
+    /// -180 to 180.
+    pub longitude: f64,
+}
+
+impl GeoPoint {
+    /// The earth's mean radius in metres.
+    const RADIUS: f64 = 6_371_008.8;
+
+    /// Returns None for numbers out of their ranges.
+    pub fn new(latitude: f64, longitude: f64) -> Option<Self> {
+        let is_valid = (-90.0..=90.0).contains(&latitude) && (-180.0..=180.0).contains(&longitude);
+        is_valid.then_some(Self { latitude, longitude })
+    }
+
+    /// Returns the distance on a sphere in metres (haversine formula), which differs from that on the earth by less than
+    /// 0.6 %.
+    pub fn distance(self, other: Self) -> f64 {
+        let half = |degrees: f64| (degrees.to_radians() / 2.0).sin().powi(2);
+        let cosines = self.latitude.to_radians().cos() * other.latitude.to_radians().cos();
+        let square = half(self.latitude - other.latitude) + cosines * half(self.longitude - other.longitude);
+        2.0 * Self::RADIUS * square.sqrt().min(1.0).asin()
+    }
 }
 
 impl Item {
@@ -382,6 +427,20 @@ mod tests {
         assert_eq!((open.price_at(UnixMillis(i64::MAX)), open.next_price_change(UnixMillis(0))), (sale, None));
         let empty = Item { sale_start: item.sale_end, sale_end: item.sale_start, ..item.clone() };
         assert_eq!([0, 150, 300].map(|time| empty.price_at(UnixMillis(time))), [regular; 3]);
+    }
+
+    #[test]
+    fn distances_are_those_on_a_sphere() {
+        let point = |latitude, longitude| GeoPoint::new(latitude, longitude).unwrap();
+        let (berlin, paris) = (point(52.520_008, 13.404_954), point(48.856_613, 2.352_222));
+        assert!((berlin.distance(paris) - 877_500.0).abs() < 1000.0, "{}", berlin.distance(paris));
+        assert_eq!((berlin.distance(berlin), berlin.distance(paris)), (0.0, paris.distance(berlin)));
+        let half_way = point(0.0, -90.0).distance(point(0.0, 90.0));
+        assert!((half_way - GeoPoint::RADIUS * std::f64::consts::PI).abs() < 1.0);
+        assert!(point(0.0, 179.9).distance(point(0.0, -179.9)) < 23_000.0, "across the date line");
+        for outside in [(90.1, 0.0), (0.0, -180.1), (f64::NAN, 0.0)] {
+            assert_eq!(GeoPoint::new(outside.0, outside.1), None);
+        }
     }
 
     #[test]

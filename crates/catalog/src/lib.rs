@@ -11,9 +11,14 @@ mod snapshot;
 mod write;
 
 pub use counts::ValueCounts;
-pub use filter::{Field, Filter, FilterError, attribute_name, has_word_prefix, is_word_boundary, path_normal};
+pub use filter::{
+    Distance, Field, Filter, FilterError, attribute_name, has_word_prefix, is_word_boundary, path_normal,
+};
 pub use groups::{Group, SeenGroups};
-pub use item::{AttributeValue, Availability, Item, Pricing, category_levels, category_path, is_url, limits};
+pub use item::{
+    AttributeTime, AttributeValue, Availability, GeoPoint, Item, Pricing, category_levels, category_path, is_url,
+    limits,
+};
 pub use keys::ItemKeys;
 pub use order::{
     ORDER_KEYS_MAX, OrderBy, OrderByError, Part, Position, Selected, SortText, SortValue, StoredValue, TextValue,

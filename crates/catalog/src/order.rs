@@ -1,6 +1,6 @@
 //! Orders of items by their fields: the language of `order_by`, and the selection of a page from many rows.
 use super::{
-    Catalog, Field, Group,
+    Catalog, Distance, Field, Group,
     filter::{BLOCK_ROWS, Column},
 };
 use lodestone_core::ids::{ItemKey, Row};
@@ -34,8 +34,8 @@ pub enum OrderByError {
     EmptyKey(usize),
     #[error(
         "`{0}` is not a field; use item_id, group_id, title, brand, price, original_price, discount, margin, currency, \
-         rating, rating_count, stock_quantity, in_stock, availability, create_time or attributes.NAME (1 to 64 of A-Z, \
-         a-z, 0-9, _)"
+         rating, rating_count, stock_quantity, in_stock, availability, create_time, attributes.NAME (1 to 64 of A-Z, a-z, \
+         0-9, _) or distance(attributes.NAME, LATITUDE, LONGITUDE)"
     )]
     UnknownField(String),
     #[error("`{0}` does not sort, because an item may have several values; sort by a field with one value")]
@@ -56,11 +56,12 @@ impl OrderBy {
         if text.trim().is_empty() {
             return Ok(Self(keys));
         }
-        let count = text.split(',').count();
+        let parts = split_keys(text);
+        let count = parts.len();
         if count > ORDER_KEYS_MAX {
             problems.push(OrderByError::TooManyKeys(count));
         }
-        for (index, key) in text.split(',').take(ORDER_KEYS_MAX).enumerate() {
+        for (index, key) in parts.into_iter().take(ORDER_KEYS_MAX).enumerate() {
             match parse_key(index, key) {
                 Ok(key) if keys.iter().any(|known| known.field == key.field) => {
                     problems.push(OrderByError::RepeatedField(key.field.to_string()));
@@ -88,17 +89,30 @@ impl OrderBy {
     }
 }
 
+/// Splits an order at the commas that are not within parentheses.
+fn split_keys(text: &str) -> Vec<&str> {
+    let mut is_inside = false;
+    let is_end = |c: char| {
+        is_inside = (is_inside || c == '(') && c != ')';
+        c == ',' && !is_inside
+    };
+    text.split(is_end).collect()
+}
+
 fn parse_key(index: usize, text: &str) -> Result<SortKey, OrderByError> {
-    let mut words = text.split_whitespace();
-    let Some(name) = words.next() else { return Err(OrderByError::EmptyKey(index + 1)) };
+    let text = text.trim();
+    let end = text.find(')').map_or_else(|| text.find(char::is_whitespace).unwrap_or(text.len()), |close| close + 1);
+    let (name, direction) = text.split_at(end);
+    if name.is_empty() {
+        return Err(OrderByError::EmptyKey(index + 1));
+    }
     let field = match Field::parse(name) {
         None => return Err(OrderByError::UnknownField(shown(name))),
         Some(Field::Category | Field::CategoryPath | Field::Tags) => return Err(OrderByError::ListField(shown(name))),
         Some(Field::Description) => return Err(OrderByError::LongText(shown(name))),
         Some(field) => field,
     };
-    let direction = words.collect::<Vec<&str>>().join(" ");
-    match direction.as_str() {
+    match direction.split_whitespace().collect::<Vec<&str>>().join(" ").as_str() {
         "" | "asc" => Ok(SortKey { field, is_descending: false }),
         "desc" => Ok(SortKey { field, is_descending: true }),
         other => Err(OrderByError::UnknownDirection(shown(other))),
@@ -500,6 +514,7 @@ impl<V> FirstOfGroups<V> {
 #[derive(Clone, Copy)]
 enum FieldValues<'c> {
     Column(Option<&'c Column>),
+    Distances(Option<&'c Column>, &'c Distance),
     Titles(&'c Catalog, usize),
     Ids(&'c Catalog, usize),
 }
@@ -508,6 +523,7 @@ impl<'c> FieldValues<'c> {
     fn get(&self, at: usize) -> SortValue<'c> {
         match self {
             Self::Column(column) => column.map_or(SortValue::Missing, |column| column.value(at)),
+            Self::Distances(column, from) => column.map_or(SortValue::Missing, |column| column.distance(at, from)),
             Self::Titles(catalog, first) => match catalog.get(Row((first + at) as u32)).title_normal.as_ref() {
                 title if title.text.is_empty() => SortValue::Missing,
                 title => SortValue::Text(title),
@@ -537,6 +553,7 @@ impl Catalog {
             std::array::from_fn(|at| match &order.0[at].field {
                 Field::Title => FieldValues::Titles(self, block * BLOCK_ROWS),
                 Field::ItemId => FieldValues::Ids(self, block * BLOCK_ROWS),
+                field @ Field::Distance(from) => FieldValues::Distances(self.columns(block).column(field), from),
                 field => FieldValues::Column(self.columns(block).column(field)),
             })
         };
@@ -606,6 +623,9 @@ mod tests {
         assert!(found[3].starts_with("`tags` does not sort"), "{found:?}");
         assert_eq!(problems("price, price desc"), ["`price` occurs twice; a field may occur once"]);
         assert!(problems("price,")[0].starts_with("key 2 is empty"));
+        let near = OrderBy::parse("distance(attributes.branch, 52.5, 13.4) desc, price").unwrap();
+        assert_eq!(near.directions::<2>(), [true, false]);
+        assert!(problems("distance(attributes.branch, 99, 0)")[0].contains("is not a field"));
         assert!(problems(&"x".repeat(100_000))[0].chars().count() < 300);
         assert!(problems("description")[0].starts_with("`description` does not sort"));
         assert!(OrderBy::parse("attributes.a b c").is_err() && OrderBy::parse("category").is_err());

@@ -187,7 +187,7 @@ fn rating(columns: &Columns, row: usize, rating: Option<f64>) -> Result<Option<f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_catalog::AttributeValue;
+    use lodestone_catalog::{AttributeValue, GeoPoint};
 
     #[test]
     fn items_are_read_as_written() {
@@ -206,6 +206,8 @@ mod tests {
         (item.url, item.image_url) = ("https://shop.test/mug".into(), "/mug.webp".into());
         item.attributes.insert("size".into(), AttributeValue::Text("M".into()));
         item.attributes.insert("vegan".into(), AttributeValue::Flag(true));
+        item.attributes.insert("released".into(), AttributeValue::time(UnixMillis(-9)));
+        item.attributes.insert("place".into(), AttributeValue::GeoPoint(GeoPoint { latitude: 52.5, longitude: 13.4 }));
         item.created_at = Some(UnixMillis(5));
         item.values_at = Some(UnixMillis(6));
         item.absent_fields.insert(&ItemField::StockQuantity);

@@ -1,7 +1,8 @@
 //! The format of the log's records: a version byte followed by a protobuf message.
 use super::{Attribution, Event, EventKind, EventLine, LogError};
 use lodestone_catalog::{
-    AttributeValue, Availability, FieldSet, Item, ItemChange, ItemField, ItemWrite, WriteTime, WrittenFields,
+    AttributeTime, AttributeValue, Availability, FieldSet, GeoPoint, Item, ItemChange, ItemField, ItemWrite, WriteTime,
+    WrittenFields,
 };
 use lodestone_core::{
     format::OtherVersion,
@@ -272,7 +273,7 @@ struct ItemRecord {
 
 #[derive(Clone, PartialEq, Message)]
 struct AttributeRecord {
-    #[prost(oneof = "ValueRecord", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "ValueRecord", tags = "1, 2, 3, 4, 5, 6")]
     value: Option<ValueRecord>,
 }
 
@@ -286,6 +287,18 @@ enum ValueRecord {
     Text(String),
     #[prost(message, tag = "4")]
     Texts(TextsRecord),
+    #[prost(int64, tag = "5")]
+    TimeMs(i64),
+    #[prost(message, tag = "6")]
+    GeoPoint(GeoPointRecord),
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct GeoPointRecord {
+    #[prost(double, tag = "1")]
+    latitude: f64,
+    #[prost(double, tag = "2")]
+    longitude: f64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -403,6 +416,10 @@ impl From<&Item> for ItemRecord {
                 AttributeValue::Number(number) => ValueRecord::Number(*number),
                 AttributeValue::Text(text) => ValueRecord::Text(text.clone()),
                 AttributeValue::Texts(texts) => ValueRecord::Texts(TextsRecord { texts: texts.clone() }),
+                AttributeValue::Time(AttributeTime { time_ms }) => ValueRecord::TimeMs(*time_ms),
+                AttributeValue::GeoPoint(GeoPoint { latitude, longitude }) => {
+                    ValueRecord::GeoPoint(GeoPointRecord { latitude: *latitude, longitude: *longitude })
+                }
             }),
         };
         Self {
@@ -439,6 +456,11 @@ impl ItemRecord {
             Some(ValueRecord::Number(number)) => Ok((name, AttributeValue::Number(number))),
             Some(ValueRecord::Text(text)) => Ok((name, AttributeValue::Text(text))),
             Some(ValueRecord::Texts(list)) => Ok((name, AttributeValue::Texts(list.texts))),
+            Some(ValueRecord::TimeMs(time_ms)) => Ok((name, AttributeValue::Time(AttributeTime { time_ms }))),
+            Some(ValueRecord::GeoPoint(GeoPointRecord { latitude, longitude })) => {
+                let point = GeoPoint::new(latitude, longitude).ok_or("a place is out of range")?;
+                Ok((name, AttributeValue::GeoPoint(point)))
+            }
             None => Err(Reason::from("an attribute has no value")),
         };
         Ok(Item {
@@ -553,6 +575,8 @@ mod tests {
                 ("size".into(), AttributeValue::Number(0.0)),
                 ("text".into(), AttributeValue::Text(String::new())),
                 ("texts".into(), AttributeValue::Texts(vec!["a".into(), "b".into()])),
+                ("time".into(), AttributeValue::time(UnixMillis(-1))),
+                ("place".into(), AttributeValue::GeoPoint(GeoPoint { latitude: -90.0, longitude: 0.5 })),
             ]),
             created_at: Some(UnixMillis(0)),
             ..Item::titled(ItemId::parse("hat").unwrap(), "Hat")

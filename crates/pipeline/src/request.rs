@@ -369,6 +369,7 @@ pub(crate) fn item_bytes(item: &Item) -> usize {
         AttributeValue::Text(text) => text_bytes(text),
         AttributeValue::Texts(texts) => 6 + texts.iter().map(|text| text_bytes(text)).sum::<usize>(),
         AttributeValue::Number(_) | AttributeValue::Flag(_) => 9,
+        AttributeValue::Time(_) | AttributeValue::GeoPoint(_) => 24,
     };
     // A map entry and its value are messages.
     let attributes: usize = item.attributes.iter().map(|(name, v)| 12 + text_bytes(name) + value(v)).sum();

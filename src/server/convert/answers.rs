@@ -1,8 +1,8 @@
 //! Converts answers of the engine to response messages.
 use super::consistency_token;
 use crate::server::{proto, violations::Violation};
-use lodestone_catalog::{AttributeValue, Item};
-use lodestone_core::ids::ItemId;
+use lodestone_catalog::{AttributeValue, Availability, GeoPoint, Item};
+use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_index::{Completion, CompletionSource, SearchStrategy};
 use lodestone_pipeline::{policy::ScoreParts, serving::ExperimentArm, *};
 
@@ -131,6 +131,10 @@ pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
             AttributeValue::Texts(texts) => Kind::Texts(proto::TextList { texts: texts.clone() }),
             AttributeValue::Number(number) => Kind::Number(*number),
             AttributeValue::Flag(flag) => Kind::Flag(*flag),
+            AttributeValue::Time(time) => Kind::Time(timestamp(UnixMillis(time.time_ms))),
+            AttributeValue::GeoPoint(GeoPoint { latitude, longitude }) => {
+                Kind::GeoPoint(proto::GeoPoint { latitude: *latitude, longitude: *longitude })
+            }
         };
         (name.clone(), proto::AttributeValue { kind: Some(kind) })
     };
@@ -271,6 +275,8 @@ mod tests {
             prop::collection::vec(".{0,50}", 1..5).prop_map(AttributeValue::Texts),
             any::<f64>().prop_map(AttributeValue::Number),
             any::<bool>().prop_map(AttributeValue::Flag),
+            any::<i64>().prop_map(|ms| AttributeValue::time(UnixMillis(ms))),
+            Just(AttributeValue::GeoPoint(GeoPoint { latitude: -89.999, longitude: 179.999 })),
         ]
     }
 

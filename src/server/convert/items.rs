@@ -6,8 +6,8 @@ use super::{
 };
 use crate::server::{proto, violations::Violations};
 use lodestone_catalog::{
-    AttributeValue, Availability, Filter, Item, ItemField, ItemWrite, WriteTime, WrittenFields, category_levels,
-    category_path, is_url, limits,
+    AttributeValue, Availability, Filter, GeoPoint, Item, ItemField, ItemWrite, WriteTime, WrittenFields,
+    category_levels, category_path, is_url, limits,
 };
 use lodestone_core::{
     ids::ItemId,
@@ -355,7 +355,7 @@ fn attributes(
         let path = format!("{field}[{}]", super::shortened(name));
         let value = match &value.kind {
             None => {
-                violations.add(path, "has no value; set text, texts, number or flag");
+                violations.add(path, "has no value; set text, texts, number, flag, time or geo_point");
                 continue;
             }
             Some(Kind::Text(text)) => {
@@ -379,6 +379,18 @@ fn attributes(
                 AttributeValue::Number(*number)
             }
             Some(Kind::Flag(flag)) => AttributeValue::Flag(*flag),
+            Some(Kind::Time(time)) => match item_time(violations, &path, Some(time)) {
+                Some(time) => AttributeValue::time(time),
+                None => continue,
+            },
+            Some(Kind::GeoPoint(proto::GeoPoint { latitude, longitude })) => {
+                let Some(point) = GeoPoint::new(*latitude, *longitude) else {
+                    let range = "the latitude must be within -90 and 90, the longitude within -180 and 180";
+                    violations.add(path, format!("is {latitude}, {longitude}; {range}"));
+                    continue;
+                };
+                AttributeValue::GeoPoint(point)
+            }
         };
         attributes.insert(name.clone(), value);
     }

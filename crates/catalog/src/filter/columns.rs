@@ -1,7 +1,7 @@
 //! Columns of the field values of a block of items, so that a filter is evaluated for many items at once.
-use super::{Field, Filter, Literal, Node, Operator, Predicate, path_normal};
+use super::{Distance, Field, Filter, Literal, Node, Operator, Predicate, path_normal};
 use crate::{
-    AttributeValue, Item,
+    AttributeValue, GeoPoint, Item,
     counts::ValueCounts,
     groups::BlockGroups,
     order::{SortText, SortValue},
@@ -19,7 +19,7 @@ pub(crate) type Mask = [u64; BLOCK_ROWS / 64];
 
 const NONE: Mask = [0; BLOCK_ROWS / 64];
 
-/// The fields that are a number or a time in every item.
+/// The fields that are a number in every item, or a time.
 const NUMBERS: [Field; 8] = [
     Field::Price,
     Field::OriginalPrice,
@@ -61,6 +61,10 @@ struct LabelColumn {
 pub(crate) struct Column {
     texts: Option<Box<Texts>>,
     numbers: Option<Numbers>,
+    /// In milliseconds since 1970.
+    times: Option<Numbers>,
+    /// NaN for items without a place.
+    points: Option<Box<[GeoPoint; BLOCK_ROWS]>>,
     /// The items with the value true, and the items with any value.
     flags: Option<[Mask; 2]>,
     /// Items with several texts.
@@ -92,6 +96,60 @@ struct Numbers {
     values: Box<[f64; BLOCK_ROWS]>,
     least: f64,
     most: f64,
+}
+
+const NO_POINT: GeoPoint = GeoPoint { latitude: f64::NAN, longitude: f64::NAN };
+
+impl Numbers {
+    fn set(numbers: &mut Option<Self>, at: usize, number: f64) {
+        let numbers = numbers.get_or_insert_with(|| Self {
+            values: Box::new([f64::NAN; BLOCK_ROWS]),
+            least: f64::INFINITY,
+            most: f64::NEG_INFINITY,
+        });
+        numbers.values[at] = number;
+        (numbers.least, numbers.most) = (numbers.least.min(number), numbers.most.max(number));
+    }
+
+    /// Removes a value. The range stays, because it only has to contain all values.
+    fn remove(numbers: &mut Option<Self>, at: usize) {
+        if let Some(numbers) = numbers {
+            numbers.values[at] = f64::NAN;
+        }
+    }
+
+    fn get(numbers: &Option<Self>, at: usize) -> Option<f64> {
+        numbers.as_ref().map(|numbers| numbers.values[at]).filter(|number| !number.is_nan())
+    }
+
+    fn is_empty(numbers: &Option<Self>) -> bool {
+        numbers.as_ref().is_none_or(|numbers| numbers.values.iter().all(|value| value.is_nan()))
+    }
+
+    fn compare(numbers: &Option<Self>, operator: Operator, limit: f64) -> Mask {
+        let Some(numbers) = numbers else { return NONE };
+        // In a sorted catalogue, most blocks are entirely on one side of the limit.
+        let (least, most) = (numbers.least, numbers.most);
+        let none = match operator {
+            Operator::Equal => limit < least || limit > most,
+            Operator::Less => least >= limit,
+            Operator::LessOrEqual => least > limit,
+            Operator::Greater => most <= limit,
+            Operator::GreaterOrEqual => most < limit,
+            Operator::Unequal => false,
+        };
+        if none {
+            return NONE;
+        }
+        match operator {
+            Operator::Equal => mask_of(&numbers.values, |value| value == limit),
+            Operator::Unequal => mask_of(&numbers.values, |value| !value.is_nan() && value != limit),
+            Operator::Less => mask_of(&numbers.values, |value| value < limit),
+            Operator::LessOrEqual => mask_of(&numbers.values, |value| value <= limit),
+            Operator::Greater => mask_of(&numbers.values, |value| value > limit),
+            Operator::GreaterOrEqual => mask_of(&numbers.values, |value| value >= limit),
+        }
+    }
 }
 
 impl LabelColumn {
@@ -248,7 +306,7 @@ impl Column {
         if let Some(text) = text.filter(|text| !text.as_str().is_empty()) {
             return SortValue::Text(text.as_ref());
         }
-        let number = self.numbers.as_ref().map(|numbers| numbers.values[at]).filter(|number| !number.is_nan());
+        let number = Numbers::get(&self.numbers, at).or_else(|| Numbers::get(&self.times, at));
         let flag = || {
             let [is_true, present] = self.flags.as_ref()?;
             bits::has(present, at).then(|| SortValue::Flag(bits::has(is_true, at)))
@@ -256,9 +314,17 @@ impl Column {
         number.map(|number| SortValue::Number(number + 0.0)).or_else(flag).unwrap_or(SortValue::Missing)
     }
 
+    /// Returns the distance of the item's place; missing without a place.
+    pub(crate) fn distance(&self, at: usize, from: &Distance) -> SortValue<'_> {
+        let point = self.points.as_ref().map(|points| points[at]).filter(|point| !point.latitude.is_nan());
+        point.map_or(SortValue::Missing, |point| SortValue::Number(from.to(point)))
+    }
+
     fn is_empty(&self) -> bool {
         self.texts.as_ref().is_none_or(|texts| texts.index_of.is_empty())
-            && self.numbers.as_ref().is_none_or(|numbers| numbers.values.iter().all(|value| value.is_nan()))
+            && Numbers::is_empty(&self.numbers)
+            && Numbers::is_empty(&self.times)
+            && self.points.as_ref().is_none_or(|points| points.iter().all(|point| point.latitude.is_nan()))
             && self.flags.is_none_or(|[_, present]| present == NONE)
             && self.lists.as_ref().is_none_or(|lists| lists.items.is_empty())
     }
@@ -285,10 +351,13 @@ impl Column {
         }
     }
 
-    /// Removes a number. The range of the column stays, because it only has to contain all values.
-    fn remove_number(&mut self, at: usize) {
-        if let Some(numbers) = &mut self.numbers {
-            numbers.values[at] = f64::NAN;
+    fn point(&mut self, at: usize, point: GeoPoint) {
+        self.points.get_or_insert_with(|| Box::new([NO_POINT; BLOCK_ROWS]))[at] = point;
+    }
+
+    fn remove_point(&mut self, at: usize) {
+        if let Some(points) = &mut self.points {
+            points[at] = NO_POINT;
         }
     }
 
@@ -296,16 +365,6 @@ impl Column {
         for mask in self.flags.iter_mut().flatten() {
             clear(mask, at);
         }
-    }
-
-    fn number(&mut self, at: usize, number: f64) {
-        let numbers = self.numbers.get_or_insert_with(|| Numbers {
-            values: Box::new([f64::NAN; BLOCK_ROWS]),
-            least: f64::INFINITY,
-            most: f64::NEG_INFINITY,
-        });
-        numbers.values[at] = number;
-        (numbers.least, numbers.most) = (numbers.least.min(number), numbers.most.max(number));
     }
 
     fn flag(&mut self, at: usize, flag: bool) {
@@ -343,6 +402,8 @@ impl Column {
         }
         for (at, group) in groups.of(among) {
             match self.value(at) {
+                // Times are not counted.
+                SortValue::Number(_) if Numbers::get(&self.numbers, at).is_none() => {}
                 SortValue::Number(number) => counts.group_numbers.push((number, group)),
                 SortValue::Flag(flag) => counts.add_flag_of_group(flag, group),
                 SortValue::Text(_) => {
@@ -369,9 +430,9 @@ impl Column {
     fn matching(&self, predicate: &Predicate) -> Mask {
         let equals = |literal: &Literal| match literal {
             Literal::Text(text) => self.with_text(&text.normal),
-            Literal::Number(number) => self.compare(Operator::Equal, *number),
+            Literal::Number(number) => Numbers::compare(&self.numbers, Operator::Equal, *number),
             Literal::Flag(flag) => self.with_flag(*flag),
-            Literal::Time(at, _) => self.compare(Operator::Equal, *at as f64),
+            Literal::Time(at, _) => Numbers::compare(&self.times, Operator::Equal, *at as f64),
         };
         let with = |meets: &dyn Fn(&str) -> bool| self.texts.as_ref().map_or(NONE, |texts| texts.with(meets));
         let of_lists = |meets: &dyn Fn(&str) -> bool| self.lists.as_ref().map_or(NONE, |lists| lists.with(meets));
@@ -383,37 +444,20 @@ impl Column {
                 or(with(&|other| !other.is_empty() && other != text.normal), &lists)
             }
             Predicate::Compare(Operator::Unequal, Literal::Flag(flag)) => self.with_flag(!flag),
-            Predicate::Compare(operator, Literal::Number(number)) => self.compare(*operator, *number),
-            Predicate::Compare(operator, Literal::Time(at, _)) => self.compare(*operator, *at as f64),
+            Predicate::Compare(operator, Literal::Number(number)) => {
+                Numbers::compare(&self.numbers, *operator, *number)
+            }
+            Predicate::Compare(operator, Literal::Time(at, _)) => Numbers::compare(&self.times, *operator, *at as f64),
             Predicate::Compare(..) => NONE,
             Predicate::In(literals) => literals.iter().fold(NONE, |mask, literal| or(mask, &equals(literal))),
             Predicate::Has(text) => or(with(&|other| text.is_within(other)), &of_lists(&|other| text.is_within(other))),
         }
     }
 
-    fn compare(&self, operator: Operator, limit: f64) -> Mask {
-        let Some(numbers) = &self.numbers else { return NONE };
-        // In a sorted catalogue, most blocks are entirely on one side of the limit.
-        let (least, most) = (numbers.least, numbers.most);
-        let none = match operator {
-            Operator::Equal => limit < least || limit > most,
-            Operator::Less => least >= limit,
-            Operator::LessOrEqual => least > limit,
-            Operator::Greater => most <= limit,
-            Operator::GreaterOrEqual => most < limit,
-            Operator::Unequal => false,
-        };
-        if none {
-            return NONE;
-        }
-        match operator {
-            Operator::Equal => mask_of(&numbers.values, |value| value == limit),
-            Operator::Unequal => mask_of(&numbers.values, |value| !value.is_nan() && value != limit),
-            Operator::Less => mask_of(&numbers.values, |value| value < limit),
-            Operator::LessOrEqual => mask_of(&numbers.values, |value| value <= limit),
-            Operator::Greater => mask_of(&numbers.values, |value| value > limit),
-            Operator::GreaterOrEqual => mask_of(&numbers.values, |value| value >= limit),
-        }
+    /// Returns the items whose distance satisfies the predicate.
+    fn within(&self, from: &Distance, predicate: &Predicate) -> Mask {
+        let meets = |point: GeoPoint| !point.latitude.is_nan() && predicate.matches_number(from.to(point));
+        self.points.as_ref().map_or(NONE, |points| mask_of(&points[..], meets))
     }
 }
 
@@ -456,9 +500,10 @@ impl Columns {
             let after = field.plain_number(new, time);
             if before != after {
                 let column = Arc::make_mut(column);
+                let values = if *field == Field::CreateTime { &mut column.times } else { &mut column.numbers };
                 match after {
-                    Some(after) => column.number(at, after),
-                    None => column.remove_number(at),
+                    Some(after) => Numbers::set(values, at, after),
+                    None => Numbers::remove(values, at),
                 }
             }
         }
@@ -478,8 +523,10 @@ impl Columns {
                 match value {
                     AttributeValue::Text(_) => column.remove_text(at),
                     AttributeValue::Texts(texts) => column.remove_list(at, texts),
-                    AttributeValue::Number(_) => column.remove_number(at),
+                    AttributeValue::Number(_) => Numbers::remove(&mut column.numbers, at),
                     AttributeValue::Flag(_) => column.remove_flag(at),
+                    AttributeValue::Time(_) => Numbers::remove(&mut column.times, at),
+                    AttributeValue::GeoPoint(_) => column.remove_point(at),
                 }
                 if !new.attributes.contains_key(name) && column.is_empty() {
                     attributes.remove(name.as_str());
@@ -492,8 +539,10 @@ impl Columns {
                 match value {
                     AttributeValue::Text(text) => column.text(at, &normalize(text)),
                     AttributeValue::Texts(texts) => column.list(at, texts),
-                    AttributeValue::Number(number) => column.number(at, *number),
+                    AttributeValue::Number(number) => Numbers::set(&mut column.numbers, at, *number),
                     AttributeValue::Flag(flag) => column.flag(at, *flag),
+                    AttributeValue::Time(time) => Numbers::set(&mut column.times, at, time.time_ms as f64),
+                    AttributeValue::GeoPoint(point) => column.point(at, *point),
                 }
             }
         }
@@ -508,7 +557,9 @@ impl Columns {
             Field::Currency => &self.currency,
             Field::InStock => &self.in_stock,
             Field::Availability => &self.availability,
-            Field::Attribute(name) => self.attributes.get(name.as_str())?,
+            Field::Attribute(name) | Field::Distance(Distance { attribute: name, .. }) => {
+                self.attributes.get(name.as_str())?
+            }
             field => &self.numbers[NUMBERS.iter().position(|number| number == field)?],
         })
     }
@@ -530,7 +581,10 @@ impl Columns {
     fn matching(&self, field: &Field, predicate: &Predicate) -> Mask {
         match self.labels(field) {
             Some(labels) => labels.matching(predicate),
-            None => self.column(field).map_or(NONE, |column| column.matching(predicate)),
+            None => self.column(field).map_or(NONE, |column| match field {
+                Field::Distance(from) => column.within(from, predicate),
+                _ => column.matching(predicate),
+            }),
         }
     }
 

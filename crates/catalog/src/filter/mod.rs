@@ -2,7 +2,7 @@
 mod columns;
 mod parse;
 
-use super::{AttributeValue, Availability, Item, item::PATH_SEPARATOR};
+use super::{AttributeValue, Availability, GeoPoint, Item, item::PATH_SEPARATOR};
 pub(super) use columns::{BLOCK_ROWS, Column, Columns, Mask};
 use lodestone_core::{
     text::{self, normalize},
@@ -82,6 +82,51 @@ pub enum Field {
     Tags,
     CreateTime,
     Attribute(String),
+    Distance(Distance),
+}
+
+/// The distance in metres between a point and the place that an attribute has.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Distance {
+    attribute: String,
+    /// In millionths of a degree, which are at most 11 cm.
+    latitude_e6: i32,
+    longitude_e6: i32,
+}
+
+impl Distance {
+    /// Returns None for a point that does not exist.
+    fn new(attribute: &str, latitude: f64, longitude: f64) -> Option<Self> {
+        let point = GeoPoint::new(latitude, longitude)?;
+        let e6 = |degrees: f64| (degrees * 1e6).round() as i32;
+        Some(Self {
+            attribute: attribute.to_owned(),
+            latitude_e6: e6(point.latitude),
+            longitude_e6: e6(point.longitude),
+        })
+    }
+
+    /// Parses a text such as `distance(attributes.branch, 52.5, 13.4)`.
+    fn parse(text: &str) -> Option<Self> {
+        let mut arguments = text.strip_prefix("distance(")?.strip_suffix(')')?.split(',').map(str::trim);
+        let attribute = attribute_name(arguments.next()?)?;
+        let mut degrees = || arguments.next()?.parse::<f64>().ok();
+        let distance = Self::new(attribute, degrees()?, degrees()?);
+        if arguments.next().is_some() { None } else { distance }
+    }
+
+    pub(crate) fn to(&self, point: GeoPoint) -> f64 {
+        let degrees = |e6: i32| f64::from(e6) / 1e6;
+        GeoPoint { latitude: degrees(self.latitude_e6), longitude: degrees(self.longitude_e6) }.distance(point)
+    }
+}
+
+impl fmt::Display for Distance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let degrees = |e6: i32| f64::from(e6) / 1e6;
+        let (latitude, longitude) = (degrees(self.latitude_e6), degrees(self.longitude_e6));
+        write!(f, "distance(attributes.{}, {latitude}, {longitude})", self.attribute)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -287,6 +332,8 @@ impl Field {
                 Some(AttributeValue::Texts(texts)) => predicate.matches_texts(texts),
                 Some(AttributeValue::Number(number)) => predicate.matches_number(*number),
                 Some(AttributeValue::Flag(flag)) => predicate.matches_flag(*flag),
+                Some(AttributeValue::Time(time)) => predicate.matches_time(time.time_ms),
+                Some(AttributeValue::GeoPoint(_)) => false,
             },
             Self::Price
             | Self::OriginalPrice
@@ -294,7 +341,8 @@ impl Field {
             | Self::Margin
             | Self::Rating
             | Self::RatingCount
-            | Self::StockQuantity => self.plain_number(item, at).is_some_and(|number| predicate.matches_number(number)),
+            | Self::StockQuantity
+            | Self::Distance(_) => self.plain_number(item, at).is_some_and(|number| predicate.matches_number(number)),
         }
     }
 
@@ -310,13 +358,18 @@ impl Field {
             Self::RatingCount => item.rating_count.map(f64::from),
             Self::StockQuantity => item.stock_quantity.map(f64::from),
             Self::CreateTime => item.created_at.map(|time| time.0 as f64),
+            Self::Distance(from) => match item.attributes.get(&from.attribute)? {
+                AttributeValue::GeoPoint(point) => Some(from.to(*point)),
+                _ => None,
+            },
             Self::ItemId | Self::GroupId | Self::Title | Self::Description | Self::Category | Self::Brand => None,
             Self::CategoryPath | Self::Currency | Self::InStock | Self::Availability | Self::Tags => None,
             Self::Attribute(_) => None,
         }
     }
 
-    /// Parses a name such as `price` or `attributes.size`.
+    /// Parses a name such as `price` or `attributes.size`, or a distance such as
+    /// `distance(attributes.branch, 52.5, 13.4)`.
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "item_id" => Self::ItemId,
@@ -338,7 +391,10 @@ impl Field {
             "availability" => Self::Availability,
             "tags" => Self::Tags,
             "create_time" => Self::CreateTime,
-            _ => Self::Attribute(attribute_name(name)?.to_owned()),
+            _ => match attribute_name(name) {
+                Some(attribute) => Self::Attribute(attribute.to_owned()),
+                None => Self::Distance(Distance::parse(name)?),
+            },
         })
     }
 
@@ -365,6 +421,7 @@ impl Field {
             Self::InStock => ValueType::Flag,
             Self::Availability => ValueType::Availability,
             Self::CreateTime => ValueType::Time,
+            Self::Distance(_) => ValueType::Distance,
             Self::Attribute(_) => ValueType::Attribute,
             Self::ItemId | Self::GroupId | Self::Title | Self::Description => ValueType::Text,
             Self::Category | Self::CategoryPath | Self::Brand => ValueType::Text,
@@ -395,7 +452,9 @@ enum ValueType {
     Time,
     /// A name of an [`Availability`](crate::Availability).
     Availability,
-    /// Text, number or flag.
+    /// Metres.
+    Distance,
+    /// Text, number, flag or time.
     Attribute,
 }
 
@@ -466,7 +525,8 @@ impl Predicate {
     fn matches_time(&self, at: i64) -> bool {
         match self {
             Self::Compare(operator, Literal::Time(other, _)) => operator.accepts(Some(at.cmp(other))),
-            _ => false,
+            Self::In(literals) => literals.iter().any(|other| matches!(other, Literal::Time(other, _) if *other == at)),
+            Self::Compare(..) | Self::Has(_) => false,
         }
     }
 }
@@ -536,7 +596,10 @@ impl Node {
 fn write_predicate(f: &mut fmt::Formatter<'_>, field: &Field, predicate: &Predicate) -> fmt::Result {
     write!(f, "{field}")?;
     match predicate {
-        Predicate::Compare(operator, literal) => write!(f, " {} {literal}", operator.sign()),
+        Predicate::Compare(operator, literal) => {
+            write!(f, " {} ", operator.sign())?;
+            write_literal(f, field, literal)
+        }
         Predicate::Has(text) => {
             f.write_str(" HAS ")?;
             write_text(f, &text.written)
@@ -544,10 +607,24 @@ fn write_predicate(f: &mut fmt::Formatter<'_>, field: &Field, predicate: &Predic
         Predicate::In(literals) => {
             f.write_str(" IN (")?;
             for (i, literal) in literals.iter().enumerate() {
-                write!(f, "{}{literal}", if i > 0 { ", " } else { "" })?;
+                f.write_str(if i > 0 { ", " } else { "" })?;
+                write_literal(f, field, literal)?;
             }
             f.write_str(")")
         }
+    }
+}
+
+/// Writes a literal as the parser expects it for a field.
+fn write_literal(f: &mut fmt::Formatter<'_>, field: &Field, literal: &Literal) -> fmt::Result {
+    match (field, literal) {
+        (Field::Attribute(_), Literal::Time(_, written)) => {
+            f.write_str("timestamp(")?;
+            write_text(f, written)?;
+            f.write_str(")")
+        }
+        (Field::Distance(_), literal) => write!(f, "{literal} m"),
+        (_, literal) => write!(f, "{literal}"),
     }
 }
 
@@ -578,6 +655,7 @@ impl fmt::Display for Field {
             Self::Tags => "tags",
             Self::CreateTime => "create_time",
             Self::Attribute(name) => return write!(f, "attributes.{name}"),
+            Self::Distance(distance) => return write!(f, "{distance}"),
         })
     }
 }
@@ -612,6 +690,9 @@ mod tests {
         item.attributes.insert("litres".to_owned(), AttributeValue::Number(0.3));
         item.attributes.insert("organic".to_owned(), AttributeValue::Flag(true));
         item.created_at = Some(UnixMillis(1_770_000_000_000));
+        item.attributes.insert("released".to_owned(), AttributeValue::time(UnixMillis(1_770_000_000_000)));
+        let berlin = GeoPoint { latitude: 52.52, longitude: 13.4 };
+        item.attributes.insert("branch".to_owned(), AttributeValue::GeoPoint(berlin));
         item
     }
 
@@ -631,6 +712,10 @@ mod tests {
             r#"tags HAS "gift \"box\"" AND currency = """#,
             r#"category = "Gifts" AND category_path = "home>KITCHEN" AND category = "Home > Kitchen > Mugs""#,
             r#"category IN ("Shoes", "Home > Kitchen") AND NOT category = "Home > Mugs" AND category != "Home > Gifts""#,
+            r#"attributes.released > timestamp("2026-01-31") AND attributes.released <= timestamp("2026-02-02T12:00:00Z")"#,
+            r#"create_time > timestamp("2026-01-31") AND NOT attributes.released > 5 AND NOT attributes.litres < timestamp("2026-01-31")"#,
+            "distance(attributes.branch, 52.5, 13.4) < 3 km AND distance( attributes.branch ,52.52,13.4)<=0 m",
+            "distance(attributes.branch, -33.9, 151.2) > 10000 km AND NOT distance(attributes.size, 52.5, 13.4) < 99999 km",
             r#"availability = "in stock" AND availability IN ("preorder", "IN_STOCK") AND NOT margin > 0"#,
             r#"create_time >= "2026-01-31" AND create_time < "2027-01-31T12:00:00+02:00""#,
         ] {
@@ -727,6 +812,13 @@ mod tests {
             ("create_time > \"soon\"", 14, "time"),
             ("brand", 5, "expected a comparison"),
             ("availability = \"soon\"", 15, "in_stock, backorder"),
+            ("attributes.a > timestamp(5)", 25, "time"),
+            ("attributes.a > timestamp(\"soon\")", 25, "time"),
+            ("distance(attributes.a, 91, 0) < 1 m", 0, "latitude"),
+            ("distance(price, 1, 0) < 1 m", 9, "attributes.NAME"),
+            ("distance(attributes.a, 1, 0) < 5", 32, "a distance"),
+            ("distance(attributes.a, 1, 0) < 5 miles", 33, "a distance"),
+            ("distance(attributes.a, 1, 0) IN (5 m)", 29, "IN is not"),
             ("availability HAS \"stock\"", 13, "HAS is for texts"),
         ] {
             let error = Filter::parse(filter).unwrap_err();
@@ -752,6 +844,11 @@ mod tests {
             prop::collection::vec(text(), 1..4).prop_map(AttributeValue::Texts),
             (0i32..4).prop_map(|number| AttributeValue::Number(f64::from(number))),
             any::<bool>().prop_map(AttributeValue::Flag),
+            (0i64..4).prop_map(|ms| AttributeValue::time(UnixMillis(ms))),
+            (0i32..4).prop_map(|degree| {
+                let degree = f64::from(degree);
+                AttributeValue::GeoPoint(GeoPoint { latitude: degree, longitude: -degree })
+            }),
         ];
         let numbers = (prop::option::of(0i64..4), prop::option::of(0u32..4), prop::option::of(any::<bool>()));
         let labels = || prop::collection::vec(text(), 0..3);
@@ -789,6 +886,8 @@ mod tests {
             1 => prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
             1 => Just("in_stock".to_owned()),
             1 => "availability (=|!=) \"(preorder|In Stock|DISCONTINUED)\"",
+            1 => "attributes\\.b (=|!=|<|<=|>|>=) timestamp\\(\"1970-01-01T00:00:00.00[0-3]Z\"\\)",
+            1 => "distance\\(attributes\\.b, [0-3], -[0-3]\\) (=|!=|<|<=|>|>=) [0-3]00 km",
             1 => "category(_path)? = \"a > b\"",
             1 => Just("create_time < \"2026-05-01\"".to_owned()),
         ];

@@ -1,14 +1,14 @@
 //! The recursive-descent parser of the filter language.
 use super::{
-    FILTER_CHARS_MAX, FILTER_DEPTH_MAX, Field, FilterError, Literal, Node, Operator, Predicate, Text, ValueType,
-    write_text,
+    Distance, FILTER_CHARS_MAX, FILTER_DEPTH_MAX, Field, FilterError, Literal, Node, Operator, Predicate, Text,
+    ValueType, attribute_name, write_text,
 };
 use crate::Availability;
 use std::{fmt, iter::Peekable, vec::IntoIter};
 
 pub(super) const FIELDS: &str = "item_id, group_id, title, description, category, category_path, brand, price, original_price, \
                       discount, margin, currency, rating, rating_count, stock_quantity, in_stock, availability, tags, \
-                      create_time, attributes.NAME";
+                      create_time, attributes.NAME, distance(attributes.NAME, LATITUDE, LONGITUDE)";
 
 /// Parses a filter of at most [`FILTER_CHARS_MAX`] characters.
 pub(super) fn parse(text: &str) -> Result<Node, FilterError> {
@@ -208,8 +208,10 @@ impl Parser {
     }
 
     fn predicate(&mut self, position: usize, name: &str) -> Result<Node, FilterError> {
-        let Some(field) = Field::parse(name) else {
-            return error(position, format!("unknown field {name}; the fields are {FIELDS}"));
+        let field = match Field::parse(name) {
+            Some(field) => field,
+            None if name == "distance" => self.distance(position)?,
+            None => return error(position, format!("unknown field {name}; the fields are {FIELDS}")),
         };
         let at = self.position();
         match self.tokens.peek().map(|(_, token)| token.clone()) {
@@ -247,6 +249,31 @@ impl Parser {
         }
     }
 
+    /// Parses the arguments of `distance(attributes.NAME, LATITUDE, LONGITUDE)`, which begins at a position.
+    fn distance(&mut self, position: usize) -> Result<Field, FilterError> {
+        self.expect(&Token::Open)?;
+        let at = self.position();
+        let attribute = match self.next("attributes.NAME")? {
+            Token::Name(name) if attribute_name(&name).is_some() => name,
+            token => return error(at, format!("expected attributes.NAME, found {token}")),
+        };
+        let mut degrees = [0.0; 2];
+        for degree in &mut degrees {
+            self.expect(&Token::Comma)?;
+            let at = self.position();
+            *degree = match self.next("a number")? {
+                Token::Number(number) => number,
+                token => return error(at, format!("expected degrees, found {token}")),
+            };
+        }
+        self.expect(&Token::Close)?;
+        let [latitude, longitude] = degrees;
+        match Distance::new(attribute_name(&attribute).unwrap_or_default(), latitude, longitude) {
+            Some(distance) => Ok(Field::Distance(distance)),
+            None => error(position, "the latitude must be within -90 and 90, the longitude within -180 and 180"),
+        }
+    }
+
     fn comparison(
         &mut self,
         field: &Field,
@@ -263,8 +290,8 @@ impl Parser {
     }
 
     fn list(&mut self, field: &Field, name: &str, at: usize) -> Result<Vec<Literal>, FilterError> {
-        if field.value_type() == ValueType::Time {
-            return error(at, format!("IN is not for times; compare {name} with < and >="));
+        if matches!(field.value_type(), ValueType::Time | ValueType::Distance) {
+            return error(at, format!("IN is not for times and distances; compare {name} with < and >="));
         }
         self.expect(&Token::Open)?;
         let mut literals = vec![self.literal(field, name)?];
@@ -280,10 +307,25 @@ impl Parser {
         let value_type = field.value_type();
         let any = value_type == ValueType::Attribute;
         match self.next("a value")? {
-            Token::Text(text) if value_type == ValueType::Time => match time(&text) {
-                Some(at) => Ok(Literal::Time(at, text)),
-                None => error(position, "is not a time such as \"2026-01-31\" or \"2026-01-31T12:00:00Z\""),
-            },
+            Token::Text(text) if value_type == ValueType::Time => time_literal(position, text),
+            Token::Name(word) if (any || value_type == ValueType::Time) && word == "timestamp" => {
+                self.expect(&Token::Open)?;
+                let position = self.position();
+                let literal = match self.next("a time in double quotes")? {
+                    Token::Text(text) => time_literal(position, text)?,
+                    token => return error(position, format!("expected a time in double quotes, found {token}")),
+                };
+                self.expect(&Token::Close)?;
+                Ok(literal)
+            }
+            Token::Number(number) if value_type == ValueType::Distance => {
+                let position = self.position();
+                match self.next(DISTANCE)? {
+                    Token::Name(unit) if unit == "m" => Ok(Literal::Number(number)),
+                    Token::Name(unit) if unit == "km" => Ok(Literal::Number(number * 1000.0)),
+                    token => error(position, format!("expected {DISTANCE}, found {token} behind the number")),
+                }
+            }
             Token::Text(text) if value_type == ValueType::Availability => match Availability::parse(&text) {
                 Some(availability) => Ok(Literal::Text(Text::new(field, availability.name().to_owned()))),
                 None => error(position, format!("{text:?} is no availability; use {}", availability_names())),
@@ -300,7 +342,10 @@ impl Parser {
                     ValueType::Flag => "true or false",
                     ValueType::Time => "a time in double quotes",
                     ValueType::Availability => "an availability in double quotes",
-                    ValueType::Attribute => "a text in double quotes, a number, true or false",
+                    ValueType::Distance => DISTANCE,
+                    ValueType::Attribute => {
+                        "a text in double quotes, a number, true, false or timestamp(\"2026-01-31T12:00:00Z\")"
+                    }
                 };
                 error(position, format!("{name} is compared with {expected}, found {token}"))
             }
@@ -329,6 +374,16 @@ impl Parser {
             Some((_, token)) => error(position, format!("expected {expected}, found {token}")),
             None => error(position, format!("expected {expected}, found the end")),
         }
+    }
+}
+
+/// What a distance is compared with, for errors.
+const DISTANCE: &str = "a distance such as 10 km or 500 m";
+
+fn time_literal(position: usize, text: String) -> Result<Literal, FilterError> {
+    match time(&text) {
+        Some(at) => Ok(Literal::Time(at, text)),
+        None => error(position, "is not a time such as \"2026-01-31\" or \"2026-01-31T12:00:00Z\""),
     }
 }
 

@@ -63,7 +63,7 @@ fn texts<'i>(item: &'i Item, name: &str) -> &'i [String] {
     match item.attributes.get(name) {
         Some(AttributeValue::Text(text)) => std::slice::from_ref(text),
         Some(AttributeValue::Texts(texts)) => texts,
-        Some(AttributeValue::Number(_) | AttributeValue::Flag(_)) | None => &[],
+        _ => &[],
     }
 }
 
@@ -84,7 +84,7 @@ fn identifiers(item: &Item) -> Vec<String> {
             AttributeValue::Texts(texts) => texts.iter().map(|text| text::normalize(text)).collect(),
             // The f64 of up to 15 digits, such as a GTIN, prints the same digits.
             AttributeValue::Number(number) => vec![number.to_string()],
-            AttributeValue::Flag(_) => Vec::new(),
+            AttributeValue::Flag(_) | AttributeValue::Time(_) | AttributeValue::GeoPoint(_) => Vec::new(),
         });
     let mut identifiers: Vec<String> = std::iter::once(text::normalize(item.id.as_str())).chain(attributes).collect();
     identifiers.retain(|text| !text.is_empty());
