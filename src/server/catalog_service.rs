@@ -20,6 +20,8 @@ use tonic::{Request, Response, Status, Streaming};
 const ITEMS_MAX: usize = 1000;
 /// Maximum number of attributes of an item whose value or removal has a time of its own.
 const ATTRIBUTE_TIMES_MAX: usize = 1000;
+/// Maximum number of attributes in a response.
+const ATTRIBUTES_MAX: usize = 1000;
 /// Maximum number of stale fields that a result names.
 const STALE_FIELDS_MAX: usize = 20;
 
@@ -312,6 +314,20 @@ impl CatalogService for Services {
             Ok(Response::new(proto::ListItemsResponse { items: sent, next_page_token, total_size: total as i64 }))
         };
         guarded(&self.metrics, "ListItems", response).await
+    }
+
+    async fn list_attributes(
+        &self,
+        request: Request<proto::ListAttributesRequest>,
+    ) -> Result<Response<proto::ListAttributesResponse>, Status> {
+        let response = async {
+            let deadline = self.call_context(&request, None).deadline;
+            let attributes = self.engine.attribute_kinds(deadline).await.map_err(status::of)?;
+            let total_size = attributes.len() as i32;
+            let attributes = attributes.into_iter().take(ATTRIBUTES_MAX).map(convert::attribute_kinds).collect();
+            Ok(Response::new(proto::ListAttributesResponse { attributes, total_size }))
+        };
+        guarded(&self.metrics, "ListAttributes", response).await
     }
 
     async fn get_item(

@@ -8,6 +8,7 @@ use lodestone_catalog::{AttributeValue, Filter, Item};
 use lodestone_core::{
     ids::{ItemId, Row},
     text,
+    units::UnixMillis,
 };
 use lodestone_engine::{PageToken, TokenKey};
 use lodestone_index::{CompletionCandidate, CompletionSource, Lexical, MatchMode, Suggester};
@@ -172,6 +173,15 @@ const FILTERS: &[&str] = &[
     "item_id",
     "attributes.size",
     "attributes.",
+    "availability",
+    "margin",
+    "distance(attributes.a, 1, -2.5)",
+    "distance(",
+    " km",
+    " m",
+    "timestamp(",
+    "\"Home > Mugs\"",
+    "\"preorder\"",
     " ",
     " ",
     " AND ",
@@ -210,7 +220,7 @@ fn any_filter_is_parsed_or_refused_with_a_position() {
     fuzz(texts(FILTERS), |text| {
         match Filter::parse(&text) {
             Ok(filter) => {
-                filter.matches(&item);
+                filter.matches(&item, UnixMillis(0));
                 prop_assert_eq!(
                     Filter::parse(&filter.to_string()).unwrap(),
                     filter,

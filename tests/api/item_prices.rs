@@ -1,5 +1,5 @@
 //! Sale prices with dates, costs and margins over gRPC.
-use crate::support::{bundles::Shop, grpc::GrpcServer};
+use crate::support::{bundles::Shop, grpc::GrpcServer, wait::wait_until};
 use lodestone::server::proto::{
     self, RecommendType, catalog_service_client::CatalogServiceClient, explain_service_client::ExplainServiceClient,
     ranking_service_client::RankingServiceClient,
@@ -93,16 +93,14 @@ async fn recommended_on_sale(channel: &Channel) -> Vec<String> {
 }
 
 async fn is_replayed(channel: &Channel, token: &str) -> bool {
-    let request = proto::ReplayAnswerRequest { attribution_token: token.to_owned(), ..Default::default() };
-    // The record of an answer is written behind the answer.
-    for _ in 0..600 {
-        match ExplainServiceClient::new(channel.clone()).replay_answer(request.clone()).await {
-            Ok(replayed) => return replayed.into_inner().identical,
-            Err(status) if status.code() == Code::NotFound => tokio::time::sleep(Duration::from_millis(50)).await,
-            Err(status) => panic!("{status}"),
-        }
-    }
-    panic!("the answer is not in the log");
+    let request = proto::ReplayAnswerRequest { attribution_token: token.to_owned() };
+    let mut replayed = Err(Status::not_found(""));
+    wait_until("the answer is logged", Duration::from_secs(60), async || {
+        replayed = ExplainServiceClient::new(channel.clone()).replay_answer(request.clone()).await;
+        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
+    })
+    .await;
+    replayed.unwrap().into_inner().identical
 }
 
 /// What a page shows of an item: price, original price, and whether it has the sale.

@@ -1,6 +1,7 @@
 //! Integration tests of the program. They are modules of one binary because every binary links the whole program;
 //! `cargo test --test api crash::` runs one module. `tests/memory.rs` is a binary of its own because it counts
 //! allocations.
+mod attributes;
 mod availability;
 mod browse;
 mod checkpoints;

@@ -1,13 +1,19 @@
 //! Counts of the values of a field over many rows, from columns.
 use crate::{
-    AttributeValue, Catalog, Field, Item,
+    AttributeKind, AttributeValue, Catalog, Field, Item,
     filter::{BLOCK_ROWS, Mask},
     groups::{Group, split},
     prepared::hash,
 };
 use ahash::{AHashMap, AHashSet};
-use lodestone_core::{bits, ids::Row};
-use std::collections::BTreeSet;
+use lodestone_core::{
+    bits,
+    ids::{ItemId, Row},
+};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// Rows whose spelling of a text is compared.
 const SPELLING_ROWS: usize = 50;
@@ -57,7 +63,40 @@ impl<'c> ValueCounts<'c> {
     }
 }
 
+/// The items whose values of an attribute are of one kind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttributeKindCount {
+    pub kind: AttributeKind,
+    pub item_count: usize,
+    /// One of them.
+    pub example: ItemId,
+}
+
 impl Catalog {
+    /// Returns the kinds of the values of each attribute, the most frequent first; only those that occur.
+    pub fn attribute_kinds(&self) -> BTreeMap<String, Vec<AttributeKindCount>> {
+        // By attribute and kind: the number of items, and the first row.
+        let mut found: BTreeMap<&str, [(usize, Option<Row>); AttributeKind::ALL.len()]> = BTreeMap::new();
+        for (block, alive) in masks(self.alive()) {
+            for (name, kinds) in self.columns(block).attribute_kinds() {
+                for (known, mut mask) in found.entry(name).or_default().iter_mut().zip(kinds) {
+                    mask.iter_mut().zip(alive).for_each(|(of_kind, alive)| *of_kind &= alive);
+                    known.0 += bits::count(&mask, BLOCK_ROWS);
+                    known.1 = known.1.or(bits::ones(&mask, 0).next().map(|at| Row((block * BLOCK_ROWS + at) as u32)));
+                }
+            }
+        }
+        let counted = |(kind, (item_count, row)): (AttributeKind, (usize, Option<Row>))| {
+            Some(AttributeKindCount { kind, item_count, example: self.get(row?).item.id.clone() })
+        };
+        let kinds = found.into_iter().map(|(name, kinds)| {
+            let mut kinds: Vec<_> = AttributeKind::ALL.into_iter().zip(kinds).filter_map(counted).collect();
+            kinds.sort_by_key(|kind| Reverse(kind.item_count));
+            (name.to_owned(), kinds)
+        });
+        kinds.filter(|(_, kinds)| !kinds.is_empty()).collect()
+    }
+
     /// Counts the values of a field of the rows in a bit set. An item with several texts counts once for each normal
     /// form. Fields without columns ([`Field::ItemId`], [`Field::Title`], [`Field::Description`]) have none.
     /// `one_per_group`: items of a group with the same value count once.

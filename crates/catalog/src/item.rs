@@ -177,6 +177,43 @@ impl AttributeValue {
     pub fn time(at: UnixMillis) -> Self {
         Self::Time(AttributeTime { time_ms: at.0 })
     }
+
+    pub fn kind(&self) -> AttributeKind {
+        match self {
+            Self::Flag(_) => AttributeKind::Flag,
+            Self::Number(_) => AttributeKind::Number,
+            Self::Text(_) | Self::Texts(_) => AttributeKind::Text,
+            Self::Time(_) => AttributeKind::Time,
+            Self::GeoPoint(_) => AttributeKind::GeoPoint,
+        }
+    }
+}
+
+/// The kind of an attribute's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttributeKind {
+    /// One or several texts.
+    Text,
+    Number,
+    Flag,
+    Time,
+    GeoPoint,
+}
+
+impl AttributeKind {
+    pub const ALL: [Self; 5] = [Self::Text, Self::Number, Self::Flag, Self::Time, Self::GeoPoint];
+
+    /// Returns the name in files, such as `geo_point`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Number => "number",
+            Self::Flag => "flag",
+            Self::Time => "time",
+            Self::GeoPoint => "geo_point",
+        }
+    }
 }
 
 /// A time in milliseconds since 1970.

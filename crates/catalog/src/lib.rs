@@ -10,14 +10,14 @@ mod prepared;
 mod snapshot;
 mod write;
 
-pub use counts::ValueCounts;
+pub use counts::{AttributeKindCount, ValueCounts};
 pub use filter::{
     Distance, Field, Filter, FilterError, attribute_name, has_word_prefix, is_word_boundary, path_normal,
 };
 pub use groups::{Group, SeenGroups};
 pub use item::{
-    AttributeTime, AttributeValue, Availability, GeoPoint, Item, Pricing, category_levels, category_path, is_url,
-    limits,
+    AttributeKind, AttributeTime, AttributeValue, Availability, GeoPoint, Item, Pricing, category_levels,
+    category_path, is_url, limits,
 };
 pub use keys::ItemKeys;
 pub use order::{

@@ -1,6 +1,6 @@
 //! Feeds and event exports in the formats that shops have, by the shipped mappings, and what is refused.
 use flate2::{Compression, write::GzEncoder};
-use lodestone_catalog::{AttributeValue, Availability, Item, Pricing};
+use lodestone_catalog::{AttributeValue, Availability, GeoPoint, Item, Pricing};
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset::{
     DatasetEvent,
@@ -215,6 +215,27 @@ fn several_product_types_costs_and_words_of_availability_are_read() {
     assert_eq!([&items[0], &items[1]].map(Item::is_in_stock), [false, true]);
     let unknown = Shop::new().mapping(&own.replace("out_of_stock", "gone")).unwrap_err().to_string();
     assert_contains(&unknown, &["`gone` is not an availability", "in_stock, backorder"]);
+}
+
+#[test]
+fn declared_kinds_of_attributes_are_read_and_other_values_are_dropped() {
+    let mapping = "[items]\nid = \"id\"\ntitle = \"title\"\n[items.attributes]\nreleased = \"released\"\n\
+                   branch = \"branch\"\ncode = \"code\"\n[items.attribute_kinds]\nreleased = \"time\"\n\
+                   branch = \"geo_point\"\ncode = \"text\"\n";
+    let rows = "id;title;released;branch;code\n1;A;2026-01-31T12:00:00+01:00;52.5, 13.4;7\n\
+                2;B;2026-01-31;POINT(13.4 52.5);8\n3;C;soon;91, 0;9\n";
+    let (items, report) = items_of(mapping, "feed.csv", rows);
+    let time = |ms| Some(AttributeValue::time(UnixMillis(ms)));
+    let released: Vec<_> = items.iter().map(|item| item.attributes.get("released").cloned()).collect();
+    assert_eq!(released, [time(1_769_857_200_000), time(1_769_817_600_000), None]);
+    let berlin = AttributeValue::GeoPoint(GeoPoint { latitude: 52.5, longitude: 13.4 });
+    let branches: Vec<_> = items.iter().map(|item| item.attributes.get("branch").cloned()).collect();
+    assert_eq!(branches, [Some(berlin.clone()), Some(berlin), None]);
+    assert_eq!(text(&items[2], "code").as_deref(), Some("9"), "a declared text is no number");
+    let shown = report.to_string();
+    assert_contains(&shown, &["attribute of another kind", "`released`", "`soon` is not a time"]);
+    let unknown = Shop::new().mapping(&mapping.replace("geo_point", "place")).unwrap_err().to_string();
+    assert_contains(&unknown, &["`place`", "geo_point"]);
 }
 
 #[test]

@@ -4,7 +4,9 @@ use crate::{
     token::{ItemsToken, PageToken, TokenKey},
     workers::Workers,
 };
-use lodestone_catalog::{Catalog, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, WriteTime, WrittenFields};
+use lodestone_catalog::{
+    AttributeKindCount, Catalog, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, WriteTime, WrittenFields,
+};
 use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row, UserId},
@@ -210,6 +212,15 @@ impl Engine {
         };
         let catalog = self.generations.current().generation.catalog_at(UnixMillis::now());
         self.workers.run(deadline, move |_| Ok(catalog.list(filter.as_ref(), after.as_ref(), count))).await
+    }
+
+    /// Returns the kinds of the values of each attribute; see [`Catalog::attribute_kinds`].
+    pub async fn attribute_kinds(
+        &self,
+        deadline: Instant,
+    ) -> Result<BTreeMap<String, Vec<AttributeKindCount>>, EngineError> {
+        let catalog = self.generations.current().generation.catalog.load_full();
+        self.workers.run(deadline, move |_| Ok(catalog.attribute_kinds())).await
     }
 
     /// Returns true if a write would change nothing, because all its fields have later values.

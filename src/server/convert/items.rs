@@ -6,8 +6,8 @@ use super::{
 };
 use crate::server::{proto, violations::Violations};
 use lodestone_catalog::{
-    AttributeValue, Availability, Filter, GeoPoint, Item, ItemField, ItemWrite, WriteTime, WrittenFields,
-    category_levels, category_path, is_url, limits,
+    AttributeKind, AttributeKindCount, AttributeValue, Availability, Filter, GeoPoint, Item, ItemField, ItemWrite,
+    WriteTime, WrittenFields, category_levels, category_path, is_url, limits,
 };
 use lodestone_core::{
     ids::ItemId,
@@ -395,6 +395,23 @@ fn attributes(
         attributes.insert(name.clone(), value);
     }
     attributes
+}
+
+/// Converts the kinds of an attribute's values.
+pub(crate) fn attribute_kinds((name, kinds): (String, Vec<AttributeKindCount>)) -> proto::AttributeKinds {
+    let kind = |AttributeKindCount { kind, item_count, example }: AttributeKindCount| proto::AttributeKindCount {
+        kind: match kind {
+            AttributeKind::Text => proto::AttributeKind::Text,
+            AttributeKind::Number => proto::AttributeKind::Number,
+            AttributeKind::Flag => proto::AttributeKind::Flag,
+            AttributeKind::Time => proto::AttributeKind::Time,
+            AttributeKind::GeoPoint => proto::AttributeKind::GeoPoint,
+        }
+        .into(),
+        item_count: item_count as i64,
+        example_item_id: example.to_string(),
+    };
+    proto::AttributeKinds { name, kinds: kinds.into_iter().map(kind).collect() }
 }
 
 #[cfg(test)]

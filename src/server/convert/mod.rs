@@ -15,7 +15,7 @@ pub(crate) use answers::{
 };
 pub(crate) use consistency::consistency_token;
 pub(crate) use events::event;
-pub(crate) use items::{Clock, ItemsRequest, inventory, item, item_update, list_items, mask};
+pub(crate) use items::{Clock, ItemsRequest, attribute_kinds, inventory, item, item_update, list_items, mask};
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
 pub(crate) use requests::{filter, rank, recommend, search, suggest};
 pub(crate) use rules::{ranking_request, rule, rule_to_proto, synonym_set, synonym_set_to_proto};

@@ -1,7 +1,7 @@
 //! Columns of the field values of a block of items, so that a filter is evaluated for many items at once.
 use super::{Distance, Field, Filter, Literal, Node, Operator, Predicate, path_normal};
 use crate::{
-    AttributeValue, GeoPoint, Item,
+    AttributeKind, AttributeValue, GeoPoint, Item,
     counts::ValueCounts,
     groups::BlockGroups,
     order::{SortText, SortValue},
@@ -329,6 +329,25 @@ impl Column {
             && self.lists.as_ref().is_none_or(|lists| lists.items.is_empty())
     }
 
+    /// Returns the items whose value is of a kind.
+    fn of_kind(&self, kind: AttributeKind) -> Mask {
+        let present = |numbers: &Option<Numbers>| {
+            numbers.as_ref().map_or(NONE, |numbers| mask_of(&numbers.values, |value| !value.is_nan()))
+        };
+        match kind {
+            AttributeKind::Text => {
+                let texts = self.texts.as_ref().map_or(NONE, |texts| mask_of(&texts.codes, |code| code > 0));
+                self.lists.as_ref().map_or(texts, |lists| or(texts, &lists.with(|_| true)))
+            }
+            AttributeKind::Number => present(&self.numbers),
+            AttributeKind::Flag => self.flags.map_or(NONE, |[_, present]| present),
+            AttributeKind::Time => present(&self.times),
+            AttributeKind::GeoPoint => {
+                self.points.as_ref().map_or(NONE, |points| mask_of(points, |point| !point.latitude.is_nan()))
+            }
+        }
+    }
+
     /// Sets a text in normal form.
     fn text(&mut self, at: usize, normal: &str) {
         self.texts.get_or_insert_default().insert(at, normal);
@@ -457,7 +476,7 @@ impl Column {
     /// Returns the items whose distance satisfies the predicate.
     fn within(&self, from: &Distance, predicate: &Predicate) -> Mask {
         let meets = |point: GeoPoint| !point.latitude.is_nan() && predicate.matches_number(from.to(point));
-        self.points.as_ref().map_or(NONE, |points| mask_of(&points[..], meets))
+        self.points.as_ref().map_or(NONE, |points| mask_of(points, meets))
     }
 }
 
@@ -567,6 +586,11 @@ impl Columns {
     /// Returns the names of the attributes of the items.
     pub(crate) fn attribute_names(&self) -> impl Iterator<Item = &str> {
         self.attributes.keys().map(|name| &**name)
+    }
+
+    /// Returns the attributes of the items, and for each kind the items that have a value of it.
+    pub(crate) fn attribute_kinds(&self) -> impl Iterator<Item = (&str, [Mask; AttributeKind::ALL.len()])> {
+        self.attributes.iter().map(|(name, column)| (&**name, AttributeKind::ALL.map(|kind| column.of_kind(kind))))
     }
 
     fn labels(&self, field: &Field) -> Option<&LabelColumn> {

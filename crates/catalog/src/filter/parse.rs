@@ -202,12 +202,12 @@ impl Parser {
                 self.expect(&Token::Close)?;
                 Ok(node)
             }
-            Token::Name(name) => self.predicate(position, &name),
+            Token::Name(name) => self.predicate(position, &name, depth),
             token => error(position, format!("expected a field, NOT or (, found {token}")),
         }
     }
 
-    fn predicate(&mut self, position: usize, name: &str) -> Result<Node, FilterError> {
+    fn predicate(&mut self, position: usize, name: &str, depth: usize) -> Result<Node, FilterError> {
         let field = match Field::parse(name) {
             Some(field) => field,
             None if name == "distance" => self.distance(position)?,
@@ -222,8 +222,13 @@ impl Parser {
             }
             Some(Token::In) => {
                 self.tokens.next();
-                let predicate = Predicate::In(self.list(&field, name, at)?);
-                Ok(node(field, predicate))
+                match node(field, Predicate::In(self.list(&field, name, at)?)) {
+                    // Written, it has parentheses.
+                    Node::Or(_) if depth == FILTER_DEPTH_MAX => {
+                        error(position, format!("nested deeper than {FILTER_DEPTH_MAX}"))
+                    }
+                    node => Ok(node),
+                }
             }
             Some(Token::Has) => {
                 self.tokens.next();
@@ -322,7 +327,9 @@ impl Parser {
                 let position = self.position();
                 match self.next(DISTANCE)? {
                     Token::Name(unit) if unit == "m" => Ok(Literal::Number(number)),
-                    Token::Name(unit) if unit == "km" => Ok(Literal::Number(number * 1000.0)),
+                    Token::Name(unit) if unit == "km" && (number * 1000.0).is_finite() => {
+                        Ok(Literal::Number(number * 1000.0))
+                    }
                     token => error(position, format!("expected {DISTANCE}, found {token} behind the number")),
                 }
             }

@@ -9,7 +9,8 @@ use super::{
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::{
-    AttributeValue, Availability, FieldSet, Item, ItemField, category_levels, category_path, is_url, limits,
+    AttributeKind, AttributeValue, Availability, FieldSet, GeoPoint, Item, ItemField, category_levels, category_path,
+    is_url, limits,
 };
 use lodestone_core::{
     ids::ItemId,
@@ -86,6 +87,8 @@ struct AttributeCell {
     attribute: usize,
     text: String,
     number: Option<f64>,
+    /// The value, if the mapping declares the kind of the attribute.
+    declared: Option<AttributeValue>,
 }
 
 /// An item whose attributes have no types yet.
@@ -452,6 +455,17 @@ impl ItemReader<'_> {
         Ok(conditions.any(|(condition, value)| holds(condition, value)).then_some(Availability::Backorder))
     }
 
+    /// Returns a value of a declared kind; none for a text that is no such value.
+    fn declared(&self, kind: AttributeKind, text: &str, number: Option<f64>) -> Option<AttributeValue> {
+        match kind {
+            AttributeKind::Text => Some(words_of(text)),
+            AttributeKind::Number => number.map(AttributeValue::Number),
+            AttributeKind::Flag => flag(text),
+            AttributeKind::Time => self.formats.times.parse_iso(text).ok().map(AttributeValue::time),
+            AttributeKind::GeoPoint => geo_point(text),
+        }
+    }
+
     fn rating(&mut self, row: &Row) -> Result<Option<f64>, RowError> {
         let column = self.columns.rating.text();
         match self.number(row, Field::Rating, &column)? {
@@ -515,8 +529,20 @@ impl ItemReader<'_> {
                 }
                 Err(error) => return Err(error),
             };
+            let declared = match columns.attribute_kinds.get(&name) {
+                None => None,
+                Some(kind) => match self.declared(*kind, &text, number) {
+                    Some(value) => Some(value),
+                    None => {
+                        let problem = format!("not a {}, which items.attribute_kinds declares", kind.name());
+                        let error = RowError::dropped(Reason::AttributeKind, &column, &text, &problem);
+                        report.drop_attribute(error, row).map_err(RowError::Mapping)?;
+                        continue;
+                    }
+                },
+            };
             let attribute = self.attributes.index(&name);
-            cells.push(AttributeCell { attribute, text, number });
+            cells.push(AttributeCell { attribute, text, number, declared });
         }
         Ok(cells)
     }
@@ -531,6 +557,18 @@ struct Prices {
     cost: Option<PriceMicros>,
     /// Of all of them.
     currency: String,
+}
+
+/// Returns the place of a text such as `52.5, 13.4` or `POINT(13.4 52.5)`, whose longitude is first.
+fn geo_point(text: &str) -> Option<AttributeValue> {
+    let upper = text.trim().to_ascii_uppercase();
+    let well_known = upper.strip_prefix("POINT").and_then(|rest| rest.trim().strip_prefix('(')?.strip_suffix(')'));
+    let numbers = well_known.unwrap_or(&upper).replace(',', " ");
+    let mut numbers = numbers.split_whitespace().map(str::parse::<f64>);
+    let (first, second) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    let (latitude, longitude) = if well_known.is_some() { (second, first) } else { (first, second) };
+    let point = GeoPoint::new(latitude, longitude).filter(|_| numbers.next().is_none())?;
+    Some(AttributeValue::GeoPoint(point))
 }
 
 fn holds(condition: &Condition, value: &str) -> bool {
@@ -618,14 +656,14 @@ fn with_attributes(names: &[String], items: Vec<ReadItem>, report: &mut ImportRe
     let (mut are_flags, mut are_numbers) = (vec![true; names.len()], vec![true; names.len()]);
     for cell in items.iter().flat_map(|read| &read.attributes) {
         counts[cell.attribute] += 1;
-        are_flags[cell.attribute] &= flag(cell).is_some();
+        are_flags[cell.attribute] &= flag(&cell.text).is_some();
         are_numbers[cell.attribute] &= number(cell).is_some();
     }
     let parser = |attribute: usize| -> Parse {
         match (are_flags[attribute], are_numbers[attribute]) {
-            (true, _) => flag,
+            (true, _) => |cell| flag(&cell.text),
             (_, true) => number,
-            _ => words_of,
+            _ => |cell| Some(words_of(&cell.text)),
         }
     };
     let finish = |ReadItem { mut item, line, mut attributes }: ReadItem| {
@@ -635,7 +673,7 @@ fn with_attributes(names: &[String], items: Vec<ReadItem>, report: &mut ImportRe
             attributes.truncate(limits::ATTRIBUTES);
         }
         for cell in &attributes {
-            let value = parser(cell.attribute)(cell);
+            let value = cell.declared.clone().or_else(|| parser(cell.attribute)(cell));
             item.attributes.extend(value.map(|value| (names[cell.attribute].clone(), value)));
         }
         item
@@ -643,8 +681,8 @@ fn with_attributes(names: &[String], items: Vec<ReadItem>, report: &mut ImportRe
     items.into_iter().map(finish).collect()
 }
 
-fn flag(cell: &AttributeCell) -> Option<AttributeValue> {
-    match cell.text.to_ascii_lowercase().as_str() {
+fn flag(text: &str) -> Option<AttributeValue> {
+    match text.to_ascii_lowercase().as_str() {
         "true" => Some(AttributeValue::Flag(true)),
         "false" => Some(AttributeValue::Flag(false)),
         _ => None,
@@ -659,9 +697,9 @@ fn number(cell: &AttributeCell) -> Option<AttributeValue> {
 }
 
 /// Several texts if the file has a list of them.
-fn words_of(cell: &AttributeCell) -> Option<AttributeValue> {
-    Some(match cell.text.contains(LIST_SEPARATOR) {
-        true => AttributeValue::Texts(cell.text.split(LIST_SEPARATOR).map(str::to_owned).collect()),
-        false => AttributeValue::Text(cell.text.clone()),
-    })
+fn words_of(text: &str) -> AttributeValue {
+    match text.contains(LIST_SEPARATOR) {
+        true => AttributeValue::Texts(text.split(LIST_SEPARATOR).map(str::to_owned).collect()),
+        false => AttributeValue::Text(text.to_owned()),
+    }
 }

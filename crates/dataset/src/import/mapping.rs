@@ -1,7 +1,7 @@
 //! The mapping of a shop's columns: a TOML file, or one of those that the binary has. `docs/feeds.md` describes each
 //! key.
 use super::{ImportError, currency, numbers::Numbers, rows::Encoding, times::Times};
-use lodestone_catalog::{Availability, attribute_name, limits};
+use lodestone_catalog::{AttributeKind, Availability, attribute_name, limits};
 use lodestone_events::EventKind;
 use serde::{Deserialize, Deserializer, de::Error};
 use std::{
@@ -147,6 +147,8 @@ pub struct ItemColumns {
     pub group_id: Names,
     /// Columns by the names of their attributes. With a `*` in both, all columns of the pattern.
     pub attributes: BTreeMap<String, Names>,
+    /// Kinds of attributes by their names. Others have the kind that all their values allow: flag, number or text.
+    pub attribute_kinds: BTreeMap<String, AttributeKind>,
     /// Attributes whose names are values of the file.
     pub attribute_pairs: Vec<AttributePair>,
     /// Columns whose values, joined by `/`, are the id of a row without one. The first value must not be empty.
@@ -406,6 +408,11 @@ impl ItemColumns {
                      column as the value"
                 ));
             }
+        }
+        if let Some(name) =
+            self.attribute_kinds.keys().find(|name| attribute_name(&format!("attributes.{name}")).is_none())
+        {
+            return Err(format!("items.attribute_kinds: `{name}` is not a name; use 1 to 64 of A-Z a-z 0-9 _"));
         }
         if !self.sale_period.is_empty() && self.sale_price.is_empty() {
             return Err("items.sale_period is set without items.sale_price, to which it belongs".to_owned());

@@ -99,6 +99,7 @@ pub(super) enum Reason {
     NoTitle,
     TooLong,
     AttributeTooLong,
+    AttributeKind,
     TooManyAttributes,
 }
 
@@ -149,6 +150,9 @@ impl Reason {
             Self::SameItem => ("same item", "an earlier row has the same id"),
             Self::NoTitle => ("no title", "the title is empty"),
             Self::TooLong => ("too long", "a text or a list exceeds its limit"),
+            Self::AttributeKind => {
+                ("attribute of another kind", "items.attribute_kinds declares the kind of its values")
+            }
             Self::AttributeTooLong => ("attribute too long", "the item is imported without it"),
             Self::TooManyAttributes => {
                 ("too many attributes", "the item is imported with 100, those that the most items have")

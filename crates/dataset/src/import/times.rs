@@ -121,7 +121,7 @@ impl Times {
     }
 
     /// Parses an ISO 8601 time, whatever the mapping's format; Parquet's own times are written like this.
-    fn parse_iso(&self, text: &str) -> Result<UnixMillis, TimeError> {
+    pub(super) fn parse_iso(&self, text: &str) -> Result<UnixMillis, TimeError> {
         let text = joined_offset(text);
         let pieces = Pieces::parse(text.as_bytes()).map_err(|_| TimeError::Format)?;
         let local = pieces.date().to_datetime(pieces.time().unwrap_or(Time::midnight()));
