@@ -3,7 +3,7 @@ mod support;
 
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{
-    TrainError,
+    EncoderSettings, TrainError,
     benchmark::{self, BasketFiles, HitMetrics, HitReport, NextItemFiles, RunOptions, SessionFiles, basket_quality},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -48,7 +48,8 @@ impl Files {
     }
 }
 
-const OPTIONS: RunOptions = RunOptions { seed: 1, seeds: 1, with_baselines: false };
+const ENCODER: EncoderSettings = EncoderSettings { width: 64, blocks: 2, events: 50 };
+const OPTIONS: RunOptions = RunOptions { seed: 1, seeds: 1, encoder: ENCODER, with_baselines: false };
 
 fn lines(histories: &[Vec<u32>]) -> String {
     let line = |(user, history): (usize, &Vec<u32>)| {
