@@ -7,6 +7,7 @@ const PROTOS: &[&str] = &[
     "event_service",
     "catalog_service",
     "rule_service",
+    "serving_config_service",
     "synonym_service",
     "explain_service",
     "model_service",

@@ -11,7 +11,8 @@ import sys
 import uuid
 
 SERVICES = ["grpc.health.v1.Health", "lodestone.v1.CatalogService", "lodestone.v1.EventService",
-            "lodestone.v1.RankingService", "lodestone.v1.RuleService", "lodestone.v1.SynonymService"]
+            "lodestone.v1.RankingService", "lodestone.v1.RuleService", "lodestone.v1.ServingConfigService",
+            "lodestone.v1.SynonymService"]
 # Deadline of one call.
 CALL_SECONDS_MAX = 10
 # Lines that are printed of one answer.
@@ -224,6 +225,22 @@ def pin_by_a_rule():
     call("lodestone.v1.RuleService/DeleteRule", {"rule_id": rule["rule_id"]}, "The rule is deleted")
 
 
+def answer_with_a_configuration():
+    service = "lodestone.v1.ServingConfigService"
+    config = {"serving_config_id": f"demo-{RUN}", "ranker": False, "candidates": 20}
+    written = call(f"{service}/CreateServingConfig", {"serving_config": config}, "A configuration without the ranking model")
+    config = {**config, "candidates": 10, "etag": written["servingConfig"]["etag"]}
+    call(f"{service}/UpdateServingConfig", {"serving_config": config}, "The configuration is changed")
+    read = call(f"{service}/GetServingConfig", {"serving_config_id": config["serving_config_id"]}, "The configuration")
+    search = {"viewer": VIEWER, "query": "heart", "page_size": 3, "options": {"serving_config": config["serving_config_id"]}}
+    info = call(ranking("Search"), search, "A search with the configuration")["info"]
+    check(info["servingConfigEtag"] == read["servingConfig"]["etag"] != config["etag"], "the answer names the configuration")
+    check(info["rankedCount"] == 0, "the ranking model did not run")
+    listed = call(f"{service}/ListServingConfigs", {"page_size": 1000}, "All configurations")["servingConfigs"]
+    check(config["serving_config_id"] in [entry["servingConfigId"] for entry in listed], "the configuration is listed")
+    call(f"{service}/DeleteServingConfig", {"serving_config_id": config["serving_config_id"]}, "The configuration is deleted")
+
+
 def delete_the_new_items():
     answer = call("lodestone.v1.CatalogService/DeleteItems", {"item_ids": [TEAPOT, SCARF, f"unknown-{RUN}"]},
                   "The new products are deleted")
@@ -249,6 +266,7 @@ def main():
         rank_and_suggest(found)
     refuse_a_bad_filter()
     pin_by_a_rule()
+    answer_with_a_configuration()
     delete_the_new_items()
 
 

@@ -16,7 +16,7 @@ use lodestone_experiments::{
 use lodestone_pipeline::serving::{Serving, ServingConfig};
 use lodestone_training::{self, EvaluateOptions};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -134,7 +134,7 @@ fn evaluate_logged(args: &LoggedArgs, output: &OutputArgs) -> anyhow::Result<Exi
     let judged = match (&args.serving, &args.serving_config) {
         (Some(file), Some(name)) => {
             let serving = Serving::open(file, &ServingConfig::default())?;
-            off_policy::answers_under(serving.config(name)?, answers)?
+            off_policy::answers_under(serving.snapshot(&BTreeMap::new()).config(name)?, answers)?
         }
         _ => EvaluatedSlots::organic(experiments::read_slots(answers)?),
     };

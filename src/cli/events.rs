@@ -377,7 +377,11 @@ impl fmt::Display for Compacted {
             writeln!(f, "  {count:>12} {kind}")?;
         }
         writeln!(f, "{} replaced changes of items {verb}", self.replaced_item_changes)?;
-        writeln!(f, "{} replaced changes of rules and synonyms {verb}", self.replaced_rule_changes)?;
+        writeln!(
+            f,
+            "{} replaced changes of rules, synonyms and serving configurations {verb}",
+            self.replaced_rule_changes
+        )?;
         writeln!(f, "{} bytes before, {} after", self.bytes_before, self.bytes_after)
     }
 }

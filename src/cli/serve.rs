@@ -1,6 +1,14 @@
 //! `lodestone serve`
-use super::{LibraryArgs, exit::Exit, listen::ListenAddresses, numbers::within, signal::StopSignals, store_options};
-use crate::server::{self, ServerConfig, metrics_endpoint};
+use super::{
+    LibraryArgs,
+    catalogs::{self, CatalogSource},
+    exit::Exit,
+    listen::ListenAddresses,
+    numbers::within,
+    signal::StopSignals,
+    store_options,
+};
+use crate::server::{self, Catalogs, DEFAULT_CATALOG, ServerConfig, metrics_endpoint};
 use anyhow::Context;
 use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
 use lodestone_index::Languages;
@@ -84,6 +92,10 @@ pub(crate) struct ServeArgs {
     /// configuration without exploration.
     #[arg(long, value_name = "FILE", env = "LODESTONE_SERVING")]
     serving: Option<PathBuf>,
+    /// TOML file with further catalogues, each with a bundle and a data directory of its own; see docs/catalogs.md.
+    /// Default: the catalogue `default` alone, of --bundle or --store and --data.
+    #[arg(long, value_name = "FILE", env = "LODESTONE_CATALOGS")]
+    catalogs: Option<PathBuf>,
     /// Share of the answers that are logged under DATA/answers, for replay and off-policy evaluation; see
     /// docs/answers.md. Default: 1 if the serving file explores or has experiments, otherwise 0.1.
     #[arg(long, value_name = "0..1", env = "LODESTONE_ANSWERS_SHARE")]
@@ -199,14 +211,22 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     }
     lodestone_telemetry::count_panics();
     let addresses = Addresses::resolve(&args)?;
-    let config = engine_config(&args)?;
+    let sources = catalog_sources(&args)?;
+    // All files are read before anything is loaded.
+    let configs = sources.iter().map(|source| engine_config(&args, source)).collect::<anyhow::Result<Vec<_>>>()?;
     lodestone_core::text::warm_up();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let engine = open_engine(&args, config, cores)?;
+    let mut sources = sources.iter().zip(configs);
+    let (default, config) = sources.next().context("the catalogue `default` is first")?;
+    let mut catalogs = Catalogs::from(Arc::new(open_engine(&args, default, config, cores)?));
+    for (source, config) in sources {
+        let engine = open_engine(&args, source, config, cores);
+        catalogs = catalogs.with(&source.name, Arc::new(engine.with_context(|| format!("catalogue {}", source.name))?));
+    }
     // Network I/O takes a third of the time of ranking; more threads would only compete for the cores.
     let io_threads = (cores / 2).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
-    runtime.block_on(run_server(&args, &addresses, Arc::new(engine)))?;
+    runtime.block_on(run_server(&args, &addresses, catalogs))?;
     Ok(Exit::Success)
 }
 
@@ -226,7 +246,23 @@ impl Addresses {
     }
 }
 
-fn engine_config(args: &ServeArgs) -> anyhow::Result<EngineConfig> {
+/// Returns the catalogues of the server, `default` first.
+fn catalog_sources(args: &ServeArgs) -> anyhow::Result<Vec<CatalogSource>> {
+    let default = CatalogSource {
+        name: DEFAULT_CATALOG.to_owned(),
+        bundle: args.bundle.clone(),
+        store: args.store.clone(),
+        data: args.data.clone(),
+        serving: args.serving.clone(),
+        synonyms: args.synonyms.clone(),
+        languages: args.languages.clone(),
+        workers: args.workers,
+    };
+    let named = args.catalogs.as_deref().map(|path| catalogs::read(path, &default)).transpose()?;
+    Ok(std::iter::once(default).chain(named.into_iter().flatten()).collect())
+}
+
+fn engine_config(args: &ServeArgs, source: &CatalogSource) -> anyhow::Result<EngineConfig> {
     let (diversity, answers_share) = (args.diversity_default, args.answers_share);
     anyhow::ensure!((0.0..=1.0).contains(&diversity), "--diversity-default is {diversity}; it must be within 0 and 1");
     anyhow::ensure!(
@@ -245,7 +281,7 @@ fn engine_config(args: &ServeArgs) -> anyhow::Result<EngineConfig> {
         "--completion-users-min is {users}; it must be within 1 and {users_max}"
     );
     let base = ServingConfig { diversity, ..ServingConfig::default() };
-    let serving = match &args.serving {
+    let serving = match &source.serving {
         Some(path) => Serving::open(path, &base)?,
         None => Serving::of(base),
     };
@@ -254,24 +290,24 @@ fn engine_config(args: &ServeArgs) -> anyhow::Result<EngineConfig> {
     Ok(EngineConfig { serving: Arc::new(serving), answers, ..EngineConfig::default() })
 }
 
-fn open_engine(args: &ServeArgs, config: EngineConfig, cores: usize) -> anyhow::Result<Engine> {
-    let bundle = match (&args.store, &args.bundle) {
+fn open_engine(args: &ServeArgs, source: &CatalogSource, config: EngineConfig, cores: usize) -> anyhow::Result<Engine> {
+    let bundle = match (&source.store, &source.bundle) {
         (Some(store), _) => BundleSource::Store(Store::open_existing(store, store_options())?),
         (None, bundle) => BundleSource::Directory(bundle.clone().context("--bundle or --store is required")?),
     };
     Ok(open(OpenOptions {
         bundle,
         rollout: args.rollout.config()?,
-        data: &args.data,
+        data: &source.data,
         library: args.library.onnxruntime.as_deref(),
         device: match args.device {
             DeviceArg::Cpu => Device::Cpu,
             DeviceArg::Cuda => Device::Cuda,
         },
-        synonyms: args.synonyms.as_deref(),
-        languages: args.languages.clone(),
+        synonyms: source.synonyms.as_deref(),
+        languages: source.languages.clone(),
         completion_users_min: args.completion_users_min,
-        workers: args.workers.unwrap_or(cores),
+        workers: source.workers.unwrap_or(cores),
         queue_requests_max: args.queue_requests_max,
         history_ends_now: args.history_ends_now,
         dedupe_ids_max: args.dedupe_ids_max,
@@ -280,10 +316,13 @@ fn open_engine(args: &ServeArgs, config: EngineConfig, cores: usize) -> anyhow::
     })?)
 }
 
-/// Serves until a signal stops the server, then writes a checkpoint.
-async fn run_server(args: &ServeArgs, addresses: &Addresses, engine: Arc<Engine>) -> anyhow::Result<()> {
+/// Serves until a signal stops the server, then writes checkpoints.
+async fn run_server(args: &ServeArgs, addresses: &Addresses, catalogs: Catalogs) -> anyhow::Result<()> {
     let listener = addresses.grpc.bind().await?;
-    tracing::info!(address = %listener.local_addr()?, generation = %engine.generation(), "serving");
+    let address = listener.local_addr()?;
+    for (catalog, engine) in catalogs.iter() {
+        tracing::info!(%address, catalog, generation = %engine.generation(), "serving");
+    }
     let config = ServerConfig {
         deadline_default: Duration::from_millis(args.deadline_ms_default),
         event_ahead_max: Duration::from_secs(args.event_ahead_s_max.into()),
@@ -291,12 +330,12 @@ async fn run_server(args: &ServeArgs, addresses: &Addresses, engine: Arc<Engine>
     };
     if let Some(addresses) = &addresses.metrics {
         let listener = addresses.bind().await?;
-        let engine = engine.clone();
-        tokio::spawn(metrics_endpoint::serve(listener, move || engine.metrics_text()));
+        let catalogs = catalogs.clone();
+        tokio::spawn(metrics_endpoint::serve(listener, move || catalogs.metrics_text()));
     }
     let mut stop = StopSignals::install()?;
-    server::serve(engine.clone(), config, listener, async move { stop.received().await }).await?;
-    engine.checkpoint_on_shutdown();
+    server::serve(catalogs.clone(), config, listener, async move { stop.received().await }).await?;
+    catalogs.iter().for_each(|(_, engine)| engine.checkpoint_on_shutdown());
     tracing::info!("stopped");
     Ok(())
 }

@@ -210,7 +210,7 @@ impl CatalogService for Services {
             let (results, log_position) = self.write_valid_items(validated).await?;
             Ok(Response::new(proto::UpsertItemsResponse {
                 results,
-                consistency_token: convert::consistency_token(log_position),
+                consistency_token: self.consistency_token(log_position),
             }))
         };
         guarded(&self.metrics, "UpsertItems", response).await
@@ -236,7 +236,7 @@ impl CatalogService for Services {
             let (results, log_position) = self.write_valid_items(validated).await?;
             Ok(Response::new(proto::UpdateItemsResponse {
                 results,
-                consistency_token: convert::consistency_token(log_position),
+                consistency_token: self.consistency_token(log_position),
             }))
         };
         guarded(&self.metrics, "UpdateItems", response).await
@@ -255,7 +255,7 @@ impl CatalogService for Services {
             let (results, log_position) = self.write_valid_items(validated).await?;
             Ok(Response::new(proto::SetInventoryResponse {
                 results,
-                consistency_token: convert::consistency_token(log_position),
+                consistency_token: self.consistency_token(log_position),
             }))
         };
         guarded(&self.metrics, "SetInventory", response).await
@@ -277,7 +277,7 @@ impl CatalogService for Services {
                 .await?;
             Ok(Response::new(proto::DeleteItemsResponse {
                 results,
-                consistency_token: convert::consistency_token(log_position),
+                consistency_token: self.consistency_token(log_position),
             }))
         };
         guarded(&self.metrics, "DeleteItems", response).await

@@ -124,7 +124,7 @@ impl EventService for Services {
             let results = validated.with_report(report);
             Ok(Response::new(proto::WriteEventsResponse {
                 results,
-                consistency_token: convert::consistency_token(log_position),
+                consistency_token: self.consistency_token(log_position),
             }))
         };
         guarded(&self.metrics, "WriteEvents", response).await

@@ -1,6 +1,5 @@
 //! A stream of events: each message is answered when its events are stored and in effect, in the order of the messages.
 use super::{
-    convert,
     event_service::PendingWrite,
     proto,
     services::{Services, list_size},
@@ -97,7 +96,7 @@ impl EventStream {
         proto::StreamEventsResponse {
             counts: Some(self.counts),
             results: kept,
-            consistency_token: convert::consistency_token(self.log_position),
+            consistency_token: self.services.consistency_token(self.log_position),
         }
     }
 }

@@ -60,6 +60,7 @@ fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
         request: logged_request(&record),
         corrected_query: record.corrected_query.clone(),
         serving_configs: record.rankings.iter().map(|ranking| ranking.serving_config.clone()).collect(),
+        serving_config_etags: record.rankings.iter().map(|ranking| ranking.serving_config_etag.clone()).collect(),
         experiment_arm: (!record.experiment.is_empty())
             .then(|| proto::ExperimentArm { experiment: record.experiment.clone(), arm: record.arm.clone() }),
         generation: record.generation.clone(),

@@ -208,7 +208,7 @@ impl ItemImport {
         proto::ImportItemsResponse {
             counts: Some(self.counts),
             results,
-            consistency_token: convert::consistency_token(self.log_position),
+            consistency_token: self.services.consistency_token(self.log_position),
             deletions: None,
         }
     }
@@ -275,7 +275,7 @@ impl Services {
         Ok(proto::PurgeItemsResponse {
             item_count: ids.len() as i64,
             item_ids: listed(&ids),
-            consistency_token: convert::consistency_token(log_position),
+            consistency_token: self.consistency_token(log_position),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The gRPC server: validates requests, calls the engine, maps its errors to statuses. No other module uses tonic or
 //! the generated types, except for clients in the command line.
 mod catalog_service;
+mod catalogs;
 #[cfg(test)]
 mod codes;
 mod convert;
@@ -13,6 +14,7 @@ pub mod metrics_endpoint;
 mod models;
 mod rule_service;
 mod services;
+mod serving_config_service;
 mod status;
 mod synonym_service;
 mod transport;
@@ -27,24 +29,29 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
+use catalogs::CatalogRouter;
+pub use catalogs::{CATALOG_METADATA, Catalogs, DEFAULT_CATALOG};
 pub(crate) use convert::item_to_proto;
 use lodestone_engine::Engine;
 use lodestone_events::LogError;
+use parking_lot::Mutex;
 use proto::{
     catalog_service_server::CatalogServiceServer, event_service_server::EventServiceServer,
     explain_service_server::ExplainServiceServer, model_service_server::ModelServiceServer,
     ranking_service_server::RankingServiceServer, rule_service_server::RuleServiceServer,
-    synonym_service_server::SynonymServiceServer,
+    serving_config_service_server::ServingConfigServiceServer, synonym_service_server::SynonymServiceServer,
 };
 use services::Services;
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
+    task::AbortHandle,
 };
 use tonic::{
     codec::CompressionEncoding,
     server::NamedService,
+    service::Routes,
     transport::{Server, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -66,6 +73,7 @@ const WRITING: &[&str] = &[
     CatalogServiceServer::<Services>::NAME,
     RuleServiceServer::<Services>::NAME,
     SynonymServiceServer::<Services>::NAME,
+    ServingConfigServiceServer::<Services>::NAME,
 ];
 /// The other services.
 const READING: &[&str] = &[
@@ -114,20 +122,19 @@ impl Default for ServerConfig {
 /// Serves until `shutdown` resolves, then reports NOT_SERVING, waits for load balancers to notice, stops accepting
 /// connections and lets running requests finish.
 pub async fn serve(
-    engine: Arc<Engine>,
+    catalogs: impl Into<Catalogs>,
     config: ServerConfig,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
-    let metrics = engine.metrics().clone();
-    let services = Services::new(engine.clone(), config.clone());
+    let catalogs = catalogs.into();
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in ["", "liveness"] {
         health.set_service_status(service, ServingStatus::Serving).await;
     }
     set_status(&health, READING, ServingStatus::Serving).await;
     set_status(&health, WRITING, ServingStatus::Serving).await;
-    let follows_log = tokio::spawn(report_displaced_log(engine.log_displaced(), health.clone()));
+    let follows_logs = follow_logs(&catalogs, &health);
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -135,6 +142,16 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
+    let of_server = Routes::new(with_gzip!(health_service))
+        .add_service(with_gzip!(reflection().build_v1().expect("the descriptors were compiled by build.rs")))
+        .add_service(with_gzip!(reflection().build_v1alpha().expect("the descriptors were compiled by build.rs")));
+    let of_catalog = |(name, engine): (&str, &Arc<Engine>)| {
+        (name.to_owned(), routes(Services::new(engine.clone(), config.clone())).prepare())
+    };
+    // Requests that reach no service count for the catalogue of those that name none.
+    let metrics = catalogs.default_engine().metrics().clone();
+    let by_catalog = catalogs.iter().map(of_catalog).collect();
+    let router = CatalogRouter::new(of_server.prepare(), by_catalog, metrics.clone());
     let (stop, stopped) = oneshot::channel::<()>();
     // The builder's setting does not apply to a listener that is already bound.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -143,25 +160,15 @@ pub async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .max_concurrent_streams(1024)
-        .layer(tower::layer::layer_fn(move |routes| Transport::new(routes, metrics.clone())))
-        .add_service(with_gzip!(health_service))
-        .add_service(with_gzip!(reflection().build_v1().expect("the descriptors were compiled by build.rs")))
-        .add_service(with_gzip!(reflection().build_v1alpha().expect("the descriptors were compiled by build.rs")))
-        .add_service(with_limits!(RankingServiceServer::new(services.clone())))
-        .add_service(with_limits!(EventServiceServer::new(services.clone())))
-        .add_service(with_limits!(ExplainServiceServer::new(services.clone())))
-        .add_service(with_limits!(CatalogServiceServer::new(services.clone())))
-        .add_service(with_limits!(RuleServiceServer::new(services.clone())))
-        .add_service(with_limits!(SynonymServiceServer::new(services.clone())))
-        .add_service(with_limits!(ModelServiceServer::new(services)))
-        .serve_with_incoming_shutdown(incoming, async {
+        .layer(tower::layer::layer_fn(move |router| Transport::new(router, metrics.clone())))
+        .serve_with_incoming_shutdown(router, incoming, async {
             let _ = stopped.await;
         });
     let mut server = std::pin::pin!(server);
     let report_stopped_writes = async {
-        engine.writes_stopped().await;
+        catalogs.writes_stopped().await;
         // Otherwise the services would be SERVING again when the files of the log are back.
-        follows_log.abort();
+        follows_logs.iter().for_each(AbortHandle::abort);
         set_status(&health, WRITING, ServingStatus::NotServing).await;
         std::future::pending::<()>().await;
     };
@@ -170,7 +177,7 @@ pub async fn serve(
         () = report_stopped_writes => {}
         () = shutdown => {}
     }
-    follows_log.abort();
+    follows_logs.iter().for_each(AbortHandle::abort);
     health.set_service_status("", ServingStatus::NotServing).await;
     set_status(&health, READING, ServingStatus::NotServing).await;
     set_status(&health, WRITING, ServingStatus::NotServing).await;
@@ -198,21 +205,53 @@ async fn set_status(health: &HealthReporter, services: &[&str], status: ServingS
     }
 }
 
-/// Reports NOT_SERVING for the services that write while the files of the event log are not in place. Ranking
-/// continues, because it needs no file.
-async fn report_displaced_log(mut displaced: watch::Receiver<Option<LogError>>, health: HealthReporter) {
-    while displaced.changed().await.is_ok() {
-        let error = displaced.borrow_and_update().clone();
-        match error {
+/// Returns the services of one catalogue.
+fn routes(services: Services) -> Routes {
+    Routes::new(with_limits!(RankingServiceServer::new(services.clone())))
+        .add_service(with_limits!(EventServiceServer::new(services.clone())))
+        .add_service(with_limits!(ExplainServiceServer::new(services.clone())))
+        .add_service(with_limits!(CatalogServiceServer::new(services.clone())))
+        .add_service(with_limits!(RuleServiceServer::new(services.clone())))
+        .add_service(with_limits!(SynonymServiceServer::new(services.clone())))
+        .add_service(with_limits!(ServingConfigServiceServer::new(services.clone())))
+        .add_service(with_limits!(ModelServiceServer::new(services)))
+}
+
+/// Follows the logs of all catalogues with a task for each.
+fn follow_logs(catalogs: &Catalogs, health: &HealthReporter) -> Vec<AbortHandle> {
+    let displaced = Arc::new(Mutex::new(BTreeSet::new()));
+    let follow = |(name, engine): (&str, &Arc<Engine>)| {
+        let followed = report_displaced_log(name.to_owned(), engine.log_displaced(), displaced.clone(), health.clone());
+        tokio::spawn(followed).abort_handle()
+    };
+    catalogs.iter().map(follow).collect()
+}
+
+/// Reports NOT_SERVING for the services that write while the files of the event log of a catalogue are not in place.
+/// `displaced` has the catalogues of which that is true. Ranking continues, because it needs no file.
+async fn report_displaced_log(
+    catalog: String,
+    mut log: watch::Receiver<Option<LogError>>,
+    displaced: Arc<Mutex<BTreeSet<String>>>,
+    health: HealthReporter,
+) {
+    while log.changed().await.is_ok() {
+        let error = log.borrow_and_update().clone();
+        let are_all_in_place = match error {
             Some(error) => {
-                tracing::error!(%error, "writes are refused");
-                set_status(&health, WRITING, ServingStatus::NotServing).await;
+                tracing::error!(catalog, %error, "writes are refused");
+                displaced.lock().insert(catalog.clone());
+                false
             }
             None => {
-                tracing::info!("the files of the event log are back; writes continue");
-                set_status(&health, WRITING, ServingStatus::Serving).await;
+                tracing::info!(catalog, "the files of the event log are back; writes continue");
+                let mut displaced = displaced.lock();
+                displaced.remove(&catalog);
+                displaced.is_empty()
             }
-        }
+        };
+        let status = if are_all_in_place { ServingStatus::Serving } else { ServingStatus::NotServing };
+        set_status(&health, WRITING, status).await;
     }
 }
 

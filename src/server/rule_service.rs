@@ -9,6 +9,7 @@ use super::{
 };
 use lodestone_engine::{EntryKind, PagePair, PutMode, RewardPreview, RulePreview};
 use lodestone_pipeline::RESULTS_BYTES_MAX;
+use lodestone_rules::{CompiledRule, limits};
 use prost::Message;
 use std::{
     collections::BTreeMap,
@@ -61,6 +62,17 @@ impl Services {
         Ok(EntriesPage { entries, next_page_token })
     }
 
+    /// Validates a rule, also by the serving configurations that there are. Returns none if it is invalid by itself.
+    fn rule(&self, violations: &mut Violations, sent: Option<&proto::Rule>) -> Option<CompiledRule> {
+        let compiled = convert::rule(violations, sent);
+        let condition = sent.and_then(|rule| rule.condition.as_ref());
+        let named = condition.map_or(&[][..], |condition| &condition.serving_configs);
+        // A list that is too long has a violation already.
+        let named = &named[..named.len().min(limits::CONDITIONS)];
+        convert::add_problems(violations, "rule", self.engine.named_config_problems(named));
+        compiled
+    }
+
     /// Writes the rule of a request.
     async fn write_rule(
         &self,
@@ -68,7 +80,7 @@ impl Services {
         mode: impl FnOnce(String) -> PutMode,
     ) -> Result<(Option<proto::Rule>, u64), Status> {
         let mut violations = Violations::default();
-        let compiled = convert::rule(&mut violations, sent.as_ref());
+        let compiled = self.rule(&mut violations, sent.as_ref());
         checked(violations)?;
         let etag = sent.map(|rule| rule.etag).unwrap_or_default();
         let rule = compiled.map(|compiled| compiled.stored()).unwrap_or_default();
@@ -92,7 +104,7 @@ impl RuleService for Services {
             let (rule, log_position) = self.write_rule(request.into_inner().rule, |_| PutMode::Create).await?;
             Ok(Response::new(proto::CreateRuleResponse {
                 rule,
-                consistency_token: convert::consistency_token(log_position),
+                consistency_token: self.consistency_token(log_position),
             }))
         };
         guarded(&self.metrics, "CreateRule", response).await
@@ -136,7 +148,7 @@ impl RuleService for Services {
             let (rule, log_position) = self.write_rule(request.into_inner().rule, mode).await?;
             Ok(Response::new(proto::UpdateRuleResponse {
                 rule,
-                consistency_token: convert::consistency_token(log_position),
+                consistency_token: self.consistency_token(log_position),
             }))
         };
         guarded(&self.metrics, "UpdateRule", response).await
@@ -150,7 +162,7 @@ impl RuleService for Services {
             let proto::DeleteRuleRequest { rule_id, etag } = request.into_inner();
             let deleted = self.engine.delete_entry(EntryKind::Rule, rule_id, etag).await;
             Ok(Response::new(proto::DeleteRuleResponse {
-                consistency_token: convert::consistency_token(deleted.map_err(status::of)?),
+                consistency_token: self.consistency_token(deleted.map_err(status::of)?),
             }))
         };
         guarded(&self.metrics, "DeleteRule", response).await
@@ -164,7 +176,7 @@ impl RuleService for Services {
             let deadline = Instant::now() + timeout_of(&request).unwrap_or(PREVIEW_DEADLINE).min(PREVIEW_DEADLINE);
             let proto::PreviewRuleRequest { rule, answer_count } = request.into_inner();
             let mut violations = Violations::default();
-            let rule = convert::rule(&mut violations, rule.as_ref());
+            let rule = self.rule(&mut violations, rule.as_ref());
             let count = match answer_count {
                 0 => PREVIEWED_DEFAULT,
                 count if (1..=PREVIEWED_MAX as i32).contains(&count) => count as usize,

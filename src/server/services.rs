@@ -1,7 +1,7 @@
 //! The state of all services, and RankingService.
 use super::{
     ServerConfig,
-    convert::{self, Envelope},
+    convert::{self, Envelope, LogPosition},
     guard::guarded,
     proto::{self, ranking_service_server::RankingService},
     status,
@@ -36,6 +36,8 @@ pub(crate) struct CallContext {
     pub(crate) deadline: Instant,
     request_id: String,
     validate_only: bool,
+    /// Identifies the log of the engine.
+    log: u32,
 }
 
 impl Services {
@@ -54,6 +56,19 @@ impl Services {
             deadline: Instant::now() + time.saturating_sub(DEADLINE_MARGIN),
             request_id,
             validate_only: options.is_some_and(|options| options.validate_only),
+            log: self.engine.log_id(),
+        }
+    }
+
+    /// Returns the token of a position of the engine's log.
+    pub(crate) fn consistency_token(&self, position: u64) -> String {
+        convert::consistency_token(LogPosition { log: self.engine.log_id(), position })
+    }
+
+    /// Adds a violation if a consistency token names a position of another log.
+    fn check_log(&self, violations: &mut Violations, field: &str, position: u64, log: u32) {
+        if position > 0 && log != self.engine.log_id() {
+            violations.add(field, "is the token of another server or catalogue");
         }
     }
 }
@@ -102,7 +117,9 @@ async fn answer(
             ),
         },
     }));
-    Ok((answer, Envelope { request_id: context.request_id, notices }))
+    let consistency_token =
+        convert::consistency_token(LogPosition { log: context.log, position: answer.info.log_position });
+    Ok((answer, Envelope { request_id: context.request_id, consistency_token, notices }))
 }
 
 /// Says which results have no item because of [`RESULTS_BYTES_MAX`]. `field` requests the items.
@@ -120,6 +137,8 @@ impl RankingService for Services {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::search(&mut violations, request.into_inner(), UnixMillis::now());
+            let options = &parsed.options;
+            self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
             let check = self.engine.check_serving_config(&parsed.options.serving_config);
             let pending = self.engine.search(parsed, context.deadline);
             let (answer, envelope) = answer(violations, context, check, pending).await?;
@@ -136,6 +155,8 @@ impl RankingService for Services {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::recommend(&mut violations, request.into_inner(), UnixMillis::now());
+            let options = &parsed.options;
+            self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
             let check = self.engine.check_serving_config(&parsed.options.serving_config);
             let pending = self.engine.recommend(parsed, context.deadline);
             let (answer, envelope) = answer(violations, context, check, pending).await?;
@@ -149,6 +170,8 @@ impl RankingService for Services {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let parsed = convert::rank(&mut violations, request.into_inner(), UnixMillis::now());
+            let options = &parsed.options;
+            self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
             let check = self.engine.check_serving_config(&parsed.options.serving_config);
             let pending = self.engine.rank(parsed, context.deadline);
             let (answer, envelope) = answer(violations, context, check, pending).await?;
@@ -165,13 +188,15 @@ impl RankingService for Services {
             let context = self.call_context(&request, None);
             let mut violations = Violations::default();
             let parsed = convert::suggest(&mut violations, request.into_inner());
+            self.check_log(&mut violations, "consistency_token", parsed.log_position, parsed.log);
             if !violations.is_empty() {
                 return Err(status::invalid(violations.found));
             }
             let answer = self.engine.suggest(parsed, context.deadline).await.map_err(status::of)?;
             let mut notices = violations.notices;
             notices.extend(answer.is_cut.then(|| cut_notice("include_items", &answer.products)));
-            let envelope = Envelope { request_id: context.request_id, notices };
+            let consistency_token = self.consistency_token(answer.info.log_position);
+            let envelope = Envelope { request_id: context.request_id, consistency_token, notices };
             Ok(Response::new(convert::suggest_response(answer, envelope)))
         };
         guarded(&self.metrics, "Suggest", response).await
@@ -245,7 +270,10 @@ mod tests {
         };
         let results: Vec<_> = (0..10_000).map(|_| of_entry(&mut violations)).collect();
         assert_eq!(results[0].violations.len(), BatchViolations::PER_ENTRY_MAX);
-        let response = proto::WriteEventsResponse { results, consistency_token: convert::consistency_token(u64::MAX) };
+        let response = proto::WriteEventsResponse {
+            results,
+            consistency_token: convert::consistency_token(LogPosition { log: 7, position: u64::MAX }),
+        };
         let bytes = response.encoded_len();
         assert!((2 << 20..RESPONSE_BYTES_MAX).contains(&bytes), "{bytes} bytes");
     }

@@ -1,8 +1,9 @@
 //! Builds every status of the server, with its reason as `google.rpc.ErrorInfo`.
-use super::{REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, violations::Violation};
+use super::{CATALOG_METADATA, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, violations::Violation};
 use lodestone_engine::{EngineError, EntryKind, PageTokenError, RuleError};
 use lodestone_events::LogError;
 use lodestone_rollout::RolloutError;
+use lodestone_rules::RuleProblem;
 use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -31,9 +32,14 @@ enum Reason {
     ConnectionFailed,
     PageTokenInvalid,
     PageTokenExpired,
+    CatalogNotFound,
     ItemNotFound,
     FeedShrinks,
     ServingConfigNotFound,
+    ServingConfigExists,
+    ServingConfigReadOnly,
+    ServingConfigInUse,
+    TooManyServingConfigs,
     RuleExists,
     RuleNotFound,
     SynonymSetExists,
@@ -62,7 +68,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 37] = [
+    const ALL: [Self; 42] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -73,9 +79,14 @@ impl Reason {
         Self::ConnectionFailed,
         Self::PageTokenInvalid,
         Self::PageTokenExpired,
+        Self::CatalogNotFound,
         Self::ItemNotFound,
         Self::FeedShrinks,
         Self::ServingConfigNotFound,
+        Self::ServingConfigExists,
+        Self::ServingConfigReadOnly,
+        Self::ServingConfigInUse,
+        Self::TooManyServingConfigs,
         Self::RuleExists,
         Self::RuleNotFound,
         Self::SynonymSetExists,
@@ -114,9 +125,14 @@ impl Reason {
             Self::ConnectionFailed => "CONNECTION_FAILED",
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
             Self::PageTokenExpired => "PAGE_TOKEN_EXPIRED",
+            Self::CatalogNotFound => "CATALOG_NOT_FOUND",
             Self::ItemNotFound => "ITEM_NOT_FOUND",
             Self::FeedShrinks => "FEED_SHRINKS",
             Self::ServingConfigNotFound => "SERVING_CONFIG_NOT_FOUND",
+            Self::ServingConfigExists => "SERVING_CONFIG_EXISTS",
+            Self::ServingConfigReadOnly => "SERVING_CONFIG_READ_ONLY",
+            Self::ServingConfigInUse => "SERVING_CONFIG_IN_USE",
+            Self::TooManyServingConfigs => "TOO_MANY_SERVING_CONFIGS",
             Self::RuleExists => "RULE_EXISTS",
             Self::RuleNotFound => "RULE_NOT_FOUND",
             Self::SynonymSetExists => "SYNONYM_SET_EXISTS",
@@ -151,8 +167,9 @@ impl Reason {
                 Code::InvalidArgument
             }
             Self::PageTokenExpired | Self::EtagMismatch => Code::Aborted,
-            Self::RuleExists | Self::SynonymSetExists => Code::AlreadyExists,
-            Self::ItemNotFound
+            Self::RuleExists | Self::SynonymSetExists | Self::ServingConfigExists => Code::AlreadyExists,
+            Self::CatalogNotFound
+            | Self::ItemNotFound
             | Self::ServingConfigNotFound
             | Self::RuleNotFound
             | Self::SynonymSetNotFound
@@ -162,6 +179,8 @@ impl Reason {
             Self::CompressionUnsupported | Self::MethodUnknown => Code::Unimplemented,
             Self::AnswerDamaged => Code::DataLoss,
             Self::FeedShrinks
+            | Self::ServingConfigReadOnly
+            | Self::ServingConfigInUse
             | Self::GenerationGone
             | Self::BundleRefused
             | Self::BundleIsCurrent
@@ -170,6 +189,7 @@ impl Reason {
             | Self::StorageFull
             | Self::TooManyChanges
             | Self::TooManyRules
+            | Self::TooManyServingConfigs
             | Self::MessageTooLarge
             | Self::ResponseTooLarge => Code::ResourceExhausted,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
@@ -286,26 +306,69 @@ pub(crate) fn deadline_exceeded() -> Status {
     of(EngineError::DeadlineExceeded)
 }
 
+/// Returns the status of a request to a catalogue that the server does not have. Does not name the others, because callers
+/// of one catalogue need not know of them.
+pub(crate) fn catalog_not_found(name: &str) -> Status {
+    let name: String = name.chars().take(64).collect();
+    let message = format!("the server has no catalogue `{name}`, which the metadata `{CATALOG_METADATA}` names");
+    let mut details = ErrorDetails::new();
+    details.set_resource_info("lodestone.v1.Catalog", name, "", "");
+    status(Reason::CatalogNotFound, message, details)
+}
+
 pub(crate) fn item_not_found(id: &str) -> Status {
     let mut details = ErrorDetails::new();
     details.set_resource_info("lodestone.v1.Item", id, "", "the catalogue has no such item");
     status(Reason::ItemNotFound, "the catalogue has no such item", details)
 }
 
-/// Returns the status of an unknown rule or set of synonyms.
+/// Returns the status of an unknown entry.
 pub(crate) fn entry_not_found(kind: EntryKind, id: &str) -> Status {
     of(EngineError::Rule(RuleError::NotFound { kind, id: id.to_owned() }))
 }
 
-/// Returns the status of a refused change of a rule or a set of synonyms.
+/// Returns the field of requests that has an entry of this kind.
+fn message_field(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::Rule => "rule",
+        EntryKind::SynonymSet => "synonym_set",
+        EntryKind::ServingConfig => "serving_config",
+    }
+}
+
+/// Returns the status of a refused change of an entry.
 fn of_rule(error: RuleError) -> Status {
     let message = error.to_string();
     let (reason, kind, id) = match error {
-        RuleError::Exists { kind: EntryKind::Rule, id } => (Reason::RuleExists, EntryKind::Rule, id),
-        RuleError::Exists { kind, id } => (Reason::SynonymSetExists, kind, id),
-        RuleError::NotFound { kind: EntryKind::Rule, id } => (Reason::RuleNotFound, EntryKind::Rule, id),
-        RuleError::NotFound { kind, id } => (Reason::SynonymSetNotFound, kind, id),
+        RuleError::Exists { kind, id } => {
+            let reason = match kind {
+                EntryKind::Rule => Reason::RuleExists,
+                EntryKind::SynonymSet => Reason::SynonymSetExists,
+                EntryKind::ServingConfig => Reason::ServingConfigExists,
+            };
+            (reason, kind, id)
+        }
+        RuleError::NotFound { kind, id } => {
+            let reason = match kind {
+                EntryKind::Rule => Reason::RuleNotFound,
+                EntryKind::SynonymSet => Reason::SynonymSetNotFound,
+                EntryKind::ServingConfig => Reason::ServingConfigNotFound,
+            };
+            (reason, kind, id)
+        }
         RuleError::Etag { kind, id, .. } => (Reason::EtagMismatch, kind, id),
+        RuleError::ReadOnly { id } => (Reason::ServingConfigReadOnly, EntryKind::ServingConfig, id),
+        RuleError::InUse { id, .. } => (Reason::ServingConfigInUse, EntryKind::ServingConfig, id),
+        RuleError::Invalid { kind, problems } => {
+            let violation = |RuleProblem { field, description }: RuleProblem| Violation {
+                field: format!("{}.{field}", message_field(kind)),
+                description,
+            };
+            return invalid(problems.into_iter().map(violation).collect());
+        }
+        RuleError::TooMany { kind: EntryKind::ServingConfig, .. } => {
+            return status(Reason::TooManyServingConfigs, message, ErrorDetails::new());
+        }
         RuleError::TooMany { .. } | RuleError::TooManyRegexes { .. } => {
             return status(Reason::TooManyRules, message, ErrorDetails::new());
         }
@@ -314,6 +377,7 @@ fn of_rule(error: RuleError) -> Status {
     let message_type = match kind {
         EntryKind::Rule => "lodestone.v1.Rule",
         EntryKind::SynonymSet => "lodestone.v1.SynonymSet",
+        EntryKind::ServingConfig => "lodestone.v1.ServingConfig",
     };
     // A text that is no id may have any length.
     details.set_resource_info(message_type, id.chars().take(64).collect::<String>(), "", "");

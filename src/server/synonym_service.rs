@@ -39,7 +39,7 @@ impl SynonymService for Services {
             let (synonym_set, log_position) = self.write_synonym_set(sent, |_| PutMode::Create).await?;
             Ok(Response::new(proto::CreateSynonymSetResponse {
                 synonym_set,
-                consistency_token: convert::consistency_token(log_position),
+                consistency_token: self.consistency_token(log_position),
             }))
         };
         guarded(&self.metrics, "CreateSynonymSet", response).await
@@ -87,7 +87,7 @@ impl SynonymService for Services {
             let (synonym_set, log_position) = self.write_synonym_set(sent, mode).await?;
             Ok(Response::new(proto::UpdateSynonymSetResponse {
                 synonym_set,
-                consistency_token: convert::consistency_token(log_position),
+                consistency_token: self.consistency_token(log_position),
             }))
         };
         guarded(&self.metrics, "UpdateSynonymSet", response).await
@@ -101,7 +101,7 @@ impl SynonymService for Services {
             let proto::DeleteSynonymSetRequest { synonym_set_id, etag } = request.into_inner();
             let deleted = self.engine.delete_entry(EntryKind::SynonymSet, synonym_set_id, etag).await;
             Ok(Response::new(proto::DeleteSynonymSetResponse {
-                consistency_token: convert::consistency_token(deleted.map_err(status::of)?),
+                consistency_token: self.consistency_token(deleted.map_err(status::of)?),
             }))
         };
         guarded(&self.metrics, "DeleteSynonymSet", response).await

@@ -36,7 +36,7 @@ static RPCS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
 });
 
 /// Returns the RPC of a path; `unknown` if there is none.
-fn rpc_of(path: &str) -> &'static str {
+pub(super) fn rpc_of(path: &str) -> &'static str {
     RPCS.get(path).map_or("unknown", String::as_str)
 }
 

@@ -4,6 +4,7 @@
 mod attributes;
 mod availability;
 mod browse;
+mod catalogs;
 mod checkpoints;
 mod crash;
 
@@ -18,6 +19,7 @@ mod popularity;
 mod power_loss;
 mod read_your_events;
 mod rules;
+mod serving_configs;
 mod state;
 mod support;
 mod transport;

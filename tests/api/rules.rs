@@ -516,6 +516,7 @@ async fn an_invalid_rule_is_refused_with_field_value_and_limit() {
         request_types: vec![0],
         start_time: time(2000),
         end_time: time(1000),
+        serving_configs: vec![text("no spaces")],
     };
     let actions = vec![
         pin("i1", 3),
@@ -560,6 +561,7 @@ async fn an_invalid_rule_is_refused_with_field_value_and_limit() {
         ("rule.actions[7].redirect_url", "`//evil.test` is neither an http or https URL"),
         ("rule.actions[8].banner", "is empty; it must have 1 to 10000 characters"),
         ("rule.actions[9].add_synonyms.terms", "has 1 terms; without replacements it must have at least 2"),
+        ("rule.condition.serving_configs[0]", "there is no serving configuration `no spaces`; the server has default"),
     ];
     assert_eq!(refused.len() + omitted, expected.len(), "{refused:?}");
     for ((field, description), (wanted, part)) in refused.iter().zip(expected) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md and docs/rules.md, unchanged and in order,
-# against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and checks the output.
+# Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md, docs/rules.md and docs/serving.md, unchanged
+# and in order, against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and checks the output.
 #
 #   tests/clients/run.sh [--stubs-only]
 #
@@ -72,5 +72,10 @@ prints "an answer names its rule" '"ruleId": "valentine"'
 prints "an answer has the banner of its rule" '"payload": ".*valentine'
 prints "a preview estimates rewards" '"reward": "REWARD_TYPE_RETURN_VISIT"'
 prints "the Python client previews a rule" '^[0-9]+ of [0-9]+ slots would change'
+
+guide docs/serving.md set_weight.py
+prints "an answer names its serving configuration" '"servingConfig": "margin"'
+prints "a configuration has its source" '"source": "SERVING_CONFIG_SOURCE_API"'
+prints "the Python client sets a weight" '^purchases has the weights .*1\.25'
 
 echo "clients: $passed passed, 0 failed"

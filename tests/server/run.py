@@ -111,6 +111,35 @@ def serving_files(work):
         check_refused(BUNDLE, data, f"--{flag} of 0", [f"--{flag}", "0"], f"--{flag}", "0")
 
 
+def several_catalogues(work):
+    """Catalogues of a file: refused files, separate items and metrics, a restart."""
+    data, file = work / "main", work / "catalogs.toml"
+    for text, texts in [
+        ("[catalogs.outlet]\ndata = \"o\"\n", ["catalogs.toml", "catalogs.outlet", "either `bundle` or `store`"]),
+        (f'[catalogs.default]\nbundle = "{BUNDLE}"\ndata = "{data}"\nworkers = 0\n',
+         ["catalogs.default", "catalogs.default.data", "is the data directory of `default` too", "within 1 and 1024"]),
+        (f'[catalogs.outlet]\nbundle = "{work / "nowhere"}"\ndata = "{work / "o"}"\n', ["catalogue outlet", "nowhere"]),
+    ]:
+        file.write_text(text)
+        check_refused(BUNDLE, data, "an invalid catalogues file", texts, "--catalogs", str(file))
+    file.write_text(f'[catalogs.outlet]\nbundle = "{BUNDLE}"\ndata = "{work / "outlet"}"\nworkers = 1\n')
+    upsert, get = "lodestone.v1.CatalogService/UpsertItems", "lodestone.v1.CatalogService/GetItem"
+    for is_new in [True, False]:
+        server = Server(data, "--catalogs", str(file))
+        if is_new:
+            server.call(upsert, {"items": [{"item_id": "of-outlet", "title": "Outlet mug"}]}, "outlet")
+        answer, _ = server.call(get, {"item_id": "of-outlet"}, "outlet")
+        check(answer and answer["item"]["title"] == "Outlet mug", f"an item of another catalogue, {'new' if is_new else 'after a restart'}")
+        check("ITEM_NOT_FOUND" in server.call(get, {"item_id": "of-outlet"})[1], "the default catalogue does not have it")
+        error = server.call(get, {"item_id": "of-outlet"}, "nowhere")[1]
+        check("NotFound" in error and "CATALOG_NOT_FOUND" in error and "outlet" not in error.replace("of-outlet", ""),
+              "an unknown catalogue: NOT_FOUND without the names of others")
+        items = {name: int(value) for name, value in server.metrics().items() if name.startswith("lodestone_items{")}
+        counts = [items['lodestone_items{catalog="outlet"}'], items['lodestone_items{catalog="default"}']]
+        check(counts[0] == counts[1] + 1, f"metrics have the label catalog: {items}")
+        check(server.end(signal.SIGTERM) == 0, "SIGTERM: exit code 0")
+
+
 SERVING = """
 [configs.default]
 [configs.explore]
@@ -336,9 +365,10 @@ class Server:
         if not wait_for(is_healthy_or_ended, 60, 0.1) or self.process.poll() is not None:
             raise SystemExit(f"the server did not start within 60 s; exit code {self.process.poll()}")
 
-    def call(self, method, request):
+    def call(self, method, request, catalog=""):
         """Calls a method through grpcurl. Returns the response and "", or None and the error."""
-        ran = subprocess.run([GRPCURL, "-plaintext", "-d", "@", self.address, method], input=json.dumps(request),
+        metadata = ["-H", f"lodestone-catalog: {catalog}"] if catalog else []
+        ran = subprocess.run([GRPCURL, "-plaintext", *metadata, "-d", "@", self.address, method], input=json.dumps(request),
                              capture_output=True, text=True, timeout=60)
         return (json.loads(ran.stdout), "") if ran.returncode == 0 else (None, ran.stderr)
 
@@ -492,9 +522,11 @@ def check_stream_order(data):
     server.end(signal.SIGTERM)
 
 
-def consistency_token(position):
-    """Returns the token of a log position."""
-    return f"{position:016x}{hashlib.sha256(position.to_bytes(8, 'big')).hexdigest()[:4]}"
+def consistency_token(token, position):
+    """Returns the token of another position of the log of a token."""
+    log = token[16:24]
+    check = hashlib.sha256(position.to_bytes(8, "big") + bytes.fromhex(log)).hexdigest()[:4]
+    return f"{position:016x}{log}{check}"
 
 
 def json_objects(text):
@@ -519,6 +551,7 @@ def event_ingestion(work):
     answers = json_objects(ran.stdout)
     watermarks = [int(answer["counts"]["eventCount"]) for answer in answers]
     check(watermarks == [500, 1000, 1500, 2000], f"each message of a stream is answered in order: {watermarks} {ran.stderr}")
+    stored = answers[-1]["consistencyToken"]
     counts = [int(answers[-1]["counts"].get(f"{name}Count", 0)) for name in ("event", "accepted", "duplicate", "rejected")]
     check(counts == [2000, 1998, 1, 1] and int(answers[-1]["consistencyToken"][:16], 16) == 1998, f"the events of a stream are counted: {counts}")
     listed = [(int(entry["index"]), entry["result"]["status"]) for answer in answers for entry in answer.get("results", [])]
@@ -533,7 +566,7 @@ def event_ingestion(work):
           f"an event an hour ahead is rejected with both times: {reason}")
     started = time.monotonic()
     answer, error = server.call(RECOMMEND, {"viewer": {"user_id": "stream"}, "type": "RECOMMEND_TYPE_FOR_YOU",
-                                            "options": {"consistency_token": consistency_token(10**15)}})
+                                            "options": {"consistency_token": consistency_token(stored, 10**15)}})
     waited = time.monotonic() - started
     codes = [entry["code"] for entry in (answer or {"info": {}})["info"].get("degradations", [])]
     check("DEGRADATION_CODE_STALE_STATE" in codes and 0.4 < waited, f"an answer waits {waited:.2f} s for a position in the future and declares STALE_STATE {error}")
@@ -990,6 +1023,7 @@ with tempfile.TemporaryDirectory() as directory:
     lost_log(pathlib.Path(directory))
     full_disk(pathlib.Path(directory))
     serving_files(pathlib.Path(directory))
+    several_catalogues(pathlib.Path(directory))
     explained(pathlib.Path(directory))
     searches(pathlib.Path(directory))
     completions(pathlib.Path(directory))

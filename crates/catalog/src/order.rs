@@ -667,7 +667,7 @@ mod tests {
                 AttributeValue::Flag(flag) => Some((0, f64::from(u8::from(*flag)), String::new())),
                 AttributeValue::Number(value) => Some(number(*value)),
                 AttributeValue::Text(value) => text(value),
-                AttributeValue::Texts(_) => None,
+                AttributeValue::Texts(_) | AttributeValue::Time(_) | AttributeValue::GeoPoint(_) => None,
             },
         }
     }

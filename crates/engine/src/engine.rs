@@ -1,9 +1,11 @@
 //! Runs requests on the workers, freezes slates for later pages, and writes through the log.
 use crate::{
     error::{EngineError, PageTokenError, WriteOutcome, WriteReport},
+    serving::ServingCache,
     token::{ItemsToken, PageToken, TokenKey},
     workers::Workers,
 };
+use arc_swap::ArcSwap;
 use lodestone_catalog::{
     AttributeKindCount, Catalog, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, WriteTime, WrittenFields,
 };
@@ -69,15 +71,19 @@ pub struct Engine {
     pub(crate) rollout: Rollout,
     pub(crate) workers: PipelineWorkers,
     pub(crate) writer: Writer<Embedded>,
+    /// The serving file.
     pub(crate) serving: Arc<Serving>,
+    pub(crate) serving_cache: ArcSwap<ServingCache>,
     pub(crate) answers: Arc<AnswerLog>,
     pub(crate) tokens: TokenKey,
+    /// See [`TokenKey::log_id`].
+    pub(crate) log_id: u32,
     /// None if the state depends on the time of the startup, not on the log alone.
     pub(crate) checkpoints: Option<Arc<Checkpoints>>,
     pub(crate) metrics: Metrics,
     /// The directory of the event log.
     pub(crate) log: PathBuf,
-    /// Held while a change of rules is checked and written, so that no other one comes between.
+    /// Held while a change of an entry is checked and written, so that no other one comes between.
     pub(crate) rule_writes: Arc<tokio::sync::Mutex<()>>,
     /// Held by the preview of a rule, which reads files.
     pub(crate) preview: Arc<tokio::sync::Mutex<()>>,
@@ -144,8 +150,13 @@ impl Engine {
 
     /// The metrics as text, with the current sizes.
     pub fn metrics_text(&self) -> String {
+        self.metrics.text(self.sizes())
+    }
+
+    /// Returns the values of the metrics that are read at each scrape.
+    pub fn sizes(&self) -> Sizes {
         let current = self.generations.current();
-        self.metrics.text(Sizes {
+        Sizes {
             items: current.generation.catalog.load().item_count(),
             live_items: current.generation.vector_index(Space::User).live_count(),
             merges: current.generation.merge_count(),
@@ -160,7 +171,8 @@ impl Engine {
             item_keys: self.generations.state.keys.len(),
             rules: self.rules().rules.len(),
             synonym_sets: self.rules().synonym_sets.len(),
-        })
+            serving_configs: self.rules().serving_configs.len(),
+        }
     }
 
     /// The name of the current generation.
@@ -179,6 +191,11 @@ impl Engine {
     /// Loads, activates and rolls back bundles.
     pub fn rollout(&self) -> &Rollout {
         &self.rollout
+    }
+
+    /// Returns a number that identifies the event log of this engine, so that a position of another one is noticed.
+    pub fn log_id(&self) -> u32 {
+        self.log_id
     }
 
     pub fn is_attribution_token(&self, text: &str) -> bool {
@@ -278,7 +295,7 @@ impl Engine {
     pub fn check_serving_config(&self, name: &str) -> Result<(), EngineError> {
         match name {
             "" => Ok(()),
-            name => Ok(self.serving.config(name).map(|_| ())?),
+            name => Ok(self.serving().config(name).map(|_| ())?),
         }
     }
 
@@ -452,7 +469,7 @@ impl Engine {
     }
 
     fn plan(&self, request: RankingRequest) -> Result<PlannedRequest, EngineError> {
-        let plan = self.serving.plan(&request.options().serving_config, &request.viewer().user)?;
+        let plan = self.serving().plan(&request.options().serving_config, &request.viewer().user)?;
         let answer_id = Uuid::now_v7().into_bytes();
         let logging = match self.answers.samples(&answer_id) {
             true => AnswerLogging::Recorded,
@@ -582,6 +599,10 @@ impl Engine {
         }
         for applied in &info.applied_rules {
             self.metrics.applied_rule(applied.rule.id());
+        }
+        // A Suggest has none.
+        if !info.serving_config.is_empty() {
+            self.metrics.configured(&info.serving_config);
         }
         if info.explored {
             self.metrics.explored();

@@ -4,7 +4,8 @@ use lodestone_pipeline::{
     answers::{AnswerLogError, ReplayError},
     serving::UnknownConfig,
 };
-use std::{fmt, time::Duration};
+use lodestone_rules::{EntryKind, RuleProblem};
+use std::time::Duration;
 
 /// The outcome of a written event or item, in the order of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +103,7 @@ pub enum EngineError {
     /// The answer log could not be read.
     #[error("the answer log cannot be read")]
     Answers(#[source] AnswerLogError),
-    /// The change of a rule or a set of synonyms was refused.
+    /// The change of a rule, a set of synonyms or a serving configuration was refused.
     #[error("{0}")]
     Rule(#[from] RuleError),
     /// The write could not be logged.
@@ -113,23 +114,7 @@ pub enum EngineError {
     Internal(String),
 }
 
-/// A kind of entry that the shop maintains by its id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EntryKind {
-    Rule,
-    SynonymSet,
-}
-
-impl fmt::Display for EntryKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Rule => "rule",
-            Self::SynonymSet => "set of synonyms",
-        })
-    }
-}
-
-/// The reason why a change of a rule or a set of synonyms is refused. Nothing is stored.
+/// The reason why a change of a rule, a set of synonyms or a serving configuration is refused. Nothing is stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     #[error("there is a {kind} with the id `{id}` already; use an update to replace it")]
@@ -142,6 +127,13 @@ pub enum RuleError {
     TooMany { kind: EntryKind, count: usize, limit: usize },
     #[error("the rules would have {count} regular expressions; the limit is {limit}")]
     TooManyRegexes { count: usize, limit: usize },
+    /// Values that do not fit other entries or the bundle.
+    #[error("{} fields of the {kind} are invalid", problems.len())]
+    Invalid { kind: EntryKind, problems: Vec<RuleProblem> },
+    #[error("the serving configuration `{id}` is part of the file of `serve --serving`; change it there, and restart")]
+    ReadOnly { id: String },
+    #[error("the serving configuration `{id}` cannot be {verb}: {problem}")]
+    InUse { id: String, verb: &'static str, problem: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

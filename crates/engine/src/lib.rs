@@ -8,13 +8,16 @@ mod popularity;
 mod previews;
 mod replays;
 mod rules;
+mod serving;
 mod token;
 mod workers;
 
 pub use engine::{Engine, EngineConfig, QueuedEvents};
-pub use error::{EngineError, EntryKind, PageTokenError, RuleError, WriteOutcome, WriteReport};
+pub use error::{EngineError, PageTokenError, RuleError, WriteOutcome, WriteReport};
+pub use lodestone_rules::EntryKind;
 pub use open::{ANSWERS, LogMissing, OpenError, OpenOptions, event_log, open};
 pub use previews::{PagePair, RequestOfRecord, RewardPreview, RulePreview};
 pub use replays::{Replay, ReplayedSlot};
 pub use rules::PutMode;
+pub use serving::{ServingConfigEntry, ServingConfigSource};
 pub use token::{ItemsToken, PageToken, TokenKey, TokenKeyError, answer_of_token};

@@ -2,9 +2,11 @@
 use crate::{
     engine::{Engine, EngineConfig, PipelineWorkers},
     popularity,
+    serving::ServingCache,
     token::{TokenKey, TokenKeyError},
     workers::Workers,
 };
+use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
 use lodestone_catalog::ItemChange;
 use lodestone_core::units::UnixMillis;
@@ -26,8 +28,8 @@ use lodestone_rollout::{
 };
 use lodestone_rules::{Synonyms, SynonymsError};
 use lodestone_state::{
-    RecoveredState, RecoveryError, RecoveryOptions, Searches, StateLimits, checkpoints::Checkpoints, recover,
-    state_with_items,
+    LiveState, RecoveredState, RecoveryError, RecoveryOptions, Searches, StateLimits, checkpoints::Checkpoints,
+    recover, state_with_items,
 };
 use lodestone_telemetry::Metrics;
 use parking_lot::Mutex;
@@ -139,6 +141,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
     let (log, recovered) = recover_state(&options, &bundle)?;
     let log_directory = log.directory().path().to_owned();
     let RecoveredState { state, recent, origin, checkpoint } = recovered;
+    check_serving(&options, &bundle, &state)?;
     state.publish_popularity(UnixMillis::now());
     let deduper = Arc::new(Mutex::new(recent));
     let checkpoints = (!options.history_ends_now)
@@ -176,13 +179,16 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         metrics: metrics.clone(),
         clock: UnixMillis::now,
     });
+    let rules = generations.state.rules();
     Ok(Engine {
         generations,
         rollout: rollout.map_err(io_error(options.data))?,
         workers,
         writer,
+        serving_cache: ArcSwap::from_pointee(ServingCache::new(&options.config.serving, rules)),
         serving: options.config.serving,
         answers: Arc::new(answers),
+        log_id: tokens.log_id(),
         tokens,
         checkpoints,
         metrics,
@@ -197,8 +203,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { path, source }
 }
 
-/// Opens the first bundle and checks that it has the heads that serving configurations name. Returns it with the
-/// store's pointer.
+/// Opens the first bundle. Returns it with the store's pointer.
 fn open_bundle(options: &OpenOptions) -> Result<(Bundle, Option<Pointer>), OpenError> {
     let (path, pointer) = match &options.bundle {
         BundleSource::Directory(directory) => (directory.clone(), None),
@@ -207,9 +212,15 @@ fn open_bundle(options: &OpenOptions) -> Result<(Bundle, Option<Pointer>), OpenE
             (store.fetch(&name, &options.data.join(BUNDLE_COPIES))?, Some(pointer))
         }
     };
-    let bundle = Bundle::open(&path)?;
-    options.config.serving.check_heads(bundle.manifest.heads.iter().map(|head| head.name.as_str()))?;
-    Ok((bundle, pointer))
+    Ok((Bundle::open(&path)?, pointer))
+}
+
+/// Checks the configurations of the file and of the API against each other and against the heads of the bundle.
+fn check_serving(options: &OpenOptions, bundle: &Bundle, state: &LiveState) -> Result<(), ServingError> {
+    let (serving, rules) = (&options.config.serving, state.rules());
+    serving.check(&rules.serving_configs)?;
+    let heads = bundle.manifest.heads.iter().map(|head| head.name.as_str());
+    serving.snapshot(&rules.serving_configs).check_heads(heads)
 }
 
 /// Opens the event log and recovers the state, with the bundle's items as the first keys.

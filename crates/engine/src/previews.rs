@@ -194,7 +194,8 @@ impl PreviewInput {
     fn read_record(&self, record: &AnswerRecord) -> ReadAnswer {
         let left_out = |reason: &str| ReadAnswer::LeftOut(reason.to_owned());
         let Some(request) = (self.request_of)(record) else { return ReadAnswer::Unmatched };
-        let Some(input) = RuleInput::of(&request) else { return ReadAnswer::Unmatched };
+        let config = record.rankings.first().map_or("", |ranking| &ranking.serving_config);
+        let Some(input) = RuleInput::of(&request, config) else { return ReadAnswer::Unmatched };
         if !self.rule.applies(&input.facts(UnixMillis(record.at_ms))) {
             return ReadAnswer::Unmatched;
         }

@@ -1,11 +1,12 @@
-//! Writes and reads rules and sets of synonyms.
+//! Writes and reads rules, sets of synonyms and serving configurations.
 use crate::{
     engine::Engine,
-    error::{EngineError, EntryKind, PageTokenError, RuleError},
+    error::{EngineError, PageTokenError, RuleError},
+    serving,
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_events::Change;
-use lodestone_rules::{CompiledRule, CompiledSynonyms, Rule, RuleChange, RuleSnapshot, SynonymSet, limits};
+use lodestone_rules::{CompiledRule, CompiledSynonyms, EntryKind, Rule, RuleChange, RuleSnapshot, SynonymSet, limits};
 use prost_types::Timestamp;
 use std::{
     collections::BTreeMap,
@@ -23,11 +24,11 @@ pub enum PutMode {
     },
 }
 
-/// The rules after a write, and the log position of the write.
-type RulesWritten = (Arc<RuleSnapshot>, u64);
+/// The entries after a write, and the log position of the write.
+pub(crate) type RulesWritten = (Arc<RuleSnapshot>, u64);
 
 impl Engine {
-    /// Returns the rules and sets of synonyms that are in effect.
+    /// Returns the rules, sets of synonyms and serving configurations of the API that are in effect.
     pub fn rules(&self) -> Arc<RuleSnapshot> {
         self.generations.state.rules()
     }
@@ -41,6 +42,8 @@ impl Engine {
             target.check(known.map(|known| known.etag.as_str()), &mode)?;
             let create_time = known.map_or(Some(now), |known| known.create_time);
             let rule = Rule { create_time, update_time: Some(now), etag: String::new(), ..rule };
+            let named = rule.condition.as_ref().map_or(&[][..], |condition| &condition.serving_configs);
+            serving::checked(EntryKind::Rule, self.named_config_problems(named))?;
             let regex_count = CompiledRule::new(rule.clone()).map_or(0, |rule| rule.regex_count());
             let count = rules.regex_count_without(&rule.rule_id) + regex_count;
             if regex_count > 0 && count > limits::REGEXES {
@@ -75,23 +78,29 @@ impl Engine {
         Ok((written.ok_or_else(lost)?, position))
     }
 
-    /// Deletes a rule or a set of synonyms with this etag, or whatever it contains if the etag is empty. Returns the
-    /// log position.
+    /// Deletes an entry with this etag, or whatever it contains if the etag is empty. Returns the log position.
     pub async fn delete_entry(&self, kind: EntryKind, id: String, etag: String) -> Result<u64, EngineError> {
         let change = |rules: &RuleSnapshot, _| {
             let known = match kind {
                 EntryKind::Rule => rules.rules.get(&id).map(|known| known.rule.etag.as_str()),
                 EntryKind::SynonymSet => rules.synonym_sets.get(&id).map(|known| known.set.etag.as_str()),
+                EntryKind::ServingConfig => self.serving_config_etag(rules, &id)?,
             };
             Target { kind, id: &id, count: 0 }.check(known, &PutMode::Update { etag })?;
             Ok(match kind {
                 EntryKind::Rule => RuleChange::DeleteRule(id.clone()),
                 EntryKind::SynonymSet => RuleChange::DeleteSynonyms(id.clone()),
+                EntryKind::ServingConfig => {
+                    self.check_unused(rules, &id)?;
+                    RuleChange::DeleteServingConfig(id.clone())
+                }
             })
         };
         let (_, position) = self.write_rules(change).await?;
-        if kind == EntryKind::Rule {
-            self.metrics.forget_rule(&id);
+        match kind {
+            EntryKind::Rule => self.metrics.forget_rule(&id),
+            EntryKind::ServingConfig => self.metrics.forget_serving_config(&id),
+            EntryKind::SynonymSet => {}
         }
         Ok(position)
     }
@@ -119,8 +128,8 @@ impl Engine {
         self.tokens.entries(kind, after)
     }
 
-    /// Writes the change that `change` returns for the current rules. No other change of rules comes between.
-    async fn write_rules(
+    /// Writes the change that `change` returns for the current entries. No other change of entries comes between.
+    pub(crate) async fn write_rules(
         &self,
         change: impl FnOnce(&RuleSnapshot, Timestamp) -> Result<RuleChange, RuleError>,
     ) -> Result<RulesWritten, EngineError> {
@@ -144,21 +153,21 @@ impl Engine {
 }
 
 /// The entry that a write is about.
-struct Target<'a> {
-    kind: EntryKind,
-    id: &'a str,
-    /// Number of entries before the write.
-    count: usize,
+pub(crate) struct Target<'a> {
+    pub(crate) kind: EntryKind,
+    pub(crate) id: &'a str,
+    /// Number of entries of the kind before the write.
+    pub(crate) count: usize,
 }
 
 impl Target<'_> {
     /// Checks a write against the etag of the entry; none if it does not exist.
-    fn check(&self, current: Option<&str>, mode: &PutMode) -> Result<(), RuleError> {
+    pub(crate) fn check(&self, current: Option<&str>, mode: &PutMode) -> Result<(), RuleError> {
         let (kind, id) = (self.kind, self.id.to_owned());
         match (mode, current) {
             (PutMode::Create, Some(_)) => Err(RuleError::Exists { kind, id }),
-            (PutMode::Create, None) if self.count >= limits::ENTRIES => {
-                Err(RuleError::TooMany { kind, count: self.count + 1, limit: limits::ENTRIES })
+            (PutMode::Create, None) if self.count >= kind.count_max() => {
+                Err(RuleError::TooMany { kind, count: self.count + 1, limit: kind.count_max() })
             }
             (PutMode::Create, None) => Ok(()),
             (PutMode::Update { .. }, None) => Err(RuleError::NotFound { kind, id }),

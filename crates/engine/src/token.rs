@@ -1,11 +1,11 @@
 //! Page and attribution tokens: opaque to clients, and signed, so that only tokens of this server are accepted. Page
 //! tokens are also concealed, because they have sort values, such as margins, that users must not see.
-use crate::error::EntryKind;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
 use lodestone_catalog::Position;
 use lodestone_core::ids::ItemId;
 use lodestone_events::storage;
+use lodestone_rules::EntryKind;
 use sha2::{Digest, Sha256};
 use std::{
     fs, io,
@@ -40,7 +40,7 @@ pub struct TokenKey([u8; KEY_BYTES]);
 pub enum TokenKeyError {
     #[error(
         "{path} is damaged: {reason}; restore it from a backup, or remove it to create a new key, which makes all \
-         page tokens and attribution tokens so far invalid"
+         page tokens, consistency tokens and attribution tokens so far invalid"
     )]
     Damaged { path: PathBuf, reason: &'static str },
     #[error("{path}: {source}")]
@@ -139,7 +139,7 @@ impl TokenKey {
         Some(ItemsToken { fingerprint: u64::from_le_bytes(*fingerprint), after })
     }
 
-    /// Signs the token of the page of a list of rules or sets of synonyms that begins after an entry.
+    /// Signs the token of the page of a list of entries of a kind that begins after one of them.
     pub fn entries(&self, kind: EntryKind, after: &str) -> String {
         let mut body = vec![TokenKind::Entries as u8, kind as u8];
         body.extend_from_slice(after.as_bytes());
@@ -163,6 +163,12 @@ impl TokenKey {
     /// Returns the answer id of an attribution token; none if it is not an attribution token of this server.
     pub fn parse_attribution(&self, text: &str) -> Option<[u8; ID_BYTES]> {
         self.verify(text, TokenKind::Attribution)?.try_into().ok()
+    }
+
+    /// Returns a number that identifies the log next to the key.
+    pub fn log_id(&self) -> u32 {
+        let digest = self.mac(b"log").finalize().into_bytes();
+        u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
     }
 
     fn mac(&self, body: &[u8]) -> Hmac<Sha256> {

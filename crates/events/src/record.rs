@@ -9,7 +9,7 @@ use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, Quantity, UnixMillis},
 };
-use lodestone_rules::{Rule, RuleChange, SynonymSet};
+use lodestone_rules::{Rule, RuleChange, ServingConfig, SynonymSet};
 use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -42,6 +42,8 @@ impl Change {
                 RuleChange::DeleteRule(id) => Content::DeleteRule(id.clone()),
                 RuleChange::PutSynonyms(set) => Content::PutSynonyms(set.clone()),
                 RuleChange::DeleteSynonyms(id) => Content::DeleteSynonyms(id.clone()),
+                RuleChange::PutServingConfig(config) => Content::PutServingConfig(config.clone()),
+                RuleChange::DeleteServingConfig(id) => Content::DeleteServingConfig(id.clone()),
             }),
         }
     }
@@ -51,7 +53,7 @@ impl Change {
         encode(Content::Event(EventRecord::from(event)))
     }
 
-    /// Returns the id of the event, of the item, of the rule or of the set of synonyms.
+    /// Returns the id of the event, of the item, or of the rule, set of synonyms or serving configuration.
     pub fn id(&self) -> &str {
         match self {
             Self::Event(event) => event.id.as_str(),
@@ -112,6 +114,8 @@ fn read_change(bytes: &[u8]) -> Result<Change, Reason> {
         Content::DeleteRule(id) => Ok(Change::Rule(RuleChange::DeleteRule(id))),
         Content::PutSynonyms(set) => Ok(Change::Rule(RuleChange::PutSynonyms(set))),
         Content::DeleteSynonyms(id) => Ok(Change::Rule(RuleChange::DeleteSynonyms(id))),
+        Content::PutServingConfig(config) => Ok(Change::Rule(RuleChange::PutServingConfig(config))),
+        Content::DeleteServingConfig(id) => Ok(Change::Rule(RuleChange::DeleteServingConfig(id))),
     }
 }
 
@@ -125,7 +129,7 @@ fn read_price(micros: Option<i64>) -> Result<Option<PriceMicros>, Reason> {
 
 #[derive(Clone, PartialEq, Message)]
 struct ChangeRecord {
-    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     content: Option<Content>,
 }
 
@@ -145,6 +149,10 @@ enum Content {
     PutSynonyms(SynonymSet),
     #[prost(string, tag = "7")]
     DeleteSynonyms(String),
+    #[prost(message, tag = "8")]
+    PutServingConfig(ServingConfig),
+    #[prost(string, tag = "9")]
+    DeleteServingConfig(String),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -624,11 +632,16 @@ mod tests {
         let rule = Rule { rule_id: "r".into(), priority: -7, actions, ..Rule::default() };
         let terms = SynonymTerms { terms: vec!["hat".into(), "cap".into()], replacements: Vec::new() };
         let set = SynonymSet { synonym_set_id: "s".into(), synonyms: Some(terms), ..SynonymSet::default() };
+        let head_weights = BTreeMap::from([("purchase".to_owned(), 2.0)]);
+        let config =
+            ServingConfig { serving_config_id: "c".into(), ranker: Some(true), head_weights, ..Default::default() };
         for change in [
             RuleChange::PutRule(rule),
             RuleChange::DeleteRule("r".into()),
             RuleChange::PutSynonyms(set),
             RuleChange::DeleteSynonyms("s".into()),
+            RuleChange::PutServingConfig(config),
+            RuleChange::DeleteServingConfig("c".into()),
         ] {
             let change = Change::Rule(change);
             assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);

@@ -49,6 +49,8 @@ pub struct Page {
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     pub log_position: u64,
+    /// Identifies the log of the position; see `Engine::log_id`.
+    pub log: u32,
     pub context_events: Vec<Event>,
     pub exclude: Vec<ItemId>,
     /// Without keys: best first.
@@ -87,16 +89,6 @@ pub enum SoldOut {
 }
 
 impl SoldOut {
-    /// The name in serving files.
-    pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "hide" => Some(Self::Hidden),
-            "last" => Some(Self::Last),
-            "show" => Some(Self::Shown),
-            _ => None,
-        }
-    }
-
     /// Returns true if a row may appear.
     pub fn shows(self, catalog: &Catalog, row: Row) -> bool {
         let is_discontinued = || catalog.get(row).item.availability() == Availability::Discontinued;
@@ -208,6 +200,8 @@ pub struct SuggestRequest {
     pub filter: Option<Filter>,
     /// See [`Options::log_position`].
     pub log_position: u64,
+    /// See [`Options::log`].
+    pub log: u32,
     pub include_items: bool,
 }
 
@@ -256,6 +250,8 @@ pub struct AnswerInfo {
     pub empty_reason: Option<EmptyReason>,
     /// The serving configuration; in an interleaved answer, the first one.
     pub serving_config: String,
+    /// Identifies the content of the configuration. Empty: the built-in default.
+    pub serving_config_etag: String,
     /// None if no experiment selected the configuration.
     pub arm: Option<ExperimentArm>,
     /// Whether the order was drawn at random.

@@ -52,11 +52,13 @@ pub struct RuleInput<'a> {
     categories: Vec<&'a str>,
     audiences: &'a [String],
     platform: i32,
+    serving_config: &'a str,
 }
 
 impl<'a> RuleInput<'a> {
-    /// Returns none for a request to which no rules apply.
-    pub fn of(request: &'a RankingRequest) -> Option<Self> {
+    /// Returns none for a request to which no rules apply. `serving_config` is its configuration; of an interleaved answer
+    /// the first.
+    pub fn of(request: &'a RankingRequest, serving_config: &'a str) -> Option<Self> {
         let query = request.query();
         let request_type = match (request, query) {
             (RankingRequest::Search(_), Some(_)) => RuleRequestType::Search,
@@ -73,6 +75,7 @@ impl<'a> RuleInput<'a> {
                 .collect(),
             audiences: &request.options().audiences,
             platform: request.viewer().platform,
+            serving_config,
         })
     }
 
@@ -83,6 +86,7 @@ impl<'a> RuleInput<'a> {
             categories: &self.categories,
             audiences: self.audiences,
             platform: self.platform,
+            serving_config: self.serving_config,
             at,
         }
     }
@@ -95,7 +99,7 @@ impl<'a> RuledRequest<'a> {
         let mut ruled =
             Self { planned, request: Cow::Borrowed(&planned.request), effects: RuleEffects::default(), time: None };
         if !rules.has_no_rules()
-            && let Some(input) = RuleInput::of(&planned.request)
+            && let Some(input) = RuleInput::of(&planned.request, &planned.plan.main().name)
         {
             rules.applying(&input.facts(now)).for_each(|rule| ruled.apply(rule));
             ruled.time = Some(begun.elapsed());

@@ -439,6 +439,7 @@ fn respond(
         unknown_items: unknown_items(&context, request),
         dropped_pins: std::mem::take(&mut slate.dropped_pins),
         serving_config: planned.plan.main().name.clone(),
+        serving_config_etag: planned.plan.main().etag.clone(),
         arm: planned.plan.arm.clone(),
         explored: arranged.explored,
         ranked_count,

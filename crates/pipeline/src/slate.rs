@@ -137,6 +137,7 @@ pub fn policy_rules(
         let scores = base.scores(count).unwrap_or_else(|| fused.clone());
         ConfiguredRanking {
             serving_config: config.name.clone(),
+            serving_config_etag: config.etag.clone(),
             weights,
             diversity: options.diversity.unwrap_or(config.diversity),
             repeat_fraction: config.repeat_fraction.filter(|_| policy.mixes_repeats),

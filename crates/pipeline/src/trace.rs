@@ -56,6 +56,7 @@ pub struct PolicyRules {
 /// A ranking of one serving configuration.
 pub struct ConfiguredRanking {
     pub serving_config: String,
+    pub serving_config_etag: String,
     /// By head. Empty: the order of retrieval.
     pub weights: Vec<f32>,
     pub diversity: f32,
@@ -149,6 +150,7 @@ impl Trace {
         let order = |at: usize| self.arranged.orders.get(at).cloned().unwrap_or_default();
         let record = |(at, ranking): (usize, &ConfiguredRanking)| answers::RankingRecord {
             serving_config: ranking.serving_config.clone(),
+            serving_config_etag: ranking.serving_config_etag.clone(),
             weights: ranking.weights.clone(),
             candidate_count: ranking.scores.len() as u32,
             diversity: ranking.diversity,

@@ -173,6 +173,7 @@ impl Case {
             rankings: (rankings.iter().zip(counts).enumerate())
                 .map(|(at, (weights, count))| RankingRecord {
                     serving_config: format!("config {at}"),
+                    serving_config_etag: String::new(),
                     weights: weights.to_vec(),
                     candidate_count: count as u32,
                     diversity: self.diversity,

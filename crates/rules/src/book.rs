@@ -1,14 +1,43 @@
-//! The fold of the changes of rules and synonyms.
+//! The fold of the changes of rules, synonyms and serving configurations.
 use crate::{
-    compiled::{CompiledRule, CompiledSynonyms, RuleProblem},
+    compiled::{CompiledRule, CompiledSynonyms, RuleProblem, limits},
     conditions::ConditionIndex,
-    data::{Rule, SynonymSet},
+    data::{Rule, ServingConfig, SynonymSet},
+    serving_config::CompiledServingConfig,
     snapshot::RuleSnapshot,
     synonyms::Synonyms,
 };
-use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, fmt, sync::Arc};
 
-/// A change of a rule or a set of synonyms, as the log stores it.
+/// A kind of entry that the shop maintains by its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EntryKind {
+    Rule,
+    SynonymSet,
+    ServingConfig,
+}
+
+impl EntryKind {
+    /// Returns how many entries of the kind the shop may have.
+    pub fn count_max(self) -> usize {
+        match self {
+            Self::Rule | Self::SynonymSet => limits::ENTRIES,
+            Self::ServingConfig => limits::SERVING_CONFIGS,
+        }
+    }
+}
+
+impl fmt::Display for EntryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rule => "rule",
+            Self::SynonymSet => "set of synonyms",
+            Self::ServingConfig => "serving configuration",
+        })
+    }
+}
+
+/// A change of a rule, a set of synonyms or a serving configuration, as the log stores it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RuleChange {
     /// Adds a rule or replaces it.
@@ -17,48 +46,59 @@ pub enum RuleChange {
     /// Adds a set or replaces it.
     PutSynonyms(SynonymSet),
     DeleteSynonyms(String),
+    /// Adds a configuration or replaces it.
+    PutServingConfig(ServingConfig),
+    DeleteServingConfig(String),
 }
 
 impl RuleChange {
-    /// Returns the id of the rule or of the set.
+    /// Returns the id of the entry.
     pub fn id(&self) -> &str {
         match self {
             Self::PutRule(rule) => &rule.rule_id,
             Self::PutSynonyms(set) => &set.synonym_set_id,
-            Self::DeleteRule(id) | Self::DeleteSynonyms(id) => id,
+            Self::PutServingConfig(config) => &config.serving_config_id,
+            Self::DeleteRule(id) | Self::DeleteSynonyms(id) | Self::DeleteServingConfig(id) => id,
         }
     }
 
-    /// Returns `put_rule`, `delete_rule`, `put_synonyms` or `delete_synonyms`.
+    /// Returns `put_rule`, `delete_rule`, `put_synonyms` and so on.
     pub fn kind_name(&self) -> &'static str {
         match self {
             Self::PutRule(_) => "put_rule",
             Self::DeleteRule(_) => "delete_rule",
             Self::PutSynonyms(_) => "put_synonyms",
             Self::DeleteSynonyms(_) => "delete_synonyms",
+            Self::PutServingConfig(_) => "put_serving_config",
+            Self::DeleteServingConfig(_) => "delete_serving_config",
         }
     }
 
-    /// Returns whether the change is of a rule, not of a set of synonyms.
-    pub fn is_of_rule(&self) -> bool {
-        matches!(self, Self::PutRule(_) | Self::DeleteRule(_))
+    /// Returns the kind of the entry.
+    pub fn entry_kind(&self) -> EntryKind {
+        match self {
+            Self::PutRule(_) | Self::DeleteRule(_) => EntryKind::Rule,
+            Self::PutSynonyms(_) | Self::DeleteSynonyms(_) => EntryKind::SynonymSet,
+            Self::PutServingConfig(_) | Self::DeleteServingConfig(_) => EntryKind::ServingConfig,
+        }
     }
 
     /// Returns whether the change deletes.
     pub fn is_deletion(&self) -> bool {
-        matches!(self, Self::DeleteRule(_) | Self::DeleteSynonyms(_))
+        matches!(self, Self::DeleteRule(_) | Self::DeleteSynonyms(_) | Self::DeleteServingConfig(_))
     }
 }
 
-/// All rules and synonyms.
+/// All rules, synonyms and serving configurations.
 #[derive(Debug, Default)]
 pub struct RuleBook {
     rules: BTreeMap<String, Arc<CompiledRule>>,
     synonym_sets: BTreeMap<String, Arc<CompiledSynonyms>>,
+    serving_configs: BTreeMap<String, Arc<CompiledServingConfig>>,
 }
 
 impl RuleBook {
-    /// Applies a change. An error is the reason why the rule is not valid; nothing changed then.
+    /// Applies a change. An error is the reason why the entry is not valid; nothing changed then.
     pub fn apply(&mut self, change: RuleChange) -> Result<(), String> {
         match change {
             RuleChange::PutRule(rule) => {
@@ -69,16 +109,23 @@ impl RuleBook {
                 let compiled = CompiledSynonyms::new(set).map_err(joined)?;
                 self.synonym_sets.insert(compiled.id().to_owned(), Arc::new(compiled));
             }
+            RuleChange::PutServingConfig(config) => {
+                let compiled = CompiledServingConfig::new(config).map_err(joined)?;
+                self.serving_configs.insert(compiled.id().to_owned(), Arc::new(compiled));
+            }
             RuleChange::DeleteRule(id) => _ = self.rules.remove(&id),
             RuleChange::DeleteSynonyms(id) => _ = self.synonym_sets.remove(&id),
+            RuleChange::DeleteServingConfig(id) => _ = self.serving_configs.remove(&id),
         }
         Ok(())
     }
 
-    /// Returns changes that lead from no rules to this state.
+    /// Returns changes that lead from no entries to this state.
     pub fn changes(&self) -> Vec<RuleChange> {
         let rules = self.rules.values().map(|rule| RuleChange::PutRule(rule.stored()));
-        rules.chain(self.synonym_sets.values().map(|set| RuleChange::PutSynonyms(set.stored()))).collect()
+        let synonyms = self.synonym_sets.values().map(|set| RuleChange::PutSynonyms(set.stored()));
+        let configs = self.serving_configs.values().map(|config| RuleChange::PutServingConfig(config.stored()));
+        rules.chain(synonyms).chain(configs).collect()
     }
 
     /// Returns the state. Takes the parts of `before` that did not change.
@@ -96,6 +143,7 @@ impl RuleBook {
             index: ConditionIndex::build(&ordered, &before.index)?,
             rules: self.rules.clone(),
             synonym_sets: self.synonym_sets.clone(),
+            serving_configs: self.serving_configs.clone(),
             ordered,
         })
     }

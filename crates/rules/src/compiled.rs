@@ -47,12 +47,23 @@ pub mod limits {
     pub const PLATFORM: i32 = 6;
     /// Rules that apply to one request.
     pub const APPLIED: usize = 100;
+    /// Serving configurations, of the API and of the file each.
+    pub const SERVING_CONFIGS: usize = 100;
+    /// Candidates of a source, and ranked candidates.
+    pub const CANDIDATES: i32 = 1000;
+    /// The last organic rank that exploration may show earlier.
+    pub const EXPLORED: i32 = 250;
+    /// Slots that exploration fills at random.
+    pub const EPSILON_SLOTS: usize = 20;
+    pub const TEMPERATURE: f64 = 10.0;
+    /// The greatest absolute weight of a head.
+    pub const HEAD_WEIGHT: f64 = 1000.0;
 }
 
 /// Seconds since 1970 of the years 1 to 9999, as `google.protobuf.Timestamp` defines them.
 const TIMESTAMP_S: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
-/// An invalid field of a rule or a set of synonyms.
+/// An invalid field of a rule, a set of synonyms or a serving configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleProblem {
     /// Path of the field in the message, such as `actions[2].redirect_url`.
@@ -116,17 +127,24 @@ pub struct CompiledSynonyms {
 
 /// Collects mistakes.
 #[derive(Default)]
-struct Problems(Vec<RuleProblem>);
+pub(crate) struct Problems(pub(crate) Vec<RuleProblem>);
 
 impl Problems {
-    fn add(&mut self, field: impl Display, description: impl Into<String>) {
+    pub(crate) fn add(&mut self, field: impl Display, description: impl Into<String>) {
         self.0.push(RuleProblem { field: field.to_string(), description: description.into() });
     }
 
     /// Adds a mistake if there are more than `limit` entries.
-    fn count(&mut self, field: impl Display, count: usize, limit: usize) {
+    pub(crate) fn count(&mut self, field: impl Display, count: usize, limit: usize) {
         if count > limit {
             self.add(field, format!("has {count} entries; the limit is {limit}"));
+        }
+    }
+
+    /// Adds a mistake if a value is not within two others; also if it is not a number.
+    pub(crate) fn within<T: PartialOrd + Display>(&mut self, field: impl Display, value: T, least: T, most: T) {
+        if !(least <= value && value <= most) {
+            self.add(field, format!("is {value}; it must be within {least} and {most}"));
         }
     }
 
@@ -175,7 +193,7 @@ impl Problems {
         Some(UnixMillis(time.seconds * 1000 + i64::from(time.nanos) / 1_000_000))
     }
 
-    fn id(&mut self, field: &str, id: &str) {
+    pub(crate) fn id(&mut self, field: &str, id: &str) {
         let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         if id.is_empty() || id.len() > limits::ID_BYTES || !id.bytes().all(is_valid) {
             let description = format!(
@@ -197,7 +215,7 @@ fn shortened(text: &str) -> String {
 }
 
 /// Returns the etag of an encoded message: 16 hexadecimal digits of its SHA-256.
-fn etag(message: &impl Message) -> String {
+pub(crate) fn etag(message: &impl Message) -> String {
     Sha256::digest(message.encode_to_vec()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -218,7 +236,7 @@ impl CompiledRule {
         let condition = rule.condition.as_ref().unwrap_or(&unset);
         let queries = queries(&mut problems, condition);
         let categories = categories(&mut problems, &condition.categories);
-        audiences_and_types(&mut problems, condition);
+        lists(&mut problems, condition);
         let start = problems.time("condition.start_time", condition.start_time.as_ref());
         let end = problems.time("condition.end_time", condition.end_time.as_ref());
         if let (Some(start), Some(end)) = (start, end)
@@ -255,6 +273,11 @@ impl CompiledRule {
     /// Returns whether the rule applies at a time.
     pub(crate) fn is_current(&self, at: UnixMillis) -> bool {
         self.start.is_none_or(|start| start <= at) && self.end.is_none_or(|end| at < end)
+    }
+
+    /// Returns the serving configurations that its condition names.
+    pub fn serving_configs(&self) -> &[String] {
+        self.rule.condition.as_ref().map_or(&[], |condition| &condition.serving_configs)
     }
 
     /// Returns the number of its regular expressions.
@@ -321,7 +344,7 @@ fn categories(problems: &mut Problems, names: &[String]) -> Vec<String> {
     names.iter().take(limits::CONDITIONS).map(|name| path_normal(name)).collect()
 }
 
-fn audiences_and_types(problems: &mut Problems, condition: &RuleCondition) {
+fn lists(problems: &mut Problems, condition: &RuleCondition) {
     problems.count("condition.audiences", condition.audiences.len(), limits::CONDITIONS);
     for (index, audience) in condition.audiences.iter().take(limits::CONDITIONS).enumerate() {
         if audience.is_empty() || audience.len() > limits::AUDIENCE_BYTES {
@@ -338,6 +361,7 @@ fn audiences_and_types(problems: &mut Problems, condition: &RuleCondition) {
             }
         }
     };
+    problems.count("condition.serving_configs", condition.serving_configs.len(), limits::CONDITIONS);
     of_enum(problems, "condition.platforms", &condition.platforms, limits::PLATFORM, "Platform");
     let last = RuleRequestType::Recommend as i32;
     of_enum(problems, "condition.request_types", &condition.request_types, last, "RuleRequestType");

@@ -21,6 +21,7 @@ pub struct RequestFacts<'a> {
     pub audiences: &'a [String],
     /// The number of `lodestone.v1.Platform`; 0: unknown.
     pub platform: i32,
+    pub serving_config: &'a str,
     pub at: UnixMillis,
 }
 
@@ -31,11 +32,13 @@ impl CompiledRule {
         let is_listed = |numbers: &[i32], number: i32| numbers.is_empty() || numbers.contains(&number);
         let has_category = || self.categories.iter().any(|category| facts.categories.contains(&category.as_str()));
         let has_audience = || condition.audiences.iter().any(|audience| facts.audiences.contains(audience));
+        let has_config = || condition.serving_configs.iter().any(|config| config == facts.serving_config);
         is_listed(&condition.request_types, facts.request_type as i32)
             && is_listed(&condition.platforms, facts.platform)
             && self.is_current(facts.at)
             && (self.categories.is_empty() || has_category())
             && (condition.audiences.is_empty() || has_audience())
+            && (condition.serving_configs.is_empty() || has_config())
     }
 
     /// Returns whether the rule applies. Compiles its regular expressions, so it is for single rules.

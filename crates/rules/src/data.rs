@@ -1,7 +1,8 @@
-//! Rules and synonyms as they are sent, stored and returned. The field numbers are those of the messages in
-//! `proto/lodestone/v1`, which document the fields; a test of the server compares both.
+//! Rules, synonyms and serving configurations as they are sent, stored and returned. The field numbers are those of the
+//! messages in `proto/lodestone/v1`, which document the fields; a test of the server compares both.
 use prost::{Enumeration, Message, Oneof};
 use prost_types::Timestamp;
+use std::collections::BTreeMap;
 
 /// `lodestone.v1.Rule`.
 #[derive(Clone, PartialEq, Message)]
@@ -43,6 +44,8 @@ pub struct RuleCondition {
     pub start_time: Option<Timestamp>,
     #[prost(message, optional, tag = "7")]
     pub end_time: Option<Timestamp>,
+    #[prost(string, repeated, tag = "8")]
+    pub serving_configs: Vec<String>,
 }
 
 /// `lodestone.v1.QueryCondition`.
@@ -144,4 +147,65 @@ pub struct SynonymSet {
     /// Computed from the other fields; the log does not store it.
     #[prost(string, tag = "5")]
     pub etag: String,
+}
+
+/// `lodestone.v1.ServingConfig`, without its `source`, which depends on where it is stored.
+#[derive(Clone, PartialEq, Message)]
+pub struct ServingConfig {
+    #[prost(string, tag = "1")]
+    pub serving_config_id: String,
+    #[prost(int32, optional, tag = "2")]
+    pub source_candidates: Option<i32>,
+    #[prost(int32, optional, tag = "3")]
+    pub candidates: Option<i32>,
+    #[prost(double, optional, tag = "4")]
+    pub query_cosine_min: Option<f64>,
+    #[prost(double, optional, tag = "5")]
+    pub diversity: Option<f64>,
+    #[prost(double, optional, tag = "6")]
+    pub repeat_fraction: Option<f64>,
+    #[prost(enumeration = "SoldOut", tag = "7")]
+    pub sold_out: i32,
+    #[prost(bool, optional, tag = "8")]
+    pub ranker: Option<bool>,
+    #[prost(btree_map = "string, double", tag = "9")]
+    pub head_weights: BTreeMap<String, f64>,
+    #[prost(message, optional, tag = "10")]
+    pub exploration: Option<Exploration>,
+    #[prost(message, optional, tag = "11")]
+    pub create_time: Option<Timestamp>,
+    #[prost(message, optional, tag = "12")]
+    pub update_time: Option<Timestamp>,
+    /// Computed from the other fields; the log does not store it.
+    #[prost(string, tag = "13")]
+    pub etag: String,
+}
+
+/// `lodestone.v1.SoldOut`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum SoldOut {
+    Unspecified = 0,
+    Hide = 1,
+    Last = 2,
+    Show = 3,
+}
+
+/// `lodestone.v1.Exploration`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Exploration {
+    #[prost(double, tag = "1")]
+    pub temperature: f64,
+    #[prost(int32, optional, tag = "2")]
+    pub first_slot: Option<i32>,
+    #[prost(int32, optional, tag = "3")]
+    pub top: Option<i32>,
+    #[prost(int32, repeated, tag = "4")]
+    pub epsilon_slots: Vec<i32>,
+    #[prost(double, optional, tag = "5")]
+    pub epsilon: Option<f64>,
+    #[prost(int32, optional, tag = "6")]
+    pub epsilon_candidates: Option<i32>,
+    #[prost(double, optional, tag = "7")]
+    pub share: Option<f64>,
 }

@@ -1,7 +1,7 @@
-//! Merchandising rules and synonyms as data.
+//! Merchandising rules, synonyms and serving configurations as data.
 //!
-//! A [`Rule`] and a [`SynonymSet`] are the messages of the API, which the log stores. [`CompiledRule`] and
-//! [`CompiledSynonyms`] are their validated forms. [`RuleBook`] is the fold of their changes; it publishes immutable
+//! A [`Rule`], a [`SynonymSet`] and a [`ServingConfig`] are the messages of the API, which the log stores.
+//! [`CompiledRule`], [`CompiledSynonyms`] and [`CompiledServingConfig`] are their validated forms. [`RuleBook`] is the fold of their changes; it publishes immutable
 //! [`RuleSnapshot`]s, of which a request loads one. The pipeline merges the actions of the rules that apply into the
 //! request.
 #![forbid(unsafe_code)]
@@ -9,15 +9,17 @@ mod book;
 mod compiled;
 mod conditions;
 mod data;
+mod serving_config;
 mod snapshot;
 mod synonyms;
 
-pub use book::{RuleBook, RuleChange};
+pub use book::{EntryKind, RuleBook, RuleChange};
 pub use compiled::{Action, CompiledRule, CompiledSynonyms, RuleProblem, limits};
 pub use conditions::RequestFacts;
 pub use data::{
-    Boost, Pin, QueryCondition, QueryConditionKind, Rule, RuleAction, RuleActionKind, RuleCondition, RuleRequestType,
-    SynonymSet, SynonymTerms,
+    Boost, Exploration, Pin, QueryCondition, QueryConditionKind, Rule, RuleAction, RuleActionKind, RuleCondition,
+    RuleRequestType, ServingConfig, SoldOut, SynonymSet, SynonymTerms,
 };
+pub use serving_config::CompiledServingConfig;
 pub use snapshot::RuleSnapshot;
 pub use synonyms::{MergedSynonyms, ParseError as SynonymsParseError, Synonyms, SynonymsError, SynonymsProblem, Terms};

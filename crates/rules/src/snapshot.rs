@@ -1,16 +1,19 @@
-//! An immutable view of all rules and synonyms, of which a request loads one.
+//! An immutable view of all rules, synonyms and serving configurations, of which a request loads one.
 use crate::{
     compiled::{CompiledRule, CompiledSynonyms, limits},
     conditions::{ConditionIndex, RequestFacts},
+    serving_config::CompiledServingConfig,
     synonyms::Synonyms,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// All rules and synonyms at one moment.
+/// All rules, synonyms and serving configurations at one moment.
 #[derive(Default)]
 pub struct RuleSnapshot {
     pub rules: BTreeMap<String, Arc<CompiledRule>>,
     pub synonym_sets: BTreeMap<String, Arc<CompiledSynonyms>>,
+    /// Those of the API, without those of the serving file.
+    pub serving_configs: BTreeMap<String, Arc<CompiledServingConfig>>,
     /// The meanings of all sets.
     pub synonyms: Arc<Synonyms>,
     /// Highest priority first, then by id.
@@ -84,9 +87,9 @@ mod tests {
         let names = |names: Vec<&'static str>| prop::collection::vec(prop::sample::select(names), 0..3);
         let numbers = |last| prop::collection::vec(1..=last, 0..3);
         let time = || prop::option::weighted(0.3, 0i64..20);
-        let lists = (names(vec!["Mugs", "LAMPS"]), names(vec!["vip", "trade"]), numbers(6), numbers(3));
-        (prop::collection::vec(kind, 0..3), lists, (time(), time())).prop_map(
-            |(kinds, (categories, audiences, platforms, request_types), (start, end))| {
+        let texts = (names(vec!["Mugs", "LAMPS"]), names(vec!["vip", "trade"]), names(vec!["default", "explore"]));
+        (prop::collection::vec(kind, 0..3), texts, (numbers(6), numbers(3)), (time(), time())).prop_map(
+            |(kinds, (categories, audiences, serving_configs), (platforms, request_types), (start, end))| {
                 let texts = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
                 let time = |seconds: i64| Timestamp { seconds, nanos: 0 };
                 RuleCondition {
@@ -97,6 +100,7 @@ mod tests {
                     request_types,
                     start_time: start.map(time),
                     end_time: end.filter(|end| start.is_none_or(|start| start < *end)).map(time),
+                    serving_configs: texts(serving_configs),
                 }
             },
         )
@@ -125,6 +129,7 @@ mod tests {
                     categories: &categories,
                     audiences: if has_audience { &audiences } else { &[] },
                     platform,
+                    serving_config: if is_in_category { "default" } else { "explore" },
                     at: UnixMillis(second * 1000),
                 };
                 let found: Vec<&str> = snapshot.applying(&facts).map(|rule| rule.id()).collect();
@@ -149,6 +154,7 @@ mod tests {
                 categories: &[],
                 audiences: &[],
                 platform: 0,
+                serving_config: "default",
                 at: UnixMillis(0),
             };
             snapshot.applying(&facts).map(|rule| rule.id().to_owned()).collect::<Vec<_>>().join(" ")
@@ -208,6 +214,7 @@ mod tests {
                 categories: &["mugs"],
                 audiences: &[],
                 platform: 1,
+                serving_config: "default",
                 at: UnixMillis(0),
             };
             let count = snapshot.applying(&facts).count();

@@ -62,7 +62,7 @@ mod part {
     pub(super) const USER_RATES: u8 = 10;
     /// Keys u32 of the items that events name, each with the time of its last event in seconds u32.
     pub(super) const EVENT_ITEMS: u8 = 11;
-    /// A change of a rule or a set of synonyms, as in the log.
+    /// A change of a rule, a set of synonyms or a serving configuration, as in the log.
     pub(super) const RULE: u8 = 12;
 }
 

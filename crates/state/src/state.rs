@@ -31,9 +31,9 @@ pub struct LiveState {
     pub searches: Searches,
     /// Catalogue changes since the bundles were trained. Every generation applies them.
     pub catalogue: Mutex<CatalogChanges>,
-    /// The fold of the changes of rules and synonyms.
+    /// The fold of the changes of rules, synonyms and serving configurations.
     pub(crate) rules: Mutex<RuleBook>,
-    /// The rules and synonyms that requests see.
+    /// The rules, synonyms and serving configurations that requests see.
     published_rules: ArcSwap<RuleSnapshot>,
     applied: AtomicU64,
     /// Log position up to which a restored checkpoint's popularity counts events.
@@ -190,17 +190,17 @@ impl LiveState {
         self.applied.load(Ordering::Acquire)
     }
 
-    /// Returns the rules and synonyms as of the last [`LiveState::publish_rules`].
+    /// Returns the rules, synonyms and serving configurations as of the last [`LiveState::publish_rules`].
     pub fn rules(&self) -> Arc<RuleSnapshot> {
         self.published_rules.load_full()
     }
 
-    /// Applies a change of a rule or a set of synonyms. An error is the reason why it is not valid.
+    /// Applies a change of a rule, a set of synonyms or a serving configuration. An error is the reason why it is not valid.
     pub fn apply_rule(&self, change: RuleChange) -> Result<(), String> {
         self.rules.lock().apply(change)
     }
 
-    /// Makes the applied changes of rules and synonyms visible to requests.
+    /// Makes the applied changes of rules, synonyms and serving configurations visible to requests.
     pub fn publish_rules(&self) -> Result<(), String> {
         let snapshot = self.rules.lock().snapshot(&self.published_rules.load())?;
         self.published_rules.store(Arc::new(snapshot));

@@ -9,6 +9,8 @@ use prometheus_client::{
     registry::Registry,
 };
 use std::{
+    borrow::Cow,
+    collections::BTreeMap,
     panic,
     sync::{LazyLock, Once},
     time::Duration,
@@ -59,6 +61,11 @@ struct Rule {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Config {
+    serving_config: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
     generation: String,
@@ -67,6 +74,9 @@ struct Build {
 /// Panics of the process, because a panic hook is global too. Without labels, so that the metric is 0 before the first
 /// panic and an increase is visible.
 static PANICS: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// The help text of [`PANICS`].
+const PANICS_HELP: &str = "Panics in any thread; each is a bug";
 
 /// Counts every panic of the process from now on, in whatever thread and whether it is caught or not. Panics are still
 /// printed, with the name of their thread. Later calls have no effect.
@@ -79,6 +89,40 @@ pub fn count_panics() {
             previous(info);
         }));
     });
+}
+
+fn encoded(registry: &Registry) -> String {
+    let mut text = String::new();
+    encode(&mut text, registry).expect("writing to a string does not fail");
+    text
+}
+
+/// Merges texts of the OpenMetrics format, which describes each metric once, before all of its samples.
+fn merged(texts: impl Iterator<Item = String>) -> String {
+    // By metric: its description, and its samples.
+    let mut metrics: BTreeMap<String, (String, String)> = BTreeMap::new();
+    for text in texts {
+        let mut name = String::new();
+        // The descriptions of the others are the same.
+        let mut is_first = false;
+        for line in text.lines().filter(|line| *line != "# EOF") {
+            let described = line.strip_prefix("# ").and_then(|rest| rest.split(' ').nth(1));
+            if let Some(described) = described
+                && described != name
+            {
+                described.clone_into(&mut name);
+                is_first = !metrics.contains_key(&name);
+            }
+            let (description, samples) = metrics.entry(name.clone()).or_default();
+            match described {
+                Some(_) if !is_first => {}
+                Some(_) => description.extend([line, "\n"]),
+                None => samples.extend([line, "\n"]),
+            }
+        }
+    }
+    let parts = metrics.into_values().map(|(description, samples)| description + &samples);
+    parts.collect::<String>() + "# EOF\n"
 }
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -103,6 +147,8 @@ pub struct Metrics {
     rule_answers: Family<Rule, Counter>,
     rules: Gauge,
     synonym_sets: Gauge,
+    serving_config_answers: Family<Config, Counter>,
+    serving_configs: Gauge,
     items: Gauge,
     live_items: Gauge,
     merges: Gauge,
@@ -139,6 +185,7 @@ pub struct Sizes {
     pub item_keys: usize,
     pub rules: usize,
     pub synonym_sets: usize,
+    pub serving_configs: usize,
 }
 
 impl Default for Metrics {
@@ -157,6 +204,8 @@ impl Default for Metrics {
             rule_answers: Family::default(),
             rules: Gauge::default(),
             synonym_sets: Gauge::default(),
+            serving_config_answers: Family::default(),
+            serving_configs: Gauge::default(),
             items: Gauge::default(),
             live_items: Gauge::default(),
             merges: Gauge::default(),
@@ -179,15 +228,20 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    fn registry(&self) -> Registry {
-        let mut registry = Registry::with_prefix("lodestone");
+    /// Registers all metrics; of one of several catalogues with its name as a label.
+    fn registry(&self, catalog: Option<&str>) -> Registry {
+        let label = catalog.map(|name| (Cow::Borrowed("catalog"), Cow::Owned(name.to_owned())));
+        let mut registry = Registry::with_prefix_and_labels("lodestone", label.into_iter());
         registry.register("requests", "Completed requests by RPC and gRPC status code", self.requests.clone());
         registry.register("request_seconds", "Time from request to response", self.request_seconds.clone());
         registry.register("requests_in_flight", "Requests in progress", self.requests_in_flight.clone());
         registry.register("stage_seconds", "Time of the stages of a request", self.stage_seconds.clone());
         registry.register("degradations", "Degraded answers by the code of the degradation", self.degradations.clone());
         registry.register("written", "Events and items by outcome", self.written.clone());
-        registry.register("panics", "Panics in any thread; each is a bug", PANICS.clone());
+        // Of the process, so that it has no catalogue.
+        if catalog.is_none() {
+            registry.register("panics", PANICS_HELP, PANICS.clone());
+        }
         registry.register("answers", "Answers for the answer log by outcome", self.answers.clone());
         registry.register("answers_bytes", "Bytes written to the answer log", self.answers_bytes.clone());
         registry.register("explored", "Answers that explored", self.explored.clone());
@@ -195,6 +249,10 @@ impl Metrics {
         registry.register("rule_answers", "Answers to which a rule applied", self.rule_answers.clone());
         registry.register("rules", "Rules", self.rules.clone());
         registry.register("synonym_sets", "Sets of synonyms, without those of the file", self.synonym_sets.clone());
+        let help = "Answers of serving configurations";
+        registry.register("serving_config_answers", help, self.serving_config_answers.clone());
+        let help = "Serving configurations of the API, without those of the file";
+        registry.register("serving_configs", help, self.serving_configs.clone());
         registry.register("items", "Items in the catalogue", self.items.clone());
         registry.register(
             "live_items",
@@ -236,6 +294,12 @@ impl Metrics {
 
     /// Returns the metrics in the OpenMetrics 1.0 text format.
     pub fn text(&self, sizes: Sizes) -> String {
+        self.set(sizes);
+        encoded(&self.registry(None))
+    }
+
+    /// Sets the gauges that are read at each scrape.
+    fn set(&self, sizes: Sizes) {
         self.items.set(sizes.items as i64);
         self.live_items.set(sizes.live_items as i64);
         self.merges.set(sizes.merges as i64);
@@ -250,9 +314,19 @@ impl Metrics {
         self.item_keys.set(sizes.item_keys as i64);
         self.rules.set(sizes.rules as i64);
         self.synonym_sets.set(sizes.synonym_sets as i64);
-        let mut text = String::new();
-        encode(&mut text, &self.registry()).expect("writing to a string does not fail");
-        text
+        self.serving_configs.set(sizes.serving_configs as i64);
+    }
+
+    /// Returns the metrics of several catalogues in the OpenMetrics 1.0 text format. Each has the label `catalog`, except
+    /// those of the process.
+    pub fn text_of_catalogs<'a>(catalogs: impl Iterator<Item = (&'a str, &'a Self, Sizes)>) -> String {
+        let mut process = Registry::with_prefix("lodestone");
+        process.register("panics", PANICS_HELP, PANICS.clone());
+        let of_catalogs = catalogs.map(|(name, metrics, sizes)| {
+            metrics.set(sizes);
+            encoded(&metrics.registry(Some(name)))
+        });
+        merged(std::iter::once(encoded(&process)).chain(of_catalogs))
     }
 
     /// Sets the current bundle version.
@@ -312,6 +386,16 @@ impl Metrics {
         self.rule_answers.remove(&Rule { rule: rule.to_owned() });
     }
 
+    /// Counts an answer of a serving configuration.
+    pub fn configured(&self, config: &str) {
+        self.serving_config_answers.get_or_create(&Config { serving_config: config.to_owned() }).inc();
+    }
+
+    /// Removes the count of a deleted serving configuration, so that labels do not accumulate.
+    pub fn forget_serving_config(&self, config: &str) {
+        self.serving_config_answers.remove(&Config { serving_config: config.to_owned() });
+    }
+
     pub fn wrote(&self, outcome: &'static str, count: u64) {
         self.written.get_or_create(&Outcome { outcome }).inc_by(count);
     }
@@ -363,6 +447,37 @@ mod tests {
     }
 
     #[test]
+    fn the_metrics_of_several_catalogues_are_described_once_and_labelled() {
+        let (a, b) = (Metrics::default(), Metrics::default());
+        a.ended("Search", "OK", Duration::from_millis(2));
+        b.ended("Search", "OK", Duration::from_millis(2));
+        let sizes = |items| Sizes { items, ..Sizes::default() };
+        let text = Metrics::text_of_catalogs([("default", &a, sizes(1)), ("outlet", &b, sizes(2))].into_iter());
+        let lines = |begin: &str| text.lines().filter(|line| line.starts_with(begin)).collect::<Vec<_>>();
+        assert_eq!(
+            lines("lodestone_items{"),
+            ["lodestone_items{catalog=\"default\"} 1", "lodestone_items{catalog=\"outlet\"} 2"]
+        );
+        assert_eq!(lines("lodestone_requests_total{").len(), 2, "{text}");
+        assert_eq!(lines("lodestone_panics_total ").len(), 1, "{text}");
+        let described = lines("# TYPE ");
+        assert_eq!(described.iter().collect::<BTreeSet<_>>().len(), described.len(), "{text}");
+        assert!(text.ends_with("# EOF\n") && lines("# EOF").len() == 1);
+        // Each metric's samples follow its description.
+        let mut seen = BTreeSet::new();
+        let mut current = "";
+        for line in text.lines().filter(|line| *line != "# EOF") {
+            match line.strip_prefix("# TYPE ").and_then(|rest| rest.split(' ').next()) {
+                Some(name) => {
+                    assert!(seen.insert(name), "{name} is described twice");
+                    current = name;
+                }
+                None => assert!(line.starts_with("# HELP ") || line.starts_with(current), "{line} after {current}"),
+            }
+        }
+    }
+
+    #[test]
     fn the_document_lists_exactly_the_registered_metrics() {
         let metrics = Metrics::default();
         // The encoder omits families without members.
@@ -375,6 +490,7 @@ mod tests {
         metrics.answer_logged("logged", 1);
         metrics.experimented("experiment", "arm");
         metrics.applied_rule("rule");
+        metrics.configured("default");
         metrics.changed_bundle("activated");
         metrics.loaded_bundle(Duration::from_secs(1));
         metrics.generations(2);

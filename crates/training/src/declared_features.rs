@@ -35,13 +35,15 @@ pub(crate) fn check(
         return Ok(Vec::new());
     }
     let until_end = labels.end..events.last().map_or(labels.end, |event| UnixMillis(event.at.0.saturating_add(1)));
+    // The time of the bundle's prices.
+    let time = until_end.end;
     let periods = [labels, until_end].map(|times| Period::new(items, events, times));
     let of = |feature: &DeclaredFeature| {
         let name = feature.name().to_owned();
         let Some(prepared) = feature.prepared() else {
             return Ok(FeatureReport { name, item_share: None, is_constant: false });
         };
-        let values: Vec<PreparedValue> = items.iter().map(|item| prepared.of(item)).collect();
+        let values: Vec<PreparedValue> = items.iter().map(|item| prepared.of(item, time)).collect();
         let count = values.iter().filter(|value| !value.is_missing()).count();
         let problem = match feature {
             DeclaredFeature::Number { field, .. } if count == 0 => Some(format!("no item has a number in {field}")),

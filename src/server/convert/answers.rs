@@ -1,5 +1,4 @@
 //! Converts answers of the engine to response messages.
-use super::consistency_token;
 use crate::server::{proto, violations::Violation};
 use lodestone_catalog::{AttributeValue, Availability, GeoPoint, Item};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
@@ -7,8 +6,11 @@ use lodestone_index::{Completion, CompletionSource, SearchStrategy};
 use lodestone_pipeline::{policy::ScoreParts, serving::ExperimentArm, *};
 
 /// Fields of a response that the server adds to the engine's answer.
+#[derive(Default)]
 pub(crate) struct Envelope {
     pub request_id: String,
+    /// The token of the log position that the answer includes.
+    pub consistency_token: String,
     pub notices: Vec<Violation>,
 }
 
@@ -32,6 +34,7 @@ fn info(info: &AnswerInfo, envelope: Envelope) -> proto::AnswerInfo {
         request_id: envelope.request_id,
         debug: info.debug.as_ref().map(debug),
         serving_config: info.serving_config.clone(),
+        serving_config_etag: info.serving_config_etag.clone(),
         experiment_arms: info.arm.iter().map(arm).collect(),
         explored: info.explored,
         visitor_history_used: info.visitor_history_used,
@@ -195,6 +198,7 @@ fn facets(counted: &Facets) -> Vec<proto::Facet> {
 }
 
 pub(crate) fn search_response(answer: Answer, envelope: Envelope) -> proto::SearchResponse {
+    let consistency_token = envelope.consistency_token.clone();
     let request_id = envelope.request_id.clone();
     proto::SearchResponse {
         info: Some(info(&answer.info, envelope)),
@@ -202,7 +206,7 @@ pub(crate) fn search_response(answer: Answer, envelope: Envelope) -> proto::Sear
         next_page_token: answer.next_page_token,
         total_size: answer.total_size as i32,
         attribution_token: answer.info.attribution_token,
-        consistency_token: consistency_token(answer.info.log_position),
+        consistency_token,
         corrected_query: answer.corrected_query,
         facets: facets(&answer.facets),
         facet_item_count: answer.facets.item_count as i64,
@@ -212,7 +216,7 @@ pub(crate) fn search_response(answer: Answer, envelope: Envelope) -> proto::Sear
 }
 
 fn recommendations(answer: Answer, request_id: &str) -> proto::SearchRecommendations {
-    let envelope = Envelope { request_id: request_id.to_owned(), notices: Vec::new() };
+    let envelope = Envelope { request_id: request_id.to_owned(), ..Envelope::default() };
     proto::SearchRecommendations {
         info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
@@ -221,28 +225,31 @@ fn recommendations(answer: Answer, request_id: &str) -> proto::SearchRecommendat
 }
 
 pub(crate) fn recommend_response(answer: Answer, envelope: Envelope) -> proto::RecommendResponse {
+    let consistency_token = envelope.consistency_token.clone();
     proto::RecommendResponse {
         info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
         next_page_token: answer.next_page_token,
         total_size: answer.total_size as i32,
         attribution_token: answer.info.attribution_token,
-        consistency_token: consistency_token(answer.info.log_position),
+        consistency_token,
         facets: facets(&answer.facets),
         facet_item_count: answer.facets.item_count as i64,
     }
 }
 
 pub(crate) fn rank_response(answer: Answer, envelope: Envelope) -> proto::RankResponse {
+    let consistency_token = envelope.consistency_token.clone();
     proto::RankResponse {
         info: Some(info(&answer.info, envelope)),
         results: answer.results.into_iter().map(result).collect(),
         attribution_token: answer.info.attribution_token,
-        consistency_token: consistency_token(answer.info.log_position),
+        consistency_token,
     }
 }
 
 pub(crate) fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> proto::SuggestResponse {
+    let consistency_token = envelope.consistency_token.clone();
     let completion = |completion: Completion| proto::Completion {
         text: completion.text,
         source: match completion.source {
@@ -257,7 +264,7 @@ pub(crate) fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> pro
         completions: answer.completions.into_iter().map(completion).collect(),
         products: answer.products.into_iter().map(result).collect(),
         attribution_token: answer.info.attribution_token,
-        consistency_token: consistency_token(answer.info.log_position),
+        consistency_token,
     }
 }
 

@@ -13,12 +13,15 @@ use super::violations::Violations;
 pub(crate) use answers::{
     Envelope, item_to_proto, rank_response, recommend_response, score_parts, search_response, suggest_response,
 };
-pub(crate) use consistency::consistency_token;
+pub(crate) use consistency::{LogPosition, consistency_token};
 pub(crate) use events::event;
 pub(crate) use items::{Clock, ItemsRequest, attribute_kinds, inventory, item, item_update, list_items, mask};
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
 pub(crate) use requests::{filter, rank, recommend, search, suggest};
-pub(crate) use rules::{ranking_request, rule, rule_to_proto, synonym_set, synonym_set_to_proto};
+pub(crate) use rules::{
+    add_problems, ranking_request, rule, rule_to_proto, serving_config, serving_config_to_proto, synonym_set,
+    synonym_set_to_proto,
+};
 use std::fmt::Display;
 
 /// Greatest number of characters of a query or another short text.

@@ -1,5 +1,11 @@
 //! Validates and converts requests of RankingService.
-use super::{TEXT_CHARS_MAX, consistency::log_position, events::event, shortened, viewer::viewer};
+use super::{
+    TEXT_CHARS_MAX,
+    consistency::{LogPosition, log_position},
+    events::event,
+    shortened,
+    viewer::viewer,
+};
 use crate::server::{
     proto,
     violations::{Violation, Violations},
@@ -93,8 +99,11 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         }
         diversity as f32
     });
+    let LogPosition { log, position } =
+        log_position(violations, "options.consistency_token", &options.consistency_token);
     Options {
-        log_position: log_position(violations, "options.consistency_token", &options.consistency_token),
+        log_position: position,
+        log,
         context_events,
         exclude: ids(violations, "options.exclude_item_ids", &options.exclude_item_ids, EXCLUDE_MAX),
         order_by: order_by(violations, options),
@@ -455,13 +464,15 @@ pub(crate) fn rank(violations: &mut Violations, request: proto::RankRequest, now
 
 pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestRequest) -> SuggestRequest {
     violations.characters("prefix", &request.prefix, PREFIX_CHARS_MAX);
+    let LogPosition { log, position } = log_position(violations, "consistency_token", &request.consistency_token);
     SuggestRequest {
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
         prefix: request.prefix,
         completion_count: violations.size("completion_count", request.completion_count, 8, SUGGESTIONS_MAX),
         product_count: violations.size("product_count", request.product_count, 4, SUGGESTIONS_MAX),
         filter: filter(violations, "filter", &request.filter),
-        log_position: log_position(violations, "consistency_token", &request.consistency_token),
+        log_position: position,
+        log,
         include_items: request.include_items,
     }
 }

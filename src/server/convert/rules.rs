@@ -1,4 +1,4 @@
-//! Converts rules and sets of synonyms, which are stored as they are sent, and validates them.
+//! Converts rules, sets of synonyms and serving configurations, which are stored as they are sent, and validates them.
 use super::requests::{recommend, search};
 use crate::server::{
     explain::{LoggedRequest, logged_request},
@@ -6,8 +6,11 @@ use crate::server::{
     violations::Violations,
 };
 use lodestone_core::units::UnixMillis;
+use lodestone_engine::ServingConfigSource;
 use lodestone_pipeline::{answers::AnswerRecord, run::RankingRequest};
-use lodestone_rules::{CompiledRule, CompiledSynonyms, Rule, RuleProblem, SynonymSet};
+use lodestone_rules::{
+    CompiledRule, CompiledServingConfig, CompiledSynonyms, Rule, RuleProblem, ServingConfig, SynonymSet,
+};
 use prost::Message;
 
 /// Converts between a message of the API and its stored form, which has the same fields.
@@ -23,6 +26,17 @@ pub(crate) fn synonym_set_to_proto(set: &CompiledSynonyms) -> proto::SynonymSet 
     converted(&set.set)
 }
 
+pub(crate) fn serving_config_to_proto(
+    config: &CompiledServingConfig,
+    source: ServingConfigSource,
+) -> proto::ServingConfig {
+    let source = match source {
+        ServingConfigSource::File => proto::ServingConfigSource::File,
+        ServingConfigSource::Api => proto::ServingConfigSource::Api,
+    };
+    proto::ServingConfig { source: source.into(), ..converted(&config.config) }
+}
+
 /// Validates a rule. Its times are not read. Returns none if there are violations.
 pub(crate) fn rule(violations: &mut Violations, sent: Option<&proto::Rule>) -> Option<CompiledRule> {
     let Some(sent) = sent else {
@@ -30,7 +44,7 @@ pub(crate) fn rule(violations: &mut Violations, sent: Option<&proto::Rule>) -> O
         return None;
     };
     let rule = Rule { create_time: None, update_time: None, ..converted(sent) };
-    CompiledRule::new(rule).map_err(|problems| add(violations, "rule", problems)).ok()
+    CompiledRule::new(rule).map_err(|problems| add_problems(violations, "rule", problems)).ok()
 }
 
 /// Validates a set of synonyms. Its times are not read. Returns none if there are violations.
@@ -40,10 +54,24 @@ pub(crate) fn synonym_set(violations: &mut Violations, sent: Option<&proto::Syno
         return None;
     };
     let set = SynonymSet { create_time: None, update_time: None, ..converted(sent) };
-    CompiledSynonyms::new(set).map_err(|problems| add(violations, "synonym_set", problems)).ok()
+    CompiledSynonyms::new(set).map_err(|problems| add_problems(violations, "synonym_set", problems)).ok()
 }
 
-fn add(violations: &mut Violations, message: &str, problems: Vec<RuleProblem>) {
+/// Validates a serving configuration. Its times and source are not read. Returns none if there are violations.
+pub(crate) fn serving_config(
+    violations: &mut Violations,
+    sent: Option<&proto::ServingConfig>,
+) -> Option<CompiledServingConfig> {
+    let Some(sent) = sent else {
+        violations.add("serving_config", "is missing");
+        return None;
+    };
+    let config = ServingConfig { create_time: None, update_time: None, ..converted(sent) };
+    CompiledServingConfig::new(config).map_err(|problems| add_problems(violations, "serving_config", problems)).ok()
+}
+
+/// Adds the problems of an entry, which is the field `message` of the request.
+pub(crate) fn add_problems(violations: &mut Violations, message: &str, problems: Vec<RuleProblem>) {
     for problem in problems {
         violations.add(format_args!("{message}.{}", problem.field), problem.description);
     }
@@ -101,6 +129,7 @@ mod tests {
                 request_types: vec![1, 2, 3],
                 start_time: time(1),
                 end_time: time(2),
+                serving_configs: vec!["default".into()],
             }),
             actions: actions.map(|action| proto::RuleAction { action: Some(action) }).to_vec(),
             create_time: time(3),
@@ -121,6 +150,32 @@ mod tests {
             etag: "e".into(),
         };
         assert_eq!(converted::<SynonymSet, proto::SynonymSet>(&converted(&set)), set);
+        let exploration = proto::Exploration {
+            temperature: 0.5,
+            first_slot: Some(1),
+            top: Some(2),
+            epsilon_slots: vec![3],
+            epsilon: Some(0.0),
+            epsilon_candidates: Some(4),
+            share: Some(0.7),
+        };
+        let config = proto::ServingConfig {
+            serving_config_id: "c".into(),
+            source_candidates: Some(1),
+            candidates: Some(2),
+            query_cosine_min: Some(0.0),
+            diversity: Some(0.1),
+            repeat_fraction: Some(0.2),
+            sold_out: proto::SoldOut::Show.into(),
+            ranker: Some(false),
+            head_weights: [("purchase".into(), -1.0)].into(),
+            exploration: Some(exploration),
+            create_time: rule.create_time,
+            update_time: rule.update_time,
+            etag: "e".into(),
+            source: 0,
+        };
+        assert_eq!(converted::<ServingConfig, proto::ServingConfig>(&converted(&config)), config);
     }
 
     #[test]

@@ -82,6 +82,11 @@ impl Shop {
         self.directory.path().join("data")
     }
 
+    /// Returns the data directory of another catalogue.
+    pub(crate) fn catalog_path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
     /// Opens the store.
     pub(crate) fn store(&self) -> Store {
         Store::open(self.store_path().to_str().unwrap(), []).unwrap()
@@ -124,14 +129,22 @@ impl Shop {
     /// Opens an engine after another one was dropped, as soon as that one has released the log. Panics with any other
     /// error, and if the log is not released within [`RELEASE_TIME_MAX`].
     pub(crate) async fn reopen(&self, bounds: HealthBounds) -> Engine {
+        self.reopen_with(|| self.try_open(bounds.clone())).await
+    }
+
+    /// [`Shop::reopen`] with serving configurations.
+    pub(crate) async fn reopen_serving(&self, serving: Serving) -> Engine {
+        self.reopen_with(|| self.try_open_serving(HealthBounds::default(), serving.clone())).await
+    }
+
+    /// Opens an engine as soon as a dropped one has released the log.
+    pub(crate) async fn reopen_with(&self, open: impl Fn() -> Result<Engine, OpenError>) -> Engine {
         let mut opened = None;
-        wait_until("the dropped engine has released its log", RELEASE_TIME_MAX, async || {
-            match self.try_open(bounds.clone()) {
-                Err(OpenError::Log(LogError::InUse { .. })) => false,
-                result => {
-                    opened = Some(result.unwrap());
-                    true
-                }
+        wait_until("the dropped engine has released its log", RELEASE_TIME_MAX, async || match open() {
+            Err(OpenError::Log(LogError::InUse { .. })) => false,
+            result => {
+                opened = Some(result.unwrap());
+                true
             }
         })
         .await;
@@ -143,14 +156,25 @@ impl Shop {
         self.try_open_serving(HealthBounds::default(), serving).unwrap()
     }
 
+    /// Opens an engine of another catalogue, whose data is in a directory of this name.
+    pub(crate) fn try_open_catalog(&self, name: &str) -> Result<Engine, OpenError> {
+        let serving = Serving::of(ServingConfig::default());
+        self.try_open_at(&self.catalog_path(name), HealthBounds::default(), serving)
+    }
+
     fn try_open(&self, bounds: HealthBounds) -> Result<Engine, OpenError> {
         self.try_open_serving(bounds, Serving::of(ServingConfig::default()))
     }
 
-    fn try_open_serving(&self, bounds: HealthBounds, serving: Serving) -> Result<Engine, OpenError> {
+    /// Opens an engine with serving configurations, or returns the reason why it cannot be opened.
+    pub(crate) fn try_open_serving(&self, bounds: HealthBounds, serving: Serving) -> Result<Engine, OpenError> {
+        self.try_open_at(&self.data_path(), bounds, serving)
+    }
+
+    fn try_open_at(&self, data: &Path, bounds: HealthBounds, serving: Serving) -> Result<Engine, OpenError> {
         open(OpenOptions {
             bundle: BundleSource::Store(self.store()),
-            data: &self.data_path(),
+            data,
             library: None,
             device: Device::Cpu,
             languages: Languages::default(),

@@ -1,5 +1,5 @@
 //! An engine behind its gRPC services, in the process of the test.
-use lodestone::server::{ServerConfig, serve};
+use lodestone::server::{Catalogs, ServerConfig, serve};
 use lodestone_engine::Engine;
 use std::{sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -15,19 +15,21 @@ pub(crate) struct GrpcServer {
 
 impl GrpcServer {
     pub(crate) async fn start(engine: Engine) -> Self {
+        let engine = Arc::new(engine);
+        Self::start_with(engine.clone(), engine.into()).await
+    }
+
+    /// Starts a server of several catalogues, of which `engine` is the default one.
+    pub(crate) async fn start_with(engine: Arc<Engine>, catalogs: Catalogs) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let engine = Arc::new(engine);
         // A test on a busy machine has longer deadlines than a shop.
         let limit = Duration::from_secs(60);
         let config = ServerConfig { deadline_default: limit, deadline_max: limit, ..ServerConfig::default() };
-        let task = tokio::spawn({
-            let engine = engine.clone();
-            async move {
-                let stopped = async { stopped.await.unwrap_or_default() };
-                serve(engine, config, listener, stopped).await.unwrap();
-            }
+        let task = tokio::spawn(async move {
+            let stopped = async { stopped.await.unwrap_or_default() };
+            serve(catalogs, config, listener, stopped).await.unwrap();
         });
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
         Self { channel, engine, stop, task }

@@ -222,7 +222,8 @@ impl Parser {
             }
             Some(Token::In) => {
                 self.tokens.next();
-                match node(field, Predicate::In(self.list(&field, name, at)?)) {
+                let literals = self.list(&field, name, at)?;
+                match node(field, Predicate::In(literals)) {
                     // Written, it has parentheses.
                     Node::Or(_) if depth == FILTER_DEPTH_MAX => {
                         error(position, format!("nested deeper than {FILTER_DEPTH_MAX}"))

@@ -461,7 +461,7 @@ impl ItemReader<'_> {
             AttributeKind::Text => Some(words_of(text)),
             AttributeKind::Number => number.map(AttributeValue::Number),
             AttributeKind::Flag => flag(text),
-            AttributeKind::Time => self.formats.times.parse_iso(text).ok().map(AttributeValue::time),
+            AttributeKind::Time => self.formats.times.iso(text).map(AttributeValue::time),
             AttributeKind::GeoPoint => geo_point(text),
         }
     }

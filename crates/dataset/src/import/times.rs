@@ -120,8 +120,13 @@ impl Times {
         Some((self.parse_iso(from.trim()).ok()?, self.parse_iso(to.trim()).ok()?))
     }
 
+    /// Returns the time of an ISO 8601 text, whatever the mapping's format; none for other texts.
+    pub(super) fn iso(&self, text: &str) -> Option<UnixMillis> {
+        self.parse_iso(text).ok()
+    }
+
     /// Parses an ISO 8601 time, whatever the mapping's format; Parquet's own times are written like this.
-    pub(super) fn parse_iso(&self, text: &str) -> Result<UnixMillis, TimeError> {
+    fn parse_iso(&self, text: &str) -> Result<UnixMillis, TimeError> {
         let text = joined_offset(text);
         let pieces = Pieces::parse(text.as_bytes()).map_err(|_| TimeError::Format)?;
         let local = pieces.date().to_datetime(pieces.time().unwrap_or(Time::midnight()));

@@ -12,6 +12,7 @@ use crate::{
 use ahash::AHashMap;
 use lodestone_catalog::ItemState;
 use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_rules::EntryKind;
 use std::collections::BTreeMap;
 
 /// Retention periods by event type. Events of other types are kept forever.
@@ -71,7 +72,7 @@ pub struct Compacted {
     pub events: BTreeMap<EventKind, u64>,
     /// Dropped changes of items whose values later changes replaced.
     pub item_changes: u64,
-    /// Dropped changes of rules and synonyms that later changes replaced.
+    /// Dropped changes of rules, synonyms and serving configurations that later changes replaced.
     pub rule_changes: u64,
     pub kept: u64,
     pub bytes_before: u64,
@@ -162,12 +163,12 @@ struct ItemHistory {
 }
 
 /// Returns what becomes of changes of items and rules, by position. The last changes of each item become changes that
-/// lead to its state; the last change of a rule or a set of synonyms is kept unless it deletes it. Earlier ones are
-/// dropped. Changes that are missing here are kept, such as quarantined ones.
+/// lead to its state; the last change of a rule, a set of synonyms or a serving configuration is kept unless it deletes
+/// it. Earlier ones are dropped. Changes that are missing here are kept, such as quarantined ones.
 fn fates(log: &EventLog) -> Result<AHashMap<u64, Fate>, LogError> {
     let mut histories: AHashMap<ItemId, ItemHistory> = AHashMap::new();
-    // The last change of each rule and set.
-    let mut rules: AHashMap<(bool, String), u64> = AHashMap::new();
+    // The last change of each rule, set and configuration.
+    let mut rules: AHashMap<(EntryKind, String), u64> = AHashMap::new();
     let mut fates = AHashMap::new();
     log.replay(1, |position, _, change| match change {
         Change::Event(_) => {}
@@ -177,7 +178,7 @@ fn fates(log: &EventLog) -> Result<AHashMap<u64, Fate>, LogError> {
             ItemState::apply(&mut history.state, &change);
         }
         Change::Rule(change) => {
-            if let Some(before) = rules.insert((change.is_of_rule(), change.id().to_owned()), position) {
+            if let Some(before) = rules.insert((change.entry_kind(), change.id().to_owned()), position) {
                 fates.insert(before, Fate::Dropped);
             }
             if change.is_deletion() {

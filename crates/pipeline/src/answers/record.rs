@@ -256,6 +256,9 @@ pub struct RankingRecord {
     /// Absent: as the scores have it.
     #[prost(float, optional, tag = "6")]
     pub repeat_fraction: Option<f32>,
+    /// Identifies the content of the serving configuration. Empty: the built-in default.
+    #[prost(string, tag = "7")]
+    pub serving_config_etag: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -16,9 +16,6 @@
 //! by `epsilon_candidates` or more ranks.
 use super::Random;
 
-/// Maximum organic rank that exploration may show earlier.
-pub const EXPLORED_MAX: usize = 250;
-
 /// The parameters of the exploration policy.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Exploration {
@@ -36,6 +33,22 @@ pub struct Exploration {
     pub epsilon_candidates: usize,
     /// Share of answers that explore, 0 to 1.
     pub share: f64,
+}
+
+impl From<&lodestone_rules::Exploration> for Exploration {
+    /// Takes the parameters of a validated configuration.
+    fn from(config: &lodestone_rules::Exploration) -> Self {
+        let count = |value: Option<i32>, default: usize| value.map_or(default, |value| value as usize);
+        Self {
+            temperature: config.temperature,
+            first_slot: count(config.first_slot, 1),
+            top: count(config.top, 20),
+            epsilon_slots: config.epsilon_slots.iter().map(|slot| *slot as usize).collect(),
+            epsilon: config.epsilon.unwrap_or(1.0),
+            epsilon_candidates: count(config.epsilon_candidates, 20),
+            share: config.share.unwrap_or(1.0),
+        }
+    }
 }
 
 /// The organic list, best first, without pinned candidates.

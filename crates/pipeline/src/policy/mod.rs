@@ -14,7 +14,7 @@ pub use arrange::{Arranged, OrganicSlot, Placed, PolicyInput, Ranking, arrange};
 pub use boost::apply_boosts;
 pub use diversity::diversify;
 pub use draft::{DraftPick, Team, team_draft};
-pub use exploration::{DrawnOrder, EXPLORED_MAX, Exploration, Marginal, OrganicList, joint};
+pub use exploration::{DrawnOrder, Exploration, Marginal, OrganicList, joint};
 pub use pins::{PinSlot, Placement, place_pins};
 pub use random::Random;
 pub use repeats::mix_repeats;

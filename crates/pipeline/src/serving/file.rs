@@ -1,9 +1,6 @@
 //! Parses the file of `lodestone serve --serving FILE`; `docs/serving.md` describes it.
-use super::{Arm, Arms, Experiment, Serving, ServingConfig, ServingError};
-use crate::{
-    policy::{EXPLORED_MAX, Exploration},
-    request::SoldOut,
-};
+use super::{Arm, Arms, Compiled, Experiment, Serving, ServingConfig, ServingError};
+use lodestone_rules::{self as rules, CompiledServingConfig, SoldOut, limits};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,18 +10,9 @@ use std::{
     sync::Arc,
 };
 
-/// Maximum number of candidates of a source, and of ranked candidates.
-const CANDIDATES_MAX: usize = 1000;
-/// The last slot of the largest page.
-const SLOT_MAX: usize = 200;
-const EPSILON_SLOTS_MAX: usize = 20;
-const NAME_BYTES_MAX: usize = 64;
 const SALT_BYTES_MAX: usize = 128;
-const CONFIGS_MAX: usize = 100;
 const EXPERIMENTS_MAX: usize = 20;
 const ARMS_MAX: usize = 20;
-const TEMPERATURE_MAX: f64 = 10.0;
-const WEIGHT_MAX: f32 = 1000.0;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,18 +23,19 @@ struct File {
     experiments: Vec<ExperimentTable>,
 }
 
+/// A configuration without its name. The fields are those of `lodestone.v1.ServingConfig`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ConfigTable {
-    source_candidates: Option<usize>,
-    candidates: Option<usize>,
-    query_cosine_min: Option<f32>,
-    diversity: Option<f32>,
-    repeat_fraction: Option<f32>,
+    source_candidates: Option<i32>,
+    candidates: Option<i32>,
+    query_cosine_min: Option<f64>,
+    diversity: Option<f64>,
+    repeat_fraction: Option<f64>,
     sold_out: Option<String>,
     ranker: Option<bool>,
     #[serde(default)]
-    head_weights: BTreeMap<String, f32>,
+    head_weights: BTreeMap<String, f64>,
     exploration: Option<ExplorationTable>,
 }
 
@@ -55,30 +44,21 @@ struct ConfigTable {
 struct ExplorationTable {
     #[serde(default)]
     temperature: f64,
-    #[serde(default = "first")]
-    first_slot: usize,
-    #[serde(default = "top")]
-    top: usize,
+    first_slot: Option<i32>,
+    top: Option<i32>,
     #[serde(default)]
-    epsilon_slots: Vec<usize>,
-    #[serde(default = "whole")]
-    epsilon: f64,
-    #[serde(default = "top")]
-    epsilon_candidates: usize,
-    #[serde(default = "whole")]
-    share: f64,
+    epsilon_slots: Vec<i32>,
+    epsilon: Option<f64>,
+    epsilon_candidates: Option<i32>,
+    share: Option<f64>,
 }
 
-fn first() -> usize {
-    1
-}
-
-fn top() -> usize {
-    20
-}
-
-fn whole() -> f64 {
-    1.0
+impl From<ExplorationTable> for rules::Exploration {
+    fn from(table: ExplorationTable) -> Self {
+        let ExplorationTable { temperature, first_slot, top, epsilon_slots, epsilon, epsilon_candidates, share } =
+            table;
+        Self { temperature, first_slot, top, epsilon_slots, epsilon, epsilon_candidates, share }
+    }
 }
 
 #[derive(Deserialize)]
@@ -109,12 +89,13 @@ pub(super) fn open(path: &Path, base: &ServingConfig) -> Result<Serving, Serving
 pub(super) fn parse(text: &str, base: &ServingConfig) -> Result<Serving, Vec<String>> {
     let file: File = toml::from_str(text).map_err(|error| vec![error.to_string().trim_end().to_owned()])?;
     let mut problems = Problems::default();
-    problems.within("configs", file.configs.len(), 0, CONFIGS_MAX);
+    problems.within("configs", file.configs.len(), 0, limits::SERVING_CONFIGS);
     problems.within("experiments", file.experiments.len(), 0, EXPERIMENTS_MAX);
-    let mut configs = BTreeMap::from([(base.name.clone(), Arc::new(base.clone()))]);
+    let mut of_file = Compiled::new();
     for (name, table) in file.configs {
-        let config = problems.config(&name, table, base);
-        configs.insert(name, Arc::new(config));
+        if let Some(config) = problems.config(&name, table) {
+            of_file.insert(name, Arc::new(config));
+        }
     }
     let mut names = BTreeSet::new();
     let mut experiments = Vec::new();
@@ -123,10 +104,10 @@ pub(super) fn parse(text: &str, base: &ServingConfig) -> Result<Serving, Vec<Str
             problems
                 .add(format!("experiments[{index}].name"), format!("`{}` is the name of two experiments", table.name));
         }
-        experiments.extend(problems.experiment(index, table, &configs));
+        experiments.extend(problems.experiment(index, table));
     }
     match problems.0.is_empty() {
-        true => Ok(Serving { default: base.name.clone(), configs, experiments }),
+        true => Ok(Serving { base: base.clone(), of_file, experiments: experiments.into() }),
         false => Err(problems.0),
     }
 }
@@ -148,93 +129,55 @@ impl Problems {
 
     fn name(&mut self, field: impl Display, name: &str) {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' || byte == b'.';
-        if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(is_plain) {
+        if !(1..=limits::ID_BYTES).contains(&name.len()) || !name.bytes().all(is_plain) {
             self.add(
                 field,
                 format!(
-                    "`{name}` is not a name of 1 to {NAME_BYTES_MAX} characters of A-Z, a-z, 0-9, `_`, `-` and `.`"
+                    "`{name}` is not a name of 1 to {} characters of A-Z, a-z, 0-9, `_`, `-` and `.`",
+                    limits::ID_BYTES
                 ),
             );
         }
     }
 
-    fn config(&mut self, name: &str, table: ConfigTable, base: &ServingConfig) -> ServingConfig {
-        let at = |field: &str| format!("configs.{name}.{field}");
-        self.name(format!("configs.{name}"), name);
-        let config = ServingConfig {
-            name: name.to_owned(),
-            source_candidates: table.source_candidates.unwrap_or(base.source_candidates),
-            candidates: table.candidates.unwrap_or(base.candidates),
-            query_cosine_min: table.query_cosine_min.or(base.query_cosine_min),
-            diversity: table.diversity.unwrap_or(base.diversity),
-            repeat_fraction: table.repeat_fraction.or(base.repeat_fraction),
-            sold_out: self.sold_out(&at("sold_out"), table.sold_out.as_deref(), base.sold_out),
-            ranker: table.ranker.unwrap_or(base.ranker),
-            head_weights: table.head_weights,
-            exploration: table.exploration.map(|table| self.exploration(&at("exploration"), table)),
+    /// Validates a configuration as the API does.
+    fn config(&mut self, name: &str, table: ConfigTable) -> Option<CompiledServingConfig> {
+        let sold_out = match table.sold_out.as_deref() {
+            None => SoldOut::Unspecified,
+            Some("hide") => SoldOut::Hide,
+            Some("last") => SoldOut::Last,
+            Some("show") => SoldOut::Show,
+            Some(other) => {
+                let problem = format!("is `{other}`; it must be `hide`, `last` or `show`");
+                self.add(format!("configs.{name}.sold_out"), problem);
+                SoldOut::Unspecified
+            }
         };
-        self.within(at("source_candidates"), config.source_candidates, 1, CANDIDATES_MAX);
-        self.within(at("candidates"), config.candidates, 1, CANDIDATES_MAX);
-        if let Some(cosine_min) = config.query_cosine_min {
-            self.within(at("query_cosine_min"), cosine_min, -1.0, 1.0);
-        }
-        self.within(at("diversity"), config.diversity, 0.0, 1.0);
-        if let Some(fraction) = config.repeat_fraction {
-            self.within(at("repeat_fraction"), fraction, 0.0, 1.0);
-        }
-        for (head, weight) in &config.head_weights {
-            self.within(at(&format!("head_weights.{head}")), *weight, -WEIGHT_MAX, WEIGHT_MAX);
-        }
-        if !config.ranker && !config.head_weights.is_empty() {
-            self.add(at("head_weights"), "has no effect if `ranker` is false");
-        }
-        config
+        let config = rules::ServingConfig {
+            serving_config_id: name.to_owned(),
+            source_candidates: table.source_candidates,
+            candidates: table.candidates,
+            query_cosine_min: table.query_cosine_min,
+            diversity: table.diversity,
+            repeat_fraction: table.repeat_fraction,
+            sold_out: sold_out.into(),
+            ranker: table.ranker,
+            head_weights: table.head_weights,
+            exploration: table.exploration.map(Into::into),
+            ..rules::ServingConfig::default()
+        };
+        let compiled = CompiledServingConfig::new(config).map_err(|problems| {
+            for rules::RuleProblem { field, description } in problems {
+                match field.as_str() {
+                    "serving_config_id" => self.name(format!("configs.{name}"), name),
+                    field => self.add(format!("configs.{name}.{field}"), description),
+                }
+            }
+        });
+        compiled.ok()
     }
 
-    fn sold_out(&mut self, at: &str, name: Option<&str>, base: SoldOut) -> SoldOut {
-        let Some(name) = name else { return base };
-        SoldOut::parse(name).unwrap_or_else(|| {
-            self.add(at, format!("is `{name}`; it must be `hide`, `last` or `show`"));
-            base
-        })
-    }
-
-    fn exploration(&mut self, at: &str, table: ExplorationTable) -> Exploration {
-        self.within(format!("{at}.temperature"), table.temperature, 0.0, TEMPERATURE_MAX);
-        self.within(format!("{at}.first_slot"), table.first_slot, 1, SLOT_MAX);
-        self.within(format!("{at}.top"), table.top, 1, EXPLORED_MAX);
-        self.within(format!("{at}.epsilon"), table.epsilon, 0.0, 1.0);
-        self.within(format!("{at}.epsilon_candidates"), table.epsilon_candidates, 1, EXPLORED_MAX);
-        self.within(format!("{at}.epsilon_slots (their number)"), table.epsilon_slots.len(), 0, EPSILON_SLOTS_MAX);
-        for slot in &table.epsilon_slots {
-            self.within(format!("{at}.epsilon_slots"), *slot, 1, SLOT_MAX);
-        }
-        if table.epsilon_slots.windows(2).any(|pair| pair[0] >= pair[1]) {
-            self.add(format!("{at}.epsilon_slots"), "must ascend");
-        }
-        if !(table.share > 0.0 && table.share <= 1.0) {
-            self.add(format!("{at}.share"), format!("is {}; it must be above 0 and at most 1", table.share));
-        }
-        if table.temperature == 0.0 && (table.epsilon_slots.is_empty() || table.epsilon == 0.0) {
-            self.add(at, "explores nothing: set `temperature` above 0, or `epsilon_slots`, or leave it out");
-        }
-        Exploration {
-            temperature: table.temperature,
-            first_slot: table.first_slot,
-            top: table.top,
-            epsilon_slots: table.epsilon_slots,
-            epsilon: table.epsilon,
-            epsilon_candidates: table.epsilon_candidates,
-            share: table.share,
-        }
-    }
-
-    fn experiment(
-        &mut self,
-        index: usize,
-        table: ExperimentTable,
-        configs: &BTreeMap<String, Arc<ServingConfig>>,
-    ) -> Option<Experiment> {
+    fn experiment(&mut self, index: usize, table: ExperimentTable) -> Option<Experiment> {
         let at = |field: &str| format!("experiments[{index}].{field}");
         self.name(at("name"), &table.name);
         let salt = table.salt.unwrap_or_else(|| table.name.clone());
@@ -246,9 +189,9 @@ impl Problems {
                 if table.share.is_some() {
                     self.add(at("share"), "goes with `interleave`; arms have shares of their own");
                 }
-                self.split(&at, arms, configs)?
+                self.split(&at, arms)
             }
-            (None, Some(names)) => self.interleaved(&at, &names, table.share.unwrap_or(1.0), configs)?,
+            (None, Some(names)) => self.interleaved(&at, &names, table.share.unwrap_or(1.0))?,
             _ => {
                 self.add(format!("experiments[{index}]"), "needs either `arms` or `interleave`");
                 return None;
@@ -257,12 +200,7 @@ impl Problems {
         Some(Experiment { name: table.name, salt, arms })
     }
 
-    fn split(
-        &mut self,
-        at: &dyn Fn(&str) -> String,
-        tables: Vec<ArmTable>,
-        configs: &BTreeMap<String, Arc<ServingConfig>>,
-    ) -> Option<Arms> {
+    fn split(&mut self, at: &dyn Fn(&str) -> String, tables: Vec<ArmTable>) -> Arms {
         self.within(at("arms (their number)"), tables.len(), 2, ARMS_MAX);
         let sum: f64 = tables.iter().map(|arm| arm.share).sum();
         if sum > 1.0 + 1e-9 {
@@ -278,19 +216,12 @@ impl Problems {
             if !(table.share > 0.0 && table.share <= 1.0) {
                 self.add(field("share"), format!("is {}; it must be above 0 and at most 1", table.share));
             }
-            let config = self.known(field("config"), &table.config, configs)?;
-            arms.push(Arm { name: table.name, config, share: table.share });
+            arms.push(Arm { name: table.name, config: table.config, share: table.share });
         }
-        Some(Arms::Split(arms))
+        Arms::Split(arms)
     }
 
-    fn interleaved(
-        &mut self,
-        at: &dyn Fn(&str) -> String,
-        names: &[String],
-        share: f64,
-        configs: &BTreeMap<String, Arc<ServingConfig>>,
-    ) -> Option<Arms> {
+    fn interleaved(&mut self, at: &dyn Fn(&str) -> String, names: &[String], share: f64) -> Option<Arms> {
         if !(share > 0.0 && share <= 1.0) {
             self.add(at("share"), format!("is {share}; it must be above 0 and at most 1"));
         }
@@ -301,32 +232,6 @@ impl Problems {
         if a == b {
             self.add(at("interleave"), format!("has `{a}` twice; two different configurations are needed"));
         }
-        let mut config = |name: &str| {
-            let config = self.known(at("interleave"), name, configs)?;
-            if config.exploration.is_some() {
-                self.add(at("interleave"), format!("`{name}` explores; interleaved configurations must not"));
-            }
-            Some(config)
-        };
-        let configs = [config(a)?, config(b)?];
-        if configs[0].query_cosine_min != configs[1].query_cosine_min {
-            let problem = format!("`{a}` and `{b}` differ in `query_cosine_min`; one retrieval serves both");
-            self.add(at("interleave"), problem);
-        }
-        Some(Arms::Interleaved { configs, share })
-    }
-
-    fn known(
-        &mut self,
-        field: String,
-        name: &str,
-        configs: &BTreeMap<String, Arc<ServingConfig>>,
-    ) -> Option<Arc<ServingConfig>> {
-        let found = configs.get(name).cloned();
-        if found.is_none() {
-            let known = configs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            self.add(field, format!("there is no configuration `{name}`; the file has {known}"));
-        }
-        found
+        Some(Arms::Interleaved { configs: [a.clone(), b.clone()], share })
     }
 }

@@ -10,6 +10,7 @@ use crate::{policy::Exploration, request::SoldOut, retrieve::RetrievalLimits};
 pub use arms::arm_at;
 pub use assign::assign;
 use lodestone_core::ids::UserId;
+use lodestone_rules::{self as rules, CompiledServingConfig};
 use std::{
     collections::BTreeMap,
     io,
@@ -24,6 +25,8 @@ pub const DEFAULT: &str = "default";
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServingConfig {
     pub name: String,
+    /// Identifies the content that was written. Empty: the built-in default.
+    pub etag: String,
     /// Number of candidates of each source, 1 to 1,000.
     pub source_candidates: usize,
     /// Number of ranked candidates, 1 to 1,000.
@@ -47,6 +50,7 @@ impl Default for ServingConfig {
     fn default() -> Self {
         Self {
             name: DEFAULT.to_owned(),
+            etag: String::new(),
             source_candidates: 150,
             candidates: 250,
             query_cosine_min: None,
@@ -61,6 +65,29 @@ impl Default for ServingConfig {
 }
 
 impl ServingConfig {
+    /// Returns a validated configuration with the values of `base` where it sets none.
+    fn new(compiled: &CompiledServingConfig, base: &Self) -> Self {
+        let config = &compiled.config;
+        Self {
+            name: config.serving_config_id.clone(),
+            etag: config.etag.clone(),
+            source_candidates: config.source_candidates.map_or(base.source_candidates, |count| count as usize),
+            candidates: config.candidates.map_or(base.candidates, |count| count as usize),
+            query_cosine_min: config.query_cosine_min.map(|cosine| cosine as f32).or(base.query_cosine_min),
+            diversity: config.diversity.map_or(base.diversity, |diversity| diversity as f32),
+            repeat_fraction: config.repeat_fraction.map(|fraction| fraction as f32).or(base.repeat_fraction),
+            sold_out: match config.sold_out() {
+                rules::SoldOut::Unspecified => base.sold_out,
+                rules::SoldOut::Hide => SoldOut::Hidden,
+                rules::SoldOut::Last => SoldOut::Last,
+                rules::SoldOut::Show => SoldOut::Shown,
+            },
+            ranker: config.ranker.unwrap_or(base.ranker),
+            head_weights: config.head_weights.iter().map(|(head, weight)| (head.clone(), *weight as f32)).collect(),
+            exploration: config.exploration.as_ref().map(Exploration::from),
+        }
+    }
+
     pub fn retrieval_limits(&self) -> RetrievalLimits {
         let Self { source_candidates, candidates, query_cosine_min, .. } = *self;
         RetrievalLimits { per_source: source_candidates, fused: candidates, query_cosine_min }
@@ -76,21 +103,31 @@ pub struct Experiment {
     pub arms: Arms,
 }
 
-/// The arms of an experiment.
+/// The arms of an experiment. Configurations are named, because those of the API may change.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Arms {
     /// Each user has one of several configurations. The sum of the shares is at most 1; other users are outside.
     Split(Vec<Arm>),
     /// The answers of a share of the users are team drafts of two configurations.
-    Interleaved { configs: [Arc<ServingConfig>; 2], share: f64 },
+    Interleaved { configs: [String; 2], share: f64 },
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arm {
     pub name: String,
-    pub config: Arc<ServingConfig>,
+    pub config: String,
     /// Above 0, at most 1.
     pub share: f64,
+}
+
+impl Experiment {
+    /// Returns the names of its configurations.
+    pub fn configs(&self) -> Vec<&str> {
+        match &self.arms {
+            Arms::Split(arms) => arms.iter().map(|arm| arm.config.as_str()).collect(),
+            Arms::Interleaved { configs, .. } => configs.iter().map(String::as_str).collect(),
+        }
+    }
 }
 
 /// The arm name of interleaved answers.
@@ -143,21 +180,33 @@ impl Default for Plan {
     }
 }
 
-/// All configurations and experiments of a server.
+type Compiled = BTreeMap<String, Arc<CompiledServingConfig>>;
+
+/// The serving file of a server, and the defaults of all configurations.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Serving {
-    default: String,
-    configs: BTreeMap<String, Arc<ServingConfig>>,
-    experiments: Vec<Experiment>,
+    /// The built-in configuration, whose values are the defaults of the others.
+    base: ServingConfig,
+    of_file: Compiled,
+    experiments: Arc<[Experiment]>,
 }
 
-/// The reason why a serving file is refused.
+/// All configurations and experiments of a server at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServingSnapshot {
+    configs: BTreeMap<String, Arc<ServingConfig>>,
+    experiments: Arc<[Experiment]>,
+}
+
+/// The reason why a serving file is refused, or a bundle for its configurations.
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
     #[error("serving file {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("serving file {path}: {}", problems.join("; "))]
     Content { path: PathBuf, problems: Vec<String> },
+    #[error("serving file: {}", problems.join("; "))]
+    Combined { problems: Vec<String> },
     #[error("configs.{config}.head_weights: the bundle has no head `{head}`; it has {known}")]
     Head { config: String, head: String, known: String },
 }
@@ -171,23 +220,71 @@ pub struct UnknownConfig {
 }
 
 impl Serving {
-    /// Returns a single configuration without experiments, for servers without a serving file.
+    /// Returns a server without a serving file, whose built-in configuration is this one.
     pub fn of(config: ServingConfig) -> Self {
-        let default = config.name.clone();
-        Self { default, configs: BTreeMap::from([(config.name.clone(), Arc::new(config))]), experiments: Vec::new() }
+        Self { base: config, of_file: Compiled::new(), experiments: Arc::new([]) }
     }
 
-    /// Reads a serving file. `base` has the defaults of all configurations.
+    /// Reads a serving file. `base` has the defaults of all configurations. Configurations that experiments name and
+    /// the file lacks may be those of the API; [`Serving::check`] reports those that are neither.
     pub fn open(path: &Path, base: &ServingConfig) -> Result<Self, ServingError> {
         file::open(path, base)
     }
 
+    /// Returns the configurations of the file.
+    pub fn of_file(&self) -> &BTreeMap<String, Arc<CompiledServingConfig>> {
+        &self.of_file
+    }
+
+    /// Returns the names of the experiments with a configuration.
+    pub fn experiments_with<'a>(&'a self, config: &'a str) -> impl Iterator<Item = &'a str> {
+        let names_it = move |experiment: &&Experiment| experiment.configs().contains(&config);
+        self.experiments.iter().filter(names_it).map(|experiment| experiment.name.as_str())
+    }
+
+    /// Returns the configurations of the file and of the API.
+    pub fn snapshot(&self, of_api: &BTreeMap<String, Arc<CompiledServingConfig>>) -> ServingSnapshot {
+        let built_in = (self.base.name.clone(), Arc::new(self.base.clone()));
+        let named = of_api.iter().chain(&self.of_file);
+        let named = named.map(|(name, config)| (name.clone(), Arc::new(ServingConfig::new(config, &self.base))));
+        let configs = std::iter::once(built_in).chain(named).collect();
+        ServingSnapshot { configs, experiments: self.experiments.clone() }
+    }
+
+    /// Checks the file together with the configurations of the API: no name occurs in both, and each configuration that
+    /// an experiment names exists and fits it.
+    pub fn check(&self, of_api: &BTreeMap<String, Arc<CompiledServingConfig>>) -> Result<(), ServingError> {
+        let in_both = self.of_file.keys().filter(|name| of_api.contains_key(*name));
+        let mut problems: Vec<String> = in_both
+            .map(|name| {
+                format!(
+                    "configs.{name}: the API has a configuration of this name too; rename this one, or start without \
+                     it and delete the other by DeleteServingConfig"
+                )
+            })
+            .collect();
+        problems.extend(self.snapshot(of_api).experiment_problems());
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(ServingError::Combined { problems }),
+        }
+    }
+
+    /// Returns whether exploration or experiments of the file vary answers.
+    pub fn varies(&self) -> bool {
+        let explores = |config: &Arc<CompiledServingConfig>| config.config.exploration.is_some();
+        !self.experiments.is_empty() || self.base.exploration.is_some() || self.of_file.values().any(explores)
+    }
+}
+
+impl ServingSnapshot {
     /// Returns the configuration of this name.
     pub fn config(&self, name: &str) -> Result<&Arc<ServingConfig>, UnknownConfig> {
-        self.configs.get(name).ok_or_else(|| UnknownConfig {
-            name: name.to_owned(),
-            known: self.configs.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
-        })
+        self.configs.get(name).ok_or_else(|| UnknownConfig { name: name.to_owned(), known: self.known() })
+    }
+
+    fn known(&self) -> String {
+        self.configs.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
     }
 
     /// Selects the configuration of a request: the one that it names, else that of the first experiment with the user,
@@ -196,15 +293,51 @@ impl Serving {
         if !named.is_empty() {
             return Ok(Plan { configs: vec![self.config(named)?.clone()], arm: None });
         }
-        for experiment in &self.experiments {
+        for experiment in self.experiments.iter() {
             let Some(number) = assign(experiment, user) else { continue };
             let (configs, arm) = match &experiment.arms {
-                Arms::Split(arms) => (vec![arms[number].config.clone()], arms[number].name.clone()),
-                Arms::Interleaved { configs, .. } => (configs.to_vec(), INTERLEAVED.to_owned()),
+                Arms::Split(arms) => (vec![self.config(&arms[number].config)?.clone()], arms[number].name.clone()),
+                Arms::Interleaved { configs: [a, b], .. } => {
+                    (vec![self.config(a)?.clone(), self.config(b)?.clone()], INTERLEAVED.to_owned())
+                }
             };
             return Ok(Plan { configs, arm: Some(ExperimentArm { experiment: experiment.name.clone(), arm }) });
         }
-        Ok(Plan { configs: vec![self.configs[&self.default].clone()], arm: None })
+        Ok(Plan { configs: vec![self.config(DEFAULT)?.clone()], arm: None })
+    }
+
+    /// Returns what is wrong with the configurations that experiments name, each with the field of the file.
+    pub fn experiment_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (index, experiment) in self.experiments.iter().enumerate() {
+            let named = match &experiment.arms {
+                Arms::Split(arms) => {
+                    let field = |(number, arm)| (format!("experiments[{index}].arms[{number}].config"), arm);
+                    arms.iter().map(|arm| &arm.config).enumerate().map(field).collect::<Vec<_>>()
+                }
+                Arms::Interleaved { configs, .. } => {
+                    configs.iter().map(|name| (format!("experiments[{index}].interleave"), name)).collect()
+                }
+            };
+            for (field, name) in &named {
+                if !self.configs.contains_key(*name) {
+                    problems.push(format!("{field}: there is no configuration `{name}`; there are {}", self.known()));
+                }
+            }
+            let Arms::Interleaved { configs, .. } = &experiment.arms else { continue };
+            let field = format!("experiments[{index}].interleave");
+            let known: Vec<&Arc<ServingConfig>> = configs.iter().filter_map(|name| self.configs.get(name)).collect();
+            for config in known.iter().filter(|config| config.exploration.is_some()) {
+                problems.push(format!("{field}: `{}` explores; interleaved configurations must not", config.name));
+            }
+            if let [a, b] = known[..]
+                && a.query_cosine_min != b.query_cosine_min
+            {
+                let differ = format!("`{}` and `{}` differ in `query_cosine_min`", a.name, b.name);
+                problems.push(format!("{field}: {differ}; one retrieval serves both"));
+            }
+        }
+        problems
     }
 
     /// Checks that a bundle has all heads for which configurations set weights.
@@ -216,11 +349,6 @@ impl Serving {
             }
         }
         Ok(())
-    }
-
-    /// Returns whether exploration or experiments vary answers.
-    pub fn varies(&self) -> bool {
-        !self.experiments.is_empty() || self.configs.values().any(|config| config.exploration.is_some())
     }
 }
 
@@ -258,21 +386,23 @@ mod tests {
 
     #[test]
     fn configurations_default_to_the_base() {
-        let serving = parse(FILE).unwrap();
+        let file = parse(FILE).unwrap();
+        assert!(file.check(&BTreeMap::new()).is_ok() && file.varies());
+        let serving = file.snapshot(&BTreeMap::new());
         let plan = serving.plan("brave", &user(1)).unwrap();
         let brave = plan.main();
         assert_eq!((brave.candidates, brave.source_candidates, brave.diversity), (400, 77, 0.0));
         assert_eq!(plan.retrieval_limits().query_cosine_min, Some(0.3));
         let exploration = brave.exploration.as_ref().unwrap();
         assert_eq!((exploration.first_slot, exploration.top, exploration.epsilon), (3, 20, 1.0));
-        assert!(plan.arm.is_none() && serving.varies());
+        assert!(plan.arm.is_none() && brave.etag.len() == 16);
         let error = serving.plan("bold", &user(1)).unwrap_err();
         assert_eq!(error.to_string(), "there is no serving configuration `bold`; the server has brave, default, plain");
     }
 
     #[test]
     fn users_keep_their_arms_and_shares_hold() {
-        let serving = parse(FILE).unwrap();
+        let serving = parse(FILE).unwrap().snapshot(&BTreeMap::new());
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
         for number in 0..20_000 {
             let plan = serving.plan("", &user(number)).unwrap();
@@ -303,10 +433,10 @@ mod tests {
             exploration = { share = 0.5 }
             [[experiments]]
             name = "e"
-            arms = [{ name = "a", config = "default", share = 0.8 }, { name = "a", config = "nowhere", share = 0.8 }]
+            arms = [{ name = "a", config = "default", share = 0.8 }, { name = "a", config = "default", share = 0.8 }]
             [[experiments]]
             name = "e"
-            interleave = ["default", "x"]
+            interleave = ["default", "default"]
             [[experiments]]
             name = "f"
             "#,
@@ -327,14 +457,50 @@ mod tests {
             "configs.y.exploration: explores nothing",
             "experiments[0].arms: have shares with the sum 1.6",
             "experiments[0].arms[1].name: `a` is the name of two arms",
-            "experiments[0].arms[1].config: there is no configuration `nowhere`",
             "experiments[1].name: `e` is the name of two experiments",
-            "experiments[1].interleave: `x` explores",
-            "experiments[1].interleave: `default` and `x` differ in `query_cosine_min`",
+            "experiments[1].interleave: has `default` twice",
             "experiments[2]: needs either `arms` or `interleave`",
         ] {
             assert!(problems.contains(words), "{words} is missing in\n{problems}");
         }
+    }
+
+    fn compiled(name: &str) -> (String, Arc<CompiledServingConfig>) {
+        let config = rules::ServingConfig { serving_config_id: name.to_owned(), ..Default::default() };
+        (name.to_owned(), Arc::new(CompiledServingConfig::new(config).unwrap()))
+    }
+
+    #[test]
+    fn experiments_name_configurations_of_the_file_and_of_the_api() {
+        let serving = parse(
+            r#"
+            [configs.x]
+            query_cosine_min = 0.5
+            exploration = { temperature = 1.0 }
+            [[experiments]]
+            name = "e"
+            arms = [{ name = "a", config = "default", share = 0.5 }, { name = "b", config = "of_api", share = 0.5 }]
+            [[experiments]]
+            name = "f"
+            interleave = ["default", "x"]
+            "#,
+        )
+        .unwrap();
+        let problems = serving.check(&BTreeMap::from([compiled("x")])).unwrap_err().to_string();
+        for words in [
+            "configs.x: the API has a configuration of this name too",
+            "experiments[0].arms[1].config: there is no configuration `of_api`; there are default, x",
+            "experiments[1].interleave: `x` explores",
+            "experiments[1].interleave: `default` and `x` differ in `query_cosine_min`",
+        ] {
+            assert!(problems.contains(words), "{words} is missing in\n{problems}");
+        }
+        assert_eq!(serving.experiments_with("of_api").collect::<Vec<_>>(), ["e"]);
+        assert_eq!(serving.experiments_with("default").collect::<Vec<_>>(), ["e", "f"]);
+        let snapshot = serving.snapshot(&BTreeMap::from([compiled("of_api")]));
+        let arms: Vec<String> =
+            (0..20).map(|number| snapshot.plan("", &user(number)).unwrap().main().name.clone()).collect();
+        assert!(arms.contains(&"of_api".to_owned()) && arms.contains(&"default".to_owned()));
     }
 
     #[test]
@@ -346,7 +512,7 @@ mod tests {
 
     #[test]
     fn a_weight_of_a_head_that_the_bundle_lacks_is_refused() {
-        let serving = parse(FILE).unwrap();
+        let serving = parse(FILE).unwrap().snapshot(&BTreeMap::new());
         assert!(serving.check_heads(["purchase", "return"].into_iter()).is_ok());
         let error = serving.check_heads(["click"].into_iter()).unwrap_err();
         assert!(

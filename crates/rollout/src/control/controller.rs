@@ -164,7 +164,8 @@ impl Controller {
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)) {
             Ok(loaded) => {
                 let loaded = loaded.map_err(|error| format_error_chain(&error))?;
-                self.serving.check_heads(loaded.head_names()).map_err(|error| format_error_chain(&error))?;
+                let serving = self.serving.snapshot(&self.generations.state.rules().serving_configs);
+                serving.check_heads(loaded.head_names()).map_err(|error| format_error_chain(&error))?;
                 Ok(loaded)
             }
             Err(_) => Err("loading it panicked; the log has the location".to_owned()),

@@ -1,0 +1,164 @@
+//! The file of `lodestone serve --catalogs FILE`; `docs/catalogs.md` describes it.
+use crate::server::DEFAULT_CATALOG;
+use anyhow::{Context, bail};
+use lodestone_index::Languages;
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Greatest number of catalogues in the file.
+const CATALOGS_MAX: usize = 20;
+const NAME_BYTES_MAX: usize = 64;
+const WORKERS_MAX: usize = 1024;
+
+/// The bundles, data and texts of a catalogue.
+#[derive(Debug, Clone)]
+pub(crate) struct CatalogSource {
+    /// `default`, or a name of the file.
+    pub name: String,
+    pub bundle: Option<PathBuf>,
+    pub store: Option<String>,
+    pub data: PathBuf,
+    pub serving: Option<PathBuf>,
+    pub synonyms: Option<PathBuf>,
+    pub languages: Languages,
+    /// None: one per core.
+    pub workers: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    catalogs: BTreeMap<String, CatalogTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CatalogTable {
+    bundle: Option<PathBuf>,
+    store: Option<String>,
+    data: PathBuf,
+    serving: Option<PathBuf>,
+    synonyms: Option<PathBuf>,
+    languages: Option<String>,
+    workers: Option<usize>,
+}
+
+/// Reads the catalogues of a file, which take the languages and the workers of `default` if they set none. Reports all
+/// mistakes at once.
+pub(crate) fn read(path: &Path, default: &CatalogSource) -> anyhow::Result<Vec<CatalogSource>> {
+    let text = fs::read_to_string(path).with_context(|| format!("catalogues {}", path.display()))?;
+    match parse(&text, default) {
+        Ok(catalogs) => Ok(catalogs),
+        Err(problems) => bail!("catalogues {}: {}", path.display(), problems.join("; ")),
+    }
+}
+
+fn parse(text: &str, default: &CatalogSource) -> Result<Vec<CatalogSource>, Vec<String>> {
+    let file: File = toml::from_str(text).map_err(|error| vec![error.to_string().trim_end().to_owned()])?;
+    let (mut problems, mut sources) = (Vec::new(), Vec::new());
+    if file.catalogs.len() > CATALOGS_MAX {
+        problems.push(format!("catalogs: has {} entries; the limit is {CATALOGS_MAX}", file.catalogs.len()));
+    }
+    // By data directory: the catalogue that has it.
+    let mut data: BTreeMap<PathBuf, String> = BTreeMap::from([(absolute(&default.data), DEFAULT_CATALOG.to_owned())]);
+    for (name, table) in file.catalogs {
+        let mut add = |field: &str, problem: String| problems.push(format!("catalogs.{name}{field}: {problem}"));
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(is_plain) {
+            let names = format!("1 to {NAME_BYTES_MAX} characters of A-Z, a-z, 0-9, `_`, `-` and `.`");
+            add("", format!("`{name}` is not a name of {names}"));
+        }
+        if name == DEFAULT_CATALOG {
+            add("", "the flags of `serve` define this catalogue; choose another name".to_owned());
+        }
+        if table.bundle.is_some() == table.store.is_some() {
+            add("", "needs either `bundle` or `store`".to_owned());
+        }
+        if let Some(other) = data.insert(absolute(&table.data), name.clone()) {
+            add(".data", format!("`{}` is the data directory of `{other}` too", table.data.display()));
+        }
+        if let Some(workers) = table.workers.filter(|workers| !(1..=WORKERS_MAX).contains(workers)) {
+            add(".workers", format!("is {workers}; it must be within 1 and {WORKERS_MAX}"));
+        }
+        let languages = table.languages.as_deref().map(str::parse::<Languages>).transpose();
+        let languages = languages.map_err(|error| add(".languages", error.to_string())).ok().flatten();
+        sources.push(CatalogSource {
+            name,
+            bundle: table.bundle,
+            store: table.store,
+            data: table.data,
+            serving: table.serving,
+            synonyms: table.synonyms,
+            languages: languages.unwrap_or_else(|| default.languages.clone()),
+            workers: table.workers.or(default.workers),
+        });
+    }
+    if problems.is_empty() { Ok(sources) } else { Err(problems) }
+}
+
+/// Returns a path by which two spellings of a directory are compared, whether it exists or not.
+fn absolute(path: &Path) -> PathBuf {
+    fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn default() -> CatalogSource {
+        CatalogSource {
+            name: DEFAULT_CATALOG.to_owned(),
+            bundle: Some("bundle".into()),
+            store: None,
+            data: "data".into(),
+            serving: None,
+            synonyms: None,
+            languages: Languages::default(),
+            workers: Some(3),
+        }
+    }
+
+    #[test]
+    fn a_catalogue_takes_the_workers_of_the_flags() {
+        let text = "[catalogs.outlet]\nstore = \"s\"\ndata = \"outlet\"\n[catalogs.b]\nbundle = \"b\"\ndata = \"b\"\nworkers = 1\n";
+        let sources = parse(text, &default()).unwrap();
+        let read: Vec<_> = sources.iter().map(|source| (source.name.as_str(), source.workers)).collect();
+        assert_eq!(read, [("b", Some(1)), ("outlet", Some(3))]);
+        assert_eq!((sources[1].store.as_deref(), &sources[1].bundle), (Some("s"), &None));
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_with_their_fields() {
+        let text = r#"
+            [catalogs.default]
+            bundle = "b"
+            data = "x"
+            [catalogs."no spaces"]
+            data = "./data"
+            workers = 0
+            languages = "xx"
+            [catalogs.two]
+            bundle = "b"
+            store = "s"
+            data = "x"
+        "#;
+        let problems = parse(text, &default()).unwrap_err().join("\n");
+        for words in [
+            "catalogs.default: the flags of `serve` define this catalogue",
+            "catalogs.no spaces: `no spaces` is not a name",
+            "catalogs.no spaces: needs either `bundle` or `store`",
+            "catalogs.no spaces.data: `./data` is the data directory of `default` too",
+            "catalogs.no spaces.workers: is 0; it must be within 1 and 1024",
+            "catalogs.no spaces.languages: ",
+            "catalogs.two: needs either `bundle` or `store`",
+            "catalogs.two.data: `x` is the data directory of `default` too",
+        ] {
+            assert!(problems.contains(words), "{words} is missing in\n{problems}");
+        }
+        assert!(parse("[catalogs.a]\nbundel = \"b\"\n", &default()).unwrap_err()[0].contains("line 2"));
+    }
+}
